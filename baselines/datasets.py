@@ -1,0 +1,44 @@
+"""The data sets that networks are built for, one entry each: all that is known of a data set without reading it."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """shape: (channels, height, width). mean, std: per channel, of pixels in [0, 1].
+
+    flip, crop_padding: training augmentation; images are padded by repeating the edge.
+    folders: where under the data directory the files may lie, besides the data directory itself.
+    image_column: name of the image in Hugging Face-style Parquet. train_size, test_size: images in the whole set.
+    """
+
+    name: str
+    title: str
+    shape: tuple[int, int, int]
+    classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    train_size: int
+    test_size: int
+    flip: bool = False
+    crop_padding: int = 0
+    folders: tuple[str, ...] = ()
+    image_column: str = "image"
+    test_split: str = "test"
+
+
+DATASETS = {
+    dataset.name: dataset
+    for dataset in (
+        Dataset(
+            "cifar10", "CIFAR-10", (3, 32, 32), 10, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), 50_000, 10_000,
+            flip=True, crop_padding=2, folders=("cifar10", "cifar10/plain_text"), image_column="img",
+        ),
+        Dataset("mnist", "MNIST", (1, 28, 28), 10, (0.0,), (1.0,), 60_000, 10_000, folders=("mnist",)),
+        Dataset(
+            "tiny-imagenet", "Tiny ImageNet", (3, 64, 64), 200, (0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262), 100_000, 10_000,
+            flip=True, crop_padding=4, folders=("tiny-imagenet", "tiny-imagenet/data", "tiny-imagenet-200"), test_split="valid",
+        ),
+        Dataset("digits", "digits", (1, 8, 8), 10, (0.3053,), (0.3760,), 1_437, 360),
+    )
+}  # fmt: skip

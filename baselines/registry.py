@@ -1,0 +1,87 @@
+"""Networks by name. Adding one is a function in one file and one line here: @register("name")."""
+
+import difflib
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from baselines.datasets import DATASETS
+
+Builder = Callable[..., nn.Sequential]
+_BUILDERS: dict[str, Builder] = {}
+
+
+class UnknownNameError(ValueError):
+    """A name that no registry has; the message gives the nearest one and all that are allowed."""
+
+    def __init__(self, kind: str, name: object, known: list[str]):
+        near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        super().__init__(f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}")
+        self.name, self.known, self.near = name, known, near
+
+
+class Normalize(nn.Module):
+    """(x - mean) / std per channel: a model's first layer, so that eps is always in pixel units."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, C, H, W], pixels in [0, 1], normalised."""
+        return (x - self.mean) / self.std
+
+
+def register(name: str) -> Callable[[Builder], Builder]:
+    """Decorator: a function (shape, classes, width, **options) -> nn.Sequential becomes a network with this name."""
+
+    def add(builder: Builder) -> Builder:
+        if name in _BUILDERS:
+            raise ValueError(f"network {name!r} is registered twice")
+        _BUILDERS[name] = builder
+        return builder
+
+    return add
+
+
+def names() -> list[str]:
+    """Every registered network's name."""
+    return list(_BUILDERS)
+
+
+def options_of(name: str) -> dict[str, inspect.Parameter]:
+    """The options a network takes, by name, with their types and defaults. Raises UnknownNameError."""
+    parameters = inspect.signature(_builder(name)).parameters
+    return {option: p for option, p in parameters.items() if option not in ("shape", "classes", "width")}
+
+
+def build(name: str, dataset: str = "cifar10", width: float = 1.0, **options: Any) -> nn.Sequential:
+    """The network `name` for a data set, pixels in [0, 1] to logits; `width` multiplies every channel count.
+
+    Raises UnknownNameError for an unknown network or data set, TypeError for an unknown option, ValueError for an
+    option out of range.
+    """
+    if dataset not in DATASETS:
+        raise UnknownNameError("data set", dataset, list(DATASETS))
+    known = options_of(name)
+    for option in options:
+        if option not in known:
+            raise TypeError(f"{name} has no option {option!r}; it has: {', '.join(known) or 'none'}")
+    data = DATASETS[dataset]
+    body = _builder(name)(shape=data.shape, classes=data.classes, width=width, **options)
+    return nn.Sequential(OrderedDict([("normalize", Normalize(data.mean, data.std)), *body.named_children()]))
+
+
+def _builder(name: str) -> Builder:
+    if name not in _BUILDERS:
+        raise UnknownNameError("network", name, names())
+    return _BUILDERS[name]

@@ -1,0 +1,44 @@
+"""Bounds of any torch.fx-traceable module over a box of inputs."""
+
+import torch
+from torch import Tensor, nn
+
+from cerdeq.bounds.graph import Program, Reference, Step, propagate, trace
+from cerdeq.bounds.interval import Context, Interval
+from cerdeq.bounds.operators import Operator, UnsupportedOperator, register
+from cerdeq.boxes import Box
+
+METHODS = ("ibp",)
+
+__all__ = ["METHODS", "Context", "Interval", "Operator", "Program", "Reference", "Step", "UnsupportedOperator", "bound", "margin_spec", "propagate", "register", "trace"]
+
+
+def bound(model: nn.Module, region: Box, method: str = "ibp", spec: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Lower and upper bounds, [B, K] each, of `spec` applied to the model's outputs, over all inputs in `region`.
+
+    region: a Box [B, ...], from LinfBall for instance. spec: [B, K, N], K linear functions of the N outputs, None for
+    the outputs themselves. The bounds hold in real arithmetic for the stored weights: rounding is counted outwards.
+    In float32 that costs tightness in wide layers; prove in float64.
+
+    Raises ValueError for an unknown method or a model in training mode, UnsupportedOperator where the model has an
+    operation without a rule.
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; methods: {', '.join(METHODS)}")
+    if model.training:
+        raise ValueError("bounds are of a fixed function: call model.eval() first")
+    output = propagate(trace(model), Interval(region.center, region.radius), Context(sound=True), spec)
+    lower, upper = output.box.lower, output.box.upper
+    slack = 2 * torch.finfo(lower.dtype).eps
+    return lower - slack * lower.abs(), upper + slack * upper.abs()
+
+
+def margin_spec(labels: Tensor, classes: int) -> Tensor:
+    """The margins of the true class over each other one: labels [B] -> spec [B, classes - 1, classes].
+
+    Row k of example b is the unit vector of its label minus that of the k-th other class.
+    """
+    identity = torch.eye(classes, device=labels.device)
+    others = torch.arange(classes - 1, device=labels.device).expand(len(labels), -1)
+    others = others + (others >= labels[:, None])
+    return identity[labels][:, None, :] - identity[others]

@@ -1,0 +1,241 @@
+"""Interval bound propagation (IBP; Gowal et al. 2018): one forward pass that carries a box and, if wanted, a clean value.
+
+Each rule maps Intervals to an Interval in centre-radius form: an affine layer is c' = W c + b, r' = |W| r.
+Clean value and centre go through each layer together, so that training costs two passes of the weights, not three.
+
+With `sound` set the result contains the exact, real-arithmetic image of the box for the stored weights: every rule
+widens the radius by a bound on its own rounding error. A sum of n products in any order is off by at most
+gamma_n = n u / (1 - n u) times the sum of their absolute values (Higham, Accuracy and Stability of Numerical
+Algorithms, section 3.1), and that term passes through the same |W| as the radius, so it costs nothing. This holds
+for summation in any order, blocked and fused, but not for Winograd or FFT convolutions.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cerdeq.boxes import Box
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A box (center, radius), both [B, ...], and the value of the clean input, of the same shape, where it is carried."""
+
+    center: Tensor
+    radius: Tensor
+    clean: Tensor | None = None
+
+    @property
+    def box(self) -> Box:
+        """The box alone."""
+        return Box(self.center, self.radius)
+
+
+@dataclass
+class Context:
+    """What rules share during one pass: whether to round outwards, and the box before each activation, by step name."""
+
+    sound: bool
+    step: str = ""
+    preactivations: dict[str, Box] = field(default_factory=dict)
+
+
+def absorb(ctx: Context, center: Tensor, radius: Tensor, terms: int) -> Tensor:
+    """The radius, widened where `ctx.sound` so that a sum of `terms` products of it absorbs its own rounding error.
+
+    Twice gamma on the magnitude of every value in the box, and the smallest normal number for underflow.
+    """
+    if not ctx.sound:
+        return radius
+    limits = torch.finfo(radius.dtype)
+    slack = (terms + 4) * limits.eps
+    if slack > 0.25:
+        raise ValueError(f"{terms} terms are too many to round outwards in {radius.dtype}; use float64")
+    return radius + slack * (center.abs() + 2 * radius) + limits.tiny
+
+
+def _absorb_offset(ctx: Context, radius: Tensor, offset: Tensor | None, terms: int) -> Tensor:
+    if not ctx.sound or offset is None:
+        return radius
+    return radius + (terms + 4) * torch.finfo(radius.dtype).eps * offset.abs()
+
+
+def _affine(x: Interval, function) -> tuple[Tensor, Tensor | None]:
+    """`function` of centre and clean value, in one call."""
+    if x.clean is None:
+        return function(x.center), None
+    clean, center = function(torch.cat([x.clean, x.center])).chunk(2)
+    return center, clean
+
+
+def conv2d(ctx: Context, x: Interval, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Interval:
+    """2-d convolution, any stride, zero padding, dilation and groups."""
+    shape = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    center, clean = _affine(x, lambda value: F.conv2d(value, weight, bias, **shape))
+    terms = weight[0].numel() + 1
+    radius = F.conv2d(absorb(ctx, x.center, x.radius, terms), weight.abs(), **shape)
+    offset = None if bias is None else bias[:, None, None]
+    return Interval(center, _absorb_offset(ctx, radius, offset, terms), clean)
+
+
+def linear(ctx: Context, x: Interval, weight, bias=None) -> Interval:
+    """Fully connected layer over the last dimension."""
+    center, clean = _affine(x, lambda value: F.linear(value, weight, bias))
+    terms = weight.shape[1] + 1
+    radius = F.linear(absorb(ctx, x.center, x.radius, terms), weight.abs())
+    return Interval(center, _absorb_offset(ctx, radius, bias, terms), clean)
+
+
+def specified_linear(ctx: Context, x: Interval, spec: Tensor, weight, bias=None) -> Interval:
+    """`spec` [B, K, N] merged into a last linear layer [N, M] before its weights are taken absolutely: [B, K]."""
+    spec = spec.to(weight)
+    merged = spec @ weight
+
+    def margins(value: Tensor, matrix: Tensor) -> Tensor:
+        return torch.einsum("bkm,bm->bk", matrix, value)
+
+    offset = 0.0 if bias is None else spec @ bias
+    center = margins(x.center, merged) + offset
+    clean = None if x.clean is None else margins(x.clean, merged) + offset
+    terms = weight.shape[1] + 1
+    radius = margins(absorb(ctx, x.center, x.radius, terms), merged.abs())
+    if ctx.sound:
+        products = (spec.shape[2] + 4) * torch.finfo(radius.dtype).eps
+        spread = spec.abs() @ weight.abs()
+        radius = radius * (1 + products) + products * margins(x.center.abs() + x.radius, spread)
+        if bias is not None:
+            radius = radius + (terms + spec.shape[2] + 4) * torch.finfo(radius.dtype).eps * (spec.abs() @ bias.abs())
+    return Interval(center, radius, clean)
+
+
+def specified(ctx: Context, x: Interval, spec: Tensor) -> Interval:
+    """`spec` [B, K, N] of outputs [B, N] that no linear layer precedes: [B, K]."""
+    apply = "bkn,bn->bk"
+    spec = spec.to(x.center)
+    radius = torch.einsum(apply, spec.abs(), absorb(ctx, x.center, x.radius, spec.shape[2]))
+    clean = None if x.clean is None else torch.einsum(apply, spec, x.clean)
+    return Interval(torch.einsum(apply, spec, x.center), radius, clean)
+
+
+def scale_shift(ctx: Context, x: Interval, subtract: Tensor, scale: Tensor, add: Tensor) -> Interval:
+    """(x - subtract) * scale + add, element by element; the three broadcast."""
+    offset = add - subtract * scale
+    center = torch.addcmul(offset, x.center, scale)
+    clean = None if x.clean is None else torch.addcmul(offset, x.clean, scale)
+    radius = absorb(ctx, x.center.abs() + subtract.abs(), x.radius, 8) * scale.abs()
+    return Interval(center, _absorb_offset(ctx, radius, add, 8), clean)
+
+
+def batch_norm(
+    ctx: Context, x: Interval, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
+) -> Interval:
+    """Batch norm. In training the clean values' batch statistics, not detached, normalise all three (Shi et al. 2021)."""
+    shape = (1, -1) + (1,) * (x.center.dim() - 2)
+    if training:
+        if x.clean is None:
+            raise ValueError("batch norm in training mode needs the clean value; call model.eval() for bounds alone")
+        dims = [d for d in range(x.clean.dim()) if d != 1]
+        variance, mean = torch.var_mean(x.clean, dims, correction=0)
+        if running_mean is not None:
+            count = x.clean.numel() / x.clean.shape[1]
+            with torch.no_grad():
+                running_mean.lerp_(mean.detach().to(running_mean.dtype), momentum)
+                running_var.lerp_(variance.detach().to(running_var.dtype) * (count / (count - 1)), momentum)
+    else:
+        variance, mean = running_var, running_mean
+    scale = (variance + eps).sqrt().reciprocal()
+    scale = scale if weight is None else scale * weight
+    shift = torch.zeros_like(scale) if bias is None else bias
+    return scale_shift(ctx, x, mean.view(shape), scale.view(shape), shift.view(shape))
+
+
+def relu(ctx: Context, x: Interval, inplace: bool = False) -> Interval:
+    """ReLU, exactly: (c, r) where c >= r, else [0, relu(c + r)]."""
+    ctx.preactivations[ctx.step] = x.box
+    center, radius = relu_box(ctx, x.center, x.radius)
+    return Interval(center, radius, None if x.clean is None else torch.relu(x.clean))
+
+
+def relu_box(ctx: Context, center: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+    """Centre and radius after a ReLU."""
+    half = torch.relu(center + radius) / 2
+    if ctx.sound:
+        half = half * (1 + 4 * torch.finfo(half.dtype).eps)
+    active = center >= radius
+    return torch.where(active, center, half), torch.where(active, radius, half)
+
+
+def add(ctx: Context, x: Any, y: Any, alpha: float = 1) -> Interval:
+    """x + alpha y, of Intervals or of an Interval and a constant."""
+    return _sum(ctx, x, y, alpha)
+
+
+def subtract(ctx: Context, x: Any, y: Any, alpha: float = 1) -> Interval:
+    """x - alpha y, of Intervals or of an Interval and a constant."""
+    return _sum(ctx, x, y, -alpha)
+
+
+def _sum(ctx: Context, x: Any, y: Any, factor: float) -> Interval:
+    like = x if isinstance(x, Interval) else y
+    a, b = _lifted(x, like), _lifted(y, like)
+    center = a.center + factor * b.center
+    radius = absorb(ctx, a.center, a.radius, 4) + abs(factor) * absorb(ctx, b.center, b.radius, 4)
+    clean = None if like.clean is None else a.clean + factor * b.clean
+    return Interval(center, radius, clean)
+
+
+def _lifted(x: Any, like: Interval) -> Interval:
+    """A constant as an Interval of radius 0, in the precision of `like`."""
+    if isinstance(x, Interval):
+        return x
+    value = torch.as_tensor(x, dtype=like.center.dtype, device=like.center.device).expand_as(like.center)
+    return Interval(value, torch.zeros_like(value), value)
+
+
+def multiply(ctx: Context, x: Any, y: Any) -> Interval:
+    """Product of an Interval and a constant, in either order."""
+    interval, factor = (x, y) if isinstance(x, Interval) else (y, x)
+    if isinstance(factor, Interval):
+        raise TypeError("a product of two bounded values has no interval rule")
+    factor = torch.as_tensor(factor, dtype=interval.center.dtype, device=interval.center.device)
+    clean = None if interval.clean is None else interval.clean * factor
+    radius = absorb(ctx, interval.center, interval.radius, 4) * factor.abs()
+    return Interval(interval.center * factor, radius, clean)
+
+
+def divide(ctx: Context, x: Interval, y: Any) -> Interval:
+    """An Interval over a constant."""
+    if isinstance(y, Interval):
+        raise TypeError("a quotient by a bounded value has no interval rule")
+    divisor = torch.as_tensor(y, dtype=x.center.dtype, device=x.center.device)
+    clean = None if x.clean is None else x.clean / divisor
+    return Interval(x.center / divisor, absorb(ctx, x.center, x.radius, 4) / divisor.abs(), clean)
+
+
+def avg_pool2d(ctx: Context, x: Interval, kernel_size, *args, **kwargs) -> Interval:
+    """Average pooling: linear with non-negative weights, so centre and radius are pooled alike."""
+    terms = kernel_size**2 if isinstance(kernel_size, int) else kernel_size[0] * kernel_size[1]
+    center, clean = _affine(x, lambda value: F.avg_pool2d(value, kernel_size, *args, **kwargs))
+    radius = F.avg_pool2d(absorb(ctx, x.center, x.radius, terms + 1), kernel_size, *args, **kwargs)
+    return Interval(center, radius, clean)
+
+
+def adaptive_avg_pool2d(ctx: Context, x: Interval, output_size) -> Interval:
+    """Adaptive average pooling; a window never has more elements than the image."""
+    terms = x.center.shape[-1] * x.center.shape[-2] + 1
+    center, clean = _affine(x, lambda value: F.adaptive_avg_pool2d(value, output_size))
+    return Interval(center, F.adaptive_avg_pool2d(absorb(ctx, x.center, x.radius, terms), output_size), clean)
+
+
+def flatten(ctx: Context, x: Interval, start_dim: int = 0, end_dim: int = -1) -> Interval:
+    """Flatten; no arithmetic."""
+    clean = None if x.clean is None else x.clean.flatten(start_dim, end_dim)
+    return Interval(x.center.flatten(start_dim, end_dim), x.radius.flatten(start_dim, end_dim), clean)
+
+
+def identity(ctx: Context, x: Interval) -> Interval:
+    """The value itself."""
+    return x

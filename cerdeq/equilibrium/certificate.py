@@ -1,0 +1,158 @@
+"""Proofs about equilibria: that there is exactly one, and boxes that contain it, whatever the solver did.
+
+Let v > 0 with s = v - |W| v > 0. Then rho(|W|) < 1 (Collatz-Wielandt), z = relu(W z + h) has exactly one solution,
+and for the interval map F of a box of h:
+    F(B) inside B                =>  B contains the equilibrium of every h in the box (Brouwer, then uniqueness);
+    B = (c, r) a guess, d the excess of F(B) over B, t = max_i d_i / s_i  =>  F(c, r + t v) inside (c, r + t v).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cerdeq.bounds.interval import Context, absorb, relu_box
+from cerdeq.boxes import Box
+from cerdeq.equilibrium.recurrence import apply_weight, per_channel
+from cerdeq.equilibrium.solver import picard
+
+_POWER_ITERATIONS = 500
+_SOLVER_TOLERANCE = 1e-6
+_SOLVER_LIMIT = 1000
+_FINAL_STEPS = 2
+
+
+class NotContractiveError(ValueError):
+    """rho(|W|) < 1 could not be proved, so nothing is known of the equilibrium."""
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """Proof that rho(|W|) <= rate: (|W| v)_i <= rate v_i for every channel i. v: [C], positive, float64."""
+
+    v: Tensor
+    rate: float
+
+
+def channel_matrix(weight: Tensor) -> Tensor:
+    """Sum of |W| over the kernel, [C, C]: with v constant over pixels, (A v)_i bounds (|W| v) at every pixel of channel i,
+    for zero padding and any image size."""
+    return weight.abs().flatten(2).sum(2) if weight.dim() > 2 else weight.abs()
+
+
+def contraction(weight: Tensor) -> Contraction:
+    """The smallest rate that power iteration proves, in float64, rounding counted outwards. The rate may be 1 or more."""
+    weight = weight.detach().double()
+    matrix = channel_matrix(weight)
+    v = torch.ones(len(matrix), dtype=torch.float64, device=weight.device)
+    floor = 1e-6 * matrix.sum(1).mean() / len(matrix) + 1e-300
+    for _ in range(_POWER_ITERATIONS):
+        v = matrix @ v + floor * v.sum()
+        v = v / v.max()
+    slack = (weight[0].numel() + 8) * torch.finfo(torch.float64).eps
+    rate = float(((matrix @ v) * (1 + slack) / v).max()) * (1 + slack)
+    return Contraction(v, rate)
+
+
+def interval_step(weight: Tensor, h: Box, z: Box) -> Box:
+    """One outward-rounded application of the interval map F: the box of relu(W z + h)."""
+    preactivation = preactivation_box(weight, h, z)
+    return Box(*relu_box(Context(sound=True), preactivation.center, preactivation.radius))
+
+
+def preactivation_box(weight: Tensor, h: Box, z: Box) -> Box:
+    """The box of W z + h, rounded outwards."""
+    ctx = Context(sound=True)
+    terms = weight[0].numel() + 1
+    center = apply_weight(weight, z.center) + h.center
+    radius = apply_weight(weight.abs(), absorb(ctx, z.center, z.radius, terms))
+    return Box(center, radius + absorb(ctx, h.center, h.radius, terms))
+
+
+def verify_inclusion(weight: Tensor, h: Box, z: Box, v: Tensor) -> Tensor:
+    """Whether `z` is proved to contain the equilibrium of every h in the box, per example: bool [B].
+
+    weight: [C, C, k, k] or [N, N]; h, z: boxes [B, C, H, W] or [B, N]; v: [C] or [N]. True only where |W| v < v and F(z) lies inside z, both in
+    float64 with rounding counted outwards. Anything not finite is False.
+    """
+    weight, v = weight.double(), v.double()
+    h, z = _double(h), _double(z)
+    matrix = channel_matrix(weight)
+    slack = (weight[0].numel() + 8) * torch.finfo(torch.float64).eps
+    unique = bool((v > 0).all()) and bool(((matrix @ v) * (1 + slack) < v).all())
+    inside = _excess(interval_step(weight, h, z), z) <= 0
+    proper = (z.radius >= 0) & torch.isfinite(z.center) & torch.isfinite(z.radius)
+    return (inside & proper).flatten(1).all(1) & unique
+
+
+def closed_form_box(weight: Tensor, h: Box, proof: Contraction) -> Box:
+    """[0, t v] with t = max_i relu(h_u)_i / s_i: contains every equilibrium, without any iteration."""
+    v = per_channel(proof.v, h.center)
+    upper = torch.relu(h.center + h.radius)
+    reach = (upper / (v * (1 - proof.rate))).flatten(1).amax(1) * (1 + 1e-9) + 1e-300
+    half = (_per_example(reach, h.center) * v / 2).expand_as(h.center).clone()
+    return Box(half, half)
+
+
+def verified_box(weight: Tensor, h: Box) -> Box:
+    """A box that is proved to contain the equilibrium of every h in the box `h`, [B, ...], float64.
+
+    The interval equilibrium is solved fast in float32, widened by a multiple of v until its inclusion is checked in
+    float64, then mapped through F again, which keeps the proof and undoes most of the widening. Where the check fails
+    the closed-form box is tried; an example without any proved box gets radius infinity.
+    Raises NotContractiveError where rho(|W|) < 1 has no proof.
+    """
+    proof = contraction(weight)
+    if not proof.rate < 1:
+        raise NotContractiveError(f"rho(|W|) < 1 is not proved: the bound is {proof.rate:.6f}")
+    weight, h = weight.double(), _double(h)
+    z = _widened(weight, h, _fast_solution(weight, h), proof)
+    proved = verify_inclusion(weight, h, z, proof.v)
+    if not bool(proved.all()):
+        z = _select(proved, z, closed_form_box(weight, h, proof))
+        proved = verify_inclusion(weight, h, z, proof.v)
+    for _ in range(_FINAL_STEPS):
+        z = interval_step(weight, h, z)
+    return Box(z.center, torch.where(_per_example(proved, z.radius), z.radius, torch.inf))
+
+
+def _fast_solution(weight: Tensor, h: Box) -> Box:
+    """The interval equilibrium to float32 accuracy; a guess, to be proved."""
+    small, magnitude = weight.float(), weight.float().abs()
+    center, radius = h.center.float(), h.radius.float()
+    ctx = Context(sound=False)
+
+    def step(state: Tensor) -> Tensor:
+        c, r = state.chunk(2, dim=1)
+        return torch.cat(relu_box(ctx, apply_weight(small, c) + center, apply_weight(magnitude, r) + radius), dim=1)
+
+    solution = picard(step, torch.zeros_like(torch.cat([center, radius], dim=1)), _SOLVER_TOLERANCE, _SOLVER_LIMIT)
+    c, r = solution.value.double().chunk(2, dim=1)
+    return Box(c, r)
+
+
+def _widened(weight: Tensor, h: Box, z: Box, proof: Contraction) -> Box:
+    v = per_channel(proof.v, h.center)
+    excess = torch.relu(_excess(interval_step(weight, h, z), z))
+    scale = (z.center.abs() + z.radius + h.center.abs() + h.radius).flatten(1).amax(1)
+    reach = (excess / (v * (1 - proof.rate))).flatten(1).amax(1) * (1 + 1e-6) + 1e-12 * scale / (1 - proof.rate)
+    return Box(z.center, z.radius + _per_example(reach, v) * v)
+
+
+def _excess(inner: Box, outer: Box) -> Tensor:
+    """How far `inner` sticks out of `outer` at either end, rounded up: not positive where it lies inside."""
+    slack = 1 + 4 * torch.finfo(inner.center.dtype).eps
+    return ((inner.center - outer.center).abs() + inner.radius) * slack - outer.radius
+
+
+def _select(choose: Tensor, a: Box, b: Box) -> Box:
+    mask = _per_example(choose, a.center)
+    return Box(torch.where(mask, a.center, b.center), torch.where(mask, a.radius, b.radius))
+
+
+def _per_example(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (like.dim() - 1))
+
+
+def _double(box: Box) -> Box:
+    return Box(box.center.double(), box.radius.double())

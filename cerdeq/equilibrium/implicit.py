@@ -1,0 +1,78 @@
+"""Gradients of fixed points by the implicit function theorem: memory does not grow with the iterations.
+
+The solver runs without autograd; `attach` and `attach_interval` hand its solution on with a gradient. For z = f(z) a
+gradient g in z gives y = D (g + W^T y), D the derivative of the activation at z; y is then the gradient in h and
+y z^T the one in W (Bai, Kolter and Koltun 2019, theorem 1). The backward is a fixed count of Picard steps, written
+out, so that torch.compile takes it whole.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from cerdeq.equilibrium.recurrence import apply_transposed, weight_gradient
+
+
+def attach(weight: Tensor, h: Tensor, z: Tensor, iterations: int) -> Tensor:
+    """z, a solution of z = relu(W z + h), differentiable in weight and h. z, h: [B, ...]."""
+    return _Clean.apply(weight, h, z, iterations)
+
+
+def attach_interval(
+    weight: Tensor, h_center: Tensor, h_radius: Tensor, center: Tensor, radius: Tensor, iterations: int
+) -> tuple[Tensor, Tensor]:
+    """(center, radius), a solution of the lifted equilibrium, differentiable in weight, h_center and h_radius; all [B, ...]."""
+    return _Lifted.apply(weight, h_center, h_radius, center, radius, iterations)
+
+
+class _Clean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, h: Tensor, z: Tensor, iterations: int) -> Tensor:
+        ctx.save_for_backward(weight, z)
+        ctx.iterations = iterations
+        return z.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        weight, z = ctx.saved_tensors
+        active = (z > 0).to(g.dtype)
+        y = active * g
+        for _ in range(ctx.iterations):
+            y = active * (g + apply_transposed(weight, y))
+        return weight_gradient(weight, z, y), y, None, None
+
+
+class _Lifted(torch.autograd.Function):
+    """The derivative of the ReLU on (c, r): the identity where the unit is active, the mean of both gradients where it
+    is unstable, 0 where it is dead. After the ReLU these read c > r, c = r > 0 and c = r = 0."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, weight: Tensor, h_center: Tensor, h_radius: Tensor, center: Tensor, radius: Tensor, iterations: int
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(weight, center, radius)
+        ctx.iterations = iterations
+        return center.clone(), radius.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_center: Tensor, grad_radius: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
+        weight, center, radius = ctx.saved_tensors
+        magnitude = weight.abs()
+        alive = (center > 0).to(center.dtype)
+        active = center > radius
+
+        def through_relu(gc: Tensor, gr: Tensor) -> tuple[Tensor, Tensor]:
+            mean = (gc + gr) / 2
+            return alive * torch.where(active, gc, mean), alive * torch.where(active, gr, mean)
+
+        yc, yr = through_relu(grad_center, grad_radius)
+        for _ in range(ctx.iterations):
+            yc, yr = through_relu(
+                grad_center + apply_transposed(weight, yc), grad_radius + apply_transposed(magnitude, yr)
+            )
+        grad_weight = weight_gradient(weight, center, yc) + torch.sign(weight) * weight_gradient(weight, radius, yr)
+        return grad_weight, yc, yr, None, None, None

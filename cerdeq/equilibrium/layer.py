@@ -1,0 +1,145 @@
+"""The equilibrium layer, z = relu(W z + inject(x)), and its interval rule."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from cerdeq.bounds.interval import Context, Interval, relu_box
+from cerdeq.bounds.operators import Operator, register
+from cerdeq.boxes import Box
+from cerdeq.equilibrium.certificate import preactivation_box, verified_box
+from cerdeq.equilibrium.implicit import attach, attach_interval
+from cerdeq.equilibrium.recurrence import apply_weight
+from cerdeq.equilibrium.solver import Solution, iterate, picard
+from cerdeq.equilibrium.weights import PARAMETRISATIONS
+
+_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
+_LIMIT = 1000
+
+
+class NotConvergedError(RuntimeError):
+    """Some examples' equilibria were not found to tolerance."""
+
+
+class FixedPoint(nn.Module):
+    """h -> z with z = relu(W z + h): the leaf that bounds know.
+
+    In training both solves are Picard iterations of fixed counts from zero; in evaluation the solve goes to a
+    tolerance (1e-5 in float32, 1e-10 in float64, relative, per example) and raises NotConvergedError where it is missed.
+    """
+
+    weight: Tensor
+
+    def __init__(self, weight: Tensor, iterations: int, backward_iterations: int):
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.iterations = iterations
+        self.backward_iterations = backward_iterations
+
+    def solve(self, h: Tensor) -> Solution:
+        """The equilibrium for h [B, ...] to evaluation's tolerance, without gradient, with a report per example."""
+        weight = self.weight
+        with torch.no_grad():
+            return picard(lambda z: torch.relu(apply_weight(weight, z) + h), torch.relu(h), _TOLERANCE[h.dtype], _LIMIT)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """z [B, ...] for h of the same shape; differentiable in h and W."""
+        weight = self.weight
+        with torch.no_grad():
+            z = self._train_solve(weight, h) if self.training else self._converged(h)
+        return torch.relu(apply_weight(weight, attach(weight, h, z, self.backward_iterations)) + h)
+
+    def _train_solve(self, weight: Tensor, h: Tensor) -> Tensor:
+        return iterate(lambda z: torch.relu(apply_weight(weight, z) + h), torch.relu(h), self.iterations)
+
+    def _converged(self, h: Tensor) -> Tensor:
+        solution = self.solve(h)
+        if not bool(solution.converged.all()):
+            missed = int((~solution.converged).sum())
+            raise NotConvergedError(f"{missed} of {len(h)} equilibria missed the tolerance in {_LIMIT} iterations")
+        return solution.value
+
+
+class Equilibrium(nn.Module):
+    """z = relu(W z + inject(x)), W a stride-1 convolution with zero padding (odd kernel_size) or dense (kernel_size None).
+
+    inject: any traceable module from x to [B, channels, H, W], or [B, channels] for a dense W. W starts at its bound
+    times the gain: rho(|W|) <= gain (1 - margin). Raises ValueError for an unknown parametrisation or an even kernel.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        inject: nn.Module,
+        kernel_size: int | None = 3,
+        parametrisation: str = "perron",
+        margin: float = 0.3,
+        gain: float | None = 0.5,
+        iterations: int = 10,
+        backward_iterations: int = 6,
+    ):
+        super().__init__()
+        if parametrisation not in PARAMETRISATIONS:
+            raise ValueError(f"unknown parametrisation {parametrisation!r}; known: {', '.join(PARAMETRISATIONS)}")
+        if kernel_size is not None and kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, found {kernel_size}")
+        if iterations < 1 or backward_iterations < 1:
+            raise ValueError("iterations and backward_iterations must be at least 1")
+        kernel = () if kernel_size is None else (kernel_size, kernel_size)
+        free = torch.randn(channels, channels, *kernel)
+        free /= free[0].numel()
+        self.inject = inject
+        self.recurrence = FixedPoint(free, iterations, backward_iterations)
+        parametrize.register_parametrization(
+            self.recurrence, "weight", PARAMETRISATIONS[parametrisation](channels, margin, gain)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The equilibrium z [B, channels, ...] of x."""
+        return self.recurrence(self.inject(x))
+
+
+def fold(model: nn.Module) -> nn.Module:
+    """Replace every parametrisation in `model` by the weight it gives, in place: W as it is stored and certified."""
+    for module in model.modules():
+        if parametrize.is_parametrized(module):
+            for name in list(module.parametrizations):
+                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+    return model
+
+
+def _interval(ctx: Context, x: Interval, module: FixedPoint) -> Interval:
+    """The lifted equilibrium in training; with `ctx.sound` a verified box."""
+    weight = module.weight
+    if ctx.sound:
+        h = Box(x.center, x.radius)
+        z = verified_box(weight, h)
+        z = Box(z.center.to(x.center), _rounded_up(z.radius, z.center, x.radius))
+        ctx.preactivations[ctx.step] = preactivation_box(weight, h, z)
+        return Interval(z.center, z.radius, None if x.clean is None else module(x.clean))
+    magnitude = weight.abs()
+
+    def step(state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        center = apply_weight(weight, state[0]) + x.center
+        return center, apply_weight(magnitude, state[1]) + x.radius
+
+    with torch.no_grad():
+        solution = relu_box(ctx, x.center, x.radius)
+        for _ in range(module.iterations):
+            solution = relu_box(ctx, *step(solution))
+    preactivation = step(attach_interval(weight, x.center, x.radius, *solution, module.backward_iterations))
+    ctx.preactivations[ctx.step] = Box(*preactivation)
+    clean = None
+    if x.clean is not None:
+        z = attach(weight, x.clean, module._train_solve(weight.detach(), x.clean.detach()), module.backward_iterations)
+        clean = torch.relu(apply_weight(weight, z) + x.clean)
+    return Interval(*relu_box(ctx, *preactivation), clean)
+
+
+def _rounded_up(radius: Tensor, center: Tensor, like: Tensor) -> Tensor:
+    """A float64 radius in the precision of `like`, with room for rounding radius and centre."""
+    slack = 2 * torch.finfo(like.dtype).eps
+    return (radius * (1 + slack) + slack * center.abs()).to(like)
+
+
+register(Operator("fixed_point", _interval, (), {FixedPoint: lambda module: {"module": module}}))

@@ -1,0 +1,31 @@
+"""The recurrent linear map W of an equilibrium, a stride-1 convolution with zero padding or a dense matrix."""
+
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.grad import conv2d_weight
+
+
+def apply_weight(weight: Tensor, z: Tensor) -> Tensor:
+    """W z: weight [C, C, k, k] on z [B, C, H, W], or [N, N] on [B, N]."""
+    if weight.dim() == 2:
+        return F.linear(z, weight)
+    return F.conv2d(z, weight, padding=weight.shape[-1] // 2)
+
+
+def apply_transposed(weight: Tensor, y: Tensor) -> Tensor:
+    """W^T y."""
+    if weight.dim() == 2:
+        return F.linear(y, weight.T)
+    return F.conv_transpose2d(y, weight, padding=weight.shape[-1] // 2)
+
+
+def weight_gradient(weight: Tensor, z: Tensor, y: Tensor) -> Tensor:
+    """Gradient of y . (W z) in W, summed over the batch."""
+    if weight.dim() == 2:
+        return y.T @ z
+    return conv2d_weight(z, weight.shape, y, padding=weight.shape[-1] // 2)
+
+
+def per_channel(v: Tensor, like: Tensor) -> Tensor:
+    """v [C], shaped to broadcast over [B, C, ...]."""
+    return v.to(like).view(1, -1, *[1] * (like.dim() - 2))

@@ -1,0 +1,231 @@
+"""Sweep files: YAML, checked to the last key, expanded to a list of trials."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+
+from baselines import DATASETS, UnknownNameError, build, names, options_of
+from harness.settings import EvaluationSettings, SettingError, TrainSettings, TrialConfig, parse_eps
+from harness.training.losses import METHODS
+
+FULL, CPU = "full", "cpu"
+
+
+class ConfigError(ValueError):
+    """A sweep file that cannot be used. The message names the file and, one a line, key, what was found and what is allowed."""
+
+    def __init__(self, path: Path, problems: list[str]):
+        super().__init__("\n".join(f"{path}: {problem}" for problem in problems))
+
+
+def _known(kind: str, known: list[str]):
+    def check(value: object) -> object:
+        if value not in known:
+            raise ValueError(str(UnknownNameError(kind, value, known)))
+        return value
+
+    return BeforeValidator(check)
+
+
+def _eps(value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise SettingError("eps", value, "a number or a fraction such as 8/255")
+    parse_eps(str(value))
+    return str(value)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class TrialEntry(_Strict):
+    """One network under one training method; the sweep's seeds multiply it."""
+
+    model: Annotated[str, _known("network", names())]
+    method: Annotated[str, _known("training method", list(METHODS))]
+    options: dict[str, Any] = Field(default_factory=dict)
+    width: float | None = Field(None, gt=0)
+
+
+class Resources(_Strict):
+    """What Ray reserves for each trial; fractions of a GPU share it."""
+
+    cpu: int = Field(1, ge=1)
+    gpu: float = Field(0, ge=0)
+
+
+class SweepFile(_Strict):
+    """A sweep with one profile applied: everything but `profiles`."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$")
+    dataset: Annotated[str, _known("data set", list(DATASETS))]
+    eps: Annotated[str, BeforeValidator(_eps)]
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    train: TrainSettings = TrainSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    trials: list[TrialEntry] = Field(min_length=1)
+    resources: Resources = Resources()
+    width: float = Field(1.0, gt=0)
+    train_images: int | None = Field(None, ge=1)
+    validation_images: int = Field(0, ge=0)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep file under one profile, checked and expanded."""
+
+    name: str
+    profile: str
+    dataset: str
+    eps: str
+    resources: Resources
+    trials: list[TrialConfig]
+
+
+def load_sweep(path: Path, profile: str | None, has_gpu: bool) -> Sweep:
+    """Read and check a sweep file, every profile in it included, and expand it under one.
+
+    profile: None picks `cpu` where there is no GPU and the file has such a profile, else `full`. Raises ConfigError.
+    """
+    content = _read(path)
+    profiles = content.pop("profiles", None) or {}
+    if not isinstance(profiles, dict) or not all(isinstance(value, dict) for value in profiles.values()):
+        raise ConfigError(path, [f"profiles: found {profiles!r}, allowed: a mapping from profile names to the keys they change"])
+    if FULL in profiles:
+        raise ConfigError(path, [f"profiles.{FULL}: the name of the sweep without a profile; choose another"])
+    resolved = {FULL: _validated(path, content, "")}
+    for name, changes in profiles.items():
+        unknown = sorted(set(changes) & {"name", "dataset", "eps", "profiles"})
+        if unknown:
+            raise ConfigError(path, [f"profiles.{name}.{key}: a profile cannot change this" for key in unknown])
+        resolved[name] = _validated(path, _merged(content, changes), f" (profile {name})")
+    chosen = profile or (CPU if CPU in profiles and not has_gpu else FULL)
+    if chosen not in resolved:
+        raise ConfigError(path, [str(UnknownNameError("profile", chosen, list(resolved)))])
+    expanded = {name: _expanded(path, name, sweep) for name, sweep in resolved.items()}
+    return expanded[chosen]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers (5e-4 is one), and a repeated key is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} appears twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_text(), _Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(path, [f"cannot be read: {getattr(error, 'strerror', None) or error}"]) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(path, [f"is not YAML: {' '.join(str(error).split())}"]) from None
+    if not isinstance(content, dict):
+        found = "nothing" if content is None else type(content).__name__
+        raise ConfigError(path, [f"found {found}, allowed: a mapping with name, dataset, eps, seeds, trials"])
+    return content
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `changes`, mappings merged key by key, anything else replaced."""
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _merged(base[key], value) if both else value
+    return merged
+
+
+def _validated(path: Path, content: dict[str, Any], where: str) -> SweepFile:
+    try:
+        return SweepFile.model_validate_json(json.dumps(content, default=str))
+    except ValidationError as error:
+        raise ConfigError(path, [_problem(item) + where for item in error.errors()]) from None
+
+
+def _problem(item: Any) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    cause = item.get("ctx", {}).get("error")
+    if isinstance(cause, SettingError):
+        full = key if key.endswith(cause.key) else f"{key}.{cause.key}" if key else cause.key
+        return f"{full}: found {cause.found!r}, allowed: {cause.allowed}"
+    if item["type"] == "missing":
+        return f"{key}: missing"
+    if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"{key}: unknown key; allowed: {', '.join(_allowed_keys(item['loc']))}"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{key}: found {item['input']!r}: {message[0].lower() + message[1:]}"
+
+
+def _allowed_keys(location: tuple[Any, ...]) -> list[str]:
+    section = str(location[0])
+    if len(location) == 1:
+        return [*SweepFile.model_fields, "profiles"]
+    schema = {"train": TrainSettings, "evaluation": EvaluationSettings, "trials": TrialEntry, "resources": Resources}[section]
+    return list(getattr(schema, "model_fields", None) or schema.__dataclass_fields__)
+
+
+def _expanded(path: Path, profile: str, sweep: SweepFile) -> Sweep:
+    problems = [f"seeds: {seed} appears twice" for seed in sorted({s for s in sweep.seeds if sweep.seeds.count(s) > 1})]
+    seen: list[object] = []
+    for number, entry in enumerate(sweep.trials):
+        problems += [f"trials.{number}.{problem}" for problem in _option_problems(entry, sweep)]
+        identity = (entry.model, entry.method, _with_defaults(entry), entry.width or sweep.width)
+        if identity in seen:
+            problems.append(f"trials.{number}: the same trial as trials.{seen.index(identity)}")
+        seen.append(identity)
+    if problems:
+        raise ConfigError(path, [f"{problem} (profile {profile})" for problem in problems])
+    trials = [_trial(profile, sweep, entry, seed) for entry in sweep.trials for seed in sweep.seeds]
+    return Sweep(sweep.name, profile, sweep.dataset, sweep.eps, sweep.resources, trials)
+
+
+def _with_defaults(entry: TrialEntry) -> dict[str, Any]:
+    return {**{name: option.default for name, option in options_of(entry.model).items()}, **entry.options}
+
+
+def _option_problems(entry: TrialEntry, sweep: SweepFile) -> list[str]:
+    known = options_of(entry.model)
+    for name, value in entry.options.items():
+        if name not in known:
+            return [f"options.{name}: unknown option of {entry.model}; allowed: {', '.join(known) or 'none'}"]
+        try:
+            TypeAdapter(known[name].annotation).validate_json(json.dumps(value), strict=True)
+        except ValidationError as error:
+            return [f"options.{name}: found {value!r}: {error.errors()[0]['msg'].lower()}"]
+    try:
+        with torch.device("meta"):
+            build(entry.model, sweep.dataset, entry.width or sweep.width, **entry.options)
+    except ValueError as error:
+        return [f"options: {error}"]
+    return []
+
+
+def _trial(profile: str, sweep: SweepFile, entry: TrialEntry, seed: int) -> TrialConfig:
+    return TrialConfig(
+        sweep=sweep.name,
+        profile=profile,
+        dataset=sweep.dataset,
+        eps=sweep.eps,
+        seed=seed,
+        model=entry.model,
+        method=entry.method,
+        options=entry.options,
+        width=entry.width or sweep.width,
+        train_images=sweep.train_images,
+        validation_images=sweep.validation_images,
+        train=sweep.train,
+        evaluation=sweep.evaluation,
+    )

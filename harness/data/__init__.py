@@ -1,0 +1,6 @@
+"""Data sets: found or downloaded, checked, decoded once to uint8, fingerprinted."""
+
+from harness.data.layouts import DataError
+from harness.data.loading import Data, Split, data_directory, load
+
+__all__ = ["Data", "DataError", "Split", "data_directory", "load"]

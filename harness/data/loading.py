@@ -1,0 +1,220 @@
+"""A data set as two splits of uint8 tensors, decoded once, kept in a cache and fingerprinted."""
+
+import hashlib
+import json
+import os
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from baselines.datasets import DATASETS, Dataset
+from harness.data.layouts import DataError, Shard, Source, fetch, find, naming
+from harness.folder import write_atomically
+
+_CACHE_FORMAT = 1
+"""Raised when the same files decode to something else."""
+
+_TENSORS = ("train_images", "train_labels", "test_images", "test_labels")
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images uint8 [N, C, H, W] with values 0..255, labels int64 [N], both on the CPU.
+
+    found, total: how many of the split's shards were there to read.
+    """
+
+    images: Tensor
+    labels: Tensor
+    found: int = 1
+    total: int = 1
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shard of the split was there."""
+        return self.found == self.total
+
+    def part(self, start: int, stop: int) -> Self:
+        """Images `start` to `stop`, `stop` left out; views, no copies."""
+        return replace(self, images=self.images[start:stop], labels=self.labels[start:stop])
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A data set that was read and checked.
+
+    fingerprint: 16 hex digits that stand for every image and label in their order.
+    directory: where the files lie, None where they come with a package.
+    """
+
+    info: Dataset
+    train: Split
+    test: Split
+    fingerprint: str
+    directory: Path | None
+
+    def training_images(self, wanted: int | None = None, validation: int = 0) -> tuple[Split, Split | None]:
+        """The first `wanted` train images (None: all), and the last `validation` ones held out (None where 0).
+
+        Raises DataError where all are wanted of a split that lacks shards, or more than there are, or none is left.
+        """
+        available = len(self.train) - validation
+        if available < 1:
+            images = f"{len(self.train):,} train images"
+            raise DataError(f"{self.info.title}: validation_images {validation} leaves none of {images}")
+        count = self._count("train", self.info.train_size, self.train, wanted, available)
+        held_out = self.train.part(available, len(self.train)) if validation else None
+        return self.train.part(0, count), held_out
+
+    def test_images(self, wanted: int | None = None) -> Split:
+        """The first `wanted` test images (None: all).
+
+        Raises DataError where all are wanted of a split that lacks shards, or more than there are.
+        """
+        return self.test.part(0, self._count("test", self.info.test_size, self.test, wanted, len(self.test)))
+
+    def _count(self, name: str, size: int, split: Split, wanted: int | None, available: int) -> int:
+        if wanted is None and split.complete:
+            return available
+        if wanted is not None and 1 <= wanted <= available:
+            return wanted
+        found = f"{split.found} of {split.total} {name} shards found ({len(split):,} of {size:,} images)"
+        asked = "all" if wanted is None else wanted
+        raise DataError(f"{self.info.title}: {found}: set {name}_images to at most {available}, not {asked}")
+
+    def summary(self) -> dict[str, Any]:
+        """What a result says of its data, JSON-ready; `complete` tells whether both splits are whole."""
+        return {
+            "name": self.info.name,
+            "fingerprint": self.fingerprint,
+            "directory": None if self.directory is None else str(self.directory.absolute()),
+            "complete": self.train.complete and self.test.complete,
+            "train_images": len(self.train),
+            "train_shards_found": self.train.found,
+            "train_shards_total": self.train.total,
+            "test_images": len(self.test),
+            "test_shards_found": self.test.found,
+            "test_shards_total": self.test.total,
+        }
+
+
+def data_directory(option: str | Path | None = None) -> Path:
+    """Where data sets are looked for: `option` (--data-dir), or the environment variable CERDEQ_DATA, or ./data."""
+    return Path(option or os.environ.get("CERDEQ_DATA") or "data").expanduser()
+
+
+def load(name: str, data_dir: str | Path | None = None) -> Data:
+    """The data set called `name`, from the cache where its files were decoded before.
+
+    Looks under `data_directory(data_dir)`, and downloads into it what is not there. Raises DataError where the name is
+    unknown, where the data set cannot be found or fetched, and where a file is unreadable or not what the entry says.
+    """
+    if name not in DATASETS:
+        raise DataError(f"dataset: found {name!r}, allowed: {', '.join(DATASETS)}")
+    info, root = DATASETS[name], data_directory(data_dir)
+    source = find(info, root) or fetch(info, root)
+    cache = _cache_path(info, source)
+    tensors, fingerprint = _read_cache(info, source, cache) or _build(info, source, cache)
+    return Data(
+        info,
+        Split(tensors["train_images"], tensors["train_labels"], len(source.train), source.train_total),
+        Split(tensors["test_images"], tensors["test_labels"], len(source.test), source.test_total),
+        fingerprint,
+        source.directory,
+    )
+
+
+def _cache_path(info: Dataset, source: Source) -> Path:
+    """Named by paths, sizes and modification times of the files: other files, or changed ones, have another cache."""
+    digest = hashlib.sha256(json.dumps(_CACHE_FORMAT).encode())
+    for path in dict.fromkeys(path for shard in source.train + source.test for path in shard.files):
+        with naming(path):
+            stat = path.stat()
+        digest.update(json.dumps([str(path.absolute()), stat.st_size, stat.st_mtime_ns]).encode())
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base) / "cerdeq" / f"{info.name}-{digest.hexdigest()[:16]}.safetensors"
+
+
+def _read_cache(info: Dataset, source: Source, path: Path) -> tuple[dict[str, Tensor], str] | None:
+    """Tensors, mapped into memory, and their fingerprint; None where the cache is absent, damaged or does not fit."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in _TENSORS}
+            fingerprint = file.metadata()["fingerprint"]
+        _check_sizes(info, source, *(len(tensors[name]) for name in ("train_labels", "test_labels")))
+        for split in ("train", "test"):
+            _check(info, path, tensors[f"{split}_images"].numpy(), tensors[f"{split}_labels"].numpy())
+    except (OSError, SafetensorError, KeyError, TypeError, DataError):
+        return None
+    return tensors, fingerprint
+
+
+def _build(info: Dataset, source: Source, cache: Path) -> tuple[dict[str, Tensor], str]:
+    """Read and check the source, write the cache; a cache that cannot be written is a warning."""
+    arrays = dict(zip(_TENSORS, _read(info, source.train) + _read(info, source.test), strict=True))
+    _check_sizes(info, source, len(arrays["train_labels"]), len(arrays["test_labels"]))
+    fingerprint = _fingerprint(arrays)
+    try:
+        write_atomically(cache, lambda temporary: save_file(arrays, temporary, {"fingerprint": fingerprint}))
+    except (OSError, SafetensorError) as error:
+        warnings.warn(f"{info.title} is decoded anew each time, as {cache} cannot be written: {error}", stacklevel=3)
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}, fingerprint
+
+
+def _read(info: Dataset, shards: tuple[Shard, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 [N, C, H, W] and labels int64 [N] of all shards, in order, each shard checked."""
+    images, labels = [], []
+    for shard in shards:
+        with naming(shard.where):
+            part_images, part_labels = shard.read()
+            if not np.issubdtype(part_labels.dtype, np.integer):
+                raise DataError(f"{shard.where}: labels are {part_labels.dtype}, expected integers")
+            part_labels = part_labels.astype(np.int64)
+            _check(info, shard.where, part_images, part_labels)
+        images.append(part_images)
+        labels.append(part_labels)
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def _check(info: Dataset, where: Path, images: np.ndarray, labels: np.ndarray) -> None:
+    """Raise DataError unless images and labels are what the entry says."""
+    if images.dtype != np.uint8 or images.shape[1:] != info.shape:
+        found = f"{images.dtype} {list(images.shape[1:])}"
+        raise DataError(f"{where}: images are {found}, expected uint8 {list(info.shape)}")
+    if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
+        raise DataError(f"{where}: {len(images):,} images but labels {list(labels.shape)} {labels.dtype}")
+    if not len(labels):
+        raise DataError(f"{where}: no images")
+    if labels.min() < 0 or labels.max() >= info.classes:
+        raise DataError(f"{where}: labels from {labels.min()} to {labels.max()}, expected 0 to {info.classes - 1}")
+
+
+def _check_sizes(info: Dataset, source: Source, train: int, test: int) -> None:
+    """Raise DataError where a whole split has not the entry's number of images, or a part has more."""
+    for count, size, shards, total in (
+        (train, info.train_size, source.train, source.train_total),
+        (test, info.test_size, source.test, source.test_total),
+    ):
+        if count > size or (count < size and len(shards) == total):
+            found = f"{len(shards)} of {total} shards"
+            raise DataError(f"{shards[0].where}: {count:,} images in {found}, expected {size:,} in the whole split")
+
+
+def _fingerprint(arrays: dict[str, np.ndarray]) -> str:
+    """sha256 over types, shapes and bytes, first 16 hex digits."""
+    digest = hashlib.sha256()
+    for name in _TENSORS:
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{array.dtype} {list(array.shape)} ".encode())
+        digest.update(array.data)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,39 @@
+"""Where a number was made: machine, versions, code."""
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+_PACKAGES = ("torch", "numpy", "pandas", "ray", "mlflow")
+
+
+def describe_environment(device: torch.device) -> dict[str, str]:
+    """Device, threads, Python and package versions, and the code's commit."""
+    processor = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {platform.machine()}"
+    return {
+        "device": processor,
+        "threads": str(torch.get_num_threads()),
+        "python": platform.python_version(),
+        **{package: found for package in _PACKAGES if (found := _version(package))},
+        "code": code_version(),
+    }
+
+
+def code_version() -> str:
+    """The commit of this checkout, with '-dirty' where files differ from it; 'unknown' outside a checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return found.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,1 @@
+"""Judging a trained network: clean prediction, attack, certificate; one verdict an example."""

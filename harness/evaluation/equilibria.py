@@ -1,0 +1,53 @@
+"""What a trained network's recurrence does, so that an idle one shows."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from cerdeq.equilibrium import FixedPoint, contraction
+from harness import names
+from harness.evaluation.verdicts import errors_without_attack
+from harness.settings import TrialConfig
+
+
+def gains(model: nn.Module) -> dict[str, float]:
+    """The largest learned gain in the network, before its parametrisations are folded; empty where it has none."""
+    found = [
+        part.gain.item()
+        for module in model.modules()
+        if isinstance(module, FixedPoint) and parametrize.is_parametrized(module)
+        for part in module.parametrizations["weight"]
+    ]
+    return {names.GAIN: max(found)} if found else {}
+
+
+def recurrence_report(model: nn.Module, images: Tensor, labels: Tensor, config: TrialConfig) -> dict[str, float]:
+    """Bound on rho(|W|), mean iterations of the clean solve over the examples (the most over several equilibria), and the errors with every W set to
+    zero. model: float64, in evaluation mode; empty for a network without equilibria."""
+    points = [module for module in model.modules() if isinstance(module, FixedPoint)]
+    if not points:
+        return {}
+    idle = copy.deepcopy(model)
+    with torch.no_grad():
+        for module in idle.modules():
+            if isinstance(module, FixedPoint):
+                module.weight.zero_()
+    standard, certified = errors_without_attack(idle, images, labels, config)
+    return {
+        names.RHO_BOUND: max(contraction(module.weight).rate for module in points),
+        names.ITERATIONS: max(_mean_iterations(model, module, images[: config.evaluation.batch_size]) for module in points),
+        names.STANDARD_ERROR_W0: standard,
+        names.CERTIFIED_ERROR_W0: certified,
+    }
+
+
+def _mean_iterations(model: nn.Module, module: FixedPoint, images: Tensor) -> float:
+    """Mean iterations of `module`'s solve while the network predicts the images."""
+    counts: list[Tensor] = []
+    hook = module.register_forward_pre_hook(lambda m, inputs: counts.append(m.solve(inputs[0]).iterations))
+    with torch.no_grad():
+        model(images.double() / 255)
+    hook.remove()
+    return float(counts[0].double().mean())

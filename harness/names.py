@@ -1,0 +1,51 @@
+"""Every name that is written to a file or to MLflow, in one place.
+
+Errors and rates are percentages. Widths are in logit units (margins) or pre-activation units (layers).
+"""
+
+# Final metrics of a trial, measured on test images (or on the validation slice).
+CERTIFIED_ERROR = "certified_error"
+ATTACK_ERROR = "attack_error"
+STANDARD_ERROR = "standard_error"
+BOUND_WIDTH = "bound_width"
+BOUND_WIDTH_RELATIVE = "bound_width_relative"
+PARAMETERS = "parameters"
+TRAIN_SECONDS = "train_seconds"  # also of an epoch
+EVALUATION_SECONDS = "evaluation_seconds"
+
+# What a recurrence does; only networks with an equilibrium have these.
+GAIN = "equilibrium/gain"
+RHO_BOUND = "equilibrium/rho_bound"
+ITERATIONS = "equilibrium/iterations"
+STANDARD_ERROR_W0 = "equilibrium/standard_error_w0"
+CERTIFIED_ERROR_W0 = "equilibrium/certified_error_w0"
+
+# Metrics of an epoch, measured on training images.
+EPOCH = "epoch"
+TRAIN_LOSS = "train/loss"
+TRAIN_EPS = "train/eps"
+TRAIN_LEARNING_RATE = "train/learning_rate"
+TRAIN_STANDARD_ERROR = "train/standard_error"
+TRAIN_CERTIFIED_ERROR = "train/certified_error"
+TRAIN_EXAMPLES_PER_SECOND = "train/examples_per_second"
+TRAIN_BOUND_WIDTH = "train/bound_width"
+TRAIN_BOUND_WIDTH_RELATIVE = "train/bound_width_relative"
+
+# Columns of verdicts.parquet, one row an example.
+INDEX = "index"
+LABEL = "label"
+PREDICTION = "prediction"
+VERDICT = "verdict"
+STAGE = "stage"
+ATTACK_MARGIN = "attack_margin"
+WIDTH = "width"
+
+
+def margin_column(stage: str) -> str:
+    """Name of the column that holds a verifier stage's margin lower bound."""
+    return f"margin_{stage}"
+
+
+def layer_width(layer: str, prefix: str = "") -> str:
+    """Metric name of the mean bound width of one pre-activation, `prefix` being 'train/' or empty."""
+    return f"{prefix}{BOUND_WIDTH}/{layer}"

@@ -1,0 +1,217 @@
+"""`python -m harness.run SWEEP.yaml`: train and certify every trial of a sweep, log them, write the leaderboard."""
+
+import argparse
+import fcntl
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+
+from harness import folder, tables
+from harness.config import CPU, FULL, ConfigError, Sweep, load_sweep
+from harness.data import Data, DataError, load
+from harness.folder import Trial
+from harness.progress import Progress
+from harness.settings import parse_eps
+
+# harness.sweep and harness.tracking are imported late: Ray and MLflow take seconds, and bad input is told first.
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+class BadInputError(ValueError):
+    """Something that was asked for cannot be done; nothing was started."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0 all well, 1 some trial failed, 2 bad input."""
+    options = _parser().parse_args(argv)
+    console = Console(highlight=False)
+    try:
+        return _run(options, console)
+    except (ConfigError, DataError, BadInputError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on from each trial's last epoch")
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m harness.run", description=__doc__)
+    parser.add_argument("sweep", type=Path, help="a sweep file, sweeps/*.yaml")
+    parser.add_argument("--profile", help="a profile of the sweep file, or 'full'; default: 'cpu' where there is no GPU")
+    parser.add_argument("--data-dir", help="where data sets lie; default: $CERDEQ_DATA, else ./data")
+    parser.add_argument("--results-dir", type=Path, default=Path("results"), help="default: results")
+    parser.add_argument("--tracking-uri", help="MLflow store or server; default: $MLFLOW_TRACKING_URI, else ./mlflow.db")
+    parser.add_argument("--ray-address", default=os.environ.get("RAY_ADDRESS"), help="a running Ray cluster; default: $RAY_ADDRESS, else this machine")
+    parser.add_argument("--export", type=Path, metavar="DIR", help="write a file a trial for `python -m harness.trial`, and stop")
+    return parser
+
+
+def _run(options: argparse.Namespace, console: Console) -> int:
+    sweep = load_sweep(options.sweep, options.profile, _has_gpu(options.ray_address))
+    data = load(sweep.dataset, options.data_dir)
+    _check_data(sweep, data)
+    trials = [folder.make_trial(config, data.fingerprint) for config in sweep.trials]
+    if options.export:
+        return _export(trials, options.export, console)
+    directory = (options.results_dir / sweep.name).absolute()
+    _check_owner(directory, sweep)
+    with _locked(directory):
+        return _complete(sweep, trials, directory, options, console)
+
+
+def _complete(sweep: Sweep, trials: list[Trial], directory: Path, options: argparse.Namespace, console: Console) -> int:
+    """Run what lacks a result, then bring MLflow and the tables up to date."""
+    from harness.tracking import Tracker, TrackingError
+
+    waiting = [trial for trial in trials if folder.read_result(folder.place(directory, trial.key)) is None]
+    _announce(sweep, trials, waiting, options.profile, console)
+    try:
+        mirror = _Mirror(Tracker.open(sweep.name, options.tracking_uri), console)
+    except TrackingError as error:
+        raise BadInputError(str(error)) from None
+    for trial in trials:
+        folder.claim(folder.place(directory, trial.key), trial)
+    if waiting:
+        _train(sweep, waiting, directory, options, mirror, console)
+    table = tables.write(directory)
+    tables.show(table, console)
+    mirror.finish(directory)
+    failed = [trial for trial in trials if folder.read_result(folder.place(directory, trial.key)) is None]
+    return FAILED if failed or mirror.broken else OK
+
+
+def _train(sweep: Sweep, waiting: list[Trial], directory: Path, options: argparse.Namespace, mirror: "_Mirror", console: Console) -> None:
+    from harness.sweep import ResourceError, run_folders
+
+    data_dir = str(Path(options.data_dir).absolute()) if options.data_dir else None
+    gpu = sweep.resources.gpu if _has_gpu(options.ray_address) else 0
+    with Progress(waiting, console) as progress:
+
+        def on_epoch(place: Path, row: dict[str, Any]) -> None:
+            progress.epoch(place.name, row)
+            mirror.sync(place)
+
+        def on_end(place: Path, error: str | None) -> None:
+            result = folder.read_result(place)
+            if result is not None:
+                progress.finished(place.name, result)
+            else:
+                why = folder.read_failure(place) or {"error": error or "its worker ended without a result"}
+                folder.write_json(place / folder.FAILURE, why)
+                progress.failed(place.name, why["error"])
+            mirror.sync(place)
+
+        places = [folder.place(directory, trial.key) for trial in waiting]
+        storage = directory / ".ray"
+        try:
+            run_folders(places, data_dir, sweep.resources.cpu, gpu, storage, on_epoch, on_end, options.ray_address)
+        except ResourceError as error:
+            raise BadInputError(str(error)) from None
+
+
+class _Mirror:
+    """MLflow beside the running trials. Where it stops answering, it is left alone until the end: folders keep all."""
+
+    def __init__(self, tracker: Any, console: Console):
+        self.tracker, self.console, self.broken = tracker, console, False
+
+    def sync(self, place: Path) -> None:
+        """Log what the trial's folder has and MLflow lacks."""
+        self._try(lambda: self.tracker.sync(place))
+
+    def finish(self, directory: Path) -> None:
+        """Log whatever is missing, imported trials too, attach the tables and say how to look at them."""
+        self.broken = False
+        for place in folder.trial_folders(directory):
+            self.sync(place)
+        self._try(lambda: self.tracker.sync_tables(directory))
+        self._try(lambda: self.console.print(f"\nMLflow:\n{escape(self.tracker.how_to_open())}", soft_wrap=True))
+
+    def _try(self, action: Any) -> None:
+        from harness.tracking import TrackingError
+
+        if self.broken:
+            return
+        try:
+            action()
+        except TrackingError as error:
+            self.broken = True
+            self.console.print(f"[yellow]warning[/] {escape(str(error))}; results are safe, the same command logs them later")
+
+
+def _has_gpu(ray_address: str | None) -> bool:
+    if ray_address is None:
+        return torch.cuda.is_available()
+    from harness.sweep import cluster_has_gpu
+
+    return cluster_has_gpu(ray_address)
+
+
+def _check_data(sweep: Sweep, data: Data) -> None:
+    """Raise DataError or BadInputError where a trial asks for images that are not there."""
+    config = sweep.trials[0]
+    training, held_out = data.training_images(config.train_images, config.validation_images)
+    if held_out is None:
+        data.test_images(config.evaluation.test_images)
+    if len(training) < config.train.batch_size:
+        raise BadInputError(f"train.batch_size: found {config.train.batch_size}, allowed: at most the {len(training)} training images")
+
+
+def _check_owner(directory: Path, sweep: Sweep) -> None:
+    """Raise BadInputError where the directory holds trials of a sweep with another name, data set or eps."""
+    mine = (sweep.name, sweep.dataset, parse_eps(sweep.eps))
+    for place in folder.trial_folders(directory):
+        try:
+            config = folder.read_trial(place / folder.TRIAL).config
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BadInputError(f"{place / folder.TRIAL} is no trial: {type(error).__name__}: {error}") from None
+        theirs = (config.sweep, config.dataset, parse_eps(config.eps))
+        if theirs != mine:
+            found, wanted = (f"{name} on {dataset} at eps {eps}" for name, dataset, eps in (theirs, mine))
+            raise BadInputError(f"{directory} belongs to another sweep: found {found}, this one is {wanted}; rename one of them")
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Hold the sweep's directory for this process alone; the lock goes with the process, however it ends."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise BadInputError(f"another run is writing to {directory}") from None
+        yield
+
+
+def _export(trials: list[Trial], target: Path, console: Console) -> int:
+    for trial in trials:
+        config = trial.config
+        name = f"{config.model}-{config.method}-seed{config.seed}-{trial.key}.json"
+        folder.write_json(target / name, folder.trial_json(trial))
+        console.print(str(target / name))
+    return OK
+
+
+def _announce(sweep: Sweep, trials: list[Trial], waiting: list[Trial], asked: str | None, console: Console) -> None:
+    config, finished = sweep.trials[0], len(trials) - len(waiting)
+    console.print(f"[bold]{sweep.name}[/]: {sweep.dataset}, eps {sweep.eps}, profile {sweep.profile}: {len(trials)} trials, {finished} finished already")
+    if sweep.profile == CPU and asked is None:
+        console.print("no GPU here: profile 'cpu' was picked")
+    if sweep.profile != FULL:
+        images = config.train_images or "all"
+        console.print(
+            f"profile '{sweep.profile}': width {config.width:g}, {images} training images, {config.train.epochs} epochs; "
+            "its numbers are not comparable with published ones"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

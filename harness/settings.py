@@ -1,0 +1,159 @@
+"""What one trial is: frozen dataclasses that check themselves, and the key that names a trial everywhere.
+
+Plain dataclasses, because training and certifying must run where pydantic is not installed.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+RECIPE_VERSION = 1
+"""Raised whenever training or evaluation changes its numbers (tests/harness/test_golden.py fails when it must be)."""
+
+
+class SettingError(ValueError):
+    """A setting that cannot be used: which key, what was found and what is allowed."""
+
+    def __init__(self, key: str, found: object, allowed: str):
+        super().__init__(f"{key}: found {found!r}, allowed: {allowed}")
+        self.key, self.found, self.allowed = key, found, allowed
+
+
+def _check(key: str, found: object, ok: bool, allowed: str) -> None:
+    if not ok:
+        raise SettingError(key, found, allowed)
+
+
+def parse_eps(text: str) -> Fraction:
+    """The exact perturbation radius in pixel units, from '8/255' or '0.1'.
+
+    Raises SettingError where `text` is neither a number nor a fraction, or lies outside (0, 1].
+    """
+    try:
+        eps = Fraction(text)
+    except (ValueError, ZeroDivisionError, TypeError):
+        raise SettingError("eps", text, "a number or a fraction such as 8/255") from None
+    _check("eps", text, 0 < eps <= 1, "a radius in pixel units, above 0 and at most 1")
+    return eps
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """The recipe all trials of a study share (Shi et al. 2021, section 4). Epochs are counted from 1."""
+
+    __pydantic_config__ = {"extra": "forbid", "strict": True}
+
+    epochs: int = 160
+    batch_size: int = 128
+    learning_rate: float = 5e-4
+    decay_epochs: tuple[int, ...] = (120, 140)
+    decay_factor: float = 0.2
+    ramp_start: int = 2
+    ramp_epochs: int = 80
+    clip_norm: float = 10.0
+    regularisation: float = 0.5
+    precision: str = "tf32"
+
+    def __post_init__(self) -> None:
+        _check("epochs", self.epochs, self.epochs >= 1, "an integer of at least 1")
+        _check("batch_size", self.batch_size, self.batch_size >= 2, "an integer of at least 2 (batch norm)")
+        _check("learning_rate", self.learning_rate, 0 < self.learning_rate < 1, "above 0 and below 1")
+        decays = self.decay_epochs
+        ordered = all(a < b for a, b in zip(decays, decays[1:], strict=False))
+        inside = all(1 <= epoch <= self.epochs for epoch in decays)
+        _check("decay_epochs", list(decays), ordered and inside, f"increasing epochs between 1 and epochs = {self.epochs}")
+        _check("decay_factor", self.decay_factor, 0 < self.decay_factor <= 1, "above 0 and at most 1")
+        _check("ramp_start", self.ramp_start, self.ramp_start >= 1, "an epoch of at least 1")
+        _check("ramp_epochs", self.ramp_epochs, self.ramp_epochs >= 0, "an integer of at least 0")
+        last = self.ramp_start - 1 + self.ramp_epochs
+        _check(
+            "ramp_epochs",
+            self.ramp_epochs,
+            last <= self.epochs,
+            f"a ramp that ends within training: ramp_start - 1 + ramp_epochs = {last} exceeds epochs = {self.epochs}",
+        )
+        _check("clip_norm", self.clip_norm, self.clip_norm > 0, "above 0")
+        _check("regularisation", self.regularisation, self.regularisation >= 0, "at least 0")
+        _check("precision", self.precision, self.precision in ("tf32", "float32"), "'tf32' or 'float32'")
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How a trained network is judged. `test_images` None takes all of them; otherwise the first so many."""
+
+    __pydantic_config__ = {"extra": "forbid", "strict": True}
+
+    test_images: int | None = None
+    batch_size: int = 500
+    attack_steps: int = 40
+    attack_restarts: int = 3
+
+    def __post_init__(self) -> None:
+        images = self.test_images
+        _check("test_images", images, images is None or images >= 1, "an integer of at least 1, or null for all")
+        _check("batch_size", self.batch_size, self.batch_size >= 1, "an integer of at least 1")
+        _check("attack_steps", self.attack_steps, self.attack_steps >= 1, "an integer of at least 1")
+        _check("attack_restarts", self.attack_restarts, self.attack_restarts >= 1, "an integer of at least 1")
+
+
+@dataclass(frozen=True)
+class TrialConfig:
+    """Everything that decides one trial's numbers, but for the data and the code.
+
+    `eps` stays text so that it stays exact; `train_images` None takes all; `validation_images` above 0 holds out
+    that many training images and evaluates on them instead of the test split.
+    """
+
+    sweep: str
+    profile: str
+    dataset: str
+    eps: str
+    seed: int
+    model: str
+    method: str
+    options: dict[str, Any] = field(default_factory=dict)
+    width: float = 1.0
+    train_images: int | None = None
+    validation_images: int = 0
+    train: TrainSettings = TrainSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+    def __post_init__(self) -> None:
+        parse_eps(self.eps)
+        _check("seed", self.seed, self.seed >= 0, "an integer of at least 0")
+        _check("width", self.width, self.width > 0, "a factor above 0")
+        images = self.train_images
+        _check("train_images", images, images is None or images >= 1, "an integer of at least 1, or null for all")
+        _check("validation_images", self.validation_images, self.validation_images >= 0, "an integer of at least 0")
+
+    @property
+    def label(self) -> str:
+        """A short human name: model, method, options, seed."""
+        options = "".join(f" {name}={value}" for name, value in self.options.items())
+        return f"{self.model} {self.method}{options} seed {self.seed}"
+
+
+def to_dict(config: TrialConfig) -> dict[str, Any]:
+    """A JSON-ready dictionary that `from_dict` turns back into an equal config."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(data: dict[str, Any]) -> TrialConfig:
+    """The config that `to_dict` wrote. Raises SettingError or TypeError where keys or values do not fit."""
+    train = data["train"]
+    return TrialConfig(
+        **{
+            **data,
+            "train": TrainSettings(**{**train, "decay_epochs": tuple(train["decay_epochs"])}),
+            "evaluation": EvaluationSettings(**data["evaluation"]),
+        }
+    )
+
+
+def trial_key(config: TrialConfig, fingerprint: str) -> str:
+    """Sixteen hex digits that name a trial: hash of its resolved config, its data and the recipe version."""
+    content = json.dumps([to_dict(config), fingerprint, RECIPE_VERSION], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]

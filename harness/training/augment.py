@@ -1,0 +1,43 @@
+"""Random crops and flips on the device, as one gather from the uint8 images."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Draws:
+    """One epoch's random choices, all [N] in the order of training: image index, flip, crop offset down and across."""
+
+    index: Tensor
+    flip: Tensor
+    down: Tensor
+    across: Tensor
+
+    def batch(self, start: int, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The choices for examples start .. start + size."""
+        return tuple(part[start : start + size] for part in (self.index, self.flip, self.down, self.across))
+
+
+def draw(images: int, padding: int, flip: bool, seed: int, epoch: int, device: torch.device) -> Draws:
+    """The choices of `epoch`, a function of seed and epoch alone: a resumed run sees what an unbroken one would."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    index = torch.randperm(images, generator=generator)
+    flips = torch.randint(0, 2, (images,), generator=generator).bool() & flip
+    offsets = torch.randint(-padding, padding + 1, (2, images), generator=generator)
+    return Draws(*(part.to(device) for part in (index, flips, offsets[0], offsets[1])))
+
+
+def augmented(images: Tensor, index: Tensor, flip: Tensor, down: Tensor, across: Tensor) -> Tensor:
+    """The chosen images [B, C, H, W] of `images` (uint8 [N, C, H, W]), flipped and cropped, as pixels in [0, 1].
+
+    A crop after padding by repeated edges is a shift with clamped coordinates.
+    """
+    _, channels, height, width = images.shape
+    rows = (torch.arange(height, device=images.device) + down[:, None]).clamp(0, height - 1)
+    columns = (torch.arange(width, device=images.device) + across[:, None]).clamp(0, width - 1)
+    columns = torch.where(flip[:, None], width - 1 - columns, columns)
+    channel = torch.arange(channels, device=images.device)
+    chosen = images[index[:, None, None, None], channel[None, :, None, None], rows[:, None, :, None], columns[:, None, None, :]]
+    return chosen.to(torch.float32) / 255

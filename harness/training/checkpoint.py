@@ -1,0 +1,25 @@
+"""Checkpoints of a training in progress: written whole or not at all, read as tensors only."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from harness.folder import CHECKPOINT, write_atomically
+
+
+def save(folder: Path, epoch: int, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+    """Keep the state after `epoch` epochs in the trial's folder."""
+    state = {"epoch": epoch, "model": model.state_dict(), "optimiser": optimiser.state_dict()}
+    write_atomically(Path(folder) / CHECKPOINT, lambda path: torch.save(state, path))
+
+
+def restore(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, device: torch.device) -> int:
+    """Load the folder's checkpoint into model and optimiser, and return the epochs done: 0 where there is none."""
+    path = Path(folder) / CHECKPOINT
+    if not path.exists():
+        return 0
+    state = torch.load(path, map_location=device, weights_only=True)
+    model.load_state_dict(state["model"])
+    optimiser.load_state_dict(state["optimiser"])
+    return state["epoch"]

@@ -1,0 +1,118 @@
+"""The training loop: epochs of steps, one row and one checkpoint an epoch."""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from baselines import DATASETS, build
+from cerdeq import LinfBall, margin_spec
+from cerdeq.bounds import Context, Interval, propagate, trace
+from harness import names
+from harness.folder import read_epochs, write_epoch
+from harness.settings import TrialConfig, parse_eps
+from harness.training import checkpoint
+from harness.training.augment import draw
+from harness.training.initialise import initialise
+from harness.training.schedule import Ramp, learning_rate
+from harness.training.step import Stepper, make_optimiser
+
+_MONITORED = 500
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became infinite or NaN. epoch: where, from 1; last_finite: the last values that were finite."""
+
+    def __init__(self, epoch: int, step: int, last_finite: dict[str, Any]):
+        super().__init__(f"the loss became non-finite in epoch {epoch}, step {step} of the epoch; last finite values: {last_finite}")
+        self.epoch, self.last_finite = epoch, last_finite
+
+
+def train(
+    config: TrialConfig, images: Tensor, labels: Tensor, folder: Path, device: torch.device, report: Callable[[dict[str, Any]], None]
+) -> nn.Sequential:
+    """Train `config`'s network on images (uint8 [N, C, H, W]) and labels [N], going on from the folder's checkpoint.
+
+    Calls `report` with each epoch's row after it and its checkpoint are on disk. Raises NonFiniteLossError.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.train.precision == "tf32"
+    torch.backends.cudnn.deterministic = True
+    torch.manual_seed(config.seed)
+    model = build(config.model, config.dataset, config.width, **config.options)
+    initialise(model)
+    model.to(device, memory_format=torch.channels_last).train()
+    optimiser = make_optimiser(model, device)
+    done = checkpoint.restore(folder, model, optimiser, device)
+    images, labels = images.to(device), labels.to(device)
+    stepper = None
+    for epoch in range(done + 1, config.train.epochs + 1):
+        stepper = stepper or Stepper(config, model, optimiser, images, labels)
+        row = _epoch(config, stepper, epoch, folder)
+        checkpoint.save(folder, epoch, model, optimiser)
+        write_epoch(folder, row)
+        report(row)
+    return model
+
+
+def _epoch(config: TrialConfig, stepper: Stepper, epoch: int, folder: Path) -> dict[str, Any]:
+    settings, info = config.train, DATASETS[config.dataset]
+    device = stepper.images.device
+    steps = len(stepper.images) // settings.batch_size
+    ramp = Ramp(float(parse_eps(config.eps)), settings.ramp_start, settings.ramp_epochs, steps)
+    rate = learning_rate(settings.learning_rate, settings.decay_epochs, settings.decay_factor, epoch)
+    draws = draw(len(stepper.images), info.crop_padding, info.flip, config.seed, epoch, device)
+    reports = []
+    started = time.perf_counter()
+    for step in range(steps):
+        eps = ramp((epoch - 1) * steps + step)
+        reports.append(stepper(draws.batch(step * settings.batch_size, settings.batch_size), eps, rate))
+    loss, clean, certified = torch.stack(reports).double().cpu().unbind(1)
+    seconds = time.perf_counter() - started
+    _refuse_non_finite(stepper.model, loss, epoch, folder)
+    seen = steps * settings.batch_size
+    row = {
+        names.EPOCH: epoch,
+        names.TRAIN_LOSS: float(loss.mean()),
+        names.TRAIN_EPS: eps,
+        names.TRAIN_LEARNING_RATE: rate,
+        names.TRAIN_STANDARD_ERROR: 100 * (1 - float(clean.sum()) / seen),
+        names.TRAIN_CERTIFIED_ERROR: 100 * (1 - float(certified.sum()) / seen),
+        names.TRAIN_SECONDS: seconds,
+        names.TRAIN_EXAMPLES_PER_SECOND: seen / seconds,
+        **_widths(config, stepper),
+    }
+    return {name: value if math.isfinite(value) else None for name, value in row.items()}
+
+
+def _refuse_non_finite(model: nn.Module, loss: Tensor, epoch: int, folder: Path) -> None:
+    """Raise NonFiniteLossError where a step's loss, or the network it left behind, is not finite."""
+    finite = loss.isfinite()
+    finite[-1] &= all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+    if bool(finite.all()):
+        return
+    step = int((~finite).nonzero()[0])
+    if step > 0:
+        raise NonFiniteLossError(epoch, step + 1, {names.EPOCH: epoch, "step": step, names.TRAIN_LOSS: float(loss[step - 1])})
+    before = [row for row in read_epochs(folder) if row[names.EPOCH] < epoch]
+    raise NonFiniteLossError(epoch, 1, before[-1] if before else {})
+
+
+@torch.no_grad()
+def _widths(config: TrialConfig, stepper: Stepper) -> dict[str, float]:
+    """IBP widths at the sweep's eps on the first training images, without augmentation."""
+    x = stepper.images[:_MONITORED].float() / 255
+    labels = stepper.labels[:_MONITORED]
+    ball = LinfBall(x, parse_eps(config.eps))
+    ctx = Context(sound=False)
+    stepper.model.eval()
+    spec = margin_spec(labels, DATASETS[config.dataset].classes)
+    margins = propagate(trace(stepper.model), Interval(ball.center, ball.radius, x), ctx, spec)
+    stepper.model.train()
+    width = 2 * float(margins.radius.mean())
+    layers = {names.layer_width(name, "train/"): 2 * float(box.radius.mean()) for name, box in ctx.preactivations.items()}
+    relative = width / max(float(margins.clean.std()), 1e-30)
+    return {names.TRAIN_BOUND_WIDTH: width, names.TRAIN_BOUND_WIDTH_RELATIVE: relative, **layers}

@@ -1,0 +1,118 @@
+"""One trial from config to result: train, fold, save, judge. Needs neither Ray nor MLflow nor pydantic."""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from baselines import build
+from cerdeq.equilibrium import fold
+from harness import folder, names
+from harness.data import Data, load
+from harness.environment import describe_environment
+from harness.evaluation.equilibria import gains, recurrence_report
+from harness.evaluation.verdicts import CERTIFIED, FALSIFIED, MISCLASSIFIED, Judgement, judge
+from harness.settings import SettingError, TrialConfig
+from harness.training.loop import train
+
+_COLLAPSED = 0.99
+
+
+def run_trial(
+    config: TrialConfig,
+    directory: Path,
+    report: Callable[[dict[str, Any]], None] = lambda row: None,
+    data_dir: str | None = None,
+) -> folder.TrialResult:
+    """Train and evaluate `config` in its folder `directory`, going on from the checkpoint there.
+
+    report: called with each epoch's row. data_dir: as --data-dir. A finished folder's result is returned as it is.
+    Raises SettingError where the folder holds another trial, DataError, NonFiniteLossError and SoundnessError; any
+    error in training or evaluation also leaves failure.json.
+    """
+    directory = Path(directory)
+    data = load(config.dataset, data_dir)
+    trial = folder.make_trial(config, data.fingerprint)
+    folder.claim(directory, trial)
+    finished = folder.read_result(directory)
+    if finished is not None:
+        return finished
+    (directory / folder.FAILURE).unlink(missing_ok=True)
+    try:
+        result = _run(trial, directory, data, report)
+    except Exception as error:
+        why = {"error": f"{type(error).__name__}: {error}", "last_finite": getattr(error, "last_finite", {})}
+        folder.write_json(directory / folder.FAILURE, why)
+        raise
+    folder.write_result(directory, result)
+    return result
+
+
+def load_network(config: TrialConfig, weights: Path) -> nn.Sequential:
+    """The trained network whose folded weights lie in a safetensors file: float64, in evaluation mode."""
+    model = fold(build(config.model, config.dataset, config.width, **config.options))
+    model.load_state_dict(load_file(weights))
+    return model.double().eval()
+
+
+def _run(trial: folder.Trial, directory: Path, data: Data, report: Callable[[dict[str, Any]], None]) -> folder.TrialResult:
+    config = trial.config
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    training, held_out = data.training_images(config.train_images, config.validation_images)
+    judged = held_out or data.test_images(config.evaluation.test_images)
+    if len(training.images) < config.train.batch_size:
+        raise SettingError("batch_size", config.train.batch_size, f"at most the {len(training.images)} training images")
+    trained = train(config, training.images, training.labels, directory, device, report)
+    gain = gains(trained)
+    parameters = sum(parameter.numel() for parameter in trained.parameters())
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in fold(trained.eval()).state_dict().items()}
+    folder.write_atomically(directory / folder.WEIGHTS, lambda path: save_file(state, path))
+
+    started = time.perf_counter()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    model = load_network(config, directory / folder.WEIGHTS).to(device)
+    images, labels = judged.images.to(device), judged.labels.to(device)
+    judgement = judge(model, images, labels, config)
+    folder.write_atomically(directory / folder.VERDICTS, judgement.verdicts.to_parquet)
+    metrics = {
+        **_rates(judgement),
+        **{names.layer_width(layer): width for layer, width in judgement.layers.items()},
+        **gain,
+        **recurrence_report(model, images, labels, config),
+        names.PARAMETERS: parameters,
+        names.TRAIN_SECONDS: sum(row[names.TRAIN_SECONDS] for row in folder.read_epochs(directory)),
+        names.EVALUATION_SECONDS: time.perf_counter() - started,
+    }
+    finite = {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
+    return folder.TrialResult(trial.key, finite, describe_environment(device), data.summary(), _warnings(judgement, finite))
+
+
+def _rates(judgement: Judgement) -> dict[str, float]:
+    verdict = judgement.verdicts[names.VERDICT]
+    width = float(judgement.verdicts[names.WIDTH].mean())
+    rates = {
+        names.STANDARD_ERROR: 100 * float((verdict == MISCLASSIFIED).mean()),
+        names.ATTACK_ERROR: 100 * float(verdict.isin([MISCLASSIFIED, FALSIFIED]).mean()),
+        names.CERTIFIED_ERROR: 100 * float((verdict != CERTIFIED).mean()),
+        names.BOUND_WIDTH: width,
+        names.BOUND_WIDTH_RELATIVE: width / judgement.clean_spread if judgement.clean_spread else math.inf,
+    }
+    if not rates[names.STANDARD_ERROR] <= rates[names.ATTACK_ERROR] <= rates[names.CERTIFIED_ERROR]:
+        raise AssertionError(f"errors out of order: {rates}")
+    return rates
+
+
+def _warnings(judgement: Judgement, metrics: dict[str, float | None]) -> list[str]:
+    shares = judgement.verdicts[names.PREDICTION].value_counts(normalize=True)
+    missing = [name for name, value in metrics.items() if value is None]
+    found = []
+    if shares.iloc[0] >= _COLLAPSED:
+        found.append(f"collapsed: predicts class {shares.index[0]} for {100 * shares.iloc[0]:.1f} % of the images")
+    if missing:
+        found.append(f"not finite: {', '.join(missing)}")
+    return found
