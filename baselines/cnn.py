@@ -11,7 +11,7 @@ _CNN7 = [(64, 1), (64, 1), (128, 2), (128, 1), (128, 1)]
 
 
 def cnn(shape: tuple[int, int, int], classes: int, width: float = 1.0, depth: int = 7) -> nn.Sequential:
-    """`depth` - 2 convolutions, a hidden linear layer of 512 and a classifier; batch norm and ReLU after each hidden layer.
+    """`depth` - 2 convolutions, a linear layer of 512 and a classifier; batch norm and ReLU after each hidden layer.
 
     Depth 7 is CNN-7: channels 64 64 128 128 128, strides 1 1 2 1 1. Shallower ones leave out its last convolutions,
     deeper ones repeat the last. Images larger than 32 pixels are halved once more, in CNN-7's last convolution.

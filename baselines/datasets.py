@@ -1,4 +1,8 @@
-"""The data sets that networks are built for, one entry each: all that is known of a data set without reading it."""
+"""The data sets that networks are built for, one entry each: all that is known of a data set without reading it.
+
+Means and deviations are those of the certified-training literature; CIFAR-10's and Tiny ImageNet's deviations are
+means over images of each image's own, smaller than the deviation over all pixels.
+"""
 
 from dataclasses import dataclass
 
@@ -36,8 +40,9 @@ DATASETS = {
         ),
         Dataset("mnist", "MNIST", (1, 28, 28), 10, (0.0,), (1.0,), 60_000, 10_000, folders=("mnist",)),
         Dataset(
-            "tiny-imagenet", "Tiny ImageNet", (3, 64, 64), 200, (0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262), 100_000, 10_000,
-            flip=True, crop_padding=4, folders=("tiny-imagenet", "tiny-imagenet/data", "tiny-imagenet-200"), test_split="valid",
+            "tiny-imagenet", "Tiny ImageNet", (3, 64, 64), 200, (0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262),
+            100_000, 10_000, flip=True, crop_padding=4,
+            folders=("tiny-imagenet", "tiny-imagenet/data", "tiny-imagenet-200"), test_split="valid",
         ),
         Dataset("digits", "digits", (1, 8, 8), 10, (0.3053,), (0.3760,), 1_437, 360),
     )

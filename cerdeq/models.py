@@ -8,7 +8,9 @@ from cerdeq.equilibrium import Equilibrium
 from cerdeq.layers import convolution, downsampled, head, scaled
 
 
-def _network(shape: tuple[int, int, int], classes: int, width: float, stem: list[tuple[int, int]], **options) -> nn.Sequential:
+def _network(
+    shape: tuple[int, int, int], classes: int, width: float, stem: list[tuple[int, int]], **options
+) -> nn.Sequential:
     layers = []
     inputs = shape[0]
     for number, (channels, stride) in enumerate(stem, start=1):

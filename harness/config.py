@@ -1,5 +1,6 @@
 """Sweep files: YAML, checked to the last key, expanded to a list of trials."""
 
+import inspect
 import json
 import re
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ FULL, CPU = "full", "cpu"
 
 
 class ConfigError(ValueError):
-    """A sweep file that cannot be used. The message names the file and, one a line, key, what was found and what is allowed."""
+    """A sweep file that cannot be used. A line a problem: the file, the key, what was found and what is allowed."""
 
     def __init__(self, path: Path, problems: list[str]):
         super().__init__("\n".join(f"{path}: {problem}" for problem in problems))
@@ -70,7 +71,7 @@ class SweepFile(_Strict):
     train: TrainSettings = TrainSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     trials: list[TrialEntry] = Field(min_length=1)
-    resources: Resources = Resources()
+    resources: Resources = Field(default_factory=lambda: Resources.model_validate({}))
     width: float = Field(1.0, gt=0)
     train_images: int | None = Field(None, ge=1)
     validation_images: int = Field(0, ge=0)
@@ -96,7 +97,9 @@ def load_sweep(path: Path, profile: str | None, has_gpu: bool) -> Sweep:
     content = _read(path)
     profiles = content.pop("profiles", None) or {}
     if not isinstance(profiles, dict) or not all(isinstance(value, dict) for value in profiles.values()):
-        raise ConfigError(path, [f"profiles: found {profiles!r}, allowed: a mapping from profile names to the keys they change"])
+        raise ConfigError(
+            path, [f"profiles: found {profiles!r}, allowed: a mapping from profile names to the keys they change"]
+        )
     if FULL in profiles:
         raise ConfigError(path, [f"profiles.{FULL}: the name of the sweep without a profile; choose another"])
     resolved = {FULL: _validated(path, content, "")}
@@ -123,7 +126,9 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -173,8 +178,10 @@ def _allowed_keys(location: tuple[Any, ...]) -> list[str]:
     section = str(location[0])
     if len(location) == 1:
         return [*SweepFile.model_fields, "profiles"]
-    schema = {"train": TrainSettings, "evaluation": EvaluationSettings, "trials": TrialEntry, "resources": Resources}[section]
-    return list(getattr(schema, "model_fields", None) or schema.__dataclass_fields__)
+    schema = {"train": TrainSettings, "evaluation": EvaluationSettings, "trials": TrialEntry, "resources": Resources}[
+        section
+    ]
+    return list(inspect.signature(schema).parameters)
 
 
 def _expanded(path: Path, profile: str, sweep: SweepFile) -> Sweep:

@@ -58,8 +58,8 @@ class Trial:
 class TrialResult:
     """What result.json holds.
 
-    metrics: final numbers by the names in harness.names, None where a number is not finite.
-    environment: device, versions, code version. warnings: sentences for the table. data: what the data set says of itself.
+    metrics: final numbers by the names in harness.names, None where not finite.
+    environment: device, versions, code version. warnings: for the table. data: what the data set says of itself.
     """
 
     key: str
@@ -96,7 +96,9 @@ def claim(directory: Path, trial: Trial) -> None:
     if not path.exists():
         write_json(path, trial_json(trial))
     elif (held := read_trial(path).key) != trial.key:
-        raise SettingError("directory", str(directory), f"an empty folder or that of trial {trial.key}; it holds {held}")
+        raise SettingError(
+            "directory", str(directory), f"an empty folder or that of trial {trial.key}; it holds {held}"
+        )
 
 
 def read_result(folder: Path) -> TrialResult | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -50,22 +51,32 @@ class Progress:
         row = self.rows[key]
         row.state, row.metrics = DONE, result.metrics
         figures = ", ".join(f"{name.replace('_', ' ')} {_number(result.metrics[name])} %" for name in _ERRORS)
-        self.console.print(f"[green]done[/] {row.trial.config.label}: {figures}", highlight=False)
+        self.console.print(
+            f"[green]done[/] {escape(row.trial.config.label)}: {figures}", highlight=False, soft_wrap=True
+        )
         for warning in result.warnings:
-            self.console.print(f"[yellow]warning[/] {row.trial.config.label}: {warning}", highlight=False)
+            self.console.print(
+                f"[yellow]warning[/] {row.trial.config.label}: {escape(warning)}", highlight=False, soft_wrap=True
+            )
 
     def failed(self, key: str, error: str) -> None:
         """A trial has failed for good."""
         self.rows[key].state = FAILED
-        self.console.print(f"[red]failed[/] {self.rows[key].trial.config.label}: {error}", highlight=False)
+        self.console.print(
+            f"[red]failed[/] {self.rows[key].trial.config.label}: {escape(error)}", highlight=False, soft_wrap=True
+        )
 
     def _render(self) -> Group:
-        table = Table("trial", "state", "epoch", "eps", "loss", "standard", "certified", "left", box=None, padding=(0, 2, 0, 0))
+        table = Table(
+            "trial", "state", "epoch", "eps", "loss", "standard", "certified", "left", box=None, padding=(0, 2, 0, 0)
+        )
         for row in self.rows.values():
             table.add_row(*_cells(row))
         states = [row.state for row in self.rows.values()]
         minutes = (time.monotonic() - self.started) / 60
-        counts = ", ".join(f"{states.count(state)} {state}" for state in (DONE, RUNNING, WAITING, FAILED) if state in states)
+        counts = ", ".join(
+            f"{states.count(state)} {state}" for state in (DONE, RUNNING, WAITING, FAILED) if state in states
+        )
         note = "errors in percent: of training images at the present eps while running, of test images at the end"
         return Group(table, Text(f"{counts}; {minutes:.1f} min; {note}", style="dim"))
 

@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from harness import folder, tables
 from harness.config import CPU, FULL, ConfigError, Sweep, load_sweep
-from harness.data import Data, DataError, load
+from harness.data import Data, DataError, data_directory, load
 from harness.folder import Trial
 from harness.progress import Progress
 from harness.settings import parse_eps
@@ -45,12 +45,22 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m harness.run", description=__doc__)
     parser.add_argument("sweep", type=Path, help="a sweep file, sweeps/*.yaml")
-    parser.add_argument("--profile", help="a profile of the sweep file, or 'full'; default: 'cpu' where there is no GPU")
+    parser.add_argument(
+        "--profile", help="a profile of the sweep file, or 'full'; default: 'cpu' where there is no GPU"
+    )
     parser.add_argument("--data-dir", help="where data sets lie; default: $CERDEQ_DATA, else ./data")
     parser.add_argument("--results-dir", type=Path, default=Path("results"), help="default: results")
-    parser.add_argument("--tracking-uri", help="MLflow store or server; default: $MLFLOW_TRACKING_URI, else ./mlflow.db")
-    parser.add_argument("--ray-address", default=os.environ.get("RAY_ADDRESS"), help="a running Ray cluster; default: $RAY_ADDRESS, else this machine")
-    parser.add_argument("--export", type=Path, metavar="DIR", help="write a file a trial for `python -m harness.trial`, and stop")
+    parser.add_argument(
+        "--tracking-uri", help="MLflow store or server; default: $MLFLOW_TRACKING_URI, else ./mlflow.db"
+    )
+    parser.add_argument(
+        "--ray-address",
+        default=os.environ.get("RAY_ADDRESS"),
+        help="a running Ray cluster; default: $RAY_ADDRESS, else this machine",
+    )
+    parser.add_argument(
+        "--export", type=Path, metavar="DIR", help="write a file a trial for `python -m harness.trial`, and stop"
+    )
     return parser
 
 
@@ -64,15 +74,17 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     directory = (options.results_dir / sweep.name).absolute()
     _check_owner(directory, sweep)
     with _locked(directory):
-        return _complete(sweep, trials, directory, options, console)
+        return _complete(sweep, data, trials, directory, options, console)
 
 
-def _complete(sweep: Sweep, trials: list[Trial], directory: Path, options: argparse.Namespace, console: Console) -> int:
+def _complete(
+    sweep: Sweep, data: Data, trials: list[Trial], directory: Path, options: argparse.Namespace, console: Console
+) -> int:
     """Run what lacks a result, then bring MLflow and the tables up to date."""
     from harness.tracking import Tracker, TrackingError
 
     waiting = [trial for trial in trials if folder.read_result(folder.place(directory, trial.key)) is None]
-    _announce(sweep, trials, waiting, options.profile, console)
+    _announce(sweep, data, trials, waiting, options.profile, console)
     try:
         mirror = _Mirror(Tracker.open(sweep.name, options.tracking_uri), console)
     except TrackingError as error:
@@ -88,10 +100,17 @@ def _complete(sweep: Sweep, trials: list[Trial], directory: Path, options: argpa
     return FAILED if failed or mirror.broken else OK
 
 
-def _train(sweep: Sweep, waiting: list[Trial], directory: Path, options: argparse.Namespace, mirror: "_Mirror", console: Console) -> None:
+def _train(
+    sweep: Sweep,
+    waiting: list[Trial],
+    directory: Path,
+    options: argparse.Namespace,
+    mirror: "_Mirror",
+    console: Console,
+) -> None:
     from harness.sweep import ResourceError, run_folders
 
-    data_dir = str(Path(options.data_dir).absolute()) if options.data_dir else None
+    data_dir = str(data_directory(options.data_dir).absolute())  # workers run elsewhere
     gpu = sweep.resources.gpu if _has_gpu(options.ray_address) else 0
     with Progress(waiting, console) as progress:
 
@@ -144,7 +163,9 @@ class _Mirror:
             action()
         except TrackingError as error:
             self.broken = True
-            self.console.print(f"[yellow]warning[/] {escape(str(error))}; results are safe, the same command logs them later")
+            self.console.print(
+                f"[yellow]warning[/] {escape(str(error))}; results are safe, the same command logs them later"
+            )
 
 
 def _has_gpu(ray_address: str | None) -> bool:
@@ -162,7 +183,9 @@ def _check_data(sweep: Sweep, data: Data) -> None:
     if held_out is None:
         data.test_images(config.evaluation.test_images)
     if len(training) < config.train.batch_size:
-        raise BadInputError(f"train.batch_size: found {config.train.batch_size}, allowed: at most the {len(training)} training images")
+        raise BadInputError(
+            f"train.batch_size: found {config.train.batch_size}, allowed: at most the {len(training)} training images"
+        )
 
 
 def _check_owner(directory: Path, sweep: Sweep) -> None:
@@ -176,7 +199,9 @@ def _check_owner(directory: Path, sweep: Sweep) -> None:
         theirs = (config.sweep, config.dataset, parse_eps(config.eps))
         if theirs != mine:
             found, wanted = (f"{name} on {dataset} at eps {eps}" for name, dataset, eps in (theirs, mine))
-            raise BadInputError(f"{directory} belongs to another sweep: found {found}, this one is {wanted}; rename one of them")
+            raise BadInputError(
+                f"{directory} belongs to another sweep: found {found}, this one is {wanted}; rename one of them"
+            )
 
 
 @contextmanager
@@ -200,17 +225,26 @@ def _export(trials: list[Trial], target: Path, console: Console) -> int:
     return OK
 
 
-def _announce(sweep: Sweep, trials: list[Trial], waiting: list[Trial], asked: str | None, console: Console) -> None:
+def _announce(
+    sweep: Sweep, data: Data, trials: list[Trial], waiting: list[Trial], asked: str | None, console: Console
+) -> None:
+    """The first lines: what runs, on which data, under which profile."""
     config, finished = sweep.trials[0], len(trials) - len(waiting)
-    console.print(f"[bold]{sweep.name}[/]: {sweep.dataset}, eps {sweep.eps}, profile {sweep.profile}: {len(trials)} trials, {finished} finished already")
+    lines = [
+        f"[bold]{sweep.name}[/]: {data.info.title}, eps {sweep.eps}, profile {sweep.profile}; "
+        f"{len(trials)} trials, {finished} finished already",
+        f"data: {len(data.train):,} training and {len(data.test):,} test images "
+        f"from {escape(str(data.directory or 'a package'))}",
+    ]
     if sweep.profile == CPU and asked is None:
-        console.print("no GPU here: profile 'cpu' was picked")
+        lines.append("no GPU here: profile 'cpu' was picked")
     if sweep.profile != FULL:
-        images = config.train_images or "all"
-        console.print(
-            f"profile '{sweep.profile}': width {config.width:g}, {images} training images, {config.train.epochs} epochs; "
-            "its numbers are not comparable with published ones"
+        widths = ", ".join(f"{width:g}" for width in sorted({config.width for config in sweep.trials}))
+        lines.append(
+            f"profile '{sweep.profile}': width {widths}, {config.train_images or 'all'} training images, "
+            f"{config.train.epochs} epochs; its numbers are not comparable with published ones"
         )
+    console.print("\n".join(lines), soft_wrap=True)
 
 
 if __name__ == "__main__":

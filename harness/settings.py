@@ -8,7 +8,8 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from itertools import pairwise
+from typing import Any, ClassVar
 
 RECIPE_VERSION = 1
 """Raised whenever training or evaluation changes its numbers (tests/harness/test_golden.py fails when it must be)."""
@@ -44,7 +45,7 @@ def parse_eps(text: str) -> Fraction:
 class TrainSettings:
     """The recipe all trials of a study share (Shi et al. 2021, section 4). Epochs are counted from 1."""
 
-    __pydantic_config__ = {"extra": "forbid", "strict": True}
+    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
 
     epochs: int = 160
     batch_size: int = 128
@@ -62,9 +63,11 @@ class TrainSettings:
         _check("batch_size", self.batch_size, self.batch_size >= 2, "an integer of at least 2 (batch norm)")
         _check("learning_rate", self.learning_rate, 0 < self.learning_rate < 1, "above 0 and below 1")
         decays = self.decay_epochs
-        ordered = all(a < b for a, b in zip(decays, decays[1:], strict=False))
+        ordered = all(a < b for a, b in pairwise(decays))
         inside = all(1 <= epoch <= self.epochs for epoch in decays)
-        _check("decay_epochs", list(decays), ordered and inside, f"increasing epochs between 1 and epochs = {self.epochs}")
+        _check(
+            "decay_epochs", list(decays), ordered and inside, f"increasing epochs between 1 and epochs = {self.epochs}"
+        )
         _check("decay_factor", self.decay_factor, 0 < self.decay_factor <= 1, "above 0 and at most 1")
         _check("ramp_start", self.ramp_start, self.ramp_start >= 1, "an epoch of at least 1")
         _check("ramp_epochs", self.ramp_epochs, self.ramp_epochs >= 0, "an integer of at least 0")
@@ -84,7 +87,7 @@ class TrainSettings:
 class EvaluationSettings:
     """How a trained network is judged. `test_images` None takes all of them; otherwise the first so many."""
 
-    __pydantic_config__ = {"extra": "forbid", "strict": True}
+    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
 
     test_images: int | None = None
     batch_size: int = 500

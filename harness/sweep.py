@@ -54,7 +54,9 @@ class _Reporter(Callback):
         """Tune pickles callbacks into its own state, which we never restore; live tables and clients stay here."""
         return {}
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         """Tune received a row."""
         self.on_epoch(_folder(trial), result)
 
@@ -104,10 +106,11 @@ def run_folders(
     address: str | None = None,
     worker: Callable[[dict[str, Any]], None] = train_folder,
 ) -> None:
-    """Run the trial of every folder (each with its trial.json), as many at a time as fit, each with `cpu` CPUs and `gpu` GPUs (a fraction shares one).
+    """Run the trial of every folder (each with its trial.json), as many at a time as fit.
 
-    Returns when all have ended, well or not: their folders tell. storage: where Ray may keep its own state meanwhile.
-    address: of a running cluster, else a local one is started, unless this process has Ray up already.
+    cpu, gpu: what each trial reserves; trials with a fraction of a GPU share it. storage: where Ray may keep its own
+    state meanwhile. address: of a running cluster; else one is started here, unless this process has Ray up already.
+    Returns when all have ended, well or not: their folders tell.
     Raises ResourceError where CUDA is there and Ray does not see it, or no machine has what a trial asks for.
     """
     with _cluster(address) as resources:
@@ -115,7 +118,10 @@ def run_folders(
         name = f"{time.time_ns()}"
         tuner = Tuner(
             tune.with_resources(worker, {"cpu": cpu, "gpu": gpu}),
-            param_space={"directory": tune.grid_search([str(place.absolute()) for place in folders]), "data_dir": data_dir},
+            param_space={
+                "directory": tune.grid_search([str(place.absolute()) for place in folders]),
+                "data_dir": data_dir,
+            },
             tune_config=TuneConfig(
                 reuse_actors=True,
                 trial_name_creator=lambda trial: _folder(trial).name,
@@ -137,10 +143,15 @@ def run_folders(
 
 def _check_resources(resources: dict[str, float], cpu: int, gpu: float) -> None:
     if torch.cuda.is_available() and not resources.get("GPU", 0):
-        raise ResourceError("torch sees a GPU on this machine and Ray does not; look at CUDA_VISIBLE_DEVICES and at the cluster's start")
+        raise ResourceError(
+            "torch sees a GPU on this machine and Ray does not; look at CUDA_VISIBLE_DEVICES and at the cluster's start"
+        )
     for name, wanted in (("CPU", cpu), ("GPU", gpu)):
         if wanted > resources.get(name, 0):
-            raise ResourceError(f"a trial asks for {wanted:g} {name} and Ray has {resources.get(name, 0):g}; lower `resources` in the sweep file")
+            raise ResourceError(
+                f"a trial asks for {wanted:g} {name} and Ray has {resources.get(name, 0):g}; "
+                "lower `resources` in the sweep file"
+            )
 
 
 @contextmanager
@@ -148,7 +159,12 @@ def _cluster(address: str | None) -> Iterator[dict[str, float]]:
     """Ray's resources; Ray is started and stopped again unless it was up already."""
     started = not ray.is_initialized()
     if started:
-        ray.init(address or "local", include_dashboard=None if address else False, logging_level=logging.ERROR, log_to_driver=False)
+        ray.init(
+            address or "local",
+            include_dashboard=None if address else False,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
     try:
         yield ray.cluster_resources()
     finally:

@@ -50,7 +50,9 @@ def _read(path: Path) -> folder.Trial:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SettingError(str(path), f"{type(error).__name__}: {error}", "a file written by --export") from None
     if trial.recipe_version != RECIPE_VERSION:
-        raise SettingError(f"{path}: recipe_version", trial.recipe_version, f"{RECIPE_VERSION}, this code's; export it again")
+        raise SettingError(
+            f"{path}: recipe_version", trial.recipe_version, f"{RECIPE_VERSION}, this code's; export it again"
+        )
     if trial != folder.make_trial(trial.config, trial.fingerprint):
         raise SettingError(f"{path}: key", trial.key, "the key of its config; the file was changed by hand")
     return trial
@@ -58,7 +60,11 @@ def _read(path: Path) -> folder.Trial:
 
 def _print_epoch(row: dict[str, Any]) -> None:
     figures = (names.TRAIN_EPS, names.TRAIN_LOSS, names.TRAIN_CERTIFIED_ERROR, names.TRAIN_EXAMPLES_PER_SECOND)
-    print(f"epoch {row[names.EPOCH]}: " + ", ".join(f"{name} {row[name]:.5g}" for name in figures if row[name] is not None), flush=True)
+    print(
+        f"epoch {row[names.EPOCH]}: "
+        + ", ".join(f"{name} {row[name]:.5g}" for name in figures if row[name] is not None),
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,21 @@ from cerdeq.boxes import Box
 
 METHODS = ("ibp",)
 
-__all__ = ["METHODS", "Context", "Interval", "Operator", "Program", "Reference", "Step", "UnsupportedOperator", "bound", "margin_spec", "propagate", "register", "trace"]
+__all__ = [
+    "METHODS",
+    "Context",
+    "Interval",
+    "Operator",
+    "Program",
+    "Reference",
+    "Step",
+    "UnsupportedOperator",
+    "bound",
+    "margin_spec",
+    "propagate",
+    "register",
+    "trace",
+]
 
 
 def bound(model: nn.Module, region: Box, method: str = "ibp", spec: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""A torch module as a list of steps that bounds can follow: torch.fx names the operations, the rule table their records."""
+"""A torch module as a list of steps: torch.fx names the operations, the rule table what bounds know of them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +36,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Program:
-    """The steps of a module with one tensor in and one out. Value 0 is the input, value i + 1 the result of steps[i]."""
+    """The steps of a module with one tensor in and one out. Value 0 is the input, value i + 1 that of steps[i]."""
 
     steps: tuple[Step, ...]
     output: int
@@ -62,7 +62,9 @@ def trace(model: nn.Module) -> Program:
     for node in _Tracer().trace(model).nodes:
         if node.op == "output":
             if node.args[0] not in bounded:
-                raise UnsupportedOperator(f"bounds want one output tensor that depends on the input, found {node.args[0]}")
+                raise UnsupportedOperator(
+                    f"bounds want one output tensor that depends on the input, found {node.args[0]}"
+                )
             return Program(tuple(steps), index[node.args[0]])
         index[node] = len(index)
         if node.op == "placeholder":
@@ -80,7 +82,7 @@ def _step(node: torch.fx.Node, model: nn.Module, index: dict[torch.fx.Node, int]
     if node.op == "get_attr":
         owner, _, attribute = str(node.target).rpartition(".")
         return Step(node.name, None, model.get_submodule(owner), attribute=attribute)
-    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda arg: Reference(index[arg]))
+    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda arg: Reference(index[arg]))  # type: ignore
     args, kwargs = tuple(args), dict(kwargs)
     if node.op == "call_module":
         module = model.get_submodule(str(node.target))

@@ -1,4 +1,4 @@
-"""Interval bound propagation (IBP; Gowal et al. 2018): one forward pass that carries a box and, if wanted, a clean value.
+"""Interval bound propagation (IBP; Gowal et al. 2018): one forward pass with a box and, if wanted, a clean value.
 
 Each rule maps Intervals to an Interval in centre-radius form: an affine layer is c' = W c + b, r' = |W| r.
 Clean value and centre go through each layer together, so that training costs two passes of the weights, not three.
@@ -22,7 +22,7 @@ from cerdeq.boxes import Box
 
 @dataclass(frozen=True)
 class Interval:
-    """A box (center, radius), both [B, ...], and the value of the clean input, of the same shape, where it is carried."""
+    """A box (center, radius), both [B, ...], and the clean input's value, of the same shape, where it is carried."""
 
     center: Tensor
     radius: Tensor
@@ -32,6 +32,12 @@ class Interval:
     def box(self) -> Box:
         """The box alone."""
         return Box(self.center, self.radius)
+
+    def clean_value(self) -> Tensor:
+        """The clean value. Raises ValueError where none is carried."""
+        if self.clean is None:
+            raise ValueError("this pass carries no clean value")
+        return self.clean
 
 
 @dataclass
@@ -132,15 +138,17 @@ def scale_shift(ctx: Context, x: Interval, subtract: Tensor, scale: Tensor, add:
 def batch_norm(
     ctx: Context, x: Interval, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
 ) -> Interval:
-    """Batch norm. In training the clean values' batch statistics, not detached, normalise all three (Shi et al. 2021)."""
+    """Batch norm. In training the clean values' batch statistics, not detached, normalise all three (Shi et al. 2021).
+
+    Raises ValueError in training without a clean value.
+    """
     shape = (1, -1) + (1,) * (x.center.dim() - 2)
     if training:
-        if x.clean is None:
-            raise ValueError("batch norm in training mode needs the clean value; call model.eval() for bounds alone")
-        dims = [d for d in range(x.clean.dim()) if d != 1]
-        variance, mean = torch.var_mean(x.clean, dims, correction=0)
+        clean = x.clean_value()
+        dims = [d for d in range(clean.dim()) if d != 1]
+        variance, mean = torch.var_mean(clean, dims, correction=0)
         if running_mean is not None:
-            count = x.clean.numel() / x.clean.shape[1]
+            count = clean.numel() / clean.shape[1]
             with torch.no_grad():
                 running_mean.lerp_(mean.detach().to(running_mean.dtype), momentum)
                 running_var.lerp_(variance.detach().to(running_var.dtype) * (count / (count - 1)), momentum)
@@ -183,7 +191,7 @@ def _sum(ctx: Context, x: Any, y: Any, factor: float) -> Interval:
     a, b = _lifted(x, like), _lifted(y, like)
     center = a.center + factor * b.center
     radius = absorb(ctx, a.center, a.radius, 4) + abs(factor) * absorb(ctx, b.center, b.radius, 4)
-    clean = None if like.clean is None else a.clean + factor * b.clean
+    clean = None if like.clean is None else a.clean_value() + factor * b.clean_value()
     return Interval(center, radius, clean)
 
 

@@ -30,7 +30,7 @@ class Operator:
     modules: dict[type[nn.Module], Callable[[Any], dict[str, Any]]] = field(default_factory=dict)
 
 
-class UnsupportedOperator(TypeError):
+class UnsupportedOperator(TypeError):  # noqa: N818
     """An operation of the model has no bound rule; the message names its node and the user's line of code."""
 
 
@@ -118,7 +118,7 @@ def of_function(function: Any) -> Operator | None:
 
 
 def of_module(module: nn.Module) -> Operator | None:
-    """The record of a module's class or of its nearest base class (a parametrised layer, say), None where there is none."""
+    """The record of a module's class or its nearest base class (a parametrised layer's, say), None where none has one."""
     return next((_by_module[cls] for cls in type(module).__mro__ if cls in _by_module), None)
 
 

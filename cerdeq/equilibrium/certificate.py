@@ -35,13 +35,15 @@ class Contraction:
 
 
 def channel_matrix(weight: Tensor) -> Tensor:
-    """Sum of |W| over the kernel, [C, C]: with v constant over pixels, (A v)_i bounds (|W| v) at every pixel of channel i,
-    for zero padding and any image size."""
+    """Sum of |W| over the kernel, [C, C].
+
+    With v constant over pixels (A v)_i bounds |W| v at every pixel of channel i: zero padding only lowers it.
+    """
     return weight.abs().flatten(2).sum(2) if weight.dim() > 2 else weight.abs()
 
 
 def contraction(weight: Tensor) -> Contraction:
-    """The smallest rate that power iteration proves, in float64, rounding counted outwards. The rate may be 1 or more."""
+    """The least rate that power iteration proves, in float64 with rounding counted outwards. It may be 1 or more."""
     weight = weight.detach().double()
     matrix = channel_matrix(weight)
     v = torch.ones(len(matrix), dtype=torch.float64, device=weight.device)
@@ -72,8 +74,8 @@ def preactivation_box(weight: Tensor, h: Box, z: Box) -> Box:
 def verify_inclusion(weight: Tensor, h: Box, z: Box, v: Tensor) -> Tensor:
     """Whether `z` is proved to contain the equilibrium of every h in the box, per example: bool [B].
 
-    weight: [C, C, k, k] or [N, N]; h, z: boxes [B, C, H, W] or [B, N]; v: [C] or [N]. True only where |W| v < v and F(z) lies inside z, both in
-    float64 with rounding counted outwards. Anything not finite is False.
+    weight: [C, C, k, k] or [N, N]; h, z: boxes [B, C, H, W] or [B, N]; v: [C] or [N]. True only where |W| v < v and
+    F(z) lies inside z, both in float64 with rounding counted outwards. Anything not finite is False.
     """
     weight, v = weight.double(), v.double()
     h, z = _double(h), _double(z)

@@ -23,7 +23,7 @@ def attach(weight: Tensor, h: Tensor, z: Tensor, iterations: int) -> Tensor:
 def attach_interval(
     weight: Tensor, h_center: Tensor, h_radius: Tensor, center: Tensor, radius: Tensor, iterations: int
 ) -> tuple[Tensor, Tensor]:
-    """(center, radius), a solution of the lifted equilibrium, differentiable in weight, h_center and h_radius; all [B, ...]."""
+    """(center, radius), a solution of the lifted equilibrium, differentiable in weight and h; all [B, ...]."""
     return _Lifted.apply(weight, h_center, h_radius, center, radius, iterations)
 
 

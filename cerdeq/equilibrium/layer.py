@@ -22,10 +22,10 @@ class NotConvergedError(RuntimeError):
 
 
 class FixedPoint(nn.Module):
-    """h -> z with z = relu(W z + h): the leaf that bounds know.
+    """The map from h to the z with z = relu(W z + h): the leaf that bounds know.
 
     In training both solves are Picard iterations of fixed counts from zero; in evaluation the solve goes to a
-    tolerance (1e-5 in float32, 1e-10 in float64, relative, per example) and raises NotConvergedError where it is missed.
+    tolerance (relative, per example: 1e-5 in float32, 1e-10 in float64) and raises NotConvergedError where it misses.
     """
 
     weight: Tensor
@@ -61,7 +61,7 @@ class FixedPoint(nn.Module):
 
 
 class Equilibrium(nn.Module):
-    """z = relu(W z + inject(x)), W a stride-1 convolution with zero padding (odd kernel_size) or dense (kernel_size None).
+    """z = relu(W z + inject(x)), W a zero-padded stride-1 convolution (odd kernel_size) or dense (kernel_size None).
 
     inject: any traceable module from x to [B, channels, H, W], or [B, channels] for a dense W. W starts at its bound
     times the gain: rho(|W|) <= gain (1 - margin). Raises ValueError for an unknown parametrisation or an even kernel.
@@ -99,24 +99,22 @@ class Equilibrium(nn.Module):
         return self.recurrence(self.inject(x))
 
 
-def fold(model: nn.Module) -> nn.Module:
+def fold(model: nn.Module) -> None:
     """Replace every parametrisation in `model` by the weight it gives, in place: W as it is stored and certified."""
     for module in model.modules():
         if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):
+            for name in list(module.parametrizations):  # type: ignore[arg-type]
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
-    return model
 
 
 def _interval(ctx: Context, x: Interval, module: FixedPoint) -> Interval:
     """The lifted equilibrium in training; with `ctx.sound` a verified box."""
     weight = module.weight
     if ctx.sound:
-        h = Box(x.center, x.radius)
-        z = verified_box(weight, h)
-        z = Box(z.center.to(x.center), _rounded_up(z.radius, z.center, x.radius))
-        ctx.preactivations[ctx.step] = preactivation_box(weight, h, z)
-        return Interval(z.center, z.radius, None if x.clean is None else module(x.clean))
+        proved = verified_box(weight, x.box)
+        box = Box(proved.center.to(x.center), _rounded_up(proved.radius, proved.center, x.radius))
+        ctx.preactivations[ctx.step] = preactivation_box(weight, x.box, box)
+        return Interval(box.center, box.radius, None if x.clean is None else module(x.clean))
     magnitude = weight.abs()
 
     def step(state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

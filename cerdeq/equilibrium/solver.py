@@ -1,4 +1,4 @@
-"""Solving z = f(z) by Picard iteration: a fixed count for training, or to a tolerance with a report of what converged."""
+"""Solving z = f(z) by Picard iteration: a fixed count, or to a tolerance with a report of what converged."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -19,7 +19,7 @@ class Perron(nn.Module):
     A is the channel matrix of |M|; v and the left Perron vector follow M by a few power iterations a training step.
     Any v > 0 makes the bound valid; a converged one makes it tight. Gradients pass through the scale by the Perron
     vectors, d rho = u v^T / (u . v). The learned gain g in (0, 1) is a sigmoid, since a clamped one sticks at 0;
-    `gain` is its first value, None for W at its bound throughout. Raises ValueError where margin or gain are outside (0, 1).
+    `gain` is its first value, None for W at its bound throughout. Raises ValueError for either outside (0, 1).
     """
 
     left: Tensor

@@ -18,14 +18,16 @@ def gains(model: nn.Module) -> dict[str, float]:
         part.gain.item()
         for module in model.modules()
         if isinstance(module, FixedPoint) and parametrize.is_parametrized(module)
-        for part in module.parametrizations["weight"]
+        for part in module.parametrizations.weight  # type: ignore[union-attr]
     ]
     return {names.GAIN: max(found)} if found else {}
 
 
 def recurrence_report(model: nn.Module, images: Tensor, labels: Tensor, config: TrialConfig) -> dict[str, float]:
-    """Bound on rho(|W|), mean iterations of the clean solve over the examples (the most over several equilibria), and the errors with every W set to
-    zero. model: float64, in evaluation mode; empty for a network without equilibria."""
+    """The bound on rho(|W|), the mean iterations of the clean solve, and the errors with every W set to zero.
+
+    Of several equilibria the largest bound and count. model: float64, in evaluation mode; empty where it has none.
+    """
     points = [module for module in model.modules() if isinstance(module, FixedPoint)]
     if not points:
         return {}
@@ -37,7 +39,9 @@ def recurrence_report(model: nn.Module, images: Tensor, labels: Tensor, config: 
     standard, certified = errors_without_attack(idle, images, labels, config)
     return {
         names.RHO_BOUND: max(contraction(module.weight).rate for module in points),
-        names.ITERATIONS: max(_mean_iterations(model, module, images[: config.evaluation.batch_size]) for module in points),
+        names.ITERATIONS: max(
+            _mean_iterations(model, module, images[: config.evaluation.batch_size]) for module in points
+        ),
         names.STANDARD_ERROR_W0: standard,
         names.CERTIFIED_ERROR_W0: certified,
     }

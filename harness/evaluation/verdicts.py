@@ -9,9 +9,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from baselines import DATASETS
 from cerdeq import LinfBall, margin_spec
 from cerdeq.bounds import Context, Interval, Program, propagate, trace
-from baselines import DATASETS
 from harness import names
 from harness.evaluation.attack import attack, margins
 from harness.settings import TrialConfig, parse_eps
@@ -21,13 +21,15 @@ IBP = "ibp"
 
 
 class SoundnessError(AssertionError):
-    """An example is certified and yet misclassified or broken: a bound is wrong, and no number of the trial can be trusted."""
+    """An example is certified and yet misclassified or broken: a bound is wrong, and no number here can be trusted."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Of B examples: the margins' lower bounds, widths and clean values [B, K - 1], over the other classes in order,
-    and the mean width of each pre-activation."""
+    """Of B examples: the margins' lower bounds, widths and clean values, [B, K - 1] over the other classes in order.
+
+    layers: the mean width of each pre-activation.
+    """
 
     lower: Tensor
     width: Tensor
@@ -35,7 +37,7 @@ class Bounds:
     layers: dict[str, float]
 
     def prediction(self, labels: Tensor) -> Tensor:
-        """The predicted class [B]: the label where every clean margin is positive, else the class of the least margin."""
+        """The predicted class [B]: the label where every clean margin is positive, else the class of the least one."""
         least, other = self.clean.min(1)
         return torch.where(least > 0, labels, other + (other >= labels))
 
@@ -60,7 +62,7 @@ def bound_margins(program: Program, x: Tensor, labels: Tensor, classes: int, eps
     lower = output.box.lower
     lower = lower - 2 * torch.finfo(lower.dtype).eps * lower.abs()
     layers = {name: 2 * float(box.radius.mean()) for name, box in ctx.preactivations.items()}
-    return Bounds(lower, 2 * output.radius, output.clean, layers)
+    return Bounds(lower, 2 * output.radius, output.clean_value(), layers)
 
 
 def judge(model: nn.Module, images: Tensor, labels: Tensor, config: TrialConfig) -> Judgement:
@@ -146,4 +148,6 @@ def _refuse_contradictions(verdicts: pd.DataFrame) -> None:
     refuted = verdicts[names.VERDICT].isin([MISCLASSIFIED, FALSIFIED])
     if (proved & refuted).any():
         examples = verdicts.loc[proved & refuted, names.INDEX].tolist()
-        raise SoundnessError(f"certified by {IBP} and refuted all the same: test examples {examples[:10]}, {len(examples)} in all")
+        raise SoundnessError(
+            f"certified by {IBP} and refuted all the same: test examples {examples[:10]}, {len(examples)} in all"
+        )

@@ -17,7 +17,8 @@ class Draws:
 
     def batch(self, start: int, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The choices for examples start .. start + size."""
-        return tuple(part[start : start + size] for part in (self.index, self.flip, self.down, self.across))
+        chosen = slice(start, start + size)
+        return self.index[chosen], self.flip[chosen], self.down[chosen], self.across[chosen]
 
 
 def draw(images: int, padding: int, flip: bool, seed: int, epoch: int, device: torch.device) -> Draws:
@@ -39,5 +40,7 @@ def augmented(images: Tensor, index: Tensor, flip: Tensor, down: Tensor, across:
     columns = (torch.arange(width, device=images.device) + across[:, None]).clamp(0, width - 1)
     columns = torch.where(flip[:, None], width - 1 - columns, columns)
     channel = torch.arange(channels, device=images.device)
-    chosen = images[index[:, None, None, None], channel[None, :, None, None], rows[:, None, :, None], columns[:, None, None, :]]
+    chosen = images[
+        index[:, None, None, None], channel[None, :, None, None], rows[:, None, :, None], columns[:, None, None, :]
+    ]
     return chosen.to(torch.float32) / 255

@@ -13,7 +13,7 @@ _WEIGHTED = (nn.Conv2d, nn.Linear)
 
 @torch.no_grad()
 def initialise(model: nn.Module) -> None:
-    """Draw every hidden convolution and linear weight from N(0, 2 pi / fan_in^2), in place, by torch's global generator.
+    """Draw every hidden convolution and linear weight from N(0, 2 pi / fan_in^2), in place, by torch's generator.
 
     With it the mean box radius neither grows nor shrinks over a layer. The classifier and all biases keep torch's
     defaults, an equilibrium's recurrent kernel its own. A layer that follows a residual addition gets half the weights.

@@ -28,12 +28,19 @@ class NonFiniteLossError(RuntimeError):
     """The loss became infinite or NaN. epoch: where, from 1; last_finite: the last values that were finite."""
 
     def __init__(self, epoch: int, step: int, last_finite: dict[str, Any]):
-        super().__init__(f"the loss became non-finite in epoch {epoch}, step {step} of the epoch; last finite values: {last_finite}")
+        super().__init__(
+            f"the loss became non-finite in epoch {epoch}, step {step} of the epoch; last finite values: {last_finite}"
+        )
         self.epoch, self.last_finite = epoch, last_finite
 
 
 def train(
-    config: TrialConfig, images: Tensor, labels: Tensor, folder: Path, device: torch.device, report: Callable[[dict[str, Any]], None]
+    config: TrialConfig,
+    images: Tensor,
+    labels: Tensor,
+    folder: Path,
+    device: torch.device,
+    report: Callable[[dict[str, Any]], None],
 ) -> nn.Sequential:
     """Train `config`'s network on images (uint8 [N, C, H, W]) and labels [N], going on from the folder's checkpoint.
 
@@ -44,7 +51,7 @@ def train(
     torch.manual_seed(config.seed)
     model = build(config.model, config.dataset, config.width, **config.options)
     initialise(model)
-    model.to(device, memory_format=torch.channels_last).train()
+    model.to(device).to(memory_format=torch.channels_last).train()
     optimiser = make_optimiser(model, device)
     done = checkpoint.restore(folder, model, optimiser, device)
     images, labels = images.to(device), labels.to(device)
@@ -96,7 +103,9 @@ def _refuse_non_finite(model: nn.Module, loss: Tensor, epoch: int, folder: Path)
         return
     step = int((~finite).nonzero()[0])
     if step > 0:
-        raise NonFiniteLossError(epoch, step + 1, {names.EPOCH: epoch, "step": step, names.TRAIN_LOSS: float(loss[step - 1])})
+        raise NonFiniteLossError(
+            epoch, step + 1, {names.EPOCH: epoch, "step": step, names.TRAIN_LOSS: float(loss[step - 1])}
+        )
     before = [row for row in read_epochs(folder) if row[names.EPOCH] < epoch]
     raise NonFiniteLossError(epoch, 1, before[-1] if before else {})
 
@@ -113,6 +122,8 @@ def _widths(config: TrialConfig, stepper: Stepper) -> dict[str, float]:
     margins = propagate(trace(stepper.model), Interval(ball.center, ball.radius, x), ctx, spec)
     stepper.model.train()
     width = 2 * float(margins.radius.mean())
-    layers = {names.layer_width(name, "train/"): 2 * float(box.radius.mean()) for name, box in ctx.preactivations.items()}
-    relative = width / max(float(margins.clean.std()), 1e-30)
+    layers = {
+        names.layer_width(name, "train/"): 2 * float(box.radius.mean()) for name, box in ctx.preactivations.items()
+    }
+    relative = width / max(float(margins.clean_value().std()), 1e-30)
     return {names.TRAIN_BOUND_WIDTH: width, names.TRAIN_BOUND_WIDTH_RELATIVE: relative, **layers}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from cerdeq import margin_spec
 from cerdeq.bounds import Context, Interval, Program, propagate
@@ -16,8 +16,8 @@ from cerdeq.boxes import Box, clipped_ball
 class Losses:
     """What a method computes of one batch.
 
-    robust: scalar, the method's loss. lower: [B, K - 1] lower bounds of the margins. clean: [B, K - 1] clean margins.
-    input_radius: the normalised input box's radius. preactivations: the box before each ReLU.
+    robust: scalar, the method's loss. lower, clean: [B, K - 1], lower bounds and clean values of the margins.
+    input_radius: [B, C, H, W], the radius of the input box in pixel units. preactivations: the box before each ReLU.
     """
 
     robust: Tensor
@@ -27,17 +27,15 @@ class Losses:
     preactivations: list[Box]
 
 
-def ibp(model: nn.Sequential, program: Program, x: Tensor, labels: Tensor, eps: Tensor) -> Losses:
+def ibp(program: Program, x: Tensor, labels: Tensor, classes: int, eps: Tensor) -> Losses:
     """Cross entropy of (0, -lower margins), margins bounded by IBP (Gowal et al. 2018; Shi et al. 2021)."""
     ball = clipped_ball(x, eps)
     ctx = Context(sound=False)
-    classes = model.classifier.out_features
     margins = propagate(program, Interval(ball.center, ball.radius, x), ctx, margin_spec(labels, classes))
-    lower = margins.center - margins.radius
+    lower = margins.box.lower
     logits = torch.cat([torch.zeros_like(lower[:, :1]), -lower], dim=1)
     robust = F.cross_entropy(logits, torch.zeros_like(labels))
-    input_radius = ball.radius / model.normalize.std
-    return Losses(robust, lower, margins.clean, input_radius, list(ctx.preactivations.values()))
+    return Losses(robust, lower, margins.clean_value(), ball.radius, list(ctx.preactivations.values()))
 
 
-METHODS: dict[str, Callable[[nn.Sequential, Program, Tensor, Tensor, Tensor], Losses]] = {"ibp": ibp}
+METHODS: dict[str, Callable[[Program, Tensor, Tensor, int, Tensor], Losses]] = {"ibp": ibp}

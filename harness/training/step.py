@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from baselines import DATASETS
 from cerdeq.bounds import trace
 from harness.settings import TrialConfig, parse_eps
 from harness.training.augment import augmented
@@ -27,7 +28,12 @@ class Stepper:
     """
 
     def __init__(
-        self, config: TrialConfig, model: nn.Sequential, optimiser: torch.optim.Optimizer, images: Tensor, labels: Tensor
+        self,
+        config: TrialConfig,
+        model: nn.Sequential,
+        optimiser: torch.optim.Optimizer,
+        images: Tensor,
+        labels: Tensor,
     ):
         self.model, self.optimiser, self.images, self.labels = model, optimiser, images, labels
         self.clip_norm = config.train.clip_norm
@@ -65,14 +71,15 @@ def make_optimiser(model: nn.Module, device: torch.device) -> torch.optim.Adam:
 
 def _loss_function(config: TrialConfig, model: nn.Sequential):
     """(x, labels, eps) -> loss, and [loss, clean correct, certified correct]."""
-    program = trace(model)
+    program, info = trace(model), DATASETS[config.dataset]
     method = METHODS[config.method]
+    std = torch.tensor(info.std, device=next(model.parameters()).device).view(-1, 1, 1)
     target = float(parse_eps(config.eps))
     weight = config.train.regularisation
 
     def loss_and_report(x: Tensor, labels: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-        losses = method(model, program, x, labels, eps)
-        regulariser = tightness(losses.input_radius, losses.preactivations) + balance(losses.preactivations)
+        losses = method(program, x, labels, info.classes, eps)
+        regulariser = tightness(losses.input_radius / std, losses.preactivations) + balance(losses.preactivations)
         loss = losses.robust + weight * (1 - eps / target) * regulariser
         clean = (losses.clean > 0).all(1).sum()
         certified = (losses.lower > 0).all(1).sum()
@@ -82,7 +89,7 @@ def _loss_function(config: TrialConfig, model: nn.Sequential):
 
 
 class _Graph:
-    """The whole step as one CUDA graph, replayed on fixed buffers. Warming up leaves model and optimiser as they were."""
+    """The whole step as one CUDA graph on fixed buffers. Warming up leaves model and optimiser as they were."""
 
     def __init__(self, stepper: Stepper, batch: int):
         device = stepper.images.device

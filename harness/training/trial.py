@@ -55,12 +55,15 @@ def run_trial(
 
 def load_network(config: TrialConfig, weights: Path) -> nn.Sequential:
     """The trained network whose folded weights lie in a safetensors file: float64, in evaluation mode."""
-    model = fold(build(config.model, config.dataset, config.width, **config.options))
+    model = build(config.model, config.dataset, config.width, **config.options)
+    fold(model)
     model.load_state_dict(load_file(weights))
     return model.double().eval()
 
 
-def _run(trial: folder.Trial, directory: Path, data: Data, report: Callable[[dict[str, Any]], None]) -> folder.TrialResult:
+def _run(
+    trial: folder.Trial, directory: Path, data: Data, report: Callable[[dict[str, Any]], None]
+) -> folder.TrialResult:
     config = trial.config
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     training, held_out = data.training_images(config.train_images, config.validation_images)
@@ -70,7 +73,8 @@ def _run(trial: folder.Trial, directory: Path, data: Data, report: Callable[[dic
     trained = train(config, training.images, training.labels, directory, device, report)
     gain = gains(trained)
     parameters = sum(parameter.numel() for parameter in trained.parameters())
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in fold(trained.eval()).state_dict().items()}
+    fold(trained.eval())
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in trained.state_dict().items()}
     folder.write_atomically(directory / folder.WEIGHTS, lambda path: save_file(state, path))
 
     started = time.perf_counter()
@@ -89,7 +93,9 @@ def _run(trial: folder.Trial, directory: Path, data: Data, report: Callable[[dic
         names.EVALUATION_SECONDS: time.perf_counter() - started,
     }
     finite = {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
-    return folder.TrialResult(trial.key, finite, describe_environment(device), data.summary(), _warnings(judgement, finite))
+    return folder.TrialResult(
+        trial.key, finite, describe_environment(device), data.summary(), _warnings(judgement, finite)
+    )
 
 
 def _rates(judgement: Judgement) -> dict[str, float]:

@@ -260,7 +260,7 @@ def test_greyscale_becomes_rgb_and_colour_grey_as_the_entry_wants(small, tmp_pat
 
 
 def test_a_missing_shard_is_told_and_a_part_never_called_the_whole(small, tmp_path):
-    images, labels, *_ = fake_parquet(tmp_path, shards=1)
+    images, *_ = fake_parquet(tmp_path, shards=1)
     data = load("cifar10", tmp_path)
     np.testing.assert_array_equal(data.train.images, images[:10])
     assert (data.train.found, data.train.total, data.train.complete, data.test.complete) == (1, 2, False, True)

@@ -1,0 +1,126 @@
+"""Attack, verdicts and rates, against brute force."""
+
+import itertools
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import nn
+
+from baselines import build
+from harness import names
+from harness.evaluation import verdicts as module
+from harness.evaluation.attack import attack, margins
+from harness.evaluation.equilibria import gains, recurrence_report
+from harness.evaluation.verdicts import Bounds, SoundnessError, errors_without_attack, judge
+
+
+def test_margins_are_the_true_logit_minus_the_best_other():
+    logits = torch.tensor([[1.0, 4.0, 2.0], [5.0, 5.0, 1.0]])
+    assert margins(logits, torch.tensor([1, 0])).tolist() == [2.0, 0.0]
+
+
+def test_the_attack_finds_the_worst_corner_of_a_linear_network():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 3)).double()
+    x, labels, eps = torch.rand(5, 1, 2, 3).double(), torch.tensor([0, 1, 2, 0, 1]), Fraction(1, 10)
+    point = attack(model, x, labels, eps, steps=20, restarts=2, generator=torch.Generator().manual_seed(0))
+    corners = torch.tensor(list(itertools.product([-0.1, 0.1], repeat=6))).double().view(-1, 1, 2, 3)
+    for row in range(5):
+        inside = (x[row] + corners).clamp(0, 1)
+        best = margins(model(inside), labels[row].expand(len(inside))).min()
+        assert margins(model(point[row : row + 1]), labels[row : row + 1]).item() == pytest.approx(
+            best.item(), abs=1e-6
+        )
+    assert ((point - x).abs() <= 0.1 + 1e-12).all()
+    assert ((point >= 0) & (point <= 1)).all()
+
+
+def test_the_prediction_follows_from_the_margins():
+    clean = torch.tensor([[0.5, 0.1], [-0.5, 0.1], [0.2, -0.1], [0.0, 1.0]])
+    bounds = Bounds(clean, clean, clean, {})
+    assert bounds.prediction(torch.tensor([1, 1, 1, 0])).tolist() == [1, 0, 2, 1]
+
+
+@pytest.fixture
+def judged(tiny_trial):
+    """A function of a network's name to (verdicts and all, network, images, labels, config)."""
+
+    def make(name: str, **changes):
+        config = tiny_trial(name, **changes)
+        model = build(name, "digits", 0.1).double().eval()
+        images = torch.randint(0, 256, (90, 1, 8, 8), dtype=torch.uint8)
+        with torch.no_grad():
+            labels = model(images.double() / 255).argmax(1)
+        labels[::9] = (labels[::9] + 1) % 10
+        return judge(model, images, labels, config), model, images, labels, config
+
+    return make
+
+
+@pytest.mark.parametrize("name", ["cnn5", "cerdeq"])
+def test_verdicts_are_one_row_an_example_and_agree_with_the_network(judged, name):
+    judgement, model, images, _, _ = judged(name, eps="1/100000")
+    table = judgement.verdicts
+    assert table[names.INDEX].tolist() == list(range(90))
+    with torch.no_grad():
+        assert table[names.PREDICTION].tolist() == model(images.double() / 255).argmax(1).tolist()
+    assert set(table.loc[::9, names.VERDICT]) == {"misclassified"}
+    certified = table[table[names.VERDICT] == "certified"]
+    assert len(certified) > 0
+    assert (certified["margin_ibp"] > 0).all()
+    assert (certified[names.ATTACK_MARGIN] >= certified["margin_ibp"]).all()
+    assert set(table[names.STAGE]) <= {"clean", "attack", "ibp", "none"}
+
+
+def test_a_large_eps_certifies_nothing_and_breaks_much(judged):
+    judgement, *_ = judged("cnn5", eps="1/2")
+    counts = judgement.verdicts[names.VERDICT].value_counts()
+    assert "certified" not in counts
+    assert counts["falsified"] > 0
+
+
+def test_errors_without_attack_are_those_of_the_verdicts(judged):
+    judgement, model, images, labels, config = judged("cnn5", eps="1/100000")
+    verdict = judgement.verdicts[names.VERDICT]
+    expected = 100 * (verdict == "misclassified").mean(), 100 * (verdict != "certified").mean()
+    assert errors_without_attack(model, images, labels, config) == pytest.approx(expected)
+
+
+def test_a_bound_that_an_attack_refutes_is_an_error_and_no_row(judged, monkeypatch):
+    honest = module.bound_margins
+
+    def lying(*arguments):
+        bounds = honest(*arguments)
+        return Bounds(torch.ones_like(bounds.lower), bounds.width, bounds.clean, bounds.layers)
+
+    monkeypatch.setattr(module, "bound_margins", lying)
+    with pytest.raises(SoundnessError, match="refuted all the same"):
+        judged("cnn5", eps="1/2")
+
+
+def test_a_bound_that_is_not_a_number_certifies_nothing(judged, monkeypatch):
+    honest = module.bound_margins
+
+    def broken(*arguments):
+        bounds = honest(*arguments)
+        return Bounds(bounds.lower * torch.nan, bounds.width, bounds.clean, bounds.layers)
+
+    monkeypatch.setattr(module, "bound_margins", broken)
+    judgement, *_ = judged("cnn5", eps="1/100000")
+    assert "certified" not in set(judgement.verdicts[names.VERDICT])
+
+
+def test_what_the_recurrence_does_is_reported(judged):
+    _, model, images, labels, config = judged("cerdeq", eps="1/100000")
+    report = recurrence_report(model, images, labels, config)
+    assert 0.3 < report[names.RHO_BOUND] <= 0.3501
+    assert report[names.ITERATIONS] > 2
+    model.equilibrium.recurrence.parametrizations.weight.original.data.zero_()
+    idle = errors_without_attack(model, images, labels, config)
+    assert (report[names.STANDARD_ERROR_W0], report[names.CERTIFIED_ERROR_W0]) == pytest.approx(idle)
+    assert gains(model) == pytest.approx({names.GAIN: 0.5})
+
+
+def test_networks_without_an_equilibrium_report_none(judged):
+    _, model, images, labels, config = judged("cnn5")
+    assert recurrence_report(model, images, labels, config) == gains(model) == {}
