@@ -12,10 +12,10 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from baselines import DATASETS, UnknownNameError, build, names, options_of
-from harness.settings import EvaluationSettings, SettingError, TrainSettings, TrialConfig, parse_eps
+from harness.settings import FULL_PROFILE, EvaluationSettings, SettingError, TrainSettings, TrialConfig, parse_eps
 from harness.training.losses import METHODS
 
-FULL, CPU = "full", "cpu"
+CPU_PROFILE = "cpu"
 
 
 class ConfigError(ValueError):
@@ -100,15 +100,15 @@ def load_sweep(path: Path, profile: str | None, has_gpu: bool) -> Sweep:
         raise ConfigError(
             path, [f"profiles: found {profiles!r}, allowed: a mapping from profile names to the keys they change"]
         )
-    if FULL in profiles:
-        raise ConfigError(path, [f"profiles.{FULL}: the name of the sweep without a profile; choose another"])
-    resolved = {FULL: _validated(path, content, "")}
+    if FULL_PROFILE in profiles:
+        raise ConfigError(path, [f"profiles.{FULL_PROFILE}: the name of the sweep without a profile; choose another"])
+    resolved = {FULL_PROFILE: _validated(path, content, "")}
     for name, changes in profiles.items():
         unknown = sorted(set(changes) & {"name", "dataset", "eps", "profiles"})
         if unknown:
             raise ConfigError(path, [f"profiles.{name}.{key}: a profile cannot change this" for key in unknown])
         resolved[name] = _validated(path, _merged(content, changes), f" (profile {name})")
-    chosen = profile or (CPU if CPU in profiles and not has_gpu else FULL)
+    chosen = profile or (CPU_PROFILE if CPU_PROFILE in profiles and not has_gpu else FULL_PROFILE)
     if chosen not in resolved:
         raise ConfigError(path, [str(UnknownNameError("profile", chosen, list(resolved)))])
     expanded = {name: _expanded(path, name, sweep) for name, sweep in resolved.items()}

@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from harness import folder, tables
-from harness.config import CPU, FULL, ConfigError, Sweep, load_sweep
+from harness.config import CPU_PROFILE, ConfigError, Sweep, load_sweep
 from harness.data import Data, DataError, data_directory, load
 from harness.folder import Trial
 from harness.progress import Progress
-from harness.settings import parse_eps
+from harness.settings import FULL_PROFILE, parse_eps
 
 # harness.sweep and harness.tracking are imported late: Ray and MLflow take seconds, and bad input is told first.
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -236,9 +236,9 @@ def _announce(
         f"data: {len(data.train):,} training and {len(data.test):,} test images "
         f"from {escape(str(data.directory or 'a package'))}",
     ]
-    if sweep.profile == CPU and asked is None:
+    if sweep.profile == CPU_PROFILE and asked is None:
         lines.append("no GPU here: profile 'cpu' was picked")
-    if sweep.profile != FULL:
+    if sweep.profile != FULL_PROFILE:
         widths = ", ".join(f"{width:g}" for width in sorted({config.width for config in sweep.trials}))
         lines.append(
             f"profile '{sweep.profile}': width {widths}, {config.train_images or 'all'} training images, "

@@ -15,6 +15,10 @@ RECIPE_VERSION = 1
 """Raised whenever training or evaluation changes its numbers (tests/harness/test_golden.py fails when it must be)."""
 
 
+FULL_PROFILE = "full"
+"""The profile of a sweep file as it stands; any other changes its size."""
+
+
 class SettingError(ValueError):
     """A setting that cannot be used: which key, what was found and what is allowed."""
 

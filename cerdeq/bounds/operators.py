@@ -118,7 +118,7 @@ def of_function(function: Any) -> Operator | None:
 
 
 def of_module(module: nn.Module) -> Operator | None:
-    """The record of a module's class or its nearest base class (a parametrised layer's, say), None where none has one."""
+    """The record of a module's class or its nearest base class (of a parametrised layer, say), or None."""
     return next((_by_module[cls] for cls in type(module).__mro__ if cls in _by_module), None)
 
 

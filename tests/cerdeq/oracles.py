@@ -1,0 +1,129 @@
+"""Answers that share no code with cerdeq: exact rational arithmetic, dense matrices, corners, and plain numpy."""
+
+import itertools
+from fractions import Fraction
+from math import isqrt
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cerdeq import Box
+
+DTYPES = [torch.float32, torch.float64]
+
+
+class Lambda(nn.Module):
+    """A module from a function of (itself, x); `tensors` become its parameters."""
+
+    def __init__(self, function, **tensors):
+        super().__init__()
+        self.function = function
+        for name, value in tensors.items():
+            self.register_parameter(name, nn.Parameter(value))
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+def random_box(*shape: int, scale: float = 1.0, dtype=torch.float64) -> Box:
+    """A box with a radius of 0 in places."""
+    radius = scale * torch.rand(shape, dtype=dtype) * (torch.rand(shape) > 0.2)
+    return Box(scale * torch.randn(shape, dtype=dtype), radius)
+
+
+def points_of(box: Box, count: int) -> Tensor:
+    """Points of a box, [count, B, ...]: half of them corners."""
+    inside = 2 * torch.rand(count, *box.center.shape, dtype=box.center.dtype) - 1
+    inside[::2] = torch.sign(inside[::2])
+    return box.center + inside * box.radius
+
+
+def corners_and_grid(box: Box, steps: int) -> Tensor:
+    """A grid over a box [1, n] that includes every corner: [steps ** n, n]."""
+    axes = [
+        np.linspace(c - r, c + r, steps) for c, r in zip(box.center[0].tolist(), box.radius[0].tolist(), strict=True)
+    ]
+    return torch.tensor(list(itertools.product(*axes)), dtype=box.center.dtype)
+
+
+@torch.no_grad()
+def dense_affine(function, shape: tuple[int, ...], dtype=torch.float64) -> tuple[Tensor, Tensor]:
+    """Matrix and offset of an affine function of one example, from basis vectors pushed through it."""
+    size = int(np.prod(shape))
+    offset = function(torch.zeros(1, *shape, dtype=dtype)).flatten()
+    images = [function(row.view(1, *shape)).flatten() - offset for row in torch.eye(size, dtype=dtype)]
+    return torch.stack(images, dim=1), offset
+
+
+def affine_extremes(matrix: Tensor, offset: Tensor, box: Box) -> tuple[Tensor, Tensor]:
+    """Exact minimum and maximum over a box of each component: lower = W+ l + W- u + b."""
+    low, high = (box.center - box.radius).flatten(1), (box.center + box.radius).flatten(1)
+    positive, negative = matrix.clamp(min=0), matrix.clamp(max=0)
+    return low @ positive.T + high @ negative.T + offset, high @ positive.T + low @ negative.T + offset
+
+
+def fractions(values: Tensor) -> list:
+    """A tensor as nested lists of exact Fractions."""
+    if values.dim() == 0:
+        return Fraction(values.item())
+    return [fractions(value) for value in values]
+
+
+def root_below_and_above(value: Fraction) -> tuple[Fraction, Fraction]:
+    """Two Fractions about the square root of `value`, closer to it than any float can tell."""
+    scale = 1 << 400
+    floor = isqrt(value.numerator * scale * scale // value.denominator)
+    return Fraction(floor, scale), Fraction(floor + 1, scale)
+
+
+class Exact:
+    """Exact interval arithmetic on vectors of Fractions, one example."""
+
+    def __init__(self, low: list[Fraction], high: list[Fraction]):
+        self.low, self.high = low, high
+
+    @classmethod
+    def of(cls, box: Box, example: int = 0) -> "Exact":
+        center, radius = fractions(box.center[example].flatten()), fractions(box.radius[example].flatten())
+        return cls(
+            [c - r for c, r in zip(center, radius, strict=True)], [c + r for c, r in zip(center, radius, strict=True)]
+        )
+
+    def affine(self, matrix: list[list[Fraction]], offset: list[Fraction] | None = None) -> "Exact":
+        offset = offset or [Fraction(0)] * len(matrix)
+        low, high = [], []
+        for row, b in zip(matrix, offset, strict=True):
+            at_low = [w * (lo if w >= 0 else hi) for w, lo, hi in zip(row, self.low, self.high, strict=True)]
+            at_high = [w * (hi if w >= 0 else lo) for w, lo, hi in zip(row, self.low, self.high, strict=True)]
+            low.append(sum(at_low, b))
+            high.append(sum(at_high, b))
+        return Exact(low, high)
+
+    def relu(self) -> "Exact":
+        return Exact([max(v, Fraction(0)) for v in self.low], [max(v, Fraction(0)) for v in self.high])
+
+    def hull(self, other: "Exact") -> "Exact":
+        low = [min(a, b) for a, b in zip(self.low, other.low, strict=True)]
+        return Exact(low, [max(a, b) for a, b in zip(self.high, other.high, strict=True)])
+
+    def inside(self, lower: Tensor, upper: Tensor) -> bool:
+        """Whether the floats `lower` and `upper` enclose it, exactly."""
+        enclosing = zip(fractions(lower.flatten()), self.low, self.high, fractions(upper.flatten()), strict=True)
+        return all(a <= b and c <= d for a, b, c, d in enclosing)
+
+
+def encloses(box: Box, exact: Exact, example: int = 0) -> bool:
+    """Whether a box of floats contains an exact one."""
+    mine = Exact.of(box, example)
+    ends = zip(mine.low, exact.low, exact.high, mine.high, strict=True)
+    return all(a <= b and c <= d for a, b, c, d in ends)
+
+
+def assert_contains(lower: Tensor, upper: Tensor, values: Tensor, tolerance: float = 1e-12) -> None:
+    """values [..., B, K] lie in [lower, upper] up to the rounding of `values` themselves."""
+    slack = tolerance * (1 + values.abs().max())
+    assert lower.isfinite().all() and upper.isfinite().all()
+    below, above = (lower - values).max().item(), (values - upper).max().item()
+    assert below <= slack, f"{below:.3g} below the lower bound"
+    assert above <= slack, f"{above:.3g} above the upper bound"

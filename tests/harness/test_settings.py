@@ -1,0 +1,249 @@
+"""A trial's config checks itself, survives JSON, and is named by its key."""
+
+import dataclasses
+import json
+import string
+from fractions import Fraction
+
+import hypothesis
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness import settings
+from harness.settings import (
+    EvaluationSettings,
+    SettingError,
+    TrainSettings,
+    TrialConfig,
+    from_dict,
+    parse_eps,
+    to_dict,
+    trial_key,
+)
+
+FINGERPRINT = "0123456789abcdef"
+seeded = hypothesis.settings(derandomize=True, deadline=None, max_examples=50)
+GOLDEN = TrialConfig(
+    sweep="study",
+    profile="cpu",
+    dataset="cifar10",
+    eps="8/255",
+    seed=3,
+    model="cerdeq",
+    method="ibp",
+    options={"margin": 0.1, "gain": None},
+    width=0.25,
+    train_images=1000,
+    validation_images=10,
+    train=TrainSettings(epochs=10, decay_epochs=(7, 9), ramp_epochs=5),
+    evaluation=EvaluationSettings(test_images=100),
+)
+OTHER = {
+    "sweep": "other",
+    "profile": "full",
+    "dataset": "mnist",
+    "eps": "2/255",
+    "seed": 4,
+    "model": "deqlate",
+    "method": "crown-ibp",
+    "options": {"margin": 0.2, "gain": None},
+    "width": 0.5,
+    "train_images": None,
+    "validation_images": 11,
+    "train.epochs": 11,
+    "train.batch_size": 64,
+    "train.learning_rate": 1e-3,
+    "train.decay_epochs": (7,),
+    "train.decay_factor": 0.1,
+    "train.ramp_start": 1,
+    "train.ramp_epochs": 4,
+    "train.clip_norm": 8.0,
+    "train.regularisation": 0.0,
+    "train.precision": "float32",
+    "evaluation.test_images": None,
+    "evaluation.batch_size": 100,
+    "evaluation.attack_steps": 50,
+    "evaluation.attack_restarts": 5,
+}
+
+
+def changed(config, name, value):
+    """`config` with the field `name`, dotted, set to `value`."""
+    section, _, field = name.rpartition(".")
+    if section:
+        value = dataclasses.replace(getattr(config, section), **{field: value})
+    return dataclasses.replace(config, **{section or field: value})
+
+
+def field_names(kind, prefix=""):
+    for field in dataclasses.fields(kind):
+        if field.name in ("train", "evaluation") and kind is TrialConfig:
+            yield from field_names(
+                {"train": TrainSettings, "evaluation": EvaluationSettings}[field.name], field.name + "."
+            )
+        else:
+            yield prefix + field.name
+
+
+finite = st.floats(min_value=1e-6, max_value=0.999)
+options = st.dictionaries(
+    st.text(string.ascii_lowercase, min_size=1, max_size=8),
+    st.none() | st.booleans() | st.integers(-9, 9) | finite | st.text(max_size=5),
+    max_size=4,
+)
+
+
+@st.composite
+def train_settings(draw):
+    epochs = draw(st.integers(1, 300))
+    start = draw(st.integers(1, epochs))
+    return TrainSettings(
+        epochs=epochs,
+        batch_size=draw(st.integers(2, 512)),
+        learning_rate=draw(finite),
+        decay_epochs=tuple(sorted(draw(st.sets(st.integers(1, epochs), max_size=4)))),
+        decay_factor=draw(finite),
+        ramp_start=start,
+        ramp_epochs=draw(st.integers(0, epochs - start + 1)),
+        clip_norm=draw(finite),
+        regularisation=draw(finite),
+        precision=draw(st.sampled_from(["tf32", "float32"])),
+    )
+
+
+@st.composite
+def eps_texts(draw):
+    denominator = draw(st.integers(1, 1000))
+    return f"{draw(st.integers(1, denominator))}/{denominator}"
+
+
+configs = st.builds(
+    TrialConfig,
+    sweep=st.text(min_size=1, max_size=10),
+    profile=st.text(min_size=1, max_size=10),
+    dataset=st.sampled_from(["digits", "cifar10"]),
+    eps=eps_texts(),
+    seed=st.integers(0, 2**31),
+    model=st.text(min_size=1, max_size=5),
+    method=st.text(min_size=1, max_size=5),
+    options=options,
+    width=finite,
+    train_images=st.none() | st.integers(1, 10**6),
+    validation_images=st.integers(0, 100),
+    train=train_settings(),
+    evaluation=st.builds(
+        EvaluationSettings,
+        test_images=st.none() | st.integers(1, 10**4),
+        batch_size=st.integers(1, 1000),
+        attack_steps=st.integers(1, 100),
+        attack_restarts=st.integers(1, 9),
+    ),
+)
+
+
+@seeded
+@given(configs)
+def test_a_config_survives_json(config):
+    written = json.loads(json.dumps(to_dict(config), allow_nan=False))
+    read = from_dict(written)
+    assert read == config
+    assert to_dict(read) == written
+    assert trial_key(read, FINGERPRINT) == trial_key(config, FINGERPRINT)
+
+
+@seeded
+@given(configs, configs)
+def test_keys_are_equal_exactly_where_configs_are(one, other):
+    assert (trial_key(one, FINGERPRINT) == trial_key(other, FINGERPRINT)) == (to_dict(one) == to_dict(other))
+
+
+def test_the_key_of_a_known_config():
+    """A change here renames every folder in every results directory: raise RECIPE_VERSION instead, where numbers change."""
+    if settings.RECIPE_VERSION != 1:
+        pytest.skip("written down for recipe version 1")
+    assert trial_key(GOLDEN, FINGERPRINT) == "99937801658ba735"
+
+
+def test_the_key_does_not_depend_on_the_order_of_options():
+    reordered = dataclasses.replace(GOLDEN, options={"gain": None, "margin": 0.1})
+    assert trial_key(reordered, FINGERPRINT) == trial_key(GOLDEN, FINGERPRINT)
+
+
+def test_every_field_is_in_the_list_of_other_values():
+    assert set(OTHER) == set(field_names(TrialConfig))
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_the_key_differs_with_every_field(name):
+    other = changed(GOLDEN, name, OTHER[name])
+    assert other != GOLDEN
+    assert trial_key(other, FINGERPRINT) != trial_key(GOLDEN, FINGERPRINT)
+    assert from_dict(to_dict(other)) == other
+
+
+def test_the_key_differs_with_the_data_and_the_recipe(monkeypatch):
+    before = trial_key(GOLDEN, FINGERPRINT)
+    assert trial_key(GOLDEN, FINGERPRINT[::-1]) != before
+    monkeypatch.setattr(settings, "RECIPE_VERSION", settings.RECIPE_VERSION + 1)
+    assert trial_key(GOLDEN, FINGERPRINT) != before
+
+
+def test_the_key_is_safe_as_a_file_name():
+    assert len(trial_key(GOLDEN, FINGERPRINT)) == 16
+    assert set(trial_key(GOLDEN, FINGERPRINT)) <= set("0123456789abcdef")
+
+
+@pytest.mark.parametrize("broken", ["missing", "unknown", "bad value", "wrong type"])
+def test_dictionaries_that_are_no_config_are_refused(broken):
+    data = to_dict(GOLDEN)
+    match broken:
+        case "missing":
+            del data["eps"]
+        case "unknown":
+            data["train"]["momentum"] = 0.9
+        case "bad value":
+            data["train"]["epochs"] = 0
+        case "wrong type":
+            data["train"]["epochs"] = "10"
+    with pytest.raises((SettingError, TypeError)):
+        from_dict(data)
+
+
+@seeded
+@given(st.integers(1, 10**9), st.integers(1, 10**9))
+def test_eps_is_exact(a, b):
+    low, high = min(a, b), max(a, b)
+    assert parse_eps(f"{low}/{high}") == Fraction(low, high)
+    if low < high:
+        with pytest.raises(SettingError, match="at most 1"):
+            parse_eps(f"{high}/{low}")
+    with pytest.raises(SettingError, match="above 0"):
+        parse_eps(f"-{low}/{high}")
+
+
+@seeded
+@given(st.decimals(min_value="0.0001", max_value=1, allow_nan=False, places=6))
+def test_eps_as_a_decimal_is_exact(value):
+    assert parse_eps(str(value)) == Fraction(value)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "abc", "8/0", "0/8", "8/", "/255", "8//255", "nan", "inf", "0x1", "1/2/3", "8 255"]
+)
+def test_what_is_no_eps_is_refused_with_what_was_found(text):
+    with pytest.raises(SettingError) as caught:
+        parse_eps(text)
+    assert (caught.value.key, caught.value.found) == ("eps", text)
+    assert repr(text) in str(caught.value)
+    assert "allowed" in str(caught.value)
+
+
+def test_an_eps_that_is_zero_as_a_float_is_refused():
+    """Training divides by it."""
+    with pytest.raises(SettingError):
+        parse_eps("1e-400")
+
+
+def test_labels_tell_trials_of_a_sweep_apart():
+    assert GOLDEN.label == "cerdeq ibp margin=0.1 gain=None seed 3"
