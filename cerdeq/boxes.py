@@ -50,5 +50,5 @@ def LinfBall(x: Tensor, eps: Fraction | float, lower: float = 0.0, upper: float 
     if not bool(((x >= lower) & (x <= upper)).all()):
         raise ValueError(f"pixels must lie in [{lower}, {upper}], found {x.min().item()} to {x.max().item()}")
     ball = clipped_ball(x, radius, lower, upper)
-    slack = 4 * torch.finfo(x.dtype).eps * (x.abs() + radius)
-    return Box(ball.center, ball.radius + slack)
+    limits = torch.finfo(x.dtype)
+    return Box(ball.center, ball.radius + 4 * limits.eps * (x.abs() + radius) + limits.tiny)

@@ -34,13 +34,15 @@ def bound(model: nn.Module, region: Box, method: str = "ibp", spec: Tensor | Non
     the outputs themselves. The bounds hold in real arithmetic for the stored weights: rounding is counted outwards.
     In float32 that costs tightness in wide layers; prove in float64.
 
-    Raises ValueError for an unknown method or a model in training mode, UnsupportedOperator where the model has an
-    operation without a rule.
+    Raises ValueError for an unknown method, a model in training mode, and a region whose radius is negative or not a
+    number; UnsupportedOperator where the model has an operation without a rule.
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; methods: {', '.join(METHODS)}")
-    if model.training:
+    if any(module.training for module in model.modules()):
         raise ValueError("bounds are of a fixed function: call model.eval() first")
+    if not bool((region.radius >= 0).all()):
+        raise ValueError("the region's radius must be at least 0 everywhere")
     output = propagate(trace(model), Interval(region.center, region.radius), Context(sound=True), spec)
     lower, upper = output.box.lower, output.box.upper
     slack = 2 * torch.finfo(lower.dtype).eps
@@ -50,8 +52,11 @@ def bound(model: nn.Module, region: Box, method: str = "ibp", spec: Tensor | Non
 def margin_spec(labels: Tensor, classes: int) -> Tensor:
     """The margins of the true class over each other one: labels [B] -> spec [B, classes - 1, classes].
 
-    Row k of example b is the unit vector of its label minus that of the k-th other class.
+    Row k of example b is the unit vector of its label minus that of the k-th other class. Raises ValueError where a
+    label is out of range (unchecked inside torch.compile).
     """
+    if not torch.compiler.is_compiling() and not bool(((labels >= 0) & (labels < classes)).all()):
+        raise ValueError(f"labels must lie in 0 to {classes - 1}, found {labels.min().item()} to {labels.max().item()}")
     identity = torch.eye(classes, device=labels.device)
     others = torch.arange(classes - 1, device=labels.device).expand(len(labels), -1)
     others = others + (others >= labels[:, None])

@@ -1,13 +1,20 @@
 """A torch module as a list of steps: torch.fx names the operations, the rule table what bounds know of them."""
 
-from dataclasses import dataclass
+import inspect
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch.fx
 from torch import Tensor, nn
 
-from cerdeq.bounds.interval import Context, Interval, specified, specified_linear
+from cerdeq.bounds.interval import Context, Interval, linear, specified, specified_linear
 from cerdeq.bounds.operators import Operator, UnsupportedOperator, module_arguments, of_function, of_module
+from cerdeq.bounds.precision import counted_rounding
+
+_NAMED_INPUTS = ("input", "other")
 
 
 @dataclass(frozen=True)
@@ -22,16 +29,14 @@ class Step:
     """One operation.
 
     record: its entry in the rule table; None where no input reaches it, so that it is simply run.
-    target: what is called: a leaf module or a function; for a parameter or buffer the module that owns it.
-    attribute: the name of that parameter or buffer.
+    target: what is called, a leaf module or a function.
     """
 
     name: str
     record: Operator | None
     target: Any
     args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] | None = None
-    attribute: str | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -42,10 +47,30 @@ class Program:
     output: int
 
 
+class _Proxy(torch.fx.Proxy):
+    """Augmented assignments stay what they are; torch.fx would trace `y += x` as an addition that leaves y alone."""
+
+    def __iadd__(self, other: Any) -> torch.fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+    def __isub__(self, other: Any) -> torch.fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
+
+    def __imul__(self, other: Any) -> torch.fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
+
+    def __itruediv__(self, other: Any) -> torch.fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
+
+
 class _Tracer(torch.fx.Tracer):
-    """Stops at modules that have a record, and remembers the user's lines for messages."""
+    """Stops at modules that have a record, follows buffers by name, and remembers the user's lines for messages."""
 
     record_stack_traces = True
+    proxy_buffer_attributes = True
+
+    def proxy(self, node: torch.fx.Node) -> torch.fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         return of_module(module) is not None or super().is_leaf_module(module, qualified_name)
@@ -56,17 +81,13 @@ def trace(model: nn.Module) -> Program:
 
     Raises UnsupportedOperator, and torch.fx's own errors where the model's control flow depends on its input.
     """
-    steps: list[Step] = []
-    index: dict[torch.fx.Node, int] = {}
+    _refuse_hooks(model)
+    nodes = list(_Tracer().trace(model).nodes)
+    index = {node: number for number, node in enumerate(nodes)}
     bounded: set[torch.fx.Node] = set()
-    for node in _Tracer().trace(model).nodes:
-        if node.op == "output":
-            if node.args[0] not in bounded:
-                raise UnsupportedOperator(
-                    f"bounds want one output tensor that depends on the input, found {node.args[0]}"
-                )
-            return Program(tuple(steps), index[node.args[0]])
-        index[node] = len(index)
+    names: dict[str, int] = {}
+    steps = []
+    for node in nodes[:-1]:
         if node.op == "placeholder":
             if bounded:
                 raise UnsupportedOperator(f"bounds want a model with one input tensor, found a second, '{node.name}'")
@@ -74,36 +95,15 @@ def trace(model: nn.Module) -> Program:
             continue
         if bounded.intersection(node.all_input_nodes):
             bounded.add(node)
-        steps.append(_step(node, model, index, node in bounded))
-    raise UnsupportedOperator("the model returns nothing")
-
-
-def _step(node: torch.fx.Node, model: nn.Module, index: dict[torch.fx.Node, int], bounded: bool) -> Step:
-    if node.op == "get_attr":
-        owner, _, attribute = str(node.target).rpartition(".")
-        return Step(node.name, None, model.get_submodule(owner), attribute=attribute)
-    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda arg: Reference(index[arg]))  # type: ignore
-    args, kwargs = tuple(args), dict(kwargs)
-    if node.op == "call_module":
-        module = model.get_submodule(str(node.target))
-        record = of_module(module)
-        name = str(node.target)
-        step = Step(name, record if bounded else None, module, args, kwargs)
-    else:
-        function = getattr(Tensor, str(node.target)) if node.op == "call_method" else node.target
-        record = of_function(function)
-        step = Step(node.name, record if bounded else None, function, args, kwargs)
-    if bounded and record is None:
-        what = type(step.target).__name__ if node.op == "call_module" else getattr(function, "__name__", function)
-        raise UnsupportedOperator(f"no bound rule for {what} at node '{step.name}'{_user_line(node)}")
-    if isinstance(step.target, nn.Module) and record is not None:
-        module_arguments(record, step.target)
-    return step
-
-
-def _user_line(node: torch.fx.Node) -> str:
-    lines = [line.strip() for line in (node.stack_trace or "").strip().splitlines()]
-    return f" ({lines[-2]}: {lines[-1]})" if len(lines) >= 2 else ""
+        name = str(node.target) if node.op == "call_module" else node.name
+        names[name] = names.get(name, 0) + 1
+        name = name if names[name] == 1 else f"{name}.{names[name]}"
+        steps.append(_step(node, name, model, index, bounded))
+    output = nodes[-1].args[0] if nodes else None
+    if not isinstance(output, torch.fx.Node) or output not in bounded:
+        raise UnsupportedOperator(f"bounds want one output tensor that depends on the input, found {output}")
+    _refuse_reads_of_overwritten(nodes, model)
+    return Program(tuple(steps), index[output])
 
 
 def propagate(program: Program, x: Interval, ctx: Context, spec: Tensor | None = None) -> Interval:
@@ -111,25 +111,155 @@ def propagate(program: Program, x: Interval, ctx: Context, spec: Tensor | None =
 
     `spec` is merged into a last linear layer, which is tighter than subtracting output intervals.
     """
+    if ctx.sound:
+        with counted_rounding(x.center.device.type):
+            return _propagate(program, x, ctx, spec)
+    return _propagate(program, x, ctx, spec)
+
+
+def _propagate(program: Program, x: Interval, ctx: Context, spec: Tensor | None) -> Interval:
     values: list[Any] = [x]
-    last = len(program.steps) if program.output == len(program.steps) else -1
     for number, step in enumerate(program.steps, start=1):
         ctx.step = step.name
-        arguments = [_resolve(arg, values) for arg in step.args]
-        options = {name: _resolve(arg, values) for name, arg in (step.kwargs or {}).items()}
-        if step.attribute is not None:
-            values.append(getattr(step.target, step.attribute))
-        elif step.record is None:
+        arguments = [_resolved(arg, values) for arg in step.args]
+        options = {name: _resolved(arg, values) for name, arg in step.kwargs.items()}
+        if step.record is None:
             values.append(step.target(*arguments, **options))
-        else:
-            if isinstance(step.target, nn.Module):
-                options = module_arguments(step.record, step.target)
-            if spec is not None and number == last and step.record.name == "linear":
-                return specified_linear(ctx, arguments[0], spec, *arguments[1:], **options)
-            values.append(step.record.interval(ctx, *arguments, **options))
+            continue
+        if isinstance(step.target, nn.Module):
+            options = module_arguments(step.record, step.target)
+        if spec is not None and number == program.output and step.record.interval is linear:
+            return specified_linear(ctx, arguments[0], spec, *arguments[1:], **options)
+        values.append(step.record.interval(ctx, *arguments, **options))
     output = values[program.output]
     return output if spec is None else specified(ctx, output, spec)
 
 
-def _resolve(arg: Any, values: list[Any]) -> Any:
-    return values[arg.index] if isinstance(arg, Reference) else arg
+def _resolved(arg: Any, values: list[Any]) -> Any:
+    if isinstance(arg, Reference):
+        return values[arg.index]
+    if isinstance(arg, list | tuple):
+        return type(arg)([_resolved(item, values) for item in arg])
+    return arg
+
+
+def _step(
+    node: torch.fx.Node, name: str, model: nn.Module, index: dict[torch.fx.Node, int], bounded: set[torch.fx.Node]
+) -> Step:
+    if node.op == "get_attr":
+        return Step(name, None, _reader(model, str(node.target)))
+    target = _target(node, model)
+    references = torch.fx.node.map_arg((node.args, node.kwargs), lambda arg: Reference(index[arg]))  # type: ignore
+    args, kwargs = _positional(*references)
+    if node not in bounded:
+        return Step(name, None, target, args, kwargs)
+    record = of_module(target) if isinstance(target, nn.Module) else of_function(target)
+    if record is None:
+        what = type(target).__name__ if isinstance(target, nn.Module) else getattr(target, "__name__", target)
+        raise UnsupportedOperator(f"no bound rule for {what} at node '{name}'{_user_line(node)}")
+    _check_arguments(record, target, node, args, kwargs, {index[n] for n in bounded})
+    return Step(name, record, target, args, kwargs)
+
+
+def _target(node: torch.fx.Node, model: nn.Module) -> Any:
+    if node.op == "call_module":
+        return model.get_submodule(str(node.target))
+    return getattr(Tensor, str(node.target)) if node.op == "call_method" else node.target
+
+
+def _reader(model: nn.Module, path: str) -> Callable[[], Any]:
+    """A function that reads a parameter or buffer when the program runs; a constant that tracing left is taken away."""
+    owner, _, attribute = path.rpartition(".")
+    module = model.get_submodule(owner)
+    if attribute.startswith("_tensor_constant"):
+        value = getattr(module, attribute)
+        delattr(module, attribute)
+        return lambda: value
+    return lambda: getattr(module, attribute)
+
+
+def _positional(args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments with torch's names of the first two, input and other, put in their places."""
+    named = [kwargs[name] for name in _NAMED_INPUTS if name in kwargs]
+    return (*args, *named), {name: value for name, value in kwargs.items() if name not in _NAMED_INPUTS}
+
+
+def _check_arguments(
+    record: Operator, target: Any, node: torch.fx.Node, args: Any, kwargs: dict[str, Any], bounded: set[int]
+) -> None:
+    """Raise UnsupportedOperator where the rule does not take these arguments, or not as bounded values."""
+    options = kwargs
+    if isinstance(target, nn.Module):
+        options = module_arguments(record, target)
+    try:
+        inspect.signature(record.interval).bind(None, *args, **options)
+    except TypeError as error:
+        raise UnsupportedOperator(f"{record.name} at node '{node.name}': {error}{_user_line(node)}") from None
+    where = [number for number, arg in enumerate(args) if isinstance(arg, Reference) and arg.index in bounded]
+    several = record.bounded != "any" and len(where) != 1
+    elsewhere = record.bounded == "first" and where != [0]
+    if several or elsewhere or len(where) != sum(n in bounded for n in _indices((args, kwargs))):
+        raise UnsupportedOperator(
+            f"no bound rule for {record.name} of these bounded values at node '{node.name}'{_user_line(node)}"
+        )
+
+
+def _indices(value: Any) -> list[int]:
+    if isinstance(value, Reference):
+        return [value.index]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [index for item in value for index in _indices(item)] if isinstance(value, list | tuple) else []
+
+
+def _refuse_hooks(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise UnsupportedOperator(f"module '{name}' has forward hooks, which bounds cannot follow; remove them")
+
+
+def _refuse_reads_of_overwritten(nodes: list[torch.fx.Node], model: nn.Module) -> None:
+    """Raise UnsupportedOperator where a value is read after an in-place operation has changed it."""
+    storage: dict[torch.fx.Node, torch.fx.Node] = {}
+    overwritten: dict[torch.fx.Node, set[torch.fx.Node]] = {}
+    for node in nodes:
+        sources = node.all_input_nodes
+        for source in sources:
+            if source in overwritten.get(storage[source], ()):
+                raise UnsupportedOperator(
+                    f"node '{node.name}' reads '{source.name}' after it was changed in place{_user_line(node)}"
+                )
+        in_place = _writes_input(node, model)
+        shares = in_place or _is_view(node, model)
+        storage[node] = storage[sources[0]] if sources and shares else node
+        if in_place:
+            group = storage[node]
+            overwritten[group] = {old for old in storage if storage[old] is group and old is not node}
+
+
+def _writes_input(node: torch.fx.Node, model: nn.Module) -> bool:
+    if not node.op.startswith("call"):
+        return False
+    target = _target(node, model)
+    if isinstance(target, nn.Module):
+        return bool(getattr(target, "inplace", False))
+    name = getattr(target, "__name__", "")
+    positional = list(node.args[1:2]) if name == "relu" else []
+    return bool(node.kwargs.get("inplace")) or positional == [True] or name == "iadd" or name.endswith("_")
+
+
+def _is_view(node: torch.fx.Node, model: nn.Module) -> bool:
+    if not node.op.startswith("call"):
+        return False
+    target = _target(node, model)
+    record = of_module(target) if isinstance(target, nn.Module) else of_function(target)
+    return record is not None and record.view
+
+
+def _user_line(node: torch.fx.Node) -> str:
+    """Where the user's code called it: the last frame outside torch."""
+    torch_folder = str(Path(torch.__file__).parent)
+    lines = (node.stack_trace or "").splitlines()
+    frames = [number for number, line in enumerate(lines) if line.lstrip().startswith("File ")]
+    own = [number for number in frames if torch_folder not in lines[number]]
+    return f" ({' '.join(line.strip() for line in lines[own[-1] : own[-1] + 2])})" if own else ""

@@ -50,23 +50,25 @@ class Context:
 
 
 def absorb(ctx: Context, center: Tensor, radius: Tensor, terms: int) -> Tensor:
-    """The radius, widened where `ctx.sound` so that a sum of `terms` products of it absorbs its own rounding error.
-
-    Twice gamma on the magnitude of every value in the box, and the smallest normal number for underflow.
-    """
+    """The radius of what goes into a sum of `terms` products, widened where `ctx.sound` by what its rounding may cost:
+    twice gamma on the magnitude of every value in the box."""
     if not ctx.sound:
         return radius
     limits = torch.finfo(radius.dtype)
     slack = (terms + 4) * limits.eps
     if slack > 0.25:
         raise ValueError(f"{terms} terms are too many to round outwards in {radius.dtype}; use float64")
-    return radius + slack * (center.abs() + 2 * radius) + limits.tiny
+    return radius + slack * (center.abs() + 2 * radius)
 
 
-def _absorb_offset(ctx: Context, radius: Tensor, offset: Tensor | None, terms: int) -> Tensor:
-    if not ctx.sound or offset is None:
+def settle(ctx: Context, radius: Tensor, terms: int, offset: Tensor | None = None) -> Tensor:
+    """The radius of what comes out of a sum of `terms` products, widened where `ctx.sound` by what an added `offset`
+    and underflow may cost."""
+    if not ctx.sound:
         return radius
-    return radius + (terms + 4) * torch.finfo(radius.dtype).eps * offset.abs()
+    limits = torch.finfo(radius.dtype)
+    radius = radius + 2 * (terms + 4) * limits.tiny
+    return radius if offset is None else radius + (terms + 4) * limits.eps * offset.abs()
 
 
 def _affine(x: Interval, function) -> tuple[Tensor, Tensor | None]:
@@ -84,7 +86,7 @@ def conv2d(ctx: Context, x: Interval, weight, bias=None, stride=1, padding=0, di
     terms = weight[0].numel() + 1
     radius = F.conv2d(absorb(ctx, x.center, x.radius, terms), weight.abs(), **shape)
     offset = None if bias is None else bias[:, None, None]
-    return Interval(center, _absorb_offset(ctx, radius, offset, terms), clean)
+    return Interval(center, settle(ctx, radius, terms, offset), clean)
 
 
 def linear(ctx: Context, x: Interval, weight, bias=None) -> Interval:
@@ -92,7 +94,7 @@ def linear(ctx: Context, x: Interval, weight, bias=None) -> Interval:
     center, clean = _affine(x, lambda value: F.linear(value, weight, bias))
     terms = weight.shape[1] + 1
     radius = F.linear(absorb(ctx, x.center, x.radius, terms), weight.abs())
-    return Interval(center, _absorb_offset(ctx, radius, bias, terms), clean)
+    return Interval(center, settle(ctx, radius, terms, bias), clean)
 
 
 def specified_linear(ctx: Context, x: Interval, spec: Tensor, weight, bias=None) -> Interval:
@@ -114,7 +116,7 @@ def specified_linear(ctx: Context, x: Interval, spec: Tensor, weight, bias=None)
         radius = radius * (1 + products) + products * margins(x.center.abs() + x.radius, spread)
         if bias is not None:
             radius = radius + (terms + spec.shape[2] + 4) * torch.finfo(radius.dtype).eps * (spec.abs() @ bias.abs())
-    return Interval(center, radius, clean)
+    return Interval(center, settle(ctx, radius, terms * spec.shape[2]), clean)
 
 
 def specified(ctx: Context, x: Interval, spec: Tensor) -> Interval:
@@ -123,7 +125,7 @@ def specified(ctx: Context, x: Interval, spec: Tensor) -> Interval:
     spec = spec.to(x.center)
     radius = torch.einsum(apply, spec.abs(), absorb(ctx, x.center, x.radius, spec.shape[2]))
     clean = None if x.clean is None else torch.einsum(apply, spec, x.clean)
-    return Interval(torch.einsum(apply, spec, x.center), radius, clean)
+    return Interval(torch.einsum(apply, spec, x.center), settle(ctx, radius, spec.shape[2]), clean)
 
 
 def scale_shift(ctx: Context, x: Interval, subtract: Tensor, scale: Tensor, add: Tensor) -> Interval:
@@ -132,7 +134,7 @@ def scale_shift(ctx: Context, x: Interval, subtract: Tensor, scale: Tensor, add:
     center = torch.addcmul(offset, x.center, scale)
     clean = None if x.clean is None else torch.addcmul(offset, x.clean, scale)
     radius = absorb(ctx, x.center.abs() + subtract.abs(), x.radius, 8) * scale.abs()
-    return Interval(center, _absorb_offset(ctx, radius, add, 8), clean)
+    return Interval(center, settle(ctx, radius, 8, add), clean)
 
 
 def batch_norm(
@@ -171,7 +173,8 @@ def relu_box(ctx: Context, center: Tensor, radius: Tensor) -> tuple[Tensor, Tens
     """Centre and radius after a ReLU."""
     half = torch.relu(center + radius) / 2
     if ctx.sound:
-        half = half * (1 + 4 * torch.finfo(half.dtype).eps)
+        limits = torch.finfo(half.dtype)
+        half = torch.where(center + radius > 0, half * (1 + 4 * limits.eps) + limits.tiny, half)
     active = center >= radius
     return torch.where(active, center, half), torch.where(active, radius, half)
 
@@ -191,6 +194,7 @@ def _sum(ctx: Context, x: Any, y: Any, factor: float) -> Interval:
     a, b = _lifted(x, like), _lifted(y, like)
     center = a.center + factor * b.center
     radius = absorb(ctx, a.center, a.radius, 4) + abs(factor) * absorb(ctx, b.center, b.radius, 4)
+    radius = settle(ctx, radius, 2)
     clean = None if like.clean is None else a.clean_value() + factor * b.clean_value()
     return Interval(center, radius, clean)
 
@@ -206,36 +210,34 @@ def _lifted(x: Any, like: Interval) -> Interval:
 def multiply(ctx: Context, x: Any, y: Any) -> Interval:
     """Product of an Interval and a constant, in either order."""
     interval, factor = (x, y) if isinstance(x, Interval) else (y, x)
-    if isinstance(factor, Interval):
-        raise TypeError("a product of two bounded values has no interval rule")
     factor = torch.as_tensor(factor, dtype=interval.center.dtype, device=interval.center.device)
     clean = None if interval.clean is None else interval.clean * factor
     radius = absorb(ctx, interval.center, interval.radius, 4) * factor.abs()
-    return Interval(interval.center * factor, radius, clean)
+    return Interval(interval.center * factor, settle(ctx, radius, 1), clean)
 
 
 def divide(ctx: Context, x: Interval, y: Any) -> Interval:
     """An Interval over a constant."""
-    if isinstance(y, Interval):
-        raise TypeError("a quotient by a bounded value has no interval rule")
     divisor = torch.as_tensor(y, dtype=x.center.dtype, device=x.center.device)
     clean = None if x.clean is None else x.clean / divisor
-    return Interval(x.center / divisor, absorb(ctx, x.center, x.radius, 4) / divisor.abs(), clean)
+    radius = absorb(ctx, x.center, x.radius, 4) / divisor.abs()
+    return Interval(x.center / divisor, settle(ctx, radius, 1), clean)
 
 
 def avg_pool2d(ctx: Context, x: Interval, kernel_size, *args, **kwargs) -> Interval:
-    """Average pooling: linear with non-negative weights, so centre and radius are pooled alike."""
+    """Average pooling: linear with weights of one sign, so centre and radius are pooled alike."""
     terms = kernel_size**2 if isinstance(kernel_size, int) else kernel_size[0] * kernel_size[1]
     center, clean = _affine(x, lambda value: F.avg_pool2d(value, kernel_size, *args, **kwargs))
-    radius = F.avg_pool2d(absorb(ctx, x.center, x.radius, terms + 1), kernel_size, *args, **kwargs)
-    return Interval(center, radius, clean)
+    radius = F.avg_pool2d(absorb(ctx, x.center, x.radius, terms + 1), kernel_size, *args, **kwargs).abs()
+    return Interval(center, settle(ctx, radius, terms), clean)
 
 
 def adaptive_avg_pool2d(ctx: Context, x: Interval, output_size) -> Interval:
     """Adaptive average pooling; a window never has more elements than the image."""
     terms = x.center.shape[-1] * x.center.shape[-2] + 1
     center, clean = _affine(x, lambda value: F.adaptive_avg_pool2d(value, output_size))
-    return Interval(center, F.adaptive_avg_pool2d(absorb(ctx, x.center, x.radius, terms), output_size), clean)
+    radius = F.adaptive_avg_pool2d(absorb(ctx, x.center, x.radius, terms), output_size)
+    return Interval(center, settle(ctx, radius, terms), clean)
 
 
 def flatten(ctx: Context, x: Interval, start_dim: int = 0, end_dim: int = -1) -> Interval:

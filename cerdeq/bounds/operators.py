@@ -6,7 +6,7 @@ A new operator is one record here, or one `register` call from outside, and its 
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +21,16 @@ class Operator:
 
     interval: rule (Context, *args, **kwargs) -> Interval, with the arguments of the functional form.
     functions: the functionals and tensor methods it stands for. modules: for each module class, the arguments
-    that follow the input. is_relu, is_linear: what later stages ask of an operator.
+    that follow the input. bounded: which arguments may be bounded values: the "first" alone, "one" at any place, or
+    "any". view: whether the result may share its input's memory.
     """
 
     name: str
     interval: Callable[..., interval.Interval]
     functions: tuple[Callable[..., Any], ...] = ()
     modules: dict[type[nn.Module], Callable[[Any], dict[str, Any]]] = field(default_factory=dict)
+    bounded: Literal["first", "one", "any"] = "first"
+    view: bool = False
 
 
 class UnsupportedOperator(TypeError):  # noqa: N818
@@ -82,9 +85,9 @@ TABLE = (
         {nn.BatchNorm1d: _batch_norm_arguments, nn.BatchNorm2d: _batch_norm_arguments},
     ),
     Operator("relu", interval.relu, (F.relu, torch.relu, Tensor.relu), {nn.ReLU: lambda m: {}}),
-    Operator("add", interval.add, (operator.add, operator.iadd, torch.add, Tensor.add)),
-    Operator("subtract", interval.subtract, (operator.sub, torch.sub, Tensor.sub)),
-    Operator("multiply", interval.multiply, (operator.mul, torch.mul, Tensor.mul)),
+    Operator("add", interval.add, (operator.add, operator.iadd, torch.add, Tensor.add), bounded="any"),
+    Operator("subtract", interval.subtract, (operator.sub, torch.sub, Tensor.sub), bounded="any"),
+    Operator("multiply", interval.multiply, (operator.mul, torch.mul, Tensor.mul), bounded="one"),
     Operator("divide", interval.divide, (operator.truediv, torch.div, Tensor.div)),
     Operator("avg_pool2d", interval.avg_pool2d, (F.avg_pool2d,), {nn.AvgPool2d: _avg_pool2d_arguments}),
     Operator(
@@ -98,8 +101,9 @@ TABLE = (
         interval.flatten,
         (torch.flatten, Tensor.flatten),
         {nn.Flatten: lambda m: {"start_dim": m.start_dim, "end_dim": m.end_dim}},
+        view=True,
     ),
-    Operator("identity", interval.identity, (), {nn.Identity: lambda m: {}, nn.Dropout: _dropout_arguments}),
+    Operator("identity", interval.identity, (), {nn.Identity: lambda m: {}, nn.Dropout: _dropout_arguments}, view=True),
 )
 
 _by_function: dict[Any, Operator] = {}
@@ -118,13 +122,23 @@ def of_function(function: Any) -> Operator | None:
 
 
 def of_module(module: nn.Module) -> Operator | None:
-    """The record of a module's class or its nearest base class (of a parametrised layer, say), or None."""
-    return next((_by_module[cls] for cls in type(module).__mro__ if cls in _by_module), None)
+    """The record of a module's class, or of a base class whose forward it runs unchanged; None where there is none."""
+    found = _registered_class(module)
+    return None if found is None else _by_module[found]
 
 
 def module_arguments(record: Operator, module: nn.Module) -> dict[str, Any]:
     """The functional form's arguments after the input, read from the module as it is now."""
-    return next(record.modules[cls] for cls in type(module).__mro__ if cls in record.modules)(module)
+    found = _registered_class(module)
+    assert found is not None, "a step's module has a record"
+    return record.modules[found](module)
+
+
+def _registered_class(module: nn.Module) -> type[nn.Module] | None:
+    nearest = next((cls for cls in type(module).__mro__ if cls in _by_module), None)
+    if nearest is None or "forward" in vars(module) or type(module).forward is not nearest.forward:
+        return None
+    return nearest
 
 
 for _record in TABLE:

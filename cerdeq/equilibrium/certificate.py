@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cerdeq.bounds.interval import Context, absorb, relu_box
+from cerdeq.bounds.interval import Context, absorb, relu_box, settle
 from cerdeq.boxes import Box
 from cerdeq.equilibrium.recurrence import apply_weight, per_channel
 from cerdeq.equilibrium.solver import picard
@@ -47,13 +47,19 @@ def contraction(weight: Tensor) -> Contraction:
     weight = weight.detach().double()
     matrix = channel_matrix(weight)
     v = torch.ones(len(matrix), dtype=torch.float64, device=weight.device)
-    floor = 1e-6 * matrix.sum(1).mean() / len(matrix) + 1e-300
+    size = matrix.sum(1).max() + 1e-300
+    floor = 1e-6 * size / len(matrix)
     for _ in range(_POWER_ITERATIONS):
-        v = matrix @ v + floor * v.sum()
+        v = matrix @ v + 0.1 * size * v + floor * v.sum()  # a multiple of v, so that periodic matrices converge too
         v = v / v.max()
-    slack = (weight[0].numel() + 8) * torch.finfo(torch.float64).eps
-    rate = float(((matrix @ v) * (1 + slack) / v).max()) * (1 + slack)
+    rate = float((_product_rounded_up(matrix, v, weight[0].numel()) / v).max()) * (1 + 1e-15)
     return Contraction(v, rate)
+
+
+def _product_rounded_up(matrix: Tensor, v: Tensor, terms: int) -> Tensor:
+    """At least A v, where A's entries are themselves sums, `terms` products in all."""
+    limits = torch.finfo(torch.float64)
+    return (matrix @ v) * (1 + (terms + 8) * limits.eps) + (terms + 8) * limits.tiny
 
 
 def interval_step(weight: Tensor, h: Box, z: Box) -> Box:
@@ -68,7 +74,7 @@ def preactivation_box(weight: Tensor, h: Box, z: Box) -> Box:
     terms = weight[0].numel() + 1
     center = apply_weight(weight, z.center) + h.center
     radius = apply_weight(weight.abs(), absorb(ctx, z.center, z.radius, terms))
-    return Box(center, radius + absorb(ctx, h.center, h.radius, terms))
+    return Box(center, settle(ctx, radius + absorb(ctx, h.center, h.radius, terms), terms))
 
 
 def verify_inclusion(weight: Tensor, h: Box, z: Box, v: Tensor) -> Tensor:
@@ -79,9 +85,7 @@ def verify_inclusion(weight: Tensor, h: Box, z: Box, v: Tensor) -> Tensor:
     """
     weight, v = weight.double(), v.double()
     h, z = _double(h), _double(z)
-    matrix = channel_matrix(weight)
-    slack = (weight[0].numel() + 8) * torch.finfo(torch.float64).eps
-    unique = bool((v > 0).all()) and bool(((matrix @ v) * (1 + slack) < v).all())
+    unique = bool((v > 0).all()) and bool((_product_rounded_up(channel_matrix(weight), v, weight[0].numel()) < v).all())
     inside = _excess(interval_step(weight, h, z), z) <= 0
     proper = (z.radius >= 0) & torch.isfinite(z.center) & torch.isfinite(z.radius)
     return (inside & proper).flatten(1).all(1) & unique
@@ -91,17 +95,18 @@ def closed_form_box(weight: Tensor, h: Box, proof: Contraction) -> Box:
     """[0, t v] with t = max_i relu(h_u)_i / s_i: contains every equilibrium, without any iteration."""
     v = per_channel(proof.v, h.center)
     upper = torch.relu(h.center + h.radius)
-    reach = (upper / (v * (1 - proof.rate))).flatten(1).amax(1) * (1 + 1e-9) + 1e-300
-    half = (_per_example(reach, h.center) * v / 2).expand_as(h.center).clone()
-    return Box(half, half)
+    reach = (upper / (v * (1 - proof.rate))).flatten(1).amax(1) * (1 + 1e-6) + 1e-280
+    half = (_per_example(reach, h.center) * v / 2).expand_as(h.center)
+    return Box(half, half * (1 + 1e-12))
 
 
+@torch.no_grad()
 def verified_box(weight: Tensor, h: Box) -> Box:
     """A box that is proved to contain the equilibrium of every h in the box `h`, [B, ...], float64.
 
     The interval equilibrium is solved fast in float32, widened by a multiple of v until its inclusion is checked in
     float64, then mapped through F again, which keeps the proof and undoes most of the widening. Where the check fails
-    the closed-form box is tried; an example without any proved box gets radius infinity.
+    the closed-form box is tried; an example without any proved box gets radius infinity. Without gradient.
     Raises NotContractiveError where rho(|W|) < 1 has no proof.
     """
     proof = contraction(weight)

@@ -14,7 +14,7 @@ from cerdeq.equilibrium.solver import Solution, iterate, picard
 from cerdeq.equilibrium.weights import PARAMETRISATIONS
 
 _TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
-_LIMIT = 1000
+_LIMIT = 20_000
 
 
 class NotConvergedError(RuntimeError):
@@ -103,6 +103,7 @@ def fold(model: nn.Module) -> None:
     """Replace every parametrisation in `model` by the weight it gives, in place: W as it is stored and certified."""
     for module in model.modules():
         if parametrize.is_parametrized(module):
+            module.parametrizations.eval()  # type: ignore[union-attr]  # in training, reading W would change it
             for name in list(module.parametrizations):  # type: ignore[arg-type]
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
 
@@ -136,8 +137,8 @@ def _interval(ctx: Context, x: Interval, module: FixedPoint) -> Interval:
 
 def _rounded_up(radius: Tensor, center: Tensor, like: Tensor) -> Tensor:
     """A float64 radius in the precision of `like`, with room for rounding radius and centre."""
-    slack = 2 * torch.finfo(like.dtype).eps
-    return (radius * (1 + slack) + slack * center.abs()).to(like)
+    limits = torch.finfo(like.dtype)
+    return (radius * (1 + 2 * limits.eps) + 2 * limits.eps * center.abs() + 2 * limits.tiny).to(like)
 
 
 register(Operator("fixed_point", _interval, (), {FixedPoint: lambda module: {"module": module}}))

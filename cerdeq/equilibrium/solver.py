@@ -29,7 +29,7 @@ def iterate(step: Step, start: Tensor, count: int) -> Tensor:
 
 
 def picard(step: Step, start: Tensor, tolerance: float, limit: int) -> Solution:
-    """Apply `step` until every example's residual is at most `tolerance`, or `limit` times."""
+    """Apply `step` until every example's residual is at most `tolerance` or has overflowed, or `limit` times."""
     z = start
     iterations = torch.zeros(len(start), dtype=torch.long, device=start.device)
     residual = torch.full((len(start),), torch.inf, dtype=start.dtype, device=start.device)
@@ -39,6 +39,6 @@ def picard(step: Step, start: Tensor, tolerance: float, limit: int) -> Solution:
         size = following.flatten(1).abs().amax(1) + torch.finfo(z.dtype).tiny
         residual = (following - z).flatten(1).abs().amax(1) / size
         z = following
-        if bool((residual <= tolerance).all()):
+        if bool(((residual <= tolerance) | ~residual.isfinite()).all()):
             break
     return Solution(z, residual, iterations, residual <= tolerance)

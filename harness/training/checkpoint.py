@@ -22,4 +22,6 @@ def restore(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, de
     state = torch.load(path, map_location=device, weights_only=True)
     model.load_state_dict(state["model"])
     optimiser.load_state_dict(state["optimiser"])
+    for group in optimiser.param_groups:
+        group["capturable"] = device.type == "cuda"  # the checkpoint may come from another kind of machine
     return state["epoch"]

@@ -159,7 +159,7 @@ def test_keys_are_equal_exactly_where_configs_are(one, other):
 
 
 def test_the_key_of_a_known_config():
-    """A change here renames every folder in every results directory: raise RECIPE_VERSION instead, where numbers change."""
+    """A change here renames every folder of every sweep: where numbers change, raise RECIPE_VERSION instead."""
     if settings.RECIPE_VERSION != 1:
         pytest.skip("written down for recipe version 1")
     assert trial_key(GOLDEN, FINGERPRINT) == "99937801658ba735"

@@ -1,0 +1,23 @@
+"""Arithmetic whose rounding errors are those that sound bounds count."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+
+@contextmanager
+def counted_rounding(device: str) -> Iterator[None]:
+    """Within, sums of products are sums in some order, in the tensors' own precision.
+
+    Off: autocast, TF32, and the libraries that may choose Winograd or FFT convolutions, NNPACK on a CPU and cuDNN on
+    CUDA; what runs instead is a matrix product.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(torch.backends.nnpack.flags(enabled=False))
+        if device == "cuda":
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False, allow_tf32=False))
+            stack.callback(setattr, torch.backends.cuda.matmul, "allow_tf32", torch.backends.cuda.matmul.allow_tf32)
+            torch.backends.cuda.matmul.allow_tf32 = False
+        yield

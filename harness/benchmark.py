@@ -1,0 +1,94 @@
+"""`python -m harness.benchmark`: how fast a training step is, against plain training of the same network in one run.
+
+Plain training is torch's own forward pass, cross entropy and Adam on the same batches. An IBP step carries three
+values (clean, centre, radius) through every layer, so three times its cost is what arithmetic alone would ask.
+Steps of all kinds are taken in turn, so that a machine whose speed drifts slows them alike.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from baselines import DATASETS, build
+from harness.settings import TrainSettings, TrialConfig
+from harness.training.augment import augmented, draw
+from harness.training.initialise import initialise
+from harness.training.step import Stepper, make_optimiser
+
+_IMAGES = 4096
+
+
+def main() -> None:
+    """Print examples per second and the cost relative to plain training, medians over rounds."""
+    parser = argparse.ArgumentParser(prog="python -m harness.benchmark", description=__doc__)
+    parser.add_argument("models", nargs="*", default=["cnn7", "resnet9", "cerdeq"])
+    parser.add_argument("--dataset", default="cifar10", choices=list(DATASETS))
+    parser.add_argument("--width", type=float, default=1.0)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=20)
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    where = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{where}, torch {torch.__version__}, {options.dataset}, width {options.width:g}, batch {options.batch_size}")
+    print(f"{'network':10} {'step':14} {'examples/s':>12} {'cost over plain':>16}")
+    for model in options.models:
+        seconds = _measure(_steps(model, options, device), options.rounds, device)
+        for name, median in seconds.items():
+            print(
+                f"{model:10} {name:14} {options.batch_size / median:12.0f} {median / seconds['plain']:16.2f}",
+                flush=True,
+            )
+
+
+def _steps(name: str, options: argparse.Namespace, device: torch.device) -> dict[str, Callable[[], object]]:
+    """The kinds of step to compare, each on a network of its own."""
+    info = DATASETS[options.dataset]
+    images = torch.randint(0, 256, (_IMAGES, *info.shape), dtype=torch.uint8, device=device)
+    labels = torch.randint(0, info.classes, (_IMAGES,), device=device)
+    choices = draw(_IMAGES, info.crop_padding, info.flip, 0, 1, device).batch(0, options.batch_size)
+    config = TrialConfig(
+        "benchmark", "full", options.dataset, "8/255", 0, name, "ibp", width=options.width,
+        train=TrainSettings(batch_size=options.batch_size),
+    )  # fmt: skip
+
+    def stepper() -> Stepper:
+        torch.manual_seed(0)
+        model = build(name, options.dataset, options.width)
+        initialise(model)
+        model.to(device).to(memory_format=torch.channels_last).train()
+        return Stepper(config, model, make_optimiser(model, device), images, labels)
+
+    plain, bounded = stepper(), stepper()
+
+    def plain_step() -> None:
+        x = augmented(images, *choices).contiguous(memory_format=torch.channels_last)
+        plain.optimiser.zero_grad(set_to_none=True)
+        F.cross_entropy(plain.model(x), labels[choices[0]]).backward()
+        plain.optimiser.step()
+
+    steps = {"plain": plain_step, "ibp eager": lambda: bounded.eager(choices)}
+    if device.type == "cuda":
+        steps["ibp captured"] = lambda: bounded(choices, 0.01, 5e-4)
+    return steps
+
+
+def _measure(steps: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
+    """Median seconds of each step, taken in turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(rounds + 3):
+        for name, step in steps.items():
+            started = time.perf_counter()
+            step()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if number >= 3:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+if __name__ == "__main__":
+    main()

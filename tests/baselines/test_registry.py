@@ -1,0 +1,297 @@
+"""The contract of every registered network, met by walking the registry: whatever is added is tested unasked."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from baselines import DATASETS, UnknownNameError, build, names, options_of, register, registry
+from cerdeq import LinfBall, bound, margin_spec
+from cerdeq.bounds import Context, Interval, propagate, trace
+from cerdeq.boxes import clipped_ball
+from cerdeq.equilibrium import Equilibrium
+
+torch.set_num_threads(1)
+
+REPRESENTATIVE = ["cnn5", "cnn7", "cnn9", "resnet9", "cerdeq", "deqlate"]
+SMALL = [(name, "digits") for name in names()]
+LARGE = [(name, dataset) for dataset in DATASETS if dataset != "digits" for name in REPRESENTATIVE if name in names()]
+WIDTH = {"digits": 0.06, "mnist": 0.04, "cifar10": 0.04, "tiny-imagenet": 0.02}
+
+
+def small(name, dataset):
+    return build(name, dataset=dataset, width=WIDTH[dataset]).double()
+
+
+def images(dataset, count):
+    return torch.rand(count, *DATASETS[dataset].shape, dtype=torch.float64)
+
+
+def margins_in_training(model, dataset, x, labels, eps=1e-3):
+    """One IBP pass in training mode: the margins' Interval."""
+    ball = clipped_ball(x, eps)
+    spec = margin_spec(labels, DATASETS[dataset].classes)
+    return propagate(trace(model.train()), Interval(ball.center, ball.radius, x), Context(sound=False), spec)
+
+
+def with_statistics(model, dataset):
+    """In evaluation mode, its batch norm statistics those of data and its biases not 0."""
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_(0, 0.2)
+        model.train()
+        for _ in range(3):
+            model(images(dataset, 4))
+    return model.eval()
+
+
+@pytest.mark.parametrize(("name", "dataset"), SMALL + LARGE)
+def test_contract(name, dataset):
+    """Shape; a finite gradient for every parameter under the IBP loss; bounds that contain the forward pass; saving."""
+    classes = DATASETS[dataset].classes
+    model, x = small(name, dataset), images(dataset, 3)
+    labels = torch.randint(classes, (3,))
+
+    twin = copy.deepcopy(model).train()
+    margins = margins_in_training(model, dataset, x, labels)
+    assert margins.center.shape == margins.radius.shape == (3, classes - 1)
+    logits = twin(x)
+    assert logits.shape == (3, classes)
+    torch.testing.assert_close(margins.clean, torch.einsum("bkn,bn->bk", margin_spec(labels, classes).double(), logits))
+    for key, value in twin.state_dict().items():
+        if not key.endswith("num_batches_tracked"):
+            torch.testing.assert_close(model.state_dict()[key], value, msg=lambda text, key=key: f"{key}: {text}")
+
+    (F.softplus(-margins.box.lower).mean() + F.softplus(-margins.clean).mean()).backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), f"no gradient for {key}"
+        if not key.endswith("bias"):
+            assert parameter.grad.any(), f"the gradient for {key} is 0"
+
+    with_statistics(model, dataset)
+    with torch.no_grad():
+        lower, upper = bound(model, LinfBall(x, 1e-3))
+        noise = torch.sign(torch.randn(8, *x.shape, dtype=torch.float64))
+        values = torch.stack([model(x)] + [model((x + 1e-3 * one).clamp(0, 1)) for one in noise])
+        slack = 1e-8 * (1 + values.abs().max())
+        assert lower.shape == upper.shape == (3, classes)
+        assert (lower - slack <= values).all() and (values <= upper + slack).all()
+        assert (lower < upper).all() and lower.isfinite().all() and upper.isfinite().all()
+
+        other = small(name, dataset).eval()
+        assert not torch.equal(other(x), model(x))
+        other.load_state_dict(model.state_dict())
+        assert torch.equal(other(x), model(x))
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_single_seed_gives_a_single_network(name):
+    networks = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        networks.append(build(name, dataset="digits", width=0.06).state_dict())
+    assert networks[0].keys() == networks[1].keys()
+    assert all(torch.equal(networks[0][key], networks[1][key]) for key in networks[0])
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_pixels_are_normalised_by_the_first_layer(dataset):
+    model, info = build("cnn7", dataset=dataset, width=0.02).double(), DATASETS[dataset]
+    x = images(dataset, 2)
+    mean, std = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (info.mean, info.std))
+    torch.testing.assert_close(model[0](x), (x - mean) / std, rtol=1e-6, atol=1e-6)
+    assert len(info.mean) == len(info.std) == info.shape[0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The architectures of the papers
+
+
+def parameters_of(name, dataset, **options):
+    with torch.device("meta"):
+        return sum(p.numel() for p in build(name, dataset=dataset, **options).parameters())
+
+
+def cnn7_parameters(channels, size, classes):
+    """By hand: 3x3 convolutions 64 64 128 128 128 with bias and batch norm, linear 512 with batch norm, classifier."""
+    total, inputs = 0, channels
+    for outputs in (64, 64, 128, 128, 128):
+        total += 9 * inputs * outputs + outputs + 2 * outputs
+        inputs = outputs
+    return total + (128 * size * size * 512 + 512) + 2 * 512 + (512 * classes + classes)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "published", "exact", "by_hand"),
+    [
+        ("cifar10", 17.19e6, 17_192_650, cnn7_parameters(3, 16, 10)),
+        ("tiny-imagenet", 17.29e6, 17_290_120, cnn7_parameters(3, 16, 200)),
+        ("mnist", 13.26e6, 13_259_338, cnn7_parameters(1, 14, 10)),
+    ],
+)
+def test_cnn7_has_the_published_number_of_parameters(dataset, published, exact, by_hand):
+    assert parameters_of("cnn7", dataset) == by_hand == exact
+    assert round(exact / 1e4) == round(published / 1e4)
+
+
+def test_cnn7_is_the_published_network():
+    with torch.device("meta"):
+        for dataset, last in (("cifar10", 1), ("tiny-imagenet", 2), ("mnist", 1)):
+            layers = [m for m in build("cnn7", dataset=dataset).modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+            convolutions = [m for m in layers if isinstance(m, nn.Conv2d)]
+            assert [m.out_channels for m in convolutions] == [64, 64, 128, 128, 128]
+            assert [m.stride[0] for m in convolutions] == [1, 1, 2, 1, last]
+            assert all(m.kernel_size == (3, 3) and m.padding == (1, 1) for m in convolutions)
+            assert [m.out_features for m in layers[5:]] == [512, DATASETS[dataset].classes]
+
+
+@pytest.mark.parametrize("depth", range(5, 26))
+def test_depth_counts_the_weighted_layers(depth):
+    with torch.device("meta"):
+        model = build(f"cnn{depth}", dataset="cifar10")
+    weighted = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    relus = [m for m in model.modules() if isinstance(m, nn.ReLU)]
+    assert len(weighted) == depth and len(norms) == len(relus) == depth - 1
+
+
+@pytest.mark.parametrize("name", names())
+def test_large_images_are_halved_once_more(name):
+    """Heads see as many pixels on Tiny ImageNet as on CIFAR-10, or a study of depth would compare heads."""
+    sizes = []
+    for dataset in ("cifar10", "tiny-imagenet"):
+        with torch.device("meta"):
+            sizes.append(build(name, dataset=dataset).linear.in_features)
+    assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("width", [0.001, 0.1, 0.5])
+def test_width_scales_every_channel_count(name, width):
+    with torch.device("meta"):
+        full = [m for m in build(name, dataset="digits").modules() if isinstance(m, nn.Conv2d)]
+        thin = [m for m in build(name, dataset="digits", width=width).modules() if isinstance(m, nn.Conv2d)]
+    assert [m.out_channels for m in thin] == [max(1, round(m.out_channels * width)) for m in full]
+
+
+def as_deqlate(state):
+    """The names of CNN-7's weights in deqlate."""
+    renamed = {}
+    for key, value in state.items():
+        key = key.replace("conv5.", "equilibrium.inject.0.").replace("norm5.", "equilibrium.inject.1.")
+        renamed[key] = value
+    return renamed
+
+
+@pytest.mark.parametrize("dataset", ["digits", "mnist", "tiny-imagenet"])
+def test_deqlate_without_its_recurrence_is_cnn7(dataset):
+    cnn7, deqlate = small("cnn7", dataset), small("deqlate", dataset)
+    with_statistics(cnn7, dataset)
+    left = deqlate.load_state_dict(as_deqlate(cnn7.state_dict()), strict=False)
+    assert not left.unexpected_keys and all("recurrence" in key for key in left.missing_keys)
+    deqlate.eval()
+    with torch.no_grad():
+        deqlate.equilibrium.recurrence.parametrizations.weight.original.zero_()
+        x = images(dataset, 2)
+        torch.testing.assert_close(deqlate(x), cnn7(x))
+        torch.testing.assert_close(bound(deqlate, LinfBall(x, 0.01)), bound(cnn7, LinfBall(x, 0.01)))
+        torch.testing.assert_close(deqlate.train()(x), cnn7.train()(x))
+        labels = torch.tensor([0, 1])
+        ours, theirs = (margins_in_training(model, dataset, x, labels) for model in (deqlate, cnn7))
+        torch.testing.assert_close((ours.center, ours.radius, ours.clean), (theirs.center, theirs.radius, theirs.clean))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Names and options
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [("cnn_7", "cnn7"), ("resnet", "resnet9"), ("deqlat", "deqlate"), ("CerDEQ", "cerdeq"), ("CNN7", "cnn7")],
+)
+def test_an_unknown_network_names_the_nearest_and_all(wrong, near):
+    with pytest.raises(UnknownNameError) as error:
+        build(wrong, dataset="digits")
+    assert wrong in str(error.value) and f"did you mean {near!r}" in str(error.value)
+    assert all(name in str(error.value) for name in names())
+    with pytest.raises(UnknownNameError):
+        options_of(wrong)
+
+
+def test_an_unknown_data_set_names_the_nearest():
+    with pytest.raises(UnknownNameError, match=r"did you mean 'cifar10'.*Known: .*digits"):
+        build("cnn7", dataset="cifar-10")
+    with pytest.raises(UnknownNameError, match="did you mean 'tiny-imagenet'"):
+        build("cnn7", dataset="tinyimagenet")
+
+
+def test_a_name_like_nothing_lists_what_there_is():
+    with pytest.raises(UnknownNameError, match="Known: ") as error:
+        build("qqqqqqqq")
+    assert "did you mean" not in str(error.value) and isinstance(error.value, ValueError)
+
+
+def test_an_unknown_option_names_the_known_ones():
+    with pytest.raises(TypeError, match=r"'depth'.*none"):
+        build("cnn7", dataset="digits", depth=9)
+    with pytest.raises(TypeError, match=r"'marign'.*margin"):
+        build("cerdeq", dataset="digits", marign=0.3)
+
+
+@pytest.mark.parametrize("name", ["cerdeq", "deqlate"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"margin": 0},
+        {"margin": 1.5},
+        {"gain": 0},
+        {"gain": 2.0},
+        {"parametrisation": "peron"},
+        {"iterations": 0},
+        {"backward_iterations": -1},
+    ],
+)
+def test_an_option_out_of_range_is_refused(name, options):
+    with pytest.raises(ValueError, match=r"margin|gain|parametrisation|iterations"):
+        build(name, dataset="digits", width=0.05, **options)
+
+
+@pytest.mark.parametrize("width", [0, -1, -0.5, float("nan")])
+def test_a_width_that_makes_no_sense_is_refused(width):
+    with pytest.raises(ValueError, match="width"):
+        build("cnn7", dataset="digits", width=width)
+
+
+def test_options_reach_the_equilibrium():
+    given = {"margin": 0.11, "gain": 0.77, "iterations": 3, "backward_iterations": 4}
+    model = build("deqlate", dataset="digits", width=0.05, **given)
+    part = next(m for m in model.modules() if isinstance(m, Equilibrium)).recurrence
+    weight = part.parametrizations.weight[0]
+    assert (part.iterations, part.backward_iterations, weight.margin) == (3, 4, 0.11)
+    assert weight.gain.item() == pytest.approx(0.77)
+    assert set(options_of("deqlate")) == set(options_of("cerdeq")) >= set(given)
+    assert build("deqlate", dataset="digits", width=0.05, gain=None) is not None
+
+
+def test_options_of_shows_defaults():
+    assert options_of("cerdeq")["margin"].default == 0.3
+    assert options_of("cnn7") == {} and "width" not in options_of("cerdeq")
+
+
+def test_registering(monkeypatch):
+    monkeypatch.setattr(registry, "_BUILDERS", dict(registry._BUILDERS))
+
+    @register("mine")
+    def mine(shape, classes, width=1.0, hidden: int = 4):
+        """A linear network."""
+        features = shape[0] * shape[1] * shape[2]
+        return nn.Sequential(nn.Flatten(), nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, classes))
+
+    assert "mine" in names() and set(options_of("mine")) == {"hidden"}
+    assert build("mine", dataset="digits", hidden=7)(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+    with pytest.raises(ValueError, match="registered twice"):
+        register("mine")(mine)
