@@ -70,7 +70,7 @@ def _steps(name: str, options: argparse.Namespace, device: torch.device) -> dict
         F.cross_entropy(plain.model(x), labels[choices[0]]).backward()
         plain.optimiser.step()
 
-    steps = {"plain": plain_step, "ibp eager": lambda: bounded.eager(choices)}
+    steps: dict[str, Callable[[], object]] = {"plain": plain_step, "ibp eager": lambda: bounded.eager(choices)}
     if device.type == "cuda":
         steps["ibp captured"] = lambda: bounded(choices, 0.01, 5e-4)
     return steps

@@ -9,10 +9,21 @@ from typing import Annotated, Any
 
 import torch
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from baselines import DATASETS, UnknownNameError, build, names, options_of
-from harness.settings import FULL_PROFILE, EvaluationSettings, SettingError, TrainSettings, TrialConfig, parse_eps
+from harness.settings import (
+    FULL_PROFILE,
+    LARGEST_SEED,
+    LARGEST_WIDTH,
+    LONGEST_NAME,
+    NAME_PATTERN,
+    EvaluationSettings,
+    SettingError,
+    TrainSettings,
+    TrialConfig,
+    parse_eps,
+)
 from harness.training.losses import METHODS
 
 CPU_PROFILE = "cpu"
@@ -37,12 +48,17 @@ def _known(kind: str, known: list[str]):
 def _eps(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise SettingError("eps", value, "a number or a fraction such as 8/255")
-    parse_eps(str(value))
-    return str(value)
+    return str(parse_eps(str(value)))
+
+
+def _whole_or_fraction(gpus: float) -> float:
+    if gpus > 1 and not gpus.is_integer():
+        raise SettingError("gpu", gpus, "a fraction of one GPU, or a whole number of them")
+    return gpus
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class TrialEntry(_Strict):
@@ -51,28 +67,28 @@ class TrialEntry(_Strict):
     model: Annotated[str, _known("network", names())]
     method: Annotated[str, _known("training method", list(METHODS))]
     options: dict[str, Any] = Field(default_factory=dict)
-    width: float | None = Field(None, gt=0)
+    width: float | None = Field(None, gt=0, le=LARGEST_WIDTH)
 
 
 class Resources(_Strict):
     """What Ray reserves for each trial; fractions of a GPU share it."""
 
     cpu: int = Field(1, ge=1)
-    gpu: float = Field(0, ge=0)
+    gpu: Annotated[float, Field(ge=0), AfterValidator(_whole_or_fraction)] = 0
 
 
 class SweepFile(_Strict):
     """A sweep with one profile applied: everything but `profiles`."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$")
+    name: str = Field(pattern=NAME_PATTERN, max_length=LONGEST_NAME)
     dataset: Annotated[str, _known("data set", list(DATASETS))]
     eps: Annotated[str, BeforeValidator(_eps)]
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    seeds: list[Annotated[int, Field(ge=0, le=LARGEST_SEED)]] = Field(min_length=1)
     train: TrainSettings = TrainSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     trials: list[TrialEntry] = Field(min_length=1)
     resources: Resources = Field(default_factory=lambda: Resources.model_validate({}))
-    width: float = Field(1.0, gt=0)
+    width: float = Field(1.0, gt=0, le=LARGEST_WIDTH)
     train_images: int | None = Field(None, ge=1)
     validation_images: int = Field(0, ge=0)
 
@@ -95,7 +111,8 @@ def load_sweep(path: Path, profile: str | None, has_gpu: bool) -> Sweep:
     profile: None picks `cpu` where there is no GPU and the file has such a profile, else `full`. Raises ConfigError.
     """
     content = _read(path)
-    profiles = content.pop("profiles", None) or {}
+    profiles = content.pop("profiles", None)
+    profiles = {} if profiles is None else profiles
     if not isinstance(profiles, dict) or not all(isinstance(value, dict) for value in profiles.values()):
         raise ConfigError(
             path, [f"profiles: found {profiles!r}, allowed: a mapping from profile names to the keys they change"]
@@ -119,21 +136,24 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.2's numbers (5e-4 is one), and a repeated key is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != _MERGE]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} appears twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
+_MERGE = "tag:yaml.org,2002:merge"
+
+
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+.0123456789")
 )
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.load(path.read_text(), _Loader)
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(path, [f"cannot be read: {getattr(error, 'strerror', None) or error}"]) from None
     except yaml.YAMLError as error:
@@ -141,7 +161,18 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         found = "nothing" if content is None else type(content).__name__
         raise ConfigError(path, [f"found {found}, allowed: a mapping with name, dataset, eps, seeds, trials"])
-    return content
+    return {str(key): _plain(path, str(key), value) for key, value in content.items()}
+
+
+def _plain(path: Path, key: str, value: Any, inside: tuple[int, ...] = ()) -> Any:
+    """`value` with text for keys, as JSON has them. Raises ConfigError where it contains itself."""
+    if id(value) in inside:
+        raise ConfigError(path, [f"{key}: contains itself"])
+    if isinstance(value, dict):
+        return {str(name): _plain(path, key, item, (*inside, id(value))) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(path, key, item, (*inside, id(value))) for item in value]
+    return value
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -221,6 +252,7 @@ def _option_problems(entry: TrialEntry, sweep: SweepFile) -> list[str]:
 
 
 def _trial(profile: str, sweep: SweepFile, entry: TrialEntry, seed: int) -> TrialConfig:
+    defaults = options_of(entry.model)
     return TrialConfig(
         sweep=sweep.name,
         profile=profile,
@@ -229,7 +261,7 @@ def _trial(profile: str, sweep: SweepFile, entry: TrialEntry, seed: int) -> Tria
         seed=seed,
         model=entry.model,
         method=entry.method,
-        options=entry.options,
+        options={name: value for name, value in entry.options.items() if value != defaults[name].default},
         width=entry.width or sweep.width,
         train_images=sweep.train_images,
         validation_images=sweep.validation_images,

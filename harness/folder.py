@@ -79,10 +79,24 @@ def trial_json(trial: Trial) -> dict[str, Any]:
     return {**asdict(trial), "config": to_dict(trial.config)}
 
 
+class DamagedFileError(ValueError):
+    """A file of a trial's folder that is not what it should be; the message names it."""
+
+
+def _parsed(path: Path, parse: Callable[[Any], Any]) -> Any:
+    try:
+        return parse(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedFileError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+
+
 def read_trial(path: Path) -> Trial:
-    """Read trial.json. Raises OSError, ValueError, KeyError or TypeError where it is missing or not such a file."""
-    content = json.loads(Path(path).read_text())
-    return Trial(content["key"], content["recipe_version"], content["fingerprint"], from_dict(content["config"]))
+    """Read trial.json. Raises DamagedFileError where it is missing or not such a file."""
+
+    def parse(content: dict[str, Any]) -> Trial:
+        return Trial(content["key"], content["recipe_version"], content["fingerprint"], from_dict(content["config"]))
+
+    return _parsed(Path(path), parse)
 
 
 def place(sweep_directory: Path, key: str) -> Path:
@@ -102,9 +116,9 @@ def claim(directory: Path, trial: Trial) -> None:
 
 
 def read_result(folder: Path) -> TrialResult | None:
-    """The result in a trial's folder, None where the trial is unfinished."""
+    """The result in a trial's folder, None where the trial is unfinished. Raises DamagedFileError."""
     path = Path(folder) / RESULT
-    return TrialResult(**json.loads(path.read_text())) if path.exists() else None
+    return _parsed(path, lambda content: TrialResult(**content)) if path.exists() else None
 
 
 def write_result(folder: Path, result: TrialResult) -> None:
@@ -115,7 +129,7 @@ def write_result(folder: Path, result: TrialResult) -> None:
 def read_failure(folder: Path) -> dict[str, Any] | None:
     """Why the trial failed, None where it did not: `error`, and `last_finite` values where training diverged."""
     path = Path(folder) / FAILURE
-    return json.loads(path.read_text()) if path.exists() else None
+    return _parsed(path, dict) if path.exists() else None
 
 
 def read_epochs(folder: Path) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from harness.config import CPU_PROFILE, ConfigError, Sweep, load_sweep
 from harness.data import Data, DataError, data_directory, load
 from harness.folder import Trial
 from harness.progress import Progress
-from harness.settings import FULL_PROFILE, parse_eps
+from harness.settings import FULL_PROFILE, SettingError, parse_eps
 
 # harness.sweep and harness.tracking are imported late: Ray and MLflow take seconds, and bad input is told first.
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     console = Console(highlight=False)
     try:
         return _run(options, console)
-    except (ConfigError, DataError, BadInputError) as error:
+    except (ConfigError, DataError, SettingError, folder.DamagedFileError, BadInputError) as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
@@ -81,23 +81,26 @@ def _complete(
     sweep: Sweep, data: Data, trials: list[Trial], directory: Path, options: argparse.Namespace, console: Console
 ) -> int:
     """Run what lacks a result, then bring MLflow and the tables up to date."""
+    for trial in trials:
+        folder.claim(folder.place(directory, trial.key), trial)
+    waiting = _unfinished(trials, directory)
     from harness.tracking import Tracker, TrackingError
 
-    waiting = [trial for trial in trials if folder.read_result(folder.place(directory, trial.key)) is None]
     _announce(sweep, data, trials, waiting, options.profile, console)
     try:
         mirror = _Mirror(Tracker.open(sweep.name, options.tracking_uri), console)
     except TrackingError as error:
         raise BadInputError(str(error)) from None
-    for trial in trials:
-        folder.claim(folder.place(directory, trial.key), trial)
     if waiting:
         _train(sweep, waiting, directory, options, mirror, console)
     table = tables.write(directory)
     tables.show(table, console)
     mirror.finish(directory)
-    failed = [trial for trial in trials if folder.read_result(folder.place(directory, trial.key)) is None]
-    return FAILED if failed or mirror.broken else OK
+    return FAILED if _unfinished(trials, directory) or mirror.broken else OK
+
+
+def _unfinished(trials: list[Trial], directory: Path) -> list[Trial]:
+    return [trial for trial in trials if folder.read_result(folder.place(directory, trial.key)) is None]
 
 
 def _train(
@@ -192,10 +195,7 @@ def _check_owner(directory: Path, sweep: Sweep) -> None:
     """Raise BadInputError where the directory holds trials of a sweep with another name, data set or eps."""
     mine = (sweep.name, sweep.dataset, parse_eps(sweep.eps))
     for place in folder.trial_folders(directory):
-        try:
-            config = folder.read_trial(place / folder.TRIAL).config
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BadInputError(f"{place / folder.TRIAL} is no trial: {type(error).__name__}: {error}") from None
+        config = folder.read_trial(place / folder.TRIAL).config
         theirs = (config.sweep, config.dataset, parse_eps(config.eps))
         if theirs != mine:
             found, wanted = (f"{name} on {dataset} at eps {eps}" for name, dataset, eps in (theirs, mine))
@@ -207,7 +207,7 @@ def _check_owner(directory: Path, sweep: Sweep) -> None:
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     """Hold the sweep's directory for this process alone; the lock goes with the process, however it ends."""
-    directory.mkdir(parents=True, exist_ok=True)
+    _make_directory(directory)
     with open(directory / ".lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -216,7 +216,15 @@ def _locked(directory: Path) -> Iterator[None]:
         yield
 
 
+def _make_directory(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInputError(f"{directory} cannot be made: {error.strerror}") from None
+
+
 def _export(trials: list[Trial], target: Path, console: Console) -> int:
+    _make_directory(target)
     for trial in trials:
         config = trial.config
         name = f"{config.model}-{config.method}-seed{config.seed}-{trial.key}.json"

@@ -6,6 +6,8 @@ Plain dataclasses, because training and certifying must run where pydantic is no
 import dataclasses
 import hashlib
 import json
+import math
+import re
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
@@ -32,6 +34,12 @@ def _check(key: str, found: object, ok: bool, allowed: str) -> None:
         raise SettingError(key, found, allowed)
 
 
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$"
+LONGEST_NAME = 100
+LARGEST_SEED = 2**31 - 1
+LARGEST_WIDTH = 100.0
+
+
 def parse_eps(text: str) -> Fraction:
     """The exact perturbation radius in pixel units, from '8/255' or '0.1'.
 
@@ -41,7 +49,7 @@ def parse_eps(text: str) -> Fraction:
         eps = Fraction(text)
     except (ValueError, ZeroDivisionError, TypeError):
         raise SettingError("eps", text, "a number or a fraction such as 8/255") from None
-    _check("eps", text, 0 < eps <= 1, "a radius in pixel units, above 0 and at most 1")
+    _check("eps", text, 0 < eps <= 1 and float(eps) > 0, "a radius in pixel units, above 0 and at most 1")
     return eps
 
 
@@ -82,8 +90,8 @@ class TrainSettings:
             last <= self.epochs,
             f"a ramp that ends within training: ramp_start - 1 + ramp_epochs = {last} exceeds epochs = {self.epochs}",
         )
-        _check("clip_norm", self.clip_norm, self.clip_norm > 0, "above 0")
-        _check("regularisation", self.regularisation, self.regularisation >= 0, "at least 0")
+        _check("clip_norm", self.clip_norm, 0 < self.clip_norm < math.inf, "above 0 and finite")
+        _check("regularisation", self.regularisation, 0 <= self.regularisation < math.inf, "at least 0 and finite")
         _check("precision", self.precision, self.precision in ("tf32", "float32"), "'tf32' or 'float32'")
 
 
@@ -110,8 +118,9 @@ class EvaluationSettings:
 class TrialConfig:
     """Everything that decides one trial's numbers, but for the data and the code.
 
-    `eps` stays text so that it stays exact; `train_images` None takes all; `validation_images` above 0 holds out
-    that many training images and evaluates on them instead of the test split.
+    `eps` stays text so that it stays exact. `options` hold what differs from the network's defaults. `train_images`
+    None takes all. `validation_images` above 0 holds out that many training images and evaluates on them instead of the
+    test split.
     """
 
     sweep: str
@@ -130,8 +139,10 @@ class TrialConfig:
 
     def __post_init__(self) -> None:
         parse_eps(self.eps)
-        _check("seed", self.seed, self.seed >= 0, "an integer of at least 0")
-        _check("width", self.width, self.width > 0, "a factor above 0")
+        name = re.fullmatch(NAME_PATTERN, self.sweep) is not None and len(self.sweep) <= LONGEST_NAME
+        _check("sweep", self.sweep, name, "a name of letters, digits, '_', '-' and single dots")
+        _check("seed", self.seed, 0 <= self.seed <= LARGEST_SEED, f"an integer from 0 to {LARGEST_SEED}")
+        _check("width", self.width, 0 < self.width <= LARGEST_WIDTH, f"a factor above 0 and at most {LARGEST_WIDTH:g}")
         images = self.train_images
         _check("train_images", images, images is None or images >= 1, "an integer of at least 1, or null for all")
         _check("validation_images", self.validation_images, self.validation_images >= 0, "an integer of at least 0")

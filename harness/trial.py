@@ -8,16 +8,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from baselines import build
 from harness import folder, names
 from harness.data import DataError, load
 from harness.settings import RECIPE_VERSION, SettingError
 from harness.training import run_trial
+from harness.training.losses import METHODS
 
-OK, FAILED, BAD_INPUT = 0, 1, 2
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0 finished, 1 failed in training or evaluation, 2 bad input."""
+    """Run the command line; returns the exit status: 0 finished, 1 failed, 2 bad input."""
     parser = argparse.ArgumentParser(prog="python -m harness.trial", description=__doc__)
     parser.add_argument("trial", type=Path, help="a file that `python -m harness.run SWEEP.yaml --export DIR` wrote")
     parser.add_argument("--data-dir", help="where data sets lie; default: $CERDEQ_DATA, else ./data")
@@ -29,12 +33,16 @@ def main(argv: list[str] | None = None) -> int:
         if fingerprint != trial.fingerprint:
             raise SettingError("data", fingerprint, f"the data this trial was exported for, {trial.fingerprint}")
         place = folder.place(options.results_dir / trial.config.sweep, trial.key)
+        _make_directory(place)
         print(f"{trial.config.label} -> {place}", flush=True)
         result = run_trial(trial.config, directory=place, report=_print_epoch, data_dir=options.data_dir)
-    except (DataError, SettingError) as error:
+    except (DataError, SettingError, folder.DamagedFileError) as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
-    except (RuntimeError, AssertionError) as error:
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last epoch", file=sys.stderr)
+        return INTERRUPTED
+    except (OSError, RuntimeError, AssertionError) as error:
         print(f"failed: {error}", file=sys.stderr)
         return FAILED
     for name, value in result.metrics.items():
@@ -44,17 +52,34 @@ def main(argv: list[str] | None = None) -> int:
     return OK
 
 
+def _make_directory(place: Path) -> None:
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingError(str(place), error.strerror, "a directory that can be made") from None
+
+
 def _read(path: Path) -> folder.Trial:
     try:
         trial = folder.read_trial(path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SettingError(str(path), f"{type(error).__name__}: {error}", "a file written by --export") from None
+    except folder.DamagedFileError as error:
+        raise SettingError(
+            str(path), str(error), "a file written by `python -m harness.run SWEEP.yaml --export DIR`"
+        ) from None
     if trial.recipe_version != RECIPE_VERSION:
         raise SettingError(
             f"{path}: recipe_version", trial.recipe_version, f"{RECIPE_VERSION}, this code's; export it again"
         )
     if trial != folder.make_trial(trial.config, trial.fingerprint):
         raise SettingError(f"{path}: key", trial.key, "the key of its config; the file was changed by hand")
+    config = trial.config
+    if config.method not in METHODS:
+        raise SettingError(f"{path}: method", config.method, ", ".join(METHODS))
+    try:
+        with torch.device("meta"):
+            build(config.model, config.dataset, config.width, **config.options)
+    except (TypeError, ValueError) as error:
+        raise SettingError(f"{path}: model", config.model, f"what this code has: {error}") from None
     return trial
 
 

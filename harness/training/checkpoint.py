@@ -1,11 +1,12 @@
 """Checkpoints of a training in progress: written whole or not at all, read as tensors only."""
 
+import pickle
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from harness.folder import CHECKPOINT, write_atomically
+from harness.folder import CHECKPOINT, DamagedFileError, write_atomically
 
 
 def save(folder: Path, epoch: int, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
@@ -15,13 +16,20 @@ def save(folder: Path, epoch: int, model: nn.Module, optimiser: torch.optim.Opti
 
 
 def restore(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, device: torch.device) -> int:
-    """Load the folder's checkpoint into model and optimiser, and return the epochs done: 0 where there is none."""
+    """Load the folder's checkpoint into model and optimiser, and return the epochs done: 0 where there is none.
+
+    Raises DamagedFileError where it is no such checkpoint.
+    """
     path = Path(folder) / CHECKPOINT
     if not path.exists():
         return 0
-    state = torch.load(path, map_location=device, weights_only=True)
-    model.load_state_dict(state["model"])
-    optimiser.load_state_dict(state["optimiser"])
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+    except (RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        why = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        raise DamagedFileError(f"{path} cannot be read: {why}; remove it to train from the start") from error
     for group in optimiser.param_groups:
         group["capturable"] = device.type == "cuda"  # the checkpoint may come from another kind of machine
     return state["epoch"]

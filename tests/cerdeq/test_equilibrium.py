@@ -658,6 +658,20 @@ def test_what_is_accepted_is_an_inclusion_in_exact_arithmetic(seed):
     assert verdicts[-1] and not verdicts[0]
 
 
+def test_the_comparison_itself_is_rounded_against_the_box():
+    """W = 0, so F(z) is relu(h). The box is far larger than its distance to h: only the comparison rounds."""
+    h = torch.rand(500, 1, dtype=torch.float64)
+    center = 1000 * (1 + torch.rand_like(h))
+    accepted = 0
+    for ulps in range(-3, 40):
+        radius = (center - h) * (1 + ulps * 2.0**-53)
+        found = verify_inclusion(torch.zeros(1, 1), Box(h, 0 * h), Box(center, radius), torch.ones(1))
+        accepted += int(found.sum())
+        for value, c, r in torch.cat([h, center, radius], dim=1)[found].tolist():
+            assert Fraction(c) - Fraction(r) <= Fraction(value)
+    assert accepted > 500
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_one_step_of_f_contains_the_exact_one(seed):
     """Points, not boxes: all that the radius holds is rounding, of W z, of the sum with h, and of the ReLU."""
@@ -691,15 +705,12 @@ def test_a_v_for_another_w_proves_nothing():
 
 
 def test_boxes_without_a_batch_are_not_taken_for_a_batch_of_channels():
-    """[C, H, W]: each channel's inclusion alone proves nothing."""
-    weight = torch.zeros(2, 2, 3, 3, dtype=torch.float64)
-    weight[0, 1, 1, 1] = 0.5
-    h = Box(
-        torch.ones(2, 3, 3).double() * torch.tensor([1.0, 2.0]).double().view(2, 1, 1), torch.zeros(2, 3, 3).double()
-    )
-    z = Box(torch.ones(2, 3, 3).double(), torch.full((2, 3, 3), 0.1).double())
+    """[C, H, W]: z_1 = 2 and z_0 = 1 + z_1 / 2 = 2, but channel 0 alone is consistent with the wrong box of z_1."""
+    weight = torch.zeros(2, 2, 1, 1, dtype=torch.float64)
+    weight[0, 1] = 0.5
+    h, z, radius = (torch.tensor(v, dtype=torch.float64).view(2, 1, 1) for v in ([1.0, 2.0], [1.5, 1.0], [0.1, 0.1]))
     try:
-        found = verify_inclusion(weight, h, Box(z.center + 0.5, z.radius), torch.ones(2).double())
+        found = verify_inclusion(weight, Box(h, 0 * h), Box(z, radius), torch.tensor([1.0, 1.0]))
     except (ValueError, RuntimeError):
         return
     assert not found.any()

@@ -1,5 +1,7 @@
 """Interval bounds of every operator and of whole networks, against oracles that know nothing of the rules."""
 
+import copy
+import operator
 import warnings
 from dataclasses import dataclass
 from fractions import Fraction
@@ -90,12 +92,6 @@ class FunctionalNorm(nn.Module):
         return F.batch_norm(x, self.mean, self.variance, self.weight, eps=1e-3)
 
 
-def in_place_sum(x, c):
-    y = x * 2.0
-    y += c
-    return y
-
-
 IMAGE, VECTOR = (4, 7, 6), (5,)
 AFFINE = {
     "conv2d": [
@@ -135,7 +131,6 @@ AFFINE = {
         Case("number first", function(lambda x: 2 + x), VECTOR),
         Case("tensor", function(lambda x, c: x + c, c=(4, 1, 1)), IMAGE),
         Case("tensor first", function(lambda x, c: c + x, c=(4, 1, 1)), IMAGE),
-        Case("in place", function(in_place_sum, c=(5,)), VECTOR),
         Case("function", function(lambda x, c: torch.add(x, c, alpha=-3), c=(5,)), VECTOR),
         Case("function, constant first", function(lambda x, c: torch.add(c, x, alpha=0.7), c=(5,)), VECTOR),
         Case("method", function(lambda x, c: x.add(c), c=(5,)), VECTOR),
@@ -205,6 +200,7 @@ NOT_AFFINE = {
     ],
 }
 CASES = AFFINE | NOT_AFFINE
+AUGMENTED = {operator.iadd, operator.isub, operator.imul, operator.itruediv}  # these have a test of their own
 
 
 def listed(cases):
@@ -227,7 +223,7 @@ def test_every_form_of_an_operator_has_a_case(record):
     steps = [step for case in CASES[record.name] for step in trace(wrapped(case)).steps]
     forms = {step.target for step in steps if not isinstance(step.target, nn.Module)}
     assert {step.record.name for step in steps if step.record} >= {record.name}
-    missing = [f for f in record.functions if f not in forms and getattr(f, "__name__", "") != "iadd"]
+    missing = [f for f in record.functions if f not in forms | AUGMENTED]
     assert not missing, f"no case for {missing}"
     modules = {type(step.target) for step in steps if isinstance(step.target, nn.Module)}
     assert set(record.modules) <= modules
@@ -470,15 +466,14 @@ def test_merged_specs_that_cancel_contain_the_exact_rational_interval(seed, dtyp
         spec = torch.randn(1, 20, 7, dtype=dtype)
         spec[0, :, 6] = -(spec[0, :, :6] @ model[0].weight[:6, 0]) / model[0].weight[6, 0]
     box = Box(torch.randn(1, 6, dtype=dtype), torch.zeros(1, 6, dtype=dtype))
-    weight, bias, rows = fractions(model[0].weight), fractions(model[0].bias), fractions(spec[0])
-    merged = [[sum(s * weight[n][m] for n, s in enumerate(row)) for m in range(6)] for row in rows]
-    offset = [sum(s * b for s, b in zip(row, bias, strict=True)) for row in rows]
-    exact = Exact.of(box).affine(merged, offset)
-    with torch.no_grad():
-        assert exact.inside(*bound(model, box, spec=spec))
-        model[0].weight.zero_()
-        offset_alone = Exact.of(box).affine([[Fraction(0)] * 6 for _ in rows], offset)
-        assert offset_alone.inside(*bound(model, box, spec=spec))
+    rows, plain = fractions(spec[0]), copy.deepcopy(model.state_dict())
+    for zeroed in ("neither", "0.bias", "0.weight"):
+        model.load_state_dict({name: value * (name != zeroed) for name, value in plain.items()})
+        weight, bias = fractions(model[0].weight), fractions(model[0].bias)
+        merged = [[sum(s * weight[n][m] for n, s in enumerate(row)) for m in range(6)] for row in rows]
+        offset = [sum(s * b for s, b in zip(row, bias, strict=True)) for row in rows]
+        with torch.no_grad():
+            assert Exact.of(box).affine(merged, offset).inside(*bound(model, box, spec=spec)), zeroed
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -806,7 +801,37 @@ class InPlaceSum(nn.Module):
         return z * 2  # z is the sum by now
 
 
-@pytest.mark.parametrize("make", [InPlaceFunction, InPlaceModule, InPlaceThroughAView, InPlaceSum])
+class ReturnsTheChanged(nn.Module):
+    def forward(self, x):
+        y = x - 0.2
+        F.relu(y, inplace=True)
+        return y
+
+
+class ChangesTwiceThroughAView(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        y = torch.flatten(x, 1) - 0.2
+        z = y.flatten(1)
+        z = self.relu(z)
+        z += 1
+        return y - z
+
+
+IN_PLACE = [
+    InPlaceFunction,
+    InPlaceModule,
+    InPlaceThroughAView,
+    InPlaceSum,
+    ReturnsTheChanged,
+    ChangesTwiceThroughAView,
+]
+
+
+@pytest.mark.parametrize("make", IN_PLACE)
 def test_a_value_changed_in_place_and_read_again(make):
     sound_or_refused(make(), random_box(3, 4))
 
@@ -826,6 +851,39 @@ def test_the_usual_in_place_residual_is_supported():
             return self.relu(out)
 
     model, box = Block().double().eval(), random_box(3, 4)
+    lower, upper = bound(model, box)
+    with torch.no_grad():
+        assert_contains(lower, upper, torch.stack([model(x) for x in points_of(box, 64)]))
+
+
+def plus(x, c):
+    y = x * 1.0
+    y += c
+    return y
+
+
+def minus(x, c):
+    y = x * 1.0
+    y -= c
+    return y
+
+
+def times(x, c):
+    y = x + 0.0
+    y *= c
+    return y
+
+
+def over(x, c):
+    y = x + 0.0
+    y /= c
+    return y
+
+
+@pytest.mark.parametrize("forward", [plus, minus, times, over])
+def test_augmented_assignments(forward):
+    """x -= mean, x /= std: as common in models as their longer forms, and no different where nothing is read again."""
+    model, box = function(forward, c=(4,))().double().eval(), random_box(3, 4)
     lower, upper = bound(model, box)
     with torch.no_grad():
         assert_contains(lower, upper, torch.stack([model(x) for x in points_of(box, 64)]))
@@ -855,6 +913,30 @@ def test_tracing_leaves_the_module_as_it_was():
     for _ in range(2):
         bound(model, random_box(2, 4))
     assert set(vars(model)) | set(model._buffers) | set(model._parameters) == before
+
+
+def constant_twice(module, x):
+    """A tensor made on the way, used twice."""
+    c = torch.full((4,), 2.0, dtype=torch.float64)
+    return x * c + c
+
+
+def test_constants_made_in_forward():
+    model, box = Lambda(constant_twice).eval(), random_box(2, 4)
+    lower, upper = bound(model, box)
+    assert_contains(lower, upper, torch.stack([model(x) for x in points_of(box, 20)]))
+    assert not [name for name in vars(model) if name.startswith("_tensor_constant")]
+
+
+def test_a_traced_module_keeps_its_constants():
+    """A GraphModule holds what tracing left in it: those constants are the model's own."""
+    box = random_box(2, 4)
+    model = torch.fx.symbolic_trace(Lambda(constant_twice)).eval()
+    before = model(box.center)
+    for _ in range(2):
+        lower, upper = bound(model, box)
+    assert_contains(lower, upper, torch.stack([model(x) for x in points_of(box, 20)]))
+    assert torch.equal(model(box.center), before)
 
 
 def test_a_program_reads_buffers_when_it_runs():

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from harness import settings
 from harness.settings import (
+    NAME_PATTERN,
     EvaluationSettings,
     SettingError,
     TrainSettings,
@@ -120,15 +121,15 @@ def eps_texts(draw):
 
 configs = st.builds(
     TrialConfig,
-    sweep=st.text(min_size=1, max_size=10),
+    sweep=st.from_regex(NAME_PATTERN, fullmatch=True).filter(lambda name: len(name) <= 20),
     profile=st.text(min_size=1, max_size=10),
     dataset=st.sampled_from(["digits", "cifar10"]),
     eps=eps_texts(),
-    seed=st.integers(0, 2**31),
+    seed=st.integers(0, 2**31 - 1),
     model=st.text(min_size=1, max_size=5),
     method=st.text(min_size=1, max_size=5),
     options=options,
-    width=finite,
+    width=st.floats(0.001, 100),
     train_images=st.none() | st.integers(1, 10**6),
     validation_images=st.integers(0, 100),
     train=train_settings(),
