@@ -192,7 +192,7 @@ def edited(path, key, value):
 
 
 EDITS = [("seed", 5), ("width", 0.5), ("eps", "1/16"), ("train.epochs", 2), ("train.clip_norm", 1.0), ("model", "cnn7")]
-EDITS += [("evaluation.attack_steps", 1), ("options", {"depth": 3}), ("sweep", "../elsewhere"), ("dataset", "mnist")]
+EDITS += [("evaluation.attack_steps", 1), ("options", {"depth": 3}), ("dataset", "mnist")]
 BAD_FILES |= {f"edited {key}": (lambda path, k=key, v=value: edited(path, k, v), ["key"]) for key, value in EDITS}
 BAD_FILES |= {
     f"edited to nonsense: {key} {value!r}": (lambda path, k=key, v=value: edited(path, k, v), [])
