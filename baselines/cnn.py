@@ -5,7 +5,7 @@ from collections import OrderedDict
 from torch import nn
 
 from baselines.registry import Builder, register
-from cerdeq.layers import convolution, downsampled, head, scaled
+from cerdeq.layers import convolution, downsampled, extra_stride, head, scaled
 
 _CNN7 = [(64, 1), (64, 1), (128, 2), (128, 1), (128, 1)]
 
@@ -14,11 +14,12 @@ def cnn(shape: tuple[int, int, int], classes: int, width: float = 1.0, depth: in
     """`depth` - 2 convolutions, a linear layer of 512 and a classifier; batch norm and ReLU after each hidden layer.
 
     Depth 7 is CNN-7: channels 64 64 128 128 128, strides 1 1 2 1 1. Shallower ones leave out its last convolutions,
-    deeper ones repeat the last. Images larger than 32 pixels are halved once more, in CNN-7's last convolution.
+    deeper ones repeat the last. Images larger than 32 pixels are halved once more, in
+    the last stride-1 convolution of CNN-7's part.
     """
     plan = (_CNN7 + [(128, 1)] * depth)[: depth - 2]
-    if shape[1] > 32:
-        last = min(len(plan), len(_CNN7)) - 1
+    if extra_stride(shape) == 2:
+        last = max(number for number, (_, stride) in enumerate(plan[: len(_CNN7)]) if stride == 1)
         plan[last] = (plan[last][0], 2)
     layers = []
     inputs = shape[0]

@@ -19,7 +19,7 @@ class UnknownNameError(ValueError):
     """A name that no registry has; the message gives the nearest one and all that are allowed."""
 
     def __init__(self, kind: str, name: object, known: list[str]):
-        near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
+        near = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.4)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         super().__init__(f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}")
         self.name, self.known, self.near = name, known, near
@@ -72,6 +72,8 @@ def build(name: str, dataset: str = "cifar10", width: float = 1.0, **options: An
     """
     if dataset not in DATASETS:
         raise UnknownNameError("data set", dataset, list(DATASETS))
+    if not width > 0:
+        raise ValueError(f"width must be positive, found {width}")
     known = options_of(name)
     for option in options:
         if option not in known:

@@ -5,7 +5,7 @@ from collections import OrderedDict
 from torch import Tensor, nn
 
 from baselines.registry import register
-from cerdeq.layers import convolution, downsampled, head, scaled
+from cerdeq.layers import convolution, downsampled, extra_stride, head, scaled
 
 
 class BasicBlock(nn.Module):
@@ -36,7 +36,7 @@ def resnet9(shape: tuple[int, int, int], classes: int, width: float = 1.0) -> nn
     Not a published network: the same channels, resolutions and head as CNN-7, two layers deeper. Images larger than
     32 pixels are halved once more, in the last block.
     """
-    strides = [1, 2, 2 if shape[1] > 32 else 1]
+    strides = [1, 2, extra_stride(shape)]
     inputs = scaled(64, width)
     layers = convolution("1", shape[0], inputs)
     for number, (channels, stride) in enumerate(zip((64, 128, 128), strides, strict=True), start=1):

@@ -29,6 +29,12 @@ class Box:
         return self.center + self.radius
 
 
+def outward_ends(box: Box) -> tuple[Tensor, Tensor]:
+    """Lower and upper end, rounded outwards."""
+    lower, upper, slack = box.lower, box.upper, 2 * torch.finfo(box.center.dtype).eps
+    return lower - slack * lower.abs(), upper + slack * upper.abs()
+
+
 def clipped_ball(x: Tensor, eps: Tensor | float, lower: float = 0.0, upper: float = 1.0) -> Box:
     """`LinfBall` without checks and without outward rounding, for training: a function of tensors only."""
     low = torch.clamp(x - eps, min=lower)

@@ -27,6 +27,11 @@ def head(features: int, hidden: int, classes: int) -> Named:
     ]
 
 
+def extra_stride(shape: tuple[int, int, int]) -> int:
+    """2 for images larger than 32 pixels, which are halved once more than CIFAR-10's, else 1."""
+    return 2 if shape[1] > 32 else 1
+
+
 def downsampled(size: int, strides: list[int]) -> int:
     """Height or width after 3x3 convolutions with padding 1 and these strides."""
     for stride in strides:

@@ -5,7 +5,7 @@ from collections import OrderedDict
 from torch import nn
 
 from cerdeq.equilibrium import Equilibrium
-from cerdeq.layers import convolution, downsampled, head, scaled
+from cerdeq.layers import convolution, downsampled, extra_stride, head, scaled
 
 
 def _network(
@@ -17,7 +17,7 @@ def _network(
         outputs = scaled(channels, width)
         layers += convolution(str(number), inputs, outputs, stride)
         inputs = outputs
-    last_stride = 2 if shape[1] > 32 else 1
+    last_stride = extra_stride(shape)
     size = [downsampled(side, [stride for _, stride in stem] + [last_stride]) for side in shape[1:]]
     channels = scaled(128, width)
     inject = nn.Sequential(nn.Conv2d(inputs, channels, 3, stride=last_stride, padding=1), nn.BatchNorm2d(channels))

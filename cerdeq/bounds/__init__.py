@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from cerdeq.bounds.graph import Program, Reference, Step, propagate, trace
 from cerdeq.bounds.interval import Context, Interval
 from cerdeq.bounds.operators import Operator, UnsupportedOperator, register
-from cerdeq.boxes import Box
+from cerdeq.boxes import Box, outward_ends
 
 METHODS = ("ibp",)
 
@@ -44,9 +44,7 @@ def bound(model: nn.Module, region: Box, method: str = "ibp", spec: Tensor | Non
     if not bool((region.radius >= 0).all()):
         raise ValueError("the region's radius must be at least 0 everywhere")
     output = propagate(trace(model), Interval(region.center, region.radius), Context(sound=True), spec)
-    lower, upper = output.box.lower, output.box.upper
-    slack = 2 * torch.finfo(lower.dtype).eps
-    return lower - slack * lower.abs(), upper + slack * upper.abs()
+    return outward_ends(output.box)
 
 
 def margin_spec(labels: Tensor, classes: int) -> Tensor:

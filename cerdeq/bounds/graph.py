@@ -1,10 +1,13 @@
 """A torch module as a list of steps: torch.fx names the operations, the rule table what bounds know of them."""
 
 import inspect
+import linecache
 import operator
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch.fx
@@ -15,6 +18,7 @@ from cerdeq.bounds.operators import Operator, UnsupportedOperator, module_argume
 from cerdeq.bounds.precision import counted_rounding
 
 _NAMED_INPUTS = ("input", "other")
+_OWN_FOLDERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,12 @@ class _Proxy(torch.fx.Proxy):
 class _Tracer(torch.fx.Tracer):
     """Stops at modules that have a record, follows buffers by name, and remembers the user's lines for messages."""
 
-    record_stack_traces = True
     proxy_buffer_attributes = True
+
+    def create_node(self, *args: Any, **kwargs: Any) -> torch.fx.Node:
+        node = super().create_node(*args, **kwargs)
+        node.meta["user_line"] = _user_line()
+        return node
 
     def proxy(self, node: torch.fx.Node) -> torch.fx.Proxy:
         return _Proxy(node, self)
@@ -82,7 +90,10 @@ def trace(model: nn.Module) -> Program:
     Raises UnsupportedOperator, and torch.fx's own errors where the model's control flow depends on its input.
     """
     _refuse_hooks(model)
+    before = set(vars(model))
     nodes = list(_Tracer().trace(model).nodes)
+    # Tensors made in forward, which torch.fx leaves on the model.
+    constants = {name: model.__dict__.pop(name) for name in set(vars(model)) - before}
     index = {node: number for number, node in enumerate(nodes)}
     bounded: set[torch.fx.Node] = set()
     names: dict[str, int] = {}
@@ -98,7 +109,7 @@ def trace(model: nn.Module) -> Program:
         name = str(node.target) if node.op == "call_module" else node.name
         names[name] = names.get(name, 0) + 1
         name = name if names[name] == 1 else f"{name}.{names[name]}"
-        steps.append(_step(node, name, model, index, bounded))
+        steps.append(_step(node, name, model, constants, index, bounded))
     output = nodes[-1].args[0] if nodes else None
     if not isinstance(output, torch.fx.Node) or output not in bounded:
         raise UnsupportedOperator(f"bounds want one output tensor that depends on the input, found {output}")
@@ -144,19 +155,24 @@ def _resolved(arg: Any, values: list[Any]) -> Any:
 
 
 def _step(
-    node: torch.fx.Node, name: str, model: nn.Module, index: dict[torch.fx.Node, int], bounded: set[torch.fx.Node]
+    node: torch.fx.Node,
+    name: str,
+    model: nn.Module,
+    constants: dict[str, Any],
+    index: dict[torch.fx.Node, int],
+    bounded: set[torch.fx.Node],
 ) -> Step:
     if node.op == "get_attr":
-        return Step(name, None, _reader(model, str(node.target)))
+        return Step(name, None, _reader(model, str(node.target), constants))
     target = _target(node, model)
-    references = torch.fx.node.map_arg((node.args, node.kwargs), lambda arg: Reference(index[arg]))  # type: ignore
-    args, kwargs = _positional(*references)
+    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda arg: Reference(index[arg]))  # type: ignore
     if node not in bounded:
-        return Step(name, None, target, args, kwargs)
+        return Step(name, None, target, tuple(args), dict(kwargs))
+    args, kwargs = _positional(args, kwargs)
     record = of_module(target) if isinstance(target, nn.Module) else of_function(target)
     if record is None:
         what = type(target).__name__ if isinstance(target, nn.Module) else getattr(target, "__name__", target)
-        raise UnsupportedOperator(f"no bound rule for {what} at node '{name}'{_user_line(node)}")
+        raise UnsupportedOperator(f"no bound rule for {what} at node '{name}'{node.meta['user_line']}")
     _check_arguments(record, target, node, args, kwargs, {index[n] for n in bounded})
     return Step(name, record, target, args, kwargs)
 
@@ -167,14 +183,12 @@ def _target(node: torch.fx.Node, model: nn.Module) -> Any:
     return getattr(Tensor, str(node.target)) if node.op == "call_method" else node.target
 
 
-def _reader(model: nn.Module, path: str) -> Callable[[], Any]:
-    """A function that reads a parameter or buffer when the program runs; a constant that tracing left is taken away."""
+def _reader(model: nn.Module, path: str, constants: dict[str, Any]) -> Callable[[], Any]:
+    """A function that reads a parameter or buffer when the program runs, or gives a constant made in forward."""
+    if path in constants:
+        return lambda: constants[path]
     owner, _, attribute = path.rpartition(".")
     module = model.get_submodule(owner)
-    if attribute.startswith("_tensor_constant"):
-        value = getattr(module, attribute)
-        delattr(module, attribute)
-        return lambda: value
     return lambda: getattr(module, attribute)
 
 
@@ -194,13 +208,13 @@ def _check_arguments(
     try:
         inspect.signature(record.interval).bind(None, *args, **options)
     except TypeError as error:
-        raise UnsupportedOperator(f"{record.name} at node '{node.name}': {error}{_user_line(node)}") from None
+        raise UnsupportedOperator(f"{record.name} at node '{node.name}': {error}{node.meta['user_line']}") from None
     where = [number for number, arg in enumerate(args) if isinstance(arg, Reference) and arg.index in bounded]
     several = record.bounded != "any" and len(where) != 1
     elsewhere = record.bounded == "first" and where != [0]
     if several or elsewhere or len(where) != sum(n in bounded for n in _indices((args, kwargs))):
         raise UnsupportedOperator(
-            f"no bound rule for {record.name} of these bounded values at node '{node.name}'{_user_line(node)}"
+            f"no bound rule for {record.name} of these bounded values at node '{node.name}'{node.meta['user_line']}"
         )
 
 
@@ -227,7 +241,7 @@ def _refuse_reads_of_overwritten(nodes: list[torch.fx.Node], model: nn.Module) -
         for source in sources:
             if source in overwritten.get(storage[source], ()):
                 raise UnsupportedOperator(
-                    f"node '{node.name}' reads '{source.name}' after it was changed in place{_user_line(node)}"
+                    f"node '{node.name}' reads '{source.name}' after it was changed in place{node.meta['user_line']}"
                 )
         in_place = _writes_input(node, model)
         shares = in_place or _is_view(node, model)
@@ -245,7 +259,8 @@ def _writes_input(node: torch.fx.Node, model: nn.Module) -> bool:
         return bool(getattr(target, "inplace", False))
     name = getattr(target, "__name__", "")
     positional = list(node.args[1:2]) if name == "relu" else []
-    return bool(node.kwargs.get("inplace")) or positional == [True] or name == "iadd" or name.endswith("_")
+    assigns = name in ("iadd", "isub", "imul", "itruediv") or name.endswith("_")
+    return assigns or bool(node.kwargs.get("inplace")) or positional == [True]
 
 
 def _is_view(node: torch.fx.Node, model: nn.Module) -> bool:
@@ -256,10 +271,12 @@ def _is_view(node: torch.fx.Node, model: nn.Module) -> bool:
     return record is not None and record.view
 
 
-def _user_line(node: torch.fx.Node) -> str:
-    """Where the user's code called it: the last frame outside torch."""
-    torch_folder = str(Path(torch.__file__).parent)
-    lines = (node.stack_trace or "").splitlines()
-    frames = [number for number, line in enumerate(lines) if line.lstrip().startswith("File ")]
-    own = [number for number in frames if torch_folder not in lines[number]]
-    return f" ({' '.join(line.strip() for line in lines[own[-1] : own[-1] + 2])})" if own else ""
+def _user_line() -> str:
+    """Where in the user's forward we are, the innermost frame outside torch and this package; '' outside of one."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_OWN_FOLDERS):
+        frame = frame.f_back
+    if frame is None or frame.f_code.co_name != "forward":
+        return ""
+    file, line = frame.f_code.co_filename, frame.f_lineno
+    return f" ({file}, line {line}: {linecache.getline(file, line).strip()})"

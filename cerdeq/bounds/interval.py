@@ -150,7 +150,9 @@ def batch_norm(
         dims = [d for d in range(clean.dim()) if d != 1]
         variance, mean = torch.var_mean(clean, dims, correction=0)
         if running_mean is not None:
-            count = clean.numel() / clean.shape[1]
+            count = clean.numel() // clean.shape[1]
+            if count < 2:
+                raise ValueError("batch norm in training needs more than one value per channel")
             with torch.no_grad():
                 running_mean.lerp_(mean.detach().to(running_mean.dtype), momentum)
                 running_var.lerp_(variance.detach().to(running_var.dtype) * (count / (count - 1)), momentum)

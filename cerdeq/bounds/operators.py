@@ -86,9 +86,9 @@ TABLE = (
     ),
     Operator("relu", interval.relu, (F.relu, torch.relu, Tensor.relu), {nn.ReLU: lambda m: {}}),
     Operator("add", interval.add, (operator.add, operator.iadd, torch.add, Tensor.add), bounded="any"),
-    Operator("subtract", interval.subtract, (operator.sub, torch.sub, Tensor.sub), bounded="any"),
-    Operator("multiply", interval.multiply, (operator.mul, torch.mul, Tensor.mul), bounded="one"),
-    Operator("divide", interval.divide, (operator.truediv, torch.div, Tensor.div)),
+    Operator("subtract", interval.subtract, (operator.sub, operator.isub, torch.sub, Tensor.sub), bounded="any"),
+    Operator("multiply", interval.multiply, (operator.mul, operator.imul, torch.mul, Tensor.mul), bounded="one"),
+    Operator("divide", interval.divide, (operator.truediv, operator.itruediv, torch.div, Tensor.div)),
     Operator("avg_pool2d", interval.avg_pool2d, (F.avg_pool2d,), {nn.AvgPool2d: _avg_pool2d_arguments}),
     Operator(
         "adaptive_avg_pool2d",
@@ -136,9 +136,13 @@ def module_arguments(record: Operator, module: nn.Module) -> dict[str, Any]:
 
 def _registered_class(module: nn.Module) -> type[nn.Module] | None:
     nearest = next((cls for cls in type(module).__mro__ if cls in _by_module), None)
-    if nearest is None or "forward" in vars(module) or type(module).forward is not nearest.forward:
+    if nearest is None:
         return None
-    return nearest
+    own = any(
+        name in vars(module) or getattr(type(module), name, None) is not getattr(nearest, name, None)
+        for name in ("forward", "_conv_forward")  # torch's convolutions do their work in the second
+    )
+    return None if own else nearest
 
 
 for _record in TABLE:

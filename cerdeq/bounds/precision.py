@@ -16,8 +16,7 @@ def counted_rounding(device: str) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.autocast(device, enabled=False))
         stack.enter_context(torch.backends.nnpack.flags(enabled=False))
-        if device == "cuda":
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False, allow_tf32=False))
-            stack.callback(setattr, torch.backends.cuda.matmul, "allow_tf32", torch.backends.cuda.matmul.allow_tf32)
-            torch.backends.cuda.matmul.allow_tf32 = False
+        stack.enter_context(torch.backends.cudnn.flags(enabled=False, allow_tf32=False))
+        stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+        torch.set_float32_matmul_precision("highest")
         yield

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cerdeq.bounds.interval import Context, absorb, relu_box, settle
 from cerdeq.boxes import Box
-from cerdeq.equilibrium.recurrence import apply_weight, per_channel
+from cerdeq.equilibrium.recurrence import apply_lifted, apply_weight, per_channel
 from cerdeq.equilibrium.solver import picard
 
 _POWER_ITERATIONS = 500
@@ -81,8 +81,11 @@ def verify_inclusion(weight: Tensor, h: Box, z: Box, v: Tensor) -> Tensor:
     """Whether `z` is proved to contain the equilibrium of every h in the box, per example: bool [B].
 
     weight: [C, C, k, k] or [N, N]; h, z: boxes [B, C, H, W] or [B, N]; v: [C] or [N]. True only where |W| v < v and
-    F(z) lies inside z, both in float64 with rounding counted outwards. Anything not finite is False.
+    F(z) lies inside z, both in float64 with rounding counted outwards. Anything not finite is False. Raises ValueError
+    for boxes of another shape.
     """
+    if not weight.dim() == h.center.dim() == z.center.dim():
+        raise ValueError("boxes must be [B, C, H, W] for a convolution, [B, N] for a matrix")
     weight, v = weight.double(), v.double()
     h, z = _double(h), _double(z)
     unique = bool((v > 0).all()) and bool((_product_rounded_up(channel_matrix(weight), v, weight[0].numel()) < v).all())
@@ -97,7 +100,7 @@ def closed_form_box(weight: Tensor, h: Box, proof: Contraction) -> Box:
     upper = torch.relu(h.center + h.radius)
     reach = (upper / (v * (1 - proof.rate))).flatten(1).amax(1) * (1 + 1e-6) + 1e-280
     half = (_per_example(reach, h.center) * v / 2).expand_as(h.center)
-    return Box(half, half * (1 + 1e-12))
+    return Box(half, half.clone())
 
 
 @torch.no_grad()
@@ -120,36 +123,40 @@ def verified_box(weight: Tensor, h: Box) -> Box:
         proved = verify_inclusion(weight, h, z, proof.v)
     for _ in range(_FINAL_STEPS):
         z = interval_step(weight, h, z)
+    z = _widened(weight, h, z, proof)  # by rounding errors, so that the check accepts the box that is handed out
     return Box(z.center, torch.where(_per_example(proved, z.radius), z.radius, torch.inf))
 
 
 def _fast_solution(weight: Tensor, h: Box) -> Box:
     """The interval equilibrium to float32 accuracy; a guess, to be proved."""
-    small, magnitude = weight.float(), weight.float().abs()
-    center, radius = h.center.float(), h.radius.float()
+    small, ends = weight.float(), (h.center.float(), h.radius.float())
     ctx = Context(sound=False)
 
     def step(state: Tensor) -> Tensor:
-        c, r = state.chunk(2, dim=1)
-        return torch.cat(relu_box(ctx, apply_weight(small, c) + center, apply_weight(magnitude, r) + radius), dim=1)
+        center, radius = state.chunk(2, dim=1)
+        return torch.cat(relu_box(ctx, *apply_lifted(small, (center, radius), ends)), dim=1)
 
-    solution = picard(step, torch.zeros_like(torch.cat([center, radius], dim=1)), _SOLVER_TOLERANCE, _SOLVER_LIMIT)
+    solution = picard(step, torch.zeros_like(torch.cat(ends, dim=1)), _SOLVER_TOLERANCE, _SOLVER_LIMIT)
     c, r = solution.value.double().chunk(2, dim=1)
     return Box(c, r)
 
 
 def _widened(weight: Tensor, h: Box, z: Box, proof: Contraction) -> Box:
+    """z wider by the multiple of v that makes it include F(z), with room for rounding; as it is where it does already."""
     v = per_channel(proof.v, h.center)
-    excess = torch.relu(_excess(interval_step(weight, h, z), z))
+    excess = torch.relu(_excess(interval_step(weight, h, z), z)).flatten(1)
     scale = (z.center.abs() + z.radius + h.center.abs() + h.radius).flatten(1).amax(1)
-    reach = (excess / (v * (1 - proof.rate))).flatten(1).amax(1) * (1 + 1e-6) + 1e-12 * scale / (1 - proof.rate)
+    needed = (excess / (v * (1 - proof.rate)).expand_as(h.center).flatten(1)).amax(1)
+    reach = (needed * (1 + 1e-6) + 1e-12 * scale / (1 - proof.rate)) * (excess.amax(1) > 0)
     return Box(z.center, z.radius + _per_example(reach, v) * v)
 
 
 def _excess(inner: Box, outer: Box) -> Tensor:
-    """How far `inner` sticks out of `outer` at either end, rounded up: not positive where it lies inside."""
-    slack = 1 + 4 * torch.finfo(inner.center.dtype).eps
-    return ((inner.center - outer.center).abs() + inner.radius) * slack - outer.radius
+    """How far `inner`, never negative, sticks out of `outer` at either end, rounded up: not positive inside."""
+    shift = inner.center - outer.center
+    reach = inner.radius + 4 * torch.finfo(shift.dtype).eps * (shift.abs() + inner.radius)
+    above, below = shift + reach - outer.radius, reach - shift - outer.radius
+    return torch.where(outer.center <= outer.radius, above, torch.maximum(above, below))
 
 
 def _select(choose: Tensor, a: Box, b: Box) -> Box:

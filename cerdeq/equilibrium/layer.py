@@ -9,7 +9,7 @@ from cerdeq.bounds.operators import Operator, register
 from cerdeq.boxes import Box
 from cerdeq.equilibrium.certificate import preactivation_box, verified_box
 from cerdeq.equilibrium.implicit import attach, attach_interval
-from cerdeq.equilibrium.recurrence import apply_weight
+from cerdeq.equilibrium.recurrence import apply_lifted, apply_weight
 from cerdeq.equilibrium.solver import Solution, iterate, picard
 from cerdeq.equilibrium.weights import PARAMETRISATIONS
 
@@ -38,22 +38,27 @@ class FixedPoint(nn.Module):
 
     def solve(self, h: Tensor) -> Solution:
         """The equilibrium for h [B, ...] to evaluation's tolerance, without gradient, with a report per example."""
-        weight = self.weight
+        return self._solve(self.weight, h)
+
+    def _solve(self, weight: Tensor, h: Tensor) -> Solution:
         with torch.no_grad():
             return picard(lambda z: torch.relu(apply_weight(weight, z) + h), torch.relu(h), _TOLERANCE[h.dtype], _LIMIT)
 
     def forward(self, h: Tensor) -> Tensor:
         """z [B, ...] for h of the same shape; differentiable in h and W."""
-        weight = self.weight
+        return self.at(self.weight, h)
+
+    def at(self, weight: Tensor, h: Tensor) -> Tensor:
+        """z for h under a W that was read before: in training every reading moves the parametrisation on."""
         with torch.no_grad():
-            z = self._train_solve(weight, h) if self.training else self._converged(h)
+            z = self._iterated(weight, h) if self.training else self._converged(weight, h)
         return torch.relu(apply_weight(weight, attach(weight, h, z, self.backward_iterations)) + h)
 
-    def _train_solve(self, weight: Tensor, h: Tensor) -> Tensor:
+    def _iterated(self, weight: Tensor, h: Tensor) -> Tensor:
         return iterate(lambda z: torch.relu(apply_weight(weight, z) + h), torch.relu(h), self.iterations)
 
-    def _converged(self, h: Tensor) -> Tensor:
-        solution = self.solve(h)
+    def _converged(self, weight: Tensor, h: Tensor) -> Tensor:
+        solution = self._solve(weight, h)
         if not bool(solution.converged.all()):
             missed = int((~solution.converged).sum())
             raise NotConvergedError(f"{missed} of {len(h)} equilibria missed the tolerance in {_LIMIT} iterations")
@@ -109,29 +114,21 @@ def fold(model: nn.Module) -> None:
 
 
 def _interval(ctx: Context, x: Interval, module: FixedPoint) -> Interval:
-    """The lifted equilibrium in training; with `ctx.sound` a verified box."""
+    """A verified box with `ctx.sound`; else the lifted equilibrium by fixed counts, differentiable, for training."""
     weight = module.weight
+    clean = None if x.clean is None else module.at(weight, x.clean)
     if ctx.sound:
         proved = verified_box(weight, x.box)
         box = Box(proved.center.to(x.center), _rounded_up(proved.radius, proved.center, x.radius))
         ctx.preactivations[ctx.step] = preactivation_box(weight, x.box, box)
-        return Interval(box.center, box.radius, None if x.clean is None else module(x.clean))
-    magnitude = weight.abs()
-
-    def step(state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        center = apply_weight(weight, state[0]) + x.center
-        return center, apply_weight(magnitude, state[1]) + x.radius
-
+        return Interval(box.center, box.radius, clean)
+    h = (x.center, x.radius)
     with torch.no_grad():
-        solution = relu_box(ctx, x.center, x.radius)
+        solution = relu_box(ctx, *h)
         for _ in range(module.iterations):
-            solution = relu_box(ctx, *step(solution))
-    preactivation = step(attach_interval(weight, x.center, x.radius, *solution, module.backward_iterations))
+            solution = relu_box(ctx, *apply_lifted(weight, solution, h))
+    preactivation = apply_lifted(weight, attach_interval(weight, *h, *solution, module.backward_iterations), h)
     ctx.preactivations[ctx.step] = Box(*preactivation)
-    clean = None
-    if x.clean is not None:
-        z = attach(weight, x.clean, module._train_solve(weight.detach(), x.clean.detach()), module.backward_iterations)
-        clean = torch.relu(apply_weight(weight, z) + x.clean)
     return Interval(*relu_box(ctx, *preactivation), clean)
 
 

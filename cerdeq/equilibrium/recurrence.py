@@ -12,6 +12,11 @@ def apply_weight(weight: Tensor, z: Tensor) -> Tensor:
     return F.conv2d(z, weight, padding=weight.shape[-1] // 2)
 
 
+def apply_lifted(weight: Tensor, state: tuple[Tensor, Tensor], h: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """W c + h_c and |W| r + h_r for state (c, r): the pre-activation of the lifted equilibrium."""
+    return apply_weight(weight, state[0]) + h[0], apply_weight(weight.abs(), state[1]) + h[1]
+
+
 def apply_transposed(weight: Tensor, y: Tensor) -> Tensor:
     """W^T y."""
     if weight.dim() == 2:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from baselines import DATASETS
 from cerdeq import LinfBall, margin_spec
 from cerdeq.bounds import Context, Interval, Program, propagate, trace
+from cerdeq.boxes import outward_ends
 from harness import names
 from harness.evaluation.attack import attack, margins
 from harness.settings import TrialConfig, parse_eps
@@ -59,8 +60,7 @@ def bound_margins(program: Program, x: Tensor, labels: Tensor, classes: int, eps
     ctx = Context(sound=True)
     spec = margin_spec(labels, classes)
     output = propagate(program, Interval(ball.center, ball.radius, x), ctx, spec)
-    lower = output.box.lower
-    lower = lower - 2 * torch.finfo(lower.dtype).eps * lower.abs()
+    lower, _ = outward_ends(output.box)
     layers = {name: 2 * float(box.radius.mean()) for name, box in ctx.preactivations.items()}
     return Bounds(lower, 2 * output.radius, output.clean_value(), layers)
 

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from baselines import DATASETS
+from baselines import DATASETS, options_of
 from harness import folder, run
 from harness.config import ConfigError, load_sweep
 from harness.data import load
@@ -317,6 +317,19 @@ def test_spelling_a_default_out_does_not_change_the_key(tmp_path):
     assert keys[0] == keys[1]
 
 
+def test_a_default_that_changes_in_the_code_changes_the_key(tmp_path, monkeypatch):
+    """The key is of the resolved config: else results under the old default would pass for results under the new."""
+    content = changed(("trials", [{"model": "cerdeq", "method": "ibp"}]))
+    before = trial_key(trials_of(tmp_path, content)[0], "data")
+
+    def with_another_margin(name):
+        options = options_of(name)
+        return {**options, "margin": options["margin"].replace(default=0.2)}
+
+    monkeypatch.setattr("harness.config.options_of", with_another_margin)
+    assert trial_key(trials_of(tmp_path, content)[0], "data") != before
+
+
 @pytest.mark.parametrize(("one", "other"), [(0.25, "1/4"), ("8/255", "16/510"), ("8/255", " 8/255 "), (1, "1.0")])
 def test_writing_eps_another_way_does_not_change_the_key(tmp_path, one, other):
     """The results directory takes the two for one sweep, so that the same trials would stand in its table twice."""
@@ -608,7 +621,6 @@ def test_every_field_reaches_the_trial(tmp_path):
     )
     evaluation = EvaluationSettings(test_images=11, batch_size=12, attack_steps=13, attack_restarts=14)
     options = {
-        "parametrisation": "perron",
         "margin": 0.2,
         "gain": None,
         "iterations": 7,
@@ -635,7 +647,7 @@ def test_every_field_reaches_the_trial(tmp_path):
     content = {
         "name": "all.fields",
         "dataset": "mnist",
-        "eps": "3/255",
+        "eps": "2/255",
         "seeds": [6],
         "train": {**dataclasses.asdict(train), "decay_epochs": [2, 5]},
         "evaluation": dataclasses.asdict(evaluation),
@@ -648,7 +660,7 @@ def test_every_field_reaches_the_trial(tmp_path):
     }
     sweep = load_sweep(write(tmp_path, content), "mine", True)
     assert sweep.trials == [expected]
-    assert (sweep.name, sweep.profile, sweep.dataset, sweep.eps) == ("all.fields", "mine", "mnist", "3/255")
+    assert (sweep.name, sweep.profile, sweep.dataset, sweep.eps) == ("all.fields", "mine", "mnist", "2/255")
     assert (sweep.resources.cpu, sweep.resources.gpu) == (3, 0.25)
 
 

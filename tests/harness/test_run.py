@@ -529,6 +529,22 @@ def test_a_stale_trial_that_today_s_code_cannot_read_is_flagged(copied, no_ray):
     assert "0000000000000000" in (copied.directory / "leaderboard.md").read_text()
 
 
+@pytest.mark.parametrize("name", [folder.EPOCHS, folder.RESULT, folder.FAILURE])
+def test_a_damaged_file_is_told_and_hides_no_other_trial(copied, no_ray, capsys, name):
+    """In a folder that is no part of the sweep any more: told by its path; everything else is logged and tabled."""
+    left, kept = copied.places["cerdeq", 0], copied.trials["cnn5", 0].key
+    study = Study(copied.root, {**TINY, "trials": TINY["trials"][:1]}, copied.store)
+    if name == folder.FAILURE:
+        (left / folder.RESULT).unlink()
+    (left / name).write_text("{")
+    MlflowClient(study.store).delete_run(study.runs[kept].info.run_id)
+    study.main()
+    captured = capsys.readouterr()
+    assert str(left / name) in captured.out + captured.err
+    assert "cnn5" in (study.directory / "leaderboard.md").read_text()
+    assert study.runs[kept].info.status == "FINISHED"
+
+
 def test_what_ray_left_of_a_killed_driver_is_cleared_away(copied, no_ray):
     """Killed after the last result was written: nothing is left to train, so nobody else would."""
     (copied.directory / ".ray/123").mkdir(parents=True)

@@ -252,13 +252,6 @@ def test_a_file_from_code_that_knows_more(exported, capsys, changes, told):
     assert told in capsys.readouterr().err
 
 
-def test_a_name_that_leaves_the_results_directory(exported, tmp_path):
-    path = exported()
-    path.write_text(path.read_text().replace('"sweep": "tiny"', '"sweep": "../outside"'))
-    assert call(path) == 2
-    assert not (tmp_path / "outside").exists()
-
-
 def test_a_folder_of_another_trial(exported, capsys):
     path, other = exported(), exported("other.json", seed=1)
     place_of(path).mkdir(parents=True)
