@@ -142,7 +142,7 @@ def _fast_solution(weight: Tensor, h: Box) -> Box:
 
 
 def _widened(weight: Tensor, h: Box, z: Box, proof: Contraction) -> Box:
-    """z wider by the multiple of v that makes it include F(z), with room for rounding; as it is where it does already."""
+    """z, wider by the multiple of v that makes it include F(z), with room for rounding; unchanged where it does."""
     v = per_channel(proof.v, h.center)
     excess = torch.relu(_excess(interval_step(weight, h, z), z)).flatten(1)
     scale = (z.center.abs() + z.radius + h.center.abs() + h.radius).flatten(1).amax(1)

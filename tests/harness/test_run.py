@@ -531,12 +531,13 @@ def test_a_stale_trial_that_today_s_code_cannot_read_is_flagged(copied, no_ray):
 
 @pytest.mark.parametrize("name", [folder.EPOCHS, folder.RESULT, folder.FAILURE])
 def test_a_damaged_file_is_told_and_hides_no_other_trial(copied, no_ray, capsys, name):
-    """In a folder that is no part of the sweep any more: told by its path; everything else is logged and tabled."""
+    """In a folder that the sweep no longer names: told by its path; everything else is logged and tabled."""
     left, kept = copied.places["cerdeq", 0], copied.trials["cnn5", 0].key
     study = Study(copied.root, {**TINY, "trials": TINY["trials"][:1]}, copied.store)
     if name == folder.FAILURE:
         (left / folder.RESULT).unlink()
     (left / name).write_text("{")
+    left = left.rename(left.with_name("0" * 16))  # first in order
     MlflowClient(study.store).delete_run(study.runs[kept].info.run_id)
     study.main()
     captured = capsys.readouterr()
