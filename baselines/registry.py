@@ -20,7 +20,7 @@ class UnknownNameError(ValueError):
 
     def __init__(self, kind: str, name: object, known: list[str]):
         near = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         super().__init__(f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}")
         self.name, self.known, self.near = name, known, near
 

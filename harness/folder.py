@@ -31,6 +31,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
+        temporary.chmod(0o644)  # safetensors would leave it to its owner alone
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -126,6 +127,18 @@ def write_result(folder: Path, result: TrialResult) -> None:
     write_json(Path(folder) / RESULT, asdict(result))
 
 
+def write_failure(folder: Path, error: BaseException) -> None:
+    """Say why the trial stopped, with the last finite values where training diverged."""
+    why = {"error": f"{type(error).__name__}: {error}", "last_finite": getattr(error, "last_finite", {})}
+    write_json(Path(folder) / FAILURE, why)
+
+
+def is_stale(folder: Path) -> bool:
+    """Whether the trial is of another recipe version, readable by today's code or not."""
+    path = Path(folder) / TRIAL
+    return _parsed(path, lambda content: content["recipe_version"] != RECIPE_VERSION)
+
+
 def read_failure(folder: Path) -> dict[str, Any] | None:
     """Why the trial failed, None where it did not: `error`, and `last_finite` values where training diverged."""
     path = Path(folder) / FAILURE
@@ -133,9 +146,12 @@ def read_failure(folder: Path) -> dict[str, Any] | None:
 
 
 def read_epochs(folder: Path) -> list[dict[str, Any]]:
-    """The trial's epoch rows in order."""
+    """The trial's epoch rows in order. Raises DamagedFileError."""
     path = Path(folder) / EPOCHS
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    except ValueError as error:
+        raise DamagedFileError(f"{path} cannot be read: {error}") from error
 
 
 def write_epoch(folder: Path, row: dict[str, Any]) -> None:

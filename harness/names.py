@@ -10,7 +10,7 @@ STANDARD_ERROR = "standard_error"
 BOUND_WIDTH = "bound_width"
 BOUND_WIDTH_RELATIVE = "bound_width_relative"
 PARAMETERS = "parameters"
-TRAIN_SECONDS = "train_seconds"  # also of an epoch
+TRAIN_SECONDS = "train_seconds"
 EVALUATION_SECONDS = "evaluation_seconds"
 
 # What a recurrence does; only networks with an equilibrium have these.
@@ -27,6 +27,7 @@ TRAIN_EPS = "train/eps"
 TRAIN_LEARNING_RATE = "train/learning_rate"
 TRAIN_STANDARD_ERROR = "train/standard_error"
 TRAIN_CERTIFIED_ERROR = "train/certified_error"
+TRAIN_EPOCH_SECONDS = "train/seconds"
 TRAIN_EXAMPLES_PER_SECOND = "train/examples_per_second"
 TRAIN_BOUND_WIDTH = "train/bound_width"
 TRAIN_BOUND_WIDTH_RELATIVE = "train/bound_width_relative"

@@ -56,14 +56,18 @@ class Progress:
         )
         for warning in result.warnings:
             self.console.print(
-                f"[yellow]warning[/] {row.trial.config.label}: {escape(warning)}", highlight=False, soft_wrap=True
+                f"[yellow]warning[/] {escape(row.trial.config.label)}: {escape(warning)}",
+                highlight=False,
+                soft_wrap=True,
             )
 
     def failed(self, key: str, error: str) -> None:
         """A trial has failed for good."""
         self.rows[key].state = FAILED
         self.console.print(
-            f"[red]failed[/] {self.rows[key].trial.config.label}: {escape(error)}", highlight=False, soft_wrap=True
+            f"[red]failed[/] {escape(self.rows[key].trial.config.label)}: {escape(error)}",
+            highlight=False,
+            soft_wrap=True,
         )
 
     def _render(self) -> Group:
@@ -97,7 +101,7 @@ def _cells(row: _Row) -> list[str]:
         _number(row.last.get(names.TRAIN_LOSS), 3),
         _number(shown.get(names.STANDARD_ERROR, row.last.get(names.TRAIN_STANDARD_ERROR))),
         _number(shown.get(names.CERTIFIED_ERROR, row.last.get(names.TRAIN_CERTIFIED_ERROR))),
-        _left(row.last.get(names.TRAIN_SECONDS), epochs - done) if row.state == RUNNING else "",
+        _left(row.last.get(names.TRAIN_EPOCH_SECONDS), epochs - done) if row.state == RUNNING else "",
     ]
 
 

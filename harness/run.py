@@ -3,6 +3,7 @@
 import argparse
 import fcntl
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from harness.settings import FULL_PROFILE, SettingError, parse_eps
 
 # harness.sweep and harness.tracking are imported late: Ray and MLflow take seconds, and bad input is told first.
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+_RAY = ".ray"
 
 
 class BadInputError(ValueError):
@@ -70,7 +72,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     _check_data(sweep, data)
     trials = [folder.make_trial(config, data.fingerprint) for config in sweep.trials]
     if options.export:
-        return _export(trials, options.export, console)
+        return _export(trials, options.export)
     directory = (options.results_dir / sweep.name).absolute()
     _check_owner(directory, sweep)
     with _locked(directory):
@@ -82,7 +84,9 @@ def _complete(
 ) -> int:
     """Run what lacks a result, then bring MLflow and the tables up to date."""
     for trial in trials:
-        folder.claim(folder.place(directory, trial.key), trial)
+        place = folder.place(directory, trial.key)
+        if place.exists():
+            folder.claim(place, trial)
     waiting = _unfinished(trials, directory)
     from harness.tracking import Tracker, TrackingError
 
@@ -91,6 +95,9 @@ def _complete(
         mirror = _Mirror(Tracker.open(sweep.name, options.tracking_uri), console)
     except TrackingError as error:
         raise BadInputError(str(error)) from None
+    for trial in trials:
+        folder.claim(folder.place(directory, trial.key), trial)
+    shutil.rmtree(directory / _RAY, ignore_errors=True)  # what Ray left of a driver that was killed
     if waiting:
         _train(sweep, waiting, directory, options, mirror, console)
     table = tables.write(directory)
@@ -100,7 +107,13 @@ def _complete(
 
 
 def _unfinished(trials: list[Trial], directory: Path) -> list[Trial]:
-    return [trial for trial in trials if folder.read_result(folder.place(directory, trial.key)) is None]
+    """The trials without a result. Raises DamagedFileError where a folder has the result of another trial."""
+    results = {trial.key: folder.read_result(folder.place(directory, trial.key)) for trial in trials}
+    for key, result in results.items():
+        if result is not None and result.key != key:
+            path = folder.place(directory, key) / folder.RESULT
+            raise folder.DamagedFileError(f"{path} belongs to another trial, {result.key}")
+    return [trial for trial in trials if results[trial.key] is None]
 
 
 def _train(
@@ -132,7 +145,9 @@ def _train(
             mirror.sync(place)
 
         places = [folder.place(directory, trial.key) for trial in waiting]
-        storage = directory / ".ray"
+        for place in places:
+            (place / folder.FAILURE).unlink(missing_ok=True)  # an old failure is not this run's
+        storage = directory / _RAY
         try:
             run_folders(places, data_dir, sweep.resources.cpu, gpu, storage, on_epoch, on_end, options.ray_address)
         except ResourceError as error:
@@ -153,7 +168,10 @@ class _Mirror:
         """Log whatever is missing, imported trials too, attach the tables and say how to look at them."""
         self.broken = False
         for place in folder.trial_folders(directory):
-            self.sync(place)
+            try:
+                self.sync(place)
+            except folder.DamagedFileError as error:
+                self.console.print(f"[yellow]warning[/] {escape(str(error))}", soft_wrap=True)
         self._try(lambda: self.tracker.sync_tables(directory))
         self._try(lambda: self.console.print(f"\nMLflow:\n{escape(self.tracker.how_to_open())}", soft_wrap=True))
 
@@ -174,9 +192,12 @@ class _Mirror:
 def _has_gpu(ray_address: str | None) -> bool:
     if ray_address is None:
         return torch.cuda.is_available()
-    from harness.sweep import cluster_has_gpu
+    from harness.sweep import ResourceError, cluster_has_gpu
 
-    return cluster_has_gpu(ray_address)
+    try:
+        return cluster_has_gpu(ray_address)
+    except ResourceError as error:
+        raise BadInputError(str(error)) from None
 
 
 def _check_data(sweep: Sweep, data: Data) -> None:
@@ -195,6 +216,8 @@ def _check_owner(directory: Path, sweep: Sweep) -> None:
     """Raise BadInputError where the directory holds trials of a sweep with another name, data set or eps."""
     mine = (sweep.name, sweep.dataset, parse_eps(sweep.eps))
     for place in folder.trial_folders(directory):
+        if folder.is_stale(place):
+            continue
         config = folder.read_trial(place / folder.TRIAL).config
         theirs = (config.sweep, config.dataset, parse_eps(config.eps))
         if theirs != mine:
@@ -223,13 +246,14 @@ def _make_directory(directory: Path) -> None:
         raise BadInputError(f"{directory} cannot be made: {error.strerror}") from None
 
 
-def _export(trials: list[Trial], target: Path, console: Console) -> int:
+def _export(trials: list[Trial], target: Path) -> int:
     _make_directory(target)
+    print(f"profile '{trials[0].config.profile}'", file=sys.stderr)
     for trial in trials:
         config = trial.config
         name = f"{config.model}-{config.method}-seed{config.seed}-{trial.key}.json"
         folder.write_json(target / name, folder.trial_json(trial))
-        console.print(str(target / name))
+        print(target / name)
     return OK
 
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ os.environ.update(
 import ray
 import torch
 from ray import tune
-from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune.progress_reporter import TrialProgressCallback
 
 from harness import folder
 from harness.data import DataError
@@ -37,15 +38,21 @@ from harness.settings import SettingError
 from harness.training import NonFiniteLossError, run_trial
 
 MAX_RETRIES = 2
-HOPELESS = (DataError, NonFiniteLossError, SettingError, SoundnessError)  # a second try would only repeat them
+HOPELESS = (
+    DataError,
+    folder.DamagedFileError,
+    NonFiniteLossError,
+    SettingError,
+    SoundnessError,
+)  # trying again repeats them
 
 
 class ResourceError(RuntimeError):
     """What trials ask for is not there; Ray would leave them waiting for ever."""
 
 
-class _Reporter(Callback):
-    """Passes on what happens to trials: each epoch's row, and that one has ended."""
+class _Reporter(TrialProgressCallback):
+    """Passes on what happens to trials, each epoch's row and that one has ended, instead of what Tune would print."""
 
     def __init__(self, on_epoch: Callable[[Path, dict[str, Any]], None], on_end: Callable[[Path, str | None], None]):
         self.on_epoch, self.on_end = on_epoch, on_end
@@ -66,7 +73,7 @@ class _Reporter(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A worker died, or raised, for the last time."""
-        self.on_end(_folder(trial), f"its worker failed {MAX_RETRIES + 1} times: {_first_line(trial.get_error())}")
+        self.on_end(_folder(trial), f"its worker failed {MAX_RETRIES + 1} times: {_reason(trial)}")
 
 
 def train_folder(config: dict[str, Any]) -> None:
@@ -77,16 +84,25 @@ def train_folder(config: dict[str, Any]) -> None:
     if given.get("GPU", 0) > 0 and not torch.cuda.is_available():
         raise RuntimeError(f"trial {directory.name} was given a GPU that torch does not see")
     trial = folder.read_trial(directory / folder.TRIAL)
-    with suppress(*HOPELESS):  # failure.json says why
+    try:
         run_trial(trial.config, directory=directory, report=tune.report, data_dir=config["data_dir"])
+    except HOPELESS as error:
+        if folder.read_failure(directory) is None:
+            folder.write_failure(directory, error)
 
 
 def _folder(trial: Any) -> Path:
     return Path(trial.config["directory"])
 
 
-def _first_line(error: object) -> str:
-    return (str(error).strip() or "unknown reason").splitlines()[0]
+def _reason(trial: Any) -> str:
+    """The last error of a worker, in a line; Tune's own message says only when it was."""
+    try:
+        error = ray.cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+    except (OSError, TypeError, AttributeError, ImportError):
+        return "for no known reason"
+    error = getattr(error, "cause", None) or error
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
 
 
 def cluster_has_gpu(address: str) -> bool:
@@ -113,6 +129,7 @@ def run_folders(
     Returns when all have ended, well or not: their folders tell.
     Raises ResourceError where CUDA is there and Ray does not see it, or no machine has what a trial asks for.
     """
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     with _cluster(address) as resources:
         _check_resources(resources, cpu, gpu)
         name = f"{time.time_ns()}"
@@ -146,8 +163,9 @@ def _check_resources(resources: dict[str, float], cpu: int, gpu: float) -> None:
         raise ResourceError(
             "torch sees a GPU on this machine and Ray does not; look at CUDA_VISIBLE_DEVICES and at the cluster's start"
         )
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for name, wanted in (("CPU", cpu), ("GPU", gpu)):
-        if wanted > resources.get(name, 0):
+        if not any(wanted <= machine.get(name, 0) for machine in machines):
             raise ResourceError(
                 f"a trial asks for {wanted:g} {name} and Ray has {resources.get(name, 0):g}; "
                 "lower `resources` in the sweep file"
@@ -159,12 +177,11 @@ def _cluster(address: str | None) -> Iterator[dict[str, float]]:
     """Ray's resources; Ray is started and stopped again unless it was up already."""
     started = not ray.is_initialized()
     if started:
-        ray.init(
-            address or "local",
-            include_dashboard=None if address else False,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
+        dashboard = None if address else False
+        try:
+            ray.init(address or "local", include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
+        except ConnectionError as error:
+            raise ResourceError(f"no Ray cluster answers at {address}: {error}") from None
     try:
         yield ray.cluster_resources()
     finally:

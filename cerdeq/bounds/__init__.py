@@ -34,13 +34,16 @@ def bound(model: nn.Module, region: Box, method: str = "ibp", spec: Tensor | Non
     the outputs themselves. The bounds hold in real arithmetic for the stored weights: rounding is counted outwards.
     In float32 that costs tightness in wide layers; prove in float64.
 
-    Raises ValueError for an unknown method, a model in training mode, and a region whose radius is negative or not a
-    number; UnsupportedOperator where the model has an operation without a rule.
+    Raises ValueError for an unknown method, a model in training mode or of another precision than the region, and a
+    region whose radius is negative or not a number; UnsupportedOperator where an operation has no rule.
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; methods: {', '.join(METHODS)}")
     if any(module.training for module in model.modules()):
         raise ValueError("bounds are of a fixed function: call model.eval() first")
+    dtypes = {value.dtype for value in [*model.parameters(), *model.buffers()] if value.is_floating_point()}
+    if not dtypes <= {region.center.dtype}:
+        raise ValueError(f"model and region must have one precision, found {dtypes} and {region.center.dtype}")
     if not bool((region.radius >= 0).all()):
         raise ValueError("the region's radius must be at least 0 everywhere")
     output = propagate(trace(model), Interval(region.center, region.radius), Context(sound=True), spec)

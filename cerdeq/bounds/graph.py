@@ -227,6 +227,9 @@ def _indices(value: Any) -> list[int]:
 
 
 def _refuse_hooks(model: nn.Module) -> None:
+    everywhere = nn.modules.module
+    if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:
+        raise UnsupportedOperator("torch has global forward hooks, which bounds cannot follow; remove them")
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
             raise UnsupportedOperator(f"module '{name}' has forward hooks, which bounds cannot follow; remove them")

@@ -177,6 +177,9 @@ def relu_box(ctx: Context, center: Tensor, radius: Tensor) -> tuple[Tensor, Tens
     if ctx.sound:
         limits = torch.finfo(half.dtype)
         half = torch.where(center + radius > 0, half * (1 + 4 * limits.eps) + limits.tiny, half)
+        overflowed = ~(center.isfinite() & radius.isfinite())
+        center, half = center.masked_fill(overflowed, 0), half.masked_fill(overflowed, torch.inf)
+        radius = radius.masked_fill(overflowed, torch.inf)
     active = center >= radius
     return torch.where(active, center, half), torch.where(active, radius, half)
 

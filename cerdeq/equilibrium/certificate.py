@@ -90,7 +90,7 @@ def verify_inclusion(weight: Tensor, h: Box, z: Box, v: Tensor) -> Tensor:
     h, z = _double(h), _double(z)
     unique = bool((v > 0).all()) and bool((_product_rounded_up(channel_matrix(weight), v, weight[0].numel()) < v).all())
     inside = _excess(interval_step(weight, h, z), z) <= 0
-    proper = (z.radius >= 0) & torch.isfinite(z.center) & torch.isfinite(z.radius)
+    proper = (h.radius >= 0) & (z.radius >= 0) & torch.isfinite(z.center) & torch.isfinite(z.radius)
     return (inside & proper).flatten(1).all(1) & unique
 
 

@@ -59,8 +59,8 @@ def train(
     for epoch in range(done + 1, config.train.epochs + 1):
         stepper = stepper or Stepper(config, model, optimiser, images, labels)
         row = _epoch(config, stepper, epoch, folder)
+        write_epoch(folder, row)  # first: a row without its checkpoint is written again, a row never written is lost
         checkpoint.save(folder, epoch, model, optimiser)
-        write_epoch(folder, row)
         report(row)
     return model
 
@@ -88,7 +88,7 @@ def _epoch(config: TrialConfig, stepper: Stepper, epoch: int, folder: Path) -> d
         names.TRAIN_LEARNING_RATE: rate,
         names.TRAIN_STANDARD_ERROR: 100 * (1 - float(clean.sum()) / seen),
         names.TRAIN_CERTIFIED_ERROR: 100 * (1 - float(certified.sum()) / seen),
-        names.TRAIN_SECONDS: seconds,
+        names.TRAIN_EPOCH_SECONDS: seconds,
         names.TRAIN_EXAMPLES_PER_SECOND: seen / seconds,
         **_widths(config, stepper),
     }

@@ -46,8 +46,7 @@ def run_trial(
     try:
         result = _run(trial, directory, data, report)
     except Exception as error:
-        why = {"error": f"{type(error).__name__}: {error}", "last_finite": getattr(error, "last_finite", {})}
-        folder.write_json(directory / folder.FAILURE, why)
+        folder.write_failure(directory, error)
         raise
     folder.write_result(directory, result)
     return result
@@ -89,7 +88,7 @@ def _run(
         **gain,
         **recurrence_report(model, images, labels, config),
         names.PARAMETERS: parameters,
-        names.TRAIN_SECONDS: sum(row[names.TRAIN_SECONDS] for row in folder.read_epochs(directory)),
+        names.TRAIN_SECONDS: sum(row[names.TRAIN_EPOCH_SECONDS] for row in folder.read_epochs(directory)),
         names.EVALUATION_SECONDS: time.perf_counter() - started,
     }
     finite = {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}

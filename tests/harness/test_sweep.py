@@ -10,8 +10,10 @@ import time
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from harness import folder, names, sweep
 from harness.data import load
@@ -24,11 +26,17 @@ PROBE = "probe.json"
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
-    """Four CPUs and two GPUs, all pretended; the probes below travel to the workers by value."""
+    """Four CPUs and two GPUs, all pretended; the probes below travel to the workers by value.
+
+    Workers inherit three OpenMP threads, so that whoever has one was given it by the project.
+    """
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    ray.init("local", num_cpus=4, num_gpus=2, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "3")
+        options = {"include_dashboard": False, "logging_level": logging.ERROR, "log_to_driver": False}
+        ray.init("local", num_cpus=4, num_gpus=2, **options)
+        yield
+        ray.shutdown()
     cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
@@ -161,7 +169,7 @@ def test_a_trial_that_asks_for_no_gpu_sees_none(tried):
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory, tiny):
-    """What became of real trials on two CPUs each: (directory, what was told, what was printed)."""
+    """What became of real trials on one CPU each: (directory, what was told, what was printed)."""
     directory = tmp_path_factory.mktemp("real")
     raw = directory / "data/MNIST/raw"
     raw.mkdir(parents=True)
@@ -178,7 +186,7 @@ def real(tmp_path_factory, tiny):
         made = folder.make_trial(config, fingerprint)
         folder.write_json(directory / "results" / name / folder.TRIAL, folder.trial_json(made))
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        heard = call(directory, list(configs), sweep.train_folder, cpu=2, data_dir=str(directory / "data"))
+        heard = call(directory, list(configs), sweep.train_folder, data_dir=str(directory / "data"))
     return directory / "results", heard, printed.getvalue()
 
 
@@ -195,10 +203,39 @@ def tiny():
 def test_a_real_trial_reports_its_epochs_and_has_a_thread_a_cpu(real, name):
     directory, heard, _ = real
     assert heard.ends[name] == [None]
-    assert folder.read_result(directory / name).environment["threads"] == "2"
+    assert folder.read_result(directory / name).environment["threads"] == "1"
     assert [row[names.EPOCH] for row in heard.rows[name]] == [1, 2, 3]
     for told, written in zip(heard.rows[name], folder.read_epochs(directory / name), strict=True):
         assert written.items() <= told.items()
+
+
+@pytest.fixture
+def given(monkeypatch, tmp_path, tiny):
+    """A function of assigned resources to the threads that a trial would be run with; nothing is trained."""
+    made = folder.make_trial(tiny(), "data")
+    folder.write_json(tmp_path / folder.TRIAL, folder.trial_json(made))
+    seen = []
+    monkeypatch.setattr(sweep, "run_trial", lambda *_args, **_options: seen.append(torch.get_num_threads()))
+    before = torch.get_num_threads()
+
+    def threads(**resources):
+        context = SimpleNamespace(get_assigned_resources=lambda: resources)
+        monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+        sweep.train_folder({"directory": str(tmp_path), "data_dir": None})
+        return seen[-1]
+
+    yield threads
+    torch.set_num_threads(before)
+
+
+def test_threads_are_as_many_as_the_cpus_given(given):
+    assert [given(CPU=2.0), given(CPU=3.0), given(CPU=1.0), given(CPU=0.5), given()] == [2, 3, 1, 1, 1]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_torch_does_not_see_is_an_error(given):
+    with pytest.raises(RuntimeError, match="GPU that torch does not see"):
+        given(CPU=1.0, GPU=0.5)
 
 
 def test_a_trial_that_diverges_is_not_tried_again(real):
