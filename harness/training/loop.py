@@ -46,8 +46,10 @@ def train(
 
     Calls `report` with each epoch's row after it and its checkpoint are on disk. Raises NonFiniteLossError.
     """
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.train.precision == "tf32"
-    torch.backends.cudnn.deterministic = True
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if config.train.precision == "tf32" else "highest")
+        torch.backends.cudnn.allow_tf32 = config.train.precision == "tf32"
+        torch.backends.cudnn.deterministic = True
     torch.manual_seed(config.seed)
     model = build(config.model, config.dataset, config.width, **config.options)
     initialise(model)

@@ -77,7 +77,6 @@ def _run(
     folder.write_atomically(directory / folder.WEIGHTS, lambda path: save_file(state, path))
 
     started = time.perf_counter()
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     model = load_network(config, directory / folder.WEIGHTS).to(device)
     images, labels = judged.images.to(device), judged.labels.to(device)
     judgement = judge(model, images, labels, config)

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from baselines import DATASETS, options_of
+from baselines import DATASETS
 from harness import folder, run
 from harness.config import ConfigError, load_sweep
 from harness.data import load

@@ -494,9 +494,7 @@ def test_killed_between_the_files_of_an_epoch(tiny_trial, tmp_path, monkeypatch,
     rows = folder.read_epochs(tmp_path)
     assert [row[names.EPOCH] for row in rows] == [1, 2, 3]
     assert rows[0] == done[0]
-    assert result.metrics[names.TRAIN_EPOCH_SECONDS] == pytest.approx(
-        sum(row[names.TRAIN_EPOCH_SECONDS] for row in rows)
-    )
+    assert result.metrics[names.TRAIN_SECONDS] == pytest.approx(sum(row[names.TRAIN_EPOCH_SECONDS] for row in rows))
     unbroken = tmp_path.with_name(f"{tmp_path.name}-unbroken")
     assert run_trial(config, unbroken).metrics[names.CERTIFIED_ERROR] == result.metrics[names.CERTIFIED_ERROR]
     assert [row[names.TRAIN_LOSS] for row in rows] == [row[names.TRAIN_LOSS] for row in folder.read_epochs(unbroken)]

@@ -85,7 +85,8 @@ def test_the_compiled_loss_takes_the_same_steps(tiny_trial, model):
 @pytest.mark.parametrize("model", ["cnn7", "resnet9", "cerdeq"])
 def test_the_captured_step_is_the_eager_one(tiny_trial, model):
     """On CUDA: compiled and captured against eager, state included; warming up must leave no trace."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
     captured = _stepper(tiny_trial(model), "cuda")
     eager = _stepper(tiny_trial(model), "cuda")
     eager.graph = None
