@@ -100,6 +100,14 @@ def read_trial(path: Path) -> Trial:
     return _parsed(Path(path), parse)
 
 
+def make_directory(directory: Path) -> None:
+    """Make a directory and its parents. Raises SettingError where that cannot be done."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingError(str(directory), error.strerror, "a directory that can be made") from None
+
+
 def place(sweep_directory: Path, key: str) -> Path:
     """The folder of the trial `key` in a sweep's directory."""
     return Path(sweep_directory) / "trials" / key

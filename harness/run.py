@@ -230,7 +230,7 @@ def _check_owner(directory: Path, sweep: Sweep) -> None:
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     """Hold the sweep's directory for this process alone; the lock goes with the process, however it ends."""
-    _make_directory(directory)
+    folder.make_directory(directory)
     with open(directory / ".lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -239,15 +239,8 @@ def _locked(directory: Path) -> Iterator[None]:
         yield
 
 
-def _make_directory(directory: Path) -> None:
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInputError(f"{directory} cannot be made: {error.strerror}") from None
-
-
 def _export(trials: list[Trial], target: Path) -> int:
-    _make_directory(target)
+    folder.make_directory(target)
     print(f"profile '{trials[0].config.profile}'", file=sys.stderr)
     for trial in trials:
         config = trial.config

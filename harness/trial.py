@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         if fingerprint != trial.fingerprint:
             raise SettingError("data", fingerprint, f"the data this trial was exported for, {trial.fingerprint}")
         place = folder.place(options.results_dir / trial.config.sweep, trial.key)
-        _make_directory(place)
+        folder.make_directory(place)
         print(f"{trial.config.label} -> {place}", flush=True)
         result = run_trial(trial.config, directory=place, report=_print_epoch, data_dir=options.data_dir)
     except (DataError, SettingError, folder.DamagedFileError) as error:
@@ -50,13 +50,6 @@ def main(argv: list[str] | None = None) -> int:
     for warning in result.warnings:
         print(f"warning: {warning}")
     return OK
-
-
-def _make_directory(place: Path) -> None:
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SettingError(str(place), error.strerror, "a directory that can be made") from None
 
 
 def _read(path: Path) -> folder.Trial:
