@@ -3,23 +3,28 @@
 import torch
 from torch import Tensor, nn
 
-from cerdeq.bounds.graph import Program, Reference, Step, propagate, trace
+from cerdeq.bounds.forward import propagate
+from cerdeq.bounds.graph import Program, Reference, Step, trace
 from cerdeq.bounds.interval import Context, Interval
+from cerdeq.bounds.linear import Backward, Pulled, affine
+from cerdeq.bounds.methods import METHODS, lower_bounds
 from cerdeq.bounds.operators import Operator, UnsupportedOperator, register
 from cerdeq.boxes import Box, outward_ends
 
-METHODS = ("ibp",)
-
 __all__ = [
     "METHODS",
+    "Backward",
     "Context",
     "Interval",
     "Operator",
     "Program",
+    "Pulled",
     "Reference",
     "Step",
     "UnsupportedOperator",
+    "affine",
     "bound",
+    "lower_bounds",
     "margin_spec",
     "propagate",
     "register",
@@ -31,8 +36,12 @@ def bound(model: nn.Module, region: Box, method: str = "ibp", spec: Tensor | Non
     """Lower and upper bounds, [B, K] each, of `spec` applied to the model's outputs, over all inputs in `region`.
 
     region: a Box [B, ...], from LinfBall for instance. spec: [B, K, N], K linear functions of the N outputs, None for
-    the outputs themselves. The bounds hold in real arithmetic for the stored weights: rounding is counted outwards.
-    In float32 that costs tightness in wide layers; prove in float64.
+    the outputs themselves, in their own shape. The bounds hold in real arithmetic for the stored weights: rounding is
+    counted outwards. In float32 that costs tightness in wide layers; prove in float64.
+
+    method, each never looser than those before it: "ibp", intervals; "crown-ibp", linear bounds over the boxes of
+    IBP; "crown", over boxes that CROWN itself tightened layer by layer; "alpha-crown", with the slopes of the
+    relaxations optimised for each row of `spec`. Without gradient, but for "ibp".
 
     Raises ValueError for an unknown method, a model in training mode or of another precision than the region, and a
     region whose radius is negative or not a number; UnsupportedOperator where an operation has no rule.
@@ -46,8 +55,18 @@ def bound(model: nn.Module, region: Box, method: str = "ibp", spec: Tensor | Non
         raise ValueError(f"model and region must have one precision, found {dtypes} and {region.center.dtype}")
     if not bool((region.radius >= 0).all()):
         raise ValueError("the region's radius must be at least 0 everywhere")
-    output = propagate(trace(model), Interval(region.center, region.radius), Context(sound=True), spec)
-    return outward_ends(output.box)
+    program = trace(model, linear=method != "ibp")
+    x = Interval(region.center, region.radius)
+    output = propagate(program, x, Context(sound=True), spec)
+    lower, upper = outward_ends(output.box)
+    if method == "ibp":
+        return lower, upper
+    if spec is None:
+        outputs = lower[0].numel()
+        spec = torch.eye(outputs).to(lower).expand(len(lower), -1, -1)
+    rows = torch.cat([spec, -spec], dim=1).to(lower)
+    below, above = lower_bounds(program, x, rows, method).chunk(2, dim=1)
+    return torch.maximum(below.view_as(lower), lower), torch.minimum(-above.view_as(upper), upper)
 
 
 def margin_spec(labels: Tensor, classes: int) -> Tensor:

@@ -13,11 +13,9 @@ from typing import Any
 import torch.fx
 from torch import Tensor, nn
 
-from cerdeq.bounds.interval import Context, Interval, linear, specified, specified_linear
 from cerdeq.bounds.operators import Operator, UnsupportedOperator, module_arguments, of_function, of_module
-from cerdeq.bounds.precision import counted_rounding
 
-_NAMED_INPUTS = ("input", "other")
+_NAMED_INPUTS = ("input", "other", "tensors")
 _OWN_FOLDERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 
@@ -33,7 +31,8 @@ class Step:
     """One operation.
 
     record: its entry in the rule table; None where no input reaches it, so that it is simply run.
-    target: what is called, a leaf module or a function.
+    target: what is called, a leaf module or a function. sources: the bounded values among its arguments, in order.
+    line: the user's line of code, for messages.
     """
 
     name: str
@@ -41,6 +40,15 @@ class Step:
     target: Any
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
+    sources: tuple[int, ...] = ()
+    line: str = ""
+
+    def call(self, values: list[Any]) -> tuple[list[Any], dict[str, Any]]:
+        """Arguments and options of the rules, or of the target where there is no record, from earlier steps' values."""
+        arguments = [_resolved(arg, values) for arg in self.args]
+        if self.record is not None and isinstance(self.target, nn.Module):
+            return arguments, module_arguments(self.record, self.target)
+        return arguments, {name: _resolved(arg, values) for name, arg in self.kwargs.items()}
 
 
 @dataclass(frozen=True)
@@ -84,10 +92,10 @@ class _Tracer(torch.fx.Tracer):
         return of_module(module) is not None or super().is_leaf_module(module, qualified_name)
 
 
-def trace(model: nn.Module) -> Program:
+def trace(model: nn.Module, linear: bool = False) -> Program:
     """The program of `model`; every operator is looked up, and an unsupported one refused, before anything is computed.
 
-    Raises UnsupportedOperator, and torch.fx's own errors where the model's control flow depends on its input.
+    linear: whether backward rules are needed as well. Raises UnsupportedOperator, and torch.fx's own errors where the model's control flow depends on its input.
     """
     _refuse_hooks(model)
     before = set(vars(model))
@@ -104,46 +112,18 @@ def trace(model: nn.Module) -> Program:
                 raise UnsupportedOperator(f"bounds want a model with one input tensor, found a second, '{node.name}'")
             bounded.add(node)
             continue
-        if bounded.intersection(node.all_input_nodes):
+        if bounded.intersection(node.all_input_nodes) and not _asks_shape(node):
             bounded.add(node)
         name = str(node.target) if node.op == "call_module" else node.name
         names[name] = names.get(name, 0) + 1
         name = name if names[name] == 1 else f"{name}.{names[name]}"
         steps.append(_step(node, name, model, constants, index, bounded))
+        _refuse_without_rule(steps[-1], linear)
     output = nodes[-1].args[0] if nodes else None
     if not isinstance(output, torch.fx.Node) or output not in bounded:
         raise UnsupportedOperator(f"bounds want one output tensor that depends on the input, found {output}")
     _refuse_reads_of_overwritten(nodes, model)
     return Program(tuple(steps), index[output])
-
-
-def propagate(program: Program, x: Interval, ctx: Context, spec: Tensor | None = None) -> Interval:
-    """IBP of a whole model: the output's Interval, [B, N], or [B, K] with `spec` [B, K, N].
-
-    `spec` is merged into a last linear layer, which is tighter than subtracting output intervals.
-    """
-    if ctx.sound:
-        with counted_rounding(x.center.device.type):
-            return _propagate(program, x, ctx, spec)
-    return _propagate(program, x, ctx, spec)
-
-
-def _propagate(program: Program, x: Interval, ctx: Context, spec: Tensor | None) -> Interval:
-    values: list[Any] = [x]
-    for number, step in enumerate(program.steps, start=1):
-        ctx.step = step.name
-        arguments = [_resolved(arg, values) for arg in step.args]
-        options = {name: _resolved(arg, values) for name, arg in step.kwargs.items()}
-        if step.record is None:
-            values.append(step.target(*arguments, **options))
-            continue
-        if isinstance(step.target, nn.Module):
-            options = module_arguments(step.record, step.target)
-        if spec is not None and number == program.output and step.record.interval is linear:
-            return specified_linear(ctx, arguments[0], spec, *arguments[1:], **options)
-        values.append(step.record.interval(ctx, *arguments, **options))
-    output = values[program.output]
-    return output if spec is None else specified(ctx, output, spec)
 
 
 def _resolved(arg: Any, values: list[Any]) -> Any:
@@ -167,14 +147,37 @@ def _step(
     target = _target(node, model)
     args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda arg: Reference(index[arg]))  # type: ignore
     if node not in bounded:
+        target = _of_center(target) if _asks_shape(node) else target
         return Step(name, None, target, tuple(args), dict(kwargs))
     args, kwargs = _positional(args, kwargs)
     record = of_module(target) if isinstance(target, nn.Module) else of_function(target)
+    line = node.meta["user_line"]
     if record is None:
         what = type(target).__name__ if isinstance(target, nn.Module) else getattr(target, "__name__", target)
-        raise UnsupportedOperator(f"no bound rule for {what} at node '{name}'{node.meta['user_line']}")
-    _check_arguments(record, target, node, args, kwargs, {index[n] for n in bounded})
-    return Step(name, record, target, args, kwargs)
+        raise UnsupportedOperator(f"no bound rule for {what} at node '{name}'{line}")
+    reached = {index[n] for n in bounded}
+    sources = tuple(number for number in _indices(args) if number in reached)
+    step = Step(name, record, target, args, kwargs, sources, line)
+    _check_arguments(step, reached)
+    return step
+
+
+def _refuse_without_rule(step: Step, linear: bool) -> None:
+    if linear and step.record is not None and step.record.backward is None:
+        raise UnsupportedOperator(f"{step.record.name} at node '{step.name}'{step.line} has bounds by ibp alone")
+
+
+def _asks_shape(node: torch.fx.Node) -> bool:
+    """Whether the node asks for a value's shape, which no input changes."""
+    if node.op == "call_method":
+        return node.target in ("size", "dim")
+    return (
+        node.op == "call_function" and node.target is getattr and node.args[1] in ("shape", "ndim", "dtype", "device")
+    )
+
+
+def _of_center(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda value, *args: function(getattr(value, "center", value), *args)
 
 
 def _target(node: torch.fx.Node, model: nn.Module) -> Any:
@@ -198,24 +201,28 @@ def _positional(args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]
     return (*args, *named), {name: value for name, value in kwargs.items() if name not in _NAMED_INPUTS}
 
 
-def _check_arguments(
-    record: Operator, target: Any, node: torch.fx.Node, args: Any, kwargs: dict[str, Any], bounded: set[int]
-) -> None:
+def _check_arguments(step: Step, reached: set[int]) -> None:
     """Raise UnsupportedOperator where the rule does not take these arguments, or not as bounded values."""
-    options = kwargs
-    if isinstance(target, nn.Module):
-        options = module_arguments(record, target)
+    record = step.record
+    assert record is not None
+    where = f"at node '{step.name}'{step.line}"
     try:
-        inspect.signature(record.interval).bind(None, *args, **options)
-    except TypeError as error:
-        raise UnsupportedOperator(f"{record.name} at node '{node.name}': {error}{node.meta['user_line']}") from None
-    where = [number for number, arg in enumerate(args) if isinstance(arg, Reference) and arg.index in bounded]
-    several = record.bounded != "any" and len(where) != 1
-    elsewhere = record.bounded == "first" and where != [0]
-    if several or elsewhere or len(where) != sum(n in bounded for n in _indices((args, kwargs))):
-        raise UnsupportedOperator(
-            f"no bound rule for {record.name} of these bounded values at node '{node.name}'{node.meta['user_line']}"
-        )
+        options = module_arguments(record, step.target) if isinstance(step.target, nn.Module) else step.kwargs
+        given = inspect.signature(record.interval).bind(None, *step.args, **options)
+    except (TypeError, UnsupportedOperator) as error:
+        raise UnsupportedOperator(f"{record.name} {where}: {error}") from None
+    given.apply_defaults()
+    for name, allowed in record.allowed.items():
+        if given.arguments[name] not in allowed:
+            raise UnsupportedOperator(
+                f"no bound rule for {record.name} with {name}={given.arguments[name]!r} {where}; allowed: {allowed}"
+            )
+    places = list(step.args[0]) if record.bounded == "list" else list(step.args)
+    direct = [n for n, arg in enumerate(places) if isinstance(arg, Reference) and arg.index in reached]
+    several = record.bounded in ("first", "one") and len(direct) != 1
+    elsewhere = record.bounded == "first" and direct != [0]
+    if several or elsewhere or len(direct) != sum(n in reached for n in _indices((step.args, step.kwargs))):
+        raise UnsupportedOperator(f"no bound rule for {record.name} of these bounded values {where}")
 
 
 def _indices(value: Any) -> list[int]:

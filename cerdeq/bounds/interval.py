@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cerdeq.boxes import Box
+from cerdeq.boxes import Box, outward_ends
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,16 @@ class Interval:
 
 @dataclass
 class Context:
-    """What rules share during one pass: whether to round outwards, and the box before each activation, by step name."""
+    """What rules share during one pass.
+
+    sound: whether to round outwards. step: the name of the step. By step, preactivations: the box before each
+    activation; kept: what its backward rule will want again.
+    """
 
     sound: bool
     step: str = ""
     preactivations: dict[str, Box] = field(default_factory=dict)
+    kept: dict[str, Any] = field(default_factory=dict)
 
 
 def absorb(ctx: Context, center: Tensor, radius: Tensor, terms: int) -> Tensor:
@@ -120,8 +125,9 @@ def specified_linear(ctx: Context, x: Interval, spec: Tensor, weight, bias=None)
 
 
 def specified(ctx: Context, x: Interval, spec: Tensor) -> Interval:
-    """`spec` [B, K, N] of outputs [B, N] that no linear layer precedes: [B, K]."""
+    """`spec` [B, K, N] of outputs of N elements that no linear layer precedes: [B, K]."""
     apply = "bkn,bn->bk"
+    x = flatten(ctx, x, 1)
     spec = spec.to(x.center)
     radius = torch.einsum(apply, spec.abs(), absorb(ctx, x.center, x.radius, spec.shape[2]))
     clean = None if x.clean is None else torch.einsum(apply, spec, x.clean)
@@ -145,23 +151,36 @@ def batch_norm(
     Raises ValueError in training without a clean value.
     """
     shape = (1, -1) + (1,) * (x.center.dim() - 2)
-    if training:
-        clean = x.clean_value()
-        dims = [d for d in range(clean.dim()) if d != 1]
-        variance, mean = torch.var_mean(clean, dims, correction=0)
-        if running_mean is not None:
-            count = clean.numel() // clean.shape[1]
-            if count < 2:
-                raise ValueError("batch norm in training needs more than one value per channel")
-            with torch.no_grad():
-                running_mean.lerp_(mean.detach().to(running_mean.dtype), momentum)
-                running_var.lerp_(variance.detach().to(running_var.dtype) * (count / (count - 1)), momentum)
-    else:
-        variance, mean = running_var, running_mean
+    if training and running_mean is not None:
+        _follow(x.clean_value(), running_mean, running_var, momentum)
+    mean, scale, shift = normalisation(x, running_mean, running_var, weight, bias, training, eps)
+    return scale_shift(ctx, x, mean.view(shape), scale.view(shape), shift.view(shape))
+
+
+def normalisation(
+    x: Interval, running_mean, running_var, weight, bias, training: bool, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What batch norm does of each channel, (x - mean) * scale + shift: three tensors [C]."""
+    mean, variance = _statistics(x.clean_value()) if training else (running_mean, running_var)
     scale = (variance + eps).sqrt().reciprocal()
     scale = scale if weight is None else scale * weight
-    shift = torch.zeros_like(scale) if bias is None else bias
-    return scale_shift(ctx, x, mean.view(shape), scale.view(shape), shift.view(shape))
+    return mean, scale, torch.zeros_like(scale) if bias is None else bias
+
+
+def _statistics(clean: Tensor) -> tuple[Tensor, Tensor]:
+    variance, mean = torch.var_mean(clean, [d for d in range(clean.dim()) if d != 1], correction=0)
+    return mean, variance
+
+
+@torch.no_grad()
+def _follow(clean: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float) -> None:
+    """Move running statistics towards the batch's, the variance unbiased, as torch does."""
+    count = clean.numel() // clean.shape[1]
+    if count < 2:
+        raise ValueError("batch norm in training needs more than one value per channel")
+    mean, variance = _statistics(clean)
+    running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+    running_var.lerp_(variance.to(running_var.dtype) * (count / (count - 1)), momentum)
 
 
 def relu(ctx: Context, x: Interval, inplace: bool = False) -> Interval:
@@ -182,6 +201,29 @@ def relu_box(ctx: Context, center: Tensor, radius: Tensor) -> tuple[Tensor, Tens
         radius = radius.masked_fill(overflowed, torch.inf)
     active = center >= radius
     return torch.where(active, center, half), torch.where(active, radius, half)
+
+
+def leaky_relu(ctx: Context, x: Interval, negative_slope: float = 0.01, inplace: bool = False) -> Interval:
+    """Leaky ReLU of any slope: the extremes are at the ends of the box, or at 0 where it lies inside."""
+    ctx.preactivations[ctx.step] = x.box
+    low, high = outward_ends(x.box) if ctx.sound else (x.box.lower, x.box.upper)
+    ends = torch.stack([F.leaky_relu(low, negative_slope), F.leaky_relu(high, negative_slope)])
+    least, most = ends.amin(0), ends.amax(0)
+    inside = (low < 0) & (high > 0)
+    least, most = torch.where(inside, least.clamp(max=0), least), torch.where(inside, most.clamp(min=0), most)
+    clean = None if x.clean is None else F.leaky_relu(x.clean, negative_slope)
+    return _between(ctx, least, most, clean)
+
+
+def _between(ctx: Context, low: Tensor, high: Tensor, clean: Tensor | None) -> Interval:
+    """The Interval from low to high."""
+    center, radius = (low + high) / 2, (high - low) / 2
+    if ctx.sound:
+        limits = torch.finfo(center.dtype)
+        radius = radius + 4 * limits.eps * (low.abs() + high.abs()) + 4 * limits.tiny
+        center = torch.where(radius.isfinite(), center, 0)
+        radius = torch.where(radius.isfinite(), radius, torch.inf)
+    return Interval(center, radius, clean)
 
 
 def add(ctx: Context, x: Any, y: Any, alpha: float = 1) -> Interval:
@@ -208,8 +250,19 @@ def _lifted(x: Any, like: Interval) -> Interval:
     """A constant as an Interval of radius 0, in the precision of `like`."""
     if isinstance(x, Interval):
         return x
-    value = torch.as_tensor(x, dtype=like.center.dtype, device=like.center.device).expand_as(like.center)
+    point = _point(x, like)
+    value = point.center.expand_as(like.center)
     return Interval(value, torch.zeros_like(value), value)
+
+
+def _point(x: Any, like: Interval) -> Interval:
+    value = torch.as_tensor(x, dtype=like.center.dtype, device=like.center.device)
+    return Interval(value, torch.zeros_like(value), value)
+
+
+def negative(ctx: Context, x: Interval) -> Interval:
+    """-x; no arithmetic."""
+    return Interval(-x.center, x.radius, None if x.clean is None else -x.clean)
 
 
 def multiply(ctx: Context, x: Any, y: Any) -> Interval:
@@ -245,12 +298,50 @@ def adaptive_avg_pool2d(ctx: Context, x: Interval, output_size) -> Interval:
     return Interval(center, settle(ctx, radius, terms), clean)
 
 
+def max_pool2d(
+    ctx: Context, x: Interval, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False
+) -> Interval:
+    """Max pooling: monotone, so both ends are pooled."""
+    ctx.preactivations[ctx.step] = x.box
+    low, high = outward_ends(x.box) if ctx.sound else (x.box.lower, x.box.upper)
+
+    def pool(value: Tensor) -> Tensor:
+        return F.max_pool2d(value, kernel_size, stride, padding, dilation, ceil_mode)
+
+    return _between(ctx, pool(low), pool(high), None if x.clean is None else pool(x.clean))
+
+
+def concatenate(ctx: Context, tensors: Any, dim: int = 0) -> Interval:
+    """Concatenation of Intervals and constants; no arithmetic."""
+    like = next(value for value in tensors if isinstance(value, Interval))
+    parts = [value if isinstance(value, Interval) else _point(value, like) for value in tensors]
+    center, radius = (torch.cat([getattr(p, end) for p in parts], dim) for end in ("center", "radius"))
+    clean = None if like.clean is None else torch.cat([p.clean_value() for p in parts], dim)
+    if ctx.sound:  # a constant of another precision
+        radius = absorb(ctx, center, radius, 0)
+    return Interval(center, radius, clean)
+
+
 def flatten(ctx: Context, x: Interval, start_dim: int = 0, end_dim: int = -1) -> Interval:
     """Flatten; no arithmetic."""
-    clean = None if x.clean is None else x.clean.flatten(start_dim, end_dim)
-    return Interval(x.center.flatten(start_dim, end_dim), x.radius.flatten(start_dim, end_dim), clean)
+    return _moved(x, lambda value: value.flatten(start_dim, end_dim))
+
+
+def reshape(ctx: Context, x: Interval, *shape: Any) -> Interval:
+    """Reshape and view; no arithmetic."""
+    sizes = shape[0] if isinstance(shape[0], list | tuple) else shape
+    return _moved(x, lambda value: value.reshape(sizes))
+
+
+def _moved(x: Interval, function) -> Interval:
+    return Interval(function(x.center), function(x.radius), None if x.clean is None else function(x.clean))
 
 
 def identity(ctx: Context, x: Interval) -> Interval:
     """The value itself."""
+    return x
+
+
+def dropout(ctx: Context, x: Interval, p: float = 0.5, training: bool = True, inplace: bool = False) -> Interval:
+    """Dropout in evaluation: the value itself."""
     return x

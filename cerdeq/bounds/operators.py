@@ -12,7 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cerdeq.bounds import interval
+from cerdeq.bounds import interval, linear, relaxation
+from cerdeq.boxes import Box
+
+
+def crossing(box: Box) -> Tensor:
+    """Where a box has 0 inside: the neurons whose ReLU is not linear."""
+    return (box.lower < 0) & (box.upper > 0)
 
 
 @dataclass(frozen=True)
@@ -21,15 +27,21 @@ class Operator:
 
     interval: rule (Context, *args, **kwargs) -> Interval, with the arguments of the functional form.
     functions: the functionals and tensor methods it stands for. modules: for each module class, the arguments
-    that follow the input. bounded: which arguments may be bounded values: the "first" alone, "one" at any place, or
-    "any". view: whether the result may share its input's memory.
+    that follow the input. backward: rule (Backward, coefficients, *args, **kwargs) -> Pulled, `linear.affine` of an
+    affine operator; None where IBP is all there is. unsettled: of an operator that is not affine, where tighter input
+    boxes make its relaxation tighter: a mask of a Box. bounded: which arguments may be bounded values: the "first"
+    alone, "one" at any place, "any", or "list", any of those in the first argument. allowed: the values that an
+    argument may take, where not all. view: whether the result may share its input's memory.
     """
 
     name: str
     interval: Callable[..., interval.Interval]
     functions: tuple[Callable[..., Any], ...] = ()
     modules: dict[type[nn.Module], Callable[[Any], dict[str, Any]]] = field(default_factory=dict)
-    bounded: Literal["first", "one", "any"] = "first"
+    backward: linear.Rule | None = None
+    unsettled: Callable[[Box], Tensor] | None = None
+    bounded: Literal["first", "one", "any", "list"] = "first"
+    allowed: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     view: bool = False
 
 
@@ -69,42 +81,114 @@ def _avg_pool2d_arguments(module: nn.AvgPool2d) -> dict[str, Any]:
     return {name: getattr(module, name) for name in names}
 
 
-def _dropout_arguments(module: nn.Module) -> dict[str, Any]:
-    if module.training:
-        raise UnsupportedOperator("no bound rule for dropout in training mode")
-    return {}
+def _max_pool2d_arguments(module: nn.MaxPool2d) -> dict[str, Any]:
+    names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+    return {name: getattr(module, name) for name in names}
+
+
+def _of_one(name: str) -> Callable[[Any], dict[str, Any]]:
+    return lambda module: {name: getattr(module, name)}
+
+
+def _sum(x: Any, y: Any, alpha: float = 1) -> Any:
+    return x + alpha * y
+
+
+def _difference(x: Any, y: Any, alpha: float = 1) -> Any:
+    return x - alpha * y
+
+
+def _broadcast(coefficients: Tensor, *args: Any, **kwargs: Any) -> int:
+    """Fan-out of an operator that works element by element."""
+    sizes = [arg.center[0].numel() for arg in args if isinstance(arg, interval.Interval)]
+    return coefficients[0, 0].numel() // min(sizes)
+
+
+def _once(coefficients: Tensor, *args: Any, **kwargs: Any) -> int:
+    """Fan-out of an operator that only moves elements."""
+    return 1
+
+
+def _window(coefficients: Tensor, x: Any, kernel_size: Any, *args: Any, **kwargs: Any) -> int:
+    height, width = linear.pair(kernel_size)
+    return height * width
 
 
 TABLE = (
-    Operator("conv2d", interval.conv2d, (F.conv2d,), {nn.Conv2d: _conv2d_arguments}),
-    Operator("linear", interval.linear, (F.linear,), {nn.Linear: lambda m: {"weight": m.weight, "bias": m.bias}}),
     Operator(
-        "batch_norm",
-        interval.batch_norm,
-        (F.batch_norm,),
+        "conv2d", interval.conv2d, (F.conv2d,), {nn.Conv2d: _conv2d_arguments},
+        backward=linear.conv2d,
+    ),
+    Operator(
+        "linear", interval.linear, (F.linear,), {nn.Linear: lambda m: {"weight": m.weight, "bias": m.bias}},
+        backward=linear.linear,
+    ),
+    Operator(
+        "batch_norm", interval.batch_norm, (F.batch_norm,),
         {nn.BatchNorm1d: _batch_norm_arguments, nn.BatchNorm2d: _batch_norm_arguments},
-    ),
-    Operator("relu", interval.relu, (F.relu, torch.relu, Tensor.relu), {nn.ReLU: lambda m: {}}),
-    Operator("add", interval.add, (operator.add, operator.iadd, torch.add, Tensor.add), bounded="any"),
-    Operator("subtract", interval.subtract, (operator.sub, operator.isub, torch.sub, Tensor.sub), bounded="any"),
-    Operator("multiply", interval.multiply, (operator.mul, operator.imul, torch.mul, Tensor.mul), bounded="one"),
-    Operator("divide", interval.divide, (operator.truediv, operator.itruediv, torch.div, Tensor.div)),
-    Operator("avg_pool2d", interval.avg_pool2d, (F.avg_pool2d,), {nn.AvgPool2d: _avg_pool2d_arguments}),
-    Operator(
-        "adaptive_avg_pool2d",
-        interval.adaptive_avg_pool2d,
-        (F.adaptive_avg_pool2d,),
-        {nn.AdaptiveAvgPool2d: lambda m: {"output_size": m.output_size}},
+        backward=linear.batch_norm,
     ),
     Operator(
-        "flatten",
-        interval.flatten,
-        (torch.flatten, Tensor.flatten),
+        "relu", interval.relu, (F.relu, torch.relu, Tensor.relu), {nn.ReLU: lambda m: {}},
+        backward=relaxation.relu, unsettled=crossing,
+    ),
+    Operator(
+        "leaky_relu", interval.leaky_relu, (F.leaky_relu,), {nn.LeakyReLU: _of_one("negative_slope")},
+        backward=relaxation.leaky_relu, unsettled=crossing,
+    ),
+    Operator(
+        "max_pool2d", interval.max_pool2d, (F.max_pool2d, torch.max_pool2d), {nn.MaxPool2d: _max_pool2d_arguments},
+        backward=relaxation.max_pool2d, unsettled=lambda box: box.radius > 0, allowed={"return_indices": (False,)},
+    ),
+    Operator(
+        "add", interval.add, (operator.add, operator.iadd, torch.add, Tensor.add),
+        backward=linear.affine(_sum, interval.add, _broadcast), bounded="any",
+    ),
+    Operator(
+        "subtract", interval.subtract, (operator.sub, operator.isub, torch.sub, torch.subtract, Tensor.sub),
+        backward=linear.affine(_difference, interval.subtract, _broadcast), bounded="any",
+    ),
+    Operator(
+        "multiply", interval.multiply, (operator.mul, operator.imul, torch.mul, torch.multiply, Tensor.mul),
+        backward=linear.affine(operator.mul, interval.multiply, _broadcast), bounded="one",
+    ),
+    Operator(
+        "divide", interval.divide, (operator.truediv, operator.itruediv, torch.div, torch.divide, Tensor.div),
+        backward=linear.affine(operator.truediv, interval.divide, _broadcast),
+    ),
+    Operator(
+        "negative", interval.negative, (operator.neg, torch.neg, Tensor.neg),
+        backward=linear.affine(operator.neg, interval.negative, _broadcast),
+    ),
+    Operator(
+        "avg_pool2d", interval.avg_pool2d, (F.avg_pool2d,), {nn.AvgPool2d: _avg_pool2d_arguments},
+        backward=linear.affine(F.avg_pool2d, interval.avg_pool2d, _window),
+    ),
+    Operator(
+        "adaptive_avg_pool2d", interval.adaptive_avg_pool2d, (F.adaptive_avg_pool2d,),
+        {nn.AdaptiveAvgPool2d: _of_one("output_size")},
+        backward=linear.affine(F.adaptive_avg_pool2d, interval.adaptive_avg_pool2d),
+    ),
+    Operator(
+        "concatenate", interval.concatenate, (torch.cat, torch.concat, torch.concatenate),
+        backward=linear.affine(torch.cat, interval.concatenate, _once), bounded="list",
+    ),
+    Operator(
+        "flatten", interval.flatten, (torch.flatten, Tensor.flatten),
         {nn.Flatten: lambda m: {"start_dim": m.start_dim, "end_dim": m.end_dim}},
-        view=True,
+        backward=linear.reshape, view=True,
     ),
-    Operator("identity", interval.identity, (), {nn.Identity: lambda m: {}, nn.Dropout: _dropout_arguments}, view=True),
-)
+    Operator(
+        "reshape", interval.reshape, (torch.reshape, Tensor.reshape, Tensor.view),
+        backward=linear.reshape, view=True,
+    ),
+    Operator("identity", interval.identity, (), {nn.Identity: lambda m: {}}, backward=linear.identity, view=True),
+    Operator(
+        "dropout", interval.dropout, (F.dropout, F.dropout2d),
+        {nn.Dropout: _of_one("training"), nn.Dropout2d: _of_one("training")},
+        backward=linear.identity, allowed={"training": (False,)}, view=True,
+    ),
+)  # fmt: skip
 
 _by_function: dict[Any, Operator] = {}
 _by_module: dict[type[nn.Module], Operator] = {}

@@ -5,8 +5,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from cerdeq.bounds.interval import Context, Interval, relu_box
+from cerdeq.bounds.linear import Backward, Pulled
 from cerdeq.bounds.operators import Operator, register
 from cerdeq.boxes import Box
+from cerdeq.equilibrium.adjoint import pull_back
 from cerdeq.equilibrium.certificate import preactivation_box, verified_box
 from cerdeq.equilibrium.implicit import attach, attach_interval
 from cerdeq.equilibrium.recurrence import apply_lifted, apply_weight
@@ -115,7 +117,7 @@ def fold(model: nn.Module) -> None:
 
 def _interval(ctx: Context, x: Interval, module: FixedPoint) -> Interval:
     """A verified box with `ctx.sound`; else the lifted equilibrium by fixed counts, differentiable, for training."""
-    weight = module.weight
+    weight = ctx.kept[ctx.step] = module.weight
     clean = None if x.clean is None else module.at(weight, x.clean)
     if ctx.sound:
         proved = verified_box(weight, x.box)
@@ -132,10 +134,20 @@ def _interval(ctx: Context, x: Interval, module: FixedPoint) -> Interval:
     return Interval(*relu_box(ctx, *preactivation), clean)
 
 
+def _backward(ctx: Backward, coefficients: Tensor, h: Interval, module: FixedPoint) -> Pulled:
+    weight = ctx.kept[ctx.step] if module.training else module.weight  # in training every reading moves it on
+    return pull_back(ctx, coefficients, h, weight, module.backward_iterations)
+
+
 def _rounded_up(radius: Tensor, center: Tensor, like: Tensor) -> Tensor:
     """A float64 radius in the precision of `like`, with room for rounding radius and centre."""
     limits = torch.finfo(like.dtype)
     return (radius * (1 + 2 * limits.eps) + 2 * limits.eps * center.abs() + 2 * limits.tiny).to(like)
 
 
-register(Operator("fixed_point", _interval, (), {FixedPoint: lambda module: {"module": module}}))
+register(
+    Operator(
+        "fixed_point", _interval, (), {FixedPoint: lambda module: {"module": module}}, backward=_backward,
+        unsettled=lambda box: box.radius > 0,
+    )
+)  # fmt: skip

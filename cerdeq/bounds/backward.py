@@ -1,0 +1,78 @@
+"""The backward pass: a linear functional of one value, pulled back to the input box (CROWN; Xu et al. 2020)."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cerdeq.bounds.graph import Program
+from cerdeq.bounds.linear import Backward, dot, magnitude, slack
+
+_WORKING_COPIES = 4  # of a step's coefficients: positive part, negative part, products
+
+
+def linear_lower_bound(program: Program, values: list[Any], coefficients: Tensor, at: int, ctx: Backward) -> Tensor:
+    """Lower bounds [B, K] of coefficients [B, K, *shape] . value number `at`, over the whole input box.
+
+    values: those of a forward pass, whose boxes the relaxations are made of. In float64, rounded down and -inf where
+    nothing finite was found, if `ctx.sound`; else differentiable, in the coefficients' precision.
+    """
+    pending = {at: coefficients}
+    constants = []
+    for number in range(at, 0, -1):
+        if number not in pending:
+            continue
+        step = program.steps[number - 1]
+        assert step.record is not None and step.record.backward is not None, "trace has looked"
+        ctx.step, ctx.output = step.name, values[number]
+        arguments, options = step.call(values)
+        pulled = step.record.backward(ctx, pending.pop(number), *arguments, **options)
+        constants.append(pulled.constant)
+        for source, part in zip(step.sources, pulled.coefficients, strict=True):
+            if source in pending:
+                part = pending[source] + part
+                constants.append(-slack(ctx, part, magnitude(values[source]), 1))
+            pending[source] = part
+    x, last = values[0], pending[0]
+    constants += [dot(ctx, last, x.center), -dot(ctx, last.abs(), x.radius), -slack(ctx, last, magnitude(x), 1)]
+    total = sum(constants[1:], constants[0])
+    if not ctx.sound:
+        return total
+    sizes = sum((abs(constant) for constant in constants[1:]), abs(constants[0]))
+    total = total.double() - 2 * (len(constants) + 2) * torch.finfo(torch.float64).eps * sizes
+    return torch.where(total.isfinite(), total, -torch.inf)
+
+
+def in_chunks(rows: int, largest: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of runs of at most `largest` rows, and never fewer than one."""
+    largest = max(1, largest)
+    return ((start, min(start + largest, rows)) for start in range(0, rows, largest))
+
+
+def chunked_lower_bound(
+    program: Program, values: list[Any], rows: Callable[[int, int], Tensor], count: int, at: int, memory: int
+) -> Tensor:
+    """`linear_lower_bound`, sound, of `count` rows, so many at a time as `memory` bytes hold.
+
+    rows: gives the coefficients [B, stop - start, *shape] of rows start to stop.
+    """
+    each = bytes_per_row(program, values, at) * len(values[0].center)
+    bounds = [
+        linear_lower_bound(program, values, rows(start, stop), at, Backward(sound=True))
+        for start, stop in in_chunks(count, memory // each)
+    ]
+    return torch.cat(bounds, dim=1)
+
+
+def bytes_per_row(program: Program, values: list[Any], at: int) -> int:
+    """The most memory that one row of coefficients of one example takes at any step of a backward pass."""
+    size = [value.center[0].numel() if hasattr(value, "center") else 0 for value in values]
+    pending, most = {at}, size[at]
+    for number in range(at, 0, -1):
+        if number in pending:
+            sources = program.steps[number - 1].sources
+            working = _WORKING_COPIES * (size[number] + sum(size[source] for source in sources))
+            most = max(most, sum(size[waiting] for waiting in pending) + working)
+            pending = (pending - {number}) | set(sources)
+    return most * values[0].center.element_size()

@@ -1,0 +1,212 @@
+"""Backward rules: linear lower bounds of a functional of the network (CROWN; Zhang et al. 2018; Xu et al. 2020).
+
+A functional of one value v of the network is given by coefficients A [B, K, *shape of v]: K sums A . v an example. A
+rule replaces v = f(p) by p: it returns coefficients on p and a constant so that A . v >= coefficients . p + constant
+wherever p lies in its box. Upper bounds are lower bounds of -A.
+
+With `sound` set, rounding is counted outwards. An affine rule that computes fl(A W) in place of A W is off, in the
+functional, by at most gamma_n |A| (|W| m + |b|), where m bounds |p| and n is the number of outputs that one input
+reaches; the sum over W is one forward pass of |W|, so that proving costs one inner product a rule. Constants are
+summed in float64.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import vjp, vmap
+
+from cerdeq.bounds.interval import Context, Interval, normalisation
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """coefficients: one tensor [B, K, *shape] for each bounded argument in order. constant: [B, K], rounded down."""
+
+    coefficients: tuple[Tensor, ...]
+    constant: Tensor
+
+
+@dataclass
+class Backward:
+    """What rules share during one backward pass.
+
+    sound: whether to round outwards. step: the name of the step, output: its bounded value. slopes: by step, [B, K,
+    *shape], where between its two extremes the free line of a relaxation lies, 0 to 1; absent, it is chosen to
+    make the relaxation's area small. chosen: if a dictionary, receives each step's default choice. kept: what the
+    forward pass's rules left for theirs, by step.
+    """
+
+    sound: bool
+    step: str = ""
+    output: Interval | None = None
+    slopes: dict[str, Tensor] = field(default_factory=dict)
+    chosen: dict[str, Tensor] | None = None
+    kept: dict[str, Any] = field(default_factory=dict)
+
+
+Rule = Callable[..., Pulled]
+
+
+def per_row(value: Tensor) -> Tensor:
+    """A value [B, *shape], to broadcast over coefficients [B, K, *shape]."""
+    return value.unsqueeze(1)
+
+
+def dot(ctx: Backward, coefficients: Tensor, value: Tensor) -> Tensor:
+    """Sums of coefficients [B, K, *shape] times value [B, *shape]: [B, K]; in float64 where `ctx.sound`."""
+    if ctx.sound and coefficients.dtype != torch.float64:
+        return (coefficients * per_row(value)).flatten(2).sum(2, dtype=torch.float64)
+    flat = value.expand(len(coefficients), *value.shape[1:]).flatten(1)
+    return torch.einsum("bkn,bn->bk", coefficients.flatten(2), flat)
+
+
+def slack(ctx: Backward, coefficients: Tensor, magnitude: Tensor, terms: int) -> Tensor:
+    """What rounding may cost: [B, K]; 0 where it is not counted.
+
+    It covers coefficients made by sums of `terms` products and a sum over all of them, of values up to `magnitude`
+    [B, *shape]: twice gamma, for its own rounding. Raises ValueError where there are too many for the precision.
+    """
+    if not ctx.sound:
+        return coefficients.new_zeros(())
+    limits, size = torch.finfo(coefficients.dtype), coefficients[0, 0].numel()
+    factor = 2 * (terms + 8) * limits.eps + 2 * size * torch.finfo(torch.float64).eps
+    if factor > 0.25:
+        raise ValueError(f"{terms} terms are too many to round outwards in {coefficients.dtype}; use float64")
+    tiny = 8 * (terms + size) * limits.tiny * (1 + magnitude.double().flatten(1).sum(1))
+    return factor * dot(ctx, coefficients.abs(), magnitude) + tiny[:, None]
+
+
+def magnitude(x: Interval) -> Tensor:
+    """At least |p| everywhere in the box, up to rounding that `slack` covers."""
+    return x.center.abs() + x.radius
+
+
+def affine(function: Callable[..., Tensor], interval: Callable[..., Interval], fan_out: Callable | None = None) -> Rule:
+    """The backward rule of an affine operator, by differentiating it.
+
+    function: the operator on tensors, affine in all of its bounded arguments together. interval: its interval rule,
+    from which magnitudes come. fan_out: how many outputs one element of an input reaches, from the coefficients and
+    the arguments; by default, all.
+    """
+
+    def rule(ctx: Backward, coefficients: Tensor, *args: Any, **kwargs: Any) -> Pulled:
+        boxes = [arg for arg in _leaves(args) if isinstance(arg, Interval)]
+        at_zero = [torch.zeros_like(box.center) for box in boxes]
+
+        def apply(*values: Tensor) -> Tensor:
+            return function(*_with(args, iter(values), coefficients.dtype), **kwargs)
+
+        offset, pull = vjp(apply, *at_zero)  # type: ignore[misc]  # two of them without has_aux
+        pulled = vmap(pull, in_dims=1, out_dims=1)(coefficients)
+        constant = dot(ctx, coefficients, offset)
+        if ctx.sound:
+            sizes = iter([Interval(torch.zeros_like(box.center), magnitude(box)) for box in boxes])
+            result = interval(Context(sound=True), *_with(args, sizes, coefficients.dtype), **kwargs)
+            terms = coefficients[0, 0].numel() if fan_out is None else fan_out(coefficients, *args, **kwargs)
+            constant = constant - slack(ctx, coefficients, magnitude(result), terms)
+        return Pulled(pulled, constant)
+
+    return rule
+
+
+def _leaves(args: Any) -> list[Any]:
+    """Arguments, those inside lists included."""
+    return [leaf for arg in args for leaf in (_leaves(arg) if isinstance(arg, list | tuple) else [arg])]
+
+
+def _with(args: Any, replacements: Any, dtype: torch.dtype) -> Any:
+    """Arguments with Intervals replaced in order, and constants in the coefficients' precision."""
+    changed: list[Any] = []
+    for arg in args:
+        if isinstance(arg, list | tuple):
+            changed.append(type(arg)(_with(arg, replacements, dtype)))
+        elif isinstance(arg, Interval):
+            changed.append(next(replacements))
+        else:
+            constant = isinstance(arg, Tensor) and arg.is_floating_point()
+            changed.append(arg.to(dtype) if constant else arg)
+    return changed
+
+
+def conv2d(
+    ctx: Backward, coefficients: Tensor, x: Interval, weight, bias=None, stride=1, padding=0, dilation=1, groups=1
+) -> Pulled:
+    """2-d convolution: the transposed convolution of the coefficients, so that they stay images."""
+    kernel, stride, dilation = weight.shape[2:], pair(stride), pair(dilation)
+    before, after = _paddings(padding, kernel, dilation)
+    axes = zip(x.center.shape[2:], coefficients.shape[3:], stride, dilation, kernel, before, strict=True)
+    rest = [whole - ((n - 1) * s + d * (k - 1) + 1 - 2 * p) for whole, n, s, d, k, p in axes]
+    unreached = [max(0, missing) for missing in rest]
+    pulled = F.conv_transpose2d(coefficients.flatten(0, 1), weight, None, stride, before, unreached, groups, dilation)
+    pulled = F.pad(pulled, (0, min(0, rest[1]), 0, min(0, rest[0])))  # the odd row of 'same'
+    constant = 0.0 if bias is None else (coefficients.flatten(3).sum(3) * bias).sum(2)
+    if ctx.sound:
+        reach = F.pad(magnitude(x), (before[1], after[1], before[0], after[0]))
+        result = F.conv2d(reach, weight.abs(), None, stride, 0, dilation, groups)
+        if bias is not None:
+            offset = bias.view(1, -1, 1, 1).expand_as(result)
+            result, constant = result + offset.abs(), dot(ctx, coefficients, offset)
+        constant = constant - slack(ctx, coefficients, result, weight[:, 0].numel() // groups + weight[0].numel())
+    return Pulled((pulled.unflatten(0, coefficients.shape[:2]),), _filled(constant, coefficients))
+
+
+def pair(value: Any) -> tuple[int, int]:
+    """One number for both dimensions, or two."""
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def _paddings(padding: Any, kernel: Any, dilation: tuple[int, int]) -> tuple[list[int], list[int]]:
+    """Rows and columns added before and after the image; 'same' puts the odd one after."""
+    if padding == "same":
+        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        return [t // 2 for t in total], [t - t // 2 for t in total]
+    each = [0, 0] if padding == "valid" else list(pair(padding))
+    return each, each
+
+
+def linear(ctx: Backward, coefficients: Tensor, x: Interval, weight, bias=None) -> Pulled:
+    """Fully connected layer over the last dimension: A W."""
+    constant = 0.0 if bias is None else (coefficients @ bias).reshape(*coefficients.shape[:2], -1).sum(2)
+    if ctx.sound:
+        result = F.linear(magnitude(x), weight.abs())
+        if bias is not None:
+            offset = bias.expand_as(result)
+            result, constant = result + offset.abs(), dot(ctx, coefficients, offset)
+        constant = constant - slack(ctx, coefficients, result, sum(weight.shape))
+    return Pulled((coefficients @ weight,), _filled(constant, coefficients))
+
+
+def _filled(constant: Any, coefficients: Tensor) -> Tensor:
+    return constant if isinstance(constant, Tensor) else coefficients.new_zeros(coefficients.shape[:2])
+
+
+def batch_norm(
+    ctx: Backward, coefficients: Tensor, x: Interval, running_mean, running_var, weight=None, bias=None,
+    training=False, momentum=0.1, eps=1e-5,
+) -> Pulled:  # fmt: skip
+    """Batch norm, by the statistics that the forward pass used; running ones stay as they are."""
+    mean, scale, shift = normalisation(x, running_mean, running_var, weight, bias, training, eps)
+    shape = (1, -1) + (1,) * (x.center.dim() - 2)
+    offset = (shift - mean * scale).view(shape).expand_as(x.center)
+    constant = dot(ctx, coefficients, offset)
+    if ctx.sound:
+        result = (magnitude(x) + mean.abs().view(shape)) * scale.abs().view(shape) + shift.abs().view(shape)
+        constant = constant - slack(ctx, coefficients, result, 8)
+    return Pulled((coefficients * scale.view(1, *shape),), constant)
+
+
+def identity(ctx: Backward, coefficients: Tensor, x: Interval, *args: Any, **kwargs: Any) -> Pulled:
+    """The value itself."""
+    return Pulled((coefficients,), coefficients.new_zeros(coefficients.shape[:2]))
+
+
+def reshape(ctx: Backward, coefficients: Tensor, x: Interval, *args: Any, **kwargs: Any) -> Pulled:
+    """Flatten, reshape and view: no arithmetic."""
+    return Pulled(
+        (coefficients.reshape(*coefficients.shape[:2], *x.center.shape[1:]),),
+        coefficients.new_zeros(coefficients.shape[:2]),
+    )

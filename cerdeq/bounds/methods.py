@@ -1,0 +1,128 @@
+"""The methods, cheapest first; each keeps what the cheaper ones before it found."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cerdeq.bounds.backward import bytes_per_row, chunked_lower_bound, in_chunks, linear_lower_bound
+from cerdeq.bounds.forward import output_of, values_of
+from cerdeq.bounds.graph import Program
+from cerdeq.bounds.interval import Context, Interval
+from cerdeq.bounds.linear import Backward
+from cerdeq.bounds.optimise import examples_of, optimised_slopes
+from cerdeq.bounds.precision import counted_rounding
+from cerdeq.bounds.tighten import tightened_values
+from cerdeq.boxes import outward_ends
+
+METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown")
+_CPU_MEMORY = 2 * 2**30
+_VALUE_COPIES = 8  # of the values of a forward pass: boxes before and after tightening, and what a rule works with
+_SEARCH_COPIES = 12  # of a backward pass, when it is differentiated
+
+
+@torch.no_grad()
+def lower_bounds(
+    program: Program, x: Interval, spec: Tensor, method: str, target: float | None = None, memory: int | None = None
+) -> Tensor:
+    """Sound lower bounds [B, K] of `spec` [B, K, N] of the outputs [B, N], over the boxes x [B, ...].
+
+    Each method's are at least those of every method before it in METHODS. target: alpha-crown stops at an
+    example as soon as all of its bounds are above it. memory: about how many bytes to use; by default 2 GiB on a CPU
+    and half the memory of a GPU.
+    """
+    memory = memory or _memory(x.center.device)
+    with counted_rounding(x.center.device.type):
+        probe = values_of(program, _part(x, 0, 1), Context(sound=True))
+        per_example = _VALUE_COPIES * _bytes(probe) + spec.shape[1] * bytes_per_row(program, probe, program.output)
+
+        def bounds(start: int, stop: int) -> Tensor:
+            return _lower_bounds(program, _part(x, start, stop), spec[start:stop], method, target, memory)
+
+        parts = in_chunks(len(x.center), memory // per_example)
+        return torch.cat([_without_overrun(bounds, *part) for part in parts])
+
+
+def _without_overrun(bounds: Callable[[int, int], Tensor], start: int, stop: int) -> Tensor:
+    """`bounds` of examples start to stop, by halves where the GPU's memory runs out."""
+    try:
+        return bounds(start, stop)
+    except torch.OutOfMemoryError:
+        if stop - start == 1:
+            raise
+    middle = (start + stop) // 2
+    return torch.cat([_without_overrun(bounds, start, middle), _without_overrun(bounds, middle, stop)])
+
+
+def _bytes(values: list[Any]) -> int:
+    """Bytes of the centres of all values of a forward pass, for each example."""
+    boxes = [value for value in values if isinstance(value, Interval)]
+    return sum(box.center.nbytes // len(box.center) for box in boxes)
+
+
+def _memory(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).total_memory // 2 if device.type == "cuda" else _CPU_MEMORY
+
+
+def _part(x: Interval, start: int, stop: int) -> Interval:
+    return Interval(x.center[start:stop], x.radius[start:stop])
+
+
+def _lower_bounds(
+    program: Program, x: Interval, spec: Tensor, method: str, target: float | None, memory: int
+) -> Tensor:
+    values = values_of(program, x, Context(sound=True))
+    lower = _interval_bound(program, values, spec)
+    if method == "ibp":
+        return lower
+    lower = _larger(lower, _crown(program, values, spec, memory))
+    if method == "crown-ibp":
+        return lower
+    values = tightened_values(program, x, memory)
+    lower = _larger(lower, _interval_bound(program, values, spec))
+    lower = _larger(lower, _crown(program, values, spec, memory))
+    return lower if method == "crown" else _larger(lower, _alpha_crown(program, values, spec, lower, target, memory))
+
+
+def _interval_bound(program: Program, values: list[Any], spec: Tensor) -> Tensor:
+    lower, _ = outward_ends(output_of(program, values, Context(sound=True), spec).box)
+    return lower
+
+
+def _crown(program: Program, values: list[Any], spec: Tensor, memory: int) -> Tensor:
+    shape = values[program.output].center.shape[1:]
+
+    def rows(start: int, stop: int) -> Tensor:
+        return spec[:, start:stop].unflatten(2, shape)
+
+    return chunked_lower_bound(program, values, rows, spec.shape[1], program.output, memory)
+
+
+def _alpha_crown(
+    program: Program, values: list[Any], spec: Tensor, lower: Tensor, target: float | None, memory: int
+) -> Tensor:
+    """Bounds by optimised slopes of the examples that `lower` does not put above the target; -inf of the others."""
+    shape = values[program.output].center.shape[1:]
+    waiting = torch.arange(len(spec), device=spec.device)
+    if target is not None:
+        waiting = waiting[~(lower > target).all(1)]
+    found = torch.full_like(lower, -torch.inf, dtype=torch.float64)
+    rows = max(1, memory // (_SEARCH_COPIES * _bytes(values)))
+    for start, stop in in_chunks(len(waiting), rows // spec.shape[1]):
+        examples = waiting[start:stop]
+        part = examples_of(values, examples)
+        for first, last in in_chunks(spec.shape[1], rows // len(examples)):
+            chosen = spec[examples, first:last].unflatten(2, shape)
+            slopes = optimised_slopes(program, part, chosen, target)
+            proof = Backward(sound=True, slopes=slopes)
+            found[examples, first:last] = linear_lower_bound(program, part, chosen, program.output, proof)
+    return found
+
+
+def _larger(lower: Tensor, found: Tensor) -> Tensor:
+    """The larger of two lower bounds in the first one's precision, -inf for what is not a number."""
+    limits = torch.finfo(lower.dtype)
+    if found.dtype != lower.dtype:
+        found = (found - 2 * limits.eps * found.abs()).to(lower) - limits.tiny
+    return torch.maximum(lower.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf), found)

@@ -1,0 +1,80 @@
+"""Ascent on the free slopes of relaxations (alpha-CROWN; Xu et al. 2021).
+
+Any slope between the two extremes is sound, so the search runs without outward rounding; what it finds is proved after.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cerdeq.bounds.backward import linear_lower_bound
+from cerdeq.bounds.graph import Program
+from cerdeq.bounds.interval import Interval
+from cerdeq.bounds.linear import Backward
+
+ITERATIONS = 30
+_RATE, _DECAY = 0.25, 0.93
+_MOMENTS = 0.9, 0.999
+
+
+def optimised_slopes(program: Program, values: list[Any], spec: Tensor, target: float | None) -> dict[str, Tensor]:
+    """For each relaxation of the program, by step name, the slopes [B, K, *shape] that made each row's bound best.
+
+    values: of a forward pass; spec: [B, K, N] of the output. Each row has slopes of its own. With a `target`, rows
+    above it are left alone and an example leaves when all of its rows are above it. Adam with a falling rate.
+    """
+    start = Backward(sound=False, chosen={})
+    lower = linear_lower_bound(program, values, spec, program.output, start)
+    assert start.chosen is not None
+    shape = spec.shape[:2]
+    best = {name: share.expand(*shape, *share.shape[2:]).clone() for name, share in start.chosen.items()}
+    active = torch.arange(len(spec), device=spec.device)
+    slopes = {name: share.clone() for name, share in best.items()}
+    moments = {name: (torch.zeros_like(share), torch.zeros_like(share)) for name, share in best.items()}
+    for iteration in range(ITERATIONS):
+        if target is not None:
+            waiting = ~(lower[active] > target).all(1)
+            active, slopes = active[waiting], {name: share[waiting] for name, share in slopes.items()}
+            moments = {name: (m[waiting], v[waiting]) for name, (m, v) in moments.items()}
+        if not len(active):
+            break
+        found, gradients = _evaluated(program, examples_of(values, active), spec[active], target, slopes)
+        better = found > lower[active]
+        lower[active] = torch.where(better, found, lower[active])
+        for name, share in slopes.items():
+            kept = best[name][active]
+            best[name][active] = torch.where(better.view(*better.shape, *[1] * (share.dim() - 2)), share, kept)
+            _step(share, gradients[name], moments[name], iteration)
+    return best
+
+
+def _evaluated(
+    program: Program, values: list[Any], spec: Tensor, target: float | None, slopes: dict[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The bounds [B, K] at these slopes and their gradients; rows above the target have none."""
+    leaves = {name: share.detach().requires_grad_() for name, share in slopes.items()}
+    with torch.enable_grad():
+        found = linear_lower_bound(program, values, spec, program.output, Backward(sound=False, slopes=leaves))
+        wanted = found if target is None else found.clamp(max=target)
+        gradients = torch.autograd.grad(wanted.sum(), list(leaves.values()))
+    return found.detach(), dict(zip(leaves, gradients, strict=True))
+
+
+@torch.no_grad()
+def _step(share: Tensor, gradient: Tensor, moments: tuple[Tensor, Tensor], iteration: int) -> None:
+    """One step of Adam, upwards, in place, within [0, 1]."""
+    first, second = moments
+    first.lerp_(gradient, 1 - _MOMENTS[0])
+    second.lerp_(gradient.square(), 1 - _MOMENTS[1])
+    mean = first / (1 - _MOMENTS[0] ** (iteration + 1))
+    spread = (second / (1 - _MOMENTS[1] ** (iteration + 1))).sqrt()
+    share.add_(_RATE * _DECAY**iteration * mean / (spread + 1e-12)).clamp_(0, 1)
+
+
+def examples_of(values: list[Any], examples: Tensor) -> list[Any]:
+    """The values of some examples."""
+    return [
+        Interval(value.center[examples], value.radius[examples]) if isinstance(value, Interval) else value
+        for value in values
+    ]

@@ -1,0 +1,120 @@
+"""Linear relaxations of what is not linear: the two lines around a ReLU (Zhang et al. 2018), and max pooling."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cerdeq.bounds.interval import Interval
+from cerdeq.bounds.linear import Backward, Pulled, dot, magnitude, pair, per_row, slack
+from cerdeq.boxes import Box, outward_ends
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Around an activation f on a box: the chord, slope * p + offset, on one side, a line through 0 on the other.
+
+    All [B, *shape], the free slope [B, 1 or K, *shape]. f lies below the chord where `convex`, above it otherwise.
+    """
+
+    slope: Tensor
+    offset: Tensor
+    free: Tensor
+    convex: bool
+
+
+def lines(ctx: Backward, box: Box, negative_slope: float = 0.0) -> Lines:
+    """The lines around leaky ReLU, p or negative_slope * p, on each interval of `box` [B, *shape].
+
+    On one that does not contain 0 inside, all are the function itself. The free slope is anything between
+    `negative_slope` and 1: where ctx.slopes says, else at the end that makes the enclosed area smaller. Offsets are
+    rounded away from the function where `ctx.sound`; slopes may be rounded, an error for `slack`.
+    """
+    low, high = outward_ends(box) if ctx.sound else (box.lower, box.upper)
+    crossing = (low < 0) & (high > 0)
+    exact = torch.where(low < 0, negative_slope, torch.ones_like(low))
+    width = torch.where(crossing, high - low, 1)
+    slope = torch.where(crossing, (high - negative_slope * low) / width, exact)
+    convex = negative_slope <= 1
+    # Both ends of the chord, as the rounded slope leaves them.
+    gaps = (1 - slope) * high, (negative_slope - slope) * low
+    offset = torch.maximum(*gaps) if convex else torch.minimum(*gaps)
+    if ctx.sound:
+        limits = torch.finfo(offset.dtype)
+        away = 8 * limits.eps * (gaps[0].abs() + gaps[1].abs() + high.abs() + low.abs()) + limits.tiny
+        offset = offset + away if convex else offset - away
+    offset = torch.where(crossing, offset, torch.where(low <= high, 0, torch.nan))  # NaN: a box that is none
+    share = _share(ctx, per_row((high > -low).to(low)))
+    free = torch.where(per_row(crossing), negative_slope + share * (1 - negative_slope), per_row(exact))
+    return Lines(slope, offset, free, convex)
+
+
+def _share(ctx: Backward, default: Tensor) -> Tensor:
+    """Where between its extremes the free slope lies, [B, 1 or K, *shape], within 0 and 1."""
+    share = ctx.slopes.get(ctx.step, default)
+    if ctx.chosen is not None:
+        ctx.chosen[ctx.step] = share
+    return share.clamp(0, 1) if ctx.sound else share  # the clamp has no gradient at its ends
+
+
+def through(ctx: Backward, around: Lines, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+    """Coefficients on p, and their constant [B, K], that bound coefficients . f(p) from below."""
+    positive, negative = coefficients.clamp(min=0), coefficients.clamp(max=0)
+    free, chord = (positive, negative) if around.convex else (negative, positive)
+    return free * around.free + chord * per_row(around.slope), dot(ctx, chord, around.offset)
+
+
+def leaky_relu(
+    ctx: Backward, coefficients: Tensor, x: Interval, negative_slope: float = 0.01, inplace: bool = False
+) -> Pulled:
+    """Leaky ReLU of any slope."""
+    around = lines(ctx, x.box, negative_slope)
+    pulled, constant = through(ctx, around, coefficients)
+    size = magnitude(x) * max(1.0, abs(negative_slope)) + around.offset.abs()
+    return Pulled((pulled,), constant - slack(ctx, coefficients, size, 4))
+
+
+def relu(ctx: Backward, coefficients: Tensor, x: Interval, inplace: bool = False) -> Pulled:
+    """ReLU."""
+    return leaky_relu(ctx, coefficients, x, 0.0)
+
+
+def max_pool2d(
+    ctx: Backward, coefficients: Tensor, x: Interval,
+    kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False,
+) -> Pulled:  # fmt: skip
+    """Max pooling. Below: the element whose lower end is largest. Above: that element where its lower end reaches
+    every other's upper end, else the largest upper end, a constant (Singh et al. 2019)."""
+    low, high = outward_ends(x.box) if ctx.sound else (x.box.lower, x.box.upper)
+    shape = coefficients.shape[3:]
+    rows, columns = (
+        _reach(*axis)
+        for axis in zip(shape, pair(kernel_size), pair(stride or kernel_size), pair(dilation))  # noqa: B905
+    )
+
+    def windows(value: Tensor, outside: float) -> Tensor:
+        (top, left), (height, width) = pair(padding), value.shape[2:]
+        beyond = (int(columns.max()) + 1 - left - width, int(rows.max()) + 1 - top - height)
+        padded = F.pad(value, (left, max(0, beyond[0]), top, max(0, beyond[1])), value=outside)
+        return padded[:, :, rows[:, None, :, None], columns[None, :, None, :]].flatten(4)
+
+    best, which = windows(low.clamp(min=torch.finfo(low.dtype).min), -torch.inf).max(4, keepdim=True)
+    highs = windows(high, -torch.inf)
+    decided = best >= highs.scatter(4, which, -torch.inf).amax(4, keepdim=True)
+    ceiling = torch.where(decided, 0, highs.amax(4, keepdim=True)).squeeze(4)
+    ceiling = torch.where((windows(low, -torch.inf) <= highs).all(4), ceiling, torch.nan)  # a box that is none
+    negative = coefficients.clamp(max=0)
+    kept = coefficients.clamp(min=0) + negative * per_row(decided.squeeze(4).to(coefficients))
+    places = torch.arange(low[0, 0].numel(), dtype=low.dtype, device=low.device).view(1, 1, *low.shape[2:])
+    place = windows(places, 0).expand_as(highs).gather(4, which).flatten(2).long()
+    pulled = low.new_zeros(*kept.shape[:3], low[0, 0].numel())
+    pulled = pulled.scatter_add(3, per_row(place).expand_as(kept.flatten(3)), kept.flatten(3))
+    size = torch.maximum(windows(magnitude(x), 0).amax(4), ceiling.abs())
+    constant = dot(ctx, negative, ceiling) - slack(ctx, coefficients, size, highs.shape[4])
+    return Pulled((pulled.unflatten(3, low.shape[2:]),), constant)
+
+
+def _reach(outputs: int, kernel: int, stride: int, dilation: int) -> Tensor:
+    """The rows (or columns) of the padded image that each window covers: [outputs, kernel]."""
+    return torch.arange(outputs)[:, None] * stride + torch.arange(kernel) * dilation

@@ -1,0 +1,68 @@
+"""The adjoint equilibrium: linear lower bounds through z = relu(W z + h) (CerDEQ: Li, Wang and Lin 2022; our reading).
+
+With lines around each ReLU, free p <= relu(p) <= slope p + offset say, and for any multiplier L, let D(L) be L times
+the line that bounds it from below: L . relu(p) >= D(L) . p + beta(L). Since z = relu(W z + h) at the equilibrium,
+
+    a . z  >=  D(L) . h + beta(L) + (a + W^T D(L) - L) . z,
+
+and the last term is bounded with a box of z. It vanishes where L = a + W^T D(L), the adjoint equilibrium, which Picard
+iteration approaches at the rate rho(|W|). The bound holds for every L: stopping early costs tightness alone.
+"""
+
+from torch import Tensor
+
+from cerdeq.bounds.interval import Interval
+from cerdeq.bounds.linear import Backward, Pulled, dot, magnitude, slack
+from cerdeq.bounds.relaxation import Lines, lines, through
+from cerdeq.boxes import Box
+from cerdeq.equilibrium.certificate import preactivation_box
+from cerdeq.equilibrium.recurrence import apply_lifted, apply_transposed, apply_weight
+
+_TOLERANCE = 1e-3
+_LIMIT = 100
+
+
+def pull_back(ctx: Backward, coefficients: Tensor, h: Interval, weight: Tensor, iterations: int) -> Pulled:
+    """Coefficients [B, K, *shape] of z, turned into those of h.
+
+    ctx.output: a box that contains z, proved if `ctx.sound`. In training `iterations` steps of the adjoint; with `ctx.sound` until the last term is small beside the first.
+    """
+    z = ctx.output
+    assert z is not None, "the pass says what the step gave"
+    if ctx.sound:
+        preactivation = preactivation_box(weight, h.box, z.box)
+    else:
+        preactivation = Box(*apply_lifted(weight, (z.center, z.radius), (h.center, h.radius)))
+    around = lines(ctx, preactivation)
+    multiplier = coefficients
+    for _ in range(_LIMIT if ctx.sound else iterations):
+        following = coefficients + _transposed(weight, through(ctx, around, multiplier)[0])
+        multiplier, last = following, multiplier
+        if ctx.sound and _close(multiplier, last):
+            break
+    return _bound(ctx, coefficients, multiplier, around, weight, z, preactivation)
+
+
+def _bound(
+    ctx: Backward, coefficients: Tensor, multiplier: Tensor, around: Lines, weight: Tensor, z: Interval,
+    preactivation: Box,
+) -> Pulled:  # fmt: skip
+    pulled, constant = through(ctx, around, multiplier)
+    residual = coefficients + _transposed(weight, pulled) - multiplier
+    constant = constant + dot(ctx, residual, z.center) - dot(ctx, residual.abs(), z.radius)
+    if ctx.sound:
+        size, terms = magnitude(z), weight[0].numel() + 8
+        reach = preactivation.center.abs() + preactivation.radius + around.offset.abs()
+        constant = constant - slack(ctx, multiplier, reach, 4)
+        constant = constant - slack(ctx, pulled, apply_weight(weight.abs(), size), 2 * terms)
+        constant = constant - slack(ctx, coefficients.abs() + multiplier.abs() + residual.abs(), size, 8)
+    return Pulled((pulled,), constant)
+
+
+def _transposed(weight: Tensor, coefficients: Tensor) -> Tensor:
+    return apply_transposed(weight, coefficients.flatten(0, 1)).unflatten(0, coefficients.shape[:2])
+
+
+def _close(value: Tensor, last: Tensor) -> bool:
+    change, size = (part.flatten(2).abs().amax(2) for part in (value - last, value))
+    return bool((~(change > _TOLERANCE * size)).all())
