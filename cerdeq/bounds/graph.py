@@ -95,7 +95,8 @@ class _Tracer(torch.fx.Tracer):
 def trace(model: nn.Module, linear: bool = False) -> Program:
     """The program of `model`; every operator is looked up, and an unsupported one refused, before anything is computed.
 
-    linear: whether backward rules are needed as well. Raises UnsupportedOperator, and torch.fx's own errors where the model's control flow depends on its input.
+    linear: whether backward rules are needed as well. Raises UnsupportedOperator, and torch.fx's own errors where the
+    model's control flow depends on its input.
     """
     _refuse_hooks(model)
     before = set(vars(model))

@@ -25,7 +25,8 @@ _LIMIT = 100
 def pull_back(ctx: Backward, coefficients: Tensor, h: Interval, weight: Tensor, iterations: int) -> Pulled:
     """Coefficients [B, K, *shape] of z, turned into those of h.
 
-    ctx.output: a box that contains z, proved if `ctx.sound`. In training `iterations` steps of the adjoint; with `ctx.sound` until the last term is small beside the first.
+    ctx.output: a box that contains z, proved if `ctx.sound`. In training `iterations` steps of the adjoint; with
+    `ctx.sound` until the multiplier has settled.
     """
     z = ctx.output
     assert z is not None, "the pass says what the step gave"
