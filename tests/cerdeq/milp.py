@@ -1,0 +1,222 @@
+"""Exact minima of small networks over boxes by mixed-integer programming, and LP relaxations; nothing of cerdeq.
+
+A network is a `Graph`: its nodes are walked here as its forward walks them. Every value is kept as an affine expression
+matrix @ variables + offset in the program's variables; affine nodes are read off by basis vectors, the others add
+variables. Bounds for big-M are interval arithmetic of these expressions.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from oracles import dense_affine
+from scipy.optimize import Bounds, LinearConstraint, linprog, milp
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Node:
+    """apply: a module or a function of the values at `sources` (0 is the input, i + 1 node i). slope: of a leaky ReLU,
+    "max" of a max pooling, "equilibrium" of z = relu(W z + h), None of an affine node."""
+
+    apply: Callable[..., Tensor]
+    sources: tuple[int, ...]
+    slope: float | str | None = None
+
+
+class Graph(nn.Module):
+    """A network by its nodes; the last is the output."""
+
+    def __init__(self, nodes: list[Node]):
+        super().__init__()
+        self.nodes = nodes
+        self.layers = nn.ModuleList(list(dict.fromkeys(n.apply for n in nodes if isinstance(n.apply, nn.Module))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = [x]
+        for node in self.nodes:
+            values.append(node.apply(*[values[source] for source in node.sources]))
+        return values[-1]
+
+
+class Encoding:
+    """The variables and constraints of a Graph over the box of one example.
+
+    boxes: the ends (low, high) of the values that activations read, by number, each flat. With them, `relaxed`, every
+    activation is replaced by the triangle over its box and no variable is an integer.
+    """
+
+    def __init__(self, graph: Graph, low: Tensor, high: Tensor, boxes: dict | None = None):
+        self.low, self.high = low.flatten().double().numpy(), high.flatten().double().numpy()
+        self.integer = np.zeros(self.low.size)
+        self.rows: list[tuple[np.ndarray, float]] = []  # row @ variables <= number
+        self.relaxed, self.inputs = boxes is not None, self.low.size
+        shapes = [low.shape]
+        values = [(np.eye(self.inputs), np.zeros(self.inputs))]
+        for node in graph.nodes:
+            sizes = [int(np.prod(shapes[s])) for s in node.sources]
+
+            def apply(flat, node=node, sizes=sizes):
+                parts = flat.flatten(1).split(sizes, dim=1)
+                return node.apply(*[part.reshape(-1, *shapes[s]) for part, s in zip(parts, node.sources, strict=True)])
+
+            sources = [values[s] for s in node.sources]
+            p = np.concatenate([self._wide(m) for m, _ in sources]), np.concatenate([b for _, b in sources])
+            ends = self._ends(*p) if boxes is None else boxes.get(node.sources[0])
+            with torch.no_grad():
+                shapes.append(apply(torch.zeros(1, sum(sizes), dtype=torch.float64)).shape[1:])
+            if node.slope is None:
+                matrix, offset = (part.numpy() for part in dense_affine(apply, (sum(sizes),)))
+                values.append((matrix @ p[0], matrix @ p[1] + offset))
+            elif node.slope == "max":
+                values.append(self._max(p, *ends, windows_of(apply, sum(sizes))))
+            elif node.slope == "equilibrium":
+                values.append(self._equilibrium(p, node.apply.weight.detach().double().numpy()))
+            else:
+                values.append(self._leaky(p, *ends, node.slope))
+        self.output = values[-1]
+
+    def minimum(self, spec: np.ndarray) -> tuple[float, np.ndarray]:
+        """The least value of spec . output, and the input where it lies."""
+        matrix, offset = self._wide(self.output[0]), self.output[1]
+        rows = np.array([self._wide(row[None])[0] for row, _ in self.rows]).reshape(len(self.rows), self.low.size)
+        ends = np.array([end for _, end in self.rows])
+        if self.relaxed:
+            box = np.stack([self.low, self.high], axis=1)
+            found = linprog(spec @ matrix, A_ub=rows, b_ub=ends, bounds=box)
+        else:
+            found = milp(
+                spec @ matrix,
+                constraints=LinearConstraint(rows, ub=ends) if len(ends) else (),
+                integrality=self.integer,
+                bounds=Bounds(self.low, self.high),
+                options={"mip_rel_gap": 0},
+            )
+        assert found.success, found.message
+        return float(found.fun + spec @ offset), found.x[: self.inputs].clip(self.low[: self.inputs])
+
+    def _wide(self, matrix: np.ndarray) -> np.ndarray:
+        return np.pad(matrix, ((0, 0), (0, self.low.size - matrix.shape[1])))
+
+    def _ends(self, matrix: np.ndarray, offset: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        matrix = self._wide(matrix)
+        positive, negative = matrix.clip(min=0), matrix.clip(max=0)
+        low = positive @ self.low + negative @ self.high + offset
+        return low - 1e-9, positive @ self.high + negative @ self.low + offset + 1e-9
+
+    def _variables(self, low: list[float], high: list[float], integer: bool = False) -> list[int]:
+        start = self.low.size
+        self.low, self.high = np.append(self.low, low), np.append(self.high, high)
+        self.integer = np.append(self.integer, [integer] * len(low))
+        return list(range(start, self.low.size))
+
+    def _unit(self, *places: tuple[int, float]) -> np.ndarray:
+        row = np.zeros(self.low.size)
+        for place, value in places:
+            row[place] += value
+        return row
+
+    def _at_most(self, row: np.ndarray, end: float) -> None:
+        self.rows.append((row, end))
+
+    def _leaky(self, p, low, high, slope: float):
+        """p = up - down, both at least 0 and one of them 0; leaky(p) = up - slope down. Relaxed, the chord ties them."""
+        matrix, offset = [], []
+        for row, b, lo, hi in zip(*p, low, high, strict=True):
+            if lo >= 0 or hi <= 0:
+                matrix.append((1 if lo >= 0 else slope) * row)
+                offset.append((1 if lo >= 0 else slope) * b)
+                if self.relaxed:
+                    self._in_box(row, b, lo, hi)
+                continue
+            up, down = self._variables([0, 0], [hi, -lo])
+            wide = self._wide(row[None])[0]
+            self._at_most(wide - self._unit((up, 1), (down, -1)), -b)
+            self._at_most(self._unit((up, 1), (down, -1)) - wide, b)
+            if self.relaxed:
+                self._at_most(self._unit((up, 1 / hi), (down, -1 / lo)), 1)
+            else:
+                (on,) = self._variables([0], [1], integer=True)
+                self._at_most(self._unit((up, 1), (on, -hi)), 0)
+                self._at_most(self._unit((down, 1), (on, -lo)), -lo)
+            matrix.append(self._unit((up, 1), (down, -slope)))
+            offset.append(0.0)
+        return np.concatenate([self._wide(row[None]) for row in matrix]), np.array(offset)
+
+    def _in_box(self, row: np.ndarray, b: float, low: float, high: float) -> None:
+        self._at_most(row, high - b)
+        self._at_most(-row, b - low)
+
+    def _max(self, p, low, high, windows: list[np.ndarray]):
+        matrix, offset = p
+        outputs = []
+        if self.relaxed:
+            for row, b, lo, hi in zip(matrix, offset, low, high, strict=True):
+                self._in_box(row, b, lo, hi)
+        for window in windows:
+            top = high[window].max()
+            (y,) = self._variables([low[window].max()], [top])
+            on = [] if self.relaxed else self._variables([0] * len(window), [1] * len(window), integer=True)
+            for place, i in enumerate(window):
+                row = self._wide(matrix[i : i + 1])[0]
+                self._at_most(row - self._unit((y, 1)), -offset[i])
+                if not self.relaxed:
+                    reach = top - low[i]
+                    self._at_most(self._unit((y, 1), (on[place], reach)) - row, offset[i] + reach)
+            if on:
+                self._at_most(self._unit(*[(place, -1) for place in on]), -1)
+            else:
+                best = window[low[window].argmax()]
+                if low[best] >= high[window[window != best]].max(initial=-np.inf):
+                    self._at_most(self._unit((y, 1)) - self._wide(matrix[best : best + 1])[0], offset[best])
+            outputs.append(self._unit((y, 1)))
+        return np.concatenate([self._wide(row[None]) for row in outputs]), np.zeros(len(windows))
+
+    def _equilibrium(self, p, weight: np.ndarray):
+        """z = relu(W z + h) in 0 <= z <= (I - |W|)^-1 max(h, 0), which any rho(|W|) < 1 allows."""
+        size = len(weight)
+        assert np.abs(np.linalg.eigvals(np.abs(weight))).max() < 1 and not self.relaxed
+        top = np.linalg.solve(np.eye(size) - np.abs(weight), self._ends(*p)[1].clip(min=0)) + 1e-9
+        z = self._variables([0] * size, list(top))
+        on = self._variables([0] * size, [1] * size, integer=True)
+        low, high = self._ends(*p)
+        low, high = low - np.abs(weight) @ top, high + np.abs(weight) @ top
+        for i in range(size):
+            before = self._wide(p[0][i : i + 1])[0] + self._unit(*zip(z, weight[i], strict=True))
+            self._at_most(before - self._unit((z[i], 1)), -p[1][i])
+            self._at_most(self._unit((z[i], 1), (on[i], -low[i])) - before, p[1][i] - low[i])
+            self._at_most(self._unit((z[i], 1), (on[i], -max(high[i], 1e-9))), 0)
+        return np.eye(self.low.size)[z], np.zeros(size)
+
+
+def windows_of(pool: Callable[[Tensor], Tensor], size: int) -> list[np.ndarray]:
+    """Which inputs each output of a max pooling can equal: raising them raises it."""
+    with torch.no_grad():
+        raised = pool(torch.eye(size, dtype=torch.float64)).flatten(1) > 0.5
+    return [np.flatnonzero(column) for column in raised.T.numpy()]
+
+
+def reach(graph: Graph, box) -> Tensor:
+    """At least the sizes [B, N] of all that is added up on the way to the outputs over a box, affine nodes taken
+    absolutely: what rounding errors are relative to."""
+    values, shapes = [box.center.abs() + box.radius], [box.center.shape[1:]]
+    for node in graph.nodes:
+        parts = [values[s] for s in node.sources]
+        with torch.no_grad():
+            shapes.append(node.apply(*[torch.zeros_like(part) for part in parts]).shape[1:])
+        if node.slope is None:
+            sizes = [int(np.prod(shapes[s])) for s in node.sources]
+
+            def apply(flat, node=node, sizes=sizes):
+                split = flat.split(sizes, dim=1)
+                return node.apply(*[p.reshape(-1, *shapes[s]) for p, s in zip(split, node.sources, strict=True)])
+
+            matrix, offset = dense_affine(apply, (sum(sizes),))
+            flat = torch.cat([part.flatten(1) for part in parts], dim=1)
+            values.append((flat @ matrix.abs().T + offset.abs()).view(len(flat), *shapes[-1]))
+        elif node.slope == "max":
+            values.append(node.apply(parts[0]))
+        else:
+            values.append(parts[0] * max(1.0, abs(node.slope)))
+    return values[-1].flatten(1)
