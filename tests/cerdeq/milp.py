@@ -94,7 +94,8 @@ class Encoding:
                 options={"mip_rel_gap": 0},
             )
         assert found.success, found.message
-        return float(found.fun + spec @ offset), found.x[: self.inputs].clip(self.low[: self.inputs])
+        place = found.x[: self.inputs].clip(self.low[: self.inputs], self.high[: self.inputs])
+        return float(found.fun + spec @ offset), place
 
     def _wide(self, matrix: np.ndarray) -> np.ndarray:
         return np.pad(matrix, ((0, 0), (0, self.low.size - matrix.shape[1])))
@@ -124,9 +125,10 @@ class Encoding:
         """p = up - down, both at least 0 and one of them 0; leaky(p) = up - slope down. Relaxed, the chord ties them."""
         matrix, offset = [], []
         for row, b, lo, hi in zip(*p, low, high, strict=True):
-            if lo >= 0 or hi <= 0:
-                matrix.append((1 if lo >= 0 else slope) * row)
-                offset.append((1 if lo >= 0 else slope) * b)
+            if lo >= -1e-8 or hi <= 1e-8:
+                factor = 1 if lo >= -1e-8 else slope
+                matrix.append(factor * row)
+                offset.append(factor * b)
                 if self.relaxed:
                     self._in_box(row, b, lo, hi)
                 continue
