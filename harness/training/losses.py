@@ -84,7 +84,7 @@ def _forward(program: Program, batch: Batch) -> _Forward:
     ball = clipped_ball(batch.x, batch.eps)
     ctx = Context(sound=False)
     values = values_of(program, Interval(ball.center, ball.radius, batch.x), ctx)
-    spec = margin_spec(batch.labels, batch.classes)
+    spec = margin_spec(batch.labels, batch.classes).to(batch.x)
     return _Forward(program, values, ctx, spec, output_of(program, values, ctx, spec))
 
 

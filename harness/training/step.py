@@ -46,6 +46,7 @@ class Stepper:
         methods = {config.method, method_at(config.method, config.method_options, progress=1.0)}
         losses = {method: _loss_function(config, method, model) for method in methods}
         if on_cuda:
+            torch._dynamo.config.recompile_limit = 64  # a network is a compile of its own, of the same code
             losses = {method: torch.compile(loss, fullgraph=True, dynamic=False) for method, loss in losses.items()}
         self.losses: dict[str, Loss] = losses
         self.graphs: dict[str, _Graph] | None = {} if on_cuda else None
