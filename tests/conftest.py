@@ -33,7 +33,9 @@ def tiny_trial():
             width=0.1,
             train_images=320,
             train=TrainSettings(**train),
-            evaluation=EvaluationSettings(test_images=60, attack_steps=5, attack_restarts=1, batch_size=40),
+            evaluation=EvaluationSettings(
+                methods=("ibp", "crown-ibp"), test_images=60, attack_steps=5, attack_restarts=1, batch_size=40
+            ),
         )
         return dataclasses.replace(config, **changes)
 

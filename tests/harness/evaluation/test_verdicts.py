@@ -1,5 +1,6 @@
 """Attack, verdicts and rates, against brute force."""
 
+import dataclasses
 import itertools
 from fractions import Fraction
 
@@ -69,7 +70,46 @@ def test_verdicts_are_one_row_an_example_and_agree_with_the_network(judged, name
     assert len(certified) > 0
     assert (certified["margin_ibp"] > 0).all()
     assert (certified[names.ATTACK_MARGIN] >= certified["margin_ibp"]).all()
-    assert set(table[names.STAGE]) <= {"clean", "attack", "ibp", "none"}
+    assert set(table[names.STAGE]) <= {"clean", "attack", "ibp", "crown-ibp", "none"}
+
+
+def by_methods(config, *methods):
+    return dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, methods=methods))
+
+
+@pytest.mark.parametrize("name", ["cnn5", "cerdeq"])
+def test_each_stage_asks_only_what_is_open_and_loses_no_proof(judged, name):
+    _, model, images, labels, config = judged(name, eps="1/2000")
+    tables = [
+        judge(model, images, labels, by_methods(config, *methods)).verdicts
+        for methods in [("ibp",), ("ibp", "crown-ibp"), ("ibp", "crown-ibp", "crown", "alpha-crown")]
+    ]
+    proved = [set(table.index[table[names.VERDICT] == "certified"]) for table in tables]
+    assert proved[0] <= proved[1] <= proved[2] and len(proved[0]) < len(proved[2])
+    for table in tables:
+        assert table["margin_ibp"].notna().all()
+        decided = ~table[names.VERDICT].isin(["certified", "unknown"])
+        for earlier, later in itertools.pairwise(column for column in table if column.startswith("margin_")):
+            decided |= table[earlier] > 0
+            assert (table[later].isna() == decided).all()
+            both = table[later].notna()
+            assert (table.loc[both, later] >= table.loc[both, earlier]).all()
+            assert (table.loc[both, names.ATTACK_MARGIN] >= table.loc[both, later]).all()
+
+
+def test_verdicts_do_not_depend_on_the_batch(judged):
+    _, model, images, labels, config = judged("cnn5", eps="1/2000")
+    whole, parts = (
+        judge(model, images, labels, dataclasses.replace(config, evaluation=settings)).verdicts
+        for settings in (
+            dataclasses.replace(config.evaluation, batch_size=90),
+            dataclasses.replace(config.evaluation, batch_size=7),
+        )
+    )
+    assert (whole["margin_crown-ibp"].isna() == parts["margin_crown-ibp"].isna()).mean() > 0.9  # attacks draw otherwise
+    both = whole["margin_crown-ibp"].notna() & parts["margin_crown-ibp"].notna()
+    assert both.any()
+    assert whole.loc[both, "margin_crown-ibp"].tolist() == pytest.approx(parts.loc[both, "margin_crown-ibp"].tolist())
 
 
 def test_a_large_eps_certifies_nothing_and_breaks_much(judged):
@@ -106,6 +146,7 @@ def test_a_bound_that_is_not_a_number_certifies_nothing(judged, monkeypatch):
         return Bounds(bounds.lower * torch.nan, bounds.width, bounds.clean, bounds.layers)
 
     monkeypatch.setattr(module, "bound_margins", broken)
+    monkeypatch.setattr(module, "lower_bounds", lambda program, x, spec, *_, **__: spec[:, :, 0] * torch.nan)
     judgement, *_ = judged("cnn5", eps="1/100000")
     assert "certified" not in set(judgement.verdicts[names.VERDICT])
 

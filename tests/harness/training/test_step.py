@@ -1,5 +1,7 @@
 """The training step: what it minimises, and that every way of running it gives the same."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from cerdeq.bounds import trace
 from harness.data import load
 from harness.training.augment import draw
 from harness.training.initialise import initialise
-from harness.training.losses import ibp
+from harness.training.losses import Batch, crown_ibp, ibp
 from harness.training.step import Stepper, make_optimiser
 
 
@@ -37,7 +39,8 @@ def test_the_ibp_loss_is_the_cross_entropy_of_the_worst_logits():
         if isinstance(module, torch.nn.BatchNorm2d | torch.nn.BatchNorm1d):
             module.momentum = 1.0
     model.train()
-    losses = ibp(trace(model), x, labels, 10, torch.tensor(eps).double())
+    batch = Batch(x, labels, 10, torch.tensor(eps).double(), torch.tensor(0.5).double())
+    losses = ibp(trace(model), batch)
     for module in model.modules():  # torch keeps the unbiased variance; the step normalises by the biased one
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_var *= 1 - 1 / (20 * (16 if module is model.norm3 else 64))
@@ -53,6 +56,111 @@ def test_the_ibp_loss_is_the_cross_entropy_of_the_worst_logits():
     torch.testing.assert_close(losses.lower, lower, rtol=1e-6, atol=1e-9)
 
 
+def _batch(progress: float, images: int = 12) -> Batch:
+    x, labels = torch.rand(images, 1, 8, 8).double(), torch.randint(0, 10, (images,))
+    return Batch(x, labels, 10, torch.tensor(0.05, dtype=torch.float64), torch.tensor(progress))
+
+
+def _network(name: str) -> torch.nn.Module:
+    return build(name, "digits", width=0.2).double().eval()
+
+
+@pytest.mark.parametrize("name", ["cnn5", "resnet9", "cerdeq"])
+@pytest.mark.parametrize("fusion", [True, False])
+def test_crown_ibp_without_beta_is_ibp(name, fusion):
+    model, batch = _network(name), _batch(progress=1.0)
+    program = trace(model, linear=True)
+    expected, found = ibp(program, batch), crown_ibp(program, batch, loss_fusion=fusion)
+    assert found.robust.item() == pytest.approx(expected.robust.item(), rel=1e-12)
+    parameters = list(model.parameters())
+    for mine, theirs in zip(*(torch.autograd.grad(x.robust, parameters) for x in (found, expected)), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("name", ["cnn5", "resnet9"])
+def test_the_crown_ibp_loss_is_the_cross_entropy_of_the_public_bounds(name):
+    """beta 1, nothing fused: where CROWN-IBP beats IBP everywhere, which `bound` never falls behind."""
+    model, batch = _network(name), _batch(progress=0.0)
+    found = crown_ibp(trace(model, linear=True), batch, loss_fusion=False)
+    ball, spec = LinfBall(batch.x, 0.05), margin_spec(batch.labels, 10)
+    lower, looser = (bound(model, ball, method, spec)[0] for method in ("crown-ibp", "ibp"))
+    assert (lower > looser).all()
+    worst = torch.cat([torch.zeros(12, 1).double(), -lower], dim=1)
+    expected = F.cross_entropy(worst, torch.zeros(12, dtype=torch.long))
+    assert found.robust.item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["cnn5", "resnet9", "cerdeq"])
+@pytest.mark.parametrize("progress", [0.0, 0.4, 1.0])
+def test_the_fused_loss_is_no_less_than_that_of_any_point(name, progress):
+    """beta mixes two upper bounds of the loss at each point of the ball."""
+    model, batch = _network(name), _batch(progress)
+    program = trace(model, linear=True)
+    for eps in (1e-6, 0.01, 0.1):
+        at = dataclasses.replace(batch, eps=torch.tensor(eps).double())
+        loss = crown_ibp(program, at, final_beta=0.0).robust.item()
+        ball = LinfBall(batch.x, eps)
+        for _ in range(20):
+            point = ball.center + ball.radius * torch.sign(torch.randn_like(batch.x))
+            assert F.cross_entropy(model(point), batch.labels).item() <= loss * (1 + 1e-9) + 1e-9
+
+
+def test_fusing_tends_to_the_margins_bounds_at_small_eps():
+    """The chords touch exp at both ends, so that at eps 0 both are the clean loss."""
+    model, batch = _network("cnn5"), _batch(progress=0.0)
+    at = dataclasses.replace(batch, eps=torch.tensor(0.0).double())
+    clean = F.cross_entropy(model(batch.x), batch.labels).item()
+    for fusion in (True, False):
+        found = crown_ibp(trace(model, linear=True), at, loss_fusion=fusion).robust.item()
+        assert found == pytest.approx(clean, rel=1e-9)
+
+
+@pytest.mark.parametrize("options", [{"loss_fusion": True}, {"loss_fusion": False}])
+@pytest.mark.parametrize("name", ["cnn5", "resnet9", "cerdeq"])
+def test_every_parameter_has_a_finite_gradient(name, options):
+    model = _network(name).train()
+    for eps in (1e-6, 0.1):
+        at = dataclasses.replace(_batch(progress=0.3), eps=torch.tensor(eps).double())
+        loss = crown_ibp(trace(model, linear=True), at, **options).robust
+        for parameter, gradient in zip(
+            model.parameters(), torch.autograd.grad(loss, list(model.parameters())), strict=True
+        ):
+            assert gradient.isfinite().all() and gradient.shape == parameter.shape
+
+
+def test_the_crown_ibp_gradient_against_finite_differences():
+    model, batch = _network("cnn5"), _batch(progress=0.3, images=2)
+    program = trace(model, linear=True)
+    weight = model.classifier.weight
+    for fusion in (True, False):
+
+        def loss(fusion=fusion) -> torch.Tensor:
+            return crown_ibp(program, batch, loss_fusion=fusion).robust
+
+        (gradient,) = torch.autograd.grad(loss(), weight)
+        step = 1e-6 * torch.randn_like(weight)
+        with torch.no_grad():
+            weight += step
+            above = loss()
+            weight -= 2 * step
+            below = loss()
+            weight += step
+        assert float(above - below) == pytest.approx(2 * float((gradient * step).sum()), rel=1e-4)
+
+
+def test_crown_ibp_goes_on_as_ibp_when_beta_is_spent(tiny_trial):
+    spent = _stepper(tiny_trial(method="crown-ibp"))
+    kept = _stepper(tiny_trial(method="crown-ibp", method_options={"final_beta": 0.5}))
+    assert set(spent.losses) == {"crown-ibp", "ibp"} and set(kept.losses) == {"crown-ibp"}
+    asked = []
+    for name in spent.losses:
+        spent.losses[name] = lambda *a, loss=spent.losses[name], name=name: (asked.append(name), loss(*a))[1]
+    choices = draw(64, 0, False, 0, 1, torch.device("cpu")).batch(0, 64)
+    for eps in (spent.target / 2, spent.target):
+        spent(choices, eps, 5e-4)
+    assert asked == ["crown-ibp", "ibp"]
+
+
 def test_the_regularisers_fade_with_eps(tiny_trial):
     config = tiny_trial(eps="1/20")
     weighted, free = _stepper(config), _stepper(tiny_trial(eps="1/20", train={"regularisation": 0.0}))
@@ -60,7 +168,9 @@ def test_the_regularisers_fade_with_eps(tiny_trial):
     for eps, same in ((0.02, False), (0.05, True)):
         with torch.no_grad():
             first, second = (
-                stepper.loss(stepper.images[choices[0]] / 255, stepper.labels[choices[0]], torch.tensor(eps))[0]
+                stepper.losses["ibp"](stepper.images[choices[0]] / 255, stepper.labels[choices[0]], torch.tensor(eps))[
+                    0
+                ]
                 for stepper in (weighted, free)
             )
         assert (abs(float(first - second)) < 1e-5) == same
@@ -73,23 +183,33 @@ def test_gradients_are_clipped(tiny_trial):
     assert float(norm) == pytest.approx(0.1, rel=1e-3)
 
 
+METHODS = [("ibp", {}), ("crown-ibp", {}), ("crown-ibp", {"loss_fusion": False})]
+
+
 @pytest.mark.parametrize("model", ["cnn5", "resnet9", "cerdeq"])
-def test_the_compiled_loss_takes_the_same_steps(tiny_trial, model):
+@pytest.mark.parametrize(("method", "options"), METHODS)
+def test_the_compiled_loss_takes_the_same_steps(tiny_trial, model, method, options):
     """The whole loss is one graph: fullgraph refuses anything that is not."""
-    eager, compiled = _stepper(tiny_trial(model)), _stepper(tiny_trial(model))
-    compiled.loss = torch.compile(compiled.loss, fullgraph=True, dynamic=False, backend="aot_eager")
+    torch.compiler.reset()
+    config = tiny_trial(model, method=method, method_options=options)
+    eager, compiled = _stepper(config), _stepper(config)
+    compiled.losses = {
+        name: torch.compile(loss, fullgraph=True, dynamic=False, backend="aot_eager")
+        for name, loss in compiled.losses.items()
+    }
     torch.testing.assert_close(_take_steps(eager, 4, 64), _take_steps(compiled, 4, 64), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("model", ["cnn7", "resnet9", "cerdeq"])
-def test_the_captured_step_is_the_eager_one(tiny_trial, model):
+@pytest.mark.parametrize(("method", "options"), METHODS)
+def test_the_captured_step_is_the_eager_one(tiny_trial, model, method, options):
     """On CUDA: compiled and captured against eager, state included; warming up must leave no trace."""
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
-    captured = _stepper(tiny_trial(model), "cuda")
-    eager = _stepper(tiny_trial(model), "cuda")
-    eager.graph = None
+    config = tiny_trial(model, method=method, method_options=options)
+    captured, eager = _stepper(config, "cuda"), _stepper(config, "cuda")
+    eager.graphs = None
     torch.testing.assert_close(_take_steps(captured, 6, 64), _take_steps(eager, 6, 64), rtol=2e-2, atol=2e-2)
     for (name, mine), theirs in zip(
         captured.model.state_dict().items(), eager.model.state_dict().values(), strict=True
