@@ -251,7 +251,7 @@ NETWORKS = {
     "convolution same": after_conv((2, 3), padding="same", outputs=2),
     "convolution same dilated": after_conv(2, padding="same", dilation=(1, 3), outputs=1, shape=(2, 2, 4)),
     "convolution valid": after_conv(2, padding="valid"),
-    "linear function": around(lambda x, w, b: F.linear(x, w.abs() - 0.5, b), w=torch.rand(4, 4), b=CONSTANT),
+    "linear function": around(lambda x, w, b: F.linear(x, w.abs() - 0.6, b), w=torch.linspace(-1, 1.5, 16).view(4, 4), b=CONSTANT),
     "batch norm 1d": around(nn.BatchNorm1d(4)),
     "batch norm 2d": around(nn.BatchNorm2d(2), SMALL, 8),
     "leaky 0.1": leaky_layers(0.1),
@@ -350,11 +350,11 @@ def evaluated(graph, spec, inputs, shape):
 # Exact optima
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 6))])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_bounds_enclose_the_exact_optima(name, seed):
     graph, shape = network(name, seed)
-    box = random_box(2, *shape)
+    box = random_box(1, *shape)
     spec = specs(graph, box)
     least, most, places = optima(graph, box, spec)
     values = evaluated(graph, spec, places, shape)
@@ -376,13 +376,12 @@ def test_bounds_without_spec_are_those_of_the_outputs(name):
         values = torch.stack([graph(x) for x in points_of(box, 40)])
     outputs = values[0].flatten(1).shape[1]
     identity = torch.eye(outputs, dtype=torch.float64).expand(3, outputs, outputs)
-    for method in LINEAR:
-        lower, upper = bound(graph, box, method)
-        assert lower.shape == upper.shape == values.shape[1:]
-        assert_contains(lower, upper, values)
-        below, above = bound(graph, box, method, identity)
-        torch.testing.assert_close(lower.flatten(1), below, rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(upper.flatten(1), above, rtol=1e-9, atol=1e-9)
+    lower, upper = bound(graph, box, "crown")
+    assert lower.shape == upper.shape == values.shape[1:]
+    assert_contains(lower, upper, values)
+    below, above = bound(graph, box, "crown", identity)
+    torch.testing.assert_close(lower.flatten(1), below, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(upper.flatten(1), above, rtol=1e-9, atol=1e-9)
 
 
 def test_affine_networks_have_exact_bounds():
@@ -390,7 +389,7 @@ def test_affine_networks_have_exact_bounds():
     box, spec = random_box(3, 3), torch.randn(3, 2, 2, dtype=torch.float64)
     matrix, offset = dense_affine(graph, (3,))
     ends = [affine_extremes(row @ matrix, row @ offset, box) for row in spec]
-    for method in METHODS:
+    for method in LINEAR:
         lower, upper = bound(graph, box, method, spec)
         for example, (least, most) in enumerate(ends):
             torch.testing.assert_close(lower[example], least[example], rtol=1e-12, atol=1e-12)
@@ -494,13 +493,12 @@ def test_optimised_slopes_close_most_of_the_gap_to_the_linear_program():
 # Order
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_each_method_is_never_looser_than_those_before(name, dtype):
-    graph, shape = network(name, seed=7)
-    graph = graph.to(dtype)
-    box = random_box(3, *shape, scale=0.7, dtype=dtype)
-    for spec in (None, specs(graph, box, rows=3)):
+def test_each_method_is_never_looser_than_those_before(name):
+    for dtype in DTYPES:
+        graph, shape = network(name, seed=7, dtype=dtype)
+        box = random_box(2, *shape, scale=0.7, dtype=dtype)
+        spec = None if dtype == torch.float32 else specs(graph, box, rows=3)
         ends = [bound(graph, box, method, spec) for method in METHODS]
         for (lower, upper), (lower_after, upper_after) in itertools.pairwise(ends):
             assert (lower <= lower_after).all() and (upper_after <= upper).all()
@@ -652,15 +650,18 @@ def attacked(graph, spec, box, steps=4):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_bounds_of_a_point_are_the_forward_pass(name):
-    graph, shape = network(name, seed=5)
-    x = torch.randn(3, *shape, dtype=torch.float64)
-    for method in METHODS:
+def test_bounds_of_points_are_the_forward_pass_and_its_rounding(name):
+    """Judged by float64: with a radius of 0 a rounding error of float32 that is not counted shows."""
+    for dtype, method in itertools.product(DTYPES, LINEAR):
+        graph, shape = network(name, seed=5, dtype=dtype)
+        x = torch.randn(8, *shape, dtype=dtype)
         lower, upper = bound(graph, Box(x, torch.zeros_like(x)), method)
+        wide = copy.deepcopy(graph).double()
         with torch.no_grad():
-            value = graph(x.clone())
-        torch.testing.assert_close(lower, value, rtol=1e-11, atol=1e-11)
-        torch.testing.assert_close(upper, value, rtol=1e-11, atol=1e-11)
+            value = wide(x.double())
+        size = reach(wide, Box(x.double(), torch.zeros_like(x).double())).view_as(value)
+        assert ((lower - 1e-13 * size <= value) & (value <= upper + 1e-13 * size)).all()
+        assert (upper - lower <= 4000 * torch.finfo(dtype).eps * (size + 1)).all()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -930,22 +931,22 @@ def test_a_bound_too_large_for_its_precision_is_none(method):
     model = nn.Sequential(nn.ReLU()).eval()
     box = Box(torch.full((1, 2), 3e38), torch.zeros(1, 2))
     x, spec = Interval(box.center, box.radius), torch.ones(1, 1, 2)
-    assert not lower_bounds(trace(model, linear=True), x, spec, method) > 6e38
-    assert not bound(model, box, method, spec)[0] > 6e38
-    assert not bound(model, box, method, -spec)[1] < -6e38
+    assert not lower_bounds(trace(model, linear=True), x, spec, method).item() > 6e38
+    assert not bound(model, box, method, spec)[0].item() > 6e38
+    assert not bound(model, box, method, -spec)[1].item() < -6e38
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Memory and batches
 
 
-@pytest.mark.parametrize("name", ["deep", "dense images", "residual", "max pools", "constant in a concatenation"])
+@pytest.mark.parametrize("name", ["dense images", "residual", "constant in a concatenation"])
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("memory", [1, 3_000, 20_000])
+@pytest.mark.parametrize("memory", [1, 5_000])
 def test_chunks_change_nothing(memory, method, name):
     graph, shape = network(name, seed=2)
-    box = random_box(5, *shape)
-    spec = specs(graph, box, rows=3)
+    box = random_box(3, *shape)
+    spec = specs(graph, box)
     program, x = trace(graph, linear=True), Interval(box.center, box.radius)
     whole = lower_bounds(program, x, spec, method, memory=LARGE)
     torch.testing.assert_close(lower_bounds(program, x, spec, method, memory=memory), whole, rtol=1e-9, atol=1e-9)
@@ -955,17 +956,21 @@ def test_chunks_change_nothing(memory, method, name):
         torch.testing.assert_close(lower_bounds(program, x, spec, method, target, memory), some, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_a_batch_is_its_examples(name):
+@pytest.mark.parametrize("method", LINEAR)
+@pytest.mark.parametrize(
+    "name", ["convolution stride", "linear function", "max pools", "dense", "shared", "broadcast", "constants"]
+)
+def test_a_batch_is_its_examples(name, method):
     graph, shape = network(name, seed=2)
     box = random_box(3, *shape)
     spec = specs(graph, box)
-    for method in LINEAR:
-        together = bound(graph, box, method, spec)
-        for example in range(3):
-            one = slice(example, example + 1)
-            alone = bound(graph, Box(box.center[one], box.radius[one]), method, spec[one])
-            torch.testing.assert_close(alone, tuple(end[one] for end in together), rtol=1e-9, atol=1e-9)
+    together = bound(graph, box, method, spec)
+    for example in range(3):
+        one = slice(example, example + 1)
+        alone = bound(graph, Box(box.center[one], box.radius[one]), method, spec[one])
+        # The search may take another way after a tie that rounding broke.
+        tolerance = 0.05 if method == "alpha-crown" else 1e-9
+        torch.testing.assert_close(alone, tuple(end[one] for end in together), rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -1040,6 +1045,61 @@ def test_bounds_leave_no_gradients():
         lower, upper = bound(graph, box, method)
         assert not lower.requires_grad and not upper.requires_grad
     assert all(parameter.grad is None for parameter in graph.parameters())
+
+
+def test_steps_have_names_of_their_own():
+    """Slopes are kept by name. A ReLU that is called twice, and a ReLU within it whose place is spelled alike."""
+
+    class Holder(nn.ReLU):
+        pass
+
+    model = Lambda(lambda module, x: F.relu(getattr(module.act, "2")(module.act(x) - 1)))
+    model.act = Holder()
+    model.act.add_module("2", nn.ReLU())
+    twice = Lambda(lambda module, x: getattr(module.act, "2")(module.act(module.act(x) - 1)) + 1)
+    twice.act = model.act
+    for program in [trace(network(name)[0], linear=True) for name in ("shared", "dense")] + [trace(model), trace(twice)]:
+        names = [step.name for step in program.steps]
+        assert len(set(names)) == len(names), names
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_inference_mode_changes_nothing(method):
+    graph, shape = network("residual")
+    box = random_box(2, *shape)
+    expected = bound(graph, box, method)
+    with torch.inference_mode():
+        torch.testing.assert_close(bound(graph, box, method), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_autocast_changes_nothing(method):
+    graph, shape = network("convolution stride", dtype=torch.float32)
+    box = random_box(2, *shape, dtype=torch.float32)
+    expected = bound(graph, box, method)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(bound(graph, box, method), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_strides_of_the_box_change_nothing(method):
+    graph, shape = network("average pool")
+    center, radius = torch.randn(2, *shape, dtype=torch.float64), torch.full((2, *shape), 0.1, dtype=torch.float64)
+    expected = bound(graph, Box(center, radius), method)
+    last = center.to(memory_format=torch.channels_last)
+    everywhere = torch.tensor(0.1, dtype=torch.float64).expand(2, *shape)
+    torch.testing.assert_close(bound(graph, Box(last, everywhere), method), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "act", [lambda y: F.leaky_relu(y, 0.1, True), lambda y: F.leaky_relu(y, inplace=True), nn.LeakyReLU(0.1, True)]
+)
+def test_a_value_that_a_leaky_relu_overwrote_is_not_read(act):
+    model = Lambda(lambda module, x: module.apply_to(module.layer(x)))
+    model.layer, model.act = nn.Linear(3, 3), act if isinstance(act, nn.Module) else None
+    model.apply_to = lambda y: (model.act or act)(y) + y
+    with pytest.raises(UnsupportedOperator, match="in place"):
+        bound(model.double().eval(), random_box(2, 3), "crown")
 
 
 MIXING = {
@@ -1159,6 +1219,31 @@ def test_pulled_coefficients_are_those_of_autograd(name, sound):
         (expected,) = torch.autograd.grad((coefficients[:, row] * output).sum(), x, retain_graph=True)
         torch.testing.assert_close(found[:, row], expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(pulled.constant, offset, rtol=1e-12, atol=1e-11)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("name", SINGLE)
+def test_each_backward_rule_counts_its_own_rounding(name, scale):
+    """In float32, judged by float64 where the difference between the coefficients and the true ones hurts most."""
+    apply, shape = SINGLE[name]
+    wide, model = (Graph([Node(copy.deepcopy(apply), (0,))]).to(dtype).eval() for dtype in (torch.float64, torch.float32))
+    wide.load_state_dict(model.state_dict())
+    box = random_box(6, *shape, scale=scale, dtype=torch.float32)
+    program = trace(model, linear=True)
+    with torch.no_grad():
+        values = values_of(program, Interval(box.center, box.radius), Context(sound=True))
+        step = program.steps[program.output - 1]
+        coefficients = torch.randn(6, 4, *values[program.output].center.shape[1:])
+        arguments, options = step.call(values)
+        pulled = step.record.backward(Backward(sound=True), coefficients, *arguments, **options)
+        found = sum(part.double() for part in pulled.coefficients)
+        matrix, _ = dense_affine(wide, shape)
+        exact = (coefficients.double().flatten(2) @ matrix).view_as(found)
+        corner = box.center.double().unsqueeze(1) + box.radius.double().unsqueeze(1) * (found - exact).sign()
+        for row in range(4):
+            left = (coefficients[:, row].double() * wide(corner[:, row])).flatten(1).sum(1)
+            right = (found[:, row] * corner[:, row]).flatten(1).sum(1) + pulled.constant[:, row]
+            assert (right <= left + 1e-14 * left.abs()).all()
 
 
 def test_autograd_has_judged_every_affine_operator():
@@ -1302,9 +1387,8 @@ def equilibrium_values(model, x):
 
 
 @pytest.mark.parametrize("limit", [0, 1, 2, 4, 8, 32])
-@pytest.mark.parametrize("kernel", [None, 3])
-@pytest.mark.parametrize("rate", [0.3, 0.95])
-def test_any_number_of_adjoint_iterations_is_sound(rate, kernel, limit, monkeypatch):
+@pytest.mark.parametrize(("kernel", "rate"), [(None, 0.95), (3, 0.6)])
+def test_any_number_of_adjoint_iterations_is_sound(kernel, rate, limit, monkeypatch):
     monkeypatch.setattr(adjoint, "_LIMIT", limit)
     monkeypatch.setattr(adjoint, "_TOLERANCE", 0.0)
     model, shape = equilibrium_model(kernel, rate)
@@ -1373,6 +1457,34 @@ def test_whole_equilibrium_networks_are_bounded_in_order(kernel, dtype):
         assert_contains(lower.double(), upper.double(), values, 1e-11)
         assert before is None or ((before[0] <= lower).all() and (upper <= before[1]).all())
         before = lower, upper
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_equilibrium_among_other_branches_and_twice(method):
+    """One FixedPoint at two places, its input read elsewhere too."""
+    torch.manual_seed(8)
+    model = Lambda(lambda m, x: m.last(torch.cat([m.point(m.point(m.first(x)) - m.first(x)), m.first(x), x], 1)))
+    model.first, model.point, model.last = nn.Linear(3, 3), contractive(3, 0.6), nn.Linear(9, 2)
+    model, box = model.double().eval(), random_box(2, 3)
+    values = []
+    with torch.no_grad():
+        for x in points_of(box, 40):
+            h, weight = model.first(x), model.point.weight
+            z = equilibria(weight, equilibria(weight, h) - h)
+            values.append(model.last(torch.cat([z, h, x], 1)))
+    assert_contains(*bound(model, box, method), torch.stack(values))
+
+
+@pytest.mark.parametrize("kernel", [None, 3])
+def test_equilibria_of_points_are_bounded_up_to_rounding(kernel):
+    for dtype, method in itertools.product(DTYPES, LINEAR):
+        model, shape = equilibrium_model(kernel, 0.8)
+        x = torch.randn(8, *shape, dtype=dtype)
+        lower, upper = bound(model.to(dtype), Box(x, torch.zeros_like(x)), method)
+        wide = copy.deepcopy(model).double()
+        values = equilibrium_values(wide, x.double())
+        assert (lower <= values + 1e-11).all() and (values <= upper + 1e-11).all()
+        assert (upper - lower).max() <= (1e-2 if dtype == torch.float32 else 1e-9) * (1 + values.abs().max())
 
 
 @pytest.mark.parametrize("method", LINEAR)
