@@ -111,6 +111,7 @@ AFFINE = {
         Case("tensor first", function(lambda x, c: c - x, c=(4, 1, 1)), IMAGE),
         Case("function", function(lambda x, c: torch.sub(x, c, alpha=2), c=(5,)), VECTOR),
         Case("function, constant first", function(lambda x, c: torch.sub(c, x, alpha=2), c=(5,)), VECTOR),
+        Case("longer name", function(lambda x, c: torch.subtract(x, c), c=(5,)), VECTOR),
         Case("method", function(lambda x, c: x.sub(c), c=(5,)), VECTOR),
     ],
     "multiply": [
@@ -119,6 +120,7 @@ AFFINE = {
         Case("tensor", function(lambda x, c: x * c, c=(4, 1, 1)), IMAGE),
         Case("tensor first", function(lambda x, c: c * x, c=(4, 1, 1)), IMAGE),
         Case("function", function(lambda x, c: torch.mul(c, x), c=(5,)), VECTOR),
+        Case("longer name", function(lambda x, c: torch.multiply(x, c), c=(5,)), VECTOR),
         Case("method", function(lambda x, c: x.mul(c), c=(5,)), VECTOR),
         Case("zero", function(lambda x: x * 0), VECTOR),
     ],
@@ -126,7 +128,13 @@ AFFINE = {
         Case("number", function(lambda x: x / -0.3), VECTOR),
         Case("tensor", function(lambda x, c: x / c, c=(4, 1, 1)), IMAGE),
         Case("function", function(lambda x, c: torch.div(x, c), c=(5,)), VECTOR),
+        Case("longer name", function(lambda x, c: torch.divide(x, c), c=(5,)), VECTOR),
         Case("method", function(lambda x, c: x.div(c), c=(5,)), VECTOR),
+    ],
+    "negative": [
+        Case("sign", function(lambda x: -x), VECTOR),
+        Case("function", function(torch.neg), IMAGE),
+        Case("method", function(lambda x: x.neg()), VECTOR),
     ],
     "avg_pool2d": [
         Case("module", lambda: nn.Sequential(nn.AvgPool2d(2)), IMAGE),
@@ -146,6 +154,24 @@ AFFINE = {
         Case("uneven", lambda: nn.Sequential(nn.AdaptiveAvgPool2d((3, None))), IMAGE),
         Case("function", function(lambda x: F.adaptive_avg_pool2d(x, (2, 5))), IMAGE),
     ],
+    "concatenate": [
+        Case("two values", function(lambda x, w: torch.cat([x - 1, F.linear(x, w)], 1), w=(3, 5)), VECTOR),
+        Case("itself", function(lambda x: torch.cat((x, x), dim=1)), IMAGE),
+        Case("last dimension", function(lambda x: torch.cat([x, -x, x * 2], dim=-1)), IMAGE),
+        Case("by name", function(lambda x: torch.cat(tensors=[x, -x], dim=2)), IMAGE),
+        Case("one value", function(lambda x: torch.cat([x], 1)), VECTOR),
+        Case(
+            "constant", function(lambda x, c: torch.concat([x, c.expand(x.size(0), -1, -1, -1)], 1), c=(2, 7, 6)), IMAGE
+        ),
+        Case(
+            "constants first",
+            function(
+                lambda x, c: torch.concatenate([c.expand(x.shape[0], 2), 2 * x, c.expand(x.shape[0], 2)], 1), c=(2,)
+            ),
+            VECTOR,
+        ),
+        Case("nested", function(lambda x: torch.cat([torch.cat([x, -x], 1), x / 3], 1)), VECTOR),
+    ],
     "flatten": [
         Case("module", nn.Flatten, IMAGE),
         Case("partial", lambda: nn.Flatten(2), IMAGE),
@@ -153,9 +179,29 @@ AFFINE = {
         Case("method", function(lambda x: x.flatten(1, 2)), IMAGE),
         Case("in a network", lambda: nn.Sequential(nn.Flatten()), IMAGE),
     ],
+    "reshape": [
+        Case("function", function(lambda x: torch.reshape(x, (-1, 168))), IMAGE),
+        Case("function, size", function(lambda x: torch.reshape(x, (x.shape[0], 8, -1))), IMAGE),
+        Case("method", function(lambda x: x.reshape(x.shape[0], 2, 2, 42)), IMAGE),
+        Case("method, tuple", function(lambda x: x.reshape((x.size(0), -1, 6))), IMAGE),
+        Case("method, list", function(lambda x: x.reshape([x.size(0), 5, 1])), VECTOR),
+        Case("method, size", function(lambda x: x.reshape(x.size())), IMAGE),
+        Case("view", function(lambda x: x.view(x.size(0), -1)), IMAGE),
+        Case("view, tuple", function(lambda x: x.view((-1, 7, 4, 6))), IMAGE),
+        Case("view, sizes", function(lambda x: x.view(x.size()[0], x.size(1) * x.shape[2], x.shape[-1])), IMAGE),
+        Case("view, dimensions", function(lambda x: x.view(-1, x.dim() + 3, x.ndim)), (3, 6)),
+    ],
     "identity": [
         Case("identity", lambda: nn.Sequential(nn.Identity()), VECTOR),
+    ],
+    "dropout": [
         Case("dropout", lambda: nn.Sequential(nn.Dropout(0.9)), VECTOR),
+        Case("channels", lambda: nn.Sequential(nn.Dropout2d(0.9)), IMAGE),
+        Case("in place", lambda: nn.Sequential(nn.Dropout(0.9, inplace=True)), VECTOR),
+        Case("function", function(lambda x: F.dropout(x, 0.9, training=False)), VECTOR),
+        Case("function positional", function(lambda x: F.dropout(x, 0.9, False, True)), VECTOR),
+        Case("function of channels", function(lambda x: F.dropout2d(x, training=False)), IMAGE),
+        Case("as the module is", lambda: Lambda(lambda m, x: F.dropout(x, 0.9, m.training)), VECTOR),
     ],
 }
 NOT_AFFINE = {
@@ -166,6 +212,29 @@ NOT_AFFINE = {
         Case("function in place", function(lambda x: F.relu(x, inplace=True)), VECTOR),
         Case("torch function", function(torch.relu), VECTOR),
         Case("method", function(lambda x: x.relu()), VECTOR),
+    ],
+    "leaky_relu": [
+        Case("module", lambda: nn.Sequential(nn.LeakyReLU()), IMAGE),
+        *(Case(f"slope {s}", lambda s=s: nn.Sequential(nn.LeakyReLU(s)), VECTOR) for s in (0.01, 0, 1, 1.5, -0.5, -3)),
+        Case("in place", lambda: nn.Sequential(nn.LeakyReLU(0.3, inplace=True)), IMAGE),
+        Case("function", function(F.leaky_relu), VECTOR),
+        Case("function, slope", function(lambda x: F.leaky_relu(x, -0.5)), VECTOR),
+        Case("function in place", function(lambda x: F.leaky_relu(x, negative_slope=1.5, inplace=True)), VECTOR),
+        Case("function positional", function(lambda x: F.leaky_relu(x, 0.2, True)), VECTOR),
+    ],
+    "max_pool2d": [
+        Case("module", lambda: nn.Sequential(nn.MaxPool2d(2)), IMAGE),
+        Case("overlapping", lambda: nn.Sequential(nn.MaxPool2d(3, stride=1)), IMAGE),
+        Case("uneven", lambda: nn.Sequential(nn.MaxPool2d((3, 2), stride=(1, 2), padding=(1, 0))), IMAGE),
+        Case("gaps", lambda: nn.Sequential(nn.MaxPool2d(1, stride=(2, 3))), IMAGE),
+        Case("padded", lambda: nn.Sequential(nn.MaxPool2d(3, 2, padding=1)), IMAGE),
+        Case("dilated", lambda: nn.Sequential(nn.MaxPool2d(2, stride=1, dilation=(3, 2))), IMAGE),
+        Case("ceil", lambda: nn.Sequential(nn.MaxPool2d(2, ceil_mode=True)), IMAGE),
+        Case("all", lambda: nn.Sequential(nn.MaxPool2d(3, 2, padding=1, dilation=2, ceil_mode=True)), IMAGE),
+        Case("whole image", lambda: nn.Sequential(nn.MaxPool2d((7, 6))), IMAGE),
+        Case("function", function(lambda x: F.max_pool2d(x, kernel_size=(2, 3), stride=1, ceil_mode=True)), IMAGE),
+        Case("function positional", function(lambda x: F.max_pool2d(x, 3, 2, 1, 1, True)), IMAGE),
+        Case("torch function", function(lambda x: torch.max_pool2d(x, 2, 1, 1)), IMAGE),
     ],
 }
 CASES = AFFINE | NOT_AFFINE

@@ -4,7 +4,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import AFFINE, AUGMENTED, CASES, NOT_AFFINE, listed, wrapped
-from oracles import DTYPES, Lambda, affine_extremes, assert_contains, dense_affine, points_of, random_box
+from oracles import (
+    DTYPES,
+    Lambda,
+    affine_extremes,
+    assert_contains,
+    corners_and_grid,
+    dense_affine,
+    points_of,
+    random_box,
+)
 from torch import nn
 
 from cerdeq import Box, bound
@@ -41,13 +50,48 @@ def test_affine_operators_meet_their_exact_extremes(case, scale):
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
-@pytest.mark.parametrize("case", listed(NOT_AFFINE))
+@pytest.mark.parametrize("case", listed({"relu": NOT_AFFINE["relu"]}))
 def test_relu_is_exact(case, scale):
     box = random_box(3, *case.shape, scale=scale)
     lower, upper = bound(wrapped(case), box)
     torch.testing.assert_close(lower, box.lower.clamp(min=0), rtol=1e-13, atol=1e-13 * scale)
     torch.testing.assert_close(upper, box.upper.clamp(min=0), rtol=1e-13, atol=1e-13 * scale)
     assert (lower <= box.lower.clamp(min=0)).all() and (box.upper.clamp(min=0) <= upper).all()
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("case", listed({name: NOT_AFFINE[name] for name in ("leaky_relu", "max_pool2d")}))
+def test_extremes_at_corners_and_kinks_are_exact(case, scale):
+    """Max pooling is monotone; leaky ReLU of any slope has its extremes at the ends, or at 0 where it lies inside."""
+    model = wrapped(case)
+    box = random_box(3, *case.shape, scale=scale)
+    places = box.lower, box.upper, torch.zeros_like(box.center).clamp(box.lower, box.upper)
+    with torch.no_grad():
+        values = torch.stack([model(place.clone()) for place in places])
+    lower, upper = bound(model, box)
+    torch.testing.assert_close(lower, values.amin(0), rtol=1e-13, atol=1e-13 * scale)
+    torch.testing.assert_close(upper, values.amax(0), rtol=1e-13, atol=1e-13 * scale)
+    assert (lower <= values.amin(0)).all() and (values.amax(0) <= upper).all()
+
+
+POOLS = {
+    "plain": {"kernel_size": 2},
+    "overlapping": {"kernel_size": 2, "stride": 1},
+    "padded": {"kernel_size": 3, "stride": 2, "padding": 1},
+    "dilated": {"kernel_size": 2, "stride": 1, "dilation": 2},
+    "ceil": {"kernel_size": 2, "ceil_mode": True},
+    "all": {"kernel_size": (2, 3), "stride": (2, 1), "padding": (1, 1), "dilation": (2, 1), "ceil_mode": True},
+}
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_max_pooling_of_nine_pixels_by_every_corner(name):
+    model = nn.Sequential(nn.MaxPool2d(**POOLS[name])).eval()
+    box = random_box(1, 9)
+    values = model(corners_and_grid(box, 2).view(-1, 1, 3, 3))
+    lower, upper = bound(model, Box(box.center.view(1, 1, 3, 3), box.radius.view(1, 1, 3, 3)))
+    torch.testing.assert_close(lower[0], values.amin(0), rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(upper[0], values.amax(0), rtol=1e-13, atol=1e-13)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
