@@ -1,7 +1,8 @@
 """`python -m harness.benchmark`: how fast a training step is, against plain training of the same network in one run.
 
 Plain training is torch's own forward pass, cross entropy and Adam on the same batches. An IBP step carries three
-values (clean, centre, radius) through every layer, so three times its cost is what arithmetic alone would ask.
+values (clean, centre, radius) through every layer, so three times its cost is what arithmetic alone would ask; fused
+CROWN-IBP carries one set of coefficients back as well.
 Steps of all kinds are taken in turn, so that a machine whose speed drifts slows them alike.
 """
 
@@ -9,6 +10,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -34,12 +36,12 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{where}, torch {torch.__version__}, {options.dataset}, width {options.width:g}, batch {options.batch_size}")
-    print(f"{'network':10} {'step':14} {'examples/s':>12} {'cost over plain':>16}")
+    print(f"{'network':10} {'step':26} {'examples/s':>12} {'cost over plain':>16}")
     for model in options.models:
         seconds = _measure(_steps(model, options, device), options.rounds, device)
         for name, median in seconds.items():
             print(
-                f"{model:10} {name:14} {options.batch_size / median:12.0f} {median / seconds['plain']:16.2f}",
+                f"{model:10} {name:26} {options.batch_size / median:12.0f} {median / seconds['plain']:16.2f}",
                 flush=True,
             )
 
@@ -50,19 +52,19 @@ def _steps(name: str, options: argparse.Namespace, device: torch.device) -> dict
     images = torch.randint(0, 256, (_IMAGES, *info.shape), dtype=torch.uint8, device=device)
     labels = torch.randint(0, info.classes, (_IMAGES,), device=device)
     choices = draw(_IMAGES, info.crop_padding, info.flip, 0, 1, device).batch(0, options.batch_size)
-    config = TrialConfig(
-        "benchmark", "full", options.dataset, "8/255", 0, name, "ibp", width=options.width,
-        train=TrainSettings(batch_size=options.batch_size),
-    )  # fmt: skip
 
-    def stepper() -> Stepper:
+    def stepper(method: str, **method_options: bool) -> Stepper:
+        config = TrialConfig(
+            "benchmark", "full", options.dataset, "8/255", 0, name, method, method_options=method_options,
+            width=options.width, train=TrainSettings(batch_size=options.batch_size),
+        )  # fmt: skip
         torch.manual_seed(0)
         model = build(name, options.dataset, options.width)
         initialise(model)
         model.to(device).to(memory_format=torch.channels_last).train()
         return Stepper(config, model, make_optimiser(model, device), images, labels)
 
-    plain, bounded = stepper(), stepper()
+    plain = stepper("ibp")
 
     def plain_step() -> None:
         x = augmented(images, *choices).contiguous(memory_format=torch.channels_last)
@@ -70,9 +72,16 @@ def _steps(name: str, options: argparse.Namespace, device: torch.device) -> dict
         F.cross_entropy(plain.model(x), labels[choices[0]]).backward()
         plain.optimiser.step()
 
-    steps: dict[str, Callable[[], object]] = {"plain": plain_step, "ibp eager": lambda: bounded.eager(choices)}
-    if device.type == "cuda":
-        steps["ibp captured"] = lambda: bounded(choices, 0.01, 5e-4)
+    steps: dict[str, Callable[[], object]] = {"plain": plain_step}
+    bounded = {
+        "ibp": stepper("ibp"),
+        "crown-ibp": stepper("crown-ibp"),
+        "crown-ibp unfused": stepper("crown-ibp", loss_fusion=False),
+    }
+    for title, each in bounded.items():
+        steps[f"{title} eager"] = partial(each.eager, choices, each.config.method)
+        if device.type == "cuda":
+            steps[f"{title} captured"] = partial(each, choices, 0.01, 5e-4)
     return steps
 
 

@@ -24,7 +24,7 @@ from harness.settings import (
     TrialConfig,
     parse_eps,
 )
-from harness.training.losses import METHODS
+from harness.training.losses import METHODS, check_options, method_options
 
 CPU_PROFILE = "cpu"
 
@@ -67,6 +67,7 @@ class TrialEntry(_Strict):
     model: Annotated[str, _known("network", names())]
     method: Annotated[str, _known("training method", list(METHODS))]
     options: dict[str, Any] = Field(default_factory=dict)
+    method_options: dict[str, Any] = Field(default_factory=dict)
     width: float | None = Field(None, gt=0, le=LARGEST_WIDTH)
 
 
@@ -220,7 +221,8 @@ def _expanded(path: Path, profile: str, sweep: SweepFile) -> Sweep:
     seen: list[object] = []
     for number, entry in enumerate(sweep.trials):
         problems += [f"trials.{number}.{problem}" for problem in _option_problems(entry, sweep)]
-        identity = (entry.model, entry.method, _with_defaults(entry), entry.width or sweep.width)
+        options, of_method = (_with_defaults(chosen, known) for chosen, known in _both_options(entry))
+        identity = (entry.model, options, entry.method, of_method, entry.width or sweep.width)
         if identity in seen:
             problems.append(f"trials.{number}: the same trial as trials.{seen.index(identity)}")
         seen.append(identity)
@@ -230,29 +232,47 @@ def _expanded(path: Path, profile: str, sweep: SweepFile) -> Sweep:
     return Sweep(sweep.name, profile, sweep.dataset, sweep.eps, sweep.resources, trials)
 
 
-def _with_defaults(entry: TrialEntry) -> dict[str, Any]:
-    return {**{name: option.default for name, option in options_of(entry.model).items()}, **entry.options}
+Options = dict[str, Any]
+Known = dict[str, inspect.Parameter]
+
+
+def _both_options(entry: TrialEntry) -> tuple[tuple[Options, Known], tuple[Options, Known]]:
+    """The options of the network and of the training method, each with all that it knows."""
+    return (entry.options, options_of(entry.model)), (entry.method_options, method_options(entry.method))
+
+
+def _with_defaults(chosen: Options, known: Known) -> Options:
+    return {**{name: option.default for name, option in known.items()}, **chosen}
+
+
+def _without_defaults(chosen: Options, known: Known) -> Options:
+    return {name: value for name, value in chosen.items() if value != known[name].default}
 
 
 def _option_problems(entry: TrialEntry, sweep: SweepFile) -> list[str]:
-    known = options_of(entry.model)
-    for name, value in entry.options.items():
-        if name not in known:
-            return [f"options.{name}: unknown option of {entry.model}; allowed: {', '.join(known) or 'none'}"]
-        try:
-            TypeAdapter(known[name].annotation).validate_json(json.dumps(value), strict=True)
-        except ValidationError as error:
-            return [f"options.{name}: found {value!r}: {error.errors()[0]['msg'].lower()}"]
+    owners = ("options", entry.model), ("method_options", entry.method)
+    for (key, owner), (chosen, known) in zip(owners, _both_options(entry), strict=True):
+        for name, value in chosen.items():
+            if name not in known:
+                return [f"{key}.{name}: unknown option of {owner}; allowed: {', '.join(known) or 'none'}"]
+            try:
+                TypeAdapter(known[name].annotation).validate_json(json.dumps(value), strict=True)
+            except ValidationError as error:
+                return [f"{key}.{name}: found {value!r}: {error.errors()[0]['msg'].lower()}"]
     try:
         with torch.device("meta"):
             build(entry.model, sweep.dataset, entry.width or sweep.width, **entry.options)
     except ValueError as error:
         return [f"options: {error}"]
+    try:
+        check_options(entry.method, entry.method_options)
+    except ValueError as error:
+        return [f"method_options: {error}"]
     return []
 
 
 def _trial(profile: str, sweep: SweepFile, entry: TrialEntry, seed: int) -> TrialConfig:
-    defaults = options_of(entry.model)
+    options, of_method = (_without_defaults(chosen, known) for chosen, known in _both_options(entry))
     return TrialConfig(
         sweep=sweep.name,
         profile=profile,
@@ -261,7 +281,8 @@ def _trial(profile: str, sweep: SweepFile, entry: TrialEntry, seed: int) -> Tria
         seed=seed,
         model=entry.model,
         method=entry.method,
-        options={name: value for name, value in entry.options.items() if value != defaults[name].default},
+        options=options,
+        method_options=of_method,
         width=entry.width or sweep.width,
         train_images=sweep.train_images,
         validation_images=sweep.validation_images,

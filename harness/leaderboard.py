@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 
+from cerdeq.bounds import METHODS as BOUNDS
 from harness import folder, names
 from harness.settings import FULL_PROFILE, RECIPE_VERSION, parse_eps, to_dict
 
@@ -36,11 +37,12 @@ METRICS: dict[str, tuple[str, Callable[[float], str]]] = {
     names.BOUND_WIDTH_RELATIVE: ("relative width", _digits),
     names.PARAMETERS: ("parameters", _whole),
     names.TRAIN_SECONDS: ("train seconds", _whole),
+    **{names.certified_by(method): (f"certified error by {method}", _percent) for method in BOUNDS},
     names.GAIN: ("gain", _digits),
     names.RHO_BOUND: ("rho bound", _digits),
     names.ITERATIONS: ("iterations", _digits),
     names.STANDARD_ERROR_W0: ("standard error, W = 0", _percent),
-    names.CERTIFIED_ERROR_W0: ("certified error, W = 0", _percent),
+    names.CERTIFIED_ERROR_W0: ("certified error by ibp, W = 0", _percent),
 }
 MAIN = list(METRICS)[:7]
 
@@ -166,7 +168,8 @@ def _trial(path: Path) -> dict[str, Any]:
         version = {"recipe_version": read.recipe_version, "fingerprint": read.fingerprint}
         trial["seed"] = config.pop("seed")
         trial["row"] = json.dumps([config, version], sort_keys=True)
-        trial["options"] = " ".join(f"{name}={value}" for name, value in sorted(config.pop("options").items()))
+        options = config.pop("options") | config.pop("method_options")
+        trial["options"] = " ".join(f"{name}={value}" for name, value in sorted(options.items()))
         settings = pd.json_normalize(config).to_dict("records")[0] | version
         trial |= {name: str(value) if isinstance(value, list) else value for name, value in settings.items()}
         return trial | _outcome(path, read.key, read.config.train.epochs)

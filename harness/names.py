@@ -47,6 +47,11 @@ def margin_column(stage: str) -> str:
     return f"margin_{stage}"
 
 
+def certified_by(method: str) -> str:
+    """Metric name of the certified error that the verifier's stages up to `method` leave."""
+    return f"{CERTIFIED_ERROR}/{method}"
+
+
 def layer_width(layer: str, prefix: str = "") -> str:
     """Metric name of the mean bound width of one pre-activation, `prefix` being 'train/' or empty."""
     return f"{prefix}{BOUND_WIDTH}/{layer}"

@@ -13,7 +13,9 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Any, ClassVar
 
-RECIPE_VERSION = 1
+from cerdeq.bounds import METHODS
+
+RECIPE_VERSION = 2
 """Raised whenever training or evaluation changes its numbers (tests/harness/test_golden.py fails when it must be)."""
 
 
@@ -97,16 +99,25 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How a trained network is judged. `test_images` None takes all of them; otherwise the first so many."""
+    """How a trained network is judged.
+
+    `methods`: the verifier's stages, of cerdeq.bounds.METHODS, ibp first; each tries what those before it left open.
+    `test_images` None takes all of them; otherwise the first so many.
+    """
 
     __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
 
+    methods: tuple[str, ...] = ("ibp", "crown-ibp", "alpha-crown")
     test_images: int | None = None
     batch_size: int = 500
     attack_steps: int = 40
     attack_restarts: int = 3
 
     def __post_init__(self) -> None:
+        rising = [method for method in METHODS if method in self.methods] == list(self.methods)
+        _check(
+            "methods", list(self.methods), rising and "ibp" in self.methods, f"ibp, then of these in order: {METHODS}"
+        )
         images = self.test_images
         _check("test_images", images, images is None or images >= 1, "an integer of at least 1, or null for all")
         _check("batch_size", self.batch_size, self.batch_size >= 1, "an integer of at least 1")
@@ -118,9 +129,9 @@ class EvaluationSettings:
 class TrialConfig:
     """Everything that decides one trial's numbers, but for the data and the code.
 
-    `eps` stays text so that it stays exact. `options` hold what differs from the network's defaults. `train_images`
-    None takes all. `validation_images` above 0 holds out that many training images and evaluates on them instead of the
-    test split.
+    `eps` stays text so that it stays exact. `options` and `method_options` hold what differs from the network's and the
+    training method's defaults. `train_images` None takes all. `validation_images` above 0 holds out that many training
+    images and evaluates on them instead of the test split.
     """
 
     sweep: str
@@ -131,6 +142,7 @@ class TrialConfig:
     model: str
     method: str
     options: dict[str, Any] = field(default_factory=dict)
+    method_options: dict[str, Any] = field(default_factory=dict)
     width: float = 1.0
     train_images: int | None = None
     validation_images: int = 0
@@ -149,8 +161,8 @@ class TrialConfig:
 
     @property
     def label(self) -> str:
-        """A short human name: model, method, options, seed."""
-        options = "".join(f" {name}={value}" for name, value in self.options.items())
+        """A short human name: model, method, options of both, seed."""
+        options = "".join(f" {name}={value}" for name, value in (self.options | self.method_options).items())
         return f"{self.model} {self.method}{options} seed {self.seed}"
 
 
@@ -161,12 +173,12 @@ def to_dict(config: TrialConfig) -> dict[str, Any]:
 
 def from_dict(data: dict[str, Any]) -> TrialConfig:
     """The config that `to_dict` wrote. Raises SettingError or TypeError where keys or values do not fit."""
-    train = data["train"]
+    train, evaluation = data["train"], data["evaluation"]
     return TrialConfig(
         **{
             **data,
             "train": TrainSettings(**{**train, "decay_epochs": tuple(train["decay_epochs"])}),
-            "evaluation": EvaluationSettings(**data["evaluation"]),
+            "evaluation": EvaluationSettings(**{**evaluation, "methods": tuple(evaluation["methods"])}),
         }
     )
 

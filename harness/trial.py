@@ -15,7 +15,7 @@ from harness import folder, names
 from harness.data import DataError, load
 from harness.settings import RECIPE_VERSION, SettingError
 from harness.training import run_trial
-from harness.training.losses import METHODS
+from harness.training.losses import METHODS, check_options
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -71,8 +71,9 @@ def _read(path: Path) -> folder.Trial:
     try:
         with torch.device("meta"):
             build(config.model, config.dataset, config.width, **config.options)
+        check_options(config.method, config.method_options)
     except (TypeError, ValueError) as error:
-        raise SettingError(f"{path}: model", config.model, f"what this code has: {error}") from None
+        raise SettingError(f"{path}: config", config.label, f"what this code has: {error}") from None
     return trial
 
 

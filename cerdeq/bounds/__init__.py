@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from cerdeq.bounds.forward import propagate
+from cerdeq.bounds.backward import linear_lower_bound
+from cerdeq.bounds.forward import output_of, propagate, values_of
 from cerdeq.bounds.graph import Program, Reference, Step, trace
 from cerdeq.bounds.interval import Context, Interval
 from cerdeq.bounds.linear import Backward, Pulled, affine
@@ -24,11 +25,14 @@ __all__ = [
     "UnsupportedOperator",
     "affine",
     "bound",
+    "linear_lower_bound",
     "lower_bounds",
     "margin_spec",
+    "output_of",
     "propagate",
     "register",
     "trace",
+    "values_of",
 ]
 
 

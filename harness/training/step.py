@@ -1,5 +1,6 @@
 """One optimiser step, a function of tensors only; on CUDA compiled and captured in one CUDA graph."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from baselines import DATASETS
 from cerdeq.bounds import trace
 from harness.settings import TrialConfig, parse_eps
 from harness.training.augment import augmented
-from harness.training.losses import METHODS
+from harness.training.losses import METHODS, Batch, method_at
 from harness.training.regularisers import balance, tightness
 
 
@@ -19,6 +20,9 @@ class Controls:
 
     eps: Tensor
     learning_rate: Tensor
+
+
+Loss = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Stepper:
@@ -35,27 +39,36 @@ class Stepper:
         images: Tensor,
         labels: Tensor,
     ):
-        self.model, self.optimiser, self.images, self.labels = model, optimiser, images, labels
-        self.clip_norm = config.train.clip_norm
-        on_cuda = images.device.type == "cuda"
+        self.config, self.model, self.optimiser, self.images, self.labels = config, model, optimiser, images, labels
+        self.target = float(parse_eps(config.eps))
         self.controls = Controls(*(torch.zeros((), device=images.device) for _ in range(2)))
-        loss = _loss_function(config, model)
-        self.loss = torch.compile(loss, fullgraph=True, dynamic=False) if on_cuda else loss
-        self.graph = _Graph(self, config.train.batch_size) if on_cuda else None
+        on_cuda = images.device.type == "cuda"
+        methods = {config.method, method_at(config.method, config.method_options, progress=1.0)}
+        losses = {method: _loss_function(config, method, model) for method in methods}
+        if on_cuda:
+            losses = {method: torch.compile(loss, fullgraph=True, dynamic=False) for method, loss in losses.items()}
+        self.losses: dict[str, Loss] = losses
+        self.graphs: dict[str, _Graph] | None = {} if on_cuda else None
 
     def __call__(self, choices: tuple[Tensor, ...], eps: float, learning_rate: float) -> Tensor:
         """One step on the chosen examples (index, flip, down, across, each [B])."""
         self.controls.eps.fill_(eps)
         self.controls.learning_rate.fill_(learning_rate)
-        return self.eager(choices) if self.graph is None else self.graph(choices)
+        method = method_at(self.config.method, self.config.method_options, eps / self.target)
+        if self.graphs is None:
+            return self.eager(choices, method)
+        if method not in self.graphs:
+            self.graphs[method] = _Graph(self, method, len(choices[0]))
+            self.controls.eps.fill_(eps)
+        return self.graphs[method](choices)
 
-    def eager(self, choices: tuple[Tensor, ...]) -> Tensor:
-        """Augment, bound, differentiate, clip, update."""
+    def eager(self, choices: tuple[Tensor, ...], method: str) -> Tensor:
+        """Augment, bound, differentiate, clip, update, by one method's loss."""
         x = augmented(self.images, *choices).contiguous(memory_format=torch.channels_last)
-        loss, report = self.loss(x, self.labels[choices[0]], self.controls.eps)
+        loss, report = self.losses[method](x, self.labels[choices[0]], self.controls.eps)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
         for group in self.optimiser.param_groups:
             group["lr"] = self.controls.learning_rate
         self.optimiser.step()
@@ -69,18 +82,20 @@ def make_optimiser(model: nn.Module, device: torch.device) -> torch.optim.Adam:
     return torch.optim.Adam(model.parameters(), lr=rate, fused=True, capturable=on_cuda)
 
 
-def _loss_function(config: TrialConfig, model: nn.Sequential):
-    """(x, labels, eps) -> loss, and [loss, clean correct, certified correct]."""
-    program, info = trace(model), DATASETS[config.dataset]
-    method = METHODS[config.method]
+def _loss_function(config: TrialConfig, name: str, model: nn.Sequential) -> Loss:
+    """(x, labels, eps) -> loss, and [loss, clean correct, certified correct], by the method `name`."""
+    method, info = METHODS[name], DATASETS[config.dataset]
+    options = config.method_options if name == config.method else {}
+    program = trace(model, linear=method.linear)
     std = torch.tensor(info.std, device=next(model.parameters()).device).view(-1, 1, 1)
     target = float(parse_eps(config.eps))
     weight = config.train.regularisation
 
     def loss_and_report(x: Tensor, labels: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-        losses = method(program, x, labels, info.classes, eps)
+        progress = eps / target
+        losses = method.loss(program, Batch(x, labels, info.classes, eps, progress), **options)
         regulariser = tightness(losses.input_radius / std, losses.preactivations) + balance(losses.preactivations)
-        loss = losses.robust + weight * (1 - eps / target) * regulariser
+        loss = losses.robust + weight * (1 - progress) * regulariser
         clean = (losses.clean > 0).all(1).sum()
         certified = (losses.lower > 0).all(1).sum()
         return loss, torch.stack([loss.detach(), clean.to(loss), certified.to(loss)])
@@ -91,7 +106,7 @@ def _loss_function(config: TrialConfig, model: nn.Sequential):
 class _Graph:
     """The whole step as one CUDA graph on fixed buffers. Warming up leaves model and optimiser as they were."""
 
-    def __init__(self, stepper: Stepper, batch: int):
+    def __init__(self, stepper: Stepper, method: str, batch: int):
         device = stepper.images.device
         self.choices = (
             torch.zeros(batch, dtype=torch.long, device=device),
@@ -107,12 +122,12 @@ class _Graph:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(3):
-                stepper.eager(self.choices)
+                stepper.eager(self.choices, method)
         torch.cuda.current_stream().wait_stream(stream)
         stepper.optimiser.zero_grad(set_to_none=True)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
-            self.report = stepper.eager(self.choices)
+            self.report = stepper.eager(self.choices, method)
         with torch.no_grad():
             for tensor, value in zip(state, kept, strict=True):
                 tensor.copy_(value)

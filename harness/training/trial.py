@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -82,7 +83,7 @@ def _run(
     judgement = judge(model, images, labels, config)
     folder.write_atomically(directory / folder.VERDICTS, judgement.verdicts.to_parquet)
     metrics = {
-        **_rates(judgement),
+        **_rates(judgement, config.evaluation.methods),
         **{names.layer_width(layer): width for layer, width in judgement.layers.items()},
         **gain,
         **recurrence_report(model, images, labels, config),
@@ -96,19 +97,29 @@ def _run(
     )
 
 
-def _rates(judgement: Judgement) -> dict[str, float]:
+def _rates(judgement: Judgement, methods: tuple[str, ...]) -> dict[str, float]:
     verdict = judgement.verdicts[names.VERDICT]
     width = float(judgement.verdicts[names.WIDTH].mean())
     rates = {
         names.STANDARD_ERROR: 100 * float((verdict == MISCLASSIFIED).mean()),
         names.ATTACK_ERROR: 100 * float(verdict.isin([MISCLASSIFIED, FALSIFIED]).mean()),
         names.CERTIFIED_ERROR: 100 * float((verdict != CERTIFIED).mean()),
+        **_rates_by_stage(judgement.verdicts, methods),
         names.BOUND_WIDTH: width,
         names.BOUND_WIDTH_RELATIVE: width / judgement.clean_spread if judgement.clean_spread else math.inf,
     }
     if not rates[names.STANDARD_ERROR] <= rates[names.ATTACK_ERROR] <= rates[names.CERTIFIED_ERROR]:
         raise AssertionError(f"errors out of order: {rates}")
     return rates
+
+
+def _rates_by_stage(verdicts: pd.DataFrame, methods: tuple[str, ...]) -> dict[str, float]:
+    """The certified error that each stage and those before it leave."""
+    certified = verdicts[names.VERDICT] == CERTIFIED
+    return {
+        names.certified_by(method): 100 * float((~(certified & verdicts[names.STAGE].isin(methods[:number]))).mean())
+        for number, method in enumerate(methods, start=1)
+    }
 
 
 def _warnings(judgement: Judgement, metrics: dict[str, float | None]) -> list[str]:
