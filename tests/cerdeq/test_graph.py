@@ -187,3 +187,41 @@ def test_an_identity_model():
     values = torch.einsum("bkn,sbn->sbk", spec, points_of(box, 100))
     assert_contains(lower, upper, values)
     assert (bound(model, box)[0] <= box.lower).all() and (box.upper <= bound(model, box)[1]).all()
+
+
+SHAPE_QUERIES = {
+    "size": lambda x: x.view(x.size(0), -1),
+    "size from the end": lambda x: x.reshape(x.size(-3), x.size(-2) * x.size(-1)),
+    "shape": lambda x: torch.reshape(x, (x.shape[0], x.shape[1] * x.shape[2])),
+    "size, then index": lambda x: x.view(x.size()[0], -1),
+    "slice": lambda x: torch.reshape(x, x.shape[:1] + (12,)),  # noqa: RUF005
+    "dim": lambda x: torch.flatten(x, x.dim() - 2),
+    "ndim": lambda x: x.flatten(x.ndim - 2),
+    "constant of the batch": lambda x: x.flatten(1) + torch.ones(12).to(x.dtype).view(1, x.size(1) * 4),
+    "scale": lambda x: x.flatten(1) * x.size(1) / x.shape[2],
+    "dimension of concatenation": lambda x: torch.cat([x, -x], x.dim() - 1),
+    "of a value on the way": lambda x: (2 * x).view((x + 1).size(0), -1),
+}
+
+
+@pytest.mark.parametrize("name", SHAPE_QUERIES)
+def test_shapes_are_asked_when_the_program_runs(name):
+    """A program is traced once and run on batches of any size."""
+    model = Lambda(lambda module, x: SHAPE_QUERIES[name](x)).eval()
+    program = trace(model)
+    for batch in (1, 2, 5):
+        box = random_box(batch, 3, 4)
+        result = propagate(program, Interval(box.center, box.radius), Context(sound=True)).box
+        assert_contains(result.lower, result.upper, torch.stack([model(x) for x in points_of(box, 32)]))
+
+
+def test_shapes_may_be_unpacked():
+    class Unpacked(nn.Module):
+        def forward(self, x):
+            batch, channels, height, width = x.shape
+            return x.view(batch, channels, height * width)
+
+    model, box = Unpacked().eval(), random_box(2, 3, 2, 2)
+    lower, upper = bound(model, box)
+    assert lower.shape == (2, 3, 4)
+    assert_contains(lower, upper, torch.stack([model(x) for x in points_of(box, 20)]))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from cases import Residual, mlp
 from oracles import assert_contains, corners_and_grid, points_of, random_box
 from torch import nn
@@ -49,6 +50,30 @@ def test_a_network_of_three_pixels_by_exhaustion(radius):
             nn.Linear(4, 3),
         )
         check_by_grid(model, box, steps=11, shape=(1, 1, 3))
+
+
+class Branches(nn.Module):
+    """Max pooling, leaky ReLUs and functional dropout, concatenated and viewed as a vector."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(1, 3, (1, 2)), nn.Conv2d(1, 2, (1, 3), padding=(0, 1))
+        self.leaky, self.pool = nn.LeakyReLU(-0.4), nn.MaxPool2d((1, 2), stride=1)
+        self.head = nn.Linear(10, 3)
+
+    def forward(self, x):
+        a = self.leaky(self.one(x))
+        b = self.pool(F.leaky_relu(self.two(-x), 0.2))
+        c = F.dropout(torch.cat([a, b], 1), 0.5, self.training)
+        return self.head(c.view(x.size(0), -1))
+
+
+@pytest.mark.parametrize("radius", [1e-3, 0.1, 1.0, 100.0])
+def test_a_network_of_branches_by_exhaustion(radius):
+    for seed in range(3):
+        torch.manual_seed(seed)
+        box = Box(torch.randn(1, 3, dtype=torch.float64), torch.full((1, 3), radius, dtype=torch.float64))
+        check_by_grid(Branches(), box, steps=11, shape=(1, 1, 3))
 
 
 def test_a_monotone_network_is_bounded_exactly():

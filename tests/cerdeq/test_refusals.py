@@ -42,7 +42,21 @@ def test_an_unsupported_module_names_its_class_and_place():
 UNSUPPORTED = {
     "function": lambda x: torch.exp(x),
     "method": lambda x: x.exp(),
-    "max pool": lambda x: F.max_pool2d(x, 1),
+    "max pool of one dimension": lambda x: F.max_pool1d(x, 1),
+    "max pool with indices": lambda x: F.max_pool2d(x, 1, return_indices=True)[0],
+    "adaptive max pool": lambda x: F.adaptive_max_pool2d(x, 1),
+    "concatenation of data and a product": lambda x: torch.cat([x, x * x], 1),
+    "stack": lambda x: torch.stack([x, x]),
+    "concatenation into a given tensor": lambda x: torch.cat([x, x], 1, out=torch.empty(2, 8)),
+    "slope from data": lambda x: F.leaky_relu(x, x),
+    "negative slope of each channel": lambda x: F.prelu(x, torch.ones(1)),
+    "random slope": lambda x: F.rrelu(x, training=False),
+    "shape from data": lambda x: x.view_as(x),
+    "count": lambda x: x * x.numel(),
+    "new constant": lambda x: x + x.new_zeros(4),
+    "dropout of every channel": lambda x: F.dropout2d(x),
+    "dropout that may be on": lambda x: F.dropout(x, 0.5, True),
+    "alpha dropout": lambda x: F.alpha_dropout(x),
     "indexing": lambda x: x[:, 0],
     "product": lambda x: x * F.relu(x),
     "product of one": lambda x: torch.mul(x, x),
@@ -63,7 +77,9 @@ def test_what_has_no_rule_is_refused_by_tracing(name):
         trace(Lambda(lambda module, x: UNSUPPORTED[name](x)).eval())
 
 
-def test_nothing_is_computed_before_a_refusal(own_operators):
+@pytest.fixture
+def seen(own_operators):
+    """A module that does nothing, and the list of what its rule was run on."""
     ran = []
 
     def rule(ctx, x):
@@ -75,8 +91,89 @@ def test_nothing_is_computed_before_a_refusal(own_operators):
             return x
 
     register(Operator("seen", rule, (), {Seen: lambda module: {}}))
+    return Seen(), ran
+
+
+def test_nothing_is_computed_before_a_refusal(seen):
+    first, ran = seen
     with pytest.raises(UnsupportedOperator):
-        bound(nn.Sequential(Seen(), nn.Tanh()).eval(), random_box(1, 4))
+        bound(nn.Sequential(first, nn.Tanh()).eval(), random_box(1, 4))
+    assert not ran
+
+
+@pytest.mark.parametrize("method", ["crown-ibp", "crown", "alpha-crown"])
+def test_an_operator_without_a_backward_rule_is_refused_by_linear_bounds_alone(seen, method):
+    first, ran = seen
+    model = nn.Sequential(nn.Linear(4, 4), first).eval()
+    with pytest.raises(UnsupportedOperator, match=r"seen at node '1'.*ibp alone"):
+        bound(model, random_box(1, 4, dtype=torch.float32), method=method)
+    assert not ran
+    bound(model, random_box(1, 4, dtype=torch.float32))
+    assert ran
+
+
+class Calls(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x)  # the user's line
+
+
+class DropoutOn(nn.Module):
+    def forward(self, x):
+        return F.dropout(x, 0.5)  # the user's line
+
+
+class DropoutOfChannelsOn(nn.Module):
+    def forward(self, x):
+        return F.dropout2d(x, training=True)  # the user's line
+
+
+class PoolWithIndices(nn.Module):
+    def forward(self, x):
+        values, _ = F.max_pool2d(x, 2, return_indices=True)  # the user's line
+        return values
+
+
+class PositionalPoolWithIndices(nn.Module):
+    def forward(self, x):
+        return torch.cat(F.max_pool2d(x, 2, 2, 0, 1, False, True)[:1], 1)  # the user's line
+
+
+class IntoGiven(nn.Module):
+    def forward(self, x):
+        return torch.cat([x, x], 1, out=torch.empty(2, 8, 3, 3))  # the user's line
+
+
+REFUSED_ARGUMENTS = {
+    "dropout": (DropoutOn, "dropout"),
+    "dropout of channels": (DropoutOfChannelsOn, "dropout2d"),
+    "dropout module in training": (lambda: Calls(nn.Dropout().train()), "1.layer"),
+    "dropout of channels in training": (lambda: Calls(nn.Dropout2d().train()), "1.layer"),
+    "pool with indices": (PoolWithIndices, "max_pool2d_with_indices"),
+    "positional": (PositionalPoolWithIndices, "max_pool2d_with_indices"),
+    "pool module with indices": (lambda: Calls(nn.MaxPool2d(2, return_indices=True)), "1.layer"),
+    "given tensor": (IntoGiven, "cat"),
+    "circular": (lambda: Calls(nn.Conv2d(4, 2, 3, padding=1, padding_mode="circular")), "1.layer"),
+    "reflect": (lambda: Calls(nn.Conv2d(4, 2, 3, padding=1, padding_mode="reflect")), "1.layer"),
+    "replicate": (lambda: Calls(nn.Conv2d(4, 2, 3, padding=1, padding_mode="replicate")), "1.layer"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_ARGUMENTS)
+def test_refused_arguments_name_node_and_line_before_anything_is_computed(name, seen):
+    make, node = REFUSED_ARGUMENTS[name]
+    first, ran = seen
+    model, box = nn.Sequential(first, make()), random_box(2, 4, 3, 3, dtype=torch.float32)
+    with pytest.raises(UnsupportedOperator) as error:
+        trace(model)
+    message = str(error.value)
+    assert f"'{node}'" in message and "test_refusals.py" in message and "the user's line" in message, message
+    if "in training" not in name:  # which `bound` refuses for that alone
+        with pytest.raises(UnsupportedOperator):
+            bound(model.eval(), box)
     assert not ran
 
 

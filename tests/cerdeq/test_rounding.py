@@ -105,6 +105,47 @@ def test_pooling_contains_the_exact_rational_interval(dtype):
         assert Exact.of(box).affine(ninth).inside(*bound(nn.Sequential(pool).eval(), box))
 
 
+def exact_leaky_relu(values: Exact, slope: float) -> Exact:
+    """The range of p or slope * p over each interval, from its ends and 0."""
+    ends = []
+    for low, high in zip(values.low, values.high, strict=True):
+        places = [low, high] + [Fraction(0)] * (low < 0 < high)
+        ends.append([p if p > 0 else Fraction(slope) * p for p in places])
+    return Exact([min(v) for v in ends], [max(v) for v in ends])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("slope", [0.01, 0, 1, 1.5, -0.5, 1e-3, 0.1, -1e4])
+def test_leaky_relu_contains_the_exact_rational_interval(slope, size, dtype):
+    model, box = nn.Sequential(nn.LeakyReLU(slope)).eval(), random_box(1, 200, scale=size, dtype=dtype)
+    exact = exact_leaky_relu(Exact.of(box), slope)
+    assert encloses(rule_image(model, box), exact) and exact.inside(*bound(model, box))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_max_pooling_contains_the_exact_rational_interval(size, dtype):
+    model, box = nn.Sequential(nn.MaxPool2d(2, stride=1)).eval(), random_box(1, 1, 6, 6, scale=size, dtype=dtype)
+    pixels = Exact.of(box)
+    windows = [[6 * (i + a) + j + b for a in (0, 1) for b in (0, 1)] for i in range(5) for j in range(5)]
+    exact = Exact([max(pixels.low[n] for n in w) for w in windows], [max(pixels.high[n] for n in w) for w in windows])
+    assert encloses(rule_image(model, box), exact) and exact.inside(*bound(model, box))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+def test_what_only_moves_values_contains_the_exact_rational_interval(size, dtype):
+    """Also where a constant beside them is of another precision."""
+    third = torch.full((1, 1), size / 3, dtype=torch.float64)
+    model = Lambda(lambda module, x: torch.cat([-x, third, x.view(1, 5, 2).reshape(x.shape[0], -1)], 1)).eval()
+    box = random_box(1, 10, scale=size, dtype=dtype)
+    low, high = Exact.of(box).low, Exact.of(box).high
+    constant = [Fraction(third.item())]
+    exact = Exact([-v for v in high] + constant + low, [-v for v in low] + constant + high)
+    assert encloses(rule_image(model, box), exact) and exact.inside(*bound(model, box))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("seed", range(4))
 def test_convolution_contains_the_exact_rational_interval(seed, dtype):
@@ -212,6 +253,18 @@ def test_overflow_is_never_a_bound():
         lower, upper = bound(model, Box(torch.tensor([[1e20]]), torch.tensor([[1.0]])))
         exact = 1e20 * float(weights[0]) * float(weights[1])
         assert not lower.item() > exact and not upper.item() < exact
+
+
+@pytest.mark.parametrize("weight", [1e30, -1e30])
+@pytest.mark.parametrize("last", [nn.LeakyReLU(0.5), nn.LeakyReLU(-0.5), nn.LeakyReLU(0), nn.MaxPool2d(2)], ids=str)
+def test_overflow_before_an_activation_is_never_a_bound(last, weight):
+    model = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), last).eval()
+    nn.init.constant_(model[0].weight, weight)
+    points = torch.tensor([[[[1e20, -1e20], [0.0, 1.0]]], [[[-1e20, -1e20], [-1e20, -1e20]]]])
+    lower, upper = bound(model, Box(points, torch.ones_like(points)))
+    with torch.no_grad():
+        exact = model.double()(points.double())
+    assert not (lower.double() > exact).any() and not (upper.double() < exact).any()
 
 
 @pytest.mark.parametrize("layer", ["linear", "conv"])

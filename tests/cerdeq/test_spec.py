@@ -76,6 +76,11 @@ ENDINGS = {
     "dropout": lambda: nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3), nn.Dropout()),
     "convolution": lambda: nn.Sequential(nn.Conv2d(2, 4, 1), nn.Flatten()),
     "function": function(lambda x, w, b: F.linear(F.relu(x), w, b), w=(3, 2), b=(3,)),
+    "leaky relu": lambda: nn.Sequential(nn.Linear(2, 4), nn.LeakyReLU(-0.5)),
+    "concatenation": function(lambda x, w: torch.cat([F.linear(x, w), x], 1), w=(2, 2)),
+    "view": function(lambda x, w: F.linear(x.view(x.size(0), 2, 1), w).view(x.size(0), -1), w=(2, 1)),
+    "dropout function": function(lambda x, w: F.dropout(F.linear(x, w), training=False), w=(3, 2)),
+    "negation": function(lambda x, w: -F.linear(x, w), w=(3, 2)),
 }
 
 
