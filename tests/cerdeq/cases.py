@@ -277,11 +277,11 @@ class Residual(nn.Module):
         return torch.flatten(F.relu(e + d.relu() / 3 + 1) + self.second(a), 1)
 
 
-def sound_or_refused(model, box):
+def sound_or_refused(model, box, method="ibp"):
     """Bounds that contain what the module computes, or a refusal by the rule table or by torch.fx."""
     model = model.double().eval()
     try:
-        lower, upper = bound(model, box)
+        lower, upper = bound(model, box, method)
     except (UnsupportedOperator, torch.fx.proxy.TraceError):
         return
     with torch.no_grad():

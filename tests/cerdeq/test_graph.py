@@ -192,6 +192,7 @@ def test_an_identity_model():
 SHAPE_QUERIES = {
     "size": lambda x: x.view(x.size(0), -1),
     "size from the end": lambda x: x.reshape(x.size(-3), x.size(-2) * x.size(-1)),
+    "size by name": lambda x: x.view(x.size(dim=0), -1),
     "shape": lambda x: torch.reshape(x, (x.shape[0], x.shape[1] * x.shape[2])),
     "size, then index": lambda x: x.view(x.size()[0], -1),
     "slice": lambda x: torch.reshape(x, x.shape[:1] + (12,)),  # noqa: RUF005

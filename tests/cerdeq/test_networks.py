@@ -4,11 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import Residual, mlp
-from oracles import assert_contains, corners_and_grid, points_of, random_box
+from oracles import affine_extremes, assert_contains, corners_and_grid, dense_affine, points_of, random_box
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 from cerdeq import Box, LinfBall, bound, margin_spec
+from cerdeq.bounds import METHODS
 
 
 def check_by_grid(model, box, steps, shape=None):
@@ -74,6 +75,16 @@ def test_a_network_of_branches_by_exhaustion(radius):
         torch.manual_seed(seed)
         box = Box(torch.randn(1, 3, dtype=torch.float64), torch.full((1, 3), radius, dtype=torch.float64))
         check_by_grid(Branches(), box, steps=11, shape=(1, 1, 3))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_affine_network_is_bounded_exactly(method):
+    model, box = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).double().eval(), random_box(2, 3)
+    exact = affine_extremes(*dense_affine(model, (3,)), box)
+    found = bound(model, box, method)
+    loose = method == "ibp"
+    assert (found[0] <= exact[0] + 1e-12).all() and (exact[1] - 1e-12 <= found[1]).all()
+    assert loose or torch.allclose(torch.stack(found), torch.stack(exact), rtol=1e-9, atol=1e-9)
 
 
 def test_a_monotone_network_is_bounded_exactly():

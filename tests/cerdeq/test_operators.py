@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import AFFINE, AUGMENTED, CASES, NOT_AFFINE, listed, wrapped
+from cases import AFFINE, AUGMENTED, CASES, NOT_AFFINE, Case, function, listed, sound_or_refused, wrapped
 from oracles import (
     DTYPES,
     Lambda,
@@ -17,7 +17,7 @@ from oracles import (
 from torch import nn
 
 from cerdeq import Box, bound
-from cerdeq.bounds import Context, Interval, Operator, propagate, register, trace
+from cerdeq.bounds import METHODS, Context, Interval, Operator, propagate, register, trace
 from cerdeq.bounds.operators import TABLE
 
 
@@ -72,6 +72,26 @@ def test_extremes_at_corners_and_kinks_are_exact(case, scale):
     torch.testing.assert_close(lower, values.amin(0), rtol=1e-13, atol=1e-13 * scale)
     torch.testing.assert_close(upper, values.amax(0), rtol=1e-13, atol=1e-13 * scale)
     assert (lower <= values.amin(0)).all() and (values.amax(0) <= upper).all()
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [lambda x, c: x + c, lambda x, c: c - x, lambda x, c: x * c, lambda x, c: x / c],
+    ids=["add", "subtract", "multiply", "divide"],
+)
+def test_constants_that_broadcast_the_value(forward):
+    """[B, 3, 1] and [3, 4] give [B, 3, 4]."""
+    model, box = wrapped(Case("", function(forward, c=(3, 4)), (3, 1))), random_box(2, 3, 1)
+    lower, upper = affine_extremes(*dense_affine(model, (3, 1)), box)
+    found = bound(model, box)
+    torch.testing.assert_close(found, (lower.view(2, 3, 4), upper.view(2, 3, 4)), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("pool", [F.avg_pool2d, F.max_pool2d], ids=["average", "max"])
+def test_a_window_of_one_number_in_a_tuple(pool, method):
+    """As torch allows."""
+    sound_or_refused(Lambda(lambda module, x: F.relu(pool(x, (2,)))), random_box(2, 2, 4, 4), method)
 
 
 POOLS = {

@@ -3,13 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import mlp
+from cases import mlp, sound_or_refused
 from oracles import Lambda, random_box
 from torch import nn
 from torch.nn.utils import parametrizations
 
 from cerdeq import bound
-from cerdeq.bounds import Operator, UnsupportedOperator, register, trace
+from cerdeq.bounds import METHODS, Operator, UnsupportedOperator, register, trace
 
 
 def user_model():
@@ -33,6 +33,18 @@ def test_an_unsupported_operator_names_node_and_line():
     assert "test_refusals.py" in message and "the user's line" in message, message
 
 
+def test_an_unsupported_operator_in_a_method_of_the_user_names_the_line():
+    class Parts(nn.Module):
+        def forward(self, x):
+            return self.head(x)
+
+        def head(self, x):
+            return torch.sigmoid(x)  # the user's line
+
+    with pytest.raises(UnsupportedOperator, match=r"test_refusals.py.*the user's line"):
+        trace(Parts().eval())
+
+
 def test_an_unsupported_module_names_its_class_and_place():
     with pytest.raises(UnsupportedOperator, match=r"Sigmoid.*'1'") as error:
         bound(nn.Sequential(nn.Linear(4, 4), nn.Sigmoid()).eval(), random_box(2, 4, dtype=torch.float32))
@@ -53,6 +65,7 @@ UNSUPPORTED = {
     "random slope": lambda x: F.rrelu(x, training=False),
     "shape from data": lambda x: x.view_as(x),
     "count": lambda x: x * x.numel(),
+    "view of another type": lambda x: x.view(torch.int64),
     "new constant": lambda x: x + x.new_zeros(4),
     "dropout of every channel": lambda x: F.dropout2d(x),
     "dropout that may be on": lambda x: F.dropout(x, 0.5, True),
@@ -252,3 +265,19 @@ def test_a_parametrisation_in_training_mode_is_refused():
     layer.parametrizations.train()
     with pytest.raises(ValueError, match=r"eval|training"):
         bound(model, random_box(2, 4, dtype=torch.float32))
+
+
+MIXED = {
+    "product with a constant of more dimensions": lambda x: F.relu(x * torch.tensor([[[-1.0]], [[2.0]]])),
+    "quotient by a constant of more dimensions": lambda x: F.relu(x / torch.tensor([[[-1.0]], [[2.0]]])),
+    "sum of values of different dimensions": lambda x: F.relu(x.view(x.size(0), 1, 4) + x),
+    "concatenation of batches": lambda x: F.relu(torch.cat([x, -x])),
+    "the batch as one vector": lambda x: F.relu(x.reshape(1, -1)),
+    "more examples": lambda x: F.relu(x.reshape(-1, 2)),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", MIXED)
+def test_values_that_mix_the_examples_of_a_batch(name, method):
+    sound_or_refused(Lambda(lambda module, x: MIXED[name](x)), random_box(2, 4), method)

@@ -97,6 +97,37 @@ def test_constants_that_no_float_holds_are_counted(name, dtype):
     assert expected.inside(*bound(Lambda(lambda module, x: CONSTANTS[name](x)).eval(), box))
 
 
+UNDERFLOWING = {
+    "multiply": (lambda x: x * 1e-50, Fraction(1e-50)),
+    "multiply, subnormal": (lambda x: x * 1e-44, Fraction(1e-44)),
+    "divide": (lambda x: x / 1e50, 1 / Fraction(1e50)),
+    "divide, subnormal": (lambda x: x / 1e-44, 1 / Fraction(1e-44)),
+    "alpha": (lambda x: torch.add(torch.zeros(1), x, alpha=1e-50), Fraction(1e-50)),
+    "leaky relu": (lambda x: F.leaky_relu(-x, 1e-50), -Fraction(1e-50)),
+    "leaky relu, subnormal": (lambda x: F.leaky_relu(-x, 1e-44), -Fraction(1e-44)),
+}
+
+
+@pytest.mark.parametrize("name", UNDERFLOWING)
+def test_constants_below_the_precision_are_counted(name):
+    """float32 rounds 1e-50 to 0 and 1e-44 to 9.8e-45, and a large value makes that visible."""
+    function, factor = UNDERFLOWING[name]
+    box = Box(torch.tensor([[1e30, 3e-7]]), torch.zeros(1, 2))
+    if "divide, sub" in name:
+        box = Box(1e-38 * box.center, box.radius)
+    values = [factor * value for value in fractions(box.center[0])]
+    lower, upper = bound(Lambda(lambda module, x: function(x)).eval(), box)
+    assert Exact(values, values).inside(lower, upper)
+
+
+def test_a_constant_of_a_concatenation_that_underflows_is_counted():
+    constant = torch.full((1, 1), 1e-50, dtype=torch.float64)
+    box = Box(torch.ones(1, 1), torch.zeros(1, 1))
+    lower, upper = bound(Lambda(lambda module, x: torch.cat([x, constant], 1)).eval(), box)
+    values = [Fraction(1), Fraction(1e-50)]
+    assert Exact(values, values).inside(lower, upper)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_pooling_contains_the_exact_rational_interval(dtype):
     box = random_box(1, 1, 3, 3, dtype=dtype)
