@@ -113,6 +113,7 @@ AFFINE = {
         Case("function, constant first", function(lambda x, c: torch.sub(c, x, alpha=2), c=(5,)), VECTOR),
         Case("longer name", function(lambda x, c: torch.subtract(x, c), c=(5,)), VECTOR),
         Case("method", function(lambda x, c: x.sub(c), c=(5,)), VECTOR),
+        Case("full names", function(lambda x, c: torch.subtract(x.subtract(c), c), c=(5,)), VECTOR),
     ],
     "multiply": [
         Case("number", function(lambda x: x * -0.3), VECTOR),
@@ -122,6 +123,7 @@ AFFINE = {
         Case("function", function(lambda x, c: torch.mul(c, x), c=(5,)), VECTOR),
         Case("longer name", function(lambda x, c: torch.multiply(x, c), c=(5,)), VECTOR),
         Case("method", function(lambda x, c: x.mul(c), c=(5,)), VECTOR),
+        Case("full names", function(lambda x, c: torch.multiply(x.multiply(c), c), c=(5,)), VECTOR),
         Case("zero", function(lambda x: x * 0), VECTOR),
     ],
     "divide": [
@@ -130,11 +132,13 @@ AFFINE = {
         Case("function", function(lambda x, c: torch.div(x, c), c=(5,)), VECTOR),
         Case("longer name", function(lambda x, c: torch.divide(x, c), c=(5,)), VECTOR),
         Case("method", function(lambda x, c: x.div(c), c=(5,)), VECTOR),
+        Case("full names", function(lambda x, c: torch.divide(x.divide(c), c), c=(5,)), VECTOR),
     ],
     "negative": [
         Case("sign", function(lambda x: -x), VECTOR),
         Case("function", function(torch.neg), IMAGE),
         Case("method", function(lambda x: x.neg()), VECTOR),
+        Case("full names", function(lambda x: torch.negative(1 + x.negative())), VECTOR),
     ],
     "avg_pool2d": [
         Case("module", lambda: nn.Sequential(nn.AvgPool2d(2)), IMAGE),

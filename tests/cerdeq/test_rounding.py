@@ -117,7 +117,10 @@ def test_constants_below_the_precision_are_counted(name):
         box = Box(1e-38 * box.center, box.radius)
     values = [factor * value for value in fractions(box.center[0])]
     lower, upper = bound(Lambda(lambda module, x: function(x)).eval(), box)
-    assert Exact(values, values).inside(lower, upper)
+    if name.startswith("divide"):  # a divisor out of range bounds nothing
+        assert not lower.isfinite().any() and not upper.isfinite().any()
+    else:
+        assert Exact(values, values).inside(lower, upper)
 
 
 def test_a_constant_of_a_concatenation_that_underflows_is_counted():
