@@ -4,7 +4,7 @@ import inspect
 import linecache
 import operator
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -178,7 +178,7 @@ def _asks_shape(node: torch.fx.Node) -> bool:
 
 
 def _of_center(function: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda value, *args: function(getattr(value, "center", value), *args)
+    return lambda value, *args, **kwargs: function(getattr(value, "center", value), *args, **kwargs)
 
 
 def _target(node: torch.fx.Node, model: nn.Module) -> Any:
@@ -212,6 +212,8 @@ def _check_arguments(step: Step, reached: set[int]) -> None:
         given = inspect.signature(record.interval).bind(None, *step.args, **options)
     except (TypeError, UnsupportedOperator) as error:
         raise UnsupportedOperator(f"{record.name} {where}: {error}") from None
+    if any(isinstance(arg, torch.dtype) for arg in step.args):
+        raise UnsupportedOperator(f"no bound rule for {record.name} to another precision {where}")
     given.apply_defaults()
     for name, allowed in record.allowed.items():
         if given.arguments[name] not in allowed:
@@ -249,7 +251,7 @@ def _refuse_reads_of_overwritten(nodes: list[torch.fx.Node], model: nn.Module) -
     overwritten: dict[torch.fx.Node, set[torch.fx.Node]] = {}
     for node in nodes:
         sources = node.all_input_nodes
-        for source in sources:
+        for source in [] if _asks_shape(node) else sources:
             if source in overwritten.get(storage[source], ()):
                 raise UnsupportedOperator(
                     f"node '{node.name}' reads '{source.name}' after it was changed in place{node.meta['user_line']}"
@@ -284,10 +286,16 @@ def _is_view(node: torch.fx.Node, model: nn.Module) -> bool:
 
 def _user_line() -> str:
     """Where in the user's forward we are, the innermost frame outside torch and this package; '' outside of one."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(_OWN_FOLDERS):
-        frame = frame.f_back
-    if frame is None or frame.f_code.co_name != "forward":
+    frames = [frame for frame in _frames() if not frame.f_code.co_filename.startswith(_OWN_FOLDERS)]
+    if not any(frame.f_code.co_name == "forward" for frame in frames):
         return ""
-    file, line = frame.f_code.co_filename, frame.f_lineno
+    file, line = frames[0].f_code.co_filename, frames[0].f_lineno
     return f" ({file}, line {line}: {linecache.getline(file, line).strip()})"
+
+
+def _frames() -> Iterator[FrameType]:
+    """The frames that called, innermost first."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back

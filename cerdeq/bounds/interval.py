@@ -10,6 +10,7 @@ Algorithms, section 3.1), and that term passes through the same |W| as the radiu
 for summation in any order, blocked and fused, but not for Winograd or FFT convolutions.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,6 +75,12 @@ def settle(ctx: Context, radius: Tensor, terms: int, offset: Tensor | None = Non
     limits = torch.finfo(radius.dtype)
     radius = radius + 2 * (terms + 4) * limits.tiny
     return radius if offset is None else radius + (terms + 4) * limits.eps * offset.abs()
+
+
+def pair(value: Any) -> tuple[int, int]:
+    """A size for both dimensions of an image, given as one number or as two."""
+    several = (value, value) if isinstance(value, int) else tuple(value)
+    return several if len(several) == 2 else several * 2
 
 
 def _affine(x: Interval, function) -> tuple[Tensor, Tensor | None]:
@@ -212,15 +219,15 @@ def leaky_relu(ctx: Context, x: Interval, negative_slope: float = 0.01, inplace:
     inside = (low < 0) & (high > 0)
     least, most = torch.where(inside, least.clamp(max=0), least), torch.where(inside, most.clamp(min=0), most)
     clean = None if x.clean is None else F.leaky_relu(x.clean, negative_slope)
-    return _between(ctx, least, most, clean)
+    return _between(ctx, least, most, clean, reach=low.abs() + high.abs())
 
 
-def _between(ctx: Context, low: Tensor, high: Tensor, clean: Tensor | None) -> Interval:
-    """The Interval from low to high."""
+def _between(ctx: Context, low: Tensor, high: Tensor, clean: Tensor | None, reach: Tensor | float = 0.0) -> Interval:
+    """The Interval from low to high, products of numbers up to `reach`."""
     center, radius = (low + high) / 2, (high - low) / 2
     if ctx.sound:
         limits = torch.finfo(center.dtype)
-        radius = radius + 4 * limits.eps * (low.abs() + high.abs()) + 4 * limits.tiny
+        radius = radius + 4 * limits.eps * (low.abs() + high.abs()) + 4 * limits.tiny * (1 + reach)
         center = torch.where(radius.isfinite(), center, 0)
         radius = torch.where(radius.isfinite(), radius, torch.inf)
     return Interval(center, radius, clean)
@@ -241,21 +248,17 @@ def _sum(ctx: Context, x: Any, y: Any, factor: float) -> Interval:
     a, b = _lifted(x, like), _lifted(y, like)
     center = a.center + factor * b.center
     radius = absorb(ctx, a.center, a.radius, 4) + abs(factor) * absorb(ctx, b.center, b.radius, 4)
-    radius = settle(ctx, radius, 2)
+    radius = _underflowed(ctx, settle(ctx, radius, 2), b)
     clean = None if like.clean is None else a.clean_value() + factor * b.clean_value()
     return Interval(center, radius, clean)
 
 
 def _lifted(x: Any, like: Interval) -> Interval:
-    """A constant as an Interval of radius 0, in the precision of `like`."""
-    if isinstance(x, Interval):
-        return x
-    point = _point(x, like)
-    value = point.center.expand_as(like.center)
-    return Interval(value, torch.zeros_like(value), value)
+    return x if isinstance(x, Interval) else _point(x, like)
 
 
 def _point(x: Any, like: Interval) -> Interval:
+    """A constant as an Interval of radius 0, in the precision of `like`."""
     value = torch.as_tensor(x, dtype=like.center.dtype, device=like.center.device)
     return Interval(value, torch.zeros_like(value), value)
 
@@ -271,20 +274,32 @@ def multiply(ctx: Context, x: Any, y: Any) -> Interval:
     factor = torch.as_tensor(factor, dtype=interval.center.dtype, device=interval.center.device)
     clean = None if interval.clean is None else interval.clean * factor
     radius = absorb(ctx, interval.center, interval.radius, 4) * factor.abs()
-    return Interval(interval.center * factor, settle(ctx, radius, 1), clean)
+    radius = _underflowed(ctx, settle(ctx, radius, 1), interval)
+    return Interval(interval.center * factor, radius, clean)
+
+
+def _underflowed(ctx: Context, radius: Tensor, x: Interval) -> Tensor:
+    """`radius`, widened where `ctx.sound` by what a factor of x that is rounded to a subnormal number or 0 may cost."""
+    if not ctx.sound:
+        return radius
+    return radius + torch.finfo(radius.dtype).tiny * (x.center.abs() + x.radius)
 
 
 def divide(ctx: Context, x: Interval, y: Any) -> Interval:
     """An Interval over a constant."""
     divisor = torch.as_tensor(y, dtype=x.center.dtype, device=x.center.device)
     clean = None if x.clean is None else x.clean / divisor
-    radius = absorb(ctx, x.center, x.radius, 4) / divisor.abs()
-    return Interval(x.center / divisor, settle(ctx, radius, 1), clean)
+    radius = settle(ctx, absorb(ctx, x.center, x.radius, 4) / divisor.abs(), 1)
+    if ctx.sound:  # a divisor that is out of range has lost all of its digits
+        limits = torch.finfo(divisor.dtype)
+        normal = (divisor.abs() >= limits.tiny) & (divisor.abs() <= limits.max)
+        radius = torch.where(normal, radius, torch.inf)
+    return Interval(x.center / divisor, radius, clean)
 
 
 def avg_pool2d(ctx: Context, x: Interval, kernel_size, *args, **kwargs) -> Interval:
     """Average pooling: linear with weights of one sign, so centre and radius are pooled alike."""
-    terms = kernel_size**2 if isinstance(kernel_size, int) else kernel_size[0] * kernel_size[1]
+    terms = math.prod(pair(kernel_size))
     center, clean = _affine(x, lambda value: F.avg_pool2d(value, kernel_size, *args, **kwargs))
     radius = F.avg_pool2d(absorb(ctx, x.center, x.radius, terms + 1), kernel_size, *args, **kwargs).abs()
     return Interval(center, settle(ctx, radius, terms), clean)
@@ -317,8 +332,7 @@ def concatenate(ctx: Context, tensors: Any, dim: int = 0) -> Interval:
     parts = [value if isinstance(value, Interval) else _point(value, like) for value in tensors]
     center, radius = (torch.cat([getattr(p, end) for p in parts], dim) for end in ("center", "radius"))
     clean = None if like.clean is None else torch.cat([p.clean_value() for p in parts], dim)
-    if ctx.sound:  # a constant of another precision
-        radius = absorb(ctx, center, radius, 0)
+    radius = settle(ctx, absorb(ctx, center, radius, 0), 0)  # a constant may be of another precision
     return Interval(center, radius, clean)
 
 

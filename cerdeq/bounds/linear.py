@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vjp, vmap
 
-from cerdeq.bounds.interval import Context, Interval, normalisation
+from cerdeq.bounds.interval import Context, Interval, normalisation, pair
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,9 @@ def slack(ctx: Backward, coefficients: Tensor, magnitude: Tensor, terms: int) ->
     factor = 2 * (terms + 8) * limits.eps + 2 * size * torch.finfo(torch.float64).eps
     if factor > 0.25:
         raise ValueError(f"{terms} terms are too many to round outwards in {coefficients.dtype}; use float64")
-    tiny = 8 * (terms + size) * limits.tiny * (1 + magnitude.double().flatten(1).sum(1))
-    return factor * dot(ctx, coefficients.abs(), magnitude) + tiny[:, None]
+    total, largest = magnitude.double().flatten(1).sum(1), coefficients.abs().flatten(2).amax(2).double()
+    underflow = 8 * (terms + size) * limits.tiny * (1 + total)[:, None] * (1 + largest)
+    return factor * dot(ctx, coefficients.abs(), magnitude) + underflow
 
 
 def magnitude(x: Interval) -> Tensor:
@@ -152,11 +153,6 @@ def conv2d(
             result, constant = result + offset.abs(), dot(ctx, coefficients, offset)
         constant = constant - slack(ctx, coefficients, result, weight[:, 0].numel() // groups + weight[0].numel())
     return Pulled((pulled.unflatten(0, coefficients.shape[:2]),), _filled(constant, coefficients))
-
-
-def pair(value: Any) -> tuple[int, int]:
-    """One number for both dimensions, or two."""
-    return (value, value) if isinstance(value, int) else tuple(value)
 
 
 def _paddings(padding: Any, kernel: Any, dilation: tuple[int, int]) -> tuple[list[int], list[int]]:

@@ -11,6 +11,7 @@ from cerdeq.bounds.forward import output_of, values_of
 from cerdeq.bounds.graph import Program
 from cerdeq.bounds.interval import Context, Interval
 from cerdeq.bounds.linear import Backward
+from cerdeq.bounds.operators import UnsupportedOperator
 from cerdeq.bounds.optimise import examples_of, optimised_slopes
 from cerdeq.bounds.precision import counted_rounding
 from cerdeq.bounds.tighten import tightened_values
@@ -34,7 +35,8 @@ def lower_bounds(
     """
     memory = memory or _memory(x.center.device)
     with counted_rounding(x.center.device.type):
-        probe = values_of(program, _part(x, 0, 1), Context(sound=True))
+        probe = values_of(program, _twice(x), Context(sound=True))
+        _refuse_mixed_examples(program, probe)
         per_example = _VALUE_COPIES * _bytes(probe) + spec.shape[1] * bytes_per_row(program, probe, program.output)
 
         def bounds(start: int, stop: int) -> Tensor:
@@ -53,6 +55,26 @@ def _without_overrun(bounds: Callable[[int, int], Tensor], start: int, stop: int
             raise
     middle = (start + stop) // 2
     return torch.cat([_without_overrun(bounds, start, middle), _without_overrun(bounds, middle, stop)])
+
+
+def _twice(x: Interval) -> Interval:
+    """The first example, two times."""
+    return Interval(*(end[:1].expand(2, *end.shape[1:]) for end in (x.center, x.radius)))
+
+
+def _refuse_mixed_examples(program: Program, values: list[Any]) -> None:
+    """Raise UnsupportedOperator where a step does not treat the examples of a batch one by one.
+
+    values: of a pass over two examples. Arguments that broadcast are aligned from the last dimension, so that the
+    batch stays the first one only where none has more dimensions than another.
+    """
+    for step, value in zip(program.steps, values[1:], strict=True):
+        if step.record is None:
+            continue
+        dimensions = {values[source].center.dim() for source in step.sources}
+        aligned = not step.record.broadcasts or dimensions == {value.center.dim()}
+        if len(value.center) != 2 or not aligned:
+            raise UnsupportedOperator(f"{step.record.name} at node '{step.name}'{step.line} mixes a batch's examples")
 
 
 def _bytes(values: list[Any]) -> int:

@@ -3,6 +3,7 @@
 A new operator is one record here, or one `register` call from outside, and its test.
 """
 
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,7 +32,8 @@ class Operator:
     affine operator; None where IBP is all there is. unsettled: of an operator that is not affine, where tighter input
     boxes make its relaxation tighter: a mask of a Box. bounded: which arguments may be bounded values: the "first"
     alone, "one" at any place, "any", or "list", any of those in the first argument. allowed: the values that an
-    argument may take, where not all. view: whether the result may share its input's memory.
+    argument may take, where not all. broadcasts: whether arguments of several shapes are broadcast. view: whether the
+    result may share its input's memory.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Operator:
     unsettled: Callable[[Box], Tensor] | None = None
     bounded: Literal["first", "one", "any", "list"] = "first"
     allowed: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    broadcasts: bool = False
     view: bool = False
 
 
@@ -110,8 +113,7 @@ def _once(coefficients: Tensor, *args: Any, **kwargs: Any) -> int:
 
 
 def _window(coefficients: Tensor, x: Any, kernel_size: Any, *args: Any, **kwargs: Any) -> int:
-    height, width = linear.pair(kernel_size)
-    return height * width
+    return math.prod(interval.pair(kernel_size))
 
 
 TABLE = (
@@ -142,22 +144,25 @@ TABLE = (
     ),
     Operator(
         "add", interval.add, (operator.add, operator.iadd, torch.add, Tensor.add),
-        backward=linear.affine(_sum, interval.add, _broadcast), bounded="any",
+        backward=linear.affine(_sum, interval.add, _broadcast), bounded="any", broadcasts=True,
     ),
     Operator(
-        "subtract", interval.subtract, (operator.sub, operator.isub, torch.sub, torch.subtract, Tensor.sub),
-        backward=linear.affine(_difference, interval.subtract, _broadcast), bounded="any",
+        "subtract", interval.subtract,
+        (operator.sub, operator.isub, torch.sub, torch.subtract, Tensor.sub, Tensor.subtract),
+        backward=linear.affine(_difference, interval.subtract, _broadcast), bounded="any", broadcasts=True,
     ),
     Operator(
-        "multiply", interval.multiply, (operator.mul, operator.imul, torch.mul, torch.multiply, Tensor.mul),
-        backward=linear.affine(operator.mul, interval.multiply, _broadcast), bounded="one",
+        "multiply", interval.multiply,
+        (operator.mul, operator.imul, torch.mul, torch.multiply, Tensor.mul, Tensor.multiply),
+        backward=linear.affine(operator.mul, interval.multiply, _broadcast), bounded="one", broadcasts=True,
     ),
     Operator(
-        "divide", interval.divide, (operator.truediv, operator.itruediv, torch.div, torch.divide, Tensor.div),
-        backward=linear.affine(operator.truediv, interval.divide, _broadcast),
+        "divide", interval.divide,
+        (operator.truediv, operator.itruediv, torch.div, torch.divide, Tensor.div, Tensor.divide),
+        backward=linear.affine(operator.truediv, interval.divide, _broadcast), broadcasts=True,
     ),
     Operator(
-        "negative", interval.negative, (operator.neg, torch.neg, Tensor.neg),
+        "negative", interval.negative, (operator.neg, torch.neg, torch.negative, Tensor.neg, Tensor.negative),
         backward=linear.affine(operator.neg, interval.negative, _broadcast),
     ),
     Operator(

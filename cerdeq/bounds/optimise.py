@@ -27,6 +27,8 @@ def optimised_slopes(program: Program, values: list[Any], spec: Tensor, target: 
     start = Backward(sound=False, chosen={})
     lower = linear_lower_bound(program, values, spec, program.output, start)
     assert start.chosen is not None
+    if not start.chosen:
+        return {}
     shape = spec.shape[:2]
     best = {name: share.expand(*shape, *share.shape[2:]).clone() for name, share in start.chosen.items()}
     active = torch.arange(len(spec), device=spec.device)

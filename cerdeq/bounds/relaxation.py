@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cerdeq.bounds.interval import Interval
-from cerdeq.bounds.linear import Backward, Pulled, dot, magnitude, pair, per_row, slack
+from cerdeq.bounds.interval import Interval, pair
+from cerdeq.bounds.linear import Backward, Pulled, dot, magnitude, per_row, slack
 from cerdeq.boxes import Box, outward_ends
 
 

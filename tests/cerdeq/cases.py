@@ -1,0 +1,292 @@
+"""Models around every operator, in every form, and small networks: what many tests run over."""
+
+import operator
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracles import Lambda, assert_contains, points_of
+from torch import nn
+
+from cerdeq import bound
+from cerdeq.bounds import UnsupportedOperator
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model around one operator. shape: of its input, without the batch."""
+
+    name: str
+    make: object
+    shape: tuple[int, ...]
+
+
+def conv(kernel, **options):
+    return lambda: nn.Conv2d(4, 6, kernel, **options)
+
+
+def function(forward, **shapes):
+    """A model that calls `forward(x, **parameters)`."""
+    return lambda: Lambda(
+        lambda module, x: forward(x, **{name: getattr(module, name) for name in shapes}),
+        **{name: torch.randn(shape) for name, shape in shapes.items()},
+    )
+
+
+def normed(layer):
+    """A batch norm whose statistics and parameters are not the defaults."""
+
+    def make():
+        with torch.no_grad():
+            layer_ = layer()
+            layer_.running_mean.normal_()
+            layer_.running_var.uniform_(0.01, 3)
+            if layer_.affine:
+                layer_.weight.normal_()
+                layer_.bias.normal_()
+        return nn.Sequential(layer_)
+
+    return make
+
+
+class FunctionalNorm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.randn(3))
+        self.register_buffer("variance", torch.rand(3) + 0.1)
+        self.weight = nn.Parameter(torch.randn(3))
+
+    def forward(self, x):
+        return F.batch_norm(x, self.mean, self.variance, self.weight, eps=1e-3)
+
+
+IMAGE, VECTOR = (4, 7, 6), (5,)
+AFFINE = {
+    "conv2d": [
+        Case("plain", conv(3), IMAGE),
+        Case("padded", conv(3, padding=1), IMAGE),
+        Case("stride", conv(3, stride=2, padding=1), IMAGE),
+        Case("uneven", conv((3, 2), stride=(2, 1), padding=(1, 2)), IMAGE),
+        Case("dilated", conv(3, padding=2, dilation=2), IMAGE),
+        Case("groups", conv(3, groups=2, stride=2), IMAGE),
+        Case("depthwise", lambda: nn.Conv2d(4, 4, 3, groups=4, padding=1, bias=False), IMAGE),
+        Case("pointwise", conv(1, bias=False), IMAGE),
+        Case("same", conv((3, 5), padding="same", dilation=(2, 1)), IMAGE),
+        Case("valid", conv(3, padding="valid"), IMAGE),
+        Case(
+            "function",
+            function(lambda x, w, b: F.conv2d(x, w, b, stride=2, padding=1), w=(3, 4, 3, 3), b=(3,)),
+            IMAGE,
+        ),
+        Case("function positional", function(lambda x, w: F.conv2d(x, w, None, 1, 2, 2, 2), w=(6, 2, 3, 3)), IMAGE),
+    ],
+    "linear": [
+        Case("module", lambda: nn.Linear(5, 3), VECTOR),
+        Case("no bias", lambda: nn.Linear(5, 3, bias=False), VECTOR),
+        Case("last dimension", lambda: nn.Linear(6, 3), IMAGE),
+        Case("function", function(F.linear, weight=(3, 5), bias=(3,)), VECTOR),
+        Case("function of a changed weight", function(lambda x, w: F.linear(x, w.abs() * 2), w=(3, 5)), VECTOR),
+    ],
+    "batch_norm": [
+        Case("1d", normed(lambda: nn.BatchNorm1d(5)), VECTOR),
+        Case("1d of sequences", normed(lambda: nn.BatchNorm1d(3)), (3, 4)),
+        Case("2d", normed(lambda: nn.BatchNorm2d(4)), IMAGE),
+        Case("not affine", normed(lambda: nn.BatchNorm2d(4, affine=False, eps=0.1)), IMAGE),
+        Case("function", FunctionalNorm, (3, 4)),
+    ],
+    "add": [
+        Case("number", function(lambda x: x + 0.3), VECTOR),
+        Case("number first", function(lambda x: 2 + x), VECTOR),
+        Case("tensor", function(lambda x, c: x + c, c=(4, 1, 1)), IMAGE),
+        Case("tensor first", function(lambda x, c: c + x, c=(4, 1, 1)), IMAGE),
+        Case("function", function(lambda x, c: torch.add(x, c, alpha=-3), c=(5,)), VECTOR),
+        Case("function, constant first", function(lambda x, c: torch.add(c, x, alpha=0.7), c=(5,)), VECTOR),
+        Case("method", function(lambda x, c: x.add(c), c=(5,)), VECTOR),
+        Case("itself", function(lambda x: x + x), VECTOR),
+    ],
+    "subtract": [
+        Case("number", function(lambda x: x - 0.3), VECTOR),
+        Case("number first", function(lambda x: 1 - x), VECTOR),
+        Case("tensor first", function(lambda x, c: c - x, c=(4, 1, 1)), IMAGE),
+        Case("function", function(lambda x, c: torch.sub(x, c, alpha=2), c=(5,)), VECTOR),
+        Case("function, constant first", function(lambda x, c: torch.sub(c, x, alpha=2), c=(5,)), VECTOR),
+        Case("longer name", function(lambda x, c: torch.subtract(x, c), c=(5,)), VECTOR),
+        Case("method", function(lambda x, c: x.sub(c), c=(5,)), VECTOR),
+        Case("full names", function(lambda x, c: torch.subtract(x.subtract(c), c), c=(5,)), VECTOR),
+    ],
+    "multiply": [
+        Case("number", function(lambda x: x * -0.3), VECTOR),
+        Case("number first", function(lambda x: 3 * x), VECTOR),
+        Case("tensor", function(lambda x, c: x * c, c=(4, 1, 1)), IMAGE),
+        Case("tensor first", function(lambda x, c: c * x, c=(4, 1, 1)), IMAGE),
+        Case("function", function(lambda x, c: torch.mul(c, x), c=(5,)), VECTOR),
+        Case("longer name", function(lambda x, c: torch.multiply(x, c), c=(5,)), VECTOR),
+        Case("method", function(lambda x, c: x.mul(c), c=(5,)), VECTOR),
+        Case("full names", function(lambda x, c: torch.multiply(x.multiply(c), c), c=(5,)), VECTOR),
+        Case("zero", function(lambda x: x * 0), VECTOR),
+    ],
+    "divide": [
+        Case("number", function(lambda x: x / -0.3), VECTOR),
+        Case("tensor", function(lambda x, c: x / c, c=(4, 1, 1)), IMAGE),
+        Case("function", function(lambda x, c: torch.div(x, c), c=(5,)), VECTOR),
+        Case("longer name", function(lambda x, c: torch.divide(x, c), c=(5,)), VECTOR),
+        Case("method", function(lambda x, c: x.div(c), c=(5,)), VECTOR),
+        Case("full names", function(lambda x, c: torch.divide(x.divide(c), c), c=(5,)), VECTOR),
+    ],
+    "negative": [
+        Case("sign", function(lambda x: -x), VECTOR),
+        Case("function", function(torch.neg), IMAGE),
+        Case("method", function(lambda x: x.neg()), VECTOR),
+        Case("full names", function(lambda x: torch.negative(1 + x.negative())), VECTOR),
+    ],
+    "avg_pool2d": [
+        Case("module", lambda: nn.Sequential(nn.AvgPool2d(2)), IMAGE),
+        Case("stride", lambda: nn.Sequential(nn.AvgPool2d((3, 2), stride=(2, 1))), IMAGE),
+        Case("padded", lambda: nn.Sequential(nn.AvgPool2d(3, 2, padding=1)), IMAGE),
+        Case(
+            "padding not counted", lambda: nn.Sequential(nn.AvgPool2d(3, 2, padding=1, count_include_pad=False)), IMAGE
+        ),
+        Case("ceil", lambda: nn.Sequential(nn.AvgPool2d(3, 2, ceil_mode=True)), IMAGE),
+        Case("ceil and padded", lambda: nn.Sequential(nn.AvgPool2d(3, 3, padding=1, ceil_mode=True)), IMAGE),
+        Case("divisor", lambda: nn.Sequential(nn.AvgPool2d(2, divisor_override=3)), IMAGE),
+        Case("negative divisor", lambda: nn.Sequential(nn.AvgPool2d(2, divisor_override=-3)), IMAGE),
+        Case("function", function(lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True, count_include_pad=False)), IMAGE),
+    ],
+    "adaptive_avg_pool2d": [
+        Case("module", lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1)), IMAGE),
+        Case("uneven", lambda: nn.Sequential(nn.AdaptiveAvgPool2d((3, None))), IMAGE),
+        Case("function", function(lambda x: F.adaptive_avg_pool2d(x, (2, 5))), IMAGE),
+    ],
+    "concatenate": [
+        Case("two values", function(lambda x, w: torch.cat([x - 1, F.linear(x, w)], 1), w=(3, 5)), VECTOR),
+        Case("itself", function(lambda x: torch.cat((x, x), dim=1)), IMAGE),
+        Case("last dimension", function(lambda x: torch.cat([x, -x, x * 2], dim=-1)), IMAGE),
+        Case("by name", function(lambda x: torch.cat(tensors=[x, -x], dim=2)), IMAGE),
+        Case("one value", function(lambda x: torch.cat([x], 1)), VECTOR),
+        Case(
+            "constant", function(lambda x, c: torch.concat([x, c.expand(x.size(0), -1, -1, -1)], 1), c=(2, 7, 6)), IMAGE
+        ),
+        Case(
+            "constants first",
+            function(
+                lambda x, c: torch.concatenate([c.expand(x.shape[0], 2), 2 * x, c.expand(x.shape[0], 2)], 1), c=(2,)
+            ),
+            VECTOR,
+        ),
+        Case("nested", function(lambda x: torch.cat([torch.cat([x, -x], 1), x / 3], 1)), VECTOR),
+    ],
+    "flatten": [
+        Case("module", nn.Flatten, IMAGE),
+        Case("partial", lambda: nn.Flatten(2), IMAGE),
+        Case("function", function(lambda x: torch.flatten(x, 1)), IMAGE),
+        Case("method", function(lambda x: x.flatten(1, 2)), IMAGE),
+        Case("in a network", lambda: nn.Sequential(nn.Flatten()), IMAGE),
+    ],
+    "reshape": [
+        Case("function", function(lambda x: torch.reshape(x, (-1, 168))), IMAGE),
+        Case("function, size", function(lambda x: torch.reshape(x, (x.shape[0], 8, -1))), IMAGE),
+        Case("method", function(lambda x: x.reshape(x.shape[0], 2, 2, 42)), IMAGE),
+        Case("method, tuple", function(lambda x: x.reshape((x.size(0), -1, 6))), IMAGE),
+        Case("method, list", function(lambda x: x.reshape([x.size(0), 5, 1])), VECTOR),
+        Case("method, size", function(lambda x: x.reshape(x.size())), IMAGE),
+        Case("view", function(lambda x: x.view(x.size(0), -1)), IMAGE),
+        Case("view, tuple", function(lambda x: x.view((-1, 7, 4, 6))), IMAGE),
+        Case("view, sizes", function(lambda x: x.view(x.size()[0], x.size(1) * x.shape[2], x.shape[-1])), IMAGE),
+        Case("view, dimensions", function(lambda x: x.view(-1, x.dim() + 3, x.ndim)), (3, 6)),
+    ],
+    "identity": [
+        Case("identity", lambda: nn.Sequential(nn.Identity()), VECTOR),
+    ],
+    "dropout": [
+        Case("dropout", lambda: nn.Sequential(nn.Dropout(0.9)), VECTOR),
+        Case("channels", lambda: nn.Sequential(nn.Dropout2d(0.9)), IMAGE),
+        Case("in place", lambda: nn.Sequential(nn.Dropout(0.9, inplace=True)), VECTOR),
+        Case("function", function(lambda x: F.dropout(x, 0.9, training=False)), VECTOR),
+        Case("function positional", function(lambda x: F.dropout(x, 0.9, False, True)), VECTOR),
+        Case("function of channels", function(lambda x: F.dropout2d(x, training=False)), IMAGE),
+        Case("as the module is", lambda: Lambda(lambda m, x: F.dropout(x, 0.9, m.training)), VECTOR),
+    ],
+}
+NOT_AFFINE = {
+    "relu": [
+        Case("module", lambda: nn.Sequential(nn.ReLU()), IMAGE),
+        Case("in place", lambda: nn.Sequential(nn.ReLU(inplace=True)), IMAGE),
+        Case("function", function(F.relu), VECTOR),
+        Case("function in place", function(lambda x: F.relu(x, inplace=True)), VECTOR),
+        Case("torch function", function(torch.relu), VECTOR),
+        Case("method", function(lambda x: x.relu()), VECTOR),
+    ],
+    "leaky_relu": [
+        Case("module", lambda: nn.Sequential(nn.LeakyReLU()), IMAGE),
+        *(Case(f"slope {s}", lambda s=s: nn.Sequential(nn.LeakyReLU(s)), VECTOR) for s in (0.01, 0, 1, 1.5, -0.5, -3)),
+        Case("in place", lambda: nn.Sequential(nn.LeakyReLU(0.3, inplace=True)), IMAGE),
+        Case("function", function(F.leaky_relu), VECTOR),
+        Case("function, slope", function(lambda x: F.leaky_relu(x, -0.5)), VECTOR),
+        Case("function in place", function(lambda x: F.leaky_relu(x, negative_slope=1.5, inplace=True)), VECTOR),
+        Case("function positional", function(lambda x: F.leaky_relu(x, 0.2, True)), VECTOR),
+    ],
+    "max_pool2d": [
+        Case("module", lambda: nn.Sequential(nn.MaxPool2d(2)), IMAGE),
+        Case("overlapping", lambda: nn.Sequential(nn.MaxPool2d(3, stride=1)), IMAGE),
+        Case("uneven", lambda: nn.Sequential(nn.MaxPool2d((3, 2), stride=(1, 2), padding=(1, 0))), IMAGE),
+        Case("gaps", lambda: nn.Sequential(nn.MaxPool2d(1, stride=(2, 3))), IMAGE),
+        Case("padded", lambda: nn.Sequential(nn.MaxPool2d(3, 2, padding=1)), IMAGE),
+        Case("dilated", lambda: nn.Sequential(nn.MaxPool2d(2, stride=1, dilation=(3, 2))), IMAGE),
+        Case("ceil", lambda: nn.Sequential(nn.MaxPool2d(2, ceil_mode=True)), IMAGE),
+        Case("all", lambda: nn.Sequential(nn.MaxPool2d(3, 2, padding=1, dilation=2, ceil_mode=True)), IMAGE),
+        Case("whole image", lambda: nn.Sequential(nn.MaxPool2d((7, 6))), IMAGE),
+        Case("function", function(lambda x: F.max_pool2d(x, kernel_size=(2, 3), stride=1, ceil_mode=True)), IMAGE),
+        Case("function positional", function(lambda x: F.max_pool2d(x, 3, 2, 1, 1, True)), IMAGE),
+        Case("torch function", function(lambda x: torch.max_pool2d(x, 2, 1, 1)), IMAGE),
+    ],
+}
+CASES = AFFINE | NOT_AFFINE
+AUGMENTED = {operator.iadd, operator.isub, operator.imul, operator.itruediv}  # these have a test of their own
+
+
+def listed(cases):
+    return [pytest.param(case, id=f"{name}-{case.name}") for name, group in cases.items() for case in group]
+
+
+def wrapped(case, dtype=torch.float64):
+    """The case's model; a bare module as the layer of a network, so that it is met as a module."""
+    model = case.make()
+    model = nn.Sequential(model) if type(model).__module__.startswith("torch.nn") else model
+    return model.to(dtype).eval()
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+class Residual(nn.Module):
+    """Nodes used twice, sums, constants on either side, functions, methods and modules side by side."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(2, 6)
+        self.second = nn.Linear(6, 6)
+        self.norm = nn.BatchNorm1d(6)
+        self.relu = nn.ReLU()
+        self.scale = nn.Parameter(torch.randn(6))
+        self.register_buffer("shift", torch.randn(6))
+
+    def forward(self, x):
+        a = self.first((x - 0.1) / 0.5)
+        b = self.relu(a)
+        c = self.norm(self.second(b)) + a
+        d = torch.relu(c) * self.scale - 0.5 * b
+        e = self.shift - d
+        return torch.flatten(F.relu(e + d.relu() / 3 + 1) + self.second(a), 1)
+
+
+def sound_or_refused(model, box, method="ibp"):
+    """Bounds that contain what the module computes, or a refusal by the rule table or by torch.fx."""
+    model = model.double().eval()
+    try:
+        lower, upper = bound(model, box, method)
+    except (UnsupportedOperator, torch.fx.proxy.TraceError):
+        return
+    with torch.no_grad():
+        assert_contains(lower, upper, torch.stack([model(x.clone()) for x in points_of(box, 64)]))

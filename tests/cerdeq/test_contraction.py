@@ -1,0 +1,91 @@
+"""The proof of rho(|W|) < 1, against numpy eigenvalues and exact arithmetic."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+from equilibria import channels, dense_operator, hard_matrices, random_h, random_weight, spectral_radius
+from oracles import fractions
+from torch import nn
+
+from cerdeq import LinfBall, bound
+from cerdeq.equilibrium import FixedPoint, NotContractiveError, contraction, verified_box
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+@pytest.mark.parametrize("seed", range(3))
+def test_rate_bounds_the_true_spectral_radius_on_any_image_size(seed, kernel, signed):
+    torch.manual_seed(seed)
+    weight = random_weight(2, kernel, rho=0.8, signed=signed)
+    rate = contraction(weight).rate
+    radii = []
+    for height, width in [(1, 1), (1, 5), (3, 2), (4, 4), (7, 6)]:
+        radii.append(spectral_radius(dense_operator(weight.abs(), (2, height, width))))
+    assert max(radii) <= rate * (1 + 1e-12)
+    assert radii[0] <= radii[2] <= radii[3] <= radii[4]
+    assert max(radii) > 0.6 * rate or kernel == 5
+    signed_radius = spectral_radius(dense_operator(weight, (2, 7, 6)))
+    assert signed_radius <= rate
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("kernel", [None, 1, 3])
+@pytest.mark.parametrize("size", [1, 2, 5, 40])
+def test_rate_is_at_least_exact_and_close(size, kernel, scale):
+    weight = random_weight(size, kernel, rho=scale)
+    exact = spectral_radius(channels(weight))
+    rate = contraction(weight).rate
+    assert exact * (1 - 1e-13) <= rate <= exact * (1 + 1e-3)
+
+
+def exactly_contractive(weight, v, rate) -> bool:
+    """(|W| v)_i <= rate v_i and v_i > 0, in rational arithmetic."""
+    magnitudes, v = fractions(weight.double().abs().flatten(1)), fractions(v)
+    kernel = weight[0, 0].numel()
+    sums = [sum(w * v[j // kernel] for j, w in enumerate(row)) for row in magnitudes]
+    return all(b > 0 and a <= Fraction(rate) * b for a, b in zip(sums, v, strict=True))
+
+
+@pytest.mark.parametrize("kernel", [None, 3])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_proof_holds_in_exact_arithmetic(seed, kernel):
+    torch.manual_seed(seed)
+    weight = torch.randn(4, 4) if kernel is None else torch.randn(4, 4, kernel, kernel)
+    weight = weight * 10.0 ** torch.randint(-8, 3, weight.shape)
+    proof = contraction(weight)
+    assert proof.v.dtype == torch.float64
+    assert exactly_contractive(weight, proof.v, proof.rate)
+
+
+@pytest.mark.parametrize("name", hard_matrices())
+def test_rate_of_hard_matrices(name):
+    """Reducible, periodic and degenerate ones: proved, and close enough to be of use."""
+    weight = hard_matrices()[name]
+    exact, proof = spectral_radius(channels(weight)), contraction(weight)
+    assert exactly_contractive(weight, proof.v, proof.rate)
+    assert exact * (1 - 1e-12) <= proof.rate <= 1.01 * exact + 0.02 * weight.abs().max().item() + 1e-300
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_no_proof_of_weights_that_are_not_finite(value):
+    weight = random_weight(3)
+    weight[1, 2] = value
+    assert not contraction(weight).rate < 1
+    with pytest.raises(NotContractiveError):
+        verified_box(weight, random_h((1, 3), 0.1))
+
+
+@pytest.mark.parametrize("rho", [1.0, 1.0001, 3.0])
+@pytest.mark.parametrize("kernel", [None, 3])
+def test_an_expansive_w_has_no_box(rho, kernel):
+    weight = random_weight(3, kernel, rho=rho)
+    h = random_h((2, 3) if kernel is None else (2, 3, 4, 4), 0.1)
+    with pytest.raises(NotContractiveError, match="not proved"):
+        verified_box(weight, h)
+
+
+def test_bounds_of_an_expansive_network_are_refused():
+    model = nn.Sequential(FixedPoint(torch.full((3, 3), 0.5), 5, 5)).eval()
+    with pytest.raises(NotContractiveError):
+        bound(model, LinfBall(torch.rand(2, 3), 0.1))

@@ -1,0 +1,66 @@
+"""Folding, saving and loading an equilibrium; reading W."""
+
+import copy
+
+import pytest
+import torch
+from equilibria import small_network
+from torch import nn
+from torch.nn.utils import parametrize
+
+from cerdeq import LinfBall, bound
+from cerdeq.equilibrium import FixedPoint, fold
+
+
+@pytest.mark.parametrize("kernel", [None, 3])
+@pytest.mark.parametrize("gain", [None, 0.4])
+def test_fold_keeps_the_function_and_leaves_plain_weights(gain, kernel):
+    model, size = small_network(kernel, 0.8, gain=gain)
+    x = torch.rand(3, *size, dtype=torch.float64)
+    with torch.no_grad():
+        value, limits = model(x), bound(model, LinfBall(x, 0.1))
+        fold(model)
+        assert torch.equal(model(x), value)
+        torch.testing.assert_close(bound(model, LinfBall(x, 0.1)), limits, rtol=0, atol=0)
+    assert not any(parametrize.is_parametrized(module) for module in model.modules())
+    assert isinstance(model[0].recurrence.weight, nn.Parameter) and type(model[0].recurrence) is FixedPoint
+    assert set(model.state_dict()) == {
+        *("0.inject.weight", "0.inject.bias", "0.recurrence.weight", "2.weight", "2.bias"),
+    }
+    fold(model)
+    assert torch.equal(model(x), value)
+
+
+def test_fold_keeps_the_function_of_a_model_in_training_mode():
+    """Reading W in training moves the Perron vectors; folding must not."""
+    model, size = small_network(3, 0.8)
+    x = torch.rand(3, *size, dtype=torch.float64)
+    with torch.no_grad():
+        model[0].recurrence.parametrizations.weight.original.normal_()  # the vectors are those of another kernel
+        value = model(x)
+        model.train()
+        fold(model)
+        assert torch.equal(model.eval()(x), value)
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_saved_and_loaded_it_is_the_same_function(folded):
+    model, size = small_network(3, 0.8, gain=0.4)
+    other, _ = small_network(3, 0.8, gain=0.4)
+    x = torch.rand(3, *size, dtype=torch.float64)
+    if folded:
+        fold(model)
+        fold(other)
+    with torch.no_grad():
+        assert not torch.equal(model(x), other(x))
+        other.load_state_dict(model.state_dict())
+        assert torch.equal(model(x), other(x))
+        torch.testing.assert_close(bound(model, LinfBall(x, 0.1)), bound(other, LinfBall(x, 0.1)), rtol=0, atol=0)
+
+
+def test_reading_w_in_evaluation_changes_nothing():
+    model, _ = small_network(3, 0.8)
+    before = copy.deepcopy(model.state_dict())
+    first = model[0].recurrence.weight
+    assert torch.equal(first, model[0].recurrence.weight)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

@@ -1,0 +1,228 @@
+"""Programs mean what the module does: tracing, subclasses, hooks, constants, names."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import sound_or_refused
+from oracles import Lambda, assert_contains, points_of, random_box
+from torch import nn
+
+from cerdeq import bound
+from cerdeq.bounds import Context, Interval, propagate, trace
+
+
+class Rescaled(nn.Linear):
+    """A layer of somebody's own: it is a Linear, and does something else."""
+
+    def forward(self, x):
+        return 3 * super().forward(x) + 1
+
+
+class Standardised(nn.Conv2d):
+    """Weight standardisation, as in BiT: the weight that acts is not the weight that is stored."""
+
+    def forward(self, x):
+        weight = self.weight - 0.5 * self.weight.abs()
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class StandardisedInside(nn.Conv2d):
+    """The same by the method that torch's own forward calls."""
+
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, weight - 0.5 * weight.abs(), bias)
+
+
+class LeakyAtHeart(nn.ReLU):
+    def forward(self, x):
+        return F.relu(x) - 0.1 * F.relu(-1 * x)
+
+
+class Halved(nn.BatchNorm1d):
+    def forward(self, x):
+        return super().forward(x) * 0.5
+
+
+@pytest.mark.parametrize("layer", [Rescaled(4, 3), LeakyAtHeart(), Halved(4)], ids=lambda layer: type(layer).__name__)
+def test_a_subclass_with_its_own_forward_is_not_taken_for_its_base(layer):
+    sound_or_refused(nn.Sequential(nn.Linear(4, 4), layer), random_box(3, 4))
+
+
+@pytest.mark.parametrize("kind", [Standardised, StandardisedInside])
+def test_a_convolution_with_its_own_forward_is_not_taken_for_its_base(kind):
+    sound_or_refused(nn.Sequential(kind(2, 3, 2)), random_box(2, 2, 4, 4))
+
+
+def test_a_subclass_that_only_adds_attributes_is_its_base():
+    class Named(nn.Linear):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.title = "mine"
+
+    model = nn.Sequential(Named(4, 3)).double().eval()
+    assert trace(model).steps[0].record.name == "linear"
+
+
+def test_a_forward_replaced_on_the_instance_counts():
+    model = nn.Sequential(nn.Linear(4, 3))
+    plain = model[0].forward
+    model[0].forward = lambda x: plain(x) + 7
+    sound_or_refused(model, random_box(3, 4))
+
+
+def test_a_hook_that_changes_the_output_counts():
+    model = nn.Sequential(nn.Linear(4, 3))
+    model[0].register_forward_hook(lambda module, inputs, output: output + 5)
+    sound_or_refused(model, random_box(3, 4))
+
+
+def test_a_hook_that_changes_the_input_counts():
+    model = nn.Sequential(nn.Linear(4, 3))
+    model[0].register_forward_pre_hook(lambda module, inputs: (inputs[0] + 5,))
+    sound_or_refused(model, random_box(3, 4))
+
+
+def test_constants_inside_lists():
+    """torch.cat of two parameters, before any input reaches them."""
+    model = Lambda(lambda m, x: F.linear(x, torch.cat([m.a, m.b])), a=torch.randn(2, 4), b=torch.randn(1, 4))
+    model, box = model.double().eval(), random_box(3, 4)
+    lower, upper = bound(model, box)
+    with torch.no_grad():
+        assert_contains(lower, upper, torch.stack([model(x) for x in points_of(box, 64)]))
+
+
+class Buffered(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scale", torch.ones(4, dtype=torch.float64))
+
+    def forward(self, x):
+        return x * (self.scale * 2)
+
+
+def test_tracing_leaves_the_module_as_it_was():
+    model = Buffered().eval()
+    before = set(vars(model)) | set(model._buffers) | set(model._parameters)
+    for _ in range(2):
+        bound(model, random_box(2, 4))
+    assert set(vars(model)) | set(model._buffers) | set(model._parameters) == before
+
+
+def constant_twice(module, x):
+    """A tensor made on the way, used twice."""
+    c = torch.full((4,), 2.0, dtype=torch.float64)
+    return x * c + c
+
+
+def test_constants_made_in_forward():
+    model, box = Lambda(constant_twice).eval(), random_box(2, 4)
+    lower, upper = bound(model, box)
+    assert_contains(lower, upper, torch.stack([model(x) for x in points_of(box, 20)]))
+    assert not [name for name in vars(model) if name.startswith("_tensor_constant")]
+
+
+def test_a_traced_module_keeps_its_constants():
+    """A GraphModule holds what tracing left in it: those constants are the model's own."""
+    box = random_box(2, 4)
+    model = torch.fx.symbolic_trace(Lambda(constant_twice)).eval()
+    before = model(box.center)
+    for _ in range(2):
+        lower, upper = bound(model, box)
+    assert_contains(lower, upper, torch.stack([model(x) for x in points_of(box, 20)]))
+    assert torch.equal(model(box.center), before)
+
+
+def test_a_program_reads_buffers_when_it_runs():
+    """Programs are traced once and run many times: what a buffer gives must not be frozen at tracing."""
+    model, x = Buffered().eval(), torch.randn(2, 4, dtype=torch.float64)
+    program = trace(model)
+    model.scale.fill_(5)
+    result = propagate(program, Interval(x, torch.zeros_like(x)), Context(sound=True))
+    torch.testing.assert_close(result.center, model(x))
+
+
+def test_a_program_reads_parameters_when_it_runs():
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.ReLU()).eval(), torch.randn(2, 4)
+    program = trace(model)
+    nn.init.constant_(model[0].weight, 2.0)
+    result = propagate(program, Interval(x, torch.zeros_like(x)), Context(sound=False))
+    torch.testing.assert_close(result.center, model(x))
+
+
+def test_every_use_of_a_shared_relu_is_recorded():
+    """Regularisers and widths read the pre-activations; torchvision's blocks use one ReLU module twice."""
+    relu = nn.ReLU()
+    model = nn.Sequential(nn.Linear(4, 4), relu, nn.Linear(4, 4), relu).eval()
+    box, ctx = random_box(2, 4, dtype=torch.float32), Context(sound=False)
+    propagate(trace(model), Interval(box.center, box.radius), ctx)
+    assert len(ctx.preactivations) == 2
+
+
+def test_arguments_by_name():
+    """Torch's own names of the first argument; a module called by name."""
+    for forward in (
+        lambda m, x: F.relu(input=x),
+        lambda m, x: torch.flatten(input=x, start_dim=1),
+        lambda m, x: F.linear(input=x, weight=m.w),
+        lambda m, x: torch.add(input=x, other=1.0),
+    ):
+        sound_or_refused(Lambda(forward, w=torch.randn(3, 4)), random_box(2, 4))
+
+    class ByName(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.layer(input=x)
+
+    sound_or_refused(ByName(), random_box(2, 4))
+
+
+def test_an_identity_model():
+    box = random_box(2, 4)
+    model = Lambda(lambda module, x: x).eval()
+    spec = torch.randn(2, 3, 4, dtype=torch.float64)
+    lower, upper = bound(model, box, spec=spec)
+    values = torch.einsum("bkn,sbn->sbk", spec, points_of(box, 100))
+    assert_contains(lower, upper, values)
+    assert (bound(model, box)[0] <= box.lower).all() and (box.upper <= bound(model, box)[1]).all()
+
+
+SHAPE_QUERIES = {
+    "size": lambda x: x.view(x.size(0), -1),
+    "size from the end": lambda x: x.reshape(x.size(-3), x.size(-2) * x.size(-1)),
+    "size by name": lambda x: x.view(x.size(dim=0), -1),
+    "shape": lambda x: torch.reshape(x, (x.shape[0], x.shape[1] * x.shape[2])),
+    "size, then index": lambda x: x.view(x.size()[0], -1),
+    "slice": lambda x: torch.reshape(x, x.shape[:1] + (12,)),  # noqa: RUF005
+    "dim": lambda x: torch.flatten(x, x.dim() - 2),
+    "ndim": lambda x: x.flatten(x.ndim - 2),
+    "constant of the batch": lambda x: x.flatten(1) + torch.ones(12).to(x.dtype).view(1, x.size(1) * 4),
+    "scale": lambda x: x.flatten(1) * x.size(1) / x.shape[2],
+    "dimension of concatenation": lambda x: torch.cat([x, -x], x.dim() - 1),
+    "of a value on the way": lambda x: (2 * x).view((x + 1).size(0), -1),
+}
+
+
+@pytest.mark.parametrize("name", SHAPE_QUERIES)
+def test_shapes_are_asked_when_the_program_runs(name):
+    """A program is traced once and run on batches of any size."""
+    model = Lambda(lambda module, x: SHAPE_QUERIES[name](x)).eval()
+    program = trace(model)
+    for batch in (1, 2, 5):
+        box = random_box(batch, 3, 4)
+        result = propagate(program, Interval(box.center, box.radius), Context(sound=True)).box
+        assert_contains(result.lower, result.upper, torch.stack([model(x) for x in points_of(box, 32)]))
+
+
+def test_shapes_may_be_unpacked():
+    class Unpacked(nn.Module):
+        def forward(self, x):
+            batch, channels, height, width = x.shape
+            return x.view(batch, channels, height * width)
+
+    model, box = Unpacked().eval(), random_box(2, 3, 2, 2)
+    lower, upper = bound(model, box)
+    assert lower.shape == (2, 3, 4)
+    assert_contains(lower, upper, torch.stack([model(x) for x in points_of(box, 20)]))

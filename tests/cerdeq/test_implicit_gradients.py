@@ -1,0 +1,138 @@
+"""Gradients of clean and interval equilibria, by differences and by unrolling; and their memory."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from equilibria import random_weight, saved_tensors
+from torch import nn
+
+from cerdeq.bounds import Context, Interval, propagate, trace
+from cerdeq.equilibrium import Equilibrium, fold
+
+
+def plain_layer(kernel, inputs=2, size=2, rho=0.6, iterations=60):
+    """Equilibrium with a plain weight: nothing about it changes when it is read."""
+    inject = nn.Linear(inputs, size) if kernel is None else nn.Conv2d(inputs, size, 3, padding=1)
+    model = Equilibrium(size, inject, kernel_size=kernel, iterations=iterations, backward_iterations=iterations)
+    fold(model.double())
+    with torch.no_grad():
+        model.recurrence.weight.copy_(random_weight(size, kernel, rho=rho))
+    return model.train()
+
+
+def inputs_for(kernel, batch=2):
+    return torch.randn((batch, 2) if kernel is None else (batch, 2, 3, 2), dtype=torch.float64)
+
+
+def with_weight(model, weight, function):
+    """function(model) with the recurrence's weight replaced, differentiably."""
+    point = model.recurrence
+    original = point._parameters.pop("weight")
+    point.weight = weight
+    try:
+        return function(model)
+    finally:
+        del point.weight
+        point.register_parameter("weight", original)
+
+
+@pytest.mark.parametrize("kernel", [None, 3])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("seed", range(2))
+def test_gradcheck_of_the_clean_equilibrium(seed, training, kernel):
+    torch.manual_seed(seed)
+    model = plain_layer(kernel).train(training)
+    x = inputs_for(kernel).requires_grad_()
+    weight = model.recurrence.weight.detach().clone().requires_grad_()
+
+    def function(x, weight):
+        return with_weight(model, weight, lambda model: model(x))
+
+    assert torch.autograd.gradcheck(function, (x, weight), eps=1e-6, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", [None, 3])
+@pytest.mark.parametrize("seed", range(2))
+def test_gradcheck_of_the_interval_equilibrium(seed, kernel):
+    torch.manual_seed(seed)
+    model = plain_layer(kernel)
+    clean = inputs_for(kernel).requires_grad_()
+    center = (clean.detach() + 0.05).requires_grad_()
+    radius = (0.3 * torch.rand_like(center) + 0.05).requires_grad_()
+    weight = model.recurrence.weight.detach().clone().requires_grad_()
+    program = trace(nn.Sequential(model))
+
+    def function(center, radius, clean, weight):
+        def run(_):
+            result = propagate(program, Interval(center, radius, clean), Context(sound=False))
+            return result.center, result.radius, result.clean
+
+        return with_weight(model, weight, run)
+
+    assert torch.autograd.gradcheck(function, (center, radius, clean, weight), eps=1e-6, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", [None, 3])
+def test_implicit_and_unrolled_gradients_agree(kernel):
+    model = plain_layer(kernel, rho=0.8, iterations=150)
+    x = inputs_for(kernel)
+    cotangents = torch.randn(3, *model(x).shape, dtype=torch.float64)
+    radius = torch.rand_like(x) * 0.2
+    result = propagate(trace(nn.Sequential(model)), Interval(x, radius, x), Context(sound=False))
+    loss = sum(
+        (c * v).sum() for c, v in zip(cotangents, (result.clean, result.box.lower, result.box.upper), strict=True)
+    )
+    found = torch.autograd.grad(loss, list(model.parameters()))
+
+    weight = model.recurrence.weight
+    apply = F.linear if kernel is None else lambda z, w: F.conv2d(z, w, padding=1)
+    h, inject = model.inject(x), model.inject
+    spread = (
+        F.linear(radius, inject.weight.abs()) if kernel is None else F.conv2d(radius, inject.weight.abs(), padding=1)
+    )
+    positive, negative = weight.clamp(min=0), weight.clamp(max=0)
+    z, low, high = torch.zeros_like(h), torch.zeros_like(h), torch.zeros_like(h)
+    for _ in range(300):
+        z = torch.relu(apply(z, weight) + h)
+        low, high = (
+            torch.relu(apply(low, positive) + apply(high, negative) + h - spread),
+            torch.relu(apply(high, positive) + apply(low, negative) + h + spread),
+        )
+    loss = sum((c * v).sum() for c, v in zip(cotangents, (z, low, high), strict=True))
+    expected = torch.autograd.grad(loss, list(model.parameters()))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+
+
+def test_gradients_at_radius_zero_are_those_of_the_clean_equilibrium():
+    model, x = plain_layer(None), inputs_for(None)
+    program = trace(nn.Sequential(model))
+    cotangent = torch.randn(2, 2, dtype=torch.float64)
+    result = propagate(program, Interval(x, torch.zeros_like(x), x), Context(sound=False))
+    of_center = torch.autograd.grad((result.center * cotangent).sum(), list(model.parameters()), retain_graph=True)
+    of_clean = torch.autograd.grad((result.clean * cotangent).sum(), list(model.parameters()))
+    for a, b in zip(of_center, of_clean, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_dead_layer_has_finite_gradients():
+    model = plain_layer(None)
+    with torch.no_grad():
+        model.inject.bias.fill_(-100.0)
+    x = inputs_for(None)
+    result = propagate(trace(nn.Sequential(model)), Interval(x, torch.full_like(x, 0.1), x), Context(sound=False))
+    assert not result.center.any() and not result.radius.any() and not result.clean.any()
+    gradients = torch.autograd.grad((result.center + result.radius + result.clean).sum(), list(model.parameters()))
+    assert all(not gradient.any() for gradient in gradients)
+
+
+@pytest.mark.parametrize("kernel", [None, 3])
+def test_memory_does_not_grow_with_the_iterations(kernel):
+    kept = []
+    for count in (2, 60):
+        model, x = plain_layer(kernel, iterations=count), inputs_for(kernel)
+        program, interval = trace(nn.Sequential(model)), Interval(x, torch.rand_like(x), x)
+        clean = saved_tensors(lambda model=model, x=x: model(x))
+        boxes = saved_tensors(lambda p=program, i=interval: propagate(p, i, Context(sound=False)).box.lower)
+        kept.append((clean, boxes))
+    assert kept[0] == kept[1]

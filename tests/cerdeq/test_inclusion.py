@@ -1,0 +1,219 @@
+"""verify_inclusion, the check that verified boxes rest on: what it accepts is true, in exact arithmetic."""
+
+import inspect
+from fractions import Fraction
+
+import pytest
+import torch
+from equilibria import (
+    RHOS,
+    channel_matrix,
+    random_h,
+    random_weight,
+    sampled_equilibria,
+    wide_interval_equilibrium,
+    with_one,
+)
+from oracles import Exact, assert_contains, encloses, fractions
+
+from cerdeq import Box
+from cerdeq.equilibrium import certificate, contraction, verified_box, verify_inclusion
+
+
+def good_box(weight, h):
+    """A box that the check accepts with room to spare, made by hand: everything that [-t v, t v] maps to, and more."""
+    v = contraction(weight).v
+    shaped = v.view(1, -1, *[1] * (h.center.dim() - 2))
+    slack = shaped - (channel_matrix(weight) @ v).view_as(shaped)
+    reach = 2 * ((h.center.abs() + h.radius) / slack).max()
+    box = Box(torch.zeros_like(h.center), (reach * shaped).expand_as(h.center).clone())
+    assert verify_inclusion(weight, h, box, v).all()
+    return box, v
+
+
+def test_signature():
+    assert list(inspect.signature(verify_inclusion).parameters) == ["weight", "h", "z", "v"]
+    weight, h = random_weight(3), random_h((4, 3), 0.1)
+    box, v = good_box(weight, h)
+    found = verify_inclusion(weight, h, box, v)
+    assert found.dtype == torch.bool and found.shape == (4,)
+    single = [tensor.float() for tensor in (weight, h.center, h.radius, box.center, box.radius, v)]
+    assert verify_inclusion(single[0], Box(*single[1:3]), Box(*single[3:5]), single[5]).all()
+
+
+@pytest.mark.parametrize("rho", RHOS)
+@pytest.mark.parametrize("kernel", [None, 3])
+def test_the_closed_form_box_is_accepted(kernel, rho):
+    """It is the fallback where the solver fails: its lower end is 0, as F's is wherever a unit can be off."""
+    weight = random_weight(3, kernel, rho=rho)
+    for shift in (-1.0, 0.0, 1.0):
+        h = random_h((4, 3) if kernel is None else (4, 3, 3, 3), 0.3, shift)
+        proof = contraction(weight)
+        box = certificate.closed_form_box(weight, h, proof)
+        assert verify_inclusion(weight, h, box, proof.v).all()
+
+
+@pytest.mark.parametrize("rho", RHOS)
+@pytest.mark.parametrize("kernel", [None, 3])
+def test_verified_boxes_are_accepted(kernel, rho):
+    """Whoever doubts a box can check it again; it lies on F of a verified box, so a little room is needed."""
+    weight = random_weight(3, kernel, rho=rho)
+    for shift in (-1.0, 0.0, 1.0):
+        h = random_h((4, 3) if kernel is None else (4, 3, 3, 3), 0.3, shift)
+        box, v = verified_box(weight, h), contraction(weight).v.view(1, -1, *[1] * (h.center.dim() - 2))
+        room = Box(box.center, box.radius + 1e-9 * (1 + box.upper.max()) * v)
+        assert verify_inclusion(weight, h, room, v.flatten()).all()
+
+
+def broken_boxes():
+    return {
+        "a centre that is not a number": lambda box: Box(with_one(box.center, float("nan")), box.radius),
+        "a radius that is not a number": lambda box: Box(box.center, with_one(box.radius, float("nan"))),
+        "an infinite radius": lambda box: Box(box.center, with_one(box.radius, float("inf"))),
+        "an infinite centre": lambda box: Box(with_one(box.center, float("inf")), box.radius),
+        "both infinite": lambda box: Box(with_one(box.center, float("inf")), with_one(box.radius, float("inf"))),
+        "a negative radius": lambda box: Box(box.center, with_one(box.radius, -1.0)),
+        "all radii negative": lambda box: Box(box.center, -box.radius),
+        "shifted": lambda box: Box(box.center + 3 * box.radius, box.radius),
+        "shrunk": lambda box: Box(box.center, box.radius * 1e-3),
+        "a point": lambda box: Box(box.center, 0 * box.radius),
+        "nothing": lambda box: Box(0 * box.center, 0 * box.radius),
+    }
+
+
+@pytest.mark.parametrize("kernel", [None, 3])
+@pytest.mark.parametrize("name", broken_boxes())
+def test_broken_boxes_are_refused(name, kernel):
+    weight = random_weight(3, kernel, rho=0.9)
+    h = random_h((2, 3) if kernel is None else (2, 3, 3, 3), 0.2, shift=1.0)
+    box, v = good_box(weight, h)
+    found = verify_inclusion(weight, h, broken_boxes()[name](box), v)
+    assert not found[0]
+    if "number" in name or name in ("an infinite radius", "a negative radius"):
+        assert found[1], "one broken example must not break the others"
+
+
+@pytest.mark.parametrize("rho", RHOS)
+def test_an_unfinished_solution_is_refused(rho):
+    """The solver stopped after a few steps from zero: its box does not contain the equilibria."""
+    weight, h = random_weight(5, rho=rho, signed=False), random_h((3, 5), 0.2, shift=1.0)
+    low, high = torch.zeros_like(h.center), torch.zeros_like(h.center)
+    for _ in range(3):
+        low, high = torch.relu(low @ weight.T + h.lower), torch.relu(high @ weight.T + h.upper)
+        assert not verify_inclusion(weight, h, Box((low + high) / 2, (high - low) / 2), contraction(weight).v).any()
+
+
+@pytest.mark.parametrize("amount", [1e-3, 1e-6, 1e-9])
+def test_the_exact_box_made_a_little_smaller_is_refused(amount):
+    """For W >= 0 no box smaller at either end contains both equilibria at the ends."""
+    weight, h = random_weight(4, rho=0.9, signed=False), random_h((2, 4), 0.2, shift=1.0)
+    low, high = wide_interval_equilibrium(weight, h)
+    v, center, radius = contraction(weight).v, (low + high) / 2, (high - low) / 2
+    for lift, drop in ((amount, 0.0), (0.0, amount), (amount, amount)):
+        smaller = Box(center + (lift - drop) / 2, radius - (lift + drop) / 2)
+        assert not verify_inclusion(weight, h, smaller, v).any()
+    assert verify_inclusion(weight, h, Box(center, radius + amount * v), v).all()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_is_accepted_contains_the_equilibria(seed):
+    """Random boxes about the true one, many of them wrong: accepted means right."""
+    torch.manual_seed(seed)
+    weight, h = random_weight(3, rho=0.6), random_h((1, 3), 0.3)
+    low, high = wide_interval_equilibrium(weight, h)
+    values, v = sampled_equilibria(weight, h, 30), contraction(weight).v
+    many = 2000
+    center = (low + high) / 2 + 0.3 * torch.randn(many, 3, dtype=torch.float64) * torch.rand(many, 1).double()
+    radius = (high - low) / 2 + torch.rand(many, 3, dtype=torch.float64) * torch.rand(many, 1).double()
+    wide_h = Box(h.center.expand(many, 3), h.radius.expand(many, 3))
+    accepted = verify_inclusion(weight, wide_h, Box(center, radius), v)
+    assert 0 < accepted.sum() < many
+    assert_contains((center - radius)[accepted], (center + radius)[accepted], values.expand(-1, accepted.sum(), -1))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_accepted_is_an_inclusion_in_exact_arithmetic(seed):
+    """Boxes within a few roundings of F(B) = B: whatever is accepted, Fractions accept."""
+    torch.manual_seed(seed)
+    weight, h = random_weight(3, rho=0.8), random_h((1, 3), 0.3, shift=1.0)
+    low, high = wide_interval_equilibrium(weight, h)
+    center, radius, v = (low + high) / 2, (high - low) / 2, contraction(weight).v
+    matrix, h_ends, verdicts = fractions(weight), Exact.of(h), []
+    for ulps in [*range(-4, 60, 2), 1000]:
+        box = Box(center, (radius + ulps * 2.0**-53 * (1 + high.max()) * v).clamp(min=0))
+        verdicts.append(bool(verify_inclusion(weight, h, box, v)))
+        if verdicts[-1]:
+            image = Exact.of(box).affine(matrix)
+            image = Exact(
+                [a + b for a, b in zip(image.low, h_ends.low, strict=True)],
+                [a + b for a, b in zip(image.high, h_ends.high, strict=True)],
+            )
+            assert encloses(box, image.relu())
+    assert verdicts[-1] and not verdicts[0]
+
+
+def test_the_comparison_itself_is_rounded_against_the_box():
+    """W = 0, so F(z) is relu(h). The box is far larger than its distance to h: only the comparison rounds."""
+    h = torch.rand(500, 1, dtype=torch.float64)
+    center = 1000 * (1 + torch.rand_like(h))
+    accepted = 0
+    for ulps in range(-3, 40):
+        radius = (center - h) * (1 + ulps * 2.0**-53)
+        found = verify_inclusion(torch.zeros(1, 1), Box(h, 0 * h), Box(center, radius), torch.ones(1))
+        accepted += int(found.sum())
+        for value, c, r in torch.cat([h, center, radius], dim=1)[found].tolist():
+            assert Fraction(c) - Fraction(r) <= Fraction(value)
+    assert accepted > 500
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_one_step_of_f_contains_the_exact_one(seed):
+    """Points, not boxes: all that the radius holds is rounding, of W z, of the sum with h, and of the ReLU."""
+    torch.manual_seed(seed)
+    weight = random_weight(30, rho=0.9)
+    for z_size, h_size in ((1.0, 0.0), (1.0, 1e-3), (1e-9, 1.0), (1e9, 1.0)):
+        z, h = (Box(size * torch.randn(1, 30).double(), torch.zeros(1, 30).double()) for size in (z_size, h_size))
+        points = zip(Exact.of(z).affine(fractions(weight)).low, Exact.of(h).low, strict=True)
+        values = [a + b for a, b in points]
+        exact = Exact(values, values)
+        assert encloses(certificate.preactivation_box(weight, h, z), exact)
+        assert encloses(certificate.interval_step(weight, h, z), exact.relu())
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf"), 1e300, 5e-324, 1e-323, 1e-310])
+def test_v_must_prove_the_contraction(value):
+    """rho(|W|) = 1.2, and the box [-0.1, 1] is mapped into itself: only uniqueness fails (0 and 2.5 are equilibria)."""
+    weight = torch.full((3, 3), 0.4, dtype=torch.float64)
+    h = Box(torch.full((1, 3), -0.5, dtype=torch.float64), torch.zeros(1, 3, dtype=torch.float64))
+    z = Box(torch.full((1, 3), 0.45, dtype=torch.float64), torch.full((1, 3), 0.55, dtype=torch.float64))
+    assert not verify_inclusion(weight, h, z, torch.full((3,), value, dtype=torch.float64)).any()
+    for mixed in ([1.0, 1.0, value], [value, -value, 1.0], [-1.0, -1.0, value]):
+        assert not verify_inclusion(weight, h, z, torch.tensor(mixed, dtype=torch.float64)).any()
+
+
+def test_a_v_for_another_w_proves_nothing():
+    good, bad = torch.diag(torch.tensor([0.5, 0.5])).double(), torch.tensor([[0.1, 2.0], [0.5, 0.1]]).double()
+    h, v = random_h((2, 2), 0.1), torch.ones(2, dtype=torch.float64)
+    box, _ = good_box(good, h)
+    assert verify_inclusion(good, h, box, v).all() and not verify_inclusion(bad, h, box, v).any()
+
+
+def test_boxes_without_a_batch_are_not_taken_for_a_batch_of_channels():
+    """[C, H, W]: z_1 = 2 and z_0 = 1 + z_1 / 2 = 2, but channel 0 alone is consistent with the wrong box of z_1."""
+    weight = torch.zeros(2, 2, 1, 1, dtype=torch.float64)
+    weight[0, 1] = 0.5
+    h, z, radius = (torch.tensor(v, dtype=torch.float64).view(2, 1, 1) for v in ([1.0, 2.0], [1.5, 1.0], [0.1, 0.1]))
+    try:
+        found = verify_inclusion(weight, Box(h, 0 * h), Box(z, radius), torch.tensor([1.0, 1.0]))
+    except (ValueError, RuntimeError):
+        return
+    assert not found.any()
+
+
+def test_h_that_is_not_finite_is_refused():
+    weight = random_weight(3, rho=0.5)
+    h = random_h((2, 3), 0.2)
+    box, v = good_box(weight, h)
+    for value in (float("nan"), float("inf")):
+        assert not verify_inclusion(weight, Box(with_one(h.center, value), h.radius), box, v)[0]
+        assert not verify_inclusion(weight, Box(h.center, with_one(h.radius, value)), box, v)[0]

@@ -1,0 +1,166 @@
+"""Interval bounds of whole networks, against corners and dense samples; shapes, regions and batches."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import Residual, mlp
+from oracles import affine_extremes, assert_contains, corners_and_grid, dense_affine, points_of, random_box
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize
+
+from cerdeq import Box, LinfBall, bound, margin_spec
+from cerdeq.bounds import METHODS
+
+
+def check_by_grid(model, box, steps, shape=None):
+    model = model.double().eval()
+    grid = corners_and_grid(box, steps)
+    if shape is not None:
+        grid, box = grid.view(-1, *shape), Box(box.center.view(1, *shape), box.radius.view(1, *shape))
+    with torch.no_grad():
+        values = model(grid)
+        lower, upper = bound(model, box)
+        assert_contains(lower, upper, values)
+        spec = margin_spec(torch.tensor([1]), values.shape[1]).double()
+        lower, upper = bound(model, box, spec=spec)
+    assert_contains(lower, upper, values @ spec[0].T)
+
+
+@pytest.mark.parametrize("radius", [1e-3, 0.1, 1.0, 100.0])
+@pytest.mark.parametrize("make", [mlp, Residual], ids=["mlp", "residual"])
+def test_networks_of_two_inputs_by_exhaustion(make, radius):
+    for seed in range(3):
+        torch.manual_seed(seed)
+        box = Box(torch.randn(1, 2, dtype=torch.float64), torch.full((1, 2), radius, dtype=torch.float64))
+        check_by_grid(make(), box, steps=41)
+
+
+@pytest.mark.parametrize("radius", [1e-3, 0.1, 1.0, 100.0])
+def test_a_network_of_three_pixels_by_exhaustion(radius):
+    for seed in range(3):
+        torch.manual_seed(seed)
+        box = Box(torch.randn(1, 3, dtype=torch.float64), torch.full((1, 3), radius, dtype=torch.float64))
+        model = nn.Sequential(
+            nn.Conv2d(1, 4, (1, 3), padding=(0, 1)),
+            nn.ReLU(),
+            nn.Conv2d(4, 4, (1, 2), groups=2),
+            nn.ReLU(),
+            nn.AvgPool2d((1, 2), stride=1),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(4, 3),
+        )
+        check_by_grid(model, box, steps=11, shape=(1, 1, 3))
+
+
+class Branches(nn.Module):
+    """Max pooling, leaky ReLUs and functional dropout, concatenated and viewed as a vector."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(1, 3, (1, 2)), nn.Conv2d(1, 2, (1, 3), padding=(0, 1))
+        self.leaky, self.pool = nn.LeakyReLU(-0.4), nn.MaxPool2d((1, 2), stride=1)
+        self.head = nn.Linear(10, 3)
+
+    def forward(self, x):
+        a = self.leaky(self.one(x))
+        b = self.pool(F.leaky_relu(self.two(-x), 0.2))
+        c = F.dropout(torch.cat([a, b], 1), 0.5, self.training)
+        return self.head(c.view(x.size(0), -1))
+
+
+@pytest.mark.parametrize("radius", [1e-3, 0.1, 1.0, 100.0])
+def test_a_network_of_branches_by_exhaustion(radius):
+    for seed in range(3):
+        torch.manual_seed(seed)
+        box = Box(torch.randn(1, 3, dtype=torch.float64), torch.full((1, 3), radius, dtype=torch.float64))
+        check_by_grid(Branches(), box, steps=11, shape=(1, 1, 3))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_affine_network_is_bounded_exactly(method):
+    model, box = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).double().eval(), random_box(2, 3)
+    exact = affine_extremes(*dense_affine(model, (3,)), box)
+    found = bound(model, box, method)
+    loose = method == "ibp"
+    assert (found[0] <= exact[0] + 1e-12).all() and (exact[1] - 1e-12 <= found[1]).all()
+    assert loose or torch.allclose(torch.stack(found), torch.stack(exact), rtol=1e-9, atol=1e-9)
+
+
+def test_a_monotone_network_is_bounded_exactly():
+    """Non-negative weights: interval bounds are the values at two corners, so that loose rules would show."""
+    model = mlp().double().eval()
+    with torch.no_grad():
+        for layer in model[::2]:
+            layer.weight.abs_()
+        box = Box(torch.rand(3, 2, dtype=torch.float64), torch.full((3, 2), 0.3, dtype=torch.float64))
+        lower, upper = bound(model, box)
+        torch.testing.assert_close(lower, model(box.lower), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(upper, model(box.upper), rtol=1e-12, atol=1e-12)
+
+
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return 2 * weight + 0.1
+
+
+PARAMETRISED = {
+    "custom": lambda layer: parametrize.register_parametrization(layer, "weight", Doubled()),
+    "custom bias": lambda layer: parametrize.register_parametrization(layer, "bias", Doubled()),
+    "spectral norm": parametrizations.spectral_norm,
+    "weight norm": parametrizations.weight_norm,
+    "orthogonal": parametrizations.orthogonal,
+}
+
+
+@pytest.mark.parametrize("name", PARAMETRISED)
+def test_parametrised_layers(name):
+    """The layer's class is torch's own subclass; its weight is what the parametrisation says now."""
+    linear, convolution = nn.Linear(18, 3).double(), nn.Conv2d(1, 2, 2).double()
+    model = nn.Sequential(PARAMETRISED[name](convolution), nn.ReLU(), nn.Flatten(), PARAMETRISED[name](linear)).eval()
+    box = random_box(4, 1, 4, 4)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5).add_(0.1)
+        plain = [nn.Conv2d(1, 2, 2).double(), nn.ReLU(), nn.Flatten(), nn.Linear(18, 3).double()]
+        for number, layer in ((0, convolution), (3, linear)):
+            plain[number].weight.copy_(layer.weight)
+            plain[number].bias.copy_(layer.bias)
+        lower, upper = bound(model, box)
+        assert_contains(lower, upper, torch.stack([model(x) for x in points_of(box, 64)]))
+        expected = bound(nn.Sequential(*plain).eval(), box)
+    torch.testing.assert_close((lower, upper), expected)
+
+
+def test_shapes_and_dtypes():
+    model = mlp().eval()
+    lower, upper = bound(model, LinfBall(torch.rand(5, 2), 0.1))
+    assert lower.shape == upper.shape == (5, 3) and lower.dtype == upper.dtype == torch.float32
+    lower, upper = bound(model, LinfBall(torch.rand(5, 2), 0.1), spec=margin_spec(torch.zeros(5, dtype=torch.long), 3))
+    assert lower.shape == upper.shape == (5, 2) and (lower <= upper).all()
+
+
+@pytest.mark.parametrize("radius", [-0.1, float("nan")])
+def test_a_region_that_is_no_box_is_refused(radius):
+    """A negative radius would come out as lower bounds above upper ones."""
+    box = Box(torch.rand(2, 2), torch.full((2, 2), radius))
+    with pytest.raises(ValueError, match="radius"):
+        bound(mlp().eval(), box)
+
+
+def test_a_larger_ball_has_larger_bounds():
+    model, x = Residual().double().eval(), torch.rand(3, 2, dtype=torch.float64)
+    before = bound(model, LinfBall(x, 0))
+    for eps in (1e-6, 1e-3, 0.01, 0.1, 0.5, 1.0):
+        lower, upper = bound(model, LinfBall(x, eps))
+        assert (lower <= before[0]).all() and (before[1] <= upper).all()
+        before = lower, upper
+
+
+def test_examples_of_a_batch_do_not_touch_each_other():
+    model, box = Residual().double().eval(), random_box(4, 2)
+    together = bound(model, box)
+    for example in range(4):
+        one = slice(example, example + 1)
+        alone = bound(model, Box(box.center[one], box.radius[one]))
+        torch.testing.assert_close(alone, tuple(end[one] for end in together), rtol=1e-12, atol=1e-12)

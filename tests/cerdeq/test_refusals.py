@@ -1,0 +1,283 @@
+"""What is refused, how, and that it is refused before anything is computed."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import mlp, sound_or_refused
+from oracles import Lambda, random_box
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from cerdeq import bound
+from cerdeq.bounds import METHODS, Operator, UnsupportedOperator, register, trace
+
+
+def user_model():
+    class Mine(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            y = self.layer(x)
+            return torch.sigmoid(y)  # the user's line
+
+    return Mine().eval()
+
+
+def test_an_unsupported_operator_names_node_and_line():
+    with pytest.raises(UnsupportedOperator) as error:
+        bound(user_model(), random_box(2, 4, dtype=torch.float32))
+    message = str(error.value)
+    assert "sigmoid" in message
+    assert "test_refusals.py" in message and "the user's line" in message, message
+
+
+def test_an_unsupported_operator_in_a_method_of_the_user_names_the_line():
+    class Parts(nn.Module):
+        def forward(self, x):
+            return self.head(x)
+
+        def head(self, x):
+            return torch.sigmoid(x)  # the user's line
+
+    with pytest.raises(UnsupportedOperator, match=r"test_refusals.py.*the user's line"):
+        trace(Parts().eval())
+
+
+def test_an_unsupported_module_names_its_class_and_place():
+    with pytest.raises(UnsupportedOperator, match=r"Sigmoid.*'1'") as error:
+        bound(nn.Sequential(nn.Linear(4, 4), nn.Sigmoid()).eval(), random_box(2, 4, dtype=torch.float32))
+    assert "graph.py" not in str(error.value), "a Sequential has no line of the user's, and cerdeq's own is not one"
+
+
+UNSUPPORTED = {
+    "function": lambda x: torch.exp(x),
+    "method": lambda x: x.exp(),
+    "max pool of one dimension": lambda x: F.max_pool1d(x, 1),
+    "max pool with indices": lambda x: F.max_pool2d(x, 1, return_indices=True)[0],
+    "adaptive max pool": lambda x: F.adaptive_max_pool2d(x, 1),
+    "concatenation of data and a product": lambda x: torch.cat([x, x * x], 1),
+    "stack": lambda x: torch.stack([x, x]),
+    "concatenation into a given tensor": lambda x: torch.cat([x, x], 1, out=torch.empty(2, 8)),
+    "slope from data": lambda x: F.leaky_relu(x, x),
+    "negative slope of each channel": lambda x: F.prelu(x, torch.ones(1)),
+    "random slope": lambda x: F.rrelu(x, training=False),
+    "shape from data": lambda x: x.view_as(x),
+    "count": lambda x: x * x.numel(),
+    "view of another type": lambda x: x.view(torch.int64),
+    "new constant": lambda x: x + x.new_zeros(4),
+    "dropout of every channel": lambda x: F.dropout2d(x),
+    "dropout that may be on": lambda x: F.dropout(x, 0.5, True),
+    "alpha dropout": lambda x: F.alpha_dropout(x),
+    "indexing": lambda x: x[:, 0],
+    "product": lambda x: x * F.relu(x),
+    "product of one": lambda x: torch.mul(x, x),
+    "quotient": lambda x: x / (x + 1),
+    "reciprocal": lambda x: 1 / x,
+    "weights from data": lambda x: F.linear(x, x),
+    "kernel from data": lambda x: F.conv2d(x, x),
+    "softmax": lambda x: F.softmax(x, dim=1),
+    "rounding": lambda x: torch.div(x, 2.0, rounding_mode="floor"),
+    "dropout function": lambda x: F.dropout(x, 0.5),
+}
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_what_has_no_rule_is_refused_by_tracing(name):
+    """And so before anything is computed."""
+    with pytest.raises(UnsupportedOperator):
+        trace(Lambda(lambda module, x: UNSUPPORTED[name](x)).eval())
+
+
+@pytest.fixture
+def seen(own_operators):
+    """A module that does nothing, and the list of what its rule was run on."""
+    ran = []
+
+    def rule(ctx, x):
+        ran.append(x)
+        return x
+
+    class Seen(nn.Module):
+        def forward(self, x):
+            return x
+
+    register(Operator("seen", rule, (), {Seen: lambda module: {}}))
+    return Seen(), ran
+
+
+def test_nothing_is_computed_before_a_refusal(seen):
+    first, ran = seen
+    with pytest.raises(UnsupportedOperator):
+        bound(nn.Sequential(first, nn.Tanh()).eval(), random_box(1, 4))
+    assert not ran
+
+
+@pytest.mark.parametrize("method", ["crown-ibp", "crown", "alpha-crown"])
+def test_an_operator_without_a_backward_rule_is_refused_by_linear_bounds_alone(seen, method):
+    first, ran = seen
+    model = nn.Sequential(nn.Linear(4, 4), first).eval()
+    with pytest.raises(UnsupportedOperator, match=r"seen at node '1'.*ibp alone"):
+        bound(model, random_box(1, 4, dtype=torch.float32), method=method)
+    assert not ran
+    bound(model, random_box(1, 4, dtype=torch.float32))
+    assert ran
+
+
+class Calls(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x)  # the user's line
+
+
+class DropoutOn(nn.Module):
+    def forward(self, x):
+        return F.dropout(x, 0.5)  # the user's line
+
+
+class DropoutOfChannelsOn(nn.Module):
+    def forward(self, x):
+        return F.dropout2d(x, training=True)  # the user's line
+
+
+class PoolWithIndices(nn.Module):
+    def forward(self, x):
+        values, _ = F.max_pool2d(x, 2, return_indices=True)  # the user's line
+        return values
+
+
+class PositionalPoolWithIndices(nn.Module):
+    def forward(self, x):
+        return torch.cat(F.max_pool2d(x, 2, 2, 0, 1, False, True)[:1], 1)  # the user's line
+
+
+class IntoGiven(nn.Module):
+    def forward(self, x):
+        return torch.cat([x, x], 1, out=torch.empty(2, 8, 3, 3))  # the user's line
+
+
+REFUSED_ARGUMENTS = {
+    "dropout": (DropoutOn, "dropout"),
+    "dropout of channels": (DropoutOfChannelsOn, "dropout2d"),
+    "dropout module in training": (lambda: Calls(nn.Dropout().train()), "1.layer"),
+    "dropout of channels in training": (lambda: Calls(nn.Dropout2d().train()), "1.layer"),
+    "pool with indices": (PoolWithIndices, "max_pool2d_with_indices"),
+    "positional": (PositionalPoolWithIndices, "max_pool2d_with_indices"),
+    "pool module with indices": (lambda: Calls(nn.MaxPool2d(2, return_indices=True)), "1.layer"),
+    "given tensor": (IntoGiven, "cat"),
+    "circular": (lambda: Calls(nn.Conv2d(4, 2, 3, padding=1, padding_mode="circular")), "1.layer"),
+    "reflect": (lambda: Calls(nn.Conv2d(4, 2, 3, padding=1, padding_mode="reflect")), "1.layer"),
+    "replicate": (lambda: Calls(nn.Conv2d(4, 2, 3, padding=1, padding_mode="replicate")), "1.layer"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_ARGUMENTS)
+def test_refused_arguments_name_node_and_line_before_anything_is_computed(name, seen):
+    make, node = REFUSED_ARGUMENTS[name]
+    first, ran = seen
+    model, box = nn.Sequential(first, make()), random_box(2, 4, 3, 3, dtype=torch.float32)
+    with pytest.raises(UnsupportedOperator) as error:
+        trace(model)
+    message = str(error.value)
+    assert f"'{node}'" in message and "test_refusals.py" in message and "the user's line" in message, message
+    if "in training" not in name:  # which `bound` refuses for that alone
+        with pytest.raises(UnsupportedOperator):
+            bound(model.eval(), box)
+    assert not ran
+
+
+@pytest.mark.parametrize("mode", ["circular", "reflect", "replicate"])
+def test_padding_modes_are_refused(mode):
+    model = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1, padding_mode=mode)).eval()
+    with pytest.raises(UnsupportedOperator, match=mode):
+        trace(model)
+
+
+def test_batch_norm_without_momentum_is_refused():
+    with pytest.raises(UnsupportedOperator, match="momentum"):
+        trace(nn.Sequential(nn.BatchNorm1d(4, momentum=None)).train())
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda module, x: (x + 1, x),
+        lambda module, x: [x + 1],
+        lambda module, x: {"logits": x + 1},
+        lambda module, x: None,
+        lambda module, x: module.constant,
+    ],
+    ids=["tuple", "list", "dictionary", "nothing", "constant"],
+)
+def test_other_outputs_than_one_tensor_are_refused(forward):
+    with pytest.raises(UnsupportedOperator, match="output"):
+        trace(Lambda(forward, constant=torch.ones(3)))
+
+
+class TwoInputs(nn.Module):
+    def forward(self, x, y):
+        return x + y
+
+
+class OptionalInput(nn.Module):
+    def forward(self, x, y=None):
+        return x + 1
+
+
+@pytest.mark.parametrize("make", [TwoInputs, OptionalInput])
+def test_several_inputs_are_refused(make):
+    with pytest.raises(UnsupportedOperator, match="one input"):
+        trace(make())
+
+
+def test_control_flow_on_the_input_is_refused():
+    with pytest.raises(Exception, match="control flow"):
+        trace(Lambda(lambda module, x: x if x.sum() > 0 else 2 * x))
+
+
+@pytest.mark.parametrize("method", ["IBP", "crown-lbp", "", None])
+def test_an_unknown_method_is_refused(method):
+    with pytest.raises(ValueError, match=r"unknown method.*ibp"):
+        bound(mlp().eval(), random_box(1, 2, dtype=torch.float32), method=method)
+
+
+def test_training_mode_is_refused():
+    with pytest.raises(ValueError, match="eval"):
+        bound(mlp().train(), random_box(1, 2, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(2), nn.Dropout()], ids=["batch norm", "dropout"])
+def test_a_part_in_training_mode_is_refused(layer):
+    model = nn.Sequential(layer, nn.Linear(2, 2)).eval()
+    layer.train()
+    with pytest.raises((ValueError, UnsupportedOperator)):
+        bound(model, random_box(3, 2, dtype=torch.float32))
+
+
+def test_a_parametrisation_in_training_mode_is_refused():
+    """Reading such a weight changes it: the function that is bounded would not be the one that is left."""
+    layer = parametrizations.spectral_norm(nn.Linear(4, 3))
+    model = nn.Sequential(layer).eval()
+    layer.parametrizations.train()
+    with pytest.raises(ValueError, match=r"eval|training"):
+        bound(model, random_box(2, 4, dtype=torch.float32))
+
+
+MIXED = {
+    "product with a constant of more dimensions": lambda x: F.relu(x * torch.tensor([[[-1.0]], [[2.0]]])),
+    "quotient by a constant of more dimensions": lambda x: F.relu(x / torch.tensor([[[-1.0]], [[2.0]]])),
+    "sum of values of different dimensions": lambda x: F.relu(x.view(x.size(0), 1, 4) + x),
+    "concatenation of batches": lambda x: F.relu(torch.cat([x, -x])),
+    "the batch as one vector": lambda x: F.relu(x.reshape(1, -1)),
+    "more examples": lambda x: F.relu(x.reshape(-1, 2)),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", MIXED)
+def test_values_that_mix_the_examples_of_a_batch(name, method):
+    sound_or_refused(Lambda(lambda module, x: MIXED[name](x)), random_box(2, 4), method)

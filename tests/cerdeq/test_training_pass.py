@@ -1,0 +1,153 @@
+"""The training pass: batch norm by the clean batch's statistics, equilibria by fixed counts, the compiled step."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from equilibria import small_network, wide_interval_equilibrium
+from oracles import random_box
+from torch import nn
+
+from cerdeq import margin_spec
+from cerdeq.bounds import Context, Interval, propagate, trace
+from cerdeq.boxes import clipped_ball
+from cerdeq.equilibrium import Equilibrium, fold
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: nn.BatchNorm1d(4), (8, 4)),
+        (lambda: nn.BatchNorm1d(4, momentum=0.3, eps=1e-2), (8, 4, 3)),
+        (lambda: nn.BatchNorm2d(4), (3, 4, 5, 2)),
+        (lambda: nn.BatchNorm2d(4, affine=False), (3, 4, 5, 2)),
+        (lambda: nn.BatchNorm2d(4, track_running_stats=False), (3, 4, 5, 2)),
+    ],
+    ids=["vectors", "sequences", "images", "not affine", "no statistics"],
+)
+def test_batch_norm_in_training_is_torch_own(make, shape):
+    ours, theirs = nn.Sequential(make()).double().train(), nn.Sequential(make()).double().train()
+    program = trace(ours)
+    for step in range(3):
+        x = (step + 1) * torch.randn(shape, dtype=torch.float64) + step
+        box = random_box(*shape)
+        result = propagate(program, Interval(box.center, box.radius, x), Context(sound=False))
+        torch.testing.assert_close(result.clean, theirs(x))
+    for name, value in theirs.state_dict().items():
+        if name != "0.num_batches_tracked":
+            torch.testing.assert_close(ours.state_dict()[name], value)
+
+
+def test_batch_norm_in_training_moves_the_box_with_the_clean_statistics():
+    model = nn.Sequential(nn.BatchNorm1d(3)).double().train()
+    with torch.no_grad():
+        model[0].weight.normal_()
+        model[0].bias.normal_()
+    x, box = torch.randn(6, 3, dtype=torch.float64), random_box(6, 3)
+    result = propagate(trace(model), Interval(box.center, box.radius, x), Context(sound=False))
+    scale = model[0].weight / (x.var(0, correction=0) + model[0].eps).sqrt()
+    torch.testing.assert_close(result.center, (box.center - x.mean(0)) * scale + model[0].bias)
+    torch.testing.assert_close(result.radius, box.radius * scale.abs())
+
+
+def test_gradients_flow_through_batch_statistics():
+    """Against autograd on the formula written out: mean and variance depend on the clean input."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)).double().train()
+    x, radius = torch.randn(6, 3, dtype=torch.float64), torch.rand(6, 3, dtype=torch.float64)
+    center = x + 0.1
+    result = propagate(trace(model), Interval(center, radius, x), Context(sound=False))
+    weights = torch.randn(3, 6, 2, dtype=torch.float64)
+    loss = (weights[0] * result.box.lower + weights[1] * result.box.upper + weights[2] * result.clean).sum()
+    found = torch.autograd.grad(loss, list(model.parameters()))
+
+    first, norm, last = model[0], model[1], model[3]
+    hidden = x @ first.weight.T + first.bias
+    mean, variance = hidden.mean(0), ((hidden - hidden.mean(0)) ** 2).mean(0)
+    scale = norm.weight / (variance + norm.eps) ** 0.5
+    middle = center @ first.weight.T + first.bias
+    half = (radius @ first.weight.abs().T) * scale.abs()
+    middle = (middle - mean) * scale + norm.bias
+    low, high = (middle - half).clamp(min=0), (middle + half).clamp(min=0)
+    positive, negative = last.weight.clamp(min=0), last.weight.clamp(max=0)
+    lower = low @ positive.T + high @ negative.T + last.bias
+    upper = high @ positive.T + low @ negative.T + last.bias
+    clean = ((hidden - mean) * scale + norm.bias).clamp(min=0) @ last.weight.T + last.bias
+    loss = (weights[0] * lower + weights[1] * upper + weights[2] * clean).sum()
+    expected = torch.autograd.grad(loss, list(model.parameters()))
+    for name, a, b in zip(dict(model.named_parameters()), found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_batch_norm_in_training_without_a_clean_value_is_refused():
+    model = nn.Sequential(nn.BatchNorm1d(3)).train()
+    x = torch.randn(4, 3)
+    with pytest.raises(ValueError, match="clean"):
+        propagate(trace(model), Interval(x, torch.zeros_like(x)), Context(sound=False))
+
+
+@pytest.mark.parametrize("rho", [0.3, 0.9])
+def test_the_training_pass_tends_to_the_interval_equilibrium(rho):
+    model, size = small_network(3, rho)
+    model[0].recurrence.iterations = 1000
+    x = torch.rand(2, *size, dtype=torch.float64)
+    ball = clipped_ball(x, 0.1)
+    with torch.no_grad():
+        result = propagate(trace(model[:1]), Interval(ball.center, ball.radius, x), Context(sound=False))
+        h = propagate(trace(model[0].inject), Interval(ball.center, ball.radius), Context(sound=False)).box
+        low, high = wide_interval_equilibrium(model[0].recurrence.weight, h)
+        torch.testing.assert_close(result.box.lower, low, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(result.box.upper, high, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(result.clean, model[0](x), rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_a_training_pass_of_few_iterations_is_a_picard_iteration(count):
+    """Unrolled by hand from relu(h): the forward, and clean value and box of the interval pass."""
+    model = Equilibrium(4, nn.Identity(), kernel_size=None, iterations=count, backward_iterations=3).double()
+    fold(model)
+    weight = model.recurrence.weight.detach()
+    x, radius = torch.randn(3, 4, dtype=torch.float64), torch.rand(3, 4, dtype=torch.float64)
+    z, low, high = torch.relu(x), torch.relu(x - radius), torch.relu(x + radius)
+    positive, negative = weight.clamp(min=0), weight.clamp(max=0)
+    for _ in range(count + 1):
+        z = torch.relu(z @ weight.T + x)
+        low, high = (
+            torch.relu(low @ positive.T + high @ negative.T + x - radius),
+            torch.relu(high @ positive.T + low @ negative.T + x + radius),
+        )
+    result = propagate(trace(nn.Sequential(model)), Interval(x, radius, x), Context(sound=False))
+    torch.testing.assert_close(model.train()(x).detach(), z)
+    torch.testing.assert_close(result.clean.detach(), z)
+    torch.testing.assert_close(result.box.lower.detach(), low)
+    torch.testing.assert_close(result.box.upper.detach(), high)
+
+
+@pytest.mark.parametrize("name", ["cnn7", "resnet9", "cerdeq"])
+def test_compiled_losses_and_gradients_are_the_eager_ones(name):
+    from baselines import build
+
+    torch.manual_seed(0)
+    options = {"iterations": 3, "backward_iterations": 2} if name == "cerdeq" else {}
+    model = build(name, dataset="digits", width=0.03, **options).double().train()
+    x, labels = torch.rand(4, 1, 8, 8, dtype=torch.float64), torch.tensor([0, 3, 9, 1])
+    results = []
+    for compiled in (False, True):
+        network = copy.deepcopy(model)
+        program = trace(network)
+
+        def loss(x, eps, program=program):
+            ball = clipped_ball(x, eps)
+            spec = margin_spec(labels, 10)
+            margins = propagate(program, Interval(ball.center, ball.radius, x), Context(sound=False), spec)
+            return F.softplus(-margins.box.lower).mean() + F.softplus(-margins.clean).mean()
+
+        step = torch.compile(loss, fullgraph=True, backend="aot_eager") if compiled else loss
+        for eps in (0.01, 0.02):
+            value = step(x, torch.tensor(eps, dtype=torch.float64))
+        value.backward()
+        gradients = {n: p.grad for n, p in network.named_parameters()}
+        results.append((value.detach(), gradients, dict(network.named_buffers())))
+    torch.compiler.reset()
+    torch.testing.assert_close(results[1], results[0], rtol=1e-7, atol=1e-9)
