@@ -118,9 +118,7 @@ def around(tested, shape=(4,), features=4, outputs=3, **tensors):
         apply = with_tensors(tested, **tensors) if tensors else tested
         if isinstance(apply, nn.BatchNorm1d | nn.BatchNorm2d):
             normed(apply)
-        return layers(
-            first, relu, lambda n: affine_node(apply, n), relu, nn.Flatten(), nn.Linear(features, outputs)
-        )
+        return layers(first, relu, lambda n: affine_node(apply, n), relu, nn.Flatten(), nn.Linear(features, outputs))
 
     return make, shape
 
@@ -341,9 +339,9 @@ def optima(graph, box, spec, **options):
 def evaluated(graph, spec, inputs, shape):
     """spec . graph at inputs [B, S, n]: [S, B, K]."""
     with torch.no_grad():
-        return torch.stack([
-            torch.einsum("bkn,bn->bk", spec, graph(part.reshape(-1, *shape)).flatten(1)) for part in inputs.unbind(1)
-        ])
+        return torch.stack(
+            [torch.einsum("bkn,bn->bk", spec, graph(part.reshape(-1, *shape)).flatten(1)) for part in inputs.unbind(1)]
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -582,7 +580,9 @@ class Builder:
         padding = random.randint(0, 1)
         kernel = random.randint(1, min(2, height + 2 * padding, width + 2 * padding))
         dilation = 2 if padding == 1 and kernel == 2 and min(height, width) > 1 else 1
-        layer = nn.Conv2d(channels, groups * random.randint(1, 2), kernel, random.randint(1, 2), padding, dilation, groups)
+        layer = nn.Conv2d(
+            channels, groups * random.randint(1, 2), kernel, random.randint(1, 2), padding, dilation, groups
+        )
         self.add(layer, last)
 
     def graph(self):
@@ -698,7 +698,7 @@ def assert_exactly_inside(model, box, method, spec=None, finite=True):
         if spec is not None:
             values = [sum(s * v for s, v in zip(row, values, strict=True)) for row in fractions(spec[0])]
         for low, value, high in zip(lower[0].tolist(), values, upper[0].tolist(), strict=True):
-            assert not low == float("inf") and not high == -float("inf")
+            assert low != float("inf") and high != -float("inf")
             assert not (np.isfinite(low) and Fraction(low) > value), float(Fraction(low) - value)
             assert not (np.isfinite(high) and Fraction(high) < value), float(value - Fraction(high))
 
@@ -810,7 +810,9 @@ def wild_box(count, dtype):
     """Centres and radii of scales 1e-30 to 1e30, most of the boxes about 0."""
     exponents = 60 * torch.rand(count, 1, dtype=torch.float64) - 30
     center = torch.randn(count, 1, dtype=torch.float64) * 10**exponents
-    ratio = 10 ** (torch.randn(count, 1, dtype=torch.float64) * torch.tensor([0.1, 1.0, 5.0]).repeat(count)[:count, None])
+    ratio = 10 ** (
+        torch.randn(count, 1, dtype=torch.float64) * torch.tensor([0.1, 1.0, 5.0]).repeat(count)[:count, None]
+    )
     radius = (center.abs() * ratio).clamp(max=1e36)
     radius[::7] = 0
     return Box(center.to(dtype), radius.to(dtype))
@@ -1058,7 +1060,10 @@ def test_steps_have_names_of_their_own():
     model.act.add_module("2", nn.ReLU())
     twice = Lambda(lambda module, x: getattr(module.act, "2")(module.act(module.act(x) - 1)) + 1)
     twice.act = model.act
-    for program in [trace(network(name)[0], linear=True) for name in ("shared", "dense")] + [trace(model), trace(twice)]:
+    for program in [trace(network(name)[0], linear=True) for name in ("shared", "dense")] + [
+        trace(model),
+        trace(twice),
+    ]:
         names = [step.name for step in program.steps]
         assert len(set(names)) == len(names), names
 
@@ -1117,7 +1122,9 @@ MIXING = {
 @pytest.mark.parametrize("name", MIXING)
 def test_examples_that_are_mixed_are_refused_or_bounded_rightly(name, method, examples):
     model = Lambda(lambda module, x: MIXING[name](x)).double().eval()
-    box = Box(10 * torch.arange(2.0 * examples, dtype=torch.float64).view(examples, 2), torch.ones(examples, 2).double())
+    box = Box(
+        10 * torch.arange(2.0 * examples, dtype=torch.float64).view(examples, 2), torch.ones(examples, 2).double()
+    )
     try:
         lower, upper = bound(model, box, method)
     except (UnsupportedOperator, ValueError):
@@ -1226,7 +1233,9 @@ def test_pulled_coefficients_are_those_of_autograd(name, sound):
 def test_each_backward_rule_counts_its_own_rounding(name, scale):
     """In float32, judged by float64 where the difference between the coefficients and the true ones hurts most."""
     apply, shape = SINGLE[name]
-    wide, model = (Graph([Node(copy.deepcopy(apply), (0,))]).to(dtype).eval() for dtype in (torch.float64, torch.float32))
+    wide, model = (
+        Graph([Node(copy.deepcopy(apply), (0,))]).to(dtype).eval() for dtype in (torch.float64, torch.float32)
+    )
     wide.load_state_dict(model.state_dict())
     box = random_box(6, *shape, scale=scale, dtype=torch.float32)
     program = trace(model, linear=True)
@@ -1274,7 +1283,9 @@ def test_an_operator_with_interval_bounds_alone_is_refused_before_anything_is_co
         return sign_rule(ctx, x)
 
     register(Operator("sign", rule, (torch.sign,)))
-    register(Operator("relu", lambda ctx, x, inplace=False: ran.append(x), (F.relu,), backward=operators.TABLE[3].backward))
+    register(
+        Operator("relu", lambda ctx, x, inplace=False: ran.append(x), (F.relu,), backward=operators.TABLE[3].backward)
+    )
     with pytest.raises(UnsupportedOperator) as error:
         bound(Signed().eval(), random_box(2, 3), method)
     message = str(error.value)
