@@ -122,7 +122,7 @@ class Encoding:
         self.rows.append((row, end))
 
     def _leaky(self, p, low, high, slope: float):
-        """p = up - down, both at least 0 and one of them 0; leaky(p) = up - slope down. Relaxed, the chord ties them."""
+        """p = up - down, both at least 0, one of them 0; leaky(p) = up - slope down. Relaxed, the chord ties them."""
         matrix, offset = [], []
         for row, b, lo, hi in zip(*p, low, high, strict=True):
             if lo >= -1e-8 or hi <= 1e-8:
