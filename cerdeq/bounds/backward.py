@@ -8,11 +8,14 @@ from torch import Tensor
 
 from cerdeq.bounds.graph import Program
 from cerdeq.bounds.linear import Backward, dot, magnitude, slack
+from cerdeq.bounds.patches import Coefficients, dense, merged, pull, rounding
 
 _WORKING_COPIES = 4  # of a step's coefficients: positive part, negative part, products
 
 
-def linear_lower_bound(program: Program, values: list[Any], coefficients: Tensor, at: int, ctx: Backward) -> Tensor:
+def linear_lower_bound(
+    program: Program, values: list[Any], coefficients: Coefficients, at: int, ctx: Backward
+) -> Tensor:
     """Lower bounds [B, K] of coefficients [B, K, *shape] . value number `at`, over the whole input box.
 
     values: those of a forward pass, whose boxes the relaxations are made of. In float64, rounded down and -inf where
@@ -24,17 +27,17 @@ def linear_lower_bound(program: Program, values: list[Any], coefficients: Tensor
         if number not in pending:
             continue
         step = program.steps[number - 1]
-        assert step.record is not None and step.record.backward is not None, "trace has looked"
+        assert step.record is not None, "its value depends on the input"
         ctx.step, ctx.output = step.name, values[number]
         arguments, options = step.call(values)
-        pulled = step.record.backward(ctx, pending.pop(number), *arguments, **options)
+        pulled = pull(ctx, step.record, pending.pop(number), arguments, options)
         constants.append(pulled.constant)
         for source, part in zip(step.sources, pulled.coefficients, strict=True):
             if source in pending:
-                part = pending[source] + part
-                constants.append(-slack(ctx, part, magnitude(values[source]), 1))
+                part = merged(pending[source], part)
+                constants.append(-rounding(ctx, part, values[source]))
             pending[source] = part
-    x, last = values[0], pending[0]
+    x, last = values[0], dense(pending[0])
     constants += [dot(ctx, last, x.center), -dot(ctx, last.abs(), x.radius), -slack(ctx, last, magnitude(x), 1)]
     total = sum(constants[1:], constants[0])
     if not ctx.sound:
@@ -51,7 +54,7 @@ def in_chunks(rows: int, largest: int) -> Iterator[tuple[int, int]]:
 
 
 def chunked_lower_bound(
-    program: Program, values: list[Any], rows: Callable[[int, int], Tensor], count: int, at: int, memory: int
+    program: Program, values: list[Any], rows: Callable[[int, int], Coefficients], count: int, at: int, memory: int
 ) -> Tensor:
     """`linear_lower_bound`, sound, of `count` rows, so many at a time as `memory` bytes hold.
 

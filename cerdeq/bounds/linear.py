@@ -138,7 +138,7 @@ def conv2d(
 ) -> Pulled:
     """2-d convolution: the transposed convolution of the coefficients, so that they stay images."""
     kernel, stride, dilation = weight.shape[2:], pair(stride), pair(dilation)
-    before, after = _paddings(padding, kernel, dilation)
+    before, after = paddings(padding, kernel, dilation)
     axes = zip(x.center.shape[2:], coefficients.shape[3:], stride, dilation, kernel, before, strict=True)
     rest = [whole - ((n - 1) * s + d * (k - 1) + 1 - 2 * p) for whole, n, s, d, k, p in axes]
     unreached = [max(0, missing) for missing in rest]
@@ -155,7 +155,7 @@ def conv2d(
     return Pulled((pulled.unflatten(0, coefficients.shape[:2]),), _filled(constant, coefficients))
 
 
-def _paddings(padding: Any, kernel: Any, dilation: tuple[int, int]) -> tuple[list[int], list[int]]:
+def paddings(padding: Any, kernel: Any, dilation: tuple[int, int]) -> tuple[list[int], list[int]]:
     """Rows and columns added before and after the image; 'same' puts the odd one after."""
     if padding == "same":
         total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]

@@ -32,8 +32,9 @@ class Operator:
     affine operator; None where IBP is all there is. unsettled: of an operator that is not affine, where tighter input
     boxes make its relaxation tighter: a mask of a Box. bounded: which arguments may be bounded values: the "first"
     alone, "one" at any place, "any", or "list", any of those in the first argument. allowed: the values that an
-    argument may take, where not all. broadcasts: whether arguments of several shapes are broadcast. view: whether the
-    result may share its input's memory.
+    argument may take, where not all. local: whether a pixel of the result comes from one "pixel" of an image, treated
+    like every other, or from a "window" as of conv2d; None where neither is known. broadcasts: whether arguments of
+    several shapes are broadcast. view: whether the result may share its input's memory.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Operator:
     unsettled: Callable[[Box], Tensor] | None = None
     bounded: Literal["first", "one", "any", "list"] = "first"
     allowed: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    local: Literal["pixel", "window"] | None = None
     broadcasts: bool = False
     view: bool = False
 
@@ -119,7 +121,7 @@ def _window(coefficients: Tensor, x: Any, kernel_size: Any, *args: Any, **kwargs
 TABLE = (
     Operator(
         "conv2d", interval.conv2d, (F.conv2d,), {nn.Conv2d: _conv2d_arguments},
-        backward=linear.conv2d,
+        backward=linear.conv2d, local="window",
     ),
     Operator(
         "linear", interval.linear, (F.linear,), {nn.Linear: lambda m: {"weight": m.weight, "bias": m.bias}},
@@ -128,15 +130,15 @@ TABLE = (
     Operator(
         "batch_norm", interval.batch_norm, (F.batch_norm,),
         {nn.BatchNorm1d: _batch_norm_arguments, nn.BatchNorm2d: _batch_norm_arguments},
-        backward=linear.batch_norm,
+        backward=linear.batch_norm, local="pixel",
     ),
     Operator(
         "relu", interval.relu, (F.relu, torch.relu, Tensor.relu), {nn.ReLU: lambda m: {}},
-        backward=relaxation.relu, unsettled=crossing,
+        backward=relaxation.relu, unsettled=crossing, local="pixel",
     ),
     Operator(
         "leaky_relu", interval.leaky_relu, (F.leaky_relu,), {nn.LeakyReLU: _of_one("negative_slope")},
-        backward=relaxation.leaky_relu, unsettled=crossing,
+        backward=relaxation.leaky_relu, unsettled=crossing, local="pixel",
     ),
     Operator(
         "max_pool2d", interval.max_pool2d, (F.max_pool2d, torch.max_pool2d), {nn.MaxPool2d: _max_pool2d_arguments},
@@ -144,26 +146,29 @@ TABLE = (
     ),
     Operator(
         "add", interval.add, (operator.add, operator.iadd, torch.add, Tensor.add),
-        backward=linear.affine(_sum, interval.add, _broadcast), bounded="any", broadcasts=True,
+        backward=linear.affine(_sum, interval.add, _broadcast), bounded="any",
+        local="pixel", broadcasts=True,
     ),
     Operator(
         "subtract", interval.subtract,
         (operator.sub, operator.isub, torch.sub, torch.subtract, Tensor.sub, Tensor.subtract),
-        backward=linear.affine(_difference, interval.subtract, _broadcast), bounded="any", broadcasts=True,
+        backward=linear.affine(_difference, interval.subtract, _broadcast), bounded="any",
+        local="pixel", broadcasts=True,
     ),
     Operator(
         "multiply", interval.multiply,
         (operator.mul, operator.imul, torch.mul, torch.multiply, Tensor.mul, Tensor.multiply),
-        backward=linear.affine(operator.mul, interval.multiply, _broadcast), bounded="one", broadcasts=True,
+        backward=linear.affine(operator.mul, interval.multiply, _broadcast), bounded="one",
+        local="pixel", broadcasts=True,
     ),
     Operator(
         "divide", interval.divide,
         (operator.truediv, operator.itruediv, torch.div, torch.divide, Tensor.div, Tensor.divide),
-        backward=linear.affine(operator.truediv, interval.divide, _broadcast), broadcasts=True,
+        backward=linear.affine(operator.truediv, interval.divide, _broadcast), local="pixel", broadcasts=True,
     ),
     Operator(
         "negative", interval.negative, (operator.neg, torch.neg, torch.negative, Tensor.neg, Tensor.negative),
-        backward=linear.affine(operator.neg, interval.negative, _broadcast),
+        backward=linear.affine(operator.neg, interval.negative, _broadcast), local="pixel",
     ),
     Operator(
         "avg_pool2d", interval.avg_pool2d, (F.avg_pool2d,), {nn.AvgPool2d: _avg_pool2d_arguments},
@@ -187,11 +192,14 @@ TABLE = (
         "reshape", interval.reshape, (torch.reshape, Tensor.reshape, Tensor.view),
         backward=linear.reshape, view=True,
     ),
-    Operator("identity", interval.identity, (), {nn.Identity: lambda m: {}}, backward=linear.identity, view=True),
+    Operator(
+        "identity", interval.identity, (), {nn.Identity: lambda m: {}},
+        backward=linear.identity, local="pixel", view=True,
+    ),
     Operator(
         "dropout", interval.dropout, (F.dropout, F.dropout2d),
         {nn.Dropout: _of_one("training"), nn.Dropout2d: _of_one("training")},
-        backward=linear.identity, allowed={"training": (False,)}, view=True,
+        backward=linear.identity, allowed={"training": (False,)}, local="pixel", view=True,
     ),
 )  # fmt: skip
 

@@ -9,6 +9,7 @@ from cerdeq.bounds.backward import chunked_lower_bound
 from cerdeq.bounds.forward import values_of
 from cerdeq.bounds.graph import Program
 from cerdeq.bounds.interval import Context, Interval
+from cerdeq.bounds.patches import Coefficients, one_hot
 from cerdeq.boxes import Box, outward_ends
 
 
@@ -40,12 +41,11 @@ def _tightened(program: Program, values: list[Any], at: int, unsettled: Tensor, 
     # Examples have different numbers of such neurons; those with fewer fill up with others, which does no harm.
     index = chosen.argsort(dim=1, descending=True, stable=True)[:, :count]
 
-    def rows(start: int, stop: int) -> Tensor:
+    def rows(start: int, stop: int) -> Coefficients:
         """Rows 2 k and 2 k + 1: the k-th neuron and its negative."""
-        place = index.repeat_interleave(2, dim=1)[:, start:stop, None]
-        sign = torch.tensor([1.0, -1.0]).to(x.center).repeat(count)[start:stop].view(1, -1, 1).expand_as(place)
-        empty = x.center.new_zeros(len(index), stop - start, chosen.shape[1])
-        return empty.scatter_(2, place, sign).unflatten(2, x.center.shape[1:])
+        place = index.repeat_interleave(2, dim=1)[:, start:stop]
+        sign = torch.tensor([1.0, -1.0]).to(x.center).repeat(count)[start:stop].expand(place.shape)
+        return one_hot(place, sign, x.center.shape[1:])
 
     found = chunked_lower_bound(program, values, rows, 2 * count, at, memory).to(x.center)
     found = found - torch.finfo(found.dtype).eps * found.abs()  # down, from float64

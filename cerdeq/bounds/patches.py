@@ -1,0 +1,168 @@
+"""Coefficients of single neurons of a convolution: small windows of an image instead of whole ones (Xu et al. 2020).
+
+A neuron depends on few pixels of the layers below. Its coefficients are kept as a window [C, h, w] that lies somewhere
+on the image and grows by a kernel a layer. Each row's window is bounded like an example of its own, with the boxes of
+the pixels under it, by the same rules as whole images.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cerdeq.bounds.interval import Interval, pair
+from cerdeq.bounds.linear import Backward, Pulled, magnitude, paddings, slack
+from cerdeq.bounds.operators import Operator
+
+
+@dataclass(frozen=True)
+class Patches:
+    """values: [B, K, C, h, w], 0 outside the image; top, left: [B, K], where on the image, maybe outside, each begins.
+
+    image: its height and width.
+    """
+
+    values: Tensor
+    top: Tensor
+    left: Tensor
+    image: tuple[int, int]
+
+    def dense(self) -> Tensor:
+        """The coefficients [B, K, C, H, W] of the whole image."""
+        (height, width), (h, w) = self.image, self.values.shape[3:]
+        rows, columns = self._places()
+        place = (rows[..., :, None] + h) * (width + 2 * w) + columns[..., None, :] + w
+        canvas = self.values.new_zeros(*self.values.shape[:3], (height + 2 * h) * (width + 2 * w))
+        canvas.scatter_(3, place.flatten(2).unsqueeze(2).expand(*canvas.shape[:3], -1), self.values.flatten(3))
+        return canvas.unflatten(3, (height + 2 * h, width + 2 * w))[..., h : h + height, w : w + width]
+
+    def under(self, value: Tensor) -> Tensor:
+        """The pixels of value [B, C, H, W] under each window: [B K, C, h, w], 0 outside the image."""
+        h, w = self.values.shape[3:]
+        windows = F.pad(value, (w, w, h, h)).unfold(2, h, 1).unfold(3, w, 1)
+        example = torch.arange(len(value), device=value.device)[:, None]
+        rows, columns = self._places()
+        return windows[example, :, rows[..., 0] + h, columns[..., 0] + w].flatten(0, 1)
+
+    def inside(self) -> Tensor:
+        """Which pixels of each window lie on the image: [B, K, 1, h, w]."""
+        rows, columns = self._places()
+        on_rows, on_columns = (rows >= 0) & (rows < self.image[0]), (columns >= 0) & (columns < self.image[1])
+        return (on_rows[..., :, None] & on_columns[..., None, :]).unsqueeze(2)
+
+    def _places(self) -> tuple[Tensor, Tensor]:
+        """Rows [B, K, h] and columns [B, K, w]; a window that misses the image is moved to touch it."""
+        places = []
+        for start, size, whole in zip((self.top, self.left), self.values.shape[3:], self.image, strict=True):
+            places.append(start.clamp(-size, whole)[..., None] + torch.arange(size, device=start.device))
+        return places[0], places[1]
+
+
+Coefficients = Tensor | Patches
+
+
+def one_hot(index: Tensor, sign: Tensor, shape: torch.Size) -> Coefficients:
+    """`sign` times single neurons of a value of this shape, given by their flat index; both [B, K]."""
+    if len(shape) != 3:
+        hot = sign.new_zeros(*index.shape, shape.numel())
+        return hot.scatter_(2, index.unsqueeze(2), sign.unsqueeze(2)).unflatten(2, shape)
+    channels, height, width = shape
+    pixel = index % (height * width)
+    hot = F.one_hot(index // (height * width), channels).to(sign) * sign.unsqueeze(2)
+    return Patches(hot[..., None, None], pixel // width, pixel % width, (height, width))
+
+
+def pull(ctx: Backward, record: Operator, coefficients: Coefficients, arguments: list[Any], options: Any) -> Any:
+    """What the record's backward rule gives, coefficients staying windows where they can."""
+    assert record.backward is not None, "trace has looked"
+    if isinstance(coefficients, Patches):
+        if record.local == "pixel" and _alike(coefficients, arguments):
+            return _pull_pixels(ctx, record, coefficients, arguments, options)
+        if record.local == "window":
+            return _pull_windows(ctx, record, coefficients, *arguments, **options)
+        coefficients = coefficients.dense()
+    return record.backward(ctx, coefficients, *arguments, **options)
+
+
+def merged(a: Coefficients, b: Coefficients) -> Coefficients:
+    """The sum of two coefficients of one value; windows stay windows where they lie alike."""
+    if isinstance(a, Patches) and isinstance(b, Patches):
+        down, right = (a.top - b.top).unique(), (a.left - b.left).unique()
+        if len(down) == len(right) == 1:
+            return _overlaid(a, b, int(down), int(right))
+    return dense(a) + dense(b)
+
+
+def dense(coefficients: Coefficients) -> Tensor:
+    """Coefficients of whole values."""
+    return coefficients.dense() if isinstance(coefficients, Patches) else coefficients
+
+
+def rounding(ctx: Backward, coefficients: Coefficients, x: Interval) -> Tensor:
+    """What rounding each coefficient of x once may cost, [B, K]; 0 where it is not counted."""
+    if not (ctx.sound and isinstance(coefficients, Patches)):
+        return slack(ctx, dense(coefficients), magnitude(x), 1)
+    rows = coefficients.values.flatten(0, 1).unsqueeze(1)
+    return slack(ctx, rows, magnitude(_under(coefficients, x)), 1).view(coefficients.values.shape[:2])
+
+
+def _overlaid(a: Patches, b: Patches, down: int, right: int) -> Patches:
+    """Both in one window; a begins `down` rows below and `right` columns right of b."""
+    top, left = max(0, down), max(0, right)
+    (ha, wa), (hb, wb) = a.values.shape[3:], b.values.shape[3:]
+    h, w = max(top + ha, top - down + hb), max(left + wa, left - right + wb)
+    placed = [
+        F.pad(values, (x, w - x - values.shape[4], y, h - y - values.shape[3]))
+        for values, y, x in ((a.values, top, left), (b.values, top - down, left - right))
+    ]
+    return Patches(placed[0] + placed[1], a.top - top, a.left - left, a.image)
+
+
+def _alike(patches: Patches, arguments: list[Any]) -> bool:
+    """Whether all bounded arguments are images of the windows' size and channels, and no other one differs by pixel."""
+    image = (patches.values.shape[2], *patches.image)
+    boxes = [arg for arg in arguments if isinstance(arg, Interval)]
+    constants = [arg for arg in arguments if isinstance(arg, Tensor)]
+    per_channel = all(c.numel() == 1 or (2 < c.dim() < 4 and c.shape[-2:] == (1, 1)) for c in constants)
+    return per_channel and all(tuple(box.center.shape[1:]) == image for box in boxes)
+
+
+def _under(patches: Patches, x: Interval) -> Interval:
+    return Interval(patches.under(x.center), patches.under(x.radius))
+
+
+def _pull_pixels(ctx: Backward, record: Operator, patches: Patches, arguments: list[Any], options: Any) -> Any:
+    """An operator that treats each pixel alike."""
+    own = [_under(patches, arg) if isinstance(arg, Interval) else arg for arg in arguments]
+    pulled = record.backward(ctx, patches.values.flatten(0, 1).unsqueeze(1), *own, **options)  # type: ignore[misc]
+    shape = patches.values.shape[:2]
+    parts = [replace(patches, values=part.squeeze(1).unflatten(0, shape)) for part in pulled.coefficients]
+    return Pulled(tuple(parts), pulled.constant.view(shape))  # type: ignore[arg-type]
+
+
+def _pull_windows(
+    ctx: Backward, record: Operator, patches: Patches, x: Interval, weight, bias=None, stride=1, padding=0, dilation=1,
+    groups=1,
+) -> Any:  # fmt: skip
+    """A convolution: of the windows under the windows, without padding, since their pixels outside the image are 0."""
+    assert record.backward is not None
+    stride, dilation, image = pair(stride), pair(dilation), x.center.shape[2:]
+    before, _ = paddings(padding, weight.shape[2:], dilation)
+    size = [
+        (n - 1) * s + d * (k - 1) + 1
+        for n, s, d, k in zip(patches.values.shape[3:], stride, dilation, weight.shape[2:], strict=True)
+    ]
+    if math.prod(size) >= math.prod(image):
+        return record.backward(ctx, patches.dense(), x, weight, bias, stride, padding, dilation, groups)
+    shape = patches.values.shape[:2]
+    empty = x.center.new_zeros(()).expand(*shape, x.center.shape[1], *size)
+    below = Patches(
+        empty, patches.top * stride[0] - before[0], patches.left * stride[1] - before[1], (image[0], image[1])
+    )
+    rows = patches.values.flatten(0, 1).unsqueeze(1)
+    pulled = record.backward(ctx, rows, _under(below, x), weight, bias, stride, 0, dilation, groups)
+    values = pulled.coefficients[0].squeeze(1).unflatten(0, shape) * below.inside()
+    return Pulled((replace(below, values=values),), pulled.constant.view(shape))  # type: ignore[arg-type]
