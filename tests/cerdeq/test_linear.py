@@ -26,8 +26,10 @@ from cerdeq.bounds import (
     UnsupportedOperator,
     affine,
     lower_bounds,
+    methods,
     operators,
     register,
+    tighten,
     trace,
 )
 from cerdeq.bounds.backward import linear_lower_bound
@@ -1248,6 +1250,34 @@ def test_each_backward_rule_counts_its_own_rounding(name, scale):
             assert (right <= left + 1e-14 * left.abs()).all()
 
 
+def test_max_pooling_counts_its_own_rounding():
+    """Of a point every window is decided, and nine coefficients are added up in float32."""
+    graph = Graph([pool(0, 3, stride=1)]).eval()
+    x = torch.randn(20, 2, 6, 6)
+    program, zero = trace(graph, linear=True), torch.zeros_like(x)
+    values = values_of(program, Interval(x, zero), Context(sound=True))
+    coefficients = torch.randn(20, 30, 2, 4, 4)
+    arguments, options = program.steps[0].call(values)
+    pulled = program.steps[0].record.backward(Backward(sound=True), coefficients, *arguments, **options)
+    left = torch.einsum("bkchw,bchw->bk", coefficients.double(), graph(x.double()))
+    right = torch.einsum("bkchw,bchw->bk", pulled.coefficients[0].double(), x.double()) + pulled.constant
+    assert (right <= left + 1e-13).all() and (left - right < 1e-2).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tightened_boxes_and_larger_bounds_are_rounded_outwards(dtype):
+    x, ends = wild_box(300, dtype), torch.randn(300, 2, 1, dtype=dtype).sort(1).values
+    low, high = (x.center + x.radius * end for end in ends.unbind(1))
+    new = tighten._tighter(Interval(x.center, x.radius), low, high)
+    for c, r, old_c, old_r, lo, hi in zip(
+        *(fractions(part.flatten()) for part in (new.center, new.radius, x.center, x.radius, low, high)), strict=True
+    ):
+        assert (c - r <= max(lo, old_c - old_r) and min(hi, old_c + old_r) <= c + r) or lo > hi
+    found = torch.randn(300, dtype=torch.float64) * 10 ** torch.linspace(-44, 36, 300, dtype=torch.float64)
+    larger = methods._larger(torch.full((300,), -torch.inf, dtype=dtype), found)
+    assert all(a <= b for a, b in zip(fractions(larger), fractions(found), strict=True))
+
+
 def test_autograd_has_judged_every_affine_operator():
     nonlinear = {record.name for record in TABLE if record.unsettled is not None}
     assert {name.split(" ")[0] for name in SINGLE} == {record.name for record in TABLE} - nonlinear
@@ -1439,6 +1469,26 @@ def test_any_multiplier_is_sound(kernel, dtype):
         right = (pulled.coefficients[0].double() * points.unsqueeze(2)).flatten(3).sum(3) + pulled.constant.double()
         assert right.isfinite().all()
         assert (right <= left + 1e-11 * (1 + size)).all()
+
+
+@pytest.mark.parametrize("kernel", [None, 3])
+def test_the_adjoint_counts_its_own_rounding(kernel):
+    """In float32 at a point, for the adjoint equilibrium itself: no other term is left."""
+    torch.manual_seed(3)
+    layer, shape = contractive(6, 0.9, kernel), (6,) if kernel is None else (6, 2, 2)
+    weight, h = layer.weight.detach().float(), torch.randn(5, *shape)
+    solved = equilibria(weight.double(), h.double())
+    z = Interval(solved.float(), (solved.float() - solved).abs().float() * 1.001 + 1e-30)
+    preactivation = preactivation_box(weight, Box(h, torch.zeros_like(h)), z.box)
+    coefficients = torch.randn(5, 200, *shape)
+    ctx = Backward(sound=True, step="here", output=z)
+    around, multiplier = lines(ctx, preactivation), coefficients
+    for _ in range(200):
+        multiplier = coefficients + adjoint._transposed(weight, adjoint.through(ctx, around, multiplier)[0])
+    pulled = adjoint._bound(ctx, coefficients, multiplier, around, weight, z, preactivation)
+    left = (coefficients.double() * solved.unsqueeze(1)).flatten(2).sum(2)
+    right = (pulled.coefficients[0].double() * h.double().unsqueeze(1)).flatten(2).sum(2) + pulled.constant
+    assert (right <= left + 1e-13).all() and (left - right < 1).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
