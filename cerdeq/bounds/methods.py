@@ -18,7 +18,7 @@ from cerdeq.bounds.tighten import tightened_values
 from cerdeq.boxes import outward_ends
 
 METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown")
-_CPU_MEMORY = 2 * 2**30
+_CPU_MEMORY = 2**29
 _VALUE_COPIES = 8  # of the values of a forward pass: boxes before and after tightening, and what a rule works with
 _SEARCH_COPIES = 12  # of a backward pass, when it is differentiated
 
@@ -30,7 +30,7 @@ def lower_bounds(
     """Sound lower bounds [B, K] of `spec` [B, K, N] of the outputs [B, N], over the boxes x [B, ...].
 
     Each method's are at least those of every method before it in METHODS. target: alpha-crown stops at an
-    example as soon as all of its bounds are above it. memory: about how many bytes to use; by default 2 GiB on a CPU
+    example as soon as all of its bounds are above it. memory: about how many bytes to use; by default 512 MiB on a CPU
     and half the memory of a GPU.
     """
     memory = memory or _memory(x.center.device)
