@@ -489,13 +489,14 @@ def test_optimised_slopes_close_most_of_the_gap_to_the_linear_program():
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_each_method_is_never_looser_than_those_before(name):
-    for dtype in DTYPES:
-        graph, shape = network(name, seed=7, dtype=dtype)
-        box = random_box(2, *shape, scale=0.7, dtype=dtype)
-        spec = None if dtype == torch.float32 else specs(graph, box, rows=3)
-        ends = [bound(graph, box, method, spec) for method in METHODS]
-        for (lower, upper), (lower_after, upper_after) in itertools.pairwise(ends):
-            assert (lower <= lower_after).all() and (upper_after <= upper).all()
+    """Without tolerance; every other network in float32 and without a spec."""
+    dtype = DTYPES[list(NETWORKS).index(name) % 2]
+    graph, shape = network(name, seed=7, dtype=dtype)
+    box = random_box(2, *shape, scale=0.7, dtype=dtype)
+    spec = None if dtype == torch.float32 else specs(graph, box, rows=3)
+    ends = [bound(graph, box, method, spec) for method in METHODS]
+    for (lower, upper), (lower_after, upper_after) in itertools.pairwise(ends):
+        assert (lower <= lower_after).all() and (upper_after <= upper).all()
 
 
 def test_each_method_is_strictly_tighter_somewhere():
@@ -647,7 +648,7 @@ def attacked(graph, spec, box, steps=4):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_bounds_of_points_are_the_forward_pass_and_its_rounding(name):
     """Judged by float64: with a radius of 0 a rounding error of float32 that is not counted shows."""
-    for dtype, method in itertools.product(DTYPES, LINEAR):
+    for dtype, method in zip(DTYPES, ("alpha-crown", "crown"), strict=True):
         graph, shape = network(name, seed=5, dtype=dtype)
         x = torch.randn(8, *shape, dtype=dtype)
         lower, upper = bound(graph, Box(x, torch.zeros_like(x)), method)
@@ -938,7 +939,7 @@ def test_a_bound_too_large_for_its_precision_is_none(method):
 
 
 @pytest.mark.parametrize("name", ["dense images", "residual", "constant in a concatenation"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHODS[2:])
 @pytest.mark.parametrize("memory", [1, 5_000])
 def test_chunks_change_nothing(memory, method, name):
     graph, shape = network(name, seed=2)
