@@ -61,16 +61,16 @@ def bound(model: nn.Module, region: Box, method: str = "ibp", spec: Tensor | Non
         raise ValueError("the region's radius must be at least 0 everywhere")
     program = trace(model, linear=method != "ibp")
     x = Interval(region.center, region.radius)
-    output = propagate(program, x, Context(sound=True), spec)
-    lower, upper = outward_ends(output.box)
     if method == "ibp":
-        return lower, upper
+        return outward_ends(propagate(program, x, Context(sound=True), spec).box)
+    with torch.no_grad():
+        lower, upper = outward_ends(propagate(program, x, Context(sound=True), spec).box)
     if spec is None:
-        outputs = lower[0].numel()
+        outputs = lower.shape[1:].numel()
         spec = torch.eye(outputs).to(lower).expand(len(lower), -1, -1)
     rows = torch.cat([spec, -spec], dim=1).to(lower)
     below, above = lower_bounds(program, x, rows, method).chunk(2, dim=1)
-    return torch.maximum(below.view_as(lower), lower), torch.minimum(-above.view_as(upper), upper)
+    return torch.fmax(below.view_as(lower), lower), torch.fmin(-above.view_as(upper), upper)
 
 
 def margin_spec(labels: Tensor, classes: int) -> Tensor:

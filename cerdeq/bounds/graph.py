@@ -1,6 +1,7 @@
 """A torch module as a list of steps: torch.fx names the operations, the rule table what bounds know of them."""
 
 import inspect
+import itertools
 import linecache
 import operator
 import sys
@@ -105,7 +106,7 @@ def trace(model: nn.Module, linear: bool = False) -> Program:
     constants = {name: model.__dict__.pop(name) for name in set(vars(model)) - before}
     index = {node: number for number, node in enumerate(nodes)}
     bounded: set[torch.fx.Node] = set()
-    names: dict[str, int] = {}
+    names: set[str] = set()
     steps = []
     for node in nodes[:-1]:
         if node.op == "placeholder":
@@ -116,8 +117,7 @@ def trace(model: nn.Module, linear: bool = False) -> Program:
         if bounded.intersection(node.all_input_nodes) and not _asks_shape(node):
             bounded.add(node)
         name = str(node.target) if node.op == "call_module" else node.name
-        names[name] = names.get(name, 0) + 1
-        name = name if names[name] == 1 else f"{name}.{names[name]}"
+        name = _unused(name, names)
         steps.append(_step(node, name, model, constants, index, bounded))
         _refuse_without_rule(steps[-1], linear)
     output = nodes[-1].args[0] if nodes else None
@@ -161,6 +161,14 @@ def _step(
     step = Step(name, record, target, args, kwargs, sources, line)
     _check_arguments(step, reached)
     return step
+
+
+def _unused(name: str, names: set[str]) -> str:
+    """`name`, or the first of name.2, name.3 ... that is not among `names` yet; added to them."""
+    candidates = (name if number == 1 else f"{name}.{number}" for number in itertools.count(1))
+    free = next(candidate for candidate in candidates if candidate not in names)
+    names.add(free)
+    return free
 
 
 def _refuse_without_rule(step: Step, linear: bool) -> None:

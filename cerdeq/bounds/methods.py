@@ -23,7 +23,6 @@ _VALUE_COPIES = 8  # of the values of a forward pass: boxes before and after tig
 _SEARCH_COPIES = 12  # of a backward pass, when it is differentiated
 
 
-@torch.no_grad()
 def lower_bounds(
     program: Program, x: Interval, spec: Tensor, method: str, target: float | None = None, memory: int | None = None
 ) -> Tensor:
@@ -34,7 +33,10 @@ def lower_bounds(
     and half the memory of a GPU.
     """
     memory = memory or _memory(x.center.device)
-    with counted_rounding(x.center.device.type):
+    if 0 in spec.shape[:2]:
+        return spec.new_zeros(spec.shape[:2])
+    with torch.inference_mode(False), torch.no_grad(), counted_rounding(x.center.device.type):
+        x, spec = Interval(x.center.clone(), x.radius.clone()), spec.clone()  # made in inference mode, maybe
         probe = values_of(program, _twice(x), Context(sound=True))
         _refuse_mixed_examples(program, probe)
         per_example = _VALUE_COPIES * _bytes(probe) + spec.shape[1] * bytes_per_row(program, probe, program.output)
@@ -68,6 +70,8 @@ def _refuse_mixed_examples(program: Program, values: list[Any]) -> None:
     values: of a pass over two examples. Arguments that broadcast are aligned from the last dimension, so that the
     batch stays the first one only where none has more dimensions than another.
     """
+    if values[program.output].center.dim() < 2:
+        raise UnsupportedOperator("linear bounds want outputs [B, N], found one number an example, [B]")
     for step, value in zip(program.steps, values[1:], strict=True):
         if step.record is None:
             continue
@@ -133,7 +137,7 @@ def _alpha_crown(
     rows = max(1, memory // (_SEARCH_COPIES * _bytes(values)))
     for start, stop in in_chunks(len(waiting), rows // spec.shape[1]):
         examples = waiting[start:stop]
-        part = examples_of(values, examples)
+        part = examples_of(program, values, examples)
         for first, last in in_chunks(spec.shape[1], rows // len(examples)):
             chosen = spec[examples, first:last].unflatten(2, shape)
             slopes = optimised_slopes(program, part, chosen, target)
@@ -146,5 +150,5 @@ def _larger(lower: Tensor, found: Tensor) -> Tensor:
     """The larger of two lower bounds in the first one's precision, -inf for what is not a number."""
     limits = torch.finfo(lower.dtype)
     if found.dtype != lower.dtype:
-        found = (found - 2 * limits.eps * found.abs()).to(lower) - limits.tiny
+        found = (found - 2 * limits.eps * found.abs() - limits.tiny).clamp(max=limits.max).to(lower)
     return torch.maximum(lower.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf), found)

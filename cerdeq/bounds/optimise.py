@@ -41,7 +41,7 @@ def optimised_slopes(program: Program, values: list[Any], spec: Tensor, target: 
             moments = {name: (m[waiting], v[waiting]) for name, (m, v) in moments.items()}
         if not len(active):
             break
-        found, gradients = _evaluated(program, examples_of(values, active), spec[active], target, slopes)
+        found, gradients = _evaluated(program, examples_of(program, values, active), spec[active], target, slopes)
         better = found > lower[active]
         lower[active] = torch.where(better, found, lower[active])
         for name, share in slopes.items():
@@ -74,9 +74,14 @@ def _step(share: Tensor, gradient: Tensor, moments: tuple[Tensor, Tensor], itera
     share.add_(_RATE * _DECAY**iteration * mean / (spread + 1e-12)).clamp_(0, 1)
 
 
-def examples_of(values: list[Any], examples: Tensor) -> list[Any]:
-    """The values of some examples."""
-    return [
-        Interval(value.center[examples], value.radius[examples]) if isinstance(value, Interval) else value
-        for value in values
-    ]
+def examples_of(program: Program, values: list[Any], examples: Tensor) -> list[Any]:
+    """The values of some examples; what is not bounded is computed again, since it may know the batch's size."""
+    chosen: list[Any] = []
+    for number, value in enumerate(values):
+        if isinstance(value, Interval):
+            chosen.append(Interval(value.center[examples], value.radius[examples]))
+        else:
+            step = program.steps[number - 1]
+            arguments, options = step.call(chosen)
+            chosen.append(step.target(*arguments, **options))
+    return chosen

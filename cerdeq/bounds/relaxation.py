@@ -103,7 +103,8 @@ def max_pool2d(
     highs = windows(high, -torch.inf)
     decided = best >= highs.scatter(4, which, -torch.inf).amax(4, keepdim=True)
     ceiling = torch.where(decided, 0, highs.amax(4, keepdim=True)).squeeze(4)
-    ceiling = torch.where((windows(low, -torch.inf) <= highs).all(4), ceiling, torch.nan)  # a box that is none
+    sensible = (windows(low, -torch.inf) <= highs).all(4) & (best.squeeze(4) > -torch.inf)
+    ceiling = torch.where(sensible, ceiling, torch.nan)  # a box that is none, a window of padding alone
     negative = coefficients.clamp(max=0)
     kept = coefficients.clamp(min=0) + negative * per_row(decided.squeeze(4).to(coefficients))
     places = torch.arange(low[0, 0].numel(), dtype=low.dtype, device=low.device).view(1, 1, *low.shape[2:])

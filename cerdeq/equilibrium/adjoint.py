@@ -9,6 +9,7 @@ and the last term is bounded with a box of z. It vanishes where L = a + W^T D(L)
 iteration approaches at the rate rho(|W|). The bound holds for every L: stopping early costs tightness alone.
 """
 
+import torch
 from torch import Tensor
 
 from cerdeq.bounds.interval import Interval
@@ -36,11 +37,15 @@ def pull_back(ctx: Backward, coefficients: Tensor, h: Interval, weight: Tensor, 
         preactivation = Box(*apply_lifted(weight, (z.center, z.radius), (h.center, h.radius)))
     around = lines(ctx, preactivation)
     multiplier = coefficients
+    moving = coefficients.new_ones(coefficients.shape[:2], dtype=torch.bool)
     for _ in range(_LIMIT if ctx.sound else iterations):
         following = coefficients + _transposed(weight, through(ctx, around, multiplier)[0])
-        multiplier, last = following, multiplier
-        if ctx.sound and _close(multiplier, last):
-            break
+        if ctx.sound:  # each row stops by itself, whatever others are in the batch
+            moving = moving & _far(following, multiplier)
+            if not bool(moving.any()):
+                break
+            following = torch.where(moving.view(*moving.shape, *[1] * (following.dim() - 2)), following, multiplier)
+        multiplier = following
     return _bound(ctx, coefficients, multiplier, around, weight, z, preactivation)
 
 
@@ -64,6 +69,7 @@ def _transposed(weight: Tensor, coefficients: Tensor) -> Tensor:
     return apply_transposed(weight, coefficients.flatten(0, 1)).unflatten(0, coefficients.shape[:2])
 
 
-def _close(value: Tensor, last: Tensor) -> bool:
+def _far(value: Tensor, last: Tensor) -> Tensor:
+    """Rows [B, K] that have changed by more than the tolerance."""
     change, size = (part.flatten(2).abs().amax(2) for part in (value - last, value))
-    return bool((~(change > _TOLERANCE * size)).all())
+    return change > _TOLERANCE * size
