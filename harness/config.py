@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
-from baselines import DATASETS, UnknownNameError, build, names, options_of
+from baselines import DATASETS, UnknownNameError, names, options_of
 from harness.settings import (
     FULL_PROFILE,
     LARGEST_SEED,
@@ -24,7 +23,8 @@ from harness.settings import (
     TrialConfig,
     parse_eps,
 )
-from harness.training.losses import METHODS, check_options, method_options
+from harness.training.check import check
+from harness.training.losses import METHODS, method_options
 
 CPU_PROFILE = "cpu"
 
@@ -260,14 +260,9 @@ def _option_problems(entry: TrialEntry, sweep: SweepFile) -> list[str]:
             except ValidationError as error:
                 return [f"{key}.{name}: found {value!r}: {error.errors()[0]['msg'].lower()}"]
     try:
-        with torch.device("meta"):
-            build(entry.model, sweep.dataset, entry.width or sweep.width, **entry.options)
-    except ValueError as error:
+        check(_trial("", sweep, entry, seed=0))
+    except (TypeError, ValueError) as error:
         return [f"options: {error}"]
-    try:
-        check_options(entry.method, entry.method_options)
-    except ValueError as error:
-        return [f"method_options: {error}"]
     return []
 
 

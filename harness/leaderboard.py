@@ -15,7 +15,6 @@ from typing import Any
 
 import pandas as pd
 
-from cerdeq.bounds import METHODS as BOUNDS
 from harness import folder, names
 from harness.settings import FULL_PROFILE, RECIPE_VERSION, parse_eps, to_dict
 
@@ -37,7 +36,7 @@ METRICS: dict[str, tuple[str, Callable[[float], str]]] = {
     names.BOUND_WIDTH_RELATIVE: ("relative width", _digits),
     names.PARAMETERS: ("parameters", _whole),
     names.TRAIN_SECONDS: ("train seconds", _whole),
-    **{names.certified_by(method): (f"certified error by {method}", _percent) for method in BOUNDS},
+    **{names.certified_by(method): (f"certified error by {method}", _percent) for method in names.BOUNDS},
     names.GAIN: ("gain", _digits),
     names.RHO_BOUND: ("rho bound", _digits),
     names.ITERATIONS: ("iterations", _digits),

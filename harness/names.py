@@ -20,6 +20,9 @@ ITERATIONS = "equilibrium/iterations"
 STANDARD_ERROR_W0 = "equilibrium/standard_error_w0"
 CERTIFIED_ERROR_W0 = "equilibrium/certified_error_w0"
 
+# Bounds, cheapest first: cerdeq.bounds.METHODS, for those that work without torch.
+BOUNDS = ("ibp", "crown-ibp", "crown", "alpha-crown")
+
 # Metrics of an epoch, measured on training images.
 EPOCH = "epoch"
 TRAIN_LOSS = "train/loss"

@@ -13,7 +13,7 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Any, ClassVar
 
-from cerdeq.bounds import METHODS
+from harness.names import BOUNDS
 
 RECIPE_VERSION = 2
 """Raised whenever training or evaluation changes its numbers (tests/harness/test_golden.py fails when it must be)."""
@@ -101,7 +101,7 @@ class TrainSettings:
 class EvaluationSettings:
     """How a trained network is judged.
 
-    `methods`: the verifier's stages, of cerdeq.bounds.METHODS, ibp first; each tries what those before it left open.
+    `methods`: the verifier's stages, of names.BOUNDS, ibp first; each tries what those before it left open.
     `test_images` None takes all of them; otherwise the first so many.
     """
 
@@ -114,9 +114,9 @@ class EvaluationSettings:
     attack_restarts: int = 3
 
     def __post_init__(self) -> None:
-        rising = [method for method in METHODS if method in self.methods] == list(self.methods)
+        rising = [method for method in BOUNDS if method in self.methods] == list(self.methods)
         _check(
-            "methods", list(self.methods), rising and "ibp" in self.methods, f"ibp, then of these in order: {METHODS}"
+            "methods", list(self.methods), rising and "ibp" in self.methods, f"ibp, then of these in order: {BOUNDS}"
         )
         images = self.test_images
         _check("test_images", images, images is None or images >= 1, "an integer of at least 1, or null for all")

@@ -8,14 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from baselines import build
 from harness import folder, names
 from harness.data import DataError, load
 from harness.settings import RECIPE_VERSION, SettingError
 from harness.training import run_trial
-from harness.training.losses import METHODS, check_options
+from harness.training.check import check
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -65,15 +62,10 @@ def _read(path: Path) -> folder.Trial:
         )
     if trial != folder.make_trial(trial.config, trial.fingerprint):
         raise SettingError(f"{path}: key", trial.key, "the key of its config; the file was changed by hand")
-    config = trial.config
-    if config.method not in METHODS:
-        raise SettingError(f"{path}: method", config.method, ", ".join(METHODS))
     try:
-        with torch.device("meta"):
-            build(config.model, config.dataset, config.width, **config.options)
-        check_options(config.method, config.method_options)
+        check(trial.config)
     except (TypeError, ValueError) as error:
-        raise SettingError(f"{path}: config", config.label, f"what this code has: {error}") from None
+        raise SettingError(f"{path}: config", trial.config.label, f"what this code has: {error}") from None
     return trial
 
 

@@ -8,7 +8,7 @@ from cerdeq.bounds.forward import output_of, propagate, values_of
 from cerdeq.bounds.graph import Program, Reference, Step, trace
 from cerdeq.bounds.interval import Context, Interval
 from cerdeq.bounds.linear import Backward, Pulled, affine
-from cerdeq.bounds.methods import METHODS, lower_bounds
+from cerdeq.bounds.methods import METHODS, interval_ends, lower_bounds
 from cerdeq.bounds.operators import Operator, UnsupportedOperator, register
 from cerdeq.boxes import Box, outward_ends
 
@@ -63,8 +63,7 @@ def bound(model: nn.Module, region: Box, method: str = "ibp", spec: Tensor | Non
     x = Interval(region.center, region.radius)
     if method == "ibp":
         return outward_ends(propagate(program, x, Context(sound=True), spec).box)
-    with torch.no_grad():
-        lower, upper = outward_ends(propagate(program, x, Context(sound=True), spec).box)
+    lower, upper = interval_ends(program, x, spec)
     if spec is None:
         outputs = lower.shape[1:].numel()
         spec = torch.eye(outputs).to(lower).expand(len(lower), -1, -1)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cerdeq.bounds.backward import bytes_per_row, chunked_lower_bound, in_chunks, linear_lower_bound
-from cerdeq.bounds.forward import output_of, values_of
+from cerdeq.bounds.forward import output_of, propagate, values_of
 from cerdeq.bounds.graph import Program
 from cerdeq.bounds.interval import Context, Interval
 from cerdeq.bounds.linear import Backward
@@ -18,7 +18,7 @@ from cerdeq.bounds.tighten import tightened_values
 from cerdeq.boxes import outward_ends
 
 METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown")
-_CPU_MEMORY = 2**29
+_CPU_MEMORY, _LEAST_MEMORY = 2**29, 2**20
 _VALUE_COPIES = 8  # of the values of a forward pass: boxes before and after tightening, and what a rule works with
 _SEARCH_COPIES = 12  # of a backward pass, when it is differentiated
 
@@ -32,31 +32,54 @@ def lower_bounds(
     example as soon as all of its bounds are above it. memory: about how many bytes to use; by default 512 MiB on a CPU
     and half the memory of a GPU.
     """
-    memory = memory or _memory(x.center.device)
     if 0 in spec.shape[:2]:
         return spec.new_zeros(spec.shape[:2])
+    memory = memory or _memory(x.center.device)
     with torch.inference_mode(False), torch.no_grad(), counted_rounding(x.center.device.type):
         x, spec = Interval(x.center.clone(), x.radius.clone()), spec.clone()  # made in inference mode, maybe
-        probe = values_of(program, _twice(x), Context(sound=True))
-        _refuse_mixed_examples(program, probe)
-        per_example = _VALUE_COPIES * _bytes(probe) + spec.shape[1] * bytes_per_row(program, probe, program.output)
 
-        def bounds(start: int, stop: int) -> Tensor:
+        def bounds(start: int, stop: int, memory: int) -> Tensor:
             return _lower_bounds(program, _part(x, start, stop), spec[start:stop], method, target, memory)
 
-        parts = in_chunks(len(x.center), memory // per_example)
-        return torch.cat([_without_overrun(bounds, *part) for part in parts])
+        parts = in_chunks(len(x.center), _examples_at_once(program, x, spec.shape[1], memory))
+        return torch.cat([_without_overrun(bounds, *each, memory) for each in parts])
 
 
-def _without_overrun(bounds: Callable[[int, int], Tensor], start: int, stop: int) -> Tensor:
-    """`bounds` of examples start to stop, by halves where the GPU's memory runs out."""
+@torch.no_grad()
+def interval_ends(program: Program, x: Interval, spec: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Sound IBP bounds of the outputs, or of `spec` [B, K, N] of them, so many examples at a time as memory holds."""
+    if not len(x.center):
+        return outward_ends(propagate(program, x, Context(sound=True), spec).box)
+    parts = in_chunks(len(x.center), _examples_at_once(program, x, 1, _memory(x.center.device)))
+    ends = []
+    for start, stop in parts:
+        chosen = None if spec is None else spec[start:stop]
+        ends.append(outward_ends(propagate(program, _part(x, start, stop), Context(sound=True), chosen).box))
+    lower, upper = zip(*ends, strict=True)
+    return torch.cat(lower), torch.cat(upper)
+
+
+def _examples_at_once(program: Program, x: Interval, rows: int, memory: int) -> int:
+    """How many examples fit the memory, with so many rows of coefficients each.
+
+    Raises UnsupportedOperator where a step of the program mixes a batch's examples.
+    """
+    with counted_rounding(x.center.device.type):
+        probe = values_of(program, _twice(x), Context(sound=True))
+    _refuse_mixed_examples(program, probe)
+    return memory // (_VALUE_COPIES * _bytes(probe) + rows * bytes_per_row(program, probe, program.output))
+
+
+def _without_overrun(bounds: Callable[[int, int, int], Tensor], start: int, stop: int, memory: int) -> Tensor:
+    """`bounds` of examples start to stop; where a GPU runs out of memory all the same, by halves."""
     try:
-        return bounds(start, stop)
+        return bounds(start, stop, memory)
     except torch.OutOfMemoryError:
-        if stop - start == 1:
+        if memory < _LEAST_MEMORY:
             raise
-    middle = (start + stop) // 2
-    return torch.cat([_without_overrun(bounds, start, middle), _without_overrun(bounds, middle, stop)])
+    middle = (start + stop + 1) // 2
+    parts = [(start, middle), (middle, stop)] if middle < stop else [(start, stop)]
+    return torch.cat([_without_overrun(bounds, *part, memory // 2) for part in parts])
 
 
 def _twice(x: Interval) -> Interval:
@@ -92,6 +115,7 @@ def _memory(device: torch.device) -> int:
 
 
 def _part(x: Interval, start: int, stop: int) -> Interval:
+    """The Interval of examples start to stop."""
     return Interval(x.center[start:stop], x.radius[start:stop])
 
 

@@ -12,16 +12,19 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+import torch.nn.functional as F
 import yaml
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from torch import nn
 
 from baselines import DATASETS
+from cerdeq.bounds import operators
 from harness import folder, run
 from harness.config import ConfigError, load_sweep
 from harness.data import load
-from harness.settings import EvaluationSettings, TrainSettings, TrialConfig, parse_eps, trial_key
+from harness.settings import EvaluationSettings, TrainSettings, TrialConfig, from_dict, parse_eps, to_dict, trial_key
 
 PROJECT = Path(__file__).resolve().parents[2]
 SWEEPS = sorted((PROJECT / "sweeps").glob("*.yaml"))
@@ -130,6 +133,28 @@ WRONG_TYPES = {
     "a list for options": (("trials.1.options", [1]), ["trials.1.options: found [1]"]),
     "an option's text": (("trials.1.options", {"margin": "x"}), ["trials.1.options.margin: found 'x'", "number"]),
     "an option's bool": (("trials.1.options", {"margin": True}), ["trials.1.options.margin: found True", "number"]),
+    "an option of a method without": (
+        ("trials.0.method_options", {"loss_fusion": True}),
+        ["trials.0.method_options.loss_fusion", "ibp", "none"],
+    ),
+    "a method's option": (
+        ("trials.0", {"model": "cnn5", "method": "crown-ibp", "method_options": {"fusion": True}}),
+        ["trials.0.method_options.fusion", "crown-ibp", "loss_fusion", "final_beta"],
+    ),
+    "a method's option of another type": (
+        ("trials.0", {"model": "cnn5", "method": "crown-ibp", "method_options": {"loss_fusion": 1}}),
+        ["trials.0.method_options.loss_fusion: found 1"],
+    ),
+    "a method's option out of range": (
+        ("trials.0", {"model": "cnn5", "method": "crown-ibp", "method_options": {"final_beta": 1.5}}),
+        ["trials.0", "final_beta", "[0, 1]", "1.5"],
+    ),
+    "bounds in another order": (
+        ("evaluation.methods", ["crown-ibp", "ibp"]),
+        ["evaluation.methods", "['crown-ibp', 'ibp']", "in order"],
+    ),
+    "unknown bounds": (("evaluation.methods", ["ibp", "lp"]), ["evaluation.methods", "'lp'", "alpha-crown"]),
+    "bounds without ibp": (("evaluation.methods", ["crown"]), ["evaluation.methods", "ibp"]),
     "an option's integer": (("trials.1.options", {"iterations": 1.5}), ["trials.1.options.iterations: found 1.5"]),
     "cpu in parts": (("resources.cpu", 1.5), ["resources.cpu: found 1.5", "integer"]),
     "a bool for gpu": (("resources.gpu", True), ["resources.gpu: found True", "number"]),
@@ -606,7 +631,9 @@ def test_every_field_reaches_the_trial(tmp_path):
         regularisation=0.25,
         precision="float32",
     )
-    evaluation = EvaluationSettings(test_images=11, batch_size=12, attack_steps=13, attack_restarts=14)
+    evaluation = EvaluationSettings(
+        methods=("ibp", "crown"), test_images=11, batch_size=12, attack_steps=13, attack_restarts=14
+    )
     options = {
         "margin": 0.2,
         "gain": None,
@@ -620,8 +647,9 @@ def test_every_field_reaches_the_trial(tmp_path):
         eps="2/255",
         seed=6,
         model="deqlate",
-        method="ibp",
+        method="crown-ibp",
         options={name: value for name, value in options.items() if name != "parametrisation"},  # the default
+        method_options={"final_beta": 0.25},
         width=0.125,
         train_images=77,
         validation_images=8,
@@ -637,8 +665,16 @@ def test_every_field_reaches_the_trial(tmp_path):
         "eps": "2/255",
         "seeds": [6],
         "train": {**dataclasses.asdict(train), "decay_epochs": [2, 5]},
-        "evaluation": dataclasses.asdict(evaluation),
-        "trials": [{"model": "deqlate", "method": "ibp", "options": options, "width": 0.125}],
+        "evaluation": {**dataclasses.asdict(evaluation), "methods": ["ibp", "crown"]},
+        "trials": [
+            {
+                "model": "deqlate",
+                "method": "crown-ibp",
+                "options": options,
+                "method_options": {"loss_fusion": True, "final_beta": 0.25},
+                "width": 0.125,
+            }
+        ],
         "resources": {"cpu": 3, "gpu": 0.25},
         "width": 0.75,
         "train_images": 77,
@@ -752,3 +788,26 @@ def test_the_project_s_own_sweeps_load_under_each_profile(path):
 
 def test_there_are_sweeps():
     assert {path.name for path in SWEEPS} >= {"quickstart.yaml", "cifar10.yaml"}
+
+
+def test_a_network_without_the_rules_it_will_need(refused, tmp_path, monkeypatch):
+    """Found before training, not after it, when the last verifier stage would have asked."""
+    record = dataclasses.replace(operators.of_function(F.relu), backward=None)
+    monkeypatch.setattr(operators, "_by_module", {**operators._by_module, nn.ReLU: record})
+    message = refused(write(tmp_path, BASE))
+    for part in ("trials.0", "relu", "ibp alone"):
+        assert part in message
+    assert load_sweep(write(tmp_path, changed(("evaluation.methods", ["ibp"]))), None, False).trials
+
+
+def test_options_of_methods_are_part_of_a_trial(tmp_path):
+    entry = {"model": "cnn5", "method": "crown-ibp"}
+    chosen = [{}, {"loss_fusion": False}, {"final_beta": 0.5}]
+    content = changed(("trials", [{**entry, "method_options": options} for options in chosen]), ("seeds", [0]))
+    trials = load_sweep(write(tmp_path, content), None, False).trials
+    assert [trial.method_options for trial in trials] == chosen
+    assert len({trial_key(trial, "data") for trial in trials}) == 3
+    assert trials[1].label == "cnn5 crown-ibp loss_fusion=False seed 0"
+    assert all(from_dict(to_dict(trial)) == trial for trial in trials)
+    spelled_out = changed(("trials", [{**entry, "method_options": {"loss_fusion": True, "final_beta": 0.0}}]))
+    assert load_sweep(write(tmp_path, spelled_out), None, False).trials[0] == trials[0]

@@ -1,0 +1,22 @@
+"""Whether a trial can run at all, found out without computing anything."""
+
+import torch
+
+from baselines import build
+from cerdeq.bounds import trace
+from harness.settings import TrialConfig
+from harness.training.losses import METHODS, check_options
+
+
+def check(config: TrialConfig) -> None:
+    """Build the network without memory and look up every rule that training and judging it will need.
+
+    Raises ValueError or TypeError for a network, method or option that this code does not have, or not so;
+    UnsupportedOperator (a TypeError) for an operator of the network without a rule.
+    """
+    with torch.device("meta"):
+        network = build(config.model, config.dataset, config.width, **config.options)
+    if config.method not in METHODS:
+        raise ValueError(f"unknown training method {config.method!r}; known: {', '.join(METHODS)}")
+    check_options(config.method, config.method_options)
+    trace(network.eval(), linear=METHODS[config.method].linear or config.evaluation.methods != ("ibp",))
