@@ -95,23 +95,60 @@ def affine(function: Callable[..., Tensor], interval: Callable[..., Interval], f
     """
 
     def rule(ctx: Backward, coefficients: Tensor, *args: Any, **kwargs: Any) -> Pulled:
-        boxes = [arg for arg in _leaves(args) if isinstance(arg, Interval)]
-        at_zero = [torch.zeros_like(box.center) for box in boxes]
+        at_zero = [torch.zeros_like(box.center) for box in _boxes(args)]
 
         def apply(*values: Tensor) -> Tensor:
             return function(*_with(args, iter(values), coefficients.dtype), **kwargs)
 
         offset, pull = vjp(apply, *at_zero)  # type: ignore[misc]  # two of them without has_aux
         pulled = vmap(pull, in_dims=1, out_dims=1)(coefficients)
-        constant = dot(ctx, coefficients, offset)
-        if ctx.sound:
-            sizes = iter([Interval(torch.zeros_like(box.center), magnitude(box)) for box in boxes])
-            result = interval(Context(sound=True), *_with(args, sizes, coefficients.dtype), **kwargs)
-            terms = coefficients[0, 0].numel() if fan_out is None else fan_out(coefficients, *args, **kwargs)
-            constant = constant - slack(ctx, coefficients, magnitude(result), terms)
-        return Pulled(pulled, constant)
+        terms = coefficients[0, 0].numel() if fan_out is None else fan_out(coefficients, *args, **kwargs)
+        lost = _lost(ctx, coefficients, interval, args, kwargs, terms)
+        return Pulled(pulled, dot(ctx, coefficients, offset) - lost)
 
     return rule
+
+
+def combination(weights: Callable[..., list[tuple[Any, Any]]], interval: Callable[..., Interval]) -> Rule:
+    """The backward rule of a sum of values times constants, element by element.
+
+    weights: from the operator's arguments, pairs of a summand, bounded or not, and its constant factor. interval: its
+    interval rule, from which magnitudes come.
+    """
+
+    def rule(ctx: Backward, coefficients: Tensor, *args: Any, **kwargs: Any) -> Pulled:
+        pulled, constant, largest = [], coefficients.new_zeros(()), 1
+        for summand, factor in weights(*args, **kwargs):
+            weighted = coefficients * _per_row(factor, coefficients)
+            if isinstance(summand, Interval):
+                pulled.append(weighted.sum_to_size(*coefficients.shape[:2], *summand.center.shape[1:]))
+                largest = max(largest, coefficients[0, 0].numel() // summand.center[0].numel())
+            else:
+                products = weighted * _per_row(summand, coefficients)
+                constant = constant + products.flatten(2).sum(2, dtype=torch.float64 if ctx.sound else None)
+        lost = _lost(ctx, coefficients, interval, args, kwargs, largest)
+        return Pulled(tuple(pulled), (constant - lost).expand(coefficients.shape[:2]))
+
+    return rule
+
+
+def _per_row(constant: Any, coefficients: Tensor) -> Any:
+    """A constant, to broadcast over coefficients [B, K, *shape]."""
+    value = torch.as_tensor(constant, dtype=coefficients.dtype, device=coefficients.device)
+    return value.unsqueeze(1) if value.dim() == coefficients.dim() - 1 else value
+
+
+def _boxes(args: Any) -> list[Interval]:
+    return [arg for arg in _leaves(args) if isinstance(arg, Interval)]
+
+
+def _lost(ctx: Backward, coefficients: Tensor, interval: Callable, args: Any, kwargs: Any, terms: int) -> Tensor:
+    """What an affine rule's rounding may cost, by the interval rule at magnitudes in place of values."""
+    if not ctx.sound:
+        return coefficients.new_zeros(())
+    sizes = (Interval(torch.zeros_like(box.center), magnitude(box)) for box in _boxes(args))
+    result = interval(Context(sound=True), *_with(args, sizes, coefficients.dtype), **kwargs)
+    return slack(ctx, coefficients, magnitude(result), terms)
 
 
 def _leaves(args: Any) -> list[Any]:

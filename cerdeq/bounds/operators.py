@@ -17,7 +17,7 @@ from cerdeq.bounds import interval, linear, relaxation
 from cerdeq.boxes import Box
 
 
-def crossing(box: Box) -> Tensor:
+def crossing(box: Box, **options: Any) -> Tensor:
     """Where a box has 0 inside: the neurons whose ReLU is not linear."""
     return (box.lower < 0) & (box.upper > 0)
 
@@ -29,12 +29,12 @@ class Operator:
     interval: rule (Context, *args, **kwargs) -> Interval, with the arguments of the functional form.
     functions: the functionals and tensor methods it stands for. modules: for each module class, the arguments
     that follow the input. backward: rule (Backward, coefficients, *args, **kwargs) -> Pulled, `linear.affine` of an
-    affine operator; None where IBP is all there is. unsettled: of an operator that is not affine, where tighter input
-    boxes make its relaxation tighter: a mask of a Box. bounded: which arguments may be bounded values: the "first"
-    alone, "one" at any place, "any", or "list", any of those in the first argument. allowed: the values that an
-    argument may take, where not all. local: whether a pixel of the result comes from one "pixel" of an image, treated
-    like every other, or from a "window" as of conv2d; None where neither is known. broadcasts: whether arguments of
-    several shapes are broadcast. view: whether the result may share its input's memory.
+    affine operator; None where IBP is all there is. unsettled: of an operator that is not affine, (Box, **options) -> a
+    mask of where a tighter input box makes its relaxation tighter. bounded: which arguments may be bounded values: the
+    "first" alone, "one" at any place, "any", or "list", any of those in the first argument. allowed: the values that
+    an argument may take, where not all. local: whether a pixel of the result comes from one "pixel" of an image,
+    treated like every other, or from a "window" as of conv2d; None where neither is known. broadcasts: whether
+    arguments of several shapes are broadcast. view: whether the result may share its input's memory.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Operator:
     functions: tuple[Callable[..., Any], ...] = ()
     modules: dict[type[nn.Module], Callable[[Any], dict[str, Any]]] = field(default_factory=dict)
     backward: linear.Rule | None = None
-    unsettled: Callable[[Box], Tensor] | None = None
+    unsettled: Callable[..., Tensor] | None = None
     bounded: Literal["first", "one", "any", "list"] = "first"
     allowed: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     local: Literal["pixel", "window"] | None = None
@@ -95,18 +95,8 @@ def _of_one(name: str) -> Callable[[Any], dict[str, Any]]:
     return lambda module: {name: getattr(module, name)}
 
 
-def _sum(x: Any, y: Any, alpha: float = 1) -> Any:
-    return x + alpha * y
-
-
-def _difference(x: Any, y: Any, alpha: float = 1) -> Any:
-    return x - alpha * y
-
-
-def _broadcast(coefficients: Tensor, *args: Any, **kwargs: Any) -> int:
-    """Fan-out of an operator that works element by element."""
-    sizes = [arg.center[0].numel() for arg in args if isinstance(arg, interval.Interval)]
-    return coefficients[0, 0].numel() // min(sizes)
+def _product(x: Any, y: Any) -> list[tuple[Any, Any]]:
+    return [(x, y)] if isinstance(x, interval.Interval) else [(y, x)]
 
 
 def _once(coefficients: Tensor, *args: Any, **kwargs: Any) -> int:
@@ -142,33 +132,34 @@ TABLE = (
     ),
     Operator(
         "max_pool2d", interval.max_pool2d, (F.max_pool2d, torch.max_pool2d), {nn.MaxPool2d: _max_pool2d_arguments},
-        backward=relaxation.max_pool2d, unsettled=lambda box: box.radius > 0, allowed={"return_indices": (False,)},
+        backward=relaxation.max_pool2d, unsettled=lambda box, **options: box.radius > 0,
+        allowed={"return_indices": (False,)},
     ),
     Operator(
         "add", interval.add, (operator.add, operator.iadd, torch.add, Tensor.add),
-        backward=linear.affine(_sum, interval.add, _broadcast), bounded="any",
+        backward=linear.combination(lambda x, y, alpha=1: [(x, 1), (y, alpha)], interval.add), bounded="any",
         local="pixel", broadcasts=True,
     ),
     Operator(
         "subtract", interval.subtract,
         (operator.sub, operator.isub, torch.sub, torch.subtract, Tensor.sub, Tensor.subtract),
-        backward=linear.affine(_difference, interval.subtract, _broadcast), bounded="any",
+        backward=linear.combination(lambda x, y, alpha=1: [(x, 1), (y, -alpha)], interval.subtract), bounded="any",
         local="pixel", broadcasts=True,
     ),
     Operator(
         "multiply", interval.multiply,
         (operator.mul, operator.imul, torch.mul, torch.multiply, Tensor.mul, Tensor.multiply),
-        backward=linear.affine(operator.mul, interval.multiply, _broadcast), bounded="one",
+        backward=linear.combination(_product, interval.multiply), bounded="one",
         local="pixel", broadcasts=True,
     ),
     Operator(
         "divide", interval.divide,
         (operator.truediv, operator.itruediv, torch.div, torch.divide, Tensor.div, Tensor.divide),
-        backward=linear.affine(operator.truediv, interval.divide, _broadcast), local="pixel", broadcasts=True,
+        backward=linear.combination(lambda x, y: [(x, 1 / y)], interval.divide), local="pixel", broadcasts=True,
     ),
     Operator(
         "negative", interval.negative, (operator.neg, torch.neg, torch.negative, Tensor.neg, Tensor.negative),
-        backward=linear.affine(operator.neg, interval.negative, _broadcast), local="pixel",
+        backward=linear.combination(lambda x: [(x, -1)], interval.negative), local="pixel",
     ),
     Operator(
         "avg_pool2d", interval.avg_pool2d, (F.avg_pool2d,), {nn.AvgPool2d: _avg_pool2d_arguments},

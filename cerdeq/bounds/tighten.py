@@ -24,8 +24,10 @@ def tightened_values(program: Program, x: Interval, memory: int) -> list[Any]:
         step = program.steps[number - 1]
         if step.record is None or step.record.unsettled is None:
             return
+        _, options = step.call(values)
         for source in set(step.sources) - done:
-            values[source] = _tightened(program, values, source, step.record.unsettled(values[source].box), memory)
+            unsettled = step.record.unsettled(values[source].box, **options)
+            values[source] = _tightened(program, values, source, unsettled, memory)
             done.add(source)
 
     return values_of(program, x, Context(sound=True), tighten)

@@ -139,6 +139,13 @@ def _backward(ctx: Backward, coefficients: Tensor, h: Interval, module: FixedPoi
     return pull_back(ctx, coefficients, h, weight, module.backward_iterations)
 
 
+def _alive(h: Box, module: FixedPoint) -> Tensor:
+    """Where the pre-activation may be above 0; elsewhere z is 0, whatever h is."""
+    preactivation = preactivation_box(module.weight.double(), Box(h.center.double(), h.radius.double()),
+                                      verified_box(module.weight, h))  # fmt: skip
+    return ~(preactivation.upper <= 0) & (h.radius > 0)
+
+
 def _rounded_up(radius: Tensor, center: Tensor, like: Tensor) -> Tensor:
     """A float64 radius in the precision of `like`, with room for rounding radius and centre."""
     limits = torch.finfo(like.dtype)
@@ -148,6 +155,6 @@ def _rounded_up(radius: Tensor, center: Tensor, like: Tensor) -> Tensor:
 register(
     Operator(
         "fixed_point", _interval, (), {FixedPoint: lambda module: {"module": module}}, backward=_backward,
-        unsettled=lambda box: box.radius > 0,
+        unsettled=_alive,
     )
 )  # fmt: skip
