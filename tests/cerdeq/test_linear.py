@@ -1579,3 +1579,35 @@ def test_a_box_of_an_equilibrium_that_is_not_proved_gives_no_bound():
 def test_magnitudes_reach_every_point_of_a_box():
     box = random_box(3, 4)
     assert (points_of(box, 50).abs() <= magnitude(Interval(box.center, box.radius)) * (1 + 1e-15)).all()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Memory
+
+
+def test_a_gpu_that_runs_out_of_memory_is_asked_for_less(monkeypatch):
+    """By halves of the examples and of the memory, down to one example; the bounds are the same."""
+    model, box = deep(), random_box(5, 3)
+    program, x = trace(model, linear=True), Interval(box.center, box.radius)
+    spec = torch.eye(2, dtype=torch.float64).expand(5, -1, -1)
+    expected = lower_bounds(program, x, spec, "crown")
+    honest, asked = methods._lower_bounds, []
+
+    def scarce(program, x, spec, method, target, memory):
+        asked.append((len(x.center), memory))
+        if len(x.center) > 1 or memory > 2**24:
+            raise torch.OutOfMemoryError
+        return honest(program, x, spec, method, target, memory)
+
+    monkeypatch.setattr(methods, "_lower_bounds", scarce)
+    torch.testing.assert_close(lower_bounds(program, x, spec, "crown", memory=2**27), expected)
+    assert asked[0] == (5, 2**27) and asked.count((1, 2**24)) == 5
+
+
+def test_memory_that_is_not_there_at_all_is_an_error(monkeypatch):
+    def none(*arguments):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(methods, "_lower_bounds", none)
+    with pytest.raises(torch.OutOfMemoryError):
+        bound(deep(), random_box(2, 3), "crown")
