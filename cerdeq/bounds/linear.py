@@ -76,9 +76,10 @@ def slack(ctx: Backward, coefficients: Tensor, magnitude: Tensor, terms: int) ->
     factor = 2 * (terms + 8) * limits.eps + 2 * size * torch.finfo(torch.float64).eps
     if factor > 0.25:
         raise ValueError(f"{terms} terms are too many to round outwards in {coefficients.dtype}; use float64")
-    total, largest = magnitude.double().flatten(1).sum(1), coefficients.abs().flatten(2).amax(2).double()
+    sizes = coefficients.abs()
+    total, largest = magnitude.double().flatten(1).sum(1), sizes.flatten(2).amax(2).double()
     underflow = 8 * (terms + size) * limits.tiny * (1 + total)[:, None] * (1 + largest)
-    return factor * dot(ctx, coefficients.abs(), magnitude) + underflow
+    return factor * dot(ctx, sizes, magnitude) + underflow
 
 
 def magnitude(x: Interval) -> Tensor:

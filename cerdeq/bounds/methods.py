@@ -28,9 +28,9 @@ def lower_bounds(
 ) -> Tensor:
     """Sound lower bounds [B, K] of `spec` [B, K, N] of the outputs [B, N], over the boxes x [B, ...].
 
-    Each method's are at least those of every method before it in METHODS. target: alpha-crown stops at an
-    example as soon as all of its bounds are above it. memory: about how many bytes to use; by default 512 MiB on a CPU
-    and half the memory of a GPU.
+    Each method's are at least those of every method before it in METHODS. target: an example is left alone, with the
+    bounds it has, as soon as all are above it. memory: about how many bytes to use; by default 512 MiB on a CPU and half
+    the memory of a GPU.
     """
     if 0 in spec.shape[:2]:
         return spec.new_zeros(spec.shape[:2])
@@ -129,10 +129,29 @@ def _lower_bounds(
     lower = _larger(lower, _crown(program, values, spec, memory))
     if method == "crown-ibp":
         return lower
+    if method == "alpha-crown" and target is not None:  # slopes cost less than boxes, and often do
+        lower = _larger(lower, _alpha_crown(program, values, spec, lower, target, memory))
+    waiting = _waiting(lower, target)
+    if len(waiting):
+        part, rows = Interval(x.center[waiting], x.radius[waiting]), spec[waiting]
+        lower[waiting] = _over_tighter_boxes(program, part, rows, lower[waiting], method, target, memory)
+    return lower
+
+
+def _over_tighter_boxes(
+    program: Program, x: Interval, spec: Tensor, lower: Tensor, method: str, target: float | None, memory: int
+) -> Tensor:
+    """`lower`, or better by CROWN or alpha-CROWN over boxes that CROWN has tightened."""
     values = tightened_values(program, x, memory)
     lower = _larger(lower, _interval_bound(program, values, spec))
     lower = _larger(lower, _crown(program, values, spec, memory))
     return lower if method == "crown" else _larger(lower, _alpha_crown(program, values, spec, lower, target, memory))
+
+
+def _waiting(lower: Tensor, target: float | None) -> Tensor:
+    """The examples whose bounds are not all above the target; without one, all."""
+    examples = torch.arange(len(lower), device=lower.device)
+    return examples if target is None else examples[~(lower > target).all(1)]
 
 
 def _interval_bound(program: Program, values: list[Any], spec: Tensor) -> Tensor:
@@ -154,9 +173,7 @@ def _alpha_crown(
 ) -> Tensor:
     """Bounds by optimised slopes of the examples that `lower` does not put above the target; -inf of the others."""
     shape = values[program.output].center.shape[1:]
-    waiting = torch.arange(len(spec), device=spec.device)
-    if target is not None:
-        waiting = waiting[~(lower > target).all(1)]
+    waiting = _waiting(lower, target)
     found = torch.full_like(lower, -torch.inf, dtype=torch.float64)
     rows = max(1, memory // (_SEARCH_COPIES * _bytes(values)))
     for start, stop in in_chunks(len(waiting), rows // spec.shape[1]):
