@@ -29,8 +29,8 @@ def lower_bounds(
     """Sound lower bounds [B, K] of `spec` [B, K, N] of the outputs [B, N], over the boxes x [B, ...].
 
     Each method's are at least those of every method before it in METHODS. target: an example is left alone, with the
-    bounds it has, as soon as all are above it. memory: about how many bytes to use; by default 512 MiB on a CPU and half
-    the memory of a GPU.
+    bounds it has, as soon as all are above it. memory: about how many bytes to use; by default 512 MiB on a CPU and
+    half the memory of a GPU.
     """
     if 0 in spec.shape[:2]:
         return spec.new_zeros(spec.shape[:2])
