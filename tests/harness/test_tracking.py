@@ -17,7 +17,7 @@ from mlflow.entities import ViewType
 from mlflow.exceptions import MlflowException
 
 from harness import folder as files
-from harness.settings import TrainSettings, TrialConfig
+from harness.settings import RECIPE_VERSION, TrainSettings, TrialConfig
 from harness.tracking import LARGEST_BATCH, Tracker, TrackingError
 
 FINGERPRINT = "0123456789abcdef" * 4
@@ -154,7 +154,7 @@ def test_what_a_run_says(tracker, tmp_path):
     assert run.data.tags["environment.device"] == "cpu"
     assert run.data.tags["warnings"] == "W is at its bound\nfewer images than published"
     assert run.data.params.items() >= {
-        "recipe_version": "1",
+        "recipe_version": str(RECIPE_VERSION),
         "fingerprint": FINGERPRINT,
         "eps": "8/255",
         "options.margin": "0.1",
