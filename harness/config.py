@@ -24,7 +24,7 @@ from harness.settings import (
     parse_eps,
 )
 from harness.training.check import check
-from harness.training.losses import METHODS, method_options
+from harness.training.losses import METHODS, check_options, method_options
 
 CPU_PROFILE = "cpu"
 
@@ -259,6 +259,10 @@ def _option_problems(entry: TrialEntry, sweep: SweepFile) -> list[str]:
                 TypeAdapter(known[name].annotation).validate_json(json.dumps(value), strict=True)
             except ValidationError as error:
                 return [f"{key}.{name}: found {value!r}: {error.errors()[0]['msg'].lower()}"]
+    try:
+        check_options(entry.method, entry.method_options)
+    except ValueError as error:
+        return [f"method_options: {error}"]
     try:
         check(_trial("", sweep, entry, seed=0))
     except (TypeError, ValueError) as error:

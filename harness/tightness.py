@@ -49,9 +49,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data-dir", help="where data sets lie; default: $CERDEQ_DATA, else ./data")
     options = parser.parse_args(argv)
     try:
+        if options.images < 1:
+            raise SettingError("--images", options.images, "at least 1")
         configs = [folder.read_trial(path / folder.TRIAL).config for path in options.folders]
         for path, config in zip(options.folders, configs, strict=True):
-            load(config.dataset, options.data_dir)
+            load(config.dataset, options.data_dir).test_images(options.images)
             if not (path / folder.WEIGHTS).exists():
                 raise SettingError(str(path), "no trained weights", f"a folder with {folder.WEIGHTS}")
     except (DataError, SettingError, folder.DamagedFileError) as error:

@@ -5,9 +5,9 @@ from torch import Tensor, nn
 
 from cerdeq.bounds.backward import linear_lower_bound
 from cerdeq.bounds.forward import output_of, propagate, values_of
-from cerdeq.bounds.graph import Program, Reference, Step, trace
+from cerdeq.bounds.graph import Program, Reference, Step, refuse_another_function, trace
 from cerdeq.bounds.interval import Context, Interval
-from cerdeq.bounds.linear import Backward, Pulled, affine
+from cerdeq.bounds.linear import Backward, Pulled, affine, dot, magnitude, per_row, slack
 from cerdeq.bounds.methods import METHODS, interval_ends, lower_bounds
 from cerdeq.bounds.operators import Operator, UnsupportedOperator, register
 from cerdeq.boxes import Box, outward_ends
@@ -25,12 +25,16 @@ __all__ = [
     "UnsupportedOperator",
     "affine",
     "bound",
+    "dot",
     "linear_lower_bound",
     "lower_bounds",
+    "magnitude",
     "margin_spec",
     "output_of",
+    "per_row",
     "propagate",
     "register",
+    "slack",
     "trace",
     "values_of",
 ]
@@ -47,8 +51,9 @@ def bound(model: nn.Module, region: Box, method: str = "ibp", spec: Tensor | Non
     IBP; "crown", over boxes that CROWN itself tightened layer by layer; "alpha-crown", with the slopes of the
     relaxations optimised for each row of `spec`. Without gradient, but for "ibp".
 
-    Raises ValueError for an unknown method, a model in training mode or of another precision than the region, and a
-    region whose radius is negative or not a number; UnsupportedOperator where an operation has no rule.
+    Raises ValueError for an unknown method, a model in training mode or of another precision than the region, a spec of
+    another batch, and a region whose radius is negative or not a number; UnsupportedOperator where an operation has no
+    rule, or where the model is not the function that torch.fx saw of it.
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; methods: {', '.join(METHODS)}")
@@ -59,10 +64,20 @@ def bound(model: nn.Module, region: Box, method: str = "ibp", spec: Tensor | Non
         raise ValueError(f"model and region must have one precision, found {dtypes} and {region.center.dtype}")
     if not bool((region.radius >= 0).all()):
         raise ValueError("the region's radius must be at least 0 everywhere")
+    if spec is not None and (spec.dim() != 3 or len(spec) != len(region.center)):
+        raise ValueError(f"spec must be [{len(region.center)}, K, N] as the region, found {list(spec.shape)}")
     program = trace(model, linear=method != "ibp")
     x = Interval(region.center, region.radius)
     if method == "ibp":
-        return outward_ends(propagate(program, x, Context(sound=True), spec).box)
+        lower, upper = outward_ends(propagate(program, x, Context(sound=True), spec).box)
+    else:
+        lower, upper = _linear_ends(program, x, spec, method)
+    refuse_another_function(model, program, region.center)
+    return torch.where(lower.isnan(), -torch.inf, lower), torch.where(upper.isnan(), torch.inf, upper)
+
+
+def _linear_ends(program: Program, x: Interval, spec: Tensor | None, method: str) -> tuple[Tensor, Tensor]:
+    """Both ends by a linear method, and by IBP where that is tighter."""
     lower, upper = interval_ends(program, x, spec)
     if spec is None:
         outputs = lower.shape[1:].numel()

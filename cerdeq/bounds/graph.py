@@ -4,6 +4,7 @@ import inspect
 import itertools
 import linecache
 import operator
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,9 +16,13 @@ import torch.fx
 from torch import Tensor, nn
 
 from cerdeq.bounds.operators import Operator, UnsupportedOperator, module_arguments, of_function, of_module
+from cerdeq.bounds.precision import counted_rounding
 
 _NAMED_INPUTS = ("input", "other", "tensors")
-_OWN_FOLDERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+_OWN_FOLDERS = tuple(str(Path(file).parent) + os.sep for file in (torch.__file__, __file__))
+
+
+_NEAR = {torch.float32: 1e-3, torch.float64: 1e-6}
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,11 @@ def trace(model: nn.Module, linear: bool = False) -> Program:
     model's control flow depends on its input.
     """
     _refuse_hooks(model)
+    own_call = type(model).__call__ is not nn.Module.__call__ and not isinstance(model, torch.fx.GraphModule)
+    if own_call or "forward" in vars(model):
+        raise UnsupportedOperator("the model's own forward or __call__ was replaced, which torch.fx does not see")
+    if of_module(model) is not None:
+        model = nn.Sequential(model)  # so that it is met as a module
     before = set(vars(model))
     nodes = list(_Tracer().trace(model).nodes)
     # Tensors made in forward, which torch.fx leaves on the model.
@@ -125,6 +135,43 @@ def trace(model: nn.Module, linear: bool = False) -> Program:
         raise UnsupportedOperator(f"bounds want one output tensor that depends on the input, found {output}")
     _refuse_reads_of_overwritten(nodes, model)
     return Program(tuple(steps), index[output])
+
+
+def run(program: Program, x: Tensor) -> Tensor:
+    """What the program computes of x [B, ...], by the operators themselves."""
+    values: list[Any] = [x.clone()]
+    for step in program.steps:
+        arguments = [_resolved(arg, values) for arg in step.args]
+        values.append(step.target(*arguments, **{name: _resolved(arg, values) for name, arg in step.kwargs.items()}))
+    return values[program.output]
+
+
+@torch.no_grad()
+def refuse_another_function(model: nn.Module, program: Program, x: Tensor) -> None:
+    """Raise UnsupportedOperator where the program, at x [B, ...], is not what the model computes there.
+
+    Python that asks for a value's type, as `isinstance(x, Tensor)`, goes another way while torch.fx looks on; and a
+    function of one example must not change with the number of those beside it. Two examples are compared.
+    """
+    x = x[x.flatten(1).isfinite().all(1)][:2]
+    if not len(x):
+        return
+    with counted_rounding(x.device.type):
+        one, together = model(x[:1].clone()), model(x.clone())
+        seen = run(program, x)
+    if one.shape != together[:1].shape or not _alike(one, together[:1]):
+        raise UnsupportedOperator("the model cannot be bounded: what it gives for an example depends on the others")
+    if not _alike(seen, together):
+        raise UnsupportedOperator(
+            "the model cannot be bounded: torch.fx saw another function than it is; does it ask for its input's type?"
+        )
+
+
+def _alike(found: Tensor, expected: Tensor) -> bool:
+    """Whether two results differ by rounding alone, where they are finite."""
+    both = found.isfinite() & expected.isfinite()
+    size = torch.where(both, expected, 0).abs().max()
+    return bool((~both | ((found - expected).abs() <= _NEAR[expected.dtype] * (1 + size))).all())
 
 
 def _resolved(arg: Any, values: list[Any]) -> Any:
@@ -276,6 +323,8 @@ def _writes_input(node: torch.fx.Node, model: nn.Module) -> bool:
     if not node.op.startswith("call"):
         return False
     target = _target(node, model)
+    if isinstance(target, nn.Dropout):
+        return False  # which in evaluation does nothing
     if isinstance(target, nn.Module):
         return bool(getattr(target, "inplace", False))
     name = getattr(target, "__name__", "")

@@ -50,7 +50,8 @@ def crown_ibp(program: Program, batch: Batch, *, loss_fusion: bool = True, final
     """beta CROWN-IBP + (1 - beta) IBP, beta falling from 1 to `final_beta` as eps grows (Zhang et al. 2020).
 
     loss_fusion: bound the sum in the cross entropy as one function instead of each margin, with one backward pass in
-    place of K - 1 (Xu et al. 2020).
+    place of K - 1 (Xu et al. 2020); beta then mixes the bounds of that sum, and wide margins leave little of CROWN in
+    it, since exp is bounded by its chord.
     """
     forward = _forward(program, batch)
     beta = 1 - (1 - final_beta) * batch.progress

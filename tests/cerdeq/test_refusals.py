@@ -1,14 +1,16 @@
 """What is refused, how, and that it is refused before anything is computed."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from cases import mlp, sound_or_refused
-from oracles import Lambda, random_box
+from oracles import Lambda, assert_contains, points_of, random_box
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from cerdeq import bound
+from cerdeq import Box, bound
 from cerdeq.bounds import METHODS, Operator, UnsupportedOperator, register, trace
 
 
@@ -281,3 +283,61 @@ MIXED = {
 @pytest.mark.parametrize("name", MIXED)
 def test_values_that_mix_the_examples_of_a_batch(name, method):
     sound_or_refused(Lambda(lambda module, x: MIXED[name](x)), random_box(2, 4), method)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Functions that torch.fx does not see as they are
+
+
+def patched():
+    model = mlp()
+    inner = model.forward
+    model.forward = lambda x: 10 * inner(x) + 5
+    return model
+
+
+class Scaled(nn.Sequential):
+    def __call__(self, x):
+        return super().__call__(10 * x)
+
+
+UNSEEN = {
+    "a patched forward": patched,
+    "a call of its own": lambda: Scaled(nn.Linear(2, 3)),
+    "a branch on the type": lambda: Lambda(lambda m, x: F.relu(10 * x if isinstance(x, torch.Tensor) else x)),
+    "torch.is_tensor": lambda: Lambda(lambda m, x: F.relu(x + 1 if torch.is_tensor(x) else x)),
+    "the number of examples": lambda: Lambda(lambda m, x: F.relu(x) * x.shape[0]),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", UNSEEN)
+def test_a_function_that_tracing_does_not_see_is_refused(name, method):
+    model = UNSEEN[name]().double().eval()
+    with pytest.raises(UnsupportedOperator):
+        bound(model, random_box(3, 2), method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("model", [nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 2)], ids=lambda m: type(m).__name__)
+def test_a_layer_alone_is_a_model(model, method):
+    box = random_box(4, 3)
+    lower, upper = bound(copy.deepcopy(model).double().eval(), box, method)
+    with torch.no_grad():
+        assert_contains(lower, upper, torch.stack([model.double().eval()(x) for x in points_of(box, 64)]))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_overflow_is_infinity_by_every_method(method):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)).eval()
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, 1e25)
+    lower, upper = bound(model, Box(torch.ones(1, 2), torch.ones(1, 2)), method)
+    assert (lower == -torch.inf).all() and (upper == torch.inf).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shape", [(2, 1, 3), (4, 1, 3), (1, 1, 3), (1, 3)])
+def test_a_spec_of_another_batch_is_refused(shape, method):
+    with pytest.raises(ValueError, match=r"spec must be \[3, K, N\]"):
+        bound(mlp().double().eval(), random_box(3, 2), method, torch.zeros(shape, dtype=torch.float64))

@@ -147,7 +147,7 @@ WRONG_TYPES = {
     ),
     "a method's option out of range": (
         ("trials.0", {"model": "cnn5", "method": "crown-ibp", "method_options": {"final_beta": 1.5}}),
-        ["trials.0", "final_beta", "[0, 1]", "1.5"],
+        ["trials.0.method_options", "final_beta", "[0, 1]", "1.5"],
     ),
     "bounds in another order": (
         ("evaluation.methods", ["crown-ibp", "ibp"]),

@@ -34,5 +34,8 @@ def test_what_is_not_a_trained_trial_is_refused(trained, capsys):
     (trained / folder.WEIGHTS).unlink()
     assert tightness.main([str(trained)]) == 2
     assert "weights.safetensors" in capsys.readouterr().err
+    for images in ("0", "100000"):
+        assert tightness.main([str(trained), "--images", images]) == 2
+        assert images in capsys.readouterr().err
     assert tightness.main([str(trained / "nothing")]) == 2
     assert "trial.json" in capsys.readouterr().err
