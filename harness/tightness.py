@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from baselines import DATASETS
 from cerdeq import LinfBall, bound, margin_spec
@@ -27,6 +25,7 @@ from harness.settings import SettingError, parse_eps
 from harness.training import load_network
 
 _KIB_IN_MIB = 1024
+_ROW = "{:32} {:12} {:>10} {:>10} {:>12} {:>12} {:>8}"
 
 
 @dataclass(frozen=True)
@@ -59,17 +58,16 @@ def main(argv: list[str] | None = None) -> int:
     except (DataError, SettingError, folder.DamagedFileError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    table = Table(title=f"first {options.images} test images, {_device()}")
-    for title in ("network", "bound", "width", "lower", "certified %", "s / example", "MiB"):
-        table.add_column(title, justify="left" if title in ("network", "bound") else "right")
+    print(f"first {options.images} test images, {_device()}")
+    print(_ROW.format("network", "bound", "width", "lower", "certified %", "s / example", "MiB"))
     for path, config in zip(options.folders, configs, strict=True):
         for method in options.methods:
             measured = _apart(path, method, options.images, options.data_dir)
-            table.add_row(
-                config.label, method, f"{measured.width:.4f}", f"{measured.lower:+.4f}", f"{measured.certified:.1f}",
+            numbers = (
+                f"{measured.width:.4f}", f"{measured.lower:+.4f}", f"{measured.certified:.1f}",
                 f"{measured.seconds:.3f}", f"{measured.memory:.0f}",
             )  # fmt: skip
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+            print(_ROW.format(config.label, method, *numbers), flush=True)
     return 0
 
 
