@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cerdeq.bounds.graph import Program
+from cerdeq.bounds.interval import Interval
 from cerdeq.bounds.linear import Backward, dot, magnitude, slack
 from cerdeq.bounds.patches import Coefficients, dense, merged, pull, rounding
 
@@ -70,7 +71,7 @@ def chunked_lower_bound(
 
 def bytes_per_row(program: Program, values: list[Any], at: int) -> int:
     """The most memory that one row of coefficients of one example takes at any step of a backward pass."""
-    size = [value.center[0].numel() if hasattr(value, "center") else 0 for value in values]
+    size = [value.center[0].numel() if isinstance(value, Interval) else 0 for value in values]
     pending, most = {at}, size[at]
     for number in range(at, 0, -1):
         if number in pending:

@@ -34,6 +34,10 @@ class Interval:
         """The box alone."""
         return Box(self.center, self.radius)
 
+    def of(self, examples: Tensor | slice) -> "Interval":
+        """The box of some examples of the batch."""
+        return Interval(self.center[examples], self.radius[examples])
+
     def clean_value(self) -> Tensor:
         """The clean value. Raises ValueError where none is carried."""
         if self.clean is None:

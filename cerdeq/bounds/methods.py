@@ -39,7 +39,7 @@ def lower_bounds(
         x, spec = Interval(x.center.clone(), x.radius.clone()), spec.clone()  # made in inference mode, maybe
 
         def bounds(start: int, stop: int, memory: int) -> Tensor:
-            return _lower_bounds(program, _part(x, start, stop), spec[start:stop], method, target, memory)
+            return _lower_bounds(program, x.of(slice(start, stop)), spec[start:stop], method, target, memory)
 
         parts = in_chunks(len(x.center), _examples_at_once(program, x, spec.shape[1], memory))
         return torch.cat([_without_overrun(bounds, *each, memory) for each in parts])
@@ -54,7 +54,7 @@ def interval_ends(program: Program, x: Interval, spec: Tensor | None) -> tuple[T
     ends = []
     for start, stop in parts:
         chosen = None if spec is None else spec[start:stop]
-        ends.append(outward_ends(propagate(program, _part(x, start, stop), Context(sound=True), chosen).box))
+        ends.append(outward_ends(propagate(program, x.of(slice(start, stop)), Context(sound=True), chosen).box))
     lower, upper = zip(*ends, strict=True)
     return torch.cat(lower), torch.cat(upper)
 
@@ -114,11 +114,6 @@ def _memory(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).total_memory // 2 if device.type == "cuda" else _CPU_MEMORY
 
 
-def _part(x: Interval, start: int, stop: int) -> Interval:
-    """The Interval of examples start to stop."""
-    return Interval(x.center[start:stop], x.radius[start:stop])
-
-
 def _lower_bounds(
     program: Program, x: Interval, spec: Tensor, method: str, target: float | None, memory: int
 ) -> Tensor:
@@ -133,7 +128,7 @@ def _lower_bounds(
         lower = _larger(lower, _alpha_crown(program, values, spec, lower, target, memory))
     waiting = _waiting(lower, target)
     if len(waiting):
-        part, rows = Interval(x.center[waiting], x.radius[waiting]), spec[waiting]
+        part, rows = x.of(waiting), spec[waiting]
         lower[waiting] = _over_tighter_boxes(program, part, rows, lower[waiting], method, target, memory)
     return lower
 

@@ -79,7 +79,7 @@ def examples_of(program: Program, values: list[Any], examples: Tensor) -> list[A
     chosen: list[Any] = []
     for number, value in enumerate(values):
         if isinstance(value, Interval):
-            chosen.append(Interval(value.center[examples], value.radius[examples]))
+            chosen.append(value.of(examples))
         else:
             step = program.steps[number - 1]
             arguments, options = step.call(chosen)
