@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from baselines import DATASETS, build
+from harness.environment import device_title
 from harness.settings import TrainSettings, TrialConfig
 from harness.training.augment import augmented, draw
 from harness.training.initialise import initialise
@@ -34,8 +35,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    where = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{where}, torch {torch.__version__}, {options.dataset}, width {options.width:g}, batch {options.batch_size}")
+    size = f"{options.dataset}, width {options.width:g}, batch {options.batch_size}"
+    print(f"{device_title(device)}, torch {torch.__version__}, {size}")
     print(f"{'network':10} {'step':26} {'examples/s':>12} {'cost over plain':>16}")
     for model in options.models:
         seconds = _measure(_steps(model, options, device), options.rounds, device)

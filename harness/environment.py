@@ -22,6 +22,11 @@ def describe_environment(device: torch.device) -> dict[str, str]:
     }
 
 
+def device_title(device: torch.device) -> str:
+    """The device in words, for a heading of measurements."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+
+
 def code_version() -> str:
     """The commit of this checkout, with '-dirty' where files differ from it; 'unknown' outside a checkout."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]

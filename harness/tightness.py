@@ -21,6 +21,7 @@ from cerdeq import LinfBall, bound, margin_spec
 from cerdeq.bounds import METHODS
 from harness import folder
 from harness.data import DataError, load
+from harness.environment import device_title
 from harness.settings import SettingError, parse_eps
 from harness.training import load_network
 
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     except (DataError, SettingError, folder.DamagedFileError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"first {options.images} test images, {_device()}")
+    print(f"first {options.images} test images, {device_title(_device())}")
     print(_ROW.format("network", "bound", "width", "lower", "certified %", "s / example", "MiB"))
     for path, config in zip(options.folders, configs, strict=True):
         for method in options.methods:
@@ -71,9 +72,8 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _device() -> str:
-    cuda = torch.cuda.is_available()
-    return torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _apart(path: Path, method: str, images: int, data_dir: str | None) -> Measured:
@@ -86,7 +86,7 @@ def _apart(path: Path, method: str, images: int, data_dir: str | None) -> Measur
 def measure(path: Path, method: str, images: int, data_dir: str | None) -> Measured:
     """Bounds of the first `images` test images by one method, on the network trained in the folder `path`."""
     config = folder.read_trial(path / folder.TRIAL).config
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device()
     model = load_network(config, path / folder.WEIGHTS).to(device)
     test = load(config.dataset, data_dir).test_images(images)
     x, labels = test.images.to(device).double() / 255, test.labels.to(device)
