@@ -40,7 +40,7 @@ class Bounds:
     layers: dict[str, float]
 
     def prediction(self, labels: Tensor) -> Tensor:
-        """The predicted class [B]: the label where every clean margin is proved positive, else that of the least one."""
+        """The predicted class [B]: the label where all clean margins are proved positive, else the least one's."""
         least, other = self.clean_lower.min(1)
         return torch.where(least > 0, labels, other + (other >= labels))
 
