@@ -2,8 +2,7 @@
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from oracles import assert_contains, dense_affine
+from oracles import assert_contains, dense_operator
 from torch import nn
 
 from cerdeq import Box
@@ -28,13 +27,6 @@ def random_weight(size, kernel=None, rho=0.9, signed=True):
     weight = torch.randn(shape, dtype=torch.float64)
     weight = weight if signed else weight.abs()
     return weight * (rho / spectral_radius(channels(weight)))
-
-
-def dense_operator(weight, shape):
-    """W as a matrix on flattened images of this shape."""
-    if weight.dim() == 2:
-        return weight.numpy()
-    return dense_affine(lambda z: F.conv2d(z, weight, padding=weight.shape[-1] // 2), shape)[0].numpy()
 
 
 def equilibrium_of(matrix, h):

@@ -8,7 +8,6 @@ import torch
 from equilibria import (
     RHOS,
     check_box,
-    dense_operator,
     equilibrium_of,
     hard_matrices,
     random_h,
@@ -16,7 +15,7 @@ from equilibria import (
     wide_interval_equilibrium,
     with_one,
 )
-from oracles import Exact, encloses, fractions
+from oracles import Exact, dense_operator, encloses, fractions
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from cerdeq import Box
