@@ -1,13 +1,14 @@
 """Equilibria that share no code with cerdeq: numpy eigenvalues, solutions to convergence, interval equilibria."""
 
+import copy
+
 import numpy as np
 import torch
-import torch.nn.functional as F
-from oracles import assert_contains, dense_affine
+from oracles import assert_contains, dense_operator
 from torch import nn
 
 from cerdeq import Box
-from cerdeq.equilibrium import Equilibrium
+from cerdeq.equilibrium import Equilibrium, fold
 
 RHOS = [0.3, 0.9, 0.97]
 
@@ -30,13 +31,6 @@ def random_weight(size, kernel=None, rho=0.9, signed=True):
     return weight * (rho / spectral_radius(channels(weight)))
 
 
-def dense_operator(weight, shape):
-    """W as a matrix on flattened images of this shape."""
-    if weight.dim() == 2:
-        return weight.numpy()
-    return dense_affine(lambda z: F.conv2d(z, weight, padding=weight.shape[-1] // 2), shape)[0].numpy()
-
-
 def equilibrium_of(matrix, h):
     """Solved to convergence for the rows of h [n, N], by numpy."""
     h = np.asarray(h)
@@ -49,16 +43,20 @@ def equilibrium_of(matrix, h):
     raise AssertionError("the oracle did not converge")
 
 
+def solutions(weight, h):
+    """The equilibria of h [B, ...], a convolution's as well."""
+    matrix = dense_operator(weight.detach(), h.shape[1:])
+    return torch.from_numpy(equilibrium_of(matrix, h.flatten(1).numpy())).view_as(h)
+
+
 def sampled_equilibria(weight, h: Box, count=60):
     """Equilibria [count, B, ...] of points of the box h, most of them corners."""
-    shape = h.center.shape[1:]
     rng = np.random.default_rng(0)
     inside = rng.uniform(-1, 1, (count, *h.center.shape))
     inside[: 2 * count // 3] = np.sign(inside[: 2 * count // 3])
     inside[0], inside[1], inside[2] = 1, -1, 0
-    points = h.center.numpy() + inside * h.radius.numpy()
-    solved = equilibrium_of(dense_operator(weight, shape), points.reshape(-1, int(np.prod(shape))))
-    return torch.from_numpy(solved.reshape(points.shape))
+    points = torch.from_numpy(h.center.numpy() + inside * h.radius.numpy())
+    return solutions(weight, points.flatten(0, 1)).view_as(points)
 
 
 def random_h(shape, eps, shift=0.0):
@@ -114,6 +112,25 @@ def with_one(values, value):
     return values
 
 
+# From the right box to what a broken solver might give instead.
+GARBAGE = {
+    "zeros": lambda box: Box(0 * box.center, 0 * box.radius),
+    "not a number": lambda box: Box(box.center * float("nan"), box.radius * float("nan")),
+    "one not a number": lambda box: Box(with_one(box.center, float("nan")), box.radius),
+    "infinite": lambda box: Box(box.center, box.radius + float("inf")),
+    "negative radius": lambda box: Box(box.center, -box.radius - 1),
+    "slightly negative radius": lambda box: Box(box.center, 0 * box.radius - 1e-12),
+    "shrunk": lambda box: Box(box.center, box.radius * 0.5),
+    "a point": lambda box: Box(box.center, 0 * box.radius),
+    "shifted": lambda box: Box(box.center + 3, box.radius),
+    "far away": lambda box: Box(box.center + 1e9, box.radius),
+    "huge": lambda box: Box(box.center, box.radius + 1e9),
+    "negated": lambda box: Box(-box.center, box.radius),
+    "noise": lambda box: Box(torch.randn_like(box.center), torch.rand_like(box.radius)),
+    "other example": lambda box: Box(box.center.flip(0), box.radius.flip(0)),
+}
+
+
 def small_network(kernel=3, rho=0.9, dtype=torch.float64, gain=None):
     """Stem, equilibrium, head; rho(|W|) is what is asked."""
     if kernel is None:
@@ -127,6 +144,30 @@ def small_network(kernel=3, rho=0.9, dtype=torch.float64, gain=None):
         for _ in range(40):
             block.recurrence.weight  # noqa: B018  reading it in training follows the Perron vectors
     return model.eval(), size
+
+
+def folded_network(kernel, count, dtype=torch.float64, side=3):
+    """`count` equilibria and a linear head, folded: what is stored is what is certified."""
+    if kernel is None:
+        injections, features = [nn.Linear(3, 4), nn.Linear(4, 4)], 4
+    else:
+        injections, features = [nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)], 4 * side**2
+    blocks = [Equilibrium(4, inject, kernel, margin=0.2, gain=None) for inject in injections[:count]]
+    for block in blocks:
+        block.recurrence.parametrizations.weight.original.data.mul_(100)  # W at its bound
+    model = nn.Sequential(*blocks, nn.Flatten(), nn.Linear(features, 3)).to(dtype).eval()
+    fold(model)
+    return model
+
+
+@torch.no_grad()
+def exact_outputs(model, x):
+    """The outputs for x [B, ...] in float64, equilibria solved by numpy."""
+    value = x.double()
+    for layer in copy.deepcopy(model).double():
+        equilibrium = isinstance(layer, Equilibrium)
+        value = solutions(layer.recurrence.weight, layer.inject(value)) if equilibrium else layer(value)
+    return value
 
 
 def saved_tensors(function):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from oracles import dense_affine
+from oracles import dense_affine, dense_operator
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from torch import Tensor, nn
 
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 @dataclass(frozen=True)
 class Node:
     """apply: a module or a function of the values at `sources` (0 is the input, i + 1 node i). slope: of a leaky ReLU,
-    "max" of a max pooling, "equilibrium" of z = relu(W z + h), None of an affine node."""
+    "max" of a max pooling, "equilibrium" of z = relu(W z + h), its `weight` dense or a convolution, None of an affine
+    node."""
 
     apply: Callable[..., Tensor]
     sources: tuple[int, ...]
@@ -72,7 +73,8 @@ class Encoding:
             elif node.slope == "max":
                 values.append(self._max(p, *ends, windows_of(apply, sum(sizes))))
             elif node.slope == "equilibrium":
-                values.append(self._equilibrium(p, node.apply.weight.detach().double().numpy()))
+                weight = node.apply.weight.detach().double()
+                values.append(self._equilibrium(p, dense_operator(weight, shapes[node.sources[0]])))
             else:
                 values.append(self._leaky(p, *ends, node.slope))
         self.output = values[-1]

@@ -6,6 +6,7 @@ from math import isqrt
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cerdeq import Box
@@ -54,6 +55,13 @@ def dense_affine(function, shape: tuple[int, ...], dtype=torch.float64) -> tuple
     offset = function(torch.zeros(1, *shape, dtype=dtype)).flatten()
     images = [function(row.view(1, *shape)).flatten() - offset for row in torch.eye(size, dtype=dtype)]
     return torch.stack(images, dim=1), offset
+
+
+def dense_operator(weight: Tensor, shape: tuple[int, ...]) -> np.ndarray:
+    """An equilibrium's W as a matrix on flattened values of this shape."""
+    if weight.dim() == 2:
+        return weight.numpy()
+    return dense_affine(lambda z: F.conv2d(z, weight, padding=weight.shape[-1] // 2), shape)[0].numpy()
 
 
 def affine_extremes(matrix: Tensor, offset: Tensor, box: Box) -> tuple[Tensor, Tensor]:

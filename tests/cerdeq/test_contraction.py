@@ -4,8 +4,8 @@ from fractions import Fraction
 
 import pytest
 import torch
-from equilibria import channels, dense_operator, hard_matrices, random_h, random_weight, spectral_radius
-from oracles import fractions
+from equilibria import channels, hard_matrices, random_h, random_weight, spectral_radius
+from oracles import dense_operator, fractions
 from torch import nn
 
 from cerdeq import LinfBall, bound

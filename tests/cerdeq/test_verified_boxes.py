@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from equilibria import (
+    GARBAGE,
     RHOS,
     check_box,
-    dense_operator,
     equilibrium_of,
     hard_matrices,
     random_h,
@@ -16,7 +16,7 @@ from equilibria import (
     wide_interval_equilibrium,
     with_one,
 )
-from oracles import Exact, encloses, fractions
+from oracles import Exact, dense_operator, encloses, fractions
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from cerdeq import Box
@@ -190,24 +190,6 @@ def test_boxes_contain_the_exact_range(seed, rho):
     for unit in range(4):
         low, high = exact_range(weight, h, unit)
         assert box.lower[0, unit] <= low + 1e-6 and high - 1e-6 <= box.upper[0, unit]
-
-
-GARBAGE = {
-    "zeros": lambda box: Box(0 * box.center, 0 * box.radius),
-    "not a number": lambda box: Box(box.center * float("nan"), box.radius * float("nan")),
-    "one not a number": lambda box: Box(with_one(box.center, float("nan")), box.radius),
-    "infinite": lambda box: Box(box.center, box.radius + float("inf")),
-    "negative radius": lambda box: Box(box.center, -box.radius - 1),
-    "slightly negative radius": lambda box: Box(box.center, 0 * box.radius - 1e-12),
-    "shrunk": lambda box: Box(box.center, box.radius * 0.5),
-    "a point": lambda box: Box(box.center, 0 * box.radius),
-    "shifted": lambda box: Box(box.center + 3, box.radius),
-    "far away": lambda box: Box(box.center + 1e9, box.radius),
-    "huge": lambda box: Box(box.center, box.radius + 1e9),
-    "negated": lambda box: Box(-box.center, box.radius),
-    "noise": lambda box: Box(torch.randn_like(box.center), torch.rand_like(box.radius)),
-    "other example": lambda box: Box(box.center.flip(0), box.radius.flip(0)),
-}
 
 
 @pytest.mark.parametrize("rho", [0.3, 0.97])

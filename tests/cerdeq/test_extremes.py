@@ -1,0 +1,183 @@
+"""Networks with one and two equilibria at the edges of what they may be given, by every method, in both precisions.
+
+What is right is known by other means: values of the network with its equilibria solved by numpy, the explicit network
+without a recurrence, and powers of two, which scale a network exactly.
+"""
+
+import numpy as np
+import pytest
+import torch
+from equilibria import exact_outputs, folded_network, hard_matrices
+from oracles import DTYPES, assert_contains, points_of
+from torch import nn
+
+from cerdeq import Box, Equilibrium, LinfBall, bound, margin_spec
+from cerdeq.bounds import METHODS
+from cerdeq.equilibrium import FixedPoint, NotContractiveError
+
+NETWORKS = [(kernel, count) for kernel in (None, 3) for count in (1, 2)]
+every_network = pytest.mark.parametrize(("kernel", "count"), NETWORKS)
+every_dtype = pytest.mark.parametrize("dtype", DTYPES)
+every_method = pytest.mark.parametrize("method", METHODS)
+
+
+def images(kernel, dtype, batch=2, side=3):
+    return torch.rand(batch, *((3,) if kernel is None else (1, side, side)), dtype=dtype)
+
+
+@torch.no_grad()
+def assert_bounded(model, region, method, spec=None):
+    """The bounds, after comparing them with values at corners and inside."""
+    lower, upper = bound(model, region, method, spec)
+    assert lower.dtype == region.center.dtype
+    wide = Box(region.center.double(), region.radius.double())
+    values = torch.stack([exact_outputs(model, x) for x in [wide.center, *points_of(wide, 16)]])
+    if spec is not None:
+        values = torch.einsum("bkn,sbn->sbk", spec.double(), values)
+    assert_contains(lower.double(), upper.double(), values)
+    return lower, upper
+
+
+def width(bounds):
+    lower, upper = bounds
+    return ((upper - lower) / (1 + torch.maximum(lower.abs(), upper.abs()))).max()
+
+
+def rounding(dtype):
+    """What may be left of a width of 0; boxes of equilibria start from a solution in float32 in either precision."""
+    return 1e-3 if dtype == torch.float32 else 1e-6
+
+
+@every_method
+@every_dtype
+@every_network
+def test_a_point_is_bounded_by_its_value(kernel, count, dtype, method):
+    model = folded_network(kernel, count, dtype)
+    assert width(assert_bounded(model, LinfBall(images(kernel, dtype), 0), method)) <= rounding(dtype)
+
+
+@every_method
+@every_dtype
+@every_network
+def test_the_whole_cube_of_images(kernel, count, dtype, method):
+    """eps 1: every image is within it of every other, so that the bounds are the same."""
+    model = folded_network(kernel, count, dtype)
+    lower, upper = assert_bounded(model, LinfBall(images(kernel, dtype), 1.0), method)
+    size = (upper - lower).max().item()
+    torch.testing.assert_close(lower[0], lower[1], rtol=0, atol=1e-3 * size)
+    torch.testing.assert_close(upper[0], upper[1], rtol=0, atol=1e-3 * size)
+
+
+@every_method
+@every_dtype
+@every_network
+def test_images_of_one_colour(kernel, count, dtype, method):
+    """Margins of black and white ones: as points, and where the ball is cut off on one side."""
+    model = folded_network(kernel, count, dtype)
+    one = torch.ones_like(images(kernel, dtype, batch=1))
+    point, ball = (LinfBall(torch.cat([0 * one, one]), eps) for eps in (0, 1 / 16))
+    region = Box(torch.cat([point.center, ball.center]), torch.cat([point.radius, ball.radius]))
+    lower, upper = assert_bounded(model, region, method, margin_spec(torch.tensor([0, 2, 0, 2]), 3).to(dtype))
+    assert width((lower[:2], upper[:2])) <= rounding(dtype)
+
+
+@every_method
+@every_dtype
+@pytest.mark.parametrize(("kernel", "count", "dead"), [(*n, dead) for n in NETWORKS for dead in range(n[1])])
+def test_a_dead_layer_lets_nothing_through(kernel, count, dead, dtype, method):
+    """What comes after it is a constant: the bias of the head, after the last equilibrium."""
+    model = folded_network(kernel, count, dtype)
+    nn.init.constant_(model[dead].inject.bias, -100.0)
+    bounds = assert_bounded(model, LinfBall(images(kernel, dtype), 0.5), method)
+    assert width(bounds) <= rounding(dtype)
+    if dead == count - 1:
+        torch.testing.assert_close(bounds[0], model[-1].bias.detach().expand(2, 3), rtol=1e-5, atol=1e-6)
+
+
+def explicit(model):
+    """The network with each equilibrium replaced by its injection and ReLU: its twin at W = 0."""
+    layers = [nn.Sequential(layer.inject, nn.ReLU()) if isinstance(layer, Equilibrium) else layer for layer in model]
+    return nn.Sequential(*layers).eval()
+
+
+@every_method
+@every_dtype
+@every_network
+def test_without_a_recurrence_bounds_are_those_of_the_explicit_network(kernel, count, dtype, method):
+    model = folded_network(kernel, count, dtype)
+    for block in model[:count]:
+        nn.init.zeros_(block.recurrence.weight)
+    region = LinfBall(images(kernel, dtype), 0.1)
+    lower, upper = assert_bounded(model, region, method)
+    expected = bound(explicit(model), region, method)
+    # The ascent of alpha-crown stops somewhere near its best, and two paths end at two such places.
+    share = 0.02 if method == "alpha-crown" else rounding(dtype)
+    tolerance = share * (expected[1] - expected[0]).max().item()
+    torch.testing.assert_close((lower, upper), expected, rtol=0, atol=tolerance)
+
+
+@every_method
+@every_dtype
+@every_network
+def test_one_example_and_one_pixel(kernel, count, dtype, method):
+    model = folded_network(kernel, count, dtype, side=1)
+    region = LinfBall(images(kernel, dtype, batch=1, side=1), 0.1)
+    lower, upper = assert_bounded(model, region, method)
+    assert lower.shape == upper.shape == (1, 3)
+    again = LinfBall(images(kernel, dtype, batch=0, side=1), 0.1)
+    assert bound(model, again, method)[0].shape == (0, 3)
+
+
+SCALES = {  # exponents of 2 of what goes into the equilibrium and of what comes out of it; in float64 times 8
+    "huge injection": (120, 0),
+    "huge": (80, 80),
+    "tiny injection": (-60, 0),
+    "tiny": (-40, -40),
+    "huge, then tiny": (90, -90),
+    "tiny, then huge": (-90, 90),
+}
+
+
+@pytest.mark.parametrize("name", SCALES)
+@every_method
+@every_dtype
+@pytest.mark.parametrize("kernel", [None, 3])
+@torch.no_grad()
+def test_weights_of_any_size_give_right_bounds_or_none(kernel, dtype, method, name):
+    """z is homogeneous in h, so the outputs are those of the plain network times a power of 2, wherever it leads."""
+    inner, outer = (exponent * (1 if dtype == torch.float32 else 8) for exponent in SCALES[name])
+    model = folded_network(kernel, 1, dtype)
+    region = LinfBall(images(kernel, dtype), 0.1)
+    nn.init.zeros_(model[-1].bias)
+    plain = bound(model, region, method)
+    values = torch.stack([exact_outputs(model, x) for x in points_of(region, 16)]).numpy()
+    for parameter, exponent in [(model[-1].weight, outer), *((p, inner) for p in model[0].inject.parameters())]:
+        parameter.copy_(torch.from_numpy(np.ldexp(parameter.numpy(), exponent)))
+        assert parameter.isfinite().all()
+    found = bound(model, region, method)
+    assert not any(end.isnan().any() for end in found)
+    lower, upper = (np.ldexp(end.double().numpy(), -inner - outer) for end in found)
+    slack = 1e-12 * np.abs(values).max()
+    assert (lower <= values + slack).all() and (values - slack <= upper).all()
+    # In float64 boxes lose their tightness outside float32's range, where they start from.
+    if dtype == torch.float32 and "huge" != name != "huge injection":
+        size = (plain[1] - plain[0]).max().item()
+        np.testing.assert_allclose(lower, plain[0], rtol=0, atol=0.1 * size)
+        np.testing.assert_allclose(upper, plain[1], rtol=0, atol=0.1 * size)
+
+
+@pytest.mark.parametrize(
+    ("name", "exponent"), [*((name, 0) for name in hard_matrices()), *(("nilpotent", e) for e in (10, 30, 100))]
+)
+@every_method
+def test_degenerate_recurrences_are_bounded_or_refused(name, exponent, method):
+    """Matrices whose |W| is reducible, periodic or next to nothing; the nilpotent one with huge entries too."""
+    weight = hard_matrices()[name].double() * 2.0**exponent
+    size = len(weight)
+    block = Equilibrium(size, nn.Linear(2, size), None)
+    block.recurrence = FixedPoint(weight, 1, 1)
+    model = nn.Sequential(block, nn.Linear(size, 3)).double().eval()
+    try:
+        assert_bounded(model, LinfBall(torch.rand(2, 2, dtype=torch.float64), 0.1), method)
+    except NotContractiveError:
+        assert name == "nilpotent"
