@@ -57,7 +57,10 @@ def parse_eps(text: str) -> Fraction:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """The recipe all trials of a study share (Shi et al. 2021, section 4). Epochs are counted from 1."""
+    """The recipe, which the trials of a study share (Shi et al. 2021, section 4). Epochs are counted from 1.
+
+    `clip_norm`: the largest norm of a gradient; None leaves gradients as they are.
+    """
 
     __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
 
@@ -68,7 +71,7 @@ class TrainSettings:
     decay_factor: float = 0.2
     ramp_start: int = 2
     ramp_epochs: int = 80
-    clip_norm: float = 10.0
+    clip_norm: float | None = 10.0
     regularisation: float = 0.5
     precision: str = "tf32"
 
@@ -92,7 +95,8 @@ class TrainSettings:
             last <= self.epochs,
             f"a ramp that ends within training: ramp_start - 1 + ramp_epochs = {last} exceeds epochs = {self.epochs}",
         )
-        _check("clip_norm", self.clip_norm, 0 < self.clip_norm < math.inf, "above 0 and finite")
+        norm = self.clip_norm
+        _check("clip_norm", norm, norm is None or 0 < norm < math.inf, "above 0 and finite, or null for no clipping")
         _check("regularisation", self.regularisation, 0 <= self.regularisation < math.inf, "at least 0 and finite")
         _check("precision", self.precision, self.precision in ("tf32", "float32"), "'tf32' or 'float32'")
 

@@ -69,7 +69,8 @@ class Stepper:
         loss, report = self.losses[method](x, self.labels[choices[0]], self.controls.eps)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
+        if self.config.train.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
         for group in self.optimiser.param_groups:
             group["lr"] = self.controls.learning_rate
         self.optimiser.step()

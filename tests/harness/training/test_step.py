@@ -183,6 +183,13 @@ def test_gradients_are_clipped(tiny_trial):
     assert float(norm) == pytest.approx(0.1, rel=1e-3)
 
 
+def test_gradients_are_left_as_they_are_where_nothing_clips_them(tiny_trial):
+    free, loose = (_stepper(tiny_trial(train={"clip_norm": norm})) for norm in (None, 1e9))
+    torch.testing.assert_close(_take_steps(free, 2, 64), _take_steps(loose, 2, 64), rtol=0, atol=0)
+    norm = torch.stack([p.grad.norm() for p in free.model.parameters()]).norm()
+    assert float(norm) > 0.1
+
+
 METHODS = [("ibp", {}), ("crown-ibp", {}), ("crown-ibp", {"loss_fusion": False})]
 
 
