@@ -59,7 +59,8 @@ def parse_eps(text: str) -> Fraction:
 class TrainSettings:
     """The recipe, which the trials of a study share (Shi et al. 2021, section 4). Epochs are counted from 1.
 
-    `clip_norm`: the largest norm of a gradient; None leaves gradients as they are.
+    `clip_norm`: the largest norm of a gradient; None leaves gradients as they are. `precision`: of products in training
+    alone; with 'bf16' parameters, sums, margins and the loss are float32. All is judged in float64.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
@@ -98,7 +99,8 @@ class TrainSettings:
         norm = self.clip_norm
         _check("clip_norm", norm, norm is None or 0 < norm < math.inf, "above 0 and finite, or null for no clipping")
         _check("regularisation", self.regularisation, 0 <= self.regularisation < math.inf, "at least 0 and finite")
-        _check("precision", self.precision, self.precision in ("tf32", "float32"), "'tf32' or 'float32'")
+        known = self.precision in ("tf32", "float32", "bf16")
+        _check("precision", self.precision, known, "'tf32', 'float32' or 'bf16'")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from torch.nn.utils import parametrize
 from cerdeq.bounds.interval import Context, Interval, relu_box
 from cerdeq.bounds.linear import Backward, Pulled
 from cerdeq.bounds.operators import Operator, register
+from cerdeq.bounds.precision import without_autocast
 from cerdeq.boxes import Box
 from cerdeq.equilibrium.adjoint import pull_back
 from cerdeq.equilibrium.certificate import preactivation_box, verified_box
@@ -117,7 +118,8 @@ def fold(model: nn.Module) -> None:
 
 def _interval(ctx: Context, x: Interval, module: FixedPoint) -> Interval:
     """A verified box with `ctx.sound`; else the lifted equilibrium by fixed counts, differentiable, for training."""
-    weight = ctx.kept[ctx.step] = module.weight
+    with without_autocast(x.center):  # the bound on rho(|W|) that W is scaled by
+        weight = ctx.kept[ctx.step] = module.weight
     clean = None if x.clean is None else module.at(weight, x.clean)
     if ctx.sound:
         proved = verified_box(weight, x.box)

@@ -92,10 +92,13 @@ def _loss_function(config: TrialConfig, name: str, model: nn.Sequential) -> Loss
     std = torch.tensor(info.std, device=next(model.parameters()).device).view(-1, 1, 1)
     target = float(parse_eps(config.eps))
     weight = config.train.regularisation
+    in_bf16 = config.train.precision == "bf16"
 
     def loss_and_report(x: Tensor, labels: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
         progress = eps / target
-        losses = method.loss(program, Batch(x, labels, info.classes, eps, progress), **options)
+        # Uncached: a cast made without a gradient, in an equilibrium's solve, would be used again without one.
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=in_bf16, cache_enabled=False):
+            losses = method.loss(program, Batch(x, labels, info.classes, eps, progress), **options)
         regulariser = tightness(losses.input_radius / std, losses.preactivations) + balance(losses.preactivations)
         loss = losses.robust + weight * (1 - progress) * regulariser
         clean = (losses.clean > 0).all(1).sum()

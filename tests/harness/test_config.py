@@ -212,7 +212,7 @@ OUT_OF_RANGE = {
     "negative regularisation": (("train.regularisation", -1), ["train.regularisation: found -1", "at least 0"]),
     "nan regularisation": (("train.regularisation", float("nan")), ["train.regularisation: found nan"]),
     "infinite regularisation": (("train.regularisation", float("inf")), ["train.regularisation: found inf"]),
-    "an unknown precision": (("train.precision", "bf16"), ["train.precision: found 'bf16'", "tf32", "float32"]),
+    "an unknown precision": (("train.precision", "fp8"), ["train.precision: found 'fp8'", "tf32", "float32", "bf16"]),
     "no seeds": (("seeds", []), ["seeds: found []", "at least 1"]),
     "a negative seed": (("seeds", [-1]), ["seeds.0: found -1", "greater than or equal to 0"]),
     "a seed too large for torch": (("seeds", [2**64]), ["seeds.0: found"]),
