@@ -3,7 +3,7 @@
 import inspect
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,13 +62,14 @@ class _Strict(BaseModel):
 
 
 class TrialEntry(_Strict):
-    """One network under one training method; the sweep's seeds multiply it."""
+    """One network under one training method; the sweep's seeds multiply it. train: what it changes of the recipe."""
 
     model: Annotated[str, _known("network", names())]
     method: Annotated[str, _known("training method", list(METHODS))]
     options: dict[str, Any] = Field(default_factory=dict)
     method_options: dict[str, Any] = Field(default_factory=dict)
     width: float | None = Field(None, gt=0, le=LARGEST_WIDTH)
+    train: dict[str, Any] = Field(default_factory=dict)
 
 
 class Resources(_Strict):
@@ -207,25 +208,21 @@ def _problem(item: Any) -> str:
 
 
 def _allowed_keys(location: tuple[Any, ...]) -> list[str]:
-    section = str(location[0])
-    if len(location) == 1:
-        return [*SweepFile.model_fields, "profiles"]
-    schema = {"train": TrainSettings, "evaluation": EvaluationSettings, "trials": TrialEntry, "resources": Resources}[
-        section
-    ]
-    return list(inspect.signature(schema).parameters)
+    schemas = {"train": TrainSettings, "evaluation": EvaluationSettings, "trials": TrialEntry, "resources": Resources}
+    inside = [schemas[part] for part in location[:-1] if part in schemas]
+    return list(inspect.signature(inside[-1]).parameters) if inside else [*SweepFile.model_fields, "profiles"]
 
 
 def _expanded(path: Path, profile: str, sweep: SweepFile) -> Sweep:
     problems = [f"seeds: {seed} appears twice" for seed in sorted({s for s in sweep.seeds if sweep.seeds.count(s) > 1})]
-    seen: list[object] = []
+    seen: list[TrialConfig | None] = []
     for number, entry in enumerate(sweep.trials):
-        problems += [f"trials.{number}.{problem}" for problem in _option_problems(entry, sweep)]
-        options, of_method = (_with_defaults(chosen, known) for chosen, known in _both_options(entry))
-        identity = (entry.model, options, entry.method, of_method, entry.width or sweep.width)
-        if identity in seen:
-            problems.append(f"trials.{number}: the same trial as trials.{seen.index(identity)}")
-        seen.append(identity)
+        found = _recipe_problems(entry, sweep) or _option_problems(entry, sweep)
+        problems += [f"trials.{number}.{problem}" for problem in found]
+        trial = None if found else _trial(profile, sweep, entry, seed=0)
+        if trial and trial in seen:
+            problems.append(f"trials.{number}: the same trial as trials.{seen.index(trial)}")
+        seen.append(trial)
     if problems:
         raise ConfigError(path, [f"{problem} (profile {profile})" for problem in problems])
     trials = [_trial(profile, sweep, entry, seed) for entry in sweep.trials for seed in sweep.seeds]
@@ -241,12 +238,21 @@ def _both_options(entry: TrialEntry) -> tuple[tuple[Options, Known], tuple[Optio
     return (entry.options, options_of(entry.model)), (entry.method_options, method_options(entry.method))
 
 
-def _with_defaults(chosen: Options, known: Known) -> Options:
-    return {**{name: option.default for name, option in known.items()}, **chosen}
-
-
 def _without_defaults(chosen: Options, known: Known) -> Options:
     return {name: value for name, value in chosen.items() if value != known[name].default}
+
+
+def _recipe(entry: TrialEntry, sweep: SweepFile) -> TrainSettings:
+    """The sweep's recipe with the entry's changes. Raises ValidationError."""
+    return TypeAdapter(TrainSettings).validate_json(json.dumps(asdict(sweep.train) | entry.train))
+
+
+def _recipe_problems(entry: TrialEntry, sweep: SweepFile) -> list[str]:
+    try:
+        _recipe(entry, sweep)
+    except ValidationError as error:
+        return [_problem({**item, "loc": ("train", *item["loc"])}) for item in error.errors()]
+    return []
 
 
 def _option_problems(entry: TrialEntry, sweep: SweepFile) -> list[str]:
@@ -285,6 +291,6 @@ def _trial(profile: str, sweep: SweepFile, entry: TrialEntry, seed: int) -> Tria
         width=entry.width or sweep.width,
         train_images=sweep.train_images,
         validation_images=sweep.validation_images,
-        train=sweep.train,
+        train=_recipe(entry, sweep),
         evaluation=sweep.evaluation,
     )

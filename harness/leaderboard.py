@@ -67,7 +67,8 @@ class Section:
         columns = {"#": ranked.cumsum().where(ranked)} | {name: rows[name] for name in [*LABEL, "width"]}
         for name in rows.loc[:, "seeds_started":"warnings"].columns[1:-1]:
             if rows.loc[own, name].nunique(dropna=False) > 1:
-                columns[name] = rows[name].where(rows[name].notna() | ~own, "all")
+                absent = "all" if name.endswith("_images") else "none"
+                columns[name] = rows[name].where(rows[name].notna() | ~own, absent)
         numbers = {}
         for name, (title, text) in METRICS.items():
             if name in MAIN or (name in rows and rows[name].notna().any()):

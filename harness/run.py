@@ -202,7 +202,7 @@ def _has_gpu(ray_address: str | None) -> bool:
 
 def _check_data(sweep: Sweep, data: Data) -> None:
     """Raise DataError or BadInputError where a trial asks for images that are not there."""
-    config = sweep.trials[0]
+    config = max(sweep.trials, key=lambda trial: trial.train.batch_size)
     training, held_out = data.training_images(config.train_images, config.validation_images)
     if held_out is None:
         data.test_images(config.evaluation.test_images)
@@ -264,10 +264,11 @@ def _announce(
     if sweep.profile == CPU_PROFILE and asked is None:
         lines.append("no GPU here: profile 'cpu' was picked")
     if sweep.profile != FULL_PROFILE:
-        widths = ", ".join(f"{width:g}" for width in sorted({config.width for config in sweep.trials}))
+        widths = ", ".join(f"{width:g}" for width in sorted({trial.width for trial in sweep.trials}))
+        epochs = ", ".join(str(count) for count in sorted({trial.train.epochs for trial in sweep.trials}))
         lines.append(
             f"profile '{sweep.profile}': width {widths}, {config.train_images or 'all'} training images, "
-            f"{config.train.epochs} epochs; its numbers are not comparable with published ones"
+            f"{epochs} epochs; its numbers are not comparable with published ones"
         )
     console.print("\n".join(lines), soft_wrap=True)
 

@@ -57,9 +57,11 @@ def parse_eps(text: str) -> Fraction:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """The recipe all trials of a study share (Shi et al. 2021, section 4). Epochs are counted from 1.
+    """The recipe, which the trials of a study share (Shi et al. 2021, section 4). Epochs are counted from 1.
 
-    regularise_equilibria: whether the regularisers count the pre-activations of equilibria, as they do every ReLU's.
+    `clip_norm`: the largest norm of a gradient; None leaves gradients as they are. `regularise_equilibria`: whether the
+    regularisers count the pre-activations of equilibria, as they do every ReLU's. `precision`: of products in training
+    alone; with 'bf16' parameters, sums, margins and the loss are float32. All is judged in float64.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
@@ -71,7 +73,7 @@ class TrainSettings:
     decay_factor: float = 0.2
     ramp_start: int = 2
     ramp_epochs: int = 80
-    clip_norm: float = 10.0
+    clip_norm: float | None = 10.0
     regularisation: float = 0.5
     regularise_equilibria: bool = True
     precision: str = "tf32"
@@ -96,9 +98,11 @@ class TrainSettings:
             last <= self.epochs,
             f"a ramp that ends within training: ramp_start - 1 + ramp_epochs = {last} exceeds epochs = {self.epochs}",
         )
-        _check("clip_norm", self.clip_norm, 0 < self.clip_norm < math.inf, "above 0 and finite")
+        norm = self.clip_norm
+        _check("clip_norm", norm, norm is None or 0 < norm < math.inf, "above 0 and finite, or null for no clipping")
         _check("regularisation", self.regularisation, 0 <= self.regularisation < math.inf, "at least 0 and finite")
-        _check("precision", self.precision, self.precision in ("tf32", "float32"), "'tf32' or 'float32'")
+        known = self.precision in ("tf32", "float32", "bf16")
+        _check("precision", self.precision, known, "'tf32', 'float32' or 'bf16'")
 
 
 @dataclass(frozen=True)

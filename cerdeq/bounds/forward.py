@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cerdeq.bounds.graph import Program
 from cerdeq.bounds.interval import Context, Interval, linear, specified, specified_linear
-from cerdeq.bounds.precision import counted_rounding
+from cerdeq.bounds.precision import counted_rounding, without_autocast
 
 Tighten = Callable[[int, list[Any]], None]
 
@@ -27,6 +27,7 @@ def values_of(
 ) -> list[Any]:
     """Every value: an Interval where the input reaches, else what the step gave.
 
+    Under autocast, in training, products are in its precision and values in that of `x`.
     before, after: called with a step's number before and after it is bounded; may replace values by tighter ones.
     """
     values: list[Any] = [x]
@@ -35,21 +36,28 @@ def values_of(
             before(number, values)
         ctx.step = step.name
         arguments, options = step.call(values)
-        apply = step.target if step.record is None else step.record.interval
-        values.append(apply(*arguments, **options) if step.record is None else apply(ctx, *arguments, **options))
-        if after is not None and step.record is not None:
+        if step.record is None:
+            values.append(step.target(*arguments, **options))
+            continue
+        value = step.record.interval(ctx, *arguments, **options)
+        values.append(value if ctx.sound else value.to(x.center.dtype))
+        if after is not None:
             after(number, values)
     return values
 
 
 def output_of(program: Program, values: list[Any], ctx: Context, spec: Tensor | None) -> Interval:
-    """The output's Interval, with `spec` [B, K, N] of its N elements merged into a last linear layer."""
+    """The output's Interval, with `spec` [B, K, N] of its N elements merged into a last linear layer.
+
+    That layer is computed without autocast: differences of logits are what the loss is made of.
+    """
     output = values[program.output]
     if spec is None:
         return output
     last = program.steps[program.output - 1] if program.output > 0 else None
     plain = last is not None and last.record is not None and last.record.interval is linear
-    if last is not None and plain and output.center.dim() == 2:
-        arguments, options = last.call(values)
-        return specified_linear(ctx, arguments[0], spec, *arguments[1:], **options)
-    return specified(ctx, output, spec)
+    with without_autocast(output.center):
+        if last is not None and plain and output.center.dim() == 2:
+            arguments, options = last.call(values)
+            return specified_linear(ctx, arguments[0], spec, *arguments[1:], **options)
+        return specified(ctx, output, spec)

@@ -38,6 +38,11 @@ class Interval:
         """The box of some examples of the batch."""
         return Interval(self.center[examples], self.radius[examples])
 
+    def to(self, dtype: torch.dtype) -> "Interval":
+        """The same numbers in another precision, rounded to nearest."""
+        clean = None if self.clean is None else self.clean.to(dtype)
+        return Interval(self.center.to(dtype), self.radius.to(dtype), clean)
+
     def clean_value(self) -> Tensor:
         """The clean value. Raises ValueError where none is carried."""
         if self.clean is None:

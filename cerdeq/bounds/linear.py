@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.func import vjp, vmap
 
 from cerdeq.bounds.interval import Context, Interval, normalisation, pair
+from cerdeq.bounds.precision import without_autocast
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ def dot(ctx: Backward, coefficients: Tensor, value: Tensor) -> Tensor:
     if ctx.sound and coefficients.dtype != torch.float64:
         return (coefficients * per_row(value)).flatten(2).sum(2, dtype=torch.float64)
     flat = value.expand(len(coefficients), *value.shape[1:]).flatten(1)
-    return torch.einsum("bkn,bn->bk", coefficients.flatten(2), flat)
+    with without_autocast(flat):
+        return torch.einsum("bkn,bn->bk", coefficients.flatten(2), flat)
 
 
 def slack(ctx: Backward, coefficients: Tensor, magnitude: Tensor, terms: int) -> Tensor:
@@ -204,7 +206,7 @@ def paddings(padding: Any, kernel: Any, dilation: tuple[int, int]) -> tuple[list
 
 def linear(ctx: Backward, coefficients: Tensor, x: Interval, weight, bias=None) -> Pulled:
     """Fully connected layer over the last dimension: A W."""
-    constant = 0.0 if bias is None else (coefficients @ bias).reshape(*coefficients.shape[:2], -1).sum(2)
+    constant = 0.0 if bias is None else (coefficients * bias).flatten(2).sum(2)
     if ctx.sound:
         result = F.linear(magnitude(x), weight.abs())
         if bias is not None:

@@ -1,9 +1,11 @@
-"""Arithmetic whose rounding errors are those that sound bounds count."""
+"""Arithmetic whose rounding errors are those that sound bounds count, and what training under autocast keeps exact."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
 
 import torch
+from torch import Tensor
 
 
 @contextmanager
@@ -20,3 +22,8 @@ def counted_rounding(device: str) -> Iterator[None]:
         stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
         torch.set_float32_matmul_precision("highest")
         yield
+
+
+def without_autocast(like: Tensor) -> AbstractContextManager[Any]:
+    """Within, products are in the precision of their factors, where training runs in bfloat16 otherwise."""
+    return nullcontext() if like.is_meta else torch.autocast(like.device.type, enabled=False)

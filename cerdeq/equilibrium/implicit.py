@@ -3,7 +3,8 @@
 The solver runs without autograd; `attach` and `attach_interval` hand its solution on with a gradient. For z = f(z) a
 gradient g in z gives y = D (g + W^T y), D the derivative of the activation at z; y is then the gradient in h and
 y z^T the one in W (Bai, Kolter and Koltun 2019, theorem 1). The backward is a fixed count of Picard steps, written
-out, so that torch.compile takes it whole.
+out, so that torch.compile takes it whole; its products are in autocast's precision where the forward pass ran under
+autocast.
 """
 
 from typing import Any
@@ -27,22 +28,29 @@ def attach_interval(
     return _Lifted.apply(weight, h_center, h_radius, center, radius, iterations)
 
 
+def _precision(like: Tensor) -> torch.dtype:
+    """What products are in: autocast's precision where it is on."""
+    device = like.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
+
+
 class _Clean(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, h: Tensor, z: Tensor, iterations: int) -> Tensor:
         ctx.save_for_backward(weight, z)
+        ctx.precision = _precision(weight)
         ctx.iterations = iterations
         return z.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        weight, z = ctx.saved_tensors
-        active = (z > 0).to(g.dtype)
-        y = active * g
+        weight, z, rounded = (tensor.to(ctx.precision) for tensor in (*ctx.saved_tensors, g))
+        active = (z > 0).to(z.dtype)
+        y = active * rounded
         for _ in range(ctx.iterations):
-            y = active * (g + apply_transposed(weight, y))
-        return weight_gradient(weight, z, y), y, None, None
+            y = active * (rounded + apply_transposed(weight, y))
+        return weight_gradient(weight, z, y).to(g), y.to(g), None, None
 
 
 class _Lifted(torch.autograd.Function):
@@ -54,25 +62,26 @@ class _Lifted(torch.autograd.Function):
         ctx: Any, weight: Tensor, h_center: Tensor, h_radius: Tensor, center: Tensor, radius: Tensor, iterations: int
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(weight, center, radius)
+        ctx.precision = _precision(weight)
         ctx.iterations = iterations
         return center.clone(), radius.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_center: Tensor, grad_radius: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
-        weight, center, radius = ctx.saved_tensors
+        _, center, radius = ctx.saved_tensors
+        alive, active = center > 0, center > radius
+        weight, center, radius, of_center, of_radius = (
+            tensor.to(ctx.precision) for tensor in (*ctx.saved_tensors, grad_center, grad_radius)
+        )
         magnitude = weight.abs()
-        alive = (center > 0).to(center.dtype)
-        active = center > radius
 
         def through_relu(gc: Tensor, gr: Tensor) -> tuple[Tensor, Tensor]:
             mean = (gc + gr) / 2
             return alive * torch.where(active, gc, mean), alive * torch.where(active, gr, mean)
 
-        yc, yr = through_relu(grad_center, grad_radius)
+        yc, yr = through_relu(of_center, of_radius)
         for _ in range(ctx.iterations):
-            yc, yr = through_relu(
-                grad_center + apply_transposed(weight, yc), grad_radius + apply_transposed(magnitude, yr)
-            )
+            yc, yr = through_relu(of_center + apply_transposed(weight, yc), of_radius + apply_transposed(magnitude, yr))
         grad_weight = weight_gradient(weight, center, yc) + torch.sign(weight) * weight_gradient(weight, radius, yr)
-        return grad_weight, yc, yr, None, None, None
+        return grad_weight.to(grad_center), yc.to(grad_center), yr.to(grad_radius), None, None, None

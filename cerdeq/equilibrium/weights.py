@@ -5,11 +5,11 @@ They are torch parametrisations (torch.nn.utils.parametrize): the module's `weig
 """
 
 import math
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
+from cerdeq.bounds.precision import without_autocast
 from cerdeq.equilibrium.certificate import channel_matrix
 
 _POWER_ITERATIONS = 3
@@ -49,8 +49,7 @@ class Parametrisation(nn.Module):
 
     def forward(self, kernel: Tensor) -> Tensor:
         """W from the free kernel M."""
-        plain = nullcontext() if kernel.is_meta else torch.autocast(kernel.device.type, enabled=False)
-        with plain:  # a bound in bf16 would be none
+        with without_autocast(kernel):  # a bound in bf16 would be none
             return self.gain * self.contractive(kernel)
 
     def contractive(self, kernel: Tensor) -> Tensor:

@@ -106,7 +106,8 @@ def _fused_cross_entropy(forward: _Forward, beta: Tensor) -> Tensor:
     shift = torch.relu(-lower).amax(1, keepdim=True).detach()
     largest = torch.exp(-lower - shift)
     slopes = largest * torch.where(width > 1e-4, -torch.expm1(-width) / width.clamp(min=1e-4), 1 - width / 2)
-    gained = forward.crown(slopes.unsqueeze(1) @ forward.spec).squeeze(1) - (slopes * lower).sum(1)
+    weighted = (slopes.unsqueeze(2) * forward.spec).sum(1, keepdim=True)
+    gained = forward.crown(weighted).squeeze(1) - (slopes * lower).sum(1)
     total = (largest.sum(1) - beta * gained).clamp(min=1e-12)
     return (shift.squeeze(1) + torch.log(torch.exp(-shift.squeeze(1)) + total)).mean()
 

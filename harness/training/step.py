@@ -74,7 +74,8 @@ class Stepper:
         loss, report = self.losses[method](x, self.labels[choices[0]], self.controls.eps)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
+        if self.config.train.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
         for group in self.optimiser.param_groups:
             group["lr"] = self.controls.learning_rate
         self.optimiser.step()
@@ -101,10 +102,13 @@ def _loss_function(config: TrialConfig, name: str, model: nn.Sequential) -> Loss
         for step in program.steps
         if config.train.regularise_equilibria or not isinstance(step.target, FixedPoint)
     ]
+    in_bf16 = config.train.precision == "bf16"
 
     def loss_and_report(x: Tensor, labels: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
         progress = eps / target
-        losses = method.loss(program, Batch(x, labels, info.classes, eps, progress), **options)
+        # Uncached: a cast made without a gradient, in an equilibrium's solve, would be used again without one.
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=in_bf16, cache_enabled=False):
+            losses = method.loss(program, Batch(x, labels, info.classes, eps, progress), **options)
         boxes = [losses.preactivations[name] for name in regularised if name in losses.preactivations]
         regulariser = tightness(losses.input_radius / std, boxes) + balance(boxes)
         loss = losses.robust + weight * (1 - progress) * regulariser

@@ -104,6 +104,10 @@ UNKNOWN_KEYS = {
     "option of a network without": (("trials.0.options", {"depth": 5}), ["trials.0.options.depth", "cnn5", "none"]),
     "option": (("trials.1.options", {"margins": 0.2}), ["trials.1.options.margins", "cerdeq", "margin", "gain"]),
     "profile": (("profiles", {"cpu": {"seed": [0]}}), ["seed: unknown key", "seeds", "cpu"]),
+    "a trial's recipe": (
+        ("trials.1.train", {"epoch": 3}),
+        ["trials.1.train.epoch: unknown key", "epochs", "clip_norm"],
+    ),
     "inside a profile": (("profiles", {"cpu": {"train": {"epoch": 1}}}), ["train.epoch: unknown key", "epochs", "cpu"]),
     "a number as key": (("5", 1), ["5: unknown key"]),
 }
@@ -130,6 +134,16 @@ WRONG_TYPES = {
     "a text for width": (("width", "wide"), ["width: found 'wide'", "number"]),
     "a bool for width": (("width", True), ["width: found True", "number"]),
     "a trial's width": (("trials.0.width", "1"), ["trials.0.width: found '1'", "number"]),
+    "nothing for a trial's recipe": (("trials.0.train", None), ["trials.0.train: found None"]),
+    "a text in a trial's recipe": (
+        ("trials.0.train", {"epochs": "3"}),
+        ["trials.0.train.epochs: found '3'", "integer"],
+    ),
+    "a bool in a trial's recipe": (("trials.0.train", {"clip_norm": True}), ["trials.0.train.clip_norm: found True"]),
+    "a text in a trial's list": (
+        ("trials.0.train", {"decay_epochs": ["3"]}),
+        ["trials.0.train.decay_epochs.0: found '3'"],
+    ),
     "a list for options": (("trials.1.options", [1]), ["trials.1.options: found [1]"]),
     "an option's text": (("trials.1.options", {"margin": "x"}), ["trials.1.options.margin: found 'x'", "number"]),
     "an option's bool": (("trials.1.options", {"margin": True}), ["trials.1.options.margin: found True", "number"]),
@@ -198,11 +212,16 @@ OUT_OF_RANGE = {
     "negative regularisation": (("train.regularisation", -1), ["train.regularisation: found -1", "at least 0"]),
     "nan regularisation": (("train.regularisation", float("nan")), ["train.regularisation: found nan"]),
     "infinite regularisation": (("train.regularisation", float("inf")), ["train.regularisation: found inf"]),
-    "an unknown precision": (("train.precision", "bf16"), ["train.precision: found 'bf16'", "tf32", "float32"]),
+    "an unknown precision": (("train.precision", "fp8"), ["train.precision: found 'fp8'", "tf32", "float32", "bf16"]),
     "no seeds": (("seeds", []), ["seeds: found []", "at least 1"]),
     "a negative seed": (("seeds", [-1]), ["seeds.0: found -1", "greater than or equal to 0"]),
     "a seed too large for torch": (("seeds", [2**64]), ["seeds.0: found"]),
     "a seed whose draws are too large for torch": (("seeds", [2**50]), ["seeds.0: found"]),
+    "no gradient in a trial": (("trials.1.train", {"clip_norm": 0}), ["trials.1.train.clip_norm: found 0", "or null"]),
+    "a trial's recipe that does not fit the sweep's": (
+        ("trials.0.train", {"epochs": 2}),
+        ["trials.0.train.decay_epochs: found [3]", "epochs = 2"],
+    ),
     "no width": (("width", 0), ["width: found 0", "greater than 0"]),
     "nan width": (("width", float("nan")), ["width: found nan"]),
     "infinite width": (("width", float("inf")), ["width: found inf"]),
@@ -316,6 +335,11 @@ DUPLICATES = {
     ),
     "a default as an integer": ({"model": "cnn5", "method": "ibp", "width": 1}, "trials.2", "trials.0"),
     "empty options": ({"model": "cnn5", "method": "ibp", "options": {}}, "trials.2", "trials.0"),
+    "the sweep's recipe spelled out": (
+        {"model": "cnn5", "method": "ibp", "train": {"epochs": 4, "clip_norm": 10}},
+        "trials.2",
+        "trials.0",
+    ),
 }
 
 
@@ -410,6 +434,12 @@ def test_a_profile_called_by_a_number_is_refused_or_can_be_chosen(tmp_path):
 def test_a_batch_larger_than_the_data(refused, tmp_path):
     message = refused(write(tmp_path, changed(("train_images", 50))))
     for part in ("train.batch_size", "found 64", "at most the 50"):
+        assert part in message
+
+
+def test_a_trial_s_batch_larger_than_the_data(refused, tmp_path):
+    message = refused(write(tmp_path, changed(("train_images", 100), ("trials.1.train", {"batch_size": 101}))))
+    for part in ("train.batch_size", "found 101", "at most the 100"):
         assert part in message
 
 
@@ -698,6 +728,35 @@ def test_a_file_with_nothing_but_what_it_must_have(tmp_path):
 def test_a_trial_s_width_goes_before_the_sweep_s(tmp_path):
     content = changed(("width", 0.5), ("trials.1.width", 0.25))
     assert [trial.width for trial in trials_of(tmp_path, content)] == [0.5, 0.5, 0.25, 0.25]
+
+
+def test_a_trial_s_recipe_goes_before_the_sweep_s(tmp_path):
+    extra = {"model": "cnn5", "method": "ibp", "train": {"clip_norm": None, "regularisation": 0, "decay_epochs": []}}
+    content = changed(("trials", [BASE["trials"][0], extra]), ("seeds", [0]))
+    plain, other = trials_of(tmp_path, content)
+    assert other.train == dataclasses.replace(plain.train, clip_norm=None, regularisation=0.0, decay_epochs=())
+    assert trial_key(plain, "data") == trial_key(trials_of(tmp_path, BASE)[0], "data")
+    assert trial_key(other, "data") != trial_key(plain, "data")
+    assert from_dict(to_dict(other)) == other
+
+
+def test_a_trial_s_recipe_goes_before_a_profile_s(tmp_path):
+    """What the entry leaves is the profile's, and what does not fit together is told with the profile's name."""
+    profiles = {"short": {"train": {"epochs": 2, "ramp_epochs": 1, "decay_epochs": [1]}}}
+    path = write(tmp_path, changed(("trials.0.train", {"epochs": 9}), ("profiles", profiles)))
+    found = {trial.model: trial.train for trial in load_sweep(path, "short", True).trials}
+    assert found["cnn5"] == dataclasses.replace(found["cerdeq"], epochs=9)
+    assert found["cerdeq"].epochs == 2
+    path = write(tmp_path, changed(("trials.0.train", {"decay_epochs": [3]}), ("profiles", profiles)))
+    with pytest.raises(ConfigError, match=r"trials\.0\.train\.decay_epochs: found \[3\].*epochs = 2.*short"):
+        load_sweep(path, None, True)
+
+
+def test_a_profile_s_trials_have_recipes_of_their_own(tmp_path):
+    entry = {"model": "cnn5", "method": "ibp", "train": {"epochs": 1, "ramp_epochs": 0, "decay_epochs": []}}
+    path = write(tmp_path, changed(("trials.0.train", {"epochs": 9}), ("profiles", {"one": {"trials": [entry]}})))
+    assert {trial.train.epochs for trial in load_sweep(path, "one", True).trials} == {1}
+    assert {trial.train.epochs for trial in load_sweep(path, "full", True).trials} == {9, 4}
 
 
 def test_the_same_network_in_two_widths_and_two_options(tmp_path):

@@ -113,7 +113,7 @@ def train_settings(draw):
         ramp_epochs=draw(st.integers(0, epochs - start + 1)),
         clip_norm=draw(finite),
         regularisation=draw(finite),
-        precision=draw(st.sampled_from(["tf32", "float32"])),
+        precision=draw(st.sampled_from(["tf32", "float32", "bf16"])),
     )
 
 

@@ -127,6 +127,17 @@ def test_the_differing_setting_is_shown(sweep):
     assert "train.epochs" not in section.shown
 
 
+def test_a_trial_s_own_recipe_is_shown(sweep):
+    for certified, changes in enumerate(({}, {"clip_norm": None}, {"epochs": 200}), start=60):
+        add(sweep, metrics(float(certified)), train=TrainSettings(**changes))
+    (section,) = tables.build(sweep).sections
+    assert section.shown["train.clip_norm"].tolist() == ["10", "none", "10"]
+    assert section.shown["train.epochs"].tolist() == ["160", "160", "200"]
+    assert section.labels[1] == "cnn7 ibp width=1 train.epochs=160 train.clip_norm=none"
+    tables.write(sweep)
+    assert [row["train.clip_norm"] for row in read_json(sweep)] == [10.0, None, 10.0]
+
+
 def test_options_in_another_order_are_the_same_row(sweep):
     add(sweep, metrics(60.0), seed=0, options={"margin": 0.1, "groups": 2})
     add(sweep, metrics(70.0), seed=1, options={"groups": 2, "margin": 0.1})

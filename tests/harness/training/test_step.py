@@ -1,5 +1,6 @@
 """The training step: what it minimises, and that every way of running it gives the same."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -8,10 +9,12 @@ import torch.nn.functional as F
 
 from baselines import build
 from cerdeq import LinfBall, bound, margin_spec
-from cerdeq.bounds import trace
+from cerdeq.bounds import Context, Interval, trace, values_of
+from cerdeq.equilibrium import FixedPoint
 from harness.data import load
 from harness.training.augment import draw
 from harness.training.initialise import initialise
+from harness.training.losses import METHODS as ALL
 from harness.training.losses import Batch, crown_ibp, ibp
 from harness.training.step import Stepper, make_optimiser
 
@@ -183,6 +186,13 @@ def test_gradients_are_clipped(tiny_trial):
     assert float(norm) == pytest.approx(0.1, rel=1e-3)
 
 
+def test_gradients_are_left_as_they_are_where_nothing_clips_them(tiny_trial):
+    free, loose = (_stepper(tiny_trial(train={"clip_norm": norm})) for norm in (None, 1e9))
+    torch.testing.assert_close(_take_steps(free, 2, 64), _take_steps(loose, 2, 64), rtol=0, atol=0)
+    norm = torch.stack([p.grad.norm() for p in free.model.parameters()]).norm()
+    assert float(norm) > 0.1
+
+
 METHODS = [("ibp", {}), ("crown-ibp", {}), ("crown-ibp", {"loss_fusion": False})]
 
 
@@ -198,6 +208,96 @@ def test_the_compiled_loss_takes_the_same_steps(tiny_trial, model, method, optio
         for name, loss in compiled.losses.items()
     }
     torch.testing.assert_close(_take_steps(eager, 4, 64), _take_steps(compiled, 4, 64), rtol=1e-3, atol=1e-3)
+
+
+BF16 = [(model, *method) for model in ("cnn7", "cerdeq") for method in METHODS]
+
+
+@pytest.mark.parametrize(("model", "method", "options"), BF16)
+def test_steps_in_bf16_are_close_to_those_in_float32(tiny_trial, model, method, options):
+    found, exact = (
+        _stepper(tiny_trial(model, method=method, method_options=options, train={"precision": precision}))
+        for precision in ("bf16", "float32")
+    )
+    choices = draw(64, 0, False, 0, 1, torch.device("cpu")).batch(0, 64)
+    first, reference = (stepper(choices, 0.01, 0.0)[0] for stepper in (found, exact))
+    assert float(first) == pytest.approx(float(reference), rel=0.01) and first != reference
+    gradients, expected = (
+        torch.cat([parameter.grad.flatten() for parameter in stepper.model.parameters()]) for stepper in (found, exact)
+    )
+    assert float(F.cosine_similarity(gradients, expected, dim=0)) > 0.99
+    after, reference = (_take_steps(stepper, 20, 64)[:, 0] for stepper in (found, exact))
+    assert after.isfinite().all()
+    torch.testing.assert_close(after, reference, rtol=0.3, atol=0)
+    for parameter in found.model.parameters():
+        assert parameter.dtype == parameter.grad.dtype == torch.float32 and parameter.grad.isfinite().all()
+    assert {moment.dtype for state in found.optimiser.state.values() for moment in state.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("eps", [1e-6, 0.1, 1.0])
+@pytest.mark.parametrize("dead", [False, True])
+@pytest.mark.parametrize(("model", "method", "options"), [*BF16, ("resnet9", "crown-ibp", {})])
+def test_every_box_in_bf16_has_a_radius(model, method, options, dead, eps):
+    network = build(model, "digits", width=0.2).train()
+    initialise(network)
+    if dead:
+        torch.nn.init.constant_(network.norm1.bias, -1e4)
+    batch = dataclasses.replace(_batch(progress=0.3), x=torch.rand(12, 1, 8, 8), eps=torch.tensor(eps))
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        losses = ALL[method].loss(trace(network, linear=True), batch, **options)
+    assert len(losses.preactivations) == sum(isinstance(m, torch.nn.ReLU | FixedPoint) for m in network.modules())
+    for box in losses.preactivations:
+        assert box.center.dtype == box.radius.dtype == torch.float32
+        assert box.center.isfinite().all() and box.radius.isfinite().all() and (box.radius >= 0).all()
+    assert (losses.lower <= losses.clean + 1e-2 * losses.clean.abs().amax()).all()
+    assert losses.lower.dtype == losses.clean.dtype == losses.robust.dtype == torch.float32
+    assert losses.robust.isfinite()
+
+
+def test_margins_in_bf16_are_those_of_the_last_layer_in_float32():
+    """Only their arguments are rounded."""
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    batch = dataclasses.replace(_batch(progress=0.3), x=torch.rand(12, 1, 8, 8), eps=torch.tensor(0.05))
+    exact = ibp(trace(network), batch)
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        found = ibp(trace(network), batch)
+    torch.testing.assert_close(found.lower, exact.lower, rtol=0, atol=0)
+    assert found.robust == exact.robust
+
+
+def test_an_equilibrium_s_w_is_not_rounded_in_bf16():
+    """Else the bound on rho(|W|) is not that of the W which is certified."""
+    network, x = build("cerdeq", "digits", width=0.2).train(), torch.rand(4, 1, 8, 8)
+    kept = []
+    for in_bf16 in (False, True):
+        ctx = Context(sound=False)
+        with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16, cache_enabled=False):
+            values_of(trace(copy.deepcopy(network)), Interval(x, x / 100, x), ctx)
+        kept.append(ctx.kept["equilibrium.recurrence"])
+    torch.testing.assert_close(*kept, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("model", "method"), [("cnn5", "ibp"), ("cerdeq", "crown-ibp")])
+def test_the_compiled_loss_takes_the_same_step_in_bf16(tiny_trial, model, method):
+    torch.compiler.reset()
+    config = tiny_trial(model, method=method, train={"precision": "bf16"})
+    eager, compiled = _stepper(config), _stepper(config)
+    compiled.losses = {
+        name: torch.compile(loss, fullgraph=True, dynamic=False, backend="aot_eager")
+        for name, loss in compiled.losses.items()
+    }
+    torch.testing.assert_close(_take_steps(eager, 2, 64), _take_steps(compiled, 2, 64), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("model", ["cnn7", "resnet9", "cerdeq"])
+def test_the_captured_step_in_bf16_is_close_to_the_eager_one(tiny_trial, model):
+    """On CUDA the compiler rounds less often than eager code does."""
+    config = tiny_trial(model, method="crown-ibp", train={"precision": "bf16"})
+    captured, eager = _stepper(config, "cuda"), _stepper(config, "cuda")
+    eager.graphs = None
+    mine, theirs = (_take_steps(stepper, 3, 64)[:, 0] for stepper in (captured, eager))
+    torch.testing.assert_close(mine, theirs, rtol=5e-2, atol=5e-2)
 
 
 @pytest.mark.gpu

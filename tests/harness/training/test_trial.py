@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 
 from cerdeq.equilibrium import contraction
 from harness import folder, names
+from harness.data import load
+from harness.evaluation.verdicts import judge
 from harness.settings import SettingError
 from harness.training import NonFiniteLossError, load_network, run_trial
 from harness.training import loop as training_loop
@@ -41,6 +43,16 @@ def test_a_trial_leaves_everything_that_its_numbers_rest_on(tmp_path, tiny_trial
     assert metrics[names.ITERATIONS] >= 1
     assert metrics[names.CERTIFIED_ERROR_W0] >= metrics[names.STANDARD_ERROR_W0]
     assert "equilibrium.recurrence.weight" in load_file(tmp_path / folder.WEIGHTS)
+
+
+def test_training_in_bf16_leaves_judging_in_float64(tmp_path, tiny_trial):
+    config = tiny_trial("cerdeq", train={"precision": "bf16", "epochs": 2})
+    run_trial(config, directory=tmp_path)
+    assert not torch.is_autocast_enabled("cpu")
+    assert {tensor.dtype for tensor in load_file(tmp_path / folder.WEIGHTS).values()} <= {torch.float32, torch.int64}
+    model, test = load_network(config, tmp_path / folder.WEIGHTS), load("digits").test_images(60)
+    judged = judge(model, test.images, test.labels, tiny_trial("cerdeq", train={"precision": "float32"})).verdicts
+    pd.testing.assert_frame_equal(judged, pd.read_parquet(tmp_path / folder.VERDICTS), check_exact=True)
 
 
 def test_a_finished_trial_is_not_run_again(tmp_path, tiny_trial, monkeypatch):
