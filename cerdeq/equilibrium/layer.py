@@ -12,11 +12,12 @@ from cerdeq.equilibrium.adjoint import pull_back
 from cerdeq.equilibrium.certificate import preactivation_box, verified_box
 from cerdeq.equilibrium.implicit import attach, attach_interval
 from cerdeq.equilibrium.recurrence import apply_lifted, apply_weight
-from cerdeq.equilibrium.solver import Solution, iterate, picard
+from cerdeq.equilibrium.solver import Solution, iterate, solve
 from cerdeq.equilibrium.weights import PARAMETRISATIONS
 
 _TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 _LIMIT = 20_000
+_METHOD = "anderson"
 
 
 class NotConvergedError(RuntimeError):
@@ -38,13 +39,28 @@ class FixedPoint(nn.Module):
         self.iterations = iterations
         self.backward_iterations = backward_iterations
 
-    def solve(self, h: Tensor) -> Solution:
-        """The equilibrium for h [B, ...] to evaluation's tolerance, without gradient, with a report per example."""
-        return self._solve(self.weight, h)
+    def solve(
+        self,
+        h: Tensor,
+        start: Tensor | None = None,
+        tolerance: float | Tensor | None = None,
+        method: str = _METHOD,
+    ) -> Solution:
+        """The equilibrium for h [B, ...], without gradient, with a report per example.
 
-    def _solve(self, weight: Tensor, h: Tensor) -> Solution:
+        start: what to iterate from, [B, ...]; relu(h) unless given. tolerance: one, or one per example [B];
+        evaluation's unless given. method: picard or anderson.
+        """
+        return self._solve(self.weight, h, start, tolerance, method)
+
+    def _solve(self, weight: Tensor, h: Tensor, start=None, tolerance=None, method: str = _METHOD) -> Solution:
+        def step(z: Tensor, h: Tensor) -> Tensor:
+            return torch.relu(apply_weight(weight, z) + h)
+
+        start = torch.relu(h) if start is None else start
+        tolerance = _TOLERANCE[h.dtype] if tolerance is None else tolerance
         with torch.no_grad():
-            return picard(lambda z: torch.relu(apply_weight(weight, z) + h), torch.relu(h), _TOLERANCE[h.dtype], _LIMIT)
+            return solve(step, start, h, tolerance, _LIMIT, method)
 
     def forward(self, h: Tensor) -> Tensor:
         """z [B, ...] for h of the same shape; differentiable in h and W."""
