@@ -19,7 +19,7 @@ from cerdeq.equilibrium.solver import solve
 _POWER_ITERATIONS = 500
 _SOLVER_TOLERANCE = 1e-6
 _SOLVER_LIMIT = 1000
-_SOLVER_METHOD = "anderson"
+_SOLVER_METHOD = "anderson"  # radii go by |W|, so rho(|W|) counts: Picard is several times slower near 1
 _FINAL_STEPS = 2
 
 

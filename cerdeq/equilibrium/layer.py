@@ -17,7 +17,7 @@ from cerdeq.equilibrium.weights import PARAMETRISATIONS
 
 _TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 _LIMIT = 20_000
-_METHOD = "anderson"
+_METHOD = "picard"  # where W has both signs, as many steps as Anderson, each at half the cost in a tenth of the memory
 
 
 class NotConvergedError(RuntimeError):
@@ -53,7 +53,14 @@ class FixedPoint(nn.Module):
         """
         return self._solve(self.weight, h, start, tolerance, method)
 
-    def _solve(self, weight: Tensor, h: Tensor, start=None, tolerance=None, method: str = _METHOD) -> Solution:
+    def _solve(
+        self,
+        weight: Tensor,
+        h: Tensor,
+        start: Tensor | None = None,
+        tolerance: float | Tensor | None = None,
+        method: str = _METHOD,
+    ) -> Solution:
         def step(z: Tensor, h: Tensor) -> Tensor:
             return torch.relu(apply_weight(weight, z) + h)
 
