@@ -1,11 +1,23 @@
 """Explicit networks, and the registry of all networks by name."""
 
-from baselines import cnn, resnet
+from baselines import cnn, mondeq, resnet
 from baselines.datasets import DATASETS, Dataset
 from baselines.registry import UnknownNameError, build, names, options_of, register
 from cerdeq import models
 
 register("cerdeq")(models.cerdeq)
 register("deqlate")(models.deqlate)
+register("deq7")(models.deq7)
 
-__all__ = ["DATASETS", "Dataset", "UnknownNameError", "build", "cnn", "names", "options_of", "register", "resnet"]
+__all__ = [
+    "DATASETS",
+    "Dataset",
+    "UnknownNameError",
+    "build",
+    "cnn",
+    "mondeq",
+    "names",
+    "options_of",
+    "register",
+    "resnet",
+]

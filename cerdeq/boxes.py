@@ -35,6 +35,15 @@ def outward_ends(box: Box) -> tuple[Tensor, Tensor]:
     return lower - slack * lower.abs(), upper + slack * upper.abs()
 
 
+def narrowed(box: Box, low: Tensor, high: Tensor) -> Box:
+    """`box`, replaced where that is smaller by [low, high], rounded outwards."""
+    limits = torch.finfo(low.dtype)
+    center, half = (low + high) / 2, (high - low) / 2
+    radius = half.clamp(min=0) + 4 * limits.eps * (low.abs() + high.abs()) + limits.tiny
+    smaller = radius < box.radius
+    return Box(torch.where(smaller, center, box.center), torch.where(smaller, radius, box.radius))
+
+
 def clipped_ball(x: Tensor, eps: Tensor | float, lower: float = 0.0, upper: float = 1.0) -> Box:
     """`LinfBall` without checks and without outward rounding, for training: a function of tensors only."""
     low = torch.clamp(x - eps, min=lower)

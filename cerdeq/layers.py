@@ -27,6 +27,11 @@ def head(features: int, hidden: int, classes: int) -> Named:
     ]
 
 
+def pooling(size: list[int]) -> tuple[Named, list[int]]:
+    """2x2 average pooling, an odd last row or column left out, and the height and width after it."""
+    return [("pool", nn.AvgPool2d(2))], [side // 2 for side in size]
+
+
 def extra_stride(shape: tuple[int, int, int]) -> int:
     """2 for images larger than 32 pixels, which are halved once more than CIFAR-10's, else 1."""
     return 2 if shape[1] > 32 else 1

@@ -38,6 +38,7 @@ METRICS: dict[str, tuple[str, Callable[[float], str]]] = {
     names.TRAIN_SECONDS: ("train seconds", _whole),
     **{names.certified_by(method): (f"certified error by {method}", _percent) for method in names.BOUNDS},
     names.GAIN: ("gain", _digits),
+    names.MARGIN: ("margin", _digits),
     names.RHO_BOUND: ("rho bound", _digits),
     names.ITERATIONS: ("iterations", _digits),
     names.STANDARD_ERROR_W0: ("standard error, W = 0", _percent),

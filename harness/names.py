@@ -15,10 +15,12 @@ EVALUATION_SECONDS = "evaluation_seconds"
 
 # What a recurrence does; only networks with an equilibrium have these.
 GAIN = "equilibrium/gain"
+MARGIN = "equilibrium/margin"
 RHO_BOUND = "equilibrium/rho_bound"
 ITERATIONS = "equilibrium/iterations"
 STANDARD_ERROR_W0 = "equilibrium/standard_error_w0"
 CERTIFIED_ERROR_W0 = "equilibrium/certified_error_w0"
+MISSED_RADIUS = "equilibrium/missed_radius"  # of an epoch alone: what the training solve leaves out, in percent
 
 # Bounds, cheapest first: cerdeq.bounds.METHODS, for those that work without torch.
 BOUNDS = ("ibp", "crown-ibp", "crown", "alpha-crown")
@@ -32,8 +34,6 @@ TRAIN_STANDARD_ERROR = "train/standard_error"
 TRAIN_CERTIFIED_ERROR = "train/certified_error"
 TRAIN_EPOCH_SECONDS = "train/seconds"
 TRAIN_EXAMPLES_PER_SECOND = "train/examples_per_second"
-TRAIN_BOUND_WIDTH = "train/bound_width"
-TRAIN_BOUND_WIDTH_RELATIVE = "train/bound_width_relative"
 
 # Columns of verdicts.parquet, one row an example.
 INDEX = "index"
@@ -55,6 +55,11 @@ def certified_by(method: str) -> str:
     return f"{CERTIFIED_ERROR}/{method}"
 
 
-def layer_width(layer: str, prefix: str = "") -> str:
-    """Metric name of the mean bound width of one pre-activation, `prefix` being 'train/' or empty."""
-    return f"{prefix}{BOUND_WIDTH}/{layer}"
+def layer_width(layer: str) -> str:
+    """Metric name of the mean bound width of one pre-activation."""
+    return f"{BOUND_WIDTH}/{layer}"
+
+
+def in_training(name: str) -> str:
+    """Name in an epoch's row of what a final metric is called `name`."""
+    return f"train/{name}"

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from harness.names import BOUNDS
 
-RECIPE_VERSION = 2
+RECIPE_VERSION = 3
 """Raised whenever training or evaluation changes its numbers (tests/harness/test_golden.py fails when it must be)."""
 
 
@@ -57,7 +57,10 @@ def parse_eps(text: str) -> Fraction:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """The recipe all trials of a study share (Shi et al. 2021, section 4). Epochs are counted from 1."""
+    """The recipe all trials of a study share (Shi et al. 2021, section 4). Epochs are counted from 1.
+
+    regularise_equilibria: whether the regularisers count the pre-activations of equilibria, as they do every ReLU's.
+    """
 
     __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
 
@@ -70,6 +73,7 @@ class TrainSettings:
     ramp_epochs: int = 80
     clip_norm: float = 10.0
     regularisation: float = 0.5
+    regularise_equilibria: bool = True
     precision: str = "tf32"
 
     def __post_init__(self) -> None:

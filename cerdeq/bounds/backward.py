@@ -11,6 +11,7 @@ from cerdeq.bounds.interval import Interval
 from cerdeq.bounds.linear import Backward, dot, magnitude, slack
 from cerdeq.bounds.patches import Coefficients, dense, merged, pull, rounding
 
+Functional = dict[int, Coefficients]  # by a value's number
 _WORKING_COPIES = 4  # of a step's coefficients: positive part, negative part, products
 
 
@@ -22,9 +23,14 @@ def linear_lower_bound(
     values: those of a forward pass, whose boxes the relaxations are made of. In float64, rounded down and -inf where
     nothing finite was found, if `ctx.sound`; else differentiable, in the coefficients' precision.
     """
-    pending = {at: coefficients}
+    return joint_lower_bound(program, values, {at: coefficients}, ctx)
+
+
+def joint_lower_bound(program: Program, values: list[Any], functional: Functional, ctx: Backward) -> Tensor:
+    """`linear_lower_bound` of a sum of functionals of several values."""
+    pending = dict(functional)
     constants = []
-    for number in range(at, 0, -1):
+    for number in range(max(pending), 0, -1):
         if number not in pending:
             continue
         step = program.steps[number - 1]
@@ -55,15 +61,15 @@ def in_chunks(rows: int, largest: int) -> Iterator[tuple[int, int]]:
 
 
 def chunked_lower_bound(
-    program: Program, values: list[Any], rows: Callable[[int, int], Coefficients], count: int, at: int, memory: int
+    program: Program, values: list[Any], rows: Callable[[int, int], Functional], count: int, at: int, memory: int
 ) -> Tensor:
-    """`linear_lower_bound`, sound, of `count` rows, so many at a time as `memory` bytes hold.
+    """`joint_lower_bound`, sound, of `count` rows, so many at a time as `memory` bytes hold.
 
-    rows: gives the coefficients [B, stop - start, *shape] of rows start to stop.
+    rows: gives the coefficients [B, stop - start, *shape] of rows start to stop. at: the last value they are of.
     """
     each = bytes_per_row(program, values, at) * len(values[0].center)
     bounds = [
-        linear_lower_bound(program, values, rows(start, stop), at, Backward(sound=True))
+        joint_lower_bound(program, values, rows(start, stop), Backward(sound=True))
         for start, stop in in_chunks(count, memory // each)
     ]
     return torch.cat(bounds, dim=1)

@@ -10,6 +10,8 @@ from cerdeq.bounds.graph import Program
 from cerdeq.bounds.interval import Context, Interval, linear, specified, specified_linear
 from cerdeq.bounds.precision import counted_rounding
 
+Tighten = Callable[[int, list[Any]], None]
+
 
 def propagate(program: Program, x: Interval, ctx: Context, spec: Tensor | None = None) -> Interval:
     """IBP of a whole model: the output's Interval, [B, N], or [B, K] with `spec` [B, K, N].
@@ -21,20 +23,22 @@ def propagate(program: Program, x: Interval, ctx: Context, spec: Tensor | None =
 
 
 def values_of(
-    program: Program, x: Interval, ctx: Context, tighten: Callable[[int, list[Any]], None] | None = None
+    program: Program, x: Interval, ctx: Context, before: Tighten | None = None, after: Tighten | None = None
 ) -> list[Any]:
     """Every value: an Interval where the input reaches, else what the step gave.
 
-    tighten: called with a step's number before it is bounded; may replace earlier values by tighter ones.
+    before, after: called with a step's number before and after it is bounded; may replace values by tighter ones.
     """
     values: list[Any] = [x]
     for number, step in enumerate(program.steps, start=1):
-        if tighten is not None and step.record is not None:
-            tighten(number, values)
+        if before is not None and step.record is not None:
+            before(number, values)
         ctx.step = step.name
         arguments, options = step.call(values)
         apply = step.target if step.record is None else step.record.interval
         values.append(apply(*arguments, **options) if step.record is None else apply(ctx, *arguments, **options))
+        if after is not None and step.record is not None:
+            after(number, values)
     return values
 
 

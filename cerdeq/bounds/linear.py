@@ -34,10 +34,10 @@ class Pulled:
 class Backward:
     """What rules share during one backward pass.
 
-    sound: whether to round outwards. step: the name of the step, output: its bounded value. slopes: by step, [B, K,
-    *shape], where between its two extremes the free line of a relaxation lies, 0 to 1; absent, it is chosen to
-    make the relaxation's area small. chosen: if a dictionary, receives each step's default choice. kept: what the
-    forward pass's rules left for theirs, by step.
+    sound: whether to round outwards. step: the name of the step, output: its bounded value. slopes: free choices by
+    name, [B, K, *shape], 0 to 1: by a step's name, where between its two extremes the free line of its relaxation
+    lies. What is absent is chosen by default, a line so that the relaxation's area is small. chosen: if a dictionary,
+    receives every choice. kept: what the forward pass's rules left for theirs, by step.
     """
 
     sound: bool

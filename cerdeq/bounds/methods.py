@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cerdeq.bounds.backward import bytes_per_row, chunked_lower_bound, in_chunks, linear_lower_bound
+from cerdeq.bounds.backward import Functional, bytes_per_row, chunked_lower_bound, in_chunks, linear_lower_bound
 from cerdeq.bounds.forward import output_of, propagate, values_of
 from cerdeq.bounds.graph import Program
 from cerdeq.bounds.interval import Context, Interval
@@ -157,8 +157,8 @@ def _interval_bound(program: Program, values: list[Any], spec: Tensor) -> Tensor
 def _crown(program: Program, values: list[Any], spec: Tensor, memory: int) -> Tensor:
     shape = values[program.output].center.shape[1:]
 
-    def rows(start: int, stop: int) -> Tensor:
-        return spec[:, start:stop].unflatten(2, shape)
+    def rows(start: int, stop: int) -> Functional:
+        return {program.output: spec[:, start:stop].unflatten(2, shape)}
 
     return chunked_lower_bound(program, values, rows, spec.shape[1], program.output, memory)
 

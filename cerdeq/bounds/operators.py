@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cerdeq.bounds import interval, linear, relaxation
+from cerdeq.bounds.interval import Interval
 from cerdeq.boxes import Box
 
 
@@ -30,11 +31,13 @@ class Operator:
     functions: the functionals and tensor methods it stands for. modules: for each module class, the arguments
     that follow the input. backward: rule (Backward, coefficients, *args, **kwargs) -> Pulled, `linear.affine` of an
     affine operator; None where IBP is all there is. unsettled: of an operator that is not affine, (Box, **options) -> a
-    mask of where a tighter input box makes its relaxation tighter. bounded: which arguments may be bounded values: the
-    "first" alone, "one" at any place, "any", or "list", any of those in the first argument. allowed: the values that
-    an argument may take, where not all. local: whether a pixel of the result comes from one "pixel" of an image,
-    treated like every other, or from a "window" as of conv2d; None where neither is known. broadcasts: whether
-    arguments of several shapes are broadcast. view: whether the result may share its input's memory.
+    mask of where a tighter input box makes its relaxation tighter. refine: of an operator with pre-activations of its
+    own, (tighten.Tighter, result, *args, **kwargs) -> the result over those, tightened. bounded: which arguments may be
+    bounded values: the "first" alone, "one" at any place, "any", or "list", any of those in the first argument.
+    allowed: the values that an argument may take, where not all. local: whether a pixel of the result comes from one
+    "pixel" of an image, treated like every other, or from a "window" as of conv2d; None where neither is known.
+    broadcasts: whether arguments of several shapes are broadcast. view: whether the result may share its input's
+    memory.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Operator:
     modules: dict[type[nn.Module], Callable[[Any], dict[str, Any]]] = field(default_factory=dict)
     backward: linear.Rule | None = None
     unsettled: Callable[..., Tensor] | None = None
+    refine: Callable[..., Interval] | None = None
     bounded: Literal["first", "one", "any", "list"] = "first"
     allowed: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     local: Literal["pixel", "window"] | None = None

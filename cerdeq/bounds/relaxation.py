@@ -45,17 +45,17 @@ def lines(ctx: Backward, box: Box, negative_slope: float = 0.0) -> Lines:
         away = 8 * limits.eps * (gaps[0].abs() + gaps[1].abs() + high.abs() + low.abs()) + limits.tiny
         offset = offset + away if convex else offset - away
     offset = torch.where(crossing, offset, torch.where(low <= high, 0, torch.nan))  # NaN: a box that is none
-    share = _share(ctx, per_row((high > -low).to(low)))
-    free = torch.where(per_row(crossing), negative_slope + share * (1 - negative_slope), per_row(exact))
+    chosen = share(ctx, ctx.step, per_row((high > -low).to(low)))
+    free = torch.where(per_row(crossing), negative_slope + chosen * (1 - negative_slope), per_row(exact))
     return Lines(slope, offset, free, convex)
 
 
-def _share(ctx: Backward, default: Tensor) -> Tensor:
-    """Where between its extremes the free slope lies, [B, 1 or K, *shape], within 0 and 1."""
-    share = ctx.slopes.get(ctx.step, default)
+def share(ctx: Backward, name: str, default: Tensor) -> Tensor:
+    """The free choice `name` of this pass, [B, 1 or K, *shape], within 0 and 1; any is sound."""
+    chosen = ctx.slopes.get(name, default)
     if ctx.chosen is not None:
-        ctx.chosen[ctx.step] = share
-    return share.clamp(0, 1) if ctx.sound else share  # the clamp has no gradient at its ends
+        ctx.chosen[name] = chosen
+    return chosen.clamp(0, 1) if ctx.sound else chosen  # the clamp has no gradient at its ends
 
 
 def through(ctx: Backward, around: Lines, coefficients: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,16 +1,24 @@
 """Intermediate boxes by CROWN itself, layer by layer, of the neurons that need them (Zhang et al. 2018)."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cerdeq.bounds.backward import chunked_lower_bound
+from cerdeq.bounds.backward import Functional, chunked_lower_bound
 from cerdeq.bounds.forward import values_of
 from cerdeq.bounds.graph import Program
 from cerdeq.bounds.interval import Context, Interval
 from cerdeq.bounds.patches import Coefficients, one_hot
-from cerdeq.boxes import Box, outward_ends
+from cerdeq.boxes import Box, narrowed, outward_ends
+
+Tighter = Callable[[Box, Tensor, Callable[[Coefficients], list[Coefficients]]], Box]
+"""(box, unsettled, functionals) -> the box, tightened by linear bounds where `unsettled`, a mask of its shape.
+
+The box is of a value that is linear in an operator's result and arguments: functionals gives the coefficients of
+those, from coefficients of the value."""
 
 
 def tightened_values(program: Program, x: Interval, memory: int) -> list[Any]:
@@ -20,47 +28,60 @@ def tightened_values(program: Program, x: Interval, memory: int) -> list[Any]:
     """
     done = {0}
 
-    def tighten(number: int, values: list[Any]) -> None:
-        step = program.steps[number - 1]
-        if step.record is None or step.record.unsettled is None:
+    def inputs(number: int, values: list[Any]) -> None:
+        step, record = program.steps[number - 1], program.steps[number - 1].record
+        if record is None or record.unsettled is None:
             return
         _, options = step.call(values)
         for source in set(step.sources) - done:
-            unsettled = step.record.unsettled(values[source].box, **options)
-            values[source] = _tightened(program, values, source, unsettled, memory)
+            x = values[source]
+            unsettled = record.unsettled(x.box, **options)
+            box = _tightened(program, values, source, x.box, unsettled, partial(_of_one, source), memory)
+            values[source] = Interval(box.center, box.radius, x.clean)
             done.add(source)
 
-    return values_of(program, x, Context(sound=True), tighten)
+    def result(number: int, values: list[Any]) -> None:
+        step, record = program.steps[number - 1], program.steps[number - 1].record
+        if record is None or record.refine is None:
+            return
+
+        def tighter(box: Box, unsettled: Tensor, functionals: Callable[[Coefficients], list[Coefficients]]) -> Box:
+            def functional(rows: Coefficients) -> Functional:
+                return dict(zip((number, *step.sources), functionals(rows), strict=True))
+
+            return _tightened(program, values, number, box, unsettled, functional, memory)
+
+        arguments, options = step.call(values)
+        values[number] = record.refine(tighter, values[number], *arguments, **options)
+
+    return values_of(program, x, Context(sound=True), inputs, result)
 
 
-def _tightened(program: Program, values: list[Any], at: int, unsettled: Tensor, memory: int) -> Interval:
-    """Value number `at` with its box tightened where `unsettled`, a mask of its shape."""
-    x = values[at]
+def _of_one(number: int, rows: Coefficients) -> Functional:
+    return {number: rows}
+
+
+def _tightened(
+    program: Program, values: list[Any], at: int, box: Box, unsettled: Tensor,
+    functional: Callable[[Coefficients], Functional], memory: int,
+) -> Box:  # fmt: skip
+    """`box`, of something linear in the values up to number `at`, tightened where `unsettled`."""
     chosen = unsettled.flatten(1).int()
     count = int(chosen.sum(1).max())
     if count == 0:
-        return x
+        return box
     # Examples have different numbers of such neurons; those with fewer fill up with others, which does no harm.
     index = chosen.argsort(dim=1, descending=True, stable=True)[:, :count]
 
-    def rows(start: int, stop: int) -> Coefficients:
+    def rows(start: int, stop: int) -> Functional:
         """Rows 2 k and 2 k + 1: the k-th neuron and its negative."""
         place = index.repeat_interleave(2, dim=1)[:, start:stop]
-        sign = torch.tensor([1.0, -1.0]).to(x.center).repeat(count)[start:stop].expand(place.shape)
-        return one_hot(place, sign, x.center.shape[1:])
+        sign = torch.tensor([1.0, -1.0]).to(box.center).repeat(count)[start:stop].expand(place.shape)
+        return functional(one_hot(place, sign, box.center.shape[1:]))
 
-    found = chunked_lower_bound(program, values, rows, 2 * count, at, memory).to(x.center)
+    found = chunked_lower_bound(program, values, rows, 2 * count, at, memory).to(box.center)
     found = found - torch.finfo(found.dtype).eps * found.abs()  # down, from float64
-    low, high = (end.flatten(1) for end in outward_ends(x.box))
+    low, high = (end.flatten(1) for end in outward_ends(box))
     low = low.scatter(1, index, torch.maximum(low.gather(1, index), found[:, ::2]))
     high = high.scatter(1, index, torch.minimum(high.gather(1, index), -found[:, 1::2]))
-    return _tighter(x, low.view_as(x.center), high.view_as(x.center))
-
-
-def _tighter(x: Interval, low: Tensor, high: Tensor) -> Interval:
-    """x, its box replaced by [low, high] where that is smaller."""
-    new = Box((low + high) / 2, (high - low) / 2)
-    limits = torch.finfo(low.dtype)
-    radius = new.radius.clamp(min=0) + 4 * limits.eps * (low.abs() + high.abs()) + limits.tiny
-    smaller = radius < x.radius
-    return Interval(torch.where(smaller, new.center, x.center), torch.where(smaller, radius, x.radius), x.clean)
+    return narrowed(box, low.view_as(box.center), high.view_as(box.center))

@@ -1,7 +1,14 @@
 """Equilibrium layers and the proofs about them."""
 
-from cerdeq.equilibrium.certificate import Contraction, NotContractiveError, contraction, verified_box, verify_inclusion
-from cerdeq.equilibrium.layer import Equilibrium, FixedPoint, NotConvergedError, fold
+from cerdeq.equilibrium.certificate import (
+    Contraction,
+    NotContractiveError,
+    contraction,
+    interval_equilibrium,
+    verified_box,
+    verify_inclusion,
+)
+from cerdeq.equilibrium.layer import Equilibrium, FixedPoint, NotConvergedError, advance, fold
 from cerdeq.equilibrium.solver import Solution
 
 __all__ = [
@@ -11,8 +18,10 @@ __all__ = [
     "NotContractiveError",
     "NotConvergedError",
     "Solution",
+    "advance",
     "contraction",
     "fold",
+    "interval_equilibrium",
     "verified_box",
     "verify_inclusion",
 ]

@@ -9,44 +9,72 @@ and the last term is bounded with a box of z. It vanishes where L = a + W^T D(L)
 iteration approaches at the rate rho(|W|). The bound holds for every L: stopping early costs tightness alone.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from cerdeq.bounds.interval import Interval
 from cerdeq.bounds.linear import Backward, Pulled, dot, magnitude, slack
-from cerdeq.bounds.relaxation import Lines, lines, through
+from cerdeq.bounds.relaxation import Lines, lines, share, through
 from cerdeq.boxes import Box
-from cerdeq.equilibrium.certificate import preactivation_box
+from cerdeq.equilibrium.certificate import reachable_preactivation
 from cerdeq.equilibrium.recurrence import apply_lifted, apply_transposed, apply_weight
 
 _TOLERANCE = 1e-3
 _LIMIT = 100
+_SPARE = 0.05  # how much of its multiplier each unit may leave to the box: more only made the search slower
+_SEARCH_STEPS = 3  # that the search for better slopes and multipliers differentiates, at the end of the others
 
 
-def pull_back(ctx: Backward, coefficients: Tensor, h: Interval, weight: Tensor, iterations: int) -> Pulled:
+def pull_back(ctx: Backward, coefficients: Tensor, h: Interval, weight: Tensor, iterations: int | None) -> Pulled:
     """Coefficients [B, K, *shape] of z, turned into those of h.
 
-    ctx.output: a box that contains z, proved if `ctx.sound`. In training `iterations` steps of the adjoint; with
-    `ctx.sound` until the multiplier has settled.
+    ctx.output: a box that contains z, proved if `ctx.sound`. The multiplier is that many steps of
+    L <- k (a + W^T D(L)) from a, or with None as many as it needs to settle. k, 1 by default and a free choice of the
+    pass, says for each unit how much of its coefficient goes through the lines; the box takes the rest.
     """
     z = ctx.output
     assert z is not None, "the pass says what the step gave"
-    if ctx.sound:
-        preactivation = preactivation_box(weight, h.box, z.box)
+    if iterations is None:
+        preactivation = reachable_preactivation(weight, h.box, z.box)
     else:
         preactivation = Box(*apply_lifted(weight, (z.center, z.radius), (h.center, h.radius)))
     around = lines(ctx, preactivation)
+    kept = _kept(ctx, coefficients)
+
+    def step(multiplier: Tensor) -> Tensor:
+        following = coefficients + transposed(weight, through(ctx, around, multiplier)[0])
+        return following if kept is None else kept * following
+
     multiplier = coefficients
-    moving = coefficients.new_ones(coefficients.shape[:2], dtype=torch.bool)
-    for _ in range(_LIMIT if ctx.sound else iterations):
-        following = coefficients + _transposed(weight, through(ctx, around, multiplier)[0])
-        if ctx.sound:  # each row stops by itself, whatever others are in the batch
-            moving = moving & _far(following, multiplier)
-            if not bool(moving.any()):
-                break
-            following = torch.where(moving.view(*moving.shape, *[1] * (following.dim() - 2)), following, multiplier)
-        multiplier = following
+    if iterations is None:
+        with torch.no_grad():
+            multiplier = _settled(step, multiplier)
+        iterations = 0 if ctx.sound else _SEARCH_STEPS
+    for _ in range(iterations):
+        multiplier = step(multiplier)
     return _bound(ctx, coefficients, multiplier, around, weight, z, preactivation)
+
+
+def _kept(ctx: Backward, coefficients: Tensor) -> Tensor | None:
+    """k, None for 1."""
+    name = f"{ctx.step}/multiplier"
+    if ctx.chosen is None and name not in ctx.slopes:
+        return None
+    return 1 - _SPARE * (1 - share(ctx, name, coefficients.new_ones(coefficients[:, :1].shape)))
+
+
+def _settled(step: Callable[[Tensor], Tensor], multiplier: Tensor) -> Tensor:
+    """The multiplier after as many steps as it needs; each row stops by itself, whatever others are in the batch."""
+    moving = multiplier.new_ones(multiplier.shape[:2], dtype=torch.bool)
+    for _ in range(_LIMIT):
+        following = step(multiplier)
+        moving = moving & _far(following, multiplier)
+        if not bool(moving.any()):
+            break
+        multiplier = torch.where(moving.view(*moving.shape, *[1] * (following.dim() - 2)), following, multiplier)
+    return multiplier
 
 
 def _bound(
@@ -54,7 +82,7 @@ def _bound(
     preactivation: Box,
 ) -> Pulled:  # fmt: skip
     pulled, constant = through(ctx, around, multiplier)
-    residual = coefficients + _transposed(weight, pulled) - multiplier
+    residual = coefficients + transposed(weight, pulled) - multiplier
     constant = constant + dot(ctx, residual, z.center) - dot(ctx, residual.abs(), z.radius)
     if ctx.sound:
         size, terms = magnitude(z), weight[0].numel() + 8
@@ -65,7 +93,8 @@ def _bound(
     return Pulled((pulled,), constant)
 
 
-def _transposed(weight: Tensor, coefficients: Tensor) -> Tensor:
+def transposed(weight: Tensor, coefficients: Tensor) -> Tensor:
+    """W^T on coefficients [B, K, *shape]."""
     return apply_transposed(weight, coefficients.flatten(0, 1)).unflatten(0, coefficients.shape[:2])
 
 

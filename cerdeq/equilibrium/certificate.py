@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cerdeq.bounds.interval import Context, absorb, relu_box, settle
-from cerdeq.boxes import Box
+from cerdeq.boxes import Box, narrowed, outward_ends
 from cerdeq.equilibrium.recurrence import apply_lifted, apply_weight, per_channel
 from cerdeq.equilibrium.solver import solve
 
@@ -20,7 +20,7 @@ _POWER_ITERATIONS = 500
 _SOLVER_TOLERANCE = 1e-6
 _SOLVER_LIMIT = 1000
 _SOLVER_METHOD = "anderson"  # radii go by |W|, so rho(|W|) counts: Picard is several times slower near 1
-_FINAL_STEPS = 2
+_FINAL_STEPS, _MOST_FINAL_STEPS = 2, 500
 
 
 class NotContractiveError(ValueError):
@@ -78,6 +78,14 @@ def preactivation_box(weight: Tensor, h: Box, z: Box) -> Box:
     return Box(center, settle(ctx, radius + absorb(ctx, h.center, h.radius, terms), terms))
 
 
+def reachable_preactivation(weight: Tensor, h: Box, z: Box) -> Box:
+    """`preactivation_box`, smaller where z's box says so: z = relu(p) makes p <= z, where z > 0 equal to it."""
+    p = preactivation_box(weight, h, z)
+    (low, high), (least, most) = outward_ends(p), outward_ends(z)
+    low, high = torch.where(least > 0, torch.maximum(low, least), low), torch.minimum(high, most)
+    return narrowed(p, low, high)
+
+
 def verify_inclusion(weight: Tensor, h: Box, z: Box, v: Tensor) -> Tensor:
     """Whether `z` is proved to contain the equilibrium of every h in the box, per example: bool [B].
 
@@ -95,6 +103,13 @@ def verify_inclusion(weight: Tensor, h: Box, z: Box, v: Tensor) -> Tensor:
     return (inside & proper).flatten(1).all(1) & unique
 
 
+def contracted(weight: Tensor, h: Box, z: Box) -> Box:
+    """A proved box z, intersected with F(z) a few times: it keeps the proof (the equilibrium is in both)."""
+    for _ in range(_FINAL_STEPS):
+        z = narrowed(z, *outward_ends(interval_step(weight, h, z)))
+    return z
+
+
 def closed_form_box(weight: Tensor, h: Box, proof: Contraction) -> Box:
     """[0, t v] with t = max_i relu(h_u)_i / s_i: contains every equilibrium, without any iteration."""
     v = per_channel(proof.v, h.center)
@@ -109,7 +124,7 @@ def verified_box(weight: Tensor, h: Box) -> Box:
     """A box that is proved to contain the equilibrium of every h in the box `h`, [B, ...], float64.
 
     The interval equilibrium is solved fast in float32, widened by a multiple of v until its inclusion is checked in
-    float64, then mapped through F again, which keeps the proof and undoes most of the widening. Where the check fails
+    float64, then mapped through F again, which keeps the proof and undoes the widening. Where the check fails
     the closed-form box is tried; an example without any proved box gets radius infinity. Without gradient.
     Raises NotContractiveError where rho(|W|) < 1 has no proof.
     """
@@ -117,19 +132,34 @@ def verified_box(weight: Tensor, h: Box) -> Box:
     if not proof.rate < 1:
         raise NotContractiveError(f"rho(|W|) < 1 is not proved: the bound is {proof.rate:.6f}")
     weight, h = weight.double(), _double(h)
-    z = _widened(weight, h, _fast_solution(weight, h), proof)
+    z = _widened(weight, h, interval_equilibrium(weight, h), proof)
     proved = verify_inclusion(weight, h, z, proof.v)
     if not bool(proved.all()):
         z = _select(proved, z, closed_form_box(weight, h, proof))
         proved = verify_inclusion(weight, h, z, proof.v)
-    for _ in range(_FINAL_STEPS):
-        z = interval_step(weight, h, z)
+    z = _mapped(weight, h, z, proof)
     z = _widened(weight, h, z, proof)  # by rounding errors, so that the check accepts the box that is handed out
     return Box(z.center, torch.where(_per_example(proved, z.radius), z.radius, torch.inf))
 
 
-def _fast_solution(weight: Tensor, h: Box) -> Box:
-    """The interval equilibrium to float32 accuracy; a guess, to be proved."""
+def _mapped(weight: Tensor, h: Box, z: Box, proof: Contraction) -> Box:
+    """A proved box z, mapped through F twice, and on as long as that shrinks it as fast as errors of the guess do.
+
+    Only boxes as small as those errors, of points say, are mapped often. Each example stops by itself.
+    """
+    shrinking = torch.ones(len(z.center), dtype=torch.bool, device=z.center.device)
+    for step in range(_MOST_FINAL_STEPS):
+        following = interval_step(weight, h, z)
+        before, after = (box.radius.flatten(1).sum(1) for box in (z, following))
+        z = _select(shrinking, following, z)
+        shrinking = shrinking & ((after < before * (1 + proof.rate) / 2) | (step + 1 < _FINAL_STEPS))
+        if not bool(shrinking.any()):
+            break
+    return z
+
+
+def interval_equilibrium(weight: Tensor, h: Box) -> Box:
+    """The interval equilibrium of h [B, ...] to float32 accuracy, in float64: a guess, nothing proved."""
     small, ends = weight.float(), torch.cat([h.center, h.radius], dim=1).float()
     ctx = Context(sound=False)
 

@@ -6,18 +6,22 @@ from torch.nn.utils import parametrize
 
 from cerdeq.bounds.interval import Context, Interval, relu_box
 from cerdeq.bounds.linear import Backward, Pulled
-from cerdeq.bounds.operators import Operator, register
-from cerdeq.boxes import Box
-from cerdeq.equilibrium.adjoint import pull_back
-from cerdeq.equilibrium.certificate import preactivation_box, verified_box
+from cerdeq.bounds.operators import Operator, crossing, register
+from cerdeq.bounds.patches import Coefficients, dense
+from cerdeq.bounds.tighten import Tighter
+from cerdeq.boxes import Box, narrowed, outward_ends
+from cerdeq.equilibrium.adjoint import pull_back, transposed
+from cerdeq.equilibrium.certificate import contracted, preactivation_box, reachable_preactivation, verified_box
 from cerdeq.equilibrium.implicit import attach, attach_interval
 from cerdeq.equilibrium.recurrence import apply_lifted, apply_weight
 from cerdeq.equilibrium.solver import Solution, iterate, solve
-from cerdeq.equilibrium.weights import PARAMETRISATIONS
+from cerdeq.equilibrium.weights import PARAMETRISATIONS, Parametrisation
 
 _TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 _LIMIT = 20_000
 _METHOD = "picard"  # where W has both signs, as many steps as Anderson, each at half the cost in a tenth of the memory
+GRADIENTS = ("implicit", "unrolled")
+Ends = tuple[Tensor, Tensor]
 
 
 class NotConvergedError(RuntimeError):
@@ -27,17 +31,41 @@ class NotConvergedError(RuntimeError):
 class FixedPoint(nn.Module):
     """The map from h to the z with z = relu(W z + h): the leaf that bounds know.
 
-    In training both solves are Picard iterations of fixed counts from zero; in evaluation the solve goes to a
-    tolerance (relative, per example: 1e-5 in float32, 1e-10 in float64) and raises NotConvergedError where it misses.
+    In training both solves are Picard iterations of fixed counts, from relu(h), with implicit gradients or, where
+    `gradient` is "unrolled", those of the iterations themselves. The count grows from `early_iterations`, where that is
+    not None, to `iterations` as `advance` is told. warm_start: the lifted solve starts from the clean equilibrium. In
+    evaluation the solve goes to a tolerance (relative, per example: 1e-5 in float32, 1e-10 in float64) and raises
+    NotConvergedError where it misses.
     """
 
     weight: Tensor
 
-    def __init__(self, weight: Tensor, iterations: int, backward_iterations: int):
+    def __init__(
+        self,
+        weight: Tensor,
+        iterations: int,
+        backward_iterations: int,
+        early_iterations: int | None = None,
+        gradient: str = "implicit",
+        warm_start: bool = False,
+    ):
         super().__init__()
+        counts = (iterations, backward_iterations, iterations if early_iterations is None else early_iterations)
+        if min(counts) < 1:
+            raise ValueError("iterations, early_iterations and backward_iterations must be at least 1")
+        if gradient not in GRADIENTS:
+            raise ValueError(f"unknown gradient {gradient!r}; known: {', '.join(GRADIENTS)}")
         self.weight = nn.Parameter(weight)
-        self.iterations = iterations
+        self.range = counts[2], iterations
+        self.iterations = counts[2]
         self.backward_iterations = backward_iterations
+        self.unrolled = gradient == "unrolled"
+        self.warm_start = warm_start
+
+    def advance(self, progress: float) -> None:
+        """Set the training solve's count to what it is when eps is `progress` (0 to 1) of its target."""
+        early, late = self.range
+        self.iterations = early + int((late - early) * min(max(progress, 0.0), 1.0))
 
     def solve(
         self,
@@ -75,6 +103,8 @@ class FixedPoint(nn.Module):
 
     def at(self, weight: Tensor, h: Tensor) -> Tensor:
         """z for h under a W that was read before: in training every reading moves the parametrisation on."""
+        if self.training and self.unrolled:
+            return self._iterated(weight, h)
         with torch.no_grad():
             z = self._iterated(weight, h) if self.training else self._converged(weight, h)
         return torch.relu(apply_weight(weight, attach(weight, h, z, self.backward_iterations)) + h)
@@ -94,7 +124,9 @@ class Equilibrium(nn.Module):
     """z = relu(W z + inject(x)), W a zero-padded stride-1 convolution (odd kernel_size) or dense (kernel_size None).
 
     inject: any traceable module from x to [B, channels, H, W], or [B, channels] for a dense W. W starts at its bound
-    times the gain: rho(|W|) <= gain (1 - margin). Raises ValueError for an unknown parametrisation or an even kernel.
+    times the gain: rho(|W|) <= gain (1 - margin). parametrisation, margin, gain, margin_start: of W, as in
+    `cerdeq.equilibrium.weights`; groups: of "orthogonal" alone, whose blocks of channels W leaves apart. The others as
+    in `FixedPoint`. Raises ValueError for an unknown parametrisation, an even kernel, or a number out of range.
     """
 
     def __init__(
@@ -105,24 +137,28 @@ class Equilibrium(nn.Module):
         parametrisation: str = "perron",
         margin: float = 0.3,
         gain: float | None = 0.5,
+        groups: int = 1,
+        margin_start: float | None = None,
         iterations: int = 10,
         backward_iterations: int = 6,
+        early_iterations: int | None = None,
+        gradient: str = "implicit",
+        warm_start: bool = False,
     ):
         super().__init__()
         if parametrisation not in PARAMETRISATIONS:
             raise ValueError(f"unknown parametrisation {parametrisation!r}; known: {', '.join(PARAMETRISATIONS)}")
         if kernel_size is not None and kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, found {kernel_size}")
-        if iterations < 1 or backward_iterations < 1:
-            raise ValueError("iterations and backward_iterations must be at least 1")
+        if groups < 1 or channels % groups or (groups > 1 and parametrisation != "orthogonal"):
+            raise ValueError(f"groups: of orthogonal alone, a divisor of {channels} channels; found {groups}")
         kernel = () if kernel_size is None else (kernel_size, kernel_size)
-        free = torch.randn(channels, channels, *kernel)
+        free = torch.randn(channels, channels // groups, *kernel)
         free /= free[0].numel()
         self.inject = inject
-        self.recurrence = FixedPoint(free, iterations, backward_iterations)
-        parametrize.register_parametrization(
-            self.recurrence, "weight", PARAMETRISATIONS[parametrisation](channels, margin, gain)
-        )
+        self.recurrence = FixedPoint(free, iterations, backward_iterations, early_iterations, gradient, warm_start)
+        shape = PARAMETRISATIONS[parametrisation](channels, margin, gain, margin_start)
+        parametrize.register_parametrization(self.recurrence, "weight", shape, unsafe=groups > 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """The equilibrium z [B, channels, ...] of x."""
@@ -148,18 +184,48 @@ def _interval(ctx: Context, x: Interval, module: FixedPoint) -> Interval:
         ctx.preactivations[ctx.step] = preactivation_box(weight, x.box, box)
         return Interval(box.center, box.radius, clean)
     h = (x.center, x.radius)
-    with torch.no_grad():
-        solution = relu_box(ctx, *h)
-        for _ in range(module.iterations):
-            solution = relu_box(ctx, *apply_lifted(weight, solution, h))
-    preactivation = apply_lifted(weight, attach_interval(weight, *h, *solution, module.backward_iterations), h)
+    start = relu_box(ctx, *h)
+    if module.warm_start and clean is not None:
+        start = clean.detach(), torch.zeros_like(clean)
+    preactivation = apply_lifted(weight, _lifted(ctx, module, weight, h, start), h)
     ctx.preactivations[ctx.step] = Box(*preactivation)
     return Interval(*relu_box(ctx, *preactivation), clean)
 
 
+def _lifted(ctx: Context, module: FixedPoint, weight: Tensor, h: Ends, solution: Ends) -> Ends:
+    """The lifted equilibrium by the module's count of iterations from `solution`, differentiable as it says."""
+    with torch.set_grad_enabled(module.unrolled and torch.is_grad_enabled()):
+        for _ in range(module.iterations):
+            solution = relu_box(ctx, *apply_lifted(weight, solution, h))
+    return solution if module.unrolled else attach_interval(weight, *h, *solution, module.backward_iterations)
+
+
+def advance(model: nn.Module, progress: float) -> None:
+    """Take every equilibrium of `model` to its schedule's values where eps is `progress` (0 to 1) of its target."""
+    for module in model.modules():
+        if isinstance(module, FixedPoint | Parametrisation):
+            module.advance(progress)
+
+
 def _backward(ctx: Backward, coefficients: Tensor, h: Interval, module: FixedPoint) -> Pulled:
-    weight = ctx.kept[ctx.step] if module.training else module.weight  # in training every reading moves it on
-    return pull_back(ctx, coefficients, h, weight, module.backward_iterations)
+    if module.training:  # where every reading moves W on
+        return pull_back(ctx, coefficients, h, ctx.kept[ctx.step], module.backward_iterations)
+    return pull_back(ctx, coefficients, h, module.weight, None)
+
+
+def _refine(tighter: Tighter, z: Interval, h: Interval, module: FixedPoint) -> Interval:
+    """z's box over pre-activations that linear bounds tightened, where they have 0 inside, contracted a few times."""
+    weight = module.weight.double()
+    proved, given = Box(z.center.double(), z.radius.double()), Box(h.center.double(), h.radius.double())
+    p = reachable_preactivation(weight, given, proved)
+
+    def functionals(rows: Coefficients) -> list[Coefficients]:
+        rows = dense(rows).to(z.center)
+        return [transposed(module.weight, rows), rows]
+
+    p = tighter(p, crossing(p), functionals)
+    proved = contracted(weight, given, narrowed(proved, *(torch.relu(end) for end in outward_ends(p))))
+    return Interval(proved.center.to(z.center), _rounded_up(proved.radius, proved.center, z.radius), z.clean)
 
 
 def _alive(h: Box, module: FixedPoint) -> Tensor:
@@ -178,6 +244,6 @@ def _rounded_up(radius: Tensor, center: Tensor, like: Tensor) -> Tensor:
 register(
     Operator(
         "fixed_point", _interval, (), {FixedPoint: lambda module: {"module": module}}, backward=_backward,
-        unsettled=_alive,
+        unsettled=_alive, refine=_refine,
     )
 )  # fmt: skip

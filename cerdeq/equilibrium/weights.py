@@ -1,9 +1,11 @@
-"""Parametrisations of an equilibrium's W from a free kernel, each with a proof of rho(|W|) <= 1 - margin.
+"""Parametrisations of an equilibrium's W from a free kernel M, each with rho(|W|) <= 1 - margin by construction.
 
 They are torch parametrisations (torch.nn.utils.parametrize): the module's `weight` is W, the free kernel is trained.
+`certificate.contraction` proves the same of the stored W, in float64.
 """
 
 import math
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -11,46 +13,86 @@ from torch import Tensor, nn
 from cerdeq.equilibrium.certificate import channel_matrix
 
 _POWER_ITERATIONS = 3
+_NEWTON_SCHULZ_STEPS = 15
+_ROOM = 1e-5  # for rounding in float32, so that the bound can be proved on the stored W
 
 
-class Perron(nn.Module):
-    """W = g M min(1, (1 - margin) / bound(M)), bound(M) = max_i (A v)_i / v_i >= rho(A) >= rho(|M|) (Collatz-Wielandt).
+class Parametrisation(nn.Module):
+    """W = g C(M), C(M) a kernel with rho(|C(M)|) <= 1 - margin, whatever M is.
 
-    A is the channel matrix of |M|; v and the left Perron vector follow M by a few power iterations a training step.
-    Any v > 0 makes the bound valid; a converged one makes it tight. Gradients pass through the scale by the Perron
-    vectors, d rho = u v^T / (u . v). The learned gain g in (0, 1) is a sigmoid, since a clamped one sticks at 0;
-    `gain` is its first value, None for W at its bound throughout. Raises ValueError for either outside (0, 1).
+    The learned gain g in (0, 1) is a sigmoid, since a clamped one sticks at 0; `gain` is its first value, None for
+    g = 1 throughout. It lets W leave its bound where C alone would sit at it. margin_start: where the margin is before
+    training; `advance` takes it to `margin`. Raises ValueError for values outside (0, 1).
+    """
+
+    margin: Tensor
+
+    def __init__(self, channels: int, margin: float, gain: float | None, margin_start: float | None = None):
+        super().__init__()
+        start = margin if margin_start is None else margin_start
+        for name, value in (("margin", margin), ("margin_start", start), ("gain", 0.5 if gain is None else gain)):
+            if not 0 < value < 1:
+                raise ValueError(f"{name} must lie in (0, 1), found {value}")
+        self.margins = start, margin
+        self.gain_logit = None if gain is None else nn.Parameter(torch.tensor(math.log(gain / (1 - gain))))
+        self.register_buffer("margin", torch.tensor(start))
+
+    @property
+    def gain(self) -> Tensor:
+        """The gain g, a scalar in (0, 1]."""
+        return self.margin.new_ones(()) if self.gain_logit is None else torch.sigmoid(self.gain_logit)
+
+    def advance(self, progress: float) -> None:
+        """Set the margin to what it is when eps is `progress` (0 to 1) of its target."""
+        start, end = self.margins
+        self.margin.fill_(start + (end - start) * min(max(progress, 0.0), 1.0))
+
+    def forward(self, kernel: Tensor) -> Tensor:
+        """W from the free kernel M."""
+        plain = nullcontext() if kernel.is_meta else torch.autocast(kernel.device.type, enabled=False)
+        with plain:  # a bound in bf16 would be none
+            return self.gain * self.contractive(kernel)
+
+    def contractive(self, kernel: Tensor) -> Tensor:
+        """C(M)."""
+        raise NotImplementedError
+
+    def limit(self) -> Tensor:
+        """What rho(|W|) may be, less room for rounding."""
+        return (1 - self.margin) * (1 - _ROOM)
+
+
+class Perron(Parametrisation):
+    """C(M) = N min(1, (1 - margin) / bound(N)), bound(N) = max_i (A v)_i / v_i >= rho(A) >= rho(|N|).
+
+    The bound is Collatz and Wielandt's. N is M itself, A the channel matrix of |N|; v and the left Perron vector follow
+    it by a few power iterations a training step. Any v > 0 makes the bound valid; a converged one makes it tight.
+    Gradients pass through the scale by the Perron vectors, d rho = u v^T / (u . v).
     """
 
     left: Tensor
     right: Tensor
 
-    def __init__(self, channels: int, margin: float, gain: float | None):
-        super().__init__()
-        if not 0 < margin < 1:
-            raise ValueError(f"margin must lie in (0, 1), found {margin}")
-        if gain is not None and not 0 < gain < 1:
-            raise ValueError(f"gain must lie in (0, 1) or be None, found {gain}")
-        self.margin = margin
-        self.gain_logit = None if gain is None else nn.Parameter(torch.tensor(math.log(gain / (1 - gain))))
+    def __init__(self, channels: int, margin: float, gain: float | None, margin_start: float | None = None):
+        super().__init__(channels, margin, gain, margin_start)
         self.register_buffer("left", torch.ones(channels))
         self.register_buffer("right", torch.ones(channels))
 
-    @property
-    def gain(self) -> Tensor:
-        """The gain g, a scalar in (0, 1]."""
-        return self.left.new_ones(()) if self.gain_logit is None else torch.sigmoid(self.gain_logit)
+    def shaped(self, kernel: Tensor) -> Tensor:
+        """N, before it is scaled under its bound."""
+        return kernel
 
-    def forward(self, kernel: Tensor) -> Tensor:
-        """W from the free kernel, of the same shape."""
-        matrix = channel_matrix(kernel)
+    def contractive(self, kernel: Tensor) -> Tensor:
+        """C(M)."""
+        shaped = self.shaped(kernel)
+        matrix = channel_matrix(shaped)
         if self.training:
             self._follow(matrix.detach())
         left, right = self.left.clone(), self.right.clone()
         estimate = (left @ matrix @ right) / (left @ right)
         proved = ((matrix @ right) / right).amax()
         bound = (estimate + (proved - estimate).detach()).clamp(min=1e-12)
-        return kernel * (self.gain * torch.clamp((1 - self.margin) / bound, max=1.0))
+        return shaped * torch.clamp(self.limit() / bound, max=1.0)
 
     @torch.no_grad()
     def _follow(self, matrix: Tensor) -> None:
@@ -62,4 +104,60 @@ class Perron(nn.Module):
             self.left.copy_(left / left.amax())
 
 
-PARAMETRISATIONS = {"perron": Perron}
+class NonNegative(Perron):
+    """`Perron` of N = n M^2, element by element, n the fan-in, so that N starts at the size of M.
+
+    W >= 0 makes the layer monotone: its interval equilibrium is exact, [z(lower h), z(upper h)].
+    """
+
+    def shaped(self, kernel: Tensor) -> Tensor:
+        """N."""
+        return kernel[0].numel() * kernel.square()
+
+
+class Orthogonal(Perron):
+    """`Perron` of N with orthonormal rows: CerDEQ's weight orthogonalisation (Li, Wang and Lin 2022; our reading).
+
+    M: [C, C / groups, ...]. N is block diagonal, each group's rows made orthonormal as a matrix by Newton-Schulz
+    iteration (Bjorck and Bowie 1971), exactly so where M's rows are not close to dependent. rho(|N|) falls like the
+    square root of a group's fan-in, and with it how much W shrinks to its bound.
+    """
+
+    def shaped(self, kernel: Tensor) -> Tensor:
+        """N, [C, C, ...]."""
+        channels, inputs = kernel.shape[:2]
+        rows = kernel.reshape(channels // inputs, inputs, -1)
+        norms = rows.abs().sum(2).amax(1) * rows.abs().sum(1).amax(1)  # at least the square of the spectral norm
+        rows = rows / norms.clamp(min=1e-24).sqrt()[:, None, None]
+        for _ in range(_NEWTON_SCHULZ_STEPS):
+            rows = 1.5 * rows - 0.5 * (rows @ rows.mT) @ rows
+        blocks = rows.reshape(-1, inputs, inputs, *kernel.shape[2:])
+        groups = len(blocks)
+        identity = torch.eye(groups, dtype=kernel.dtype, device=kernel.device)
+        spread = torch.einsum("goi...,gh->gohi...", blocks, identity)
+        return spread.reshape(channels, channels, *kernel.shape[2:])
+
+
+class Monotone(Parametrisation):
+    """C(M) = D^-1/2 M D^-1/2, D = diag((A + A^T) 1 / 2) / (1 - margin) + 1e-8, A the channel matrix of |M|.
+
+    IBP-MonDEQ (Wei and Kolter 2022), for which D has zero-padded sums for each pixel; here it is one number a channel,
+    that of pixels inside the image, which is at least as large. rho(|C|) is at most the largest eigenvalue of its
+    symmetric part, similar to D^-1 (A + A^T) / 2, whose rows sum to at most 1 - margin.
+    """
+
+    def contractive(self, kernel: Tensor) -> Tensor:
+        """C(M)."""
+        matrix = channel_matrix(kernel)
+        diagonal = (matrix.sum(0) + matrix.sum(1)) / (2 * self.limit()) + 1e-8
+        scale = diagonal.rsqrt()
+        others = [1] * (kernel.dim() - 2)
+        return kernel * scale.view(-1, 1, *others) * scale.view(1, -1, *others)
+
+
+PARAMETRISATIONS: dict[str, type[Parametrisation]] = {
+    "perron": Perron,
+    "nonnegative": NonNegative,
+    "monotone": Monotone,
+    "orthogonal": Orthogonal,
+}

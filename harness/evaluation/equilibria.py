@@ -4,23 +4,11 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from cerdeq.equilibrium import FixedPoint, contraction
 from harness import names
 from harness.evaluation.verdicts import errors_without_attack
 from harness.settings import TrialConfig
-
-
-def gains(model: nn.Module) -> dict[str, float]:
-    """The largest learned gain in the network, before its parametrisations are folded; empty where it has none."""
-    found = [
-        part.gain.item()
-        for module in model.modules()
-        if isinstance(module, FixedPoint) and parametrize.is_parametrized(module)
-        for part in module.parametrizations.weight  # type: ignore[union-attr]
-    ]
-    return {names.GAIN: max(found)} if found else {}
 
 
 def recurrence_report(model: nn.Module, images: Tensor, labels: Tensor, config: TrialConfig) -> dict[str, float]:

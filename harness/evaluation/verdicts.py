@@ -29,17 +29,19 @@ class SoundnessError(AssertionError):
 class Bounds:
     """Of B examples: the margins' lower bounds, widths and clean values, [B, K - 1] over the other classes in order.
 
-    layers: the mean width of each pre-activation.
+    clean_lower: proved lower bounds of the clean values, which a solver finds with an error. layers: the mean width of
+    each pre-activation.
     """
 
     lower: Tensor
     width: Tensor
     clean: Tensor
+    clean_lower: Tensor
     layers: dict[str, float]
 
     def prediction(self, labels: Tensor) -> Tensor:
-        """The predicted class [B]: the label where every clean margin is positive, else the class of the least one."""
-        least, other = self.clean.min(1)
+        """The predicted class [B]: the label where all clean margins are proved positive, else the least one's."""
+        least, other = self.clean_lower.min(1)
         return torch.where(least > 0, labels, other + (other >= labels))
 
 
@@ -61,8 +63,10 @@ def bound_margins(program: Program, x: Tensor, labels: Tensor, classes: int, eps
     spec = margin_spec(labels, classes)
     output = propagate(program, Interval(ball.center, ball.radius, x), ctx, spec)
     lower, _ = outward_ends(output.box)
+    point = propagate(program, Interval(x, torch.zeros_like(x)), Context(sound=True), spec)
+    clean_lower, _ = outward_ends(point.box)
     layers = {name: 2 * float(box.radius.mean()) for name, box in ctx.preactivations.items()}
-    return Bounds(lower, 2 * output.radius, output.clean_value(), layers)
+    return Bounds(lower, 2 * output.radius, output.clean_value(), clean_lower, layers)
 
 
 def judge(model: nn.Module, images: Tensor, labels: Tensor, config: TrialConfig) -> Judgement:

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from baselines import DATASETS, build
-from cerdeq import LinfBall, margin_spec
-from cerdeq.bounds import Context, Interval, propagate, trace
 from harness import names
 from harness.folder import read_epochs, write_epoch
 from harness.settings import TrialConfig, parse_eps
 from harness.training import checkpoint
 from harness.training.augment import draw
 from harness.training.initialise import initialise
+from harness.training.monitor import monitored
 from harness.training.schedule import Ramp, learning_rate
 from harness.training.step import Stepper, make_optimiser
 
@@ -92,7 +91,7 @@ def _epoch(config: TrialConfig, stepper: Stepper, epoch: int, folder: Path) -> d
         names.TRAIN_CERTIFIED_ERROR: 100 * (1 - float(certified.sum()) / seen),
         names.TRAIN_EPOCH_SECONDS: seconds,
         names.TRAIN_EXAMPLES_PER_SECOND: seen / seconds,
-        **_widths(config, stepper),
+        **monitored(config, stepper.model, stepper.images[:_MONITORED], stepper.labels[:_MONITORED]),
     }
     return {name: value if math.isfinite(value) else None for name, value in row.items()}
 
@@ -110,22 +109,3 @@ def _refuse_non_finite(model: nn.Module, loss: Tensor, epoch: int, folder: Path)
         )
     before = [row for row in read_epochs(folder) if row[names.EPOCH] < epoch]
     raise NonFiniteLossError(epoch, 1, before[-1] if before else {})
-
-
-@torch.no_grad()
-def _widths(config: TrialConfig, stepper: Stepper) -> dict[str, float]:
-    """IBP widths at the sweep's eps on the first training images, without augmentation."""
-    x = stepper.images[:_MONITORED].float() / 255
-    labels = stepper.labels[:_MONITORED]
-    ball = LinfBall(x, parse_eps(config.eps))
-    ctx = Context(sound=False)
-    stepper.model.eval()
-    spec = margin_spec(labels, DATASETS[config.dataset].classes)
-    margins = propagate(trace(stepper.model), Interval(ball.center, ball.radius, x), ctx, spec)
-    stepper.model.train()
-    width = 2 * float(margins.radius.mean())
-    layers = {
-        names.layer_width(name, "train/"): 2 * float(box.radius.mean()) for name, box in ctx.preactivations.items()
-    }
-    relative = width / max(float(margins.clean_value().std()), 1e-30)
-    return {names.TRAIN_BOUND_WIDTH: width, names.TRAIN_BOUND_WIDTH_RELATIVE: relative, **layers}

@@ -30,14 +30,15 @@ class Losses:
     """What a method computes of one batch.
 
     robust: scalar, the method's loss. lower, clean: [B, K - 1], IBP lower bounds and clean values of the margins.
-    input_radius: [B, C, H, W], the radius of the input box in pixel units. preactivations: the box before each ReLU.
+    input_radius: [B, C, H, W], the radius of the input box in pixel units. preactivations: the box before each ReLU, by
+    the name of its step.
     """
 
     robust: Tensor
     lower: Tensor
     clean: Tensor
     input_radius: Tensor
-    preactivations: list[Box]
+    preactivations: dict[str, Box]
 
 
 def ibp(program: Program, batch: Batch) -> Losses:
@@ -77,8 +78,8 @@ class _Forward:
         return linear_lower_bound(self.program, self.values, spec, self.program.output, pass_back)
 
     def losses(self, robust: Tensor) -> Losses:
-        boxes = list(self.ctx.preactivations.values())
-        return Losses(robust, self.margins.box.lower, self.margins.clean_value(), self.values[0].radius, boxes)
+        lower, clean, boxes = self.margins.box.lower, self.margins.clean_value(), self.ctx.preactivations
+        return Losses(robust, lower, clean, self.values[0].radius, boxes)
 
 
 def _forward(program: Program, batch: Batch) -> _Forward:

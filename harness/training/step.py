@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from baselines import DATASETS
 from cerdeq.bounds import trace
+from cerdeq.equilibrium import FixedPoint, advance
 from harness.settings import TrialConfig, parse_eps
 from harness.training.augment import augmented
 from harness.training.losses import METHODS, Batch, method_at
@@ -49,19 +50,23 @@ class Stepper:
             torch._dynamo.config.recompile_limit = 64  # a network is a compile of its own, of the same code
             losses = {method: torch.compile(loss, fullgraph=True, dynamic=False) for method, loss in losses.items()}
         self.losses: dict[str, Loss] = losses
-        self.graphs: dict[str, _Graph] | None = {} if on_cuda else None
+        self.graphs: dict[tuple[str | int, ...], _Graph] | None = {} if on_cuda else None
 
     def __call__(self, choices: tuple[Tensor, ...], eps: float, learning_rate: float) -> Tensor:
         """One step on the chosen examples (index, flip, down, across, each [B])."""
         self.controls.eps.fill_(eps)
         self.controls.learning_rate.fill_(learning_rate)
-        method = method_at(self.config.method, self.config.method_options, eps / self.target)
+        progress = eps / self.target
+        advance(self.model, progress)
+        method = method_at(self.config.method, self.config.method_options, progress)
         if self.graphs is None:
             return self.eager(choices, method)
-        if method not in self.graphs:
-            self.graphs[method] = _Graph(self, method, len(choices[0]))
+        counts = [module.iterations for module in self.model.modules() if isinstance(module, FixedPoint)]
+        key: tuple[str | int, ...] = (method, *counts)
+        if key not in self.graphs:
+            self.graphs[key] = _Graph(self, method, len(choices[0]))
             self.controls.eps.fill_(eps)
-        return self.graphs[method](choices)
+        return self.graphs[key](choices)
 
     def eager(self, choices: tuple[Tensor, ...], method: str) -> Tensor:
         """Augment, bound, differentiate, clip, update, by one method's loss."""
@@ -91,11 +96,17 @@ def _loss_function(config: TrialConfig, name: str, model: nn.Sequential) -> Loss
     std = torch.tensor(info.std, device=next(model.parameters()).device).view(-1, 1, 1)
     target = float(parse_eps(config.eps))
     weight = config.train.regularisation
+    regularised = [
+        step.name
+        for step in program.steps
+        if config.train.regularise_equilibria or not isinstance(step.target, FixedPoint)
+    ]
 
     def loss_and_report(x: Tensor, labels: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
         progress = eps / target
         losses = method.loss(program, Batch(x, labels, info.classes, eps, progress), **options)
-        regulariser = tightness(losses.input_radius / std, losses.preactivations) + balance(losses.preactivations)
+        boxes = [losses.preactivations[name] for name in regularised if name in losses.preactivations]
+        regulariser = tightness(losses.input_radius / std, boxes) + balance(boxes)
         loss = losses.robust + weight * (1 - progress) * regulariser
         clean = (losses.clean > 0).all(1).sum()
         certified = (losses.lower > 0).all(1).sum()

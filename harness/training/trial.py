@@ -16,10 +16,11 @@ from cerdeq.equilibrium import fold
 from harness import folder, names
 from harness.data import Data, load
 from harness.environment import describe_environment
-from harness.evaluation.equilibria import gains, recurrence_report
+from harness.evaluation.equilibria import recurrence_report
 from harness.evaluation.verdicts import CERTIFIED, FALSIFIED, MISCLASSIFIED, Judgement, judge
 from harness.settings import SettingError, TrialConfig
 from harness.training.loop import train
+from harness.training.monitor import parametrised
 
 _COLLAPSED = 0.99
 
@@ -71,7 +72,7 @@ def _run(
     if len(training.images) < config.train.batch_size:
         raise SettingError("batch_size", config.train.batch_size, f"at most the {len(training.images)} training images")
     trained = train(config, training.images, training.labels, directory, device, report)
-    gain = gains(trained)
+    before_folding = parametrised(trained)
     parameters = sum(parameter.numel() for parameter in trained.parameters())
     fold(trained.eval())
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in trained.state_dict().items()}
@@ -85,7 +86,7 @@ def _run(
     metrics = {
         **_rates(judgement, config.evaluation.methods),
         **{names.layer_width(layer): width for layer, width in judgement.layers.items()},
-        **gain,
+        **before_folding,
         **recurrence_report(model, images, labels, config),
         names.PARAMETERS: parameters,
         names.TRAIN_SECONDS: sum(row[names.TRAIN_EPOCH_SECONDS] for row in folder.read_epochs(directory)),

@@ -1,6 +1,7 @@
 """The contract of every registered network, met by walking the registry: whatever is added is tested unasked."""
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -15,14 +16,27 @@ from cerdeq.equilibrium import Equilibrium
 
 torch.set_num_threads(1)
 
-REPRESENTATIVE = ["cnn5", "cnn7", "cnn9", "resnet9", "cerdeq", "deqlate"]
-SMALL = [(name, "digits") for name in names()]
-LARGE = [(name, dataset) for dataset in DATASETS if dataset != "digits" for name in REPRESENTATIVE if name in names()]
+REPRESENTATIVE = ["cnn5", "cnn7", "cnn9", "resnet9", "cerdeq", "deqlate", "deq7", "mondeq"]
+SMALL = [(name, "digits", {}) for name in names()]
+LARGE = [(name, dataset, {}) for dataset in DATASETS if dataset != "digits" for name in REPRESENTATIVE]
+VARIANTS = [
+    ("cnn7", "digits", {"pool": True}),
+    ("cerdeq", "mnist", {"pool": True, "equilibria": 2}),
+    ("cerdeq", "digits", {"recurrent": False}),
+    ("deqlate", "digits", {"recurrent": False, "equilibria": 2, "norm": False}),
+    ("deq7", "digits", {"recurrent": False, "pool": True}),
+    ("deq7", "digits", {"norm": False, "gain": None}),
+    ("mondeq", "digits", {"pool": True}),
+    *[("cerdeq", "digits", {"parametrisation": name}) for name in ("nonnegative", "monotone", "orthogonal")],
+    ("deqlate", "digits", {"parametrisation": "orthogonal", "groups": 4}),
+    ("cerdeq", "digits", {"gradient": "unrolled", "warm_start": True}),
+    ("cerdeq", "digits", {"margin_start": 0.9, "early_iterations": 2, "equilibria": 2}),
+]
 WIDTH = {"digits": 0.06, "mnist": 0.04, "cifar10": 0.04, "tiny-imagenet": 0.02}
 
 
-def small(name, dataset):
-    return build(name, dataset=dataset, width=WIDTH[dataset]).double()
+def small(name, dataset, **options):
+    return build(name, dataset=dataset, width=WIDTH[dataset], **options).double()
 
 
 def images(dataset, count):
@@ -49,11 +63,11 @@ def with_statistics(model, dataset):
     return model.eval()
 
 
-@pytest.mark.parametrize(("name", "dataset"), SMALL + LARGE)
-def test_contract(name, dataset):
+@pytest.mark.parametrize(("name", "dataset", "options"), SMALL + LARGE + VARIANTS)
+def test_contract(name, dataset, options):
     """Shape; a finite gradient for every parameter under the IBP loss; bounds that contain the forward pass; saving."""
     classes = DATASETS[dataset].classes
-    model, x = small(name, dataset), images(dataset, 3)
+    model, x = small(name, dataset, **options), images(dataset, 3)
     labels = torch.randint(classes, (3,))
 
     twin = copy.deepcopy(model).train()
@@ -82,7 +96,7 @@ def test_contract(name, dataset):
         assert (lower - slack <= values).all() and (values <= upper + slack).all()
         assert (lower < upper).all() and lower.isfinite().all() and upper.isfinite().all()
 
-        other = small(name, dataset).eval()
+        other = small(name, dataset, **options).eval()
         assert not torch.equal(other(x), model(x))
         other.load_state_dict(model.state_dict())
         assert torch.equal(other(x), model(x))
@@ -237,7 +251,7 @@ def test_a_name_like_nothing_lists_what_there_is():
 
 def test_an_unknown_option_names_the_known_ones():
     with pytest.raises(TypeError, match=r"'depth'.*none"):
-        build("cnn7", dataset="digits", depth=9)
+        build("resnet9", dataset="digits", depth=9)
     with pytest.raises(TypeError, match=r"'marign'.*margin"):
         build("cerdeq", dataset="digits", marign=0.3)
 
@@ -279,7 +293,61 @@ def test_options_reach_the_equilibrium():
 
 def test_options_of_shows_defaults():
     assert options_of("cerdeq")["margin"].default == 0.3
-    assert options_of("cnn7") == {} and "width" not in options_of("cerdeq")
+    assert options_of("resnet9") == {} and not {"width", "channels", "options"} & options_of("cerdeq").keys()
+
+
+def test_every_option_of_an_equilibrium_is_an_option_of_its_networks():
+    layer = set(inspect.signature(Equilibrium).parameters) - {"channels", "inject", "kernel_size"}
+    for name in ("cerdeq", "deqlate", "deq7"):
+        assert layer | {"pool", "norm", "recurrent"} <= options_of(name).keys()
+
+
+def test_the_twin_is_the_network_with_w_at_zero():
+    for name in ("cerdeq", "deqlate", "deq7"):
+        model, twin = small(name, "digits"), small(name, "digits", recurrent=False)
+        with_statistics(model, "digits")
+        with torch.no_grad():
+            model.equilibrium.recurrence.parametrizations.weight.original.zero_()
+        state = {key.replace("equilibrium.inject", "equilibrium.0"): value for key, value in model.state_dict().items()}
+        left = twin.eval().load_state_dict(state, strict=False)
+        assert not left.missing_keys and all("recurrence" in key for key in left.unexpected_keys)
+        x = images("digits", 2)
+        torch.testing.assert_close(model(x), twin(x))
+        torch.testing.assert_close(bound(model, LinfBall(x, 0.05)), bound(twin, LinfBall(x, 0.05)))
+
+
+def test_a_twin_has_no_options_of_a_recurrence():
+    with pytest.raises(ValueError, match=r"recurrent.*margin"):
+        build("cerdeq", dataset="digits", recurrent=False, margin=0.2)
+
+
+@pytest.mark.parametrize("name", ["cerdeq", "deqlate"])
+def test_one_or_two_equilibria(name):
+    for count in (1, 2):
+        model = small(name, "digits", equilibria=count)
+        assert sum(isinstance(module, Equilibrium) for module in model.modules()) == count
+    with pytest.raises(ValueError, match="equilibria must be 1 or 2"):
+        small(name, "digits", equilibria=3)
+
+
+def test_pooling_quarters_the_linear_layer():
+    for name in ("cnn7", "cerdeq", "deqlate", "deq7", "mondeq"):
+        with torch.device("meta"):
+            sizes = [build(name, pool=pool).linear.in_features for pool in (False, True)]
+        assert sizes == [128 * 16 * 16, 128 * 8 * 8]
+
+
+def test_mondeq_is_the_published_layout():
+    """Wei and Kolter 2022: DEQ-7, m = 1/2, no gain, the injection relu(norm(U x)) + b."""
+    with torch.device("meta"):
+        model = build("mondeq")
+    kinds = [type(module).__name__ for module in model.equilibrium.inject]
+    assert kinds == ["Conv2d", "BatchNorm2d", "ReLU", "Bias"]
+    part = model.equilibrium.recurrence.parametrizations.weight[0]
+    assert type(part).__name__ == "Monotone" and part.margins == (0.5, 0.5) and part.gain_logit is None
+    convolutions = [m for m in model if isinstance(m, nn.Conv2d)]
+    assert [(m.out_channels, m.stride[0]) for m in convolutions] == [(128, 2), (128, 1), (128, 1)]
+    assert model.equilibrium.inject[0].out_channels == 64 and model.linear.out_features == 512
 
 
 def test_registering(monkeypatch):

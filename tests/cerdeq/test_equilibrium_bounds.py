@@ -95,3 +95,15 @@ def test_two_equilibria_in_a_row():
         lower, upper = bound(model, LinfBall(x, 0.1))
         values = torch.stack([model((x + 0.1 * torch.sign(torch.randn_like(x))).clamp(0, 1)) for _ in range(50)])
     assert_contains(lower, upper, values, tolerance=1e-8)
+
+
+@pytest.mark.parametrize("rho", RHOS)
+@pytest.mark.parametrize("kernel", [None, 3])
+def test_bounds_of_a_point_are_the_solver_s_error_and_no_more(kernel, rho):
+    """The guess is of float32; what is handed out must not be."""
+    model, size = small_network(kernel, rho)
+    x = torch.rand(3, *size, dtype=torch.float64)
+    with torch.no_grad():
+        lower, upper = bound(model, LinfBall(x, 0))
+        assert (upper - lower).max() < 1e-9 / (1 - rho)
+        assert_contains(lower, upper, model(x)[None], tolerance=1e-8)

@@ -29,7 +29,6 @@ from cerdeq.bounds import (
     methods,
     operators,
     register,
-    tighten,
     trace,
 )
 from cerdeq.bounds.backward import linear_lower_bound
@@ -38,6 +37,7 @@ from cerdeq.bounds.linear import magnitude
 from cerdeq.bounds.operators import TABLE
 from cerdeq.bounds.relaxation import leaky_relu, lines
 from cerdeq.bounds.tighten import tightened_values
+from cerdeq.boxes import narrowed
 from cerdeq.equilibrium import FixedPoint, adjoint, fold
 from cerdeq.equilibrium.certificate import preactivation_box, verified_box
 
@@ -1272,7 +1272,7 @@ def test_max_pooling_counts_its_own_rounding():
 def test_tightened_boxes_and_larger_bounds_are_rounded_outwards(dtype):
     x, ends = wild_box(300, dtype), torch.randn(300, 2, 1, dtype=dtype).sort(1).values
     low, high = (x.center + x.radius * end for end in ends.unbind(1))
-    new = tighten._tighter(Interval(x.center, x.radius), low, high)
+    new = narrowed(Box(x.center, x.radius), low, high)
     for c, r, old_c, old_r, lo, hi in zip(
         *(fractions(part.flatten()) for part in (new.center, new.radius, x.center, x.radius, low, high)), strict=True
     ):
@@ -1488,7 +1488,7 @@ def test_the_adjoint_counts_its_own_rounding(kernel):
     ctx = Backward(sound=True, step="here", output=z)
     around, multiplier = lines(ctx, preactivation), coefficients
     for _ in range(200):
-        multiplier = coefficients + adjoint._transposed(weight, adjoint.through(ctx, around, multiplier)[0])
+        multiplier = coefficients + adjoint.transposed(weight, adjoint.through(ctx, around, multiplier)[0])
     pulled = adjoint._bound(ctx, coefficients, multiplier, around, weight, z, preactivation)
     left = (coefficients.double() * solved.unsqueeze(1)).flatten(2).sum(2)
     right = (pulled.coefficients[0].double() * h.double().unsqueeze(1)).flatten(2).sum(2) + pulled.constant

@@ -1,83 +1,212 @@
-"""The Perron parametrisation: rho(|W|) within the margin, tight, differentiable; options out of range."""
+"""Parametrisations of W: rho(|W|) within the margin, proved on what is stored; structure; gradients; schedules."""
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
-from equilibria import channels, spectral_radius
+from equilibria import channels, dense_operator, spectral_radius
 from torch import nn
 
-from cerdeq.equilibrium import Equilibrium, contraction
-from cerdeq.equilibrium.weights import Perron
+from cerdeq.equilibrium import Equilibrium, advance, contraction, fold
+from cerdeq.equilibrium.weights import PARAMETRISATIONS, Monotone, NonNegative, Orthogonal, Perron
+
+NAMES = list(PARAMETRISATIONS)
+SHAPES = [(6, 6), (4, 4, 3, 3)]
 
 
-def perron_weight(kernel_shape, margin=0.3, gain=None, scale=1.0, dtype=torch.float32):
-    part = Perron(kernel_shape[0], margin, gain).to(dtype)
-    return part, scale * torch.randn(kernel_shape, dtype=dtype)
+def random_kernel(shape, scale=1.0, dtype=torch.float32):
+    return scale * torch.randn(shape, dtype=dtype)
 
 
-@pytest.mark.parametrize("margin", [0.01, 0.3, 0.9])
+def made(name, size, margin=0.3, gain=None, dtype=torch.float32):
+    return PARAMETRISATIONS[name](size, margin, gain).to(dtype)
+
+
+def followed(part, kernel, passes=30):
+    """In evaluation, after so many readings in training."""
+    part.train()
+    for _ in range(passes):
+        part(kernel)
+    return part.eval()
+
+
+@pytest.mark.parametrize("margin", [0.01, 0.3, 0.99])
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e6])
-@pytest.mark.parametrize("shape", [(6, 6), (5, 5, 3, 3)])
-def test_rho_is_within_the_margin_for_any_kernel(shape, scale, margin):
-    part, kernel = perron_weight(shape, margin, scale=scale)
-    for passes in range(4):
-        weight = part.eval()(kernel)
-        rho = spectral_radius(channels(weight))
-        assert rho <= (1 - margin) * (1 + 1e-5)
-        assert contraction(weight).rate < 1
-        if passes == 3 and scale >= 1:
-            assert rho >= (1 - margin) * 0.999, "power iteration did not make the bound tight"
-        part.train()
-        for _ in range(20):
-            part(kernel)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_margin_is_proved_on_the_stored_w(name, shape, scale, margin):
+    part, kernel = made(name, shape[0], margin), random_kernel(shape, scale)
+    for _ in range(4):
+        weight = part.eval()(kernel).detach()
+        assert weight.dtype == torch.float32 and weight.any()
+        assert spectral_radius(channels(weight)) <= 1 - margin
+        assert contraction(weight).rate <= 1 - margin
+        followed(part, kernel, 20)
 
 
-def test_a_kernel_below_the_bound_is_left_alone():
-    part, kernel = perron_weight((4, 4, 3, 3), margin=0.5, scale=1e-3)
-    assert torch.equal(part(kernel), kernel)
+@pytest.mark.parametrize("image", [(1, 1), (2, 5), (6, 6)])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_margin_holds_on_any_image_size(name, image):
+    part, kernel = made(name, 3, 0.2), random_kernel((3, 3, 3, 3), 5.0)
+    weight = followed(part, kernel)(kernel).double()
+    assert spectral_radius(dense_operator(weight.abs(), (3, *image))) <= 0.8
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", ["perron", "nonnegative", "orthogonal"])
+def test_a_large_kernel_reaches_its_bound(name, shape):
+    part, kernel = made(name, shape[0], 0.3), random_kernel(shape, 100.0)
+    weight = followed(part, kernel, 100)(kernel)
+    assert spectral_radius(channels(weight)) >= 0.7 * 0.999
+
+
+def test_a_perron_kernel_below_the_bound_is_left_alone():
+    kernel = random_kernel((4, 4, 3, 3), 1e-3)
+    assert torch.equal(made("perron", 4, 0.5)(kernel), kernel)
 
 
 @pytest.mark.parametrize("gain", [0.1, 0.5, 0.9])
-def test_the_gain_scales_w(gain):
-    part, kernel = perron_weight((4, 4), gain=gain)
-    plain = Perron(4, 0.3, None)
-    torch.testing.assert_close(part(kernel), gain * plain(kernel))
-    assert part.gain.item() == pytest.approx(gain) and plain.gain.item() == 1
-    assert spectral_radius(channels(part(kernel))) <= gain * 0.7 * (1 + 1e-5)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_gain_scales_w(name, gain):
+    kernel, with_gain, plain = random_kernel((4, 4)), made(name, 4, gain=gain), made(name, 4)
+    torch.testing.assert_close(with_gain(kernel), gain * plain(kernel))
+    assert with_gain.gain.item() == pytest.approx(gain) and plain.gain.item() == 1
+    assert contraction(with_gain.eval()(kernel).detach()).rate <= gain * 0.7 * (1 + 1e-6)
 
 
-def test_rho_stays_within_the_margin_while_training():
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_nonnegative_w_is_its_kernel_squared_up_to_scale(shape):
+    kernel = random_kernel(shape)
+    weight = NonNegative(shape[0], 0.3, None)(kernel)
+    ratio = weight / kernel.square()
+    assert (weight >= 0).all() and (ratio - ratio.mean()).abs().max() < 1e-4 * ratio.mean()
+
+
+@pytest.mark.parametrize(
+    ("channels_", "groups", "kernel"), [(8, 1, 3), (8, 2, 3), (8, 4, 3), (6, 3, None), (6, 1, None)]
+)
+def test_an_orthogonal_w_has_orthonormal_rows_within_its_groups(channels_, groups, kernel):
+    each = channels_ // groups
+    shape = (channels_, each) if kernel is None else (channels_, each, kernel, kernel)
+    part = Orthogonal(channels_, 0.3, None)
+    rows = part.shaped(torch.randn(shape, dtype=torch.float64))
+    matrix = rows.reshape(channels_, -1).numpy()
+    np.testing.assert_allclose(matrix @ matrix.T, np.eye(channels_), atol=2e-3 if kernel is None else 1e-6)
+    blocks = rows.reshape(groups, each, groups, each, -1)
+    outside = [blocks[a, :, b] for a in range(groups) for b in range(groups) if a != b]
+    assert not any(block.any() for block in outside) and rows.shape[:2] == (channels_, channels_)
+
+
+def test_groups_let_an_orthogonal_w_keep_more_of_itself():
+    sizes = []
+    for groups in (1, 8):
+        kernel = random_kernel((16, 16 // groups, 3, 3))
+        part = Orthogonal(16, 0.3, None)
+        sizes.append(np.linalg.norm(followed(part, kernel, 100)(kernel).detach().reshape(16, -1).numpy(), 2))
+    assert sizes[1] > 2 * sizes[0]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_monotone_w_has_its_symmetric_part_within_the_margin(shape):
+    """By numpy, of |W| and so of W (Wei and Kolter 2022: I - W is strongly monotone)."""
+    weight = Monotone(shape[0], 0.25, None)(random_kernel(shape)).detach()
+    operator = dense_operator(weight.double(), (shape[0], 4, 4))
+    for matrix in (operator, np.abs(operator)):
+        assert np.linalg.eigvalsh((matrix + matrix.T) / 2).max() <= 0.75
+    rows = channels(weight)
+    assert np.linalg.eigvalsh((rows + rows.T) / 2).max() > 0.75 * 0.9, "far from its bound"
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_monotone_w_is_the_formula(shape):
+    kernel = random_kernel(shape, dtype=torch.float64)
+    sums = channels(kernel)
+    d = (sums.sum(0) + sums.sum(1)) / 2 / 0.7 + 1e-8
+    others = [1] * (len(shape) - 2)
+    expected = kernel.numpy() / np.sqrt(d).reshape(-1, 1, *others) / np.sqrt(d).reshape(1, -1, *others)
+    found = Monotone(shape[0], 0.3, None).double()(kernel)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rho_stays_within_the_margin_while_training(name):
     torch.manual_seed(3)
-    model = Equilibrium(4, nn.Conv2d(2, 4, 3, padding=1), margin=0.2, gain=0.5, iterations=5, backward_iterations=5)
+    model = Equilibrium(
+        4, nn.Conv2d(2, 4, 3, padding=1), parametrisation=name, margin=0.2, margin_start=0.9, iterations=5
+    )
     optimiser = torch.optim.Adam(model.parameters(), lr=0.1)
-    for _ in range(25):
+    rates = []
+    for step in range(25):
+        advance(model, step / 20)
         optimiser.zero_grad()
         (-model(torch.rand(3, 2, 5, 5)).square().mean()).backward()  # outputs, and so W, want to grow
         optimiser.step()
-        rho = spectral_radius(channels(model.recurrence.weight))
-        assert rho <= 0.8 * (1 + 1e-5)
-        gain = model.recurrence.parametrizations.weight[0].gain
-        assert 0 <= gain <= 1
-    assert rho > 0.5, "this training was meant to drive W to its bound"
+        part = model.recurrence.parametrizations.weight[0]
+        limit = 1 - (0.9 + (0.2 - 0.9) * min(step / 20, 1.0))
+        assert part.margin.item() == pytest.approx(1 - limit)
+        model.eval()
+        rates.append(contraction(model.recurrence.weight).rate)
+        model.train()
+        assert rates[-1] <= limit + 1e-7
+        assert 0 <= part.gain <= 1
+    assert rates[0] < 0.1 and rates[-1] > 0.5, "this training was meant to drive W to its bound"
+    fold(model.eval())
+    assert contraction(model.recurrence.weight).rate == rates[-1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_parametrisation_is_saved_with_its_margin(name):
+    first, second = (Equilibrium(4, nn.Identity(), parametrisation=name, margin_start=0.9) for _ in range(2))
+    advance(first, 0.5)
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first.eval().recurrence.weight, second.eval().recurrence.weight)
+    assert second.recurrence.parametrizations.weight[0].margin.item() == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize("progress", [-1.0, 0.0, 0.5, 1.0, 7.0])
+def test_without_a_schedule_nothing_moves(progress):
+    model = Equilibrium(4, nn.Identity(), margin=0.3, iterations=7)
+    advance(model, progress)
+    assert model.recurrence.parametrizations.weight[0].margin.item() == pytest.approx(0.3)
+    assert model.recurrence.iterations == 7
+
+
+def test_iterations_grow_with_eps():
+    model, counts = Equilibrium(4, nn.Identity(), iterations=10, early_iterations=2), []
+    for progress in (0.0, 0.25, 0.5, 0.99, 1.0):
+        advance(model, progress)
+        counts.append(model.recurrence.iterations)
+    assert counts == [2, 4, 6, 9, 10]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_autocast_leaves_w_and_its_proof_alone(name):
+    part, kernel = made(name, 4, 0.01), random_kernel((4, 4, 3, 3))
+    followed(part, kernel)
+    plain = part(kernel)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(part(kernel), plain)
 
 
 @pytest.mark.parametrize("shape", [(3, 3), (3, 3, 3, 3)])
 @pytest.mark.parametrize("training", [True, False])
-def test_a_zero_kernel_gives_zero_w_and_finite_gradients(shape, training):
-    part = Perron(3, 0.3, 0.5).train(training)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_zero_kernel_gives_zero_w_and_finite_gradients(name, shape, training):
+    part = PARAMETRISATIONS[name](3, 0.3, 0.5).train(training)
     kernel = torch.zeros(shape, requires_grad=True)
     for _ in range(3):
         weight = part(kernel)
         (weight * torch.randn(shape)).sum().backward()
-    assert not weight.any() and kernel.grad.isfinite().all() and kernel.grad.any()
-    assert part.gain_logit.grad.isfinite() and part.left.isfinite().all() and part.right.isfinite().all()
+    assert not weight.any() and kernel.grad.isfinite().all()
+    assert part.gain_logit.grad.isfinite() and all(buffer.isfinite().all() for buffer in part.buffers())
 
 
+@pytest.mark.parametrize("name", ["perron", "monotone", "orthogonal"])
 @pytest.mark.parametrize("shape", [(3, 3), (3, 3, 3, 3)])
-def test_w_starting_at_zero_trains_away_from_it(shape):
+def test_w_starting_at_zero_trains_away_from_it(shape, name):
     kernel_size = None if len(shape) == 2 else 3
-    model = Equilibrium(3, nn.Identity(), kernel_size=kernel_size)
+    model = Equilibrium(3, nn.Identity(), kernel_size=kernel_size, parametrisation=name)
     with torch.no_grad():
         model.recurrence.parametrizations.weight.original.zero_()
     z = model(torch.rand(4, 3) if kernel_size is None else torch.rand(4, 3, 4, 4))
@@ -86,21 +215,29 @@ def test_w_starting_at_zero_trains_away_from_it(shape):
     assert gradient.isfinite().all() and gradient.any()
 
 
+def independent(name, kernel):
+    """W of margin 0.3 by numpy's eigenvalues and singular vectors."""
+    if name == "orthogonal":
+        left, _, right = np.linalg.svd(kernel.reshape(len(kernel), -1), full_matrices=False)
+        kernel = (left @ right).reshape(kernel.shape)
+    if name == "nonnegative":
+        kernel = kernel**2
+    return kernel * 0.7 / spectral_radius(channels(torch.from_numpy(kernel)))
+
+
 @pytest.mark.parametrize("shape", [(4, 4), (3, 3, 3, 3)])
-@pytest.mark.parametrize("seed", range(3))
-def test_gradient_of_the_scale_against_finite_differences(seed, shape):
-    """W = M (1 - m) / rho(|M|) with rho from numpy, differenced; the Perron vectors have converged."""
-    torch.manual_seed(seed)
-    part, kernel = perron_weight(shape, margin=0.3, scale=3.0, dtype=torch.float64)
-    for _ in range(300):
-        part(kernel)
-    part.eval()
+@pytest.mark.parametrize("name", ["perron", "nonnegative", "orthogonal"])
+def test_gradients_against_finite_differences(name, shape):
+    """Of W as numpy makes it; the Perron vectors have converged."""
+    torch.manual_seed(1)
+    part, kernel = made(name, shape[0], dtype=torch.float64), random_kernel(shape, 3.0, torch.float64)
+    followed(part, kernel, 300)
     cotangent = torch.randn(shape, dtype=torch.float64)
     kernel.requires_grad_()
     found = torch.autograd.grad((part(kernel) * cotangent).sum(), kernel)[0]
 
     def value(m):
-        return float((m * cotangent).sum()) * 0.7 / spectral_radius(channels(m))
+        return float((independent(name, m.numpy()) * cotangent.numpy()).sum())
 
     step = 1e-6
     for index in itertools.product(*[range(0, size, 2) for size in shape]):
@@ -111,10 +248,20 @@ def test_gradient_of_the_scale_against_finite_differences(seed, shape):
         assert found[index].item() == pytest.approx(expected, rel=5e-3, abs=5e-4)
 
 
-@pytest.mark.parametrize("options", [{"margin": 0.0}, {"margin": 1.0}, {"margin": -1}, {"gain": 0.0}, {"gain": 1.0}])
-def test_margin_and_gain_outside_their_range_are_refused(options):
+@pytest.mark.parametrize("shape", [(3, 3), (2, 2, 3, 3)])
+def test_gradcheck_of_the_monotone_parametrisation(shape):
+    part, kernel = made("monotone", shape[0], dtype=torch.float64), random_kernel(shape, dtype=torch.float64)
+    assert torch.autograd.gradcheck(part, (kernel.requires_grad_(),))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"margin": 0.0}, {"margin": 1.0}, {"margin": -1}, {"gain": 0.0}, {"gain": 1.0}, {"margin_start": 1.0}],
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_margin_and_gain_outside_their_range_are_refused(name, options):
     with pytest.raises(ValueError, match=r"margin|gain"):
-        Equilibrium(3, nn.Identity(), **options)
+        Equilibrium(3, nn.Identity(), parametrisation=name, **options)
 
 
 @pytest.mark.parametrize(
@@ -124,9 +271,20 @@ def test_margin_and_gain_outside_their_range_are_refused(options):
         {"kernel_size": 2},
         {"kernel_size": 0},
         {"iterations": 0},
+        {"early_iterations": 0},
         {"backward_iterations": 0},
+        {"gradient": "implict"},
+        {"groups": 2},
+        {"groups": 3},
+        {"parametrisation": "orthogonal", "groups": 2},
+        {"parametrisation": "orthogonal", "groups": 0},
     ],
 )
 def test_other_options_out_of_range_are_refused(options):
-    with pytest.raises(ValueError, match=r"parametrisation|kernel_size|iterations"):
+    with pytest.raises(ValueError, match=r"parametrisation|kernel_size|iterations|gradient|groups"):
         Equilibrium(3, nn.Identity(), **options)
+
+
+def test_perron_is_the_default():
+    part = Equilibrium(3, nn.Identity()).recurrence.parametrizations.weight[0]
+    assert type(part) is Perron and part.margin.item() == pytest.approx(0.3)

@@ -216,8 +216,8 @@ GARBAGE = {
 def test_garbage_from_the_solver_never_makes_an_unsound_box(name, kernel, rho, monkeypatch):
     weight = random_weight(3, kernel, rho=rho)
     h = random_h((2, 3) if kernel is None else (2, 3, 3, 3), 0.2)
-    solve = certificate._fast_solution
-    monkeypatch.setattr(certificate, "_fast_solution", lambda weight, h: GARBAGE[name](solve(weight, h)))
+    solve = certificate.interval_equilibrium
+    monkeypatch.setattr(certificate, "interval_equilibrium", lambda weight, h: GARBAGE[name](solve(weight, h)))
     check_box(weight, h, verified_box(weight, h))
 
 

@@ -12,8 +12,9 @@ from baselines import build
 from harness import names
 from harness.evaluation import verdicts as module
 from harness.evaluation.attack import attack, margins
-from harness.evaluation.equilibria import gains, recurrence_report
+from harness.evaluation.equilibria import recurrence_report
 from harness.evaluation.verdicts import Bounds, SoundnessError, errors_without_attack, judge
+from harness.training.monitor import parametrised
 
 
 def test_margins_are_the_true_logit_minus_the_best_other():
@@ -38,7 +39,7 @@ def test_the_attack_finds_the_worst_corner_of_a_linear_network():
 
 def test_the_prediction_follows_from_the_margins():
     clean = torch.tensor([[0.5, 0.1], [-0.5, 0.1], [0.2, -0.1], [0.0, 1.0]])
-    bounds = Bounds(clean, clean, clean, {})
+    bounds = Bounds(clean, clean, clean, clean, {})
     assert bounds.prediction(torch.tensor([1, 1, 1, 0])).tolist() == [1, 0, 2, 1]
 
 
@@ -131,7 +132,7 @@ def test_a_bound_that_an_attack_refutes_is_an_error_and_no_row(judged, monkeypat
 
     def lying(*arguments):
         bounds = honest(*arguments)
-        return Bounds(torch.ones_like(bounds.lower), bounds.width, bounds.clean, bounds.layers)
+        return Bounds(torch.ones_like(bounds.lower), bounds.width, bounds.clean, bounds.clean_lower, bounds.layers)
 
     monkeypatch.setattr(module, "bound_margins", lying)
     with pytest.raises(SoundnessError, match="refuted all the same"):
@@ -143,7 +144,7 @@ def test_a_bound_that_is_not_a_number_certifies_nothing(judged, monkeypatch):
 
     def broken(*arguments):
         bounds = honest(*arguments)
-        return Bounds(bounds.lower * torch.nan, bounds.width, bounds.clean, bounds.layers)
+        return Bounds(bounds.lower * torch.nan, bounds.width, bounds.clean, bounds.clean_lower, bounds.layers)
 
     monkeypatch.setattr(module, "bound_margins", broken)
     monkeypatch.setattr(module, "lower_bounds", lambda program, x, spec, *_, **__: spec[:, :, 0] * torch.nan)
@@ -159,9 +160,9 @@ def test_what_the_recurrence_does_is_reported(judged):
     model.equilibrium.recurrence.parametrizations.weight.original.data.zero_()
     idle = errors_without_attack(model, images, labels, config)
     assert (report[names.STANDARD_ERROR_W0], report[names.CERTIFIED_ERROR_W0]) == pytest.approx(idle)
-    assert gains(model) == pytest.approx({names.GAIN: 0.5})
+    assert parametrised(model) == pytest.approx({names.GAIN: 0.5, names.MARGIN: 0.3})
 
 
 def test_networks_without_an_equilibrium_report_none(judged):
     _, model, images, labels, config = judged("cnn5")
-    assert recurrence_report(model, images, labels, config) == gains(model) == {}
+    assert recurrence_report(model, images, labels, config) == parametrised(model) == {}

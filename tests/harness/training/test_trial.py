@@ -24,7 +24,9 @@ def test_a_trial_leaves_everything_that_its_numbers_rest_on(tmp_path, tiny_trial
     result = run_trial(tiny_trial("cerdeq"), directory=tmp_path, report=rows.append)
     assert [row[names.EPOCH] for row in rows] == [1, 2, 3]
     assert rows == folder.read_epochs(tmp_path)
-    assert {names.TRAIN_LOSS, names.TRAIN_EPS, names.TRAIN_BOUND_WIDTH, "train/bound_width/relu1"} <= rows[0].keys()
+    assert {names.TRAIN_LOSS, names.TRAIN_EPS, names.in_training(names.BOUND_WIDTH), "train/bound_width/relu1"} <= rows[
+        0
+    ].keys()
     assert folder.read_result(tmp_path) == result
     metrics = result.metrics
     assert metrics[names.STANDARD_ERROR] <= metrics[names.ATTACK_ERROR] <= metrics[names.CERTIFIED_ERROR]

@@ -1,0 +1,62 @@
+"""What is watched while a network trains: its bounds on training images, and what its equilibria do."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from baselines import DATASETS
+from cerdeq import LinfBall, margin_spec
+from cerdeq.bounds import Context, Interval, output_of, trace, values_of
+from cerdeq.equilibrium import FixedPoint, contraction, interval_equilibrium
+from harness import names
+from harness.settings import TrialConfig, parse_eps
+
+
+@torch.no_grad()
+def monitored(config: TrialConfig, model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
+    """IBP widths at the sweep's eps on images (uint8 [N, C, H, W]), and equilibria's proved bounds and shortfalls."""
+    x = images.float() / 255
+    ball = LinfBall(x, parse_eps(config.eps))
+    ctx = Context(sound=False)
+    spec = margin_spec(labels, DATASETS[config.dataset].classes)
+    model.eval()
+    program = trace(model)
+    values = values_of(program, Interval(ball.center, ball.radius, x), ctx)
+    margins = output_of(program, values, ctx, spec)
+    width = 2 * float(margins.radius.mean())
+    row = {
+        names.BOUND_WIDTH: width,
+        names.BOUND_WIDTH_RELATIVE: width / max(float(margins.clean_value().std()), 1e-30),
+        **{names.layer_width(name): 2 * float(box.radius.mean()) for name, box in ctx.preactivations.items()},
+        **parametrised(model),
+    }
+    found = [
+        (contraction(step.target.weight).rate, _missed_radius(step.target, values[step.sources[0]], value))
+        for step, value in zip(program.steps, values[1:], strict=True)
+        if isinstance(step.target, FixedPoint)
+    ]
+    if found:
+        rates, missed = zip(*found, strict=True)
+        row |= {names.RHO_BOUND: max(rates), names.MISSED_RADIUS: max(missed)}
+    model.train()
+    return {names.in_training(name): value for name, value in row.items()}
+
+
+def parametrised(model: nn.Module) -> dict[str, float]:
+    """The largest gain and the least margin of the network's equilibria, before they are folded; else empty."""
+    parts = [
+        part
+        for module in model.modules()
+        if isinstance(module, FixedPoint) and parametrize.is_parametrized(module)
+        for part in module.parametrizations.weight  # type: ignore[union-attr]
+    ]
+    if not parts:
+        return {}
+    gain = max(part.gain.item() for part in parts)
+    return {names.GAIN: gain, names.MARGIN: min(part.margin.item() for part in parts)}
+
+
+def _missed_radius(module: FixedPoint, h: Interval, found: Interval) -> float:
+    """The share, in percent, of the interval equilibrium's mean radius that the training solve's count leaves out."""
+    whole = interval_equilibrium(module.weight, h.box).radius.mean()
+    return 100 * float(1 - found.radius.mean() / whole.clamp(min=1e-30))
