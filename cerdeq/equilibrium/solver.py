@@ -1,18 +1,28 @@
-"""Solving z = f(z) by Picard iteration: a fixed count, or to a tolerance with a report of what converged."""
+"""Solving z = f(z): Picard steps of a fixed count, or Picard or Anderson iteration to a tolerance for each example.
+
+Anderson acceleration (Walker and Ni 2011) steps to the mix of recent images whose residuals cancel best. It is made
+safe as in Zhang, O'Donoghue and Boyd (2020): an accelerated iterate is kept only while its residual is below a bound
+that shrinks by a constant factor with each one kept. Either infinitely many are kept, and residuals go to 0, or from
+some iterate on all steps are Picard's: it converges wherever Picard does.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-Step = Callable[[Tensor], Tensor]
+_MEMORY = 5
+_RIDGE = 100  # in units of the precision, on a Gram matrix of unit diagonal
+_GROWTH = 100.0
+_DECAY = 0.99
 
 
 @dataclass(frozen=True)
 class Solution:
-    """value: the last iterate [B, ...]. Per example [B]: the residual max |f(z) - z| / max |f(z)|, the iterations until
-    it met the tolerance, and whether it did. Not converging is a value; raising is the caller's choice."""
+    """value: the last f(z) [B, ...]. Per example [B]: the residual max |f(z) - z| / max |f(z)|, the iterations, and
+    whether the residual met the tolerance. Not converging is a value; raising is the caller's choice."""
 
     value: Tensor
     residual: Tensor
@@ -20,7 +30,7 @@ class Solution:
     converged: Tensor
 
 
-def iterate(step: Step, start: Tensor, count: int) -> Tensor:
+def iterate(step: Callable[[Tensor], Tensor], start: Tensor, count: int) -> Tensor:
     """`count` applications of `step`: one graph for the compiler."""
     z = start
     for _ in range(count):
@@ -28,17 +38,124 @@ def iterate(step: Step, start: Tensor, count: int) -> Tensor:
     return z
 
 
-def picard(step: Step, start: Tensor, tolerance: float, limit: int) -> Solution:
-    """Apply `step` until every example's residual is at most `tolerance` or has overflowed, or `limit` times."""
-    z = start
+def solve(
+    step: Callable[[Tensor, Tensor], Tensor],
+    start: Tensor,
+    h: Tensor,
+    tolerance: float | Tensor,
+    limit: int,
+    method: str = "picard",
+) -> Solution:
+    """Iterate z [B, ...] = step(z, h [B, ...]) from `start` until each example meets its tolerance (one, or [B]).
+
+    An example leaves the batch when it does, when its residual is not finite and there is no way back, or after
+    `limit` iterations; so neither its value nor its count depends on the others.
+    """
+    value, residual = start.clone(), start.new_full((len(start),), torch.inf)
     iterations = torch.zeros(len(start), dtype=torch.long, device=start.device)
-    residual = torch.full((len(start),), torch.inf, dtype=start.dtype, device=start.device)
-    for _ in range(limit):
-        iterations += ~(residual <= tolerance)
-        following = step(z)
-        size = following.flatten(1).abs().amax(1) + torch.finfo(z.dtype).tiny
-        residual = (following - z).flatten(1).abs().amax(1) / size
-        z = following
-        if bool(((residual <= tolerance) | ~residual.isfinite()).all()):
+    tolerance = torch.as_tensor(tolerance, dtype=start.dtype, device=start.device).expand(len(start))
+    proposer = METHODS[method](start)
+    rows, goal, z = torch.arange(len(start), device=start.device), tolerance, start
+    for count in range(1, limit + 1):
+        if len(rows) == 0:
             break
-    return Solution(z, residual, iterations, residual <= tolerance)
+        image = step(z, h)
+        difference = image - z
+        distance = _size(difference)
+        found = distance / (_size(image) + torch.finfo(image.dtype).tiny)
+        z, possible = proposer.propose(image, difference, distance)
+        going = possible & ~(found <= goal) & (count < limit)
+        if bool(going.all()):
+            continue
+        ended, stay = (~going).nonzero()[:, 0], going.nonzero()[:, 0]
+        gone = rows[ended]
+        value[gone], residual[gone], iterations[gone] = image[ended], found[ended], count
+        rows, goal, z, h = rows[stay], goal[stay], z[stay], h[stay]
+        proposer.keep(stay)
+    return Solution(value, residual, iterations, residual <= tolerance)
+
+
+def _size(values: Tensor) -> Tensor:
+    """The largest magnitude of each example, [B]."""
+    return values.flatten(1).abs().amax(1)
+
+
+class Method(Protocol):
+    """What proposes the next iterates of a batch, from all that it was shown."""
+
+    def propose(self, image: Tensor, difference: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
+        """The next iterates [B, ...] after f(z), f(z) - z and its size [B], and which examples have one."""
+
+    def keep(self, stay: Tensor) -> None:
+        """Forget all examples but those numbered in `stay`."""
+
+
+class _Picard:
+    """f(z) itself."""
+
+    def __init__(self, start: Tensor):
+        pass
+
+    def propose(self, image: Tensor, difference: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
+        return image, distance.isfinite()
+
+    def keep(self, stay: Tensor) -> None:
+        pass
+
+
+class _Anderson:
+    """f(z) less the mix of its last moves whose residuals' moves cancel the residual, in least squares.
+
+    Histories are rings of _MEMORY slots, of the same slot for all examples; `known` says which slots are of an
+    example's history since it last started anew. Where none is, the mix is 0 and the next iterate is f(z).
+    """
+
+    def __init__(self, start: Tensor):
+        flat = start.flatten(1)
+        batch, size = flat.shape
+        self.image = flat  # of the last iterate kept
+        self.moves = flat.new_zeros(batch, _MEMORY, size)  # of images
+        self.turns = flat.new_zeros(batch, _MEMORY + 1, size)  # moves of f(z) - z; in the last row f(z) - z
+        self.known = torch.zeros(batch, _MEMORY, dtype=torch.bool, device=start.device)
+        self.linked = self.known[:, 0].clone()
+        self.accelerated = self.linked
+        self.bound = flat.new_full((batch,), torch.inf)
+        self.slot = 0
+
+    def propose(self, image: Tensor, difference: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
+        kept = ~self.accelerated | (distance <= self.bound)
+        self._remember(kept, image.flatten(1), difference.flatten(1))
+        tighter = torch.minimum(_DECAY * self.bound, _GROWTH * distance)
+        self.bound = torch.where(kept & (self.accelerated | self.bound.isinf()), tighter, self.bound)
+        self.accelerated = self.known.any(1)
+        mixed = torch.baddbmm(self.image[:, None], self._mix(), self.moves, alpha=-1)
+        return mixed.view_as(image), distance.isfinite() | ~kept
+
+    def _remember(self, kept: Tensor, image: Tensor, difference: Tensor) -> None:
+        """Add f(z) and f(z) - z, [B, N], to the histories; where not kept, start anew from the last f(z) that was."""
+        image = torch.where(kept[:, None], image, self.image)
+        self.moves[:, self.slot] = image - self.image
+        self.turns[:, self.slot] = difference - self.turns[:, -1]
+        self.turns[:, -1] = difference
+        self.known[:, self.slot] = self.linked
+        self.known &= kept[:, None]
+        self.image, self.linked = image, kept
+        self.slot = (self.slot + 1) % _MEMORY
+
+    def _mix(self) -> Tensor:
+        """The coefficients of the moves, [B, 1, _MEMORY]: regularised least squares with columns of unit length."""
+        unknown = ~self.known[:, :, None]
+        products = torch.bmm(self.turns, self.turns.mT).double()
+        gram = products[:, :-1, :-1].masked_fill(unknown | unknown.mT, 0)
+        length = gram.diagonal(dim1=1, dim2=2).sqrt()[:, :, None]
+        length = torch.where(length > 0, length, 1)
+        ridge = _RIDGE * torch.finfo(self.turns.dtype).eps * torch.eye(_MEMORY, dtype=gram.dtype, device=gram.device)
+        target = products[:, :-1, -1:].masked_fill(unknown, 0) / length
+        return (torch.linalg.solve_ex(gram / length / length.mT + ridge, target).result / length).mT.to(self.turns)
+
+    def keep(self, stay: Tensor) -> None:
+        for name in ("image", "moves", "turns", "known", "linked", "accelerated", "bound"):
+            setattr(self, name, getattr(self, name)[stay])
+
+
+METHODS: dict[str, Callable[[Tensor], Method]] = {"picard": _Picard, "anderson": _Anderson}
