@@ -145,14 +145,16 @@ def verified_box(weight: Tensor, h: Box) -> Box:
 def _mapped(weight: Tensor, h: Box, z: Box, proof: Contraction) -> Box:
     """A proved box z, mapped through F twice, and on as long as that shrinks it as fast as errors of the guess do.
 
-    Only boxes as small as those errors, of points say, are mapped often. Each example stops by itself.
+    Only boxes as small as those errors, of points say, are mapped often, down to 1e-10 of their centre. Each example
+    stops by itself.
     """
     shrinking = torch.ones(len(z.center), dtype=torch.bool, device=z.center.device)
     for step in range(_MOST_FINAL_STEPS):
         following = interval_step(weight, h, z)
         before, after = (box.radius.flatten(1).sum(1) for box in (z, following))
         z = _select(shrinking, following, z)
-        shrinking = shrinking & ((after < before * (1 + proof.rate) / 2) | (step + 1 < _FINAL_STEPS))
+        large = after > 1e-10 * z.center.abs().flatten(1).sum(1)
+        shrinking = shrinking & (large & (after < before * (1 + proof.rate) / 2) | (step + 1 < _FINAL_STEPS))
         if not bool(shrinking.any()):
             break
     return z
