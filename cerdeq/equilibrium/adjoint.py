@@ -21,8 +21,8 @@ from cerdeq.boxes import Box
 from cerdeq.equilibrium.certificate import reachable_preactivation
 from cerdeq.equilibrium.recurrence import apply_lifted, apply_transposed, apply_weight
 
-_TOLERANCE = 1e-3
-_LIMIT = 100
+_TOLERANCE = 1e-4
+_LIMIT = 1000
 _SPARE = 0.05  # how much of its multiplier each unit may leave to the box: more only made the search slower
 _SEARCH_STEPS = 3  # that the search for better slopes and multipliers differentiates, at the end of the others
 
@@ -50,7 +50,7 @@ def pull_back(ctx: Backward, coefficients: Tensor, h: Interval, weight: Tensor, 
     multiplier = coefficients
     if iterations is None:
         with torch.no_grad():
-            multiplier = _settled(step, multiplier)
+            multiplier = _settled(step, coefficients, z.radius)
         iterations = 0 if ctx.sound else _SEARCH_STEPS
     for _ in range(iterations):
         multiplier = step(multiplier)
@@ -65,16 +65,24 @@ def _kept(ctx: Backward, coefficients: Tensor) -> Tensor | None:
     return 1 - _SPARE * (1 - share(ctx, name, coefficients.new_ones(coefficients[:, :1].shape)))
 
 
-def _settled(step: Callable[[Tensor], Tensor], multiplier: Tensor) -> Tensor:
-    """The multiplier after as many steps as it needs; each row stops by itself, whatever others are in the batch."""
+def _settled(step: Callable[[Tensor], Tensor], coefficients: Tensor, radius: Tensor) -> Tensor:
+    """The multiplier after as many steps as it takes until what the residual costs, |L' - L| . radius, is a small part
+    of what the box alone would, |a| . radius. Each row stops by itself, whatever others are in the batch."""
+    multiplier = coefficients
+    allowed = _TOLERANCE * _cost(coefficients, radius)
     moving = multiplier.new_ones(multiplier.shape[:2], dtype=torch.bool)
     for _ in range(_LIMIT):
         following = step(multiplier)
-        moving = moving & _far(following, multiplier)
+        moving = moving & (_cost(following - multiplier, radius) > allowed)
         if not bool(moving.any()):
             break
         multiplier = torch.where(moving.view(*moving.shape, *[1] * (following.dim() - 2)), following, multiplier)
     return multiplier
+
+
+def _cost(coefficients: Tensor, radius: Tensor) -> Tensor:
+    """|coefficients| [B, K, *shape] . radius [B, *shape]: [B, K]."""
+    return torch.einsum("bkn,bn->bk", coefficients.abs().flatten(2), radius.flatten(1))
 
 
 def _bound(
@@ -96,9 +104,3 @@ def _bound(
 def transposed(weight: Tensor, coefficients: Tensor) -> Tensor:
     """W^T on coefficients [B, K, *shape]."""
     return apply_transposed(weight, coefficients.flatten(0, 1)).unflatten(0, coefficients.shape[:2])
-
-
-def _far(value: Tensor, last: Tensor) -> Tensor:
-    """Rows [B, K] that have changed by more than the tolerance."""
-    change, size = (part.flatten(2).abs().amax(2) for part in (value - last, value))
-    return change > _TOLERANCE * size
