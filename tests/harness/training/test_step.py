@@ -265,6 +265,20 @@ def test_margins_in_bf16_are_those_of_the_last_layer_in_float32():
     assert found.robust == exact.robust
 
 
+@pytest.mark.parametrize("method", ALL)
+def test_values_in_bf16_are_float32_without_batch_norm_too(method):
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(),
+        torch.nn.Linear(64, 10),
+    )  # fmt: skip
+    batch = dataclasses.replace(_batch(progress=0.3), x=torch.rand(12, 1, 8, 8), eps=torch.tensor(0.05))
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        losses = ALL[method].loss(trace(network, linear=True), batch)
+    assert {box.radius.dtype for box in losses.preactivations} == {losses.lower.dtype} == {torch.float32}
+    losses.robust.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+
+
 def test_an_equilibrium_s_w_is_not_rounded_in_bf16():
     """Else the bound on rho(|W|) is not that of the W which is certified."""
     network, x = build("cerdeq", "digits", width=0.2).train(), torch.rand(4, 1, 8, 8)
