@@ -104,13 +104,15 @@ class Table:
     """A sweep's leaderboard.
 
     rows: today's recipe with all columns, best certified error first; published rows are those with a `source`.
-    failures: a row of text for each trial without usable numbers, the reason in `problem`.
+    failures: a row of text for each trial without usable numbers, the reason in `problem`. folders: where the trials
+    of each row lie, by the row's index and the seed.
     """
 
     directory: Path
     rows: pd.DataFrame
     sections: list[Section]
     failures: pd.DataFrame
+    folders: dict[str, dict[int, Path]]
 
     @property
     def sweep(self) -> str:
@@ -161,7 +163,7 @@ def _outcome(path: Path, key: str, epochs: int) -> dict[str, Any]:
 
 def _trial(path: Path) -> dict[str, Any]:
     """One trial folder, flat. `row` names the table row it belongs to: its config but for the seed, data and recipe."""
-    trial: dict[str, Any] = {"row": path.name, "model": path.name, "warnings": [], "problem": None}
+    trial: dict[str, Any] = {"row": path.name, "folder": path, "model": path.name, "warnings": [], "problem": None}
     trial |= dict.fromkeys(MAIN)
     try:
         read = folder.read_trial(path / folder.TRIAL)
@@ -207,7 +209,11 @@ def _rows(trials: pd.DataFrame) -> pd.DataFrame:
     metrics = [name for name in METRICS if name in trials]
     complete = groups[metrics].count().eq(groups.size(), axis=0)
     means, deviations = groups[metrics].mean().where(complete), groups[metrics].std().where(complete)
-    rows = finished.drop_duplicates("row").set_index("row").drop(columns=[*metrics, "seed", "problem", "warnings"])
+    rows = (
+        finished.drop_duplicates("row")
+        .set_index("row")
+        .drop(columns=[*metrics, "seed", "folder", "problem", "warnings"])
+    )
     rows = rows.join([means, deviations.add_suffix("_std")])
     rows["seeds"] = groups.size().astype(object)
     rows["seeds_started"] = trials.groupby("row")["seed"].nunique().reindex(rows.index).astype(object)
@@ -290,4 +296,6 @@ def build(directory: Path) -> Table:
     sections = sorted((section(*part) for part in order), key=lambda section: section.stale)
     current = pd.concat([rows.iloc[:0], *(section.rows for section in sections if not section.stale)])
     failed = trials.loc[trials["problem"].notna(), [*LABEL, "width", "profile", "recipe_version", "seed", "problem"]]
-    return Table(directory, _best_first(current[~current.index.duplicated()]), sections, failed.map(_text))
+    finished = trials[trials["problem"].isna()].groupby("row")
+    folders = {row: dict(zip(part["seed"], part["folder"], strict=True)) for row, part in finished}
+    return Table(directory, _best_first(current[~current.index.duplicated()]), sections, failed.map(_text), folders)

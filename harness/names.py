@@ -44,6 +44,9 @@ STAGE = "stage"
 ATTACK_MARGIN = "attack_margin"
 WIDTH = "width"
 
+# Verdicts, the values of the column VERDICT.
+MISCLASSIFIED, FALSIFIED, CERTIFIED, UNKNOWN = "misclassified", "falsified", "certified", "unknown"
+
 
 def margin_column(stage: str) -> str:
     """Name of the column that holds a verifier stage's margin lower bound."""

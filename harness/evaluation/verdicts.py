@@ -17,7 +17,6 @@ from harness import names
 from harness.evaluation.attack import attack, margins
 from harness.settings import TrialConfig, parse_eps
 
-MISCLASSIFIED, FALSIFIED, CERTIFIED, UNKNOWN = "misclassified", "falsified", "certified", "unknown"
 IBP = "ibp"
 
 
@@ -164,16 +163,16 @@ def _table(
     )
     wrong = frame[names.PREDICTION] != frame[names.LABEL]
     broken = frame[names.ATTACK_MARGIN] < 0
-    proved = [(frame[names.margin_column(method)] > 0, CERTIFIED, method) for method in least]
-    stages = [(wrong, MISCLASSIFIED, "clean"), (broken, FALSIFIED, "attack"), *proved]
-    frame[names.VERDICT], frame[names.STAGE] = UNKNOWN, "none"
+    proved = [(frame[names.margin_column(method)] > 0, names.CERTIFIED, method) for method in least]
+    stages = [(wrong, names.MISCLASSIFIED, "clean"), (broken, names.FALSIFIED, "attack"), *proved]
+    frame[names.VERDICT], frame[names.STAGE] = names.UNKNOWN, "none"
     for where, verdict, stage in reversed(stages):
         frame.loc[where, [names.VERDICT, names.STAGE]] = verdict, stage
     return frame
 
 
 def _refuse_contradictions(verdicts: pd.DataFrame) -> None:
-    refuted = verdicts[names.VERDICT].isin([MISCLASSIFIED, FALSIFIED])
+    refuted = verdicts[names.VERDICT].isin([names.MISCLASSIFIED, names.FALSIFIED])
     proofs = [column for column in verdicts if column.startswith(names.margin_column(""))]
     contradicted = refuted & (verdicts[proofs] > 0).any(axis=1)
     if contradicted.any():

@@ -17,7 +17,7 @@ from harness import folder, names
 from harness.data import Data, load
 from harness.environment import describe_environment
 from harness.evaluation.equilibria import recurrence_report
-from harness.evaluation.verdicts import CERTIFIED, FALSIFIED, MISCLASSIFIED, Judgement, judge
+from harness.evaluation.verdicts import Judgement, judge
 from harness.settings import SettingError, TrialConfig
 from harness.training.loop import train
 from harness.training.monitor import parametrised
@@ -102,9 +102,9 @@ def _rates(judgement: Judgement, methods: tuple[str, ...]) -> dict[str, float]:
     verdict = judgement.verdicts[names.VERDICT]
     width = float(judgement.verdicts[names.WIDTH].mean())
     rates = {
-        names.STANDARD_ERROR: 100 * float((verdict == MISCLASSIFIED).mean()),
-        names.ATTACK_ERROR: 100 * float(verdict.isin([MISCLASSIFIED, FALSIFIED]).mean()),
-        names.CERTIFIED_ERROR: 100 * float((verdict != CERTIFIED).mean()),
+        names.STANDARD_ERROR: 100 * float((verdict == names.MISCLASSIFIED).mean()),
+        names.ATTACK_ERROR: 100 * float(verdict.isin([names.MISCLASSIFIED, names.FALSIFIED]).mean()),
+        names.CERTIFIED_ERROR: 100 * float((verdict != names.CERTIFIED).mean()),
         **_rates_by_stage(judgement.verdicts, methods),
         names.BOUND_WIDTH: width,
         names.BOUND_WIDTH_RELATIVE: width / judgement.clean_spread if judgement.clean_spread else math.inf,
@@ -116,7 +116,7 @@ def _rates(judgement: Judgement, methods: tuple[str, ...]) -> dict[str, float]:
 
 def _rates_by_stage(verdicts: pd.DataFrame, methods: tuple[str, ...]) -> dict[str, float]:
     """The certified error that each stage and those before it leave."""
-    certified = verdicts[names.VERDICT] == CERTIFIED
+    certified = verdicts[names.VERDICT] == names.CERTIFIED
     return {
         names.certified_by(method): 100 * float((~(certified & verdicts[names.STAGE].isin(methods[:number]))).mean())
         for number, method in enumerate(methods, start=1)
