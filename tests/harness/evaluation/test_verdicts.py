@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from baselines import build
+from cerdeq import Box
+from cerdeq.equilibrium import layer
 from harness import names
 from harness.evaluation import verdicts as module
 from harness.evaluation.attack import attack, margins
@@ -150,6 +152,20 @@ def test_a_bound_that_is_not_a_number_certifies_nothing(judged, monkeypatch):
     monkeypatch.setattr(module, "lower_bounds", lambda program, x, spec, *_, **__: spec[:, :, 0] * torch.nan)
     judgement, *_ = judged("cnn5", eps="1/100000")
     assert "certified" not in set(judgement.verdicts[names.VERDICT])
+
+
+def test_a_prediction_within_the_solver_s_error_is_not_taken_for_right(judged, monkeypatch):
+    sure, model, images, labels, config = judged("cerdeq", eps="1/100000")
+    right = sure.verdicts[names.VERDICT] != "misclassified"
+    honest = layer.verified_box
+
+    def loose(weight, h):
+        box = honest(weight, h)
+        return Box(box.center, box.radius + 10.0)
+
+    monkeypatch.setattr(layer, "verified_box", loose)
+    unsure = judge(model, images, labels, config).verdicts
+    assert right.any() and (unsure[names.VERDICT] == "misclassified").all()
 
 
 def test_what_the_recurrence_does_is_reported(judged):

@@ -22,7 +22,7 @@ from harness.training.step import Stepper, make_optimiser
 def _stepper(config, device: str = "cpu", dtype=torch.float32) -> Stepper:
     data = load(config.dataset)
     torch.manual_seed(0)
-    model = build(config.model, config.dataset, config.width)
+    model = build(config.model, config.dataset, config.width, **config.options)
     initialise(model)
     model.to(device, dtype, memory_format=torch.channels_last).train()
     optimiser = make_optimiser(model, torch.device(device))
@@ -246,7 +246,7 @@ def test_every_box_in_bf16_has_a_radius(model, method, options, dead, eps):
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
         losses = ALL[method].loss(trace(network, linear=True), batch, **options)
     assert len(losses.preactivations) == sum(isinstance(m, torch.nn.ReLU | FixedPoint) for m in network.modules())
-    for box in losses.preactivations:
+    for box in losses.preactivations.values():
         assert box.center.dtype == box.radius.dtype == torch.float32
         assert box.center.isfinite().all() and box.radius.isfinite().all() and (box.radius >= 0).all()
     assert (losses.lower <= losses.clean + 1e-2 * losses.clean.abs().amax()).all()
@@ -274,7 +274,7 @@ def test_values_in_bf16_are_float32_without_batch_norm_too(method):
     batch = dataclasses.replace(_batch(progress=0.3), x=torch.rand(12, 1, 8, 8), eps=torch.tensor(0.05))
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
         losses = ALL[method].loss(trace(network, linear=True), batch)
-    assert {box.radius.dtype for box in losses.preactivations} == {losses.lower.dtype} == {torch.float32}
+    assert {box.radius.dtype for box in losses.preactivations.values()} == {losses.lower.dtype} == {torch.float32}
     losses.robust.backward()
     assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
 
@@ -329,3 +329,45 @@ def test_the_captured_step_is_the_eager_one(tiny_trial, model, method, options):
         captured.model.state_dict().items(), eager.model.state_dict().values(), strict=True
     ):
         torch.testing.assert_close(mine, theirs, rtol=5e-2, atol=5e-3, msg=name)
+
+
+def test_an_equilibrium_s_schedules_follow_eps(tiny_trial):
+    options = {"margin": 0.2, "margin_start": 0.8, "iterations": 9, "early_iterations": 1}
+    stepper = _stepper(tiny_trial("cerdeq", eps="1/10", options=options))
+    point, choices = stepper.model.equilibrium.recurrence, draw(300, 2, True, 0, 1, torch.device("cpu")).batch(0, 16)
+    seen = []
+    for eps in (1e-6, 0.05, 0.1):
+        stepper(choices, eps, 5e-4)
+        seen.append((point.iterations, round(point.parametrizations.weight[0].margin.item(), 3)))
+    assert seen == [(1, 0.8), (5, 0.5), (9, 0.2)]
+
+
+def test_regularisers_can_leave_equilibria_out(tiny_trial):
+    losses = {}
+    for counted in (True, False):
+        for weight in (0.0, 0.5):
+            train = {"regularise_equilibria": counted, "regularisation": weight}
+            stepper = _stepper(tiny_trial("cerdeq", train=train))
+            x = stepper.images[:32].float() / 255
+            losses[counted, weight] = stepper.losses["ibp"](x, stepper.labels[:32], torch.tensor(1e-3))[0].item()
+    assert losses[True, 0.0] == losses[False, 0.0]
+    assert losses[True, 0.5] != losses[False, 0.5] and min(losses.values()) == losses[True, 0.0]
+
+
+@pytest.mark.parametrize("method", ["ibp", "crown-ibp"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"parametrisation": "nonnegative"},
+        {"parametrisation": "monotone", "warm_start": True},
+        {"parametrisation": "orthogonal", "groups": 2, "gradient": "unrolled"},
+    ],
+)
+def test_the_compiled_loss_of_every_kind_of_equilibrium_is_the_eager_one(options, method, tiny_trial):
+    """fullgraph: no branch of the recurrence breaks the graph."""
+    torch._dynamo.reset()
+    config = tiny_trial("cerdeq", method=method, width=0.05, options=options)
+    eager = _stepper(config)
+    x, labels, eps = eager.images[:8].float() / 255, eager.labels[:8], torch.tensor(0.01)
+    compiled = torch.compile(_stepper(config).losses[method], fullgraph=True, dynamic=False, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, labels, eps)[0], eager.losses[method](x, labels, eps)[0])
