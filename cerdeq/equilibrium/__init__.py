@@ -1,5 +1,6 @@
 """Equilibrium layers and the proofs about them."""
 
+from cerdeq.equilibrium import rules  # noqa: F401  registers them
 from cerdeq.equilibrium.certificate import (
     Contraction,
     NotContractiveError,

@@ -1,19 +1,11 @@
-"""The equilibrium layer, z = relu(W z + inject(x)), and its interval rule."""
+"""The equilibrium layer, z = relu(W z + inject(x)); bounds of it are in rules.py."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from cerdeq.bounds.interval import Context, Interval, relu_box
-from cerdeq.bounds.linear import Backward, Pulled
-from cerdeq.bounds.operators import Operator, crossing, register
-from cerdeq.bounds.patches import Coefficients, dense
-from cerdeq.bounds.tighten import Tighter
-from cerdeq.boxes import Box, narrowed, outward_ends
-from cerdeq.equilibrium.adjoint import pull_back, transposed
-from cerdeq.equilibrium.certificate import contracted, preactivation_box, reachable_preactivation, verified_box
-from cerdeq.equilibrium.implicit import attach, attach_interval
-from cerdeq.equilibrium.recurrence import apply_lifted, apply_weight
+from cerdeq.equilibrium.implicit import attach
+from cerdeq.equilibrium.recurrence import apply_weight
 from cerdeq.equilibrium.solver import Solution, iterate, solve
 from cerdeq.equilibrium.weights import PARAMETRISATIONS, Parametrisation
 
@@ -21,7 +13,6 @@ _TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 _LIMIT = 20_000
 _METHOD = "picard"  # where W has both signs, as many steps as Anderson, each at half the cost in a tenth of the memory
 GRADIENTS = ("implicit", "unrolled")
-Ends = tuple[Tensor, Tensor]
 
 
 class NotConvergedError(RuntimeError):
@@ -174,76 +165,8 @@ def fold(model: nn.Module) -> None:
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
 
 
-def _interval(ctx: Context, x: Interval, module: FixedPoint) -> Interval:
-    """A verified box with `ctx.sound`; else the lifted equilibrium by fixed counts, differentiable, for training."""
-    weight = ctx.kept[ctx.step] = module.weight
-    clean = None if x.clean is None else module.at(weight, x.clean)
-    if ctx.sound:
-        proved = verified_box(weight, x.box)
-        box = Box(proved.center.to(x.center), _rounded_up(proved.radius, proved.center, x.radius))
-        ctx.preactivations[ctx.step] = preactivation_box(weight, x.box, box)
-        return Interval(box.center, box.radius, clean)
-    h = (x.center, x.radius)
-    start = relu_box(ctx, *h)
-    if module.warm_start and clean is not None:
-        start = clean.detach(), torch.zeros_like(clean)
-    preactivation = apply_lifted(weight, _lifted(ctx, module, weight, h, start), h)
-    ctx.preactivations[ctx.step] = Box(*preactivation)
-    return Interval(*relu_box(ctx, *preactivation), clean)
-
-
-def _lifted(ctx: Context, module: FixedPoint, weight: Tensor, h: Ends, solution: Ends) -> Ends:
-    """The lifted equilibrium by the module's count of iterations from `solution`, differentiable as it says."""
-    with torch.set_grad_enabled(module.unrolled and torch.is_grad_enabled()):
-        for _ in range(module.iterations):
-            solution = relu_box(ctx, *apply_lifted(weight, solution, h))
-    return solution if module.unrolled else attach_interval(weight, *h, *solution, module.backward_iterations)
-
-
 def advance(model: nn.Module, progress: float) -> None:
     """Take every equilibrium of `model` to its schedule's values where eps is `progress` (0 to 1) of its target."""
     for module in model.modules():
         if isinstance(module, FixedPoint | Parametrisation):
             module.advance(progress)
-
-
-def _backward(ctx: Backward, coefficients: Tensor, h: Interval, module: FixedPoint) -> Pulled:
-    if module.training:  # where every reading moves W on
-        return pull_back(ctx, coefficients, h, ctx.kept[ctx.step], module.backward_iterations)
-    return pull_back(ctx, coefficients, h, module.weight, None)
-
-
-def _refine(tighter: Tighter, z: Interval, h: Interval, module: FixedPoint) -> Interval:
-    """z's box over pre-activations that linear bounds tightened, where they have 0 inside, contracted a few times."""
-    weight = module.weight.double()
-    proved, given = Box(z.center.double(), z.radius.double()), Box(h.center.double(), h.radius.double())
-    p = reachable_preactivation(weight, given, proved)
-
-    def functionals(rows: Coefficients) -> list[Coefficients]:
-        rows = dense(rows).to(z.center)
-        return [transposed(module.weight, rows), rows]
-
-    p = tighter(p, crossing(p), functionals)
-    proved = contracted(weight, given, narrowed(proved, *(torch.relu(end) for end in outward_ends(p))))
-    return Interval(proved.center.to(z.center), _rounded_up(proved.radius, proved.center, z.radius), z.clean)
-
-
-def _alive(h: Box, module: FixedPoint) -> Tensor:
-    """Where the pre-activation may be above 0; elsewhere z is 0, whatever h is."""
-    preactivation = preactivation_box(module.weight.double(), Box(h.center.double(), h.radius.double()),
-                                      verified_box(module.weight, h))  # fmt: skip
-    return ~(preactivation.upper <= 0) & (h.radius > 0)
-
-
-def _rounded_up(radius: Tensor, center: Tensor, like: Tensor) -> Tensor:
-    """A float64 radius in the precision of `like`, with room for rounding radius and centre."""
-    limits = torch.finfo(like.dtype)
-    return (radius * (1 + 2 * limits.eps) + 2 * limits.eps * center.abs() + 2 * limits.tiny).to(like)
-
-
-register(
-    Operator(
-        "fixed_point", _interval, (), {FixedPoint: lambda module: {"module": module}}, backward=_backward,
-        unsettled=_alive, refine=_refine,
-    )
-)  # fmt: skip

@@ -10,7 +10,7 @@ from torch import nn
 
 from baselines import build
 from cerdeq import Box
-from cerdeq.equilibrium import layer
+from cerdeq.equilibrium import rules
 from harness import names
 from harness.evaluation import verdicts as module
 from harness.evaluation.attack import attack, margins
@@ -157,13 +157,13 @@ def test_a_bound_that_is_not_a_number_certifies_nothing(judged, monkeypatch):
 def test_a_prediction_within_the_solver_s_error_is_not_taken_for_right(judged, monkeypatch):
     sure, model, images, labels, config = judged("cerdeq", eps="1/100000")
     right = sure.verdicts[names.VERDICT] != "misclassified"
-    honest = layer.verified_box
+    honest = rules.verified_box
 
     def loose(weight, h):
         box = honest(weight, h)
         return Box(box.center, box.radius + 10.0)
 
-    monkeypatch.setattr(layer, "verified_box", loose)
+    monkeypatch.setattr(rules, "verified_box", loose)
     unsure = judge(model, images, labels, config).verdicts
     assert right.any() and (unsure[names.VERDICT] == "misclassified").all()
 
