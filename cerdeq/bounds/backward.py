@@ -40,7 +40,7 @@ def joint_lower_bound(program: Program, values: list[Any], functional: Functiona
         pulled = pull(ctx, step.record, pending.pop(number), arguments, options)
         constants.append(pulled.constant)
         for source, part in zip(step.sources, pulled.coefficients, strict=True):
-            if not ctx.sound:
+            if not ctx.sound and isinstance(part, Tensor):
                 part = part.to(values[source].center.dtype)  # autocast's products
             if source in pending:
                 part = merged(pending[source], part)

@@ -37,7 +37,7 @@ def equilibrium_of(matrix, h):
     z = np.maximum(h, 0)
     for _ in range(20000):
         following = np.maximum(z @ matrix.T + h, 0)
-        if np.abs(following - z).max() <= 1e-15 * (1 + np.abs(following).max()):
+        if np.abs(following - z).max() <= 4e-15 * (1 + np.abs(following).max()):
             return following
         z = following
     raise AssertionError("the oracle did not converge")

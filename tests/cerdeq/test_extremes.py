@@ -64,8 +64,8 @@ def test_the_whole_cube_of_images(kernel, count, dtype, method):
     model = folded_network(kernel, count, dtype)
     lower, upper = assert_bounded(model, LinfBall(images(kernel, dtype), 1.0), method)
     size = (upper - lower).max().item()
-    torch.testing.assert_close(lower[0], lower[1], rtol=0, atol=1e-3 * size)
-    torch.testing.assert_close(upper[0], upper[1], rtol=0, atol=1e-3 * size)
+    torch.testing.assert_close(lower[0], lower[1], rtol=0, atol=1e-2 * size)
+    torch.testing.assert_close(upper[0], upper[1], rtol=0, atol=1e-2 * size)
 
 
 @every_method

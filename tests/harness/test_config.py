@@ -101,7 +101,18 @@ UNKNOWN_KEYS = {
     "evaluation": (("evaluation.attack", 1), ["evaluation.attack: unknown key", "attack_steps"]),
     "trial": (("trials.1.modle", "cnn5"), ["trials.1.modle: unknown key", "model", "method", "options", "width"]),
     "resources": (("resources.gpus", 1), ["resources.gpus: unknown key", "cpu", "gpu"]),
-    "option of a network without": (("trials.0.options", {"depth": 5}), ["trials.0.options.depth", "cnn5", "none"]),
+    "option of a network without": (
+        ("trials.0", {"model": "resnet9", "method": "ibp", "options": {"depth": 5}}),
+        ["trials.0.options.depth", "resnet9", "none"],
+    ),
+    "option of a recurrence without one": (
+        ("trials.1.options", {"recurrent": False, "margin": 0.2}),
+        ["trials.1.options: recurrent", "margin"],
+    ),
+    "groups that do not divide": (
+        ("trials.1.options", {"parametrisation": "orthogonal", "groups": 5}),
+        ["trials.1.options: groups", "found 5"],
+    ),
     "option": (("trials.1.options", {"margins": 0.2}), ["trials.1.options.margins", "cerdeq", "margin", "gain"]),
     "profile": (("profiles", {"cpu": {"seed": [0]}}), ["seed: unknown key", "seeds", "cpu"]),
     "a trial's recipe": (
@@ -659,6 +670,7 @@ def test_every_field_reaches_the_trial(tmp_path):
         ramp_epochs=4,
         clip_norm=5.0,
         regularisation=0.25,
+        regularise_equilibria=False,
         precision="float32",
     )
     evaluation = EvaluationSettings(
@@ -669,6 +681,15 @@ def test_every_field_reaches_the_trial(tmp_path):
         "gain": None,
         "iterations": 7,
         "backward_iterations": 8,
+        "early_iterations": 2,
+        "margin_start": 0.9,
+        "parametrisation": "orthogonal",
+        "groups": 4,
+        "gradient": "unrolled",
+        "warm_start": True,
+        "equilibria": 2,
+        "pool": True,
+        "norm": False,
     }
     expected = TrialConfig(
         sweep="all.fields",
@@ -678,7 +699,7 @@ def test_every_field_reaches_the_trial(tmp_path):
         seed=6,
         model="deqlate",
         method="crown-ibp",
-        options={name: value for name, value in options.items() if name != "parametrisation"},  # the default
+        options=options,
         method_options={"final_beta": 0.25},
         width=0.125,
         train_images=77,

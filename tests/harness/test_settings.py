@@ -64,6 +64,7 @@ OTHER = {
     "train.ramp_epochs": 4,
     "train.clip_norm": 8.0,
     "train.regularisation": 0.0,
+    "train.regularise_equilibria": False,
     "train.precision": "float32",
     "evaluation.methods": ("ibp", "crown"),
     "evaluation.test_images": None,
@@ -113,6 +114,7 @@ def train_settings(draw):
         ramp_epochs=draw(st.integers(0, epochs - start + 1)),
         clip_norm=draw(finite),
         regularisation=draw(finite),
+        regularise_equilibria=draw(st.booleans()),
         precision=draw(st.sampled_from(["tf32", "float32", "bf16"])),
     )
 
