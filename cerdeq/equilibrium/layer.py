@@ -160,6 +160,8 @@ def fold(model: nn.Module) -> None:
     """Replace every parametrisation in `model` by the weight it gives, in place: W as it is stored and certified."""
     for module in model.modules():
         if parametrize.is_parametrized(module):
+            kind = type(module)  # a deep copy shares it, and torch takes the property from it
+            module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
             module.parametrizations.eval()  # type: ignore[union-attr]  # in training, reading W would change it
             for name in list(module.parametrizations):  # type: ignore[arg-type]
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)

@@ -9,7 +9,7 @@ from oracles import dense_operator, fractions
 from torch import nn
 
 from cerdeq import LinfBall, bound
-from cerdeq.equilibrium import FixedPoint, NotContractiveError, contraction, verified_box
+from cerdeq.equilibrium import Equilibrium, FixedPoint, NotContractiveError, contraction, verified_box
 
 
 @pytest.mark.parametrize("signed", [True, False])
@@ -65,6 +65,21 @@ def test_rate_of_hard_matrices(name):
     exact, proof = spectral_radius(channels(weight)), contraction(weight)
     assert exactly_contractive(weight, proof.v, proof.rate)
     assert exact * (1 - 1e-12) <= proof.rate <= 1.01 * exact + 0.02 * weight.abs().max().item() + 1e-300
+
+
+@pytest.mark.parametrize("scale", [1e2, 1e4, 1e6])
+@pytest.mark.parametrize("name", ["perron", "nonnegative"])
+def test_badly_scaled_rows_and_columns_keep_their_margin(name, scale):
+    """Similar to a matrix of one scale, by a diagonal with entries that far apart."""
+    layer = Equilibrium(12, nn.Identity(), None, name, margin=0.01, gain=None)
+    with torch.no_grad():
+        kernel = layer.recurrence.parametrizations.weight.original
+        kernel.copy_(torch.randn(12, 12))
+        kernel[0] *= scale
+        kernel[:, 0] /= scale
+        for _ in range(25):
+            layer.recurrence.weight  # noqa: B018  reading it in training follows the Perron vectors
+    assert contraction(layer.eval().recurrence.weight).rate <= 0.99
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

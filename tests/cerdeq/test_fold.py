@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from cerdeq import LinfBall, bound
-from cerdeq.equilibrium import FixedPoint, fold
+from cerdeq.equilibrium import Equilibrium, FixedPoint, fold
 
 
 @pytest.mark.parametrize("kernel", [None, 3])
@@ -64,3 +64,13 @@ def test_reading_w_in_evaluation_changes_nothing():
     first = model[0].recurrence.weight
     assert torch.equal(first, model[0].recurrence.weight)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_folding_a_deep_copy_leaves_the_original_alone():
+    model = Equilibrium(3, nn.Linear(2, 3), kernel_size=None).eval()
+    twin = copy.deepcopy(model)
+    expected = model.recurrence.weight.detach()
+    fold(twin)
+    assert torch.equal(model.recurrence.weight, expected) and torch.equal(twin.recurrence.weight, expected)
+    fold(model)
+    assert torch.equal(model.recurrence.weight, expected)
