@@ -144,7 +144,10 @@ class Equilibrium(nn.Module):
         if groups < 1 or channels % groups or (groups > 1 and parametrisation != "orthogonal"):
             raise ValueError(f"groups: of orthogonal alone, a divisor of {channels} channels; found {groups}")
         kernel = () if kernel_size is None else (kernel_size, kernel_size)
-        free = torch.randn(channels, channels // groups, *kernel)
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # the rest is drawn as in a network without W, so that twins start alike
+            free = torch.randn(channels, channels // groups, *kernel)
         free /= free[0].numel()
         self.inject = inject
         self.recurrence = FixedPoint(free, iterations, backward_iterations, early_iterations, gradient, warm_start)

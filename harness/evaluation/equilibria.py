@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from cerdeq.equilibrium import FixedPoint, contraction
+from cerdeq.equilibrium import FixedPoint, contraction, fold
 from harness import names
 from harness.evaluation.verdicts import errors_without_attack
 from harness.settings import TrialConfig
@@ -20,6 +20,7 @@ def recurrence_report(model: nn.Module, images: Tensor, labels: Tensor, config: 
     if not points:
         return {}
     idle = copy.deepcopy(model)
+    fold(idle)
     with torch.no_grad():
         for module in idle.modules():
             if isinstance(module, FixedPoint):

@@ -46,3 +46,17 @@ def test_an_equilibrium_keeps_its_recurrent_kernel():
     initialise(model)
     assert torch.equal(model.equilibrium.recurrence.parametrizations.weight.original, before)
     assert _relative_std(model.equilibrium.inject[0]) == pytest.approx(1, rel=0.1)
+
+
+@pytest.mark.parametrize("parametrisation", ["perron", "nonnegative", "monotone", "orthogonal"])
+@pytest.mark.parametrize("name", ["cerdeq", "deqlate", "deq7"])
+def test_a_twin_starts_from_the_same_weights(name, parametrisation):
+    """Paired comparisons by seed are of the recurrence, not of two draws."""
+    states = []
+    for options in ({"parametrisation": parametrisation}, {"recurrent": False}):
+        torch.manual_seed(7)
+        network = build(name, "digits", 0.1, **options)
+        initialise(network)
+        states.append(network.state_dict())
+    shared = {key.replace("equilibrium.0", "equilibrium.inject"): value for key, value in states[1].items()}
+    assert all(torch.equal(value, states[0][key]) for key, value in shared.items())
