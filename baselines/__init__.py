@@ -1,6 +1,6 @@
 """Explicit networks, and the registry of all networks by name."""
 
-from baselines import cnn, mondeq, resnet
+from baselines import cnn, densenet, mondeq, resnet, resnext, wideresnet
 from baselines.datasets import DATASETS, Dataset
 from baselines.registry import UnknownNameError, build, names, options_of, register
 from cerdeq import models
@@ -15,9 +15,12 @@ __all__ = [
     "UnknownNameError",
     "build",
     "cnn",
+    "densenet",
     "mondeq",
     "names",
     "options_of",
     "register",
     "resnet",
+    "resnext",
+    "wideresnet",
 ]

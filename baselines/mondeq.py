@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from baselines.registry import register
 from cerdeq.equilibrium import Equilibrium
-from cerdeq.layers import scaled
+from cerdeq.layers import Shape, scaled
 from cerdeq.models import deq7_around
 
 
@@ -23,7 +23,7 @@ class Bias(nn.Module):
 
 @register("mondeq")
 def mondeq(
-    shape: tuple[int, int, int], classes: int, width: float = 1.0,
+    shape: Shape, classes: int, width: float = 1.0,
     margin: float = 0.5, iterations: int = 16, backward_iterations: int = 16, pool: bool = False,
 ) -> nn.Sequential:  # fmt: skip
     """DEQ-7 as published: a monotone W without gain, the injection relu(norm(U x)) + b.

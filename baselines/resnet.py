@@ -1,11 +1,11 @@
-"""Residual networks."""
+"""Residual networks of any depth, for the study of depth; not published ones."""
 
-from collections import OrderedDict
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from baselines.registry import register
-from cerdeq.layers import convolution, downsampled, extra_stride, head, scaled
+from baselines.registry import Builder, register
+from cerdeq.layers import Plan, Shape, convolution, downsampled, halved_once_more, headed, scaled
 
 
 class BasicBlock(nn.Module):
@@ -18,9 +18,7 @@ class BasicBlock(nn.Module):
         self.relu1 = nn.ReLU()
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.norm2 = nn.BatchNorm2d(outputs)
-        same = inputs == outputs and stride == 1
-        shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=stride), nn.BatchNorm2d(outputs))
-        self.shortcut = nn.Identity() if same else shortcut
+        self.shortcut = shortcut(inputs, outputs, stride)
         self.relu2 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -29,19 +27,43 @@ class BasicBlock(nn.Module):
         return self.relu2(hidden + self.shortcut(x))
 
 
-@register("resnet9")
-def resnet9(shape: tuple[int, int, int], classes: int, width: float = 1.0) -> nn.Sequential:
-    """CNN-7's residual sibling: a convolution of 64, BasicBlocks 64 128 128 with strides 1 2 1, linear 512, classifier.
+def shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
+    """The identity, or a 1x1 convolution and batch norm where the shape changes."""
+    projection = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=stride), nn.BatchNorm2d(outputs))
+    return nn.Identity() if inputs == outputs and stride == 1 else projection
 
-    Not a published network: the same channels, resolutions and head as CNN-7, two layers deeper. Images larger than
-    32 pixels are halved once more, in the last block.
-    """
-    strides = [1, 2, extra_stride(shape)]
-    inputs = scaled(64, width)
+
+def residual(
+    block: Callable[[int, int, int], nn.Module], stem: int, plan: Plan, shape: Shape, classes: int, width: float
+) -> nn.Sequential:
+    """A convolution of `stem` channels, a block(inputs, outputs, stride) for each entry of the plan, the head."""
+    inputs = scaled(stem, width)
     layers = convolution("1", shape[0], inputs)
-    for number, (channels, stride) in enumerate(zip((64, 128, 128), strides, strict=True), start=1):
+    for number, (channels, stride) in enumerate(plan, start=1):
         outputs = scaled(channels, width)
-        layers.append((f"block{number}", BasicBlock(inputs, outputs, stride)))
+        layers.append((f"block{number}", block(inputs, outputs, stride)))
         inputs = outputs
-    size = [downsampled(side, strides) for side in shape[1:]]
-    return nn.Sequential(OrderedDict(layers + head(inputs * size[0] * size[1], scaled(512, width), classes)))
+    return headed(layers, inputs, downsampled(shape, plan), classes, width)
+
+
+def resnet(shape: Shape, classes: int, width: float = 1.0, depth: int = 9) -> nn.Sequential:
+    """CNN-7's residual sibling: a convolution of 64, (depth - 3) / 2 BasicBlocks, linear 512, classifier.
+
+    Depth 9 has blocks 64 128 128 with strides 1 2 1; depth 7 leaves out the last, deeper ones repeat it. Channels,
+    resolutions and head are CNN-7's; shortcuts are not counted. Images larger than 32 pixels are halved once more, in
+    the last stride-1 block of the first three.
+    """
+    blocks = (depth - 3) // 2
+    plan = halved_once_more([(64, 1), (128, 2), (128, 1)][:blocks], shape) + [(128, 1)] * (blocks - 3)
+    return residual(BasicBlock, 64, plan, shape, classes, width)
+
+
+def _of_depth(depth: int) -> Builder:
+    def build(shape: Shape, classes: int, width: float = 1.0) -> nn.Sequential:
+        return resnet(shape, classes, width, depth)
+
+    return build
+
+
+for _depth in range(7, 26, 2):
+    register(f"resnet{_depth}")(_of_depth(_depth))

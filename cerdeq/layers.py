@@ -1,8 +1,13 @@
 """Runs of layers that explicit and equilibrium networks share, as (name, module) pairs for an nn.Sequential."""
 
+import math
+from collections import OrderedDict
+
 from torch import nn
 
 Named = list[tuple[str, nn.Module]]
+Plan = list[tuple[int, int]]  # (channels at width 1, stride) of each convolution or block
+Shape = tuple[int, int, int]  # (channels, height, width)
 
 
 def scaled(channels: int, width: float) -> int:
@@ -16,15 +21,37 @@ def convolution(name: str, inputs: int, outputs: int, stride: int = 1) -> Named:
     return [(f"conv{name}", conv), (f"norm{name}", nn.BatchNorm2d(outputs)), (f"relu{name}", nn.ReLU())]
 
 
-def head(features: int, hidden: int, classes: int) -> Named:
-    """Flatten, linear, batch norm, ReLU, classifier."""
+def convolutions(inputs: int, plan: Plan, width: float) -> Named:
+    """A `convolution` for each entry of the plan, numbered from 1; channels times the width factor."""
+    layers = []
+    for number, (channels, stride) in enumerate(plan, start=1):
+        outputs = scaled(channels, width)
+        layers += convolution(str(number), inputs, outputs, stride)
+        inputs = outputs
+    return layers
+
+
+def head(features: int, hidden: int, classes: int, norm: bool = True) -> Named:
+    """Flatten, linear, batch norm (where `norm`), ReLU, classifier."""
     return [
         ("flatten", nn.Flatten()),
         ("linear", nn.Linear(features, hidden)),
-        ("norm_linear", nn.BatchNorm1d(hidden)),
+        *([("norm_linear", nn.BatchNorm1d(hidden))] if norm else []),
         ("relu_linear", nn.ReLU()),
         ("classifier", nn.Linear(hidden, classes)),
     ]
+
+
+def headed(
+    layers: Named, channels: int, size: list[int], classes: int, width: float, pool: bool = False, norm: bool = True
+) -> nn.Sequential:
+    """The layers, which end in [B, channels, *size], and the head with a linear layer of 512 times the width factor.
+
+    pool: 2x2 average pooling before it. norm: batch norm after its linear layer.
+    """
+    pooled, size = pooling(size) if pool else ([], size)
+    features = channels * math.prod(size)
+    return nn.Sequential(OrderedDict(layers + pooled + head(features, scaled(512, width), classes, norm)))
 
 
 def pooling(size: list[int]) -> tuple[Named, list[int]]:
@@ -32,13 +59,20 @@ def pooling(size: list[int]) -> tuple[Named, list[int]]:
     return [("pool", nn.AvgPool2d(2))], [side // 2 for side in size]
 
 
-def extra_stride(shape: tuple[int, int, int]) -> int:
+def extra_stride(shape: Shape) -> int:
     """2 for images larger than 32 pixels, which are halved once more than CIFAR-10's, else 1."""
     return 2 if shape[1] > 32 else 1
 
 
-def downsampled(size: int, strides: list[int]) -> int:
-    """Height or width after 3x3 convolutions with padding 1 and these strides."""
-    for stride in strides:
-        size = (size - 1) // stride + 1
+def halved_once_more(plan: Plan, shape: Shape) -> Plan:
+    """The plan, its last entry of stride 1 with the extra stride."""
+    last = max(number for number, (_, stride) in enumerate(plan) if stride == 1)
+    return [*plan[:last], (plan[last][0], extra_stride(shape)), *plan[last + 1 :]]
+
+
+def downsampled(shape: Shape, plan: Plan) -> list[int]:
+    """Height and width after the plan, of 3x3 convolutions with padding 1."""
+    size = list(shape[1:])
+    for _, stride in plan:
+        size = [(side - 1) // stride + 1 for side in size]
     return size

@@ -1,13 +1,12 @@
 """CerDEQ networks: a stem of convolutions, one or two equilibria, a linear head. Inputs are normalised pixels."""
 
 import inspect
-from collections import OrderedDict
 from collections.abc import Callable
 
 from torch import nn
 
 from cerdeq.equilibrium import Equilibrium
-from cerdeq.layers import Named, convolution, downsampled, extra_stride, head, pooling, scaled
+from cerdeq.layers import Named, Plan, Shape, convolutions, downsampled, extra_stride, headed, scaled
 
 
 def takes_equilibrium_options(builder: Callable[..., nn.Sequential]) -> Callable[..., nn.Sequential]:
@@ -31,30 +30,23 @@ def equilibrium(
 
 
 def _late(
-    stem: list[tuple[int, int]], shape: tuple[int, int, int], classes: int, width: float,
+    stem: Plan, shape: Shape, classes: int, width: float,
     equilibria: int, pool: bool, **options,
 ) -> nn.Sequential:  # fmt: skip
     """The stem, (channels, stride) a convolution, then equilibria of 128 channels and the head."""
     if equilibria not in (1, 2):
         raise ValueError(f"equilibria must be 1 or 2, found {equilibria}")
-    layers, inputs = [], shape[0]
-    for number, (channels, stride) in enumerate(stem, start=1):
-        layers += convolution(str(number), inputs, scaled(channels, width), stride)
-        inputs = scaled(channels, width)
-    strides = [stride for _, stride in stem] + [extra_stride(shape)]
-    channels = scaled(128, width)
-    layers += equilibrium("equilibrium", inputs, channels, strides[-1], **options)
+    layers = convolutions(shape[0], stem, width)
+    inputs, channels, stride = scaled(stem[-1][0], width), scaled(128, width), extra_stride(shape)
+    layers += equilibrium("equilibrium", inputs, channels, stride, **options)
     if equilibria == 2:
         layers += equilibrium("equilibrium2", channels, channels, **options)
-    size = [downsampled(side, strides) for side in shape[1:]]
-    pooled, size = pooling(size) if pool else ([], size)
-    features = channels * size[0] * size[1]
-    return nn.Sequential(OrderedDict(layers + pooled + head(features, scaled(512, width), classes)))
+    return headed(layers, channels, downsampled(shape, [*stem, (128, stride)]), classes, width, pool)
 
 
 @takes_equilibrium_options
 def cerdeq(
-    shape: tuple[int, int, int], classes: int, width: float = 1.0,
+    shape: Shape, classes: int, width: float = 1.0,
     equilibria: int = 1, pool: bool = False, norm: bool = True, recurrent: bool = True, **options,
 ) -> nn.Sequential:  # fmt: skip
     """The equilibrium as the body, straight after the stride-2 convolution: 64, 64, 128 / 2, Equilibrium(128), 512.
@@ -70,7 +62,7 @@ def cerdeq(
 
 @takes_equilibrium_options
 def deqlate(
-    shape: tuple[int, int, int], classes: int, width: float = 1.0,
+    shape: Shape, classes: int, width: float = 1.0,
     equilibria: int = 1, pool: bool = False, norm: bool = True, recurrent: bool = True, **options,
 ) -> nn.Sequential:  # fmt: skip
     """CNN-7 whose last convolution is an Equilibrium: exactly CNN-7 where W = 0. Arguments as in `cerdeq`."""
@@ -80,7 +72,7 @@ def deqlate(
 
 @takes_equilibrium_options
 def deq7(
-    shape: tuple[int, int, int], classes: int, width: float = 1.0,
+    shape: Shape, classes: int, width: float = 1.0,
     pool: bool = False, norm: bool = True, recurrent: bool = True, **options,
 ) -> nn.Sequential:  # fmt: skip
     """The layout of IBP-MonDEQ's DEQ-7 (Wei and Kolter 2022): Equilibrium(64) first, then 128 / 2, 128, 128, 512.
@@ -91,15 +83,9 @@ def deq7(
     return deq7_around(first, shape, classes, width, pool)
 
 
-def deq7_around(first: Named, shape: tuple[int, int, int], classes: int, width: float, pool: bool) -> nn.Sequential:
+def deq7_around(first: Named, shape: Shape, classes: int, width: float, pool: bool) -> nn.Sequential:
     """DEQ-7 with `first` for its equilibrium."""
-    inputs, channels = scaled(64, width), scaled(128, width)
-    strides = [2, 1, extra_stride(shape)]
-    layers = [*first, ("norm_equilibrium", nn.BatchNorm2d(inputs))]
-    for number, stride in enumerate(strides, start=1):
-        layers += convolution(str(number), inputs, channels, stride)
-        inputs = channels
-    size = [downsampled(side, strides) for side in shape[1:]]
-    pooled, size = pooling(size) if pool else ([], size)
-    features = channels * size[0] * size[1]
-    return nn.Sequential(OrderedDict(layers + pooled + head(features, scaled(512, width), classes)))
+    inputs = scaled(64, width)
+    plan = [(128, 2), (128, 1), (128, extra_stride(shape))]
+    layers = [*first, ("norm_equilibrium", nn.BatchNorm2d(inputs)), *convolutions(inputs, plan, width)]
+    return headed(layers, scaled(128, width), downsampled(shape, plan), classes, width, pool)

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import re
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from baselines import DATASETS, UnknownNameError, build, names, options_of, register, registry
+from baselines.resnet import BasicBlock
+from baselines.resnext import GroupedBlock
 from cerdeq import LinfBall, bound, margin_spec
 from cerdeq.bounds import Context, Interval, propagate, trace
 from cerdeq.boxes import clipped_ball
@@ -16,7 +19,10 @@ from cerdeq.equilibrium import Equilibrium
 
 torch.set_num_threads(1)
 
-REPRESENTATIVE = ["cnn5", "cnn7", "cnn9", "resnet9", "cerdeq", "deqlate", "deq7", "mondeq"]
+FAMILIES: dict[str, list[str]] = {}
+for _name in names():
+    FAMILIES.setdefault(_name.rstrip("0123456789"), []).append(_name)
+REPRESENTATIVE = [members[:3][-1] for members in FAMILIES.values()]
 SMALL = [(name, "digits", {}) for name in names()]
 LARGE = [(name, dataset, {}) for dataset in DATASETS if dataset != "digits" for name in REPRESENTATIVE]
 VARIANTS = [
@@ -163,19 +169,50 @@ def test_cnn7_is_the_published_network():
             assert [m.out_features for m in layers[5:]] == [512, DATASETS[dataset].classes]
 
 
-@pytest.mark.parametrize("depth", range(5, 26))
-def test_depth_counts_the_weighted_layers(depth):
+@pytest.mark.parametrize(
+    ("name", "published", "exact"),
+    [
+        ("wideresnet8", 21.55e6, 21_547_882),
+        ("resnext", 17.61e6, 17_611_018),
+        ("densenet", 7.90e6, 7_902_058),
+    ],
+)
+def test_published_networks_have_the_published_number_of_parameters(name, published, exact):
+    """Xu et al. 2020, Shi et al. 2021; CIFAR-10."""
+    assert parameters_of(name, "cifar10") == exact and round(exact / 1e4) == round(published / 1e4)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "features"),
+    [
+        ("wideresnet8", [16, 160, 320, 640], 640 * 16 * 16),
+        ("resnext", [16, 32, 32, 64, 64, 128, 128], 128 * 16 * 16),
+    ],
+)
+def test_published_networks_for_tiny_imagenet(name, channels, features):
+    """Shi et al. 2021."""
     with torch.device("meta"):
-        model = build(f"cnn{depth}", dataset="cifar10")
-    weighted = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
-    relus = [m for m in model.modules() if isinstance(m, nn.ReLU)]
+        model = build(name, dataset="tiny-imagenet")
+    found = [model.conv1.out_channels] + [m.norm1.num_features for m in model if isinstance(m, BasicBlock)]
+    found += [m.norm3.num_features for m in model if isinstance(m, GroupedBlock)]
+    assert found == channels and model.linear.in_features == features
+
+
+@pytest.mark.parametrize("name", [*FAMILIES["cnn"], *FAMILIES["resnet"]])
+def test_depth_counts_the_weighted_layers(name):
+    with torch.device("meta"):
+        model = build(name, dataset="cifar10")
+    modules = [m for key, m in model.named_modules() if "shortcut" not in key]
+    weighted = [m for m in modules if isinstance(m, nn.Conv2d | nn.Linear)]
+    norms = [m for m in modules if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    relus = [m for m in modules if isinstance(m, nn.ReLU)]
+    depth = int(re.sub(r"\D", "", name))
     assert len(weighted) == depth and len(norms) == len(relus) == depth - 1
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", sorted({*names()} - {"wideresnet8", "densenet"}))
 def test_large_images_are_halved_once_more(name):
-    """Heads see as many pixels on Tiny ImageNet as on CIFAR-10, or a study of depth would compare heads."""
+    """Heads see as many features of Tiny ImageNet as of CIFAR-10, or a study of depth would compare heads."""
     sizes = []
     for dataset in ("cifar10", "tiny-imagenet"):
         with torch.device("meta"):
@@ -186,10 +223,14 @@ def test_large_images_are_halved_once_more(name):
 @pytest.mark.parametrize("name", names())
 @pytest.mark.parametrize("width", [0.001, 0.1, 0.5])
 def test_width_scales_every_channel_count(name, width):
+    """Exactly, or to a multiple of the groups."""
     with torch.device("meta"):
-        full = [m for m in build(name, dataset="digits").modules() if isinstance(m, nn.Conv2d)]
-        thin = [m for m in build(name, dataset="digits", width=width).modules() if isinstance(m, nn.Conv2d)]
-    assert [m.out_channels for m in thin] == [max(1, round(m.out_channels * width)) for m in full]
+        models = build(name, dataset="digits"), build(name, dataset="digits", width=width)
+    full, thin = ({key: m for key, m in model.named_modules() if isinstance(m, nn.Conv2d)} for model in models)
+    groups = max(m.groups for m in full.values())
+    assert thin.keys() <= full.keys() and all("shortcut" in key for key in full.keys() - thin.keys())
+    for key, module in thin.items():
+        assert abs(module.out_channels - max(1, round(full[key].out_channels * width))) < groups
 
 
 def as_deqlate(state):
@@ -225,7 +266,7 @@ def test_deqlate_without_its_recurrence_is_cnn7(dataset):
 
 @pytest.mark.parametrize(
     ("wrong", "near"),
-    [("cnn_7", "cnn7"), ("resnet", "resnet9"), ("deqlat", "deqlate"), ("CerDEQ", "cerdeq"), ("CNN7", "cnn7")],
+    [("cnn_7", "cnn7"), ("resnet-9", "resnet9"), ("deqlat", "deqlate"), ("CerDEQ", "cerdeq"), ("CNN7", "cnn7")],
 )
 def test_an_unknown_network_names_the_nearest_and_all(wrong, near):
     with pytest.raises(UnknownNameError) as error:

@@ -1,0 +1,61 @@
+"""DenseNet of certified training (Xu et al. 2020)."""
+
+import torch
+from torch import Tensor, nn
+
+from baselines.registry import register
+from cerdeq.layers import Named, Shape, headed, scaled
+
+_GROWTH = 32
+
+
+class DenseLayer(nn.Module):
+    """cat(conv3x3(relu(norm(conv1x1(relu(norm(x)))))), x): `growth` channels more, through `hidden`."""
+
+    def __init__(self, inputs: int, hidden: int, growth: int):
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(inputs)
+        self.relu1 = nn.ReLU()
+        self.conv1 = nn.Conv2d(inputs, hidden, 1)
+        self.norm2 = nn.BatchNorm2d(hidden)
+        self.relu2 = nn.ReLU()
+        self.conv2 = nn.Conv2d(hidden, growth, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, inputs, H, W] -> [B, growth + inputs, H, W]."""
+        hidden = self.conv1(self.relu1(self.norm1(x)))
+        return torch.cat([self.conv2(self.relu2(self.norm2(hidden))), x], 1)
+
+
+def activation(name: str, channels: int) -> Named:
+    """Batch norm, ReLU."""
+    return [(f"norm{name}", nn.BatchNorm2d(channels)), (f"relu{name}", nn.ReLU())]
+
+
+def transition(name: str, inputs: int, outputs: int) -> Named:
+    """Batch norm, ReLU, 1x1 convolution, 2x2 average pooling."""
+    conv = nn.Conv2d(inputs, outputs, 1)
+    return [*activation(name, inputs), (f"conv{name}", conv), (f"pool{name}", nn.AvgPool2d(2))]
+
+
+@register("densenet")
+def densenet(shape: Shape, classes: int, width: float = 1.0) -> nn.Sequential:
+    """A convolution of 64, three runs of 2 4 4 dense layers of growth 32, transitions to half the channels between.
+
+    Pre-activation: batch norm and ReLU come before each convolution but the first, and before the linear layer of 512,
+    which has no batch norm of its own. The published one for Tiny ImageNet takes crops of 56 pixels; here the same
+    network takes all 64, and its linear layer sees 16x16.
+    """
+    channels, inputs, growth = 64, scaled(64, width), scaled(_GROWTH, width)
+    layers: Named = [("conv1", nn.Conv2d(shape[0], inputs, 3, padding=1))]
+    for run, count in enumerate((2, 4, 4), start=1):
+        if run > 1:
+            channels //= 2
+            layers += transition(str(run), inputs, scaled(channels, width))
+            inputs = scaled(channels, width)
+        for place in range(1, count + 1):
+            layers.append((f"dense{run}_{place}", DenseLayer(inputs, scaled(4 * _GROWTH, width), growth)))
+            inputs += growth
+        channels += count * _GROWTH
+    layers += activation("4", inputs)
+    return headed(layers, inputs, [side // 4 for side in shape[1:]], classes, width, norm=False)
