@@ -24,7 +24,7 @@ from harness.settings import (
     parse_eps,
 )
 from harness.training.check import check
-from harness.training.losses import METHODS, check_options, method_options
+from harness.training.methods import METHODS, make_method, method_options
 
 CPU_PROFILE = "cpu"
 
@@ -266,7 +266,7 @@ def _option_problems(entry: TrialEntry, sweep: SweepFile) -> list[str]:
             except ValidationError as error:
                 return [f"{key}.{name}: found {value!r}: {error.errors()[0]['msg'].lower()}"]
     try:
-        check_options(entry.method, entry.method_options)
+        make_method(entry.method, entry.method_options)
     except ValueError as error:
         return [f"method_options: {error}"]
     try:

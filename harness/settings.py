@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 from harness.names import BOUNDS
 
 RECIPE_VERSION = 4
-"""Raised whenever training or evaluation changes its numbers (tests/harness/test_golden.py fails when it must be)."""
+"""Raised whenever training or evaluation changes its numbers, by a default too (tests/harness/training/test_golden.py
+fails when it must be)."""
 
 
 FULL_PROFILE = "full"
@@ -59,9 +60,15 @@ def parse_eps(text: str) -> Fraction:
 class TrainSettings:
     """The recipe, which the trials of a study share (Shi et al. 2021, section 4). Epochs are counted from 1.
 
+    `eps`: the radius trained for, None for the one judged. `kappa`: the weight of the clean cross entropy beside the
+    method's loss, which has 1 - kappa (Gowal et al. 2018). `l1`: the weight of the sum of absolute weights, of all
+    parameters with two dimensions or more. `accumulate`: in how many parts a batch is taken, batch norm over each.
     `clip_norm`: the largest norm of a gradient; None leaves gradients as they are. `regularise_equilibria`: whether the
-    regularisers count the pre-activations of equilibria, as they do every ReLU's. `precision`: of products in training
-    alone; with 'bf16' parameters, sums, margins and the loss are float32. All is judged in float64.
+    regularisers count the pre-activations of equilibria, as they do every ReLU's. `ema_decay`: judged is the average of
+    the networks after each step, an older one's share falling by this factor; None judges the last.
+    `recompute_statistics`: before judging, batch norm's are those of the whole training set, unaugmented (CTBench
+    2024). `precision`: of products in training alone; with 'bf16' parameters, sums, margins and the loss are float32.
+    All is judged in float64.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
@@ -73,9 +80,15 @@ class TrainSettings:
     decay_factor: float = 0.2
     ramp_start: int = 2
     ramp_epochs: int = 80
+    eps: str | float | None = None
+    kappa: float = 0.0
+    l1: float = 0.0
+    accumulate: int = 1
     clip_norm: float | None = 10.0
     regularisation: float = 0.5
     regularise_equilibria: bool = True
+    ema_decay: float | None = None
+    recompute_statistics: bool = False
     precision: str = "tf32"
 
     def __post_init__(self) -> None:
@@ -98,6 +111,15 @@ class TrainSettings:
             last <= self.epochs,
             f"a ramp that ends within training: ramp_start - 1 + ramp_epochs = {last} exceeds epochs = {self.epochs}",
         )
+        if self.eps is not None:
+            object.__setattr__(self, "eps", str(parse_eps(str(self.eps))))
+        _check("kappa", self.kappa, 0 <= self.kappa <= 1, "from 0 to 1")
+        _check("l1", self.l1, 0 <= self.l1 < math.inf, "at least 0 and finite")
+        parts = self.accumulate
+        divides = parts >= 1 and self.batch_size % parts == 0 and self.batch_size // parts >= 2
+        _check("accumulate", parts, divides, f"a divisor of batch_size = {self.batch_size}, parts of 2 or more")
+        decay = self.ema_decay
+        _check("ema_decay", decay, decay is None or 0 < decay < 1, "above 0 and below 1, or null for no average")
         norm = self.clip_norm
         _check("clip_norm", norm, norm is None or 0 < norm < math.inf, "above 0 and finite, or null for no clipping")
         _check("regularisation", self.regularisation, 0 <= self.regularisation < math.inf, "at least 0 and finite")
@@ -168,6 +190,11 @@ class TrialConfig:
         _check("validation_images", self.validation_images, self.validation_images >= 0, "an integer of at least 0")
 
     @property
+    def train_eps(self) -> float:
+        """The radius at the end of the training ramp, in pixel units."""
+        return float(parse_eps(self.eps if self.train.eps is None else str(self.train.eps)))
+
+    @property
     def label(self) -> str:
         """A short human name: model, method, options of both, seed."""
         options = "".join(f" {name}={value}" for name, value in (self.options | self.method_options).items())
@@ -191,7 +218,18 @@ def from_dict(data: dict[str, Any]) -> TrialConfig:
     )
 
 
+def _chosen(settings: TrainSettings | EvaluationSettings) -> dict[str, Any]:
+    """The settings that are not at their defaults."""
+    values = dataclasses.asdict(settings)
+    defaults = {field.name: field.default for field in dataclasses.fields(settings)}
+    return {name: value for name, value in values.items() if value != defaults[name]}
+
+
 def trial_key(config: TrialConfig, fingerprint: str) -> str:
-    """Sixteen hex digits that name a trial: hash of its resolved config, its data and the recipe version."""
-    content = json.dumps([to_dict(config), fingerprint, RECIPE_VERSION], sort_keys=True)
+    """Sixteen hex digits that name a trial: hash of its resolved config, its data and the recipe version.
+
+    Settings at their defaults are left out, so that a new one leaves the names of older trials as they are.
+    """
+    chosen = to_dict(config) | {"train": _chosen(config.train), "evaluation": _chosen(config.evaluation)}
+    content = json.dumps([chosen, fingerprint, RECIPE_VERSION], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]

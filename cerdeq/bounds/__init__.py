@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from cerdeq.bounds.backward import linear_lower_bound
-from cerdeq.bounds.forward import output_of, propagate, values_of
+from cerdeq.bounds.forward import output_of, points_of, propagate, values_of
 from cerdeq.bounds.graph import Program, Reference, Step, refuse_another_function, trace
 from cerdeq.bounds.interval import Context, Interval
 from cerdeq.bounds.linear import Backward, Pulled, affine, dot, magnitude, per_row, slack
@@ -32,6 +32,7 @@ __all__ = [
     "margin_spec",
     "output_of",
     "per_row",
+    "points_of",
     "propagate",
     "register",
     "slack",

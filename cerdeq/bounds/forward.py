@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cerdeq.bounds.graph import Program
+from cerdeq.bounds.graph import Program, Step
 from cerdeq.bounds.interval import Context, Interval, linear, specified, specified_linear
 from cerdeq.bounds.precision import counted_rounding, without_autocast
 
@@ -44,6 +44,28 @@ def values_of(
         if after is not None:
             after(number, values)
     return values
+
+
+def points_of(program: Program, x: Tensor, ctx: Context) -> Tensor:
+    """The outputs at points x [B, ...], as `ctx` met the batch first: its batch statistics, its weights W.
+
+    With a context that met none, x is that batch. Under autocast, in training, products are in its precision but for
+    the last step's, and values in that of `x`.
+    """
+    values: list[Any] = [x.clone()]
+    for number, step in enumerate(program.steps, start=1):
+        ctx.step = step.name
+        with without_autocast(x) if number == program.output else nullcontext():
+            value = _at_points(step, values, ctx)
+        values.append(value if step.record is None else value.to(x.dtype))
+    return values[program.output]
+
+
+def _at_points(step: Step, values: list[Any], ctx: Context) -> Any:
+    if step.record is None or step.record.points is None:
+        return step.run(values)
+    arguments, options = step.call(values)
+    return step.record.points(ctx, *arguments, **options)
 
 
 def output_of(program: Program, values: list[Any], ctx: Context, spec: Tensor | None) -> Interval:

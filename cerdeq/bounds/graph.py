@@ -56,6 +56,11 @@ class Step:
             return arguments, module_arguments(self.record, self.target)
         return arguments, {name: _resolved(arg, values) for name, arg in self.kwargs.items()}
 
+    def run(self, values: list[Any]) -> Any:
+        """What the target itself gives, from earlier steps' values."""
+        arguments = [_resolved(arg, values) for arg in self.args]
+        return self.target(*arguments, **{name: _resolved(arg, values) for name, arg in self.kwargs.items()})
+
 
 @dataclass(frozen=True)
 class Program:
@@ -141,8 +146,7 @@ def run(program: Program, x: Tensor) -> Tensor:
     """What the program computes of x [B, ...], by the operators themselves."""
     values: list[Any] = [x.clone()]
     for step in program.steps:
-        arguments = [_resolved(arg, values) for arg in step.args]
-        values.append(step.target(*arguments, **{name: _resolved(arg, values) for name, arg in step.kwargs.items()}))
+        values.append(step.run(values))
     return values[program.output]
 
 

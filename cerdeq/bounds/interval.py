@@ -54,11 +54,13 @@ class Interval:
 class Context:
     """What rules share during one pass.
 
-    sound: whether to round outwards. step: the name of the step. By step, preactivations: the box before each
-    activation; kept: what its backward rule will want again.
+    sound: whether to round outwards. follow: whether batch norm in training moves its running statistics. step: the
+    name of the step. By step, preactivations: the box before each activation; kept: what its backward rule, and passes
+    of other points of the same batch, will want again.
     """
 
     sound: bool
+    follow: bool = True
     step: str = ""
     preactivations: dict[str, Box] = field(default_factory=dict)
     kept: dict[str, Any] = field(default_factory=dict)
@@ -166,18 +168,39 @@ def batch_norm(
 
     Raises ValueError in training without a clean value.
     """
+    statistics = running_mean, running_var
+    if training:
+        statistics = batch_statistics(ctx, x.clean_value(), running_mean, running_var, momentum)
+    mean, scale, shift = normalisation(statistics, weight, bias, eps)
     shape = (1, -1) + (1,) * (x.center.dim() - 2)
-    if training and running_mean is not None:
-        _follow(x.clean_value(), running_mean, running_var, momentum)
-    mean, scale, shift = normalisation(x, running_mean, running_var, weight, bias, training, eps)
     return scale_shift(ctx, x, mean.view(shape), scale.view(shape), shift.view(shape))
 
 
-def normalisation(
-    x: Interval, running_mean, running_var, weight, bias, training: bool, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What batch norm does of each channel, (x - mean) * scale + shift: three tensors [C]."""
-    mean, variance = _statistics(x.clean_value()) if training else (running_mean, running_var)
+def batch_norm_of_points(
+    ctx: Context, x: Tensor, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
+) -> Tensor:
+    """Batch norm of x [B, C, ...]; in training by the statistics of the batch that `ctx` met first."""
+    statistics = running_mean, running_var
+    if training:
+        statistics = batch_statistics(ctx, x, running_mean, running_var, momentum)
+    mean, scale, shift = normalisation(statistics, weight, bias, eps)
+    shape = (1, -1) + (1,) * (x.dim() - 2)
+    return torch.addcmul((shift - mean * scale).view(shape), x, scale.view(shape))
+
+
+def batch_statistics(ctx: Context, clean: Tensor, running_mean, running_var, momentum: float) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of a batch's channels, [C] each: those that `ctx` keeps of this step, else those of
+    `clean` [B, C, ...], which are kept and, where `ctx.follow`, move the running ones."""
+    if ctx.step not in ctx.kept:
+        if running_mean is not None and ctx.follow:
+            _follow(clean, running_mean, running_var, momentum)
+        ctx.kept[ctx.step] = _statistics(clean)
+    return ctx.kept[ctx.step]
+
+
+def normalisation(statistics: tuple[Tensor, Tensor], weight, bias, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """What batch norm does of each channel by its (mean, variance), (x - mean) * scale + shift: three tensors [C]."""
+    mean, variance = statistics
     scale = (variance + eps).sqrt().reciprocal()
     scale = scale if weight is None else scale * weight
     return mean, scale, torch.zeros_like(scale) if bias is None else bias

@@ -225,7 +225,8 @@ def batch_norm(
     training=False, momentum=0.1, eps=1e-5,
 ) -> Pulled:  # fmt: skip
     """Batch norm, by the statistics that the forward pass used; running ones stay as they are."""
-    mean, scale, shift = normalisation(x, running_mean, running_var, weight, bias, training, eps)
+    statistics = ctx.kept[ctx.step] if training else (running_mean, running_var)
+    mean, scale, shift = normalisation(statistics, weight, bias, eps)
     shape = (1, -1) + (1,) * (x.center.dim() - 2)
     offset = (shift - mean * scale).view(shape).expand_as(x.center)
     constant = dot(ctx, coefficients, offset)

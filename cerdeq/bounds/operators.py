@@ -32,7 +32,9 @@ class Operator:
     that follow the input. backward: rule (Backward, coefficients, *args, **kwargs) -> Pulled, `linear.affine` of an
     affine operator; None where IBP is all there is. unsettled: of an operator that is not affine, (Box, **options) -> a
     mask of where a tighter input box makes its relaxation tighter. refine: of an operator with pre-activations of its
-    own, (tighten.Tighter, result, *args, **kwargs) -> the result over those, tightened. bounded: which arguments may be
+    own, (tighten.Tighter, result, *args, **kwargs) -> the result over those, tightened. points: of an operator that in
+    training depends on the whole batch or moves on, (Context, Tensor, *args, **kwargs) -> Tensor by what the context
+    keeps of the batch it met first. bounded: which arguments may be
     bounded values: the "first" alone, "one" at any place, "any", or "list", any of those in the first argument.
     allowed: the values that an argument may take, where not all. local: whether a pixel of the result comes from one
     "pixel" of an image, treated like every other, or from a "window" as of conv2d; None where neither is known.
@@ -47,6 +49,7 @@ class Operator:
     backward: linear.Rule | None = None
     unsettled: Callable[..., Tensor] | None = None
     refine: Callable[..., Interval] | None = None
+    points: Callable[..., Tensor] | None = None
     bounded: Literal["first", "one", "any", "list"] = "first"
     allowed: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     local: Literal["pixel", "window"] | None = None
@@ -124,7 +127,7 @@ TABLE = (
     Operator(
         "batch_norm", interval.batch_norm, (F.batch_norm,),
         {nn.BatchNorm1d: _batch_norm_arguments, nn.BatchNorm2d: _batch_norm_arguments},
-        backward=linear.batch_norm, local="pixel",
+        backward=linear.batch_norm, points=interval.batch_norm_of_points, local="pixel",
     ),
     Operator(
         "relu", interval.relu, (F.relu, torch.relu, Tensor.relu), {nn.ReLU: lambda m: {}},

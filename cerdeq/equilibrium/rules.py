@@ -20,7 +20,7 @@ Ends = tuple[Tensor, Tensor]
 
 def _interval(ctx: Context, x: Interval, module: FixedPoint) -> Interval:
     """A verified box with `ctx.sound`; else the lifted equilibrium by fixed counts, differentiable, for training."""
-    weight = ctx.kept[ctx.step] = module.weight
+    weight = _weight(ctx, module)
     clean = None if x.clean is None else module.at(weight, x.clean)
     if ctx.sound:
         proved = verified_box(weight, x.box)
@@ -34,6 +34,17 @@ def _interval(ctx: Context, x: Interval, module: FixedPoint) -> Interval:
     preactivation = apply_lifted(weight, _lifted(ctx, module, weight, h, start), h)
     ctx.preactivations[ctx.step] = Box(*preactivation)
     return Interval(*relu_box(ctx, *preactivation), clean)
+
+
+def _points(ctx: Context, h: Tensor, module: FixedPoint) -> Tensor:
+    return module.at(_weight(ctx, module), h)
+
+
+def _weight(ctx: Context, module: FixedPoint) -> Tensor:
+    """W as this context met it first: in training every reading moves the parametrisation on."""
+    if ctx.step not in ctx.kept:
+        ctx.kept[ctx.step] = module.weight
+    return ctx.kept[ctx.step]
 
 
 def _lifted(ctx: Context, module: FixedPoint, weight: Tensor, h: Ends, solution: Ends) -> Ends:
@@ -81,6 +92,6 @@ def _rounded_up(radius: Tensor, center: Tensor, like: Tensor) -> Tensor:
 register(
     Operator(
         "fixed_point", _interval, (), {FixedPoint: lambda module: {"module": module}}, backward=_backward,
-        unsettled=_alive, refine=_refine,
+        unsettled=_alive, refine=_refine, points=_points,
     )
 )  # fmt: skip

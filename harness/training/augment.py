@@ -21,9 +21,14 @@ class Draws:
         return self.index[chosen], self.flip[chosen], self.down[chosen], self.across[chosen]
 
 
+def seed_of(seed: int, epoch: int) -> int:
+    """What an epoch's random choices begin with."""
+    return seed * 1_000_003 + epoch
+
+
 def draw(images: int, padding: int, flip: bool, seed: int, epoch: int, device: torch.device) -> Draws:
     """The choices of `epoch`, a function of seed and epoch alone: a resumed run sees what an unbroken one would."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    generator = torch.Generator().manual_seed(seed_of(seed, epoch))
     index = torch.randperm(images, generator=generator)
     flips = torch.randint(0, 2, (images,), generator=generator).bool() & flip
     offsets = torch.randint(-padding, padding + 1, (2, images), generator=generator)

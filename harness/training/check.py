@@ -5,7 +5,7 @@ import torch
 from baselines import build
 from cerdeq.bounds import trace
 from harness.settings import TrialConfig
-from harness.training.losses import METHODS, check_options
+from harness.training.methods import make_method
 
 
 def check(config: TrialConfig) -> None:
@@ -16,7 +16,5 @@ def check(config: TrialConfig) -> None:
     """
     with torch.device("meta"):
         network = build(config.model, config.dataset, config.width, **config.options)
-    if config.method not in METHODS:
-        raise ValueError(f"unknown training method {config.method!r}; known: {', '.join(METHODS)}")
-    check_options(config.method, config.method_options)
-    trace(network.eval(), linear=METHODS[config.method].linear or config.evaluation.methods != ("ibp",))
+    method = make_method(config.method, config.method_options)
+    trace(network.eval(), linear=method.linear or config.evaluation.methods != ("ibp",))

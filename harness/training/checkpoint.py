@@ -9,14 +9,24 @@ from torch import nn
 from harness.folder import CHECKPOINT, DamagedFileError, write_atomically
 
 
-def save(folder: Path, epoch: int, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+def save(
+    folder: Path, epoch: int, model: nn.Module, optimiser: torch.optim.Optimizer, averaged: nn.Module | None = None
+) -> None:
     """Keep the state after `epoch` epochs in the trial's folder."""
     state = {"epoch": epoch, "model": model.state_dict(), "optimiser": optimiser.state_dict()}
+    if averaged is not None:
+        state["averaged"] = averaged.state_dict()
     write_atomically(Path(folder) / CHECKPOINT, lambda path: torch.save(state, path))
 
 
-def restore(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, device: torch.device) -> int:
-    """Load the folder's checkpoint into model and optimiser, and return the epochs done: 0 where there is none.
+def restore(
+    folder: Path,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    device: torch.device,
+    averaged: nn.Module | None = None,
+) -> int:
+    """Load the folder's checkpoint into all of these, and return the epochs done: 0 where there is none.
 
     Raises DamagedFileError where it is no such checkpoint.
     """
@@ -27,6 +37,8 @@ def restore(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, de
         state = torch.load(path, map_location=device, weights_only=True)
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
+        if averaged is not None:
+            averaged.load_state_dict(state["averaged"])
     except (RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         why = f"{type(error).__name__}: {str(error).splitlines()[0]}"
         raise DamagedFileError(f"{path} cannot be read: {why}; remove it to train from the start") from error

@@ -1,5 +1,6 @@
 """The training loop: epochs of steps, one row and one checkpoint an epoch."""
 
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -8,19 +9,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from baselines import DATASETS, build
+from cerdeq.equilibrium import advance
 from harness import names
 from harness.folder import read_epochs, write_epoch
-from harness.settings import TrialConfig, parse_eps
+from harness.settings import TrialConfig
 from harness.training import checkpoint
-from harness.training.augment import draw
+from harness.training.augment import draw, seed_of
 from harness.training.initialise import initialise
 from harness.training.monitor import monitored
 from harness.training.schedule import Ramp, learning_rate
 from harness.training.step import Stepper, make_optimiser
 
 _MONITORED = 500
+_OF_ATTACKS = 2**40
 
 
 class NonFiniteLossError(RuntimeError):
@@ -54,25 +58,37 @@ def train(
     initialise(model)
     model.to(device).to(memory_format=torch.channels_last).train()
     optimiser = make_optimiser(model, device)
-    done = checkpoint.restore(folder, model, optimiser, device)
+    averaged = None if config.train.ema_decay is None else copy.deepcopy(model)
+    done = checkpoint.restore(folder, model, optimiser, device, averaged)
     images, labels = images.to(device), labels.to(device)
     stepper = None
     for epoch in range(done + 1, config.train.epochs + 1):
-        stepper = stepper or Stepper(config, model, optimiser, images, labels)
+        stepper = stepper or Stepper(config, model, optimiser, images, labels, averaged)
         row = _epoch(config, stepper, epoch, folder)
         write_epoch(folder, row)  # first: a row without its checkpoint is written again, a row never written is lost
-        checkpoint.save(folder, epoch, model, optimiser)
+        checkpoint.save(folder, epoch, model, optimiser, averaged)
         report(row)
-    return model
+    trained = model if averaged is None else averaged
+    if config.train.recompute_statistics:
+        _recompute_statistics(trained, images, config.train.batch_size)
+    return trained
+
+
+def _recompute_statistics(model: nn.Module, images: Tensor, batch_size: int) -> None:
+    """Batch norm's running statistics become those of images (uint8 [N, C, H, W]), a last partial batch left out."""
+    whole = len(images) // batch_size * batch_size
+    advance(model, progress=1.0)
+    update_bn((part.float() / 255 for part in images[:whole].split(batch_size)), model)
 
 
 def _epoch(config: TrialConfig, stepper: Stepper, epoch: int, folder: Path) -> dict[str, Any]:
     settings, info = config.train, DATASETS[config.dataset]
     device = stepper.images.device
     steps = len(stepper.images) // settings.batch_size
-    ramp = Ramp(float(parse_eps(config.eps)), settings.ramp_start, settings.ramp_epochs, steps)
+    ramp = Ramp(config.train_eps, settings.ramp_start, settings.ramp_epochs, steps)
     rate = learning_rate(settings.learning_rate, settings.decay_epochs, settings.decay_factor, epoch)
     draws = draw(len(stepper.images), info.crop_padding, info.flip, config.seed, epoch, device)
+    torch.manual_seed(seed_of(config.seed, epoch) + _OF_ATTACKS)  # what attacks start from, after a restart as well
     reports = []
     started = time.perf_counter()
     for step in range(steps):

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from baselines import DATASETS
 from cerdeq.bounds import trace
 from cerdeq.equilibrium import FixedPoint, advance
-from harness.settings import TrialConfig, parse_eps
+from harness.settings import TrialConfig
 from harness.training.augment import augmented
-from harness.training.losses import METHODS, Batch, method_at
+from harness.training.methods import Batch, Losses, Method, cross_entropy, make_method
 from harness.training.regularisers import balance, tightness
 
 
@@ -23,13 +23,15 @@ class Controls:
     learning_rate: Tensor
 
 
-Loss = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+Attack = Callable[[Tensor, Tensor, Tensor], Tensor | None]
+Loss = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
 class Stepper:
     """Takes optimiser steps on `images` (uint8 [N, C, H, W]) and `labels` [N]; all on one device.
 
-    A step returns a tensor [3]: the loss, and the numbers of clean and of certified correct examples at its eps.
+    A step returns a tensor [3]: the loss, and the numbers of clean and of certified correct examples at its eps (NaN
+    where the method bounds no whole balls). averaged: a copy of the model that becomes the average over steps.
     """
 
     def __init__(
@@ -39,26 +41,29 @@ class Stepper:
         optimiser: torch.optim.Optimizer,
         images: Tensor,
         labels: Tensor,
+        averaged: nn.Module | None = None,
     ):
         self.config, self.model, self.optimiser, self.images, self.labels = config, model, optimiser, images, labels
-        self.target = float(parse_eps(config.eps))
+        self.averaged = averaged
         self.controls = Controls(*(torch.zeros((), device=images.device) for _ in range(2)))
         on_cuda = images.device.type == "cuda"
-        methods = {config.method, method_at(config.method, config.method_options, progress=1.0)}
-        losses = {method: _loss_function(config, method, model) for method in methods}
+        self.method = make_method(config.method, config.method_options)
+        objectives = {method.name: _objective(config, method, model) for method in (self.method, self.method.at(1.0))}
+        self.attacks: dict[str, Attack] = {name: attack for name, (attack, _) in objectives.items()}
+        self.losses: dict[str, Loss] = {name: loss for name, (_, loss) in objectives.items()}
         if on_cuda:
             torch._dynamo.config.recompile_limit = 64  # a network is a compile of its own, of the same code
-            losses = {method: torch.compile(loss, fullgraph=True, dynamic=False) for method, loss in losses.items()}
-        self.losses: dict[str, Loss] = losses
+            for name, loss in self.losses.items():
+                self.losses[name] = torch.compile(loss, fullgraph=True, dynamic=False)
         self.graphs: dict[tuple[str | int, ...], _Graph] | None = {} if on_cuda else None
 
     def __call__(self, choices: tuple[Tensor, ...], eps: float, learning_rate: float) -> Tensor:
         """One step on the chosen examples (index, flip, down, across, each [B])."""
         self.controls.eps.fill_(eps)
         self.controls.learning_rate.fill_(learning_rate)
-        progress = eps / self.target
+        progress = eps / self.config.train_eps
         advance(self.model, progress)
-        method = method_at(self.config.method, self.config.method_options, progress)
+        method = self.method.at(progress).name
         if self.graphs is None:
             return self.eager(choices, method)
         counts = [module.iterations for module in self.model.modules() if isinstance(module, FixedPoint)]
@@ -69,17 +74,33 @@ class Stepper:
         return self.graphs[key](choices)
 
     def eager(self, choices: tuple[Tensor, ...], method: str) -> Tensor:
-        """Augment, bound, differentiate, clip, update, by one method's loss."""
-        x = augmented(self.images, *choices).contiguous(memory_format=torch.channels_last)
-        loss, report = self.losses[method](x, self.labels[choices[0]], self.controls.eps)
+        """Augment, attack, bound, differentiate, clip, update, average, by one method's loss."""
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        parts = zip(*(choice.chunk(self.config.train.accumulate) for choice in choices), strict=True)
+        reports = torch.stack([self._differentiate(part, method) for part in parts])
         if self.config.train.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
         for group in self.optimiser.param_groups:
             group["lr"] = self.controls.learning_rate
         self.optimiser.step()
+        self._average()
+        return torch.cat([reports[:, :1].mean(0), reports[:, 1:].sum(0)])
+
+    def _differentiate(self, choices: tuple[Tensor, ...], method: str) -> Tensor:
+        """Add a part's share to the gradients; its report [3]."""
+        x = augmented(self.images, *choices).contiguous(memory_format=torch.channels_last)
+        labels, eps = self.labels[choices[0]], self.controls.eps
+        loss, report = self.losses[method](x, labels, eps, self.attacks[method](x, labels, eps))
+        (loss / self.config.train.accumulate).backward()
         return report
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        decay = self.config.train.ema_decay
+        if self.averaged is None or decay is None:
+            return
+        for mean, latest in zip(_floats(self.averaged), _floats(self.model), strict=True):
+            mean.lerp_(latest, 1 - decay)
 
 
 def make_optimiser(model: nn.Module, device: torch.device) -> torch.optim.Adam:
@@ -89,34 +110,50 @@ def make_optimiser(model: nn.Module, device: torch.device) -> torch.optim.Adam:
     return torch.optim.Adam(model.parameters(), lr=rate, fused=True, capturable=on_cuda)
 
 
-def _loss_function(config: TrialConfig, name: str, model: nn.Sequential) -> Loss:
-    """(x, labels, eps) -> loss, and [loss, clean correct, certified correct], by the method `name`."""
-    method, info = METHODS[name], DATASETS[config.dataset]
-    options = config.method_options if name == config.method else {}
+def _objective(config: TrialConfig, method: Method, model: nn.Sequential) -> tuple[Attack, Loss]:
+    """(x, labels, eps) -> adversary; (x, labels, eps, adversary) -> loss, [loss, clean correct, certified correct]."""
+    settings, info = config.train, DATASETS[config.dataset]
     program = trace(model, linear=method.linear)
     std = torch.tensor(info.std, device=next(model.parameters()).device).view(-1, 1, 1)
-    target = float(parse_eps(config.eps))
-    weight = config.train.regularisation
     regularised = [
-        step.name
-        for step in program.steps
-        if config.train.regularise_equilibria or not isinstance(step.target, FixedPoint)
+        step.name for step in program.steps if settings.regularise_equilibria or not isinstance(step.target, FixedPoint)
     ]
-    in_bf16 = config.train.precision == "bf16"
 
-    def loss_and_report(x: Tensor, labels: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-        progress = eps / target
+    def in_precision(x: Tensor) -> torch.autocast:
         # Uncached: a cast made without a gradient, in an equilibrium's solve, would be used again without one.
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=in_bf16, cache_enabled=False):
-            losses = method.loss(program, Batch(x, labels, info.classes, eps, progress), **options)
-        boxes = [losses.preactivations[name] for name in regularised if name in losses.preactivations]
-        regulariser = tightness(losses.input_radius / std, boxes) + balance(boxes)
-        loss = losses.robust + weight * (1 - progress) * regulariser
-        clean = (losses.clean > 0).all(1).sum()
-        certified = (losses.lower > 0).all(1).sum()
-        return loss, torch.stack([loss.detach(), clean.to(loss), certified.to(loss)])
+        return torch.autocast(x.device.type, torch.bfloat16, enabled=settings.precision == "bf16", cache_enabled=False)
 
-    return loss_and_report
+    def attack(x: Tensor, labels: Tensor, eps: Tensor) -> Tensor | None:
+        with in_precision(x):
+            return method.attack(program, Batch(x, labels, info.classes, eps, eps / config.train_eps))
+
+    def regulariser(losses: Losses) -> Tensor:
+        boxes = [losses.preactivations[name] for name in regularised if name in losses.preactivations]
+        return tightness(losses.input_radius / std, boxes) + balance(boxes)
+
+    def loss_and_report(
+        x: Tensor, labels: Tensor, eps: Tensor, adversary: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        progress = eps / config.train_eps
+        with in_precision(x):
+            losses = method.loss(program, Batch(x, labels, info.classes, eps, progress, adversary))
+        loss = losses.robust
+        if settings.kappa:
+            loss = (1 - settings.kappa) * loss + settings.kappa * cross_entropy(losses.clean)
+        if losses.preactivations:
+            loss = loss + settings.regularisation * (1 - progress) * regulariser(losses)
+        if settings.l1:
+            loss = loss + settings.l1 * sum(p.abs().sum() for p in model.parameters() if p.dim() > 1)
+        clean = (losses.clean > 0).all(1).sum().to(loss)
+        certified = clean * torch.nan if losses.lower is None else (losses.lower > 0).all(1).sum().to(loss)
+        return loss, torch.stack([loss.detach(), clean, certified])
+
+    return attack, loss_and_report
+
+
+def _floats(model: nn.Module) -> list[Tensor]:
+    """Every parameter and buffer that is not a count."""
+    return [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]
 
 
 class _Graph:
@@ -132,7 +169,7 @@ class _Graph:
         )
         self.choices[0].copy_(torch.arange(batch, device=device))
         stepper.controls.eps.fill_(1e-6)
-        state = _state(stepper.model, stepper.optimiser)
+        state = _state(stepper)
         kept = [tensor.clone() for tensor in state]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -155,8 +192,9 @@ class _Graph:
         return self.report.clone()
 
 
-def _state(model: nn.Module, optimiser: torch.optim.Optimizer) -> list[Tensor]:
+def _state(stepper: Stepper) -> list[Tensor]:
     """Every tensor that a step changes in place, the optimiser's made first where it has none yet."""
+    model, optimiser = stepper.model, stepper.optimiser
     if not optimiser.state:
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
@@ -164,4 +202,5 @@ def _state(model: nn.Module, optimiser: torch.optim.Optimizer) -> list[Tensor]:
         for moments in optimiser.state.values():
             moments["step"].zero_()
     moments = [tensor for state in optimiser.state.values() for tensor in state.values()]
-    return [*model.parameters(), *model.buffers(), *moments]
+    averages = [] if stepper.averaged is None else _floats(stepper.averaged)
+    return [*model.parameters(), *model.buffers(), *moments, *averages]

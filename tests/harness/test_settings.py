@@ -62,6 +62,12 @@ OTHER = {
     "train.decay_factor": 0.1,
     "train.ramp_start": 1,
     "train.ramp_epochs": 4,
+    "train.eps": "1/10",
+    "train.kappa": 0.2,
+    "train.l1": 1e-6,
+    "train.accumulate": 2,
+    "train.ema_decay": 0.9,
+    "train.recompute_statistics": True,
     "train.clip_norm": 8.0,
     "train.regularisation": 0.0,
     "train.regularise_equilibria": False,
@@ -101,12 +107,24 @@ options = st.dictionaries(
 
 
 @st.composite
+def eps_texts(draw):
+    denominator = draw(st.integers(1, 1000))
+    return f"{draw(st.integers(1, denominator))}/{denominator}"
+
+
+@st.composite
 def train_settings(draw):
     epochs = draw(st.integers(1, 300))
     start = draw(st.integers(1, epochs))
     return TrainSettings(
         epochs=epochs,
-        batch_size=draw(st.integers(2, 512)),
+        batch_size=2 * draw(st.integers(2, 256)),
+        eps=draw(st.none() | eps_texts()),
+        kappa=draw(finite),
+        l1=draw(finite),
+        accumulate=draw(st.integers(1, 2)),
+        ema_decay=draw(st.none() | finite),
+        recompute_statistics=draw(st.booleans()),
         learning_rate=draw(finite),
         decay_epochs=tuple(sorted(draw(st.sets(st.integers(1, epochs), max_size=4)))),
         decay_factor=draw(finite),
@@ -117,12 +135,6 @@ def train_settings(draw):
         regularise_equilibria=draw(st.booleans()),
         precision=draw(st.sampled_from(["tf32", "float32", "bf16"])),
     )
-
-
-@st.composite
-def eps_texts(draw):
-    denominator = draw(st.integers(1, 1000))
-    return f"{draw(st.integers(1, denominator))}/{denominator}"
 
 
 configs = st.builds(

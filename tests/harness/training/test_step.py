@@ -14,8 +14,9 @@ from cerdeq.equilibrium import FixedPoint
 from harness.data import load
 from harness.training.augment import draw
 from harness.training.initialise import initialise
-from harness.training.losses import METHODS as ALL
-from harness.training.losses import Batch, crown_ibp, ibp
+from harness.training.methods import METHODS as ALL
+from harness.training.methods import Batch
+from harness.training.methods.certified import IBP, CrownIBP
 from harness.training.step import Stepper, make_optimiser
 
 
@@ -43,7 +44,7 @@ def test_the_ibp_loss_is_the_cross_entropy_of_the_worst_logits():
             module.momentum = 1.0
     model.train()
     batch = Batch(x, labels, 10, torch.tensor(eps).double(), torch.tensor(0.5).double())
-    losses = ibp(trace(model), batch)
+    losses = IBP().loss(trace(model), batch)
     for module in model.modules():  # torch keeps the unbiased variance; the step normalises by the biased one
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_var *= 1 - 1 / (20 * (16 if module is model.norm3 else 64))
@@ -73,7 +74,7 @@ def _network(name: str) -> torch.nn.Module:
 def test_crown_ibp_without_beta_is_ibp(name, fusion):
     model, batch = _network(name), _batch(progress=1.0)
     program = trace(model, linear=True)
-    expected, found = ibp(program, batch), crown_ibp(program, batch, loss_fusion=fusion)
+    expected, found = IBP().loss(program, batch), CrownIBP(fusion).loss(program, batch)
     assert found.robust.item() == pytest.approx(expected.robust.item(), rel=1e-12)
     parameters = list(model.parameters())
     for mine, theirs in zip(*(torch.autograd.grad(x.robust, parameters) for x in (found, expected)), strict=True):
@@ -84,7 +85,7 @@ def test_crown_ibp_without_beta_is_ibp(name, fusion):
 def test_the_crown_ibp_loss_is_the_cross_entropy_of_the_public_bounds(name):
     """beta 1, nothing fused: where CROWN-IBP beats IBP everywhere, which `bound` never falls behind."""
     model, batch = _network(name), _batch(progress=0.0)
-    found = crown_ibp(trace(model, linear=True), batch, loss_fusion=False)
+    found = CrownIBP(loss_fusion=False).loss(trace(model, linear=True), batch)
     ball, spec = LinfBall(batch.x, 0.05), margin_spec(batch.labels, 10)
     lower, looser = (bound(model, ball, method, spec)[0] for method in ("crown-ibp", "ibp"))
     assert (lower > looser).all()
@@ -101,7 +102,7 @@ def test_the_fused_loss_is_no_less_than_that_of_any_point(name, progress):
     program = trace(model, linear=True)
     for eps in (1e-6, 0.01, 0.1):
         at = dataclasses.replace(batch, eps=torch.tensor(eps).double())
-        loss = crown_ibp(program, at, final_beta=0.0).robust.item()
+        loss = CrownIBP().loss(program, at).robust.item()
         ball = LinfBall(batch.x, eps)
         for _ in range(20):
             point = ball.center + ball.radius * torch.sign(torch.randn_like(batch.x))
@@ -114,7 +115,7 @@ def test_fusing_tends_to_the_margins_bounds_at_small_eps():
     at = dataclasses.replace(batch, eps=torch.tensor(0.0).double())
     clean = F.cross_entropy(model(batch.x), batch.labels).item()
     for fusion in (True, False):
-        found = crown_ibp(trace(model, linear=True), at, loss_fusion=fusion).robust.item()
+        found = CrownIBP(fusion).loss(trace(model, linear=True), at).robust.item()
         assert found == pytest.approx(clean, rel=1e-9)
 
 
@@ -124,7 +125,7 @@ def test_every_parameter_has_a_finite_gradient(name, options):
     model = _network(name).train()
     for eps in (1e-6, 0.1):
         at = dataclasses.replace(_batch(progress=0.3), eps=torch.tensor(eps).double())
-        loss = crown_ibp(trace(model, linear=True), at, **options).robust
+        loss = CrownIBP(**options).loss(trace(model, linear=True), at).robust
         for parameter, gradient in zip(
             model.parameters(), torch.autograd.grad(loss, list(model.parameters())), strict=True
         ):
@@ -138,7 +139,7 @@ def test_the_crown_ibp_gradient_against_finite_differences():
     for fusion in (True, False):
 
         def loss(fusion=fusion) -> torch.Tensor:
-            return crown_ibp(program, batch, loss_fusion=fusion).robust
+            return CrownIBP(fusion).loss(program, batch).robust
 
         (gradient,) = torch.autograd.grad(loss(), weight)
         step = 1e-6 * torch.randn_like(weight)
@@ -159,7 +160,7 @@ def test_crown_ibp_goes_on_as_ibp_when_beta_is_spent(tiny_trial):
     for name in spent.losses:
         spent.losses[name] = lambda *a, loss=spent.losses[name], name=name: (asked.append(name), loss(*a))[1]
     choices = draw(64, 0, False, 0, 1, torch.device("cpu")).batch(0, 64)
-    for eps in (spent.target / 2, spent.target):
+    for eps in (spent.config.train_eps / 2, spent.config.train_eps):
         spent(choices, eps, 5e-4)
     assert asked == ["crown-ibp", "ibp"]
 
@@ -244,7 +245,7 @@ def test_every_box_in_bf16_has_a_radius(model, method, options, dead, eps):
         torch.nn.init.constant_(network.norm1.bias, -1e4)
     batch = dataclasses.replace(_batch(progress=0.3), x=torch.rand(12, 1, 8, 8), eps=torch.tensor(eps))
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-        losses = ALL[method].loss(trace(network, linear=True), batch, **options)
+        losses = ALL[method](**options).loss(trace(network, linear=True), batch)
     assert len(losses.preactivations) == sum(isinstance(m, torch.nn.ReLU | FixedPoint) for m in network.modules())
     for box in losses.preactivations.values():
         assert box.center.dtype == box.radius.dtype == torch.float32
@@ -258,9 +259,9 @@ def test_margins_in_bf16_are_those_of_the_last_layer_in_float32():
     """Only their arguments are rounded."""
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
     batch = dataclasses.replace(_batch(progress=0.3), x=torch.rand(12, 1, 8, 8), eps=torch.tensor(0.05))
-    exact = ibp(trace(network), batch)
+    exact = IBP().loss(trace(network), batch)
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-        found = ibp(trace(network), batch)
+        found = IBP().loss(trace(network), batch)
     torch.testing.assert_close(found.lower, exact.lower, rtol=0, atol=0)
     assert found.robust == exact.robust
 
