@@ -195,10 +195,12 @@ def test_gradients_are_left_as_they_are_where_nothing_clips_them(tiny_trial):
 
 
 METHODS = [("ibp", {}), ("crown-ibp", {}), ("crown-ibp", {"loss_fusion": False})]
+ATTACKING = [("sabr", {}), ("mtl-ibp", {}), ("pgd", {"attack_steps": 2})]
+EVERY = [(model, *method) for model in ("cnn5", "resnet9", "cerdeq") for method in METHODS]
+EVERY += [("cerdeq", *method) for method in [*ATTACKING, ("plain", {})]]
 
 
-@pytest.mark.parametrize("model", ["cnn5", "resnet9", "cerdeq"])
-@pytest.mark.parametrize(("method", "options"), METHODS)
+@pytest.mark.parametrize(("model", "method", "options"), EVERY)
 def test_the_compiled_loss_takes_the_same_steps(tiny_trial, model, method, options):
     """The whole loss is one graph: fullgraph refuses anything that is not."""
     torch.compiler.reset()
@@ -208,7 +210,11 @@ def test_the_compiled_loss_takes_the_same_steps(tiny_trial, model, method, optio
         name: torch.compile(loss, fullgraph=True, dynamic=False, backend="aot_eager")
         for name, loss in compiled.losses.items()
     }
-    torch.testing.assert_close(_take_steps(eager, 4, 64), _take_steps(compiled, 4, 64), rtol=1e-3, atol=1e-3)
+    taken = []
+    for stepper in (eager, compiled):
+        torch.manual_seed(0)
+        taken.append(_take_steps(stepper, 4, 64))
+    torch.testing.assert_close(*taken, rtol=1e-3, atol=1e-3, equal_nan=True)
 
 
 BF16 = [(model, *method) for model in ("cnn7", "cerdeq") for method in METHODS]
@@ -273,9 +279,12 @@ def test_values_in_bf16_are_float32_without_batch_norm_too(method):
         torch.nn.Linear(64, 10),
     )  # fmt: skip
     batch = dataclasses.replace(_batch(progress=0.3), x=torch.rand(12, 1, 8, 8), eps=torch.tensor(0.05))
+    program = trace(network, linear=True)
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-        losses = ALL[method].loss(trace(network, linear=True), batch)
-    assert {box.radius.dtype for box in losses.preactivations.values()} == {losses.lower.dtype} == {torch.float32}
+        batch = dataclasses.replace(batch, adversary=ALL[method]().attack(program, batch))
+        losses = ALL[method]().loss(program, batch)
+    assert {box.radius.dtype for box in losses.preactivations.values()} <= {torch.float32}
+    assert losses.clean.dtype == losses.robust.dtype == torch.float32
     losses.robust.backward()
     assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
 
@@ -316,8 +325,7 @@ def test_the_captured_step_in_bf16_is_close_to_the_eager_one(tiny_trial, model):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("model", ["cnn7", "resnet9", "cerdeq"])
-@pytest.mark.parametrize(("method", "options"), METHODS)
+@pytest.mark.parametrize(("model", "method", "options"), EVERY)
 def test_the_captured_step_is_the_eager_one(tiny_trial, model, method, options):
     """On CUDA: compiled and captured against eager, state included; warming up must leave no trace."""
     torch.set_float32_matmul_precision("highest")
@@ -325,7 +333,11 @@ def test_the_captured_step_is_the_eager_one(tiny_trial, model, method, options):
     config = tiny_trial(model, method=method, method_options=options)
     captured, eager = _stepper(config, "cuda"), _stepper(config, "cuda")
     eager.graphs = None
-    torch.testing.assert_close(_take_steps(captured, 6, 64), _take_steps(eager, 6, 64), rtol=2e-2, atol=2e-2)
+    taken = []
+    for stepper in (captured, eager):
+        torch.manual_seed(0)
+        taken.append(_take_steps(stepper, 6, 64))
+    torch.testing.assert_close(*taken, rtol=2e-2, atol=2e-2, equal_nan=True)
     for (name, mine), theirs in zip(
         captured.model.state_dict().items(), eager.model.state_dict().values(), strict=True
     ):

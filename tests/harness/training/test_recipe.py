@@ -1,0 +1,183 @@
+"""Options of the recipe that every training method shares."""
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from baselines import build
+from harness.data import load
+from harness.folder import EPOCHS
+from harness.training import run_trial
+from harness.training.augment import augmented, draw
+from harness.training.initialise import initialise
+from harness.training.loop import train
+from harness.training.step import Stepper, make_optimiser
+
+CPU = torch.device("cpu")
+CHOICES = draw(320, 0, False, 0, 1, CPU).batch(0, 64)
+
+
+def stepper_of(config, averaged: bool = False) -> Stepper:
+    data = load(config.dataset)
+    torch.manual_seed(0)
+    model = build(config.model, config.dataset, config.width, **config.options)
+    initialise(model)
+    model.train()
+    mean = copy.deepcopy(model) if averaged else None
+    return Stepper(config, model, make_optimiser(model, CPU), data.train.images, data.train.labels, mean)
+
+
+def loss_of(config, eps: float = 0.01) -> float:
+    stepper = stepper_of(config)
+    x, labels = stepper.images[:32].float() / 255, stepper.labels[:32]
+    torch.manual_seed(1)
+    adversary = stepper.attacks[config.method](x, labels, torch.tensor(eps))
+    return stepper.losses[config.method](x, labels, torch.tensor(eps), adversary)[0].item()
+
+
+@pytest.mark.parametrize("method", ["ibp", "mtl-ibp", "sabr"])
+def test_kappa_mixes_the_clean_cross_entropy_in(tiny_trial, method):
+    robust, natural, mixed = (
+        loss_of(tiny_trial(method=method, train={"kappa": kappa, "regularisation": 0.0})) for kappa in (0.0, 1.0, 0.2)
+    )
+    clean = loss_of(tiny_trial(method="plain", train={"regularisation": 0.0}))
+    assert natural == pytest.approx(clean, rel=1e-5)
+    assert mixed == pytest.approx(0.8 * robust + 0.2 * natural, rel=1e-5)
+
+
+def test_l1_is_the_sum_of_absolute_weights(tiny_trial):
+    without, with_l1 = (loss_of(tiny_trial(train={"l1": weight})) for weight in (0.0, 1e-3))
+    model = stepper_of(tiny_trial()).model
+    weights = sum(m.weight.abs().sum().item() for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear))
+    assert with_l1 - without == pytest.approx(1e-3 * weights, rel=1e-3)
+
+
+def test_gradients_accumulate_over_parts_with_batch_norm_over_each(tiny_trial):
+    train = {"accumulate": 2, "clip_norm": None}
+    whole = stepper_of(tiny_trial(train=train))
+    report = whole(CHOICES, 0.01, 0.0)
+    parts = stepper_of(tiny_trial(train={"clip_norm": None}))
+    gradients, losses, counts = [], [], []
+    for part in (slice(0, 32), slice(32, 64)):
+        choices = tuple(choice[part] for choice in CHOICES)
+        single = parts(choices, 0.01, 0.0)
+        gradients.append([parameter.grad.clone() for parameter in parts.model.parameters()])
+        losses.append(single[0])
+        counts.append(single[1:])
+    for parameter, first, second in zip(whole.model.parameters(), *gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, (first + second) / 2, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(report[0], sum(losses) / 2)
+    torch.testing.assert_close(report[1:], sum(counts))
+
+
+@pytest.mark.parametrize("model", ["cnn5", "cerdeq"])
+def test_the_average_over_steps(tiny_trial, model):
+    stepper = stepper_of(tiny_trial(model, train={"ema_decay": 0.7}), averaged=True)
+    expected = {name: value.clone() for name, value in stepper.model.state_dict().items()}
+    for _ in range(3):
+        stepper(CHOICES, 0.01, 1e-2)
+        for name, value in stepper.model.state_dict().items():
+            expected[name] = 0.7 * expected[name] + 0.3 * value
+    for name, value in stepper.averaged.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+    moved = [
+        not torch.equal(a, b) for a, b in zip(stepper.model.parameters(), stepper.averaged.parameters(), strict=True)
+    ]
+    assert all(moved)
+
+
+def trained(config, folder, **changes):
+    data = load(config.dataset)
+    images, labels = data.train.images[:320], data.train.labels[:320]
+    return train(config, images, labels, folder, CPU, lambda row: None), images
+
+
+def test_the_average_is_what_is_judged(tiny_trial, tmp_path):
+    average, _ = trained(tiny_trial(train={"ema_decay": 0.9}), tmp_path)
+    last, _ = trained(tiny_trial(), tmp_path / "last")
+    assert not torch.equal(average.classifier.weight, last.classifier.weight)
+
+
+def test_recomputed_statistics_are_those_of_the_training_set(tiny_trial, tmp_path):
+    for name, given in (("with", True), ("without", False)):
+        model, images = trained(tiny_trial(train={"recompute_statistics": given}), tmp_path / name)
+        model.eval()
+        hidden = model.conv1(model.normalize(images.float() / 255))
+        found, expected = model.norm1.running_mean, hidden.mean((0, 2, 3))
+        assert torch.allclose(found, expected, rtol=1e-3, atol=1e-5) == given
+
+
+@pytest.mark.parametrize("options", [{}, {"early_iterations": 2, "margin_start": 0.9}])
+def test_statistics_of_equilibria_are_recomputed_as_they_end(tiny_trial, tmp_path, options):
+    model, images = trained(tiny_trial("cerdeq", options=options, train={"recompute_statistics": True}), tmp_path)
+    assert model.equilibrium.recurrence.iterations == 10
+    model.eval()
+    inside = {}
+    model.norm_linear.register_forward_pre_hook(lambda module, given: inside.update(x=given[0]))
+    with torch.no_grad():
+        hidden = model.normalize(images.float() / 255)
+        for module in list(model)[1:]:
+            module.train(isinstance(module, nn.BatchNorm2d))
+            hidden = module(hidden)
+    assert torch.isfinite(model.norm_linear.running_mean).all()
+    assert float((inside["x"].mean(0) - model.norm_linear.running_mean).abs().max()) < 0.5
+
+
+def test_the_ramp_ends_at_the_radius_trained_for(tiny_trial, tmp_path):
+    config = tiny_trial(eps="1/32", train={"eps": "1/16"})
+    assert config.train_eps == 1 / 16
+    rows = []
+    data = load(config.dataset)
+    train(config, data.train.images[:320], data.train.labels[:320], tmp_path, CPU, rows.append)
+    assert rows[-1]["train/eps"] == 1 / 16
+    judged = tiny_trial(eps="1/32")
+    assert judged.train_eps == 1 / 32
+
+
+@pytest.mark.parametrize("method", ["plain", "pgd", "sabr", "mtl-ibp"])
+def test_rows_say_certified_error_only_of_methods_that_bound_the_ball(tiny_trial, tmp_path, method):
+    result = run_trial(tiny_trial(method=method), tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / EPOCHS).read_text().splitlines()]
+    assert (rows[-1]["train/certified_error"] is None) == (method != "mtl-ibp")
+    assert rows[-1]["train/bound_width"] > 0 and rows[-1]["train/loss"] > 0
+    assert result.metrics["standard_error"] <= result.metrics["certified_error"] <= 100
+
+
+@pytest.mark.parametrize("method", ["mtl-ibp", "sabr"])
+def test_a_broken_training_goes_on_as_if_it_had_not_been(tiny_trial, tmp_path, method):
+    """Random starts and averages included."""
+    config = tiny_trial(method=method, train={"ema_decay": 0.9})
+
+    class StopError(Exception):
+        pass
+
+    def stop(row):
+        if row["epoch"] == 2:
+            raise StopError
+
+    data = load(config.dataset)
+    images, labels = data.train.images[:320], data.train.labels[:320]
+    with pytest.raises(StopError):
+        train(config, images, labels, tmp_path / "broken", CPU, stop)
+    torch.manual_seed(99)
+    resumed = train(config, images, labels, tmp_path / "broken", CPU, lambda row: None)
+    whole = train(config, images, labels, tmp_path / "whole", CPU, lambda row: None)
+    for (name, mine), other in zip(resumed.state_dict().items(), whole.state_dict().values(), strict=True):
+        assert torch.equal(mine, other), name
+
+
+def test_the_images_attacked_are_the_augmented_ones(tiny_trial):
+    """The loss is given the adversary of the very batch it is of."""
+    stepper = stepper_of(tiny_trial(method="pgd"))
+    seen = {}
+    attack, loss = stepper.attacks["pgd"], stepper.losses["pgd"]
+    stepper.attacks["pgd"] = lambda x, *rest: seen.setdefault("adversary", attack(x, *rest))
+    stepper.losses["pgd"] = lambda *given: (seen.update(x=given[0], given=given[3]), loss(*given))[1]
+    stepper(CHOICES, 0.01, 0.0)
+    assert seen["given"] is seen["adversary"]
+    torch.testing.assert_close(seen["x"], augmented(stepper.images, *CHOICES))
+    assert 0 < (seen["given"] - seen["x"]).abs().max() <= 0.01 + 1e-6
