@@ -10,7 +10,7 @@ from oracles import random_box
 from torch import nn
 
 from cerdeq import margin_spec
-from cerdeq.bounds import Context, Interval, propagate, trace
+from cerdeq.bounds import Context, Interval, points_of, propagate, trace
 from cerdeq.boxes import clipped_ball
 from cerdeq.equilibrium import Equilibrium, fold
 
@@ -78,6 +78,55 @@ def test_gradients_flow_through_batch_statistics():
     expected = torch.autograd.grad(loss, list(model.parameters()))
     for name, a, b in zip(dict(model.named_parameters()), found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("parametrisation", ["perron", "orthogonal"])
+def test_points_are_computed_as_the_batch_met_first(parametrisation):
+    """Its statistics and its W, at whatever points follow; running statistics and W move on once."""
+    inject = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4))
+    model = nn.Sequential(Equilibrium(4, inject, parametrisation=parametrisation), nn.Flatten(), nn.Linear(64, 3))
+    model = model.double().train()
+    twin, frozen = copy.deepcopy(model), copy.deepcopy(model)
+    program, ctx = trace(model), Context(sound=False)
+    x, other = torch.rand(2, 5, 1, 4, 4, dtype=torch.float64)
+    torch.testing.assert_close(points_of(program, x, ctx), twin(x))
+    after = {name: value.clone() for name, value in model.state_dict().items()}
+    found = points_of(program, other, ctx)
+    torch.testing.assert_close(found[:2], points_of(program, other[:2], ctx))
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, after[name]), name
+        if not name.endswith("num_batches_tracked"):
+            torch.testing.assert_close(value, twin.state_dict()[name])
+    weight = frozen[0].recurrence.weight
+    hidden = frozen[0].inject[0](x)
+    norm = frozen[0].inject[1]
+    norm.eval().running_mean, norm.running_var = hidden.mean((0, 2, 3)), hidden.var((0, 2, 3), correction=0)
+    with torch.no_grad():
+        expected = frozen[2](frozen[1](frozen[0].recurrence.at(weight, frozen[0].inject(other))))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", ["cnn5", "cerdeq"])
+def test_points_in_the_box_lie_in_its_image(name):
+    """By one context: what an attack sees is what the box was made of."""
+    from baselines import build
+
+    model = build(name, dataset="digits", width=0.1).double().train()
+    x = torch.rand(6, 1, 8, 8, dtype=torch.float64)
+    ball, ctx, program = clipped_ball(x, 0.05), Context(sound=False), trace(model)
+    with torch.no_grad():
+        result = propagate(program, Interval(ball.center, ball.radius, x), ctx)
+        torch.testing.assert_close(points_of(program, x, ctx), result.clean)
+        for _ in range(20):
+            point = ball.center + ball.radius * torch.sign(torch.randn_like(x))
+            found = points_of(program, point, ctx)
+            assert (found >= result.box.lower - 1e-6).all() and (found <= result.box.upper + 1e-6).all()
+
+
+def test_a_context_that_does_not_follow_leaves_running_statistics_alone():
+    model = nn.Sequential(nn.BatchNorm1d(3)).train()
+    points_of(trace(model), torch.randn(4, 3) + 2, Context(sound=False, follow=False))
+    assert not model[0].running_mean.any()
 
 
 def test_batch_norm_in_training_without_a_clean_value_is_refused():
