@@ -148,7 +148,8 @@ def _outcome(path: Path, key: str, epochs: int) -> dict[str, Any]:
     if result is None and failure is not None:
         return {"problem": f"failed: {failure.get('error')}"}
     if result is None:
-        return {"problem": f"unfinished: {len(folder.read_epochs(path))} of {epochs} epochs"}
+        done = max((row[names.EPOCH] for row in folder.read_epochs(path)), default=0)
+        return {"problem": f"unfinished: {done} of {epochs} epochs"}
     if result.key != key:
         return {"problem": f"not counted: {folder.RESULT} belongs to another trial, {result.key}"}
     found = {name: result.metrics.get(name) for name in METRICS if name in MAIN or name in result.metrics}

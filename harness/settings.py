@@ -61,7 +61,8 @@ class TrainSettings:
 
     `clip_norm`: the largest norm of a gradient; None leaves gradients as they are. `regularise_equilibria`: whether the
     regularisers count the pre-activations of equilibria, as they do every ReLU's. `precision`: of products in training
-    alone; with 'bf16' parameters, sums, margins and the loss are float32. All is judged in float64.
+    alone; with 'bf16' parameters, sums, margins and the loss are float32. All is judged in float64. `initialisation`:
+    'ibp' draws weights that keep the width of boxes (Shi et al. 2021), 'default' leaves torch's own.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
@@ -77,6 +78,7 @@ class TrainSettings:
     regularisation: float = 0.5
     regularise_equilibria: bool = True
     precision: str = "tf32"
+    initialisation: str = "ibp"
 
     def __post_init__(self) -> None:
         _check("epochs", self.epochs, self.epochs >= 1, "an integer of at least 1")
@@ -103,6 +105,8 @@ class TrainSettings:
         _check("regularisation", self.regularisation, 0 <= self.regularisation < math.inf, "at least 0 and finite")
         known = self.precision in ("tf32", "float32", "bf16")
         _check("precision", self.precision, known, "'tf32', 'float32' or 'bf16'")
+        known = self.initialisation in ("ibp", "default")
+        _check("initialisation", self.initialisation, known, "'ibp' or 'default'")
 
 
 @dataclass(frozen=True)
