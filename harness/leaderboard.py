@@ -181,8 +181,12 @@ def _trial(path: Path) -> dict[str, Any]:
         return trial | {"problem": f"not counted: cannot be read: {type(error).__name__}: {error}"}
 
 
-def _trials(directory: Path) -> pd.DataFrame:
-    """All trials of a sweep, those that count first, with a `problem` where a trial has no usable numbers."""
+def trials_of(directory: Path) -> pd.DataFrame:
+    """All trials of a sweep, those that count first, with a `problem` where a trial has no usable numbers.
+
+    `row` is the same for trials that differ in their seeds alone. Raises FileNotFoundError where there are no trials,
+    ValueError where none can be read.
+    """
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory} is not a directory: give a sweep's, such as results/<sweep>")
     if not (folders := folder.trial_folders(directory)):
@@ -277,7 +281,7 @@ def build(directory: Path) -> Table:
     Raises FileNotFoundError where there are no trials, ValueError where none can be read or published.csv is faulty.
     """
     directory = Path(directory)
-    trials, published = _trials(directory), _published(directory)
+    trials, published = trials_of(directory), _published(directory)
     rows = _rows(trials)
 
     def section(key: tuple[int, str, Fraction, str], part: pd.DataFrame) -> Section:
