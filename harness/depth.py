@@ -42,7 +42,8 @@ LEGEND = """\
 width: mean over images and other classes of upper minus lower margin, by IBP at the sweep's eps, in logits
 relative: that over the standard deviation of the clean margins
 growth: of the mean width from one pre-activation to the next, the geometric mean; 1 neither grows nor shrinks
-initial: before the first step, on training images; final: after training, on the images that are judged
+initial: before the first step, on training images with their statistics in batch norm
+final: after training, on the images that are judged
 certified error: percent, mean ± standard error over the seeds
 depth: convolutions and linear layers, each step of an unrolled recurrence one; equilibria have none
 inf: not finite"""
