@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 from rich import box
 from rich.console import Console
+from rich.table import Column
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -180,13 +181,18 @@ def write(directory: Path, table: pd.DataFrame) -> list[Path]:
 
 
 def show(table: pd.DataFrame, console: Console) -> None:
-    """Print the rows by heading, then what has no result."""
+    """Print the rows by heading, without relative widths where they do not fit, then what has no result."""
     say = partial(console.print, markup=False, highlight=False)
     for heading, part in shown(table).items():
         say(f"\n{heading}", style="bold")
-        grid = RichTable(*part.columns, box=box.SIMPLE_HEAD, show_edge=False)
-        for cells in part.to_numpy():
-            grid.add_row(*map(Text, cells))
+        settings = list(part.loc[:, :"seeds"].columns[:-1])  # type: ignore[misc]
+        titles = [name for name in part if name not in settings and ("relative" not in name or console.width >= 110)]
+        grid = RichTable(Column("row", overflow="fold"), box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+        for title in titles:
+            grid.add_column(title.replace(" ", "\n"))
+        for _, row in part.iterrows():
+            label = [row[name] if name in KEYS else f"{name}={row[name]}" for name in settings if row[name]]
+            grid.add_row(*map(Text, [" ".join(label), *row[titles]]))
         console.print(grid)
     say("", *(f"without a result: {problem}" for problem in problems(table)), LEGEND, sep="\n", soft_wrap=True)
 

@@ -157,13 +157,17 @@ def test_what_is_printed_and_written(tmp_path, capsys):
     for seed in range(3):
         add(tmp_path, widths(1234.5 + seed, 1, 9), widths(0.125, 2, 2), 60.0 + 3 * seed, seed=seed)
     add(tmp_path, widths(2, 1, 4), failure="boom", model="cnn25", initialisation="default")
-    depth.show(depth.depth_table(tmp_path), Console(width=200))
+    depth.show(depth.depth_table(tmp_path), Console(width=80))
+    narrow = capsys.readouterr().out
+    for part in ("cnn default 25", "1.24e+03", "63.00 ± 1.73", "3 of 3", "failed: boom", "method ibp"):
+        assert part in narrow, part
+    assert "…" not in narrow
     depth.main([str(tmp_path)])
     printed = capsys.readouterr().out
     markdown = (tmp_path / "depth.md").read_text()
     for part in ("cifar10, eps 8/255, profile full, method ibp", "1.24e+03", "63.00 ± 1.73", "3 of 3", "failed: boom"):
         assert part in printed and part in markdown, part
-    assert "cnn default 25" in printed and str(tmp_path / "depth.csv") in printed
+    assert str(tmp_path / "depth.csv") in printed
     written = pd.read_csv(tmp_path / "depth.csv")
     assert written["depth"].tolist() == [25, 7]
     assert written["initial_width"].tolist() == [2, 1235.5]
