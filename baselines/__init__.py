@@ -1,6 +1,6 @@
 """Explicit networks, and the registry of all networks by name."""
 
-from baselines import cnn, densenet, mondeq, resnet, resnext, wideresnet
+from baselines import cnn, densenet, mondeq, resnet, resnext, tied, wideresnet
 from baselines.datasets import DATASETS, Dataset
 from baselines.registry import UnknownNameError, build, names, options_of, register
 from cerdeq import models
@@ -22,5 +22,6 @@ __all__ = [
     "register",
     "resnet",
     "resnext",
+    "tied",
     "wideresnet",
 ]

@@ -1,7 +1,7 @@
 """A trial's folder, results/<sweep>/trials/<key>/, the only truth about a trial.
 
     trial.json           key, recipe version, data fingerprint, config: also what `--export` writes
-    epochs.jsonl         one line an epoch
+    epochs.jsonl         one line an epoch, from epoch 0: the untrained network
     checkpoint.pt        network, optimiser, epoch: where a retry goes on
     weights.safetensors  the final network, parametrisations folded in
     verdicts.parquet     one row a test example

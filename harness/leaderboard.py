@@ -148,7 +148,8 @@ def _outcome(path: Path, key: str, epochs: int) -> dict[str, Any]:
     if result is None and failure is not None:
         return {"problem": f"failed: {failure.get('error')}"}
     if result is None:
-        return {"problem": f"unfinished: {len(folder.read_epochs(path))} of {epochs} epochs"}
+        done = max((row[names.EPOCH] for row in folder.read_epochs(path)), default=0)
+        return {"problem": f"unfinished: {done} of {epochs} epochs"}
     if result.key != key:
         return {"problem": f"not counted: {folder.RESULT} belongs to another trial, {result.key}"}
     found = {name: result.metrics.get(name) for name in METRICS if name in MAIN or name in result.metrics}
@@ -180,8 +181,12 @@ def _trial(path: Path) -> dict[str, Any]:
         return trial | {"problem": f"not counted: cannot be read: {type(error).__name__}: {error}"}
 
 
-def _trials(directory: Path) -> pd.DataFrame:
-    """All trials of a sweep, those that count first, with a `problem` where a trial has no usable numbers."""
+def trials_of(directory: Path) -> pd.DataFrame:
+    """All trials of a sweep, those that count first, with a `problem` where a trial has no usable numbers.
+
+    `row` is the same for trials that differ in their seeds alone. Raises FileNotFoundError where there are no trials,
+    ValueError where none can be read.
+    """
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory} is not a directory: give a sweep's, such as results/<sweep>")
     if not (folders := folder.trial_folders(directory)):
@@ -276,7 +281,7 @@ def build(directory: Path) -> Table:
     Raises FileNotFoundError where there are no trials, ValueError where none can be read or published.csv is faulty.
     """
     directory = Path(directory)
-    trials, published = _trials(directory), _published(directory)
+    trials, published = trials_of(directory), _published(directory)
     rows = _rows(trials)
 
     def section(key: tuple[int, str, Fraction, str], part: pd.DataFrame) -> Section:

@@ -68,7 +68,8 @@ class TrainSettings:
     the networks after each step, an older one's share falling by this factor; None judges the last.
     `recompute_statistics`: before judging, batch norm's are those of the whole training set, unaugmented (CTBench
     2024). `precision`: of products in training alone; with 'bf16' parameters, sums, margins and the loss are float32.
-    All is judged in float64.
+    All is judged in float64. `initialisation`: 'ibp' draws weights that keep the width of boxes (Shi et al. 2021),
+    'default' leaves torch's own.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
@@ -90,6 +91,7 @@ class TrainSettings:
     ema_decay: float | None = None
     recompute_statistics: bool = False
     precision: str = "tf32"
+    initialisation: str = "ibp"
 
     def __post_init__(self) -> None:
         _check("epochs", self.epochs, self.epochs >= 1, "an integer of at least 1")
@@ -125,6 +127,8 @@ class TrainSettings:
         _check("regularisation", self.regularisation, 0 <= self.regularisation < math.inf, "at least 0 and finite")
         known = self.precision in ("tf32", "float32", "bf16")
         _check("precision", self.precision, known, "'tf32', 'float32' or 'bf16'")
+        known = self.initialisation in ("ibp", "default")
+        _check("initialisation", self.initialisation, known, "'ibp' or 'default'")
 
 
 @dataclass(frozen=True)

@@ -26,13 +26,14 @@ LEGEND = (
 FAILURES = "Trials without a result"
 
 
-def _markdown_text(text: str) -> str:
+def markdown_text(text: str) -> str:
+    """One line of text, with nothing in it that Markdown would take for markup."""
     return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;").split())
 
 
-def _markdown_table(shown: pd.DataFrame, published: list[bool]) -> str:
-    """An aligned GitHub table, published rows in italics."""
-    lines = [[_markdown_text(cell) for cell in line] for line in (shown.columns, *shown.to_numpy())]
+def markdown_table(shown: pd.DataFrame, published: list[bool]) -> str:
+    """An aligned GitHub table of text, published rows in italics."""
+    lines = [[markdown_text(cell) for cell in line] for line in (shown.columns, *shown.to_numpy())]
     for line, italic in zip(lines[1:], published, strict=True):
         line[:] = [f"*{cell}*" if italic and cell else cell for cell in line]
     widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
@@ -42,14 +43,14 @@ def _markdown_table(shown: pd.DataFrame, published: list[bool]) -> str:
 
 
 def _markdown(table: Table) -> str:
-    parts = [f"# Leaderboard of the sweep {_markdown_text(table.sweep)}\n"]
+    parts = [f"# Leaderboard of the sweep {markdown_text(table.sweep)}\n"]
     for section in table.sections:
-        parts += [f"## {_markdown_text(section.heading)}\n"]
-        parts += [f"**{_markdown_text(note)}**\n" for note in section.notes]
-        parts += [_markdown_table(section.shown, section.published)]
-        parts += [f"- Warning: {_markdown_text(warning)}\n" for warning in section.warnings]
+        parts += [f"## {markdown_text(section.heading)}\n"]
+        parts += [f"**{markdown_text(note)}**\n" for note in section.notes]
+        parts += [markdown_table(section.shown, section.published)]
+        parts += [f"- Warning: {markdown_text(warning)}\n" for warning in section.warnings]
     if len(table.failures):
-        parts += [f"## {FAILURES}\n", _markdown_table(table.failures, [False] * len(table.failures))]
+        parts += [f"## {FAILURES}\n", markdown_table(table.failures, [False] * len(table.failures))]
     return "\n".join([*parts, f"{LEGEND}\n"])
 
 

@@ -43,7 +43,7 @@ from mlflow.store.db.db_types import DATABASE_ENGINES
 from baselines.datasets import DATASETS
 from harness import folder as files
 from harness.folder import Trial, TrialResult
-from harness.names import EPOCH, TRAIN_LOSS
+from harness.names import EPOCH, TRAIN_EPS
 from harness.settings import to_dict
 
 SQLITE = "sqlite:///"
@@ -230,8 +230,8 @@ class Tracker:
 
     def _log_epochs(self, run: Run, rows: list[dict[str, Any]]) -> None:
         """Log the epochs after the last one in the store. A batch of whole epochs goes in altogether or not at all."""
-        run_id, any_logged = run.info.run_id, TRAIN_LOSS in run.data.metrics
-        last = max(point.step for point in self.client.get_metric_history(run_id, TRAIN_LOSS)) if any_logged else 0
+        run_id, any_logged = run.info.run_id, TRAIN_EPS in run.data.metrics  # which every row has, epoch 0's too
+        last = max(point.step for point in self.client.get_metric_history(run_id, TRAIN_EPS)) if any_logged else -1
         new = [_metrics(row, row[EPOCH]) for row in rows if row[EPOCH] > last]
         size = LARGEST_BATCH // max([1, *map(len, new)]) or 1
         for start in range(0, len(new), size):

@@ -70,10 +70,11 @@ def _read(path: Path) -> folder.Trial:
 
 
 def _print_epoch(row: dict[str, Any]) -> None:
-    figures = (names.TRAIN_EPS, names.TRAIN_LOSS, names.TRAIN_CERTIFIED_ERROR, names.TRAIN_EXAMPLES_PER_SECOND)
+    width = names.in_training(names.BOUND_WIDTH)
+    figures = (names.TRAIN_EPS, names.TRAIN_LOSS, names.TRAIN_CERTIFIED_ERROR, width, names.TRAIN_EXAMPLES_PER_SECOND)
     print(
         f"epoch {row[names.EPOCH]}: "
-        + ", ".join(f"{name} {row[name]:.5g}" for name in figures if row[name] is not None),
+        + ", ".join(f"{name} {row[name]:.5g}" for name in figures if row.get(name) is not None),
         flush=True,
     )
 

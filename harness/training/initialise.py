@@ -16,15 +16,16 @@ def initialise(model: nn.Module) -> None:
     """Draw every hidden convolution and linear weight from N(0, 2 pi / fan_in^2), in place, by torch's generator.
 
     With it the mean box radius neither grows nor shrinks over a layer. The classifier and all biases keep torch's
-    defaults, an equilibrium's recurrent kernel its own. A layer that follows a residual addition gets half the weights.
+    defaults, an equilibrium's recurrent kernel its own. A layer that follows a residual addition gets half the weights;
+    one that is applied several times is drawn once, and halved where any of its uses follows one.
     """
     program = trace(model)
     weighted = [step for step in program.steps if isinstance(step.target, _WEIGHTED)]
-    for step in weighted[:-1]:
-        weight = step.target.weight
-        nn.init.normal_(weight, std=math.sqrt(2 * math.pi) / weight[0].numel())
-        if _follows_addition(program, step):
-            weight /= 2
+    halved = {step.target for step in weighted if _follows_addition(program, step)}
+    for layer in dict.fromkeys(step.target for step in weighted[:-1]):
+        nn.init.normal_(layer.weight, std=math.sqrt(2 * math.pi) / layer.weight[0].numel())
+        if layer in halved:
+            layer.weight /= 2
 
 
 def _follows_addition(program: Program, step: Step) -> bool:

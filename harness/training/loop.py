@@ -19,7 +19,7 @@ from harness.settings import TrialConfig
 from harness.training import checkpoint
 from harness.training.augment import draw, seed_of
 from harness.training.initialise import initialise
-from harness.training.monitor import monitored
+from harness.training.monitor import monitored, monitored_untrained
 from harness.training.schedule import Ramp, learning_rate
 from harness.training.step import Stepper, make_optimiser
 
@@ -47,7 +47,8 @@ def train(
 ) -> nn.Sequential:
     """Train `config`'s network on images (uint8 [N, C, H, W]) and labels [N], going on from the folder's checkpoint.
 
-    Calls `report` with each epoch's row after it and its checkpoint are on disk. Raises NonFiniteLossError.
+    Calls `report` with each epoch's row after it and its checkpoint are on disk; before the first step with that of
+    epoch 0, the bounds of the untrained network. Raises NonFiniteLossError.
     """
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if config.train.precision == "tf32" else "highest")
@@ -55,12 +56,17 @@ def train(
         torch.backends.cudnn.deterministic = True
     torch.manual_seed(config.seed)
     model = build(config.model, config.dataset, config.width, **config.options)
-    initialise(model)
+    if config.train.initialisation == "ibp":
+        initialise(model)
     model.to(device).to(memory_format=torch.channels_last).train()
     optimiser = make_optimiser(model, device)
     averaged = None if config.train.ema_decay is None else copy.deepcopy(model)
     done = checkpoint.restore(folder, model, optimiser, device, averaged)
     images, labels = images.to(device), labels.to(device)
+    if done == 0 and not read_epochs(folder):
+        row = _untrained(config, model, images, labels)
+        write_epoch(folder, row)
+        report(row)
     stepper = None
     for epoch in range(done + 1, config.train.epochs + 1):
         stepper = stepper or Stepper(config, model, optimiser, images, labels, averaged)
@@ -79,6 +85,12 @@ def _recompute_statistics(model: nn.Module, images: Tensor, batch_size: int) -> 
     whole = len(images) // batch_size * batch_size
     advance(model, progress=1.0)
     update_bn((part.float() / 255 for part in images[:whole].split(batch_size)), model)
+
+
+def _untrained(config: TrialConfig, model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Any]:
+    """The row of epoch 0."""
+    watched = monitored_untrained(config, model, images[:_MONITORED], labels[:_MONITORED])
+    return _finite({names.EPOCH: 0, names.TRAIN_EPS: 0.0, **watched})
 
 
 def _epoch(config: TrialConfig, stepper: Stepper, epoch: int, folder: Path) -> dict[str, Any]:
@@ -109,6 +121,11 @@ def _epoch(config: TrialConfig, stepper: Stepper, epoch: int, folder: Path) -> d
         names.TRAIN_EXAMPLES_PER_SECOND: seen / seconds,
         **monitored(config, stepper.model, stepper.images[:_MONITORED], stepper.labels[:_MONITORED]),
     }
+    return _finite(row)
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with None for what is not finite, which JSON has no numbers for."""
     return {name: value if math.isfinite(value) else None for name, value in row.items()}
 
 

@@ -1,5 +1,7 @@
 """What is watched while a network trains: its bounds on training images, and what its equilibria do."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -40,6 +42,18 @@ def monitored(config: TrialConfig, model: nn.Module, images: Tensor, labels: Ten
         row |= {names.RHO_BOUND: max(rates), names.MISSED_RADIUS: max(missed)}
     model.train()
     return {names.in_training(name): value for name, value in row.items()}
+
+
+@torch.no_grad()
+def monitored_untrained(config: TrialConfig, model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
+    """`monitored`, with the statistics of these very images in batch norm: running ones say nothing before training."""
+    twin = copy.deepcopy(model).eval()
+    for module in twin.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.train()
+            module.momentum = 1.0
+    twin(images.float() / 255)
+    return monitored(config, twin, images, labels)
 
 
 def parametrised(model: nn.Module) -> dict[str, float]:

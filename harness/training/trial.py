@@ -89,7 +89,7 @@ def _run(
         **before_folding,
         **recurrence_report(model, images, labels, config),
         names.PARAMETERS: parameters,
-        names.TRAIN_SECONDS: sum(row[names.TRAIN_EPOCH_SECONDS] for row in folder.read_epochs(directory)),
+        names.TRAIN_SECONDS: sum(row.get(names.TRAIN_EPOCH_SECONDS, 0.0) for row in folder.read_epochs(directory)),
         names.EVALUATION_SECONDS: time.perf_counter() - started,
     }
     finite = {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import itertools
 import re
 
 import pytest
@@ -15,7 +16,7 @@ from baselines.resnext import GroupedBlock
 from cerdeq import LinfBall, bound, margin_spec
 from cerdeq.bounds import Context, Interval, propagate, trace
 from cerdeq.boxes import clipped_ball
-from cerdeq.equilibrium import Equilibrium
+from cerdeq.equilibrium import Equilibrium, contraction, fold
 
 torch.set_num_threads(1)
 
@@ -208,6 +209,44 @@ def test_depth_counts_the_weighted_layers(name):
     relus = [m for m in modules if isinstance(m, nn.ReLU)]
     depth = int(re.sub(r"\D", "", name))
     assert len(weighted) == depth and len(norms) == len(relus) == depth - 1
+
+
+@pytest.mark.parametrize("name", FAMILIES["tied"])
+def test_depth_of_a_tied_network_counts_every_use_of_a_layer(name):
+    with torch.device("meta"):
+        steps = trace(build(name, dataset="cifar10").eval()).steps
+    weighted = [step.target for step in steps if isinstance(step.target, nn.Conv2d | nn.Linear)]
+    relus = [step for step in steps if isinstance(step.target, nn.ReLU)]
+    depth = int(name.removeprefix("tied"))
+    assert len(weighted) == depth and len(relus) == depth - 1
+    assert len(set(weighted)) == 7, "conv1, conv2, conv3, injection, W, linear, classifier"
+
+
+def test_tied_networks_of_all_depths_have_cerdeqs_parameters():
+    """Without a gain, which only its W has."""
+    assert {parameters_of(name, "cifar10") for name in FAMILIES["tied"]} == {
+        parameters_of("cerdeq", "cifar10", gain=None)
+    }
+
+
+def test_deep_tied_networks_tend_to_the_equilibrium():
+    """With rho(|W|) < 1, at that rate or faster: outputs, and the bounds of IBP, verified ones being a little wider."""
+    equilibrium, x = small("cerdeq", "digits", margin=0.4, gain=None), images("digits", 3)
+    fold(with_statistics(equilibrium, "digits"))
+    rate = contraction(equilibrium.equilibrium.recurrence.weight).rate
+    assert 0.5 < rate <= 0.6
+    state = {key.replace("equilibrium.", "unrolled."): value for key, value in equilibrium.state_dict().items()}
+    depths, errors = (7, 9, 11, 13, 25), []
+    with torch.no_grad():
+        expected = torch.stack([equilibrium(x), *bound(equilibrium, LinfBall(x, 0.01))])
+        for depth in depths:
+            model = small(f"tied{depth}", "digits").eval()
+            model.load_state_dict(state)
+            found = torch.stack([model(x), *bound(model, LinfBall(x, 0.01))])
+            errors.append((found - expected).abs().amax((1, 2)))
+    for (depth, error), (deeper, less) in itertools.pairwise(zip(depths[:-1], errors[:-1], strict=True)):
+        assert (less < rate ** (deeper - depth) * error).all()
+    assert (errors[0] > 1e-4).all() and errors[-1][0] < 1e-10 and (errors[-1] < 1e-6).all()
 
 
 @pytest.mark.parametrize("name", sorted({*names()} - {"wideresnet8", "densenet"}))

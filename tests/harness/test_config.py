@@ -240,6 +240,10 @@ OUT_OF_RANGE = {
     "nan regularisation": (("train.regularisation", float("nan")), ["train.regularisation: found nan"]),
     "infinite regularisation": (("train.regularisation", float("inf")), ["train.regularisation: found inf"]),
     "an unknown precision": (("train.precision", "fp8"), ["train.precision: found 'fp8'", "tf32", "float32", "bf16"]),
+    "an unknown initialisation": (
+        ("train.initialisation", "kaiming"),
+        ["train.initialisation: found 'kaiming'", "'ibp'", "'default'"],
+    ),
     "no seeds": (("seeds", []), ["seeds: found []", "at least 1"]),
     "a negative seed": (("seeds", [-1]), ["seeds.0: found -1", "greater than or equal to 0"]),
     "a seed too large for torch": (("seeds", [2**64]), ["seeds.0: found"]),
@@ -694,6 +698,7 @@ def test_every_field_reaches_the_trial(tmp_path):
         regularisation=0.25,
         regularise_equilibria=False,
         precision="float32",
+        initialisation="default",
     )
     evaluation = EvaluationSettings(
         methods=("ibp", "crown"), test_images=11, batch_size=12, attack_steps=13, attack_restarts=14

@@ -118,7 +118,7 @@ class Study:
 
     def assert_complete(self):
         """Every trial has its result, one finished run with each epoch once, and a place in all four tables."""
-        epochs = list(range(1, next(iter(self.trials.values())).config.train.epochs + 1))
+        epochs = list(range(next(iter(self.trials.values())).config.train.epochs + 1))
         assert set(self.runs) == {made.key for made in self.trials.values()}
         for made in self.trials.values():
             place = folder.place(self.directory, made.key)
@@ -129,8 +129,13 @@ class Study:
             assert logged.info.status == "FINISHED"
             for name in (names.CERTIFIED_ERROR, names.ATTACK_ERROR, names.STANDARD_ERROR, names.BOUND_WIDTH):
                 assert self.history(made.key, name) == [(epochs[-1], result.metrics[name])]
-            for name in (names.TRAIN_LOSS, names.TRAIN_EPS, names.TRAIN_EXAMPLES_PER_SECOND):
-                written = [(row[names.EPOCH], row[name]) for row in folder.read_epochs(place)]
+            for name, first in (
+                (names.TRAIN_LOSS, 1),
+                (names.TRAIN_EPS, 0),
+                (names.in_training(names.BOUND_WIDTH), 0),
+                (names.TRAIN_EXAMPLES_PER_SECOND, 1),
+            ):
+                written = [(row[names.EPOCH], row[name]) for row in folder.read_epochs(place)[first:]]
                 assert self.history(made.key, name) == written
         assert self.files() == {".lock", "leaderboard.md", "leaderboard.csv", "leaderboard.json", "leaderboard.html"}
 
@@ -484,7 +489,7 @@ def test_killed_between_the_files_of_an_epoch(tiny_trial, tmp_path, monkeypatch,
 
     def report(row):
         done.append(row)
-        if len(done) == 1:
+        if row[names.EPOCH] == 1:
             monkeypatch.setattr(f"harness.training.loop.{where}", die)
 
     with pytest.raises(KilledError):
@@ -492,12 +497,14 @@ def test_killed_between_the_files_of_an_epoch(tiny_trial, tmp_path, monkeypatch,
     monkeypatch.undo()
     result = run_trial(config, tmp_path)
     rows = folder.read_epochs(tmp_path)
-    assert [row[names.EPOCH] for row in rows] == [1, 2, 3]
-    assert rows[0] == done[0]
-    assert result.metrics[names.TRAIN_SECONDS] == pytest.approx(sum(row[names.TRAIN_EPOCH_SECONDS] for row in rows))
+    assert [row[names.EPOCH] for row in rows] == [0, 1, 2, 3]
+    assert rows[:2] == done
+    assert result.metrics[names.TRAIN_SECONDS] == pytest.approx(sum(row[names.TRAIN_EPOCH_SECONDS] for row in rows[1:]))
     unbroken = tmp_path.with_name(f"{tmp_path.name}-unbroken")
     assert run_trial(config, unbroken).metrics[names.CERTIFIED_ERROR] == result.metrics[names.CERTIFIED_ERROR]
-    assert [row[names.TRAIN_LOSS] for row in rows] == [row[names.TRAIN_LOSS] for row in folder.read_epochs(unbroken)]
+    whole = folder.read_epochs(unbroken)
+    assert rows[0] == whole[0]
+    assert [row[names.TRAIN_LOSS] for row in rows[1:]] == [row[names.TRAIN_LOSS] for row in whole[1:]]
 
 
 # What lies in the results directory.
@@ -632,17 +639,19 @@ def test_whatever_an_error_says_is_printed_as_it_is(tiny_trial, capsys, text):
 
 
 def test_progress_on_a_terminal_shows_every_state(tiny_trial):
-    made = [folder.make_trial(tiny_trial(seed=seed), "data") for seed in range(4)]
+    made = [folder.make_trial(tiny_trial(seed=seed), "data") for seed in range(5)]
     metrics = {names.STANDARD_ERROR: 10.0, names.ATTACK_ERROR: 20.0, names.CERTIFIED_ERROR: 30.0}
     row = {names.EPOCH: 1, names.TRAIN_EPOCH_SECONDS: 60.0, names.TRAIN_LOSS: None, names.TRAIN_EPS: 0.01}
+    initial = {names.EPOCH: 0, names.TRAIN_EPS: 0.0, names.in_training(names.BOUND_WIDTH): 5.0}
     console = Console(width=200, force_terminal=True, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     progress = Progress(made, console)
     progress.epoch(made[0].key, row)
     progress.epoch(made[1].key, {**row, names.EPOCH: 3})
+    progress.epoch(made[4].key, initial)
     progress.finished(made[2].key, folder.TrialResult(made[2].key, metrics, {}, {}, ["odd [/x]"]))
     console.print(progress._render())
     text = console.export_text()
-    for part in ("1/3", "2.0 min", "evaluating", "done", "30.00", "waiting", "1 done, 2 running, 1 waiting"):
+    for part in ("1/3", "2.0 min", "evaluating", "done", "30.00", "waiting", "0/3", "1 done, 3 running, 1 waiting"):
         assert part in text
     console.file.close()
 

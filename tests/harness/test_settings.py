@@ -72,6 +72,7 @@ OTHER = {
     "train.regularisation": 0.0,
     "train.regularise_equilibria": False,
     "train.precision": "float32",
+    "train.initialisation": "default",
     "evaluation.methods": ("ibp", "crown"),
     "evaluation.test_images": None,
     "evaluation.batch_size": 100,
@@ -134,6 +135,7 @@ def train_settings(draw):
         regularisation=draw(finite),
         regularise_equilibria=draw(st.booleans()),
         precision=draw(st.sampled_from(["tf32", "float32", "bf16"])),
+        initialisation=draw(st.sampled_from(["ibp", "default"])),
     )
 
 

@@ -204,7 +204,7 @@ def test_a_real_trial_reports_its_epochs_and_has_a_thread_a_cpu(real, name):
     directory, heard, _ = real
     assert heard.ends[name] == [None]
     assert folder.read_result(directory / name).environment["threads"] == "1"
-    assert [row[names.EPOCH] for row in heard.rows[name]] == [1, 2, 3]
+    assert [row[names.EPOCH] for row in heard.rows[name]] == [0, 1, 2, 3]
     for told, written in zip(heard.rows[name], folder.read_epochs(directory / name), strict=True):
         assert written.items() <= told.items()
 

@@ -198,7 +198,9 @@ def test_failed_and_unfinished_trials_are_listed_and_counted(sweep):
     add(sweep, metrics(), seed=0)
     add(sweep, metrics(), seed=1)
     add(sweep, failure={"error": "the loss is not finite", "epoch": 12}, seed=2)
-    folder.write_epoch(add(sweep, method="sabr"), {names.EPOCH: 1})
+    for place, epochs in ((add(sweep, method="sabr"), 2), (add(sweep, method="mtl"), 1)):
+        for epoch in range(epochs):
+            folder.write_epoch(place, {names.EPOCH: epoch})
     table = tables.write(sweep)
     (row,) = read_json(sweep)
     assert (row["seeds"], row["seeds_started"]) == (2, 3)
@@ -207,6 +209,7 @@ def test_failed_and_unfinished_trials_are_listed_and_counted(sweep):
     assert failures == {
         ("ibp", "2"): "failed: the loss is not finite",
         ("sabr", "0"): "unfinished: 1 of 160 epochs",
+        ("mtl", "0"): "unfinished: 0 of 160 epochs",
     }
     assert all(problem in text(sweep, kind) for problem in failures.values() for kind in ("md", "html"))
 

@@ -247,6 +247,22 @@ def test_many_metrics_go_in_large_batches(tracker, tmp_path):
     assert history(tracker, names[-1]) == [(epoch, epoch) for epoch in range(1, 61)]
 
 
+def test_the_untrained_network_is_step_0(tracker, tmp_path):
+    """Whether it is logged alone, or with epochs that follow."""
+    folder = make_folder(tmp_path)
+    initial = {"epoch": 0, "train/eps": 0.0, "train/bound_width": 7.0, "train/bound_width_relative": None}
+    files.write_epoch(folder, initial)
+    for _ in range(2):
+        tracker.sync(folder)
+        assert history(tracker, "train/bound_width") == [(0, 7.0)]
+    train(folder, 1, 4)
+    finish(folder)
+    tracker.sync(folder)
+    assert history(tracker, "train/bound_width") == [(0, 7.0)]
+    assert history(tracker, "train/eps") == [(epoch, 0.1 * epoch) for epoch in range(5)]
+    assert history(tracker, "train/loss") == [(epoch, 1.0 / epoch) for epoch in range(1, 5)]
+
+
 def test_a_new_result_replaces_the_old_one(tracker, tmp_path):
     folder = make_folder(tmp_path)
     finish(folder)

@@ -90,6 +90,8 @@ def test_a_trial_without_ray_mlflow_and_pydantic(exported, tmp_path):
         folder.RESULT,
     }
     assert f"{names.CERTIFIED_ERROR}: {result.metrics[names.CERTIFIED_ERROR]}" in done.stdout
+    initial = folder.read_epochs(place)[0][names.in_training(names.BOUND_WIDTH)]
+    assert f"epoch 0: train/eps 0, train/bound_width {initial:.5g}\n" in done.stdout
     assert "epoch 1: " in done.stdout
     assert place.name in done.stdout
     assert folder.read_trial(place / folder.TRIAL) == folder.read_trial(path)
@@ -109,14 +111,15 @@ def test_a_trial_goes_on_from_its_checkpoint(exported, capsys):
     path = exported(train={"epochs": 2})
     assert call(path) == 0
     place = place_of(path)
-    weights, (first, _) = (place / folder.WEIGHTS).read_bytes(), folder.read_epochs(place)
+    weights, (_, first, _) = (place / folder.WEIGHTS).read_bytes(), folder.read_epochs(place)
     capsys.readouterr()
 
     class StoppedError(Exception):
         pass
 
     def stop(row):
-        raise StoppedError
+        if row[names.EPOCH] == 1:
+            raise StoppedError
 
     shutil.rmtree(place)
     with pytest.raises(StoppedError):
@@ -124,8 +127,8 @@ def test_a_trial_goes_on_from_its_checkpoint(exported, capsys):
     assert call(path) == 0
     assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines() if "epoch" in line] == ["epoch 2"]
     again = folder.read_epochs(place)
-    assert [row[names.EPOCH] for row in again] == [1, 2]
-    assert again[0][names.TRAIN_LOSS] == first[names.TRAIN_LOSS]
+    assert [row[names.EPOCH] for row in again] == [0, 1, 2]
+    assert again[1][names.TRAIN_LOSS] == first[names.TRAIN_LOSS]
     assert (place / folder.WEIGHTS).read_bytes() == weights
     assert folder.read_failure(place) is None
 

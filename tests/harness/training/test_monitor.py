@@ -1,13 +1,19 @@
 """What an epoch's row says of bounds and equilibria."""
 
+import copy
+
 import pytest
 import torch
 
 from baselines import build
+from cerdeq import margin_spec
+from cerdeq.bounds import Context, Interval, propagate, trace
+from cerdeq.boxes import clipped_ball
 from harness import folder, names
 from harness.data import load
 from harness.training import run_trial
-from harness.training.monitor import monitored, parametrised
+from harness.training.initialise import initialise
+from harness.training.monitor import monitored, monitored_untrained, parametrised
 
 EQUILIBRIUM = [names.GAIN, names.MARGIN, names.RHO_BOUND, names.MISSED_RADIUS]
 
@@ -22,6 +28,7 @@ def test_every_checkpoint_has_its_proof(name, tmp_path, tiny_trial):
     options = {"parametrisation": name, "margin": 0.2, "margin_start": 0.9, "gain": 0.7}
     run_trial(tiny_trial("cerdeq", options=options), directory=tmp_path)
     rows = folder.read_epochs(tmp_path)
+    assert [row[names.EPOCH] for row in rows] == [0, 1, 2, 3]
     for row in rows:
         rate, margin, gain = (row[names.in_training(key)] for key in (names.RHO_BOUND, names.MARGIN, names.GAIN))
         assert 0 < rate <= 1 - margin and 0 < gain < 1
@@ -51,6 +58,32 @@ def test_explicit_networks_have_no_such_columns(tiny_trial):
     row = row_of(tiny_trial("cnn5"), model)
     assert not set(map(names.in_training, EQUILIBRIUM)) & row.keys() and parametrised(model) == {}
     assert {"train/bound_width", "train/bound_width_relative", "train/bound_width/relu1"} <= row.keys()
+
+
+@pytest.mark.parametrize("model", ["cnn7", "resnet7", "tied9"])
+def test_an_untrained_network_is_watched_with_the_statistics_of_the_images(tiny_trial, model):
+    """As the training pass, in float64, whose batch norm takes them; running statistics give other widths."""
+    config, data = tiny_trial(model), load("digits").train
+    images, labels = data.images[:100], data.labels[:100]
+    network = build(model, "digits", config.width)
+    initialise(network)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    row = monitored_untrained(config, network, images, labels)
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items()) and network.training
+
+    x, ctx = images.double() / 255, Context(sound=False)
+    ball = clipped_ball(x, 1 / 32)
+    with torch.no_grad():
+        passed = propagate(
+            trace(copy.deepcopy(network).double()), Interval(ball.center, ball.radius, x), ctx, margin_spec(labels, 10)
+        )
+    expected = {names.BOUND_WIDTH: passed.radius} | {
+        names.layer_width(name): box.radius for name, box in ctx.preactivations.items()
+    }
+    for name, radius in expected.items():
+        assert row[names.in_training(name)] == pytest.approx(2 * float(radius.mean()), rel=0.01), name
+    by_running = row_of(config, network)[names.in_training(names.BOUND_WIDTH)]
+    assert abs(by_running / row[names.in_training(names.BOUND_WIDTH)] - 1) > 0.5
 
 
 def test_watching_leaves_the_network_as_it_was(tiny_trial):

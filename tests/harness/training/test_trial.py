@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from baselines import build
 from cerdeq.equilibrium import contraction
 from harness import folder, names
 from harness.data import load
@@ -15,6 +16,7 @@ from harness.evaluation.verdicts import judge
 from harness.settings import SettingError
 from harness.training import NonFiniteLossError, load_network, run_trial
 from harness.training import loop as training_loop
+from harness.training.initialise import initialise
 
 
 class Killed(BaseException):
@@ -24,10 +26,10 @@ class Killed(BaseException):
 def test_a_trial_leaves_everything_that_its_numbers_rest_on(tmp_path, tiny_trial):
     rows = []
     result = run_trial(tiny_trial("cerdeq"), directory=tmp_path, report=rows.append)
-    assert [row[names.EPOCH] for row in rows] == [1, 2, 3]
+    assert [row[names.EPOCH] for row in rows] == [0, 1, 2, 3]
     assert rows == folder.read_epochs(tmp_path)
     assert {names.TRAIN_LOSS, names.TRAIN_EPS, names.in_training(names.BOUND_WIDTH), "train/bound_width/relu1"} <= rows[
-        0
+        1
     ].keys()
     assert folder.read_result(tmp_path) == result
     metrics = result.metrics
@@ -76,7 +78,54 @@ def test_a_trial_that_was_killed_goes_on_to_the_very_same_weights(tmp_path, tiny
     assert [row[names.EPOCH] for row in rows] == [3]
     whole, broken = (load_file(tmp_path / name / folder.WEIGHTS) for name in ("whole", "broken"))
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
-    assert [row[names.EPOCH] for row in folder.read_epochs(tmp_path / "broken")] == [1, 2, 3]
+    assert [row[names.EPOCH] for row in folder.read_epochs(tmp_path / "broken")] == [0, 1, 2, 3]
+
+
+def test_a_trial_killed_before_its_first_checkpoint_writes_the_untrained_network_once(tmp_path, tiny_trial):
+    def kill(row):
+        raise Killed
+
+    with pytest.raises(Killed):
+        run_trial(tiny_trial(), directory=tmp_path, report=kill)
+    (written,) = folder.read_epochs(tmp_path)
+    rows = []
+    run_trial(tiny_trial(), directory=tmp_path, report=rows.append)
+    assert [row[names.EPOCH] for row in rows] == [1, 2, 3]
+    assert folder.read_epochs(tmp_path) == [written, *rows]
+
+
+def test_a_checkpoint_without_rows_gives_no_row_of_an_untrained_network(tmp_path, tiny_trial):
+    def kill(row):
+        if row[names.EPOCH] == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run_trial(tiny_trial(), directory=tmp_path, report=kill)
+    (tmp_path / folder.EPOCHS).unlink()
+    run_trial(tiny_trial(), directory=tmp_path)
+    assert [row[names.EPOCH] for row in folder.read_epochs(tmp_path)] == [3]
+
+
+def test_widths_of_the_untrained_network_that_overflow_become_null(tmp_path, tiny_trial, monkeypatch):
+    monkeypatch.setattr(training_loop, "monitored_untrained", lambda *_: {"train/bound_width": math.inf, "b": math.nan})
+    rows = []
+    run_trial(tiny_trial(), directory=tmp_path, report=rows.append)
+    expected = {names.EPOCH: 0, names.TRAIN_EPS: 0.0, "train/bound_width": None, "b": None}
+    assert rows[0] == folder.read_epochs(tmp_path)[0] == expected
+
+
+@pytest.mark.parametrize("initialisation", ["ibp", "default"])
+def test_the_recipe_says_how_weights_start(tmp_path, tiny_trial, monkeypatch, initialisation):
+    """At a learning rate of next to nothing, weights stay where they start."""
+    settings = {"epochs": 1, "ramp_epochs": 0, "learning_rate": 1e-12, "initialisation": initialisation}
+    run_trial(tiny_trial(train=settings), directory=tmp_path)
+    torch.manual_seed(0)
+    expected = build("cnn5", "digits", 0.1)
+    if initialisation == "ibp":
+        initialise(expected)
+    for name, weight in load_file(tmp_path / folder.WEIGHTS).items():
+        if name.endswith(("weight", "bias")):
+            torch.testing.assert_close(weight, expected.state_dict()[name])
 
 
 def test_another_seed_gives_another_network(tmp_path, tiny_trial):
@@ -100,7 +149,7 @@ def test_a_loss_that_is_not_finite_stops_the_trial(tmp_path, tiny_trial, monkeyp
     assert "non-finite in epoch 2" in failure["error"]
     assert math.isfinite(failure["last_finite"][names.TRAIN_LOSS])
     assert folder.read_result(tmp_path) is None
-    assert [row[names.EPOCH] for row in folder.read_epochs(tmp_path)] == [1]
+    assert [row[names.EPOCH] for row in folder.read_epochs(tmp_path)] == [0, 1]
     monkeypatch.undo()
     run_trial(tiny_trial(), directory=tmp_path)
     assert folder.read_failure(tmp_path) is None

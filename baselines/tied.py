@@ -1,0 +1,54 @@
+"""Weight-tied CNNs of any depth: the finite unrolling of `cerdeq`'s equilibrium, for the study of depth."""
+
+from torch import Tensor, nn
+
+from baselines.registry import Builder, register
+from cerdeq.layers import Shape, convolutions, downsampled, extra_stride, headed, scaled
+
+_STEM = [(64, 1), (64, 1), (128, 2)]
+
+
+class Unrolled(nn.Module):
+    """z = relu(W z + inject(x)), `steps` times from relu(inject(x)).
+
+    inject is a 3x3 convolution and batch norm, W one 3x3 convolution without bias, which nothing keeps contractive.
+    """
+
+    def __init__(self, inputs: int, channels: int, stride: int, steps: int):
+        super().__init__()
+        conv = nn.Conv2d(inputs, channels, 3, stride=stride, padding=1)
+        self.inject = nn.Sequential(conv, nn.BatchNorm2d(channels))
+        self.recurrence = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.relu = nn.ReLU()
+        self.steps = steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, inputs, H, W] -> z [B, channels, H / stride, W / stride]."""
+        h = self.inject(x)
+        z = self.relu(h)
+        for _ in range(self.steps):
+            z = self.relu(self.recurrence(z) + h)
+        return z
+
+
+def tied(shape: Shape, classes: int, width: float = 1.0, depth: int = 7) -> nn.Sequential:
+    """`cerdeq` with `depth` - 6 unrolled steps in place of the equilibrium: 64, 64, 128 / 2, 128 tied, 512, classifier.
+
+    Every step counts as a layer, and all depths have the same parameters. Depth 7, the least, applies W once. Images
+    larger than 32 pixels are halved once more, in the injection.
+    """
+    stride, channels = extra_stride(shape), scaled(128, width)
+    layers = convolutions(shape[0], _STEM, width)
+    layers.append(("unrolled", Unrolled(scaled(128, width), channels, stride, depth - 6)))
+    return headed(layers, channels, downsampled(shape, [*_STEM, (128, stride)]), classes, width)
+
+
+def _of_depth(depth: int) -> Builder:
+    def build(shape: Shape, classes: int, width: float = 1.0) -> nn.Sequential:
+        return tied(shape, classes, width, depth)
+
+    return build
+
+
+for _depth in range(7, 26):
+    register(f"tied{_depth}")(_of_depth(_depth))

@@ -1,0 +1,217 @@
+"""`python -m harness.depth results/depth`: how widths of bounds grow with depth, and what becomes of them in training.
+
+A line a family of networks, initialisation and depth (and whatever else sets the sweep's trials apart): means over the
+seeds. Widths before training are those of epoch 0 in each trial's epochs.jsonl, also of trials that failed later; the
+others are of the final network. Trials of older recipe versions are left out.
+"""
+
+import argparse
+import math
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Column
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from harness import folder, names
+from harness.leaderboard import trials_of
+from harness.settings import RECIPE_VERSION
+from harness.tables import markdown_table, markdown_text
+
+FAMILIES = ("cnn", "resnet", "tied")  # whose names end in their depth
+HEADING = ["dataset", "eps", "profile", "method"]
+KEYS = ["family", "initialisation", "depth", "options"]
+INITIAL = {
+    "initial_width": "initial width",
+    "initial_width_relative": "initial relative width",
+    "initial_growth": "initial growth",
+}
+FINAL = {
+    "final_width": "final width",
+    "final_width_relative": "final relative width",
+    "final_growth": "final growth",
+}
+SEM = f"{names.CERTIFIED_ERROR}_sem"
+FILES = ("depth.md", "depth.csv")
+LEGEND = """\
+width: mean over images and other classes of upper minus lower margin, by IBP at the sweep's eps, in logits
+relative: that over the standard deviation of the clean margins
+growth: of the mean width from one pre-activation to the next, the geometric mean; 1 neither grows nor shrinks
+initial: before the first step, on training images with their statistics in batch norm
+final: after training, on the images that are judged
+certified error: percent, mean ± standard error over the seeds
+depth: convolutions and linear layers, each step of an unrolled recurrence one; equilibria have none
+inf: not finite"""
+_WIDTHS = (names.BOUND_WIDTH, names.BOUND_WIDTH_RELATIVE)
+_SETTINGS = ("width", "train_images", "validation_images", "fingerprint")
+_UNCOUNTED = "not counted"  # how the leaderboard's problems of trials begin that have no place in any mean
+
+
+def growth(widths: list[float | None]) -> float:
+    """The geometric mean of the ratios of each width to the one before; None stands for one that is not finite.
+
+    NaN where there are fewer than two, or the first is 0.
+    """
+    if None in widths:
+        return math.inf
+    first, last = (float(width or 0) for width in (widths[0], widths[-1])) if widths else (0.0, 0.0)
+    return (last / first) ** (1 / (len(widths) - 1)) if first > 0 and len(widths) > 1 else math.nan
+
+
+def depth_table(directory: Path) -> pd.DataFrame:
+    """A row for each config of the sweep in `directory`, whether or not any of its trials finished.
+
+    Raises FileNotFoundError or ValueError where there are no trials of today's recipe.
+    """
+    trials = trials_of(directory)
+    trials = trials[trials["recipe_version"].isna() | (trials["recipe_version"] == RECIPE_VERSION)]
+    if trials["recipe_version"].isna().all():
+        raise ValueError(f"{directory} holds no trial of today's recipe version, {RECIPE_VERSION}")
+    varying = _varying(trials[trials["recipe_version"].notna()])
+    trials = pd.DataFrame([trial | _measured(trial) for trial in trials.to_dict("records")])
+    trials[HEADING] = trials[HEADING].fillna("unknown")
+    rows = [_row(part, varying) for _, part in trials.groupby("row", sort=False)]
+    order = {family: place for place, family in enumerate(FAMILIES)}
+    table = pd.DataFrame(rows).astype({"depth": "Int64"})
+    table["order"] = table["family"].map(order).fillna(len(order))
+    table = table.sort_values([*HEADING, "order", "family", "initialisation", "options", "depth"], kind="stable")
+    return table.drop(columns="order").reset_index(drop=True)
+
+
+def _varying(trials: pd.DataFrame) -> list[str]:
+    """Settings, other than those that every table has, in which the trials differ."""
+    settings = [name for name in trials if name in _SETTINGS or name.startswith(("train.", "evaluation."))]
+    settings.remove("train.initialisation")
+    return [name for name in settings if trials[name].map(str).nunique() > 1]
+
+
+def _measured(trial: dict[str, Any]) -> dict[str, Any]:
+    """Family, depth and widths of one trial."""
+    match = re.fullmatch(rf"({'|'.join(FAMILIES)})(\d+)", trial["model"])
+    family, depth = (match[1], int(match[2])) if match else (trial["model"], None)
+    found = {"family": family, "depth": depth, "initialisation": trial.get("train.initialisation")}
+    problem = trial["problem"]
+    try:
+        rows = [] if problem and problem.startswith(_UNCOUNTED) else folder.read_epochs(trial["folder"])
+        untrained = next((row for row in rows if row[names.EPOCH] == 0), {})
+        result = None if problem else folder.read_result(trial["folder"])
+    except folder.DamagedFileError as error:
+        return {**found, "problem": problem or f"{_UNCOUNTED}: {error}"}
+    prefix = names.in_training("")
+    before = {name.removeprefix(prefix): value for name, value in untrained.items()}
+    return {**found, **_widths(before, INITIAL), **_widths(result.metrics if result else {}, FINAL)}
+
+
+def _widths(metrics: dict[str, Any], columns: dict[str, str]) -> dict[str, float]:
+    """Both widths of the margins and the growth; NaN for what is not among the metrics, infinite for None."""
+    values = [math.inf if (value := metrics.get(name, math.nan)) is None else float(value) for name in _WIDTHS]
+    layers = [value for name, value in metrics.items() if name.startswith(names.layer_width(""))]
+    return dict(zip(columns, [*values, growth(layers)], strict=True))
+
+
+def _row(part: pd.DataFrame, varying: list[str]) -> dict[str, Any]:
+    """The trials of one config, which differ in their seeds alone."""
+    finished = part[part["problem"].isna()]
+    failed = part[part["problem"].notna()]
+    return {
+        **part.iloc[0][[*HEADING, *KEYS, *varying]].to_dict(),
+        "seeds": len(finished),
+        "seeds_started": part["seed"].nunique(),
+        **{name: part[name].mean() for name in INITIAL},
+        **{name: finished[name].mean() for name in FINAL},
+        names.CERTIFIED_ERROR: finished[names.CERTIFIED_ERROR].mean(),
+        SEM: finished[names.CERTIFIED_ERROR].sem(),
+        "problem": "; ".join(f"seed {row['seed']}: {row['problem']}" for row in failed.to_dict("records")),
+    }
+
+
+def shown(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows as people see them, by heading. Options stand there where any row has some."""
+    parts = {}
+    for values, part in table.groupby(HEADING, sort=False):
+        settings = part.loc[:, "family":"seeds"].columns[:-1]  # type: ignore[misc]
+        columns = {name: part[name].map(_text) for name in settings if name != "options" or part[name].any()}
+        columns["seeds"] = part["seeds"].map(str) + " of " + part["seeds_started"].map(str)
+        columns |= {title: part[name].map(_number) for name, title in (INITIAL | FINAL).items()}
+        columns["certified error"] = pd.Series([_error(row) for row in part.to_dict("records")], part.index)
+        parts["{}, eps {}, profile {}, method {}".format(*values)] = pd.DataFrame(columns)
+    return parts
+
+
+def _text(value: Any) -> str:
+    return "" if pd.isna(value) else str(value)
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.3g}"
+
+
+def _error(row: dict[str, Any]) -> str:
+    """The certified error, or what became of the trials where none of them has any."""
+    if row["seeds"] == 0:
+        return ", ".join(dict.fromkeys(re.findall(r"seed \S+: ([a-z ]+):", row["problem"])))
+    spread = "" if math.isnan(row[SEM]) else f" ± {row[SEM]:.2f}"
+    return f"{row[names.CERTIFIED_ERROR]:.2f}{spread}"
+
+
+def problems(table: pd.DataFrame) -> list[str]:
+    """A line for each row that has trials without a result."""
+    rows = table[table["problem"] != ""]
+    return [f"{' '.join(filter(None, map(_text, row[KEYS])))}: {row['problem']}" for _, row in rows.iterrows()]
+
+
+def write(directory: Path, table: pd.DataFrame) -> list[Path]:
+    """Write the table as Markdown and CSV beside the leaderboard, and return where they are."""
+    parts = [f"# Depth and widths of bounds: {markdown_text(directory.resolve().name)}\n"]
+    for heading, part in shown(table).items():
+        parts += [f"## {markdown_text(heading)}\n", markdown_table(part, [False] * len(part))]
+    parts += [f"- Without a result: {markdown_text(problem)}\n" for problem in problems(table)]
+    parts += ["".join(f"- {markdown_text(line)}\n" for line in LEGEND.splitlines())]
+    paths = [directory / name for name in FILES]
+    texts = ["\n".join(parts), table.to_csv(index=False, lineterminator="\n")]
+    for path, text in zip(paths, texts, strict=True):
+        folder.write_atomically(path, partial(Path.write_text, data=text, encoding="utf-8"))
+    return paths
+
+
+def show(table: pd.DataFrame, console: Console) -> None:
+    """Print the rows by heading, without relative widths where they do not fit, then what has no result."""
+    say = partial(console.print, markup=False, highlight=False)
+    for heading, part in shown(table).items():
+        say(f"\n{heading}", style="bold")
+        settings = list(part.loc[:, :"seeds"].columns[:-1])  # type: ignore[misc]
+        titles = [name for name in part if name not in settings and ("relative" not in name or console.width >= 110)]
+        grid = RichTable(Column("row", overflow="fold"), box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+        for title in titles:
+            grid.add_column(title.replace(" ", "\n"))
+        for _, row in part.iterrows():
+            label = [row[name] if name in KEYS else f"{name}={row[name]}" for name in settings if row[name]]
+            grid.add_row(*map(Text, [" ".join(label), *row[titles]]))
+        console.print(grid)
+    say("", *(f"without a result: {problem}" for problem in problems(table)), LEGEND, sep="\n", soft_wrap=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line: exits with 2 and a message where there is nothing to show."""
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.depth", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("directory", type=Path, help="results/<sweep>, the directory that holds trials/")
+    directory = parser.parse_args(arguments).directory
+    try:
+        table = depth_table(directory)
+    except (FileNotFoundError, ValueError) as error:
+        parser.exit(2, f"error: {error}\n")
+    paths = write(directory, table)
+    show(table, Console())
+    print(*paths, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
