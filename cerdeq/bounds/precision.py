@@ -12,16 +12,30 @@ from torch import Tensor
 def counted_rounding(device: str) -> Iterator[None]:
     """Within, sums of products are sums in some order, in the tensors' own precision.
 
-    Off: autocast, TF32, and the libraries that may choose Winograd or FFT convolutions, NNPACK on a CPU and cuDNN on
-    CUDA; what runs instead is a matrix product.
+    Off: autocast, TF32 and bfloat16 in place of float32, and the libraries that may choose Winograd or FFT
+    convolutions, NNPACK on a CPU and cuDNN on CUDA; what runs instead is a matrix product.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.autocast(device, enabled=False))
         stack.enter_context(torch.backends.nnpack.flags(enabled=False))
-        stack.enter_context(torch.backends.cudnn.flags(enabled=False, allow_tf32=False))
-        stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
-        torch.set_float32_matmul_precision("highest")
+        _set_within(stack, torch.backends.cudnn, "enabled", False)
+        for operators in _ROUNDING:  # by operator: torch refuses to read wider switches once two of them differ
+            _set_within(stack, operators, "fp32_precision", "ieee")
         yield
+
+
+_ROUNDING: tuple[Any, ...] = (
+    torch.backends.cuda.matmul,
+    torch.backends.cudnn.conv,  # type: ignore[attr-defined]
+    torch.backends.mkldnn.conv,  # type: ignore[attr-defined]
+    torch.backends.mkldnn.matmul,  # type: ignore[attr-defined]
+)
+
+
+def _set_within(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
+    """Set an attribute until the stack closes."""
+    stack.callback(setattr, owner, name, getattr(owner, name))
+    setattr(owner, name, value)
 
 
 def without_autocast(like: Tensor) -> AbstractContextManager[Any]:

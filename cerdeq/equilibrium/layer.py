@@ -25,8 +25,9 @@ class FixedPoint(nn.Module):
     In training both solves are Picard iterations of fixed counts, from relu(h), with implicit gradients or, where
     `gradient` is "unrolled", those of the iterations themselves. The count grows from `early_iterations`, where that is
     not None, to `iterations` as `advance` is told. warm_start: the lifted solve starts from the clean equilibrium. In
-    evaluation the solve goes to a tolerance (relative, per example: 1e-5 in float32, 1e-10 in float64) and raises
-    NotConvergedError where it misses.
+    evaluation the solve goes to a tolerance (relative, per example: 1e-5 in float32, 1e-10 in float64), by Picard
+    iteration and, where rho(|W|) is so near 1 that 20,000 steps do not do, from there by Anderson's; NotConvergedError
+    where that misses too.
     """
 
     weight: Tensor
@@ -41,14 +42,17 @@ class FixedPoint(nn.Module):
         warm_start: bool = False,
     ):
         super().__init__()
-        counts = (iterations, backward_iterations, iterations if early_iterations is None else early_iterations)
-        if min(counts) < 1:
-            raise ValueError("iterations, early_iterations and backward_iterations must be at least 1")
+        early = iterations if early_iterations is None else early_iterations
+        for name, count in (("iterations", iterations), ("backward_iterations", backward_iterations)):
+            if count < 1:
+                raise ValueError(f"{name} must be at least 1, found {count}")
+        if not 1 <= early <= iterations:
+            raise ValueError(f"early_iterations must lie between 1 and iterations = {iterations}, found {early}")
         if gradient not in GRADIENTS:
             raise ValueError(f"unknown gradient {gradient!r}; known: {', '.join(GRADIENTS)}")
         self.weight = nn.Parameter(weight)
-        self.range = counts[2], iterations
-        self.iterations = counts[2]
+        self.range = early, iterations
+        self.iterations = early
         self.backward_iterations = backward_iterations
         self.unrolled = gradient == "unrolled"
         self.warm_start = warm_start
@@ -104,7 +108,11 @@ class FixedPoint(nn.Module):
         return iterate(lambda z: torch.relu(apply_weight(weight, z) + h), torch.relu(h), self.iterations)
 
     def _converged(self, weight: Tensor, h: Tensor) -> Tensor:
+        if h.dtype not in _TOLERANCE:  # as autocast leaves it
+            return self._converged(weight.float(), h.float()).to(h.dtype)
         solution = self._solve(weight, h)
+        if not bool(solution.converged.all()):
+            solution = self._solve(weight, h, start=solution.value, method="anderson")
         if not bool(solution.converged.all()):
             missed = int((~solution.converged).sum())
             raise NotConvergedError(f"{missed} of {len(h)} equilibria missed the tolerance in {_LIMIT} iterations")

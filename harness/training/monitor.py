@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 from baselines import DATASETS
 from cerdeq import LinfBall, margin_spec
 from cerdeq.bounds import Context, Interval, output_of, trace, values_of
-from cerdeq.equilibrium import FixedPoint, contraction, interval_equilibrium
+from cerdeq.equilibrium import FixedPoint, contraction, verified_box
 from harness import names
 from harness.settings import TrialConfig, parse_eps
 
@@ -71,6 +71,6 @@ def parametrised(model: nn.Module) -> dict[str, float]:
 
 
 def _missed_radius(module: FixedPoint, h: Interval, found: Interval) -> float:
-    """The share, in percent, of the interval equilibrium's mean radius that the training solve's count leaves out."""
-    whole = interval_equilibrium(module.weight, h.box).radius.mean()
+    """The share, in percent, of the proved box's mean radius that the training solve's count leaves out."""
+    whole = verified_box(module.weight, h.box).radius.mean()
     return 100 * float(1 - found.radius.mean() / whole.clamp(min=1e-30))

@@ -23,6 +23,8 @@ class Controls:
     learning_rate: Tensor
 
 
+_LARGEST = 1e15
+
 Attack = Callable[[Tensor, Tensor, Tensor], Tensor | None]
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
@@ -79,6 +81,8 @@ class Stepper:
         parts = zip(*(choice.chunk(self.config.train.accumulate) for choice in choices), strict=True)
         reports = torch.stack([self._differentiate(part, method) for part in parts])
         if self.config.train.clip_norm is not None:
+            # First so that squares do not overflow: deep networks begin with gradients past 1e19.
+            nn.utils.clip_grad_norm_(self.model.parameters(), _LARGEST, norm_type=torch.inf)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
         for group in self.optimiser.param_groups:
             group["lr"] = self.controls.learning_rate

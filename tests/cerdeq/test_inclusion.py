@@ -93,6 +93,15 @@ def test_broken_boxes_are_refused(name, kernel):
         assert found[1], "one broken example must not break the others"
 
 
+@pytest.mark.parametrize("amount", [-1e-3, -1.0, float("nan")])
+def test_inputs_without_a_radius_are_refused(amount):
+    """A negative one makes F(B) smaller than it is."""
+    weight, h = random_weight(3, rho=0.9), random_h((2, 3), 0.2, shift=1.0)
+    box, v = good_box(weight, h)
+    found = verify_inclusion(weight, Box(h.center, with_one(h.radius, amount)), box, v)
+    assert found.tolist() == [False, True]
+
+
 @pytest.mark.parametrize("rho", RHOS)
 def test_an_unfinished_solution_is_refused(rho):
     """The solver stopped after a few steps from zero: its box does not contain the equilibria."""

@@ -1476,6 +1476,25 @@ def test_any_multiplier_is_sound(kernel, dtype):
         assert (right <= left + 1e-11 * (1 + size)).all()
 
 
+@pytest.mark.parametrize("kept", [0.0, 0.5])
+def test_what_the_multiplier_leaves_to_the_box_is_bounded_by_all_of_it(kept):
+    """Where every unit is active and W >= 0 the equilibrium at the lower end of h is the exact minimum, and it is a
+    corner of the box: the bound meets it, whatever share of the coefficients goes through the lines."""
+    torch.manual_seed(4)
+    weight = 0.2 * torch.rand(4, 4, dtype=torch.float64)
+    h = Box(torch.full((1, 4), 2.0).double(), torch.rand(1, 4).double())
+    proved = verified_box(weight, h)
+    z, preactivation = Interval(proved.center, proved.radius), preactivation_box(weight, h, proved)
+    coefficients = torch.rand(1, 3, 4, dtype=torch.float64)
+    ctx = Backward(sound=True, step="here", output=z, slopes={})
+    multiplier = kept * torch.linalg.solve(torch.eye(4).double() - weight.T, coefficients.mT).mT
+    pulled = adjoint._bound(ctx, coefficients, multiplier, lines(ctx, preactivation), weight, z, preactivation)
+    found = (pulled.coefficients[0] * h.center).sum(2) - (pulled.coefficients[0].abs() * h.radius).sum(2)
+    exact = (coefficients * torch.linalg.solve(torch.eye(4).double() - weight, h.lower[0])).sum(2)
+    torch.testing.assert_close(found + pulled.constant, exact, rtol=1e-6, atol=1e-6)
+    assert (found + pulled.constant <= exact).all()
+
+
 @pytest.mark.parametrize("kernel", [None, 3])
 def test_the_adjoint_counts_its_own_rounding(kernel):
     """In float32 at a point, for the adjoint equilibrium itself: no other term is left."""

@@ -1,5 +1,7 @@
 """The solvers: against numpy, each example by itself, what they report, and how evaluation uses them."""
 
+import copy
+
 import pytest
 import torch
 from equilibria import dense_operator, equilibrium_of, hard_matrices, random_h, random_weight, spectral_radius, with_one
@@ -283,3 +285,35 @@ def test_a_contraction_near_one_still_converges():
     weight, h = random_weight(4, rho=0.99, signed=False), random_h((2, 4), 0, shift=2.0).center
     value = FixedPoint(weight, 1, 1).eval()(h)
     torch.testing.assert_close(value, torch.from_numpy(equilibrium_of(weight.numpy(), h.numpy())), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("rate", [0.9999, -0.9999, -0.99999])
+def test_equilibria_that_picard_iteration_does_not_reach_are_found(rate):
+    """rho(|W|) next to 1, as small margins allow: exactly h / (1 - w) for a positive h."""
+    layer = FixedPoint(torch.tensor([[rate]], dtype=torch.float64), 5, 5).eval()
+    h = torch.tensor([[1.0], [3.0], [-2.0]], dtype=torch.float64)
+    assert not layer.solve(h).converged.all()
+    torch.testing.assert_close(layer(h).detach(), torch.relu(h) / (1 - rate), rtol=1e-6, atol=0)
+
+
+def test_evaluation_in_bfloat16_solves_in_float32():
+    exact = FixedPoint(0.1 * torch.randn(4, 4), 5, 5).eval()
+    h = torch.randn(3, 4).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        under_autocast = exact(h)
+    for found in (under_autocast, copy.deepcopy(exact).bfloat16()(h)):
+        torch.testing.assert_close(found.float(), exact(h.float()), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({"iterations": 0}, "iterations must be at least 1, found 0"),
+        ({"backward_iterations": 0}, "backward_iterations must be at least 1, found 0"),
+        ({"early_iterations": 0}, "early_iterations must lie between 1 and iterations = 5, found 0"),
+        ({"early_iterations": 6}, "early_iterations must lie between 1 and iterations = 5, found 6"),
+    ],
+)
+def test_counts_out_of_range_are_refused(counts, message):
+    with pytest.raises(ValueError, match=message):
+        FixedPoint(torch.zeros(2, 2), **({"iterations": 5, "backward_iterations": 5} | counts))
