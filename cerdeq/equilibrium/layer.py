@@ -122,8 +122,9 @@ class FixedPoint(nn.Module):
 class Equilibrium(nn.Module):
     """z = relu(W z + inject(x)), W a zero-padded stride-1 convolution (odd kernel_size) or dense (kernel_size None).
 
-    inject: any traceable module from x to [B, channels, H, W], or [B, channels] for a dense W. W starts at its bound
-    times the gain: rho(|W|) <= gain (1 - margin). parametrisation, margin, gain, margin_start: of W, as in
+    inject: any traceable module from x to [B, channels, H, W], or [B, channels] for a dense W. rho(|W|) is at
+    most gain (1 - margin) and starts there, or at 0.8 gain under "perron" and "nonnegative" where that is less: they
+    only ever scale down. parametrisation, margin, gain, margin_start: of W, as in
     `cerdeq.equilibrium.weights`; groups: of "orthogonal" alone, whose blocks of channels W leaves apart. The others as
     in `FixedPoint`. Raises ValueError for an unknown parametrisation, an even kernel, or a number out of range.
     """
