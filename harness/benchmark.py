@@ -2,7 +2,8 @@
 
 Plain training is torch's own forward pass, cross entropy and Adam on the same batches. An IBP step carries three
 values (clean, centre, radius) through every layer, so three times its cost is what arithmetic alone would ask; fused
-CROWN-IBP carries one set of coefficients back as well.
+CROWN-IBP carries one set of coefficients back as well, and each of an attack's eight steps is a clean pass there and
+back.
 Steps of all kinds are taken in turn, so that a machine whose speed drifts slows them alike.
 """
 
@@ -78,6 +79,7 @@ def _steps(name: str, options: argparse.Namespace, device: torch.device) -> dict
         "ibp": stepper("ibp"),
         "crown-ibp": stepper("crown-ibp"),
         "crown-ibp unfused": stepper("crown-ibp", loss_fusion=False),
+        **{method: stepper(method) for method in ("sabr", "mtl-ibp", "pgd")},
     }
     for title, each in bounded.items():
         steps[f"{title} eager"] = partial(each.eager, choices, each.config.method)
