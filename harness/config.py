@@ -239,7 +239,14 @@ def _both_options(entry: TrialEntry) -> tuple[tuple[Options, Known], tuple[Optio
 
 
 def _without_defaults(chosen: Options, known: Known) -> Options:
-    return {name: value for name, value in chosen.items() if value != known[name].default}
+    own = {name: _coerced(value, known[name]) for name, value in chosen.items()}
+    return {name: value for name, value in own.items() if value != known[name].default}
+
+
+def _coerced(value: Any, known: inspect.Parameter) -> Any:
+    """An option's value in its own type, so that 1 and 1.0 name one trial. Raises ValidationError."""
+    adapter = TypeAdapter(known.annotation, config=ConfigDict(allow_inf_nan=False))
+    return adapter.validate_json(json.dumps(value), strict=True)
 
 
 def _recipe(entry: TrialEntry, sweep: SweepFile) -> TrainSettings:
@@ -262,7 +269,7 @@ def _option_problems(entry: TrialEntry, sweep: SweepFile) -> list[str]:
             if name not in known:
                 return [f"{key}.{name}: unknown option of {owner}; allowed: {', '.join(known) or 'none'}"]
             try:
-                TypeAdapter(known[name].annotation).validate_json(json.dumps(value), strict=True)
+                _coerced(value, known[name])
             except ValidationError as error:
                 return [f"{key}.{name}: found {value!r}: {error.errors()[0]['msg'].lower()}"]
     try:

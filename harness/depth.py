@@ -163,7 +163,8 @@ def _error(row: dict[str, Any]) -> str:
 def problems(table: pd.DataFrame) -> list[str]:
     """A line for each row that has trials without a result."""
     rows = table[table["problem"] != ""]
-    return [f"{' '.join(filter(None, map(_text, row[KEYS])))}: {row['problem']}" for _, row in rows.iterrows()]
+    labels = [", ".join([row["method"], " ".join(filter(None, map(_text, row[KEYS])))]) for _, row in rows.iterrows()]
+    return [f"{label}: {problem}" for label, problem in zip(labels, rows["problem"], strict=True)]
 
 
 def write(directory: Path, table: pd.DataFrame) -> list[Path]:

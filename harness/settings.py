@@ -65,7 +65,8 @@ class TrainSettings:
     parameters with two dimensions or more. `accumulate`: in how many parts a batch is taken, batch norm over each.
     `clip_norm`: the largest norm of a gradient; None leaves gradients as they are. `regularise_equilibria`: whether the
     regularisers count the pre-activations of equilibria, as they do every ReLU's. `ema_decay`: judged is the average of
-    the networks after each step, an older one's share falling by this factor; None judges the last.
+    the networks after each step, an older one's share falling by this factor, once 1 / steps is less than 1 minus it;
+    before it is their plain mean. None judges the last.
     `recompute_statistics`: before judging, batch norm's are those of the whole training set, unaugmented (CTBench
     2024). `precision`: of products in training alone; with 'bf16' parameters, sums, margins and the loss are float32.
     All is judged in float64. `initialisation`: 'ibp' draws weights that keep the width of boxes (Shi et al. 2021),

@@ -9,10 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
 
 from baselines import DATASETS, build
-from cerdeq.equilibrium import advance
 from harness import names
 from harness.folder import read_epochs, write_epoch
 from harness.settings import TrialConfig
@@ -80,11 +78,22 @@ def train(
     return trained
 
 
+@torch.no_grad()
 def _recompute_statistics(model: nn.Module, images: Tensor, batch_size: int) -> None:
-    """Batch norm's running statistics become those of images (uint8 [N, C, H, W]), a last partial batch left out."""
-    whole = len(images) // batch_size * batch_size
-    advance(model, progress=1.0)
-    update_bn((part.float() / 255 for part in images[:whole].split(batch_size)), model)
+    """Batch norm's running statistics become those of images (uint8 [N, C, H, W]), a last partial batch left out.
+
+    All else is as in evaluation, so that no equilibrium's W moves.
+    """
+    norms = [module for module in model.eval().modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train().reset_running_stats()
+        norm.momentum = None  # the mean over batches
+    for part in images.split(batch_size):
+        if len(part) == batch_size:
+            model(part.float() / 255)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 def _untrained(config: TrialConfig, model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Any]:

@@ -64,7 +64,9 @@ class Stepper:
         self.controls.eps.fill_(eps)
         self.controls.learning_rate.fill_(learning_rate)
         progress = eps / self.config.train_eps
-        advance(self.model, progress)
+        for network in (self.model, self.averaged):
+            if network is not None:
+                advance(network, progress)
         method = self.method.at(progress).name
         if self.graphs is None:
             return self.eager(choices, method)
@@ -103,8 +105,10 @@ class Stepper:
         decay = self.config.train.ema_decay
         if self.averaged is None or decay is None:
             return
+        taken = next(iter(self.optimiser.state.values()))["step"].to(self.controls.eps)
+        weight = (1 / taken).clamp(min=1 - decay)  # a plain mean at first: the untrained network has no part in it
         for mean, latest in zip(_floats(self.averaged), _floats(self.model), strict=True):
-            mean.lerp_(latest, 1 - decay)
+            mean.lerp_(latest, weight.to(mean.dtype))
 
 
 def make_optimiser(model: nn.Module, device: torch.device) -> torch.optim.Adam:
@@ -177,7 +181,7 @@ class _Graph:
         kept = [tensor.clone() for tensor in state]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(stream), torch.random.fork_rng([device]):  # else a restart would attack from elsewhere
             for _ in range(3):
                 stepper.eager(self.choices, method)
         torch.cuda.current_stream().wait_stream(stream)

@@ -174,6 +174,10 @@ WRONG_TYPES = {
         ("trials.0", {"model": "cnn5", "method": "mtl-ibp", "method_options": {"attack_steps": 0}}),
         ["trials.0.method_options", "attack_steps", "at least 1", "0"],
     ),
+    "an infinite option of a method": (
+        ("trials.0", {"model": "cnn5", "method": "mtl-ibp", "method_options": {"attack_radius": float("inf")}}),
+        ["trials.0.method_options.attack_radius: found inf", "finite"],
+    ),
     "a share out of range": (
         ("trials.0", {"model": "cnn5", "method": "sabr", "method_options": {"subselection": 1.2}}),
         ["trials.0.method_options", "subselection", "(0, 1]", "1.2"],
@@ -763,6 +767,14 @@ def test_every_field_reaches_the_trial(tmp_path):
     assert sweep.trials == [expected]
     assert (sweep.name, sweep.profile, sweep.dataset, sweep.eps) == ("all.fields", "mine", "mnist", "2/255")
     assert (sweep.resources.cpu, sweep.resources.gpu) == (3, 0.25)
+
+
+def test_whole_numbers_name_the_trials_that_fractions_do(tmp_path):
+    keys = []
+    for number in (1, 1.0):
+        entry = {"model": "cnn5", "method": "mtl-ibp", "method_options": {"alpha": number, "attack_radius": 2 * number}}
+        keys.append([trial_key(trial, "data") for trial in trials_of(tmp_path, changed(("trials", [entry])))])
+    assert keys[0] == keys[1]
 
 
 def test_a_file_with_nothing_but_what_it_must_have(tmp_path):

@@ -75,19 +75,29 @@ def test_gradients_accumulate_over_parts_with_batch_norm_over_each(tiny_trial):
 
 @pytest.mark.parametrize("model", ["cnn5", "cerdeq"])
 def test_the_average_over_steps(tiny_trial, model):
+    """The plain mean of the networks after each step at first, then an older one's share falls."""
     stepper = stepper_of(tiny_trial(model, train={"ema_decay": 0.7}), averaged=True)
-    expected = {name: value.clone() for name, value in stepper.model.state_dict().items()}
-    for _ in range(3):
+    expected = {}
+    for step in range(1, 6):
         stepper(CHOICES, 0.01, 1e-2)
+        share = max(1 / step, 0.3)
         for name, value in stepper.model.state_dict().items():
-            expected[name] = 0.7 * expected[name] + 0.3 * value
+            expected[name] = (1 - share) * expected.get(name, torch.zeros(())) + share * value
     for name, value in stepper.averaged.state_dict().items():
         if value.is_floating_point():
             torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6, msg=name)
-    moved = [
-        not torch.equal(a, b) for a, b in zip(stepper.model.parameters(), stepper.averaged.parameters(), strict=True)
-    ]
-    assert all(moved)
+    for latest, mean in zip(stepper.model.parameters(), stepper.averaged.parameters(), strict=True):
+        assert not torch.equal(latest, mean)
+
+
+def test_the_average_has_the_margin_of_the_schedule(tiny_trial):
+    options = {"margin": 0.3, "margin_start": 0.9}
+    stepper = stepper_of(tiny_trial("cerdeq", options=options, train={"ema_decay": 0.99}), averaged=True)
+    for eps in (1e-6, 1 / 64, 1 / 32):
+        stepper(CHOICES, eps, 5e-4)
+    for network in (stepper.model, stepper.averaged):
+        shape = network.equilibrium.recurrence.parametrizations.weight[0]
+        assert shape.margin.item() == pytest.approx(0.3)
 
 
 def trained(config, folder, **changes):
@@ -111,20 +121,25 @@ def test_recomputed_statistics_are_those_of_the_training_set(tiny_trial, tmp_pat
         assert torch.allclose(found, expected, rtol=1e-3, atol=1e-5) == given
 
 
-@pytest.mark.parametrize("options", [{}, {"early_iterations": 2, "margin_start": 0.9}])
-def test_statistics_of_equilibria_are_recomputed_as_they_end(tiny_trial, tmp_path, options):
-    model, images = trained(tiny_trial("cerdeq", options=options, train={"recompute_statistics": True}), tmp_path)
-    assert model.equilibrium.recurrence.iterations == 10
-    model.eval()
-    inside = {}
-    model.norm_linear.register_forward_pre_hook(lambda module, given: inside.update(x=given[0]))
-    with torch.no_grad():
-        hidden = model.normalize(images.float() / 255)
-        for module in list(model)[1:]:
-            module.train(isinstance(module, nn.BatchNorm2d))
-            hidden = module(hidden)
-    assert torch.isfinite(model.norm_linear.running_mean).all()
-    assert float((inside["x"].mean(0) - model.norm_linear.running_mean).abs().max()) < 0.5
+@pytest.mark.parametrize("parametrisation", ["perron", "monotone"])
+def test_recomputing_statistics_moves_nothing_else(tiny_trial, tmp_path, parametrisation):
+    """W included; and the statistics behind an equilibrium are those of its exact one."""
+    options = {"parametrisation": parametrisation, "margin_start": 0.9, "early_iterations": 2}
+    before, after = (
+        trained(tiny_trial("cerdeq", options=options, train={"recompute_statistics": given}), tmp_path / str(given))
+        for given in (False, True)
+    )
+    (before, images), (after, _) = before, after
+    for name, value in before.state_dict().items():
+        moved = not torch.equal(value, after.state_dict()[name])
+        assert moved == ("running" in name) or "num_batches" in name, name
+    after.eval()
+    hidden = images.float() / 255
+    for name, module in after.named_children():
+        if name == "norm_linear":
+            break
+        hidden = module(hidden)
+    torch.testing.assert_close(after.norm_linear.running_mean, hidden.mean(0), rtol=0.2, atol=0.1)
 
 
 def test_the_ramp_ends_at_the_radius_trained_for(tiny_trial, tmp_path):
