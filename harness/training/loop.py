@@ -19,6 +19,7 @@ from harness.training.augment import draw, seed_of
 from harness.training.initialise import initialise
 from harness.training.monitor import monitored, monitored_untrained
 from harness.training.schedule import Ramp, learning_rate
+from harness.training.statistics import recompute_statistics
 from harness.training.step import Stepper, make_optimiser
 
 _MONITORED = 500
@@ -74,26 +75,8 @@ def train(
         report(row)
     trained = model if averaged is None else averaged
     if config.train.recompute_statistics:
-        _recompute_statistics(trained, images, config.train.batch_size)
+        recompute_statistics(trained, images, config.train.batch_size)
     return trained
-
-
-@torch.no_grad()
-def _recompute_statistics(model: nn.Module, images: Tensor, batch_size: int) -> None:
-    """Batch norm's running statistics become those of images (uint8 [N, C, H, W]), a last partial batch left out.
-
-    All else is as in evaluation, so that no equilibrium's W moves.
-    """
-    norms = [module for module in model.eval().modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.train().reset_running_stats()
-        norm.momentum = None  # the mean over batches
-    for part in images.split(batch_size):
-        if len(part) == batch_size:
-            model(part.float() / 255)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
 
 
 def _untrained(config: TrialConfig, model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Any]:

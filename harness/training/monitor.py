@@ -12,6 +12,7 @@ from cerdeq.bounds import Context, Interval, output_of, trace, values_of
 from cerdeq.equilibrium import FixedPoint, contraction, verified_box
 from harness import names
 from harness.settings import TrialConfig, parse_eps
+from harness.training.statistics import recompute_statistics
 
 
 @torch.no_grad()
@@ -44,15 +45,10 @@ def monitored(config: TrialConfig, model: nn.Module, images: Tensor, labels: Ten
     return {names.in_training(name): value for name, value in row.items()}
 
 
-@torch.no_grad()
 def monitored_untrained(config: TrialConfig, model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
     """`monitored`, with the statistics of these very images in batch norm: running ones say nothing before training."""
-    twin = copy.deepcopy(model).eval()
-    for module in twin.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            module.train()
-            module.momentum = 1.0
-    twin(images.float() / 255)
+    twin = copy.deepcopy(model)
+    recompute_statistics(twin, images, len(images))
     return monitored(config, twin, images, labels)
 
 

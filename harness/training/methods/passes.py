@@ -81,7 +81,8 @@ def bounded(program: Program, batch: Batch, center: Tensor, radius: Tensor) -> B
     box = clipped_ball(center, radius)
     ctx = Context(sound=False)
     values = values_of(program, Interval(box.center, box.radius, batch.x), ctx)
-    return Bounded(program, values, ctx, batch.spec, output_of(program, values, ctx, batch.spec))
+    spec = batch.spec
+    return Bounded(program, values, ctx, spec, output_of(program, values, ctx, spec))
 
 
 def unbounded(robust: Tensor, logits: Tensor, batch: Batch) -> Losses:
