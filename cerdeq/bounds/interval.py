@@ -54,16 +54,22 @@ class Interval:
 class Context:
     """What rules share during one pass.
 
-    sound: whether to round outwards. follow: whether batch norm in training moves its running statistics. step: the
-    name of the step. By step, preactivations: the box before each activation; kept: what its backward rule, and passes
-    of other points of the same batch, will want again.
+    sound: whether to round outwards. follow: whether batch norm in training moves its running statistics.
+    relu_shrinkage: a factor of the upper end of unstable ReLUs; below 1 nothing is bounded any more, and `sound` is
+    refused with a ValueError. step: the name of the step. By step, preactivations: the box before each activation;
+    kept: what its backward rule, and passes of other points of the same batch, will want again.
     """
 
     sound: bool
     follow: bool = True
+    relu_shrinkage: float = 1.0
     step: str = ""
     preactivations: dict[str, Box] = field(default_factory=dict)
     kept: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.sound and self.relu_shrinkage != 1:
+            raise ValueError("boxes after shrunk ReLUs contain nothing for certain: relu_shrinkage is for training")
 
 
 def absorb(ctx: Context, center: Tensor, radius: Tensor, terms: int) -> Tensor:
@@ -223,7 +229,7 @@ def _follow(clean: Tensor, running_mean: Tensor, running_var: Tensor, momentum: 
 
 
 def relu(ctx: Context, x: Interval, inplace: bool = False) -> Interval:
-    """ReLU, exactly: (c, r) where c >= r, else [0, relu(c + r)]."""
+    """ReLU, exactly: (c, r) where c >= r, else [0, relu(c + r)], times `ctx.relu_shrinkage` there."""
     ctx.preactivations[ctx.step] = x.box
     center, radius = relu_box(ctx, x.center, x.radius)
     return Interval(center, radius, None if x.clean is None else torch.relu(x.clean))
@@ -231,7 +237,7 @@ def relu(ctx: Context, x: Interval, inplace: bool = False) -> Interval:
 
 def relu_box(ctx: Context, center: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
     """Centre and radius after a ReLU."""
-    half = torch.relu(center + radius) / 2
+    half = ctx.relu_shrinkage * torch.relu(center + radius) / 2
     if ctx.sound:
         limits = torch.finfo(half.dtype)
         half = torch.where(center + radius > 0, half * (1 + 4 * limits.eps) + limits.tiny, half)

@@ -22,10 +22,19 @@ def attach(weight: Tensor, h: Tensor, z: Tensor, iterations: int) -> Tensor:
 
 
 def attach_interval(
-    weight: Tensor, h_center: Tensor, h_radius: Tensor, center: Tensor, radius: Tensor, iterations: int
+    weight: Tensor,
+    h_center: Tensor,
+    h_radius: Tensor,
+    center: Tensor,
+    radius: Tensor,
+    iterations: int,
+    relu_shrinkage: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """(center, radius), a solution of the lifted equilibrium, differentiable in weight and h; all [B, ...]."""
-    return _Lifted.apply(weight, h_center, h_radius, center, radius, iterations)
+    """(center, radius), a solution of the lifted equilibrium, differentiable in weight and h; all [B, ...].
+
+    relu_shrinkage: the factor of unstable units' upper ends in that equilibrium.
+    """
+    return _Lifted.apply(weight, h_center, h_radius, center, radius, iterations, relu_shrinkage)
 
 
 def _precision(like: Tensor) -> torch.dtype:
@@ -54,21 +63,28 @@ class _Clean(torch.autograd.Function):
 
 
 class _Lifted(torch.autograd.Function):
-    """The derivative of the ReLU on (c, r): the identity where the unit is active, the mean of both gradients where it
-    is unstable, 0 where it is dead. After the ReLU these read c > r, c = r > 0 and c = r = 0."""
+    """The derivative of the ReLU on (c, r): the identity where the unit is active, the mean of both gradients, shrunk,
+    where it is unstable, 0 where it is dead. After the ReLU these read c > r, c = r > 0 and c = r = 0."""
 
     @staticmethod
     def forward(
-        ctx: Any, weight: Tensor, h_center: Tensor, h_radius: Tensor, center: Tensor, radius: Tensor, iterations: int
+        ctx: Any,
+        weight: Tensor,
+        h_center: Tensor,
+        h_radius: Tensor,
+        center: Tensor,
+        radius: Tensor,
+        iterations: int,
+        relu_shrinkage: float,
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(weight, center, radius)
         ctx.precision = _precision(weight)
-        ctx.iterations = iterations
+        ctx.iterations, ctx.relu_shrinkage = iterations, relu_shrinkage
         return center.clone(), radius.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_center: Tensor, grad_radius: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, grad_center: Tensor, grad_radius: Tensor) -> tuple[Tensor | None, ...]:
         _, center, radius = ctx.saved_tensors
         alive, active = center > 0, center > radius
         weight, center, radius, of_center, of_radius = (
@@ -77,11 +93,11 @@ class _Lifted(torch.autograd.Function):
         magnitude = weight.abs()
 
         def through_relu(gc: Tensor, gr: Tensor) -> tuple[Tensor, Tensor]:
-            mean = (gc + gr) / 2
+            mean = ctx.relu_shrinkage * (gc + gr) / 2
             return alive * torch.where(active, gc, mean), alive * torch.where(active, gr, mean)
 
         yc, yr = through_relu(of_center, of_radius)
         for _ in range(ctx.iterations):
             yc, yr = through_relu(of_center + apply_transposed(weight, yc), of_radius + apply_transposed(magnitude, yr))
         grad_weight = weight_gradient(weight, center, yc) + torch.sign(weight) * weight_gradient(weight, radius, yr)
-        return grad_weight.to(grad_center), yc.to(grad_center), yr.to(grad_radius), None, None, None
+        return grad_weight.to(grad_center), yc.to(grad_center), yr.to(grad_radius), None, None, None, None

@@ -52,7 +52,9 @@ def _lifted(ctx: Context, module: FixedPoint, weight: Tensor, h: Ends, solution:
     with torch.set_grad_enabled(module.unrolled and torch.is_grad_enabled()):
         for _ in range(module.iterations):
             solution = relu_box(ctx, *apply_lifted(weight, solution, h))
-    return solution if module.unrolled else attach_interval(weight, *h, *solution, module.backward_iterations)
+    if module.unrolled:
+        return solution
+    return attach_interval(weight, *h, *solution, module.backward_iterations, ctx.relu_shrinkage)
 
 
 def _backward(ctx: Backward, coefficients: Tensor, h: Interval, module: FixedPoint) -> Pulled:

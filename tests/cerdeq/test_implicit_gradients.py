@@ -52,8 +52,9 @@ def test_gradcheck_of_the_clean_equilibrium(seed, training, kernel):
 
 
 @pytest.mark.parametrize("kernel", [None, 3])
+@pytest.mark.parametrize("shrinkage", [1.0, 0.7])
 @pytest.mark.parametrize("seed", range(2))
-def test_gradcheck_of_the_interval_equilibrium(seed, kernel):
+def test_gradcheck_of_the_interval_equilibrium(seed, shrinkage, kernel):
     torch.manual_seed(seed)
     model = plain_layer(kernel)
     clean = inputs_for(kernel).requires_grad_()
@@ -64,7 +65,8 @@ def test_gradcheck_of_the_interval_equilibrium(seed, kernel):
 
     def function(center, radius, clean, weight):
         def run(_):
-            result = propagate(program, Interval(center, radius, clean), Context(sound=False))
+            ctx = Context(sound=False, relu_shrinkage=shrinkage)
+            result = propagate(program, Interval(center, radius, clean), ctx)
             return result.center, result.radius, result.clean
 
         return with_weight(model, weight, run)

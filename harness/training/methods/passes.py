@@ -76,10 +76,10 @@ class Bounded:
         return Losses(robust, self.margins.clean_value(), lower, self.values[0].radius, self.ctx.preactivations)
 
 
-def bounded(program: Program, batch: Batch, center: Tensor, radius: Tensor) -> Bounded:
+def bounded(program: Program, batch: Batch, center: Tensor, radius: Tensor, relu_shrinkage: float = 1.0) -> Bounded:
     """One pass of the clean batch and of the boxes of `radius` (a scalar) around `center` [B, C, H, W] in [0, 1]."""
     box = clipped_ball(center, radius)
-    ctx = Context(sound=False)
+    ctx = Context(sound=False, relu_shrinkage=relu_shrinkage)
     values = values_of(program, Interval(box.center, box.radius, batch.x), ctx)
     spec = batch.spec
     return Bounded(program, values, ctx, spec, output_of(program, values, ctx, spec))

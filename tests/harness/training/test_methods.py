@@ -136,6 +136,40 @@ def test_sabr_over_the_whole_ball_is_ibp(name):
     assert whole.robust.item() == pytest.approx(IBP().loss(program, batch).robust.item(), rel=1e-6)
 
 
+def test_sabr_s_shrunk_relus():
+    """Written out: the upper end after each unstable ReLU, 0.8 of what it was; other units and clean values as ever."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.ReLU(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 10))
+    batch, method = batch_of(), SABR(subselection=0.4, relu_shrinkage=0.8)
+    program = trace(network.double())
+    batch = attacked(method, program, batch)
+    radius = 0.4 * EPS
+    low, high = ((batch.found + sign * radius).clamp(0, 1).flatten(1) for sign in (-1, 1))
+    unstable = 0
+    for layer in (network[1], network[3]):
+        positive, negative = layer.weight.clamp(min=0), layer.weight.clamp(max=0)
+        low, high = (F.linear(a, positive, layer.bias) + F.linear(b, negative) for a, b in ((low, high), (high, low)))
+        crossing = (low < 0) & (high > 0)
+        unstable += int(crossing.sum())
+        low, high = low.clamp(min=0), torch.where(crossing, 0.8 * high, high.clamp(min=0))
+    weight = batch.spec @ network[5].weight
+    lower = (weight.clamp(min=0) @ low[..., None] + weight.clamp(max=0) @ high[..., None]).squeeze(2)
+    expected = worst_logits(lower + batch.spec @ network[5].bias)
+    found = method.loss(program, batch)
+    assert unstable > 20 and found.lower is None
+    assert found.robust.item() == pytest.approx(expected.item(), rel=1e-10)
+    parameters = list(network.parameters())
+    for mine, other in zip(
+        torch.autograd.grad(found.robust, parameters), torch.autograd.grad(expected, parameters), strict=True
+    ):
+        torch.testing.assert_close(mine, other)
+    torch.testing.assert_close(found.clean, (batch.spec @ network(batch.x)[..., None]).squeeze(2))
+
+
+def test_shrunk_relus_never_bound_anything():
+    with pytest.raises(ValueError, match="relu_shrinkage is for training"):
+        Context(sound=True, relu_shrinkage=0.8)
+
+
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("name", ["cnn5", "resnet9"])
 def test_mtl_ibp_mixes_pgd_and_ibp(name, alpha):
@@ -149,7 +183,7 @@ def test_mtl_ibp_mixes_pgd_and_ibp(name, alpha):
     torch.testing.assert_close(mixed.lower, whole.lower)
 
 
-@pytest.mark.parametrize("method", [make_method(name, {}) for name in METHODS])
+@pytest.mark.parametrize("method", [*(make_method(name, {}) for name in METHODS), SABR(relu_shrinkage=0.8)])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gradients_against_finite_differences(name, method):
     """In training mode, through the batch statistics, the adversary held."""
@@ -178,6 +212,8 @@ def test_gradients_against_finite_differences(name, method):
     ("name", "options", "message"),
     [
         ("sabr", {"subselection": 0.0}, "subselection must lie in (0, 1]"),
+        ("sabr", {"relu_shrinkage": 0.0}, "relu_shrinkage must lie in (0, 1]"),
+        ("sabr", {"relu_shrinkage": 1.1}, "relu_shrinkage must lie in (0, 1]"),
         ("mtl-ibp", {"alpha": 1.5}, "alpha must lie in [0, 1]"),
         ("mtl-ibp", {"attack_radius": 0.0}, "attack_radius must be above 0"),
         ("pgd", {"attack_steps": 0}, "attack_steps must be at least 1"),
