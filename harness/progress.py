@@ -12,13 +12,15 @@ from rich.text import Text
 
 from harness import names
 from harness.folder import Trial, TrialResult
+from harness.settings import labels
 
 WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
 
 
 @dataclass
 class _Row:
-    trial: Trial
+    label: str
+    epochs: int
     state: str = WAITING
     last: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -29,7 +31,8 @@ class Progress:
 
     def __init__(self, trials: list[Trial], console: Console):
         self.console = console
-        self.rows = {trial.key: _Row(trial) for trial in trials}
+        named = zip(trials, labels([trial.config for trial in trials]), strict=True)
+        self.rows = {trial.key: _Row(label, trial.config.train.epochs) for trial, label in named}
         self.started = time.monotonic()
         self.live = Live(console=console, get_renderable=self._render, refresh_per_second=2, transient=True)
 
@@ -51,12 +54,10 @@ class Progress:
         row = self.rows[key]
         row.state, row.metrics = DONE, result.metrics
         figures = ", ".join(f"{name.replace('_', ' ')} {_number(result.metrics[name])} %" for name in _ERRORS)
-        self.console.print(
-            f"[green]done[/] {escape(row.trial.config.label)}: {figures}", highlight=False, soft_wrap=True
-        )
+        self.console.print(f"[green]done[/] {escape(row.label)}: {figures}", highlight=False, soft_wrap=True)
         for warning in result.warnings:
             self.console.print(
-                f"[yellow]warning[/] {escape(row.trial.config.label)}: {escape(warning)}",
+                f"[yellow]warning[/] {escape(row.label)}: {escape(warning)}",
                 highlight=False,
                 soft_wrap=True,
             )
@@ -65,7 +66,7 @@ class Progress:
         """A trial has failed for good."""
         self.rows[key].state = FAILED
         self.console.print(
-            f"[red]failed[/] {escape(self.rows[key].trial.config.label)}: {escape(error)}",
+            f"[red]failed[/] {escape(self.rows[key].label)}: {escape(error)}",
             highlight=False,
             soft_wrap=True,
         )
@@ -89,19 +90,18 @@ _ERRORS = (names.STANDARD_ERROR, names.ATTACK_ERROR, names.CERTIFIED_ERROR)
 
 
 def _cells(row: _Row) -> list[str]:
-    epochs = row.trial.config.train.epochs
     done = row.last.get(names.EPOCH, 0)
-    state = "evaluating" if row.state == RUNNING and done == epochs else row.state
+    state = "evaluating" if row.state == RUNNING and done == row.epochs else row.state
     shown = row.metrics if row.state == DONE else {}
     return [
-        row.trial.config.label,
+        row.label,
         state,
-        f"{done}/{epochs}",
+        f"{done}/{row.epochs}",
         _number(row.last.get(names.TRAIN_EPS), 4),
         _number(row.last.get(names.TRAIN_LOSS), 3),
         _number(shown.get(names.STANDARD_ERROR, row.last.get(names.TRAIN_STANDARD_ERROR))),
         _number(shown.get(names.CERTIFIED_ERROR, row.last.get(names.TRAIN_CERTIFIED_ERROR))),
-        _left(row.last.get(names.TRAIN_EPOCH_SECONDS), epochs - done) if row.state == RUNNING else "",
+        _left(row.last.get(names.TRAIN_EPOCH_SECONDS), row.epochs - done) if row.state == RUNNING else "",
     ]
 
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
@@ -202,8 +203,29 @@ class TrialConfig:
     @property
     def label(self) -> str:
         """A short human name: model, method, options of both, seed."""
-        options = "".join(f" {name}={value}" for name, value in (self.options | self.method_options).items())
-        return f"{self.model} {self.method}{options} seed {self.seed}"
+        return _label(self, self.options | self.method_options)
+
+
+def labels(configs: Sequence[TrialConfig]) -> list[str]:
+    """Each config's label, with the settings that others of them have otherwise."""
+    settings = [_settings(config) for config in configs]
+    differ = [name for name in (settings[0] if settings else ()) if any(s[name] != settings[0][name] for s in settings)]
+    return [
+        _label(config, config.options | config.method_options | {name: own[name] for name in differ})
+        for config, own in zip(configs, settings, strict=True)
+    ]
+
+
+def _label(config: TrialConfig, shown: dict[str, Any]) -> str:
+    options = "".join(f" {name}={value}" for name, value in shown.items())
+    return f"{config.model} {config.method}{options} seed {config.seed}"
+
+
+def _settings(config: TrialConfig) -> dict[str, Any]:
+    """All that a sweep's entry can set of a trial, but for its options, flat."""
+    parts = {"train": dataclasses.asdict(config.train), "evaluation": dataclasses.asdict(config.evaluation)}
+    nested = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
+    return {"width": config.width, "train_images": config.train_images, **nested}
 
 
 def to_dict(config: TrialConfig) -> dict[str, Any]:

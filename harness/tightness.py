@@ -22,7 +22,7 @@ from cerdeq.bounds import METHODS
 from harness import folder
 from harness.data import DataError, load
 from harness.environment import device_title
-from harness.settings import SettingError, parse_eps
+from harness.settings import SettingError, labels, parse_eps
 from harness.training import load_network
 
 _KIB_IN_MIB = 1024
@@ -61,14 +61,14 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     print(f"first {options.images} test images, {device_title(_device())}")
     print(_ROW.format("network", "bound", "width", "lower", "certified %", "s / example", "MiB"))
-    for path, config in zip(options.folders, configs, strict=True):
+    for path, label in zip(options.folders, labels(configs), strict=True):
         for method in options.methods:
             measured = _apart(path, method, options.images, options.data_dir)
             numbers = (
                 f"{measured.width:.4f}", f"{measured.lower:+.4f}", f"{measured.certified:.1f}",
                 f"{measured.seconds:.3f}", f"{measured.memory:.0f}",
             )  # fmt: skip
-            print(_ROW.format(config.label, method, *numbers), flush=True)
+            print(_ROW.format(label, method, *numbers), flush=True)
     return 0
 
 

@@ -20,6 +20,7 @@ from harness.settings import (
     TrainSettings,
     TrialConfig,
     from_dict,
+    labels,
     parse_eps,
     to_dict,
     trial_key,
@@ -274,3 +275,14 @@ def test_an_eps_that_is_zero_as_a_float_is_refused():
 
 def test_labels_tell_trials_of_a_sweep_apart():
     assert GOLDEN.label == "cerdeq ibp margin=0.1 gain=None seed 3"
+
+
+def test_labels_name_the_settings_in_which_trials_differ():
+    mixed = dataclasses.replace(GOLDEN, seed=4, train=dataclasses.replace(GOLDEN.train, kappa=0.25))
+    assert labels([GOLDEN]) == [GOLDEN.label]
+    assert labels([GOLDEN, dataclasses.replace(GOLDEN, seed=4)])[0] == GOLDEN.label
+    assert labels([GOLDEN, mixed]) == [
+        "cerdeq ibp margin=0.1 gain=None train.kappa=0.0 seed 3",
+        "cerdeq ibp margin=0.1 gain=None train.kappa=0.25 seed 4",
+    ]
+    assert labels([]) == []

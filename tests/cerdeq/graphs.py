@@ -1,0 +1,329 @@
+"""Small networks around every operator, as graphs that the MILP oracle reads, and their exact optima."""
+
+import operator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from milp import Encoding, Graph, Node
+from oracles import Lambda
+from torch import nn
+
+from cerdeq import Box
+from cerdeq.bounds import METHODS
+from cerdeq.equilibrium import FixedPoint
+
+LINEAR = METHODS[1:]
+LARGE = 2**30  # bytes
+
+
+def relu(source, **options):
+    return Node(nn.ReLU(**options), (source,), 0.0)
+
+
+def leaky(source, slope, functional=False):
+    apply = (lambda x: F.leaky_relu(x, slope)) if functional else nn.LeakyReLU(slope)
+    return Node(apply, (source,), slope)
+
+
+def pool(source, *args, **options):
+    return Node(nn.MaxPool2d(*args, **options), (source,), "max")
+
+
+def affine_node(apply, *sources):
+    return Node(apply, sources)
+
+
+def layers(*made, start=0):
+    """A run of nodes, each of which reads the one before."""
+    nodes = []
+    for number, make in enumerate(made, start=start):
+        nodes.append(make(number) if callable(make) and not isinstance(make, nn.Module) else affine_node(make, number))
+    return nodes
+
+
+def normed(layer):
+    """A batch norm whose statistics and parameters are not the defaults."""
+    with torch.no_grad():
+        layer.running_mean.normal_()
+        layer.running_var.uniform_(0.05, 3)
+        if layer.affine:
+            layer.weight.normal_()
+            layer.bias.normal_()
+    return layer
+
+
+def after_conv(*options, shape=(2, 3, 3), outputs=3, **more):
+    """Convolution, ReLU, flatten, linear."""
+
+    def make():
+        conv = nn.Conv2d(shape[0], outputs, *options, **more)
+        features = conv(torch.zeros(1, *shape)).numel()
+        return layers(conv, relu, nn.Flatten(), nn.Linear(features, 3))
+
+    return make, shape
+
+
+def with_tensors(function, **tensors):
+    """A module from a function of x and of tensors, which become its parameters."""
+    copied = {name: value.clone() for name, value in tensors.items()}
+    return Lambda(lambda module, x: function(x, **{name: getattr(module, name) for name in tensors}), **copied)
+
+
+def around(tested, shape=(4,), features=4, outputs=3, **tensors):
+    """Linear (or pointwise convolution), ReLU, what is tested, ReLU, linear."""
+
+    def make():
+        first = nn.Linear(4, 4) if len(shape) == 1 else nn.Conv2d(shape[0], shape[0], 1)
+        apply = with_tensors(tested, **tensors) if tensors else tested
+        if isinstance(apply, nn.BatchNorm1d | nn.BatchNorm2d):
+            normed(apply)
+        return layers(first, relu, lambda n: affine_node(apply, n), relu, nn.Flatten(), nn.Linear(features, outputs))
+
+    return make, shape
+
+
+def leaky_layers(slope):
+    return lambda: layers(
+        nn.Linear(3, 4), lambda n: leaky(n, slope), nn.Linear(4, 3), lambda n: leaky(n, slope, True), nn.Linear(3, 2)
+    ), (3,)  # fmt: skip
+
+
+def shared():
+    """One ReLU module at two places, one linear module at two, a value that is read three times."""
+    act, layer = nn.ReLU(), nn.Linear(3, 3)
+    return [
+        affine_node(layer, 0),
+        Node(act, (1,), 0.0),
+        affine_node(layer, 2),
+        Node(act, (3,), 0.0),
+        affine_node(lambda a, b: a - b, 2, 4),
+        affine_node(torch.add, 5, 2),
+        relu(6),
+        affine_node(nn.Linear(3, 2), 7),
+    ]
+
+
+def residual():
+    return [
+        affine_node(nn.Linear(3, 4), 0),
+        relu(1),
+        affine_node(nn.Linear(4, 4), 2),
+        affine_node(operator.add, 3, 2),
+        relu(4),
+        affine_node(nn.Linear(4, 3), 5),
+        affine_node(lambda a, b: torch.add(a, b, alpha=-0.7), 6, 0),
+    ]
+
+
+def dense():
+    """Concatenations of all that came before."""
+    return [
+        affine_node(nn.Linear(2, 3), 0),
+        relu(1),
+        affine_node(lambda *v: torch.cat(v, 1), 0, 2),
+        affine_node(nn.Linear(5, 2), 3),
+        leaky(4, 0.1, functional=True),
+        affine_node(lambda *v: torch.cat(v, dim=-1), 3, 5, 3),
+        affine_node(nn.Linear(12, 3), 6),
+        relu(7),
+        affine_node(nn.Linear(3, 2), 8),
+    ]
+
+
+def dense_images():
+    return [
+        affine_node(nn.Conv2d(1, 2, 2, padding=1), 0),
+        relu(1),
+        affine_node(nn.Conv2d(1, 1, 2, padding=1), 0),
+        affine_node(lambda *v: torch.cat(v, 1), 2, 3),
+        pool(4, 2, stride=2),
+        affine_node(lambda x: x.view(x.size(0), -1), 5),
+        affine_node(nn.Linear(3, 2), 6),
+    ]
+
+
+def broadcast():
+    """[B, 2, 1, 1] + [B, 2, 2, 2], both of them bounded."""
+    return [
+        affine_node(nn.AdaptiveAvgPool2d(1), 0),
+        relu(1),
+        relu(0),
+        affine_node(lambda a, b: a + b, 2, 3),
+        affine_node(lambda a, b: b - a, 2, 4),
+        relu(5),
+        affine_node(lambda a, b: a - 2 * b, 2, 6),
+        affine_node(nn.Flatten(), 7),
+        affine_node(nn.Linear(8, 2), 8),
+    ]
+
+
+def nothing_left():
+    """x - x, 0 y, and a concatenation of a value with itself."""
+    return [
+        affine_node(nn.Linear(3, 3), 0),
+        relu(1),
+        affine_node(lambda x: x - x, 2),
+        affine_node(lambda x: x * 0, 2),
+        affine_node(lambda x, y, z: torch.cat([z, x, y, z], 1), 3, 4, 2),
+        affine_node(lambda x: x + x, 5),
+        relu(6),
+        affine_node(nn.Linear(12, 2), 7),
+    ]
+
+
+def in_place():
+    def augmented(x):
+        x = x * 1.5
+        x += 0.25
+        x *= -2
+        x -= 0.1
+        x /= 3
+        return x
+
+    return layers(
+        nn.Linear(3, 4), lambda n: relu(n, inplace=True), nn.Linear(4, 4), lambda n: affine_node(augmented, n),
+        lambda n: Node(lambda x: F.relu(x, inplace=True), (n,), 0.0), nn.Linear(4, 2),
+    )  # fmt: skip
+
+
+IMAGE, SMALL = (2, 3, 3), (2, 2, 2)
+CONSTANT = torch.tensor([0.7, -1.3, 2.1, 0.0], dtype=torch.float64)
+MATRIX = torch.linspace(-1, 1.5, 16, dtype=torch.float64).view(4, 4)
+PLANES = torch.tensor([0.5, -2.0], dtype=torch.float64).view(2, 1, 1)
+NETWORKS = {
+    "deep": (
+        lambda: layers(nn.Linear(2, 4), relu, nn.Linear(4, 4), relu, nn.Linear(4, 3), relu, nn.Linear(3, 2)),
+        (2,),
+    ),
+    "affine": (lambda: layers(nn.Linear(3, 4), nn.Linear(4, 2, bias=False)), (3,)),
+    "relu last": (lambda: layers(nn.Linear(3, 4), relu, nn.Linear(4, 3), relu), (3,)),
+    "relu first": (lambda: layers(relu, nn.Linear(3, 3), relu, nn.Linear(3, 2)), (3,)),
+    "convolution": after_conv(2),
+    "convolution padded": after_conv(3, padding=1, outputs=2),
+    "convolution stride": after_conv(2, stride=2, padding=1),
+    "convolution with a rest": after_conv(2, stride=2, shape=(1, 5, 4)),
+    "convolution uneven": after_conv((3, 2), stride=(1, 2), padding=(2, 1), outputs=2, shape=(1, 3, 4)),
+    "convolution dilated": after_conv(2, dilation=2, padding=1),
+    "convolution groups": after_conv(2, groups=2, outputs=4, bias=False),
+    "convolution depthwise": after_conv(3, groups=2, outputs=2, padding=1),
+    "convolution same": after_conv((2, 3), padding="same", outputs=2),
+    "convolution same dilated": after_conv(2, padding="same", dilation=(1, 3), outputs=1, shape=(2, 2, 4)),
+    "convolution valid": after_conv(2, padding="valid"),
+    "linear function": around(lambda x, w, b: F.linear(x, w.abs() - 0.6, b), w=MATRIX, b=CONSTANT),
+    "batch norm 1d": around(nn.BatchNorm1d(4)),
+    "batch norm 2d": around(nn.BatchNorm2d(2), SMALL, 8),
+    "leaky 0.1": leaky_layers(0.1),
+    "leaky 1.5": leaky_layers(1.5),
+    "leaky -0.5": leaky_layers(-0.5),
+    "leaky -3": leaky_layers(-3),
+    "leaky 1": leaky_layers(1),
+    "average pool": around(nn.AvgPool2d(2, stride=1, padding=1), SMALL, 18, outputs=2),
+    "average pool function": around(
+        lambda x: F.avg_pool2d(x, 2, 2, ceil_mode=True, count_include_pad=False), IMAGE, 8, outputs=2
+    ),
+    "average pool divisor": around(nn.AvgPool2d(2, divisor_override=-3), IMAGE, 2),
+    "adaptive average pool": around(nn.AdaptiveAvgPool2d((2, 1)), IMAGE, 4),
+    "max pool": (lambda: layers(nn.Conv2d(1, 2, 1), lambda n: pool(n, 2), nn.Flatten(), nn.Linear(8, 2)), (1, 4, 4)),
+    "max pool overlapping": (
+        lambda: layers(nn.Conv2d(1, 2, 2), lambda n: pool(n, 2, stride=1), relu, nn.Flatten(), nn.Linear(2, 2)),
+        (1, 3, 3),
+    ),
+    "max pool padded": (
+        lambda: layers(nn.Conv2d(1, 1, 1), lambda n: pool(n, 3, stride=2, padding=1), nn.Flatten(), nn.Linear(4, 2)),
+        (1, 3, 3),
+    ),
+    "max pool dilated": (lambda: layers(lambda n: pool(n, 2, stride=1, dilation=2), nn.Flatten()), (1, 3, 4)),
+    "max pool ceil": (
+        lambda: layers(lambda n: pool(n, 2, stride=2, padding=1, ceil_mode=True), nn.Flatten(), nn.Linear(4, 2)),
+        (1, 3, 3),
+    ),
+    "max pool uneven": (
+        lambda: layers(lambda n: Node(lambda x: F.max_pool2d(x, (1, 2), (2, 1)), (n,), "max"), nn.Flatten(),
+                       nn.Linear(4, 3), relu, nn.Linear(3, 1)),
+        (1, 3, 3),
+    ),
+    "max pools": (
+        lambda: layers(lambda n: pool(n, 2, stride=1), nn.Conv2d(1, 1, 1), lambda n: pool(n, 2, stride=1), nn.Flatten(),
+                       nn.Linear(1, 2)),
+        (1, 3, 3),
+    ),
+    "reshape": around(lambda x: x.reshape(x.size(0), 4, 2).flatten(1, -1), SMALL, 8),
+    "view": around(lambda x: x.view(x.shape[0], -1), SMALL, 8),
+    "constants": around(lambda x, c: 1 - (2 - (c - x) * 3 / c.add(2.5)) + -x * c, c=CONSTANT),
+    "constants on images": around(lambda x, c: torch.sub(c, c * x, alpha=0.3) / -0.5, SMALL, 8, c=PLANES),
+    "negative": around(torch.neg),
+    "dropout": around(nn.Dropout(0.9)),
+    "dropout 2d": around(nn.Dropout2d(0.9), SMALL, 8),
+    "identity": around(nn.Identity()),
+    "constant in a concatenation": around(
+        lambda x, c: torch.cat([x, c.expand(x.size(0), -1)], 1), features=8, c=CONSTANT
+    ),
+    "residual": (residual, (3,)),
+    "dense": (dense, (2,)),
+    "dense images": (dense_images, (1, 2, 2)),
+    "shared": (shared, (3,)),
+    "broadcast": (broadcast, SMALL),
+    "nothing left": (nothing_left, (3,)),
+    "in place": (in_place, (3,)),
+}  # fmt: skip
+
+
+def network(name, seed=0, dtype=torch.float64):
+    torch.manual_seed(seed)
+    make, shape = NETWORKS[name]
+    graph = Graph(make()).to(dtype).eval()
+    for module in graph.modules():
+        if hasattr(module, "weight") and not isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.normal_(module.weight, 0, module.weight[0].numel() ** -0.5 * 1.5)
+    return graph, shape
+
+
+def specs(graph, box, rows=2):
+    with torch.no_grad():
+        outputs = graph(box.center.clone()).flatten(1).shape[1]
+    return torch.randn(len(box.center), rows, outputs, dtype=box.center.dtype)
+
+
+def optima(graph, box, spec, **options):
+    """Exact minima and maxima [B, K] of spec . graph over the box, and the inputs where they lie."""
+    found = []
+    low, high = box.center - box.radius, box.center + box.radius
+    for example in range(len(spec)):
+        encoding = Encoding(graph, low[example], high[example], **options)
+        found.append([[encoding.minimum(sign * row.numpy()) for row in spec[example]] for sign in (1, -1)])
+    values = torch.tensor([[[value for value, _ in row] for row in signs] for signs in found], dtype=torch.float64)
+    places = torch.tensor(np.array([[[x for _, x in row] for row in signs] for signs in found]))
+    return values[:, 0], -values[:, 1], places.flatten(1, 2)
+
+
+def evaluated(graph, spec, inputs, shape):
+    """spec . graph at inputs [B, S, n]: [S, B, K]."""
+    with torch.no_grad():
+        return torch.stack(
+            [torch.einsum("bkn,bn->bk", spec, graph(part.reshape(-1, *shape)).flatten(1)) for part in inputs.unbind(1)]
+        )
+
+
+def contractive(size, rate=0.7, kernel=None):
+    """A FixedPoint whose |W| has the spectral radius `rate` (a bound of it for a convolution)."""
+    weight = torch.randn(size, size, *(() if kernel is None else (kernel, kernel)), dtype=torch.float64)
+    matrix = weight.abs() if kernel is None else weight.abs().flatten(2).sum(2)
+    weight *= rate / torch.linalg.eigvals(matrix).abs().max()
+    return FixedPoint(weight, 30, 30).eval()
+
+
+def wild_box(count, dtype):
+    """Centres and radii of scales 1e-30 to 1e30, most of the boxes about 0."""
+    exponents = 60 * torch.rand(count, 1, dtype=torch.float64) - 30
+    center = torch.randn(count, 1, dtype=torch.float64) * 10**exponents
+    ratio = 10 ** (
+        torch.randn(count, 1, dtype=torch.float64) * torch.tensor([0.1, 1.0, 5.0]).repeat(count)[:count, None]
+    )
+    radius = (center.abs() * ratio).clamp(max=1e36)
+    radius[::7] = 0
+    return Box(center.to(dtype), radius.to(dtype))
+
+
+def deep(dtype=torch.float64):
+    return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).to(dtype).eval()

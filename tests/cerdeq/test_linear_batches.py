@@ -1,0 +1,273 @@
+"""Linear bounds of batches, in chunks and out of memory, and what is forgotten easily."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from graphs import LARGE, LINEAR, deep, network, specs
+from oracles import DTYPES, Lambda, assert_contains, points_of, random_box
+from torch import nn
+
+from cerdeq import Box, bound, margin_spec
+from cerdeq.bounds import METHODS, Interval, UnsupportedOperator, lower_bounds, methods, trace
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Memory and batches
+
+
+@pytest.mark.parametrize("name", ["dense images", "residual", "constant in a concatenation"])
+@pytest.mark.parametrize("method", METHODS[2:])
+@pytest.mark.parametrize("memory", [1, 5_000])
+def test_chunks_change_nothing(memory, method, name):
+    graph, shape = network(name, seed=2)
+    box = random_box(3, *shape)
+    spec = specs(graph, box)
+    program, x = trace(graph, linear=True), Interval(box.center, box.radius)
+    whole = lower_bounds(program, x, spec, method, memory=LARGE)
+    torch.testing.assert_close(lower_bounds(program, x, spec, method, memory=memory), whole, rtol=1e-9, atol=1e-9)
+    if method == "alpha-crown":
+        target = whole.median().item()
+        some = lower_bounds(program, x, spec, method, target, LARGE)
+        torch.testing.assert_close(lower_bounds(program, x, spec, method, target, memory), some, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", LINEAR)
+@pytest.mark.parametrize(
+    "name", ["convolution stride", "linear function", "max pools", "dense", "shared", "broadcast", "constants"]
+)
+def test_a_batch_is_its_examples(name, method):
+    graph, shape = network(name, seed=2)
+    box = random_box(3, *shape)
+    spec = specs(graph, box)
+    together = bound(graph, box, method, spec)
+    for example in range(3):
+        one = slice(example, example + 1)
+        alone = bound(graph, Box(box.center[one], box.radius[one]), method, spec[one])
+        # The search may take another way after a tie that rounding broke.
+        tolerance = 0.05 if method == "alpha-crown" else 1e-9
+        torch.testing.assert_close(alone, tuple(end[one] for end in together), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_examples_have_no_bounds(method):
+    empty = torch.zeros(0, 3, dtype=torch.float64)
+    lower, upper = bound(deep(), Box(empty, empty), method)
+    assert lower.shape == upper.shape == (0, 2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_spec_without_rows_has_no_bounds(method):
+    lower, upper = bound(deep(), random_box(2, 3), method, torch.zeros(2, 0, 2, dtype=torch.float64))
+    assert lower.shape == upper.shape == (2, 0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_row_and_rows_of_zeros(method):
+    model, box = deep(), random_box(2, 3)
+    lower, upper = bound(model, box, method, torch.zeros(2, 1, 2, dtype=torch.float64))
+    assert (lower <= 0).all() and (upper >= 0).all() and (upper - lower < 1e-200).all()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is forgotten easily
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: x,
+        lambda m, x: -x,
+        lambda m, x: m.act(m.layer(x)) * 0 + x,
+        lambda m, x: m.later(m.layer(x)),
+        lambda m, x: torch.cat([x, x], 1),
+        lambda m, x: F.max_pool2d(x.view(x.size(0), 1, 3, 1), (3, 1)).flatten(1),
+    ],
+    ids=["input", "negative", "relu times 0", "in the middle", "twice", "max pool alone"],
+)
+def test_networks_that_are_hardly_ones(forward, method):
+    model = Lambda(forward)
+    model.layer, model.act = nn.Linear(3, 3), nn.ReLU()
+
+    def later(value):
+        _unused = model.act(value) + 1
+        return value
+
+    model.later = later
+    model, box = model.double().eval(), random_box(2, 3)
+    lower, upper = bound(model, box, method)
+    with torch.no_grad():
+        values = torch.stack([model(x) for x in points_of(box, 64)])
+    assert_contains(lower, upper, values)
+    assert (lower > values.amin(0) - 3).all()
+
+
+def test_bounds_do_not_change_the_input():
+    graph, shape = network("in place")
+    box = random_box(2, *shape)
+    before = copy.deepcopy((box, graph.state_dict()))
+    for method in METHODS:
+        bound(graph, box, method)
+    torch.testing.assert_close((box.center, box.radius), (before[0].center, before[0].radius), rtol=0, atol=0)
+    for name, value in graph.state_dict().items():
+        assert torch.equal(value, before[1][name])
+
+
+def test_bounds_leave_no_gradients():
+    graph, shape = network("residual")
+    box = random_box(2, *shape)
+    for method in LINEAR:
+        lower, upper = bound(graph, box, method)
+        assert not lower.requires_grad and not upper.requires_grad
+    assert all(parameter.grad is None for parameter in graph.parameters())
+
+
+def test_steps_have_names_of_their_own():
+    """Slopes are kept by name. A ReLU that is called twice, and a ReLU within it whose place is spelled alike."""
+
+    class Holder(nn.ReLU):
+        pass
+
+    model = Lambda(lambda module, x: F.relu(getattr(module.act, "2")(module.act(x) - 1)))
+    model.act = Holder()
+    model.act.add_module("2", nn.ReLU())
+    twice = Lambda(lambda module, x: getattr(module.act, "2")(module.act(module.act(x) - 1)) + 1)
+    twice.act = model.act
+    for program in [trace(network(name)[0], linear=True) for name in ("shared", "dense")] + [
+        trace(model),
+        trace(twice),
+    ]:
+        names = [step.name for step in program.steps]
+        assert len(set(names)) == len(names), names
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_inference_mode_changes_nothing(method):
+    graph, shape = network("residual")
+    box = random_box(2, *shape)
+    expected = bound(graph, box, method)
+    with torch.inference_mode():
+        torch.testing.assert_close(bound(graph, box, method), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_autocast_changes_nothing(method):
+    graph, shape = network("convolution stride", dtype=torch.float32)
+    box = random_box(2, *shape, dtype=torch.float32)
+    expected = bound(graph, box, method)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(bound(graph, box, method), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_strides_of_the_box_change_nothing(method):
+    graph, shape = network("average pool")
+    center, radius = torch.randn(2, *shape, dtype=torch.float64), torch.full((2, *shape), 0.1, dtype=torch.float64)
+    expected = bound(graph, Box(center, radius), method)
+    last = center.to(memory_format=torch.channels_last)
+    everywhere = torch.tensor(0.1, dtype=torch.float64).expand(2, *shape)
+    torch.testing.assert_close(bound(graph, Box(last, everywhere), method), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "act", [lambda y: F.leaky_relu(y, 0.1, True), lambda y: F.leaky_relu(y, inplace=True), nn.LeakyReLU(0.1, True)]
+)
+def test_a_value_that_a_leaky_relu_overwrote_is_not_read(act):
+    model = Lambda(lambda module, x: module.apply_to(module.layer(x)))
+    model.layer, model.act = nn.Linear(3, 3), act if isinstance(act, nn.Module) else None
+    model.apply_to = lambda y: (model.act or act)(y) + y
+    with pytest.raises(UnsupportedOperator, match="in place"):
+        bound(model.double().eval(), random_box(2, 3), "crown")
+
+
+MIXING = {
+    "broadcast of the batch": lambda x: x.view(x.size(0), 1, 2) + x,
+    "concatenated batches": lambda x: torch.cat([x, x + 1], 0),
+    "relu of concatenated batches": lambda x: F.relu(torch.cat([x, -x], 0)),
+    "batch into rows": lambda x: x.view(-1, 1),
+    "flattened batch": lambda x: x.view(x.size(0), 2, 1).flatten(0, 1),
+    "everything flattened": lambda x: F.relu(x.flatten()),
+}
+
+
+@pytest.mark.parametrize("examples", [1, 2, 3])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", MIXING)
+def test_examples_that_are_mixed_are_refused_or_bounded_rightly(name, method, examples):
+    model = Lambda(lambda module, x: MIXING[name](x)).double().eval()
+    box = Box(
+        10 * torch.arange(2.0 * examples, dtype=torch.float64).view(examples, 2), torch.ones(examples, 2).double()
+    )
+    try:
+        lower, upper = bound(model, box, method)
+    except (UnsupportedOperator, ValueError):
+        return
+    with torch.no_grad():
+        values = torch.stack([model(x) for x in points_of(box, 20)])
+    assert_contains(lower, upper, values)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_window_of_padding_alone(method):
+    """torch gives -inf there: every finite bound of it is wrong."""
+    model = nn.Sequential(nn.MaxPool2d(2, stride=1, padding=1, dilation=5)).double().eval()
+    lower, _ = bound(model, random_box(1, 1, 4, 4), method)
+    assert not lower.isfinite().any()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_outputs_of_one_number_an_example(method):
+    """[B], as after .flatten(0) of a last layer with one output."""
+    model = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1), nn.Flatten(0)).double().eval()
+    box = random_box(4, 3)
+    try:
+        lower, upper = bound(model, box, method)
+    except (UnsupportedOperator, ValueError):
+        return
+    with torch.no_grad():
+        assert_contains(lower, upper, torch.stack([model(x) for x in points_of(box, 20)]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_spec_of_any_type(method, dtype):
+    model, box = deep(dtype), random_box(3, 3, dtype=dtype)
+    labels = torch.tensor([0, 1, 0])
+    whole = margin_spec(labels, 2)
+    found = [bound(model, box, method, whole.to(kind)) for kind in (torch.float32, torch.float64, torch.int64)]
+    assert all(end.dtype == dtype for ends in found for end in ends)
+    for ends in found[1:]:
+        torch.testing.assert_close(ends, found[0], rtol=0, atol=0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Memory
+
+
+def test_a_gpu_that_runs_out_of_memory_is_asked_for_less(monkeypatch):
+    """By halves of the examples and of the memory, down to one example; the bounds are the same."""
+    model, box = deep(), random_box(5, 3)
+    program, x = trace(model, linear=True), Interval(box.center, box.radius)
+    spec = torch.eye(2, dtype=torch.float64).expand(5, -1, -1)
+    expected = lower_bounds(program, x, spec, "crown")
+    honest, asked = methods._lower_bounds, []
+
+    def scarce(program, x, spec, method, target, memory):
+        asked.append((len(x.center), memory))
+        if len(x.center) > 1 or memory > 2**24:
+            raise torch.OutOfMemoryError
+        return honest(program, x, spec, method, target, memory)
+
+    monkeypatch.setattr(methods, "_lower_bounds", scarce)
+    torch.testing.assert_close(lower_bounds(program, x, spec, "crown", memory=2**27), expected)
+    assert asked[0] == (5, 2**27) and asked.count((1, 2**24)) == 5
+
+
+def test_memory_that_is_not_there_at_all_is_an_error(monkeypatch):
+    def none(*arguments):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(methods, "_lower_bounds", none)
+    with pytest.raises(torch.OutOfMemoryError):
+        bound(deep(), random_box(2, 3), "crown")

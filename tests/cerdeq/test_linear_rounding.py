@@ -1,0 +1,273 @@
+"""Rounding, overflow and numbers that are none in linear bounds, judged in exact arithmetic."""
+
+import itertools
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from graphs import LINEAR, deep, wild_box
+from oracles import DTYPES, dense_affine, fractions, points_of, random_box
+from torch import nn
+
+from cerdeq import Box, bound
+from cerdeq.bounds import METHODS, Backward, Interval, lower_bounds, trace
+from cerdeq.bounds.relaxation import leaky_relu, lines
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rounding
+
+
+def exact_value(model, x):
+    """A chain of linear layers and (leaky) ReLUs at a point of Fractions, exactly."""
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            offset = [Fraction(0)] * layer.out_features if layer.bias is None else fractions(layer.bias)
+            rows = fractions(layer.weight)
+            x = [sum((w * v for w, v in zip(row, x, strict=True)), b) for row, b in zip(rows, offset, strict=True)]
+        else:
+            slope = Fraction(getattr(layer, "negative_slope", 0.0))
+            x = [v if v >= 0 else slope * v for v in x]
+    return x
+
+
+def exact_points(box, inside=3):
+    """All corners of a box [1, n], and some points inside, exactly."""
+    center, radius = fractions(box.center[0]), fractions(box.radius[0])
+    signs = list(itertools.product((-1, 1), repeat=len(center)))
+    signs += [[Fraction(v) for v in row] for row in (2 * torch.rand(inside, len(center)) - 1).tolist()]
+    return [[c + s * r for c, s, r in zip(center, row, radius, strict=True)] for row in signs]
+
+
+def assert_exactly_inside(model, box, method, spec=None, finite=True):
+    lower, upper = bound(model, box, method, spec)
+    if finite:
+        assert lower.isfinite().all() and upper.isfinite().all()
+    for point in exact_points(box):
+        values = exact_value(model, point)
+        if spec is not None:
+            values = [sum(s * v for s, v in zip(row, values, strict=True)) for row in fractions(spec[0])]
+        for low, value, high in zip(lower[0].tolist(), values, upper[0].tolist(), strict=True):
+            assert low != float("inf") and high != -float("inf")
+            assert not (np.isfinite(low) and Fraction(low) > value), float(Fraction(low) - value)
+            assert not (np.isfinite(high) and Fraction(high) < value), float(value - Fraction(high))
+
+
+@pytest.mark.parametrize("method", LINEAR)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("seed", range(6))
+def test_bounds_contain_the_exact_values_of_small_networks(seed, dtype, method):
+    torch.manual_seed(seed)
+    act = nn.ReLU() if seed % 2 else nn.LeakyReLU([0.1, 1.7, -0.3][seed // 2])
+    model = nn.Sequential(nn.Linear(3, 5), act, nn.Linear(5, 4), act, nn.Linear(4, 2)).to(dtype).eval()
+    box = random_box(1, 3, scale=10.0 ** -(2 * seed), dtype=dtype)
+    assert_exactly_inside(model, box, method)
+    assert_exactly_inside(model, box, method, torch.randn(1, 3, 2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("method", LINEAR)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("seed", range(4))
+def test_bounds_contain_the_exact_value_where_all_cancels(seed, dtype, method):
+    """Pairs of weights that differ in the last digit: all that is left is rounding."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(2, 10), nn.ReLU(), nn.Linear(10, 6), nn.LeakyReLU(0.3), nn.Linear(6, 2))
+    model = model.to(dtype).eval()
+    with torch.no_grad():
+        for layer in model[::2]:
+            half = layer.in_features // 2
+            layer.weight[:, half : 2 * half] = -layer.weight[:, :half] * (1 + torch.finfo(dtype).eps)
+            layer.bias.mul_(1e-6)
+        model[0].weight[5:] = model[0].weight[:5]
+        model[0].bias[5:] = model[0].bias[:5]
+        model[2].weight[3:] = model[2].weight[:3]
+        model[2].bias[3:] = model[2].bias[:3]
+    point = torch.rand(1, 1, dtype=dtype).expand(1, 2)
+    for radius in (0.0, 1e-9, 1e-3, 1.0):
+        assert_exactly_inside(model, Box(point, torch.full_like(point, radius)), method)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("seed", range(3))
+def test_affine_networks_contain_their_exact_optimum_and_little_more(seed, dtype):
+    """Linear layers over a convolution: the optimum is rational, and linear bounds have nothing to relax."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Conv2d(1, 2, 2), nn.Flatten(), nn.Linear(8, 6), nn.Linear(6, 5), nn.Linear(5, 2))
+    model = model.to(dtype).eval()
+    with torch.no_grad():
+        model[3].weight[:, 3:] = -model[3].weight[:, :3]
+        model[2].weight[3:] = model[2].weight[:3]
+    box = random_box(1, 1, 3, 3, dtype=dtype)
+    matrix, _ = dense_affine(lambda x: F.conv2d(x, model[0].weight), (1, 3, 3), dtype)
+    merged, offset = fractions(matrix), [b for b in fractions(model[0].bias) for _ in range(4)]
+    for layer in model[2:]:
+        rows = fractions(layer.weight)
+        offset = [
+            sum((w * o for w, o in zip(row, offset, strict=True)), b)
+            for row, b in zip(rows, fractions(layer.bias), strict=True)
+        ]
+        merged = [[sum(w * m[i] for w, m in zip(row, merged, strict=True)) for i in range(9)] for row in rows]
+    center, radius = fractions(box.center[0].flatten()), fractions(box.radius[0].flatten())
+    ends = []
+    for row, b in zip(merged, offset, strict=True):
+        middle = sum((w * c for w, c in zip(row, center, strict=True)), b)
+        spread = sum(abs(w) * r for w, r in zip(row, radius, strict=True))
+        ends.append((middle - spread, middle + spread))
+    for method in LINEAR:
+        lower, upper = bound(model, box, method)
+        for (least, most), low, high in zip(ends, lower[0].tolist(), upper[0].tolist(), strict=True):
+            room = Fraction(2000 * torch.finfo(dtype).eps)
+            assert least - room <= Fraction(low) <= least and most <= Fraction(high) <= most + room
+
+
+@pytest.mark.parametrize("method", LINEAR)
+@pytest.mark.parametrize(
+    "scales", [(1e-20, 1e20), (1e20, 1e-20), (1e-20, 1, 1e20), (1e10, 1e-20, 1e10), (1e-15, 1e-15), (1e15, 1e15)]
+)
+def test_weights_of_extreme_scales_contain_the_exact_values(scales, method):
+    torch.manual_seed(1)
+    model = nn.Sequential(*[part for _ in scales for part in (nn.Linear(3, 3), nn.ReLU())][:-1]).eval()
+    with torch.no_grad():
+        for layer, scale in zip(model[::2], scales, strict=True):
+            layer.weight.mul_(scale)
+            layer.bias.mul_(scale)
+    for size in (1e-3, 1.0, 1e3):
+        assert_exactly_inside(model, random_box(1, 3, scale=size, dtype=torch.float32), method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("scales", [(1e-20, 1e-25), (1e-30, 1e-30, 1e30), (1e30, 1e30), (1e30, 1e30, 1e-30)])
+def test_underflow_and_overflow_are_never_a_wrong_bound(scales, method):
+    torch.manual_seed(2)
+    model = nn.Sequential(*[part for _ in scales for part in (nn.Linear(2, 2), nn.ReLU())][:-1]).eval()
+    with torch.no_grad():
+        for layer, scale in zip(model[::2], scales, strict=True):
+            layer.weight.abs_().mul_(scale)
+            layer.bias.zero_()
+    for size in (1e-20, 1.0, 1e20):
+        box = Box(torch.full((1, 2), size), torch.full((1, 2), size / 2))
+        assert_exactly_inside(model, box, method, finite=False)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The lines around a leaky ReLU, in exact arithmetic
+
+
+SLOPES = [0.0, 0.1, 1.0, 1.7, -0.3, -2.0, 1e-3]
+
+
+def leaky_of(p, slope):
+    return p if p >= 0 else Fraction(slope) * p
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("slope", SLOPES)
+def test_lines_enclose_the_activation_exactly(slope, dtype):
+    """The offset makes up for the rounded slope of the chord; the free line is off by the rounding of its slope."""
+    box = wild_box(150, dtype)
+    share = torch.rand(150, 2, 1, dtype=dtype)
+    share[::5], share[1::5] = 0, 1
+    around = lines(Backward(sound=True, step="here", slopes={"here": share}), box, slope)
+    eps = Fraction(2 * torch.finfo(dtype).eps)
+    assert around.convex == (slope <= 1)
+    for n in range(150):
+        c, r = Fraction(box.center[n].item()), Fraction(box.radius[n].item())
+        chord, offset = (Fraction(part[n].item()) for part in (around.slope, around.offset))
+        for p in [c - r, c + r] + [Fraction(0)] * (c - r < 0 < c + r):
+            room = 0 if c - r < 0 < c + r else eps * abs(p) * max(1, abs(Fraction(slope)))
+            value = leaky_of(p, slope)
+            gap = chord * p + offset - value
+            assert (gap if around.convex else -gap) >= -room, (c, r, p, float(gap))
+            for row in range(2):
+                gap = value - Fraction(around.free[n, row].item()) * p
+                room = eps * abs(p) * max(1, abs(Fraction(slope)))
+                assert (gap if around.convex else -gap) >= -room, (c, r, p, float(gap))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("slope", SLOPES)
+def test_the_leaky_relu_rule_is_sound_in_exact_arithmetic(slope, dtype):
+    box = wild_box(100, dtype)
+    coefficients = torch.cat([torch.rand(100, 1, 1), -torch.rand(100, 1, 1)], dim=1).to(dtype) * 3
+    for shares in ({}, {"here": torch.rand(100, 2, 1, dtype=dtype)}):
+        ctx = Backward(sound=True, step="here", slopes=shares)
+        result = leaky_relu(ctx, coefficients, Interval(box.center, box.radius), slope)
+        assert result.constant.isfinite().all()
+        for n, k in itertools.product(range(100), range(2)):
+            c, r = Fraction(box.center[n].item()), Fraction(box.radius[n].item())
+            a, pulled = Fraction(coefficients[n, k].item()), Fraction(result.coefficients[0][n, k].item())
+            constant = Fraction(result.constant[n, k].item())
+            for p in [c - r, c + r] + [Fraction(0)] * (c - r < 0 < c + r):
+                assert pulled * p + constant <= a * leaky_of(p, slope), (n, k, float(p))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Not a number, infinity, overflow
+
+
+def with_pool(dtype=torch.float64):
+    parts = [nn.Conv2d(1, 2, 2, padding=1), nn.LeakyReLU(0.2), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 2)]
+    return nn.Sequential(*parts).to(dtype).eval()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("layer", [0, 2, 4])
+def test_bad_weights_give_no_finite_bound_of_what_depends_on_them(layer, bad, method, dtype):
+    model = deep(dtype)
+    with torch.no_grad():
+        model[layer].weight.fill_(0.5)
+        model[layer].weight[0, 0] = bad
+        for later in (2, 4):
+            if later > layer:
+                model[later].weight.copy_(torch.rand_like(model[later].weight) + 0.1)
+    box = Box(torch.rand(2, 3, dtype=dtype) + 1, torch.full((2, 3), 0.1, dtype=dtype))
+    lower, upper = bound(model, box, method)
+    with torch.no_grad():
+        values = torch.stack([model(x) for x in points_of(box, 20)])
+    undefined = values.isnan().any(0)
+    assert not (lower.isfinite() & (undefined | (values == -torch.inf).any(0))).any()
+    assert not (upper.isfinite() & (undefined | (values == torch.inf).any(0))).any()
+    assert not (lower == torch.inf).logical_and(values.isfinite().any(0)).any()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("make", [deep, with_pool])
+@pytest.mark.parametrize("part", ["center", "radius"])
+@pytest.mark.parametrize("bad", [float("inf"), float("nan"), 1e308])
+def test_a_bad_example_leaves_its_neighbours_alone(bad, part, make, method):
+    if part == "radius" and bad != bad:
+        pytest.skip("refused")
+    torch.manual_seed(4)
+    model = make()
+    shape = (3,) if make is deep else (1, 3, 3)
+    box = random_box(3, *shape)
+    alone = bound(model, Box(box.center[::2], box.radius[::2]), method)
+    getattr(box, part)[1].flatten()[0] = bad
+    lower, upper = bound(model, box, method)
+    torch.testing.assert_close((lower[::2], upper[::2]), alone, rtol=1e-12, atol=1e-12)
+    assert not lower[1].isfinite().any() or bad == 1e308
+    with torch.no_grad():
+        values = torch.stack([model(x) for x in points_of(box, 20)])[:, 1]
+    assert not (lower[1] > values + 1e-6 * values.abs()).any() and not (upper[1] < values - 1e-6 * values.abs()).any()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_infinite_radii_give_no_bound_but_the_true_one(method):
+    """relu(x) is at least 0 and at most nothing."""
+    box = Box(torch.zeros(1, 2, dtype=torch.float64), torch.full((1, 2), torch.inf, dtype=torch.float64))
+    lower, upper = bound(nn.Sequential(nn.ReLU()).eval(), box, method)
+    assert not (lower > 0).any() and not upper.isfinite().any()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_bound_too_large_for_its_precision_is_none(method):
+    """The sum is 6e38, more than float32 holds: nothing above 6e38 may be claimed to be a lower bound."""
+    model = nn.Sequential(nn.ReLU()).eval()
+    box = Box(torch.full((1, 2), 3e38), torch.zeros(1, 2))
+    x, spec = Interval(box.center, box.radius), torch.ones(1, 1, 2)
+    assert not lower_bounds(trace(model, linear=True), x, spec, method).item() > 6e38
+    assert not bound(model, box, method, spec)[0].item() > 6e38
+    assert not bound(model, box, method, -spec)[1].item() < -6e38
