@@ -43,7 +43,7 @@ LONG = {  # some seconds of training, so that there is a middle to be killed in
     "name": "long",
     "width": 0.25,
     "train_images": 1280,
-    "train": {**TINY["train"], "epochs": 12},
+    "train": {**TINY["train"], "epochs": 24},
     "trials": [{"model": "cnn7", "method": "ibp"}],
 }
 
@@ -387,7 +387,7 @@ def test_a_trial_that_diverges_is_told_and_harms_no_other(tmp_path, store, clust
     assert study.runs[well.name].info.status == "FINISHED"
     assert study.runs[bad.name].info.status == "FAILED"
     assert "NonFiniteLossError" in study.runs[bad.name].data.tags["error"]
-    assert "failed cnn25 ibp seed 0: NonFiniteLossError" in printed.out
+    assert "failed cnn25 ibp width=0.5 seed 0: NonFiniteLossError" in printed.out
     assert "non-finite" in (study.directory / "leaderboard.md").read_text()
     assert printed.err == ""
     assert "Trial " not in printed.out, "Tune's own words"
