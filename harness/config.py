@@ -278,6 +278,8 @@ def _option_problems(entry: TrialEntry, sweep: SweepFile) -> list[str]:
         return [f"method_options: {error}"]
     try:
         check(_trial("", sweep, entry, seed=0))
+    except SettingError as error:
+        return [str(error)]
     except (TypeError, ValueError) as error:
         return [f"options: {error}"]
     return []

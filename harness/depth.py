@@ -20,7 +20,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from harness import folder, names
-from harness.leaderboard import trials_of
+from harness.leaderboard import absent, as_text, trials_of
 from harness.settings import RECIPE_VERSION
 from harness.tables import markdown_table, markdown_text
 
@@ -136,7 +136,7 @@ def shown(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     parts = {}
     for values, part in table.groupby(HEADING, sort=False):
         settings = part.loc[:, "family":"seeds"].columns[:-1]  # type: ignore[misc]
-        columns = {name: part[name].map(_text) for name in settings if name != "options" or part[name].any()}
+        columns = {name: _cells(part[name]) for name in settings if name != "options" or part[name].any()}
         columns["seeds"] = part["seeds"].map(str) + " of " + part["seeds_started"].map(str)
         columns |= {title: part[name].map(_number) for name, title in (INITIAL | FINAL).items()}
         columns["certified error"] = pd.Series([_error(row) for row in part.to_dict("records")], part.index)
@@ -144,8 +144,15 @@ def shown(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return parts
 
 
-def _text(value: Any) -> str:
-    return "" if pd.isna(value) else str(value)
+def _cells(column: pd.Series) -> pd.Series:
+    """Settings as the leaderboard writes them."""
+    return (column if column.name in KEYS else column.fillna(absent(str(column.name)))).map(as_text)
+
+
+def _label(settings: dict[str, str]) -> str:
+    """A row in words, its settings given as text."""
+    bare = ("family", "depth", "options")
+    return " ".join(text if name in bare else f"{name}={text}" for name, text in settings.items() if text)
 
 
 def _number(value: float) -> str:
@@ -163,7 +170,7 @@ def _error(row: dict[str, Any]) -> str:
 def problems(table: pd.DataFrame) -> list[str]:
     """A line for each row that has trials without a result."""
     rows = table[table["problem"] != ""]
-    labels = [", ".join([row["method"], " ".join(filter(None, map(_text, row[KEYS])))]) for _, row in rows.iterrows()]
+    labels = [f"{row['method']}, {_label(row[KEYS].map(as_text).to_dict())}" for _, row in rows.iterrows()]
     return [f"{label}: {problem}" for label, problem in zip(labels, rows["problem"], strict=True)]
 
 
@@ -192,8 +199,7 @@ def show(table: pd.DataFrame, console: Console) -> None:
         for title in titles:
             grid.add_column(title.replace(" ", "\n"))
         for _, row in part.iterrows():
-            label = [row[name] if name in KEYS else f"{name}={row[name]}" for name in settings if row[name]]
-            grid.add_row(*map(Text, [" ".join(label), *row[titles]]))
+            grid.add_row(*map(Text, [_label(row[settings].to_dict()), *row[titles]]))
         console.print(grid)
     say("", *(f"without a result: {problem}" for problem in problems(table)), LEGEND, sep="\n", soft_wrap=True)
 

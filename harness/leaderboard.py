@@ -67,8 +67,7 @@ class Section:
         columns = {"#": ranked.cumsum().where(ranked)} | {name: rows[name] for name in [*LABEL, "width"]}
         for name in rows.loc[:, "seeds_started":"warnings"].columns[1:-1]:
             if rows.loc[own, name].nunique(dropna=False) > 1:
-                absent = "all" if name.endswith("_images") else "none"
-                columns[name] = rows[name].where(rows[name].notna() | ~own, absent)
+                columns[name] = rows[name].where(rows[name].notna() | ~own, absent(name))
         numbers = {}
         for name, (title, text) in METRICS.items():
             if name in MAIN or (name in rows and rows[name].notna().any()):
@@ -78,7 +77,7 @@ class Section:
         seeds = rows["seeds"].map(str)
         seeds = seeds.where(rows["seeds"] == rows["seeds_started"], seeds + " of " + rows["seeds_started"].map(str))
         columns |= {**errors, "seeds": seeds.where(own), "source": rows["source"]}
-        return pd.DataFrame({**columns, **numbers}).map(_text)
+        return pd.DataFrame({**columns, **numbers}).map(as_text)
 
     @property
     def labels(self) -> list[str]:
@@ -125,7 +124,13 @@ class Table:
         return [self.directory / f"leaderboard.{kind}" for kind in ("md", "csv", "json", "html")]
 
 
-def _text(value: Any) -> str:
+def absent(setting: str) -> str:
+    """What stands for a setting that is None."""
+    return "all" if setting.endswith("_images") else "none"
+
+
+def as_text(value: Any) -> str:
+    """A cell; empty for what is missing."""
     if pd.isna(value):
         return ""
     return f"{value:g}" if isinstance(value, float) else " ".join(str(value).split())
@@ -303,4 +308,4 @@ def build(directory: Path) -> Table:
     failed = trials.loc[trials["problem"].notna(), [*LABEL, "width", "profile", "recipe_version", "seed", "problem"]]
     finished = trials[trials["problem"].isna()].groupby("row")
     folders = {row: dict(zip(part["seed"], part["folder"], strict=True)) for row, part in finished}
-    return Table(directory, _best_first(current[~current.index.duplicated()]), sections, failed.map(_text), folders)
+    return Table(directory, _best_first(current[~current.index.duplicated()]), sections, failed.map(as_text), folders)

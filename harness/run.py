@@ -19,7 +19,7 @@ from harness.config import CPU_PROFILE, ConfigError, Sweep, load_sweep
 from harness.data import Data, DataError, data_directory, load
 from harness.folder import Trial
 from harness.progress import Progress
-from harness.settings import FULL_PROFILE, SettingError, parse_eps
+from harness.settings import FULL_PROFILE, SettingError, labels, parse_eps
 
 # harness.sweep and harness.tracking are imported late: Ray and MLflow take seconds, and bad input is told first.
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -92,7 +92,7 @@ def _complete(
 
     _announce(sweep, data, trials, waiting, options.profile, console)
     try:
-        mirror = _Mirror(Tracker.open(sweep.name, options.tracking_uri), console)
+        mirror = _Mirror(Tracker.open(sweep.name, options.tracking_uri), trials, console)
     except TrackingError as error:
         raise BadInputError(str(error)) from None
     for trial in trials:
@@ -157,12 +157,14 @@ def _train(
 class _Mirror:
     """MLflow beside the running trials. Where it stops answering, it is left alone until the end: folders keep all."""
 
-    def __init__(self, tracker: Any, console: Console):
+    def __init__(self, tracker: Any, trials: list[Trial], console: Console):
         self.tracker, self.console, self.broken = tracker, console, False
+        named = labels([trial.config for trial in trials])
+        self.labels = {trial.key: label for trial, label in zip(trials, named, strict=True)}
 
     def sync(self, place: Path) -> None:
         """Log what the trial's folder has and MLflow lacks."""
-        self._try(lambda: self.tracker.sync(place))
+        self._try(lambda: self.tracker.sync(place, self.labels.get(place.name)))
 
     def finish(self, directory: Path) -> None:
         """Log whatever is missing, imported trials too, attach the tables and say how to look at them."""

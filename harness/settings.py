@@ -193,7 +193,11 @@ class TrialConfig:
         _check("width", self.width, 0 < self.width <= LARGEST_WIDTH, f"a factor above 0 and at most {LARGEST_WIDTH:g}")
         images = self.train_images
         _check("train_images", images, images is None or images >= 1, "an integer of at least 1, or null for all")
+        batch = self.train.batch_size
+        _check("train.batch_size", batch, images is None or batch <= images, f"at most the {images} training images")
         _check("validation_images", self.validation_images, self.validation_images >= 0, "an integer of at least 0")
+        if self.train.eps is not None and parse_eps(str(self.train.eps)) == parse_eps(self.eps):
+            object.__setattr__(self, "train", dataclasses.replace(self.train, eps=None))  # one trial, one key
 
     @property
     def train_eps(self) -> float:

@@ -160,16 +160,17 @@ class Tracker:
                 client.restore_experiment(found.experiment_id)
             return cls(uri, found.experiment_id, client)
 
-    def sync(self, folder: Path) -> None:
+    def sync(self, folder: Path, label: str | None = None) -> None:
         """Bring the trial's run up to date with its folder, making the run where there is none.
 
+        label: the name of a new run, the config's own unless given.
         It is FINISHED with a result.json, else FAILED with a failure.json, else RUNNING. Raises TrackingError.
         """
         trial, result = files.read_trial(folder / files.TRIAL), files.read_result(folder)
         status, tags = _outcome(result, files.read_failure(folder))
         digest, rows = _digest(folder / files.RESULT) if result else None, files.read_epochs(folder)
         with _mlflow(self.uri):
-            run = self._find(trial)
+            run = self._find(trial, label or trial.config.label)
             if result and run.info.status == status and run.data.tags.get(RESULT_TAG) == digest:
                 return
             self._describe(run, trial, tags, folder)
@@ -208,12 +209,12 @@ class Tracker:
             lines.append(f"{page}/compare-runs?runs={quote(chosen)}&experiments={quote(experiments)}")
         return "\n".join(lines)
 
-    def _find(self, trial: Trial) -> Run:
+    def _find(self, trial: Trial, label: str) -> Run:
         """The trial's run; a new one is made together with its tags, so that none is ever without."""
         found = self.client.search_runs([self.experiment_id], f"tags.trial = '{trial.key}'", max_results=1)
         if found:
             return found[0]
-        made = self.client.create_run(self.experiment_id, tags=_identity(trial), run_name=trial.config.label)
+        made = self.client.create_run(self.experiment_id, tags=_identity(trial), run_name=label)
         return self.client.get_run(made.info.run_id)
 
     def _describe(self, run: Run, trial: Trial, tags: dict[str, str], folder: Path) -> None:

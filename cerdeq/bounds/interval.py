@@ -55,9 +55,9 @@ class Context:
     """What rules share during one pass.
 
     sound: whether to round outwards. follow: whether batch norm in training moves its running statistics.
-    relu_shrinkage: a factor of the upper end of unstable ReLUs; below 1 nothing is bounded any more, and `sound` is
-    refused with a ValueError. step: the name of the step. By step, preactivations: the box before each activation;
-    kept: what its backward rule, and passes of other points of the same batch, will want again.
+    relu_shrinkage: a factor in (0, 1] of the upper end of unstable ReLUs; below 1 nothing is bounded any more, and
+    `sound` is refused with a ValueError. step: the name of the step. By step, preactivations: the box before each
+    activation; kept: what its backward rule, and passes of other points of the same batch, will want again.
     """
 
     sound: bool
@@ -68,6 +68,8 @@ class Context:
     kept: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not 0 < self.relu_shrinkage <= 1:
+            raise ValueError(f"relu_shrinkage must lie in (0, 1], found {self.relu_shrinkage}")
         if self.sound and self.relu_shrinkage != 1:
             raise ValueError("boxes after shrunk ReLUs contain nothing for certain: relu_shrinkage is for training")
 

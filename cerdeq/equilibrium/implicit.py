@@ -32,7 +32,8 @@ def attach_interval(
 ) -> tuple[Tensor, Tensor]:
     """(center, radius), a solution of the lifted equilibrium, differentiable in weight and h; all [B, ...].
 
-    relu_shrinkage: the factor of unstable units' upper ends in that equilibrium.
+    relu_shrinkage: the factor of unstable units' upper ends in that equilibrium. Below 1 the iteration jumps where a
+    unit becomes stable, and there may be no solution; what it ended at is then taken for one.
     """
     return _Lifted.apply(weight, h_center, h_radius, center, radius, iterations, relu_shrinkage)
 

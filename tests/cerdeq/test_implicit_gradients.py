@@ -75,12 +75,14 @@ def test_gradcheck_of_the_interval_equilibrium(seed, shrinkage, kernel):
 
 
 @pytest.mark.parametrize("kernel", [None, 3])
-def test_implicit_and_unrolled_gradients_agree(kernel):
-    model = plain_layer(kernel, rho=0.8, iterations=150)
+@pytest.mark.parametrize("shrinkage", [1.0, 0.8])
+def test_implicit_and_unrolled_gradients_agree(shrinkage, kernel):
+    model = plain_layer(kernel, size=4, rho=0.8, iterations=150)
     x = inputs_for(kernel)
     cotangents = torch.randn(3, *model(x).shape, dtype=torch.float64)
     radius = torch.rand_like(x) * 0.2
-    result = propagate(trace(nn.Sequential(model)), Interval(x, radius, x), Context(sound=False))
+    ctx = Context(sound=False, relu_shrinkage=shrinkage)
+    result = propagate(trace(nn.Sequential(model)), Interval(x, radius, x), ctx)
     loss = sum(
         (c * v).sum() for c, v in zip(cotangents, (result.clean, result.box.lower, result.box.upper), strict=True)
     )
@@ -97,9 +99,14 @@ def test_implicit_and_unrolled_gradients_agree(kernel):
     for _ in range(300):
         z = torch.relu(apply(z, weight) + h)
         low, high = (
-            torch.relu(apply(low, positive) + apply(high, negative) + h - spread),
-            torch.relu(apply(high, positive) + apply(low, negative) + h + spread),
+            apply(low, positive) + apply(high, negative) + h - spread,
+            apply(high, positive) + apply(low, negative) + h + spread,
         )
+        crossing = (low < 0) & (high > 0)
+        low, high = torch.relu(low), torch.where(crossing, shrinkage * high, torch.relu(high))
+    assert crossing.any()
+    for a, b in zip((result.clean, result.box.lower, result.box.upper), (z, low, high), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
     loss = sum((c * v).sum() for c, v in zip(cotangents, (z, low, high), strict=True))
     expected = torch.autograd.grad(loss, list(model.parameters()))
     for a, b in zip(found, expected, strict=True):

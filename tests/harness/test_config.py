@@ -375,6 +375,11 @@ DUPLICATES = {
         "trials.2",
         "trials.0",
     ),
+    "the sweep's eps spelled out": (
+        {"model": "cnn5", "method": "ibp", "train": {"eps": 0.0625}},
+        "trials.2",
+        "trials.0",
+    ),
 }
 
 
@@ -468,13 +473,14 @@ def test_a_profile_called_by_a_number_is_refused_or_can_be_chosen(tmp_path):
 
 def test_a_batch_larger_than_the_data(refused, tmp_path):
     message = refused(write(tmp_path, changed(("train_images", 50))))
-    for part in ("train.batch_size", "found 64", "at most the 50"):
+    for part in (str(tmp_path), "trials.0.train.batch_size", "found 64", "at most the 50"):
         assert part in message
 
 
 def test_a_trial_s_batch_larger_than_the_data(refused, tmp_path):
     message = refused(write(tmp_path, changed(("train_images", 100), ("trials.1.train", {"batch_size": 101}))))
-    for part in ("train.batch_size", "found 101", "at most the 100"):
+    assert "trials.0" not in message
+    for part in ("trials.1.train.batch_size", "found 101", "at most the 100"):
         assert part in message
 
 

@@ -159,7 +159,7 @@ def test_what_is_printed_and_written(tmp_path, capsys):
     add(tmp_path, widths(2, 1, 4), failure="boom", model="cnn25", initialisation="default")
     depth.show(depth.depth_table(tmp_path), Console(width=80))
     narrow = capsys.readouterr().out
-    for part in ("cnn default 25", "1.24e+03", "63.00 ± 1.73", "3 of 3", "failed: boom", "method ibp"):
+    for part in ("cnn initialisation=default 25", "1.24e+03", "63.00 ± 1.73", "3 of 3", "failed: boom", "method ibp"):
         assert part in narrow, part
     assert "…" not in narrow
     depth.main([str(tmp_path)])

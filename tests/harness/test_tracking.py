@@ -143,6 +143,13 @@ def test_a_trial_from_start_to_end(tracker, tmp_path):
     assert_complete(tracker)
 
 
+def test_a_run_has_the_name_it_was_given_first(tracker, tmp_path):
+    folder = make_folder(tmp_path)
+    tracker.sync(folder, "deqlate by a name of its own")
+    tracker.sync(folder)
+    assert only_run(tracker).info.run_name == "deqlate by a name of its own"
+
+
 def test_what_a_run_says(tracker, tmp_path):
     folder = make_folder(tmp_path)
     finish(folder, {**FINAL, "bound_width": None})

@@ -15,8 +15,8 @@ class SABR(Attacking):
     """IBP over a box of radius subselection * eps, inside the ball, around an attack's point (Mueller et al. 2023).
 
     subselection: the paper has 0.7 for CIFAR-10 at 8/255, 0.1 at 2/255. relu_shrinkage: the upper end after each
-    unstable ReLU is multiplied by it (CTBench 2024: 0.8 at 2/255). What is bounded is not the whole ball, so that
-    training rows say nothing of certified error.
+    unstable ReLU is multiplied by it (CTBench 2024: 0.8 at 2/255), also within an equilibrium, whose iteration may then
+    not converge. What is bounded is not the whole ball, so that training rows say nothing of certified error.
     """
 
     name: ClassVar[str] = "sabr"

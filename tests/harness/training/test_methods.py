@@ -84,6 +84,27 @@ def test_the_attack_finds_the_worst_corner_of_a_linear_network():
     torch.testing.assert_close(found, (batch.x + EPS * away).clamp(0, 1).detach())
 
 
+@pytest.mark.parametrize("method", [*ATTACKING, MTLIBP(attack_radius=0.5, attack_step=0.5)])
+def test_the_attack_written_out(method):
+    network, batch = network_of("resnet9").eval(), batch_of()
+    torch.manual_seed(5)
+    found = method.attack(trace(network), batch)
+    torch.manual_seed(5)
+    radius = (
+        EPS
+        * {"pgd": lambda: 1, "sabr": lambda: 1 - method.subselection, "mtl-ibp": lambda: method.attack_radius}[
+            method.name
+        ]()
+    )
+    low, high = (batch.x - radius).clamp(min=0), (batch.x + radius).clamp(max=1)
+    point = low + torch.rand_like(batch.x) * (high - low)
+    for _ in range(method.attack_steps):
+        point = point.detach().requires_grad_(True)
+        F.cross_entropy(network(point), batch.labels, reduction="sum").backward()
+        point = torch.clamp(point + method.attack_step * radius * point.grad.sign(), low, high)
+    torch.testing.assert_close(found, point.detach(), rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("method", [make_method(name, {}) for name in METHODS])
 def test_running_statistics_follow_the_clean_batch_once(method):
     network = network_of("cnn5")
@@ -168,6 +189,9 @@ def test_sabr_s_shrunk_relus():
 def test_shrunk_relus_never_bound_anything():
     with pytest.raises(ValueError, match="relu_shrinkage is for training"):
         Context(sound=True, relu_shrinkage=0.8)
+    for wrong in (0.0, -1.0, 1.5, float("nan")):
+        with pytest.raises(ValueError, match="relu_shrinkage must lie in"):
+            Context(sound=False, relu_shrinkage=wrong)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])

@@ -14,6 +14,7 @@ from harness.training import run_trial
 from harness.training.augment import augmented, draw
 from harness.training.initialise import initialise
 from harness.training.loop import train
+from harness.training.statistics import recompute_statistics
 from harness.training.step import Stepper, make_optimiser
 
 CPU = torch.device("cpu")
@@ -119,6 +120,17 @@ def test_recomputed_statistics_are_those_of_the_training_set(tiny_trial, tmp_pat
         hidden = model.conv1(model.normalize(images.float() / 255))
         found, expected = model.norm1.running_mean, hidden.mean((0, 2, 3))
         assert torch.allclose(found, expected, rtol=1e-3, atol=1e-5) == given
+
+
+def test_statistics_are_means_over_whole_batches():
+    model = build("cnn5", "digits", 0.1)
+    images = load("digits").train.images[:100]
+    for _ in range(2):  # a second time changes nothing
+        recompute_statistics(model, images, 32)
+        hidden = model.conv1(model.normalize(images[:96].float() / 255)).detach()
+        means, variances = zip(*((h.mean((0, 2, 3)), h.var((0, 2, 3))) for h in hidden.split(32)), strict=True)
+        torch.testing.assert_close(model.norm1.running_mean, torch.stack(means).mean(0), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(model.norm1.running_var, torch.stack(variances).mean(0), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("parametrisation", ["perron", "monotone"])
