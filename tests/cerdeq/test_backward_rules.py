@@ -48,6 +48,8 @@ SINGLE = {
     "dropout": (nn.Dropout(), (4,)),
 }
 
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")  # with even kernels
+
 
 @pytest.mark.parametrize("sound", [False, True])
 @pytest.mark.parametrize("name", SINGLE)

@@ -131,7 +131,7 @@ def test_a_monotone_w_is_the_formula(shape):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_rho_stays_within_the_margin_while_training(name):
-    torch.manual_seed(3)
+    torch.manual_seed(1)
     model = Equilibrium(
         4, nn.Conv2d(2, 4, 3, padding=1), parametrisation=name, margin=0.2, margin_start=0.9, iterations=5
     )

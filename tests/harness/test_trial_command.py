@@ -147,8 +147,13 @@ def test_a_trial_that_diverges(exported, capsys):
 
 
 def test_a_batch_larger_than_the_data(exported, capsys):
-    assert call(exported(train_images=50)) == 2
-    assert "batch_size: found 64" in capsys.readouterr().err
+    path = exported(train_images=None)
+    recipe = json.loads(path.read_text())["config"]["train"] | {"batch_size": 2000}
+    assert call(remade(path, train=recipe)) == 2
+    assert "batch_size: found 2000, allowed: at most the 1437" in capsys.readouterr().err
+    path = exported()
+    assert call(edit(path, config=json.loads(path.read_text())["config"] | {"train_images": 50})) == 2
+    assert "batch_size: found 64, allowed: at most the 50" in capsys.readouterr().err
 
 
 def test_more_training_images_than_there_are(exported, capsys):
