@@ -21,7 +21,7 @@ from harness.settings import (
     SettingError,
     TrainSettings,
     TrialConfig,
-    parse_eps,
+    eps_text,
 )
 from harness.training.check import check
 from harness.training.methods import METHODS, make_method, method_options
@@ -48,7 +48,7 @@ def _known(kind: str, known: list[str]):
 def _eps(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise SettingError("eps", value, "a number or a fraction such as 8/255")
-    return str(parse_eps(str(value)))
+    return eps_text(str(value))
 
 
 def _whole_or_fraction(gpus: float) -> float:

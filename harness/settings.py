@@ -57,6 +57,13 @@ def parse_eps(text: str) -> Fraction:
     return eps
 
 
+def eps_text(text: str) -> str:
+    """One spelling of each radius: over 255 where small, else in lowest terms. Raises SettingError."""
+    eps = parse_eps(text)
+    levels = 255 * eps
+    return f"{levels}/255" if levels.denominator == 1 and levels <= 16 else str(eps)
+
+
 @dataclass(frozen=True)
 class TrainSettings:
     """The recipe, which the trials of a study share (Shi et al. 2021, section 4). Epochs are counted from 1.
@@ -116,7 +123,7 @@ class TrainSettings:
             f"a ramp that ends within training: ramp_start - 1 + ramp_epochs = {last} exceeds epochs = {self.epochs}",
         )
         if self.eps is not None:
-            object.__setattr__(self, "eps", str(parse_eps(str(self.eps))))
+            object.__setattr__(self, "eps", eps_text(str(self.eps)))
         _check("kappa", self.kappa, 0 <= self.kappa <= 1, "from 0 to 1")
         _check("l1", self.l1, 0 <= self.l1 < math.inf, "at least 0 and finite")
         parts = self.accumulate

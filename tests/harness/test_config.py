@@ -406,7 +406,9 @@ def test_spelling_a_default_out_does_not_change_the_key(tmp_path):
     assert keys[0] == keys[1]
 
 
-@pytest.mark.parametrize(("one", "other"), [(0.25, "1/4"), ("8/255", "16/510"), ("8/255", " 8/255 "), (1, "1.0")])
+@pytest.mark.parametrize(
+    ("one", "other"), [(0.25, "1/4"), ("8/255", "16/510"), ("3/255", "1/85"), ("8/255", " 8/255 "), (1, "1.0")]
+)
 def test_writing_eps_another_way_does_not_change_the_key(tmp_path, one, other):
     """The results directory takes the two for one sweep, so that the same trials would stand in its table twice."""
     trials = [trials_of(tmp_path, changed(("eps", eps)))[0] for eps in (one, other)]

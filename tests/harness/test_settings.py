@@ -19,6 +19,7 @@ from harness.settings import (
     SettingError,
     TrainSettings,
     TrialConfig,
+    eps_text,
     from_dict,
     labels,
     parse_eps,
@@ -271,6 +272,13 @@ def test_an_eps_that_is_zero_as_a_float_is_refused():
     """Training divides by it."""
     with pytest.raises(SettingError):
         parse_eps("1e-400")
+
+
+@pytest.mark.parametrize(
+    ("text", "spelled"), [("1/85", "3/255"), ("16/255", "16/255"), ("0.3", "3/10"), ("0.2", "1/5"), ("1/16", "1/16")]
+)
+def test_each_radius_has_one_spelling(text, spelled):
+    assert eps_text(text) == spelled and parse_eps(spelled) == Fraction(text)
 
 
 def test_labels_tell_trials_of_a_sweep_apart():
