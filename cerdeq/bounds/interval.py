@@ -239,7 +239,7 @@ def relu(ctx: Context, x: Interval, inplace: bool = False) -> Interval:
 
 def relu_box(ctx: Context, center: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
     """Centre and radius after a ReLU."""
-    half = ctx.relu_shrinkage * torch.relu(center + radius) / 2
+    half = ctx.relu_shrinkage / 2 * torch.relu(center + radius)
     if ctx.sound:
         limits = torch.finfo(half.dtype)
         half = torch.where(center + radius > 0, half * (1 + 4 * limits.eps) + limits.tiny, half)

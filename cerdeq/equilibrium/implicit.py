@@ -22,20 +22,14 @@ def attach(weight: Tensor, h: Tensor, z: Tensor, iterations: int) -> Tensor:
 
 
 def attach_interval(
-    weight: Tensor,
-    h_center: Tensor,
-    h_radius: Tensor,
-    center: Tensor,
-    radius: Tensor,
-    iterations: int,
-    relu_shrinkage: float = 1.0,
+    weight: Tensor, h: tuple[Tensor, Tensor], solution: tuple[Tensor, Tensor], iterations: int, relu_shrinkage: float
 ) -> tuple[Tensor, Tensor]:
-    """(center, radius), a solution of the lifted equilibrium, differentiable in weight and h; all [B, ...].
+    """A solution (c, r) of the lifted equilibrium of h (c, r), differentiable in weight and h; all [B, ...].
 
     relu_shrinkage: the factor of unstable units' upper ends in that equilibrium. Below 1 the iteration jumps where a
     unit becomes stable, and there may be no solution; what it ended at is then taken for one.
     """
-    return _Lifted.apply(weight, h_center, h_radius, center, radius, iterations, relu_shrinkage)
+    return _Lifted.apply(weight, *h, *solution, iterations, relu_shrinkage)
 
 
 def _precision(like: Tensor) -> torch.dtype:

@@ -54,7 +54,7 @@ def _lifted(ctx: Context, module: FixedPoint, weight: Tensor, h: Ends, solution:
             solution = relu_box(ctx, *apply_lifted(weight, solution, h))
     if module.unrolled:
         return solution
-    return attach_interval(weight, *h, *solution, module.backward_iterations, ctx.relu_shrinkage)
+    return attach_interval(weight, h, solution, module.backward_iterations, ctx.relu_shrinkage)
 
 
 def _backward(ctx: Backward, coefficients: Tensor, h: Interval, module: FixedPoint) -> Pulled:

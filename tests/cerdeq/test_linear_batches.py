@@ -69,6 +69,34 @@ def test_one_row_and_rows_of_zeros(method):
     assert (lower <= 0).all() and (upper >= 0).all() and (upper - lower < 1e-200).all()
 
 
+def test_a_gpu_that_runs_out_of_memory_is_asked_for_less(monkeypatch):
+    """By halves of the examples and of the memory, down to one example; the bounds are the same."""
+    model, box = deep(), random_box(5, 3)
+    program, x = trace(model, linear=True), Interval(box.center, box.radius)
+    spec = torch.eye(2, dtype=torch.float64).expand(5, -1, -1)
+    expected = lower_bounds(program, x, spec, "crown")
+    honest, asked = methods._lower_bounds, []
+
+    def scarce(program, x, spec, method, target, memory):
+        asked.append((len(x.center), memory))
+        if len(x.center) > 1 or memory > 2**24:
+            raise torch.OutOfMemoryError
+        return honest(program, x, spec, method, target, memory)
+
+    monkeypatch.setattr(methods, "_lower_bounds", scarce)
+    torch.testing.assert_close(lower_bounds(program, x, spec, "crown", memory=2**27), expected)
+    assert asked[0] == (5, 2**27) and asked.count((1, 2**24)) == 5
+
+
+def test_memory_that_is_not_there_at_all_is_an_error(monkeypatch):
+    def none(*arguments):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(methods, "_lower_bounds", none)
+    with pytest.raises(torch.OutOfMemoryError):
+        bound(deep(), random_box(2, 3), "crown")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What is forgotten easily
 
@@ -239,35 +267,3 @@ def test_a_spec_of_any_type(method, dtype):
     assert all(end.dtype == dtype for ends in found for end in ends)
     for ends in found[1:]:
         torch.testing.assert_close(ends, found[0], rtol=0, atol=0)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Memory
-
-
-def test_a_gpu_that_runs_out_of_memory_is_asked_for_less(monkeypatch):
-    """By halves of the examples and of the memory, down to one example; the bounds are the same."""
-    model, box = deep(), random_box(5, 3)
-    program, x = trace(model, linear=True), Interval(box.center, box.radius)
-    spec = torch.eye(2, dtype=torch.float64).expand(5, -1, -1)
-    expected = lower_bounds(program, x, spec, "crown")
-    honest, asked = methods._lower_bounds, []
-
-    def scarce(program, x, spec, method, target, memory):
-        asked.append((len(x.center), memory))
-        if len(x.center) > 1 or memory > 2**24:
-            raise torch.OutOfMemoryError
-        return honest(program, x, spec, method, target, memory)
-
-    monkeypatch.setattr(methods, "_lower_bounds", scarce)
-    torch.testing.assert_close(lower_bounds(program, x, spec, "crown", memory=2**27), expected)
-    assert asked[0] == (5, 2**27) and asked.count((1, 2**24)) == 5
-
-
-def test_memory_that_is_not_there_at_all_is_an_error(monkeypatch):
-    def none(*arguments):
-        raise torch.OutOfMemoryError
-
-    monkeypatch.setattr(methods, "_lower_bounds", none)
-    with pytest.raises(torch.OutOfMemoryError):
-        bound(deep(), random_box(2, 3), "crown")

@@ -84,18 +84,16 @@ def test_the_attack_finds_the_worst_corner_of_a_linear_network():
     torch.testing.assert_close(found, (batch.x + EPS * away).clamp(0, 1).detach())
 
 
-@pytest.mark.parametrize("method", [*ATTACKING, MTLIBP(attack_radius=0.5, attack_step=0.5)])
-def test_the_attack_written_out(method):
+@pytest.mark.parametrize(
+    ("method", "reach"),
+    [*zip(ATTACKING, [1, 0.3, 1, 0.8, 2], strict=True), (MTLIBP(attack_radius=0.5, attack_step=0.5), 0.5)],
+)
+def test_the_attack_written_out(method, reach):
     network, batch = network_of("resnet9").eval(), batch_of()
     torch.manual_seed(5)
     found = method.attack(trace(network), batch)
     torch.manual_seed(5)
-    radius = (
-        EPS
-        * {"pgd": lambda: 1, "sabr": lambda: 1 - method.subselection, "mtl-ibp": lambda: method.attack_radius}[
-            method.name
-        ]()
-    )
+    radius = reach * EPS
     low, high = (batch.x - radius).clamp(min=0), (batch.x + radius).clamp(max=1)
     point = low + torch.rand_like(batch.x) * (high - low)
     for _ in range(method.attack_steps):
