@@ -1,27 +1,30 @@
 """Explicit networks, and the registry of all networks by name."""
 
-from baselines import cnn, densenet, mondeq, resnet, resnext, tied, wideresnet
-from baselines.datasets import DATASETS, Dataset
-from baselines.registry import UnknownNameError, build, names, options_of, register
-from cerdeq import models
+import importlib
+import pkgutil
 
-register("cerdeq")(models.cerdeq)
-register("deqlate")(models.deqlate)
-register("deq7")(models.deq7)
+from baselines.datasets import DATASETS, Dataset
+from baselines.registry import (
+    UnknownNameError,
+    UnknownOptionError,
+    build,
+    network_names,
+    options_of,
+    refuse_unknown_options,
+    register,
+)
+
+for _name in sorted(module.name for module in pkgutil.iter_modules(__path__)):
+    importlib.import_module(f"{__name__}.{_name}")  # registers its networks
 
 __all__ = [
     "DATASETS",
     "Dataset",
     "UnknownNameError",
+    "UnknownOptionError",
     "build",
-    "cnn",
-    "densenet",
-    "mondeq",
-    "names",
+    "network_names",
     "options_of",
+    "refuse_unknown_options",
     "register",
-    "resnet",
-    "resnext",
-    "tied",
-    "wideresnet",
 ]

@@ -1,8 +1,10 @@
 """Plain convolutional networks of any depth (Shi et al. 2021; CTBench 2024)."""
 
+from functools import partial
+
 from torch import nn
 
-from baselines.registry import Builder, register
+from baselines.registry import register
 from cerdeq.layers import Shape, convolutions, downsampled, halved_once_more, headed, scaled
 
 _CNN7 = [(64, 1), (64, 1), (128, 2), (128, 1), (128, 1)]
@@ -20,12 +22,5 @@ def cnn(shape: Shape, classes: int, width: float = 1.0, depth: int = 7, pool: bo
     return headed(layers, scaled(plan[-1][0], width), downsampled(shape, plan), classes, width, pool)
 
 
-def _of_depth(depth: int) -> Builder:
-    def build(shape: Shape, classes: int, width: float = 1.0, pool: bool = False) -> nn.Sequential:
-        return cnn(shape, classes, width, depth, pool)
-
-    return build
-
-
 for _depth in range(5, 26):
-    register(f"cnn{_depth}")(_of_depth(_depth))
+    register(f"cnn{_depth}")(partial(cnn, depth=_depth))

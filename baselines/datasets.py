@@ -9,11 +9,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Dataset:
-    """shape: (channels, height, width). mean, std: per channel, of pixels in [0, 1].
+    """What is known of a data set.
 
+    name, title: what users call it, what tables show.
+    shape: (channels, height, width).
+    mean, std: per channel, of pixels in [0, 1].
+    train_size, test_size: images in the whole set.
     flip, crop_padding: training augmentation; images are padded by repeating the edge.
     folders: where under the data directory the files may lie, besides the data directory itself.
-    image_column: name of the image in Hugging Face-style Parquet. train_size, test_size: images in the whole set.
+    image_column, test_split: names of the image and of the test split in Hugging Face-style Parquet.
     """
 
     name: str

@@ -1,9 +1,9 @@
-"""Networks by name. Adding one is a function in one file and one line here: @register("name")."""
+"""Networks by name. A new one is a file in this folder with a function under @register("name")."""
 
 import difflib
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -23,6 +23,21 @@ class UnknownNameError(ValueError):
         hint = f"; did you mean {near[0]!r}?" if near else "."
         super().__init__(f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}")
         self.name, self.known, self.near = name, known, near
+
+
+class UnknownOptionError(TypeError):
+    """An option that its owner does not take; the message gives all that it does. option: its name."""
+
+    def __init__(self, option: str, owner: str, known: Iterable[str]):
+        super().__init__(f"unknown option {option!r} of {owner}; allowed: {', '.join(known) or 'none'}")
+        self.option = option
+
+
+def refuse_unknown_options(owner: str, chosen: Iterable[str], known: Mapping[str, inspect.Parameter]) -> None:
+    """Raise UnknownOptionError for the first of the `chosen` options of `owner` that is not `known`."""
+    for option in chosen:
+        if option not in known:
+            raise UnknownOptionError(option, owner, known)
 
 
 class Normalize(nn.Module):
@@ -53,31 +68,29 @@ def register(name: str) -> Callable[[Builder], Builder]:
     return add
 
 
-def names() -> list[str]:
+def network_names() -> list[str]:
     """Every registered network's name."""
     return list(_BUILDERS)
 
 
 def options_of(name: str) -> dict[str, inspect.Parameter]:
     """The options a network takes, by name, with their types and defaults. Raises UnknownNameError."""
-    parameters = inspect.signature(_builder(name)).parameters
-    return {option: p for option, p in parameters.items() if option not in ("shape", "classes", "width")}
+    builder = _builder(name)
+    fixed = {"shape", "classes", "width", *getattr(builder, "keywords", ())}  # the last: what a partial says already
+    return {option: p for option, p in inspect.signature(builder).parameters.items() if option not in fixed}
 
 
 def build(name: str, dataset: str = "cifar10", width: float = 1.0, **options: Any) -> nn.Sequential:
     """The network `name` for a data set, pixels in [0, 1] to logits; `width` multiplies every channel count.
 
-    Raises UnknownNameError for an unknown network or data set, TypeError for an unknown option, ValueError for an
-    option out of range.
+    Raises UnknownNameError for an unknown network or data set, UnknownOptionError for an unknown option, ValueError for
+    an option out of range.
     """
     if dataset not in DATASETS:
         raise UnknownNameError("data set", dataset, list(DATASETS))
     if not width > 0:
         raise ValueError(f"width must be positive, found {width}")
-    known = options_of(name)
-    for option in options:
-        if option not in known:
-            raise TypeError(f"{name} has no option {option!r}; it has: {', '.join(known) or 'none'}")
+    refuse_unknown_options(name, options, options_of(name))
     data = DATASETS[dataset]
     body = _builder(name)(shape=data.shape, classes=data.classes, width=width, **options)
     return nn.Sequential(OrderedDict([("normalize", Normalize(data.mean, data.std)), *body.named_children()]))
@@ -85,5 +98,5 @@ def build(name: str, dataset: str = "cifar10", width: float = 1.0, **options: An
 
 def _builder(name: str) -> Builder:
     if name not in _BUILDERS:
-        raise UnknownNameError("network", name, names())
+        raise UnknownNameError("network", name, network_names())
     return _BUILDERS[name]

@@ -1,10 +1,11 @@
 """Residual networks of any depth, for the study of depth; not published ones."""
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 
-from baselines.registry import Builder, register
+from baselines.registry import register
 from cerdeq.layers import Plan, Shape, convolution, downsampled, halved_once_more, headed, scaled
 
 
@@ -58,12 +59,5 @@ def resnet(shape: Shape, classes: int, width: float = 1.0, depth: int = 9) -> nn
     return residual(BasicBlock, 64, plan, shape, classes, width)
 
 
-def _of_depth(depth: int) -> Builder:
-    def build(shape: Shape, classes: int, width: float = 1.0) -> nn.Sequential:
-        return resnet(shape, classes, width, depth)
-
-    return build
-
-
 for _depth in range(7, 26, 2):
-    register(f"resnet{_depth}")(_of_depth(_depth))
+    register(f"resnet{_depth}")(partial(resnet, depth=_depth))

@@ -1,8 +1,10 @@
 """Weight-tied CNNs of any depth: the finite unrolling of `cerdeq`'s equilibrium, for the study of depth."""
 
+from functools import partial
+
 from torch import Tensor, nn
 
-from baselines.registry import Builder, register
+from baselines.registry import register
 from cerdeq.layers import Shape, convolutions, downsampled, extra_stride, headed, scaled
 
 _STEM = [(64, 1), (64, 1), (128, 2)]
@@ -43,12 +45,5 @@ def tied(shape: Shape, classes: int, width: float = 1.0, depth: int = 7) -> nn.S
     return headed(layers, channels, downsampled(shape, [*_STEM, (128, stride)]), classes, width)
 
 
-def _of_depth(depth: int) -> Builder:
-    def build(shape: Shape, classes: int, width: float = 1.0) -> nn.Sequential:
-        return tied(shape, classes, width, depth)
-
-    return build
-
-
 for _depth in range(7, 26):
-    register(f"tied{_depth}")(_of_depth(_depth))
+    register(f"tied{_depth}")(partial(tied, depth=_depth))

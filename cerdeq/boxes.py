@@ -28,6 +28,10 @@ class Box:
         """Upper end, rounded to nearest."""
         return self.center + self.radius
 
+    def double(self) -> "Box":
+        """The same numbers in float64."""
+        return Box(self.center.double(), self.radius.double())
+
 
 def outward_ends(box: Box) -> tuple[Tensor, Tensor]:
     """Lower and upper end, rounded outwards."""

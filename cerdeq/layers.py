@@ -47,16 +47,11 @@ def headed(
 ) -> nn.Sequential:
     """The layers, which end in [B, channels, *size], and the head with a linear layer of 512 times the width factor.
 
-    pool: 2x2 average pooling before it. norm: batch norm after its linear layer.
+    pool: 2x2 average pooling before it, an odd last row or column left out. norm: batch norm after its linear layer.
     """
-    pooled, size = pooling(size) if pool else ([], size)
-    features = channels * math.prod(size)
-    return nn.Sequential(OrderedDict(layers + pooled + head(features, scaled(512, width), classes, norm)))
-
-
-def pooling(size: list[int]) -> tuple[Named, list[int]]:
-    """2x2 average pooling, an odd last row or column left out, and the height and width after it."""
-    return [("pool", nn.AvgPool2d(2))], [side // 2 for side in size]
+    if pool:
+        layers, size = [*layers, ("pool", nn.AvgPool2d(2))], [side // 2 for side in size]
+    return nn.Sequential(OrderedDict(layers + head(channels * math.prod(size), scaled(512, width), classes, norm)))
 
 
 def extra_stride(shape: Shape) -> int:

@@ -4,22 +4,24 @@ import torch
 from torch import Tensor, nn
 
 from cerdeq.bounds.backward import linear_lower_bound
+from cerdeq.bounds.bounds import BOUNDS, Bound, Question, both_ends, bound_named, lower_bounds
 from cerdeq.bounds.forward import output_of, points_of, propagate, values_of
 from cerdeq.bounds.graph import Program, Reference, Step, refuse_another_function, trace
 from cerdeq.bounds.interval import Context, Interval
 from cerdeq.bounds.linear import Backward, Pulled, affine, dot, magnitude, per_row, slack
-from cerdeq.bounds.methods import METHODS, interval_ends, lower_bounds
 from cerdeq.bounds.operators import Operator, UnsupportedOperator, register
-from cerdeq.boxes import Box, outward_ends
+from cerdeq.boxes import Box
 
 __all__ = [
-    "METHODS",
+    "BOUNDS",
     "Backward",
+    "Bound",
     "Context",
     "Interval",
     "Operator",
     "Program",
     "Pulled",
+    "Question",
     "Reference",
     "Step",
     "UnsupportedOperator",
@@ -48,16 +50,15 @@ def bound(model: nn.Module, region: Box, method: str = "ibp", spec: Tensor | Non
     the outputs themselves, in their own shape. The bounds hold in real arithmetic for the stored weights: rounding is
     counted outwards. In float32 that costs tightness in wide layers; prove in float64.
 
-    method, each never looser than those before it: "ibp", intervals; "crown-ibp", linear bounds over the boxes of
-    IBP; "crown", over boxes that CROWN itself tightened layer by layer; "alpha-crown", with the slopes of the
+    method, one of BOUNDS, each never looser than those before it: "ibp", intervals; "crown-ibp", linear bounds over the
+    boxes of IBP; "crown", over boxes that CROWN itself tightened layer by layer; "alpha-crown", with the slopes of the
     relaxations optimised for each row of `spec`. Without gradient, but for "ibp".
 
     Raises ValueError for an unknown method, a model in training mode or of another precision than the region, a spec of
     another batch, and a region whose radius is negative or not a number; UnsupportedOperator where an operation has no
     rule, or where the model is not the function that torch.fx saw of it.
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; methods: {', '.join(METHODS)}")
+    linear = bound_named(method).linear
     if any(module.training for module in model.modules()):
         raise ValueError("bounds are of a fixed function: call model.eval() first")
     dtypes = {value.dtype for value in [*model.parameters(), *model.buffers()] if value.is_floating_point()}
@@ -67,25 +68,10 @@ def bound(model: nn.Module, region: Box, method: str = "ibp", spec: Tensor | Non
         raise ValueError("the region's radius must be at least 0 everywhere")
     if spec is not None and (spec.dim() != 3 or len(spec) != len(region.center)):
         raise ValueError(f"spec must be [{len(region.center)}, K, N] as the region, found {list(spec.shape)}")
-    program = trace(model, linear=method != "ibp")
-    x = Interval(region.center, region.radius)
-    if method == "ibp":
-        lower, upper = outward_ends(propagate(program, x, Context(sound=True), spec).box)
-    else:
-        lower, upper = _linear_ends(program, x, spec, method)
+    program = trace(model, linear=linear)
+    lower, upper = both_ends(program, Interval(region.center, region.radius), spec, method)
     refuse_another_function(model, program, region.center)
     return torch.where(lower.isnan(), -torch.inf, lower), torch.where(upper.isnan(), torch.inf, upper)
-
-
-def _linear_ends(program: Program, x: Interval, spec: Tensor | None, method: str) -> tuple[Tensor, Tensor]:
-    """Both ends by a linear method, and by IBP where that is tighter."""
-    lower, upper = interval_ends(program, x, spec)
-    if spec is None:
-        outputs = lower.shape[1:].numel()
-        spec = torch.eye(outputs).to(lower).expand(len(lower), -1, -1)
-    rows = torch.cat([spec, -spec], dim=1).to(lower)
-    below, above = lower_bounds(program, x, rows, method).chunk(2, dim=1)
-    return torch.fmax(below.view_as(lower), lower), torch.fmin(-above.view_as(upper), upper)
 
 
 def margin_spec(labels: Tensor, classes: int) -> Tensor:

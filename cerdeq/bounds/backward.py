@@ -21,7 +21,7 @@ def linear_lower_bound(
     """Lower bounds [B, K] of coefficients [B, K, *shape] . value number `at`, over the whole input box.
 
     values: those of a forward pass, whose boxes the relaxations are made of. In float64, rounded down and -inf where
-    nothing finite was found, if `ctx.sound`; else differentiable, in the coefficients' precision.
+    nothing finite came out, if `ctx.sound`; else differentiable, in the coefficients' precision.
     """
     return joint_lower_bound(program, values, {at: coefficients}, ctx)
 

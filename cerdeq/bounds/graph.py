@@ -6,10 +6,11 @@ import linecache
 import operator
 import os
 import sys
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partialmethod
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch.fx
@@ -20,8 +21,7 @@ from cerdeq.bounds.precision import counted_rounding
 
 _NAMED_INPUTS = ("input", "other", "tensors")
 _OWN_FOLDERS = tuple(str(Path(file).parent) + os.sep for file in (torch.__file__, __file__))
-
-
+_AUGMENTED = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 _NEAR = {torch.float32: 1e-3, torch.float64: 1e-6}
 
 
@@ -36,8 +36,11 @@ class Reference:
 class Step:
     """One operation.
 
+    name: its own in the program.
     record: its entry in the rule table; None where no input reaches it, so that it is simply run.
-    target: what is called, a leaf module or a function. sources: the bounded values among its arguments, in order.
+    target: what is called, a leaf module or a function.
+    args, kwargs: what it is called with, References standing for earlier values.
+    sources: the bounded values among its arguments, in order.
     line: the user's line of code, for messages.
     """
 
@@ -73,17 +76,12 @@ class Program:
 class _Proxy(torch.fx.Proxy):
     """Augmented assignments stay what they are; torch.fx would trace `y += x` as an addition that leaves y alone."""
 
-    def __iadd__(self, other: Any) -> torch.fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+    def augmented(self, function: Callable[..., Any], other: Any) -> torch.fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
 
-    def __isub__(self, other: Any) -> torch.fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
 
-    def __imul__(self, other: Any) -> torch.fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
-
-    def __itruediv__(self, other: Any) -> torch.fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
+for _function in _AUGMENTED:
+    setattr(_Proxy, f"__{_function.__name__}__", partialmethod(_Proxy.augmented, _function))
 
 
 class _Tracer(torch.fx.Tracer):
@@ -121,7 +119,7 @@ def trace(model: nn.Module, linear: bool = False) -> Program:
     constants = {name: model.__dict__.pop(name) for name in set(vars(model)) - before}
     index = {node: number for number, node in enumerate(nodes)}
     bounded: set[torch.fx.Node] = set()
-    names: set[str] = set()
+    taken: set[str] = set()
     steps = []
     for node in nodes[:-1]:
         if node.op == "placeholder":
@@ -132,7 +130,7 @@ def trace(model: nn.Module, linear: bool = False) -> Program:
         if bounded.intersection(node.all_input_nodes) and not _asks_shape(node):
             bounded.add(node)
         name = str(node.target) if node.op == "call_module" else node.name
-        name = _unused(name, names)
+        name = _unused(name, taken)
         steps.append(_step(node, name, model, constants, index, bounded))
         _refuse_without_rule(steps[-1], linear)
     output = nodes[-1].args[0] if nodes else None
@@ -171,11 +169,11 @@ def refuse_another_function(model: nn.Module, program: Program, x: Tensor) -> No
         )
 
 
-def _alike(found: Tensor, expected: Tensor) -> bool:
+def _alike(computed: Tensor, expected: Tensor) -> bool:
     """Whether two results differ by rounding alone, where they are finite."""
-    both = found.isfinite() & expected.isfinite()
+    both = computed.isfinite() & expected.isfinite()
     size = torch.where(both, expected, 0).abs().max()
-    return bool((~both | ((found - expected).abs() <= _NEAR[expected.dtype] * (1 + size))).all())
+    return bool((~both | ((computed - expected).abs() <= _NEAR[expected.dtype] * (1 + size))).all())
 
 
 def _resolved(arg: Any, values: list[Any]) -> Any:
@@ -187,13 +185,9 @@ def _resolved(arg: Any, values: list[Any]) -> Any:
 
 
 def _step(
-    node: torch.fx.Node,
-    name: str,
-    model: nn.Module,
-    constants: dict[str, Any],
-    index: dict[torch.fx.Node, int],
-    bounded: set[torch.fx.Node],
-) -> Step:
+    node: torch.fx.Node, name: str, model: nn.Module, constants: dict[str, Any],
+    index: dict[torch.fx.Node, int], bounded: set[torch.fx.Node],
+) -> Step:  # fmt: skip
     if node.op == "get_attr":
         return Step(name, None, _reader(model, str(node.target), constants))
     target = _target(node, model)
@@ -214,11 +208,11 @@ def _step(
     return step
 
 
-def _unused(name: str, names: set[str]) -> str:
-    """`name`, or the first of name.2, name.3 ... that is not among `names` yet; added to them."""
+def _unused(name: str, taken: set[str]) -> str:
+    """`name`, or the first of name.2, name.3 ... that is not `taken` yet; added to those."""
     candidates = (name if number == 1 else f"{name}.{number}" for number in itertools.count(1))
-    free = next(candidate for candidate in candidates if candidate not in names)
-    names.add(free)
+    free = next(candidate for candidate in candidates if candidate not in taken)
+    taken.add(free)
     return free
 
 
@@ -331,10 +325,7 @@ def _writes_input(node: torch.fx.Node, model: nn.Module) -> bool:
         return False  # which in evaluation does nothing
     if isinstance(target, nn.Module):
         return bool(getattr(target, "inplace", False))
-    name = getattr(target, "__name__", "")
-    positional = list(node.args[1:2]) if name == "relu" else []
-    assigns = name in ("iadd", "isub", "imul", "itruediv") or name.endswith("_")
-    return assigns or bool(node.kwargs.get("inplace")) or positional == [True]
+    return target in _AUGMENTED or getattr(target, "__name__", "").endswith("_") or bool(node.kwargs.get("inplace"))
 
 
 def _is_view(node: torch.fx.Node, model: nn.Module) -> bool:
@@ -347,16 +338,9 @@ def _is_view(node: torch.fx.Node, model: nn.Module) -> bool:
 
 def _user_line() -> str:
     """Where in the user's forward we are, the innermost frame outside torch and this package; '' outside of one."""
-    frames = [frame for frame in _frames() if not frame.f_code.co_filename.startswith(_OWN_FOLDERS)]
+    stack = (frame for frame, _ in traceback.walk_stack(sys._getframe()))
+    frames = [frame for frame in stack if not frame.f_code.co_filename.startswith(_OWN_FOLDERS)]
     if not any(frame.f_code.co_name == "forward" for frame in frames):
         return ""
     file, line = frames[0].f_code.co_filename, frames[0].f_lineno
     return f" ({file}, line {line}: {linecache.getline(file, line).strip()})"
-
-
-def _frames() -> Iterator[FrameType]:
-    """The frames that called, innermost first."""
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None:
-        yield frame
-        frame = frame.f_back

@@ -54,10 +54,13 @@ class Interval:
 class Context:
     """What rules share during one pass.
 
-    sound: whether to round outwards. follow: whether batch norm in training moves its running statistics.
+    sound: whether to round outwards.
+    follow: whether batch norm in training moves its running statistics.
     relu_shrinkage: a factor in (0, 1] of the upper end of unstable ReLUs; below 1 nothing is bounded any more, and
-    `sound` is refused with a ValueError. step: the name of the step. By step, preactivations: the box before each
-    activation; kept: what its backward rule, and passes of other points of the same batch, will want again.
+        `sound` is refused with a ValueError.
+    step: the name of the step.
+    preactivations: by step, the box before each activation.
+    kept: by step, what its backward rule, and passes of other points of the same batch, will want again.
     """
 
     sound: bool
@@ -160,76 +163,6 @@ def specified(ctx: Context, x: Interval, spec: Tensor) -> Interval:
     return Interval(torch.einsum(apply, spec, x.center), settle(ctx, radius, spec.shape[2]), clean)
 
 
-def scale_shift(ctx: Context, x: Interval, subtract: Tensor, scale: Tensor, add: Tensor) -> Interval:
-    """(x - subtract) * scale + add, element by element; the three broadcast."""
-    offset = add - subtract * scale
-    center = torch.addcmul(offset, x.center, scale)
-    clean = None if x.clean is None else torch.addcmul(offset, x.clean, scale)
-    radius = absorb(ctx, x.center.abs() + subtract.abs(), x.radius, 8) * scale.abs()
-    return Interval(center, settle(ctx, radius, 8, add), clean)
-
-
-def batch_norm(
-    ctx: Context, x: Interval, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
-) -> Interval:
-    """Batch norm. In training the clean values' batch statistics, not detached, normalise all three (Shi et al. 2021).
-
-    Raises ValueError in training without a clean value.
-    """
-    statistics = running_mean, running_var
-    if training:
-        statistics = batch_statistics(ctx, x.clean_value(), running_mean, running_var, momentum)
-    mean, scale, shift = normalisation(statistics, weight, bias, eps)
-    shape = (1, -1) + (1,) * (x.center.dim() - 2)
-    return scale_shift(ctx, x, mean.view(shape), scale.view(shape), shift.view(shape))
-
-
-def batch_norm_of_points(
-    ctx: Context, x: Tensor, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
-) -> Tensor:
-    """Batch norm of x [B, C, ...]; in training by the statistics of the batch that `ctx` met first."""
-    statistics = running_mean, running_var
-    if training:
-        statistics = batch_statistics(ctx, x, running_mean, running_var, momentum)
-    mean, scale, shift = normalisation(statistics, weight, bias, eps)
-    shape = (1, -1) + (1,) * (x.dim() - 2)
-    return torch.addcmul((shift - mean * scale).view(shape), x, scale.view(shape))
-
-
-def batch_statistics(ctx: Context, clean: Tensor, running_mean, running_var, momentum: float) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of a batch's channels, [C] each: those that `ctx` keeps of this step, else those of
-    `clean` [B, C, ...], which are kept and, where `ctx.follow`, move the running ones."""
-    if ctx.step not in ctx.kept:
-        if running_mean is not None and ctx.follow:
-            _follow(clean, running_mean, running_var, momentum)
-        ctx.kept[ctx.step] = _statistics(clean)
-    return ctx.kept[ctx.step]
-
-
-def normalisation(statistics: tuple[Tensor, Tensor], weight, bias, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """What batch norm does of each channel by its (mean, variance), (x - mean) * scale + shift: three tensors [C]."""
-    mean, variance = statistics
-    scale = (variance + eps).sqrt().reciprocal()
-    scale = scale if weight is None else scale * weight
-    return mean, scale, torch.zeros_like(scale) if bias is None else bias
-
-
-def _statistics(clean: Tensor) -> tuple[Tensor, Tensor]:
-    variance, mean = torch.var_mean(clean, [d for d in range(clean.dim()) if d != 1], correction=0)
-    return mean, variance
-
-
-@torch.no_grad()
-def _follow(clean: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float) -> None:
-    """Move running statistics towards the batch's, the variance unbiased, as torch does."""
-    count = clean.numel() // clean.shape[1]
-    if count < 2:
-        raise ValueError("batch norm in training needs more than one value per channel")
-    mean, variance = _statistics(clean)
-    running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-    running_var.lerp_(variance.to(running_var.dtype) * (count / (count - 1)), momentum)
-
-
 def relu(ctx: Context, x: Interval, inplace: bool = False) -> Interval:
     """ReLU, exactly: (c, r) where c >= r, else [0, relu(c + r)], times `ctx.relu_shrinkage` there."""
     ctx.preactivations[ctx.step] = x.box
@@ -275,30 +208,24 @@ def _between(ctx: Context, low: Tensor, high: Tensor, clean: Tensor | None, reac
 
 def add(ctx: Context, x: Any, y: Any, alpha: float = 1) -> Interval:
     """x + alpha y, of Intervals or of an Interval and a constant."""
-    return _sum(ctx, x, y, alpha)
+    like = x if isinstance(x, Interval) else y
+    a, b = _lifted(x, like), _lifted(y, like)
+    center = a.center + alpha * b.center
+    radius = absorb(ctx, a.center, a.radius, 4) + abs(alpha) * absorb(ctx, b.center, b.radius, 4)
+    radius = _underflowed(ctx, settle(ctx, radius, 2), b)
+    clean = None if like.clean is None else a.clean_value() + alpha * b.clean_value()
+    return Interval(center, radius, clean)
 
 
 def subtract(ctx: Context, x: Any, y: Any, alpha: float = 1) -> Interval:
     """x - alpha y, of Intervals or of an Interval and a constant."""
-    return _sum(ctx, x, y, -alpha)
-
-
-def _sum(ctx: Context, x: Any, y: Any, factor: float) -> Interval:
-    like = x if isinstance(x, Interval) else y
-    a, b = _lifted(x, like), _lifted(y, like)
-    center = a.center + factor * b.center
-    radius = absorb(ctx, a.center, a.radius, 4) + abs(factor) * absorb(ctx, b.center, b.radius, 4)
-    radius = _underflowed(ctx, settle(ctx, radius, 2), b)
-    clean = None if like.clean is None else a.clean_value() + factor * b.clean_value()
-    return Interval(center, radius, clean)
+    return add(ctx, x, y, -alpha)
 
 
 def _lifted(x: Any, like: Interval) -> Interval:
-    return x if isinstance(x, Interval) else _point(x, like)
-
-
-def _point(x: Any, like: Interval) -> Interval:
-    """A constant as an Interval of radius 0, in the precision of `like`."""
+    """x itself, or a constant as an Interval of radius 0, in the precision of `like`."""
+    if isinstance(x, Interval):
+        return x
     value = torch.as_tensor(x, dtype=like.center.dtype, device=like.center.device)
     return Interval(value, torch.zeros_like(value), value)
 
@@ -369,7 +296,7 @@ def max_pool2d(
 def concatenate(ctx: Context, tensors: Any, dim: int = 0) -> Interval:
     """Concatenation of Intervals and constants; no arithmetic."""
     like = next(value for value in tensors if isinstance(value, Interval))
-    parts = [value if isinstance(value, Interval) else _point(value, like) for value in tensors]
+    parts = [_lifted(value, like) for value in tensors]
     center, radius = (torch.cat([getattr(p, end) for p in parts], dim) for end in ("center", "radius"))
     clean = None if like.clean is None else torch.cat([p.clean_value() for p in parts], dim)
     radius = settle(ctx, absorb(ctx, center, radius, 0), 0)  # a constant may be of another precision

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vjp, vmap
 
-from cerdeq.bounds.interval import Context, Interval, normalisation, pair
+from cerdeq.bounds.interval import Context, Interval, pair
 from cerdeq.bounds.precision import without_autocast
 
 
@@ -35,10 +35,13 @@ class Pulled:
 class Backward:
     """What rules share during one backward pass.
 
-    sound: whether to round outwards. step: the name of the step, output: its bounded value. slopes: free choices by
-    name, [B, K, *shape], 0 to 1: by a step's name, where between its two extremes the free line of its relaxation
-    lies. What is absent is chosen by default, a line so that the relaxation's area is small. chosen: if a dictionary,
-    receives every choice. kept: what the forward pass's rules left for theirs, by step.
+    sound: whether to round outwards.
+    step: the name of the step.
+    output: the step's bounded value.
+    slopes: free choices by name, [B, K, *shape], 0 to 1: by a step's name, where between its two extremes the free line
+        of its relaxation lies. What is absent is chosen so that the relaxation's area is small.
+    chosen: if a dictionary, receives every choice.
+    kept: by step, what the forward pass's rules left for theirs.
     """
 
     sound: bool
@@ -220,22 +223,6 @@ def _filled(constant: Any, coefficients: Tensor) -> Tensor:
     return constant if isinstance(constant, Tensor) else coefficients.new_zeros(coefficients.shape[:2])
 
 
-def batch_norm(
-    ctx: Backward, coefficients: Tensor, x: Interval, running_mean, running_var, weight=None, bias=None,
-    training=False, momentum=0.1, eps=1e-5,
-) -> Pulled:  # fmt: skip
-    """Batch norm, by the statistics that the forward pass used; running ones stay as they are."""
-    statistics = ctx.kept[ctx.step] if training else (running_mean, running_var)
-    mean, scale, shift = normalisation(statistics, weight, bias, eps)
-    shape = (1, -1) + (1,) * (x.center.dim() - 2)
-    offset = (shift - mean * scale).view(shape).expand_as(x.center)
-    constant = dot(ctx, coefficients, offset)
-    if ctx.sound:
-        result = (magnitude(x) + mean.abs().view(shape)) * scale.abs().view(shape) + shift.abs().view(shape)
-        constant = constant - slack(ctx, coefficients, result, 8)
-    return Pulled((coefficients * scale.view(1, *shape),), constant)
-
-
 def identity(ctx: Backward, coefficients: Tensor, x: Interval, *args: Any, **kwargs: Any) -> Pulled:
     """The value itself."""
     return Pulled((coefficients,), coefficients.new_zeros(coefficients.shape[:2]))
@@ -243,7 +230,4 @@ def identity(ctx: Backward, coefficients: Tensor, x: Interval, *args: Any, **kwa
 
 def reshape(ctx: Backward, coefficients: Tensor, x: Interval, *args: Any, **kwargs: Any) -> Pulled:
     """Flatten, reshape and view: no arithmetic."""
-    return Pulled(
-        (coefficients.reshape(*coefficients.shape[:2], *x.center.shape[1:]),),
-        coefficients.new_zeros(coefficients.shape[:2]),
-    )
+    return identity(ctx, coefficients.reshape(*coefficients.shape[:2], *x.center.shape[1:]), x)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cerdeq.bounds import interval, linear, relaxation
+from cerdeq.bounds import batch_norm, interval, linear, relaxation
 from cerdeq.bounds.interval import Interval
 from cerdeq.boxes import Box
 
@@ -28,18 +28,23 @@ class Operator:
     """What bounds know of one operator.
 
     interval: rule (Context, *args, **kwargs) -> Interval, with the arguments of the functional form.
-    functions: the functionals and tensor methods it stands for. modules: for each module class, the arguments
-    that follow the input. backward: rule (Backward, coefficients, *args, **kwargs) -> Pulled, `linear.affine` of an
-    affine operator; None where IBP is all there is. unsettled: of an operator that is not affine, (Box, **options) -> a
-    mask of where a tighter input box makes its relaxation tighter. refine: of an operator with pre-activations of its
-    own, (tighten.Tighter, result, *args, **kwargs) -> the result over those, tightened. points: of an operator that in
-    training depends on the whole batch or moves on, (Context, Tensor, *args, **kwargs) -> Tensor by what the context
-    keeps of the batch it met first. bounded: which arguments may be
-    bounded values: the "first" alone, "one" at any place, "any", or "list", any of those in the first argument.
-    allowed: the values that an argument may take, where not all. local: whether a pixel of the result comes from one
-    "pixel" of an image, treated like every other, or from a "window" as of conv2d; None where neither is known.
-    broadcasts: whether arguments of several shapes are broadcast. view: whether the result may share its input's
-    memory.
+    functions: the functionals and tensor methods it stands for.
+    modules: for each module class, the arguments that follow the input.
+    backward: rule (Backward, coefficients, *args, **kwargs) -> Pulled, `linear.affine` of an affine operator; None
+        where IBP is all there is.
+    unsettled: of one that is not affine, (Box, **options) -> a mask of where a tighter input box makes its relaxation
+        tighter.
+    refine: of one with pre-activations of its own, (tighten.Tighter, result, *args, **kwargs) -> the result over those,
+        tightened.
+    points: of one that in training depends on the whole batch or moves on, (Context, Tensor, *args, **kwargs) -> Tensor
+        by what the context keeps of the batch it met first.
+    bounded: which arguments may be bounded values: the "first" alone, "one" at any place, "any", or "list", any of
+        those in the first argument.
+    allowed: the values that an argument may take, where not all.
+    local: whether a pixel of the result comes from one "pixel" of an image, treated like every other, or from a
+        "window" as of conv2d; None where neither is known.
+    broadcasts: whether arguments of several shapes are broadcast.
+    view: whether the result may share its input's memory.
     """
 
     name: str
@@ -61,45 +66,25 @@ class UnsupportedOperator(TypeError):  # noqa: N818
     """An operation of the model has no bound rule; the message names its node and the user's line of code."""
 
 
+def _options(*attributes: str) -> Callable[[Any], dict[str, Any]]:
+    """The arguments that a module keeps in attributes of the same names."""
+    return lambda module: {name: getattr(module, name) for name in attributes}
+
+
+_POOL = ("kernel_size", "stride", "padding", "ceil_mode")
+
+
 def _conv2d_arguments(module: nn.Conv2d) -> dict[str, Any]:
     if module.padding_mode != "zeros":
         raise UnsupportedOperator(f"no bound rule for Conv2d with padding_mode={module.padding_mode!r}")
-    return {
-        "weight": module.weight,
-        "bias": module.bias,
-        "stride": module.stride,
-        "padding": module.padding,
-        "dilation": module.dilation,
-        "groups": module.groups,
-    }
+    return _options("weight", "bias", "stride", "padding", "dilation", "groups")(module)
 
 
 def _batch_norm_arguments(module: Any) -> dict[str, Any]:
     if module.momentum is None:
         raise UnsupportedOperator("no bound rule for batch norm with momentum=None")
-    return {
-        "running_mean": module.running_mean,
-        "running_var": module.running_var,
-        "weight": module.weight,
-        "bias": module.bias,
-        "training": module.training or module.running_mean is None,
-        "momentum": module.momentum,
-        "eps": module.eps,
-    }
-
-
-def _avg_pool2d_arguments(module: nn.AvgPool2d) -> dict[str, Any]:
-    names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-    return {name: getattr(module, name) for name in names}
-
-
-def _max_pool2d_arguments(module: nn.MaxPool2d) -> dict[str, Any]:
-    names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
-    return {name: getattr(module, name) for name in names}
-
-
-def _of_one(name: str) -> Callable[[Any], dict[str, Any]]:
-    return lambda module: {name: getattr(module, name)}
+    arguments = _options("running_mean", "running_var", "weight", "bias", "momentum", "eps")(module)
+    return {**arguments, "training": module.training or module.running_mean is None}
 
 
 def _product(x: Any, y: Any) -> list[tuple[Any, Any]]:
@@ -120,25 +105,23 @@ TABLE = (
         "conv2d", interval.conv2d, (F.conv2d,), {nn.Conv2d: _conv2d_arguments},
         backward=linear.conv2d, local="window",
     ),
+    Operator("linear", interval.linear, (F.linear,), {nn.Linear: _options("weight", "bias")}, backward=linear.linear),
     Operator(
-        "linear", interval.linear, (F.linear,), {nn.Linear: lambda m: {"weight": m.weight, "bias": m.bias}},
-        backward=linear.linear,
-    ),
-    Operator(
-        "batch_norm", interval.batch_norm, (F.batch_norm,),
+        "batch_norm", batch_norm.interval, (F.batch_norm,),
         {nn.BatchNorm1d: _batch_norm_arguments, nn.BatchNorm2d: _batch_norm_arguments},
-        backward=linear.batch_norm, points=interval.batch_norm_of_points, local="pixel",
+        backward=batch_norm.backward, points=batch_norm.points, local="pixel",
     ),
     Operator(
-        "relu", interval.relu, (F.relu, torch.relu, Tensor.relu), {nn.ReLU: lambda m: {}},
+        "relu", interval.relu, (F.relu, torch.relu, Tensor.relu), {nn.ReLU: _options()},
         backward=relaxation.relu, unsettled=crossing, local="pixel",
     ),
     Operator(
-        "leaky_relu", interval.leaky_relu, (F.leaky_relu,), {nn.LeakyReLU: _of_one("negative_slope")},
+        "leaky_relu", interval.leaky_relu, (F.leaky_relu,), {nn.LeakyReLU: _options("negative_slope")},
         backward=relaxation.leaky_relu, unsettled=crossing, local="pixel",
     ),
     Operator(
-        "max_pool2d", interval.max_pool2d, (F.max_pool2d, torch.max_pool2d), {nn.MaxPool2d: _max_pool2d_arguments},
+        "max_pool2d", interval.max_pool2d, (F.max_pool2d, torch.max_pool2d),
+        {nn.MaxPool2d: _options(*_POOL, "dilation", "return_indices")},
         backward=relaxation.max_pool2d, unsettled=lambda box, **options: box.radius > 0,
         allowed={"return_indices": (False,)},
     ),
@@ -169,12 +152,13 @@ TABLE = (
         backward=linear.combination(lambda x: [(x, -1)], interval.negative), local="pixel",
     ),
     Operator(
-        "avg_pool2d", interval.avg_pool2d, (F.avg_pool2d,), {nn.AvgPool2d: _avg_pool2d_arguments},
+        "avg_pool2d", interval.avg_pool2d, (F.avg_pool2d,),
+        {nn.AvgPool2d: _options(*_POOL, "count_include_pad", "divisor_override")},
         backward=linear.affine(F.avg_pool2d, interval.avg_pool2d, _window),
     ),
     Operator(
         "adaptive_avg_pool2d", interval.adaptive_avg_pool2d, (F.adaptive_avg_pool2d,),
-        {nn.AdaptiveAvgPool2d: _of_one("output_size")},
+        {nn.AdaptiveAvgPool2d: _options("output_size")},
         backward=linear.affine(F.adaptive_avg_pool2d, interval.adaptive_avg_pool2d),
     ),
     Operator(
@@ -183,7 +167,7 @@ TABLE = (
     ),
     Operator(
         "flatten", interval.flatten, (torch.flatten, Tensor.flatten),
-        {nn.Flatten: lambda m: {"start_dim": m.start_dim, "end_dim": m.end_dim}},
+        {nn.Flatten: _options("start_dim", "end_dim")},
         backward=linear.reshape, view=True,
     ),
     Operator(
@@ -191,12 +175,12 @@ TABLE = (
         backward=linear.reshape, view=True,
     ),
     Operator(
-        "identity", interval.identity, (), {nn.Identity: lambda m: {}},
+        "identity", interval.identity, (), {nn.Identity: _options()},
         backward=linear.identity, local="pixel", view=True,
     ),
     Operator(
         "dropout", interval.dropout, (F.dropout, F.dropout2d),
-        {nn.Dropout: _of_one("training"), nn.Dropout2d: _of_one("training")},
+        {nn.Dropout: _options("training"), nn.Dropout2d: _options("training")},
         backward=linear.identity, allowed={"training": (False,)}, local="pixel", view=True,
     ),
 )  # fmt: skip
@@ -218,15 +202,15 @@ def of_function(function: Any) -> Operator | None:
 
 def of_module(module: nn.Module) -> Operator | None:
     """The record of a module's class, or of a base class whose forward it runs unchanged; None where there is none."""
-    found = _registered_class(module)
-    return None if found is None else _by_module[found]
+    kind = _registered_class(module)
+    return None if kind is None else _by_module[kind]
 
 
 def module_arguments(record: Operator, module: nn.Module) -> dict[str, Any]:
     """The functional form's arguments after the input, read from the module as it is now."""
-    found = _registered_class(module)
-    assert found is not None, "a step's module has a record"
-    return record.modules[found](module)
+    kind = _registered_class(module)
+    assert kind is not None, "a step's module has a record"
+    return record.modules[kind](module)
 
 
 def _registered_class(module: nn.Module) -> type[nn.Module] | None:

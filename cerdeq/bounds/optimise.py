@@ -1,6 +1,6 @@
 """Ascent on the free slopes of relaxations (alpha-CROWN; Xu et al. 2021).
 
-Any slope between the two extremes is sound, so the search runs without outward rounding; what it finds is proved after.
+Any slope between the two extremes is sound, so the search runs without outward rounding; its result is proved after.
 """
 
 from typing import Any
@@ -41,9 +41,9 @@ def optimised_slopes(program: Program, values: list[Any], spec: Tensor, target: 
             moments = {name: (m[waiting], v[waiting]) for name, (m, v) in moments.items()}
         if not len(active):
             break
-        found, gradients = _evaluated(program, examples_of(program, values, active), spec[active], target, slopes)
-        better = found > lower[active]
-        lower[active] = torch.where(better, found, lower[active])
+        reached, gradients = _evaluated(program, examples_of(program, values, active), spec[active], target, slopes)
+        better = reached > lower[active]
+        lower[active] = torch.where(better, reached, lower[active])
         for name, share in slopes.items():
             kept = best[name][active]
             best[name][active] = torch.where(better.view(*better.shape, *[1] * (share.dim() - 2)), share, kept)
@@ -57,10 +57,10 @@ def _evaluated(
     """The bounds [B, K] at these slopes and their gradients; rows above the target have none."""
     leaves = {name: share.detach().requires_grad_() for name, share in slopes.items()}
     with torch.enable_grad():
-        found = linear_lower_bound(program, values, spec, program.output, Backward(sound=False, slopes=leaves))
-        wanted = found if target is None else found.clamp(max=target)
+        lower = linear_lower_bound(program, values, spec, program.output, Backward(sound=False, slopes=leaves))
+        wanted = lower if target is None else lower.clamp(max=target)
         gradients = torch.autograd.grad(wanted.sum(), list(leaves.values()))
-    return found.detach(), dict(zip(leaves, gradients, strict=True))
+    return lower.detach(), dict(zip(leaves, gradients, strict=True))
 
 
 @torch.no_grad()
@@ -78,10 +78,6 @@ def examples_of(program: Program, values: list[Any], examples: Tensor) -> list[A
     """The values of some examples; what is not bounded is computed again, since it may know the batch's size."""
     chosen: list[Any] = []
     for number, value in enumerate(values):
-        if isinstance(value, Interval):
-            chosen.append(value.of(examples))
-        else:
-            step = program.steps[number - 1]
-            arguments, options = step.call(chosen)
-            chosen.append(step.target(*arguments, **options))
+        bounded = isinstance(value, Interval)
+        chosen.append(value.of(examples) if bounded else program.steps[number - 1].run(chosen))
     return chosen

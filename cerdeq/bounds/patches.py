@@ -151,17 +151,14 @@ def _pull_windows(
     assert record.backward is not None
     stride, dilation, image = pair(stride), pair(dilation), x.center.shape[2:]
     before, _ = paddings(padding, weight.shape[2:], dilation)
-    size = [
-        (n - 1) * s + d * (k - 1) + 1
-        for n, s, d, k in zip(patches.values.shape[3:], stride, dilation, weight.shape[2:], strict=True)
-    ]
+    axes = zip(patches.values.shape[3:], stride, dilation, weight.shape[2:], strict=True)
+    size = [(n - 1) * s + d * (k - 1) + 1 for n, s, d, k in axes]
     if math.prod(size) >= math.prod(image):
         return record.backward(ctx, patches.dense(), x, weight, bias, stride, padding, dilation, groups)
     shape = patches.values.shape[:2]
     empty = x.center.new_zeros(()).expand(*shape, x.center.shape[1], *size)
-    below = Patches(
-        empty, patches.top * stride[0] - before[0], patches.left * stride[1] - before[1], (image[0], image[1])
-    )
+    top, left = patches.top * stride[0] - before[0], patches.left * stride[1] - before[1]
+    below = Patches(empty, top, left, (image[0], image[1]))
     rows = patches.values.flatten(0, 1).unsqueeze(1)
     pulled = record.backward(ctx, rows, _under(below, x), weight, bias, stride, 0, dilation, groups)
     values = pulled.coefficients[0].squeeze(1).unflatten(0, shape) * below.inside()

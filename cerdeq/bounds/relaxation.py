@@ -1,6 +1,7 @@
 """Linear relaxations of what is not linear: the two lines around a ReLU (Zhang et al. 2018), and max pooling."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -87,35 +88,40 @@ def max_pool2d(
     """Max pooling. Below: the element whose lower end is largest. Above: that element where its lower end reaches
     every other's upper end, else the largest upper end, a constant (Singh et al. 2019)."""
     low, high = outward_ends(x.box) if ctx.sound else (x.box.lower, x.box.upper)
-    shape = coefficients.shape[3:]
-    rows, columns = (
-        _reach(*axis)
-        for axis in zip(shape, pair(kernel_size), pair(stride or kernel_size), pair(dilation))  # noqa: B905
-    )
-
-    def windows(value: Tensor, outside: float) -> Tensor:
-        (top, left), (height, width) = pair(padding), value.shape[2:]
-        beyond = (int(columns.max()) + 1 - left - width, int(rows.max()) + 1 - top - height)
-        padded = F.pad(value, (left, max(0, beyond[0]), top, max(0, beyond[1])), value=outside)
-        return padded[:, :, rows[:, None, :, None], columns[None, :, None, :]].flatten(4)
-
-    best, which = windows(low.clamp(min=torch.finfo(low.dtype).min), -torch.inf).max(4, keepdim=True)
-    highs = windows(high, -torch.inf)
-    decided = best >= highs.scatter(4, which, -torch.inf).amax(4, keepdim=True)
-    ceiling = torch.where(decided, 0, highs.amax(4, keepdim=True)).squeeze(4)
-    sensible = (windows(low, -torch.inf) <= highs).all(4) & (best.squeeze(4) > -torch.inf)
-    ceiling = torch.where(sensible, ceiling, torch.nan)  # a box that is none, a window of padding alone
-    negative = coefficients.clamp(max=0)
-    kept = coefficients.clamp(min=0) + negative * per_row(decided.squeeze(4).to(coefficients))
-    places = torch.arange(low[0, 0].numel(), dtype=low.dtype, device=low.device).view(1, 1, *low.shape[2:])
-    place = windows(places, 0).expand_as(highs).gather(4, which).flatten(2).long()
-    pulled = low.new_zeros(*kept.shape[:3], low[0, 0].numel())
-    pulled = pulled.scatter_add(3, per_row(place).expand_as(kept.flatten(3)), kept.flatten(3))
-    size = torch.maximum(windows(magnitude(x), 0).amax(4), ceiling.abs())
-    constant = dot(ctx, negative, ceiling) - slack(ctx, coefficients, size, highs.shape[4])
-    return Pulled((pulled.unflatten(3, low.shape[2:]),), constant)
+    windows = Windows(coefficients.shape[3:], kernel_size, stride or kernel_size, padding, dilation)
+    floor, element = windows.of(low.clamp(min=torch.finfo(low.dtype).min), -torch.inf).max(4)
+    lows, highs = windows.of(low, -torch.inf), windows.of(high, -torch.inf)
+    decided = floor >= highs.scatter(4, element.unsqueeze(4), -torch.inf).amax(4)
+    ceiling = torch.where(decided, 0, highs.amax(4))
+    proper = (lows <= highs).all(4) & (floor > -torch.inf)  # no box that is none, no window of padding alone
+    ceiling = torch.where(proper, ceiling, torch.nan)
+    # The lines: the element itself from below, and from above where it decides; else the ceiling.
+    positive, negative = coefficients.clamp(min=0), coefficients.clamp(max=0)
+    pulled = windows.scattered(positive + negative * per_row(decided.to(coefficients)), element, low.shape[2:])
+    size = torch.maximum(windows.of(magnitude(x), 0).amax(4), ceiling.abs())
+    return Pulled((pulled,), dot(ctx, negative, ceiling) - slack(ctx, coefficients, size, highs.shape[4]))
 
 
-def _reach(outputs: int, kernel: int, stride: int, dilation: int) -> Tensor:
-    """The rows (or columns) of the padded image that each window covers: [outputs, kernel]."""
-    return torch.arange(outputs)[:, None] * stride + torch.arange(kernel) * dilation
+class Windows:
+    """The elements under each of the h x w windows of a pooling, some of them in the padding."""
+
+    def __init__(self, outputs: torch.Size, kernel: Any, stride: Any, padding: Any, dilation: Any):
+        axes = zip(outputs, pair(kernel), pair(stride), pair(dilation), strict=True)
+        places = [torch.arange(n)[:, None] * s + torch.arange(k) * d for n, k, s, d in axes]
+        self.rows, self.columns = places[0][:, None, :, None], places[1][None, :, None, :]  # of the padded image
+        self.padding = pair(padding)
+
+    def of(self, image: Tensor, outside: float) -> Tensor:
+        """The elements of an image [B, C, H, W], `outside` beyond it: [B, C, h, w, elements]."""
+        (top, left), (height, width) = self.padding, image.shape[2:]
+        below, right = int(self.rows.max()) + 1 - top - height, int(self.columns.max()) + 1 - left - width
+        padded = F.pad(image, (left, max(0, right), top, max(0, below)), value=outside)
+        return padded[:, :, self.rows, self.columns].flatten(4)
+
+    def scattered(self, coefficients: Tensor, element: Tensor, size: torch.Size) -> Tensor:
+        """Coefficients [B, K, C, h, w] of one element of each window, [B, C, h, w], as coefficients of the image."""
+        pixels = torch.arange(size.numel(), device=element.device).view(1, 1, *size)
+        numbers = self.of(pixels, 0).expand(*element.shape, -1)
+        place = per_row(numbers.gather(4, element.unsqueeze(4)).flatten(2)).expand_as(coefficients.flatten(3))
+        image = coefficients.new_zeros(*coefficients.shape[:3], size.numel())
+        return image.scatter_add(3, place, coefficients.flatten(3)).unflatten(3, size)

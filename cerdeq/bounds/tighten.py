@@ -79,9 +79,9 @@ def _tightened(
         sign = torch.tensor([1.0, -1.0]).to(box.center).repeat(count)[start:stop].expand(place.shape)
         return functional(one_hot(place, sign, box.center.shape[1:]))
 
-    found = chunked_lower_bound(program, values, rows, 2 * count, at, memory).to(box.center)
-    found = found - torch.finfo(found.dtype).eps * found.abs()  # down, from float64
+    lower = chunked_lower_bound(program, values, rows, 2 * count, at, memory).to(box.center)
+    lower = lower - torch.finfo(lower.dtype).eps * lower.abs()  # down, from float64
     low, high = (end.flatten(1) for end in outward_ends(box))
-    low = low.scatter(1, index, torch.maximum(low.gather(1, index), found[:, ::2]))
-    high = high.scatter(1, index, torch.minimum(high.gather(1, index), -found[:, 1::2]))
+    low = low.scatter(1, index, torch.maximum(low.gather(1, index), lower[:, ::2]))
+    high = high.scatter(1, index, torch.minimum(high.gather(1, index), -lower[:, 1::2]))
     return narrowed(box, low.view_as(box.center), high.view_as(box.center))

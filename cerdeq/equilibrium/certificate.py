@@ -20,7 +20,7 @@ _POWER_ITERATIONS = 500
 _FLOORS, _AS_GOOD = (1e-6, 1e-12, 1e-18), 1e-5
 _SOLVER_TOLERANCE = 1e-6
 _SOLVER_LIMIT = 1000
-_SOLVER_METHOD = "anderson"  # radii go by |W|, so rho(|W|) counts: Picard is several times slower near 1
+_SOLVER = "anderson"  # radii go by |W|, so rho(|W|) counts: Picard is several times slower near 1
 _FINAL_STEPS, _MOST_FINAL_STEPS = 2, 500
 
 
@@ -51,14 +51,14 @@ def contraction(weight: Tensor) -> Contraction:
     """
     weight = weight.detach().double()
     matrix, terms = channel_matrix(weight), weight[0].numel()
-    found = [_proved(matrix, _perron_vector(matrix, floor), terms) for floor in _FLOORS]
-    least = min(proof.rate for proof in found)
-    return next((proof for proof in found if proof.rate <= least * (1 + _AS_GOOD)), found[0])
+    proofs = [_proved(matrix, _perron_vector(matrix, floor), terms) for floor in _FLOORS]
+    least = min(proof.rate for proof in proofs)
+    return next((proof for proof in proofs if proof.rate <= least * (1 + _AS_GOOD)), proofs[0])
 
 
 def _perron_vector(matrix: Tensor, floor: float) -> Tensor:
     """About the right Perron vector of a non-negative matrix, no entry of it far below `floor` times the largest: the
-    smaller the floor, the worse may rows and columns be scaled, and the slower are entries found that are almost 0."""
+    smaller the floor, the worse may rows and columns be scaled, and the slower do entries settle that are almost 0."""
     v = torch.ones(len(matrix), dtype=torch.float64, device=matrix.device)
     for _ in range(_POWER_ITERATIONS):
         product = matrix @ v
@@ -110,8 +110,7 @@ def verify_inclusion(weight: Tensor, h: Box, z: Box, v: Tensor) -> Tensor:
     """
     if not weight.dim() == h.center.dim() == z.center.dim():
         raise ValueError("boxes must be [B, C, H, W] for a convolution, [B, N] for a matrix")
-    weight, v = weight.double(), v.double()
-    h, z = _double(h), _double(z)
+    weight, h, z, v = weight.double(), h.double(), z.double(), v.double()
     unique = bool((v > 0).all()) and bool((_product_rounded_up(channel_matrix(weight), v, weight[0].numel()) < v).all())
     inside = _excess(interval_step(weight, h, z), z) <= 0
     proper = (h.radius >= 0) & (z.radius >= 0) & torch.isfinite(z.center) & torch.isfinite(z.radius)
@@ -146,7 +145,7 @@ def verified_box(weight: Tensor, h: Box) -> Box:
     proof = contraction(weight)
     if not proof.rate < 1:
         raise NotContractiveError(f"rho(|W|) < 1 is not proved: the bound is {proof.rate:.6f}")
-    weight, h = weight.double(), _double(h)
+    weight, h = weight.double(), h.double()
     z = _widened(weight, h, interval_equilibrium(weight, h), proof)
     proved = verify_inclusion(weight, h, z, proof.v)
     if not bool(proved.all()):
@@ -185,7 +184,7 @@ def interval_equilibrium(weight: Tensor, h: Box) -> Box:
         # The solver may extrapolate to a negative radius.
         return torch.cat(relu_box(ctx, *apply_lifted(small, (c, torch.relu(r)), (h_c, h_r))), dim=1)
 
-    solution = solve(step, torch.zeros_like(ends), ends, _SOLVER_TOLERANCE, _SOLVER_LIMIT, _SOLVER_METHOD)
+    solution = solve(step, torch.zeros_like(ends), ends, _SOLVER_TOLERANCE, _SOLVER_LIMIT, _SOLVER)
     c, r = solution.value.double().chunk(2, dim=1)
     return Box(c, r)
 
@@ -215,7 +214,3 @@ def _select(choose: Tensor, a: Box, b: Box) -> Box:
 
 def _per_example(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *[1] * (like.dim() - 1))
-
-
-def _double(box: Box) -> Box:
-    return Box(box.center.double(), box.radius.double())

@@ -63,15 +63,9 @@ class _Lifted(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        weight: Tensor,
-        h_center: Tensor,
-        h_radius: Tensor,
-        center: Tensor,
-        radius: Tensor,
-        iterations: int,
-        relu_shrinkage: float,
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any, weight: Tensor, h_center: Tensor, h_radius: Tensor, center: Tensor, radius: Tensor,
+        iterations: int, relu_shrinkage: float,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         ctx.save_for_backward(weight, center, radius)
         ctx.precision = _precision(weight)
         ctx.iterations, ctx.relu_shrinkage = iterations, relu_shrinkage

@@ -1,5 +1,7 @@
 """The equilibrium layer, z = relu(W z + inject(x)); bounds of it are in rules.py."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -11,36 +13,40 @@ from cerdeq.equilibrium.weights import PARAMETRISATIONS, Parametrisation
 
 _TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 _LIMIT = 20_000
-_METHOD = "picard"  # where W has both signs, as many steps as Anderson, each at half the cost in a tenth of the memory
+_SOLVER = "picard"  # where W has both signs, as many steps as Anderson, each at half the cost in a tenth of the memory
 GRADIENTS = ("implicit", "unrolled")
 
 
 class NotConvergedError(RuntimeError):
-    """Some examples' equilibria were not found to tolerance."""
+    """Some examples' equilibria missed their tolerance."""
+
+
+def _step(weight: Tensor, z: Tensor, h: Tensor) -> Tensor:
+    return torch.relu(apply_weight(weight, z) + h)
 
 
 class FixedPoint(nn.Module):
     """The map from h to the z with z = relu(W z + h): the leaf that bounds know.
 
-    In training both solves are Picard iterations of fixed counts, from relu(h), with implicit gradients or, where
-    `gradient` is "unrolled", those of the iterations themselves. The count grows from `early_iterations`, where that is
-    not None, to `iterations` as `advance` is told. warm_start: the lifted solve starts from the clean equilibrium. In
-    evaluation the solve goes to a tolerance (relative, per example: 1e-5 in float32, 1e-10 in float64), by Picard
-    iteration and, where rho(|W|) is so near 1 that 20,000 steps do not do, from there by Anderson's; NotConvergedError
-    where that misses too.
+    In training both solves are Picard iterations of fixed counts, from relu(h). In evaluation the solve goes to a
+    tolerance (relative, per example: 1e-5 in float32, 1e-10 in float64), by Picard iteration and, where rho(|W|) is so
+    near 1 that 20,000 steps do not do, from there by Anderson's; NotConvergedError where that misses too.
+
+    weight: W, [C, C, k, k] or [N, N].
+    iterations, backward_iterations: the counts in training, of the solve and of its implicit gradient.
+    early_iterations: what the solve's count grows from, as `advance` is told; None for `iterations` throughout.
+    gradient: "implicit", or "unrolled" for that of the iterations themselves.
+    warm_start: the lifted solve starts from the clean equilibrium.
+
+    Raises ValueError for a count out of range and an unknown gradient.
     """
 
     weight: Tensor
 
     def __init__(
-        self,
-        weight: Tensor,
-        iterations: int,
-        backward_iterations: int,
-        early_iterations: int | None = None,
-        gradient: str = "implicit",
-        warm_start: bool = False,
-    ):
+        self, weight: Tensor, iterations: int, backward_iterations: int, early_iterations: int | None = None,
+        gradient: str = "implicit", warm_start: bool = False,
+    ):  # fmt: skip
         super().__init__()
         early = iterations if early_iterations is None else early_iterations
         for name, count in (("iterations", iterations), ("backward_iterations", backward_iterations)):
@@ -62,35 +68,28 @@ class FixedPoint(nn.Module):
         early, late = self.range
         self.iterations = early + int((late - early) * min(max(progress, 0.0), 1.0))
 
+    def plain(self) -> "FixedPoint":
+        """The same map, its W, as it is now, a parameter: a module that never was parametrised."""
+        early, late = self.range
+        gradient = GRADIENTS[self.unrolled]
+        twin = FixedPoint(self.weight.detach(), late, self.backward_iterations, early, gradient, self.warm_start)
+        twin.iterations = self.iterations
+        return twin.train(self.training)
+
     def solve(
-        self,
-        h: Tensor,
-        start: Tensor | None = None,
-        tolerance: float | Tensor | None = None,
-        method: str = _METHOD,
-    ) -> Solution:
+        self, h: Tensor, start: Tensor | None = None, tolerance: float | Tensor | None = None, solver: str = _SOLVER,
+        weight: Tensor | None = None,
+    ) -> Solution:  # fmt: skip
         """The equilibrium for h [B, ...], without gradient, with a report per example.
 
         start: what to iterate from, [B, ...]; relu(h) unless given. tolerance: one, or one per example [B];
-        evaluation's unless given. method: picard or anderson.
+        evaluation's unless given. solver: picard or anderson. weight: a W that was read before; read here unless given.
         """
-        return self._solve(self.weight, h, start, tolerance, method)
-
-    def _solve(
-        self,
-        weight: Tensor,
-        h: Tensor,
-        start: Tensor | None = None,
-        tolerance: float | Tensor | None = None,
-        method: str = _METHOD,
-    ) -> Solution:
-        def step(z: Tensor, h: Tensor) -> Tensor:
-            return torch.relu(apply_weight(weight, z) + h)
-
+        step = partial(_step, self.weight if weight is None else weight)
         start = torch.relu(h) if start is None else start
         tolerance = _TOLERANCE[h.dtype] if tolerance is None else tolerance
         with torch.no_grad():
-            return solve(step, start, h, tolerance, _LIMIT, method)
+            return solve(step, start, h, tolerance, _LIMIT, solver)
 
     def forward(self, h: Tensor) -> Tensor:
         """z [B, ...] for h of the same shape; differentiable in h and W."""
@@ -102,17 +101,17 @@ class FixedPoint(nn.Module):
             return self._iterated(weight, h)
         with torch.no_grad():
             z = self._iterated(weight, h) if self.training else self._converged(weight, h)
-        return torch.relu(apply_weight(weight, attach(weight, h, z, self.backward_iterations)) + h)
+        return _step(weight, attach(weight, h, z, self.backward_iterations), h)
 
     def _iterated(self, weight: Tensor, h: Tensor) -> Tensor:
-        return iterate(lambda z: torch.relu(apply_weight(weight, z) + h), torch.relu(h), self.iterations)
+        return iterate(lambda z: _step(weight, z, h), torch.relu(h), self.iterations)
 
     def _converged(self, weight: Tensor, h: Tensor) -> Tensor:
         if h.dtype not in _TOLERANCE:  # as autocast leaves it
             return self._converged(weight.float(), h.float()).to(h.dtype)
-        solution = self._solve(weight, h)
+        solution = self.solve(h, weight=weight)
         if not bool(solution.converged.all()):
-            solution = self._solve(weight, h, start=solution.value, method="anderson")
+            solution = self.solve(h, start=solution.value, solver="anderson", weight=weight)
         if not bool(solution.converged.all()):
             missed = int((~solution.converged).sum())
             raise NotConvergedError(f"{missed} of {len(h)} equilibria missed the tolerance in {_LIMIT} iterations")
@@ -120,31 +119,27 @@ class FixedPoint(nn.Module):
 
 
 class Equilibrium(nn.Module):
-    """z = relu(W z + inject(x)), W a zero-padded stride-1 convolution (odd kernel_size) or dense (kernel_size None).
+    """z = relu(W z + inject(x)), where rho(|W|) is at most gain (1 - margin).
 
-    inject: any traceable module from x to [B, channels, H, W], or [B, channels] for a dense W. rho(|W|) is at
-    most gain (1 - margin) and starts there, or at 0.8 gain under "perron" and "nonnegative" where that is less: they
-    only ever scale down. parametrisation, margin, gain, margin_start: of W, as in
-    `cerdeq.equilibrium.weights`; groups: of "orthogonal" alone, whose blocks of channels W leaves apart. The others as
-    in `FixedPoint`. Raises ValueError for an unknown parametrisation, an even kernel, or a number out of range.
+    It starts there, or at 0.8 gain under "perron" and "nonnegative" where that is less: they only ever scale down.
+
+    channels: of z.
+    inject: any traceable module from x to [B, channels, H, W], or [B, channels] for a dense W.
+    kernel_size: odd, of a W that is a zero-padded stride-1 convolution; None for a dense one.
+    parametrisation: a name in PARAMETRISATIONS, which says how W is made.
+    margin, gain, margin_start: of the parametrisation, as in `cerdeq.equilibrium.weights`.
+    groups: of "orthogonal" alone, the number of blocks of channels that W leaves apart.
+    The others as in `FixedPoint`.
+
+    Raises ValueError for an unknown parametrisation, an even kernel, or a number out of range.
     """
 
     def __init__(
-        self,
-        channels: int,
-        inject: nn.Module,
-        kernel_size: int | None = 3,
-        parametrisation: str = "perron",
-        margin: float = 0.3,
-        gain: float | None = 0.5,
-        groups: int = 1,
-        margin_start: float | None = None,
-        iterations: int = 10,
-        backward_iterations: int = 6,
-        early_iterations: int | None = None,
-        gradient: str = "implicit",
-        warm_start: bool = False,
-    ):
+        self, channels: int, inject: nn.Module, kernel_size: int | None = 3, parametrisation: str = "perron",
+        margin: float = 0.3, gain: float | None = 0.5, groups: int = 1, margin_start: float | None = None,
+        iterations: int = 10, backward_iterations: int = 6, early_iterations: int | None = None,
+        gradient: str = "implicit", warm_start: bool = False,
+    ):  # fmt: skip
         super().__init__()
         if parametrisation not in PARAMETRISATIONS:
             raise ValueError(f"unknown parametrisation {parametrisation!r}; known: {', '.join(PARAMETRISATIONS)}")
@@ -153,9 +148,7 @@ class Equilibrium(nn.Module):
         if groups < 1 or channels % groups or (groups > 1 and parametrisation != "orthogonal"):
             raise ValueError(f"groups: of orthogonal alone, a divisor of {channels} channels; found {groups}")
         kernel = () if kernel_size is None else (kernel_size, kernel_size)
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # the rest is drawn as in a network without W, so that twins start alike
+        with torch.random.fork_rng(devices=[]):  # the rest is drawn as without W, so that twins start alike
             free = torch.randn(channels, channels // groups, *kernel)
         free /= free[0].numel()
         self.inject = inject
@@ -169,14 +162,11 @@ class Equilibrium(nn.Module):
 
 
 def fold(model: nn.Module) -> None:
-    """Replace every parametrisation in `model` by the weight it gives, in place: W as it is stored and certified."""
-    for module in model.modules():
-        if parametrize.is_parametrized(module):
-            kind = type(module)  # a deep copy shares it, and torch takes the property from it
-            module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
-            module.parametrizations.eval()  # type: ignore[union-attr]  # in training, reading W would change it
-            for name in list(module.parametrizations):  # type: ignore[arg-type]
-                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+    """Replace every equilibrium's parametrised W in `model` by the weight it gives: W as it is stored and certified."""
+    for layer in model.modules():
+        if isinstance(layer, Equilibrium) and parametrize.is_parametrized(layer.recurrence):
+            layer.recurrence.parametrizations.eval()  # type: ignore[union-attr]  # in training, reading W would change it
+            layer.recurrence = layer.recurrence.plain()
 
 
 def advance(model: nn.Module, progress: float) -> None:

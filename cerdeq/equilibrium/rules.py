@@ -65,8 +65,7 @@ def _backward(ctx: Backward, coefficients: Tensor, h: Interval, module: FixedPoi
 
 def _refine(tighter: Tighter, z: Interval, h: Interval, module: FixedPoint) -> Interval:
     """z's box over pre-activations that linear bounds tightened, where they have 0 inside, contracted a few times."""
-    weight = module.weight.double()
-    proved, given = Box(z.center.double(), z.radius.double()), Box(h.center.double(), h.radius.double())
+    weight, proved, given = module.weight.double(), z.box.double(), h.box.double()
     p = reachable_preactivation(weight, given, proved)
 
     def functionals(rows: Coefficients) -> list[Coefficients]:
@@ -80,8 +79,8 @@ def _refine(tighter: Tighter, z: Interval, h: Interval, module: FixedPoint) -> I
 
 def _alive(h: Box, module: FixedPoint) -> Tensor:
     """Where the pre-activation may be above 0; elsewhere z is 0, whatever h is."""
-    weight, given = module.weight.double(), Box(h.center.double(), h.radius.double())
-    preactivation = preactivation_box(weight, given, verified_box(weight, h))
+    weight = module.weight.double()
+    preactivation = preactivation_box(weight, h.double(), verified_box(weight, h))
     return ~(preactivation.upper <= 0) & (h.radius > 0)
 
 

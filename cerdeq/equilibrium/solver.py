@@ -21,8 +21,13 @@ _DECAY = 0.99
 
 @dataclass(frozen=True)
 class Solution:
-    """value: the last f(z) [B, ...]. Per example [B]: the residual max |f(z) - z| / max |f(z)|, the iterations, and
-    whether the residual met the tolerance. Not converging is a value; raising is the caller's choice."""
+    """What a solve ended with. Not converging is a value; raising is the caller's choice.
+
+    value: the last f(z), [B, ...].
+    residual: max |f(z) - z| / max |f(z)| of each example, [B].
+    iterations: of each example, [B].
+    converged: whether each example's residual met the tolerance, [B].
+    """
 
     value: Tensor
     residual: Tensor
@@ -39,13 +44,9 @@ def iterate(step: Callable[[Tensor], Tensor], start: Tensor, count: int) -> Tens
 
 
 def solve(
-    step: Callable[[Tensor, Tensor], Tensor],
-    start: Tensor,
-    h: Tensor,
-    tolerance: float | Tensor,
-    limit: int,
-    method: str = "picard",
-) -> Solution:
+    step: Callable[[Tensor, Tensor], Tensor], start: Tensor, h: Tensor, tolerance: float | Tensor, limit: int,
+    solver: str = "picard",
+) -> Solution:  # fmt: skip
     """Iterate z [B, ...] = step(z, h [B, ...]) from `start` until each example meets its tolerance (one, or [B]).
 
     An example leaves the batch when it does, when its residual is not finite and there is no way back, or after
@@ -54,7 +55,7 @@ def solve(
     value, residual = start.clone(), start.new_full((len(start),), torch.inf)
     iterations = torch.zeros(len(start), dtype=torch.long, device=start.device)
     tolerance = torch.as_tensor(tolerance, dtype=start.dtype, device=start.device).expand(len(start))
-    proposer = METHODS[method](start)
+    proposer = SOLVERS[solver](start)
     rows, goal, z = torch.arange(len(start), device=start.device), tolerance, start
     for count in range(1, limit + 1):
         if len(rows) == 0:
@@ -62,14 +63,14 @@ def solve(
         image = step(z, h)
         difference = image - z
         distance = _size(difference)
-        found = distance / (_size(image) + torch.finfo(image.dtype).tiny)
+        relative = distance / (_size(image) + torch.finfo(image.dtype).tiny)
         z, possible = proposer.propose(image, difference, distance)
-        going = possible & ~(found <= goal) & (count < limit)
+        going = possible & ~(relative <= goal) & (count < limit)
         if bool(going.all()):
             continue
         ended, stay = (~going).nonzero()[:, 0], going.nonzero()[:, 0]
         gone = rows[ended]
-        value[gone], residual[gone], iterations[gone] = image[ended], found[ended], count
+        value[gone], residual[gone], iterations[gone] = image[ended], relative[ended], count
         rows, goal, z, h = rows[stay], goal[stay], z[stay], h[stay]
         proposer.keep(stay)
     return Solution(value, residual, iterations, residual <= tolerance)
@@ -80,7 +81,7 @@ def _size(values: Tensor) -> Tensor:
     return values.flatten(1).abs().amax(1)
 
 
-class Method(Protocol):
+class Proposer(Protocol):
     """What proposes the next iterates of a batch, from all that it was shown."""
 
     def propose(self, image: Tensor, difference: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,4 +159,4 @@ class _Anderson:
             setattr(self, name, getattr(self, name)[stay])
 
 
-METHODS: dict[str, Callable[[Tensor], Method]] = {"picard": _Picard, "anderson": _Anderson}
+SOLVERS: dict[str, Callable[[Tensor], Proposer]] = {"picard": _Picard, "anderson": _Anderson}

@@ -20,9 +20,15 @@ _ROOM = 1e-5  # for rounding in float32, so that the bound can be proved on the 
 class Parametrisation(nn.Module):
     """W = g C(M), C(M) a kernel with rho(|C(M)|) <= 1 - margin, whatever M is.
 
-    The learned gain g in (0, 1) is a sigmoid, since a clamped one sticks at 0; `gain` is its first value, None for
-    g = 1 throughout. It lets W leave its bound where C alone would sit at it. margin_start: where the margin is before
-    training; `advance` takes it to `margin`. Raises ValueError for values outside (0, 1).
+    The learned gain g in (0, 1) is a sigmoid, since a clamped one sticks at 0. It lets W leave its bound where C alone
+    would sit at it.
+
+    channels: of W.
+    margin: where the margin is after training; `advance` takes it there.
+    gain: first value of g, None for g = 1 throughout.
+    margin_start: where the margin is before training, None for `margin`.
+
+    Raises ValueError for values outside (0, 1).
     """
 
     margin: Tensor
@@ -155,8 +161,5 @@ class Monotone(Parametrisation):
 
 
 PARAMETRISATIONS: dict[str, type[Parametrisation]] = {
-    "perron": Perron,
-    "nonnegative": NonNegative,
-    "monotone": Monotone,
-    "orthogonal": Orthogonal,
-}
+    "perron": Perron, "nonnegative": NonNegative, "monotone": Monotone, "orthogonal": Orthogonal,
+}  # fmt: skip

@@ -25,7 +25,7 @@ from milp import Encoding, Graph, Node
 from torch import Tensor, nn
 
 from cerdeq import Box, LinfBall, bound
-from cerdeq.bounds import METHODS
+from cerdeq.bounds import BOUNDS
 from cerdeq.equilibrium import FixedPoint, adjoint
 
 KINDS = {"dense": None, "1 channel": 1, "2 channels": 2}
@@ -63,7 +63,7 @@ def solved(kind: str, w: str, rho: float, seed: int, units: int) -> Problem:
     regions = Box(torch.cat([ball.center for ball in balls]), torch.cat([ball.radius for ball in balls]))
     encodings = [Encoding(graph, low, high) for low, high in zip(regions.lower, regions.upper, strict=True)]
     least, most = ([encoding.minimum(np.array([sign])) for encoding in encodings] for sign in (1.0, -1.0))
-    ends = [_checked(graph, shape, found, sign) for found, sign in ((least, 1), (most, -1))]
+    ends = [_checked(graph, shape, optima, sign) for optima, sign in ((least, 1), (most, -1))]
     return Problem(kind, w, rho, seed, graph, regions, *ends)
 
 
@@ -124,9 +124,9 @@ def _network(channels: int | None, units: int, rho: float, signed: bool) -> tupl
     return Graph([Node(layer, (i,), slopes.get(type(layer))) for i, layer in enumerate(made)]).double().eval(), shape
 
 
-def _checked(graph: Graph, shape: tuple[int, ...], found: list[tuple[float, np.ndarray]], sign: int) -> Tensor:
+def _checked(graph: Graph, shape: tuple[int, ...], optima: list[tuple[float, np.ndarray]], sign: int) -> Tensor:
     """The network's values [E] where the program's optima lie, which are close to what the program says."""
-    claimed, places = zip(*found, strict=True)
+    claimed, places = zip(*optima, strict=True)
     values = evaluated(graph, torch.tensor(np.array(places)).view(-1, *shape)).squeeze(1)
     torch.testing.assert_close(values, sign * torch.tensor(claimed, dtype=torch.float64), rtol=1e-5, atol=1e-5)
     return values
@@ -152,7 +152,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     grid = problems(options.seeds, options.units, options.rhos)
     print(f"{len(grid)} networks, {options.seeds} of each kind, about {options.units} units")
-    by_method = pd.concat(measured(problem, method) for method in METHODS for problem in grid)
+    by_method = pd.concat(measured(problem, method) for method in BOUNDS for problem in grid)
     _print("by method", by_method, "method", options.by)
     by_steps = pd.concat(truncated(problem, count) for count in STEPS for problem in grid)
     _print("of crown-ibp, by the adjoint's iterations", by_steps, "steps", options.by)

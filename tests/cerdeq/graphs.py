@@ -10,10 +10,11 @@ from oracles import Lambda
 from torch import nn
 
 from cerdeq import Box
-from cerdeq.bounds import METHODS
+from cerdeq.bounds import BOUNDS
 from cerdeq.equilibrium import FixedPoint
 
-LINEAR = METHODS[1:]
+LINEAR = [name for name, record in BOUNDS.items() if record.linear]
+SEARCHED = list(BOUNDS)[list(BOUNDS).index("alpha-crown") :]  # they keep what an ascent found, which rounding moves
 LARGE = 2**30  # bytes
 
 
@@ -287,13 +288,13 @@ def specs(graph, box, rows=2):
 
 def optima(graph, box, spec, **options):
     """Exact minima and maxima [B, K] of spec . graph over the box, and the inputs where they lie."""
-    found = []
+    minima = []
     low, high = box.center - box.radius, box.center + box.radius
     for example in range(len(spec)):
         encoding = Encoding(graph, low[example], high[example], **options)
-        found.append([[encoding.minimum(sign * row.numpy()) for row in spec[example]] for sign in (1, -1)])
-    values = torch.tensor([[[value for value, _ in row] for row in signs] for signs in found], dtype=torch.float64)
-    places = torch.tensor(np.array([[[x for _, x in row] for row in signs] for signs in found]))
+        minima.append([[encoding.minimum(sign * row.numpy()) for row in spec[example]] for sign in (1, -1)])
+    values = torch.tensor([[[value for value, _ in row] for row in signs] for signs in minima], dtype=torch.float64)
+    places = torch.tensor(np.array([[[x for _, x in row] for row in signs] for signs in minima]))
     return values[:, 0], -values[:, 1], places.flatten(1, 2)
 
 

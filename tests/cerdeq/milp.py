@@ -86,18 +86,18 @@ class Encoding:
         ends = np.array([end for _, end in self.rows])
         if self.relaxed:
             box = np.stack([self.low, self.high], axis=1)
-            found = linprog(spec @ matrix, A_ub=rows, b_ub=ends, bounds=box)
+            result = linprog(spec @ matrix, A_ub=rows, b_ub=ends, bounds=box)
         else:
-            found = milp(
+            result = milp(
                 spec @ matrix,
                 constraints=LinearConstraint(rows, ub=ends) if len(ends) else (),
                 integrality=self.integer,
                 bounds=Bounds(self.low, self.high),
                 options={"mip_rel_gap": 0},
             )
-        assert found.success, found.message
-        place = found.x[: self.inputs].clip(self.low[: self.inputs], self.high[: self.inputs])
-        return float(found.fun + spec @ offset), place
+        assert result.success, result.message
+        place = result.x[: self.inputs].clip(self.low[: self.inputs], self.high[: self.inputs])
+        return float(result.fun + spec @ offset), place
 
     def _wide(self, matrix: np.ndarray) -> np.ndarray:
         return np.pad(matrix, ((0, 0), (0, self.low.size - matrix.shape[1])))

@@ -11,7 +11,7 @@ from oracles import DTYPES, Lambda, assert_contains, points_of, random_box
 from torch import nn
 
 from cerdeq import Box, Equilibrium, LinfBall, bound
-from cerdeq.bounds import METHODS, Backward, Context, Interval, trace
+from cerdeq.bounds import BOUNDS, Backward, Context, Interval, trace
 from cerdeq.bounds.backward import linear_lower_bound
 from cerdeq.bounds.forward import values_of
 from cerdeq.bounds.linear import magnitude
@@ -71,8 +71,8 @@ def test_more_adjoint_iterations_are_tighter(monkeypatch):
         monkeypatch.setattr(adjoint, "_TOLERANCE", 0.0)
         for limit in (0, 2, 8, 100):
             monkeypatch.setattr(adjoint, "_LIMIT", limit)
-            found = linear_lower_bound(program, values, spec, program.output, Backward(sound=True))
-            widths.append(-found.sum().item())
+            lower = linear_lower_bound(program, values, spec, program.output, Backward(sound=True))
+            widths.append(-lower.sum().item())
     assert widths[0] > widths[1] > widths[2] >= widths[3] - 1e-9
 
 
@@ -114,10 +114,10 @@ def test_what_the_multiplier_leaves_to_the_box_is_bounded_by_all_of_it(kept):
     ctx = Backward(sound=True, step="here", output=z, slopes={})
     multiplier = kept * torch.linalg.solve(torch.eye(4).double() - weight.T, coefficients.mT).mT
     pulled = adjoint._bound(ctx, coefficients, multiplier, lines(ctx, preactivation), weight, z, preactivation)
-    found = (pulled.coefficients[0] * h.center).sum(2) - (pulled.coefficients[0].abs() * h.radius).sum(2)
+    least = (pulled.coefficients[0] * h.center).sum(2) - (pulled.coefficients[0].abs() * h.radius).sum(2)
     exact = (coefficients * torch.linalg.solve(torch.eye(4).double() - weight, h.lower[0])).sum(2)
-    torch.testing.assert_close(found + pulled.constant, exact, rtol=1e-6, atol=1e-6)
-    assert (found + pulled.constant <= exact).all()
+    torch.testing.assert_close(least + pulled.constant, exact, rtol=1e-6, atol=1e-6)
+    assert (least + pulled.constant <= exact).all()
 
 
 @pytest.mark.parametrize("kernel", [None, 3])
@@ -155,15 +155,15 @@ def test_whole_equilibrium_networks_are_bounded_in_order(kernel, dtype):
     with torch.no_grad():
         h = [wide[0].inject(x.double()) for x in points_of(box, 30)]
         values = torch.stack([wide[1:](equilibria(wide[0].recurrence.weight, part)) for part in h])
-    for method in METHODS:
+    for method in BOUNDS:
         lower, upper = bound(model, box, method)
         assert_contains(lower.double(), upper.double(), values, 1e-11)
         assert before is None or ((before[0] <= lower).all() and (upper <= before[1]).all())
         before = lower, upper
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_an_equilibrium_among_other_branches_and_twice(method):
+@pytest.mark.parametrize("method", BOUNDS)
+def test_an_equilibrium_may_stand_among_branches_and_be_used_twice(method):
     """One FixedPoint at two places, its input read elsewhere too."""
     torch.manual_seed(8)
     model = Lambda(lambda m, x: m.last(torch.cat([m.point(m.point(m.first(x)) - m.first(x)), m.first(x), x], 1)))
@@ -218,7 +218,7 @@ def test_a_box_of_an_equilibrium_that_is_not_proved_gives_no_bound():
     """A radius of infinity, which the forward pass gives where its check fails."""
     model, shape = equilibrium_model(None, 0.6)
     box = Box(torch.zeros(1, *shape, dtype=torch.float64), torch.full((1, *shape), 1e308, dtype=torch.float64))
-    for method in METHODS:
+    for method in BOUNDS:
         lower, upper = bound(model, box, method)
         assert not lower.isfinite().any() or (lower < -1e300).all()
         assert not upper.isfinite().any() or (upper > 1e300).all()

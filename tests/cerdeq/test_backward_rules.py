@@ -11,7 +11,7 @@ from oracles import DTYPES, dense_affine, fractions, random_box
 from torch import nn
 
 from cerdeq import Box
-from cerdeq.bounds import Backward, Context, Interval, methods, trace
+from cerdeq.bounds import Backward, Context, Interval, bounds, trace
 from cerdeq.bounds.forward import values_of
 from cerdeq.bounds.operators import TABLE
 from cerdeq.boxes import narrowed
@@ -68,10 +68,10 @@ def test_pulled_coefficients_are_those_of_autograd(name, sound):
         pulled = step.record.backward(Backward(sound=sound), coefficients, *arguments, **options)
         offset = (coefficients * model(torch.zeros_like(x)).unsqueeze(1)).flatten(2).sum(2)
     assert set(step.sources) == {0}
-    found = sum(pulled.coefficients)
+    pulled_back = sum(pulled.coefficients)
     for row in range(3):
         (expected,) = torch.autograd.grad((coefficients[:, row] * output).sum(), x, retain_graph=True)
-        torch.testing.assert_close(found[:, row], expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(pulled_back[:, row], expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(pulled.constant, offset, rtol=1e-12, atol=1e-11)
 
 
@@ -92,13 +92,13 @@ def test_each_backward_rule_counts_its_own_rounding(name, scale):
         coefficients = torch.randn(6, 4, *values[program.output].center.shape[1:])
         arguments, options = step.call(values)
         pulled = step.record.backward(Backward(sound=True), coefficients, *arguments, **options)
-        found = sum(part.double() for part in pulled.coefficients)
+        pulled_back = sum(part.double() for part in pulled.coefficients)
         matrix, _ = dense_affine(wide, shape)
-        exact = (coefficients.double().flatten(2) @ matrix).view_as(found)
-        corner = box.center.double().unsqueeze(1) + box.radius.double().unsqueeze(1) * (found - exact).sign()
+        exact = (coefficients.double().flatten(2) @ matrix).view_as(pulled_back)
+        corner = box.center.double().unsqueeze(1) + box.radius.double().unsqueeze(1) * (pulled_back - exact).sign()
         for row in range(4):
             left = (coefficients[:, row].double() * wide(corner[:, row])).flatten(1).sum(1)
-            right = (found[:, row] * corner[:, row]).flatten(1).sum(1) + pulled.constant[:, row]
+            right = (pulled_back[:, row] * corner[:, row]).flatten(1).sum(1) + pulled.constant[:, row]
             assert (right <= left + 1e-14 * left.abs()).all()
 
 
@@ -125,9 +125,9 @@ def test_tightened_boxes_and_larger_bounds_are_rounded_outwards(dtype):
         *(fractions(part.flatten()) for part in (new.center, new.radius, x.center, x.radius, low, high)), strict=True
     ):
         assert (c - r <= max(lo, old_c - old_r) and min(hi, old_c + old_r) <= c + r) or lo > hi
-    found = torch.randn(300, dtype=torch.float64) * 10 ** torch.linspace(-44, 36, 300, dtype=torch.float64)
-    larger = methods._larger(torch.full((300,), -torch.inf, dtype=dtype), found)
-    assert all(a <= b for a, b in zip(fractions(larger), fractions(found), strict=True))
+    proved = torch.randn(300, dtype=torch.float64) * 10 ** torch.linspace(-44, 36, 300, dtype=torch.float64)
+    larger = bounds.larger(torch.full((300,), -torch.inf, dtype=dtype), proved)
+    assert all(a <= b for a, b in zip(fractions(larger), fractions(proved), strict=True))
 
 
 def test_autograd_has_judged_every_affine_operator():

@@ -35,7 +35,7 @@ def pixels(dtype):
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("eps", EPSILONS)
-def test_contains_the_exact_ball_and_little_more(dtype, eps):
+def test_a_ball_contains_the_exact_one_and_little_more(dtype, eps):
     x = pixels(dtype)
     unit = Fraction(torch.finfo(dtype).eps)
     for pixel, (low, high), (exact_low, exact_high) in zip(
@@ -47,7 +47,7 @@ def test_contains_the_exact_ball_and_little_more(dtype, eps):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_other_pixel_ranges(dtype):
+def test_pixels_may_have_another_range(dtype):
     x = 2 * torch.rand(1, 300, dtype=dtype) - 1
     ball = LinfBall(x, Fraction(1, 7), lower=-1.0, upper=1.0)
     exact = exact_ends(x, Fraction(1, 7), Fraction(-1), Fraction(1))
@@ -57,7 +57,7 @@ def test_other_pixel_ranges(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("eps", [1e-40, 1e-45, 1e-60, 1e-310, 5e-324])
-def test_contains_the_exact_ball_for_an_eps_that_underflows(dtype, eps):
+def test_a_ball_of_an_eps_that_underflows_contains_the_exact_one(dtype, eps):
     x = torch.tensor([[0.0, 1e-30, 0.5, 1.0]], dtype=dtype)
     for (low, high), (exact_low, exact_high) in zip(ends(LinfBall(x, eps)), exact_ends(x, eps), strict=True):
         assert low <= exact_low and exact_high <= high

@@ -59,7 +59,7 @@ def test_the_proof_holds_in_exact_arithmetic(seed, kernel):
 
 
 @pytest.mark.parametrize("name", hard_matrices())
-def test_rate_of_hard_matrices(name):
+def test_rates_of_hard_matrices_are_proved_and_close(name):
     """Reducible, periodic and degenerate ones: proved, and close enough to be of use."""
     weight = hard_matrices()[name]
     exact, proof = spectral_radius(channels(weight)), contraction(weight)
@@ -83,7 +83,7 @@ def test_badly_scaled_rows_and_columns_keep_their_margin(name, scale):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_no_proof_of_weights_that_are_not_finite(value):
+def test_weights_that_are_not_finite_have_no_proof(value):
     weight = random_weight(3)
     weight[1, 2] = value
     assert not contraction(weight).rate < 1

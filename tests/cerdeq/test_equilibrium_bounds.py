@@ -86,7 +86,7 @@ def test_bounds_do_not_remember_the_solver():
     assert counts[1] <= counts[0] + 20, counts
 
 
-def test_two_equilibria_in_a_row():
+def test_bounds_of_two_equilibria_in_a_row_contain_their_values():
     first = Equilibrium(3, nn.Linear(2, 3), kernel_size=None)
     second = Equilibrium(4, nn.Linear(3, 4), kernel_size=None, gain=None)
     model = nn.Sequential(first, second, nn.Linear(4, 2)).double().eval()

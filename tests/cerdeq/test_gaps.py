@@ -6,7 +6,7 @@ import pytest
 from equilibria import spectral_radius
 from oracles import dense_operator
 
-from cerdeq.bounds import METHODS
+from cerdeq.bounds import BOUNDS
 
 ROUNDING = 1e-9  # of the networks' values by numpy
 SLOW = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -20,9 +20,9 @@ def grid(request):
 
 
 def test_no_method_is_beyond_the_exact_optimum_and_each_is_tighter_than_those_before(grid):
-    rows = pd.concat(gaps.measured(problem, method) for problem in grid for method in METHODS)
+    rows = pd.concat(gaps.measured(problem, method) for problem in grid for method in BOUNDS)
     assert rows.violation.max() <= ROUNDING
-    by_method = rows.pivot(index=["kind", "W", "rho", "seed", "eps"], columns="method", values="gap")[list(METHODS)]
+    by_method = rows.pivot(index=["kind", "W", "rho", "seed", "eps"], columns="method", values="gap")[list(BOUNDS)]
     assert (by_method.diff(axis=1).iloc[:, 1:] <= 0).all(axis=None)
     assert by_method.mean().is_monotonic_decreasing and by_method["alpha-crown"].mean() < by_method["ibp"].mean() / 5
 

@@ -39,7 +39,7 @@ def with_weight(model, weight, function):
 @pytest.mark.parametrize("kernel", [None, 3])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("seed", range(2))
-def test_gradcheck_of_the_clean_equilibrium(seed, training, kernel):
+def test_gradients_of_the_clean_equilibrium_pass_gradcheck(seed, training, kernel):
     torch.manual_seed(seed)
     model = plain_layer(kernel).train(training)
     x = inputs_for(kernel).requires_grad_()
@@ -54,7 +54,7 @@ def test_gradcheck_of_the_clean_equilibrium(seed, training, kernel):
 @pytest.mark.parametrize("kernel", [None, 3])
 @pytest.mark.parametrize("shrinkage", [1.0, 0.7])
 @pytest.mark.parametrize("seed", range(2))
-def test_gradcheck_of_the_interval_equilibrium(seed, shrinkage, kernel):
+def test_gradients_of_the_interval_equilibrium_pass_gradcheck(seed, shrinkage, kernel):
     torch.manual_seed(seed)
     model = plain_layer(kernel)
     clean = inputs_for(kernel).requires_grad_()
@@ -86,7 +86,7 @@ def test_implicit_and_unrolled_gradients_agree(shrinkage, kernel):
     loss = sum(
         (c * v).sum() for c, v in zip(cotangents, (result.clean, result.box.lower, result.box.upper), strict=True)
     )
-    found = torch.autograd.grad(loss, list(model.parameters()))
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
 
     weight = model.recurrence.weight
     apply = F.linear if kernel is None else lambda z, w: F.conv2d(z, w, padding=1)
@@ -109,7 +109,7 @@ def test_implicit_and_unrolled_gradients_agree(shrinkage, kernel):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
     loss = sum((c * v).sum() for c, v in zip(cotangents, (z, low, high), strict=True))
     expected = torch.autograd.grad(loss, list(model.parameters()))
-    for a, b in zip(found, expected, strict=True):
+    for a, b in zip(gradients, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
 
 

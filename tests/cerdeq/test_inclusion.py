@@ -31,12 +31,12 @@ def good_box(weight, h):
     return box, v
 
 
-def test_signature():
+def test_an_inclusion_is_a_truth_value_for_each_example():
     assert list(inspect.signature(verify_inclusion).parameters) == ["weight", "h", "z", "v"]
     weight, h = random_weight(3), random_h((4, 3), 0.1)
     box, v = good_box(weight, h)
-    found = verify_inclusion(weight, h, box, v)
-    assert found.dtype == torch.bool and found.shape == (4,)
+    proved = verify_inclusion(weight, h, box, v)
+    assert proved.dtype == torch.bool and proved.shape == (4,)
     single = [tensor.float() for tensor in (weight, h.center, h.radius, box.center, box.radius, v)]
     assert verify_inclusion(single[0], Box(*single[1:3]), Box(*single[3:5]), single[5]).all()
 
@@ -87,10 +87,10 @@ def test_broken_boxes_are_refused(name, kernel):
     weight = random_weight(3, kernel, rho=0.9)
     h = random_h((2, 3) if kernel is None else (2, 3, 3, 3), 0.2, shift=1.0)
     box, v = good_box(weight, h)
-    found = verify_inclusion(weight, h, broken_boxes()[name](box), v)
-    assert not found[0]
+    proved = verify_inclusion(weight, h, broken_boxes()[name](box), v)
+    assert not proved[0]
     if "number" in name or name in ("an infinite radius", "a negative radius"):
-        assert found[1], "one broken example must not break the others"
+        assert proved[1], "one broken example must not break the others"
 
 
 @pytest.mark.parametrize("amount", [-1e-3, -1.0, float("nan")])
@@ -98,8 +98,8 @@ def test_inputs_without_a_radius_are_refused(amount):
     """A negative one makes F(B) smaller than it is."""
     weight, h = random_weight(3, rho=0.9), random_h((2, 3), 0.2, shift=1.0)
     box, v = good_box(weight, h)
-    found = verify_inclusion(weight, Box(h.center, with_one(h.radius, amount)), box, v)
-    assert found.tolist() == [False, True]
+    proved = verify_inclusion(weight, Box(h.center, with_one(h.radius, amount)), box, v)
+    assert proved.tolist() == [False, True]
 
 
 @pytest.mark.parametrize("rho", RHOS)
@@ -168,9 +168,9 @@ def test_the_comparison_itself_is_rounded_against_the_box():
     accepted = 0
     for ulps in range(-3, 40):
         radius = (center - h) * (1 + ulps * 2.0**-53)
-        found = verify_inclusion(torch.zeros(1, 1), Box(h, 0 * h), Box(center, radius), torch.ones(1))
-        accepted += int(found.sum())
-        for value, c, r in torch.cat([h, center, radius], dim=1)[found].tolist():
+        proved = verify_inclusion(torch.zeros(1, 1), Box(h, 0 * h), Box(center, radius), torch.ones(1))
+        accepted += int(proved.sum())
+        for value, c, r in torch.cat([h, center, radius], dim=1)[proved].tolist():
             assert Fraction(c) - Fraction(r) <= Fraction(value)
     assert accepted > 500
 
@@ -212,11 +212,8 @@ def test_boxes_without_a_batch_are_not_taken_for_a_batch_of_channels():
     weight = torch.zeros(2, 2, 1, 1, dtype=torch.float64)
     weight[0, 1] = 0.5
     h, z, radius = (torch.tensor(v, dtype=torch.float64).view(2, 1, 1) for v in ([1.0, 2.0], [1.5, 1.0], [0.1, 0.1]))
-    try:
-        found = verify_inclusion(weight, Box(h, 0 * h), Box(z, radius), torch.tensor([1.0, 1.0]))
-    except (ValueError, RuntimeError):
-        return
-    assert not found.any()
+    with pytest.raises(ValueError, match=r"boxes must be \[B, C, H, W\]"):
+        verify_inclusion(weight, Box(h, 0 * h), Box(z, radius), torch.tensor([1.0, 1.0]))
 
 
 def test_h_that_is_not_finite_is_refused():

@@ -12,7 +12,7 @@ from oracles import DTYPES, dense_affine, fractions, points_of, random_box
 from torch import nn
 
 from cerdeq import Box, bound
-from cerdeq.bounds import METHODS, Backward, Interval, lower_bounds, trace
+from cerdeq.bounds import BOUNDS, Backward, Interval, lower_bounds, trace
 from cerdeq.bounds.relaxation import leaky_relu, lines
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -136,7 +136,7 @@ def test_weights_of_extreme_scales_contain_the_exact_values(scales, method):
         assert_exactly_inside(model, random_box(1, 3, scale=size, dtype=torch.float32), method)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", BOUNDS)
 @pytest.mark.parametrize("scales", [(1e-20, 1e-25), (1e-30, 1e-30, 1e30), (1e30, 1e30), (1e30, 1e30, 1e-30)])
 def test_underflow_and_overflow_are_never_a_wrong_bound(scales, method):
     torch.manual_seed(2)
@@ -212,7 +212,7 @@ def with_pool(dtype=torch.float64):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", BOUNDS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("layer", [0, 2, 4])
 def test_bad_weights_give_no_finite_bound_of_what_depends_on_them(layer, bad, method, dtype):
@@ -233,13 +233,13 @@ def test_bad_weights_give_no_finite_bound_of_what_depends_on_them(layer, bad, me
     assert not (lower == torch.inf).logical_and(values.isfinite().any(0)).any()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", BOUNDS)
 @pytest.mark.parametrize("make", [deep, with_pool])
-@pytest.mark.parametrize("part", ["center", "radius"])
-@pytest.mark.parametrize("bad", [float("inf"), float("nan"), 1e308])
+@pytest.mark.parametrize(
+    ("part", "bad"),
+    [*(("center", bad) for bad in (float("inf"), float("nan"), 1e308)), ("radius", float("inf")), ("radius", 1e308)],
+)
 def test_a_bad_example_leaves_its_neighbours_alone(bad, part, make, method):
-    if part == "radius" and bad != bad:
-        pytest.skip("refused")
     torch.manual_seed(4)
     model = make()
     shape = (3,) if make is deep else (1, 3, 3)
@@ -254,7 +254,7 @@ def test_a_bad_example_leaves_its_neighbours_alone(bad, part, make, method):
     assert not (lower[1] > values + 1e-6 * values.abs()).any() and not (upper[1] < values - 1e-6 * values.abs()).any()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", BOUNDS)
 def test_infinite_radii_give_no_bound_but_the_true_one(method):
     """relu(x) is at least 0 and at most nothing."""
     box = Box(torch.zeros(1, 2, dtype=torch.float64), torch.full((1, 2), torch.inf, dtype=torch.float64))
@@ -262,7 +262,7 @@ def test_infinite_radii_give_no_bound_but_the_true_one(method):
     assert not (lower > 0).any() and not upper.isfinite().any()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", BOUNDS)
 def test_a_bound_too_large_for_its_precision_is_none(method):
     """The sum is 6e38, more than float32 holds: nothing above 6e38 may be claimed to be a lower bound."""
     model = nn.Sequential(nn.ReLU()).eval()

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 from cerdeq import Box, LinfBall, bound, margin_spec
-from cerdeq.bounds import METHODS
+from cerdeq.bounds import BOUNDS
 
 
 def check_by_grid(model, box, steps, shape=None):
@@ -28,7 +28,7 @@ def check_by_grid(model, box, steps, shape=None):
 
 @pytest.mark.parametrize("radius", [1e-3, 0.1, 1.0, 100.0])
 @pytest.mark.parametrize("make", [mlp, Residual], ids=["mlp", "residual"])
-def test_networks_of_two_inputs_by_exhaustion(make, radius):
+def test_bounds_of_networks_of_two_inputs_hold_on_a_grid(make, radius):
     for seed in range(3):
         torch.manual_seed(seed)
         box = Box(torch.randn(1, 2, dtype=torch.float64), torch.full((1, 2), radius, dtype=torch.float64))
@@ -36,7 +36,7 @@ def test_networks_of_two_inputs_by_exhaustion(make, radius):
 
 
 @pytest.mark.parametrize("radius", [1e-3, 0.1, 1.0, 100.0])
-def test_a_network_of_three_pixels_by_exhaustion(radius):
+def test_bounds_of_a_network_of_three_pixels_hold_on_a_grid(radius):
     for seed in range(3):
         torch.manual_seed(seed)
         box = Box(torch.randn(1, 3, dtype=torch.float64), torch.full((1, 3), radius, dtype=torch.float64))
@@ -70,21 +70,21 @@ class Branches(nn.Module):
 
 
 @pytest.mark.parametrize("radius", [1e-3, 0.1, 1.0, 100.0])
-def test_a_network_of_branches_by_exhaustion(radius):
+def test_bounds_of_a_network_of_branches_hold_on_a_grid(radius):
     for seed in range(3):
         torch.manual_seed(seed)
         box = Box(torch.randn(1, 3, dtype=torch.float64), torch.full((1, 3), radius, dtype=torch.float64))
         check_by_grid(Branches(), box, steps=11, shape=(1, 1, 3))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", BOUNDS)
 def test_an_affine_network_is_bounded_exactly(method):
     model, box = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).double().eval(), random_box(2, 3)
     exact = affine_extremes(*dense_affine(model, (3,)), box)
-    found = bound(model, box, method)
+    bounds = bound(model, box, method)
     loose = method == "ibp"
-    assert (found[0] <= exact[0] + 1e-12).all() and (exact[1] - 1e-12 <= found[1]).all()
-    assert loose or torch.allclose(torch.stack(found), torch.stack(exact), rtol=1e-9, atol=1e-9)
+    assert (bounds[0] <= exact[0] + 1e-12).all() and (exact[1] - 1e-12 <= bounds[1]).all()
+    assert loose or torch.allclose(torch.stack(bounds), torch.stack(exact), rtol=1e-9, atol=1e-9)
 
 
 def test_a_monotone_network_is_bounded_exactly():
@@ -114,7 +114,7 @@ PARAMETRISED = {
 
 
 @pytest.mark.parametrize("name", PARAMETRISED)
-def test_parametrised_layers(name):
+def test_parametrised_layers_are_bounded_as_plain_ones(name):
     """The layer's class is torch's own subclass; its weight is what the parametrisation says now."""
     linear, convolution = nn.Linear(18, 3).double(), nn.Conv2d(1, 2, 2).double()
     model = nn.Sequential(PARAMETRISED[name](convolution), nn.ReLU(), nn.Flatten(), PARAMETRISED[name](linear)).eval()
@@ -132,7 +132,7 @@ def test_parametrised_layers(name):
     torch.testing.assert_close((lower, upper), expected)
 
 
-def test_shapes_and_dtypes():
+def test_bounds_have_the_shape_and_precision_of_the_outputs():
     model = mlp().eval()
     lower, upper = bound(model, LinfBall(torch.rand(5, 2), 0.1))
     assert lower.shape == upper.shape == (5, 3) and lower.dtype == upper.dtype == torch.float32

@@ -73,11 +73,11 @@ def test_windows_give_the_bounds_of_whole_images(name, sound):
         sign = torch.randn(2, 6).double()
         windows = one_hot(index, sign, shape)
         assert isinstance(windows, Patches)
-        found, expected = (
+        by_windows, expected = (
             linear_lower_bound(program, values, coefficients, at, Backward(sound=sound))
             for coefficients in (windows, windows.dense())
         )
-        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(by_windows, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

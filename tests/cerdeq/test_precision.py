@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from cerdeq import LinfBall, bound
-from cerdeq.bounds import METHODS
+from cerdeq.bounds import BOUNDS
 from cerdeq.bounds.precision import counted_rounding
 
 OPERATORS = {
@@ -44,7 +44,7 @@ def test_switches_that_torch_cannot_read_together_are_no_obstacle():
     assert (lower < upper).all()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", BOUNDS)
 @pytest.mark.parametrize("images", [1, 4])
 def test_float32_bounds_hold_where_convolutions_would_run_in_bfloat16(method, images):
     torch.backends.mkldnn.conv.fp32_precision = "bf16"

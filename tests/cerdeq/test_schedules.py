@@ -37,13 +37,13 @@ def passed(model, x):
 @pytest.mark.parametrize("kernel", [None, 3])
 def test_unrolled_and_implicit_gradients_agree_when_both_have_converged(kernel):
     torch.manual_seed(1)
-    x, found = region(kernel), []
+    x, passes = region(kernel), []
     for gradient in ("implicit", "unrolled"):
         torch.manual_seed(2)
-        found.append(passed(layer(kernel, iterations=150, backward_iterations=150, gradient=gradient), x))
-    torch.testing.assert_close(found[0][0].radius, found[1][0].radius)
-    torch.testing.assert_close(found[0][0].clean, found[1][0].clean)
-    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-8, atol=1e-8)
+        passes.append(passed(layer(kernel, iterations=150, backward_iterations=150, gradient=gradient), x))
+    torch.testing.assert_close(passes[0][0].radius, passes[1][0].radius)
+    torch.testing.assert_close(passes[0][0].clean, passes[1][0].clean)
+    torch.testing.assert_close(passes[0][1], passes[1][1], rtol=1e-8, atol=1e-8)
 
 
 def test_unrolled_gradients_are_those_of_so_many_steps():
@@ -56,8 +56,8 @@ def test_unrolled_gradients_are_those_of_so_many_steps():
         z = torch.relu(z @ weight.T + x.clean)
     cotangent = torch.randn_like(z)
     expected = torch.autograd.grad((z * cotangent).sum(), weight)[0]
-    found = torch.autograd.grad((model(x.clean) * cotangent).sum(), weight)[0]
-    torch.testing.assert_close(found, expected)
+    gradient = torch.autograd.grad((model(x.clean) * cotangent).sum(), weight)[0]
+    torch.testing.assert_close(gradient, expected)
 
 
 @pytest.mark.parametrize("kernel", [None, 3])
@@ -89,9 +89,9 @@ def test_a_warm_start_is_ahead_where_boxes_are_small(kernel):
 def test_the_interval_equilibrium_is_what_many_steps_find(kernel, rho):
     model, x = layer(kernel, rho, iterations=400), region(kernel)
     result, _ = passed(model, x)
-    found = interval_equilibrium(model.recurrence.weight, x.box)
-    torch.testing.assert_close(found.radius, result.radius, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found.center, result.center, rtol=1e-4, atol=1e-5)
+    guess = interval_equilibrium(model.recurrence.weight, x.box)
+    torch.testing.assert_close(guess.radius, result.radius, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(guess.center, result.center, rtol=1e-4, atol=1e-5)
 
 
 def test_a_count_that_is_too_small_misses_part_of_the_radius():
@@ -102,6 +102,6 @@ def test_a_count_that_is_too_small_misses_part_of_the_radius():
     missed = []
     for count in (1, 4, 16, 64):
         point = FixedPoint(weight, count, 1).train()
-        found = propagate(trace(nn.Sequential(point)), h, Context(sound=False)).radius.mean()
-        missed.append((1 - found / whole).item())
+        radius = propagate(trace(nn.Sequential(point)), h, Context(sound=False)).radius.mean()
+        missed.append((1 - radius / whole).item())
     assert missed[0] > missed[1] > missed[2] > 0.1 and abs(missed[3]) < 0.01

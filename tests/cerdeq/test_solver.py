@@ -10,19 +10,19 @@ from hypothesis import strategies as st
 
 from cerdeq.equilibrium import FixedPoint, NotConvergedError, layer
 from cerdeq.equilibrium.recurrence import apply_weight
-from cerdeq.equilibrium.solver import METHODS, iterate, solve
+from cerdeq.equilibrium.solver import SOLVERS, iterate, solve
 
 RHOS = [0.3, 0.9, 0.97, 0.99]
 LIMIT = 5000
-both = pytest.mark.parametrize("method", METHODS)
+both = pytest.mark.parametrize("solver", SOLVERS)
 
 
 def step_of(weight):
     return lambda z, h: torch.relu(apply_weight(weight, z) + h)
 
 
-def solved(weight, h, tolerance=1e-12, method="picard", start=None, limit=LIMIT):
-    return solve(step_of(weight), torch.relu(h) if start is None else start, h, tolerance, limit, method)
+def solved(weight, h, tolerance=1e-12, solver="picard", start=None, limit=LIMIT):
+    return solve(step_of(weight), torch.relu(h) if start is None else start, h, tolerance, limit, solver)
 
 
 def by_numpy(weight, h):
@@ -40,11 +40,11 @@ def same_in_any_batch(z, h):
 @pytest.mark.parametrize("kernel", [None, 3])
 @pytest.mark.parametrize("rho", RHOS)
 @both
-def test_the_solution_is_that_of_numpy(method, rho, kernel, signed, dtype):
+def test_the_solution_is_that_of_numpy(solver, rho, kernel, signed, dtype):
     weight = random_weight(6, kernel, rho, signed).to(dtype)
     h = random_h((5, 6) if kernel is None else (5, 6, 4, 4), 0, shift=0.5).center.to(dtype)
     tolerance = 1e-6 if dtype == torch.float32 else 1e-12
-    report = solved(weight, h, tolerance, method)
+    report = solved(weight, h, tolerance, solver)
     assert report.converged.all() and (report.residual <= tolerance).all()
     assert report.value.dtype == dtype and report.iterations.shape == (5,)
     exact = by_numpy(weight, h)
@@ -56,15 +56,15 @@ def test_the_solution_is_that_of_numpy(method, rho, kernel, signed, dtype):
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(0, 10**6), st.integers(1, 7), st.floats(0, 0.98), st.booleans(), st.floats(-10, 10),
-    st.sampled_from(list(METHODS)),
+    st.sampled_from(list(SOLVERS)),
 )  # fmt: skip
-def test_every_contraction_is_solved(seed, size, rho, signed, exponent, method):
+def test_every_contraction_is_solved(seed, size, rho, signed, exponent, solver):
     torch.manual_seed(seed)
     spread = torch.exp(2 * torch.randn(size, 1, dtype=torch.float64))  # far from normal
     weight = random_weight(size, signed=signed) * spread
     weight = weight * (rho / spectral_radius(weight.abs()))
     h = 10**exponent * random_h((3, size), 0).center
-    report = solved(weight, h, method=method)
+    report = solved(weight, h, solver=solver)
     exact = by_numpy(weight, h / 10**exponent) * 10**exponent
     assert report.converged.all()
     assert ((report.value - exact).abs().amax(1) <= 1e-8 * exact.amax(1)).all()
@@ -72,44 +72,44 @@ def test_every_contraction_is_solved(seed, size, rho, signed, exponent, method):
 
 @pytest.mark.parametrize("name", hard_matrices())
 @both
-def test_hard_matrices(method, name):
+def test_hard_matrices_are_solved(solver, name):
     weight, h = hard_matrices()[name].double(), torch.randn(4, len(hard_matrices()[name]), dtype=torch.float64)
-    report = solved(weight, h, method=method)
+    report = solved(weight, h, solver=solver)
     assert report.converged.all()
     torch.testing.assert_close(report.value, by_numpy(weight, h), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("kernel", [None, 3])
 @both
-def test_a_tolerance_for_each_example(method, kernel):
+def test_each_example_meets_its_own_tolerance(solver, kernel):
     weight = random_weight(6, kernel, 0.97, signed=False)
     h = random_h((1, 6) if kernel is None else (1, 6, 4, 4), 0).center.repeat_interleave(4, 0)
     tolerance = torch.tensor([1e-2, 1e-12, 1e-4, 1e-7], dtype=torch.float64)
-    report = solved(weight, h, tolerance, method)
+    report = solved(weight, h, tolerance, solver)
     assert report.converged.all() and (report.residual <= tolerance).all()
     order = report.iterations[torch.tensor([0, 2, 3, 1])]
     assert (order[1:] >= order[:-1]).all() and order[0] < order[-1]
     for i in range(4):
-        alone = solved(weight, h[i : i + 1], float(tolerance[i]), method)
+        alone = solved(weight, h[i : i + 1], float(tolerance[i]), solver)
         assert abs(int(report.iterations[i]) - int(alone.iterations)) <= 1
         if report.iterations[i] == alone.iterations[0]:
             torch.testing.assert_close(report.value[i], alone.value[0], rtol=1e-9, atol=1e-12)
 
 
 @both
-def test_an_answer_does_not_depend_on_the_batch(method):
+def test_an_answer_does_not_depend_on_the_batch(solver):
     h = random_h((9, 5), 0, shift=0.5).center * torch.logspace(-6, 6, 9, dtype=torch.float64)[:, None]
-    together = solve(same_in_any_batch, torch.relu(h), h, 1e-12, LIMIT, method)
+    together = solve(same_in_any_batch, torch.relu(h), h, 1e-12, LIMIT, solver)
     assert together.converged.all() and len(together.iterations.unique()) > 1
     for i in range(9):
-        alone = solve(same_in_any_batch, torch.relu(h[i : i + 1]), h[i : i + 1], 1e-12, LIMIT, method)
-        if method == "picard":
+        alone = solve(same_in_any_batch, torch.relu(h[i : i + 1]), h[i : i + 1], 1e-12, LIMIT, solver)
+        if solver == "picard":
             assert torch.equal(together.value[i], alone.value[0]) and together.iterations[i] == alone.iterations[0]
         torch.testing.assert_close(together.value[i], alone.value[0], rtol=1e-10, atol=0)
 
 
 @both
-def test_an_example_that_is_done_leaves_the_batch(method):
+def test_an_example_that_is_done_leaves_the_batch(solver):
     """It takes part in as many steps as it counts, and its value is what the last of them gave."""
     h = random_h((6, 5), 0, shift=0.5).center
     seen, last = torch.zeros(6, dtype=torch.long), torch.zeros_like(h)
@@ -121,25 +121,25 @@ def test_an_example_that_is_done_leaves_the_batch(method):
         last[rows] = image
         return image
 
-    report = solve(watched, torch.relu(h), h, torch.logspace(-1, -12, 6), LIMIT, method)
+    report = solve(watched, torch.relu(h), h, torch.logspace(-1, -12, 6), LIMIT, solver)
     assert torch.equal(report.iterations, seen) and len(seen.unique()) > 3
     assert torch.equal(report.value, last)
 
 
 @both
-def test_a_warm_start(method):
+def test_a_warm_start_needs_fewer_iterations(solver):
     weight, h = random_weight(6, rho=0.9), random_h((4, 6), 0, shift=0.5).center
     exact = by_numpy(weight, h)
-    warm = solved(weight, h, 1e-12, method, start=exact)
+    warm = solved(weight, h, 1e-12, solver, start=exact)
     assert warm.converged.all() and (warm.iterations == 1).all()
-    far = solved(weight, h, 1e-12, method, start=1e6 * torch.randn(4, 6, dtype=torch.float64))
+    far = solved(weight, h, 1e-12, solver, start=1e6 * torch.randn(4, 6, dtype=torch.float64))
     assert far.converged.all()
     torch.testing.assert_close(far.value, exact, rtol=1e-9, atol=1e-10)
     point = FixedPoint(weight, 1, 1).eval()
-    assert (point.solve(h, start=exact, method=method).iterations == 1).all()
+    assert (point.solve(h, start=exact, solver=solver).iterations == 1).all()
     tolerance = torch.tensor([1e-2, 1e-4, 1e-2, 1e-4], dtype=torch.float64)
-    loose = point.solve(h, tolerance=tolerance, method=method)
-    tight = point.solve(h, method=method)
+    loose = point.solve(h, tolerance=tolerance, solver=solver)
+    tight = point.solve(h, solver=solver)
     assert (loose.residual <= tolerance).all() and (loose.iterations <= tight.iterations).all()
     assert loose.iterations.sum() < tight.iterations.sum() and (tight.residual <= 1e-10).all()
 
@@ -147,12 +147,12 @@ def test_a_warm_start(method):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("kernel", [None, 3])
 @both
-def test_what_is_not_finite_spares_its_neighbours(method, kernel, value):
+def test_what_is_not_finite_spares_its_neighbours(solver, kernel, value):
     weight = random_weight(6, kernel, 0.9, signed=False)
     h = random_h((4, 6) if kernel is None else (4, 6, 4, 4), 0, shift=0.5).center
     broken, start = with_one(h, value), torch.relu(h)
-    from_h = solved(weight, broken, method=method, start=start)
-    from_start = solved(weight, h, method=method, start=with_one(start, value))
+    from_h = solved(weight, broken, solver=solver, start=start)
+    from_start = solved(weight, h, solver=solver, start=with_one(start, value))
     for report in (from_h, from_start):
         assert report.converged[1:].all()
         torch.testing.assert_close(report.value[1:], by_numpy(weight, h[1:]), rtol=1e-9, atol=1e-10)
@@ -160,22 +160,22 @@ def test_what_is_not_finite_spares_its_neighbours(method, kernel, value):
 
 
 @both
-def test_the_limit_is_reported(method):
+def test_the_limit_is_reported(solver):
     weight, h = random_weight(6, rho=0.99, signed=False), random_h((3, 6), 0, shift=0.5).center
     h[1] = -1.0
     for limit in (0, 2, 3):
-        report = solved(weight, h, method=method, limit=limit)
+        report = solved(weight, h, solver=solver, limit=limit)
         assert report.converged.tolist() == [False, limit > 0, False]
         assert report.iterations.tolist() == [limit, min(limit, 1), limit]
         assert (report.residual[::2] > 1e-12).all()
-    assert len(solved(weight, h[:0], method=method).value) == 0
+    assert len(solved(weight, h[:0], solver=solver).value) == 0
 
 
 @pytest.mark.parametrize("kernel", [None, 3])
 def test_anderson_needs_fewer_iterations(kernel):
     weight = random_weight(16, kernel, 0.97, signed=False)
     h = random_h((8, 16) if kernel is None else (8, 16, 8, 8), 0).center
-    picard, anderson = (solved(weight, h, method=method).iterations.double().mean() for method in METHODS)
+    picard, anderson = (solved(weight, h, solver=solver).iterations.double().mean() for solver in SOLVERS)
     assert anderson < picard / 3
 
 
@@ -202,21 +202,21 @@ def test_anderson_takes_back_a_step_that_went_wrong(outside):
 
 @pytest.mark.parametrize("weight", [[[2.0]], [[1.0]], [[0.0, 9.0], [9.0, 0.0]], [[float("nan")]]])
 @both
-def test_what_is_no_contraction_is_not_converged(method, weight):
+def test_what_is_no_contraction_is_not_converged(solver, weight):
     weight = torch.tensor(weight)
-    report = solved(weight, torch.ones(3, len(weight)), 1e-6, method, limit=300)
+    report = solved(weight, torch.ones(3, len(weight)), 1e-6, solver, limit=300)
     assert not report.converged.any() and (report.iterations <= 300).all()
 
 
 def test_picard_goes_around_what_anderson_finds():
     """z = 1 - z has one solution, 1/2."""
     start, h = torch.zeros(2, 1), torch.ones(2, 1)
-    picard, anderson = (solve(lambda z, h: h - z, start, h, 1e-6, 50, method) for method in METHODS)
+    picard, anderson = (solve(lambda z, h: h - z, start, h, 1e-6, 50, solver) for solver in SOLVERS)
     assert not picard.converged.any() and picard.iterations.tolist() == [50, 50]
     assert anderson.converged.all() and (anderson.value == 0.5).all() and (anderson.iterations < 6).all()
 
 
-def test_iterate_is_picard():
+def test_iterate_is_picard_iteration():
     weight, h = random_weight(6, rho=0.9), random_h((4, 6), 0).center
     value = iterate(lambda z: step_of(weight)(z, h), torch.relu(h), 7)
     assert torch.equal(value, solved(weight, h, 0.0, limit=7).value)
@@ -225,10 +225,10 @@ def test_iterate_is_picard():
 @pytest.mark.gpu
 @pytest.mark.parametrize("kernel", [None, 3])
 @both
-def test_on_a_gpu(method, kernel):
+def test_solutions_on_a_gpu_are_those_of_numpy(solver, kernel):
     weight = random_weight(6, kernel, 0.97, signed=False)
     h = random_h((5, 6) if kernel is None else (5, 6, 4, 4), 0).center
-    report = solved(weight.cuda(), h.cuda(), torch.logspace(-3, -12, 5), method)
+    report = solved(weight.cuda(), h.cuda(), torch.logspace(-3, -12, 5), solver)
     assert report.converged.all() and report.value.is_cuda
     torch.testing.assert_close(report.value[-1].cpu(), by_numpy(weight, h)[-1], rtol=1e-9, atol=1e-10)
 
@@ -237,7 +237,7 @@ def test_the_report_counts_each_example():
     weight = torch.tensor([[0.9]], dtype=torch.float64)
     point = FixedPoint(weight, 5, 5).eval()
     # relu(h): 0 at once; the others shrink their error by 0.9 a step, and the scale of h does not matter.
-    report = point.solve(torch.tensor([[-1.0], [1.0], [1e6], [0.0]], dtype=torch.float64), method="picard")
+    report = point.solve(torch.tensor([[-1.0], [1.0], [1e6], [0.0]], dtype=torch.float64), solver="picard")
     assert report.converged.all() and report.converged.shape == (4,)
     assert report.iterations.tolist()[0] == report.iterations.tolist()[3] == 1
     assert 100 < report.iterations[1] == report.iterations[2] < 400
@@ -301,8 +301,8 @@ def test_evaluation_in_bfloat16_solves_in_float32():
     h = torch.randn(3, 4).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         under_autocast = exact(h)
-    for found in (under_autocast, copy.deepcopy(exact).bfloat16()(h)):
-        torch.testing.assert_close(found.float(), exact(h.float()), rtol=2e-2, atol=2e-2)
+    for rounded in (under_autocast, copy.deepcopy(exact).bfloat16()(h)):
+        torch.testing.assert_close(rounded.float(), exact(h.float()), rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ ENDINGS = {
 
 @pytest.mark.parametrize("kind", ["margin", "general"])
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_spec_on_any_ending(ending, kind):
+def test_a_spec_may_follow_any_ending(ending, kind):
     model = ENDINGS[ending]().double().eval()
     box = random_box(4, 2, 1, 1) if ending == "convolution" else random_box(4, 2)
     with torch.no_grad():

@@ -60,7 +60,7 @@ def test_gradients_flow_through_batch_statistics():
     result = propagate(trace(model), Interval(center, radius, x), Context(sound=False))
     weights = torch.randn(3, 6, 2, dtype=torch.float64)
     loss = (weights[0] * result.box.lower + weights[1] * result.box.upper + weights[2] * result.clean).sum()
-    found = torch.autograd.grad(loss, list(model.parameters()))
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
 
     first, norm, last = model[0], model[1], model[3]
     hidden = x @ first.weight.T + first.bias
@@ -76,7 +76,7 @@ def test_gradients_flow_through_batch_statistics():
     clean = ((hidden - mean) * scale + norm.bias).clamp(min=0) @ last.weight.T + last.bias
     loss = (weights[0] * lower + weights[1] * upper + weights[2] * clean).sum()
     expected = torch.autograd.grad(loss, list(model.parameters()))
-    for name, a, b in zip(dict(model.named_parameters()), found, expected, strict=True):
+    for name, a, b in zip(dict(model.named_parameters()), gradients, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
 
 
@@ -91,8 +91,8 @@ def test_points_are_computed_as_the_batch_met_first(parametrisation):
     x, other = torch.rand(2, 5, 1, 4, 4, dtype=torch.float64)
     torch.testing.assert_close(points_of(program, x, ctx), twin(x))
     after = {name: value.clone() for name, value in model.state_dict().items()}
-    found = points_of(program, other, ctx)
-    torch.testing.assert_close(found[:2], points_of(program, other[:2], ctx))
+    values = points_of(program, other, ctx)
+    torch.testing.assert_close(values[:2], points_of(program, other[:2], ctx))
     for name, value in model.state_dict().items():
         assert torch.equal(value, after[name]), name
         if not name.endswith("num_batches_tracked"):
@@ -103,7 +103,7 @@ def test_points_are_computed_as_the_batch_met_first(parametrisation):
     norm.eval().running_mean, norm.running_var = hidden.mean((0, 2, 3)), hidden.var((0, 2, 3), correction=0)
     with torch.no_grad():
         expected = frozen[2](frozen[1](frozen[0].recurrence.at(weight, frozen[0].inject(other))))
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(values, expected)
 
 
 @pytest.mark.parametrize("name", ["cnn5", "cerdeq"])
@@ -119,8 +119,8 @@ def test_points_in_the_box_lie_in_its_image(name):
         torch.testing.assert_close(points_of(program, x, ctx), result.clean)
         for _ in range(20):
             point = ball.center + ball.radius * torch.sign(torch.randn_like(x))
-            found = points_of(program, point, ctx)
-            assert (found >= result.box.lower - 1e-6).all() and (found <= result.box.upper + 1e-6).all()
+            values = points_of(program, point, ctx)
+            assert (values >= result.box.lower - 1e-6).all() and (values <= result.box.upper + 1e-6).all()
 
 
 def test_a_context_that_does_not_follow_leaves_running_statistics_alone():

@@ -40,13 +40,13 @@ def test_convolutional_boxes_contain_sampled_equilibria(rho, eps, signed):
 
 
 @pytest.mark.parametrize("scale", [1e-20, 1e-3, 1e3, 1e20])
-def test_boxes_at_any_scale(scale):
+def test_boxes_are_proved_at_any_scale(scale):
     weight, h = random_weight(5, rho=0.9), random_h((3, 5), 0.2)
     box = verified_box(weight, Box(scale * h.center, scale * h.radius))
     check_box(weight, h, Box(box.center / scale, box.radius / scale))
 
 
-def test_examples_of_different_scales_in_one_batch():
+def test_examples_of_different_scales_share_a_batch():
     weight, h = random_weight(5, rho=0.9), random_h((4, 5), 0.2)
     scales = torch.tensor([1e-8, 1.0, 1e8, 0.0], dtype=torch.float64)[:, None]
     h = Box(scales * h.center, scales * h.radius)
@@ -74,7 +74,7 @@ SPECIAL = {
 @pytest.mark.parametrize("rho", [0.3, 0.97])
 @pytest.mark.parametrize("kind", SPECIAL)
 @pytest.mark.parametrize("kernel", [None, 3])
-def test_special_boxes(kernel, kind, rho):
+def test_special_boxes_of_h_have_proved_boxes(kernel, kind, rho):
     weight = random_weight(3, kernel, rho=rho)
     h = SPECIAL[kind]((2, 3) if kernel is None else (2, 3, 3, 3))
     box = verified_box(weight, h)
@@ -84,7 +84,7 @@ def test_special_boxes(kernel, kind, rho):
 
 
 @pytest.mark.parametrize("name", ["zero", "nilpotent", "diagonal", "dead row", "block"])
-def test_boxes_of_degenerate_w(name):
+def test_degenerate_w_have_boxes(name):
     weight = hard_matrices()[name].double()
     h = random_h((3, len(weight)), 0.3)
     check_box(weight, h, verified_box(weight, h))
@@ -170,14 +170,14 @@ def exact_range(weight, h, unit):
     off = LinearConstraint(np.hstack([eye, zero, -np.diag(reach)]), ub=0)  # z <= reach on
     limits = Bounds(np.concatenate([np.zeros(n), low, np.zeros(n)]), np.concatenate([reach, high, np.ones(n)]))
     integrality = np.concatenate([np.zeros(2 * n), np.ones(n)])
-    found = []
+    ends = []
     for sign in (1, -1):
         cost = np.zeros(3 * n)
         cost[unit] = sign
         result = milp(cost, constraints=[above, tight, off], bounds=limits, integrality=integrality)
         assert result.success, result.message
-        found.append(sign * result.fun)
-    return found
+        ends.append(sign * result.fun)
+    return ends
 
 
 @pytest.mark.parametrize("rho", [0.5, 0.9])
@@ -203,7 +203,7 @@ def test_garbage_from_the_solver_never_makes_an_unsound_box(name, kernel, rho, m
     check_box(weight, h, verified_box(weight, h))
 
 
-def test_a_solver_stopped_after_one_step(monkeypatch):
+def test_a_solver_stopped_after_one_step_gives_sound_boxes(monkeypatch):
     weight, h = random_weight(5, rho=0.97), random_h((3, 5), 0.2)
     monkeypatch.setattr(certificate, "_SOLVER_LIMIT", 1)
     check_box(weight, h, verified_box(weight, h))

@@ -7,7 +7,7 @@ from equilibria import GARBAGE, exact_outputs, folded_network
 from oracles import assert_contains, points_of
 
 from cerdeq import Box, LinfBall, bound
-from cerdeq.bounds import METHODS
+from cerdeq.bounds import BOUNDS
 from cerdeq.equilibrium import certificate, contraction, verify_inclusion
 
 ROUNDING = 1e-9  # of the networks' values by numpy
@@ -35,7 +35,7 @@ def problems():
     return [gaps.solved(*kind, seed=1, units=6) for kind in kinds]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", BOUNDS)
 def test_no_bound_is_beyond_the_exact_optimum(method, accepted, problems):
     for problem in problems:
         rows = gaps.measured(problem, method)
@@ -43,7 +43,7 @@ def test_no_bound_is_beyond_the_exact_optimum(method, accepted, problems):
     assert accepted and not any(accepted)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", BOUNDS)
 @pytest.mark.parametrize(("kernel", "dtype"), [(None, torch.float64), (3, torch.float32)])
 def test_two_equilibria_contain_what_they_compute(kernel, dtype, method, accepted):
     model = folded_network(kernel, 2, dtype)

@@ -1,0 +1,83 @@
+"""Batch norm: its interval rule, its values at points, its backward rule. In training, by one batch's statistics."""
+
+import torch
+from torch import Tensor
+
+from cerdeq.bounds.interval import Context, Interval, absorb, settle
+from cerdeq.bounds.linear import Backward, Pulled, dot, magnitude, per_row, slack
+
+Statistics = tuple[Tensor, Tensor]  # mean and variance of each channel, [C]
+
+
+def interval(
+    ctx: Context, x: Interval, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
+) -> Interval:
+    """In training the clean values' batch statistics, not detached, normalise all three (Shi et al. 2021).
+
+    Raises ValueError in training without a clean value.
+    """
+    statistics = running_mean, running_var
+    if training:
+        statistics = _batch_statistics(ctx, x.clean_value(), statistics, momentum)
+    mean, scale, shift = _normalisation(statistics, weight, bias, eps, x.center)
+    offset = shift - mean * scale
+    center = torch.addcmul(offset, x.center, scale)
+    clean = None if x.clean is None else torch.addcmul(offset, x.clean, scale)
+    radius = absorb(ctx, x.center.abs() + mean.abs(), x.radius, 8) * scale.abs()
+    return Interval(center, settle(ctx, radius, 8, shift), clean)
+
+
+def points(
+    ctx: Context, x: Tensor, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
+) -> Tensor:
+    """Batch norm of x [B, C, ...]; in training by the statistics of the batch that `ctx` met first."""
+    statistics = running_mean, running_var
+    if training:
+        statistics = _batch_statistics(ctx, x, statistics, momentum)
+    mean, scale, shift = _normalisation(statistics, weight, bias, eps, x)
+    return torch.addcmul(shift - mean * scale, x, scale)
+
+
+def backward(
+    ctx: Backward, coefficients: Tensor, x: Interval, running_mean, running_var, weight=None, bias=None,
+    training=False, momentum=0.1, eps=1e-5,
+) -> Pulled:  # fmt: skip
+    """By the statistics that the forward pass used; running ones stay as they are."""
+    statistics = ctx.kept[ctx.step] if training else (running_mean, running_var)
+    mean, scale, shift = _normalisation(statistics, weight, bias, eps, x.center)
+    constant = dot(ctx, coefficients, (shift - mean * scale).expand_as(x.center))
+    if ctx.sound:
+        result = (magnitude(x) + mean.abs()) * scale.abs() + shift.abs()
+        constant = constant - slack(ctx, coefficients, result, 8)
+    return Pulled((coefficients * per_row(scale),), constant)
+
+
+def _normalisation(statistics: Statistics, weight, bias, eps: float, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What batch norm does of each channel, (x - mean) * scale + shift: three tensors that broadcast over `like`."""
+    mean, variance = statistics
+    scale = (variance + eps).sqrt().reciprocal()
+    scale = scale if weight is None else scale * weight
+    shift = torch.zeros_like(scale) if bias is None else bias
+    shape = (1, -1) + (1,) * (like.dim() - 2)
+    return mean.view(shape), scale.view(shape), shift.view(shape)
+
+
+def _batch_statistics(ctx: Context, clean: Tensor, running: Statistics, momentum: float) -> Statistics:
+    """A batch's, the variance biased: those that `ctx` keeps of this step, else those of `clean` [B, C, ...], which are
+    kept and, where `ctx.follow`, move the running ones, if there are any."""
+    if ctx.step not in ctx.kept:
+        variance, mean = torch.var_mean(clean, [d for d in range(clean.dim()) if d != 1], correction=0)
+        if running[0] is not None and ctx.follow:
+            _follow((mean, variance), running, momentum, clean.numel() // clean.shape[1])
+        ctx.kept[ctx.step] = mean, variance
+    return ctx.kept[ctx.step]
+
+
+@torch.no_grad()
+def _follow(statistics: Statistics, running: Statistics, momentum: float, count: int) -> None:
+    """Move running statistics towards those of `count` values a channel, the variance unbiased, as torch does."""
+    if count < 2:
+        raise ValueError("batch norm in training needs more than one value per channel")
+    mean, variance = statistics
+    running[0].lerp_(mean.to(running[0].dtype), momentum)
+    running[1].lerp_(variance.to(running[1].dtype) * (count / (count - 1)), momentum)

@@ -1,0 +1,68 @@
+"""So many examples at a time as the memory holds."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cerdeq.bounds.backward import bytes_per_row
+from cerdeq.bounds.forward import values_of
+from cerdeq.bounds.graph import Program
+from cerdeq.bounds.interval import Context, Interval
+from cerdeq.bounds.operators import UnsupportedOperator
+from cerdeq.bounds.precision import counted_rounding
+
+_CPU_MEMORY, _LEAST_MEMORY = 2**29, 2**20
+_VALUE_COPIES = 8  # of the values of a forward pass: boxes before and after tightening, and what a rule works with
+
+
+def default_memory(device: torch.device) -> int:
+    """About how many bytes to use: 512 MiB on a CPU, half the memory of a GPU."""
+    return torch.cuda.get_device_properties(device).total_memory // 2 if device.type == "cuda" else _CPU_MEMORY
+
+
+def examples_at_once(program: Program, x: Interval, rows: int, memory: int) -> int:
+    """How many examples fit the memory, with so many rows of coefficients each.
+
+    Raises UnsupportedOperator where a step of the program mixes a batch's examples.
+    """
+    with counted_rounding(x.center.device.type):
+        probe = values_of(program, x.of(torch.tensor([0, 0])), Context(sound=True))
+    _refuse_mixed_examples(program, probe)
+    return memory // (_VALUE_COPIES * bytes_per_example(probe) + rows * bytes_per_row(program, probe, program.output))
+
+
+def without_overrun(bounds: Callable[[int, int, int], Tensor], start: int, stop: int, memory: int) -> Tensor:
+    """`bounds` of examples start to stop; where a GPU runs out of memory all the same, by halves."""
+    try:
+        return bounds(start, stop, memory)
+    except torch.OutOfMemoryError:
+        if memory < _LEAST_MEMORY:
+            raise
+    middle = (start + stop + 1) // 2
+    parts = [(start, middle), (middle, stop)] if middle < stop else [(start, stop)]
+    return torch.cat([without_overrun(bounds, *part, memory // 2) for part in parts])
+
+
+def bytes_per_example(values: list[Any]) -> int:
+    """Bytes of the centres of all values of a forward pass."""
+    boxes = [value for value in values if isinstance(value, Interval)]
+    return sum(box.center.nbytes // len(box.center) for box in boxes)
+
+
+def _refuse_mixed_examples(program: Program, values: list[Any]) -> None:
+    """Raise UnsupportedOperator where a step does not treat the examples of a batch one by one.
+
+    values: of a pass over two examples. Arguments that broadcast are aligned from the last dimension, so that the
+    batch stays the first one only where none has more dimensions than another.
+    """
+    if values[program.output].center.dim() < 2:
+        raise UnsupportedOperator("linear bounds want outputs [B, N], found one number an example, [B]")
+    for step, value in zip(program.steps, values[1:], strict=True):
+        if step.record is None:
+            continue
+        dimensions = {values[source].center.dim() for source in step.sources}
+        aligned = not step.record.broadcasts or dimensions == {value.center.dim()}
+        if len(value.center) != 2 or not aligned:
+            raise UnsupportedOperator(f"{step.record.name} at node '{step.name}'{step.line} mixes a batch's examples")

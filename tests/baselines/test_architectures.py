@@ -1,0 +1,213 @@
+"""The architectures: layers and numbers of parameters as published, and what ties the networks to each other."""
+
+import itertools
+import re
+
+import pytest
+import torch
+from small_networks import FAMILIES, images, margins_in_training, small, with_statistics
+from torch import nn
+
+from baselines import DATASETS, build, network_names
+from baselines.resnet import BasicBlock
+from baselines.resnext import GroupedBlock
+from cerdeq import LinfBall, bound
+from cerdeq.bounds import trace
+from cerdeq.equilibrium import Equilibrium, contraction, fold
+
+
+def parameters_of(name, dataset, **options):
+    with torch.device("meta"):
+        return sum(p.numel() for p in build(name, dataset=dataset, **options).parameters())
+
+
+def cnn7_parameters(channels, size, classes):
+    """By hand: 3x3 convolutions 64 64 128 128 128 with bias and batch norm, linear 512 with batch norm, classifier."""
+    total, inputs = 0, channels
+    for outputs in (64, 64, 128, 128, 128):
+        total += 9 * inputs * outputs + outputs + 2 * outputs
+        inputs = outputs
+    return total + (128 * size * size * 512 + 512) + 2 * 512 + (512 * classes + classes)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "published", "exact", "by_hand"),
+    [
+        ("cifar10", 17.19e6, 17_192_650, cnn7_parameters(3, 16, 10)),
+        ("tiny-imagenet", 17.29e6, 17_290_120, cnn7_parameters(3, 16, 200)),
+        ("mnist", 13.26e6, 13_259_338, cnn7_parameters(1, 14, 10)),
+    ],
+)
+def test_cnn7_has_the_published_number_of_parameters(dataset, published, exact, by_hand):
+    assert parameters_of("cnn7", dataset) == by_hand == exact
+    assert round(exact / 1e4) == round(published / 1e4)
+
+
+def test_cnn7_is_the_published_network():
+    with torch.device("meta"):
+        for dataset, last in (("cifar10", 1), ("tiny-imagenet", 2), ("mnist", 1)):
+            layers = [m for m in build("cnn7", dataset=dataset).modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+            convolutions = [m for m in layers if isinstance(m, nn.Conv2d)]
+            assert [m.out_channels for m in convolutions] == [64, 64, 128, 128, 128]
+            assert [m.stride[0] for m in convolutions] == [1, 1, 2, 1, last]
+            assert all(m.kernel_size == (3, 3) and m.padding == (1, 1) for m in convolutions)
+            assert [m.out_features for m in layers[5:]] == [512, DATASETS[dataset].classes]
+
+
+@pytest.mark.parametrize(
+    ("name", "published", "exact"),
+    [
+        ("wideresnet8", 21.55e6, 21_547_882),
+        ("resnext", 17.61e6, 17_611_018),
+        ("densenet", 7.90e6, 7_902_058),
+    ],
+)
+def test_published_networks_have_the_published_number_of_parameters(name, published, exact):
+    """Xu et al. 2020, Shi et al. 2021; CIFAR-10."""
+    assert parameters_of(name, "cifar10") == exact and round(exact / 1e4) == round(published / 1e4)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "features"),
+    [
+        ("wideresnet8", [16, 160, 320, 640], 640 * 16 * 16),
+        ("resnext", [16, 32, 32, 64, 64, 128, 128], 128 * 16 * 16),
+    ],
+)
+def test_networks_for_tiny_imagenet_have_the_published_channels(name, channels, features):
+    """Shi et al. 2021."""
+    with torch.device("meta"):
+        model = build(name, dataset="tiny-imagenet")
+    widths = [model.conv1.out_channels] + [m.norm1.num_features for m in model if isinstance(m, BasicBlock)]
+    widths += [m.norm3.num_features for m in model if isinstance(m, GroupedBlock)]
+    assert widths == channels and model.linear.in_features == features
+
+
+@pytest.mark.parametrize("name", [*FAMILIES["cnn"], *FAMILIES["resnet"]])
+def test_depth_counts_the_weighted_layers(name):
+    with torch.device("meta"):
+        model = build(name, dataset="cifar10")
+    modules = [m for key, m in model.named_modules() if "shortcut" not in key]
+    weighted = [m for m in modules if isinstance(m, nn.Conv2d | nn.Linear)]
+    norms = [m for m in modules if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    relus = [m for m in modules if isinstance(m, nn.ReLU)]
+    depth = int(re.sub(r"\D", "", name))
+    assert len(weighted) == depth and len(norms) == len(relus) == depth - 1
+
+
+@pytest.mark.parametrize("name", FAMILIES["tied"])
+def test_depth_of_a_tied_network_counts_every_use_of_a_layer(name):
+    with torch.device("meta"):
+        steps = trace(build(name, dataset="cifar10").eval()).steps
+    weighted = [step.target for step in steps if isinstance(step.target, nn.Conv2d | nn.Linear)]
+    relus = [step for step in steps if isinstance(step.target, nn.ReLU)]
+    depth = int(name.removeprefix("tied"))
+    assert len(weighted) == depth and len(relus) == depth - 1
+    assert len(set(weighted)) == 7, "conv1, conv2, conv3, injection, W, linear, classifier"
+
+
+def test_tied_networks_of_all_depths_have_cerdeqs_parameters():
+    """Without a gain, which only its W has."""
+    assert {parameters_of(name, "cifar10") for name in FAMILIES["tied"]} == {
+        parameters_of("cerdeq", "cifar10", gain=None)
+    }
+
+
+def test_deep_tied_networks_tend_to_the_equilibrium():
+    """With rho(|W|) < 1, at that rate or faster: outputs, and the bounds of IBP, verified ones being a little wider."""
+    equilibrium, x = small("cerdeq", "digits", margin=0.4, gain=None), images("digits", 3)
+    fold(with_statistics(equilibrium, "digits"))
+    rate = contraction(equilibrium.equilibrium.recurrence.weight).rate
+    assert 0.5 < rate <= 0.6
+    state = {key.replace("equilibrium.", "unrolled."): value for key, value in equilibrium.state_dict().items()}
+    depths, errors = (7, 9, 11, 13, 25), []
+    with torch.no_grad():
+        expected = torch.stack([equilibrium(x), *bound(equilibrium, LinfBall(x, 0.01))])
+        for depth in depths:
+            model = small(f"tied{depth}", "digits").eval()
+            model.load_state_dict(state)
+            unrolled = torch.stack([model(x), *bound(model, LinfBall(x, 0.01))])
+            errors.append((unrolled - expected).abs().amax((1, 2)))
+    for (depth, error), (deeper, less) in itertools.pairwise(zip(depths[:-1], errors[:-1], strict=True)):
+        assert (less < rate ** (deeper - depth) * error).all()
+    assert (errors[0] > 1e-4).all() and errors[-1][0] < 1e-10 and (errors[-1] < 1e-6).all()
+
+
+@pytest.mark.parametrize("name", sorted({*network_names()} - {"wideresnet8", "densenet"}))
+def test_large_images_are_halved_once_more(name):
+    """Heads see as many features of Tiny ImageNet as of CIFAR-10, or a study of depth would compare heads."""
+    sizes = []
+    for dataset in ("cifar10", "tiny-imagenet"):
+        with torch.device("meta"):
+            sizes.append(build(name, dataset=dataset).linear.in_features)
+    assert sizes[0] == sizes[1]
+
+
+def as_deqlate(state):
+    """The names of CNN-7's weights in deqlate."""
+    renamed = {}
+    for key, value in state.items():
+        key = key.replace("conv5.", "equilibrium.inject.0.").replace("norm5.", "equilibrium.inject.1.")
+        renamed[key] = value
+    return renamed
+
+
+@pytest.mark.parametrize("dataset", ["digits", "mnist", "tiny-imagenet"])
+def test_deqlate_without_its_recurrence_is_cnn7(dataset):
+    cnn7, deqlate = small("cnn7", dataset), small("deqlate", dataset)
+    with_statistics(cnn7, dataset)
+    left = deqlate.load_state_dict(as_deqlate(cnn7.state_dict()), strict=False)
+    assert not left.unexpected_keys and all("recurrence" in key for key in left.missing_keys)
+    deqlate.eval()
+    with torch.no_grad():
+        deqlate.equilibrium.recurrence.parametrizations.weight.original.zero_()
+        x = images(dataset, 2)
+        torch.testing.assert_close(deqlate(x), cnn7(x))
+        torch.testing.assert_close(bound(deqlate, LinfBall(x, 0.01)), bound(cnn7, LinfBall(x, 0.01)))
+        torch.testing.assert_close(deqlate.train()(x), cnn7.train()(x))
+        labels = torch.tensor([0, 1])
+        ours, theirs = (margins_in_training(model, dataset, x, labels) for model in (deqlate, cnn7))
+        torch.testing.assert_close((ours.center, ours.radius, ours.clean), (theirs.center, theirs.radius, theirs.clean))
+
+
+def test_the_twin_is_the_network_with_w_at_zero():
+    for name in ("cerdeq", "deqlate", "deq7"):
+        model, twin = small(name, "digits"), small(name, "digits", recurrent=False)
+        with_statistics(model, "digits")
+        with torch.no_grad():
+            model.equilibrium.recurrence.parametrizations.weight.original.zero_()
+        state = {key.replace("equilibrium.inject", "equilibrium.0"): value for key, value in model.state_dict().items()}
+        left = twin.eval().load_state_dict(state, strict=False)
+        assert not left.missing_keys and all("recurrence" in key for key in left.unexpected_keys)
+        x = images("digits", 2)
+        torch.testing.assert_close(model(x), twin(x))
+        torch.testing.assert_close(bound(model, LinfBall(x, 0.05)), bound(twin, LinfBall(x, 0.05)))
+
+
+@pytest.mark.parametrize("name", ["cerdeq", "deqlate"])
+def test_a_network_has_as_many_equilibria_as_asked_one_or_two(name):
+    for count in (1, 2):
+        model = small(name, "digits", equilibria=count)
+        assert sum(isinstance(module, Equilibrium) for module in model.modules()) == count
+    with pytest.raises(ValueError, match="equilibria must be 1 or 2"):
+        small(name, "digits", equilibria=3)
+
+
+def test_pooling_quarters_the_linear_layer():
+    for name in ("cnn7", "cerdeq", "deqlate", "deq7", "mondeq"):
+        with torch.device("meta"):
+            sizes = [build(name, pool=pool).linear.in_features for pool in (False, True)]
+        assert sizes == [128 * 16 * 16, 128 * 8 * 8]
+
+
+def test_mondeq_is_the_published_layout():
+    """Wei and Kolter 2022: DEQ-7, m = 1/2, no gain, the injection relu(norm(U x)) + b."""
+    with torch.device("meta"):
+        model = build("mondeq")
+    kinds = [type(module).__name__ for module in model.equilibrium.inject]
+    assert kinds == ["Conv2d", "BatchNorm2d", "ReLU", "Bias"]
+    part = model.equilibrium.recurrence.parametrizations.weight[0]
+    assert type(part).__name__ == "Monotone" and part.margins == (0.5, 0.5) and part.gain_logit is None
+    convolutions = [m for m in model if isinstance(m, nn.Conv2d)]
+    assert [(m.out_channels, m.stride[0]) for m in convolutions] == [(128, 2), (128, 1), (128, 1)]
+    assert model.equilibrium.inject[0].out_channels == 64 and model.linear.out_features == 512
