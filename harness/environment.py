@@ -10,6 +10,11 @@ import torch
 _PACKAGES = ("torch", "numpy", "pandas", "ray", "mlflow")
 
 
+def best_device() -> torch.device:
+    """A GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def describe_environment(device: torch.device) -> dict[str, str]:
     """Device, threads, Python and package versions, and the code's commit."""
     processor = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {platform.machine()}"
@@ -17,7 +22,7 @@ def describe_environment(device: torch.device) -> dict[str, str]:
         "device": processor,
         "threads": str(torch.get_num_threads()),
         "python": platform.python_version(),
-        **{package: found for package in _PACKAGES if (found := _version(package))},
+        **{package: installed for package in _PACKAGES if (installed := _version(package))},
         "code": code_version(),
     }
 
@@ -31,12 +36,12 @@ def code_version() -> str:
     """The commit of this checkout, with '-dirty' where files differ from it; 'unknown' outside a checkout."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        found = subprocess.run(
+        described = subprocess.run(
             command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return found.stdout.strip()
+    return described.stdout.strip()
 
 
 def _version(package: str) -> str | None:

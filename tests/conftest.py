@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from harness.settings import EvaluationSettings, TrainSettings, TrialConfig
+from harness.config.settings import EvaluationSettings, TrainSettings
+from harness.config.trial import TrialConfig
 
 torch.set_num_threads(1)
 
@@ -34,7 +35,7 @@ def tiny_trial():
             train_images=320,
             train=TrainSettings(**train),
             evaluation=EvaluationSettings(
-                methods=("ibp", "crown-ibp"), test_images=60, attack_steps=5, attack_restarts=1, batch_size=40
+                stages=("ibp", "crown-ibp"), test_images=60, attack_steps=5, attack_restarts=1, batch_size=40
             ),
         )
         return dataclasses.replace(config, **changes)

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from baselines.datasets import Dataset
+from harness.errors import InputError
 
 TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 TINY_IMAGENET_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
@@ -29,7 +30,7 @@ _MODES = {1: "L", 3: "RGB"}
 _FORMATS = ("JPEG", "PNG", "WEBP")
 
 
-class DataError(Exception):
+class DataError(InputError):
     """A data set that cannot be used. The message is for the user: which file or folder, what is wrong, what to do."""
 
 
@@ -129,10 +130,10 @@ def image_folders(info: Dataset, folder: Path) -> Source | None:
     A label is the wnid's position in the sorted wnids.txt. Train images take turns by class, so that the first n are
     balanced, validation images keep the order of the annotations.
     """
-    names, annotations = folder / "wnids.txt", folder / "val" / "val_annotations.txt"
-    if not (names.is_file() and annotations.is_file() and (folder / "train").is_dir()):
+    wnids, annotations = folder / "wnids.txt", folder / "val" / "val_annotations.txt"
+    if not (wnids.is_file() and annotations.is_file() and (folder / "train").is_dir()):
         return None
-    labels = {wnid: label for label, wnid in enumerate(sorted(names.read_text().split()))}
+    labels = {wnid: label for label, wnid in enumerate(sorted(wnids.read_text().split()))}
     train = sorted(
         (turn, label, path)
         for wnid, label in labels.items()
@@ -144,7 +145,7 @@ def image_folders(info: Dataset, folder: Path) -> Source | None:
     def shard(where: Path, images: list[tuple[Path, int]]) -> Shard:
         files = tuple(path for path, _ in images)
         values = np.array([label for _, label in images], np.int64)
-        return Shard(where, (names, annotations, *files), lambda: (_decode(info, [(p, p) for p in files]), values))
+        return Shard(where, (wnids, annotations, *files), lambda: (_decode(info, [(p, p) for p in files]), values))
 
     return Source(folder, (shard(folder / "train", [(path, n) for _, n, path in train]),), (shard(annotations, test),))
 
@@ -154,23 +155,23 @@ def parquet_shards(info: Dataset, folder: Path) -> Source | None:
     (train, train_total), (test, test_total) = (_shards(info, folder, split) for split in ("train", info.test_split))
     if not train and not test:
         return None
-    for found, split in ((train, "train"), (test, info.test_split)):
-        if not found:
+    for shards, split in ((train, "train"), (test, info.test_split)):
+        if not shards:
             raise DataError(f"{folder}: there is no shard of the {split} split ({split}-00000-of-0000N.parquet)")
     return Source(folder, train, test, train_total, test_total)
 
 
 def _shards(info: Dataset, folder: Path, split: str) -> tuple[tuple[Shard, ...], int]:
     """The split's shards that are there, in order, and how many there should be (0 where none is there)."""
-    found = []
+    numbered = []
     for path in sorted(folder.glob(f"{split}-*.parquet")):
         if match := re.fullmatch(rf"{split}-(\d+)-of-(\d+)\.parquet", path.name):
-            found.append((path, int(match[1]), int(match[2])))
-    total = found[0][2] if found else 0
-    for path, index, of in found:
+            numbered.append((path, int(match[1]), int(match[2])))
+    total = numbered[0][2] if numbered else 0
+    for path, index, of in numbered:
         if of != total or index >= total:
-            raise DataError(f"{path}: does not belong with {found[0][0].name}: keep one set of shards in a folder")
-    return tuple(Shard(path, (path,), partial(_read_parquet, info, path)) for path, _, _ in found), total
+            raise DataError(f"{path}: does not belong with {numbered[0][0].name}: keep one set of shards in a folder")
+    return tuple(Shard(path, (path,), partial(_read_parquet, info, path)) for path, _, _ in numbered), total
 
 
 def _read_parquet(info: Dataset, path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -219,16 +220,10 @@ def sklearn_digits(info: Dataset, folder: Path) -> Source | None:
     return Source(None, (Shard(where, (where,), lambda: read(False)),), (Shard(where, (where,), lambda: read(True)),))
 
 
-def _fetch_cifar(folder: Path) -> None:
-    from torchvision.datasets import CIFAR10
+def _fetch_by_torchvision(name: str, folder: Path) -> None:
+    import torchvision.datasets
 
-    CIFAR10(folder, download=True)
-
-
-def _fetch_mnist(folder: Path) -> None:
-    from torchvision.datasets import MNIST
-
-    MNIST(folder, download=True)
+    getattr(torchvision.datasets, name)(folder, download=True)
 
 
 def _fetch_tiny_imagenet(folder: Path) -> None:
@@ -247,8 +242,8 @@ class Original:
 
 
 ORIGINALS = {
-    "cifar10": Original("cifar-10-batches-py/", cifar_batches, _fetch_cifar),
-    "mnist": Original("MNIST/raw/*-ubyte or *-ubyte.gz", idx_files, _fetch_mnist),
+    "cifar10": Original("cifar-10-batches-py/", cifar_batches, partial(_fetch_by_torchvision, "CIFAR10")),
+    "mnist": Original("MNIST/raw/*-ubyte or *-ubyte.gz", idx_files, partial(_fetch_by_torchvision, "MNIST")),
     "tiny-imagenet": Original("wnids.txt, train/, val/", image_folders, _fetch_tiny_imagenet),
     "digits": Original("the package scikit-learn", sklearn_digits),
 }

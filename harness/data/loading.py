@@ -16,7 +16,7 @@ from torch import Tensor
 
 from baselines.datasets import DATASETS, Dataset
 from harness.data.layouts import DataError, Shard, Source, fetch, find, naming
-from harness.folder import write_atomically
+from harness.storage.files import write_atomically
 
 _CACHE_FORMAT = 1
 """Raised when the same files decode to something else."""

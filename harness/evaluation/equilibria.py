@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from cerdeq.equilibrium import FixedPoint, contraction, fold
-from harness import names
+from harness.config.trial import TrialConfig
 from harness.evaluation.verdicts import errors_without_attack
-from harness.settings import TrialConfig
+from harness.storage import names
 
 
 def recurrence_report(model: nn.Module, images: Tensor, labels: Tensor, config: TrialConfig) -> dict[str, float]:
@@ -25,12 +25,11 @@ def recurrence_report(model: nn.Module, images: Tensor, labels: Tensor, config: 
         for module in idle.modules():
             if isinstance(module, FixedPoint):
                 module.weight.zero_()
+    first = images[: config.evaluation.batch_size]
     standard, certified = errors_without_attack(idle, images, labels, config)
     return {
         names.RHO_BOUND: max(contraction(module.weight).rate for module in points),
-        names.ITERATIONS: max(
-            _mean_iterations(model, module, images[: config.evaluation.batch_size]) for module in points
-        ),
+        names.ITERATIONS: max(_mean_iterations(model, module, first) for module in points),
         names.STANDARD_ERROR_W0: standard,
         names.CERTIFIED_ERROR_W0: certified,
     }

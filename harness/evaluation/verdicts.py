@@ -1,23 +1,25 @@
-"""Verdicts: one row a test example, from the cheapest stage that decides it."""
+"""Verdicts: one row a test example, decided by the first stage that can."""
 
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from baselines import DATASETS
 from cerdeq import LinfBall, margin_spec
-from cerdeq.bounds import Context, Interval, Program, lower_bounds, propagate, trace
+from cerdeq.bounds import BOUNDS, Context, Interval, Program, lower_bounds, propagate, trace
 from cerdeq.boxes import outward_ends
-from harness import names
-from harness.evaluation.attack import attack, margins
-from harness.settings import TrialConfig, parse_eps
+from harness.attacks.pgd import margins, worst_point
+from harness.config.trial import TrialConfig
+from harness.storage import names
 
 IBP = "ibp"
+CLEAN, ATTACK, NO_STAGE = "clean", "attack", "none"  # stages beside the verifier's
 
 
 class SoundnessError(AssertionError):
@@ -26,10 +28,11 @@ class SoundnessError(AssertionError):
 
 @dataclass(frozen=True)
 class Bounds:
-    """Of B examples: the margins' lower bounds, widths and clean values, [B, K - 1] over the other classes in order.
+    """IBP of B examples: of the margins, [B, K - 1] over the other classes in order, and of the layers before them.
 
-    clean_lower: proved lower bounds of the clean values, which a solver finds with an error. layers: the mean width of
-    each pre-activation.
+    lower, width, clean: the margins' lower bounds, the widths of their intervals, and their clean values.
+    clean_lower: proved lower bounds of the clean values, which a solver finds with an error.
+    layers: the mean width of each pre-activation.
     """
 
     lower: Tensor
@@ -46,8 +49,12 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Judgement:
-    """verdicts: a row an example, columns as in harness.names. layers: mean width of each pre-activation over all
-    examples. clean_spread: standard deviation of all clean margins."""
+    """What a network was found to do.
+
+    verdicts: a row an example, columns as in harness.storage.names.
+    layers: mean width of each pre-activation over all examples.
+    clean_spread: standard deviation of all clean margins.
+    """
 
     verdicts: pd.DataFrame
     layers: dict[str, float]
@@ -74,22 +81,34 @@ def judge(model: nn.Module, images: Tensor, labels: Tensor, config: TrialConfig)
     model: float64, in evaluation mode. Predictions and bounds are float64, bounds rounded outwards; the attack
     searches in float32, and a point counts as adversarial only where the float64 network agrees. Raises SoundnessError.
     """
-    methods = config.evaluation.methods
-    program, searcher = trace(model, linear=methods != (IBP,)), copy.deepcopy(model).float()
-    generator = torch.Generator().manual_seed(config.seed)
+    stages = config.evaluation.stages
+    program = trace(model, linear=any(BOUNDS[stage].linear for stage in stages))
+    searcher, generator = copy.deepcopy(model).float(), torch.Generator().manual_seed(config.seed)
     tables, bounds = [], []
     for start, x, y in _batches(images, labels, config):
-        batch = bound_margins(program, x, y, DATASETS[config.dataset].classes, parse_eps(config.eps))
+        batch = bound_margins(program, x, y, DATASETS[config.dataset].classes, config.eps)
         prediction = batch.prediction(y)
-        attacked = torch.full(y.shape, torch.nan, dtype=x.dtype, device=x.device)
         right = prediction == y
+        attacked = torch.full(y.shape, torch.nan, dtype=x.dtype, device=x.device)
         if bool(right.any()):
             attacked[right] = _attacked_margins(model, searcher, x[right], y[right], config, generator)
-        least = {IBP: batch.lower.amin(1)} | _proofs(program, x, y, config, batch.lower.amin(1), attacked)
-        tables.append(_table(start, y, prediction, attacked, least, batch.width))
+        unbroken = right & ~(attacked < 0)
+        least = {IBP: batch.lower.amin(1)}
+        least |= _later_stages(program, x, y, config, unbroken & ~(least[IBP] > 0))
+        examples = pd.DataFrame(
+            {
+                names.INDEX: range(start, start + len(y)),
+                names.LABEL: y.cpu().numpy(),
+                names.PREDICTION: prediction.cpu().numpy(),
+                **{names.margin_column(stage): margin.cpu().numpy() for stage, margin in least.items()},
+                names.ATTACK_MARGIN: attacked.cpu().numpy(),
+                names.WIDTH: batch.width.mean(1).cpu().numpy(),
+            }
+        )
+        tables.append(_with_verdicts(examples, stages))
         bounds.append(batch)
     verdicts = pd.concat(tables, ignore_index=True)
-    _refuse_contradictions(verdicts)
+    _refuse_contradictions(verdicts, stages)
     shares = [len(batch.lower) / len(images) for batch in bounds]
     layers = {
         name: sum(share * batch.layers[name] for share, batch in zip(shares, bounds, strict=True))
@@ -103,7 +122,7 @@ def errors_without_attack(model: nn.Module, images: Tensor, labels: Tensor, conf
     program = trace(model)
     right = certified = 0
     for _, x, y in _batches(images, labels, config):
-        batch = bound_margins(program, x, y, DATASETS[config.dataset].classes, parse_eps(config.eps))
+        batch = bound_margins(program, x, y, DATASETS[config.dataset].classes, config.eps)
         right += int((batch.prediction(y) == y).sum())
         certified += int((batch.lower > 0).all(1).sum())
     return 100 * (1 - right / len(images)), 100 * (1 - certified / len(images))
@@ -119,61 +138,50 @@ def _attacked_margins(
     model: nn.Module, searcher: nn.Module, x: Tensor, labels: Tensor, config: TrialConfig, generator: torch.Generator
 ) -> Tensor:
     """The float64 network's margin at the worst point that the float32 search found, moved into the exact ball."""
-    eps, settings = parse_eps(config.eps), config.evaluation
+    eps, settings = config.eps, config.evaluation
     steps, restarts = settings.attack_steps, settings.attack_restarts
-    point = attack(searcher, x.float(), labels, eps, steps, restarts, generator).double()
+    point = worst_point(searcher, x.float(), labels, eps, steps, restarts, generator).double()
     point = torch.minimum(torch.maximum(point, x - float(eps)), x + float(eps)).clamp(0, 1)
     with torch.no_grad():
         return margins(model(point), labels)
 
 
-def _proofs(
-    program: Program, x: Tensor, labels: Tensor, config: TrialConfig, lower: Tensor, attacked: Tensor
+def _later_stages(
+    program: Program, x: Tensor, labels: Tensor, config: TrialConfig, unproved: Tensor
 ) -> dict[str, Tensor]:
-    """The least margin's lower bound [B] by each method after IBP, where right, not broken and not proved before.
+    """The least margin's lower bound [B] by each stage after IBP, of the examples that it and those before left open.
 
-    lower: by IBP. Not a number where the method was not asked.
+    unproved: [B], which IBP left open. Not a number where a stage was not asked.
     """
-    eps, classes = parse_eps(config.eps), DATASETS[config.dataset].classes
-    found, unproved = {}, (attacked >= 0) & ~(lower > 0)
-    for method in config.evaluation.methods[1:]:
-        least = torch.full_like(lower, torch.nan)
+    least = {}
+    for stage in config.evaluation.stages[1:]:
+        least[stage] = torch.full(x.shape[:1], torch.nan, dtype=x.dtype, device=x.device)
         if bool(unproved.any()):
-            ball = LinfBall(x[unproved], eps)
-            spec = margin_spec(labels[unproved], classes).to(x)
+            ball = LinfBall(x[unproved], config.eps)
+            spec = margin_spec(labels[unproved], DATASETS[config.dataset].classes).to(x)
             region = Interval(ball.center, ball.radius)
-            least[unproved] = lower_bounds(program, region, spec, method, target=0.0).amin(1)
-        unproved = unproved & ~(least > 0)
-        found[method] = least
-    return found
+            least[stage][unproved] = lower_bounds(program, region, spec, stage, target=0.0).amin(1)
+        unproved = unproved & ~(least[stage] > 0)
+    return least
 
 
-def _table(
-    start: int, labels: Tensor, prediction: Tensor, attacked: Tensor, least: dict[str, Tensor], width: Tensor
-) -> pd.DataFrame:
-    frame = pd.DataFrame(
-        {
-            names.INDEX: range(start, start + len(labels)),
-            names.LABEL: labels.cpu().numpy(),
-            names.PREDICTION: prediction.cpu().numpy(),
-            **{names.margin_column(method): margin.cpu().numpy() for method, margin in least.items()},
-            names.ATTACK_MARGIN: attacked.cpu().numpy(),
-            names.WIDTH: width.mean(1).cpu().numpy(),
-        }
+def _with_verdicts(examples: pd.DataFrame, stages: tuple[str, ...]) -> pd.DataFrame:
+    """The examples with their verdicts: each has that of the first line here that holds."""
+    decisions = [
+        (names.MISCLASSIFIED, CLEAN, examples[names.PREDICTION] != examples[names.LABEL]),
+        (names.FALSIFIED, ATTACK, examples[names.ATTACK_MARGIN] < 0),
+        *((names.CERTIFIED, stage, examples[names.margin_column(stage)] > 0) for stage in stages),
+        (names.UNKNOWN, NO_STAGE, pd.Series(True, examples.index)),
+    ]
+    verdicts, deciding, holds = zip(*decisions, strict=True)
+    return examples.assign(
+        **{names.VERDICT: np.select(holds, verdicts, ""), names.STAGE: np.select(holds, deciding, "")}
     )
-    wrong = frame[names.PREDICTION] != frame[names.LABEL]
-    broken = frame[names.ATTACK_MARGIN] < 0
-    proved = [(frame[names.margin_column(method)] > 0, names.CERTIFIED, method) for method in least]
-    stages = [(wrong, names.MISCLASSIFIED, "clean"), (broken, names.FALSIFIED, "attack"), *proved]
-    frame[names.VERDICT], frame[names.STAGE] = names.UNKNOWN, "none"
-    for where, verdict, stage in reversed(stages):
-        frame.loc[where, [names.VERDICT, names.STAGE]] = verdict, stage
-    return frame
 
 
-def _refuse_contradictions(verdicts: pd.DataFrame) -> None:
+def _refuse_contradictions(verdicts: pd.DataFrame, stages: tuple[str, ...]) -> None:
     refuted = verdicts[names.VERDICT].isin([names.MISCLASSIFIED, names.FALSIFIED])
-    proofs = [column for column in verdicts if column.startswith(names.margin_column(""))]
+    proofs = [names.margin_column(stage) for stage in stages]
     contradicted = refuted & (verdicts[proofs] > 0).any(axis=1)
     if contradicted.any():
         examples = verdicts.loc[contradicted, names.INDEX].tolist()

@@ -1,8 +1,8 @@
 """Certified training of one network, from config to result."""
 
-from harness.folder import TrialResult
-from harness.settings import TrialConfig
+from harness.config.trial import TrialConfig
+from harness.storage.folder import TrialResult
 from harness.training.loop import NonFiniteLossError
-from harness.training.trial import load_network, run_trial
+from harness.training.trial import load_network, run_folder, run_trial
 
-__all__ = ["NonFiniteLossError", "TrialConfig", "TrialResult", "load_network", "run_trial"]
+__all__ = ["NonFiniteLossError", "TrialConfig", "TrialResult", "load_network", "run_folder", "run_trial"]

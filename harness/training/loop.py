@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from baselines import DATASETS, build
-from harness import names
-from harness.folder import read_epochs, write_epoch
-from harness.settings import TrialConfig
+from harness.config.trial import TrialConfig
+from harness.storage import names
+from harness.storage.folder import read_epochs, write_epoch
 from harness.training import checkpoint
 from harness.training.augment import draw, seed_of
+from harness.training.batch_norm import recompute_statistics
 from harness.training.initialise import initialise
 from harness.training.monitor import monitored, monitored_untrained
 from harness.training.schedule import Ramp, learning_rate
-from harness.training.statistics import recompute_statistics
 from harness.training.step import Stepper, make_optimiser
 
 _MONITORED = 500
@@ -40,11 +40,11 @@ def train(
     config: TrialConfig,
     images: Tensor,
     labels: Tensor,
-    folder: Path,
+    directory: Path,
     device: torch.device,
     report: Callable[[dict[str, Any]], None],
 ) -> nn.Sequential:
-    """Train `config`'s network on images (uint8 [N, C, H, W]) and labels [N], going on from the folder's checkpoint.
+    """Train `config`'s network on images (uint8 [N, C, H, W]) and labels [N], going on from the directory's checkpoint.
 
     Calls `report` with each epoch's row after it and its checkpoint are on disk; before the first step with that of
     epoch 0, the bounds of the untrained network. Raises NonFiniteLossError.
@@ -60,18 +60,20 @@ def train(
     model.to(device).to(memory_format=torch.channels_last).train()
     optimiser = make_optimiser(model, device)
     averaged = None if config.train.ema_decay is None else copy.deepcopy(model)
-    done = checkpoint.restore(folder, model, optimiser, device, averaged)
+    parts = {"model": model, "optimiser": optimiser} | ({} if averaged is None else {"averaged": averaged})
+    done = checkpoint.restore(directory, parts, device)
     images, labels = images.to(device), labels.to(device)
-    if done == 0 and not read_epochs(folder):
-        row = _untrained(config, model, images, labels)
-        write_epoch(folder, row)
+    if done == 0 and not read_epochs(directory):
+        untrained = monitored_untrained(config, model, images[:_MONITORED], labels[:_MONITORED])
+        row = _finite({names.EPOCH: 0, names.TRAIN_EPS: 0.0, **untrained})
+        write_epoch(directory, row)
         report(row)
     stepper = None
     for epoch in range(done + 1, config.train.epochs + 1):
         stepper = stepper or Stepper(config, model, optimiser, images, labels, averaged)
-        row = _epoch(config, stepper, epoch, folder)
-        write_epoch(folder, row)  # first: a row without its checkpoint is written again, a row never written is lost
-        checkpoint.save(folder, epoch, model, optimiser, averaged)
+        row = _epoch(config, stepper, epoch, directory)
+        write_epoch(directory, row)  # first: a row without its checkpoint is written again, a row never written is lost
+        checkpoint.save(directory, epoch, parts)
         report(row)
     trained = model if averaged is None else averaged
     if config.train.recompute_statistics:
@@ -79,17 +81,11 @@ def train(
     return trained
 
 
-def _untrained(config: TrialConfig, model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Any]:
-    """The row of epoch 0."""
-    watched = monitored_untrained(config, model, images[:_MONITORED], labels[:_MONITORED])
-    return _finite({names.EPOCH: 0, names.TRAIN_EPS: 0.0, **watched})
-
-
-def _epoch(config: TrialConfig, stepper: Stepper, epoch: int, folder: Path) -> dict[str, Any]:
+def _epoch(config: TrialConfig, stepper: Stepper, epoch: int, directory: Path) -> dict[str, Any]:
     settings, info = config.train, DATASETS[config.dataset]
     device = stepper.images.device
     steps = len(stepper.images) // settings.batch_size
-    ramp = Ramp(config.train_eps, settings.ramp_start, settings.ramp_epochs, steps)
+    ramp = Ramp(float(config.train_eps), settings.ramp_start, settings.ramp_epochs, steps)
     rate = learning_rate(settings.learning_rate, settings.decay_epochs, settings.decay_factor, epoch)
     draws = draw(len(stepper.images), info.crop_padding, info.flip, config.seed, epoch, device)
     torch.manual_seed(seed_of(config.seed, epoch) + _OF_ATTACKS)  # what attacks start from, after a restart as well
@@ -100,7 +96,7 @@ def _epoch(config: TrialConfig, stepper: Stepper, epoch: int, folder: Path) -> d
         reports.append(stepper(draws.batch(step * settings.batch_size, settings.batch_size), eps, rate))
     loss, clean, certified = torch.stack(reports).double().cpu().unbind(1)
     seconds = time.perf_counter() - started
-    _refuse_non_finite(stepper.model, loss, epoch, folder)
+    _refuse_non_finite(stepper.model, loss, epoch, directory)
     seen = steps * settings.batch_size
     row = {
         names.EPOCH: epoch,
@@ -121,7 +117,7 @@ def _finite(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value if math.isfinite(value) else None for name, value in row.items()}
 
 
-def _refuse_non_finite(model: nn.Module, loss: Tensor, epoch: int, folder: Path) -> None:
+def _refuse_non_finite(model: nn.Module, loss: Tensor, epoch: int, directory: Path) -> None:
     """Raise NonFiniteLossError where a step's loss, or the network it left behind, is not finite."""
     finite = loss.isfinite()
     finite[-1] &= all(bool(parameter.isfinite().all()) for parameter in model.parameters())
@@ -132,5 +128,5 @@ def _refuse_non_finite(model: nn.Module, loss: Tensor, epoch: int, folder: Path)
         raise NonFiniteLossError(
             epoch, step + 1, {names.EPOCH: epoch, "step": step, names.TRAIN_LOSS: float(loss[step - 1])}
         )
-    before = [row for row in read_epochs(folder) if row[names.EPOCH] < epoch]
+    before = [row for row in read_epochs(directory) if row[names.EPOCH] < epoch]
     raise NonFiniteLossError(epoch, 1, before[-1] if before else {})

@@ -10,16 +10,16 @@ from baselines import DATASETS
 from cerdeq import LinfBall, margin_spec
 from cerdeq.bounds import Context, Interval, output_of, trace, values_of
 from cerdeq.equilibrium import FixedPoint, contraction, verified_box
-from harness import names
-from harness.settings import TrialConfig, parse_eps
-from harness.training.statistics import recompute_statistics
+from harness.config.trial import TrialConfig
+from harness.storage import names
+from harness.training.batch_norm import recompute_statistics
 
 
 @torch.no_grad()
 def monitored(config: TrialConfig, model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
     """IBP widths at the sweep's eps on images (uint8 [N, C, H, W]), and equilibria's proved bounds and shortfalls."""
     x = images.float() / 255
-    ball = LinfBall(x, parse_eps(config.eps))
+    ball = LinfBall(x, config.eps)
     ctx = Context(sound=False)
     spec = margin_spec(labels, DATASETS[config.dataset].classes)
     model.eval()
@@ -33,13 +33,13 @@ def monitored(config: TrialConfig, model: nn.Module, images: Tensor, labels: Ten
         **{names.layer_width(name): 2 * float(box.radius.mean()) for name, box in ctx.preactivations.items()},
         **parametrised(model),
     }
-    found = [
+    equilibria = [
         (contraction(step.target.weight).rate, _missed_radius(step.target, values[step.sources[0]], value))
         for step, value in zip(program.steps, values[1:], strict=True)
         if isinstance(step.target, FixedPoint)
     ]
-    if found:
-        rates, missed = zip(*found, strict=True)
+    if equilibria:
+        rates, missed = zip(*equilibria, strict=True)
         row |= {names.RHO_BOUND: max(rates), names.MISSED_RADIUS: max(missed)}
     model.train()
     return {names.in_training(name): value for name, value in row.items()}
@@ -66,7 +66,7 @@ def parametrised(model: nn.Module) -> dict[str, float]:
     return {names.GAIN: gain, names.MARGIN: min(part.margin.item() for part in parts)}
 
 
-def _missed_radius(module: FixedPoint, h: Interval, found: Interval) -> float:
+def _missed_radius(module: FixedPoint, h: Interval, solved: Interval) -> float:
     """The share, in percent, of the proved box's mean radius that the training solve's count leaves out."""
     whole = verified_box(module.weight, h.box).radius.mean()
-    return 100 * float(1 - found.radius.mean() / whole.clamp(min=1e-30))
+    return 100 * float(1 - solved.radius.mean() / whole.clamp(min=1e-30))

@@ -9,19 +9,10 @@ from torch import Tensor, nn
 from baselines import DATASETS
 from cerdeq.bounds import trace
 from cerdeq.equilibrium import FixedPoint, advance
-from harness.settings import TrialConfig
+from harness.config.trial import TrialConfig
+from harness.methods import Batch, Losses, Method, cross_entropy, make_method
 from harness.training.augment import augmented
-from harness.training.methods import Batch, Losses, Method, cross_entropy, make_method
 from harness.training.regularisers import balance, tightness
-
-
-@dataclass(frozen=True)
-class Controls:
-    """What a schedule decides, as scalar tensors, so that a change of value never recompiles."""
-
-    eps: Tensor
-    learning_rate: Tensor
-
 
 _LARGEST = 1e15
 
@@ -29,6 +20,7 @@ Attack = Callable[[Tensor, Tensor, Tensor], Tensor | None]
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
+@dataclass(eq=False)
 class Stepper:
     """Takes optimiser steps on `images` (uint8 [N, C, H, W]) and `labels` [N]; all on one device.
 
@@ -36,34 +28,33 @@ class Stepper:
     where the method bounds no whole balls). averaged: a copy of the model that becomes the average over steps.
     """
 
-    def __init__(
-        self,
-        config: TrialConfig,
-        model: nn.Sequential,
-        optimiser: torch.optim.Optimizer,
-        images: Tensor,
-        labels: Tensor,
-        averaged: nn.Module | None = None,
-    ):
-        self.config, self.model, self.optimiser, self.images, self.labels = config, model, optimiser, images, labels
-        self.averaged = averaged
-        self.controls = Controls(*(torch.zeros((), device=images.device) for _ in range(2)))
-        on_cuda = images.device.type == "cuda"
-        self.method = make_method(config.method, config.method_options)
-        objectives = {method.name: _objective(config, method, model) for method in (self.method, self.method.at(1.0))}
-        self.attacks: dict[str, Attack] = {name: attack for name, (attack, _) in objectives.items()}
-        self.losses: dict[str, Loss] = {name: loss for name, (_, loss) in objectives.items()}
-        if on_cuda:
+    config: TrialConfig
+    model: nn.Sequential
+    optimiser: torch.optim.Optimizer
+    images: Tensor
+    labels: Tensor
+    averaged: nn.Module | None = None
+
+    def __post_init__(self) -> None:
+        # What a schedule decides, as tensors, so that a change of value never recompiles.
+        self.eps, self.learning_rate = (torch.zeros((), device=self.images.device) for _ in range(2))
+        self.method = make_method(self.config.method, self.config.method_options)
+        self.attacks: dict[str, Attack] = {}
+        self.losses: dict[str, Loss] = {}
+        self.graphs: dict[tuple[str | int, ...], _Graph] | None = None
+        for method in (self.method, self.method.at(1.0)):
+            self.attacks[method.name], self.losses[method.name] = _objective(self.config, method, self.model)
+        if self.images.device.type == "cuda":
+            self.graphs = {}
             torch._dynamo.config.recompile_limit = 64  # a network is a compile of its own, of the same code
             for name, loss in self.losses.items():
                 self.losses[name] = torch.compile(loss, fullgraph=True, dynamic=False)
-        self.graphs: dict[tuple[str | int, ...], _Graph] | None = {} if on_cuda else None
 
     def __call__(self, choices: tuple[Tensor, ...], eps: float, learning_rate: float) -> Tensor:
         """One step on the chosen examples (index, flip, down, across, each [B])."""
-        self.controls.eps.fill_(eps)
-        self.controls.learning_rate.fill_(learning_rate)
-        progress = eps / self.config.train_eps
+        self.eps.fill_(eps)
+        self.learning_rate.fill_(learning_rate)
+        progress = eps / float(self.config.train_eps)
         for network in (self.model, self.averaged):
             if network is not None:
                 advance(network, progress)
@@ -73,8 +64,8 @@ class Stepper:
         counts = [module.iterations for module in self.model.modules() if isinstance(module, FixedPoint)]
         key: tuple[str | int, ...] = (method, *counts)
         if key not in self.graphs:
-            self.graphs[key] = _Graph(self, method, len(choices[0]))
-            self.controls.eps.fill_(eps)
+            self.graphs[key] = _Graph(self, method, choices)
+            self.eps.fill_(eps)
         return self.graphs[key](choices)
 
     def eager(self, choices: tuple[Tensor, ...], method: str) -> Tensor:
@@ -87,7 +78,7 @@ class Stepper:
             nn.utils.clip_grad_norm_(self.model.parameters(), _LARGEST, norm_type=torch.inf)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
         for group in self.optimiser.param_groups:
-            group["lr"] = self.controls.learning_rate
+            group["lr"] = self.learning_rate
         self.optimiser.step()
         self._average()
         return torch.cat([reports[:, :1].mean(0), reports[:, 1:].sum(0)])
@@ -95,8 +86,8 @@ class Stepper:
     def _differentiate(self, choices: tuple[Tensor, ...], method: str) -> Tensor:
         """Add a part's share to the gradients; its report [3]."""
         x = augmented(self.images, *choices).contiguous(memory_format=torch.channels_last)
-        labels, eps = self.labels[choices[0]], self.controls.eps
-        loss, report = self.losses[method](x, labels, eps, self.attacks[method](x, labels, eps))
+        labels = self.labels[choices[0]]
+        loss, report = self.losses[method](x, labels, self.eps, self.attacks[method](x, labels, self.eps))
         (loss / self.config.train.accumulate).backward()
         return report
 
@@ -105,7 +96,7 @@ class Stepper:
         decay = self.config.train.ema_decay
         if self.averaged is None or decay is None:
             return
-        taken = next(iter(self.optimiser.state.values()))["step"].to(self.controls.eps)
+        taken = next(iter(self.optimiser.state.values()))["step"].to(self.eps)
         weight = (1 / taken).clamp(min=1 - decay)  # a plain mean at first: the untrained network has no part in it
         for mean, latest in zip(_floats(self.averaged), _floats(self.model), strict=True):
             mean.lerp_(latest, weight.to(mean.dtype))
@@ -120,7 +111,7 @@ def make_optimiser(model: nn.Module, device: torch.device) -> torch.optim.Adam:
 
 def _objective(config: TrialConfig, method: Method, model: nn.Sequential) -> tuple[Attack, Loss]:
     """(x, labels, eps) -> adversary; (x, labels, eps, adversary) -> loss, [loss, clean correct, certified correct]."""
-    settings, info = config.train, DATASETS[config.dataset]
+    settings, info, target = config.train, DATASETS[config.dataset], float(config.train_eps)
     program = trace(model, linear=method.linear)
     std = torch.tensor(info.std, device=next(model.parameters()).device).view(-1, 1, 1)
     regularised = [
@@ -133,7 +124,7 @@ def _objective(config: TrialConfig, method: Method, model: nn.Sequential) -> tup
 
     def attack(x: Tensor, labels: Tensor, eps: Tensor) -> Tensor | None:
         with in_precision(x):
-            return method.attack(program, Batch(x, labels, info.classes, eps, eps / config.train_eps))
+            return method.attack(program, Batch(x, labels, info.classes, eps, eps / target))
 
     def regulariser(losses: Losses) -> Tensor:
         boxes = [losses.preactivations[name] for name in regularised if name in losses.preactivations]
@@ -142,7 +133,7 @@ def _objective(config: TrialConfig, method: Method, model: nn.Sequential) -> tup
     def loss_and_report(
         x: Tensor, labels: Tensor, eps: Tensor, adversary: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        progress = eps / config.train_eps
+        progress = eps / target
         with in_precision(x):
             losses = method.loss(program, Batch(x, labels, info.classes, eps, progress, adversary))
         loss = losses.robust
@@ -167,21 +158,15 @@ def _floats(model: nn.Module) -> list[Tensor]:
 class _Graph:
     """The whole step as one CUDA graph on fixed buffers. Warming up leaves model and optimiser as they were."""
 
-    def __init__(self, stepper: Stepper, method: str, batch: int):
-        device = stepper.images.device
-        self.choices = (
-            torch.zeros(batch, dtype=torch.long, device=device),
-            torch.zeros(batch, dtype=torch.bool, device=device),
-            torch.zeros(batch, dtype=torch.long, device=device),
-            torch.zeros(batch, dtype=torch.long, device=device),
-        )
-        self.choices[0].copy_(torch.arange(batch, device=device))
-        stepper.controls.eps.fill_(1e-6)
+    def __init__(self, stepper: Stepper, method: str, choices: tuple[Tensor, ...]):
+        self.choices = tuple(choice.clone() for choice in choices)
+        stepper.eps.fill_(1e-6)
         state = _state(stepper)
         kept = [tensor.clone() for tensor in state]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream), torch.random.fork_rng([device]):  # else a restart would attack from elsewhere
+        # The generator's state is kept, else a restart would attack from elsewhere.
+        with torch.cuda.stream(stream), torch.random.fork_rng([stepper.images.device]):
             for _ in range(3):
                 stepper.eager(self.choices, method)
         torch.cuda.current_stream().wait_stream(stream)

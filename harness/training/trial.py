@@ -2,34 +2,33 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from baselines import build
 from cerdeq.equilibrium import fold
-from harness import folder, names
+from harness.config.trial import TrialConfig
 from harness.data import Data, load
-from harness.environment import describe_environment
+from harness.environment import best_device, describe_environment
+from harness.errors import require
 from harness.evaluation.equilibria import recurrence_report
-from harness.evaluation.verdicts import Judgement, judge
-from harness.settings import SettingError, TrialConfig
+from harness.evaluation.metrics import final_metrics, warnings
+from harness.evaluation.verdicts import judge
+from harness.storage import folder, names
+from harness.storage.files import write_atomically
 from harness.training.loop import train
 from harness.training.monitor import parametrised
 
-_COLLAPSED = 0.99
+Report = Callable[[dict[str, Any]], None]
 
 
 def run_trial(
-    config: TrialConfig,
-    directory: Path,
-    report: Callable[[dict[str, Any]], None] = lambda row: None,
-    data_dir: str | None = None,
+    config: TrialConfig, directory: Path, report: Report = lambda row: None, data_dir: str | None = None
 ) -> folder.TrialResult:
     """Train and evaluate `config` in its folder `directory`, going on from the checkpoint there.
 
@@ -37,21 +36,30 @@ def run_trial(
     Raises SettingError where the folder holds another trial, DataError, NonFiniteLossError and SoundnessError; any
     error in training or evaluation also leaves failure.json.
     """
-    directory = Path(directory)
     data = load(config.dataset, data_dir)
     trial = folder.make_trial(config, data.fingerprint)
     folder.claim(directory, trial)
-    finished = folder.read_result(directory)
-    if finished is not None:
-        return finished
-    (directory / folder.FAILURE).unlink(missing_ok=True)
+    with _failure_written(directory):
+        return _finished(trial, data, Path(directory), report)
+
+
+def run_folder(directory: Path, report: Report, data_dir: str | None) -> folder.TrialResult:
+    """`run_trial` of the trial that has claimed the folder; whatever goes wrong leaves failure.json."""
+    with _failure_written(directory):
+        trial = folder.read_trial(directory / folder.TRIAL)
+        data = load(trial.config.dataset, data_dir)
+        fits = data.fingerprint == trial.fingerprint
+        require("data", data.fingerprint, fits, f"the data this trial was made for, {trial.fingerprint}")
+        return _finished(trial, data, directory, report)
+
+
+@contextmanager
+def _failure_written(directory: Path) -> Iterator[None]:
     try:
-        result = _run(trial, directory, data, report)
+        yield
     except Exception as error:
-        folder.write_failure(directory, error)
+        folder.write_failure(directory, f"{type(error).__name__}: {error}", getattr(error, "last_finite", None))
         raise
-    folder.write_result(directory, result)
-    return result
 
 
 def load_network(config: TrialConfig, weights: Path) -> nn.Sequential:
@@ -62,30 +70,36 @@ def load_network(config: TrialConfig, weights: Path) -> nn.Sequential:
     return model.double().eval()
 
 
-def _run(
-    trial: folder.Trial, directory: Path, data: Data, report: Callable[[dict[str, Any]], None]
-) -> folder.TrialResult:
+def _finished(trial: folder.Trial, data: Data, directory: Path, report: Report) -> folder.TrialResult:
+    """The trial's result, from its folder or by work that begins where it stopped."""
+    if (result := folder.read_result(directory)) is None:
+        (directory / folder.FAILURE).unlink(missing_ok=True)
+        result = _run(trial, data, directory, report)
+        folder.write_result(directory, result)
+    return result
+
+
+def _run(trial: folder.Trial, data: Data, directory: Path, report: Report) -> folder.TrialResult:
     config = trial.config
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     training, held_out = data.training_images(config.train_images, config.validation_images)
     judged = held_out or data.test_images(config.evaluation.test_images)
-    if len(training.images) < config.train.batch_size:
-        raise SettingError("batch_size", config.train.batch_size, f"at most the {len(training.images)} training images")
+    batch, available = config.train.batch_size, len(training.images)
+    require("batch_size", batch, batch <= available, f"at most the {available} training images")
     trained = train(config, training.images, training.labels, directory, device, report)
     before_folding = parametrised(trained)
     parameters = sum(parameter.numel() for parameter in trained.parameters())
     fold(trained.eval())
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in trained.state_dict().items()}
-    folder.write_atomically(directory / folder.WEIGHTS, lambda path: save_file(state, path))
+    write_atomically(directory / folder.WEIGHTS, lambda path: save_file(state, path))
 
     started = time.perf_counter()
     model = load_network(config, directory / folder.WEIGHTS).to(device)
     images, labels = judged.images.to(device), judged.labels.to(device)
     judgement = judge(model, images, labels, config)
-    folder.write_atomically(directory / folder.VERDICTS, judgement.verdicts.to_parquet)
+    write_atomically(directory / folder.VERDICTS, judgement.verdicts.to_parquet)
     metrics = {
-        **_rates(judgement, config.evaluation.methods),
-        **{names.layer_width(layer): width for layer, width in judgement.layers.items()},
+        **final_metrics(judgement, config.evaluation.stages),
         **before_folding,
         **recurrence_report(model, images, labels, config),
         names.PARAMETERS: parameters,
@@ -94,41 +108,5 @@ def _run(
     }
     finite = {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
     return folder.TrialResult(
-        trial.key, finite, describe_environment(device), data.summary(), _warnings(judgement, finite)
+        trial.key, finite, describe_environment(device), data.summary(), warnings(judgement, finite)
     )
-
-
-def _rates(judgement: Judgement, methods: tuple[str, ...]) -> dict[str, float]:
-    verdict = judgement.verdicts[names.VERDICT]
-    width = float(judgement.verdicts[names.WIDTH].mean())
-    rates = {
-        names.STANDARD_ERROR: 100 * float((verdict == names.MISCLASSIFIED).mean()),
-        names.ATTACK_ERROR: 100 * float(verdict.isin([names.MISCLASSIFIED, names.FALSIFIED]).mean()),
-        names.CERTIFIED_ERROR: 100 * float((verdict != names.CERTIFIED).mean()),
-        **_rates_by_stage(judgement.verdicts, methods),
-        names.BOUND_WIDTH: width,
-        names.BOUND_WIDTH_RELATIVE: width / judgement.clean_spread if judgement.clean_spread else math.inf,
-    }
-    if not rates[names.STANDARD_ERROR] <= rates[names.ATTACK_ERROR] <= rates[names.CERTIFIED_ERROR]:
-        raise AssertionError(f"errors out of order: {rates}")
-    return rates
-
-
-def _rates_by_stage(verdicts: pd.DataFrame, methods: tuple[str, ...]) -> dict[str, float]:
-    """The certified error that each stage and those before it leave."""
-    certified = verdicts[names.VERDICT] == names.CERTIFIED
-    return {
-        names.certified_by(method): 100 * float((~(certified & verdicts[names.STAGE].isin(methods[:number]))).mean())
-        for number, method in enumerate(methods, start=1)
-    }
-
-
-def _warnings(judgement: Judgement, metrics: dict[str, float | None]) -> list[str]:
-    shares = judgement.verdicts[names.PREDICTION].value_counts(normalize=True)
-    missing = [name for name, value in metrics.items() if value is None]
-    found = []
-    if shares.iloc[0] >= _COLLAPSED:
-        found.append(f"collapsed: predicts class {shares.index[0]} for {100 * shares.iloc[0]:.1f} % of the images")
-    if missing:
-        found.append(f"not finite: {', '.join(missing)}")
-    return found

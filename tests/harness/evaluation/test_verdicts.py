@@ -1,47 +1,25 @@
-"""Attack, verdicts and rates, against brute force."""
+"""Verdicts, decided by the first stage that can, against other ways to them."""
 
 import dataclasses
 import itertools
-from fractions import Fraction
 
 import pytest
 import torch
-from torch import nn
 
 from baselines import build
 from cerdeq import Box
 from cerdeq.equilibrium import rules
-from harness import names
-from harness.evaluation import verdicts as module
-from harness.evaluation.attack import attack, margins
+from harness.evaluation import verdicts
 from harness.evaluation.equilibria import recurrence_report
 from harness.evaluation.verdicts import Bounds, SoundnessError, errors_without_attack, judge
+from harness.storage import names
 from harness.training.monitor import parametrised
-
-
-def test_margins_are_the_true_logit_minus_the_best_other():
-    logits = torch.tensor([[1.0, 4.0, 2.0], [5.0, 5.0, 1.0]])
-    assert margins(logits, torch.tensor([1, 0])).tolist() == [2.0, 0.0]
-
-
-def test_the_attack_finds_the_worst_corner_of_a_linear_network():
-    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 3)).double()
-    x, labels, eps = torch.rand(5, 1, 2, 3).double(), torch.tensor([0, 1, 2, 0, 1]), Fraction(1, 10)
-    point = attack(model, x, labels, eps, steps=20, restarts=2, generator=torch.Generator().manual_seed(0))
-    corners = torch.tensor(list(itertools.product([-0.1, 0.1], repeat=6))).double().view(-1, 1, 2, 3)
-    for row in range(5):
-        inside = (x[row] + corners).clamp(0, 1)
-        best = margins(model(inside), labels[row].expand(len(inside))).min()
-        assert margins(model(point[row : row + 1]), labels[row : row + 1]).item() == pytest.approx(
-            best.item(), abs=1e-6
-        )
-    assert ((point - x).abs() <= 0.1 + 1e-12).all()
-    assert ((point >= 0) & (point <= 1)).all()
 
 
 def test_the_prediction_follows_from_the_margins():
     clean = torch.tensor([[0.5, 0.1], [-0.5, 0.1], [0.2, -0.1], [0.0, 1.0]])
-    bounds = Bounds(clean, clean, clean, clean, {})
+    unread = {field.name: None for field in dataclasses.fields(Bounds)}
+    bounds = Bounds(**unread | {"clean_lower": clean})
     assert bounds.prediction(torch.tensor([1, 1, 1, 0])).tolist() == [1, 0, 2, 1]
 
 
@@ -77,16 +55,16 @@ def test_verdicts_are_one_row_an_example_and_agree_with_the_network(judged, name
     assert set(table[names.STAGE]) <= {"clean", "attack", "ibp", "crown-ibp", "none"}
 
 
-def by_methods(config, *methods):
-    return dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, methods=methods))
+def by_stages(config, *stages):
+    return dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, stages=stages))
 
 
 @pytest.mark.parametrize("name", ["cnn5", "cerdeq"])
 def test_each_stage_asks_only_what_is_open_and_loses_no_proof(judged, name):
     _, model, images, labels, config = judged(name, eps="1/2000")
     tables = [
-        judge(model, images, labels, by_methods(config, *methods)).verdicts
-        for methods in [("ibp",), ("ibp", "crown-ibp"), ("ibp", "crown-ibp", "crown", "alpha-crown")]
+        judge(model, images, labels, by_stages(config, *stages)).verdicts
+        for stages in [("ibp",), ("ibp", "crown-ibp"), ("ibp", "crown-ibp", "crown", "alpha-crown")]
     ]
     proved = [set(table.index[table[names.VERDICT] == "certified"]) for table in tables]
     assert proved[0] <= proved[1] <= proved[2] and len(proved[0]) < len(proved[2])
@@ -131,26 +109,26 @@ def test_errors_without_attack_are_those_of_the_verdicts(judged):
 
 
 def test_a_bound_that_an_attack_refutes_is_an_error_and_no_row(judged, monkeypatch):
-    honest = module.bound_margins
+    honest = verdicts.bound_margins
 
     def lying(*arguments):
         bounds = honest(*arguments)
-        return Bounds(torch.ones_like(bounds.lower), bounds.width, bounds.clean, bounds.clean_lower, bounds.layers)
+        return dataclasses.replace(bounds, lower=torch.ones_like(bounds.lower))
 
-    monkeypatch.setattr(module, "bound_margins", lying)
+    monkeypatch.setattr(verdicts, "bound_margins", lying)
     with pytest.raises(SoundnessError, match="refuted all the same"):
         judged("cnn5", eps="1/2")
 
 
 def test_a_bound_that_is_not_a_number_certifies_nothing(judged, monkeypatch):
-    honest = module.bound_margins
+    honest = verdicts.bound_margins
 
     def broken(*arguments):
         bounds = honest(*arguments)
-        return Bounds(bounds.lower * torch.nan, bounds.width, bounds.clean, bounds.clean_lower, bounds.layers)
+        return dataclasses.replace(bounds, lower=bounds.lower * torch.nan)
 
-    monkeypatch.setattr(module, "bound_margins", broken)
-    monkeypatch.setattr(module, "lower_bounds", lambda program, x, spec, *_, **__: spec[:, :, 0] * torch.nan)
+    monkeypatch.setattr(verdicts, "bound_margins", broken)
+    monkeypatch.setattr(verdicts, "lower_bounds", lambda program, x, spec, *_, **__: spec[:, :, 0] * torch.nan)
     judgement, *_ = judged("cnn5", eps="1/100000")
     assert "certified" not in set(judgement.verdicts[names.VERDICT])
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from baselines import build
+from cerdeq.equilibrium.weights import PARAMETRISATIONS
 from harness.training.initialise import initialise
 
 
@@ -63,7 +64,7 @@ def test_an_equilibrium_keeps_its_recurrent_kernel():
     assert _relative_std(model.equilibrium.inject[0]) == pytest.approx(1, rel=0.1)
 
 
-@pytest.mark.parametrize("parametrisation", ["perron", "nonnegative", "monotone", "orthogonal"])
+@pytest.mark.parametrize("parametrisation", PARAMETRISATIONS)
 @pytest.mark.parametrize("name", ["cerdeq", "deqlate", "deq7"])
 def test_a_twin_starts_from_the_same_weights(name, parametrisation):
     """Paired comparisons by seed are of the recurrence, not of two draws."""

@@ -9,8 +9,9 @@ from baselines import build
 from cerdeq import margin_spec
 from cerdeq.bounds import Context, Interval, propagate, trace
 from cerdeq.boxes import clipped_ball
-from harness import folder, names
+from cerdeq.equilibrium.weights import PARAMETRISATIONS
 from harness.data import load
+from harness.storage import folder, names
 from harness.training import run_trial
 from harness.training.initialise import initialise
 from harness.training.monitor import monitored, monitored_untrained, parametrised
@@ -23,7 +24,7 @@ def row_of(config, model):
     return monitored(config, model, data.images[:100], data.labels[:100])
 
 
-@pytest.mark.parametrize("name", ["perron", "nonnegative", "monotone", "orthogonal"])
+@pytest.mark.parametrize("name", PARAMETRISATIONS)
 def test_every_checkpoint_has_its_proof(name, tmp_path, tiny_trial):
     options = {"parametrisation": name, "margin": 0.2, "margin_start": 0.9, "gain": 0.7}
     run_trial(tiny_trial("cerdeq", options=options), directory=tmp_path)

@@ -1,34 +1,22 @@
 """Options of the recipe that every training method shares."""
 
-import copy
 import json
 
 import pytest
 import torch
+from steppers import stepper_of
 from torch import nn
 
 from baselines import build
 from harness.data import load
-from harness.folder import EPOCHS
+from harness.storage.folder import CHECKPOINT, EPOCHS
 from harness.training import run_trial
 from harness.training.augment import augmented, draw
-from harness.training.initialise import initialise
+from harness.training.batch_norm import recompute_statistics
 from harness.training.loop import train
-from harness.training.statistics import recompute_statistics
-from harness.training.step import Stepper, make_optimiser
 
 CPU = torch.device("cpu")
 CHOICES = draw(320, 0, False, 0, 1, CPU).batch(0, 64)
-
-
-def stepper_of(config, averaged: bool = False) -> Stepper:
-    data = load(config.dataset)
-    torch.manual_seed(0)
-    model = build(config.model, config.dataset, config.width, **config.options)
-    initialise(model)
-    model.train()
-    mean = copy.deepcopy(model) if averaged else None
-    return Stepper(config, model, make_optimiser(model, CPU), data.train.images, data.train.labels, mean)
 
 
 def loss_of(config, eps: float = 0.01) -> float:
@@ -75,7 +63,7 @@ def test_gradients_accumulate_over_parts_with_batch_norm_over_each(tiny_trial):
 
 
 @pytest.mark.parametrize("model", ["cnn5", "cerdeq"])
-def test_the_average_over_steps(tiny_trial, model):
+def test_the_average_over_steps_is_a_plain_mean_at_first_then_forgets(tiny_trial, model):
     """The plain mean of the networks after each step at first, then an older one's share falls."""
     stepper = stepper_of(tiny_trial(model, train={"ema_decay": 0.7}), averaged=True)
     expected = {}
@@ -107,10 +95,11 @@ def trained(config, folder, **changes):
     return train(config, images, labels, folder, CPU, lambda row: None), images
 
 
-def test_the_average_is_what_is_judged(tiny_trial, tmp_path):
+def test_the_average_is_what_training_returns(tiny_trial, tmp_path):
     average, _ = trained(tiny_trial(train={"ema_decay": 0.9}), tmp_path)
-    last, _ = trained(tiny_trial(), tmp_path / "last")
-    assert not torch.equal(average.classifier.weight, last.classifier.weight)
+    kept = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    assert torch.equal(average.classifier.weight, kept["averaged"]["classifier.weight"])
+    assert not torch.equal(average.classifier.weight, kept["model"]["classifier.weight"])
 
 
 def test_recomputed_statistics_are_those_of_the_training_set(tiny_trial, tmp_path):
@@ -118,8 +107,8 @@ def test_recomputed_statistics_are_those_of_the_training_set(tiny_trial, tmp_pat
         model, images = trained(tiny_trial(train={"recompute_statistics": given}), tmp_path / name)
         model.eval()
         hidden = model.conv1(model.normalize(images.float() / 255))
-        found, expected = model.norm1.running_mean, hidden.mean((0, 2, 3))
-        assert torch.allclose(found, expected, rtol=1e-3, atol=1e-5) == given
+        kept, expected = model.norm1.running_mean, hidden.mean((0, 2, 3))
+        assert torch.allclose(kept, expected, rtol=1e-3, atol=1e-5) == given
 
 
 def test_statistics_are_means_over_whole_batches():
@@ -171,29 +160,6 @@ def test_rows_say_certified_error_only_of_methods_that_bound_the_ball(tiny_trial
     assert (rows[-1]["train/certified_error"] is None) == (method != "mtl-ibp")
     assert rows[-1]["train/bound_width"] > 0 and rows[-1]["train/loss"] > 0
     assert result.metrics["standard_error"] <= result.metrics["certified_error"] <= 100
-
-
-@pytest.mark.parametrize("method", ["mtl-ibp", "sabr"])
-def test_a_broken_training_goes_on_as_if_it_had_not_been(tiny_trial, tmp_path, method):
-    """Random starts and averages included."""
-    config = tiny_trial(method=method, train={"ema_decay": 0.9})
-
-    class StopError(Exception):
-        pass
-
-    def stop(row):
-        if row["epoch"] == 2:
-            raise StopError
-
-    data = load(config.dataset)
-    images, labels = data.train.images[:320], data.train.labels[:320]
-    with pytest.raises(StopError):
-        train(config, images, labels, tmp_path / "broken", CPU, stop)
-    torch.manual_seed(99)
-    resumed = train(config, images, labels, tmp_path / "broken", CPU, lambda row: None)
-    whole = train(config, images, labels, tmp_path / "whole", CPU, lambda row: None)
-    for (name, mine), other in zip(resumed.state_dict().items(), whole.state_dict().values(), strict=True):
-        assert torch.equal(mine, other), name
 
 
 def test_the_images_attacked_are_the_augmented_ones(tiny_trial):

@@ -12,14 +12,14 @@ def _boxes(*shapes):
     return [Box(torch.randn(shape), torch.rand(shape)) for shape in shapes]
 
 
-def test_tightness():
+def test_tightness_is_the_published_formula():
     boxes, entry = _boxes((4, 3, 5, 5), (4, 7)), torch.rand(4, 3, 5, 5) * 0.3
     expected = np.mean([max(0, 0.5 - entry.numpy().mean() / box.radius.numpy().mean()) / 0.5 for box in boxes])
     assert float(tightness(entry, boxes)) == pytest.approx(expected, rel=1e-5)
     assert float(tightness(entry * 100, boxes)) == 0
 
 
-def test_balance():
+def test_balance_is_the_published_formula():
     def q(t):
         return min(t, 1 / t)
 

@@ -1,6 +1,5 @@
 """One trial, from config to folder: resumed, failed, collapsed, finished."""
 
-import json
 import math
 
 import pandas as pd
@@ -10,12 +9,11 @@ from safetensors.torch import load_file
 
 from baselines import build
 from cerdeq.equilibrium import contraction
-from harness import folder, names
 from harness.data import load
+from harness.errors import SettingError
 from harness.evaluation.verdicts import judge
-from harness.settings import SettingError
-from harness.training import NonFiniteLossError, load_network, run_trial
-from harness.training import loop as training_loop
+from harness.storage import folder, names
+from harness.training import NonFiniteLossError, load_network, loop, run_trial
 from harness.training.initialise import initialise
 
 
@@ -63,51 +61,8 @@ def test_a_finished_trial_is_not_run_again(tmp_path, tiny_trial, monkeypatch):
     assert run_trial(tiny_trial(), directory=tmp_path) == result
 
 
-@pytest.mark.parametrize("model", ["cnn5", "cerdeq"])
-def test_a_trial_that_was_killed_goes_on_to_the_very_same_weights(tmp_path, tiny_trial, model):
-    run_trial(tiny_trial(model), directory=tmp_path / "whole")
-
-    def kill(row):
-        if row[names.EPOCH] == 2:
-            raise Killed
-
-    with pytest.raises(Killed):
-        run_trial(tiny_trial(model), directory=tmp_path / "broken", report=kill)
-    rows = []
-    run_trial(tiny_trial(model), directory=tmp_path / "broken", report=rows.append)
-    assert [row[names.EPOCH] for row in rows] == [3]
-    whole, broken = (load_file(tmp_path / name / folder.WEIGHTS) for name in ("whole", "broken"))
-    assert all(torch.equal(whole[name], broken[name]) for name in whole)
-    assert [row[names.EPOCH] for row in folder.read_epochs(tmp_path / "broken")] == [0, 1, 2, 3]
-
-
-def test_a_trial_killed_before_its_first_checkpoint_writes_the_untrained_network_once(tmp_path, tiny_trial):
-    def kill(row):
-        raise Killed
-
-    with pytest.raises(Killed):
-        run_trial(tiny_trial(), directory=tmp_path, report=kill)
-    (written,) = folder.read_epochs(tmp_path)
-    rows = []
-    run_trial(tiny_trial(), directory=tmp_path, report=rows.append)
-    assert [row[names.EPOCH] for row in rows] == [1, 2, 3]
-    assert folder.read_epochs(tmp_path) == [written, *rows]
-
-
-def test_a_checkpoint_without_rows_gives_no_row_of_an_untrained_network(tmp_path, tiny_trial):
-    def kill(row):
-        if row[names.EPOCH] == 2:
-            raise Killed
-
-    with pytest.raises(Killed):
-        run_trial(tiny_trial(), directory=tmp_path, report=kill)
-    (tmp_path / folder.EPOCHS).unlink()
-    run_trial(tiny_trial(), directory=tmp_path)
-    assert [row[names.EPOCH] for row in folder.read_epochs(tmp_path)] == [3]
-
-
 def test_widths_of_the_untrained_network_that_overflow_become_null(tmp_path, tiny_trial, monkeypatch):
-    monkeypatch.setattr(training_loop, "monitored_untrained", lambda *_: {"train/bound_width": math.inf, "b": math.nan})
+    monkeypatch.setattr(loop, "monitored_untrained", lambda *_: {"train/bound_width": math.inf, "b": math.nan})
     rows = []
     run_trial(tiny_trial(), directory=tmp_path, report=rows.append)
     expected = {names.EPOCH: 0, names.TRAIN_EPS: 0.0, "train/bound_width": None, "b": None}
@@ -115,7 +70,7 @@ def test_widths_of_the_untrained_network_that_overflow_become_null(tmp_path, tin
 
 
 @pytest.mark.parametrize("initialisation", ["ibp", "default"])
-def test_the_recipe_says_how_weights_start(tmp_path, tiny_trial, monkeypatch, initialisation):
+def test_the_recipe_says_how_weights_start(tmp_path, tiny_trial, initialisation):
     """At a learning rate of next to nothing, weights stay where they start."""
     settings = {"epochs": 1, "ramp_epochs": 0, "learning_rate": 1e-12, "initialisation": initialisation}
     run_trial(tiny_trial(train=settings), directory=tmp_path)
@@ -123,9 +78,9 @@ def test_the_recipe_says_how_weights_start(tmp_path, tiny_trial, monkeypatch, in
     expected = build("cnn5", "digits", 0.1)
     if initialisation == "ibp":
         initialise(expected)
-    for name, weight in load_file(tmp_path / folder.WEIGHTS).items():
-        if name.endswith(("weight", "bias")):
-            torch.testing.assert_close(weight, expected.state_dict()[name])
+    weights = load_file(tmp_path / folder.WEIGHTS)
+    for name, parameter in expected.named_parameters():
+        torch.testing.assert_close(weights[name], parameter.detach())
 
 
 def test_another_seed_gives_another_network(tmp_path, tiny_trial):
@@ -136,13 +91,13 @@ def test_another_seed_gives_another_network(tmp_path, tiny_trial):
 
 
 def test_a_loss_that_is_not_finite_stops_the_trial(tmp_path, tiny_trial, monkeypatch):
-    method = training_loop.Stepper.__call__
+    method = loop.Stepper.__call__
 
     def diverging(stepper, choices, eps, rate):
         report = method(stepper, choices, eps, rate)
         return report * math.nan if eps > 0.02 else report
 
-    monkeypatch.setattr(training_loop.Stepper, "__call__", diverging)
+    monkeypatch.setattr(loop.Stepper, "__call__", diverging)
     with pytest.raises(NonFiniteLossError, match="epoch 2, step"):
         run_trial(tiny_trial(), directory=tmp_path)
     failure = folder.read_failure(tmp_path)
@@ -156,14 +111,14 @@ def test_a_loss_that_is_not_finite_stops_the_trial(tmp_path, tiny_trial, monkeyp
 
 
 def test_weights_that_are_not_finite_stop_the_trial_too(tmp_path, tiny_trial, monkeypatch):
-    method = training_loop.Stepper.__call__
+    method = loop.Stepper.__call__
 
     def breaking(stepper, choices, eps, rate):
         report = method(stepper, choices, eps, rate)
         stepper.model.classifier.weight.data.fill_(math.inf)
         return report
 
-    monkeypatch.setattr(training_loop.Stepper, "__call__", breaking)
+    monkeypatch.setattr(loop.Stepper, "__call__", breaking)
     with pytest.raises(NonFiniteLossError):
         run_trial(tiny_trial(), directory=tmp_path)
 
@@ -194,8 +149,13 @@ def test_a_validation_slice_is_evaluated_instead_of_the_test_split(tmp_path, tin
     assert len(pd.read_parquet(tmp_path / folder.VERDICTS)) == 37
 
 
-def test_trial_json_is_written_before_training_and_names_the_trial(tmp_path, tiny_trial):
-    config = tiny_trial()
-    run_trial(config, directory=tmp_path)
-    content = json.loads((tmp_path / folder.TRIAL).read_text())
-    assert folder.read_trial(tmp_path / folder.TRIAL) == folder.make_trial(config, content["fingerprint"])
+def test_trial_json_is_written_before_training_and_names_the_trial(tmp_path, tiny_trial, monkeypatch):
+    def stop(*_args):
+        raise Killed
+
+    monkeypatch.setattr("harness.training.trial.train", stop)
+    with pytest.raises(Killed):
+        run_trial(tiny_trial(), directory=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [folder.TRIAL]
+    made = folder.make_trial(tiny_trial(), load("digits").fingerprint)
+    assert folder.read_trial(tmp_path / folder.TRIAL) == made

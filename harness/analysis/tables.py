@@ -1,0 +1,105 @@
+"""`python -m harness.tables results/<sweep>`: write a sweep's leaderboard as Markdown, CSV, JSON and HTML.
+
+CSV and JSON hold today's recipe and published numbers; Markdown and HTML show stale sections and failures too.
+"""
+
+import argparse
+import json
+from functools import partial
+from pathlib import Path
+
+import jinja2
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Column
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from harness.analysis.columns import of_group
+from harness.analysis.leaderboard import Table, build, row_label
+from harness.command_line import OK, add_sweep_directory
+from harness.storage.files import write_text
+
+LEGEND = (
+    "Errors in percent; mean ± sample standard deviation over the seeds; best certified error first. "
+    "Rows in italics, with a source, are published numbers."
+)
+FAILURES = "Trials without a result"
+
+
+def markdown_text(text: str) -> str:
+    """One line of text, with nothing in it that Markdown would take for markup."""
+    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;").split())
+
+
+def markdown_table(shown: pd.DataFrame, published: list[bool]) -> str:
+    """An aligned GitHub table of text, published rows in italics."""
+    lines = [[markdown_text(cell) for cell in line] for line in (shown.columns, *shown.to_numpy())]
+    for line, italic in zip(lines[1:], published, strict=True):
+        line[:] = [f"*{cell}*" if italic and cell else cell for cell in line]
+    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in padded)
+
+
+def _markdown(table: Table) -> str:
+    parts = [f"# Leaderboard of the sweep {markdown_text(table.sweep)}\n"]
+    for section in table.sections:
+        parts += [f"## {markdown_text(section.heading)}\n"]
+        parts += [f"**{markdown_text(note)}**\n" for note in section.notes]
+        parts += [markdown_table(section.shown, section.published)]
+        parts += [f"- Warning: {markdown_text(warning)}\n" for warning in section.warnings]
+    if len(table.failures):
+        parts += [f"## {FAILURES}\n", markdown_table(table.failures, [False] * len(table.failures))]
+    return "\n".join([*parts, f"{LEGEND}\n"])
+
+
+def write(directory: Path) -> Table:
+    """Build the leaderboard of `directory` and write leaderboard.md, .csv, .json and .html there."""
+    table = build(directory)
+    plain = table.rows.astype(object).where(table.rows.notna(), None).to_dict("records")
+    objects = [{name: value for name, value in row.items() if name != "source" or value} for row in plain]
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    page = environment.get_template("leaderboard.html.jinja").render(table=table, legend=LEGEND, failures=FAILURES)
+    as_json = json.dumps(objects, indent=1, allow_nan=False) + "\n"
+    texts = [_markdown(table), table.rows.to_csv(index=False, lineterminator="\n"), as_json, page + "\n"]
+    for path, text in zip(table.files, texts, strict=True):
+        write_text(path, text)
+    return table
+
+
+def show(table: Table, console: Console) -> None:
+    """Print the leaderboard's main columns, as many as fit, with all notes and failures, and where its files are."""
+    say = partial(console.print, markup=False, highlight=False)
+    fitting = of_group("error", "width") if console.width >= 110 else of_group("error")
+    titles = [*(column.title for column in fitting), "seeds"]
+    for section in table.sections:
+        say(f"\n{table.sweep}: {section.heading}", style="bold")
+        for note in section.notes:
+            say(note, style="yellow")
+        grid = RichTable(Column("row", overflow="fold"), *titles, box=box.SIMPLE_HEAD, show_edge=False)
+        numbers = section.shown[titles].to_numpy()
+        for label, cells, published in zip(section.labels, numbers, section.published, strict=True):
+            grid.add_row(*map(Text, [label, *cells]), style="italic" if published else None)
+        console.print(grid)
+        for warning in section.warnings:
+            say(f"Warning: {warning}")
+    if len(table.failures):
+        say(f"\n{FAILURES}", style="bold")
+    for trial in table.failures.to_dict("records"):
+        say(f"{row_label(trial)} seed {trial['seed']}: {trial['problem']}")
+    say("", *table.files, sep="\n", soft_wrap=True)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    add_sweep_directory(parser)
+
+
+def main(options: argparse.Namespace) -> int:
+    """Returns the exit status. Raises InputError where no table can be made."""
+    show(write(options.directory), Console())
+    return OK

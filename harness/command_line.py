@@ -1,0 +1,59 @@
+"""The commands: one parser and one way to end for all of them.
+
+A command's module has a docstring, `arguments(parser)`, which adds its own, and `main(options)`, which returns the exit
+status. The parser is argparse's, since `harness.trial` runs where nothing but torch and pandas is installed.
+"""
+
+import argparse
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from harness.errors import InputError
+
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+COMMANDS = {  # name: its module, what it does
+    "run": ("harness.launch.driver", "train and certify every trial of a sweep, log them, write the leaderboard"),
+    "trial": ("harness.launch.single", "train and certify one exported trial, without Ray, MLflow or pydantic"),
+    "tables": ("harness.analysis.tables", "write a sweep's leaderboard anew"),
+    "paired": ("harness.analysis.paired", "is one row of a leaderboard better than another, image by image?"),
+    "depth": ("harness.analysis.depth", "how widths of bounds grow with depth"),
+    "tightness": ("harness.measure.tightness", "how tight each bound is on trained networks, and what it takes"),
+    "solvers": ("harness.measure.equilibrium_solvers", "solvers of equilibria beside torchdeq's"),
+    "benchmark": ("harness.measure.benchmark", "how fast a training step is"),
+}
+
+
+def add_data_dir(parser: argparse.ArgumentParser) -> None:
+    """The option of all commands that read data."""
+    parser.add_argument("--data-dir", help="where data sets lie; default: $CERDEQ_DATA, else ./data")
+
+
+def add_results_dir(parser: argparse.ArgumentParser) -> None:
+    """The option of all commands that train."""
+    parser.add_argument("--results-dir", type=Path, default=Path("results"), help="default: results")
+
+
+def add_sweep_directory(parser: argparse.ArgumentParser) -> None:
+    """The argument of all commands that read a sweep's results."""
+    parser.add_argument("directory", type=Path, help="results/<sweep>, the directory that holds trials/")
+
+
+def main(name: str, arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0 all well, 1 something failed, 2 bad input, 130 stopped by Ctrl-C."""
+    module = import_module(COMMANDS[name][0])
+    parser = argparse.ArgumentParser(
+        prog=f"python -m harness.{name}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.arguments(parser)
+    try:
+        return module.main(parser.parse_args(arguments))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("stopped; what is finished is kept, and the same command goes on from there", file=sys.stderr)
+        return INTERRUPTED

@@ -1,0 +1,20 @@
+"""Whether a trial can run at all, found out without computing anything."""
+
+import torch
+
+from baselines import build
+from cerdeq.bounds import BOUNDS, trace
+from harness.config.trial import TrialConfig
+from harness.methods import make_method
+
+
+def check_buildable(config: TrialConfig) -> None:
+    """Build the network without memory and look up every rule that training and judging it will need.
+
+    Raises ValueError or TypeError for a network, method or option that this code does not have, or not so;
+    UnsupportedOperator (a TypeError) for an operator of the network without a rule.
+    """
+    with torch.device("meta"):
+        network = build(config.model, config.dataset, config.width, **config.options)
+    method = make_method(config.method, config.method_options)
+    trace(network.eval(), linear=method.linear or any(BOUNDS[stage].linear for stage in config.evaluation.stages))

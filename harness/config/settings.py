@@ -1,0 +1,115 @@
+"""How a network is trained and how it is judged: frozen dataclasses that check themselves.
+
+Plain dataclasses, because training and certifying must run where pydantic is not installed.
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+from harness.config.radius import Radius
+from harness.errors import require
+
+STAGES = ("ibp", "crown-ibp", "crown", "alpha-crown")
+"""The verifier's stages, cheapest first: cerdeq.bounds.BOUNDS, for those that work without torch."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """The recipe, which the trials of a study share (Shi et al. 2021, section 4). Epochs are counted from 1.
+
+    epochs, batch_size, learning_rate: as they say.
+    decay_epochs, decay_factor: after each of these epochs the learning rate is multiplied by the factor.
+    ramp_start, ramp_epochs: the epoch with which eps begins to grow, and how many it grows.
+    eps: the radius trained for, None for the one judged.
+    kappa: weight of the clean cross entropy beside the method's loss, which has 1 - kappa (Gowal et al. 2018).
+    l1: weight of the sum of absolute weights, of all parameters with two dimensions or more.
+    accumulate: in how many parts a batch is taken, batch norm over each.
+    clip_norm: the largest norm of a gradient; None leaves gradients as they are.
+    regularisation: weight of the regularisers, which falls to 0 as eps grows.
+    regularise_equilibria: whether they count the pre-activations of equilibria, as they do every ReLU's.
+    ema_decay: judged is the average of the networks after each step, an older one's share falling by this factor, once
+        1 / steps is less than 1 minus it; before it is their plain mean. None judges the last.
+    recompute_statistics: before judging, batch norm's become those of the whole training set, unaugmented (CTBench
+        2024).
+    precision: of products in training alone: 'tf32', 'float32', or 'bf16', with which parameters, sums, margins and the
+        loss are float32. All is judged in float64.
+    initialisation: 'ibp' draws weights that keep the width of boxes (Shi et al. 2021), 'default' leaves torch's own.
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
+
+    epochs: int = 160
+    batch_size: int = 128
+    learning_rate: float = 5e-4
+    decay_epochs: tuple[int, ...] = (120, 140)
+    decay_factor: float = 0.2
+    ramp_start: int = 2
+    ramp_epochs: int = 80
+    eps: Radius | None = None
+    kappa: float = 0.0
+    l1: float = 0.0
+    accumulate: int = 1
+    clip_norm: float | None = 10.0
+    regularisation: float = 0.5
+    regularise_equilibria: bool = True
+    ema_decay: float | None = None
+    recompute_statistics: bool = False
+    precision: str = "tf32"
+    initialisation: str = "ibp"
+
+    def __post_init__(self) -> None:
+        require("epochs", self.epochs, self.epochs >= 1, "an integer of at least 1")
+        require("batch_size", self.batch_size, self.batch_size >= 2, "an integer of at least 2 (batch norm)")
+        require("learning_rate", self.learning_rate, 0 < self.learning_rate < 1, "above 0 and below 1")
+        decays = self.decay_epochs
+        fits = all(a < b for a, b in pairwise(decays)) and all(1 <= epoch <= self.epochs for epoch in decays)
+        require("decay_epochs", list(decays), fits, f"increasing epochs between 1 and epochs = {self.epochs}")
+        require("decay_factor", self.decay_factor, 0 < self.decay_factor <= 1, "above 0 and at most 1")
+        require("ramp_start", self.ramp_start, self.ramp_start >= 1, "an epoch of at least 1")
+        require("ramp_epochs", self.ramp_epochs, self.ramp_epochs >= 0, "an integer of at least 0")
+        last = self.ramp_start - 1 + self.ramp_epochs
+        ends = f"a ramp that ends within training: ramp_start - 1 + ramp_epochs = {last} exceeds epochs = {self.epochs}"
+        require("ramp_epochs", self.ramp_epochs, last <= self.epochs, ends)
+        if self.eps is not None:
+            object.__setattr__(self, "eps", Radius(self.eps))
+        require("kappa", self.kappa, 0 <= self.kappa <= 1, "from 0 to 1")
+        require("l1", self.l1, 0 <= self.l1 < math.inf, "at least 0 and finite")
+        parts = self.accumulate
+        divides = parts >= 1 and self.batch_size % parts == 0 and self.batch_size // parts >= 2
+        require("accumulate", parts, divides, f"a divisor of batch_size = {self.batch_size}, parts of 2 or more")
+        norm, decay = self.clip_norm, self.ema_decay
+        require("clip_norm", norm, norm is None or 0 < norm < math.inf, "above 0 and finite, or null for no clipping")
+        require("regularisation", self.regularisation, 0 <= self.regularisation < math.inf, "at least 0 and finite")
+        require("ema_decay", decay, decay is None or 0 < decay < 1, "above 0 and below 1, or null for no average")
+        precision, drawn = self.precision, self.initialisation
+        require("precision", precision, precision in ("tf32", "float32", "bf16"), "'tf32', 'float32' or 'bf16'")
+        require("initialisation", drawn, drawn in ("ibp", "default"), "'ibp' or 'default'")
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How a trained network is judged.
+
+    stages: the verifier's, of STAGES, ibp first; each tries what those before it left open.
+    test_images: None takes all of them; otherwise the first so many.
+    batch_size: images judged at a time.
+    attack_steps, attack_restarts: of projected gradient descent.
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
+
+    stages: tuple[str, ...] = ("ibp", "crown-ibp", "alpha-crown")
+    test_images: int | None = None
+    batch_size: int = 500
+    attack_steps: int = 40
+    attack_restarts: int = 3
+
+    def __post_init__(self) -> None:
+        rising = [stage for stage in STAGES if stage in self.stages] == list(self.stages)
+        require("stages", list(self.stages), rising and "ibp" in self.stages, f"ibp, then of these in order: {STAGES}")
+        images = self.test_images
+        require("test_images", images, images is None or images >= 1, "an integer of at least 1, or null for all")
+        for name in ("batch_size", "attack_steps", "attack_restarts"):
+            require(name, getattr(self, name), getattr(self, name) >= 1, "an integer of at least 1")

@@ -1,0 +1,275 @@
+"""Sweep files: YAML, checked to the last key, expanded to a list of trials."""
+
+import inspect
+import json
+import re
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+
+from baselines import DATASETS, UnknownNameError, UnknownOptionError, network_names, options_of, refuse_unknown_options
+from harness.config.buildable import check_buildable
+from harness.config.radius import Radius
+from harness.config.settings import EvaluationSettings, TrainSettings
+from harness.config.trial import FULL_PROFILE, LARGEST_SEED, LARGEST_WIDTH, LONGEST_NAME, NAME_PATTERN, TrialConfig
+from harness.errors import InputError, SettingError
+from harness.methods import METHODS, make_method, method_options
+
+CPU_PROFILE = "cpu"
+RENAMED = {"evaluation.methods": "evaluation.stages"}
+
+
+class ConfigError(InputError):
+    """A sweep file that cannot be used. A line a problem: the file, the key, what was found and what is allowed."""
+
+    def __init__(self, path: Path, problems: list[str]):
+        super().__init__("\n".join(f"{path}: {problem}" for problem in problems))
+
+
+def _known(kind: str, known: list[str]):
+    def check(value: object) -> object:
+        if value not in known:
+            raise ValueError(str(UnknownNameError(kind, value, known)))
+        return value
+
+    return BeforeValidator(check)
+
+
+def _whole_or_fraction(gpus: float) -> float:
+    if gpus > 1 and not gpus.is_integer():
+        raise SettingError("gpu", gpus, "a fraction of one GPU, or a whole number of them")
+    return gpus
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class TrialEntry(_Strict):
+    """One network under one training method; the sweep's seeds multiply it. train: what it changes of the recipe."""
+
+    model: Annotated[str, _known("network", network_names())]
+    method: Annotated[str, _known("training method", list(METHODS))]
+    options: dict[str, Any] = Field(default_factory=dict)
+    method_options: dict[str, Any] = Field(default_factory=dict)
+    width: float | None = Field(None, gt=0, le=LARGEST_WIDTH)
+    train: dict[str, Any] = Field(default_factory=dict)
+
+
+class Resources(_Strict):
+    """What Ray reserves for each trial; fractions of a GPU share it."""
+
+    cpu: int = Field(1, ge=1)
+    gpu: Annotated[float, Field(ge=0), AfterValidator(_whole_or_fraction)] = 0
+
+
+class SweepFile(_Strict):
+    """A sweep with one profile applied: everything but `profiles`."""
+
+    name: str = Field(pattern=NAME_PATTERN, max_length=LONGEST_NAME)
+    dataset: Annotated[str, _known("data set", list(DATASETS))]
+    eps: Radius
+    seeds: list[Annotated[int, Field(ge=0, le=LARGEST_SEED)]] = Field(min_length=1)
+    train: TrainSettings = TrainSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    trials: list[TrialEntry] = Field(min_length=1)
+    resources: Resources = Field(default_factory=lambda: Resources.model_validate({}))
+    width: float = Field(1.0, gt=0, le=LARGEST_WIDTH)
+    train_images: int | None = Field(None, ge=1)
+    validation_images: int = Field(0, ge=0)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep file under one profile, checked and expanded."""
+
+    name: str
+    profile: str
+    dataset: str
+    eps: Radius
+    resources: Resources
+    trials: list[TrialConfig]
+
+
+def load_sweep(path: Path, profile: str | None, has_gpu: bool) -> Sweep:
+    """Read and check a sweep file, every profile in it included, and expand it under one.
+
+    profile: None picks `cpu` where there is no GPU and the file has such a profile, else `full`. Raises ConfigError.
+    """
+    content = _read(path)
+    profiles = content.pop("profiles", None)
+    profiles = {} if profiles is None else profiles
+    if not isinstance(profiles, dict) or not all(isinstance(value, dict) for value in profiles.values()):
+        raise ConfigError(
+            path, [f"profiles: found {profiles!r}, allowed: a mapping from profile names to the keys they change"]
+        )
+    if FULL_PROFILE in profiles:
+        raise ConfigError(path, [f"profiles.{FULL_PROFILE}: the name of the sweep without a profile; choose another"])
+    resolved = {FULL_PROFILE: _validated(path, content, "")}
+    for name, changes in profiles.items():
+        unknown = sorted(set(changes) & {"name", "dataset", "eps", "profiles"})
+        if unknown:
+            raise ConfigError(path, [f"profiles.{name}.{key}: a profile cannot change this" for key in unknown])
+        resolved[name] = _validated(path, _merged(content, changes), f" (profile {name})")
+    chosen = profile or (CPU_PROFILE if CPU_PROFILE in profiles and not has_gpu else FULL_PROFILE)
+    if chosen not in resolved:
+        raise ConfigError(path, [str(UnknownNameError("profile", chosen, list(resolved)))])
+    expanded = {name: _expanded(path, name, sweep) for name, sweep in resolved.items()}
+    return expanded[chosen]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers (5e-4 is one), and a repeated key is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != _MERGE]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} appears twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+.0123456789")
+)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(path, [f"cannot be read: {getattr(error, 'strerror', None) or error}"]) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(path, [f"is not YAML: {' '.join(str(error).split())}"]) from None
+    if not isinstance(content, dict):
+        found = "nothing" if content is None else type(content).__name__
+        raise ConfigError(path, [f"found {found}, allowed: a mapping with name, dataset, eps, seeds, trials"])
+    return {str(key): _plain(path, str(key), value) for key, value in content.items()}
+
+
+def _plain(path: Path, key: str, value: Any, inside: tuple[int, ...] = ()) -> Any:
+    """`value` with text for keys, as JSON has them. Raises ConfigError where it contains itself."""
+    if id(value) in inside:
+        raise ConfigError(path, [f"{key}: contains itself"])
+    if isinstance(value, dict):
+        return {str(name): _plain(path, key, item, (*inside, id(value))) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(path, key, item, (*inside, id(value))) for item in value]
+    return value
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `changes`, mappings merged key by key, anything else replaced."""
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _merged(base[key], value) if both else value
+    return merged
+
+
+def _validated(path: Path, content: dict[str, Any], where: str) -> SweepFile:
+    try:
+        return SweepFile.model_validate_json(json.dumps(content, default=str))
+    except ValidationError as error:
+        raise ConfigError(path, [_problem(item) + where for item in error.errors()]) from None
+
+
+def _problem(item: Any) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    cause = item.get("ctx", {}).get("error")
+    if isinstance(cause, SettingError):
+        inside = [] if item["loc"][-1:] == (cause.key,) else [cause.key]  # of a whole mapping, or of this very key
+        full = ".".join([*map(str, item["loc"]), *inside])
+        return f"{full}: found {cause.found!r}, allowed: {cause.allowed}"
+    if item["type"] == "missing":
+        return f"{key}: missing"
+    if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        if key in RENAMED:
+            return f"{key}: renamed; write {RENAMED[key]}"
+        return f"{key}: unknown key; allowed: {', '.join(_allowed_keys(item['loc']))}"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{key}: found {item['input']!r}: {message[0].lower() + message[1:]}"
+
+
+def _allowed_keys(location: tuple[Any, ...]) -> list[str]:
+    schemas = {"train": TrainSettings, "evaluation": EvaluationSettings, "trials": TrialEntry, "resources": Resources}
+    inside = [schemas[part] for part in location[:-1] if part in schemas]
+    return list(inspect.signature(inside[-1]).parameters) if inside else [*SweepFile.model_fields, "profiles"]
+
+
+def _expanded(path: Path, profile: str, sweep: SweepFile) -> Sweep:
+    problems = [f"seeds: {seed} appears twice" for seed in sorted({s for s in sweep.seeds if sweep.seeds.count(s) > 1})]
+    resolved: list[TrialConfig | None] = []
+    for number, entry in enumerate(sweep.trials):
+        try:
+            trial = _resolved(profile, sweep, entry)
+        except _EntryError as error:
+            problems += [f"trials.{number}.{problem}" for problem in error.args]
+            trial = None
+        if trial and trial in resolved:
+            problems.append(f"trials.{number}: the same trial as trials.{resolved.index(trial)}")
+        resolved.append(trial)
+    if problems:
+        raise ConfigError(path, [f"{problem} (profile {profile})" for problem in problems])
+    trials = [replace(trial, seed=seed) for trial in resolved if trial for seed in sweep.seeds]
+    return Sweep(sweep.name, profile, sweep.dataset, sweep.eps, sweep.resources, trials)
+
+
+class _EntryError(ValueError):
+    """What is wrong with an entry of `trials`: an argument a problem, each beginning with its key in the entry."""
+
+
+def _resolved(profile: str, sweep: SweepFile, entry: TrialEntry) -> TrialConfig:
+    """The entry's trial under seed 0. Raises _EntryError."""
+    recipe = _recipe(sweep, entry)
+    options = _chosen("options", entry.model, entry.options, options_of(entry.model))
+    of_method = _chosen("method_options", entry.method, entry.method_options, method_options(entry.method))
+    try:
+        make_method(entry.method, of_method)
+    except ValueError as error:
+        raise _EntryError(f"method_options: {error}") from None
+    given = dict(sweep) | dict(entry) | {"options": options, "method_options": of_method, "train": recipe}
+    given |= {"sweep": sweep.name, "profile": profile, "seed": 0, "width": entry.width or sweep.width}
+    try:
+        trial = TrialConfig(**{field.name: given[field.name] for field in fields(TrialConfig)})
+        check_buildable(trial)
+    except SettingError as error:
+        raise _EntryError(str(error)) from None
+    except (TypeError, ValueError) as error:
+        raise _EntryError(f"options: {error}") from None
+    return trial
+
+
+def _recipe(sweep: SweepFile, entry: TrialEntry) -> TrainSettings:
+    """The sweep's recipe with the entry's changes. Raises _EntryError."""
+    try:
+        return TypeAdapter(TrainSettings).validate_json(json.dumps(asdict(sweep.train) | entry.train, default=str))
+    except ValidationError as error:
+        raise _EntryError(*(_problem({**item, "loc": ("train", *item["loc"])}) for item in error.errors())) from None
+
+
+def _chosen(key: str, owner: str, options: dict[str, Any], known: dict[str, inspect.Parameter]) -> dict[str, Any]:
+    """The options that are not the owner's defaults, in their own types, so that 1 and 1.0 name one trial.
+
+    Raises _EntryError.
+    """
+    try:
+        refuse_unknown_options(owner, options, known)
+    except UnknownOptionError as error:
+        raise _EntryError(f"{key}.{error.option}: {error}") from None
+    typed = {name: _typed(f"{key}.{name}", value, known[name].annotation) for name, value in options.items()}
+    return {name: value for name, value in typed.items() if value != known[name].default}
+
+
+def _typed(key: str, value: Any, kind: Any) -> Any:
+    adapter = TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False))
+    try:
+        return adapter.validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        raise _EntryError(f"{key}: found {value!r}: {error.errors()[0]['msg'].lower()}") from None

@@ -1,0 +1,106 @@
+"""What a person sees while trials run: one live table in a terminal, a line for each finished trial elsewhere."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from harness.storage import names
+from harness.storage.folder import Trial, TrialResult
+
+WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
+
+
+@dataclass
+class _Row:
+    label: str
+    epochs: int
+    state: str = WAITING
+    last: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+class Progress:
+    """A context manager around the running trials; its methods are told what happens to them. labels: by trial key."""
+
+    def __init__(self, trials: list[Trial], labels: dict[str, str], console: Console):
+        self.console = console
+        self.rows = {trial.key: _Row(labels[trial.key], trial.config.train.epochs) for trial in trials}
+        self.started = time.monotonic()
+        self.live = Live(console=console, get_renderable=self._render, refresh_per_second=2, transient=True)
+
+    def __enter__(self) -> "Progress":
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.console.is_terminal:
+            self.live.stop()
+
+    def epoch(self, key: str, row: dict[str, Any]) -> None:
+        """A trial has finished an epoch."""
+        self.rows[key].state, self.rows[key].last = RUNNING, row
+
+    def finished(self, key: str, result: TrialResult) -> None:
+        """A trial has its result."""
+        row = self.rows[key]
+        row.state, row.metrics = DONE, result.metrics
+        figures = ", ".join(f"{name.replace('_', ' ')} {_number(result.metrics[name])} %" for name in _ERRORS)
+        self._say("[green]done[/]", row, figures)
+        for warning in result.warnings:
+            self._say("[yellow]warning[/]", row, warning)
+
+    def failed(self, key: str, error: str) -> None:
+        """A trial has failed for good."""
+        self.rows[key].state = FAILED
+        self._say("[red]failed[/]", self.rows[key], error)
+
+    def _say(self, what: str, row: _Row, text: str) -> None:
+        self.console.print(f"{what} {escape(row.label)}: {escape(text)}", highlight=False, soft_wrap=True)
+
+    def _render(self) -> Group:
+        table = Table(
+            "trial", "state", "epoch", "eps", "loss", "standard", "certified", "left", box=None, padding=(0, 2, 0, 0)
+        )
+        for row in self.rows.values():
+            table.add_row(*_cells(row))
+        states = [row.state for row in self.rows.values()]
+        minutes = (time.monotonic() - self.started) / 60
+        counts = ", ".join(
+            f"{states.count(state)} {state}" for state in (DONE, RUNNING, WAITING, FAILED) if state in states
+        )
+        note = "errors in percent: of training images at the present eps while running, of test images at the end"
+        return Group(table, Text(f"{counts}; {minutes:.1f} min; {note}", style="dim"))
+
+
+_ERRORS = (names.STANDARD_ERROR, names.ATTACK_ERROR, names.CERTIFIED_ERROR)
+
+
+def _cells(row: _Row) -> list[str]:
+    done = row.last.get(names.EPOCH, 0)
+    state = "evaluating" if row.state == RUNNING and done == row.epochs else row.state
+    shown = row.metrics if row.state == DONE else {}
+    return [
+        row.label,
+        state,
+        f"{done}/{row.epochs}",
+        _number(row.last.get(names.TRAIN_EPS), 4),
+        _number(row.last.get(names.TRAIN_LOSS), 3),
+        _number(shown.get(names.STANDARD_ERROR, row.last.get(names.TRAIN_STANDARD_ERROR))),
+        _number(shown.get(names.CERTIFIED_ERROR, row.last.get(names.TRAIN_CERTIFIED_ERROR))),
+        _left(row.last.get(names.TRAIN_EPOCH_SECONDS), row.epochs - done) if row.state == RUNNING else "",
+    ]
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _left(seconds: float | None, epochs: int) -> str:
+    return "" if seconds is None else f"{seconds * epochs / 60:.1f} min"

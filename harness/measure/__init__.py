@@ -1,0 +1,1 @@
+"""What the code itself does: speed and tightness."""

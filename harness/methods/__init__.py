@@ -1,0 +1,31 @@
+"""Training methods: each is one loss. A sweep names them by `method:`, and their options by `method_options:`."""
+
+import importlib
+import inspect
+import pkgutil
+from typing import Any
+
+from baselines import UnknownNameError, refuse_unknown_options
+from harness.methods.method import METHODS, Method
+from harness.methods.passes import Batch, Losses, cross_entropy
+
+for _name in sorted(module.name for module in pkgutil.iter_modules(__path__)):
+    importlib.import_module(f"{__name__}.{_name}")  # registers its methods
+
+__all__ = ["METHODS", "Batch", "Losses", "Method", "cross_entropy", "make_method", "method_options"]
+
+
+def method_options(name: str) -> dict[str, inspect.Parameter]:
+    """The options a method takes, by name, with their types and defaults."""
+    return dict(inspect.signature(METHODS[name]).parameters)
+
+
+def make_method(name: str, options: dict[str, Any]) -> Method:
+    """The method `name` with its options.
+
+    Raises ValueError for an unknown method or an option out of range, TypeError for an option that it does not have.
+    """
+    if name not in METHODS:
+        raise UnknownNameError("training method", name, list(METHODS))
+    refuse_unknown_options(name, options, method_options(name))
+    return METHODS[name](**options)

@@ -1,0 +1,102 @@
+"""What a training method is given of a batch, what it computes, and the passes that they share."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cerdeq import margin_spec
+from cerdeq.bounds import Backward, Context, Interval, Program, linear_lower_bound, output_of, values_of
+from cerdeq.boxes import Box, clipped_ball
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a method is given.
+
+    x: [B, C, H, W], pixels in [0, 1].
+    labels: [B].
+    eps, progress: the radius, a scalar, and its share of the target.
+    adversary: [B, C, H, W], where the method's attack leads, where it has one.
+    """
+
+    x: Tensor
+    labels: Tensor
+    classes: int
+    eps: Tensor
+    progress: Tensor
+    adversary: Tensor | None = None
+
+    @property
+    def spec(self) -> Tensor:
+        """[B, K - 1, K]: the margins of the labels."""
+        return margin_spec(self.labels, self.classes).to(self.x)
+
+    @property
+    def attacked(self) -> Tensor:
+        """The adversarial examples. Raises ValueError where there is none."""
+        if self.adversary is None:
+            raise ValueError("this method trains on adversarial examples and was given none")
+        return self.adversary
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What a method computes of one batch.
+
+    robust: scalar, the method's loss.
+    clean: [B, K - 1], clean values of the margins.
+    lower: [B, K - 1], their lower bounds over the whole ball, None where the method has none.
+    input_radius: [B, C, H, W], the radius of the box that was bounded, in pixel units, 0 where nothing was.
+    preactivations: the box before each ReLU, by the name of its step.
+    """
+
+    robust: Tensor
+    clean: Tensor
+    lower: Tensor | None
+    input_radius: Tensor
+    preactivations: dict[str, Box]
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """A differentiable forward pass of clean values and of boxes around `center`, and the margins at its end."""
+
+    program: Program
+    values: list[Any]
+    ctx: Context
+    spec: Tensor
+    margins: Interval
+
+    def crown(self, spec: Tensor) -> Tensor:
+        """CROWN-IBP lower bounds [B, K] of spec [B, K, N]."""
+        pass_back = Backward(sound=False, kept=self.ctx.kept)
+        return linear_lower_bound(self.program, self.values, spec, self.program.output, pass_back)
+
+    def losses(self, robust: Tensor, certifies: bool = True) -> Losses:
+        """The losses with `robust`. certifies: whether the box is the whole ball."""
+        lower = self.margins.box.lower if certifies else None
+        return Losses(robust, self.margins.clean_value(), lower, self.values[0].radius, self.ctx.preactivations)
+
+
+def bounded(program: Program, batch: Batch, center: Tensor, radius: Tensor, relu_shrinkage: float = 1.0) -> Bounded:
+    """One pass of the clean batch and of the boxes of `radius` (a scalar) around `center` [B, C, H, W] in [0, 1]."""
+    box = clipped_ball(center, radius)
+    ctx = Context(sound=False, relu_shrinkage=relu_shrinkage)
+    values = values_of(program, Interval(box.center, box.radius, batch.x), ctx)
+    spec = batch.spec
+    return Bounded(program, values, ctx, spec, output_of(program, values, ctx, spec))
+
+
+def unbounded(robust: Tensor, logits: Tensor, batch: Batch) -> Losses:
+    """The losses of a method that bounds nothing. logits: [B, K], of the clean images."""
+    clean = (batch.spec * logits[:, None]).sum(2)  # no product that autocast would round
+    return Losses(robust, clean, None, torch.zeros_like(batch.x), {})
+
+
+def cross_entropy(margins: Tensor) -> Tensor:
+    """Mean cross entropy of the logits (0, -margins), the first one's class being right. margins: [B, K - 1]."""
+    logits = torch.cat([torch.zeros_like(margins[:, :1]), -margins], dim=1)
+    return F.cross_entropy(logits, torch.zeros_like(margins[:, 0], dtype=torch.long))

@@ -1,0 +1,144 @@
+"""A trial's folder, results/<sweep>/trials/<key>/, the only truth about a trial.
+
+    trial.json           key, recipe version, data fingerprint, config: also what `--export` writes
+    epochs.jsonl         one line an epoch, from epoch 0: the untrained network
+    checkpoint.pt        network, optimiser, epoch: where a retry goes on
+    weights.safetensors  the final network, parametrisations folded in
+    verdicts.parquet     one row a test example
+    result.json          written last: a folder without it is unfinished
+    failure.json         why the trial stopped, where it failed
+
+Every file is written whole or not at all; result.json and failure.json are written by `training.trial`, failure.json
+also by the driver where the worker itself died.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.config.trial import RECIPE_VERSION, TrialConfig, from_dict, to_dict, trial_key
+from harness.errors import SettingError
+from harness.storage.files import DamagedFileError, parsed, write_json, write_text
+from harness.storage.names import EPOCH
+
+TRIAL, EPOCHS, CHECKPOINT, WEIGHTS = "trial.json", "epochs.jsonl", "checkpoint.pt", "weights.safetensors"
+VERDICTS, RESULT, FAILURE = "verdicts.parquet", "result.json", "failure.json"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A config with the data it is meant for: what trial.json holds."""
+
+    key: str
+    recipe_version: int
+    fingerprint: str
+    config: TrialConfig
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What result.json holds.
+
+    metrics: final numbers by the names in harness.storage.names, None where not finite.
+    environment: device, versions, code version.
+    data: what the data set says of itself.
+    warnings: for the table.
+    """
+
+    key: str
+    metrics: dict[str, float | None]
+    environment: dict[str, str]
+    data: dict[str, Any]
+    warnings: list[str]
+
+
+def make_trial(config: TrialConfig, fingerprint: str) -> Trial:
+    """The trial that trains `config` on the data with this fingerprint, under today's recipe."""
+    return Trial(trial_key(config, fingerprint), RECIPE_VERSION, fingerprint, config)
+
+
+def trial_json(trial: Trial) -> dict[str, Any]:
+    """JSON-ready content of trial.json."""
+    return {**asdict(trial), "config": to_dict(trial.config)}
+
+
+def read_trial(path: Path) -> Trial:
+    """Read trial.json. Raises DamagedFileError where it is missing or not such a file."""
+
+    def parse(content: dict[str, Any]) -> Trial:
+        return Trial(content["key"], content["recipe_version"], content["fingerprint"], from_dict(content["config"]))
+
+    return parsed(Path(path), parse)
+
+
+def place(sweep_directory: Path, key: str) -> Path:
+    """The folder of the trial `key` in a sweep's directory."""
+    return Path(sweep_directory) / "trials" / key
+
+
+def claim(directory: Path, trial: Trial) -> None:
+    """Make `directory` the trial's folder. Raises SettingError where it is another trial's."""
+    refuse_another(directory, trial)
+    path = Path(directory) / TRIAL
+    if not path.exists():
+        write_json(path, trial_json(trial))
+
+
+def refuse_another(directory: Path, trial: Trial) -> None:
+    """Raise SettingError where `directory` has another trial's trial.json or result.json."""
+    path, result = Path(directory) / TRIAL, read_result(directory)
+    keys = {read_trial(path).key if path.exists() else trial.key, result.key if result else trial.key}
+    if held := ", ".join(keys - {trial.key}):
+        allowed = f"an empty folder or that of trial {trial.key}"
+        raise SettingError("directory", str(directory), f"{allowed}; it holds {held}")
+
+
+def read_result(directory: Path) -> TrialResult | None:
+    """The result in a trial's folder, None where the trial is unfinished. Raises DamagedFileError."""
+    path = Path(directory) / RESULT
+    return parsed(path, lambda content: TrialResult(**content)) if path.exists() else None
+
+
+def write_result(directory: Path, result: TrialResult) -> None:
+    """Finish the trial: the last file to be written."""
+    write_json(Path(directory) / RESULT, asdict(result))
+
+
+def write_failure(directory: Path, error: str, last_finite: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Say why the trial stopped, with the last finite values where training diverged; returns what was written."""
+    failure = {"error": error, "last_finite": last_finite or {}}
+    write_json(Path(directory) / FAILURE, failure)
+    return failure
+
+
+def is_stale(directory: Path) -> bool:
+    """Whether the trial is of another recipe version, readable by today's code or not."""
+    path = Path(directory) / TRIAL
+    return parsed(path, lambda content: content["recipe_version"] != RECIPE_VERSION)
+
+
+def read_failure(directory: Path) -> dict[str, Any] | None:
+    """Why the trial failed, None where it did not: `error`, and `last_finite` values where training diverged."""
+    path = Path(directory) / FAILURE
+    return parsed(path, dict) if path.exists() else None
+
+
+def read_epochs(directory: Path) -> list[dict[str, Any]]:
+    """The trial's epoch rows in order. Raises DamagedFileError."""
+    path = Path(directory) / EPOCHS
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    except ValueError as error:
+        raise DamagedFileError(f"{path} cannot be read: {error}") from error
+
+
+def write_epoch(directory: Path, row: dict[str, Any]) -> None:
+    """Add one epoch's row, dropping rows of this epoch or later that an interrupted run left."""
+    rows = [old for old in read_epochs(directory) if old[EPOCH] < row[EPOCH]] + [row]
+    write_text(Path(directory) / EPOCHS, "".join(json.dumps(r, allow_nan=False) + "\n" for r in rows))
+
+
+def trial_folders(sweep_directory: Path) -> list[Path]:
+    """All trial folders of a sweep, by name; those without a trial.json are not trials."""
+    return sorted(path.parent for path in Path(sweep_directory).glob(f"trials/*/{TRIAL}"))

@@ -1,0 +1,78 @@
+"""Every name that is written to a file or to MLflow, in one place.
+
+Errors and rates are percentages. Widths are in logit units (margins) or pre-activation units (layers).
+"""
+
+from typing import Any
+
+# Final metrics of a trial, measured on test images (or on the validation slice).
+CERTIFIED_ERROR = "certified_error"
+ATTACK_ERROR = "attack_error"
+STANDARD_ERROR = "standard_error"
+BOUND_WIDTH = "bound_width"
+BOUND_WIDTH_RELATIVE = "bound_width_relative"
+PARAMETERS = "parameters"
+TRAIN_SECONDS = "train_seconds"
+EVALUATION_SECONDS = "evaluation_seconds"
+
+# What a recurrence does; only networks with an equilibrium have these.
+GAIN = "equilibrium/gain"
+MARGIN = "equilibrium/margin"
+RHO_BOUND = "equilibrium/rho_bound"
+ITERATIONS = "equilibrium/iterations"
+STANDARD_ERROR_W0 = "equilibrium/standard_error_w0"
+CERTIFIED_ERROR_W0 = "equilibrium/certified_error_w0"
+MISSED_RADIUS = "equilibrium/missed_radius"  # of an epoch alone: what the training solve leaves out, in percent
+
+# Metrics of an epoch, measured on training images.
+EPOCH = "epoch"
+TRAIN_LOSS = "train/loss"
+TRAIN_EPS = "train/eps"
+TRAIN_LEARNING_RATE = "train/learning_rate"
+TRAIN_STANDARD_ERROR = "train/standard_error"
+TRAIN_CERTIFIED_ERROR = "train/certified_error"
+TRAIN_EPOCH_SECONDS = "train/seconds"
+TRAIN_EXAMPLES_PER_SECOND = "train/examples_per_second"
+
+# Columns of verdicts.parquet, one row an example.
+INDEX = "index"
+LABEL = "label"
+PREDICTION = "prediction"
+VERDICT = "verdict"
+STAGE = "stage"
+ATTACK_MARGIN = "attack_margin"
+WIDTH = "width"
+
+# Verdicts, the values of the column VERDICT.
+MISCLASSIFIED, FALSIFIED, CERTIFIED, UNKNOWN = "misclassified", "falsified", "certified", "unknown"
+
+
+def margin_column(stage: str) -> str:
+    """Name of the column that holds a verifier stage's margin lower bound."""
+    return f"margin_{stage}"
+
+
+def certified_by(stage: str) -> str:
+    """Metric name of the certified error that the verifier's stages up to `stage` leave."""
+    return f"{CERTIFIED_ERROR}/{stage}"
+
+
+def layer_width(layer: str) -> str:
+    """Metric name of the mean bound width of one pre-activation."""
+    return f"{BOUND_WIDTH}/{layer}"
+
+
+def in_training(name: str) -> str:
+    """Name in an epoch's row of what a final metric is called `name`."""
+    return f"train/{name}"
+
+
+def trained(row: dict[str, Any]) -> dict[str, Any]:
+    """An epoch's row by the names of final metrics."""
+    prefix = in_training("")
+    return {name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)}
+
+
+def layer_widths(metrics: dict[str, Any]) -> list[Any]:
+    """The mean bound width of each pre-activation, first to last."""
+    return [value for name, value in metrics.items() if name.startswith(layer_width(""))]

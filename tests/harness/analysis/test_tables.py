@@ -1,0 +1,118 @@
+"""`python -m harness.tables`: what the four files and the terminal say."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from judged_trials import add, metrics, text
+from rich.console import Console
+
+from harness.analysis import tables
+from harness.command_line import main
+from harness.config.settings import EvaluationSettings, TrainSettings
+from harness.storage import files, folder
+
+PROJECT = Path(__file__).resolve().parents[3]
+
+
+def test_the_first_lines_say_what_the_numbers_are(sweep):
+    small = {"width": 0.25, "train_images": 10000, "train": TrainSettings(10, decay_epochs=(), ramp_epochs=5)}
+    tested = {"validation_images": 500, "evaluation": EvaluationSettings(test_images=300)}
+    add(sweep, metrics(), profile="cpu", **small, **tested)
+    tables.write(sweep)
+    for kind in ("md", "html"):
+        page = text(sweep, kind)
+        for said in (
+            "Leaderboard of the sweep study",
+            "cifar10, eps 8/255, profile cpu",
+            "profile cpu (width 0.25, train images 10,000, epochs 10) and are not comparable with published ones",
+            "Errors are measured on 300 of the test images",
+            "All errors are measured on 500 validation images",
+        ):
+            assert said in page
+            assert page.index(said) < page.index("certified error")
+
+
+def test_the_full_profile_has_no_caveats(sweep):
+    add(sweep, metrics())
+    (section,) = tables.build(sweep).sections
+    assert section.notes == []
+
+
+def test_the_markdown_table_is_aligned_and_formatted(sweep):
+    add(sweep, metrics(bound_width=0.0123456), options={"a|b": "*x*"})
+    tables.write(sweep)
+    lines = [line for line in text(sweep, "md").splitlines() if line.startswith("|")]
+    assert len({len(line) for line in lines}) == 1
+    assert "a\\|b=\\*x\\*" in lines[2]
+    for cell in ("65.00", "0.0123", "3.20", "17,190,602"):
+        assert f"| {cell} " in lines[2]
+
+
+def test_html_escapes_everything_from_configs_and_results(sweep):
+    attack = "<script>alert('x')</script>"
+    add(sweep, metrics(), model=attack, options={attack: attack}, profile=attack, warnings=[attack])
+    add(sweep, failure={"error": attack}, model=attack, method=attack)
+    tables.write(sweep)
+    page = text(sweep, "html")
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") >= 6
+    assert "<script" not in text(sweep, "md")
+
+
+def test_rebuilding_gives_identical_files(sweep):
+    for seed in (2, 0, 1):
+        add(sweep, metrics(60 + seed), seed=seed, warnings=["collapsed"])
+    add(sweep, failure={"error": "x"}, seed=3)
+    first = [path.read_bytes() for path in tables.write(sweep).files]
+    assert [path.read_bytes() for path in tables.write(sweep).files] == first
+    assert sorted(path.name for path in sweep.iterdir()) == [
+        *("leaderboard.csv", "leaderboard.html", "leaderboard.json", "leaderboard.md"),
+        "trials",
+    ]
+    assert "collapsed (seed 0, 1, 2)" in first[0].decode()
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_the_terminal_shows_numbers_notes_failures_and_files(sweep, width):
+    add(sweep, metrics(), options={"markup": "[red]"}, profile="cpu")
+    add(sweep, failure={"error": "no [memory]"}, model="big", profile="cpu")
+    console = Console(width=width)
+    with console.capture() as capture:
+        tables.show(tables.write(sweep), console)
+    printed = capture.get()
+    assert all(said in printed for said in ("65.00", "[red]", "not comparable", "big ibp seed 0: failed: no [memory]"))
+    assert all(str(path) in printed for path in (sweep / "leaderboard.md", sweep / "leaderboard.html"))
+
+
+def test_the_command_prints_the_table_and_where_it_was_written(sweep, capsys):
+    add(sweep, metrics())
+    main("tables", [str(sweep)])
+    printed = capsys.readouterr().out
+    assert "65.00" in printed
+    assert str(sweep / "leaderboard.json") in printed
+
+
+@pytest.mark.parametrize("what", ["is not a directory", "holds no trials", "holds no trial that can be read"])
+def test_a_directory_without_readable_trials_is_refused_in_a_line(tmp_path, capsys, what):
+    directory = tmp_path / "study"
+    if what != "is not a directory":
+        directory.mkdir()
+    if what == "holds no trial that can be read":
+        files.write_json(directory / "trials/x" / folder.TRIAL, [])
+    assert main("tables", [str(directory)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {directory} {what}")
+    assert len(error.splitlines()) == 1
+    assert not list(tmp_path.rglob("leaderboard.*"))
+
+
+def test_the_command_runs_without_ray_mlflow_pydantic_and_torch(sweep):
+    add(sweep, metrics())
+    blocked = "import sys; sys.modules |= dict.fromkeys(['ray', 'mlflow', 'pydantic', 'torch'])"
+    run = "import runpy; runpy.run_module('harness.tables', run_name='__main__', alter_sys=True)"
+    command = [sys.executable, "-c", f"{blocked}; {run}", str(sweep)]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "65.00" in done.stdout

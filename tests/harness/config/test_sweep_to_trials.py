@@ -1,0 +1,153 @@
+"""From a good sweep file to its trials: every field arrives, in the file's order."""
+
+import dataclasses
+import itertools
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import yaml
+from small_sweep import BASE, changed, trials_of, write
+
+from harness.config.radius import Radius
+from harness.config.settings import EvaluationSettings, TrainSettings
+from harness.config.sweep_file import load_sweep
+from harness.config.trial import TrialConfig, from_dict, to_dict, trial_key
+
+PROJECT = Path(__file__).resolve().parents[3]
+SWEEPS = sorted((PROJECT / "sweeps").glob("*.yaml"))
+
+
+def test_trials_expand_in_the_file_s_order_seeds_inside(tmp_path):
+    content = changed(
+        ("seeds", [5, 0, 3]),
+        ("trials", [{"model": name, "method": "ibp"} for name in ("deqlate", "cnn7", "cnn5")]),
+    )
+    expanded = [(trial.model, trial.seed) for trial in trials_of(tmp_path, content)]
+    assert expanded == list(itertools.product(("deqlate", "cnn7", "cnn5"), (5, 0, 3)))
+
+
+def test_every_field_reaches_the_trial(tmp_path):
+    train = TrainSettings(
+        epochs=9,
+        batch_size=32,
+        learning_rate=0.01,
+        decay_epochs=(2, 5),
+        decay_factor=0.5,
+        ramp_start=3,
+        ramp_epochs=4,
+        eps="1/8",
+        kappa=0.125,
+        l1=1e-6,
+        accumulate=2,
+        ema_decay=0.75,
+        recompute_statistics=True,
+        clip_norm=5.0,
+        regularisation=0.25,
+        regularise_equilibria=False,
+        precision="float32",
+        initialisation="default",
+    )
+    evaluation = EvaluationSettings(
+        stages=("ibp", "crown"), test_images=11, batch_size=12, attack_steps=13, attack_restarts=14
+    )
+    options = {
+        "margin": 0.2,
+        "gain": None,
+        "iterations": 7,
+        "backward_iterations": 8,
+        "early_iterations": 2,
+        "margin_start": 0.9,
+        "parametrisation": "orthogonal",
+        "groups": 4,
+        "gradient": "unrolled",
+        "warm_start": True,
+        "equilibria": 2,
+        "pool": True,
+        "norm": False,
+    }
+    expected = TrialConfig(
+        sweep="all.fields",
+        profile="mine",
+        dataset="mnist",
+        eps="2/255",
+        seed=6,
+        model="deqlate",
+        method="crown-ibp",
+        options=options,
+        method_options={"final_beta": 0.25},
+        width=0.125,
+        train_images=77,
+        validation_images=8,
+        train=train,
+        evaluation=evaluation,
+    )
+    for settings in (train, evaluation):
+        for field in dataclasses.fields(settings):
+            assert getattr(settings, field.name) != field.default, f"{field.name} is not put to the test"
+    content = {
+        "name": "all.fields",
+        "dataset": "mnist",
+        "eps": "2/255",
+        "seeds": [6],
+        "train": {**dataclasses.asdict(train), "decay_epochs": [2, 5], "eps": "1/8"},
+        "evaluation": {**dataclasses.asdict(evaluation), "stages": ["ibp", "crown"]},
+        "trials": [
+            {
+                "model": "deqlate",
+                "method": "crown-ibp",
+                "options": options,
+                "method_options": {"loss_fusion": True, "final_beta": 0.25},
+                "width": 0.125,
+            }
+        ],
+        "resources": {"cpu": 3, "gpu": 0.25},
+        "width": 0.75,
+        "train_images": 77,
+        "validation_images": 8,
+        "profiles": {"mine": {}},
+    }
+    sweep = load_sweep(write(tmp_path, content), "mine", True)
+    assert sweep.trials == [expected]
+    assert (sweep.name, sweep.profile, sweep.dataset, str(sweep.eps)) == ("all.fields", "mine", "mnist", "2/255")
+    assert (sweep.resources.cpu, sweep.resources.gpu) == (3, 0.25)
+
+
+def test_what_a_file_does_not_say_is_the_default(tmp_path):
+    content = {key: value for key, value in BASE.items() if key != "train"}
+    (config, *_) = trials_of(tmp_path, content)
+    assert config.train == TrainSettings()
+    assert config.evaluation == EvaluationSettings()
+    assert (config.width, config.train_images, config.validation_images, config.options) == (1.0, None, 0, {})
+
+
+def test_a_trial_s_width_goes_before_the_sweep_s(tmp_path):
+    content = changed(("width", 0.5), ("trials.1.width", 0.25))
+    assert [trial.width for trial in trials_of(tmp_path, content)] == [0.5, 0.5, 0.25, 0.25]
+
+
+def test_a_trial_s_recipe_goes_before_the_sweep_s(tmp_path):
+    extra = {"model": "cnn5", "method": "ibp", "train": {"clip_norm": None, "regularisation": 0, "decay_epochs": []}}
+    content = changed(("trials", [BASE["trials"][0], extra]), ("seeds", [0]))
+    plain, other = trials_of(tmp_path, content)
+    assert other.train == dataclasses.replace(plain.train, clip_norm=None, regularisation=0.0, decay_epochs=())
+    assert trial_key(plain, "data") == trial_key(trials_of(tmp_path, BASE)[0], "data")
+    assert trial_key(other, "data") != trial_key(plain, "data")
+    assert from_dict(to_dict(other)) == other
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.name)
+def test_the_project_s_own_sweeps_load_under_each_profile(path):
+    content = yaml.safe_load(path.read_text())
+    for profile in ["full", *content.get("profiles", {})]:
+        sweep = load_sweep(path, profile, True)
+        assert sweep.profile == profile
+        assert sweep.name == path.stem
+        assert len(sweep.trials) == len({trial_key(trial, "data") for trial in sweep.trials}) > 1
+        assert Fraction(str(content["eps"])) == Radius(sweep.eps)
+    assert load_sweep(path, None, False).profile == ("cpu" if "cpu" in content.get("profiles", {}) else "full")
+    assert load_sweep(path, None, True).profile == "full"
+
+
+def test_the_sweeps_of_the_readme_are_there():
+    assert {path.name for path in SWEEPS} >= {"quickstart.yaml", "cifar10.yaml"}

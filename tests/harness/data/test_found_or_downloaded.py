@@ -1,0 +1,106 @@
+"""Where data sets are looked for, what is downloaded, and what is said where neither helps."""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fake_data import check_arrays, fake_cifar, fake_mnist, fake_parquet, fake_tiny_imagenet
+
+from baselines.datasets import DATASETS
+from harness.data import DataError, data_directory, layouts, load
+
+
+def test_the_data_directory_is_the_option_then_the_environment_then_data(monkeypatch, tmp_path):
+    assert data_directory() == Path("data")
+    monkeypatch.setenv("CERDEQ_DATA", "")
+    assert data_directory(None) == Path("data")
+    monkeypatch.setenv("CERDEQ_DATA", str(tmp_path))
+    assert data_directory() == tmp_path
+    assert data_directory("elsewhere") == Path("elsewhere")
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert data_directory("~/sets") == Path("/home/someone/sets")
+
+
+def test_load_looks_where_data_directory_says(small, monkeypatch, tmp_path):
+    option, environment, default = (fake_mnist(tmp_path / "option"), tmp_path / "environment", Path("data"))
+    fake_parquet(environment)
+    fake_tiny_imagenet(default / "tiny-imagenet")
+    check_arrays(load("mnist", tmp_path / "option"), option)
+    assert load("tiny-imagenet").directory == default / "tiny-imagenet"
+    monkeypatch.setenv("CERDEQ_DATA", str(environment))
+    assert load("cifar10").directory == environment / "cifar10" / "plain_text"
+
+
+def test_an_unknown_name_lists_the_known():
+    with pytest.raises(DataError, match=f"dataset: found 'cifar1', allowed: {', '.join(DATASETS)}$"):
+        load("cifar1")
+
+
+@pytest.mark.parametrize("name", ["cifar10", "mnist", "tiny-imagenet"])
+def test_missing_and_offline_says_where_it_looked_and_what_to_do(monkeypatch, tmp_path, name):
+    with pytest.raises(DataError, match="blocked by the test") as error:
+        load(name, tmp_path / "sets")
+    message = str(error.value)
+    for folder in DATASETS[name].folders:
+        assert str(tmp_path / "sets" / folder) in message
+    assert layouts.ORIGINALS[name].files in message
+    assert f"{DATASETS[name].test_split}-00000-of-0000N.parquet" in message
+    assert "--data-dir" in message and "CERDEQ_DATA" in message
+    assert not list((tmp_path / "sets").iterdir()), "no half download stays"
+
+
+def test_a_directory_that_cannot_be_written_to_is_an_error_of_the_same_kind(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"CIFAR-10 was not found, and downloading it into .* failed"):
+        load("cifar10", tmp_path / "file")
+
+
+def test_a_parquet_only_data_set_needs_its_entry_alone(monkeypatch, tmp_path):
+    entry = replace(DATASETS["cifar10"], name="new", title="New", folders=("new",), train_size=20, test_size=6)
+    monkeypatch.setitem(DATASETS, "new", entry)
+    with pytest.raises(DataError, match="New was not found, and there is no download for it"):
+        load("new", tmp_path)
+    arrays = fake_parquet(tmp_path)
+    (tmp_path / "cifar10" / "plain_text").rename(tmp_path / "new")
+    check_arrays(load("new", tmp_path), arrays)
+
+
+def test_tiny_imagenet_is_downloaded_unpacked_and_found_again(small, monkeypatch, tmp_path):
+    fake_tiny_imagenet(tmp_path / "server" / "tiny-imagenet-200")
+    archive = Path(shutil.make_archive(str(tmp_path / "tiny"), "zip", tmp_path / "server"))
+    monkeypatch.setattr(layouts, "TINY_IMAGENET_URL", archive.as_uri())
+    monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", lambda url, path: shutil.copy(archive, path))
+    monkeypatch.setattr(layouts, "TINY_IMAGENET_MD5", "0" * 32)
+    with pytest.raises(DataError, match="File not found or corrupted"):
+        load("tiny-imagenet", tmp_path / "sets")
+    monkeypatch.setattr(layouts, "TINY_IMAGENET_MD5", hashlib.md5(archive.read_bytes()).hexdigest())
+    first = load("tiny-imagenet", tmp_path / "sets")
+    assert [path.name for path in (tmp_path / "sets").iterdir()] == ["tiny-imagenet-200"]
+    archive.unlink()
+    assert load("tiny-imagenet", tmp_path / "sets").fingerprint == first.fingerprint
+
+
+def test_cifar_is_downloaded_by_torchvision_and_moved_into_place(small, monkeypatch, tmp_path):
+    from torchvision.datasets import CIFAR10
+
+    arrays = fake_cifar(tmp_path / "server", monkeypatch)
+
+    def download(self):
+        shutil.copytree(tmp_path / "server", self.root, dirs_exist_ok=True)
+        (Path(self.root) / "cifar-10-python.tar.gz").write_text("")
+
+    monkeypatch.setattr(CIFAR10, "download", download)
+    check_arrays(load("cifar10", tmp_path / "sets"), arrays)
+    assert [path.name for path in (tmp_path / "sets").iterdir()] == ["cifar-10-batches-py"]
+
+
+def test_importing_harness_data_imports_no_reader():
+    unwanted = {"torchvision", "sklearn", "pyarrow", "ray", "mlflow", "pydantic"}
+    code = "import sys, harness.data; print(*sys.modules)"
+    root = Path(__file__).parents[3]
+    output = subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True, text=True).stdout
+    assert not unwanted & set(output.split())

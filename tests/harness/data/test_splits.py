@@ -1,0 +1,87 @@
+"""What is trained on, held out and judged; a part is never called the whole."""
+
+import numpy as np
+import pytest
+from fake_data import check_arrays, fake_parquet, pixels, write_parquet
+
+from harness.data import DataError, load
+
+
+def test_digits_are_split_by_every_fifth_and_scaled_to_bytes():
+    from sklearn.datasets import load_digits
+
+    data = load("digits", "nowhere")
+    values, labels = load_digits(return_X_y=True)
+    assert len(data.train) == 1437 and len(data.test) == 360
+    np.testing.assert_array_equal(data.test.labels, labels[::5])
+    np.testing.assert_array_equal(data.train.labels[:4], labels[1:5])
+    assert data.test.images[0].flatten().tolist() == [round(value * 255 / 16) for value in values[0]]
+    assert data.summary() == {
+        "name": "digits",
+        "fingerprint": data.fingerprint,
+        "directory": None,
+        "complete": True,
+        "train_images": 1437,
+        "train_shards_found": 1,
+        "train_shards_total": 1,
+        "test_images": 360,
+        "test_shards_found": 1,
+        "test_shards_total": 1,
+    }
+
+
+def test_a_missing_shard_is_told_and_a_part_never_called_the_whole(small, tmp_path):
+    images, *_ = fake_parquet(tmp_path, shards=1)
+    data = load("cifar10", tmp_path)
+    np.testing.assert_array_equal(data.train.images, images[:10])
+    assert (data.train.found, data.train.total, data.train.complete, data.test.complete) == (1, 2, False, True)
+    assert data.summary()["complete"] is False
+    told = r"1 of 2 train shards found \(10 of 20 images\): set train_images to at most 10, not all"
+    with pytest.raises(DataError, match=told):
+        data.training_images(None)
+    with pytest.raises(DataError, match=r"set train_images to at most 7, not 8"):
+        data.training_images(8, validation=3)
+    assert len(data.training_images(10)[0]) == 10
+    assert len(data.test_images()) == 6
+
+    whole = fake_parquet(tmp_path)
+    again = load("cifar10", tmp_path)
+    check_arrays(again, whole)
+    assert again.summary()["complete"] and again.fingerprint != data.fingerprint
+
+
+def test_an_incomplete_test_split_needs_a_number(small, tmp_path):
+    fake_parquet(tmp_path)
+    folder = tmp_path / "cifar10" / "plain_text"
+    path = folder / "test-00000-of-00001.parquet"
+    write_parquet(folder / "test-00001-of-00002.parquet", *(array[:3] for array in pixels("cifar10", 6, seed=1)))
+    with pytest.raises(DataError, match=r"test-00001-of-00002\.parquet: does not belong with test-00000-of-00001"):
+        load("cifar10", tmp_path)
+    path.unlink()
+    data = load("cifar10", tmp_path)
+    with pytest.raises(DataError, match=r"1 of 2 test shards found \(3 of 6 images\): set test_images to at most 3"):
+        data.test_images()
+    assert len(data.test_images(2)) == 2
+    (folder / "test-00001-of-00002.parquet").unlink()
+    with pytest.raises(DataError, match=r"no shard of the test split"):
+        load("cifar10", tmp_path)
+
+
+def test_training_and_validation_images_do_not_overlap(small, tmp_path):
+    images, labels, *_ = fake_parquet(tmp_path)
+    data = load("cifar10", tmp_path)
+    train, held_out = data.training_images(None, validation=5)
+    np.testing.assert_array_equal(train.images, images[:15])
+    np.testing.assert_array_equal(held_out.images, images[15:])
+    np.testing.assert_array_equal(held_out.labels, labels[15:])
+    train, held_out = data.training_images(4, validation=16)
+    np.testing.assert_array_equal(train.labels, labels[:4])
+    assert len(held_out) == 16
+    assert data.training_images(20)[1] is None
+    for wanted, validation in ((21, 0), (5, 16), (0, 0)):
+        with pytest.raises(DataError, match=f"train_images to at most {20 - validation}, not {wanted}"):
+            data.training_images(wanted, validation)
+    with pytest.raises(DataError, match="validation_images 20 leaves none of 20"):
+        data.training_images(None, validation=20)
+    with pytest.raises(DataError, match="test_images to at most 6, not 7"):
+        data.test_images(7)

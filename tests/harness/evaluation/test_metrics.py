@@ -1,0 +1,72 @@
+"""Final metrics and warnings, of verdicts made by hand."""
+
+import dataclasses
+import math
+
+import pandas as pd
+import pytest
+
+from harness.evaluation.metrics import final_metrics, warnings
+from harness.evaluation.verdicts import Judgement
+from harness.storage import names
+
+STAGES = ("ibp", "crown")
+OUTCOMES = [  # verdict, stage that decided, width, prediction
+    ("misclassified", "clean", 1.0, 7),
+    ("misclassified", "clean", 2.0, 3),
+    ("falsified", "attack", 3.0, 3),
+    ("unknown", "none", 4.0, 3),
+    ("certified", "ibp", 5.0, 3),
+    ("certified", "ibp", 6.0, 3),
+    ("certified", "ibp", 7.0, 3),
+    ("certified", "crown", 12.0, 3),
+]
+
+
+def judgement(**changes):
+    """Of ten times these examples; fields that no metric here reads are left None."""
+    columns = [names.VERDICT, names.STAGE, names.WIDTH, names.PREDICTION]
+    made = {field.name: None for field in dataclasses.fields(Judgement)}
+    made |= {"verdicts": pd.DataFrame(10 * OUTCOMES, columns=columns), "layers": {"relu1": 0.5}, "clean_spread": 2.5}
+    return Judgement(**made | changes)
+
+
+def test_final_metrics_are_those_of_the_verdicts():
+    expected = {
+        names.STANDARD_ERROR: 25.0,
+        names.ATTACK_ERROR: 37.5,
+        names.CERTIFIED_ERROR: 50.0,
+        names.certified_by("ibp"): 62.5,
+        names.certified_by("crown"): 50.0,
+        names.BOUND_WIDTH: 5.0,
+        names.BOUND_WIDTH_RELATIVE: 2.0,
+        names.layer_width("relu1"): 0.5,
+    }
+    measured = final_metrics(judgement(), STAGES)
+    assert {name: measured[name] for name in expected} == pytest.approx(expected)
+
+
+def test_a_stage_after_those_asked_for_counts_for_none_of_them():
+    assert final_metrics(judgement(), ("ibp",))[names.certified_by("ibp")] == 62.5
+
+
+def test_clean_margins_that_are_all_alike_leave_an_infinite_relative_width():
+    assert final_metrics(judgement(clean_spread=0.0), STAGES)[names.BOUND_WIDTH_RELATIVE] == math.inf
+
+
+def test_a_network_that_predicts_one_class_is_said_to():
+    alike = judgement().verdicts.assign(**{names.PREDICTION: 3})
+    assert warnings(judgement(verdicts=alike), {}) == ["collapsed: predicts class 3 for 100.0 % of the images"]
+    assert warnings(judgement(), {}) == []
+
+
+def test_metrics_that_are_not_finite_are_named():
+    assert warnings(judgement(), {"a": None, "b": 0.0, "c": None}) == ["not finite: a, c"]
+
+
+def test_errors_out_of_order_are_refused(monkeypatch):
+    """As no verdicts give them, unless two were one."""
+    monkeypatch.setattr(names, "CERTIFIED", names.FALSIFIED)
+    broken = judgement().verdicts.assign(**{names.VERDICT: names.FALSIFIED})
+    with pytest.raises(AssertionError, match="errors out of order"):
+        final_metrics(judgement(verdicts=broken), STAGES)

@@ -1,0 +1,57 @@
+"""A trial's key leaves defaults out, so that a changed default must raise RECIPE_VERSION: defaults.json has them all.
+
+Where this fails: raise RECIPE_VERSION if a default changed or went; then, and where one is new and off, write the file
+anew by `python tests/harness/golden/test_defaults.py`.
+"""
+
+import dataclasses
+import inspect
+import json
+from pathlib import Path
+
+import pytest
+
+from baselines import DATASETS, network_names, options_of
+from cerdeq.equilibrium import Equilibrium
+from harness.config.settings import EvaluationSettings, TrainSettings
+from harness.config.trial import RECIPE_VERSION
+from harness.methods import METHODS, method_options
+
+RECORD = Path(__file__).with_name("defaults.json")
+
+
+def defaults():
+    """Every default that decides a number and is in no key, by its dotted name."""
+
+    def of(prefix, parameters):
+        return {f"{prefix}.{name}": repr(p.default) for name, p in parameters.items() if p.default is not p.empty}
+
+    recorded = {"recipe_version": RECIPE_VERSION}
+    recorded |= of("train", inspect.signature(TrainSettings).parameters)
+    recorded |= of("evaluation", inspect.signature(EvaluationSettings).parameters)
+    recorded |= of("equilibrium", inspect.signature(Equilibrium).parameters)
+    for method in METHODS:
+        recorded |= of(f"method {method}", method_options(method))
+    for network in network_names():
+        recorded |= of(f"network {network}", options_of(network))
+    for dataset in DATASETS.values():
+        own = ("shape", "classes", "mean", "std", "flip", "crop_padding")
+        recorded |= {f"data set {dataset.name}.{name}": repr(getattr(dataset, name)) for name in own}
+    return recorded
+
+
+def test_defaults_are_those_on_record():
+    recorded, today = json.loads(RECORD.read_text()), defaults()
+    changed = {name: (recorded[name], today.get(name)) for name in recorded if today.get(name) != recorded[name]}
+    new = sorted(set(today) - set(recorded))
+    assert (changed, new) == ({}, []), __doc__
+
+
+@pytest.mark.parametrize("kind", [TrainSettings, EvaluationSettings])
+def test_every_setting_has_a_default(kind):
+    """Else it would be in no record."""
+    assert all(field.default is not dataclasses.MISSING for field in dataclasses.fields(kind))
+
+
+if __name__ == "__main__":
+    RECORD.write_text(json.dumps(defaults(), indent=1) + "\n")

@@ -1,0 +1,75 @@
+"""Trial folders as training leaves them, and what MLflow has of one."""
+
+import pandas
+
+from harness.config.settings import TrainSettings
+from harness.config.trial import TrialConfig
+from harness.storage import files, folder
+
+FINGERPRINT = "0123456789abcdef" * 4
+FINAL = {"certified_error": 100 / 3, "standard_error": 25.0, "bound_width/stem.0": 0.125, "parameters": 650}
+
+
+def make_folder(tmp_path, seed=0, epochs=4):
+    config = TrialConfig(
+        sweep="study",
+        profile="cpu",
+        dataset="digits",
+        eps="8/255",
+        seed=seed,
+        model="deqlate",
+        method="ibp",
+        options={"margin": 0.1, "parametrisation": "perron"},
+        train=TrainSettings(epochs=epochs, decay_epochs=(2,), ramp_epochs=1),
+    )
+    trial = folder.make_trial(config, FINGERPRINT)
+    place = tmp_path / "trials" / trial.key
+    files.write_json(place / folder.TRIAL, folder.trial_json(trial))
+    return place
+
+
+def train(place, first, last, loss=1.0):
+    for epoch in range(first, last + 1):
+        row = {"epoch": epoch, "train/loss": loss / epoch, "train/eps": 0.1 * epoch, "note": "text", "missing": None}
+        folder.write_epoch(place, row)
+
+
+def finish(place, metrics=FINAL):
+    pandas.DataFrame({"index": [0, 1], "verdict": ["certified", "attacked"]}).to_parquet(place / folder.VERDICTS)
+    (place / folder.WEIGHTS).write_bytes(b"weights")
+    result = {
+        "key": place.name,
+        "metrics": metrics,
+        "environment": {"device": "cpu", "torch": "2.11"},
+        "data": {"train_images": 1437},
+        "warnings": ["W is at its bound", "fewer images than published"],
+    }
+    files.write_json(place / folder.RESULT, result)
+
+
+def only_run(tracker):
+    (run,) = tracker.client.search_runs([tracker.experiment_id])
+    return run
+
+
+def history(tracker, name):
+    points = tracker.client.get_metric_history(only_run(tracker).info.run_id, name)
+    return sorted((point.step, point.value) for point in points)
+
+
+def artifacts(tracker, path=None):
+    return {file.path for file in tracker.client.list_artifacts(only_run(tracker).info.run_id, path)}
+
+
+def assert_complete(tracker, epochs=4):
+    run = only_run(tracker)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "deqlate ibp margin=0.1 parametrisation=perron seed 0"
+    assert history(tracker, "train/loss") == [(epoch, 1.0 / epoch) for epoch in range(1, epochs + 1)]
+    assert history(tracker, "train/eps") == [(epoch, 0.1 * epoch) for epoch in range(1, epochs + 1)]
+    for name, value in FINAL.items():
+        assert history(tracker, name) == [(epochs, value)]
+    assert run.data.metrics.keys() == {"train/loss", "train/eps", *FINAL}
+    assert artifacts(tracker) == {folder.TRIAL, folder.VERDICTS, folder.WEIGHTS, folder.RESULT}
+    assert run.data.params["train.epochs"] == str(epochs)
+    assert len(run.inputs.dataset_inputs) == 1

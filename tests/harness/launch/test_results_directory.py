@@ -1,0 +1,78 @@
+"""What else may lie in a sweep's results directory: of other trials, older recipes, damaged, left by Ray."""
+
+import shutil
+
+import pytest
+from mlflow import MlflowClient
+from study import TINY, Study, snapshot
+
+from harness.config.trial import RECIPE_VERSION
+from harness.launch import ray_tune
+from harness.storage import files, folder
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
+
+
+def test_a_result_of_another_trial_is_not_taken_for_this_one_s(copied, no_ray, capsys):
+    """Told by its path before anything starts, and neither trained again nor tabled."""
+    wrong, right = copied.places["cnn5", 0], copied.places["cerdeq", 0]
+    shutil.copy(right / folder.RESULT, wrong / folder.RESULT)
+    before = snapshot(copied.directory)
+    assert copied.main() == 2
+    message = capsys.readouterr().err
+    assert str(wrong) in message and f"it holds {right.name}" in message
+    after = snapshot(copied.directory)
+    assert {path: content for path, (_, content) in after.items()} == {
+        path: content for path, (_, content) in before.items()
+    }
+
+
+def test_a_stale_trial_that_today_s_code_cannot_read_is_flagged(copied, no_ray):
+    """A folder of an older recipe, whose config had a setting that is gone: stale, not in the way."""
+    stale = folder.trial_json(copied.trials["cnn5", 0])
+    stale |= {"key": "0" * 16, "recipe_version": RECIPE_VERSION - 1}
+    stale["config"]["train"]["momentum"] = 0.9
+    files.write_json(copied.directory / "trials" / ("0" * 16) / folder.TRIAL, stale)
+    assert copied.main() == 0
+    assert "0000000000000000" in (copied.directory / "leaderboard.md").read_text()
+
+
+@pytest.mark.parametrize("name", [folder.EPOCHS, folder.RESULT, folder.FAILURE])
+def test_a_damaged_file_is_told_and_hides_no_other_trial(copied, no_ray, capsys, name):
+    """In a folder that the sweep no longer names: told by its path; everything else is logged and tabled."""
+    left, kept = copied.places["cerdeq", 0], copied.trials["cnn5", 0].key
+    study = Study(copied.root, {**TINY, "trials": TINY["trials"][:1]}, copied.store)
+    if name == folder.FAILURE:
+        (left / folder.RESULT).unlink()
+    (left / name).write_text("{")
+    left = left.rename(left.with_name("0" * 16))  # first in order
+    MlflowClient(study.store).delete_run(study.runs[kept].info.run_id)
+    assert study.main() == 0, "nothing that the sweep asks for is missing"
+    captured = capsys.readouterr()
+    assert str(left / name) in captured.out + captured.err
+    assert "cnn5" in (study.directory / "leaderboard.md").read_text()
+    assert study.runs[kept].info.status == "FINISHED"
+
+
+def test_what_ray_left_of_a_killed_driver_is_cleared_away(copied, no_ray):
+    """Killed after the last result was written: nothing is left to train, so nobody else would."""
+    (copied.directory / ".ray/123").mkdir(parents=True)
+    assert copied.main() == 0
+    assert ".ray" not in copied.files()
+
+
+def test_an_old_failure_is_not_told_as_a_new_one(tmp_path, store, monkeypatch, capsys):
+    """A worker dies before it begins: the reason is that, not what failure.json says of last week."""
+    study = Study(tmp_path, {**TINY, "name": "old", "trials": TINY["trials"][:1]}, store)
+    (place,) = study.places.values()
+    ((_, made),) = study.trials.items()
+    folder.claim(place, made)
+    files.write_json(place / folder.FAILURE, {"error": "RuntimeError: last week's", "last_finite": {}})
+
+    def dies_at_once(folders, data_dir, cpu, gpu, storage, on_epoch, on_end, *_):
+        on_end(folders[0], "its worker failed 3 times: it died")
+
+    monkeypatch.setattr(ray_tune, "run_folders", dies_at_once)
+    assert study.main() == 1
+    assert "it died" in folder.read_failure(place)["error"]
+    assert "last week" not in capsys.readouterr().out

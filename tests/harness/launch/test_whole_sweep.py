@@ -1,0 +1,156 @@
+"""`python -m harness.run` from a sweep file to MLflow and the leaderboard, and the same command again."""
+
+import csv
+import json
+import shutil
+import sys
+
+import pytest
+from mlflow import MlflowClient
+from processes import alive, wait_for
+from study import TINY, Study, snapshot
+
+from harness.command_line import main
+from harness.storage import folder, names
+from harness.training import run_trial
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
+
+
+def test_every_trial_ends_with_its_files_its_run_and_its_place_in_the_tables(finished):
+    assert finished.status == 0, finished.err
+    finished.assert_complete()
+    assert {path.name for path in finished.root.iterdir()} == {"sweep.yaml", "results"}, "nothing lies about"
+    for place in finished.places.values():
+        assert {path.name for path in place.iterdir()} == {
+            folder.TRIAL,
+            folder.EPOCHS,
+            folder.CHECKPOINT,
+            folder.WEIGHTS,
+            folder.VERDICTS,
+            folder.RESULT,
+        }
+
+
+def test_mlflow_has_each_trial_s_tags_and_final_metrics(finished):
+    for (model, seed), made in finished.trials.items():
+        logged = finished.runs[made.key]
+        tags = {"sweep": "tiny", "trial": made.key, "model": model, "method": "ibp", "seed": str(seed)}
+        assert tags.items() <= logged.data.tags.items()
+        assert logged.info.run_name == made.config.label
+        assert {
+            names.CERTIFIED_ERROR,
+            names.STANDARD_ERROR,
+            names.ATTACK_ERROR,
+            names.BOUND_WIDTH,
+            names.BOUND_WIDTH_RELATIVE,
+            names.TRAIN_LOSS,
+            names.TRAIN_EPS,
+            names.TRAIN_EXAMPLES_PER_SECOND,
+        } <= logged.data.metrics.keys()
+        layers = [name for name in logged.data.metrics if name.startswith(f"{names.BOUND_WIDTH}/")]
+        assert len(layers) >= 3, "a width for each pre-activation"
+        metrics = logged.data.metrics
+        order = [metrics[name] for name in (names.STANDARD_ERROR, names.ATTACK_ERROR, names.CERTIFIED_ERROR)]
+        assert order == sorted(order)
+        assert (names.GAIN in metrics) == (model == "cerdeq")
+
+
+def test_all_four_tables_have_the_results_of_the_folders(finished):
+    markdown, html = (finished.directory / f"leaderboard.{kind}" for kind in ("md", "html"))
+    for text in (markdown.read_text(), html.read_text()):
+        assert "cnn5" in text
+        assert "cerdeq" in text
+    rows = json.loads((finished.directory / "leaderboard.json").read_text())
+    with open(finished.directory / "leaderboard.csv") as file:
+        lines = list(csv.DictReader(file))
+    assert {row["model"] for row in rows} == {row["model"] for row in lines} == {"cnn5", "cerdeq"}
+    for row in rows:
+        place = finished.places[row["model"], 0]
+        assert row[names.CERTIFIED_ERROR] == folder.read_result(place).metrics[names.CERTIFIED_ERROR]
+
+
+def test_what_is_printed_names_trials_tables_and_mlflow_and_nothing_of_ray(finished):
+    assert finished.err == "", "neither Ray nor MLflow speaks"
+    assert "2 trials, 0 finished already" in finished.out
+    for model in ("cnn5", "cerdeq"):
+        assert f"done {model} ibp seed 0: standard error" in finished.out
+    for part in ("leaderboard.md", f"mlflow ui --backend-store-uri {finished.store}", "compare-runs"):
+        assert part in finished.out
+    assert "\x1b" not in finished.out, "no colours in a file"
+    assert "ray" not in finished.out.lower()
+
+
+def test_no_process_is_left_behind(finished):
+    assert len(finished.processes) > 3, "Ray was seen"
+    wait_for(lambda: not any(map(alive, finished.processes)), 30)
+
+
+def test_a_second_call_does_nothing(finished, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "harness.launch.ray_tune", None)  # Ray cannot be imported, let alone started
+    before, runs = snapshot(finished.directory / "trials"), finished.runs
+    tables = {kind: (finished.directory / f"leaderboard.{kind}").read_bytes() for kind in ("md", "csv", "json", "html")}
+    assert finished.main() == 0
+    assert "2 trials, 2 finished already" in capsys.readouterr().out
+    assert snapshot(finished.directory / "trials") == before
+    assert finished.runs.keys() == runs.keys()
+    for key, logged in finished.runs.items():
+        assert logged.data.metrics == runs[key].data.metrics
+        assert logged.info.end_time == runs[key].info.end_time
+    for kind, content in tables.items():
+        assert (finished.directory / f"leaderboard.{kind}").read_bytes() == content
+    finished.assert_complete()
+
+
+def test_what_mlflow_lost_is_logged_again(finished, monkeypatch):
+    monkeypatch.setitem(sys.modules, "harness.launch.ray_tune", None)
+    key = finished.trials["cnn5", 0].key
+    MlflowClient(finished.store).delete_run(finished.runs[key].info.run_id)
+    assert set(finished.runs) == {finished.trials["cerdeq", 0].key}
+    assert finished.main() == 0
+    finished.assert_complete()
+
+
+def test_a_trial_made_elsewhere_is_imported(tmp_path, store, monkeypatch, capsys):
+    """Exported, trained without Ray under another directory, copied, and found finished."""
+    study = Study(tmp_path, {**TINY, "name": "imported", "trials": TINY["trials"][:1]}, store)
+    assert study.main("--export", str(tmp_path / "exported")) == 0
+    (made,) = study.trials.values()
+    (exported,) = (tmp_path / "exported").iterdir()
+    assert capsys.readouterr().out.split() == [str(exported)]
+    assert folder.read_trial(exported) == made
+    assert not study.directory.exists()
+    assert main("trial", [str(exported), "--results-dir", str(tmp_path / "elsewhere")]) == 0
+    shutil.copytree(tmp_path / "elsewhere", tmp_path / "results")
+    before = snapshot(study.directory / "trials")
+    monkeypatch.setitem(sys.modules, "harness.launch.ray_tune", None)
+    assert study.main() == 0
+    assert snapshot(study.directory / "trials") == before
+    study.assert_complete()
+    (row,) = json.loads((study.directory / "leaderboard.json").read_text())
+    assert row["model"] == "cnn5"
+
+
+def test_exporting_tells_which_profile_was_picked(tmp_path, store, capsys):
+    """Exported on a laptop for a GPU box: that these are the small trials must not come as a surprise."""
+    study = Study(tmp_path, {**TINY, "profiles": {"cpu": {"seeds": [1]}}}, store)
+    assert study.main("--export", str(tmp_path / "exported")) == 0
+    captured = capsys.readouterr()
+    assert "cpu" in captured.out.replace(str(tmp_path), "") + captured.err
+
+
+def test_the_profile_is_printed_and_stands_in_every_table(tmp_path, store, no_ray, capsys, tiny_trial):
+    """A profile's numbers are not comparable, and everything it produces says so."""
+    content = {**TINY, "name": "profiled", "trials": TINY["trials"][:1], "profiles": {"cpu": {"seeds": [1]}}}
+    study = Study(tmp_path, content, store)
+    ((_, made),) = study.trials.items()
+    assert made.config.profile == "cpu"
+    run_trial(made.config, folder.place(study.directory, made.key))
+    capsys.readouterr()
+    assert study.main() == 0
+    assert "no GPU here: profile 'cpu' was picked" in capsys.readouterr().out
+    for kind in ("md", "html"):
+        assert "not comparable with published" in (study.directory / f"leaderboard.{kind}").read_text()
+    for kind in ("csv", "json"):
+        assert "cpu" in (study.directory / f"leaderboard.{kind}").read_text()
+    assert study.runs[made.key].data.tags["profile"] == "cpu"

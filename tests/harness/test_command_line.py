@@ -1,0 +1,81 @@
+"""`python -m harness`: every command is listed, has a door, says what it takes and ends in one of four ways."""
+
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import harness
+from harness import __main__ as entry
+from harness import command_line
+from harness.errors import InputError
+
+DOORS = Path(harness.__file__).parent
+
+
+def test_every_command_has_a_door_and_every_door_a_command():
+    doors = {path.stem for path in DOORS.glob("*.py") if "raise SystemExit(main(" in path.read_text()}
+    assert doors == set(command_line.COMMANDS)
+
+
+@pytest.mark.parametrize("name", command_line.COMMANDS)
+def test_a_door_leads_to_its_own_command(name):
+    assert re.findall(r'main\("(\w+)"\)', (DOORS / f"{name}.py").read_text()) == [name]
+    assert command_line.COMMANDS[name][0].replace(".", "/") in (DOORS / f"{name}.py").read_text()
+
+
+@pytest.mark.parametrize("name", command_line.COMMANDS)
+def test_help_says_what_a_command_does_and_takes(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        command_line.main(name, ["--help"])
+    printed = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert f"usage: python -m harness.{name}" in printed
+    assert import_module(command_line.COMMANDS[name][0]).__doc__.splitlines()[0] in printed
+
+
+def test_without_a_command_all_are_listed(capsys):
+    assert entry.main([]) == 0
+    listed = capsys.readouterr().out
+    assert all(f"  {name} " in listed and summary in listed for name, (_, summary) in command_line.COMMANDS.items())
+
+
+def test_an_unknown_command_is_refused_with_the_list(capsys):
+    assert entry.main(["rnu"]) == 2
+    assert "'rnu'" in (printed := capsys.readouterr()).err
+    assert "run" in printed.out
+
+
+def test_a_command_runs_by_its_name(tmp_path, capsys):
+    assert entry.main(["tables", str(tmp_path)]) == 2
+    assert "holds no trials" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status", "told"),
+    [
+        (1, 1, ""),
+        (InputError("no such thing"), 2, "error: no such thing"),
+        (KeyboardInterrupt(), 130, "stopped"),
+    ],
+)
+def test_commands_end_alike(monkeypatch, capsys, outcome, status, told):
+    def run(options):
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr("harness.analysis.tables.main", run)
+    assert command_line.main("tables", ["somewhere"]) == status
+    assert told in capsys.readouterr().err
+
+
+def test_the_door_of_a_process_of_its_own_exits_with_the_status(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "harness.tables", str(tmp_path)], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")

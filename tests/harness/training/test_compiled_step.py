@@ -1,0 +1,89 @@
+"""The compiled, and on CUDA captured, training step against the eager one."""
+
+import pytest
+import torch
+from steppers import BOUNDING, stepper_of, take_steps
+
+ATTACKING = [("sabr", {}), ("mtl-ibp", {}), ("pgd", {"attack_steps": 2})]
+EVERY = [(model, *method) for model in ("cnn5", "resnet9", "cerdeq") for method in BOUNDING]
+EVERY += [("cerdeq", *method) for method in [*ATTACKING, ("plain", {})]]
+
+
+@pytest.mark.parametrize(("model", "method", "options"), EVERY)
+def test_the_compiled_loss_takes_the_same_steps(tiny_trial, model, method, options):
+    """The whole loss is one graph: fullgraph refuses anything that is not."""
+    torch.compiler.reset()
+    config = tiny_trial(model, method=method, method_options=options)
+    eager, compiled = stepper_of(config), stepper_of(config)
+    compiled.losses = {
+        name: torch.compile(loss, fullgraph=True, dynamic=False, backend="aot_eager")
+        for name, loss in compiled.losses.items()
+    }
+    taken = []
+    for stepper in (eager, compiled):
+        torch.manual_seed(0)
+        taken.append(take_steps(stepper, 4, 64))
+    assert taken[0][:, 0].isfinite().all(), "losses; what a method does not bound is nan"
+    torch.testing.assert_close(*taken, rtol=1e-3, atol=1e-3, equal_nan=True)
+
+
+@pytest.mark.parametrize(("model", "method"), [("cnn5", "ibp"), ("cerdeq", "crown-ibp")])
+def test_the_compiled_loss_takes_the_same_step_in_bf16(tiny_trial, model, method):
+    torch.compiler.reset()
+    config = tiny_trial(model, method=method, train={"precision": "bf16"})
+    eager, compiled = stepper_of(config), stepper_of(config)
+    compiled.losses = {
+        name: torch.compile(loss, fullgraph=True, dynamic=False, backend="aot_eager")
+        for name, loss in compiled.losses.items()
+    }
+    torch.testing.assert_close(take_steps(eager, 2, 64), take_steps(compiled, 2, 64), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("model", ["cnn7", "resnet9", "cerdeq"])
+def test_the_captured_step_in_bf16_is_close_to_the_eager_one(tiny_trial, model):
+    """On CUDA the compiler rounds less often than eager code does."""
+    config = tiny_trial(model, method="crown-ibp", train={"precision": "bf16"})
+    captured, eager = stepper_of(config, "cuda"), stepper_of(config, "cuda")
+    eager.graphs = None
+    mine, theirs = (take_steps(stepper, 3, 64)[:, 0] for stepper in (captured, eager))
+    torch.testing.assert_close(mine, theirs, rtol=5e-2, atol=5e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("model", "method", "options"), EVERY)
+def test_the_captured_step_is_the_eager_one(tiny_trial, model, method, options):
+    """On CUDA: compiled and captured against eager, state included; warming up must leave no trace."""
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    config = tiny_trial(model, method=method, method_options=options)
+    captured, eager = stepper_of(config, "cuda"), stepper_of(config, "cuda")
+    eager.graphs = None
+    taken = []
+    for stepper in (captured, eager):
+        torch.manual_seed(0)
+        taken.append(take_steps(stepper, 6, 64))
+    torch.testing.assert_close(*taken, rtol=2e-2, atol=2e-2, equal_nan=True)
+    for (name, mine), theirs in zip(
+        captured.model.state_dict().items(), eager.model.state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=5e-2, atol=5e-3, msg=name)
+
+
+@pytest.mark.parametrize("method", ["ibp", "crown-ibp"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"parametrisation": "nonnegative"},
+        {"parametrisation": "monotone", "warm_start": True},
+        {"parametrisation": "orthogonal", "groups": 2, "gradient": "unrolled"},
+    ],
+)
+def test_the_compiled_loss_of_every_kind_of_equilibrium_is_the_eager_one(options, method, tiny_trial):
+    """fullgraph: no branch of the recurrence breaks the graph."""
+    torch._dynamo.reset()
+    config = tiny_trial("cerdeq", method=method, width=0.05, options=options)
+    eager = stepper_of(config)
+    x, labels, eps = eager.images[:8].float() / 255, eager.labels[:8], torch.tensor(0.01)
+    compiled = torch.compile(stepper_of(config).losses[method], fullgraph=True, dynamic=False, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, labels, eps)[0], eager.losses[method](x, labels, eps)[0])
