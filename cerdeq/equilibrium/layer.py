@@ -162,11 +162,18 @@ class Equilibrium(nn.Module):
 
 
 def fold(model: nn.Module) -> None:
-    """Replace every equilibrium's parametrised W in `model` by the weight it gives: W as it is stored and certified."""
-    for layer in model.modules():
-        if isinstance(layer, Equilibrium) and parametrize.is_parametrized(layer.recurrence):
-            layer.recurrence.parametrizations.eval()  # type: ignore[union-attr]  # in training, reading W would change it
-            layer.recurrence = layer.recurrence.plain()
+    """Replace every equilibrium's parametrised W in `model` by the weight it gives: W as it is stored and certified.
+
+    The FixedPoint that held it becomes a new module in its place, without hooks; parametrisations of other modules are
+    left alone. Raises ValueError where `model` itself is such a FixedPoint, which nothing holds.
+    """
+    if isinstance(model, FixedPoint) and parametrize.is_parametrized(model):
+        raise ValueError("a bare FixedPoint cannot be folded in its place: use its plain()")
+    for holder in list(model.modules()):
+        for name, layer in list(holder.named_children()):
+            if isinstance(layer, FixedPoint) and parametrize.is_parametrized(layer):
+                layer.parametrizations.eval()  # type: ignore[union-attr]  # in training, reading W would change it
+                setattr(holder, name, layer.plain())
 
 
 def advance(model: nn.Module, progress: float) -> None:

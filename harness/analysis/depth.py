@@ -184,7 +184,7 @@ def write(directory: Path, table: pd.DataFrame) -> list[Path]:
     parts += [f"- Without a result: {markdown_text(problem)}\n" for problem in problems(table)]
     parts += ["".join(f"- {markdown_text(line)}\n" for line in LEGEND.splitlines())]
     paths = [directory / name for name in FILES]
-    texts = ["\n".join(parts), table.to_csv(index=False, lineterminator="\n")]
+    texts = ["\n".join(parts), table.drop(columns="states").to_csv(index=False, lineterminator="\n")]
     for path, text in zip(paths, texts, strict=True):
         write_text(path, text)
     return paths

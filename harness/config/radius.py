@@ -17,6 +17,7 @@ class Radius(Fraction):
         numeric = isinstance(value, str | int | float | Fraction) and not isinstance(value, bool)
         try:
             radius = super().__new__(cls, str(value) if numeric else "")
+            str(radius)  # Python writes no integer of thousands of digits
         except (ValueError, ZeroDivisionError):
             found = str(value) if numeric else value
             raise SettingError("eps", found, "a number or a fraction such as 8/255") from None

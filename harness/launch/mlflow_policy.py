@@ -1,8 +1,8 @@
 """MLflow beside the running trials.
 
-The policy for MLflow being away, all of it: at the start that is bad input, and nothing is started. Later it is one
-warning, MLflow is left alone until the end, when it is tried once more, and the command ends with exit status 1;
-results are safe in their folders, and the same command logs what is missing.
+The policy for MLflow being away, all of it: at the start that is bad input, and nothing is started. Later it is a
+warning, and MLflow is left alone until the end, when it is tried once more. Where that fails too, it is said again and
+the command ends with exit status 1; results are safe in their folders, and the same command logs what is missing.
 """
 
 from collections.abc import Callable

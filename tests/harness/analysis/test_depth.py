@@ -173,6 +173,7 @@ def test_the_command_prints_what_it_writes(tmp_path, capsys):
     assert str(tmp_path / "depth.csv") in printed
     written = pd.read_csv(tmp_path / "depth.csv")
     assert written["depth"].tolist() == [25, 7]
+    assert "states" not in written
     assert written["initial_width"].tolist() == [2, 1235.5]
     assert written["problem"].fillna("").tolist() == ["seed 0: failed: boom", ""]
     assert not list(tmp_path.glob(".*"))

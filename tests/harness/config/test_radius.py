@@ -45,6 +45,11 @@ def test_what_is_no_eps_is_refused_with_what_was_found(text):
     assert "allowed" in str(caught.value)
 
 
+def test_an_eps_of_more_digits_than_python_writes_is_refused():
+    with pytest.raises(SettingError, match="eps: found"):
+        Radius("0." + "3" * 4200 + "e-300")
+
+
 def test_an_eps_that_is_zero_as_a_float_is_refused():
     """Training divides by it."""
     with pytest.raises(SettingError):
