@@ -1,5 +1,6 @@
 """Where a number was made: machine, versions, code."""
 
+import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -8,6 +9,11 @@ from pathlib import Path
 import torch
 
 _PACKAGES = ("torch", "numpy", "pandas", "ray", "mlflow")
+
+
+def cache_directory() -> Path:
+    """Where decoded data and compiled code are kept between runs; it need not exist."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cerdeq"
 
 
 def best_device() -> torch.device:

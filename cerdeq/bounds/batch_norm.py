@@ -23,7 +23,8 @@ def interval(
     offset = shift - mean * scale
     center = torch.addcmul(offset, x.center, scale)
     clean = None if x.clean is None else torch.addcmul(offset, x.clean, scale)
-    radius = absorb(ctx, x.center.abs() + mean.abs(), x.radius, 8) * scale.abs()
+    reach = x.center.abs() + mean.abs() if ctx.sound else x.center
+    radius = absorb(ctx, reach, x.radius, 8) * scale.abs()
     return Interval(center, settle(ctx, radius, 8, shift), clean)
 
 
@@ -66,7 +67,9 @@ def _batch_statistics(ctx: Context, clean: Tensor, running: Statistics, momentum
     """A batch's, the variance biased: those that `ctx` keeps of this step, else those of `clean` [B, C, ...], which are
     kept and, where `ctx.follow`, move the running ones, if there are any."""
     if ctx.step not in ctx.kept:
-        variance, mean = torch.var_mean(clean, [d for d in range(clean.dim()) if d != 1], correction=0)
+        others = [d for d in range(clean.dim()) if d != 1]
+        mean = clean.mean(others)  # not var_mean, which is an order of magnitude slower on CPUs
+        variance = (clean - mean.view(1, -1, *[1] * len(others[1:]))).square().mean(others)
         if running[0] is not None and ctx.follow:
             _follow((mean, variance), running, momentum, clean.numel() // clean.shape[1])
         ctx.kept[ctx.step] = mean, variance

@@ -33,21 +33,23 @@ def lines(ctx: Backward, box: Box, negative_slope: float = 0.0) -> Lines:
     rounded away from the function where `ctx.sound`; slopes may be rounded, an error for `slack`.
     """
     low, high = outward_ends(box) if ctx.sound else (box.lower, box.upper)
-    crossing = (low < 0) & (high > 0)
-    exact = torch.where(low < 0, negative_slope, torch.ones_like(low))
-    width = torch.where(crossing, high - low, 1)
-    slope = torch.where(crossing, (high - negative_slope * low) / width, exact)
+    # Factors of 0 and 1, not masks: compiled CPU code takes 50 times as long to store booleans as floats.
+    below, above = low.clamp(max=0), high.clamp(min=0)
+    crossing = torch.sign(above) * torch.sign(-below)
+    exact = 1 - (1 - negative_slope) * torch.sign(-below)
+    chord = (above - negative_slope * below) / (above - below + (1 - crossing))
+    slope = exact + crossing * (chord - exact)
     convex = negative_slope <= 1
     # Both ends of the chord, as the rounded slope leaves them.
-    gaps = (1 - slope) * high, (negative_slope - slope) * low
-    offset = torch.maximum(*gaps) if convex else torch.minimum(*gaps)
+    gaps = (1 - slope) * above, (negative_slope - slope) * below
+    offset = crossing * (torch.maximum(*gaps) if convex else torch.minimum(*gaps))
     if ctx.sound:
         limits = torch.finfo(offset.dtype)
-        away = 8 * limits.eps * (gaps[0].abs() + gaps[1].abs() + high.abs() + low.abs()) + limits.tiny
+        away = crossing * (8 * limits.eps * (gaps[0].abs() + gaps[1].abs() + above - below) + limits.tiny)
         offset = offset + away if convex else offset - away
-    offset = torch.where(crossing, offset, torch.where(low <= high, 0, torch.nan))  # NaN: a box that is none
+        offset = torch.where(low <= high, offset, torch.nan)  # a box that is none
     chosen = share(ctx, ctx.step, per_row((high > -low).to(low)))
-    free = torch.where(per_row(crossing), negative_slope + chosen * (1 - negative_slope), per_row(exact))
+    free = per_row(exact) + per_row(crossing) * (negative_slope + chosen * (1 - negative_slope) - per_row(exact))
     return Lines(slope, offset, free, convex)
 
 
@@ -60,10 +62,16 @@ def share(ctx: Backward, name: str, default: Tensor) -> Tensor:
 
 
 def through(ctx: Backward, around: Lines, coefficients: Tensor) -> tuple[Tensor, Tensor]:
-    """Coefficients on p, and their constant [B, K], that bound coefficients . f(p) from below."""
-    positive, negative = coefficients.clamp(min=0), coefficients.clamp(max=0)
-    free, chord = (positive, negative) if around.convex else (negative, positive)
-    return free * around.free + chord * per_row(around.slope), dot(ctx, chord, around.offset)
+    """Coefficients on p, and their constant [B, K], that bound coefficients . f(p) from below.
+
+    Positive ones go with the lower line, negative ones with the upper: their mean times the coefficients, and half
+    their difference times the magnitudes.
+    """
+    lower, upper = (around.free, per_row(around.slope)) if around.convex else (per_row(around.slope), around.free)
+    sizes, half = coefficients.abs(), around.offset / 2
+    pulled = coefficients * ((lower + upper) / 2) + sizes * ((lower - upper) / 2)
+    constant = dot(ctx, coefficients, half)
+    return pulled, constant - dot(ctx, sizes, half) if around.convex else constant + dot(ctx, sizes, half)
 
 
 def leaky_relu(

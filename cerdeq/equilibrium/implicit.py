@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from cerdeq.bounds.interval import relu_box_slopes
 from cerdeq.equilibrium.recurrence import apply_transposed, weight_gradient
 
 
@@ -50,7 +51,7 @@ class _Clean(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None, None]:
         weight, z, rounded = (tensor.to(ctx.precision) for tensor in (*ctx.saved_tensors, g))
-        active = (z > 0).to(z.dtype)
+        active = torch.sign(z)
         y = active * rounded
         for _ in range(ctx.iterations):
             y = active * (rounded + apply_transposed(weight, y))
@@ -74,16 +75,16 @@ class _Lifted(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_center: Tensor, grad_radius: Tensor) -> tuple[Tensor | None, ...]:
-        _, center, radius = ctx.saved_tensors
-        alive, active = center > 0, center > radius
+        solution = ctx.saved_tensors[1:]
+        always, shared = (slope.to(ctx.precision) for slope in relu_box_slopes(solution, ctx.relu_shrinkage))
         weight, center, radius, of_center, of_radius = (
             tensor.to(ctx.precision) for tensor in (*ctx.saved_tensors, grad_center, grad_radius)
         )
         magnitude = weight.abs()
 
         def through_relu(gc: Tensor, gr: Tensor) -> tuple[Tensor, Tensor]:
-            mean = ctx.relu_shrinkage * (gc + gr) / 2
-            return alive * torch.where(active, gc, mean), alive * torch.where(active, gr, mean)
+            mixed = shared * (gc + gr)
+            return torch.addcmul(mixed, always, gc), torch.addcmul(mixed, always, gr)
 
         yc, yr = through_relu(of_center, of_radius)
         for _ in range(ctx.iterations):

@@ -35,6 +35,8 @@ class TrainSettings:
         2024).
     precision: of products in training alone: 'tf32', 'float32', or 'bf16', with which parameters, sums, margins and the
         loss are float32. All is judged in float64.
+    compile: whether steps are compiled: 'auto' where that works and the trial is long enough to earn it back, 'always'
+        where it works, 'never'. It moves numbers as another machine does, by rounding alone.
     initialisation: 'ibp' draws weights that keep the width of boxes (Shi et al. 2021), 'default' leaves torch's own.
     """
 
@@ -57,6 +59,7 @@ class TrainSettings:
     ema_decay: float | None = None
     recompute_statistics: bool = False
     precision: str = "tf32"
+    compile: str = "auto"
     initialisation: str = "ibp"
 
     def __post_init__(self) -> None:
@@ -83,8 +86,9 @@ class TrainSettings:
         require("clip_norm", norm, norm is None or 0 < norm < math.inf, "above 0 and finite, or null for no clipping")
         require("regularisation", self.regularisation, 0 <= self.regularisation < math.inf, "at least 0 and finite")
         require("ema_decay", decay, decay is None or 0 < decay < 1, "above 0 and below 1, or null for no average")
-        precision, drawn = self.precision, self.initialisation
+        precision, compiled, drawn = self.precision, self.compile, self.initialisation
         require("precision", precision, precision in ("tf32", "float32", "bf16"), "'tf32', 'float32' or 'bf16'")
+        require("compile", compiled, compiled in ("auto", "always", "never"), "'auto', 'always' or 'never'")
         require("initialisation", drawn, drawn in ("ibp", "default"), "'ibp' or 'default'")
 
 

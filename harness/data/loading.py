@@ -16,6 +16,7 @@ from torch import Tensor
 
 from baselines.datasets import DATASETS, Dataset
 from harness.data.layouts import DataError, Shard, Source, fetch, find, naming
+from harness.environment import cache_directory
 from harness.storage.files import write_atomically
 
 _CACHE_FORMAT = 1
@@ -141,8 +142,7 @@ def _cache_path(info: Dataset, source: Source) -> Path:
         with naming(path):
             stat = path.stat()
         digest.update(json.dumps([str(path.absolute()), stat.st_size, stat.st_mtime_ns]).encode())
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base) / "cerdeq" / f"{info.name}-{digest.hexdigest()[:16]}.safetensors"
+    return cache_directory() / f"{info.name}-{digest.hexdigest()[:16]}.safetensors"
 
 
 def _read_cache(info: Dataset, source: Source, path: Path) -> tuple[dict[str, Tensor], str] | None:

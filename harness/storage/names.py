@@ -33,6 +33,7 @@ TRAIN_STANDARD_ERROR = "train/standard_error"
 TRAIN_CERTIFIED_ERROR = "train/certified_error"
 TRAIN_EPOCH_SECONDS = "train/seconds"
 TRAIN_EXAMPLES_PER_SECOND = "train/examples_per_second"
+TRAIN_COMPILED = "train/compiled"  # 1 where the epoch's steps were compiled, else 0
 
 # Columns of verdicts.parquet, one row an example.
 INDEX = "index"

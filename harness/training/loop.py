@@ -1,6 +1,7 @@
 """The training loop: epochs of steps, one row and one checkpoint an epoch."""
 
 import copy
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -17,11 +18,13 @@ from harness.storage.folder import read_epochs, write_epoch
 from harness.training import checkpoint
 from harness.training.augment import draw, seed_of
 from harness.training.batch_norm import recompute_statistics
+from harness.training.compilation import decide
 from harness.training.initialise import initialise
 from harness.training.monitor import monitored, monitored_untrained
 from harness.training.schedule import Ramp, learning_rate
 from harness.training.step import Stepper, make_optimiser
 
+_log = logging.getLogger(__name__)
 _MONITORED = 500
 _OF_ATTACKS = 2**40
 
@@ -68,9 +71,13 @@ def train(
         row = _finite({names.EPOCH: 0, names.TRAIN_EPS: 0.0, **untrained})
         write_epoch(directory, row)
         report(row)
-    stepper = None
+    if done < config.train.epochs:
+        rows = [row for row in read_epochs(directory) if 0 < row[names.EPOCH] <= done]
+        before = bool(rows[-1].get(names.TRAIN_COMPILED)) if rows else None
+        decision = decide(config, model, len(images), device, before)
+        _log.info(decision.why)
+        stepper = Stepper(config, model, optimiser, images, labels, averaged, decision.compiled)
     for epoch in range(done + 1, config.train.epochs + 1):
-        stepper = stepper or Stepper(config, model, optimiser, images, labels, averaged)
         row = _epoch(config, stepper, epoch, directory)
         write_epoch(directory, row)  # first: a row without its checkpoint is written again, a row never written is lost
         checkpoint.save(directory, epoch, parts)
@@ -106,6 +113,7 @@ def _epoch(config: TrialConfig, stepper: Stepper, epoch: int, directory: Path) -
         names.TRAIN_STANDARD_ERROR: 100 * (1 - float(clean.sum()) / seen),
         names.TRAIN_CERTIFIED_ERROR: 100 * (1 - float(certified.sum()) / seen),
         names.TRAIN_EPOCH_SECONDS: seconds,
+        names.TRAIN_COMPILED: float(stepper.compiled),
         names.TRAIN_EXAMPLES_PER_SECOND: seen / seconds,
         **monitored(config, stepper.model, stepper.images[:_MONITORED], stepper.labels[:_MONITORED]),
     }

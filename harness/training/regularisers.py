@@ -1,7 +1,10 @@
 """The two regularisers of Shi et al. 2021, section 4.3, over the boxes before each ReLU."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from cerdeq.boxes import Box
 
@@ -24,14 +27,49 @@ def balance(preactivations: list[Box]) -> Tensor:
 
 
 def _imbalance(box: Box) -> Tensor:
-    center = box.center
-    active = (box.lower > 0).to(center.dtype)
-    inactive = (box.upper < 0).to(center.dtype)
-    deviation = (center - center.mean()).square()
-    mean_ratio, mean_defined = _ratio((center * active).mean(), -(center * inactive).mean())
-    spread_ratio, spread_defined = _ratio((deviation * active).sum(), (deviation * inactive).sum())
+    mean = box.center.mean()
+    sums = _Sums.apply(box.center, box.radius)
+    (active, inactive), (spread_active, spread_inactive) = sums[:, 1], _about(mean, *sums.T)
+    mean_ratio, mean_defined = _ratio(active, -inactive)
+    spread_ratio, spread_defined = _ratio(spread_active, spread_inactive)
     term = (torch.relu(_TAU - mean_ratio) + torch.relu(_TAU - spread_ratio)) / _TAU
     return torch.where(mean_defined & spread_defined, term, torch.zeros_like(term))
+
+
+def _about(mean: Tensor, count: Tensor, total: Tensor, squares: Tensor) -> Tensor:
+    """Sums of squared deviations from `mean`, from those of 1, values and squares."""
+    return (squares - 2 * mean * total + count * mean.square()).clamp(min=0)
+
+
+class _Sums(torch.autograd.Function):
+    """Sums of 1, centre and square of centre over the active units of a box, then over its inactive ones: [2, 3].
+
+    One pass there and one back, where autograd would take thirty of tensors as large as the layer.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, center: Tensor, radius: Tensor) -> Tensor:
+        ctx.save_for_backward(center, radius)
+        sums = []
+        for chosen in _stable(center, radius):
+            part = center * chosen
+            sums += [chosen.sum(), part.sum(), (part * center).sum()]
+        return torch.stack(sums).view(2, 3)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        center, radius = ctx.saved_tensors
+        active, inactive = (
+            chosen * (of_total + 2 * of_squares * center)
+            for chosen, (_, of_total, of_squares) in zip(_stable(center, radius), gradient, strict=True)
+        )
+        return active + inactive, None
+
+
+def _stable(center: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+    """1 where a unit is always active, else 0, and the same of those never active. Signs, as in `relu_box_slopes`."""
+    return torch.relu(torch.sign(center - radius)), torch.relu(torch.sign(-center - radius))
 
 
 def _ratio(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
-"""One optimiser step, a function of tensors only; on CUDA compiled and captured in one CUDA graph."""
+"""One optimiser step, a function of tensors only; compiled where asked, on CUDA captured in one CUDA graph."""
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from cerdeq.equilibrium import FixedPoint, advance
 from harness.config.trial import TrialConfig
 from harness.methods import Batch, Losses, Method, cross_entropy, make_method
 from harness.training.augment import augmented
+from harness.training.compilation import prepare
 from harness.training.regularisers import balance, tightness
 
 _LARGEST = 1e15
@@ -26,6 +28,7 @@ class Stepper:
 
     A step returns a tensor [3]: the loss, and the numbers of clean and of certified correct examples at its eps (NaN
     where the method bounds no whole balls). averaged: a copy of the model that becomes the average over steps.
+    compiled: whether losses are.
     """
 
     config: TrialConfig
@@ -34,6 +37,7 @@ class Stepper:
     images: Tensor
     labels: Tensor
     averaged: nn.Module | None = None
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         # What a schedule decides, as tensors, so that a change of value never recompiles.
@@ -44,11 +48,13 @@ class Stepper:
         self.graphs: dict[tuple[str | int, ...], _Graph] | None = None
         for method in (self.method, self.method.at(1.0)):
             self.attacks[method.name], self.losses[method.name] = _objective(self.config, method, self.model)
+        if self.compiled:
+            prepare()
+            self.losses = {
+                name: torch.compile(loss, fullgraph=True, dynamic=False) for name, loss in self.losses.items()
+            }
         if self.images.device.type == "cuda":
             self.graphs = {}
-            torch._dynamo.config.recompile_limit = 64  # a network is a compile of its own, of the same code
-            for name, loss in self.losses.items():
-                self.losses[name] = torch.compile(loss, fullgraph=True, dynamic=False)
 
     def __call__(self, choices: tuple[Tensor, ...], eps: float, learning_rate: float) -> Tensor:
         """One step on the chosen examples (index, flip, down, across, each [B])."""
@@ -64,6 +70,7 @@ class Stepper:
         counts = [module.iterations for module in self.model.modules() if isinstance(module, FixedPoint)]
         key: tuple[str | int, ...] = (method, *counts)
         if key not in self.graphs:
+            self.graphs.clear()  # eps only rises, so that older ones are not replayed; each has memory of its own
             self.graphs[key] = _Graph(self, method, choices)
             self.eps.fill_(eps)
         return self.graphs[key](choices)
@@ -98,15 +105,16 @@ class Stepper:
             return
         taken = next(iter(self.optimiser.state.values()))["step"].to(self.eps)
         weight = (1 / taken).clamp(min=1 - decay)  # a plain mean at first: the untrained network has no part in it
-        for mean, latest in zip(_floats(self.averaged), _floats(self.model), strict=True):
-            mean.lerp_(latest, weight.to(mean.dtype))
+        torch._foreach_lerp_(_floats(self.averaged), _floats(self.model), weight)
 
 
 def make_optimiser(model: nn.Module, device: torch.device) -> torch.optim.Adam:
     """Adam without weight decay; its learning rate is a tensor that each step sets."""
     on_cuda = device.type == "cuda"
     rate = torch.zeros((), device=device)
-    return torch.optim.Adam(model.parameters(), lr=rate, fused=True, capturable=on_cuda)
+    optimiser = torch.optim.Adam(model.parameters(), lr=rate, fused=True, capturable=on_cuda)
+    optimiser._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]  # warming up is meant
+    return optimiser
 
 
 def _objective(config: TrialConfig, method: Method, model: nn.Sequential) -> tuple[Attack, Loss]:
@@ -171,8 +179,9 @@ class _Graph:
                 stepper.eager(self.choices, method)
         torch.cuda.current_stream().wait_stream(stream)
         stepper.optimiser.zero_grad(set_to_none=True)
+        gc.collect()
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        with torch.cuda.graph(self.graph, stream=stream):
             self.report = stepper.eager(self.choices, method)
         with torch.no_grad():
             for tensor, value in zip(state, kept, strict=True):

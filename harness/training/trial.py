@@ -19,6 +19,7 @@ from harness.errors import require
 from harness.evaluation.equilibria import recurrence_report
 from harness.evaluation.metrics import final_metrics, warnings
 from harness.evaluation.verdicts import judge
+from harness.memory import kept_memory
 from harness.storage import folder, names
 from harness.storage.files import write_atomically
 from harness.training.loop import train
@@ -74,7 +75,8 @@ def _finished(trial: folder.Trial, data: Data, directory: Path, report: Report) 
     """The trial's result, from its folder or by work that begins where it stopped."""
     if (result := folder.read_result(directory)) is None:
         (directory / folder.FAILURE).unlink(missing_ok=True)
-        result = _run(trial, data, directory, report)
+        with kept_memory():
+            result = _run(trial, data, directory, report)
         folder.write_result(directory, result)
     return result
 
