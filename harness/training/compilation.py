@@ -1,0 +1,94 @@
+"""Whether a trial's steps are compiled: where that works, and the training is long enough to earn it back."""
+
+import copy
+import functools
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from baselines import DATASETS
+from cerdeq.bounds import trace
+from harness.config.trial import TrialConfig
+from harness.environment import cache_directory
+
+# As measured on one core: of an eager IBP step and its compiled twin, and of compiling CNN-7, nothing cached.
+_FORWARD_FLOPS_A_SECOND = 7e9
+_SAVED = 0.15
+_SECONDS_A_LAYER = 4.0
+_LIMIT = 64  # of variants of one function: a network, a method and a count of iterations are one each
+
+
+@dataclass(frozen=True)
+class Decision:
+    """compiled: whether steps are. why: that, and its reason, in a line."""
+
+    compiled: bool
+    why: str
+
+
+def decide(config: TrialConfig, model: nn.Module, images: int, device: torch.device, before: bool | None) -> Decision:
+    """How to train `model` on so many images.
+
+    before: how the trial's earlier epochs were trained, which decides; None where there are none. It depends on nothing
+    but the arguments, the number of threads and whether compiling works here, so that repeats decide alike.
+    """
+    wanted = config.train.compile
+    if wanted == "never" or before is False:
+        return Decision(False, "eager steps, as the trial says" if wanted == "never" else "eager steps, as before")
+    if wanted == "auto" and before is None and device.type == "cpu":
+        epochs = images // config.train.batch_size * config.train.batch_size * config.train.epochs
+        eager = epochs * _forward_flops(config, model) / (_FORWARD_FLOPS_A_SECOND * torch.get_num_threads())
+        compiling = _SECONDS_A_LAYER * len(trace(model).steps)
+        estimate = f"about {eager / 60:.1f} min of eager steps, {compiling / 60:.1f} min to compile them"
+        if eager * _SAVED < compiling:
+            return Decision(False, f"eager steps: {estimate}, which would not pay")
+    else:
+        estimate = "as before" if before else "as the trial says" if wanted == "always" else "on a GPU"
+    if (problem := compiler_problem(device.type)) is not None:
+        return Decision(False, f"eager steps, since compiling does not work here: {problem}")
+    return Decision(True, f"compiled steps: {estimate}")
+
+
+def prepare() -> None:
+    """Forget what was compiled for other trials of this process, whose code would pile up; files are kept."""
+    torch.compiler.reset()
+    torch._dynamo.config.recompile_limit = _LIMIT
+
+
+@functools.cache
+def compiler_problem(device: str) -> str | None:
+    """Why torch cannot compile for such a device here, in a line; None where it can."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_cache()))
+    try:
+        torch.compile(_probe)(torch.ones(2, device=device))
+    except Exception as error:  # whatever a compiler, its headers and its cache may do
+        return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+    return None
+
+
+def _probe(x: Tensor) -> Tensor:
+    return torch.relu(x) + 1
+
+
+def _cache() -> Path:
+    """Where compiled code is kept between runs."""
+    place = cache_directory() / "compiled"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return Path(tempfile.mkdtemp())
+    return place
+
+
+@torch.no_grad()
+def _forward_flops(config: TrialConfig, model: nn.Module) -> float:
+    """Operations of one example's clean pass."""
+    info, twin = DATASETS[config.dataset], copy.deepcopy(model)
+    with FlopCounterMode(display=False) as counter:
+        twin(torch.zeros(2, *info.shape, device=next(model.parameters()).device))
+    return counter.get_total_flops() / 2
