@@ -46,10 +46,12 @@ def backward(
     """By the statistics that the forward pass used; running ones stay as they are."""
     statistics = ctx.kept[ctx.step] if training else (running_mean, running_var)
     mean, scale, shift = _normalisation(statistics, weight, bias, eps, x.center)
-    constant = dot(ctx, coefficients, (shift - mean * scale).expand_as(x.center))
+    offset = shift - mean * scale
     if ctx.sound:
         result = (magnitude(x) + mean.abs()) * scale.abs() + shift.abs()
-        constant = constant - slack(ctx, coefficients, result, 8)
+        constant = dot(ctx, coefficients, offset.expand_as(x.center)) - slack(ctx, coefficients, result, 8)
+    else:
+        constant = (coefficients.flatten(2).unflatten(2, (len(shift.flatten()), -1)).sum(3) * offset.flatten()).sum(2)
     return Pulled((coefficients * per_row(scale),), constant)
 
 

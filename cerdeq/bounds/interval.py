@@ -208,9 +208,10 @@ class _ReLUBox(torch.autograd.Function):
 def relu_box_slopes(after: tuple[Tensor, Tensor], shrinkage: float) -> tuple[Tensor, Tensor]:
     """The derivative of `relu_box` from its results, centre and radius.
 
-    They are 0 where a unit is never active, equal where it may be. First what a gradient of each end is multiplied with for that end, 1 where the unit is always active; then what the
-    sum of both is multiplied with for either, half the shrinkage where it may be. Signs instead of masks: compiled CPU
-    code takes 50 times as long to store booleans as floats.
+    They are 0 where a unit is never active, equal where it may be. First what a gradient of each end is multiplied
+    with for that end, 1 where the unit is always active; then what the sum of both is multiplied with for either, half
+    the shrinkage where it may be. Signs instead of masks: compiled CPU code takes 50 times as long to store booleans as
+    floats.
     """
     alive, always = torch.sign(after[0]), torch.sign(after[0] - after[1])
     return always, shrinkage / 2 * (alive - always)
