@@ -1,96 +1,111 @@
-"""`python -m harness.benchmark`: how fast a training step is, against plain training of the same network in one run.
+"""`python -m harness.benchmark`: what training, judging and the harness itself cost, in one run on this machine.
 
-Plain training is torch's own forward pass, cross entropy and Adam on the same batches. An IBP step carries three
-values (clean, centre, radius) through every layer, so three times its cost is what arithmetic alone would ask; fused
-CROWN-IBP carries one set of coefficients back as well, and each of an attack's eight steps is a clean pass there and
-back.
-Steps of all kinds are taken in turn, so that a machine whose speed drifts slows them alike.
+steps: training steps of every kind against plain training of the same network: torch's own forward pass, cross entropy
+and Adam. An IBP step carries three values (clean, centre, radius) through every layer, so three times its cost is what
+arithmetic alone would ask. With --against auto_LiRPA, its steps beside ours. scaling: an eager IBP step against depth,
+width, batch and solver iterations. evaluation: each stage of the verifier, and the attack. overhead: trivial trials by
+harness.run, with Ray and MLflow, against the same trials one after the other in a bare loop.
+Steps of all kinds are taken in turn, so that a machine whose speed drifts slows them alike; figures are medians.
 """
 
 import argparse
+import math
 from collections.abc import Callable
-from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
 
-from baselines import DATASETS, build
+from baselines import DATASETS, network_names
 from harness.command_line import OK
-from harness.config.radius import Radius
-from harness.config.settings import TrainSettings
-from harness.config.trial import TrialConfig
-from harness.environment import best_device, device_title
-from harness.measure.timing import medians
-from harness.training.augment import augmented, draw
-from harness.training.initialise import initialise
-from harness.training.step import Stepper, make_optimiser
+from harness.environment import best_device, describe_environment, device_title
+from harness.measure import peer
+from harness.measure.machine import matrix_peak
+from harness.measure.overhead import overhead
+from harness.measure.stages import evaluation
+from harness.measure.steps import Bench, scaling, steps
+from harness.memory import kept_memory
+from harness.storage.files import write_json
 
-_IMAGES = 4096
-WARM_UP = 3
+Rows = list[dict[str, Any]]
+
+SECTIONS: dict[str, Callable[[argparse.Namespace, Bench, dict[str, float]], Rows]] = {
+    "steps": steps, "scaling": scaling, "evaluation": evaluation, "overhead": overhead,
+}  # fmt: skip
+"""What is measured: (options, bench, the machine's matrix peaks) -> rows."""
+
+_SIZES = {
+    "cpu": {"width": 0.25, "batch_size": 64, "rounds": 5},
+    "cuda": {"width": 1.0, "batch_size": 256, "rounds": 20},
+}
+
+
+_WIDTH = 120  # of tables that are not written to a terminal
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
-    parser.add_argument("models", nargs="*", default=["cnn7", "resnet9", "cerdeq"])
+    sizes = ", ".join(f"{size['width']} x {size['batch_size']} on a {device}" for device, size in _SIZES.items())
+    parser.add_argument("models", nargs="*", default=["cnn7", "cerdeq"], help=f"of {', '.join(network_names())}")
     parser.add_argument("--dataset", default="cifar10", choices=list(DATASETS))
-    parser.add_argument("--width", type=float, default=1.0)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--width", type=float, help=f"factor of channels; width and batch by default: {sizes}")
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--rounds", type=int, help="of steps that medians are taken of")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="default: all")
+    parser.add_argument("--against", choices=[peer.NAME], help="set its steps beside ours")
+    parser.add_argument("--json", type=Path, help="also write all figures to this file")
 
 
 def main(options: argparse.Namespace) -> int:
-    """Print examples per second and the cost relative to plain training, medians over rounds."""
-    device = best_device()
-    size = f"{options.dataset}, width {options.width:g}, batch {options.batch_size}"
-    print(f"{device_title(device)}, torch {torch.__version__}, {size}")
-    print(f"{'network':10} {'step':26} {'examples/s':>12} {'cost over plain':>16}")
-    for model in options.models:
-        steps = _steps(model, options, device)
-        medians(steps, WARM_UP, device)
-        seconds = medians(steps, options.rounds, device)
-        for name, median in seconds.items():
-            print(
-                f"{model:10} {name:26} {options.batch_size / median:12.0f} {median / seconds['plain']:16.2f}",
-                flush=True,
-            )
+    """Print a table a section. Raises InputError where the peer cannot be imported."""
+    peer.require_peer(options.against)
+    device, console = best_device(), Console()
+    if not console.is_terminal:
+        console.width = _WIDTH
+    for name, value in _SIZES[device.type].items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    with kept_memory():
+        peaks = {name: matrix_peak(device, dtype) for name, dtype in _PRECISIONS.items()}
+        size = f"{options.dataset}, width {options.width:g}, batch {options.batch_size}"
+        shown = ", ".join(f"{name} {peak / 1e9:.0f} GFLOP/s" for name, peak in peaks.items())
+        console.print(f"{device_title(device)}, torch {torch.__version__}, {size}; matrix products: {shown}")
+        bench = Bench(options, device)
+        measured = {name: SECTIONS[name](options, bench, peaks) for name in options.only}
+    for name, rows in measured.items():
+        console.print(_table(name, rows))
+    if options.json is not None:
+        asked = {name: value for name, value in vars(options).items() if name != "json"}
+        machine = {**describe_environment(device), "matrix_peak": peaks}
+        write_json(options.json, {"machine": machine, "options": asked} | _without_nan(measured))
     return OK
 
 
-def _steps(name: str, options: argparse.Namespace, device: torch.device) -> dict[str, Callable[[], object]]:
-    """The kinds of step to compare, each on a network of its own."""
-    info = DATASETS[options.dataset]
-    images = torch.randint(0, 256, (_IMAGES, *info.shape), dtype=torch.uint8, device=device)
-    labels = torch.randint(0, info.classes, (_IMAGES,), device=device)
-    choices = draw(_IMAGES, info.crop_padding, info.flip, 0, 1, device).batch(0, options.batch_size)
+_PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 
-    def stepper(method: str, **method_options: bool) -> Stepper:
-        config = TrialConfig(
-            "benchmark", "full", options.dataset, Radius("8/255"), 0, name, method, method_options=method_options,
-            width=options.width, train=TrainSettings(batch_size=options.batch_size),
-        )  # fmt: skip
-        torch.manual_seed(0)
-        model = build(name, options.dataset, options.width)
-        initialise(model)
-        model.to(device).to(memory_format=torch.channels_last).train()
-        return Stepper(config, model, make_optimiser(model, device), images, labels)
 
-    plain = stepper("ibp")
+def _table(title: str, rows: Rows) -> Table:
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    for name in columns:
+        table.add_column(name, justify="left" if isinstance(rows[0].get(name), str) else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(_cell(row.get(name)) for name in columns))
+    return table
 
-    def plain_step() -> None:
-        x = augmented(images, *choices).contiguous(memory_format=torch.channels_last)
-        plain.optimiser.zero_grad(set_to_none=True)
-        F.cross_entropy(plain.model(x), labels[choices[0]]).backward()
-        plain.optimiser.step()
 
-    steps: dict[str, Callable[[], object]] = {"plain": plain_step}
-    bounded = {
-        "ibp": stepper("ibp"),
-        "crown-ibp": stepper("crown-ibp"),
-        "crown-ibp unfused": stepper("crown-ibp", loss_fusion=False),
-        **{method: stepper(method) for method in ("sabr", "mtl-ibp", "pgd")},
+def _without_nan(measured: dict[str, Rows]) -> dict[str, Rows]:
+    return {
+        name: [{key: None if value != value else value for key, value in row.items()} for row in rows]
+        for name, rows in measured.items()
     }
-    for title, each in bounded.items():
-        steps[f"{title} eager"] = partial(each.eager, choices, each.config.method)
-        if device.type == "cuda":
-            steps[f"{title} captured"] = partial(each, choices, 0.01, 5e-4)
-    return steps
+
+
+def _cell(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, str) or value == int(value):
+        return str(value) if isinstance(value, str) else str(int(value))
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"

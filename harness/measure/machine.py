@@ -40,9 +40,9 @@ def peak_memory(action: Callable[[], object], device: torch.device) -> float:
     """The most memory that an action takes beyond what was held before it, in MiB; NaN where nobody counts it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+        held = torch.cuda.memory_allocated(device)
         action()
-        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+        return (torch.cuda.max_memory_allocated(device) - held) / 2**20
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
     try:

@@ -1,6 +1,7 @@
 """Training steps to be timed: every kind on a network of its own, all on the same batch."""
 
 import argparse
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,12 +15,15 @@ from harness.config.radius import Radius
 from harness.config.settings import TrainSettings
 from harness.config.trial import TrialConfig
 from harness.measure import peer
+from harness.measure.machine import operations, peak_memory
+from harness.measure.timing import medians
 from harness.training.augment import augmented, draw
 from harness.training.compilation import compiler_problem
 from harness.training.initialise import initialise
 from harness.training.step import Stepper, make_optimiser
 
-EPS = 0.01
+EPS, RATE = 0.01, 5e-4
+WARM_UP = 2
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "ibp": ("ibp", {}),
     "crown-ibp": ("crown-ibp", {}),
@@ -71,8 +75,20 @@ class Bench:
     def step(
         self, name: str, method: str, method_options: dict[str, Any], precision: str = "float32",
         compiled: bool = False, **network_options: Any,
-    ) -> Callable[[], object]:
-        """The harness's own; eager on a CPU, captured in a CUDA graph on a GPU, either compiled or not."""
+    ) -> Callable[[], object]:  # fmt: skip
+        """The harness's own, compiled or not; captured in a CUDA graph on a GPU."""
+        stepper = self._stepper(name, method, method_options, precision, compiled, network_options)
+        return partial(stepper, self.choices, EPS, RATE)
+
+    def uncaptured(self, name: str, method: str, method_options: dict[str, Any]) -> Callable[[], object]:
+        """The harness's own, neither compiled nor captured."""
+        stepper = self._stepper(name, method, method_options, "float32", False, {})
+        return partial(stepper.eager, self.choices, method)
+
+    def _stepper(
+        self, name: str, method: str, method_options: dict[str, Any], precision: str, compiled: bool,
+        network_options: dict[str, Any],
+    ) -> Stepper:  # fmt: skip
         config = TrialConfig(
             "benchmark", "full", self.options.dataset, Radius("8/255"), 0, name, method, network_options,
             method_options, self.options.width,
@@ -80,21 +96,92 @@ class Bench:
         )  # fmt: skip
         model = self.model(name, **network_options)
         optimiser = make_optimiser(model, self.device)
-        stepper = Stepper(config, model, optimiser, self.images, self.labels, compiled=compiled)
-        return partial(stepper, self.choices, EPS, 5e-4)
+        return Stepper(config, model, optimiser, self.images, self.labels, compiled=compiled)
 
 
-def steps_of(bench: Bench, name: str, against: str | None) -> Steps:
+def steps(options: argparse.Namespace, bench: Bench, peaks: dict[str, float]) -> list[dict[str, Any]]:
+    """A row for each kind of step of each network, `peaks` the machine's by precision."""
+    rows = []
+    for model in options.models:
+        kinds = _kinds(bench, model, options.against)
+        medians(kinds, WARM_UP, bench.device)
+        seconds = medians(kinds, options.rounds, bench.device)
+        flops = _flops(bench, model)
+        for kind, median in seconds.items():
+            performed = flops.get(kind.removesuffix(" compiled").removesuffix(" eager").removesuffix(" bf16"), math.nan)
+            peak = peaks["bf16" if " bf16" in kind else "float32"]
+            rows.append(
+                {
+                    "network": model,
+                    "step": kind,
+                    "examples/s": options.batch_size / median,
+                    "cost over plain": median / seconds["plain"],
+                    "% of matrix peak": 100 * performed / median / peak,
+                    "MiB": peak_memory(kinds[kind], bench.device),
+                }
+            )
+    return rows
+
+
+def _kinds(bench: Bench, name: str, against: str | None) -> Steps:
     """Every kind of step of one network, plain training first."""
     compiles = compiler_problem(bench.device.type) is None
-    steps: Steps = {"plain": bench.plain(name), "plain bf16": bench.plain(name, "bf16")}
+    kinds: Steps = {"plain": bench.plain(name), "plain bf16": bench.plain(name, "bf16")}
     for title, (method, options) in METHODS.items():
         for precision in ("float32", "bf16"):
             for compiled in (False, True) if compiles else (False,):
-                kind = " ".join([title, *["bf16"][: precision == "bf16"], "compiled" if compiled else "eager"])
-                steps[kind] = bench.step(name, method, options, precision, compiled)
+                words = [title, *["bf16"][: precision == "bf16"], "compiled" if compiled else "eager"]
+                kinds[" ".join(words)] = bench.step(name, method, options, precision, compiled)
     for method in _ATTACKING:
-        steps[f"{method} eager"] = bench.step(name, method, {})
+        kinds[f"{method} eager"] = bench.step(name, method, {})
     if against is not None:
-        steps |= {f"{title} {against}": step for title, step in peer.steps_of(bench, name, METHODS).items()}
-    return steps
+        kinds |= {f"{title} {against}": step for title, step in peer.steps_of(bench, name, METHODS).items()}
+    return kinds
+
+
+def _flops(bench: Bench, name: str) -> dict[str, int]:
+    """Operations of plain and of bounding steps, counted on eager ones."""
+    counted = {"plain": operations(bench.plain(name))}
+    return counted | {title: operations(bench.uncaptured(name, *method)) for title, method in METHODS.items()}
+
+
+def scaling(options: argparse.Namespace, bench: Bench, peaks: dict[str, float]) -> list[dict[str, Any]]:
+    """Eager IBP steps of one size after the other, beside plain ones of the same size."""
+    rows = []
+    for what, sizes in _SCALES.items():
+        for size in sizes:
+            other, name, network_options = _scaled(options, what, size)
+            bench = Bench(other, bench.device)
+            kinds: Steps = {"plain": bench.plain(name, **network_options)}
+            kinds["ibp"] = bench.step(name, "ibp", {}, **network_options)
+            medians(kinds, WARM_UP, bench.device)
+            seconds = medians(kinds, options.rounds, bench.device)
+            rows.append(
+                {
+                    "scale": what,
+                    "network": name,
+                    "size": size,
+                    "plain examples/s": other.batch_size / seconds["plain"],
+                    "ibp examples/s": other.batch_size / seconds["ibp"],
+                    "cost over plain": seconds["ibp"] / seconds["plain"],
+                }
+            )
+    return rows
+
+
+_SCALES = {"depth": (5, 7, 9, 11), "width": (0.5, 1, 2), "batch": (0.5, 1, 2), "iterations": (5, 10, 20)}
+"""Layers; factors of the width and of the batch size asked for; steps of the solver, there and back."""
+
+
+def _scaled(options: argparse.Namespace, what: str, size: float) -> tuple[argparse.Namespace, str, dict[str, Any]]:
+    """The options of this size, the network and its own options."""
+    other = argparse.Namespace(**vars(options))
+    if what == "depth":
+        return other, f"cnn{size}", {}
+    if what == "iterations":
+        return other, "cerdeq", {"iterations": size, "backward_iterations": size}
+    if what == "width":
+        other.width = options.width * size
+    else:
+        other.batch_size = int(options.batch_size * size)
+    return other, "cnn7", {}

@@ -1,0 +1,73 @@
+"""What the harness adds to a trial: the same trivial trials by harness.run, with Ray and MLflow, and in a bare loop."""
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from harness.storage import folder
+from harness.storage.files import write_text
+from harness.training import run_trial
+
+_SEEDS = 8
+_SWEEP = {
+    "name": "overhead",
+    "dataset": "digits",
+    "eps": "1/16",
+    "seeds": list(range(_SEEDS)),
+    "width": 0.05,
+    "train_images": 64,
+    "train": {"epochs": 2, "batch_size": 32, "ramp_start": 1, "ramp_epochs": 1, "decay_epochs": []},
+    "evaluation": {"stages": ["ibp"], "test_images": 10, "attack_steps": 1, "attack_restarts": 1},
+    "trials": [{"model": "cnn5", "method": "ibp"}],
+    "resources": {"cpu": 1, "gpu": 0},
+}
+
+
+def overhead(options: argparse.Namespace, bench: Any, peaks: dict[str, float]) -> list[dict[str, Any]]:
+    """Seconds of 8 trivial trials and what one costs; of the command until a trial's first epoch is on disk."""
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        sweep = place / "overhead.yaml"
+        write_text(sweep, json.dumps(_SWEEP))  # which is YAML too
+        command = [sys.executable, "-m", "harness.run", str(sweep), "--results-dir", str(place / "results")]
+        whole, first = _timed(command, place)
+        export = [*command, "--export", str(place / "trials")]
+        subprocess.run(export, check=True, capture_output=True)
+        bare = _bare(sorted((place / "trials").glob("*.json")), place / "bare")
+    added = (whole - first - bare / min(os.cpu_count() or 1, _SEEDS)) / _SEEDS  # as many at a time as there are cores
+    return [
+        {"what": "harness.run, seconds", "value": whole},
+        {"what": "of those until a first epoch is on disk", "value": first},
+        {"what": "bare loop, seconds", "value": bare},
+        {"what": "added a trial, once the first has begun, seconds", "value": added},
+    ]
+
+
+def _timed(command: list[str], place: Path) -> tuple[float, float]:
+    """Seconds of a harness.run, and until the first row of an epoch was there."""
+    started, first = time.perf_counter(), math.nan
+    with open(place / "log", "w+") as log:
+        process = subprocess.Popen(command, cwd=place, stdout=log, stderr=subprocess.STDOUT)
+        while process.poll() is None:
+            if math.isnan(first) and any(folder.read_epochs(path)[1:] for path in place.glob("results/*/trials/*")):
+                first = time.perf_counter() - started
+            time.sleep(0.1)
+        log.seek(0)
+        if process.returncode:
+            raise RuntimeError(f"harness.run failed: {log.read()[-500:]}")
+    return time.perf_counter() - started, first
+
+
+def _bare(trials: list[Path], place: Path) -> float:
+    """Seconds of all trials, one after the other in this process."""
+    started = time.perf_counter()
+    for path in trials:
+        run_trial(folder.read_trial(path).config, place / path.stem)
+    return time.perf_counter() - started

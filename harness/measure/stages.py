@@ -1,0 +1,58 @@
+"""What judging costs: the attack and each of the verifier's bounds, on an untrained network."""
+
+import argparse
+import copy
+import time
+from collections.abc import Callable
+from fractions import Fraction
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cerdeq import LinfBall, margin_spec
+from cerdeq.bounds import BOUNDS, Interval, lower_bounds, trace
+from cerdeq.equilibrium import fold
+from harness.attacks.pgd import worst_point
+from harness.measure.machine import synchronise
+from harness.measure.steps import Bench
+from harness.training.batch_norm import recompute_statistics
+
+_EPS = Fraction(2, 255)
+_ATTACK_STEPS = 10
+_EXAMPLES, _OF_DEAR = 50, 1  # how many are timed; of crown and alpha-crown, on a CPU
+
+
+def evaluation(options: argparse.Namespace, bench: Bench, peaks: dict[str, float]) -> list[dict[str, Any]]:
+    """Seconds an example of each network: a 10-step attack from one start, and each bound alone, of all margins.
+
+    No example is proved before its turn: these are prices of one that is left open to the end.
+    """
+    rows = []
+    for name in options.models:
+        model = bench.model(name)
+        recompute_statistics(model, bench.images[: 4 * options.batch_size], options.batch_size)
+        fold(model.eval())
+        exact = copy.deepcopy(model).double()
+        for stage in ("attack", *BOUNDS):
+            dear = bench.device.type == "cpu" and "crown" in stage and stage != "crown-ibp"
+            count = _OF_DEAR if dear else _EXAMPLES
+            x, labels = bench.images[:count].double() / 255, bench.labels[:count]
+            action = _attack(model, x, labels) if stage == "attack" else _bound(exact, x, labels, stage, bench)
+            started = time.perf_counter()
+            action()
+            synchronise(bench.device)
+            seconds = (time.perf_counter() - started) / count
+            rows.append({"network": name, "stage": stage, "s an example": seconds, "examples": count})
+    return rows
+
+
+def _attack(model: nn.Module, x: Tensor, labels: Tensor) -> Callable[[], object]:
+    return partial(worst_point, model, x.float(), labels, _EPS, _ATTACK_STEPS, 1, torch.Generator().manual_seed(0))
+
+
+def _bound(model: nn.Module, x: Tensor, labels: Tensor, stage: str, bench: Bench) -> Callable[[], object]:
+    ball, spec = LinfBall(x, _EPS), margin_spec(labels, bench.info.classes).to(x)
+    program = trace(model, linear=BOUNDS[stage].linear)
+    return partial(lower_bounds, program, Interval(ball.center, ball.radius), spec, stage)

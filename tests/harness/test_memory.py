@@ -1,0 +1,23 @@
+"""Freed memory is kept while a trial runs, and given back after it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.memory import kept_memory
+
+
+def _resident() -> float:
+    """In MiB."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc here")
+def test_freed_memory_is_kept_within_and_given_back_after():
+    before = _resident()
+    with kept_memory():
+        torch.ones(2**26)  # 256 MiB
+        kept = _resident()
+    assert kept - before > 200
+    assert _resident() - before < 50
