@@ -14,6 +14,7 @@ from torch import Tensor
 from cerdeq.bounds.interval import Context, absorb, relu_box, settle
 from cerdeq.boxes import Box, narrowed, outward_ends
 from cerdeq.equilibrium.recurrence import apply_lifted, apply_weight, per_channel
+from cerdeq.equilibrium.refine import refined
 from cerdeq.equilibrium.solver import solve
 
 _POWER_ITERATIONS = 500
@@ -22,6 +23,7 @@ _SOLVER_TOLERANCE = 1e-6
 _SOLVER_LIMIT = 1000
 _SOLVER = "anderson"  # radii go by |W|, so rho(|W|) counts: Picard is several times slower near 1
 _FINAL_STEPS, _MOST_FINAL_STEPS = 2, 500
+_POINTS = 1e-6  # a box's radius in units of its centre, below which it is as good as one
 
 
 class NotContractiveError(ValueError):
@@ -146,7 +148,7 @@ def verified_box(weight: Tensor, h: Box) -> Box:
     if not proof.rate < 1:
         raise NotContractiveError(f"rho(|W|) < 1 is not proved: the bound is {proof.rate:.6f}")
     weight, h = weight.double(), h.double()
-    z = _widened(weight, h, interval_equilibrium(weight, h), proof)
+    z = _widened(weight, h, _sharpened(weight, h, interval_equilibrium(weight, h)), proof)
     proved = verify_inclusion(weight, h, z, proof.v)
     if not bool(proved.all()):
         z = _select(proved, z, closed_form_box(weight, h, proof))
@@ -187,6 +189,17 @@ def interval_equilibrium(weight: Tensor, h: Box) -> Box:
     solution = solve(step, torch.zeros_like(ends), ends, _SOLVER_TOLERANCE, _SOLVER_LIMIT, _SOLVER)
     c, r = solution.value.double().chunk(2, dim=1)
     return Box(c, r)
+
+
+def _sharpened(weight: Tensor, h: Box, z: Box) -> Box:
+    """The guess z, refined to float64's accuracy where its radius is no larger than errors of float32, as of points."""
+    points = z.radius.flatten(1).sum(1) <= _POINTS * z.center.abs().flatten(1).sum(1)
+    if not bool(points.any()):
+        return z
+    center, radius = z.center.clone(), z.radius.clone()
+    center[points] = refined(weight, h.center[points], center[points])
+    radius[points] = 0
+    return Box(center, radius)
 
 
 def _widened(weight: Tensor, h: Box, z: Box, proof: Contraction) -> Box:

@@ -1,7 +1,7 @@
 """Verdicts: one row a test example, decided by the first stage that can."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -14,11 +14,14 @@ from baselines import DATASETS
 from cerdeq import LinfBall, margin_spec
 from cerdeq.bounds import BOUNDS, Context, Interval, Program, lower_bounds, propagate, trace
 from cerdeq.boxes import outward_ends
+from cerdeq.equilibrium import follow
 from harness.attacks.pgd import margins, worst_point
 from harness.config.trial import TrialConfig
 from harness.storage import names
 
 IBP = "ibp"
+_FORWARD_AT_ONCE = {"cpu": 8}
+"""Examples of a float64 forward pass, by device: a CPU is three times slower where convolutions leave its cache."""
 CLEAN, ATTACK, NO_STAGE = "clean", "attack", "none"  # stages beside the verifier's
 
 
@@ -64,15 +67,33 @@ class Judgement:
 @torch.no_grad()
 def bound_margins(program: Program, x: Tensor, labels: Tensor, classes: int, eps: Fraction) -> Bounds:
     """Sound IBP bounds and the clean values of the margins for x [B, C, H, W], pixels in [0, 1]."""
+    size = _FORWARD_AT_ONCE.get(x.device.type, len(x))
+    parts = [
+        _bound_margins(program, *part, classes, eps) for part in zip(x.split(size), labels.split(size), strict=True)
+    ]
+    lower, width, clean, clean_lower, layers = zip(*parts, strict=True)
+    shares = [len(part) / len(x) for part in lower]
+    return Bounds(torch.cat(lower), torch.cat(width), torch.cat(clean), torch.cat(clean_lower), _mean(layers, shares))
+
+
+def _bound_margins(
+    program: Program, x: Tensor, labels: Tensor, classes: int, eps: Fraction
+) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, float]]:
+    """The fields of `Bounds`, all examples at once. The clean value is the centre of a point's proved box."""
     ball = LinfBall(x, eps)
     ctx = Context(sound=True)
     spec = margin_spec(labels, classes)
-    output = propagate(program, Interval(ball.center, ball.radius, x), ctx, spec)
+    output = propagate(program, Interval(ball.center, ball.radius), ctx, spec)
     lower, _ = outward_ends(output.box)
     point = propagate(program, Interval(x, torch.zeros_like(x)), Context(sound=True), spec)
     clean_lower, _ = outward_ends(point.box)
     layers = {name: 2 * float(box.radius.mean()) for name, box in ctx.preactivations.items()}
-    return Bounds(lower, 2 * output.radius, output.clean_value(), clean_lower, layers)
+    return lower, 2 * output.radius, point.center, clean_lower, layers
+
+
+def _mean(rows: Sequence[dict[str, float]], shares: Sequence[float]) -> dict[str, float]:
+    """The mean of each entry over rows, which count by their shares of all examples."""
+    return {name: sum(share * row[name] for share, row in zip(shares, rows, strict=True)) for name in rows[0]}
 
 
 def judge(model: nn.Module, images: Tensor, labels: Tensor, config: TrialConfig) -> Judgement:
@@ -83,7 +104,7 @@ def judge(model: nn.Module, images: Tensor, labels: Tensor, config: TrialConfig)
     """
     stages = config.evaluation.stages
     program = trace(model, linear=any(BOUNDS[stage].linear for stage in stages))
-    searcher, generator = copy.deepcopy(model).float(), torch.Generator().manual_seed(config.seed)
+    searcher, generator = _searcher(model), torch.Generator().manual_seed(config.seed)
     tables, bounds = [], []
     for start, x, y in _batches(images, labels, config):
         batch = bound_margins(program, x, y, DATASETS[config.dataset].classes, config.eps)
@@ -110,10 +131,7 @@ def judge(model: nn.Module, images: Tensor, labels: Tensor, config: TrialConfig)
     verdicts = pd.concat(tables, ignore_index=True)
     _refuse_contradictions(verdicts, stages)
     shares = [len(batch.lower) / len(images) for batch in bounds]
-    layers = {
-        name: sum(share * batch.layers[name] for share, batch in zip(shares, bounds, strict=True))
-        for name in bounds[0].layers
-    }
+    layers = _mean([batch.layers for batch in bounds], shares)
     return Judgement(verdicts, layers, float(torch.cat([batch.clean for batch in bounds]).std()))
 
 
@@ -132,6 +150,13 @@ def _batches(images: Tensor, labels: Tensor, config: TrialConfig) -> Iterator[tu
     size = config.evaluation.batch_size
     for start in range(0, len(images), size):
         yield start, images[start : start + size].double() / 255, labels[start : start + size]
+
+
+def _searcher(model: nn.Module) -> nn.Module:
+    """The network as the attack searches with it: float32, its equilibria to a few digits."""
+    searcher = copy.deepcopy(model)
+    follow(searcher)
+    return searcher.float().requires_grad_(False)
 
 
 def _attacked_margins(
