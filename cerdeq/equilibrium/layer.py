@@ -8,7 +8,7 @@ from torch.nn.utils import parametrize
 
 from cerdeq.equilibrium.implicit import attach
 from cerdeq.equilibrium.recurrence import apply_weight
-from cerdeq.equilibrium.refine import refined
+from cerdeq.equilibrium.refine import near_equilibrium
 from cerdeq.equilibrium.solver import Solution, iterate, solve
 from cerdeq.equilibrium.weights import PARAMETRISATIONS, Parametrisation
 
@@ -111,25 +111,14 @@ class FixedPoint(nn.Module):
     def _converged(self, weight: Tensor, h: Tensor) -> Tensor:
         if h.dtype not in _TOLERANCE:  # as autocast leaves it
             return self._converged(weight.float(), h.float()).to(h.dtype)
-        solution = self.solve(h, start=_near(weight, h), weight=weight)
+        start = near_equilibrium(weight, h) if h.dtype == torch.float64 else None
+        solution = self.solve(h, start, weight=weight)
         if not bool(solution.converged.all()):
             solution = self.solve(h, start=solution.value, solver="anderson", weight=weight)
         if not bool(solution.converged.all()):
             missed = int((~solution.converged).sum())
             raise NotConvergedError(f"{missed} of {len(h)} equilibria missed the tolerance in {_LIMIT} iterations")
         return solution.value
-
-
-def _near(weight: Tensor, h: Tensor) -> Tensor:
-    """What to start a solve from: relu(h); in float64 the float32 equilibrium, refined, where that is finite."""
-    if h.dtype != torch.float64:
-        return torch.relu(h)
-    small = h.float()
-    step = partial(fixed_point_step, weight.float())
-    guess = solve(step, torch.relu(small), small, _TOLERANCE[torch.float32], _LIMIT, _SOLVER).value
-    guess = refined(weight, h, guess.double())
-    finite = guess.flatten(1).isfinite().all(1).view(-1, *[1] * (h.dim() - 1))
-    return torch.where(finite, guess, torch.relu(h))
 
 
 class Equilibrium(nn.Module):

@@ -8,9 +8,21 @@ from torch import Tensor
 from cerdeq.equilibrium.recurrence import apply_weight
 from cerdeq.equilibrium.solver import solve
 
-_TOLERANCE = 1e-4  # of a correction: each round leaves this much of the error, where no unit turns on or off
-_LIMIT = 1000
-_ROUNDS = 2
+_ROUNDS, _TOLERANCE = 2, 1e-4  # of a correction: each round leaves this much of the error, unless units turn on or off
+_FIRST_TOLERANCE, _LIMIT = 1e-5, 1000
+
+
+def near_equilibrium(weight: Tensor, h: Tensor) -> Tensor:
+    """About the z [B, ...] with z = relu(W z + h), in float64; relu(h) where none is found. Nothing is proved of it."""
+    small, start = h.float(), torch.relu(h)
+    guess = solve(partial(_step, weight.float()), start.float(), small, _FIRST_TOLERANCE, _LIMIT, "anderson").value
+    z = refined(weight, h, guess.double())
+    finite = z.flatten(1).isfinite().all(1)
+    return torch.where(finite.view(-1, *[1] * (h.dim() - 1)), z, start)
+
+
+def _step(weight: Tensor, z: Tensor, h: Tensor) -> Tensor:
+    return torch.relu(apply_weight(weight, z) + h)
 
 
 def refined(weight: Tensor, h: Tensor, z: Tensor) -> Tensor:
@@ -20,7 +32,7 @@ def refined(weight: Tensor, h: Tensor, z: Tensor) -> Tensor:
     """
     small = weight.float()
     for _ in range(_ROUNDS):
-        image = torch.relu(apply_weight(weight, z) + h)
+        image = _step(weight, z, h)
         residual, active = image - z, (image > 0).float()
         size = residual.flatten(1).abs().amax(1).clamp(min=torch.finfo(z.dtype).tiny)
         size = size.view(-1, *[1] * (z.dim() - 1))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from baselines import DATASETS
 from cerdeq import LinfBall, margin_spec
 from cerdeq.bounds import BOUNDS, Context, Interval, Program, lower_bounds, propagate, trace
+from cerdeq.bounds.memory import examples_in_cache
 from cerdeq.boxes import outward_ends
 from cerdeq.equilibrium import follow
 from harness.attacks.pgd import margins, worst_point
@@ -20,8 +21,6 @@ from harness.config.trial import TrialConfig
 from harness.storage import names
 
 IBP = "ibp"
-_FORWARD_AT_ONCE = {"cpu": 8}
-"""Examples of a float64 forward pass, by device: a CPU is three times slower where convolutions leave its cache."""
 CLEAN, ATTACK, NO_STAGE = "clean", "attack", "none"  # stages beside the verifier's
 
 
@@ -67,7 +66,7 @@ class Judgement:
 @torch.no_grad()
 def bound_margins(program: Program, x: Tensor, labels: Tensor, classes: int, eps: Fraction) -> Bounds:
     """Sound IBP bounds and the clean values of the margins for x [B, C, H, W], pixels in [0, 1]."""
-    size = _FORWARD_AT_ONCE.get(x.device.type, len(x))
+    size = examples_in_cache(program, Interval(x, torch.zeros_like(x)))
     parts = [
         _bound_margins(program, *part, classes, eps) for part in zip(x.split(size), labels.split(size), strict=True)
     ]
