@@ -14,6 +14,7 @@ from baselines import DATASETS
 from cerdeq import LinfBall, margin_spec
 from cerdeq.bounds import BOUNDS, Context, Interval, Program, lower_bounds, propagate, trace
 from cerdeq.bounds.memory import examples_in_cache
+from cerdeq.bounds.narrow import in_float32
 from cerdeq.boxes import outward_ends
 from cerdeq.equilibrium import follow
 from harness.attacks.pgd import margins, worst_point
@@ -102,7 +103,8 @@ def judge(model: nn.Module, images: Tensor, labels: Tensor, config: TrialConfig)
     searches in float32, and a point counts as adversarial only where the float64 network agrees. Raises SoundnessError.
     """
     stages = config.evaluation.stages
-    program = trace(model, linear=any(BOUNDS[stage].linear for stage in stages))
+    linear = any(BOUNDS[stage].linear for stage in stages)
+    program, narrow = trace(model, linear), in_float32(model, linear)
     searcher, generator = _searcher(model), torch.Generator().manual_seed(config.seed)
     tables, bounds = [], []
     for start, x, y in _batches(images, labels, config):
@@ -114,7 +116,7 @@ def judge(model: nn.Module, images: Tensor, labels: Tensor, config: TrialConfig)
             attacked[right] = _attacked_margins(model, searcher, x[right], y[right], config, generator)
         unbroken = right & ~(attacked < 0)
         least = {IBP: batch.lower.amin(1)}
-        least |= _later_stages(program, x, y, config, unbroken & ~(least[IBP] > 0))
+        least |= _later_stages(program, narrow, x, y, config, unbroken & ~(least[IBP] > 0))
         examples = pd.DataFrame(
             {
                 names.INDEX: range(start, start + len(y)),
@@ -171,7 +173,7 @@ def _attacked_margins(
 
 
 def _later_stages(
-    program: Program, x: Tensor, labels: Tensor, config: TrialConfig, unproved: Tensor
+    program: Program, narrow: Program | None, x: Tensor, labels: Tensor, config: TrialConfig, unproved: Tensor
 ) -> dict[str, Tensor]:
     """The least margin's lower bound [B] by each stage after IBP, of the examples that it and those before left open.
 
@@ -184,7 +186,7 @@ def _later_stages(
             ball = LinfBall(x[unproved], config.eps)
             spec = margin_spec(labels[unproved], DATASETS[config.dataset].classes).to(x)
             region = Interval(ball.center, ball.radius)
-            least[stage][unproved] = lower_bounds(program, region, spec, stage, target=0.0).amin(1)
+            least[stage][unproved] = lower_bounds(program, region, spec, stage, 0.0, narrow=narrow).amin(1)
         unproved = unproved & ~(least[stage] > 0)
     return least
 
