@@ -20,7 +20,7 @@ from cerdeq.bounds.tighten import tightened_values
 from cerdeq.boxes import outward_ends
 
 _SEARCH_COPIES = 12  # of a backward pass, when it is differentiated
-_CLOSE = 0.03  # to the target, in units of how far the example was from it before its boxes were tightened
+_CLOSE = 0.1  # to the target, in units of how far the example was from it before its boxes were tightened
 
 Ends = tuple[Tensor, Tensor]
 

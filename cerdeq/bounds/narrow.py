@@ -6,6 +6,7 @@ float32, over a box that contains the float64 one, needs no float64.
 
 import copy
 import itertools
+import platform
 from typing import Any
 
 import torch
@@ -20,8 +21,13 @@ from cerdeq.boxes import narrowed, outward_ends
 def in_float32(model: nn.Module, linear: bool = False) -> Program | None:
     """The program of a float64 model in float32, as `trace` makes it; None where that would be another function.
 
-    It is one where a number of the model is no float32, and where numbers are computed from others on the way.
+    It is one where a number of the model is no float32, and where numbers are computed from others on the way. None as
+    well on a CPU that is no x86-64, where torch may choose Winograd convolutions in float32.
     """
+    numbers = list(_numbers(model))
+    on_cpu = not numbers or numbers[0].device.type == "cpu"
+    if on_cpu and platform.machine() not in ("x86_64", "AMD64"):
+        return None
     if any(parametrize.is_parametrized(module) for module in model.modules()):
         return None
     small = copy.deepcopy(model).float()

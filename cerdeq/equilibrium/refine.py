@@ -13,7 +13,7 @@ _FIRST_TOLERANCE, _LIMIT = 1e-5, 1000
 
 
 def near_equilibrium(weight: Tensor, h: Tensor) -> Tensor:
-    """About the z [B, ...] with z = relu(W z + h), in float64; relu(h) where none is found. Nothing is proved of it."""
+    """About the z [B, ...] with z = relu(W z + h), in float64; relu(h) where that is not finite. Nothing is proved."""
     small, start = h.float(), torch.relu(h)
     guess = solve(partial(_step, weight.float()), start.float(), small, _FIRST_TOLERANCE, _LIMIT, "anderson").value
     z = refined(weight, h, guess.double())
