@@ -13,12 +13,14 @@ from cerdeq.bounds.graph import Program
 from cerdeq.bounds.interval import Context, Interval
 from cerdeq.bounds.linear import Backward
 from cerdeq.bounds.memory import bytes_per_example, default_memory, examples_at_once, without_overrun
+from cerdeq.bounds.narrow import rounded, rounded_outwards, within
 from cerdeq.bounds.optimise import examples_of, optimised_slopes
 from cerdeq.bounds.precision import counted_rounding
 from cerdeq.bounds.tighten import tightened_values
 from cerdeq.boxes import outward_ends
 
 _SEARCH_COPIES = 12  # of a backward pass, when it is differentiated
+_CLOSE = 0.1  # to the target, in units of how far the example was from it before its boxes were tightened
 
 Ends = tuple[Tensor, Tensor]
 
@@ -32,6 +34,7 @@ class Question:
     spec: [B, K, N], K linear functions of the N outputs.
     target: an example whose bounds are all above it needs no better ones; None where all are wanted.
     memory: about how many bytes to use.
+    narrow: the program in float32, of `in_float32`, for what needs no float64; None where there is none.
     """
 
     program: Program
@@ -39,11 +42,31 @@ class Question:
     spec: Tensor
     target: float | None
     memory: int
+    narrow: Program | None = None
 
     def waiting(self, lower: Tensor) -> Tensor:
         """The numbers of the examples whose bounds [B, K] are not all above the target."""
         examples = torch.arange(len(lower), device=lower.device)
         return examples if self.target is None else examples[~(lower > self.target).all(1)]
+
+    def of(self, examples: Tensor, rows: Tensor | slice = slice(None)) -> "Question":
+        """The same of some examples, and of some rows of each."""
+        values = examples_of(self.program, self.values, examples)
+        chosen = self.spec[examples] if isinstance(rows, slice) else self.spec[examples[:, None], rows]
+        return replace(self, values=values, spec=chosen)
+
+    def raised(self, lower: Tensor, bound: Callable[["Question"], Tensor]) -> Tensor:
+        """`lower` [B, K], raised by `bound` where it is not above the target."""
+        if self.target is None:
+            return larger(lower, bound(self))
+        waiting = ~(lower > self.target)
+        counts = waiting.sum(1)
+        for count in counts[counts > 0].unique().tolist():  # examples with as many rows that wait, together
+            examples = (counts == count).nonzero()[:, 0]
+            rows = waiting[examples].int().argsort(dim=1, descending=True, stable=True)[:, :count]
+            place = examples[:, None], rows
+            lower[place] = larger(lower[place], bound(self.of(examples, rows)))
+        return lower
 
 
 @dataclass(frozen=True)
@@ -70,13 +93,15 @@ def bound_named(name: str) -> Bound:
 
 
 def lower_bounds(
-    program: Program, x: Interval, spec: Tensor, method: str, target: float | None = None, memory: int | None = None
-) -> Tensor:
+    program: Program, x: Interval, spec: Tensor, method: str, target: float | None = None, memory: int | None = None,
+    narrow: Program | None = None,
+) -> Tensor:  # fmt: skip
     """Sound lower bounds [B, K] of `spec` [B, K, N] of the outputs [B, N], over the boxes x [B, ...].
 
-    Each method's are at least those of every method before it in BOUNDS. target: an example is left alone, with the
-    bounds it has, as soon as all are above it. memory: about how many bytes to use; by default 512 MiB on a CPU and
-    half the memory of a GPU. Raises ValueError for an unknown method.
+    Each method's are at least those of every method before it in BOUNDS. target: what is above it is left alone, with
+    the bound it has. memory: about how many bytes to use; by default 512 MiB on a CPU and half the memory of a GPU.
+    narrow: `in_float32` of the model of a float64 program: what that shows to be above the target is left at that, and
+    the rest has its boxes and slopes from there, its proof from float64. Raises ValueError for an unknown method.
     """
     record = bound_named(method)
     if 0 in spec.shape[:2]:
@@ -84,13 +109,28 @@ def lower_bounds(
     memory = memory or default_memory(x.center.device)
     with torch.inference_mode(False), torch.no_grad(), counted_rounding(x.center.device.type):
         x, spec = Interval(x.center.clone(), x.radius.clone()), spec.clone()  # made in inference mode, maybe
+        if narrow is None or target is None:
+            return _in_parts(record, program, x, spec, target, memory, None)
+        cheap = min(record, BOUNDS["crown-ibp"], key=list(BOUNDS.values()).index)
+        lower = _in_parts(cheap, narrow, rounded_outwards(x), spec.float(), target, memory, None).to(x.center)
+        waiting = (~(lower > target).all(1)).nonzero()[:, 0]
+        if len(waiting):
+            lower[waiting] = _in_parts(record, program, x.of(waiting), spec[waiting], target, memory, narrow)
+        return lower
 
-        def lower(start: int, stop: int, memory: int) -> Tensor:
-            values = values_of(program, x.of(slice(start, stop)), Context(sound=True))
-            return record.lower(Question(program, values, spec[start:stop], target, memory))
 
-        parts = in_chunks(len(x.center), examples_at_once(program, x, spec.shape[1], memory))
-        return torch.cat([without_overrun(lower, *part, memory) for part in parts])
+def _in_parts(
+    record: Bound, program: Program, x: Interval, spec: Tensor, target: float | None, memory: int,
+    narrow: Program | None,
+) -> Tensor:  # fmt: skip
+    """`lower_bounds`, so many examples at a time as the memory holds."""
+
+    def lower(start: int, stop: int, memory: int) -> Tensor:
+        values = values_of(program, x.of(slice(start, stop)), Context(sound=True))
+        return record.lower(Question(program, values, spec[start:stop], target, memory, narrow))
+
+    parts = in_chunks(len(x.center), examples_at_once(program, x, spec.shape[1], memory))
+    return torch.cat([without_overrun(lower, *part, memory) for part in parts])
 
 
 def both_ends(program: Program, x: Interval, spec: Tensor | None, method: str) -> Ends:
@@ -131,7 +171,7 @@ def _ibp(asked: Question) -> Tensor:
 
 
 def _crown_ibp(asked: Question) -> Tensor:
-    return larger(_ibp(asked), _linear(asked))
+    return asked.raised(_ibp(asked), _linear)
 
 
 def _crown(asked: Question) -> Tensor:
@@ -141,18 +181,36 @@ def _crown(asked: Question) -> Tensor:
 def _alpha_crown(asked: Question) -> Tensor:
     lower = _crown_ibp(asked)
     if asked.target is not None:  # slopes cost less than boxes, and often do
-        lower = _with_optimised_slopes(asked, lower)
-    return _over_tighter_boxes(asked, lower, _with_optimised_slopes)
+        lower = asked.raised(lower, _with_optimised_slopes)
+    return _over_tighter_boxes(asked, lower, lambda tight, lower: tight.raised(lower, _with_optimised_slopes))
 
 
 def _over_tighter_boxes(asked: Question, lower: Tensor, better: Callable[[Question, Tensor], Tensor]) -> Tensor:
-    """`lower`, where examples wait raised by CROWN over boxes that CROWN has tightened, and what is `better` there."""
-    waiting = asked.waiting(lower)
-    if len(waiting):
-        values = tightened_values(asked.program, asked.values[0].of(waiting), asked.memory)
-        tight = replace(asked, values=values, spec=asked.spec[waiting])
-        raised = larger(larger(lower[waiting], _ibp(tight)), _linear(tight))
-        lower[waiting] = better(tight, raised)
+    """`lower`, where examples wait raised by CROWN over boxes that CROWN has tightened, and what is `better` there.
+
+    Float32 finds the boxes if it may; where that leaves an example close to the target, float64 does after all.
+    """
+    waiting, before = asked.waiting(lower), lower.clone()
+    if asked.narrow is not None and asked.target is not None and len(waiting):
+        lower = _raised_over(asked, lower, better, waiting, asked.narrow)
+        missing = asked.target - lower.amin(1) <= _CLOSE * (asked.target - before.amin(1))
+        waiting = asked.waiting(lower)
+        waiting = waiting[missing[waiting]]
+    return _raised_over(asked, lower, better, waiting, asked.program) if len(waiting) else lower
+
+
+def _raised_over(
+    asked: Question, lower: Tensor, better: Callable[[Question, Tensor], Tensor], waiting: Tensor, program: Program
+) -> Tensor:
+    """`lower`, raised in the examples that wait over the boxes that `program` gives."""
+    part = asked.of(waiting)
+    if program is asked.narrow:
+        boxes = tightened_values(program, rounded_outwards(part.values[0]), asked.memory)
+        boxes = within(asked.program, part.values, boxes)
+    else:
+        boxes = tightened_values(program, part.values[0], asked.memory)
+    tight = replace(part, values=boxes)
+    lower[waiting] = better(tight, tight.raised(larger(lower[waiting], _ibp(tight)), _linear))
     return lower
 
 
@@ -167,20 +225,23 @@ def _linear(asked: Question) -> Tensor:
     return chunked_lower_bound(asked.program, asked.values, rows, asked.spec.shape[1], output, asked.memory)
 
 
-def _with_optimised_slopes(asked: Question, lower: Tensor) -> Tensor:
-    """`lower`, where examples wait raised by linear bounds with optimised slopes."""
-    program, spec, waiting = asked.program, asked.spec, asked.waiting(lower)
+def _with_optimised_slopes(asked: Question) -> Tensor:
+    """Linear bounds with optimised slopes, [B, K] in float64; the search is in float32 if it may."""
+    program, spec = asked.program, asked.spec
+    searched = program if asked.narrow is None else asked.narrow
     shape = asked.values[program.output].center.shape[1:]
-    optimised = torch.full_like(lower, -torch.inf, dtype=torch.float64)
-    rows = max(1, asked.memory // (_SEARCH_COPIES * bytes_per_example(asked.values)))
-    for start, stop in in_chunks(len(waiting), rows // spec.shape[1]):
-        examples = waiting[start:stop]
+    optimised = torch.full(spec.shape[:2], -torch.inf, dtype=torch.float64, device=spec.device)
+    at_once = max(1, asked.memory // (_SEARCH_COPIES * bytes_per_example(asked.values)))
+    for start, stop in in_chunks(len(spec), at_once // spec.shape[1]):
+        examples = torch.arange(start, stop, device=spec.device)
         part = examples_of(program, asked.values, examples)
-        for first, last in in_chunks(spec.shape[1], rows // len(examples)):
+        known = part if searched is program else rounded(searched, part)
+        for first, last in in_chunks(spec.shape[1], at_once // len(examples)):
             chosen = spec[examples, first:last].unflatten(2, shape)
-            proof = Backward(sound=True, slopes=optimised_slopes(program, part, chosen, asked.target))
+            slopes = optimised_slopes(searched, known, chosen.to(known[0].center), asked.target)
+            proof = Backward(sound=True, slopes={name: share.to(spec) for name, share in slopes.items()})
             optimised[examples, first:last] = linear_lower_bound(program, part, chosen, program.output, proof)
-    return larger(lower, optimised)
+    return optimised
 
 
 def larger(lower: Tensor, other: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from cerdeq.equilibrium.certificate import (
     verify_inclusion,
 )
 from cerdeq.equilibrium.layer import Equilibrium, FixedPoint, NotConvergedError, advance, fold
+from cerdeq.equilibrium.search import follow
 from cerdeq.equilibrium.solver import Solution
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "advance",
     "contraction",
     "fold",
+    "follow",
     "interval_equilibrium",
     "verified_box",
     "verify_inclusion",

@@ -14,6 +14,7 @@ from torch import Tensor
 from cerdeq.bounds.interval import Context, absorb, relu_box, settle
 from cerdeq.boxes import Box, narrowed, outward_ends
 from cerdeq.equilibrium.recurrence import apply_lifted, apply_weight, per_channel
+from cerdeq.equilibrium.refine import near_equilibrium
 from cerdeq.equilibrium.solver import solve
 
 _POWER_ITERATIONS = 500
@@ -22,6 +23,7 @@ _SOLVER_TOLERANCE = 1e-6
 _SOLVER_LIMIT = 1000
 _SOLVER = "anderson"  # radii go by |W|, so rho(|W|) counts: Picard is several times slower near 1
 _FINAL_STEPS, _MOST_FINAL_STEPS = 2, 500
+_POINTS = 1e-9  # a box's radius in units of its centre, up to which it is taken for a point
 
 
 class NotContractiveError(ValueError):
@@ -146,14 +148,22 @@ def verified_box(weight: Tensor, h: Box) -> Box:
     if not proof.rate < 1:
         raise NotContractiveError(f"rho(|W|) < 1 is not proved: the bound is {proof.rate:.6f}")
     weight, h = weight.double(), h.double()
-    z = _widened(weight, h, interval_equilibrium(weight, h), proof)
+    z = _widened(weight, h, _guess(weight, h))
     proved = verify_inclusion(weight, h, z, proof.v)
     if not bool(proved.all()):
         z = _select(proved, z, closed_form_box(weight, h, proof))
         proved = verify_inclusion(weight, h, z, proof.v)
     z = _mapped(weight, h, z, proof)
-    z = _widened(weight, h, z, proof)  # by rounding errors, so that the check accepts the box that is handed out
+    z = _widened(weight, h, z)  # by rounding errors, so that the check accepts the box that is handed out
     return Box(z.center, torch.where(_per_example(proved, z.radius), z.radius, torch.inf))
+
+
+def _guess(weight: Tensor, h: Box) -> Box:
+    """The interval equilibrium of h, roughly: to float32's accuracy, to float64's where h has all but no radius."""
+    points = h.radius.flatten(1).sum(1) <= _POINTS * h.center.abs().flatten(1).sum(1)
+    if bool(points.all()):
+        return Box(near_equilibrium(weight, h.center), torch.zeros_like(h.radius))
+    return interval_equilibrium(weight, h)
 
 
 def _mapped(weight: Tensor, h: Box, z: Box, proof: Contraction) -> Box:
@@ -189,14 +199,19 @@ def interval_equilibrium(weight: Tensor, h: Box) -> Box:
     return Box(c, r)
 
 
-def _widened(weight: Tensor, h: Box, z: Box, proof: Contraction) -> Box:
-    """z, wider by the multiple of v that makes it include F(z), with room for rounding; unchanged where it does."""
-    v = per_channel(proof.v, h.center)
-    excess = torch.relu(_excess(interval_step(weight, h, z), z)).flatten(1)
-    scale = (z.center.abs() + z.radius + h.center.abs() + h.radius).flatten(1).amax(1)
-    needed = (excess / (v * (1 - proof.rate)).expand_as(h.center).flatten(1)).amax(1)
-    reach = (needed * (1 + 1e-6) + 1e-12 * scale / (1 - proof.rate)) * (excess.amax(1) > 0)
-    return Box(z.center, z.radius + _per_example(reach, v) * v)
+def _widened(weight: Tensor, h: Box, z: Box) -> Box:
+    """z, wider so that it includes F(z), with room for rounding; unchanged where it does.
+
+    With e the excess of F(z) over z, each channel's largest, and A the channel matrix, u = (I - A)^-1 e is enough: F of
+    the wider box sticks out of z by at most e + A u = u. It is as small as the excess, however badly W is scaled.
+    """
+    matrix = channel_matrix(weight)
+    excess = torch.relu(_excess(interval_step(weight, h, z), z)).reshape(len(z.center), len(matrix), -1).amax(2)
+    scale = (z.center.abs() + z.radius + h.center.abs() + h.radius).flatten(1).amax(1)[:, None]
+    needed = excess * (1 + 1e-6) + 1e-9 * excess.amax(1, keepdim=True) + 1e-12 * scale
+    identity = torch.eye(len(matrix)).to(matrix)
+    reach = torch.linalg.solve(identity - matrix, needed.T).T.clamp(min=0) * (excess.amax(1, keepdim=True) > 0)
+    return Box(z.center, z.radius + reach.view(*reach.shape, *[1] * (z.center.dim() - 2)))
 
 
 def _excess(inner: Box, outer: Box) -> Tensor:

@@ -8,6 +8,7 @@ from torch.nn.utils import parametrize
 
 from cerdeq.equilibrium.implicit import attach
 from cerdeq.equilibrium.recurrence import apply_weight
+from cerdeq.equilibrium.refine import near_equilibrium
 from cerdeq.equilibrium.solver import Solution, iterate, solve
 from cerdeq.equilibrium.weights import PARAMETRISATIONS, Parametrisation
 
@@ -21,7 +22,8 @@ class NotConvergedError(RuntimeError):
     """Some examples' equilibria missed their tolerance."""
 
 
-def _step(weight: Tensor, z: Tensor, h: Tensor) -> Tensor:
+def fixed_point_step(weight: Tensor, z: Tensor, h: Tensor) -> Tensor:
+    """relu(W z + h)."""
     return torch.relu(apply_weight(weight, z) + h)
 
 
@@ -85,7 +87,7 @@ class FixedPoint(nn.Module):
         start: what to iterate from, [B, ...]; relu(h) unless given. tolerance: one, or one per example [B];
         evaluation's unless given. solver: picard or anderson. weight: a W that was read before; read here unless given.
         """
-        step = partial(_step, self.weight if weight is None else weight)
+        step = partial(fixed_point_step, self.weight if weight is None else weight)
         start = torch.relu(h) if start is None else start
         tolerance = _TOLERANCE[h.dtype] if tolerance is None else tolerance
         with torch.no_grad():
@@ -101,15 +103,16 @@ class FixedPoint(nn.Module):
             return self._iterated(weight, h)
         with torch.no_grad():
             z = self._iterated(weight, h) if self.training else self._converged(weight, h)
-        return _step(weight, attach(weight, h, z, self.backward_iterations), h)
+        return fixed_point_step(weight, attach(weight, h, z, self.backward_iterations), h)
 
     def _iterated(self, weight: Tensor, h: Tensor) -> Tensor:
-        return iterate(lambda z: _step(weight, z, h), torch.relu(h), self.iterations)
+        return iterate(lambda z: fixed_point_step(weight, z, h), torch.relu(h), self.iterations)
 
     def _converged(self, weight: Tensor, h: Tensor) -> Tensor:
         if h.dtype not in _TOLERANCE:  # as autocast leaves it
             return self._converged(weight.float(), h.float()).to(h.dtype)
-        solution = self.solve(h, weight=weight)
+        start = near_equilibrium(weight, h) if h.dtype == torch.float64 else None
+        solution = self.solve(h, start, weight=weight)
         if not bool(solution.converged.all()):
             solution = self.solve(h, start=solution.value, solver="anderson", weight=weight)
         if not bool(solution.converged.all()):

@@ -6,6 +6,8 @@ from fractions import Fraction
 import torch
 from torch import Tensor, nn
 
+_AT_ONCE = {"cpu": 32}  # examples, by device: more of them leave a CPU's cache and take longer
+
 
 def ascend(
     objective: Callable[[Tensor], Tensor], point: Tensor, size: float | Tensor, low: Tensor, high: Tensor
@@ -45,7 +47,14 @@ def worst_point(
     Steps from random starts, of size eps / 4 falling linearly to nothing; the worst point of all steps and restarts is
     kept, x itself included.
     """
-    radius = float(eps)
+    noises = [torch.rand(x.shape, generator=generator, dtype=x.dtype).to(x.device) for _ in range(restarts)]
+    size = _AT_ONCE.get(x.device.type, len(x))
+    parts = zip(*(values.split(size) for values in (x, labels, *noises)), strict=True)
+    return torch.cat([_worst_point(model, float(eps), steps, *part) for part in parts])
+
+
+def _worst_point(model: nn.Module, radius: float, steps: int, x: Tensor, labels: Tensor, *noises: Tensor) -> Tensor:
+    """`worst_point` from these starts, in units of the box that is searched."""
     low, high = (x - radius).clamp(min=0), (x + radius).clamp(max=1)
 
     def negative_margin(points: Tensor) -> Tensor:
@@ -54,8 +63,7 @@ def worst_point(
     worst = x.clone()
     with torch.no_grad():
         value_of_worst = negative_margin(worst)
-    for _ in range(restarts):
-        noise = torch.rand(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+    for noise in noises:
         point = low + noise * (high - low)
         for step in range(steps + 1):
             following, value = ascend(negative_margin, point, radius / 4 * (1 - step / steps), low, high)

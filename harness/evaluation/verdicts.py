@@ -1,7 +1,7 @@
 """Verdicts: one row a test example, decided by the first stage that can."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from baselines import DATASETS
 from cerdeq import LinfBall, margin_spec
 from cerdeq.bounds import BOUNDS, Context, Interval, Program, lower_bounds, propagate, trace
+from cerdeq.bounds.memory import examples_in_cache
+from cerdeq.bounds.narrow import in_float32
 from cerdeq.boxes import outward_ends
+from cerdeq.equilibrium import follow
 from harness.attacks.pgd import margins, worst_point
 from harness.config.trial import TrialConfig
 from harness.storage import names
@@ -64,15 +67,33 @@ class Judgement:
 @torch.no_grad()
 def bound_margins(program: Program, x: Tensor, labels: Tensor, classes: int, eps: Fraction) -> Bounds:
     """Sound IBP bounds and the clean values of the margins for x [B, C, H, W], pixels in [0, 1]."""
+    size = examples_in_cache(program, Interval(x, torch.zeros_like(x)))
+    parts = [
+        _bound_margins(program, *part, classes, eps) for part in zip(x.split(size), labels.split(size), strict=True)
+    ]
+    lower, width, clean, clean_lower, layers = zip(*parts, strict=True)
+    shares = [len(part) / len(x) for part in lower]
+    return Bounds(torch.cat(lower), torch.cat(width), torch.cat(clean), torch.cat(clean_lower), _mean(layers, shares))
+
+
+def _bound_margins(
+    program: Program, x: Tensor, labels: Tensor, classes: int, eps: Fraction
+) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, float]]:
+    """The fields of `Bounds`, all examples at once. The clean value is the centre of a point's proved box."""
     ball = LinfBall(x, eps)
     ctx = Context(sound=True)
     spec = margin_spec(labels, classes)
-    output = propagate(program, Interval(ball.center, ball.radius, x), ctx, spec)
+    output = propagate(program, Interval(ball.center, ball.radius), ctx, spec)
     lower, _ = outward_ends(output.box)
     point = propagate(program, Interval(x, torch.zeros_like(x)), Context(sound=True), spec)
     clean_lower, _ = outward_ends(point.box)
     layers = {name: 2 * float(box.radius.mean()) for name, box in ctx.preactivations.items()}
-    return Bounds(lower, 2 * output.radius, output.clean_value(), clean_lower, layers)
+    return lower, 2 * output.radius, point.center, clean_lower, layers
+
+
+def _mean(rows: Sequence[dict[str, float]], shares: Sequence[float]) -> dict[str, float]:
+    """The mean of each entry over rows, which count by their shares of all examples."""
+    return {name: sum(share * row[name] for share, row in zip(shares, rows, strict=True)) for name in rows[0]}
 
 
 def judge(model: nn.Module, images: Tensor, labels: Tensor, config: TrialConfig) -> Judgement:
@@ -82,8 +103,9 @@ def judge(model: nn.Module, images: Tensor, labels: Tensor, config: TrialConfig)
     searches in float32, and a point counts as adversarial only where the float64 network agrees. Raises SoundnessError.
     """
     stages = config.evaluation.stages
-    program = trace(model, linear=any(BOUNDS[stage].linear for stage in stages))
-    searcher, generator = copy.deepcopy(model).float(), torch.Generator().manual_seed(config.seed)
+    linear = any(BOUNDS[stage].linear for stage in stages)
+    program, narrow = trace(model, linear), in_float32(model, linear)
+    searcher, generator = _searcher(model), torch.Generator().manual_seed(config.seed)
     tables, bounds = [], []
     for start, x, y in _batches(images, labels, config):
         batch = bound_margins(program, x, y, DATASETS[config.dataset].classes, config.eps)
@@ -94,7 +116,7 @@ def judge(model: nn.Module, images: Tensor, labels: Tensor, config: TrialConfig)
             attacked[right] = _attacked_margins(model, searcher, x[right], y[right], config, generator)
         unbroken = right & ~(attacked < 0)
         least = {IBP: batch.lower.amin(1)}
-        least |= _later_stages(program, x, y, config, unbroken & ~(least[IBP] > 0))
+        least |= _later_stages(program, narrow, x, y, config, unbroken & ~(least[IBP] > 0))
         examples = pd.DataFrame(
             {
                 names.INDEX: range(start, start + len(y)),
@@ -110,10 +132,7 @@ def judge(model: nn.Module, images: Tensor, labels: Tensor, config: TrialConfig)
     verdicts = pd.concat(tables, ignore_index=True)
     _refuse_contradictions(verdicts, stages)
     shares = [len(batch.lower) / len(images) for batch in bounds]
-    layers = {
-        name: sum(share * batch.layers[name] for share, batch in zip(shares, bounds, strict=True))
-        for name in bounds[0].layers
-    }
+    layers = _mean([batch.layers for batch in bounds], shares)
     return Judgement(verdicts, layers, float(torch.cat([batch.clean for batch in bounds]).std()))
 
 
@@ -134,6 +153,13 @@ def _batches(images: Tensor, labels: Tensor, config: TrialConfig) -> Iterator[tu
         yield start, images[start : start + size].double() / 255, labels[start : start + size]
 
 
+def _searcher(model: nn.Module) -> nn.Module:
+    """The network as the attack searches with it: float32, its equilibria to a few digits."""
+    searcher = copy.deepcopy(model)
+    follow(searcher)
+    return searcher.float().requires_grad_(False)
+
+
 def _attacked_margins(
     model: nn.Module, searcher: nn.Module, x: Tensor, labels: Tensor, config: TrialConfig, generator: torch.Generator
 ) -> Tensor:
@@ -147,7 +173,7 @@ def _attacked_margins(
 
 
 def _later_stages(
-    program: Program, x: Tensor, labels: Tensor, config: TrialConfig, unproved: Tensor
+    program: Program, narrow: Program | None, x: Tensor, labels: Tensor, config: TrialConfig, unproved: Tensor
 ) -> dict[str, Tensor]:
     """The least margin's lower bound [B] by each stage after IBP, of the examples that it and those before left open.
 
@@ -160,7 +186,7 @@ def _later_stages(
             ball = LinfBall(x[unproved], config.eps)
             spec = margin_spec(labels[unproved], DATASETS[config.dataset].classes).to(x)
             region = Interval(ball.center, ball.radius)
-            least[stage][unproved] = lower_bounds(program, region, spec, stage, target=0.0).amin(1)
+            least[stage][unproved] = lower_bounds(program, region, spec, stage, 0.0, narrow=narrow).amin(1)
         unproved = unproved & ~(least[stage] > 0)
     return least
 

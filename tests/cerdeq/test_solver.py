@@ -269,7 +269,7 @@ def test_a_limit_that_is_too_small_is_reported_and_raised(monkeypatch):
     assert report.converged.tolist() == [True, False]
     assert report.iterations.tolist() == [1, 2] and report.residual[1] > 1e-3
     with pytest.raises(NotConvergedError, match="1 of 2 equilibria"):
-        point(h)
+        point.float()(h.float())
 
 
 @pytest.mark.parametrize("weight", [[[2.0]], [[1.0]], [[float("nan")]]])

@@ -8,11 +8,13 @@ import torch
 from equilibria import (
     GARBAGE,
     RHOS,
+    channels,
     check_box,
     equilibrium_of,
     hard_matrices,
     random_h,
     random_weight,
+    spectral_radius,
     wide_interval_equilibrium,
     with_one,
 )
@@ -224,3 +226,15 @@ def test_h_out_of_range_bounds_nothing_and_spares_its_neighbours(value):
     box = verified_box(weight, broken)
     assert value == 1e300 or not (box.lower[0] > -torch.inf).any()
     check_box(weight, Box(h.center[1:], h.radius[1:]), Box(box.center[1:], box.radius[1:]))
+
+
+@pytest.mark.parametrize("kernel", [None, 3])
+def test_badly_scaled_channels_cost_no_tightness(kernel):
+    """One channel hardly depends on any other: no Perron vector is even."""
+    weight = random_weight(5, kernel, 0.9, signed=False)
+    weight[4] *= 1e-7
+    weight *= 0.9 / spectral_radius(channels(weight))
+    h = random_h((3, 5) if kernel is None else (3, 5, 4, 4), 0.1, shift=0.5)
+    box, (low, high) = verified_box(weight, h), wide_interval_equilibrium(weight, h)
+    check_box(weight, h, box)
+    assert (box.radius <= (high - low) / 2 + 1e-4 * high.max()).all()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from harness.attacks import pgd
 from harness.attacks.pgd import ascend, last_point, margins, worst_point
 
 
@@ -27,6 +28,17 @@ def test_the_last_point_is_that_of_as_many_steps():
 def test_margins_are_the_true_logit_minus_the_best_other():
     logits = torch.tensor([[1.0, 4.0, 2.0], [5.0, 5.0, 1.0]])
     assert margins(logits, torch.tensor([1, 0])).tolist() == [2.0, 0.0]
+
+
+def test_the_attack_does_not_depend_on_its_slices(monkeypatch):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    x, labels = torch.rand(5, 1, 2, 3).double(), torch.tensor([0, 1, 2, 0, 1])
+    found = []
+    for size in (2, 5):
+        monkeypatch.setattr(pgd, "_AT_ONCE", {"cpu": size})
+        generator = torch.Generator().manual_seed(0)
+        found.append(worst_point(model, x, labels, Fraction(1, 10), steps=5, restarts=2, generator=generator))
+    torch.testing.assert_close(*found)
 
 
 def test_the_attack_finds_the_worst_corner_of_a_linear_network():

@@ -2,18 +2,24 @@
 
 import dataclasses
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
 
 from baselines import build
 from cerdeq import Box
+from cerdeq.bounds.narrow import in_float32
 from cerdeq.equilibrium import rules
+from harness.data import load
 from harness.evaluation import verdicts
 from harness.evaluation.equilibria import recurrence_report
 from harness.evaluation.verdicts import Bounds, SoundnessError, errors_without_attack, judge
-from harness.storage import names
+from harness.storage import folder, names
+from harness.training import load_network
 from harness.training.monitor import parametrised
+
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def test_the_prediction_follows_from_the_margins():
@@ -92,6 +98,42 @@ def test_verdicts_do_not_depend_on_the_batch(judged):
     both = whole["margin_crown-ibp"].notna() & parts["margin_crown-ibp"].notna()
     assert both.any()
     assert whole.loc[both, "margin_crown-ibp"].tolist() == pytest.approx(parts.loc[both, "margin_crown-ibp"].tolist())
+
+
+@pytest.mark.parametrize("name", ["cnn5", "cerdeq"])
+def test_float32_first_gives_the_verdicts_of_float64_alone(name, monkeypatch):
+    """Of trained networks, on images so near a radius that some margins are."""
+    trained = GOLDEN / name
+    config = by_stages(folder.read_trial(trained / folder.TRIAL).config, "ibp", "crown-ibp", "crown")
+    config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, attack_restarts=1))
+    test = load(config.dataset).test_images(60)
+    network = load_network(config, trained / folder.WEIGHTS)
+    assert in_float32(network) is not None
+    first = judge(network, test.images, test.labels, config).verdicts
+    monkeypatch.setattr(verdicts, "in_float32", lambda *_: None)
+    alone = judge(network, test.images, test.labels, config).verdicts
+    decided = [names.VERDICT, names.STAGE, names.PREDICTION]
+    assert first[decided].equals(alone[decided])
+    assert {"crown-ibp", "crown", "none"} & set(first[names.STAGE])
+    assert not first.equals(alone)  # float32 did prove some
+
+
+def test_bounds_do_not_depend_on_the_slices(judged, monkeypatch):
+    _, model, images, labels, config = judged("cnn5", eps="1/2000")
+    whole, parts = (_bounds_in_slices(monkeypatch, size, model, images, labels, config) for size in (90, 7))
+    for field in ("lower", "width", "clean", "clean_lower"):
+        torch.testing.assert_close(getattr(whole, field), getattr(parts, field), rtol=1e-9, atol=1e-9)
+    assert whole.layers == pytest.approx(parts.layers)
+    with torch.no_grad():
+        outputs = model(images.double() / 255)
+    others = outputs.scatter(1, labels[:, None], torch.inf)
+    clean = outputs.gather(1, labels[:, None]) - others[others.isfinite()].view(len(labels), -1)
+    torch.testing.assert_close(parts.clean, clean)
+
+
+def _bounds_in_slices(monkeypatch, size, model, images, labels, config):
+    monkeypatch.setattr(verdicts, "examples_in_cache", lambda *_: size)
+    return verdicts.bound_margins(verdicts.trace(model), images.double() / 255, labels, 10, config.eps)
 
 
 def test_a_large_eps_certifies_nothing_and_breaks_much(judged):

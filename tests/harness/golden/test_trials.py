@@ -45,22 +45,35 @@ def test_folders_of_then_stand_in_a_leaderboard(tmp_path):
 
 @both
 def test_judging_has_not_changed(name):
-    """All kinds of verdict occur; searches, the attack's and alpha-crown's, may end elsewhere by rounding."""
+    """All kinds of verdict occur; searches, the attack's and alpha-crown's, may end elsewhere by rounding.
+
+    Since then boxes of equilibria have lost what float32 solves had left them too wide, so that their bounds have risen
+    in the fourth digit; a margin that is proved above 0 is left at that, in float32 and with rows that IBP proved; and
+    boxes that CROWN tightens are float32's, where that leaves no example close to 0.
+    """
     then = pd.read_parquet(HERE / name / folder.VERDICTS)
     assert {"misclassified", "falsified", "certified", "unknown"} == set(then[names.VERDICT])
     config = folder.read_trial(HERE / name / folder.TRIAL).config
     images = load(config.dataset).test_images(config.evaluation.test_images)
     network = load_network(config, HERE / name / folder.WEIGHTS)
     judgement = judge(network, images.images, images.labels, config)
-    searched = [names.ATTACK_MARGIN, names.margin_column("alpha-crown")]
-    pd.testing.assert_frame_equal(judgement.verdicts.drop(columns=searched), then.drop(columns=searched), rtol=1e-6)
-    pd.testing.assert_frame_equal(judgement.verdicts[searched], then[searched], rtol=1e-2, atol=1e-3)
+    margins = [names.margin_column(stage) for stage in config.evaluation.stages]
+    same, now = then.drop(columns=[*margins, names.ATTACK_MARGIN]), judgement.verdicts
+    close = {"rtol": 1e-4, "atol": 1e-3} if name == "cerdeq" else {"rtol": 1e-6}
+    pd.testing.assert_frame_equal(now.drop(columns=[*margins, names.ATTACK_MARGIN]), same, **close)
+    pd.testing.assert_series_equal(now[names.ATTACK_MARGIN], then[names.ATTACK_MARGIN], rtol=1e-2, atol=1e-3)
+    for column in margins:
+        proved = then[column] > 0
+        assert (now[column].isna() == then[column].isna()).all() and ((now[column] > 0) == proved).all()
+        pd.testing.assert_series_equal(now[column].mask(proved), then[column].mask(proved), rtol=1e-2, atol=5e-3)
+        assert (now.loc[proved, column] <= then.loc[proved, column] + 1e-3).all()
     elsewhere = (names.PARAMETERS, names.TRAIN_SECONDS, names.EVALUATION_SECONDS, names.GAIN, names.MARGIN)
     metrics = {key: value for key, value in folder.read_result(HERE / name).metrics.items() if key not in elsewhere}
     measured = final_metrics(judgement, config.evaluation.stages)
     measured |= recurrence_report(network, images.images, images.labels, config)
     # What has come since is not on record.
-    assert {metric: measured.get(metric) for metric in metrics} == pytest.approx(metrics, rel=1e-6)
+    close = 1e-4 if name == "cerdeq" else 1e-6
+    assert {metric: measured.get(metric) for metric in metrics} == pytest.approx(metrics, rel=close)
 
 
 def test_training_has_not_changed(tmp_path):

@@ -1,0 +1,175 @@
+"""Float32 first: the same verdicts as float64's, by bounds that no exact optimum refutes."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from equilibria import exact_outputs, folded_network
+from graphs import SEARCHED, network, optima, specs
+from oracles import points_of, random_box
+from torch import nn
+
+from cerdeq import Box
+from cerdeq.bounds import BOUNDS, Interval, bounds, lower_bounds, narrow, trace
+from cerdeq.bounds.narrow import in_float32, rounded_outwards
+from cerdeq.boxes import outward_ends
+from cerdeq.equilibrium import Equilibrium, fold
+
+NAMES = ["deep", "residual", "convolution padded", "batch norm 2d", "leaky -0.5", "max pool"]
+
+
+def question(name, seed=0, batch=1):
+    """A float64 network of float32 numbers, its programs in both precisions, a box, functionals of the outputs."""
+    graph, shape = network(name, seed)
+    graph.float().double()
+    box = random_box(batch, *shape)
+    return graph, trace(graph, linear=True), in_float32(graph, linear=True), box, specs(graph, box, rows=3)
+
+
+def test_a_rounded_box_contains_the_box():
+    center = torch.cat([torch.randn(500), torch.randn(500) * 1e-30]).double() * (1 + torch.rand(1000).double())
+    box = Interval(center, center.abs() * 10.0 ** -torch.randint(0, 20, (1000,)))
+    small = rounded_outwards(box)
+    assert small.center.dtype == small.radius.dtype == torch.float32
+    least, most = outward_ends(box.box)
+    # Sums of two float32 of such sizes round in float64 by less than the box is wider.
+    assert (small.box.double().lower <= box.center - box.radius).all()
+    assert (small.box.double().upper >= box.center + box.radius).all()
+    assert (small.radius <= (most - least) / 2 * (1 + 1e-6) + center.abs() * 1e-6 + 1e-37).all()
+
+
+def test_a_network_that_float32_would_change_is_left_alone():
+    plain = nn.Sequential(nn.Linear(3, 2))
+    assert in_float32(plain.double()) is not None
+    with torch.no_grad():
+        plain[0].bias[1] = 1 / 3
+    assert in_float32(plain) is None
+    normed = nn.Sequential(nn.BatchNorm1d(2)).double().eval()
+    normed[0].running_var.fill_(0.1)
+    assert in_float32(normed) is None
+    model = nn.Sequential(Equilibrium(2, nn.Linear(3, 2), kernel_size=None)).double().eval()
+    assert in_float32(model) is None  # W is computed, in either precision, from another kernel
+    fold(model)
+    assert in_float32(model.float().double()) is not None
+
+
+def test_weights_that_are_computed_on_the_way_are_left_alone():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(2, 2))
+
+        def forward(self, x):
+            return nn.functional.linear(x, self.weight * 0.1)
+
+    assert in_float32(Scaled().double()) is None
+
+
+@pytest.mark.parametrize("machine, known", [("x86_64", True), ("aarch64", False)])
+def test_machines_that_may_choose_winograd_are_left_alone(monkeypatch, machine, known):
+    monkeypatch.setattr(narrow.platform, "machine", lambda: machine)
+    assert (in_float32(nn.Sequential(nn.Linear(3, 2)).double()) is not None) == known
+
+
+def test_convolutions_are_direct():
+    """As oneDNN itself says; it may be built without a voice."""
+    code = (
+        "import torch, torch.nn.functional as F; from cerdeq.bounds.precision import counted_rounding\n"
+        "with counted_rounding('cpu'):\n"
+        "    x, w = torch.randn(2, 64, 16, 16), torch.randn(64, 64, 3, 3)\n"
+        "    F.conv2d(x, w, padding=1), F.conv_transpose2d(x, w, padding=1)\n"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "ONEDNN_VERBOSE": "1"}, capture_output=True, text=True
+    )
+    assert told.returncode == 0, told.stderr
+    chosen = [line for line in told.stdout.splitlines() if "convolution" in line and ",exec," in line]
+    if not chosen:
+        pytest.skip("oneDNN does not say")
+    assert all("_direct" in line and "wino" not in line for line in chosen), chosen
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("method", BOUNDS)
+def test_what_float32_proves_is_true_and_what_float64_proves_is_proved(name, method):
+    graph, wide, small, box, spec = question(name)
+    assert small is not None
+    x = Interval(box.center, box.radius)
+    least, _, _ = optima(graph, box, spec)
+    alone = lower_bounds(wide, x, spec, method)
+    hair = 1e-3 if method in SEARCHED else 1e-9
+    for target in (-1e9, alone.min().item() - hair, alone.median().item() - 0.1, alone.max().item() + hair):
+        first = lower_bounds(wide, x, spec, method, target, narrow=small)
+        assert first.dtype == torch.float64
+        assert (first <= least + 1e-6 * (1 + least.abs())).all()
+        by_wide = lower_bounds(wide, x, spec, method, target)
+        assert ((first > target).all(1) == (by_wide > target).all(1)).all(), target
+
+
+@pytest.mark.parametrize("method", [method for method in BOUNDS if method not in SEARCHED])
+def test_a_margin_too_small_for_float32_is_float64_s(method, monkeypatch):
+    """Just below float64's bound, float32 leaves it open."""
+    _, wide, small, box, spec = question("residual")
+    x, spec = Interval(box.center, box.radius), spec[:, :1]
+    target = lower_bounds(wide, x, spec, method).item() - 1e-10
+    by_small = lower_bounds(small, rounded_outwards(x), spec.float(), method, target)
+    assert not (by_small.double() > target).any()
+    asked = []
+    for name, record in list(BOUNDS.items()):
+
+        def lower(question, record=record):
+            asked.append(question.spec.dtype)
+            return record.lower(question)
+
+        monkeypatch.setitem(BOUNDS, name, replace(record, lower=lower))
+    assert (lower_bounds(wide, x, spec, method, target, narrow=small) > target).all()
+    assert asked == [torch.float32, torch.float64]
+    asked.clear()
+    assert (lower_bounds(wide, x, spec, method, target - 1e3, narrow=small) > target - 1e3).all()
+    assert asked == [torch.float32]
+
+
+def test_an_example_that_float32_s_boxes_miss_by_a_hair_has_float64_s(monkeypatch):
+    _, wide, small, box, spec = question("residual")
+    x, spec = Interval(box.center, box.radius), spec[:, :1]
+    cheap, best = (lower_bounds(wide, x, spec, method).item() for method in ("crown-ibp", "crown"))
+    assert best > cheap + 1e-3
+    tightened, precisions = bounds.tightened_values, []
+
+    def seen(program, x, memory):
+        precisions.append(x.center.dtype)
+        return tightened(program, x, memory)
+
+    monkeypatch.setattr(bounds, "tightened_values", seen)
+    assert lower_bounds(wide, x, spec, "crown", best - 1e-10, narrow=small).item() > best - 1e-10
+    assert precisions == [torch.float32, torch.float64]
+    precisions.clear()
+    assert not lower_bounds(wide, x, spec, "crown", best + abs(best - cheap), narrow=small).item() > best
+    assert precisions == [torch.float32]
+
+
+@pytest.mark.parametrize("kernel, count", [(None, 1), (3, 1), (3, 2)])
+@pytest.mark.parametrize("method", BOUNDS)
+def test_equilibria_in_float32_are_bounded_truly(method, kernel, count):
+    model = folded_network(kernel, count).float().double()
+    box = random_box(2, *((3,) if kernel is None else (1, 3, 3)))
+    with torch.no_grad():
+        outputs = torch.stack([exact_outputs(model, x) for x in points_of(box, 30)])
+    spec = torch.randn(2, 3, outputs.shape[-1]).double()
+    wide, small = trace(model, linear=True), in_float32(model, linear=True)
+    x = Interval(box.center, box.radius)
+    alone = lower_bounds(wide, x, spec, method)
+    target = alone.min().item() - 1e-2
+    first = lower_bounds(wide, x, spec, method, target, narrow=small)
+    assert (first > target).all()
+    assert (first <= torch.einsum("bkn,pbn->pbk", spec, outputs).amin(0) + 1e-9).all()
+
+
+def test_a_box_that_is_none_proves_nothing():
+    _, wide, small, box, spec = question("residual")
+    nothing = Box(box.center, torch.full_like(box.radius, torch.nan))
+    x = Interval(nothing.center, nothing.radius)
+    assert not (lower_bounds(wide, x, spec, "crown-ibp", -1e9, narrow=small) > -1e9).any()
