@@ -16,6 +16,7 @@ from cerdeq.bounds import BOUNDS, Context, Interval, Program, lower_bounds, prop
 from cerdeq.boxes import outward_ends
 from harness.attacks.pgd import margins, worst_point
 from harness.config.trial import TrialConfig
+from harness.evaluation.kept import KeptBatches
 from harness.storage import names
 
 IBP = "ibp"
@@ -75,8 +76,10 @@ def bound_margins(program: Program, x: Tensor, labels: Tensor, classes: int, eps
     return Bounds(lower, 2 * output.radius, output.clean_value(), clean_lower, layers)
 
 
-def judge(model: nn.Module, images: Tensor, labels: Tensor, config: TrialConfig) -> Judgement:
-    """Judge the network on images (uint8 [N, C, H, W]) with labels [N].
+def judge(
+    model: nn.Module, images: Tensor, labels: Tensor, config: TrialConfig, kept: KeptBatches | None = None
+) -> Judgement:
+    """Judge the network on images (uint8 [N, C, H, W]) with labels [N], going on from the batches that are kept.
 
     model: float64, in evaluation mode. Predictions and bounds are float64, bounds rounded outwards; the attack
     searches in float32, and a point counts as adversarial only where the float64 network agrees. Raises SoundnessError.
@@ -84,8 +87,9 @@ def judge(model: nn.Module, images: Tensor, labels: Tensor, config: TrialConfig)
     stages = config.evaluation.stages
     program = trace(model, linear=any(BOUNDS[stage].linear for stage in stages))
     searcher, generator = copy.deepcopy(model).float(), torch.Generator().manual_seed(config.seed)
-    tables, bounds = [], []
-    for start, x, y in _batches(images, labels, config):
+    tables, known = ([], []) if kept is None else kept.restored(generator)
+    bounds = [Bounds(**fields) for fields in known]
+    for start, x, y in _batches(images, labels, config, sum(map(len, tables))):
         batch = bound_margins(program, x, y, DATASETS[config.dataset].classes, config.eps)
         prediction = batch.prediction(y)
         right = prediction == y
@@ -107,6 +111,8 @@ def judge(model: nn.Module, images: Tensor, labels: Tensor, config: TrialConfig)
         )
         tables.append(_with_verdicts(examples, stages))
         bounds.append(batch)
+        if kept is not None:
+            kept.after_batch(tables, bounds, generator)
     verdicts = pd.concat(tables, ignore_index=True)
     _refuse_contradictions(verdicts, stages)
     shares = [len(batch.lower) / len(images) for batch in bounds]
@@ -128,9 +134,11 @@ def errors_without_attack(model: nn.Module, images: Tensor, labels: Tensor, conf
     return 100 * (1 - right / len(images)), 100 * (1 - certified / len(images))
 
 
-def _batches(images: Tensor, labels: Tensor, config: TrialConfig) -> Iterator[tuple[int, Tensor, Tensor]]:
+def _batches(
+    images: Tensor, labels: Tensor, config: TrialConfig, first: int = 0
+) -> Iterator[tuple[int, Tensor, Tensor]]:
     size = config.evaluation.batch_size
-    for start in range(0, len(images), size):
+    for start in range(first, len(images), size):
         yield start, images[start : start + size].double() / 255, labels[start : start + size]
 
 

@@ -1,4 +1,4 @@
-"""The training loop: epochs of steps, one row and one checkpoint an epoch."""
+"""The training loop: epochs of steps, a row each, and checkpoints."""
 
 import copy
 import math
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from baselines import DATASETS, build
+from harness.clock import Clock, OutOfTime
 from harness.config.trial import TrialConfig
 from harness.storage import names
 from harness.storage.folder import read_epochs, write_epoch
@@ -18,10 +19,12 @@ from harness.training import checkpoint
 from harness.training.augment import draw, seed_of
 from harness.training.batch_norm import recompute_statistics
 from harness.training.initialise import initialise
+from harness.training.memory import divided
 from harness.training.monitor import monitored, monitored_untrained
 from harness.training.schedule import Ramp, learning_rate
 from harness.training.step import Stepper, make_optimiser
 
+FIRST_EPOCH, EPOCH = "first epoch", "epoch"  # of a call: the first may compile
 _MONITORED = 500
 _OF_ATTACKS = 2**40
 
@@ -43,12 +46,18 @@ def train(
     directory: Path,
     device: torch.device,
     report: Callable[[dict[str, Any]], None],
+    clock: Clock | None = None,
+    split: int = 1,
 ) -> nn.Sequential:
     """Train `config`'s network on images (uint8 [N, C, H, W]) and labels [N], going on from the directory's checkpoint.
 
-    Calls `report` with each epoch's row after it and its checkpoint are on disk; before the first step with that of
-    epoch 0, the bounds of the untrained network. Raises NonFiniteLossError.
+    Calls `report` with each epoch's row after it is on disk; before the first step with that of epoch 0, the bounds of
+    the untrained network. The clock says after which epochs a checkpoint is kept, besides the last one, and when to
+    stop. split: into how many each part of a batch is divided; rows tell where it is not 1.
+    Raises NonFiniteLossError, and OutOfTime where there is no time for another epoch.
     """
+    clock = Clock() if clock is None else clock
+    config = divided(config, split)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if config.train.precision == "tf32" else "highest")
         torch.backends.cudnn.allow_tf32 = config.train.precision == "tf32"
@@ -68,13 +77,23 @@ def train(
         row = _finite({names.EPOCH: 0, names.TRAIN_EPS: 0.0, **untrained})
         write_epoch(directory, row)
         report(row)
-    stepper = None
-    for epoch in range(done + 1, config.train.epochs + 1):
-        stepper = stepper or Stepper(config, model, optimiser, images, labels, averaged)
+    last, stepper = config.train.epochs, None
+    for epoch in range(done + 1, last + 1):
+        kind, began = (FIRST_EPOCH if stepper is None else EPOCH), time.monotonic()
+        if stepper is None:
+            clock.require(kind)
+            stepper = Stepper(config, model, optimiser, images, labels, averaged)
         row = _epoch(config, stepper, epoch, directory)
+        if split > 1:
+            row[names.TRAIN_ACCUMULATE] = config.train.accumulate
         write_epoch(directory, row)  # first: a row without its checkpoint is written again, a row never written is lost
-        checkpoint.save(directory, epoch, parts)
+        clock.lasted[kind] = time.monotonic() - began
+        stop = epoch < last and not clock.fits(EPOCH)
+        if epoch == last or stop or clock.due():
+            checkpoint.save(directory, epoch, parts)
         report(row)
+        if stop:
+            raise OutOfTime
     trained = model if averaged is None else averaged
     if config.train.recompute_statistics:
         recompute_statistics(trained, images, config.train.batch_size)

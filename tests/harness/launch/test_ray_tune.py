@@ -51,7 +51,7 @@ class Ends(logging.Handler):
     def emit(self, record):
         self.logged.append(record.getMessage())
 
-    def on_epoch(self, place, row):
+    def on_report(self, place, row):
         self.rows[place.name].append(row)
 
     def on_end(self, place, error):
@@ -67,7 +67,7 @@ def call(tmp_path, folders, worker, cpu=1, gpu=0.0, data_dir=None):
     storage = tmp_path / "results/.ray"
     logging.getLogger("ray").addHandler(heard)
     try:
-        run_folders(places, data_dir, cpu, gpu, storage, heard.on_epoch, heard.on_end, worker=worker)
+        run_folders(places, data_dir, cpu, gpu, storage, heard.on_report, heard.on_end, worker=worker)
     finally:
         logging.getLogger("ray").removeHandler(heard)
     assert ray.is_initialized(), "Ray was up before and must stay up"
@@ -205,7 +205,8 @@ def test_a_real_trial_reports_its_epochs_and_has_a_thread_a_cpu(real, name):
     directory, heard, _ = real
     assert heard.ends[name] == [None]
     assert folder.read_result(directory / name).environment["threads"] == "1"
-    assert [row[names.EPOCH] for row in heard.rows[name]] == [0, 1, 2, 3]
+    told = [row.get(names.EPOCH, (row.get(names.JUDGED), row.get(names.IMAGES))) for row in heard.rows[name]]
+    assert told == [0, 1, 2, 3, (0, 60), (40, 60), (60, 60)]
     for told, written in zip(heard.rows[name], folder.read_epochs(directory / name), strict=True):
         assert written.items() <= told.items()
 
