@@ -25,7 +25,10 @@ class Clock:
         """Whether there is time for one more thing of a kind.
 
         It is taken to last half as long again as the last one of its kind; the very first wants a quarter of the call.
+        The first thing of all always fits, so that every call gets on.
         """
+        if not self.lasted:
+            return True
         wanted = 1.5 * self.lasted[kind] if kind in self.lasted else self.seconds / 4
         return time.monotonic() + wanted <= self.ends
 

@@ -32,6 +32,15 @@ def test_the_first_thing_of_a_kind_wants_a_quarter_of_the_call(now):
         clock.require("batch")
 
 
+def test_the_first_thing_of_a_call_always_fits(now):
+    """Else a call whose minutes are too few would be repeated for ever."""
+    clock = Clock(100)
+    now[0] += 200
+    assert clock.fits("epoch")
+    clock.lasted["epoch"] = 0
+    assert not clock.fits("epoch") and not clock.fits("batch")
+
+
 def test_without_an_end_everything_fits(now):
     clock = Clock()
     now[0] += 1e9
