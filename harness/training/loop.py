@@ -18,6 +18,7 @@ from harness.storage.folder import read_epochs, write_epoch
 from harness.training import checkpoint
 from harness.training.augment import draw, seed_of
 from harness.training.batch_norm import recompute_statistics
+from harness.training.device import set_up, tf32
 from harness.training.initialise import initialise
 from harness.training.memory import divided
 from harness.training.monitor import monitored, monitored_untrained
@@ -58,10 +59,7 @@ def train(
     """
     clock = Clock() if clock is None else clock
     config = divided(config, split)
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high" if config.train.precision == "tf32" else "highest")
-        torch.backends.cudnn.allow_tf32 = config.train.precision == "tf32"
-        torch.backends.cudnn.deterministic = True
+    set_up(device)
     torch.manual_seed(config.seed)
     model = build(config.model, config.dataset, config.width, **config.options)
     if config.train.initialisation == "ibp":
@@ -110,9 +108,10 @@ def _epoch(config: TrialConfig, stepper: Stepper, epoch: int, directory: Path) -
     torch.manual_seed(seed_of(config.seed, epoch) + _OF_ATTACKS)  # what attacks start from, after a restart as well
     reports = []
     started = time.perf_counter()
-    for step in range(steps):
-        eps = ramp((epoch - 1) * steps + step)
-        reports.append(stepper(draws.batch(step * settings.batch_size, settings.batch_size), eps, rate))
+    with tf32(device, settings.precision == "tf32"):
+        for step in range(steps):
+            eps = ramp((epoch - 1) * steps + step)
+            reports.append(stepper(draws.batch(step * settings.batch_size, settings.batch_size), eps, rate))
     loss, clean, certified = torch.stack(reports).double().cpu().unbind(1)
     seconds = time.perf_counter() - started
     _refuse_non_finite(stepper.model, loss, epoch, directory)
