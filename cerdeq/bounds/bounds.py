@@ -76,7 +76,7 @@ def lower_bounds(
 
     Each method's are at least those of every method before it in BOUNDS. target: an example is left alone, with the
     bounds it has, as soon as all are above it. memory: about how many bytes to use; by default 512 MiB on a CPU and
-    half the memory of a GPU. Raises ValueError for an unknown method.
+    half of what this process may have of a GPU. Raises ValueError for an unknown method.
     """
     record = bound_named(method)
     if 0 in spec.shape[:2]:

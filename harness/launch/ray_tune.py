@@ -76,12 +76,15 @@ class _Reporter(TrialProgressCallback):
 
 
 def train_folder(config: dict[str, Any]) -> None:
-    """What a worker runs: the trial whose folder is config's `directory`, on as many threads as it was given CPUs."""
+    """What a worker runs: the trial whose folder is config's `directory`, on as many threads as it was given CPUs and
+    in its share of a GPU's memory."""
     directory = Path(config["directory"])
     given = ray.get_runtime_context().get_assigned_resources()
     torch.set_num_threads(max(1, int(given.get("CPU", 1))))
-    if given.get("GPU", 0) > 0 and not torch.cuda.is_available():
-        raise RuntimeError(f"trial {directory.name} was given a GPU that torch does not see")
+    if (share := given.get("GPU", 0)) > 0:
+        if not torch.cuda.is_available():
+            raise RuntimeError(f"trial {directory.name} was given a GPU that torch does not see")
+        torch.cuda.set_per_process_memory_fraction(min(1.0, share))  # the rest is of those it shares the GPU with
     with suppress(*HOPELESS):  # failure.json tells
         run_folder(directory, tune.report, config["data_dir"], _report_judged)
     free_memory()
