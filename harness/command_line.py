@@ -11,11 +11,11 @@ from pathlib import Path
 
 from harness.errors import InputError
 
-OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, BAD_INPUT, TIME_UP, INTERRUPTED = 0, 1, 2, 3, 130
 
 COMMANDS = {  # name: its module, what it does
     "run": ("harness.launch.driver", "train and certify every trial of a sweep, log them, write the leaderboard"),
-    "trial": ("harness.launch.single", "train and certify one exported trial, without Ray, MLflow or pydantic"),
+    "trial": ("harness.launch.single", "train and certify exported trials, without Ray, MLflow or pydantic"),
     "tables": ("harness.analysis.tables", "write a sweep's leaderboard anew"),
     "paired": ("harness.analysis.paired", "is one row of a leaderboard better than another, image by image?"),
     "depth": ("harness.analysis.depth", "how widths of bounds grow with depth"),
@@ -41,7 +41,8 @@ def add_sweep_directory(parser: argparse.ArgumentParser) -> None:
 
 
 def main(name: str, arguments: list[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0 all well, 1 something failed, 2 bad input, 130 stopped by Ctrl-C."""
+    """Run a command; returns the exit status: 0 all well, 1 something failed, 2 bad input, 3 the time that it was
+    given is up and something is left, 130 stopped by Ctrl-C."""
     module = import_module(COMMANDS[name][0])
     parser = argparse.ArgumentParser(
         prog=f"python -m harness.{name}",

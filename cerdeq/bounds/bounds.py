@@ -99,9 +99,10 @@ def lower_bounds(
     """Sound lower bounds [B, K] of `spec` [B, K, N] of the outputs [B, N], over the boxes x [B, ...].
 
     Each method's are at least those of every method before it in BOUNDS. target: what is above it is left alone, with
-    the bound it has. memory: about how many bytes to use; by default 512 MiB on a CPU and half the memory of a GPU.
-    narrow: `in_float32` of the model of a float64 program: what that shows to be above the target is left at that, and
-    the rest has its boxes and slopes from there, its proof from float64. Raises ValueError for an unknown method.
+    the bound it has. memory: about how many bytes to use; by default 512 MiB on a CPU and half of what this process may
+    have of a GPU. narrow: `in_float32` of the model of a float64 program: what that shows to be above the target is
+    left at that, and the rest has its boxes and slopes from there, its proof from float64. Raises ValueError for an
+    unknown method.
     """
     record = bound_named(method)
     if 0 in spec.shape[:2]:

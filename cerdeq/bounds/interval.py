@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cerdeq.bounds import convolution
+from cerdeq.bounds.convolution import pair
 from cerdeq.boxes import Box, outward_ends
 
 
@@ -99,12 +101,6 @@ def settle(ctx: Context, radius: Tensor, terms: int, offset: Tensor | None = Non
     return radius if offset is None else radius + (terms + 4) * limits.eps * offset.abs()
 
 
-def pair(value: Any) -> tuple[int, int]:
-    """A size for both dimensions of an image, given as one number or as two."""
-    several = (value, value) if isinstance(value, int) else tuple(value)
-    return several if len(several) == 2 else several * 2
-
-
 def _affine(x: Interval, function) -> tuple[Tensor, Tensor | None]:
     """`function` of centre and clean value, in one call."""
     if x.clean is None:
@@ -116,9 +112,9 @@ def _affine(x: Interval, function) -> tuple[Tensor, Tensor | None]:
 def conv2d(ctx: Context, x: Interval, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Interval:
     """2-d convolution, any stride, zero padding, dilation and groups."""
     shape = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    center, clean = _affine(x, lambda value: F.conv2d(value, weight, bias, **shape))
+    center, clean = _affine(x, lambda value: convolution.conv2d(value, weight, bias, **shape))
     terms = weight[0].numel() + 1
-    radius = F.conv2d(absorb(ctx, x.center, x.radius, terms), weight.abs(), **shape)
+    radius = convolution.conv2d(absorb(ctx, x.center, x.radius, terms), weight.abs(), **shape)
     offset = None if bias is None else bias[:, None, None]
     return Interval(center, settle(ctx, radius, terms, offset), clean)
 

@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vjp, vmap
 
+from cerdeq.bounds import convolution
+from cerdeq.bounds.convolution import paddings
 from cerdeq.bounds.interval import Context, Interval, pair
 from cerdeq.bounds.precision import without_autocast
 
@@ -185,26 +187,18 @@ def conv2d(
     axes = zip(x.center.shape[2:], coefficients.shape[3:], stride, dilation, kernel, before, strict=True)
     rest = [whole - ((n - 1) * s + d * (k - 1) + 1 - 2 * p) for whole, n, s, d, k, p in axes]
     unreached = [max(0, missing) for missing in rest]
-    pulled = F.conv_transpose2d(coefficients.flatten(0, 1), weight, None, stride, before, unreached, groups, dilation)
+    rows = coefficients.flatten(0, 1)
+    pulled = convolution.conv_transpose2d(rows, weight, stride, before, unreached, groups, dilation)
     pulled = F.pad(pulled, (0, min(0, rest[1]), 0, min(0, rest[0])))  # the odd row of 'same'
     constant = 0.0 if bias is None else (coefficients.flatten(3).sum(3) * bias).sum(2)
     if ctx.sound:
         reach = F.pad(magnitude(x), (before[1], after[1], before[0], after[0]))
-        result = F.conv2d(reach, weight.abs(), None, stride, 0, dilation, groups)
+        result = convolution.conv2d(reach, weight.abs(), None, stride, 0, dilation, groups)
         if bias is not None:
             offset = bias.view(1, -1, 1, 1).expand_as(result)
             result, constant = result + offset.abs(), dot(ctx, coefficients, offset)
         constant = constant - slack(ctx, coefficients, result, weight[:, 0].numel() // groups + weight[0].numel())
     return Pulled((pulled.unflatten(0, coefficients.shape[:2]),), _filled(constant, coefficients))
-
-
-def paddings(padding: Any, kernel: Any, dilation: tuple[int, int]) -> tuple[list[int], list[int]]:
-    """Rows and columns added before and after the image; 'same' puts the odd one after."""
-    if padding == "same":
-        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-        return [t // 2 for t in total], [t - t // 2 for t in total]
-    each = [0, 0] if padding == "valid" else list(pair(padding))
-    return each, each
 
 
 def linear(ctx: Backward, coefficients: Tensor, x: Interval, weight, bias=None) -> Pulled:

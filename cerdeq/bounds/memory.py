@@ -18,8 +18,11 @@ _VALUE_COPIES = 8  # of the values of a forward pass: boxes before and after tig
 
 
 def default_memory(device: torch.device) -> int:
-    """About how many bytes to use: 512 MiB on a CPU, half the memory of a GPU."""
-    return torch.cuda.get_device_properties(device).total_memory // 2 if device.type == "cuda" else _CPU_MEMORY
+    """About how many bytes to use: 512 MiB on a CPU, half of what this process may have of a GPU."""
+    if device.type != "cuda":
+        return _CPU_MEMORY
+    share = torch.cuda.get_per_process_memory_fraction(device)
+    return int(share * torch.cuda.get_device_properties(device).total_memory) // 2
 
 
 def examples_at_once(program: Program, x: Interval, rows: int, memory: int) -> int:

@@ -12,6 +12,7 @@ from cerdeq.bounds.backward import linear_lower_bound
 from cerdeq.bounds.graph import Program
 from cerdeq.bounds.interval import Interval
 from cerdeq.bounds.linear import Backward
+from cerdeq.bounds.precision import uncounted_rounding
 
 ITERATIONS = 30
 _RATE, _DECAY = 0.25, 0.93
@@ -56,7 +57,7 @@ def _evaluated(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The bounds [B, K] at these slopes and their gradients; rows above the target have none."""
     leaves = {name: share.detach().requires_grad_() for name, share in slopes.items()}
-    with torch.enable_grad():
+    with torch.enable_grad(), uncounted_rounding():
         lower = linear_lower_bound(program, values, spec, program.output, Backward(sound=False, slopes=leaves))
         wanted = lower if target is None else lower.clamp(max=target)
         gradients = torch.autograd.grad(wanted.sum(), list(leaves.values()))

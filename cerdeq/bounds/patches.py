@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cerdeq.bounds.interval import Interval, pair
-from cerdeq.bounds.linear import Backward, Pulled, magnitude, paddings, slack
+from cerdeq.bounds.convolution import paddings, pair
+from cerdeq.bounds.interval import Interval
+from cerdeq.bounds.linear import Backward, Pulled, magnitude, slack
 from cerdeq.bounds.operators import Operator
 
 

@@ -24,6 +24,14 @@ def counted_rounding(device: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def uncounted_rounding() -> Iterator[None]:
+    """cuDNN even within `counted_rounding`, for what proves nothing: without it CUDA convolves image by image."""
+    with ExitStack() as stack:
+        _set_within(stack, torch.backends.cudnn, "enabled", True)
+        yield
+
+
 _ROUNDING: tuple[Any, ...] = (
     torch.backends.cuda.matmul,
     torch.backends.cudnn.conv,  # type: ignore[attr-defined]

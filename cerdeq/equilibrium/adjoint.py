@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cerdeq.bounds.interval import Interval
 from cerdeq.bounds.linear import Backward, Pulled, dot, magnitude, slack
+from cerdeq.bounds.precision import uncounted_rounding
 from cerdeq.bounds.relaxation import Lines, lines, share, through
 from cerdeq.boxes import Box
 from cerdeq.equilibrium.certificate import reachable_preactivation
@@ -49,7 +50,7 @@ def pull_back(ctx: Backward, coefficients: Tensor, h: Interval, weight: Tensor, 
 
     multiplier = coefficients
     if iterations is None:
-        with torch.no_grad():
+        with torch.no_grad(), uncounted_rounding():
             multiplier = _settled(step, coefficients, z.radius)
         iterations = 0 if ctx.sound else _SEARCH_STEPS
     for _ in range(iterations):

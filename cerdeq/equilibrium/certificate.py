@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from cerdeq.bounds.interval import Context, absorb, relu_box, settle
+from cerdeq.bounds.precision import counted_rounding, uncounted_rounding
 from cerdeq.boxes import Box, narrowed, outward_ends
 from cerdeq.equilibrium.recurrence import apply_lifted, apply_weight, per_channel
 from cerdeq.equilibrium.refine import near_equilibrium
 from cerdeq.equilibrium.solver import solve
 
 _POWER_ITERATIONS = 500
+_SMALL = 256  # channels up to which thousands of little products take longer to launch on a GPU than to do on a CPU
 _FLOORS, _AS_GOOD = (1e-6, 1e-12, 1e-18), 1e-5
 _SOLVER_TOLERANCE = 1e-6
 _SOLVER_LIMIT = 1000
@@ -53,9 +55,12 @@ def contraction(weight: Tensor) -> Contraction:
     """
     weight = weight.detach().double()
     matrix, terms = channel_matrix(weight), weight[0].numel()
+    if len(matrix) <= _SMALL:
+        matrix = matrix.cpu()
     proofs = [_proved(matrix, _perron_vector(matrix, floor), terms) for floor in _FLOORS]
     least = min(proof.rate for proof in proofs)
-    return next((proof for proof in proofs if proof.rate <= least * (1 + _AS_GOOD)), proofs[0])
+    chosen = next((proof for proof in proofs if proof.rate <= least * (1 + _AS_GOOD)), proofs[0])
+    return Contraction(chosen.v.to(weight.device), chosen.rate)
 
 
 def _perron_vector(matrix: Tensor, floor: float) -> Tensor:
@@ -136,15 +141,19 @@ def closed_form_box(weight: Tensor, h: Box, proof: Contraction) -> Box:
 
 
 @torch.no_grad()
-def verified_box(weight: Tensor, h: Box) -> Box:
+def verified_box(weight: Tensor, h: Box, proof: Contraction | None = None) -> Box:
     """A box that is proved to contain the equilibrium of every h in the box `h`, [B, ...], float64.
 
     The interval equilibrium is solved fast in float32, widened by a multiple of v until its inclusion is checked in
     float64, then mapped through F again, which keeps the proof and undoes the widening. Where the check fails
     the closed-form box is tried; an example without any proved box gets radius infinity. Without gradient.
-    Raises NotContractiveError where rho(|W|) < 1 has no proof.
+    proof: `contraction` of this weight, where it is known. Raises NotContractiveError where rho(|W|) < 1 has no proof.
     """
-    proof = contraction(weight)
+    with counted_rounding(h.center.device.type):
+        return _verified_box(weight, h, contraction(weight) if proof is None else proof)
+
+
+def _verified_box(weight: Tensor, h: Box, proof: Contraction) -> Box:
     if not proof.rate < 1:
         raise NotContractiveError(f"rho(|W|) < 1 is not proved: the bound is {proof.rate:.6f}")
     weight, h = weight.double(), h.double()
@@ -194,7 +203,8 @@ def interval_equilibrium(weight: Tensor, h: Box) -> Box:
         # The solver may extrapolate to a negative radius.
         return torch.cat(relu_box(ctx, *apply_lifted(small, (c, torch.relu(r)), (h_c, h_r))), dim=1)
 
-    solution = solve(step, torch.zeros_like(ends), ends, _SOLVER_TOLERANCE, _SOLVER_LIMIT, _SOLVER)
+    with uncounted_rounding():
+        solution = solve(step, torch.zeros_like(ends), ends, _SOLVER_TOLERANCE, _SOLVER_LIMIT, _SOLVER)
     c, r = solution.value.double().chunk(2, dim=1)
     return Box(c, r)
 

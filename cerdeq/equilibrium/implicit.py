@@ -49,13 +49,14 @@ class _Clean(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
         weight, z, rounded = (tensor.to(ctx.precision) for tensor in (*ctx.saved_tensors, g))
         active = torch.sign(z)
         y = active * rounded
         for _ in range(ctx.iterations):
             y = active * (rounded + apply_transposed(weight, y))
-        return weight_gradient(weight, z, y).to(g), y.to(g), None, None
+        grad_weight = weight_gradient(weight, z, y).to(g) if ctx.needs_input_grad[0] else None  # attacks want none
+        return grad_weight, y.to(g), None, None
 
 
 class _Lifted(torch.autograd.Function):
@@ -89,5 +90,8 @@ class _Lifted(torch.autograd.Function):
         yc, yr = through_relu(of_center, of_radius)
         for _ in range(ctx.iterations):
             yc, yr = through_relu(of_center + apply_transposed(weight, yc), of_radius + apply_transposed(magnitude, yr))
-        grad_weight = weight_gradient(weight, center, yc) + torch.sign(weight) * weight_gradient(weight, radius, yr)
-        return grad_weight.to(grad_center), yc.to(grad_center), yr.to(grad_radius), None, None, None, None
+        grad_weight = None
+        if ctx.needs_input_grad[0]:
+            of_magnitude = torch.sign(weight) * weight_gradient(weight, radius, yr)
+            grad_weight = (weight_gradient(weight, center, yc) + of_magnitude).to(grad_center)
+        return grad_weight, yc.to(grad_center), yr.to(grad_radius), None, None, None, None

@@ -4,12 +4,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
+from cerdeq.bounds.convolution import conv2d, conv_transpose2d
+
 
 def apply_weight(weight: Tensor, z: Tensor) -> Tensor:
     """W z: weight [C, C, k, k] on z [B, C, H, W], or [N, N] on [B, N]."""
     if weight.dim() == 2:
         return F.linear(z, weight)
-    return F.conv2d(z, weight, padding=weight.shape[-1] // 2)
+    return conv2d(z, weight, padding=weight.shape[-1] // 2)
 
 
 def apply_lifted(weight: Tensor, state: tuple[Tensor, Tensor], h: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -21,7 +23,7 @@ def apply_transposed(weight: Tensor, y: Tensor) -> Tensor:
     """W^T y."""
     if weight.dim() == 2:
         return F.linear(y, weight.T)
-    return F.conv_transpose2d(y, weight, padding=weight.shape[-1] // 2)
+    return conv_transpose2d(y, weight, padding=weight.shape[-1] // 2)
 
 
 def weight_gradient(weight: Tensor, z: Tensor, y: Tensor) -> Tensor:

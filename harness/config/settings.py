@@ -33,8 +33,8 @@ class TrainSettings:
         1 / steps is less than 1 minus it; before it is their plain mean. None judges the last.
     recompute_statistics: before judging, batch norm's become those of the whole training set, unaugmented (CTBench
         2024).
-    precision: of products in training alone: 'tf32', 'float32', or 'bf16', with which parameters, sums, margins and the
-        loss are float32. All is judged in float64.
+    precision: of products in training's steps alone: 'tf32', 'float32', or 'bf16', with which parameters, sums, margins
+        and the loss are float32. All is judged in float64.
     compile: whether steps are compiled: 'auto' where that works and the trial is long enough to earn it back, 'always'
         where it works, 'never'. It moves numbers as another machine does, by rounding alone.
     initialisation: 'ibp' draws weights that keep the width of boxes (Shi et al. 2021), 'default' leaves torch's own.

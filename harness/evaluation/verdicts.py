@@ -19,6 +19,7 @@ from cerdeq.boxes import outward_ends
 from cerdeq.equilibrium import follow
 from harness.attacks.pgd import margins, worst_point
 from harness.config.trial import TrialConfig
+from harness.evaluation.kept import KeptBatches
 from harness.storage import names
 
 IBP = "ibp"
@@ -96,8 +97,10 @@ def _mean(rows: Sequence[dict[str, float]], shares: Sequence[float]) -> dict[str
     return {name: sum(share * row[name] for share, row in zip(shares, rows, strict=True)) for name in rows[0]}
 
 
-def judge(model: nn.Module, images: Tensor, labels: Tensor, config: TrialConfig) -> Judgement:
-    """Judge the network on images (uint8 [N, C, H, W]) with labels [N].
+def judge(
+    model: nn.Module, images: Tensor, labels: Tensor, config: TrialConfig, kept: KeptBatches | None = None
+) -> Judgement:
+    """Judge the network on images (uint8 [N, C, H, W]) with labels [N], going on from the batches that are kept.
 
     model: float64, in evaluation mode. Predictions and bounds are float64, bounds rounded outwards; the attack
     searches in float32, and a point counts as adversarial only where the float64 network agrees. Raises SoundnessError.
@@ -106,8 +109,9 @@ def judge(model: nn.Module, images: Tensor, labels: Tensor, config: TrialConfig)
     linear = any(BOUNDS[stage].linear for stage in stages)
     program, narrow = trace(model, linear), in_float32(model, linear)
     searcher, generator = _searcher(model), torch.Generator().manual_seed(config.seed)
-    tables, bounds = [], []
-    for start, x, y in _batches(images, labels, config):
+    tables, known = ([], []) if kept is None else kept.restored(generator)
+    bounds = [Bounds(**fields) for fields in known]
+    for start, x, y in _batches(images, labels, config, sum(map(len, tables))):
         batch = bound_margins(program, x, y, DATASETS[config.dataset].classes, config.eps)
         prediction = batch.prediction(y)
         right = prediction == y
@@ -129,6 +133,8 @@ def judge(model: nn.Module, images: Tensor, labels: Tensor, config: TrialConfig)
         )
         tables.append(_with_verdicts(examples, stages))
         bounds.append(batch)
+        if kept is not None:
+            kept.after_batch(tables, bounds, generator)
     verdicts = pd.concat(tables, ignore_index=True)
     _refuse_contradictions(verdicts, stages)
     shares = [len(batch.lower) / len(images) for batch in bounds]
@@ -147,9 +153,11 @@ def errors_without_attack(model: nn.Module, images: Tensor, labels: Tensor, conf
     return 100 * (1 - right / len(images)), 100 * (1 - certified / len(images))
 
 
-def _batches(images: Tensor, labels: Tensor, config: TrialConfig) -> Iterator[tuple[int, Tensor, Tensor]]:
+def _batches(
+    images: Tensor, labels: Tensor, config: TrialConfig, first: int = 0
+) -> Iterator[tuple[int, Tensor, Tensor]]:
     size = config.evaluation.batch_size
-    for start in range(0, len(images), size):
+    for start in range(first, len(images), size):
         yield start, images[start : start + size].double() / 255, labels[start : start + size]
 
 

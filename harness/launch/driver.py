@@ -22,7 +22,7 @@ from harness.data import Data, data_directory, load
 from harness.errors import InputError, require
 from harness.launch.mlflow_policy import Mirror
 from harness.launch.progress import Progress
-from harness.storage import folder
+from harness.storage import folder, names
 from harness.storage.files import make_directory, write_json
 from harness.storage.folder import Trial
 
@@ -97,9 +97,12 @@ def _train(
     data_dir = str(data_directory(options.data_dir).absolute())  # workers run elsewhere
     gpu = sweep.resources.gpu if _has_gpu(options.ray_address) else 0
 
-    def on_epoch(place: Path, row: dict[str, Any]) -> None:
-        progress.epoch(place.name, row)
-        mirror.sync(place)
+    def on_report(place: Path, row: dict[str, Any]) -> None:
+        if names.EPOCH in row:
+            progress.epoch(place.name, row)
+            mirror.sync(place)
+        else:
+            progress.judged(place.name, row[names.JUDGED], row[names.IMAGES])
 
     def on_end(place: Path, error: str | None) -> None:
         result = folder.read_result(place)
@@ -114,7 +117,7 @@ def _train(
 
     for place in places:
         (place / folder.FAILURE).unlink(missing_ok=True)  # an old failure is not this run's
-    run_folders(places, data_dir, sweep.resources.cpu, gpu, storage, on_epoch, on_end, options.ray_address)
+    run_folders(places, data_dir, sweep.resources.cpu, gpu, storage, on_report, on_end, options.ray_address)
 
 
 def _has_gpu(ray_address: str | None) -> bool:

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from harness.launch.pace import Pace, minutes
 from harness.storage import names
 from harness.storage.folder import Trial, TrialResult
 
@@ -23,6 +24,8 @@ class _Row:
     state: str = WAITING
     last: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    pace: Pace = field(default_factory=Pace)
+    left: float | None = None  # seconds until it is judged
 
 
 class Progress:
@@ -46,6 +49,11 @@ class Progress:
     def epoch(self, key: str, row: dict[str, Any]) -> None:
         """A trial has finished an epoch."""
         self.rows[key].state, self.rows[key].last = RUNNING, row
+
+    def judged(self, key: str, done: int, images: int) -> None:
+        """So many of a trial's images are judged."""
+        row = self.rows[key]
+        row.left = row.pace.left(done, images)
 
     def finished(self, key: str, result: TrialResult) -> None:
         """A trial has its result."""
@@ -94,7 +102,7 @@ def _cells(row: _Row) -> list[str]:
         _number(row.last.get(names.TRAIN_LOSS), 3),
         _number(shown.get(names.STANDARD_ERROR, row.last.get(names.TRAIN_STANDARD_ERROR))),
         _number(shown.get(names.CERTIFIED_ERROR, row.last.get(names.TRAIN_CERTIFIED_ERROR))),
-        _left(row.last.get(names.TRAIN_EPOCH_SECONDS), row.epochs - done) if row.state == RUNNING else "",
+        minutes(_left(row, done)) if row.state == RUNNING else "",
     ]
 
 
@@ -102,5 +110,9 @@ def _number(value: float | None, digits: int = 2) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
-def _left(seconds: float | None, epochs: int) -> str:
-    return "" if seconds is None else f"{seconds * epochs / 60:.1f} min"
+def _left(row: _Row, done: int) -> float | None:
+    """Seconds until the last epoch, or until all images are judged."""
+    if done == row.epochs:
+        return row.left
+    seconds = row.last.get(names.TRAIN_EPOCH_SECONDS)
+    return None if seconds is None else seconds * (row.epochs - done)

@@ -36,6 +36,8 @@ from ray.tune.progress_reporter import TrialProgressCallback
 
 from harness.errors import InputError
 from harness.evaluation.verdicts import SoundnessError
+from harness.memory import free_memory
+from harness.storage import names
 from harness.training import NonFiniteLossError, run_folder
 
 MAX_RETRIES = 2
@@ -47,10 +49,10 @@ class ResourceError(InputError):
 
 
 class _Reporter(TrialProgressCallback):
-    """Passes on what happens to trials, each epoch's row and that one has ended, instead of what Tune would print."""
+    """Passes on what trials report, and that one has ended, instead of what Tune would print."""
 
-    def __init__(self, on_epoch: Callable[[Path, dict[str, Any]], None], on_end: Callable[[Path, str | None], None]):
-        self.on_epoch, self.on_end = on_epoch, on_end
+    def __init__(self, on_report: Callable[[Path, dict[str, Any]], None], on_end: Callable[[Path, str | None], None]):
+        self.on_report, self.on_end = on_report, on_end
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles callbacks into its own state, which we never restore; live tables and clients stay here."""
@@ -60,7 +62,7 @@ class _Reporter(TrialProgressCallback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Tune received a row."""
-        self.on_epoch(_folder(trial), result)
+        self.on_report(_folder(trial), result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A worker returned."""
@@ -72,14 +74,22 @@ class _Reporter(TrialProgressCallback):
 
 
 def train_folder(config: dict[str, Any]) -> None:
-    """What a worker runs: the trial whose folder is config's `directory`, on as many threads as it was given CPUs."""
+    """What a worker runs: the trial whose folder is config's `directory`, on as many threads as it was given CPUs and
+    in its share of a GPU's memory."""
     directory = Path(config["directory"])
     given = ray.get_runtime_context().get_assigned_resources()
     torch.set_num_threads(max(1, int(given.get("CPU", 1))))
-    if given.get("GPU", 0) > 0 and not torch.cuda.is_available():
-        raise RuntimeError(f"trial {directory.name} was given a GPU that torch does not see")
+    if (share := given.get("GPU", 0)) > 0:
+        if not torch.cuda.is_available():
+            raise RuntimeError(f"trial {directory.name} was given a GPU that torch does not see")
+        torch.cuda.set_per_process_memory_fraction(min(1.0, share))  # the rest is of those it shares the GPU with
     with suppress(*HOPELESS):  # failure.json tells
-        run_folder(directory, tune.report, config["data_dir"])
+        run_folder(directory, tune.report, config["data_dir"], _report_judged)
+    free_memory()
+
+
+def _report_judged(done: int, images: int) -> None:
+    tune.report({names.JUDGED: done, names.IMAGES: images})
 
 
 def _folder(trial: Any) -> Path:
@@ -112,13 +122,14 @@ def run_folders(
     cpu: int,
     gpu: float,
     storage: Path,
-    on_epoch: Callable[[Path, dict[str, Any]], None],
+    on_report: Callable[[Path, dict[str, Any]], None],
     on_end: Callable[[Path, str | None], None],
     address: str | None = None,
     worker: Callable[[dict[str, Any]], None] = train_folder,
 ) -> None:
     """Run the trial of every folder (each with its trial.json), as many at a time as fit.
 
+    on_report: told a trial's folder and an epoch's row, or how many images are judged, and of how many.
     cpu, gpu: what each trial reserves; trials with a fraction of a GPU share it. storage: where Ray may keep its own
     state meanwhile. address: of a running cluster; else one is started here, unless this process has Ray up already.
     Returns when all have ended, well or not: their folders tell.
@@ -136,7 +147,7 @@ def run_folders(
                 name=str(time.time_ns()),
                 storage_path=str(storage.absolute()),
                 failure_config=FailureConfig(max_failures=MAX_RETRIES),
-                callbacks=[_Reporter(on_epoch, on_end)],
+                callbacks=[_Reporter(on_report, on_end)],
                 verbose=0,
             ),
         )

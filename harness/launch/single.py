@@ -1,37 +1,83 @@
-"""`python -m harness.trial TRIAL.json`: train and certify one exported trial, without Ray, MLflow or pydantic."""
+"""`python -m harness.trial TRIAL.json ...`: train and certify exported trials, without Ray, MLflow or pydantic.
+
+They are worked through in order, those that failed before last. One that is finished is left as it is, one that was
+begun goes on from what is kept of it. With --minutes the command stops by itself in time, and the same command goes on.
+
+Exit status: 0 all are finished; 1 all were tried and some failed; 2 something asked for cannot be had; 3 the time is up
+and some are left; 130 stopped by Ctrl-C.
+"""
 
 import argparse
+import logging
+import math
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from harness.command_line import FAILED, OK, add_data_dir, add_results_dir
+from rich.console import Console
+
+from harness.clock import Clock, OutOfTime
+from harness.command_line import BAD_INPUT, FAILED, OK, TIME_UP, add_data_dir, add_results_dir
 from harness.config.buildable import check_buildable
 from harness.config.trial import RECIPE_VERSION
 from harness.data import load
-from harness.errors import SettingError, require
+from harness.errors import InputError, SettingError, require
+from harness.launch.watched import Bar, Lines
+from harness.memory import free_memory
 from harness.storage import folder, names
 from harness.storage.files import DamagedFileError, make_directory
 from harness.training import run_trial
 
+WORDS = {OK: "finished", FAILED: "failed", BAD_INPUT: "cannot be had", TIME_UP: "left"}
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
-    parser.add_argument("trial", type=Path, help="a file that `python -m harness.run SWEEP.yaml --export DIR` wrote")
+    files = "files that `python -m harness.run SWEEP.yaml --export DIR` wrote"
+    parser.add_argument("trials", type=Path, nargs="+", metavar="TRIAL.json", help=files)
+    parser.add_argument("--minutes", type=float, help="stop before so many are up; default: once all is done")
     add_data_dir(parser)
     add_results_dir(parser)
 
 
 def main(options: argparse.Namespace) -> int:
-    """Returns the exit status: 0 finished, 1 failed. Raises InputError."""
-    trial = _read(options.trial)
-    fingerprint, expected = load(trial.config.dataset, options.data_dir).fingerprint, trial.fingerprint
-    require("data", fingerprint, fingerprint == expected, f"the data this trial was exported for, {expected}")
-    place = folder.place(options.results_dir / trial.config.sweep, trial.key)
-    make_directory(place)
+    """Returns the exit status, as above. Raises InputError before anything is started."""
+    limit = options.minutes
+    require("--minutes", limit, limit is None or 0 < limit < math.inf, "above 0")
+    clock = Clock(None if limit is None else 60 * limit)
+    trials = [_read(path) for path in options.trials]
+    places = {trial.key: folder.place(options.results_dir / trial.config.sweep, trial.key) for trial in trials}
+    for trial in trials:
+        folder.refuse_another(places[trial.key], trial)
+    waiting = [trial for trial in trials if not _finished(trial, places[trial.key])]
+    _check_data(waiting, options.data_dir)
+    for trial in waiting:
+        make_directory(places[trial.key])
+    waiting.sort(key=lambda trial: folder.read_failure(places[trial.key]) is not None)
+    ends = {trial.key: TIME_UP for trial in waiting}
+    for trial in waiting:
+        ends[trial.key] = _run(trial, places[trial.key], options.data_dir, clock)
+        free_memory()
+        if ends[trial.key] == TIME_UP:
+            break
+    if len(trials) > 1 or TIME_UP in ends.values():
+        _print_summary(trials, ends)
+    return next((status for status in (TIME_UP, FAILED, BAD_INPUT) if status in ends.values()), OK)
+
+
+def _run(trial: folder.Trial, place: Path, data_dir: str | None, clock: Clock) -> int:
+    """Run a trial and say what came of it; the exit status if it were the only one."""
     print(f"{trial.config.label} -> {place}", flush=True)
+    console, epochs = Console(), trial.config.train.epochs
     try:
-        result = run_trial(trial.config, directory=place, report=_print_epoch, data_dir=options.data_dir)
+        with _said(), Bar(epochs, console) if console.is_terminal else Lines() as watched:
+            result = run_trial(trial.config, place, watched.epoch, data_dir, watched.judged, clock)
+    except OutOfTime:
+        return TIME_UP
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
     except (OSError, RuntimeError, AssertionError) as error:
         print(f"failed: {error}", file=sys.stderr)
         return FAILED
@@ -40,6 +86,54 @@ def main(options: argparse.Namespace) -> int:
     for warning in result.warnings:
         print(f"warning: {warning}")
     return OK
+
+
+class _Printed(logging.Handler):
+    """Prints what the harness has to say, above a bar where there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a message."""
+        print(record.getMessage(), flush=True)
+
+
+@contextmanager
+def _said() -> Iterator[None]:
+    """Within, what the harness logs is printed."""
+    logger, handler, level = logging.getLogger("harness"), _Printed(), logging.getLogger("harness").level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def _finished(trial: folder.Trial, place: Path) -> bool:
+    """Whether the trial has its result; then it is said."""
+    result = folder.read_result(place)
+    if result is not None:
+        name = names.CERTIFIED_ERROR
+        print(f"{trial.config.label} -> {place}: finished, {name} {result.metrics[name]}", flush=True)
+    return result is not None
+
+
+def _print_summary(trials: list[folder.Trial], ends: dict[str, int]) -> None:
+    """What became of every trial, and of which those that are not finished."""
+    for status, word in WORDS.items():
+        those = [trial.config.label for trial in trials if ends.get(trial.key, OK) == status]
+        if those:
+            print(f"{len(those)} of {len(trials)} {word}" + ("" if status == OK else f": {', '.join(those)}"))
+    if TIME_UP in ends.values():
+        print("the time is up; the same command goes on from what is kept")
+
+
+def _check_data(trials: list[folder.Trial], data_dir: str | None) -> None:
+    """Raise InputError where the data is not there or not what a trial was exported for."""
+    fingerprints = {dataset: load(dataset, data_dir).fingerprint for dataset in {t.config.dataset for t in trials}}
+    for trial in trials:
+        found, expected = fingerprints[trial.config.dataset], trial.fingerprint
+        require("data", found, found == expected, f"the data this trial was exported for, {expected}")
 
 
 def _read(path: Path) -> folder.Trial:
@@ -55,13 +149,3 @@ def _read(path: Path) -> folder.Trial:
     except (TypeError, ValueError) as error:
         raise SettingError(f"{path}: config", trial.config.label, f"what this code has: {error}") from None
     return trial
-
-
-def _print_epoch(row: dict[str, Any]) -> None:
-    width = names.in_training(names.BOUND_WIDTH)
-    figures = (names.TRAIN_EPS, names.TRAIN_LOSS, names.TRAIN_CERTIFIED_ERROR, width, names.TRAIN_EXAMPLES_PER_SECOND)
-    print(
-        f"epoch {row[names.EPOCH]}: "
-        + ", ".join(f"{name} {row[name]:.5g}" for name in figures if row.get(name) is not None),
-        flush=True,
-    )

@@ -2,7 +2,8 @@
 
     trial.json           key, recipe version, data fingerprint, config: also what `--export` writes
     epochs.jsonl         one line an epoch, from epoch 0: the untrained network
-    checkpoint.pt        network, optimiser, epoch: where a retry goes on
+    checkpoint.pt        network, optimiser, epoch: where a retry goes on; rows of later epochs are written again
+    judged.pt            verdicts so far, while the network is judged
     weights.safetensors  the final network, parametrisations folded in
     verdicts.parquet     one row a test example
     result.json          written last: a folder without it is unfinished
@@ -23,7 +24,7 @@ from harness.storage.files import DamagedFileError, parsed, write_json, write_te
 from harness.storage.names import EPOCH
 
 TRIAL, EPOCHS, CHECKPOINT, WEIGHTS = "trial.json", "epochs.jsonl", "checkpoint.pt", "weights.safetensors"
-VERDICTS, RESULT, FAILURE = "verdicts.parquet", "result.json", "failure.json"
+JUDGED, VERDICTS, RESULT, FAILURE = "judged.pt", "verdicts.parquet", "result.json", "failure.json"
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,11 @@ TRAIN_CERTIFIED_ERROR = "train/certified_error"
 TRAIN_EPOCH_SECONDS = "train/seconds"
 TRAIN_EXAMPLES_PER_SECOND = "train/examples_per_second"
 TRAIN_COMPILED = "train/compiled"  # 1 where the epoch's steps were compiled, else 0
+TRAIN_ACCUMULATE = "train/accumulate"  # where memory ran out: in how many parts a batch is taken instead
+
+# What a trial reports while it is judged; not written anywhere.
+JUDGED = "judged"
+IMAGES = "images"
 
 # Columns of verdicts.parquet, one row an example.
 INDEX = "index"

@@ -1,4 +1,4 @@
-"""The training loop: epochs of steps, one row and one checkpoint an epoch."""
+"""The training loop: epochs of steps, a row each, and checkpoints."""
 
 import copy
 import logging
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from baselines import DATASETS, build
+from harness.clock import Clock, OutOfTime
 from harness.config.trial import TrialConfig
 from harness.storage import names
 from harness.storage.folder import read_epochs, write_epoch
@@ -19,12 +20,15 @@ from harness.training import checkpoint
 from harness.training.augment import draw, seed_of
 from harness.training.batch_norm import recompute_statistics
 from harness.training.compilation import decide
+from harness.training.device import set_up, tf32
 from harness.training.initialise import initialise
 from harness.training.monitor import monitored, monitored_untrained
+from harness.training.out_of_memory import divided
 from harness.training.schedule import Ramp, learning_rate
 from harness.training.step import Stepper, make_optimiser
 
 _log = logging.getLogger(__name__)
+FIRST_EPOCH, EPOCH = "first epoch", "epoch"  # of a call: the first may compile
 _MONITORED = 500
 _OF_ATTACKS = 2**40
 
@@ -46,16 +50,19 @@ def train(
     directory: Path,
     device: torch.device,
     report: Callable[[dict[str, Any]], None],
+    clock: Clock | None = None,
+    split: int = 1,
 ) -> nn.Sequential:
     """Train `config`'s network on images (uint8 [N, C, H, W]) and labels [N], going on from the directory's checkpoint.
 
-    Calls `report` with each epoch's row after it and its checkpoint are on disk; before the first step with that of
-    epoch 0, the bounds of the untrained network. Raises NonFiniteLossError.
+    Calls `report` with each epoch's row after it is on disk; before the first step with that of epoch 0, the bounds of
+    the untrained network. The clock says after which epochs a checkpoint is kept, besides the last one, and when to
+    stop. split: into how many each part of a batch is divided; rows tell where it is not 1.
+    Raises NonFiniteLossError, and OutOfTime where there is no time for another epoch.
     """
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high" if config.train.precision == "tf32" else "highest")
-        torch.backends.cudnn.allow_tf32 = config.train.precision == "tf32"
-        torch.backends.cudnn.deterministic = True
+    clock = Clock() if clock is None else clock
+    config = divided(config, split)
+    set_up(device)
     torch.manual_seed(config.seed)
     model = build(config.model, config.dataset, config.width, **config.options)
     if config.train.initialisation == "ibp":
@@ -71,21 +78,35 @@ def train(
         row = _finite({names.EPOCH: 0, names.TRAIN_EPS: 0.0, **untrained})
         write_epoch(directory, row)
         report(row)
-    if done < config.train.epochs:
-        rows = [row for row in read_epochs(directory) if 0 < row[names.EPOCH] <= done]
-        before = bool(rows[-1].get(names.TRAIN_COMPILED)) if rows else None
-        decision = decide(config, model, len(images), device, before)
-        _log.info(decision.why)
-        stepper = Stepper(config, model, optimiser, images, labels, averaged, decision.compiled)
-    for epoch in range(done + 1, config.train.epochs + 1):
+    last, stepper = config.train.epochs, None
+    for epoch in range(done + 1, last + 1):
+        kind, began = (FIRST_EPOCH if stepper is None else EPOCH), time.monotonic()
+        if stepper is None:
+            clock.require(kind)
+            decision = decide(config, model, len(images), device, _compiled_before(directory, done))
+            _log.info(decision.why)
+            stepper = Stepper(config, model, optimiser, images, labels, averaged, decision.compiled)
         row = _epoch(config, stepper, epoch, directory)
+        if split > 1:
+            row[names.TRAIN_ACCUMULATE] = config.train.accumulate
         write_epoch(directory, row)  # first: a row without its checkpoint is written again, a row never written is lost
-        checkpoint.save(directory, epoch, parts)
+        clock.lasted[kind] = time.monotonic() - began
+        stop = epoch < last and not clock.fits(EPOCH)
+        if epoch == last or stop or clock.due():
+            checkpoint.save(directory, epoch, parts)
         report(row)
+        if stop:
+            raise OutOfTime
     trained = model if averaged is None else averaged
     if config.train.recompute_statistics:
         recompute_statistics(trained, images, config.train.batch_size)
     return trained
+
+
+def _compiled_before(directory: Path, done: int) -> bool | None:
+    """Whether the trial's epochs up to number `done` were compiled; None where there are none."""
+    rows = [row for row in read_epochs(directory) if 0 < row[names.EPOCH] <= done]
+    return bool(rows[-1].get(names.TRAIN_COMPILED)) if rows else None
 
 
 def _epoch(config: TrialConfig, stepper: Stepper, epoch: int, directory: Path) -> dict[str, Any]:
@@ -98,9 +119,10 @@ def _epoch(config: TrialConfig, stepper: Stepper, epoch: int, directory: Path) -
     torch.manual_seed(seed_of(config.seed, epoch) + _OF_ATTACKS)  # what attacks start from, after a restart as well
     reports = []
     started = time.perf_counter()
-    for step in range(steps):
-        eps = ramp((epoch - 1) * steps + step)
-        reports.append(stepper(draws.batch(step * settings.batch_size, settings.batch_size), eps, rate))
+    with tf32(device, settings.precision == "tf32"):
+        for step in range(steps):
+            eps = ramp((epoch - 1) * steps + step)
+            reports.append(stepper(draws.batch(step * settings.batch_size, settings.batch_size), eps, rate))
     loss, clean, certified = torch.stack(reports).double().cpu().unbind(1)
     seconds = time.perf_counter() - started
     _refuse_non_finite(stepper.model, loss, epoch, directory)

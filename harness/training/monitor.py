@@ -34,7 +34,7 @@ def monitored(config: TrialConfig, model: nn.Module, images: Tensor, labels: Ten
         **parametrised(model),
     }
     equilibria = [
-        (contraction(step.target.weight).rate, _missed_radius(step.target, values[step.sources[0]], value))
+        _proved(step.target, values[step.sources[0]], value)
         for step, value in zip(program.steps, values[1:], strict=True)
         if isinstance(step.target, FixedPoint)
     ]
@@ -66,7 +66,9 @@ def parametrised(model: nn.Module) -> dict[str, float]:
     return {names.GAIN: gain, names.MARGIN: min(part.margin.item() for part in parts)}
 
 
-def _missed_radius(module: FixedPoint, h: Interval, solved: Interval) -> float:
-    """The share, in percent, of the proved box's mean radius that the training solve's count leaves out."""
-    whole = verified_box(module.weight, h.box).radius.mean()
-    return 100 * float(1 - solved.radius.mean() / whole.clamp(min=1e-30))
+def _proved(module: FixedPoint, h: Interval, solved: Interval) -> tuple[float, float]:
+    """The bound on rho(|W|), and the share, in percent, of the proved box's mean radius that the solve leaves out."""
+    weight = module.weight
+    proof = contraction(weight)
+    whole = verified_box(weight, h.box, proof).radius.mean()
+    return proof.rate, 100 * float(1 - solved.radius.mean() / whole.clamp(min=1e-30))

@@ -1,5 +1,6 @@
 """One trial from config to result: train, fold, save, judge. Needs neither Ray nor MLflow nor pydantic."""
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -7,51 +8,66 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from baselines import build
-from cerdeq.equilibrium import fold
+from cerdeq.equilibrium import FixedPoint, fold
+from harness.clock import Clock
 from harness.config.trial import TrialConfig
-from harness.data import Data, load
+from harness.data import Data, Split, load
 from harness.environment import best_device, describe_environment
 from harness.errors import require
 from harness.evaluation.equilibria import recurrence_report
+from harness.evaluation.kept import KeptBatches
 from harness.evaluation.metrics import final_metrics, warnings
 from harness.evaluation.verdicts import judge
-from harness.memory import kept_memory
+from harness.memory import free_memory, kept_memory
 from harness.storage import folder, names
 from harness.storage.files import write_atomically
 from harness.training.loop import train
 from harness.training.monitor import parametrised
+from harness.training.out_of_memory import divides, is_out_of_memory
 
 Report = Callable[[dict[str, Any]], None]
+Judged = Callable[[int, int], None]
+_SPLIT = 2  # what parts of a batch are divided by where memory runs out
 
 
 def run_trial(
-    config: TrialConfig, directory: Path, report: Report = lambda row: None, data_dir: str | None = None
+    config: TrialConfig,
+    directory: Path,
+    report: Report = lambda row: None,
+    data_dir: str | None = None,
+    judged: Judged = lambda done, images: None,
+    clock: Clock | None = None,
 ) -> folder.TrialResult:
-    """Train and evaluate `config` in its folder `directory`, going on from the checkpoint there.
+    """Train and evaluate `config` in its folder `directory`, going on from what is kept there.
 
-    report: called with each epoch's row. data_dir: as --data-dir. A finished folder's result is returned as it is.
+    report: called with each epoch's row. data_dir: as --data-dir. judged: called with how many images are judged, and
+    of how many, before the first batch and after each. clock: when to stop and when to keep what is done; by default
+    never, and twice a minute. A finished folder's result is returned as it is.
     Raises SettingError where the folder holds another trial, DataError, NonFiniteLossError and SoundnessError; any
-    error in training or evaluation also leaves failure.json.
+    error in training or evaluation also leaves failure.json. Raises OutOfTime as the clock says.
     """
     data = load(config.dataset, data_dir)
     trial = folder.make_trial(config, data.fingerprint)
     folder.claim(directory, trial)
     with _failure_written(directory):
-        return _finished(trial, data, Path(directory), report)
+        return _finished(trial, data, Path(directory), report, judged, clock or Clock())
 
 
-def run_folder(directory: Path, report: Report, data_dir: str | None) -> folder.TrialResult:
+def run_folder(
+    directory: Path, report: Report, data_dir: str | None, judged: Judged = lambda done, images: None
+) -> folder.TrialResult:
     """`run_trial` of the trial that has claimed the folder; whatever goes wrong leaves failure.json."""
     with _failure_written(directory):
         trial = folder.read_trial(directory / folder.TRIAL)
         data = load(trial.config.dataset, data_dir)
         fits = data.fingerprint == trial.fingerprint
         require("data", data.fingerprint, fits, f"the data this trial was made for, {trial.fingerprint}")
-        return _finished(trial, data, directory, report)
+        return _finished(trial, data, directory, report, judged, Clock())
 
 
 @contextmanager
@@ -71,44 +87,83 @@ def load_network(config: TrialConfig, weights: Path) -> nn.Sequential:
     return model.double().eval()
 
 
-def _finished(trial: folder.Trial, data: Data, directory: Path, report: Report) -> folder.TrialResult:
+def _finished(
+    trial: folder.Trial, data: Data, directory: Path, report: Report, judged: Judged, clock: Clock
+) -> folder.TrialResult:
     """The trial's result, from its folder or by work that begins where it stopped."""
     if (result := folder.read_result(directory)) is None:
         (directory / folder.FAILURE).unlink(missing_ok=True)
         with kept_memory():
-            result = _run(trial, data, directory, report)
+            result = _run(trial, data, directory, report, judged, clock)
         folder.write_result(directory, result)
+    (directory / folder.JUDGED).unlink(missing_ok=True)
     return result
 
 
-def _run(trial: folder.Trial, data: Data, directory: Path, report: Report) -> folder.TrialResult:
+def _run(
+    trial: folder.Trial, data: Data, directory: Path, report: Report, judged: Judged, clock: Clock
+) -> folder.TrialResult:
     config = trial.config
     device = best_device()
     training, held_out = data.training_images(config.train_images, config.validation_images)
-    judged = held_out or data.test_images(config.evaluation.test_images)
+    test = held_out or data.test_images(config.evaluation.test_images)
     batch, available = config.train.batch_size, len(training.images)
     require("batch_size", batch, batch <= available, f"at most the {available} training images")
-    trained = train(config, training.images, training.labels, directory, device, report)
-    before_folding = parametrised(trained)
-    parameters = sum(parameter.numel() for parameter in trained.parameters())
-    fold(trained.eval())
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in trained.state_dict().items()}
-    write_atomically(directory / folder.WEIGHTS, lambda path: save_file(state, path))
+    before_folding = _train(config, training, directory, device, report, clock)
+    free_memory()
 
-    started = time.perf_counter()
-    model = load_network(config, directory / folder.WEIGHTS).to(device)
-    images, labels = judged.images.to(device), judged.labels.to(device)
-    judgement = judge(model, images, labels, config)
+    weights = directory / folder.WEIGHTS
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    model = load_network(config, weights).to(device)
+    images, labels = test.images.to(device), test.labels.to(device)
+    kept = KeptBatches(directory / folder.JUDGED, digest, len(images), device, clock, judged)
+    judgement = judge(model, images, labels, config, kept)
     write_atomically(directory / folder.VERDICTS, judgement.verdicts.to_parquet)
+    if any(isinstance(module, FixedPoint) for module in model.modules()):
+        clock.require("equilibria")
+    started, rows = time.monotonic(), folder.read_epochs(directory)
     metrics = {
         **final_metrics(judgement, config.evaluation.stages),
         **before_folding,
         **recurrence_report(model, images, labels, config),
-        names.PARAMETERS: parameters,
-        names.TRAIN_SECONDS: sum(row.get(names.TRAIN_EPOCH_SECONDS, 0.0) for row in folder.read_epochs(directory)),
-        names.EVALUATION_SECONDS: time.perf_counter() - started,
+        names.TRAIN_SECONDS: sum(row.get(names.TRAIN_EPOCH_SECONDS, 0.0) for row in rows),
+        names.EVALUATION_SECONDS: kept.seconds + time.monotonic() - started,
     }
     finite = {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
-    return folder.TrialResult(
-        trial.key, finite, describe_environment(device), data.summary(), warnings(judgement, finite)
-    )
+    told = warnings(judgement, finite) + _divided_batches(config, rows)
+    return folder.TrialResult(trial.key, finite, describe_environment(device), data.summary(), told)
+
+
+def _train(
+    config: TrialConfig, training: Split, directory: Path, device: torch.device, report: Report, clock: Clock
+) -> dict[str, float]:
+    """Train, fold and write the weights; what is known of the network before it is folded."""
+    trained = _trained(config, training, directory, device, report, clock)
+    found = parametrised(trained)
+    found[names.PARAMETERS] = sum(parameter.numel() for parameter in trained.parameters())
+    fold(trained.eval())
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in trained.state_dict().items()}
+    write_atomically(directory / folder.WEIGHTS, lambda path: save_file(state, path))
+    return found
+
+
+def _trained(
+    config: TrialConfig, training: Split, directory: Path, device: torch.device, report: Report, clock: Clock
+) -> nn.Sequential:
+    """The trained network; where memory runs out, once more from the checkpoint with every part of a batch divided."""
+    given = config, training.images, training.labels, directory, device, report, clock
+    if not _divided_batches(config, folder.read_epochs(directory)):
+        try:
+            return train(*given)
+        except RuntimeError as error:
+            if not (is_out_of_memory(error) and divides(config, _SPLIT)):
+                raise
+        free_memory()  # here, where the error no longer holds what it ran out with
+    return train(*given, split=_SPLIT)
+
+
+def _divided_batches(config: TrialConfig, rows: list[dict[str, Any]]) -> list[str]:
+    """The warning that epochs had their batches in more parts than the recipe says; none where they had not."""
+    parts = [row[names.TRAIN_ACCUMULATE] for row in rows if names.TRAIN_ACCUMULATE in row]
+    usual = config.train.accumulate
+    return [f"accumulate {parts[-1]} instead of {usual} after running out of memory"] if parts else []

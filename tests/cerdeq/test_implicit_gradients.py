@@ -7,7 +7,8 @@ from equilibria import random_weight, saved_tensors
 from torch import nn
 
 from cerdeq.bounds import Context, Interval, propagate, trace
-from cerdeq.equilibrium import Equilibrium, fold
+from cerdeq.equilibrium import Equilibrium, fold, implicit
+from cerdeq.equilibrium.recurrence import weight_gradient
 
 
 def plain_layer(kernel, inputs=2, size=2, rho=0.6, iterations=60):
@@ -145,3 +146,29 @@ def test_memory_does_not_grow_with_the_iterations(kernel):
         boxes = saved_tensors(lambda p=program, i=interval: propagate(p, i, Context(sound=False)).box.lower)
         kept.append((clean, boxes))
     assert kept[0] == kept[1]
+
+
+@pytest.mark.parametrize("kernel", [None, 3])
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_gradient_of_w_is_computed_where_it_is_wanted_alone(kernel, wanted, monkeypatch):
+    """An attack has W without a gradient; those in the input are the same."""
+    model, x, computed = plain_layer(kernel), inputs_for(kernel).requires_grad_(), []
+
+    def counted(*arguments):
+        computed.append(1)
+        return weight_gradient(*arguments)
+
+    monkeypatch.setattr(implicit, "weight_gradient", counted)
+    ball = Interval(x, torch.full_like(x, 0.1), x)
+    expected = torch.autograd.grad(total(model, ball), x)
+    assert computed, "W asked for one"
+    computed.clear()
+    model.recurrence.weight.requires_grad_(wanted)
+    torch.testing.assert_close(torch.autograd.grad(total(model, ball), x), expected)
+    assert bool(computed) == wanted
+
+
+def total(model, ball):
+    """The sum of clean values, centres and radii of the lifted equilibrium."""
+    output = propagate(trace(model), ball, Context(sound=False))
+    return sum(part.sum() for part in (output.clean, output.center, output.radius))

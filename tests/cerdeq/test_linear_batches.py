@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 from cerdeq import Box, bound, margin_spec
 from cerdeq.bounds import BOUNDS, Interval, UnsupportedOperator, lower_bounds, trace
+from cerdeq.bounds.memory import default_memory
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Memory and batches
@@ -69,6 +71,13 @@ def test_a_row_of_zeros_is_bounded_by_zero(method):
     model, box = deep(), random_box(2, 3)
     lower, upper = bound(model, box, method, torch.zeros(2, 1, 2, dtype=torch.float64))
     assert (lower <= 0).all() and (upper >= 0).all() and (upper - lower < 1e-200).all()
+
+
+@pytest.mark.parametrize(("share", "expected"), [(1.0, 40_000_000_000), (0.25, 10_000_000_000)])
+def test_half_of_what_a_process_may_have_of_a_gpu_is_used(monkeypatch, share, expected):
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: share)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=8 * 10**10))
+    assert default_memory(torch.device("cuda")) == expected
 
 
 def test_a_gpu_that_runs_out_of_memory_is_asked_for_less(monkeypatch):

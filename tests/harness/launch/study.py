@@ -100,10 +100,11 @@ class Study:
                 (names.TRAIN_LOSS, 1),
                 (names.TRAIN_EPS, 0),
                 (names.in_training(names.BOUND_WIDTH), 0),
-                (names.TRAIN_EXAMPLES_PER_SECOND, 1),
             ):
                 written = [(row[names.EPOCH], row[name]) for row in folder.read_epochs(place)[first:]]
                 assert self.history(made.key, name) == written
+            speeds = self.history(made.key, names.TRAIN_EXAMPLES_PER_SECOND)  # of an epoch trained twice the first
+            assert [epoch for epoch, _ in speeds] == epochs[1:]
         assert self.files() == {".lock", "leaderboard.md", "leaderboard.csv", "leaderboard.json", "leaderboard.html"}
 
     def files(self):

@@ -94,9 +94,14 @@ def test_more_than_the_machine_has_is_bad_input(tmp_path, store, cluster, capsys
 
 
 def assert_goes_on(place, before):
-    """Epochs that were there are there still, to the last digit of their durations: none was trained again."""
+    """Epochs that were there are there still, but for durations: those after the last checkpoint are trained again."""
     rows = folder.read_epochs(place)
-    assert rows[: len(before)] == before
+    assert without_times(rows[: len(before)]) == without_times(before)
+
+
+def without_times(rows):
+    times = (names.TRAIN_EPOCH_SECONDS, names.TRAIN_EXAMPLES_PER_SECOND)
+    return [{name: value for name, value in row.items() if name not in times} for row in rows]
 
 
 def stopped_in_the_middle(study, number):

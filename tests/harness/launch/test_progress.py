@@ -1,6 +1,7 @@
 """The live table, and lines in its place where nobody watches."""
 
 import os
+import time
 
 import pytest
 from rich.console import Console
@@ -26,10 +27,23 @@ def test_progress_on_a_terminal_shows_every_state(tiny_trial):
     progress = Progress(made, {trial.key: trial.config.label for trial in made}, console)
     progress.epoch(made[0].key, row)
     progress.epoch(made[1].key, {**row, names.EPOCH: 3})
+    progress.judged(made[1].key, 0, 500)
+    progress.rows[made[1].key].pace.first = time.monotonic() - 300, 0
+    progress.judged(made[1].key, 100, 500)
     progress.epoch(made[4].key, initial)
     progress.finished(made[2].key, folder.TrialResult(made[2].key, metrics, {}, {}, ["odd [/x]"]))
     console.print(progress._render())
     text = console.export_text()
-    for part in ("1/3", "2.0 min", "evaluating", "done", "30.00", "waiting", "0/3", "1 done, 3 running, 1 waiting"):
+    for part in (
+        "1/3",
+        "2.0 min",
+        "20.0 min",
+        "evaluating",
+        "done",
+        "30.00",
+        "waiting",
+        "0/3",
+        "1 done, 3 running, 1 waiting",
+    ):
         assert part in text
     console.file.close()

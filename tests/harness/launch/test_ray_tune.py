@@ -51,7 +51,7 @@ class Ends(logging.Handler):
     def emit(self, record):
         self.logged.append(record.getMessage())
 
-    def on_epoch(self, place, row):
+    def on_report(self, place, row):
         self.rows[place.name].append(row)
 
     def on_end(self, place, error):
@@ -67,7 +67,7 @@ def call(tmp_path, folders, worker, cpu=1, gpu=0.0, data_dir=None):
     storage = tmp_path / "results/.ray"
     logging.getLogger("ray").addHandler(heard)
     try:
-        run_folders(places, data_dir, cpu, gpu, storage, heard.on_epoch, heard.on_end, worker=worker)
+        run_folders(places, data_dir, cpu, gpu, storage, heard.on_report, heard.on_end, worker=worker)
     finally:
         logging.getLogger("ray").removeHandler(heard)
     assert ray.is_initialized(), "Ray was up before and must stay up"
@@ -98,6 +98,20 @@ def probes(tmp_path):
 
 def at_once(seen, when):
     return [probe for probe in seen if probe["start"] <= when < probe["end"]]
+
+
+@pytest.mark.parametrize(("given", "shares"), [({"GPU": 0.5}, [0.5]), ({"GPU": 1.0}, [1.0]), ({"CPU": 1.0}, [])])
+def test_a_worker_keeps_to_its_share_of_the_memory_and_gives_it_back(monkeypatch, tmp_path, given, shares):
+    done = []
+    context = SimpleNamespace(get_assigned_resources=lambda: given)
+    monkeypatch.setattr(ray_tune.ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(ray_tune.torch, "set_num_threads", lambda count: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", done.append)
+    monkeypatch.setattr(ray_tune, "run_folder", lambda *_: done.append("run"))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: done.append("emptied"))
+    ray_tune.train_folder({"directory": str(tmp_path), "data_dir": None})
+    assert done == [*shares, "run", "emptied"]
 
 
 @pytest.mark.parametrize(("gpu", "together"), [(1, 2), (0.5, 4)], ids=["whole", "halves"])
@@ -205,7 +219,8 @@ def test_a_real_trial_reports_its_epochs_and_has_a_thread_a_cpu(real, name):
     directory, heard, _ = real
     assert heard.ends[name] == [None]
     assert folder.read_result(directory / name).environment["threads"] == "1"
-    assert [row[names.EPOCH] for row in heard.rows[name]] == [0, 1, 2, 3]
+    told = [row.get(names.EPOCH, (row.get(names.JUDGED), row.get(names.IMAGES))) for row in heard.rows[name]]
+    assert told == [0, 1, 2, 3, (0, 60), (40, 60), (60, 60)]
     for told, written in zip(heard.rows[name], folder.read_epochs(directory / name), strict=True):
         assert written.items() <= told.items()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import harness
+from harness.clock import Clock
 from harness.command_line import main
 from harness.config.trial import RECIPE_VERSION, trial_key
 from harness.data import load
@@ -100,13 +101,17 @@ def test_a_trial_runs_without_ray_mlflow_and_pydantic(exported, tmp_path):
     assert folder.read_trial(place / folder.TRIAL) == folder.read_trial(path)
 
 
-def test_a_second_call_trains_nothing_and_says_the_same(exported, capsys, monkeypatch):
+def test_a_finished_trial_is_left_alone_in_a_line(exported, capsys, monkeypatch):
+    """No data is read for it either."""
     path = exported()
     assert call(path) == 0
-    first, before = capsys.readouterr().out.splitlines(), snapshot(place_of(path))
-    monkeypatch.setattr("harness.training.trial.train", None)
+    before, result = snapshot(place_of(path)), folder.read_result(place_of(path))
+    capsys.readouterr()
+    monkeypatch.setattr("harness.launch.single.load", None)
+    monkeypatch.setattr("harness.launch.single.run_trial", None)
     assert call(path) == 0
-    assert capsys.readouterr().out.splitlines() == [line for line in first if not line.startswith("epoch")]
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.endswith(f"{place_of(path)}: finished, certified_error {result.metrics[names.CERTIFIED_ERROR]}")
     assert snapshot(place_of(path)) == before
 
 
@@ -126,7 +131,7 @@ def test_a_trial_goes_on_from_its_checkpoint(exported, capsys):
 
     shutil.rmtree(place)
     with pytest.raises(StoppedError):
-        run_trial(folder.read_trial(path).config, directory=place, report=stop)
+        run_trial(folder.read_trial(path).config, directory=place, report=stop, clock=Clock(keep_every=0))
     assert call(path) == 0
     assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines() if "epoch" in line] == ["epoch 2"]
     again = folder.read_epochs(place)

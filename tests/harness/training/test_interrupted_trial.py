@@ -4,14 +4,27 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from harness.clock import Clock
 from harness.data import load
 from harness.storage import folder, names
-from harness.training import run_trial
+from harness.training import checkpoint, run_trial
 from harness.training.loop import train
 
 
 class Killed(BaseException):
     """Stands for SIGKILL: no handler of the project's catches it."""
+
+
+def kept_each_time():
+    """A clock by which every epoch has its checkpoint, and every batch that is judged is kept."""
+    return Clock(keep_every=0)
+
+
+TIMES = (names.TRAIN_EPOCH_SECONDS, names.TRAIN_EXAMPLES_PER_SECOND)
+
+
+def without_times(rows):
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
 
 
 @pytest.mark.parametrize("model", ["cnn5", "cerdeq"])
@@ -23,7 +36,7 @@ def test_a_trial_that_was_killed_goes_on_to_the_very_same_weights(tmp_path, tiny
             raise Killed
 
     with pytest.raises(Killed):
-        run_trial(tiny_trial(model), directory=tmp_path / "broken", report=kill)
+        run_trial(tiny_trial(model), directory=tmp_path / "broken", report=kill, clock=kept_each_time())
     rows = []
     run_trial(tiny_trial(model), directory=tmp_path / "broken", report=rows.append)
     assert [row[names.EPOCH] for row in rows] == [3]
@@ -51,7 +64,7 @@ def test_a_checkpoint_without_rows_gives_no_row_of_an_untrained_network(tmp_path
             raise Killed
 
     with pytest.raises(Killed):
-        run_trial(tiny_trial(), directory=tmp_path, report=kill)
+        run_trial(tiny_trial(), directory=tmp_path, report=kill, clock=kept_each_time())
     (tmp_path / folder.EPOCHS).unlink()
     run_trial(tiny_trial(), directory=tmp_path)
     assert [row[names.EPOCH] for row in folder.read_epochs(tmp_path)] == [3]
@@ -73,7 +86,7 @@ def test_a_trial_killed_between_the_files_of_an_epoch_lacks_no_row(tiny_trial, t
             monkeypatch.setattr(f"harness.training.loop.{where}", die)
 
     with pytest.raises(Killed):
-        run_trial(config, tmp_path, report)
+        run_trial(config, tmp_path, report, clock=kept_each_time())
     monkeypatch.undo()
     result = run_trial(config, tmp_path)
     rows = folder.read_epochs(tmp_path)
@@ -85,6 +98,38 @@ def test_a_trial_killed_between_the_files_of_an_epoch_lacks_no_row(tiny_trial, t
     whole = folder.read_epochs(unbroken)
     assert rows[0] == whole[0]
     assert [row[names.TRAIN_LOSS] for row in rows[1:]] == [row[names.TRAIN_LOSS] for row in whole[1:]]
+
+
+def test_epochs_after_the_last_checkpoint_are_trained_again_to_the_very_same_rows(tiny_trial, tmp_path, monkeypatch):
+    """Here after the second epoch, whose checkpoint is the only one; a row of the third is there already."""
+    config, clock = tiny_trial(width=0.05, train={"epochs": 4, "ema_decay": 0.9}), Clock()
+    monkeypatch.setattr(clock, "due", lambda: len(folder.read_epochs(tmp_path)) == 3)
+
+    def kill(row):
+        if row[names.EPOCH] == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run_trial(config, tmp_path, kill, clock=clock)
+    written, again = folder.read_epochs(tmp_path), []
+    run_trial(config, tmp_path, again.append)
+    assert [row[names.EPOCH] for row in again] == [3, 4]
+    assert folder.read_epochs(tmp_path)[:3] == written[:3]
+    assert without_times(again[:1]) == without_times(written[3:])
+
+
+def test_checkpoints_are_as_far_apart_as_the_clock_says_and_the_last_is_kept(tiny_trial, tmp_path, monkeypatch):
+    saved, now, save = [], [0.0], checkpoint.save
+    monkeypatch.setattr("harness.clock.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(
+        checkpoint, "save", lambda place, epoch, parts: (saved.append(epoch), save(place, epoch, parts))
+    )
+
+    def pass_time(row):
+        now[0] += 12
+
+    run_trial(tiny_trial(width=0.05, train={"epochs": 7}), tmp_path, pass_time)
+    assert saved == [3, 6, 7], "after 36 s, and 36 s after those"
 
 
 @pytest.mark.parametrize("method", ["mtl-ibp", "sabr"])
@@ -99,7 +144,7 @@ def test_a_broken_training_goes_on_as_if_it_had_not_been(tiny_trial, tmp_path, m
     data = load(config.dataset)
     images, labels = data.train.images[:320], data.train.labels[:320]
     with pytest.raises(Killed):
-        train(config, images, labels, tmp_path / "broken", torch.device("cpu"), kill)
+        train(config, images, labels, tmp_path / "broken", torch.device("cpu"), kill, kept_each_time())
     torch.manual_seed(99)
     resumed = train(config, images, labels, tmp_path / "broken", torch.device("cpu"), lambda row: None)
     whole = train(config, images, labels, tmp_path / "whole", torch.device("cpu"), lambda row: None)

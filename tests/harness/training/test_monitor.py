@@ -9,10 +9,11 @@ from baselines import build
 from cerdeq import margin_spec
 from cerdeq.bounds import Context, Interval, propagate, trace
 from cerdeq.boxes import clipped_ball
+from cerdeq.equilibrium import certificate, contraction
 from cerdeq.equilibrium.weights import PARAMETRISATIONS
 from harness.data import load
 from harness.storage import folder, names
-from harness.training import run_trial
+from harness.training import monitor, run_trial
 from harness.training.initialise import initialise
 from harness.training.monitor import monitored, monitored_untrained, parametrised
 
@@ -37,6 +38,19 @@ def test_every_checkpoint_has_its_proof(name, tmp_path, tiny_trial):
     margins = [row[names.in_training(names.MARGIN)] for row in rows]
     assert margins == sorted(margins, reverse=True)
     assert margins[-1] == pytest.approx(0.2) and margins[0] > 0.2
+
+
+def test_each_equilibrium_is_proved_once(tiny_trial, monkeypatch):
+    asked = []
+
+    def counted(weight):
+        asked.append(weight)
+        return contraction(weight)
+
+    monkeypatch.setattr(monitor, "contraction", counted)
+    monkeypatch.setattr(certificate, "contraction", counted)
+    row_of(tiny_trial("cerdeq"), build("cerdeq", "digits", 0.1))
+    assert len(asked) == 1
 
 
 def test_fewer_iterations_miss_more_of_the_radius(tiny_trial):

@@ -1,0 +1,111 @@
+"""Convolutions whose rounding is counted, on CUDA as matrix products of many images at a time.
+
+With cuDNN off, whose convolutions need not be sums of products, torch convolves image by image there; rows of linear
+bounds are images too.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_BYTES = 2**28  # of windows at a time
+
+
+def conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:  # fmt: skip
+    """torch.nn.functional.conv2d of x [B, C, H, W]."""
+    if not _image_by_image(x):
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    return conv2d_by_products(x, weight, bias, stride, padding, dilation, groups)
+
+
+def conv_transpose2d(
+    x: Tensor, weight: Tensor, stride: Any = 1, padding: Any = 0, output_padding: Any = 0, groups: int = 1,
+    dilation: Any = 1,
+) -> Tensor:  # fmt: skip
+    """torch.nn.functional.conv_transpose2d of x [B, C, H, W], without a bias."""
+    if not _image_by_image(x):
+        return F.conv_transpose2d(x, weight, None, stride, padding, output_padding, groups, dilation)
+    return conv_transpose2d_by_products(x, weight, stride, padding, output_padding, groups, dilation)
+
+
+def _image_by_image(x: Tensor) -> bool:
+    """Whether torch would convolve so; within `counted_rounding` on CUDA. Compiled code never is."""
+    return x.is_cuda and not torch.compiler.is_compiling() and not torch.backends.cudnn.enabled
+
+
+def conv2d_by_products(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
+) -> Tensor:
+    """`conv2d` as one matrix product of the weights and all windows, for as many images at a time as fit."""
+    kernel, stride, dilation = weight.shape[2:], pair(stride), pair(dilation)
+    before, after = paddings(padding, kernel, dilation)
+    x = F.pad(x, (before[1], after[1], before[0], after[0]))
+    size = [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(x.shape[2:], kernel, stride, dilation, strict=True)]
+    offsets = _offsets(kernel, size, stride, dilation)
+    matrix = weight.flatten(1).unflatten(0, (groups, -1))
+    results = []
+    for part in _parts(x, x.shape[1] * kernel.numel() * size[0] * size[1]):
+        channels_first = part.transpose(0, 1)
+        windows = torch.stack([channels_first[..., rows, columns] for rows, columns in offsets], dim=1)
+        product = matrix @ windows.reshape(groups, matrix.shape[2], -1)
+        results.append(product.reshape(len(weight), -1, *size).transpose(0, 1))
+    result = torch.cat(results)
+    return result if bias is None else result + bias.view(-1, 1, 1)
+
+
+def conv_transpose2d_by_products(
+    x: Tensor, weight: Tensor, stride: Any, padding: Any, output_padding: Any, groups: int, dilation: Any
+) -> Tensor:
+    """`conv_transpose2d` as one matrix product, whose windows are then added up in their places."""
+    kernel, stride, dilation = weight.shape[2:], pair(stride), pair(dilation)
+    axes = zip(x.shape[2:], kernel, stride, dilation, pair(output_padding), strict=True)
+    whole = [(n - 1) * s + d * (k - 1) + 1 + rest for n, k, s, d, rest in axes]
+    (top, left), offsets = pair(padding), _offsets(kernel, x.shape[2:], stride, dilation)
+    matrix = weight.flatten(1).unflatten(0, (groups, -1)).mT
+    channels, results = groups * weight.shape[1], []
+    for part in _parts(x, channels * kernel.numel() * x.shape[2:].numel()):
+        product = matrix @ part.transpose(0, 1).reshape(groups, matrix.shape[2], -1)
+        windows = product.reshape(channels, len(offsets), len(part), *x.shape[2:])
+        image = windows.new_zeros(channels, len(part), *whole)
+        for number, (rows, columns) in enumerate(offsets):
+            image[..., rows, columns] += windows[:, number]
+        results.append(image[..., top : whole[0] - top, left : whole[1] - left].transpose(0, 1))
+    return torch.cat(results)
+
+
+def _offsets(
+    kernel: Sequence[int], size: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> list[tuple[slice, slice]]:
+    """For each weight of a kernel the rows and columns of the image that it meets, as many as the windows."""
+    axes = [
+        [slice(d * i, d * i + s * (n - 1) + 1, s) for i in range(k)]
+        for k, n, s, d in zip(kernel, size, stride, dilation, strict=True)
+    ]
+    return [(rows, columns) for rows, columns in itertools.product(*axes)]
+
+
+def _parts(x: Tensor, windows: int) -> tuple[Tensor, ...]:
+    """x in parts of so many images that their windows, of so many numbers each, fit."""
+    return x.split(max(1, _BYTES // max(1, windows * x.element_size())))
+
+
+def paddings(padding: Any, kernel: Sequence[int], dilation: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Rows and columns added before and after the image; 'same' puts the odd one after."""
+    if padding == "same":
+        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        return [t // 2 for t in total], [t - t // 2 for t in total]
+    each = [0, 0] if padding == "valid" else list(pair(padding))
+    return each, each
+
+
+def pair(value: Any) -> tuple[int, int]:
+    """A size for both dimensions of an image, given as one number or as two."""
+    several = (value, value) if isinstance(value, int) else tuple(value)
+    return several if len(several) == 2 else several * 2

@@ -1,0 +1,46 @@
+"""When a call stops, and when it keeps what is done."""
+
+import math
+import time
+
+
+class OutOfTime(BaseException):
+    """A call's time is up and what is done is kept: no error, and so, like KeyboardInterrupt, no Exception."""
+
+
+class Clock:
+    """The time a call has, and how long the things it does last.
+
+    seconds: how long it may take from now on, None without end.
+    keep_every: so many seconds lie between two keepings of what is done.
+    """
+
+    def __init__(self, seconds: float | None = None, keep_every: float = 30.0):
+        now = time.monotonic()
+        self.seconds = math.inf if seconds is None else seconds
+        self.ends, self.kept, self.keep_every = now + self.seconds, now, keep_every
+        self.lasted: dict[str, float] = {}
+
+    def fits(self, kind: str) -> bool:
+        """Whether there is time for one more thing of a kind.
+
+        It is taken to last half as long again as the last one of its kind; the very first wants a quarter of the call.
+        The first thing of all always fits, so that every call gets on.
+        """
+        if not self.lasted:
+            return True
+        wanted = 1.5 * self.lasted[kind] if kind in self.lasted else self.seconds / 4
+        return time.monotonic() + wanted <= self.ends
+
+    def require(self, kind: str) -> None:
+        """Raise OutOfTime unless one more fits."""
+        if not self.fits(kind):
+            raise OutOfTime
+
+    def due(self) -> bool:
+        """Whether what is done should be kept now; then it is taken to be."""
+        now = time.monotonic()
+        if now - self.kept < self.keep_every:
+            return False
+        self.kept = now
+        return True

@@ -1,0 +1,76 @@
+"""The batches of a judgement that are done, kept so that another call goes on from there."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from harness.clock import Clock, OutOfTime
+from harness.storage.tensors import read_tensors, write_tensors
+
+FIRST_BATCH, BATCH = "first batch", "batch"
+
+
+class KeptBatches:
+    """What `judge` begins with, and whom it tells after each batch.
+
+    path: the file. weights: what stands for the network's; batches of others are not gone on from.
+    images: how many there are to judge. tell: is told (done, images) at the start and after each batch.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        weights: str,
+        images: int,
+        device: torch.device,
+        clock: Clock,
+        tell: Callable[[int, int], None],
+    ):
+        self.path, self.weights, self.images, self.device = path, weights, images, device
+        self.clock, self.tell = clock, tell
+        self.seconds = 0.0
+        self.kind, self.began = FIRST_BATCH, time.monotonic()
+
+    def restored(self, generator: torch.Generator) -> tuple[list[pd.DataFrame], list[dict[str, Any]]]:
+        """Tables and fields of bounds, one a batch that is done; the generator is set to where they left it.
+
+        Raises DamagedFileError, and OutOfTime where there is no time for a batch.
+        """
+        tables, bounds = [], []
+        state = self._read()
+        if state is not None and state["weights"] == self.weights:
+            tables, bounds = [pd.DataFrame(table) for table in state["tables"]], state["bounds"]
+            generator.set_state(state["generator"].cpu())
+            self.seconds = state["seconds"]
+        done = sum(map(len, tables))
+        if done < self.images:
+            self.tell(done, self.images)
+            self.clock.require(self.kind)
+        self.began = time.monotonic()
+        return tables, bounds
+
+    def after_batch(self, tables: list[pd.DataFrame], bounds: list[Any], generator: torch.Generator) -> None:
+        """Keep what is done where that is due. Raises OutOfTime where there is no time for another batch."""
+        now = time.monotonic()
+        self.clock.lasted[self.kind] = now - self.began
+        self.seconds += now - self.began
+        self.kind, self.began = BATCH, now
+        done = sum(map(len, tables))
+        stop = done < self.images and not self.clock.fits(BATCH)
+        if done == self.images or stop or self.clock.due():
+            content = {"weights": self.weights, "seconds": self.seconds, "generator": generator.get_state()}
+            content["tables"] = [table.to_dict("list") for table in tables]
+            content["bounds"] = [vars(batch) for batch in bounds]
+            write_tensors(self.path, content)
+        self.tell(done, self.images)
+        if stop:
+            raise OutOfTime
+
+    def _read(self) -> dict[str, Any] | None:
+        if not self.path.exists():
+            return None
+        return read_tensors(self.path, self.device, lambda state: state, "remove it to judge from the start")

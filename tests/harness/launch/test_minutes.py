@@ -1,0 +1,136 @@
+"""`python -m harness.trial A.json B.json --minutes M`: several trials, in pieces, to the very same results."""
+
+import dataclasses
+
+import pandas as pd
+import pytest
+from safetensors.torch import load_file
+
+from harness.clock import Clock, OutOfTime
+from harness.command_line import BAD_INPUT, FAILED, OK, TIME_UP, main
+from harness.data import load
+from harness.storage import files, folder, names
+from harness.storage.folder import make_trial, trial_json
+from harness.training import run_trial
+
+
+@pytest.fixture
+def exported(tiny_trial, tmp_path):
+    """A function of changed fields to the exported file of a trial of two epochs and its place."""
+
+    def export(**changes):
+        train = {"epochs": 2, "ramp_epochs": 1, **changes.pop("train", {})}
+        made = make_trial(tiny_trial(width=0.05, train=train, **changes), load("digits").fingerprint)
+        files.write_json(tmp_path / f"{made.key}.json", trial_json(made))
+        return tmp_path / f"{made.key}.json", folder.place(tmp_path / "results/tiny", made.key)
+
+    return export
+
+
+def call(tmp_path, *options):
+    return main("trial", [*map(str, options), "--results-dir", str(tmp_path / "results")])
+
+
+class Pieces(Clock):
+    """A clock by which so many things fit."""
+
+    def __init__(self, things):
+        super().__init__(keep_every=1e9)
+        self.things = things
+
+    def fits(self, kind):
+        self.things -= 1
+        return self.things >= 0
+
+
+@pytest.mark.parametrize("model", ["cnn5", "cerdeq"])
+def test_a_trial_done_in_pieces_ends_like_one_done_at_once(tiny_trial, tmp_path, model):
+    """Each call ends after one epoch, one batch, or what equilibria do; nothing is done twice."""
+    config = tiny_trial(model, width=0.05)
+    whole = run_trial(config, tmp_path / "whole")
+    epochs, batches, calls = [], [], 0
+    while folder.read_result(tmp_path / "pieces") is None:
+        calls += 1
+        try:
+            run_trial(config, tmp_path / "pieces", epochs.append, judged=lambda *b: batches.append(b), clock=Pieces(1))
+        except OutOfTime:
+            assert folder.read_failure(tmp_path / "pieces") is None
+    assert calls == 3 + 2 + (model == "cerdeq")
+    assert [row[names.EPOCH] for row in epochs] == [0, 1, 2, 3]
+    assert dict.fromkeys(batches) == dict.fromkeys([(0, 60), (40, 60), (60, 60)])
+    pieces = folder.read_result(tmp_path / "pieces")
+    times = (names.TRAIN_SECONDS, names.EVALUATION_SECONDS)
+    assert all(pieces.metrics[name] == value for name, value in whole.metrics.items() if name not in times)
+    assert pieces.warnings == whole.warnings
+    tables = [pd.read_parquet(tmp_path / name / folder.VERDICTS) for name in ("whole", "pieces")]
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+    weights = [load_file(tmp_path / name / folder.WEIGHTS) for name in ("whole", "pieces")]
+    assert all(value.equal(weights[1][name]) for name, value in weights[0].items())
+    assert not (tmp_path / "pieces" / folder.JUDGED).exists()
+
+
+def test_batches_judged_of_other_weights_are_not_gone_on_from(tiny_trial, tmp_path):
+    config = tiny_trial(width=0.05)
+    with pytest.raises(OutOfTime):
+        run_trial(config, tmp_path, clock=Pieces(4))
+    assert (tmp_path / folder.JUDGED).exists()
+    (tmp_path / folder.CHECKPOINT).unlink()
+    other = dataclasses.replace(config, seed=1)
+    (tmp_path / folder.TRIAL).unlink()
+    batches = []
+    run_trial(other, tmp_path, judged=lambda *batch: batches.append(batch))
+    assert batches == [(0, 60), (40, 60), (60, 60)]
+
+
+def test_a_damaged_file_of_judged_batches_is_told(exported, tmp_path, capsys):
+    path, place = exported()
+    files.make_directory(place)
+    (place / folder.JUDGED).write_bytes(b"nothing")
+    assert call(tmp_path, path) == BAD_INPUT
+    assert str(place / folder.JUDGED) in capsys.readouterr().err
+
+
+def test_several_trials_in_order_one_finished_one_that_fails(exported, tmp_path, capsys):
+    """The failing one is tried, and after the others once it has failed; its end is the command's."""
+    (bad, _), (first, place), (second, other) = (
+        exported(train={"regularisation": 3e38}),
+        exported(),
+        exported(seed=1),
+    )
+    assert call(tmp_path, first) == OK
+    assert call(tmp_path, bad, first) == FAILED
+    capsys.readouterr()
+    assert call(tmp_path, bad, first, second) == FAILED
+    printed = capsys.readouterr()
+    assert printed.err.startswith("failed: ")
+    lines = [line for line in printed.out.splitlines() if " -> " in line]
+    assert [str(place) in lines[0], str(other) in lines[1], "regularisation" in printed.out] == [True, True, False]
+    assert "finished" in lines[0]
+    assert "2 of 3 finished\n1 of 3 failed: cnn5 ibp seed 0\n" in printed.out
+    assert folder.read_result(other) is not None
+
+
+def test_when_the_time_is_up_the_rest_is_left_and_the_same_command_goes_on(exported, tmp_path, capsys, monkeypatch):
+    (first, place), (second, other) = exported(), exported(seed=1)
+    given, things = [], iter([3, 100])
+
+    def clock(seconds):
+        given.append(seconds)
+        return Pieces(next(things))
+
+    monkeypatch.setattr("harness.launch.single.Clock", clock)
+    assert call(tmp_path, first, second, "--minutes", "1.5") == TIME_UP
+    assert "2 of 2 left: cnn5 ibp seed 0, cnn5 ibp seed 1\nthe time is up; the same" in capsys.readouterr().out
+    assert folder.read_result(place) is None and not (other / folder.EPOCHS).exists()
+    assert call(tmp_path, first, second, "--minutes", "1.5") == OK
+    assert "judging 20 images" in capsys.readouterr().out, "the first batch of 40 was kept"
+    assert folder.read_result(place) is not None and folder.read_result(other) is not None
+    assert given == [90, 90]
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf"])
+def test_minutes_that_cannot_be_kept_are_refused(exported, tmp_path, capsys, minutes):
+    path, place = exported()
+    assert call(tmp_path, path, "--minutes", minutes) == BAD_INPUT
+    assert "--minutes" in capsys.readouterr().err
+    assert not place.exists()

@@ -1,0 +1,82 @@
+"""TF32 in the steps alone: whatever is watched, recomputed or judged has float32 products."""
+
+import sys
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from harness.storage import names
+from harness.training import loop, run_trial
+from harness.training.device import set_up, tf32
+from harness.training.step import Stepper
+
+
+@pytest.fixture(autouse=True)
+def _restored():
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic
+    yield
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = before[1:]
+
+
+def on():
+    return torch.get_float32_matmul_precision() != "highest", torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_tf32_is_off_after_the_steps_whatever_came_before(wanted):
+    torch.backends.cudnn.allow_tf32 = True
+    with pytest.raises(ValueError, match="a step"), tf32(torch.device("cuda"), wanted):
+        assert on() == (wanted, wanted)
+        raise ValueError("a step")
+    assert on() == (False, False)
+
+
+def test_a_cpu_is_left_as_it_is():
+    before = on()
+    set_up(torch.device("cpu"))
+    with tf32(torch.device("cpu"), True):
+        assert on() == before
+    assert on() == before
+
+
+@pytest.mark.parametrize("known", [{"deterministic": False}, {}], ids=["where the switch is there", "where it is not"])
+def test_setting_up_a_gpu_turns_off_tf32_and_what_is_chosen_by_timing(monkeypatch, known):
+    inductor = SimpleNamespace(**known)
+    monkeypatch.setitem(sys.modules, "torch._inductor.config", inductor)
+    set_up(torch.device("cuda"))
+    assert vars(inductor) == {name: True for name in known}
+    assert torch.backends.cudnn.deterministic
+    assert on() == (False, False)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "float32", "bf16"])
+def test_the_steps_alone_are_within(tiny_trial, tmp_path, monkeypatch, precision):
+    state, steps, watched = [], [], []
+
+    @contextmanager
+    def recorded(device, wanted):
+        state.append(wanted)
+        yield
+        state.pop()
+
+    def seen(function, where):
+        def call(*arguments):
+            where.append(list(state))
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(loop, "tf32", recorded)
+    monkeypatch.setattr(Stepper, "__call__", seen(Stepper.__call__, steps))
+    for name in ("monitored", "monitored_untrained", "recompute_statistics"):
+        monkeypatch.setattr(loop, name, seen(getattr(loop, name), watched))
+    train = {"epochs": 2, "precision": precision, "recompute_statistics": True}
+    monkeypatch.setattr("harness.training.trial.judge", seen(None, watched))
+    with pytest.raises(TypeError, match="NoneType"):
+        run_trial(tiny_trial(width=0.05, train=train), tmp_path)
+    assert steps == [[precision == "tf32"]] * 10
+    assert watched == [[]] * 5, "untrained, two epochs, statistics, verdicts"
+    assert names.TRAIN_LOSS in loop.read_epochs(tmp_path)[-1]

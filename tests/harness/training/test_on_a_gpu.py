@@ -1,0 +1,105 @@
+"""Trials and steps on CUDA, where nothing on a CPU can stand for it."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from steppers import stepper_of, take_steps
+
+from cerdeq import LinfBall, margin_spec
+from cerdeq.bounds import BOUNDS, Interval, lower_bounds, trace
+from harness.clock import Clock
+from harness.data import load
+from harness.evaluation.verdicts import judge
+from harness.memory import free_memory
+from harness.storage import folder, names
+from harness.training import load_network, run_trial
+
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
+
+CASES = {
+    "an average": ("cnn5", {"train": {"ema_decay": 0.9}}),
+    "a batch in parts": ("cnn5", {"train": {"accumulate": 4}}),
+    "both": ("cerdeq", {"train": {"accumulate": 2, "ema_decay": 0.9}}),
+    "several graphs": ("cerdeq", {"options": {"early_iterations": 2}}),
+    "two methods": ("cnn5", {"method": "crown-ibp", "method_options": {"final_beta": 0.0}}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_captured_steps_are_eager_ones(tiny_trial, case):
+    """Averages, parts of batches, and graphs that take turns, each on the state that the last one left."""
+    model, changes = CASES[case]
+    changes = {**changes, "train": {"precision": "float32", **changes.get("train", {})}}
+    config = tiny_trial(model, eps="1/20", **changes)
+    captured, eager = (stepper_of(config, "cuda", averaged=config.train.ema_decay is not None) for _ in range(2))
+    eager.graphs = None
+    mine, theirs = (take_steps(stepper, 6, 64) for stepper in (captured, eager))
+    torch.testing.assert_close(mine, theirs, rtol=2e-2, atol=2e-2, equal_nan=True)
+    assert len(captured.graphs) > (1 if case in ("several graphs", "two methods") else 0)
+    for network in ("model", "averaged"):
+        if getattr(captured, network) is not None:
+            states = [getattr(stepper, network).state_dict() for stepper in (captured, eager)]
+            for (name, value), other in zip(states[0].items(), states[1].values(), strict=True):
+                torch.testing.assert_close(value, other, rtol=5e-2, atol=5e-3, msg=name)
+
+
+@pytest.mark.parametrize("model", ["cnn5", "cerdeq"])
+def test_a_trial_that_was_killed_ends_with_the_very_same_weights(tiny_trial, tmp_path, model):
+    class Killed(BaseException):
+        pass
+
+    def kill(row):
+        if row[names.EPOCH] == 2:
+            raise Killed
+
+    config = tiny_trial(model, train={"ema_decay": 0.9, "accumulate": 2})
+    run_trial(config, tmp_path / "whole")
+    with pytest.raises(Killed):
+        run_trial(config, tmp_path / "broken", kill, clock=Clock(keep_every=0))
+    run_trial(config, tmp_path / "broken")
+    whole, broken = (load_file(tmp_path / name / folder.WEIGHTS) for name in ("whole", "broken"))
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "float32", "bf16"])
+@pytest.mark.parametrize("model", ["cnn5", "cerdeq"])
+def test_a_whole_trial_is_judged_as_on_a_cpu(tiny_trial, tmp_path, model, precision):
+    """In TF32 what is watched of an equilibrium would miss its tolerance, were it on outside the steps."""
+    config = tiny_trial(model, train={"precision": precision, "recompute_statistics": True})
+    result = run_trial(config, tmp_path)
+    assert result.warnings == [] and not result.environment["device"].startswith("CPU")
+    assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.allow_tf32
+    images = load("digits").test_images(60)
+    verdicts = judge(load_network(config, tmp_path / folder.WEIGHTS), images.images, images.labels, config).verdicts
+    certified = 100 * float((verdicts[names.VERDICT] != names.CERTIFIED).mean())
+    assert abs(certified - result.metrics[names.CERTIFIED_ERROR]) < 4, "an attack's float32 search may go elsewhere"
+
+
+@pytest.mark.parametrize("method", BOUNDS)
+@pytest.mark.parametrize("model", ["cnn7", "resnet9", "cerdeq"])
+def test_sound_bounds_are_those_of_a_cpu(tiny_trial, model, method):
+    """Each bound holds, so that neither may exceed the other by more than rounding and the searches' guesses do."""
+    network = stepper_of(tiny_trial(model)).model.double().eval()
+    images = load("digits").test.images[:6].double() / 255
+    spec = margin_spec(load("digits").test.labels[:6], 10).double()
+    found = []
+    for device in ("cpu", "cuda"):
+        program = trace(network.to(device), linear=True)
+        ball = LinfBall(images.to(device), 0.01)
+        region = Interval(ball.center, ball.radius)
+        found.append(lower_bounds(program, region, spec.to(device), method).cpu())
+    scale = found[0].abs().mean().item()
+    searched = method == "alpha-crown" or model == "cerdeq"
+    torch.testing.assert_close(*found, rtol=0, atol=scale * (1e-2 if searched else 1e-9))
+
+
+def test_a_gpu_too_small_is_tried_once_more_and_told(tiny_trial, tmp_path):
+    """A share of the memory that nothing fits: both tries run out of it, and the process goes on."""
+    free_memory()
+    torch.cuda.set_per_process_memory_fraction(1e-6)
+    try:
+        with pytest.raises(RuntimeError, match="out of memory"):
+            run_trial(tiny_trial(), tmp_path)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert run_trial(tiny_trial(), tmp_path).warnings == []

@@ -1,0 +1,82 @@
+"""Where memory runs out a trial goes on from its checkpoint, each part of a batch divided, and its result says so."""
+
+import pytest
+import torch
+
+from harness.clock import Clock
+from harness.storage import folder, names
+from harness.training import run_trial
+from harness.training.step import Stepper
+
+
+@pytest.fixture
+def memory_for(monkeypatch):
+    """A function to let steps run out of memory from a step on, unless a batch is taken in so many parts."""
+    step, taken = Stepper.__call__, [0]
+
+    def limit(parts, after=0, error=torch.OutOfMemoryError):
+        def take(stepper, *arguments):
+            taken[0] += 1
+            if taken[0] > after and stepper.config.train.accumulate < parts:
+                raise error("CUDA out of memory")
+            return step(stepper, *arguments)
+
+        monkeypatch.setattr(Stepper, "__call__", take)
+
+    return limit
+
+
+def test_each_part_of_a_batch_is_divided_from_the_checkpoint_on(tiny_trial, tmp_path, memory_for):
+    """Five steps an epoch: memory runs out in the second one."""
+    config, rows = tiny_trial(width=0.05), []
+    memory_for(2, after=7)
+    result = run_trial(config, tmp_path, rows.append, clock=Clock(keep_every=0))
+    assert [row[names.EPOCH] for row in rows] == [0, 1, 2, 3], "the first is not trained again"
+    assert [row.get(names.TRAIN_ACCUMULATE) for row in rows] == [None, None, 2, 2]
+    assert result.warnings == ["accumulate 2 instead of 1 after running out of memory"]
+    assert folder.read_trial(tmp_path / folder.TRIAL).config == config
+    assert folder.read_failure(tmp_path) is None
+
+
+def test_a_restart_keeps_to_the_divided_batches(tiny_trial, tmp_path, memory_for):
+    class Killed(BaseException):
+        pass
+
+    def kill(row):
+        if row[names.EPOCH] == 2:
+            raise Killed
+
+    config = tiny_trial(width=0.05, train={"accumulate": 2})
+    memory_for(4)
+    with pytest.raises(Killed):
+        run_trial(config, tmp_path, kill, clock=Clock(keep_every=0))
+    memory_for(1)
+    result = run_trial(config, tmp_path)
+    assert [row.get(names.TRAIN_ACCUMULATE) for row in folder.read_epochs(tmp_path)] == [None, 4, 4, 4]
+    assert result.warnings == ["accumulate 4 instead of 2 after running out of memory"]
+
+
+@pytest.mark.parametrize("train", [{}, {"accumulate": 32}], ids=["still too large", "cannot be divided"])
+def test_memory_that_runs_out_all_the_same_is_a_failure(tiny_trial, tmp_path, memory_for, train):
+    memory_for(1000)
+    with pytest.raises(torch.OutOfMemoryError):
+        run_trial(tiny_trial(width=0.05, train=train), tmp_path)
+    assert "OutOfMemoryError" in folder.read_failure(tmp_path)["error"]
+
+
+def test_memory_that_ran_out_in_something_wrapped_counts(tiny_trial, tmp_path, memory_for):
+    """As where a capture ends on an error of its own, or the compiler's does."""
+
+    def wrapped(text):
+        error = RuntimeError("capture failed")
+        error.__context__ = torch.OutOfMemoryError(text)
+        return error
+
+    memory_for(2, error=wrapped)
+    assert run_trial(tiny_trial(width=0.05), tmp_path).warnings
+
+
+def test_another_error_is_not_tried_again(tiny_trial, tmp_path, memory_for):
+    memory_for(2, error=RuntimeError)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run_trial(tiny_trial(width=0.05), tmp_path)
