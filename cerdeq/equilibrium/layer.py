@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from cerdeq.equilibrium.certificate import Contraction, contraction
 from cerdeq.equilibrium.implicit import attach
 from cerdeq.equilibrium.recurrence import apply_weight
 from cerdeq.equilibrium.refine import near_equilibrium
@@ -64,6 +65,15 @@ class FixedPoint(nn.Module):
         self.backward_iterations = backward_iterations
         self.unrolled = gradient == "unrolled"
         self.warm_start = warm_start
+        self._proved: tuple[Tensor, Contraction] | None = None
+
+    def contraction(self, weight: Tensor) -> Contraction:
+        """`certificate.contraction` of a W that was read, found once for as long as W stays the same."""
+        known = self._proved
+        same = known is not None and (known[0].dtype, known[0].device) == (weight.dtype, weight.device)
+        if known is None or not same or not torch.equal(known[0], weight):
+            known = self._proved = weight.detach().clone(), contraction(weight)
+        return known[1]
 
     def advance(self, progress: float) -> None:
         """Set the training solve's count to what it is when eps is `progress` (0 to 1) of its target."""

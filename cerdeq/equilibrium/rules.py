@@ -23,7 +23,7 @@ def _interval(ctx: Context, x: Interval, module: FixedPoint) -> Interval:
     weight = _weight(ctx, module)
     clean = None if x.clean is None else module.at(weight, x.clean)
     if ctx.sound:
-        proved = verified_box(weight, x.box)
+        proved = verified_box(weight, x.box, module.contraction(weight))
         box = Box(proved.center.to(x.center), _rounded_up(proved.radius, proved.center, x.radius))
         ctx.preactivations[ctx.step] = preactivation_box(weight, x.box, box)
         return Interval(box.center, box.radius, clean)
@@ -79,8 +79,9 @@ def _refine(tighter: Tighter, z: Interval, h: Interval, module: FixedPoint) -> I
 
 def _alive(h: Box, module: FixedPoint) -> Tensor:
     """Where the pre-activation may be above 0; elsewhere z is 0, whatever h is."""
-    weight = module.weight.double()
-    preactivation = preactivation_box(weight, h.double(), verified_box(weight, h))
+    weight = module.weight
+    box = verified_box(weight, h, module.contraction(weight))
+    preactivation = preactivation_box(weight.double(), h.double(), box)
     return ~(preactivation.upper <= 0) & (h.radius > 0)
 
 

@@ -9,7 +9,7 @@ from oracles import dense_operator, fractions
 from torch import nn
 
 from cerdeq import LinfBall, bound
-from cerdeq.equilibrium import Equilibrium, FixedPoint, NotContractiveError, contraction, verified_box
+from cerdeq.equilibrium import Equilibrium, FixedPoint, NotContractiveError, contraction, layer, verified_box
 
 
 @pytest.mark.parametrize("signed", [True, False])
@@ -104,3 +104,16 @@ def test_bounds_of_an_expansive_network_are_refused():
     model = nn.Sequential(FixedPoint(torch.full((3, 3), 0.5), 5, 5)).eval()
     with pytest.raises(NotContractiveError):
         bound(model, LinfBall(torch.rand(2, 3), 0.1))
+
+
+def test_a_proof_is_kept_for_as_long_as_w_stays_the_same(monkeypatch):
+    asked = []
+    monkeypatch.setattr(layer, "contraction", lambda weight: (asked.append(weight), contraction(weight))[1])
+    module = FixedPoint(0.1 * torch.eye(3), iterations=1, backward_iterations=1)
+    first = module.contraction(module.weight)
+    assert module.contraction(module.weight) is first and len(asked) == 1
+    with torch.no_grad():
+        module.weight *= 2
+    second = module.contraction(module.weight)
+    assert len(asked) == 2 and second.rate == pytest.approx(2 * first.rate)
+    assert module.contraction(module.weight.double()).rate == pytest.approx(second.rate) and len(asked) == 3
