@@ -21,9 +21,9 @@ LAUNCH = Path(__file__).parent / "harness/launch"
 def pytest_cmdline_main(config):
     """The suite as a whole is spread over the cores; what was asked for by name, marker or debugger is not."""
     whole = config.args_source is config.ArgsSource.TESTPATHS and "not gpu" in config.option.markexpr
-    asked = hasattr(config, "workerinput") or not hasattr(config.option, "dist") or config.option.numprocesses is not None
+    free = getattr(config.option, "numprocesses", 0) is None and not config.option.usepdb  # 0: without xdist
     cores = min(MOST_PROCESSES, len(os.sched_getaffinity(0)))
-    if whole and not asked and not config.option.usepdb and cores > 1:
+    if whole and free and cores > 1 and not hasattr(config, "workerinput"):
         config.option.numprocesses, config.option.dist = cores, "loadgroup"
 
 
