@@ -1,19 +1,58 @@
-"""Shared by all tests: one thread, fixed seeds, the small data set, tiny trials."""
+"""Shared by all tests: a process a core with a thread each, fixed seeds, the small data set, tiny trials."""
 
 import dataclasses
+import os
+from pathlib import Path
 
 import pytest
 import torch
 
+from cerdeq.equilibrium import certificate
 from harness.config.settings import EvaluationSettings, TrainSettings
 from harness.config.trial import TrialConfig
 
 torch.set_num_threads(1)
 
+MOST_PROCESSES = 8  # each imports torch first, and the longest group of tests takes a sixth of the whole
+LAUNCH = Path(__file__).parent / "harness/launch"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """The suite as a whole is spread over the cores; what was asked for by name, marker or debugger is not."""
+    whole = config.args_source is config.ArgsSource.TESTPATHS and "not gpu" in config.option.markexpr
+    free = getattr(config.option, "numprocesses", 0) is None and not config.option.usepdb  # 0: without xdist
+    cores = min(MOST_PROCESSES, len(os.sched_getaffinity(0)))
+    if whole and free and cores > 1 and not hasattr(config, "workerinput"):
+        config.option.numprocesses, config.option.dist = cores, "loadgroup"
+
+
+def pytest_collection_modifyitems(items):
+    """What a process does in one go: a file, or all of what shares Ray and MLflow stores."""
+    for item in items:
+        group = "launch" if LAUNCH in item.path.parents else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _perron_vectors_are_found_once():
+    """The search for one takes half of the time of small equilibria; what is proved with it is proved each time."""
+    search, found = certificate._perron_vector, {}
+
+    def remembered(matrix, floor):
+        key = matrix.shape, matrix.cpu().numpy().tobytes(), floor
+        if key not in found:
+            found[key] = search(matrix, floor).cpu().numpy()
+        return torch.tensor(found[key], device=matrix.device)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(certificate, "_perron_vector", remembered)
+        yield
 
 
 @pytest.fixture

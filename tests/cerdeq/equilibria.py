@@ -162,12 +162,12 @@ def folded_network(kernel, count, dtype=torch.float64, side=3):
 
 @torch.no_grad()
 def exact_outputs(model, x):
-    """The outputs for x [B, ...] in float64, equilibria solved by numpy."""
-    value = x.double()
+    """The outputs [S, B, N] for x [S, B, ...] in float64, equilibria solved by numpy."""
+    value = x.double().flatten(0, 1)
     for layer in copy.deepcopy(model).double():
         equilibrium = isinstance(layer, Equilibrium)
         value = solutions(layer.recurrence.weight, layer.inject(value)) if equilibrium else layer(value)
-    return value
+    return value.unflatten(0, x.shape[:2])
 
 
 def saved_tensors(function):

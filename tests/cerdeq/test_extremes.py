@@ -4,6 +4,9 @@ What is right is known by other means: values of the network with its equilibria
 without a recurrence, and powers of two, which scale a network exactly.
 """
 
+import copy
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -32,7 +35,7 @@ def assert_bounded(model, region, method, spec=None):
     lower, upper = bound(model, region, method, spec)
     assert lower.dtype == region.center.dtype
     wide = Box(region.center.double(), region.radius.double())
-    values = torch.stack([exact_outputs(model, x) for x in [wide.center, *points_of(wide, 16)]])
+    values = exact_outputs(model, torch.cat([wide.center.unsqueeze(0), points_of(wide, 16)]))
     if spec is not None:
         values = torch.einsum("bkn,sbn->sbk", spec.double(), values)
     assert_contains(lower.double(), upper.double(), values)
@@ -139,6 +142,17 @@ SCALES = {  # exponents of 2 of what goes into the equilibrium and of what comes
 }
 
 
+@functools.cache
+@torch.no_grad()
+def unscaled(kernel, dtype, method):
+    """A network of one equilibrium without a last bias, a ball, the bounds over it and values in it."""
+    torch.manual_seed(0)
+    model = folded_network(kernel, 1, dtype)
+    region = LinfBall(images(kernel, dtype), 0.1)
+    nn.init.zeros_(model[-1].bias)
+    return model, region, bound(model, region, method), exact_outputs(model, points_of(region, 16)).numpy()
+
+
 @pytest.mark.parametrize("name", SCALES)
 @every_method
 @every_dtype
@@ -147,11 +161,8 @@ SCALES = {  # exponents of 2 of what goes into the equilibrium and of what comes
 def test_weights_of_any_size_give_right_bounds_or_none(kernel, dtype, method, name):
     """z is homogeneous in h, so the outputs are those of the plain network times a power of 2, wherever it leads."""
     inner, outer = (exponent * (1 if dtype == torch.float32 else 8) for exponent in SCALES[name])
-    model = folded_network(kernel, 1, dtype)
-    region = LinfBall(images(kernel, dtype), 0.1)
-    nn.init.zeros_(model[-1].bias)
-    plain = bound(model, region, method)
-    values = torch.stack([exact_outputs(model, x) for x in points_of(region, 16)]).numpy()
+    model, region, plain, values = unscaled(kernel, dtype, method)
+    model = copy.deepcopy(model)
     for parameter, exponent in [(model[-1].weight, outer), *((p, inner) for p in model[0].inject.parameters())]:
         parameter.copy_(torch.from_numpy(np.ldexp(parameter.numpy(), exponent)))
         assert parameter.isfinite().all()

@@ -9,6 +9,8 @@ import pytest
 import yaml
 from small_sweep import BASE, changed, trials_of, write
 
+from harness.config import sweep_file
+from harness.config.buildable import check_buildable
 from harness.config.radius import Radius
 from harness.config.settings import EvaluationSettings, TrainSettings
 from harness.config.sweep_file import load_sweep
@@ -136,8 +138,21 @@ def test_a_trial_s_recipe_goes_before_the_sweep_s(tmp_path):
     assert from_dict(to_dict(other)) == other
 
 
+@pytest.fixture
+def built_once(monkeypatch):
+    """Every load of a file builds each network of each of its profiles: here once in all."""
+    seen = set()
+
+    def check(trial):
+        if repr(trial) not in seen:
+            check_buildable(trial)
+            seen.add(repr(trial))
+
+    monkeypatch.setattr(sweep_file, "check_buildable", check)
+
+
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.name)
-def test_the_project_s_own_sweeps_load_under_each_profile(path):
+def test_the_project_s_own_sweeps_load_under_each_profile(path, built_once):
     content = yaml.safe_load(path.read_text())
     for profile in ["full", *content.get("profiles", {})]:
         sweep = load_sweep(path, profile, True)

@@ -1,5 +1,6 @@
-"""A finished sweep and MLflow stores, each made once for all tests, since making one takes seconds."""
+"""One Ray, one finished sweep and one new MLflow store for all tests, since each takes seconds to make."""
 
+import logging
 import shutil
 import sys
 import threading
@@ -10,6 +11,7 @@ from processes import descendants
 from study import SETTINGS, TINY, Study
 
 from harness.launch.mlflow_store import Tracker
+from harness.launch.ray_tune import ray  # which prepares the environment that Ray reads
 
 
 @pytest.fixture(autouse=True)
@@ -20,9 +22,25 @@ def _no_settings(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def store(tmp_path_factory):
-    """The URI of an MLflow store that `finished` makes; experiments are told apart by sweep names."""
-    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+def cluster():
+    """A Ray with four CPUs and two GPUs, all pretended, for all calls in this process; `finished` starts its own.
+
+    Workers inherit three OpenMP threads, so that whoever has one was given it by the project.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "3")
+        options = {"include_dashboard": False, "logging_level": logging.ERROR, "log_to_driver": False}
+        ray.init("local", num_cpus=4, num_gpus=2, **options)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory, opened_store):
+    """The URI of an MLflow store of the sweeps', told apart by their names."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    shutil.copy(opened_store.removeprefix("sqlite:///"), path)
+    return f"sqlite:///{path}"
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Sweeps that were broken off, grew or had a trial that failed: the same command does what is left, no more."""
 
 import json
-import logging
 import os
 import signal
 import threading
@@ -11,18 +10,9 @@ import pytest
 from processes import alive, wait_for, workers
 from study import LONG, TINY, Study, snapshot
 
-from harness.launch.ray_tune import ray  # which prepares the environment that Ray reads
 from harness.storage import folder, names
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
-
-
-@pytest.fixture(scope="module")
-def cluster(finished):
-    """One Ray for all calls of `main` in this process. The command's own start and stop is seen in `finished`."""
-    ray.init("local", num_cpus=2, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 def test_a_missing_result_alone_is_made_again(copied, cluster):

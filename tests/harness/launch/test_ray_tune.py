@@ -26,18 +26,10 @@ PROBE = "probe.json"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster():
-    """Four CPUs and two GPUs, all pretended; the probes below travel to the workers by value.
-
-    Workers inherit three OpenMP threads, so that whoever has one was given it by the project.
-    """
+def probed(cluster):
+    """The probes below travel to the workers by value."""
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "3")
-        options = {"include_dashboard": False, "logging_level": logging.ERROR, "log_to_driver": False}
-        ray.init("local", num_cpus=4, num_gpus=2, **options)
-        yield
-        ray.shutdown()
+    yield
     ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
@@ -184,7 +176,7 @@ def test_a_trial_that_asks_for_no_gpu_sees_none(tried):
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory, tiny):
-    """What became of real trials on one CPU each: (directory, what was told, what was printed)."""
+    """What became of real trials on two CPUs each: (directory, what was told, what was printed)."""
     directory = tmp_path_factory.mktemp("real")
     raw = directory / "data/MNIST/raw"
     raw.mkdir(parents=True)
@@ -201,7 +193,7 @@ def real(tmp_path_factory, tiny):
         made = folder.make_trial(config, fingerprint)
         files.write_json(directory / "results" / name / folder.TRIAL, folder.trial_json(made))
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        heard = call(directory, list(configs), ray_tune.train_folder, data_dir=str(directory / "data"))
+        heard = call(directory, list(configs), ray_tune.train_folder, cpu=2, data_dir=str(directory / "data"))
     return directory / "results", heard, printed.getvalue()
 
 
@@ -218,9 +210,9 @@ def tiny():
 def test_a_real_trial_reports_its_epochs_and_has_a_thread_a_cpu(real, name):
     directory, heard, _ = real
     assert heard.ends[name] == [None]
-    assert folder.read_result(directory / name).environment["threads"] == "1"
+    assert folder.read_result(directory / name).environment["threads"] == "2"
     told = [row.get(names.EPOCH, (row.get(names.JUDGED), row.get(names.IMAGES))) for row in heard.rows[name]]
-    assert told == [0, 1, 2, 3, (0, 60), (40, 60), (60, 60)]
+    assert told == [0, 1, 2, 3, (0, 50), (50, 50)]
     for told, written in zip(heard.rows[name], folder.read_epochs(directory / name), strict=True):
         assert written.items() <= told.items()
 
