@@ -18,6 +18,7 @@ from rich.text import Text
 
 from harness.analysis.columns import of_group
 from harness.analysis.leaderboard import Table, build, row_label
+from harness.analysis.summary import summary
 from harness.command_line import OK, add_sweep_directory
 from harness.storage.files import write_text
 
@@ -87,6 +88,8 @@ def show(table: Table, console: Console) -> None:
         console.print(grid)
         for warning in section.warnings:
             say(f"Warning: {warning}")
+        for line in summary(table, section):
+            say(line, soft_wrap=True)
     if len(table.failures):
         say(f"\n{FAILURES}", style="bold")
     for trial in table.failures.to_dict("records"):

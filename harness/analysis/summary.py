@@ -1,0 +1,47 @@
+"""What a leaderboard says, in sentences: what is measured, which row won, by how much, and whether that is certain."""
+
+import numpy as np
+import pandas as pd
+
+from harness.analysis.leaderboard import Section, Table
+from harness.analysis.paired import ALL, compare
+from harness.errors import InputError
+from harness.storage import names
+
+_LEVEL = 0.05
+
+
+def summary(table: Table, section: Section) -> list[str]:
+    """Lines on a section of today's rows; none where there are not two to compare."""
+    own = [index for index, published in enumerate(section.published) if not published]
+    errors = section.rows[names.CERTIFIED_ERROR].iloc[own].dropna()
+    if section.stale or len(errors) < 2:
+        return []
+    best = section.labels[own[0]]
+    lines = [
+        "certified error: the share of test images that are misclassified or not proved robust; lower is better",
+        f"best: {best}, {errors.iloc[0]:.1f} %",
+    ]
+    try:
+        compared, _ = compare(table.directory, baseline=best)
+    except InputError:  # not judged alike, or verdicts gone: there is nothing to add
+        return lines
+    return lines + _told_apart(compared[compared["seed"] == ALL], len(set(compared["seed"])) - 1)
+
+
+def _told_apart(others: pd.DataFrame, seeds: int) -> list[str]:
+    """Which rows are worse than the best beyond what training anew may change, and which are not told from it."""
+    if seeds < 2:
+        return [f"behind it: {_named(others)}; one seed says nothing of training anew"]
+    certain = others["t_holm"] < _LEVEL
+    test = f"paired t test over {seeds} seeds, p < {_LEVEL:g} after Holm's correction"
+    return [
+        f"{word} ({test}): {_named(part)}"
+        for word, part in (("worse for certain", others[certain]), ("not told from it", others[~certain]))
+        if len(part)
+    ]
+
+
+def _named(rows: pd.DataFrame) -> str:
+    pairs = zip(rows["row"], np.round(rows["difference"], 1), strict=True)
+    return ", ".join(f"{row} ({difference:+.1f} points)" for row, difference in pairs)

@@ -1,0 +1,46 @@
+"""The sentences under a leaderboard: who won, by how much, and whether that is certain."""
+
+import pytest
+from test_paired import RIGHT, WRONG, add
+
+from harness.analysis.leaderboard import build
+from harness.analysis.summary import summary
+
+
+def _lines(sweep):
+    table = build(sweep)
+    (section,) = table.sections
+    return summary(table, section)
+
+
+def _add(sweep, seed, wrong, **config):
+    add(sweep, [WRONG] * wrong + [RIGHT] * (100 - wrong), seed=seed, **config)
+
+
+def test_rows_are_told_from_the_best_where_seeds_agree_and_not_where_they_do_not(tmp_path):
+    for seed, (best, far, near) in enumerate([(10, 40, 9), (11, 41, 14), (12, 43, 13), (10, 41, 10)]):
+        _add(tmp_path, seed, best)
+        _add(tmp_path, seed, far, model="cnn9")
+        _add(tmp_path, seed, near, model="cnn5")
+    what, won, certain, open_ = _lines(tmp_path)
+    assert "lower is better" in what
+    assert won == "best: cnn7 ibp width=1, 10.8 %"
+    assert certain.startswith("worse for certain (paired t test over 4 seeds, p < 0.05")
+    assert certain.endswith(": cnn9 ibp width=1 (+30.5 points)")
+    assert open_.startswith("not told from it") and open_.endswith(": cnn5 ibp width=1 (+0.8 points)")
+
+
+def test_one_seed_says_nothing_of_training_anew(tmp_path):
+    _add(tmp_path, 0, 10)
+    _add(tmp_path, 0, 40, model="cnn9")
+    assert _lines(tmp_path)[2:] == [
+        "behind it: cnn9 ibp width=1 (+30.0 points); one seed says nothing of training anew"
+    ]
+
+
+@pytest.mark.parametrize("recipe", [None, 1])
+def test_nothing_is_said_of_one_row_or_of_an_older_recipe(tmp_path, recipe):
+    models = ["cnn7"] if recipe is None else ["cnn7", "cnn9"]
+    for model in models:
+        add(tmp_path, [RIGHT, WRONG], model=model, **({} if recipe is None else {"recipe": recipe}))
+    assert _lines(tmp_path) == []
