@@ -213,8 +213,8 @@ def test_a_real_trial_reports_its_epochs_and_has_a_thread_a_cpu(real, name):
     assert folder.read_result(directory / name).environment["threads"] == "2"
     told = [row.get(names.EPOCH, (row.get(names.JUDGED), row.get(names.IMAGES))) for row in heard.rows[name]]
     assert told == [0, 1, 2, 3, (0, 50), (50, 50)]
-    for row, written in zip(heard.rows[name], folder.read_epochs(directory / name), strict=False):
-        assert written.items() <= row.items()
+    for told, written in zip(heard.rows[name][:4], folder.read_epochs(directory / name), strict=True):
+        assert written.items() <= told.items()
 
 
 @pytest.fixture
