@@ -14,7 +14,7 @@ from harness.config.trial import TrialConfig
 torch.set_num_threads(1)
 
 MOST_PROCESSES = 8  # each imports torch first, and the longest group of tests takes a sixth of the whole
-LAUNCH = Path(__file__).parent / "harness/launch"
+HARNESS = Path(__file__).parent / "harness"
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -24,14 +24,17 @@ def pytest_cmdline_main(config):
     free = getattr(config.option, "numprocesses", 0) is None and not config.option.usepdb  # 0: without xdist
     cores = min(MOST_PROCESSES, len(os.sched_getaffinity(0)))
     if whole and free and cores > 1 and not hasattr(config, "workerinput"):
-        config.option.numprocesses, config.option.dist = cores, "loadgroup"
+        config.option.numprocesses, config.option.dist, config.option.loadscopereorder = cores, "loadgroup", False
 
 
-def pytest_collection_modifyitems(items):
-    """What a process does in one go: a file, or all of what shares Ray and MLflow stores."""
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(config, items):
+    """What a process does in one go: a file, or all of what shares Ray and MLflow stores. What takes longest, first."""
     for item in items:
-        group = "launch" if LAUNCH in item.path.parents else item.path.stem
+        group = "launch" if HARNESS / "launch" in item.path.parents else item.path.stem
         item.add_marker(pytest.mark.xdist_group(group))
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: (HARNESS not in item.path.parents, HARNESS / "launch" not in item.path.parents))
 
 
 @pytest.fixture(autouse=True)

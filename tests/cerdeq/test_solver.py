@@ -273,7 +273,8 @@ def test_a_limit_that_is_too_small_is_reported_and_raised(monkeypatch):
 
 
 @pytest.mark.parametrize("weight", [[[2.0]], [[1.0]], [[float("nan")]]])
-def test_an_expansive_w_raises_in_evaluation(weight):
+def test_an_expansive_w_raises_in_evaluation(weight, monkeypatch):
+    monkeypatch.setattr(layer, "_LIMIT", 1000)
     point = FixedPoint(torch.tensor(weight), 3, 3).eval()
     with pytest.raises(NotConvergedError):
         point(torch.tensor([[1.0], [-1.0]]))

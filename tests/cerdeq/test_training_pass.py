@@ -173,7 +173,7 @@ def test_a_training_pass_of_few_iterations_is_a_picard_iteration(count):
     torch.testing.assert_close(result.box.upper.detach(), high)
 
 
-@pytest.mark.parametrize("name", ["cnn7", "resnet9", "cerdeq"])
+@pytest.mark.parametrize("name", ["resnet9", "cerdeq"])  # all layers there are; compiling takes seconds
 def test_compiled_losses_and_gradients_are_the_eager_ones(name):
     from baselines import build
 

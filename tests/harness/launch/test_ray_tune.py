@@ -273,11 +273,10 @@ def never(config):
 
 
 @pytest.mark.parametrize(("cpu", "gpu", "told"), [(5, 0, "5 CPU"), (1, 3, "3 GPU"), (1, 2.5, "2.5 GPU")])
-def test_more_than_the_cluster_has_is_told_at_once(tmp_path, cpu, gpu, told):
-    started = time.monotonic()
+def test_more_than_the_cluster_has_is_told_at_once(tmp_path, monkeypatch, cpu, gpu, told):
+    monkeypatch.setattr(ray_tune.Tuner, "fit", lambda self: pytest.fail("it would wait for ever"))
     with pytest.raises(ResourceError, match=told):
         call(tmp_path, ["one"], never, cpu=cpu, gpu=gpu)
-    assert time.monotonic() - started < 5
     assert ray.is_initialized()
     assert not (tmp_path / "results/.ray").exists()
 

@@ -74,7 +74,8 @@ def test_a_trial_runs_without_ray_mlflow_and_pydantic(exported, tmp_path):
     (tmp_path / "block").mkdir()
     (tmp_path / "block/sitecustomize.py").write_text(BLOCKER)
     (tmp_path / "elsewhere").mkdir()
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "block")}
+    paths = [str(tmp_path / "block"), os.environ.get("PYTHONPATH")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     command = [sys.executable, "-m", "harness.trial", "../trial.json", "--results-dir", "out"]
     check = [sys.executable, "-c", "import pydantic"]
     assert subprocess.run(check, env=environment, capture_output=True).returncode != 0
