@@ -22,10 +22,11 @@ from baselines import DATASETS, network_names
 from harness.command_line import OK
 from harness.environment import best_device, describe_environment, device_title
 from harness.measure import peer
+from harness.measure.bench import Bench
 from harness.measure.machine import matrix_peak
 from harness.measure.overhead import overhead
 from harness.measure.stages import evaluation
-from harness.measure.steps import Bench, scaling, steps
+from harness.measure.steps import scaling, steps
 from harness.memory import kept_memory
 from harness.storage.files import write_json
 

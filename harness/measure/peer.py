@@ -5,7 +5,7 @@ It is no dependency: its released package is too old, so that its repository's f
 
 from collections.abc import Callable, Mapping
 from importlib import import_module, util
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,16 +15,15 @@ from cerdeq import margin_spec
 from cerdeq.boxes import Box, clipped_ball
 from cerdeq.equilibrium import FixedPoint
 from harness.errors import require
+from harness.measure.bench import EPS, RATE, Bench
 from harness.methods import cross_entropy
 from harness.training.augment import augmented
 from harness.training.regularisers import balance, tightness
 from harness.training.step import make_optimiser
 
-if TYPE_CHECKING:
-    from harness.measure.steps import Bench
-
 NAME = "auto_LiRPA"
-_CLIP_NORM, _REGULARISATION, _PROGRESS = 10.0, 0.5, 0.3
+_CLIP_NORM, _REGULARISATION = 10.0, 0.5  # the recipe's
+_PROGRESS = 0.3  # of eps: what the bounds are mixed by
 
 
 def require_peer(name: str | None) -> None:
@@ -34,7 +33,7 @@ def require_peer(name: str | None) -> None:
 
 
 def steps_of(
-    bench: "Bench", name: str, methods: Mapping[str, tuple[str, dict[str, Any]]]
+    bench: Bench, name: str, methods: Mapping[str, tuple[str, dict[str, Any]]]
 ) -> dict[str, Callable[[], object]]:
     """Its steps of the network `name`; none where it has an equilibrium, which the peer cannot bound.
 
@@ -45,7 +44,7 @@ def steps_of(
     return {title: _step(bench, name, method) for title, (method, _) in methods.items() if title != "crown-ibp"}
 
 
-def _step(bench: "Bench", name: str, method: str) -> Callable[[], object]:
+def _step(bench: Bench, name: str, method: str) -> Callable[[], object]:
     library = import_module(NAME)
     perturbations, nodes = import_module(f"{NAME}.perturbations"), import_module(f"{NAME}.bound_ops")
     model = bench.model(name)
@@ -67,7 +66,7 @@ def _step(bench: "Bench", name: str, method: str) -> Callable[[], object]:
     def step() -> None:
         x = augmented(bench.images, *bench.choices)
         optimiser.zero_grad(set_to_none=True)
-        ball = clipped_ball(x, 0.01)
+        ball = clipped_ball(x, EPS)
         region = perturbations.PerturbationLpNorm(norm=torch.inf, x_L=ball.lower, x_U=ball.upper)
         spec = margin_spec(labels, bench.info.classes).to(x)
         logits = bounded(library.BoundedTensor(x, region))
@@ -81,7 +80,7 @@ def _step(bench: "Bench", name: str, method: str) -> Callable[[], object]:
         F.cross_entropy(logits.detach(), labels)  # what is reported of clean examples
         nn.utils.clip_grad_norm_(bounded.parameters(), _CLIP_NORM)
         for group in optimiser.param_groups:
-            group["lr"].fill_(5e-4)
+            group["lr"].fill_(RATE)
         optimiser.step()
 
     return step

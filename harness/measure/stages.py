@@ -15,8 +15,8 @@ from cerdeq import LinfBall, margin_spec
 from cerdeq.bounds import BOUNDS, Interval, lower_bounds, trace
 from cerdeq.equilibrium import fold
 from harness.attacks.pgd import worst_point
+from harness.measure.bench import Bench
 from harness.measure.machine import synchronise
-from harness.measure.steps import Bench
 from harness.training.batch_norm import recompute_statistics
 
 _EPS = Fraction(2, 255)
