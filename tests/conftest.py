@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from harness.config.trial import TrialConfig
 torch.set_num_threads(1)
 
 MOST_PROCESSES = 8  # each imports torch first, and the longest group of tests takes a sixth of the whole
-HARNESS = Path(__file__).parent / "harness"
+HARNESS, LAUNCH = "tests/harness/", "tests/harness/launch/"
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -24,17 +23,25 @@ def pytest_cmdline_main(config):
     free = getattr(config.option, "numprocesses", 0) is None and not config.option.usepdb  # 0: without xdist
     cores = min(MOST_PROCESSES, len(os.sched_getaffinity(0)))
     if whole and free and cores > 1 and not hasattr(config, "workerinput"):
-        config.option.numprocesses, config.option.dist, config.option.loadscopereorder = cores, "loadgroup", False
+        config.option.numprocesses, config.option.loadscopereorder = cores, False
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A process does a file in one go, or all of what shares Ray and MLflow stores."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Rooms(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return LAUNCH if nodeid.startswith(LAUNCH) else nodeid.partition("::")[0]
+
+    return Rooms(config, log)
+
+
 def pytest_collection_modifyitems(config, items):
-    """What a process does in one go: a file, or all of what shares Ray and MLflow stores. What takes longest, first."""
-    for item in items:
-        group = "launch" if HARNESS / "launch" in item.path.parents else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
+    """What takes longest first, so that all processes end together: Ray, then training, then mathematics."""
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: (HARNESS not in item.path.parents, HARNESS / "launch" not in item.path.parents))
+        items.sort(key=lambda item: (not item.nodeid.startswith(LAUNCH), not item.nodeid.startswith(HARNESS)))
 
 
 @pytest.fixture(autouse=True)
