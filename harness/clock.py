@@ -12,6 +12,7 @@ class Clock:
     """The time a call has, and how long the things it does last.
 
     seconds: how long it may take from now on, None without end.
+    lasted: seconds of the last thing of each kind; another trial's say nothing, so that it begins with none.
     keep_every: so many seconds lie between two keepings of what is done.
     """
 
@@ -20,6 +21,7 @@ class Clock:
         self.seconds = math.inf if seconds is None else seconds
         self.ends, self.kept, self.keep_every = now + self.seconds, now, keep_every
         self.lasted: dict[str, float] = {}
+        self.begun = False
 
     def fits(self, kind: str) -> bool:
         """Whether there is time for one more thing of a kind.
@@ -27,7 +29,8 @@ class Clock:
         It is taken to last half as long again as the last one of its kind; the very first wants a quarter of the call.
         The first thing of all always fits, so that every call gets on.
         """
-        if not self.lasted:
+        if not self.begun:
+            self.begun = True
             return True
         wanted = 1.5 * self.lasted[kind] if kind in self.lasted else self.seconds / 4
         return time.monotonic() + wanted <= self.ends

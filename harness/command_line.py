@@ -21,7 +21,7 @@ COMMANDS = {  # name: its module, what it does
     "depth": ("harness.analysis.depth", "how widths of bounds grow with depth"),
     "tightness": ("harness.measure.tightness", "how tight each bound is on trained networks, and what it takes"),
     "solvers": ("harness.measure.equilibrium_solvers", "solvers of equilibria beside torchdeq's"),
-    "benchmark": ("harness.measure.benchmark", "how fast a training step is"),
+    "benchmark": ("harness.measure.benchmark", "what training steps, judging and the harness cost"),
 }
 
 

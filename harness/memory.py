@@ -23,8 +23,10 @@ def kept_memory() -> Iterator[None]:
     if not hasattr(library, "mallopt") or not hasattr(library, "malloc_trim"):
         yield
         return
+    if library.mallopt(_MMAP_THRESHOLD, _EVERYTHING) == 0:  # an older glibc, which other settings alone would slow down
+        yield
+        return
     library.mallopt(_ARENA_MAX, 1)  # other arenas map what is large, whatever the thresholds
-    library.mallopt(_MMAP_THRESHOLD, _EVERYTHING)
     library.mallopt(_TRIM_THRESHOLD, _EVERYTHING)
     library.mallopt(_TOP_PAD, _AT_ONCE)
     try:

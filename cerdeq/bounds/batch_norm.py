@@ -25,6 +25,8 @@ def interval(
     clean = None if x.clean is None else torch.addcmul(offset, x.clean, scale)
     reach = x.center.abs() + mean.abs() if ctx.sound else x.center
     radius = absorb(ctx, reach, x.radius, 8) * scale.abs()
+    if ctx.sound:  # of a scale that is rounded to a subnormal number or 0
+        radius = radius + torch.finfo(radius.dtype).tiny * (reach + x.radius)
     return Interval(center, settle(ctx, radius, 8, shift), clean)
 
 
@@ -48,8 +50,10 @@ def backward(
     mean, scale, shift = _normalisation(statistics, weight, bias, eps, x.center)
     offset = shift - mean * scale
     if ctx.sound:
-        result = (magnitude(x) + mean.abs()) * scale.abs() + shift.abs()
+        reach = magnitude(x) + mean.abs()
+        result = reach * scale.abs() + shift.abs()
         constant = dot(ctx, coefficients, offset.expand_as(x.center)) - slack(ctx, coefficients, result, 8)
+        constant = constant - 2 * dot(ctx, coefficients.abs(), torch.finfo(reach.dtype).tiny * reach)
     else:
         constant = (coefficients.flatten(2).unflatten(2, (len(shift.flatten()), -1)).sum(3) * offset.flatten()).sum(2)
     return Pulled((coefficients * per_row(scale),), constant)

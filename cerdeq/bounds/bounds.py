@@ -10,7 +10,7 @@ from torch import Tensor
 from cerdeq.bounds.backward import Functional, chunked_lower_bound, in_chunks, linear_lower_bound
 from cerdeq.bounds.forward import output_of, propagate, values_of
 from cerdeq.bounds.graph import Program
-from cerdeq.bounds.interval import Context, Interval
+from cerdeq.bounds.interval import Context, Interval, PrecisionError
 from cerdeq.bounds.linear import Backward
 from cerdeq.bounds.memory import bytes_per_example, default_memory, examples_at_once, without_overrun
 from cerdeq.bounds.narrow import rounded, rounded_outwards, within
@@ -110,10 +110,13 @@ def lower_bounds(
     memory = memory or default_memory(x.center.device)
     with torch.inference_mode(False), torch.no_grad(), counted_rounding(x.center.device.type):
         x, spec = Interval(x.center.clone(), x.radius.clone()), spec.clone()  # made in inference mode, maybe
-        if narrow is None or target is None:
+        if narrow is None or target is None or not torch.equal(spec.float().to(spec), spec):
             return _in_parts(record, program, x, spec, target, memory, None)
         cheap = min(record, BOUNDS["crown-ibp"], key=list(BOUNDS.values()).index)
-        lower = _in_parts(cheap, narrow, rounded_outwards(x), spec.float(), target, memory, None).to(x.center)
+        try:
+            lower = _in_parts(cheap, narrow, rounded_outwards(x), spec.float(), target, memory, None).to(x.center)
+        except PrecisionError:
+            return _in_parts(record, program, x, spec, target, memory, None)
         waiting = (~(lower > target).all(1)).nonzero()[:, 0]
         if len(waiting):
             lower[waiting] = _in_parts(record, program, x.of(waiting), spec[waiting], target, memory, narrow)

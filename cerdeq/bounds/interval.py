@@ -79,6 +79,10 @@ class Context:
             raise ValueError("boxes after shrunk ReLUs contain nothing for certain: relu_shrinkage is for training")
 
 
+class PrecisionError(ValueError):
+    """Sums have too many terms to be rounded outwards in their precision."""
+
+
 def absorb(ctx: Context, center: Tensor, radius: Tensor, terms: int) -> Tensor:
     """The radius of what goes into a sum of `terms` products, widened where `ctx.sound` by what its rounding may cost:
     twice gamma on the magnitude of every value in the box."""
@@ -87,7 +91,7 @@ def absorb(ctx: Context, center: Tensor, radius: Tensor, terms: int) -> Tensor:
     limits = torch.finfo(radius.dtype)
     slack = (terms + 4) * limits.eps
     if slack > 0.25:
-        raise ValueError(f"{terms} terms are too many to round outwards in {radius.dtype}; use float64")
+        raise PrecisionError(f"{terms} terms are too many to round outwards in {radius.dtype}; use float64")
     return radius + slack * (center.abs() + 2 * radius)
 
 

@@ -21,7 +21,7 @@ from torch.func import vjp, vmap
 
 from cerdeq.bounds import convolution
 from cerdeq.bounds.convolution import paddings
-from cerdeq.bounds.interval import Context, Interval, pair
+from cerdeq.bounds.interval import Context, Interval, PrecisionError, pair
 from cerdeq.bounds.precision import without_autocast
 
 
@@ -82,7 +82,7 @@ def slack(ctx: Backward, coefficients: Tensor, magnitude: Tensor, terms: int) ->
     limits, size = torch.finfo(coefficients.dtype), coefficients[0, 0].numel()
     factor = 2 * (terms + 8) * limits.eps + 2 * size * torch.finfo(torch.float64).eps
     if factor > 0.25:
-        raise ValueError(f"{terms} terms are too many to round outwards in {coefficients.dtype}; use float64")
+        raise PrecisionError(f"{terms} terms are too many to round outwards in {coefficients.dtype}; use float64")
     sizes = coefficients.abs()
     total, largest = magnitude.double().flatten(1).sum(1), sizes.flatten(2).amax(2).double()
     underflow = 8 * (terms + size) * limits.tiny * (1 + total)[:, None] * (1 + largest)

@@ -7,13 +7,14 @@ float32, over a box that contains the float64 one, needs no float64.
 import copy
 import itertools
 import platform
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from cerdeq.bounds.graph import Program, trace
+from cerdeq.bounds.graph import Program, Step, trace
 from cerdeq.bounds.interval import Interval
 from cerdeq.boxes import narrowed, outward_ends
 
@@ -21,25 +22,47 @@ from cerdeq.boxes import narrowed, outward_ends
 def in_float32(model: nn.Module, linear: bool = False) -> Program | None:
     """The program of a float64 model in float32, as `trace` makes it; None where that would be another function.
 
-    It is one where a number of the model is no float32, and where numbers are computed from others on the way. None as
-    well on a CPU that is no x86-64, where torch may choose Winograd convolutions in float32.
+    It is one where a number that the program uses is no float32, or is computed from others on the way, by the model or
+    while it is traced. None as well on a CPU that is no x86-64: torch may choose Winograd there, in float32.
     """
-    numbers = list(_numbers(model))
-    on_cpu = not numbers or numbers[0].device.type == "cpu"
+    first = next(itertools.chain(model.parameters(), model.buffers()), None)
+    on_cpu = first is None or first.device.type == "cpu"
     if on_cpu and platform.machine() not in ("x86_64", "AMD64"):
         return None
     if any(parametrize.is_parametrized(module) for module in model.modules()):
         return None
-    small = copy.deepcopy(model).float()
-    pairs = zip(_numbers(model), _numbers(small), strict=True)
-    if not all(torch.equal(wide, narrow.to(wide.dtype)) for wide, narrow in pairs):
-        return None
-    program = trace(small, linear)
-    return program if all(step.record is not None or not step.args for step in program.steps) else None
+    wide, narrow = trace(model, linear), trace(copy.deepcopy(model).float(), linear)
+    same = len(wide.steps) == len(narrow.steps) and all(map(_same_numbers, wide.steps, narrow.steps))
+    return narrow if same else None
 
 
-def _numbers(model: nn.Module) -> Any:
-    return itertools.chain(model.parameters(), model.buffers())
+def _same_numbers(wide: Step, narrow: Step) -> bool:
+    """Whether a step uses the very same numbers in both precisions, and computes none of its own."""
+    if wide.record is None and (wide.args or wide.kwargs):
+        return False
+    pairs = list(itertools.zip_longest(_numbers(wide), _numbers(narrow)))
+    return all(
+        a is not None
+        and b is not None
+        and a.dtype in (torch.float64, torch.float32)
+        and b.dtype == torch.float32
+        and torch.equal(a.double(), b.double())
+        for a, b in pairs
+    )
+
+
+def _numbers(step: Step) -> list[Tensor]:
+    """The floating-point tensors that a step uses: its module's, those among its arguments, or the one that it is."""
+    found: list[Any] = [*_leaves(step.args), *_leaves(step.kwargs.values())]
+    if isinstance(step.target, nn.Module):
+        found += [*step.target.parameters(), *step.target.buffers()]
+    elif step.record is None and not step.args and not step.kwargs:
+        found.append(step.target())
+    return [value for value in found if isinstance(value, Tensor) and value.is_floating_point()]
+
+
+def _leaves(values: Iterable[Any]) -> list[Any]:
+    return [leaf for value in values for leaf in (_leaves(value) if isinstance(value, list | tuple) else [value])]
 
 
 def rounded_outwards(x: Interval) -> Interval:

@@ -157,13 +157,13 @@ def _verified_box(weight: Tensor, h: Box, proof: Contraction) -> Box:
     if not proof.rate < 1:
         raise NotContractiveError(f"rho(|W|) < 1 is not proved: the bound is {proof.rate:.6f}")
     weight, h = weight.double(), h.double()
-    z = _widened(weight, h, _guess(weight, h))
+    z = _widened(weight, h, _guess(weight, h), proof)
     proved = verify_inclusion(weight, h, z, proof.v)
     if not bool(proved.all()):
         z = _select(proved, z, closed_form_box(weight, h, proof))
         proved = verify_inclusion(weight, h, z, proof.v)
     z = _mapped(weight, h, z, proof)
-    z = _widened(weight, h, z)  # by rounding errors, so that the check accepts the box that is handed out
+    z = _widened(weight, h, z, proof)  # by rounding errors, so that the check accepts the box that is handed out
     return Box(z.center, torch.where(_per_example(proved, z.radius), z.radius, torch.inf))
 
 
@@ -209,18 +209,26 @@ def interval_equilibrium(weight: Tensor, h: Box) -> Box:
     return Box(c, r)
 
 
-def _widened(weight: Tensor, h: Box, z: Box) -> Box:
+def _widened(weight: Tensor, h: Box, z: Box, proof: Contraction) -> Box:
     """z, wider so that it includes F(z), with room for rounding; unchanged where it does.
 
     With e the excess of F(z) over z, each channel's largest, and A the channel matrix, u = (I - A)^-1 e is enough: F of
-    the wider box sticks out of z by at most e + A u = u. It is as small as the excess, however badly W is scaled.
+    the wider box sticks out of z by at most e + A u = u. It is at most the multiple of v that would do. The room is for
+    each channel what it sums up, and a little along v for errors of the linear system.
     """
     matrix = channel_matrix(weight)
-    excess = torch.relu(_excess(interval_step(weight, h, z), z)).reshape(len(z.center), len(matrix), -1).amax(2)
-    scale = (z.center.abs() + z.radius + h.center.abs() + h.radius).flatten(1).amax(1)[:, None]
-    needed = excess * (1 + 1e-6) + 1e-9 * excess.amax(1, keepdim=True) + 1e-12 * scale
+
+    def largest(values: Tensor) -> Tensor:
+        return values.reshape(len(values), len(matrix), -1).amax(2)
+
+    excess = largest(torch.relu(_excess(interval_step(weight, h, z), z)))
+    size = largest(z.center.abs() + z.radius)
+    scale = size + size @ matrix.T + largest(h.center.abs() + h.radius)
+    along = (excess / proof.v).amax(1, keepdim=True) * proof.v
+    needed = excess * (1 + 1e-6) + 1e-9 * along + 1e-12 * scale
     identity = torch.eye(len(matrix)).to(matrix)
-    reach = torch.linalg.solve(identity - matrix, needed.T).T.clamp(min=0) * (excess.amax(1, keepdim=True) > 0)
+    solved = torch.linalg.solve_ex(identity - matrix, needed.T).result.T
+    reach = solved.clamp(min=0) * (excess.amax(1, keepdim=True) > 0)
     return Box(z.center, z.radius + reach.view(*reach.shape, *[1] * (z.center.dim() - 2)))
 
 

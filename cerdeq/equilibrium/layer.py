@@ -45,6 +45,7 @@ class FixedPoint(nn.Module):
     """
 
     weight: Tensor
+    _proved: tuple[Tensor, Contraction] | None = None
 
     def __init__(
         self, weight: Tensor, iterations: int, backward_iterations: int, early_iterations: int | None = None,
@@ -65,7 +66,6 @@ class FixedPoint(nn.Module):
         self.backward_iterations = backward_iterations
         self.unrolled = gradient == "unrolled"
         self.warm_start = warm_start
-        self._proved: tuple[Tensor, Contraction] | None = None
 
     def contraction(self, weight: Tensor) -> Contraction:
         """`certificate.contraction` of a W that was read, found once for as long as W stays the same."""

@@ -34,7 +34,7 @@ class TrainSettings:
     recompute_statistics: before judging, batch norm's become those of the whole training set, unaugmented (CTBench
         2024).
     precision: of products in training's steps alone: 'tf32', 'float32', or 'bf16', with which parameters, sums, margins
-        and the loss are float32. All is judged in float64.
+        and the loss are float32. Judging does not know it.
     compile: whether steps are compiled: 'auto' where that works and the trial is long enough to earn it back, 'always'
         where it works, 'never'. It moves numbers as another machine does, by rounding alone.
     initialisation: 'ibp' draws weights that keep the width of boxes (Shi et al. 2021), 'default' leaves torch's own.

@@ -18,7 +18,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from PIL import Image
 
 from baselines.datasets import Dataset
 from harness.errors import InputError
@@ -194,6 +193,8 @@ def _decode(info: Dataset, encoded: Sequence[tuple[object, BytesIO | Path]]) -> 
     channels, height, width = info.shape
     images = np.empty((len(encoded), *info.shape), np.uint8)
     for index, (where, file) in enumerate(encoded):  # one thread: at these sizes threads only wait for each other's GIL
+        from PIL import Image  # here, since machines that train single trials may lack it
+
         with naming(where), Image.open(file, formats=_FORMATS) as image:
             if image.size != (width, height):
                 raise DataError(f"{where}: {image.width} x {image.height} pixels, expected {width} x {height}")

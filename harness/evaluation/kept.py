@@ -17,20 +17,21 @@ FIRST_BATCH, BATCH = "first batch", "batch"
 class KeptBatches:
     """What `judge` begins with, and whom it tells after each batch.
 
-    path: the file. weights: what stands for the network's; batches of others are not gone on from.
+    path: the file. stands_for: a digest of all that verdicts depend on, weights, images, settings and code;
+        batches of anything else are not gone on from.
     images: how many there are to judge. tell: is told (done, images) at the start and after each batch.
     """
 
     def __init__(
         self,
         path: Path,
-        weights: str,
+        stands_for: str,
         images: int,
         device: torch.device,
         clock: Clock,
         tell: Callable[[int, int], None],
     ):
-        self.path, self.weights, self.images, self.device = path, weights, images, device
+        self.path, self.stands_for, self.images, self.device = path, stands_for, images, device
         self.clock, self.tell = clock, tell
         self.seconds = 0.0
         self.kind, self.began = FIRST_BATCH, time.monotonic()
@@ -42,7 +43,7 @@ class KeptBatches:
         """
         tables, bounds = [], []
         state = self._read()
-        if state is not None and state["weights"] == self.weights:
+        if state is not None and state["stands_for"] == self.stands_for:
             tables, bounds = [pd.DataFrame(table) for table in state["tables"]], state["bounds"]
             generator.set_state(state["generator"].cpu())
             self.seconds = state["seconds"]
@@ -62,7 +63,7 @@ class KeptBatches:
         done = sum(map(len, tables))
         stop = done < self.images and not self.clock.fits(BATCH)
         if done == self.images or stop or self.clock.due():
-            content = {"weights": self.weights, "seconds": self.seconds, "generator": generator.get_state()}
+            content = {"stands_for": self.stands_for, "seconds": self.seconds, "generator": generator.get_state()}
             content["tables"] = [table.to_dict("list") for table in tables]
             content["bounds"] = [vars(batch) for batch in bounds]
             write_tensors(self.path, content)

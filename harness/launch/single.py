@@ -54,9 +54,10 @@ def main(options: argparse.Namespace) -> int:
     _check_data(waiting, options.data_dir)
     for trial in waiting:
         make_directory(places[trial.key])
-    waiting.sort(key=lambda trial: folder.read_failure(places[trial.key]) is not None)
-    ends = {trial.key: TIME_UP for trial in waiting}
-    for trial in waiting:
+    failed_before = {trial.key for trial in waiting if folder.read_failure(places[trial.key]) is not None}
+    ends = {trial.key: FAILED if trial.key in failed_before else TIME_UP for trial in waiting}
+    for trial in sorted(waiting, key=lambda trial: trial.key in failed_before):
+        clock.lasted.clear()
         ends[trial.key] = _run(trial, places[trial.key], options.data_dir, clock)
         free_memory()
         if ends[trial.key] == TIME_UP:
@@ -78,8 +79,8 @@ def _run(trial: folder.Trial, place: Path, data_dir: str | None, clock: Clock) -
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
-    except (OSError, RuntimeError, AssertionError) as error:
-        print(f"failed: {error}", file=sys.stderr)
+    except Exception as error:  # others are still to be tried
+        print(f"failed: {type(error).__name__}: {error}", file=sys.stderr)
         return FAILED
     for name, value in result.metrics.items():
         print(f"{name}: {value}")

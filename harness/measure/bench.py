@@ -41,16 +41,19 @@ class Bench:
         initialise(model)
         return model.to(self.device).to(memory_format=torch.channels_last).train()
 
-    def plain(self, name: str, precision: str = "float32", **network_options: Any) -> Callable[[], object]:
-        """torch's own forward pass, cross entropy and Adam."""
+    def plain(
+        self, name: str, precision: str = "float32", compiled: bool = False, **network_options: Any
+    ) -> Callable[[], object]:
+        """torch's own forward pass, cross entropy and Adam; compiled or not, never captured."""
         model = self.model(name, **network_options)
         optimiser = make_optimiser(model, self.device)
+        forward = torch.compile(model, dynamic=False) if compiled else model
 
         def step() -> None:
             x = augmented(self.images, *self.choices).contiguous(memory_format=torch.channels_last)
             optimiser.zero_grad(set_to_none=True)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
-                logits = model(x)
+                logits = forward(x)
             F.cross_entropy(logits.float(), self.labels[self.choices[0]]).backward()
             optimiser.step()
 

@@ -21,6 +21,7 @@ from rich.table import Table
 from baselines import DATASETS, network_names
 from harness.command_line import OK
 from harness.environment import best_device, describe_environment, device_title
+from harness.errors import require
 from harness.measure import peer
 from harness.measure.bench import Bench
 from harness.measure.machine import matrix_peak
@@ -29,6 +30,7 @@ from harness.measure.stages import evaluation
 from harness.measure.steps import scaling, steps
 from harness.memory import kept_memory
 from harness.storage.files import write_json
+from harness.training.compilation import compiler_problem
 
 Rows = list[dict[str, Any]]
 
@@ -62,12 +64,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Print a table a section. Raises InputError where the peer cannot be imported."""
     peer.require_peer(options.against)
+    for model in options.models:
+        require("models", model, model in network_names(), f"of {', '.join(network_names())}")
     device, console = best_device(), Console()
     if not console.is_terminal:
         console.width = _WIDTH
     for name, value in _SIZES[device.type].items():
         if getattr(options, name) is None:
             setattr(options, name, value)
+    if (problem := compiler_problem(device.type)) is not None:
+        console.print(f"no compiled steps, since compiling does not work here: {problem}", markup=False)
     with kept_memory():
         peaks = {name: matrix_peak(device, dtype) for name, dtype in _PRECISIONS.items()}
         size = f"{options.dataset}, width {options.width:g}, batch {options.batch_size}"

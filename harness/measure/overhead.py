@@ -11,11 +11,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from harness.environment import best_device
 from harness.storage import folder
 from harness.storage.files import write_text
 from harness.training import run_trial
 
 _SEEDS = 8
+_ELSEWHERE = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")  # servers and clusters that are no part of what is measured
 _SWEEP = {
     "name": "overhead",
     "dataset": "digits",
@@ -26,7 +28,6 @@ _SWEEP = {
     "train": {"epochs": 2, "batch_size": 32, "ramp_start": 1, "ramp_epochs": 1, "decay_epochs": []},
     "evaluation": {"stages": ["ibp"], "test_images": 10, "attack_steps": 1, "attack_restarts": 1},
     "trials": [{"model": "cnn5", "method": "ibp"}],
-    "resources": {"cpu": 1, "gpu": 0},
 }
 
 
@@ -35,7 +36,8 @@ def overhead(options: argparse.Namespace, bench: Any, peaks: dict[str, float]) -
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         sweep = place / "overhead.yaml"
-        write_text(sweep, json.dumps(_SWEEP))  # which is YAML too
+        resources = {"cpu": 1, "gpu": 1 if best_device().type == "cuda" else 0}
+        write_text(sweep, json.dumps(_SWEEP | {"resources": resources}))  # which is YAML too
         command = [sys.executable, "-m", "harness.run", str(sweep), "--results-dir", str(place / "results")]
         whole, first = _timed(command, place)
         export = [*command, "--export", str(place / "trials")]
@@ -54,7 +56,8 @@ def _timed(command: list[str], place: Path) -> tuple[float, float]:
     """Seconds of a harness.run, and until the first row of an epoch was there."""
     started, first = time.perf_counter(), math.nan
     with open(place / "log", "w+") as log:
-        process = subprocess.Popen(command, cwd=place, stdout=log, stderr=subprocess.STDOUT)
+        here = {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
+        process = subprocess.Popen(command, cwd=place, stdout=log, stderr=subprocess.STDOUT, env=here)
         while process.poll() is None:
             if math.isnan(first) and any(folder.read_epochs(path)[1:] for path in place.glob("results/*/trials/*")):
                 first = time.perf_counter() - started

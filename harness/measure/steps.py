@@ -42,7 +42,7 @@ def steps(options: argparse.Namespace, bench: Bench, peaks: dict[str, float]) ->
                     "examples/s": options.batch_size / median,
                     "cost over plain": median / seconds["plain"],
                     "% of matrix peak": 100 * performed / median / peak,
-                    "MiB": peak_memory(kinds[kind], bench.device),
+                    "MiB": math.nan if _captured(kind, bench) else peak_memory(kinds[kind], bench.device),
                 }
             )
     return rows
@@ -52,6 +52,8 @@ def _kinds(bench: Bench, name: str, against: str | None) -> Steps:
     """Every kind of step of one network, plain training first."""
     compiles = compiler_problem(bench.device.type) is None
     kinds: Steps = {"plain": bench.plain(name), "plain bf16": bench.plain(name, "bf16")}
+    if compiles:
+        kinds["plain compiled"] = bench.plain(name, compiled=True)
     for title, (method, options) in METHODS.items():
         for precision in ("float32", "bf16"):
             for compiled in (False, True) if compiles else (False,):
@@ -62,6 +64,11 @@ def _kinds(bench: Bench, name: str, against: str | None) -> Steps:
     if against is not None:
         kinds |= {f"{title} {against}": step for title, step in peer.steps_of(bench, name, METHODS).items()}
     return kinds
+
+
+def _captured(kind: str, bench: Bench) -> bool:
+    """Whether a step of this kind is a CUDA graph, whose memory nobody counts."""
+    return bench.device.type == "cuda" and not kind.startswith("plain") and not kind.endswith(peer.NAME)
 
 
 def _flops(bench: Bench, name: str) -> dict[str, int]:

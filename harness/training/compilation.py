@@ -20,6 +20,7 @@ from harness.environment import cache_directory
 _FORWARD_FLOPS_A_SECOND = 7e9
 _SAVED = 0.15
 _SECONDS_A_LAYER = 4.0
+_WORDS = 30  # of a compiler's message: the first line alone may name no cause
 _LIMIT = 64  # of variants of one function: a network, a method and a count of iterations are one each
 
 
@@ -67,7 +68,7 @@ def compiler_problem(device: str) -> str | None:
     try:
         torch.compile(_probe)(torch.ones(2, device=device))
     except Exception as error:  # whatever a compiler, its headers and its cache may do
-        return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+        return f"{type(error).__name__}: {' '.join(str(error).split()[:_WORDS])}"
     return None
 
 

@@ -22,7 +22,7 @@ from harness.errors import require
 from harness.evaluation.equilibria import recurrence_report
 from harness.evaluation.kept import KeptBatches
 from harness.evaluation.metrics import final_metrics, warnings
-from harness.evaluation.verdicts import judge
+from harness.evaluation.verdicts import SoundnessError, judge
 from harness.memory import free_memory, kept_memory
 from harness.storage import folder, names
 from harness.storage.files import write_atomically
@@ -92,10 +92,10 @@ def _finished(
 ) -> folder.TrialResult:
     """The trial's result, from its folder or by work that begins where it stopped."""
     if (result := folder.read_result(directory)) is None:
-        (directory / folder.FAILURE).unlink(missing_ok=True)
         with kept_memory():
             result = _run(trial, data, directory, report, judged, clock)
         folder.write_result(directory, result)
+    (directory / folder.FAILURE).unlink(missing_ok=True)  # last: a trial that once failed is known until it is done
     (directory / folder.JUDGED).unlink(missing_ok=True)
     return result
 
@@ -113,11 +113,16 @@ def _run(
     free_memory()
 
     weights = directory / folder.WEIGHTS
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    judged_alike = [trial.key, *describe_environment(device).values()]
+    digest = hashlib.sha256(weights.read_bytes() + "\n".join(judged_alike).encode()).hexdigest()
     model = load_network(config, weights).to(device)
     images, labels = test.images.to(device), test.labels.to(device)
     kept = KeptBatches(directory / folder.JUDGED, digest, len(images), device, clock, judged)
-    judgement = judge(model, images, labels, config, kept)
+    try:
+        judgement = judge(model, images, labels, config, kept)
+    except SoundnessError:
+        (directory / folder.JUDGED).unlink(missing_ok=True)
+        raise
     write_atomically(directory / folder.VERDICTS, judgement.verdicts.to_parquet)
     if any(isinstance(module, FixedPoint) for module in model.modules()):
         clock.require("equilibria")
@@ -130,8 +135,14 @@ def _run(
         names.EVALUATION_SECONDS: kept.seconds + time.monotonic() - started,
     }
     finite = {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
-    told = warnings(judgement, finite) + _divided_batches(config, rows)
+    told = warnings(judgement, finite) + _divided_batches(config, rows) + _not_compiled(config, rows)
     return folder.TrialResult(trial.key, finite, describe_environment(device), data.summary(), told)
+
+
+def _not_compiled(config: TrialConfig, rows: list[dict[str, Any]]) -> list[str]:
+    """A warning where steps were to be compiled and were not."""
+    eager = any(row.get(names.TRAIN_COMPILED) == 0 for row in rows)
+    return ["steps were eager, since compiling did not work"] if eager and config.train.compile == "always" else []
 
 
 def _train(

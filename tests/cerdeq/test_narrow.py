@@ -26,7 +26,8 @@ def question(name, seed=0, batch=1):
     graph, shape = network(name, seed)
     graph.float().double()
     box = random_box(batch, *shape)
-    return graph, trace(graph, linear=True), in_float32(graph, linear=True), box, specs(graph, box, rows=3)
+    spec = specs(graph, box, rows=3).float().double()
+    return graph, trace(graph, linear=True), in_float32(graph, linear=True), box, spec
 
 
 def test_a_rounded_box_contains_the_box():
@@ -157,7 +158,7 @@ def test_equilibria_in_float32_are_bounded_truly(method, kernel, count):
     model = folded_network(kernel, count).float().double()
     box = random_box(2, *((3,) if kernel is None else (1, 3, 3)))
     with torch.no_grad():
-        outputs = torch.stack([exact_outputs(model, x) for x in points_of(box, 30)])
+        outputs = exact_outputs(model, torch.stack(list(points_of(box, 30))))
     spec = torch.randn(2, 3, outputs.shape[-1]).double()
     wide, small = trace(model, linear=True), in_float32(model, linear=True)
     x = Interval(box.center, box.radius)
@@ -173,3 +174,70 @@ def test_a_box_that_is_none_proves_nothing():
     nothing = Box(box.center, torch.full_like(box.radius, torch.nan))
     x = Interval(nothing.center, nothing.radius)
     assert not (lower_bounds(wide, x, spec, "crown-ibp", -1e9, narrow=small) > -1e9).any()
+
+
+class _SumsByKeyword(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.w = nn.Linear(3, 2), nn.Parameter(torch.tensor([-1.0, -1e8, 1e8]))
+
+    def forward(self, x):
+        return self.layer(x) + torch.sum(input=self.w)
+
+
+class _SumsWhileTraced(_SumsByKeyword):
+    def forward(self, x):
+        return self.layer(x) + self._parameters["w"].sum()
+
+
+class _PlainTensor(_SumsByKeyword):
+    def __init__(self):
+        super().__init__()
+        self.matrix = torch.ones(2, 3, dtype=torch.float64)
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, self.matrix)
+
+
+@pytest.mark.parametrize("kind", [_SumsByKeyword, _SumsWhileTraced, _PlainTensor])
+def test_a_model_that_computes_with_its_numbers_or_hides_them_is_left_to_float64(kind):
+    assert in_float32(kind().double().eval(), True) is None
+
+
+def test_sums_that_are_too_long_for_float32_are_left_to_float64():
+    model = nn.Linear(1_100_000, 1).double().eval()
+    nn.init.zeros_(model.weight)
+    x = Interval(torch.zeros(1, 1_100_000).double(), torch.ones(1, 1_100_000).double())
+    spec = torch.ones(1, 1, 1).double()
+    wide, first = (
+        lower_bounds(trace(model, True), x, spec, "crown-ibp", -1e9, narrow=program)
+        for program in (None, in_float32(model, True))
+    )
+    assert torch.equal(wide, first)
+
+
+def test_functionals_that_are_no_float32_are_left_to_float64():
+    _, wide, small, box, spec = question("residual")
+    x, spec = Interval(box.center, box.radius), spec * (1 + 1e-12)
+    assert torch.equal(*(lower_bounds(wide, x, spec, "ibp", -1e9, narrow=program) for program in (None, small)))
+
+
+@pytest.mark.parametrize(("variance", "weight"), [(1e20, 1e-34), (1e30, 3e-28)])
+@pytest.mark.parametrize("method", ["ibp", "crown-ibp"])
+def test_a_scale_that_float32_rounds_to_a_subnormal_number_loses_no_proof(variance, weight, method):
+    norm = nn.BatchNorm1d(1)
+    model = nn.Sequential(nn.Linear(1, 1), norm, nn.ReLU(), nn.Linear(1, 1)).eval()
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    nn.init.constant_(norm.running_var, variance)
+    nn.init.constant_(norm.weight, weight)
+    nn.init.constant_(model[0].weight, 1e22)
+    scale = float(norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt())
+    nn.init.constant_(model[3].weight, -1 / (1e22 * scale) if 1e-38 < 1 / (1e22 * scale) < 1e38 else -1e22)
+    model.double()
+    x = Interval(torch.ones(1, 1).double(), torch.zeros(1, 1).double())
+    true = model(x.center).item()
+    lower = lower_bounds(
+        trace(model, True), x, torch.ones(1, 1, 1).double(), method, -1e30, narrow=in_float32(model, True)
+    )
+    assert float(lower) <= true

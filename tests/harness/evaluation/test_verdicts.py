@@ -180,8 +180,8 @@ def test_a_prediction_within_the_solver_s_error_is_not_taken_for_right(judged, m
     right = sure.verdicts[names.VERDICT] != "misclassified"
     honest = rules.verified_box
 
-    def loose(weight, h):
-        box = honest(weight, h)
+    def loose(*asked):
+        box = honest(*asked)
         return Box(box.center, box.radius + 10.0)
 
     monkeypatch.setattr(rules, "verified_box", loose)

@@ -51,7 +51,7 @@ def test_steps_are_eager_where_compiling_does_not_work_and_the_reason_is_given(t
     compilation.compiler_problem.cache_clear()
     decision = _decided(tiny_trial(train={"compile": "always"}))
     compilation.compiler_problem.cache_clear()
-    assert not decision.compiled and "RuntimeError: no C++ compiler" in decision.why and "more" not in decision.why
+    assert not decision.compiled and decision.why.endswith("RuntimeError: no C++ compiler and much more")
 
 
 class Killed(BaseException):
