@@ -219,7 +219,7 @@ def _widened(weight: Tensor, h: Box, z: Box, proof: Contraction) -> Box:
     matrix = channel_matrix(weight)
 
     def largest(values: Tensor) -> Tensor:
-        return values.reshape(len(values), len(matrix), -1).amax(2)
+        return values.flatten(2).amax(2) if values.dim() > 2 else values
 
     excess = largest(torch.relu(_excess(interval_step(weight, h, z), z)))
     size = largest(z.center.abs() + z.radius)

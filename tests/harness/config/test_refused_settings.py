@@ -161,6 +161,7 @@ OUT_OF_RANGE = {
     "nan regularisation": (("train.regularisation", float("nan")), ["train.regularisation: found nan"]),
     "infinite regularisation": (("train.regularisation", float("inf")), ["train.regularisation: found inf"]),
     "an unknown precision": (("train.precision", "fp8"), ["train.precision: found 'fp8'", "tf32", "float32", "bf16"]),
+    "an unknown way to compile": (("train.compile", "yes"), ["train.compile: found 'yes'", "auto", "always", "never"]),
     "an unknown initialisation": (
         ("train.initialisation", "kaiming"),
         ["train.initialisation: found 'kaiming'", "'ibp'", "'default'"],

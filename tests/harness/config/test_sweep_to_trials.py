@@ -48,6 +48,7 @@ def test_every_field_reaches_the_trial(tmp_path):
         regularisation=0.25,
         regularise_equilibria=False,
         precision="float32",
+        compile="never",
         initialisation="default",
     )
     evaluation = EvaluationSettings(

@@ -62,6 +62,7 @@ OTHER = {
     "train.regularisation": 0.0,
     "train.regularise_equilibria": False,
     "train.precision": "float32",
+    "train.compile": "never",
     "train.initialisation": "default",
     "evaluation.stages": ("ibp", "crown"),
     "evaluation.test_images": None,
@@ -125,6 +126,7 @@ def train_settings(draw):
         regularisation=draw(finite),
         regularise_equilibria=draw(st.booleans()),
         precision=draw(st.sampled_from(["tf32", "float32", "bf16"])),
+        compile=draw(st.sampled_from(["auto", "always", "never"])),
         initialisation=draw(st.sampled_from(["ibp", "default"])),
     )
 
