@@ -41,8 +41,11 @@ class Section:
     @property
     def differing(self) -> list[str]:
         """The settings that not all rows share."""
+        return self._not_shared(self.settings)
+
+    def _not_shared(self, columns: list[str]) -> list[str]:
         own = self.rows[self.rows["source"].isna()]
-        return [name for name in self.settings if own[name].nunique(dropna=False) > 1]
+        return [name for name in columns if own[name].nunique(dropna=False) > 1]
 
     @property
     def shown(self) -> pd.DataFrame:
@@ -64,8 +67,8 @@ class Section:
 
     @property
     def labels(self) -> list[str]:
-        """Each row in words: model, method, options, settings and the source of a published one."""
-        told = ["width", *self.differing]
+        """Each row in words: model, method, options, what else not all share, and the source of a published one."""
+        told = self._not_shared(["width", *self.settings])
         records = self.shown.to_dict("records")
         return [row_label(row) + "".join(f" {name}={row[name]}" for name in told if row[name]) for row in records]
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from harness.clock import Clock, OutOfTime
 from harness.command_line import BAD_INPUT, FAILED, OK, TIME_UP, add_data_dir, add_results_dir
 from harness.config.buildable import check_buildable
-from harness.config.trial import RECIPE_VERSION
+from harness.config.trial import RECIPE_VERSION, labels
 from harness.data import load
 from harness.errors import InputError, SettingError, require
 from harness.launch.watched import Bar, Lines
@@ -47,10 +47,11 @@ def main(options: argparse.Namespace) -> int:
     require("--minutes", limit, limit is None or 0 < limit < math.inf, "above 0")
     clock = Clock(None if limit is None else 60 * limit)
     trials = [_read(path) for path in options.trials]
+    named = dict(zip((trial.key for trial in trials), labels([trial.config for trial in trials]), strict=True))
     places = {trial.key: folder.place(options.results_dir / trial.config.sweep, trial.key) for trial in trials}
     for trial in trials:
         folder.refuse_another(places[trial.key], trial)
-    waiting = [trial for trial in trials if not _finished(trial, places[trial.key])]
+    waiting = [trial for trial in trials if not _finished(named[trial.key], places[trial.key])]
     _check_data(waiting, options.data_dir)
     for trial in waiting:
         make_directory(places[trial.key])
@@ -58,18 +59,18 @@ def main(options: argparse.Namespace) -> int:
     ends = {trial.key: FAILED if trial.key in failed_before else TIME_UP for trial in waiting}
     for trial in sorted(waiting, key=lambda trial: trial.key in failed_before):
         clock.lasted.clear()
+        print(f"{named[trial.key]} -> {places[trial.key]}", flush=True)
         ends[trial.key] = _run(trial, places[trial.key], options.data_dir, clock)
         free_memory()
         if ends[trial.key] == TIME_UP:
             break
     if len(trials) > 1 or TIME_UP in ends.values():
-        _print_summary(trials, ends)
+        _print_summary(named, ends)
     return next((status for status in (TIME_UP, FAILED, BAD_INPUT) if status in ends.values()), OK)
 
 
 def _run(trial: folder.Trial, place: Path, data_dir: str | None, clock: Clock) -> int:
     """Run a trial and say what came of it; the exit status if it were the only one."""
-    print(f"{trial.config.label} -> {place}", flush=True)
     console, epochs = Console(), trial.config.train.epochs
     try:
         with _said(), Bar(epochs, console) if console.is_terminal else Lines() as watched:
@@ -110,21 +111,21 @@ def _said() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _finished(trial: folder.Trial, place: Path) -> bool:
+def _finished(label: str, place: Path) -> bool:
     """Whether the trial has its result; then it is said."""
     result = folder.read_result(place)
     if result is not None:
         name = names.CERTIFIED_ERROR
-        print(f"{trial.config.label} -> {place}: finished, {name} {result.metrics[name]}", flush=True)
+        print(f"{label} -> {place}: finished, {name} {result.metrics[name]}", flush=True)
     return result is not None
 
 
-def _print_summary(trials: list[folder.Trial], ends: dict[str, int]) -> None:
-    """What became of every trial, and of which those that are not finished."""
+def _print_summary(named: dict[str, str], ends: dict[str, int]) -> None:
+    """What became of every trial, by its key, and of which those that are not finished."""
     for status, word in WORDS.items():
-        those = [trial.config.label for trial in trials if ends.get(trial.key, OK) == status]
+        those = [label for key, label in named.items() if ends.get(key, OK) == status]
         if those:
-            print(f"{len(those)} of {len(trials)} {word}" + ("" if status == OK else f": {', '.join(those)}"))
+            print(f"{len(those)} of {len(named)} {word}" + ("" if status == OK else f": {', '.join(those)}"))
     if TIME_UP in ends.values():
         print("the time is up; the same command goes on from what is kept")
 

@@ -82,7 +82,7 @@ def test_a_trial_s_own_recipe_is_shown(sweep):
     (section,) = tables.build(sweep).sections
     assert section.shown["train.clip_norm"].tolist() == ["10", "none", "10"]
     assert section.shown["train.epochs"].tolist() == ["160", "160", "200"]
-    assert section.labels[1] == "cnn7 ibp width=1 train.epochs=160 train.clip_norm=none"
+    assert section.labels[1] == "cnn7 ibp train.epochs=160 train.clip_norm=none"
     tables.write(sweep)
     assert [row["train.clip_norm"] for row in read_json(sweep)] == [10.0, None, 10.0]
 

@@ -47,7 +47,7 @@ def compared(sweep, *counts, **changes):
         mine, theirs = verdicts(*each)
         add(sweep, mine, model="cnn9", seed=seed, **changes)
         add(sweep, theirs, seed=seed)
-    lines, notes = paired.compare(sweep, baseline="cnn7 ibp width=1")
+    lines, notes = paired.compare(sweep, baseline="cnn7 ibp")
     assert notes == []
     return lines.set_index("seed")
 
@@ -57,7 +57,7 @@ def test_the_p_value_of_one_seed_is_that_worked_out_by_hand(tmp_path):
     lines = compared(tmp_path, (10, 5, 1, 4))
     assert lines.index.tolist() == ["all", 0]
     for line in lines.to_dict("records"):
-        assert (line["row"], line["other"]) == ("cnn9 ibp width=1", "cnn7 ibp width=1")
+        assert (line["row"], line["other"]) == ("cnn9 ibp", "cnn7 ibp")
         assert (line["images"], line["row_alone"], line["other_alone"]) == (20, 5, 1)
         assert line["difference"] == pytest.approx(-20)
         assert line["mcnemar_p"] == pytest.approx(7 / 32)
@@ -100,7 +100,7 @@ def test_rows_and_images_in_another_order_change_nothing_but_signs(tmp_path):
     one, two = (paired.compare(tmp_path / sweep)[0] for sweep in ("a", "b"))
     pd.testing.assert_frame_equal(one, two)
     assert one["difference"].tolist() == [-20, -20]  # the better row first
-    other, _ = paired.compare(tmp_path / "a", baseline="cnn9 ibp width=1")
+    other, _ = paired.compare(tmp_path / "a", baseline="cnn9 ibp")
     assert other["difference"].tolist() == [20, 20]
     assert other["mcnemar_p"].tolist() == one["mcnemar_p"].tolist()
     assert other["row_alone"].tolist() == one["other_alone"].tolist()
@@ -116,8 +116,8 @@ def test_seeds_of_one_side_alone_are_left_out_and_named(tmp_path):
     lines, notes = paired.compare(tmp_path)
     assert lines["seed"].tolist() == ["all", 1]
     assert notes == [
-        "seed 2, 3 of cnn7 ibp width=1, which cnn9 ibp width=1 lacks",
-        "seed 0 of cnn9 ibp width=1, which cnn7 ibp width=1 lacks",
+        "seed 2, 3 of cnn7 ibp, which cnn9 ibp lacks",
+        "seed 0 of cnn9 ibp, which cnn7 ibp lacks",
     ]
 
 
@@ -156,18 +156,18 @@ def test_rows_of_other_methods_are_compared_with_a_baseline_alone(tmp_path):
     lines, _ = paired.compare(tmp_path)
     pairs = {(line["row"], line["other"]) for line in lines.to_dict("records")}
     assert pairs == {
-        ("cnn7 crown-ibp width=1", "cnn9 crown-ibp width=1"),
-        ("cnn7 ibp width=1", "cnn9 ibp width=1"),
+        ("cnn7 crown-ibp", "cnn9 crown-ibp"),
+        ("cnn7 ibp", "cnn9 ibp"),
     }
-    lines, _ = paired.compare(tmp_path, baseline="cnn7 ibp width=1")
-    assert set(lines["other"]) == {"cnn7 ibp width=1"} and lines["row"].nunique() == 3
+    lines, _ = paired.compare(tmp_path, baseline="cnn7 ibp")
+    assert set(lines["other"]) == {"cnn7 ibp"} and lines["row"].nunique() == 3
 
 
 def test_rows_that_differ_in_the_recipe_or_options_are_compared(tmp_path):
     add(tmp_path, [RIGHT, RIGHT], model="cerdeq")
     add(tmp_path, [RIGHT, WRONG], model="cerdeq", options={"gain": None})
     add(tmp_path, [WRONG, WRONG], model="cerdeq", train=TrainSettings(clip_norm=None))
-    lines, _ = paired.compare(tmp_path, baseline="cerdeq ibp gain=None width=1 train.clip_norm=10")
+    lines, _ = paired.compare(tmp_path, baseline="cerdeq ibp gain=None train.clip_norm=10")
     assert lines[lines["seed"] == "all"]["difference"].tolist() == [-50, 50]
 
 
@@ -198,7 +198,7 @@ def test_an_unknown_baseline_is_told_with_those_there_are(tmp_path, capsys):
     add(tmp_path, [RIGHT])
     add(tmp_path, [RIGHT], model="cnn9")
     message = refused(tmp_path, capsys, "--baseline", "cnn8")
-    for part in ("--baseline", "'cnn8'", "cnn7 ibp width=1; cnn9 ibp width=1"):
+    for part in ("--baseline", "'cnn8'", "cnn7 ibp; cnn9 ibp"):
         assert part in message
 
 
@@ -211,7 +211,7 @@ def test_a_sweep_with_nothing_finished_or_nothing_to_compare_is_refused(tmp_path
     add(tmp_path, [RIGHT])
     add(tmp_path, [RIGHT], method="crown-ibp")
     message = refused(tmp_path, capsys)
-    for part in ("nothing to compare", "training method", "cnn7 crown-ibp width=1; cnn7 ibp width=1"):
+    for part in ("nothing to compare", "training method", "cnn7 crown-ibp; cnn7 ibp"):
         assert part in message
 
 
@@ -219,7 +219,7 @@ def test_rows_without_a_seed_in_common_are_refused(tmp_path, capsys):
     add(tmp_path, [RIGHT], seed=1)
     add(tmp_path, [RIGHT], model="cnn9")
     message = refused(tmp_path, capsys)
-    assert "nothing to compare" in message and "seed 1 of cnn7 ibp width=1, which cnn9 ibp width=1 lacks" in message
+    assert "nothing to compare" in message and "seed 1 of cnn7 ibp, which cnn9 ibp lacks" in message
 
 
 @pytest.mark.parametrize("other", [{"verdicts": [RIGHT] * 3}, {"verdicts": [RIGHT] * 2, "labels": [3, 4]}])

@@ -24,17 +24,17 @@ def test_rows_are_told_from_the_best_where_seeds_agree_and_not_where_they_do_not
         _add(tmp_path, seed, near, model="cnn5")
     what, won, certain, open_ = _lines(tmp_path)
     assert "lower is better" in what
-    assert won == "best: cnn7 ibp width=1, 10.8 %"
+    assert won == "best: cnn7 ibp, 10.8 %"
     assert certain.startswith("worse for certain (paired t test over 4 seeds, p < 0.05")
-    assert certain.endswith(": cnn9 ibp width=1 (+30.5 points)")
-    assert open_.startswith("not told from it") and open_.endswith(": cnn5 ibp width=1 (+0.8 points)")
+    assert certain.endswith(": cnn9 ibp (+30.5 points)")
+    assert open_.startswith("not told from it") and open_.endswith(": cnn5 ibp (+0.8 points)")
 
 
 def test_one_seed_says_nothing_of_training_anew(tmp_path):
     _add(tmp_path, 0, 10)
     _add(tmp_path, 0, 40, model="cnn9")
     assert _lines(tmp_path)[2:] == [
-        "behind it: cnn9 ibp width=1 (+30.0 points); one seed says nothing of training anew"
+        "behind it: cnn9 ibp (+30.0 points); one seed says nothing of training anew"
     ]
 
 

@@ -1,6 +1,7 @@
 """One Ray, one finished sweep and one new MLflow store for all tests, since each takes seconds to make."""
 
 import logging
+import os
 import shutil
 import sys
 import threading
@@ -8,7 +9,7 @@ import time
 
 import pytest
 from processes import descendants
-from study import SETTINGS, TINY, Study
+from study import POLITENESS, SETTINGS, TINY, Study
 
 from harness.launch.mlflow_store import Tracker
 from harness.launch.ray_tune import ray  # which prepares the environment that Ray reads
@@ -28,7 +29,8 @@ def cluster():
     Workers inherit three OpenMP threads, so that whoever has one was given it by the project.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "3")
+        for name, value in {**POLITENESS, "OMP_NUM_THREADS": "3"}.items():
+            patch.setenv(name, value)
         options = {"include_dashboard": False, "logging_level": logging.ERROR, "log_to_driver": False}
         ray.init("local", num_cpus=4, num_gpus=2, **options)
     yield

@@ -13,6 +13,7 @@ from harness.data import load
 from harness.storage import folder, names
 
 SETTINGS = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "CERDEQ_DATA")
+POLITENESS = {"RAY_worker_niceness": "0"}  # at Ray's usual 15, workers starve beside other tests
 TINY = {
     "name": "tiny",
     "dataset": "digits",
@@ -50,7 +51,7 @@ class Study:
     def start(self, **options):
         """The command in a process of its own."""
         command = [sys.executable, "-m", "harness.run", *self.options]
-        environment = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+        environment = {name: value for name, value in os.environ.items() if name not in SETTINGS} | POLITENESS
         return subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
         )
