@@ -40,6 +40,9 @@ def pytest_xdist_make_scheduler(config, log):
 
 def pytest_collection_modifyitems(config, items):
     """What takes longest first, so that all processes end together: Ray, then training, then mathematics."""
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs CUDA"))
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: (not item.nodeid.startswith(LAUNCH), not item.nodeid.startswith(HARNESS)))
 

@@ -108,7 +108,7 @@ def judge(
     stages = config.evaluation.stages
     linear = any(BOUNDS[stage].linear for stage in stages)
     program, narrow = trace(model, linear), in_float32(model, linear)
-    searcher, generator = _searcher(model), torch.Generator().manual_seed(config.seed)
+    follower, generator = searcher(model), torch.Generator().manual_seed(config.seed)
     tables, known = ([], []) if kept is None else kept.restored(generator)
     bounds = [Bounds(**fields) for fields in known]
     for start, x, y in _batches(images, labels, config, sum(map(len, tables))):
@@ -117,7 +117,7 @@ def judge(
         right = prediction == y
         attacked = torch.full(y.shape, torch.nan, dtype=x.dtype, device=x.device)
         if bool(right.any()):
-            attacked[right] = _attacked_margins(model, searcher, x[right], y[right], config, generator)
+            attacked[right] = _attacked_margins(model, follower, x[right], y[right], config, generator)
         unbroken = right & ~(attacked < 0)
         least = {IBP: batch.lower.amin(1)}
         least |= _later_stages(program, narrow, x, y, config, unbroken & ~(least[IBP] > 0))
@@ -161,20 +161,20 @@ def _batches(
         yield start, images[start : start + size].double() / 255, labels[start : start + size]
 
 
-def _searcher(model: nn.Module) -> nn.Module:
+def searcher(model: nn.Module) -> nn.Module:
     """The network as the attack searches with it: float32, its equilibria to a few digits."""
-    searcher = copy.deepcopy(model)
-    follow(searcher)
-    return searcher.float().requires_grad_(False)
+    follower = copy.deepcopy(model)
+    follow(follower)
+    return follower.float().requires_grad_(False)
 
 
 def _attacked_margins(
-    model: nn.Module, searcher: nn.Module, x: Tensor, labels: Tensor, config: TrialConfig, generator: torch.Generator
+    model: nn.Module, follower: nn.Module, x: Tensor, labels: Tensor, config: TrialConfig, generator: torch.Generator
 ) -> Tensor:
     """The float64 network's margin at the worst point that the float32 search found, moved into the exact ball."""
     eps, settings = config.eps, config.evaluation
     steps, restarts = settings.attack_steps, settings.attack_restarts
-    point = worst_point(searcher, x.float(), labels, eps, steps, restarts, generator).double()
+    point = worst_point(follower, x.float(), labels, eps, steps, restarts, generator).double()
     point = torch.minimum(torch.maximum(point, x - float(eps)), x + float(eps)).clamp(0, 1)
     with torch.no_grad():
         return margins(model(point), labels)

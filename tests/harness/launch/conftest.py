@@ -1,7 +1,6 @@
 """One Ray, one finished sweep and one new MLflow store for all tests, since each takes seconds to make."""
 
 import logging
-import os
 import shutil
 import sys
 import threading
