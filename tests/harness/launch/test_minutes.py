@@ -92,7 +92,7 @@ def test_a_damaged_file_of_judged_batches_is_told(exported, tmp_path, capsys):
 
 def test_several_trials_in_order_one_finished_one_that_fails(exported, tmp_path, capsys):
     """The failing one is tried, and after the others once it has failed; its end is the command's."""
-    (bad, _), (first, place), (second, other) = (
+    (bad, worse), (first, place), (second, other) = (
         exported(train={"regularisation": 3e38}),
         exported(),
         exported(seed=1),
@@ -104,9 +104,9 @@ def test_several_trials_in_order_one_finished_one_that_fails(exported, tmp_path,
     printed = capsys.readouterr()
     assert printed.err.startswith("failed: ")
     lines = [line for line in printed.out.splitlines() if " -> " in line]
-    assert [str(place) in lines[0], str(other) in lines[1], "regularisation" in printed.out] == [True, True, False]
+    assert [str(where) in line for where, line in zip((place, other, worse), lines, strict=True)] == [True] * 3
     assert "finished" in lines[0]
-    assert "2 of 3 finished\n1 of 3 failed: cnn5 ibp seed 0\n" in printed.out
+    assert "2 of 3 finished\n1 of 3 failed: cnn5 ibp train.regularisation=3e+38 seed 0\n" in printed.out
     assert folder.read_result(other) is not None
 
 
