@@ -1,8 +1,8 @@
 """`python -m harness.paired results/<sweep>`: is one row of the leaderboard better than another, image by image?
 
 Two rows are compared on the same test images and the same seeds. By default every row is compared with every other of
-the same training method; with --baseline, each row of that row's section with it. Rows must be judged alike: on the
-same images, by the same evaluation. Seeds that one of the two lacks are left out, and said.
+the same training method; with --baseline, each row with it, in every section that has such a row. Rows must be judged
+alike: on the same images, by the same evaluation. Seeds that one of the two lacks are left out, and said.
 
 For each seed: the difference of the errors in points, negative where the first row is better; on how many images each
 row alone is right; and McNemar's exact test of those. Over all seeds: the mean difference and its sample deviation
@@ -76,14 +76,17 @@ def holm(p: pd.Series) -> pd.Series:
     return (known * np.arange(len(known), 0, -1)).cummax().clip(upper=1).reindex(p.index)
 
 
-def compare(directory: Path, metric: str = "certified", baseline: str | None = None) -> tuple[pd.DataFrame, list[str]]:
+def compare(
+    directory: Path, metric: str = "certified", baseline: str | None = None, heading: str | None = None
+) -> tuple[pd.DataFrame, list[str]]:
     """The comparisons of a sweep's rows, one line for all seeds and one for each, and what was left out.
 
+    heading: of the section whose rows are compared; those of every section by default, each with its own.
     Raises InputError where there is nothing to compare.
     """
     table = build(directory)
-    sections = [section for section in table.sections if not section.stale]
-    known = [label for section in sections for label in _own(section)]
+    sections = [section for section in table.sections if not section.stale and heading in (None, section.heading)]
+    known = list(dict.fromkeys(label for section in sections for label in _own(section)))
     if not known:
         raise InputError(f"{directory}: no trial has finished")
     if baseline is not None and baseline not in known:

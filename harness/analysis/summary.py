@@ -23,7 +23,7 @@ def summary(table: Table, section: Section) -> list[str]:
         f"best: {best}, {errors.iloc[0]:.1f} %",
     ]
     try:
-        compared, _ = compare(table.directory, baseline=best)
+        compared, _ = compare(table.directory, baseline=best, heading=section.heading)
     except InputError:  # not judged alike, or verdicts gone: there is nothing to add
         return lines
     return lines + _told_apart(compared[compared["seed"] == ALL], len(set(compared["seed"])) - 1)

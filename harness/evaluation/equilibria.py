@@ -33,10 +33,9 @@ def recurrence_report(model: nn.Module, images: Tensor, labels: Tensor, config: 
 def _without_recurrence(model: nn.Module) -> nn.Module:
     """A copy of the network with W = 0, where relu(W z + h) is relu(h)."""
     idle = copy.deepcopy(model)
-    for holder in list(idle.modules()):
-        for name, layer in list(holder.named_children()):
-            if isinstance(layer, FixedPoint):
-                setattr(holder, name, nn.ReLU())
+    for name, layer in list(idle.named_modules(remove_duplicate=False)):
+        if isinstance(layer, FixedPoint):
+            idle.set_submodule(name, nn.ReLU())
     return idle
 
 

@@ -84,7 +84,7 @@ def _run(trial: folder.Trial, place: Path, data_dir: str | None, clock: Clock) -
         print(f"failed: {type(error).__name__}: {error}", file=sys.stderr)
         return FAILED
     for name, value in result.metrics.items():
-        print(f"{name}: {value}")
+        print(f"{name}: {value if value is None else format(value, '.6g')}")
     for warning in result.warnings:
         print(f"warning: {warning}")
     return OK

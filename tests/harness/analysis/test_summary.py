@@ -36,6 +36,19 @@ def test_one_seed_says_nothing_of_training_anew(tmp_path):
     assert _lines(tmp_path)[2:] == ["behind it: cnn9 ibp (+30.0 points); one seed says nothing of training anew"]
 
 
+def test_rows_of_another_profile_are_left_to_their_own_section(tmp_path):
+    for seed, wrong in enumerate((10, 12)):
+        _add(tmp_path, seed, wrong)
+        _add(tmp_path, seed, wrong + 5, model="cnn9")
+        _add(tmp_path, seed, wrong + 20, profile="cpu", width=0.5)
+        _add(tmp_path, seed, wrong + 2, profile="cpu", width=0.5, model="cnn9")
+    table = build(tmp_path)
+    said = {section.rows["profile"].iloc[0]: summary(table, section) for section in table.sections}
+    assert said["full"][1] == "best: cnn7 ibp, 11.0 %" and said["cpu"][1] == "best: cnn9 ibp, 13.0 %"
+    assert [line.split(": ")[-1] for line in said["full"][2:]] == ["cnn9 ibp (+5.0 points)"]
+    assert [line.split(": ")[-1] for line in said["cpu"][2:]] == ["cnn7 ibp (+18.0 points)"]
+
+
 @pytest.mark.parametrize("recipe", [None, 1])
 def test_nothing_is_said_of_one_row_or_of_an_older_recipe(tmp_path, recipe):
     models = ["cnn7"] if recipe is None else ["cnn7", "cnn9"]
