@@ -18,6 +18,7 @@ COMMANDS = {  # name: its module, what it does
     "trial": ("harness.launch.single", "train and certify exported trials, without Ray, MLflow or pydantic"),
     "tables": ("harness.analysis.tables", "write a sweep's leaderboard anew"),
     "paired": ("harness.analysis.paired", "is one row of a leaderboard better than another, image by image?"),
+    "recheck": ("harness.checker.recheck", "prove a sweep's verdicts again, by code of its own"),
     "depth": ("harness.analysis.depth", "how widths of bounds grow with depth"),
     "tightness": ("harness.measure.tightness", "how tight each bound is on trained networks, and what it takes"),
     "solvers": ("harness.measure.equilibrium_solvers", "solvers of equilibria beside torchdeq's"),

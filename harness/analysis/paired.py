@@ -136,15 +136,15 @@ def _lacking(row: str, mine: dict[int, Path], other: str, theirs: dict[int, Path
 
 
 def _count(row: Path, other: Path, errors: tuple[str, ...]) -> dict[str, int]:
-    mine, theirs = _verdicts(row), _verdicts(other)
+    mine, theirs = verdicts_of(row), verdicts_of(other)
     if not mine.index.equals(theirs.index):
         raise InputError(f"{row} and {other} are judged on different images")
     right, right_too = ~mine.isin(errors), ~theirs.isin(errors)
     return {"images": len(mine), "row": int((right & ~right_too).sum()), "other": int((right_too & ~right).sum())}
 
 
-def _verdicts(trial: Path) -> pd.Series:
-    """Each image's verdict, by its number and label."""
+def verdicts_of(trial: Path) -> pd.Series:
+    """Each image's verdict, by its number and label. Raises DamagedFileError."""
     path = trial / folder.VERDICTS
     try:
         table = pd.read_parquet(path, columns=[names.INDEX, names.LABEL, names.VERDICT])

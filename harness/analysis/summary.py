@@ -1,10 +1,13 @@
 """What a leaderboard says, in sentences: what is measured, which row won, by how much, and whether that is certain."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
+from scipy.stats import binomtest
 
 from harness.analysis.leaderboard import Section, Table
-from harness.analysis.paired import ALL, compare
+from harness.analysis.paired import ALL, METRICS, compare, verdicts_of
 from harness.errors import InputError
 from harness.storage import names
 
@@ -23,10 +26,19 @@ def summary(table: Table, section: Section) -> list[str]:
         f"best: {best}, {errors.iloc[0]:.1f} %",
     ]
     try:
+        places = list(table.folders[errors.index[0]].values())
+        lines += [_on_other_images(place) for place in places if len(places) == 1]
         compared, _ = compare(table.directory, baseline=best, heading=section.heading)
     except InputError:  # not judged alike, or verdicts gone: there is nothing to add
         return lines
     return lines + _told_apart(compared[compared["seed"] == ALL], len(set(compared["seed"])) - 1)
+
+
+def _on_other_images(place: Path) -> str:
+    """Where the certified error of this very network may lie over all images of the kind (Clopper and Pearson 1934)."""
+    wrong = verdicts_of(place).isin(METRICS["certified"])
+    ends = binomtest(int(wrong.sum()), len(wrong)).proportion_ci(method="exact")
+    return f"that network on other images: {100 * ends.low:.1f} to {100 * ends.high:.1f} % (exact 95 % interval)"
 
 
 def _told_apart(others: pd.DataFrame, seeds: int) -> list[str]:

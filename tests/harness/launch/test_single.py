@@ -94,7 +94,7 @@ def test_a_trial_runs_without_ray_mlflow_and_pydantic(exported, tmp_path):
         folder.VERDICTS,
         folder.RESULT,
     }
-    assert f"{names.CERTIFIED_ERROR}: {result.metrics[names.CERTIFIED_ERROR]}" in done.stdout
+    assert f"{names.CERTIFIED_ERROR}: {result.metrics[names.CERTIFIED_ERROR]:.6g}" in done.stdout
     initial = folder.read_epochs(place)[0][names.in_training(names.BOUND_WIDTH)]
     assert f"epoch 0: train/eps 0, train/bound_width {initial:.5g}\n" in done.stdout
     assert "epoch 1: " in done.stdout

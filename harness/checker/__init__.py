@@ -1,0 +1,1 @@
+"""A second opinion on verdicts, in NumPy: all that it shares with training and judging is what networks are."""

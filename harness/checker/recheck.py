@@ -1,0 +1,187 @@
+"""`python -m harness.recheck results/<sweep>`: are its verdicts true of the stored weights, images and labels?
+
+Predictions and IBP's certificates are proved again in NumPy, float64, every rounding error counted outwards, by code
+that shares nothing with what trained and judged but the networks' definitions and the reading of files. What a later
+stage certified has no certificate to check, and is not confirmed. Exit status: 0 every number is confirmed; 1 some
+verdict, or some number made of verdicts, is not; 2 bad input.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from baselines import build
+from cerdeq.equilibrium import fold
+from harness.checker.boxes import Array, ball
+from harness.checker.equilibrium import NotProvedError
+from harness.checker.network import Network, UnknownLayerError
+from harness.command_line import FAILED, OK, add_data_dir, add_sweep_directory
+from harness.config.trial import labels
+from harness.data import Split, load
+from harness.errors import InputError, require
+from harness.storage import folder, names
+
+_IBP = "ibp"
+_BATCH, _SHOWN = 20, 5
+_AGREEMENT = 1e-4  # of margins with what was recorded, relative to 1 + their size
+
+
+@dataclass
+class Rechecked:
+    """What a trial's verdicts came to.
+
+    images: how many. recorded, confirmed: certified errors, in percent.
+    by_later_stages: examples whose certificates were not checked. problems: what is not true, a line each.
+    """
+
+    images: int
+    recorded: float
+    confirmed: float
+    by_later_stages: int
+    seconds: float
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether every verdict was confirmed."""
+        return not self.problems and not self.by_later_stages
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    add_sweep_directory(parser)
+    parser.add_argument("--images", type=int, help="recheck the first so many of each trial; default: all")
+    add_data_dir(parser)
+
+
+def main(options: argparse.Namespace) -> int:
+    """Returns the exit status. Raises InputError where there is nothing to recheck or a file cannot be read."""
+    require("--images", options.images, options.images is None or options.images >= 1, "at least 1")
+    places = [place for place in folder.trial_folders(options.directory) if folder.read_result(place) is not None]
+    if not places:
+        raise InputError(f"{options.directory} holds no finished trial")
+    configs = [folder.read_trial(place / folder.TRIAL).config for place in places]
+    console, table = Console(highlight=False), Table("trial", "images", "recorded", "confirmed", "seconds")
+    told, agree = [], True
+    for place, label in zip(places, labels(configs), strict=True):
+        found = recheck(place, options.data_dir, options.images)
+        agree &= found.agrees
+        numbers = f"{found.recorded:.2f}", f"{found.confirmed:.2f}", f"{found.seconds:.0f}"
+        table.add_row(label, f"{found.images:,}", *numbers)
+        told += [f"{label}: {line}" for line in _told(found)]
+    console.print(table)
+    console.print("recorded, confirmed: certified error in percent; what is not confirmed counts as an error")
+    for line in told:
+        console.print(line, markup=False, soft_wrap=True)
+    console.print("every verdict is confirmed" if agree else "some verdicts are not confirmed")
+    return OK if agree else FAILED
+
+
+def recheck(place: Path, data_dir: str | None = None, most: int | None = None) -> Rechecked:
+    """Recheck the first `most` verdicts of the finished trial in a folder. Raises InputError for unreadable files."""
+    started, trial, result = time.monotonic(), folder.read_trial(place / folder.TRIAL), folder.read_result(place)
+    config, data = trial.config, load(trial.config.dataset, data_dir)
+    require("data", data.fingerprint, data.fingerprint == trial.fingerprint, f"the trial's data, {trial.fingerprint}")
+    _, held_out = data.training_images(config.train_images, config.validation_images)
+    test = held_out or data.test_images(config.evaluation.test_images)
+    verdicts, network = _verdicts(place), _network(place)
+    problems = _of_the_table(verdicts, test, result)
+    if problems:
+        return Rechecked(len(verdicts), np.nan, 100.0, 0, time.monotonic() - started, problems)
+    verdicts = verdicts[:most]
+    later = (verdicts[names.VERDICT] == names.CERTIFIED) & (verdicts[names.STAGE] != _IBP)
+    confirmed = 0
+    for clean, lower, part in _bounds(network, test, verdicts, float(config.eps)):
+        lines = [_problem(*row) for row in zip(clean, lower, part.to_dict("records"), strict=True)]
+        problems += [line for line in lines if line]
+        confirmed += int((part[names.STAGE].eq(_IBP).to_numpy() & (lower > 0) & (clean > 0)).sum())
+    recorded = 100 * float((verdicts[names.VERDICT] != names.CERTIFIED).mean())
+    errors = 100 * (1 - confirmed / len(verdicts))
+    return Rechecked(len(verdicts), recorded, errors, int(later.sum()), time.monotonic() - started, problems)
+
+
+def _told(found: Rechecked) -> Iterator[str]:
+    if found.by_later_stages:
+        yield f"{found.by_later_stages} examples certified by stages after {_IBP}: no certificates to check"
+    yield from found.problems[:_SHOWN]
+    if len(found.problems) > _SHOWN:
+        yield f"and {len(found.problems) - _SHOWN} more"
+
+
+def _verdicts(place: Path) -> pd.DataFrame:
+    path = place / folder.VERDICTS
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+
+
+def _network(place: Path) -> Network:
+    config, path = folder.read_trial(place / folder.TRIAL).config, place / folder.WEIGHTS
+    model = build(config.model, config.dataset, config.width, **config.options)
+    fold(model)
+    try:
+        model.load_state_dict(load_file(path))
+        return Network(model.eval())
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    except UnknownLayerError as error:
+        raise InputError(f"{place}: {error} cannot be rechecked") from None
+
+
+def _of_the_table(verdicts: pd.DataFrame, test: Split, result: folder.TrialResult | None) -> list[str]:
+    """What is wrong with the table as a whole: other examples, other labels, numbers that do not follow from it."""
+    if list(verdicts[names.INDEX]) != list(range(len(test))):
+        return [f"verdicts of {len(verdicts)} examples; there are {len(test)}"]
+    wrong = np.flatnonzero(verdicts[names.LABEL].to_numpy() != test.labels.numpy())
+    problems = [f"image {index}: another label is recorded than the data has" for index in wrong]
+    errors = {
+        names.STANDARD_ERROR: [names.MISCLASSIFIED],
+        names.ATTACK_ERROR: [names.MISCLASSIFIED, names.FALSIFIED],
+        names.CERTIFIED_ERROR: [names.MISCLASSIFIED, names.FALSIFIED, names.UNKNOWN],
+    }
+    for name, kinds in errors.items():
+        error = 100 * float(verdicts[names.VERDICT].isin(kinds).mean())
+        recorded = None if result is None else result.metrics[name]
+        if recorded is None or abs(recorded - error) > 1e-6:
+            problems.append(f"{name} is recorded as {recorded}, its verdicts make it {error}")
+    return problems
+
+
+def _bounds(
+    network: Network, test: Split, verdicts: pd.DataFrame, eps: float
+) -> Iterator[tuple[Array, Array, pd.DataFrame]]:
+    """The least margin [B] of each image itself and over its ball, with the rows of a batch; -inf without any proof."""
+    for start in range(0, len(verdicts), _BATCH):
+        part = verdicts[start : start + _BATCH]
+        pixels = test.images[start : start + len(part)].numpy().astype(np.float64)
+        known = part[names.LABEL].to_numpy()
+        try:
+            clean, lower = (network.margins(ball(pixels, reach), known).min(1) for reach in (0.0, eps))
+        except NotProvedError:
+            clean = lower = np.full(len(part), -np.inf)
+        yield np.nan_to_num(clean, nan=-np.inf), np.nan_to_num(lower, nan=-np.inf), part
+
+
+def _problem(clean: float, lower: float, row: dict[str, object]) -> str:
+    """What is not true of a verdict; empty where it is."""
+    image, verdict, margin = f"image {row[names.INDEX]}", row[names.VERDICT], float(str(row[names.margin_column(_IBP)]))
+    right = row[names.PREDICTION] == row[names.LABEL]
+    if right == (verdict == names.MISCLASSIFIED):
+        return f"{image}: {verdict}, though its prediction is {'its label' if right else 'another class'}"
+    if right != (clean > 0):
+        return f"{image}: recorded as {'right' if right else 'wrong'}, found a least margin of {clean:.3g}"
+    if verdict == names.CERTIFIED and row[names.STAGE] == _IBP and not lower > 0:
+        return f"{image}: certified by {_IBP}, found a least margin of {lower:.3g}"
+    if lower != margin and not abs(lower - margin) <= _AGREEMENT * (1 + abs(lower)):
+        return f"{image}: {_IBP}'s margin is recorded as {margin:.6g}, found {lower:.6g}"
+    return ""
