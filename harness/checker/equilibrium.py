@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from harness.checker.boxes import SLACK, TINY, Array, Box, U, affine, convolved, inside, intersected, relu, rounded
 
-_POWER, _GUESSES, _CLOSE, _FINAL = 1000, 2000, 1e-7, 4
+_POWER, _GUESSES, _CLOSE, _FINAL = 1000, 2000, 1e-6, 4
 
 
 class NotProvedError(Exception):
