@@ -29,7 +29,7 @@ from harness.command_line import OK, add_sweep_directory
 from harness.config.settings import EvaluationSettings
 from harness.errors import InputError, SettingError
 from harness.storage import folder, names
-from harness.storage.files import DamagedFileError, write_text
+from harness.storage.files import write_text
 
 FILE, ALL = "paired.csv", "all"
 METRICS = {  # on which verdicts an image counts as an error
@@ -145,11 +145,7 @@ def _count(row: Path, other: Path, errors: tuple[str, ...]) -> dict[str, int]:
 
 def verdicts_of(trial: Path) -> pd.Series:
     """Each image's verdict, by its number and label. Raises DamagedFileError."""
-    path = trial / folder.VERDICTS
-    try:
-        table = pd.read_parquet(path, columns=[names.INDEX, names.LABEL, names.VERDICT])
-    except (OSError, ValueError) as error:
-        raise DamagedFileError(f"{path} cannot be read: {error}") from error
+    table = folder.read_verdicts(trial, [names.INDEX, names.LABEL, names.VERDICT])
     return table.set_index([names.INDEX, names.LABEL])[names.VERDICT].sort_index()
 
 

@@ -27,7 +27,8 @@ def summary(table: Table, section: Section) -> list[str]:
     ]
     try:
         places = list(table.folders[errors.index[0]].values())
-        lines += [_on_other_images(place) for place in places if len(places) == 1]
+        if len(places) == 1:
+            lines.append(_on_other_images(*places))
         compared, _ = compare(table.directory, baseline=best, heading=section.heading)
     except InputError:  # not judged alike, or verdicts gone: there is nothing to add
         return lines

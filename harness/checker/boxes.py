@@ -47,9 +47,9 @@ def between(lower: Array, upper: Array) -> Box:
 
 
 def ball(pixels: Array, eps: float) -> Box:
-    """All images within eps, in units of 255 grey levels, of uint8 `pixels`, with values in [0, 1]."""
+    """All images with values in [0, 1] within eps of those whose grey levels, 0 to 255, are `pixels`."""
     center = pixels / 255.0  # each division is off by U at most
-    reach = np.nextafter(eps, np.inf) + 4 * U if eps > 0 else 4 * U
+    reach = np.nextafter(eps, np.inf) + 4 * U
     return between(np.maximum(center - reach, 0), np.minimum(center + reach, 1))
 
 

@@ -25,12 +25,13 @@ from harness.checker.boxes import Array, ball
 from harness.checker.equilibrium import NotProvedError
 from harness.checker.network import Network, UnknownLayerError
 from harness.command_line import FAILED, OK, add_data_dir, add_sweep_directory
-from harness.config.trial import labels
+from harness.config.trial import TrialConfig, labels
 from harness.data import Split, load
 from harness.errors import InputError, require
 from harness.storage import folder, names
 
 _IBP = "ibp"
+_COLUMNS = [names.INDEX, names.LABEL, names.PREDICTION, names.VERDICT, names.STAGE, names.margin_column(_IBP)]
 _BATCH, _SHOWN = 20, 5
 _AGREEMENT = 1e-4  # of margins with what was recorded, relative to 1 + their size
 
@@ -89,12 +90,14 @@ def main(options: argparse.Namespace) -> int:
 def recheck(place: Path, data_dir: str | None = None, most: int | None = None) -> Rechecked:
     """Recheck the first `most` verdicts of the finished trial in a folder. Raises InputError for unreadable files."""
     started, trial, result = time.monotonic(), folder.read_trial(place / folder.TRIAL), folder.read_result(place)
+    if result is None:
+        raise InputError(f"{place} is not finished")
     config, data = trial.config, load(trial.config.dataset, data_dir)
     require("data", data.fingerprint, data.fingerprint == trial.fingerprint, f"the trial's data, {trial.fingerprint}")
     _, held_out = data.training_images(config.train_images, config.validation_images)
     test = held_out or data.test_images(config.evaluation.test_images)
-    verdicts, network = _verdicts(place), _network(place)
-    problems = _of_the_table(verdicts, test, result)
+    verdicts, network = folder.read_verdicts(place, _COLUMNS), _network(place / folder.WEIGHTS, config)
+    problems = _of_the_table(verdicts, test, result.metrics)
     if problems:
         return Rechecked(len(verdicts), np.nan, 100.0, 0, time.monotonic() - started, problems)
     verdicts = verdicts[:most]
@@ -117,16 +120,7 @@ def _told(found: Rechecked) -> Iterator[str]:
         yield f"and {len(found.problems) - _SHOWN} more"
 
 
-def _verdicts(place: Path) -> pd.DataFrame:
-    path = place / folder.VERDICTS
-    try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
-
-
-def _network(place: Path) -> Network:
-    config, path = folder.read_trial(place / folder.TRIAL).config, place / folder.WEIGHTS
+def _network(path: Path, config: TrialConfig) -> Network:
     model = build(config.model, config.dataset, config.width, **config.options)
     fold(model)
     try:
@@ -135,10 +129,10 @@ def _network(place: Path) -> Network:
     except (OSError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     except UnknownLayerError as error:
-        raise InputError(f"{place}: {error} cannot be rechecked") from None
+        raise InputError(f"{path}: {error} cannot be rechecked") from None
 
 
-def _of_the_table(verdicts: pd.DataFrame, test: Split, result: folder.TrialResult | None) -> list[str]:
+def _of_the_table(verdicts: pd.DataFrame, test: Split, metrics: dict[str, float | None]) -> list[str]:
     """What is wrong with the table as a whole: other examples, other labels, numbers that do not follow from it."""
     if list(verdicts[names.INDEX]) != list(range(len(test))):
         return [f"verdicts of {len(verdicts)} examples; there are {len(test)}"]
@@ -151,7 +145,7 @@ def _of_the_table(verdicts: pd.DataFrame, test: Split, result: folder.TrialResul
     }
     for name, kinds in errors.items():
         error = 100 * float(verdicts[names.VERDICT].isin(kinds).mean())
-        recorded = None if result is None else result.metrics[name]
+        recorded = metrics[name]
         if recorded is None or abs(recorded - error) > 1e-6:
             problems.append(f"{name} is recorded as {recorded}, its verdicts make it {error}")
     return problems

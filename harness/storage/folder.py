@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from harness.config.trial import RECIPE_VERSION, TrialConfig, from_dict, to_dict, trial_key
 from harness.errors import SettingError
 from harness.storage.files import DamagedFileError, parsed, write_json, write_text
@@ -123,6 +125,15 @@ def read_failure(directory: Path) -> dict[str, Any] | None:
     """Why the trial failed, None where it did not: `error`, and `last_finite` values where training diverged."""
     path = Path(directory) / FAILURE
     return parsed(path, dict) if path.exists() else None
+
+
+def read_verdicts(directory: Path, columns: list[str]) -> pd.DataFrame:
+    """These columns of a finished trial's verdicts, one row a test example. Raises DamagedFileError."""
+    path = Path(directory) / VERDICTS
+    try:
+        return pd.read_parquet(path, columns=columns)
+    except (OSError, ValueError) as error:
+        raise DamagedFileError(f"{path} cannot be read: {error}") from error
 
 
 def read_epochs(directory: Path) -> list[dict[str, Any]]:
