@@ -3,5 +3,6 @@
 from cerdeq.bounds import bound, margin_spec
 from cerdeq.boxes import Box, LinfBall
 from cerdeq.equilibrium import Equilibrium
+from cerdeq.verify import Verification, verify
 
-__all__ = ["Box", "Equilibrium", "LinfBall", "bound", "margin_spec"]
+__all__ = ["Box", "Equilibrium", "LinfBall", "Verification", "bound", "margin_spec", "verify"]

@@ -1,0 +1,239 @@
+"""Branch and bound: cases of ReLUs, until linear bounds decide each of them (Bunel et al. 2020; beta-CROWN: Wang et al.
+2021).
+
+A leaf says which sign the inputs of some ReLUs have. The leaves of a row of `spec` together cover every input, so that
+the row is positive everywhere if it is bounded above 0 in each leaf. The worst leaves come first, many at a time: in
+each a ReLU is chosen, and both of its cases start from the leaf's slopes and multipliers and ascend further. The search
+is in float32 where it may be. A leaf is closed by a bound in float64 that counts its rounding, and an image is broken by
+a point alone whose value is proved.
+"""
+
+import heapq
+import itertools
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cerdeq.bounds.forward import propagate
+from cerdeq.bounds.graph import run
+from cerdeq.bounds.interval import Context, Interval
+from cerdeq.bounds.leaves import Layout, Leaves, Side, open_units, rooted, together
+from cerdeq.bounds.memory import bytes_per_example
+from cerdeq.bounds.optimise import adam_step
+from cerdeq.bounds.precision import uncounted_rounding
+from cerdeq.boxes import outward_ends
+
+CERTIFIED, ATTACKED, UNKNOWN, TIMEOUT, OUT_OF_MEMORY = "certified", "attacked", "unknown", "timeout", "out of memory"
+
+_AT_ONCE = {"cpu": 16}  # leaves
+_SEARCH_COPIES = 12  # of a backward pass, when it is differentiated
+_ROOT_ITERATIONS, _ITERATIONS = 40, 12
+_CANDIDATES = 3  # units whose cases are bounded before one is chosen
+_RATE = 0.2
+_DESCENT_STEPS = 8
+
+
+@dataclass
+class Budget:
+    """What an image may take: seconds, and branches, each the bounding of one leaf; None where there is no limit."""
+
+    seconds: float | None
+    branches: int | None
+    began: float = field(default_factory=time.monotonic)
+    used: int = 0
+
+    @property
+    def over(self) -> bool:
+        """Whether it is used up."""
+        late = self.seconds is not None and time.monotonic() - self.began >= self.seconds
+        return late or (self.branches is not None and self.used >= self.branches)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """status: CERTIFIED, ATTACKED or why not. lower: proved bounds [K]. point: where ATTACKED, an input [...]."""
+
+    status: str
+    lower: Tensor
+    point: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Bounded:
+    """Leaves after their ascent, with the units to split next [D, C], best first, -1 for none, and the inputs
+    [D, ...] where their linear bounds are least."""
+
+    leaves: Leaves
+    candidates: Tensor
+    points: Tensor
+
+
+def decide(proof: Side, search: Side, lower: Tensor, budget: Budget, memory: int) -> Decision:
+    """Decide one image, whose rows `spec` of `proof` are wanted positive over all of its box.
+
+    proof: in float64, values of a sound pass. search: the same, for what proves nothing. lower: proved bounds [K] so
+    far. memory: about how many bytes to use.
+    """
+    lower, rows = lower.clone(), (~(lower > 0)).nonzero()[:, 0]
+    layout, leaves = rooted(search, rows)
+    at_once = _at_once(search, memory)
+    heap: list[tuple[float, int, Leaves, Tensor]] = []
+    numbers = itertools.count()
+    closed = torch.full_like(lower, torch.inf)
+    iterations, kept = _ROOT_ITERATIONS, 0
+    while True:
+        for start in range(0, len(leaves.row), at_once):
+            bounded = _ascended(search, layout, leaves.of(slice(start, start + at_once)), iterations, budget)
+            budget.used += len(bounded.leaves.row)
+            if (point := _broken(proof, search, bounded)) is not None:
+                return Decision(ATTACKED, lower, point)
+            proved = _proved(proof, layout, bounded.leaves)
+            row = bounded.leaves.row
+            entries = replace(bounded.leaves, lower=torch.minimum(bounded.leaves.lower, proved.to(search.spec)))
+            closed.scatter_reduce_(0, row, torch.where(proved > 0, proved, torch.inf).to(closed), "amin")
+            for number in (~(proved > 0)).nonzero()[:, 0].tolist():
+                one = slice(number, number + 1)
+                entry = entries.of(one)
+                heapq.heappush(heap, (float(entry.lower), next(numbers), entry, bounded.candidates[one]))
+                kept += entry.choices.nbytes + entry.signs.nbytes
+        if not heap:
+            lower[rows] = closed[rows]
+            return Decision(CERTIFIED, lower)
+        if budget.over:
+            return Decision(TIMEOUT, lower)
+        if kept > memory:
+            return Decision(OUT_OF_MEMORY, lower)
+        worst = [heapq.heappop(heap) for _ in range(min(len(heap), max(1, at_once // 2)))]
+        kept -= sum(entry.choices.nbytes + entry.signs.nbytes for _, _, entry, _ in worst)
+        parents = together([entry for _, _, entry, _ in worst])
+        leaves = _split(search, layout, parents, torch.cat([units for *_, units in worst]), at_once)
+        iterations = _ITERATIONS
+
+
+def _at_once(search: Side, memory: int) -> int:
+    device = search.spec.device.type
+    most = memory // (_SEARCH_COPIES * bytes_per_example(search.values))
+    return max(2, min(most, _AT_ONCE.get(device, most)))
+
+
+def _ascended(search: Side, layout: Layout, leaves: Leaves, iterations: int, budget: Budget) -> _Bounded:
+    """The leaves with better choices, until their bounds are above 0 or the iterations are over."""
+    choices, best, lower = leaves.choices.float().to(search.spec), leaves.choices.clone(), leaves.lower.clone()
+    moments = torch.zeros_like(choices), torch.zeros_like(choices)
+    largest = layout.largest(choices)
+    active = torch.arange(len(lower), device=lower.device)
+    for iteration in range(iterations):
+        waiting = ~(lower[active] > 0)
+        active, choices, moments = active[waiting], choices[waiting], (moments[0][waiting], moments[1][waiting])
+        if not len(active) or budget.over:
+            break
+        now = leaves.of(active)
+        with torch.enable_grad(), uncounted_rounding():
+            free = choices.detach().requires_grad_()
+            reached = search.lower(Leaves(now.row, now.signs, free, now.lower), layout, sound=False)
+            (gradient,) = torch.autograd.grad(reached.sum(), free)
+        reached = reached.detach()
+        better = reached > lower[active]
+        lower[active] = torch.where(better, reached, lower[active])
+        best[active] = torch.where(better[:, None], choices, best[active])
+        adam_step(choices, gradient, moments, iteration, _RATE, largest)
+    met: dict[str, Any] = {}
+    with uncounted_rounding():
+        reached = search.lower(Leaves(leaves.row, leaves.signs, best, lower), layout, sound=False, met=met)
+    box = search.values[0]
+    points = box.center - box.radius * torch.sign(met[""][:, 0])
+    return _Bounded(Leaves(leaves.row, leaves.signs, best, torch.maximum(lower, reached)), _candidates(layout, met), points)
+
+
+def _candidates(layout: Layout, met: dict[str, Any]) -> Tensor:
+    """The units [D, C] where the relaxation may be furthest from the ReLU, in units of the row; -1 for none."""
+    scores = []
+    for columns in layout.units:
+        coefficients, around = met[columns.name]
+        a = coefficients[:, 0]
+        free = around.free[:, 0]
+        chord = around.offset.abs()
+        line = torch.minimum(free * -around.low, (1 - free) * around.high)
+        score = torch.where(a < 0, -a * chord, a * line) * open_units(around)
+        scores.append(score.flatten(1)[:, columns.elements] + 1e-30 * open_units(around).flatten(1)[:, columns.elements])
+    every = torch.cat(scores, dim=1)
+    best = every.topk(min(_CANDIDATES, every.shape[1]), dim=1)
+    return torch.where(best.values > 0, best.indices, -1)
+
+
+def _proved(proof: Side, layout: Layout, leaves: Leaves) -> Tensor:
+    """The leaves' bounds [D], proved where the search found them above 0."""
+    proved = leaves.lower.double()
+    hopeful = (leaves.lower > 0).nonzero()[:, 0]
+    if len(hopeful):
+        proved[hopeful] = proof.lower(leaves.of(hopeful), layout, sound=True)
+    return proved
+
+
+def _split(search: Side, layout: Layout, parents: Leaves, candidates: Tensor, at_once: int) -> Leaves:
+    """Both cases of one unit of each leaf, of its candidates that whose worse case is best; a leaf without any stays."""
+    whole = (candidates[:, 0] < 0).nonzero()[:, 0]
+    divisible = (candidates[:, 0] >= 0).nonzero()[:, 0]
+    parts = [parents.of(whole)]
+    if len(divisible):
+        parents, candidates = parents.of(divisible), candidates[divisible]
+        best = torch.full_like(parents.lower, -torch.inf)
+        chosen = candidates[:, 0].clone()
+        if candidates.shape[1] > 1:
+            for column in candidates.T:
+                cases = _cases(parents, column.clamp(min=0))
+                with uncounted_rounding():
+                    reached = torch.cat([
+                        search.lower(cases.of(slice(s, s + at_once)), layout, sound=False) for s in range(0, len(cases.row), at_once)
+                    ])
+                reached = torch.maximum(reached, cases.lower)
+                pair = reached.unflatten(0, (2, -1)).clamp(max=0)
+                score = torch.where(column >= 0, pair.amin(0) + 1e-3 * pair.amax(0), -torch.inf)
+                better = score > best
+                chosen, best = torch.where(better, column, chosen), torch.where(better, score, best)
+        parts.append(_cases(parents, chosen))
+    return together(parts)
+
+
+def _cases(parents: Leaves, units: Tensor) -> Leaves:
+    """The leaves [2 D] where each one's unit is at least 0, then those where it is at most 0."""
+    signs = parents.signs.repeat(2, 1)
+    signs[torch.arange(len(signs), device=units.device), units.repeat(2)] = torch.tensor([1, -1], dtype=torch.int8).repeat_interleave(len(units)).to(signs)
+    return Leaves(parents.row.repeat(2), signs, parents.choices.repeat(2, 1), parents.lower.repeat(2))
+
+
+def _broken(proof: Side, search: Side, bounded: _Bounded) -> Tensor | None:
+    """A point where a row is proved to be negative, near those where the linear bounds are least; None if none is."""
+    box, points = search.values[0], bounded.points
+    low, high = box.center - box.radius, box.center + box.radius
+    values = torch.einsum("kn,dn->dk", search.spec, run(search.program, points).flatten(1))
+    least = values.amin(1)
+    worst = least.argmin()
+    point = points[worst : worst + 1]
+    row = search.spec[values[worst].argmin()]
+    for step in range(_DESCENT_STEPS):
+        if float(least.min()) < 0:
+            break
+        with torch.enable_grad():
+            free = point.detach().requires_grad_()
+            value = run(search.program, free).flatten(1) @ row
+            (gradient,) = torch.autograd.grad(value.sum(), free)
+        point = point - box.radius / 2 * (1 - step / _DESCENT_STEPS) * gradient.sign()
+        point = torch.minimum(torch.maximum(point, low), high).detach()
+        least = (run(search.program, point).flatten(1) @ search.spec.T).amin(1)
+    if not float(least.min()) < 0:
+        return None
+    return proved_point(proof, point)
+
+
+def proved_point(proof: Side, point: Tensor) -> Tensor | None:
+    """The point [1, ...], moved into the box, where a row of the spec is proved to be negative there, else None."""
+    box = proof.values[0]
+    reach = (box.radius * (1 - 1e-9) - 4 * torch.finfo(torch.float64).eps * box.center.abs()).clamp(min=0)
+    inside = box.center + torch.minimum(torch.maximum(point.double() - box.center, -reach), reach)
+    value = propagate(proof.program, Interval(inside, torch.zeros_like(inside)), Context(sound=True), proof.spec[None])
+    _, upper = outward_ends(value.box)
+    return inside[0] if bool((upper < 0).any()) else None

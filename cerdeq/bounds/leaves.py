@@ -1,0 +1,148 @@
+"""Leaves of a branch-and-bound tree, packed, and linear bounds in them.
+
+A leaf is one row of `spec` and the signs that it says some pre-activations have. Its free choices are the slopes and
+multipliers of its linear bound. All are kept for units alone whose sign the root's boxes leave open: a row of numbers a
+leaf, instead of tensors of the sizes of values.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cerdeq.bounds.backward import linear_lower_bound
+from cerdeq.bounds.graph import Program
+from cerdeq.bounds.interval import Interval
+from cerdeq.bounds.linear import Backward
+from cerdeq.bounds.relaxation import Lines, kept_name, split_name
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What some columns of packed rows, from `start` on, stand for.
+
+    They are these elements of a tensor [*shape], called `name`, whose other ones are `elsewhere`.
+    """
+
+    name: str
+    shape: torch.Size
+    elements: Tensor
+    start: int
+    elsewhere: float = 0.0
+
+    @property
+    def stop(self) -> int:
+        """One past the last column."""
+        return self.start + len(self.elements)
+
+    def spread(self, rows: Tensor) -> Tensor:
+        """Packed rows [D, columns] -> [D, *shape]."""
+        whole = rows.new_full((len(rows), self.shape.numel()), self.elsewhere)
+        return whole.index_copy(1, self.elements, rows[:, self.start : self.stop]).unflatten(1, self.shape)
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """D leaves.
+
+    row: [D], which of the rows of `spec`.
+    signs: int8 [D, units], 1 or -1 where the leaf says so, else 0.
+    choices: [D, choices], packed.
+    lower: [D], of the search: nothing is proved.
+    """
+
+    row: Tensor
+    signs: Tensor
+    choices: Tensor
+    lower: Tensor
+
+    def of(self, numbers: Tensor | slice) -> "Leaves":
+        """Some of them, in that order."""
+        return Leaves(self.row[numbers], self.signs[numbers], self.choices[numbers], self.lower[numbers])
+
+
+def together(parts: list[Leaves]) -> Leaves:
+    """All leaves of the parts."""
+    return Leaves(*(torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0])))
+
+
+@dataclass(frozen=True)
+class Side:
+    """A program, the values of its forward pass over one image's box, [1, ...], and a spec [K, N], in one precision."""
+
+    program: Program
+    values: list[Any]
+    spec: Tensor
+
+    def repeated(self, count: int) -> list[Any]:
+        """The values as if of so many examples; what is not bounded is computed again."""
+        many: list[Any] = []
+        for number, value in enumerate(self.values):
+            if isinstance(value, Interval):
+                ends = (end.expand(count, *end.shape[1:]) for end in (value.center, value.radius))
+                many.append(Interval(*ends))
+            else:
+                many.append(self.program.steps[number - 1].run(many))
+        return many
+
+    def rows(self, numbers: Tensor) -> Tensor:
+        """These rows of the spec as coefficients of the output, [D, 1, *shape]."""
+        return self.spec[numbers].view(len(numbers), 1, *self.values[self.program.output].center.shape[1:])
+
+    def lower(self, leaves: Leaves, layout: "Layout", sound: bool, met: dict[str, Any] | None = None) -> Tensor:
+        """The leaves' lower bounds [D]; in float64, rounded down, if `sound`, else differentiable in their choices.
+
+        met: as in Backward.
+        """
+        choices, signs = leaves.choices.to(self.spec), leaves.signs.to(self.spec)
+        slopes = {columns.name: columns.spread(choices).unsqueeze(1) for columns in layout.choices}
+        splits = {columns.name: columns.spread(signs) for columns in layout.units}
+        ctx = Backward(sound, slopes=slopes, splits=splits, met=met)
+        values = self.repeated(len(leaves.row))
+        return linear_lower_bound(self.program, values, self.rows(leaves.row), self.program.output, ctx)[:, 0]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the leaves of an image are packed.
+
+    units: what may be split, by step. choices: what is free, by its name among a pass's slopes.
+    """
+
+    units: list[Columns]
+    choices: list[Columns]
+
+    def largest(self, like: Tensor) -> Tensor:
+        """The most that each choice may be, [choices]: 1, but for multipliers of splits, which have no end."""
+        splits = {split_name(columns.name) for columns in self.units}
+        ends = [like.new_full((len(c.elements),), torch.inf if c.name in splits else 1.0) for c in self.choices]
+        return torch.cat(ends) if ends else like.new_zeros(0)
+
+
+def rooted(side: Side, rows: Tensor) -> tuple[Layout, Leaves]:
+    """The layout of an image's leaves, and the leaves of these rows [D] that say nothing yet."""
+    met: dict[str, Any] = {}
+    ctx = Backward(sound=False, chosen={}, met=met)
+    lower = linear_lower_bound(side.program, side.repeated(len(rows)), side.rows(rows), side.program.output, ctx)[:, 0]
+    defaults, units, choices, first = ctx.chosen or {}, [], [], []
+    for step, (_, around) in ((step, found) for step, found in met.items() if step):
+        unsettled = open_units(around)[0]
+        elements = unsettled.flatten().nonzero()[:, 0]
+        units.append(Columns(step, unsettled.shape, elements, units[-1].stop if units else 0))
+        slopes = defaults[step].flatten()[elements]
+        free = {step: (elements, slopes, 0.0), split_name(step): (elements, torch.zeros_like(slopes), 0.0)}
+        if (kept := defaults.get(kept_name(step))) is not None:
+            free[kept_name(step)] = torch.arange(kept.numel(), device=kept.device), kept.flatten(), 1.0
+        for name, (places, values, elsewhere) in free.items():
+            start = choices[-1].stop if choices else 0
+            choices.append(Columns(name, unsettled.shape, places, start, elsewhere))
+            first.append(values)
+    packed = torch.cat(first) if first else lower.new_zeros(0)
+    signs = torch.zeros(len(rows), units[-1].stop if units else 0, dtype=torch.int8, device=rows.device)
+    return Layout(units, choices), Leaves(rows, signs, packed.repeat(len(rows), 1), lower.detach())
+
+
+def open_units(around: Lines) -> Tensor:
+    """Which units may be of either sign, [D, *shape]."""
+    return (around.low < 0) & (around.high > 0)
