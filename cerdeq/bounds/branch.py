@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cerdeq.bounds.forward import propagate
@@ -23,12 +24,13 @@ from cerdeq.bounds.interval import Context, Interval
 from cerdeq.bounds.leaves import Layout, Leaves, Side, open_units, rooted, together
 from cerdeq.bounds.memory import bytes_per_example
 from cerdeq.bounds.optimise import adam_step
+from cerdeq.bounds.polytope import solved
 from cerdeq.bounds.precision import uncounted_rounding
 from cerdeq.boxes import outward_ends
 
 CERTIFIED, ATTACKED, UNKNOWN, TIMEOUT, OUT_OF_MEMORY = "certified", "attacked", "unknown", "timeout", "out of memory"
 
-_AT_ONCE = {"cpu": 16}  # leaves
+_CPU_CACHE = 2**25
 _SEARCH_COPIES = 12  # of a backward pass, when it is differentiated
 _ROOT_ITERATIONS, _ITERATIONS = 40, 12
 _CANDIDATES = 3  # units whose cases are bounded before one is chosen
@@ -63,12 +65,13 @@ class Decision:
 
 @dataclass(frozen=True)
 class _Bounded:
-    """Leaves after their ascent, with the units to split next [D, C], best first, -1 for none, and the inputs
-    [D, ...] where their linear bounds are least."""
+    """Leaves after their ascent, with the units to split next [D, C], best first, -1 for none, the inputs [D, ...]
+    where their linear bounds are least, and the values [D, K] of all rows there."""
 
     leaves: Leaves
     candidates: Tensor
     points: Tensor
+    values: Tensor
 
 
 def decide(proof: Side, search: Side, lower: Tensor, budget: Budget, memory: int) -> Decision:
@@ -78,6 +81,8 @@ def decide(proof: Side, search: Side, lower: Tensor, budget: Budget, memory: int
     far. memory: about how many bytes to use.
     """
     lower, rows = lower.clone(), (~(lower > 0)).nonzero()[:, 0]
+    if not len(rows):
+        return Decision(CERTIFIED, lower)
     layout, leaves = rooted(search, rows)
     at_once = _at_once(search, memory)
     heap: list[tuple[float, int, Leaves, Tensor]] = []
@@ -88,6 +93,7 @@ def decide(proof: Side, search: Side, lower: Tensor, budget: Budget, memory: int
         for start in range(0, len(leaves.row), at_once):
             bounded = _ascended(search, layout, leaves.of(slice(start, start + at_once)), iterations, budget)
             budget.used += len(bounded.leaves.row)
+            bounded = _with_exact(proof, search, layout, bounded, at_once)
             if (point := _broken(proof, search, bounded)) is not None:
                 return Decision(ATTACKED, lower, point)
             proved = _proved(proof, layout, bounded.leaves)
@@ -103,6 +109,10 @@ def decide(proof: Side, search: Side, lower: Tensor, budget: Budget, memory: int
             lower[rows] = closed[rows]
             return Decision(CERTIFIED, lower)
         if budget.over:
+            import os
+            if os.environ.get("DBG"):
+                for e in heap[:8]: print(round(e[0],6), e[2].signs.tolist(), e[3].tolist())
+                print(len(heap), layout.units)
             return Decision(TIMEOUT, lower)
         if kept > memory:
             return Decision(OUT_OF_MEMORY, lower)
@@ -114,9 +124,10 @@ def decide(proof: Side, search: Side, lower: Tensor, budget: Budget, memory: int
 
 
 def _at_once(search: Side, memory: int) -> int:
-    device = search.spec.device.type
-    most = memory // (_SEARCH_COPIES * bytes_per_example(search.values))
-    return max(2, min(most, _AT_ONCE.get(device, most)))
+    """How many leaves are bounded together."""
+    if search.spec.device.type == "cpu":
+        memory = min(memory, _CPU_CACHE)
+    return max(2, min(256, memory // (_SEARCH_COPIES * bytes_per_example(search.values))))
 
 
 def _ascended(search: Side, layout: Layout, leaves: Leaves, iterations: int, budget: Budget) -> _Bounded:
@@ -139,28 +150,48 @@ def _ascended(search: Side, layout: Layout, leaves: Leaves, iterations: int, bud
         better = reached > lower[active]
         lower[active] = torch.where(better, reached, lower[active])
         best[active] = torch.where(better[:, None], choices, best[active])
-        adam_step(choices, gradient, moments, iteration, _RATE, largest)
+        adam_step(choices, gradient, moments, iteration, _RATE * layout.scales[now.row], largest)
     met: dict[str, Any] = {}
     with uncounted_rounding():
         reached = search.lower(Leaves(leaves.row, leaves.signs, best, lower), layout, sound=False, met=met)
-    box = search.values[0]
-    points = box.center - box.radius * torch.sign(met[""][:, 0])
-    return _Bounded(Leaves(leaves.row, leaves.signs, best, torch.maximum(lower, reached)), _candidates(layout, met), points)
+        box = search.values[0]
+        points = box.center - box.radius * torch.sign(met[""][:, 0])
+        values, preactivations = search.at(points)
+    ascended = Leaves(leaves.row, leaves.signs, best, torch.maximum(lower, reached))
+    return _Bounded(ascended, _candidates(layout, met, preactivations), points, values)
 
 
-def _candidates(layout: Layout, met: dict[str, Any]) -> Tensor:
-    """The units [D, C] where the relaxation may be furthest from the ReLU, in units of the row; -1 for none."""
-    scores = []
+def _with_exact(proof: Side, search: Side, layout: Layout, bounded: _Bounded, at_once: int) -> _Bounded:
+    """The leaves, those without anything to split and open all the same solved exactly."""
+    whole = ((bounded.candidates[:, 0] < 0) & ~(bounded.leaves.lower > 0)).nonzero()[:, 0].tolist()
+    parts, points, values = [], bounded.points.clone(), bounded.values.clone()
+    for number in range(len(bounded.candidates)):
+        leaf = bounded.leaves.of(slice(number, number + 1))
+        found = solved(proof, layout, leaf, at_once) if number in whole else None
+        if found is not None:
+            leaf, point = found
+            lower = proof.lower(leaf, layout, sound=False)
+            leaf = replace(leaf, choices=leaf.choices.to(search.spec), lower=lower.to(search.spec))
+            points[number] = point[0].to(points)
+            values[number] = search.at(point.to(points))[0][0]
+        parts.append(leaf)
+    return replace(bounded, leaves=together(parts), points=points, values=values)
+
+
+def _candidates(layout: Layout, met: dict[str, Any], preactivations: dict[str, Tensor]) -> Tensor:
+    """The units [D, C] that may be split, best first, -1 for none.
+
+    At the point where the linear bound is least, the row's value exceeds it by the sum over units of |coefficient| times
+    the distance of the line from the activation. What costs most is best.
+    """
+    scores = [met[""].new_zeros(len(met[""]), 0)]
     for columns in layout.units:
         coefficients, around = met[columns.name]
-        a = coefficients[:, 0]
-        free = around.free[:, 0]
-        chord = around.offset.abs()
-        line = torch.minimum(free * -around.low, (1 - free) * around.high)
-        score = torch.where(a < 0, -a * chord, a * line) * open_units(around)
-        scores.append(score.flatten(1)[:, columns.elements] + 1e-30 * open_units(around).flatten(1)[:, columns.elements])
+        a, p, open_ = coefficients[:, 0], preactivations[columns.name], open_units(around)
+        cost = a.abs() * around.distance(p, upper=a < 0)
+        scores.append((open_ * (cost + 1e-30)).flatten(1)[:, columns.elements])
     every = torch.cat(scores, dim=1)
-    best = every.topk(min(_CANDIDATES, every.shape[1]), dim=1)
+    best = F.pad(every, (0, max(0, _CANDIDATES - every.shape[1]))).topk(_CANDIDATES, dim=1)
     return torch.where(best.values > 0, best.indices, -1)
 
 
@@ -207,9 +238,8 @@ def _cases(parents: Leaves, units: Tensor) -> Leaves:
 
 def _broken(proof: Side, search: Side, bounded: _Bounded) -> Tensor | None:
     """A point where a row is proved to be negative, near those where the linear bounds are least; None if none is."""
-    box, points = search.values[0], bounded.points
+    box, points, values = search.values[0], bounded.points, bounded.values
     low, high = box.center - box.radius, box.center + box.radius
-    values = torch.einsum("kn,dn->dk", search.spec, run(search.program, points).flatten(1))
     least = values.amin(1)
     worst = least.argmin()
     point = points[worst : worst + 1]

@@ -90,6 +90,17 @@ class Side:
         """These rows of the spec as coefficients of the output, [D, 1, *shape]."""
         return self.spec[numbers].view(len(numbers), 1, *self.values[self.program.output].center.shape[1:])
 
+    def at(self, points: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The rows' values [D, K] at points [D, ...], and the pre-activations [D, *shape] there, by step."""
+        values: list[Any] = [points]
+        preactivations = {}
+        for step in self.program.steps:
+            values.append(step.run(values))
+            if step.record is not None and step.record.preactivation is not None:
+                arguments, options = step.call(values)
+                preactivations[step.name] = step.record.preactivation(values[-1], *arguments, **options)
+        return values[self.program.output].flatten(1) @ self.spec.T, preactivations
+
     def lower(self, leaves: Leaves, layout: "Layout", sound: bool, met: dict[str, Any] | None = None) -> Tensor:
         """The leaves' lower bounds [D]; in float64, rounded down, if `sound`, else differentiable in their choices.
 
@@ -108,10 +119,12 @@ class Layout:
     """How the leaves of an image are packed.
 
     units: what may be split, by step. choices: what is free, by its name among a pass's slopes.
+    scales: [K, choices], the size of each for each row of the spec.
     """
 
     units: list[Columns]
     choices: list[Columns]
+    scales: Tensor
 
     def largest(self, like: Tensor) -> Tensor:
         """The most that each choice may be, [choices]: 1, but for multipliers of splits, which have no end."""
@@ -125,8 +138,8 @@ def rooted(side: Side, rows: Tensor) -> tuple[Layout, Leaves]:
     met: dict[str, Any] = {}
     ctx = Backward(sound=False, chosen={}, met=met)
     lower = linear_lower_bound(side.program, side.repeated(len(rows)), side.rows(rows), side.program.output, ctx)[:, 0]
-    defaults, units, choices, first = ctx.chosen or {}, [], [], []
-    for step, (_, around) in ((step, found) for step, found in met.items() if step):
+    defaults, units, choices, first, sizes = ctx.chosen or {}, [], [], [], []
+    for step, (coefficients, around) in ((step, found) for step, found in met.items() if step):
         unsettled = open_units(around)[0]
         elements = unsettled.flatten().nonzero()[:, 0]
         units.append(Columns(step, unsettled.shape, elements, units[-1].stop if units else 0))
@@ -138,9 +151,13 @@ def rooted(side: Side, rows: Tensor) -> tuple[Layout, Leaves]:
             start = choices[-1].stop if choices else 0
             choices.append(Columns(name, unsettled.shape, places, start, elsewhere))
             first.append(values)
+            size = coefficients.flatten(2).abs().amax(2) if name == split_name(step) else lower.new_ones(len(rows), 1)
+            sizes.append(size.expand(-1, len(values)))
+    scales = lower.new_zeros(len(side.spec), choices[-1].stop if choices else 0)
+    scales[rows] = torch.cat(sizes, dim=1) if sizes else scales[rows]
     packed = torch.cat(first) if first else lower.new_zeros(0)
     signs = torch.zeros(len(rows), units[-1].stop if units else 0, dtype=torch.int8, device=rows.device)
-    return Layout(units, choices), Leaves(rows, signs, packed.repeat(len(rows), 1), lower.detach())
+    return Layout(units, choices, scales), Leaves(rows, signs, packed.repeat(len(rows), 1), lower.detach())
 
 
 def open_units(around: Lines) -> Tensor:

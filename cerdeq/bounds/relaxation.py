@@ -27,6 +27,13 @@ class Lines:
     convex: bool
     low: Tensor
     high: Tensor
+    negative_slope: float
+
+    def distance(self, p: Tensor, upper: Tensor) -> Tensor:
+        """How far the line on one side, above f where `upper`, is from f at p [B, *shape], where f has one row."""
+        chord, through_0 = self.slope * p + self.offset, self.free[:, 0] * p
+        line = torch.where(upper == self.convex, chord, through_0)
+        return (line - torch.where(p > 0, p, self.negative_slope * p)).abs()
 
 
 def lines(ctx: Backward, box: Box, negative_slope: float = 0.0) -> Lines:
@@ -55,7 +62,7 @@ def lines(ctx: Backward, box: Box, negative_slope: float = 0.0) -> Lines:
         offset = torch.where(low <= high, offset, torch.nan)  # a box that is none
     chosen = share(ctx, ctx.step, per_row((high > -low).to(low)))
     free = per_row(exact) + per_row(crossing) * (negative_slope + chosen * (1 - negative_slope) - per_row(exact))
-    return Lines(slope, offset, free, convex, low, high)
+    return Lines(slope, offset, free, convex, low, high, negative_slope)
 
 
 def _cut(ctx: Backward, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,19 +73,15 @@ def _cut(ctx: Backward, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     return low, torch.where(sign > 0, high.clamp(min=0), torch.where(sign < 0, high.clamp(max=0), high))
 
 
-def split_terms(ctx: Backward, coefficients: Tensor) -> Tensor | None:
-    """b s [B, K, *shape], s the signs of the pass's splits and b >= 0 a free choice; None where there are no splits.
+def split_terms(ctx: Backward) -> Tensor | None:
+    """b s [B, K, *shape], s the signs of the pass's splits and b >= 0 a free choice; None where there are none.
 
-    coefficients . f(p) >= coefficients . f(p) - (b s) . p where every split s p >= 0 holds (beta-CROWN; Wang et al.
-    2021). The choice is in units of the step's largest coefficient.
+    A . f(p) >= A . f(p) - (b s) . p where every split s p >= 0 holds (beta-CROWN; Wang et al. 2021).
     """
-    if (sign := ctx.splits.get(ctx.step)) is None:
+    sign, chosen = ctx.splits.get(ctx.step), ctx.slopes.get(split_name(ctx.step))
+    if sign is None or chosen is None:
         return None
-    chosen = ctx.slopes.get(split_name(ctx.step))
-    if chosen is None:
-        return None
-    unit = coefficients.detach().abs().flatten(2).amax(2).view(*coefficients.shape[:2], *[1] * (coefficients.dim() - 2))
-    return per_row(sign) * (chosen.clamp(min=0) if ctx.sound else chosen) * unit
+    return per_row(sign) * (chosen.clamp(min=0) if ctx.sound else chosen)
 
 
 def split_name(step: str) -> str:
@@ -149,7 +152,7 @@ def leaky_relu(
         ctx.met[ctx.step] = coefficients, around
     pulled, constant = through(ctx, around, coefficients)
     size = magnitude(x) * max(1.0, abs(negative_slope)) + around.offset.abs()
-    if (known := split_terms(ctx, coefficients)) is not None:
+    if (known := split_terms(ctx)) is not None:
         pulled, constant = pulled - known, constant - slack(ctx, known, size, 4)
     return Pulled((pulled,), constant - slack(ctx, coefficients, size, 4))
 

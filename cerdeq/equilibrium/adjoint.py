@@ -45,7 +45,7 @@ def pull_back(ctx: Backward, coefficients: Tensor, h: Interval, weight: Tensor, 
     else:
         preactivation = Box(*apply_lifted(weight, (z.center, z.radius), (h.center, h.radius)))
     around = lines(ctx, preactivation)
-    kept, known = _kept(ctx, coefficients), split_terms(ctx, coefficients)
+    kept, known = _kept(ctx, coefficients), split_terms(ctx)
 
     def step(multiplier: Tensor) -> Tensor:
         pulled, _ = through(ctx, around, multiplier)
