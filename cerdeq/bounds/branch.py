@@ -10,6 +10,7 @@ a point alone whose value is proved.
 
 import heapq
 import itertools
+import math
 import time
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -33,7 +34,9 @@ CERTIFIED, ATTACKED, UNKNOWN, TIMEOUT, OUT_OF_MEMORY = "certified", "attacked", 
 _CPU_CACHE = 2**25
 _SEARCH_COPIES = 12  # of a backward pass, when it is differentiated
 _ROOT_ITERATIONS, _ITERATIONS = 40, 12
-_CANDIDATES = 3  # units whose cases are bounded before one is chosen
+_CANDIDATES = 8  # units of a leaf that are remembered
+_FILLED = 8  # leaves up to which several units of each are split at once
+_COMPARED = 3  # of them, those whose cases are bounded before one is chosen
 _RATE = 0.2
 _DESCENT_STEPS = 8
 
@@ -205,35 +208,40 @@ def _proved(proof: Side, layout: Layout, leaves: Leaves) -> Tensor:
 
 
 def _split(search: Side, layout: Layout, parents: Leaves, candidates: Tensor, at_once: int) -> Leaves:
-    """Both cases of one unit of each leaf, of its candidates that whose worse case is best; a leaf without any stays."""
-    whole = (candidates[:, 0] < 0).nonzero()[:, 0]
-    divisible = (candidates[:, 0] >= 0).nonzero()[:, 0]
-    parts = [parents.of(whole)]
-    if len(divisible):
-        parents, candidates = parents.of(divisible), candidates[divisible]
-        best = torch.full_like(parents.lower, -torch.inf)
-        chosen = candidates[:, 0].clone()
-        if candidates.shape[1] > 1:
-            for column in candidates.T:
-                cases = _cases(parents, column.clamp(min=0))
-                with uncounted_rounding():
-                    reached = torch.cat([
-                        search.lower(cases.of(slice(s, s + at_once)), layout, sound=False) for s in range(0, len(cases.row), at_once)
-                    ])
-                reached = torch.maximum(reached, cases.lower)
-                pair = reached.unflatten(0, (2, -1)).clamp(max=0)
-                score = torch.where(column >= 0, pair.amin(0) + 1e-3 * pair.amax(0), -torch.inf)
-                better = score > best
-                chosen, best = torch.where(better, column, chosen), torch.where(better, score, best)
-        parts.append(_cases(parents, chosen))
+    """All cases of so many units of each leaf as fill a batch; a leaf without any units to split stays as it is."""
+    divisible = candidates[:, 0] >= 0
+    parts = [parents.of(~divisible)]
+    leaves, candidates = parents.of(divisible), candidates[divisible]
+    if len(candidates):
+        candidates = _ranked(search, layout, leaves, candidates, at_once)
+        depth = max(1, int(math.log2(min(at_once, _FILLED) / len(candidates))))
+        parts.append(_cases(leaves, candidates[:, :depth]))
     return together(parts)
 
 
-def _cases(parents: Leaves, units: Tensor) -> Leaves:
-    """The leaves [2 D] where each one's unit is at least 0, then those where it is at most 0."""
-    signs = parents.signs.repeat(2, 1)
-    signs[torch.arange(len(signs), device=units.device), units.repeat(2)] = torch.tensor([1, -1], dtype=torch.int8).repeat_interleave(len(units)).to(signs)
-    return Leaves(parents.row.repeat(2), signs, parents.choices.repeat(2, 1), parents.lower.repeat(2))
+def _ranked(search: Side, layout: Layout, parents: Leaves, candidates: Tensor, at_once: int) -> Tensor:
+    """The first candidates [D, C], in the order of the bounds of both of their cases before any ascent."""
+    first = candidates[:, :_COMPARED]
+    cases = together([_cases(parents, units[:, None].clamp(min=0)) for units in first.T])
+    parts = [cases.of(slice(s, s + at_once)) for s in range(0, len(cases.row), at_once)]
+    with uncounted_rounding():
+        reached = torch.cat([search.lower(part, layout, sound=False) for part in parts])
+    pairs = torch.minimum(reached, reached.new_zeros(())).view(first.shape[1], -1, len(first))
+    scores = pairs.amin(1) + 0.1 * pairs.amax(1) - 1e30 * (first.T < 0)
+    order = scores.argsort(dim=0, descending=True, stable=True).T
+    return torch.cat([first.gather(1, order), candidates[:, _COMPARED:]], dim=1)
+
+
+def _cases(leaves: Leaves, units: Tensor) -> Leaves:
+    """The leaves with all signs of their units [D, depth], of which -1 names none: first all at least 0."""
+    signs, alive = leaves.signs, leaves.row >= 0
+    for column in units.T:
+        named, half = column.repeat(len(signs) // len(column)), len(signs)
+        some = (named >= 0).nonzero()[:, 0]
+        signs, alive = signs.repeat(2, 1), torch.cat([alive, alive & (named >= 0)])
+        signs[some, named[some]], signs[half + some, named[some]] = 1, -1
+    parent = torch.arange(len(leaves.row), device=signs.device).repeat(len(signs) // len(leaves.row))[alive]
+    return replace(leaves.of(parent), signs=signs[alive])
 
 
 def _broken(proof: Side, search: Side, bounded: _Bounded) -> Tensor | None:
