@@ -26,6 +26,7 @@ from cerdeq.equilibrium.certificate import reachable_preactivation
 from cerdeq.equilibrium.recurrence import apply_lifted, apply_transposed, apply_weight
 
 _TOLERANCE = 1e-4
+_LEAF_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}  # where cases leave little that is not exact
 _LIMIT = 1000
 _SPARE = 0.05  # how much of its multiplier each unit may leave to the box: more only made the search slower
 _SEARCH_STEPS = 3  # that the search for better slopes and multipliers differentiates, at the end of the others
@@ -55,7 +56,8 @@ def pull_back(ctx: Backward, coefficients: Tensor, h: Interval, weight: Tensor, 
     multiplier = coefficients
     if iterations is None:
         with torch.no_grad(), uncounted_rounding():
-            multiplier = _settled(step, coefficients, z.radius)
+            tolerance = _LEAF_TOLERANCE[z.radius.dtype] if ctx.splits else _TOLERANCE
+            multiplier = _settled(step, coefficients, z.radius, tolerance)
         iterations = 0 if ctx.sound else _SEARCH_STEPS
     for _ in range(iterations):
         multiplier = step(multiplier)
@@ -80,11 +82,11 @@ def _kept(ctx: Backward, coefficients: Tensor) -> Tensor | None:
     return 1 - _SPARE * (1 - share(ctx, name, coefficients.new_ones(coefficients[:, :1].shape)))
 
 
-def _settled(step: Callable[[Tensor], Tensor], coefficients: Tensor, radius: Tensor) -> Tensor:
+def _settled(step: Callable[[Tensor], Tensor], coefficients: Tensor, radius: Tensor, tolerance: float) -> Tensor:
     """The multiplier after as many steps as it takes until what the residual costs, |L' - L| . radius, is a small part
     of what the box alone would, |a| . radius. Each row stops by itself, whatever others are in the batch."""
     multiplier = coefficients
-    allowed = _TOLERANCE * _cost(coefficients, radius)
+    allowed = tolerance * _cost(coefficients, radius)
     moving = multiplier.new_ones(multiplier.shape[:2], dtype=torch.bool)
     for _ in range(_LIMIT):
         following = step(multiplier)
