@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cerdeq.bounds import check_question, trace
-from cerdeq.bounds.bounds import Question, larger, linear, lower_bounds, tightened
+from cerdeq.bounds.bounds import Question, linear, lower_bounds, tightened
 from cerdeq.bounds.branch import CERTIFIED, OUT_OF_MEMORY, Budget, Decision, decide
 from cerdeq.bounds.forward import values_of
 from cerdeq.bounds.graph import Program, refuse_another_function
@@ -28,22 +28,26 @@ class Verification:
     counterexample: [B, ...] in float64, where attacked a point of the region at which a row is proved to be negative;
         not a number elsewhere.
     branches: [B], how many leaves were bounded.
+    certificates: of each example, where certificates were wanted and linear bounds did not do, what
+        `cerdeq.bounds.leaves.certificate` says of its leaves; else empty.
     """
 
     status: list[str]
     lower: Tensor
     counterexample: Tensor
     branches: Tensor
+    certificates: list[dict[str, Tensor]]
 
 
 def verify(
-    model: nn.Module, region: Box, spec: Tensor, seconds: float | None = 60.0, branches: int | None = None
-) -> Verification:
+    model: nn.Module, region: Box, spec: Tensor, seconds: float | None = 60.0, branches: int | None = None,
+    certificates: bool = False,
+) -> Verification:  # fmt: skip
     """Whether all rows of `spec` [B, K, N], applied to the model's outputs, are positive for all inputs in `region`.
 
     An example is certified when a lower bound above 0 is proved of each row, in float64 with rounding counted outwards,
     attacked when a point of the region is proved to make one negative. seconds, branches: what an example may take once
-    linear bounds leave it open; the bounding under way ends first. Raises ValueError where neither is given, and as
+    linear bounds leave it open; the bounding under way ends first. certificates: whether to keep them. Raises ValueError where neither is given, and as
     `bound` does.
     """
     if seconds is None and branches is None:
@@ -56,21 +60,25 @@ def verify(
     refuse_another_function(wide, program, x.center)
     status = [CERTIFIED] * len(spec)
     points, used = torch.full_like(x.center, torch.nan), torch.zeros(len(spec), dtype=torch.long)
+    known: list[dict[str, Tensor]] = [{} for _ in status]
     for example in (~(lower > 0).all(1)).nonzero()[:, 0].tolist():
         one, budget = slice(example, example + 1), Budget(seconds, branches)
-        decision = decide_one(program, narrow, x.of(one), spec[one], lower[example], budget)
+        decision = decide_one(program, narrow, x.of(one), spec[one], lower[example], budget, certificates)
         status[example], lower[example], used[example] = decision.status, decision.lower, budget.used
+        known[example] = decision.certificate
         if decision.point is not None:
-            points[example] = decision.point
-    return Verification(status, lower, points, used)
+            points[example] = decision.point[0]
+    return Verification(status, lower, points, used, known)
 
 
 def decide_one(
-    program: Program, narrow: Program | None, x: Interval, spec: Tensor, lower: Tensor, budget: Budget
-) -> Decision:
+    program: Program, narrow: Program | None, x: Interval, spec: Tensor, lower: Tensor, budget: Budget,
+    certified: bool = False,
+) -> Decision:  # fmt: skip
     """Branch and bound of one example, over boxes that CROWN has tightened.
 
-    x: [1, ...] and spec [1, K, N], float64; lower: [K], what is proved so far.
+    x: [1, ...] and spec [1, K, N], float64; lower: [K], what is proved so far. certified: whether a certificate
+    is wanted.
     """
     memory = default_memory(x.center.device)
     try:
@@ -80,6 +88,6 @@ def decide_one(
             lower = tight.raised(lower[None].clone(), linear)[0]
             proof = Side(program, tight.values, spec[0])
             search = proof if narrow is None else Side(narrow, rounded(narrow, tight.values), spec[0].float())
-            return decide(proof, search, lower, budget, memory)
+            return decide(proof, search, lower, budget, memory, certified)
     except (torch.OutOfMemoryError, MemoryError):
         return Decision(OUT_OF_MEMORY, lower)

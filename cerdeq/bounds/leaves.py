@@ -5,7 +5,7 @@ multipliers of its linear bound. All are kept for units alone whose sign the roo
 leaf, instead of tensors of the sizes of values.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -49,7 +49,7 @@ class Leaves:
     row: [D], which of the rows of `spec`.
     signs: int8 [D, units], 1 or -1 where the leaf says so, else 0.
     choices: [D, choices], packed.
-    lower: [D], of the search: nothing is proved.
+    lower: [D], their bounds, in float64.
     """
 
     row: Tensor
@@ -60,6 +60,12 @@ class Leaves:
     def of(self, numbers: Tensor | slice) -> "Leaves":
         """Some of them, in that order."""
         return Leaves(self.row[numbers], self.signs[numbers], self.choices[numbers], self.lower[numbers])
+
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that they take."""
+        return sum(tensor.nbytes for tensor in vars(self).values())
 
 
 def together(parts: list[Leaves]) -> Leaves:
@@ -132,13 +138,21 @@ class Layout:
         ends = [like.new_full((len(c.elements),), torch.inf if c.name in splits else 1.0) for c in self.choices]
         return torch.cat(ends) if ends else like.new_zeros(0)
 
+    def stored(self, leaves: Leaves) -> Leaves:
+        """The leaves with choices that `certificate` keeps exactly: in eight bits, multipliers of splits in float32."""
+        small = self.largest(leaves.choices) <= 1
+        choices = leaves.choices.float().clamp(min=0)
+        return replace(leaves, choices=torch.where(small, (choices.clamp(max=1) * 255).round() / 255, choices))
+
 
 def rooted(side: Side, rows: Tensor) -> tuple[Layout, Leaves]:
     """The layout of an image's leaves, and the leaves of these rows [D] that say nothing yet."""
     met: dict[str, Any] = {}
     ctx = Backward(sound=False, chosen={}, met=met)
     lower = linear_lower_bound(side.program, side.repeated(len(rows)), side.rows(rows), side.program.output, ctx)[:, 0]
-    defaults, units, choices, first, sizes = ctx.chosen or {}, [], [], [], []
+    units: list[Columns] = []
+    choices: list[Columns] = []
+    defaults, first, sizes = ctx.chosen or {}, [], []
     for step, (coefficients, around) in ((step, found) for step, found in met.items() if step):
         unsettled = open_units(around)[0]
         elements = unsettled.flatten().nonzero()[:, 0]
@@ -157,9 +171,29 @@ def rooted(side: Side, rows: Tensor) -> tuple[Layout, Leaves]:
     scales[rows] = torch.cat(sizes, dim=1) if sizes else scales[rows]
     packed = torch.cat(first) if first else lower.new_zeros(0)
     signs = torch.zeros(len(rows), units[-1].stop if units else 0, dtype=torch.int8, device=rows.device)
-    return Layout(units, choices, scales), Leaves(rows, signs, packed.repeat(len(rows), 1), lower.detach())
+    return Layout(units, choices, scales), Leaves(rows, signs, packed.repeat(len(rows), 1), lower.double())
+
+
+def certificate(layout: Layout, leaves: Leaves) -> dict[str, Tensor]:
+    """What a check of the leaves needs beside the network and the box, for choices that are `stored`.
+
+    "row": int16 [D]. Of each step with units: "<step>/neurons", int32 [U], their elements; "<step>/slopes", uint8
+    [D, U], in units of 1 / 255; "<step>/signs", int8 [D, U]; "<step>/multipliers", float32 [D, U]; of equilibria
+    "<step>/kept" too, uint8 [D, elements], in units of 1 / 255.
+    """
+    known = {"row": leaves.row.short()}
+    free = {columns.name: leaves.choices[:, columns.start : columns.stop] for columns in layout.choices}
+    for columns in layout.units:
+        step = columns.name
+        known[f"{step}/neurons"] = columns.elements.int()
+        known[f"{step}/slopes"] = (free[step] * 255).round().byte()
+        known[f"{step}/signs"] = leaves.signs[:, columns.start : columns.stop]
+        known[f"{step}/multipliers"] = free[split_name(step)].float()
+        if kept_name(step) in free:
+            known[f"{step}/kept"] = (free[kept_name(step)] * 255).round().byte()
+    return {name: tensor.cpu().contiguous() for name, tensor in known.items()}
 
 
 def open_units(around: Lines) -> Tensor:
-    """Which units may be of either sign, [D, *shape]."""
+    """Which units may have either sign, [D, *shape]."""
     return (around.low < 0) & (around.high > 0)

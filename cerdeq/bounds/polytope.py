@@ -52,7 +52,8 @@ def solved(side: Side, layout: Layout, leaf: Leaves, at_once: int) -> tuple[Leav
     choices = leaf.choices.double().clone()
     choices[:, places] = torch.from_numpy(np.maximum(-found.ineqlin.marginals * scale, 0)).to(choices)
     point = torch.from_numpy(found.x[: len(center)]).to(box.center).view_as(box.center)
-    return replace(leaf, choices=choices), point
+    leaf = replace(leaf, choices=choices.to(leaf.choices))
+    return replace(leaf, lower=side.lower(leaf, layout, sound=False)), point
 
 
 def _with_multipliers(leaf: Leaves, places: Tensor) -> Leaves:
