@@ -61,7 +61,6 @@ class Leaves:
         """Some of them, in that order."""
         return Leaves(self.row[numbers], self.signs[numbers], self.choices[numbers], self.lower[numbers])
 
-
     @property
     def nbytes(self) -> int:
         """Bytes that they take."""
