@@ -47,8 +47,8 @@ def verify(
 
     An example is certified when a lower bound above 0 is proved of each row, in float64 with rounding counted outwards,
     attacked when a point of the region is proved to make one negative. seconds, branches: what an example may take once
-    linear bounds leave it open; the bounding under way ends first. certificates: whether to keep them. Raises ValueError where neither is given, and as
-    `bound` does.
+    linear bounds leave it open; the bounding under way ends first. certificates: whether to keep them. Raises
+    ValueError where neither seconds nor branches is given, and as `bound` does.
     """
     if seconds is None and branches is None:
         raise ValueError("give seconds, branches or both: branch and bound may go on for ever")

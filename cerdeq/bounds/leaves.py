@@ -140,7 +140,7 @@ class Layout:
     def stored(self, leaves: Leaves) -> Leaves:
         """The leaves with choices that `certificate` keeps exactly: in eight bits, multipliers of splits in float32."""
         small = self.largest(leaves.choices) <= 1
-        choices = leaves.choices.float().clamp(min=0)
+        choices = leaves.choices.clamp(min=0).float().to(leaves.choices)
         return replace(leaves, choices=torch.where(small, (choices.clamp(max=1) * 255).round() / 255, choices))
 
 
