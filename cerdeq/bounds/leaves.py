@@ -156,10 +156,10 @@ def rooted(side: Side, rows: Tensor) -> tuple[Layout, Leaves]:
         unsettled = open_units(around)[0]
         elements = unsettled.flatten().nonzero()[:, 0]
         units.append(Columns(step, unsettled.shape, elements, units[-1].stop if units else 0))
-        slopes = defaults[step].flatten()[elements]
+        slopes = defaults[step][0].flatten()[elements]
         free = {step: (elements, slopes, 0.0), split_name(step): (elements, torch.zeros_like(slopes), 0.0)}
         if (kept := defaults.get(kept_name(step))) is not None:
-            free[kept_name(step)] = torch.arange(kept.numel(), device=kept.device), kept.flatten(), 1.0
+            free[kept_name(step)] = torch.arange(kept[0].numel(), device=kept.device), kept[0].flatten(), 1.0
         for name, (places, values, elsewhere) in free.items():
             start = choices[-1].stop if choices else 0
             choices.append(Columns(name, unsettled.shape, places, start, elsewhere))
