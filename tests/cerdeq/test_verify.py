@@ -16,8 +16,8 @@ from torch import nn
 
 from cerdeq import Box, LinfBall, bound, margin_spec, verify
 from cerdeq.bounds import Context, Interval, trace, values_of
-from cerdeq.bounds.leaves import Leaves, Side, certificate, rooted
-from cerdeq.bounds.split import _cases
+from cerdeq.branch.leaves import Leaves, Side, certificate, rooted
+from cerdeq.branch.split import _cases
 
 SECONDS = 60  # ample: cases here take a few
 FRACTIONS = (-0.5, -0.02, 0.02, 0.5)  # of alpha-CROWN's gap: how far the least value is moved from 0
@@ -195,9 +195,9 @@ def test_a_budget_ends_the_search_and_says_so():
 
 def test_memory_ends_the_search_and_says_so():
     model, region, spec = hard()
-    with patch("cerdeq.verify.default_memory", lambda device: 2000):
+    with patch("cerdeq.branch.verify.default_memory", lambda device: 2000):
         assert "out of memory" in verify(model, region, spec).status
-    with patch("cerdeq.verify.decide", side_effect=torch.OutOfMemoryError):
+    with patch("cerdeq.branch.verify.decide", side_effect=torch.OutOfMemoryError):
         assert "out of memory" in verify(model, region, spec).status
 
 

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cerdeq.bounds.leaves import Layout, Leaves, Side, open_units, together
 from cerdeq.bounds.precision import uncounted_rounding
+from cerdeq.branch.leaves import Layout, Leaves, Side, open_units, together
 
 _REMEMBERED = 8  # units a leaf
 _COMPARED = 3  # of them, by the bounds of their cases

@@ -8,15 +8,15 @@ from torch import Tensor, nn
 
 from cerdeq.bounds import check_question, trace
 from cerdeq.bounds.bounds import Question, linear, lower_bounds, tightened
-from cerdeq.bounds.branch import CERTIFIED, OUT_OF_MEMORY, Budget, Decision, decide
 from cerdeq.bounds.forward import values_of
 from cerdeq.bounds.graph import Program, refuse_another_function
 from cerdeq.bounds.interval import Context, Interval
-from cerdeq.bounds.leaves import Side
 from cerdeq.bounds.memory import default_memory
 from cerdeq.bounds.narrow import in_float32, rounded
 from cerdeq.bounds.precision import counted_rounding
 from cerdeq.boxes import Box
+from cerdeq.branch.decide import CERTIFIED, OUT_OF_MEMORY, Budget, Decision, decide
+from cerdeq.branch.leaves import Side
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Verification:
         not a number elsewhere.
     branches: [B], how many leaves were bounded.
     certificates: of each example, where certificates were wanted and linear bounds did not do, what
-        `cerdeq.bounds.leaves.certificate` says of its leaves; else empty.
+        `cerdeq.branch.leaves.certificate` says of its leaves; else empty.
     """
 
     status: list[str]

@@ -16,12 +16,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from cerdeq.bounds.ascent import Ascended, ascended
-from cerdeq.bounds.counterexample import broken
-from cerdeq.bounds.leaves import Layout, Leaves, Side, certificate, rooted, together
 from cerdeq.bounds.memory import bytes_per_example
-from cerdeq.bounds.polytope import solved
-from cerdeq.bounds.split import split
+from cerdeq.branch.ascent import Ascended, ascended
+from cerdeq.branch.counterexample import broken
+from cerdeq.branch.leaves import Layout, Leaves, Side, certificate, rooted, together
+from cerdeq.branch.polytope import solved
+from cerdeq.branch.split import split
 
 CERTIFIED, ATTACKED, UNKNOWN, TIMEOUT, OUT_OF_MEMORY = "certified", "attacked", "unknown", "timeout", "out of memory"
 

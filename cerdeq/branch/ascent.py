@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cerdeq.bounds.leaves import Layout, Leaves, Side
 from cerdeq.bounds.optimise import adam_step
 from cerdeq.bounds.precision import uncounted_rounding
-from cerdeq.bounds.split import ranked_units
+from cerdeq.branch.leaves import Layout, Leaves, Side
+from cerdeq.branch.split import ranked_units
 
 _RATE = 0.2  # of that for slopes alone
 

@@ -5,8 +5,8 @@ from torch import Tensor
 
 from cerdeq.bounds.forward import propagate
 from cerdeq.bounds.interval import Context, Interval
-from cerdeq.bounds.leaves import Side
 from cerdeq.boxes import outward_ends
+from cerdeq.branch.leaves import Side
 
 _STEPS = 8  # of signed gradients, from the most promising point
 

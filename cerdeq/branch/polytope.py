@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import linprog
 from torch import Tensor
 
-from cerdeq.bounds.leaves import Layout, Leaves, Side
 from cerdeq.bounds.relaxation import split_name
+from cerdeq.branch.leaves import Layout, Leaves, Side
 
 _LARGEST = 10**7  # numbers in a program
 
@@ -23,6 +22,8 @@ def solved(side: Side, layout: Layout, leaf: Leaves, at_once: int) -> tuple[Leav
 
     side: in float64.
     """
+    from scipy.optimize import linprog  # here, where it is needed: bounds are wanted on machines without it
+
     places = torch.cat([
         torch.arange(columns.start, columns.stop)
         for columns in layout.choices if columns.name in {split_name(units.name) for units in layout.units}
