@@ -44,7 +44,7 @@ def follow(model: nn.Module) -> None:
 
 
 def keep(model: nn.Module, stay: Tensor | None) -> None:
-    """Forget the last solutions of all examples but those in `stay`, which are the next batch; of all where it is None."""
+    """Forget the last solutions of all examples but those in `stay`, the next batch; of all where it is None."""
     for module in model.modules():
         if isinstance(module, _Follower):
             module.last = None if stay is None or module.last is None else module.last[stay]

@@ -58,6 +58,8 @@ def worst_point(
     unbroken = ~_broken(logits, least)
     for restart in range(settings.attack_restarts):
         for number, objective in enumerate(objectives(settings.attack, logits.shape[1])):
+            if not bool(unbroken.any()):
+                return worst
             for rows in unbroken.nonzero()[:, 0].split(at_once):
                 start = noise((seed, restart, number), indices[rows], x.shape[1:]).to(x)
                 found = _climb(model, objective, x[rows], labels[rows], others[rows], eps, settings.attack_steps, start)
