@@ -66,6 +66,8 @@ def test_a_trial_done_in_pieces_ends_like_one_done_at_once(tiny_trial, tmp_path,
     pd.testing.assert_frame_equal(*tables, check_exact=True)
     weights = [load_file(tmp_path / name / folder.WEIGHTS) for name in ("whole", "pieces")]
     assert all(value.equal(weights[1][name]) for name, value in weights[0].items())
+    found = [(tmp_path / name / folder.COUNTEREXAMPLES).read_bytes() for name in ("whole", "pieces")]
+    assert found[0] == found[1] and len(load_file(tmp_path / "whole" / folder.COUNTEREXAMPLES)) > 0
     assert not (tmp_path / "pieces" / folder.JUDGED).exists()
 
 
