@@ -111,7 +111,7 @@ class EvaluationSettings:
     stages: tuple[str, ...] = ("ibp", "crown-ibp", "alpha-crown")
     test_images: int | None = None
     batch_size: int = 500
-    attack: str = "margin"
+    attack: str = "all"
     attack_steps: int = 40
     attack_restarts: int = 3
 

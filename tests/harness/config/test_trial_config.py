@@ -67,7 +67,7 @@ OTHER = {
     "evaluation.stages": ("ibp", "crown"),
     "evaluation.test_images": None,
     "evaluation.batch_size": 100,
-    "evaluation.attack": "all",
+    "evaluation.attack": "margin",
     "evaluation.attack_steps": 50,
     "evaluation.attack_restarts": 5,
 }
