@@ -129,8 +129,9 @@ def judge(
                 points = _attacked(follower, x[rows], y[rows], indices[rows], config, settings)
                 point = decode(points, x[rows], config.eps)
                 attacked[rows] = _margins_at(model, program, point, y[rows], DATASETS[config.dataset].classes)
-                broken = (attacked[rows] < 0).nonzero()[:, 0]
-                found |= {int(indices[rows][row]): points[row].cpu().clone() for row in broken}
+                broken = attacked[rows] < 0
+                kept_points = [k.clone() for k in points[broken].cpu()]  # files hold no views
+                found |= dict(zip(indices[rows][broken].tolist(), kept_points, strict=True))
         unbroken = right & ~(attacked < 0)
         least |= _later_stages(program, narrow, x, y, config, unbroken & ~(least[IBP] > 0))
         examples = pd.DataFrame(
