@@ -1,6 +1,7 @@
 """Verdicts: one row a test example, decided by the first stage that can."""
 
 import copy
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,7 +18,10 @@ from cerdeq.bounds.memory import examples_in_cache
 from cerdeq.bounds.narrow import in_float32
 from cerdeq.boxes import outward_ends
 from cerdeq.equilibrium import follow
-from harness.attacks.pgd import margins, worst_point
+from harness.attacks.counterexamples import decode, encode
+from harness.attacks.objectives import margins
+from harness.attacks.pgd import worst_point
+from harness.config.settings import EvaluationSettings
 from harness.config.trial import TrialConfig
 from harness.evaluation.kept import KeptBatches
 from harness.storage import names
@@ -58,11 +62,13 @@ class Judgement:
     verdicts: a row an example, columns as in harness.storage.names.
     layers: mean width of each pre-activation over all examples.
     clean_spread: standard deviation of all clean margins.
+    counterexamples: int16 [C, H, W] of each falsified example, by its index, for harness.attacks.counterexamples.
     """
 
     verdicts: pd.DataFrame
     layers: dict[str, float]
     clean_spread: float
+    counterexamples: dict[int, Tensor]
 
 
 @torch.no_grad()
@@ -103,23 +109,30 @@ def judge(
     """Judge the network on images (uint8 [N, C, H, W]) with labels [N], going on from the batches that are kept.
 
     model: float64, in evaluation mode. Predictions and bounds are float64, bounds rounded outwards; the attack
-    searches in float32, and a point counts as adversarial only where the float64 network agrees. Raises SoundnessError.
+    searches in float32, and a point counts as adversarial only where it is proved to be. Raises SoundnessError.
     """
     stages = config.evaluation.stages
     linear = any(BOUNDS[stage].linear for stage in stages)
     program, narrow = trace(model, linear), in_float32(model, linear)
-    follower, generator = searcher(model), torch.Generator().manual_seed(config.seed)
-    tables, known = ([], []) if kept is None else kept.restored(generator)
+    follower = searcher(model)
+    tables, known, found = ([], [], {}) if kept is None else kept.restored()
     bounds = [Bounds(**fields) for fields in known]
     for start, x, y in _batches(images, labels, config, sum(map(len, tables))):
         batch = bound_margins(program, x, y, DATASETS[config.dataset].classes, config.eps)
         prediction = batch.prediction(y)
         right = prediction == y
-        attacked = torch.full(y.shape, torch.nan, dtype=x.dtype, device=x.device)
-        if bool(right.any()):
-            attacked[right] = _attacked_margins(model, follower, x[right], y[right], config, generator)
-        unbroken = right & ~(attacked < 0)
         least = {IBP: batch.lower.amin(1)}
+        attacked = torch.full(y.shape, torch.nan, dtype=x.dtype, device=x.device)
+        proved, indices = least[IBP] > 0, torch.arange(start, start + len(y), device=x.device)
+        for rows, settings in ((right & ~proved, config.evaluation), (right & proved, _least_attack(config))):
+            if bool(rows.any()):
+                points = _attacked(follower, x[rows], y[rows], indices[rows], config, settings)
+                point = decode(points, x[rows], config.eps)
+                attacked[rows] = _margins_at(model, program, point, y[rows], DATASETS[config.dataset].classes)
+                broken = attacked[rows] < 0
+                kept_points = [k.clone() for k in points[broken].cpu()]  # files hold no views
+                found |= dict(zip(indices[rows][broken].tolist(), kept_points, strict=True))
+        unbroken = right & ~(attacked < 0)
         least |= _later_stages(program, narrow, x, y, config, unbroken & ~(least[IBP] > 0))
         examples = pd.DataFrame(
             {
@@ -134,12 +147,12 @@ def judge(
         tables.append(_with_verdicts(examples, stages))
         bounds.append(batch)
         if kept is not None:
-            kept.after_batch(tables, bounds, generator)
+            kept.after_batch(tables, bounds, found)
     verdicts = pd.concat(tables, ignore_index=True)
     _refuse_contradictions(verdicts, stages)
     shares = [len(batch.lower) / len(images) for batch in bounds]
     layers = _mean([batch.layers for batch in bounds], shares)
-    return Judgement(verdicts, layers, float(torch.cat([batch.clean for batch in bounds]).std()))
+    return Judgement(verdicts, layers, float(torch.cat([batch.clean for batch in bounds]).std()), found)
 
 
 def errors_without_attack(model: nn.Module, images: Tensor, labels: Tensor, config: TrialConfig) -> tuple[float, float]:
@@ -168,16 +181,38 @@ def searcher(model: nn.Module) -> nn.Module:
     return follower.float().requires_grad_(False)
 
 
-def _attacked_margins(
-    model: nn.Module, follower: nn.Module, x: Tensor, labels: Tensor, config: TrialConfig, generator: torch.Generator
+def _least_attack(config: TrialConfig) -> EvaluationSettings:
+    """The attack on what IBP proved: a check of the bound, that can find nothing but an error."""
+    return dataclasses.replace(config.evaluation, attack="margin", attack_restarts=1)
+
+
+def _attacked(
+    follower: nn.Module, x: Tensor, labels: Tensor, indices: Tensor, config: TrialConfig, settings: EvaluationSettings
 ) -> Tensor:
-    """The float64 network's margin at the worst point that the float32 search found, moved into the exact ball."""
-    eps, settings = config.eps, config.evaluation
-    steps, restarts = settings.attack_steps, settings.attack_restarts
-    point = worst_point(follower, x.float(), labels, eps, steps, restarts, generator).double()
-    point = torch.minimum(torch.maximum(point, x - float(eps)), x + float(eps)).clamp(0, 1)
-    with torch.no_grad():
-        return margins(model(point), labels)
+    """The worst points that the float32 search found, as they are kept."""
+    points = worst_point(follower, x.float(), labels, config.eps, settings, config.seed, indices)
+    return encode(points, x, config.eps)
+
+
+@torch.no_grad()
+def _margins_at(model: nn.Module, program: Program, points: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """The least margins [B] of the float64 network at points; where they are below 0, their proved upper bounds."""
+    least = margins(model(points), labels)
+    below = (least < 0).nonzero()[:, 0]
+    if len(below):
+        size = examples_in_cache(program, Interval(points, torch.zeros_like(points)))
+        least[below] = torch.cat(
+            [upper_margins(program, points[part], labels[part], classes) for part in below.split(size)]
+        )
+    return least
+
+
+@torch.no_grad()
+def upper_margins(program: Program, points: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Proved upper bounds [B] of the least margins at points [B, C, H, W], rounding and equilibria's errors counted."""
+    exactly = Interval(points, torch.zeros_like(points))
+    output = propagate(program, exactly, Context(sound=True), margin_spec(labels, classes))
+    return outward_ends(output.box)[1].amin(1)
 
 
 def _later_stages(

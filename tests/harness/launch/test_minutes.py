@@ -46,7 +46,7 @@ class Pieces(Clock):
 @pytest.mark.parametrize("model", ["cnn5", "cerdeq"])
 def test_a_trial_done_in_pieces_ends_like_one_done_at_once(tiny_trial, tmp_path, model):
     """Each call ends after one epoch, one batch, or what equilibria do; nothing is done twice."""
-    config = tiny_trial(model, width=0.05)
+    config = tiny_trial(model, width=0.05, eps="1/4", train={"eps": "1/32"})
     whole = run_trial(config, tmp_path / "whole")
     epochs, batches, calls = [], [], 0
     while folder.read_result(tmp_path / "pieces") is None:
@@ -66,6 +66,8 @@ def test_a_trial_done_in_pieces_ends_like_one_done_at_once(tiny_trial, tmp_path,
     pd.testing.assert_frame_equal(*tables, check_exact=True)
     weights = [load_file(tmp_path / name / folder.WEIGHTS) for name in ("whole", "pieces")]
     assert all(value.equal(weights[1][name]) for name, value in weights[0].items())
+    found = [(tmp_path / name / folder.COUNTEREXAMPLES).read_bytes() for name in ("whole", "pieces")]
+    assert found[0] == found[1] and len(load_file(tmp_path / "whole" / folder.COUNTEREXAMPLES)) > 0
     assert not (tmp_path / "pieces" / folder.JUDGED).exists()
 
 
