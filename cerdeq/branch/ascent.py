@@ -12,7 +12,7 @@ from cerdeq.bounds.precision import uncounted_rounding
 from cerdeq.branch.leaves import Layout, Leaves, Side
 from cerdeq.branch.split import ranked_units
 
-_RATE = 0.2  # of that for slopes alone
+_RATE = 0.5  # of that for slopes alone
 
 
 @dataclass(frozen=True)

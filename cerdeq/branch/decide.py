@@ -27,7 +27,7 @@ CERTIFIED, ATTACKED, UNKNOWN, TIMEOUT, OUT_OF_MEMORY = "certified", "attacked", 
 
 _CPU_CACHE, _MOST_AT_ONCE = 2**25, 256
 _SEARCH_COPIES = 12  # of a backward pass, when it is differentiated
-_ROOT_ITERATIONS, _ITERATIONS = 40, 12
+_ROOT_ITERATIONS, _ITERATIONS = 40, 5
 
 
 @dataclass

@@ -1,9 +1,10 @@
-"""Which ReLU to split: what its line costs where the linear bound is least, then the bounds of both cases.
+"""Which ReLU to split: what its line costs, then the bounds of both cases.
 
-At the input x where a leaf's linear bound is least, the row's value exceeds the bound by the sum over units of their
-coefficient's size times the distance of the line from the activation there. A unit that costs nothing there cannot
-raise the bound. Of the few that cost most, the one is split whose worse case is bounded best, as in filtered smart
-branching (De Palma et al. 2021).
+At the input where a leaf's linear bound is least, the row's value exceeds the bound by the sum over units of their
+coefficient's size times the distance of the line from the activation there. To that is added what a chord costs at
+worst, at 0, as in BaBSR (Bunel et al. 2020): the first is better in small networks, the second a little in larger ones.
+Of the few units that cost most, the one is split whose worse case is bounded best, as in filtered smart branching (De
+Palma et al. 2021).
 """
 
 import math
@@ -32,7 +33,8 @@ def ranked_units(layout: Layout, met: dict[str, Any], preactivations: dict[str, 
     for columns in layout.units:
         coefficients, around = met[columns.name]
         a = coefficients[:, 0]
-        cost = a.abs() * around.distance(preactivations[columns.name], upper=a < 0)
+        at_worst = around.offset.abs() * ((a < 0) == around.convex)
+        cost = a.abs() * (around.distance(preactivations[columns.name], upper=a < 0) + at_worst)
         costs.append((open_units(around) * (cost + _NEITHER)).flatten(1)[:, columns.elements])
     every = torch.cat(costs, dim=1)
     best = F.pad(every, (0, max(0, _REMEMBERED - every.shape[1]))).topk(_REMEMBERED, dim=1)
