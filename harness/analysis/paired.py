@@ -33,8 +33,8 @@ from harness.storage.files import write_text
 
 FILE, ALL = "paired.csv", "all"
 METRICS = {  # on which verdicts an image counts as an error
-    "certified": (names.MISCLASSIFIED, names.FALSIFIED, names.UNKNOWN),
-    "attack": (names.MISCLASSIFIED, names.FALSIFIED),
+    "certified": (names.MISCLASSIFIED, names.ATTACKED, *names.OPEN),
+    "attack": (names.MISCLASSIFIED, names.ATTACKED),
     "standard": (names.MISCLASSIFIED,),
 }
 LEGEND = """\

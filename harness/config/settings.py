@@ -11,8 +11,9 @@ from typing import ClassVar
 from harness.config.radius import Radius
 from harness.errors import require
 
-STAGES = ("ibp", "crown-ibp", "crown", "alpha-crown")
-"""The verifier's stages, cheapest first: cerdeq.bounds.BOUNDS, for those that work without torch."""
+BAB = "bab"
+STAGES = ("ibp", "crown-ibp", "crown", "alpha-crown", BAB)
+"""The verifier's stages, cheapest first: cerdeq.bounds.BOUNDS, for those that work without torch; branch and bound."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ class EvaluationSettings:
     test_images: None takes all of them; otherwise the first so many.
     batch_size: images judged at a time.
     attack_steps, attack_restarts: of projected gradient descent.
+    bab_seconds, bab_branches: what branch and bound may take for an image; None is without end, for one of them.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
@@ -109,6 +111,8 @@ class EvaluationSettings:
     batch_size: int = 500
     attack_steps: int = 40
     attack_restarts: int = 3
+    bab_seconds: float | None = 60.0
+    bab_branches: int | None = None
 
     def __post_init__(self) -> None:
         rising = [stage for stage in STAGES if stage in self.stages] == list(self.stages)
@@ -117,3 +121,9 @@ class EvaluationSettings:
         require("test_images", images, images is None or images >= 1, "an integer of at least 1, or null for all")
         for name in ("batch_size", "attack_steps", "attack_restarts"):
             require(name, getattr(self, name), getattr(self, name) >= 1, "an integer of at least 1")
+        seconds, branches = self.bab_seconds, self.bab_branches
+        ends = seconds is None or 0 < seconds < math.inf
+        require("bab_seconds", seconds, ends, "above 0 and finite, or null for no limit")
+        require("bab_branches", branches, branches is None or branches >= 1, "an integer of at least 1, or null")
+        limited = BAB not in self.stages or seconds is not None or branches is not None
+        require("bab_seconds", seconds, limited, "a number, where bab_branches is null")

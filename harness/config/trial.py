@@ -12,7 +12,7 @@ from harness.config.radius import Radius
 from harness.config.settings import EvaluationSettings, TrainSettings
 from harness.errors import require
 
-RECIPE_VERSION = 6
+RECIPE_VERSION = 7
 """Raised whenever training or evaluation changes its numbers, by a default too (tests/harness/golden fails when it must
 be)."""
 

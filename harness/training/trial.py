@@ -23,12 +23,12 @@ from harness.evaluation.equilibria import recurrence_report
 from harness.evaluation.kept import KeptBatches
 from harness.evaluation.metrics import final_metrics, warnings
 from harness.evaluation.verdicts import SoundnessError, judge
-from harness.memory import free_memory, kept_memory
+from harness.memory import free_memory, is_out_of_memory, kept_memory
 from harness.storage import folder, names
 from harness.storage.files import write_atomically
 from harness.training.loop import train
 from harness.training.monitor import parametrised
-from harness.training.out_of_memory import divides, is_out_of_memory
+from harness.training.out_of_memory import divides
 
 Report = Callable[[dict[str, Any]], None]
 Judged = Callable[[int, int], None]

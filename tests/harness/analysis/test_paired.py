@@ -143,7 +143,7 @@ def test_holm_is_over_all_comparisons_printed(tmp_path):
 
 
 def test_each_metric_counts_its_own_errors(tmp_path):
-    kinds = [names.MISCLASSIFIED, names.FALSIFIED, names.UNKNOWN, names.CERTIFIED]
+    kinds = [names.MISCLASSIFIED, names.ATTACKED, names.UNKNOWN, names.CERTIFIED]
     add(tmp_path, [names.CERTIFIED] * 4, model="cnn9")
     add(tmp_path, kinds)
     alone = {metric: paired.compare(tmp_path, metric)[0]["row_alone"].iloc[0] for metric in paired.METRICS}

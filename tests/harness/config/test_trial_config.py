@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cerdeq.bounds import BOUNDS
 from harness.config import trial
-from harness.config.settings import STAGES, EvaluationSettings, TrainSettings
+from harness.config.settings import BAB, STAGES, EvaluationSettings, TrainSettings
 from harness.config.trial import NAME_PATTERN, TrialConfig, from_dict, labels, to_dict, trial_key
 from harness.errors import SettingError
 
@@ -69,6 +69,8 @@ OTHER = {
     "evaluation.batch_size": 100,
     "evaluation.attack_steps": 50,
     "evaluation.attack_restarts": 5,
+    "evaluation.bab_seconds": 1.5,
+    "evaluation.bab_branches": 7,
 }
 
 
@@ -153,6 +155,8 @@ configs = st.builds(
         batch_size=st.integers(1, 1000),
         attack_steps=st.integers(1, 100),
         attack_restarts=st.integers(1, 9),
+        bab_seconds=finite,
+        bab_branches=st.none() | st.integers(1, 10**6),
     ),
 )
 
@@ -179,7 +183,7 @@ def test_the_key_does_not_depend_on_the_order_of_options():
 
 
 def test_the_names_of_bounds_are_those_of_the_mathematics():
-    assert tuple(BOUNDS) == STAGES
+    assert (*BOUNDS, BAB) == STAGES
 
 
 def test_every_field_is_in_the_list_of_other_values():
