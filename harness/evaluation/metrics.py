@@ -1,6 +1,7 @@
 """The final metrics of a trial, from its verdicts."""
 
 import math
+from collections.abc import Mapping
 
 import pandas as pd
 
@@ -57,6 +58,11 @@ def stage_counts(verdicts: pd.DataFrame, stages: tuple[str, ...]) -> dict[str, i
         counts |= {names.examples_at(stage): left, names.decided_by(stage): decided}
         left -= decided
     return counts
+
+
+def finite_or_none(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """The metrics as result.json holds them, which knows neither infinities nor NaN."""
+    return {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
 
 
 def warnings(judgement: Judgement, metrics: dict[str, float | None]) -> list[str]:

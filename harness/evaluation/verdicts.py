@@ -116,11 +116,11 @@ def _bound_margins(program: Program, x: Tensor, labels: Tensor, classes: int, ep
 def _joined(parts: Sequence[Bounds]) -> Bounds:
     """The bounds of examples that were bounded in parts."""
     tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in _TENSORS}
-    layers = _mean([part.layers for part in parts], [len(part.lower) for part in parts])
+    layers = mean([part.layers for part in parts], [len(part.lower) for part in parts])
     return Bounds(**tensors, layers=layers, seconds=total(part.seconds for part in parts))
 
 
-def _mean(rows: Sequence[dict[str, float]], images: Sequence[int]) -> dict[str, float]:
+def mean(rows: Sequence[dict[str, float]], images: Sequence[int]) -> dict[str, float]:
     """The mean of each entry over rows, each of which stands for so many images; those without entries do not count."""
     known = [(row, count) for row, count in zip(rows, images, strict=True) if row]
     number = sum(count for _, count in known)
@@ -239,7 +239,7 @@ def _clean_and_ibp(
         known[part] = True
         for name, tensor in tensors.items():
             tensor[part] = getattr(answer, name)
-    layers = _mean([answer.layers for _, answer in found], [len(part) for part, _ in found])
+    layers = mean([answer.layers for _, answer in found], [len(part) for part, _ in found])
     return Bounds(**tensors, layers=layers, seconds=total(answer.seconds for _, answer in found)), known
 
 
