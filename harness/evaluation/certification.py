@@ -125,11 +125,12 @@ def finish(directory: Path, data: Data) -> TrialResult:
     write_atomically(directory / certification.TIMINGS, timings.to_parquet)
     result = TrialResult(trial.key, metrics, describe_environment(best_device()), data.summary(), told)
     folder.write_result(directory, result)
+    certification.remove_shards(directory)
     return result
 
 
 def _pooled(known: list[tuple[float | None, float | None]], images: list[int]) -> tuple[float, float]:
-    """Mean and deviation of all numbers, from those of parts with as many numbers an image; NaN where one lacks them."""
+    """Mean and deviation of all numbers, from those of parts of so many images; NaN where one lacks them."""
     if any(None in pair for pair in known):
         return math.nan, math.nan
     shares = [count / sum(images) for count in images]

@@ -72,7 +72,12 @@ def main(options: argparse.Namespace) -> int:
             trial, wanted = certification_of(job.trial, job.config, job.data)
             if told := certification.claim(job.directory, trial, wanted):
                 console.print(f"{job.label} -> {job.directory}: {told}", markup=False, soft_wrap=True)
-        failed = _certify([job for job in jobs if folder.read_result(job.directory) is None], options, console)
+        waiting = [job for job in jobs if folder.read_result(job.directory) is None]
+        try:
+            failed = _certify(waiting, options, console)
+        except SoundnessError as error:
+            print(f"failed: a bound is wrong, and nothing here can be trusted: {error}", file=sys.stderr)
+            return FAILED
         for job in jobs:
             _tell(job, failed, console)
     _write_tables(jobs, console)

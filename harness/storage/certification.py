@@ -1,7 +1,8 @@
 """A certification's folder, results/<sweep>/trials/<key>/certified/<name>/: one trial, judged again by other stages.
 
     certification.json  key of the trial, recipe version, data, config as it is judged here, digests
-    shards/00000.*      verdicts of so many images (parquet), and what else is known of them (json, written last)
+    shards/00000.*      verdicts of so many images (parquet), and what else is known of them (json, written last);
+                        until there is a result
     verdicts.parquet    one row a test example, as a trial's
     timings.parquet     one row a shard and stage: the seconds it took
     result.json         as a trial's, written last: a folder without it is unfinished
@@ -101,7 +102,7 @@ def claim(directory: Path, trial: Trial, certification: Certification) -> str:
     told = "" if found is None else "begun anew: " + ("other versions or device" if mine else "other weights or data")
     for path in (directory / folder.RESULT, directory / folder.VERDICTS, directory / TIMINGS):
         path.unlink(missing_ok=True)
-    shutil.rmtree(directory / SHARDS, ignore_errors=True)
+    remove_shards(directory)
     write_json(directory / CERTIFICATION, folder.trial_json(trial) | asdict(certification))
     return told
 
@@ -140,6 +141,11 @@ def write_shard(directory: Path, number: int, verdicts: pd.DataFrame, **known: A
     path = _path(directory, number, "parquet")
     write_atomically(path, verdicts.to_parquet)
     write_json(_path(directory, number, "json"), asdict(Shard(content=_content(path), **known)))
+
+
+def remove_shards(directory: Path) -> None:
+    """Remove what is not needed once there is a result."""
+    shutil.rmtree(directory / SHARDS, ignore_errors=True)
 
 
 def read_shard(directory: Path, number: int) -> Shard:
