@@ -98,10 +98,8 @@ def _one_thread() -> Iterator[None]:
 
 def finish(directory: Path, data: Data) -> TrialResult:
     """Put the shards of a certification together, all of which are there: its table, its timings and its result."""
-    begun, trial = (
-        certification.read_certification(directory),
-        folder.read_trial(directory / certification.CERTIFICATION),
-    )
+    begun = certification.read_certification(directory)
+    trial = folder.read_trial(directory / certification.CERTIFICATION)
     numbers = range(begun.shards)
     known = [certification.read_shard(directory, number) for number in numbers]
     parts = [certification.read_shard_verdicts(directory, number) for number in numbers]
@@ -123,7 +121,8 @@ def finish(directory: Path, data: Data) -> TrialResult:
     timings = pd.DataFrame(rows, columns=["shard", "stage", "seconds"])
     write_atomically(directory / folder.VERDICTS, verdicts.to_parquet)
     write_atomically(directory / certification.TIMINGS, timings.to_parquet)
-    result = TrialResult(trial.key, metrics, describe_environment(best_device()), data.summary(), told)
+    environment = describe_environment(best_device()) | {"threads": "1"}  # a worker's
+    result = TrialResult(trial.key, metrics, environment, data.summary(), told)
     folder.write_result(directory, result)
     certification.remove_shards(directory)
     return result

@@ -11,6 +11,7 @@ Exit status: 0 all are certified; 1 some shard could not be done; 2 bad input; 1
 import argparse
 import math
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace

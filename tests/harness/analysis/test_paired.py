@@ -15,7 +15,7 @@ from harness.storage import files, folder, names
 from harness.training import run_trial
 
 RIGHT, WRONG = names.CERTIFIED, names.UNKNOWN
-HEADING = f"cifar10, eps 8/255, profile full, recipe version {RECIPE_VERSION}"
+HEADING = "cifar10, eps 8/255, profile full, ibp > crown-ibp > alpha-crown, all test images"
 
 
 def add(sweep, verdicts, *, recipe=RECIPE_VERSION, fingerprint="data", finished=True, labels=None, order=1, **config):
