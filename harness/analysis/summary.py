@@ -17,7 +17,7 @@ _LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Summary:
-    """Sentences on a section, and the rows that the paired test over seeds does not tell from the best, the best too."""
+    """Sentences on a section; and the best row with those that the paired test over seeds does not tell from it."""
 
     lines: list[str] = field(default_factory=list)
     tied: list[str] = field(default_factory=list)

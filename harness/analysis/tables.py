@@ -25,8 +25,8 @@ from harness.storage.files import write_text
 
 LEGEND = (
     "Errors in percent; mean ± sample standard deviation over the seeds; best certified error first. "
-    "The true robust error lies between the attack error, as if every open example were robust, and the certified error, "
-    "as if none were. ~: not told from the best by a paired test over the seeds. "
+    "The robust error lies between the attack error, were every open example robust, and the certified error, were "
+    "none. ~: not told from the best by a paired test over the seeds. "
     "Rows in italics, with a source, are published numbers."
 )
 FAILURES = "Trials without a result"

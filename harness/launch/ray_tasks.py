@@ -24,7 +24,8 @@ def run_tasks(
         waiting, running = pieces[::-1], dict[Any, tuple[Any, ...]]()
         while waiting or running:
             while waiting and len(running) < workers:
-                running[task.remote(work, gpus, *waiting[-1])] = waiting.pop()
+                piece = waiting.pop()
+                running[task.remote(work, gpus, *piece)] = piece
             (ended, *_), _ = ray.wait(list(running))
             yield running.pop(ended), _outcome(ended)
 

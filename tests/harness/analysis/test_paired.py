@@ -175,7 +175,6 @@ def test_rows_that_differ_in_the_recipe_or_options_are_compared(tmp_path):
     ("change", "said"),
     [
         ({"evaluation": EvaluationSettings(attack_steps=50)}, "evaluation.attack_steps 40 and 50"),
-        ({"validation_images": 100}, "validation_images 0 and 100"),
         ({"fingerprint": "other"}, "fingerprint data and other"),
     ],
 )
