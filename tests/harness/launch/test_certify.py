@@ -3,12 +3,15 @@
 import dataclasses
 import json
 import shutil
+import signal
+import subprocess
 import sys
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
+from processes import descendants, wait_for
 
 import cerdeq
 from harness.analysis import paired
@@ -330,3 +333,34 @@ def test_two_workers_give_the_bytes_of_one(sweep, cluster, monkeypatch):
     assert main("certify", [str(place), "--stages", STAGES, "--workers", "2"]) == 0
     together = place / "certified" / NAME
     assert (together / folder.VERDICTS).read_bytes() == (alone / NAME / folder.VERDICTS).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("with_signal", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_two_workers_that_are_stopped_leave_shards_that_one_goes_on_from(sweep, monkeypatch, with_signal, status):
+    """In a process of its own, with a Ray of its own."""
+    monkeypatch.undo()
+    command = [sys.executable, "-m", "harness.certify", str(sweep), "--stages", "ibp,crown-ibp", "--images", "360"]
+    quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    stopped = subprocess.Popen([*command, "--workers", "2"], **quiet)
+    wait_for(lambda: list(sweep.rglob("shards/*.json")) or stopped.poll() is not None, 200)
+    workers = descendants(stopped.pid)
+    stopped.send_signal(with_signal)
+    _, errors = stopped.communicate(timeout=60)
+    assert stopped.returncode == status
+    assert with_signal == signal.SIGKILL or "the same command goes on from there" in errors
+    done = list(sweep.rglob("shards/*.json"))
+    assert 1 <= len(done) < 4
+    gone = time.monotonic() + 30
+    while any(Path(f"/proc/{worker}").exists() for worker in workers) and time.monotonic() < gone:
+        time.sleep(0.2)
+    for place in finished_trials(sweep):
+        shutil.copytree(place, place.with_name(f"{place.name}-copy"))
+        shutil.rmtree(place.with_name(f"{place.name}-copy") / "certified", ignore_errors=True)
+    assert subprocess.run([*command, "--workers", "1"], capture_output=True, timeout=250).returncode == 0
+    for place in finished_trials(sweep):
+        if place.name.endswith("-copy"):
+            path = f"certified/ibp+crown-ibp-360-images/{folder.VERDICTS}"
+            assert (place / path).read_bytes() == (
+                place.with_name(place.name.removesuffix("-copy")) / path
+            ).read_bytes()
