@@ -175,6 +175,34 @@ def test_a_bound_that_is_not_a_number_certifies_nothing(judged, monkeypatch):
     assert "certified" not in set(judgement.verdicts[names.VERDICT])
 
 
+def test_an_image_whose_clean_solve_fails_is_no_misclassification(judged, monkeypatch):
+    sure, model, images, labels, config = judged("cnn5", eps="1/100000")
+    honest = verdicts.bound_margins
+
+    def faulty(program, x, *arguments):
+        if any(torch.equal(image, images[5].double() / 255) for image in x):
+            raise ArithmeticError("no equilibrium")
+        return honest(program, x, *arguments)
+
+    monkeypatch.setattr(verdicts, "bound_margins", faulty)
+    table = judge(model, images, labels, config).verdicts
+    row = table.loc[5]
+    assert row[[names.VERDICT, names.STAGE, names.PREDICTION]].tolist() == ["failed", "clean", verdicts.NOT_KNOWN]
+    assert row[names.REASON] == "ArithmeticError: no equilibrium"
+    assert row[["margin_ibp", "margin_crown-ibp", names.ATTACK_MARGIN, names.WIDTH]].isna().all()
+    decided = [names.PREDICTION, names.VERDICT, names.STAGE]
+    assert table.drop(index=5)[decided].equals(sure.verdicts.drop(index=5)[decided])
+
+
+def test_a_network_of_which_no_image_can_be_judged_has_no_verdicts(judged, monkeypatch):
+    def broken(*_):
+        raise TypeError("no rule")
+
+    monkeypatch.setattr(verdicts, "bound_margins", broken)
+    with pytest.raises(RuntimeError, match="none of 40 images can be judged: TypeError: no rule"):
+        judged("cnn5")
+
+
 def test_a_prediction_within_the_solver_s_error_is_not_taken_for_right(judged, monkeypatch):
     sure, model, images, labels, config = judged("cerdeq", eps="1/100000")
     right = sure.verdicts[names.VERDICT] != "misclassified"
@@ -194,6 +222,7 @@ def test_what_the_recurrence_does_is_reported(judged):
     report = recurrence_report(model, images, labels, config)
     assert 0.3 < report[names.RHO_BOUND] <= 0.3501
     assert report[names.ITERATIONS] > 2
+    assert 0 < report[names.RESIDUAL] < 1e-8 and report[names.NOT_CONVERGED] == 0
     model.equilibrium.recurrence.parametrizations.weight.original.data.zero_()
     idle = errors_without_attack(model, images, labels, config)
     assert (report[names.STANDARD_ERROR_W0], report[names.CERTIFIED_ERROR_W0]) == pytest.approx(idle)
