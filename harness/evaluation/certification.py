@@ -68,8 +68,7 @@ def certify_shard(directory: Path, number: int, data_dir: str | None) -> dict[st
         config, network, test = _opened(directory, begun.digest, data_dir)
         first, stop = begun.images_of(number)
         device, part = best_device(), test.part(first, stop)
-        x, labels = part.images.to(device).double() / 255, part.labels.to(device)
-        judgement = judge_part(network, x, labels, first, config)
+        judgement = judge_part(network, part.images.to(device), part.labels.to(device), first, config)
     spread = finite_or_none({"clean_mean": judgement.clean_mean, "clean_spread": judgement.clean_spread})
     known = {"seconds": judgement.seconds, "layers": finite_or_none(judgement.layers), **spread}
     certification.write_shard(directory, number, judgement.verdicts, digest=begun.digest, **known)

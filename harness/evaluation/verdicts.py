@@ -155,14 +155,16 @@ def judge(
     return _judgement(tables, bounds, config.evaluation.stages)
 
 
-def judge_part(network: Ready, x: Tensor, labels: Tensor, first: int, config: TrialConfig) -> Judgement:
-    """`judge` of images number `first` and on, in one batch: x [B, C, H, W], float64, pixels in [0, 1].
+def judge_part(network: Ready, images: Tensor, labels: Tensor, first: int, config: TrialConfig) -> Judgement:
+    """`judge` of a part of the images, of which the first is number `first`, with a generator of its own.
 
     What comes out depends on these images alone. Raises SoundnessError.
     """
     generator = torch.Generator().manual_seed(config.seed + first)
-    table, bounds = _judged(network, x, labels, first, config, generator)
-    return _judgement([table], [bounds], config.evaluation.stages)
+    batches = _batches(images, labels, config)
+    parts = [_judged(network, x, y, first + start, config, generator) for start, x, y in batches]
+    tables, bounds = zip(*parts, strict=True)
+    return _judgement(list(tables), list(bounds), config.evaluation.stages)
 
 
 def _judgement(tables: list[pd.DataFrame], bounds: list[Bounds], stages: tuple[str, ...]) -> Judgement:

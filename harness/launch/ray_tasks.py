@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from harness.launch.ray_tune import MAX_RETRIES, cluster, ray
+from harness.launch.ray_tune import MAX_RETRIES, check_resources, cluster, ray
 
 _CPUS = 1
 
@@ -17,9 +17,10 @@ def run_tasks(
 
     workers: so many at a time, or as many as there are CPUs and GPUs for. gpus: the GPUs that each is given, or its
     share of one. A piece whose worker died is tried again, on another one. Ray is started and stopped again unless it
-    was up already.
+    was up already. Raises ResourceError where CUDA is there and Ray does not see it.
     """
-    with cluster(None):
+    with cluster(None) as resources:
+        check_resources(resources, _CPUS, gpus)
         task = ray.remote(num_cpus=_CPUS, num_gpus=gpus, max_retries=MAX_RETRIES)(_within_share)
         waiting, running = pieces[::-1], dict[Any, tuple[Any, ...]]()
         while waiting or running:

@@ -137,7 +137,7 @@ def run_folders(
     """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     with cluster(address) as resources:
-        _check_resources(resources, cpu, gpu)
+        check_resources(resources, cpu, gpu)
         directories = tune.grid_search([str(place.absolute()) for place in folders])
         tuner = Tuner(
             tune.with_resources(worker, {"cpu": cpu, "gpu": gpu}),
@@ -157,7 +157,8 @@ def run_folders(
             shutil.rmtree(storage, ignore_errors=True)
 
 
-def _check_resources(resources: dict[str, float], cpu: int, gpu: float) -> None:
+def check_resources(resources: dict[str, float], cpu: int, gpu: float) -> None:
+    """Raise ResourceError where a piece of work would wait for ever."""
     if torch.cuda.is_available() and not resources.get("GPU", 0):
         raise ResourceError(
             "torch sees a GPU on this machine and Ray does not; look at CUDA_VISIBLE_DEVICES and at the cluster's start"
