@@ -1,7 +1,8 @@
-"""Certified bounds of neural networks, explicit and equilibrium. Needs torch alone."""
+"""Certified bounds of neural networks, explicit and equilibrium. Needs torch, and scipy for `verify`."""
 
 from cerdeq.bounds import bound, margin_spec
 from cerdeq.boxes import Box, LinfBall
+from cerdeq.branch import Verification, verify
 from cerdeq.equilibrium import Equilibrium
 
-__all__ = ["Box", "Equilibrium", "LinfBall", "bound", "margin_spec"]
+__all__ = ["Box", "Equilibrium", "LinfBall", "Verification", "bound", "margin_spec", "verify"]

@@ -27,6 +27,7 @@ __all__ = [
     "UnsupportedOperator",
     "affine",
     "bound",
+    "check_question",
     "dot",
     "linear_lower_bound",
     "lower_bounds",
@@ -59,6 +60,15 @@ def bound(model: nn.Module, region: Box, method: str = "ibp", spec: Tensor | Non
     rule, or where the model is not the function that torch.fx saw of it.
     """
     linear = bound_named(method).linear
+    check_question(model, region, spec)
+    program = trace(model, linear=linear)
+    lower, upper = both_ends(program, Interval(region.center, region.radius), spec, method)
+    refuse_another_function(model, program, region.center)
+    return torch.where(lower.isnan(), -torch.inf, lower), torch.where(upper.isnan(), torch.inf, upper)
+
+
+def check_question(model: nn.Module, region: Box, spec: Tensor | None) -> None:
+    """Raise ValueError where bounds of the model over the region make no sense, as `bound` says."""
     if any(module.training for module in model.modules()):
         raise ValueError("bounds are of a fixed function: call model.eval() first")
     dtypes = {value.dtype for value in [*model.parameters(), *model.buffers()] if value.is_floating_point()}
@@ -68,10 +78,6 @@ def bound(model: nn.Module, region: Box, method: str = "ibp", spec: Tensor | Non
         raise ValueError("the region's radius must be at least 0 everywhere")
     if spec is not None and (spec.dim() != 3 or len(spec) != len(region.center)):
         raise ValueError(f"spec must be [{len(region.center)}, K, N] as the region, found {list(spec.shape)}")
-    program = trace(model, linear=linear)
-    lower, upper = both_ends(program, Interval(region.center, region.radius), spec, method)
-    refuse_another_function(model, program, region.center)
-    return torch.where(lower.isnan(), -torch.inf, lower), torch.where(upper.isnan(), torch.inf, upper)
 
 
 def margin_spec(labels: Tensor, classes: int) -> Tensor:

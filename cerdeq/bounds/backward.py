@@ -47,6 +47,8 @@ def joint_lower_bound(program: Program, values: list[Any], functional: Functiona
                 constants.append(-rounding(ctx, part, values[source]))
             pending[source] = part
     x, last = values[0], dense(pending[0])
+    if ctx.met is not None:
+        ctx.met[""] = last
     constants += [dot(ctx, last, x.center), -dot(ctx, last.abs(), x.radius), -slack(ctx, last, magnitude(x), 1)]
     total = sum(constants[1:], constants[0])
     if not ctx.sound:

@@ -175,7 +175,7 @@ def _ibp(asked: Question) -> Tensor:
 
 
 def _crown_ibp(asked: Question) -> Tensor:
-    return asked.raised(_ibp(asked), _linear)
+    return asked.raised(_ibp(asked), linear)
 
 
 def _crown(asked: Question) -> Tensor:
@@ -207,18 +207,20 @@ def _raised_over(
     asked: Question, lower: Tensor, better: Callable[[Question, Tensor], Tensor], waiting: Tensor, program: Program
 ) -> Tensor:
     """`lower`, raised in the examples that wait over the boxes that `program` gives."""
-    part = asked.of(waiting)
-    if program is asked.narrow:
-        boxes = tightened_values(program, rounded_outwards(part.values[0]), asked.memory)
-        boxes = within(asked.program, part.values, boxes)
-    else:
-        boxes = tightened_values(program, part.values[0], asked.memory)
-    tight = replace(part, values=boxes)
-    lower[waiting] = better(tight, tight.raised(larger(lower[waiting], _ibp(tight)), _linear))
+    tight = tightened(asked.of(waiting), program)
+    lower[waiting] = better(tight, tight.raised(larger(lower[waiting], _ibp(tight)), linear))
     return lower
 
 
-def _linear(asked: Question) -> Tensor:
+def tightened(asked: Question, program: Program) -> Question:
+    """The question over boxes that CROWN has tightened, with the asked program or its narrow one."""
+    if program is not asked.narrow:
+        return replace(asked, values=tightened_values(program, asked.values[0], asked.memory))
+    boxes = tightened_values(program, rounded_outwards(asked.values[0]), asked.memory)
+    return replace(asked, values=within(asked.program, asked.values, boxes))
+
+
+def linear(asked: Question) -> Tensor:
     """Linear bounds over the boxes of `asked.values`, in float64."""
     output = asked.program.output
     shape = asked.values[output].center.shape[1:]

@@ -44,6 +44,10 @@ class Backward:
         of its relaxation lies. What is absent is chosen so that the relaxation's area is small.
     chosen: if a dictionary, receives every choice.
     kept: by step, what the forward pass's rules left for theirs.
+    splits: by step with an activation, [B, *shape]: 1 where only inputs with a pre-activation of at least 0 are asked
+        about, -1 where only those with one of at most 0, else 0. The bound holds for what meets all of them.
+    met: if a dictionary, receives by step the coefficients that arrived at an activation and the lines around it, and
+        under "" the input's coefficients.
     """
 
     sound: bool
@@ -52,6 +56,8 @@ class Backward:
     slopes: dict[str, Tensor] = field(default_factory=dict)
     chosen: dict[str, Tensor] | None = None
     kept: dict[str, Any] = field(default_factory=dict)
+    splits: dict[str, Tensor] = field(default_factory=dict)
+    met: dict[str, Any] | None = None
 
 
 Rule = Callable[..., Pulled]

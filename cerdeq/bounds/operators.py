@@ -36,6 +36,8 @@ class Operator:
         tighter.
     refine: of one with pre-activations of its own, (tighten.Tighter, result, *args, **kwargs) -> the result over those,
         tightened.
+    preactivation: of an activation, the values whose sign may be split on: (result, *args, **kwargs) -> Tensor, of
+        points.
     points: of one that in training depends on the whole batch or moves on, (Context, Tensor, *args, **kwargs) -> Tensor
         by what the context keeps of the batch it met first.
     bounded: which arguments may be bounded values: the "first" alone, "one" at any place, "any", or "list", any of
@@ -54,6 +56,7 @@ class Operator:
     backward: linear.Rule | None = None
     unsettled: Callable[..., Tensor] | None = None
     refine: Callable[..., Interval] | None = None
+    preactivation: Callable[..., Tensor] | None = None
     points: Callable[..., Tensor] | None = None
     bounded: Literal["first", "one", "any", "list"] = "first"
     allowed: dict[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -91,6 +94,11 @@ def _product(x: Any, y: Any) -> list[tuple[Any, Any]]:
     return [(x, y)] if isinstance(x, interval.Interval) else [(y, x)]
 
 
+def _first(result: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """The argument of an activation."""
+    return x
+
+
 def _once(coefficients: Tensor, *args: Any, **kwargs: Any) -> int:
     """Fan-out of an operator that only moves elements."""
     return 1
@@ -113,11 +121,11 @@ TABLE = (
     ),
     Operator(
         "relu", interval.relu, (F.relu, torch.relu, Tensor.relu), {nn.ReLU: _options()},
-        backward=relaxation.relu, unsettled=crossing, local="pixel",
+        backward=relaxation.relu, unsettled=crossing, preactivation=_first, local="pixel",
     ),
     Operator(
         "leaky_relu", interval.leaky_relu, (F.leaky_relu,), {nn.LeakyReLU: _options("negative_slope")},
-        backward=relaxation.leaky_relu, unsettled=crossing, local="pixel",
+        backward=relaxation.leaky_relu, unsettled=crossing, preactivation=_first, local="pixel",
     ),
     Operator(
         "max_pool2d", interval.max_pool2d, (F.max_pool2d, torch.max_pool2d),

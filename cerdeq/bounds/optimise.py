@@ -48,7 +48,7 @@ def optimised_slopes(program: Program, values: list[Any], spec: Tensor, target: 
         for name, share in slopes.items():
             kept = best[name][active]
             best[name][active] = torch.where(better.view(*better.shape, *[1] * (share.dim() - 2)), share, kept)
-            _step(share, gradients[name], moments[name], iteration)
+            adam_step(share, gradients[name], moments[name], iteration, 1.0, 1.0)
     return best
 
 
@@ -65,14 +65,19 @@ def _evaluated(
 
 
 @torch.no_grad()
-def _step(share: Tensor, gradient: Tensor, moments: tuple[Tensor, Tensor], iteration: int) -> None:
-    """One step of Adam, upwards, in place, within [0, 1]."""
+def adam_step(
+    choices: Tensor, gradient: Tensor, moments: tuple[Tensor, Tensor], iteration: int, rate: float | Tensor,
+    largest: float | Tensor,
+) -> None:  # fmt: skip
+    """One step of Adam, upwards, in place, within 0 and `largest`; iterations are counted from 0, and with each the
+    step falls. rate: a factor of the usual one."""
     first, second = moments
     first.lerp_(gradient, 1 - _MOMENTS[0])
     second.lerp_(gradient.square(), 1 - _MOMENTS[1])
     mean = first / (1 - _MOMENTS[0] ** (iteration + 1))
     spread = (second / (1 - _MOMENTS[1] ** (iteration + 1))).sqrt()
-    share.add_(_RATE * _DECAY**iteration * mean / (spread + 1e-12)).clamp_(0, 1)
+    choices.add_(rate * _RATE * _DECAY**iteration * mean / (spread + 1e-12)).clamp_(min=0)
+    choices.copy_(torch.minimum(choices, torch.as_tensor(largest).to(choices)))
 
 
 def examples_of(program: Program, values: list[Any], examples: Tensor) -> list[Any]:

@@ -18,22 +18,33 @@ class Lines:
     """Around an activation f on a box: the chord, slope * p + offset, on one side, a line through 0 on the other.
 
     All [B, *shape], the free slope [B, 1 or K, *shape]. f lies below the chord where `convex`, above it otherwise.
+    low, high: the interval, cut where the pass says of which sign p is.
     """
 
     slope: Tensor
     offset: Tensor
     free: Tensor
     convex: bool
+    low: Tensor
+    high: Tensor
+    negative_slope: float
+
+    def distance(self, p: Tensor, upper: Tensor) -> Tensor:
+        """How far the line on one side, above f where `upper`, is from f at p [B, *shape], where f has one row."""
+        chord, through_0 = self.slope * p + self.offset, self.free[:, 0] * p
+        line = torch.where(upper == self.convex, chord, through_0)
+        return (line - torch.where(p > 0, p, self.negative_slope * p)).abs()
 
 
 def lines(ctx: Backward, box: Box, negative_slope: float = 0.0) -> Lines:
     """The lines around leaky ReLU, p or negative_slope * p, on each interval of `box` [B, *shape].
 
-    On one that does not contain 0 inside, all are the function itself. The free slope is anything between
-    `negative_slope` and 1: where ctx.slopes says, else at the end that makes the enclosed area smaller. Offsets are
-    rounded away from the function where `ctx.sound`; slopes may be rounded, an error for `slack`.
+    On one that does not contain 0 inside, all are the function itself, and so they are where ctx.splits says of which
+    sign p is. The free slope is anything between `negative_slope` and 1: where ctx.slopes says, else at the end that
+    makes the enclosed area smaller. Offsets are rounded away from the function where `ctx.sound`; slopes may be
+    rounded, an error for `slack`.
     """
-    low, high = outward_ends(box) if ctx.sound else (box.lower, box.upper)
+    low, high = _cut(ctx, *(outward_ends(box) if ctx.sound else (box.lower, box.upper)))
     # Factors of 0 and 1, not masks: compiled CPU code takes 50 times as long to store booleans as floats.
     below, above = low.clamp(max=0), high.clamp(min=0)
     crossing = torch.sign(above) * torch.sign(-below)
@@ -51,7 +62,36 @@ def lines(ctx: Backward, box: Box, negative_slope: float = 0.0) -> Lines:
         offset = torch.where(low <= high, offset, torch.nan)  # a box that is none
     chosen = share(ctx, ctx.step, per_row((high > -low).to(low)))
     free = per_row(exact) + per_row(crossing) * (negative_slope + chosen * (1 - negative_slope) - per_row(exact))
-    return Lines(slope, offset, free, convex)
+    return Lines(slope, offset, free, convex, low, high, negative_slope)
+
+
+def _cut(ctx: Backward, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """The ends of an interval of p, cut at 0 where the pass says of which sign p is."""
+    if (sign := ctx.splits.get(ctx.step)) is None:
+        return low, high
+    low = torch.where(sign > 0, low.clamp(min=0), torch.where(sign < 0, low.clamp(max=0), low))
+    return low, torch.where(sign > 0, high.clamp(min=0), torch.where(sign < 0, high.clamp(max=0), high))
+
+
+def split_terms(ctx: Backward) -> Tensor | None:
+    """b s [B, K, *shape], s the signs of the pass's splits and b >= 0 a free choice; None where there are none.
+
+    A . f(p) >= A . f(p) - (b s) . p where every split s p >= 0 holds (beta-CROWN; Wang et al. 2021).
+    """
+    sign, chosen = ctx.splits.get(ctx.step), ctx.slopes.get(split_name(ctx.step))
+    if sign is None or chosen is None:
+        return None
+    return per_row(sign) * (chosen.clamp(min=0) if ctx.sound else chosen)
+
+
+def split_name(step: str) -> str:
+    """What the multipliers of a step's splits are called among a pass's free choices."""
+    return f"{step}/split"
+
+
+def kept_name(step: str) -> str:
+    """What an equilibrium calls the free choices that say how much of a coefficient goes through the lines."""
+    return f"{step}/multiplier"
 
 
 def share(ctx: Backward, name: str, default: Tensor) -> Tensor:
@@ -108,8 +148,12 @@ def leaky_relu(
 ) -> Pulled:
     """Leaky ReLU of any slope."""
     around = lines(ctx, x.box, negative_slope)
+    if ctx.met is not None:
+        ctx.met[ctx.step] = coefficients, around
     pulled, constant = through(ctx, around, coefficients)
     size = magnitude(x) * max(1.0, abs(negative_slope)) + around.offset.abs()
+    if (known := split_terms(ctx)) is not None:
+        pulled, constant = pulled - known, constant - slack(ctx, known, size, 4)
     return Pulled((pulled,), constant - slack(ctx, coefficients, size, 4))
 
 

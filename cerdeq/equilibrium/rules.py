@@ -13,7 +13,7 @@ from cerdeq.equilibrium.adjoint import pull_back, transposed
 from cerdeq.equilibrium.certificate import contracted, preactivation_box, reachable_preactivation, verified_box
 from cerdeq.equilibrium.implicit import attach_interval
 from cerdeq.equilibrium.layer import FixedPoint
-from cerdeq.equilibrium.recurrence import apply_lifted
+from cerdeq.equilibrium.recurrence import apply_lifted, apply_weight
 
 Ends = tuple[Tensor, Tensor]
 
@@ -38,6 +38,10 @@ def _interval(ctx: Context, x: Interval, module: FixedPoint) -> Interval:
 
 def _points(ctx: Context, h: Tensor, module: FixedPoint) -> Tensor:
     return module.at(_weight(ctx, module), h)
+
+
+def _preactivation(z: Tensor, h: Tensor, module: FixedPoint) -> Tensor:
+    return apply_weight(module.weight, z) + h
 
 
 def _weight(ctx: Context, module: FixedPoint) -> Tensor:
@@ -94,6 +98,6 @@ def _rounded_up(radius: Tensor, center: Tensor, like: Tensor) -> Tensor:
 register(
     Operator(
         "fixed_point", _interval, (), {FixedPoint: lambda module: {"module": module}}, backward=_backward,
-        unsettled=_alive, refine=_refine, points=_points,
+        unsettled=_alive, refine=_refine, preactivation=_preactivation, points=_points,
     )
 )  # fmt: skip

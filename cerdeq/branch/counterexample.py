@@ -1,0 +1,41 @@
+"""Points at which a row of a specification is proved to be negative."""
+
+import torch
+from torch import Tensor
+
+from cerdeq.bounds.forward import propagate
+from cerdeq.bounds.interval import Context, Interval
+from cerdeq.boxes import outward_ends
+from cerdeq.branch.leaves import Side
+
+_STEPS = 8  # of signed gradients, from the most promising point
+
+
+def broken(proof: Side, search: Side, points: Tensor, values: Tensor) -> Tensor | None:
+    """A point [1, ...] of the box, found from these [D, ...], at which a row is proved to be negative; None for none.
+
+    values: [D, K], of all rows at the points.
+    """
+    number, row = divmod(int(values.argmin()), values.shape[1])
+    point, value = points[number : number + 1], values[number].amin()
+    box = search.values[0]
+    for step in range(_STEPS):
+        if value < 0:
+            break
+        with torch.enable_grad():
+            free = point.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(search.at(free)[0][:, row].sum(), free)
+        moved = point - box.radius / 2 * (1 - step / _STEPS) * gradient.sign()
+        point = torch.minimum(torch.maximum(moved, box.center - box.radius), box.center + box.radius)
+        value = search.at(point)[0].amin()
+    return _proved(proof, point) if value < 0 else None
+
+
+def _proved(proof: Side, point: Tensor) -> Tensor | None:
+    """The point, moved into the box whatever rounding does, where a row is proved to be negative there."""
+    box = proof.values[0]
+    reach = (box.radius * (1 - 1e-9) - 4 * torch.finfo(torch.float64).eps * box.center.abs()).clamp(min=0)
+    inside = box.center + torch.minimum(torch.maximum(point.double() - box.center, -reach), reach)
+    value = propagate(proof.program, Interval(inside, torch.zeros_like(inside)), Context(sound=True), proof.spec[None])
+    _, upper = outward_ends(value.box)
+    return inside if bool((upper < 0).any()) else None
