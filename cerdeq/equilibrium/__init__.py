@@ -10,7 +10,7 @@ from cerdeq.equilibrium.certificate import (
     verify_inclusion,
 )
 from cerdeq.equilibrium.layer import Equilibrium, FixedPoint, NotConvergedError, advance, fold
-from cerdeq.equilibrium.search import follow
+from cerdeq.equilibrium.search import follow, keep
 from cerdeq.equilibrium.solver import Solution
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "fold",
     "follow",
     "interval_equilibrium",
+    "keep",
     "verified_box",
     "verify_inclusion",
 ]

@@ -41,3 +41,10 @@ def follow(model: nn.Module) -> None:
         for name, layer in list(holder.named_children()):
             if isinstance(layer, FixedPoint):
                 setattr(holder, name, _Follower(layer))
+
+
+def keep(model: nn.Module, stay: Tensor | None) -> None:
+    """Forget the last solutions of all examples but those in `stay`, the next batch; of all where it is None."""
+    for module in model.modules():
+        if isinstance(module, _Follower):
+            module.last = None if stay is None or module.last is None else module.last[stay]

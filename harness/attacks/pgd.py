@@ -3,10 +3,17 @@
 from collections.abc import Callable
 from fractions import Fraction
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cerdeq.equilibrium import keep
+from harness.attacks.objectives import Objective, margins, objectives, ranked
+from harness.config.settings import EvaluationSettings
+
 _AT_ONCE = {"cpu": 32}  # examples, by device: more of them leave a CPU's cache and take longer
+_FIRST_STEP = 1 / 4  # over the radius
+_NOISE = 1e-2  # of the span of an example's logits: ten times what `follow` leaves open, float32 far less
 
 
 def ascend(
@@ -19,8 +26,7 @@ def ascend(
     point = point.detach().requires_grad_(True)
     value = objective(point)
     (gradient,) = torch.autograd.grad(value.sum(), point)
-    point = point.detach() + size * gradient.sign()
-    return torch.minimum(torch.maximum(point, low), high), value.detach()
+    return _moved(point.detach(), gradient, size, low, high), value.detach()
 
 
 def last_point(
@@ -32,43 +38,92 @@ def last_point(
     return point
 
 
-def margins(logits: Tensor, labels: Tensor) -> Tensor:
-    """The true class's logit minus the largest other one: [B]."""
-    true = logits.gather(1, labels[:, None]).squeeze(1)
-    others = logits.scatter(1, labels[:, None], -torch.inf)
-    return true - others.amax(1)
+def _moved(point: Tensor, gradient: Tensor, size: float | Tensor, low: Tensor, high: Tensor) -> Tensor:
+    return torch.minimum(torch.maximum(point + size * gradient.sign(), low), high)
 
 
 def worst_point(
-    model: nn.Module, x: Tensor, labels: Tensor, eps: Fraction, steps: int, restarts: int, generator: torch.Generator
+    model: nn.Module, x: Tensor, labels: Tensor, eps: Fraction, settings: EvaluationSettings, seed: int, indices: Tensor
 ) -> Tensor:
-    """The point of least margin found within `eps` of each x [B, C, H, W] (pixels in [0, 1]).
+    """The point of least margin found within `eps` of each x [B, C, H, W] (pixels in [0, 1]), x itself included.
 
-    Steps from random starts, of size eps / 4 falling linearly to nothing; the worst point of all steps and restarts is
-    kept, x itself included.
+    Each restart climbs each of the objectives of `settings.attack` from a start of its own, by steps of size eps / 4
+    falling linearly to nothing. An example whose margin is below 0 by more than rounding is broken and searched no
+    further. Starts are drawn from the seed and the example's index in its split, [B], alone: neither batches nor what
+    was done before change them.
     """
-    noises = [torch.rand(x.shape, generator=generator, dtype=x.dtype).to(x.device) for _ in range(restarts)]
-    size = _AT_ONCE.get(x.device.type, len(x))
-    parts = zip(*(values.split(size) for values in (x, labels, *noises)), strict=True)
-    return torch.cat([_worst_point(model, float(eps), steps, *part) for part in parts])
-
-
-def _worst_point(model: nn.Module, radius: float, steps: int, x: Tensor, labels: Tensor, *noises: Tensor) -> Tensor:
-    """`worst_point` from these starts, in units of the box that is searched."""
-    low, high = (x - radius).clamp(min=0), (x + radius).clamp(max=1)
-
-    def negative_margin(points: Tensor) -> Tensor:
-        return -margins(model(points), labels)
-
-    worst = x.clone()
-    with torch.no_grad():
-        value_of_worst = negative_margin(worst)
-    for noise in noises:
-        point = low + noise * (high - low)
-        for step in range(steps + 1):
-            following, value = ascend(negative_margin, point, radius / 4 * (1 - step / steps), low, high)
-            worse = value > value_of_worst
-            worst = torch.where(worse.view(-1, *[1] * (x.dim() - 1)), point, worst)
-            value_of_worst = torch.where(worse, value, value_of_worst)
-            point = following
+    at_once = _AT_ONCE.get(x.device.type, len(x))
+    logits = torch.cat([_logits(model, part) for part in x.split(at_once)])
+    worst, least, others = x.clone(), margins(logits, labels), ranked(logits, labels)
+    unbroken = ~_broken(logits, least)
+    for restart in range(settings.attack_restarts):
+        for number, objective in enumerate(objectives(settings.attack, logits.shape[1])):
+            if not bool(unbroken.any()):
+                return worst
+            for rows in unbroken.nonzero()[:, 0].split(at_once):
+                start = noise((seed, restart, number), indices[rows], x.shape[1:]).to(x)
+                found = _climb(model, objective, x[rows], labels[rows], others[rows], eps, settings.attack_steps, start)
+                point, margin, broken = found
+                worse = margin < least[rows]
+                worst[rows] = torch.where(_alike(worse, point), point, worst[rows])
+                least[rows] = torch.where(worse, margin, least[rows])
+                unbroken[rows] = ~broken
     return worst
+
+
+def noise(seeds: tuple[int, ...], indices: Tensor, shape: torch.Size) -> Tensor:
+    """Uniform numbers in [0, 1), float32 [B, ...], a function of the seeds and each index [B] by itself."""
+    drawn = [np.random.default_rng([*seeds, index]).random(tuple(shape), np.float32) for index in indices.tolist()]
+    return torch.from_numpy(np.stack(drawn))
+
+
+def _climb(
+    model: nn.Module, objective: Objective, x: Tensor, labels: Tensor, others: Tensor, eps: Fraction, steps: int,
+    start: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The points of least margin on a climb from `start` (in units of the box), their margins, and which are broken.
+
+    An example leaves as soon as it is broken, so that the rest is a smaller batch.
+    """
+    radius = float(eps)
+    low, high = (x - radius).clamp(min=0), (x + radius).clamp(max=1)
+    point = low + start * (high - low)
+    worst, least = x.clone(), torch.full_like(labels, torch.inf, dtype=x.dtype)
+    gone = torch.zeros_like(labels, dtype=torch.bool)
+    rows = torch.arange(len(x), device=x.device)
+    keep(model, None)
+    for step in range(steps + 1):
+        point.requires_grad_(step < steps)
+        with torch.set_grad_enabled(step < steps):
+            logits = model(point)
+            height = objective(logits, labels, others).sum()
+        reached, margin = point.detach(), margins(logits.detach(), labels)
+        worse = margin < least[rows]
+        worst[rows] = torch.where(_alike(worse, reached), reached, worst[rows])
+        least[rows] = torch.where(worse, margin, least[rows])
+        gone[rows] = broken = _broken(logits.detach(), margin)
+        if step == steps or bool(broken.all()):
+            break
+        (gradient,) = torch.autograd.grad(height, point)
+        point = _moved(reached, gradient, _FIRST_STEP * radius * (1 - step / steps), low, high)
+        if bool(broken.any()):
+            stay = (~broken).nonzero()[:, 0]
+            rows, point, low, high, labels, others = (part[stay] for part in (rows, point, low, high, labels, others))
+            keep(model, stay)
+    return worst, least, gone
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, x: Tensor) -> Tensor:
+    keep(model, None)
+    return model(x)
+
+
+def _broken(logits: Tensor, margin: Tensor) -> Tensor:
+    """Where the margin [B] is so far below 0 that the exact network's will be."""
+    return margin < -_NOISE * (logits.amax(1) - logits.amin(1))
+
+
+def _alike(mask: Tensor, points: Tensor) -> Tensor:
+    """A mask [B] that broadcasts over points [B, ...]."""
+    return mask.view(-1, *[1] * (points.dim() - 1))

@@ -15,6 +15,9 @@ BAB = "bab"
 STAGES = ("ibp", "crown-ibp", "crown", "alpha-crown", BAB)
 """The verifier's stages, cheapest first: cerdeq.bounds.BOUNDS, for those that work without torch; branch and bound."""
 
+ATTACKS = ("margin", "all")
+"""What an attack climbs: the margin; or it, cross entropy and the margin against each other class."""
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -100,7 +103,8 @@ class EvaluationSettings:
     stages: the verifier's, of STAGES, ibp first; each tries what those before it left open.
     test_images: None takes all of them; otherwise the first so many.
     batch_size: images judged at a time.
-    attack_steps, attack_restarts: of projected gradient descent.
+    attack: what projected gradient descent climbs, of ATTACKS.
+    attack_steps, attack_restarts: how many steps, and how often from another start, each of its objectives.
     bab_seconds, bab_branches: what branch and bound may take for an image; None is without end, for one of them.
     """
 
@@ -109,6 +113,7 @@ class EvaluationSettings:
     stages: tuple[str, ...] = ("ibp", "crown-ibp", "alpha-crown")
     test_images: int | None = None
     batch_size: int = 500
+    attack: str = "all"
     attack_steps: int = 40
     attack_restarts: int = 3
     bab_seconds: float | None = 60.0
@@ -119,6 +124,7 @@ class EvaluationSettings:
         require("stages", list(self.stages), rising and "ibp" in self.stages, f"ibp, then of these in order: {STAGES}")
         images = self.test_images
         require("test_images", images, images is None or images >= 1, "an integer of at least 1, or null for all")
+        require("attack", self.attack, self.attack in ATTACKS, "'margin' or 'all'")
         for name in ("batch_size", "attack_steps", "attack_restarts"):
             require(name, getattr(self, name), getattr(self, name) >= 1, "an integer of at least 1")
         seconds, branches = self.bab_seconds, self.bab_branches

@@ -6,11 +6,12 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import pandas as pd
 import torch
+from safetensors.torch import load_file, save_file
 
 from harness.config.settings import BAB
 from harness.config.trial import TrialConfig, to_dict
@@ -71,7 +72,9 @@ def certify_shard(directory: Path, number: int, data_dir: str | None) -> dict[st
         judgement = judge_part(network, part.images.to(device), part.labels.to(device), first, config)
     spread = finite_or_none({"clean_mean": judgement.clean_mean, "clean_spread": judgement.clean_spread})
     known = {"seconds": judgement.seconds, "layers": finite_or_none(judgement.layers), **spread}
-    certification.write_shard(directory, number, judgement.verdicts, digest=begun.digest, **known)
+    points = {str(index): point for index, point in judgement.counterexamples.items()}
+    write = partial(save_file, points)
+    certification.write_shard(directory, number, judgement.verdicts, write, digest=begun.digest, **known)
     return judgement.verdicts[names.VERDICT].value_counts().to_dict()
 
 
@@ -106,7 +109,9 @@ def finish(directory: Path, data: Data) -> TrialResult:
     centre, spread = _pooled([(shard.clean_mean, shard.clean_spread) for shard in known], images)
     widths = [{name: math.inf if width is None else width for name, width in shard.layers.items()} for shard in known]
     layers, seconds = mean(widths, images), total(shard.seconds for shard in known)
-    judgement = Judgement(verdicts, layers, centre, spread, seconds)
+    files = [load_file(certification.counterexamples_of(directory, number)) for number in numbers]
+    points = {name: point for file in files for name, point in file.items()}
+    judgement = Judgement(verdicts, layers, centre, spread, seconds, {int(name): k for name, k in points.items()})
     own = folder.read_result(certification.trial_of(directory))
     metrics = finite_or_none(
         {
@@ -118,6 +123,7 @@ def finish(directory: Path, data: Data) -> TrialResult:
     told = warnings(judgement, metrics)
     rows = [(number, stage, took) for number, shard in enumerate(known) for stage, took in shard.seconds.items()]
     timings = pd.DataFrame(rows, columns=["shard", "stage", "seconds"])
+    write_atomically(directory / folder.COUNTEREXAMPLES, partial(save_file, points))
     write_atomically(directory / folder.VERDICTS, verdicts.to_parquet)
     write_atomically(directory / certification.TIMINGS, timings.to_parquet)
     environment = describe_environment(best_device()) | {"threads": "1"}  # a worker's

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from harness.clock import Clock, OutOfTime
 from harness.storage.tensors import read_tensors, write_tensors
@@ -36,25 +37,25 @@ class KeptBatches:
         self.seconds = 0.0
         self.kind, self.began = FIRST_BATCH, time.monotonic()
 
-    def restored(self, generator: torch.Generator) -> tuple[list[pd.DataFrame], list[dict[str, Any]]]:
-        """Tables and fields of bounds, one a batch that is done; the generator is set to where they left it.
+    def restored(self) -> tuple[list[pd.DataFrame], list[dict[str, Any]], dict[int, Tensor]]:
+        """Tables and fields of bounds, one a batch that is done, and the counterexamples found in them, by index.
 
         Raises DamagedFileError, and OutOfTime where there is no time for a batch.
         """
-        tables, bounds = [], []
+        tables, bounds, found = [], [], {}
         state = self._read()
         if state is not None and state["stands_for"] == self.stands_for:
             tables, bounds = [pd.DataFrame(table) for table in state["tables"]], state["bounds"]
-            generator.set_state(state["generator"].cpu())
+            found = {index: k.cpu() for index, k in state["found"].items()}
             self.seconds = state["seconds"]
         done = sum(map(len, tables))
         if done < self.images:
             self.tell(done, self.images)
             self.clock.require(self.kind)
         self.began = time.monotonic()
-        return tables, bounds
+        return tables, bounds, found
 
-    def after_batch(self, tables: list[pd.DataFrame], bounds: list[Any], generator: torch.Generator) -> None:
+    def after_batch(self, tables: list[pd.DataFrame], bounds: list[Any], found: dict[int, Tensor]) -> None:
         """Keep what is done where that is due. Raises OutOfTime where there is no time for another batch."""
         now = time.monotonic()
         self.clock.lasted[self.kind] = now - self.began
@@ -63,7 +64,7 @@ class KeptBatches:
         done = sum(map(len, tables))
         stop = done < self.images and not self.clock.fits(BATCH)
         if done == self.images or stop or self.clock.due():
-            content = {"stands_for": self.stands_for, "seconds": self.seconds, "generator": generator.get_state()}
+            content = {"stands_for": self.stands_for, "seconds": self.seconds, "found": found}
             content["tables"] = [table.to_dict("list") for table in tables]
             content["bounds"] = [vars(batch) for batch in bounds]
             write_tensors(self.path, content)

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 
 import pandas as pd
 import torch
@@ -17,7 +18,9 @@ from cerdeq.bounds.memory import examples_in_cache
 from cerdeq.bounds.narrow import in_float32
 from cerdeq.boxes import outward_ends
 from cerdeq.equilibrium import follow
-from harness.attacks.pgd import margins, worst_point
+from harness.attacks.counterexamples import decode, encode
+from harness.attacks.objectives import margins
+from harness.attacks.pgd import worst_point
 from harness.config.buildable import needs_linear
 from harness.config.settings import BAB, EvaluationSettings
 from harness.config.trial import TrialConfig
@@ -64,6 +67,7 @@ class Judgement:
     layers: mean width of each pre-activation over all examples.
     clean_mean, clean_spread: mean and standard deviation of all clean margins.
     seconds: what each stage took.
+    counterexamples: int16 [C, H, W] of each attacked example, by its index, for harness.attacks.counterexamples.
     """
 
     verdicts: pd.DataFrame
@@ -71,6 +75,7 @@ class Judgement:
     clean_mean: float
     clean_spread: float
     seconds: dict[str, float]
+    counterexamples: dict[int, Tensor]
 
 
 @dataclass(frozen=True)
@@ -141,66 +146,66 @@ def judge(
     """Judge the network on images (uint8 [N, C, H, W]) with labels [N], going on from the batches that are kept.
 
     model: float64, in evaluation mode. Predictions and bounds are float64, bounds rounded outwards; the attack
-    searches in float32, and a point counts as adversarial only where the float64 network agrees. Raises SoundnessError.
+    searches in float32, and a point counts as adversarial only where it is proved to be. Raises SoundnessError.
     """
-    network, generator = ready(model, config.evaluation.stages), torch.Generator().manual_seed(config.seed)
-    tables, known = ([], []) if kept is None else kept.restored(generator)
+    network = ready(model, config.evaluation.stages)
+    tables, known, found = ([], [], {}) if kept is None else kept.restored()
     bounds = [Bounds(**fields) for fields in known]
     for start, x, y in _batches(images, labels, config, sum(map(len, tables))):
-        table, batch = _judged(network, x, y, start, config, generator)
+        table, batch, points = _judged(network, x, y, start, config)
         tables.append(table)
         bounds.append(batch)
+        found |= points
         if kept is not None:
-            kept.after_batch(tables, bounds, generator)
-    return _judgement(tables, bounds, config.evaluation.stages)
+            kept.after_batch(tables, bounds, found)
+    return _judgement(tables, bounds, found, config.evaluation.stages)
 
 
 def judge_part(network: Ready, images: Tensor, labels: Tensor, first: int, config: TrialConfig) -> Judgement:
-    """`judge` of a part of the images, of which the first is number `first`, with a generator of its own.
+    """`judge` of a part of the images, of which the first is number `first`. Raises SoundnessError.
 
-    What comes out depends on these images alone. Raises SoundnessError.
+    What comes out depends on these images alone.
     """
-    generator = torch.Generator().manual_seed(config.seed + first)
     batches = _batches(images, labels, config)
-    parts = [_judged(network, x, y, first + start, config, generator) for start, x, y in batches]
-    tables, bounds = zip(*parts, strict=True)
-    return _judgement(list(tables), list(bounds), config.evaluation.stages)
+    parts = [_judged(network, x, y, first + start, config) for start, x, y in batches]
+    tables, bounds, points = zip(*parts, strict=True)
+    found = {index: point for each in points for index, point in each.items()}
+    return _judgement(list(tables), list(bounds), found, config.evaluation.stages)
 
 
-def _judgement(tables: list[pd.DataFrame], bounds: list[Bounds], stages: tuple[str, ...]) -> Judgement:
+def _judgement(
+    tables: list[pd.DataFrame], bounds: list[Bounds], found: dict[int, Tensor], stages: tuple[str, ...]
+) -> Judgement:
     verdicts = pd.concat(tables, ignore_index=True)
     _refuse_contradictions(verdicts, stages)
     all_of_them = _joined(bounds)
     clean = all_of_them.clean[~all_of_them.clean.isnan()]
     spread = float(clean.std()) if len(clean) else 0.0
-    return Judgement(verdicts, all_of_them.layers, float(clean.mean()), spread, all_of_them.seconds)
+    return Judgement(verdicts, all_of_them.layers, float(clean.mean()), spread, all_of_them.seconds, found)
 
 
 def _judged(
-    network: Ready, x: Tensor, labels: Tensor, first: int, config: TrialConfig, generator: torch.Generator
-) -> tuple[pd.DataFrame, Bounds]:
-    """A batch's rows of the table of verdicts, and its bounds by IBP."""
+    network: Ready, x: Tensor, labels: Tensor, first: int, config: TrialConfig
+) -> tuple[pd.DataFrame, Bounds, dict[int, Tensor]]:
+    """A batch's rows of the table of verdicts, its bounds by IBP, and the counterexamples found, by index."""
     stages, ledger = config.evaluation.stages, Ledger(len(labels))
     bounds, known = _clean_and_ibp(network, x, labels, config, ledger)
     prediction = torch.where(known, bounds.prediction(labels), NOT_KNOWN)
     ledger.decide(CLEAN, names.MISCLASSIFIED, known & (prediction != labels))
     given = x, labels, config, ledger, known
-
-    def attack(of: Tensor) -> Tensor:
-        return _attacked_margins(network.model, network.follower, x[of], labels[of], config, generator)
-
-    attacked = ledger.figures(ATTACK, attack, known & ledger.open.to(x.device))
-    ledger.decide(ATTACK, names.ATTACKED, attacked < 0)
     least = {IBP: bounds.lower.amin(1)}
+    attacked, points = _attack(network, first, least[IBP] > 0, *given)
+    ledger.decide(ATTACK, names.ATTACKED, attacked < 0)
     ledger.decide(IBP, names.CERTIFIED, least[IBP] > 0)
     for stage in (stage for stage in stages if stage not in (IBP, BAB)):
         least[stage] = _least_margins(network, stage, *given)
         ledger.decide(stage, names.CERTIFIED, least[stage] > 0)
     branches = {}
     if BAB in stages:
-        found = branch_and_bound(network.model, *given)
+        found = branch_and_bound(network.model, partial(_margins_at, network), *given)
         least[BAB], branches[names.BRANCHES] = found.least, found.branches
         attacked = torch.where(found.attacked.isnan(), attacked, found.attacked)
+        points |= {first + example: point for example, point in found.points.items()}
     columns = {
         names.PREDICTION: prediction,
         **{names.margin_column(stage): margin for stage, margin in least.items()},
@@ -216,7 +221,7 @@ def _judged(
             **ledger.columns(),
         }
     )
-    return table, replace(bounds, seconds=total([bounds.seconds, ledger.seconds]))
+    return table, replace(bounds, seconds=total([bounds.seconds, ledger.seconds])), points
 
 
 def _clean_and_ibp(
@@ -276,16 +281,64 @@ def searcher(model: nn.Module) -> nn.Module:
     return follower.float().requires_grad_(False)
 
 
-def _attacked_margins(
-    model: nn.Module, follower: nn.Module, x: Tensor, labels: Tensor, config: TrialConfig, generator: torch.Generator
+def _attack(
+    network: Ready, first: int, proved: Tensor, x: Tensor, labels: Tensor, config: TrialConfig, ledger: Ledger,
+    known: Tensor,
+) -> tuple[Tensor, dict[int, Tensor]]:  # fmt: skip
+    """The margins [B] at the worst points found, and those points that are proved to be adversarial, by index.
+
+    first: the number of the first example. proved: [B], by IBP, which are attacked least. known: [B], which are to be
+    asked at all. Not a number where the attack was not asked.
+    """
+    attacked = torch.full(labels.shape, torch.nan, dtype=torch.float64, device=x.device)
+    found: dict[int, Tensor] = {}
+    open_ = known & ledger.open.to(x.device)
+    for rows, settings in ((open_ & ~proved, config.evaluation), (open_ & proved, _least_attack(config))):
+
+        def ask(of: Tensor, settings: EvaluationSettings = settings) -> tuple[Tensor, Tensor]:
+            points = _attacked(network.follower, x[of], labels[of], first + of, config, settings)
+            return _margins_at(network, decode(points, x[of], config.eps), labels[of]), points
+
+        for part, (margin, points) in ledger.answers(ATTACK, ask, rows.nonzero()[:, 0]):
+            attacked[part] = margin
+            broken = (margin < 0).nonzero()[:, 0]
+            found |= {first + int(part[row]): points[row].cpu().clone() for row in broken}
+    return attacked, found
+
+
+def _least_attack(config: TrialConfig) -> EvaluationSettings:
+    """The attack on what IBP proved: a check of the bound, that can find nothing but an error."""
+    return replace(config.evaluation, attack="margin", attack_restarts=1)
+
+
+def _attacked(
+    follower: nn.Module, x: Tensor, labels: Tensor, indices: Tensor, config: TrialConfig, settings: EvaluationSettings
 ) -> Tensor:
-    """The float64 network's margin at the worst point that the float32 search found, moved into the exact ball."""
-    eps, settings = config.eps, config.evaluation
-    steps, restarts = settings.attack_steps, settings.attack_restarts
-    point = worst_point(follower, x.float(), labels, eps, steps, restarts, generator).double()
-    point = torch.minimum(torch.maximum(point, x - float(eps)), x + float(eps)).clamp(0, 1)
-    with torch.no_grad():
-        return margins(model(point), labels)
+    """The worst points that the float32 search found, as they are kept."""
+    points = worst_point(follower, x.float(), labels, config.eps, settings, config.seed, indices)
+    return encode(points, x, config.eps)
+
+
+@torch.no_grad()
+def _margins_at(network: Ready, points: Tensor, labels: Tensor) -> Tensor:
+    """The least margins [B] of the float64 network at points; where they are below 0, their proved upper bounds."""
+    logits = network.model(points)
+    least, classes = margins(logits, labels), logits.shape[1]
+    below = (least < 0).nonzero()[:, 0]
+    if len(below):
+        size = examples_in_cache(network.program, Interval(points, torch.zeros_like(points)))
+        least[below] = torch.cat(
+            [upper_margins(network.program, points[part], labels[part], classes) for part in below.split(size)]
+        )
+    return least
+
+
+@torch.no_grad()
+def upper_margins(program: Program, points: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Proved upper bounds [B] of the least margins at points [B, C, H, W], rounding and equilibria's errors counted."""
+    exactly = Interval(points, torch.zeros_like(points))
+    output = propagate(program, exactly, Context(sound=True), margin_spec(labels, classes))
+    return outward_ends(output.box)[1].amin(1)
 
 
 def _least_margins(

@@ -16,6 +16,7 @@ from cerdeq.bounds import BOUNDS, Interval, lower_bounds, trace
 from cerdeq.bounds.narrow import in_float32
 from cerdeq.equilibrium import fold
 from harness.attacks.pgd import worst_point
+from harness.config.settings import EvaluationSettings
 from harness.evaluation.verdicts import searcher
 from harness.measure.bench import Bench
 from harness.measure.machine import synchronise
@@ -51,8 +52,8 @@ def evaluation(options: argparse.Namespace, bench: Bench, peaks: dict[str, float
 
 
 def _attack(model: nn.Module, x: Tensor, labels: Tensor) -> Callable[[], object]:
-    generator = torch.Generator().manual_seed(0)
-    return partial(worst_point, searcher(model), x.float(), labels, _EPS, _ATTACK_STEPS, 1, generator)
+    settings = EvaluationSettings(attack="margin", attack_steps=_ATTACK_STEPS, attack_restarts=1)
+    return partial(worst_point, searcher(model), x.float(), labels, _EPS, settings, 0, torch.arange(len(x)))
 
 
 def _bound(model: nn.Module, x: Tensor, labels: Tensor, stage: str, bench: Bench) -> Callable[[], object]:

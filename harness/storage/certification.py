@@ -1,9 +1,9 @@
 """A certification's folder, results/<sweep>/trials/<key>/certified/<name>/: one trial, judged again by other stages.
 
     certification.json  key of the trial, recipe version, data, config as it is judged here, digests
-    shards/00000.*      verdicts of so many images (parquet), and what else is known of them (json, written last);
-                        until there is a result
-    verdicts.parquet    one row a test example, as a trial's
+    shards/00000.*      verdicts of so many images (parquet), counterexamples (safetensors), and what else is known of
+                        them (json, written last); until there is a result
+    verdicts.parquet, counterexamples.safetensors    as a trial's
     timings.parquet     one row a shard and stage: the seconds it took
     result.json         as a trial's, written last: a folder without it is unfinished
 
@@ -13,6 +13,7 @@ another; they are then done again.
 
 import hashlib
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ class Certification:
 class Shard:
     """What a shard's JSON holds beside its verdicts.
 
-    digest: the certification's. content: a digest of the verdicts' file. seconds: what each stage took.
+    digest: the certification's. content: a digest of the other two files. seconds: what each stage took.
     layers, clean_mean, clean_spread: as in a Judgement, of these images; None where not finite.
     """
 
@@ -100,8 +101,8 @@ def claim(directory: Path, trial: Trial, certification: Certification) -> str:
     if mine and (finished or (found is not None and found[1] == certification.digest)):
         return ""
     told = "" if found is None else "begun anew: " + ("other versions or device" if mine else "other weights or data")
-    for path in (directory / folder.RESULT, directory / folder.VERDICTS, directory / TIMINGS):
-        path.unlink(missing_ok=True)
+    for name in (folder.RESULT, folder.VERDICTS, folder.COUNTEREXAMPLES, TIMINGS):
+        (directory / name).unlink(missing_ok=True)
     remove_shards(directory)
     write_json(directory / CERTIFICATION, folder.trial_json(trial) | asdict(certification))
     return told
@@ -131,16 +132,26 @@ def missing(directory: Path) -> list[int]:
 def _is_whole(directory: Path, number: int, digest: str) -> bool:
     try:
         known = read_shard(directory, number)
-        return known.digest == digest and known.content == _content(_path(directory, number, "parquet"))
+        return known.digest == digest and known.content == _content(directory, number)
     except (DamagedFileError, OSError):
         return False
 
 
-def write_shard(directory: Path, number: int, verdicts: pd.DataFrame, **known: Any) -> None:
-    """Write a shard's verdicts, then what else is known of it: the fields of Shard but for `content`."""
-    path = _path(directory, number, "parquet")
-    write_atomically(path, verdicts.to_parquet)
-    write_json(_path(directory, number, "json"), asdict(Shard(content=_content(path), **known)))
+def write_shard(
+    directory: Path, number: int, verdicts: pd.DataFrame, counterexamples: Callable[[Path], None], **known: Any
+) -> None:
+    """Write a shard's verdicts and counterexamples, then what else is known of it: Shard's fields but for `content`.
+
+    counterexamples: writes their file.
+    """
+    write_atomically(_path(directory, number, "parquet"), verdicts.to_parquet)
+    write_atomically(counterexamples_of(directory, number), counterexamples)
+    write_json(_path(directory, number, "json"), asdict(Shard(content=_content(directory, number), **known)))
+
+
+def counterexamples_of(directory: Path, number: int) -> Path:
+    """Where a shard's counterexamples lie."""
+    return _path(directory, number, "safetensors")
 
 
 def remove_shards(directory: Path) -> None:
@@ -166,5 +177,6 @@ def _path(directory: Path, number: int, kind: str) -> Path:
     return directory / SHARDS / f"{number:05}.{kind}"
 
 
-def _content(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _content(directory: Path, number: int) -> str:
+    verdicts, counterexamples = _path(directory, number, "parquet"), counterexamples_of(directory, number)
+    return hashlib.sha256(verdicts.read_bytes() + counterexamples.read_bytes()).hexdigest()

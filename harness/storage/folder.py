@@ -6,6 +6,7 @@
     judged.pt            verdicts so far, while the network is judged
     weights.safetensors  the final network, parametrisations folded in
     verdicts.parquet     one row a test example
+    counterexamples.safetensors   adversarial points of attacked examples, by index (harness.attacks.counterexamples)
     result.json          written last: a folder without it is unfinished
     failure.json         why the trial stopped, where it failed
 
@@ -27,6 +28,7 @@ from harness.storage.names import EPOCH
 
 TRIAL, EPOCHS, CHECKPOINT, WEIGHTS = "trial.json", "epochs.jsonl", "checkpoint.pt", "weights.safetensors"
 JUDGED, VERDICTS, RESULT, FAILURE = "judged.pt", "verdicts.parquet", "result.json", "failure.json"
+COUNTEREXAMPLES = "counterexamples.safetensors"
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,8 @@ def _run(
     except SoundnessError:
         (directory / folder.JUDGED).unlink(missing_ok=True)
         raise
+    found = {str(index): k for index, k in judgement.counterexamples.items()}
+    write_atomically(directory / folder.COUNTEREXAMPLES, lambda path: save_file(found, path))
     write_atomically(directory / folder.VERDICTS, judgement.verdicts.to_parquet)
     if any(isinstance(module, FixedPoint) for module in model.modules()):
         clock.require("equilibria")

@@ -1,14 +1,51 @@
 """Projected gradient descent, against brute force and by hand."""
 
+import copy
 import itertools
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
+from scipy.optimize import linprog
 from torch import nn
 
+from baselines import build
+from cerdeq.equilibrium import follow, keep
 from harness.attacks import pgd
-from harness.attacks.pgd import ascend, last_point, margins, worst_point
+from harness.attacks.objectives import margins
+from harness.attacks.pgd import ascend, last_point, noise, worst_point
+from harness.config.settings import ATTACKS, EvaluationSettings
+
+EPS = Fraction(1, 10)
+
+
+def attacked(model, x, labels, eps=EPS, indices=None, seed=0, **settings):
+    indices = torch.arange(len(x)) if indices is None else indices
+    return worst_point(model, x, labels, eps, EvaluationSettings(**settings), seed, indices)
+
+
+def small_network(seed, inputs=6, hidden=8, classes=3):
+    """One that predicts all classes."""
+    torch.manual_seed(seed)
+    layers = nn.Flatten(), nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, classes)
+    model = nn.Sequential(*layers).double().requires_grad_(False)
+    model[3].bias -= model(images(100, inputs)).mean(0)
+    return model
+
+
+def images(count, inputs=6):
+    return torch.rand(count, 1, 1, inputs, dtype=torch.float64)
+
+
+@torch.no_grad()
+def predicted(model, x):
+    return model(x).argmax(1)
+
+
+@torch.no_grad()
+def margins_at(model, points, labels):
+    return margins(model(points), labels)
 
 
 def test_a_step_goes_up_by_its_size_and_stays_within_the_ends():
@@ -25,32 +62,135 @@ def test_the_last_point_is_that_of_as_many_steps():
     assert last_point(lambda points: points.sum(1), start, 0.5, 3, low, high).tolist() == [[1.5], [1.5]]
 
 
-def test_margins_are_the_true_logit_minus_the_best_other():
-    logits = torch.tensor([[1.0, 4.0, 2.0], [5.0, 5.0, 1.0]])
-    assert margins(logits, torch.tensor([1, 0])).tolist() == [2.0, 0.0]
+def test_starts_are_of_the_seeds_and_each_image_alone():
+    shape, indices = torch.Size((1, 4, 4)), torch.tensor([7, 3, 1000])
+    starts = noise((5, 0, 0), indices, shape)
+    assert starts.shape == (3, 1, 4, 4) and starts.min() >= 0 and starts.max() < 1
+    for row, index in enumerate(indices):
+        assert noise((5, 0, 0), index[None], shape).equal(starts[row : row + 1])
+    others = [noise(seeds, indices, shape) for seeds in [(6, 0, 0), (5, 1, 0), (5, 0, 1)]]
+    drawn = torch.cat([starts, *others])
+    assert len({tuple(start.flatten().tolist()) for start in drawn}) == len(drawn)
 
 
-def test_the_attack_does_not_depend_on_its_slices(monkeypatch):
-    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double()
-    x, labels = torch.rand(5, 1, 2, 3).double(), torch.tensor([0, 1, 2, 0, 1])
-    found = []
-    for size in (2, 5):
-        monkeypatch.setattr(pgd, "_AT_ONCE", {"cpu": size})
-        generator = torch.Generator().manual_seed(0)
-        found.append(worst_point(model, x, labels, Fraction(1, 10), steps=5, restarts=2, generator=generator))
-    torch.testing.assert_close(*found)
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_the_attack_does_not_depend_on_batches_and_slices(attack, monkeypatch):
+    model, x = small_network(1), images(12)
+    labels, settings = predicted(model, x), {"attack": attack, "attack_steps": 5, "attack_restarts": 2}
+    whole = attacked(model, x, labels, **settings)
+    backwards = torch.arange(11, -1, -1)
+    batches = [attacked(model, x[rows], labels[rows], indices=rows, **settings) for rows in backwards.split(5)]
+    torch.testing.assert_close(torch.cat(batches).flip(0), whole)
+    monkeypatch.setattr(pgd, "_AT_ONCE", {"cpu": 2})
+    torch.testing.assert_close(attacked(model, x, labels, **settings), whole)
 
 
-def test_the_attack_finds_the_worst_corner_of_a_linear_network():
-    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 3)).double()
-    x, labels, eps = torch.rand(5, 1, 2, 3).double(), torch.tensor([0, 1, 2, 0, 1]), Fraction(1, 10)
-    point = worst_point(model, x, labels, eps, steps=20, restarts=2, generator=torch.Generator().manual_seed(0))
-    corners = torch.tensor(list(itertools.product([-0.1, 0.1], repeat=6))).double().view(-1, 1, 2, 3)
+def test_an_equilibrium_is_attacked_alike_in_any_batch():
+    model = build("cerdeq", "digits", width=0.1).double().eval()
+    x = torch.rand(6, 1, 8, 8, dtype=torch.float64)
+    labels = predicted(model, x)
+    follow(model)
+    first, again = (attacked(model, x, labels, attack_steps=3, attack_restarts=1) for _ in range(2))
+    assert first.equal(again)  # what was attacked before is forgotten
+    last = attacked(model, x[4:], labels[4:], indices=torch.tensor([4, 5]), attack_steps=3, attack_restarts=1)
+    torch.testing.assert_close(last, first[4:])
+
+
+@pytest.mark.parametrize(("attack", "classes"), [("margin", 2), ("all", 3)])
+def test_the_attack_finds_the_worst_corner_of_a_linear_network(attack, classes, monkeypatch):
+    """Where nothing leaves early. Of three classes the margin's climb may end in the corner of the wrong one."""
+    monkeypatch.setattr(pgd, "_NOISE", torch.inf)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(6, classes)).double()
+    x, labels = images(5), torch.arange(5) % classes
+    point = attacked(model, x, labels, attack=attack, attack_steps=20, attack_restarts=2)
+    corners = torch.tensor(list(itertools.product([-0.1, 0.1], repeat=6))).double().view(-1, 1, 1, 6)
     for row in range(5):
         inside = (x[row] + corners).clamp(0, 1)
-        best = margins(model(inside), labels[row].expand(len(inside))).min()
-        assert margins(model(point[row : row + 1]), labels[row : row + 1]).item() == pytest.approx(
-            best.item(), abs=1e-6
-        )
+        best = margins_at(model, inside, labels[row].expand(len(inside))).min()
+        found = margins_at(model, point[row : row + 1], labels[row : row + 1])
+        assert found.item() == pytest.approx(best.item(), abs=1e-6)
     assert ((point - x).abs() <= 0.1 + 1e-12).all()
     assert ((point >= 0) & (point <= 1)).all()
+
+
+class Counting(nn.Module):
+    """A network that counts the examples it was asked."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.asked = model, 0
+
+    def forward(self, x):
+        self.asked += len(x)
+        return self.model(x)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("seed", range(5))
+def test_leaving_early_loses_no_broken_example_and_saves_steps(seed, attack, monkeypatch):
+    model, x = Counting(small_network(seed)), images(60)
+    labels, settings = predicted(model, x), {"attack": attack, "attack_steps": 10, "attack_restarts": 2}
+    model.asked = 0
+    found, early = margins_at(model, attacked(model, x, labels, **settings), labels), model.asked
+    monkeypatch.setattr(pgd, "_NOISE", torch.inf)
+    model.asked = 0
+    least, whole = margins_at(model, attacked(model, x, labels, **settings), labels), model.asked
+    assert 0 < (least < 0).sum() < 60
+    assert ((found < 0) == (least < 0)).all()
+    torch.testing.assert_close(found[least >= 0], least[least >= 0])
+    assert early < whole
+
+
+def test_a_misclassified_image_is_its_own_counterexample():
+    model, x = Counting(small_network(0)), images(4)
+    labels = (predicted(model, x) + 1) % 3
+    model.asked = 0
+    assert attacked(model, x, labels).equal(x)
+    assert model.asked == 4
+
+
+def least_margin(model, x, label, eps):
+    """The exact least margin over the ball: a linear program for each pattern of hidden units and other class."""
+    first, last = model[1], model[3]
+    (w, b), (v, c) = ([p.detach().numpy() for p in (layer.weight, layer.bias)] for layer in (first, last))
+    ball = [(max(value - eps, 0), min(value + eps, 1)) for value in x.flatten().tolist()]
+    least = np.inf
+    for on in itertools.product([-1, 1], repeat=len(b)):
+        signs, live = np.array(on), np.array(on) > 0
+        for other in set(range(len(c))) - {label}:
+            row = (v[label] - v[other]) * live
+            program = linprog(row @ w, A_ub=-signs[:, None] * w, b_ub=signs * b, bounds=ball)
+            if program.status == 0:
+                least = min(least, program.fun + row @ b + c[label] - c[other])
+    return least
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_attack_is_never_beyond_the_exact_minimum_and_often_there(seed):
+    model, x = small_network(seed, inputs=3, hidden=4), images(6, inputs=3)
+    labels = predicted(model, x)
+    found = margins_at(model, attacked(model, x, labels, attack="all"), labels)
+    exact = torch.tensor([least_margin(model, image, int(label), 0.1) for image, label in zip(x, labels, strict=True)])
+    assert (found >= exact - 1e-9).all()
+    assert ((found < 0) == (exact < 0)).all()
+    robust = exact >= 0
+    torch.testing.assert_close(found[robust], exact[robust], atol=5e-3, rtol=0)
+
+
+def test_gradients_through_an_equilibrium_are_those_of_its_solution():
+    """Against differences of the float64 equilibrium; the follower solves to three digits."""
+    torch.manual_seed(2)
+    model = build("cerdeq", "digits", width=0.1).double().eval()
+    follower = copy.deepcopy(model)
+    follow(follower)
+    x, step = torch.rand(1, 1, 8, 8, dtype=torch.float64), 1e-6
+    labels = predicted(model, x)
+    point = x.clone().requires_grad_()
+    keep(follower, None)
+    (gradient,) = torch.autograd.grad(margins(follower(point), labels).sum(), point)
+    moves = step * torch.eye(64, dtype=torch.float64).view(64, 1, 8, 8)
+    ahead, behind = (margins_at(model, x + sign * moves, labels.expand(64)) for sign in (1, -1))
+    differences = ((ahead - behind) / (2 * step)).view_as(x)
+    assert (gradient - differences).norm() <= 0.01 * differences.norm()
+    clear = differences.abs() > 0.05 * differences.abs().max()
+    assert clear.sum() > 20 and gradient[clear].sign().equal(differences[clear].sign())

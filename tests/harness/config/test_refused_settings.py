@@ -15,7 +15,7 @@ from harness.config.sweep_file import load_sweep
 UNKNOWN_KEYS = {
     "top level": (("epochs", 3), ["epochs: unknown key", "train", "profiles"]),
     "train": (("train.learning_rates", 0.1), ["train.learning_rates: unknown key", "learning_rate", "epochs"]),
-    "evaluation": (("evaluation.attack", 1), ["evaluation.attack: unknown key", "attack_steps"]),
+    "evaluation": (("evaluation.attacks", 1), ["evaluation.attacks: unknown key", "attack_steps"]),
     "trial": (("trials.1.modle", "cnn5"), ["trials.1.modle: unknown key", "model", "method", "options", "width"]),
     "resources": (("resources.gpus", 1), ["resources.gpus: unknown key", "cpu", "gpu"]),
     "option of a network without": (
@@ -189,6 +189,10 @@ OUT_OF_RANGE = {
     "no train images": (("train_images", 0), ["train_images: found 0", "greater than or equal to 1"]),
     "negative validation images": (("validation_images", -1), ["validation_images: found -1"]),
     "no test images": (("evaluation.test_images", 0), ["evaluation.test_images: found 0", "at least 1"]),
+    "an attack of no kind": (
+        ("evaluation.attack", "margins"),
+        ["evaluation.attack: found 'margins'", "'margin' or 'all'"],
+    ),
     "no attack": (("evaluation.attack_steps", 0), ["evaluation.attack_steps: found 0", "at least 1"]),
     "no restart": (("evaluation.attack_restarts", 0), ["evaluation.attack_restarts: found 0", "at least 1"]),
     "empty batches": (("evaluation.batch_size", 0), ["evaluation.batch_size: found 0", "at least 1"]),

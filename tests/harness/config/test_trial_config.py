@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cerdeq.bounds import BOUNDS
 from harness.config import trial
-from harness.config.settings import BAB, STAGES, EvaluationSettings, TrainSettings
+from harness.config.settings import ATTACKS, BAB, STAGES, EvaluationSettings, TrainSettings
 from harness.config.trial import NAME_PATTERN, TrialConfig, from_dict, labels, to_dict, trial_key
 from harness.errors import SettingError
 
@@ -67,6 +67,7 @@ OTHER = {
     "evaluation.stages": ("ibp", "crown"),
     "evaluation.test_images": None,
     "evaluation.batch_size": 100,
+    "evaluation.attack": "margin",
     "evaluation.attack_steps": 50,
     "evaluation.attack_restarts": 5,
     "evaluation.bab_seconds": 1.5,
@@ -153,6 +154,7 @@ configs = st.builds(
         stages=st.sets(st.sampled_from(STAGES[1:])).map(lambda some: tuple(s for s in STAGES if s in {"ibp", *some})),
         test_images=st.none() | st.integers(1, 10**4),
         batch_size=st.integers(1, 1000),
+        attack=st.sampled_from(ATTACKS),
         attack_steps=st.integers(1, 100),
         attack_restarts=st.integers(1, 9),
         bab_seconds=finite,

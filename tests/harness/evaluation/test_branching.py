@@ -27,6 +27,11 @@ SAID = {  # what cerdeq.verify answers: the lower bounds' least, whether its poi
 }
 
 
+def by_the_test_s_word(network, points, labels):
+    """Margins: of one point, as branch and bound asks, one below 0; of a batch, as the attack does, above it."""
+    return torch.full((len(labels),), -0.25 if len(labels) == 1 else 1.0, dtype=torch.float64)
+
+
 @pytest.fixture
 def branched(tiny_trial, monkeypatch):
     """A function of what `cerdeq.verify` says to (the judgement, config, what it was asked)."""
@@ -41,8 +46,8 @@ def branched(tiny_trial, monkeypatch):
             labels = model(images.double() / 255).argmax(1)
         monkeypatch.setattr("harness.evaluation.ledger.free_memory", lambda: None)
         monkeypatch.setattr("harness.evaluation.verdicts.worst_point", lambda model, x, *_: x)  # breaks nothing
-        if said == "attacked":  # any point whose margin is negative, within the ball by the test's word
-            monkeypatch.setattr("harness.evaluation.branching._exact_margin", lambda *_: -0.25)
+        if said == "attacked":  # by the test's word
+            monkeypatch.setattr("harness.evaluation.verdicts._margins_at", by_the_test_s_word)
         least, _, _ = SAID[said]
 
         def verify(model, region, spec, seconds, branches):

@@ -2,15 +2,20 @@
 
 import dataclasses
 import itertools
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from baselines import build
 from cerdeq import Box
 from cerdeq.bounds.narrow import in_float32
 from cerdeq.equilibrium import rules
+from harness.attacks.counterexamples import decode
+from harness.attacks.objectives import margins
+from harness.config.settings import EvaluationSettings
 from harness.data import load
 from harness.evaluation import verdicts
 from harness.evaluation.equilibria import recurrence_report
@@ -94,7 +99,9 @@ def test_verdicts_do_not_depend_on_the_batch(judged):
             dataclasses.replace(config.evaluation, batch_size=7),
         )
     )
-    assert (whole["margin_crown-ibp"].isna() == parts["margin_crown-ibp"].isna()).mean() > 0.9  # attacks draw otherwise
+    assert (whole["margin_crown-ibp"].isna() == parts["margin_crown-ibp"].isna()).all()
+    assert whole[names.VERDICT].equals(parts[names.VERDICT])
+    assert whole[names.ATTACK_MARGIN].tolist() == pytest.approx(parts[names.ATTACK_MARGIN].tolist(), nan_ok=True)
     both = whole["margin_crown-ibp"].notna() & parts["margin_crown-ibp"].notna()
     assert both.any()
     assert whole.loc[both, "margin_crown-ibp"].tolist() == pytest.approx(parts.loc[both, "margin_crown-ibp"].tolist())
@@ -141,6 +148,67 @@ def test_a_large_eps_certifies_nothing_and_breaks_much(judged):
     counts = judgement.verdicts[names.VERDICT].value_counts()
     assert "certified" not in counts
     assert counts["attacked"] > 0
+
+
+@pytest.mark.parametrize(("name", "eps"), [("cnn5", "1/2"), ("cerdeq", "1/100")])
+def test_each_falsified_example_has_a_counterexample_that_the_network_gets_wrong(name, eps, judged):
+    evaluation = EvaluationSettings(stages=("ibp",), attack_steps=5, attack_restarts=1, batch_size=40)
+    judgement, model, images, labels, config = judged(name, eps=eps, evaluation=evaluation)
+    table = judgement.verdicts
+    falsified = table.loc[table[names.VERDICT] == names.ATTACKED, names.INDEX].tolist()
+    assert list(judgement.counterexamples) == falsified and 5 < len(falsified) <= 80
+    k = torch.stack([judgement.counterexamples[index] for index in falsified])
+    assert k.dtype == torch.int16
+    points = decode(k, images[falsified].double() / 255, config.eps)
+    with torch.no_grad():
+        least = margins(model(points), labels[falsified])
+    assert (least <= 0).all()
+    recorded = torch.tensor(table.loc[falsified, names.ATTACK_MARGIN].to_numpy())
+    assert ((least <= recorded) & (recorded < 0)).all()
+    torch.testing.assert_close(least, recorded, atol=1e-3, rtol=1e-6)
+
+
+def test_a_counterexample_that_is_not_proved_falsifies_nothing(judged, monkeypatch):
+    monkeypatch.setattr(verdicts, "upper_margins", lambda program, points, *_: torch.zeros(len(points)).to(points))
+    judgement, *_ = judged("cnn5", eps="1/2")
+    assert names.ATTACKED not in set(judgement.verdicts[names.VERDICT]) and not judgement.counterexamples
+
+
+def test_what_ibp_proved_is_attacked_once_by_the_margin(judged, monkeypatch):
+    asked, honest = [], verdicts.worst_point
+
+    def watched(follower, x, labels, eps, settings, seed, indices):
+        asked.append((settings.attack, settings.attack_restarts, set(indices.tolist())))
+        return honest(follower, x, labels, eps, settings, seed, indices)
+
+    monkeypatch.setattr(verdicts, "worst_point", watched)
+    evaluation = EvaluationSettings(stages=("ibp",), attack="all", attack_steps=2, attack_restarts=2)
+    judgement, *_ = judged("cnn5", eps="1/2000", evaluation=evaluation)
+    table = judgement.verdicts
+    right, proved = table[names.VERDICT] != names.MISCLASSIFIED, table["margin_ibp"] > 0
+    assert asked == [("all", 2, set(table.index[right & ~proved])), ("margin", 1, set(table.index[right & proved]))]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_proved_margins_of_points_are_above_the_exact_ones(seed):
+    """Of linear networks whose margins cancel to a few roundings, in rationals."""
+    torch.manual_seed(seed)
+    points = torch.rand(3, 1, 1, 4, dtype=torch.float64)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).double()
+    with torch.no_grad():
+        model[1].weight.copy_(model[1].weight[0] * (1 + 1e-15 * torch.randn(3, 4)))
+        model[1].bias.copy_(-points[0].flatten() @ model[1].weight[0])
+        labels = torch.arange(3)
+        upper = verdicts.upper_margins(verdicts.trace(model), points, labels, 3)
+        assert (upper - margins(model(points), labels) < 1e-13).all()
+    weight, bias = ([[Fraction(v) for v in row] for row in p.tolist()] for p in (model[1].weight, model[1].bias[None]))
+    for row, point in enumerate(points.flatten(1).tolist()):
+        logits = [
+            b + sum(w * Fraction(v) for w, v in zip(ws, point, strict=True))
+            for ws, b in zip(weight, bias[0], strict=True)
+        ]
+        exact = min(logits[row] - logit for other, logit in enumerate(logits) if other != row)
+        assert exact <= Fraction(upper[row].item())
 
 
 def test_errors_without_attack_are_those_of_the_verdicts(judged):

@@ -1,4 +1,4 @@
-"""Two small trials trained by recipe version 4 and judged by 5: such folders are read, and numbers are the same.
+"""Two small trials trained by recipe version 4 and judged by 7: such folders are read, and numbers are the same.
 
 Where judging or training moves, raise RECIPE_VERSION and write anew what moved.
 """

@@ -93,7 +93,13 @@ def test_every_finished_trial_is_certified_and_stands_in_a_section_of_its_own(sw
             result.metrics[names.seconds_of("ibp")]
         )
         assert sorted(path.name for path in directory.iterdir() if not path.name.startswith(".")) == [
-            *(certification.CERTIFICATION, folder.RESULT, certification.TIMINGS, folder.VERDICTS)
+            *(
+                certification.CERTIFICATION,
+                folder.COUNTEREXAMPLES,
+                folder.RESULT,
+                certification.TIMINGS,
+                folder.VERDICTS,
+            )
         ]
     (old,), (first, second) = before.sections, build(sweep).sections
     assert first.heading == old.heading == "digits, eps 1/64, profile full, ibp > crown-ibp, first 60 test images"

@@ -10,7 +10,9 @@ from image_batches import EPS, batch_of
 from baselines import build
 from cerdeq import LinfBall, bound, margin_spec
 from cerdeq.bounds import trace
-from harness.attacks.pgd import margins, worst_point
+from harness.attacks.objectives import margins
+from harness.attacks.pgd import worst_point
+from harness.config.settings import EvaluationSettings
 from harness.methods import METHODS, make_method
 from harness.training.initialise import initialise
 
@@ -48,7 +50,8 @@ def test_lower_bounds_are_the_public_ones_and_below_what_an_attack_finds(name, m
     assert (losses.lower >= lower - tolerance).all()
     if not method.linear:
         assert (losses.lower <= lower + tolerance).all()
-    worst = worst_point(network, batch.x, batch.labels, EPS, 10, 2, torch.Generator().manual_seed(0))
+    attack, indices = EvaluationSettings(attack_steps=10, attack_restarts=2), torch.arange(len(batch.x))
+    worst = worst_point(network, batch.x, batch.labels, EPS, attack, 0, indices)
     assert (losses.lower.amin(1) <= margins(network(worst), batch.labels)).all()
 
 

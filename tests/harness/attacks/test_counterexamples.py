@@ -1,0 +1,63 @@
+"""Counterexamples as they are kept: inside the exact ball, near what was found, the same in NumPy."""
+
+from fractions import Fraction
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.attacks.counterexamples import LEVELS, decode, encode
+
+seeded = settings(derandomize=True, deadline=None, max_examples=60)
+radii = st.sampled_from([Fraction(8, 255), Fraction(1, 255), Fraction(1), Fraction(3, 10), Fraction(1, 10**6)]) | (
+    st.fractions(min_value=Fraction(1, 10**9), max_value=1, max_denominator=10**9)
+)
+PIXELS = torch.arange(256, dtype=torch.uint8)
+
+
+def levels_of(seed):
+    """One a pixel value, the ends among them."""
+    k = torch.randint(-LEVELS, LEVELS + 1, (256,), generator=torch.Generator().manual_seed(seed))
+    k[seed % 3 :: 3] = LEVELS
+    k[(seed + 1) % 3 :: 3] = -LEVELS
+    return k.to(torch.int16)
+
+
+@seeded
+@given(radii, st.integers(0, 100))
+def test_points_lie_in_the_exact_ball(eps, seed):
+    points = decode(levels_of(seed), PIXELS.double() / 255, eps)
+    assert points.dtype == torch.float64
+    for pixel, point in zip(PIXELS.tolist(), points.tolist(), strict=True):
+        assert abs(Fraction(point) - Fraction(pixel, 255)) <= eps
+        assert 0 <= point <= 1
+
+
+@seeded
+@given(radii, st.integers(0, 100))
+def test_points_are_kept_to_half_a_level_and_found_again(eps, seed):
+    x = PIXELS.double() / 255
+    noise = torch.rand(256, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    found = (x + float(eps) * (2 * noise - 1)).clamp(0, 1)
+    k = encode(found, x, eps)
+    assert k.dtype == torch.int16
+    kept = decode(k, x, eps)
+    assert ((kept - found).abs() <= float(eps) / LEVELS * 0.5001 + 1e-14).all()
+    assert decode(encode(kept, x, eps), x, eps).sub(kept).abs().max() <= 1e-15
+
+
+def test_what_is_beyond_the_ball_is_moved_into_it():
+    x, eps = torch.tensor([0.5, 0.5, 1.0], dtype=torch.float64), Fraction(1, 10)
+    k = encode(torch.tensor([0.9, -7.0, 1.5]), x, eps)
+    assert k.tolist() == [LEVELS, -LEVELS, LEVELS]
+    torch.testing.assert_close(decode(k, x, eps), torch.tensor([0.6, 0.4, 1.0], dtype=torch.float64))
+
+
+@seeded
+@given(radii, st.integers(0, 100))
+def test_numpy_finds_the_same_points_to_the_last_bit(eps, seed):
+    k = levels_of(seed)
+    step = float(eps - Fraction(1, 2**50)) / LEVELS
+    x = np.arange(256) / np.float64(255)
+    assert np.clip(x + k.numpy() * step, 0, 1).tobytes() == decode(k, PIXELS.double() / 255, eps).numpy().tobytes()
