@@ -1,6 +1,7 @@
 """Branch and bound as the last stage: what it says becomes a verdict, and no other."""
 
 import dataclasses
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -8,10 +9,12 @@ import torch
 
 import cerdeq
 from baselines import build
+from harness.data import load
 from harness.evaluation.ledger import SoundnessError
 from harness.evaluation.metrics import final_metrics, warnings
 from harness.evaluation.verdicts import judge
-from harness.storage import names
+from harness.storage import folder, names
+from harness.training import load_network
 
 NAN = torch.nan
 SAID = {  # what cerdeq.verify answers: the lower bounds' least, whether its point is a counterexample; the verdict
@@ -92,3 +95,24 @@ def test_a_proof_beside_a_counterexample_stops_everything(branched, monkeypatch)
     monkeypatch.setitem(SAID, "attacked", (0.5, True, None))
     with pytest.raises(SoundnessError):
         branched("attacked")
+
+
+@pytest.mark.parametrize("name", ["cnn5", "cerdeq"])
+def test_branch_and_bound_itself_decides_more_and_its_counterexamples_are_kept(name):
+    """Of trained networks, at a radius where IBP leaves much open, with an attack that finds little."""
+    trained = Path(__file__).parents[1] / "golden" / name
+    config = folder.read_trial(trained / folder.TRIAL).config
+    settings = {"stages": ("ibp", "bab"), "attack_steps": 1, "attack_restarts": 1, "attack": "margin"}
+    settings |= {"bab_seconds": None, "bab_branches": 100}
+    config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, **settings))
+    test = load(config.dataset).test_images(30)
+    network = load_network(config, trained / folder.WEIGHTS)
+    judgement = judge(network, test.images, test.labels, config)
+    table = judgement.verdicts
+    asked = table[names.BRANCHES].notna()
+    assert asked.any() and (table.loc[asked, names.STAGE] == "bab").all()
+    assert set(table.loc[asked, names.VERDICT]) <= {names.CERTIFIED, names.ATTACKED, names.TIMEOUT}
+    assert names.CERTIFIED in set(table.loc[asked, names.VERDICT])
+    attacked = table.index[table[names.VERDICT] == names.ATTACKED].tolist()
+    assert sorted(judgement.counterexamples) == attacked
+    assert (table.loc[attacked, names.ATTACK_MARGIN] < 0).all()
