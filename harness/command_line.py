@@ -16,6 +16,7 @@ OK, FAILED, BAD_INPUT, TIME_UP, INTERRUPTED = 0, 1, 2, 3, 130
 COMMANDS = {  # name: its module, what it does
     "run": ("harness.launch.driver", "train and certify every trial of a sweep, log them, write the leaderboard"),
     "trial": ("harness.launch.single", "train and certify exported trials, without Ray, MLflow or pydantic"),
+    "certify": ("harness.launch.certify", "certify finished trials further: more stages, branch and bound"),
     "tables": ("harness.analysis.tables", "write a sweep's leaderboard anew"),
     "paired": ("harness.analysis.paired", "is one row of a leaderboard better than another, image by image?"),
     "recheck": ("harness.checker.recheck", "prove a sweep's verdicts again, by code of its own"),

@@ -54,6 +54,7 @@ COLUMNS = (
     Column(names.CERTIFIED_ERROR, "certified error", percent, "error"),
     Column(names.ATTACK_ERROR, "attack error", percent, "error"),
     Column(names.STANDARD_ERROR, "standard error", percent, "error"),
+    Column(names.OPEN_ERROR, "open", percent, "open"),
     Column(names.BOUND_WIDTH, "bound width", digits, "width"),
     Column(names.BOUND_WIDTH_RELATIVE, "relative width", digits, "width"),
     Column(names.PARAMETERS, "parameters", whole, "cost"),
@@ -63,6 +64,8 @@ COLUMNS = (
     Column(names.MARGIN, "margin", digits, "equilibrium"),
     Column(names.RHO_BOUND, "rho bound", digits, "equilibrium"),
     Column(names.ITERATIONS, "iterations", digits, "equilibrium"),
+    Column(names.RESIDUAL, "residual", digits, "equilibrium"),
+    Column(names.NOT_CONVERGED, "not converged", percent, "equilibrium"),
     Column(names.STANDARD_ERROR_W0, "standard error, W = 0", percent, "equilibrium"),
     Column(names.CERTIFIED_ERROR_W0, "certified error by ibp, W = 0", percent, "equilibrium"),
 )

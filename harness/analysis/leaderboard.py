@@ -1,8 +1,9 @@
 """The leaderboard of a sweep as rows, from its trial folders.
 
 A row is one config over its seeds: trials that differ in anything but the seed, or in their data or recipe version,
-are never averaged. Rows of one data set, eps, profile and recipe version make a section; sections of today's recipe
-stand beside published numbers, others are marked stale.
+are never averaged. Rows of one data set, eps, profile, recipe version, verifier and number of images make a section;
+sections of today's recipe stand beside published numbers, others are marked stale. What `harness.certify` found of a
+trial is a row like any other, in the section that it belongs to.
 """
 
 import json
@@ -15,10 +16,11 @@ from typing import Any
 import pandas as pd
 
 from harness.analysis.columns import COLUMNS, Column, of_group, whole
+from harness.analysis.judged import judged_by
 from harness.config.radius import Radius
 from harness.config.trial import FULL_PROFILE, RECIPE_VERSION, flat_settings, to_dict
 from harness.errors import InputError
-from harness.storage import folder, names
+from harness.storage import certification, folder, names
 
 LABEL = ["model", "method", "options"]
 FAILED, UNFINISHED, NOT_COUNTED = "failed", "unfinished", "not counted"  # states of trials without usable numbers
@@ -26,7 +28,9 @@ FAILED, UNFINISHED, NOT_COUNTED = "failed", "unfinished", "not counted"  # state
 
 @dataclass(frozen=True)
 class Section:
-    """Rows of one data set, eps, profile and recipe version; beside them published ones, unless the recipe is stale.
+    """Rows of one data set, eps, profile and recipe version, judged by the same stages on the same images.
+
+    Beside them are published ones, unless the recipe is stale.
 
     notes: what to know before comparing the numbers.
     settings: the columns of `rows` that decide a row's numbers beside its label and width.
@@ -61,7 +65,9 @@ class Section:
         }
         seeds = rows["seeds"].map(str)
         seeds = seeds.where(rows["seeds"] == rows["seeds_started"], seeds + " of " + rows["seeds_started"].map(str))
-        errors = {column.title: numbers[column.title] for column in of_group("error")}
+        errors = {
+            column.title: numbers[column.title] for column in of_group("error", "open") if column.title in numbers
+        }
         columns |= {**errors, "seeds": seeds.where(own), "source": rows["source"]}
         return pd.DataFrame({**columns, **numbers}).map(as_text)
 
@@ -143,13 +149,12 @@ def without_numbers(state: str, reason: str) -> dict[str, Any]:
 
 
 def _outcome(path: Path, key: str, epochs: int) -> dict[str, Any]:
-    """Numbers and warnings of a finished trial; of any other the `state` and the `problem`."""
+    """Numbers and warnings of a finished trial or certification; of any other the `state` and the `problem`."""
     result, failure = folder.read_result(path), folder.read_failure(path)
     if result is None and failure is not None:
         return without_numbers(FAILED, str(failure.get("error")))
     if result is None:
-        done = max((row[names.EPOCH] for row in folder.read_epochs(path)), default=0)
-        return without_numbers(UNFINISHED, f"{done} of {epochs} epochs")
+        return without_numbers(UNFINISHED, _done(path, epochs))
     if result.key != key:
         return without_numbers(NOT_COUNTED, f"{folder.RESULT} belongs to another trial, {result.key}")
     values = {column.name: column.value(result) for column in COLUMNS}
@@ -163,16 +168,30 @@ def _outcome(path: Path, key: str, epochs: int) -> dict[str, Any]:
     return {**numbers, "warnings": [*result.warnings, *missing]}
 
 
-def _trial(path: Path) -> dict[str, Any]:
-    """One trial folder, flat. `row` names the table row it belongs to: its config but for the seed, data and recipe."""
+def _done(path: Path, epochs: int) -> str:
+    """How far an unfinished trial, or certification, has come."""
+    if (path / certification.CERTIFICATION).exists():
+        shards = certification.read_certification(path).shards
+        return f"{shards - len(certification.missing(path))} of {shards} shards of {path.name}"
+    return f"{max((row[names.EPOCH] for row in folder.read_epochs(path)), default=0)} of {epochs} epochs"
+
+
+def _trial(path: Path, file: str = folder.TRIAL) -> dict[str, Any]:
+    """One trial folder, flat. `row` names the table row it belongs to: its config but for the seed, data and recipe.
+
+    file: where its config is: of a certification, in its own file.
+    """
+    certified = file == certification.CERTIFICATION
     trial: dict[str, Any] = {"row": path.name, "folder": path, "model": path.name, "warnings": []}
+    trial |= {"certified": certified, "judged": ""}
     trial |= {"state": None, "problem": None} | {column.name: None for column in COLUMNS if column.everywhere}
     try:
-        read = folder.read_trial(path / folder.TRIAL)
+        read = folder.read_trial(path / file)
+        trial["judged"] = judged_by(read.config, certified)
         version = {"recipe_version": read.recipe_version, "fingerprint": read.fingerprint}
         config = to_dict(read.config)
         trial["seed"] = config.pop("seed")
-        trial["row"] = json.dumps([config, version], sort_keys=True)
+        trial["row"] = json.dumps([config, version, trial["judged"]], sort_keys=True)
         options = config["options"] | config["method_options"]
         trial |= {"model": config["model"], "method": config["method"]}
         trial["options"] = " ".join(f"{name}={value}" for name, value in sorted(options.items()))
@@ -185,7 +204,8 @@ def _trial(path: Path) -> dict[str, Any]:
 
 def setting_columns(trials: pd.DataFrame) -> list[str]:
     """The columns of `trials_of` that are settings, in the config's order; data and recipe version last."""
-    others = {"row", "folder", *LABEL, "seed", "state", "problem", "warnings", *(column.name for column in COLUMNS)}
+    others = {"row", "folder", "certified", "judged", *LABEL, "seed", "state", "problem", "warnings"}
+    others |= {column.name for column in COLUMNS}
     return [name for name in trials if name not in others]
 
 
@@ -195,13 +215,29 @@ def trials_of(directory: Path) -> pd.DataFrame:
     `row` is the same for trials that differ in their seeds alone. Raises InputError where there are no trials, or
     none can be read.
     """
+    return _counted([_trial(path) for path in _trial_folders(directory)], directory)
+
+
+def _trials_and_certifications(directory: Path) -> pd.DataFrame:
+    """`trials_of`, with what `harness.certify` found of them as further rows."""
+    places = _trial_folders(directory)
+    further = [_trial(path, certification.CERTIFICATION) for place in places for path in certification.folders(place)]
+    return _counted([_trial(path) for path in places] + further, directory)
+
+
+def _trial_folders(directory: Path) -> list[Path]:
     if not directory.is_dir():
         raise InputError(f"{directory} is not a directory: give a sweep's, such as results/<sweep>")
     if not (folders := folder.trial_folders(directory)):
         raise InputError(f"{directory} holds no trials: there is no {directory}/trials/*/{folder.TRIAL}")
-    trials = pd.DataFrame([_trial(path) for path in folders], dtype=object)
+    return folders
+
+
+def _counted(read: list[dict[str, Any]], directory: Path) -> pd.DataFrame:
+    trials = pd.DataFrame(read, dtype=object)
     if "profile" not in trials:
-        raise InputError(f"{directory} holds no trial that can be read, such as {folders[0]}: {trials.problem[0]}")
+        first = trials["folder"][0]
+        raise InputError(f"{directory} holds no trial that can be read, such as {first}: {trials.problem[0]}")
     trials = trials.sort_values("problem", key=pd.Series.notna, kind="stable")
     twice = without_numbers(NOT_COUNTED, "another folder holds the same trial")
     trials.loc[trials.duplicated(["row", "seed"]), list(twice)] = list(twice.values())
@@ -280,31 +316,37 @@ def _best_first(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.sort_values([names.CERTIFIED_ERROR, names.STANDARD_ERROR, *LABEL], kind="stable")
 
 
+def _place(part: tuple[Any, pd.DataFrame]) -> tuple[Any, ...]:
+    """Where a section stands: the newest recipe first, whole profiles first, trials before certifications."""
+    (recipe, dataset, eps, profile, judged), trials = part
+    return -recipe, dataset, eps, profile != FULL_PROFILE, profile, bool(trials["certified"].all()), judged
+
+
 def build(directory: Path) -> Table:
     """The leaderboard of the sweep whose results lie in `directory`.
 
     Raises InputError where there are no trials, none can be read, or published.csv is faulty.
     """
     directory = Path(directory)
-    trials, published = trials_of(directory), _published(directory)
+    trials, published = _trials_and_certifications(directory), _published(directory)
     rows = _rows(trials)
 
-    def section(key: tuple[int, str, Fraction, str], part: pd.DataFrame) -> Section:
-        recipe, dataset, eps, profile = key
+    def section(key: tuple[int, str, Fraction, str, str], part: pd.DataFrame) -> Section:
+        recipe, dataset, eps, profile, judged = key
+        stale = f", recipe version {recipe}" if recipe != RECIPE_VERSION else ""
         own = rows[rows.index.isin(part["row"])]
         alike = (published["dataset"] == dataset) & (published["exact"] == eps) & (recipe == RECIPE_VERSION)
         return Section(
-            heading=f"{dataset}, eps {part['eps'].iloc[0]}, profile {profile}, recipe version {recipe}",
-            stale=recipe != RECIPE_VERSION,
+            heading=f"{dataset}, eps {part['eps'].iloc[0]}, profile {profile}, {judged}{stale}",
+            stale=bool(stale),
             notes=_notes(recipe, profile, part),
             rows=_best_first(pd.concat([own, published[alike]]).reindex(columns=rows.columns)),
             settings=[name for name in setting_columns(trials) if name != "width"],
         )
 
     exact = trials["eps"].map(Radius, na_action="ignore")
-    parts = trials.groupby([trials["recipe_version"], trials["dataset"], exact, trials["profile"]])
-    order = sorted(parts, key=lambda part: (-part[0][0], *part[0][1:3], part[0][3] != FULL_PROFILE, part[0][3]))
-    sections = sorted((section(*part) for part in order), key=lambda section: section.stale)
+    parts = trials.groupby([trials["recipe_version"], trials["dataset"], exact, trials["profile"], trials["judged"]])
+    sections = sorted((section(*part) for part in sorted(parts, key=_place)), key=lambda section: section.stale)
     current = pd.concat([rows.iloc[:0], *(section.rows for section in sections if not section.stale)])
     failed = trials.loc[trials["problem"].notna(), [*LABEL, "width", "profile", "recipe_version", "seed", "problem"]]
     finished = trials[trials["problem"].isna()].groupby("row")

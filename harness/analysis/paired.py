@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from harness.analysis.leaderboard import Section, build
+from harness.analysis.leaderboard import Section, Table, build
 from harness.command_line import OK, add_sweep_directory
 from harness.config.settings import EvaluationSettings
 from harness.errors import InputError, SettingError
@@ -33,8 +33,8 @@ from harness.storage.files import write_text
 
 FILE, ALL = "paired.csv", "all"
 METRICS = {  # on which verdicts an image counts as an error
-    "certified": (names.MISCLASSIFIED, names.FALSIFIED, names.UNKNOWN),
-    "attack": (names.MISCLASSIFIED, names.FALSIFIED),
+    "certified": (names.MISCLASSIFIED, names.ATTACKED, *names.OPEN),
+    "attack": (names.MISCLASSIFIED, names.ATTACKED),
     "standard": (names.MISCLASSIFIED,),
 }
 LEGEND = """\
@@ -77,14 +77,19 @@ def holm(p: pd.Series) -> pd.Series:
 
 
 def compare(
-    directory: Path, metric: str = "certified", baseline: str | None = None, heading: str | None = None
+    directory: Path,
+    metric: str = "certified",
+    baseline: str | None = None,
+    heading: str | None = None,
+    table: Table | None = None,
 ) -> tuple[pd.DataFrame, list[str]]:
     """The comparisons of a sweep's rows, one line for all seeds and one for each, and what was left out.
 
     heading: of the section whose rows are compared; those of every section by default, each with its own.
+    table: the sweep's, where it is known.
     Raises InputError where there is nothing to compare.
     """
-    table = build(directory)
+    table = table or build(directory)
     sections = [section for section in table.sections if not section.stale and heading in (None, section.heading)]
     known = list(dict.fromkeys(label for section in sections for label in _own(section)))
     if not known:

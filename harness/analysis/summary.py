@@ -1,5 +1,6 @@
 """What a leaderboard says, in sentences: what is measured, which row won, by how much, and whether that is certain."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,20 @@ from harness.storage import names
 _LEVEL = 0.05
 
 
-def summary(table: Table, section: Section) -> list[str]:
-    """Lines on a section of today's rows; none where there are not two to compare."""
+@dataclass(frozen=True)
+class Summary:
+    """Sentences on a section; and the best row with those that the paired test over seeds does not tell from it."""
+
+    lines: list[str] = field(default_factory=list)
+    tied: list[str] = field(default_factory=list)
+
+
+def summary(table: Table, section: Section) -> Summary:
+    """What today's rows of a section say; nothing where there are not two to compare."""
     own = [index for index, published in enumerate(section.published) if not published]
     errors = section.rows[names.CERTIFIED_ERROR].iloc[own].dropna()
     if section.stale or len(errors) < 2:
-        return []
+        return Summary()
     best = section.labels[own[0]]
     lines = [
         "certified error: the share of test images that are misclassified or not proved robust; lower is better",
@@ -29,10 +38,12 @@ def summary(table: Table, section: Section) -> list[str]:
         places = list(table.folders[errors.index[0]].values())
         if len(places) == 1:
             lines.append(_on_other_images(*places))
-        compared, _ = compare(table.directory, baseline=best, heading=section.heading)
+        compared, _ = compare(table.directory, baseline=best, heading=section.heading, table=table)
     except InputError:  # not judged alike, or verdicts gone: there is nothing to add
-        return lines
-    return lines + _told_apart(compared[compared["seed"] == ALL], len(set(compared["seed"])) - 1)
+        return Summary(lines)
+    others, seeds = compared[compared["seed"] == ALL], len(set(compared["seed"])) - 1
+    tied = others.loc[~(others["t_holm"] < _LEVEL), "row"].tolist() if seeds > 1 else []
+    return Summary(lines + _told_apart(others, seeds), [best, *tied] if tied else [])
 
 
 def _on_other_images(place: Path) -> str:

@@ -17,13 +17,16 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from harness.analysis.columns import of_group
-from harness.analysis.leaderboard import Table, build, row_label
+from harness.analysis.leaderboard import Section, Table, build, row_label
+from harness.analysis.stages import STAGES_LEGEND, stages_table
 from harness.analysis.summary import summary
 from harness.command_line import OK, add_sweep_directory
 from harness.storage.files import write_text
 
 LEGEND = (
     "Errors in percent; mean ± sample standard deviation over the seeds; best certified error first. "
+    "The robust error lies between the attack error, were every open example robust, and the certified error, were "
+    "none. ~: not told from the best by a paired test over the seeds. "
     "Rows in italics, with a source, are published numbers."
 )
 FAILURES = "Trials without a result"
@@ -50,11 +53,21 @@ def _markdown(table: Table) -> str:
     for section in table.sections:
         parts += [f"## {markdown_text(section.heading)}\n"]
         parts += [f"**{markdown_text(note)}**\n" for note in section.notes]
-        parts += [markdown_table(section.shown, section.published)]
+        parts += [markdown_table(_marked(table, section), section.published)]
         parts += [f"- Warning: {markdown_text(warning)}\n" for warning in section.warnings]
+        stages = stages_table(table, section)
+        if len(stages):
+            parts += [f"{STAGES_LEGEND}\n", markdown_table(stages, [False] * len(stages))]
     if len(table.failures):
         parts += [f"## {FAILURES}\n", markdown_table(table.failures, [False] * len(table.failures))]
     return "\n".join([*parts, f"{LEGEND}\n"])
+
+
+def _marked(table: Table, section: Section) -> pd.DataFrame:
+    """The section's rows as text, those that are not told from the best with a mark at their rank."""
+    tied = [label in summary(table, section).tied for label in section.labels]
+    shown = section.shown
+    return shown.assign(**{"#": [f"{rank} ~" if alike else rank for rank, alike in zip(shown["#"], tied, strict=True)]})
 
 
 def write(directory: Path) -> Table:
@@ -64,7 +77,10 @@ def write(directory: Path) -> Table:
     objects = [{name: value for name, value in row.items() if name != "source" or value} for row in plain]
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    page = environment.get_template("leaderboard.html.jinja").render(table=table, legend=LEGEND, failures=FAILURES)
+    stages = {section.heading: stages_table(table, section) for section in table.sections}
+    shown = {section.heading: _marked(table, section) for section in table.sections}
+    given = {"table": table, "shown": shown, "stages": stages, "stages_legend": STAGES_LEGEND}
+    page = environment.get_template("leaderboard.html.jinja").render(legend=LEGEND, failures=FAILURES, **given)
     as_json = json.dumps(objects, indent=1, allow_nan=False) + "\n"
     texts = [_markdown(table), table.rows.to_csv(index=False, lineterminator="\n"), as_json, page + "\n"]
     for path, text in zip(table.files, texts, strict=True):
@@ -75,20 +91,21 @@ def write(directory: Path) -> Table:
 def show(table: Table, console: Console) -> None:
     """Print the leaderboard's main columns, as many as fit, with all notes and failures, and where its files are."""
     say = partial(console.print, markup=False, highlight=False)
-    fitting = of_group("error", "width") if console.width >= 110 else of_group("error")
-    titles = [*(column.title for column in fitting), "seeds"]
+    fitting = of_group("error", "open", "width") if console.width >= 110 else of_group("error")
     for section in table.sections:
+        titles = [column.title for column in fitting if column.title in section.shown] + ["seeds"]
         say(f"\n{table.sweep}: {section.heading}", style="bold")
         for note in section.notes:
             say(note, style="yellow")
         grid = RichTable(Column("row", overflow="fold"), *titles, box=box.SIMPLE_HEAD, show_edge=False)
-        numbers = section.shown[titles].to_numpy()
+        numbers, said = section.shown[titles].to_numpy(), summary(table, section)
         for label, cells, published in zip(section.labels, numbers, section.published, strict=True):
-            grid.add_row(*map(Text, [label, *cells]), style="italic" if published else None)
+            marked = f"~ {label}" if label in said.tied else label
+            grid.add_row(*map(Text, [marked, *cells]), style="italic" if published else None)
         console.print(grid)
         for warning in section.warnings:
             say(f"Warning: {warning}")
-        for line in summary(table, section):
+        for line in said.lines:
             say(line, soft_wrap=True)
     if len(table.failures):
         say(f"\n{FAILURES}", style="bold")

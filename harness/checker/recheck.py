@@ -140,8 +140,8 @@ def _of_the_table(verdicts: pd.DataFrame, test: Split, metrics: dict[str, float 
     problems = [f"image {index}: another label is recorded than the data has" for index in wrong]
     errors = {
         names.STANDARD_ERROR: [names.MISCLASSIFIED],
-        names.ATTACK_ERROR: [names.MISCLASSIFIED, names.FALSIFIED],
-        names.CERTIFIED_ERROR: [names.MISCLASSIFIED, names.FALSIFIED, names.UNKNOWN],
+        names.ATTACK_ERROR: [names.MISCLASSIFIED, names.ATTACKED],
+        names.CERTIFIED_ERROR: [names.MISCLASSIFIED, names.ATTACKED, *names.OPEN],
     }
     for name, kinds in errors.items():
         error = 100 * float(verdicts[names.VERDICT].isin(kinds).mean())

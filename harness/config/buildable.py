@@ -4,6 +4,7 @@ import torch
 
 from baselines import build
 from cerdeq.bounds import BOUNDS, trace
+from harness.config.settings import BAB
 from harness.config.trial import TrialConfig
 from harness.methods import make_method
 
@@ -17,4 +18,9 @@ def check_buildable(config: TrialConfig) -> None:
     with torch.device("meta"):
         network = build(config.model, config.dataset, config.width, **config.options)
     method = make_method(config.method, config.method_options)
-    trace(network.eval(), linear=method.linear or any(BOUNDS[stage].linear for stage in config.evaluation.stages))
+    trace(network.eval(), linear=method.linear or needs_linear(config.evaluation.stages))
+
+
+def needs_linear(stages: tuple[str, ...]) -> bool:
+    """Whether any of the verifier's stages needs backward rules."""
+    return any(stage == BAB or BOUNDS[stage].linear for stage in stages)

@@ -11,8 +11,9 @@ from typing import ClassVar
 from harness.config.radius import Radius
 from harness.errors import require
 
-STAGES = ("ibp", "crown-ibp", "crown", "alpha-crown")
-"""The verifier's stages, cheapest first: cerdeq.bounds.BOUNDS, for those that work without torch."""
+BAB = "bab"
+STAGES = ("ibp", "crown-ibp", "crown", "alpha-crown", BAB)
+"""The verifier's stages, cheapest first: cerdeq.bounds.BOUNDS, for those that work without torch; branch and bound."""
 
 ATTACKS = ("margin", "all")
 """What an attack climbs: the margin; or it, cross entropy and the margin against each other class."""
@@ -104,6 +105,7 @@ class EvaluationSettings:
     batch_size: images judged at a time.
     attack: what projected gradient descent climbs, of ATTACKS.
     attack_steps, attack_restarts: how many steps, and how often from another start, each of its objectives.
+    bab_seconds, bab_branches: what branch and bound may take for an image; None is without end, for one of them.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
@@ -114,6 +116,8 @@ class EvaluationSettings:
     attack: str = "all"
     attack_steps: int = 40
     attack_restarts: int = 3
+    bab_seconds: float | None = 60.0
+    bab_branches: int | None = None
 
     def __post_init__(self) -> None:
         rising = [stage for stage in STAGES if stage in self.stages] == list(self.stages)
@@ -123,3 +127,9 @@ class EvaluationSettings:
         require("attack", self.attack, self.attack in ATTACKS, "'margin' or 'all'")
         for name in ("batch_size", "attack_steps", "attack_restarts"):
             require(name, getattr(self, name), getattr(self, name) >= 1, "an integer of at least 1")
+        seconds, branches = self.bab_seconds, self.bab_branches
+        ends = seconds is None or 0 < seconds < math.inf
+        require("bab_seconds", seconds, ends, "above 0 and finite, or null for no limit")
+        require("bab_branches", branches, branches is None or branches >= 1, "an integer of at least 1, or null")
+        limited = BAB not in self.stages or seconds is not None or branches is not None
+        require("bab_seconds", seconds, limited, "a number, where bab_branches is null")

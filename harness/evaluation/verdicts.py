@@ -1,19 +1,19 @@
 """Verdicts: one row a test example, decided by the first stage that can."""
 
 import copy
-import dataclasses
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from baselines import DATASETS
 from cerdeq import LinfBall, margin_spec
-from cerdeq.bounds import BOUNDS, Context, Interval, Program, lower_bounds, propagate, trace
+from cerdeq.bounds import Context, Interval, Program, lower_bounds, propagate, trace
 from cerdeq.bounds.memory import examples_in_cache
 from cerdeq.bounds.narrow import in_float32
 from cerdeq.boxes import outward_ends
@@ -21,17 +21,19 @@ from cerdeq.equilibrium import follow
 from harness.attacks.counterexamples import decode, encode
 from harness.attacks.objectives import margins
 from harness.attacks.pgd import worst_point
-from harness.config.settings import EvaluationSettings
+from harness.config.buildable import needs_linear
+from harness.config.settings import BAB, EvaluationSettings
 from harness.config.trial import TrialConfig
+from harness.evaluation.branching import branch_and_bound
 from harness.evaluation.kept import KeptBatches
+from harness.evaluation.ledger import Ledger, SoundnessError, timed
 from harness.storage import names
 
 IBP = "ibp"
-CLEAN, ATTACK, NO_STAGE = "clean", "attack", "none"  # stages beside the verifier's
-
-
-class SoundnessError(AssertionError):
-    """An example is certified and yet misclassified or broken: a bound is wrong, and no number here can be trusted."""
+CLEAN, ATTACK = "clean", "attack"  # stages before the verifier's
+NOT_KNOWN = -1  # the prediction of an example whose clean margins cannot be computed
+_TENSORS = ("lower", "width", "clean", "clean_lower")  # fields of Bounds
+_BRANCHED_AT_ONCE = 20  # images, where each may take a minute: what is kept is kept after a batch
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Bounds:
     lower, width, clean: the margins' lower bounds, the widths of their intervals, and their clean values.
     clean_lower: proved lower bounds of the clean values, which a solver finds with an error.
     layers: the mean width of each pre-activation.
+    seconds: what each stage took.
     """
 
     lower: Tensor
@@ -48,6 +51,7 @@ class Bounds:
     clean: Tensor
     clean_lower: Tensor
     layers: dict[str, float]
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def prediction(self, labels: Tensor) -> Tensor:
         """The predicted class [B]: the label where all clean margins are proved positive, else the least one's."""
@@ -61,46 +65,79 @@ class Judgement:
 
     verdicts: a row an example, columns as in harness.storage.names.
     layers: mean width of each pre-activation over all examples.
-    clean_spread: standard deviation of all clean margins.
-    counterexamples: int16 [C, H, W] of each falsified example, by its index, for harness.attacks.counterexamples.
+    clean_mean, clean_spread: mean and standard deviation of all clean margins.
+    seconds: what each stage took.
+    counterexamples: int16 [C, H, W] of each attacked example, by its index, for harness.attacks.counterexamples.
     """
 
     verdicts: pd.DataFrame
     layers: dict[str, float]
+    clean_mean: float
     clean_spread: float
+    seconds: dict[str, float]
     counterexamples: dict[int, Tensor]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A network as judging needs it: float64, in evaluation mode; its program; that in float32; what attacks search."""
+
+    model: nn.Module
+    program: Program
+    narrow: Program | None
+    follower: nn.Module
+
+
+def ready(model: nn.Module, stages: tuple[str, ...]) -> Ready:
+    """The network made ready for the verifier's stages. model: float64, in evaluation mode."""
+    linear = needs_linear(stages)
+    return Ready(model, trace(model, linear), in_float32(model, linear), searcher(model))
 
 
 @torch.no_grad()
 def bound_margins(program: Program, x: Tensor, labels: Tensor, classes: int, eps: Fraction) -> Bounds:
     """Sound IBP bounds and the clean values of the margins for x [B, C, H, W], pixels in [0, 1]."""
     size = examples_in_cache(program, Interval(x, torch.zeros_like(x)))
-    parts = [
-        _bound_margins(program, *part, classes, eps) for part in zip(x.split(size), labels.split(size), strict=True)
-    ]
-    lower, width, clean, clean_lower, layers = zip(*parts, strict=True)
-    shares = [len(part) / len(x) for part in lower]
-    return Bounds(torch.cat(lower), torch.cat(width), torch.cat(clean), torch.cat(clean_lower), _mean(layers, shares))
+    return _joined(
+        [_bound_margins(program, *part, classes, eps) for part in zip(x.split(size), labels.split(size), strict=True)]
+    )
 
 
-def _bound_margins(
-    program: Program, x: Tensor, labels: Tensor, classes: int, eps: Fraction
-) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, float]]:
-    """The fields of `Bounds`, all examples at once. The clean value is the centre of a point's proved box."""
-    ball = LinfBall(x, eps)
-    ctx = Context(sound=True)
+def _bound_margins(program: Program, x: Tensor, labels: Tensor, classes: int, eps: Fraction) -> Bounds:
+    """`bound_margins` of all examples at once. The clean value is the centre of a point's proved box."""
+    ball, ctx = LinfBall(x, eps), Context(sound=True)
+    seconds: dict[str, float] = {}
     spec = margin_spec(labels, classes)
-    output = propagate(program, Interval(ball.center, ball.radius), ctx, spec)
-    lower, _ = outward_ends(output.box)
-    point = propagate(program, Interval(x, torch.zeros_like(x)), Context(sound=True), spec)
-    clean_lower, _ = outward_ends(point.box)
+    with timed(seconds, IBP, x.device):
+        output = propagate(program, Interval(ball.center, ball.radius), ctx, spec)
+        lower, _ = outward_ends(output.box)
+    with timed(seconds, CLEAN, x.device):
+        point = propagate(program, Interval(x, torch.zeros_like(x)), Context(sound=True), spec)
+        clean_lower, _ = outward_ends(point.box)
     layers = {name: 2 * float(box.radius.mean()) for name, box in ctx.preactivations.items()}
-    return lower, 2 * output.radius, point.center, clean_lower, layers
+    return Bounds(lower, 2 * output.radius, point.center, clean_lower, layers, seconds)
 
 
-def _mean(rows: Sequence[dict[str, float]], shares: Sequence[float]) -> dict[str, float]:
-    """The mean of each entry over rows, which count by their shares of all examples."""
-    return {name: sum(share * row[name] for share, row in zip(shares, rows, strict=True)) for name in rows[0]}
+def _joined(parts: Sequence[Bounds]) -> Bounds:
+    """The bounds of examples that were bounded in parts."""
+    tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in _TENSORS}
+    layers = mean([part.layers for part in parts], [len(part.lower) for part in parts])
+    return Bounds(**tensors, layers=layers, seconds=total(part.seconds for part in parts))
+
+
+def mean(rows: Sequence[dict[str, float]], images: Sequence[int]) -> dict[str, float]:
+    """The mean of each entry over rows, each of which stands for so many images; those without entries do not count."""
+    known = [(row, count) for row, count in zip(rows, images, strict=True) if row]
+    number = sum(count for _, count in known)
+    return {name: sum(count / number * row[name] for row, count in known) for name in (known[0][0] if known else ())}
+
+
+def total(rows: Iterable[dict[str, float]]) -> dict[str, float]:
+    """The sum of each entry over rows, some of which may lack it."""
+    sums: Counter[str] = Counter()
+    for row in rows:
+        sums.update(row)
+    return dict(sums)
 
 
 def judge(
@@ -111,48 +148,106 @@ def judge(
     model: float64, in evaluation mode. Predictions and bounds are float64, bounds rounded outwards; the attack
     searches in float32, and a point counts as adversarial only where it is proved to be. Raises SoundnessError.
     """
-    stages = config.evaluation.stages
-    linear = any(BOUNDS[stage].linear for stage in stages)
-    program, narrow = trace(model, linear), in_float32(model, linear)
-    follower = searcher(model)
+    network = ready(model, config.evaluation.stages)
     tables, known, found = ([], [], {}) if kept is None else kept.restored()
     bounds = [Bounds(**fields) for fields in known]
     for start, x, y in _batches(images, labels, config, sum(map(len, tables))):
-        batch = bound_margins(program, x, y, DATASETS[config.dataset].classes, config.eps)
-        prediction = batch.prediction(y)
-        right = prediction == y
-        least = {IBP: batch.lower.amin(1)}
-        attacked = torch.full(y.shape, torch.nan, dtype=x.dtype, device=x.device)
-        proved, indices = least[IBP] > 0, torch.arange(start, start + len(y), device=x.device)
-        for rows, settings in ((right & ~proved, config.evaluation), (right & proved, _least_attack(config))):
-            if bool(rows.any()):
-                points = _attacked(follower, x[rows], y[rows], indices[rows], config, settings)
-                point = decode(points, x[rows], config.eps)
-                attacked[rows] = _margins_at(model, program, point, y[rows], DATASETS[config.dataset].classes)
-                broken = attacked[rows] < 0
-                kept_points = [k.clone() for k in points[broken].cpu()]  # files hold no views
-                found |= dict(zip(indices[rows][broken].tolist(), kept_points, strict=True))
-        unbroken = right & ~(attacked < 0)
-        least |= _later_stages(program, narrow, x, y, config, unbroken & ~(least[IBP] > 0))
-        examples = pd.DataFrame(
-            {
-                names.INDEX: range(start, start + len(y)),
-                names.LABEL: y.cpu().numpy(),
-                names.PREDICTION: prediction.cpu().numpy(),
-                **{names.margin_column(stage): margin.cpu().numpy() for stage, margin in least.items()},
-                names.ATTACK_MARGIN: attacked.cpu().numpy(),
-                names.WIDTH: batch.width.mean(1).cpu().numpy(),
-            }
-        )
-        tables.append(_with_verdicts(examples, stages))
+        table, batch, points = _judged(network, x, y, start, config)
+        tables.append(table)
         bounds.append(batch)
+        found |= points
         if kept is not None:
             kept.after_batch(tables, bounds, found)
+    return _judgement(tables, bounds, found, config.evaluation.stages)
+
+
+def judge_part(network: Ready, images: Tensor, labels: Tensor, first: int, config: TrialConfig) -> Judgement:
+    """`judge` of a part of the images, of which the first is number `first`. Raises SoundnessError.
+
+    What comes out depends on these images alone.
+    """
+    batches = _batches(images, labels, config)
+    parts = [_judged(network, x, y, first + start, config) for start, x, y in batches]
+    tables, bounds, points = zip(*parts, strict=True)
+    found = {index: point for each in points for index, point in each.items()}
+    return _judgement(list(tables), list(bounds), found, config.evaluation.stages)
+
+
+def _judgement(
+    tables: list[pd.DataFrame], bounds: list[Bounds], found: dict[int, Tensor], stages: tuple[str, ...]
+) -> Judgement:
     verdicts = pd.concat(tables, ignore_index=True)
     _refuse_contradictions(verdicts, stages)
-    shares = [len(batch.lower) / len(images) for batch in bounds]
-    layers = _mean([batch.layers for batch in bounds], shares)
-    return Judgement(verdicts, layers, float(torch.cat([batch.clean for batch in bounds]).std()), found)
+    all_of_them = _joined(bounds)
+    clean = all_of_them.clean[~all_of_them.clean.isnan()]
+    spread = float(clean.std()) if len(clean) else 0.0
+    return Judgement(verdicts, all_of_them.layers, float(clean.mean()), spread, all_of_them.seconds, found)
+
+
+def _judged(
+    network: Ready, x: Tensor, labels: Tensor, first: int, config: TrialConfig
+) -> tuple[pd.DataFrame, Bounds, dict[int, Tensor]]:
+    """A batch's rows of the table of verdicts, its bounds by IBP, and the counterexamples found, by index."""
+    stages, ledger = config.evaluation.stages, Ledger(len(labels))
+    bounds, known = _clean_and_ibp(network, x, labels, config, ledger)
+    prediction = torch.where(known, bounds.prediction(labels), NOT_KNOWN)
+    ledger.decide(CLEAN, names.MISCLASSIFIED, known & (prediction != labels))
+    given = x, labels, config, ledger, known
+    least = {IBP: bounds.lower.amin(1)}
+    attacked, points = _attack(network, first, least[IBP] > 0, *given)
+    ledger.decide(ATTACK, names.ATTACKED, attacked < 0)
+    ledger.decide(IBP, names.CERTIFIED, least[IBP] > 0)
+    for stage in (stage for stage in stages if stage not in (IBP, BAB)):
+        least[stage] = _least_margins(network, stage, *given)
+        ledger.decide(stage, names.CERTIFIED, least[stage] > 0)
+    branches = {}
+    if BAB in stages:
+        found = branch_and_bound(network.model, partial(_margins_at, network), *given)
+        least[BAB], branches[names.BRANCHES] = found.least, found.branches
+        attacked = torch.where(found.attacked.isnan(), attacked, found.attacked)
+        points |= {first + example: point for example, point in found.points.items()}
+    columns = {
+        names.PREDICTION: prediction,
+        **{names.margin_column(stage): margin for stage, margin in least.items()},
+        **branches,
+        names.ATTACK_MARGIN: attacked,
+        names.WIDTH: bounds.width.mean(1),
+    }
+    table = pd.DataFrame(
+        {
+            names.INDEX: range(first, first + len(labels)),
+            names.LABEL: labels.cpu().numpy(),
+            **{name: column.cpu().numpy() for name, column in columns.items()},
+            **ledger.columns(),
+        }
+    )
+    return table, replace(bounds, seconds=total([bounds.seconds, ledger.seconds])), points
+
+
+def _clean_and_ibp(
+    network: Ready, x: Tensor, labels: Tensor, config: TrialConfig, ledger: Ledger
+) -> tuple[Bounds, Tensor]:
+    """IBP of the batch, and which examples [B] could be bounded: the others' are not numbers.
+
+    Raises RuntimeError where none can be.
+    """
+    classes = DATASETS[config.dataset].classes
+
+    def ask(of: Tensor) -> Bounds:
+        return bound_margins(network.program, x[of], labels[of], classes, config.eps)
+
+    found = ledger.answers(CLEAN, ask, torch.arange(len(labels), device=x.device))
+    ledger.seconds.clear()  # the bounds tell IBP's from the clean solve's
+    if not found and len(labels) > 1:
+        raise RuntimeError(f"none of {len(labels)} images can be judged: {ledger.reason[0]}")
+    known = torch.zeros_like(labels, dtype=torch.bool)
+    tensors = {name: x.new_full((len(labels), classes - 1), torch.nan) for name in _TENSORS}
+    for part, answer in found:
+        known[part] = True
+        for name, tensor in tensors.items():
+            tensor[part] = getattr(answer, name)
+    layers = mean([answer.layers for _, answer in found], [len(part) for part, _ in found])
+    return Bounds(**tensors, layers=layers, seconds=total(answer.seconds for _, answer in found)), known
 
 
 def errors_without_attack(model: nn.Module, images: Tensor, labels: Tensor, config: TrialConfig) -> tuple[float, float]:
@@ -166,10 +261,15 @@ def errors_without_attack(model: nn.Module, images: Tensor, labels: Tensor, conf
     return 100 * (1 - right / len(images)), 100 * (1 - certified / len(images))
 
 
+def images_at_once(settings: EvaluationSettings) -> int:
+    """How many images are judged at a time."""
+    return min(settings.batch_size, _BRANCHED_AT_ONCE) if BAB in settings.stages else settings.batch_size
+
+
 def _batches(
     images: Tensor, labels: Tensor, config: TrialConfig, first: int = 0
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    size = config.evaluation.batch_size
+    size = images_at_once(config.evaluation)
     for start in range(first, len(images), size):
         yield start, images[start : start + size].double() / 255, labels[start : start + size]
 
@@ -181,9 +281,34 @@ def searcher(model: nn.Module) -> nn.Module:
     return follower.float().requires_grad_(False)
 
 
+def _attack(
+    network: Ready, first: int, proved: Tensor, x: Tensor, labels: Tensor, config: TrialConfig, ledger: Ledger,
+    known: Tensor,
+) -> tuple[Tensor, dict[int, Tensor]]:  # fmt: skip
+    """The margins [B] at the worst points found, and those points that are proved to be adversarial, by index.
+
+    first: the number of the first example. proved: [B], by IBP, which are attacked least. known: [B], which are to be
+    asked at all. Not a number where the attack was not asked.
+    """
+    attacked = torch.full(labels.shape, torch.nan, dtype=torch.float64, device=x.device)
+    found: dict[int, Tensor] = {}
+    open_ = known & ledger.open.to(x.device)
+    for rows, settings in ((open_ & ~proved, config.evaluation), (open_ & proved, _least_attack(config))):
+
+        def ask(of: Tensor, settings: EvaluationSettings = settings) -> tuple[Tensor, Tensor]:
+            points = _attacked(network.follower, x[of], labels[of], first + of, config, settings)
+            return _margins_at(network, decode(points, x[of], config.eps), labels[of]), points
+
+        for part, (margin, points) in ledger.answers(ATTACK, ask, rows.nonzero()[:, 0]):
+            attacked[part] = margin
+            broken = (margin < 0).nonzero()[:, 0]
+            found |= {first + int(part[row]): points[row].cpu().clone() for row in broken}
+    return attacked, found
+
+
 def _least_attack(config: TrialConfig) -> EvaluationSettings:
     """The attack on what IBP proved: a check of the bound, that can find nothing but an error."""
-    return dataclasses.replace(config.evaluation, attack="margin", attack_restarts=1)
+    return replace(config.evaluation, attack="margin", attack_restarts=1)
 
 
 def _attacked(
@@ -195,14 +320,15 @@ def _attacked(
 
 
 @torch.no_grad()
-def _margins_at(model: nn.Module, program: Program, points: Tensor, labels: Tensor, classes: int) -> Tensor:
+def _margins_at(network: Ready, points: Tensor, labels: Tensor) -> Tensor:
     """The least margins [B] of the float64 network at points; where they are below 0, their proved upper bounds."""
-    least = margins(model(points), labels)
+    logits = network.model(points)
+    least, classes = margins(logits, labels), logits.shape[1]
     below = (least < 0).nonzero()[:, 0]
     if len(below):
-        size = examples_in_cache(program, Interval(points, torch.zeros_like(points)))
+        size = examples_in_cache(network.program, Interval(points, torch.zeros_like(points)))
         least[below] = torch.cat(
-            [upper_margins(program, points[part], labels[part], classes) for part in below.split(size)]
+            [upper_margins(network.program, points[part], labels[part], classes) for part in below.split(size)]
         )
     return least
 
@@ -215,41 +341,25 @@ def upper_margins(program: Program, points: Tensor, labels: Tensor, classes: int
     return outward_ends(output.box)[1].amin(1)
 
 
-def _later_stages(
-    program: Program, narrow: Program | None, x: Tensor, labels: Tensor, config: TrialConfig, unproved: Tensor
-) -> dict[str, Tensor]:
-    """The least margin's lower bound [B] by each stage after IBP, of the examples that it and those before left open.
+def _least_margins(
+    network: Ready, stage: str, x: Tensor, labels: Tensor, config: TrialConfig, ledger: Ledger, known: Tensor
+) -> Tensor:
+    """The least margin's lower bound [B] by a stage, of the examples that it and those before left open.
 
-    unproved: [B], which IBP left open. Not a number where a stage was not asked.
+    known: [B], which are to be asked at all. Not a number where the stage was not asked.
     """
-    least = {}
-    for stage in config.evaluation.stages[1:]:
-        least[stage] = torch.full(x.shape[:1], torch.nan, dtype=x.dtype, device=x.device)
-        if bool(unproved.any()):
-            ball = LinfBall(x[unproved], config.eps)
-            spec = margin_spec(labels[unproved], DATASETS[config.dataset].classes).to(x)
-            region = Interval(ball.center, ball.radius)
-            least[stage][unproved] = lower_bounds(program, region, spec, stage, 0.0, narrow=narrow).amin(1)
-        unproved = unproved & ~(least[stage] > 0)
-    return least
 
+    def ask(of: Tensor) -> Tensor:
+        ball = LinfBall(x[of], config.eps)
+        spec = margin_spec(labels[of], DATASETS[config.dataset].classes).to(x)
+        region = Interval(ball.center, ball.radius)
+        return lower_bounds(network.program, region, spec, stage, 0.0, narrow=network.narrow).amin(1)
 
-def _with_verdicts(examples: pd.DataFrame, stages: tuple[str, ...]) -> pd.DataFrame:
-    """The examples with their verdicts: each has that of the first line here that holds."""
-    decisions = [
-        (names.MISCLASSIFIED, CLEAN, examples[names.PREDICTION] != examples[names.LABEL]),
-        (names.FALSIFIED, ATTACK, examples[names.ATTACK_MARGIN] < 0),
-        *((names.CERTIFIED, stage, examples[names.margin_column(stage)] > 0) for stage in stages),
-        (names.UNKNOWN, NO_STAGE, pd.Series(True, examples.index)),
-    ]
-    verdicts, deciding, holds = zip(*decisions, strict=True)
-    return examples.assign(
-        **{names.VERDICT: np.select(holds, verdicts, ""), names.STAGE: np.select(holds, deciding, "")}
-    )
+    return ledger.figures(stage, ask, known & ledger.open.to(x.device))
 
 
 def _refuse_contradictions(verdicts: pd.DataFrame, stages: tuple[str, ...]) -> None:
-    refuted = verdicts[names.VERDICT].isin([names.MISCLASSIFIED, names.FALSIFIED])
+    refuted = (verdicts[names.VERDICT] == names.MISCLASSIFIED) | (verdicts[names.ATTACK_MARGIN] < 0)
     proofs = [names.margin_column(stage) for stage in stages]
     contradicted = refuted & (verdicts[proofs] > 0).any(axis=1)
     if contradicted.any():

@@ -1,12 +1,9 @@
 """Train and certify every trial of a sweep, log them, write the leaderboard."""
 
 import argparse
-import fcntl
 import os
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,7 @@ from harness.errors import InputError, require
 from harness.launch.mlflow_policy import Mirror
 from harness.launch.progress import Progress
 from harness.storage import folder, names
-from harness.storage.files import make_directory, write_json
+from harness.storage.files import locked, make_directory, write_json
 from harness.storage.folder import Trial
 
 # harness.launch.ray_tune is imported late: Ray takes seconds, and bad input is told first.
@@ -62,7 +59,7 @@ def main(options: argparse.Namespace) -> int:
         return _export(trials, options.export)
     directory = (options.results_dir / sweep.name).absolute()
     _check_owner(directory, sweep)
-    with _locked(directory):
+    with locked(directory):
         return _complete(sweep, data, trials, directory, options, console)
 
 
@@ -150,18 +147,6 @@ def _check_owner(directory: Path, sweep: Sweep) -> None:
             raise InputError(
                 f"{directory} belongs to another sweep: found {found}, this one is {mine}; rename one of them"
             )
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Hold the sweep's directory for this process alone; the lock goes with the process, however it ends."""
-    make_directory(directory)
-    with open(directory / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"another run is writing to {directory}") from None
-        yield
 
 
 def _export(trials: list[Trial], target: Path) -> int:

@@ -1,4 +1,4 @@
-"""Runs trials side by side under Ray Tune. The only module that imports Ray.
+"""Runs trials side by side under Ray Tune. The only module that imports Ray; ray_tasks.py has it from here.
 
 Ray places trials and retries those whose worker died; it keeps nothing that matters. A trial's own folder is the truth,
 and a retry, or a later run of the same sweep, goes on from the checkpoint there. On several machines the results
@@ -112,7 +112,7 @@ def _reason(trial: Any) -> str:
 
 def cluster_has_gpu(address: str) -> bool:
     """Whether the Ray cluster at `address` has a GPU."""
-    with _cluster(address) as resources:
+    with cluster(address) as resources:
         return resources.get("GPU", 0) > 0
 
 
@@ -136,8 +136,8 @@ def run_folders(
     Raises ResourceError where CUDA is there and Ray does not see it, or no machine has what a trial asks for.
     """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    with _cluster(address) as resources:
-        _check_resources(resources, cpu, gpu)
+    with cluster(address) as resources:
+        check_resources(resources, cpu, gpu)
         directories = tune.grid_search([str(place.absolute()) for place in folders])
         tuner = Tuner(
             tune.with_resources(worker, {"cpu": cpu, "gpu": gpu}),
@@ -157,7 +157,8 @@ def run_folders(
             shutil.rmtree(storage, ignore_errors=True)
 
 
-def _check_resources(resources: dict[str, float], cpu: int, gpu: float) -> None:
+def check_resources(resources: dict[str, float], cpu: int, gpu: float) -> None:
+    """Raise ResourceError where a piece of work would wait for ever."""
     if torch.cuda.is_available() and not resources.get("GPU", 0):
         raise ResourceError(
             "torch sees a GPU on this machine and Ray does not; look at CUDA_VISIBLE_DEVICES and at the cluster's start"
@@ -172,7 +173,7 @@ def _check_resources(resources: dict[str, float], cpu: int, gpu: float) -> None:
 
 
 @contextmanager
-def _cluster(address: str | None) -> Iterator[dict[str, float]]:
+def cluster(address: str | None) -> Iterator[dict[str, float]]:
     """Ray's resources; Ray is started and stopped again unless it was up already."""
     started = not ray.is_initialized()
     if started:

@@ -1,5 +1,6 @@
 """What a person sees of one trial: in a terminal a bar with the time that is left, elsewhere lines."""
 
+from collections import Counter
 from typing import Any
 
 from rich.console import Console
@@ -74,3 +75,30 @@ class Bar:
         left = minutes(pace.left(done, parts))
         note = ", ".join([f"{left} left", *figures] if left else figures)
         self.bars.update(task, completed=done, note=note)
+
+
+class Counts:
+    """A context manager around images that are judged in pieces: in a terminal a bar with counts, elsewhere nothing."""
+
+    def __init__(self, images: int, console: Console):
+        columns = TextColumn("images"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}")
+        self.bars = Bars(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self.task, self.images, self.pace = self.bars.add_task("images", total=images, note=""), images, Pace()
+        self.verdicts: Counter[str] = Counter()
+
+    def __enter__(self) -> "Counts":
+        self.pace.left(0, self.images)
+        self.bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bars.stop()
+
+    def add(self, verdicts: dict[str, int]) -> None:
+        """So many more images have each verdict."""
+        self.verdicts.update(verdicts)
+        done, open_ = self.verdicts.total(), sum(self.verdicts[kind] for kind in names.OPEN)
+        left = minutes(self.pace.left(done, self.images))
+        certified, attacked = self.verdicts[names.CERTIFIED], self.verdicts[names.ATTACKED]
+        note = f"{certified:,} certified, {attacked:,} attacked, {open_:,} open"
+        self.bars.update(self.task, completed=done, note=f"{note}, {left} left" if left else note)

@@ -6,7 +6,7 @@
     judged.pt            verdicts so far, while the network is judged
     weights.safetensors  the final network, parametrisations folded in
     verdicts.parquet     one row a test example
-    counterexamples.safetensors   adversarial points of falsified examples, by index (harness.attacks.counterexamples)
+    counterexamples.safetensors   adversarial points of attacked examples, by index (harness.attacks.counterexamples)
     result.json          written last: a folder without it is unfinished
     failure.json         why the trial stopped, where it failed
 

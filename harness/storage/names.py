@@ -9,6 +9,7 @@ from typing import Any
 CERTIFIED_ERROR = "certified_error"
 ATTACK_ERROR = "attack_error"
 STANDARD_ERROR = "standard_error"
+OPEN_ERROR = "open"  # certified minus attack error: the verdicts of OPEN
 BOUND_WIDTH = "bound_width"
 BOUND_WIDTH_RELATIVE = "bound_width_relative"
 PARAMETERS = "parameters"
@@ -20,6 +21,8 @@ GAIN = "equilibrium/gain"
 MARGIN = "equilibrium/margin"
 RHO_BOUND = "equilibrium/rho_bound"
 ITERATIONS = "equilibrium/iterations"
+RESIDUAL = "equilibrium/residual"
+NOT_CONVERGED = "equilibrium/not_converged"
 STANDARD_ERROR_W0 = "equilibrium/standard_error_w0"
 CERTIFIED_ERROR_W0 = "equilibrium/certified_error_w0"
 MISSED_RADIUS = "equilibrium/missed_radius"  # of an epoch alone: what the training solve leaves out, in percent
@@ -46,16 +49,41 @@ LABEL = "label"
 PREDICTION = "prediction"
 VERDICT = "verdict"
 STAGE = "stage"
+REASON = "reason"  # why an example ran out of memory or failed, else empty
 ATTACK_MARGIN = "attack_margin"
 WIDTH = "width"
+BRANCHES = "branches"  # of branch and bound, where it was asked
 
-# Verdicts, the values of the column VERDICT.
-MISCLASSIFIED, FALSIFIED, CERTIFIED, UNKNOWN = "misclassified", "falsified", "certified", "unknown"
+# Verdicts, the values of the column VERDICT: each example has one. Those of OPEN are neither proved nor broken.
+MISCLASSIFIED, ATTACKED, CERTIFIED = "misclassified", "attacked", "certified"
+UNKNOWN, TIMEOUT, OUT_OF_MEMORY, FAILED = "unknown", "timeout", "out of memory", "failed"
+OPEN = (UNKNOWN, TIMEOUT, OUT_OF_MEMORY, FAILED)
+VERDICTS = (MISCLASSIFIED, ATTACKED, CERTIFIED, *OPEN)
 
 
 def margin_column(stage: str) -> str:
     """Name of the column that holds a verifier stage's margin lower bound."""
     return f"margin_{stage}"
+
+
+def share_of(verdict: str) -> str:
+    """Metric name of the share of examples with an open verdict, in percent."""
+    return f"{OPEN_ERROR}/{verdict.replace(' ', '_')}"
+
+
+def examples_at(stage: str) -> str:
+    """Metric name of how many examples no stage before `stage` had decided."""
+    return f"stage_examples/{stage}"
+
+
+def decided_by(stage: str) -> str:
+    """Metric name of how many examples a stage decided."""
+    return f"stage_decided/{stage}"
+
+
+def seconds_of(stage: str) -> str:
+    """Metric name of the seconds a stage took, all examples together."""
+    return f"stage_seconds/{stage}"
 
 
 def certified_by(stage: str) -> str:

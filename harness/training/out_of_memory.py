@@ -2,8 +2,6 @@
 
 from dataclasses import replace
 
-import torch
-
 from harness.config.trial import TrialConfig
 from harness.errors import SettingError
 
@@ -20,10 +18,3 @@ def divides(config: TrialConfig, split: int) -> bool:
     except SettingError:
         return False
     return True
-
-
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error is of memory that ran out, or came of one: a capture or a compilation may wrap it."""
-    while error is not None and not isinstance(error, torch.OutOfMemoryError):
-        error = error.__cause__ or error.__context__
-    return error is not None

@@ -1,7 +1,6 @@
 """One trial from config to result: train, fold, save, judge. Needs neither Ray nor MLflow nor pydantic."""
 
 import hashlib
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors.torch import save_file
 
-from baselines import build
 from cerdeq.equilibrium import FixedPoint, fold
 from harness.clock import Clock
 from harness.config.trial import TrialConfig
@@ -21,14 +18,15 @@ from harness.environment import best_device, describe_environment
 from harness.errors import require
 from harness.evaluation.equilibria import recurrence_report
 from harness.evaluation.kept import KeptBatches
-from harness.evaluation.metrics import final_metrics, warnings
+from harness.evaluation.metrics import final_metrics, finite_or_none, warnings
+from harness.evaluation.network import load_network
 from harness.evaluation.verdicts import SoundnessError, judge
-from harness.memory import free_memory, kept_memory
+from harness.memory import free_memory, is_out_of_memory, kept_memory
 from harness.storage import folder, names
 from harness.storage.files import write_atomically
 from harness.training.loop import train
 from harness.training.monitor import parametrised
-from harness.training.out_of_memory import divides, is_out_of_memory
+from harness.training.out_of_memory import divides
 
 Report = Callable[[dict[str, Any]], None]
 Judged = Callable[[int, int], None]
@@ -77,14 +75,6 @@ def _failure_written(directory: Path) -> Iterator[None]:
     except Exception as error:
         folder.write_failure(directory, f"{type(error).__name__}: {error}", getattr(error, "last_finite", None))
         raise
-
-
-def load_network(config: TrialConfig, weights: Path) -> nn.Sequential:
-    """The trained network whose folded weights lie in a safetensors file: float64, in evaluation mode."""
-    model = build(config.model, config.dataset, config.width, **config.options)
-    fold(model)
-    model.load_state_dict(load_file(weights))
-    return model.double().eval()
 
 
 def _finished(
@@ -136,7 +126,7 @@ def _run(
         names.TRAIN_SECONDS: sum(row.get(names.TRAIN_EPOCH_SECONDS, 0.0) for row in rows),
         names.EVALUATION_SECONDS: kept.seconds + time.monotonic() - started,
     }
-    finite = {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
+    finite = finite_or_none(metrics)
     told = warnings(judgement, finite) + _divided_batches(config, rows) + _not_compiled(config, rows)
     return folder.TrialResult(trial.key, finite, describe_environment(device), data.summary(), told)
 
@@ -162,7 +152,7 @@ def _train(
 
 def _trained(
     config: TrialConfig, training: Split, directory: Path, device: torch.device, report: Report, clock: Clock
-) -> nn.Sequential:
+) -> torch.nn.Sequential:
     """The trained network; where memory runs out, once more from the checkpoint with every part of a batch divided."""
     given = config, training.images, training.labels, directory, device, report, clock
     if not _divided_batches(config, folder.read_epochs(directory)):

@@ -96,13 +96,13 @@ def test_options_in_another_order_are_the_same_row(sweep):
 
 
 def test_other_recipe_versions_stand_apart_as_stale(sweep):
-    add(sweep, metrics(60.0), recipe=RECIPE_VERSION - 1)
+    add(sweep, metrics(61.0), recipe=RECIPE_VERSION - 1)
     add(sweep, metrics(70.0))
     table = tables.write(sweep)
     assert [section.stale for section in table.sections] == [False, True]
     assert f"recipe version {RECIPE_VERSION - 1}, today's is {RECIPE_VERSION}" in text(sweep, "md")
     assert [row["certified_error"] for row in read_json(sweep)] == [70.0]
-    assert "60.0" not in text(sweep, "csv")
+    assert "61.0" not in text(sweep, "csv")
 
 
 def test_the_best_certified_error_stands_first_and_an_unknown_one_last(sweep):
@@ -214,3 +214,50 @@ def test_results_that_cannot_be_right_are_not_counted(sweep):
 def test_errors_equal_up_to_rounding_are_in_order(sweep):
     add(sweep, metrics() | {names.ATTACK_ERROR: 65.0 + 1e-13})
     assert len(own(tables.build(sweep))) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "judged"),
+    [
+        ({"evaluation": EvaluationSettings(("ibp",))}, "ibp, all test images"),
+        ({"evaluation": EvaluationSettings(("ibp", "bab"))}, "ibp > bab (60 s), all test images"),
+        ({"evaluation": EvaluationSettings(("ibp", "bab"), bab_seconds=5.0)}, "ibp > bab (5 s), all test images"),
+        (
+            {"evaluation": EvaluationSettings(("ibp", "bab"), bab_seconds=None, bab_branches=2000)},
+            "ibp > bab (2,000 branches), all test images",
+        ),
+        (
+            {"evaluation": EvaluationSettings(test_images=1000)},
+            "ibp > crown-ibp > alpha-crown, first 1,000 test images",
+        ),
+        ({"validation_images": 500}, "ibp > crown-ibp > alpha-crown, 500 held-out images"),
+    ],
+)
+def test_rows_judged_by_other_stages_or_on_other_images_never_share_a_section(sweep, change, judged):
+    add(sweep, metrics(60.0))
+    add(sweep, metrics(55.0), model="cnn5", **change)
+    sections = tables.build(sweep).sections
+    assert {section.heading for section in sections} == {
+        f"cifar10, eps 8/255, profile full, {text}"
+        for text in ("ibp > crown-ibp > alpha-crown, all test images", judged)
+    }
+    assert [own(section)["model"].tolist() for section in sections] in ([["cnn7"], ["cnn5"]], [["cnn5"], ["cnn7"]])
+
+
+def test_what_stages_decided_stands_below_the_rows_that_have_it(sweep):
+    counts = {names.examples_at("ibp"): 90, names.decided_by("ibp"): 60, names.seconds_of("ibp"): 1234.5}
+    for seed, decided in enumerate((60, 40)):
+        add(sweep, metrics(60.0, **counts | {names.decided_by("ibp"): decided}), seed=seed)
+    add(sweep, metrics(70.0), model="cnn5")
+    tables.write(sweep)
+    assert "| cnn7 ibp | 50 of 90, 1,234 s |" in text(sweep, "md")
+    assert "50 of 90, 1,234 s" in text(sweep, "html")
+    assert "| cnn5 ibp |" not in text(sweep, "md")
+
+
+def test_open_examples_are_told_beside_the_errors_that_they_lie_between(sweep):
+    add(sweep, metrics(60.0, **{names.OPEN_ERROR: 3.0}))
+    (section,) = tables.write(sweep).sections
+    columns_shown = section.shown.columns.tolist()
+    assert columns_shown.index("open") == columns_shown.index("standard error") + 1
+    assert section.shown["open"].tolist() == ["3.00"]

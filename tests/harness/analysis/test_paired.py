@@ -15,7 +15,7 @@ from harness.storage import files, folder, names
 from harness.training import run_trial
 
 RIGHT, WRONG = names.CERTIFIED, names.UNKNOWN
-HEADING = f"cifar10, eps 8/255, profile full, recipe version {RECIPE_VERSION}"
+HEADING = "cifar10, eps 8/255, profile full, ibp > crown-ibp > alpha-crown, all test images"
 
 
 def add(sweep, verdicts, *, recipe=RECIPE_VERSION, fingerprint="data", finished=True, labels=None, order=1, **config):
@@ -143,7 +143,7 @@ def test_holm_is_over_all_comparisons_printed(tmp_path):
 
 
 def test_each_metric_counts_its_own_errors(tmp_path):
-    kinds = [names.MISCLASSIFIED, names.FALSIFIED, names.UNKNOWN, names.CERTIFIED]
+    kinds = [names.MISCLASSIFIED, names.ATTACKED, names.UNKNOWN, names.CERTIFIED]
     add(tmp_path, [names.CERTIFIED] * 4, model="cnn9")
     add(tmp_path, kinds)
     alone = {metric: paired.compare(tmp_path, metric)[0]["row_alone"].iloc[0] for metric in paired.METRICS}
@@ -175,7 +175,6 @@ def test_rows_that_differ_in_the_recipe_or_options_are_compared(tmp_path):
     ("change", "said"),
     [
         ({"evaluation": EvaluationSettings(attack_steps=50)}, "evaluation.attack_steps 40 and 50"),
-        ({"validation_images": 100}, "validation_images 0 and 100"),
         ({"fingerprint": "other"}, "fingerprint data and other"),
     ],
 )

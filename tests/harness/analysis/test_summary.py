@@ -10,7 +10,7 @@ from harness.analysis.summary import summary
 def _lines(sweep):
     table = build(sweep)
     (section,) = table.sections
-    return summary(table, section)
+    return summary(table, section).lines
 
 
 def _add(sweep, seed, wrong, **config):
@@ -46,7 +46,7 @@ def test_rows_of_another_profile_are_left_to_their_own_section(tmp_path):
         _add(tmp_path, seed, wrong + 20, profile="cpu", width=0.5)
         _add(tmp_path, seed, wrong + 2, profile="cpu", width=0.5, model="cnn9")
     table = build(tmp_path)
-    said = {section.rows["profile"].iloc[0]: summary(table, section) for section in table.sections}
+    said = {section.rows["profile"].iloc[0]: summary(table, section).lines for section in table.sections}
     assert said["full"][1] == "best: cnn7 ibp, 11.0 %" and said["cpu"][1] == "best: cnn9 ibp, 13.0 %"
     assert [line.split(": ")[-1] for line in said["full"][2:]] == ["cnn9 ibp (+5.0 points)"]
     assert [line.split(": ")[-1] for line in said["cpu"][2:]] == ["cnn7 ibp (+18.0 points)"]

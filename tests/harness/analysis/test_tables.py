@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from judged_trials import add, metrics, text
 from rich.console import Console
+from test_paired import RIGHT, WRONG
+from test_paired import add as judged
 
 from harness.analysis import tables
 from harness.command_line import main
@@ -127,3 +129,20 @@ def test_the_command_runs_without_ray_mlflow_pydantic_and_torch(sweep):
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "65.00" in done.stdout
+
+
+def test_rows_that_the_paired_test_does_not_tell_from_the_best_are_marked(sweep):
+    for seed, (best, far, near) in enumerate([(10, 40, 9), (11, 41, 14), (12, 43, 13), (10, 41, 10)]):
+        for model, wrong in (("cnn7", best), ("cnn9", far), ("cnn5", near)):
+            judged(sweep, [WRONG] * wrong + [RIGHT] * (100 - wrong), seed=seed, model=model)
+    console = Console(width=100)
+    with console.capture() as capture:
+        tables.show(tables.write(sweep), console)
+    lines = [line.split("|") for line in text(sweep, "md").splitlines() if "| cnn" in line]
+    assert [(line[1].strip(), line[2].strip()) for line in lines[:3]] == [
+        ("1 ~", "cnn7"),
+        ("2 ~", "cnn5"),
+        ("3", "cnn9"),
+    ]
+    assert all(f"~ {model} ibp" in capture.get() for model in ("cnn7", "cnn5"))
+    assert "~ cnn9" not in capture.get()

@@ -45,7 +45,7 @@ def change_verdicts(place, change, keep_errors=False):
     errors, wrong = {}, pd.Series(False, table.index)
     for name, kind in zip(
         (names.STANDARD_ERROR, names.ATTACK_ERROR, names.CERTIFIED_ERROR),
-        (names.MISCLASSIFIED, names.FALSIFIED, names.UNKNOWN),
+        (names.MISCLASSIFIED, names.ATTACKED, names.UNKNOWN),
         strict=True,
     ):
         wrong |= table[names.VERDICT] == kind

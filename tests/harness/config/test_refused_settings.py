@@ -116,6 +116,12 @@ WRONG_TYPES = {
         ["evaluation.stages", "['crown-ibp', 'ibp']", "in order"],
     ),
     "unknown bounds": (("evaluation.stages", ["ibp", "lp"]), ["evaluation.stages", "'lp'", "alpha-crown"]),
+    "bab without a budget": (
+        ("evaluation", {"stages": ["ibp", "bab"], "bab_seconds": None}),
+        ["evaluation.bab_seconds", "None", "a number, where bab_branches is null"],
+    ),
+    "bab without time": (("evaluation.bab_seconds", 0), ["evaluation.bab_seconds", "above 0"]),
+    "bab without branches": (("evaluation.bab_branches", 0), ["evaluation.bab_branches", "at least 1"]),
     "bounds without ibp": (("evaluation.stages", ["crown"]), ["evaluation.stages", "ibp"]),
     "an option's integer": (("trials.1.options", {"iterations": 1.5}), ["trials.1.options.iterations: found 1.5"]),
     "cpu in parts": (("resources.cpu", 1.5), ["resources.cpu: found 1.5", "integer"]),

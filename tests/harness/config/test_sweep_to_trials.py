@@ -52,7 +52,14 @@ def test_every_field_reaches_the_trial(tmp_path):
         initialisation="default",
     )
     evaluation = EvaluationSettings(
-        stages=("ibp", "crown"), test_images=11, batch_size=12, attack_steps=13, attack_restarts=14
+        stages=("ibp", "crown"),
+        test_images=11,
+        batch_size=12,
+        attack="margin",
+        attack_steps=13,
+        attack_restarts=14,
+        bab_seconds=1.5,
+        bab_branches=15,
     )
     options = {
         "margin": 0.2,

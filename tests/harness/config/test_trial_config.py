@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cerdeq.bounds import BOUNDS
 from harness.config import trial
-from harness.config.settings import ATTACKS, STAGES, EvaluationSettings, TrainSettings
+from harness.config.settings import ATTACKS, BAB, STAGES, EvaluationSettings, TrainSettings
 from harness.config.trial import NAME_PATTERN, TrialConfig, from_dict, labels, to_dict, trial_key
 from harness.errors import SettingError
 
@@ -70,6 +70,8 @@ OTHER = {
     "evaluation.attack": "margin",
     "evaluation.attack_steps": 50,
     "evaluation.attack_restarts": 5,
+    "evaluation.bab_seconds": 1.5,
+    "evaluation.bab_branches": 7,
 }
 
 
@@ -155,6 +157,8 @@ configs = st.builds(
         attack=st.sampled_from(ATTACKS),
         attack_steps=st.integers(1, 100),
         attack_restarts=st.integers(1, 9),
+        bab_seconds=finite,
+        bab_branches=st.none() | st.integers(1, 10**6),
     ),
 )
 
@@ -181,7 +185,7 @@ def test_the_key_does_not_depend_on_the_order_of_options():
 
 
 def test_the_names_of_bounds_are_those_of_the_mathematics():
-    assert tuple(BOUNDS) == STAGES
+    assert (*BOUNDS, BAB) == STAGES
 
 
 def test_every_field_is_in_the_list_of_other_values():

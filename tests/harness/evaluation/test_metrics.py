@@ -14,7 +14,7 @@ STAGES = ("ibp", "crown")
 OUTCOMES = [  # verdict, stage that decided, width, prediction
     ("misclassified", "clean", 1.0, 7),
     ("misclassified", "clean", 2.0, 3),
-    ("falsified", "attack", 3.0, 3),
+    ("attacked", "attack", 3.0, 3),
     ("unknown", "none", 4.0, 3),
     ("certified", "ibp", 5.0, 3),
     ("certified", "ibp", 6.0, 3),
@@ -28,6 +28,7 @@ def judgement(**changes):
     columns = [names.VERDICT, names.STAGE, names.WIDTH, names.PREDICTION]
     made = {field.name: None for field in dataclasses.fields(Judgement)}
     made |= {"verdicts": pd.DataFrame(10 * OUTCOMES, columns=columns), "layers": {"relu1": 0.5}, "clean_spread": 2.5}
+    made["seconds"] = {"clean": 0.5, "attack": 2.0, "ibp": 1.0, "crown": 4.0}
     return Judgement(**made | changes)
 
 
@@ -36,6 +37,15 @@ def test_final_metrics_are_those_of_the_verdicts():
         names.STANDARD_ERROR: 25.0,
         names.ATTACK_ERROR: 37.5,
         names.CERTIFIED_ERROR: 50.0,
+        names.OPEN_ERROR: 12.5,
+        names.share_of(names.UNKNOWN): 12.5,
+        names.share_of(names.OUT_OF_MEMORY): 0.0,
+        names.examples_at("clean"): 80,
+        names.examples_at("attack"): 60,
+        names.decided_by("attack"): 10,
+        names.examples_at("crown"): 20,
+        names.decided_by("crown"): 10,
+        names.seconds_of("crown"): 4.0,
         names.certified_by("ibp"): 62.5,
         names.certified_by("crown"): 50.0,
         names.BOUND_WIDTH: 5.0,
@@ -66,7 +76,7 @@ def test_metrics_that_are_not_finite_are_named():
 
 def test_errors_out_of_order_are_refused(monkeypatch):
     """As no verdicts give them, unless two were one."""
-    monkeypatch.setattr(names, "CERTIFIED", names.FALSIFIED)
-    broken = judgement().verdicts.assign(**{names.VERDICT: names.FALSIFIED})
+    monkeypatch.setattr(names, "CERTIFIED", names.ATTACKED)
+    broken = judgement().verdicts.assign(**{names.VERDICT: names.ATTACKED})
     with pytest.raises(AssertionError, match="errors out of order"):
         final_metrics(judgement(verdicts=broken), STAGES)

@@ -147,7 +147,7 @@ def test_a_large_eps_certifies_nothing_and_breaks_much(judged):
     judgement, *_ = judged("cnn5", eps="1/2")
     counts = judgement.verdicts[names.VERDICT].value_counts()
     assert "certified" not in counts
-    assert counts["falsified"] > 0
+    assert counts["attacked"] > 0
 
 
 @pytest.mark.parametrize(("name", "eps"), [("cnn5", "1/2"), ("cerdeq", "1/100")])
@@ -155,7 +155,7 @@ def test_each_falsified_example_has_a_counterexample_that_the_network_gets_wrong
     evaluation = EvaluationSettings(stages=("ibp",), attack_steps=5, attack_restarts=1, batch_size=40)
     judgement, model, images, labels, config = judged(name, eps=eps, evaluation=evaluation)
     table = judgement.verdicts
-    falsified = table.loc[table[names.VERDICT] == names.FALSIFIED, names.INDEX].tolist()
+    falsified = table.loc[table[names.VERDICT] == names.ATTACKED, names.INDEX].tolist()
     assert list(judgement.counterexamples) == falsified and 5 < len(falsified) <= 80
     k = torch.stack([judgement.counterexamples[index] for index in falsified])
     assert k.dtype == torch.int16
@@ -171,7 +171,7 @@ def test_each_falsified_example_has_a_counterexample_that_the_network_gets_wrong
 def test_a_counterexample_that_is_not_proved_falsifies_nothing(judged, monkeypatch):
     monkeypatch.setattr(verdicts, "upper_margins", lambda program, points, *_: torch.zeros(len(points)).to(points))
     judgement, *_ = judged("cnn5", eps="1/2")
-    assert names.FALSIFIED not in set(judgement.verdicts[names.VERDICT]) and not judgement.counterexamples
+    assert names.ATTACKED not in set(judgement.verdicts[names.VERDICT]) and not judgement.counterexamples
 
 
 def test_what_ibp_proved_is_attacked_once_by_the_margin(judged, monkeypatch):
@@ -243,6 +243,34 @@ def test_a_bound_that_is_not_a_number_certifies_nothing(judged, monkeypatch):
     assert "certified" not in set(judgement.verdicts[names.VERDICT])
 
 
+def test_an_image_whose_clean_solve_fails_is_no_misclassification(judged, monkeypatch):
+    sure, model, images, labels, config = judged("cnn5", eps="1/100000")
+    honest = verdicts.bound_margins
+
+    def faulty(program, x, *arguments):
+        if any(torch.equal(image, images[5].double() / 255) for image in x):
+            raise ArithmeticError("no equilibrium")
+        return honest(program, x, *arguments)
+
+    monkeypatch.setattr(verdicts, "bound_margins", faulty)
+    table = judge(model, images, labels, config).verdicts
+    row = table.loc[5]
+    assert row[[names.VERDICT, names.STAGE, names.PREDICTION]].tolist() == ["failed", "clean", verdicts.NOT_KNOWN]
+    assert row[names.REASON] == "ArithmeticError: no equilibrium"
+    assert row[["margin_ibp", "margin_crown-ibp", names.ATTACK_MARGIN, names.WIDTH]].isna().all()
+    decided = [names.PREDICTION, names.VERDICT, names.STAGE]
+    assert table.drop(index=5)[decided].equals(sure.verdicts.drop(index=5)[decided])
+
+
+def test_a_network_of_which_no_image_can_be_judged_has_no_verdicts(judged, monkeypatch):
+    def broken(*_):
+        raise TypeError("no rule")
+
+    monkeypatch.setattr(verdicts, "bound_margins", broken)
+    with pytest.raises(RuntimeError, match="none of 40 images can be judged: TypeError: no rule"):
+        judged("cnn5")
+
+
 def test_a_prediction_within_the_solver_s_error_is_not_taken_for_right(judged, monkeypatch):
     sure, model, images, labels, config = judged("cerdeq", eps="1/100000")
     right = sure.verdicts[names.VERDICT] != "misclassified"
@@ -262,6 +290,7 @@ def test_what_the_recurrence_does_is_reported(judged):
     report = recurrence_report(model, images, labels, config)
     assert 0.3 < report[names.RHO_BOUND] <= 0.3501
     assert report[names.ITERATIONS] > 2
+    assert 0 < report[names.RESIDUAL] < 1e-8 and report[names.NOT_CONVERGED] == 0
     model.equilibrium.recurrence.parametrizations.weight.original.data.zero_()
     idle = errors_without_attack(model, images, labels, config)
     assert (report[names.STANDARD_ERROR_W0], report[names.CERTIFIED_ERROR_W0]) == pytest.approx(idle)

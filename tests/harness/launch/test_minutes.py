@@ -59,8 +59,8 @@ def test_a_trial_done_in_pieces_ends_like_one_done_at_once(tiny_trial, tmp_path,
     assert [row[names.EPOCH] for row in epochs] == [0, 1, 2, 3]
     assert dict.fromkeys(batches) == dict.fromkeys([(0, 60), (40, 60), (60, 60)])
     pieces = folder.read_result(tmp_path / "pieces")
-    times = (names.TRAIN_SECONDS, names.EVALUATION_SECONDS)
-    assert all(pieces.metrics[name] == value for name, value in whole.metrics.items() if name not in times)
+    metrics = {name: value for name, value in whole.metrics.items() if "seconds" not in name}
+    assert metrics == {name: pieces.metrics[name] for name in metrics} and len(metrics) > 10
     assert pieces.warnings == whole.warnings
     tables = [pd.read_parquet(tmp_path / name / folder.VERDICTS) for name in ("whole", "pieces")]
     pd.testing.assert_frame_equal(*tables, check_exact=True)
