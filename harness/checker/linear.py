@@ -61,7 +61,7 @@ def lower_bounds(network: Network, region: Region, functional: dict[int, Array],
             for source, coefficients in zip(step.sources, pulled.coefficients, strict=True):
                 box = region.values[source]
                 if coefficients.shape[1:] != box.center.shape[1:]:
-                    raise UnknownLayerError(f"{step.name}, which broadcasts,")
+                    raise UnknownLayerError(f"{step.name} broadcasts, which cannot be rechecked")
                 if source in rows:
                     coefficients = rows[source] + coefficients
                     losses.append(lost(coefficients, magnitude(box), 1))

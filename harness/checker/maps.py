@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from harness.checker.boxes import Array, Box, affine, convolved, convolved_back, rounded, scaled
+from harness.errors import InputError
 
 Shape = tuple[int, ...]
 
 
-class UnknownLayerError(Exception):
+class UnknownLayerError(InputError):
     """The network has a layer that is not rechecked."""
 
 
