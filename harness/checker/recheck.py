@@ -110,15 +110,14 @@ def recheck(place: Path, data_dir: str | None = None, most: int | None = None) -
     proofs = Counter[tuple[str, str]]()
     for clean, lower, part in _bounds(network, test, verdicts, eps):
         for row, own, over in zip(part.to_dict("records"), clean, lower, strict=True):
-            problem, by = _problem(own, over, row), _IBP if over > 0 else ""
-            index, stage, certified = int(row[names.INDEX]), row[names.STAGE], row[names.VERDICT] == names.CERTIFIED
-            if certified and not problem and not by:
-                proof = prove(
-                    network, _ball(test, slice(index, index + 1), eps), row[names.LABEL], certificates.get(index)
-                )
-                by, problem = proof.by, "" if proof.by else _unproved(index, stage, proof)
+            problem, by, certified = _problem(own, over, row), _IBP, row[names.VERDICT] == names.CERTIFIED
+            if certified and not problem and not over > 0:
+                index = int(row[names.INDEX])
+                images = _ball(test, slice(index, index + 1), eps)
+                proof = prove(network, images, int(row[names.LABEL]), certificates.get(index))
+                problem, by = _unproved(row, proof), proof.by
             if certified:
-                proofs[stage, "" if problem else by] += 1
+                proofs[row[names.STAGE], "" if problem else by] += 1
             problems += [problem] if problem else []
     recorded = 100 * float((verdicts[names.VERDICT] != names.CERTIFIED).mean())
     confirmed = sum(count for (_, by), count in proofs.items() if by)
