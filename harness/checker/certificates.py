@@ -122,7 +122,7 @@ def _check_step(step: str, fields: Tensors, leaves: int, size: int) -> None:
 
 def _spread(fields: Tensors, chosen: Array, shape: tuple[int, ...]) -> Leaves:
     def full(field: str, default: float, scale: float = 1.0) -> Array:
-        whole = np.full((len(chosen), int(np.prod(shape))), default)
+        whole = np.full((len(chosen), int(np.prod(shape))), default, dtype=np.float64)
         whole[:, fields[NEURONS]] = fields[field][chosen] / scale
         return whole.reshape(-1, *shape)
 

@@ -112,9 +112,9 @@ def _excess(inner: Box, outer: Box) -> Array:
 
 
 def _times(multiples: Array, v: Array) -> Array:
-    """The largest multiple of each example, times v, rounded up."""
+    """The largest multiple of each example, times v, rounded up by more than `inside` asks for."""
     most = multiples.reshape(len(multiples), -1).max(1).reshape(-1, *[1] * (multiples.ndim - 1))
-    return most * v * (1 + 1e-9) + TINY + np.zeros_like(multiples)
+    return most * v * (1 + 1e-9) + 4 * TINY + np.zeros_like(multiples)
 
 
 def _chosen(choose: Array, a: Box, b: Box) -> Box:

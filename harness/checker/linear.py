@@ -20,7 +20,7 @@ from harness.checker.maps import Map, UnknownLayerError
 from harness.checker.network import Network, Step
 from harness.checker.relaxation import LARGEST, Leaves, Lines, dot, lines, lost
 
-_CLOSE, _MOST = 1e-4, 1000  # of the multiplier iteration
+_CLOSE, _MOST = 1e-5, 1000  # of the multiplier iteration
 _ELEMENTS = 2**21  # of a value's coefficients at once
 
 

@@ -29,8 +29,8 @@ def prove(network: Network, images: Box, label: int, tensors: Tensors | None = N
     for region_of in (plain, tightened):
         region = region_of(network, images)
         lower = np.fmax(lower, network.margins_of(region.values[features], np.array([label]))[0])
-        waiting = np.flatnonzero(~(lower > 0))
-        lower[waiting] = np.fmax(lower[waiting], _bounds(network, region, label, waiting, None))
+        if len(waiting := np.flatnonzero(~(lower > 0))):
+            lower[waiting] = np.fmax(lower[waiting], _bounds(network, region, label, waiting, None))
         if (lower > 0).all():
             return Proof(LINEAR, float(lower.min()))
     if tensors is None:

@@ -82,6 +82,12 @@ def test_boxes_hold_the_equilibria_of_points_of_their_box(kernel, rate):
         assert (box.lower <= z + 1e-9).all() and (z - 1e-9 <= box.upper).all()
 
 
+@pytest.mark.parametrize("h", [-1.0, 0.0])
+def test_equilibria_without_life_are_known(h):
+    box = equilibrium(np.array([[0.3, -0.5], [0.2, 0.1]]), Box(np.full((1, 2), h), np.zeros((1, 2))))
+    assert (box.lower <= 0).all() and (box.upper >= 0).all() and (box.upper < 1e-300).all()
+
+
 @pytest.mark.parametrize("size", [1.0, 1 + 1e-12, 3.0, np.nan, np.inf])
 def test_a_w_that_may_not_contract_is_refused(size):
     """At rho(|W|) = 1 exactly, too."""
