@@ -61,8 +61,10 @@ def lines(p: Box, leaves: Leaves | None) -> Lines:
 
 
 def dot(a: Array, values: Array) -> Array:
-    """Sums [K] of a [K, *shape] times values [1 or K, *shape]."""
-    return (a * values).reshape(len(a), -1).sum(1)
+    """Sums [K] of a [K, *shape] times values, [K, *shape] or what broadcasts to *shape."""
+    if values.shape == a.shape:
+        return np.vecdot(a.reshape(len(a), -1), values.reshape(len(a), -1))
+    return a.reshape(len(a), -1) @ np.broadcast_to(values, (1, *a.shape[1:])).ravel()
 
 
 def lost(a: Array, size: Array, roundings: int) -> Array:
