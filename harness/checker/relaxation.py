@@ -63,7 +63,7 @@ def lines(p: Box, leaves: Leaves | None) -> Lines:
 def dot(a: Array, values: Array) -> Array:
     """Sums [K] of a [K, *shape] times values, [K, *shape] or what broadcasts to *shape."""
     if values.shape == a.shape:
-        return np.vecdot(a.reshape(len(a), -1), values.reshape(len(a), -1))
+        return np.einsum("kn,kn->k", a.reshape(len(a), -1), values.reshape(len(a), -1))
     return a.reshape(len(a), -1) @ np.broadcast_to(values, (1, *a.shape[1:])).ravel()
 
 
@@ -72,8 +72,10 @@ def lost(a: Array, size: Array, roundings: int) -> Array:
 
     It covers elements that are off by `roundings` of sums of magnitudes a, and sums of products of a with anything up
     to `size`, in any order: gamma_n of Higham (2002), section 3.1, twice, for its own rounding and for that of `size`;
-    and underflow in all of that, where nothing in the network is larger than LARGEST.
+    and underflow in all of that, where sizes are at most LARGEST. Infinite where a is larger than that.
     """
-    count = a[0].size
+    sizes, count = np.abs(a), a[0].size
+    if sizes.max() > LARGEST:
+        return np.full(len(a), np.inf)
     relative = (SLACK * (roundings + 1) + 2 * count) * U
-    return relative * dot(np.abs(a), size) + (roundings + count) / LARGEST
+    return relative * dot(sizes, size) + (roundings + count) / LARGEST
