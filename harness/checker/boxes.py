@@ -112,15 +112,13 @@ def convolved_back(
 ) -> Array:
     """The transpose of `convolved`: coefficients a [K, O, h, w] of its result as those of x, [K, *shape]."""
     (rows, columns), size, (channels, height, width) = a.shape[2:], weight.shape[-1], shape
-    image = np.zeros((len(a), height + 2 * padding, width + 2 * padding, channels))
-    kernels = np.split(weight, groups)
-    parts = zip(
-        kernels, np.split(a, groups, axis=1), np.split(image, groups, axis=3), strict=True
-    )  # views of the image
-    for kernel, given, made in parts:
-        flat = given.transpose(0, 2, 3, 1).reshape(-1, len(kernel))
+    image = np.zeros((len(a), channels, height + 2 * padding, width + 2 * padding))
+    parts = np.split(weight, groups), np.split(a, groups, axis=1), np.split(image, groups, axis=1)  # views of the image
+    for kernel, given, made in zip(*parts, strict=True):
+        taps = kernel.transpose(2, 3, 1, 0).reshape(-1, len(kernel)) @ given.reshape(*given.shape[:2], -1)
+        taps = taps.reshape(len(a), size, size, -1, rows, columns)
         for i in range(size):
             for j in range(size):
                 place = slice(i, i + stride * (rows - 1) + 1, stride), slice(j, j + stride * (columns - 1) + 1, stride)
-                made[:, *place] += (flat @ kernel[:, :, i, j]).reshape(len(a), rows, columns, -1)
-    return image[:, padding : padding + height, padding : padding + width].transpose(0, 3, 1, 2)
+                made[:, :, *place] += taps[:, i, j]
+    return image[:, :, padding : padding + height, padding : padding + width]

@@ -21,7 +21,7 @@ from harness.checker.network import Network, Step
 from harness.checker.relaxation import LARGEST, Leaves, Lines, dot, lines, lost
 
 _CLOSE, _MOST = 1e-5, 1000  # of the multiplier iteration
-_ELEMENTS = 2**21  # of a value's coefficients at once
+_ELEMENTS = 2**19  # of a value's coefficients at once
 
 
 @dataclass(frozen=True)
