@@ -9,6 +9,7 @@ from harness.checker.certificates import Certificate, RefusedError, Tensors, che
 from harness.checker.linear import Region, at_once, lower_bounds
 from harness.checker.network import Activation, Network
 from harness.checker.regions import plain, tightened
+from harness.checker.relaxation import Leaves
 
 LINEAR, CERTIFICATE = "linear", "certificate"
 
@@ -30,7 +31,7 @@ def prove(network: Network, images: Box, label: int, tensors: Tensors | None = N
         region = region_of(network, images)
         lower = np.fmax(lower, network.margins_of(region.values[features], np.array([label]))[0])
         if len(waiting := np.flatnonzero(~(lower > 0))):
-            lower[waiting] = np.fmax(lower[waiting], _bounds(network, region, label, waiting, None))
+            lower[waiting] = np.fmax(lower[waiting], _bounds(network, region, label, waiting, {}))
         if (lower > 0).all():
             return Proof(LINEAR, float(lower.min()))
     if tensors is None:
@@ -48,7 +49,7 @@ def prove(network: Network, images: Box, label: int, tensors: Tensors | None = N
 def _least_of_leaves(
     network: Network, region: Region, label: int, row: int, certificate: Certificate, shapes: dict[str, tuple[int, ...]]
 ) -> float:
-    """The least bound of a margin over the leaves of its row; -inf once a leaf is not proved above 0."""
+    """The least bound of a margin over the leaves of its row; no more are looked at once one is not above 0."""
     leaves, count = np.flatnonzero(certificate.rows == row), at_once(network, region)
     least = np.inf
     for start in range(0, len(leaves), count):
@@ -60,18 +61,14 @@ def _least_of_leaves(
     return least
 
 
-def _bounds(network: Network, region: Region, label: int, rows: Array, leaves: dict | None) -> Array:
+def _bounds(network: Network, region: Region, label: int, rows: Array, leaves: dict[str, Leaves]) -> Array:
     """Linear bounds of the margins of these rows, [K], over the region or each in a leaf."""
     others = np.delete(np.eye(len(network.bias)), label, axis=0)
     spec = np.eye(len(network.bias))[label] - others[rows]
-    return lower_bounds(network, region, {len(network.steps): spec}, leaves or {})
+    return lower_bounds(network, region, {len(network.steps): spec}, leaves)
 
 
 def _shapes(network: Network, region: Region) -> dict[str, tuple[int, ...]]:
     """The shape of the pre-activation of every activation, by the step's name."""
-    numbered = enumerate(network.steps[:-1], start=1)
-    return {
-        step.name: region.values[number].center.shape[1:]
-        for number, step in numbered
-        if isinstance(step.does, Activation)
-    }
+    pairs = zip(network.steps[:-1], region.values[1:], strict=True)
+    return {step.name: z.center.shape[1:] for step, z in pairs if isinstance(step.does, Activation)}

@@ -5,6 +5,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from test_network import EPS, OPTIONS, SHALLOW, network_of
 from torch import nn
 
@@ -16,7 +18,7 @@ from harness.checker.boxes import Box, ball, convolved
 from harness.checker.linear import lower_bounds
 from harness.checker.network import Activation, Network
 from harness.checker.regions import plain, tightened
-from harness.checker.relaxation import lines
+from harness.checker.relaxation import Leaves, lines
 
 
 class Residual(nn.Module):
@@ -145,6 +147,26 @@ def test_affine_networks_are_bounded_by_their_exact_minima_less_rounding(name, s
         assert Fraction(float(lower)) <= least <= Fraction(float(lower)) + Fraction(1, 10**9) * (1 + int(size) * 1000)
 
 
+@pytest.mark.parametrize("name", AFFINE)
+def test_rounding_is_counted_where_everything_cancels(name):
+    """Functionals of two large pixels that are 0 but for their own rounding: what is computed of them is noise."""
+    body = nn.Sequential(*AFFINE[name]()).double().eval().requires_grad_(False)
+    random = np.random.default_rng(0)
+    pixels = np.zeros(18)
+    pixels[[7, 10]] = 1e6 * random.uniform(0.5, 1, 2)
+    x = torch.from_numpy(pixels.reshape(1, 2, 3, 3))
+    network = Network(nn.Sequential(*body, nn.Linear(body(x).shape[1], 3).double()))
+    slopes = torch.autograd.functional.jacobian(lambda v: body(v)[0], x)[:, 0].flatten(1).numpy()
+    made, _ = np.linalg.qr(slopes[:, [7, 10]])
+    rows = random.normal(size=(30, len(slopes)))
+    rows -= rows @ made @ made.T
+    box = Box(x.numpy(), np.zeros(x.shape))
+    found = lower_bounds(network, plain(network, box), {len(network.steps) - 1: rows}, {})
+    values = exact_numbers(rows) @ exact(body, exact_numbers(x))[0]
+    for lower, value in zip(found, values, strict=True):
+        assert Fraction(float(lower)) <= value <= Fraction(float(lower)) + Fraction(1, 10**4)
+
+
 def test_equilibria_that_are_affine_are_bounded_by_their_exact_minima_less_rounding(monkeypatch):
     """W and h above 0; the multiplier as near as float64 comes."""
     monkeypatch.setattr(linear, "_CLOSE", 0.0)
@@ -178,16 +200,25 @@ def inverted(matrix):
     return rows[:, size:]
 
 
-@pytest.mark.parametrize("ends", [(-1.0, 2.0), (-2.0, 1.0), (-1e-300, 1e300), (-1e-9, 1e-8), (0.0, 1.0), (-1.0, 0.0)])
-@pytest.mark.parametrize("scale", [1.0, 1 / 3, 1e-7])
-def test_lines_hold_relu_between_them_exactly(ends, scale):
-    low, high = (scale * end for end in ends)
-    box = Box(np.array([[low / 2 + high / 2]]), np.array([[high / 2 - low / 2]]))
-    around = lines(box, None)
+ENDS = st.floats(1e-12, 1e12) | st.sampled_from([1e-300, 1e-9, 1.0, 1e300])
+
+
+@given(ENDS, ENDS, st.floats(-1, 2) | st.just(np.nan), st.sampled_from([-1, 0, 1]))
+def test_lines_hold_relu_between_them_exactly(below, above, slope, sign):
+    """Up to the outward ends themselves; of a split neuron on its side."""
+    box = Box(np.array([[above / 2 - below / 2]]), np.array([[above / 2 + below / 2]]))
+    one = np.ones((1, 1))
+    around = lines(box, Leaves(slope * one, sign * one, one, one))
     free, chord, offset = (Fraction(float(part.item())) for part in (around.free, around.chord, around.offset))
-    c, r = Fraction(float(box.center.item())), Fraction(float(box.radius.item()))
-    for p in (c - r, c + r, c, min(max(Fraction(0), c - r), c + r)):
-        assert free * p <= max(p, 0) <= chord * p + offset
+    for p in (Fraction(float(box.lower.item())), Fraction(0), Fraction(float(box.upper.item()))):
+        if sign * p >= 0:
+            assert free * p <= max(p, 0) <= chord * p + offset
+
+
+@pytest.mark.parametrize(("center", "slope"), [(2.0, 1.0), (-2.0, 0.0)])
+def test_lines_are_relu_itself_where_it_does_not_cross(center, slope):
+    around = lines(Box(np.array([[center]]), np.ones((1, 1))), None)
+    assert (around.free, around.chord, around.offset) == (slope, slope, 0)
 
 
 def margins_of(model, x, labels):
