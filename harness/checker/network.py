@@ -47,6 +47,8 @@ class Network:
             if node.op == "get_attr":
                 constants[node] = array(operator.attrgetter(str(node.target))(model))
                 continue
+            if node.op == "placeholder" and numbers:
+                raise UnknownLayerError(f"{node.name}, a second input,")
             if node.op != "placeholder":
                 does, given = _rule(node, modules, constants)
                 name = str(node.target) if node.op == "call_module" else node.name

@@ -62,6 +62,16 @@ def test_a_layer_without_a_rule_is_refused():
         Network(model).margins(ball(np.zeros((1, 1, 2, 2)), 0.1), np.array([0]))
 
 
+class Shifted(torch.nn.Module):
+    def forward(self, x, y):
+        return x + y
+
+
+def test_a_second_input_is_refused():
+    with pytest.raises(UnknownLayerError, match="second input"):
+        Network(Shifted())
+
+
 def test_a_last_layer_that_is_not_linear_is_refused():
     with pytest.raises(UnknownLayerError, match="last layer"):
         Network(torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.ReLU()))
