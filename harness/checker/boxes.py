@@ -34,6 +34,11 @@ class Box:
         return np.where(np.isfinite(high), high + 2 * U * np.abs(high) + TINY, np.inf)
 
 
+def magnitude(x: Box) -> Array:
+    """About the largest size of anything in the box: what rounding errors are relative to."""
+    return np.abs(x.center) + x.radius
+
+
 def rounded(center: Array, radius: Array, operations: int = 1, size: Array | None = None) -> Box:
     """A box whose centre took so many operations on numbers of at most `size` (the centre's own where not given)."""
     error = SLACK * operations * U * (np.abs(center) if size is None else size + np.abs(center))
@@ -100,3 +105,20 @@ def convolved(weight: Array, x: Array, stride: int, padding: int, groups: int = 
         rows = windows.transpose(0, 2, 3, 1, 4, 5).reshape(*windows.shape[:1], *windows.shape[2:4], -1)
         parts.append((rows @ kernel.reshape(len(kernel), -1).T).transpose(0, 3, 1, 2))
     return np.concatenate(parts, axis=1)
+
+
+def convolved_back(
+    weight: Array, a: Array, shape: tuple[int, ...], stride: int, padding: int, groups: int = 1
+) -> Array:
+    """The transpose of `convolved`: coefficients a [K, O, h, w] of its result as those of x, [K, *shape]."""
+    (rows, columns), size, (channels, height, width) = a.shape[2:], weight.shape[-1], shape
+    image = np.zeros((len(a), channels, height + 2 * padding, width + 2 * padding))
+    parts = np.split(weight, groups), np.split(a, groups, axis=1), np.split(image, groups, axis=1)  # views of the image
+    for kernel, given, made in zip(*parts, strict=True):
+        taps = kernel.transpose(2, 3, 1, 0).reshape(-1, len(kernel)) @ given.reshape(*given.shape[:2], -1)
+        taps = taps.reshape(len(a), size, size, -1, rows, columns)
+        for i in range(size):
+            for j in range(size):
+                place = slice(i, i + stride * (rows - 1) + 1, stride), slice(j, j + stride * (columns - 1) + 1, stride)
+                made[:, :, *place] += taps[:, i, j]
+    return image[:, :, padding : padding + height, padding : padding + width]

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from harness.checker.boxes import SLACK, TINY, Array, Box, U, affine, convolved, inside, intersected, relu, rounded
+from harness.checker import boxes
+from harness.checker.boxes import SLACK, TINY, Array, Box, U, affine, between, inside, intersected, relu, rounded
 
 _POWER, _GUESSES, _CLOSE, _FINAL = 1000, 2000, 1e-6, 4
 
@@ -30,8 +31,7 @@ def equilibrium(weight: Array, h: Box) -> Box:
         closed = Box(whole / 2, whole / 2)
         z = _chosen(proved, z, closed)
         proved = proved | inside(_map(weight, h, z), z)
-    for _ in range(_FINAL):
-        z = intersected(z, _map(weight, h, z))
+    z = contracted(weight, h, z)
     return _chosen(proved, z, Box(z.center, np.full_like(z.radius, np.inf)))
 
 
@@ -53,14 +53,37 @@ def contraction(weight: Array) -> tuple[Array, Array]:
     return v, room
 
 
+def preactivation(weight: Array, h: Box, z: Box) -> Box:
+    """The box of p = W z + h, over boxes of z and h. At an equilibrium z = relu(p): p lies within z's ends, too."""
+    p = _before(weight, h, z)
+    return intersected(p, between(np.where(z.lower > 0, z.lower, p.lower), z.upper))
+
+
+def contracted(weight: Array, h: Box, z: Box) -> Box:
+    """A box that holds every equilibrium that z holds: z within its own image, a few times."""
+    for _ in range(_FINAL):
+        z = intersected(z, _map(weight, h, z))
+    return z
+
+
+def recurrent(weight: Array, z: Array) -> Array:
+    """W z, for z [B, ...]."""
+    return z @ weight.T if weight.ndim == 2 else boxes.convolved(weight, z, 1, weight.shape[-1] // 2)
+
+
+def recurrent_back(weight: Array, a: Array) -> Array:
+    """W^T a, for coefficients a [K, ...] of W z."""
+    return a @ weight if weight.ndim == 2 else boxes.convolved_back(weight, a, a.shape[1:], 1, weight.shape[-1] // 2)
+
+
+def _before(weight: Array, h: Box, z: Box) -> Box:
+    wz = affine(z, weight, None, recurrent, weight[0].size)
+    return rounded(wz.center + h.center, wz.radius + h.radius, 1, np.abs(wz.center) + np.abs(h.center))
+
+
 def _map(weight: Array, h: Box, z: Box) -> Box:
     """The box of relu(W z + h)."""
-    wz = affine(z, weight, None, _apply, weight[0].size)
-    return relu(rounded(wz.center + h.center, wz.radius + h.radius, 1, np.abs(wz.center) + np.abs(h.center)))
-
-
-def _apply(weight: Array, z: Array) -> Array:
-    return z @ weight.T if weight.ndim == 2 else convolved(weight, z, 1, weight.shape[-1] // 2)
+    return relu(_before(weight, h, z))
 
 
 def _guess(weight: Array, h: Box) -> Box:
@@ -89,9 +112,9 @@ def _excess(inner: Box, outer: Box) -> Array:
 
 
 def _times(multiples: Array, v: Array) -> Array:
-    """The largest multiple of each example, times v, rounded up."""
+    """The largest multiple of each example, times v, rounded up by more than `inside` asks for."""
     most = multiples.reshape(len(multiples), -1).max(1).reshape(-1, *[1] * (multiples.ndim - 1))
-    return most * v * (1 + 1e-9) + TINY + np.zeros_like(multiples)
+    return most * v * (1 + 1e-9) + 4 * TINY + np.zeros_like(multiples)
 
 
 def _chosen(choose: Array, a: Box, b: Box) -> Box:

@@ -1,7 +1,8 @@
-"""Margins of a network over boxes of images, layer by layer: torch.fx says which layers, NumPy computes."""
+"""A network as a list of steps, and its margins over boxes of images by intervals: torch.fx says which layers."""
 
 import operator
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,57 +10,85 @@ import torch
 from torch import fx, nn
 
 from cerdeq.equilibrium import FixedPoint
-from harness.checker.boxes import Array, Box, affine, convolved, relu, rounded, scaled
+from harness.checker import maps
+from harness.checker.boxes import Array, Box, affine, relu
 from harness.checker.equilibrium import equilibrium
+from harness.checker.maps import Map, UnknownLayerError, array
 
 
-class UnknownLayerError(Exception):
-    """The network has a layer that is not rechecked."""
+@dataclass(frozen=True)
+class Activation:
+    """z = relu(W z + h); weight: W, None for 0, which makes it an ordinary ReLU of h."""
+
+    weight: Array | None
+
+
+@dataclass(frozen=True)
+class Step:
+    """name: the module's path, or what torch.fx calls a function; with .2, .3 where used again.
+    sources: the numbers of the values it takes. Value 0 is the images, value i + 1 the result of step i."""
+
+    name: str
+    does: Map | Activation
+    sources: tuple[int, ...]
 
 
 class Network:
-    """A network, in evaluation mode, whose first input is images [B, C, H, W] and whose last layer is linear."""
+    """A network, in evaluation mode, whose first input is images [B, C, H, W] and whose last layer is linear.
+
+    Raises UnknownLayerError for what has no rule here.
+    """
 
     def __init__(self, model: nn.Module):
-        graph = _Tracer().trace(model)
-        self.model, self.modules, self.nodes = model, dict(model.named_modules()), list(graph.nodes)
-        self.last = self.nodes[-1].all_input_nodes[0]
-        classifier = self.modules.get(str(self.last.target))
-        if not isinstance(classifier, nn.Linear):
-            raise UnknownLayerError(f"{self.last.target} is the last layer, and not linear")
-        self.classifier = classifier
+        nodes = list(_Tracer().trace(model).nodes)
+        modules, constants = dict(model.named_modules()), dict[fx.Node, Array]()
+        numbers, taken, self.steps = dict[fx.Node, int](), set[str](), list[Step]()
+        for node in nodes[:-1]:
+            if node.op == "get_attr":
+                constants[node] = array(operator.attrgetter(str(node.target))(model))
+                continue
+            if node.op == "placeholder" and numbers:
+                raise UnknownLayerError(f"{node.name}, a second input,")
+            if node.op != "placeholder":
+                does, given = _rule(node, modules, constants)
+                name = str(node.target) if node.op == "call_module" else node.name
+                self.steps.append(Step(_unused(name, taken), does, tuple(numbers[source] for source in given)))
+            numbers[node] = len(self.steps)
+        classifier = modules.get(str(nodes[-2].target))
+        if not isinstance(classifier, nn.Linear) or nodes[-1].all_input_nodes != [nodes[-2]]:
+            raise UnknownLayerError(f"{nodes[-2].target} is the last layer, and not linear")
+        bias = classifier.bias if classifier.bias is not None else torch.zeros(classifier.out_features)
+        self.weight, self.bias = array(classifier.weight), array(bias)
 
     def margins(self, images: Box, labels: Array) -> Array:
         """Lower bounds of the margins over every other class, [B, K - 1]: those of all images in the boxes."""
-        features = self._features(images)
-        weight, bias = _array(self.classifier.weight), _array(self.classifier.bias)
+        return self.margins_of(self.boxes(images)[self.steps[-1].sources[0]], labels)
+
+    def margins_of(self, features: Box, labels: Array) -> Array:
+        """`margins` from boxes of what the classifier is given."""
+        weight, bias = self.weight, self.bias
         lower = np.empty((len(labels), len(weight) - 1))
         for label in np.unique(labels):
             rows = labels == label
             others = np.arange(len(weight)) != label
             part, difference = Box(features.center[rows], features.radius[rows]), weight[label] - weight[others]
-            margins = affine(part, difference, bias[label] - bias[others], _matrix, weight.shape[1] + 4)
+            margins = affine(part, difference, bias[label] - bias[others], maps.matrix, weight.shape[1] + 4)
             lower[rows] = margins.lower
         return lower
 
-    def _features(self, images: Box) -> Box:
-        """The box of what the classifier is given."""
-        values: dict[fx.Node, Any] = {}
-        for node in self.nodes:
-            if node is self.last:
-                break
-            given = fx.node.map_arg(node.args, values.__getitem__)
-            values[node] = images if node.op == "placeholder" else self._value(node, given)
-        return values[self.last.all_input_nodes[0]]
+    def boxes(self, images: Box) -> list[Box]:
+        """The box of every value but the logits, by intervals."""
+        values = [images]
+        for step in self.steps[:-1]:
+            values.append(result(step, *[values[source] for source in step.sources]))
+        return values
 
-    def _value(self, node: fx.Node, given: tuple[Any, ...]) -> Any:
-        if node.op == "get_attr":
-            return _array(operator.attrgetter(str(node.target))(self.model))
-        layer = self.modules[str(node.target)] if node.op == "call_module" else None
-        rule = _FUNCTIONS.get(node.target) if layer is None else _MODULES.get(type(layer))
-        if rule is None:
-            raise UnknownLayerError(f"{node.name}, {layer or node.target},")
-        return rule(*given, **node.kwargs) if layer is None else rule(layer, *given, **node.kwargs)
+
+def result(step: Step, *given: Box) -> Box:
+    """The box of a step's result, from those of the values it takes."""
+    if isinstance(step.does, Map):
+        return step.does.box(*given)
+    return relu(*given) if step.does.weight is None else equilibrium(step.does.weight, *given)
 
 
 class _Tracer(fx.Tracer):
@@ -67,88 +96,50 @@ class _Tracer(fx.Tracer):
         return isinstance(module, FixedPoint) or super().is_leaf_module(module, name)
 
 
-def _array(tensor: torch.Tensor) -> Array:
-    """The very same numbers in float64."""
-    return tensor.detach().double().numpy()
+def _unused(name: str, taken: set[str]) -> str:
+    """`name`, or the first of name.2, name.3 ... that is not `taken` yet; added to those."""
+    names, number = name, 1
+    while names in taken:
+        number += 1
+        names = f"{name}.{number}"
+    taken.add(names)
+    return names
 
 
-def _matrix(weight: Array, x: Array) -> Array:
-    return x @ weight.T
+def _rule(
+    node: fx.Node, modules: dict[str, nn.Module], constants: dict[fx.Node, Array]
+) -> tuple[Map | Activation, list[fx.Node]]:
+    """What a node does, and the nodes whose values it takes."""
+    if node.op == "call_module":
+        layer = modules[str(node.target)]
+        if type(layer) not in _MODULES:
+            raise UnknownLayerError(f"{node.name}, {layer},")
+        return _MODULES[type(layer)](layer), list(node.all_input_nodes)
+    args: list[Any] = [constants.get(arg, arg) if isinstance(arg, fx.Node) else arg for arg in node.args]
+    match node.target, args:
+        case operator.add, [fx.Node(), fx.Node()]:
+            return maps.added(), args
+        case (operator.add, [fx.Node() as x, np.ndarray() as constant]):
+            return maps.moved(constant), [x]
+        case (operator.add, [np.ndarray() as constant, fx.Node() as x]):
+            return maps.moved(constant), [x]
+        case (operator.sub, [fx.Node() as x, np.ndarray() as constant]):
+            return maps.moved(-constant), [x]
+        case (operator.truediv, [fx.Node() as x, np.ndarray() as constant]):
+            return maps.divided(constant), [x]
+        case (torch.cat, [parts, int() as dim]) if dim > 0 and not constants.keys() & set(parts):
+            return maps.joined(dim), list(parts)
+    raise UnknownLayerError(f"{node.name}, {node.target},")
 
 
-def _linear(layer: nn.Linear, x: Box) -> Box:
-    bias = None if layer.bias is None else _array(layer.bias)
-    return affine(x, _array(layer.weight), bias, _matrix, layer.in_features)
-
-
-def _conv(layer: nn.Conv2d, x: Box) -> Box:
-    (stride, across), (kernel, wide), padding = layer.stride, layer.kernel_size, layer.padding
-    square = (stride, kernel, padding) == (across, wide, (padding[0], padding[0]))
-    if not square or layer.dilation != (1, 1) or layer.padding_mode != "zeros":
-        raise UnknownLayerError(f"{layer}")
-
-    def apply(weight: Array, values: Array) -> Array:
-        return convolved(weight, values, stride, int(padding[0]), layer.groups)
-
-    weight = _array(layer.weight)
-    bias = None if layer.bias is None else _array(layer.bias).reshape(-1, 1, 1)
-    return affine(x, weight, bias, apply, weight[0].size)
-
-
-def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, x: Box) -> Box:
-    if layer.running_mean is None or layer.running_var is None or not layer.affine:
-        raise UnknownLayerError(f"{layer}")
-    shape = (-1, *[1] * (x.center.ndim - 2))
-    mean, variance = _array(layer.running_mean).reshape(shape), _array(layer.running_var).reshape(shape)
-    return scaled(x, mean, variance, layer.eps, _array(layer.weight).reshape(shape), _array(layer.bias).reshape(shape))
-
-
-def _pool(layer: nn.AvgPool2d, x: Box) -> Box:
-    size = layer.kernel_size
-    if not isinstance(size, int) or layer.stride != size or layer.padding != 0:
-        raise UnknownLayerError(f"{layer}")
-    rows, columns = (side // size * size for side in x.center.shape[2:])
-    weight = np.full((1, 1, size, size), 1 / size**2)  # the layer divides: one rounding more
-
-    def apply(kernel: Array, values: Array) -> Array:
-        flat = values[:, :, :rows, :columns].reshape(-1, 1, rows, columns)
-        return convolved(kernel, flat, size, 0).reshape(*values.shape[:2], rows // size, columns // size)
-
-    return affine(x, weight, None, apply, size**2 + 2)
-
-
-def _flat(layer: nn.Flatten, x: Box) -> Box:
-    return Box(x.center.reshape(len(x.center), -1), x.radius.reshape(len(x.center), -1))
-
-
-def _sum(a: Box | Array, b: Box | Array) -> Box:
-    a, b = (x if isinstance(x, Box) else Box(x, np.zeros_like(x)) for x in (a, b))
-    return rounded(a.center + b.center, a.radius + b.radius, 1, np.abs(a.center) + np.abs(b.center))
-
-
-def _difference(a: Box, constant: Array) -> Box:
-    return rounded(a.center - constant, a.radius, 1, np.abs(a.center) + np.abs(constant))
-
-
-def _quotient(a: Box, constant: Array) -> Box:
-    return rounded(a.center / constant, a.radius / np.abs(constant))
-
-
-def _joined(parts: list[Box], dim: int = 0) -> Box:
-    return Box(np.concatenate([p.center for p in parts], dim), np.concatenate([p.radius for p in parts], dim))
-
-
-_MODULES: dict[type, Callable[..., Box]] = {
-    nn.Linear: _linear,
-    nn.Conv2d: _conv,
-    nn.BatchNorm1d: _batch_norm,
-    nn.BatchNorm2d: _batch_norm,
-    nn.AvgPool2d: _pool,
-    nn.Flatten: _flat,
-    nn.Identity: lambda layer, x: x,
-    nn.ReLU: lambda layer, x: relu(x),
-    FixedPoint: lambda layer, h: equilibrium(_array(layer.weight), h),
+_MODULES: dict[type, Callable[..., Map | Activation]] = {
+    nn.Linear: maps.linear,
+    nn.Conv2d: maps.convolution,
+    nn.BatchNorm1d: maps.batch_norm,
+    nn.BatchNorm2d: maps.batch_norm,
+    nn.AvgPool2d: maps.pool,
+    nn.Flatten: maps.flat,
+    nn.Identity: lambda layer: maps.moved(np.zeros(())),
+    nn.ReLU: lambda layer: Activation(None),
+    FixedPoint: lambda layer: Activation(array(layer.weight)),
 }
-_FUNCTIONS: dict[Any, Callable[..., Box]] = {
-    operator.add: _sum, operator.sub: _difference, operator.truediv: _quotient, torch.cat: _joined,
-}  # fmt: skip

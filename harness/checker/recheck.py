@@ -1,13 +1,15 @@
 """`python -m harness.recheck results/<sweep>`: are its verdicts true of the stored weights, images and labels?
 
-Predictions and IBP's certificates are proved again in NumPy, float64, every rounding error counted outwards, by code
-that shares nothing with what trained and judged but the networks' definitions and the reading of files. What a later
-stage certified has no certificate to check, and is not confirmed. Exit status: 0 every number is confirmed; 1 some
-verdict, or some number made of verdicts, is not; 2 bad input.
+They are proved again in NumPy, float64, every rounding error counted outwards, by code that shares nothing with what
+trained and judged but the networks' definitions and the reading of files: predictions and what IBP certified by
+intervals; what later stages certified by linear bounds, or leaf by leaf of a certificate where there is one. What is
+not proved is not confirmed. Exit status: 0 every number is confirmed; 1 some verdict, or some number made of verdicts,
+is not; 2 bad input.
 """
 
 import argparse
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +23,12 @@ from safetensors.torch import load_file
 
 from baselines import build
 from cerdeq.equilibrium import fold
-from harness.checker.boxes import Array, ball
+from harness.checker.boxes import Array, Box, ball
+from harness.checker.certificates import read as certificates_of
 from harness.checker.equilibrium import NotProvedError
-from harness.checker.network import Network, UnknownLayerError
+from harness.checker.maps import UnknownLayerError
+from harness.checker.network import Network
+from harness.checker.proofs import Proof, prove
 from harness.command_line import FAILED, OK, add_data_dir, add_sweep_directory
 from harness.config.trial import TrialConfig, labels
 from harness.data import Split, load
@@ -41,20 +46,21 @@ class Rechecked:
     """What a trial's verdicts came to.
 
     images: how many. recorded, confirmed: certified errors, in percent.
-    by_later_stages: examples whose certificates were not checked. problems: what is not true, a line each.
+    proofs: how many examples each stage certified that are confirmed, (stage, by what) to a count; by "" those that
+    are not. problems: what is not true or not confirmed, a line each.
     """
 
     images: int
     recorded: float
     confirmed: float
-    by_later_stages: int
+    proofs: Counter[tuple[str, str]]
     seconds: float
     problems: list[str] = field(default_factory=list)
 
     @property
     def agrees(self) -> bool:
         """Whether every verdict was confirmed."""
-        return not self.problems and not self.by_later_stages
+        return not self.problems
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,25 +105,41 @@ def recheck(place: Path, data_dir: str | None = None, most: int | None = None) -
     verdicts, network = folder.read_verdicts(place, _COLUMNS), _network(place / folder.WEIGHTS, config)
     problems = _of_the_table(verdicts, test, result.metrics)
     if problems:
-        return Rechecked(len(verdicts), np.nan, 100.0, 0, time.monotonic() - started, problems)
-    verdicts = verdicts[:most]
-    later = (verdicts[names.VERDICT] == names.CERTIFIED) & (verdicts[names.STAGE] != _IBP)
-    confirmed = 0
-    for clean, lower, part in _bounds(network, test, verdicts, float(config.eps)):
-        lines = [_problem(*row) for row in zip(clean, lower, part.to_dict("records"), strict=True)]
-        problems += [line for line in lines if line]
-        confirmed += int((part[names.STAGE].eq(_IBP).to_numpy() & (lower > 0) & (clean > 0)).sum())
+        return Rechecked(len(verdicts), np.nan, 100.0, Counter(), time.monotonic() - started, problems)
+    eps, verdicts, certificates = float(config.eps), verdicts[:most], certificates_of(place / folder.CERTIFICATES)
+    proofs = Counter[tuple[str, str]]()
+    for clean, lower, part in _bounds(network, test, verdicts, eps):
+        for row, own, over in zip(part.to_dict("records"), clean, lower, strict=True):
+            problem, by, certified = _problem(own, over, row), _IBP, row[names.VERDICT] == names.CERTIFIED
+            if certified and not problem and not over > 0:
+                index = int(row[names.INDEX])
+                images = _ball(test, slice(index, index + 1), eps)
+                proof = prove(network, images, int(row[names.LABEL]), certificates.get(index))
+                problem, by = _unproved(row, proof), proof.by
+            if certified:
+                proofs[row[names.STAGE], "" if problem else by] += 1
+            problems += [problem] if problem else []
     recorded = 100 * float((verdicts[names.VERDICT] != names.CERTIFIED).mean())
+    confirmed = sum(count for (_, by), count in proofs.items() if by)
     errors = 100 * (1 - confirmed / len(verdicts))
-    return Rechecked(len(verdicts), recorded, errors, int(later.sum()), time.monotonic() - started, problems)
+    return Rechecked(len(verdicts), recorded, errors, proofs, time.monotonic() - started, problems)
 
 
 def _told(found: Rechecked) -> Iterator[str]:
-    if found.by_later_stages:
-        yield f"{found.by_later_stages} examples certified by stages after {_IBP}: no certificates to check"
+    for stage in dict.fromkeys(stage for stage, _ in found.proofs):
+        counts = {by: count for (of, by), count in found.proofs.items() if of == stage}
+        ways = ", ".join(f"{count} by {by}" for by, count in counts.items() if by) or "none"
+        yield f"of {sum(counts.values())} certified by {stage}, confirmed: {ways}"
     yield from found.problems[:_SHOWN]
     if len(found.problems) > _SHOWN:
         yield f"and {len(found.problems) - _SHOWN} more"
+
+
+def _unproved(row: dict[str, object], proof: Proof) -> str:
+    """What is to be told of an example without a proof; empty where there is one."""
+    why = f"certificate refused: {proof.refused}" if proof.refused else f"found a least margin of {proof.least:.3g}"
+    certified = f"image {row[names.INDEX]}: certified by {row[names.STAGE]}, not confirmed"
+    return "" if proof.by else f"{certified}, {why}"
 
 
 def _network(path: Path, config: TrialConfig) -> Network:
@@ -157,13 +179,16 @@ def _bounds(
     """The least margin [B] of each image itself and over its ball, with the rows of a batch; -inf without any proof."""
     for start in range(0, len(verdicts), _BATCH):
         part = verdicts[start : start + _BATCH]
-        pixels = test.images[start : start + len(part)].numpy().astype(np.float64)
-        known = part[names.LABEL].to_numpy()
+        known, images = part[names.LABEL].to_numpy(), slice(start, start + len(part))
         try:
-            clean, lower = (network.margins(ball(pixels, reach), known).min(1) for reach in (0.0, eps))
+            clean, lower = (network.margins(_ball(test, images, reach), known).min(1) for reach in (0.0, eps))
         except NotProvedError:
             clean = lower = np.full(len(part), -np.inf)
         yield np.nan_to_num(clean, nan=-np.inf), np.nan_to_num(lower, nan=-np.inf), part
+
+
+def _ball(test: Split, images: slice, eps: float) -> Box:
+    return ball(test.images[images].numpy().astype(np.float64), eps)
 
 
 def _problem(clean: float, lower: float, row: dict[str, object]) -> str:

@@ -7,6 +7,7 @@
     weights.safetensors  the final network, parametrisations folded in
     verdicts.parquet     one row a test example
     counterexamples.safetensors   adversarial points of attacked examples, by index (harness.attacks.counterexamples)
+    certificates.safetensors   of examples that branch and bound or a search for slopes certified, where there are any
     result.json          written last: a folder without it is unfinished
     failure.json         why the trial stopped, where it failed
 
@@ -29,6 +30,7 @@ from harness.storage.names import EPOCH
 TRIAL, EPOCHS, CHECKPOINT, WEIGHTS = "trial.json", "epochs.jsonl", "checkpoint.pt", "weights.safetensors"
 JUDGED, VERDICTS, RESULT, FAILURE = "judged.pt", "verdicts.parquet", "result.json", "failure.json"
 COUNTEREXAMPLES = "counterexamples.safetensors"
+CERTIFICATES = "certificates.safetensors"
 
 
 @dataclass(frozen=True)

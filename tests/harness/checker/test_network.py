@@ -62,6 +62,16 @@ def test_a_layer_without_a_rule_is_refused():
         Network(model).margins(ball(np.zeros((1, 1, 2, 2)), 0.1), np.array([0]))
 
 
+class Shifted(torch.nn.Module):
+    def forward(self, x, y):
+        return x + y
+
+
+def test_a_second_input_is_refused():
+    with pytest.raises(UnknownLayerError, match="second input"):
+        Network(Shifted())
+
+
 def test_a_last_layer_that_is_not_linear_is_refused():
     with pytest.raises(UnknownLayerError, match="last layer"):
         Network(torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.ReLU()))
@@ -80,6 +90,12 @@ def test_boxes_hold_the_equilibria_of_points_of_their_box(kernel, rate):
     for _ in range(20):
         z = layer.solve(h + 0.1 * (2 * torch.rand_like(h) - 1), tolerance=1e-12, solver="anderson").value.numpy()
         assert (box.lower <= z + 1e-9).all() and (z - 1e-9 <= box.upper).all()
+
+
+@pytest.mark.parametrize("h", [-1.0, 0.0])
+def test_equilibria_without_life_are_known(h):
+    box = equilibrium(np.array([[0.3, -0.5], [0.2, 0.1]]), Box(np.full((1, 2), h), np.zeros((1, 2))))
+    assert (box.lower <= 0).all() and (box.upper >= 0).all() and (box.upper < 1e-300).all()
 
 
 @pytest.mark.parametrize("size", [1.0, 1 + 1e-12, 3.0, np.nan, np.inf])

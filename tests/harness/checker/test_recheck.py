@@ -4,32 +4,47 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import searched_slopes
 import torch
+from safetensors.numpy import load_file as load_arrays
+from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
+from harness.checker.proofs import CERTIFICATE
 from harness.checker.recheck import recheck
 from harness.command_line import BAD_INPUT, FAILED, OK, main
 from harness.config.trial import from_dict, trial_key
 from harness.storage import folder, names
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-both = pytest.mark.parametrize("name", ["cnn5", "cerdeq"])
+PROOFS = {
+    "cnn5": {("ibp", "ibp"): 38, ("crown-ibp", "linear"): 6, ("alpha-crown", "certificate"): 3},
+    "cerdeq": {
+        ("ibp", "ibp"): 42,
+        ("crown-ibp", "linear"): 7,
+        ("crown", "linear"): 1,
+        ("alpha-crown", "certificate"): 1,
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def certified(tmp_path_factory):
+    """Copies of the golden trials, by name, with certificates of what alpha-CROWN certified."""
+    sweep = tmp_path_factory.mktemp("golden") / "trials"
+    for name in PROOFS:
+        shutil.copytree(GOLDEN / name, sweep / name)
+        searched_slopes.write(sweep / name)
+    return sweep
 
 
 @pytest.fixture
-def place(request, tmp_path):
-    """A copy of a golden trial in a sweep's directory, without what stages after IBP certified."""
-    copy = tmp_path / "golden/trials" / request.param
-    shutil.copytree(GOLDEN / request.param, copy)
-
-    def without_later_stages(table):
-        later = (table[names.VERDICT] == names.CERTIFIED) & (table[names.STAGE] != "ibp")
-        table.loc[later, [names.VERDICT, names.STAGE]] = [names.UNKNOWN, "none"]
-
-    change_verdicts(copy, without_later_stages)
-    return copy
+def place(request, tmp_path, certified):
+    """A copy of such a trial in a sweep's directory."""
+    return Path(shutil.copytree(certified / request.param, tmp_path / "golden/trials" / request.param))
 
 
 of_both = pytest.mark.parametrize("place", ["cnn5", "cerdeq"], indirect=True)
@@ -66,18 +81,74 @@ def test_a_true_table_is_confirmed(place, capsys):
     found = recheck(place)
     assert found.agrees and found.images == 60 and found.confirmed < 50
     assert found.confirmed == pytest.approx(found.recorded)
+    assert found.proofs == PROOFS[place.name]
     assert main("recheck", [str(place.parents[1])]) == OK
-    assert "every verdict is confirmed" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "every verdict is confirmed" in told
+    for (stage, by), count in PROOFS[place.name].items():
+        assert f"of {count} certified by {stage}, confirmed: {count} by {by}\n" in told
 
 
-@both
-def test_what_later_stages_certified_is_not_confirmed(name, tmp_path, capsys):
-    shutil.copytree(GOLDEN / name, tmp_path / "trials" / name)
-    found = recheck(tmp_path / "trials" / name)
-    assert found.by_later_stages > 0 and not found.problems
-    assert found.confirmed == pytest.approx(found.recorded + 100 * found.by_later_stages / 60)
-    assert main("recheck", [str(tmp_path)]) == FAILED
-    assert "no certificates to check" in capsys.readouterr().out
+@of_both
+def test_what_needs_a_certificate_is_not_confirmed_without(place, capsys):
+    (place / folder.CERTIFICATES).unlink()
+    found, missing = recheck(place), PROOFS[place.name]["alpha-crown", CERTIFICATE]
+    assert len(found.problems) == missing == found.proofs["alpha-crown", ""]
+    assert all("certified by alpha-crown, not confirmed, found a least margin of -" in line for line in found.problems)
+    assert found.confirmed == pytest.approx(found.recorded + 100 * missing / 60)
+    assert main("recheck", [str(place.parents[1])]) == FAILED
+    assert f"of {missing} certified by alpha-crown, confirmed: none" in capsys.readouterr().out
+
+
+def change_certificates(place, change):
+    tensors = load_arrays(place / folder.CERTIFICATES)
+    save_arrays(change(tensors), place / folder.CERTIFICATES)
+
+
+@pytest.mark.parametrize("place", ["cnn5"], indirect=True)
+def test_a_certificate_of_another_example_proves_nothing(place):
+    pairs = {"10": "16", "16": "10", "17": "17"}
+
+    def change(tensors):
+        split = [(*name.split("/", 1), tensor) for name, tensor in tensors.items()]
+        return {f"{pairs[index]}/{rest}": tensor for index, rest, tensor in split}
+
+    change_certificates(place, change)
+    found = recheck(place)
+    assert found.proofs["alpha-crown", ""] >= 1 and any("image 10: certified" in line for line in found.problems)
+
+
+@of_both
+def test_slopes_at_random_are_sound_and_prove_less(place):
+    random = np.random.default_rng(0)
+
+    def change(tensors):
+        for name, tensor in tensors.items():
+            if name.endswith("/slopes"):
+                tensors[name] = random.integers(0, 256, tensor.shape, dtype=np.uint8)
+        return tensors
+
+    change_certificates(place, change)
+    assert recheck(place).proofs["alpha-crown", ""] >= 1
+
+
+@of_both
+def test_a_certificate_that_is_none_is_told(place):
+    def change(tensors):
+        name = next(name for name in tensors if name.endswith("/multipliers"))
+        tensors[name][4, 2] = -1e-3
+        return tensors
+
+    change_certificates(place, change)
+    (problem,) = recheck(place).problems
+    assert "certificate refused" in problem and "a multiplier below 0" in problem
+
+
+@of_both
+def test_a_file_of_certificates_that_is_none_is_refused(place, capsys):
+    (place / folder.CERTIFICATES).write_bytes(b"no tensors at all")
+    assert main("recheck", [str(place.parents[1])]) == BAD_INPUT
+    assert "certificates.safetensors cannot be read" in capsys.readouterr().err
 
 
 @of_both
@@ -92,6 +163,14 @@ def first(table, verdict):
 
 def flipped_to_certified(table):
     table.loc[first(table, names.UNKNOWN), [names.VERDICT, names.STAGE]] = [names.CERTIFIED, "ibp"]
+
+
+def flipped_to_certified_by_crown_ibp(table):
+    table.loc[first(table, names.UNKNOWN), [names.VERDICT, names.STAGE]] = [names.CERTIFIED, "crown-ibp"]
+
+
+def broken_yet_certified(table):
+    table.loc[first(table, names.FALSIFIED), [names.VERDICT, names.STAGE]] = [names.CERTIFIED, "alpha-crown"]
 
 
 def called_right(table):
@@ -114,6 +193,11 @@ def better_margin(table):
 
 VERDICTS = {
     "flipped to certified": (flipped_to_certified, "certified by ibp, found a least margin"),
+    "flipped to certified by crown-ibp": (
+        flipped_to_certified_by_crown_ibp,
+        "by crown-ibp, not confirmed, found a least",
+    ),
+    "broken, yet certified": (broken_yet_certified, "by alpha-crown, not confirmed, found a least margin of -"),
     "a wrong prediction called right": (called_right, "recorded as right"),
     "a right prediction called wrong": (called_wrong, "though its prediction is its label"),
     "labels swapped": (swapped_labels, "another label is recorded"),
@@ -128,11 +212,7 @@ def test_verdicts_that_are_not_true_are_told(place, fault):
     change_verdicts(place, change)
     found = recheck(place)
     assert found.problems and told in found.problems[0]
-    assert found.confirmed >= recheck_of_the_true(place)
-
-
-def recheck_of_the_true(place):
-    return recheck(GOLDEN / place.name).confirmed
+    assert found.confirmed >= 100 * (1 - sum(PROOFS[place.name].values()) / 60) - 1e-9
 
 
 @of_both

@@ -1,0 +1,299 @@
+"""Leaves and certificates of small networks against exact minima, pattern by pattern; faults planted in them."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pattern_minima import at_point, full_certificate, least_at_pattern, patterns
+from safetensors.numpy import save_file
+from torch import nn
+
+from cerdeq.equilibrium import FixedPoint
+from harness.checker.boxes import ball
+from harness.checker.certificates import RefusedError, checked, complete, read
+from harness.checker.linear import lower_bounds
+from harness.checker.network import Network
+from harness.checker.proofs import CERTIFICATE, prove
+from harness.checker.regions import plain, tightened
+from harness.checker.relaxation import Leaves
+from harness.errors import InputError
+
+BOX, LABEL, OTHERS = ball(np.array([[[[100.0, 30.0, 200.0]]]]), 0.2), 1, [0, 2]
+SHAPE = BOX.center.shape[1:]
+
+
+def recurrence(rho, *shape):
+    weight = torch.randn(*shape).double()
+    matrix = weight.abs().reshape(*shape[:2], -1).sum(2)
+    return FixedPoint(weight * rho / torch.linalg.eigvals(matrix).abs().max(), 1, 1)
+
+
+def linear(inputs, outputs):
+    return nn.Linear(inputs, outputs)
+
+
+NETWORKS = {
+    "explicit": lambda: [nn.Flatten(), linear(3, 3), nn.ReLU(), linear(3, 3), nn.ReLU(), linear(3, 3)],
+    "equilibrium": lambda: [nn.Flatten(), linear(3, 5), recurrence(0.5, 5, 5), linear(5, 3)],
+    "equilibrium of rho .97": lambda: [nn.Flatten(), linear(3, 5), recurrence(0.97, 5, 5), linear(5, 3)],
+    "two equilibria": lambda: [
+        nn.Flatten(), linear(3, 3), recurrence(0.9, 3, 3), linear(3, 3), recurrence(0.5, 3, 3), linear(3, 3)
+    ],
+    "convolutional equilibrium": lambda: [
+        nn.Conv2d(1, 2, 3, padding=1), recurrence(0.8, 2, 2, 3, 3), nn.Flatten(), linear(6, 3)
+    ],
+}  # fmt: skip
+every = pytest.mark.parametrize("name", NETWORKS)
+
+
+def small(name):
+    """A network whose activations have 0 inside, near the ball's centre."""
+    model = nn.Sequential(*NETWORKS[name]()).double().eval().requires_grad_(False)
+    x = torch.from_numpy(BOX.center)
+    for layer in model:
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            layer.weight *= 2
+            mean = layer(x).mean((2, 3)) if x.dim() == 4 else layer(x)
+            layer.bias -= mean[0] - 0.1 * torch.rand_like(layer.bias)
+        x = layer(x)
+    return model
+
+
+def spec_of(other):
+    spec = np.zeros(3)
+    spec[LABEL], spec[other] = 1, -1
+    return spec
+
+
+def shifted(model, least):
+    """The network with biases such that the least margins, by classes, are those."""
+    for other, value in least.items():
+        model[-1].bias[other] -= value
+    return model
+
+
+def leaf(signs, multipliers, slopes=0.3, kept=1.0):
+    """One leaf at an activation."""
+    ones = np.ones((1, *signs.shape))
+    return Leaves(slopes * ones, signs[None].astype(float), multipliers[None], kept * ones)
+
+
+def shapes(region, network):
+    return {step.name: box.center.shape[1:] for step, box in zip(network.steps, region.values[1:], strict=False)}
+
+
+@every
+def test_leaves_of_known_signs_reach_their_exact_minima(name):
+    """No lower than multipliers' float32 and iterations cost; the least of all leaves is the exact minimum."""
+    model = small(name)
+    network, spec = Network(model), spec_of(0)
+    region = plain(network, BOX)
+    shape_of = shapes(region, network)
+    exact, bounds = [], []
+    for signs in patterns(model, SHAPE):
+        value, multipliers = least_at_pattern(model, BOX, spec, signs)
+        leaves = {n: leaf(s.reshape(shape_of[n]), multipliers[n].reshape(shape_of[n])) for n, s in signs.items()}
+        exact.append(value)
+        bounds.append(lower_bounds(network, region, {len(network.steps): spec[None]}, leaves)[0])
+    exact, bounds = np.array(exact), np.array(bounds)
+    full = np.isfinite(exact)
+    assert full.sum() > 4 and (bounds[full] <= exact[full] + 1e-7).all()
+    np.testing.assert_allclose(bounds[full], exact[full], atol=2e-5)
+    assert (bounds[~full] > exact[full].min()).all(), "empty leaves are pushed as far as one likes"
+
+
+@every
+@settings(max_examples=15, deadline=None)
+@given(data=st.data(), seed=st.integers(0, 10**6))
+def test_whatever_leaves_choose_bounds_what_they_hold(name, data, seed):
+    """Slopes beyond [0, 1] are clamped; signs are those of a point, or none."""
+    torch.manual_seed(seed % 7)
+    random, model = np.random.default_rng(seed), small(name)
+    network = Network(model)
+    region = data.draw(st.sampled_from([plain, tightened]))(network, BOX)
+    shape_of, leaves = shapes(region, network), {}
+    corner = random.choice([-1, 1, 0.3], size=(1, *SHAPE))
+    x = BOX.center + BOX.radius * corner
+    before, output = at_point(model, x)
+    for step, p in before.items():
+        shape = (1, *shape_of[step])
+        split = np.sign(np.where(np.abs(p) > 1e-9, p, 0)).reshape(shape) * random.choice([0, 1], size=shape)
+        push = random.exponential(data.draw(st.sampled_from([0, 0.1, 10])), size=shape)
+        leaves[step] = Leaves(random.uniform(-0.5, 1.5, shape), split, push, random.uniform(0.9, 1, shape))
+    spec = random.normal(size=(1, 3))
+    bound = lower_bounds(network, region, {len(network.steps): spec}, leaves)
+    assert np.isfinite(bound[0]) and bound[0] <= spec[0] @ output + 1e-9
+
+
+@every
+def test_certificates_prove_what_is_true_and_nothing_else(name):
+    model = small(name)
+    least = {o: min(least_at_pattern(model, BOX, spec_of(o), s)[0] for s in patterns(model, SHAPE)) for o in OTHERS}
+    shifted(model, {other: 0.02 - value for other, value in least.items()})
+    assert prove(Network(model), BOX, LABEL).by == "", "no task for a certificate"
+    tensors = full_certificate(model, BOX, {row: spec_of(other) for row, other in enumerate(OTHERS)})
+    assert prove(Network(model), BOX, LABEL, tensors).by == CERTIFICATE
+    shifted(model, {2: -0.03})
+    proof = prove(Network(model), BOX, LABEL, tensors)
+    assert proof.by == "" and proof.least < -0.005 and not proof.refused
+
+
+@pytest.fixture(scope="module")
+def proved():
+    """A network whose least margins are 1e-4, and the tensors that prove them."""
+    torch.manual_seed(0)
+    model = small("equilibrium")
+    least = {o: min(least_at_pattern(model, BOX, spec_of(o), s)[0] for s in patterns(model, SHAPE)) for o in OTHERS}
+    shifted(model, {other: 1e-4 - value for other, value in least.items()})
+    return model, full_certificate(model, BOX, {row: spec_of(other) for row, other in enumerate(OTHERS)})
+
+
+def changed(name, change):
+    def fault(tensors):
+        tensors[name] = change(tensors[name])
+
+    return fault
+
+
+def with_one(value, *place):
+    def change(tensor):
+        tensor[place] = value
+        return tensor
+
+    return change
+
+
+def turned(signs):
+    signs[3, 2] *= -1
+    return signs
+
+
+def without_leaf(tensors):
+    kept = np.arange(len(tensors["row"])) != 5
+    for name, tensor in tensors.items():
+        if len(tensor) == len(kept):
+            tensors[name] = tensor[kept]
+
+
+def doubled_leaf(tensors):
+    for name, tensor in tensors.items():
+        if name != "2/neurons":
+            tensors[name] = np.concatenate([tensor, tensor[:1]])
+
+
+FAULTS = {
+    "a leaf missing": (without_leaf, "do not cover"),
+    "a leaf twice": (doubled_leaf, "do not cover"),
+    "a sign turned": (changed("2/signs", turned), "do not cover"),
+    "a sign left out": (changed("2/signs", with_one(0, 3, 2)), "do not cover"),
+    "a sign of 2": (changed("2/signs", with_one(2, 3, 2)), "a sign that is none"),
+    "a leaf moved to another row": (changed("row", with_one(1, 3)), "do not cover"),
+    "a row too many": (changed("row", with_one(2, 3)), "not there"),
+    "a row below 0": (changed("row", with_one(-1, 3)), "not there"),
+    "a negative multiplier": (changed("2/multipliers", with_one(-1e-9, 3, 2)), "multiplier"),
+    "an infinite multiplier": (changed("2/multipliers", with_one(np.inf, 3, 2)), "multiplier"),
+    "a multiplier that is no number": (changed("2/multipliers", with_one(np.nan, 3, 2)), "multiplier"),
+    "a neuron twice": (changed("2/neurons", with_one(0, 1)), "twice"),
+    "a neuron too many": (changed("2/neurons", with_one(5, 1)), "not there"),
+    "a neuron below 0": (changed("2/neurons", with_one(-1, 1)), "not there"),
+    "another type": (changed("2/multipliers", lambda m: m.astype(np.float64)), "another type"),
+    "another shape": (changed("2/slopes", lambda s: s[:, :4]), "another shape"),
+    "no rows": (lambda tensors: tensors.pop("row"), "no row"),
+    "no signs": (lambda tensors: tensors.pop("2/signs"), "lacks"),
+    "a step that is none": (lambda tensors: tensors.update({"3/signs": tensors["2/signs"]}), "nothing in the network"),
+    "factors of another shape": (lambda tensors: tensors.update({"2/kept": tensors["2/slopes"][:1]}), "another shape"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faulty_certificates_are_refused(proved, fault):
+    model, tensors = proved
+    change, told = FAULTS[fault]
+    spoiled = {name: tensor.copy() for name, tensor in tensors.items()}
+    assert prove(Network(model), BOX, LABEL, spoiled).by == CERTIFICATE
+    change(spoiled)
+    proof = prove(Network(model), BOX, LABEL, spoiled)
+    assert proof.by == "" and told in proof.refused
+
+
+def test_other_numbers_in_a_certificate_prove_less_and_never_more(proved):
+    """Of multipliers and signs of other leaves each is sound, and does not do here."""
+    model, tensors = proved
+    network = Network(model)
+    others = tensors | {"2/multipliers": tensors["2/multipliers"][::-1]}
+    assert prove(network, BOX, LABEL, others).by == ""
+    assert prove(network, BOX, LABEL, tensors | {"2/signs": -tensors["2/signs"]}).by == ""
+    kept = np.full((len(tensors["row"]), 5), 255, dtype=np.uint8)
+    assert prove(network, BOX, LABEL, tensors | {"2/kept": kept}).by == CERTIFICATE
+    assert prove(network, ball(np.array([[[[100.0, 30.0, 200.0]]]]), 0.2 + 1 / 255), LABEL, tensors).by == ""
+    model[-1].weight[OTHERS] += 1e-3
+    assert prove(Network(model), BOX, LABEL, tensors).by == ""
+    model[-1].weight[OTHERS] -= 1e-3
+
+
+def test_a_row_without_leaves_needs_a_proof_of_its_own(proved):
+    model, tensors = proved
+    first = tensors["row"] == 0
+    part = {name: t if name == "2/neurons" else t[first] for name, t in tensors.items()}
+    assert prove(Network(model), BOX, LABEL, part).by == ""
+    model[-1].bias[2] -= 10
+    assert prove(Network(model), BOX, LABEL, part).by == CERTIFICATE
+    model[-1].bias[2] += 10
+
+
+TREES = st.recursive(
+    st.just(()), lambda sides: st.tuples(st.integers(0, 5), sides, sides), max_leaves=10
+)  # neuron, where its sign is 1, where it is -1
+
+
+def leaves_of(tree, signs=()):
+    """The leaves [L, 6] of a decision tree; a neuron that was split before is not split again."""
+    if not tree or tree[0] in dict(signs):
+        return leaves_of(tree[1], signs) if tree else [[dict(signs).get(n, 0) for n in range(6)]]
+    neuron, over, under = tree
+    return leaves_of(over, (*signs, (neuron, 1))) + leaves_of(under, (*signs, (neuron, -1)))
+
+
+def covers(leaves):
+    points = np.array(np.meshgrid(*[[1, -1]] * 6)).reshape(6, -1).T
+    return (points[:, None] * leaves[None] >= 0).all(2).any(1).all()
+
+
+@given(TREES, st.randoms())
+def test_trees_are_complete_in_any_order_and_no_more_without_a_leaf_or_a_sign(tree, random):
+    leaves = np.array(leaves_of(tree))
+    random.shuffle(order := list(range(len(leaves))))
+    assert complete(leaves[order]) and covers(leaves)
+    spoiled = leaves[order[1:]]
+    assert not complete(spoiled) and not covers(spoiled)
+    turned = leaves.copy()
+    if len(turned[turned != 0]):
+        row, neuron = random.choice(np.argwhere(turned != 0))
+        turned[row, neuron] *= -1
+        assert not complete(turned)
+
+
+@given(st.lists(st.lists(st.sampled_from([-1, 0, 1]), min_size=6, max_size=6), max_size=6))
+def test_what_is_called_complete_covers_everything(leaves):
+    leaves = np.array(leaves).reshape(-1, 6)
+    assert covers(leaves) or not complete(leaves)
+
+
+def test_files_are_read_by_example(tmp_path):
+    path = tmp_path / "certificates.safetensors"
+    assert read(path) == {}
+    rows = np.zeros(2, dtype=np.int16)
+    save_file({"3/row": rows, "12/block.relu/signs": rows}, path)
+    assert {index: list(tensors) for index, tensors in read(path).items()} == {3: ["row"], 12: ["block.relu/signs"]}
+    save_file({"three/row": rows}, path)
+    with pytest.raises(InputError, match="three/row"):
+        read(path)
+    path.write_bytes(b"no tensors")
+    with pytest.raises(InputError, match="cannot be read"):
+        read(path)
+
+
+def test_certificates_of_nothing_are_refused():
+    with pytest.raises(RefusedError, match="no row"):
+        checked({}, {}, 2)
