@@ -106,6 +106,7 @@ class EvaluationSettings:
     attack: what projected gradient descent climbs, of ATTACKS.
     attack_steps, attack_restarts: how many steps, and how often from another start, each of its objectives.
     bab_seconds, bab_branches: what branch and bound may take for an image; None is without end, for one of them.
+    certificates: whether to keep what checks the proofs of alpha-crown and bab without a search.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
@@ -118,6 +119,7 @@ class EvaluationSettings:
     attack_restarts: int = 3
     bab_seconds: float | None = 60.0
     bab_branches: int | None = None
+    certificates: bool = False
 
     def __post_init__(self) -> None:
         rising = [stage for stage in STAGES if stage in self.stages] == list(self.stages)

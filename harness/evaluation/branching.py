@@ -13,10 +13,13 @@ from cerdeq import LinfBall, margin_spec
 from harness.attacks.counterexamples import decode, encode
 from harness.config.settings import BAB
 from harness.config.trial import TrialConfig
+from harness.evaluation.evidence import Evidence
 from harness.evaluation.ledger import Ledger
 from harness.storage import names
 
+CERTIFIED_BY_SEARCH = ("crown", "alpha-crown")  # stages whose proofs nothing but a certificate confirms for certain
 _CERTIFIED, _ATTACKED, _UNKNOWN = "certified", "attacked", "unknown"  # what cerdeq.verify calls them
+_AFTERWARDS = "certificates"  # what the seconds spent on keeping proofs are called
 _ENDED = {"timeout": names.TIMEOUT, "out of memory": names.OUT_OF_MEMORY}  # before it was done
 
 Margins = Callable[[Tensor, Tensor], Tensor]
@@ -28,29 +31,29 @@ class Branched:
 
     least: the lower bound of the least margin. branches: how many it took.
     attacked: the proved upper bound of the margin at a counterexample.
-    points: counterexamples as they are kept, by example.
+    evidence: counterexamples and, where they are wanted, certificates.
     """
 
     least: Tensor
     branches: Tensor
     attacked: Tensor
-    points: dict[int, Tensor]
+    evidence: Evidence
 
 
 def branch_and_bound(
-    model: nn.Module, margins_at: Margins, x: Tensor, labels: Tensor, config: TrialConfig, ledger: Ledger, known: Tensor
-) -> Branched:
+    model: nn.Module, margins_at: Margins, first: int, x: Tensor, labels: Tensor, config: TrialConfig, ledger: Ledger,
+    known: Tensor,
+) -> Branched:  # fmt: skip
     """Ask branch and bound of each open example of x [B, C, H, W] that is `known` [B], and enter what it says.
 
-    margins_at: (points, labels) to the network's least margins, proved where they are below 0.
+    first: the number of the first example. margins_at: (points, labels) to the network's least margins, proved where they are below 0.
     """
     least, branches, attacked = torch.full((3, len(labels)), torch.nan, dtype=torch.float64, device=x.device)
     found = Branched(least, branches, attacked, {})
     for example in (known & ledger.open.to(x.device)).nonzero():
         for place, answer in ledger.answers(BAB, partial(_verified, model, margins_at, x, labels, config), example):
-            status, found.least[place], found.branches[place], found.attacked[place], point = answer
-            if point is not None:
-                found.points[int(place)] = point
+            status, found.least[place], found.branches[place], found.attacked[place], evidence = answer
+            found.evidence.update({f"{first + int(place)}{name}": tensor for name, tensor in evidence.items()})
             if status in _ENDED:
                 ledger.note(BAB, _ENDED[status], int(place))
     ledger.decide(BAB, names.CERTIFIED, found.least > 0)
@@ -58,23 +61,47 @@ def branch_and_bound(
     return found
 
 
+def certificates(
+    model: nn.Module, first: int, which: Tensor, x: Tensor, labels: Tensor, config: TrialConfig, ledger: Ledger
+) -> Evidence:
+    """Certificates of examples `which` [B] that a search proved without keeping one; of some there may be none."""
+    found = {}
+    for example in which.to(x.device).nonzero():
+        for place, answer in ledger.answers(_AFTERWARDS, partial(_asked, model, x, labels, config), example):
+            named = answer.certificates[0].items()
+            found |= {f"{first + int(place)}/{name}": tensor for name, tensor in named}
+    return found
+
+
+def _asked(
+    model: nn.Module, x: Tensor, labels: Tensor, config: TrialConfig, example: Tensor
+) -> cerdeq.Verification:  # fmt: skip
+    """What branch and bound says of an example, given as [1]."""
+    settings, region = config.evaluation, LinfBall(x[example], config.eps)
+    spec = margin_spec(labels[example], DATASETS[config.dataset].classes).to(x)
+    budget = {"seconds": settings.bab_seconds, "branches": settings.bab_branches}
+    return cerdeq.verify(model, region, spec, **budget, certificates=settings.certificates)
+
+
 def _verified(
     model: nn.Module, margins_at: Margins, x: Tensor, labels: Tensor, config: TrialConfig, example: Tensor
-) -> tuple[str, float, float, float, Tensor | None]:
-    """Of an example, given as [1]: status, least margin, branches; margin at its counterexample and that, if any.
+) -> tuple[str, float, float, float, Evidence]:
+    """Of an example, given as [1]: status, least margin, branches, margin at its counterexample, and evidence, called by
+    what follows the example's number.
 
     Raises ValueError where these do not agree.
     """
-    image, settings = x[example], config.evaluation
-    spec = margin_spec(labels[example], DATASETS[config.dataset].classes).to(x)
-    region = LinfBall(image, config.eps)
-    answer = cerdeq.verify(model, region, spec, seconds=settings.bab_seconds, branches=settings.bab_branches)
+    image, answer = x[example], _asked(model, x, labels, config, example)
     status, least = answer.status[0], float(answer.lower[0].amin())
-    broken, point = torch.nan, None
+    broken, evidence = torch.nan, {f"/{name}": tensor for name, tensor in answer.certificates[0].items()}
     if status == _ATTACKED:
         kept = encode(answer.counterexample.to(image), image, config.eps)
-        broken, point = float(margins_at(decode(kept, image, config.eps), labels[example])), kept[0].cpu()
+        margin = float(margins_at(decode(kept, image, config.eps), labels[example]))
+        if margin < 0:
+            broken, evidence[""] = margin, kept[0].cpu()
+        else:  # within rounding of the boundary, or a hair outside of the exact ball
+            status = _UNKNOWN
     open_ = status in (_UNKNOWN, *_ENDED) and not least > 0
     if not {_CERTIFIED: least > 0, _ATTACKED: broken < 0}.get(status, open_):
         raise ValueError(f"branch and bound says {status}, with a bound of {least:g} and a margin of {broken:g}")
-    return status, least, float(answer.branches[0]), broken, point
+    return status, least, float(answer.branches[0]), broken, evidence

@@ -19,6 +19,7 @@ from harness.data import Data, Split, load
 from harness.environment import best_device, describe_environment
 from harness.errors import require
 from harness.evaluation.metrics import final_metrics, finite_or_none, warnings
+from harness.evaluation.evidence import write_evidence
 from harness.evaluation.network import load_network
 from harness.evaluation.verdicts import Judgement, Ready, judge_part, mean, ready, total
 from harness.memory import kept_memory
@@ -72,8 +73,7 @@ def certify_shard(directory: Path, number: int, data_dir: str | None) -> dict[st
         judgement = judge_part(network, part.images.to(device), part.labels.to(device), first, config)
     spread = finite_or_none({"clean_mean": judgement.clean_mean, "clean_spread": judgement.clean_spread})
     known = {"seconds": judgement.seconds, "layers": finite_or_none(judgement.layers), **spread}
-    points = {str(index): point for index, point in judgement.counterexamples.items()}
-    write = partial(save_file, points)
+    write = partial(save_file, judgement.evidence)
     certification.write_shard(directory, number, judgement.verdicts, write, digest=begun.digest, **known)
     return judgement.verdicts[names.VERDICT].value_counts().to_dict()
 
@@ -109,9 +109,9 @@ def finish(directory: Path, data: Data) -> TrialResult:
     centre, spread = _pooled([(shard.clean_mean, shard.clean_spread) for shard in known], images)
     widths = [{name: math.inf if width is None else width for name, width in shard.layers.items()} for shard in known]
     layers, seconds = mean(widths, images), total(shard.seconds for shard in known)
-    files = [load_file(certification.counterexamples_of(directory, number)) for number in numbers]
-    points = {name: point for file in files for name, point in file.items()}
-    judgement = Judgement(verdicts, layers, centre, spread, seconds, {int(name): k for name, k in points.items()})
+    files = [load_file(certification.evidence_of(directory, number)) for number in numbers]
+    evidence = {name: tensor for file in files for name, tensor in file.items()}
+    judgement = Judgement(verdicts, layers, centre, spread, seconds, evidence)
     own = folder.read_result(certification.trial_of(directory))
     metrics = finite_or_none(
         {
@@ -123,7 +123,7 @@ def finish(directory: Path, data: Data) -> TrialResult:
     told = warnings(judgement, metrics)
     rows = [(number, stage, took) for number, shard in enumerate(known) for stage, took in shard.seconds.items()]
     timings = pd.DataFrame(rows, columns=["shard", "stage", "seconds"])
-    write_atomically(directory / folder.COUNTEREXAMPLES, partial(save_file, points))
+    write_evidence(directory, evidence)
     write_atomically(directory / folder.VERDICTS, verdicts.to_parquet)
     write_atomically(directory / certification.TIMINGS, timings.to_parquet)
     environment = describe_environment(best_device()) | {"threads": "1"}  # a worker's

@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor
 
 from harness.clock import Clock, OutOfTime
+from harness.evaluation.evidence import Evidence
 from harness.storage.tensors import read_tensors, write_tensors
 
 FIRST_BATCH, BATCH = "first batch", "batch"
@@ -37,8 +37,8 @@ class KeptBatches:
         self.seconds = 0.0
         self.kind, self.began = FIRST_BATCH, time.monotonic()
 
-    def restored(self) -> tuple[list[pd.DataFrame], list[dict[str, Any]], dict[int, Tensor]]:
-        """Tables and fields of bounds, one a batch that is done, and the counterexamples found in them, by index.
+    def restored(self) -> tuple[list[pd.DataFrame], list[dict[str, Any]], Evidence]:
+        """Tables and fields of bounds, one a batch that is done, and the evidence found in them.
 
         Raises DamagedFileError, and OutOfTime where there is no time for a batch.
         """
@@ -46,7 +46,7 @@ class KeptBatches:
         state = self._read()
         if state is not None and state["stands_for"] == self.stands_for:
             tables, bounds = [pd.DataFrame(table) for table in state["tables"]], state["bounds"]
-            found = {index: k.cpu() for index, k in state["found"].items()}
+            found = {name: tensor.cpu() for name, tensor in state["found"].items()}
             self.seconds = state["seconds"]
         done = sum(map(len, tables))
         if done < self.images:
@@ -55,7 +55,7 @@ class KeptBatches:
         self.began = time.monotonic()
         return tables, bounds, found
 
-    def after_batch(self, tables: list[pd.DataFrame], bounds: list[Any], found: dict[int, Tensor]) -> None:
+    def after_batch(self, tables: list[pd.DataFrame], bounds: list[Any], found: Evidence) -> None:
         """Keep what is done where that is due. Raises OutOfTime where there is no time for another batch."""
         now = time.monotonic()
         self.clock.lasted[self.kind] = now - self.began

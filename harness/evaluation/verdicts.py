@@ -24,7 +24,8 @@ from harness.attacks.pgd import worst_point
 from harness.config.buildable import needs_linear
 from harness.config.settings import BAB, EvaluationSettings
 from harness.config.trial import TrialConfig
-from harness.evaluation.branching import branch_and_bound
+from harness.evaluation.branching import CERTIFIED_BY_SEARCH, branch_and_bound, certificates
+from harness.evaluation.evidence import Evidence
 from harness.evaluation.kept import KeptBatches
 from harness.evaluation.ledger import Ledger, SoundnessError, timed
 from harness.storage import names
@@ -67,7 +68,7 @@ class Judgement:
     layers: mean width of each pre-activation over all examples.
     clean_mean, clean_spread: mean and standard deviation of all clean margins.
     seconds: what each stage took.
-    counterexamples: int16 [C, H, W] of each attacked example, by its index, for harness.attacks.counterexamples.
+    evidence: counterexamples, int16 [C, H, W] for harness.attacks.counterexamples, and certificates.
     """
 
     verdicts: pd.DataFrame
@@ -75,7 +76,7 @@ class Judgement:
     clean_mean: float
     clean_spread: float
     seconds: dict[str, float]
-    counterexamples: dict[int, Tensor]
+    evidence: Evidence
 
 
 @dataclass(frozen=True)
@@ -152,10 +153,10 @@ def judge(
     tables, known, found = ([], [], {}) if kept is None else kept.restored()
     bounds = [Bounds(**fields) for fields in known]
     for start, x, y in _batches(images, labels, config, sum(map(len, tables))):
-        table, batch, points = _judged(network, x, y, start, config)
+        table, batch, evidence = _judged(network, x, y, start, config)
         tables.append(table)
         bounds.append(batch)
-        found |= points
+        found |= evidence
         if kept is not None:
             kept.after_batch(tables, bounds, found)
     return _judgement(tables, bounds, found, config.evaluation.stages)
@@ -168,13 +169,13 @@ def judge_part(network: Ready, images: Tensor, labels: Tensor, first: int, confi
     """
     batches = _batches(images, labels, config)
     parts = [_judged(network, x, y, first + start, config) for start, x, y in batches]
-    tables, bounds, points = zip(*parts, strict=True)
-    found = {index: point for each in points for index, point in each.items()}
+    tables, bounds, evidence = zip(*parts, strict=True)
+    found = {name: tensor for each in evidence for name, tensor in each.items()}
     return _judgement(list(tables), list(bounds), found, config.evaluation.stages)
 
 
 def _judgement(
-    tables: list[pd.DataFrame], bounds: list[Bounds], found: dict[int, Tensor], stages: tuple[str, ...]
+    tables: list[pd.DataFrame], bounds: list[Bounds], found: Evidence, stages: tuple[str, ...]
 ) -> Judgement:
     verdicts = pd.concat(tables, ignore_index=True)
     _refuse_contradictions(verdicts, stages)
@@ -186,26 +187,29 @@ def _judgement(
 
 def _judged(
     network: Ready, x: Tensor, labels: Tensor, first: int, config: TrialConfig
-) -> tuple[pd.DataFrame, Bounds, dict[int, Tensor]]:
-    """A batch's rows of the table of verdicts, its bounds by IBP, and the counterexamples found, by index."""
+) -> tuple[pd.DataFrame, Bounds, Evidence]:
+    """A batch's rows of the table of verdicts, its bounds by IBP, and the evidence found."""
     stages, ledger = config.evaluation.stages, Ledger(len(labels))
     bounds, known = _clean_and_ibp(network, x, labels, config, ledger)
     prediction = torch.where(known, bounds.prediction(labels), NOT_KNOWN)
     ledger.decide(CLEAN, names.MISCLASSIFIED, known & (prediction != labels))
     given = x, labels, config, ledger, known
     least = {IBP: bounds.lower.amin(1)}
-    attacked, points = _attack(network, first, least[IBP] > 0, *given)
+    attacked, evidence = _attack(network, first, least[IBP] > 0, *given)
     ledger.decide(ATTACK, names.ATTACKED, attacked < 0)
     ledger.decide(IBP, names.CERTIFIED, least[IBP] > 0)
     for stage in (stage for stage in stages if stage not in (IBP, BAB)):
+        asked = ledger.open
         least[stage] = _least_margins(network, stage, *given)
         ledger.decide(stage, names.CERTIFIED, least[stage] > 0)
+        if config.evaluation.certificates and stage in CERTIFIED_BY_SEARCH:
+            evidence |= certificates(network.model, first, asked & ~ledger.open, *given[:4])
     branches = {}
     if BAB in stages:
-        found = branch_and_bound(network.model, partial(_margins_at, network), *given)
+        found = branch_and_bound(network.model, partial(_margins_at, network), first, *given)
         least[BAB], branches[names.BRANCHES] = found.least, found.branches
         attacked = torch.where(found.attacked.isnan(), attacked, found.attacked)
-        points |= {first + example: point for example, point in found.points.items()}
+        evidence |= found.evidence
     columns = {
         names.PREDICTION: prediction,
         **{names.margin_column(stage): margin for stage, margin in least.items()},
@@ -221,7 +225,7 @@ def _judged(
             **ledger.columns(),
         }
     )
-    return table, replace(bounds, seconds=total([bounds.seconds, ledger.seconds])), points
+    return table, replace(bounds, seconds=total([bounds.seconds, ledger.seconds])), evidence
 
 
 def _clean_and_ibp(
@@ -284,14 +288,14 @@ def searcher(model: nn.Module) -> nn.Module:
 def _attack(
     network: Ready, first: int, proved: Tensor, x: Tensor, labels: Tensor, config: TrialConfig, ledger: Ledger,
     known: Tensor,
-) -> tuple[Tensor, dict[int, Tensor]]:  # fmt: skip
-    """The margins [B] at the worst points found, and those points that are proved to be adversarial, by index.
+) -> tuple[Tensor, Evidence]:  # fmt: skip
+    """The margins [B] at the worst points found, and those points that are proved to be adversarial.
 
     first: the number of the first example. proved: [B], by IBP, which are attacked least. known: [B], which are to be
     asked at all. Not a number where the attack was not asked.
     """
     attacked = torch.full(labels.shape, torch.nan, dtype=torch.float64, device=x.device)
-    found: dict[int, Tensor] = {}
+    found: Evidence = {}
     open_ = known & ledger.open.to(x.device)
     for rows, settings in ((open_ & ~proved, config.evaluation), (open_ & proved, _least_attack(config))):
 
@@ -302,7 +306,7 @@ def _attack(
         for part, (margin, points) in ledger.answers(ATTACK, ask, rows.nonzero()[:, 0]):
             attacked[part] = margin
             broken = (margin < 0).nonzero()[:, 0]
-            found |= {first + int(part[row]): points[row].cpu().clone() for row in broken}
+            found |= {str(first + int(part[row])): points[row].cpu().clone() for row in broken}
     return attacked, found
 
 

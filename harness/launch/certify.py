@@ -57,6 +57,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     seconds = f"of branch and bound for an image; default: {_SECONDS:g}, or no limit where --branches is given"
     parser.add_argument("--seconds", type=float, help=seconds)
     parser.add_argument("--branches", type=int, help="of branch and bound for an image; default: no limit")
+    kept = "keep what checks the proofs of alpha-crown and bab, for harness.recheck"
+    parser.add_argument("--certificates", action="store_true", help=kept)
     parser.add_argument("--images", type=int, help="the first so many; default: those the trial was judged on")
     parser.add_argument("--workers", type=int, help="how many work side by side; default: one a GPU, else one a CPU")
     add_data_dir(parser)
@@ -149,6 +151,7 @@ def _judged_by(config: TrialConfig, options: argparse.Namespace) -> TrialConfig:
     seconds = _SECONDS if options.seconds is None and options.branches is None else options.seconds
     budget = {"bab_seconds": seconds, "bab_branches": options.branches} if BAB in given else {}
     images = (None if config.validation_images else before.test_images) if options.images is None else options.images
+    budget["certificates"] = options.certificates
     return replace(config, evaluation=replace(before, stages=given, test_images=images, **budget))
 
 

@@ -1,9 +1,9 @@
 """A certification's folder, results/<sweep>/trials/<key>/certified/<name>/: one trial, judged again by other stages.
 
     certification.json  key of the trial, recipe version, data, config as it is judged here, digests
-    shards/00000.*      verdicts of so many images (parquet), counterexamples (safetensors), and what else is known of
-                        them (json, written last); until there is a result
-    verdicts.parquet, counterexamples.safetensors    as a trial's
+    shards/00000.*      verdicts of so many images (parquet), counterexamples and certificates (safetensors), and what
+                        else is known of them (json, written last); until there is a result
+    verdicts.parquet, counterexamples.safetensors, certificates.safetensors    as a trial's
     timings.parquet     one row a shard and stage: the seconds it took
     result.json         as a trial's, written last: a folder without it is unfinished
 
@@ -75,7 +75,7 @@ def name_of(settings: EvaluationSettings) -> str:
         *([] if settings.bab_branches is None else [f"{settings.bab_branches}branches"]),
     ]
     stages = "+".join("-".join([stage, *budget]) if stage == BAB else stage for stage in settings.stages)
-    return f"{stages}-{settings.test_images or 'all'}-images"
+    return f"{stages}-{settings.test_images or 'all'}-images{'-certificates' * settings.certificates}"
 
 
 def place(trial: Path, settings: EvaluationSettings) -> Path:
@@ -101,7 +101,7 @@ def claim(directory: Path, trial: Trial, certification: Certification) -> str:
     if mine and (finished or (found is not None and found[1] == certification.digest)):
         return ""
     told = "" if found is None else "begun anew: " + ("other versions or device" if mine else "other weights or data")
-    for name in (folder.RESULT, folder.VERDICTS, folder.COUNTEREXAMPLES, TIMINGS):
+    for name in (folder.RESULT, folder.VERDICTS, folder.COUNTEREXAMPLES, folder.CERTIFICATES, TIMINGS):
         (directory / name).unlink(missing_ok=True)
     remove_shards(directory)
     write_json(directory / CERTIFICATION, folder.trial_json(trial) | asdict(certification))
@@ -138,19 +138,19 @@ def _is_whole(directory: Path, number: int, digest: str) -> bool:
 
 
 def write_shard(
-    directory: Path, number: int, verdicts: pd.DataFrame, counterexamples: Callable[[Path], None], **known: Any
+    directory: Path, number: int, verdicts: pd.DataFrame, evidence: Callable[[Path], None], **known: Any
 ) -> None:
-    """Write a shard's verdicts and counterexamples, then what else is known of it: Shard's fields but for `content`.
+    """Write a shard's verdicts and evidence, then what else is known of it: Shard's fields but for `content`.
 
-    counterexamples: writes their file.
+    evidence: writes its file.
     """
     write_atomically(_path(directory, number, "parquet"), verdicts.to_parquet)
-    write_atomically(counterexamples_of(directory, number), counterexamples)
+    write_atomically(evidence_of(directory, number), evidence)
     write_json(_path(directory, number, "json"), asdict(Shard(content=_content(directory, number), **known)))
 
 
-def counterexamples_of(directory: Path, number: int) -> Path:
-    """Where a shard's counterexamples lie."""
+def evidence_of(directory: Path, number: int) -> Path:
+    """Where a shard's counterexamples and certificates lie."""
     return _path(directory, number, "safetensors")
 
 
@@ -178,5 +178,5 @@ def _path(directory: Path, number: int, kind: str) -> Path:
 
 
 def _content(directory: Path, number: int) -> str:
-    verdicts, counterexamples = _path(directory, number, "parquet"), counterexamples_of(directory, number)
-    return hashlib.sha256(verdicts.read_bytes() + counterexamples.read_bytes()).hexdigest()
+    verdicts, evidence = _path(directory, number, "parquet"), evidence_of(directory, number)
+    return hashlib.sha256(verdicts.read_bytes() + evidence.read_bytes()).hexdigest()

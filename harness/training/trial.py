@@ -16,6 +16,7 @@ from harness.config.trial import TrialConfig
 from harness.data import Data, Split, load
 from harness.environment import best_device, describe_environment
 from harness.errors import require
+from harness.evaluation.evidence import write_evidence
 from harness.evaluation.equilibria import recurrence_report
 from harness.evaluation.kept import KeptBatches
 from harness.evaluation.metrics import final_metrics, finite_or_none, warnings
@@ -113,8 +114,7 @@ def _run(
     except SoundnessError:
         (directory / folder.JUDGED).unlink(missing_ok=True)
         raise
-    found = {str(index): k for index, k in judgement.counterexamples.items()}
-    write_atomically(directory / folder.COUNTEREXAMPLES, lambda path: save_file(found, path))
+    write_evidence(directory, judgement.evidence)
     write_atomically(directory / folder.VERDICTS, judgement.verdicts.to_parquet)
     if any(isinstance(module, FixedPoint) for module in model.modules()):
         clock.require("equilibria")

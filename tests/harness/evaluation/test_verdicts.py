@@ -156,8 +156,8 @@ def test_each_falsified_example_has_a_counterexample_that_the_network_gets_wrong
     judgement, model, images, labels, config = judged(name, eps=eps, evaluation=evaluation)
     table = judgement.verdicts
     falsified = table.loc[table[names.VERDICT] == names.ATTACKED, names.INDEX].tolist()
-    assert list(judgement.counterexamples) == falsified and 5 < len(falsified) <= 80
-    k = torch.stack([judgement.counterexamples[index] for index in falsified])
+    assert list(judgement.evidence) == [str(index) for index in falsified] and 5 < len(falsified) <= 80
+    k = torch.stack([judgement.evidence[str(index)] for index in falsified])
     assert k.dtype == torch.int16
     points = decode(k, images[falsified].double() / 255, config.eps)
     with torch.no_grad():
@@ -171,7 +171,7 @@ def test_each_falsified_example_has_a_counterexample_that_the_network_gets_wrong
 def test_a_counterexample_that_is_not_proved_falsifies_nothing(judged, monkeypatch):
     monkeypatch.setattr(verdicts, "upper_margins", lambda program, points, *_: torch.zeros(len(points)).to(points))
     judgement, *_ = judged("cnn5", eps="1/2")
-    assert names.ATTACKED not in set(judgement.verdicts[names.VERDICT]) and not judgement.counterexamples
+    assert names.ATTACKED not in set(judgement.verdicts[names.VERDICT]) and not judgement.evidence
 
 
 def test_what_ibp_proved_is_attacked_once_by_the_margin(judged, monkeypatch):
