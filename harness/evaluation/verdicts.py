@@ -301,8 +301,9 @@ def _attack(
 
         for part, (margin, points) in ledger.answers(ATTACK, ask, rows.nonzero()[:, 0]):
             attacked[part] = margin
-            broken = (margin < 0).nonzero()[:, 0]
-            found |= {first + int(part[row]): points[row].cpu().clone() for row in broken}
+            broken = margin < 0
+            kept_points = [k.clone() for k in points[broken].cpu()]  # files hold no views
+            found |= dict(zip((first + part[broken]).tolist(), kept_points, strict=True))
     return attacked, found
 
 
