@@ -18,8 +18,8 @@ from harness.config.trial import TrialConfig, to_dict
 from harness.data import Data, Split, load
 from harness.environment import best_device, describe_environment
 from harness.errors import require
-from harness.evaluation.metrics import final_metrics, finite_or_none, warnings
 from harness.evaluation.evidence import write_evidence
+from harness.evaluation.metrics import final_metrics, finite_or_none, warnings
 from harness.evaluation.network import load_network
 from harness.evaluation.verdicts import Judgement, Ready, judge_part, mean, ready, total
 from harness.memory import kept_memory

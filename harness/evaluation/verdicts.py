@@ -174,9 +174,7 @@ def judge_part(network: Ready, images: Tensor, labels: Tensor, first: int, confi
     return _judgement(list(tables), list(bounds), found, config.evaluation.stages)
 
 
-def _judgement(
-    tables: list[pd.DataFrame], bounds: list[Bounds], found: Evidence, stages: tuple[str, ...]
-) -> Judgement:
+def _judgement(tables: list[pd.DataFrame], bounds: list[Bounds], found: Evidence, stages: tuple[str, ...]) -> Judgement:
     verdicts = pd.concat(tables, ignore_index=True)
     _refuse_contradictions(verdicts, stages)
     all_of_them = _joined(bounds)
@@ -305,8 +303,9 @@ def _attack(
 
         for part, (margin, points) in ledger.answers(ATTACK, ask, rows.nonzero()[:, 0]):
             attacked[part] = margin
-            broken = (margin < 0).nonzero()[:, 0]
-            found |= {str(first + int(part[row])): points[row].cpu().clone() for row in broken}
+            broken = margin < 0
+            kept_points = [k.clone() for k in points[broken].cpu()]  # files hold no views
+            found |= dict(zip(map(str, (first + part[broken]).tolist()), kept_points, strict=True))
     return attacked, found
 
 

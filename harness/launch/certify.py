@@ -12,6 +12,7 @@ import argparse
 import math
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -161,17 +162,22 @@ def _certify(jobs: list[Job], options: argparse.Namespace, console: Console) -> 
     pieces = [(job.directory, shard, data_dir) for job in jobs for shard in certification.missing(job.directory)]
     failed: dict[Path, str] = {}
     sizes = {job.directory: certification.read_certification(job.directory) for job in jobs}
+    left = Counter(directory for directory, *_ in pieces)
+    for job in jobs:
+        if not left[job.directory]:
+            finish(job.directory, job.data)
+    data = {job.directory: job.data for job in jobs}
     with Counts(sum(_images(sizes, piece) for piece in pieces), console) as counts:
         for piece, outcome in _done(pieces, options.workers):
             if isinstance(outcome, SoundnessError):
                 raise outcome
             if isinstance(outcome, Exception):
                 failed.setdefault(piece[0], " ".join(f"{type(outcome).__name__}: {outcome}".split()))
-            else:
-                counts.add(outcome)
-    for job in jobs:
-        if job.directory not in failed:
-            finish(job.directory, job.data)
+                continue
+            counts.add(outcome)
+            left[piece[0]] -= 1
+            if not left[piece[0]]:
+                finish(piece[0], data[piece[0]])
     return failed
 
 

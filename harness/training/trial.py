@@ -16,8 +16,8 @@ from harness.config.trial import TrialConfig
 from harness.data import Data, Split, load
 from harness.environment import best_device, describe_environment
 from harness.errors import require
-from harness.evaluation.evidence import write_evidence
 from harness.evaluation.equilibria import recurrence_report
+from harness.evaluation.evidence import write_evidence
 from harness.evaluation.kept import KeptBatches
 from harness.evaluation.metrics import final_metrics, finite_or_none, warnings
 from harness.evaluation.network import load_network
