@@ -66,15 +66,23 @@ class Network:
 
     def margins_of(self, features: Box, labels: Array) -> Array:
         """`margins` from boxes of what the classifier is given."""
+        return self._margin_ends(features, labels)[0]
+
+    def breaks(self, image: Box, label: int) -> bool:
+        """Whether some margin is proved to be below 0 for all images in the box [1, C, H, W]."""
+        features = self.boxes(image)[self.steps[-1].sources[0]]
+        return bool((self._margin_ends(features, np.array([label]))[1] < 0).any())
+
+    def _margin_ends(self, features: Box, labels: Array) -> tuple[Array, Array]:
         weight, bias = self.weight, self.bias
-        lower = np.empty((len(labels), len(weight) - 1))
+        lower, upper = np.empty((2, len(labels), len(weight) - 1))
         for label in np.unique(labels):
             rows = labels == label
             others = np.arange(len(weight)) != label
             part, difference = Box(features.center[rows], features.radius[rows]), weight[label] - weight[others]
             margins = affine(part, difference, bias[label] - bias[others], maps.matrix, weight.shape[1] + 4)
-            lower[rows] = margins.lower
-        return lower
+            lower[rows], upper[rows] = margins.lower, margins.upper
+        return lower, upper
 
     def boxes(self, images: Box) -> list[Box]:
         """The box of every value but the logits, by intervals."""

@@ -2,8 +2,9 @@
 
 They are proved again in NumPy, float64, every rounding error counted outwards, by code that shares nothing with what
 trained and judged but the networks' definitions and the reading of files: predictions and what IBP certified by
-intervals; what later stages certified by linear bounds, or leaf by leaf of a certificate where there is one. What is
-not proved is not confirmed. Exit status: 0 every number is confirmed; 1 some verdict, or some number made of verdicts,
+intervals; what later stages certified by linear bounds, or leaf by leaf of a certificate where there is one; what was
+attacked by the counterexample that was kept. What is not proved is not confirmed. Certifications by `harness.certify`
+are rechecked as trials are. Exit status: 0 every number is confirmed; 1 some verdict, or some number made of verdicts,
 is not; 2 bad input.
 """
 
@@ -12,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +30,14 @@ from harness.checker.certificates import read as certificates_of
 from harness.checker.equilibrium import NotProvedError
 from harness.checker.maps import UnknownLayerError
 from harness.checker.network import Network
+from harness.checker.points import read as points_of
+from harness.checker.points import why_not_broken
 from harness.checker.proofs import Proof, prove
 from harness.command_line import FAILED, OK, add_data_dir, add_sweep_directory
 from harness.config.trial import TrialConfig, labels
 from harness.data import Split, load
 from harness.errors import InputError, require
-from harness.storage import folder, names
+from harness.storage import certification, folder, names
 
 _IBP = "ibp"
 _COLUMNS = [names.INDEX, names.LABEL, names.PREDICTION, names.VERDICT, names.STAGE, names.margin_column(_IBP)]
@@ -73,13 +77,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Returns the exit status. Raises InputError where there is nothing to recheck or a file cannot be read."""
     require("--images", options.images, options.images is None or options.images >= 1, "at least 1")
-    places = [place for place in folder.trial_folders(options.directory) if folder.read_result(place) is not None]
+    places = list(_judged(options.directory))
     if not places:
         raise InputError(f"{options.directory} holds no finished trial")
-    configs = [folder.read_trial(place / folder.TRIAL).config for place in places]
+    owners = [_owner(place) for place in places]
+    trials = list(dict.fromkeys(owners))
+    words = dict(zip(trials, labels([_trial(trial).config for trial in trials]), strict=True))
+    shown = [words[owner] + _further(place) for owner, place in zip(owners, places, strict=True)]
     console, table = Console(highlight=False), Table("trial", "images", "recorded", "confirmed", "seconds")
     told, agree = [], True
-    for place, label in zip(places, labels(configs), strict=True):
+    for place, label in zip(places, shown, strict=True):
         found = recheck(place, options.data_dir, options.images)
         agree &= found.agrees
         numbers = f"{found.recorded:.2f}", f"{found.confirmed:.2f}", f"{found.seconds:.0f}"
@@ -93,20 +100,47 @@ def main(options: argparse.Namespace) -> int:
     return OK if agree else FAILED
 
 
+def _judged(sweep: Path) -> Iterator[Path]:
+    """The folders of a sweep's finished trials, each with its finished certifications."""
+    for trial in folder.trial_folders(sweep):
+        places = [trial, *certification.folders(trial)]
+        yield from (place for place in places if folder.read_result(place) is not None)
+
+
+def _owner(place: Path) -> Path:
+    """The folder of the trial that is judged in a folder."""
+    return certification.trial_of(place) if (place / certification.CERTIFICATION).exists() else place
+
+
+def _further(place: Path) -> str:
+    """What sets a certification apart from the trial's own verdicts, in words."""
+    return "" if _owner(place) == place else f", {place.name}"
+
+
+def _trial(place: Path) -> folder.Trial:
+    """The trial that is judged in a folder, its own or a certification's."""
+    return folder.read_trial(place / (folder.TRIAL if _owner(place) == place else certification.CERTIFICATION))
+
+
 def recheck(place: Path, data_dir: str | None = None, most: int | None = None) -> Rechecked:
-    """Recheck the first `most` verdicts of the finished trial in a folder. Raises InputError for unreadable files."""
-    started, trial, result = time.monotonic(), folder.read_trial(place / folder.TRIAL), folder.read_result(place)
+    """Recheck the first `most` verdicts of the finished trial, or certification, in a folder.
+
+    Raises InputError for unreadable files.
+    """
+    started, trial, result = time.monotonic(), _trial(place), folder.read_result(place)
     if result is None:
         raise InputError(f"{place} is not finished")
     config, data = trial.config, load(trial.config.dataset, data_dir)
     require("data", data.fingerprint, data.fingerprint == trial.fingerprint, f"the trial's data, {trial.fingerprint}")
     _, held_out = data.training_images(config.train_images, config.validation_images)
-    test = held_out or data.test_images(config.evaluation.test_images)
-    verdicts, network = folder.read_verdicts(place, _COLUMNS), _network(place / folder.WEIGHTS, config)
+    wanted = config.evaluation.test_images
+    test = data.test_images(wanted) if held_out is None else held_out.part(0, wanted or len(held_out))
+    verdicts, network = folder.read_verdicts(place, _COLUMNS), _network(_owner(place) / folder.WEIGHTS, config)
     problems = _of_the_table(verdicts, test, result.metrics)
     if problems:
         return Rechecked(len(verdicts), np.nan, 100.0, Counter(), time.monotonic() - started, problems)
     eps, verdicts, certificates = float(config.eps), verdicts[:most], certificates_of(place / folder.CERTIFICATES)
+    points = points_of(place / folder.COUNTEREXAMPLES)
     proofs = Counter[tuple[str, str]]()
     for clean, lower, part in _bounds(network, test, verdicts, eps):
         for row, own, over in zip(part.to_dict("records"), clean, lower, strict=True):
@@ -116,6 +150,8 @@ def recheck(place: Path, data_dir: str | None = None, most: int | None = None) -
                 images = _ball(test, slice(index, index + 1), eps)
                 proof = prove(network, images, int(row[names.LABEL]), certificates.get(index))
                 problem, by = _unproved(row, proof), proof.by
+            elif row[names.VERDICT] == names.ATTACKED and not problem:
+                problem = _unbroken(network, test, row, points, config.eps)
             if certified:
                 proofs[row[names.STAGE], "" if problem else by] += 1
             problems += [problem] if problem else []
@@ -140,6 +176,14 @@ def _unproved(row: dict[str, object], proof: Proof) -> str:
     why = f"certificate refused: {proof.refused}" if proof.refused else f"found a least margin of {proof.least:.3g}"
     certified = f"image {row[names.INDEX]}: certified by {row[names.STAGE]}, not confirmed"
     return "" if proof.by else f"{certified}, {why}"
+
+
+def _unbroken(network: Network, test: Split, row: dict[str, object], points: dict[int, Array], eps: Fraction) -> str:
+    """What is to be told of an attacked example that is not shown to be broken; empty where it is."""
+    index = int(str(row[names.INDEX]))
+    pixels = test.images[index].numpy().astype(np.float64)
+    why = why_not_broken(network, pixels, int(str(row[names.LABEL])), points.get(index), eps)
+    return f"image {index}: attacked, not confirmed, {why}" if why else ""
 
 
 def _network(path: Path, config: TrialConfig) -> Network:

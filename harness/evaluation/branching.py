@@ -46,7 +46,8 @@ def branch_and_bound(
 ) -> Branched:  # fmt: skip
     """Ask branch and bound of each open example of x [B, C, H, W] that is `known` [B], and enter what it says.
 
-    first: the number of the first example. margins_at: (points, labels) to the network's least margins, proved where they are below 0.
+    first: the number of the first example. margins_at: (points, labels) to the network's least margins, proved where
+    they are below 0.
     """
     least, branches, attacked = torch.full((3, len(labels)), torch.nan, dtype=torch.float64, device=x.device)
     found = Branched(least, branches, attacked, {})
@@ -65,7 +66,7 @@ def certificates(
     model: nn.Module, first: int, which: Tensor, x: Tensor, labels: Tensor, config: TrialConfig, ledger: Ledger
 ) -> Evidence:
     """Certificates of examples `which` [B] that a search proved without keeping one; of some there may be none."""
-    found = {}
+    found: Evidence = {}
     for example in which.to(x.device).nonzero():
         for place, answer in ledger.answers(_AFTERWARDS, partial(_asked, model, x, labels, config), example):
             named = answer.certificates[0].items()
@@ -79,15 +80,15 @@ def _asked(
     """What branch and bound says of an example, given as [1]."""
     settings, region = config.evaluation, LinfBall(x[example], config.eps)
     spec = margin_spec(labels[example], DATASETS[config.dataset].classes).to(x)
-    budget = {"seconds": settings.bab_seconds, "branches": settings.bab_branches}
-    return cerdeq.verify(model, region, spec, **budget, certificates=settings.certificates)
+    budget = settings.bab_seconds, settings.bab_branches
+    return cerdeq.verify(model, region, spec, *budget, certificates=settings.certificates)
 
 
 def _verified(
     model: nn.Module, margins_at: Margins, x: Tensor, labels: Tensor, config: TrialConfig, example: Tensor
 ) -> tuple[str, float, float, float, Evidence]:
-    """Of an example, given as [1]: status, least margin, branches, margin at its counterexample, and evidence, called by
-    what follows the example's number.
+    """Of an example, given as [1]: status, least margin, branches, margin at its counterexample, and evidence, called
+    by what follows the example's number.
 
     Raises ValueError where these do not agree.
     """
@@ -96,11 +97,7 @@ def _verified(
     broken, evidence = torch.nan, {f"/{name}": tensor for name, tensor in answer.certificates[0].items()}
     if status == _ATTACKED:
         kept = encode(answer.counterexample.to(image), image, config.eps)
-        margin = float(margins_at(decode(kept, image, config.eps), labels[example]))
-        if margin < 0:
-            broken, evidence[""] = margin, kept[0].cpu()
-        else:  # within rounding of the boundary, or a hair outside of the exact ball
-            status = _UNKNOWN
+        broken, evidence[""] = float(margins_at(decode(kept, image, config.eps), labels[example])), kept[0].cpu()
     open_ = status in (_UNKNOWN, *_ENDED) and not least > 0
     if not {_CERTIFIED: least > 0, _ATTACKED: broken < 0}.get(status, open_):
         raise ValueError(f"branch and bound says {status}, with a bound of {least:g} and a margin of {broken:g}")

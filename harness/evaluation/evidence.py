@@ -1,7 +1,7 @@
 """What shows that verdicts are right: counterexamples, and certificates of proofs that took a search.
 
-One dictionary of tensors for both while images are judged: a counterexample is called by its image's index, a tensor of a
-certificate by "<index>/<name>"; a file for each in the end.
+One dictionary of tensors for both while images are judged: a counterexample is called by its image's index, a tensor of
+a certificate by "<index>/<name>"; a file for each in the end.
 """
 
 from functools import partial

@@ -17,7 +17,7 @@ from harness.checker.proofs import CERTIFICATE
 from harness.checker.recheck import recheck
 from harness.command_line import BAD_INPUT, FAILED, OK, main
 from harness.config.trial import from_dict, trial_key
-from harness.storage import folder, names
+from harness.storage import certification, folder, names
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PROOFS = {
@@ -170,7 +170,7 @@ def flipped_to_certified_by_crown_ibp(table):
 
 
 def broken_yet_certified(table):
-    table.loc[first(table, names.FALSIFIED), [names.VERDICT, names.STAGE]] = [names.CERTIFIED, "alpha-crown"]
+    table.loc[first(table, names.ATTACKED), [names.VERDICT, names.STAGE]] = [names.CERTIFIED, "alpha-crown"]
 
 
 def called_right(table):
@@ -271,3 +271,41 @@ def test_weights_that_lack_running_statistics_are_refused(place, capsys):
 def test_a_directory_without_finished_trials_is_refused(tmp_path, capsys):
     assert main("recheck", [str(tmp_path)]) == BAD_INPUT
     assert "no finished trial" in capsys.readouterr().err
+
+
+POINTS = {
+    "missing": (lambda points, index: points.pop(index), "there is no counterexample"),
+    "not broken": (lambda points, index: points[index].fill(0), "no margin is proved to be below 0"),
+    "out of the ball": (lambda points, index: points[index].fill(-32768), "outside of the ball"),
+    "of another type": (lambda points, index: points.update({index: points[index].astype(np.int32)}), "another type"),
+}
+
+
+@of_both
+@pytest.mark.parametrize("fault", POINTS)
+def test_counterexamples_that_show_nothing_are_told(place, fault):
+    change, told = POINTS[fault]
+    table = pd.read_parquet(place / folder.VERDICTS)
+    index = table.index[table[names.VERDICT] == names.ATTACKED][0]
+    points = {name: k.copy() for name, k in load_arrays(place / folder.COUNTEREXAMPLES).items()}
+    change(points, str(index))
+    save_arrays(points, place / folder.COUNTEREXAMPLES)
+    (problem,) = recheck(place).problems
+    assert problem.startswith(f"image {index}: attacked, not confirmed") and told in problem
+
+
+@pytest.mark.parametrize("name", PROOFS)
+def test_what_branch_and_bound_certified_is_confirmed_leaf_by_leaf(tmp_path, name, capsys):
+    """By harness.certify as users call it; and where a leaf of it is changed it is not."""
+    place = Path(shutil.copytree(GOLDEN / name, tmp_path / "golden/trials" / name))
+    stages = ["--stages", "ibp,crown-ibp,bab", "--branches", "200", "--certificates", "--workers", "1"]
+    assert main("certify", [str(place), *stages]) == OK
+    (further,) = certification.folders(place)
+    assert main("recheck", [str(tmp_path / "golden")]) == FAILED  # the trial itself has no certificates
+    found = recheck(further)
+    by_leaves = sum(count for (stage, by), count in found.proofs.items() if (stage, by) == ("bab", CERTIFICATE))
+    assert found.agrees and found.confirmed == pytest.approx(found.recorded) and by_leaves > 0
+    kept = load_arrays(further / folder.CERTIFICATES)
+    shorter = {key: tensor if key.endswith("/neurons") else tensor[1:].copy() for key, tensor in kept.items()}
+    save_arrays(shorter, further / folder.CERTIFICATES)
+    assert len(recheck(further).problems) == by_leaves  # a leaf is missing from each tree

@@ -60,6 +60,7 @@ def test_every_field_reaches_the_trial(tmp_path):
         attack_restarts=14,
         bab_seconds=1.5,
         bab_branches=15,
+        certificates=True,
     )
     options = {
         "margin": 0.2,

@@ -72,6 +72,7 @@ OTHER = {
     "evaluation.attack_restarts": 5,
     "evaluation.bab_seconds": 1.5,
     "evaluation.bab_branches": 7,
+    "evaluation.certificates": True,
 }
 
 
@@ -159,6 +160,7 @@ configs = st.builds(
         attack_restarts=st.integers(1, 9),
         bab_seconds=finite,
         bab_branches=st.none() | st.integers(1, 10**6),
+        certificates=st.booleans(),
     ),
 )
 

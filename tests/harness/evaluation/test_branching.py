@@ -53,12 +53,13 @@ def branched(tiny_trial, monkeypatch):
             monkeypatch.setattr("harness.evaluation.verdicts._margins_at", by_the_test_s_word)
         least, _, _ = SAID[said]
 
-        def verify(model, region, spec, seconds, branches):
+        def verify(model, region, spec, seconds, branches, certificates):
             asked.append((len(spec), seconds, branches, next(model.parameters()).dtype))
             status = said.split(" with")[0]
             lower = torch.full(spec.shape[:2], least, dtype=torch.float64)
             point = region.center if hasattr(region, "center") else images[:1].double()
-            return SimpleNamespace(status=[status], lower=lower, counterexample=point, branches=torch.tensor([7]))
+            found = {"status": [status], "lower": lower, "counterexample": point, "branches": torch.tensor([7])}
+            return SimpleNamespace(**found, certificates=[{}])
 
         monkeypatch.setattr(cerdeq, "verify", verify, raising=False)
         return judge(model, images, labels, config), config, asked
@@ -114,5 +115,5 @@ def test_branch_and_bound_itself_decides_more_and_its_counterexamples_are_kept(n
     assert set(table.loc[asked, names.VERDICT]) <= {names.CERTIFIED, names.ATTACKED, names.TIMEOUT}
     assert names.CERTIFIED in set(table.loc[asked, names.VERDICT])
     attacked = table.index[table[names.VERDICT] == names.ATTACKED].tolist()
-    assert sorted(judgement.counterexamples) == attacked
+    assert sorted(judgement.evidence) == sorted(map(str, attacked))
     assert (table.loc[attacked, names.ATTACK_MARGIN] < 0).all()
