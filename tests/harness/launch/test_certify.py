@@ -235,10 +235,11 @@ def test_branch_and_bound_has_what_is_left_within_its_budget(sweep, monkeypatch)
     place, _ = finished_trials(sweep)
     budgets = []
 
-    def verify(model, region, spec, seconds, branches):
+    def verify(model, region, spec, seconds, branches, certificates):
         budgets.append((seconds, branches))
         lower = spec.new_full(spec.shape[:2], -1.0)
-        return SimpleNamespace(status=["timeout"], lower=lower, counterexample=None, branches=torch.tensor([3]))
+        found = {"status": ["timeout"], "lower": lower, "counterexample": None, "branches": torch.tensor([3])}
+        return SimpleNamespace(**found, certificates=[{}])
 
     monkeypatch.setattr(cerdeq, "verify", verify, raising=False)
     for options in ([], ["--branches", "40"], ["--branches", "40", "--seconds", "1.5"]):

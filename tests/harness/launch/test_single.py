@@ -92,6 +92,7 @@ def test_a_trial_runs_without_ray_mlflow_and_pydantic(exported, tmp_path):
         folder.CHECKPOINT,
         folder.WEIGHTS,
         folder.VERDICTS,
+        folder.COUNTEREXAMPLES,
         folder.RESULT,
     }
     assert f"{names.CERTIFIED_ERROR}: {result.metrics[names.CERTIFIED_ERROR]:.6g}" in done.stdout

@@ -28,6 +28,7 @@ def test_every_trial_ends_with_its_files_its_run_and_its_place_in_the_tables(fin
             folder.CHECKPOINT,
             folder.WEIGHTS,
             folder.VERDICTS,
+            folder.COUNTEREXAMPLES,
             folder.RESULT,
         }
 
