@@ -37,7 +37,7 @@ def ascended(
     choices, best, lower = leaves.choices.to(search.spec), leaves.choices.clone(), leaves.lower.clone()
     moments = torch.zeros_like(choices), torch.zeros_like(choices)
     largest, active = layout.largest(choices), torch.arange(len(lower), device=lower.device)
-    for iteration in range(iterations):
+    for iteration in range(iterations if layout.choices else 0):
         waiting = ~(lower[active] > 0)
         active, choices, moments = active[waiting], choices[waiting], (moments[0][waiting], moments[1][waiting])
         if not len(active) or late():

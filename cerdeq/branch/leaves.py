@@ -97,7 +97,7 @@ class Side:
 
     def at(self, points: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The rows' values [D, K] at points [D, ...], and the pre-activations [D, *shape] there, by step."""
-        values: list[Any] = [points]
+        values: list[Any] = [points.clone()]  # operators may work in place
         preactivations = {}
         for step in self.program.steps:
             values.append(step.run(values))

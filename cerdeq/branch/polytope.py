@@ -24,16 +24,15 @@ def solved(side: Side, layout: Layout, leaf: Leaves, at_once: int) -> tuple[Leav
     """
     from scipy.optimize import linprog  # here, where it is needed: bounds are wanted on machines without it
 
-    places = torch.cat([
-        torch.arange(columns.start, columns.stop)
-        for columns in layout.choices if columns.name in {split_name(units.name) for units in layout.units}
-    ])  # fmt: skip
-    box = side.values[0]
-    if len(places) * box.center.numel() > _LARGEST:
+    multipliers, box = {split_name(columns.name) for columns in layout.units}, side.values[0]
+    places = torch.tensor([n for c in layout.choices if c.name in multipliers for n in range(c.start, c.stop)])
+    if not 0 < len(places) * box.center.numel() <= _LARGEST:
         return None
-    cases = _with_multipliers(leaf, places)
+    cases = _with_multipliers(_exact(layout, leaf), places)
     parts = [_affine(side, layout, cases.of(slice(s, s + at_once))) for s in range(0, len(cases.row), at_once)]
     slopes, constants = (torch.cat(part).double().cpu().numpy() for part in zip(*parts, strict=True))
+    if not (np.isfinite(slopes).all() and np.isfinite(constants).all()):
+        return None
     rows, offsets = slopes[1:] - slopes[0], constants[1:] - constants[0]  # what a multiplier of 1 adds: -s p <= 0
     center, radius = (end.flatten().double().cpu().numpy() for end in (box.center, box.radius))
     ends = np.stack([center - radius, center + radius], axis=1)
@@ -50,11 +49,20 @@ def solved(side: Side, layout: Layout, leaf: Leaves, at_once: int) -> tuple[Leav
         scale = 1.0
     else:
         return None
-    choices = leaf.choices.double().clone()
+    choices = _exact(layout, leaf).choices.double().clone()
     choices[:, places] = torch.from_numpy(np.maximum(-found.ineqlin.marginals * scale, 0)).to(choices)
     point = torch.from_numpy(found.x[: len(center)]).to(box.center).view_as(box.center)
     leaf = replace(leaf, choices=choices.to(leaf.choices))
     return replace(leaf, lower=side.lower(leaf, layout, sound=False)), point
+
+
+def _exact(layout: Layout, leaf: Leaves) -> Leaves:
+    """The leaf with all of its coefficients through the lines of equilibria, which are exact here."""
+    choices = leaf.choices.clone()
+    for columns in layout.choices:
+        if columns.elsewhere == 1:
+            choices[:, columns.start : columns.stop] = 1
+    return replace(leaf, choices=choices)
 
 
 def _with_multipliers(leaf: Leaves, places: Tensor) -> Leaves:

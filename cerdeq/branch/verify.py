@@ -10,7 +10,7 @@ from cerdeq.bounds import check_question, trace
 from cerdeq.bounds.bounds import Question, linear, lower_bounds, tightened
 from cerdeq.bounds.forward import values_of
 from cerdeq.bounds.graph import Program, refuse_another_function
-from cerdeq.bounds.interval import Context, Interval
+from cerdeq.bounds.interval import Context, Interval, PrecisionError
 from cerdeq.bounds.memory import default_memory
 from cerdeq.bounds.narrow import in_float32, rounded
 from cerdeq.bounds.precision import counted_rounding
@@ -53,8 +53,15 @@ def verify(
     if seconds is None and branches is None:
         raise ValueError("give seconds, branches or both: branch and bound may go on for ever")
     check_question(model, region, spec)
-    wide = copy.deepcopy(model).double()
-    x, spec = Interval(region.center.double(), region.radius.double()), spec.double()
+    with torch.inference_mode(False), torch.no_grad():  # and nothing of the caller's that was made in inference mode
+        wide = copy.deepcopy(model).double()
+        x = Interval(region.center.clone().double(), region.radius.clone().double())
+        return _verified(wide, x, spec.clone().double(), seconds, branches, certificates)
+
+
+def _verified(
+    wide: nn.Module, x: Interval, spec: Tensor, seconds: float | None, branches: int | None, certificates: bool
+) -> Verification:
     program, narrow = trace(wide, linear=True), in_float32(wide, linear=True)
     lower = lower_bounds(program, x, spec, "crown-ibp", target=0.0, narrow=narrow)
     refuse_another_function(wide, program, x.center)
@@ -82,7 +89,7 @@ def decide_one(
     """
     memory = default_memory(x.center.device)
     try:
-        with torch.inference_mode(False), torch.no_grad(), counted_rounding(x.center.device.type):
+        with counted_rounding(x.center.device.type):
             asked = Question(program, values_of(program, x, Context(sound=True)), spec, 0.0, memory, narrow)
             tight = tightened(asked, program if narrow is None else narrow)
             lower = tight.raised(lower[None].clone(), linear)[0]
@@ -91,3 +98,7 @@ def decide_one(
             return decide(proof, search, lower, budget, memory, certified)
     except (torch.OutOfMemoryError, MemoryError):
         return Decision(OUT_OF_MEMORY, lower)
+    except PrecisionError:
+        if narrow is None:
+            raise
+    return decide_one(program, None, x, spec, lower, budget, certified)  # sums too long for float32

@@ -53,7 +53,7 @@ def read(path: Path) -> dict[int, Tensors]:
         return {}
     try:
         tensors = load_file(path)
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     examples = defaultdict[int, Tensors](dict)
     for name, tensor in tensors.items():

@@ -20,7 +20,7 @@ def read(path: Path) -> dict[int, Array]:
         return {}
     try:
         return {int(name): k for name, k in load_file(path).items()}
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
 
 

@@ -12,7 +12,7 @@ import argparse
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -136,7 +136,9 @@ def recheck(place: Path, data_dir: str | None = None, most: int | None = None) -
     wanted = config.evaluation.test_images
     test = data.test_images(wanted) if held_out is None else held_out.part(0, wanted or len(held_out))
     verdicts, network = folder.read_verdicts(place, _COLUMNS), _network(_owner(place) / folder.WEIGHTS, config)
-    problems = _of_the_table(verdicts, test, result.metrics)
+    problems = _of_the_table(verdicts, test, result.metrics, config.evaluation.stages)
+    if replace(folder.read_trial(_owner(place) / folder.TRIAL).config, evaluation=config.evaluation) != config:
+        problems.append("it was certified as another trial than the one that it belongs to")
     if problems:
         return Rechecked(len(verdicts), np.nan, 100.0, Counter(), time.monotonic() - started, problems)
     eps, verdicts, certificates = float(config.eps), verdicts[:most], certificates_of(place / folder.CERTIFICATES)
@@ -198,20 +200,31 @@ def _network(path: Path, config: TrialConfig) -> Network:
         raise InputError(f"{path}: {error} cannot be rechecked") from None
 
 
-def _of_the_table(verdicts: pd.DataFrame, test: Split, metrics: dict[str, float | None]) -> list[str]:
+def _of_the_table(
+    verdicts: pd.DataFrame, test: Split, metrics: dict[str, float | None], stages: tuple[str, ...]
+) -> list[str]:
     """What is wrong with the table as a whole: other examples, other labels, numbers that do not follow from it."""
     if list(verdicts[names.INDEX]) != list(range(len(test))):
         return [f"verdicts of {len(verdicts)} examples; there are {len(test)}"]
     wrong = np.flatnonzero(verdicts[names.LABEL].to_numpy() != test.labels.numpy())
     problems = [f"image {index}: another label is recorded than the data has" for index in wrong]
+    kinds_there_are = [names.MISCLASSIFIED, names.ATTACKED, names.CERTIFIED, *names.OPEN]
+    others = verdicts.loc[~verdicts[names.VERDICT].isin(kinds_there_are), names.VERDICT]
+    problems += [f"image {index}: {kind!r} is no verdict" for index, kind in others.items()]
     errors = {
         names.STANDARD_ERROR: [names.MISCLASSIFIED],
         names.ATTACK_ERROR: [names.MISCLASSIFIED, names.ATTACKED],
         names.CERTIFIED_ERROR: [names.MISCLASSIFIED, names.ATTACKED, *names.OPEN],
     }
-    for name, kinds in errors.items():
-        error = 100 * float(verdicts[names.VERDICT].isin(kinds).mean())
-        recorded = metrics[name]
+    found = {name: 100 * float(verdicts[names.VERDICT].isin(kinds).mean()) for name, kinds in errors.items()}
+    certified = verdicts[names.VERDICT] == names.CERTIFIED
+    unknown = verdicts.loc[certified & ~verdicts[names.STAGE].isin(stages), names.STAGE]
+    problems += [f"image {index}: certified by {stage!r}, no stage of its own" for index, stage in unknown.items()]
+    for number, stage in enumerate(stages, start=1):
+        by = certified & verdicts[names.STAGE].isin(stages[:number])
+        found[names.certified_by(stage)] = 100 * float((~by).mean())
+    for name, error in found.items():
+        recorded = metrics.get(name)
         if recorded is None or abs(recorded - error) > 1e-6:
             problems.append(f"{name} is recorded as {recorded}, its verdicts make it {error}")
     return problems

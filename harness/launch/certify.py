@@ -115,7 +115,7 @@ def _finished_trials(paths: list[Path], console: Console) -> list[Path]:
         if not finished:
             raise InputError(f"{path} holds no finished trial of recipe version {RECIPE_VERSION}")
         found += finished
-    return list(dict.fromkeys(place.absolute() for place in found))
+    return list(dict.fromkeys(place.resolve() for place in found))
 
 
 def _require_finished(place: Path) -> None:

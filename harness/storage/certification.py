@@ -71,7 +71,7 @@ class Shard:
 def name_of(settings: EvaluationSettings) -> str:
     """A certification's name, such as ibp+crown-ibp+bab-60s-1000-images."""
     budget = [
-        *([] if settings.bab_seconds is None else [f"{settings.bab_seconds:g}s"]),
+        *([] if settings.bab_seconds is None else [f"{str(settings.bab_seconds).removesuffix('.0')}s"]),
         *([] if settings.bab_branches is None else [f"{settings.bab_branches}branches"]),
     ]
     stages = "+".join("-".join([stage, *budget]) if stage == BAB else stage for stage in settings.stages)

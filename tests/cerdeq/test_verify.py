@@ -7,10 +7,10 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from equilibria import RHOS, exact_outputs, folded_network
+from equilibria import RHOS, exact_outputs, folded_network, solutions
 from gaps import EPS, problems
-from graphs import deep, evaluated, network, optima
-from milp import Graph, Node
+from graphs import contractive, deep, evaluated, network, optima
+from milp import Encoding, Graph, Node
 from oracles import points_of, random_box
 from torch import nn
 
@@ -18,6 +18,7 @@ from cerdeq import Box, LinfBall, bound, margin_spec, verify
 from cerdeq.bounds import Context, Interval, trace, values_of
 from cerdeq.branch.leaves import Leaves, Side, certificate, rooted
 from cerdeq.branch.split import _cases
+from cerdeq.equilibrium import FixedPoint
 
 SECONDS = 60  # ample: cases here take a few
 FRACTIONS = (-0.5, -0.02, 0.02, 0.5)  # of alpha-CROWN's gap: how far the least value is moved from 0
@@ -281,3 +282,56 @@ def test_certificates_store_choices_exactly():
         name = columns.name if "/" in columns.name else f"{columns.name}/slopes"
         written = known[name.replace("/split", "/multipliers")].double()
         torch.testing.assert_close(own, written / (255 if "slopes" in name else 1), rtol=0, atol=1e-16)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_equilibrium_may_be_the_output(seed):
+    torch.manual_seed(seed)
+    inject, weight = nn.Linear(3, 4), contractive(4, 0.9).weight
+    nodes = [Node(inject, (0,)), Node(FixedPoint(weight.detach(), 30, 30), (1,), "equilibrium")]
+    graph, region = Graph(nodes).double().eval(), random_box(1, 3)
+    spec = torch.randn(1, 1, 4, dtype=torch.float64)
+    (least, place), low = Encoding(graph, region.lower[0], region.upper[0]).minimum(spec[0, 0].numpy()), region.lower
+    with torch.no_grad():
+        h = inject(torch.from_numpy(place).view_as(low))
+        least = (solutions(weight, h) @ spec[0].T).squeeze()
+    check_decided(graph, region, spec, least, NEAREST)
+
+
+def in_place():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 6), nn.ReLU(inplace=True), nn.Linear(6, 2)).double().eval()
+
+
+def test_models_that_work_in_place_are_verified_as_others():
+    model, region = in_place(), random_box(4, 3)
+    spec = margin_spec(torch.tensor([0, 1, 0, 1]), 2).double()
+    other = copy.deepcopy(model)
+    other[0], other[2] = nn.ReLU().eval(), nn.ReLU().eval()
+    found, before = verify(model, region, spec), region.center.clone()
+    assert found.status == verify(other, region, spec).status and "unknown" not in found.status
+    assert torch.equal(region.center, before)
+
+
+def test_inference_mode_is_no_obstacle():
+    model, region, spec = hard()
+    with torch.inference_mode():
+        made_there = Box(region.center.clone(), region.radius.clone())
+        assert verify(model, made_there, spec.clone()).status == verify(model, region, spec).status
+
+
+def test_networks_without_activations_are_decided():
+    torch.manual_seed(0)
+    model, region = nn.Sequential(nn.Linear(3, 2)).double().eval(), random_box(6, 3)
+    found = verify(model, region, margin_spec(torch.tensor([0, 1] * 3), 2).double())
+    assert {"certified", "attacked"} == set(found.status)
+
+
+def test_what_is_not_finite_is_not_certified():
+    model, region, spec = hard()
+    radius = region.radius.clone()
+    radius[0, 0] = torch.inf
+    assert verify(model, Box(region.center, radius), spec, seconds=5).status[0] != "certified"
+    spec = spec.clone()
+    spec[1, 0, 0] = torch.nan
+    assert verify(model, region, spec, seconds=5).status[1] != "certified"

@@ -65,6 +65,9 @@ def change_verdicts(place, change, keep_errors=False):
     ):
         wrong |= table[names.VERDICT] == kind
         errors[name] = 100 * float(wrong.mean())
+    for number, stage in enumerate(stages := ("ibp", "crown-ibp", "crown", "alpha-crown"), start=1):
+        by = (table[names.VERDICT] == names.CERTIFIED) & table[names.STAGE].isin(stages[:number])
+        errors[names.certified_by(stage)] = 100 * float((~by).mean())
     content = json.loads((place / folder.RESULT).read_text())
     content["metrics"] |= errors
     (place / folder.RESULT).write_text(json.dumps(content))
@@ -309,3 +312,21 @@ def test_what_branch_and_bound_certified_is_confirmed_leaf_by_leaf(tmp_path, nam
     shorter = {key: tensor if key.endswith("/neurons") else tensor[1:].copy() for key, tensor in kept.items()}
     save_arrays(shorter, further / folder.CERTIFICATES)
     assert len(recheck(further).problems) == by_leaves  # a leaf is missing from each tree
+
+
+@of_both
+def test_a_verdict_of_no_kind_is_told(place):
+    def unheard_of(table):
+        table.loc[first(table, names.ATTACKED), names.VERDICT] = "robust"
+
+    change_verdicts(place, unheard_of)
+    assert any("'robust' is no verdict" in problem for problem in recheck(place).problems)
+
+
+@of_both
+def test_a_stage_s_error_that_is_not_that_of_its_verdicts_is_told(place):
+    content = json.loads((place / folder.RESULT).read_text())
+    content["metrics"]["certified_error/crown-ibp"] -= 1
+    (place / folder.RESULT).write_text(json.dumps(content))
+    (problem,) = recheck(place).problems
+    assert problem.startswith("certified_error/crown-ibp is recorded as")
