@@ -88,6 +88,7 @@ def test_equilibria_near_the_edge_are_decided(rho):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_hundreds_of_explicit_cases_are_decided():
     counts = [check_decided(*graph_case(name, seed)) for name in EXPLICIT for seed in range(8)]
     cheap, total = (sum(part) for part in zip(*counts, strict=True))
@@ -95,6 +96,7 @@ def test_hundreds_of_explicit_cases_are_decided():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_hundreds_of_equilibria_are_decided():
     counts = [check_decided(graph, region, ONE, least) for graph, region, least in problem_cases(RHOS, 2, 6)]
     cheap, total = (sum(part) for part in zip(*counts, strict=True))
