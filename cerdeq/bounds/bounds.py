@@ -12,14 +12,13 @@ from cerdeq.bounds.forward import output_of, propagate, values_of
 from cerdeq.bounds.graph import Program
 from cerdeq.bounds.interval import Context, Interval, PrecisionError
 from cerdeq.bounds.linear import Backward
-from cerdeq.bounds.memory import bytes_per_example, default_memory, examples_at_once, without_overrun
+from cerdeq.bounds.memory import SEARCH_COPIES, bytes_per_example, default_memory, examples_at_once, without_overrun
 from cerdeq.bounds.narrow import rounded, rounded_outwards, within
 from cerdeq.bounds.optimise import examples_of, optimised_slopes
 from cerdeq.bounds.precision import counted_rounding
 from cerdeq.bounds.tighten import tightened_values
 from cerdeq.boxes import outward_ends
 
-_SEARCH_COPIES = 12  # of a backward pass, when it is differentiated
 _CLOSE = 0.1  # to the target, in units of how far the example was from it before its boxes were tightened
 
 Ends = tuple[Tensor, Tensor]
@@ -237,7 +236,7 @@ def _with_optimised_slopes(asked: Question) -> Tensor:
     searched = program if asked.narrow is None else asked.narrow
     shape = asked.values[program.output].center.shape[1:]
     optimised = torch.full(spec.shape[:2], -torch.inf, dtype=torch.float64, device=spec.device)
-    at_once = max(1, asked.memory // (_SEARCH_COPIES * bytes_per_example(asked.values)))
+    at_once = max(1, asked.memory // (SEARCH_COPIES * bytes_per_example(asked.values)))
     for start, stop in in_chunks(len(spec), at_once // spec.shape[1]):
         examples = torch.arange(start, stop, device=spec.device)
         part = examples_of(program, asked.values, examples)

@@ -46,6 +46,16 @@ def values_of(
     return values
 
 
+def with_boxes(program: Program, values: list[Any], change: Callable[[Interval], Interval]) -> list[Any]:
+    """The values of a pass with every box changed; what is not bounded is computed again, since it may know the
+    batch's size."""
+    changed: list[Any] = []
+    for number, value in enumerate(values):
+        bounded = isinstance(value, Interval)
+        changed.append(change(value) if bounded else program.steps[number - 1].run(changed))
+    return changed
+
+
 def points_of(program: Program, x: Tensor, ctx: Context) -> Tensor:
     """The outputs at points x [B, ...], as `ctx` met the batch first: its batch statistics, its weights W.
 

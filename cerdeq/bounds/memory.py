@@ -13,6 +13,7 @@ from cerdeq.bounds.interval import Context, Interval
 from cerdeq.bounds.operators import UnsupportedOperator
 from cerdeq.bounds.precision import counted_rounding
 
+SEARCH_COPIES = 12  # of a backward pass, when it is differentiated
 _CPU_MEMORY, _LEAST_MEMORY, _CPU_CACHE = 2**29, 2**20, 2**24
 _VALUE_COPIES = 8  # of the values of a forward pass: boxes before and after tightening, and what a rule works with
 

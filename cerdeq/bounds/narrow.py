@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from cerdeq.bounds.forward import with_boxes
 from cerdeq.bounds.graph import Program, Step, trace
 from cerdeq.bounds.interval import Interval
 from cerdeq.boxes import narrowed, outward_ends
@@ -89,8 +90,4 @@ def within(program: Program, values: list[Any], others: list[Any]) -> list[Any]:
 
 def rounded(program: Program, values: list[Any]) -> list[Any]:
     """The values of a pass in float32, rounded to nearest: for searches with that program, which prove nothing."""
-    near: list[Any] = []
-    for number, value in enumerate(values):
-        bounded = isinstance(value, Interval)
-        near.append(value.to(torch.float32) if bounded else program.steps[number - 1].run(near))
-    return near
+    return with_boxes(program, values, lambda box: box.to(torch.float32))

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from cerdeq.bounds.backward import linear_lower_bound
+from cerdeq.bounds.forward import with_boxes
 from cerdeq.bounds.graph import Program
-from cerdeq.bounds.interval import Interval
 from cerdeq.bounds.linear import Backward
 from cerdeq.bounds.precision import uncounted_rounding
 
@@ -81,9 +81,5 @@ def adam_step(
 
 
 def examples_of(program: Program, values: list[Any], examples: Tensor) -> list[Any]:
-    """The values of some examples; what is not bounded is computed again, since it may know the batch's size."""
-    chosen: list[Any] = []
-    for number, value in enumerate(values):
-        bounded = isinstance(value, Interval)
-        chosen.append(value.of(examples) if bounded else program.steps[number - 1].run(chosen))
-    return chosen
+    """The values of some examples."""
+    return with_boxes(program, values, lambda box: box.of(examples))

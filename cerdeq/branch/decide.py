@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from cerdeq.bounds.memory import bytes_per_example
+from cerdeq.bounds.memory import SEARCH_COPIES, bytes_per_example
 from cerdeq.branch.ascent import Ascended, ascended
 from cerdeq.branch.counterexample import broken
 from cerdeq.branch.leaves import Layout, Leaves, Side, certificate, rooted, together
@@ -26,7 +26,6 @@ from cerdeq.branch.split import split
 CERTIFIED, ATTACKED, UNKNOWN, TIMEOUT, OUT_OF_MEMORY = "certified", "attacked", "unknown", "timeout", "out of memory"
 
 _CPU_CACHE, _MOST_AT_ONCE = 2**25, 256
-_SEARCH_COPIES = 12  # of a backward pass, when it is differentiated
 _ROOT_ITERATIONS, _ITERATIONS = 40, 5
 
 
@@ -118,7 +117,7 @@ def _at_once(search: Side, memory: int) -> int:
     """How many leaves are bounded together."""
     if search.spec.device.type == "cpu":
         memory = min(memory, _CPU_CACHE)
-    return max(2, min(_MOST_AT_ONCE, memory // (_SEARCH_COPIES * bytes_per_example(search.values))))
+    return max(2, min(_MOST_AT_ONCE, memory // (SEARCH_COPIES * bytes_per_example(search.values))))
 
 
 def _exact_where_whole(proof: Side, search: Side, layout: Layout, found: Ascended, at_once: int) -> Ascended:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cerdeq.bounds.backward import linear_lower_bound
+from cerdeq.bounds.forward import with_boxes
 from cerdeq.bounds.graph import Program
 from cerdeq.bounds.interval import Interval
 from cerdeq.bounds.linear import Backward
@@ -81,15 +82,12 @@ class Side:
     spec: Tensor
 
     def repeated(self, count: int) -> list[Any]:
-        """The values as if of so many examples; what is not bounded is computed again."""
-        many: list[Any] = []
-        for number, value in enumerate(self.values):
-            if isinstance(value, Interval):
-                ends = (end.expand(count, *end.shape[1:]) for end in (value.center, value.radius))
-                many.append(Interval(*ends))
-            else:
-                many.append(self.program.steps[number - 1].run(many))
-        return many
+        """The values as if of so many examples."""
+
+        def expanded(box: Interval) -> Interval:
+            return Interval(*(end.expand(count, *end.shape[1:]) for end in (box.center, box.radius)))
+
+        return with_boxes(self.program, self.values, expanded)
 
     def rows(self, numbers: Tensor) -> Tensor:
         """These rows of the spec as coefficients of the output, [D, 1, *shape]."""

@@ -28,7 +28,8 @@ def solved(side: Side, layout: Layout, leaf: Leaves, at_once: int) -> tuple[Leav
     places = torch.tensor([n for c in layout.choices if c.name in multipliers for n in range(c.start, c.stop)])
     if not 0 < len(places) * box.center.numel() <= _LARGEST:
         return None
-    cases = _with_multipliers(_exact(layout, leaf), places)
+    leaf = _exact(layout, leaf)
+    cases = _with_multipliers(leaf, places)
     parts = [_affine(side, layout, cases.of(slice(s, s + at_once))) for s in range(0, len(cases.row), at_once)]
     slopes, constants = (torch.cat(part).double().cpu().numpy() for part in zip(*parts, strict=True))
     if not (np.isfinite(slopes).all() and np.isfinite(constants).all()):
@@ -49,7 +50,7 @@ def solved(side: Side, layout: Layout, leaf: Leaves, at_once: int) -> tuple[Leav
         scale = 1.0
     else:
         return None
-    choices = _exact(layout, leaf).choices.double().clone()
+    choices = leaf.choices.double().clone()
     choices[:, places] = torch.from_numpy(np.maximum(-found.ineqlin.marginals * scale, 0)).to(choices)
     point = torch.from_numpy(found.x[: len(center)]).to(box.center).view_as(box.center)
     leaf = replace(leaf, choices=choices.to(leaf.choices))

@@ -48,16 +48,16 @@ def markdown_table(shown: pd.DataFrame, published: list[bool]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in padded)
 
 
-def _markdown(table: Table) -> str:
+def _markdown(table: Table, shown: dict[str, pd.DataFrame], stages: dict[str, pd.DataFrame]) -> str:
+    """shown, stages: of each section, by its heading, its rows as text and what its stages decided."""
     parts = [f"# Leaderboard of the sweep {markdown_text(table.sweep)}\n"]
     for section in table.sections:
         parts += [f"## {markdown_text(section.heading)}\n"]
         parts += [f"**{markdown_text(note)}**\n" for note in section.notes]
-        parts += [markdown_table(_marked(table, section), section.published)]
+        parts += [markdown_table(shown[section.heading], section.published)]
         parts += [f"- Warning: {markdown_text(warning)}\n" for warning in section.warnings]
-        stages = stages_table(table, section)
-        if len(stages):
-            parts += [f"{STAGES_LEGEND}\n", markdown_table(stages, [False] * len(stages))]
+        if len(own := stages[section.heading]):
+            parts += [f"{STAGES_LEGEND}\n", markdown_table(own, [False] * len(own))]
     if len(table.failures):
         parts += [f"## {FAILURES}\n", markdown_table(table.failures, [False] * len(table.failures))]
     return "\n".join([*parts, f"{LEGEND}\n"])
@@ -65,8 +65,8 @@ def _markdown(table: Table) -> str:
 
 def _marked(table: Table, section: Section) -> pd.DataFrame:
     """The section's rows as text, those that are not told from the best with a mark at their rank."""
-    tied = [label in summary(table, section).tied for label in section.labels]
-    shown = section.shown
+    said, shown = summary(table, section), section.shown
+    tied = [label in said.tied for label in section.labels]
     return shown.assign(**{"#": [f"{rank} ~" if alike else rank for rank, alike in zip(shown["#"], tied, strict=True)]})
 
 
@@ -82,7 +82,7 @@ def write(directory: Path) -> Table:
     given = {"table": table, "shown": shown, "stages": stages, "stages_legend": STAGES_LEGEND}
     page = environment.get_template("leaderboard.html.jinja").render(legend=LEGEND, failures=FAILURES, **given)
     as_json = json.dumps(objects, indent=1, allow_nan=False) + "\n"
-    texts = [_markdown(table), table.rows.to_csv(index=False, lineterminator="\n"), as_json, page + "\n"]
+    texts = [_markdown(table, shown, stages), table.rows.to_csv(index=False, lineterminator="\n"), as_json, page + "\n"]
     for path, text in zip(table.files, texts, strict=True):
         write_text(path, text)
     return table

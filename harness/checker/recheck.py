@@ -208,8 +208,7 @@ def _of_the_table(
         return [f"verdicts of {len(verdicts)} examples; there are {len(test)}"]
     wrong = np.flatnonzero(verdicts[names.LABEL].to_numpy() != test.labels.numpy())
     problems = [f"image {index}: another label is recorded than the data has" for index in wrong]
-    kinds_there_are = [names.MISCLASSIFIED, names.ATTACKED, names.CERTIFIED, *names.OPEN]
-    others = verdicts.loc[~verdicts[names.VERDICT].isin(kinds_there_are), names.VERDICT]
+    others = verdicts.loc[~verdicts[names.VERDICT].isin(names.VERDICTS), names.VERDICT]
     problems += [f"image {index}: {kind!r} is no verdict" for index, kind in others.items()]
     errors = {
         names.STANDARD_ERROR: [names.MISCLASSIFIED],

@@ -131,8 +131,9 @@ def _jobs(places: list[Path], options: argparse.Namespace) -> list[Job]:
     wanted = [_judged_by(trial.config, options) for trial in trials]
     data = {config.dataset: load(config.dataset, options.data_dir) for config in wanted}
     jobs = []
-    for place, trial, label in zip(places, trials, labels([trial.config for trial in trials]), strict=True):
-        config, own = _judged_by(trial.config, options), data[trial.config.dataset]
+    words = labels([trial.config for trial in trials])
+    for place, trial, label, config in zip(places, trials, words, wanted, strict=True):
+        own = data[config.dataset]
         found, expected = own.fingerprint, trial.fingerprint
         require("data", found, found == expected, f"the data that {label} was trained on, {expected}")
         judged_images(own, config)

@@ -22,7 +22,7 @@ import pandas as pd
 
 from harness.config.settings import BAB, EvaluationSettings
 from harness.storage import folder
-from harness.storage.files import DamagedFileError, parsed, write_atomically, write_json
+from harness.storage.files import DamagedFileError, parsed, read_table, write_atomically, write_json
 from harness.storage.folder import Trial
 
 CERTIFICATION, TIMINGS, SHARDS = "certification.json", "timings.parquet", "shards"
@@ -166,11 +166,7 @@ def read_shard(directory: Path, number: int) -> Shard:
 
 def read_shard_verdicts(directory: Path, number: int) -> pd.DataFrame:
     """A shard's verdicts. Raises DamagedFileError."""
-    path = _path(directory, number, "parquet")
-    try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise DamagedFileError(f"{path} cannot be read: {error}") from error
+    return read_table(_path(directory, number, "parquet"))
 
 
 def _path(directory: Path, number: int, kind: str) -> Path:

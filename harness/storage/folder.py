@@ -24,7 +24,7 @@ import pandas as pd
 
 from harness.config.trial import RECIPE_VERSION, TrialConfig, from_dict, to_dict, trial_key
 from harness.errors import SettingError
-from harness.storage.files import DamagedFileError, parsed, write_json, write_text
+from harness.storage.files import DamagedFileError, parsed, read_table, write_json, write_text
 from harness.storage.names import EPOCH
 
 TRIAL, EPOCHS, CHECKPOINT, WEIGHTS = "trial.json", "epochs.jsonl", "checkpoint.pt", "weights.safetensors"
@@ -133,11 +133,7 @@ def read_failure(directory: Path) -> dict[str, Any] | None:
 
 def read_verdicts(directory: Path, columns: list[str]) -> pd.DataFrame:
     """These columns of a finished trial's verdicts, one row a test example. Raises DamagedFileError."""
-    path = Path(directory) / VERDICTS
-    try:
-        return pd.read_parquet(path, columns=columns)
-    except (OSError, ValueError) as error:
-        raise DamagedFileError(f"{path} cannot be read: {error}") from error
+    return read_table(Path(directory) / VERDICTS, columns)
 
 
 def read_epochs(directory: Path) -> list[dict[str, Any]]:
