@@ -21,10 +21,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from baselines import build
-from cerdeq.equilibrium import fold
 from harness.checker.boxes import Array, Box, ball
 from harness.checker.certificates import read as certificates_of
 from harness.checker.equilibrium import NotProvedError
@@ -37,6 +34,7 @@ from harness.command_line import FAILED, OK, add_data_dir, add_sweep_directory
 from harness.config.trial import TrialConfig, labels
 from harness.data import Split, load
 from harness.errors import InputError, require
+from harness.evaluation.network import load_network
 from harness.storage import certification, folder, names
 
 _IBP = "ibp"
@@ -133,8 +131,10 @@ def recheck(place: Path, data_dir: str | None = None, most: int | None = None) -
     config, data = trial.config, load(trial.config.dataset, data_dir)
     require("data", data.fingerprint, data.fingerprint == trial.fingerprint, f"the trial's data, {trial.fingerprint}")
     _, held_out = data.training_images(config.train_images, config.validation_images)
-    wanted = config.evaluation.test_images
-    test = data.test_images(wanted) if held_out is None else held_out.part(0, wanted or len(held_out))
+    wanted, further = config.evaluation.test_images, _owner(place) != place
+    test = held_out or data.test_images(wanted)
+    if further and held_out and wanted:  # a trial judges all that it holds out
+        test = held_out.part(0, wanted)
     verdicts, network = folder.read_verdicts(place, _COLUMNS), _network(_owner(place) / folder.WEIGHTS, config)
     problems = _of_the_table(verdicts, test, result.metrics, config.evaluation.stages)
     if replace(folder.read_trial(_owner(place) / folder.TRIAL).config, evaluation=config.evaluation) != config:
@@ -189,11 +189,8 @@ def _unbroken(network: Network, test: Split, row: dict[str, object], points: dic
 
 
 def _network(path: Path, config: TrialConfig) -> Network:
-    model = build(config.model, config.dataset, config.width, **config.options)
-    fold(model)
     try:
-        model.load_state_dict(load_file(path))
-        return Network(model.eval())
+        return Network(load_network(config, path))
     except (OSError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     except UnknownLayerError as error:

@@ -330,3 +330,12 @@ def test_a_stage_s_error_that_is_not_that_of_its_verdicts_is_told(place):
     (place / folder.RESULT).write_text(json.dumps(content))
     (problem,) = recheck(place).problems
     assert problem.startswith("certified_error/crown-ibp is recorded as")
+
+
+def test_a_trial_is_judged_on_all_that_it_holds_out(tmp_path):
+    place = Path(shutil.copytree(GOLDEN / "cnn5", tmp_path / "golden/trials/cnn5"))
+    content = json.loads((place / folder.TRIAL).read_text())
+    content["config"]["validation_images"] = 40
+    content["config"]["evaluation"]["test_images"] = 20
+    (place / folder.TRIAL).write_text(json.dumps(content))
+    assert recheck(place).problems == ["verdicts of 60 examples; there are 40"]
