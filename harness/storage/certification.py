@@ -22,8 +22,9 @@ import pandas as pd
 
 from harness.config.settings import BAB, EvaluationSettings
 from harness.storage import folder
-from harness.storage.files import DamagedFileError, parsed, read_table, write_atomically, write_json
+from harness.storage.files import DamagedFileError, parsed, write_atomically, write_json
 from harness.storage.folder import Trial
+from harness.storage.parquet import read_table
 
 CERTIFICATION, TIMINGS, SHARDS = "certification.json", "timings.parquet", "shards"
 

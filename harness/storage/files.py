@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from harness.errors import InputError, SettingError
 
 
@@ -47,14 +45,6 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically; NaN and infinities are an error, since JSON has none."""
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
-
-
-def read_table(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
-    """A Parquet file, or these columns of it. Raises DamagedFileError."""
-    try:
-        return pd.read_parquet(path, columns=columns)
-    except (OSError, ValueError) as error:
-        raise DamagedFileError(f"{path} cannot be read: {error}") from error
 
 
 def make_directory(directory: Path) -> None:

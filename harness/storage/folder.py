@@ -24,8 +24,9 @@ import pandas as pd
 
 from harness.config.trial import RECIPE_VERSION, TrialConfig, from_dict, to_dict, trial_key
 from harness.errors import SettingError
-from harness.storage.files import DamagedFileError, parsed, read_table, write_json, write_text
+from harness.storage.files import DamagedFileError, parsed, write_json, write_text
 from harness.storage.names import EPOCH
+from harness.storage.parquet import read_table
 
 TRIAL, EPOCHS, CHECKPOINT, WEIGHTS = "trial.json", "epochs.jsonl", "checkpoint.pt", "weights.safetensors"
 JUDGED, VERDICTS, RESULT, FAILURE = "judged.pt", "verdicts.parquet", "result.json", "failure.json"
