@@ -17,6 +17,7 @@ class Dataset:
     train_size, test_size: images in the whole set.
     flip, crop_padding: training augmentation; images are padded by repeating the edge.
     folders: where under the data directory the files may lie, besides the data directory itself.
+    class_names: by label, where they say more than the label.
     image_column, test_split: names of the image and of the test split in Hugging Face-style Parquet.
     """
 
@@ -33,6 +34,7 @@ class Dataset:
     folders: tuple[str, ...] = ()
     image_column: str = "image"
     test_split: str = "test"
+    class_names: tuple[str, ...] = ()
 
 
 DATASETS = {
@@ -41,6 +43,9 @@ DATASETS = {
         Dataset(
             "cifar10", "CIFAR-10", (3, 32, 32), 10, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), 50_000, 10_000,
             flip=True, crop_padding=2, folders=("cifar10", "cifar10/plain_text"), image_column="img",
+            class_names=(
+                "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+            ),
         ),
         Dataset("mnist", "MNIST", (1, 28, 28), 10, (0.0,), (1.0,), 60_000, 10_000, folders=("mnist",)),
         Dataset(

@@ -18,6 +18,7 @@ COMMANDS = {  # name: its module, what it does
     "trial": ("harness.launch.single", "train and certify exported trials, without Ray, MLflow or pydantic"),
     "certify": ("harness.launch.certify", "certify finished trials further: more stages, branch and bound"),
     "tables": ("harness.analysis.tables", "write a sweep's leaderboard anew"),
+    "report": ("harness.reports.report", "write a sweep, or several, as a page with figures, and its tables"),
     "paired": ("harness.analysis.paired", "is one row of a leaderboard better than another, image by image?"),
     "recheck": ("harness.checker.recheck", "prove a sweep's verdicts again, by code of its own"),
     "depth": ("harness.analysis.depth", "how widths of bounds grow with depth"),

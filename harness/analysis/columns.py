@@ -50,6 +50,12 @@ def whole(value: float) -> str:
     return f"{value:,.0f}"
 
 
+def _per_image(result: TrialResult) -> float | None:
+    """Seconds of judging an image, all stages and the attack."""
+    seconds, images = (result.metrics.get(name) for name in (names.EVALUATION_SECONDS, names.examples_at("clean")))
+    return seconds / images if seconds is not None and images else None
+
+
 COLUMNS = (
     Column(names.CERTIFIED_ERROR, "certified error", percent, "error"),
     Column(names.ATTACK_ERROR, "attack error", percent, "error"),
@@ -59,6 +65,7 @@ COLUMNS = (
     Column(names.BOUND_WIDTH_RELATIVE, "relative width", digits, "width"),
     Column(names.PARAMETERS, "parameters", whole, "cost"),
     Column(names.TRAIN_SECONDS, "train seconds", whole, "cost"),
+    Column("evaluation_seconds_per_image", "evaluation seconds an image", digits, "evaluation", of=_per_image),
     *(Column(names.certified_by(stage), f"certified error by {stage}", percent, "stage") for stage in STAGES),
     Column(names.GAIN, "gain", digits, "equilibrium"),
     Column(names.MARGIN, "margin", digits, "equilibrium"),

@@ -10,6 +10,7 @@ import json
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ class Section:
     """
 
     heading: str
+    dataset: str
+    eps: Fraction
     stale: bool
     notes: list[str]
     rows: pd.DataFrame
@@ -51,7 +54,12 @@ class Section:
         own = self.rows[self.rows["source"].isna()]
         return [name for name in columns if own[name].nunique(dropna=False) > 1]
 
-    @property
+    @cached_property
+    def own(self) -> pd.DataFrame:
+        """The rows that are not published ones, each with its `label`."""
+        return self.rows.assign(label=self.labels)[self.rows["source"].isna()]
+
+    @cached_property
     def shown(self) -> pd.DataFrame:
         """The rows as text, as people see them; settings that all rows share are left out."""
         rows, own = self.rows, self.rows["source"].isna()
@@ -71,9 +79,21 @@ class Section:
         columns |= {**errors, "seeds": seeds.where(own), "source": rows["source"]}
         return pd.DataFrame({**columns, **numbers}).map(as_text)
 
-    @property
+    @cached_property
     def labels(self) -> list[str]:
-        """Each row in words: model, method, options, what else not all share, and the source of a published one."""
+        """Each row in words: network, method, and what sets it apart from other rows of the same; a published one in
+        full, with its source."""
+        words = [label.split(" ") for label in self._in_full()]
+        kinds = [tuple(each[:2]) for each in words]
+        alike = {kind: [set(each) for each, its in zip(words, kinds, strict=True) if its == kind] for kind in kinds}
+        shared = {kind: set.intersection(*rows) - set(kind) for kind, rows in alike.items()}
+        return [
+            " ".join(word for word in each if published or word not in shared[kind])
+            for each, kind, published in zip(words, kinds, self.published, strict=True)
+        ]
+
+    def _in_full(self) -> list[str]:
+        """Each row with its options, and whatever else not all rows share."""
         told = self._not_shared(["width", *self.settings])
         records = self.shown.to_dict("records")
         return [row_label(row) + "".join(f" {name}={row[name]}" for name in told if row[name]) for row in records]
@@ -113,7 +133,7 @@ class Table:
     @property
     def files(self) -> list[Path]:
         """Where analysis.tables writes it."""
-        return [self.directory / f"leaderboard.{kind}" for kind in ("md", "csv", "json", "html")]
+        return [self.directory / f"leaderboard.{kind}" for kind in ("md", "tex", "csv", "json")]
 
 
 def absent(setting: str) -> str:
@@ -281,6 +301,9 @@ def _published(directory: Path) -> pd.DataFrame:
     if missing := [name for name in columns if name not in published]:
         raise InputError(f"{path}: there is no column {', '.join(missing)}")
     published["source"] = published["source"].fillna("source unknown")
+    if "verifier" in published:
+        verifiers = (" (" + published["verifier"] + " verifier)").fillna("")
+        published["source"] += verifiers
     try:
         published["exact"] = published["eps"].map(Radius)
     except ValueError as error:
@@ -316,6 +339,13 @@ def _best_first(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.sort_values([names.CERTIFIED_ERROR, names.STANDARD_ERROR, *LABEL], kind="stable")
 
 
+def _ranked(own: pd.DataFrame, published: pd.DataFrame, profile: str) -> pd.DataFrame:
+    """Best rows first; published ones among them only where networks are of their size, else after them."""
+    if profile == FULL_PROFILE:
+        return _best_first(pd.concat([own, published]).reindex(columns=own.columns))
+    return pd.concat([_best_first(own), _best_first(published)]).reindex(columns=own.columns)
+
+
 def _place(part: tuple[Any, pd.DataFrame]) -> tuple[Any, ...]:
     """Where a section stands: the newest recipe first, whole profiles first, trials before certifications."""
     (recipe, dataset, eps, profile, judged), trials = part
@@ -338,9 +368,11 @@ def build(directory: Path) -> Table:
         alike = (published["dataset"] == dataset) & (published["exact"] == eps) & (recipe == RECIPE_VERSION)
         return Section(
             heading=f"{dataset}, eps {part['eps'].iloc[0]}, profile {profile}, {judged}{stale}",
+            dataset=dataset,
+            eps=eps,
             stale=bool(stale),
             notes=_notes(recipe, profile, part),
-            rows=_best_first(pd.concat([own, published[alike]]).reindex(columns=rows.columns)),
+            rows=_ranked(own, published[alike].reindex(columns=rows.columns), profile),
             settings=[name for name in setting_columns(trials) if name != "width"],
         )
 

@@ -117,9 +117,7 @@ def compare(
 
 def _own(section: Section) -> dict[str, pd.Series]:
     """The section's rows that are not published ones, best first, by their labels."""
-    rows = (row for _, row in section.rows.iterrows())
-    labelled = zip(section.labels, rows, section.published, strict=True)
-    return {label: row for label, row, published in labelled if not published}
+    return {row["label"]: row for _, row in section.own.iterrows()}
 
 
 def _pairs(rows: dict[str, pd.Series], baseline: str | None) -> list[tuple[str, str]]:

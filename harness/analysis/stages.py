@@ -14,8 +14,7 @@ _ORDER = ("clean", "attack", *STAGES)
 
 def stages_table(table: Table, section: Section) -> pd.DataFrame:
     """A row of text for each of the section's rows that has such numbers, a column for each stage that was asked."""
-    own = zip(section.labels, section.rows.index, section.published, strict=True)
-    rows = {label: _cells(list(table.folders[index].values())) for label, index, published in own if not published}
+    rows = {label: _cells(list(table.folders[index].values())) for index, label in section.own["label"].items()}
     shown = pd.DataFrame([{"row": label, **cells} for label, cells in rows.items() if cells])
     return shown[[name for name in ("row", *_ORDER) if name in shown]].fillna("")
 

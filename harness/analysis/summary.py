@@ -17,19 +17,25 @@ _LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Summary:
-    """Sentences on a section; and the best row with those that the paired test over seeds does not tell from it."""
+    """Sentences on a section; the best row with those that the paired test over seeds does not tell from it; and how
+    each other row compares with it, as `paired.compare` says it."""
 
     lines: list[str] = field(default_factory=list)
     tied: list[str] = field(default_factory=list)
+    differences: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+
+def summaries(table: Table) -> dict[str, Summary]:
+    """What each section says, by its heading."""
+    return {section.heading: summary(table, section) for section in table.sections}
 
 
 def summary(table: Table, section: Section) -> Summary:
     """What today's rows of a section say; nothing where there are not two to compare."""
-    own = [index for index, published in enumerate(section.published) if not published]
-    errors = section.rows[names.CERTIFIED_ERROR].iloc[own].dropna()
+    errors = section.own[names.CERTIFIED_ERROR].dropna()
     if section.stale or len(errors) < 2:
         return Summary()
-    best = section.labels[own[0]]
+    best = section.own["label"].iloc[0]
     lines = [
         "certified error: the share of test images that are misclassified or not proved robust; lower is better",
         f"best: {best}, {errors.iloc[0]:.1f} %",
@@ -43,7 +49,7 @@ def summary(table: Table, section: Section) -> Summary:
         return Summary(lines)
     others, seeds = compared[compared["seed"] == ALL], len(set(compared["seed"])) - 1
     tied = others.loc[~(others["t_holm"] < _LEVEL), "row"].tolist() if seeds > 1 else []
-    return Summary(lines + _told_apart(others, seeds), [best, *tied] if tied else [])
+    return Summary(lines + _told_apart(others, seeds), [best, *tied] if tied else [], others)
 
 
 def _on_other_images(place: Path) -> str:

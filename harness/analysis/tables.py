@@ -1,6 +1,7 @@
-"""`python -m harness.tables results/<sweep>`: write a sweep's leaderboard as Markdown, CSV, JSON and HTML.
+"""`python -m harness.tables results/<sweep>`: write a sweep's leaderboard as Markdown, LaTeX, CSV and JSON.
 
-CSV and JSON hold today's recipe and published numbers; Markdown and HTML show stale sections and failures too.
+LaTeX, CSV and JSON hold today's recipe and published numbers; Markdown shows stale sections and failures too.
+`python -m harness.report` writes it as a page with figures.
 """
 
 import argparse
@@ -8,7 +9,6 @@ import json
 from functools import partial
 from pathlib import Path
 
-import jinja2
 import pandas as pd
 from rich import box
 from rich.console import Console
@@ -17,9 +17,10 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from harness.analysis.columns import of_group
+from harness.analysis.latex import latex
 from harness.analysis.leaderboard import Section, Table, build, row_label
 from harness.analysis.stages import STAGES_LEGEND, stages_table
-from harness.analysis.summary import summary
+from harness.analysis.summary import Summary, summaries
 from harness.command_line import OK, add_sweep_directory
 from harness.storage.files import write_text
 
@@ -48,47 +49,43 @@ def markdown_table(shown: pd.DataFrame, published: list[bool]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in padded)
 
 
-def _markdown(table: Table, shown: dict[str, pd.DataFrame], stages: dict[str, pd.DataFrame]) -> str:
-    """shown, stages: of each section, by its heading, its rows as text and what its stages decided."""
+def _markdown(table: Table, said: dict[str, Summary]) -> str:
     parts = [f"# Leaderboard of the sweep {markdown_text(table.sweep)}\n"]
     for section in table.sections:
         parts += [f"## {markdown_text(section.heading)}\n"]
         parts += [f"**{markdown_text(note)}**\n" for note in section.notes]
-        parts += [markdown_table(shown[section.heading], section.published)]
+        parts += [markdown_table(marked(section, said[section.heading]), section.published)]
         parts += [f"- Warning: {markdown_text(warning)}\n" for warning in section.warnings]
-        if len(own := stages[section.heading]):
+        if len(own := stages_table(table, section)):
             parts += [f"{STAGES_LEGEND}\n", markdown_table(own, [False] * len(own))]
     if len(table.failures):
         parts += [f"## {FAILURES}\n", markdown_table(table.failures, [False] * len(table.failures))]
     return "\n".join([*parts, f"{LEGEND}\n"])
 
 
-def _marked(table: Table, section: Section) -> pd.DataFrame:
+def marked(section: Section, said: Summary) -> pd.DataFrame:
     """The section's rows as text, those that are not told from the best with a mark at their rank."""
-    said, shown = summary(table, section), section.shown
-    tied = [label in said.tied for label in section.labels]
+    shown, tied = section.shown, [label in said.tied for label in section.labels]
     return shown.assign(**{"#": [f"{rank} ~" if alike else rank for rank, alike in zip(shown["#"], tied, strict=True)]})
 
 
-def write(directory: Path) -> Table:
-    """Build the leaderboard of `directory` and write leaderboard.md, .csv, .json and .html there."""
+def write(directory: Path) -> tuple[Table, dict[str, Summary]]:
+    """Build the leaderboard of `directory` and write leaderboard.md, .tex, .csv and .json there.
+
+    Returns it, and what each section says, by its heading.
+    """
     table = build(directory)
+    said = summaries(table)
     plain = table.rows.astype(object).where(table.rows.notna(), None).to_dict("records")
     objects = [{name: value for name, value in row.items() if name != "source" or value} for row in plain]
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    stages = {section.heading: stages_table(table, section) for section in table.sections}
-    shown = {section.heading: _marked(table, section) for section in table.sections}
-    given = {"table": table, "shown": shown, "stages": stages, "stages_legend": STAGES_LEGEND}
-    page = environment.get_template("leaderboard.html.jinja").render(legend=LEGEND, failures=FAILURES, **given)
     as_json = json.dumps(objects, indent=1, allow_nan=False) + "\n"
-    texts = [_markdown(table, shown, stages), table.rows.to_csv(index=False, lineterminator="\n"), as_json, page + "\n"]
+    texts = [_markdown(table, said), latex(table, said), table.rows.to_csv(index=False, lineterminator="\n"), as_json]
     for path, text in zip(table.files, texts, strict=True):
         write_text(path, text)
-    return table
+    return table, said
 
 
-def show(table: Table, console: Console) -> None:
+def show(table: Table, said: dict[str, Summary], console: Console) -> None:
     """Print the leaderboard's main columns, as many as fit, with all notes and failures, and where its files are."""
     say = partial(console.print, markup=False, highlight=False)
     fitting = of_group("error", "open", "width") if console.width >= 110 else of_group("error")
@@ -98,14 +95,14 @@ def show(table: Table, console: Console) -> None:
         for note in section.notes:
             say(note, style="yellow")
         grid = RichTable(Column("row", overflow="fold"), *titles, box=box.SIMPLE_HEAD, show_edge=False)
-        numbers, said = section.shown[titles].to_numpy(), summary(table, section)
+        numbers, mine = section.shown[titles].to_numpy(), said[section.heading]
         for label, cells, published in zip(section.labels, numbers, section.published, strict=True):
-            marked = f"~ {label}" if label in said.tied else label
+            marked = f"~ {label}" if label in mine.tied else label
             grid.add_row(*map(Text, [marked, *cells]), style="italic" if published else None)
         console.print(grid)
         for warning in section.warnings:
             say(f"Warning: {warning}")
-        for line in said.lines:
+        for line in mine.lines:
             say(line, soft_wrap=True)
     if len(table.failures):
         say(f"\n{FAILURES}", style="bold")
@@ -121,5 +118,5 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Returns the exit status. Raises InputError where no table can be made."""
-    show(write(options.directory), Console())
+    show(*write(options.directory), Console())
     return OK

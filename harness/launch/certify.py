@@ -84,7 +84,7 @@ def main(options: argparse.Namespace) -> int:
             return FAILED
         for job in jobs:
             _tell(job, failed, console)
-    _write_tables(jobs, console)
+    _write_reports(jobs, options.data_dir, console)
     return FAILED if failed else OK
 
 
@@ -222,9 +222,11 @@ def _tell(job: Job, failed: dict[Path, str], console: Console) -> None:
         console.print(f"{job.label} -> {job.directory}: {line}", markup=False, soft_wrap=True)
 
 
-def _write_tables(jobs: list[Job], console: Console) -> None:
-    """Write and show the leaderboards of the sweeps that the trials lie in."""
+def _write_reports(jobs: list[Job], data_dir: str | None, console: Console) -> None:
+    """Write the pages of the sweeps that the trials lie in, and show their leaderboards."""
     from harness.analysis import tables
+    from harness.reports import report
 
     for sweep in dict.fromkeys(job.trial.parent.parent for job in jobs if job.trial.parent.name == "trials"):
-        tables.show(tables.write(sweep), console)
+        tables.show(*report.write(sweep, data_dir), console)
+        console.print(sweep / report.REPORT, soft_wrap=True)

@@ -19,6 +19,7 @@ from harness.data import Data, data_directory, load
 from harness.errors import InputError, require
 from harness.launch.mlflow_policy import Mirror
 from harness.launch.progress import Progress
+from harness.reports import report
 from harness.storage import folder, names
 from harness.storage.files import locked, make_directory, write_json
 from harness.storage.folder import Trial
@@ -80,7 +81,8 @@ def _complete(
     if waiting:
         with Progress(waiting, named, console) as progress:
             _train(sweep, [places[trial.key] for trial in waiting], directory / _RAY, options, mirror, progress)
-    tables.show(tables.write(directory), console)
+    tables.show(*report.write(directory, options.data_dir), console)
+    console.print(directory / report.REPORT, soft_wrap=True)
     mirror.finish(directory)
     finished = all(folder.read_result(place) for place in places.values())
     return OK if finished and not mirror.broken else FAILED

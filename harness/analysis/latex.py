@@ -1,0 +1,86 @@
+"""A leaderboard as LaTeX tables (booktabs): errors, what each stage decides, costs, differences to the best row."""
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from harness.analysis.columns import COLUMNS
+from harness.analysis.leaderboard import Section, Table
+from harness.analysis.stages import stages_table
+from harness.analysis.summary import Summary
+
+_SPECIAL = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+    ">": r"\textgreater{}", "±": r"$\pm$", **{c: f"\\{c}" for c in "&%$#_{}"},
+}  # fmt: skip
+_MAIN = ("certified error", "attack error", "standard error", "open", "seeds")
+_COST = ("parameters", "train seconds", "evaluation seconds an image")
+_TIED = r"$^{\sim}$"
+
+
+def escaped(text: str) -> str:
+    """Text with nothing in it that TeX would take for a command."""
+    return "".join(_SPECIAL.get(character, character) for character in text)
+
+
+def latex(table: Table, said: dict[str, Summary]) -> str:
+    """All tables of today's sections. said: of each section, by its heading, what it says."""
+    parts = [f"% The leaderboard of {table.sweep}; needs \\usepackage{{booktabs}}.\n"]
+    for number, section in enumerate(section for section in table.sections if not section.stale):
+        mine = said[section.heading]
+        kept = [_main(section, mine), stages_table(table, section).map(escaped), _cost(section), _paired(mine)]
+        titles = ("Errors in percent", "What each stage decides", "Costs", "Differences to the best row, in points")
+        for name, title, frame in zip(("main", "stages", "cost", "paired"), titles, kept, strict=True):
+            if len(frame):
+                parts.append(_floating(frame, f"{title}: {section.heading}.", f"tab:{table.sweep}-{number}-{name}"))
+    return "\n".join(parts)
+
+
+def _floating(frame: pd.DataFrame, caption: str, label: str) -> str:
+    """frame: cells as TeX, titles as text."""
+    style = frame.rename(columns=escaped).style.hide(axis="index")
+    columns = "l" + "r" * (frame.shape[1] - 1)
+    return style.to_latex(
+        hrules=True, column_format=columns, caption=escaped(caption), label=label, position_float="centering"
+    )
+
+
+def _main(section: Section, said: Summary) -> pd.DataFrame:
+    """Errors with the best of each column in bold, ties with the best marked, published rows in italics."""
+    shown = section.shown
+    titles = [title for title in _MAIN if title in shown]
+    frame = shown[titles].map(escaped)
+    frame.insert(0, "network", _labels(section, said))
+    for column in (column for column in COLUMNS if column.title in titles):
+        best = section.own[column.name].min()
+        for place in section.own.index[section.own[column.name] == best]:
+            frame.loc[place, column.title] = rf"\textbf{{{frame.loc[place, column.title]}}}"
+    published = section.rows.index[section.published]
+    frame.loc[published] = frame.loc[published].map(lambda cell: rf"\textit{{{cell}}}" if cell else "")
+    return frame
+
+
+def _labels(section: Section, said: Summary) -> list[str]:
+    return [escaped(label) + _TIED * (label in said.tied) for label in section.labels]
+
+
+def _cost(section: Section) -> pd.DataFrame:
+    shown = section.shown.assign(row=section.labels).loc[section.own.index]
+    return shown[["row", *(title for title in _COST if title in shown)]].map(escaped)
+
+
+def _paired(said: Summary) -> pd.DataFrame:
+    """Certified error of each row minus the best one's on the same images and seeds."""
+    return pd.DataFrame(list(map(_difference, said.differences.to_dict("records"))))
+
+
+def _difference(line: dict[str, Any]) -> dict[str, str]:
+    spread = "" if math.isnan(line["difference_std"]) else f" ± {line['difference_std']:.2f}"
+    return {
+        "row": escaped(line["row"]),
+        "against": escaped(line["other"]),
+        "difference": escaped(f"{line['difference']:+.2f}{spread}"),
+        "images right alone": f"{line['row_alone']} / {line['other_alone']}",
+        "p (t test, Holm)": "" if math.isnan(line["t_holm"]) else f"{line['t_holm']:.2g}",
+    }

@@ -1,0 +1,1 @@
+"""Pictures of results: each file draws some, `catalogue` lists them all."""

@@ -1,0 +1,91 @@
+"""How all figures look, and how they are written.
+
+Colours are Okabe and Ito's (2008), told apart by colour-blind readers too; what a colour says, a marker, a dash or a
+label says as well. Texts and lines are drawn in INK, which a page replaces by its own text colour, light or dark.
+"""
+
+import io
+import re
+from collections.abc import Iterable, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from harness.storage.files import write_atomically, write_text
+
+INK = "#24292f"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
+_STYLE: Any = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
+    "grid.color": "#8a929b",
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "svg.fonttype": "none",  # texts stay texts: found, selected, read aloud
+    "svg.hashsalt": "figures",
+    "pdf.fonttype": 42,
+    **dict.fromkeys(
+        ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), INK
+    ),
+}
+
+
+def panels(rows: int = 1, columns: int = 1, width: float = 7.0, height: float = 3.6) -> tuple[Figure, list[Axes]]:
+    """A figure of so many inches, and its axes row by row."""
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(rows, columns, squeeze=False)
+    return figure, list(axes.flat)
+
+
+def assigned(values: Iterable[Any], choices: Sequence[Any]) -> dict[Any, Any]:
+    """A colour, marker or dash for each different value, whatever their order: figures of one page agree."""
+    return dict(zip(sorted(set(values)), cycle(choices), strict=False))
+
+
+def keys(figure: Figure, entries: dict[str, dict[str, Any]], columns: int = 6) -> None:
+    """A legend below the figure: by name, what its line looks like."""
+    handles = [Line2D([], [], **look, label=name) for name, look in entries.items()]
+    with rc_context(_STYLE):
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(columns, len(handles)))
+
+
+def write(figure: Figure, path: Path) -> str:
+    """Write `path`.svg and `path`.pdf, the same bytes for the same figure; returns the SVG element."""
+    with rc_context(_STYLE):
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # what is laid out stays so
+        stream = io.StringIO()
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        dates = {"CreationDate": None, "Creator": None}
+        pdf = path.with_name(f"{path.name}.pdf")
+        write_atomically(pdf, lambda to: figure.savefig(to, format="pdf", metadata=dates))
+    write_text(path.with_name(f"{path.name}.svg"), stream.getvalue())
+    return stream.getvalue()[stream.getvalue().index("<svg") :]
+
+
+def inline(text: str, name: str, title: str) -> str:
+    """An SVG element as a page holds it: of any width, in the page's text colour, named, its ids its own."""
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text).replace(INK, "currentColor")
+    head, rest = text.split(">", 1)
+    width = head.split('viewBox="0 0 ')[1].split(" ")[0]
+    head = re.sub(r' (width|height)="[\d.]+pt"', "", head)
+    return f'{head} role="img" aria-label="{title}" style="max-width: {width}pt">{rest}'

@@ -1,0 +1,80 @@
+"""What happens while networks train."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from harness.figures.shown import Shown
+from harness.figures.style import COLOURS, DASHES, INK, assigned, keys, panels
+from harness.storage import names
+
+_BOUND_WIDTH, _RELATIVE = names.in_training(names.BOUND_WIDTH), names.in_training(names.BOUND_WIDTH_RELATIVE)
+_WATCHED = {
+    names.TRAIN_CERTIFIED_ERROR: "certified error, %",
+    names.TRAIN_STANDARD_ERROR: "standard error, %",
+    names.TRAIN_LOSS: "loss",
+    names.TRAIN_EPS: "eps",
+    _BOUND_WIDTH: "bound width",
+    _RELATIVE: "relative width",
+    names.in_training(names.RHO_BOUND): "bound on rho(|W|)",
+    names.in_training(names.GAIN): "learned gain",
+    names.in_training(names.MISSED_RADIUS): "missed radius, %",
+}
+
+
+def curves(shown: Shown) -> Figure | None:
+    """Errors, loss, eps, widths and what recurrences learn, epoch by epoch; means over the seeds."""
+    epochs = shown.epochs
+    watched = [name for name in _WATCHED if name in epochs and epochs[name].nunique() > 1]
+    if not watched:
+        return None
+    count = -(-len(watched) // 3)
+    figure, axes = panels(count, 3, width=9, height=0.6 + 2.2 * count)
+    colours, dashes = assigned(epochs["model"], COLOURS), assigned(epochs["method"], DASHES)
+    for place, name in zip(axes, watched, strict=False):
+        for (_, model, method), part in epochs.dropna(subset=name).groupby(["label", "model", "method"], sort=False):
+            line = part.groupby(names.EPOCH)[name].mean()
+            place.plot(line.index, line, color=colours[model], ls=dashes[method], lw=1.2)
+        place.set_title(_WATCHED[name], loc="left")
+        place.set_yscale("log" if name in (_BOUND_WIDTH, _RELATIVE) else "linear")
+        place.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for place in axes[len(watched) :]:
+        place.set_axis_off()
+    for place in axes[max(0, len(watched) - 3) : len(watched)]:
+        place.set_xlabel("epoch; 0 is untrained")
+    entries = {model: {"color": colour} for model, colour in colours.items()}
+    keys(figure, entries | {method: {"color": INK, "ls": dash} for method, dash in dashes.items()})
+    return figure
+
+
+def layer_widths(shown: Shown) -> Figure | None:
+    """The mean width of each pre-activation's bounds, before and after training; means over the seeds."""
+    if shown.epochs.empty or shown.trials.empty:
+        return None
+    before = shown.epochs[shown.epochs[names.EPOCH] == 0].rename(columns=lambda name: name.removeprefix("train/"))
+    models = list(dict.fromkeys(shown.trials["model"]))
+    count = -(-len(models) // 3)
+    figure, axes = panels(count, min(3, len(models)), width=9, height=0.9 + 2.4 * count)
+    colours = assigned(shown.trials["method"], COLOURS)
+    for place, model in zip(axes, models, strict=False):
+        for frame, dash in ((before, ":"), (shown.trials, "-")):
+            of_model = frame[frame["model"] == model]
+            for (_, method), part in of_model.groupby(["label", "method"], sort=False):
+                line = _widths(part)
+                place.plot(range(1, len(line) + 1), line, dash, marker=".", color=colours[method], lw=1.2)
+        place.set_title(model, loc="left")
+        place.set_yscale("log")
+        place.set_xlabel("pre-activation, first to last")
+        place.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for place in axes[len(models) :]:
+        place.set_axis_off()
+    axes[0].set_ylabel("mean bound width")
+    entries = {method: {"color": colour} for method, colour in colours.items()}
+    keys(figure, entries | {"trained": {"color": INK}, "before training": {"color": INK, "ls": ":"}})
+    return figure
+
+
+def _widths(part: pd.DataFrame) -> np.ndarray:
+    columns = [name for name in part if name.startswith(names.layer_width("")) and part[name].notna().any()]
+    return part[columns].astype(float).mean().to_numpy()

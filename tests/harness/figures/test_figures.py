@@ -1,0 +1,102 @@
+"""What figures show, against the numbers that they are drawn from."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from made_studies import make
+from safetensors.torch import save_file
+
+from harness.analysis.leaderboard import build
+from harness.figures import errors, images, style
+from harness.figures.catalogue import FIGURES, figures_of
+from harness.figures.shown import Shown
+from harness.storage import folder, names
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory):
+    table = build(make(tmp_path_factory.mktemp("results") / "study"))
+    return Shown(table, table.sections[0])
+
+
+@pytest.fixture(scope="module")
+def drawn(shown):
+    return {kind.name: figure for kind, figure in figures_of(shown)}
+
+
+def test_every_figure_but_that_of_images_has_something_to_show(drawn):
+    assert set(drawn) == {kind.name for kind in FIGURES} - {"counterexamples"}
+
+
+@pytest.mark.parametrize("name", [kind.name for kind in FIGURES if kind.name != "counterexamples"])
+def test_texts_of_a_figure_do_not_overlap(drawn, name):
+    figure = drawn[name]
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        for labels in (axes.get_yticklabels(), axes.get_xticklabels()):
+            boxes = [label.get_window_extent() for label in labels if label.get_text() and label.get_visible()]
+            inside = [box for box in boxes if box.width and axes.get_window_extent().expanded(2, 1.2).overlaps(box)]
+            assert not any(a.overlaps(b) for a, b in zip(inside, inside[1:], strict=False))
+        assert axes.get_tightbbox().x1 <= figure.bbox.x1 + 1
+
+
+def test_a_figure_is_written_twice_the_same_with_texts_as_texts(drawn, tmp_path):
+    first = style.write(drawn["seeds"], tmp_path / "a")
+    assert style.write(drawn["seeds"], tmp_path / "b") == first
+    assert (tmp_path / "a.pdf").read_bytes() == (tmp_path / "b.pdf").read_bytes()
+    assert ">cerdeq ibp</text>" in first
+
+
+def test_inline_figures_take_the_page_s_colour_and_share_no_ids(drawn, tmp_path):
+    text = style.write(drawn["stages"], tmp_path / "stages")
+    one, two = (style.inline(text, name, "Stages") for name in ("one", "two"))
+    ids = [set(part.split('"')[0] for part in each.split(' id="')[1:]) for each in (one, two)]
+    assert ids[0] and not ids[0] & ids[1]
+    assert style.INK not in one and "currentColor" in one
+    assert 'role="img" aria-label="Stages"' in one
+
+
+def test_the_front_has_the_rows_that_no_other_beats_in_both():
+    draw = np.random.default_rng(0).integers(0, 12, (40, 2)).astype(float)
+    rows = pd.DataFrame(draw, columns=[names.STANDARD_ERROR, names.CERTIFIED_ERROR])
+    front = {tuple(point) for point in errors._front(rows).to_numpy()}
+    beaten = {(a, b) for a, b in draw if any((c <= a and d <= b) and (c, d) != (a, b) for c, d in draw)}
+    assert front == {tuple(point) for point in draw} - beaten
+
+
+def test_the_bars_of_stages_are_the_shares_of_images(shown, drawn):
+    (axes,) = drawn["stages"].axes
+    rows = len(shown.rows)
+    widths = np.array([patch.get_width() for patch in axes.patches]).reshape(-1, rows)
+    assert widths.sum(0) == pytest.approx(100)
+    means = shown.trials.groupby("label", sort=False)[[names.STANDARD_ERROR, names.OPEN_ERROR]].mean()
+    assert widths[0] == pytest.approx(means[names.STANDARD_ERROR])
+    assert widths[-1] == pytest.approx(means[names.OPEN_ERROR])
+
+
+def test_depth_shows_widths_before_and_after_training(shown, drawn):
+    before, after = drawn["depth"].axes
+    assert before.get_yscale() == after.get_yscale() == "log"
+    lines = [line for line in before.lines if list(line.get_xdata()) == [5.0, 7.0]]
+    assert len(lines) == 2  # of two methods
+    assert list(lines[0].get_ydata()) == [100 * 50, 100 * 50]
+
+
+def test_broken_images_are_shown_with_what_the_network_takes_them_for(tmp_path):
+    place = tmp_path / "golden/trials/x"
+    shutil.copytree(GOLDEN / "cnn5", place)
+    point = torch.full((1, 8, 8), 32767, dtype=torch.int16)
+    save_file({"3": point, "10": -point}, place / folder.COUNTEREXAMPLES)
+    table = build(tmp_path / "golden")
+    figure = images.counterexamples(Shown(table, table.sections[0]))
+    assert len(figure.axes) == 6
+    assert [axes.get_title().split(":")[0] for axes in figure.axes[:2]] == ["3", "10"]
+    original, broken, difference = (figure.axes[row * 2].images[0].get_array() for row in range(3))
+    assert broken.max() <= 1 and (broken >= original - 1e-12).all()
+    assert difference.max() == pytest.approx(1.0, abs=1e-9)

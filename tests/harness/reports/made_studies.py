@@ -1,0 +1,86 @@
+"""A sweep with made-up results of every kind that pages and figures show."""
+
+import numpy as np
+import pandas as pd
+
+from harness.config.settings import EvaluationSettings
+from harness.config.trial import TrialConfig
+from harness.storage import files, folder, names
+
+STAGES = ("ibp", "crown-ibp")
+IMAGES = 200
+LAYERS = {"cnn5": 3, "cnn7": 5, "cerdeq": 4}
+
+
+def add(sweep, certified, *, model="cnn5", method="ibp", seed=0, epochs=3, warnings=(), **config):
+    """A finished trial; `certified`: which of its images are certified, the others are misclassified or open."""
+    base = {"dataset": "digits", "eps": "1/16", "profile": "full", "model": model, "method": method, "seed": seed}
+    base["evaluation"] = EvaluationSettings(stages=STAGES)
+    trial = folder.make_trial(TrialConfig(sweep=sweep.name, **(base | config)), "data")
+    path = folder.place(sweep, trial.key)
+    files.write_json(path / folder.TRIAL, folder.trial_json(trial))
+    certified = np.asarray(certified)
+    wrong = (~certified).cumsum() <= (~certified).sum() // 2
+    verdicts = np.where(certified, names.CERTIFIED, np.where(wrong, names.MISCLASSIFIED, names.UNKNOWN))
+    table = pd.DataFrame({names.INDEX: range(len(certified)), names.LABEL: 3, names.VERDICT: verdicts})
+    table.to_parquet(path / folder.VERDICTS)
+    for epoch in range(epochs):
+        folder.write_epoch(path, _epoch(model, epoch))
+    measured = _metrics(verdicts, model, seed)
+    folder.write_result(path, folder.TrialResult(trial.key, measured, {"torch": "2.11"}, {}, list(warnings)))
+    return path
+
+
+def _epoch(model, epoch):
+    widths = _layers(model, 100.0 / (1 + epoch))
+    row = {names.EPOCH: epoch, names.TRAIN_EPS: epoch / 48}
+    row |= {names.in_training(name): value for name, value in widths.items()}
+    if epoch:
+        row |= {names.TRAIN_LOSS: 2 / epoch, names.TRAIN_STANDARD_ERROR: 20.0 / epoch}
+        row |= {names.TRAIN_CERTIFIED_ERROR: 40.0 / epoch}
+    return row
+
+
+def _layers(model, scale):
+    layers = [f"relu{number}" for number in range(1, 1 + LAYERS[model])]
+    widths = {names.layer_width(layer): scale * 3.0**number for number, layer in enumerate(layers)}
+    return widths | {names.BOUND_WIDTH: scale * 50, names.BOUND_WIDTH_RELATIVE: scale}
+
+
+def _metrics(verdicts, model, seed):
+    share = {verdict: 100 * float(np.mean(verdicts == verdict)) for verdict in names.VERDICTS}
+    counts = {"clean": np.sum(verdicts == names.MISCLASSIFIED), "attack": 0, "ibp": np.sum(verdicts == names.CERTIFIED)}
+    counts |= {"crown-ibp": 0}
+    left, stages = len(verdicts), {}
+    for number, (stage, decided) in enumerate(counts.items(), start=1):
+        stages |= {names.examples_at(stage): left, names.decided_by(stage): int(decided)}
+        stages |= {names.seconds_of(stage): float(number)}
+        left -= int(decided)
+    states = {f"relu{number}": (10.0 * number, 5.0) for number in range(1, 1 + LAYERS[model])}
+    return {
+        names.STANDARD_ERROR: share[names.MISCLASSIFIED],
+        names.ATTACK_ERROR: share[names.MISCLASSIFIED],
+        names.CERTIFIED_ERROR: 100 - share[names.CERTIFIED],
+        names.OPEN_ERROR: share[names.UNKNOWN],
+        **_layers(model, 0.5 + seed / 10),
+        **{names.layer_unstable(layer): unstable for layer, (unstable, _) in states.items()},
+        **{names.layer_inactive(layer): inactive for layer, (_, inactive) in states.items()},
+        **stages,
+        names.PARAMETERS: 1000.0 * LAYERS[model],
+        names.TRAIN_SECONDS: 10.0,
+        names.EVALUATION_SECONDS: 10.0,
+    }
+
+
+def right(count, seed=0):
+    """Which of the images are certified: so many, chosen by the seed."""
+    return np.random.default_rng(seed).permutation(IMAGES) < count
+
+
+def make(sweep):
+    """Two explicit networks and CerDEQ, by two methods, three seeds."""
+    for seed in range(3):
+        for model, count in (("cnn5", 120), ("cnn7", 100), ("cerdeq", 140)):
+            add(sweep, right(count + seed, seed), model=model, seed=seed)
+            add(sweep, right(count - 5 - seed, seed), model=model, method="crown-ibp", seed=seed)
+    return sweep
