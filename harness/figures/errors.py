@@ -11,7 +11,7 @@ from harness.analysis.leaderboard import Table
 from harness.config.settings import STAGES
 from harness.config.trial import FULL_PROFILE
 from harness.figures.shown import Shown
-from harness.figures.style import COLOURS, INK, MARKERS, assigned, keys, panels
+from harness.figures.style import COLOURS, INK, MARKERS, assigned, keys, panels, plain_ticks
 from harness.storage import names
 
 _BAR = 0.32  # inches of a row
@@ -138,6 +138,7 @@ def time(shown: Shown) -> Figure | None:
         decided = 100 * np.cumsum([row[names.decided_by(stage)] for stage in stages]) / images
         axes.plot(seconds, decided, marker=markers[row["method"]], color=colours[row["model"]], ms=5, lw=1.2)
     axes.set(xscale="log", xlabel="seconds an image, all stages so far", ylabel="decided, % of the images")
+    plain_ticks(axes.xaxis)
     entries = {model: {"color": colour, "lw": 4} for model, colour in colours.items()}
     keys(figure, entries | {name: {"color": INK, "marker": m, "linestyle": ""} for name, m in markers.items()})
     return figure

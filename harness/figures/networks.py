@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from harness.analysis.depth import FAMILIES, depth_table
 from harness.errors import InputError
 from harness.figures.shown import Shown
-from harness.figures.style import COLOURS, DASHES, INK, MARKERS, assigned, keys, panels
+from harness.figures.style import COLOURS, DASHES, INK, MARKERS, assigned, keys, panels, plain_ticks
 from harness.storage import names
 
 _MOST_PANELS = 12
@@ -38,6 +38,7 @@ def depth(shown: Shown) -> Figure | None:
             for width in part.loc[part["depth"].isna(), column]:
                 place.axhline(width, **look)
         place.set(yscale="log", xlabel="depth, layers", xticks=sorted(deep["depth"].astype(int).unique()))
+        plain_ticks(place.yaxis)
         place.set_title(f"{title} training", loc="left")
     axes[0].set_ylabel("width of the margins' bounds")
     told = {

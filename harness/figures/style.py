@@ -13,9 +13,11 @@ from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogFormatter
 
 from harness.storage.files import write_atomically, write_text
 
@@ -53,6 +55,12 @@ def panels(rows: int = 1, columns: int = 1, width: float = 7.0, height: float = 
         FigureCanvasAgg(figure)
         axes = figure.subplots(rows, columns, squeeze=False)
     return figure, list(axes.flat)
+
+
+def plain_ticks(axis: Axis) -> None:
+    """Label a logarithmic axis with plain numbers, between powers of ten only where it has few: formulas are slow."""
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.4)))
 
 
 def assigned(values: Iterable[Any], choices: Sequence[Any]) -> dict[Any, Any]:

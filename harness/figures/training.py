@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from harness.figures.shown import Shown
-from harness.figures.style import COLOURS, DASHES, INK, assigned, keys, panels
+from harness.figures.style import COLOURS, DASHES, INK, assigned, keys, panels, plain_ticks
 from harness.storage import names
 
 _BOUND_WIDTH, _RELATIVE = names.in_training(names.BOUND_WIDTH), names.in_training(names.BOUND_WIDTH_RELATIVE)
@@ -37,7 +37,9 @@ def curves(shown: Shown) -> Figure | None:
             line = part.groupby(names.EPOCH)[name].mean()
             place.plot(line.index, line, color=colours[model], ls=dashes[method], lw=1.2)
         place.set_title(_WATCHED[name], loc="left")
-        place.set_yscale("log" if name in (_BOUND_WIDTH, _RELATIVE) else "linear")
+        if name in (_BOUND_WIDTH, _RELATIVE):
+            place.set_yscale("log")
+            plain_ticks(place.yaxis)
         place.xaxis.set_major_locator(MaxNLocator(integer=True))
     for place in axes[len(watched) :]:
         place.set_axis_off()
@@ -65,6 +67,7 @@ def layer_widths(shown: Shown) -> Figure | None:
                 place.plot(range(1, len(line) + 1), line, dash, marker=".", color=colours[method], lw=1.2)
         place.set_title(model, loc="left")
         place.set_yscale("log")
+        plain_ticks(place.yaxis)
         place.set_xlabel("pre-activation, first to last")
         place.xaxis.set_major_locator(MaxNLocator(integer=True))
     for place in axes[len(models) :]:
