@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from markdown_it import MarkdownIt
@@ -61,5 +62,5 @@ def links(page):
 def anchors(page):
     """What a link to a page may name after #."""
     tokens = _tokens(page)
-    headings = [text.content for mark, text in zip(tokens, tokens[1:], strict=False) if mark.type == "heading_open"]
+    headings = [text.content for mark, text in pairwise(tokens) if mark.type == "heading_open"]
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

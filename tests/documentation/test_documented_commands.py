@@ -72,6 +72,7 @@ def harness_command(words):
 
 
 OURS = [(name, arguments) for name, arguments in filter(None, (harness_command(without_runner(w)) for _, w in lines()))]
+RUN_HERE = dict.fromkeys((name, tuple(rest)) for name, rest in OURS if name in CHEAP and "--baseline" not in rest)
 
 
 def check_harness(name, arguments):
@@ -140,12 +141,10 @@ def studies(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [pytest.param((n, *a), id=shlex.join([n, *a])) for n, a in OURS if n in CHEAP and "--baseline" not in a],
-)
-def test_what_is_cheap_is_run(arguments, studies):
-    assert main(arguments[0], [*arguments[1:]]) == 0
+@pytest.mark.parametrize("command", [shlex.join([name, *rest]) for name, rest in RUN_HERE])
+def test_what_is_cheap_is_run(command, studies):
+    name, *arguments = shlex.split(command)
+    assert main(name, arguments) == 0
 
 
 @pytest.mark.slow

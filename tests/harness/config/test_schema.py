@@ -36,8 +36,7 @@ def schema():
 
 def described(schema):
     """Each key with its schema, at whatever depth."""
-    for name, value in schema.get("properties", {}).items():
-        yield name, value
+    yield from schema.get("properties", {}).items()
     for inner in schema.get("$defs", {}).values():
         yield from described(inner)
 
