@@ -107,7 +107,7 @@ def finish(directory: Path, data: Data) -> TrialResult:
     parts = [certification.read_shard_verdicts(directory, number) for number in numbers]
     verdicts, images = pd.concat(parts, ignore_index=True), [len(part) for part in parts]
     centre, spread = _pooled([(shard.clean_mean, shard.clean_spread) for shard in known], images)
-    widths = [{name: math.inf if width is None else width for name, width in shard.layers.items()} for shard in known]
+    widths = [{name: math.inf if value is None else value for name, value in shard.layers.items()} for shard in known]
     layers, seconds = mean(widths, images), total(shard.seconds for shard in known)
     files = [load_file(certification.evidence_of(directory, number)) for number in numbers]
     evidence = {name: tensor for file in files for name, tensor in file.items()}

@@ -34,7 +34,7 @@ def final_metrics(judgement: Judgement, stages: tuple[str, ...]) -> dict[str, fl
         **{names.seconds_of(stage): seconds for stage, seconds in judgement.seconds.items()},
         names.BOUND_WIDTH: width,
         names.BOUND_WIDTH_RELATIVE: width / judgement.clean_spread if judgement.clean_spread else math.inf,
-        **{names.layer_width(layer): width for layer, width in judgement.layers.items()},
+        **judgement.layers,
     }
 
 

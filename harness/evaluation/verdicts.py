@@ -16,7 +16,7 @@ from cerdeq import LinfBall, margin_spec
 from cerdeq.bounds import Context, Interval, Program, lower_bounds, propagate, trace
 from cerdeq.bounds.memory import examples_in_cache
 from cerdeq.bounds.narrow import in_float32
-from cerdeq.boxes import outward_ends
+from cerdeq.boxes import Box, outward_ends
 from cerdeq.equilibrium import follow
 from harness.attacks.counterexamples import decode, encode
 from harness.attacks.objectives import margins
@@ -43,7 +43,7 @@ class Bounds:
 
     lower, width, clean: the margins' lower bounds, the widths of their intervals, and their clean values.
     clean_lower: proved lower bounds of the clean values, which a solver finds with an error.
-    layers: the mean width of each pre-activation.
+    layers: what the bounds of each pre-activation are, by metrics' names: mean width, inactive and unstable values.
     seconds: what each stage took.
     """
 
@@ -65,7 +65,7 @@ class Judgement:
     """What a network was found to do.
 
     verdicts: a row an example, columns as in harness.storage.names.
-    layers: mean width of each pre-activation over all examples.
+    layers: as in Bounds, over all examples.
     clean_mean, clean_spread: mean and standard deviation of all clean margins.
     seconds: what each stage took.
     evidence: counterexamples, int16 [C, H, W] for harness.attacks.counterexamples, and certificates.
@@ -115,8 +115,18 @@ def _bound_margins(program: Program, x: Tensor, labels: Tensor, classes: int, ep
     with timed(seconds, CLEAN, x.device):
         point = propagate(program, Interval(x, torch.zeros_like(x)), Context(sound=True), spec)
         clean_lower, _ = outward_ends(point.box)
-    layers = {name: 2 * float(box.radius.mean()) for name, box in ctx.preactivations.items()}
+    layers = {k: value for name, box in ctx.preactivations.items() for k, value in _of_layer(name, box).items()}
     return Bounds(lower, 2 * output.radius, point.center, clean_lower, layers, seconds)
+
+
+def _of_layer(layer: str, box: Box) -> dict[str, float]:
+    """The mean width of a pre-activation, and the percentages of its values that are never, or perhaps, above 0."""
+    low, high = outward_ends(box)
+    return {
+        names.layer_width(layer): 2 * float(box.radius.mean()),
+        names.layer_inactive(layer): 100 * float((high <= 0).double().mean()),
+        names.layer_unstable(layer): 100 * float(((low < 0) & (high > 0)).double().mean()),
+    }
 
 
 def _joined(parts: Sequence[Bounds]) -> Bounds:

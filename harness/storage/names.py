@@ -96,6 +96,16 @@ def layer_width(layer: str) -> str:
     return f"{BOUND_WIDTH}/{layer}"
 
 
+def layer_inactive(layer: str) -> str:
+    """Metric name of the percentage of one pre-activation's values whose upper bound is at most 0."""
+    return f"inactive/{layer}"
+
+
+def layer_unstable(layer: str) -> str:
+    """Metric name of the percentage of one pre-activation's values that bounds do not tell from 0."""
+    return f"unstable/{layer}"
+
+
 def in_training(name: str) -> str:
     """Name in an epoch's row of what a final metric is called `name`."""
     return f"train/{name}"

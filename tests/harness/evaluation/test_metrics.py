@@ -27,7 +27,8 @@ def judgement(**changes):
     """Of ten times these examples; fields that no metric here reads are left None."""
     columns = [names.VERDICT, names.STAGE, names.WIDTH, names.PREDICTION]
     made = {field.name: None for field in dataclasses.fields(Judgement)}
-    made |= {"verdicts": pd.DataFrame(10 * OUTCOMES, columns=columns), "layers": {"relu1": 0.5}, "clean_spread": 2.5}
+    made |= {"verdicts": pd.DataFrame(10 * OUTCOMES, columns=columns), "clean_spread": 2.5}
+    made["layers"] = {names.layer_width("relu1"): 0.5}
     made["seconds"] = {"clean": 0.5, "attack": 2.0, "ibp": 1.0, "crown": 4.0}
     return Judgement(**made | changes)
 

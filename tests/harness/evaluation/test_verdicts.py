@@ -125,6 +125,26 @@ def test_float32_first_gives_the_verdicts_of_float64_alone(name, monkeypatch):
     assert not first.equals(alone)  # float32 did prove some
 
 
+def test_relu_states_of_a_point_are_its_own_and_a_ball_adds_unstable_ones(judged):
+    whole, model, images, labels, config = judged("cnn5", eps="1/100000000")
+    seen, hooks = {}, []
+    relus = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ReLU)]
+    for name, module in relus:
+        hook = module.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: inputs[0]}))
+        hooks.append(hook)
+    with torch.no_grad():
+        model(images.double() / 255)
+    for hook in hooks:
+        hook.remove()
+    for name, before in seen.items():
+        off = 100 * float((before <= 0).double().mean())
+        assert whole.layers[names.layer_inactive(name)] == pytest.approx(off, abs=0.1)
+        assert whole.layers[names.layer_unstable(name)] < 0.1
+    wide = judge(model, images, labels, dataclasses.replace(config, eps=Fraction(1, 4))).layers
+    assert all(wide[names.layer_unstable(name)] > 10 for name in seen)
+    assert all(wide[names.layer_unstable(name)] + wide[names.layer_inactive(name)] <= 100 for name in seen)
+
+
 def test_bounds_do_not_depend_on_the_slices(judged, monkeypatch):
     _, model, images, labels, config = judged("cnn5", eps="1/2000")
     whole, parts = (_bounds_in_slices(monkeypatch, size, model, images, labels, config) for size in (90, 7))
