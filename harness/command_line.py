@@ -17,6 +17,7 @@ COMMANDS = {  # name: its module, what it does
     "run": ("harness.launch.driver", "train and certify every trial of a sweep, log them, write the leaderboard"),
     "trial": ("harness.launch.single", "train and certify exported trials, without Ray, MLflow or pydantic"),
     "certify": ("harness.launch.certify", "certify finished trials further: more stages, branch and bound"),
+    "schema": ("harness.config.schema", "print the JSON schema of sweep files, for editors"),
     "tables": ("harness.analysis.tables", "write a sweep's leaderboard anew"),
     "report": ("harness.reports.report", "write a sweep, or several, as a page with figures, and its tables"),
     "paired": ("harness.analysis.paired", "is one row of a leaderboard better than another, image by image?"),
@@ -43,9 +44,8 @@ def add_sweep_directory(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", type=Path, help="results/<sweep>, the directory that holds trials/")
 
 
-def main(name: str, arguments: list[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0 all well, 1 something failed, 2 bad input, 3 the time that it was
-    given is up and something is left, 130 stopped by Ctrl-C."""
+def parser_of(name: str) -> argparse.ArgumentParser:
+    """The parser of a command's arguments."""
     module = import_module(COMMANDS[name][0])
     parser = argparse.ArgumentParser(
         prog=f"python -m harness.{name}",
@@ -53,8 +53,15 @@ def main(name: str, arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.arguments(parser)
+    return parser
+
+
+def main(name: str, arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0 all well, 1 something failed, 2 bad input, 3 the time that it was
+    given is up and something is left, 130 stopped by Ctrl-C."""
+    options = parser_of(name).parse_args(arguments)
     try:
-        return module.main(parser.parse_args(arguments))
+        return import_module(COMMANDS[name][0]).main(options)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT

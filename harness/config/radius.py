@@ -45,4 +45,5 @@ class Radius(Fraction):
         """How pydantic reads one, where there is pydantic: as the constructor does."""
         from pydantic_core import core_schema
 
-        return core_schema.no_info_plain_validator_function(cls)
+        written = core_schema.union_schema([core_schema.str_schema(), core_schema.float_schema()])
+        return core_schema.no_info_plain_validator_function(cls, json_schema_input_schema=written)

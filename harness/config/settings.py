@@ -1,12 +1,13 @@
 """How a network is trained and how it is judged: frozen dataclasses that check themselves.
 
-Plain dataclasses, because training and certifying must run where pydantic is not installed.
+Plain dataclasses, because training and certifying must run where pydantic is not installed. What stands below a field
+says what it means, in the sweep files' reference and their JSON schema too.
 """
 
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
 
 from harness.config.radius import Radius
 from harness.errors import require
@@ -18,53 +19,71 @@ STAGES = ("ibp", "crown-ibp", "crown", "alpha-crown", BAB)
 ATTACKS = ("margin", "all")
 """What an attack climbs: the margin; or it, cross entropy and the margin against each other class."""
 
+PRECISIONS = ("tf32", "float32", "bf16")
+COMPILING = ("auto", "always", "never")
+INITIALISATIONS = ("ibp", "default")
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Annotation of a text: the names it may be, for the JSON schema. They are checked where the text is."""
+
+    names: tuple[str, ...]
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        """As pydantic asks for it, where there is pydantic."""
+        return {**handler(schema), "enum": list(self.names)}
+
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """The recipe, which the trials of a study share (Shi et al. 2021, section 4). Epochs are counted from 1.
+    """The recipe, which the trials of a study share (Shi et al. 2021, section 4). Epochs are counted from 1."""
 
-    epochs, batch_size, learning_rate: as they say.
-    decay_epochs, decay_factor: after each of these epochs the learning rate is multiplied by the factor.
-    ramp_start, ramp_epochs: the epoch with which eps begins to grow, and how many it grows.
-    eps: the radius trained for, None for the one judged.
-    kappa: weight of the clean cross entropy beside the method's loss, which has 1 - kappa (Gowal et al. 2018).
-    l1: weight of the sum of absolute weights, of all parameters with two dimensions or more.
-    accumulate: in how many parts a batch is taken, batch norm over each.
-    clip_norm: the largest norm of a gradient; None leaves gradients as they are.
-    regularisation: weight of the regularisers, which falls to 0 as eps grows.
-    regularise_equilibria: whether they count the pre-activations of equilibria, as they do every ReLU's.
-    ema_decay: judged is the average of the networks after each step, an older one's share falling by this factor, once
-        1 / steps is less than 1 minus it; before it is their plain mean. None judges the last.
-    recompute_statistics: before judging, batch norm's become those of the whole training set, unaugmented (CTBench
-        2024).
-    precision: of products in training's steps alone: 'tf32', 'float32', or 'bf16', with which parameters, sums, margins
-        and the loss are float32. Judging does not know it.
-    compile: whether steps are compiled: 'auto' where that works and the trial is long enough to earn it back, 'always'
-        where it works, 'never'. It moves numbers as another machine does, by rounding alone.
-    initialisation: 'ibp' draws weights that keep the width of boxes (Shi et al. 2021), 'default' leaves torch's own.
-    """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
+    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True, "use_attribute_docstrings": True}
 
     epochs: int = 160
+    """How many times the training images are gone through."""
     batch_size: int = 128
+    """Images a step."""
     learning_rate: float = 5e-4
+    """Adam's, until the first decay."""
     decay_epochs: tuple[int, ...] = (120, 140)
+    """After each of these epochs the learning rate is multiplied by `decay_factor`."""
     decay_factor: float = 0.2
+    """What the learning rate is multiplied by."""
     ramp_start: int = 2
+    """The epoch with which eps begins to grow."""
     ramp_epochs: int = 80
+    """How many epochs eps grows."""
     eps: Radius | None = None
+    """The radius trained for, null for the one judged."""
     kappa: float = 0.0
+    """Weight of the clean cross entropy beside the method's loss, which has 1 - kappa (Gowal et al. 2018)."""
     l1: float = 0.0
+    """Weight of the sum of absolute weights, of all parameters with two dimensions or more."""
     accumulate: int = 1
+    """In how many parts a batch is taken, batch norm over each."""
     clip_norm: float | None = 10.0
+    """The largest norm of a gradient; null leaves gradients as they are."""
     regularisation: float = 0.5
+    """Weight of the regularisers, which falls to 0 as eps grows."""
     regularise_equilibria: bool = True
+    """Whether the regularisers count the pre-activations of equilibria, as they do every ReLU's."""
     ema_decay: float | None = None
+    """Judged is the average of the networks after each step, an older one's share falling by this factor, once
+    1 / steps is less than 1 minus it; before it is their plain mean. Null judges the last."""
     recompute_statistics: bool = False
-    precision: str = "tf32"
-    compile: str = "auto"
-    initialisation: str = "ibp"
+    """Before judging, batch norm's statistics become those of the whole training set, in whole batches, unaugmented
+    (CTBench 2024); rows of epochs are of the latest network as it trains."""
+    precision: Annotated[str, OneOf(PRECISIONS)] = "tf32"
+    """Of products in training's steps alone: 'tf32', 'float32', or 'bf16', with which parameters, sums, margins and the
+    loss are float32. Judging does not know it."""
+    compile: Annotated[str, OneOf(COMPILING)] = "auto"
+    """Whether steps are compiled: 'auto' where that works and the trial is long enough to earn it back, 'always' where
+    it works, 'never'. It moves numbers as another machine does, by rounding alone."""
+    initialisation: Annotated[str, OneOf(INITIALISATIONS)] = "ibp"
+    """'ibp' draws weights that keep the width of boxes (Shi et al. 2021), 'default' leaves torch's own: batch norm
+    undoes the scale of weights, so that it matters most where there is none."""
 
     def __post_init__(self) -> None:
         require("epochs", self.epochs, self.epochs >= 1, "an integer of at least 1")
@@ -91,35 +110,37 @@ class TrainSettings:
         require("regularisation", self.regularisation, 0 <= self.regularisation < math.inf, "at least 0 and finite")
         require("ema_decay", decay, decay is None or 0 < decay < 1, "above 0 and below 1, or null for no average")
         precision, compiled, drawn = self.precision, self.compile, self.initialisation
-        require("precision", precision, precision in ("tf32", "float32", "bf16"), "'tf32', 'float32' or 'bf16'")
-        require("compile", compiled, compiled in ("auto", "always", "never"), "'auto', 'always' or 'never'")
-        require("initialisation", drawn, drawn in ("ibp", "default"), "'ibp' or 'default'")
+        require("precision", precision, precision in PRECISIONS, "'tf32', 'float32' or 'bf16'")
+        require("compile", compiled, compiled in COMPILING, "'auto', 'always' or 'never'")
+        require("initialisation", drawn, drawn in INITIALISATIONS, "'ibp' or 'default'")
 
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How a trained network is judged.
+    """How a trained network is judged."""
 
-    stages: the verifier's, of STAGES, ibp first; each tries what those before it left open.
-    test_images: None takes all of them; otherwise the first so many.
-    batch_size: images judged at a time.
-    attack: what projected gradient descent climbs, of ATTACKS.
-    attack_steps, attack_restarts: how many steps, and how often from another start, each of its objectives.
-    bab_seconds, bab_branches: what branch and bound may take for an image; None is without end, for one of them.
-    certificates: whether to keep what checks the proofs of alpha-crown and bab without a search.
-    """
+    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True, "use_attribute_docstrings": True}
 
-    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
-
-    stages: tuple[str, ...] = ("ibp", "crown-ibp", "alpha-crown")
+    stages: tuple[Annotated[str, OneOf(STAGES)], ...] = ("ibp", "crown-ibp", "alpha-crown")
+    """The verifier's, in the order of 'ibp', 'crown-ibp', 'crown', 'alpha-crown' and 'bab' (branch and bound), 'ibp'
+    first; each tries what those before it left open."""
     test_images: int | None = None
+    """The first so many; null takes all of them."""
     batch_size: int = 500
-    attack: str = "all"
+    """Images judged at a time."""
+    attack: Annotated[str, OneOf(ATTACKS)] = "all"
+    """What projected gradient descent climbs: the 'margin', or 'all' of it, cross entropy and the margin against each
+    other class."""
     attack_steps: int = 40
+    """How many steps from a start."""
     attack_restarts: int = 3
+    """From how many starts, for each of the attack's objectives."""
     bab_seconds: float | None = 60.0
+    """What branch and bound may take for an image; null is without end, for it or `bab_branches`."""
     bab_branches: int | None = None
+    """How many leaves branch and bound may bound for an image; null is without end."""
     certificates: bool = False
+    """Whether to keep what checks the proofs of alpha-crown and bab without a search."""
 
     def __post_init__(self) -> None:
         rising = [stage for stage in STAGES if stage in self.stages] == list(self.stages)

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import CoreSchema, core_schema
 
 from baselines import DATASETS, UnknownNameError, UnknownOptionError, network_names, options_of, refuse_unknown_options
 from harness.config.buildable import check_buildable
 from harness.config.radius import Radius
-from harness.config.settings import EvaluationSettings, TrainSettings
+from harness.config.settings import EvaluationSettings, OneOf, TrainSettings
 from harness.config.trial import FULL_PROFILE, LARGEST_SEED, LARGEST_WIDTH, LONGEST_NAME, NAME_PATTERN, TrialConfig
 from harness.errors import InputError, SettingError
 from harness.methods import METHODS, make_method, method_options
@@ -29,13 +30,20 @@ class ConfigError(InputError):
         super().__init__("\n".join(f"{path}: {problem}" for problem in problems))
 
 
-def _known(kind: str, known: list[str]):
-    def check(value: object) -> object:
-        if value not in known:
-            raise ValueError(str(UnknownNameError(kind, value, known)))
-        return value
+@dataclass(frozen=True)
+class _Known(OneOf):
+    """Annotation of a text: one of a registry's names, checked."""
 
-    return BeforeValidator(check)
+    kind: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
+        """Refuse any other before anything else is looked at."""
+        return core_schema.no_info_before_validator_function(self._checked, handler(source))
+
+    def _checked(self, value: object) -> object:
+        if value not in self.names:
+            raise ValueError(str(UnknownNameError(self.kind, value, list(self.names))))
+        return value
 
 
 def _whole_or_fraction(gpus: float) -> float:
@@ -45,41 +53,65 @@ def _whole_or_fraction(gpus: float) -> float:
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class TrialEntry(_Strict):
-    """One network under one training method; the sweep's seeds multiply it. train: what it changes of the recipe."""
+    """One network under one training method; the sweep's seeds multiply it."""
 
-    model: Annotated[str, _known("network", network_names())]
-    method: Annotated[str, _known("training method", list(METHODS))]
+    model: Annotated[str, _Known(tuple(network_names()), "network")]
+    """The network."""
+    method: Annotated[str, _Known(tuple(METHODS), "training method")]
+    """The training method."""
     options: dict[str, Any] = Field(default_factory=dict)
+    """The network's, where they are not its defaults."""
     method_options: dict[str, Any] = Field(default_factory=dict)
+    """The training method's, where they are not its defaults."""
     width: float | None = Field(None, gt=0, le=LARGEST_WIDTH)
+    """Factor of the network's channels; null for the sweep's."""
     train: dict[str, Any] = Field(default_factory=dict)
+    """What this entry changes of the recipe; it goes before the sweep's and a profile's."""
 
 
 class Resources(_Strict):
     """What Ray reserves for each trial; fractions of a GPU share it."""
 
     cpu: int = Field(1, ge=1)
+    """Cores, as many threads."""
     gpu: Annotated[float, Field(ge=0), AfterValidator(_whole_or_fraction)] = 0
+    """GPUs, or a fraction of one, which is also its share of the memory."""
 
 
 class SweepFile(_Strict):
     """A sweep with one profile applied: everything but `profiles`."""
 
     name: str = Field(pattern=NAME_PATTERN, max_length=LONGEST_NAME)
-    dataset: Annotated[str, _known("data set", list(DATASETS))]
+    """Of the folder under results/ and of the MLflow experiment."""
+    dataset: Annotated[str, _Known(tuple(DATASETS), "data set")]
+    """What is trained on and judged."""
     eps: Radius
+    """The l-inf radius judged, in pixel units, above 0 and at most 1, exact: a number or a fraction such as 8/255."""
     seeds: list[Annotated[int, Field(ge=0, le=LARGEST_SEED)]] = Field(min_length=1)
-    train: TrainSettings = TrainSettings()
-    evaluation: EvaluationSettings = EvaluationSettings()
+    """Of initial weights, batches and attacks: each entry of `trials` is trained once with each."""
+    train: TrainSettings = Field(default_factory=TrainSettings)
+    """The recipe."""
+    evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
+    """How trained networks are judged."""
     trials: list[TrialEntry] = Field(min_length=1)
+    """What is compared: the leaderboard's rows."""
     resources: Resources = Field(default_factory=lambda: Resources.model_validate({}))
+    """What Ray reserves for each trial."""
     width: float = Field(1.0, gt=0, le=LARGEST_WIDTH)
+    """Factor of every network's channels."""
     train_images: int | None = Field(None, ge=1)
+    """The first so many; null takes all."""
     validation_images: int = Field(0, ge=0)
+    """So many of the last training images are held out and judged instead of the test split, where above 0: for
+    searching."""
+
+
+FIXED = frozenset({"name", "dataset", "eps", "profiles"})
+"""What a profile cannot change."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +142,7 @@ def load_sweep(path: Path, profile: str | None, has_gpu: bool) -> Sweep:
         raise ConfigError(path, [f"profiles.{FULL_PROFILE}: the name of the sweep without a profile; choose another"])
     resolved = {FULL_PROFILE: _validated(path, content, "")}
     for name, changes in profiles.items():
-        unknown = sorted(set(changes) & {"name", "dataset", "eps", "profiles"})
+        unknown = sorted(set(changes) & FIXED)
         if unknown:
             raise ConfigError(path, [f"profiles.{name}.{key}: a profile cannot change this" for key in unknown])
         resolved[name] = _validated(path, _merged(content, changes), f" (profile {name})")

@@ -31,13 +31,12 @@ class Plain(Method):
 
 @dataclass(frozen=True)
 class Attacking(Method):
-    """A method that begins with projected gradient descent (Madry et al. 2018).
-
-    attack_steps: how many signed gradient steps; attack_step: the size of each over the radius attacked.
-    """
+    """A method that begins with projected gradient descent (Madry et al. 2018)."""
 
     attack_steps: int = 8
+    """How many signed gradient steps; ours (the literature takes 1 to 10)."""
     attack_step: float = 0.25
+    """The size of each over the radius attacked."""
 
     def __post_init__(self) -> None:
         if self.attack_steps < 1:

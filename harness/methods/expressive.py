@@ -16,15 +16,16 @@ from harness.methods.passes import Batch, Losses, bounded, cross_entropy
 class SABR(Attacking):
     """IBP over a box of radius subselection * eps, inside the ball, around an attack's point (Mueller et al. 2023).
 
-    subselection: the paper has 0.7 for CIFAR-10 at 8/255, 0.1 at 2/255. relu_shrinkage: the upper end after each
-    unstable ReLU is multiplied by it (CTBench 2024: 0.8 at 2/255), also within an equilibrium, whose iteration may then
-    not converge. What is bounded is not the whole ball, so that training rows say nothing of certified error.
+    What is bounded is not the whole ball, so that training rows say nothing of certified error.
     """
 
     name: ClassVar[str] = "sabr"
 
     subselection: float = 0.7
+    """The small box's radius over eps: the paper has 0.7 for CIFAR-10 at 8/255, 0.1 at 2/255."""
     relu_shrinkage: float = 1.0
+    """The upper end after each unstable ReLU is multiplied by it (CTBench 2024: 0.8 at 2/255), also within an
+    equilibrium, whose iteration may then not converge."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,15 +48,14 @@ class SABR(Attacking):
 @register
 @dataclass(frozen=True)
 class MTLIBP(Attacking):
-    """(1 - alpha) cross entropy of attacked images + alpha that of IBP's worst logits (De Palma et al. 2024).
-
-    alpha: the paper has 0.5 for CIFAR-10 at 8/255, 0.004 at 2/255. attack_radius: over eps (CTBench: 2 at 2/255).
-    """
+    """(1 - alpha) cross entropy of attacked images + alpha that of IBP's worst logits (De Palma et al. 2024)."""
 
     name: ClassVar[str] = "mtl-ibp"
 
     alpha: float = 0.5
+    """Weight of IBP: the paper has 0.5 for CIFAR-10 at 8/255, 0.004 at 2/255."""
     attack_radius: float = 1.0
+    """The radius attacked over eps (CTBench: 2 at 2/255)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,10 +11,12 @@ from harness.methods.passes import Batch, Losses
 
 @dataclass(frozen=True)
 class Method:
-    """A training method with its options, which are its fields.
+    """A training method with its options, which are its fields; what stands below a field says what it means.
 
     name: in sweep files. linear: whether it needs operators' backward rules.
     """
+
+    __pydantic_config__: ClassVar = {"use_attribute_docstrings": True}
 
     name: ClassVar[str]
     linear: ClassVar[bool] = False

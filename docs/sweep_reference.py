@@ -1,0 +1,110 @@
+"""Tables of what sweep files may say, made from their JSON schema as the documentation is built.
+
+{sweep-keys} CLASS: keys of a part of the file, of the file itself without a class. {sweep-methods}: training methods
+and their losses. {sweep-options} options: of networks; {sweep-options} method_options: of training methods.
+"""
+
+import inspect
+import json
+
+from sphinx.util.docutils import SphinxDirective
+
+from baselines import network_names
+from harness.config.schema import network_options, options_of_method, sweep_schema
+from harness.methods import METHODS
+
+
+def keys_table(schema, part=None):
+    """A line a key: type, default and meaning."""
+    section = schema["$defs"][part] if part else schema
+    needed = section.get("required", [])
+    rows = [(f"`{key}`", *_typed(value, key in needed)) for key, value in section["properties"].items()]
+    return _table(["key", "type", "default", "meaning"], rows)
+
+
+def methods_table():
+    """A line a training method: what its class says."""
+    told = [(f"`{name}`", " ".join(inspect.getdoc(kind).split())) for name, kind in METHODS.items()]
+    return _table(["method", "its loss"], told)
+
+
+def options_table(key):
+    """A line an option, with those that have it and in the same sense."""
+    all_options = {
+        "options": {name: network_options(name) for name in network_names()},
+        "method_options": {name: options_of_method(name) for name in METHODS},
+    }[key]
+    owners: dict[str, list[str]] = {}
+    for name, options in all_options.items():
+        for option, value in options.items():
+            owners.setdefault(json.dumps([option, value]), []).append(name)
+    rows = []
+    for text, names in owners.items():
+        option, value = json.loads(text)
+        kind, default, meaning = _typed(value, False)
+        rows.append((f"`{option}`", kind, default, ", ".join(f"`{name}`" for name in names), meaning))
+    titles = ["option", "type", "default", "of", "meaning"]
+    return _table(titles, rows) if any(row[-1] for row in rows) else _table(titles[:-1], [row[:-1] for row in rows])
+
+
+def _typed(value, needed):
+    """Type, default and meaning of a key, as Markdown."""
+    default = f"`{json.dumps(value['default'])}`" if "default" in value else "required" if needed else ""
+    return _kind(value), default, value.get("description", "")
+
+
+def _kind(value):
+    if "enum" in value:
+        return "a name" if len(value["enum"]) > 9 else ", ".join(f"`{name}`" for name in value["enum"])
+    if "$ref" in value:
+        return "mapping, below"
+    if "anyOf" in value:
+        return " or ".join(_kind(kind) for kind in value["anyOf"])
+    if "items" in value:
+        return "list, below" if "$ref" in value["items"] else f"list of {_kind(value['items'])}"
+    kinds = value["type"] if isinstance(value["type"], list) else [value["type"]]
+    return " or ".join({"string": "text", "object": "mapping"}.get(kind, kind) for kind in kinds)
+
+
+def _table(titles, rows):
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+class _Table(SphinxDirective):
+    optional_arguments = 1
+
+    def run(self):
+        return self.parse_text_to_nodes(self.text())
+
+
+class SweepKeys(_Table):
+    """{sweep-keys} CLASS."""
+
+    def text(self):
+        """Markdown."""
+        return keys_table(sweep_schema(), *self.arguments)
+
+
+class SweepMethods(_Table):
+    """{sweep-methods}."""
+
+    def text(self):
+        """Markdown."""
+        return methods_table()
+
+
+class SweepOptions(_Table):
+    """{sweep-options} options or method_options."""
+
+    def text(self):
+        """Markdown."""
+        return options_table(*self.arguments)
+
+
+def setup(app):
+    """Sphinx's hook."""
+    app.add_directive("sweep-keys", SweepKeys)
+    app.add_directive("sweep-methods", SweepMethods)
+    app.add_directive("sweep-options", SweepOptions)
+    return {"parallel_read_safe": True}

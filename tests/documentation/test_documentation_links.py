@@ -1,0 +1,32 @@
+"""Links of README and docs lead somewhere; files and names in backticks are there. The site itself: sphinx-build -W."""
+
+import pydoc
+import re
+
+import pytest
+from pages import PAGES, ROOT, anchors, inline, links
+
+FILE = re.compile(r"(harness|cerdeq|baselines|tests|sweeps)/[\w./*-]+")
+NAME = re.compile(r"((harness|cerdeq|baselines)(\.\w+)+)")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page):
+    for target in links(page):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        place = (page.parent / path).resolve() if path else page
+        assert place.exists(), target
+        assert not anchor or anchor in anchors(place), target
+
+
+def test_files_in_backticks_are_there():
+    missing = [(place, text) for place, text in inline() if FILE.fullmatch(text) and not list(ROOT.glob(text))]
+    assert missing == []
+
+
+def test_names_in_backticks_are_there():
+    named = [(place, NAME.match(text)[1]) for place, text in inline() if NAME.match(text)]
+    assert len(named) > 10
+    assert [(place, name) for place, name in named if pydoc.locate(name) is None] == []
