@@ -29,6 +29,7 @@ COVERED = {
     "run": "harness/launch/test_whole_sweep.py",
     "trial": "harness/launch/test_single.py",
     "certify": "harness/launch/test_certify.py",
+    "report": "harness/reports/test_report.py",
     "recheck": "harness/checker/test_recheck.py",
     "tightness": "harness/measure/test_tightness.py",
     "solvers": "harness/measure/test_equilibrium_solvers.py",
@@ -85,7 +86,7 @@ def check_harness(name, arguments):
     for path in (item for item in given if isinstance(item, Path)):
         if path.parts[0] == "sweeps":
             assert options.profile in (None, "full", *sweep(path.stem).get("profiles", {}))
-        if path.parts[0] == "results" and len(path.parts) > 1:
+        if path.parts[0] == "results" and path.parts[1:] not in ((), ("*",)):
             rows = [" ".join([e["model"], e["method"], *_options(e)]) for e in sweep(path.parts[1])["trials"]]
             assert getattr(options, "baseline", None) in (None, *rows)
 
