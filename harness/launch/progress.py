@@ -34,7 +34,8 @@ class Progress:
     def __init__(self, trials: list[Trial], labels: dict[str, str], console: Console):
         self.console = console
         self.rows = {trial.key: _Row(labels[trial.key], trial.config.train.epochs) for trial in trials}
-        self.started = time.monotonic()
+        self.started, self.pace = time.monotonic(), Pace()
+        self.pace.left(0, 1)  # from now on
         self.live = Live(console=console, get_renderable=self._render, refresh_per_second=2, transient=True)
 
     def __enter__(self) -> "Progress":
@@ -59,8 +60,10 @@ class Progress:
         """A trial has its result."""
         row = self.rows[key]
         row.state, row.metrics = DONE, result.metrics
-        figures = ", ".join(f"{name.replace('_', ' ')} {_number(result.metrics[name])} %" for name in _ERRORS)
-        self._say("[green]done[/]", row, figures)
+        figures = [f"{name.replace('_', ' ')} {_number(result.metrics[name])} %" for name in _ERRORS]
+        ended = sum(each.state in (DONE, FAILED) for each in self.rows.values())
+        left = f", about {minutes(self._left())} left" if ended < len(self.rows) else ""
+        self._say("[green]done[/]", row, f"{', '.join(figures)} ({ended} of {len(self.rows)} trials{left})")
         for warning in result.warnings:
             self._say("[yellow]warning[/]", row, warning)
 
@@ -68,6 +71,19 @@ class Progress:
         """A trial has failed for good."""
         self.rows[key].state = FAILED
         self._say("[red]failed[/]", self.rows[key], error)
+
+    def _left(self) -> float | None:
+        """Seconds until all trials have ended, as if judging took an epoch."""
+        parts = sum(row.epochs + 1 for row in self.rows.values())
+        return self.pace.left(sum(map(_done, self.rows.values())), parts)
+
+    def _best(self) -> str:
+        """The least certified error so far, and whose it is."""
+        done = [row for row in self.rows.values() if row.metrics.get(names.CERTIFIED_ERROR) is not None]
+        if not done:
+            return ""
+        best = min(done, key=lambda row: row.metrics[names.CERTIFIED_ERROR])
+        return f"best so far: {best.label}, certified error {_number(best.metrics[names.CERTIFIED_ERROR])} %; "
 
     def _say(self, what: str, row: _Row, text: str) -> None:
         self.console.print(f"{what} {escape(row.label)}: {escape(text)}", highlight=False, soft_wrap=True)
@@ -79,15 +95,21 @@ class Progress:
         for row in self.rows.values():
             table.add_row(*_cells(row))
         states = [row.state for row in self.rows.values()]
-        minutes = (time.monotonic() - self.started) / 60
+        left = minutes(self._left())
+        took = minutes(time.monotonic() - self.started) + (f", about {left} left" if left else "")
         counts = ", ".join(
             f"{states.count(state)} {state}" for state in (DONE, RUNNING, WAITING, FAILED) if state in states
         )
         note = "errors in percent: of training images at the present eps while running, of test images at the end"
-        return Group(table, Text(f"{counts}; {minutes:.1f} min; {note}", style="dim"))
+        return Group(table, Text(f"{counts}; {took}; {self._best()}{note}", style="dim"))
 
 
 _ERRORS = (names.STANDARD_ERROR, names.ATTACK_ERROR, names.CERTIFIED_ERROR)
+
+
+def _done(row: _Row) -> int:
+    """How many epochs of it are behind, and judging as one."""
+    return row.epochs + 1 if row.state in (DONE, FAILED) else int(row.last.get(names.EPOCH, 0))
 
 
 def _cells(row: _Row) -> list[str]:

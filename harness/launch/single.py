@@ -101,7 +101,7 @@ class _Printed(logging.Handler):
 @contextmanager
 def _said() -> Iterator[None]:
     """Within, what the harness logs is printed."""
-    logger, handler, level = logging.getLogger("harness"), _Printed(), logging.getLogger("harness").level
+    logger, handler, level = logging.getLogger("harness"), _Printed(logging.INFO), logging.getLogger("harness").level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:

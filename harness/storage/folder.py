@@ -9,6 +9,7 @@
     counterexamples.safetensors   adversarial points of attacked examples, by index (harness.attacks.counterexamples)
     certificates.safetensors   of examples that branch and bound or a search for slopes certified, where there are any
     result.json          written last: a folder without it is unfinished
+    log.txt              what happened when, in lines
     failure.json         why the trial stopped, where it failed
 
 Every file is written whole or not at all; result.json and failure.json are written by `training.trial`, failure.json
@@ -30,6 +31,7 @@ from harness.storage.parquet import read_table
 
 TRIAL, EPOCHS, CHECKPOINT, WEIGHTS = "trial.json", "epochs.jsonl", "checkpoint.pt", "weights.safetensors"
 JUDGED, VERDICTS, RESULT, FAILURE = "judged.pt", "verdicts.parquet", "result.json", "failure.json"
+LOG = "log.txt"
 COUNTEREXAMPLES = "counterexamples.safetensors"
 CERTIFICATES = "certificates.safetensors"
 

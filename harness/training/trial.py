@@ -1,6 +1,7 @@
 """One trial from config to result: train, fold, save, judge. Needs neither Ray nor MLflow nor pydantic."""
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,9 +26,12 @@ from harness.evaluation.verdicts import SoundnessError, judge
 from harness.memory import free_memory, is_out_of_memory, kept_memory
 from harness.storage import folder, names
 from harness.storage.files import write_atomically
+from harness.training.log import logged
 from harness.training.loop import train
 from harness.training.monitor import parametrised
 from harness.training.out_of_memory import divides
+
+_log = logging.getLogger(__name__)
 
 Report = Callable[[dict[str, Any]], None]
 Judged = Callable[[int, int], None]
@@ -53,7 +57,7 @@ def run_trial(
     data = load(config.dataset, data_dir)
     trial = folder.make_trial(config, data.fingerprint)
     folder.claim(directory, trial)
-    with _failure_written(directory):
+    with _failure_written(directory), logged(Path(directory)):
         return _finished(trial, data, Path(directory), report, judged, clock or Clock())
 
 
@@ -61,7 +65,7 @@ def run_folder(
     directory: Path, report: Report, data_dir: str | None, judged: Judged = lambda done, images: None
 ) -> folder.TrialResult:
     """`run_trial` of the trial that has claimed the folder; whatever goes wrong leaves failure.json."""
-    with _failure_written(directory):
+    with _failure_written(directory), logged(directory):
         trial = folder.read_trial(directory / folder.TRIAL)
         data = load(trial.config.dataset, data_dir)
         fits = data.fingerprint == trial.fingerprint
@@ -96,15 +100,18 @@ def _run(
 ) -> folder.TrialResult:
     config = trial.config
     device = best_device()
+    environment = describe_environment(device)
+    _log.debug("%s: %s", config.label, ", ".join(f"{name} {value}" for name, value in environment.items()))
     training, held_out = data.training_images(config.train_images, config.validation_images)
     test = held_out or data.test_images(config.evaluation.test_images)
     batch, available = config.train.batch_size, len(training.images)
     require("batch_size", batch, batch <= available, f"at most the {available} training images")
-    before_folding = _train(config, training, directory, device, report, clock)
+    before_folding = _train(config, training, directory, device, _also_logged(report), clock)
     free_memory()
+    _log.debug("judging %d images by %s", len(test), ", ".join(config.evaluation.stages))
 
     weights = directory / folder.WEIGHTS
-    judged_alike = [trial.key, *describe_environment(device).values()]
+    judged_alike = [trial.key, *environment.values()]
     digest = hashlib.sha256(weights.read_bytes() + "\n".join(judged_alike).encode()).hexdigest()
     model = load_network(config, weights).to(device)
     images, labels = test.images.to(device), test.labels.to(device)
@@ -128,7 +135,21 @@ def _run(
     }
     finite = finite_or_none(metrics)
     told = warnings(judgement, finite) + _divided_batches(config, rows) + _not_compiled(config, rows)
-    return folder.TrialResult(trial.key, finite, describe_environment(device), data.summary(), told)
+    for warning in told:
+        _log.debug("warning: %s", warning)
+    _log.debug("done: certified error %.2f %%", metrics[names.CERTIFIED_ERROR])
+    return folder.TrialResult(trial.key, finite, environment, data.summary(), told)
+
+
+def _also_logged(report: Report) -> Report:
+    """Each epoch's numbers in the log, too."""
+
+    def told(row: dict[str, Any]) -> None:
+        numbers = ", ".join(f"{name} {value:.5g}" for name, value in row.items() if value is not None)
+        _log.debug("%s", numbers)
+        report(row)
+
+    return told
 
 
 def _not_compiled(config: TrialConfig, rows: list[dict[str, Any]]) -> list[str]:

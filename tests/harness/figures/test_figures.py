@@ -1,6 +1,7 @@
 """What figures show, against the numbers that they are drawn from."""
 
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def test_texts_of_a_figure_do_not_overlap(drawn, name):
         for labels in (axes.get_yticklabels(), axes.get_xticklabels()):
             boxes = [label.get_window_extent() for label in labels if label.get_text() and label.get_visible()]
             inside = [box for box in boxes if box.width and axes.get_window_extent().expanded(2, 1.2).overlaps(box)]
-            assert not any(a.overlaps(b) for a, b in zip(inside, inside[1:], strict=False))
+            assert not any(a.overlaps(b) for a, b in pairwise(inside))
         assert axes.get_tightbbox().x1 <= figure.bbox.x1 + 1
 
 

@@ -44,6 +44,8 @@ def test_progress_on_a_terminal_shows_every_state(tiny_trial):
         "waiting",
         "0/3",
         "1 done, 3 running, 1 waiting",
+        "best so far: ",
+        " left; ",
     ):
         assert part in text
     console.file.close()

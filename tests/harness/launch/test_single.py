@@ -87,6 +87,7 @@ def test_a_trial_runs_without_ray_mlflow_and_pydantic(exported, tmp_path):
     place = tmp_path / "elsewhere/out/tiny/trials" / json.loads(path.read_text())["key"]
     result = folder.read_result(place)
     assert {file.name for file in place.iterdir()} == {
+        folder.LOG,
         folder.TRIAL,
         folder.EPOCHS,
         folder.CHECKPOINT,

@@ -13,7 +13,7 @@ from harness.data import load
 from harness.errors import SettingError
 from harness.evaluation.verdicts import judge
 from harness.storage import folder, names
-from harness.training import NonFiniteLossError, load_network, loop, run_trial
+from harness.training import NonFiniteLossError, load_network, loop, run_trial, trial
 from harness.training.initialise import initialise
 
 
@@ -159,6 +159,31 @@ def test_trial_json_is_written_before_training_and_names_the_trial(tmp_path, tin
     monkeypatch.setattr("harness.training.trial.train", stop)
     with pytest.raises(Killed):
         run_trial(tiny_trial(), directory=tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [folder.TRIAL]
+    assert {path.name for path in tmp_path.iterdir()} == {folder.TRIAL, folder.LOG}
     made = folder.make_trial(tiny_trial(), load("digits").fingerprint)
     assert folder.read_trial(tmp_path / folder.TRIAL) == made
+
+
+def test_the_log_tells_epochs_judging_and_what_stopped_a_trial(tiny_trial, tmp_path, monkeypatch):
+    config = tiny_trial(train={"epochs": 1, "ramp_epochs": 0})
+    monkeypatch.setattr(trial, "judge", lambda *given: (_ for _ in ()).throw(ValueError("no bounds today")))
+    with pytest.raises(ValueError, match="no bounds"):
+        run_trial(config, tmp_path)
+    monkeypatch.undo()
+    run_trial(config, tmp_path)
+    text = (tmp_path / folder.LOG).read_text()
+    told = [
+        "cnn5 ibp",
+        "epoch 0",
+        "epoch 1",
+        "judging",
+        "stopped",
+        "Traceback",
+        "no bounds today",
+        "judging",
+        "done",
+    ]
+    place = 0
+    for part in told:
+        place = text.index(part, place) + 1
+    assert text.count("Traceback") == 1
