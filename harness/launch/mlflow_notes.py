@@ -45,8 +45,12 @@ def of_run(trial: Trial, row: str, result: TrialResult | None, error: str | None
 
 def of_experiment(table: Table) -> str:
     """A sweep's leaderboard in brief, as many of its sections as a note holds, and the commands for more of it."""
-    commands = [f"uv run python -m harness.{name} {table.sweep}" for name in ("ui", "tables --from-mlflow URI")]
-    parts = [f"The sweep **{markdown_text(table.sweep)}**, a run a trial.\n\n```sh\n" + "\n".join(commands) + "\n```"]
+    sweep = table.sweep
+    parts = [
+        f"The sweep **{markdown_text(sweep)}**, a run a trial; each has the whole leaderboard under `tables/`.\n\n```sh\n"
+        f"uv run python -m harness.ui {sweep}\n"
+        f"uv run python -m harness.tables results/{sweep} --from-mlflow URI\n```"
+    ]
     for section in map(_brief, table.sections):
         if len("\n\n".join([*parts, section])) > LONGEST:
             break

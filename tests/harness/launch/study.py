@@ -96,7 +96,7 @@ class Study:
             assert [row[names.EPOCH] for row in folder.read_epochs(place)] == epochs
             assert logged.info.status == "FINISHED"
             for name in (names.CERTIFIED_ERROR, names.ATTACK_ERROR, names.STANDARD_ERROR, names.BOUND_WIDTH):
-                assert self.history(made.key, name) == [(epochs[-1], result.metrics[name])]
+                assert self.history(made.key, name) == [(0, result.metrics[name])]
             for name, first in (
                 (names.TRAIN_LOSS, 1),
                 (names.TRAIN_EPS, 0),

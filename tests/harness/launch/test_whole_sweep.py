@@ -76,8 +76,11 @@ def test_what_is_printed_names_trials_tables_and_mlflow_and_nothing_of_ray(finis
     assert "2 trials, 0 finished already" in finished.out
     for model in ("cnn5", "cerdeq"):
         assert f"done {model} ibp seed 0: standard error" in finished.out
-    for part in ("leaderboard.md", f"mlflow ui --backend-store-uri {finished.store}", "compare-runs"):
-        assert part in finished.out
+    assert "leaderboard.md" in finished.out
+    command, link = finished.out.splitlines()[-2:]
+    assert command == f"uv run python -m harness.ui tiny --tracking-uri {finished.store}"
+    assert link.endswith("/runs?viewStateShareKey=comparison&compareRunsMode=CHART")
+    assert "%" not in link
     assert "\x1b" not in finished.out, "no colours in a file"
     assert "ray" not in finished.out.lower()
 
