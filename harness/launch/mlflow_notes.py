@@ -47,7 +47,7 @@ def of_experiment(table: Table) -> str:
     """A sweep's leaderboard in brief, as many of its sections as a note holds, and the commands for more of it."""
     sweep = table.sweep
     parts = [
-        f"The sweep **{markdown_text(sweep)}**, a run a trial; each has the whole leaderboard under `tables/`.\n\n```sh\n"
+        f"The sweep **{markdown_text(sweep)}**, a run a trial; each has the leaderboard under `tables/`.\n\n```sh\n"
         f"uv run python -m harness.ui {sweep}\n"
         f"uv run python -m harness.tables results/{sweep} --from-mlflow URI\n```"
     ]
