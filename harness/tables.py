@@ -1,4 +1,4 @@
-"""`python -m harness.tables`: the door to harness/analysis/tables.py."""
+"""`python -m harness.tables`: the door to harness/launch/tables.py."""
 
 from harness.command_line import main
 

@@ -1,10 +1,8 @@
-"""`python -m harness.tables results/<sweep>`: write a sweep's leaderboard as Markdown, LaTeX, CSV and JSON.
+"""A sweep's leaderboard, written as Markdown, LaTeX, CSV and JSON, and printed.
 
 LaTeX, CSV and JSON hold today's recipe and published numbers; Markdown shows stale sections and failures too.
-`python -m harness.report` writes it as a page with figures.
 """
 
-import argparse
 import json
 from functools import partial
 from pathlib import Path
@@ -21,7 +19,6 @@ from harness.analysis.latex import latex
 from harness.analysis.leaderboard import Section, Table, build, row_label
 from harness.analysis.stages import STAGES_LEGEND, stages_table
 from harness.analysis.summary import Summary, summaries
-from harness.command_line import OK, add_sweep_directory
 from harness.storage.files import write_text
 
 LEGEND = (
@@ -109,14 +106,3 @@ def show(table: Table, said: dict[str, Summary], console: Console) -> None:
     for trial in table.failures.to_dict("records"):
         say(f"{row_label(trial)} seed {trial['seed']}: {trial['problem']}")
     say("", *table.files, sep="\n", soft_wrap=True)
-
-
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command takes."""
-    add_sweep_directory(parser)
-
-
-def main(options: argparse.Namespace) -> int:
-    """Returns the exit status. Raises InputError where no table can be made."""
-    show(*write(options.directory), Console())
-    return OK

@@ -74,22 +74,37 @@ class TrialConfig:
         return self.train.eps or self.eps
 
     @property
+    def row(self) -> str:
+        """What trials that differ in their seeds alone are called: model, method, options of both."""
+        return _row(self, {})
+
+    @property
     def label(self) -> str:
-        """A short human name: model, method, options of both, seed."""
-        return _label(self, {})
+        """A short human name: its row and seed."""
+        return labelled(self.row, self)
+
+
+def rows(configs: Sequence[TrialConfig]) -> list[str]:
+    """Each config's row, with the settings that others of them have otherwise."""
+    every = [flat_settings(config) for config in configs]
+    differing = [name for name in (every[0] if every else ()) if any(own[name] != every[0][name] for own in every)]
+    shown = [{name: own[name] for name in differing} for own in every]
+    return [_row(config, own) for config, own in zip(configs, shown, strict=True)]
 
 
 def labels(configs: Sequence[TrialConfig]) -> list[str]:
     """Each config's label, with the settings that others of them have otherwise."""
-    every = [flat_settings(config) for config in configs]
-    differing = [name for name in (every[0] if every else ()) if any(own[name] != every[0][name] for own in every)]
-    shown = [{name: own[name] for name in differing} for own in every]
-    return [_label(config, own) for config, own in zip(configs, shown, strict=True)]
+    return [labelled(row, config) for row, config in zip(rows(configs), configs, strict=True)]
 
 
-def _label(config: TrialConfig, differing: dict[str, Any]) -> str:
+def labelled(row: str, config: TrialConfig) -> str:
+    """The label of a config whose row is called so."""
+    return f"{row} seed {config.seed}"
+
+
+def _row(config: TrialConfig, differing: dict[str, Any]) -> str:
     shown = config.options | config.method_options | differing
-    return " ".join([config.model, config.method, *(f"{k}={v}" for k, v in shown.items()), f"seed {config.seed}"])
+    return " ".join([config.model, config.method, *(f"{k}={v}" for k, v in shown.items())])
 
 
 def flat_settings(config: TrialConfig) -> dict[str, Any]:

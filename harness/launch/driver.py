@@ -4,6 +4,7 @@ import argparse
 import os
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,14 @@ from rich.markup import escape
 from harness.analysis import tables
 from harness.command_line import FAILED, OK, add_data_dir, add_results_dir
 from harness.config.sweep_file import CPU_PROFILE, Sweep, load_sweep
-from harness.config.trial import FULL_PROFILE, labels
+from harness.config.trial import FULL_PROFILE, labels, rows
 from harness.data import Data, data_directory, load
 from harness.errors import InputError, require
 from harness.launch.mlflow_policy import Mirror
 from harness.launch.progress import Progress
 from harness.reports import report
 from harness.storage import folder, names
-from harness.storage.files import locked, make_directory, write_json
+from harness.storage.files import DamagedFileError, locked, make_directory, write_json
 from harness.storage.folder import Trial
 
 # harness.launch.ray_tune is imported late: Ray takes seconds, and bad input is told first.
@@ -74,16 +75,17 @@ def _complete(
     waiting = [trial for trial in trials if folder.read_result(places[trial.key]) is None]
     _announce(sweep, data, trials, waiting, options.profile, console)
     named = dict(zip(places, labels(sweep.trials), strict=True))
-    mirror = Mirror(sweep.name, options.tracking_uri, named, console)
+    mirror = Mirror(sweep.name, options.tracking_uri, _rows(directory, trials), console)
     for trial in trials:
         folder.claim(places[trial.key], trial)
     shutil.rmtree(directory / _RAY, ignore_errors=True)  # what Ray left of a driver that was killed
     if waiting:
         with Progress(waiting, named, console) as progress:
             _train(sweep, [places[trial.key] for trial in waiting], directory / _RAY, options, mirror, progress)
-    tables.show(*report.write(directory, options.data_dir), console)
+    table, said = report.write(directory, options.data_dir)
+    tables.show(table, said, console)
     console.print(directory / report.REPORT, soft_wrap=True)
-    mirror.finish(directory)
+    mirror.finish(directory, table, places.keys())
     finished = all(folder.read_result(place) for place in places.values())
     return OK if finished and not mirror.broken else FAILED
 
@@ -117,6 +119,15 @@ def _train(
     for place in places:
         (place / folder.FAILURE).unlink(missing_ok=True)  # an old failure is not this run's
     run_folders(places, data_dir, sweep.resources.cpu, gpu, storage, on_report, on_end, options.ray_address)
+
+
+def _rows(directory: Path, trials: list[Trial]) -> dict[str, str]:
+    """What the row of each trial is called, by its key: of these, and of whatever else the directory holds."""
+    known = {trial.key: trial.config for trial in trials}
+    for place in folder.trial_folders(directory):
+        with suppress(DamagedFileError):  # which is told at the end
+            known[place.name] = folder.read_trial(place / folder.TRIAL).config
+    return dict(zip(known, rows(list(known.values())), strict=True))
 
 
 def _has_gpu(ray_address: str | None) -> bool:

@@ -5,14 +5,16 @@ warning, and MLflow is left alone until the end, when it is tried once more. Whe
 the command ends with exit status 1; results are safe in their folders, and the same command logs what is missing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
+from harness.analysis.leaderboard import Table
 from harness.errors import InputError
+from harness.launch.mlflow_notes import of_experiment
 from harness.storage import folder
 from harness.storage.files import DamagedFileError
 
@@ -20,15 +22,16 @@ from harness.storage.files import DamagedFileError
 
 
 class Mirror:
-    """Keeps an MLflow experiment up to date with a sweep's folders. labels: names of runs, by trial keys.
+    """Keeps an MLflow experiment up to date with a sweep's folders. rows: what trials' rows are called, by their keys.
 
     Raises InputError where the store cannot be used. broken: whether it has failed since.
     """
 
-    def __init__(self, sweep: str, uri: str | None, labels: dict[str, str], console: Console):
-        from harness.launch.mlflow_store import Tracker, TrackingError
+    def __init__(self, sweep: str, uri: str | None, rows: dict[str, str], console: Console):
+        from harness.launch.mlflow_client import TrackingError
+        from harness.launch.mlflow_store import Tracker
 
-        self.labels, self.console, self.broken, self.failure = labels, console, False, TrackingError
+        self.rows, self.console, self.broken, self.failure = rows, console, False, TrackingError
         try:
             self.tracker = Tracker.open(sweep, uri)
         except TrackingError as error:
@@ -36,10 +39,13 @@ class Mirror:
 
     def sync(self, place: Path) -> None:
         """Log what the trial's folder has and MLflow lacks."""
-        self._try(lambda: self.tracker.sync(place, self.labels.get(place.name)))
+        self._try(lambda: self.tracker.sync(place, self.rows.get(place.name)))
 
-    def finish(self, directory: Path) -> None:
-        """Log whatever is missing, imported trials too, attach the tables and say how to look at them."""
+    def finish(self, directory: Path, table: Table, trials: Collection[str]) -> None:
+        """Log whatever is missing, imported trials too, attach the tables and say how to look at them.
+
+        table: the sweep's. trials: keys of those of the sweep file, of which the best one's network is registered.
+        """
         self.broken = False
         for place in folder.trial_folders(directory):
             try:
@@ -47,7 +53,17 @@ class Mirror:
             except DamagedFileError as error:
                 self.console.print(f"[yellow]warning[/] {escape(str(error))}", soft_wrap=True)
         self._try(lambda: self.tracker.sync_tables(directory))
+        self._try(lambda: self.tracker.describe(of_experiment(table)))
+        if not self.broken:
+            self._register(trials)
         self._try(lambda: self.console.print(f"\nMLflow:\n{escape(self.tracker.how_to_open())}", soft_wrap=True))
+
+    def _register(self, trials: Collection[str]) -> None:
+        """Register the best network. Some stores have no registry: that is said, and is no failure."""
+        try:
+            self.tracker.register(trials)
+        except self.failure as error:
+            self.console.print(f"no network is registered as a model: {escape(str(error))}", soft_wrap=True)
 
     def _try(self, action: Callable[[], Any]) -> None:
         if self.broken:

@@ -120,3 +120,15 @@ def trained(row: dict[str, Any]) -> dict[str, Any]:
 def layer_widths(metrics: dict[str, Any]) -> list[Any]:
     """The mean bound width of each pre-activation, first to last."""
     return [value for name, value in metrics.items() if name.startswith(layer_width(""))]
+
+
+FAMILIES = tuple(
+    name.rpartition("/")[0]
+    for name in (
+        *(of("") for of in (certified_by, share_of, layer_width, examples_at, decided_by, seconds_of)),
+        GAIN,
+        TRAIN_LOSS,
+        *(in_training(name) for name in (layer_width(""), GAIN)),
+    )
+)
+"""What stands before the last slash of metrics' names, final ones first."""

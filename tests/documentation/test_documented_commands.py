@@ -29,6 +29,7 @@ COVERED = {
     "run": "harness/launch/test_whole_sweep.py",
     "trial": "harness/launch/test_single.py",
     "certify": "harness/launch/test_certify.py",
+    "ui": "harness/launch/test_ui.py",
     "report": "harness/reports/test_report.py",
     "recheck": "harness/checker/test_recheck.py",
     "tightness": "harness/measure/test_tightness.py",
@@ -158,7 +159,7 @@ def test_the_quickstart_and_what_follows_it(tmp_path):
         assert shown.returncode == 0, shown.stdout + shown.stderr
 
     run("harness.run", str(ROOT / "sweeps/quickstart.yaml"))
-    assert {path.suffix for path in (tmp_path / "results/quickstart").glob("leaderboard.*")} >= {".md", ".csv", ".html"}
+    assert {path.suffix for path in (tmp_path / "results/quickstart").glob("leaderboard.*")} >= {".md", ".csv", ".tex"}
     for words in (
         ["tables"],
         ["paired"],

@@ -68,7 +68,7 @@ def test_commands_end_alike(monkeypatch, capsys, outcome, status, told):
             raise outcome
         return outcome
 
-    monkeypatch.setattr("harness.analysis.tables.main", run)
+    monkeypatch.setattr("harness.launch.tables.main", run)
     assert command_line.main("tables", ["somewhere"]) == status
     assert told in capsys.readouterr().err
 

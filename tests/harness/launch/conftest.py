@@ -10,8 +10,15 @@ import pytest
 from processes import descendants
 from study import POLITENESS, SETTINGS, TINY, Study
 
+from harness.figures import catalogue
 from harness.launch.mlflow_store import Tracker
 from harness.launch.ray_tune import ray  # which prepares the environment that Ray reads
+
+
+@pytest.fixture(autouse=True)
+def _one_figure(monkeypatch):
+    """Of commands in this process; the others are drawn in tests/harness/figures and by commands in their own."""
+    monkeypatch.setattr(catalogue, "FIGURES", catalogue.FIGURES[:1])
 
 
 @pytest.fixture(autouse=True)

@@ -96,7 +96,7 @@ class Study:
             assert [row[names.EPOCH] for row in folder.read_epochs(place)] == epochs
             assert logged.info.status == "FINISHED"
             for name in (names.CERTIFIED_ERROR, names.ATTACK_ERROR, names.STANDARD_ERROR, names.BOUND_WIDTH):
-                assert self.history(made.key, name) == [(epochs[-1], result.metrics[name])]
+                assert self.history(made.key, name) == [(0, result.metrics[name])]
             for name, first in (
                 (names.TRAIN_LOSS, 1),
                 (names.TRAIN_EPS, 0),
@@ -106,7 +106,8 @@ class Study:
                 assert self.history(made.key, name) == written
             speeds = self.history(made.key, names.TRAIN_EXAMPLES_PER_SECOND)  # of an epoch trained twice the first
             assert [epoch for epoch, _ in speeds] == epochs[1:]
-        assert self.files() == {".lock", "leaderboard.md", "leaderboard.csv", "leaderboard.json", "leaderboard.html"}
+        tables = {f"leaderboard.{kind}" for kind in ("md", "tex", "csv", "json")}
+        assert self.files() == {".lock", "report.html", "figures", *tables}
 
     def files(self):
         """What lies in the sweep's directory besides the trials."""

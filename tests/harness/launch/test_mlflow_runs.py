@@ -6,7 +6,18 @@ from pathlib import Path
 
 import pytest
 from mlflow.entities import ViewType
-from mlflow_folders import FINAL, FINGERPRINT, artifacts, assert_complete, finish, history, make_folder, only_run, train
+from mlflow_folders import (
+    FINAL,
+    FINGERPRINT,
+    artifacts,
+    assert_complete,
+    assert_networks,
+    finish,
+    history,
+    make_folder,
+    only_run,
+    train,
+)
 
 from harness.config.trial import RECIPE_VERSION
 from harness.launch.mlflow_store import LARGEST_BATCH, Tracker
@@ -57,7 +68,41 @@ def test_a_run_has_the_name_it_was_given_first(tracker, tmp_path):
     place = make_folder(tmp_path)
     tracker.sync(place, "deqlate by a name of its own")
     tracker.sync(place)
-    assert only_run(tracker).info.run_name == "deqlate by a name of its own"
+    assert only_run(tracker).info.run_name == "deqlate by a name of its own seed 0"
+
+
+def test_a_finished_run_moves_to_the_row_that_it_is_in_now(tracker, tmp_path):
+    """Rows are told apart by more settings once the sweep has more of them."""
+    finish(place := make_folder(tmp_path))
+    for row in ("deqlate ibp", "deqlate ibp width=0.5"):
+        tracker.sync(place, row)
+        assert only_run(tracker).data.tags["row"] == row
+    assert_networks(tracker, 1)
+
+
+def test_a_run_s_note_says_what_came_of_it_and_how_to_do_it_again(tracker, tmp_path):
+    place = make_folder(tmp_path)
+    files.write_json(place / folder.FAILURE, {"error": "loss is | not finite"})
+    tracker.sync(place)
+    note = only_run(tracker).data.tags["mlflow.note.content"]
+    assert "Failed: loss is \\| not finite" in note
+    assert "certified error" not in note
+
+    (place / folder.FAILURE).unlink()
+    finish(place, {**FINAL, "attack_error": None})
+    tracker.sync(place)
+    run = only_run(tracker)
+    note = run.data.tags["mlflow.note.content"]
+    for part in (
+        "**deqlate ibp margin=0.1 parametrisation=perron**, seed 0: digits, l-inf eps 8/255",
+        "ibp > crown-ibp > alpha-crown, all test images",
+        "| 33.33 % | not finite | 25.00 % |",
+        f"MLFLOW_TRACKING_URI={tracker.uri} uv run mlflow artifacts download -r {run.info.run_id} -a trial.json -d .",
+        "uv run python -m harness.trial trial.json --results-dir again",
+        "- Warning: W is at its bound",
+    ):
+        assert part in note
+    assert "Failed" not in note
 
 
 def test_a_run_has_the_trial_s_tags_parameters_data_set_and_artifacts(tracker, tmp_path):
@@ -184,7 +229,8 @@ def test_a_new_result_replaces_the_old_one(tracker, tmp_path):
     finish(place, {**FINAL, "certified_error": 40.0})
     tracker.sync(place)
     assert only_run(tracker).data.metrics == {**FINAL, "certified_error": 40.0}
-    assert history(tracker, "standard_error") == [(4, 25.0)]
+    assert history(tracker, "standard_error") == [(0, 25.0)]
+    assert_networks(tracker, 1)
 
 
 def test_each_trial_has_a_run_of_its_own(tracker, tmp_path):

@@ -5,30 +5,57 @@ import shutil
 import subprocess
 import sys
 import time
-from urllib.parse import unquote
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow_folders import finish, make_folder, only_run
 
-from harness.launch.mlflow_store import Tracker, TrackingError
+from harness.launch import mlflow_view
+from harness.launch.mlflow_client import TrackingError
+from harness.launch.mlflow_store import Tracker
 
 
-def test_how_to_open_names_the_command_and_the_comparison_page(tracker, tmp_path):
-    page = f"http://127.0.0.1:5000/#/experiments/{tracker.experiment_id}/runs?compareRunsMode=CHART"
-    command = f"uv run mlflow ui --backend-store-uri {tracker.uri}"
-    assert tracker.how_to_open() == f"{command}\n{page}"
+def test_how_to_open_is_a_command_and_a_short_link(tracker, request, monkeypatch):
+    runs = f"/#/experiments/{tracker.experiment_id}/runs?"
+    link = f"{runs}viewStateShareKey=comparison&compareRunsMode=CHART"
+    name, page = request.node.name, "http://127.0.0.1:5000"
+    assert tracker.how_to_open() == f"uv run python -m harness.ui {name} --tracking-uri {tracker.uri}\n{page}{link}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracker.uri)
+    assert tracker.how_to_open() == f"uv run python -m harness.ui {name}\n{page}{link}"
 
-    finish(place := make_folder(tmp_path))
-    tracker.sync(place)
-    compare = tracker.how_to_open().splitlines()[2]
-    query = f'runs=["{only_run(tracker).info.run_id}"]&experiments=["{tracker.experiment_id}"]'
-    assert unquote(compare) == f"http://127.0.0.1:5000/#/compare-runs?{query}"
-    assert '"' not in compare
+    served = Tracker("http://user:secret@server:8080/", tracker.experiment_id, tracker.client)
+    assert served.how_to_open() == f"http://user:***@server:8080{link}"
 
-    served = Tracker("http://user:secret@server:8080/", tracker.experiment_id, tracker.client).how_to_open()
-    assert served.startswith(f"http://user:***@server:8080/#/experiments/{tracker.experiment_id}/runs")
+    told, plain = Tracker(tracker.uri, tracker.experiment_id, tracker.client, "4.0").how_to_open().splitlines()[1:]
+    assert "MLflow 4.0" in told
+    assert plain == f"{page}{runs}compareRunsMode=CHART"
+
+
+def test_the_prepared_view_is_written_once_and_again_where_it_changed(tracker, request):
+    def views():
+        tags = tracker.client.get_experiment(tracker.experiment_id).tags
+        return {name: text for name, text in tags.items() if name.startswith("mlflow.sharedViewState")}
+
+    assert views() == {mlflow_view.TAG: mlflow_view.view()}
+    tracker.client.set_experiment_tag(tracker.experiment_id, mlflow_view.TAG, "of an older version")
+    Tracker.open(request.node.name, tracker.uri)
+    assert views() == {mlflow_view.TAG: mlflow_view.view()}
+    assert len(mlflow_view.view()) < 5000, "what every store takes"
+
+
+def test_another_major_version_gets_no_view(opened_store, request, monkeypatch):
+    monkeypatch.setattr("harness.launch.mlflow_store.version_of", lambda uri: "4.1.0")
+    tracker = Tracker.open(request.node.name, opened_store)
+    assert mlflow_view.TAG not in tracker.client.get_experiment(tracker.experiment_id).tags
+    assert "viewStateShareKey" not in tracker.how_to_open()
+
+
+@pytest.mark.parametrize(
+    ("version", "known"), [("3.5.0", True), ("3.17.2", True), ("3.4.9", False), ("4.0", False), ("", False)]
+)
+def test_versions_whose_pages_were_read(version, known):
+    assert mlflow_view.is_known(version) == known
 
 
 def test_the_environment_names_the_store_and_the_option_wins(opened_store, tmp_path, monkeypatch):
@@ -67,7 +94,7 @@ def test_without_a_uri_the_store_is_in_the_working_directory_and_nothing_is_prin
     assert {path.name for path in directory.iterdir()} == {"mlflow.db", "mlruns"}
     tracker = Tracker.open("study", f"sqlite:///{directory}/mlflow.db")
     assert only_run(tracker).info.artifact_uri.startswith(f"{directory}/mlruns/study/")
-    assert f"'sqlite:///{directory}/mlflow.db'" in tracker.how_to_open()
+    assert f"--tracking-uri 'sqlite:///{directory}/mlflow.db'" in tracker.how_to_open()
 
 
 @pytest.mark.parametrize(

@@ -57,9 +57,9 @@ def test_mlflow_has_each_trial_s_tags_and_final_metrics(finished):
         assert (names.GAIN in metrics) == (model == "cerdeq")
 
 
-def test_all_four_tables_have_the_results_of_the_folders(finished):
-    markdown, html = (finished.directory / f"leaderboard.{kind}" for kind in ("md", "html"))
-    for text in (markdown.read_text(), html.read_text()):
+def test_all_tables_have_the_results_of_the_folders(finished):
+    for name in ("leaderboard.md", "leaderboard.tex", "report.html"):
+        text = (finished.directory / name).read_text()
         assert "cnn5" in text
         assert "cerdeq" in text
     rows = json.loads((finished.directory / "leaderboard.json").read_text())
@@ -76,8 +76,11 @@ def test_what_is_printed_names_trials_tables_and_mlflow_and_nothing_of_ray(finis
     assert "2 trials, 0 finished already" in finished.out
     for model in ("cnn5", "cerdeq"):
         assert f"done {model} ibp seed 0: standard error" in finished.out
-    for part in ("leaderboard.md", f"mlflow ui --backend-store-uri {finished.store}", "compare-runs"):
-        assert part in finished.out
+    assert "leaderboard.md" in finished.out
+    command, link = finished.out.splitlines()[-2:]
+    assert command == f"uv run python -m harness.ui tiny --tracking-uri {finished.store}"
+    assert link.endswith("/runs?viewStateShareKey=comparison&compareRunsMode=CHART")
+    assert "%" not in link
     assert "\x1b" not in finished.out, "no colours in a file"
     assert "ray" not in finished.out.lower()
 
@@ -90,7 +93,7 @@ def test_no_process_is_left_behind(finished):
 def test_a_second_call_does_nothing(finished, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "harness.launch.ray_tune", None)  # Ray cannot be imported, let alone started
     before, runs = snapshot(finished.directory / "trials"), finished.runs
-    tables = {kind: (finished.directory / f"leaderboard.{kind}").read_bytes() for kind in ("md", "csv", "json", "html")}
+    tables = {kind: (finished.directory / f"leaderboard.{kind}").read_bytes() for kind in ("md", "tex", "csv", "json")}
     assert finished.main() == 0
     assert "2 trials, 2 finished already" in capsys.readouterr().out
     assert snapshot(finished.directory / "trials") == before
@@ -150,8 +153,8 @@ def test_the_profile_is_printed_and_stands_in_every_table(tmp_path, store, no_ra
     capsys.readouterr()
     assert study.main() == 0
     assert "no GPU here: profile 'cpu' was picked" in capsys.readouterr().out
-    for kind in ("md", "html"):
-        assert "not comparable with published" in (study.directory / f"leaderboard.{kind}").read_text()
+    for name in ("leaderboard.md", "report.html"):
+        assert "not comparable with published" in (study.directory / name).read_text()
     for kind in ("csv", "json"):
         assert "cpu" in (study.directory / f"leaderboard.{kind}").read_text()
     assert study.runs[made.key].data.tags["profile"] == "cpu"
