@@ -83,20 +83,17 @@ class Section:
     def labels(self) -> list[str]:
         """Each row in words: network, method, and what sets it apart from other rows of the same; a published one in
         full, with its source."""
-        words = [label.split(" ") for label in self._in_full()]
-        kinds = [tuple(each[:2]) for each in words]
-        alike = {kind: [set(each) for each, its in zip(words, kinds, strict=True) if its == kind] for kind in kinds}
-        shared = {kind: set.intersection(*rows) - set(kind) for kind, rows in alike.items()}
+        told, records = self._not_shared(["width", *self.settings]), self.shown.to_dict("records")
+        apart = [(*row["options"].split(), *(f"{name}={row[name]}" for name in told if row[name])) for row in records]
+        kinds = [(row["model"], row["method"]) for row in records]
+        shared = {
+            kind: set.intersection(*(set(words) for words, its in zip(apart, kinds, strict=True) if its == kind))
+            for kind in kinds
+        }
         return [
-            " ".join(word for word in each if published or word not in shared[kind])
-            for each, kind, published in zip(words, kinds, self.published, strict=True)
+            row_label(row) if published else " ".join([*kind, *(word for word in words if word not in shared[kind])])
+            for row, kind, words, published in zip(records, kinds, apart, self.published, strict=True)
         ]
-
-    def _in_full(self) -> list[str]:
-        """Each row with its options, and whatever else not all rows share."""
-        told = self._not_shared(["width", *self.settings])
-        records = self.shown.to_dict("records")
-        return [row_label(row) + "".join(f" {name}={row[name]}" for name in told if row[name]) for row in records]
 
     @property
     def warnings(self) -> list[str]:

@@ -125,7 +125,8 @@ def layer_widths(metrics: dict[str, Any]) -> list[Any]:
 FAMILIES = tuple(
     name.rpartition("/")[0]
     for name in (
-        *(of("") for of in (certified_by, share_of, layer_width, examples_at, decided_by, seconds_of)),
+        *(of("") for of in (certified_by, share_of, layer_width, layer_unstable, layer_inactive)),
+        *(of("") for of in (examples_at, decided_by, seconds_of)),
         GAIN,
         TRAIN_LOSS,
         *(in_training(name) for name in (layer_width(""), GAIN)),

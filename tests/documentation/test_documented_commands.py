@@ -74,7 +74,9 @@ def harness_command(words):
 
 
 OURS = [(name, arguments) for name, arguments in filter(None, (harness_command(without_runner(w)) for _, w in lines()))]
-RUN_HERE = dict.fromkeys((name, tuple(rest)) for name, rest in OURS if name in CHEAP and "--baseline" not in rest)
+RUN_HERE = dict.fromkeys(
+    (name, tuple(rest)) for name, rest in OURS if name in CHEAP and not {"--baseline", "--from-mlflow"} & set(rest)
+)
 
 
 def check_harness(name, arguments):

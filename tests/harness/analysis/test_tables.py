@@ -52,15 +52,25 @@ def test_the_markdown_table_is_aligned_and_formatted(sweep):
         assert f"| {cell} " in lines[2]
 
 
-def test_html_escapes_everything_from_configs_and_results(sweep):
+def test_what_configs_and_results_say_is_never_markup(sweep):
     attack = "<script>alert('x')</script>"
     add(sweep, metrics(), model=attack, options={attack: attack}, profile=attack, warnings=[attack])
     add(sweep, failure={"error": attack}, model=attack, method=attack)
     tables.write(sweep)
-    page = text(sweep, "html")
-    assert "<script" not in page
-    assert page.count("&lt;script&gt;") >= 6
     assert "<script" not in text(sweep, "md")
+
+
+def test_latex_escapes_everything_and_marks_the_best(sweep):
+    attack = r"\input{x} $5 & 50% #1 a_b ^ ~"
+    add(sweep, metrics(60.0), model="cnn5", warnings=[attack])
+    add(sweep, metrics(70.0), model=attack, profile="full")
+    tables.write(sweep)
+    lines = text(sweep, "tex").splitlines()
+    assert any(line.startswith(r"cnn5 ibp & \textbf{60.00} & ") for line in lines)
+    (told,) = [line for line in lines if "input" in line and "70.00" in line]
+    assert told.startswith(
+        r"\textbackslash{}input\{x\} \$5 \& 50\% \#1 a\_b \textasciicircum{} \textasciitilde{} ibp & 70.00"
+    )
 
 
 def test_rebuilding_gives_identical_files(sweep):
@@ -79,6 +89,7 @@ def test_rebuilding_gives_identical_files(sweep):
 @pytest.mark.parametrize("width", [80, 160])
 def test_the_terminal_shows_numbers_notes_failures_and_files(sweep, width):
     add(sweep, metrics(), options={"markup": "[red]"}, profile="cpu")
+    add(sweep, metrics(70.0), profile="cpu")
     add(sweep, failure={"error": "no [memory]"}, model="big", profile="cpu")
     console = Console(width=width)
     with console.capture() as capture:

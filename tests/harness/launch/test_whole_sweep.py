@@ -23,6 +23,7 @@ def test_every_trial_ends_with_its_files_its_run_and_its_place_in_the_tables(fin
     assert {path.name for path in finished.root.iterdir()} == {"sweep.yaml", "results"}, "nothing lies about"
     for place in finished.places.values():
         assert {path.name for path in place.iterdir()} == {
+            folder.LOG,
             folder.TRIAL,
             folder.EPOCHS,
             folder.CHECKPOINT,
