@@ -1,0 +1,101 @@
+"""The page as a reader has it: headless Chromium, where there is one with its driver."""
+
+import json
+import shutil
+
+import pytest
+from made_studies import make
+
+from harness.reports.report import write
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
+QUIET = ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "no-first-run")
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    sweep = make(tmp_path_factory.mktemp("results") / "study")
+    write(sweep)
+    return sweep
+
+
+@pytest.fixture(scope="module")
+def browser(study, tmp_path_factory):
+    """A browser that has opened the page; it keeps what the page logs and asks for."""
+    from selenium.webdriver import Chrome, ChromeOptions
+    from selenium.webdriver.chrome.service import Service
+
+    options = ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*QUIET, f"user-data-dir={tmp_path_factory.mktemp('profile')}", "window-size=400,800"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = Chrome(options, Service(DRIVER))
+    driver.get("about:blank")
+    driver.get_log("performance")  # of its first tab
+    driver.get((study / "report.html").as_uri())
+    yield driver
+    driver.quit()
+
+
+def column(browser, title):
+    """What the first table shows under a title, top to bottom; empty where it is hidden."""
+    script = """
+        const table = document.querySelector("table.sortable");
+        const place = [...table.tHead.rows[0].cells].findIndex(
+            cell => cell.offsetParent && cell.innerText.replace(/ [▲▼]/, "") === arguments[0]);
+        return place < 0 ? [] : [...table.tBodies[0].rows].map(row => row.cells[place].innerText);
+    """
+    return browser.execute_script(script, title)
+
+
+def click(browser, title):
+    browser.execute_script(
+        "[...document.querySelectorAll('table.sortable th button')].find(b => b.innerText === arguments[0]).click()",
+        title,
+    )
+
+
+def test_the_page_logs_nothing_and_asks_the_network_for_nothing(browser):
+    assert browser.get_log("browser") == []
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    assert any(address.endswith("report.html") for address in asked)
+    assert [address for address in asked if not address.startswith(("file:", "data:"))] == []
+
+
+def test_numbers_are_the_json_s_and_a_click_on_a_title_sorts_both_ways(browser, study):
+    rows = json.loads((study / "leaderboard.json").read_text())
+    shown = [f"{row['certified_error']:.2f} ± {row['certified_error_std']:.2f}" for row in rows]
+    assert column(browser, "certified error") == shown
+    click(browser, "standard error")
+    ascending = [float(cell.split()[0]) for cell in column(browser, "standard error")]
+    assert ascending == sorted(ascending) and len(set(ascending)) > 2
+    click(browser, "standard error")
+    assert [float(cell.split()[0]) for cell in column(browser, "standard error")] == ascending[::-1]
+    click(browser, "#")
+    assert column(browser, "certified error") == shown
+
+
+def test_other_columns_wait_behind_a_switch(browser):
+    assert column(browser, "relative width") == []
+    browser.find_element("css selector", "input.switch").click()
+    assert len(column(browser, "relative width")) == 6
+
+
+def test_the_page_fits_a_phone_and_its_figures_are_named(browser):
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    named = browser.execute_script("return [...document.querySelectorAll('figure svg')].map(s => s.ariaLabel)")
+    assert len(named) == 8 and all(named)
+
+
+def test_text_of_figures_has_the_page_s_colour_in_the_dark(browser):
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    )
+    page, label = browser.execute_script(
+        "return [document.body, document.querySelector('figure svg text')].map(e => getComputedStyle(e))"
+        ".map((style, place) => place ? style.fill : style.color)"
+    )
+    assert page == label == "rgb(227, 231, 236)"
