@@ -44,7 +44,8 @@ def depth(shown: Shown) -> Figure | None:
     told = {
         family: {"color": c, "marker": markers[family] if family in FAMILIES else ""} for family, c in colours.items()
     }
-    keys(figure, told | {" ".join(kind): {"color": INK, "ls": dash} for kind, dash in dashes.items()})
+    words = 2 if len({initialisation for _, initialisation in dashes}) > 1 else 1
+    keys(figure, told | {" ".join(kind[:words]): {"color": INK, "ls": dash} for kind, dash in dashes.items()})
     return figure
 
 

@@ -57,10 +57,18 @@ def panels(rows: int = 1, columns: int = 1, width: float = 7.0, height: float = 
     return figure, list(axes.flat)
 
 
+class _PlainNumbers(LogFormatter):
+    """Numbers, not formulas, which are slow to draw; between powers of ten only where an axis has few of them."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """The label of a tick."""
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
 def plain_ticks(axis: Axis) -> None:
-    """Label a logarithmic axis with plain numbers, between powers of ten only where it has few: formulas are slow."""
-    axis.set_major_formatter(lambda value, _: f"{value:g}")
-    axis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.4)))
+    """Label a logarithmic axis with plain numbers."""
+    axis.set_major_formatter(_PlainNumbers())
+    axis.set_minor_formatter(_PlainNumbers(minor_thresholds=(1.5, 0.4)))
 
 
 def assigned(values: Iterable[Any], choices: Sequence[Any]) -> dict[Any, Any]:
