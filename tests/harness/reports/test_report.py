@@ -9,6 +9,7 @@ from made_studies import add, make, right
 
 from harness.analysis.leaderboard import build
 from harness.command_line import main
+from harness.figures import catalogue
 from harness.reports.answer import answer
 from harness.reports.report import write
 
@@ -50,6 +51,12 @@ def study(tmp_path_factory):
     return sweep
 
 
+@pytest.fixture
+def one_figure(monkeypatch):
+    """Where figures do not matter: each takes a second."""
+    monkeypatch.setattr(catalogue, "FIGURES", catalogue.FIGURES[:1])
+
+
 @pytest.fixture(scope="module")
 def page(study):
     return Page((study / "report.html").read_text(encoding="utf-8"))
@@ -75,7 +82,9 @@ def test_the_page_needs_nothing_but_its_own_directory(study, page):
     assert not re.search(r"@import|url\((?!#)", (study / "report.html").read_text())
 
 
-def test_writing_again_gives_the_same_bytes(study):
+def test_writing_again_gives_the_same_bytes(tmp_path, one_figure):
+    study = make(tmp_path / "study")
+    write(study)
     files = [path for path in study.rglob("*") if path.is_file()]
     before = {path: path.read_bytes() for path in files}
     write(study)
@@ -89,7 +98,7 @@ def test_each_row_has_the_command_that_trains_it_again(study):
     assert text.count("--results-dir again") == 6
 
 
-def test_what_configs_and_results_say_is_never_markup(tmp_path):
+def test_what_configs_and_results_say_is_never_markup(tmp_path, one_figure):
     attack = "<script>alert('x')</script>"
     add(tmp_path / "study", right(50), options={attack: attack}, profile=attack, warnings=[attack])
     write(tmp_path / "study")
@@ -126,7 +135,7 @@ def test_there_is_no_answer_without_both_kinds_of_networks(tmp_path):
     assert answer(table, table.sections[0]) == []
 
 
-def test_several_sweeps_have_a_page_that_leads_to_each(tmp_path, capsys):
+def test_several_sweeps_have_a_page_that_leads_to_each(tmp_path, capsys, one_figure):
     for name, eps in (("far", "1/8"), ("near", "1/16")):
         add(tmp_path / name, right(50), eps=eps)
     (tmp_path / "no-sweep").mkdir()
