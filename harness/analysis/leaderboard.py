@@ -33,6 +33,7 @@ class Section:
 
     Beside them are published ones, unless the recipe is stale.
 
+    whole: whether the profile is the full one, of the size that published numbers are of.
     notes: what to know before comparing the numbers.
     settings: the columns of `rows` that decide a row's numbers beside its label and width.
     """
@@ -40,6 +41,7 @@ class Section:
     heading: str
     dataset: str
     eps: Fraction
+    whole: bool
     stale: bool
     notes: list[str]
     rows: pd.DataFrame
@@ -367,6 +369,7 @@ def build(directory: Path) -> Table:
             heading=f"{dataset}, eps {part['eps'].iloc[0]}, profile {profile}, {judged}{stale}",
             dataset=dataset,
             eps=eps,
+            whole=profile == FULL_PROFILE,
             stale=bool(stale),
             notes=_notes(recipe, profile, part),
             rows=_ranked(own, published[alike].reindex(columns=rows.columns), profile),

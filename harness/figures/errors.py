@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 
 from harness.analysis.leaderboard import Table
 from harness.config.settings import STAGES
-from harness.config.trial import FULL_PROFILE
 from harness.figures.shown import Shown
 from harness.figures.style import COLOURS, INK, MARKERS, assigned, keys, panels, plain_ticks
 from harness.storage import names
@@ -46,7 +45,7 @@ def tradeoff(shown: Shown) -> Figure | None:
             row[names.STANDARD_ERROR], row[names.CERTIFIED_ERROR], *reversed(np.nan_to_num(deviations)),
             color=colours[row["model"]], marker=markers[row["method"]], ms=7, lw=1,
         )  # fmt: skip
-    if comparable(shown) and len(published := shown.published.dropna(subset=[names.STANDARD_ERROR])):
+    if shown.section.whole and len(published := shown.published.dropna(subset=[names.STANDARD_ERROR])):
         axes.plot(
             published[names.STANDARD_ERROR], published[names.CERTIFIED_ERROR], "*", ms=9, mfc="none", mec=INK, mew=0.8
         )
@@ -61,11 +60,6 @@ def _front(rows: pd.DataFrame) -> pd.DataFrame:
     rows = rows.sort_values([names.STANDARD_ERROR, names.CERTIFIED_ERROR])
     best = rows[names.CERTIFIED_ERROR].cummin()
     return rows[best < best.shift(fill_value=np.inf)]
-
-
-def comparable(shown: Shown) -> bool:
-    """Whether published numbers are of networks of the same size."""
-    return bool((shown.rows["profile"] == FULL_PROFILE).all())
 
 
 def by_seed(shown: Shown) -> Figure | None:

@@ -76,7 +76,7 @@ def assigned(values: Iterable[Any], choices: Sequence[Any]) -> dict[Any, Any]:
     return dict(zip(sorted(set(values)), cycle(choices), strict=False))
 
 
-def keys(figure: Figure, entries: dict[str, dict[str, Any]], columns: int = 6) -> None:
+def keys(figure: Figure, entries: dict[str, dict[str, Any]], columns: int = 7) -> None:
     """A legend below the figure: by name, what its line looks like."""
     handles = [Line2D([], [], **look, label=name) for name, look in entries.items()]
     with rc_context(_STYLE):

@@ -22,13 +22,14 @@ _COLUMNS = ("#", "row", "certified error", "attack error", "standard error", "se
 
 @dataclass(frozen=True)
 class Entry:
-    """A section of a sweep. link: to the sweep's page."""
+    """A section of a sweep. link: to the sweep's page. rows: published ones only beside networks of full size."""
 
     sweep: str
     link: str
     section: Section
     answers: list[str]
     rows: pd.DataFrame
+    published: list[bool]
 
 
 def write(directory: Path, tables: list[tuple[Table, dict[str, Summary]]]) -> Path:
@@ -53,5 +54,7 @@ def _entry(directory: Path, table: Table, section: Section, said: Summary) -> En
     rows = marked(section, said)
     rows.insert(1, "row", section.labels)
     link = Path(os.path.relpath(table.directory / "report.html", directory)).as_posix()
+    rows = rows if section.whole else rows.loc[section.own.index]
+    published = section.published if section.whole else []
     shown = rows[[name for name in _COLUMNS if name in rows]]
-    return Entry(table.sweep, link, section, answer(table, section), shown)
+    return Entry(table.sweep, link, section, answer(table, section), shown, published)
