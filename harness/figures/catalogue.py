@@ -31,8 +31,8 @@ FIGURES = (
     Kind(
         "tradeoff",
         "Certified against standard error",
-        "Lower left is better. Bars: sample deviation over seeds. Published numbers stand here only beside networks "
-        "of full size.",
+        "Lower left is better; numbers are ranks. Bars: sample deviation over seeds. Published numbers stand here only "
+        "beside networks of full size.",
         errors.tradeoff,
     ),
     Kind(
@@ -50,7 +50,8 @@ FIGURES = (
     Kind(
         "time",
         "What deciding takes",
-        "A point after each stage that ran, in the order clean, attack, ibp and on; means over seeds.",
+        "A point after each stage that ran, in the order clean, attack, ibp and on; means over seeds. At most the "
+        "eight best rows.",
         errors.time,
     ),
     Kind(
@@ -81,7 +82,8 @@ FIGURES = (
     Kind(
         "curves",
         "Training",
-        "Of training images, means over seeds: errors and loss at the eps of the epoch, widths at the sweep's.",
+        "Of training images, means over seeds: errors and loss at the eps of the epoch, widths at the sweep's. "
+        "At most the eight best rows.",
         training.curves,
         of_trials=True,
         broad=True,

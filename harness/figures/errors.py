@@ -39,12 +39,14 @@ def tradeoff(shown: Shown) -> Figure | None:
     axes.step(front[names.STANDARD_ERROR], front[names.CERTIFIED_ERROR], where="post", color=INK, lw=0.8, ls=":")
     if len(front) > 1:
         entries["not beaten in both"] = {"color": INK, "lw": 0.8, "ls": ":"}
-    for row in rows.to_dict("records"):
+    for rank, row in enumerate(rows.to_dict("records"), start=1):
         deviations = [row[f"{name}_std"] for name in (names.STANDARD_ERROR, names.CERTIFIED_ERROR)]
         axes.errorbar(
             row[names.STANDARD_ERROR], row[names.CERTIFIED_ERROR], *reversed(np.nan_to_num(deviations)),
             color=colours[row["model"]], marker=markers[row["method"]], ms=7, lw=1,
         )  # fmt: skip
+        place = row[names.STANDARD_ERROR], row[names.CERTIFIED_ERROR]
+        axes.annotate(str(rank), place, (5, 5), textcoords="offset points", fontsize=7)
     if shown.section.whole and len(published := shown.published.dropna(subset=[names.STANDARD_ERROR])):
         axes.plot(
             published[names.STANDARD_ERROR], published[names.CERTIFIED_ERROR], "*", ms=9, mfc="none", mec=INK, mew=0.8
@@ -119,7 +121,7 @@ def stages(shown: Shown) -> Figure | None:
 
 def time(shown: Shown) -> Figure | None:
     """How many images are decided in how many seconds an image, a point after each stage."""
-    trials = shown.trials
+    trials = shown.trials[shown.trials["label"].isin(shown.rows["label"].head(len(COLOURS)))]
     stages = [stage for stage in ("clean", "attack", *STAGES) if names.seconds_of(stage) in trials]
     if not stages:
         return None

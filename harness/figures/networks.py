@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from harness.analysis.depth import FAMILIES, depth_table
 from harness.errors import InputError
@@ -44,31 +45,31 @@ def depth(shown: Shown) -> Figure | None:
     told = {
         family: {"color": c, "marker": markers[family] if family in FAMILIES else ""} for family, c in colours.items()
     }
-    words = 2 if len({initialisation for _, initialisation in dashes}) > 1 else 1
-    keys(figure, told | {" ".join(kind[:words]): {"color": INK, "ls": dash} for kind, dash in dashes.items()})
+    alone = len({initialisation for _, initialisation in dashes}) == 1
+    said = {kind: kind[0] if alone else f"{kind[0]}, initialisation {kind[1]}" for kind in dashes}
+    keys(figure, told | {said[kind]: {"color": INK, "ls": dash} for kind, dash in dashes.items()})
     return figure
 
 
 def relus(shown: Shown) -> Figure | None:
     """Which share of each pre-activation's values is above 0, below 0, or either, over the ball; means over seeds."""
-    unstable = [name for name in shown.trials if name.startswith(names.layer_unstable(""))]
-    if not unstable:
+    if not any(name.startswith(names.layer_unstable("")) for name in shown.trials):
         return None
-    means = shown.trials.groupby("label", sort=False)[[c for c in shown.trials if "/" in c]].mean().iloc[:_MOST_PANELS]
-    columns = min(3, len(means))
-    count = -(-len(means) // columns)
+    networks = list(shown.trials.groupby("label", sort=False))[:_MOST_PANELS]
+    columns = min(3, len(networks))
+    count = -(-len(networks) // columns)
     figure, axes = panels(count, columns, width=9, height=0.9 + 1.9 * count)
-    for place, (label, row) in zip(axes, means.iterrows(), strict=False):
-        shares = _shares(row)
+    for place, (label, part) in zip(axes, networks, strict=False):
+        shares = _shares(part)
         left = pd.Series(0.0, shares.index)
         for state, colour in _STATES:
             place.bar(range(1, len(shares) + 1), shares[state], bottom=left, color=colour, width=0.8)
             left = left + shares[state]
         place.set_title(str(label), loc="left", fontsize=8)
         place.set_ylim(0, 100)
-        place.set_xticks(range(1, len(shares) + 1))
+        place.xaxis.set_major_locator(MaxNLocator(integer=True))
         place.grid(axis="x", visible=False)
-    for place in axes[len(means) :]:
+    for place in axes[len(networks) :]:
         place.set_axis_off()
     for place in axes[::columns]:
         place.set_ylabel("values, %")
@@ -76,15 +77,9 @@ def relus(shown: Shown) -> Figure | None:
     return figure
 
 
-def _shares(row: pd.Series) -> pd.DataFrame:
+def _shares(part: pd.DataFrame) -> pd.DataFrame:
     """A row a pre-activation of one network, a column a state, percent."""
-    own = row.dropna()
-    layers = [name.removeprefix(names.layer_unstable("")) for name in own.index if names.layer_unstable("") in name]
-    shares = pd.DataFrame(
-        {
-            "unstable": [own[names.layer_unstable(layer)] for layer in layers],
-            "inactive": [own[names.layer_inactive(layer)] for layer in layers],
-        },
-        index=layers,
-    )
-    return shares.assign(active=100 - shares.sum(axis=1))
+    layers = part["layers"].iloc[0]
+    unstable = part[[names.layer_unstable(layer) for layer in layers]].mean().to_numpy()
+    inactive = part[[names.layer_inactive(layer) for layer in layers]].mean().to_numpy()
+    return pd.DataFrame({"unstable": unstable, "inactive": inactive, "active": 100 - unstable - inactive}, index=layers)

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from harness.analysis.leaderboard import Section, Table
-from harness.storage import certification, folder
+from harness.storage import certification, folder, names
 from harness.storage.files import DamagedFileError
 
 
@@ -35,7 +35,8 @@ class Shown:
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        """A row a finished trial, or certification: label, model, method, seed, folder, and every final metric."""
+        """A row a finished trial, or certification: label, model, method, seed, folder, every final metric, and the
+        list of its `layers`, first to last, which columns of several networks have in no order."""
         return pd.DataFrame([_trial(row, *place) for row, place in self._places()])
 
     @cached_property
@@ -66,4 +67,4 @@ def _trial(row: dict[str, Any], seed: int, place: Path) -> dict[str, Any]:
     result = folder.read_result(place)
     if result is None:
         raise DamagedFileError(f"{place / folder.RESULT} was there and is gone")
-    return _told(row) | {"seed": seed, "folder": place} | result.metrics
+    return _told(row) | {"seed": seed, "folder": place, "layers": names.layers(result.metrics)} | result.metrics

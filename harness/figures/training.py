@@ -25,7 +25,8 @@ _WATCHED = {
 
 def curves(shown: Shown) -> Figure | None:
     """Errors, loss, eps, widths and what recurrences learn, epoch by epoch; means over the seeds."""
-    epochs = shown.epochs
+    best = shown.rows["label"].head(len(COLOURS))
+    epochs = shown.epochs[shown.epochs["label"].isin(best)] if len(shown.epochs) else shown.epochs
     watched = [name for name in _WATCHED if name in epochs and epochs[name].nunique() > 1]
     if not watched:
         return None
@@ -37,7 +38,7 @@ def curves(shown: Shown) -> Figure | None:
             line = part.groupby(names.EPOCH)[name].mean()
             place.plot(line.index, line, color=colours[model], ls=dashes[method], lw=1.2)
         place.set_title(_WATCHED[name], loc="left")
-        if name in (_BOUND_WIDTH, _RELATIVE):
+        if name in (_BOUND_WIDTH, _RELATIVE, names.TRAIN_LOSS):
             place.set_yscale("log")
             plain_ticks(place.yaxis)
         place.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -55,15 +56,15 @@ def layer_widths(shown: Shown) -> Figure | None:
     if shown.epochs.empty or shown.trials.empty:
         return None
     before = shown.epochs[shown.epochs[names.EPOCH] == 0].rename(columns=lambda name: name.removeprefix("train/"))
-    models = list(dict.fromkeys(shown.trials["model"]))
+    models, layers = list(dict.fromkeys(shown.trials["model"])), dict(shown.trials[["label", "layers"]].to_numpy())
     count = -(-len(models) // 3)
     figure, axes = panels(count, min(3, len(models)), width=9, height=0.9 + 2.4 * count)
     colours = assigned(shown.trials["method"], COLOURS)
     for place, model in zip(axes, models, strict=False):
         for frame, dash in ((before, ":"), (shown.trials, "-")):
             of_model = frame[frame["model"] == model]
-            for (_, method), part in of_model.groupby(["label", "method"], sort=False):
-                line = _widths(part)
+            for (label, method), part in of_model.groupby(["label", "method"], sort=False):
+                line = _widths(part, layers[label])
                 place.plot(range(1, len(line) + 1), line, dash, marker=".", color=colours[method], lw=1.2)
         place.set_title(model, loc="left")
         place.set_yscale("log")
@@ -78,6 +79,5 @@ def layer_widths(shown: Shown) -> Figure | None:
     return figure
 
 
-def _widths(part: pd.DataFrame) -> np.ndarray:
-    columns = [name for name in part if name.startswith(names.layer_width("")) and part[name].notna().any()]
-    return part[columns].astype(float).mean().to_numpy()
+def _widths(part: pd.DataFrame, layers: list[str]) -> np.ndarray:
+    return part[[names.layer_width(layer) for layer in layers]].astype(float).mean().to_numpy()

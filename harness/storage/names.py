@@ -117,9 +117,14 @@ def trained(row: dict[str, Any]) -> dict[str, Any]:
     return {name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)}
 
 
+def layers(metrics: dict[str, Any]) -> list[str]:
+    """The pre-activations that have a width, first to last."""
+    return [name.removeprefix(layer_width("")) for name in metrics if name.startswith(layer_width(""))]
+
+
 def layer_widths(metrics: dict[str, Any]) -> list[Any]:
     """The mean bound width of each pre-activation, first to last."""
-    return [value for name, value in metrics.items() if name.startswith(layer_width(""))]
+    return [metrics[layer_width(layer)] for layer in layers(metrics)]
 
 
 FAMILIES = tuple(

@@ -101,3 +101,12 @@ def test_broken_images_are_shown_with_what_the_network_takes_them_for(tmp_path):
     original, broken, difference = (figure.axes[row * 2].images[0].get_array() for row in range(3))
     assert broken.max() <= 1 and (broken >= original - 1e-12).all()
     assert difference.max() == pytest.approx(1.0, abs=1e-9)
+
+
+def test_layers_stand_in_each_network_s_own_order(shown, drawn):
+    """Though cnn5's last one comes before cnn7's fourth in a table of both."""
+    lines = {axes.get_title("left"): axes.lines for axes in drawn["layers"].axes}
+    for model, drawn_lines in lines.items():
+        for line in drawn_lines:
+            assert list(line.get_ydata()) == sorted(line.get_ydata()), model
+    assert [len(line.get_xdata()) for line in lines["cnn7"]] == [5] * 4

@@ -41,9 +41,12 @@ def _epoch(model, epoch):
     return row
 
 
+def _names(model):
+    return [*(f"relu{number}" for number in range(1, LAYERS[model])), "relu_linear"]
+
+
 def _layers(model, scale):
-    layers = [f"relu{number}" for number in range(1, 1 + LAYERS[model])]
-    widths = {names.layer_width(layer): scale * 3.0**number for number, layer in enumerate(layers)}
+    widths = {names.layer_width(layer): scale * 3.0**number for number, layer in enumerate(_names(model))}
     return widths | {names.BOUND_WIDTH: scale * 50, names.BOUND_WIDTH_RELATIVE: scale}
 
 
@@ -56,7 +59,7 @@ def _metrics(verdicts, model, seed):
         stages |= {names.examples_at(stage): left, names.decided_by(stage): int(decided)}
         stages |= {names.seconds_of(stage): float(number)}
         left -= int(decided)
-    states = {f"relu{number}": (10.0 * number, 5.0) for number in range(1, 1 + LAYERS[model])}
+    states = {layer: (10.0 * number, 5.0) for number, layer in enumerate(_names(model), start=1)}
     return {
         names.STANDARD_ERROR: share[names.MISCLASSIFIED],
         names.ATTACK_ERROR: share[names.MISCLASSIFIED],
