@@ -59,9 +59,9 @@ class Killed(BaseException):
 
 
 @pytest.mark.skipif(compilation.compiler_problem("cpu") is not None, reason="no C++ compiler that torch can use")
-def test_a_compiled_trial_is_repeated_and_resumed_to_the_same_bits(tmp_path, tiny_trial, monkeypatch):
+def test_a_compiled_trial_is_repeated_and_resumed_to_the_same_bits(tmp_path, tiny_trial, whole_trial):
     """By Inductor itself, on a CPU."""
-    config = tiny_trial("cnn5", width=0.05, train={"compile": "always"})
+    config = tiny_trial("cnn5", train={"compile": "always"})
     run_trial(config, directory=tmp_path / "whole")
 
     def kill(row):
@@ -71,8 +71,8 @@ def test_a_compiled_trial_is_repeated_and_resumed_to_the_same_bits(tmp_path, tin
     with pytest.raises(Killed):
         run_trial(config, directory=tmp_path / "broken", report=kill)
     run_trial(config, directory=tmp_path / "broken")
-    run_trial(tiny_trial("cnn5", width=0.05), directory=tmp_path / "eager")
-    whole, broken, eager = (load_file(tmp_path / name / folder.WEIGHTS) for name in ("whole", "broken", "eager"))
+    places = tmp_path / "whole", tmp_path / "broken", whole_trial("cnn5")[0]
+    whole, broken, eager = (load_file(place / folder.WEIGHTS) for place in places)
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
     for name in ("whole", "broken"):
         compiled = [row[names.TRAIN_COMPILED] for row in folder.read_epochs(tmp_path / name)[1:]]
