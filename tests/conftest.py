@@ -1,6 +1,7 @@
 """Shared by all tests: a process a core with a thread each, fixed seeds, the small data set, tiny trials."""
 
 import dataclasses
+import gc
 import os
 
 import pytest
@@ -53,6 +54,14 @@ def _seeded() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _what_is_imported_is_no_garbage():
+    """Trials collect theirs, and would look through all modules and tests each time."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _perron_vectors_are_found_once():
     """The search for one takes half of the time of small equilibria; what is proved with it is proved each time."""
     search, found = certificate._perron_vector, {}
@@ -68,9 +77,9 @@ def _perron_vectors_are_found_once():
         yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_trial():
-    """A function of changed fields to a trial of a few seconds on the digits."""
+    """A function of changed fields to a trial of a second on the digits."""
 
     def make(model: str = "cnn5", **changes) -> TrialConfig:
         train = {"epochs": 3, "batch_size": 64, "ramp_start": 1, "ramp_epochs": 2, "decay_epochs": ()}
@@ -87,7 +96,7 @@ def tiny_trial():
             train_images=320,
             train=TrainSettings(**train),
             evaluation=EvaluationSettings(
-                stages=("ibp", "crown-ibp"), test_images=60, attack_steps=5, attack_restarts=1, batch_size=40
+                stages=("ibp", "crown-ibp"), test_images=60, attack_steps=2, attack_restarts=1, batch_size=40
             ),
         )
         return dataclasses.replace(config, **changes)

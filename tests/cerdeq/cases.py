@@ -1,5 +1,6 @@
 """Models around every operator, in every form, and small networks: what many tests run over."""
 
+import itertools
 import operator
 from dataclasses import dataclass
 
@@ -242,6 +243,17 @@ NOT_AFFINE = {
 }
 CASES = AFFINE | NOT_AFFINE
 AUGMENTED = {operator.iadd, operator.isub, operator.imul, operator.itruediv}  # these have a test of their own
+
+
+def every_pair(*factors, share):
+    """Parameters of all combinations of the factors' values. Each `share`th is fast, such that any two values of two
+    factors meet in one that is; the others are slow."""
+    grid = [*itertools.product(*(range(len(factor)) for factor in factors))]
+    fast = {place for place in grid if sum(place) % share == 0}
+    for two in itertools.combinations(range(len(factors)), 2):
+        assert {tuple(place[n] for n in two) for place in fast} == {tuple(place[n] for n in two) for place in grid}
+    combinations = zip(itertools.product(*factors), grid, strict=True)
+    return [pytest.param(*values, marks=() if place in fast else pytest.mark.slow) for values, place in combinations]
 
 
 def listed(cases):

@@ -49,7 +49,7 @@ def equilibrium_values(model, x):
     return model[2:](z)
 
 
-@pytest.mark.parametrize("limit", [0, 1, 2, 4, 8, 32])
+@pytest.mark.parametrize("limit", [0, 1, 8, *(pytest.param(limit, marks=pytest.mark.slow) for limit in (2, 4, 32))])
 @pytest.mark.parametrize(("kernel", "rate"), [(None, 0.95), (3, 0.6)])
 def test_any_number_of_adjoint_iterations_is_sound(kernel, rate, limit, monkeypatch):
     monkeypatch.setattr(adjoint, "_LIMIT", limit)

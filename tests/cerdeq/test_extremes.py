@@ -10,6 +10,7 @@ import functools
 import numpy as np
 import pytest
 import torch
+from cases import every_pair
 from equilibria import exact_outputs, folded_network, hard_matrices
 from graphs import SEARCHED
 from oracles import DTYPES, assert_contains, points_of
@@ -19,9 +20,10 @@ from cerdeq import Box, Equilibrium, LinfBall, bound, margin_spec
 from cerdeq.bounds import BOUNDS
 from cerdeq.equilibrium import FixedPoint, NotContractiveError
 
-NETWORKS = [(kernel, count) for kernel in (None, 3) for count in (1, 2)]
-every_network = pytest.mark.parametrize(("kernel", "count"), NETWORKS)
-every_dtype = pytest.mark.parametrize("dtype", DTYPES)
+KERNELS, COUNTS = (None, 3), (1, 2)
+every_kind = pytest.mark.parametrize(
+    ("kernel", "count", "dtype", "method"), every_pair(KERNELS, COUNTS, DTYPES, BOUNDS, share=3)
+)
 every_method = pytest.mark.parametrize("method", BOUNDS)
 
 
@@ -52,17 +54,13 @@ def rounding(dtype):
     return 1e-3 if dtype == torch.float32 else 1e-6
 
 
-@every_method
-@every_dtype
-@every_network
+@every_kind
 def test_a_point_is_bounded_by_its_value(kernel, count, dtype, method):
     model = folded_network(kernel, count, dtype)
     assert width(assert_bounded(model, LinfBall(images(kernel, dtype), 0), method)) <= rounding(dtype)
 
 
-@every_method
-@every_dtype
-@every_network
+@every_kind
 def test_the_whole_cube_of_images_has_one_bound(kernel, count, dtype, method):
     """eps 1: every image is within it of every other, so that the bounds are the same."""
     model = folded_network(kernel, count, dtype)
@@ -72,9 +70,7 @@ def test_the_whole_cube_of_images_has_one_bound(kernel, count, dtype, method):
     torch.testing.assert_close(upper[0], upper[1], rtol=0, atol=1e-2 * size)
 
 
-@every_method
-@every_dtype
-@every_network
+@every_kind
 def test_images_of_one_colour_are_bounded(kernel, count, dtype, method):
     """Margins of black and white ones: as points, and where the ball is cut off on one side."""
     model = folded_network(kernel, count, dtype)
@@ -85,11 +81,12 @@ def test_images_of_one_colour_are_bounded(kernel, count, dtype, method):
     assert width((lower[:2], upper[:2])) <= rounding(dtype)
 
 
-@every_method
-@every_dtype
-@pytest.mark.parametrize(("kernel", "count", "dead"), [(*n, dead) for n in NETWORKS for dead in range(n[1])])
-def test_a_dead_layer_lets_nothing_through(kernel, count, dead, dtype, method):
+@pytest.mark.parametrize(
+    ("kernel", "layer", "dtype", "method"), every_pair(KERNELS, [(1, 0), (2, 0), (2, 1)], DTYPES, BOUNDS, share=3)
+)
+def test_a_dead_layer_lets_nothing_through(kernel, layer, dtype, method):
     """What comes after it is a constant: the bias of the head, after the last equilibrium."""
+    count, dead = layer
     model = folded_network(kernel, count, dtype)
     nn.init.constant_(model[dead].inject.bias, -100.0)
     bounds = assert_bounded(model, LinfBall(images(kernel, dtype), 0.5), method)
@@ -104,9 +101,7 @@ def explicit(model):
     return nn.Sequential(*layers).eval()
 
 
-@every_method
-@every_dtype
-@every_network
+@every_kind
 def test_without_a_recurrence_bounds_are_those_of_the_explicit_network(kernel, count, dtype, method):
     model = folded_network(kernel, count, dtype)
     for block in model[:count]:
@@ -120,9 +115,7 @@ def test_without_a_recurrence_bounds_are_those_of_the_explicit_network(kernel, c
     torch.testing.assert_close((lower, upper), expected, rtol=0, atol=tolerance)
 
 
-@every_method
-@every_dtype
-@every_network
+@every_kind
 def test_one_example_of_one_pixel_is_bounded(kernel, count, dtype, method):
     model = folded_network(kernel, count, dtype, side=1)
     region = LinfBall(images(kernel, dtype, batch=1, side=1), 0.1)
@@ -153,10 +146,7 @@ def unscaled(kernel, dtype, method):
     return model, region, bound(model, region, method), exact_outputs(model, points_of(region, 16)).numpy()
 
 
-@pytest.mark.parametrize("name", SCALES)
-@every_method
-@every_dtype
-@pytest.mark.parametrize("kernel", [None, 3])
+@pytest.mark.parametrize(("kernel", "dtype", "method", "name"), every_pair(KERNELS, DTYPES, BOUNDS, SCALES, share=3))
 @torch.no_grad()
 def test_weights_of_any_size_give_right_bounds_or_none(kernel, dtype, method, name):
     """z is homogeneous in h, so the outputs are those of the plain network times a power of 2, wherever it leads."""

@@ -39,7 +39,7 @@ def with_weight(model, weight, function):
 
 @pytest.mark.parametrize("kernel", [None, 3])
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_gradients_of_the_clean_equilibrium_pass_gradcheck(seed, training, kernel):
     torch.manual_seed(seed)
     model = plain_layer(kernel).train(training)
@@ -54,7 +54,7 @@ def test_gradients_of_the_clean_equilibrium_pass_gradcheck(seed, training, kerne
 
 @pytest.mark.parametrize("kernel", [None, 3])
 @pytest.mark.parametrize("shrinkage", [1.0, 0.7])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_gradients_of_the_interval_equilibrium_pass_gradcheck(seed, shrinkage, kernel):
     torch.manual_seed(seed)
     model = plain_layer(kernel)

@@ -290,10 +290,23 @@ def cases(draw):
     return graph.to(dtype), shape, Box(center, torch.full_like(center, size * eps))
 
 
-@settings(max_examples=80, deadline=None, derandomize=True, database=None)
+SOME = settings(max_examples=40, deadline=None, derandomize=True, database=None)
+
+
+@SOME
 @given(cases())
 def test_no_attack_beats_a_bound(case):
-    graph, shape, box = case
+    check_attacked(*case)
+
+
+@pytest.mark.slow
+@settings(SOME, max_examples=200)
+@given(cases())
+def test_no_attack_beats_a_bound_of_many_networks(case):
+    check_attacked(*case)
+
+
+def check_attacked(graph, shape, box):
     spec = torch.cat([torch.eye(2), torch.tensor([[1.0, -1.0], [0.0, 0.0]])]).to(box.center).expand(2, 4, 2)
     ends = [bound(graph, box, method, spec) for method in BOUNDS]
     wide = copy.deepcopy(graph).double()

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import assert_sound
+from cases import assert_sound, every_pair
 from graphs import LARGE, LINEAR, SEARCHED, deep, network, specs
 from oracles import DTYPES, Lambda, assert_contains, points_of, random_box
 from torch import nn
@@ -20,9 +20,10 @@ from cerdeq.bounds.memory import default_memory
 # Memory and batches
 
 
-@pytest.mark.parametrize("name", ["dense images", "residual", "constant in a concatenation"])
-@pytest.mark.parametrize("method", ["crown", *SEARCHED])
-@pytest.mark.parametrize("memory", [1, 5_000])
+@pytest.mark.parametrize(
+    ("memory", "method", "name"),
+    every_pair([1, 5_000], ["crown", *SEARCHED], ["dense images", "residual", "constant in a concatenation"], share=2),
+)
 def test_chunks_change_nothing(memory, method, name):
     graph, shape = network(name, seed=2)
     box = random_box(3, *shape)

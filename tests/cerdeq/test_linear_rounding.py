@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import every_pair
 from graphs import LINEAR, deep, wild_box
 from oracles import DTYPES, dense_affine, fractions, points_of, random_box
 from torch import nn
@@ -54,9 +55,7 @@ def assert_exactly_inside(model, box, method, spec=None, finite=True):
             assert not (np.isfinite(high) and Fraction(high) < value), float(value - Fraction(high))
 
 
-@pytest.mark.parametrize("method", LINEAR)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(("seed", "dtype", "method"), every_pair(range(6), DTYPES, LINEAR, share=2))
 def test_bounds_contain_the_exact_values_of_small_networks(seed, dtype, method):
     torch.manual_seed(seed)
     act = nn.ReLU() if seed % 2 else nn.LeakyReLU([0.1, 1.7, -0.3][seed // 2])
@@ -66,9 +65,7 @@ def test_bounds_contain_the_exact_values_of_small_networks(seed, dtype, method):
     assert_exactly_inside(model, box, method, torch.randn(1, 3, 2, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("method", LINEAR)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("seed", "dtype", "method"), every_pair(range(4), DTYPES, LINEAR, share=2))
 def test_bounds_contain_the_exact_value_where_all_cancels(seed, dtype, method):
     """Pairs of weights that differ in the last digit: all that is left is rounding."""
     torch.manual_seed(seed)
@@ -206,15 +203,15 @@ def test_the_leaky_relu_rule_is_sound_in_exact_arithmetic(slope, dtype):
 # Not a number, infinity, overflow
 
 
+NONE = [float("nan"), float("inf"), -float("inf")]
+
+
 def with_pool(dtype=torch.float64):
     parts = [nn.Conv2d(1, 2, 2, padding=1), nn.LeakyReLU(0.2), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 2)]
     return nn.Sequential(*parts).to(dtype).eval()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("method", BOUNDS)
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("layer", [0, 2, 4])
+@pytest.mark.parametrize(("layer", "bad", "method", "dtype"), every_pair([0, 2, 4], NONE, BOUNDS, DTYPES, share=3))
 def test_bad_weights_give_no_finite_bound_of_what_depends_on_them(layer, bad, method, dtype):
     model = deep(dtype)
     with torch.no_grad():

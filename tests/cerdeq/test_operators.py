@@ -3,7 +3,19 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import AFFINE, AUGMENTED, CASES, NOT_AFFINE, Case, assert_sound, curved, function, listed, wrapped
+from cases import (
+    AFFINE,
+    AUGMENTED,
+    CASES,
+    NOT_AFFINE,
+    Case,
+    assert_sound,
+    curved,
+    every_pair,
+    function,
+    listed,
+    wrapped,
+)
 from oracles import (
     DTYPES,
     Lambda,
@@ -19,6 +31,8 @@ from torch import nn
 from cerdeq import Box, bound
 from cerdeq.bounds import BOUNDS, Context, Interval, Operator, propagate, register, trace
 from cerdeq.bounds.operators import TABLE
+
+SCALES = [1e-3, 1.0, 1e3]
 
 
 def test_every_operator_of_the_table_has_cases():
@@ -36,7 +50,7 @@ def test_every_form_of_an_operator_has_a_case(record):
     assert set(record.modules) <= modules
 
 
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("case", listed(AFFINE))
 def test_affine_operators_meet_their_exact_extremes(case, scale):
     model = wrapped(case)
@@ -57,7 +71,7 @@ def test_a_curve_is_told_from_what_is_piecewise_linear():
     assert set(PIECEWISE_LINEAR) >= {"relu", "leaky_relu", "max_pool2d"}
 
 
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("case", listed(PIECEWISE_LINEAR))
 def test_extremes_at_corners_and_kinks_are_exact(case, scale):
     """Max pooling is monotone; leaky ReLU of any slope has its extremes at the ends, or at 0 where it lies inside."""
@@ -72,9 +86,10 @@ def test_extremes_at_corners_and_kinks_are_exact(case, scale):
     assert (lower <= values.amin(0)).all() and (values.amax(0) <= upper).all()
 
 
-@pytest.mark.parametrize("method", BOUNDS)
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
-@pytest.mark.parametrize("case", listed(NOT_AFFINE))
+@pytest.mark.parametrize(
+    ("case", "scale", "method"),
+    every_pair([case for group in NOT_AFFINE.values() for case in group], SCALES, BOUNDS, share=3),
+)
 def test_bounds_of_what_is_not_affine_contain_its_values(case, scale, method):
     """In float32, of sums of either sign, judged by values in float64 of the same weights."""
     model, box = wrapped(case, torch.float32), random_box(3, *case.shape, scale=scale, dtype=torch.float32)

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from cases import every_pair
 from equilibria import channels, dense_operator, spectral_radius
 from torch import nn
 
@@ -31,10 +32,9 @@ def followed(part, kernel, passes=30):
     return part.eval()
 
 
-@pytest.mark.parametrize("margin", [0.01, 0.3, 0.99])
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e6])
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "shape", "scale", "margin"), every_pair(NAMES, SHAPES, [1e-3, 1.0, 1e6], [0.01, 0.3, 0.99], share=3)
+)
 def test_the_margin_is_proved_on_the_stored_w(name, shape, scale, margin):
     part, kernel = made(name, shape[0], margin), random_kernel(shape, scale)
     for _ in range(4):

@@ -173,7 +173,7 @@ def test_a_training_pass_of_few_iterations_is_a_picard_iteration(count):
     torch.testing.assert_close(result.box.upper.detach(), high)
 
 
-@pytest.mark.parametrize("name", ["resnet9", "cerdeq"])  # all layers there are; compiling takes seconds
+@pytest.mark.parametrize("name", [pytest.param("resnet9", marks=pytest.mark.slow), "cerdeq"])  # all layers there are
 def test_compiled_losses_and_gradients_are_the_eager_ones(name):
     from baselines import build
 

@@ -1,8 +1,11 @@
 """A solver that stops early or gives garbage costs tightness alone: bounds of networks stay sound by any method."""
 
+import itertools
+
 import gaps
 import pytest
 import torch
+from cases import every_pair
 from equilibria import GARBAGE, exact_outputs, folded_network
 from oracles import assert_contains, points_of
 
@@ -13,7 +16,10 @@ from cerdeq.equilibrium import certificate, contraction, verify_inclusion
 ROUNDING = 1e-9  # of the networks' values by numpy
 
 
-@pytest.fixture(params=["one step", "zeros", "not a number", "noise", "shrunk", "negative radius"])
+WRONG = ["one step", "zeros", "not a number", "noise", "shrunk", "negative radius"]
+
+
+@pytest.fixture
 def accepted(request, monkeypatch):
     """The solver is broken; grows by whether the check accepted what it gave, for each box and example."""
     solve, verdicts = certificate.interval_equilibrium, []
@@ -35,7 +41,14 @@ def problems():
     return [gaps.solved(*kind, seed=1, units=6) for kind in kinds]
 
 
-@pytest.mark.parametrize("method", BOUNDS)
+LONG = {("alpha-crown", wrong) for wrong in WRONG[::2]}  # these are fast below
+
+
+@pytest.mark.parametrize(
+    ("method", "accepted"),
+    [pytest.param(*case, marks=pytest.mark.slow if case in LONG else ()) for case in itertools.product(BOUNDS, WRONG)],
+    indirect=["accepted"],
+)
 def test_no_bound_is_beyond_the_exact_optimum(method, accepted, problems):
     for problem in problems:
         rows = gaps.measured(problem, method)
@@ -43,9 +56,13 @@ def test_no_bound_is_beyond_the_exact_optimum(method, accepted, problems):
     assert accepted and not any(accepted)
 
 
-@pytest.mark.parametrize("method", BOUNDS)
-@pytest.mark.parametrize(("kernel", "dtype"), [(None, torch.float64), (3, torch.float32)])
-def test_two_equilibria_contain_what_they_compute(kernel, dtype, method, accepted):
+@pytest.mark.parametrize(
+    ("network", "method", "accepted"),
+    every_pair([(None, torch.float64), (3, torch.float32)], BOUNDS, WRONG, share=2),
+    indirect=["accepted"],
+)
+def test_two_equilibria_contain_what_they_compute(network, method, accepted):
+    kernel, dtype = network
     model = folded_network(kernel, 2, dtype)
     region = LinfBall(torch.rand(2, *((3,) if kernel is None else (1, 3, 3)), dtype=dtype), 0.1)
     wide = Box(region.center.double(), region.radius.double())

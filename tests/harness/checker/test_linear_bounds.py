@@ -254,7 +254,11 @@ def attacked(model, x, labels, eps, steps=5):
     return least.numpy()
 
 
-@pytest.mark.parametrize(("name", "options"), SHALLOW + OPTIONS)
+LONG = ("densenet", {})  # as long as all others together
+KINDS = [pytest.param(*case, marks=pytest.mark.slow if case == LONG else ()) for case in SHALLOW + OPTIONS]
+
+
+@pytest.mark.parametrize(("name", "options"), KINDS)
 def test_margins_lie_below_attacks_and_where_crown_s_do(name, options):
     """Two derivations of one bound. Tighter boxes are no looser."""
     model = network_of(name, **options)

@@ -104,9 +104,9 @@ def test_branch_and_bound_itself_decides_more_and_its_counterexamples_are_kept(n
     trained = Path(__file__).parents[1] / "golden" / name
     config = folder.read_trial(trained / folder.TRIAL).config
     settings = {"stages": ("ibp", "bab"), "attack_steps": 1, "attack_restarts": 1, "attack": "margin"}
-    settings |= {"bab_seconds": None, "bab_branches": 100}
+    settings |= {"bab_seconds": None, "bab_branches": 60}
     config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, **settings))
-    test = load(config.dataset).test_images(30)
+    test = load(config.dataset).test_images(20)
     network = load_network(config, trained / folder.WEIGHTS)
     judgement = judge(network, test.images, test.labels, config)
     table = judgement.verdicts

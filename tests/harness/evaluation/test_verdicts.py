@@ -38,10 +38,10 @@ def test_the_prediction_follows_from_the_margins():
 def judged(tiny_trial):
     """A function of a network's name to (verdicts and all, network, images, labels, config)."""
 
-    def make(name: str, **changes):
+    def make(name: str, count=90, **changes):
         config = tiny_trial(name, **changes)
         model = build(name, "digits", 0.1).double().eval()
-        images = torch.randint(0, 256, (90, 1, 8, 8), dtype=torch.uint8)
+        images = torch.randint(0, 256, (count, 1, 8, 8), dtype=torch.uint8)
         with torch.no_grad():
             labels = model(images.double() / 255).argmax(1)
         labels[::9] = (labels[::9] + 1) % 10
@@ -72,11 +72,13 @@ def by_stages(config, *stages):
 
 @pytest.mark.parametrize("name", ["cnn5", "cerdeq"])
 def test_each_stage_asks_only_what_is_open_and_loses_no_proof(judged, name):
-    _, model, images, labels, config = judged(name, eps="1/2000")
-    tables = [
+    second, model, images, labels, config = judged(name, count=45, eps="1/2000")
+    assert config.evaluation.stages == ("ibp", "crown-ibp")
+    first, last = (
         judge(model, images, labels, by_stages(config, *stages)).verdicts
-        for stages in [("ibp",), ("ibp", "crown-ibp"), ("ibp", "crown-ibp", "crown", "alpha-crown")]
-    ]
+        for stages in [("ibp",), ("ibp", "crown-ibp", "crown", "alpha-crown")]
+    )
+    tables = [first, second.verdicts, last]
     proved = [set(table.index[table[names.VERDICT] == "certified"]) for table in tables]
     assert proved[0] <= proved[1] <= proved[2] and len(proved[0]) < len(proved[2])
     for table in tables:
@@ -91,14 +93,10 @@ def test_each_stage_asks_only_what_is_open_and_loses_no_proof(judged, name):
 
 
 def test_verdicts_do_not_depend_on_the_batch(judged):
-    _, model, images, labels, config = judged("cnn5", eps="1/2000")
-    whole, parts = (
-        judge(model, images, labels, dataclasses.replace(config, evaluation=settings)).verdicts
-        for settings in (
-            dataclasses.replace(config.evaluation, batch_size=90),
-            dataclasses.replace(config.evaluation, batch_size=7),
-        )
-    )
+    judgement, model, images, labels, config = judged("cnn5", eps="1/2000")  # 40 at a time
+    settings = dataclasses.replace(config.evaluation, batch_size=7)
+    whole, parts = judgement.verdicts, judge(model, images, labels, dataclasses.replace(config, evaluation=settings))
+    parts = parts.verdicts
     assert (whole["margin_crown-ibp"].isna() == parts["margin_crown-ibp"].isna()).all()
     assert whole[names.VERDICT].equals(parts[names.VERDICT])
     assert whole[names.ATTACK_MARGIN].tolist() == pytest.approx(parts[names.ATTACK_MARGIN].tolist(), nan_ok=True)
@@ -113,7 +111,7 @@ def test_float32_first_gives_the_verdicts_of_float64_alone(name, monkeypatch):
     trained = GOLDEN / name
     config = by_stages(folder.read_trial(trained / folder.TRIAL).config, "ibp", "crown-ibp", "crown")
     config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, attack_restarts=1))
-    test = load(config.dataset).test_images(60)
+    test = load(config.dataset).test_images(40)
     network = load_network(config, trained / folder.WEIGHTS)
     assert in_float32(network) is not None
     first = judge(network, test.images, test.labels, config).verdicts

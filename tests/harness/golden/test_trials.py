@@ -18,6 +18,7 @@ from harness.evaluation.verdicts import judge
 from harness.storage import folder, names
 from harness.training import load_network
 from harness.training.loop import train
+from harness.training.step import Stepper
 
 HERE = Path(__file__).parent
 both = pytest.mark.parametrize("name", ["cnn5", "cerdeq"])
@@ -63,13 +64,21 @@ def test_judging_has_not_changed(name):
     assert {metric: measured.get(metric) for metric in metrics} == pytest.approx(metrics, rel=1e-6)
 
 
-def test_training_has_not_changed(tmp_path):
+def test_training_has_not_changed(tmp_path, monkeypatch):
     """Schedules to the last digit over a whole training, losses and widths while rounding has not spread.
 
-    Weights that differ by 1e-7 at first have widths that differ by half a percent after one epoch.
+    Weights that differ by 1e-7 at first have widths that differ by half a percent after one epoch: no step is taken
+    after it, and what the last one told is told again.
     """
     config = folder.read_trial(HERE / "cnn5" / folder.TRIAL).config
-    then, rows = folder.read_epochs(HERE / "cnn5"), []
+    then, rows, told, step = folder.read_epochs(HERE / "cnn5"), [], [], Stepper.__call__
+
+    def in_the_first_epoch(stepper, *arguments):
+        if len(rows) < 2:
+            told.append(step(stepper, *arguments))
+        return told[-1]
+
+    monkeypatch.setattr(Stepper, "__call__", in_the_first_epoch)
     images = load(config.dataset).train
     train(config, images.images, images.labels, tmp_path, torch.device("cpu"), rows.append)
     for schedule in (names.EPOCH, names.TRAIN_EPS, names.TRAIN_LEARNING_RATE):

@@ -1,12 +1,16 @@
 """One Ray, one finished sweep and one new MLflow store for all tests, since each takes seconds to make."""
 
 import logging
+import os
 import shutil
+import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
+from mlflow_folders import finish, make_folder
 from processes import descendants
 from study import POLITENESS, SETTINGS, TINY, Study
 
@@ -86,11 +90,27 @@ def no_ray(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def opened_store(tmp_path_factory):
+def made_by_default(tmp_path_factory):
+    """A process that was told of no store and logged a finished trial, and the directory that it worked in."""
+    directory = tmp_path_factory.mktemp("default-store") / "a place"
+    directory.mkdir()
+    finish(place := make_folder(directory.parent))
+    code = (
+        "import pathlib, sys; from harness.launch.mlflow_store import Tracker; "
+        "Tracker.open('study').sync(pathlib.Path(sys.argv[1]))"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    command = [sys.executable, "-W", "default", "-c", code, str(place)]
+    environment |= {"PYTHONPATH": str(Path(__file__).parents[3])}
+    return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True), directory
+
+
+@pytest.fixture(scope="session")
+def opened_store(tmp_path_factory, made_by_default):
     """The URI of an MLflow store that has been opened; experiments are told apart by tests' names."""
-    uri = f"sqlite:///{tmp_path_factory.mktemp('opened-store')}/mlflow.db"
-    Tracker.open("first", uri)
-    return uri
+    path = tmp_path_factory.mktemp("opened-store") / "mlflow.db"
+    shutil.copy(made_by_default[1] / "mlflow.db", path)
+    return f"sqlite:///{path}"
 
 
 @pytest.fixture

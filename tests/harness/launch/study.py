@@ -22,7 +22,7 @@ TINY = {
     "width": 0.05,
     "train_images": 256,
     "train": {"epochs": 2, "batch_size": 64, "ramp_start": 1, "ramp_epochs": 1, "decay_epochs": []},
-    "evaluation": {"test_images": 50, "attack_steps": 2, "attack_restarts": 1},
+    "evaluation": {"stages": ["ibp", "crown-ibp"], "test_images": 50, "attack_steps": 2, "attack_restarts": 1},
     "trials": [{"model": "cnn5", "method": "ibp"}, {"model": "cerdeq", "method": "ibp"}],
 }
 LONG = {  # some seconds of training, so that there is a middle to be killed in

@@ -35,7 +35,7 @@ def trained(tmp_path_factory):
     from harness.config.settings import EvaluationSettings, TrainSettings
     from harness.config.trial import TrialConfig
 
-    train = TrainSettings(epochs=6, batch_size=32, ramp_start=1, ramp_epochs=2, decay_epochs=())
+    train = TrainSettings(epochs=3, batch_size=32, ramp_start=1, ramp_epochs=2, decay_epochs=())
     judged = EvaluationSettings(("ibp", "crown-ibp"), 60, attack_steps=5, attack_restarts=1)
     settings = {"width": 0.1, "train_images": 320, "train": train, "evaluation": judged}
     base = TrialConfig("tiny", "full", "digits", "1/64", 0, "cnn5", "ibp", **settings)
@@ -49,6 +49,16 @@ def trained(tmp_path_factory):
         else:
             run_trial(config, place)
     return sweep
+
+
+@pytest.fixture(scope="module")
+def whole(trained, tmp_path_factory):
+    """The first finished trial's certification that nothing broke off."""
+    place = shutil.copytree(finished_trials(trained)[0], tmp_path_factory.mktemp("whole") / "results/tiny/trials/whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(work, "_PER_SHARD", 25)
+        assert run(place) == 0
+    return place / "certified" / NAME
 
 
 @pytest.fixture
@@ -126,11 +136,8 @@ def test_rows_of_a_certification_are_compared(sweep):
 
 
 @pytest.mark.parametrize("where", ["write_shard", "write_result"])
-def test_killed_anywhere_it_goes_on_to_the_very_same_verdicts(sweep, monkeypatch, where, capsys):
+def test_killed_anywhere_it_goes_on_to_the_very_same_verdicts(sweep, whole, monkeypatch, where, capsys):
     place, other = finished_trials(sweep)
-    assert run(place) == 0
-    whole = (place / "certified" / NAME / folder.VERDICTS).read_bytes()
-    shutil.rmtree(place / "certified")
     owner, calls = certification if where == "write_shard" else folder, []
     honest = getattr(owner, where)
 
@@ -152,7 +159,7 @@ def test_killed_anywhere_it_goes_on_to_the_very_same_verdicts(sweep, monkeypatch
         assert "unfinished: 1 of 3 shards" in build(sweep).failures["problem"].str.cat()
     assert run(place) == 0
     assert done == left
-    assert (place / "certified" / NAME / folder.VERDICTS).read_bytes() == whole
+    assert (place / "certified" / NAME / folder.VERDICTS).read_bytes() == (whole / folder.VERDICTS).read_bytes()
     assert run(place) == 0 and done == left  # there is nothing left to do
     assert not (other / "certified").exists()
 
@@ -175,7 +182,7 @@ def begin(place, monkeypatch):
 
 
 @pytest.mark.parametrize("change", ["weights", "versions", "a shard's verdicts", "a shard of something else"])
-def test_shards_of_anything_else_are_done_again(sweep, monkeypatch, change, capsys):
+def test_shards_of_anything_else_are_done_again(sweep, whole, monkeypatch, change, capsys):
     place, other = finished_trials(sweep)
     directory = begin(place, monkeypatch)
     if change == "weights":
@@ -195,18 +202,17 @@ def test_shards_of_anything_else_are_done_again(sweep, monkeypatch, change, caps
     assert done == [0, 1, 2]
     told = {"weights": "begun anew: other weights or data", "versions": "begun anew: other versions or device"}
     assert told.get(change, "") in " ".join(capsys.readouterr().out.split())
-    fresh = directory.with_name("fresh")
-    directory.rename(fresh)
-    assert run(place) == 0
+    fresh = whole
+    if change == "weights":
+        fresh = directory.rename(directory.with_name("fresh"))
+        assert run(place) == 0
     assert (fresh / folder.VERDICTS).read_bytes() == (directory / folder.VERDICTS).read_bytes()
 
 
-def test_an_image_whose_stage_fails_has_that_for_its_verdict_and_the_others_theirs(sweep, monkeypatch, capsys):
+def test_an_image_whose_stage_fails_has_that_for_its_verdict_and_the_others_theirs(sweep, whole, monkeypatch, capsys):
     place, _ = finished_trials(sweep)
-    assert run(place) == 0
     directory = place / "certified" / NAME
-    whole = pd.read_parquet(directory / folder.VERDICTS)
-    shutil.rmtree(directory)
+    whole = pd.read_parquet(whole / folder.VERDICTS)
     asked = whole.index[whole["margin_crown-ibp"].notna()].tolist()[:2]
     pixels = load("digits").test_images(60).images.double() / 255
     honest, errors = verdicts.lower_bounds, [torch.OutOfMemoryError("64 GiB"), ValueError("no\nsuch rule")]
@@ -329,17 +335,14 @@ def test_trials_that_cannot_be_certified_are_refused(sweep, capsys, what):
     assert not list(sweep.rglob("certified"))
 
 
-def test_two_workers_give_the_bytes_of_one(sweep, cluster, monkeypatch):
+def test_two_workers_give_the_bytes_of_one(sweep, whole, cluster, monkeypatch):
     """Through Ray, whose workers the tests' own cluster has up already."""
     place, _ = finished_trials(sweep)
-    assert run(place) == 0
-    alone = place / "certified-alone"
-    (place / "certified").rename(alone)
     monkeypatch.undo()
     monkeypatch.setattr(work, "_PER_SHARD", 25)
     assert main("certify", [str(place), "--stages", STAGES, "--workers", "2"]) == 0
     together = place / "certified" / NAME
-    assert (together / folder.VERDICTS).read_bytes() == (alone / NAME / folder.VERDICTS).read_bytes()
+    assert (together / folder.VERDICTS).read_bytes() == (whole / folder.VERDICTS).read_bytes()
 
 
 @pytest.mark.slow

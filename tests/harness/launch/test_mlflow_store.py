@@ -1,9 +1,6 @@
 """Which MLflow store is taken, how to look at it, and stores that cannot be used."""
 
-import os
 import shutil
-import subprocess
-import sys
 import time
 
 import pytest
@@ -73,23 +70,8 @@ def test_the_environment_names_the_store_and_the_option_wins(opened_store, tmp_p
     assert not (tmp_path / "mlflow.db").exists()
 
 
-@pytest.mark.timeout(60)
-def test_without_a_uri_the_store_is_in_the_working_directory_and_nothing_is_printed(tmp_path):
-    directory = tmp_path / "a place"
-    directory.mkdir()
-    finish(place := make_folder(tmp_path))
-    code = (
-        "import pathlib, sys; from harness.launch.mlflow_store import Tracker; "
-        "Tracker.open('study').sync(pathlib.Path(sys.argv[1]))"
-    )
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    done = subprocess.run(
-        [sys.executable, "-W", "default", "-c", code, str(place)],
-        cwd=directory,
-        env={**environment, "PYTHONPATH": os.getcwd()},
-        capture_output=True,
-        text=True,
-    )
+def test_without_a_uri_the_store_is_in_the_working_directory_and_nothing_is_printed(made_by_default):
+    done, directory = made_by_default
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert {path.name for path in directory.iterdir()} == {"mlflow.db", "mlruns"}
     tracker = Tracker.open("study", f"sqlite:///{directory}/mlflow.db")

@@ -1,5 +1,6 @@
 """`python -m harness.tightness`: the table of methods, on a trained trial."""
 
+import shutil
 from types import SimpleNamespace
 
 import pandas as pd
@@ -11,10 +12,11 @@ from harness.storage import folder, names
 from harness.training import run_trial
 
 
-@pytest.fixture
-def trained(tiny_trial, tmp_path):
-    run_trial(tiny_trial(width=0.05), directory=tmp_path)
-    return tmp_path
+@pytest.fixture(scope="module")
+def trained(tiny_trial, tmp_path_factory):
+    place = tmp_path_factory.mktemp("trained")
+    run_trial(tiny_trial(width=0.05), directory=place)
+    return place
 
 
 def test_the_measured_bounds_are_those_of_the_verdicts(trained):
@@ -41,7 +43,8 @@ def test_the_table_has_a_row_for_each_method(trained, capsys):
     assert "first 3 test images" in printed and "cnn5 ibp seed 0" in printed
 
 
-def test_what_is_not_a_trained_trial_is_refused(trained, capsys):
+def test_what_is_not_a_trained_trial_is_refused(trained, tmp_path, capsys):
+    trained = shutil.copytree(trained, tmp_path / "trial")
     (trained / folder.WEIGHTS).unlink()
     assert main("tightness", [str(trained)]) == 2
     assert "weights.safetensors" in capsys.readouterr().err

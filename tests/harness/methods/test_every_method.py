@@ -50,7 +50,7 @@ def test_lower_bounds_are_the_public_ones_and_below_what_an_attack_finds(name, m
     assert (losses.lower >= lower - tolerance).all()
     if not method.linear:
         assert (losses.lower <= lower + tolerance).all()
-    attack, indices = EvaluationSettings(attack_steps=10, attack_restarts=2), torch.arange(len(batch.x))
+    attack, indices = EvaluationSettings(attack_steps=5, attack_restarts=1), torch.arange(len(batch.x))
     worst = worst_point(network, batch.x, batch.labels, EPS, attack, 0, indices)
     assert (losses.lower.amin(1) <= margins(network(worst), batch.labels)).all()
 

@@ -59,9 +59,10 @@ class Killed(BaseException):
 
 
 @pytest.mark.skipif(compilation.compiler_problem("cpu") is not None, reason="no C++ compiler that torch can use")
-def test_a_compiled_trial_is_repeated_and_resumed_to_the_same_bits(tmp_path, tiny_trial, monkeypatch):
+@pytest.mark.parametrize("method", ["plain", pytest.param("ibp", marks=pytest.mark.slow)])  # with thrice the kernels
+def test_a_compiled_trial_is_repeated_and_resumed_to_the_same_bits(tmp_path, tiny_trial, method):
     """By Inductor itself, on a CPU."""
-    config = tiny_trial("cnn5", width=0.05, train={"compile": "always"})
+    config = tiny_trial("cnn5", width=0.05, method=method, train={"compile": "always"})
     run_trial(config, directory=tmp_path / "whole")
 
     def kill(row):
@@ -71,7 +72,7 @@ def test_a_compiled_trial_is_repeated_and_resumed_to_the_same_bits(tmp_path, tin
     with pytest.raises(Killed):
         run_trial(config, directory=tmp_path / "broken", report=kill)
     run_trial(config, directory=tmp_path / "broken")
-    run_trial(tiny_trial("cnn5", width=0.05), directory=tmp_path / "eager")
+    run_trial(tiny_trial("cnn5", width=0.05, method=method), directory=tmp_path / "eager")
     whole, broken, eager = (load_file(tmp_path / name / folder.WEIGHTS) for name in ("whole", "broken", "eager"))
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
     for name in ("whole", "broken"):

@@ -20,6 +20,12 @@ def kept_each_time():
     return Clock(keep_every=0)
 
 
+def images_of_320():
+    """Images and labels that a tiny trial is trained on."""
+    data = load("digits").train
+    return data.images[:320], data.labels[:320]
+
+
 TIMES = (names.TRAIN_EPOCH_SECONDS, names.TRAIN_EXAMPLES_PER_SECOND)
 
 
@@ -28,32 +34,31 @@ def without_times(rows):
 
 
 @pytest.mark.parametrize("model", ["cnn5", "cerdeq"])
-def test_a_trial_that_was_killed_goes_on_to_the_very_same_weights(tmp_path, tiny_trial, model):
-    run_trial(tiny_trial(model), directory=tmp_path / "whole")
-
+def test_a_trial_that_was_killed_goes_on_to_the_very_same_weights(tmp_path, tiny_trial, whole_trial, model):
     def kill(row):
         if row[names.EPOCH] == 2:
             raise Killed
 
     with pytest.raises(Killed):
-        run_trial(tiny_trial(model), directory=tmp_path / "broken", report=kill, clock=kept_each_time())
+        run_trial(tiny_trial(model), directory=tmp_path, report=kill, clock=kept_each_time())
     rows = []
-    run_trial(tiny_trial(model), directory=tmp_path / "broken", report=rows.append)
+    run_trial(tiny_trial(model), directory=tmp_path, report=rows.append)
     assert [row[names.EPOCH] for row in rows] == [3]
-    whole, broken = (load_file(tmp_path / name / folder.WEIGHTS) for name in ("whole", "broken"))
+    whole, broken = (load_file(place / folder.WEIGHTS) for place in (whole_trial(model)[0], tmp_path))
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
-    assert [row[names.EPOCH] for row in folder.read_epochs(tmp_path / "broken")] == [0, 1, 2, 3]
+    assert [row[names.EPOCH] for row in folder.read_epochs(tmp_path)] == [0, 1, 2, 3]
 
 
 def test_a_trial_killed_before_its_first_checkpoint_writes_the_untrained_network_once(tmp_path, tiny_trial):
     def kill(row):
         raise Killed
 
+    config, images, labels = tiny_trial(), *images_of_320()
     with pytest.raises(Killed):
-        run_trial(tiny_trial(), directory=tmp_path, report=kill)
+        train(config, images, labels, tmp_path, torch.device("cpu"), kill)
     (written,) = folder.read_epochs(tmp_path)
     rows = []
-    run_trial(tiny_trial(), directory=tmp_path, report=rows.append)
+    train(config, images, labels, tmp_path, torch.device("cpu"), rows.append)
     assert [row[names.EPOCH] for row in rows] == [1, 2, 3]
     assert folder.read_epochs(tmp_path) == [written, *rows]
 
@@ -63,17 +68,20 @@ def test_a_checkpoint_without_rows_gives_no_row_of_an_untrained_network(tmp_path
         if row[names.EPOCH] == 2:
             raise Killed
 
+    config, images, labels = tiny_trial(), *images_of_320()
     with pytest.raises(Killed):
-        run_trial(tiny_trial(), directory=tmp_path, report=kill, clock=kept_each_time())
+        train(config, images, labels, tmp_path, torch.device("cpu"), kill, kept_each_time())
     (tmp_path / folder.EPOCHS).unlink()
-    run_trial(tiny_trial(), directory=tmp_path)
+    train(config, images, labels, tmp_path, torch.device("cpu"), lambda row: None)
     assert [row[names.EPOCH] for row in folder.read_epochs(tmp_path)] == [3]
 
 
 @pytest.mark.parametrize("where", ["write_epoch", "checkpoint.save"])
-def test_a_trial_killed_between_the_files_of_an_epoch_lacks_no_row(tiny_trial, tmp_path, monkeypatch, where):
+def test_a_trial_killed_between_the_files_of_an_epoch_lacks_no_row(
+    tiny_trial, whole_trial, tmp_path, monkeypatch, where
+):
     """Checkpoint and row of an epoch are two files; a process may die between them, and no row may be missing."""
-    config = tiny_trial(width=0.05)
+    config = tiny_trial()
 
     def die(*_args, **_kwargs):
         raise Killed
@@ -93,9 +101,8 @@ def test_a_trial_killed_between_the_files_of_an_epoch_lacks_no_row(tiny_trial, t
     assert [row[names.EPOCH] for row in rows] == [0, 1, 2, 3]
     assert rows[:2] == done
     assert result.metrics[names.TRAIN_SECONDS] == pytest.approx(sum(row[names.TRAIN_EPOCH_SECONDS] for row in rows[1:]))
-    unbroken = tmp_path.with_name(f"{tmp_path.name}-unbroken")
-    assert run_trial(config, unbroken).metrics[names.CERTIFIED_ERROR] == result.metrics[names.CERTIFIED_ERROR]
-    whole = folder.read_epochs(unbroken)
+    unbroken, whole = whole_trial("cnn5")
+    assert folder.read_result(unbroken).metrics[names.CERTIFIED_ERROR] == result.metrics[names.CERTIFIED_ERROR]
     assert rows[0] == whole[0]
     assert [row[names.TRAIN_LOSS] for row in rows[1:]] == [row[names.TRAIN_LOSS] for row in whole[1:]]
 
@@ -128,7 +135,7 @@ def test_checkpoints_are_as_far_apart_as_the_clock_says_and_the_last_is_kept(tin
     def pass_time(row):
         now[0] += 12
 
-    run_trial(tiny_trial(width=0.05, train={"epochs": 7}), tmp_path, pass_time)
+    train(tiny_trial(width=0.05, train={"epochs": 7}), *images_of_320(), tmp_path, torch.device("cpu"), pass_time)
     assert saved == [3, 6, 7], "after 36 s, and 36 s after those"
 
 
@@ -141,8 +148,7 @@ def test_a_broken_training_goes_on_as_if_it_had_not_been(tiny_trial, tmp_path, m
         if row[names.EPOCH] == 2:
             raise Killed
 
-    data = load(config.dataset)
-    images, labels = data.train.images[:320], data.train.labels[:320]
+    images, labels = images_of_320()
     with pytest.raises(Killed):
         train(config, images, labels, tmp_path / "broken", torch.device("cpu"), kill, kept_each_time())
     torch.manual_seed(99)

@@ -21,31 +21,29 @@ class Killed(BaseException):
     """Stands for a process that is killed: nothing catches it."""
 
 
-def test_a_trial_leaves_everything_that_its_numbers_rest_on(tmp_path, tiny_trial):
-    rows = []
-    result = run_trial(tiny_trial("cerdeq"), directory=tmp_path, report=rows.append)
+def test_a_trial_leaves_everything_that_its_numbers_rest_on(tiny_trial, whole_trial):
+    place, rows = whole_trial("cerdeq")
     assert [row[names.EPOCH] for row in rows] == [0, 1, 2, 3]
-    assert rows == folder.read_epochs(tmp_path)
+    assert rows == folder.read_epochs(place)
     assert {names.TRAIN_LOSS, names.TRAIN_EPS, names.in_training(names.BOUND_WIDTH), "train/bound_width/relu1"} <= rows[
         1
     ].keys()
-    assert folder.read_result(tmp_path) == result
-    metrics = result.metrics
+    metrics = folder.read_result(place).metrics
     assert metrics[names.STANDARD_ERROR] <= metrics[names.ATTACK_ERROR] <= metrics[names.CERTIFIED_ERROR]
-    verdicts = pd.read_parquet(tmp_path / folder.VERDICTS)
+    verdicts = pd.read_parquet(place / folder.VERDICTS)
     assert len(verdicts) == 60
     assert metrics[names.CERTIFIED_ERROR] == pytest.approx(100 * (verdicts[names.VERDICT] != "certified").mean())
     assert metrics[names.BOUND_WIDTH] == pytest.approx(verdicts[names.WIDTH].mean())
     falsified = verdicts.loc[verdicts[names.VERDICT] == "attacked", names.INDEX]
-    counterexamples = load_file(tmp_path / folder.COUNTEREXAMPLES)
+    counterexamples = load_file(place / folder.COUNTEREXAMPLES)
     assert set(counterexamples) == set(map(str, falsified))
-    model = load_network(tiny_trial("cerdeq"), tmp_path / folder.WEIGHTS)
+    model = load_network(tiny_trial("cerdeq"), place / folder.WEIGHTS)
     weight = model.equilibrium.recurrence.weight
     assert metrics[names.RHO_BOUND] == contraction(weight).rate < 0.7
     assert 0 < metrics[names.GAIN] < 1
     assert metrics[names.ITERATIONS] >= 1
     assert metrics[names.CERTIFIED_ERROR_W0] >= metrics[names.STANDARD_ERROR_W0]
-    assert "equilibrium.recurrence.weight" in load_file(tmp_path / folder.WEIGHTS)
+    assert "equilibrium.recurrence.weight" in load_file(place / folder.WEIGHTS)
 
 
 def test_training_in_bf16_leaves_judging_in_float64(tmp_path, tiny_trial):
@@ -86,10 +84,9 @@ def test_the_recipe_says_how_weights_start(tmp_path, tiny_trial, initialisation)
         torch.testing.assert_close(weights[name], parameter.detach())
 
 
-def test_another_seed_gives_another_network(tmp_path, tiny_trial):
-    for seed in (0, 1):
-        run_trial(tiny_trial(seed=seed), directory=tmp_path / str(seed))
-    first, second = (load_file(tmp_path / str(seed) / folder.WEIGHTS) for seed in (0, 1))
+def test_another_seed_gives_another_network(tmp_path, tiny_trial, whole_trial):
+    run_trial(tiny_trial(seed=1), directory=tmp_path)
+    first, second = (load_file(place / folder.WEIGHTS) for place in (whole_trial("cnn5")[0], tmp_path))
     assert not torch.equal(first["conv1.weight"], second["conv1.weight"])
 
 
@@ -136,10 +133,9 @@ def test_a_collapsed_network_is_warned_about(tmp_path, tiny_trial):
     assert any("collapsed" in warning for warning in result.warnings)
 
 
-def test_a_folder_that_holds_another_trial_is_refused(tmp_path, tiny_trial):
-    run_trial(tiny_trial(train={"epochs": 2}), directory=tmp_path)
+def test_a_folder_that_holds_another_trial_is_refused(tiny_trial, whole_trial):
     with pytest.raises(SettingError, match="it holds"):
-        run_trial(tiny_trial(seed=5), directory=tmp_path)
+        run_trial(tiny_trial(seed=5), directory=whole_trial("cnn5")[0])
 
 
 def test_a_batch_larger_than_the_data_is_refused(tmp_path, tiny_trial):
