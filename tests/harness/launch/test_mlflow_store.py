@@ -6,7 +6,7 @@ import time
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from mlflow_folders import finish, make_folder, only_run
+from mlflow_folders import make_folder, only_run
 
 from harness.launch import mlflow_view
 from harness.launch.mlflow_client import TrackingError
