@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from baselines import build
+from harness.clock import Clock
 from harness.storage import folder, names
 from harness.training import compilation, loop, run_trial
 from harness.training.compilation import Decision, decide
@@ -70,7 +71,8 @@ def test_a_compiled_trial_is_repeated_and_resumed_to_the_same_bits(tmp_path, tin
             raise Killed
 
     with pytest.raises(Killed):
-        run_trial(config, directory=tmp_path / "broken", report=kill)
+        run_trial(config, directory=tmp_path / "broken", report=kill, clock=Clock(keep_every=0))
+    assert [row[names.EPOCH] for row in folder.read_epochs(tmp_path / "broken")] == [0, 1, 2]
     run_trial(config, directory=tmp_path / "broken")
     run_trial(tiny_trial("cnn5", width=0.05, method=method), directory=tmp_path / "eager")
     whole, broken, eager = (load_file(tmp_path / name / folder.WEIGHTS) for name in ("whole", "broken", "eager"))
