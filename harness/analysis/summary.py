@@ -62,7 +62,8 @@ def _on_other_images(place: Path) -> str:
 def _told_apart(others: pd.DataFrame, seeds: int) -> list[str]:
     """Which rows are worse than the best beyond what training anew may change, and which are not told from it."""
     if seeds < 2:
-        return [f"behind it: {_named(others)}; one seed says nothing of training anew"]
+        said = "the others against it, on the seed that both have"
+        return [f"{said}: {_named(others)}; one seed says nothing of training anew"]
     certain = others["t_holm"] < _LEVEL
     test = f"paired t test over {seeds} seeds, p < {_LEVEL:g} after Holm's correction"
     return [
