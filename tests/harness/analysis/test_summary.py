@@ -35,7 +35,8 @@ def test_one_seed_says_nothing_of_training_anew(tmp_path):
     _add(tmp_path, 0, 40, model="cnn9")
     assert _lines(tmp_path)[2:] == [
         "that network on other images: 4.9 to 17.6 % (exact 95 % interval)",
-        "the others against it, on the seed that both have: cnn9 ibp (+30.0 points); one seed says nothing of training anew",
+        "the others against it, on the seed that both have: cnn9 ibp (+30.0 points); "
+        "one seed says nothing of training anew",
     ]
 
 
