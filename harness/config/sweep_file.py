@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from pydantic_core import CoreSchema, core_schema
 
 from baselines import DATASETS, UnknownNameError, UnknownOptionError, network_names, options_of, refuse_unknown_options
+from harness.config.assignments import assigned, command_of, mark_of
 from harness.config.buildable import check_buildable
 from harness.config.grid import Choice, expanded
 from harness.config.radius import Radius
@@ -121,7 +123,10 @@ FIXED = frozenset({"name", "dataset", "eps", "profiles", "include"})
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep file under one profile, checked and expanded."""
+    """A sweep file under one profile, checked and expanded.
+
+    changed: what `--set` changed of its trials; those that differ in it from the file's have it in their profile.
+    """
 
     name: str
     profile: str
@@ -129,12 +134,15 @@ class Sweep:
     eps: Radius
     resources: Resources
     trials: list[TrialConfig]
+    changed: str = ""
 
 
-def load_sweep(path: Path, profile: str | None, has_gpu: bool) -> Sweep:
+def load_sweep(path: Path, profile: str | None, has_gpu: bool, assignments: Sequence[str] = ()) -> Sweep:
     """Read and check a sweep file, every profile in it included, and expand it under one.
 
-    profile: None picks `cpu` where there is no GPU and the file has such a profile, else `full`. Raises ConfigError.
+    profile: None picks `cpu` where there is no GPU and the file has such a profile, else `full`. assignments: what
+    `--set` says, KEY=VALUE each, as a further profile over the chosen one. Raises ConfigError, and SettingError for an
+    assignment that is none.
     """
     content, included = read(path)
     profiles = content.pop("profiles", None)
@@ -156,10 +164,27 @@ def load_sweep(path: Path, profile: str | None, has_gpu: bool) -> Sweep:
     if chosen not in resolved:
         raise ConfigError(path, [str(UnknownNameError("profile", chosen, list(resolved)))])
     sweeps = {name: _sweep(path, name, *checked) for name, checked in resolved.items()}
-    return sweeps[chosen]
+    if not assignments:
+        return sweeps[chosen]
+    changes, given = assigned(assignments, SweepFile.model_fields.keys() - FIXED), command_of(assignments)
+    checked = _validated(given, merged(merged(content, profiles.get(chosen, {})), changes), f"profile {chosen}")
+    return _marked(_sweep(given, chosen, *checked), sweeps[chosen], mark_of(changes))
 
 
-def _validated(path: Path, content: dict[str, Any], where: str) -> tuple[SweepFile, list[Choice]]:
+def _marked(sweep: Sweep, file_s: Sweep, mark: str) -> Sweep:
+    """The sweep, each trial that the file does not have, under any seed, with the mark in its profile.
+
+    Profiles are part of keys and stand over tables, so that nothing changed is ever taken for the file's.
+    """
+    known = {_identity(trial) for trial in file_s.trials}
+    trials = [
+        trial if _identity(trial) in known else replace(trial, profile=f"{trial.profile} {mark}")
+        for trial in sweep.trials
+    ]
+    return replace(sweep, trials=trials, changed=mark)
+
+
+def _validated(path: Path | str, content: dict[str, Any], where: str) -> tuple[SweepFile, list[Choice]]:
     """The file's content, checked, each of its entries one trial; and which of the file's entries those are.
 
     where: what it is besides the file, for messages. Raises ConfigError.
@@ -173,7 +198,7 @@ def _validated(path: Path, content: dict[str, Any], where: str) -> tuple[SweepFi
         raise ConfigError(path, _told(problems, where)) from None
 
 
-def _choices(path: Path, entries: Any, where: str) -> list[Choice]:
+def _choices(path: Path | str, entries: Any, where: str) -> list[Choice]:
     """All that a file's `trials` stand for; none where they are no list. Raises ConfigError."""
     choices: list[Choice] = []
     problems = []
@@ -230,7 +255,7 @@ def _allowed_keys(location: tuple[Any, ...]) -> list[str]:
     return list(inspect.signature(inside[-1]).parameters) if inside else [*SweepFile.model_fields, "profiles"]
 
 
-def _sweep(path: Path, profile: str, sweep: SweepFile, choices: list[Choice]) -> Sweep:
+def _sweep(path: Path | str, profile: str, sweep: SweepFile, choices: list[Choice]) -> Sweep:
     """The checked file's trials. Raises ConfigError."""
     twice = sorted({seed for seed in sweep.seeds if sweep.seeds.count(seed) > 1})
     problems = [(f"seeds: {seed} appears twice", "") for seed in twice]
@@ -242,7 +267,7 @@ def _sweep(path: Path, profile: str, sweep: SweepFile, choices: list[Choice]) ->
         except _EntryError as error:
             problems += [(f"{choice.key}.{problem}", choice.chosen) for problem in error.args]
             continue
-        same = resolved.setdefault(json.dumps(to_dict(trial)), choice)
+        same = resolved.setdefault(_identity(trial), choice)
         if same is not choice:
             aside = f" with {same.chosen}" if same.chosen else ""
             problems.append((f"{choice.key}: the same trial as {same.key}{aside}", choice.chosen))
@@ -250,6 +275,11 @@ def _sweep(path: Path, profile: str, sweep: SweepFile, choices: list[Choice]) ->
     if problems:
         raise ConfigError(path, _told(problems, f"profile {profile}"))
     return Sweep(sweep.name, profile, sweep.dataset, sweep.eps, sweep.resources, trials)
+
+
+def _identity(trial: TrialConfig) -> str:
+    """The same text for trials that differ in their seeds alone."""
+    return json.dumps(to_dict(replace(trial, seed=0)), sort_keys=True)
 
 
 class _EntryError(ValueError):

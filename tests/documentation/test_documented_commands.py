@@ -25,7 +25,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 MARKERS = {marker.partition(":")[0] for marker in PROJECT["tool"]["pytest"]["ini_options"]["markers"]}
 GOLDEN = ROOT / "tests/harness/golden"
 
-CHEAP = ("schema", "tables", "depth", "paired")
+CHEAP = ("schema", "status", "tables", "depth", "paired")
 COVERED = {
     "run": "harness/launch/test_whole_sweep.py",
     "trial": "harness/launch/test_single.py",
