@@ -17,7 +17,7 @@ from harness.methods import METHODS
 def keys_table(schema, part=None):
     """A line a key: type, default and meaning."""
     section = schema["$defs"][part] if part else schema
-    needed = section.get("required", [])
+    needed = section.get("required") or section.get("anyOf", [{"required": []}])[0]["required"]  # unless it includes
     rows = [(f"`{key}`", *_typed(value, key in needed)) for key, value in section["properties"].items()]
     return _table(["key", "type", "default", "meaning"], rows)
 
@@ -58,6 +58,8 @@ def _kind(value):
         return "a name" if len(value["enum"]) > 9 else ", ".join(f"`{name}`" for name in value["enum"])
     if "$ref" in value:
         return "mapping, below"
+    if "anyOf" in value and value["anyOf"][-1].get("items") == value["anyOf"][0]:
+        return f"{_kind(value['anyOf'][0])}, or a list to choose from"
     if "anyOf" in value:
         return " or ".join(_kind(kind) for kind in value["anyOf"])
     if "items" in value:

@@ -2,10 +2,11 @@
 
 import math
 import time
+from collections.abc import Callable
 
 
 class OutOfTime(BaseException):
-    """A call's time is up and what is done is kept: no error, and so, like KeyboardInterrupt, no Exception."""
+    """A call's time is up, or it was asked to stop, and what is done is kept: no error, and so no Exception."""
 
 
 class Clock:
@@ -14,10 +15,14 @@ class Clock:
     seconds: how long it may take from now on, None without end.
     lasted: seconds of the last thing of each kind; another trial's say nothing, so that it begins with none.
     keep_every: so many seconds lie between two keepings of what is done.
+    asked: whether the call is to stop as if its time were up.
     """
 
-    def __init__(self, seconds: float | None = None, keep_every: float = 30.0):
+    def __init__(
+        self, seconds: float | None = None, keep_every: float = 30.0, asked: Callable[[], bool] = lambda: False
+    ):
         now = time.monotonic()
+        self.asked = asked
         self.seconds = math.inf if seconds is None else seconds
         self.ends, self.kept, self.keep_every = now + self.seconds, now, keep_every
         self.lasted: dict[str, float] = {}
@@ -27,8 +32,10 @@ class Clock:
         """Whether there is time for one more thing of a kind.
 
         It is taken to last half as long again as the last one of its kind; the very first wants a quarter of the call.
-        The first thing of all always fits, so that every call gets on.
+        The first thing of all always fits, so that every call gets on, and nothing once the call is asked to stop.
         """
+        if self.asked():
+            return False
         if not self.begun:
             self.begun = True
             return True

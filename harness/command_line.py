@@ -12,11 +12,20 @@ from pathlib import Path
 from harness.errors import InputError
 
 OK, FAILED, BAD_INPUT, TIME_UP, INTERRUPTED = 0, 1, 2, 3, 130
+STATUSES = {
+    OK: "all is done that was asked for",
+    FAILED: "something failed, or was not confirmed",
+    BAD_INPUT: "what was asked for cannot be had",
+    TIME_UP: "the time that was given is up, and something is left",
+    INTERRUPTED: "stopped by Ctrl-C",
+}
+"""What the exit status of each command means."""
 
 COMMANDS = {  # name: its module, what it does
     "run": ("harness.launch.driver", "train and certify every trial of a sweep, log them, write the leaderboard"),
     "trial": ("harness.launch.single", "train and certify exported trials, without Ray, MLflow or pydantic"),
     "certify": ("harness.launch.certify", "certify finished trials further: more stages, branch and bound"),
+    "status": ("harness.launch.status", "what a sweep is at: trials finished, running, failed, disk used"),
     "schema": ("harness.config.schema", "print the JSON schema of sweep files, for editors"),
     "tables": ("harness.launch.tables", "write a sweep's leaderboard anew, from MLflow alone too"),
     "report": ("harness.reports.report", "write a sweep, or several, as a page with figures, and its tables"),
@@ -51,6 +60,7 @@ def parser_of(name: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m harness.{name}",
         description=module.__doc__,
+        epilog="exit status: " + "; ".join(f"{status} {meaning}" for status, meaning in STATUSES.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.arguments(parser)
@@ -58,8 +68,7 @@ def parser_of(name: str) -> argparse.ArgumentParser:
 
 
 def main(name: str, arguments: list[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0 all well, 1 something failed, 2 bad input, 3 the time that it was
-    given is up and something is left, 130 stopped by Ctrl-C."""
+    """Run a command; returns the exit status, one of STATUSES."""
     options = parser_of(name).parse_args(arguments)
     try:
         return import_module(COMMANDS[name][0]).main(options)

@@ -8,13 +8,16 @@ import argparse
 import inspect
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter
 
 from baselines import network_names, options_of
 from harness.command_line import OK
+from harness.config.grid import ZIP, takes_list
+from harness.config.settings import TrainSettings
 from harness.config.sweep_file import FIXED, SweepFile
+from harness.config.sweep_text import INCLUDE
 from harness.methods import METHODS, method_options
 
 Schema = dict[str, Any]
@@ -23,11 +26,15 @@ Schema = dict[str, Any]
 def sweep_schema() -> Schema:
     """Of a whole sweep file: its profiles and the options of each network and training method included."""
     schema = _short(SweepFile.model_json_schema())
+    schema["anyOf"] = [{"required": schema.pop("required")}, {"required": [INCLUDE]}]
     entry = schema["$defs"]["TrialEntry"]
-    entry["properties"]["train"]["$ref"] = "#/$defs/TrainSettings"
+    entry["properties"] = {key: value if key == ZIP else _choice(value) for key, value in entry["properties"].items()}
+    recipe = _choices(schema["$defs"]["TrainSettings"]["properties"], get_type_hints(TrainSettings))
+    schema["$defs"]["train-of-a-trial"] = _options_schema(recipe)
     entry["allOf"] = [
-        *_conditions("model", "options", {name: network_options(name) for name in network_names()}),
-        *_conditions("method", "method_options", {name: options_of_method(name) for name in METHODS}),
+        {"properties": {"train": _choice(_reference("train-of-a-trial"))}},
+        *_conditions(schema, "model", "options", {name: _network_choices(name) for name in network_names()}),
+        *_conditions(schema, "method", "method_options", {name: _method_choices(name) for name in METHODS}),
     ]
     changeable = {key: value for key, value in schema["properties"].items() if key not in FIXED}
     schema["properties"]["profiles"] = {
@@ -53,20 +60,47 @@ def options_of_method(name: str) -> dict[str, Schema]:
     return {option: described[option] | own for option, own in _typed(method_options(name)).items()}
 
 
+def _network_choices(name: str) -> dict[str, Schema]:
+    return _choices(network_options(name), {key: option.annotation for key, option in options_of(name).items()})
+
+
+def _method_choices(name: str) -> dict[str, Schema]:
+    own = {key: option.annotation for key, option in method_options(name).items()}
+    return _choices(options_of_method(name), own)
+
+
+def _choices(schemas: dict[str, Schema], kinds: Mapping[str, Any]) -> dict[str, Schema]:
+    """Where a value is no list by its type, a list of values will do, too."""
+    return {key: value if takes_list(kinds[key]) else _choice(value) for key, value in schemas.items()}
+
+
+def _choice(value: Schema) -> Schema:
+    """A value or a list of them: what says what it means stays outside."""
+    told: Schema = {key: value[key] for key in ("description", "default") if key in value}
+    kind = {key: item for key, item in value.items() if key not in told}
+    return {"anyOf": [kind, {"type": "array", "minItems": 1, "items": kind}], **told}
+
+
 def _typed(options: Mapping[str, inspect.Parameter]) -> dict[str, Schema]:
     kinds = {name: _short(TypeAdapter(option.annotation).json_schema()) for name, option in options.items()}
     return {name: kind | {"default": options[name].default} for name, kind in kinds.items()}
 
 
-def _conditions(owner: str, key: str, options: Mapping[str, dict[str, Schema]]) -> Iterable[Schema]:
-    """What `key` may hold, for each set of options and all those `owner`s that have it."""
+def _conditions(schema: Schema, owner: str, key: str, options: Mapping[str, dict[str, Schema]]) -> Iterable[Schema]:
+    """What `key` may hold, for each set of options, which the schema then defines, and all `owner`s that have it."""
     sets = {json.dumps(value): value for value in options.values()}
     for text, value in sets.items():
         names = [name for name in options if json.dumps(options[name]) == text]
+        schema["$defs"][f"{key}-of-{names[0]}"] = _options_schema(value)
+        all_of_them = {"anyOf": [{"enum": names}, {"type": "array", "items": {"enum": names}}]}
         yield {
-            "if": {"properties": {owner: {"enum": names}}, "required": [owner]},
-            "then": {"properties": {key: _options_schema(value)}},
+            "if": {"properties": {owner: all_of_them}, "required": [owner]},
+            "then": {"properties": {key: _choice(_reference(f"{key}-of-{names[0]}"))}},
         }
+
+
+def _reference(name: str) -> Schema:
+    return {"$ref": f"#/$defs/{name}"}
 
 
 def _options_schema(properties: dict[str, Schema]) -> Schema:

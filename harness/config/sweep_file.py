@@ -2,32 +2,35 @@
 
 import inspect
 import json
-import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import CoreSchema, core_schema
 
 from baselines import DATASETS, UnknownNameError, UnknownOptionError, network_names, options_of, refuse_unknown_options
+from harness.config.assignments import assigned, command_of, mark_of
 from harness.config.buildable import check_buildable
+from harness.config.grid import Choice, expanded
 from harness.config.radius import Radius
 from harness.config.settings import EvaluationSettings, OneOf, TrainSettings
-from harness.config.trial import FULL_PROFILE, LARGEST_SEED, LARGEST_WIDTH, LONGEST_NAME, NAME_PATTERN, TrialConfig
-from harness.errors import InputError, SettingError
+from harness.config.sweep_text import ConfigError, merged, read
+from harness.config.trial import (
+    FULL_PROFILE,
+    LARGEST_SEED,
+    LARGEST_WIDTH,
+    LONGEST_NAME,
+    NAME_PATTERN,
+    TrialConfig,
+    to_dict,
+)
+from harness.errors import SettingError
 from harness.methods import METHODS, make_method, method_options
 
 CPU_PROFILE = "cpu"
 RENAMED = {"evaluation.methods": "evaluation.stages"}
-
-
-class ConfigError(InputError):
-    """A sweep file that cannot be used. A line a problem: the file, the key, what was found and what is allowed."""
-
-    def __init__(self, path: Path, problems: list[str]):
-        super().__init__("\n".join(f"{path}: {problem}" for problem in problems))
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ class TrialEntry(_Strict):
     """Factor of the network's channels; null for the sweep's."""
     train: dict[str, Any] = Field(default_factory=dict)
     """What this entry changes of the recipe; it goes before the sweep's and a profile's."""
+    zip: list[str] = Field(default_factory=list)
+    """Which of the entry's lists go together, such as [model, options.margin]: first values, then second ones."""
 
 
 class Resources(_Strict):
@@ -108,15 +113,20 @@ class SweepFile(_Strict):
     validation_images: int = Field(0, ge=0)
     """So many of the last training images are held out and judged instead of the test split, where above 0: for
     searching."""
+    include: str = ""
+    """A file with more of these keys, such as a recipe, below this file's folder; what stands here goes before it."""
 
 
-FIXED = frozenset({"name", "dataset", "eps", "profiles"})
+FIXED = frozenset({"name", "dataset", "eps", "profiles", "include"})
 """What a profile cannot change."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep file under one profile, checked and expanded."""
+    """A sweep file under one profile, checked and expanded.
+
+    changed: what `--set` changed of its trials; those that differ in it from the file's have it in their profile.
+    """
 
     name: str
     profile: str
@@ -124,14 +134,17 @@ class Sweep:
     eps: Radius
     resources: Resources
     trials: list[TrialConfig]
+    changed: str = ""
 
 
-def load_sweep(path: Path, profile: str | None, has_gpu: bool) -> Sweep:
+def load_sweep(path: Path, profile: str | None, has_gpu: bool, assignments: Sequence[str] = ()) -> Sweep:
     """Read and check a sweep file, every profile in it included, and expand it under one.
 
-    profile: None picks `cpu` where there is no GPU and the file has such a profile, else `full`. Raises ConfigError.
+    profile: None picks `cpu` where there is no GPU and the file has such a profile, else `full`. assignments: what
+    `--set` says, KEY=VALUE each, as a further profile over the chosen one. Raises ConfigError, and SettingError for an
+    assignment that is none.
     """
-    content = _read(path)
+    content, included = read(path)
     profiles = content.pop("profiles", None)
     profiles = {} if profiles is None else profiles
     if not isinstance(profiles, dict) or not all(isinstance(value, dict) for value in profiles.values()):
@@ -140,76 +153,83 @@ def load_sweep(path: Path, profile: str | None, has_gpu: bool) -> Sweep:
         )
     if FULL_PROFILE in profiles:
         raise ConfigError(path, [f"profiles.{FULL_PROFILE}: the name of the sweep without a profile; choose another"])
-    resolved = {FULL_PROFILE: _validated(path, content, "")}
+    told = f"includes {', '.join(included)}" if included else ""
+    resolved = {FULL_PROFILE: _validated(path, content, told)}
     for name, changes in profiles.items():
         unknown = sorted(set(changes) & FIXED)
         if unknown:
             raise ConfigError(path, [f"profiles.{name}.{key}: a profile cannot change this" for key in unknown])
-        resolved[name] = _validated(path, _merged(content, changes), f" (profile {name})")
+        resolved[name] = _validated(path, merged(content, changes), ", ".join(filter(None, [f"profile {name}", told])))
     chosen = profile or (CPU_PROFILE if CPU_PROFILE in profiles and not has_gpu else FULL_PROFILE)
     if chosen not in resolved:
         raise ConfigError(path, [str(UnknownNameError("profile", chosen, list(resolved)))])
-    expanded = {name: _expanded(path, name, sweep) for name, sweep in resolved.items()}
-    return expanded[chosen]
+    sweeps = {name: _sweep(path, name, *checked) for name, checked in resolved.items()}
+    if not assignments:
+        return sweeps[chosen]
+    changes, given = assigned(assignments, SweepFile.model_fields.keys() - FIXED), command_of(assignments)
+    checked = _validated(given, merged(merged(content, profiles.get(chosen, {})), changes), f"profile {chosen}")
+    return _marked(_sweep(given, chosen, *checked), sweeps[chosen], mark_of(changes))
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers (5e-4 is one), and a repeated key is an error."""
+def _marked(sweep: Sweep, file_s: Sweep, mark: str) -> Sweep:
+    """The sweep, each trial that the file does not have, under any seed, with the mark in its profile.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != _MERGE]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} appears twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_MERGE = "tag:yaml.org,2002:merge"
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+.0123456789")
-)
+    Profiles are part of keys and stand over tables, so that nothing changed is ever taken for the file's.
+    """
+    known = {_identity(trial) for trial in file_s.trials}
+    trials = [
+        trial if _identity(trial) in known else replace(trial, profile=f"{trial.profile} {mark}")
+        for trial in sweep.trials
+    ]
+    return replace(sweep, trials=trials, changed=mark)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _validated(path: Path | str, content: dict[str, Any], where: str) -> tuple[SweepFile, list[Choice]]:
+    """The file's content, checked, each of its entries one trial; and which of the file's entries those are.
+
+    where: what it is besides the file, for messages. Raises ConfigError.
+    """
+    choices = _choices(path, content.get("trials"), where)
+    made = {"trials": [choice.content for choice in choices]} if choices else {}
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(path, [f"cannot be read: {getattr(error, 'strerror', None) or error}"]) from None
-    except yaml.YAMLError as error:
-        raise ConfigError(path, [f"is not YAML: {' '.join(str(error).split())}"]) from None
-    if not isinstance(content, dict):
-        found = "nothing" if content is None else type(content).__name__
-        raise ConfigError(path, [f"found {found}, allowed: a mapping with name, dataset, eps, seeds, trials"])
-    return {str(key): _plain(path, str(key), value) for key, value in content.items()}
-
-
-def _plain(path: Path, key: str, value: Any, inside: tuple[int, ...] = ()) -> Any:
-    """`value` with text for keys, as JSON has them. Raises ConfigError where it contains itself."""
-    if id(value) in inside:
-        raise ConfigError(path, [f"{key}: contains itself"])
-    if isinstance(value, dict):
-        return {str(name): _plain(path, key, item, (*inside, id(value))) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(path, key, item, (*inside, id(value))) for item in value]
-    return value
-
-
-def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `changes`, mappings merged key by key, anything else replaced."""
-    merged = dict(base)
-    for key, value in changes.items():
-        both = isinstance(value, dict) and isinstance(base.get(key), dict)
-        merged[key] = _merged(base[key], value) if both else value
-    return merged
-
-
-def _validated(path: Path, content: dict[str, Any], where: str) -> SweepFile:
-    try:
-        return SweepFile.model_validate_json(json.dumps(content, default=str))
+        return SweepFile.model_validate_json(json.dumps(content | made, default=str)), choices
     except ValidationError as error:
-        raise ConfigError(path, [_problem(item) + where for item in error.errors()]) from None
+        problems = [_placed(item, choices) for item in error.errors()]
+        raise ConfigError(path, _told(problems, where)) from None
+
+
+def _choices(path: Path | str, entries: Any, where: str) -> list[Choice]:
+    """All that a file's `trials` stand for; none where they are no list. Raises ConfigError."""
+    choices: list[Choice] = []
+    problems = []
+    for number, entry in enumerate(entries if isinstance(entries, list) else []):
+        try:
+            choices += expanded(number, entry)
+        except SettingError as error:
+            problems.append((f"trials.{number}.{error}", ""))
+    if problems:
+        raise ConfigError(path, _told(problems, where))
+    return choices
+
+
+def _placed(item: Any, choices: list[Choice]) -> tuple[str, str]:
+    """What is wrong, by its key in the file, and in which of an entry's choices."""
+    section, *inside = item["loc"]
+    if section != "trials" or not inside:
+        return _problem(item), ""
+    choice = choices[inside[0]]
+    return _problem({**item, "loc": ("trials", choice.number, *inside[1:])}), choice.chosen
+
+
+def _told(problems: list[tuple[str, str]], where: str) -> list[str]:
+    """A line a problem, with the first choice that has it, and where it is besides the file."""
+    first: dict[str, str] = {}
+    for problem, chosen in problems:
+        first.setdefault(problem, chosen)
+    asides = {
+        problem: "; ".join(filter(None, [chosen and f"with {chosen}", where])) for problem, chosen in first.items()
+    }
+    return [f"{problem} ({aside})" if aside else problem for problem, aside in asides.items()]
 
 
 def _problem(item: Any) -> str:
@@ -235,22 +255,31 @@ def _allowed_keys(location: tuple[Any, ...]) -> list[str]:
     return list(inspect.signature(inside[-1]).parameters) if inside else [*SweepFile.model_fields, "profiles"]
 
 
-def _expanded(path: Path, profile: str, sweep: SweepFile) -> Sweep:
-    problems = [f"seeds: {seed} appears twice" for seed in sorted({s for s in sweep.seeds if sweep.seeds.count(s) > 1})]
-    resolved: list[TrialConfig | None] = []
-    for number, entry in enumerate(sweep.trials):
+def _sweep(path: Path | str, profile: str, sweep: SweepFile, choices: list[Choice]) -> Sweep:
+    """The checked file's trials. Raises ConfigError."""
+    twice = sorted({seed for seed in sweep.seeds if sweep.seeds.count(seed) > 1})
+    problems = [(f"seeds: {seed} appears twice", "") for seed in twice]
+    resolved: dict[str, Choice] = {}
+    trials = []
+    for choice, entry in zip(choices, sweep.trials, strict=True):
         try:
             trial = _resolved(profile, sweep, entry)
         except _EntryError as error:
-            problems += [f"trials.{number}.{problem}" for problem in error.args]
-            trial = None
-        if trial and trial in resolved:
-            problems.append(f"trials.{number}: the same trial as trials.{resolved.index(trial)}")
-        resolved.append(trial)
+            problems += [(f"{choice.key}.{problem}", choice.chosen) for problem in error.args]
+            continue
+        same = resolved.setdefault(_identity(trial), choice)
+        if same is not choice:
+            aside = f" with {same.chosen}" if same.chosen else ""
+            problems.append((f"{choice.key}: the same trial as {same.key}{aside}", choice.chosen))
+        trials += [replace(trial, seed=seed) for seed in sweep.seeds]
     if problems:
-        raise ConfigError(path, [f"{problem} (profile {profile})" for problem in problems])
-    trials = [replace(trial, seed=seed) for trial in resolved if trial for seed in sweep.seeds]
+        raise ConfigError(path, _told(problems, f"profile {profile}"))
     return Sweep(sweep.name, profile, sweep.dataset, sweep.eps, sweep.resources, trials)
+
+
+def _identity(trial: TrialConfig) -> str:
+    """The same text for trials that differ in their seeds alone."""
+    return json.dumps(to_dict(replace(trial, seed=0)), sort_keys=True)
 
 
 class _EntryError(ValueError):

@@ -273,7 +273,7 @@ def fetch(info: Dataset, root: Path) -> Source:
     """
     original = ORIGINALS.get(info.name)
     if original is None or original.fetch is None:
-        raise DataError(_missing(info, root, "there is no download for it"))
+        raise DataError(missing(info, root, "there is no download for it"))
     try:
         root.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=root, prefix=".download-") as temporary:
@@ -283,10 +283,10 @@ def fetch(info: Dataset, root: Path) -> Source:
                     folder.rename(root / folder.name)
     except Exception as error:  # whatever the network, an archive or the file system does is told as one sentence
         reason = f"downloading it into {root.absolute()} failed ({type(error).__name__}: {str(error).strip()})"
-        raise DataError(_missing(info, root, reason)) from error
+        raise DataError(missing(info, root, reason)) from error
     source = find(info, root)
     if source is None:
-        raise DataError(_missing(info, root, "the download did not contain it"))
+        raise DataError(missing(info, root, "the download did not contain it"))
     return source
 
 
@@ -294,7 +294,8 @@ def _folders(info: Dataset, root: Path) -> list[Path]:
     return [*(root / folder for folder in info.folders), root]
 
 
-def _missing(info: Dataset, root: Path, reason: str) -> str:
+def missing(info: Dataset, root: Path, reason: str) -> str:
+    """What is said where a data set was not found."""
     original = ORIGINALS.get(info.name)
     parquet = f"train-00000-of-0000N.parquet with {info.test_split}-00000-of-0000N.parquet"
     return (

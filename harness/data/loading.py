@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from baselines.datasets import DATASETS, Dataset
-from harness.data.layouts import DataError, Shard, Source, fetch, find, naming
+from harness.data.layouts import DataError, Shard, Source, fetch, find, missing, naming
 from harness.environment import cache_directory
 from harness.storage.files import write_atomically
 
@@ -114,18 +114,22 @@ def data_directory(option: str | Path | None = None) -> Path:
     return Path(option or os.environ.get("CERDEQ_DATA") or "data").expanduser()
 
 
-def load(name: str, data_dir: str | Path | None = None) -> Data:
+def load(name: str, data_dir: str | Path | None = None, writes: bool = True) -> Data:
     """The data set called `name`, from the cache where its files were decoded before.
 
-    Looks under `data_directory(data_dir)`, and downloads into it what is not there. Raises DataError where the name is
-    unknown, where the data set cannot be found or fetched, and where a file is unreadable or not what the entry says.
+    Looks under `data_directory(data_dir)`, and downloads into it what is not there. writes: whether it may do so, and
+    write the cache. Raises DataError where the name is unknown, where the data set cannot be found or fetched, and
+    where a file is unreadable or not what the entry says.
     """
     if name not in DATASETS:
         raise DataError(f"dataset: found {name!r}, allowed: {', '.join(DATASETS)}")
     info, root = DATASETS[name], data_directory(data_dir)
-    source = find(info, root) or fetch(info, root)
+    source = find(info, root)
+    if source is None and not writes:
+        raise DataError(missing(info, root, "it would have to be downloaded"))
+    source = source or fetch(info, root)
     cache = _cache_path(info, source)
-    tensors, fingerprint = _read_cache(info, source, cache) or _build(info, source, cache)
+    tensors, fingerprint = _read_cache(info, source, cache) or _build(info, source, cache if writes else None)
     return Data(
         info,
         Split(tensors["train_images"], tensors["train_labels"], len(source.train), source.train_total),
@@ -159,13 +163,14 @@ def _read_cache(info: Dataset, source: Source, path: Path) -> tuple[dict[str, Te
     return tensors, fingerprint
 
 
-def _build(info: Dataset, source: Source, cache: Path) -> tuple[dict[str, Tensor], str]:
-    """Read and check the source, write the cache; a cache that cannot be written is a warning."""
+def _build(info: Dataset, source: Source, cache: Path | None) -> tuple[dict[str, Tensor], str]:
+    """Read and check the source, write the cache where there is to be one; that it cannot be written is a warning."""
     arrays = dict(zip(_TENSORS, _read(info, source.train) + _read(info, source.test), strict=True))
     _check_sizes(info, source, len(arrays["train_labels"]), len(arrays["test_labels"]))
     fingerprint = _fingerprint(arrays)
     try:
-        write_atomically(cache, lambda temporary: save_file(arrays, temporary, {"fingerprint": fingerprint}))
+        if cache:
+            write_atomically(cache, lambda temporary: save_file(arrays, temporary, {"fingerprint": fingerprint}))
     except (OSError, SafetensorError) as error:
         warnings.warn(f"{info.title} is decoded anew each time, as {cache} cannot be written: {error}", stacklevel=3)
     return {name: torch.from_numpy(array) for name, array in arrays.items()}, fingerprint

@@ -4,8 +4,6 @@ Writes certified/<name>/ into each trial's folder: verdicts, seconds and a resul
 leaderboard shows in a section of their own. Images are judged in shards, side by side where there is more than one
 processor; a command that was killed goes on with the shards that are missing, to the very same verdicts but for those
 that end by the clock. Trials of a sweep that are unfinished are left out.
-
-Exit status: 0 all are certified; 1 some shard could not be done; 2 bad input; 130 stopped by Ctrl-C.
 """
 
 import argparse
@@ -66,7 +64,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Returns the exit status, as above. Raises InputError before anything is started."""
+    """Returns the exit status. Raises InputError before anything is started."""
     _check(options)
     console = Console(highlight=False)
     jobs = _jobs(_finished_trials(options.paths, console), options)

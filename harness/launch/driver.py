@@ -1,10 +1,15 @@
-"""Train and certify every trial of a sweep, log them, write the leaderboard."""
+"""Train and certify every trial of a sweep, log them, write the leaderboard.
+
+What is finished is left as it is, what was begun goes on, what failed is tried again last, but for what would fail so
+again. Ctrl-C once ends each running trial with its epoch, twice ends all at once; both keep what is done.
+"""
 
 import argparse
 import os
 import shutil
 import sys
 from contextlib import suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +23,11 @@ from harness.config.sweep_file import CPU_PROFILE, Sweep, load_sweep
 from harness.config.trial import FULL_PROFILE, labels, rows
 from harness.data import Data, data_directory, load
 from harness.errors import InputError, require
+from harness.launch import plan
 from harness.launch.mlflow_policy import Mirror
 from harness.launch.progress import Progress
+from harness.launch.stopping import Stopping
+from harness.launch.study import Study
 from harness.reports import report
 from harness.storage import folder, names
 from harness.storage.files import DamagedFileError, locked, make_directory, write_json
@@ -46,79 +54,128 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="a running Ray cluster; default: $RAY_ADDRESS, else this machine",
     )
     parser.add_argument(
+        "--only", action="append", default=[], metavar="PATTERN",
+        help="only trials whose label or key this is, or matches with *, ? and [...]; may be given again",
+    )  # fmt: skip
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE",
+        help="a key of the sweep file, such as train.epochs=2 or seeds=[0,1], over the profile's; may be given again",
+    )  # fmt: skip
+    what = "say what would be run, how long it may take as far as that is known, and stop; writes nothing"
+    parser.add_argument("--dry-run", action="store_true", help=what)
+    parser.add_argument("--fail-fast", action="store_true", help="stop as by Ctrl-C once a trial has failed")
+    parser.add_argument("--retry-failed", action="store_true", help="try again what would fail so again, too")
+    parser.add_argument(
         "--export", type=Path, metavar="DIR", help="write a file a trial for `python -m harness.trial`, and stop"
     )
 
 
 def main(options: argparse.Namespace) -> int:
-    """Returns the exit status: 0 all well, 1 some trial failed. Raises InputError before anything is started."""
+    """Returns the exit status. Raises InputError before anything is started, KeyboardInterrupt after Ctrl-C."""
     console = Console(highlight=False)
-    sweep = load_sweep(options.sweep, options.profile, _has_gpu(options.ray_address))
-    data = load(sweep.dataset, options.data_dir)
+    sweep = load_sweep(options.sweep, options.profile, _has_gpu(options.ray_address), options.set)
+    data = load(sweep.dataset, options.data_dir, writes=not options.dry_run)
     _check_data(sweep, data)
     trials = [folder.make_trial(config, data.fingerprint) for config in sweep.trials]
+    named = dict(zip((trial.key for trial in trials), labels(sweep.trials), strict=True))
+    chosen = [trial for trial in trials if not options.only or _is_meant(options.only, named[trial.key], trial.key)]
+    require("--only", options.only, bool(chosen), f"a key or a label of one of: {', '.join(named.values())}")
     if options.export:
-        return _export(trials, options.export)
+        return _export(chosen, options.export)
     directory = (options.results_dir / sweep.name).absolute()
     _check_owner(directory, sweep)
-    with locked(directory):
-        return _complete(sweep, data, trials, directory, options, console)
-
-
-def _complete(
-    sweep: Sweep, data: Data, trials: list[Trial], directory: Path, options: argparse.Namespace, console: Console
-) -> int:
-    """Run what lacks a result, then bring MLflow and the tables up to date."""
-    places = {trial.key: folder.place(directory, trial.key) for trial in trials}
-    for trial in trials:
+    places = {trial.key: folder.place(directory, trial.key) for trial in chosen}
+    for trial in chosen:
         folder.refuse_another(places[trial.key], trial)
-    waiting = [trial for trial in trials if folder.read_result(places[trial.key]) is None]
-    _announce(sweep, data, trials, waiting, options.profile, console)
-    named = dict(zip(places, labels(sweep.trials), strict=True))
-    mirror = Mirror(sweep.name, options.tracking_uri, _rows(directory, trials), console)
-    for trial in trials:
+    study = Study(sweep, data, chosen, named, directory, places)
+    if options.dry_run:
+        _announce(study, study.waiting(), options.profile, console)
+        plan.show(study, options.retry_failed, options.ray_address, console)
+        return OK
+    with locked(directory):
+        return _complete(study, options, console)
+
+
+def _is_meant(patterns: list[str], label: str, key: str) -> bool:
+    return any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns for name in (label, key))
+
+
+def _complete(study: Study, options: argparse.Namespace, console: Console) -> int:
+    """Run what lacks a result, then bring MLflow and the tables up to date."""
+    sweep, directory, places = study.sweep, study.directory, study.places
+    waiting = study.waiting()
+    _announce(study, waiting, options.profile, console)
+    tried = study.tried(options.retry_failed)
+    for trial in waiting:
+        if trial not in tried:
+            reason = (folder.read_failure(places[trial.key]) or {}).get("error")
+            told = f"failed {study.named[trial.key]}: {reason}; it would again: --retry-failed tries"
+            console.print(told, markup=False, soft_wrap=True)
+    mirror = Mirror(sweep.name, options.tracking_uri, _rows(directory, study.trials), console)
+    for trial in study.trials:
         folder.claim(places[trial.key], trial)
     shutil.rmtree(directory / _RAY, ignore_errors=True)  # what Ray left of a driver that was killed
-    if waiting:
-        with Progress(waiting, named, console) as progress:
-            _train(sweep, [places[trial.key] for trial in waiting], directory / _RAY, options, mirror, progress)
+    interrupted = False
+    if tried:
+        with Progress(tried, study.named, console) as progress, Stopping(directory / folder.STOP, progress.say) as stop:
+            try:
+                _train(study, tried, options, mirror, progress, stop)
+            except KeyboardInterrupt:
+                for trial in tried:
+                    mirror.sync(places[trial.key], running=False)
+                raise
+            interrupted = stop.interrupted
     table, said = report.write(directory, options.data_dir)
     tables.show(table, said, console)
     console.print(directory / report.REPORT, soft_wrap=True)
-    mirror.finish(directory, table, places.keys())
-    finished = all(folder.read_result(place) for place in places.values())
-    return OK if finished and not mirror.broken else FAILED
+    mirror.finish(directory, table, study.file_s)
+    if interrupted:
+        raise KeyboardInterrupt
+    return OK if not study.waiting() and not mirror.broken else FAILED
 
 
 def _train(
-    sweep: Sweep, places: list[Path], storage: Path, options: argparse.Namespace, mirror: Mirror, progress: Progress
+    study: Study,
+    trials: list[Trial],
+    options: argparse.Namespace,
+    mirror: Mirror,
+    progress: Progress,
+    stop: Stopping,
 ) -> None:
     from harness.launch.ray_tune import run_folders
 
+    places = [study.places[trial.key] for trial in trials]
+    begun = set[Path]()
     data_dir = str(data_directory(options.data_dir).absolute())  # workers run elsewhere
-    gpu = sweep.resources.gpu if _has_gpu(options.ray_address) else 0
+    resources, storage = study.sweep.resources, study.directory / _RAY
+    gpu = resources.gpu if _has_gpu(options.ray_address) else 0
 
     def on_report(place: Path, row: dict[str, Any]) -> None:
         if names.EPOCH in row:
             progress.epoch(place.name, row)
-            mirror.sync(place)
         else:
             progress.judged(place.name, row[names.JUDGED], row[names.IMAGES])
+        if names.EPOCH in row or place not in begun:  # one that is only judged has no row to come
+            mirror.sync(place)
+        begun.add(place)
 
     def on_end(place: Path, error: str | None) -> None:
-        result = folder.read_result(place)
+        result, failure = folder.read_result(place), folder.read_failure(place)
         if result is not None:
             progress.finished(place.name, result)
+        elif failure is None and error is None and stop.asked:
+            progress.stopped(place.name)
         else:
-            failure = folder.read_failure(place)
             if failure is None:  # the worker died before it could say why
                 failure = folder.write_failure(place, error or "its worker ended without a result")
             progress.failed(place.name, failure["error"])
-        mirror.sync(place)
+            if options.fail_fast:
+                stop.ask("a trial failed")
+        mirror.sync(place, running=False)
 
     for place in places:
         (place / folder.FAILURE).unlink(missing_ok=True)  # an old failure is not this run's
-    run_folders(places, data_dir, sweep.resources.cpu, gpu, storage, on_report, on_end, options.ray_address)
+    run_folders(places, data_dir, resources.cpu, gpu, storage, on_report, on_end, options.ray_address)
 
 
 def _rows(directory: Path, trials: list[Trial]) -> dict[str, str]:
@@ -173,14 +230,14 @@ def _export(trials: list[Trial], target: Path) -> int:
     return OK
 
 
-def _announce(
-    sweep: Sweep, data: Data, trials: list[Trial], waiting: list[Trial], asked: str | None, console: Console
-) -> None:
+def _announce(study: Study, waiting: list[Trial], asked: str | None, console: Console) -> None:
     """The first lines: what runs, on which data, under which profile."""
-    config, finished = sweep.trials[0], len(trials) - len(waiting)
+    sweep, data = study.sweep, study.data
+    config, trials = sweep.trials[0], study.trials
+    left_out = f" of {len(sweep.trials)}" if len(trials) < len(sweep.trials) else ""
     lines = [
-        f"[bold]{sweep.name}[/]: {data.info.title}, eps {sweep.eps}, profile {sweep.profile}; "
-        f"{len(trials)} trials, {finished} finished already",
+        f"[bold]{sweep.name}[/]: {data.info.title}, eps {sweep.eps}, profile {escape(sweep.profile)}; "
+        f"{len(trials)}{left_out} trials, {len(trials) - len(waiting)} finished already",
         f"data: {len(data.train):,} training and {len(data.test):,} test images "
         f"from {escape(str(data.directory or 'a package'))}",
     ]
@@ -190,7 +247,12 @@ def _announce(
         widths = ", ".join(f"{width:g}" for width in sorted({trial.width for trial in sweep.trials}))
         epochs = ", ".join(str(count) for count in sorted({trial.train.epochs for trial in sweep.trials}))
         lines.append(
-            f"profile '{sweep.profile}': width {widths}, {config.train_images or 'all'} training images, "
+            f"profile '{escape(sweep.profile)}': width {widths}, {config.train_images or 'all'} training images, "
             f"{epochs} epochs; its numbers are not comparable with published ones"
+        )
+    if other := [trial for trial in trials if trial.key not in study.file_s]:
+        lines.append(
+            f"{len(other)} trials are not the file's: their profile, in tables too, is "
+            f"'{escape(other[0].config.profile)}'; their numbers are not comparable with published ones"
         )
     console.print("\n".join(lines), soft_wrap=True)

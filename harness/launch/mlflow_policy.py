@@ -37,9 +37,9 @@ class Mirror:
         except TrackingError as error:
             raise InputError(str(error)) from None
 
-    def sync(self, place: Path) -> None:
-        """Log what the trial's folder has and MLflow lacks."""
-        self._try(lambda: self.tracker.sync(place, self.rows.get(place.name)))
+    def sync(self, place: Path, running: bool = True) -> None:
+        """Log what the trial's folder has and MLflow lacks. running: whether a trial without a result is at work."""
+        self._try(lambda: self.tracker.sync(place, self.rows.get(place.name), running))
 
     def finish(self, directory: Path, table: Table, trials: Collection[str]) -> None:
         """Log whatever is missing, imported trials too, attach the tables and say how to look at them.
@@ -49,7 +49,7 @@ class Mirror:
         self.broken = False
         for place in folder.trial_folders(directory):
             try:
-                self.sync(place)
+                self.sync(place, running=False)
             except DamagedFileError as error:
                 self.console.print(f"[yellow]warning[/] {escape(str(error))}", soft_wrap=True)
         self._try(lambda: self.tracker.sync_tables(directory))

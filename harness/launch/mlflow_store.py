@@ -55,12 +55,14 @@ def _identity(trial: Trial) -> dict[str, str]:
     return {"trial": trial.key, **{name: _text(getattr(trial.config, name)) for name in told}}
 
 
-def _outcome(result: TrialResult | None, failure: dict[str, Any] | None) -> tuple[str, dict[str, str]]:
+def _outcome(result: TrialResult | None, failure: dict[str, Any] | None, running: bool) -> tuple[str, dict[str, str]]:
     """The status a run should have, and the tags that go with it."""
     if result:
         tags = {f"environment.{name}": _text(value) for name, value in result.environment.items()}
         return "FINISHED", tags | ({WARNINGS_TAG: _text("\n".join(result.warnings))} if result.warnings else {})
-    return ("FAILED", {ERROR_TAG: _text(failure["error"])}) if failure else ("RUNNING", {})
+    if failure:
+        return "FAILED", {ERROR_TAG: _text(failure["error"])}
+    return "RUNNING" if running else "KILLED", {}
 
 
 def _row(row: str, trial: Trial) -> str:
@@ -118,11 +120,12 @@ class Tracker:
                 tracker._tag(mlflow_view.TAG, mlflow_view.view())
             return tracker
 
-    def sync(self, folder: Path, row: str | None = None) -> None:
+    def sync(self, folder: Path, row: str | None = None, running: bool = True) -> None:
         """Bring the trial's run up to date with its folder, making the run where there is none.
 
         row: what trials are called that differ in their seeds alone; the config's own unless given. A new run is named
-        after it. The run is FINISHED with a result.json, else FAILED with a failure.json, else RUNNING.
+        after it. The run is FINISHED with a result.json, else FAILED with a failure.json, else RUNNING, or KILLED where
+        the trial is not `running`.
         Raises TrackingError.
         """
         trial, result, failure = (
@@ -130,7 +133,7 @@ class Tracker:
             files.read_result(folder),
             files.read_failure(folder),
         )
-        status, tags = _outcome(result, failure)
+        status, tags = _outcome(result, failure, running)
         row = row or trial.config.row
         tags[mlflow_view.ROW_TAG] = _row(row, trial)
         digest, rows = _digest(folder / files.RESULT) if result else None, files.read_epochs(folder)

@@ -14,7 +14,7 @@ from harness.launch.pace import Pace, minutes
 from harness.storage import names
 from harness.storage.folder import Trial, TrialResult
 
-WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
+WAITING, RUNNING, DONE, FAILED, STOPPED = "waiting", "running", "done", "failed", "stopped"
 
 
 @dataclass
@@ -72,6 +72,14 @@ class Progress:
         self.rows[key].state = FAILED
         self._say("[red]failed[/]", self.rows[key], error)
 
+    def stopped(self, key: str) -> None:
+        """A trial has ended as it was asked to, or has not begun."""
+        self.rows[key].state = STOPPED
+
+    def say(self, text: str) -> None:
+        """Print a line above the table."""
+        self.console.print(escape(text), highlight=False, soft_wrap=True)
+
     def _left(self) -> float | None:
         """Seconds until all trials have ended, as if judging took an epoch."""
         parts = sum(row.epochs + 1 for row in self.rows.values())
@@ -98,7 +106,7 @@ class Progress:
         left = minutes(self._left())
         took = minutes(time.monotonic() - self.started) + (f", about {left} left" if left else "")
         counts = ", ".join(
-            f"{states.count(state)} {state}" for state in (DONE, RUNNING, WAITING, FAILED) if state in states
+            f"{states.count(state)} {state}" for state in (DONE, RUNNING, WAITING, STOPPED, FAILED) if state in states
         )
         note = "errors in percent: of training images at the present eps while running, of test images at the end"
         return Group(table, Text(f"{counts}; {took}; {self._best()}{note}", style="dim"))

@@ -34,14 +34,15 @@ from ray import tune
 from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.progress_reporter import TrialProgressCallback
 
+from harness.clock import OutOfTime
 from harness.errors import InputError
-from harness.evaluation.verdicts import SoundnessError
 from harness.memory import free_memory
-from harness.storage import names
-from harness.training import NonFiniteLossError, run_folder
+from harness.storage import folder, names
+from harness.training import run_folder
+from harness.training.trial import REPEATED
 
 MAX_RETRIES = 2
-HOPELESS = (InputError, NonFiniteLossError, SoundnessError)  # trying again repeats them
+HOPELESS = (InputError, *REPEATED)  # trying again at once repeats them
 
 
 class ResourceError(InputError):
@@ -77,13 +78,15 @@ def train_folder(config: dict[str, Any]) -> None:
     """What a worker runs: the trial whose folder is config's `directory`, on as many threads as it was given CPUs and
     in its share of a GPU's memory."""
     directory = Path(config["directory"])
+    if folder.stop_file(directory).exists():
+        return
     given = ray.get_runtime_context().get_assigned_resources()
     torch.set_num_threads(max(1, int(given.get("CPU", 1))))
     if (share := given.get("GPU", 0)) > 0:
         if not torch.cuda.is_available():
             raise RuntimeError(f"trial {directory.name} was given a GPU that torch does not see")
         torch.cuda.set_per_process_memory_fraction(min(1.0, share))  # the rest is of those it shares the GPU with
-    with suppress(*HOPELESS):  # failure.json tells
+    with suppress(*HOPELESS, OutOfTime):  # failure.json tells; or the sweep is asked to stop
         run_folder(directory, tune.report, config["data_dir"], _report_judged)
     free_memory()
 

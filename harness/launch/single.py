@@ -2,9 +2,6 @@
 
 They are worked through in order, those that failed before last. One that is finished is left as it is, one that was
 begun goes on from what is kept of it. With --minutes the command stops by itself in time, and the same command goes on.
-
-Exit status: 0 all are finished; 1 all were tried and some failed; 2 something asked for cannot be had; 3 the time is up
-and some are left; 130 stopped by Ctrl-C.
 """
 
 import argparse
@@ -42,7 +39,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Returns the exit status, as above. Raises InputError before anything is started."""
+    """Returns the exit status. Raises InputError before anything is started."""
     limit = options.minutes
     require("--minutes", limit, limit is None or 0 < limit < math.inf, "above 0")
     clock = Clock(None if limit is None else 60 * limit)

@@ -130,6 +130,11 @@ def missing(directory: Path) -> list[int]:
     return [number for number in range(certification.shards) if not _is_whole(directory, number, certification.digest)]
 
 
+def shards_begun(directory: Path) -> int:
+    """How many shards were written, whole or not."""
+    return len(list((directory / SHARDS).glob("*.json")))
+
+
 def _is_whole(directory: Path, number: int, digest: str) -> bool:
     try:
         known = read_shard(directory, number)

@@ -3,12 +3,16 @@
 import fcntl
 import json
 import os
+import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from harness.errors import InputError, SettingError
+
+LOCK = ".lock"
 
 
 class DamagedFileError(InputError):
@@ -59,9 +63,28 @@ def make_directory(directory: Path) -> None:
 def locked(directory: Path) -> Iterator[None]:
     """Hold a directory for this process alone; the lock goes with the process, however it ends. Raises InputError."""
     make_directory(directory)
-    with open(directory / ".lock", "w") as file:
+    with open(directory / LOCK, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise InputError(f"another run is writing to {directory}") from None
+        file.truncate(0)
+        file.write(json.dumps({"host": socket.gethostname(), "process": os.getpid(), "since": time.time()}))
+        file.flush()
         yield
+
+
+def holder(directory: Path) -> dict[str, Any] | None:
+    """Who holds a directory, `host`, `process` and `since` (seconds, as time.time); None where nobody is known to.
+
+    A run on another machine is seen where the directory's file system passes locks on.
+    """
+    try:
+        with open(directory / LOCK) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return json.loads(file.read())
+    except (OSError, ValueError):  # no lock yet, or one that is being written
+        return None
+    return None

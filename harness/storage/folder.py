@@ -32,6 +32,8 @@ from harness.storage.parquet import read_table
 TRIAL, EPOCHS, CHECKPOINT, WEIGHTS = "trial.json", "epochs.jsonl", "checkpoint.pt", "weights.safetensors"
 JUDGED, VERDICTS, RESULT, FAILURE = "judged.pt", "verdicts.parquet", "result.json", "failure.json"
 LOG = "log.txt"
+STOP = ".stop"
+"""In the sweep's directory: where it is, trials end after the epoch, or the batch of judging, that they are in."""
 COUNTEREXAMPLES = "counterexamples.safetensors"
 CERTIFICATES = "certificates.safetensors"
 
@@ -104,6 +106,11 @@ def refuse_another(directory: Path, trial: Trial) -> None:
         raise SettingError("directory", str(directory), f"{allowed}; it holds {held}")
 
 
+def stop_file(directory: Path) -> Path:
+    """What tells the trial in a folder to stop."""
+    return Path(directory).absolute().parents[1] / STOP
+
+
 def read_result(directory: Path) -> TrialResult | None:
     """The result in a trial's folder, None where the trial is unfinished. Raises DamagedFileError."""
     path = Path(directory) / RESULT
@@ -115,9 +122,14 @@ def write_result(directory: Path, result: TrialResult) -> None:
     write_json(Path(directory) / RESULT, asdict(result))
 
 
-def write_failure(directory: Path, error: str, last_finite: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Say why the trial stopped, with the last finite values where training diverged; returns what was written."""
-    failure = {"error": error, "last_finite": last_finite or {}}
+def write_failure(
+    directory: Path, error: str, last_finite: dict[str, Any] | None = None, repeats: bool = False
+) -> dict[str, Any]:
+    """Say why the trial stopped, with the last finite values where training diverged; returns what was written.
+
+    repeats: whether it would fail so again.
+    """
+    failure = {"error": error, "last_finite": last_finite or {}, "repeats": repeats}
     write_json(Path(directory) / FAILURE, failure)
     return failure
 
@@ -129,7 +141,7 @@ def is_stale(directory: Path) -> bool:
 
 
 def read_failure(directory: Path) -> dict[str, Any] | None:
-    """Why the trial failed, None where it did not: `error`, and `last_finite` values where training diverged."""
+    """Why the trial failed, None where it did not: `error`, `last_finite` values where training diverged, `repeats`."""
     path = Path(directory) / FAILURE
     return parsed(path, dict) if path.exists() else None
 

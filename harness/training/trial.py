@@ -27,11 +27,14 @@ from harness.memory import free_memory, is_out_of_memory, kept_memory
 from harness.storage import folder, names
 from harness.storage.files import write_atomically
 from harness.training.log import logged
-from harness.training.loop import train
+from harness.training.loop import NonFiniteLossError, train
 from harness.training.monitor import parametrised
 from harness.training.out_of_memory import divides
 
 _log = logging.getLogger(__name__)
+
+REPEATED = (NonFiniteLossError, SoundnessError)
+"""Errors that the same trial would end with again."""
 
 Report = Callable[[dict[str, Any]], None]
 Judged = Callable[[int, int], None]
@@ -64,13 +67,16 @@ def run_trial(
 def run_folder(
     directory: Path, report: Report, data_dir: str | None, judged: Judged = lambda done, images: None
 ) -> folder.TrialResult:
-    """`run_trial` of the trial that has claimed the folder; whatever goes wrong leaves failure.json."""
+    """`run_trial` of the trial that has claimed the folder; whatever goes wrong leaves failure.json.
+
+    Raises OutOfTime where the sweep is asked to stop.
+    """
     with _failure_written(directory), logged(directory):
         trial = folder.read_trial(directory / folder.TRIAL)
         data = load(trial.config.dataset, data_dir)
         fits = data.fingerprint == trial.fingerprint
         require("data", data.fingerprint, fits, f"the data this trial was made for, {trial.fingerprint}")
-        return _finished(trial, data, directory, report, judged, Clock())
+        return _finished(trial, data, directory, report, judged, Clock(asked=folder.stop_file(directory).exists))
 
 
 @contextmanager
@@ -78,7 +84,8 @@ def _failure_written(directory: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        folder.write_failure(directory, f"{type(error).__name__}: {error}", getattr(error, "last_finite", None))
+        said, repeats = f"{type(error).__name__}: {error}", isinstance(error, REPEATED)
+        folder.write_failure(directory, said, getattr(error, "last_finite", None), repeats)
         raise
 
 

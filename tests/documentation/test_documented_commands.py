@@ -14,17 +14,18 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import yaml
 from pages import ROOT, blocks, inline
 
 from harness import __main__ as entry
 from harness.command_line import COMMANDS, main, parser_of
+from harness.config.sweep_file import load_sweep
+from harness.config.sweep_text import read
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 MARKERS = {marker.partition(":")[0] for marker in PROJECT["tool"]["pytest"]["ini_options"]["markers"]}
 GOLDEN = ROOT / "tests/harness/golden"
 
-CHEAP = ("schema", "tables", "depth", "paired")
+CHEAP = ("schema", "status", "tables", "depth", "paired")
 COVERED = {
     "run": "harness/launch/test_whole_sweep.py",
     "trial": "harness/launch/test_single.py",
@@ -85,23 +86,15 @@ def check_harness(name, arguments):
     if arguments == ["--help"]:
         return
     options = parser_of(name).parse_args(arguments)
+    baseline = getattr(options, "baseline", None)
     given = [item for value in vars(options).values() for item in (value if isinstance(value, list) else [value])]
     for path in (item for item in given if isinstance(item, Path)):
         if path.parts[0] == "sweeps":
-            assert options.profile in (None, "full", *sweep(path.stem).get("profiles", {}))
+            assert options.profile in (None, "full", *read(ROOT / path)[0].get("profiles", {}))
         if path.parts[0] == "results" and path.parts[1:] not in ((), ("*",)):
-            rows = [" ".join([e["model"], e["method"], *_options(e)]) for e in sweep(path.parts[1])["trials"]]
-            assert getattr(options, "baseline", None) in (None, *rows)
-
-
-def sweep(name):
-    """A sweep file of the project as it stands. Raises OSError where there is none."""
-    return yaml.safe_load((ROOT / "sweeps" / f"{name}.yaml").read_text())
-
-
-def _options(entry):
-    chosen = entry.get("options", {}) | entry.get("method_options", {})
-    return [f"{name}={value}" for name, value in chosen.items()]
+            sweep = ROOT / "sweeps" / f"{path.parts[1]}.yaml"
+            assert sweep.is_file()
+            assert baseline is None or baseline in [trial.row for trial in load_sweep(sweep, "full", True).trials]
 
 
 def check_pytest(arguments):

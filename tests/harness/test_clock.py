@@ -54,3 +54,12 @@ def test_what_is_done_is_kept_at_most_every_so_many_seconds(now):
         now[0] += 10
         due.append(clock.due())
     assert due == [False, False, True] * 3
+
+
+def test_nothing_fits_once_the_call_is_asked_to_stop(now):
+    asked = []
+    clock = Clock(asked=lambda: bool(asked))
+    assert clock.fits("epoch")
+    asked.append(True)
+    assert not clock.fits("epoch")
+    assert not Clock(asked=lambda: True).fits("epoch"), "the first thing of all neither"

@@ -79,3 +79,9 @@ def test_the_door_of_a_process_of_its_own_exits_with_the_status(tmp_path):
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ")
+
+
+def test_the_documentation_has_every_exit_status_and_what_it_means():
+    page = (DOORS.parent / "docs/commands.md").read_text()
+    told = dict(re.findall(r"^\| (\d+) \| ([^|]+) \|", page, re.MULTILINE))
+    assert told == {str(status): meaning for status, meaning in command_line.STATUSES.items()}

@@ -72,7 +72,7 @@ WRONG_TYPES = {
         ("trials.0.train", {"decay_epochs": ["3"]}),
         ["trials.0.train.decay_epochs.0: found '3'"],
     ),
-    "a list for options": (("trials.1.options", [1]), ["trials.1.options: found [1]"]),
+    "a list for options": (("trials.1.options", [1]), ["trials.1.options: found 1"]),
     "an option's text": (("trials.1.options", {"margin": "x"}), ["trials.1.options.margin: found 'x'", "number"]),
     "an option's bool": (("trials.1.options", {"margin": True}), ["trials.1.options.margin: found True", "number"]),
     "an option of a method without": (
@@ -210,7 +210,7 @@ UNKNOWN_NAMES = {
     "network": (("trials.1.model", "cerdeqq"), ["trials.1.model: found 'cerdeqq'", "'cerdeq'?", "cnn7"]),
     "network like nothing": (("trials.0.model", "zzzz"), ["trials.0.model: found 'zzzz'", "cnn7"]),
     "a number for a network": (("trials.0.model", 7), ["trials.0.model: found 7", "cnn7"]),
-    "a list for a network": (("trials.0.model", ["cnn7"]), ["trials.0.model: found ['cnn7']", "cnn7"]),
+    "a network in a list": (("trials.0.model", ["cnn7", "cnn77"]), ["trials.0.model: found 'cnn77'", "cnn7"]),
     "method": (("trials.0.method", "ibpp"), ["trials.0.method: found 'ibpp'", "'ibp'?"]),
     "data set": (("dataset", "cifar-10"), ["dataset: found 'cifar-10'", "'cifar10'?", *DATASETS]),
 }

@@ -1,12 +1,18 @@
-"""From a good sweep file to its trials: every field arrives, in the file's order."""
+"""From a good sweep file to its trials: every field arrives, in the file's order.
+
+sweep_keys.json says which trials the project's own files have under each profile, so that a change of how they are
+written leaves those as they are. Where they are meant to change, write it anew by
+`PYTHONPATH=tests/harness python tests/harness/config/test_sweep_to_trials.py`.
+"""
 
 import dataclasses
+import hashlib
 import itertools
+import json
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
-import yaml
 from small_sweep import BASE, changed, trials_of, write
 
 from harness.config import sweep_file
@@ -14,10 +20,18 @@ from harness.config.buildable import check_buildable
 from harness.config.radius import Radius
 from harness.config.settings import EvaluationSettings, TrainSettings
 from harness.config.sweep_file import load_sweep
+from harness.config.sweep_text import read
 from harness.config.trial import TrialConfig, from_dict, to_dict, trial_key
 
 PROJECT = Path(__file__).resolve().parents[3]
 SWEEPS = sorted((PROJECT / "sweeps").glob("*.yaml"))
+RECORD = Path(__file__).with_name("sweep_keys.json")
+
+
+def digest(trials):
+    """How many trials, and a hash of all their keys."""
+    keys = sorted(trial_key(trial, "data") for trial in trials)
+    return [len(keys), hashlib.sha256("".join(keys).encode()).hexdigest()[:16]]
 
 
 def test_trials_expand_in_the_file_s_order_seeds_inside(tmp_path):
@@ -162,10 +176,13 @@ def built_once(monkeypatch):
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.name)
 def test_the_project_s_own_sweeps_load_under_each_profile(path, built_once):
-    content = yaml.safe_load(path.read_text())
+    content, _ = read(path)
+    recorded = json.loads(RECORD.read_text())[path.stem]
+    assert list(recorded) == ["full", *content.get("profiles", {})]
     for profile in ["full", *content.get("profiles", {})]:
         sweep = load_sweep(path, profile, True)
         assert sweep.profile == profile
+        assert digest(sweep.trials) == recorded[profile], __doc__
         assert sweep.name == path.stem
         assert len(sweep.trials) == len({trial_key(trial, "data") for trial in sweep.trials}) > 1
         assert Fraction(str(content["eps"])) == Radius(sweep.eps)
@@ -175,3 +192,9 @@ def test_the_project_s_own_sweeps_load_under_each_profile(path, built_once):
 
 def test_the_sweeps_of_the_readme_are_there():
     assert {path.name for path in SWEEPS} >= {"quickstart.yaml", "cifar10.yaml"}
+
+
+if __name__ == "__main__":
+    profiles = {path: ["full", *read(path)[0].get("profiles", {})] for path in SWEEPS}
+    made = {path.stem: {p: digest(load_sweep(path, p, True).trials) for p in profiles[path]} for path in SWEEPS}
+    RECORD.write_text(json.dumps(made, indent=1) + "\n")

@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+import torch
 from processes import alive, wait_for, workers
 from study import LONG, TINY, Study, snapshot
 
@@ -101,14 +102,16 @@ def without_times(rows):
     return [{name: value for name, value in row.items() if name not in times} for row in rows]
 
 
-def stopped_in_the_middle(study, number):
-    """Start the command, send it the signal once a trial has three epochs, and wait until no worker of it is left."""
+def stopped_in_the_middle(study, *numbers):
+    """Start the command, send it the signals once a trial has three epochs, and wait until no worker of it is left."""
     driver = study.start()
     try:
         wait_for(lambda: any(len(folder.read_epochs(place)) > 2 for place in study.places.values()), 150)
         running = workers(driver.pid)
         assert running, "trials run"
-        driver.send_signal(number)
+        for number in numbers:
+            driver.send_signal(number)
+            time.sleep(0.02)  # else two would be seen as one
         out, err = driver.communicate(timeout=60)
     finally:
         driver.kill()
@@ -160,12 +163,22 @@ def test_a_killed_worker_s_trial_goes_on_within_the_same_command(tmp_path, store
 
 
 @pytest.mark.slow
-def test_after_ctrl_c_the_same_command_goes_on(tmp_path, store, cluster):
-    study = Study(tmp_path, {**LONG, "name": "stopped"}, store)
-    status, out, err, left = stopped_in_the_middle(study, signal.SIGINT)
+@pytest.mark.parametrize("times", [1, 2])
+def test_after_ctrl_c_the_same_command_goes_on(tmp_path, store, cluster, times):
+    """Once: epochs are ended and kept, tables are written. Twice: at once. MLflow says either way that nobody runs."""
+    study = Study(tmp_path, {**LONG, "name": f"stopped-{times}", "seeds": [0, 1]}, store)
+    status, out, err, left = stopped_in_the_middle(study, *[signal.SIGINT] * times)
     assert status == 130
     assert "stopped; " in err
     assert "the same command goes on" in err
     assert "Traceback" not in out + err
-    assert study.files() == {".lock"}, "nothing of Ray's is left"
+    assert "Ctrl-C: running trials end with their epoch" in out
+    assert not [name for name in study.files() if name in (".ray", folder.STOP)]
+    assert ("leaderboard.md" in study.files()) == (times == 1)
+    assert {run.info.status for run in study.runs.values()} <= {"KILLED", "FINISHED"}
+    unfinished = [place for place in left if folder.read_result(place) is None]
+    assert "KILLED" in {study.runs[place.name].info.status for place in unfinished}
+    if times == 1:
+        kept = {place: torch.load(place / folder.CHECKPOINT)["epoch"] for place in unfinished if left[place]}
+        assert kept == {place: left[place][-1][names.EPOCH] for place in kept}
     assert_the_same_command_finishes(study, left)

@@ -63,7 +63,8 @@ def test_a_trial_and_its_result_are_read_as_they_were_written(tmp_path, trial):
 def test_a_failure_keeps_its_error_and_last_finite_values(tmp_path):
     assert folder.read_failure(tmp_path) is None
     written = folder.write_failure(tmp_path, "RuntimeError: diverged")
-    assert folder.read_failure(tmp_path) == written == {"error": "RuntimeError: diverged", "last_finite": {}}
+    assert folder.read_failure(tmp_path) == written
+    assert written == {"error": "RuntimeError: diverged", "last_finite": {}, "repeats": False}
     folder.write_failure(tmp_path, "RuntimeError: diverged", {names.TRAIN_LOSS: 2.5})
     assert folder.read_failure(tmp_path)["last_finite"] == {names.TRAIN_LOSS: 2.5}
 

@@ -1,0 +1,46 @@
+"""How a sweep that runs is stopped: Ctrl-C once ends each running trial with its epoch, twice ends all at once.
+
+Trials are told by a file in the sweep's directory, which workers on other machines see too.
+"""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from harness.storage.files import write_text
+
+
+class Stopping:
+    """A context manager around running trials, entered in the main thread.
+
+    flag: the file that tells trials. say: told why, once. asked: whether they are to stop; interrupted: by Ctrl-C.
+    """
+
+    def __init__(self, flag: Path, say: Callable[[str], None]):
+        self.flag, self.say = flag, say
+        self.asked = self.interrupted = False
+        self.before: Any = None
+
+    def __enter__(self) -> "Stopping":
+        self.flag.unlink(missing_ok=True)  # of a run that was killed
+        self.before = signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        signal.signal(signal.SIGINT, self.before)
+        self.flag.unlink(missing_ok=True)
+
+    def ask(self, why: str) -> None:
+        """Let running trials end with the epoch, or the batch of judging, that they are in, and begin no other."""
+        if not self.asked:
+            self.asked = True
+            write_text(self.flag, why)
+            self.say(f"{why}: running trials end with their epoch, which is kept; Ctrl-C stops at once")
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+        self.ask("Ctrl-C")

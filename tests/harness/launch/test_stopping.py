@@ -1,0 +1,69 @@
+"""Ctrl-C once and twice, as signals, and what it leaves behind."""
+
+import os
+import signal
+
+import pytest
+
+from harness.launch.stopping import Stopping
+from harness.storage import folder
+
+
+@pytest.fixture
+def stop(tmp_path):
+    """A Stopping with what it said, as a list."""
+    said = []
+    made = Stopping(tmp_path / "sweep" / folder.STOP, said.append)
+    made.said = said
+    return made
+
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_once_tells_the_trials_and_lets_the_command_go_on(stop):
+    with stop:
+        assert not stop.flag.exists()
+        interrupt()
+        assert stop.flag.exists()
+        assert (stop.asked, stop.interrupted) == (True, True)
+    assert not stop.flag.exists()
+    assert len(stop.said) == 1
+    assert "Ctrl-C" in stop.said[0]
+
+
+def test_ctrl_c_twice_stops_at_once(stop):
+    with pytest.raises(KeyboardInterrupt), stop:
+        interrupt()
+        interrupt()
+    assert not stop.flag.exists(), "else the next run would begin nothing"
+
+
+def test_after_a_failure_ctrl_c_is_the_first_one(stop):
+    with stop:
+        stop.ask("a trial failed")
+        assert stop.flag.exists()
+        assert not stop.interrupted
+        interrupt()
+        assert stop.interrupted
+    assert len(stop.said) == 1
+
+
+def test_ctrl_c_is_the_caller_s_again_afterwards(stop):
+    before = signal.getsignal(signal.SIGINT)
+    with stop:
+        assert signal.getsignal(signal.SIGINT) != before
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_what_a_killed_run_left_stops_nobody(stop):
+    stop.flag.parent.mkdir()
+    stop.flag.write_text("of last week")
+    with stop:
+        assert not stop.flag.exists()
+
+
+def test_the_flag_lies_where_trials_look(tmp_path):
+    place = folder.place(tmp_path / "sweep", "0" * 16)
+    assert folder.stop_file(place) == tmp_path / "sweep" / folder.STOP
