@@ -1,6 +1,7 @@
 """Is CerDEQ better here, by how much, and how sure is that? In sentences."""
 
 import math
+from typing import Any
 
 import pandas as pd
 
@@ -33,33 +34,36 @@ def _compared(table: Table, section: Section, rows: pd.DataFrame) -> str | None:
     if not is_cerdeq.any() or is_cerdeq.all():
         return None
     mine, other = rows[is_cerdeq].iloc[0], rows[~is_cerdeq].iloc[0]
-    gap = mine[names.CERTIFIED_ERROR] - other[names.CERTIFIED_ERROR]
-    word = "below" if gap < 0 else "above"
-    how = f"{abs(gap):.2f} points {word}" if gap else "the same as"
+    line, seeds, reason = _paired(table, section, mine, other)
+    gap = mine[names.CERTIFIED_ERROR] - other[names.CERTIFIED_ERROR] if line is None else line["difference"]
+    how = f"{abs(gap):.2f} points {'below' if gap < 0 else 'above'}" if gap else "the same as"
+    apart = line is not None and {mine["seeds"], other["seeds"]} != {seeds}
+    shared = f", by the seeds that both have ({seeds})" if apart else ""
     said = (
         f"{mine['label']} has a certified error of {mine[names.CERTIFIED_ERROR]:.2f} %, {how} the best other network, "
-        f"{other['label']} ({other[names.CERTIFIED_ERROR]:.2f} %)"
+        f"{other['label']} ({other[names.CERTIFIED_ERROR]:.2f} %){shared}"
     )
-    verdict, reason = _certainty(table, section, mine["label"], other["label"], gap)
-    return f"{verdict}: {said}; {reason}."
-
-
-def _certainty(table: Table, section: Section, mine: str, other: str, gap: float) -> tuple[str, str]:
-    """What can be said of the difference, and why."""
-    try:
-        compared, _ = compare(table.directory, baseline=other, heading=section.heading, table=table)
-    except InputError as error:
-        return "Not known", f"the two cannot be compared image by image ({error})"
-    lines = compared[(compared["row"] == mine) & (compared["seed"] == ALL)]
-    if lines.empty:
-        return "Not known", "the two share no seed"
-    line, seeds = lines.iloc[0], int(((compared["row"] == mine) & (compared["seed"] != ALL)).sum())
+    if line is None:
+        return f"Not known: {said}; {reason}."
     if seeds < _FEWEST:
         image_by_image = f"image by image McNemar's p is {line['mcnemar_p']:.2g} for these two trained networks"
-        return "Not known", f"one seed says nothing of training anew; {image_by_image}"
-    test = f"over {seeds} seeds, paired t test p = {line['t_p']:.2g}"
-    if math.isnan(line["t_p"]) or line["t_p"] >= _LEVEL:
-        return "Not told apart", test
-    return (
-        "Yes" if gap < 0 else "No"
-    ), f"{test} (the best rows were chosen on the same images: p is a little too small)"
+        return f"Not known: {said}; one seed says nothing of training anew; {image_by_image}."
+    told = math.isfinite(line["t_p"]) and line["t_p"] < _LEVEL
+    verdict = ("Yes" if gap < 0 else "No") if told else "Not told apart"
+    chosen = " (the best rows were chosen on the same images: p is a little too small)" if told else ""
+    return f"{verdict}: {said}; over {seeds} seeds, paired t test p = {line['t_p']:.2g}{chosen}."
+
+
+def _paired(
+    table: Table, section: Section, mine: pd.Series, other: pd.Series
+) -> tuple[dict[str, Any] | None, int, str]:
+    """What `paired` says of the two over all seeds that both have, how many those are, or why there is nothing."""
+    shared = table.folders[mine.name].keys() & table.folders[other.name].keys()
+    if not shared:
+        return None, 0, "the two share no seed"
+    try:
+        lines, _ = compare(table.directory, baseline=other["label"], heading=section.heading, table=table)
+    except InputError as error:
+        return None, 0, f"the two cannot be compared image by image: {error}"
+    found = lines[(lines["row"] == mine["label"]) & (lines["seed"] == ALL)].to_dict("records")
+    return (found[0], len(shared), "") if found else (None, 0, "the two are not judged alike")

@@ -150,3 +150,19 @@ def test_a_directory_without_trials_is_bad_input(tmp_path, capsys):
     assert main("report", [str(tmp_path)]) == 2
     assert "holds no trials" in capsys.readouterr().err
     assert main("report", [str(tmp_path), str(tmp_path)]) == 2
+
+
+def test_the_answer_is_by_the_seeds_that_both_have(tmp_path):
+    for model, seeds in (("cnn5", (0, 1, 2)), ("cerdeq", (1, 2, 3))):
+        for seed in seeds:
+            add(tmp_path / "study", right(100 + 10 * seed + (model == "cerdeq"), seed), model=model, seed=seed)
+    table = build(tmp_path / "study")
+    (said,) = answer(table, table.sections[0])
+    assert "0.50 points below" in said and "by the seeds that both have (2)" in said
+
+
+def test_there_is_no_comparison_where_no_seed_is_shared(tmp_path):
+    for seed, model in enumerate(("cnn5", "cerdeq")):
+        add(tmp_path / "study", right(100), model=model, seed=seed)
+    table = build(tmp_path / "study")
+    assert answer(table, table.sections[0])[0].endswith("; the two share no seed.")
