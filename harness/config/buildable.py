@@ -1,6 +1,7 @@
 """Whether a trial can run at all, found out without computing anything."""
 
 import torch
+from torch import nn
 
 from baselines import build
 from cerdeq.bounds import BOUNDS, trace
@@ -9,8 +10,8 @@ from harness.config.trial import TrialConfig
 from harness.methods import make_method
 
 
-def check_buildable(config: TrialConfig) -> None:
-    """Build the network without memory and look up every rule that training and judging it will need.
+def check_buildable(config: TrialConfig) -> nn.Module:
+    """Build the network without memory, look up every rule that training and judging it will need, and return it.
 
     Raises ValueError or TypeError for a network, method or option that this code does not have, or not so;
     UnsupportedOperator (a TypeError) for an operator of the network without a rule.
@@ -19,6 +20,7 @@ def check_buildable(config: TrialConfig) -> None:
         network = build(config.model, config.dataset, config.width, **config.options)
     method = make_method(config.method, config.method_options)
     trace(network.eval(), linear=method.linear or needs_linear(config.evaluation.stages))
+    return network
 
 
 def needs_linear(stages: tuple[str, ...]) -> bool:

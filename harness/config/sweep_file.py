@@ -14,6 +14,7 @@ from baselines import DATASETS, UnknownNameError, UnknownOptionError, network_na
 from harness.config.assignments import assigned, command_of, mark_of
 from harness.config.buildable import check_buildable
 from harness.config.grid import Choice, expanded
+from harness.config.ignored import ignored_settings
 from harness.config.radius import Radius
 from harness.config.settings import EvaluationSettings, OneOf, TrainSettings
 from harness.config.sweep_text import ConfigError, merged, read
@@ -184,18 +185,19 @@ def _marked(sweep: Sweep, file_s: Sweep, mark: str) -> Sweep:
     return replace(sweep, trials=trials, changed=mark)
 
 
-def _validated(path: Path | str, content: dict[str, Any], where: str) -> tuple[SweepFile, list[Choice]]:
-    """The file's content, checked, each of its entries one trial; and which of the file's entries those are.
+def _validated(path: Path | str, content: dict[str, Any], where: str) -> tuple[SweepFile, list[Choice], dict[str, Any]]:
+    """The file's content, checked, each of its entries one trial; which of the file's entries those are; its `train`.
 
     where: what it is besides the file, for messages. Raises ConfigError.
     """
     choices = _choices(path, content.get("trials"), where)
     made = {"trials": [choice.content for choice in choices]} if choices else {}
     try:
-        return SweepFile.model_validate_json(json.dumps(content | made, default=str)), choices
+        checked = SweepFile.model_validate_json(json.dumps(content | made, default=str))
     except ValidationError as error:
         problems = [_placed(item, choices) for item in error.errors()]
         raise ConfigError(path, _told(problems, where)) from None
+    return checked, choices, content.get("train", {})
 
 
 def _choices(path: Path | str, entries: Any, where: str) -> list[Choice]:
@@ -255,23 +257,29 @@ def _allowed_keys(location: tuple[Any, ...]) -> list[str]:
     return list(inspect.signature(inside[-1]).parameters) if inside else [*SweepFile.model_fields, "profiles"]
 
 
-def _sweep(path: Path | str, profile: str, sweep: SweepFile, choices: list[Choice]) -> Sweep:
-    """The checked file's trials. Raises ConfigError."""
+def _sweep(path: Path | str, profile: str, sweep: SweepFile, choices: list[Choice], recipe: dict[str, Any]) -> Sweep:
+    """The checked file's trials. recipe: what its `train` says. Raises ConfigError."""
     twice = sorted({seed for seed in sweep.seeds if sweep.seeds.count(seed) > 1})
     problems = [(f"seeds: {seed} appears twice", "") for seed in twice]
     resolved: dict[str, Choice] = {}
-    trials = []
+    trials: list[TrialConfig] = []
+    every: list[dict[str, str]] = []
     for choice, entry in zip(choices, sweep.trials, strict=True):
         try:
-            trial = _resolved(profile, sweep, entry)
+            trial, ignored = _resolved(profile, sweep, entry)
         except _EntryError as error:
             problems += [(f"{choice.key}.{problem}", choice.chosen) for problem in error.args]
             continue
+        every.append(ignored)
         same = resolved.setdefault(_identity(trial), choice)
         if same is not choice:
             aside = f" with {same.chosen}" if same.chosen else ""
             problems.append((f"{choice.key}: the same trial as {same.key}{aside}", choice.chosen))
         trials += [replace(trial, seed=seed) for seed in sweep.seeds]
+    if not problems:  # else of trials that are not there nothing is known
+        given = {f"train.{key}": value for key, value in recipe.items()}
+        by_all = {key: reason for key, reason in every[0].items() if all(key in ignored for ignored in every)}
+        problems = [(f"{line}; no other trial uses it", "") for line in _refusals(given, by_all)]
     if problems:
         raise ConfigError(path, _told(problems, f"profile {profile}"))
     return Sweep(sweep.name, profile, sweep.dataset, sweep.eps, sweep.resources, trials)
@@ -286,8 +294,8 @@ class _EntryError(ValueError):
     """What is wrong with an entry of `trials`: an argument a problem, each beginning with its key in the entry."""
 
 
-def _resolved(profile: str, sweep: SweepFile, entry: TrialEntry) -> TrialConfig:
-    """The entry's trial under seed 0. Raises _EntryError."""
+def _resolved(profile: str, sweep: SweepFile, entry: TrialEntry) -> tuple[TrialConfig, dict[str, str]]:
+    """The entry's trial under seed 0, and the settings that it ignores, with reasons. Raises _EntryError."""
     recipe = _recipe(sweep, entry)
     options = _chosen("options", entry.model, entry.options, options_of(entry.model))
     of_method = _chosen("method_options", entry.method, entry.method_options, method_options(entry.method))
@@ -299,12 +307,24 @@ def _resolved(profile: str, sweep: SweepFile, entry: TrialEntry) -> TrialConfig:
     given |= {"sweep": sweep.name, "profile": profile, "seed": 0, "width": entry.width or sweep.width}
     try:
         trial = TrialConfig(**{field.name: given[field.name] for field in fields(TrialConfig)})
-        check_buildable(trial)
+        ignored = ignored_settings(trial, check_buildable(trial))
     except SettingError as error:
         raise _EntryError(str(error)) from None
     except (TypeError, ValueError) as error:
         raise _EntryError(f"options: {error}") from None
-    return trial
+    own = {f"{key}.{name}": value for key in ("train", "method_options") for name, value in getattr(entry, key).items()}
+    if problems := _refusals(own, ignored):
+        raise _EntryError(*problems)
+    return trial, ignored
+
+
+def _refusals(given: dict[str, Any], ignored: dict[str, str]) -> list[str]:
+    """A line for each setting that is given and ignored.
+
+    A ramp of no epochs is no setting: so says who has no ramp that the sweep's is not to be longer than training.
+    """
+    refused = [key for key, value in given.items() if key in ignored and (key, value) != ("train.ramp_epochs", 0)]
+    return [f"{key}: found {given[key]!r}, allowed: nothing, for {ignored[key]}" for key in refused]
 
 
 def _recipe(sweep: SweepFile, entry: TrialEntry) -> TrainSettings:

@@ -15,6 +15,8 @@ from harness.attacks.pgd import last_point
 from harness.methods.method import Method, register
 from harness.methods.passes import Batch, Losses, unbounded
 
+NOTHING_BOUNDED = dict.fromkeys(("regularisation", "regularise_equilibria"), "it bounds nothing to be regularised")
+
 
 @register
 @dataclass(frozen=True)
@@ -22,6 +24,11 @@ class Plain(Method):
     """Cross entropy of the clean images."""
 
     name: ClassVar[str] = "plain"
+
+    def ignored(self) -> dict[str, str]:
+        """There are neither boxes nor a radius."""
+        radius = dict.fromkeys(("eps", "ramp_start", "ramp_epochs"), "it trains for no radius")
+        return NOTHING_BOUNDED | radius | {"kappa": "its whole loss is the clean cross entropy"}
 
     def loss(self, program: Program, batch: Batch) -> Losses:
         """As the class says."""
@@ -73,6 +80,10 @@ class PGD(Attacking):
     """Cross entropy of the attacked images (Madry et al. 2018)."""
 
     name: ClassVar[str] = "pgd"
+
+    def ignored(self) -> dict[str, str]:
+        """There are no boxes."""
+        return NOTHING_BOUNDED
 
     def loss(self, program: Program, batch: Batch) -> Losses:
         """As the class says."""

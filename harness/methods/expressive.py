@@ -34,6 +34,11 @@ class SABR(Attacking):
         if not 0 < self.relu_shrinkage <= 1:
             raise ValueError(f"relu_shrinkage must lie in (0, 1], found {self.relu_shrinkage}")
 
+    def ignored(self) -> dict[str, str]:
+        """A box as large as the ball leaves an attack no room."""
+        reason = "it has nowhere to attack, its box being the whole ball by subselection 1"
+        return dict.fromkeys(("attack_steps", "attack_step"), reason) if self.subselection == 1 else {}
+
     @property
     def reach(self) -> float:
         """The small box stays inside the ball."""
@@ -63,6 +68,11 @@ class MTLIBP(Attacking):
             raise ValueError(f"alpha must lie in [0, 1], found {self.alpha}")
         if not self.attack_radius > 0:
             raise ValueError(f"attack_radius must be above 0, found {self.attack_radius}")
+
+    def ignored(self) -> dict[str, str]:
+        """An attack may have no weight."""
+        reason = "its attack has no weight by alpha 1"
+        return dict.fromkeys(("attack_steps", "attack_step", "attack_radius"), reason) if self.alpha == 1 else {}
 
     @property
     def reach(self) -> float:

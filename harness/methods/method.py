@@ -29,6 +29,13 @@ class Method:
         """The adversarial examples [B, C, H, W] for `batch.adversary`; None where the method has no attack."""
         return None
 
+    def ignored(self) -> dict[str, str]:
+        """The recipe's settings and own options that change nothing here, each with the reason, as `it ...`.
+
+        Sweep files that set them are refused. What of a recipe depends on the network is not said here.
+        """
+        return {}
+
     def at(self, progress: float) -> "Method":
         """A method with the same loss when eps is `progress` of its target, where one costs less."""
         return self

@@ -65,7 +65,11 @@ def test_writing_eps_another_way_does_not_change_the_key(tmp_path, one, other):
 def test_whole_numbers_name_the_trials_that_fractions_do(tmp_path):
     keys = []
     for number in (1, 1.0):
-        entry = {"model": "cnn5", "method": "mtl-ibp", "method_options": {"alpha": number, "attack_radius": 2 * number}}
+        entry = {
+            "model": "cnn5",
+            "method": "mtl-ibp",
+            "method_options": {"attack_step": number, "attack_radius": 2 * number},
+        }
         keys.append([trial_key(trial, "data") for trial in trials_of(tmp_path, changed(("trials", [entry])))])
     assert keys[0] == keys[1]
 

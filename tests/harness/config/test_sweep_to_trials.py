@@ -164,12 +164,12 @@ def test_a_trial_s_recipe_goes_before_the_sweep_s(tmp_path):
 @pytest.fixture
 def built_once(monkeypatch):
     """Every load of a file builds each network of each of its profiles: here once in all."""
-    seen = set()
+    built = {}
 
     def check(trial):
-        if repr(trial) not in seen:
-            check_buildable(trial)
-            seen.add(repr(trial))
+        if repr(trial) not in built:
+            built[repr(trial)] = check_buildable(trial)
+        return built[repr(trial)]
 
     monkeypatch.setattr(sweep_file, "check_buildable", check)
 

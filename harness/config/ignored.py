@@ -1,0 +1,39 @@
+"""Settings that a trial's network or training method ignores: who sets one believes in what is not so."""
+
+from torch import nn
+
+from cerdeq.equilibrium import FixedPoint
+from cerdeq.equilibrium.weights import Parametrisation
+from harness.config.trial import TrialConfig
+from harness.methods import make_method
+
+_RAMP = ("ramp_start", "ramp_epochs")
+
+
+def ignored_settings(config: TrialConfig, network: nn.Module) -> dict[str, str]:
+    """The recipe's settings and the method's options that change nothing in a trial, by their dotted keys, and why.
+
+    network: the trial's, on any device.
+    """
+    method = make_method(config.method, config.method_options)
+    by_method = dict(method.ignored())
+    if _follows_eps(network):
+        for key in _RAMP:
+            by_method.pop(key, None)
+    options = [key for key in by_method if key in vars(method)]
+    found = {f"method_options.{key}": f"{config.method!r}: {by_method.pop(key)}" for key in options}
+    found |= {f"train.{key}": f"{config.method!r}: {reason}" for key, reason in by_method.items()}
+    modules = list(network.modules())
+    if not any(isinstance(module, FixedPoint) for module in modules):
+        found.setdefault("train.regularise_equilibria", f"{config.model!r}: there is no equilibrium in it")
+    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules):
+        found["train.recompute_statistics"] = f"{config.model!r}: there is no batch norm in it"
+    return found
+
+
+def _follows_eps(network: nn.Module) -> bool:
+    """Whether anything in a network changes as eps grows."""
+    modules = list(network.modules())
+    counts = [module.range for module in modules if isinstance(module, FixedPoint)]
+    margins = [module.margins for module in modules if isinstance(module, Parametrisation)]
+    return any(first != last for first, last in [*counts, *margins])

@@ -1,0 +1,96 @@
+"""What a network or a training method ignores is refused where an entry sets it, and where all trials ignore it."""
+
+from dataclasses import fields
+
+import pytest
+from small_sweep import BASE, changed, trials_of, write
+
+from harness.config.settings import TrainSettings
+from harness.methods import METHODS, make_method
+
+NO_RAMP = {"epochs": 4, "batch_size": 64, "ramp_epochs": 0, "decay_epochs": []}
+
+
+def entry(method, model="cnn5", **keys):
+    return {"model": model, "method": method, **keys}
+
+
+REFUSED = {
+    "regularisation of pgd": (entry("pgd", train={"regularisation": 0.1}), "train.regularisation: found 0.1", "bounds"),
+    "regularisation of plain": (entry("plain", train={"regularisation": 0}), "train.regularisation: found 0", "bounds"),
+    "kappa of plain": (entry("plain", train={"kappa": 0.5}), "train.kappa: found 0.5", "clean cross entropy"),
+    "a ramp of plain": (entry("plain", train={"ramp_epochs": 1}), "train.ramp_epochs: found 1", "no radius"),
+    "its start": (entry("plain", train={"ramp_start": 2}), "train.ramp_start: found 2", "no radius"),
+    "a radius of plain": (entry("plain", train={"eps": 0.1}), "train.eps: found 0.1", "no radius"),
+    "final_beta of ibp": (
+        entry("ibp", method_options={"final_beta": 0.5}),
+        "method_options.final_beta: unknown",
+        "ibp",
+    ),
+    "an attack without room": (
+        entry("sabr", method_options={"subselection": 1.0, "attack_steps": 3}),
+        "method_options.attack_steps: found 3",
+        "the whole ball by subselection 1",
+    ),
+    "an attack without weight": (
+        entry("mtl-ibp", method_options={"alpha": 1.0, "attack_radius": 2.0}),
+        "method_options.attack_radius: found 2.0",
+        "no weight by alpha 1",
+    ),
+    "an equilibrium that is not there": (
+        entry("ibp", train={"regularise_equilibria": False}),
+        "train.regularise_equilibria: found False",
+        "'cnn5': there is no equilibrium",
+    ),
+    "one of several": (entry(["ibp", "pgd"], train={"regularisation": 0.1}), "train.regularisation", "with method pgd"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_an_entry_s_setting_that_its_trial_ignores_is_refused_with_the_reason(refused, tmp_path, case):
+    bad, *expected = REFUSED[case]
+    message = refused(write(tmp_path, changed(("trials", [*BASE["trials"], bad]))))
+    for part in ("study.yaml: trials.2.", *expected):
+        assert part in message, message
+
+
+def test_what_trials_share_may_be_ignored_by_some(tmp_path):
+    content = changed(
+        ("train.regularisation", 0.1), ("train.kappa", 0.2), ("trials", [*BASE["trials"], entry("plain")])
+    )
+    assert len(trials_of(tmp_path, content)) == 6
+
+
+def test_what_all_trials_ignore_is_refused(refused, tmp_path):
+    content = changed(("train", {**NO_RAMP, "kappa": 0.5}), ("trials", [entry(["plain"], model=["cnn5", "cnn6"])]))
+    message = refused(write(tmp_path, content))
+    for part in ("train.kappa: found 0.5", "clean cross entropy", "no other trial uses it", "profile full"):
+        assert part in message, message
+
+
+def test_a_ramp_of_no_epochs_says_that_there_is_none(tmp_path):
+    short = {"epochs": 1, "ramp_epochs": 0, "decay_epochs": []}  # the sweep's ramp is longer
+    assert len(trials_of(tmp_path, changed(("trials", [entry("ibp"), entry("plain", train=short)])))) == 4
+    assert len(trials_of(tmp_path, changed(("train", NO_RAMP), ("trials", [entry("plain")])))) == 2
+
+
+def test_a_ramp_of_plain_is_taken_where_the_network_follows_it(tmp_path):
+    options = {"iterations": 10, "early_iterations": 4}
+    trials = [entry("plain", model="cerdeq", options=options, train={"ramp_epochs": 1})]
+    assert trials_of(tmp_path, changed(("trials", trials)))[0].train.ramp_epochs == 1
+
+
+def test_set_is_refused_so_too(refused, tmp_path):
+    content = changed(("train", NO_RAMP), ("trials", [entry("plain")]))
+    message = refused(write(tmp_path, content), "--set", "train.kappa=0.5")
+    assert "--set train.kappa=0.5: train.kappa: found 0.5" in message
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_reasons_are_given_for_settings_there_are(method):
+    for options in ({}, {"subselection": 1.0}, {"alpha": 1.0}):
+        if options.keys() <= {field.name for field in fields(METHODS[method])}:
+            made = make_method(method, options)
+            known = {field.name for kind in (TrainSettings, made) for field in fields(kind)}
+            assert made.ignored().keys() <= known
+            assert all(reason.startswith("it") for reason in made.ignored().values())
