@@ -3,10 +3,12 @@
 import logging
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,14 @@ from study import POLITENESS, SETTINGS, TINY, Study
 from harness.figures import catalogue
 from harness.launch.mlflow_store import Tracker
 from harness.launch.ray_tune import ray  # which prepares the environment that Ray reads
+
+STORED_PATHS = (  # where MLflow's tables say where files lie
+    ("runs", "artifact_uri"),
+    ("experiments", "artifact_location"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -77,9 +87,15 @@ def finished(tmp_path_factory, store):
 
 @pytest.fixture
 def copied(finished, tmp_path):
-    """The finished study in a directory and an MLflow store that a test may spoil."""
+    """The finished study in a directory and an MLflow store that a test may spoil, files that it logged included."""
     shutil.copytree(finished.root / "results", tmp_path / "results")
-    shutil.copy(finished.store.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
+    path = Path(finished.store.removeprefix("sqlite:///"))
+    shutil.copy(path, tmp_path / "mlflow.db")
+    shutil.copytree(path.parent / "mlruns", tmp_path / "mlruns")
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
+        for table, column in STORED_PATHS:
+            moved = f"UPDATE {table} SET {column} = replace({column}, ?, ?)"
+            database.execute(moved, (str(path.parent / "mlruns"), str(tmp_path / "mlruns")))
     return Study(tmp_path, TINY, f"sqlite:///{tmp_path}/mlflow.db")
 
 
