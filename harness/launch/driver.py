@@ -125,10 +125,10 @@ def _complete(study: Study, options: argparse.Namespace, console: Console) -> in
                     mirror.sync(places[trial.key], running=False)
                 raise
             interrupted = stop.interrupted
-    table, said = report.write(directory, options.data_dir)
+    table, said = tables.write(directory)
     tables.show(table, said, console)
-    console.print(directory / report.REPORT, soft_wrap=True)
     mirror.finish(directory, table, study.file_s)
+    console.print(report.write_page(table, said, options.data_dir), soft_wrap=True)  # last: figures take seconds
     if interrupted:
         raise KeyboardInterrupt
     return OK if not study.waiting() and not mirror.broken else FAILED

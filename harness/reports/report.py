@@ -74,11 +74,18 @@ def write(directory: Path, data_dir: str | None = None) -> tuple[Table, dict[str
     Raises InputError where no table can be made.
     """
     table, said = write_tables(directory)
+    write_page(table, said, data_dir)
+    return table, said
+
+
+def write_page(table: Table, said: dict[str, Summary], data_dir: str | None = None) -> Path:
+    """Write the page of a leaderboard, and its figures; returns where the page is."""
     shown = [Shown(table, section, data_dir) for section in table.sections]
     parts = [_part(each, said[each.section.heading], number) for number, each in enumerate(shown)]
     told = {"parts": parts, "legend": LEGEND, "failures": FAILURES, "stages_legend": STAGES_LEGEND}
-    write_text(directory / REPORT, render("report.html.jinja", table=table, **told))
-    return table, said
+    path = table.directory / REPORT
+    write_text(path, render("report.html.jinja", table=table, **told))
+    return path
 
 
 def _part(shown: Shown, said: Summary, number: int) -> Part:
