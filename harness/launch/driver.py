@@ -128,7 +128,8 @@ def _complete(study: Study, options: argparse.Namespace, console: Console) -> in
     table, said = tables.write(directory)
     tables.show(table, said, console)
     mirror.finish(directory, table, study.file_s)
-    console.print(report.write_page(table, said, options.data_dir), soft_wrap=True)  # last: figures take seconds
+    page = report.write_page(table, said, options.data_dir)  # last: figures take seconds
+    console.print(f"\nAll of it on a page:\n{escape(str(page))}", soft_wrap=True)
     if interrupted:
         raise KeyboardInterrupt
     return OK if not study.waiting() and not mirror.broken else FAILED

@@ -78,7 +78,8 @@ def test_what_is_printed_names_trials_tables_and_mlflow_and_nothing_of_ray(finis
     for model in ("cnn5", "cerdeq"):
         assert f"done {model} ibp seed 0: standard error" in finished.out
     assert "leaderboard.md" in finished.out
-    command, link = finished.out.splitlines()[-2:]
+    command, link, _, _, page = finished.out.splitlines()[-5:]
+    assert page == str(finished.directory / "report.html")
     assert command == f"uv run python -m harness.ui tiny --tracking-uri {finished.store}"
     assert link.endswith("/runs?viewStateShareKey=comparison&compareRunsMode=CHART")
     assert "%" not in link
