@@ -24,6 +24,8 @@ from harness.errors import InputError
 from harness.storage import certification, folder, names
 
 LABEL = ["model", "method", "options"]
+FEWEST_SEEDS = 2
+"""That a test over seeds needs."""
 FAILED, UNFINISHED, NOT_COUNTED = "failed", "unfinished", "not counted"  # states of trials without usable numbers
 
 
@@ -60,6 +62,13 @@ class Section:
     def own(self) -> pd.DataFrame:
         """The rows that are not published ones, each with its `label`."""
         return self.rows.assign(label=self.labels)[self.rows["source"].isna()]
+
+    @cached_property
+    def comparable(self) -> pd.DataFrame:
+        """Those of `own` that comparisons are of, best first: with a certified error, and with two seeds or more where
+        any row has so many."""
+        rows = self.own.dropna(subset=names.CERTIFIED_ERROR)
+        return rows[rows["seeds"] >= min(FEWEST_SEEDS, rows["seeds"].max())] if len(rows) else rows
 
     @cached_property
     def shown(self) -> pd.DataFrame:
@@ -113,7 +122,8 @@ class Section:
 class Table:
     """A sweep's leaderboard.
 
-    rows: today's recipe with all columns, best certified error first; published rows are those with a `source`.
+    rows: today's recipe with all columns, section after section as their rows stand there; published rows are those
+    with a `source`, each once.
     failures: a row of text for each trial without usable numbers, the reason in `problem`.
     folders: where the trials of each row lie, by the row's index and the seed.
     """
@@ -383,4 +393,4 @@ def build(directory: Path) -> Table:
     failed = trials.loc[trials["problem"].notna(), [*LABEL, "width", "profile", "recipe_version", "seed", "problem"]]
     finished = trials[trials["problem"].isna()].groupby("row")
     folders = {row: dict(zip(part["seed"], part["folder"], strict=True)) for row, part in finished}
-    return Table(directory, _best_first(current[~current.index.duplicated()]), sections, failed.map(as_text), folders)
+    return Table(directory, current[~current.index.duplicated()], sections, failed.map(as_text), folders)

@@ -105,10 +105,15 @@ def compare(
                 continue
             mine, theirs = table.folders[rows[row].name], table.folders[rows[other].name]
             notes += _lacking(row, mine, other, theirs) + _lacking(other, theirs, row, mine)
-            if seeds := sorted(set(mine) & set(theirs)):
+            if not (seeds := sorted(set(mine) & set(theirs))):
+                continue
+            try:
                 counts = [_count(mine[seed], theirs[seed], METRICS[metric]) for seed in seeds]
-                lines = comparison(pd.DataFrame(counts, index=pd.Index(seeds, name="seed")))
-                compared.append(lines.assign(section=section.heading, metric=metric, row=row, other=other))
+            except InputError as error:
+                notes.append(f"{row} against {other}: {error}")
+                continue
+            lines = comparison(pd.DataFrame(counts, index=pd.Index(seeds, name="seed")))
+            compared.append(lines.assign(section=section.heading, metric=metric, row=row, other=other))
     if not compared:
         why = notes or [f"no two rows have the same training method; rows for --baseline: {'; '.join(known)}"]
         raise InputError("\n".join([f"{directory}: nothing to compare", *why]))

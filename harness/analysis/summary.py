@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from harness.analysis.leaderboard import Section, Table
+from harness.analysis.leaderboard import FEWEST_SEEDS, Section, Table
 from harness.analysis.paired import ALL, METRICS, compare, verdicts_of
 from harness.errors import InputError
 from harness.storage import names
@@ -32,24 +32,30 @@ def summaries(table: Table) -> dict[str, Summary]:
 
 def summary(table: Table, section: Section) -> Summary:
     """What today's rows of a section say; nothing where there are not two to compare."""
-    errors = section.own[names.CERTIFIED_ERROR].dropna()
-    if section.stale or len(errors) < 2:
+    rows, finished = section.comparable, section.own[names.CERTIFIED_ERROR].dropna()
+    if section.stale or len(finished) < 2:
         return Summary()
-    best = section.own["label"].iloc[0]
+    best = rows["label"].iloc[0]
     lines = [
         "certified error: the share of test images that are misclassified or not proved robust; lower is better",
-        f"best: {best}, {errors.iloc[0]:.1f} %",
+        f"best: {best}, {rows[names.CERTIFIED_ERROR].iloc[0]:.1f} %" + _but_for(len(finished) - len(rows)),
     ]
     try:
-        places = list(table.folders[errors.index[0]].values())
+        places = list(table.folders[rows.index[0]].values())
         if len(places) == 1:
             lines.append(_on_other_images(*places))
-        compared, _ = compare(table.directory, baseline=best, heading=section.heading, table=table)
-    except InputError:  # not judged alike, or verdicts gone: there is nothing to add
-        return Summary(lines)
+        compared, notes = compare(table.directory, baseline=best, heading=section.heading, table=table)
+    except InputError as error:
+        return Summary([*lines, f"not compared: {error}"])
     others, seeds = compared[compared["seed"] == ALL], len(set(compared["seed"])) - 1
-    tied = others.loc[~(others["t_holm"] < _LEVEL), "row"].tolist() if seeds > 1 else []
-    return Summary(lines + _told_apart(others, seeds), [best, *tied] if tied else [], others)
+    tied = others.loc[others["t_holm"] >= _LEVEL, "row"].tolist() if seeds > 1 else []
+    left_out = [f"left out: {note}" for note in notes if " against " in note]
+    return Summary(lines + _told_apart(others, seeds) + left_out, [best, *tied] if tied else [], others)
+
+
+def _but_for(fewer: int) -> str:
+    """What is said where rows of one seed stand beside rows of several."""
+    return f" (of the rows with {FEWEST_SEEDS} seeds or more; {fewer} have one)" if fewer else ""
 
 
 def _on_other_images(place: Path) -> str:
@@ -64,13 +70,13 @@ def _told_apart(others: pd.DataFrame, seeds: int) -> list[str]:
     if seeds < 2:
         said = "the others against it, on the seed that both have"
         return [f"{said}: {_named(others)}; one seed says nothing of training anew"]
-    certain = others["t_holm"] < _LEVEL
     test = f"paired t test over {seeds} seeds, p < {_LEVEL:g} after Holm's correction"
-    return [
-        f"{word} ({test}): {_named(part)}"
-        for word, part in (("worse for certain", others[certain]), ("not told from it", others[~certain]))
-        if len(part)
-    ]
+    kinds = {
+        f"worse for certain ({test})": others["t_holm"] < _LEVEL,
+        f"not told from it ({test})": others["t_holm"] >= _LEVEL,
+        "without a test (one seed in common, or the same difference at each)": others["t_holm"].isna(),
+    }
+    return [f"{said}: {_named(others[its])}" for said, its in kinds.items() if its.any()]
 
 
 def _named(rows: pd.DataFrame) -> str:

@@ -5,34 +5,50 @@ from typing import Any
 
 import pandas as pd
 
-from harness.analysis.leaderboard import Section, Table
+from harness.analysis.leaderboard import FEWEST_SEEDS, Section, Table
 from harness.analysis.paired import ALL, compare
 from harness.errors import InputError
 from harness.storage import names
 
-CERDEQ = "cerdeq"
+_CERDEQ = ("cerdeq", "deqlate", "deq7")
+_TWIN = "recurrent=False"  # an explicit network, what CerDEQ is without its recurrence
 _LEVEL = 0.05
-_FEWEST = 2  # seeds that a test over them needs
 
 
 def answer(table: Table, section: Section) -> list[str]:
     """For all methods together, then for each that has both: the best CerDEQ row against the best other one.
 
-    Empty where the section has not both.
+    One sentence that says what is missing where the section has not both.
     """
-    own = section.own.dropna(subset=names.CERTIFIED_ERROR)
-    parts = [("", own), *((f"By {method}: ", part) for method, part in own.groupby("method", sort=False))]
-    if own["method"].nunique() == 1:
-        parts = parts[:1]
-    lines = [(start, _compared(table, section, part)) for start, part in parts]
-    return [f"{start}{line}" for start, line in lines if line]
+    rows = section.comparable
+    if missing := _missing(section.own, rows):
+        return [missing]
+    lines = [_compared(table, section, rows)]
+    if rows["method"].nunique() > 1:
+        parts = [(method, part) for method, part in rows.groupby("method", sort=False) if not _missing(part, part)]
+        lines += [f"By {method}: {_compared(table, section, part)}" for method, part in parts]
+    return lines
 
 
-def _compared(table: Table, section: Section, rows: pd.DataFrame) -> str | None:
-    """rows: best first."""
-    is_cerdeq = rows["model"] == CERDEQ
-    if not is_cerdeq.any() or is_cerdeq.all():
-        return None
+def _is_cerdeq(rows: pd.DataFrame) -> pd.Series:
+    twin = rows["options"].map(lambda options: _TWIN in options.split()).astype(bool)
+    return rows["model"].isin(_CERDEQ) & ~twin
+
+
+def _missing(own: pd.DataFrame, rows: pd.DataFrame) -> str:
+    """Why there is nothing to compare; empty where there is. own: all rows; rows: those that comparisons are of."""
+    for kind, has, started in (
+        ("CerDEQ", _is_cerdeq(rows), _is_cerdeq(own)),
+        ("other network", ~_is_cerdeq(rows), ~_is_cerdeq(own)),
+    ):
+        if not has.any():
+            return f"Not known: no {kind} has {'as many seeds as others' if started.any() else 'a result'} here."
+    return ""
+
+
+def _compared(table: Table, section: Section, rows: pd.DataFrame) -> str:
+    """rows: best first, of both kinds."""
+    is_cerdeq = _is_cerdeq(rows)
     mine, other = rows[is_cerdeq].iloc[0], rows[~is_cerdeq].iloc[0]
     line, seeds, reason = _paired(table, section, mine, other)
     gap = mine[names.CERTIFIED_ERROR] - other[names.CERTIFIED_ERROR] if line is None else line["difference"]
@@ -45,10 +61,12 @@ def _compared(table: Table, section: Section, rows: pd.DataFrame) -> str | None:
     )
     if line is None:
         return f"Not known: {said}; {reason}."
-    if seeds < _FEWEST:
+    if seeds < FEWEST_SEEDS:
         image_by_image = f"image by image McNemar's p is {line['mcnemar_p']:.2g} for these two trained networks"
         return f"Not known: {said}; one seed says nothing of training anew; {image_by_image}."
-    told = math.isfinite(line["t_p"]) and line["t_p"] < _LEVEL
+    if math.isnan(line["t_p"]):
+        return f"Not known: {said}; the same at each of {seeds} seeds, of which a t test can say nothing."
+    told = line["t_p"] < _LEVEL
     verdict = ("Yes" if gap < 0 else "No") if told else "Not told apart"
     chosen = " (the best rows were chosen on the same images: p is a little too small)" if told else ""
     return f"{verdict}: {said}; over {seeds} seeds, paired t test p = {line['t_p']:.2g}{chosen}."
@@ -62,8 +80,10 @@ def _paired(
     if not shared:
         return None, 0, "the two share no seed"
     try:
-        lines, _ = compare(table.directory, baseline=other["label"], heading=section.heading, table=table)
+        lines, notes = compare(table.directory, baseline=other["label"], heading=section.heading, table=table)
     except InputError as error:
         return None, 0, f"the two cannot be compared image by image: {error}"
     found = lines[(lines["row"] == mine["label"]) & (lines["seed"] == ALL)].to_dict("records")
-    return (found[0], len(shared), "") if found else (None, 0, "the two are not judged alike")
+    pair = f"{mine['label']} against {other['label']}"
+    why = "; ".join(note.removeprefix(pair).lstrip(",: ") for note in notes if note.startswith(pair))
+    return (found[0], len(shared), "") if found else (None, 0, f"the two cannot be compared image by image: {why}")

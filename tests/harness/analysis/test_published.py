@@ -46,6 +46,16 @@ def test_published_rows_appear_once_though_two_profiles_show_them(sweep):
     assert table.rows["source"].notna().sum() == 1
 
 
+@pytest.mark.parametrize(("profile", "published_first"), [("full", True), ("cpu", False)])
+def test_published_rows_rank_among_full_ones_and_stand_after_reduced_ones(sweep, profile, published_first):
+    publish(sweep, "cifar10,8/255,CerDEQ,,,1.5,abstract\n")
+    add(sweep, metrics(), profile=profile)
+    tables.write(sweep)
+    first = read_json(sweep)[0]
+    assert ("source" in first) == published_first
+    assert bool((sweep / "leaderboard.csv").read_text().splitlines()[1].count("abstract")) == published_first
+
+
 def test_the_project_s_own_published_numbers_are_the_fallback(tmp_path):
     add(tmp_path / "study", metrics())
     sources = tables.build(tmp_path / "study").rows["source"].dropna()

@@ -78,6 +78,22 @@ def test_numbers_are_the_json_s_and_a_click_on_a_title_sorts_both_ways(browser, 
     assert column(browser, "certified error") == shown
 
 
+def test_fractions_are_sorted_by_their_size(browser):
+    assert browser.execute_script("return ['8/255', '1/16', '1/255', '64.5 ± 0.2'].map(number)") == pytest.approx(
+        [8 / 255, 1 / 16, 1 / 255, 64.5]
+    )
+
+
+def test_published_rows_stay_below_those_of_a_reduced_profile_however_sorted(browser):
+    shown = browser.execute_script(
+        "document.body.insertAdjacentHTML('beforeend', '<table id=t><thead><tr><th></th></tr></thead><tbody>"
+        "<tr><td>69.0</td></tr><tr><td>64.5</td></tr><tr class=last><td>35.4</td></tr></tbody></table>');"
+        "const table = document.getElementById('t'), header = table.querySelector('th');"
+        "return [0, 1].map(() => { sort(table, 0, header); return table.innerText.trim().split(/\\s+/); });"
+    )
+    assert shown == [["64.5", "69.0", "35.4"], ["69.0", "64.5", "35.4"]]
+
+
 def test_other_columns_wait_behind_a_switch(browser):
     assert column(browser, "relative width") == []
     browser.find_element("css selector", "input.switch").click()

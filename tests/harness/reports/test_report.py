@@ -8,10 +8,12 @@ import pytest
 from made_studies import add, make, right
 
 from harness.analysis.leaderboard import build
+from harness.analysis.summary import summary
 from harness.command_line import main
 from harness.figures import catalogue
 from harness.reports.answer import answer
 from harness.reports.report import write
+from harness.storage import folder
 
 
 class Page(HTMLParser):
@@ -128,11 +130,58 @@ def test_the_answer_is_as_sure_as_the_seeds_allow(tmp_path, cerdeq, cnn5, verdic
     assert f"{abs(gap):.2f} points {'below' if gap < 0 else 'above'}" in said
 
 
-def test_there_is_no_answer_without_both_kinds_of_networks(tmp_path):
-    add(tmp_path / "study", right(50), model="cnn5")
-    add(tmp_path / "study", right(60), model="cnn7")
+@pytest.mark.parametrize(("models", "lacks"), [(["cnn5", "cnn7"], "CerDEQ"), (["cerdeq"], "other network")])
+def test_what_an_answer_lacks_is_said(tmp_path, one_figure, models, lacks):
+    for model in models:
+        add(tmp_path / "study", right(50), model=model)
+    assert answers(tmp_path / "study") == [f"Not known: no {lacks} has a result here."]
+
+
+def test_the_twin_without_recurrence_is_another_network(tmp_path, one_figure):
+    for seed in range(3):
+        add(tmp_path / "study", right(100 + 2 * seed, seed), model="cerdeq", seed=seed)
+        add(tmp_path / "study", right(140 + seed, seed), model="cerdeq", seed=seed, options={"recurrent": False})
+    (said,) = answers(tmp_path / "study")
+    assert said.startswith("No: cerdeq ibp") and "the best other network, cerdeq ibp recurrent=False" in said
+
+
+def test_the_same_difference_at_each_seed_is_no_test_and_no_tie(tmp_path, one_figure):
+    for seed in range(3):
+        for model, count in (("cerdeq", 140), ("cnn5", 100)):
+            add(tmp_path / "study", right(count, seed), model=model, seed=seed)
+    (said,) = answers(tmp_path / "study")
+    assert said.startswith("Not known: ") and "20.00 points below" in said and "nan" not in said
+    assert "~" not in (tmp_path / "study/leaderboard.md").read_text().split("Errors in percent")[0]
+
+
+def test_a_row_of_one_seed_decides_nothing_beside_rows_of_several(tmp_path, one_figure):
+    for seed in range(3):
+        add(tmp_path / "study", right(140 + seed, seed), model="cerdeq", seed=seed)
+        add(tmp_path / "study", right(100 + 3 * seed, seed), model="cnn5", seed=seed)
+    add(tmp_path / "study", right(190), model="cnn7", seed=9)
+    (said,) = answers(tmp_path / "study")
+    assert said.startswith("Yes: cerdeq ibp") and "cnn5 ibp" in said
+    text = (tmp_path / "study/report.html").read_text()
+    assert "(of the rows with 2 seeds or more; 1 have one)" in text
+
+
+def test_one_row_that_cannot_be_compared_leaves_the_others_compared(tmp_path):
+    for seed in range(3):
+        add(tmp_path / "study", right(140 + seed, seed), model="cerdeq", seed=seed)
+        add(tmp_path / "study", right(100 + 3 * seed, seed), model="cnn5", seed=seed)
+        broken = add(tmp_path / "study", right(90 + seed, seed), model="cnn7", seed=seed)
+    (broken / folder.VERDICTS).write_text("junk")
     table = build(tmp_path / "study")
-    assert answer(table, table.sections[0]) == []
+    assert answer(table, table.sections[0])[0].startswith("Yes: cerdeq ibp")
+    lines = summary(table, table.sections[0]).lines
+    assert any(line.startswith("worse for certain") and "cnn5 ibp" in line for line in lines)
+    assert any(line.startswith("left out: cnn7 ibp against cerdeq ibp") and "cannot be read" in line for line in lines)
+
+
+def answers(sweep):
+    """What the page of a sweep says first."""
+    table, _ = write(sweep)
+    return answer(table, table.sections[0])
 
 
 def test_several_sweeps_have_a_page_that_leads_to_each(tmp_path, capsys, one_figure):
