@@ -29,6 +29,10 @@ COMMANDS = {  # name: its module, what it does
     "schema": ("harness.config.schema", "print the JSON schema of sweep files, for editors"),
     "tables": ("harness.launch.tables", "write a sweep's leaderboard anew, from MLflow alone too"),
     "report": ("harness.reports.report", "write a sweep, or several, as a page with figures, and its tables"),
+    "publish": (
+        "harness.reports.publish",
+        "copy what a sweep found to where it is kept, small enough for git",
+    ),
     "ui": ("harness.launch.ui", "serve MLflow's pages, and say where a sweep's charts are"),
     "paired": ("harness.analysis.paired", "is one row of a leaderboard better than another, image by image?"),
     "recheck": ("harness.checker.recheck", "prove a sweep's verdicts again, by code of its own"),

@@ -31,7 +31,7 @@ from harness.checker.points import read as points_of
 from harness.checker.points import why_not_broken
 from harness.checker.proofs import Proof, prove
 from harness.command_line import FAILED, OK, add_data_dir, add_sweep_directory
-from harness.config.trial import TrialConfig, labels
+from harness.config.trial import TrialConfig, is_meant, labels
 from harness.data import Split, load
 from harness.errors import InputError, require
 from harness.evaluation.network import load_network
@@ -68,6 +68,10 @@ class Rechecked:
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     add_sweep_directory(parser)
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="PATTERN",
+        help="only trials whose label or key this is, or matches with *, ? and [...]; may be given again",
+    )  # fmt: skip
     parser.add_argument("--images", type=int, help="recheck the first so many of each trial; default: all")
     add_data_dir(parser)
 
@@ -78,9 +82,12 @@ def main(options: argparse.Namespace) -> int:
     places = list(_judged(options.directory))
     if not places:
         raise InputError(f"{options.directory} holds no finished trial")
-    owners = [_owner(place) for place in places]
-    trials = list(dict.fromkeys(owners))
+    trials = list(dict.fromkeys(map(_owner, places)))
     words = dict(zip(trials, labels([_trial(trial).config for trial in trials]), strict=True))
+    meant = {trial for trial in trials if not options.only or is_meant(options.only, words[trial], trial.name)}
+    require("--only", options.only, bool(meant), f"a key or a label of one of: {', '.join(words.values())}")
+    places = [place for place in places if _owner(place) in meant]
+    owners = [_owner(place) for place in places]
     shown = [words[owner] + _further(place) for owner, place in zip(owners, places, strict=True)]
     console, table = Console(highlight=False), Table("trial", "images", "recorded", "confirmed", "seconds")
     told, agree = [], True
@@ -135,6 +142,9 @@ def recheck(place: Path, data_dir: str | None = None, most: int | None = None) -
     test = held_out or data.test_images(wanted)
     if further and held_out and wanted:  # a trial judges all that it holds out
         test = held_out.part(0, wanted)
+    if not (_owner(place) / folder.WEIGHTS).exists():
+        nothing = f"{folder.WEIGHTS} is not kept here"
+        return Rechecked(0, np.nan, 100.0, Counter(), time.monotonic() - started, [nothing])
     verdicts, network = folder.read_verdicts(place, _COLUMNS), _network(_owner(place) / folder.WEIGHTS, config)
     problems = _of_the_table(verdicts, test, result.metrics, config.evaluation.stages)
     if replace(folder.read_trial(_owner(place) / folder.TRIAL).config, evaluation=config.evaluation) != config:

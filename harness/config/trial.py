@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 from harness.config.radius import Radius
@@ -100,6 +101,11 @@ def labels(configs: Sequence[TrialConfig]) -> list[str]:
 def labelled(row: str, config: TrialConfig) -> str:
     """The label of a config whose row is called so."""
     return f"{row} seed {config.seed}"
+
+
+def is_meant(patterns: Sequence[str], label: str, key: str) -> bool:
+    """Whether `--only` means a trial: any pattern is its label or key, or matches one with *, ? and [...]."""
+    return any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns for name in (label, key))
 
 
 def _row(config: TrialConfig, differing: dict[str, Any]) -> str:

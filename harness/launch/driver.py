@@ -9,7 +9,6 @@ import os
 import shutil
 import sys
 from contextlib import suppress
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from rich.markup import escape
 from harness.analysis import tables
 from harness.command_line import FAILED, OK, add_data_dir, add_results_dir
 from harness.config.sweep_file import CPU_PROFILE, Sweep, load_sweep
-from harness.config.trial import FULL_PROFILE, labels, rows
+from harness.config.trial import FULL_PROFILE, is_meant, labels, rows
 from harness.data import Data, data_directory, load
 from harness.errors import InputError, require
 from harness.launch import plan
@@ -78,7 +77,7 @@ def main(options: argparse.Namespace) -> int:
     _check_data(sweep, data)
     trials = [folder.make_trial(config, data.fingerprint) for config in sweep.trials]
     named = dict(zip((trial.key for trial in trials), labels(sweep.trials), strict=True))
-    chosen = [trial for trial in trials if not options.only or _is_meant(options.only, named[trial.key], trial.key)]
+    chosen = [trial for trial in trials if not options.only or is_meant(options.only, named[trial.key], trial.key)]
     require("--only", options.only, bool(chosen), f"a key or a label of one of: {', '.join(named.values())}")
     if options.export:
         return _export(chosen, options.export)
@@ -94,10 +93,6 @@ def main(options: argparse.Namespace) -> int:
         return OK
     with locked(directory):
         return _complete(study, options, console)
-
-
-def _is_meant(patterns: list[str], label: str, key: str) -> bool:
-    return any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns for name in (label, key))
 
 
 def _complete(study: Study, options: argparse.Namespace, console: Console) -> int:

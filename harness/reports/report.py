@@ -82,7 +82,13 @@ def write_page(table: Table, said: dict[str, Summary], data_dir: str | None = No
     """Write the page of a leaderboard, and its figures; returns where the page is."""
     shown = [Shown(table, section, data_dir) for section in table.sections]
     parts = [_part(each, said[each.section.heading], number) for number, each in enumerate(shown)]
-    told = {"parts": parts, "legend": LEGEND, "failures": FAILURES, "stages_legend": STAGES_LEGEND}
+    told = {
+        "place": str(_from_here(table.directory, 2)),
+        "parts": parts,
+        "legend": LEGEND,
+        "failures": FAILURES,
+        "stages_legend": STAGES_LEGEND,
+    }
     path = table.directory / REPORT
     write_text(path, render("report.html.jinja", table=table, **told))
     return path
@@ -134,7 +140,7 @@ def _again(places: list[Path]) -> str:
     """The commands that train, and where that was done certify further, the trials in these folders."""
     certified = [place for place in places if (place / certification.CERTIFICATION).exists()]
     trials = [certification.trial_of(place) if place in certified else place for place in places]
-    files = [str(Path(*(trial / folder.TRIAL).absolute().parts[-5:])) for trial in trials]
+    files = [str(_from_here(trial / folder.TRIAL, 5)) for trial in trials]
     lines = [shlex.join(["uv", "run", "python", "-m", "harness.trial", *files, "--results-dir", "again"])]
     if certified:
         told = folder.read_trial(certified[0] / certification.CERTIFICATION).config.evaluation
@@ -147,6 +153,12 @@ def _again(places: list[Path]) -> str:
         again = [f"again/{sweep}/trials/{key}" for key in keys]
         lines.append(shlex.join(["uv", "run", "python", "-m", "harness.certify", *again, *options]))
     return "\n".join(lines)
+
+
+def _from_here(path: Path, parts: int) -> Path:
+    """A path as commands in the working directory take it; its last `parts` where it lies elsewhere."""
+    path = path.absolute()
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else Path(*path.parts[-parts:])
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -32,6 +32,7 @@ COVERED = {
     "certify": "harness/launch/test_certify.py",
     "ui": "harness/launch/test_ui.py",
     "report": "harness/reports/test_report.py",
+    "publish": "harness/reports/test_publish.py",
     "recheck": "harness/checker/test_recheck.py",
     "tightness": "harness/measure/test_tightness.py",
     "solvers": "harness/measure/test_equilibrium_solvers.py",
@@ -91,7 +92,9 @@ def check_harness(name, arguments):
     for path in (item for item in given if isinstance(item, Path)):
         if path.parts[0] == "sweeps":
             assert options.profile in (None, "full", *read(ROOT / path)[0].get("profiles", {}))
-        if path.parts[0] == "results" and path.parts[1:] not in ((), ("*",)):
+        if path.parts[:2] == ("results", "published"):
+            assert path.parts[2:] == () or (ROOT / path).is_dir()
+        elif path.parts[0] == "results" and path.parts[1:] not in ((), ("*",)):
             sweep = ROOT / "sweeps" / f"{path.parts[1]}.yaml"
             assert sweep.is_file()
             assert baseline is None or baseline in [trial.row for trial in load_sweep(sweep, "full", True).trials]

@@ -271,6 +271,17 @@ def test_weights_that_lack_running_statistics_are_refused(place, capsys):
     assert "running_var" in capsys.readouterr().err
 
 
+@of_both
+def test_weights_that_are_not_kept_confirm_nothing_and_only_leaves_them_out(place, capsys):
+    other = shutil.copytree(place, place.with_name("other"))
+    (place / folder.WEIGHTS).unlink()
+    assert main("recheck", [str(place.parents[1]), "--images", "2"]) == FAILED
+    assert f"{folder.WEIGHTS} is not kept here" in capsys.readouterr().out
+    assert main("recheck", [str(place.parents[1]), "--images", "2", "--only", other.name]) == OK
+    assert main("recheck", [str(place.parents[1]), "--only", "vgg*"]) == BAD_INPUT
+    assert "--only" in capsys.readouterr().err
+
+
 def test_a_directory_without_finished_trials_is_refused(tmp_path, capsys):
     assert main("recheck", [str(tmp_path)]) == BAD_INPUT
     assert "no finished trial" in capsys.readouterr().err

@@ -1,0 +1,81 @@
+"""`python -m harness.publish results/<sweep>`: what a sweep found, copied to where it is kept, small enough for git.
+
+Of every finished trial, and of what `harness.certify` found of it: config, epochs, verdicts and result; of those that
+--weights names also the weights, counterexamples and certificates that `harness.recheck` proves verdicts by. Tables,
+page and figures are made anew there. A study that was published before under that name is replaced as a whole.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from harness.command_line import OK, add_data_dir, add_sweep_directory
+from harness.config.trial import is_meant, labels
+from harness.errors import InputError, require
+from harness.reports import report
+from harness.storage import certification, folder
+from harness.storage.files import make_directory
+
+LIMIT = 25 * 2**20
+_FOUND = (folder.TRIAL, folder.EPOCHS, folder.VERDICTS, folder.RESULT)
+_FOUND_FURTHER = (certification.CERTIFICATION, certification.TIMINGS, folder.VERDICTS, folder.RESULT)
+_PROOF = (folder.WEIGHTS, folder.COUNTEREXAMPLES, folder.CERTIFICATES)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    add_sweep_directory(parser)
+    parser.add_argument("--to", type=Path, default=Path("results/published"), help="default: results/published")
+    parser.add_argument(
+        "--weights", action="append", default=[], metavar="PATTERN",
+        help="keep what proves the verdicts of trials whose label or key this is, or matches; may be given again",
+    )  # fmt: skip
+    add_data_dir(parser)
+
+
+def main(options: argparse.Namespace) -> int:
+    """Returns the exit status. Raises InputError where nothing has finished, or it comes to more than LIMIT bytes."""
+    console = Console(highlight=False)
+    places = folder.trial_folders(options.directory)
+    finished = [place for place in places if folder.read_result(place) is not None and not folder.is_stale(place)]
+    if not finished:
+        raise InputError(f"{options.directory} holds no finished trial of today's recipe")
+    named = dict(
+        zip(finished, labels([folder.read_trial(place / folder.TRIAL).config for place in finished]), strict=True)
+    )
+    proved = [place for place in finished if is_meant(options.weights, named[place], place.name)]
+    known = f"a key or a label of one of: {', '.join(named.values())}"
+    require("--weights", options.weights, bool(proved) or not options.weights, known)
+    target = options.to / options.directory.resolve().name
+    made = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(made, ignore_errors=True)
+    make_directory(made)
+    try:
+        for place in finished:
+            _copy(place, folder.place(made, place.name), place in proved)
+        size = sum(path.stat().st_size for path in made.rglob("*") if path.is_file())
+        require("--weights", options.weights, size <= LIMIT, f"what leaves at most 25 MiB; this is {size / 2**20:.1f}")
+        shutil.rmtree(target, ignore_errors=True)
+        made.rename(target)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    report.write(target, options.data_dir)
+    left_out = len(places) - len(finished)
+    console.print(f"{len(finished)} trials, {left_out} without a result left out, {len(proved)} with their weights")
+    console.print(escape(str(target)), soft_wrap=True)
+    return OK
+
+
+def _copy(place: Path, to: Path, proved: bool) -> None:
+    """A trial, and what was found of it later."""
+    for source, names in [(place, _FOUND), *((further, _FOUND_FURTHER) for further in certification.folders(place))]:
+        if folder.read_result(source) is None:
+            continue
+        there = to / source.relative_to(place)
+        there.mkdir(parents=True)
+        for name in (*names, *(_PROOF if proved else ())):
+            if (source / name).exists():
+                shutil.copyfile(source / name, there / name)

@@ -1,0 +1,71 @@
+"""`python -m harness.publish`: what is kept of a study, and what is not."""
+
+import json
+
+import pytest
+from made_studies import add, right
+
+from harness.command_line import main
+from harness.figures import catalogue
+from harness.reports import publish
+from harness.storage import folder
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """Two finished trials with all that a trial leaves, and one without a result."""
+    monkeypatch.setattr(catalogue, "FIGURES", catalogue.FIGURES[:1])
+    sweep = tmp_path / "results/study"
+    places = [add(sweep, right(100, seed), seed=seed) for seed in range(3)]
+    for place in places:
+        for name in (folder.CHECKPOINT, folder.WEIGHTS, folder.COUNTEREXAMPLES):
+            (place / name).write_bytes(bytes(1000))
+    (places[2] / folder.RESULT).unlink()
+    return sweep, places, tmp_path / "kept"
+
+
+def run(sweep, kept, *options):
+    return main("publish", [str(sweep), "--to", str(kept), *options])
+
+
+def test_what_was_found_is_kept_and_what_proves_it_where_asked_for(study, capsys):
+    sweep, places, kept = study
+    assert run(sweep, kept, "--weights", "* seed 1") == 0
+    assert "2 trials, 1 without a result left out, 1 with their weights" in capsys.readouterr().out
+    found = {folder.TRIAL, folder.EPOCHS, folder.VERDICTS, folder.RESULT}
+    proofs = {folder.WEIGHTS, folder.COUNTEREXAMPLES}
+    for place, names in ((places[0], found), (places[1], found | proofs)):
+        copy = kept / "study/trials" / place.name
+        assert {path.name for path in copy.iterdir()} == names
+        assert all((copy / name).read_bytes() == (place / name).read_bytes() for name in names)
+    assert not (kept / "study/trials" / places[2].name).exists()
+    assert json.loads((kept / "study/leaderboard.json").read_text())[0]["seeds"] == 2
+    assert (kept / "study/report.html").is_file()
+
+
+def test_a_study_is_replaced_as_a_whole(study):
+    sweep, _, kept = study
+    (kept / "study").mkdir(parents=True)
+    (kept / "study/old").write_text("")
+    assert run(sweep, kept) == 0
+    assert not (kept / "study/old").exists() and [path.name for path in kept.iterdir()] == ["study"]
+
+
+def test_what_is_too_large_for_git_replaces_nothing(study, monkeypatch, capsys):
+    sweep, _, kept = study
+    monkeypatch.setattr(publish, "LIMIT", 1000)
+    (kept / "study").mkdir(parents=True)
+    assert run(sweep, kept) == 2
+    assert "at most 25 MiB" in capsys.readouterr().err
+    assert [path.name for path in kept.iterdir()] == ["study"]
+
+
+@pytest.mark.parametrize(("options", "told"), [(["--weights", "vgg*"], "cnn5 ibp seed 0"), ([], "holds no finished")])
+def test_what_is_not_there_is_bad_input(study, options, told, capsys):
+    sweep, places, kept = study
+    if not options:
+        for place in places[:2]:
+            (place / folder.RESULT).unlink()
+    assert run(sweep, kept, *options) == 2
+    assert told in capsys.readouterr().err
+    assert not kept.exists()
