@@ -25,7 +25,7 @@ os.environ.update(
         # (seen: 7 GB for 4 of them), and `kept_memory` speeds up the first arena alone.
         "MALLOC_ARENA_MAX": "1",
     }
-    # `ray start` writes a token and asks for it, but uses it only where it is told to; who asks for none does not mind.
+    # Where Ray has left a token, `ray start` asks for it; who joins gives it only if told to, and nobody else minds.
     | ({"RAY_AUTH_MODE": "token"} if (Path.home() / ".ray/auth_token").exists() else {})
     | os.environ
 )

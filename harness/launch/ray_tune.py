@@ -123,7 +123,8 @@ def run_folders(
     with cluster(address, storage.with_name(LOG)) as resources:
         check_resources(resources, cpu, gpu)
         if address:
-            check_storage([folders[0] / folder.TRIAL, *([Path(data_dir)] if data_dir else [])])
+            mine = [folders[0].absolute() / folder.TRIAL, *([Path(data_dir)] if data_dir else [])]
+            check_storage([path for path in mine if path.exists()])  # some data sets come with a package
         directories = tune.grid_search([str(place.absolute()) for place in folders])
         tuner = Tuner(
             tune.with_resources(worker, {"cpu": cpu, "gpu": gpu}),

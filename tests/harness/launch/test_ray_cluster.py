@@ -2,9 +2,12 @@
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
+from contextlib import contextmanager, suppress
+from itertools import takewhile
 
 import pytest
 from processes import descendants
@@ -64,28 +67,32 @@ def test_machines_are_asked_for_the_files(cluster, tmp_path):
 
 @pytest.fixture
 def plain_cluster(tmp_path):
-    """Two machines on this one, started as Ray's documentation says: the first makes a token that it then asks for."""
+    """Two machines on this one, where Ray was used before: what it leaves there, `ray start` then asks for."""
     environment = {**os.environ, **POLITENESS, "HOME": str(tmp_path / "head"), "RAY_USAGE_STATS_ENABLED": "0"}
     environment.pop("RAY_AUTH_MODE", None)
-    (tmp_path / "head").mkdir()
+    (tmp_path / "head/.ray").mkdir(parents=True)
+    (tmp_path / "head/.ray/auth_token").write_text("0123456789abcdef" * 4)
     port = free_port()
     start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1"]
     first = [*start, "--head", f"--port={port}", "--include-dashboard=false"]
     second = [*start, f"--address=127.0.0.1:{port}"]
-    machines = [_started(first, environment), _started(second, {**environment, "RAY_AUTH_MODE": "token"})]
-    yield f"127.0.0.1:{port}", environment
-    for machine in machines:
-        for process in [machine.pid, *descendants(machine.pid)]:
-            subprocess.run(["kill", "-9", str(process)], stderr=subprocess.DEVNULL, check=False)
-        machine.wait()
+    with _started(first, environment), _started(second, {**environment, "RAY_AUTH_MODE": "token"}):
+        yield f"127.0.0.1:{port}", environment
 
 
+@contextmanager
 def _started(command, environment):
+    """A machine of a cluster, until the end."""
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    for line in process.stdout:
-        if "Ray runtime started" in line:
-            return process
-    raise AssertionError("ray start ended")
+    try:
+        told = list(takewhile(lambda line: "Ray runtime started" not in line, process.stdout))
+        assert process.poll() is None, "".join(told)
+        yield
+    finally:
+        for each in [process.pid, *descendants(process.pid)]:
+            with suppress(ProcessLookupError):
+                os.kill(each, signal.SIGKILL)
+        process.wait()
 
 
 @pytest.mark.slow
