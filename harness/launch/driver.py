@@ -23,6 +23,7 @@ from harness.config.trial import FULL_PROFILE, is_meant, labels, rows
 from harness.data import Data, data_directory, load
 from harness.errors import InputError, require
 from harness.launch import plan
+from harness.launch.estimate import longest_first
 from harness.launch.mlflow_policy import Mirror
 from harness.launch.progress import Progress
 from harness.launch.stopping import Stopping
@@ -32,7 +33,7 @@ from harness.storage import folder, names
 from harness.storage.files import DamagedFileError, locked, make_directory, write_json
 from harness.storage.folder import Trial
 
-# harness.launch.ray_tune is imported late: Ray takes seconds, and bad input is told first.
+# What imports Ray is imported late: Ray takes seconds, and bad input is told first.
 _RAY = ".ray"
 
 
@@ -62,6 +63,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     what = "say what would be run, how long it may take as far as that is known, and stop; writes nothing"
     parser.add_argument("--dry-run", action="store_true", help=what)
+    parser.add_argument(
+        "--max-concurrent", type=int, metavar="N", help="no more trials than that at a time; default: all that fit"
+    )
     parser.add_argument("--fail-fast", action="store_true", help="stop as by Ctrl-C once a trial has failed")
     parser.add_argument("--retry-failed", action="store_true", help="try again what would fail so again, too")
     parser.add_argument(
@@ -72,6 +76,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Returns the exit status. Raises InputError before anything is started, KeyboardInterrupt after Ctrl-C."""
     console = Console(highlight=False)
+    most = options.max_concurrent
+    require("--max-concurrent", most, most is None or most > 0, "a whole number from 1")
     sweep = load_sweep(options.sweep, options.profile, _has_gpu(options.ray_address), options.set)
     data = load(sweep.dataset, options.data_dir, writes=not options.dry_run)
     _check_data(sweep, data)
@@ -100,7 +106,7 @@ def _complete(study: Study, options: argparse.Namespace, console: Console) -> in
     sweep, directory, places = study.sweep, study.directory, study.places
     waiting = study.waiting()
     _announce(study, waiting, options.profile, console)
-    tried = study.tried(options.retry_failed)
+    tried = longest_first(study, study.tried(options.retry_failed))
     for trial in waiting:
         if trial not in tried:
             reason = (folder.read_failure(places[trial.key]) or {}).get("error")
@@ -171,7 +177,10 @@ def _train(
 
     for place in places:
         (place / folder.FAILURE).unlink(missing_ok=True)  # an old failure is not this run's
-    run_folders(places, data_dir, resources.cpu, gpu, storage, on_report, on_end, options.ray_address)
+    run_folders(
+        places, data_dir, resources.cpu, gpu, storage, on_report, on_end, options.ray_address,
+        options.max_concurrent,
+    )  # fmt: skip
 
 
 def _rows(directory: Path, trials: list[Trial]) -> dict[str, str]:
@@ -186,7 +195,7 @@ def _rows(directory: Path, trials: list[Trial]) -> dict[str, str]:
 def _has_gpu(ray_address: str | None) -> bool:
     if ray_address is None:
         return torch.cuda.is_available()
-    from harness.launch.ray_tune import cluster_has_gpu
+    from harness.launch.ray_cluster import cluster_has_gpu
 
     return cluster_has_gpu(ray_address)
 

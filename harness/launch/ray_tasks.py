@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from harness.launch.ray_tune import MAX_RETRIES, check_resources, cluster, ray
+from harness.launch.ray_cluster import MAX_RETRIES, check_resources, cluster, ray
 
 _CPUS = 1
 

@@ -1,4 +1,4 @@
-"""Runs trials side by side under Ray Tune. The only module that imports Ray; ray_tasks.py has it from here.
+"""Runs trials side by side under Ray Tune.
 
 Ray places trials and retries those whose worker died; it keeps nothing that matters. A trial's own folder is the truth,
 and a retry, or a later run of the same sweep, goes on from the checkpoint there. On several machines the results
@@ -6,29 +6,17 @@ directory must therefore lie on storage that all of them share.
 """
 
 import logging
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-os.environ.update(
-    {
-        "RAY_AIR_NEW_OUTPUT": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C stops the command instead of ending each trial as if it were done
-        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # workers use this very environment; Ray would pack and rebuild it
-        # A worker runs many trials, each in a thread of its own. An arena a thread would keep what ended trials had
-        # (seen: 7 GB for 4 of them), and `kept_memory` speeds up the first arena alone.
-        "MALLOC_ARENA_MAX": "1",
-    }
-    | os.environ
-)
+# isort: off
+from harness.launch.ray_cluster import MAX_RETRIES, check_resources, check_storage, cluster, ray  # before Ray itself
 
-import ray
+# isort: on
 import torch
 from ray import tune
 from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
@@ -41,12 +29,8 @@ from harness.storage import folder, names
 from harness.training import run_folder
 from harness.training.trial import REPEATED
 
-MAX_RETRIES = 2
+LOG = "ray.log"
 HOPELESS = (InputError, *REPEATED)  # trying again at once repeats them
-
-
-class ResourceError(InputError):
-    """What trials ask for is not there; Ray would leave them waiting for ever."""
 
 
 class _Reporter(TrialProgressCallback):
@@ -113,12 +97,6 @@ def _reason(trial: Any) -> str:
     return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
 
 
-def cluster_has_gpu(address: str) -> bool:
-    """Whether the Ray cluster at `address` has a GPU."""
-    with cluster(address) as resources:
-        return resources.get("GPU", 0) > 0
-
-
 def run_folders(
     folders: list[Path],
     data_dir: str | None,
@@ -128,24 +106,32 @@ def run_folders(
     on_report: Callable[[Path, dict[str, Any]], None],
     on_end: Callable[[Path, str | None], None],
     address: str | None = None,
+    at_once: int | None = None,
     worker: Callable[[dict[str, Any]], None] = train_folder,
 ) -> None:
     """Run the trial of every folder (each with its trial.json), as many at a time as fit.
 
     on_report: told a trial's folder and an epoch's row, or how many images are judged, and of how many.
     cpu, gpu: what each trial reserves; trials with a fraction of a GPU share it. storage: where Ray may keep its own
-    state meanwhile. address: of a running cluster; else one is started here, unless this process has Ray up already.
+    state meanwhile; what it prints goes to ray.log beside it. address: of a running cluster; else one is started here,
+    unless this process has Ray up already. at_once: no more trials than that at a time.
     Returns when all have ended, well or not: their folders tell.
-    Raises ResourceError where CUDA is there and Ray does not see it, or no machine has what a trial asks for.
+    Raises ResourceError where CUDA is there and Ray does not see it, no machine has what a trial asks for, or one of a
+    cluster's does not have the trials' files.
     """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    with cluster(address) as resources:
+    with cluster(address, storage.with_name(LOG)) as resources:
         check_resources(resources, cpu, gpu)
+        if address:
+            mine = [folders[0].absolute() / folder.TRIAL, *([Path(data_dir)] if data_dir else [])]
+            check_storage([path for path in mine if path.exists()])  # some data sets come with a package
         directories = tune.grid_search([str(place.absolute()) for place in folders])
         tuner = Tuner(
             tune.with_resources(worker, {"cpu": cpu, "gpu": gpu}),
             param_space={"directory": directories, "data_dir": data_dir},
-            tune_config=TuneConfig(reuse_actors=True, trial_name_creator=_name, trial_dirname_creator=_name),
+            tune_config=TuneConfig(
+                reuse_actors=True, max_concurrent_trials=at_once, trial_name_creator=_name, trial_dirname_creator=_name
+            ),
             run_config=RunConfig(
                 name=str(time.time_ns()),
                 storage_path=str(storage.absolute()),
@@ -158,35 +144,3 @@ def run_folders(
             tuner.fit()
         finally:
             shutil.rmtree(storage, ignore_errors=True)
-
-
-def check_resources(resources: dict[str, float], cpu: int, gpu: float) -> None:
-    """Raise ResourceError where a piece of work would wait for ever."""
-    if torch.cuda.is_available() and not resources.get("GPU", 0):
-        raise ResourceError(
-            "torch sees a GPU on this machine and Ray does not; look at CUDA_VISIBLE_DEVICES and at the cluster's start"
-        )
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    for name, wanted in (("CPU", cpu), ("GPU", gpu)):
-        if not any(wanted <= machine.get(name, 0) for machine in machines):
-            raise ResourceError(
-                f"a trial asks for {wanted:g} {name} and Ray has {resources.get(name, 0):g}; "
-                "lower `resources` in the sweep file"
-            )
-
-
-@contextmanager
-def cluster(address: str | None) -> Iterator[dict[str, float]]:
-    """Ray's resources; Ray is started and stopped again unless it was up already."""
-    started = not ray.is_initialized()
-    if started:
-        dashboard = None if address else False
-        try:
-            ray.init(address or "local", include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
-        except ConnectionError as error:
-            raise ResourceError(f"no Ray cluster answers at {address}: {error}") from None
-    try:
-        yield ray.cluster_resources()
-    finally:
-        if started:
-            ray.shutdown()

@@ -7,6 +7,7 @@ from importlib import import_module
 from itertools import groupby
 
 import pytest
+import yaml
 from pages import ROOT, blocks
 
 from harness.config.sweep_file import load_sweep
@@ -44,3 +45,10 @@ def test_sweep_files_are_read(block, tmp_path):
     path = tmp_path / "study.yaml"
     path.write_text(block.text)
     assert load_sweep(path, None, has_gpu=True).trials
+
+
+def test_files_for_clusters_can_be_parsed():
+    for path in (ROOT / "docs/clusters").glob("*.yaml"):
+        assert yaml.safe_load(path.read_text())
+    for path in (ROOT / "docs/clusters").glob("*.sh"):
+        subprocess.run(["bash", "-n", path], check=True)

@@ -18,7 +18,7 @@ from study import POLITENESS, SETTINGS, TINY, Study
 
 from harness.figures import catalogue
 from harness.launch.mlflow_store import Tracker
-from harness.launch.ray_tune import ray  # which prepares the environment that Ray reads
+from harness.launch.ray_cluster import ray  # which prepares the environment that Ray reads
 
 STORED_PATHS = (  # where MLflow's tables say where files lie
     ("runs", "artifact_uri"),

@@ -7,9 +7,12 @@ import signal
 import sys
 
 import pytest
+import torch
 from study import TINY, Study, snapshot
 
+from baselines import build
 from harness.launch import ray_tune
+from harness.measure.machine import operations
 from harness.storage import folder, names
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
@@ -66,9 +69,9 @@ def test_a_dry_run_says_what_would_be_run_and_writes_nothing(copied, no_ray, mon
     lines = {label: next(line for line in printed.splitlines() if line.startswith(label)) for label in ("cnn5", "cerd")}
     for part in (copied.trials["cnn5", 0].key, "finished", "certified error", " no "):
         assert part in lines["cnn5"]
-    for part in (copied.trials["cerdeq", 0].key, "unfinished", "epoch 2 of 2", " yes ", "not known"):
+    for part in (copied.trials["cerdeq", 0].key, "unfinished", "epoch 2 of 2", " yes ", "about 0.0 min"):
         assert part in lines["cerd"]
-    for part in ("1 CPUs and 0 GPUs a trial", "side by side", "nothing is known of 1 trials", "nothing was started"):
+    for part in ("1 CPUs and 0 GPUs a trial", "side by side", "for 1 of them as other rows did", "nothing was started"):
         assert part in printed
 
 
@@ -87,6 +90,41 @@ def test_a_dry_run_estimates_by_trials_of_the_same_row(copied, no_ray, capsys):
     assert "time: 12.0 min of work for 2 trials" in printed
 
 
+def test_a_row_that_never_ran_is_estimated_by_operations(copied, no_ray, capsys):
+    """`cnn5` took 10 minutes; `tied9`, of which nothing is known, has 2.3 times its operations."""
+    trials = [*TINY["trials"], {"model": "tied9", "method": "ibp"}]
+    study = Study(copied.root, {**TINY, "trials": trials}, copied.store)
+    (copied.places["cerdeq", 0] / folder.TRIAL).unlink()
+    place = study.places["cnn5", 0]
+    rows = [row | {names.TRAIN_EPOCH_SECONDS: 300.0} for row in folder.read_epochs(place)[1:]]
+    (place / folder.EPOCHS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = json.loads((place / folder.RESULT).read_text())
+    result["metrics"][names.EVALUATION_SECONDS] = 0.0
+    (place / folder.RESULT).write_text(json.dumps(result))
+    assert study.main("--only", "tied9*", "--dry-run") == 0
+    least, most = (build(name, "digits", 0.05).train() for name in ("cnn5", "tied9"))
+    ratio = operations(lambda: most(torch.zeros(2, 1, 8, 8))) / operations(lambda: least(torch.zeros(2, 1, 8, 8)))
+    assert f"about {10 * ratio:.1f} min" in capsys.readouterr().out
+
+
+def test_the_longest_trials_begin_first_and_failed_ones_last(unfinished, run):
+    """Nothing has finished: `cerdeq`, with twice the operations of `cnn5`, stands second in the file."""
+    for place in unfinished.places.values():
+        (place / folder.EPOCHS).unlink()
+    called, act = trained(unfinished)
+    run(act)
+    assert unfinished.main() == 1
+    (unfinished.places["cnn5", 0] / folder.FAILURE).unlink()
+    assert unfinished.main() == 1
+    assert called == ["cerdeq", "cnn5", "cnn5", "cerdeq"]
+
+
+@pytest.mark.parametrize("number", ["0", "-1"])
+def test_less_than_one_at_a_time_is_bad_input(copied, no_ray, capsys, number):
+    assert copied.main("--max-concurrent", number) == 2
+    assert "--max-concurrent" in capsys.readouterr().err
+
+
 def test_a_dry_run_of_what_never_ran_makes_no_directory(tmp_path, no_ray, capsys):
     study = Study(tmp_path, TINY, "sqlite:///nowhere.db")
     assert study.main("--dry-run") == 0
@@ -102,7 +140,7 @@ def test_only_takes_labels_and_keys(unfinished, run, pattern, capsys):
     called, act = trained(unfinished)
     run(act)
     assert unfinished.main("--only", unfinished.trials["cnn5", 0].key if pattern == "key" else pattern) == 1
-    assert called == (["cnn5", "cerdeq"] if pattern == "* seed 0" else ["cnn5"])
+    assert sorted(called) == (["cerdeq", "cnn5"] if pattern == "* seed 0" else ["cnn5"])
 
 
 def test_only_counts_what_it_asks_for(copied, no_ray, capsys):

@@ -19,7 +19,8 @@ from harness.config.settings import EvaluationSettings, TrainSettings
 from harness.config.trial import TrialConfig
 from harness.data import load
 from harness.launch import ray_tune
-from harness.launch.ray_tune import ResourceError, ray, run_folders  # ray_tune prepares the environment Ray reads
+from harness.launch.ray_cluster import ResourceError, ray
+from harness.launch.ray_tune import run_folders
 from harness.storage import files, folder, names
 
 PROBE = "probe.json"

@@ -14,7 +14,7 @@ from baselines import DATASETS
 from harness.command_line import main
 from harness.config.trial import TrialConfig
 from harness.data import load
-from harness.launch.ray_tune import ray
+from harness.launch.ray_cluster import ray
 from harness.storage import files, folder
 
 # Bad input that shows only with the data or the results directory at hand.

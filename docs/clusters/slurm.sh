@@ -1,0 +1,10 @@
+#!/bin/bash
+#SBATCH --nodes=4 --ntasks-per-node=1 --gpus-per-node=4 --time=12:00:00
+export RAY_AUTH_MODE=disabled
+cd /shared/certified-training && source .venv/bin/activate
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+srun --nodes=1 --ntasks=1 -w "$head" ray start --head --port=6379 --block &
+sleep 20
+srun --nodes=$((SLURM_NNODES - 1)) --ntasks=$((SLURM_NNODES - 1)) -x "$head" ray start --address="$head:6379" --block &
+sleep 20
+srun --overlap --nodes=1 --ntasks=1 -w "$head" python -m harness.run sweeps/cifar10.yaml --ray-address auto --data-dir data

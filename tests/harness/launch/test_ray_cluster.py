@@ -1,0 +1,110 @@
+"""Clusters that are somebody else's: out of reach, closed to us, without our files."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager, suppress
+
+import pytest
+from processes import descendants
+from study import POLITENESS, TINY, Study
+
+from harness.launch import ray_cluster
+from harness.launch.ray_cluster import ResourceError, check_storage, ray
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def test_where_nothing_listens_is_told_before_ray_would_try(monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("it would take two minutes"))
+    address = f"127.0.0.1:{free_port()}"
+    with pytest.raises(ResourceError, match=f"no Ray cluster answers at {address}: .*refused"):
+        ray_cluster.cluster_has_gpu(address)
+
+
+def test_a_token_that_is_missing_is_told_by_what_ray_prints(monkeypatch):
+    def refuse(address, **_options):
+        os.write(2, b"gcs_client.cc:210: Unauthenticated: RPC error: InvalidAuthToken: missing or incorrect\n")
+        raise ConnectionError("Failed to connect")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(ResourceError, match=r"asks for a token.*RAY_AUTH_MODE"):
+        ray_cluster.cluster_has_gpu("auto")
+
+
+def test_what_ray_itself_prints_goes_to_a_file_and_python_s_to_the_terminal(monkeypatch, tmp_path, capfd):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda *_, **__: os.write(2, b"state of a dead node\n"))
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    log = tmp_path / "ray.log"
+    with ray_cluster.cluster(None, log):
+        print("ours", file=sys.stderr)
+    print("after", file=sys.stderr)
+    assert log.read_text() == "state of a dead node\n"
+    assert capfd.readouterr().err == "ours\nafter\n"
+
+
+def test_machines_are_asked_for_the_files(cluster, tmp_path):
+    there, missing = tmp_path / "there", tmp_path / "missing"
+    there.mkdir()
+    check_storage([there])
+    with pytest.raises(ResourceError, match=f"machine .* does not have {re.escape(str(missing))};.*share"):
+        check_storage([there, missing])
+
+
+@pytest.fixture
+def plain_cluster(tmp_path):
+    """Two machines on this one, where Ray was used before: what it leaves there, `ray start` then asks for."""
+    environment = {**os.environ, **POLITENESS, "HOME": str(tmp_path / "head"), "RAY_USAGE_STATS_ENABLED": "0"}
+    environment.pop("RAY_AUTH_MODE", None)
+    (tmp_path / "head/.ray").mkdir(parents=True)
+    (tmp_path / "head/.ray/auth_token").write_text("0123456789abcdef" * 4)
+    port = free_port()
+    start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1"]
+    first = [*start, "--head", f"--port={port}", "--include-dashboard=false"]
+    second = [*start, f"--address=127.0.0.1:{port}"]
+    with _started(first, environment), _started(second, {**environment, "RAY_AUTH_MODE": "token"}):
+        yield f"127.0.0.1:{port}", environment
+
+
+@contextmanager
+def _started(command, environment):
+    """A machine of a cluster, until the end."""
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        assert any("Ray runtime started" in line for line in process.stdout), "ray start ended"
+        yield
+    finally:
+        for each in [process.pid, *descendants(process.pid)]:
+            with suppress(ProcessLookupError):
+                os.kill(each, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.slow
+def test_a_cluster_as_ray_starts_it_needs_its_token_and_no_more(plain_cluster, tmp_path, store):
+    address, environment = plain_cluster
+    study = Study(tmp_path, TINY, store)
+    command = [sys.executable, "-m", "harness.run", *study.options, "--ray-address", address]
+    (tmp_path / "stranger").mkdir()
+    stranger = {**environment, "HOME": str(tmp_path / "stranger")}
+    refused = subprocess.run(command, env=stranger, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "asks for a token" in refused.stderr and "auth_token" in refused.stderr
+    assert not study.directory.exists()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all((place / "result.json").exists() for place in study.places.values())
+    assert "Unauthenticated" not in done.stderr
