@@ -33,10 +33,12 @@ import torch
 from ray import tune
 from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.progress_reporter import TrialProgressCallback
+from ray.tune.search import Searcher
 
 from harness.clock import OutOfTime
 from harness.errors import InputError
 from harness.memory import free_memory
+from harness.search.rungs import CANDIDATE, run_candidate
 from harness.storage import folder, names
 from harness.training import run_folder
 from harness.training.trial import REPEATED
@@ -74,6 +76,29 @@ class _Reporter(TrialProgressCallback):
         self.on_end(_folder(trial), f"its worker failed {MAX_RETRIES + 1} times: {_reason(trial)}")
 
 
+class _Supply(Searcher):
+    """Asks for a folder whenever one more trial fits, until there is none."""
+
+    def __init__(self, supply: Callable[[], Path | None]):
+        super().__init__()
+        self.supply = supply
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune keeps no state of it: folders are the truth."""
+        return {}
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next trial's config."""
+        place = self.supply()
+        return Searcher.FINISHED if place is None else {"directory": str(place.absolute())}
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        """Who supplies folders reads in them what came of them."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing is kept."""
+
+
 def train_folder(config: dict[str, Any]) -> None:
     """What a worker runs: the trial whose folder is config's `directory`, on as many threads as it was given CPUs and
     in its share of a GPU's memory."""
@@ -87,7 +112,8 @@ def train_folder(config: dict[str, Any]) -> None:
             raise RuntimeError(f"trial {directory.name} was given a GPU that torch does not see")
         torch.cuda.set_per_process_memory_fraction(min(1.0, share))  # the rest is of those it shares the GPU with
     with suppress(*HOPELESS, OutOfTime):  # failure.json tells; or the sweep is asked to stop
-        run_folder(directory, tune.report, config["data_dir"], _report_judged)
+        run = run_candidate if (directory / CANDIDATE).exists() else run_folder
+        run(directory, tune.report, config["data_dir"], _report_judged)
     free_memory()
 
 
@@ -120,7 +146,7 @@ def cluster_has_gpu(address: str) -> bool:
 
 
 def run_folders(
-    folders: list[Path],
+    folders: list[Path] | Callable[[], Path | None],
     data_dir: str | None,
     cpu: int,
     gpu: float,
@@ -132,6 +158,7 @@ def run_folders(
 ) -> None:
     """Run the trial of every folder (each with its trial.json), as many at a time as fit.
 
+    folders: all of them, or what gives the next one when one more fits, and None when there is none left.
     on_report: told a trial's folder and an epoch's row, or how many images are judged, and of how many.
     cpu, gpu: what each trial reserves; trials with a fraction of a GPU share it. storage: where Ray may keep its own
     state meanwhile. address: of a running cluster; else one is started here, unless this process has Ray up already.
@@ -141,11 +168,16 @@ def run_folders(
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     with cluster(address) as resources:
         check_resources(resources, cpu, gpu)
-        directories = tune.grid_search([str(place.absolute()) for place in folders])
+        space: dict[str, Any] = {"data_dir": data_dir}
+        tuning: dict[str, Any] = {}
+        if callable(folders):
+            tuning = {"search_alg": _Supply(folders), "num_samples": -1, "max_concurrent_trials": _at_once(cpu, gpu)}
+        else:
+            space["directory"] = tune.grid_search([str(place.absolute()) for place in folders])
         tuner = Tuner(
             tune.with_resources(worker, {"cpu": cpu, "gpu": gpu}),
-            param_space={"directory": directories, "data_dir": data_dir},
-            tune_config=TuneConfig(reuse_actors=True, trial_name_creator=_name, trial_dirname_creator=_name),
+            param_space=space,
+            tune_config=TuneConfig(reuse_actors=True, trial_name_creator=_name, trial_dirname_creator=_name, **tuning),
             run_config=RunConfig(
                 name=str(time.time_ns()),
                 storage_path=str(storage.absolute()),
@@ -173,6 +205,15 @@ def check_resources(resources: dict[str, float], cpu: int, gpu: float) -> None:
                 f"a trial asks for {wanted:g} {name} and Ray has {resources.get(name, 0):g}; "
                 "lower `resources` in the sweep file"
             )
+
+
+def _at_once(cpu: int, gpu: float) -> int:
+    """How many trials the machines run side by side."""
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(
+        min(int(machine.get(name, 0) / wanted) for name, wanted in (("CPU", cpu), ("GPU", gpu)) if wanted)
+        for machine in machines
+    )
 
 
 @contextmanager
