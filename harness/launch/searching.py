@@ -21,7 +21,7 @@ from harness.errors import require
 from harness.launch.stopping import Stopping
 from harness.search import optimiser
 from harness.search.candidates import OPEN, STOPPED, Candidate, Search, candidates_of, claim, hours, search_of
-from harness.search.results import best_of, mark, write_mark
+from harness.search.results import best_of, mark
 from harness.search.rungs import SEARCH, falls_behind, read_record, write_rung
 from harness.storage import folder, names
 from harness.storage.files import locked, write_json
@@ -188,7 +188,7 @@ def _with_winners(search: Search, sweep: Sweep, data: Data, directory: Path, con
             configs = [replace(entry.config(candidate.settings), seed=seed) for seed in _seeds(sweep)]
             for config in configs:
                 place = folder.place(directory, folder.make_trial(config, data.fingerprint).key)
-                write_mark(place, mark(search, candidate, own))
+                folder.write_chosen(place, mark(search, candidate, own))
             trials += configs
     return replace(sweep, trials=trials) if trials else None
 

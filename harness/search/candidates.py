@@ -28,9 +28,14 @@ _BUDGET = {"trials", "hours"}
 
 @dataclass(frozen=True)
 class Entry:
-    """An entry that is searched. written: its trial as it is written; spaces: of its settings, by key."""
+    """An entry that is searched.
+
+    written: its trial as it is written. settings: what that has of those that are searched; None where one of them is
+    outside its space. spaces: by key.
+    """
 
     written: TrialConfig
+    settings: dict[str, Any] | None
     spaces: dict[str, Space]
 
 
@@ -69,10 +74,13 @@ def search_of(
     sweep_directory: Path, settings: SearchSettings, searched: Sequence[Searched], fingerprint: str
 ) -> tuple[Search, dict[str, Any]]:
     """The search with these settings, and its search.json; one with another budget alone is the same."""
-    entries = [Entry(entry.base, entry.spaces) for entry in searched]
+    entries = [Entry(entry.base, entry.written, entry.spaces) for entry in searched]
     content = {
         "settings": settings.model_dump(mode="json"),
-        "entries": [{"config": to_dict(e.written), "spaces": _written(e.spaces)} for e in entries],
+        "entries": [
+            {"config": to_dict(entry.written), "settings": entry.settings, "spaces": _as_json(entry.spaces)}
+            for entry in entries
+        ],
         "fingerprint": fingerprint,
         "recipe_version": RECIPE_VERSION,
     }
@@ -90,6 +98,7 @@ def read_search(directory: Path) -> Search:
         entries = [
             Entry(
                 from_dict(entry["config"]),
+                entry["settings"],
                 {key: Space.model_validate_json(json.dumps(space)) for key, space in entry["spaces"].items()},
             )
             for entry in content["entries"]
@@ -153,5 +162,5 @@ def _values(place: Path, objectives: Sequence[str]) -> list[float] | None:
     return [WORST] * len(objectives) if failure and failure["repeats"] else None
 
 
-def _written(spaces: dict[str, Space]) -> dict[str, Any]:
+def _as_json(spaces: dict[str, Space]) -> dict[str, Any]:
     return {key: space.model_dump(mode="json", exclude_none=True) for key, space in spaces.items()}

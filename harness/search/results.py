@@ -1,14 +1,9 @@
 """What came of a search: the best candidates, what the search found when, and how its winners are marked."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from harness.search.candidates import FINISHED, STOPPED, WORST, Candidate, Search
-from harness.storage.files import parsed, write_json
-
-CHOSEN = "chosen.json"
-"""In a winner's trial folder: how it was chosen."""
 
 
 def best_of(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -34,7 +29,7 @@ def hypervolume(points: Sequence[Sequence[float]]) -> float:
 
 
 def mark(search: Search, candidate: Candidate, candidates: Sequence[Candidate]) -> dict[str, Any]:
-    """How a candidate was chosen among those of its entry: what chosen.json holds, with a `text` in words."""
+    """How a candidate was chosen among those of its entry: for its trials' folders, with a `text` in words."""
     settings, stopped = search.settings, sum(other.state == STOPPED for other in candidates)
     seeds = f" with {settings.seeds} seeds each" if settings.seeds > 1 else ""
     early = f" ({stopped} ended early)" if stopped else ""
@@ -44,16 +39,6 @@ def mark(search: Search, candidate: Candidate, candidates: Sequence[Candidate]) 
     )
     values = dict(zip(settings.objectives, candidate.values, strict=True))
     return {"text": text, "search": search.directory.name, "candidate": candidate.number, "validation": values}
-
-
-def write_mark(place: Path, content: dict[str, Any]) -> None:
-    """Mark the trial in a folder as a winner."""
-    write_json(place / CHOSEN, content)
-
-
-def read_mark(place: Path) -> dict[str, Any] | None:
-    """How the trial in a folder was chosen; None where it was not. Raises DamagedFileError."""
-    return parsed(place / CHOSEN, dict) if (place / CHOSEN).exists() else None
 
 
 def _beats(one: Sequence[float], other: Sequence[float]) -> bool:
