@@ -1,7 +1,7 @@
 """The key `search` of a sweep file: which settings are searched, by what, for how long, and judged on what."""
 
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any
 
@@ -18,21 +18,22 @@ from harness.storage.names import CERTIFIED_ERROR, STANDARD_ERROR
 SAMPLERS = ("tpe", "nsga2", "random")
 OBJECTIVES = (CERTIFIED_ERROR, STANDARD_ERROR)
 _SECTIONS = ("train", "options", "method_options")
-_ENDS = ("uniform", "log_uniform", "integer")
 Sampler = typing.Literal[SAMPLERS]  # type: ignore[valid-type]
 Objective = typing.Literal[OBJECTIVES]  # type: ignore[valid-type]
+Number = typing.TypeVar("Number", int, float)
+Ends = Annotated[list[Number], Field(min_length=2, max_length=2)]
 
 
 class Space(Strict):
     """What a setting may be: one of the keys below."""
 
-    uniform: tuple[float, float] | None = None
+    uniform: Ends[float] | None = None
     """From the first to the second number."""
-    log_uniform: tuple[float, float] | None = None
+    log_uniform: Ends[float] | None = None
     """As `uniform`, of the logarithm."""
-    integer: tuple[int, int] | None = None
+    integer: Ends[int] | None = None
     """A whole number from the first to the second."""
-    choice: list[Any] | None = None
+    choice: list[bool | int | float | str | list[int] | None] | None = None
     """One of these values."""
 
     @model_validator(mode="after")
@@ -49,9 +50,9 @@ class Space(Strict):
         return self
 
     @property
-    def ends(self) -> tuple[float, float]:
+    def ends(self) -> Sequence[float]:
         """The least and the largest number; of a choice there are none."""
-        return self.uniform or self.log_uniform or self.integer or (0, -1)
+        return self.uniform or self.log_uniform or self.integer or ()
 
     @property
     def extremes(self) -> list[Any]:
@@ -61,9 +62,9 @@ class Space(Strict):
     def holds(self, value: Any) -> bool:
         """Whether a value is in it."""
         if self.choice is not None:
-            return value in self.choice
+            return any(value == one and type(value) is type(one) for one in self.choice)
         number = isinstance(value, int if self.integer else int | float) and not isinstance(value, bool)
-        return number and self.ends[0] <= value <= self.ends[1]
+        return number and min(self.ends) <= value <= max(self.ends)
 
 
 class Asha(Strict):
@@ -79,7 +80,7 @@ class SearchSettings(Strict):
     """Settings of each entry of `trials` are searched on images held out of training; what is found is then trained on
     all training images, with every seed of the sweep."""
 
-    spaces: dict[str, Space] = Field(min_length=1)
+    spaces: dict[str, Space] = Field(default_factory=dict)
     """By key as in an entry, such as train.learning_rate, options.margin or method_options.alpha, what it may be; an
     entry whose network or method does not use a setting is searched without."""
     sampler: Annotated[Sampler, OneOf(SAMPLERS)] = "tpe"
@@ -102,6 +103,7 @@ class SearchSettings(Strict):
     @model_validator(mode="after")
     def _fits_together(self) -> "SearchSettings":
         objectives = self.objectives
+        require("spaces", self.spaces, bool(self.spaces), "what settings may be, by their keys: at least one")
         require("objectives", objectives, len(set(objectives)) == len(objectives), "different ones")
         budget = self.trials is not None or self.hours is not None
         require("trials", self.trials, budget, "a number of candidates, or hours")

@@ -107,7 +107,7 @@ def _distribution(space: Space) -> BaseDistribution:
     if space.choice is not None:
         return CategoricalDistribution([json.dumps(value) for value in space.choice])
     if space.integer is not None:
-        return IntDistribution(*space.integer)
+        return IntDistribution(min(space.integer), max(space.integer))
     low, high = space.ends
     return FloatDistribution(low, high, log=space.log_uniform is not None)
 
