@@ -164,7 +164,7 @@ def test_a_search_under_ray_that_is_killed_ends_with_a_marked_leaderboard(tmp_pa
     driver.communicate()
     kept = {path: path.stat().st_mtime_ns for path in study.directory.glob("search/*/trials/*/result.json")}
     again = study.start(cwd=tmp_path)
-    out, err = again.communicate(timeout=600)
+    _, err = again.communicate(timeout=600)
     assert again.returncode == 0, err
     assert {path: path.stat().st_mtime_ns for path in kept} == kept, "none is made twice"
     sweep = load_sweep(study.file, None, True)

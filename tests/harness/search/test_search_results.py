@@ -18,9 +18,7 @@ def test_a_front_has_what_no_other_beats_in_both_and_the_first_of_those_alike():
     candidates = [candidate(number, *pair) for number, pair in enumerate(draw)]
     found = best_of(candidates)
     beaten = [any((other <= one).all() and (other < one).any() for other in draw) for one in draw]
-    assert {tuple(one.values) for one in found} == {
-        tuple(pair) for pair, is_beaten in zip(draw, beaten) if not is_beaten
-    }
+    assert {tuple(one.values) for one in found} == set(map(tuple, draw[~np.array(beaten)]))
     for one in found:
         assert one.number == min(other.number for other in candidates if other.values == one.values)
 
