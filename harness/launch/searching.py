@@ -46,9 +46,9 @@ def check(sweep: Sweep, data: Data, options: argparse.Namespace) -> SearchSettin
 
 def show(sweep: Sweep, settings: SearchSettings, data: Data, directory: Path, console: Console) -> None:
     """What would be searched, and what is there of it."""
-    search, _ = search_of(directory, settings, sweep.searched, data.fingerprint)
+    search, _ = search_of(directory, settings, sweep.searched, _seeds(sweep)[: settings.seeds], data.fingerprint)
     _announce(search, sweep, console)
-    console.print("its winners' trials are known once it has run; a dry run: nothing was started or written")
+    _say(console, "its winners' trials are known once it has run; a dry run: nothing was started or written")
 
 
 def run(
@@ -64,7 +64,8 @@ def run(
 
     gpu: what a candidate reserves. Raises KeyboardInterrupt where it is stopped before its end.
     """
-    search, content = search_of(directory, settings, sweep.searched, data.fingerprint)
+    seeds = _seeds(sweep)[: settings.seeds]
+    search, content = search_of(directory, settings, sweep.searched, seeds, data.fingerprint)
     _announce(search, sweep, console)
     with locked(directory), locked(search.directory):
         write_json(search.directory / SEARCH, content)

@@ -71,9 +71,16 @@ class Candidate:
 
 
 def search_of(
-    sweep_directory: Path, settings: SearchSettings, searched: Sequence[Searched], fingerprint: str
+    sweep_directory: Path,
+    settings: SearchSettings,
+    searched: Sequence[Searched],
+    seeds: Sequence[int],
+    fingerprint: str,
 ) -> tuple[Search, dict[str, Any]]:
-    """The search with these settings, and its search.json; one with another budget alone is the same."""
+    """The search with these settings, and its search.json; one with another budget alone is the same.
+
+    seeds: what candidates are trained with.
+    """
     entries = [Entry(entry.base, entry.written, entry.spaces) for entry in searched]
     content = {
         "settings": settings.model_dump(mode="json"),
@@ -81,6 +88,7 @@ def search_of(
             {"config": to_dict(entry.written), "settings": entry.settings, "spaces": _as_json(entry.spaces)}
             for entry in entries
         ],
+        "seeds": list(seeds),
         "fingerprint": fingerprint,
         "recipe_version": RECIPE_VERSION,
     }

@@ -64,7 +64,9 @@ def search(sweep, tmp_path):
 
 
 def found(sweep, tmp_path):
-    return candidates_of(search_of(tmp_path / "study", sweep.search, sweep.searched, load("digits").fingerprint)[0])
+    seeds = [0, 1][: sweep.search.seeds]
+    given = sweep.search, sweep.searched, seeds, load("digits").fingerprint
+    return candidates_of(search_of(tmp_path / "study", *given)[0])
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
@@ -168,7 +170,7 @@ def test_a_search_under_ray_that_is_killed_ends_with_a_marked_leaderboard(tmp_pa
     assert again.returncode == 0, err
     assert {path: path.stat().st_mtime_ns for path in kept} == kept, "none is made twice"
     sweep = load_sweep(study.file, None, True)
-    search, _ = search_of(study.directory, sweep.search, sweep.searched, load("digits").fingerprint)
+    search, _ = search_of(study.directory, sweep.search, sweep.searched, [0], load("digits").fingerprint)
     assert [one.number for one in candidates_of(search)] == [0, 1, 2, 3]
     assert "chosen by" in (study.directory / "leaderboard.md").read_text()
     assert "What was searched" in (study.directory / "report.html").read_text()

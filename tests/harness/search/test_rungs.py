@@ -17,7 +17,7 @@ from harness.training import run_folder
 @pytest.fixture
 def place(tmp_path):
     sweep = searched_sweep(tmp_path, asha={"min_epochs": 1, "factor": 2}, objectives=[names.CERTIFIED_ERROR])
-    search, content = search_of(tmp_path / "study", sweep.search, sweep.searched, load("digits").fingerprint)
+    search, content = search_of(tmp_path / "study", sweep.search, sweep.searched, [0], load("digits").fingerprint)
     write_json(search.directory / SEARCH, content)
     config = replace(sweep.searched[0].base, validation_images=50)
     made = folder.make_trial(config, load("digits").fingerprint)
