@@ -16,13 +16,18 @@ class Clock:
     lasted: seconds of the last thing of each kind; another trial's say nothing, so that it begins with none.
     keep_every: so many seconds lie between two keepings of what is done.
     asked: whether the call is to stop as if its time were up.
+    until: the epoch that training is to stop after; None where that is the last.
     """
 
     def __init__(
-        self, seconds: float | None = None, keep_every: float = 30.0, asked: Callable[[], bool] = lambda: False
+        self,
+        seconds: float | None = None,
+        keep_every: float = 30.0,
+        asked: Callable[[], bool] = lambda: False,
+        until: int | None = None,
     ):
         now = time.monotonic()
-        self.asked = asked
+        self.asked, self.until = asked, until
         self.seconds = math.inf if seconds is None else seconds
         self.ends, self.kept, self.keep_every = now + self.seconds, now, keep_every
         self.lasted: dict[str, float] = {}

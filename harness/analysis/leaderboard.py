@@ -24,6 +24,7 @@ from harness.errors import InputError
 from harness.storage import certification, folder, names
 
 LABEL = ["model", "method", "options"]
+CHOSEN = "chosen by"  # a column where any trial's settings were
 FEWEST_SEEDS = 2
 """That a test over seeds needs."""
 FAILED, UNFINISHED, NOT_COUNTED = "failed", "unfinished", "not counted"  # states of trials without usable numbers
@@ -88,6 +89,8 @@ class Section:
             column.title: numbers[column.title] for column in of_group("error", "open") if column.title in numbers
         }
         columns |= {**errors, "seeds": seeds.where(own), "source": rows["source"]}
+        if CHOSEN in rows and rows[CHOSEN].notna().any():
+            columns[CHOSEN] = rows[CHOSEN]
         return pd.DataFrame({**columns, **numbers}).map(as_text)
 
     @cached_property
@@ -226,6 +229,8 @@ def _trial(path: Path, file: str = folder.TRIAL) -> dict[str, Any]:
         trial["options"] = " ".join(f"{name}={value}" for name, value in sorted(options.items()))
         flat = flat_settings(read.config) | version
         trial |= {name: str(value) if isinstance(value, list) else value for name, value in flat.items()}
+        chosen = folder.read_chosen(certification.trial_of(path) if certified else path)
+        trial |= {CHOSEN: chosen["text"]} if chosen else {}
         return trial | _outcome(path, read.key, read.config.train.epochs)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return trial | without_numbers(NOT_COUNTED, f"cannot be read: {type(error).__name__}: {error}")
@@ -233,7 +238,7 @@ def _trial(path: Path, file: str = folder.TRIAL) -> dict[str, Any]:
 
 def setting_columns(trials: pd.DataFrame) -> list[str]:
     """The columns of `trials_of` that are settings, in the config's order; data and recipe version last."""
-    others = {"row", "folder", "certified", "judged", *LABEL, "seed", "state", "problem", "warnings"}
+    others = {"row", "folder", "certified", "judged", *LABEL, "seed", "state", "problem", "warnings", CHOSEN}
     others |= {column.name for column in COLUMNS}
     return [name for name in trials if name not in others]
 
@@ -296,7 +301,8 @@ def _rows(trials: pd.DataFrame) -> pd.DataFrame:
     rows["source"] = pd.Series(None, rows.index, dtype=object)
     numbers = [column for name in metrics for column in (name, f"{name}_std")]
     others = [name for name in setting_columns(trials) if name != "width"]
-    return rows[[*LABEL, "width", *numbers, "seeds", "seeds_started", *others, "warnings", "source"]]
+    chosen = [CHOSEN] if CHOSEN in rows else []
+    return rows[[*LABEL, "width", *numbers, "seeds", "seeds_started", *others, *chosen, "warnings", "source"]]
 
 
 def _published(directory: Path) -> pd.DataFrame:
@@ -339,9 +345,19 @@ def _notes(recipe: int, profile: str, trials: pd.DataFrame) -> list[str]:
         f"Errors are measured on {span(tests)} of the test images, the first ones.": tests.notna().any(),
         f"{which} errors are measured on {span(held_out[held_out > 0])} validation images held out of training, "
         "not on test images.": (held_out > 0).any(),
+        **{note: True for note in _chosen(trials)},
         "No trial has finished yet.": trials["problem"].notna().all(),
     }
     return [note for note, holds in notes.items() if holds]
+
+
+def _chosen(trials: pd.DataFrame) -> list[str]:
+    """What searches chose of a section's rows."""
+    if CHOSEN not in trials:
+        return []
+    rows = trials.drop_duplicates("row")[CHOSEN]
+    which = f"{'All' if rows.notna().all() else 'Some'} rows' settings were chosen by a search"
+    return [f"{which} ({text}), then trained anew." for text in rows.dropna().unique()]
 
 
 def _best_first(rows: pd.DataFrame) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import yaml
 from harness.config.sweep_text import merged, parsed
 from harness.errors import SettingError, require
 
-_UNMARKED = ("seeds", "resources")
+_UNMARKED = ("seeds", "resources", "search")
 """What says which trials are run, and where, and changes none."""
 
 

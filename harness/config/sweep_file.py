@@ -4,10 +4,11 @@ import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import CoreSchema, core_schema
 
 from baselines import DATASETS, UnknownNameError, UnknownOptionError, network_names, options_of, refuse_unknown_options
@@ -16,7 +17,9 @@ from harness.config.buildable import check_buildable
 from harness.config.grid import Choice, expanded
 from harness.config.ignored import ignored_settings
 from harness.config.radius import Radius
+from harness.config.search import Asha, Searched, SearchSettings, Space, spaces_of
 from harness.config.settings import EvaluationSettings, OneOf, TrainSettings
+from harness.config.strict import Strict
 from harness.config.sweep_text import ConfigError, merged, read
 from harness.config.trial import (
     FULL_PROFILE,
@@ -56,11 +59,7 @@ def _whole_or_fraction(gpus: float) -> float:
     return gpus
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-class TrialEntry(_Strict):
+class TrialEntry(Strict):
     """One network under one training method; the sweep's seeds multiply it."""
 
     model: Annotated[str, _Known(tuple(network_names()), "network")]
@@ -79,7 +78,7 @@ class TrialEntry(_Strict):
     """Which of the entry's lists go together, such as [model, options.margin]: first values, then second ones."""
 
 
-class Resources(_Strict):
+class Resources(Strict):
     """What Ray reserves for each trial; fractions of a GPU share it."""
 
     cpu: int = Field(1, ge=1)
@@ -88,7 +87,7 @@ class Resources(_Strict):
     """GPUs, or a fraction of one, which is also its share of the memory."""
 
 
-class SweepFile(_Strict):
+class SweepFile(Strict):
     """A sweep with one profile applied: everything but `profiles`."""
 
     name: str = Field(pattern=NAME_PATTERN, max_length=LONGEST_NAME)
@@ -114,6 +113,8 @@ class SweepFile(_Strict):
     validation_images: int = Field(0, ge=0)
     """So many of the last training images are held out and judged instead of the test split, where above 0: for
     searching."""
+    search: SearchSettings | None = None
+    """Settings that are searched before anything is compared; null searches nothing."""
     include: str = ""
     """A file with more of these keys, such as a recipe, below this file's folder; what stands here goes before it."""
 
@@ -127,6 +128,8 @@ class Sweep:
     """A sweep file under one profile, checked and expanded.
 
     changed: what `--set` changed of its trials; those that differ in it from the file's have it in their profile.
+    search, searched: how settings of its entries are searched, and each of the entries; None and empty where they are
+        not.
     """
 
     name: str
@@ -136,6 +139,8 @@ class Sweep:
     resources: Resources
     trials: list[TrialConfig]
     changed: str = ""
+    search: SearchSettings | None = None
+    searched: tuple[Searched, ...] = ()
 
 
 def load_sweep(path: Path, profile: str | None, has_gpu: bool, assignments: Sequence[str] = ()) -> Sweep:
@@ -178,11 +183,12 @@ def _marked(sweep: Sweep, file_s: Sweep, mark: str) -> Sweep:
     Profiles are part of keys and stand over tables, so that nothing changed is ever taken for the file's.
     """
     known = {_identity(trial) for trial in file_s.trials}
-    trials = [
-        trial if _identity(trial) in known else replace(trial, profile=f"{trial.profile} {mark}")
-        for trial in sweep.trials
-    ]
-    return replace(sweep, trials=trials, changed=mark)
+
+    def marked(trial: TrialConfig) -> TrialConfig:
+        return trial if _identity(trial) in known else replace(trial, profile=f"{trial.profile} {mark}")
+
+    searched = tuple(replace(entry, base=marked(entry.base)) for entry in sweep.searched)
+    return replace(sweep, trials=[marked(trial) for trial in sweep.trials], changed=mark, searched=searched)
 
 
 def _validated(path: Path | str, content: dict[str, Any], where: str) -> tuple[SweepFile, list[Choice], dict[str, Any]]:
@@ -253,6 +259,7 @@ def _problem(item: Any) -> str:
 
 def _allowed_keys(location: tuple[Any, ...]) -> list[str]:
     schemas = {"train": TrainSettings, "evaluation": EvaluationSettings, "trials": TrialEntry, "resources": Resources}
+    schemas |= {"search": SearchSettings, "spaces": Space, "asha": Asha}
     inside = [schemas[part] for part in location[:-1] if part in schemas]
     return list(inspect.signature(inside[-1]).parameters) if inside else [*SweepFile.model_fields, "profiles"]
 
@@ -264,6 +271,7 @@ def _sweep(path: Path | str, profile: str, sweep: SweepFile, choices: list[Choic
     resolved: dict[str, Choice] = {}
     trials: list[TrialConfig] = []
     every: list[dict[str, str]] = []
+    searched: list[Searched] = []
     for choice, entry in zip(choices, sweep.trials, strict=True):
         try:
             trial, ignored = _resolved(profile, sweep, entry)
@@ -276,13 +284,57 @@ def _sweep(path: Path | str, profile: str, sweep: SweepFile, choices: list[Choic
             aside = f" with {same.chosen}" if same.chosen else ""
             problems.append((f"{choice.key}: the same trial as {same.key}{aside}", choice.chosen))
         trials += [replace(trial, seed=seed) for seed in sweep.seeds]
+        if sweep.search is not None:
+            spaces = spaces_of(sweep.search.spaces, trial.model, trial.method, ignored)
+            searched.append(Searched(trial, spaces, partial(_candidate, profile, sweep, entry)))
     if not problems:  # else of trials that are not there nothing is known
         given = {f"train.{key}": value for key, value in recipe.items()}
         by_all = {key: reason for key, reason in every[0].items() if all(key in ignored for ignored in every)}
         problems = [(f"{line}; no other trial uses it", "") for line in _refusals(given, by_all)]
+    if not problems and sweep.search is not None:
+        problems = [(problem, "") for problem in _search_problems(sweep, sweep.search, searched)]
     if problems:
         raise ConfigError(path, _told(problems, f"profile {profile}"))
-    return Sweep(sweep.name, profile, sweep.dataset, sweep.eps, sweep.resources, trials)
+    found = tuple(searched)
+    return Sweep(
+        sweep.name, profile, sweep.dataset, sweep.eps, sweep.resources, trials, search=sweep.search, searched=found
+    )
+
+
+def _search_problems(sweep: SweepFile, search: SearchSettings, searched: list[Searched]) -> list[str]:
+    """What is wrong with a search: slices, spaces that nothing uses, ends of spaces that cannot be had."""
+    problems = []
+    if sweep.validation_images:
+        found = f"validation_images: found {sweep.validation_images}"
+        problems.append(f"{found}, allowed: 0 beside search, whose winners are judged on test images")
+    if search.seeds > len(sweep.seeds):
+        problems.append(f"search.seeds: found {search.seeds}, allowed: at most the sweep's {len(sweep.seeds)}")
+    used = {key for entry in searched for key in entry.spaces}
+    problems += [
+        f"search.spaces.{key}: found a space, allowed: a setting that a network or method of trials uses"
+        for key in search.spaces
+        if key not in used
+    ]
+    for entry in searched:
+        if not entry.spaces:
+            problems.append(f"search.spaces: found none for {entry.base.row}, allowed: one for each of trials")
+        first = {key: space.extremes[0] for key, space in entry.spaces.items()}
+        for key, space in entry.spaces.items():
+            for value in space.extremes:
+                try:
+                    entry.config(first | {key: value})
+                except ValueError as error:
+                    problems.append(f"search.spaces.{key}: {'; '.join(map(str, error.args))}")
+    return problems
+
+
+def _candidate(profile: str, sweep: SweepFile, entry: TrialEntry, settings: dict[str, Any]) -> TrialConfig:
+    """The entry's trial under seed 0 with these settings, by their keys in the entry. Raises _EntryError."""
+    changed: dict[str, dict[str, Any]] = {}
+    for key, value in settings.items():
+        section, _, name = key.partition(".")
+        changed.setdefault(section, dict(getattr(entry, section)))[name] = value
+    return _resolved(profile, sweep, entry.model_copy(update=changed))[0]
 
 
 def _identity(trial: TrialConfig) -> str:

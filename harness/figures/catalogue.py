@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from harness.figures import errors, images, networks, training
+from harness.figures import errors, images, networks, searches, training
 from harness.figures.shown import Shown
 
 
@@ -87,6 +87,23 @@ FIGURES = (
         training.curves,
         of_trials=True,
         broad=True,
+    ),
+    Kind(
+        "search",
+        "What was searched",
+        "Candidates as the validation images judged them, never test images; those that finished. Hypervolume is the "
+        "share of all pairs of errors that the front so far is better than in both.",
+        searches.fronts,
+        of_trials=True,
+        broad=True,
+    ),
+    Kind(
+        "importance",
+        "Which settings matter",
+        "fANOVA over finished candidates: the share of an objective's variance that a setting explains by itself, in "
+        "the spaces that were searched.",
+        searches.importance,
+        of_trials=True,
     ),
     Kind(
         "counterexamples",

@@ -81,13 +81,19 @@ def main(options: argparse.Namespace) -> int:
     sweep = load_sweep(options.sweep, options.profile, _has_gpu(options.ray_address), options.set)
     data = load(sweep.dataset, options.data_dir, writes=not options.dry_run)
     _check_data(sweep, data)
+    directory = (options.results_dir / sweep.name).absolute()
+    if sweep.search is not None:
+        _check_owner(directory, sweep)
+        found = _searched(sweep, data, directory, options, console)
+        if found is None:
+            return OK if options.dry_run else FAILED
+        sweep = found
     trials = [folder.make_trial(config, data.fingerprint) for config in sweep.trials]
     named = dict(zip((trial.key for trial in trials), labels(sweep.trials), strict=True))
     chosen = [trial for trial in trials if not options.only or is_meant(options.only, named[trial.key], trial.key)]
     require("--only", options.only, bool(chosen), f"a key or a label of one of: {', '.join(named.values())}")
     if options.export:
         return _export(chosen, options.export)
-    directory = (options.results_dir / sweep.name).absolute()
     _check_owner(directory, sweep)
     places = {trial.key: folder.place(directory, trial.key) for trial in chosen}
     for trial in chosen:
@@ -99,6 +105,23 @@ def main(options: argparse.Namespace) -> int:
         return OK
     with locked(directory):
         return _complete(study, options, console)
+
+
+def _searched(sweep: Sweep, data: Data, directory: Path, options: argparse.Namespace, console: Console) -> Sweep | None:
+    """The sweep with the trials that its search has found; None where there are none, and of a dry run."""
+    from harness.launch import searching
+
+    settings = searching.check(sweep, data, options)
+    if options.dry_run:
+        searching.show(sweep, settings, data, directory, console)
+        return None
+    Mirror(sweep.name, options.tracking_uri, {}, console)  # a store that cannot be used is told before hours of work
+    return searching.run(sweep, settings, data, directory, options, _gpu(sweep, options), console)
+
+
+def _gpu(sweep: Sweep, options: argparse.Namespace) -> float:
+    """What a trial reserves of GPUs."""
+    return sweep.resources.gpu if _has_gpu(options.ray_address) else 0
 
 
 def _complete(study: Study, options: argparse.Namespace, console: Console) -> int:
@@ -149,8 +172,7 @@ def _train(
     places = [study.places[trial.key] for trial in trials]
     begun = set[Path]()
     data_dir = str(data_directory(options.data_dir).absolute())  # workers run elsewhere
-    resources, storage = study.sweep.resources, study.directory / _RAY
-    gpu = resources.gpu if _has_gpu(options.ray_address) else 0
+    cpu, gpu, storage = study.sweep.resources.cpu, _gpu(study.sweep, options), study.directory / _RAY
 
     def on_report(place: Path, row: dict[str, Any]) -> None:
         if names.EPOCH in row:
@@ -177,10 +199,7 @@ def _train(
 
     for place in places:
         (place / folder.FAILURE).unlink(missing_ok=True)  # an old failure is not this run's
-    run_folders(
-        places, data_dir, resources.cpu, gpu, storage, on_report, on_end, options.ray_address,
-        options.max_concurrent,
-    )  # fmt: skip
+    run_folders(places, data_dir, cpu, gpu, storage, on_report, on_end, options.ray_address, options.max_concurrent)
 
 
 def _rows(directory: Path, trials: list[Trial]) -> dict[str, str]:

@@ -61,7 +61,7 @@ def _restore(client: MlflowClient, run: entities.Run, place: Path) -> None:
     run_id = run.info.run_id
     logged = {file.path for file in client.list_artifacts(run_id)}
     with TemporaryDirectory() as downloads:
-        for name in (folder.TRIAL, folder.VERDICTS, folder.RESULT):
+        for name in (folder.TRIAL, folder.VERDICTS, folder.RESULT, folder.CHOSEN):
             if name in logged:
                 _put(place / name, Path(client.download_artifacts(run_id, name, downloads)).read_bytes())
     if not (place / folder.EPOCHS).exists() and (rows := _epochs(client, run)):

@@ -238,7 +238,7 @@ class Tracker:
         """Final metrics, where the run does not have them yet, and the files behind them."""
         new = {name: value for name, value in result.metrics.items() if run.data.metrics.get(name) != value}
         self.client.log_batch(run.info.run_id, _metrics(new, FINAL_STEP))
-        self._log_files(run, [folder / name for name in (files.VERDICTS, files.WEIGHTS, files.RESULT)])
+        self._log_files(run, [folder / name for name in (files.VERDICTS, files.WEIGHTS, files.RESULT, files.CHOSEN)])
 
     def _log_files(self, run: entities.Run, paths: list[Path], under: str | None = None) -> None:
         for path in paths:

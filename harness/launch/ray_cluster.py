@@ -83,6 +83,14 @@ def check_resources(resources: dict[str, float], cpu: int, gpu: float) -> None:
             )
 
 
+def side_by_side(cpu: int, gpu: float) -> int:
+    """How many trials that reserve so much the machines run at a time."""
+    return sum(
+        min(int(machine["Resources"].get(name, 0) / wanted) for name, wanted in (("CPU", cpu), ("GPU", gpu)) if wanted)
+        for machine in _nodes()
+    )
+
+
 def check_storage(needed: list[Path]) -> None:
     """Raise ResourceError where a machine of the cluster does not have one of these files or directories."""
     probe = ray.remote(num_cpus=0, max_retries=MAX_RETRIES)(_missing)
@@ -112,7 +120,7 @@ def _connect(address: str | None, chatter: Any) -> None:
     dashboard = None if address else False
     try:
         ray.init(address or "local", include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, RuntimeError) as error:
+    except Exception as error:  # Ray raises plain ones, too, such as where its start takes too long
         chatter.seek(0)
         if address and "InvalidAuthToken" in chatter.read():
             raise ResourceError(
@@ -120,7 +128,8 @@ def _connect(address: str | None, chatter: Any) -> None:
                 "of its first machine to this one, and to each that joins it with RAY_AUTH_MODE=token, or start its "
                 "machines with RAY_AUTH_MODE=disabled"
             ) from None
-        raise ResourceError(f"no Ray cluster answers at {address}: {error}") from None
+        what = f"no Ray cluster answers at {address}" if address else "Ray cannot be started here"
+        raise ResourceError(f"{what}: {' '.join(str(error).split())}") from error
 
 
 def _knock(address: str) -> None:

@@ -14,17 +14,26 @@ from pathlib import Path
 from typing import Any
 
 # isort: off
-from harness.launch.ray_cluster import MAX_RETRIES, check_resources, check_storage, cluster, ray  # before Ray itself
+from harness.launch.ray_cluster import (  # before Ray itself
+    MAX_RETRIES,
+    check_resources,
+    check_storage,
+    cluster,
+    ray,
+    side_by_side,
+)
 
 # isort: on
 import torch
 from ray import tune
 from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.progress_reporter import TrialProgressCallback
+from ray.tune.search import Searcher
 
 from harness.clock import OutOfTime
 from harness.errors import InputError
 from harness.memory import free_memory
+from harness.search.rungs import CANDIDATE, run_candidate
 from harness.storage import folder, names
 from harness.training import run_folder
 from harness.training.trial import REPEATED
@@ -58,6 +67,29 @@ class _Reporter(TrialProgressCallback):
         self.on_end(_folder(trial), f"its worker failed {MAX_RETRIES + 1} times: {_reason(trial)}")
 
 
+class _Supply(Searcher):
+    """Asks for a folder whenever one more trial fits, until there is none."""
+
+    def __init__(self, supply: Callable[[], Path | None]):
+        super().__init__()
+        self.supply = supply
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune keeps no state of it: folders are the truth."""
+        return {}
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next trial's config."""
+        place = self.supply()
+        return Searcher.FINISHED if place is None else {"directory": str(place.absolute())}
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        """Who supplies folders reads in them what came of them."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing is kept."""
+
+
 def train_folder(config: dict[str, Any]) -> None:
     """What a worker runs: the trial whose folder is config's `directory`, on as many threads as it was given CPUs and
     in its share of a GPU's memory."""
@@ -71,7 +103,8 @@ def train_folder(config: dict[str, Any]) -> None:
             raise RuntimeError(f"trial {directory.name} was given a GPU that torch does not see")
         torch.cuda.set_per_process_memory_fraction(min(1.0, share))  # the rest is of those it shares the GPU with
     with suppress(*HOPELESS, OutOfTime):  # failure.json tells; or the sweep is asked to stop
-        run_folder(directory, tune.report, config["data_dir"], _report_judged)
+        run = run_candidate if (directory / CANDIDATE).exists() else run_folder
+        run(directory, tune.report, config["data_dir"], _report_judged)
     free_memory()
 
 
@@ -98,7 +131,7 @@ def _reason(trial: Any) -> str:
 
 
 def run_folders(
-    folders: list[Path],
+    folders: list[Path] | Callable[[], Path | None],
     data_dir: str | None,
     cpu: int,
     gpu: float,
@@ -111,6 +144,7 @@ def run_folders(
 ) -> None:
     """Run the trial of every folder (each with its trial.json), as many at a time as fit.
 
+    folders: all of them, or what gives the next one when one more fits, and None when there is none left.
     on_report: told a trial's folder and an epoch's row, or how many images are judged, and of how many.
     cpu, gpu: what each trial reserves; trials with a fraction of a GPU share it. storage: where Ray may keep its own
     state meanwhile; what it prints goes to ray.log beside it. address: of a running cluster; else one is started here,
@@ -123,15 +157,19 @@ def run_folders(
     with cluster(address, storage.with_name(LOG)) as resources:
         check_resources(resources, cpu, gpu)
         if address:
-            mine = [folders[0].absolute() / folder.TRIAL, *([Path(data_dir)] if data_dir else [])]
-            check_storage([path for path in mine if path.exists()])  # some data sets come with a package
-        directories = tune.grid_search([str(place.absolute()) for place in folders])
+            _check_storage(storage.parent, data_dir)
+        space: dict[str, Any] = {"data_dir": data_dir}
+        tuning: dict[str, Any] = {"max_concurrent_trials": at_once}
+        if callable(folders):
+            fitting = side_by_side(cpu, gpu)
+            tuning = {"search_alg": _Supply(folders), "num_samples": -1}
+            tuning["max_concurrent_trials"] = min(fitting, at_once or fitting)
+        else:
+            space["directory"] = tune.grid_search([str(place.absolute()) for place in folders])
         tuner = Tuner(
             tune.with_resources(worker, {"cpu": cpu, "gpu": gpu}),
-            param_space={"directory": directories, "data_dir": data_dir},
-            tune_config=TuneConfig(
-                reuse_actors=True, max_concurrent_trials=at_once, trial_name_creator=_name, trial_dirname_creator=_name
-            ),
+            param_space=space,
+            tune_config=TuneConfig(reuse_actors=True, trial_name_creator=_name, trial_dirname_creator=_name, **tuning),
             run_config=RunConfig(
                 name=str(time.time_ns()),
                 storage_path=str(storage.absolute()),
@@ -144,3 +182,13 @@ def run_folders(
             tuner.fit()
         finally:
             shutil.rmtree(storage, ignore_errors=True)
+
+
+def _check_storage(results: Path, data_dir: str | None) -> None:
+    """Raise ResourceError where a machine of the cluster does not share the results, or lacks the data."""
+    marker = results.absolute() / f".shared-{time.time_ns()}"
+    marker.touch()
+    try:
+        check_storage([marker, *([Path(data_dir)] if data_dir and Path(data_dir).exists() else [])])
+    finally:
+        marker.unlink(missing_ok=True)

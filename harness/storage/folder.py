@@ -11,6 +11,7 @@
     result.json          written last: a folder without it is unfinished
     log.txt              what happened when, in lines
     failure.json         why the trial stopped, where it failed
+    chosen.json          how a search chose the trial's settings, where one did
 
 Every file is written whole or not at all; result.json and failure.json are written by `training.trial`, failure.json
 also by the driver where the worker itself died.
@@ -32,6 +33,7 @@ from harness.storage.parquet import read_table
 TRIAL, EPOCHS, CHECKPOINT, WEIGHTS = "trial.json", "epochs.jsonl", "checkpoint.pt", "weights.safetensors"
 JUDGED, VERDICTS, RESULT, FAILURE = "judged.pt", "verdicts.parquet", "result.json", "failure.json"
 LOG = "log.txt"
+CHOSEN = "chosen.json"
 STOP = ".stop"
 """In the sweep's directory: where it is, trials end after the epoch, or the batch of judging, that they are in."""
 COUNTEREXAMPLES = "counterexamples.safetensors"
@@ -143,6 +145,17 @@ def is_stale(directory: Path) -> bool:
 def read_failure(directory: Path) -> dict[str, Any] | None:
     """Why the trial failed, None where it did not: `error`, `last_finite` values where training diverged, `repeats`."""
     path = Path(directory) / FAILURE
+    return parsed(path, dict) if path.exists() else None
+
+
+def write_chosen(directory: Path, content: dict[str, Any]) -> None:
+    """Mark the trial as one that a search chose; `text` says how."""
+    write_json(Path(directory) / CHOSEN, content)
+
+
+def read_chosen(directory: Path) -> dict[str, Any] | None:
+    """How a search chose the trial: what `write_chosen` wrote; None where none did. Raises DamagedFileError."""
+    path = Path(directory) / CHOSEN
     return parsed(path, dict) if path.exists() else None
 
 

@@ -43,6 +43,9 @@ TRAIN_ACCUMULATE = "train/accumulate"  # where memory ran out: in how many parts
 JUDGED = "judged"
 IMAGES = "images"
 
+# What a candidate of a search reports where it is compared with others: after which epoch; with CERTIFIED_ERROR.
+RUNG = "rung"
+
 # Columns of verdicts.parquet, one row an example.
 INDEX = "index"
 LABEL = "label"

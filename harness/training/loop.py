@@ -91,7 +91,7 @@ def train(
             row[names.TRAIN_ACCUMULATE] = config.train.accumulate
         write_epoch(directory, row)  # first: a row without its checkpoint is written again, a row never written is lost
         clock.lasted[kind] = time.monotonic() - began
-        stop = epoch < last and not clock.fits(EPOCH)
+        stop = epoch < last and (epoch == clock.until or not clock.fits(EPOCH))
         if epoch == last or stop or clock.due():
             checkpoint.save(directory, epoch, parts)
         report(row)

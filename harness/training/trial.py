@@ -65,18 +65,23 @@ def run_trial(
 
 
 def run_folder(
-    directory: Path, report: Report, data_dir: str | None, judged: Judged = lambda done, images: None
+    directory: Path,
+    report: Report,
+    data_dir: str | None,
+    judged: Judged = lambda done, images: None,
+    until: int | None = None,
 ) -> folder.TrialResult:
     """`run_trial` of the trial that has claimed the folder; whatever goes wrong leaves failure.json.
 
-    Raises OutOfTime where the sweep is asked to stop.
+    until: an epoch to stop after. Raises OutOfTime there, and where the sweep is asked to stop.
     """
     with _failure_written(directory), logged(directory):
         trial = folder.read_trial(directory / folder.TRIAL)
         data = load(trial.config.dataset, data_dir)
         fits = data.fingerprint == trial.fingerprint
         require("data", data.fingerprint, fits, f"the data this trial was made for, {trial.fingerprint}")
-        return _finished(trial, data, directory, report, judged, Clock(asked=folder.stop_file(directory).exists))
+        clock = Clock(asked=folder.stop_file(directory).exists, until=until)
+        return _finished(trial, data, directory, report, judged, clock)
 
 
 @contextmanager

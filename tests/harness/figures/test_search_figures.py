@@ -1,0 +1,64 @@
+"""Figures of a search, against the candidates that they are drawn from."""
+
+import numpy as np
+import pytest
+from made_studies import add, right
+
+from harness.analysis.leaderboard import build
+from harness.config.search import Searched, SearchSettings, Space
+from harness.config.trial import TrialConfig
+from harness.figures import searches
+from harness.figures.shown import Shown
+from harness.search.candidates import Candidate, candidates_of, claim, search_of
+from harness.search.results import best_of, hypervolume, mark
+from harness.search.rungs import SEARCH
+from harness.storage import folder, names
+from harness.storage.files import write_json
+
+BASE = TrialConfig("study", "full", "digits", "1/16", 0, "cnn5", "ibp")
+SPACES = {"train.kappa": Space(uniform=[0.0, 1.0]), "train.l1": Space(uniform=[0.0, 1.0])}
+
+
+@pytest.fixture(params=[[names.CERTIFIED_ERROR, names.STANDARD_ERROR], [names.CERTIFIED_ERROR]], ids=["front", "one"])
+def searched(request, tmp_path):
+    """Eight candidates, errors by their kappa alone, and a winner."""
+    settings = SearchSettings(spaces=SPACES, objectives=request.param, trials=8)
+    entry = Searched(BASE, SPACES, lambda chosen: BASE)
+    search, content = search_of(tmp_path / "study", settings, [entry], [0], "data")
+    write_json(search.directory / SEARCH, content)
+    draws = np.random.default_rng(0).uniform(size=(8, 2)).round(3).tolist()
+    for number, (kappa, l1) in enumerate([(0.0, 0.0), *draws[1:]]):
+        trial = folder.make_trial(TrialConfig("study", "full", "digits", "1/16", number, "cnn5", "ibp"), "data")
+        (place,) = claim(search, Candidate(0, number, {"train.kappa": kappa, "train.l1": l1}, {}, []), [trial]).places
+        metrics = {names.CERTIFIED_ERROR: 90 - 40 * kappa, names.STANDARD_ERROR: 20 + 30 * kappa**2}
+        folder.write_result(place, folder.TrialResult(trial.key, metrics, {}, {}, []))
+    candidates = candidates_of(search)
+    folder.write_chosen(add(tmp_path / "study", right(100)), mark(search, best_of(candidates)[0], candidates))
+    table = build(tmp_path / "study")
+    return Shown(table, table.sections[0]), candidates
+
+
+def test_rows_are_marked_and_the_section_says_so(searched):
+    shown, _ = searched
+    text = "tpe, 8 candidates, judged on 5,000 images held out of training"
+    assert list(shown.section.shown["chosen by"]) == [text]
+    assert f"All rows' settings were chosen by a search ({text}), then trained anew." in shown.section.notes
+    assert shown.section.labels == ["cnn5 ibp"]
+
+
+def test_the_search_s_figure_ends_where_the_search_does(searched):
+    shown, candidates = searched
+    _, right_axes = searches.fronts(shown).axes
+    (line,) = right_axes.lines
+    values = [one.values for one in candidates]
+    end = hypervolume(values) if len(values[0]) == 2 else min(value for (value,) in values)
+    assert line.get_ydata()[-1] == pytest.approx(end) and len(line.get_xdata()) == 8
+
+
+def test_importance_is_that_of_the_setting_that_decides(searched):
+    shown, candidates = searched
+    axes = searches.importance(shown).axes
+    assert len(axes) == len(candidates[0].values)
+    for place in axes:
+        assert [label.get_text() for label in place.get_yticklabels()] == ["train.l1", "train.kappa"]
+        assert place.patches[-1].get_width() > 50
