@@ -18,7 +18,7 @@ import torch
 from harness.config.settings import EvaluationSettings, TrainSettings
 from harness.config.trial import TrialConfig
 from harness.data import load
-from harness.launch import ray_tune
+from harness.launch import ray_cluster, ray_tune
 from harness.launch.ray_cluster import ResourceError, ray
 from harness.launch.ray_tune import run_folders
 from harness.storage import files, folder, names
@@ -308,6 +308,8 @@ class FakeRay:
         monkeypatch.setattr(ray, "init", lambda address, **options: self.calls.append(f"init {address}"))
         monkeypatch.setattr(ray, "shutdown", lambda: self.calls.append("shutdown"))
         monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 1.0})
+        monkeypatch.setattr(ray_cluster, "_knock", lambda address: None)
+        monkeypatch.setattr(ray_tune, "check_storage", lambda needed: None)
 
 
 @pytest.mark.parametrize(
@@ -327,7 +329,8 @@ def test_ray_is_stopped_exactly_where_it_was_started(tmp_path, monkeypatch, up, 
             raise KeyboardInterrupt
 
     monkeypatch.setattr(ray_tune.Tuner, "fit", fit)
-    storage = tmp_path / ".ray"
+    storage = tmp_path / "results/.ray"
+    storage.parent.mkdir()
     with pytest.raises(KeyboardInterrupt) if fails else contextlib.nullcontext():
         run_folders([tmp_path / "one"], None, 1, 0, storage, lambda *_: None, lambda *_: None, address, never)
     assert fake.calls == calls

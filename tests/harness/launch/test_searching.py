@@ -23,7 +23,9 @@ SEARCH = {
     "trials": 4,
 }
 SEARCHED = {**TINY, "seeds": [0, 1], "trials": [{"model": "cnn5", "method": "ibp"}], "search": SEARCH}
-OPTIONS = argparse.Namespace(data_dir=None, ray_address=None, fail_fast=False, only=[], export=None)
+OPTIONS = argparse.Namespace(
+    data_dir=None, ray_address=None, max_concurrent=None, fail_fast=False, only=[], export=None
+)
 
 
 class Killed(BaseException):
@@ -45,7 +47,7 @@ def trained(place):
 def workers(begun, killed_after=None):
     """What stands for Ray: one worker; it notes whom it trains, and is killed before it ends the so manieth."""
 
-    def run_folders(supply, data_dir, cpu, gpu, storage, on_report, on_end, address):
+    def run_folders(supply, data_dir, cpu, gpu, storage, on_report, on_end, address, at_once):
         while (place := supply()) is not None:
             begun.append(place.name)
             if killed_after is not None and len(begun) > killed_after:
@@ -125,7 +127,7 @@ def test_hours_are_those_of_candidates(tmp_path, monkeypatch):
 def test_what_diverges_counts_as_wrong_and_what_died_is_tried_again(tmp_path, monkeypatch):
     begun = []
 
-    def run_folders(supply, data_dir, cpu, gpu, storage, on_report, on_end, address):
+    def run_folders(supply, data_dir, cpu, gpu, storage, on_report, on_end, address, at_once):
         while (place := supply()) is not None:
             begun.append(place.name)
             if len(begun) == 1:
