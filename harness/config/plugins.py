@@ -1,4 +1,4 @@
-"""User code: modules that a sweep file names by `plugins:`. Importing them registers networks, methods, data sets, operators.
+"""User code: modules that a sweep file names by `plugins:`, which register what they have as they are imported.
 
 Nothing but `load`, `load_for` and `add_factory` imports them, and each that is imported is said on standard error.
 """
@@ -53,7 +53,8 @@ def add_factory(model: str, plugins: Collection[str]) -> None:
     allowed = f"module:function, the module one of `plugins` or below one: {', '.join(plugins) or 'there are none'}"
     require("model", model, owned and PLUGIN.fullmatch(module) is not None, allowed)
     found = getattr(_imported(module), function, None)
-    require("model", model, callable(found), f"a function of {module}, which has no such one")
+    if not callable(found):
+        raise SettingError("model", model, f"a function of {module}, which has no such one")
     if model not in network_names():
         register(model)(found)
 

@@ -11,10 +11,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from pydantic_core import CoreSchema, core_schema
 
 from baselines import DATASETS, UnknownNameError, UnknownOptionError, network_names, options_of, refuse_unknown_options
+from harness.config import plugins
 from harness.config.assignments import assigned, command_of, mark_of
 from harness.config.buildable import check_buildable
 from harness.config.grid import Choice, expanded
-from harness.config import plugins
 from harness.config.ignored import ignored_settings
 from harness.config.radius import Radius
 from harness.config.settings import EvaluationSettings, OneOf, TrainSettings

@@ -23,7 +23,7 @@ def counterexamples(shown: Shown) -> Figure | None:
     """Broken images of the best row's first network: the image, the point that breaks it, and 0.5 + their difference
     over 2 eps.
 
-    None where none is broken, the images are not at hand, or the network is of a plugin: who reads results imports none.
+    None where none is broken, the images are not at hand, or there are plugins: who reads results imports none.
     """
     if shown.trials.empty or not (path := Path(shown.trials["folder"].iloc[0]) / folder.COUNTEREXAMPLES).exists():
         return None

@@ -55,8 +55,8 @@ def run_trial(
     report: called with each epoch's row. data_dir: as --data-dir. judged: called with how many images are judged, and
     of how many, before the first batch and after each. clock: when to stop and when to keep what is done; by default
     never, and twice a minute. A finished folder's result is returned as it is.
-    Raises SettingError where the folder holds another trial or a plugin is another, DataError, NonFiniteLossError and SoundnessError; any
-    error in training or evaluation also leaves failure.json. Raises OutOfTime as the clock says.
+    Raises SettingError where the folder holds another trial or a plugin is another, DataError, NonFiniteLossError and
+    SoundnessError; any error in training or evaluation also leaves failure.json. Raises OutOfTime as the clock says.
     """
     load_for(config)
     data = load(config.dataset, data_dir)
