@@ -1,6 +1,7 @@
 """Python of the docs is run, in a process that registers what it likes; sweep files of the docs are read."""
 
 import ast
+import json
 import os
 import subprocess
 import sys
@@ -50,40 +51,42 @@ def test_sweep_files_are_read(block, tmp_path):
     assert load_sweep(path, None, has_gpu=True).trials
 
 
-def test_a_package_of_one_s_own_is_trained_certified_and_rechecked(tmp_path):
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_package_of_one_s_own_is_trained_certified_and_rechecked(tmp_path, monkeypatch):
     """As the page has it, in processes of their own, without a line changed here; who reads needs no package."""
+    package, work = tmp_path / "there", tmp_path / "work"
     for name, text in files(ROOT / "docs/adding.md").items():
-        (tmp_path / "there" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "there" / name).write_text(text)
-    (tmp_path / "work").mkdir()
-    environment = {
-        name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")
-    }
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(text)
+    work.mkdir()
+    for variable in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(variable, raising=False)
 
-    def run(command, *arguments, path=(ROOT, tmp_path / "there")):
-        here = environment | {"PYTHONPATH": os.pathsep.join(map(str, path))}
+    def run(command, *arguments, there=True):
+        path = os.pathsep.join(map(str, [ROOT, package] if there else [ROOT]))
         called = [sys.executable, "-m", f"harness.{command}", *arguments]
-        return subprocess.run(called, cwd=tmp_path / "work", env=here, capture_output=True, text=True, timeout=280)
+        return subprocess.run(called, cwd=work, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
 
-    done = run("run", "../there/study.yaml")
+    done = run("run", str(package / "study.yaml"))
     assert done.returncode == 0, done.stderr
     for module in ("nets", "methods"):
-        file = tmp_path / f"there/my_package/{module}.py"
-        assert f"plugin my_package.{module}: imported from {file}\n" in done.stderr
-    assert "my_package.nets:shallow smaller-ibp part=0.5" in done.stdout
-    for command in ("certify", "recheck"):
-        arguments = ["--stages", "ibp,crown-ibp", "--images", "20"] if command == "certify" else []
-        assert run(command, "results/own", *arguments).returncode == 0
+        assert f"plugin my_package.{module}: imported from {package}/my_package/{module}.py\n" in done.stderr
+    results = [json.loads(path.read_text()) for path in work.glob("results/own/trials/*/trial.json")]
+    named = {(result["config"]["model"], result["config"]["method"]) for result in results}
+    assert named == {("shallow", "ibp"), ("shallow", "smaller-ibp"), ("my_package.nets:shallow", "smaller-ibp")}
+    judging = [("certify", "results/own", "--stages", "ibp,crown-ibp", "--images", "20"), ("recheck", "results/own")]
+    for command in judging:
+        assert (done := run(*command)).returncode == 0, done.stderr
     for command in ("status", "tables", "report", "depth"):
-        assert run(command, "results/own", path=[ROOT]).returncode == 0, "nothing of the package is there"
-    for command in ("certify", "recheck"):
+        assert (done := run(command, "results/own", there=False)).returncode == 0, done.stderr
+    for command in judging:
+        missing = run(*command, there=False)
         assert (
-            "found 'my_package.nets', allowed: a module that Python finds"
-            in (missing := run(command, "results/own", path=[ROOT])).stderr
+            missing.returncode == 2 and "found 'my_package.nets', allowed: a module that Python finds" in missing.stderr
         )
-        assert missing.returncode == 2
-    with open(tmp_path / "there/my_package/nets.py", "a") as file:
+    with open(package / "my_package/nets.py", "a") as file:
         file.write("# changed\n")
-    for command in ("certify", "recheck"):
-        changed = run(command, "results/own")
+    for command in judging:
+        changed = run(*command)
         assert changed.returncode == 2 and "the digest of the source that this trial was made with" in changed.stderr

@@ -39,29 +39,28 @@ def body(shape, classes, width=1.0):
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A function of files to a package `own` that can be imported; what it registers is forgotten after the test."""
-    monkeypatch.setattr(registry, "_BUILDERS", dict(registry._BUILDERS))
-    monkeypatch.setattr(operators, "_by_function", dict(operators._by_function))
-    known = [(table, dict(table)) for table in (METHODS, DATASETS)]
+    """A function of files to a package `own` that can be imported; what it registers is forgotten by the next one."""
+    tables = registry._BUILDERS, METHODS, DATASETS, operators._by_function
+    known = [dict(table) for table in tables]
 
     def forget():
-        plugins._imported.cache_clear()
-        plugins._digest.cache_clear()
+        for table, before in zip(tables, known, strict=True):
+            table.clear()
+            table.update(before)
         for name in [name for name in sys.modules if name.partition(".")[0] == "own"]:
             del sys.modules[name]
+        plugins._imported.cache_clear()
+        plugins._digest.cache_clear()
 
     def make(**files):
         forget()
+        (tmp_path / "own").mkdir(exist_ok=True)
         for name, text in {"__init__": "", "nets": NETS, **files}.items():
-            (tmp_path / "own").mkdir(exist_ok=True)
             (tmp_path / "own" / f"{name}.py").write_text(text)
         monkeypatch.syspath_prepend(tmp_path)
 
     yield make
     forget()
-    for table, before in known:
-        table.clear()
-        table.update(before)
 
 
 def own(*changes, modules=("own.nets",), model="flat"):
@@ -73,7 +72,7 @@ def test_what_a_plugin_registers_can_be_named_and_trials_say_so(package, tmp_pat
     package()
     content = own(("trials.0.options", {"sizes": [4]}), ("profiles", {"small": {"seeds": [7]}}))
     (first, *_) = trials_of(tmp_path, content)
-    assert (first.model, first.options) == ("flat", {"sizes": [4]}), "by its type a list, and no choice"
+    assert (first.model, first.options) == ("flat", {"sizes": (4,)}), "by its type a list, and no choice"
     assert list(first.plugins) == ["own.nets"] and len(first.plugins["own.nets"]) == 16
     assert capsys.readouterr().err == f"plugin own.nets: imported from {tmp_path / 'own/nets.py'}\n", "once"
 
