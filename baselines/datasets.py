@@ -37,22 +37,33 @@ class Dataset:
     class_names: tuple[str, ...] = ()
 
 
-DATASETS = {
-    dataset.name: dataset
-    for dataset in (
-        Dataset(
-            "cifar10", "CIFAR-10", (3, 32, 32), 10, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), 50_000, 10_000,
-            flip=True, crop_padding=2, folders=("cifar10", "cifar10/plain_text"), image_column="img",
-            class_names=(
-                "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
-            ),
+DATASETS: dict[str, Dataset] = {}
+"""Every data set by its name."""
+
+
+def register(dataset: Dataset) -> None:
+    """Add a data set. Raises ValueError where there is one of this name."""
+    if dataset.name in DATASETS:
+        raise ValueError(f"data set {dataset.name!r} is registered twice")
+    DATASETS[dataset.name] = dataset
+
+
+_KNOWN = (
+    Dataset(
+        "cifar10", "CIFAR-10", (3, 32, 32), 10, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), 50_000, 10_000,
+        flip=True, crop_padding=2, folders=("cifar10", "cifar10/plain_text"), image_column="img",
+        class_names=(
+            "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
         ),
-        Dataset("mnist", "MNIST", (1, 28, 28), 10, (0.0,), (1.0,), 60_000, 10_000, folders=("mnist",)),
-        Dataset(
-            "tiny-imagenet", "Tiny ImageNet", (3, 64, 64), 200, (0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262),
-            100_000, 10_000, flip=True, crop_padding=4,
-            folders=("tiny-imagenet", "tiny-imagenet/data", "tiny-imagenet-200"), test_split="valid",
-        ),
-        Dataset("digits", "digits", (1, 8, 8), 10, (0.3053,), (0.3760,), 1_437, 360),
-    )
-}  # fmt: skip
+    ),
+    Dataset("mnist", "MNIST", (1, 28, 28), 10, (0.0,), (1.0,), 60_000, 10_000, folders=("mnist",)),
+    Dataset(
+        "tiny-imagenet", "Tiny ImageNet", (3, 64, 64), 200, (0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262),
+        100_000, 10_000, flip=True, crop_padding=4,
+        folders=("tiny-imagenet", "tiny-imagenet/data", "tiny-imagenet-200"), test_split="valid",
+    ),
+    Dataset("digits", "digits", (1, 8, 8), 10, (0.3053,), (0.3760,), 1_437, 360),
+)  # fmt: skip
+
+for _dataset in _KNOWN:
+    register(_dataset)

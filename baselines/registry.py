@@ -1,7 +1,8 @@
-"""Networks by name. A new one is a file in this folder with a function under @register("name")."""
+"""Networks by name. A new one is a file in this folder, or in a plugin, with a function under @register("name")."""
 
 import difflib
 import inspect
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -13,6 +14,8 @@ from baselines.datasets import DATASETS
 
 Builder = Callable[..., nn.Sequential]
 _BUILDERS: dict[str, Builder] = {}
+_NAME = r"[A-Za-z0-9][A-Za-z0-9_.:-]*"  # names are parts of file names, too
+_NORMALIZE = "normalize"
 
 
 class UnknownNameError(ValueError):
@@ -57,7 +60,12 @@ class Normalize(nn.Module):
 
 
 def register(name: str) -> Callable[[Builder], Builder]:
-    """Decorator: a function (shape, classes, width, **options) -> nn.Sequential becomes a network with this name."""
+    """Decorator: a function (shape, classes, width, **options) -> nn.Sequential becomes a network with this name.
+
+    Raises ValueError where there is a network of this name, or it is none.
+    """
+    if not re.fullmatch(_NAME, name):
+        raise ValueError(f"network {name!r}: a name has letters, digits, '_', '-', '.' and ':' alone")
 
     def add(builder: Builder) -> Builder:
         if name in _BUILDERS:
@@ -73,30 +81,37 @@ def network_names() -> list[str]:
     return list(_BUILDERS)
 
 
-def options_of(name: str) -> dict[str, inspect.Parameter]:
+def options_of(network: str | Builder) -> dict[str, inspect.Parameter]:
     """The options a network takes, by name, with their types and defaults. Raises UnknownNameError."""
-    builder = _builder(name)
+    builder = _builder(network)
     fixed = {"shape", "classes", "width", *getattr(builder, "keywords", ())}  # the last: what a partial says already
     return {option: p for option, p in inspect.signature(builder).parameters.items() if option not in fixed}
 
 
-def build(name: str, dataset: str = "cifar10", width: float = 1.0, **options: Any) -> nn.Sequential:
-    """The network `name` for a data set, pixels in [0, 1] to logits; `width` multiplies every channel count.
+def build(network: str | Builder, dataset: str = "cifar10", width: float = 1.0, **options: Any) -> nn.Sequential:
+    """A network for a data set, pixels in [0, 1] to logits; `width` multiplies every channel count.
 
-    Raises UnknownNameError for an unknown network or data set, UnknownOptionError for an unknown option, ValueError for
-    an option out of range.
+    network: its name, or a function as `register` takes. Raises UnknownNameError for an unknown network or data set,
+    UnknownOptionError for an unknown option, ValueError for an option out of range, TypeError for what a function
+    makes where it is no chain of layers.
     """
     if dataset not in DATASETS:
         raise UnknownNameError("data set", dataset, list(DATASETS))
     if not width > 0:
         raise ValueError(f"width must be positive, found {width}")
-    refuse_unknown_options(name, options, options_of(name))
+    refuse_unknown_options(str(network), options, options_of(network))
     data = DATASETS[dataset]
-    body = _builder(name)(shape=data.shape, classes=data.classes, width=width, **options)
-    return nn.Sequential(OrderedDict([("normalize", Normalize(data.mean, data.std)), *body.named_children()]))
+    body = _builder(network)(shape=data.shape, classes=data.classes, width=width, **options)
+    if getattr(type(body), "forward", None) is not nn.Sequential.forward or _NORMALIZE in body._modules:
+        allowed = f"an nn.Sequential with its own forward, no layer of it called {_NORMALIZE!r}"
+        raise TypeError(f"network {network!r}: found {type(body).__name__}, allowed: {allowed}")
+    # not named_children, which has a layer that is used twice once
+    return nn.Sequential(OrderedDict([(_NORMALIZE, Normalize(data.mean, data.std)), *body._modules.items()]))
 
 
-def _builder(name: str) -> Builder:
-    if name not in _BUILDERS:
-        raise UnknownNameError("network", name, network_names())
-    return _BUILDERS[name]
+def _builder(network: str | Builder) -> Builder:
+    if not isinstance(network, str):
+        return network
+    if network not in _BUILDERS:
+        raise UnknownNameError("network", network, network_names())
+    return _BUILDERS[network]

@@ -197,8 +197,16 @@ _by_function: dict[Any, Operator] = {}
 _by_module: dict[type[nn.Module], Operator] = {}
 
 
-def register(record: Operator) -> None:
-    """Add an operator, or replace the record of the same functions and module classes."""
+def register(record: Operator, replace: bool = False) -> None:
+    """Add an operator. replace: instead of those that its functions and module classes have.
+
+    Raises ValueError where one of them has a record that is not to be replaced.
+    """
+    taken = [key for key in (*record.functions, *record.modules) if key in _by_function or key in _by_module]
+    if taken and not replace:
+        raise ValueError(
+            f"operator {record.name!r}: {taken[0]} has a rule already; replace=True puts this one in its place"
+        )
     _by_function.update(dict.fromkeys(record.functions, record))
     _by_module.update(dict.fromkeys(record.modules, record))
 

@@ -31,6 +31,7 @@ from harness.checker.points import read as points_of
 from harness.checker.points import why_not_broken
 from harness.checker.proofs import Proof, prove
 from harness.command_line import FAILED, OK, add_data_dir, add_sweep_directory
+from harness.config.plugins import load_for
 from harness.config.trial import TrialConfig, is_meant, labels
 from harness.data import Split, load
 from harness.errors import InputError, require
@@ -88,6 +89,8 @@ def main(options: argparse.Namespace) -> int:
     require("--only", options.only, bool(meant), f"a key or a label of one of: {', '.join(words.values())}")
     places = [place for place in places if _owner(place) in meant]
     owners = [_owner(place) for place in places]
+    for place in places:
+        load_for(_trial(place).config)
     shown = [words[owner] + _further(place) for owner, place in zip(owners, places, strict=True)]
     console, table = Console(highlight=False), Table("trial", "images", "recorded", "confirmed", "seconds")
     told, agree = [], True
@@ -135,6 +138,7 @@ def recheck(place: Path, data_dir: str | None = None, most: int | None = None) -
     started, trial, result = time.monotonic(), _trial(place), folder.read_result(place)
     if result is None:
         raise InputError(f"{place} is not finished")
+    load_for(trial.config)
     config, data = trial.config, load(trial.config.dataset, data_dir)
     require("data", data.fingerprint, data.fingerprint == trial.fingerprint, f"the trial's data, {trial.fingerprint}")
     _, held_out = data.training_images(config.train_images, config.validation_images)

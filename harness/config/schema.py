@@ -28,6 +28,11 @@ def sweep_schema() -> Schema:
     schema = _short(SweepFile.model_json_schema())
     schema["anyOf"] = [{"required": schema.pop("required")}, {"required": [INCLUDE]}]
     entry = schema["$defs"]["TrialEntry"]
+    dataset = _opened(schema["properties"]["dataset"])
+    known = {key: _choice(_opened(entry["properties"][key])) for key in ("model", "method")}
+    trials = {"trials": {"items": {"properties": known}}}
+    profiles = {"profiles": {"additionalProperties": {"properties": trials}}}
+    schema |= {"if": {"required": ["plugins"]}, "else": {"properties": {"dataset": dataset} | trials | profiles}}
     entry["properties"] = {key: value if key == ZIP else _choice(value) for key, value in entry["properties"].items()}
     recipe = _choices(schema["$defs"]["TrainSettings"]["properties"], get_type_hints(TrainSettings))
     schema["$defs"]["train-of-a-trial"] = _options_schema(recipe)
@@ -72,6 +77,13 @@ def _method_choices(name: str) -> dict[str, Schema]:
 def _choices(schemas: dict[str, Schema], kinds: Mapping[str, Any]) -> dict[str, Schema]:
     """Where a value is no list by its type, a list of values will do, too."""
     return {key: value if takes_list(kinds[key]) else _choice(value) for key, value in schemas.items()}
+
+
+def _opened(key: Schema) -> Schema:
+    """Let a key be any name, since plugins have some of their own; returns what it must be where there are none."""
+    names = {"enum": key.pop("enum")}
+    key["anyOf"] = [names, {"type": key.pop("type")}]
+    return names
 
 
 def _choice(value: Schema) -> Schema:

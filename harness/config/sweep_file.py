@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 from pydantic_core import CoreSchema, core_schema
 
 from baselines import DATASETS, UnknownNameError, UnknownOptionError, network_names, options_of, refuse_unknown_options
+from harness.config import plugins
 from harness.config.assignments import assigned, command_of, mark_of
 from harness.config.buildable import check_buildable
 from harness.config.grid import Choice, expanded
@@ -30,7 +31,7 @@ from harness.config.trial import (
     TrialConfig,
     to_dict,
 )
-from harness.errors import SettingError
+from harness.errors import SettingError, require
 from harness.methods import METHODS, make_method, method_options
 
 CPU_PROFILE = "cpu"
@@ -38,9 +39,10 @@ RENAMED = {"evaluation.methods": "evaluation.stages"}
 
 
 @dataclass(frozen=True)
-class _Known(OneOf):
-    """Annotation of a text: one of a registry's names, checked."""
+class _Known:
+    """Annotation of a text: one of a registry's names, which plugins add to, checked."""
 
+    names: Callable[[], Iterable[str]]
     kind: str
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
@@ -48,9 +50,13 @@ class _Known(OneOf):
         return core_schema.no_info_before_validator_function(self._checked, handler(source))
 
     def _checked(self, value: object) -> object:
-        if value not in self.names:
-            raise ValueError(str(UnknownNameError(self.kind, value, list(self.names))))
+        if value not in (known := list(self.names())):
+            raise ValueError(str(UnknownNameError(self.kind, value, known)))
         return value
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        """The names that there are."""
+        return OneOf(tuple(self.names())).__get_pydantic_json_schema__(schema, handler)
 
 
 def _whole_or_fraction(gpus: float) -> float:
@@ -62,9 +68,9 @@ def _whole_or_fraction(gpus: float) -> float:
 class TrialEntry(Strict):
     """One network under one training method; the sweep's seeds multiply it."""
 
-    model: Annotated[str, _Known(tuple(network_names()), "network")]
-    """The network."""
-    method: Annotated[str, _Known(tuple(METHODS), "training method")]
+    model: Annotated[str, _Known(network_names, "network")]
+    """The network; `module:function` for one that a plugin has and does not register."""
+    method: Annotated[str, _Known(lambda: METHODS, "training method")]
     """The training method."""
     options: dict[str, Any] = Field(default_factory=dict)
     """The network's, where they are not its defaults."""
@@ -92,7 +98,7 @@ class SweepFile(Strict):
 
     name: str = Field(pattern=NAME_PATTERN, max_length=LONGEST_NAME)
     """Of the folder under results/ and of the MLflow experiment."""
-    dataset: Annotated[str, _Known(tuple(DATASETS), "data set")]
+    dataset: Annotated[str, _Known(lambda: DATASETS, "data set")]
     """What is trained on and judged."""
     eps: Radius
     """The l-inf radius judged, in pixel units, above 0 and at most 1, exact: a number or a fraction such as 8/255."""
@@ -115,11 +121,13 @@ class SweepFile(Strict):
     searching."""
     search: SearchSettings | None = None
     """Settings that are searched before anything is compared; null searches nothing."""
+    plugins: list[str] = Field(default_factory=list)
+    """Modules of your own to import, such as [my_package.nets]: what they register can be named here."""
     include: str = ""
     """A file with more of these keys, such as a recipe, below this file's folder; what stands here goes before it."""
 
 
-FIXED = frozenset({"name", "dataset", "eps", "profiles", "include"})
+FIXED = frozenset({"name", "dataset", "eps", "profiles", "include", "plugins"})
 """What a profile cannot change."""
 
 
@@ -160,6 +168,7 @@ def load_sweep(path: Path, profile: str | None, has_gpu: bool, assignments: Sequ
     if FULL_PROFILE in profiles:
         raise ConfigError(path, [f"profiles.{FULL_PROFILE}: the name of the sweep without a profile; choose another"])
     told = f"includes {', '.join(included)}" if included else ""
+    _load_plugins(path, content.get("plugins", []))
     resolved = {FULL_PROFILE: _validated(path, content, told)}
     for name, changes in profiles.items():
         unknown = sorted(set(changes) & FIXED)
@@ -175,6 +184,17 @@ def load_sweep(path: Path, profile: str | None, has_gpu: bool, assignments: Sequ
     changes, given = assigned(assignments, SweepFile.model_fields.keys() - FIXED), command_of(assignments)
     checked = _validated(given, merged(merged(content, profiles.get(chosen, {})), changes), f"profile {chosen}")
     return _marked(_sweep(given, chosen, *checked), sweeps[chosen], mark_of(changes))
+
+
+def _load_plugins(path: Path, names: Any) -> None:
+    """Import a file's plugins, so that what they register is known. Raises ConfigError."""
+    try:
+        texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        require("plugins", names, texts, "a list of names of modules, such as [my_package.nets]")
+        plugins.digests(names)  # of all of them, before any is imported
+        plugins.load(names)
+    except SettingError as error:
+        raise ConfigError(path, [str(error)]) from error
 
 
 def _marked(sweep: Sweep, file_s: Sweep, mark: str) -> Sweep:
@@ -196,7 +216,7 @@ def _validated(path: Path | str, content: dict[str, Any], where: str) -> tuple[S
 
     where: what it is besides the file, for messages. Raises ConfigError.
     """
-    choices = _choices(path, content.get("trials"), where)
+    choices = _choices(path, content.get("trials"), where, content.get("plugins", []))
     made = {"trials": [choice.content for choice in choices]} if choices else {}
     try:
         checked = SweepFile.model_validate_json(json.dumps(content | made, default=str))
@@ -206,18 +226,26 @@ def _validated(path: Path | str, content: dict[str, Any], where: str) -> tuple[S
     return checked, choices, content.get("train", {})
 
 
-def _choices(path: Path | str, entries: Any, where: str) -> list[Choice]:
-    """All that a file's `trials` stand for; none where they are no list. Raises ConfigError."""
+def _choices(path: Path | str, entries: Any, where: str, modules: list[str]) -> list[Choice]:
+    """All that a file's `trials` stand for; none where they are no list. modules: its plugins. Raises ConfigError."""
     choices: list[Choice] = []
     problems = []
     for number, entry in enumerate(entries if isinstance(entries, list) else []):
         try:
+            for model in _models(entry):
+                plugins.add_factory(model, modules)
             choices += expanded(number, entry)
         except SettingError as error:
             problems.append((f"trials.{number}.{error}", ""))
     if problems:
         raise ConfigError(path, _told(problems, where))
     return choices
+
+
+def _models(entry: Any) -> list[str]:
+    """The networks that an entry names."""
+    named = entry.get("model") if isinstance(entry, dict) else None
+    return [model for model in (named if isinstance(named, list) else [named]) if isinstance(model, str)]
 
 
 def _placed(item: Any, choices: list[Choice]) -> tuple[str, str]:
@@ -357,6 +385,7 @@ def _resolved(profile: str, sweep: SweepFile, entry: TrialEntry) -> tuple[TrialC
         raise _EntryError(f"method_options: {error}") from None
     given = dict(sweep) | dict(entry) | {"options": options, "method_options": of_method, "train": recipe}
     given |= {"sweep": sweep.name, "profile": profile, "seed": 0, "width": entry.width or sweep.width}
+    given |= {"plugins": plugins.digests(sweep.plugins)}
     try:
         trial = TrialConfig(**{field.name: given[field.name] for field in fields(TrialConfig)})
         ignored = ignored_settings(trial, check_buildable(trial))

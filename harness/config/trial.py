@@ -22,6 +22,8 @@ FULL_PROFILE = "full"
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$"
 LONGEST_NAME = 100
+PLUGIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
+"""The name of a module."""
 LARGEST_SEED = 2**31 - 1
 LARGEST_WIDTH = 100.0
 
@@ -38,6 +40,7 @@ class TrialConfig:
     train_images: how many, the first ones; None takes all.
     validation_images: so many training images are held out and judged instead of the test split, where above 0.
     train, evaluation: the recipe, and how the trained network is judged.
+    plugins: modules of users that it needs, each with the digest of its source (harness.config.plugins).
     """
 
     sweep: str
@@ -54,6 +57,7 @@ class TrialConfig:
     validation_images: int = 0
     train: TrainSettings = field(default_factory=TrainSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    plugins: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eps", Radius(self.eps))
@@ -66,6 +70,8 @@ class TrialConfig:
         batch = self.train.batch_size
         require("train.batch_size", batch, images is None or batch <= images, f"at most the {images} training images")
         require("validation_images", self.validation_images, self.validation_images >= 0, "an integer of at least 0")
+        modules = all(PLUGIN.fullmatch(name) for name in self.plugins)
+        require("plugins", self.plugins, modules, "names of modules, each with the digest of its source")
         if self.train.eps == self.eps:
             object.__setattr__(self, "train", dataclasses.replace(self.train, eps=None))  # one trial, one key
 
@@ -114,9 +120,13 @@ def _row(config: TrialConfig, differing: dict[str, Any]) -> str:
 
 
 def flat_settings(config: TrialConfig) -> dict[str, Any]:
-    """All that decides a trial but for its network, training method, their options and its seed; flat, as in JSON."""
-    apart = ("model", "options", "method", "method_options", "seed")
-    return flat({name: value for name, value in to_dict(config).items() if name not in apart})
+    """All that decides a trial but for its network, training method, their options and its seed; flat, as in JSON.
+
+    Plugins are one text, empty where there are none.
+    """
+    apart = ("model", "options", "method", "method_options", "seed", "plugins")
+    plugins = " ".join(f"{name}@{digest}" for name, digest in sorted(config.plugins.items()))
+    return flat({name: value for name, value in to_dict(config).items() if name not in apart}) | {"plugins": plugins}
 
 
 def flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -128,8 +138,12 @@ def flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def to_dict(config: TrialConfig) -> dict[str, Any]:
-    """A JSON-ready dictionary that `from_dict` turns back into an equal config."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=_written))
+    """A JSON-ready dictionary that `from_dict` turns back into an equal config.
+
+    Without `plugins` where there are none, so that keys and digests of such trials are what they were before those.
+    """
+    content = json.loads(json.dumps(dataclasses.asdict(config), default=_written))
+    return content if config.plugins else {name: value for name, value in content.items() if name != "plugins"}
 
 
 def _written(value: object) -> str:

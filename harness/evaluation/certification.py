@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
+from harness.config.plugins import load_for
 from harness.config.settings import BAB
 from harness.config.trial import TrialConfig, to_dict
 from harness.data import Data, Split, load
@@ -81,6 +82,7 @@ def certify_shard(directory: Path, number: int, data_dir: str | None) -> dict[st
 @lru_cache(maxsize=1)  # shards of one certification follow each other
 def _opened(directory: Path, digest: str, data_dir: str | None) -> tuple[TrialConfig, Ready, Split]:
     config = folder.read_trial(directory / certification.CERTIFICATION).config
+    load_for(config)
     place, data = certification.trial_of(directory), load(config.dataset, data_dir)
     _, mine = certification_of(place, config, data)
     require("digest", mine.digest, mine.digest == digest, f"{digest}: the same weights, data and versions everywhere")

@@ -1,6 +1,7 @@
 """The trained network as MLflow loads it, from two files of a trial's folder: trial.json and weights.safetensors.
 
-Nothing is pickled and no code is copied, so `mlflow.pyfunc.load_model(uri)` works where this package can be imported.
+Nothing is pickled and no code is copied, so `mlflow.pyfunc.load_model(uri)` works where this package can be imported,
+and the plugins that the trial names, which it imports.
 
     network = mlflow.pyfunc.load_model("models:/cifar10@best")
     logits = network.predict(images)        # NumPy, [N, C, H, W] with pixels in [0, 1] -> [N, classes], float64
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from harness.config.plugins import load_for
 from harness.evaluation.network import load_network
 from harness.storage import folder
 
@@ -36,4 +38,5 @@ class Network:
 def _load_pyfunc(path: str) -> Network:
     """What MLflow calls; `path` holds the two files."""
     config = folder.read_trial(Path(path) / folder.TRIAL).config
+    load_for(config)
     return Network(load_network(config, Path(path) / folder.WEIGHTS))

@@ -23,11 +23,13 @@ def counterexamples(shown: Shown) -> Figure | None:
     """Broken images of the best row's first network: the image, the point that breaks it, and 0.5 + their difference
     over 2 eps.
 
-    None where none is broken, or the images are not at hand.
+    None where none is broken, the images are not at hand, or there are plugins: who reads results imports none.
     """
     if shown.trials.empty or not (path := Path(shown.trials["folder"].iloc[0]) / folder.COUNTEREXAMPLES).exists():
         return None
     trial = folder.read_trial(path.parent / folder.TRIAL)
+    if trial.config.plugins:
+        return None
     try:
         data = load(trial.config.dataset, shown.data_dir)
     except InputError:

@@ -22,6 +22,7 @@ from rich.console import Console
 
 from harness.command_line import FAILED, OK, add_data_dir
 from harness.config.buildable import check_buildable
+from harness.config.plugins import load_for
 from harness.config.settings import BAB, STAGES
 from harness.config.trial import RECIPE_VERSION, TrialConfig, labels
 from harness.data import Data, data_directory, load
@@ -126,6 +127,8 @@ def _require_finished(place: Path) -> None:
 def _jobs(places: list[Path], options: argparse.Namespace) -> list[Job]:
     """What is to be done. Raises InputError where settings, data or weights do not fit."""
     trials = [folder.read_trial(place / folder.TRIAL) for place in places]
+    for trial in trials:
+        load_for(trial.config)
     wanted = [_judged_by(trial.config, options) for trial in trials]
     data = {config.dataset: load(config.dataset, options.data_dir) for config in wanted}
     jobs = []

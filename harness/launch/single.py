@@ -17,6 +17,7 @@ from rich.console import Console
 from harness.clock import Clock, OutOfTime
 from harness.command_line import BAD_INPUT, FAILED, OK, TIME_UP, add_data_dir, add_results_dir
 from harness.config.buildable import check_buildable
+from harness.config.plugins import load_for
 from harness.config.trial import RECIPE_VERSION, labels
 from harness.data import load
 from harness.errors import InputError, SettingError, require
@@ -144,7 +145,10 @@ def _read(path: Path) -> folder.Trial:
     require(f"{path}: recipe_version", version, version == RECIPE_VERSION, f"{RECIPE_VERSION}; export it again")
     require(f"{path}: key", trial.key, trial == made, "the key of its config; the file was changed by hand")
     try:
+        load_for(trial.config)
         check_buildable(trial.config)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     except (TypeError, ValueError) as error:
         raise SettingError(f"{path}: config", trial.config.label, f"what this code has: {error}") from None
     return trial

@@ -19,6 +19,7 @@ from baselines import DATASETS
 from cerdeq import LinfBall, bound, margin_spec
 from cerdeq.bounds import BOUNDS
 from harness.command_line import OK, add_data_dir
+from harness.config.plugins import load_for
 from harness.config.trial import labels
 from harness.data import load
 from harness.environment import best_device, device_title
@@ -60,6 +61,7 @@ def main(options: argparse.Namespace) -> int:
     require("--images", options.images, options.images >= 1, "at least 1")
     configs = [folder.read_trial(path / folder.TRIAL).config for path in options.folders]
     for path, config in zip(options.folders, configs, strict=True):
+        load_for(config)
         load(config.dataset, options.data_dir).test_images(options.images)
         require(str(path), "no trained weights", (path / folder.WEIGHTS).exists(), f"a folder with {folder.WEIGHTS}")
     print(f"first {options.images} test images, {device_title(best_device())}")
@@ -76,6 +78,7 @@ def main(options: argparse.Namespace) -> int:
 def measure(path: Path, name: str, images: int, data_dir: str | None) -> Measured:
     """Bounds of the first `images` test images by the bound `name`, on the network trained in the folder `path`."""
     config = folder.read_trial(path / folder.TRIAL).config
+    load_for(config)
     device = best_device()
     model = load_network(config, path / folder.WEIGHTS).to(device)
     test = load(config.dataset, data_dir).test_images(images)

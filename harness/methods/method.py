@@ -48,6 +48,8 @@ METHODS: dict[str, type[Method]] = {}
 
 
 def register(kind: type[Method]) -> type[Method]:
-    """Class decorator: the method becomes one that sweeps can name."""
+    """Class decorator: the method becomes one that sweeps can name. Raises ValueError where its name is taken."""
+    if kind.name in METHODS:
+        raise ValueError(f"training method {kind.name!r} is registered twice")
     METHODS[kind.name] = kind
     return kind

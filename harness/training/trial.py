@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from cerdeq.equilibrium import FixedPoint, fold
 from harness.clock import Clock
+from harness.config.plugins import load_for
 from harness.config.trial import TrialConfig
 from harness.data import Data, Split, load
 from harness.environment import best_device, describe_environment
@@ -54,9 +55,10 @@ def run_trial(
     report: called with each epoch's row. data_dir: as --data-dir. judged: called with how many images are judged, and
     of how many, before the first batch and after each. clock: when to stop and when to keep what is done; by default
     never, and twice a minute. A finished folder's result is returned as it is.
-    Raises SettingError where the folder holds another trial, DataError, NonFiniteLossError and SoundnessError; any
-    error in training or evaluation also leaves failure.json. Raises OutOfTime as the clock says.
+    Raises SettingError where the folder holds another trial or a plugin is another, DataError, NonFiniteLossError and
+    SoundnessError; any error in training or evaluation also leaves failure.json. Raises OutOfTime as the clock says.
     """
+    load_for(config)
     data = load(config.dataset, data_dir)
     trial = folder.make_trial(config, data.fingerprint)
     folder.claim(directory, trial)
@@ -77,6 +79,7 @@ def run_folder(
     """
     with _failure_written(directory), logged(directory):
         trial = folder.read_trial(directory / folder.TRIAL)
+        load_for(trial.config)
         data = load(trial.config.dataset, data_dir)
         fits = data.fingerprint == trial.fingerprint
         require("data", data.fingerprint, fits, f"the data this trial was made for, {trial.fingerprint}")

@@ -5,10 +5,11 @@ import re
 
 import pytest
 import torch
-from small_networks import FAMILIES, images, margins_in_training, small, with_statistics
+from small_networks import FAMILIES, small
 from torch import nn
 
 from baselines import DATASETS, build, network_names
+from baselines.contract import images, margins_in_training, with_statistics
 from baselines.resnet import BasicBlock
 from baselines.resnext import GroupedBlock
 from cerdeq import LinfBall, bound

@@ -1,17 +1,19 @@
 """The contract of every registered network, met by walking the registry: whatever is added is tested unasked."""
 
-import copy
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from small_networks import FAMILIES, images, margins_in_training, small, with_statistics
+from small_networks import FAMILIES, width_for
 from torch import nn
 
 from baselines import DATASETS, build, network_names
-from cerdeq import LinfBall, bound, margin_spec
+from baselines.contract import ContractError, check_network, images
+from cerdeq.bounds import Interval, operators
 from cerdeq.equilibrium.weights import PARAMETRISATIONS
 
+BOUNDS = ("ibp", "crown-ibp", "crown")
 REPRESENTATIVE = [members[:3][-1] for members in FAMILIES.values()]
 SMALL = [(name, "digits", {}) for name in network_names()]
 LARGE = [(name, dataset, {}) for dataset in DATASETS if dataset != "digits" for name in REPRESENTATIVE]
@@ -32,58 +34,81 @@ every_network = pytest.mark.parametrize(("name", "dataset", "options"), SMALL + 
 
 
 @every_network
-def test_a_training_pass_is_the_forward_pass_and_moves_the_same_statistics(name, dataset, options):
-    classes = DATASETS[dataset].classes
-    model, x = small(name, dataset, **options), images(dataset, 3)
-    labels = torch.randint(classes, (3,))
-    twin = copy.deepcopy(model).train()
-    margins = margins_in_training(model, dataset, x, labels)
-    assert margins.center.shape == margins.radius.shape == (3, classes - 1)
-    logits = twin(x)
-    assert logits.shape == (3, classes)
-    torch.testing.assert_close(margins.clean, torch.einsum("bkn,bn->bk", margin_spec(labels, classes).double(), logits))
-    for key, value in twin.state_dict().items():
-        if not key.endswith("num_batches_tracked"):
-            torch.testing.assert_close(model.state_dict()[key], value, msg=lambda text, key=key: f"{key}: {text}")
+def test_every_network_does_what_it_must(name, dataset, options):
+    linear = dataset == "digits" and (options or name in REPRESENTATIVE)  # takes a second or two each
+    check_network(name, dataset, width_for(dataset), BOUNDS if linear else ["ibp"], **options)
 
 
-@every_network
-def test_every_parameter_has_a_finite_gradient_of_the_ibp_loss(name, dataset, options):
-    model, labels = small(name, dataset, **options), torch.randint(DATASETS[dataset].classes, (3,))
-    margins = margins_in_training(model, dataset, images(dataset, 3), labels)
-    (F.softplus(-margins.box.lower).mean() + F.softplus(-margins.clean).mean()).backward()
-    for key, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all(), f"no gradient for {key}"
-        if not key.endswith("bias"):
-            assert parameter.grad.any(), f"the gradient for {key} is 0"
+class Numpy(nn.Linear):
+    def reset_parameters(self):
+        with torch.no_grad():
+            self.weight.copy_(torch.from_numpy(np.random.default_rng().normal(size=self.weight.shape)))
+            self.bias.zero_()
 
 
-@every_network
-@torch.no_grad()
-def test_bounds_contain_the_forward_pass_and_a_loaded_network_is_the_saved_one(name, dataset, options):
-    model, x = with_statistics(small(name, dataset, **options), dataset), images(dataset, 3)
-    lower, upper = bound(model, LinfBall(x, 1e-3))
-    noise = torch.sign(torch.randn(8, *x.shape, dtype=torch.float64))
-    values = torch.stack([model(x)] + [model((x + 1e-3 * one).clamp(0, 1)) for one in noise])
-    slack = 1e-8 * (1 + values.abs().max())
-    assert lower.shape == upper.shape == (3, DATASETS[dataset].classes)
-    assert (lower - slack <= values).all() and (values <= upper + slack).all()
-    assert (lower < upper).all() and lower.isfinite().all() and upper.isfinite().all()
+class Unused(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(10))
 
-    other = small(name, dataset, **options).eval()
-    assert not torch.equal(other(x), model(x))
-    other.load_state_dict(model.state_dict())
-    assert torch.equal(other(x), model(x))
+    def forward(self, x):
+        return x
 
 
-@pytest.mark.parametrize("name", network_names())
-def test_a_single_seed_gives_a_single_network(name):
-    networks = []
-    for _ in range(2):
-        torch.manual_seed(5)
-        networks.append(build(name, dataset="digits", width=0.06).state_dict())
-    assert networks[0].keys() == networks[1].keys()
-    assert all(torch.equal(networks[0][key], networks[1][key]) for key in networks[0])
+class Silent(Unused):
+    def forward(self, x):
+        return x + 0 * self.weight
+
+
+class Training(nn.BatchNorm1d):
+    def train(self, mode=True):
+        return super().train(True)
+
+
+class Flipped(nn.Module):
+    def forward(self, x):
+        return torch.flip(x, (1,))
+
+
+def too_narrow(ctx, x, dims):
+    return Interval(x.center.flip(dims), x.radius.flip(dims) / 2, None if x.clean is None else x.clean.flip(dims))
+
+
+class Tied(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        self[2].weight = self[0].weight
+
+
+LINEAR = partial(nn.Linear, 64, 10)
+BROKEN = {
+    "weights that no seed decides": ([partial(Numpy, 64, 10)], "one seed makes two networks"),
+    "too few logits": ([partial(nn.Linear, 64, 9)], r"logits of shape \(3, 9\), of 3 images and 10 classes"),
+    "a weight that is not used": ([LINEAR, Unused], "no finite gradient for 2.weight"),
+    "a weight that changes nothing": ([LINEAR, Silent], "the gradient for 2.weight is 0"),
+    "statistics of the judged batch": ([partial(Training, 64), LINEAR], "what an image gives in another batch"),
+    "a rule that bounds nothing": ([LINEAR, Flipped], "bounds by ibp do not contain what a point of the ball gives"),
+    "weights that share memory": ([Tied], "the folded network cannot be stored"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_network_that_does_not_is_refused(case, monkeypatch):
+    monkeypatch.setattr(operators, "_by_function", dict(operators._by_function))
+    operators.register(operators.Operator("flip", too_narrow, (torch.flip,)))
+    layers, told = BROKEN[case]
+
+    def network(shape, classes, width):
+        return nn.Sequential(nn.Flatten(), *(layer() for layer in layers))
+
+    with pytest.raises(ContractError, match=told):
+        check_network(network, bounds=["ibp"])
+
+
+def test_a_check_leaves_the_generator_as_it_was():
+    before = torch.get_rng_state()
+    check_network("cnn5", width=0.06, bounds=["ibp"])
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("dataset", DATASETS)

@@ -229,7 +229,10 @@ def test_an_operator_from_outside_replaces_a_rule_under_a_spec_too(own_operators
         return Interval(F.linear(x.center, weight, bias), F.linear(x.radius, weight.abs()) + 1)
 
     arguments = {nn.Linear: lambda module: {"weight": module.weight, "bias": module.bias}}
-    register(Operator("linear", looser, (), arguments))
+    record = Operator("linear", looser, (), arguments)
+    with pytest.raises(ValueError, match=r"'linear': <class .*Linear'> has a rule already"):
+        register(record)
+    register(record, replace=True)
     model, box = nn.Sequential(nn.Linear(3, 2)).double().eval(), random_box(1, 3)
     bound(model, box, spec=torch.eye(2, dtype=torch.float64)[None])
     assert ran

@@ -34,7 +34,7 @@ def test_an_operator_with_interval_bounds_alone_is_refused_before_anything_is_co
         return sign_rule(ctx, x)
 
     register(Operator("sign", rule, (torch.sign,)))
-    register(replace(operators.of_function(F.relu), interval=lambda ctx, x, inplace=False: ran.append(x)))
+    register(replace(operators.of_function(F.relu), interval=lambda ctx, x, inplace=False: ran.append(x)), replace=True)
     with pytest.raises(UnsupportedOperator) as error:
         bound(Signed().eval(), random_box(2, 3), method)
     message = str(error.value)

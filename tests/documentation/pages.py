@@ -42,6 +42,13 @@ def blocks(language):
     return found
 
 
+def files(page):
+    """The blocks of a page that say in their first line which file they are: its path to its text."""
+    every = [block for language in ("python", "yaml") for block in blocks(language) if block.page == page]
+    named = {block.text.splitlines()[0].removeprefix("# "): block.text for block in every if block.text[:2] == "# "}
+    return {path: text for path, text in named.items() if re.fullmatch(r"[\w/]+\.(py|yaml)", path)}
+
+
 def inline():
     """(place, text) of all code in backticks."""
     return [

@@ -1,6 +1,8 @@
 """Python of the docs is run, in a process that registers what it likes; sweep files of the docs are read."""
 
 import ast
+import json
+import os
 import subprocess
 import sys
 from importlib import import_module
@@ -8,7 +10,7 @@ from itertools import groupby
 
 import pytest
 import yaml
-from pages import ROOT, blocks
+from pages import ROOT, blocks, files
 
 from harness.config.sweep_file import load_sweep
 
@@ -40,7 +42,10 @@ def test_snippets_that_are_not_run_compile_and_import_what_there_is(block):
             assert [name.name for name in node.names if not hasattr(import_module(node.module), name.name)] == []
 
 
-@pytest.mark.parametrize("block", blocks("yaml"), ids=str)
+OF_PLUGINS = files(ROOT / "docs/adding.md")["study.yaml"]
+
+
+@pytest.mark.parametrize("block", [block for block in blocks("yaml") if block.text != OF_PLUGINS], ids=str)
 def test_sweep_files_are_read(block, tmp_path):
     path = tmp_path / "study.yaml"
     path.write_text(block.text)
@@ -52,3 +57,44 @@ def test_files_for_clusters_can_be_parsed():
         assert yaml.safe_load(path.read_text())
     for path in (ROOT / "docs/clusters").glob("*.sh"):
         subprocess.run(["bash", "-n", path], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_package_of_one_s_own_is_trained_certified_and_rechecked(tmp_path, monkeypatch):
+    """As the page has it, in processes of their own, without a line changed here; who reads needs no package."""
+    package, work = tmp_path / "there", tmp_path / "work"
+    for name, text in files(ROOT / "docs/adding.md").items():
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(text)
+    work.mkdir()
+    for variable in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(variable, raising=False)
+
+    def run(command, *arguments, there=True):
+        path = os.pathsep.join(map(str, [ROOT, package] if there else [ROOT]))
+        called = [sys.executable, "-m", f"harness.{command}", *arguments]
+        return subprocess.run(called, cwd=work, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+
+    done = run("run", str(package / "study.yaml"))
+    assert done.returncode == 0, done.stderr
+    for module in ("nets", "methods"):
+        assert f"plugin my_package.{module}: imported from {package}/my_package/{module}.py\n" in done.stderr
+    results = [json.loads(path.read_text()) for path in work.glob("results/own/trials/*/trial.json")]
+    named = {(result["config"]["model"], result["config"]["method"]) for result in results}
+    assert named == {("shallow", "ibp"), ("shallow", "smaller-ibp"), ("my_package.nets:shallow", "smaller-ibp")}
+    judging = [("certify", "results/own", "--stages", "ibp,crown-ibp", "--images", "20"), ("recheck", "results/own")]
+    for command in judging:
+        assert (done := run(*command)).returncode == 0, done.stderr
+    for command in ("status", "tables", "report", "depth"):
+        assert (done := run(command, "results/own", there=False)).returncode == 0, done.stderr
+    for command in judging:
+        missing = run(*command, there=False)
+        assert (
+            missing.returncode == 2 and "found 'my_package.nets', allowed: a module that Python finds" in missing.stderr
+        )
+    with open(package / "my_package/nets.py", "a") as file:
+        file.write("# changed\n")
+    for command in judging:
+        changed = run(*command)
+        assert changed.returncode == 2 and "the digest of the source that this trial was made with" in changed.stderr

@@ -73,6 +73,7 @@ OTHER = {
     "evaluation.bab_seconds": 1.5,
     "evaluation.bab_branches": 7,
     "evaluation.certificates": True,
+    "plugins": {"my_package.nets": "0123456789abcdef"},
 }
 
 
@@ -149,6 +150,7 @@ configs = st.builds(
     width=st.floats(0.001, 100),
     train_images=st.none() | st.integers(1024, 10**6),
     validation_images=st.integers(0, 100),
+    plugins=st.dictionaries(st.sampled_from(["nets", "my_package.nets"]), st.text("0123456789abcdef"), max_size=2),
     train=train_settings(),
     evaluation=st.builds(
         EvaluationSettings,
@@ -207,6 +209,23 @@ def test_the_key_differs_with_the_data_and_the_recipe(monkeypatch):
     assert trial_key(GOLDEN, FINGERPRINT[::-1]) != before
     monkeypatch.setattr(trial, "RECIPE_VERSION", trial.RECIPE_VERSION + 1)
     assert trial_key(GOLDEN, FINGERPRINT) != before
+
+
+def test_without_plugins_the_key_is_what_it_was_before_there_were_any():
+    assert trial_key(GOLDEN, FINGERPRINT) == "5d25e3b92708d393"
+    assert "plugins" not in to_dict(GOLDEN)
+
+
+def test_the_key_differs_with_the_source_of_a_plugin():
+    one, other = (dataclasses.replace(GOLDEN, plugins={"nets": digest}) for digest in ("0" * 16, "1" * 16))
+    assert trial_key(one, FINGERPRINT) != trial_key(other, FINGERPRINT)
+    assert labels([GOLDEN, one])[1] == "cerdeq ibp margin=0.1 gain=None plugins=nets@0000000000000000 seed 3"
+
+
+@pytest.mark.parametrize("name", ["my-package", "a..b", "a.b.", "nets:make", "../nets", ""])
+def test_a_plugin_that_is_no_module_s_name_is_refused(name):
+    with pytest.raises(SettingError, match=r"plugins: found .*names of modules"):
+        dataclasses.replace(GOLDEN, plugins={name: "0" * 16})
 
 
 def test_the_key_is_safe_as_a_file_name():
