@@ -3,6 +3,7 @@
     trial.json           key, recipe version, data fingerprint, config: also what `--export` writes
     epochs.jsonl         one line an epoch, from epoch 0: the untrained network
     checkpoint.pt        network, optimiser, epoch: where a retry goes on; rows of later epochs are written again
+    checkpoint.previous.pt   the one before, where a retry goes on if the last one is damaged
     judged.pt            verdicts so far, while the network is judged
     weights.safetensors  the final network, parametrisations folded in
     verdicts.parquet     one row a test example
@@ -29,7 +30,8 @@ from harness.storage.files import DamagedFileError, parsed, write_json, write_te
 from harness.storage.names import EPOCH
 from harness.storage.parquet import read_table
 
-TRIAL, EPOCHS, CHECKPOINT, WEIGHTS = "trial.json", "epochs.jsonl", "checkpoint.pt", "weights.safetensors"
+TRIAL, EPOCHS, WEIGHTS = "trial.json", "epochs.jsonl", "weights.safetensors"
+CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 JUDGED, VERDICTS, RESULT, FAILURE = "judged.pt", "verdicts.parquet", "result.json", "failure.json"
 LOG = "log.txt"
 STOP = ".stop"

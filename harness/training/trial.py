@@ -98,7 +98,8 @@ def _finished(
             result = _run(trial, data, directory, report, judged, clock)
         folder.write_result(directory, result)
     (directory / folder.FAILURE).unlink(missing_ok=True)  # last: a trial that once failed is known until it is done
-    (directory / folder.JUDGED).unlink(missing_ok=True)
+    for name in (folder.JUDGED, folder.PREVIOUS):
+        (directory / name).unlink(missing_ok=True)
     return result
 
 
