@@ -11,6 +11,7 @@ import torch
 
 from harness.clock import Clock, OutOfTime
 from harness.evaluation.evidence import Evidence
+from harness.storage import folder
 from harness.storage.files import DamagedFileError
 from harness.storage.tensors import read_tensors, write_tensors
 
@@ -65,6 +66,7 @@ class KeptBatches:
             content = {"stands_for": self.stands_for, "seconds": self.seconds, "found": found}
             content["tables"] = [table.to_dict("list") for table in tables]
             content["bounds"] = [vars(batch) for batch in bounds]
+            folder.require_there(self.path.parent)
             write_tensors(self.path, content)
         self.tell(done, self.images)
         if stop:

@@ -16,7 +16,8 @@ from harness.launch.pace import minutes
 from harness.launch.states import state_of
 from harness.launch.study import Study
 from harness.storage import folder, names
-from harness.storage.files import DamagedFileError, holder
+from harness.storage.files import DamagedFileError
+from harness.storage.lease import holder
 
 _UNKNOWN = "not known"
 _WIDTH = 200  # where nobody's terminal says

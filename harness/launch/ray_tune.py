@@ -35,6 +35,7 @@ from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.progress_reporter import TrialProgressCallback
 
 from harness.clock import OutOfTime
+from harness.environment import source_digest
 from harness.errors import InputError
 from harness.memory import free_memory
 from harness.storage import folder, names
@@ -87,7 +88,7 @@ def train_folder(config: dict[str, Any]) -> None:
             raise RuntimeError(f"trial {directory.name} was given a GPU that torch does not see")
         torch.cuda.set_per_process_memory_fraction(min(1.0, share))  # the rest is of those it shares the GPU with
     with suppress(*HOPELESS, OutOfTime):  # failure.json tells; or the sweep is asked to stop
-        run_folder(directory, tune.report, config["data_dir"], _report_judged)
+        run_folder(directory, tune.report, config["data_dir"], _report_judged, config.get("code"))
     free_memory()
 
 
@@ -144,7 +145,7 @@ def run_folders(
         directories = tune.grid_search([str(place.absolute()) for place in folders])
         tuner = Tuner(
             tune.with_resources(worker, {"cpu": cpu, "gpu": gpu}),
-            param_space={"directory": directories, "data_dir": data_dir},
+            param_space={"directory": directories, "data_dir": data_dir, "code": source_digest()},
             tune_config=TuneConfig(reuse_actors=True, trial_name_creator=_name, trial_dirname_creator=_name),
             run_config=RunConfig(
                 name=str(time.time_ns()),

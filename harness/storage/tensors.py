@@ -1,5 +1,6 @@
 """Files of tensors and plain values that only this project reads again."""
 
+import errno
 import pickle
 import struct
 import zipfile
@@ -22,8 +23,15 @@ _DAMAGED = (
 
 
 def write_tensors(path: Path, content: dict[str, Any]) -> None:
-    """Write tensors and plain values atomically."""
-    write_atomically(path, lambda temporary: torch.save(content, temporary))
+    """Write tensors and plain values atomically. Raises OSError."""
+
+    def save(temporary: Path) -> None:
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:  # which torch has for a full disk, too
+            raise OSError(errno.EIO, str(error).splitlines()[0]) from error
+
+    write_atomically(path, save)
 
 
 def read_tensors(path: Path, device: torch.device, parse: Callable[[dict[str, Any]], T]) -> T:

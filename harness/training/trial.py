@@ -4,7 +4,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from cerdeq.equilibrium import FixedPoint, fold
 from harness.clock import Clock
 from harness.config.trial import TrialConfig
 from harness.data import Data, Split, load
-from harness.environment import best_device, describe_environment
+from harness.environment import best_device, describe_environment, source_digest
 from harness.errors import require
 from harness.evaluation.equilibria import recurrence_report
 from harness.evaluation.evidence import write_evidence
@@ -65,13 +65,21 @@ def run_trial(
 
 
 def run_folder(
-    directory: Path, report: Report, data_dir: str | None, judged: Judged = lambda done, images: None
+    directory: Path,
+    report: Report,
+    data_dir: str | None,
+    judged: Judged = lambda done, images: None,
+    code: str | None = None,
 ) -> folder.TrialResult:
     """`run_trial` of the trial that has claimed the folder; whatever goes wrong leaves failure.json.
 
-    Raises OutOfTime where the sweep is asked to stop.
+    code: the source_digest() of who asks for it, where that may be another machine.
+    Raises OutOfTime where the sweep is asked to stop, SettingError where the code here is another.
     """
     with _failure_written(directory), logged(directory):
+        if code is not None:
+            own = source_digest()
+            require("code", own, own == code, f"the driver's, {code}: the same version on every machine")
         trial = folder.read_trial(directory / folder.TRIAL)
         data = load(trial.config.dataset, data_dir)
         fits = data.fingerprint == trial.fingerprint
@@ -85,7 +93,9 @@ def _failure_written(directory: Path) -> Iterator[None]:
         yield
     except Exception as error:
         said, repeats = f"{type(error).__name__}: {error}", isinstance(error, REPEATED)
-        folder.write_failure(directory, said, getattr(error, "last_finite", None), repeats)
+        with suppress(OSError):  # of a full disk, say, or a folder that is gone
+            folder.require_there(directory)
+            folder.write_failure(directory, said, getattr(error, "last_finite", None), repeats)
         raise
 
 
@@ -129,6 +139,7 @@ def _run(
     except SoundnessError:
         (directory / folder.JUDGED).unlink(missing_ok=True)
         raise
+    folder.require_there(directory)
     write_evidence(directory, judgement.evidence)
     write_atomically(directory / folder.VERDICTS, judgement.verdicts.to_parquet)
     if any(isinstance(module, FixedPoint) for module in model.modules()):
