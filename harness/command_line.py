@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 from harness.errors import InputError
+from harness.masking import masked
 
 OK, FAILED, BAD_INPUT, TIME_UP, INTERRUPTED = 0, 1, 2, 3, 130
 STATUSES = {
@@ -77,8 +78,11 @@ def main(name: str, arguments: list[str] | None = None) -> int:
     try:
         return import_module(COMMANDS[name][0]).main(options)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(masked(f"error: {error}"), file=sys.stderr)
         return BAD_INPUT
+    except OSError as error:  # a full disk, a directory that is gone
+        print(masked(f"failed: {error}"), file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         print("stopped; what is finished is kept, and the same command goes on from there", file=sys.stderr)
         return INTERRUPTED

@@ -1,8 +1,10 @@
 """Where a number was made: machine, versions, code."""
 
+import hashlib
 import os
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -48,6 +50,16 @@ def code_version() -> str:
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return described.stdout.strip()
+
+
+@cache
+def source_digest() -> str:
+    """Sixteen hex digits of this project's source: the same wherever its files are."""
+    root, digest = Path(__file__).parents[1], hashlib.sha256()
+    packages = ("cerdeq", "baselines", "harness")
+    for path in sorted(path for package in packages for path in (root / package).rglob("*.py")):
+        digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _version(package: str) -> str | None:

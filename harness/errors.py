@@ -9,7 +9,7 @@ class SettingError(InputError):
     """A setting that cannot be used: which key, what was found and what is allowed."""
 
     def __init__(self, key: str, found: object, allowed: str):
-        super().__init__(f"{key}: found {found!r}, allowed: {allowed}")
+        super().__init__(f"{key}: found {shown(found)}, allowed: {allowed}")
         self.key, self.found, self.allowed = key, found, allowed
 
 
@@ -17,3 +17,12 @@ def require(key: str, value: object, holds: bool, allowed: str) -> None:
     """Raise SettingError unless `holds`."""
     if not holds:
         raise SettingError(key, value, allowed)
+
+
+def shown(value: object) -> str:
+    """What was found, as messages have it: long values cut off."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+_LONGEST = 300

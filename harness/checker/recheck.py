@@ -204,7 +204,10 @@ def _unbroken(network: Network, test: Split, row: dict[str, object], points: dic
 
 def _network(path: Path, config: TrialConfig) -> Network:
     try:
-        return Network(load_network(config, path))
+        network = load_network(config, path)
+        if not all(bool(tensor.isfinite().all()) for tensor in network.state_dict().values()):
+            raise InputError(f"{path}: a weight is not finite")
+        return Network(network)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     except UnknownLayerError as error:

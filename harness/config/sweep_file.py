@@ -31,7 +31,7 @@ from harness.config.trial import (
     TrialConfig,
     to_dict,
 )
-from harness.errors import SettingError, require
+from harness.errors import SettingError, require, shown
 from harness.methods import METHODS, make_method, method_options
 
 CPU_PROFILE = "cpu"
@@ -163,7 +163,7 @@ def load_sweep(path: Path, profile: str | None, has_gpu: bool, assignments: Sequ
     profiles = {} if profiles is None else profiles
     if not isinstance(profiles, dict) or not all(isinstance(value, dict) for value in profiles.values()):
         raise ConfigError(
-            path, [f"profiles: found {profiles!r}, allowed: a mapping from profile names to the keys they change"]
+            path, [f"profiles: found {shown(profiles)}, allowed: a mapping from profile names to the keys they change"]
         )
     if FULL_PROFILE in profiles:
         raise ConfigError(path, [f"profiles.{FULL_PROFILE}: the name of the sweep without a profile; choose another"])
@@ -274,7 +274,7 @@ def _problem(item: Any) -> str:
     if isinstance(cause, SettingError):
         inside = [] if item["loc"][-1:] == (cause.key,) else [cause.key]  # of a whole mapping, or of this very key
         full = ".".join([*map(str, item["loc"]), *inside])
-        return f"{full}: found {cause.found!r}, allowed: {cause.allowed}"
+        return f"{full}: found {shown(cause.found)}, allowed: {cause.allowed}"
     if item["type"] == "missing":
         return f"{key}: missing"
     if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
@@ -282,7 +282,7 @@ def _problem(item: Any) -> str:
             return f"{key}: renamed; write {RENAMED[key]}"
         return f"{key}: unknown key; allowed: {', '.join(_allowed_keys(item['loc']))}"
     message = item["msg"].removeprefix("Value error, ")
-    return f"{key}: found {item['input']!r}: {message[0].lower() + message[1:]}"
+    return f"{key}: found {shown(item['input'])}: {message[0].lower() + message[1:]}"
 
 
 def _allowed_keys(location: tuple[Any, ...]) -> list[str]:
@@ -405,7 +405,7 @@ def _refusals(given: dict[str, Any], ignored: dict[str, str]) -> list[str]:
     A ramp of no epochs is no setting: so says who has no ramp that the sweep's is not to be longer than training.
     """
     refused = [key for key, value in given.items() if key in ignored and (key, value) != ("train.ramp_epochs", 0)]
-    return [f"{key}: found {given[key]!r}, allowed: nothing, for {ignored[key]}" for key in refused]
+    return [f"{key}: found {shown(given[key])}, allowed: nothing, for {ignored[key]}" for key in refused]
 
 
 def _recipe(sweep: SweepFile, entry: TrialEntry) -> TrainSettings:
@@ -434,4 +434,4 @@ def _typed(key: str, value: Any, kind: Any) -> Any:
     try:
         return adapter.validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
-        raise _EntryError(f"{key}: found {value!r}: {error.errors()[0]['msg'].lower()}") from None
+        raise _EntryError(f"{key}: found {shown(value)}: {error.errors()[0]['msg'].lower()}") from None

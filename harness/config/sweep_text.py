@@ -1,21 +1,31 @@
 """Sweep files as text: YAML, other files that they include, and mappings merged."""
 
 import re
+from collections.abc import Hashable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from harness.errors import InputError
+from harness.errors import InputError, shown
 
 INCLUDE = "include"
+_TOLD = 50
+LONGEST, MOST = 1_000_000, 100_000
+"""Bytes of a file, and values in it with its aliases written out."""
+
+_TOO_MUCH = f"more than {MOST:,} values, aliases written out"
 
 
 class ConfigError(InputError):
-    """A sweep file that cannot be used. A line a problem: the file, the key, what was found and what is allowed."""
+    """A sweep file that cannot be used. A line a problem, the first so many of them: the file, the key, what was found
+    and what is allowed."""
 
     def __init__(self, path: Path | str, problems: list[str]):
-        super().__init__("\n".join(f"{path}: {problem}" for problem in problems))
+        left = len(problems) - _TOLD
+        told = [*problems[:_TOLD], f"and {left:,} more"] if left > 0 else problems
+        super().__init__("\n".join(f"{path}: {problem}" for problem in told))
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[str]]:
@@ -36,8 +46,15 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def parsed(text: str) -> Any:
-    """What a text says in YAML, keys as texts. Raises yaml.YAMLError, also where it contains itself."""
-    return _plain(yaml.load(text, _Loader))
+    """What a text says in YAML, keys as texts.
+
+    Raises yaml.YAMLError, also where it contains itself, or is nested too deep or too much with its aliases written
+    out.
+    """
+    try:
+        return _plain(yaml.load(text, _Loader), count(1))
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deep") from None
 
 
 def _with_included(path: Path, root: Path, before: tuple[Path, ...]) -> tuple[dict[str, Any], list[str]]:
@@ -46,16 +63,23 @@ def _with_included(path: Path, root: Path, before: tuple[Path, ...]) -> tuple[di
         return content, []
     named = content.pop(INCLUDE)
     allowed = f"the path of a file below {root}, from {path} on, that does not include this one"
-    place = (path.parent / named).resolve() if isinstance(named, str) else root
+    try:
+        place = (path.parent / named).resolve()
+    except (TypeError, ValueError, OSError):  # no text, or with what no path has
+        place = root
     if not place.is_relative_to(root) or place == root or place in (*before, path.resolve()):
-        raise ConfigError(path, [f"{INCLUDE}: found {named!r}, allowed: {allowed}"])
+        raise ConfigError(path, [f"{INCLUDE}: found {shown(named)}, allowed: {allowed}"])
     base, further = _with_included(place, root, (*before, path.resolve()))
     return merged(base, content), [str(named), *further]
 
 
 def _mapping(path: Path) -> dict[str, Any]:
     try:
-        content = parsed(path.read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            written = file.read(LONGEST + 1)
+        if len(written) > LONGEST:
+            raise ConfigError(path, [f"found more, allowed: at most {LONGEST:,} bytes"])
+        content = parsed(written.decode("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(path, [f"cannot be read: {getattr(error, 'strerror', None) or error}"]) from None
     except yaml.YAMLError as error:
@@ -69,11 +93,28 @@ def _mapping(path: Path) -> dict[str, Any]:
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's numbers (5e-4 is one), and a repeated key is an error."""
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """What a node says; whatever Python's own types raise of a text that is none of theirs is an error in YAML."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError, AttributeError) as error:
+            kind = node.tag.rpartition(":")[2]
+            told = f"{shown(node.value)} is no {kind}: {error}"
+            raise yaml.constructor.ConstructorError(None, None, told, node.start_mark) from None
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Put in what `<<` names."""
+        super().flatten_mapping(node)
+        if len(node.value) > MOST:
+            raise yaml.constructor.ConstructorError(None, None, _TOO_MUCH, node.start_mark)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != _MERGE]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} appears twice", node.start_mark)
+        found = set()
+        for key in [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != _MERGE]:
+            if isinstance(key, Hashable):
+                if key in found:
+                    raise yaml.constructor.ConstructorError(None, None, f"key {key!r} appears twice", node.start_mark)
+                found.add(key)
         return super().construct_mapping(node, deep)
 
 
@@ -85,12 +126,23 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _plain(value: Any, key: str = "", inside: tuple[int, ...] = ()) -> Any:
-    """`value` with text for keys, as JSON has them. Raises yaml.YAMLError where it contains itself."""
+def _plain(value: Any, number: Iterator[int], key: str = "", inside: tuple[int, ...] = ()) -> Any:
+    """`value` with text for keys, as JSON has them. Raises yaml.YAMLError where it contains itself, or is too much."""
     if id(value) in inside:
         raise yaml.YAMLError(f"{key}: contains itself")
+    if next(number) > MOST:
+        raise yaml.YAMLError(f"{key}: {_TOO_MUCH}")
     if isinstance(value, dict):
-        return {str(name): _plain(item, key or str(name), (*inside, id(value))) for name, item in value.items()}
+        within = (*inside, id(value))
+        return {_text(str(name)): _plain(item, number, key or _text(str(name)), within) for name, item in value.items()}
     if isinstance(value, list):
-        return [_plain(item, key, (*inside, id(value))) for item in value]
+        return [_plain(item, number, key, (*inside, id(value))) for item in value]
+    return _text(value) if isinstance(value, str) else value
+
+
+def _text(value: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise yaml.YAMLError(f"{shown(value)} is no text that can be written") from None
     return value

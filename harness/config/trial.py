@@ -12,6 +12,7 @@ from typing import Any
 from harness.config.radius import Radius
 from harness.config.settings import EvaluationSettings, TrainSettings
 from harness.errors import require
+from harness.typed import checked
 
 RECIPE_VERSION = 7
 """Raised whenever training or evaluation changes its numbers, by a default too (tests/harness/golden fails when it must
@@ -155,12 +156,16 @@ def _written(value: object) -> str:
 
 def from_dict(data: dict[str, Any]) -> TrialConfig:
     """The config that `to_dict` wrote. Raises SettingError or TypeError where keys or values do not fit."""
+    checked(TrialConfig, data)
     train, evaluation = dict(data["train"]), dict(data["evaluation"])
     train["decay_epochs"] = tuple(train["decay_epochs"])
     if _STAGES_ONCE in evaluation:
         evaluation["stages"] = evaluation.pop(_STAGES_ONCE)
     evaluation["stages"] = tuple(evaluation["stages"])
-    parts = {"train": TrainSettings(**train), "evaluation": EvaluationSettings(**evaluation)}
+    parts = {
+        "train": TrainSettings(**checked(TrainSettings, train)),
+        "evaluation": EvaluationSettings(**checked(EvaluationSettings, evaluation)),
+    }
     return TrialConfig(**data | parts)
 
 

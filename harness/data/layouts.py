@@ -133,12 +133,15 @@ def image_folders(info: Dataset, folder: Path) -> Source | None:
     if not (wnids.is_file() and annotations.is_file() and (folder / "train").is_dir()):
         return None
     labels = {wnid: label for label, wnid in enumerate(sorted(wnids.read_text().split()))}
+    rows = [line.split("\t")[:2] for line in annotations.read_text().splitlines()]
+    for name in (*labels, *(name for name, _ in rows)):
+        if Path(name).name != name:
+            raise DataError(f"{folder}: {name!r} is named, which leads out of its folder")
     train = sorted(
         (turn, label, path)
         for wnid, label in labels.items()
         for turn, path in enumerate(sorted((folder / "train" / wnid / "images").glob("*.JPEG")))
     )
-    rows = [line.split("\t")[:2] for line in annotations.read_text().splitlines()]
     test = [(folder / "val" / "images" / name, labels.get(wnid, -1)) for name, wnid in rows]
 
     def shard(where: Path, images: list[tuple[Path, int]]) -> Shard:

@@ -1,5 +1,6 @@
 """The batches of a judgement that are done, kept so that another call goes on from there."""
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,11 @@ import torch
 
 from harness.clock import Clock, OutOfTime
 from harness.evaluation.evidence import Evidence
+from harness.storage import folder
+from harness.storage.files import DamagedFileError
 from harness.storage.tensors import read_tensors, write_tensors
 
+_log = logging.getLogger(__name__)
 FIRST_BATCH, BATCH = "first batch", "batch"
 
 
@@ -40,14 +44,9 @@ class KeptBatches:
     def restored(self) -> tuple[list[pd.DataFrame], list[dict[str, Any]], Evidence]:
         """Tables and fields of bounds, one a batch that is done, and the evidence found in them.
 
-        Raises DamagedFileError, and OutOfTime where there is no time for a batch.
+        Raises OutOfTime where there is no time for a batch.
         """
-        tables, bounds, found = [], [], {}
-        state = self._read()
-        if state is not None and state["stands_for"] == self.stands_for:
-            tables, bounds = [pd.DataFrame(table) for table in state["tables"]], state["bounds"]
-            found = {name: tensor.cpu() for name, tensor in state["found"].items()}
-            self.seconds = state["seconds"]
+        tables, bounds, found, self.seconds = self._read()
         done = sum(map(len, tables))
         if done < self.images:
             self.tell(done, self.images)
@@ -67,12 +66,27 @@ class KeptBatches:
             content = {"stands_for": self.stands_for, "seconds": self.seconds, "found": found}
             content["tables"] = [table.to_dict("list") for table in tables]
             content["bounds"] = [vars(batch) for batch in bounds]
+            folder.require_there(self.path.parent)
             write_tensors(self.path, content)
         self.tell(done, self.images)
         if stop:
             raise OutOfTime
 
-    def _read(self) -> dict[str, Any] | None:
+    def _read(self) -> tuple[list[pd.DataFrame], list[dict[str, Any]], Evidence, float]:
+        """What is kept; nothing where that is of something else, or cannot be read, which is logged."""
+        nothing: Any = [], [], {}, 0.0
         if not self.path.exists():
-            return None
-        return read_tensors(self.path, self.device, lambda state: state, "remove it to judge from the start")
+            return nothing
+
+        def parse(state: dict[str, Any]) -> Any:
+            if state["stands_for"] != self.stands_for:
+                return nothing
+            tables = [pd.DataFrame(table) for table in state["tables"]]
+            found = {name: tensor.cpu() for name, tensor in state["found"].items()}
+            return tables, state["bounds"], found, float(state["seconds"])
+
+        try:
+            return read_tensors(self.path, self.device, parse)
+        except DamagedFileError as error:
+            _log.info("%s; judging begins anew", error)
+            return nothing

@@ -30,8 +30,9 @@ from harness.errors import InputError, SettingError, require
 from harness.evaluation.certification import certification_of, certify_shard, finish, judged_images
 from harness.evaluation.ledger import SoundnessError
 from harness.launch.watched import Counts
+from harness.masking import masked
 from harness.storage import certification, folder, names
-from harness.storage.files import locked
+from harness.storage.lease import locked
 
 # harness.launch.ray_tasks is imported late: Ray takes seconds, and bad input is told first.
 _SECONDS = 60.0
@@ -174,7 +175,7 @@ def _certify(jobs: list[Job], options: argparse.Namespace, console: Console) -> 
             if isinstance(outcome, SoundnessError):
                 raise outcome
             if isinstance(outcome, Exception):
-                failed.setdefault(piece[0], " ".join(f"{type(outcome).__name__}: {outcome}".split()))
+                failed.setdefault(piece[0], masked(" ".join(f"{type(outcome).__name__}: {outcome}".split())))
                 continue
             counts.add(outcome)
             left[piece[0]] -= 1

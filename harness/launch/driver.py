@@ -5,6 +5,7 @@ again. Ctrl-C once ends each running trial with its epoch, twice ends all at onc
 """
 
 import argparse
+import errno
 import os
 import shutil
 import sys
@@ -30,8 +31,9 @@ from harness.launch.stopping import Stopping
 from harness.launch.study import Study
 from harness.reports import report
 from harness.storage import folder, names
-from harness.storage.files import DamagedFileError, locked, make_directory, write_json
+from harness.storage.files import DamagedFileError, file_name, make_directory, write_json
 from harness.storage.folder import Trial
+from harness.storage.lease import locked
 
 # What imports Ray is imported late: Ray takes seconds, and bad input is told first.
 _RAY = ".ray"
@@ -149,6 +151,8 @@ def _complete(study: Study, options: argparse.Namespace, console: Console) -> in
                     mirror.sync(places[trial.key], running=False)
                 raise
             interrupted = stop.interrupted
+    if not folder.trial_folders(directory):
+        raise FileNotFoundError(errno.ENOENT, "the results directory is gone", str(directory))
     table, said = tables.write(directory)
     tables.show(table, said, console)
     mirror.finish(directory, table, study.file_s)
@@ -175,6 +179,8 @@ def _train(
     cpu, gpu, storage = study.sweep.resources.cpu, _gpu(study.sweep, options), study.directory / _RAY
 
     def on_report(place: Path, row: dict[str, Any]) -> None:
+        if not place.is_dir():  # gone: told at its end
+            return
         if names.EPOCH in row:
             progress.epoch(place.name, row)
         else:
@@ -184,6 +190,9 @@ def _train(
         begun.add(place)
 
     def on_end(place: Path, error: str | None) -> None:
+        if not place.is_dir():
+            progress.failed(place.name, f"its folder is gone: {place}")
+            return
         result, failure = folder.read_result(place), folder.read_failure(place)
         if result is not None:
             progress.finished(place.name, result)
@@ -191,7 +200,7 @@ def _train(
             progress.stopped(place.name)
         else:
             if failure is None:  # the worker died before it could say why
-                failure = folder.write_failure(place, error or "its worker ended without a result")
+                failure = _written_failure(place, error or "its worker ended without a result")
             progress.failed(place.name, failure["error"])
             if options.fail_fast:
                 stop.ask("a trial failed")
@@ -200,6 +209,14 @@ def _train(
     for place in places:
         (place / folder.FAILURE).unlink(missing_ok=True)  # an old failure is not this run's
     run_folders(places, data_dir, cpu, gpu, storage, on_report, on_end, options.ray_address, options.max_concurrent)
+
+
+def _written_failure(place: Path, error: str) -> dict[str, Any]:
+    """The failure, written where that can be done: a full disk takes nothing."""
+    try:
+        return folder.write_failure(place, error)
+    except OSError as unwritten:
+        return {"error": f"{error}; not written: {unwritten}"}
 
 
 def _rows(directory: Path, trials: list[Trial]) -> dict[str, str]:
@@ -248,7 +265,7 @@ def _export(trials: list[Trial], target: Path) -> int:
     print(f"profile '{trials[0].config.profile}'", file=sys.stderr)
     for trial in trials:
         config = trial.config
-        name = f"{config.model}-{config.method}-seed{config.seed}-{trial.key}.json"
+        name = file_name(f"{config.model}-{config.method}-seed{config.seed}-{trial.key}.json")
         write_json(target / name, folder.trial_json(trial))
         print(target / name)
     return OK

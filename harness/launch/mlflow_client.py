@@ -4,7 +4,6 @@ The only module that imports MLflow; others have it from here, since what it rea
 """
 
 import os
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +33,7 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
 from harness.errors import InputError
+from harness.masking import masked
 
 SQLITE = "sqlite:///"
 LARGEST_PAGE = 50_000  # runs in one search
@@ -52,11 +52,6 @@ def failures(uri: str) -> Iterator[None]:
     except (MlflowException, sqlalchemy.exc.SQLAlchemyError, ImportError, OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise TrackingError(masked(f"MLflow store {uri} cannot be used: {reason}")) from error
-
-
-def masked(text: str) -> str:
-    """The text, without passwords of addresses in it."""
-    return re.sub(r"(//[^/@\s:]*):[^/@\s]+@", r"\1:***@", text)
 
 
 def located(uri: str | None) -> str:

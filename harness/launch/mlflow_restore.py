@@ -18,13 +18,14 @@ from harness.launch.mlflow_client import (
     experiment_of,
     failures,
     located,
-    masked,
     read_store,
     runs_of,
 )
 from harness.launch.mlflow_store import ERROR_TAG
+from harness.masking import masked
 from harness.storage import folder, names
-from harness.storage.files import locked, write_atomically, write_text
+from harness.storage.files import write_atomically, write_text
+from harness.storage.lease import locked
 
 
 def restore(directory: Path, uri: str) -> None:

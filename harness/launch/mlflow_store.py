@@ -26,12 +26,12 @@ from harness.launch.mlflow_client import (
     failures,
     is_served,
     located,
-    masked,
     mlflow,
     runs_of,
     version_of,
 )
 from harness.launch.mlflow_model import log_network, register_best
+from harness.masking import masked
 from harness.storage import folder as files
 from harness.storage.folder import Trial, TrialResult
 from harness.storage.names import EPOCH, TRAIN_EPS
@@ -45,8 +45,8 @@ FINAL_STEP = 0  # at any other MLflow draws a curve, of one point
 
 
 def _text(value: Any) -> str:
-    """A tag's or param's text: strings as they are, anything else as JSON."""
-    return (value if isinstance(value, str) else json.dumps(value))[:LONGEST_TEXT]
+    """A tag's or param's text: strings as they are, but for secrets, anything else as JSON."""
+    return masked(value if isinstance(value, str) else json.dumps(value))[:LONGEST_TEXT]
 
 
 def _identity(trial: Trial) -> dict[str, str]:

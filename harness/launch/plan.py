@@ -12,7 +12,7 @@ from harness.launch.estimate import Estimate, estimates
 from harness.launch.pace import minutes
 from harness.launch.states import state_of
 from harness.launch.study import Study
-from harness.storage.files import holder
+from harness.storage.lease import holder
 
 _UNKNOWN = "not known"
 _WIDTH = 200  # where nobody's terminal says

@@ -31,6 +31,7 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
 from harness.clock import OutOfTime
+from harness.environment import source_digest
 from harness.errors import InputError
 from harness.memory import free_memory
 from harness.search.rungs import CANDIDATE, run_candidate
@@ -104,7 +105,7 @@ def train_folder(config: dict[str, Any]) -> None:
         torch.cuda.set_per_process_memory_fraction(min(1.0, share))  # the rest is of those it shares the GPU with
     with suppress(*HOPELESS, OutOfTime):  # failure.json tells; or the sweep is asked to stop
         run = run_candidate if (directory / CANDIDATE).exists() else run_folder
-        run(directory, tune.report, config["data_dir"], _report_judged)
+        run(directory, tune.report, config["data_dir"], _report_judged, code=config.get("code"))
     free_memory()
 
 
@@ -158,7 +159,7 @@ def run_folders(
         check_resources(resources, cpu, gpu)
         if address:
             _check_storage(storage.parent, data_dir)
-        space: dict[str, Any] = {"data_dir": data_dir}
+        space: dict[str, Any] = {"data_dir": data_dir, "code": source_digest()}
         tuning: dict[str, Any] = {"max_concurrent_trials": at_once}
         if callable(folders):
             fitting = side_by_side(cpu, gpu)

@@ -24,7 +24,8 @@ from harness.search.candidates import OPEN, STOPPED, Candidate, Search, candidat
 from harness.search.results import best_of, mark
 from harness.search.rungs import SEARCH, falls_behind, read_record, write_rung
 from harness.storage import folder, names
-from harness.storage.files import locked, write_json
+from harness.storage.files import write_json
+from harness.storage.lease import locked
 
 # harness.launch.ray_tune is imported late: Ray takes seconds, and bad input is told first.
 _RAY = ".ray"

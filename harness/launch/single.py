@@ -22,6 +22,7 @@ from harness.config.trial import RECIPE_VERSION, labels
 from harness.data import load
 from harness.errors import InputError, SettingError, require
 from harness.launch.watched import Bar, Lines
+from harness.masking import masked
 from harness.memory import free_memory
 from harness.storage import folder, names
 from harness.storage.files import DamagedFileError, make_directory
@@ -76,10 +77,10 @@ def _run(trial: folder.Trial, place: Path, data_dir: str | None, clock: Clock) -
     except OutOfTime:
         return TIME_UP
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(masked(f"error: {error}"), file=sys.stderr)
         return BAD_INPUT
     except Exception as error:  # others are still to be tried
-        print(f"failed: {type(error).__name__}: {error}", file=sys.stderr)
+        print(masked(f"failed: {type(error).__name__}: {error}"), file=sys.stderr)
         return FAILED
     for name, value in result.metrics.items():
         print(f"{name}: {value if value is None else format(value, '.6g')}")

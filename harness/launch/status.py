@@ -1,8 +1,8 @@
 """`python -m harness.status results/<sweep>`: what a sweep is at, while it runs and after, from its folders alone.
 
 A trial is called running where a run holds the directory and has written for the trial since it began; so much can be
-told from folders. Trials that `harness.trial` works on, or a run on another machine whose locks are not seen here, look
-unfinished: how long ago something was written for them says more.
+told from folders. Trials that `harness.trial` works on look unfinished: how long ago something was written for them
+says more.
 """
 
 import argparse
@@ -19,7 +19,8 @@ from harness.config.trial import RECIPE_VERSION, TrialConfig, labels
 from harness.errors import InputError
 from harness.launch.states import State, state_of
 from harness.storage import certification, folder
-from harness.storage.files import DamagedFileError, holder
+from harness.storage.files import DamagedFileError
+from harness.storage.lease import holder
 
 _DAMAGED = "cannot be read"
 _WIDTH = 200  # where nobody's terminal says

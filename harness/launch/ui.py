@@ -19,6 +19,7 @@ from urllib.request import urlopen
 
 from harness.command_line import FAILED, OK
 from harness.errors import require
+from harness.masking import masked
 
 # harness.launch.mlflow_client is imported late: MLflow takes seconds, and bad input is told first.
 _HOST, _PORT, _PATIENCE = "127.0.0.1", 5000, 300  # seconds until it answers
@@ -38,7 +39,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Returns the exit status: 0 once it is stopped, 1 where MLflow does not serve. Raises InputError."""
     port = _free_port(options.port)
-    from harness.launch.mlflow_client import experiment_of, is_served, located, masked, read_store, version_of
+    from harness.launch.mlflow_client import experiment_of, is_served, located, read_store, version_of
     from harness.launch.mlflow_view import TAG, links
 
     uri = located(options.tracking_uri)
@@ -58,7 +59,12 @@ def main(options: argparse.Namespace) -> int:
         with _served(uri, port) as (server, log):
             if not _answers(server, page):
                 log.seek(0)
-                print(log.read().decode(errors="replace")[-2000:], "MLflow does not serve", sep="\n", file=sys.stderr)
+                print(
+                    masked(log.read().decode(errors="replace"))[-2000:],
+                    "MLflow does not serve",
+                    sep="\n",
+                    file=sys.stderr,
+                )
                 return FAILED
             print(*(lines or [page]), "Ctrl-C stops it", sep="\n", flush=True)
             server.wait()

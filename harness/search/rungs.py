@@ -43,7 +43,9 @@ def falls_behind(error: float, others: Sequence[float], factor: int) -> bool:
     return error > ranked[max(1, len(ranked) // factor) - 1]
 
 
-def run_candidate(directory: Path, report: Report, data_dir: str | None, judged: Judged) -> None:
+def run_candidate(
+    directory: Path, report: Report, data_dir: str | None, judged: Judged, code: str | None = None
+) -> None:
     """`run_folder` of a candidate's trial, as far as it keeps up with others.
 
     At each rung it reports `rung` and the certified error there. Raises OutOfTime where the search is asked to stop.
@@ -56,13 +58,13 @@ def run_candidate(directory: Path, report: Report, data_dir: str | None, judged:
             continue
         if checkpoint.epochs_done(directory) < rung:
             with suppress(OutOfTime):
-                run_folder(directory, report, data_dir, judged, until=rung)
+                run_folder(directory, report, data_dir, judged, rung, code)
             if checkpoint.epochs_done(directory) < rung:
                 raise OutOfTime
         error = _certified_error(trial.config, directory, data_dir)
         report({names.RUNG: rung, names.CERTIFIED_ERROR: error})
     if not read_record(directory)["stopped"]:
-        run_folder(directory, report, data_dir, judged)
+        run_folder(directory, report, data_dir, judged, code=code)
 
 
 def _rungs(directory: Path, epochs: int) -> list[int]:

@@ -25,6 +25,7 @@ from harness.storage import folder
 from harness.storage.files import DamagedFileError, parsed, write_atomically, write_json
 from harness.storage.folder import Trial
 from harness.storage.parquet import read_table
+from harness.typed import checked
 
 CERTIFICATION, TIMINGS, SHARDS = "certification.json", "timings.parquet", "shards"
 
@@ -121,7 +122,14 @@ def _digests(directory: Path) -> tuple[str, str] | None:
 def read_certification(directory: Path) -> Certification:
     """Read certification.json. Raises DamagedFileError."""
     fields = ("images", "per_shard", "stands_for", "digest")
-    return parsed(directory / CERTIFICATION, lambda content: Certification(*(content[name] for name in fields)))
+
+    def parse(content: Any) -> Certification:
+        known = checked(Certification, content)
+        if known["images"] < 1 or known["per_shard"] < 1:
+            raise ValueError("there are no images in it")
+        return Certification(*(known[name] for name in fields))
+
+    return parsed(directory / CERTIFICATION, parse)
 
 
 def missing(directory: Path) -> list[int]:
@@ -167,7 +175,7 @@ def remove_shards(directory: Path) -> None:
 
 def read_shard(directory: Path, number: int) -> Shard:
     """What is known of a shard. Raises DamagedFileError."""
-    return parsed(_path(directory, number, "json"), lambda content: Shard(**content))
+    return parsed(_path(directory, number, "json"), lambda content: Shard(**checked(Shard, content)))
 
 
 def read_shard_verdicts(directory: Path, number: int) -> pd.DataFrame:

@@ -3,6 +3,7 @@
     trial.json           key, recipe version, data fingerprint, config: also what `--export` writes
     epochs.jsonl         one line an epoch, from epoch 0: the untrained network
     checkpoint.pt        network, optimiser, epoch: where a retry goes on; rows of later epochs are written again
+    checkpoint.previous.pt   the one before, where a retry goes on if the last one is damaged
     judged.pt            verdicts so far, while the network is judged
     weights.safetensors  the final network, parametrisations folded in
     verdicts.parquet     one row a test example
@@ -17,7 +18,9 @@ Every file is written whole or not at all; result.json and failure.json are writ
 also by the driver where the worker itself died.
 """
 
+import errno
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +28,15 @@ from typing import Any
 import pandas as pd
 
 from harness.config.trial import RECIPE_VERSION, TrialConfig, from_dict, to_dict, trial_key
-from harness.errors import SettingError
+from harness.errors import SettingError, require, shown
+from harness.masking import masked
 from harness.storage.files import DamagedFileError, parsed, write_json, write_text
 from harness.storage.names import EPOCH
 from harness.storage.parquet import read_table
+from harness.typed import checked
 
-TRIAL, EPOCHS, CHECKPOINT, WEIGHTS = "trial.json", "epochs.jsonl", "checkpoint.pt", "weights.safetensors"
+TRIAL, EPOCHS, WEIGHTS = "trial.json", "epochs.jsonl", "weights.safetensors"
+CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 JUDGED, VERDICTS, RESULT, FAILURE = "judged.pt", "verdicts.parquet", "result.json", "failure.json"
 LOG = "log.txt"
 CHOSEN = "chosen.json"
@@ -80,15 +86,23 @@ def trial_json(trial: Trial) -> dict[str, Any]:
 def read_trial(path: Path) -> Trial:
     """Read trial.json. Raises DamagedFileError where it is missing or not such a file."""
 
-    def parse(content: dict[str, Any]) -> Trial:
-        return Trial(content["key"], content["recipe_version"], content["fingerprint"], from_dict(content["config"]))
+    def parse(content: Any) -> Trial:
+        known = checked(Trial, content)
+        _require_name(known["key"])
+        return Trial(known["key"], known["recipe_version"], known["fingerprint"], from_dict(known["config"]))
 
     return parsed(Path(path), parse)
 
 
 def place(sweep_directory: Path, key: str) -> Path:
-    """The folder of the trial `key` in a sweep's directory."""
+    """The folder of the trial `key` in a sweep's directory. Raises SettingError where the key is no name."""
+    _require_name(key)
     return Path(sweep_directory) / "trials" / key
+
+
+def _require_name(key: str) -> None:
+    """Raise SettingError for a key that would lead out of the sweep's directory."""
+    require("key", key, re.fullmatch(r"[A-Za-z0-9_-]{1,100}", key) is not None, "letters, digits, '_' and '-'")
 
 
 def claim(directory: Path, trial: Trial) -> None:
@@ -108,6 +122,12 @@ def refuse_another(directory: Path, trial: Trial) -> None:
         raise SettingError("directory", str(directory), f"{allowed}; it holds {held}")
 
 
+def require_there(directory: Path) -> None:
+    """Raise FileNotFoundError where the trial's folder is gone: it is not made again."""
+    if not Path(directory).is_dir():
+        raise FileNotFoundError(errno.ENOENT, "the trial's folder is gone", str(directory))
+
+
 def stop_file(directory: Path) -> Path:
     """What tells the trial in a folder to stop."""
     return Path(directory).absolute().parents[1] / STOP
@@ -116,7 +136,7 @@ def stop_file(directory: Path) -> Path:
 def read_result(directory: Path) -> TrialResult | None:
     """The result in a trial's folder, None where the trial is unfinished. Raises DamagedFileError."""
     path = Path(directory) / RESULT
-    return parsed(path, lambda content: TrialResult(**content)) if path.exists() else None
+    return parsed(path, lambda content: TrialResult(**checked(TrialResult, content))) if path.exists() else None
 
 
 def write_result(directory: Path, result: TrialResult) -> None:
@@ -131,7 +151,7 @@ def write_failure(
 
     repeats: whether it would fail so again.
     """
-    failure = {"error": error, "last_finite": last_finite or {}, "repeats": repeats}
+    failure = {"error": masked(error), "last_finite": last_finite or {}, "repeats": repeats}
     write_json(Path(directory) / FAILURE, failure)
     return failure
 
@@ -145,7 +165,19 @@ def is_stale(directory: Path) -> bool:
 def read_failure(directory: Path) -> dict[str, Any] | None:
     """Why the trial failed, None where it did not: `error`, `last_finite` values where training diverged, `repeats`."""
     path = Path(directory) / FAILURE
-    return parsed(path, dict) if path.exists() else None
+
+    def parse(content: Any) -> dict[str, Any]:
+        return {"error": checked(_Failure, content)["error"]} | content
+
+    return parsed(path, parse) if path.exists() else None
+
+
+class _Failure:
+    """The types of what failure.json holds."""
+
+    error: str
+    last_finite: dict[str, Any]
+    repeats: bool
 
 
 def write_chosen(directory: Path, content: dict[str, Any]) -> None:
@@ -168,13 +200,24 @@ def read_epochs(directory: Path) -> list[dict[str, Any]]:
     """The trial's epoch rows in order. Raises DamagedFileError."""
     path = Path(directory) / EPOCHS
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    except ValueError as error:
+        return [_epoch(json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+    except (ValueError, RecursionError) as error:
         raise DamagedFileError(f"{path} cannot be read: {error}") from error
 
 
+def _epoch(row: Any) -> dict[str, Any]:
+    if type(row) is not dict or type(row.get(EPOCH)) is not int:
+        raise ValueError(f"{shown(row)} is no epoch's row")
+    return row
+
+
 def write_epoch(directory: Path, row: dict[str, Any]) -> None:
-    """Add one epoch's row, dropping rows of this epoch or later that an interrupted run left."""
+    """Add one epoch's row, dropping rows of this epoch or later that an interrupted run left.
+
+    Raises FileNotFoundError where the folder was there and is gone.
+    """
+    if row[EPOCH] > 0:
+        require_there(directory)
     rows = [old for old in read_epochs(directory) if old[EPOCH] < row[EPOCH]] + [row]
     write_text(Path(directory) / EPOCHS, "".join(json.dumps(r, allow_nan=False) + "\n" for r in rows))
 

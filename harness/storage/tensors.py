@@ -1,26 +1,54 @@
 """Files of tensors and plain values that only this project reads again."""
 
+import errno
 import pickle
+import struct
+import zipfile
+import zlib
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
+from harness.memory import is_out_of_memory
 from harness.storage.files import DamagedFileError, write_atomically
 
 T = TypeVar("T")
+_DAMAGED = (
+    *(RuntimeError, LookupError, TypeError, ValueError, AttributeError, EOFError, OverflowError, AssertionError),
+    *(pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error),
+)
 
 
 def write_tensors(path: Path, content: dict[str, Any]) -> None:
-    """Write tensors and plain values atomically."""
-    write_atomically(path, lambda temporary: torch.save(content, temporary))
+    """Write tensors and plain values atomically. Raises OSError."""
+
+    def save(temporary: Path) -> None:
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:  # which torch has for a full disk, too
+            raise OSError(errno.EIO, str(error).splitlines()[0]) from error
+
+    write_atomically(path, save)
 
 
-def read_tensors(path: Path, device: torch.device, parse: Callable[[dict[str, Any]], T], remedy: str) -> T:
-    """`parse` of what `write_tensors` wrote, on the device. Raises DamagedFileError, which names the remedy."""
+def read_tensors(path: Path, device: torch.device, parse: Callable[[dict[str, Any]], T]) -> T:
+    """`parse` of what `write_tensors` wrote, on the device; nothing in the file is run.
+
+    Raises DamagedFileError, also where a checksum differs, which torch does not look at; OSError where no file can be
+    read.
+    """
+    content = BytesIO(path.read_bytes())
     try:
-        return parse(torch.load(path, map_location=device, weights_only=True))
-    except (RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        why = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        raise DamagedFileError(f"{path} cannot be read: {why}; {remedy}") from error
+        with zipfile.ZipFile(content) as archive:
+            if (name := archive.testzip()) is not None:
+                raise ValueError(f"{name} is not what its checksum says")
+        content.seek(0)
+        return parse(torch.load(content, map_location=device, weights_only=True))
+    except _DAMAGED as error:
+        if is_out_of_memory(error):
+            raise
+        why = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+        raise DamagedFileError(f"{path} cannot be read: {why}") from error

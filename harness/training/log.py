@@ -8,7 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from harness.masking import masked
 from harness.storage import folder
+
+
+class _Masked(logging.Formatter):
+    """Lines without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """A record as text."""
+        return masked(super().format(record))
 
 
 @contextmanager
@@ -17,7 +26,7 @@ def logged(directory: Path) -> Iterator[None]:
     ours = logging.getLogger("harness")
     loggers, level = (ours, logging.getLogger("py.warnings")), ours.level
     handler = logging.FileHandler(directory / folder.LOG, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    handler.setFormatter(_Masked("%(asctime)s %(message)s"))
     logging.captureWarnings(True)
     ours.setLevel(logging.DEBUG)
     for logger in loggers:

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from harness.clock import Clock
 from harness.config.plugins import load_for
 from harness.config.trial import TrialConfig
 from harness.data import Data, Split, load
-from harness.environment import best_device, describe_environment
+from harness.environment import best_device, describe_environment, source_digest
 from harness.errors import require
 from harness.evaluation.equilibria import recurrence_report
 from harness.evaluation.evidence import write_evidence
@@ -72,12 +72,17 @@ def run_folder(
     data_dir: str | None,
     judged: Judged = lambda done, images: None,
     until: int | None = None,
+    code: str | None = None,
 ) -> folder.TrialResult:
     """`run_trial` of the trial that has claimed the folder; whatever goes wrong leaves failure.json.
 
-    until: an epoch to stop after. Raises OutOfTime there, and where the sweep is asked to stop.
+    until: an epoch to stop after. code: the source_digest() of who asks for it, where that may be another machine.
+    Raises OutOfTime there, and where the sweep is asked to stop, SettingError where the code here is another.
     """
     with _failure_written(directory), logged(directory):
+        if code is not None:
+            own = source_digest()
+            require("code", own, own == code, f"the driver's, {code}: the same version on every machine")
         trial = folder.read_trial(directory / folder.TRIAL)
         load_for(trial.config)
         data = load(trial.config.dataset, data_dir)
@@ -93,7 +98,9 @@ def _failure_written(directory: Path) -> Iterator[None]:
         yield
     except Exception as error:
         said, repeats = f"{type(error).__name__}: {error}", isinstance(error, REPEATED)
-        folder.write_failure(directory, said, getattr(error, "last_finite", None), repeats)
+        with suppress(OSError):  # of a full disk, say, or a folder that is gone
+            folder.require_there(directory)
+            folder.write_failure(directory, said, getattr(error, "last_finite", None), repeats)
         raise
 
 
@@ -106,7 +113,8 @@ def _finished(
             result = _run(trial, data, directory, report, judged, clock)
         folder.write_result(directory, result)
     (directory / folder.FAILURE).unlink(missing_ok=True)  # last: a trial that once failed is known until it is done
-    (directory / folder.JUDGED).unlink(missing_ok=True)
+    for name in (folder.JUDGED, folder.PREVIOUS):
+        (directory / name).unlink(missing_ok=True)
     return result
 
 
@@ -136,6 +144,7 @@ def _run(
     except SoundnessError:
         (directory / folder.JUDGED).unlink(missing_ok=True)
         raise
+    folder.require_there(directory)
     write_evidence(directory, judgement.evidence)
     write_atomically(directory / folder.VERDICTS, judgement.verdicts.to_parquet)
     if any(isinstance(module, FixedPoint) for module in model.modules()):

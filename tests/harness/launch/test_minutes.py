@@ -84,12 +84,12 @@ def test_batches_judged_of_other_weights_are_not_gone_on_from(tiny_trial, tmp_pa
     assert batches == [(0, 60), (40, 60), (60, 60)]
 
 
-def test_a_damaged_file_of_judged_batches_is_told(exported, tmp_path, capsys):
+def test_a_damaged_file_of_judged_batches_is_told_and_judging_begins_anew(exported, tmp_path, capsys):
     path, place = exported()
     files.make_directory(place)
     (place / folder.JUDGED).write_bytes(b"nothing")
-    assert call(tmp_path, path) == BAD_INPUT
-    assert str(place / folder.JUDGED) in capsys.readouterr().err
+    assert call(tmp_path, path) == OK
+    assert f"{place / folder.JUDGED} cannot be read" in capsys.readouterr().out
 
 
 def test_several_trials_in_order_one_finished_one_that_fails(exported, tmp_path, capsys):

@@ -295,12 +295,12 @@ def test_ctrl_c_says_how_to_go_on(exported, capsys, monkeypatch):
     assert "the same command goes on" in capsys.readouterr().err
 
 
-def test_a_damaged_checkpoint_is_told(exported, capsys):
+def test_a_damaged_checkpoint_is_told_and_the_trial_done(exported, capsys):
     path = exported()
     place_of(path).mkdir(parents=True)
     (place_of(path) / folder.CHECKPOINT).write_bytes(b"not a checkpoint")
-    assert call(path) == 2
-    assert str(place_of(path) / folder.CHECKPOINT) in capsys.readouterr().err
+    assert call(path) == 0
+    assert f"{place_of(path) / folder.CHECKPOINT} cannot be read" in capsys.readouterr().out
 
 
 def test_the_project_is_used_as_it_lies():

@@ -9,7 +9,7 @@ import pytest
 
 from harness.command_line import main
 from harness.storage import folder
-from harness.storage.files import LOCK, holder, locked
+from harness.storage.lease import LOCK, holder, locked
 
 
 def told(study, capsys):

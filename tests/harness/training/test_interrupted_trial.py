@@ -1,5 +1,7 @@
 """A trial that was killed anywhere goes on to the very same end."""
 
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -137,6 +139,88 @@ def test_checkpoints_are_as_far_apart_as_the_clock_says_and_the_last_is_kept(tin
 
     train(tiny_trial(width=0.05, train={"epochs": 7}), *images_of_320(), tmp_path, torch.device("cpu"), pass_time)
     assert saved == [3, 6, 7], "after 36 s, and 36 s after those"
+
+
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def of_another_network(path):
+    torch.save({"epoch": 2, "model": {}, "optimiser": {}}, path)
+
+
+def half_of_another(path):
+    """The network is loaded before the optimiser is found to be none."""
+    state = torch.load(path, weights_only=True)
+    torch.save({**state, "optimiser": {"state": {}}}, path)
+
+
+def with_code(path):
+    """A pickle that would run what it names."""
+    torch.save({"epoch": 2, "model": print, "optimiser": {}}, path)
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+SPOILT = [cut_off, flip_a_bit, of_another_network, half_of_another, with_code, empty]
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tiny_trial, tmp_path_factory):
+    """The folder of a trial that was killed after its second epoch; no test may change it."""
+    place = tmp_path_factory.mktemp("two-checkpoints")
+
+    def kill(row):
+        if row[names.EPOCH] == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run_trial(tiny_trial(), place, kill, clock=kept_each_time())
+    return place
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["last", "both"])
+@pytest.mark.parametrize("spoil", SPOILT, ids=lambda spoil: spoil.__name__)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_and_that_to_the_start(
+    two_checkpoints, whole_trial, tiny_trial, tmp_path, spoil, both, capsys
+):
+    """Which is logged; the end is the very same."""
+    place = shutil.copytree(two_checkpoints, tmp_path / "trial")
+    for name in [folder.CHECKPOINT, folder.PREVIOUS][: 1 + both]:
+        spoil(place / name)
+    rows = []
+    run_trial(tiny_trial(), place, rows.append)
+    assert [row[names.EPOCH] for row in rows] == ([1, 2, 3] if both else [2, 3])
+    log = (place / folder.LOG).read_text()
+    assert f"{place / folder.CHECKPOINT} cannot be read" in log
+    assert (f"{place / folder.PREVIOUS} cannot be read" in log) == both
+    assert ("before the last one, after epoch 1" in log) != both
+    assert capsys.readouterr().out == "", "nothing that a file names is run"
+    whole, again = (load_file(each / folder.WEIGHTS) for each in (whole_trial("cnn5")[0], place))
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert not (place / folder.PREVIOUS).exists(), "which a finished trial needs no more"
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(two_checkpoints, tmp_path, monkeypatch):
+    place = shutil.copytree(two_checkpoints, tmp_path / "trial")
+    last = (place / folder.CHECKPOINT).read_bytes()
+
+    def full(*_args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space left"):
+            checkpoint.save(place, 3, {})
+    assert (place / folder.PREVIOUS).read_bytes() == last
 
 
 @pytest.mark.parametrize("method", ["mtl-ibp", "sabr"])

@@ -1,0 +1,19 @@
+"""Addresses without what is secret in them: for whatever is printed, logged or stored."""
+
+import re
+
+_WORDS = r"password|passwd|pwd|token|secret|signature|credential|(?:access|api|account|private)[_-]?key"
+_SECRET = rf"(?:[\w.-]*(?:{_WORDS})[\w.-]*|sig)"
+_MASKS = (
+    (re.compile(r"(://[^/@\s:]*):(?!\d+/)[^\s'\"]*@"), r"\1:***@"),  # to the last @, since passwords may have one
+    (re.compile(r"://[^/@\s:'\"]+@"), "://***@"),  # a name alone may be a token
+    (re.compile(rf"([?&;]{_SECRET}=)[^&;\s'\"#]+", re.IGNORECASE), r"\1***"),
+    (re.compile(r"(\bBearer )\S+", re.IGNORECASE), r"\1***"),
+)
+
+
+def masked(text: str) -> str:
+    """The text, without the passwords and tokens of addresses in it."""
+    for pattern, mask in _MASKS:
+        text = pattern.sub(mask, text)
+    return text

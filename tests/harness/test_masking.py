@@ -1,0 +1,74 @@
+"""Secrets of addresses stand nowhere: not in messages, logs or files."""
+
+import logging
+
+import pytest
+
+from harness.command_line import main
+from harness.errors import InputError
+from harness.masking import masked
+from harness.storage import files, folder
+from harness.training.log import logged
+
+HIDDEN = {
+    "http://user:pa55@host:5000/": "http://user:***@host:5000/",
+    "http://user:pa55@word@host/": "http://user:***@host/",
+    "postgresql+psycopg2://me:pa55/x@db:5432/mlflow": "postgresql+psycopg2://me:***@db:5432/mlflow",
+    "https://pa55-as-a-name@host/path": "https://***@host/path",
+    "s3://bucket/x?access_key=pa55&scheme=https&secret_key=pa55": "s3://bucket/x?access_key=***&scheme=https&secret_key=***",
+    "s3://AKIA:pa55/+x@bucket/x?endpoint_override=host": "s3://AKIA:***@bucket/x?endpoint_override=host",
+    "https://account.blob/x?sv=1&sig=pa55": "https://account.blob/x?sv=1&sig=***",
+    "mysql://host/db?user=me&password=pa55;x": "mysql://host/db?user=me&password=***;x",
+    "refused: Authorization: Bearer pa55": "refused: Authorization: Bearer ***",
+    "'http://a:pa55@b' and http://c:pa55@d": "'http://a:***@b' and http://c:***@d",
+}
+PLAIN = [
+    "http://host:5000/#/experiments/1/runs?viewStateShareKey=comparison&compareRunsMode=CHART",
+    "models:/cifar10@best", "sqlite:////home/me@work/mlflow.db", "s3://bucket/results/x.json", "http://host:5000/a@b",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HIDDEN)
+def test_what_is_secret_is_hidden_and_the_rest_is_there(text):
+    assert masked(text) == HIDDEN[text]
+    assert masked(masked(text)) == HIDDEN[text]
+
+
+@pytest.mark.parametrize("text", PLAIN)
+def test_what_is_not_secret_stands_as_it_is(text):
+    assert masked(text) == text
+
+
+URI = "postgresql://me:pa55@db/mlflow"
+
+
+@pytest.mark.parametrize("error", [InputError(f"{URI} is not there"), OSError(5, "broken", URI)])
+def test_a_command_prints_none(monkeypatch, capsys, error):
+    def fail(_options):
+        raise error
+
+    monkeypatch.setattr("harness.config.schema.main", fail)
+    assert main("schema", []) in (1, 2)
+    captured = capsys.readouterr()
+    assert "pa55" not in captured.out + captured.err
+    assert "postgresql://me:***@db/mlflow" in captured.err
+
+
+def test_a_trial_s_files_have_none(tmp_path):
+    folder.write_failure(tmp_path, f"OSError: {URI} is not there")
+    with pytest.raises(RuntimeError), logged(tmp_path):
+        logging.getLogger("harness.x").info("asking %s", URI)
+        raise RuntimeError(URI)
+    for name in (folder.FAILURE, folder.LOG):
+        text = (tmp_path / name).read_text()
+        assert "me:***@db" in text and "pa55" not in text
+
+
+def test_names_of_files_are_only_names():
+    assert files.file_name("my.nets:../../big net-ibp.json") == "my.nets_.._.._big_net-ibp.json"
+
+
+@pytest.mark.parametrize("key", ["../../elsewhere", "/tmp/elsewhere", "a/b", "..", "", "a\n"])
+def test_a_key_does_not_lead_out_of_the_directory(tmp_path, key):
+    with pytest.raises(InputError, match="key"):
+        folder.place(tmp_path, key)

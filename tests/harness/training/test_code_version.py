@@ -1,0 +1,34 @@
+"""A worker whose source is not the driver's trains nothing."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import harness
+from harness import environment
+from harness.data import load
+from harness.errors import SettingError
+from harness.launch.ray_tune import HOPELESS
+from harness.storage import folder
+from harness.training import run_folder
+
+
+def test_another_source_fails_before_training_and_is_not_tried_again(tmp_path, tiny_trial):
+    folder.claim(tmp_path, folder.make_trial(tiny_trial(), load("digits").fingerprint))
+    with pytest.raises(SettingError, match=f"code: found '{environment.source_digest()}'") as caught:
+        run_folder(tmp_path, print, None, code="0" * 16)
+    assert isinstance(caught.value, HOPELESS)
+    assert "the driver's, 0000000000000000" in folder.read_failure(tmp_path)["error"]
+    assert not (tmp_path / folder.EPOCHS).exists()
+
+
+def test_the_digest_is_of_the_source_wherever_it_lies(tmp_path, monkeypatch):
+    root = Path(harness.__file__).parents[1]
+    for package in ("cerdeq", "baselines", "harness"):
+        shutil.copytree(root / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "harness/environment.py"))
+    digest = environment.source_digest.__wrapped__
+    assert digest() == environment.source_digest()
+    (tmp_path / "cerdeq/boxes.py").write_text("changed")
+    assert digest() != environment.source_digest()
