@@ -14,7 +14,7 @@ from types import ModuleType
 
 from baselines.registry import network_names, register
 from harness.config.trial import PLUGIN, TrialConfig
-from harness.errors import SettingError, require
+from harness.errors import InputError, SettingError, require
 
 
 def digests(names: Iterable[str]) -> dict[str, str]:
@@ -31,14 +31,17 @@ def load(names: Iterable[str]) -> None:
 def load_for(config: TrialConfig) -> None:
     """Import a trial's plugins, for who trains or judges it.
 
-    Raises SettingError where one cannot be imported, or its source is not what the trial was made with.
+    Raises InputError where one cannot be imported, or its source is not what the trial was made with.
     """
-    for name, made_with in config.plugins.items():
-        found = _digest(name)
-        allowed = f"{made_with}, the digest of the source that this trial was made with; put that back, or train anew"
-        require(f"{config.label}: plugin {name}", found, found == made_with, allowed)
-    load(config.plugins)
-    add_factory(config.model, config.plugins)
+    allowed = "the digest of the source that this trial was made with; put that back, or train anew"
+    try:
+        for name, made_with in config.plugins.items():
+            found = _digest(name)
+            require(f"plugins.{name}", found, found == made_with, f"{made_with}, {allowed}")
+        load(config.plugins)
+        add_factory(config.model, config.plugins)
+    except SettingError as error:
+        raise InputError(f"{config.label}: {error}") from error
 
 
 def add_factory(model: str, plugins: Collection[str]) -> None:
@@ -78,7 +81,8 @@ def _digest(name: str) -> str:
     """
     require("plugins", name, PLUGIN.fullmatch(name) is not None, "the name of a module, such as my_package.nets")
     root = _root(name)
-    files = sorted(root.parent.rglob("*.py")) if root.name == "__init__.py" else [root]
+    inside = root.name == "__init__.py"
+    files = sorted(path for path in root.parent.rglob("*.py") if path.is_file()) if inside else [root]
     content = hashlib.sha256()
     for path in files:
         source = path.read_bytes()

@@ -162,5 +162,5 @@ def test_a_trial_is_refused_where_its_plugin_is_another(package, tiny_trial, tmp
     assert run_trial(made, tmp_path / "trial").metrics
     package(nets=NETS + "\n")
     (tmp_path / "trial" / folder.RESULT).unlink()
-    with pytest.raises(InputError, match=r"own.nets:plain ibp seed 0: plugin own.nets: found .* train anew"):
+    with pytest.raises(InputError, match=r"own.nets:plain ibp seed 0: plugins.own.nets: found .* train anew"):
         run_trial(made, tmp_path / "trial")
