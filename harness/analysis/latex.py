@@ -1,6 +1,7 @@
 """A leaderboard as LaTeX tables (booktabs): errors, what each stage decides, costs, differences to the best row."""
 
 import math
+import re
 from typing import Any
 
 import pandas as pd
@@ -17,6 +18,10 @@ _SPECIAL = {
 _MAIN = ("certified error", "attack error", "standard error", "open", "seeds")
 _COST = ("parameters", "train seconds", "evaluation seconds an image")
 _TIED = r"$^{\sim}$"
+_FIRST, _SMALL = "0.25\\linewidth", "\\centering\\footnotesize\\setlength{\\tabcolsep}{3pt}\n"
+_MEANT = (
+    "Mean ± sample deviation over seeds; bold: best; ~: not told from the best by a paired test; italics: published"
+)
 
 
 def escaped(text: str) -> str:
@@ -33,17 +38,31 @@ def latex(table: Table, said: dict[str, Summary]) -> str:
         titles = ("Errors in percent", "What each stage decides", "Costs", "Differences to the best row, in points")
         for name, title, frame in zip(("main", "stages", "cost", "paired"), titles, kept, strict=True):
             if len(frame):
-                parts.append(_floating(frame, f"{title}: {section.heading}.", f"tab:{table.sweep}-{number}-{name}"))
+                caption = f"{title}: {section.heading}."
+                if name == "paired":
+                    caption = f"{title}, {mine.differences['other'].iloc[0]}: {section.heading}."
+                if name == "main":
+                    caption += f" {_MEANT}{'' if section.whole else ', and not comparable with these'}."
+                text = _floating(frame, caption, f"tab:{re.sub(r'[^A-Za-z0-9.:-]', '-', table.sweep)}-{number}-{name}")
+                parts.append(_ruled(text) if name == "main" and not section.whole else text)
     return "\n".join(parts)
 
 
 def _floating(frame: pd.DataFrame, caption: str, label: str) -> str:
-    """frame: cells as TeX, titles as text."""
+    """frame: cells as TeX, titles as text; small and with a first column that breaks, so that they fit a page."""
     style = frame.rename(columns=escaped).style.hide(axis="index")
-    columns = "l" + "r" * (frame.shape[1] - 1)
-    return style.to_latex(
+    columns = rf"@{{}}p{{{_FIRST}}}" + "r" * (frame.shape[1] - 1) + "@{}"
+    text = style.to_latex(
         hrules=True, column_format=columns, caption=escaped(caption), label=label, position_float="centering"
     )
+    return text.replace("\\centering\n", _SMALL, 1)
+
+
+def _ruled(text: str) -> str:
+    """A rule before the published rows, which are in italics and stand last."""
+    lines = text.splitlines(keepends=True)
+    first = next((number for number, line in enumerate(lines) if line.startswith(r"\textit{")), None)
+    return text if first is None else "".join([*lines[:first], "\\midrule\n", *lines[first:]])
 
 
 def _main(section: Section, said: Summary) -> pd.DataFrame:
@@ -79,7 +98,6 @@ def _difference(line: dict[str, Any]) -> dict[str, str]:
     spread = "" if math.isnan(line["difference_std"]) else f" ± {line['difference_std']:.2f}"
     return {
         "row": escaped(line["row"]),
-        "against": escaped(line["other"]),
         "difference": escaped(f"{line['difference']:+.2f}{spread}"),
         "images right alone": f"{line['row_alone']} / {line['other_alone']}",
         "p (t test, Holm)": "" if math.isnan(line["t_holm"]) else f"{line['t_holm']:.2g}",

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from harness.figures import errors, images, networks, searches, training
 from harness.figures.shown import Shown
+from harness.storage.files import DamagedFileError
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,13 @@ FIGURES = (
 )
 
 
-def figures_of(shown: Shown) -> Iterator[tuple[Kind, Figure]]:
-    """The figures that the section has something for, in order."""
+def figures_of(shown: Shown) -> Iterator[tuple[Kind, Figure | str]]:
+    """The figures that the section has something for, in order; in place of one that cannot be drawn, why."""
     for kind in FIGURES:
-        figure = kind.draw(shown) if shown.of_trials or not kind.of_trials else None
+        try:
+            figure = kind.draw(shown) if shown.of_trials or not kind.of_trials else None
+        except DamagedFileError as error:
+            yield kind, str(error)
+            continue
         if figure is not None:
             yield kind, figure

@@ -9,21 +9,22 @@ from matplotlib.figure import Figure
 
 from harness.analysis.leaderboard import Table
 from harness.config.settings import STAGES
-from harness.figures.shown import Shown
-from harness.figures.style import COLOURS, INK, MARKERS, assigned, keys, panels, plain_ticks
+from harness.figures.shown import OTHERS, Shown
+from harness.figures.style import COLOURS, DASHES, INK, MARKERS, assigned, keys, panels, plain_ticks
 from harness.storage import names
 
 _BAR = 0.32  # inches of a row
 _DECIDED = {
     "clean": ("misclassified", "#b9bfc6"),
     "attack": ("attacked", "#d55e00"),
-    "ibp": ("ibp", "#0b3c5d"),
+    "ibp": ("ibp", "#7b5ea7"),
     "crown-ibp": ("crown-ibp", "#0072b2"),
     "crown": ("crown", "#4c97d0"),
     "alpha-crown": ("alpha-crown", "#56b4e9"),
     "bab": ("bab", "#a6dcff"),
 }
 _OPEN = ("open", "#f0e442")
+_RADII = ("sweep", "eps", "train.eps")  # settings that tell radii apart, not recipes
 
 
 def tradeoff(shown: Shown) -> Figure | None:
@@ -31,22 +32,18 @@ def tradeoff(shown: Shown) -> Figure | None:
     rows = shown.rows.dropna(subset=[names.STANDARD_ERROR, names.CERTIFIED_ERROR])
     if rows.empty:
         return None
-    figure, (axes,) = panels(height=4.2)
-    colours, markers = assigned(rows["model"], COLOURS), assigned(rows["method"], MARKERS)
-    entries = {model: {"color": colour, "lw": 4} for model, colour in colours.items()}
-    entries |= {method: {"color": INK, "marker": marker, "linestyle": ""} for method, marker in markers.items()}
+    figure, (axes,) = panels(height=4.6)
+    entries = _entries(shown, list(rows["label"]))
     front = _front(rows)
     axes.step(front[names.STANDARD_ERROR], front[names.CERTIFIED_ERROR], where="post", color=INK, lw=0.8, ls=":")
     if len(front) > 1:
         entries["not beaten in both"] = {"color": INK, "lw": 0.8, "ls": ":"}
     for rank, row in enumerate(rows.to_dict("records"), start=1):
         deviations = [row[f"{name}_std"] for name in (names.STANDARD_ERROR, names.CERTIFIED_ERROR)]
-        axes.errorbar(
-            row[names.STANDARD_ERROR], row[names.CERTIFIED_ERROR], *reversed(np.nan_to_num(deviations)),
-            color=colours[row["model"]], marker=markers[row["method"]], ms=7, lw=1,
-        )  # fmt: skip
         place = row[names.STANDARD_ERROR], row[names.CERTIFIED_ERROR]
-        axes.annotate(str(rank), place, (5, 5), textcoords="offset points", fontsize=7)
+        axes.errorbar(*place, *reversed(np.nan_to_num(deviations)), **shown.looks[row["label"]], ms=7, lw=1)
+        if shown.looks[row["label"]] is not OTHERS:
+            axes.annotate(str(rank), place, (5, 5), textcoords="offset points", fontsize=7, color=INK)
     if shown.section.whole and len(published := shown.published.dropna(subset=[names.STANDARD_ERROR])):
         axes.plot(
             published[names.STANDARD_ERROR], published[names.CERTIFIED_ERROR], "*", ms=9, mfc="none", mec=INK, mew=0.8
@@ -55,6 +52,12 @@ def tradeoff(shown: Shown) -> Figure | None:
     axes.set(xlabel="standard error, %", ylabel="certified error, %")
     keys(figure, entries)
     return figure
+
+
+def _entries(shown: Shown, labels: list[str]) -> dict[str, dict[str, Any]]:
+    """The legend's entries for these rows, those that are grey as one."""
+    entries = {label: shown.looks[label] | {"linestyle": ""} for label in labels if shown.looks[label] is not OTHERS}
+    return entries | ({"other rows": OTHERS | {"linestyle": ""}} if shown.others else {})
 
 
 def _front(rows: pd.DataFrame) -> pd.DataFrame:
@@ -125,25 +128,24 @@ def time(shown: Shown) -> Figure | None:
     stages = [stage for stage in ("clean", "attack", *STAGES) if names.seconds_of(stage) in trials]
     if not stages:
         return None
-    figure, (axes,) = panels(height=4.2)
-    means = trials.groupby(["label", "model", "method"], sort=False).mean(numeric_only=True).reset_index()
-    colours, markers = assigned(means["model"], COLOURS), assigned(means["method"], MARKERS)
+    figure, (axes,) = panels(height=4.6)
+    means = trials.groupby("label", sort=False).mean(numeric_only=True).reset_index()
     for row in means.to_dict("records"):
         images = row[names.examples_at("clean")]
         seconds = np.cumsum([row[names.seconds_of(stage)] for stage in stages]) / images
         decided = 100 * np.cumsum([row[names.decided_by(stage)] for stage in stages]) / images
-        axes.plot(seconds, decided, marker=markers[row["method"]], color=colours[row["model"]], ms=5, lw=1.2)
+        axes.plot(seconds, decided, **shown.looks[row["label"]], ms=5, lw=1.2)
     axes.set(xscale="log", xlabel="seconds an image, all stages so far", ylabel="decided, % of the images")
     plain_ticks(axes.xaxis)
-    entries = {model: {"color": colour, "lw": 4} for model, colour in colours.items()}
-    keys(figure, entries | {name: {"color": INK, "marker": m, "linestyle": ""} for name, m in markers.items()})
+    keys(figure, {label: shown.looks[label] for label in means["label"]})
     return figure
 
 
 def against_eps(tables: list[Table]) -> Figure | None:
     """Certified error against the radius over the sweeps of a data set, where two or more radii were looked at.
 
-    Rows of one network, method, profile and list of stages are joined, the best of each radius.
+    Rows of one network, method, recipe and list of stages are joined, the best of each radius; a dash tells recipes and
+    lists of stages apart.
     """
     rows = pd.DataFrame([row for table in tables for row in _by_radius(table)])
     radii = rows.groupby("dataset")["eps"].nunique() if len(rows) else pd.Series(dtype=int)
@@ -152,15 +154,22 @@ def against_eps(tables: list[Table]) -> Figure | None:
         return None
     rows = rows[rows["dataset"].isin(datasets)]
     figure, axes = panels(1, len(datasets), width=max(5.0, 4.0 * len(datasets)), height=4)
-    colours, markers = assigned(rows["model"], COLOURS), assigned(rows["method"], MARKERS)
+    models = sorted(set(rows["model"]))
+    hollow = dict.fromkeys(models[len(COLOURS) :], "none")
+    colours, markers = assigned(models, COLOURS), assigned(rows["method"], MARKERS)
+    dashes = assigned(rows["how"], DASHES)
     for place, dataset in zip(axes, datasets, strict=True):
-        for (model, method, *_), part in rows[rows["dataset"] == dataset].groupby(["model", "method", "how"]):
+        for (model, method, how), part in rows[rows["dataset"] == dataset].groupby(["model", "method", "how"]):
             line = part.groupby("eps")[names.CERTIFIED_ERROR].min()
-            place.plot(line.index, line, marker=markers[method], color=colours[model], ms=5, lw=1)
+            look = {"color": colours[model], "mfc": hollow.get(model, colours[model]), "ls": dashes[how]}
+            place.plot(line.index, line, marker=markers[method], ms=5, lw=1, **look)
         place.set_title(str(dataset), loc="left")
         place.set_xlabel("eps")
     axes[0].set_ylabel("certified error, %")
-    entries = {model: {"color": colour, "lw": 4} for model, colour in colours.items()}
+    entries = {
+        model: {"color": colour, "marker": "o", "linestyle": "", "mfc": hollow.get(model, colour)}
+        for model, colour in colours.items()
+    }
     keys(figure, entries | {name: {"color": INK, "marker": m, "linestyle": ""} for name, m in markers.items()})
     return figure
 
@@ -171,6 +180,9 @@ def _by_radius(table: Table) -> list[dict[str, Any]]:
     for section in (section for section in table.sections if not section.stale):
         own = section.own.dropna(subset=names.CERTIFIED_ERROR)
         how = section.heading.split(", ", 2)[2]
-        told = own[["model", "method", names.CERTIFIED_ERROR]].to_dict("records")
-        found += [row | {"dataset": section.dataset, "eps": float(section.eps), "how": how} for row in told]
+        recipe = [name for name in section.settings if name not in _RADII]
+        for row in own.to_dict("records"):
+            told = {name: row[name] for name in ("model", "method", names.CERTIFIED_ERROR)}
+            trained = str([row["options"], row["width"], *(row[name] for name in recipe)])
+            found.append(told | {"dataset": section.dataset, "eps": float(section.eps), "how": f"{how} {trained}"})
     return found

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from harness.attacks.counterexamples import decode
@@ -15,6 +16,7 @@ from harness.evaluation.network import load_network
 from harness.figures.shown import Shown
 from harness.figures.style import panels
 from harness.storage import folder
+from harness.storage.files import DamagedFileError
 
 _MOST = 6
 
@@ -24,6 +26,7 @@ def counterexamples(shown: Shown) -> Figure | None:
     over 2 eps.
 
     None where none is broken, the images are not at hand, or there are plugins: who reads results imports none.
+    Raises DamagedFileError where weights or points cannot be read.
     """
     if shown.trials.empty or not (path := Path(shown.trials["folder"].iloc[0]) / folder.COUNTEREXAMPLES).exists():
         return None
@@ -34,7 +37,11 @@ def counterexamples(shown: Shown) -> Figure | None:
         data = load(trial.config.dataset, shown.data_dir)
     except InputError:
         return None
-    found = sorted((int(index), k) for index, k in load_file(path).items())[:_MOST]
+    try:
+        found = sorted((int(index), k) for index, k in load_file(path).items())[:_MOST]
+        network = load_network(trial.config, path.parent / folder.WEIGHTS)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise DamagedFileError(f"{path.parent}: {type(error).__name__}: {error}") from error
     if data.fingerprint != trial.fingerprint or not found:
         return None
     test = judged_images(data, trial.config)
@@ -42,7 +49,7 @@ def counterexamples(shown: Shown) -> Figure | None:
     images = test.images[which].double() / 255
     points = decode(torch.stack([k for _, k in found]), images, trial.config.eps)
     with torch.no_grad():
-        predicted = load_network(trial.config, path.parent / folder.WEIGHTS)(points).argmax(1)
+        predicted = network(points).argmax(1)
     figure, axes = panels(3, len(found), width=1.25 * len(found) + 0.6, height=4.4)
     difference = 0.5 + (points - images) / (2 * float(trial.config.eps))
     for row, (title, pictures) in enumerate((("image", images), ("broken", points), ("difference", difference))):

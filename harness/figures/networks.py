@@ -10,6 +10,7 @@ from harness.errors import InputError
 from harness.figures.shown import Shown
 from harness.figures.style import COLOURS, DASHES, INK, MARKERS, assigned, keys, panels, plain_ticks
 from harness.storage import names
+from harness.storage.files import DamagedFileError
 
 _MOST_PANELS = 12
 _STATES = (("active", "#0072b2"), ("unstable", "#e69f00"), ("inactive", "#b9bfc6"))
@@ -19,9 +20,13 @@ def depth(shown: Shown) -> Figure | None:
     """Bound width against depth before and after training; networks without one, such as equilibria, as lines."""
     try:
         table = depth_table(shown.table.directory)
+    except DamagedFileError:
+        raise
     except InputError:  # trials of older recipes alone
         return None
     table = table[table["profile"].isin(shown.rows["profile"]) & table["eps"].isin(shown.rows["eps"])]
+    if not {"initial_width", "final_width"} <= set(table):
+        return None
     deep = table[table["family"].isin(FAMILIES)]
     if deep.groupby(["family", "method"])["depth"].nunique().max() in (1, np.nan):
         return None

@@ -8,8 +8,11 @@ from typing import Any
 import pandas as pd
 
 from harness.analysis.leaderboard import Section, Table
+from harness.figures.style import COLOURS, MARKERS
 from harness.storage import certification, folder, names
 from harness.storage.files import DamagedFileError
+
+OTHERS = {"color": "#8a929b", "marker": "."}
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,18 @@ class Shown:
     def rows(self) -> pd.DataFrame:
         """The section's own rows, best first, each with its `label`."""
         return self.section.own
+
+    @cached_property
+    def looks(self) -> dict[str, dict[str, Any]]:
+        """Colour and marker of each row, by its label, in all figures of a page: those of as many as there are colours,
+        the best ones; the others are grey."""
+        best = zip(COLOURS, MARKERS, strict=True)
+        return {label: next(({"color": c, "marker": m} for c, m in best), OTHERS) for label in self.rows["label"]}
+
+    @property
+    def others(self) -> bool:
+        """Whether there are more rows than colours."""
+        return len(self.looks) > len(COLOURS)
 
     @property
     def published(self) -> pd.DataFrame:

@@ -76,8 +76,10 @@ def assigned(values: Iterable[Any], choices: Sequence[Any]) -> dict[Any, Any]:
     return dict(zip(sorted(set(values)), cycle(choices), strict=False))
 
 
-def keys(figure: Figure, entries: dict[str, dict[str, Any]], columns: int = 7) -> None:
-    """A legend below the figure: by name, what its line looks like."""
+def keys(figure: Figure, entries: dict[str, dict[str, Any]]) -> None:
+    """A legend below the figure: by name, what its line looks like; as many beside each other as there is room for."""
+    wide = 0.65 + 0.075 * max(map(len, entries))  # inches of one, about
+    columns = max(1, int(figure.get_figwidth() / wide))
     handles = [Line2D([], [], **look, label=name) for name, look in entries.items()]
     with rc_context(_STYLE):
         figure.legend(handles=handles, loc="outside lower center", ncols=min(columns, len(handles)))

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from harness.figures.shown import Shown
-from harness.figures.style import COLOURS, DASHES, INK, assigned, keys, panels, plain_ticks
+from harness.figures.style import COLOURS, INK, assigned, keys, panels, plain_ticks
 from harness.storage import names
 
 _BOUND_WIDTH, _RELATIVE = names.in_training(names.BOUND_WIDTH), names.in_training(names.BOUND_WIDTH_RELATIVE)
@@ -32,11 +32,10 @@ def curves(shown: Shown) -> Figure | None:
         return None
     count = -(-len(watched) // 3)
     figure, axes = panels(count, 3, width=9, height=0.6 + 2.2 * count)
-    colours, dashes = assigned(epochs["model"], COLOURS), assigned(epochs["method"], DASHES)
     for place, name in zip(axes, watched, strict=False):
-        for (_, model, method), part in epochs.dropna(subset=name).groupby(["label", "model", "method"], sort=False):
+        for label, part in epochs.dropna(subset=name).groupby("label", sort=False):
             line = part.groupby(names.EPOCH)[name].mean()
-            place.plot(line.index, line, color=colours[model], ls=dashes[method], lw=1.2)
+            place.plot(line.index, line, **shown.looks[str(label)], ms=3, lw=1.2)
         place.set_title(_WATCHED[name], loc="left")
         if name in (_BOUND_WIDTH, _RELATIVE, names.TRAIN_LOSS):
             place.set_yscale("log")
@@ -46,8 +45,7 @@ def curves(shown: Shown) -> Figure | None:
         place.set_axis_off()
     for place in axes[max(0, len(watched) - 3) : len(watched)]:
         place.set_xlabel("epoch; 0 is untrained")
-    entries = {model: {"color": colour} for model, colour in colours.items()}
-    keys(figure, entries | {method: {"color": INK, "ls": dash} for method, dash in dashes.items()})
+    keys(figure, {label: shown.looks[label] for label in dict.fromkeys(epochs["label"])})
     return figure
 
 
@@ -59,13 +57,14 @@ def layer_widths(shown: Shown) -> Figure | None:
     models, layers = list(dict.fromkeys(shown.trials["model"])), dict(shown.trials[["label", "layers"]].to_numpy())
     count = -(-len(models) // 3)
     figure, axes = panels(count, min(3, len(models)), width=9, height=0.9 + 2.4 * count)
-    colours = assigned(shown.trials["method"], COLOURS)
+    kinds = {label: _kind(label, model) for label, model in shown.trials[["label", "model"]].to_numpy()}
+    colours = assigned(kinds.values(), COLOURS)
     for place, model in zip(axes, models, strict=False):
         for frame, dash in ((before, ":"), (shown.trials, "-")):
             of_model = frame[frame["model"] == model]
-            for (label, method), part in of_model.groupby(["label", "method"], sort=False):
+            for label, part in of_model.groupby("label", sort=False):
                 line = _widths(part, layers[label])
-                place.plot(range(1, len(line) + 1), line, dash, marker=".", color=colours[method], lw=1.2)
+                place.plot(range(1, len(line) + 1), line, dash, marker=".", color=colours[kinds[label]], lw=1.2)
         place.set_title(model, loc="left")
         place.set_yscale("log")
         plain_ticks(place.yaxis)
@@ -74,9 +73,17 @@ def layer_widths(shown: Shown) -> Figure | None:
     for place in axes[len(models) :]:
         place.set_axis_off()
     axes[0].set_ylabel("mean bound width")
-    entries = {method: {"color": colour} for method, colour in colours.items()}
+    ends = np.array([place.get_ylim() for place in axes[: len(models)]])
+    for place in axes[: len(models)]:
+        place.set_ylim(ends.min(), ends.max())
+    entries = {kind: {"color": colour} for kind, colour in colours.items()}
     keys(figure, entries | {"trained": {"color": INK}, "before training": {"color": INK, "ls": ":"}})
     return figure
+
+
+def _kind(label: str, model: str) -> str:
+    """What sets a row apart from others of its network."""
+    return label.removeprefix(model).strip()
 
 
 def _widths(part: pd.DataFrame, layers: list[str]) -> np.ndarray:

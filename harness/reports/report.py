@@ -38,11 +38,13 @@ _MATTER = (
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure on the page. path: of its files, without their kinds, from the page's directory."""
+    """A figure on the page. path: of its files, without their kinds, from the page's directory. missing: why it is not
+    there, where it is not."""
 
     kind: Kind
     path: str
     markup: str
+    missing: str = ""
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,9 @@ def _part(shown: Shown, said: Summary, number: int) -> Part:
 def _pictures(shown: Shown, number: int) -> list[Picture]:
     pictures = []
     for kind, figure in figures_of(shown):
+        if isinstance(figure, str):
+            pictures.append(Picture(kind, "", "", f"{kind.title} cannot be drawn: {figure}"))
+            continue
         name = f"{number}-{kind.name}"
         drawn = style.write(figure, shown.table.directory / FIGURES / name)
         pictures.append(Picture(kind, f"{FIGURES}/{name}", style.inline(drawn, name, kind.title)))

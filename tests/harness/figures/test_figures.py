@@ -106,6 +106,27 @@ def test_broken_images_are_shown_with_what_the_network_takes_them_for(tmp_path):
     assert difference.max() == pytest.approx(1.0, abs=1e-9)
 
 
+@pytest.mark.parametrize("name", [folder.WEIGHTS, folder.COUNTEREXAMPLES, folder.EPOCHS])
+def test_a_figure_that_cannot_be_drawn_is_told_and_the_others_are_there(tmp_path, name):
+    place = tmp_path / "golden/trials/x"
+    shutil.copytree(GOLDEN / "cnn5", place)
+    save_file({"3": torch.full((1, 8, 8), 32767, dtype=torch.int16)}, place / folder.COUNTEREXAMPLES)
+    (place / name).write_text("junk")
+    table = build(tmp_path / "golden")
+    found = {kind.name: figure for kind, figure in figures_of(Shown(table, table.sections[0]))}
+    told = {kind: figure for kind, figure in found.items() if isinstance(figure, str)}
+    assert told and all(str(place) in why for why in told.values())
+    assert not isinstance(found["tradeoff"], str)
+
+
+def test_each_row_looks_the_same_in_all_figures_and_no_two_alike(shown, drawn):
+    looks = {label: (look["color"], look["marker"]) for label, look in shown.looks.items()}
+    assert len(set(looks.values())) == len(looks) == 6
+    for name in ("time", "curves"):
+        lines = {(line.get_color(), line.get_marker()) for line in drawn[name].axes[0].lines}
+        assert lines == set(looks.values())
+
+
 def test_layers_stand_in_each_network_s_own_order(shown, drawn):
     """Though cnn5's last one comes before cnn7's fourth in a table of both."""
     lines = {axes.get_title("left"): axes.lines for axes in drawn["layers"].axes}
