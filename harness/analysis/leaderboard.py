@@ -36,7 +36,7 @@ class Section:
 
     Beside them are published ones, unless the recipe is stale.
 
-    whole: whether the profile is the full one, of the size that published numbers are of.
+    whole: whether all of it is of the size that published numbers are of: the full profile, width and data.
     notes: what to know before comparing the numbers.
     settings: the columns of `rows` that decide a row's numbers beside its label and width.
     """
@@ -339,7 +339,7 @@ def _notes(recipe: int, profile: str, trials: pd.DataFrame) -> list[str]:
     notes = {
         f"Stale: these trials are of recipe version {recipe}, today's is {RECIPE_VERSION}.": recipe != RECIPE_VERSION,
         f"These numbers come from the profile {profile} ({size}) and are not comparable with published ones.": (
-            profile != FULL_PROFILE
+            not _is_whole(trials, profile)
         ),
         f"Trained on {span(images)} of the training images.": images.notna().any(),
         f"Errors are measured on {span(tests)} of the test images, the first ones.": tests.notna().any(),
@@ -364,9 +364,14 @@ def _best_first(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.sort_values([names.CERTIFIED_ERROR, names.STANDARD_ERROR, *LABEL], kind="stable")
 
 
-def _ranked(own: pd.DataFrame, published: pd.DataFrame, profile: str) -> pd.DataFrame:
+def _is_whole(trials: pd.DataFrame, profile: str) -> bool:
+    limits = trials[["train_images", "evaluation.test_images"]].notna().to_numpy().any()
+    return profile == FULL_PROFILE and bool((trials["width"] >= 1).all()) and not limits
+
+
+def _ranked(own: pd.DataFrame, published: pd.DataFrame, whole: bool) -> pd.DataFrame:
     """Best rows first; published ones among them only where networks are of their size, else after them."""
-    if profile == FULL_PROFILE:
+    if whole:
         return _best_first(pd.concat([own, published]).reindex(columns=own.columns))
     return pd.concat([_best_first(own), _best_first(published)]).reindex(columns=own.columns)
 
@@ -395,10 +400,10 @@ def build(directory: Path) -> Table:
             heading=f"{dataset}, eps {part['eps'].iloc[0]}, profile {profile}, {judged}{stale}",
             dataset=dataset,
             eps=eps,
-            whole=profile == FULL_PROFILE,
+            whole=_is_whole(part, profile),
             stale=bool(stale),
             notes=_notes(recipe, profile, part),
-            rows=_ranked(own, published[alike].reindex(columns=rows.columns), profile),
+            rows=_ranked(own, published[alike].reindex(columns=rows.columns), _is_whole(part, profile)),
             settings=[name for name in setting_columns(trials) if name != "width"],
         )
 
