@@ -1,8 +1,8 @@
 """`python -m harness.status results/<sweep>`: what a sweep is at, while it runs and after, from its folders alone.
 
 A trial is called running where a run holds the directory and has written for the trial since it began; so much can be
-told from folders. Trials that `harness.trial` works on look unfinished: how long ago something was written for them says
-more.
+told from folders. Trials that `harness.trial` works on look unfinished: how long ago something was written for them
+says more.
 """
 
 import argparse
