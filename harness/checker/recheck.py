@@ -220,6 +220,8 @@ def _of_the_table(
     """What is wrong with the table as a whole: other examples, other labels, numbers that do not follow from it."""
     if list(verdicts[names.INDEX]) != list(range(len(test))):
         return [f"verdicts of {len(verdicts)} examples; there are {len(test)}"]
+    if not pd.api.types.is_numeric_dtype(verdicts[names.margin_column(_IBP)]):
+        return [f"{names.margin_column(_IBP)} holds no numbers"]
     wrong = np.flatnonzero(verdicts[names.LABEL].to_numpy() != test.labels.numpy())
     problems = [f"image {index}: another label is recorded than the data has" for index in wrong]
     others = verdicts.loc[~verdicts[names.VERDICT].isin(names.VERDICTS), names.VERDICT]
