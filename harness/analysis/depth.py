@@ -81,6 +81,7 @@ def depth_table(directory: Path) -> pd.DataFrame:
         raise InputError(f"{directory} holds no trial of today's recipe version, {RECIPE_VERSION}")
     varying = _varying(trials[trials["recipe_version"].notna()])
     trials = pd.DataFrame([trial | _measured(trial) for trial in trials.to_dict("records")])
+    trials = trials.reindex(columns=trials.columns.union([*INITIAL, *FINAL], sort=False))  # none may be measured
     trials[HEADING] = trials[HEADING].fillna("unknown")
     rows = [_row(part, varying) for _, part in trials.groupby("row", sort=False)]
     order = {family: place for place, family in enumerate(FAMILIES)}

@@ -25,8 +25,6 @@ def depth(shown: Shown) -> Figure | None:
     except InputError:  # trials of older recipes alone
         return None
     table = table[table["profile"].isin(shown.rows["profile"]) & table["eps"].isin(shown.rows["eps"])]
-    if not {"initial_width", "final_width"} <= set(table):
-        return None
     deep = table[table["family"].isin(FAMILIES)]
     if deep.groupby(["family", "method"])["depth"].nunique().max() in (1, np.nan):
         return None
