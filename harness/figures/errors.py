@@ -1,5 +1,6 @@
 """Errors of networks: one against another, by seed, by the stage that decides, and what deciding takes."""
 
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from harness.figures.shown import OTHERS, Shown
 from harness.figures.style import COLOURS, DASHES, INK, MARKERS, assigned, keys, panels, plain_ticks
 from harness.storage import names
 
-_BAR = 0.32  # inches of a row
+_BAR, _LONGEST = 0.36, 32  # inches of a row, characters of a line
 _DECIDED = {
     "clean": ("misclassified", "#b9bfc6"),
     "attack": ("attacked", "#d55e00"),
@@ -96,7 +97,7 @@ def by_seed(shown: Shown) -> Figure | None:
 
 def _named_rows(axes: Axes, labels: list[str]) -> None:
     """The best row on top, each with its label."""
-    axes.set_yticks(range(len(labels)), labels)
+    axes.set_yticks(range(len(labels)), [fill(label, _LONGEST) for label in labels])
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
 

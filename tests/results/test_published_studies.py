@@ -1,0 +1,50 @@
+"""What results/published keeps: its verdicts, a sample of them, are proved again; its tables and RESULTS.md follow."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from harness.analysis.leaderboard import build
+from harness.analysis.tables import write
+from harness.checker.recheck import recheck
+from harness.errors import InputError
+from harness.storage import folder, names
+
+RESULTS = Path(__file__).resolve().parents[2] / "results"
+STUDIES = sorted(path.parent for path in RESULTS.glob("published/*/trials"))
+PROVED = sorted(path.parent for study in STUDIES for path in study.glob(f"trials/*/{folder.WEIGHTS}"))
+IMAGES = 25
+
+
+def name(path):
+    return path.name
+
+
+@pytest.mark.parametrize("place", PROVED, ids=name)
+def test_verdicts_that_have_their_weights_are_confirmed(place):
+    try:
+        found = recheck(place, most=IMAGES)
+    except InputError as error:
+        pytest.skip(str(error))
+    assert found.images == IMAGES and found.agrees, found.problems
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=name)
+def test_tables_are_those_of_the_verdicts(study, tmp_path):
+    copied = tmp_path / study.name
+    shutil.copytree(study, copied)
+    write(copied)
+    assert (copied / "leaderboard.csv").read_text() == (study / "leaderboard.csv").read_text()
+    for place in folder.trial_folders(study):
+        verdicts = folder.read_verdicts(place, [names.VERDICT])[names.VERDICT]
+        certified = folder.read_result(place).metrics[names.CERTIFIED_ERROR]
+        assert certified == pytest.approx(100 * (verdicts != names.CERTIFIED).mean())
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=name)
+def test_results_tell_every_row_as_the_leaderboard_does(study):
+    told = (RESULTS / "RESULTS.md").read_text()
+    rows = build(study).sections[0].own
+    for mean, std in rows[[names.CERTIFIED_ERROR, f"{names.CERTIFIED_ERROR}_std"]].to_numpy():
+        assert f"| {mean:.2f} ± {std:.2f} |" in told
