@@ -130,7 +130,7 @@ def _pictures(shown: Shown, number: int) -> list[Picture]:
             continue
         name = f"{number}-{kind.name}"
         drawn = style.write(figure, shown.table.directory / FIGURES / name)
-        pictures.append(Picture(kind, f"{FIGURES}/{name}", style.inline(drawn, name, kind.title)))
+        pictures.append(Picture(kind, f"{FIGURES}/{name}", style.inline(drawn, name, f"{kind.title}. {kind.caption}")))
     return pictures
 
 

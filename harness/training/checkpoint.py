@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,7 +15,6 @@ from harness.storage.folder import CHECKPOINT, PREVIOUS
 from harness.storage.tensors import read_tensors, write_tensors
 
 _log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 def save(directory: Path, epoch: int, parts: dict[str, Any]) -> None:
@@ -74,18 +73,19 @@ def _kept(directory: Path) -> list[Path]:
     return [path for name in (CHECKPOINT, PREVIOUS) if (path := Path(directory) / name).exists()]
 
 
-def _last(directory: Path, device: torch.device, load: Callable[[dict[str, Any]], T]) -> T | None:
-    """`load` of the last checkpoint that is not damaged, None where there is none; those that are, are removed."""
+def _last(directory: Path, device: torch.device, load: Callable[[dict[str, Any]], int]) -> int | None:
+    """The epoch that `load` finds in the last checkpoint that is not damaged, None where there is none; those that are
+    damaged are removed."""
     for path in _kept(directory):
         try:
-            found = read_tensors(path, device, load)
+            epoch = read_tensors(path, device, load)
         except DamagedFileError as error:
             _log.info("%s; it is removed", error)
             path.unlink()
             continue
         if path.name == PREVIOUS:
-            _log.info("going on from the checkpoint before the last one")
-        return found
+            _log.info("going on from the checkpoint before the last one, after epoch %d", epoch)
+        return epoch
     return None
 
 

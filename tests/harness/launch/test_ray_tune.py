@@ -101,7 +101,7 @@ def test_a_worker_keeps_to_its_share_of_the_memory_and_gives_it_back(monkeypatch
     monkeypatch.setattr(ray_tune.torch, "set_num_threads", lambda count: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", done.append)
-    monkeypatch.setattr(ray_tune, "run_folder", lambda *_: done.append("run"))
+    monkeypatch.setattr(ray_tune, "run_folder", lambda *_, **__: done.append("run"))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: done.append("emptied"))
     ray_tune.train_folder({"directory": str(tmp_path), "data_dir": None})
     assert done == [*shares, "run", "emptied"]

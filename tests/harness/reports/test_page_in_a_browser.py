@@ -1,16 +1,14 @@
 """The page as a reader has it: headless Chromium, where there is one with its driver."""
 
 import json
-import shutil
 
 import pytest
+from headless import CHROMIUM, DRIVER, browsing
 from made_studies import make
 
 from harness.reports.report import write
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
-QUIET = ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "no-first-run")
 
 
 @pytest.fixture(scope="module")
@@ -23,20 +21,9 @@ def study(tmp_path_factory):
 @pytest.fixture(scope="module")
 def browser(study, tmp_path_factory):
     """A browser that has opened the page; it keeps what the page logs and asks for."""
-    from selenium.webdriver import Chrome, ChromeOptions
-    from selenium.webdriver.chrome.service import Service
-
-    options = ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*QUIET, f"user-data-dir={tmp_path_factory.mktemp('profile')}", "window-size=400,800"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = Chrome(options, Service(DRIVER))
-    driver.get("about:blank")
-    driver.get_log("performance")  # of its first tab
-    driver.get((study / "report.html").as_uri())
-    yield driver
-    driver.quit()
+    with browsing(tmp_path_factory.mktemp("profile"), "400,800") as driver:
+        driver.get((study / "report.html").as_uri())
+        yield driver
 
 
 def column(browser, title):

@@ -58,6 +58,7 @@ JUDGED = {
 }
 ELSEWHERE = {
     "sweep": ("where a trial lies", "launch/test_whole_sweep.py"),
+    "plugins": ("whose code runs", "config/test_trial_config.py"),
     "profile": ("which section it stands in", "analysis/test_leaderboard.py"),
     "dataset": ("what is loaded", "data/test_real_data.py"),
     "train_images": ("which images", "data/test_splits.py"),
