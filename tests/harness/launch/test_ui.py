@@ -8,7 +8,6 @@ import sys
 from urllib.request import urlopen
 
 import pytest
-from headless import CHROMIUM, DRIVER, browsing
 from processes import alive, descendants, wait_for
 
 from harness.command_line import main
@@ -32,30 +31,6 @@ def test_a_store_is_served_until_it_is_stopped(finished):
         assert served.wait(60) == 0
     assert started
     wait_for(lambda: not any(map(alive, started)), 30)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
-def test_the_link_opens_certified_errors_of_all_runs_first(finished, tmp_path):
-    """As a person has it: a window of a laptop's size, whose first screen is looked at."""
-    command = [sys.executable, "-m", "harness.ui", "tiny", "--tracking-uri", finished.store]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as served:
-        link = [served.stdout.readline().strip() for _ in range(2)][1]
-        with browsing(tmp_path / "profile", "1400,1000") as browser:
-            browser.get(link)
-            wait_for(lambda: "certified_error" in browser.find_element("tag name", "body").text, 90)
-            charts = browser.execute_script(
-                "return [...document.querySelectorAll('.js-plotly-plot')].filter(plot => {"
-                "const box = plot.getBoundingClientRect(); return box.top < innerHeight && box.width > 100; }).length"
-            )
-            shown = browser.find_element("tag name", "body").text
-            browser.save_screenshot(str(tmp_path / "first-screen.png"))
-        served.send_signal(signal.SIGINT)
-        served.wait(60)
-    assert charts >= 1
-    assert shown.index("certified_error") < shown.find("train/eps") % (len(shown) + 1)
-    for run in finished.runs.values():
-        assert run.info.run_name in shown
 
 
 @pytest.mark.parametrize("port", ["0", "70000"])
