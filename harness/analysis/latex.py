@@ -19,6 +19,8 @@ _MAIN = ("certified error", "attack error", "standard error", "open", "seeds")
 _COST = ("parameters", "train seconds", "evaluation seconds an image")
 _TIED = r"$^{\sim}$"
 _FIRST, _SMALL = "0.25\\linewidth", "\\centering\\footnotesize\\setlength{\\tabcolsep}{3pt}\n"
+_SHRUNK = "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%\n\\begin{tabular}"
+_SHRUNK_END = "\\end{tabular}}"
 _MEANT = (
     "Mean ± sample deviation over seeds; bold: best; ~: not told from the best by a paired test; italics: published"
 )
@@ -31,7 +33,7 @@ def escaped(text: str) -> str:
 
 def latex(table: Table, said: dict[str, Summary]) -> str:
     """All tables of today's sections. said: of each section, by its heading, what it says."""
-    parts = [f"% The leaderboard of {table.sweep}; needs \\usepackage{{booktabs}}.\n"]
+    parts = [f"% The leaderboard of {table.sweep}; needs \\usepackage{{booktabs,graphicx}}.\n"]
     for number, section in enumerate(section for section in table.sections if not section.stale):
         mine = said[section.heading]
         kept = [_main(section, mine), stages_table(table, section).map(escaped), _cost(section), _paired(mine)]
@@ -49,13 +51,15 @@ def latex(table: Table, said: dict[str, Summary]) -> str:
 
 
 def _floating(frame: pd.DataFrame, caption: str, label: str) -> str:
-    """frame: cells as TeX, titles as text; small and with a first column that breaks, so that they fit a page."""
+    """frame: cells as TeX, titles as text; small, with a first column that breaks, no wider than a line."""
     style = frame.rename(columns=escaped).style.hide(axis="index")
     columns = rf"@{{}}p{{{_FIRST}}}" + "r" * (frame.shape[1] - 1) + "@{}"
     text = style.to_latex(
         hrules=True, column_format=columns, caption=escaped(caption), label=label, position_float="centering"
     )
-    return text.replace("\\centering\n", _SMALL, 1)
+    for plain, ours in (("\\centering\n", _SMALL), ("\\begin{tabular}", _SHRUNK), ("\\end{tabular}", _SHRUNK_END)):
+        text = text.replace(plain, ours, 1)
+    return text
 
 
 def _ruled(text: str) -> str:

@@ -8,6 +8,7 @@ import sys
 from urllib.request import urlopen
 
 import pytest
+from headless import CHROMIUM, DRIVER, browsing
 from processes import alive, descendants, wait_for
 
 from harness.command_line import main
@@ -31,6 +32,32 @@ def test_a_store_is_served_until_it_is_stopped(finished):
         assert served.wait(60) == 0
     assert started
     wait_for(lambda: not any(map(alive, started)), 30)
+
+
+_CHARTS = """
+    return [...document.querySelectorAll(".js-plotly-plot")].map(plot => plot.getBoundingClientRect()).filter(
+        box => box.width > 50 && box.height > 50 && box.bottom < innerHeight).length
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of selenium's
+def test_the_link_opens_charts_of_final_errors_on_the_first_screen(finished, tmp_path):
+    """As a person has it: a window of a laptop's size, MLflow's own panes open."""
+    command = [sys.executable, "-m", "harness.ui", "tiny", "--tracking-uri", finished.store]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as served:
+        link = [served.stdout.readline().strip() for _ in range(2)][1]
+        with browsing(tmp_path / "profile", "1400,1000") as browser:
+            browser.get(link)
+            wait_for(lambda: browser.execute_script(_CHARTS) >= 3, 120)
+            shown = browser.find_element("tag name", "body").text
+        served.send_signal(signal.SIGINT)
+        served.wait(60)
+    assert shown.index("Final: of test images") < shown.index("certified_error", shown.index("Final: of test images"))
+    assert "train/eps" not in shown
+    for run in finished.runs.values():
+        assert run.info.run_name in shown
 
 
 @pytest.mark.parametrize("port", ["0", "70000"])
