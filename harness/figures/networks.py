@@ -1,5 +1,7 @@
 """What is inside trained networks: how bounds grow with depth, which ReLUs bounds decide."""
 
+from textwrap import fill
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -12,7 +14,7 @@ from harness.figures.style import COLOURS, DASHES, INK, MARKERS, assigned, keys,
 from harness.storage import names
 from harness.storage.files import DamagedFileError
 
-_MOST_PANELS = 12
+_MOST_PANELS, _LONGEST = 12, 36  # characters of a title's line
 _STATES = (("active", "#0072b2"), ("unstable", "#e69f00"), ("inactive", "#b9bfc6"))
 
 
@@ -68,7 +70,7 @@ def relus(shown: Shown) -> Figure | None:
         for state, colour in _STATES:
             place.bar(range(1, len(shares) + 1), shares[state], bottom=left, color=colour, width=0.8)
             left = left + shares[state]
-        place.set_title(str(label), loc="left", fontsize=8)
+        place.set_title(fill(str(label), _LONGEST), loc="left", fontsize=8)
         place.set_ylim(0, 100)
         place.xaxis.set_major_locator(MaxNLocator(integer=True))
         place.grid(axis="x", visible=False)

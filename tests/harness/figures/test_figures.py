@@ -1,7 +1,7 @@
 """What figures show, against the numbers that they are drawn from."""
 
 import shutil
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,8 @@ def test_texts_of_a_figure_do_not_overlap(drawn, name):
             inside = [box for box in boxes if box.width and axes.get_window_extent().expanded(2, 1.2).overlaps(box)]
             assert not any(a.overlaps(b) for a, b in pairwise(inside))
         assert axes.get_tightbbox().x1 <= figure.bbox.x1 + 1
+    titles = [axes._left_title.get_window_extent() for axes in figure.axes if axes.get_title("left")]
+    assert not any(a.overlaps(b) for a, b in combinations(titles, 2))
 
 
 def test_a_figure_is_written_twice_the_same_with_texts_as_texts(drawn, tmp_path):
