@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
 
 from harness.analysis.leaderboard import FEWEST_SEEDS, Section, Table
 from harness.analysis.paired import ALL, METRICS, compare, verdicts_of
@@ -60,6 +59,8 @@ def _but_for(fewer: int) -> str:
 
 def _on_other_images(place: Path) -> str:
     """Where the certified error of this very network may lie over all images of the kind (Clopper and Pearson 1934)."""
+    from scipy.stats import binomtest  # which takes seconds
+
     wrong = verdicts_of(place).isin(METRICS["certified"])
     ends = binomtest(int(wrong.sum()), len(wrong)).proportion_ci(method="exact")
     return f"that network on other images: {100 * ends.low:.1f} to {100 * ends.high:.1f} % (exact 95 % interval)"
