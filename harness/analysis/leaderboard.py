@@ -129,21 +129,31 @@ class Table:
     rows: today's recipe with all columns, section after section as their rows stand there; published rows are those
     with a `source`, each once.
     failures: a row of text for each trial without usable numbers, the reason in `problem`.
-    folders: where the trials of each row lie, by the row's index and the seed.
-    results: what those trials found, by their folders.
+    trials: a row a trial, and a certification, with a `problem` where it has no usable numbers.
     """
 
     directory: Path
     rows: pd.DataFrame
     sections: list[Section]
     failures: pd.DataFrame
-    folders: dict[str, dict[int, Path]]
-    results: dict[Path, TrialResult]
+    trials: pd.DataFrame
 
     @property
     def sweep(self) -> str:
         """The sweep's name."""
         return self.directory.resolve().name
+
+    @cached_property
+    def folders(self) -> dict[str, dict[int, Path]]:
+        """Where the finished trials of each row lie, by the row's index and the seed."""
+        finished = self.trials[self.trials["problem"].isna()].groupby("row")
+        return {row: dict(zip(part["seed"], part["folder"], strict=True)) for row, part in finished}
+
+    @cached_property
+    def results(self) -> dict[Path, TrialResult]:
+        """What those trials found, by their folders."""
+        finished = self.trials[self.trials["problem"].isna()]
+        return dict(zip(finished["folder"], finished["result"], strict=True))
 
     @property
     def files(self) -> list[Path]:
@@ -415,7 +425,4 @@ def build(directory: Path) -> Table:
     sections = sorted((section(*part) for part in sorted(parts, key=_place)), key=lambda section: section.stale)
     current = pd.concat([rows.iloc[:0], *(section.rows for section in sections if not section.stale)])
     failed = trials.loc[trials["problem"].notna(), [*LABEL, "width", "profile", "recipe_version", "seed", "problem"]]
-    finished = trials[trials["problem"].isna()]
-    folders = {row: dict(zip(part["seed"], part["folder"], strict=True)) for row, part in finished.groupby("row")}
-    results = dict(zip(finished["folder"], finished["result"], strict=True))
-    return Table(directory, current[~current.index.duplicated()], sections, failed.map(as_text), folders, results)
+    return Table(directory, current[~current.index.duplicated()], sections, failed.map(as_text), trials)

@@ -12,6 +12,7 @@ from harness.errors import InputError
 from harness.storage import names
 
 _LEVEL = 0.05
+_MOST_NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -82,4 +83,5 @@ def _told_apart(others: pd.DataFrame, seeds: int) -> list[str]:
 
 def _named(rows: pd.DataFrame) -> str:
     pairs = zip(rows["row"], np.round(rows["difference"], 1), strict=True)
-    return ", ".join(f"{row} ({difference:+.1f} points)" for row, difference in pairs)
+    told = [f"{row} ({difference:+.1f} points)" for row, difference in pairs]
+    return ", ".join(told[:_MOST_NAMED]) + (f" and {len(told) - _MOST_NAMED} more" if told[_MOST_NAMED:] else "")

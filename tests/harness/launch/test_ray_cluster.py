@@ -2,26 +2,18 @@
 
 import os
 import re
-import signal
-import socket
 import subprocess
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import pytest
-from processes import descendants
+from ray_nodes import free_port, start_node, stop_node
 from study import POLITENESS, TINY, Study
 
 from harness.launch import ray_cluster
 from harness.launch.ray_cluster import ResourceError, check_storage, ray
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def test_where_nothing_listens_is_told_before_ray_would_try(monkeypatch):
@@ -72,25 +64,22 @@ def plain_cluster(tmp_path):
     (tmp_path / "head/.ray").mkdir(parents=True)
     (tmp_path / "head/.ray/auth_token").write_text("0123456789abcdef" * 4)
     port = free_port()
-    start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1"]
-    first = [*start, "--head", f"--port={port}", "--include-dashboard=false"]
-    second = [*start, f"--address=127.0.0.1:{port}"]
-    with _started(first, environment), _started(second, {**environment, "RAY_AUTH_MODE": "token"}):
+    second = {**environment, "RAY_AUTH_MODE": "token"}
+    with (
+        _started(environment, "--head", f"--port={port}", "--include-dashboard=false"),
+        _started(second, f"--address=127.0.0.1:{port}"),
+    ):
         yield f"127.0.0.1:{port}", environment
 
 
 @contextmanager
-def _started(command, environment):
+def _started(environment, *options):
     """A machine of a cluster, until the end."""
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    node = start_node(environment, *options)
     try:
-        assert any("Ray runtime started" in line for line in process.stdout), "ray start ended"
         yield
     finally:
-        for each in [process.pid, *descendants(process.pid)]:
-            with suppress(ProcessLookupError):
-                os.kill(each, signal.SIGKILL)
-        process.wait()
+        stop_node(node)
 
 
 @pytest.mark.slow
