@@ -44,6 +44,7 @@ difference: the first row's error minus the second's, in points; mean ± sample 
 first only, second only: images that only this row is right on
 McNemar p of all seeds: too small, since it takes one image under several seeds for several images
 Holm: the p value before it, corrected for all comparisons here"""
+_IMAGE = [names.INDEX, names.LABEL]
 _ROW = "{:7} {:>14} {:>10} {:>11} {:>9} {:>7} {:>8} {:>7}"
 
 
@@ -172,8 +173,8 @@ class _Judged(NamedTuple):
 
 
 def _judged(trial: Path, errors: tuple[str, ...]) -> _Judged:
-    verdicts = verdicts_of(trial)
-    return _Judged(trial, verdicts.index.to_frame().to_numpy(), ~verdicts.isin(errors).to_numpy())
+    table = verdicts_of(trial)
+    return _Judged(trial, table[_IMAGE].to_numpy(), ~table[names.VERDICT].isin(errors).to_numpy())
 
 
 def _count(mine: _Judged, theirs: _Judged) -> dict[str, int]:
@@ -183,10 +184,9 @@ def _count(mine: _Judged, theirs: _Judged) -> dict[str, int]:
     return {"images": len(mine.right), "row_alone": right, "other_alone": right_too}
 
 
-def verdicts_of(trial: Path) -> pd.Series:
-    """Each image's verdict, by its number and label. Raises DamagedFileError."""
-    table = folder.read_verdicts(trial, [names.INDEX, names.LABEL, names.VERDICT])
-    return table.set_index([names.INDEX, names.LABEL])[names.VERDICT].sort_index()
+def verdicts_of(trial: Path) -> pd.DataFrame:
+    """Each image's number, label and verdict, by number and label. Raises DamagedFileError."""
+    return folder.read_verdicts(trial, [*_IMAGE, names.VERDICT]).sort_values(_IMAGE)
 
 
 def _corrected(lines: pd.DataFrame) -> pd.DataFrame:

@@ -62,7 +62,7 @@ def _on_other_images(place: Path) -> str:
     """Where the certified error of this very network may lie over all images of the kind (Clopper and Pearson 1934)."""
     from scipy.stats import binomtest  # which takes seconds
 
-    wrong = verdicts_of(place).isin(METRICS["certified"])
+    wrong = verdicts_of(place)[names.VERDICT].isin(METRICS["certified"])
     ends = binomtest(int(wrong.sum()), len(wrong)).proportion_ci(method="exact")
     return f"that network on other images: {100 * ends.low:.1f} to {100 * ends.high:.1f} % (exact 95 % interval)"
 

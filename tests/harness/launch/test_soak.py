@@ -34,16 +34,15 @@ pytestmark = [
 KILLS = {"worker": 8, "driver": 6, "second machine": 4, "first machine": 2}
 SEED = 0
 PATIENCE = 300  # seconds for whatever must happen, on a machine that does other things too
-LINGERING = 3.0  # seconds, at most, between an epoch that ends and a kill
+LINGERING = 2.0  # seconds, at most, between an epoch that ends and a kill
 SOAK = {
     **TINY,
     "name": "soak",
     "seeds": list(range(8)),
-    "width": 0.25,
-    "train_images": 1280,
+    "width": 0.1,
+    "train_images": 640,
     "train": {**TINY["train"], "epochs": 12},
     "trials": [{"model": ["cnn5", "cnn7", "cerdeq"], "method": "ibp"}],
-    "evaluation": {**TINY["evaluation"], "test_images": 200},
 }
 FILES = (folder.WEIGHTS, folder.VERDICTS, folder.COUNTEREXAMPLES, folder.TRIAL)
 
