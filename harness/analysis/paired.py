@@ -122,7 +122,8 @@ def compared(
 ) -> tuple[pd.DataFrame, list[str]]:
     """The comparisons of these pairs of a section's rows, by their labels, and what was left out. Each verdict file is
     read once."""
-    rows, counts, notes = _own(section), [], []
+    rows, notes = _own(section), list[str]()
+    counts = list[dict[str, Any]]()
     judged = cache(partial(_judged, errors=METRICS[metric]))
     for row, other in pairs:
         if differing := _judged_differently(rows[row], rows[other]):
