@@ -7,6 +7,7 @@ import sys
 from contextlib import contextmanager
 
 import pytest
+from ray._private import worker
 from ray_nodes import free_port, start_node, stop_node
 from study import POLITENESS, TINY, Study
 
@@ -38,14 +39,16 @@ def test_a_token_that_is_missing_is_told_by_what_ray_prints(monkeypatch):
 def test_what_ray_itself_prints_goes_to_a_file_and_python_s_to_the_terminal(monkeypatch, tmp_path, capfd):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda *_, **__: os.write(2, b"state of a dead node\n"))
+    died = {"lines": ["a node died", "in two lines"], "pid": "raylet", "is_err": False}
     monkeypatch.setattr(ray, "cluster_resources", dict)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     log = tmp_path / "ray.log"
     with ray_cluster.cluster(None, log):
         print("ours", file=sys.stderr)
+        worker.print_to_stdstream(died, ignore_prefix=False)
     print("after", file=sys.stderr)
-    assert log.read_text() == "state of a dead node\n"
-    assert capfd.readouterr().err == "ours\nafter\n"
+    assert log.read_text() == "state of a dead node\na node died\nin two lines\n"
+    assert capfd.readouterr() == ("", "ours\nafter\n")
 
 
 def test_machines_are_asked_for_the_files(cluster, tmp_path):
