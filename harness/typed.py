@@ -2,6 +2,7 @@
 
 import sys
 import types
+from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from harness.errors import shown
@@ -21,10 +22,13 @@ def checked(kind: type, content: Any) -> dict[str, Any]:
     """
     if type(content) is not dict:
         raise TypeError(f"found {shown(content)}, not an object")
-    for name, wanted in get_type_hints(kind).items():
+    for name, wanted in _fields(kind).items():
         if name in content and not _fits(content[name], wanted):
             raise TypeError(f"{name}: found {shown(content[name])}, not {getattr(wanted, '__name__', wanted)}")
     return content
+
+
+_fields = cache(get_type_hints)  # slow, and asked for with every file
 
 
 def _fits(value: Any, kind: Any) -> bool:

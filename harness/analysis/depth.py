@@ -19,7 +19,15 @@ from rich.table import Column
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from harness.analysis.leaderboard import NOT_COUNTED, absent, as_text, setting_columns, trials_of, without_numbers
+from harness.analysis.leaderboard import (
+    NOT_COUNTED,
+    Table,
+    absent,
+    as_text,
+    setting_columns,
+    trials_of,
+    without_numbers,
+)
 from harness.analysis.tables import markdown_table, markdown_text
 from harness.command_line import OK, add_sweep_directory
 from harness.config.trial import RECIPE_VERSION
@@ -70,12 +78,14 @@ def growth(widths: list[float | None]) -> float:
     return (last / first) ** (1 / (len(widths) - 1)) if first > 0 and len(widths) > 1 else math.nan
 
 
-def depth_table(directory: Path) -> pd.DataFrame:
+def depth_table(directory: Path, leaderboard: Table | None = None) -> pd.DataFrame:
     """A row for each config of the sweep in `directory`, whether or not any of its trials finished.
 
+    leaderboard: the sweep's, where it is known.
     Raises InputError where there are no trials of today's recipe.
     """
-    trials = trials_of(directory)
+    trials = trials_of(directory) if leaderboard is None else leaderboard.trials
+    trials = trials[trials["certified"].eq(False)]
     trials = trials[trials["recipe_version"].isna() | (trials["recipe_version"] == RECIPE_VERSION)]
     if trials["recipe_version"].isna().all():
         raise InputError(f"{directory} holds no trial of today's recipe version, {RECIPE_VERSION}")
@@ -104,11 +114,11 @@ def _measured(trial: dict[str, Any]) -> dict[str, Any]:
     state = trial["state"]
     try:
         rows = [] if state == NOT_COUNTED else folder.read_epochs(trial["folder"])
-        result = None if state else folder.read_result(trial["folder"])
     except DamagedFileError as error:
         return network | ({} if state else without_numbers(NOT_COUNTED, str(error)))
     untrained = next((row for row in rows if row[names.EPOCH] == 0), {})
-    return {**network, **_widths(names.trained(untrained), INITIAL), **_widths(result.metrics if result else {}, FINAL)}
+    final = {} if state else trial["result"].metrics
+    return {**network, **_widths(names.trained(untrained), INITIAL), **_widths(final, FINAL)}
 
 
 def _widths(metrics: dict[str, Any], columns: dict[str, str]) -> dict[str, float]:

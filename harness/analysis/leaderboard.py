@@ -22,6 +22,7 @@ from harness.config.radius import Radius
 from harness.config.trial import FULL_PROFILE, RECIPE_VERSION, flat_settings, to_dict
 from harness.errors import InputError
 from harness.storage import certification, folder, names
+from harness.storage.folder import TrialResult
 
 LABEL = ["model", "method", "options"]
 CHOSEN = "chosen by"  # a column where any trial's settings were
@@ -128,19 +129,31 @@ class Table:
     rows: today's recipe with all columns, section after section as their rows stand there; published rows are those
     with a `source`, each once.
     failures: a row of text for each trial without usable numbers, the reason in `problem`.
-    folders: where the trials of each row lie, by the row's index and the seed.
+    trials: a row a trial, and a certification, with a `problem` where it has no usable numbers.
     """
 
     directory: Path
     rows: pd.DataFrame
     sections: list[Section]
     failures: pd.DataFrame
-    folders: dict[str, dict[int, Path]]
+    trials: pd.DataFrame
 
     @property
     def sweep(self) -> str:
         """The sweep's name."""
         return self.directory.resolve().name
+
+    @cached_property
+    def folders(self) -> dict[str, dict[int, Path]]:
+        """Where the finished trials of each row lie, by the row's index and the seed."""
+        finished = self.trials[self.trials["problem"].isna()].groupby("row")
+        return {row: dict(zip(part["seed"], part["folder"], strict=True)) for row, part in finished}
+
+    @cached_property
+    def results(self) -> dict[Path, TrialResult]:
+        """What those trials found, by their folders."""
+        finished = self.trials[self.trials["problem"].isna()]
+        return dict(zip(finished["folder"], finished["result"], strict=True))
 
     @property
     def files(self) -> list[Path]:
@@ -197,7 +210,7 @@ def _outcome(path: Path, key: str, epochs: int) -> dict[str, Any]:
         return without_numbers(NOT_COUNTED, f"standard <= attack <= certified error does not hold: {errors}")
     expected = [column.name for column in COLUMNS if column.everywhere or column.name in result.metrics]
     missing = [f"{name} is missing or not finite" for name in expected if name not in numbers]
-    return {**numbers, "warnings": [*result.warnings, *missing]}
+    return {**numbers, "result": result, "warnings": [*result.warnings, *missing]}
 
 
 def _done(path: Path, epochs: int) -> str:
@@ -215,7 +228,7 @@ def _trial(path: Path, file: str = folder.TRIAL) -> dict[str, Any]:
     """
     certified = file == certification.CERTIFICATION
     trial: dict[str, Any] = {"row": path.name, "folder": path, "model": path.name, "warnings": []}
-    trial |= {"certified": certified, "judged": ""}
+    trial |= {"certified": certified, "judged": "", "result": None}
     trial |= {"state": None, "problem": None} | {column.name: None for column in COLUMNS if column.everywhere}
     try:
         read = folder.read_trial(path / file)
@@ -238,7 +251,7 @@ def _trial(path: Path, file: str = folder.TRIAL) -> dict[str, Any]:
 
 def setting_columns(trials: pd.DataFrame) -> list[str]:
     """The columns of `trials_of` that are settings, in the config's order; data and recipe version last."""
-    others = {"row", "folder", "certified", "judged", *LABEL, "seed", "state", "problem", "warnings", CHOSEN}
+    others = {"row", "folder", "certified", "judged", "result", *LABEL, "seed", "state", "problem", "warnings", CHOSEN}
     others |= {column.name for column in COLUMNS}
     return [name for name in trials if name not in others]
 
@@ -412,6 +425,4 @@ def build(directory: Path) -> Table:
     sections = sorted((section(*part) for part in sorted(parts, key=_place)), key=lambda section: section.stale)
     current = pd.concat([rows.iloc[:0], *(section.rows for section in sections if not section.stale)])
     failed = trials.loc[trials["problem"].notna(), [*LABEL, "width", "profile", "recipe_version", "seed", "problem"]]
-    finished = trials[trials["problem"].isna()].groupby("row")
-    folders = {row: dict(zip(part["seed"], part["folder"], strict=True)) for row, part in finished}
-    return Table(directory, current[~current.index.duplicated()], sections, failed.map(as_text), folders)
+    return Table(directory, current[~current.index.duplicated()], sections, failed.map(as_text), trials)

@@ -16,13 +16,15 @@ seeds to see a small difference.
 
 import argparse
 from dataclasses import fields
+from functools import cache, partial
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from pandas.api.typing import SeriesGroupBy
+from scipy import special  # scipy.stats takes seconds
 
 from harness.analysis.leaderboard import Section, Table, build
 from harness.command_line import OK, add_sweep_directory
@@ -42,32 +44,42 @@ difference: the first row's error minus the second's, in points; mean ± sample 
 first only, second only: images that only this row is right on
 McNemar p of all seeds: too small, since it takes one image under several seeds for several images
 Holm: the p value before it, corrected for all comparisons here"""
+_IMAGE = [names.INDEX, names.LABEL]
 _ROW = "{:7} {:>14} {:>10} {:>11} {:>9} {:>7} {:>8} {:>7}"
 
 
 def comparison(counts: pd.DataFrame) -> pd.DataFrame:
-    """Two rows compared: a line for all seeds together, then one for each.
+    """Pairs of rows compared: of each a line for all seeds together, then one for each.
 
-    counts: for each seed, the number of images, and of those that one row alone is right on: images, row, other.
+    counts: a row a pair and seed: section, metric, row, other, seed, how many images, and of those how many one row
+    alone is right on: images, row_alone, other_alone.
     """
-    points = 100 * (counts["other"] - counts["row"]) / counts["images"]
-    together = {"seed": ALL, **counts.sum(), "difference": points.mean(), "difference_std": points.std()}
-    each = counts.assign(difference=points).reset_index()
-    lines = pd.concat([pd.DataFrame([together | {"t_p": t_test(points)}]), each], ignore_index=True)
-    lines["mcnemar_p"] = [mcnemar(*pair) for pair in zip(lines["row"], lines["other"], strict=True)]
-    return lines.rename(columns={"row": "row_alone", "other": "other_alone"})
+    each = counts.assign(difference=100 * (counts["other_alone"] - counts["row_alone"]) / counts["images"])
+    pairs = each.groupby(["section", "metric", "row", "other"], sort=False)
+    together = pairs[["images", "row_alone", "other_alone"]].sum()
+    points = pairs["difference"]
+    together["difference"], together["difference_std"] = points.mean(), points.std()
+    together["t_p"] = t_test(points)
+    lines = pd.concat(
+        [together.reset_index().assign(seed=ALL, pair=range(len(together))), each.assign(pair=pairs.ngroup())]
+    )
+    lines = lines.sort_values("pair", kind="stable", ignore_index=True).drop(columns="pair")
+    lines["mcnemar_p"] = mcnemar(lines["row_alone"].to_numpy(), lines["other_alone"].to_numpy())
+    return lines
 
 
-def mcnemar(row: int, other: int) -> float:
-    """The exact two-sided p value of so many images on which one row alone is right falling to either evenly."""
-    return float(stats.binomtest(row, row + other).pvalue) if row + other else 1.0
+def mcnemar(row: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The exact two-sided p values of so many images on which one row alone is right falling to either evenly."""
+    return np.minimum(1.0, 2 * special.bdtr(np.minimum(row, other), row + other, 0.5))
 
 
-def t_test(differences: pd.Series) -> float:
-    """The two-sided p value of a mean of 0. Equal differences have no deviation to go by, unless they are all 0."""
-    if differences.nunique() > 1:
-        return float(stats.ttest_1samp(differences, 0).pvalue)
-    return 1.0 if len(differences) > 1 and not differences.any() else np.nan
+def t_test(differences: SeriesGroupBy) -> pd.Series:
+    """Each group's two-sided p value of a mean of 0. Equal differences have no deviation to go by, unless they are all
+    0."""
+    mean, count = differences.mean(), differences.count()
+    p = 2 * special.stdtr(count - 1, -abs(mean) / differences.sem())
+    alike = differences.nunique() == 1
+    return p.mask(alike, np.where((mean == 0) & (count > 1), 1.0, np.nan))
 
 
 def holm(p: pd.Series) -> pd.Series:
@@ -96,28 +108,38 @@ def compare(
         raise InputError(f"{directory}: no trial has finished")
     if baseline is not None and baseline not in known:
         raise SettingError("--baseline", baseline, f"a row of the leaderboard: {'; '.join(known)}")
-    compared, notes = [], []
-    for section in sections:
-        rows = _own(section)
-        for row, other in _pairs(rows, baseline):
-            if differing := _judged_differently(rows[row], rows[other]):
-                notes.append(f"{row} against {other}, not judged alike: {differing}")
-                continue
-            mine, theirs = table.folders[rows[row].name], table.folders[rows[other].name]
-            notes += _lacking(row, mine, other, theirs) + _lacking(other, theirs, row, mine)
-            if not (seeds := sorted(set(mine) & set(theirs))):
-                continue
-            try:
-                counts = [_count(mine[seed], theirs[seed], METRICS[metric]) for seed in seeds]
-            except InputError as error:
-                notes.append(f"{row} against {other}: {error}")
-                continue
-            lines = comparison(pd.DataFrame(counts, index=pd.Index(seeds, name="seed")))
-            compared.append(lines.assign(section=section.heading, metric=metric, row=row, other=other))
-    if not compared:
+    found = [compared(table, section, _pairs(_own(section), baseline), metric) for section in sections]
+    notes = list(dict.fromkeys(note for _, its in found for note in its))
+    lines = pd.concat([lines for lines, _ in found], ignore_index=True)
+    if lines.empty:
         why = notes or [f"no two rows have the same training method; rows for --baseline: {'; '.join(known)}"]
         raise InputError("\n".join([f"{directory}: nothing to compare", *why]))
-    return _corrected(pd.concat(compared, ignore_index=True)), list(dict.fromkeys(notes))
+    return _corrected(lines), notes
+
+
+def compared(
+    table: Table, section: Section, pairs: list[tuple[str, str]], metric: str = "certified"
+) -> tuple[pd.DataFrame, list[str]]:
+    """The comparisons of these pairs of a section's rows, by their labels, and what was left out. Each verdict file is
+    read once."""
+    rows, notes = _own(section), list[str]()
+    counts = list[dict[str, Any]]()
+    judged = cache(partial(_judged, errors=METRICS[metric]))
+    for row, other in pairs:
+        if differing := _judged_differently(rows[row], rows[other]):
+            notes.append(f"{row} against {other}, not judged alike: {differing}")
+            continue
+        mine, theirs = table.folders[rows[row].name], table.folders[rows[other].name]
+        notes += _lacking(row, mine, other, theirs) + _lacking(other, theirs, row, mine)
+        pair = {"section": section.heading, "metric": metric, "row": row, "other": other}
+        try:
+            counts += [
+                pair | {"seed": seed} | _count(judged(mine[seed]), judged(theirs[seed]))
+                for seed in sorted(set(mine) & set(theirs))
+            ]
+        except InputError as error:
+            notes.append(f"{row} against {other}: {error}")
+    return comparison(pd.DataFrame(counts)) if counts else pd.DataFrame(), notes
 
 
 def _own(section: Section) -> dict[str, pd.Series]:
@@ -143,18 +165,29 @@ def _lacking(row: str, mine: dict[int, Path], other: str, theirs: dict[int, Path
     return [f"seed {missing} of {other}, which {row} lacks"] if missing else []
 
 
-def _count(row: Path, other: Path, errors: tuple[str, ...]) -> dict[str, int]:
-    mine, theirs = verdicts_of(row), verdicts_of(other)
-    if not mine.index.equals(theirs.index):
-        raise InputError(f"{row} and {other} are judged on different images")
-    right, right_too = ~mine.isin(errors), ~theirs.isin(errors)
-    return {"images": len(mine), "row": int((right & ~right_too).sum()), "other": int((right_too & ~right).sum())}
+class _Judged(NamedTuple):
+    """A trial's images, by number and label, and on which of them it is right."""
+
+    trial: Path
+    images: np.ndarray
+    right: np.ndarray
 
 
-def verdicts_of(trial: Path) -> pd.Series:
-    """Each image's verdict, by its number and label. Raises DamagedFileError."""
-    table = folder.read_verdicts(trial, [names.INDEX, names.LABEL, names.VERDICT])
-    return table.set_index([names.INDEX, names.LABEL])[names.VERDICT].sort_index()
+def _judged(trial: Path, errors: tuple[str, ...]) -> _Judged:
+    table = verdicts_of(trial)
+    return _Judged(trial, table[_IMAGE].to_numpy(), ~table[names.VERDICT].isin(errors).to_numpy())
+
+
+def _count(mine: _Judged, theirs: _Judged) -> dict[str, int]:
+    if not np.array_equal(mine.images, theirs.images):
+        raise InputError(f"{mine.trial} and {theirs.trial} are judged on different images")
+    right, right_too = int((mine.right & ~theirs.right).sum()), int((theirs.right & ~mine.right).sum())
+    return {"images": len(mine.right), "row_alone": right, "other_alone": right_too}
+
+
+def verdicts_of(trial: Path) -> pd.DataFrame:
+    """Each image's number, label and verdict, by number and label. Raises DamagedFileError."""
+    return folder.read_verdicts(trial, [*_IMAGE, names.VERDICT]).sort_values(_IMAGE)
 
 
 def _corrected(lines: pd.DataFrame) -> pd.DataFrame:

@@ -1,12 +1,11 @@
 """What each stage of judging was asked, decided and took, row by row."""
 
-from pathlib import Path
-
 import pandas as pd
 
 from harness.analysis.leaderboard import Section, Table
 from harness.config.settings import STAGES
-from harness.storage import folder, names
+from harness.storage import names
+from harness.storage.folder import TrialResult
 
 STAGES_LEGEND = "What each stage decided, of the examples that came to it, and its seconds; means over the seeds."
 _ORDER = ("clean", "attack", *STAGES)
@@ -14,15 +13,15 @@ _ORDER = ("clean", "attack", *STAGES)
 
 def stages_table(table: Table, section: Section) -> pd.DataFrame:
     """A row of text for each of the section's rows that has such numbers, a column for each stage that was asked."""
-    rows = {label: _cells(list(table.folders[index].values())) for index, label in section.own["label"].items()}
+    own = section.own["label"].items()
+    rows = {label: _cells([table.results[place] for place in table.folders[row].values()]) for row, label in own}
     shown = pd.DataFrame([{"row": label, **cells} for label, cells in rows.items() if cells])
     return shown[[name for name in ("row", *_ORDER) if name in shown]].fillna("")
 
 
-def _cells(places: list[Path]) -> dict[str, str]:
-    """A cell a stage: means over the trials, or certifications, in these folders."""
-    results = [folder.read_result(place) for place in places]
-    metrics = pd.DataFrame([result.metrics for result in results if result is not None]).mean()
+def _cells(results: list[TrialResult]) -> dict[str, str]:
+    """A cell a stage: means over these trials, or certifications."""
+    metrics = pd.DataFrame([result.metrics for result in results]).mean()
     cells = {}
     for stage in _ORDER:
         found = [metrics.get(name(stage)) for name in (names.decided_by, names.examples_at, names.seconds_of)]

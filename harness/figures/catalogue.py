@@ -39,13 +39,14 @@ FIGURES = (
     Kind(
         "seeds",
         "Errors of each trained network",
-        "The robust error lies on the bar between attack and certified error. Best row on top.",
+        "The robust error lies on the bar between attack and certified error. Best row on top. "
+        "At most the thirty best rows.",
         errors.by_seed,
     ),
     Kind(
         "stages",
         "What each stage decides",
-        "Shares of all images. What no stage decides is open, and counts as an error.",
+        "Shares of all images. What no stage decides is open, and counts as an error. At most the thirty best rows.",
         errors.stages,
     ),
     Kind(

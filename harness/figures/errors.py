@@ -15,6 +15,7 @@ from harness.figures.style import COLOURS, DASHES, INK, MARKERS, assigned, keys,
 from harness.storage import names
 
 _BAR, _LONGEST = 0.36, 32  # inches of a row, characters of a line
+_MOST_BARS = 30
 _DECIDED = {
     "clean": ("misclassified", "#b9bfc6"),
     "attack": ("attacked", "#d55e00"),
@@ -70,10 +71,10 @@ def _front(rows: pd.DataFrame) -> pd.DataFrame:
 
 def by_seed(shown: Shown) -> Figure | None:
     """The three errors of each trained network; the bar between attack and certified error is what is open."""
-    trials = shown.trials
-    if trials.empty:
+    if shown.trials.empty:
         return None
-    labels = list(dict.fromkeys(trials["label"]))
+    labels = list(dict.fromkeys(shown.trials["label"]))[:_MOST_BARS]
+    trials = shown.trials[shown.trials["label"].isin(labels)]
     figure, (axes,) = panels(height=1.3 + _BAR * len(labels))
     looks = {
         names.STANDARD_ERROR: ("standard", COLOURS[2], "o"),
@@ -109,7 +110,7 @@ def stages(shown: Shown) -> Figure | None:
     if not asked:
         return None
     images = names.examples_at("clean")
-    counts = trials.groupby("label", sort=False)[[images, *map(names.decided_by, asked)]].sum()
+    counts = trials.groupby("label", sort=False)[[images, *map(names.decided_by, asked)]].sum().head(_MOST_BARS)
     figure, (axes,) = panels(height=1.3 + _BAR * len(counts))
     left = pd.Series(0.0, counts.index)
     parts = {_DECIDED[stage]: 100 * counts[names.decided_by(stage)] / counts[images] for stage in asked}

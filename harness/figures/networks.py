@@ -21,7 +21,7 @@ _STATES = (("active", "#0072b2"), ("unstable", "#e69f00"), ("inactive", "#b9bfc6
 def depth(shown: Shown) -> Figure | None:
     """Bound width against depth before and after training; networks without one, such as equilibria, as lines."""
     try:
-        table = depth_table(shown.table.directory)
+        table = depth_table(shown.table.directory, shown.table)
     except DamagedFileError:
         raise
     except InputError:  # trials of older recipes alone

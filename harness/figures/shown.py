@@ -10,7 +10,6 @@ import pandas as pd
 from harness.analysis.leaderboard import Section, Table
 from harness.figures.style import COLOURS, MARKERS
 from harness.storage import certification, folder, names
-from harness.storage.files import DamagedFileError
 
 OTHERS = {"color": "#8a929b", "marker": "."}
 
@@ -52,7 +51,7 @@ class Shown:
     def trials(self) -> pd.DataFrame:
         """A row a finished trial, or certification: label, model, method, seed, folder, every final metric, and the
         list of its `layers`, first to last, which columns of several networks have in no order."""
-        return pd.DataFrame([_trial(row, *place) for row, place in self._places()])
+        return pd.DataFrame([self._trial(row, *place) for row, place in self._places()])
 
     @cached_property
     def epochs(self) -> pd.DataFrame:
@@ -73,13 +72,10 @@ class Shown:
         rows = self.rows.rename_axis("row").reset_index().to_dict("records")
         return [(row, place) for row in rows for place in sorted(self.table.folders[row["row"]].items())]
 
+    def _trial(self, row: dict[str, Any], seed: int, place: Path) -> dict[str, Any]:
+        metrics = self.table.results[place].metrics
+        return _told(row) | {"seed": seed, "folder": place, "layers": names.layers(metrics)} | metrics
+
 
 def _told(row: dict[str, Any]) -> dict[str, Any]:
     return {name: row[name] for name in ("row", "label", "model", "method")}
-
-
-def _trial(row: dict[str, Any], seed: int, place: Path) -> dict[str, Any]:
-    result = folder.read_result(place)
-    if result is None:
-        raise DamagedFileError(f"{place / folder.RESULT} was there and is gone")
-    return _told(row) | {"seed": seed, "folder": place, "layers": names.layers(result.metrics)} | result.metrics

@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from harness.figures.shown import Shown
+from harness.figures.shown import OTHERS, Shown
 from harness.figures.style import COLOURS, INK, assigned, keys, panels, plain_ticks
 from harness.storage import names
 
@@ -58,13 +58,15 @@ def layer_widths(shown: Shown) -> Figure | None:
     count = -(-len(models) // 3)
     figure, axes = panels(count, min(3, len(models)), width=9, height=0.9 + 2.4 * count)
     kinds = {label: _kind(label, model) for label, model in shown.trials[["label", "model"]].to_numpy()}
-    colours = assigned(kinds.values(), COLOURS)
+    best = list(dict.fromkeys(kinds.values()))[: len(COLOURS)]  # the others are grey
+    colours = assigned(best, COLOURS)
     for place, model in zip(axes, models, strict=False):
         for frame, dash in ((before, ":"), (shown.trials, "-")):
             of_model = frame[frame["model"] == model]
             for label, part in of_model.groupby("label", sort=False):
                 line = _widths(part, layers[label])
-                place.plot(range(1, len(line) + 1), line, dash, marker=".", color=colours[kinds[label]], lw=1.2)
+                colour = colours.get(kinds[label], OTHERS["color"])
+                place.plot(range(1, len(line) + 1), line, dash, marker=".", color=colour, lw=1.2)
         place.set_title(model, loc="left")
         place.set_yscale("log")
         plain_ticks(place.yaxis)
@@ -77,6 +79,7 @@ def layer_widths(shown: Shown) -> Figure | None:
     for place in axes[: len(models)]:
         place.set_ylim(ends.min(), ends.max())
     entries = {kind: {"color": colour} for kind, colour in colours.items()}
+    entries |= {} if set(kinds.values()) == set(best) else {"other rows": {"color": OTHERS["color"]}}
     keys(figure, entries | {"trained": {"color": INK}, "before training": {"color": INK, "ls": ":"}})
     return figure
 

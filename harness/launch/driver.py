@@ -31,7 +31,7 @@ from harness.launch.stopping import Stopping
 from harness.launch.study import Study
 from harness.reports import report
 from harness.storage import folder, names
-from harness.storage.files import DamagedFileError, file_name, make_directory, write_json
+from harness.storage.files import DamagedFileError, file_name, make_directory, remove_unfinished, write_json
 from harness.storage.folder import Trial
 from harness.storage.lease import locked
 
@@ -132,15 +132,18 @@ def _complete(study: Study, options: argparse.Namespace, console: Console) -> in
     waiting = study.waiting()
     _announce(study, waiting, options.profile, console)
     tried = longest_first(study, study.tried(options.retry_failed))
+    meant = {trial.key for trial in tried}
     for trial in waiting:
-        if trial not in tried:
+        if trial.key not in meant:
             reason = (folder.read_failure(places[trial.key]) or {}).get("error")
             told = f"failed {study.named[trial.key]}: {reason}; it would again: --retry-failed tries"
             console.print(told, markup=False, soft_wrap=True)
     mirror = Mirror(sweep.name, options.tracking_uri, _rows(directory, study.trials), console)
     for trial in study.trials:
         folder.claim(places[trial.key], trial)
-    shutil.rmtree(directory / _RAY, ignore_errors=True)  # what Ray left of a driver that was killed
+    shutil.rmtree(directory / _RAY, ignore_errors=True)  # what a driver that was killed left
+    for place in (directory, directory / report.FIGURES):
+        remove_unfinished(place)
     interrupted = False
     if tried:
         with Progress(tried, study.named, console) as progress, Stopping(directory / folder.STOP, progress.say) as stop:

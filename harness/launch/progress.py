@@ -15,6 +15,8 @@ from harness.storage import names
 from harness.storage.folder import Trial, TrialResult
 
 WAITING, RUNNING, DONE, FAILED, STOPPED = "waiting", "running", "done", "failed", "stopped"
+_URGENT = (RUNNING, FAILED, WAITING, STOPPED, DONE)
+_AROUND = 5  # lines of the screen that are the table's head, the note below it and what was printed last
 
 
 @dataclass
@@ -96,11 +98,16 @@ class Progress:
     def _say(self, what: str, row: _Row, text: str) -> None:
         self.console.print(f"{what} {escape(row.label)}: {escape(text)}", highlight=False, soft_wrap=True)
 
+    def _shown(self) -> list[_Row]:
+        """The trials that fit on the screen: all in their order, or those at work first, and what is done last."""
+        rows, room = list(self.rows.values()), max(1, self.console.height - _AROUND)
+        return rows if len(rows) <= room else sorted(rows, key=lambda row: _URGENT.index(row.state))[:room]
+
     def _render(self) -> Group:
         table = Table(
             "trial", "state", "epoch", "eps", "loss", "standard", "certified", "left", box=None, padding=(0, 2, 0, 0)
         )
-        for row in self.rows.values():
+        for row in self._shown():
             table.add_row(*_cells(row))
         states = [row.state for row in self.rows.values()]
         left = minutes(self._left())

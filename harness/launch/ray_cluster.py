@@ -32,6 +32,7 @@ os.environ.update(
 
 import ray
 import torch
+from ray._private import worker
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from harness.errors import InputError
@@ -144,14 +145,21 @@ def _knock(address: str) -> None:
 
 @contextmanager
 def _apart(log: Path | None) -> Iterator[Any]:
-    """What is written to the standard error by anything but Python goes to a file, in pages where a node dies."""
+    """What is written to the standard error by anything but Python goes to a file, in pages where a node dies, and so
+    does what Ray prints of machines and workers that die, for which it has no setting."""
+
+    def keep(data: dict[str, Any], *_given: Any, **_named: Any) -> None:
+        print(*data["lines"], sep="\n", file=file, flush=True)
+
     with open(log, "w+") if log else TemporaryFile("w+") as file:
         before, stderr = os.dup(2), sys.stderr
         sys.stderr = os.fdopen(os.dup(2), "w", buffering=1) if _is_two(stderr) else stderr
         os.dup2(file.fileno(), 2)
+        printed, worker.print_to_stdstream = worker.print_to_stdstream, keep
         try:
             yield file
         finally:
+            worker.print_to_stdstream = printed
             os.dup2(before, 2)
             os.close(before)
             sys.stderr = stderr

@@ -40,6 +40,7 @@ from harness.training import run_folder
 from harness.training.trial import REPEATED
 
 LOG = "ray.log"
+_SHARED = ".shared-"
 HOPELESS = (InputError, *REPEATED)  # trying again at once repeats them
 
 
@@ -187,7 +188,9 @@ def run_folders(
 
 def _check_storage(results: Path, data_dir: str | None) -> None:
     """Raise ResourceError where a machine of the cluster does not share the results, or lacks the data."""
-    marker = results.absolute() / f".shared-{time.time_ns()}"
+    for old in results.glob(f"{_SHARED}*"):  # of a driver that was killed
+        old.unlink(missing_ok=True)
+    marker = results.absolute() / f"{_SHARED}{time.time_ns()}"  # which no machine can have a copy of
     marker.touch()
     try:
         check_storage([marker, *([Path(data_dir)] if data_dir and Path(data_dir).exists() else [])])

@@ -1,6 +1,7 @@
 """The trials of a sweep that a command is to run, and where they lie."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from harness.config.sweep_file import Sweep
@@ -21,7 +22,7 @@ class Study:
     directory: Path
     places: dict[str, Path]
 
-    @property
+    @cached_property
     def file_s(self) -> set[str]:
         """The keys of those trials that the sweep file itself has, unchanged."""
         made = {folder.make_trial(config, self.data.fingerprint).key: config for config in self.sweep.trials}

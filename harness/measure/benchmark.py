@@ -4,7 +4,7 @@ steps: training steps of every kind against plain training of the same network: 
 and Adam. An IBP step carries three values (clean, centre, radius) through every layer, so three times its cost is what
 arithmetic alone would ask. With --against auto_LiRPA, its steps beside ours. scaling: an eager IBP step against depth,
 width, batch and solver iterations. evaluation: each stage of the verifier, and the attack. overhead: trivial trials by
-harness.run, with Ray and MLflow, against the same trials one after the other in a bare loop.
+harness.run, with Ray and MLflow, against the same trials one after the other in a bare loop, and its driver's memory.
 Steps of all kinds are taken in turn, so that a machine whose speed drifts slows them alike; figures are medians.
 """
 
@@ -57,6 +57,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--rounds", type=int, help="of steps that medians are taken of")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="default: all")
+    parser.add_argument("--trials", type=int, default=8, help="of the section overhead; default: 8")
     parser.add_argument("--against", choices=[peer.NAME], help="set its steps beside ours")
     parser.add_argument("--json", type=Path, help="also write all figures to this file")
 

@@ -6,8 +6,7 @@ from typing import Any
 import pandas as pd
 
 from harness.analysis.leaderboard import FEWEST_SEEDS, Section, Table
-from harness.analysis.paired import ALL, compare
-from harness.errors import InputError
+from harness.analysis.paired import compared
 from harness.storage import names
 
 _CERDEQ = ("cerdeq", "deqlate", "deq7")
@@ -79,11 +78,10 @@ def _paired(
     shared = table.folders[mine.name].keys() & table.folders[other.name].keys()
     if not shared:
         return None, 0, "the two share no seed"
-    try:
-        lines, notes = compare(table.directory, baseline=other["label"], heading=section.heading, table=table)
-    except InputError as error:
-        return None, 0, f"the two cannot be compared image by image: {error}"
-    found = lines[(lines["row"] == mine["label"]) & (lines["seed"] == ALL)].to_dict("records")
-    pair = f"{mine['label']} against {other['label']}"
-    why = "; ".join(note.removeprefix(pair).lstrip(",: ") for note in notes if note.startswith(pair))
-    return (found[0], len(shared), "") if found else (None, 0, f"the two cannot be compared image by image: {why}")
+    labels = mine["label"], other["label"]
+    lines, notes = compared(table, section, [labels])
+    if lines.empty:
+        pair = " against ".join(labels)
+        why = "; ".join(note.removeprefix(pair).lstrip(",: ") for note in notes)
+        return None, 0, f"the two cannot be compared image by image: {why}"
+    return lines.to_dict("records")[0], len(shared), ""

@@ -115,7 +115,7 @@ def _part(shown: Shown, said: Summary, number: int) -> Part:
         stages=stages_table(shown.table, section),
         pictures=drawn,
         shared={name: as_text(own[name].iloc[0]) or absent(name) for name in alike} if len(own) else {},
-        environments=_environments([] if trials.empty else trials["folder"]),
+        environments=_environments(shown.table, [] if trials.empty else trials["folder"]),
         commands={label: _again(list(part["folder"])) for label, part in trials.groupby("label", sort=False)}
         if len(trials)
         else {},
@@ -134,10 +134,9 @@ def _pictures(shown: Shown, number: int) -> list[Picture]:
     return pictures
 
 
-def _environments(places: list[Path]) -> dict[str, str]:
+def _environments(table: Table, places: list[Path]) -> dict[str, str]:
     """What the trials in these folders ran on: each value that any of them has."""
-    results = [folder.read_result(place) for place in places]
-    found = pd.DataFrame([result.environment for result in results if result])
+    found = pd.DataFrame([table.results[place].environment for place in places])
     return {str(name): ", ".join(map(str, found[name].dropna().unique())) for name in found}
 
 

@@ -41,6 +41,12 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def remove_unfinished(directory: Path) -> None:
+    """Remove what writers that were killed left half-written. For who alone writes into the directory."""
+    for path in directory.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write text atomically."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

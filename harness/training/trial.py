@@ -26,7 +26,7 @@ from harness.evaluation.network import load_network
 from harness.evaluation.verdicts import SoundnessError, judge
 from harness.memory import free_memory, is_out_of_memory, kept_memory
 from harness.storage import folder, names
-from harness.storage.files import write_atomically
+from harness.storage.files import remove_unfinished, write_atomically
 from harness.training.log import logged
 from harness.training.loop import NonFiniteLossError, train
 from harness.training.monitor import parametrised
@@ -108,6 +108,7 @@ def _finished(
     trial: folder.Trial, data: Data, directory: Path, report: Report, judged: Judged, clock: Clock
 ) -> folder.TrialResult:
     """The trial's result, from its folder or by work that begins where it stopped."""
+    remove_unfinished(directory)
     if (result := folder.read_result(directory)) is None:
         with kept_memory():
             result = _run(trial, data, directory, report, judged, clock)

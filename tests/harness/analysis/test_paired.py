@@ -236,6 +236,16 @@ def test_verdicts_that_cannot_be_read_are_named(tmp_path, capsys):
         assert f"{path} cannot be read" in refused(tmp_path, capsys)
 
 
+def test_verdicts_are_read_once_however_many_pairs_there_are(tmp_path, monkeypatch):
+    places = [
+        add(tmp_path, [RIGHT, WRONG], model=model, seed=seed) for model in ("cnn5", "cnn7", "cnn9") for seed in (0, 1)
+    ]
+    read, verdicts_of = [], paired.verdicts_of
+    monkeypatch.setattr(paired, "verdicts_of", lambda trial: read.append(trial) or verdicts_of(trial))
+    paired.compare(tmp_path)
+    assert sorted(read) == sorted(places)
+
+
 def test_the_command_prints_what_it_writes(tmp_path, capsys):
     lines = compared(tmp_path, (10, 5, 1, 4), (10, 3, 3, 4), (12, 6, 2, 0))
     main("paired", [str(tmp_path), "--metric", "certified"])

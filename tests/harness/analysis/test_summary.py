@@ -1,10 +1,11 @@
 """The sentences under a leaderboard: who won, by how much, and whether that is certain."""
 
+import pandas as pd
 import pytest
 from test_paired import RIGHT, WRONG, add
 
 from harness.analysis.leaderboard import build
-from harness.analysis.summary import summary
+from harness.analysis.summary import _named, summary
 
 
 def _lines(sweep):
@@ -51,6 +52,15 @@ def test_rows_of_another_profile_are_left_to_their_own_section(tmp_path):
     assert said["full"][1] == "best: cnn7 ibp, 11.0 %" and said["cpu"][1] == "best: cnn9 ibp, 13.0 %"
     assert [line.split(": ")[-1] for line in said["full"][2:]] == ["cnn9 ibp (+5.0 points)"]
     assert [line.split(": ")[-1] for line in said["cpu"][2:]] == ["cnn7 ibp (+18.0 points)"]
+
+
+def test_of_many_rows_the_nearest_are_named():
+    rows = pd.DataFrame({"row": [f"cnn{depth}" for depth in range(13)], "difference": range(13)})
+    named = _named(rows)
+    assert named.startswith("cnn0 (+0.0 points), cnn1 (+1.0 points)") and named.endswith(
+        "cnn9 (+9.0 points) and 3 more"
+    )
+    assert _named(rows[:10]) == named.removesuffix(" and 3 more")
 
 
 @pytest.mark.parametrize("recipe", [None, 1])

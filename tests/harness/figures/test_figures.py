@@ -1,5 +1,6 @@
 """What figures show, against the numbers that they are drawn from."""
 
+import os
 import shutil
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from made_studies import make
+from made_studies import make, make_many
 from safetensors.torch import save_file
 
 from harness.analysis.leaderboard import build
@@ -50,6 +51,15 @@ def test_texts_of_a_figure_do_not_overlap(drawn, name):
         assert axes.get_tightbbox().x1 <= figure.bbox.x1 + 1
     titles = [axes._left_title.get_window_extent() for axes in figure.axes if axes.get_title("left")]
     assert not any(a.overlaps(b) for a, b in combinations(titles, 2))
+
+
+def test_figures_of_many_rows_stay_of_a_size_that_can_be_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    table = build(make_many(tmp_path / "many", rows=48, seeds=1, images=100, epochs=3))
+    for kind, figure in figures_of(Shown(table, table.sections[0])):
+        figure.draw_without_rendering()  # which warns where a legend leaves no room
+        assert figure.get_figheight() < 15, kind.name
+        assert all(len(legend.get_texts()) <= 12 for legend in figure.legends), kind.name
 
 
 def test_a_figure_is_written_twice_the_same_with_texts_as_texts(drawn, tmp_path):

@@ -132,6 +132,15 @@ def test_a_dry_run_of_what_never_ran_makes_no_directory(tmp_path, no_ray, capsys
     assert capsys.readouterr().out.count("not begun") == 2
 
 
+def test_keys_are_made_as_often_as_there_are_trials_and_no_oftener(tmp_path, no_ray, monkeypatch):
+    """A key is a hash of a whole config: made for each pair of trials, a thousand of them would take half an hour."""
+    study = Study(tmp_path, {**TINY, "seeds": list(range(20))}, "sqlite:///nowhere.db")
+    made, make_trial = [], folder.make_trial
+    monkeypatch.setattr(folder, "make_trial", lambda *given: made.append(given) or make_trial(*given))
+    assert study.main("--dry-run") == 0
+    assert len(made) <= 2 * 40
+
+
 # --only, --set
 
 

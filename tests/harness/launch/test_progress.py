@@ -49,3 +49,16 @@ def test_progress_on_a_terminal_shows_every_state(tiny_trial):
     ):
         assert part in text
     console.file.close()
+
+
+def test_of_many_trials_those_at_work_are_shown_and_all_are_counted(tiny_trial):
+    made = [folder.make_trial(tiny_trial(seed=seed), "data") for seed in range(100)]
+    console = Console(width=200, height=20, force_terminal=True, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    progress = Progress(made, {trial.key: trial.config.label for trial in made}, console)
+    progress.epoch(made[90].key, {names.EPOCH: 1})
+    console.print(progress._render())
+    lines = console.export_text().splitlines()
+    console.file.close()
+    assert len(lines) < 20
+    assert made[90].config.label in lines[1]
+    assert "1 running, 99 waiting" in lines[-1]

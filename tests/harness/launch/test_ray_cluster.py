@@ -2,26 +2,19 @@
 
 import os
 import re
-import signal
-import socket
 import subprocess
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import pytest
-from processes import descendants
+from ray._private import worker
+from ray_nodes import free_port, start_node, stop_node
 from study import POLITENESS, TINY, Study
 
 from harness.launch import ray_cluster
 from harness.launch.ray_cluster import ResourceError, check_storage, ray
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def test_where_nothing_listens_is_told_before_ray_would_try(monkeypatch):
@@ -46,14 +39,16 @@ def test_a_token_that_is_missing_is_told_by_what_ray_prints(monkeypatch):
 def test_what_ray_itself_prints_goes_to_a_file_and_python_s_to_the_terminal(monkeypatch, tmp_path, capfd):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda *_, **__: os.write(2, b"state of a dead node\n"))
+    died = {"lines": ["a node died", "in two lines"], "pid": "raylet", "is_err": False}
     monkeypatch.setattr(ray, "cluster_resources", dict)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     log = tmp_path / "ray.log"
     with ray_cluster.cluster(None, log):
         print("ours", file=sys.stderr)
+        worker.print_to_stdstream(died, ignore_prefix=False)
     print("after", file=sys.stderr)
-    assert log.read_text() == "state of a dead node\n"
-    assert capfd.readouterr().err == "ours\nafter\n"
+    assert log.read_text() == "state of a dead node\na node died\nin two lines\n"
+    assert capfd.readouterr() == ("", "ours\nafter\n")
 
 
 def test_machines_are_asked_for_the_files(cluster, tmp_path):
@@ -72,25 +67,22 @@ def plain_cluster(tmp_path):
     (tmp_path / "head/.ray").mkdir(parents=True)
     (tmp_path / "head/.ray/auth_token").write_text("0123456789abcdef" * 4)
     port = free_port()
-    start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1"]
-    first = [*start, "--head", f"--port={port}", "--include-dashboard=false"]
-    second = [*start, f"--address=127.0.0.1:{port}"]
-    with _started(first, environment), _started(second, {**environment, "RAY_AUTH_MODE": "token"}):
+    second = {**environment, "RAY_AUTH_MODE": "token"}
+    with (
+        _started(environment, "--head", f"--port={port}", "--include-dashboard=false"),
+        _started(second, f"--address=127.0.0.1:{port}"),
+    ):
         yield f"127.0.0.1:{port}", environment
 
 
 @contextmanager
-def _started(command, environment):
+def _started(environment, *options):
     """A machine of a cluster, until the end."""
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    node = start_node(environment, *options)
     try:
-        assert any("Ray runtime started" in line for line in process.stdout), "ray start ended"
         yield
     finally:
-        for each in [process.pid, *descendants(process.pid)]:
-            with suppress(ProcessLookupError):
-                os.kill(each, signal.SIGKILL)
-        process.wait()
+        stop_node(node)
 
 
 @pytest.mark.slow

@@ -1,9 +1,11 @@
 """A sweep with made-up results of every kind that pages and figures show."""
 
+from itertools import product
+
 import numpy as np
 import pandas as pd
 
-from harness.config.settings import EvaluationSettings
+from harness.config.settings import EvaluationSettings, TrainSettings
 from harness.config.trial import TrialConfig
 from harness.storage import files, folder, names
 
@@ -86,4 +88,16 @@ def make(sweep):
         for model, count in (("cnn5", 120), ("cnn7", 100), ("cerdeq", 140)):
             add(sweep, right(count + seed, seed), model=model, seed=seed)
             add(sweep, right(count - 5 - seed, seed), model=model, method="crown-ibp", seed=seed)
+    return sweep
+
+
+def make_many(sweep, rows, seeds, images=1000, epochs=20):
+    """So many rows, of networks, methods and learning rates, the later ones better."""
+    kinds = list(product(LAYERS, ("ibp", "crown-ibp", "sabr", "mtl-ibp")))
+    for row, seed in product(range(rows), range(seeds)):
+        rate, (model, method) = 1e-4 * (1 + row // len(kinds)), kinds[row % len(kinds)]
+        draw = np.random.default_rng([row, seed])
+        certified = draw.permutation(images) < images * (0.3 + 0.6 * row / rows) + draw.integers(images // 50)
+        train = TrainSettings(learning_rate=rate)
+        add(sweep, certified, model=model, method=method, seed=seed, epochs=epochs, train=train)
     return sweep

@@ -30,6 +30,13 @@ def test_a_file_whose_writing_breaks_off_is_as_it_was(tmp_path):
     assert [each.name for each in path.parent.iterdir()] == ["file"]
 
 
+def test_what_a_killed_writer_left_goes_and_nothing_else(tmp_path):
+    for name in (".result.json.123.tmp", "result.json", ".lock", "notes.tmp"):
+        (tmp_path / name).touch()
+    files.remove_unfinished(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"result.json", ".lock", "notes.tmp"}
+
+
 def test_a_file_takes_its_name_only_when_it_is_whole_and_on_disk(tmp_path, monkeypatch):
     path, synced = tmp_path / "file", []
     fsync = os.fsync

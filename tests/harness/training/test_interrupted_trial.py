@@ -43,8 +43,10 @@ def test_a_trial_that_was_killed_goes_on_to_the_very_same_weights(tmp_path, tiny
 
     with pytest.raises(Killed):
         run_trial(tiny_trial(model), directory=tmp_path, report=kill, clock=kept_each_time())
-    rows = []
+    rows, half_written = [], tmp_path / f".{folder.EPOCHS}.1.tmp"
+    half_written.touch()
     run_trial(tiny_trial(model), directory=tmp_path, report=rows.append)
+    assert not half_written.exists()
     assert [row[names.EPOCH] for row in rows] == [3]
     whole, broken = (load_file(place / folder.WEIGHTS) for place in (whole_trial(model)[0], tmp_path))
     assert all(torch.equal(whole[name], broken[name]) for name in whole)

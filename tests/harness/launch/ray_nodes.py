@@ -1,0 +1,44 @@
+"""Machines of a Ray cluster, all on this one."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from processes import descendants
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def start_node(environment, *options):
+    """`ray start` with these options, which has begun."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1", *options]
+    node = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if not any("Ray runtime started" in line for line in node.stdout):
+        stop_node(node)
+        raise RuntimeError("ray start ended")
+    return node
+
+
+def stop_node(node):
+    for each in [node.pid, *descendants(node.pid)]:
+        with suppress(ProcessLookupError):
+            os.kill(each, signal.SIGKILL)
+    node.wait()
+    node.stdout.close()
+
+
+def raylet_of(node):
+    """The process id of a machine's raylet."""
+    for child in descendants(node.pid):
+        with suppress(OSError):
+            if Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")[0].endswith(b"/raylet"):
+                return child
+    raise ProcessLookupError("it has none")

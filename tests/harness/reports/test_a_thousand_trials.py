@@ -1,0 +1,33 @@
+"""Tables, tests and pages of a thousand finished trials: seconds of the commands, printed."""
+
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+from made_studies import make_many
+
+COMMANDS = ("status", "tables", "paired", "report")
+MOST = 60.0  # CPU seconds of a command, several times what it takes
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_thousand_trials_take_seconds(tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        sweep = make_many(tmp_path / "results/many", rows=100, seeds=10)
+    took = {}
+    for name in COMMANDS:
+        before = _cpu_seconds()
+        subprocess.run([sys.executable, "-m", f"harness.{name}", str(sweep)], check=True, capture_output=True)
+        took[name] = _cpu_seconds() - before
+    with capsys.disabled():
+        print("\nCPU seconds for 1,000 trials:", ", ".join(f"{name} {seconds:.1f}" for name, seconds in took.items()))
+    assert max(took.values()) < MOST
+
+
+def _cpu_seconds():
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
