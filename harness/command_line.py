@@ -51,12 +51,19 @@ def add_data_dir(parser: argparse.ArgumentParser) -> None:
 
 def add_results_dir(parser: argparse.ArgumentParser) -> None:
     """The option of all commands that train."""
-    parser.add_argument("--results-dir", type=Path, default=Path("results"), help="default: results")
+    what = "default: results; harness.run takes an address, too, such as s3://bucket/prefix"
+    parser.add_argument("--results-dir", type=_place, default=Path("results"), help=what)
 
 
 def add_sweep_directory(parser: argparse.ArgumentParser) -> None:
     """The argument of all commands that read a sweep's results."""
-    parser.add_argument("directory", type=Path, help="results/<sweep>, the directory that holds trials/")
+    what = "results/<sweep>, the directory that holds trials/, or its address, which results/<sweep> then mirrors"
+    parser.add_argument("directory", type=_place, help=what)
+
+
+def _place(text: str) -> Path | str:
+    """A path, or an address as it is."""
+    return text if "://" in text else Path(text)
 
 
 def parser_of(name: str) -> argparse.ArgumentParser:
@@ -76,6 +83,8 @@ def main(name: str, arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status, one of STATUSES."""
     options = parser_of(name).parse_args(arguments)
     try:
+        if isinstance(getattr(options, "directory", None), str):
+            options.directory = import_module("harness.launch.shared").mirrored(options.directory)
         return import_module(COMMANDS[name][0]).main(options)
     except InputError as error:
         print(masked(f"error: {error}"), file=sys.stderr)
