@@ -198,8 +198,12 @@ def _write(fs: Any, path: str, content: bytes) -> FileInfo:
     """Under a temporary name first: pyarrow ends an upload that was broken off as if it were whole."""
     parent, _, name = path.rpartition("/")
     temporary = f"{parent}/.{name}.{_me()}.tmp"
-    fs.create_dir(parent, recursive=True)
-    with fs.open_output_stream(temporary) as stream:
+    try:
+        stream = fs.open_output_stream(temporary)
+    except FileNotFoundError:  # where directories are more than a part of names
+        fs.create_dir(parent, recursive=True)
+        stream = fs.open_output_stream(temporary)
+    with stream:
         stream.write(content)
     fs.move(temporary, path)
     return fs.get_file_info(path)

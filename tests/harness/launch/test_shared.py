@@ -36,9 +36,9 @@ def run(uri, key, report=lambda row: None):
 
 
 @pytest.fixture
-def killed(given, monkeypatch):
-    """The trial, killed by its worker's machine after the second epoch, whose checkpoint was kept."""
-    key, uri, place = given
+def killed(given):
+    """The trial, killed with its worker's machine after the second epoch, whose checkpoint was kept."""
+    key, uri, _ = given
 
     def kill(row):
         if row[names.EPOCH] == 2:
