@@ -91,9 +91,10 @@ class Shared:
     def forget_failures(self, places: Sequence[Path]) -> None:
         """Remove what these trials failed by before."""
         for place in places:
-            (place / folder.FAILURE).unlink(missing_ok=True)
-            if self.uri is not None:
-                remote.remove(self.uri, f"{_below(place)}/{folder.FAILURE}")
+            if (place / folder.FAILURE).exists():
+                (place / folder.FAILURE).unlink()
+                if self.uri is not None:
+                    remote.remove(self.uri, f"{_below(place)}/{folder.FAILURE}")
 
     def pass_on_stop(self) -> None:
         """Tell workers elsewhere whether there is a file that stops them."""

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
@@ -41,7 +41,8 @@ def running(command, port, log, **options):
                 time.sleep(0.1)
             yield server
         finally:
-            os.killpg(server.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGKILL)
             server.wait()
 
 
@@ -93,7 +94,7 @@ def postgres():
         assert done.returncode == 0, done.stderr
         command = [initdb.with_name("postgres"), "-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", place, "-F"]
         with running(command, port, f"{place}/postgres.log", **options):
-            yield f"postgresql://bench:{PASSWORD}@127.0.0.1:{port}/postgres"
+            yield f"postgresql+psycopg2://bench:{PASSWORD}@127.0.0.1:{port}/postgres"
 
 
 @contextmanager

@@ -52,7 +52,7 @@ class Machine(Study):
         """The command, sent a signal once a trial has so many epochs, and what it printed."""
         driver = self.start(cwd=self.root)
         try:
-            wait_for(lambda: any(len(folder.read_epochs(place)) > epochs for place in self.places.values()), 200)
+            wait_for(lambda: any(len(folder.read_epochs(place)) > epochs for place in self.places.values()), 600)
             running = workers(driver.pid)
             assert running
             driver.send_signal(number)
@@ -65,7 +65,7 @@ class Machine(Study):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)
 def test_a_sweep_goes_on_from_machine_to_machine_to_the_very_same_end(tmp_path, store, bucket, monkeypatch):
     content = {**LONG, "name": "elsewhere", "seeds": [0, 1], "width": 0.1, "train_images": 640}
     one, two, three = (Machine(tmp_path / name, content, store) for name in ("one", "two", "three"))
@@ -82,7 +82,7 @@ def test_a_sweep_goes_on_from_machine_to_machine_to_the_very_same_end(tmp_path, 
         assert two.rows()[key][: len(rows)] == rows, "epochs with a checkpoint are not trained again: to the second"
 
     command = [sys.executable, "-m", "harness.run", *three.options]
-    done = subprocess.run(command, cwd=three.root, capture_output=True, text=True, timeout=400, check=False)
+    done = subprocess.run(command, cwd=three.root, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "was held by process" in done.stderr, "the lease of the one that was killed"
     assert f"\nAnd at:\n{three.uri}/elsewhere\n" in done.stdout
@@ -107,7 +107,7 @@ def test_a_sweep_goes_on_from_machine_to_machine_to_the_very_same_end(tmp_path, 
         *(folder.COUNTEREXAMPLES, folder.RESULT),
     }
     assert {f"{PREFIX}/elsewhere/leaderboard.md", f"{PREFIX}/elsewhere/report.html"} <= before.keys()
-    again = subprocess.run(command, cwd=one.root, capture_output=True, text=True, timeout=200, check=False)
+    again = subprocess.run(command, cwd=one.root, capture_output=True, text=True, timeout=600, check=False)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "2 finished already" in again.stdout
     after = objects(bucket)
