@@ -1,15 +1,16 @@
 """A sweep whose results lie at an S3-compatible server: stopped, killed and gone on with from other machines."""
 
+import os
 import signal
 import subprocess
 import sys
 
 import pytest
 from processes import alive, wait_for, workers
-from servers import BUCKET, client, s3
-from study import LONG, Study
+from servers import BUCKET, client, free_port, ray_machine, s3
+from study import LONG, POLITENESS, TINY, Study
 
-from harness.launch.shared import mirrored
+from harness.launch.shared import MARK, mirrored
 from harness.storage import folder, remote
 from harness.training import run_trial
 
@@ -22,6 +23,7 @@ def bucket(tmp_path, monkeypatch):
     with s3(tmp_path) as environment:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
+        remote._opened.cache_clear()  # of a server that another test had
         yield environment
 
 
@@ -40,6 +42,9 @@ class Machine(Study):
         super().__init__(directory, content, store)
         self.uri = f"s3://{BUCKET}/{PREFIX}"
         self.options[self.options.index("--results-dir") + 1] = self.uri
+
+    def files(self):
+        return super().files() - {MARK, "ray.log"}
 
     def rows(self):
         """The epochs that are told at the bucket, of each trial."""
@@ -94,11 +99,7 @@ def test_a_sweep_goes_on_from_machine_to_machine_to_the_very_same_end(tmp_path, 
         there = remote.read(f"{three.uri}/elsewhere", f"trials/{made.key}/{name}")
         assert there == (quiet / name).read_bytes(), name
     assert set(three.runs) == {made.key for made in three.trials.values()}
-    three.directory.joinpath(".remote").unlink()
-    try:
-        three.assert_complete()
-    finally:
-        three.directory.joinpath(".remote").write_text(f"{three.uri}/elsewhere")
+    three.assert_complete()
 
     before = objects(bucket)
     trials = {name for name in before if "/trials/" in name}
@@ -115,3 +116,36 @@ def test_a_sweep_goes_on_from_machine_to_machine_to_the_very_same_end(tmp_path, 
     monkeypatch.chdir(two.root)
     assert mirrored(f"{two.uri}/elsewhere") == two.directory
     assert all(folder.read_result(place) for place in two.places.values())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_machines_of_a_cluster_share_by_the_address_alone(tmp_path, store, bucket):
+    """The one that trains is asked first whether it can use the storage."""
+    machine = Machine(tmp_path / "driver", TINY, store)
+    nowhere = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}"}
+    refused = on_two_machines(machine, nowhere)
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    assert f"{machine.uri}/tiny cannot be used: " in refused.stderr and "of the Ray cluster" in refused.stderr
+    assert not [name for name in objects(bucket) if name.endswith(folder.EPOCHS)], "nothing was trained"
+    done = on_two_machines(machine, {})
+    assert done.returncode == 0, done.stdout + done.stderr
+    machine.assert_complete()
+    held = {name.rpartition("/")[2] for name in objects(bucket)}
+    assert {folder.CHECKPOINT, folder.RESULT, "leaderboard.md"} <= held
+
+
+def on_two_machines(machine, environment):
+    """What came of the command on a cluster whose second machine, which alone trains, has this environment."""
+    port, logs = free_port(), machine.root.parent
+    head = "--head", f"--port={port}", "--include-dashboard=false", "--num-cpus=0"
+    other = f"--address=127.0.0.1:{port}", "--num-cpus=1"
+    command = [sys.executable, "-m", "harness.run", *machine.options, "--ray-address", f"127.0.0.1:{port}"]
+    own = {**os.environ, **POLITENESS, "RAY_AUTH_MODE": "disabled"}
+    with (
+        ray_machine(logs / "head.log", POLITENESS, *head),
+        ray_machine(logs / "other.log", POLITENESS | environment, *other),
+    ):
+        return subprocess.run(
+            command, cwd=machine.root, env=own, capture_output=True, text=True, timeout=900, check=False
+        )
