@@ -51,12 +51,19 @@ def add_data_dir(parser: argparse.ArgumentParser) -> None:
 
 def add_results_dir(parser: argparse.ArgumentParser) -> None:
     """The option of all commands that train."""
-    parser.add_argument("--results-dir", type=Path, default=Path("results"), help="default: results")
+    what = "default: results; harness.run takes an address, too, such as s3://bucket/prefix"
+    parser.add_argument("--results-dir", type=place, default=Path("results"), help=what)
 
 
 def add_sweep_directory(parser: argparse.ArgumentParser) -> None:
     """The argument of all commands that read a sweep's results."""
-    parser.add_argument("directory", type=Path, help="results/<sweep>, the directory that holds trials/")
+    what = "results/<sweep>, the directory that holds trials/, or its address, which results/<sweep> then mirrors"
+    parser.add_argument("directory", type=place, help=what)
+
+
+def place(text: str) -> Path | str:
+    """The type of arguments that may be an address: a path, or an address as it is, which `main` has mirrored."""
+    return text if "://" in text else Path(text)
 
 
 def parser_of(name: str) -> argparse.ArgumentParser:
@@ -76,6 +83,10 @@ def main(name: str, arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status, one of STATUSES."""
     options = parser_of(name).parse_args(arguments)
     try:
+        if hasattr(options, "directory"):
+            options.directory = _mirrored(options.directory)
+        if hasattr(options, "directories"):
+            options.directories = list(map(_mirrored, options.directories))
         return import_module(COMMANDS[name][0]).main(options)
     except InputError as error:
         print(masked(f"error: {error}"), file=sys.stderr)
@@ -86,3 +97,8 @@ def main(name: str, arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; what is finished is kept, and the same command goes on from there", file=sys.stderr)
         return INTERRUPTED
+
+
+def _mirrored(given: Path | str) -> Path:
+    """A path as it is, or the directory that mirrors an address."""
+    return given if isinstance(given, Path) else import_module("harness.launch.shared").mirrored(given)

@@ -27,6 +27,7 @@ from harness.launch import plan
 from harness.launch.estimate import longest_first
 from harness.launch.mlflow_policy import Mirror
 from harness.launch.progress import Progress
+from harness.launch.shared import Shared
 from harness.launch.stopping import Stopping
 from harness.launch.study import Study
 from harness.reports import report
@@ -83,7 +84,8 @@ def main(options: argparse.Namespace) -> int:
     sweep = load_sweep(options.sweep, options.profile, _has_gpu(options.ray_address), options.set)
     data = load(sweep.dataset, options.data_dir, writes=not options.dry_run)
     _check_data(sweep, data)
-    directory = (options.results_dir / sweep.name).absolute()
+    shared = Shared.of(options.results_dir, sweep.name)
+    directory = shared.directory
     if sweep.search is not None:
         _check_owner(directory, sweep)
         found = _searched(sweep, data, directory, options, console)
@@ -96,16 +98,17 @@ def main(options: argparse.Namespace) -> int:
     require("--only", options.only, bool(chosen), f"a key or a label of one of: {', '.join(named.values())}")
     if options.export:
         return _export(chosen, options.export)
+    shared.begin(writes=not options.dry_run)
     _check_owner(directory, sweep)
     places = {trial.key: folder.place(directory, trial.key) for trial in chosen}
     for trial in chosen:
         folder.refuse_another(places[trial.key], trial)
-    study = Study(sweep, data, chosen, named, directory, places)
+    study = Study(sweep, data, chosen, named, shared, places)
     if options.dry_run:
         _announce(study, study.waiting(), options.profile, console)
         plan.show(study, options.retry_failed, options.ray_address, console)
         return OK
-    with locked(directory):
+    with locked(directory), shared.held():
         return _complete(study, options, console)
 
 
@@ -141,12 +144,16 @@ def _complete(study: Study, options: argparse.Namespace, console: Console) -> in
     mirror = Mirror(sweep.name, options.tracking_uri, _rows(directory, study.trials), console)
     for trial in study.trials:
         folder.claim(places[trial.key], trial)
+    study.shared.give_trials()
     shutil.rmtree(directory / _RAY, ignore_errors=True)  # what a driver that was killed left
     for place in (directory, directory / report.FIGURES):
         remove_unfinished(place)
     interrupted = False
     if tried:
-        with Progress(tried, study.named, console) as progress, Stopping(directory / folder.STOP, progress.say) as stop:
+        with (
+            Progress(tried, study.named, console) as progress,
+            Stopping(directory / folder.STOP, progress.say, study.shared.pass_on_stop) as stop,
+        ):
             try:
                 _train(study, tried, options, mirror, progress, stop)
             except KeyboardInterrupt:
@@ -160,7 +167,10 @@ def _complete(study: Study, options: argparse.Namespace, console: Console) -> in
     tables.show(table, said, console)
     mirror.finish(directory, table, study.file_s)
     page = report.write_page(table, said, options.data_dir)  # last: figures take seconds
+    study.shared.give_tables()
     console.print(f"\nAll of it on a page:\n{escape(str(page))}", soft_wrap=True)
+    if study.shared.uri is not None:
+        console.print(f"\nAnd at:\n{escape(study.shared.uri)}", soft_wrap=True)
     if interrupted:
         raise KeyboardInterrupt
     return OK if not study.waiting() and not mirror.broken else FAILED
@@ -189,6 +199,7 @@ def _train(
         else:
             progress.judged(place.name, row[names.JUDGED], row[names.IMAGES])
         if names.EPOCH in row or place not in begun:  # one that is only judged has no row to come
+            study.shared.fetch(place)
             mirror.sync(place)
         begun.add(place)
 
@@ -196,22 +207,26 @@ def _train(
         if not place.is_dir():
             progress.failed(place.name, f"its folder is gone: {place}")
             return
+        away = study.shared.fetch_last(place)
         result, failure = folder.read_result(place), folder.read_failure(place)
         if result is not None:
             progress.finished(place.name, result)
-        elif failure is None and error is None and stop.asked:
+        elif failure is None and error is None and away is None and stop.asked:
             progress.stopped(place.name)
         else:
             if failure is None:  # the worker died before it could say why
-                failure = _written_failure(place, error or "its worker ended without a result")
+                failure = _written_failure(place, error or away or "its worker ended without a result")
+                study.shared.give_failure(place)
             progress.failed(place.name, failure["error"])
             if options.fail_fast:
                 stop.ask("a trial failed")
         mirror.sync(place, running=False)
 
-    for place in places:
-        (place / folder.FAILURE).unlink(missing_ok=True)  # an old failure is not this run's
-    run_folders(places, data_dir, cpu, gpu, storage, on_report, on_end, options.ray_address, options.max_concurrent)
+    study.shared.forget_failures(places)  # an old failure is not this run's
+    run_folders(
+        places, data_dir, cpu, gpu, storage, on_report, on_end, options.ray_address, options.max_concurrent,
+        uri=study.shared.uri,
+    )  # fmt: skip
 
 
 def _written_failure(place: Path, error: str) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from ray._private import worker
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from harness.errors import InputError
+from harness.storage.remote import check
 
 MAX_RETRIES = 2
 _PATIENCE = 5.0  # seconds for a connection; Ray itself would try for two minutes
@@ -92,23 +93,35 @@ def side_by_side(cpu: int, gpu: float) -> int:
     )
 
 
-def check_storage(needed: list[Path]) -> None:
-    """Raise ResourceError where a machine of the cluster does not have one of these files or directories."""
+def check_storage(needed: list[Path], uri: str | None = None) -> None:
+    """Raise ResourceError where a machine of the cluster does not have one of these files or directories, or cannot
+    use the storage at an address."""
     probe = ray.remote(num_cpus=0, max_retries=MAX_RETRIES)(_missing)
-    asked = {}
+    asked = []
     for node in _nodes():
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        asked[node["NodeManagerAddress"]] = probe.options(scheduling_strategy=there).remote([str(p) for p in needed])
-    for machine, answer in asked.items():
-        if missing := ray.get(answer):
+        answer = probe.options(scheduling_strategy=there).remote([str(path) for path in needed], uri)
+        asked.append((node["NodeManagerAddress"], answer))
+    for machine, answer in asked:
+        missing, why = ray.get(answer)
+        if why:
+            raise ResourceError(f"machine {machine} of the Ray cluster: {why}; credentials are its own environment's")
+        if missing:
             raise ResourceError(
                 f"machine {machine} of the Ray cluster does not have {', '.join(missing)}; results and data must lie "
                 "on storage that all of its machines share, or the same files at the same path"
             )
 
 
-def _missing(paths: list[str]) -> list[str]:
-    return [path for path in paths if not Path(path).exists()]
+def _missing(paths: list[str], uri: str | None) -> tuple[list[str], str]:
+    """Which of the paths are not there, and why the storage at the address cannot be used, where it cannot."""
+    missing = [path for path in paths if not Path(path).exists()]
+    try:
+        if uri is not None:
+            check(uri)
+    except InputError as error:
+        return missing, str(error)
+    return missing, ""
 
 
 def _nodes() -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 Ray places trials and retries those whose worker died; it keeps nothing that matters. A trial's own folder is the truth,
 and a retry, or a later run of the same sweep, goes on from the checkpoint there. On several machines the results
-directory must therefore lie on storage that all of them share.
+directory must therefore lie on storage that all of them share, or at an address, where workers exchange it.
 """
 
 import logging
@@ -33,6 +33,7 @@ from ray.tune.search import Searcher
 from harness.clock import OutOfTime
 from harness.environment import source_digest
 from harness.errors import InputError
+from harness.launch.shared import is_stopped, run_at
 from harness.memory import free_memory
 from harness.search.rungs import CANDIDATE, run_candidate
 from harness.storage import folder, names
@@ -93,10 +94,10 @@ class _Supply(Searcher):
 
 
 def train_folder(config: dict[str, Any]) -> None:
-    """What a worker runs: the trial whose folder is config's `directory`, on as many threads as it was given CPUs and
-    in its share of a GPU's memory."""
-    directory = Path(config["directory"])
-    if folder.stop_file(directory).exists():
+    """What a worker runs: the trial whose folder is config's `directory`, or called so at config's `uri`, on as many
+    threads as it was given CPUs and in its share of a GPU's memory."""
+    directory, uri = Path(config["directory"]), config.get("uri")
+    if is_stopped(uri) if uri else folder.stop_file(directory).exists():
         return
     given = ray.get_runtime_context().get_assigned_resources()
     torch.set_num_threads(max(1, int(given.get("CPU", 1))))
@@ -104,9 +105,14 @@ def train_folder(config: dict[str, Any]) -> None:
         if not torch.cuda.is_available():
             raise RuntimeError(f"trial {directory.name} was given a GPU that torch does not see")
         torch.cuda.set_per_process_memory_fraction(min(1.0, share))  # the rest is of those it shares the GPU with
+    told, code = (tune.report, config["data_dir"], _report_judged), config.get("code")
     with suppress(*HOPELESS, OutOfTime):  # failure.json tells; or the sweep is asked to stop
-        run = run_candidate if (directory / CANDIDATE).exists() else run_folder
-        run(directory, tune.report, config["data_dir"], _report_judged, code=config.get("code"))
+        if uri:
+            run_at(uri, directory.name, *told, code=code)
+        elif (directory / CANDIDATE).exists():
+            run_candidate(directory, *told, code=code)
+        else:
+            run_folder(directory, *told, code=code)
     free_memory()
 
 
@@ -143,6 +149,7 @@ def run_folders(
     address: str | None = None,
     at_once: int | None = None,
     worker: Callable[[dict[str, Any]], None] = train_folder,
+    uri: str | None = None,
 ) -> None:
     """Run the trial of every folder (each with its trial.json), as many at a time as fit.
 
@@ -150,7 +157,8 @@ def run_folders(
     on_report: told a trial's folder and an epoch's row, or how many images are judged, and of how many.
     cpu, gpu: what each trial reserves; trials with a fraction of a GPU share it. storage: where Ray may keep its own
     state meanwhile; what it prints goes to ray.log beside it. address: of a running cluster; else one is started here,
-    unless this process has Ray up already. at_once: no more trials than that at a time.
+    unless this process has Ray up already. at_once: no more trials than that at a time. uri: of the sweep, where its
+    folders are shared by address; workers then need none of these.
     Returns when all have ended, well or not: their folders tell.
     Raises ResourceError where CUDA is there and Ray does not see it, no machine has what a trial asks for, or one of a
     cluster's does not have the trials' files.
@@ -159,8 +167,8 @@ def run_folders(
     with cluster(address, storage.with_name(LOG)) as resources:
         check_resources(resources, cpu, gpu)
         if address:
-            _check_storage(storage.parent, data_dir)
-        space: dict[str, Any] = {"data_dir": data_dir, "code": source_digest()}
+            _check_storage(storage.parent, data_dir, uri)
+        space: dict[str, Any] = {"data_dir": data_dir, "code": source_digest(), "uri": uri}
         tuning: dict[str, Any] = {"max_concurrent_trials": at_once}
         if callable(folders):
             fitting = side_by_side(cpu, gpu)
@@ -186,13 +194,14 @@ def run_folders(
             shutil.rmtree(storage, ignore_errors=True)
 
 
-def _check_storage(results: Path, data_dir: str | None) -> None:
+def _check_storage(results: Path, data_dir: str | None, uri: str | None) -> None:
     """Raise ResourceError where a machine of the cluster does not share the results, or lacks the data."""
     for old in results.glob(f"{_SHARED}*"):  # of a driver that was killed
         old.unlink(missing_ok=True)
     marker = results.absolute() / f"{_SHARED}{time.time_ns()}"  # which no machine can have a copy of
     marker.touch()
+    data = [Path(data_dir)] if data_dir and Path(data_dir).exists() else []
     try:
-        check_storage([marker, *([Path(data_dir)] if data_dir and Path(data_dir).exists() else [])])
+        check_storage(data if uri else [marker, *data], uri)
     finally:
         marker.unlink(missing_ok=True)

@@ -44,6 +44,8 @@ def main(options: argparse.Namespace) -> int:
     """Returns the exit status. Raises InputError before anything is started."""
     limit = options.minutes
     require("--minutes", limit, limit is None or 0 < limit < math.inf, "above 0")
+    place = options.results_dir
+    require("--results-dir", place, isinstance(place, Path), "a directory; addresses are for harness.run")
     clock = Clock(None if limit is None else 60 * limit)
     trials = [_read(path) for path in options.trials]
     named = dict(zip((trial.key for trial in trials), labels([trial.config for trial in trials]), strict=True))

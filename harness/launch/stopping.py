@@ -1,6 +1,6 @@
 """How a sweep that runs is stopped: Ctrl-C once ends each running trial with its epoch, twice ends all at once.
 
-Trials are told by a file in the sweep's directory, which workers on other machines see too.
+Trials are told by a file in the sweep's directory, which workers on other machines see too, or are told of.
 """
 
 import signal
@@ -15,22 +15,27 @@ from harness.storage.files import write_text
 class Stopping:
     """A context manager around running trials, entered in the main thread.
 
-    flag: the file that tells trials. say: told why, once. asked: whether they are to stop; interrupted: by Ctrl-C.
+    flag: the file that tells trials. say: told why, once. pass_on: called after the file has come or gone.
+    asked: whether they are to stop; interrupted: by Ctrl-C.
     """
 
-    def __init__(self, flag: Path, say: Callable[[str], None]):
-        self.flag, self.say = flag, say
+    def __init__(self, flag: Path, say: Callable[[str], None], pass_on: Callable[[], None] = lambda: None):
+        self.flag, self.say, self.pass_on = flag, say, pass_on
         self.asked = self.interrupted = False
         self.before: Any = None
 
     def __enter__(self) -> "Stopping":
-        self.flag.unlink(missing_ok=True)  # of a run that was killed
+        self._remove()  # of a run that was killed
         self.before = signal.signal(signal.SIGINT, self._interrupt)
         return self
 
     def __exit__(self, *error: object) -> None:
         signal.signal(signal.SIGINT, self.before)
+        self._remove()
+
+    def _remove(self) -> None:
         self.flag.unlink(missing_ok=True)
+        self.pass_on()
 
     def ask(self, why: str) -> None:
         """Let running trials end with the epoch, or the batch of judging, that they are in, and begin no other."""
@@ -38,6 +43,7 @@ class Stopping:
             self.asked = True
             write_text(self.flag, why)
             self.say(f"{why}: running trials end with their epoch, which is kept; Ctrl-C stops at once")
+            self.pass_on()
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         if self.interrupted:

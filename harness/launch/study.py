@@ -6,6 +6,7 @@ from pathlib import Path
 
 from harness.config.sweep_file import Sweep
 from harness.data import Data
+from harness.launch.shared import Shared
 from harness.storage import folder
 from harness.storage.folder import Trial
 
@@ -13,14 +14,19 @@ from harness.storage.folder import Trial
 @dataclass(frozen=True)
 class Study:
     """A sweep on its data. trials: those that are meant; places: their folders, by key. named: the label of each of the
-    sweep's, by key."""
+    sweep's, by key. shared: where the directory's files are shared."""
 
     sweep: Sweep
     data: Data
     trials: list[Trial]
     named: dict[str, str]
-    directory: Path
+    shared: Shared
     places: dict[str, Path]
+
+    @property
+    def directory(self) -> Path:
+        """The sweep's directory."""
+        return self.shared.directory
 
     @cached_property
     def file_s(self) -> set[str]:

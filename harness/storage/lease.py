@@ -1,5 +1,7 @@
 """Who holds a directory: a lock, and beside it a lease that is renewed, for file systems that pass no locks on.
 
+An address has the lease alone.
+
 .lock says in JSON who holds the directory: host, process, since, and how often that was renewed. What a process of this
 machine left there without the lock is of one that is gone. What another machine's left is watched: whoever renews it is
 alive, and is left alone; one that does not for `STALE` seconds by the clock of whoever waits is gone. Clocks of two
@@ -13,18 +15,22 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from harness.errors import InputError
+from harness.masking import masked
+from harness.storage import remote
 from harness.storage.files import make_directory
 
 LOCK = ".lock"
 RENEWED, STALE = 10.0, 60.0
 """Seconds between two renewals, and without one until a lease is taken over."""
+
+Read = Callable[[], dict[str, Any] | None]
 
 _log = logging.getLogger(__name__)
 _TAKEN_OVER = 1  # the exit status
@@ -40,22 +46,48 @@ def locked(directory: Path) -> Iterator[None]:
     make_directory(directory)
     path = directory / LOCK
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    mine = {"host": socket.gethostname(), "process": os.getpid(), "since": time.time()}
-    ended = threading.Event()
-    keeper = threading.Thread(target=_keep, args=(path, descriptor, mine, ended), daemon=True)
     try:
         _refuse_others(path, descriptor)
-        _write(descriptor, mine | {"renewed": 0})
-        keeper.start()
-        try:
+        with _renewed(lambda: _read(path), lambda text: _write(descriptor, text), directory):
             yield
-        finally:
-            ended.set()
-            keeper.join()
-            if _is(_read(path), mine):
-                os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def leased(uri: str) -> Iterator[None]:
+    """Hold an address for this process alone, as `locked` does a directory, but that a process which was killed on this
+    very machine is waited for, too.
+
+    Raises InputError where another run holds it, OSError.
+    """
+
+    def read() -> dict[str, Any] | None:
+        return _parsed(remote.read(uri, LOCK) or b"")
+
+    where = masked(uri)
+    if (found := read()) is not None:
+        _watch(found, read, where)
+    with _renewed(read, lambda text: remote.write(uri, LOCK, text), where):
+        yield
+
+
+@contextmanager
+def _renewed(read: Read, write: Callable[[bytes], None], where: object) -> Iterator[None]:
+    """Within, a lease is this process's and renewed; then it is empty, unless it is another's by then."""
+    mine = {"host": socket.gethostname(), "process": os.getpid(), "since": time.time()}
+    ended = threading.Event()
+    keeper = threading.Thread(target=_keep, args=(read, write, where, mine, ended), daemon=True)
+    write(json.dumps(mine | {"renewed": 0}).encode())
+    keeper.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        keeper.join()
+        with suppress(OSError):
+            if _is(read(), mine):
+                write(b"")
 
 
 def holder(directory: Path) -> dict[str, Any] | None:
@@ -85,29 +117,37 @@ def _refuse_others(path: Path, descriptor: int) -> None:
     found = _read(path)
     if found is None or (has_lock and found["host"] == socket.gethostname()):
         return
+    _watch(found, lambda: _read(path), path.parent)
+
+
+def _watch(found: dict[str, Any], read: Read, where: object) -> None:
+    """Wait for as long as whoever holds the lease has to renew it. Raises InputError where that is done."""
     who = f"process {found['process']} on {found['host']}"
-    _log.warning("%s was held by %s: taken over unless that says in %g s that it is there", path.parent, who, STALE)
+    _log.warning("%s was held by %s: taken over unless that says in %g s that it is there", where, who, STALE)
     until = time.monotonic() + STALE
     while time.monotonic() < until:
         time.sleep(min(1.0, STALE / 10))
-        now = _read(path)
+        now = read()
         if now is None:  # it has ended
             return
         if now != found:
-            raise InputError(f"another run is writing to {path.parent}: process {now['process']} on {now['host']}")
+            raise InputError(f"another run is writing to {where}: process {now['process']} on {now['host']}")
 
 
-def _keep(path: Path, descriptor: int, mine: dict[str, Any], ended: threading.Event) -> None:
-    """Renew the lease until it is given up."""
+def _keep(
+    read: Read, write: Callable[[bytes], None], where: object, mine: dict[str, Any], ended: threading.Event
+) -> None:
+    """Renew the lease until it is given up; where that cannot be done, later."""
     for renewed in count(1):
         if ended.wait(RENEWED):
             return
-        found = _read(path)
-        if found is not None and not _is(found, mine):
-            told = f"{path.parent} was taken over by process {found['process']} on {found['host']}: this run ends"
-            _log.error("%s, and may be started again", told)
-            os._exit(_TAKEN_OVER)
-        _write(descriptor, mine | {"renewed": renewed})
+        with suppress(OSError):
+            found = read()
+            if found is not None and not _is(found, mine):
+                told = f"{where} was taken over by process {found['process']} on {found['host']}: this run ends"
+                _log.error("%s, and may be started again", told)
+                os._exit(_TAKEN_OVER)
+            write(json.dumps(mine | {"renewed": renewed}).encode())
 
 
 def _is(found: dict[str, Any] | None, mine: dict[str, Any]) -> bool:
@@ -115,16 +155,22 @@ def _is(found: dict[str, Any] | None, mine: dict[str, Any]) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """What a lease says; None where there is none, or none that can be read."""
+    """What a directory's lease says; None where there is none, or none that can be read."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return found if found.keys() >= {"host", "process", "since"} else None
-    except (OSError, ValueError, AttributeError, RecursionError):
+        return _parsed(path.read_bytes())
+    except OSError:
         return None
 
 
-def _write(descriptor: int, content: dict[str, Any]) -> None:
+def _parsed(text: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(text)
+        return found if found.keys() >= {"host", "process", "since"} else None
+    except (ValueError, AttributeError, RecursionError):
+        return None
+
+
+def _write(descriptor: int, text: bytes) -> None:
     """In place, since another file would not be locked."""
-    text = json.dumps(content).encode()
     os.pwrite(descriptor, text, 0)
     os.ftruncate(descriptor, len(text))

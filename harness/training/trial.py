@@ -73,10 +73,12 @@ def run_folder(
     judged: Judged = lambda done, images: None,
     until: int | None = None,
     code: str | None = None,
+    asked: Callable[[], bool] | None = None,
 ) -> folder.TrialResult:
     """`run_trial` of the trial that has claimed the folder; whatever goes wrong leaves failure.json.
 
     until: an epoch to stop after. code: the source_digest() of who asks for it, where that may be another machine.
+    asked: whether the sweep is asked to stop; by default the file in its directory says so.
     Raises OutOfTime there, and where the sweep is asked to stop, SettingError where the code here is another.
     """
     with _failure_written(directory), logged(directory):
@@ -88,7 +90,7 @@ def run_folder(
         data = load(trial.config.dataset, data_dir)
         fits = data.fingerprint == trial.fingerprint
         require("data", data.fingerprint, fits, f"the data this trial was made for, {trial.fingerprint}")
-        clock = Clock(asked=folder.stop_file(directory).exists, until=until)
+        clock = Clock(asked=asked or folder.stop_file(directory).exists, until=until)
         return _finished(trial, data, directory, report, judged, clock)
 
 

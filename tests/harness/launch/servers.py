@@ -1,0 +1,127 @@
+"""Servers on this machine alone, for as long as a test lasts: S3-compatible storage, PostgreSQL, MLflow."""
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import urlsplit
+
+import boto3
+import pytest
+from processes import descendants, wait_for
+
+BUCKET = "bench"
+KEYS = {"AWS_ACCESS_KEY_ID": "somebody", "AWS_SECRET_ACCESS_KEY": "nobody-knows", "AWS_DEFAULT_REGION": "us-east-1"}
+PASSWORD = "not%2Dto%2Dbe%2Dseen"
+SEEN = ("not%2Dto%2Dbe%2Dseen", "not-to-be-seen")  # as it is written in an address, and as it is
+ANYBODY = "nobody"  # PostgreSQL does not run as root
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@contextmanager
+def running(command, port, log, **options):
+    """A server that answers at a port, until the end; what it prints goes to a file."""
+    with open(log, "w") as file:
+        server = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, **options)
+        try:
+            until = time.monotonic() + 200
+            while not _answers(port):
+                assert server.poll() is None and time.monotonic() < until, Path(log).read_text()
+                time.sleep(0.1)
+            yield server
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+
+def _answers(port):
+    with socket.socket() as tried:
+        return tried.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextmanager
+def s3(directory):
+    """The environment in which s3://BUCKET leads to a server of this machine."""
+    port = free_port()
+    environment = {**KEYS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_EC2_METADATA_DISABLED": "true"}
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with running(command, port, directory / "s3.log"):
+        client(environment).create_bucket(Bucket=BUCKET)
+        yield environment
+
+
+def client(environment):
+    """A client of that server that is not pyarrow's."""
+    return boto3.client(
+        "s3",
+        endpoint_url=environment["AWS_ENDPOINT_URL"],
+        aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
+        region_name=environment["AWS_DEFAULT_REGION"],
+    )
+
+
+@contextmanager
+def postgres():
+    """The address of an empty PostgreSQL database, with a password in it; skips where there is no PostgreSQL."""
+    found = [shutil.which("initdb"), *map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb"))]
+    initdb = next((Path(path).resolve() for path in found if path), None)
+    if initdb is None:
+        pytest.skip("needs PostgreSQL: no initdb on PATH or in /usr/lib/postgresql")
+    is_root = os.geteuid() == 0
+    if is_root and ANYBODY not in {entry.pw_name for entry in pwd.getpwall()}:
+        pytest.skip(f"PostgreSQL does not run as root, and there is no user {ANYBODY!r}")
+    with TemporaryDirectory(prefix="postgres-") as place:  # pytest's own are closed to others
+        if is_root:
+            shutil.chown(place, ANYBODY)
+        options = {"cwd": place, **({"user": ANYBODY, "extra_groups": []} if is_root else {})}
+        port, data, password = free_port(), f"{place}/data", Path(place, "password")
+        password.write_text(SEEN[1])
+        made = [initdb, "-D", data, "-U", "bench", "--auth=scram-sha-256", f"--pwfile={password}", "--no-sync"]
+        done = subprocess.run(made, capture_output=True, text=True, check=False, **options)
+        assert done.returncode == 0, done.stderr
+        command = [initdb.with_name("postgres"), "-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", place, "-F"]
+        with running(command, port, f"{place}/postgres.log", **options):
+            yield f"postgresql+psycopg2://bench:{PASSWORD}@127.0.0.1:{port}/postgres"
+
+
+@contextmanager
+def ray_machine(log, environment, *options):
+    """One machine of a Ray cluster, which runs on this one: `ray start` with these options, until the end."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *options]
+    environment = {**os.environ, **environment, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    with open(log, "w") as file:
+        process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            wait_for(lambda: "Ray runtime started" in Path(log).read_text(), 200)
+            yield
+        finally:
+            for each in [process.pid, *descendants(process.pid)]:
+                with suppress(ProcessLookupError):
+                    os.kill(each, signal.SIGKILL)
+            process.wait()
+
+
+@contextmanager
+def mlflow(directory, store, artifacts, environment):
+    """The address of an MLflow server with that store, whose artifacts it keeps at `artifacts`."""
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--serve-artifacts", "--artifacts-destination", artifacts]
+    settings = {"MLFLOW_BACKEND_STORE_URI": store, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    assert urlsplit(store).password not in " ".join(command)
+    with running(command, port, directory / "mlflow.log", cwd=directory, env=os.environ | environment | settings):
+        yield f"http://127.0.0.1:{port}"

@@ -1,0 +1,81 @@
+"""An MLflow server on PostgreSQL whose artifacts lie at an S3-compatible server, as a team would have one."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import psycopg2
+import pytest
+from servers import BUCKET, SEEN, client, mlflow, postgres, s3
+from study import TINY, Study
+
+from harness.storage import folder
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy; botocore's
+
+
+def secrets_in(text):
+    return [secret for secret in SEEN if secret in text]
+
+
+@pytest.fixture
+def stores(tmp_path_factory):
+    """PostgreSQL's address and S3's environment, and a directory for logs."""
+    directory = tmp_path_factory.mktemp("servers")
+    with postgres() as store, s3(directory) as environment:
+        yield store, environment, directory
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_a_server_on_postgresql_holds_what_the_folders_hold_and_no_password(stores, tmp_path, monkeypatch):
+    store, environment, directory = stores
+    with mlflow(directory, store, f"s3://{BUCKET}/artifacts", environment) as uri:
+        study = Study(tmp_path, TINY, uri)
+        driver = study.start(cwd=tmp_path)
+        out, err = driver.communicate(timeout=600)
+        assert driver.returncode == 0, out + err
+        study.assert_complete()
+        for made in study.trials.values():
+            result = folder.read_result(folder.place(study.directory, made.key))
+            run = study.runs[made.key]
+            finite = {name: value for name, value in result.metrics.items() if value is not None}
+            assert finite.items() <= run.data.metrics.items()
+            location = re.sub("^mlflow-artifacts:", "artifacts", run.info.artifact_uri)
+            stored = client(environment).get_object(Bucket=BUCKET, Key=f"{location}/{folder.RESULT}")["Body"].read()
+            assert stored == (folder.place(study.directory, made.key) / folder.RESULT).read_bytes()
+    assert not secrets_in(out + err)
+
+    # The same store without a server between: its password is in what the command is given, and nowhere else.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    command = [sys.executable, "-m", "harness.run", *study.options[:-2]]
+    again = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "2 finished already" in again.stdout
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) > 20
+    assert not [path for path in written if secrets_in(path.read_bytes().decode(errors="replace"))]
+    assert not secrets_in(again.stdout + again.stderr + json.dumps(_everything(store)))
+    wrong = store.replace(SEEN[0], "not%2Dthe%2Done")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", wrong)
+    refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
+    assert refused.returncode == 2
+    assert "postgresql+psycopg2://bench:***@127.0.0.1" in refused.stderr and "not%2Dthe" not in refused.stderr
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def _everything(store):
+    """All rows of all tables, as text."""
+    with psycopg2.connect(store.replace("+psycopg2", "")) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT table_name FROM information_schema.tables WHERE table_schema = 'public'")
+        tables = [name for (name,) in cursor.fetchall()]
+        assert "metrics" in tables
+        found = {}
+        for name in tables:
+            cursor.execute(f'SELECT * FROM "{name}"')
+            found[name] = [list(map(str, row)) for row in cursor.fetchall()]
+        return found

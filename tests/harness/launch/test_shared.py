@@ -1,0 +1,192 @@
+"""Results at an address: mirrored for the driver, exchanged by workers; here a directory, in test_s3.py a server."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from study import TINY, Study
+
+from harness.clock import OutOfTime
+from harness.command_line import main
+from harness.data import load
+from harness.errors import InputError
+from harness.launch import shared
+from harness.launch.shared import Shared, mirrored, run_at
+from harness.storage import folder, names, remote
+from harness.training import run_trial
+
+SEARCH = {"trials": 2, "validation_images": 20, "spaces": {"train.learning_rate": {"log_uniform": [1e-3, 3e-2]}}}
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: what is in the scratch is lost."""
+
+
+@pytest.fixture
+def given(tmp_path, tiny_trial):
+    """A trial at an address: its key, the address and where that leads."""
+    trial = folder.make_trial(tiny_trial(), load("digits").fingerprint)
+    folder.claim(folder.place(tmp_path / "bucket/tiny", trial.key), trial)
+    return trial.key, f"file://{tmp_path}/bucket/tiny", folder.place(tmp_path / "bucket/tiny", trial.key)
+
+
+def run(uri, key, report=lambda row: None):
+    run_at(uri, key, report, None, lambda done, images: None, None)
+
+
+@pytest.fixture
+def killed(given):
+    """The trial, killed with its worker's machine after the second epoch, whose checkpoint was kept."""
+    key, uri, _ = given
+
+    def kill(row):
+        if row[names.EPOCH] == 2:
+            patch.setattr(remote, "_write", die)
+            raise Killed
+
+    def die(*_):
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("harness.clock.Clock.due", lambda self: True)
+        with pytest.raises(Killed):
+            run(uri, key, kill)
+    return given
+
+
+def test_a_trial_that_was_killed_goes_on_in_another_scratch_to_the_very_same_end(killed, tiny_trial, tmp_path):
+    key, uri, place = killed
+    before = folder.read_epochs(place)
+    assert [row[names.EPOCH] for row in before] == [0, 1, 2]
+    assert folder.read_result(place) is None
+    rows = []
+    run(uri, key, rows.append)
+    assert [row[names.EPOCH] for row in rows] == [3], "it went on from the checkpoint"
+    assert folder.read_epochs(place)[:3] == before
+    run_trial(tiny_trial(), whole := tmp_path / "whole")
+    broken, unbroken = (load_file(directory / folder.WEIGHTS) for directory in (place, whole))
+    assert all((broken[name] == unbroken[name]).all() for name in unbroken)
+    left = {folder.PREVIOUS, folder.JUDGED}
+    assert {path.name for path in place.iterdir()} == {path.name for path in whole.iterdir()} - left
+    found = folder.read_result(place).metrics
+    assert found[names.CERTIFIED_ERROR] == folder.read_result(whole).metrics[names.CERTIFIED_ERROR]
+    times = {path: path.stat().st_mtime_ns for path in place.iterdir() if path.name != folder.LOG}
+    run(uri, key, pytest.fail)
+    assert {path: path.stat().st_mtime_ns for path in times} == times, "what is finished is left as it is"
+
+
+def test_a_failure_is_at_the_address_until_it_is_overcome(given, tmp_path, monkeypatch):
+    key, uri, place = given
+
+    def fail(row):
+        raise RuntimeError("no such luck")
+
+    with pytest.raises(RuntimeError):
+        run(uri, key, fail)
+    mirror = tmp_path / "mirror"
+    shared.mirror(uri, mirror)
+    assert "no such luck" in folder.read_failure(folder.place(mirror, key))["error"]
+    run(uri, key)
+    shared.mirror(uri, mirror)
+    assert folder.read_failure(place) is None
+    assert folder.read_failure(folder.place(mirror, key)) is None
+    assert folder.read_result(folder.place(mirror, key)).key == key
+
+
+def test_ctrl_c_reaches_a_worker_by_the_address(given, tmp_path):
+    key, uri, place = given
+    study = Shared(tmp_path / "mirror", uri)
+    study.begin()
+    (study.directory / folder.STOP).write_text("Ctrl-C")
+
+    def stop(row):
+        if row[names.EPOCH] == 1:
+            study.pass_on_stop()
+
+    with pytest.raises(OutOfTime):
+        run(uri, key, stop)
+    assert [row[names.EPOCH] for row in folder.read_epochs(place)] == [0, 1, 2]
+    assert (place / folder.CHECKPOINT).exists()
+    (study.directory / folder.STOP).unlink()
+    study.pass_on_stop()
+    assert not shared.is_stopped(uri)
+
+
+def test_a_storage_that_is_away_stops_no_training(given, monkeypatch):
+    key, uri, place = given
+    write, away = remote._write, []
+
+    def fail(*args):
+        if away:
+            raise OSError("the net is gone")
+        return write(*args)
+
+    monkeypatch.setattr(remote, "_write", fail)
+    monkeypatch.setattr(remote.time, "sleep", lambda _: away.clear())
+    run(uri, key, lambda row: away.append(row))
+    assert folder.read_result(place) is not None
+    assert [row[names.EPOCH] for row in folder.read_epochs(place)] == [0, 1, 2, 3]
+    assert "not pushed yet: the net is gone" in (place / folder.LOG).read_text()
+
+
+def test_a_directory_that_is_no_mirror_is_left_alone(given, tmp_path, monkeypatch):
+    _, uri, _ = given
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results/tiny").mkdir(parents=True)
+    (tmp_path / "results/tiny/mine").write_text("")
+    with pytest.raises(InputError, match=r"results/tiny holds other files"):
+        mirrored(uri)
+    (tmp_path / "results/tiny/mine").unlink()
+    assert mirrored(uri) == tmp_path / "results/tiny"
+    shutil.copytree(tmp_path / "bucket", tmp_path / "other")
+    with pytest.raises(InputError, match=f"mirrors {uri} and would be the mirror of file://{tmp_path}/other/tiny"):
+        mirrored(f"file://{tmp_path}/other/tiny")
+
+
+def test_a_result_that_the_address_has_lost_is_told(given, tmp_path, monkeypatch):
+    key, uri, place = given
+    monkeypatch.chdir(tmp_path)
+    run(uri, key)
+    mirrored(uri)
+    shutil.rmtree(place)
+    with pytest.raises(InputError, match=f"has lost trials/{key}/result.json: copy"):
+        mirrored(uri)
+    assert folder.read_result(folder.place(Path("results/tiny"), key)) is not None
+
+
+def test_commands_read_an_address(given, tmp_path, monkeypatch, capsys):
+    key, uri, _ = given
+    monkeypatch.chdir(tmp_path)
+    run(uri, key)
+    assert main("status", [uri]) == 0
+    assert "1 finished" in capsys.readouterr().out
+    assert main("tables", [uri]) == 0
+    assert (tmp_path / "results/tiny/leaderboard.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("results", "told"),
+    [
+        ("nothing://here", "nothing://here/tiny cannot be used: "),
+        ("file:///proc/nowhere", "file:///proc/nowhere/tiny cannot be used: "),
+        ("s3://me:hidden@bucket/x", "found 's3://me:***@bucket/x/tiny', allowed: an address without secrets"),
+    ],
+)
+def test_a_storage_that_cannot_be_used_is_told_before_anything_starts(
+    tmp_path, monkeypatch, no_ray, capsys, results, told
+):
+    monkeypatch.chdir(tmp_path)
+    study = Study(tmp_path, TINY, "nothing://store")
+    assert study.main("--results-dir", results) == 2
+    error = capsys.readouterr().err
+    assert told in error and "hidden" not in error
+    assert not study.directory.exists()
+
+
+def test_what_takes_no_address_says_so(tmp_path, capsys):
+    study = Study(tmp_path, {**TINY, "search": SEARCH}, "nothing://store")
+    assert study.main("--results-dir", "file:///tmp/x") == 2
+    assert "a directory, for a sweep with `search`" in capsys.readouterr().err
+    assert main("trial", [str(tmp_path / "none.json"), "--results-dir", "file:///tmp/x"]) == 2
+    assert "addresses are for harness.run" in capsys.readouterr().err
