@@ -1,1 +1,1 @@
-"""Running trials: one, or a sweep under Ray and beside MLflow."""
+"""Running trials: one, or a sweep under Ray."""

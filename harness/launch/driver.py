@@ -25,7 +25,6 @@ from harness.data import Data, data_directory, load
 from harness.errors import InputError, require
 from harness.launch import plan
 from harness.launch.estimate import longest_first
-from harness.launch.mlflow_policy import Mirror
 from harness.launch.progress import Progress
 from harness.launch.shared import Shared
 from harness.launch.stopping import Stopping
@@ -35,6 +34,7 @@ from harness.storage import folder, names
 from harness.storage.files import DamagedFileError, file_name, make_directory, remove_unfinished, write_json
 from harness.storage.folder import Trial
 from harness.storage.lease import locked
+from harness.tracking.policy import Mirror
 
 # What imports Ray is imported late: Ray takes seconds, and bad input is told first.
 _RAY = ".ray"

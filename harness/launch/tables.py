@@ -11,7 +11,7 @@ from rich.console import Console
 from harness.analysis.tables import show, write
 from harness.command_line import OK, add_sweep_directory
 
-# harness.launch.mlflow_restore is imported late: tables need no MLflow.
+# harness.tracking.restore is imported late: tables need no MLflow.
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Returns the exit status. Raises InputError where no table can be made."""
     if options.from_mlflow:
-        from harness.launch.mlflow_restore import restore
+        from harness.tracking.restore import restore
 
         restore(options.directory, options.from_mlflow)
     show(*write(options.directory), Console())

@@ -21,7 +21,7 @@ from harness.command_line import FAILED, OK
 from harness.errors import require
 from harness.masking import masked
 
-# harness.launch.mlflow_client is imported late: MLflow takes seconds, and bad input is told first.
+# harness.tracking.client is imported late: MLflow takes seconds, and bad input is told first.
 _HOST, _PORT, _PATIENCE = "127.0.0.1", 5000, 300  # seconds until it answers
 
 
@@ -39,8 +39,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Returns the exit status: 0 once it is stopped, 1 where MLflow does not serve. Raises InputError."""
     port = _free_port(options.port)
-    from harness.launch.mlflow_client import experiment_of, is_served, located, read_store, version_of
-    from harness.launch.mlflow_view import TAG, links
+    from harness.tracking.client import experiment_of, is_served, located, read_store, version_of
+    from harness.tracking.view import TAG, links
 
     uri = located(options.tracking_uri)
     client = read_store(uri)

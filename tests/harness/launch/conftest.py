@@ -17,8 +17,8 @@ from processes import descendants
 from study import POLITENESS, SETTINGS, TINY, Study
 
 from harness.figures import catalogue
-from harness.launch.mlflow_store import Tracker
 from harness.launch.ray_cluster import ray  # which prepares the environment that Ray reads
+from harness.tracking.store import Tracker
 
 STORED_PATHS = (  # where MLflow's tables say where files lie
     ("runs", "artifact_uri"),
@@ -112,7 +112,7 @@ def made_by_default(tmp_path_factory):
     directory.mkdir()
     finish(place := make_folder(directory.parent))
     code = (
-        "import pathlib, sys; from harness.launch.mlflow_store import Tracker; "
+        "import pathlib, sys; from harness.tracking.store import Tracker; "
         "Tracker.open('study').sync(pathlib.Path(sys.argv[1]))"
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}

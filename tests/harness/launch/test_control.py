@@ -60,7 +60,7 @@ def trained(study):
 
 
 def test_a_dry_run_says_what_would_be_run_and_writes_nothing(copied, no_ray, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "harness.launch.mlflow_store", None)
+    monkeypatch.setitem(sys.modules, "harness.tracking.store", None)
     (copied.places["cerdeq", 0] / folder.RESULT).unlink()
     before = snapshot(copied.root)
     assert copied.main("--dry-run") == 0

@@ -12,9 +12,9 @@ import pytest
 from mlflow_folders import assert_complete, finish, make_folder, train
 from rich.console import Console
 
-from harness.launch import mlflow_policy
-from harness.launch.mlflow_client import TrackingError
-from harness.launch.mlflow_policy import Mirror
+from harness.tracking import policy
+from harness.tracking.client import TrackingError
+from harness.tracking.policy import Mirror
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
 
@@ -34,7 +34,7 @@ class Away:
 
 def test_what_is_lacking_is_logged_for_every_trial_once_it_is_back(tmp_path, capsys, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(mlflow_policy.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(policy.time, "monotonic", lambda: now[0])
     mirror = Mirror.__new__(Mirror)
     mirror.rows, mirror.console, mirror.broken, mirror.failure = {}, Console(), False, TrackingError
     mirror.lacking, mirror.again, mirror.tracker = {}, 0.0, Away()
@@ -43,11 +43,11 @@ def test_what_is_lacking_is_logged_for_every_trial_once_it_is_back(tmp_path, cap
     mirror.sync(tmp_path / "b")
     mirror.sync(tmp_path / "a", running=False)
     assert mirror.tracker.tries == 1, "left alone for a while"
-    now[0] += mlflow_policy.PAUSE
+    now[0] += policy.PAUSE
     mirror.sync(tmp_path / "c")
     assert mirror.tracker.tries == 2
     mirror.tracker.away = False
-    now[0] += mlflow_policy.PAUSE
+    now[0] += policy.PAUSE
     mirror.sync(tmp_path / "c")
     assert sorted(mirror.tracker.synced) == [("a", False), ("b", True), ("c", True)]
     out = capsys.readouterr().out
@@ -85,7 +85,7 @@ def stopped(server):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_real_server_that_was_away_has_each_point_once(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(mlflow_policy, "PAUSE", 1.0)
+    monkeypatch.setattr(policy, "PAUSE", 1.0)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -20,8 +20,8 @@ from mlflow_folders import (
 )
 
 from harness.config.trial import RECIPE_VERSION
-from harness.launch.mlflow_store import LARGEST_BATCH, Tracker
 from harness.storage import files, folder
+from harness.tracking.store import LARGEST_BATCH, Tracker
 
 
 class Watched:
@@ -177,7 +177,7 @@ def test_an_epoch_run_again_keeps_its_first_point(tracker, tmp_path):
 
 
 def test_a_driver_killed_before_any_call_leaves_nothing_missing_or_doubled(opened_store, tmp_path, monkeypatch):
-    monkeypatch.setattr("harness.launch.mlflow_store.LARGEST_BATCH", 4)  # two epochs a batch
+    monkeypatch.setattr("harness.tracking.store.LARGEST_BATCH", 4)  # two epochs a batch
     place = make_folder(tmp_path)
     train(place, 1, 4)
     finish(place)

@@ -8,9 +8,9 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow_folders import make_folder, only_run
 
-from harness.launch import mlflow_view
-from harness.launch.mlflow_client import TrackingError
-from harness.launch.mlflow_store import Tracker
+from harness.tracking import view
+from harness.tracking.client import TrackingError
+from harness.tracking.store import Tracker
 
 
 def test_how_to_open_is_a_command_and_a_short_link(tracker, request, monkeypatch):
@@ -34,17 +34,17 @@ def test_the_prepared_view_is_written_once_and_again_where_it_changed(tracker, r
         tags = tracker.client.get_experiment(tracker.experiment_id).tags
         return {name: text for name, text in tags.items() if name.startswith("mlflow.sharedViewState")}
 
-    assert views() == {mlflow_view.TAG: mlflow_view.view()}
-    tracker.client.set_experiment_tag(tracker.experiment_id, mlflow_view.TAG, "of an older version")
+    assert views() == {view.TAG: view.view()}
+    tracker.client.set_experiment_tag(tracker.experiment_id, view.TAG, "of an older version")
     Tracker.open(request.node.name, tracker.uri)
-    assert views() == {mlflow_view.TAG: mlflow_view.view()}
-    assert len(mlflow_view.view()) < 5000, "what every store takes"
+    assert views() == {view.TAG: view.view()}
+    assert len(view.view()) < 5000, "what every store takes"
 
 
 def test_another_major_version_gets_no_view(opened_store, request, monkeypatch):
-    monkeypatch.setattr("harness.launch.mlflow_store.version_of", lambda uri: "4.1.0")
+    monkeypatch.setattr("harness.tracking.store.version_of", lambda uri: "4.1.0")
     tracker = Tracker.open(request.node.name, opened_store)
-    assert mlflow_view.TAG not in tracker.client.get_experiment(tracker.experiment_id).tags
+    assert view.TAG not in tracker.client.get_experiment(tracker.experiment_id).tags
     assert "viewStateShareKey" not in tracker.how_to_open()
 
 
@@ -52,7 +52,7 @@ def test_another_major_version_gets_no_view(opened_store, request, monkeypatch):
     ("version", "known"), [("3.5.0", True), ("3.17.2", True), ("3.4.9", False), ("4.0", False), ("", False)]
 )
 def test_versions_whose_pages_were_read(version, known):
-    assert mlflow_view.is_known(version) == known
+    assert view.is_known(version) == known
 
 
 def test_the_environment_names_the_store_and_the_option_wins(opened_store, tmp_path, monkeypatch):

@@ -13,8 +13,8 @@ from study import TINY
 
 from harness.command_line import main
 from harness.data import load
-from harness.launch.mlflow_store import Tracker
 from harness.storage import folder, names
+from harness.tracking.store import Tracker
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
 
@@ -98,7 +98,7 @@ def test_a_store_without_a_registry_is_said_and_is_no_failure(copied, no_ray, mo
     def refuse(*_args):
         raise OSError("there is no registry")
 
-    monkeypatch.setattr("harness.launch.mlflow_store.register_best", refuse)
+    monkeypatch.setattr("harness.tracking.store.register_best", refuse)
     assert copied.main() == 0
     assert "no network is registered as a model: MLflow store" in capsys.readouterr().out
 

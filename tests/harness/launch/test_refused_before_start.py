@@ -83,9 +83,7 @@ def test_a_results_directory_of_another_sweep_is_refused(refused, tmp_path, othe
 
 def test_the_same_eps_written_another_way_is_the_same_sweep(nothing_starts, tmp_path):
     put_trial(tmp_path / "results/study", dataset="digits", eps="2/32", seed=0)
-    with pytest.raises(
-        ImportError, match=r"harness\.launch\.mlflow_store"
-    ):  # it goes on to MLflow, which is blocked here
+    with pytest.raises(ImportError, match=r"harness\.tracking\.store"):  # it goes on to MLflow, which is blocked here
         main("run", [str(write(tmp_path, BASE)), "--results-dir", str(tmp_path / "results")])
 
 

@@ -78,11 +78,11 @@ def test_a_port_that_is_taken_is_refused_where_it_is_asked_for_and_left_where_no
 
 
 def test_the_links_of_a_server_are_printed_and_nothing_is_served(finished, monkeypatch, capsys):
-    from harness.launch import mlflow_client
+    from harness.tracking import client as tracked
 
-    client = mlflow_client.read_store(finished.store)
-    monkeypatch.setattr(mlflow_client, "read_store", lambda uri: client)
-    monkeypatch.setattr(mlflow_client, "version_of", lambda uri: "3.9.0")
+    client = tracked.read_store(finished.store)
+    monkeypatch.setattr(tracked, "read_store", lambda uri: client)
+    monkeypatch.setattr(tracked, "version_of", lambda uri: "3.9.0")
     assert main("ui", ["--tracking-uri", "https://user:secret@server/mlflow"]) == 0
     printed = capsys.readouterr().out
     assert "tiny:\nhttps://user:***@server/mlflow/#/experiments/" in printed

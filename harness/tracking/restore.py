@@ -11,7 +11,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from harness.errors import InputError
-from harness.launch.mlflow_client import (
+from harness.masking import masked
+from harness.storage import folder, names
+from harness.storage.files import write_atomically, write_text
+from harness.storage.lease import locked
+from harness.tracking.client import (
     MlflowClient,
     TrackingError,
     entities,
@@ -21,11 +25,7 @@ from harness.launch.mlflow_client import (
     read_store,
     runs_of,
 )
-from harness.launch.mlflow_store import ERROR_TAG
-from harness.masking import masked
-from harness.storage import folder, names
-from harness.storage.files import write_atomically, write_text
-from harness.storage.lease import locked
+from harness.tracking.store import ERROR_TAG
 
 
 def restore(directory: Path, uri: str) -> None:

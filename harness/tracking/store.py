@@ -17,8 +17,12 @@ from typing import Any
 
 from baselines.datasets import DATASETS
 from harness.config.trial import RECIPE_VERSION, flat, labelled, to_dict
-from harness.launch import mlflow_notes, mlflow_view
-from harness.launch.mlflow_client import (
+from harness.masking import masked
+from harness.storage import folder as files
+from harness.storage.folder import Trial, TrialResult
+from harness.storage.names import EPOCH, TRAIN_EPS
+from harness.tracking import notes, view
+from harness.tracking.client import (
     SQLITE,
     MlflowClient,
     connect,
@@ -30,11 +34,7 @@ from harness.launch.mlflow_client import (
     runs_of,
     version_of,
 )
-from harness.launch.mlflow_model import log_network, register_best
-from harness.masking import masked
-from harness.storage import folder as files
-from harness.storage.folder import Trial, TrialResult
-from harness.storage.names import EPOCH, TRAIN_EPS
+from harness.tracking.model import log_network, register_best
 
 ERROR_TAG, RESULT_TAG, TABLES_TAG, WARNINGS_TAG = "error", "result", "tables", "warnings"
 NETWORK_TAG = "network"  # of which result a model was logged
@@ -116,8 +116,8 @@ class Tracker:
             if known.lifecycle_stage == "deleted":
                 client.restore_experiment(known.experiment_id)
             tracker = cls(uri, known.experiment_id, client, version_of(uri))
-            if mlflow_view.is_known(tracker.version):
-                tracker._tag(mlflow_view.TAG, mlflow_view.view())
+            if view.is_known(tracker.version):
+                tracker._tag(view.TAG, view.view())
             return tracker
 
     def sync(self, folder: Path, row: str | None = None, running: bool = True) -> None:
@@ -135,17 +135,17 @@ class Tracker:
         )
         status, tags = _outcome(result, failure, running)
         row = row or trial.config.row
-        tags[mlflow_view.ROW_TAG] = _row(row, trial)
+        tags[view.ROW_TAG] = _row(row, trial)
         digest, rows = _digest(folder / files.RESULT) if result else None, files.read_epochs(folder)
         with failures(self.uri):
             run = self._find(trial, labelled(row, trial.config))
             logged = [run.data.tags.get(name) == digest for name in (RESULT_TAG, NETWORK_TAG)]
-            named = run.data.tags.get(mlflow_view.ROW_TAG) == tags[mlflow_view.ROW_TAG]
+            named = run.data.tags.get(view.ROW_TAG) == tags[view.ROW_TAG]
             if result and run.info.status == status and named and all(logged):
                 return
             error = failure["error"] if status == "FAILED" and failure else None
             run_id = run.info.run_id
-            tags[mlflow_notes.TAG] = mlflow_notes.of_run(trial, row, result, error, run_id, masked(self.uri))
+            tags[notes.TAG] = notes.of_run(trial, row, result, error, run_id, masked(self.uri))
             self._describe(run, trial, tags, folder)
             self._log_epochs(run, rows)
             if result and digest and not logged[0]:
@@ -173,7 +173,7 @@ class Tracker:
     def describe(self, text: str) -> None:
         """Say of the experiment what it is. Raises TrackingError."""
         with failures(self.uri):
-            self._tag(mlflow_notes.TAG, text)
+            self._tag(notes.TAG, text)
 
     def register(self, trials: Collection[str]) -> str | None:
         """Register the network of the best of these trials, all judged alike, in the model registry, as the sweep.
@@ -195,9 +195,9 @@ class Tracker:
             sweep = self.client.get_experiment(self.experiment_id).name
         address = masked(self.uri)
         if is_served(address):
-            return "\n".join(mlflow_view.links(address, self.experiment_id, self.version))
+            return "\n".join(view.links(address, self.experiment_id, self.version))
         which = "" if self.uri == located(None) else f" --tracking-uri {shlex.quote(address)}"
-        lines = mlflow_view.links(LOCAL_PAGE, self.experiment_id, self.version)
+        lines = view.links(LOCAL_PAGE, self.experiment_id, self.version)
         return "\n".join([f"uv run python -m harness.ui {sweep}{which}", *lines])
 
     def _tag(self, name: str, text: str) -> None:

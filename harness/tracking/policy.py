@@ -17,12 +17,12 @@ from rich.markup import escape
 
 from harness.analysis.leaderboard import Table
 from harness.errors import InputError
-from harness.launch.mlflow_notes import of_experiment
 from harness.storage import folder
 from harness.storage.files import DamagedFileError
+from harness.tracking.notes import of_experiment
 
 PAUSE = 20.0  # seconds
-# harness.launch.mlflow_store is imported late: MLflow takes seconds, and bad input is told first.
+# harness.tracking.store is imported late: MLflow takes seconds, and bad input is told first.
 
 
 class Mirror:
@@ -32,8 +32,8 @@ class Mirror:
     """
 
     def __init__(self, sweep: str, uri: str | None, rows: dict[str, str], console: Console):
-        from harness.launch.mlflow_client import TrackingError
-        from harness.launch.mlflow_store import Tracker
+        from harness.tracking.client import TrackingError
+        from harness.tracking.store import Tracker
 
         self.rows, self.console, self.broken, self.failure = rows, console, False, TrackingError
         self.lacking, self.again = dict[Path, bool](), -math.inf

@@ -9,8 +9,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from harness.evaluation import served
-from harness.launch.mlflow_client import MlflowClient, entities, mlflow
 from harness.storage import folder, names
+from harness.tracking.client import MlflowClient, entities, mlflow
 
 BEST = "best"  # the alias of a registered model's version
 _DIGEST_TAG = "result"  # of which result the model is the network
