@@ -19,16 +19,10 @@ from rich.table import Column
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from harness.analysis.leaderboard import (
-    NOT_COUNTED,
-    Table,
-    absent,
-    as_text,
-    setting_columns,
-    trials_of,
-    without_numbers,
-)
+from harness.analysis.leaderboard import Table
+from harness.analysis.section import absent, as_text
 from harness.analysis.tables import markdown_table, markdown_text
+from harness.analysis.trials import NOT_COUNTED, setting_columns, trials_of, without_numbers
 from harness.command_line import OK, add_sweep_directory
 from harness.config.trial import RECIPE_VERSION
 from harness.errors import InputError

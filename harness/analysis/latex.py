@@ -7,7 +7,8 @@ from typing import Any
 import pandas as pd
 
 from harness.analysis.columns import COLUMNS
-from harness.analysis.leaderboard import Section, Table
+from harness.analysis.leaderboard import Table
+from harness.analysis.section import Section
 from harness.analysis.stages import stages_table
 from harness.analysis.summary import Summary
 

@@ -6,8 +6,6 @@ sections of today's recipe stand beside published numbers, others are marked sta
 trial is a row like any other, in the section that it belongs to.
 """
 
-import json
-import math
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -16,110 +14,14 @@ from typing import Any
 
 import pandas as pd
 
-from harness.analysis.columns import COLUMNS, Column, of_group, whole
-from harness.analysis.judged import judged_by
+from harness.analysis.columns import COLUMNS
+from harness.analysis.section import Section, as_text
+from harness.analysis.trials import CHOSEN, LABEL, setting_columns, trials_and_certifications
 from harness.config.radius import Radius
-from harness.config.trial import FULL_PROFILE, RECIPE_VERSION, flat_settings, to_dict
+from harness.config.trial import FULL_PROFILE, RECIPE_VERSION
 from harness.errors import InputError
-from harness.storage import certification, folder, names
+from harness.storage import names
 from harness.storage.folder import TrialResult
-
-LABEL = ["model", "method", "options"]
-CHOSEN = "chosen by"  # a column where any trial's settings were
-FEWEST_SEEDS = 2
-"""That a test over seeds needs."""
-FAILED, UNFINISHED, NOT_COUNTED = "failed", "unfinished", "not counted"  # states of trials without usable numbers
-
-
-@dataclass(frozen=True)
-class Section:
-    """Rows of one data set, eps, profile and recipe version, judged by the same stages on the same images.
-
-    Beside them are published ones, unless the recipe is stale.
-
-    whole: whether all of it is of the size that published numbers are of: the full profile, width and data.
-    notes: what to know before comparing the numbers.
-    settings: the columns of `rows` that decide a row's numbers beside its label and width.
-    """
-
-    heading: str
-    dataset: str
-    eps: Fraction
-    whole: bool
-    stale: bool
-    notes: list[str]
-    rows: pd.DataFrame
-    settings: list[str]
-
-    @property
-    def differing(self) -> list[str]:
-        """The settings that not all rows share."""
-        return self._not_shared(self.settings)
-
-    def _not_shared(self, columns: list[str]) -> list[str]:
-        own = self.rows[self.rows["source"].isna()]
-        return [name for name in columns if own[name].nunique(dropna=False) > 1]
-
-    @cached_property
-    def own(self) -> pd.DataFrame:
-        """The rows that are not published ones, each with its `label`."""
-        return self.rows.assign(label=self.labels)[self.rows["source"].isna()]
-
-    @cached_property
-    def comparable(self) -> pd.DataFrame:
-        """Those of `own` that comparisons are of, best first: with a certified error, and with two seeds or more where
-        any row has so many."""
-        rows = self.own.dropna(subset=names.CERTIFIED_ERROR)
-        return rows[rows["seeds"] >= min(FEWEST_SEEDS, rows["seeds"].max())] if len(rows) else rows
-
-    @cached_property
-    def shown(self) -> pd.DataFrame:
-        """The rows as text, as people see them; settings that all rows share are left out."""
-        rows, own = self.rows, self.rows["source"].isna()
-        ranked = own & rows[names.CERTIFIED_ERROR].notna()
-        columns = {"#": ranked.cumsum().where(ranked)} | {name: rows[name] for name in [*LABEL, "width"]}
-        columns |= {name: rows[name].where(rows[name].notna() | ~own, absent(name)) for name in self.differing}
-        numbers = {
-            column.title: pd.Series(_mean_std(rows, column), rows.index, dtype=object)
-            for column in COLUMNS
-            if column.everywhere or (column.name in rows and rows[column.name].notna().any())
-        }
-        seeds = rows["seeds"].map(str)
-        seeds = seeds.where(rows["seeds"] == rows["seeds_started"], seeds + " of " + rows["seeds_started"].map(str))
-        errors = {
-            column.title: numbers[column.title] for column in of_group("error", "open") if column.title in numbers
-        }
-        columns |= {**errors, "seeds": seeds.where(own), "source": rows["source"]}
-        if CHOSEN in rows and rows[CHOSEN].notna().any():
-            columns[CHOSEN] = rows[CHOSEN]
-        return pd.DataFrame({**columns, **numbers}).map(as_text)
-
-    @cached_property
-    def labels(self) -> list[str]:
-        """Each row in words: network, method, and what sets it apart from other rows of the same; a published one in
-        full, with its source."""
-        told, records = self._not_shared(["width", *self.settings]), self.shown.to_dict("records")
-        apart = [(*row["options"].split(), *(f"{name}={row[name]}" for name in told if row[name])) for row in records]
-        kinds = [(row["model"], row["method"]) for row in records]
-        shared = {
-            kind: set.intersection(*(set(words) for words, its in zip(apart, kinds, strict=True) if its == kind))
-            for kind in kinds
-        }
-        return [
-            row_label(row) if published else " ".join([*kind, *(word for word in words if word not in shared[kind])])
-            for row, kind, words, published in zip(records, kinds, apart, self.published, strict=True)
-        ]
-
-    @property
-    def warnings(self) -> list[str]:
-        """One line for each row that has warnings."""
-        pairs = zip(self.labels, self.rows["warnings"].fillna(""), strict=True)
-        return [f"{label}: {text}" for label, text in pairs if text]
-
-    @property
-    def published(self) -> list[bool]:
-        """Which rows are published ones."""
-        return self.rows["source"].notna().tolist()
 
 
 @dataclass(frozen=True)
@@ -159,136 +61,6 @@ class Table:
     def files(self) -> list[Path]:
         """Where analysis.tables writes it."""
         return [self.directory / f"leaderboard.{kind}" for kind in ("md", "tex", "csv", "json")]
-
-
-def absent(setting: str) -> str:
-    """What stands for a setting that is None."""
-    return "all" if setting.endswith("_images") else "none"
-
-
-def as_text(value: Any) -> str:
-    """A cell; empty for what is missing."""
-    if pd.isna(value):
-        return ""
-    return f"{value:g}" if isinstance(value, float) else " ".join(str(value).split())
-
-
-def row_label(row: dict[str, Any]) -> str:
-    """A row in words: model, method, options, and the source of a published one."""
-    return " ".join(row[name] for name in [*LABEL, "source"] if row.get(name))
-
-
-def _mean_std(rows: pd.DataFrame, column: Column) -> list[str]:
-    def cell(mean: float, std: float) -> str:
-        if math.isnan(mean):
-            return ""
-        alone = math.isnan(std) or (column.write is whole and std == 0)
-        return column.write(mean) if alone else f"{column.write(mean)} ± {column.write(std)}"
-
-    return [cell(*pair) for pair in zip(rows[column.name], rows[f"{column.name}_std"], strict=True)]
-
-
-def without_numbers(state: str, reason: str) -> dict[str, Any]:
-    """What stands for the numbers of a trial that has none."""
-    return {"state": state, "problem": f"{state}: {reason}"}
-
-
-def _outcome(path: Path, key: str, epochs: int) -> dict[str, Any]:
-    """Numbers and warnings of a finished trial or certification; of any other the `state` and the `problem`."""
-    result, failure = folder.read_result(path), folder.read_failure(path)
-    if result is None and failure is not None:
-        return without_numbers(FAILED, str(failure.get("error")))
-    if result is None:
-        return without_numbers(UNFINISHED, _done(path, epochs))
-    if result.key != key:
-        return without_numbers(NOT_COUNTED, f"{folder.RESULT} belongs to another trial, {result.key}")
-    values = {column.name: column.value(result) for column in COLUMNS}
-    numbers = {name: float(value) for name, value in values.items() if value is not None and math.isfinite(value)}
-    order = (names.STANDARD_ERROR, names.ATTACK_ERROR, names.CERTIFIED_ERROR)
-    errors = [round(numbers[name], 9) for name in order if name in numbers]
-    if errors != sorted(errors):
-        return without_numbers(NOT_COUNTED, f"standard <= attack <= certified error does not hold: {errors}")
-    expected = [column.name for column in COLUMNS if column.everywhere or column.name in result.metrics]
-    missing = [f"{name} is missing or not finite" for name in expected if name not in numbers]
-    return {**numbers, "result": result, "warnings": [*result.warnings, *missing]}
-
-
-def _done(path: Path, epochs: int) -> str:
-    """How far an unfinished trial, or certification, has come."""
-    if (path / certification.CERTIFICATION).exists():
-        shards = certification.read_certification(path).shards
-        return f"{shards - len(certification.missing(path))} of {shards} shards of {path.name}"
-    return f"{max((row[names.EPOCH] for row in folder.read_epochs(path)), default=0)} of {epochs} epochs"
-
-
-def _trial(path: Path, file: str = folder.TRIAL) -> dict[str, Any]:
-    """One trial folder, flat. `row` names the table row it belongs to: its config but for the seed, data and recipe.
-
-    file: where its config is: of a certification, in its own file.
-    """
-    certified = file == certification.CERTIFICATION
-    trial: dict[str, Any] = {"row": path.name, "folder": path, "model": path.name, "warnings": []}
-    trial |= {"certified": certified, "judged": "", "result": None}
-    trial |= {"state": None, "problem": None} | {column.name: None for column in COLUMNS if column.everywhere}
-    try:
-        read = folder.read_trial(path / file)
-        trial["judged"] = judged_by(read.config, certified)
-        version = {"recipe_version": read.recipe_version, "fingerprint": read.fingerprint}
-        config = to_dict(read.config)
-        trial["seed"] = config.pop("seed")
-        trial["row"] = json.dumps([config, version, trial["judged"]], sort_keys=True)
-        options = config["options"] | config["method_options"]
-        trial |= {"model": config["model"], "method": config["method"]}
-        trial["options"] = " ".join(f"{name}={value}" for name, value in sorted(options.items()))
-        flat = flat_settings(read.config) | version
-        trial |= {name: str(value) if isinstance(value, list) else value for name, value in flat.items()}
-        chosen = folder.read_chosen(certification.trial_of(path) if certified else path)
-        trial |= {CHOSEN: chosen["text"]} if chosen else {}
-        return trial | _outcome(path, read.key, read.config.train.epochs)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return trial | without_numbers(NOT_COUNTED, f"cannot be read: {type(error).__name__}: {error}")
-
-
-def setting_columns(trials: pd.DataFrame) -> list[str]:
-    """The columns of `trials_of` that are settings, in the config's order; data and recipe version last."""
-    others = {"row", "folder", "certified", "judged", "result", *LABEL, "seed", "state", "problem", "warnings", CHOSEN}
-    others |= {column.name for column in COLUMNS}
-    return [name for name in trials if name not in others]
-
-
-def trials_of(directory: Path) -> pd.DataFrame:
-    """All trials of a sweep, those that count first, with a `problem` where a trial has no usable numbers.
-
-    `row` is the same for trials that differ in their seeds alone. Raises InputError where there are no trials, or
-    none can be read.
-    """
-    return _counted([_trial(path) for path in _trial_folders(directory)], directory)
-
-
-def _trials_and_certifications(directory: Path) -> pd.DataFrame:
-    """`trials_of`, with what `harness.certify` found of them as further rows."""
-    places = _trial_folders(directory)
-    further = [_trial(path, certification.CERTIFICATION) for place in places for path in certification.folders(place)]
-    return _counted([_trial(path) for path in places] + further, directory)
-
-
-def _trial_folders(directory: Path) -> list[Path]:
-    if not directory.is_dir():
-        raise InputError(f"{directory} is not a directory: give a sweep's, such as results/<sweep>")
-    if not (folders := folder.trial_folders(directory)):
-        raise InputError(f"{directory} holds no trials: there is no {directory}/trials/*/{folder.TRIAL}")
-    return folders
-
-
-def _counted(read: list[dict[str, Any]], directory: Path) -> pd.DataFrame:
-    trials = pd.DataFrame(read, dtype=object)
-    if "profile" not in trials:
-        first = trials["folder"][0]
-        raise InputError(f"{directory} holds no trial that can be read, such as {first}: {trials.problem[0]}")
-    trials = trials.sort_values("problem", key=pd.Series.notna, kind="stable")
-    twice = without_numbers(NOT_COUNTED, "another folder holds the same trial")
-    trials.loc[trials.duplicated(["row", "seed"]), list(twice)] = list(twice.values())
-    return trials.astype({column.name: float for column in COLUMNS if column.name in trials})
 
 
 def _warnings(finished: pd.DataFrame) -> pd.Series:
@@ -401,7 +173,7 @@ def build(directory: Path) -> Table:
     Raises InputError where there are no trials, none can be read, or published.csv is faulty.
     """
     directory = Path(directory)
-    trials, published = _trials_and_certifications(directory), _published(directory)
+    trials, published = trials_and_certifications(directory), _published(directory)
     rows = _rows(trials)
 
     def section(key: tuple[int, str, Fraction, str, str], part: pd.DataFrame) -> Section:

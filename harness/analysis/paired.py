@@ -26,7 +26,8 @@ import pandas as pd
 from pandas.api.typing import SeriesGroupBy
 from scipy import special  # scipy.stats takes seconds
 
-from harness.analysis.leaderboard import Section, Table, build
+from harness.analysis.leaderboard import Table, build
+from harness.analysis.section import Section
 from harness.command_line import OK, add_sweep_directory
 from harness.config.settings import EvaluationSettings
 from harness.errors import InputError, SettingError

@@ -2,7 +2,8 @@
 
 import pandas as pd
 
-from harness.analysis.leaderboard import Section, Table
+from harness.analysis.leaderboard import Table
+from harness.analysis.section import Section
 from harness.config.settings import STAGES
 from harness.storage import names
 from harness.storage.folder import TrialResult

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from harness.analysis.leaderboard import FEWEST_SEEDS, Section, Table
+from harness.analysis.leaderboard import Table
 from harness.analysis.paired import ALL, METRICS, compare, verdicts_of
+from harness.analysis.section import FEWEST_SEEDS, Section
 from harness.errors import InputError
 from harness.storage import names
 

@@ -16,7 +16,8 @@ from rich.text import Text
 
 from harness.analysis.columns import of_group
 from harness.analysis.latex import latex
-from harness.analysis.leaderboard import Section, Table, build, row_label
+from harness.analysis.leaderboard import Table, build
+from harness.analysis.section import Section, row_label
 from harness.analysis.stages import STAGES_LEGEND, stages_table
 from harness.analysis.summary import Summary, summaries
 from harness.storage.files import write_text

@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from harness.analysis.leaderboard import Section, Table
+from harness.analysis.leaderboard import Table
+from harness.analysis.section import Section
 from harness.figures.style import COLOURS, MARKERS
 from harness.storage import certification, folder, names
 

@@ -5,8 +5,9 @@ from typing import Any
 
 import pandas as pd
 
-from harness.analysis.leaderboard import FEWEST_SEEDS, Section, Table
+from harness.analysis.leaderboard import Table
 from harness.analysis.paired import compared
+from harness.analysis.section import FEWEST_SEEDS, Section
 from harness.storage import names
 
 _CERDEQ = ("cerdeq", "deqlate", "deq7")

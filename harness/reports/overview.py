@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness.analysis.leaderboard import Section, Table
+from harness.analysis.leaderboard import Table
+from harness.analysis.section import Section
 from harness.analysis.summary import Summary
 from harness.analysis.tables import marked
 from harness.figures import style

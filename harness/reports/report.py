@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness.analysis.leaderboard import Section, Table, absent, as_text
+from harness.analysis.leaderboard import Table
+from harness.analysis.section import Section, absent, as_text
 from harness.analysis.stages import STAGES_LEGEND, stages_table
 from harness.analysis.summary import Summary
 from harness.analysis.tables import FAILURES, LEGEND, marked

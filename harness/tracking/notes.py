@@ -4,7 +4,8 @@ import shlex
 
 from harness.analysis.columns import of_group
 from harness.analysis.judged import judged_by
-from harness.analysis.leaderboard import Section, Table
+from harness.analysis.leaderboard import Table
+from harness.analysis.section import Section
 from harness.analysis.tables import markdown_table, markdown_text
 from harness.storage import folder
 from harness.storage.folder import Trial, TrialResult

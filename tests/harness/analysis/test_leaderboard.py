@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from judged_trials import add, metrics, own, read_json, text
 
-from harness.analysis import columns, leaderboard, tables
+from harness.analysis import columns, tables
 from harness.config.settings import EvaluationSettings, TrainSettings
 from harness.config.trial import RECIPE_VERSION
 from harness.storage import files, folder, names
@@ -150,8 +150,8 @@ def test_a_column_of_its_own_function_stands_where_it_has_a_value_and_is_not_mis
         return result.metrics[names.TRAIN_SECONDS] / 3600 if on_gpu else None
 
     known = (*columns.COLUMNS, columns.Column("gpu_hours", "GPU hours", columns.digits, "cost", of=hours))
-    for module in (columns, leaderboard):
-        monkeypatch.setattr(module, "COLUMNS", known)
+    for module in ("columns", "leaderboard", "section", "trials"):
+        monkeypatch.setattr(f"harness.analysis.{module}.COLUMNS", known)
     add(sweep, metrics(60.0, train_seconds=5400.0), environment={"device": "CPU x86_64"})
     (section,) = tables.build(sweep).sections
     assert "GPU hours" not in section.shown and "gpu_hours" not in section.rows and section.warnings == []

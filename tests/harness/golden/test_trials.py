@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from harness.analysis.leaderboard import trials_of
+from harness.analysis.trials import trials_of
 from harness.config.trial import RECIPE_VERSION, trial_key
 from harness.data import load
 from harness.evaluation.equilibria import recurrence_report
