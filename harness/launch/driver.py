@@ -87,6 +87,8 @@ def main(options: argparse.Namespace) -> int:
     shared = Shared.of(options.results_dir, sweep.name)
     directory = shared.directory
     if sweep.search is not None:
+        given = options.results_dir
+        require("--results-dir", given, shared.uri is None, "a directory, for a sweep with `search`")
         _check_owner(directory, sweep)
         found = _searched(sweep, data, directory, options, console)
         if found is None:

@@ -38,8 +38,6 @@ def check(sweep: Sweep, data: Data, options: argparse.Namespace) -> SearchSettin
     for name in ("only", "export"):
         given = getattr(options, name)
         require(f"--{name}", given, not given, "a sweep without `search`, whose trials are known before it has run")
-    place = options.results_dir
-    require("--results-dir", place, isinstance(place, Path), "a directory, for a sweep with `search`")
     for entry in sweep.searched:
         training, _ = data.training_images(entry.base.train_images, sweep.search.validation_images)
         batch = entry.base.train.batch_size

@@ -31,7 +31,7 @@ def run(monkeypatch):
     """A function that puts another in the place of Ray: it is given the folders and what is told of them."""
 
     def put(act):
-        def run_folders(folders, data_dir, cpu, gpu, storage, on_report, on_end, *_):
+        def run_folders(folders, data_dir, cpu, gpu, storage, on_report, on_end, *_, **_also):
             act(folders, on_report, on_end)
 
         monkeypatch.setattr(ray_tune, "run_folders", run_folders)
