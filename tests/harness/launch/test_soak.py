@@ -128,6 +128,7 @@ def test_a_sweep_that_is_killed_again_and_again_ends_as_a_quiet_one(place, capsy
         print(f"\n{len(soaked.trials)} trials, {killed.total()} kills: {dict(killed)}; drivers ended with {dict(ends)}")
         print(f"seconds: {middle - began:.0f} quiet, {ended - middle:.0f} soaked; {len(cluster.seen)} processes seen")
     assert killed == KILLS
+    assert "raylet" not in (soaked.root / "printed").read_text(), "Ray's words are for its log"
     for study in studies:
         study.assert_complete(printed=["ray.log"])
     assert _left(soaked) == _left(quiet)
