@@ -309,7 +309,7 @@ class FakeRay:
         monkeypatch.setattr(ray, "shutdown", lambda: self.calls.append("shutdown"))
         monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 1.0})
         monkeypatch.setattr(ray_cluster, "_knock", lambda address: None)
-        monkeypatch.setattr(ray_tune, "check_storage", lambda needed: None)
+        monkeypatch.setattr(ray_tune, "check_storage", lambda needed, uri: None)
 
 
 @pytest.mark.parametrize(

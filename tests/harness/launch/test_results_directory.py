@@ -69,7 +69,7 @@ def test_an_old_failure_is_not_told_as_a_new_one(tmp_path, store, monkeypatch, c
     folder.claim(place, made)
     files.write_json(place / folder.FAILURE, {"error": "RuntimeError: last week's", "last_finite": {}})
 
-    def dies_at_once(folders, data_dir, cpu, gpu, storage, on_report, on_end, *_):
+    def dies_at_once(folders, data_dir, cpu, gpu, storage, on_report, on_end, *_, **__):
         on_end(folders[0], "its worker failed 3 times: it died")
 
     monkeypatch.setattr(ray_tune, "run_folders", dies_at_once)
