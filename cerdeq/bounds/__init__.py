@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 
 from cerdeq.bounds.backward import linear_lower_bound
 from cerdeq.bounds.bounds import BOUNDS, Bound, Question, both_ends, bound_named, lower_bounds
@@ -84,9 +85,10 @@ def margin_spec(labels: Tensor, classes: int) -> Tensor:
     """The margins of the true class over each other one: labels [B] -> spec [B, classes - 1, classes].
 
     Row k of example b is the unit vector of its label minus that of the k-th other class. Raises ValueError where a
-    label is out of range (unchecked inside torch.compile).
+    label is out of range (unchecked inside torch.compile, and of fake tensors, which have no values).
     """
-    if not torch.compiler.is_compiling() and not bool(((labels >= 0) & (labels < classes)).all()):
+    known = not torch.compiler.is_compiling() and not is_fake(labels)
+    if known and not bool(((labels >= 0) & (labels < classes)).all()):
         raise ValueError(f"labels must lie in 0 to {classes - 1}, found {labels.min().item()} to {labels.max().item()}")
     identity = torch.eye(classes, device=labels.device)
     others = torch.arange(classes - 1, device=labels.device).expand(len(labels), -1)

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from harness.config.sweep_file import Resources
 from harness.launch.estimate import Estimate, estimates
+from harness.launch.gpu_memory import needed, readable, share
 from harness.launch.pace import minutes
 from harness.launch.states import state_of
 from harness.launch.study import Study
@@ -22,17 +23,24 @@ def show(study: Study, retry_failed: bool, ray_address: str | None, console: Con
     """Print a line a trial, the resources and the time."""
     tried = {trial.key for trial in study.tried(retry_failed)}
     expected = estimates(study, [trial for trial in study.trials if trial.key in tried])
-    table = Table("trial", "key", "state", "", "would be run", "time", box=None, padding=(0, 2, 0, 0))
+    resources = study.sweep.resources
+    memory = needed(study, study.trials) if resources.gpu else {}
+    columns = ["trial", "key", "state", "", "would be run", "time", *(["GPU memory"] if memory else [])]
+    table = Table(*columns, box=None, padding=(0, 2, 0, 0))
     for trial in study.trials:
         place = study.places[trial.key]
         state = state_of(place, trial.config.train.epochs, holder(study.directory))
         time = _told(expected[trial.key]) if trial.key in tried else ""
-        cells = study.named[trial.key], trial.key, state.state, state.told, "yes" if trial.key in tried else "no", time
+        run = "yes" if trial.key in tried else "no"
+        cells = [study.named[trial.key], trial.key, state.state, state.told, run, time]
+        cells += [readable(memory[trial.key])] if memory else []
         table.add_row(*map(Text, cells))
     wide = console if console.is_terminal else Console(width=_WIDTH, highlight=False)
     wide.print(table)
-    sides = _at_once(study.sweep.resources, ray_address)
-    console.print(_resources(study.sweep.resources, sides), soft_wrap=True)
+    sides = _at_once(resources, ray_address)
+    console.print(_resources(resources, sides), soft_wrap=True)
+    if memory:
+        console.print(_memory(max(memory.values()), resources), soft_wrap=True)
     console.print(_time(list(expected.values()), sides), soft_wrap=True)
     console.print("a dry run: nothing was started or written", soft_wrap=True)
 
@@ -58,6 +66,15 @@ def _resources(resources: Resources, sides: int | None) -> str:
         return told + "how many fit side by side is the cluster's to say"
     here = f"{len(os.sched_getaffinity(0))} CPUs and {torch.cuda.device_count()} GPUs here"
     return f"{told}{here}: {sides} side by side" + ("" if sides else ", which is too little")
+
+
+def _memory(most: int, resources: Resources) -> str:
+    told = f"memory: training takes up to about {readable(most)} of a GPU"
+    here = share(resources.gpu)
+    if here is None:
+        return told + ", and there is none here"
+    told += f"; gpu: {resources.gpu:g} is {readable(here)} here"
+    return told + ("" if most <= here else ", which is too little")
 
 
 def _time(left: list[Estimate], sides: int | None) -> str:

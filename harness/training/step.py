@@ -47,7 +47,7 @@ class Stepper:
         self.losses: dict[str, Loss] = {}
         self.graphs: dict[tuple[str | int, ...], _Graph] | None = None
         for method in (self.method, self.method.at(1.0)):
-            self.attacks[method.name], self.losses[method.name] = _objective(self.config, method, self.model)
+            self.attacks[method.name], self.losses[method.name] = objective(self.config, method, self.model)
         if self.compiled:
             prepare()
             self.losses = {
@@ -117,7 +117,7 @@ def make_optimiser(model: nn.Module, device: torch.device) -> torch.optim.Adam:
     return optimiser
 
 
-def _objective(config: TrialConfig, method: Method, model: nn.Sequential) -> tuple[Attack, Loss]:
+def objective(config: TrialConfig, method: Method, model: nn.Sequential) -> tuple[Attack, Loss]:
     """(x, labels, eps) -> adversary; (x, labels, eps, adversary) -> loss, [loss, clean correct, certified correct]."""
     settings, info, target = config.train, DATASETS[config.dataset], float(config.train_eps)
     program = trace(model, linear=method.linear)

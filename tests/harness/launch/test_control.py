@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -73,6 +74,42 @@ def test_a_dry_run_says_what_would_be_run_and_writes_nothing(copied, no_ray, mon
         assert part in lines["cerd"]
     for part in ("1 CPUs and 0 GPUs a trial", "side by side", "for 1 of them as other rows did", "nothing was started"):
         assert part in printed
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A function that lets torch see one GPU with so many bytes of memory."""
+
+    def see(size):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: SimpleNamespace(total_memory=size))
+
+    return see
+
+
+def test_a_dry_run_sets_memory_beside_the_share_of_a_gpu(copied, no_ray, gpu, capsys):
+    """`cnn5` and `cerdeq` as small as here take some 3 MB; without GPUs asked for, nothing is said of them."""
+    assert copied.main("--dry-run") == 0
+    assert "memory" not in capsys.readouterr().out
+    asking = Study(copied.root, {**TINY, "resources": {"cpu": 1, "gpu": 0.5}}, copied.store)
+    for size, told in ((None, "none here"), (2**40, "gpu: 0.5 is 512.0 GiB here\n"), (2**21, "which is too little")):
+        if size:
+            gpu(size)
+        assert asking.main("--dry-run") == 0
+        printed = capsys.readouterr().out
+        assert "GPU memory" in printed
+        assert told in printed
+
+
+@pytest.mark.parametrize(("size", "warned"), [(2**21, True), (2**40, False)])
+def test_a_share_too_small_for_training_is_warned_of(unfinished, run, gpu, capsys, size, warned):
+    run(lambda *_: None)
+    gpu(size)
+    asking = Study(unfinished.root, {**TINY, "resources": {"cpu": 1, "gpu": 0.5}}, unfinished.store)
+    asking.main()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: training cerdeq")]
+    assert len(lines) == warned
+    assert all("1 MiB here" in line for line in lines)
 
 
 def test_a_dry_run_estimates_by_trials_of_the_same_row(copied, no_ray, capsys):

@@ -51,6 +51,20 @@ def test_what_ray_itself_prints_goes_to_a_file_and_python_s_to_the_terminal(monk
     assert capfd.readouterr() == ("", "ours\nafter\n")
 
 
+def test_a_ray_started_here_refuses_who_has_no_token(cluster):
+    """It listens on every address of the machine, and runs what it is sent."""
+    ask = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1]).internal_kv_keys(b'', None)"
+    command = [sys.executable, "-c", ask, ray.get_runtime_context().gcs_address]
+    others = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    asked = {
+        mode: subprocess.run(command, env={**others, "RAY_AUTH_MODE": mode}, capture_output=True, text=True, check=False)
+        for mode in ("disabled", "token")
+    }
+    assert asked["token"].returncode == 0, asked["token"].stderr
+    assert asked["disabled"].returncode != 0
+    assert "Unauthenticated" in asked["disabled"].stderr or "AuthToken" in asked["disabled"].stderr
+
+
 def test_machines_are_asked_for_the_files(cluster, tmp_path):
     there, missing = tmp_path / "there", tmp_path / "missing"
     there.mkdir()
