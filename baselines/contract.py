@@ -37,12 +37,15 @@ def check_network(
     where an operator of it has no linear rule. Raises ContractError, whatever `build` raises, and UnsupportedOperator
     for an operator without a rule.
 
-    One seed makes one network. In evaluation mode logits [B, K] are finite, the same each time, and of each image
-    alone. In training mode the bounding pass computes what the forward pass does and moves the same statistics. Every
-    parameter has a finite gradient of the IBP loss, no weight one of 0. Bounds are finite and contain what sampled
-    points of the ball give. Weights that are stored, unfolded and folded, are loaded as the same network.
+    It can be built without values, as sweeps are checked. One seed makes one network. In evaluation mode logits [B, K]
+    are finite, the same each time, and of each image alone. In training mode the bounding pass computes what the
+    forward pass does and moves the same statistics. Every parameter has a finite gradient of the IBP loss, no weight
+    one of 0.
+    Bounds are finite and contain what sampled points of the ball give. Weights that are stored, unfolded and folded,
+    are loaded as the same network.
     """
     with torch.random.fork_rng(devices=[]):
+        _check_without_values(network, dataset, width, options)
         first, second = (_made(network, dataset, width, options) for _ in range(2))
         other = _made(network, dataset, width, options, seed=_SEED + 1)
         _check_seed(first, second)
@@ -82,6 +85,19 @@ def _made(
 ) -> nn.Sequential:
     torch.manual_seed(seed)
     return build(network, dataset, width, **options).double()
+
+
+def _check_without_values(network: str | Builder, dataset: str, width: float, options: dict[str, Any]) -> None:
+    """Sweeps are checked so, before anything is trained."""
+    _made(network, dataset, width, options)  # what is wrong with any values is raised as it is
+    try:
+        with torch.device("meta"):
+            build(network, dataset, width, **options)
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}"
+        raise ContractError(
+            f"it cannot be built on torch's device 'meta', where tensors have no values: {told}"
+        ) from None
 
 
 def _check_seed(first: nn.Sequential, second: nn.Sequential) -> None:

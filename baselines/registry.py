@@ -82,10 +82,14 @@ def network_names() -> list[str]:
 
 
 def options_of(network: str | Builder) -> dict[str, inspect.Parameter]:
-    """The options a network takes, by name, with their types and defaults. Raises UnknownNameError."""
+    """The options a network takes, by name, with their types and defaults; without a type they take anything.
+
+    Raises UnknownNameError.
+    """
     builder = _builder(network)
     fixed = {"shape", "classes", "width", *getattr(builder, "keywords", ())}  # the last: what a partial says already
-    return {option: p for option, p in inspect.signature(builder).parameters.items() if option not in fixed}
+    found = {option: p for option, p in inspect.signature(builder).parameters.items() if option not in fixed}
+    return {option: p if p.annotation is not p.empty else p.replace(annotation=Any) for option, p in found.items()}
 
 
 def build(network: str | Builder, dataset: str = "cifar10", width: float = 1.0, **options: Any) -> nn.Sequential:

@@ -118,7 +118,8 @@ def _notes(recipe: int, profile: str, trials: pd.DataFrame) -> list[str]:
         texts = ("all" if pd.isna(value) else f"{value:,}" for value in values.drop_duplicates().sort_values())
         return " or ".join(texts)
 
-    images, tests, held_out = trials["train_images"], trials["evaluation.test_images"], trials["validation_images"]
+    images, held_out = trials["train_images"], trials["validation_images"]
+    tests = trials["evaluation.test_images"][held_out == 0]
     size = f"width {span(trials['width'])}, train images {span(images)}, epochs {span(trials['train.epochs'])}"
     which = "All" if (held_out > 0).all() else "Some"
     notes = {

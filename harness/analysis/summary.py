@@ -38,7 +38,7 @@ def summary(table: Table, section: Section) -> Summary:
         return Summary()
     best = rows["label"].iloc[0]
     lines = [
-        "certified error: the share of test images that are misclassified or not proved robust; lower is better",
+        "certified error: the share of images that are misclassified or not proved robust; lower is better",
         f"best: {best}, {rows[names.CERTIFIED_ERROR].iloc[0]:.1f} %" + _but_for(len(finished) - len(rows)),
     ]
     try:

@@ -61,7 +61,7 @@ def _trial(path: Path, file: str = folder.TRIAL) -> dict[str, Any]:
     trial |= {"certified": certified, "judged": "", "result": None}
     trial |= {"state": None, "problem": None} | {column.name: None for column in COLUMNS if column.everywhere}
     try:
-        read = folder.read_trial(path / file)
+        read = (folder.read_judged if certified else folder.read_trial)(path / file)
         trial["judged"] = judged_by(read.config, certified)
         version = {"recipe_version": read.recipe_version, "fingerprint": read.fingerprint}
         config = to_dict(read.config)

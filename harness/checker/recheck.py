@@ -127,7 +127,9 @@ def _further(place: Path) -> str:
 
 def _trial(place: Path) -> folder.Trial:
     """The trial that is judged in a folder, its own or a certification's."""
-    return folder.read_trial(place / (folder.TRIAL if _owner(place) == place else certification.CERTIFICATION))
+    if _owner(place) == place:
+        return folder.read_trial(place / folder.TRIAL)
+    return folder.read_judged(place / certification.CERTIFICATION)
 
 
 def recheck(place: Path, data_dir: str | None = None, most: int | None = None) -> Rechecked:

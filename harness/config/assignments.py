@@ -25,7 +25,8 @@ def assigned(assignments: Sequence[str], changeable: Collection[str]) -> dict[st
         section, *inside = key.split(".")
         allowed = f"KEY=VALUE, KEY one of {', '.join(sorted(changeable))} or in one, such as train.epochs=2"
         require("--set", text, "=" in text and section in changeable, allowed)
-        require("--set", text, keys.count(key) == 1, "each key once")
+        alone = keys.count(key) == 1 and not any(other.startswith(f"{key}.") for other in keys)
+        require("--set", text, alone, "each key once, and not beside keys in it")
         value = _value(text)
         for name in reversed(inside):
             value = {name: value}

@@ -8,6 +8,7 @@ from harness.config.trial import TrialConfig
 from harness.methods import make_method
 
 _RAMP = ("ramp_start", "ramp_epochs")
+_EARLY = ("early_iterations", "margin_start")
 
 
 def ignored_settings(config: TrialConfig, network: nn.Module) -> dict[str, str]:
@@ -24,11 +25,24 @@ def ignored_settings(config: TrialConfig, network: nn.Module) -> dict[str, str]:
     found = {f"method_options.{key}": f"{config.method!r}: {by_method.pop(key)}" for key in options}
     found |= {f"train.{key}": f"{config.method!r}: {reason}" for key, reason in by_method.items()}
     modules = list(network.modules())
+    if not config.train.decay_epochs:
+        found["train.decay_factor"] = "there are no decay_epochs"
+    if not config.train.regularisation:
+        found.setdefault("train.regularise_equilibria", "regularisation is 0")
+    if not _has_ramp(config):
+        found.setdefault("train.regularisation", "it falls to 0 as eps grows, and there is no ramp")
+        found.setdefault("train.regularise_equilibria", "regularisation falls to 0 as eps grows, and there is no ramp")
+        found |= {f"options.{key}": "it changes as eps grows, and there is no ramp" for key in _EARLY}
     if not any(isinstance(module, FixedPoint) for module in modules):
         found.setdefault("train.regularise_equilibria", f"{config.model!r}: there is no equilibrium in it")
     if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules):
         found["train.recompute_statistics"] = f"{config.model!r}: there is no batch norm in it"
     return found
+
+
+def _has_ramp(config: TrialConfig) -> bool:
+    """Whether any step is at less than the whole eps."""
+    return config.train.ramp_start > 1 or config.train.ramp_epochs > 0
 
 
 def _follows_eps(network: nn.Module) -> bool:

@@ -1,9 +1,12 @@
 """The radius of a perturbation."""
 
+import re
 from fractions import Fraction
 from typing import Any, Self
 
 from harness.errors import SettingError, require
+
+_HUGE = re.compile(r"[eE][+-]?\d{4}")  # an exponent that a number would be computed from for hours
 
 
 class Radius(Fraction):
@@ -15,6 +18,7 @@ class Radius(Fraction):
     def __new__(cls, value: object) -> Self:
         """As the class says."""
         numeric = isinstance(value, str | int | float | Fraction) and not isinstance(value, bool)
+        numeric = numeric and not _HUGE.search(str(value))
         try:
             radius = super().__new__(cls, str(value) if numeric else "")
             str(radius)  # Python writes no integer of thousands of digits

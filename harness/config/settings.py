@@ -22,6 +22,7 @@ ATTACKS = ("margin", "all")
 PRECISIONS = ("tf32", "float32", "bf16")
 COMPILING = ("auto", "always", "never")
 INITIALISATIONS = ("ibp", "default")
+LARGEST_EPOCHS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,12 @@ class TrainSettings:
     undoes the scale of weights, so that it matters most where there is none."""
 
     def __post_init__(self) -> None:
-        require("epochs", self.epochs, self.epochs >= 1, "an integer of at least 1")
+        require(
+            "epochs",
+            self.epochs,
+            1 <= self.epochs <= LARGEST_EPOCHS,
+            f"an integer of at least 1 and at most {LARGEST_EPOCHS:,}",
+        )
         require("batch_size", self.batch_size, self.batch_size >= 2, "an integer of at least 2 (batch norm)")
         require("learning_rate", self.learning_rate, 0 < self.learning_rate < 1, "above 0 and below 1")
         decays = self.decay_epochs

@@ -3,6 +3,7 @@
 import inspect
 import json
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -343,10 +344,17 @@ def _search_problems(sweep: SweepFile, search: SearchSettings, searched: list[Se
         for key in search.spaces
         if key not in used
     ]
+    alike: dict[str, Searched] = {}
     for entry in searched:
         if not entry.spaces:
             problems.append(f"search.spaces: found none for {entry.base.row}, allowed: one for each of trials")
         first = {key: space.extremes[0] for key, space in entry.spaces.items()}
+        with suppress(ValueError):  # told below
+            if alike.setdefault(_identity(entry.config(first)), entry) is not entry:
+                problems.append(f"trials: {entry.base.row}: two that differ in what is searched alone")
+        if search.asha is not None and search.asha.min_epochs >= entry.base.train.epochs:
+            found = f"search.asha.min_epochs: found {search.asha.min_epochs}"
+            problems.append(f"{found}, allowed: less than epochs = {entry.base.train.epochs} of {entry.base.row}")
         for key, space in entry.spaces.items():
             for value in space.extremes:
                 try:
@@ -393,7 +401,11 @@ def _resolved(profile: str, sweep: SweepFile, entry: TrialEntry) -> tuple[TrialC
         raise _EntryError(str(error)) from None
     except (TypeError, ValueError) as error:
         raise _EntryError(f"options: {error}") from None
-    own = {f"{key}.{name}": value for key in ("train", "method_options") for name, value in getattr(entry, key).items()}
+    except Exception as error:  # whatever a network of a user's does where tensors have no values
+        told = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise _EntryError(f"model: {entry.model!r} cannot be built on torch's device 'meta': {told}") from None
+    sections = ("train", "options", "method_options")
+    own = {f"{key}.{name}": value for key in sections for name, value in getattr(entry, key).items()}
     if problems := _refusals(own, ignored):
         raise _EntryError(*problems)
     return trial, ignored

@@ -80,13 +80,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Returns the exit status. Raises InputError before anything is started, KeyboardInterrupt after Ctrl-C."""
     console = Console(highlight=False)
+    both = options.dry_run and options.export
+    require("--export", str(options.export), not both, "a call without --dry-run, which writes nothing")
     most = options.max_concurrent
     require("--max-concurrent", most, most is None or most > 0, "a whole number from 1")
     sweep = load_sweep(options.sweep, options.profile, _has_gpu(options.ray_address), options.set)
     data = load(sweep.dataset, options.data_dir, writes=not options.dry_run)
     _check_data(sweep, data)
     shared = Shared.of(options.results_dir, sweep.name)
-    directory = shared.directory
+    directory, lacks = shared.directory, False
     if sweep.search is not None:
         given = options.results_dir
         require("--results-dir", given, shared.uri is None, "a directory, for a sweep with `search`")
@@ -94,7 +96,7 @@ def main(options: argparse.Namespace) -> int:
         found = _searched(sweep, data, directory, options, console)
         if found is None:
             return OK if options.dry_run else FAILED
-        sweep = found
+        sweep, lacks = found
     trials = [folder.make_trial(config, data.fingerprint) for config in sweep.trials]
     named = dict(zip((trial.key for trial in trials), labels(sweep.trials), strict=True))
     chosen = [trial for trial in trials if not options.only or is_meant(options.only, named[trial.key], trial.key)]
@@ -112,11 +114,15 @@ def main(options: argparse.Namespace) -> int:
         plan.show(study, options.retry_failed, options.ray_address, console)
         return OK
     with locked(directory), shared.held():
-        return _complete(study, options, console)
+        ended = _complete(study, options, console)
+    return FAILED if lacks else ended
 
 
-def _searched(sweep: Sweep, data: Data, directory: Path, options: argparse.Namespace, console: Console) -> Sweep | None:
-    """The sweep with the trials that its search has found; None where there are none, and of a dry run."""
+def _searched(
+    sweep: Sweep, data: Data, directory: Path, options: argparse.Namespace, console: Console
+) -> tuple[Sweep, bool] | None:
+    """The sweep with the trials that its search has found, and whether that lacks candidates which failed and may yet
+    be trained; None where it found nothing, and of a dry run."""
     from harness.launch import searching
 
     settings = searching.check(sweep, data, options)
@@ -124,7 +130,8 @@ def _searched(sweep: Sweep, data: Data, directory: Path, options: argparse.Names
         searching.show(sweep, settings, data, directory, console)
         return None
     Mirror(sweep.name, options.tracking_uri, {}, console)  # a store that cannot be used is told before hours of work
-    return searching.run(sweep, settings, data, directory, options, _gpu(sweep, options), console)
+    found = searching.run(sweep, settings, data, directory, options, _gpu(sweep, options), console)
+    return None if found is None else (found, searching.lacks(sweep, settings, data, directory))
 
 
 def _gpu(sweep: Sweep, options: argparse.Namespace) -> float:

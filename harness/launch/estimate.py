@@ -1,11 +1,12 @@
 """How long trials may take: what their rows took in the sweep's directory, or what others took, by operations."""
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from statistics import mean
-from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -24,8 +25,8 @@ from harness.storage.folder import Trial
 class Estimate:
     """How long a trial will take from where it is.
 
-    work: operations of what is left. seconds: None where nothing has finished in the sweep's directory. measured:
-    whether trials of its row have.
+    work: operations of what is left, 0 where nobody can tell. seconds: None where nothing has finished in the sweep's
+    directory. measured: whether trials of its row have.
     """
 
     work: float
@@ -46,9 +47,10 @@ def estimates(study: Study, trials: Iterable[Trial]) -> dict[str, Estimate]:
             continue
         if result is None or not seconds:
             continue
-        judging = result.metrics[names.EVALUATION_SECONDS] or 0.0
+        judging = result.metrics.get(names.EVALUATION_SECONDS) or 0.0
         took[_row(config)].append((mean(seconds), judging))
-        paces.append((mean(seconds) * config.train.epochs + judging) / _work(study, config))
+        if work := _work(study, config):
+            paces.append((mean(seconds) * config.train.epochs + judging) / work)
     return {trial.key: _estimate(study, trial, took, paces) for trial in trials}
 
 
@@ -68,29 +70,33 @@ def _estimate(study: Study, trial: Trial, took: dict[str, list[tuple[float, floa
     config, own = trial.config, took.get(_row(trial.config))
     done = max((row[names.EPOCH] for row in folder.read_epochs(study.places[trial.key])), default=0)
     left = 1 - done / config.train.epochs
-    work = _work(study, config) * left
+    whole = _work(study, config)
+    work = (whole or 0.0) * left
     if own:
         epoch, judging = (mean(each) for each in zip(*own, strict=True))
         return Estimate(work, epoch * config.train.epochs * left + judging, measured=True)
-    return Estimate(work, work * mean(paces) if paces else None, measured=False)
+    return Estimate(work, work * mean(paces) if paces and whole else None, measured=False)
 
 
 def _row(config: TrialConfig) -> str:
     return str({**to_dict(config), "seed": None})
 
 
-def _work(study: Study, config: TrialConfig) -> float:
-    """Roughly the operations of a whole training, in forward passes of plain training."""
+def _work(study: Study, config: TrialConfig) -> float | None:
+    """Roughly the operations of a whole training, in forward passes of plain training; None where nobody can tell,
+    such as of finished trials whose plugin is not here."""
     images = len(study.data.training_images(config.train_images, config.validation_images)[0])
-    options = tuple(sorted(config.options.items()))
-    cost = make_method(config.method, config.method_options).cost
-    return _operations(config.model, config.dataset, config.width, options) * cost * images * config.train.epochs
+    with suppress(Exception):  # whatever a network of a user's does where tensors have no values
+        cost = make_method(config.method, config.method_options).cost
+        operations = _operations(config.model, config.dataset, config.width, json.dumps(config.options))
+        return operations * cost * images * config.train.epochs
+    return None
 
 
 @cache
-def _operations(model: str, dataset: str, width: float, options: tuple[tuple[str, Any], ...]) -> int:
-    """Of one image's way through a network in training, found out without computing anything."""
+def _operations(model: str, dataset: str, width: float, options: str) -> int:
+    """Of one image's way through a network in training, found out without computing anything. options: as JSON."""
     with FakeTensorMode(), FlopCounterMode(display=False) as counter:
-        network = build(model, dataset, width, **dict(options)).train()
+        network = build(model, dataset, width, **json.loads(options)).train()
         network(torch.zeros(2, *DATASETS[dataset].shape))
     return counter.get_total_flops() // 2

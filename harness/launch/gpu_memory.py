@@ -1,6 +1,7 @@
 """Whether a trial's share of a GPU holds what its training takes."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -12,7 +13,10 @@ from harness.training.footprint import training_memory
 
 
 def needed(study: Study, trials: Iterable[Trial]) -> dict[str, int]:
-    """Bytes that training takes, by key, as `training_memory` counts them; a row's trials take the same."""
+    """Bytes that training takes, by key, as `training_memory` counts them; a row's trials take the same.
+
+    Those are left out of which it cannot be told, such as where a user's network asks for values of tensors.
+    """
     rows: dict[str, int] = {}
     found = {}
     for trial in trials:
@@ -20,8 +24,10 @@ def needed(study: Study, trials: Iterable[Trial]) -> dict[str, int]:
         row = str({**to_dict(config), "seed": None})
         if row not in rows:
             images = len(study.data.training_images(config.train_images, config.validation_images)[0])
-            rows[row] = training_memory(config, images)
-        found[trial.key] = rows[row]
+            with suppress(Exception):  # whatever a network or a method of a user's does where tensors have no values
+                rows[row] = training_memory(config, images)
+        if row in rows:
+            found[trial.key] = rows[row]
     return found
 
 
@@ -41,9 +47,8 @@ def share(gpu: float) -> int | None:
 def warning(study: Study, trials: list[Trial]) -> str | None:
     """What is wrong where the training of one of these trials takes more than its share of a GPU here."""
     gpu = study.sweep.resources.gpu
-    if (most := share(gpu)) is None or not trials:
+    if (most := share(gpu)) is None or not (memory := needed(study, trials)):
         return None
-    memory = needed(study, trials)
     largest = max(memory, key=lambda key: memory[key])
     if memory[largest] <= most:
         return None

@@ -33,7 +33,8 @@ def show(study: Study, retry_failed: bool, ray_address: str | None, console: Con
         time = _told(expected[trial.key]) if trial.key in tried else ""
         run = "yes" if trial.key in tried else "no"
         cells = [study.named[trial.key], trial.key, state.state, state.told, run, time]
-        cells += [readable(memory[trial.key])] if memory else []
+        if memory:
+            cells.append(readable(memory[trial.key]) if trial.key in memory else _UNKNOWN)
         table.add_row(*map(Text, cells))
     wide = console if console.is_terminal else Console(width=_WIDTH, highlight=False)
     wide.print(table)

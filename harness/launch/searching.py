@@ -15,7 +15,7 @@ from rich.console import Console
 
 from harness.config.search import SearchSettings
 from harness.config.sweep_file import Sweep
-from harness.config.trial import TrialConfig
+from harness.config.trial import TrialConfig, rows
 from harness.data import Data, data_directory
 from harness.errors import require
 from harness.launch.stopping import Stopping
@@ -119,6 +119,12 @@ def _complete(
     run_folders(supply, data_dir, cpu, gpu, storage, on_report, on_end, options.ray_address, options.max_concurrent)
 
 
+def lacks(sweep: Sweep, settings: SearchSettings, data: Data, directory: Path) -> bool:
+    """Whether a candidate has failed in a way that may pass: the same command tries it again."""
+    search, _ = search_of(directory, settings, sweep.searched, _seeds(sweep)[: settings.seeds], data.fingerprint)
+    return any(candidate.state == OPEN for candidate in candidates_of(search))
+
+
 def _begun(search: Search, sweep: Sweep, data: Data) -> list[Path]:
     """The folders of candidates that were begun and are to go on; failures that may pass are forgotten."""
     left = []
@@ -126,7 +132,7 @@ def _begun(search: Search, sweep: Sweep, data: Data) -> list[Path]:
         if candidate.state == OPEN:
             for place in claim(search, candidate, _trials(search, sweep, data, candidate)).places:
                 failure = folder.read_failure(place)
-                if folder.read_result(place) is None and not (failure and failure["repeats"]):
+                if folder.read_result(place) is None and not (failure and failure.get("repeats")):
                     (place / folder.FAILURE).unlink(missing_ok=True)
                     left.append(place)
     return left
@@ -184,7 +190,7 @@ def _with_winners(search: Search, sweep: Sweep, data: Data, directory: Path, con
         own = [candidate for candidate in candidates_of(search) if candidate.entry == number]
         best = best_of(own)
         if not best:
-            _say(console, f"{entry.base.row}: no candidate has finished")
+            _say(console, f"{entry.base.label}: no candidate has finished")
         for candidate in best:
             _say(console, f"chosen: {_told(search, candidate)}")
             configs = [replace(entry.config(candidate.settings), seed=seed) for seed in _seeds(sweep)]
@@ -200,12 +206,12 @@ def _announce(search: Search, sweep: Sweep, console: Console) -> None:
     budget = [f"{settings.trials} candidates of each" if settings.trials else ""]
     budget += [f"{settings.hours:g} hours of training and judging" if settings.hours else ""]
     done = sum(candidate.state != OPEN for candidate in known)
-    rows = ", ".join(entry.base.row for entry in sweep.searched)
+    searched = ", ".join(rows([entry.base for entry in sweep.searched]))
     _say(
         console,
         f"{sweep.name}: search by {settings.sampler}, {' or '.join(filter(None, budget))}, "
         f"judged on {settings.validation_images:,} images held out of training; {len(known)} begun, {done} done\n"
-        f"searched: {rows}\ncandidates: {search.directory}",
+        f"searched: {searched}\ncandidates: {search.directory}",
     )
 
 
@@ -221,7 +227,7 @@ def _ended(search: Search, place: Path) -> str:
 
 def _told(search: Search, candidate: Candidate) -> str:
     """A candidate in a line: which it is, what came of it, its settings."""
-    row = search.entries[candidate.entry].written.row
+    row = rows([entry.written for entry in search.entries])[candidate.entry]
     chosen = ", ".join(f"{key}={_short(value)}" for key, value in candidate.settings.items())
     errors = ", ".join(
         f"{name.replace('_', ' ')} {value:.2f} %"

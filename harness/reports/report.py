@@ -148,7 +148,7 @@ def _again(places: list[Path]) -> str:
     files = [str(_from_here(trial / folder.TRIAL, 5)) for trial in trials]
     lines = [shlex.join(["uv", "run", "python", "-m", "harness.trial", *files, "--results-dir", "again"])]
     if certified:
-        told = folder.read_trial(certified[0] / certification.CERTIFICATION).config.evaluation
+        told = folder.read_judged(certified[0] / certification.CERTIFICATION).config.evaluation
         options = ["--stages", ",".join(told.stages)]
         options += ["--seconds", f"{told.bab_seconds:g}"] if BAB in told.stages and told.bab_seconds else []
         options += ["--branches", str(told.bab_branches)] if BAB in told.stages and told.bab_branches else []

@@ -18,7 +18,7 @@ from harness.config.search import Searched, SearchSettings, Space
 from harness.config.trial import RECIPE_VERSION, TrialConfig, from_dict, to_dict
 from harness.search.rungs import CANDIDATE, SEARCH, read_record
 from harness.storage import folder, names
-from harness.storage.files import parsed, write_json
+from harness.storage.files import DamagedFileError, parsed, write_json
 
 FINISHED, STOPPED, FAILED, OPEN = "finished", "stopped", "failed", "open"
 WORST = 100.0
@@ -128,11 +128,21 @@ def claim(search: Search, candidate: Candidate, trials: Sequence[folder.Trial]) 
 
 
 def candidates_of(search: Search) -> list[Candidate]:
-    """All candidates of a search, by entry and number. Raises DamagedFileError."""
+    """All candidates of a search, by entry and number.
+
+    Raises DamagedFileError, also where folders cannot be of one search: of entries that it does not have, or more of a
+    candidate, or with other settings, than it has seeds.
+    """
     records: dict[tuple[int, int], list[tuple[Path, dict[str, Any]]]] = {}
     for place in folder.trial_folders(search.directory):
         record = read_record(place)
-        records.setdefault((record["entry"], record["number"]), []).append((place, record))
+        found = records.setdefault((record["entry"], record["number"]), [])
+        found.append((place, record))
+        fits = 0 <= record["entry"] < len(search.entries) and record["number"] >= 0
+        alike = all(other["settings"] == record["settings"] for _, other in found)
+        if not (fits and alike and len(found) <= search.settings.seeds):
+            told = f"candidate {record['number']} of entry {record['entry']}"
+            raise DamagedFileError(f"{place / CANDIDATE} is of no candidate here, or another has its number: {told}")
     return [_candidate(search.settings, found) for _, found in sorted(records.items(), key=lambda item: item[0])]
 
 
@@ -142,7 +152,7 @@ def hours(candidates: Sequence[Candidate]) -> float:
     for place in (place for candidate in candidates for place in candidate.places):
         seconds += sum(row.get(names.TRAIN_EPOCH_SECONDS, 0.0) for row in folder.read_epochs(place))
         result = folder.read_result(place)
-        seconds += (result.metrics[names.EVALUATION_SECONDS] or 0.0) if result else 0.0
+        seconds += (result.metrics.get(names.EVALUATION_SECONDS) or 0.0) if result else 0.0
     return seconds / 3600
 
 
@@ -164,10 +174,10 @@ def _candidate(settings: SearchSettings, found: list[tuple[Path, dict[str, Any]]
 def _values(place: Path, objectives: Sequence[str]) -> list[float] | None:
     """A trial's objectives; the worst ones where it fails always, None where they are not known yet."""
     if (result := folder.read_result(place)) is not None:
-        values = [result.metrics[name] for name in objectives]
+        values = [result.metrics.get(name) for name in objectives]
         return [WORST if value is None else value for value in values]
     failure = folder.read_failure(place)
-    return [WORST] * len(objectives) if failure and failure["repeats"] else None
+    return [WORST] * len(objectives) if failure and failure.get("repeats") else None
 
 
 def _as_json(spaces: dict[str, Space]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def propose(
     The first one is the entry as it is written, where its spaces have that. The same for the same candidates.
     accepts: whether settings, by key, can be had and are new.
     """
-    number = len(known)
+    number = 1 + max((candidate.number for candidate in known), default=-1)
     if number == 0 and searched.written is not None and accepts(searched.written):
         return Candidate(entry, number, searched.written, {}, [])
     for attempt in range(_ATTEMPTS):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from harness.search.candidates import FINISHED, STOPPED, WORST, Candidate, Search
+from harness.search.candidates import FAILED, FINISHED, OPEN, STOPPED, WORST, Candidate, Search
 
 
 def best_of(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -30,9 +30,11 @@ def hypervolume(points: Sequence[Sequence[float]]) -> float:
 
 def mark(search: Search, candidate: Candidate, candidates: Sequence[Candidate]) -> dict[str, Any]:
     """How a candidate was chosen among those of its entry: for its trials' folders, with a `text` in words."""
-    settings, stopped = search.settings, sum(other.state == STOPPED for other in candidates)
+    settings, states = search.settings, [other.state for other in candidates]
     seeds = f" with {settings.seeds} seeds each" if settings.seeds > 1 else ""
-    early = f" ({stopped} ended early)" if stopped else ""
+    counts = {"ended early": states.count(STOPPED), "failed": states.count(FAILED) + states.count(OPEN)}
+    early = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    early = f" ({early})" if early else ""
     text = (
         f"{settings.sampler}, {len(candidates)} candidates{seeds}{early}, "
         f"judged on {settings.validation_images:,} images held out of training"

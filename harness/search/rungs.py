@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from itertools import count, takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from baselines import build
 from cerdeq.equilibrium import fold
@@ -21,13 +21,30 @@ from harness.storage import folder, names
 from harness.storage.files import parsed, write_json
 from harness.training import checkpoint, run_folder
 from harness.training.trial import Judged, Report
+from harness.typed import checked
 
 CANDIDATE, SEARCH = "candidate.json", "search.json"
 
 
 def read_record(place: Path) -> dict[str, Any]:
     """What candidate.json in a trial's folder holds. Raises DamagedFileError."""
-    return parsed(place / CANDIDATE, dict)
+
+    def parse(content: Any) -> dict[str, Any]:
+        record = {name: checked(_Record, content)[name] for name in get_type_hints(_Record)}
+        return record | {"rungs": {str(int(epochs)): error for epochs, error in record["rungs"].items()}}
+
+    return parsed(place / CANDIDATE, parse)
+
+
+class _Record:
+    """The types of what candidate.json holds."""
+
+    entry: int
+    number: int
+    settings: dict[str, Any]
+    attrs: dict[str, Any]
+    rungs: dict[str, float]
+    stopped: bool
 
 
 def write_rung(place: Path, epochs: int, error: float, stopped: bool) -> None:

@@ -84,14 +84,29 @@ def trial_json(trial: Trial) -> dict[str, Any]:
 
 
 def read_trial(path: Path) -> Trial:
-    """Read trial.json. Raises DamagedFileError where it is missing or not such a file."""
+    """Read trial.json. Raises DamagedFileError where it is missing, not such a file, or its key is another trial's."""
 
     def parse(content: Any) -> Trial:
-        known = checked(Trial, content)
-        _require_name(known["key"])
-        return Trial(known["key"], known["recipe_version"], known["fingerprint"], from_dict(known["config"]))
+        trial = _trial(content)
+        made = trial_key(trial.config, trial.fingerprint) if trial.recipe_version == RECIPE_VERSION else trial.key
+        require("key", trial.key, trial.key == made, f"{made}, the key of its config; the file was changed by hand")
+        return trial
 
     return parsed(Path(path), parse)
+
+
+def read_judged(path: Path) -> Trial:
+    """Read certification.json: a trial under its own key, whose config is that which it is judged by there.
+
+    Raises DamagedFileError as `read_trial` does.
+    """
+    return parsed(Path(path), _trial)
+
+
+def _trial(content: Any) -> Trial:
+    known = checked(Trial, content)
+    _require_name(known["key"])
+    return Trial(known["key"], known["recipe_version"], known["fingerprint"], from_dict(known["config"]))
 
 
 def place(sweep_directory: Path, key: str) -> Path:

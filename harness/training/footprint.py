@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from baselines import DATASETS, build
+from cerdeq.equilibrium import advance
 from harness.config.trial import TrialConfig
 from harness.methods import make_method
 from harness.training.step import objective
@@ -29,6 +30,7 @@ def training_memory(config: TrialConfig, images: int) -> int:
     data = images * (math.prod(info.shape) + torch.long.itemsize)
     with FakeTensorMode():
         model = build(config.model, config.dataset, config.width, **config.options).train()
+        advance(model, 1.0)  # the ramp's end, where unrolled solves are longest
         weights = [*model.parameters(), *model.buffers()]
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)

@@ -80,6 +80,13 @@ class Tied(nn.Sequential):
         self[2].weight = self[0].weight
 
 
+class Scaled(nn.Linear):
+    def reset_parameters(self):
+        super().reset_parameters()
+        with torch.no_grad():
+            self.weight /= float(self.weight.abs().max())
+
+
 LINEAR = partial(nn.Linear, 64, 10)
 BROKEN = {
     "weights that no seed decides": ([partial(Numpy, 64, 10)], "one seed makes two networks"),
@@ -88,6 +95,7 @@ BROKEN = {
     "a weight that changes nothing": ([LINEAR, Silent], "the gradient for 2.weight is 0"),
     "statistics of the judged batch": ([partial(Training, 64), LINEAR], "what an image gives in another batch"),
     "a rule that bounds nothing": ([LINEAR, Flipped], "bounds by ibp do not contain what a point of the ball gives"),
+    "values that are looked at while building": ([partial(Scaled, 64, 10)], "cannot be built on torch's device 'meta'"),
     "weights that share memory": ([Tied], "the folded network cannot be stored"),
 }
 

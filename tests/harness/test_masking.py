@@ -16,6 +16,10 @@ HIDDEN = {
     "postgresql+psycopg2://me:pa55/x@db:5432/mlflow": "postgresql+psycopg2://me:***@db:5432/mlflow",
     "https://pa55-as-a-name@host/path": "https://***@host/path",
     "s3://bucket/x?access_key=pa55&scheme=https&secret_key=pa55": "s3://bucket/x?access_key=***&scheme=https&secret_key=***",
+    "postgresql://me:12345/pa55@db:5432/mlflow": "postgresql://me:***@db:5432/mlflow",
+    "https://host/x?sas=pa55#access_token=pa55": "https://host/x?sas=***#access_token=***",
+    "Authorization: Basic pa55": "Authorization: Basic ***",
+    "host=db password=pa55 user=me": "host=db password=*** user=me",
     "s3://AKIA:pa55/+x@bucket/x?endpoint_override=host": "s3://AKIA:***@bucket/x?endpoint_override=host",
     "https://account.blob/x?sv=1&sig=pa55": "https://account.blob/x?sv=1&sig=***",
     "mysql://host/db?user=me&password=pa55;x": "mysql://host/db?user=me&password=***;x",
@@ -25,6 +29,7 @@ HIDDEN = {
 PLAIN = [
     "http://host:5000/#/experiments/1/runs?viewStateShareKey=comparison&compareRunsMode=CHART",
     "models:/cifar10@best", "sqlite:////home/me@work/mlflow.db", "s3://bucket/results/x.json", "http://host:5000/a@b",
+    "postgresql://db:5432/mlflow", "Basic training of a network",
 ]  # fmt: skip
 
 

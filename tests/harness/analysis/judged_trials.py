@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 
-from harness.config.trial import TrialConfig
+from harness.config.trial import RECIPE_VERSION, TrialConfig
 from harness.storage import files, folder, names
 
 PUBLISHED_HEADER = "dataset,eps,model,method,standard_error,certified_error,source\n"
@@ -35,7 +35,7 @@ def add(
     """One trial folder: finished with `measured`, else failed with `failure`, else unfinished."""
     base = {"dataset": "cifar10", "eps": "8/255", "seed": 0, "model": "cnn7", "method": "ibp", "profile": "full"}
     trial = folder.make_trial(TrialConfig(sweep="study", **(base | config)), fingerprint)
-    if recipe is not None:
+    if recipe not in (None, RECIPE_VERSION):
         trial = replace(trial, recipe_version=recipe, key=f"{trial.key}{recipe}")
     path = sweep / "trials" / (key or trial.key)
     files.write_json(path / folder.TRIAL, folder.trial_json(trial))

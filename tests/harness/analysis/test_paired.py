@@ -22,7 +22,8 @@ def add(sweep, verdicts, *, recipe=RECIPE_VERSION, fingerprint="data", finished=
     """A finished trial with these verdicts, one an image."""
     base = {"dataset": "cifar10", "eps": "8/255", "seed": 0, "model": "cnn7", "method": "ibp", "profile": "full"}
     trial = folder.make_trial(TrialConfig(sweep="study", **(base | config)), fingerprint)
-    trial = folder.Trial(f"{trial.key}{recipe}", recipe, fingerprint, trial.config)
+    if recipe != RECIPE_VERSION:
+        trial = folder.Trial(f"{trial.key}{recipe}", recipe, fingerprint, trial.config)
     path = folder.place(sweep, trial.key)
     files.write_json(path / folder.TRIAL, folder.trial_json(trial))
     table = pd.DataFrame({names.INDEX: range(len(verdicts)), names.LABEL: 3, names.VERDICT: verdicts})

@@ -78,6 +78,10 @@ WRONG = {
     "what does not fit": (["train.epochs=2"], ["--set train.epochs=2: train.decay_epochs: found [3]", "epochs = 2"]),
     "a list's item": (["trials.0.width=1"], ["trials: found {'0': {'width': 1}}"]),
     "no YAML": (["seeds=[0"], ["--set: found 'seeds=[0'", "YAML"]),
+    "a mapping and a key in it": (
+        ["train={epochs: 3}", "train.epochs=4"],
+        ["--set: found 'train={epochs: 3}'", "keys in it"],
+    ),
     "twice": (["width=1", "width=2"], ["--set: found 'width=1'", "each key once"]),
     "a trial of it": (["width=1e9"], ["--set width=1e9: width"]),
     "seeds twice": (["seeds=[1, 1]"], ["--set 'seeds=[1, 1]': seeds: 1 appears twice"]),

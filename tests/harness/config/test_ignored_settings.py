@@ -42,6 +42,26 @@ REFUSED = {
         "train.regularise_equilibria: found False",
         "'cnn5': there is no equilibrium",
     ),
+    "a factor of no decays": (
+        entry("ibp", train={"decay_epochs": [], "decay_factor": 0.5}),
+        "train.decay_factor: found 0.5",
+        "no decay_epochs",
+    ),
+    "regularisers that eps never lets count": (
+        entry("ibp", train={"ramp_epochs": 0, "ramp_start": 1, "regularisation": 0.1}),
+        "train.regularisation: found 0.1",
+        "no ramp",
+    ),
+    "regularisers without weight": (
+        entry("ibp", model="cerdeq", train={"regularisation": 0, "regularise_equilibria": False}),
+        "train.regularise_equilibria: found False",
+        "regularisation is 0",
+    ),
+    "early iterations without a ramp": (
+        entry("ibp", model="cerdeq", options={"early_iterations": 4}, train={"ramp_epochs": 0, "ramp_start": 1}),
+        "options.early_iterations: found 4",
+        "no ramp",
+    ),
     "one of several": (entry(["ibp", "pgd"], train={"regularisation": 0.1}), "train.regularisation", "with method pgd"),
 }
 

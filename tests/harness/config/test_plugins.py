@@ -68,6 +68,18 @@ def own(*changes, modules=("own.nets",), model="flat"):
     return changed(("plugins", list(modules)), ("trials", [{"model": model, "method": "ibp"}]), *changes)
 
 
+def test_a_network_that_cannot_be_built_without_values_is_told(package, tmp_path):
+    package(nets=NETS + "    # of no use\n" + ALONE.replace("10)", "int(nn.Linear(2, 2).weight.sum() * 0) + 10)"))
+    with pytest.raises(InputError, match=r"model: 'own.nets:body' cannot be built on torch's device 'meta'"):
+        trials_of(tmp_path, own(model="own.nets:body"))
+
+
+def test_an_option_without_a_type_takes_anything(package, tmp_path):
+    package(nets=ALONE.replace("width=1.0)", "width=1.0, wide=None)"))
+    (first, *_) = trials_of(tmp_path, own(("trials.0.options", {"wide": 3}), model="own.nets:body"))
+    assert first.options == {"wide": 3}
+
+
 def test_what_a_plugin_registers_can_be_named_and_trials_say_so(package, tmp_path, capsys):
     package()
     content = own(("trials.0.options", {"sizes": [4]}), ("profiles", {"small": {"seeds": [7]}}))

@@ -54,6 +54,8 @@ def test_an_eps_that_is_zero_as_a_float_is_refused():
     """Training divides by it."""
     with pytest.raises(SettingError):
         Radius("1e-400")
+    with pytest.raises(SettingError, match="eps"):
+        Radius("1e-999999999")
 
 
 @pytest.mark.parametrize(

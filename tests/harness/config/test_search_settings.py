@@ -38,6 +38,10 @@ WRONG = {
         {"spaces": {"train.ramp_epochs": {"integer": [1, 9]}}},
         ["search.spaces.train.ramp_epochs", "found 9", "ramp"],
     ),
+    "halving that begins after the end": (
+        {"asha": {"min_epochs": 1000}},
+        ["search.asha.min_epochs: found 1000", "less than epochs"],
+    ),
     "an entry without a space": (
         {"spaces": {"options.margin": {"uniform": [0.1, 0.5]}}},
         ["search.spaces: found none for cnn5 ibp"],
@@ -85,3 +89,11 @@ def test_what_set_changes_is_marked_in_candidates_too_and_a_budget_is_no_change(
         made = entry.config({"train.learning_rate": 1e-3})
         assert made.profile == "full --set train.epochs=5" and made.train.epochs == 5
     assert load(tmp_path, assignments=["search.trials=9"]).searched[0].base.profile == "full"
+
+
+def test_entries_that_differ_in_what_is_searched_alone_are_refused(tmp_path):
+    one = {"model": "cnn5", "method": "ibp"}
+    twice = [one | {"train": {"learning_rate": rate}} for rate in (1e-3, 2e-3)]
+    with pytest.raises(InputError, match="trials: cnn5 ibp: two that differ in what is searched alone"):
+        load(tmp_path, ("trials", twice))
+    load(tmp_path, ("trials", [one, one | {"train": {"kappa": 0.1}}]))

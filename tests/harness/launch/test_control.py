@@ -12,7 +12,7 @@ import torch
 from study import TINY, Study, snapshot
 
 from baselines import build
-from harness.launch import ray_tune
+from harness.launch import estimate, gpu_memory, ray_tune
 from harness.measure.machine import operations
 from harness.storage import folder, names
 
@@ -74,6 +74,31 @@ def test_a_dry_run_says_what_would_be_run_and_writes_nothing(copied, no_ray, mon
         assert part in lines["cerd"]
     for part in ("1 CPUs and 0 GPUs a trial", "side by side", "for 1 of them as other rows did", "nothing was started"):
         assert part in printed
+
+
+def test_what_cannot_be_estimated_is_not_known(copied, no_ray, monkeypatch, capsys):
+    """A finished trial without its seconds; networks and methods of users, which do what they like."""
+    place = copied.places["cnn5", 0]
+    result = json.loads((place / folder.RESULT).read_text())
+    (place / folder.RESULT).write_text(json.dumps(result | {"metrics": {}}))
+    (copied.places["cerdeq", 0] / folder.RESULT).unlink()
+    assert copied.main("--dry-run") == 0
+    assert "about" in capsys.readouterr().out
+
+    def fails(*_given, **_named):
+        raise RuntimeError("Tensor.item() cannot be called")
+
+    monkeypatch.setattr(estimate, "make_method", fails)
+    monkeypatch.setattr(gpu_memory, "training_memory", fails)
+    asking = Study(copied.root, {**TINY, "resources": {"cpu": 1, "gpu": 0.5}}, copied.store)
+    assert asking.main("--dry-run") == 0
+    assert "time: nothing is known" in capsys.readouterr().out
+
+
+def test_a_dry_run_exports_nothing(copied, no_ray, capsys):
+    assert copied.main("--dry-run", "--export", str(copied.root / "there")) == 2
+    assert "--export" in capsys.readouterr().err
+    assert not (copied.root / "there").exists()
 
 
 @pytest.fixture

@@ -57,7 +57,9 @@ def test_a_ray_started_here_refuses_who_has_no_token(cluster):
     command = [sys.executable, "-c", ask, ray.get_runtime_context().gcs_address]
     others = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     asked = {
-        mode: subprocess.run(command, env={**others, "RAY_AUTH_MODE": mode}, capture_output=True, text=True, check=False)
+        mode: subprocess.run(
+            command, env={**others, "RAY_AUTH_MODE": mode}, capture_output=True, text=True, check=False
+        )
         for mode in ("disabled", "token")
     }
     assert asked["token"].returncode == 0, asked["token"].stderr

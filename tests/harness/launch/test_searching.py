@@ -1,6 +1,8 @@
 """A search, killed and gone on with: none of its candidates is lost or made twice; winners are what is compared."""
 
 import argparse
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +16,9 @@ from harness.config.sweep_file import load_sweep
 from harness.data import load
 from harness.launch import ray_tune, searching
 from harness.search.candidates import FAILED, FINISHED, candidates_of, search_of
+from harness.search.rungs import CANDIDATE
 from harness.storage import folder, names
+from harness.storage.files import DamagedFileError
 
 SEARCH = {
     "spaces": {"train.learning_rate": {"log_uniform": [1e-3, 3e-2]}, "train.batch_size": {"integer": [16, 64]}},
@@ -144,6 +148,59 @@ def test_what_diverges_counts_as_wrong_and_what_died_is_tried_again(tmp_path, mo
     first, *others = found(sweep, tmp_path)
     assert (first.state, first.values) == (FAILED, [100, 100])
     assert {one.state for one in others} == {FINISHED}
+
+
+def test_a_search_that_lacks_a_candidate_says_so(tmp_path, monkeypatch):
+    """One dies; the same command tries it again."""
+
+    def run_folders(supply, data_dir, cpu, gpu, storage, on_report, on_end, address, at_once):
+        while (place := supply()) is not None:
+            if place.name != found(sweep, tmp_path)[0].places[0].name:
+                trained(place)
+            on_end(place, "its worker failed")
+
+    sweep = read(tmp_path)
+    asked = sweep, sweep.search, load("digits"), tmp_path / "study"
+    monkeypatch.setattr(ray_tune, "run_folders", run_folders)
+    (winner, *_) = search(sweep, tmp_path).trials
+    assert searching.lacks(*asked)
+    place = folder.place(tmp_path / "study", folder.make_trial(winner, load("digits").fingerprint).key)
+    assert folder.read_chosen(place)["text"].startswith("tpe, 4 candidates (1 failed), ")
+    monkeypatch.setattr(ray_tune, "run_folders", workers([]))
+    search(sweep, tmp_path)
+    assert not searching.lacks(*asked)
+
+
+def test_a_candidate_taken_away_is_made_up_for_and_no_number_is_given_twice(tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(ray_tune, "run_folders", workers(begun))
+    sweep = read(tmp_path, sampler="nsga2")
+    search(sweep, tmp_path)
+    shutil.rmtree(found(sweep, tmp_path)[1].places[0])
+    search(sweep, tmp_path)
+    assert len(begun) == 5
+    assert [one.number for one in found(sweep, tmp_path)] == [0, 2, 3, 4]
+
+
+CHANGED = {
+    "no object": lambda record: [],
+    "a key missing": lambda record: {key: value for key, value in record.items() if key != "number"},
+    "a text for a number": lambda record: record | {"entry": "a"},
+    "an entry there is not": lambda record: record | {"entry": 7},
+    "another's number": lambda record: record | {"number": 2},
+    "a rung after no epoch": lambda record: record | {"rungs": {"a": 1.0}},
+}
+
+
+@pytest.mark.parametrize("case", CHANGED)
+def test_a_damaged_candidate_is_named(tmp_path, monkeypatch, case):
+    monkeypatch.setattr(ray_tune, "run_folders", workers([]))
+    sweep = read(tmp_path)
+    search(sweep, tmp_path)
+    path = found(sweep, tmp_path)[1].places[0] / CANDIDATE
+    path.write_text(json.dumps(CHANGED[case](json.loads(path.read_text()))))
+    with pytest.raises(DamagedFileError, match=r"candidate\.json"):
+        search(sweep, tmp_path)
 
 
 def test_only_and_export_are_refused_and_a_dry_run_writes_nothing(tmp_path, no_ray, capsys, monkeypatch):

@@ -105,6 +105,16 @@ def test_a_damaged_file_is_named(tmp_path, read, name, content):
         read(tmp_path)
 
 
+@pytest.mark.parametrize(("key", "value"), [("seed", 7), ("width", 0.5), ("eps", "2/255")])
+def test_a_trial_whose_settings_were_changed_by_hand_is_damaged(tmp_path, trial, key, value):
+    folder.claim(tmp_path, trial)
+    content = folder.trial_json(trial)
+    content["config"][key] = value
+    files.write_json(tmp_path / folder.TRIAL, content)
+    with pytest.raises(DamagedFileError, match=r"trial\.json.*changed by hand"):
+        folder.read_trial(tmp_path / folder.TRIAL)
+
+
 def test_a_row_cut_off_is_named(tmp_path):
     folder.write_epoch(tmp_path, {names.EPOCH: 0})
     with open(tmp_path / folder.EPOCHS, "a") as file:

@@ -63,6 +63,15 @@ def test_it_is_about_what_a_gpu_allocates(tiny_trial, model, method, train):
     assert 0.6 < training_memory(config, BATCH) / (torch.cuda.max_memory_allocated() - before) < 1.1
 
 
+def test_of_unrolled_solves_that_grow_the_longest_counts(tiny_trial):
+    options = {"gradient": "unrolled", "iterations": 20}
+    found = [
+        training_memory(tiny_trial("cerdeq", **SIZE, options=options | early), BATCH)
+        for early in ({}, {"early_iterations": 2}, {"iterations": 2})
+    ]
+    assert found[0] == found[1] > 1.5 * found[2]
+
+
 def test_it_grows_with_what_it_counts(tiny_trial):
     def memory(images=BATCH, **train):
         return training_memory(tiny_trial("cnn5", **{**SIZE, "train": {**SIZE["train"], **train}}), images)
