@@ -348,5 +348,6 @@ def test_a_trial_is_judged_on_all_that_it_holds_out(tmp_path):
     content = json.loads((place / folder.TRIAL).read_text())
     content["config"]["validation_images"] = 40
     content["config"]["evaluation"]["test_images"] = 20
+    content["key"] = trial_key(from_dict(content["config"]), content["fingerprint"])
     (place / folder.TRIAL).write_text(json.dumps(content))
     assert recheck(place).problems == ["verdicts of 60 examples; there are 40"]

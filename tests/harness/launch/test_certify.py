@@ -128,8 +128,11 @@ def test_rows_of_a_certification_are_compared(sweep):
     for place in finished_trials(sweep):  # as if of another network
         copy = sweep / "trials" / f"copy-of-{place.name}"
         shutil.copytree(place, copy)
+        trial = folder.read_trial(place / folder.TRIAL)
+        other = folder.make_trial(dataclasses.replace(trial.config, model="cnn7"), trial.fingerprint)
         for path in copy.rglob("*.json"):
-            path.write_text(path.read_text().replace('"model": "cnn5"', '"model": "cnn7"'))
+            text = path.read_text().replace('"model": "cnn5"', '"model": "cnn7"')
+            path.write_text(text.replace(trial.key, other.key))
     lines, notes = paired.compare(sweep)
     assert notes == [] and len(set(lines["section"])) == 2
     assert (lines["difference"] == 0).all() and (lines["images"].isin([60, 120])).all()
@@ -327,8 +330,8 @@ def test_trials_that_cannot_be_certified_are_refused(sweep, capsys, what):
         (place / folder.WEIGHTS).unlink()
         told = "has no weights.safetensors"
     if what == "other data":
-        trial = json.loads((place / folder.TRIAL).read_text())
-        files.write_json(place / folder.TRIAL, trial | {"fingerprint": "other"})
+        other = folder.make_trial(folder.read_trial(place / folder.TRIAL).config, "other")
+        files.write_json(place / folder.TRIAL, folder.trial_json(other))
         told = "data: found"
     assert run(path) == 2
     assert told in capsys.readouterr().err
