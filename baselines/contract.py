@@ -40,13 +40,12 @@ def check_network(
     It can be built without values, as sweeps are checked. One seed makes one network. In evaluation mode logits [B, K]
     are finite, the same each time, and of each image alone. In training mode the bounding pass computes what the
     forward pass does and moves the same statistics. Every parameter has a finite gradient of the IBP loss, no weight
-    one of 0.
-    Bounds are finite and contain what sampled points of the ball give. Weights that are stored, unfolded and folded,
-    are loaded as the same network.
+    one of 0. Bounds are finite and contain what sampled points of the ball give. Weights that are stored, unfolded and
+    folded, are loaded as the same network.
     """
     with torch.random.fork_rng(devices=[]):
-        _check_without_values(network, dataset, width, options)
         first, second = (_made(network, dataset, width, options) for _ in range(2))
+        _check_without_values(network, dataset, width, options)
         other = _made(network, dataset, width, options, seed=_SEED + 1)
         _check_seed(first, second)
         _check_evaluation(with_statistics(other, dataset), dataset)
@@ -89,7 +88,6 @@ def _made(
 
 def _check_without_values(network: str | Builder, dataset: str, width: float, options: dict[str, Any]) -> None:
     """Sweeps are checked so, before anything is trained."""
-    _made(network, dataset, width, options)  # what is wrong with any values is raised as it is
     try:
         with torch.device("meta"):
             build(network, dataset, width, **options)

@@ -30,9 +30,9 @@ from harness.config.trial import (
     LONGEST_NAME,
     NAME_PATTERN,
     TrialConfig,
-    to_dict,
+    identity,
 )
-from harness.errors import SettingError, require, shown
+from harness.errors import InputError, SettingError, require, shown
 from harness.methods import METHODS, make_method, method_options
 
 CPU_PROFILE = "cpu"
@@ -203,10 +203,10 @@ def _marked(sweep: Sweep, file_s: Sweep, mark: str) -> Sweep:
 
     Profiles are part of keys and stand over tables, so that nothing changed is ever taken for the file's.
     """
-    known = {_identity(trial) for trial in file_s.trials}
+    known = {identity(trial) for trial in file_s.trials}
 
     def marked(trial: TrialConfig) -> TrialConfig:
-        return trial if _identity(trial) in known else replace(trial, profile=f"{trial.profile} {mark}")
+        return trial if identity(trial) in known else replace(trial, profile=f"{trial.profile} {mark}")
 
     searched = tuple(replace(entry, base=marked(entry.base)) for entry in sweep.searched)
     return replace(sweep, trials=[marked(trial) for trial in sweep.trials], changed=mark, searched=searched)
@@ -308,7 +308,7 @@ def _sweep(path: Path | str, profile: str, sweep: SweepFile, choices: list[Choic
             problems += [(f"{choice.key}.{problem}", choice.chosen) for problem in error.args]
             continue
         every.append(ignored)
-        same = resolved.setdefault(_identity(trial), choice)
+        same = resolved.setdefault(identity(trial), choice)
         if same is not choice:
             aside = f" with {same.chosen}" if same.chosen else ""
             problems.append((f"{choice.key}: the same trial as {same.key}{aside}", choice.chosen))
@@ -350,7 +350,7 @@ def _search_problems(sweep: SweepFile, search: SearchSettings, searched: list[Se
             problems.append(f"search.spaces: found none for {entry.base.row}, allowed: one for each of trials")
         first = {key: space.extremes[0] for key, space in entry.spaces.items()}
         with suppress(ValueError):  # told below
-            if alike.setdefault(_identity(entry.config(first)), entry) is not entry:
+            if alike.setdefault(identity(entry.config(first)), entry) is not entry:
                 problems.append(f"trials: {entry.base.row}: two that differ in what is searched alone")
         if search.asha is not None and search.asha.min_epochs >= entry.base.train.epochs:
             found = f"search.asha.min_epochs: found {search.asha.min_epochs}"
@@ -373,11 +373,6 @@ def _candidate(profile: str, sweep: SweepFile, entry: TrialEntry, settings: dict
     return _resolved(profile, sweep, entry.model_copy(update=changed))[0]
 
 
-def _identity(trial: TrialConfig) -> str:
-    """The same text for trials that differ in their seeds alone."""
-    return json.dumps(to_dict(replace(trial, seed=0)), sort_keys=True)
-
-
 class _EntryError(ValueError):
     """What is wrong with an entry of `trials`: an argument a problem, each beginning with its key in the entry."""
 
@@ -397,13 +392,10 @@ def _resolved(profile: str, sweep: SweepFile, entry: TrialEntry) -> tuple[TrialC
     try:
         trial = TrialConfig(**{field.name: given[field.name] for field in fields(TrialConfig)})
         ignored = ignored_settings(trial, check_buildable(trial))
-    except SettingError as error:
+    except InputError as error:
         raise _EntryError(str(error)) from None
     except (TypeError, ValueError) as error:
         raise _EntryError(f"options: {error}") from None
-    except Exception as error:  # whatever a network of a user's does where tensors have no values
-        told = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise _EntryError(f"model: {entry.model!r} cannot be built on torch's device 'meta': {told}") from None
     sections = ("train", "options", "method_options")
     own = {f"{key}.{name}": value for key in sections for name, value in getattr(entry, key).items()}
     if problems := _refusals(own, ignored):

@@ -92,6 +92,11 @@ class TrialConfig:
         return labelled(self.row, self)
 
 
+def identity(config: TrialConfig) -> str:
+    """The same text for trials that differ in their seeds alone."""
+    return json.dumps(to_dict(dataclasses.replace(config, seed=0)), sort_keys=True)
+
+
 def rows(configs: Sequence[TrialConfig]) -> list[str]:
     """Each config's row, with the settings that others of them have otherwise."""
     every = [flat_settings(config) for config in configs]

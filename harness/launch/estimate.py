@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from baselines import DATASETS, build
-from harness.config.trial import TrialConfig, to_dict
+from harness.config.trial import TrialConfig, identity
 from harness.launch.study import Study
 from harness.methods import make_method
 from harness.storage import folder, names
@@ -48,7 +48,7 @@ def estimates(study: Study, trials: Iterable[Trial]) -> dict[str, Estimate]:
         if result is None or not seconds:
             continue
         judging = result.metrics.get(names.EVALUATION_SECONDS) or 0.0
-        took[_row(config)].append((mean(seconds), judging))
+        took[identity(config)].append((mean(seconds), judging))
         if work := _work(study, config):
             paces.append((mean(seconds) * config.train.epochs + judging) / work)
     return {trial.key: _estimate(study, trial, took, paces) for trial in trials}
@@ -67,7 +67,7 @@ def longest_first(study: Study, trials: list[Trial]) -> list[Trial]:
 
 
 def _estimate(study: Study, trial: Trial, took: dict[str, list[tuple[float, float]]], paces: list[float]) -> Estimate:
-    config, own = trial.config, took.get(_row(trial.config))
+    config, own = trial.config, took.get(identity(trial.config))
     done = max((row[names.EPOCH] for row in folder.read_epochs(study.places[trial.key])), default=0)
     left = 1 - done / config.train.epochs
     whole = _work(study, config)
@@ -78,18 +78,13 @@ def _estimate(study: Study, trial: Trial, took: dict[str, list[tuple[float, floa
     return Estimate(work, work * mean(paces) if paces and whole else None, measured=False)
 
 
-def _row(config: TrialConfig) -> str:
-    return str({**to_dict(config), "seed": None})
-
-
 def _work(study: Study, config: TrialConfig) -> float | None:
     """Roughly the operations of a whole training, in forward passes of plain training; None where nobody can tell,
     such as of finished trials whose plugin is not here."""
-    images = len(study.data.training_images(config.train_images, config.validation_images)[0])
     with suppress(Exception):  # whatever a network of a user's does where tensors have no values
         cost = make_method(config.method, config.method_options).cost
         operations = _operations(config.model, config.dataset, config.width, json.dumps(config.options))
-        return operations * cost * images * config.train.epochs
+        return operations * cost * study.training_images(config) * config.train.epochs
     return None
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from harness.config.trial import to_dict
+from harness.config.trial import identity
 from harness.launch.study import Study
 from harness.storage.folder import Trial
 from harness.training.footprint import training_memory
@@ -21,11 +21,10 @@ def needed(study: Study, trials: Iterable[Trial]) -> dict[str, int]:
     found = {}
     for trial in trials:
         config = trial.config
-        row = str({**to_dict(config), "seed": None})
+        row = identity(config)
         if row not in rows:
-            images = len(study.data.training_images(config.train_images, config.validation_images)[0])
             with suppress(Exception):  # whatever a network or a method of a user's does where tensors have no values
-                rows[row] = training_memory(config, images)
+                rows[row] = training_memory(config, study.training_images(config))
         if row in rows:
             found[trial.key] = rows[row]
     return found

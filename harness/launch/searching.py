@@ -15,7 +15,7 @@ from rich.console import Console
 
 from harness.config.search import SearchSettings
 from harness.config.sweep_file import Sweep
-from harness.config.trial import TrialConfig, rows
+from harness.config.trial import TrialConfig
 from harness.data import Data, data_directory
 from harness.errors import require
 from harness.launch.stopping import Stopping
@@ -47,8 +47,8 @@ def check(sweep: Sweep, data: Data, options: argparse.Namespace) -> SearchSettin
 
 def show(sweep: Sweep, settings: SearchSettings, data: Data, directory: Path, console: Console) -> None:
     """What would be searched, and what is there of it."""
-    search, _ = search_of(directory, settings, sweep.searched, _seeds(sweep)[: settings.seeds], data.fingerprint)
-    _announce(search, sweep, console)
+    search, _ = _search(sweep, settings, data, directory)
+    _announce(search, console)
     _say(console, "its winners' trials are known once it has run; a dry run: nothing was started or written")
 
 
@@ -65,9 +65,8 @@ def run(
 
     gpu: what a candidate reserves. Raises KeyboardInterrupt where it is stopped before its end.
     """
-    seeds = _seeds(sweep)[: settings.seeds]
-    search, content = search_of(directory, settings, sweep.searched, seeds, data.fingerprint)
-    _announce(search, sweep, console)
+    search, content = _search(sweep, settings, data, directory)
+    _announce(search, console)
     with locked(directory), locked(search.directory):
         write_json(search.directory / SEARCH, content)
         shutil.rmtree(search.directory / _RAY, ignore_errors=True)  # what Ray left of a driver that was killed
@@ -121,7 +120,7 @@ def _complete(
 
 def lacks(sweep: Sweep, settings: SearchSettings, data: Data, directory: Path) -> bool:
     """Whether a candidate has failed in a way that may pass: the same command tries it again."""
-    search, _ = search_of(directory, settings, sweep.searched, _seeds(sweep)[: settings.seeds], data.fingerprint)
+    search, _ = _search(sweep, settings, data, directory)
     return any(candidate.state == OPEN for candidate in candidates_of(search))
 
 
@@ -132,7 +131,7 @@ def _begun(search: Search, sweep: Sweep, data: Data) -> list[Path]:
         if candidate.state == OPEN:
             for place in claim(search, candidate, _trials(search, sweep, data, candidate)).places:
                 failure = folder.read_failure(place)
-                if folder.read_result(place) is None and not (failure and failure.get("repeats")):
+                if folder.read_result(place) is None and not (failure and failure["repeats"]):
                     (place / folder.FAILURE).unlink(missing_ok=True)
                     left.append(place)
     return left
@@ -168,6 +167,12 @@ def _trials(search: Search, sweep: Sweep, data: Data, candidate: Candidate) -> l
     return [folder.make_trial(replace(config, seed=seed), data.fingerprint) for seed in seeds]
 
 
+def _search(sweep: Sweep, settings: SearchSettings, data: Data, directory: Path) -> tuple[Search, dict[str, Any]]:
+    """The sweep's search, and its search.json."""
+    seeds = _seeds(sweep)[: settings.seeds]
+    return search_of(directory, settings, sweep.searched, seeds, data.fingerprint)
+
+
 def _seeds(sweep: Sweep) -> list[int]:
     return list(dict.fromkeys(trial.seed for trial in sweep.trials))
 
@@ -190,7 +195,7 @@ def _with_winners(search: Search, sweep: Sweep, data: Data, directory: Path, con
         own = [candidate for candidate in candidates_of(search) if candidate.entry == number]
         best = best_of(own)
         if not best:
-            _say(console, f"{entry.base.label}: no candidate has finished")
+            _say(console, f"{search.rows[number]}: no candidate has finished")
         for candidate in best:
             _say(console, f"chosen: {_told(search, candidate)}")
             configs = [replace(entry.config(candidate.settings), seed=seed) for seed in _seeds(sweep)]
@@ -201,17 +206,16 @@ def _with_winners(search: Search, sweep: Sweep, data: Data, directory: Path, con
     return replace(sweep, trials=trials) if trials else None
 
 
-def _announce(search: Search, sweep: Sweep, console: Console) -> None:
+def _announce(search: Search, console: Console) -> None:
     settings, known = search.settings, candidates_of(search)
     budget = [f"{settings.trials} candidates of each" if settings.trials else ""]
     budget += [f"{settings.hours:g} hours of training and judging" if settings.hours else ""]
     done = sum(candidate.state != OPEN for candidate in known)
-    searched = ", ".join(rows([entry.base for entry in sweep.searched]))
     _say(
         console,
-        f"{sweep.name}: search by {settings.sampler}, {' or '.join(filter(None, budget))}, "
+        f"{search.entries[0].written.sweep}: search by {settings.sampler}, {' or '.join(filter(None, budget))}, "
         f"judged on {settings.validation_images:,} images held out of training; {len(known)} begun, {done} done\n"
-        f"searched: {searched}\ncandidates: {search.directory}",
+        f"searched: {', '.join(search.rows)}\ncandidates: {search.directory}",
     )
 
 
@@ -227,7 +231,6 @@ def _ended(search: Search, place: Path) -> str:
 
 def _told(search: Search, candidate: Candidate) -> str:
     """A candidate in a line: which it is, what came of it, its settings."""
-    row = rows([entry.written for entry in search.entries])[candidate.entry]
     chosen = ", ".join(f"{key}={_short(value)}" for key, value in candidate.settings.items())
     errors = ", ".join(
         f"{name.replace('_', ' ')} {value:.2f} %"
@@ -236,6 +239,7 @@ def _told(search: Search, candidate: Candidate) -> str:
     if candidate.state == STOPPED:
         epochs = max(candidate.rungs)
         errors = f"ended after {epochs} epochs, certified error {candidate.rungs[epochs]:.2f} % by IBP"
+    row = search.rows[candidate.entry]
     return f"candidate {candidate.number} of {row}: {errors or 'not all of its seeds are done'}; {chosen}"
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.search import Searched, SearchSettings, Space
-from harness.config.trial import RECIPE_VERSION, TrialConfig, from_dict, to_dict
+from harness.config.trial import RECIPE_VERSION, TrialConfig, from_dict, rows, to_dict
 from harness.search.rungs import CANDIDATE, SEARCH, read_record
 from harness.storage import folder, names
 from harness.storage.files import DamagedFileError, parsed, write_json
@@ -46,6 +46,11 @@ class Search:
     directory: Path
     settings: SearchSettings
     entries: list[Entry]
+
+    @property
+    def rows(self) -> list[str]:
+        """What its entries are called."""
+        return rows([entry.written for entry in self.entries])
 
 
 @dataclass(frozen=True)
@@ -177,7 +182,7 @@ def _values(place: Path, objectives: Sequence[str]) -> list[float] | None:
         values = [result.metrics.get(name) for name in objectives]
         return [WORST if value is None else value for value in values]
     failure = folder.read_failure(place)
-    return [WORST] * len(objectives) if failure and failure.get("repeats") else None
+    return [WORST] * len(objectives) if failure and failure["repeats"] else None
 
 
 def _as_json(spaces: dict[str, Space]) -> dict[str, Any]:

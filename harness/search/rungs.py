@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from itertools import count, takewhile
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from baselines import build
 from cerdeq.equilibrium import fold
@@ -30,7 +30,8 @@ def read_record(place: Path) -> dict[str, Any]:
     """What candidate.json in a trial's folder holds. Raises DamagedFileError."""
 
     def parse(content: Any) -> dict[str, Any]:
-        record = {name: checked(_Record, content)[name] for name in get_type_hints(_Record)}
+        known = checked(_Record, content)
+        record = {name: known[name] for name in _Record.__annotations__}
         return record | {"rungs": {str(int(epochs)): error for epochs, error in record["rungs"].items()}}
 
     return parsed(place / CANDIDATE, parse)

@@ -182,7 +182,7 @@ def read_failure(directory: Path) -> dict[str, Any] | None:
     path = Path(directory) / FAILURE
 
     def parse(content: Any) -> dict[str, Any]:
-        return {"error": checked(_Failure, content)["error"]} | content
+        return {"error": checked(_Failure, content)["error"], "last_finite": {}, "repeats": False} | content
 
     return parsed(path, parse) if path.exists() else None
 

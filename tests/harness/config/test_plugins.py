@@ -69,7 +69,7 @@ def own(*changes, modules=("own.nets",), model="flat"):
 
 
 def test_a_network_that_cannot_be_built_without_values_is_told(package, tmp_path):
-    package(nets=NETS + "    # of no use\n" + ALONE.replace("10)", "int(nn.Linear(2, 2).weight.sum() * 0) + 10)"))
+    package(nets=ALONE.replace("10)", "int(nn.Linear(2, 2).weight.sum() * 0) + 10)"))
     with pytest.raises(InputError, match=r"model: 'own.nets:body' cannot be built on torch's device 'meta'"):
         trials_of(tmp_path, own(model="own.nets:body"))
 
