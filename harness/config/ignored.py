@@ -1,9 +1,10 @@
-"""Settings that a trial's network or training method ignores: who sets one believes in what is not so."""
+"""Settings that a trial's network, training or judging ignores: who sets one believes in what is not so."""
 
 from torch import nn
 
 from cerdeq.equilibrium import FixedPoint
 from cerdeq.equilibrium.weights import Parametrisation
+from harness.config.settings import BAB, CERTIFIED_BY_SEARCH
 from harness.config.trial import TrialConfig
 from harness.methods import make_method
 
@@ -33,10 +34,28 @@ def ignored_settings(config: TrialConfig, network: nn.Module) -> dict[str, str]:
         found.setdefault("train.regularisation", "it falls to 0 as eps grows, and there is no ramp")
         found.setdefault("train.regularise_equilibria", "regularisation falls to 0 as eps grows, and there is no ramp")
         found |= {f"options.{key}": "it changes as eps grows, and there is no ramp" for key in _EARLY}
-    if not any(isinstance(module, FixedPoint) for module in modules):
+    equilibria = [module for module in modules if isinstance(module, FixedPoint)]
+    if not equilibria:
         found.setdefault("train.regularise_equilibria", f"{config.model!r}: there is no equilibrium in it")
+    if all(module.unrolled for module in equilibria) and not method.linear:
+        found["options.backward_iterations"] = "its gradient is that of the iterations themselves"
+    if "regularisation" in by_method:
+        found["options.warm_start"] = f"{config.method!r}: it bounds nothing, and lifted solves are there for bounds"
     if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules):
         found["train.recompute_statistics"] = f"{config.model!r}: there is no batch norm in it"
+    return found
+
+
+def ignored_judgement(config: TrialConfig) -> dict[str, str]:
+    """The settings of judging that change nothing in a trial, by their dotted keys, and why."""
+    stages = config.evaluation.stages
+    found = {}
+    if config.validation_images:
+        found["evaluation.test_images"] = "validation_images are judged instead of test images"
+    if BAB not in stages:
+        found |= dict.fromkeys(("evaluation.bab_seconds", "evaluation.bab_branches"), f"{BAB!r} is not in stages")
+    if not set(stages) & set(CERTIFIED_BY_SEARCH):
+        found["evaluation.certificates"] = f"none of {', '.join(CERTIFIED_BY_SEARCH)} is in stages"
     return found
 
 

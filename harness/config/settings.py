@@ -16,6 +16,9 @@ BAB = "bab"
 STAGES = ("ibp", "crown-ibp", "crown", "alpha-crown", BAB)
 """The verifier's stages, cheapest first: cerdeq.bounds.BOUNDS, for those that work without torch; branch and bound."""
 
+CERTIFIED_BY_SEARCH = ("crown", "alpha-crown", BAB)
+"""The stages whose proofs nothing but a certificate confirms for certain."""
+
 ATTACKS = ("margin", "all")
 """What an attack climbs: the margin; or it, cross entropy and the margin against each other class."""
 
@@ -146,7 +149,7 @@ class EvaluationSettings:
     bab_branches: int | None = None
     """How many leaves branch and bound may bound for an image; null is without end."""
     certificates: bool = False
-    """Whether to keep what checks the proofs of alpha-crown and bab without a search."""
+    """Whether to keep what checks the proofs of crown, alpha-crown and bab without a search."""
 
     def __post_init__(self) -> None:
         rising = [stage for stage in STAGES if stage in self.stages] == list(self.stages)

@@ -17,7 +17,7 @@ from harness.config import plugins
 from harness.config.assignments import assigned, command_of, mark_of
 from harness.config.buildable import check_buildable
 from harness.config.grid import Choice, expanded
-from harness.config.ignored import ignored_settings
+from harness.config.ignored import ignored_judgement, ignored_settings
 from harness.config.radius import Radius
 from harness.config.search import Asha, Searched, SearchSettings, Space, spaces_of
 from harness.config.settings import EvaluationSettings, OneOf, TrainSettings
@@ -213,7 +213,7 @@ def _marked(sweep: Sweep, file_s: Sweep, mark: str) -> Sweep:
 
 
 def _validated(path: Path | str, content: dict[str, Any], where: str) -> tuple[SweepFile, list[Choice], dict[str, Any]]:
-    """The file's content, checked, each of its entries one trial; which of the file's entries those are; its `train`.
+    """The file's content, checked, each of its entries one trial; which of the file's entries those are; the content.
 
     where: what it is besides the file, for messages. Raises ConfigError.
     """
@@ -224,7 +224,7 @@ def _validated(path: Path | str, content: dict[str, Any], where: str) -> tuple[S
     except ValidationError as error:
         problems = [_placed(item, choices) for item in error.errors()]
         raise ConfigError(path, _told(problems, where)) from None
-    return checked, choices, content.get("train", {})
+    return checked, choices, content
 
 
 def _choices(path: Path | str, entries: Any, where: str, modules: list[str]) -> list[Choice]:
@@ -293,8 +293,8 @@ def _allowed_keys(location: tuple[Any, ...]) -> list[str]:
     return list(inspect.signature(inside[-1]).parameters) if inside else [*SweepFile.model_fields, "profiles"]
 
 
-def _sweep(path: Path | str, profile: str, sweep: SweepFile, choices: list[Choice], recipe: dict[str, Any]) -> Sweep:
-    """The checked file's trials. recipe: what its `train` says. Raises ConfigError."""
+def _sweep(path: Path | str, profile: str, sweep: SweepFile, choices: list[Choice], given: dict[str, Any]) -> Sweep:
+    """The checked file's trials. given: what the file says, as it stands there. Raises ConfigError."""
     twice = sorted({seed for seed in sweep.seeds if sweep.seeds.count(seed) > 1})
     problems = [(f"seeds: {seed} appears twice", "") for seed in twice]
     resolved: dict[str, Choice] = {}
@@ -317,9 +317,7 @@ def _sweep(path: Path | str, profile: str, sweep: SweepFile, choices: list[Choic
             spaces = spaces_of(sweep.search.spaces, trial.model, trial.method, ignored)
             searched.append(Searched(trial, spaces, partial(_candidate, profile, sweep, entry)))
     if not problems:  # else of trials that are not there nothing is known
-        given = {f"train.{key}": value for key, value in recipe.items()}
-        by_all = {key: reason for key, reason in every[0].items() if all(key in ignored for ignored in every)}
-        problems = [(f"{line}; no other trial uses it", "") for line in _refusals(given, by_all)]
+        problems = [(line, "") for line in _refusals_of_all(sweep, given, every, ignored_judgement(trials[0]))]
     if not problems and sweep.search is not None:
         problems = [(problem, "") for problem in _search_problems(sweep, sweep.search, searched)]
     if problems:
@@ -410,6 +408,23 @@ def _refusals(given: dict[str, Any], ignored: dict[str, str]) -> list[str]:
     """
     refused = [key for key, value in given.items() if key in ignored and (key, value) != ("train.ramp_epochs", 0)]
     return [f"{key}: found {shown(given[key])}, allowed: nothing, for {ignored[key]}" for key in refused]
+
+
+def _refusals_of_all(
+    sweep: SweepFile, given: dict[str, Any], every: list[dict[str, str]], judgement: dict[str, str]
+) -> list[str]:
+    """A line for each setting that a file gives for all trials and none uses.
+
+    given: what the file says. every: what each trial ignores, with reasons. judgement: what judging does. Of judging,
+    null and false set nothing, so that a profile can take back what it does not use.
+    """
+    recipe = {f"train.{key}": value for key, value in given.get("train", {}).items()}
+    by_all = {key: reason for key, reason in every[0].items() if all(key in ignored for ignored in every)}
+    judging = {f"evaluation.{key}": value for key, value in given.get("evaluation", {}).items() if value}
+    lines = [f"{line}; no other trial uses it" for line in _refusals(recipe, by_all)] + _refusals(judging, judgement)
+    if "width" in given and all(entry.width is not None for entry in sweep.trials):
+        lines.append(f"width: found {shown(given['width'])}, allowed: nothing, for each of trials has its own")
+    return lines
 
 
 def _recipe(sweep: SweepFile, entry: TrialEntry) -> TrainSettings:

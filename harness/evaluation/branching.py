@@ -17,7 +17,6 @@ from harness.evaluation.evidence import Evidence
 from harness.evaluation.ledger import Ledger
 from harness.storage import names
 
-CERTIFIED_BY_SEARCH = ("crown", "alpha-crown")  # stages whose proofs nothing but a certificate confirms for certain
 _CERTIFIED, _ATTACKED, _UNKNOWN = "certified", "attacked", "unknown"  # what cerdeq.verify calls them
 _AFTERWARDS = "certificates"  # what the seconds spent on keeping proofs are called
 _ENDED = {"timeout": names.TIMEOUT, "out of memory": names.OUT_OF_MEMORY}  # before it was done

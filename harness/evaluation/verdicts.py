@@ -22,9 +22,9 @@ from harness.attacks.counterexamples import decode, encode
 from harness.attacks.objectives import margins
 from harness.attacks.pgd import worst_point
 from harness.config.buildable import needs_linear
-from harness.config.settings import BAB, EvaluationSettings
+from harness.config.settings import BAB, CERTIFIED_BY_SEARCH, EvaluationSettings
 from harness.config.trial import TrialConfig
-from harness.evaluation.branching import CERTIFIED_BY_SEARCH, branch_and_bound, certificates
+from harness.evaluation.branching import branch_and_bound, certificates
 from harness.evaluation.evidence import Evidence
 from harness.evaluation.kept import KeptBatches
 from harness.evaluation.ledger import Ledger, SoundnessError, timed

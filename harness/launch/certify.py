@@ -23,7 +23,7 @@ from rich.console import Console
 from harness.command_line import FAILED, OK, add_data_dir
 from harness.config.buildable import check_buildable
 from harness.config.plugins import load_for
-from harness.config.settings import BAB, STAGES
+from harness.config.settings import BAB, CERTIFIED_BY_SEARCH, STAGES
 from harness.config.trial import RECIPE_VERSION, TrialConfig, labels
 from harness.data import Data, data_directory, load
 from harness.errors import InputError, SettingError, require
@@ -58,7 +58,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     seconds = f"of branch and bound for an image; default: {_SECONDS:g}, or no limit where --branches is given"
     parser.add_argument("--seconds", type=float, help=seconds)
     parser.add_argument("--branches", type=int, help="of branch and bound for an image; default: no limit")
-    kept = "keep what checks the proofs of alpha-crown and bab, for harness.recheck"
+    kept = "keep what checks the proofs of crown, alpha-crown and bab, for harness.recheck"
     parser.add_argument("--certificates", action="store_true", help=kept)
     parser.add_argument("--images", type=int, help="the first so many; default: those the trial was judged on")
     parser.add_argument("--workers", type=int, help="how many work side by side; default: one a GPU, else one a CPU")
@@ -89,12 +89,16 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Raise SettingError for numbers that cannot be."""
+    """Raise SettingError for numbers that cannot be, and for what the stages do not use."""
     seconds = options.seconds
     require("--seconds", seconds, seconds is None or 0 < seconds < math.inf, "above 0 and finite")
     for name in ("branches", "images", "workers"):
         value = getattr(options, name)
         require(f"--{name}", value, value is None or value >= 1, "an integer of at least 1")
+    stages = set(options.stages.split(","))
+    for name, users in {"seconds": (BAB,), "branches": (BAB,), "certificates": CERTIFIED_BY_SEARCH}.items():
+        value = getattr(options, name)
+        require(f"--{name}", value, not value or not stages.isdisjoint(users), f"nothing without {' or '.join(users)}")
 
 
 def _finished_trials(paths: list[Path], console: Console) -> list[Path]:

@@ -62,6 +62,16 @@ REFUSED = {
         "options.early_iterations: found 4",
         "no ramp",
     ),
+    "the implicit gradient of unrolled solves": (
+        entry("ibp", model="cerdeq", options={"gradient": "unrolled", "backward_iterations": 4}),
+        "options.backward_iterations: found 4",
+        "the iterations themselves",
+    ),
+    "a lifted solve of what bounds nothing": (
+        entry("plain", model="cerdeq", options={"warm_start": True}),
+        "options.warm_start: found True",
+        "bounds nothing",
+    ),
     "one of several": (entry(["ibp", "pgd"], train={"regularisation": 0.1}), "train.regularisation", "with method pgd"),
 }
 
@@ -72,6 +82,57 @@ def test_an_entry_s_setting_that_its_trial_ignores_is_refused_with_the_reason(re
     message = refused(write(tmp_path, changed(("trials", [*BASE["trials"], bad]))))
     for part in ("study.yaml: trials.2.", *expected):
         assert part in message, message
+
+
+JUDGING_REFUSED = {
+    "test images beside held-out ones": (
+        [("validation_images", 50), ("evaluation.test_images", 50)],
+        "evaluation.test_images: found 50",
+        "validation_images are judged",
+    ),
+    "seconds of no branch and bound": (
+        [("evaluation.bab_seconds", 5)],
+        "evaluation.bab_seconds: found 5",
+        "'bab' is not in stages",
+    ),
+    "branches of none": (
+        [("evaluation.bab_branches", 5)],
+        "evaluation.bab_branches: found 5",
+        "'bab' is not in stages",
+    ),
+    "certificates of nothing": (
+        [("evaluation", {"stages": ["ibp", "crown-ibp"], "certificates": True})],
+        "evaluation.certificates: found True",
+        "none of crown, alpha-crown, bab is in stages",
+    ),
+    "a width that each entry has": (
+        [("width", 0.5), ("trials", [entry("ibp") | {"width": 0.25}])],
+        "width: found 0.5",
+        "each of trials has its own",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", JUDGING_REFUSED)
+def test_what_a_file_says_of_judging_and_nothing_uses_is_refused(refused, tmp_path, case):
+    changes, *expected = JUDGING_REFUSED[case]
+    message = refused(write(tmp_path, changed(*changes)))
+    for part in ("study.yaml: ", *expected):
+        assert part in message, message
+
+
+def test_a_profile_takes_back_with_null_what_it_does_not_use(tmp_path):
+    whole = {"stages": ["ibp", "bab"], "bab_seconds": 5, "certificates": True, "test_images": 50}
+    less = {"stages": ["ibp"], "bab_seconds": None, "certificates": False, "test_images": None}
+    content = changed(("evaluation", whole), ("profiles", {"cpu": {"evaluation": less, "validation_images": 50}}))
+    trial = trials_of(tmp_path, content, "cpu")[0]
+    assert (trial.evaluation.stages, trial.validation_images) == (("ibp",), 50)
+
+
+def test_an_unrolled_solve_s_bounds_pulled_back_by_crown_take_backward_iterations(tmp_path):
+    options = {"gradient": "unrolled", "backward_iterations": 4}
+    trials = [entry("crown-ibp", model="cerdeq", options=options)]
+    assert trials_of(tmp_path, changed(("trials", trials)))[0].options == options
 
 
 def test_what_trials_share_may_be_ignored_by_some(tmp_path):

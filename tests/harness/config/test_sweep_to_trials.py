@@ -66,7 +66,7 @@ def test_every_field_reaches_the_trial(tmp_path):
         initialisation="default",
     )
     evaluation = EvaluationSettings(
-        stages=("ibp", "crown"),
+        stages=("ibp", "crown", "bab"),
         test_images=11,
         batch_size=12,
         attack="margin",
@@ -103,7 +103,6 @@ def test_every_field_reaches_the_trial(tmp_path):
         method_options={"final_beta": 0.25},
         width=0.125,
         train_images=77,
-        validation_images=8,
         train=train,
         evaluation=evaluation,
     )
@@ -116,20 +115,18 @@ def test_every_field_reaches_the_trial(tmp_path):
         "eps": "2/255",
         "seeds": [6],
         "train": {**dataclasses.asdict(train), "decay_epochs": [2, 5], "eps": "1/8"},
-        "evaluation": {**dataclasses.asdict(evaluation), "stages": ["ibp", "crown"]},
+        "evaluation": {**dataclasses.asdict(evaluation), "stages": ["ibp", "crown", "bab"]},
         "trials": [
             {
                 "model": "deqlate",
                 "method": "crown-ibp",
                 "options": options,
                 "method_options": {"loss_fusion": True, "final_beta": 0.25},
-                "width": 0.125,
             }
         ],
         "resources": {"cpu": 3, "gpu": 0.25},
-        "width": 0.75,
+        "width": 0.125,
         "train_images": 77,
-        "validation_images": 8,
         "profiles": {"mine": {}},
     }
     sweep = load_sweep(write(tmp_path, content), "mine", True)

@@ -302,6 +302,12 @@ REFUSED = {
     "no images": (["--images", "0"], ["--images", "at least 1"]),
     "more images than there are": (["--images", "361"], ["360", "361"]),
     "no workers": (["--workers", "0"], ["--workers", "at least 1"]),
+    "seconds of nothing": (["--stages", "ibp", "--seconds", "5"], ["--seconds", "found 5.0", "nothing without bab"]),
+    "branches of nothing": (["--stages", "ibp", "--branches", "5"], ["--branches", "nothing without bab"]),
+    "certificates of nothing": (
+        ["--stages", "ibp,crown-ibp", "--certificates"],
+        ["--certificates", "without crown or alpha-crown or bab"],
+    ),
 }
 
 
