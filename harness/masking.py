@@ -11,7 +11,7 @@ _MASKS = (
     (re.compile(r"://[^/@\s:'\"]+@"), "://***@"),  # a name alone may be a token
     (re.compile(rf"([?&;#]{_SECRET}=)[^&;\s'\"#]+", re.IGNORECASE), r"\1***"),
     (re.compile(r"(\b(?:Bearer|Authorization: *\w+) )\S+", re.IGNORECASE), r"\1***"),
-    (re.compile(r"(\bpassword=)[^&;\s'\"]+", re.IGNORECASE), r"\1***"),  # of libpq
+    (re.compile(r"(\bpassword=)(?:'(?:\\.|[^'])*'|[^&;\s'\"]+)", re.IGNORECASE), r"\1***"),  # of libpq
 )
 
 

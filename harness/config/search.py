@@ -60,9 +60,7 @@ class Space(Strict):
         return self.choice if self.choice is not None else list(self.ends)
 
     def holds(self, value: Any) -> bool:
-        """Whether a value is in it."""
-        if self.choice is not None:
-            return any(value == one and type(value) is type(one) for one in self.choice)
+        """Whether a value is between its ends."""
         number = isinstance(value, int if self.integer else int | float) and not isinstance(value, bool)
         return number and min(self.ends) <= value <= max(self.ends)
 
@@ -136,8 +134,21 @@ class Searched:
     @property
     def written(self) -> dict[str, Any] | None:
         """The settings that the entry has as it is written; None where one of them is outside its space."""
-        values = {key: _value(self.base, key) for key in self.spaces}
-        return values if all(self.spaces[key].holds(value) for key, value in values.items()) else None
+        found = {key: self._written(key) for key in self.spaces}
+        return {key: values[0] for key, values in found.items()} if all(found.values()) else None
+
+    def _written(self, key: str) -> list[Any]:
+        """What of a setting's space is what the entry has, if anything: of a choice in the choice's own words."""
+        space, value = self.spaces[key], _value(self.base, key)
+        if space.choice is None:
+            return [value] if space.holds(value) else []
+        return [one for one in space.choice if self._resolves_to(key, one, value)]
+
+    def _resolves_to(self, key: str, chosen: Any, value: Any) -> bool:
+        try:
+            return bool(_value(self.config({key: chosen}), key) == value)
+        except ValueError:  # it does not go with the entry's other settings
+            return False
 
 
 def spaces_of(spaces: Mapping[str, Space], model: str, method: str, ignored: Mapping[str, str]) -> dict[str, Space]:

@@ -20,6 +20,7 @@ HIDDEN = {
     "https://host/x?sas=pa55#access_token=pa55": "https://host/x?sas=***#access_token=***",
     "Authorization: Basic pa55": "Authorization: Basic ***",
     "host=db password=pa55 user=me": "host=db password=*** user=me",
+    r"host=db password='pa55 \'wo rd' user=me": "host=db password=*** user=me",
     "s3://AKIA:pa55/+x@bucket/x?endpoint_override=host": "s3://AKIA:***@bucket/x?endpoint_override=host",
     "https://account.blob/x?sv=1&sig=pa55": "https://account.blob/x?sv=1&sig=***",
     "mysql://host/db?user=me&password=pa55;x": "mysql://host/db?user=me&password=***;x",

@@ -77,6 +77,24 @@ def test_a_space_holds_for_the_entries_that_use_it(tmp_path):
     assert cerdeq.config(cerdeq.written) == cerdeq.base, "a default that is said is the same trial"
 
 
+def test_an_entry_is_found_among_choices_that_write_it_in_another_way(tmp_path):
+    spaces = {
+        "train.clip_norm": {"choice": [1, 10, None]},
+        "train.eps": {"choice": ["8/255", "1/16"]},
+        "train.decay_epochs": {"choice": [[2], [3]]},
+        "options.iterations": {"choice": [8, 10]},
+        "options.gain": {"choice": [None, 0.5]},
+    }
+    searched = load(tmp_path, ("train.eps", "2/32"), spaces=spaces).searched[1]
+    assert searched.written == {
+        "train.clip_norm": 10, "train.eps": "1/16", "train.decay_epochs": [3], "options.iterations": 10,
+        "options.gain": 0.5,
+    }  # fmt: skip
+    assert searched.config(searched.written) == searched.base
+    spaces["train.clip_norm"] = {"choice": [1, None]}
+    assert load(tmp_path, ("train.eps", "2/32"), spaces=spaces).searched[1].written is None
+
+
 def test_a_search_leaves_the_keys_of_what_is_written_alone(tmp_path):
     plain = load_sweep(write(tmp_path, changed()), "full", True).trials
     assert [trial_key(one, "data") for one in load(tmp_path).trials] == [trial_key(one, "data") for one in plain]
