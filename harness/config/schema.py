@@ -16,7 +16,7 @@ from baselines import network_names, options_of
 from harness.command_line import OK
 from harness.config.grid import ZIP, takes_list
 from harness.config.settings import TrainSettings
-from harness.config.sweep_file import FIXED, SweepFile
+from harness.config.sweep_keys import FIXED, SweepFile
 from harness.config.sweep_text import INCLUDE
 from harness.methods import METHODS, method_options
 

@@ -1,135 +1,28 @@
 """Sweep files: YAML, checked to the last key, expanded to a list of trials."""
 
-import inspect
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic_core import CoreSchema, core_schema
+from pydantic import ValidationError
 
-from baselines import DATASETS, UnknownNameError, UnknownOptionError, network_names, options_of, refuse_unknown_options
+from baselines import UnknownNameError
 from harness.config import plugins
 from harness.config.assignments import assigned, command_of, mark_of
-from harness.config.buildable import check_buildable
+from harness.config.entries import EntryError, candidate, refusals_of_all, resolve
 from harness.config.grid import Choice, expanded
-from harness.config.ignored import ignored_judgement, ignored_settings
 from harness.config.radius import Radius
-from harness.config.search import Asha, Searched, SearchSettings, Space, spaces_of
-from harness.config.settings import EvaluationSettings, OneOf, TrainSettings
-from harness.config.strict import Strict
+from harness.config.search import Searched, SearchSettings, spaces_of
+from harness.config.sweep_keys import FIXED, Resources, SweepFile, described
 from harness.config.sweep_text import ConfigError, merged, read
-from harness.config.trial import (
-    FULL_PROFILE,
-    LARGEST_SEED,
-    LARGEST_WIDTH,
-    LONGEST_NAME,
-    NAME_PATTERN,
-    TrialConfig,
-    identity,
-)
-from harness.errors import InputError, SettingError, require, shown
-from harness.methods import METHODS, make_method, method_options
+from harness.config.trial import FULL_PROFILE, TrialConfig, identity
+from harness.errors import SettingError, require, shown
 
 CPU_PROFILE = "cpu"
-RENAMED = {"evaluation.methods": "evaluation.stages"}
-
-
-@dataclass(frozen=True)
-class _Known:
-    """Annotation of a text: one of a registry's names, which plugins add to, checked."""
-
-    names: Callable[[], Iterable[str]]
-    kind: str
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
-        """Refuse any other before anything else is looked at."""
-        return core_schema.no_info_before_validator_function(self._checked, handler(source))
-
-    def _checked(self, value: object) -> object:
-        if value not in (known := list(self.names())):
-            raise ValueError(str(UnknownNameError(self.kind, value, known)))
-        return value
-
-    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
-        """The names that there are."""
-        return OneOf(tuple(self.names())).__get_pydantic_json_schema__(schema, handler)
-
-
-def _whole_or_fraction(gpus: float) -> float:
-    if gpus > 1 and not gpus.is_integer():
-        raise SettingError("gpu", gpus, "a fraction of one GPU, or a whole number of them")
-    return gpus
-
-
-class TrialEntry(Strict):
-    """One network under one training method; the sweep's seeds multiply it."""
-
-    model: Annotated[str, _Known(network_names, "network")]
-    """The network; `module:function` for one that a plugin has and does not register."""
-    method: Annotated[str, _Known(lambda: METHODS, "training method")]
-    """The training method."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """The network's, where they are not its defaults."""
-    method_options: dict[str, Any] = Field(default_factory=dict)
-    """The training method's, where they are not its defaults."""
-    width: float | None = Field(None, gt=0, le=LARGEST_WIDTH)
-    """Factor of the network's channels; null for the sweep's."""
-    train: dict[str, Any] = Field(default_factory=dict)
-    """What this entry changes of the recipe; it goes before the sweep's and a profile's."""
-    zip: list[str] = Field(default_factory=list)
-    """Which of the entry's lists go together, such as [model, options.margin]: first values, then second ones."""
-
-
-class Resources(Strict):
-    """What Ray reserves for each trial; fractions of a GPU share it."""
-
-    cpu: int = Field(1, ge=1)
-    """Cores, as many threads."""
-    gpu: Annotated[float, Field(ge=0), AfterValidator(_whole_or_fraction)] = 0
-    """GPUs, or a fraction of one, which is also its share of the memory."""
-
-
-class SweepFile(Strict):
-    """A sweep with one profile applied: everything but `profiles`."""
-
-    name: str = Field(pattern=NAME_PATTERN, max_length=LONGEST_NAME)
-    """Of the folder under results/ and of the MLflow experiment."""
-    dataset: Annotated[str, _Known(lambda: DATASETS, "data set")]
-    """What is trained on and judged."""
-    eps: Radius
-    """The l-inf radius judged, in pixel units, above 0 and at most 1, exact: a number or a fraction such as 8/255."""
-    seeds: list[Annotated[int, Field(ge=0, le=LARGEST_SEED)]] = Field(min_length=1)
-    """Of initial weights, batches and attacks: each entry of `trials` is trained once with each."""
-    train: TrainSettings = Field(default_factory=TrainSettings)
-    """The recipe."""
-    evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
-    """How trained networks are judged."""
-    trials: list[TrialEntry] = Field(min_length=1)
-    """What is compared: the leaderboard's rows."""
-    resources: Resources = Field(default_factory=lambda: Resources.model_validate({}))
-    """What Ray reserves for each trial."""
-    width: float = Field(1.0, gt=0, le=LARGEST_WIDTH)
-    """Factor of every network's channels."""
-    train_images: int | None = Field(None, ge=1)
-    """The first so many; null takes all."""
-    validation_images: int = Field(0, ge=0)
-    """So many of the last training images are held out and judged instead of the test split, where above 0: for
-    searching."""
-    search: SearchSettings | None = None
-    """Settings that are searched before anything is compared; null searches nothing."""
-    plugins: list[str] = Field(default_factory=list)
-    """Modules of your own to import, such as [my_package.nets]: what they register can be named here."""
-    include: str = ""
-    """A file with more of these keys, such as a recipe, below this file's folder; what stands here goes before it."""
-
-
-FIXED = frozenset({"name", "dataset", "eps", "profiles", "include", "plugins"})
-"""What a profile cannot change."""
 
 
 @dataclass(frozen=True)
@@ -253,9 +146,9 @@ def _placed(item: Any, choices: list[Choice]) -> tuple[str, str]:
     """What is wrong, by its key in the file, and in which of an entry's choices."""
     section, *inside = item["loc"]
     if section != "trials" or not inside:
-        return _problem(item), ""
+        return described(item), ""
     choice = choices[inside[0]]
-    return _problem({**item, "loc": ("trials", choice.number, *inside[1:])}), choice.chosen
+    return described({**item, "loc": ("trials", choice.number, *inside[1:])}), choice.chosen
 
 
 def _told(problems: list[tuple[str, str]], where: str) -> list[str]:
@@ -269,30 +162,6 @@ def _told(problems: list[tuple[str, str]], where: str) -> list[str]:
     return [f"{problem} ({aside})" if aside else problem for problem, aside in asides.items()]
 
 
-def _problem(item: Any) -> str:
-    key = ".".join(str(part) for part in item["loc"])
-    cause = item.get("ctx", {}).get("error")
-    if isinstance(cause, SettingError):
-        inside = [] if item["loc"][-1:] == (cause.key,) else [cause.key]  # of a whole mapping, or of this very key
-        full = ".".join([*map(str, item["loc"]), *inside])
-        return f"{full}: found {shown(cause.found)}, allowed: {cause.allowed}"
-    if item["type"] == "missing":
-        return f"{key}: missing"
-    if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        if key in RENAMED:
-            return f"{key}: renamed; write {RENAMED[key]}"
-        return f"{key}: unknown key; allowed: {', '.join(_allowed_keys(item['loc']))}"
-    message = item["msg"].removeprefix("Value error, ")
-    return f"{key}: found {shown(item['input'])}: {message[0].lower() + message[1:]}"
-
-
-def _allowed_keys(location: tuple[Any, ...]) -> list[str]:
-    schemas = {"train": TrainSettings, "evaluation": EvaluationSettings, "trials": TrialEntry, "resources": Resources}
-    schemas |= {"search": SearchSettings, "spaces": Space, "asha": Asha}
-    inside = [schemas[part] for part in location[:-1] if part in schemas]
-    return list(inspect.signature(inside[-1]).parameters) if inside else [*SweepFile.model_fields, "profiles"]
-
-
 def _sweep(path: Path | str, profile: str, sweep: SweepFile, choices: list[Choice], given: dict[str, Any]) -> Sweep:
     """The checked file's trials. given: what the file says, as it stands there. Raises ConfigError."""
     twice = sorted({seed for seed in sweep.seeds if sweep.seeds.count(seed) > 1})
@@ -303,8 +172,8 @@ def _sweep(path: Path | str, profile: str, sweep: SweepFile, choices: list[Choic
     searched: list[Searched] = []
     for choice, entry in zip(choices, sweep.trials, strict=True):
         try:
-            trial, ignored = _resolved(profile, sweep, entry)
-        except _EntryError as error:
+            trial, ignored = resolve(profile, sweep, entry)
+        except EntryError as error:
             problems += [(f"{choice.key}.{problem}", choice.chosen) for problem in error.args]
             continue
         every.append(ignored)
@@ -315,9 +184,9 @@ def _sweep(path: Path | str, profile: str, sweep: SweepFile, choices: list[Choic
         trials += [replace(trial, seed=seed) for seed in sweep.seeds]
         if sweep.search is not None:
             spaces = spaces_of(sweep.search.spaces, trial.model, trial.method, ignored)
-            searched.append(Searched(trial, spaces, partial(_candidate, profile, sweep, entry)))
+            searched.append(Searched(trial, spaces, partial(candidate, profile, sweep, entry)))
     if not problems:  # else of trials that are not there nothing is known
-        problems = [(line, "") for line in _refusals_of_all(sweep, given, every, ignored_judgement(trials[0]))]
+        problems = [(line, "") for line in refusals_of_all(sweep, given, trials[0], every)]
     if not problems and sweep.search is not None:
         problems = [(problem, "") for problem in _search_problems(sweep, sweep.search, searched)]
     if problems:
@@ -360,97 +229,3 @@ def _search_problems(sweep: SweepFile, search: SearchSettings, searched: list[Se
                 except ValueError as error:
                     problems.append(f"search.spaces.{key}: {'; '.join(map(str, error.args))}")
     return problems
-
-
-def _candidate(profile: str, sweep: SweepFile, entry: TrialEntry, settings: dict[str, Any]) -> TrialConfig:
-    """The entry's trial under seed 0 with these settings, by their keys in the entry. Raises _EntryError."""
-    changed: dict[str, dict[str, Any]] = {}
-    for key, value in settings.items():
-        section, _, name = key.partition(".")
-        changed.setdefault(section, dict(getattr(entry, section)))[name] = value
-    return _resolved(profile, sweep, entry.model_copy(update=changed))[0]
-
-
-class _EntryError(ValueError):
-    """What is wrong with an entry of `trials`: an argument a problem, each beginning with its key in the entry."""
-
-
-def _resolved(profile: str, sweep: SweepFile, entry: TrialEntry) -> tuple[TrialConfig, dict[str, str]]:
-    """The entry's trial under seed 0, and the settings that it ignores, with reasons. Raises _EntryError."""
-    recipe = _recipe(sweep, entry)
-    options = _chosen("options", entry.model, entry.options, options_of(entry.model))
-    of_method = _chosen("method_options", entry.method, entry.method_options, method_options(entry.method))
-    try:
-        make_method(entry.method, of_method)
-    except ValueError as error:
-        raise _EntryError(f"method_options: {error}") from None
-    given = dict(sweep) | dict(entry) | {"options": options, "method_options": of_method, "train": recipe}
-    given |= {"sweep": sweep.name, "profile": profile, "seed": 0, "width": entry.width or sweep.width}
-    given |= {"plugins": plugins.digests(sweep.plugins)}
-    try:
-        trial = TrialConfig(**{field.name: given[field.name] for field in fields(TrialConfig)})
-        ignored = ignored_settings(trial, check_buildable(trial))
-    except InputError as error:
-        raise _EntryError(str(error)) from None
-    except (TypeError, ValueError) as error:
-        raise _EntryError(f"options: {error}") from None
-    sections = ("train", "options", "method_options")
-    own = {f"{key}.{name}": value for key in sections for name, value in getattr(entry, key).items()}
-    if problems := _refusals(own, ignored):
-        raise _EntryError(*problems)
-    return trial, ignored
-
-
-def _refusals(given: dict[str, Any], ignored: dict[str, str]) -> list[str]:
-    """A line for each setting that is given and ignored.
-
-    A ramp of no epochs is no setting: so says who has no ramp that the sweep's is not to be longer than training.
-    """
-    refused = [key for key, value in given.items() if key in ignored and (key, value) != ("train.ramp_epochs", 0)]
-    return [f"{key}: found {shown(given[key])}, allowed: nothing, for {ignored[key]}" for key in refused]
-
-
-def _refusals_of_all(
-    sweep: SweepFile, given: dict[str, Any], every: list[dict[str, str]], judgement: dict[str, str]
-) -> list[str]:
-    """A line for each setting that a file gives for all trials and none uses.
-
-    given: what the file says. every: what each trial ignores, with reasons. judgement: what judging does. Of judging,
-    null and false set nothing, so that a profile can take back what it does not use.
-    """
-    recipe = {f"train.{key}": value for key, value in given.get("train", {}).items()}
-    by_all = {key: reason for key, reason in every[0].items() if all(key in ignored for ignored in every)}
-    judging = {f"evaluation.{key}": value for key, value in given.get("evaluation", {}).items() if value}
-    lines = [f"{line}; no other trial uses it" for line in _refusals(recipe, by_all)] + _refusals(judging, judgement)
-    if "width" in given and all(entry.width is not None for entry in sweep.trials):
-        lines.append(f"width: found {shown(given['width'])}, allowed: nothing, for each of trials has its own")
-    return lines
-
-
-def _recipe(sweep: SweepFile, entry: TrialEntry) -> TrainSettings:
-    """The sweep's recipe with the entry's changes. Raises _EntryError."""
-    try:
-        return TypeAdapter(TrainSettings).validate_json(json.dumps(asdict(sweep.train) | entry.train, default=str))
-    except ValidationError as error:
-        raise _EntryError(*(_problem({**item, "loc": ("train", *item["loc"])}) for item in error.errors())) from None
-
-
-def _chosen(key: str, owner: str, options: dict[str, Any], known: dict[str, inspect.Parameter]) -> dict[str, Any]:
-    """The options that are not the owner's defaults, in their own types, so that 1 and 1.0 name one trial.
-
-    Raises _EntryError.
-    """
-    try:
-        refuse_unknown_options(owner, options, known)
-    except UnknownOptionError as error:
-        raise _EntryError(f"{key}.{error.option}: {error}") from None
-    typed = {name: _typed(f"{key}.{name}", value, known[name].annotation) for name, value in options.items()}
-    return {name: value for name, value in typed.items() if value != known[name].default}
-
-
-def _typed(key: str, value: Any, kind: Any) -> Any:
-    adapter = TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False))
-    try:
-        return adapter.validate_json(json.dumps(value), strict=True)
-    except ValidationError as error:
-        raise _EntryError(f"{key}: found {shown(value)}: {error.errors()[0]['msg'].lower()}") from None

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.config.sweep_file import Resources
+from harness.config.sweep_keys import Resources
 from harness.launch.estimate import Estimate, estimates
 from harness.launch.gpu_memory import needed, readable, share
 from harness.launch.pace import minutes

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from small_sweep import BASE, changed, trials_of, write
 
-from harness.config import sweep_file
+from harness.config import entries
 from harness.config.buildable import check_buildable
 from harness.config.radius import Radius
 from harness.config.settings import EvaluationSettings, TrainSettings
@@ -168,7 +168,7 @@ def built_once(monkeypatch):
             built[repr(trial)] = check_buildable(trial)
         return built[repr(trial)]
 
-    monkeypatch.setattr(sweep_file, "check_buildable", check)
+    monkeypatch.setattr(entries, "check_buildable", check)
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.name)
