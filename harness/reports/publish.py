@@ -49,6 +49,8 @@ def main(options: argparse.Namespace) -> int:
     proved = [place for place in finished if is_meant(options.weights, named[place], place.name)]
     known = f"a key or a label of one of: {', '.join(named.values())}"
     require("--weights", options.weights, bool(proved) or not options.weights, known)
+    bare = [named[place] for place in proved if not (place / folder.WEIGHTS).exists()]
+    require("--weights", options.weights, not bare, f"trials that have weights, as these have not: {', '.join(bare)}")
     target = options.to / options.directory.resolve().name
     made = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(made, ignore_errors=True)

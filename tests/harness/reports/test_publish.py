@@ -69,3 +69,11 @@ def test_what_is_not_there_is_bad_input(study, options, told, capsys):
     assert run(sweep, kept, *options) == 2
     assert told in capsys.readouterr().err
     assert not kept.exists()
+
+
+def test_weights_that_are_not_there_are_not_said_to_be_kept(study, capsys):
+    sweep, places, kept = study
+    (places[1] / folder.WEIGHTS).unlink()
+    assert run(sweep, kept, "--weights", "cnn5*") == 2
+    assert "have not: cnn5 ibp seed 1" in capsys.readouterr().err
+    assert not kept.exists()
