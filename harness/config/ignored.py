@@ -4,7 +4,7 @@ from torch import nn
 
 from cerdeq.equilibrium import FixedPoint
 from cerdeq.equilibrium.weights import Parametrisation
-from harness.config.settings import BAB, CERTIFIED_BY_SEARCH
+from harness.config.settings import JUDGING_BY_STAGE
 from harness.config.trial import TrialConfig
 from harness.methods import make_method
 
@@ -48,14 +48,13 @@ def ignored_settings(config: TrialConfig, network: nn.Module) -> dict[str, str]:
 
 def ignored_judgement(config: TrialConfig) -> dict[str, str]:
     """The settings of judging that change nothing in a trial, by their dotted keys, and why."""
-    stages = config.evaluation.stages
     found = {}
     if config.validation_images:
         found["evaluation.test_images"] = "validation_images are judged instead of test images"
-    if BAB not in stages:
-        found |= dict.fromkeys(("evaluation.bab_seconds", "evaluation.bab_branches"), f"{BAB!r} is not in stages")
-    if not set(stages) & set(CERTIFIED_BY_SEARCH):
-        found["evaluation.certificates"] = f"none of {', '.join(CERTIFIED_BY_SEARCH)} is in stages"
+    for key, users in JUDGING_BY_STAGE.items():
+        if set(users).isdisjoint(config.evaluation.stages):
+            told = f"{users[0]!r} is not" if len(users) == 1 else f"none of {', '.join(users)} is"
+            found[f"evaluation.{key}"] = f"{told} in stages"
     return found
 
 

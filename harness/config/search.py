@@ -60,7 +60,9 @@ class Space(Strict):
         return self.choice if self.choice is not None else list(self.ends)
 
     def holds(self, value: Any) -> bool:
-        """Whether a value is between its ends."""
+        """Whether a value is in it."""
+        if self.choice is not None:
+            return any(value == one and type(value) is type(one) for one in self.choice)
         number = isinstance(value, int if self.integer else int | float) and not isinstance(value, bool)
         return number and min(self.ends) <= value <= max(self.ends)
 

@@ -19,6 +19,9 @@ STAGES = ("ibp", "crown-ibp", "crown", "alpha-crown", BAB)
 CERTIFIED_BY_SEARCH = ("crown", "alpha-crown", BAB)
 """The stages whose proofs nothing but a certificate confirms for certain."""
 
+JUDGING_BY_STAGE = {"bab_seconds": (BAB,), "bab_branches": (BAB,), "certificates": CERTIFIED_BY_SEARCH}
+"""Of the settings of judging that not every stage uses, the stages that do."""
+
 ATTACKS = ("margin", "all")
 """What an attack climbs: the margin; or it, cross entropy and the margin against each other class."""
 

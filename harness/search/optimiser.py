@@ -41,8 +41,8 @@ def propose(
     accepts: whether settings, by key, can be had and are new.
     """
     number = 1 + max((candidate.number for candidate in known), default=-1)
-    if number == 0 and searched.written is not None and accepts(searched.written):
-        return Candidate(entry, number, searched.written, {}, [])
+    if number == 0 and (written := searched.written) is not None and accepts(written):
+        return Candidate(entry, number, written, {}, [])
     for attempt in range(_ATTEMPTS):
         study = _study(settings, searched.spaces, known, _seed(settings.seed, entry, number, attempt))
         study.ask(distributions(searched.spaces))
