@@ -33,6 +33,13 @@ def test_steps_are_compiled_where_that_is_earned_back(tiny_trial, compiling_work
     assert "would not pay" in short.why and "to compile" in long.why
 
 
+def test_small_networks_gain_by_their_boxes_not_by_their_products(tiny_trial, compiling_works):
+    """At an eighth of the width a step takes less than half as long compiled (docs/measurements.md)."""
+    trial = tiny_trial("cnn7", dataset="cifar10", width=0.125, train={"epochs": 10, "batch_size": 64})
+    assert _decided(trial, images=20_000).compiled
+    assert not _decided(trial, images=5_000).compiled
+
+
 @pytest.mark.parametrize("wanted", ["always", "never"])
 def test_a_trial_can_say_whether_they_are(tiny_trial, compiling_works, wanted):
     assert _decided(tiny_trial(train={"compile": wanted})).compiled == (wanted == "always")
