@@ -6,7 +6,7 @@ from cerdeq.equilibrium import FixedPoint
 from cerdeq.equilibrium.weights import Parametrisation
 from harness.config.settings import JUDGING_BY_STAGE
 from harness.config.trial import TrialConfig
-from harness.methods import make_method
+from harness.methods import Method, make_method
 
 _RAMP = ("ramp_start", "ramp_epochs")
 _EARLY = ("early_iterations", "margin_start")
@@ -33,16 +33,25 @@ def ignored_settings(config: TrialConfig, network: nn.Module) -> dict[str, str]:
     if not _has_ramp(config):
         found.setdefault("train.regularisation", "it falls to 0 as eps grows, and there is no ramp")
         found.setdefault("train.regularise_equilibria", "regularisation falls to 0 as eps grows, and there is no ramp")
-        found |= {f"options.{key}": "it changes as eps grows, and there is no ramp" for key in _EARLY}
     equilibria = [module for module in modules if isinstance(module, FixedPoint)]
-    if not equilibria:
+    if equilibria:
+        found |= _ignored_options(config, method, equilibria)
+    else:
         found.setdefault("train.regularise_equilibria", f"{config.model!r}: there is no equilibrium in it")
-    if all(module.unrolled for module in equilibria) and not method.linear:
-        found["options.backward_iterations"] = "its gradient is that of the iterations themselves"
-    if "regularisation" in by_method:
-        found["options.warm_start"] = f"{config.method!r}: it bounds nothing, and lifted solves are there for bounds"
     if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules):
         found["train.recompute_statistics"] = f"{config.model!r}: there is no batch norm in it"
+    return found
+
+
+def _ignored_options(config: TrialConfig, method: Method, equilibria: list[FixedPoint]) -> dict[str, str]:
+    """Options of networks with equilibria; another network's of the same name are its own."""
+    found: dict[str, str] = {}
+    if not _has_ramp(config):
+        found |= {f"options.{key}": "it changes as eps grows, and there is no ramp" for key in _EARLY}
+    if all(module.unrolled for module in equilibria) and not method.linear:
+        found["options.backward_iterations"] = "its gradient is that of the iterations themselves"
+    if "regularisation" in method.ignored():
+        found["options.warm_start"] = f"{config.method!r}: it bounds nothing, and lifted solves are there for bounds"
     return found
 
 

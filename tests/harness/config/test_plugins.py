@@ -36,6 +36,13 @@ def body(shape, classes, width=1.0):
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 """
 
+NAMESAKES = """
+from own.nets import flat
+
+def body(shape, classes, width=1.0, early_iterations: int = 1, backward_iterations: int = 1, warm_start: bool = False):
+    return flat(shape, classes)
+"""
+
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
@@ -87,6 +94,15 @@ def test_what_a_plugin_registers_can_be_named_and_trials_say_so(package, tmp_pat
     assert (first.model, first.options) == ("flat", {"sizes": (4,)}), "by its type a list, and no choice"
     assert list(first.plugins) == ["own.nets"] and len(first.plugins["own.nets"]) == 16
     assert capsys.readouterr().err == f"plugin own.nets: imported from {tmp_path / 'own/nets.py'}\n", "once"
+
+
+def test_an_option_that_is_called_as_one_of_an_equilibrium_s_is_the_network_s_own(package, tmp_path):
+    package(namesakes=NAMESAKES)
+    options = {"early_iterations": 2, "backward_iterations": 2, "warm_start": True}
+    trials = [{"model": "own.namesakes:body", "method": "plain", "options": options}]
+    ramp = {"epochs": 4, "batch_size": 64, "ramp_epochs": 0, "decay_epochs": []}
+    content = own(("trials", trials), ("train", ramp), modules=("own.namesakes",))
+    assert trials_of(tmp_path, content)[0].options == options
 
 
 def test_a_function_of_a_plugin_is_a_network_without_being_registered(package, tmp_path):
