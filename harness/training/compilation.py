@@ -88,17 +88,21 @@ def _cache() -> Path:
     return place
 
 
-@torch.no_grad()
 def _numbers(config: TrialConfig, model: nn.Module) -> float:
-    """How many numbers one example's clean pass writes."""
-    info, twin = DATASETS[config.dataset], copy.deepcopy(model)
-    with _Written() as written:
-        twin(torch.zeros(2, *info.shape, device=next(model.parameters()).device))
-    return written.numbers / 2
+    """How many numbers a clean pass writes for one example more."""
+    return (_written(config, model, 4) - _written(config, model, 2)) / 2
 
 
-class _Written(TorchDispatchMode):
-    """numbers: how many operations wrote, but for those that give a view or work in place."""
+@torch.no_grad()
+def _written(config: TrialConfig, model: nn.Module, examples: int) -> int:
+    twin, shape = copy.deepcopy(model), DATASETS[config.dataset].shape
+    with _Counted() as counted:
+        twin(torch.zeros(examples, *shape, device=next(model.parameters()).device))
+    return counted.numbers
+
+
+class _Counted(TorchDispatchMode):
+    """numbers: how many there are in outputs of operations, but for those that give a view or work in place."""
 
     def __init__(self) -> None:
         super().__init__()
