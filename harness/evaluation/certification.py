@@ -26,8 +26,8 @@ from harness.evaluation.verdicts import Judgement, Ready, judge_part, mean, read
 from harness.memory import kept_memory
 from harness.storage import certification, folder, names
 from harness.storage.certification import Certification
-from harness.storage.files import write_atomically
 from harness.storage.folder import Trial, TrialResult
+from harness.storage.parquet import write_table
 
 _PER_SHARD, _PER_SHARD_BRANCHED = 200, 20  # images; of the latter each may take as long as branch and bound may
 _OF_THE_NETWORK = (  # metrics that are the trial's, however it is judged
@@ -126,8 +126,8 @@ def finish(directory: Path, data: Data) -> TrialResult:
     rows = [(number, stage, took) for number, shard in enumerate(known) for stage, took in shard.seconds.items()]
     timings = pd.DataFrame(rows, columns=["shard", "stage", "seconds"])
     write_evidence(directory, evidence)
-    write_atomically(directory / folder.VERDICTS, verdicts.to_parquet)
-    write_atomically(directory / certification.TIMINGS, timings.to_parquet)
+    write_table(directory / folder.VERDICTS, verdicts)
+    write_table(directory / certification.TIMINGS, timings)
     environment = describe_environment(best_device()) | {"threads": "1"}  # a worker's
     result = TrialResult(trial.key, metrics, environment, data.summary(), told)
     folder.write_result(directory, result)

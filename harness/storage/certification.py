@@ -24,7 +24,7 @@ from harness.config.settings import BAB, EvaluationSettings
 from harness.storage import folder
 from harness.storage.files import DamagedFileError, parsed, write_atomically, write_json
 from harness.storage.folder import Trial
-from harness.storage.parquet import read_table
+from harness.storage.parquet import read_table, write_table
 from harness.typed import checked
 
 CERTIFICATION, TIMINGS, SHARDS = "certification.json", "timings.parquet", "shards"
@@ -158,7 +158,7 @@ def write_shard(
 
     evidence: writes its file.
     """
-    write_atomically(_path(directory, number, "parquet"), verdicts.to_parquet)
+    write_table(_path(directory, number, "parquet"), verdicts)
     write_atomically(evidence_of(directory, number), evidence)
     write_json(_path(directory, number, "json"), asdict(Shard(content=_content(directory, number), **known)))
 

@@ -1,10 +1,11 @@
-"""Parquet tables, read."""
+"""Parquet tables, read and written."""
 
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
-from harness.storage.files import DamagedFileError
+from harness.storage.files import DamagedFileError, write_atomically
 
 
 def read_table(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
@@ -13,3 +14,11 @@ def read_table(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
         return pd.read_parquet(path, columns=columns)
     except (OSError, ValueError) as error:
         raise DamagedFileError(f"{path} cannot be read: {error}") from error
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a Parquet file atomically, floats bytewise: two thirds of what pandas makes of verdicts by default."""
+    floats = list(table.select_dtypes("float"))
+    others = [name for name in table if name not in floats]
+    options = {"compression": "zstd", "use_dictionary": others, "use_byte_stream_split": floats}
+    write_atomically(path, partial(table.to_parquet, **options))

@@ -27,6 +27,7 @@ from harness.evaluation.verdicts import SoundnessError, judge
 from harness.memory import free_memory, is_out_of_memory, kept_memory
 from harness.storage import folder, names
 from harness.storage.files import remove_unfinished, write_atomically
+from harness.storage.parquet import write_table
 from harness.training.log import logged
 from harness.training.loop import NonFiniteLossError, train
 from harness.training.monitor import parametrised
@@ -149,7 +150,7 @@ def _run(
         raise
     folder.require_there(directory)
     write_evidence(directory, judgement.evidence)
-    write_atomically(directory / folder.VERDICTS, judgement.verdicts.to_parquet)
+    write_table(directory / folder.VERDICTS, judgement.verdicts)
     if any(isinstance(module, FixedPoint) for module in model.modules()):
         clock.require("equilibria")
     started, rows = time.monotonic(), folder.read_epochs(directory)
