@@ -175,7 +175,7 @@ def recheck(place: Path, data_dir: str | None = None, most: int | None = None) -
             problems += [problem] if problem else []
     recorded = 100 * float((verdicts[names.VERDICT] != names.CERTIFIED).mean())
     confirmed = sum(count for (_, by), count in proofs.items() if by)
-    errors = 100 * (1 - confirmed / len(verdicts))
+    errors = 100 * ((len(verdicts) - confirmed) / len(verdicts))  # rounded as `recorded` is
     return Rechecked(len(verdicts), recorded, errors, proofs, time.monotonic() - started, problems)
 
 
