@@ -23,9 +23,10 @@ from harness.analysis.summary import Summary, summaries
 from harness.storage.files import write_text
 
 LEGEND = (
-    "Errors in percent; mean ± sample standard deviation over the seeds; best certified error first. "
+    "Errors in percent; mean ± sample standard deviation over the seeds; best certified error first, but rows of one "
+    "seed after those of more. "
     "The robust error lies between the attack error, were every open example robust, and the certified error, were "
-    "none. ~: not told from the best by a paired test over the seeds. "
+    "none. ~: not told from the first by a paired test over the seeds. "
     "Rows in italics, with a source, are published numbers."
 )
 FAILURES = "Trials without a result"

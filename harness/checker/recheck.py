@@ -4,8 +4,8 @@ They are proved again in NumPy, float64, every rounding error counted outwards, 
 trained and judged but the networks' definitions and the reading of files: predictions and what IBP certified by
 intervals; what later stages certified by linear bounds, or leaf by leaf of a certificate where there is one; what was
 attacked by the counterexample that was kept. What is not proved is not confirmed. Certifications by `harness.certify`
-are rechecked as trials are. Exit status: 0 every number is confirmed; 1 some verdict, or some number made of verdicts,
-is not; 2 bad input.
+are rechecked as trials are. It vouches for verdicts and the errors made of them, not for widths, times or the recipe.
+Exit status: 0 all that was looked at is confirmed; 1 some verdict, or some error made of verdicts, is not; 2 bad input.
 """
 
 import argparse
@@ -48,12 +48,13 @@ _AGREEMENT = 1e-4  # of margins with what was recorded, relative to 1 + their si
 class Rechecked:
     """What a trial's verdicts came to.
 
-    images: how many. recorded, confirmed: certified errors, in percent.
+    images: how many were looked at, of so many. recorded, confirmed: their certified errors, in percent.
     proofs: how many examples each stage certified that are confirmed, (stage, by what) to a count; by "" those that
     are not. problems: what is not true or not confirmed, a line each.
     """
 
     images: int
+    of: int
     recorded: float
     confirmed: float
     proofs: Counter[tuple[str, str]]
@@ -62,7 +63,7 @@ class Rechecked:
 
     @property
     def agrees(self) -> bool:
-        """Whether every verdict was confirmed."""
+        """Whether every verdict that was looked at was confirmed."""
         return not self.problems
 
 
@@ -93,18 +94,21 @@ def main(options: argparse.Namespace) -> int:
         load_for(_trial(place).config)
     shown = [words[owner] + _further(place) for owner, place in zip(owners, places, strict=True)]
     console, table = Console(highlight=False), Table("trial", "images", "recorded", "confirmed", "seconds")
-    told, agree = [], True
+    told, agree, all_images = [], True, True
     for place, label in zip(places, shown, strict=True):
         found = recheck(place, options.data_dir, options.images)
         agree &= found.agrees
+        all_images &= found.images == found.of
         numbers = f"{found.recorded:.2f}", f"{found.confirmed:.2f}", f"{found.seconds:.0f}"
-        table.add_row(label, f"{found.images:,}", *numbers)
+        images = f"{found.images:,}" if found.images == found.of else f"{found.images:,} of {found.of:,}"
+        table.add_row(label, images, *numbers)
         told += [f"{label}: {line}" for line in _told(found)]
     console.print(table)
     console.print("recorded, confirmed: certified error in percent; what is not confirmed counts as an error")
     for line in told:
         console.print(line, markup=False, soft_wrap=True)
-    console.print("every verdict is confirmed" if agree else "some verdicts are not confirmed")
+    every = "every verdict is confirmed" if all_images else "every verdict of the images looked at is confirmed"
+    console.print(every if agree else "some verdicts are not confirmed")
     return OK if agree else FAILED
 
 
@@ -150,13 +154,13 @@ def recheck(place: Path, data_dir: str | None = None, most: int | None = None) -
         test = held_out.part(0, wanted)
     if not (_owner(place) / folder.WEIGHTS).exists():
         nothing = f"{folder.WEIGHTS} is not kept here"
-        return Rechecked(0, np.nan, 100.0, Counter(), time.monotonic() - started, [nothing])
+        return Rechecked(0, len(test), np.nan, 100.0, Counter(), time.monotonic() - started, [nothing])
     verdicts, network = folder.read_verdicts(place, _COLUMNS), _network(_owner(place) / folder.WEIGHTS, config)
     problems = _of_the_table(verdicts, test, result.metrics, config.evaluation.stages)
     if replace(folder.read_trial(_owner(place) / folder.TRIAL).config, evaluation=config.evaluation) != config:
         problems.append("it was certified as another trial than the one that it belongs to")
     if problems:
-        return Rechecked(len(verdicts), np.nan, 100.0, Counter(), time.monotonic() - started, problems)
+        return Rechecked(len(verdicts), len(test), np.nan, 100.0, Counter(), time.monotonic() - started, problems)
     eps, verdicts, certificates = float(config.eps), verdicts[:most], certificates_of(place / folder.CERTIFICATES)
     points = points_of(place / folder.COUNTEREXAMPLES)
     proofs = Counter[tuple[str, str]]()
@@ -176,7 +180,7 @@ def recheck(place: Path, data_dir: str | None = None, most: int | None = None) -
     recorded = 100 * float((verdicts[names.VERDICT] != names.CERTIFIED).mean())
     confirmed = sum(count for (_, by), count in proofs.items() if by)
     errors = 100 * ((len(verdicts) - confirmed) / len(verdicts))  # rounded as `recorded` is
-    return Rechecked(len(verdicts), recorded, errors, proofs, time.monotonic() - started, problems)
+    return Rechecked(len(verdicts), len(test), recorded, errors, proofs, time.monotonic() - started, problems)
 
 
 def _told(found: Rechecked) -> Iterator[str]:
@@ -233,6 +237,8 @@ def _of_the_table(
         names.ATTACK_ERROR: [names.MISCLASSIFIED, names.ATTACKED],
         names.CERTIFIED_ERROR: [names.MISCLASSIFIED, names.ATTACKED, *names.OPEN],
     }
+    shares = {names.OPEN_ERROR: list(names.OPEN)} | {names.share_of(kind): [kind] for kind in names.OPEN}
+    errors |= {name: kinds for name, kinds in shares.items() if name in metrics}  # which older results lack
     found = {name: 100 * float(verdicts[names.VERDICT].isin(kinds).mean()) for name, kinds in errors.items()}
     certified = verdicts[names.VERDICT] == names.CERTIFIED
     unknown = verdicts.loc[certified & ~verdicts[names.STAGE].isin(stages), names.STAGE]

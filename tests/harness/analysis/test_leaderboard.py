@@ -112,6 +112,15 @@ def test_the_best_certified_error_stands_first_and_an_unknown_one_last(sweep):
     assert own(tables.build(sweep))["model"].tolist() == ["a", "b", "c"]
 
 
+def test_a_row_of_one_seed_stands_after_those_of_more(sweep):
+    for seed in range(2):
+        add(sweep, metrics(70.0), model="a", seed=seed)
+    add(sweep, metrics(60.0), model="b")
+    section = tables.build(sweep).sections[0]
+    assert section.own["model"].tolist() == ["a", "b"]
+    assert section.comparable["model"].tolist() == ["a"]
+
+
 @pytest.mark.parametrize("broken", [{"certified_error": None}, "absent", {"certified_error": float("nan")}])
 def test_a_missing_metric_is_blank_and_said(sweep, broken):
     lacking = metrics(70.0, **(broken if isinstance(broken, dict) else {}))

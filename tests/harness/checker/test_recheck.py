@@ -68,6 +68,8 @@ def change_verdicts(place, change, keep_errors=False):
     for number, stage in enumerate(stages := ("ibp", "crown-ibp", "crown", "alpha-crown"), start=1):
         by = (table[names.VERDICT] == names.CERTIFIED) & table[names.STAGE].isin(stages[:number])
         errors[names.certified_by(stage)] = 100 * float((~by).mean())
+    shares = {kind: 100 * float((table[names.VERDICT] == kind).mean()) for kind in names.OPEN}
+    errors |= {names.OPEN_ERROR: sum(shares.values())} | {names.share_of(kind): shares[kind] for kind in shares}
     content = json.loads((place / folder.RESULT).read_text())
     content["metrics"] |= errors
     (place / folder.RESULT).write_text(json.dumps(content))
@@ -155,9 +157,12 @@ def test_a_file_of_certificates_that_is_none_is_refused(place, capsys):
 
 
 @of_both
-def test_the_first_images_alone(place):
+def test_the_first_images_alone(place, capsys):
     found = recheck(place, most=10)
-    assert found.agrees and found.images == 10
+    assert found.agrees and (found.images, found.of) == (10, 60)
+    assert main("recheck", [str(place.parents[1]), "--images", "10"]) == OK
+    told = capsys.readouterr().out
+    assert "10 of 60" in told and "every verdict of the images looked at is confirmed" in told
 
 
 def first(table, verdict):
@@ -335,12 +340,14 @@ def test_a_verdict_of_no_kind_is_told(place):
 
 
 @of_both
-def test_a_stage_s_error_that_is_not_that_of_its_verdicts_is_told(place):
+@pytest.mark.parametrize("error", ["certified_error/crown-ibp", "open", "open/unknown"])
+def test_an_error_that_is_not_that_of_its_verdicts_is_told(place, error):
+    change_verdicts(place, lambda table: None)
     content = json.loads((place / folder.RESULT).read_text())
-    content["metrics"]["certified_error/crown-ibp"] -= 1
+    content["metrics"][error] += 1
     (place / folder.RESULT).write_text(json.dumps(content))
     (problem,) = recheck(place).problems
-    assert problem.startswith("certified_error/crown-ibp is recorded as")
+    assert problem.startswith(f"{error} is recorded as")
 
 
 def test_a_trial_is_judged_on_all_that_it_holds_out(tmp_path):
