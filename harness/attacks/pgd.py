@@ -12,7 +12,6 @@ from harness.attacks.objectives import Objective, margins, objectives, ranked
 from harness.config.settings import EvaluationSettings
 
 _AT_ONCE = {"cpu": 32}  # examples, by device: more of them leave a CPU's cache and take longer
-_FIRST_STEP = 1 / 4  # over the radius
 _NOISE = 1e-2  # of the span of an example's logits: ten times what `follow` leaves open, float32 far less
 
 
@@ -47,10 +46,10 @@ def worst_point(
 ) -> Tensor:
     """The point of least margin found within `eps` of each x [B, C, H, W] (pixels in [0, 1]), x itself included.
 
-    Each restart climbs each of the objectives of `settings.attack` from a start of its own, by steps of size eps / 4
-    falling linearly to nothing. An example whose margin is below 0 by more than rounding is broken and searched no
-    further. Starts are drawn from the seed and the example's index in its split, [B], alone: neither batches nor what
-    was done before change them.
+    Each restart climbs each of the objectives of `settings.attack` from a start of its own, by steps that begin with
+    `settings.attack_step` eps and fall linearly to nothing. An example whose margin is below 0 by more than rounding is
+    broken and searched no further. Starts are drawn from the seed and the example's index in its split, [B], alone:
+    neither batches nor what was done before change them.
     """
     at_once = _AT_ONCE.get(x.device.type, len(x))
     logits = torch.cat([_logits(model, part) for part in x.split(at_once)])
@@ -62,7 +61,7 @@ def worst_point(
                 return worst
             for rows in unbroken.nonzero()[:, 0].split(at_once):
                 start = noise((seed, restart, number), indices[rows], x.shape[1:]).to(x)
-                found = _climb(model, objective, x[rows], labels[rows], others[rows], eps, settings.attack_steps, start)
+                found = _climb(model, objective, x[rows], labels[rows], others[rows], eps, settings, start)
                 point, margin, broken = found
                 worse = margin < least[rows]
                 worst[rows] = torch.where(_alike(worse, point), point, worst[rows])
@@ -78,14 +77,14 @@ def noise(seeds: tuple[int, ...], indices: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _climb(
-    model: nn.Module, objective: Objective, x: Tensor, labels: Tensor, others: Tensor, eps: Fraction, steps: int,
-    start: Tensor,
+    model: nn.Module, objective: Objective, x: Tensor, labels: Tensor, others: Tensor, eps: Fraction,
+    settings: EvaluationSettings, start: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The points of least margin on a climb from `start` (in units of the box), their margins, and which are broken.
 
     An example leaves as soon as it is broken, so that the rest is a smaller batch.
     """
-    radius = float(eps)
+    radius, steps = float(eps), settings.attack_steps
     low, high = (x - radius).clamp(min=0), (x + radius).clamp(max=1)
     point = low + start * (high - low)
     worst, least = x.clone(), torch.full_like(labels, torch.inf, dtype=x.dtype)
@@ -105,7 +104,7 @@ def _climb(
         if step == steps or bool(broken.all()):
             break
         (gradient,) = torch.autograd.grad(height, point)
-        point = _moved(reached, gradient, _FIRST_STEP * radius * (1 - step / steps), low, high)
+        point = _moved(reached, gradient, settings.attack_step * radius * (1 - step / steps), low, high)
         if bool(broken.any()):
             stay = (~broken).nonzero()[:, 0]
             rows, point, low, high, labels, others = (part[stay] for part in (rows, point, low, high, labels, others))

@@ -145,6 +145,9 @@ class EvaluationSettings:
     other class."""
     attack_steps: int = 40
     """How many steps from a start."""
+    attack_step: float = 0.25
+    """The first of them over eps; the others fall linearly to nothing. The sum of all, about attack_step *
+    attack_steps / 2, must be well above 2 for a climb to cross its interval: with 10 steps take 1."""
     attack_restarts: int = 3
     """From how many starts, for each of the attack's objectives."""
     bab_seconds: float | None = 60.0
@@ -162,6 +165,7 @@ class EvaluationSettings:
         require("attack", self.attack, self.attack in ATTACKS, "'margin' or 'all'")
         for name in ("batch_size", "attack_steps", "attack_restarts"):
             require(name, getattr(self, name), getattr(self, name) >= 1, "an integer of at least 1")
+        require("attack_step", self.attack_step, 0 < self.attack_step <= 2, "above 0 and at most 2")
         seconds, branches = self.bab_seconds, self.bab_branches
         ends = seconds is None or 0 < seconds < math.inf
         require("bab_seconds", seconds, ends, "above 0 and finite, or null for no limit")

@@ -71,6 +71,7 @@ def test_every_field_reaches_the_trial(tmp_path):
         batch_size=12,
         attack="margin",
         attack_steps=13,
+        attack_step=0.5,
         attack_restarts=14,
         bab_seconds=1.5,
         bab_branches=15,

@@ -54,6 +54,7 @@ JUDGED = {
     "evaluation.stages": ("ibp", "crown"),
     "evaluation.attack": "margin",
     "evaluation.attack_steps": 1,
+    "evaluation.attack_step": 1.0,
     "evaluation.attack_restarts": 2,
 }
 ELSEWHERE = {
