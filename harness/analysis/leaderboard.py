@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from harness.analysis.columns import COLUMNS
-from harness.analysis.section import FEWEST_SEEDS, Section, as_text
+from harness.analysis.section import Section, as_text, too_few_seeds
 from harness.analysis.trials import CHOSEN, LABEL, setting_columns, trials_and_certifications
 from harness.config.radius import Radius
 from harness.config.trial import FULL_PROFILE, RECIPE_VERSION
@@ -147,11 +147,9 @@ def _chosen(trials: pd.DataFrame) -> list[str]:
 
 
 def _best_first(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of one seed after those of more; published ones, which name none, with the latter."""
-    seeds = pd.to_numeric(rows["seeds"])
-    few = seeds < min(FEWEST_SEEDS, seeds.max())
+    """Rows of too few seeds after the others."""
     by = [names.CERTIFIED_ERROR, names.STANDARD_ERROR, *LABEL]
-    return rows.assign(few=few).sort_values(["few", *by], kind="stable").drop(columns="few")
+    return rows.assign(few=too_few_seeds(rows)).sort_values(["few", *by], kind="stable").drop(columns="few")
 
 
 def _is_whole(trials: pd.DataFrame, profile: str) -> bool:

@@ -52,10 +52,9 @@ class Section:
 
     @cached_property
     def comparable(self) -> pd.DataFrame:
-        """Those of `own` that comparisons are of, best first: with a certified error, and with two seeds or more where
-        any row has so many."""
+        """Those of `own` that comparisons are of, best first: with a certified error, and not of too few seeds."""
         rows = self.own.dropna(subset=names.CERTIFIED_ERROR)
-        return rows[rows["seeds"] >= min(FEWEST_SEEDS, rows["seeds"].max())] if len(rows) else rows
+        return rows[~too_few_seeds(rows)]
 
     @cached_property
     def shown(self) -> pd.DataFrame:
@@ -105,6 +104,12 @@ class Section:
     def published(self) -> list[bool]:
         """Which rows are published ones."""
         return self.rows["source"].notna().tolist()
+
+
+def too_few_seeds(rows: pd.DataFrame) -> pd.Series:
+    """Which rows have fewer seeds than tests need where one with a certified error has so many; no published one."""
+    seeds = pd.to_numeric(rows["seeds"])
+    return seeds < min(FEWEST_SEEDS, seeds[rows[names.CERTIFIED_ERROR].notna()].max())
 
 
 def absent(setting: str) -> str:

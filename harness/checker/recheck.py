@@ -66,6 +66,11 @@ class Rechecked:
         """Whether every verdict that was looked at was confirmed."""
         return not self.problems
 
+    @property
+    def whole(self) -> bool:
+        """Whether all of them were looked at."""
+        return self.images == self.of
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
@@ -98,9 +103,9 @@ def main(options: argparse.Namespace) -> int:
     for place, label in zip(places, shown, strict=True):
         found = recheck(place, options.data_dir, options.images)
         agree &= found.agrees
-        all_images &= found.images == found.of
+        all_images &= found.whole
         numbers = f"{found.recorded:.2f}", f"{found.confirmed:.2f}", f"{found.seconds:.0f}"
-        images = f"{found.images:,}" if found.images == found.of else f"{found.images:,} of {found.of:,}"
+        images = f"{found.images:,}" if found.whole else f"{found.images:,} of {found.of:,}"
         table.add_row(label, images, *numbers)
         told += [f"{label}: {line}" for line in _told(found)]
     console.print(table)

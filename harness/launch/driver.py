@@ -212,7 +212,8 @@ def _train(
             progress.judged(place.name, row[names.JUDGED], row[names.IMAGES])
         if names.EPOCH in row or place not in begun:  # one that is only judged has no row to come
             study.shared.fetch(place)
-            mirror.sync(place)
+            with stop.whole():
+                mirror.sync(place)
         begun.add(place)
 
     def on_end(place: Path, error: str | None) -> None:
@@ -232,7 +233,8 @@ def _train(
             progress.failed(place.name, failure["error"])
             if options.fail_fast:
                 stop.ask("a trial failed")
-        mirror.sync(place, running=False)
+        with stop.whole():
+            mirror.sync(place, running=False)
 
     study.shared.forget_failures(places)  # an old failure is not this run's
     run_folders(

@@ -4,7 +4,8 @@ Trials are told by a file in the sweep's directory, which workers on other machi
 """
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,12 +17,12 @@ class Stopping:
     """A context manager around running trials, entered in the main thread.
 
     flag: the file that tells trials. say: told why, once. pass_on: called after the file has come or gone.
-    asked: whether they are to stop; interrupted: by Ctrl-C.
+    asked: whether they are to stop; interrupted: by Ctrl-C; due: whether it was pressed again where `whole` holds it.
     """
 
     def __init__(self, flag: Path, say: Callable[[str], None], pass_on: Callable[[], None] = lambda: None):
         self.flag, self.say, self.pass_on = flag, say, pass_on
-        self.asked = self.interrupted = False
+        self.asked = self.interrupted = self.held = self.due = False
         self.before: Any = None
 
     def __enter__(self) -> "Stopping":
@@ -45,8 +46,23 @@ class Stopping:
             self.say(f"{why}: running trials end with their epoch, which is kept; Ctrl-C stops at once")
             self.pass_on()
 
-    def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        if self.interrupted:
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """What is done in here is not broken off by the second Ctrl-C, which then ends all; only by a third.
+
+        A transaction broken off leaves its database locked to what is still to be written there.
+        """
+        self.held = True
+        try:
+            yield
+        finally:
+            self.held = False
+        if self.due:
             raise KeyboardInterrupt
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self.due or (self.interrupted and not self.held):
+            raise KeyboardInterrupt
+        self.due = self.interrupted
         self.interrupted = True
         self.ask("Ctrl-C")

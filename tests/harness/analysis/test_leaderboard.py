@@ -121,6 +121,15 @@ def test_a_row_of_one_seed_stands_after_those_of_more(sweep):
     assert section.comparable["model"].tolist() == ["a"]
 
 
+def test_a_row_without_certified_error_stands_after_those_of_one_seed(sweep):
+    for seed in range(2):
+        add(sweep, metrics(certified_error=None), model="a", seed=seed)
+    add(sweep, metrics(60.0), model="b")
+    section = tables.build(sweep).sections[0]
+    assert section.own["model"].tolist() == ["b", "a"]
+    assert section.comparable["model"].tolist() == ["b"]
+
+
 @pytest.mark.parametrize("broken", [{"certified_error": None}, "absent", {"certified_error": float("nan")}])
 def test_a_missing_metric_is_blank_and_said(sweep, broken):
     lacking = metrics(70.0, **(broken if isinstance(broken, dict) else {}))

@@ -40,6 +40,34 @@ def test_ctrl_c_twice_stops_at_once(stop):
     assert not stop.flag.exists(), "else the next run would begin nothing"
 
 
+def test_ctrl_c_twice_waits_for_what_must_be_whole(stop):
+    written = []
+    with pytest.raises(KeyboardInterrupt), stop:
+        with stop.whole():
+            interrupt()
+            interrupt()
+            written.append("whole")
+        written.append("more")
+    assert written == ["whole"]
+
+
+def test_ctrl_c_three_times_waits_for_nothing(stop):
+    with pytest.raises(KeyboardInterrupt), stop, stop.whole():
+        interrupt()
+        interrupt()
+        interrupt()
+        pytest.fail("went on")
+
+
+def test_ctrl_c_once_lets_what_must_be_whole_go_on(stop):
+    with stop:
+        with stop.whole():
+            interrupt()
+        assert stop.interrupted
+        with pytest.raises(KeyboardInterrupt):
+            interrupt()
+
+
 def test_after_a_failure_ctrl_c_is_the_first_one(stop):
     with stop:
         stop.ask("a trial failed")
