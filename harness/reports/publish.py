@@ -7,6 +7,7 @@ page and figures are made anew there. A study that was published before under th
 
 import argparse
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -20,8 +21,8 @@ from harness.storage import certification, folder
 from harness.storage.files import make_directory
 
 LIMIT = 25 * 2**20
-_FOUND = (folder.TRIAL, folder.EPOCHS, folder.VERDICTS, folder.RESULT)
-_FOUND_FURTHER = (certification.CERTIFICATION, certification.TIMINGS, folder.VERDICTS, folder.RESULT)
+_FOUND = (folder.TRIAL, folder.EPOCHS, folder.VERDICTS)
+_FOUND_FURTHER = (certification.CERTIFICATION, certification.TIMINGS, folder.VERDICTS)
 _PROOF = (folder.WEIGHTS, folder.COUNTEREXAMPLES, folder.CERTIFICATES)
 
 
@@ -72,12 +73,14 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _copy(place: Path, to: Path, proved: bool) -> None:
-    """A trial, and what was found of it later."""
+    """A trial, and what was found of it later; without the path of its data, which says nothing elsewhere."""
     for source, names in [(place, _FOUND), *((further, _FOUND_FURTHER) for further in certification.folders(place))]:
-        if folder.read_result(source) is None:
+        result = folder.read_result(source)
+        if result is None:
             continue
         there = to / source.relative_to(place)
         there.mkdir(parents=True)
+        folder.write_result(there, replace(result, data=result.data | {"directory": None}))
         for name in (*names, *(_PROOF if proved else ())):
             if (source / name).exists():
                 shutil.copyfile(source / name, there / name)

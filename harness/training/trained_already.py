@@ -21,8 +21,8 @@ def take_over(trial: folder.Trial, directory: Path) -> None:
     """
     if epochs_done(directory):
         return
-    for place in folder.trial_folders(Path(directory).absolute().parents[1]):
-        if place.name != trial.key and _is_trained_alike(trial, place):
+    for place in folder.others(directory):
+        if _is_trained_alike(trial, place):
             for name in (folder.EPOCHS, folder.CHECKPOINT):
                 write_atomically(directory / name, partial(shutil.copyfile, place / name))
             _log.info("trained already, as trial %s: judged alone", place.name)

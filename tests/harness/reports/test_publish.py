@@ -1,5 +1,6 @@
 """`python -m harness.publish`: what is kept of a study, and what is not."""
 
+import dataclasses
 import json
 
 import pytest
@@ -32,15 +33,25 @@ def test_what_was_found_is_kept_and_what_proves_it_where_asked_for(study, capsys
     sweep, places, kept = study
     assert run(sweep, kept, "--weights", "* seed 1") == 0
     assert "2 trials, 1 without a result left out, 1 with their weights" in capsys.readouterr().out
-    found = {folder.TRIAL, folder.EPOCHS, folder.VERDICTS, folder.RESULT}
+    found = {folder.TRIAL, folder.EPOCHS, folder.VERDICTS}
     proofs = {folder.WEIGHTS, folder.COUNTEREXAMPLES}
     for place, names in ((places[0], found), (places[1], found | proofs)):
         copy = kept / "study/trials" / place.name
-        assert {path.name for path in copy.iterdir()} == names
+        assert {path.name for path in copy.iterdir()} == names | {folder.RESULT}
         assert all((copy / name).read_bytes() == (place / name).read_bytes() for name in names)
     assert not (kept / "study/trials" / places[2].name).exists()
     assert json.loads((kept / "study/leaderboard.json").read_text())[0]["seeds"] == 2
     assert (kept / "study/report.html").is_file()
+
+
+def test_a_result_is_kept_without_the_path_of_its_data(study):
+    sweep, places, kept = study
+    result = folder.read_result(places[0])
+    where = {"name": "cifar10", "directory": "/home/me/data"}
+    folder.write_result(places[0], dataclasses.replace(result, data=where))
+    assert run(sweep, kept) == 0
+    copy = folder.read_result(kept / "study/trials" / places[0].name)
+    assert copy == dataclasses.replace(result, data=where | {"directory": None})
 
 
 def test_a_study_is_replaced_as_a_whole(study):
