@@ -147,9 +147,10 @@ def _chosen(trials: pd.DataFrame) -> list[str]:
 
 
 def _best_first(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of too few seeds after the others."""
-    by = [names.CERTIFIED_ERROR, names.STANDARD_ERROR, *LABEL]
-    return rows.assign(few=too_few_seeds(rows)).sort_values(["few", *by], kind="stable").drop(columns="few")
+    """Rows of too few seeds, or without certified error, after the others."""
+    after = too_few_seeds(rows) | rows[names.CERTIFIED_ERROR].isna()
+    by = ["after", names.CERTIFIED_ERROR, names.STANDARD_ERROR, *LABEL]
+    return rows.assign(after=after).sort_values(by, kind="stable").drop(columns="after")
 
 
 def _is_whole(trials: pd.DataFrame, profile: str) -> bool:

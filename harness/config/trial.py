@@ -152,6 +152,18 @@ def to_dict(config: TrialConfig) -> dict[str, Any]:
     return content if config.plugins else {name: value for name, value in content.items() if name != "plugins"}
 
 
+_LATER = ("attack_step",)
+"""Settings of judging that came after digests were first made of configs."""
+
+
+def digested(config: TrialConfig) -> dict[str, Any]:
+    """What digests of certifications and searches are made of: `to_dict` without later settings at their defaults, so
+    that they are found again."""
+    content, chosen = to_dict(config), _chosen(config.evaluation)
+    evaluation = {name: value for name, value in content["evaluation"].items() if name in chosen or name not in _LATER}
+    return content | {"evaluation": evaluation}
+
+
 def _written(value: object) -> str:
     """What JSON has no type for. Raises TypeError for all but a radius."""
     if not isinstance(value, Radius):

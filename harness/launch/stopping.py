@@ -1,4 +1,5 @@
-"""How a sweep that runs is stopped: Ctrl-C once ends each running trial with its epoch, twice ends all at once.
+"""How a sweep that runs is stopped: Ctrl-C once ends each running trial with its epoch, twice ends all at once, but for
+what is just being written to MLflow, for which a third does not wait.
 
 Trials are told by a file in the sweep's directory, which workers on other machines see too, or are told of.
 """
@@ -17,7 +18,7 @@ class Stopping:
     """A context manager around running trials, entered in the main thread.
 
     flag: the file that tells trials. say: told why, once. pass_on: called after the file has come or gone.
-    asked: whether they are to stop; interrupted: by Ctrl-C; due: whether it was pressed again where `whole` holds it.
+    asked: whether they are to stop; interrupted: by Ctrl-C; due: again, where `whole` held it.
     """
 
     def __init__(self, flag: Path, say: Callable[[str], None], pass_on: Callable[[], None] = lambda: None):
@@ -57,12 +58,14 @@ class Stopping:
             yield
         finally:
             self.held = False
-        if self.due:
-            raise KeyboardInterrupt
+            if self.due:
+                raise KeyboardInterrupt
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         if self.due or (self.interrupted and not self.held):
             raise KeyboardInterrupt
-        self.due = self.interrupted
+        if self.interrupted:
+            self.due = True
+            self.say("Ctrl-C again: stops once what is being written to MLflow is there, by Ctrl-C once more at once")
         self.interrupted = True
         self.ask("Ctrl-C")

@@ -35,7 +35,6 @@ from harness.storage.names import EPOCH
 from harness.storage.parquet import read_table
 from harness.typed import checked
 
-_TRIALS = "trials"
 TRIAL, EPOCHS, WEIGHTS = "trial.json", "epochs.jsonl", "weights.safetensors"
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 JUDGED, VERDICTS, RESULT, FAILURE = "judged.pt", "verdicts.parquet", "result.json", "failure.json"
@@ -113,7 +112,7 @@ def _trial(content: Any) -> Trial:
 def place(sweep_directory: Path, key: str) -> Path:
     """The folder of the trial `key` in a sweep's directory. Raises SettingError where the key is no name."""
     _require_name(key)
-    return Path(sweep_directory) / _TRIALS / key
+    return Path(sweep_directory) / "trials" / key
 
 
 def _require_name(key: str) -> None:
@@ -240,11 +239,4 @@ def write_epoch(directory: Path, row: dict[str, Any]) -> None:
 
 def trial_folders(sweep_directory: Path) -> list[Path]:
     """All trial folders of a sweep, by name; those without a trial.json are not trials."""
-    return sorted(path.parent for path in Path(sweep_directory).glob(f"{_TRIALS}/*/{TRIAL}"))
-
-
-def others(directory: Path) -> list[Path]:
-    """The other trial folders of the sweep that a trial's folder belongs to; none where it lies by itself."""
-    directory = Path(directory).absolute()
-    beside = trial_folders(directory.parents[1]) if directory.parent.name == _TRIALS else []
-    return [place for place in beside if place != directory]
+    return sorted(path.parent for path in Path(sweep_directory).glob(f"trials/*/{TRIAL}"))

@@ -32,7 +32,6 @@ from harness.training.log import logged
 from harness.training.loop import NonFiniteLossError, train
 from harness.training.monitor import parametrised
 from harness.training.out_of_memory import divides
-from harness.training.trained_already import take_over
 
 _log = logging.getLogger(__name__)
 
@@ -134,7 +133,6 @@ def _run(
     test = held_out or data.test_images(config.evaluation.test_images)
     batch, available = config.train.batch_size, len(training.images)
     require("batch_size", batch, batch <= available, f"at most the {available} training images")
-    take_over(trial, directory)
     before_folding = _train(config, training, directory, device, _also_logged(report), clock)
     free_memory()
     _log.debug("judging %d images by %s", len(test), ", ".join(config.evaluation.stages))

@@ -125,9 +125,14 @@ def test_a_row_without_certified_error_stands_after_those_of_one_seed(sweep):
     for seed in range(2):
         add(sweep, metrics(certified_error=None), model="a", seed=seed)
     add(sweep, metrics(60.0), model="b")
-    section = tables.build(sweep).sections[0]
+    (section,) = tables.build(sweep).sections
     assert section.own["model"].tolist() == ["b", "a"]
     assert section.comparable["model"].tolist() == ["b"]
+    for seed in range(2):
+        add(sweep, metrics(70.0), model="c", seed=seed)
+    (section,) = tables.build(sweep).sections
+    assert section.own["model"].tolist() == ["c", "b", "a"]
+    assert section.comparable["model"].tolist() == ["c"]
 
 
 @pytest.mark.parametrize("broken", [{"certified_error": None}, "absent", {"certified_error": float("nan")}])

@@ -96,13 +96,15 @@ def test_an_equilibrium_is_attacked_alike_in_any_batch():
     torch.testing.assert_close(last, first[4:])
 
 
-@pytest.mark.parametrize(("attack", "classes"), [("margin", 2), ("all", 3)])
-def test_the_attack_finds_the_worst_corner_of_a_linear_network(attack, classes, monkeypatch):
+@pytest.mark.parametrize(
+    ("attack", "classes", "steps", "first"), [("margin", 2, 20, 0.25), ("all", 3, 20, 0.25), ("all", 3, 4, 2.0)]
+)
+def test_the_attack_finds_the_worst_corner_of_a_linear_network(attack, classes, steps, first, monkeypatch):
     """Where nothing leaves early. Of three classes the margin's climb may end in the corner of the wrong one."""
     monkeypatch.setattr(pgd, "_NOISE", torch.inf)
     model = nn.Sequential(nn.Flatten(), nn.Linear(6, classes)).double()
     x, labels = images(5), torch.arange(5) % classes
-    point = attacked(model, x, labels, attack=attack, attack_steps=20, attack_restarts=2)
+    point = attacked(model, x, labels, attack=attack, attack_steps=steps, attack_step=first, attack_restarts=2)
     corners = torch.tensor(list(itertools.product([-0.1, 0.1], repeat=6))).double().view(-1, 1, 1, 6)
     for row in range(5):
         inside = (x[row] + corners).clamp(0, 1)

@@ -193,7 +193,10 @@ OUT_OF_RANGE = {
         ("evaluation.attack", "margins"),
         ["evaluation.attack: found 'margins'", "'margin' or 'all'"],
     ),
-    "steps that leave the ball": (("evaluation.attack_step", 2.5), ["evaluation.attack_step: found 2.5", "at most 2"]),
+    "a step longer than the ball is wide": (
+        ("evaluation.attack_step", 2.5),
+        ["evaluation.attack_step: found 2.5", "at most 2"],
+    ),
     "no attack": (("evaluation.attack_steps", 0), ["evaluation.attack_steps: found 0", "at least 1"]),
     "no restart": (("evaluation.attack_restarts", 0), ["evaluation.attack_restarts: found 0", "at least 1"]),
     "empty batches": (("evaluation.batch_size", 0), ["evaluation.batch_size: found 0", "at least 1"]),

@@ -15,6 +15,7 @@ from baselines import build
 from harness.launch import estimate, gpu_memory, ray_tune
 from harness.measure.machine import operations
 from harness.storage import folder, names
+from harness.tracking.policy import Mirror
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
 
@@ -340,6 +341,31 @@ def test_ctrl_c_twice_stops_and_the_runs_say_so_and_go_on_when_the_trials_do(unf
     for _ in range(2):
         assert unfinished.main() == 130
         assert statuses(unfinished) == {"cnn5": "KILLED", "cerdeq": "KILLED"}
+
+
+@pytest.mark.parametrize(("told", "ended"), [("of an epoch", "KILLED"), ("of a failure", "FAILED")])
+def test_ctrl_c_twice_breaks_off_nothing_that_is_written_to_mlflow(unfinished, run, monkeypatch, told, ended):
+    sync, written = Mirror.sync, []
+
+    def interrupted_sync(mirror, place, running=True):
+        if not written:
+            interrupt()
+            interrupt()
+        sync(mirror, place, running)
+        written.append(place)
+
+    def act(folders, on_report, on_end):
+        if told == "of a failure":
+            on_end(folders[0], "it died")
+        on_report(folders[0], folder.read_epochs(folders[0])[-1])
+        pytest.fail("went on")
+
+    monkeypatch.setattr(Mirror, "sync", interrupted_sync)
+    run(act)
+    assert unfinished.main() == 130
+    first, *last = written
+    assert first in last and len(last) == len(unfinished.places)
+    assert sorted(statuses(unfinished).values()) == sorted([ended, "KILLED"])
 
 
 def test_a_trial_that_is_only_judged_runs_for_mlflow_too(unfinished, run):

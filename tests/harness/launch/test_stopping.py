@@ -49,6 +49,14 @@ def test_ctrl_c_twice_waits_for_what_must_be_whole(stop):
             written.append("whole")
         written.append("more")
     assert written == ["whole"]
+    assert "once what is being written to MLflow is there" in stop.said[1]
+
+
+def test_an_error_in_what_must_be_whole_hides_no_ctrl_c(stop):
+    with pytest.raises(KeyboardInterrupt), stop, stop.whole():
+        interrupt()
+        interrupt()
+        raise ValueError
 
 
 def test_ctrl_c_three_times_waits_for_nothing(stop):

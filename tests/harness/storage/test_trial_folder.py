@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-from pathlib import Path
 
 import pytest
 
@@ -138,11 +137,3 @@ def test_the_trials_of_a_sweep_are_the_folders_with_a_trial_json_by_name(tmp_pat
         folder.claim(folder.place(tmp_path, key), trial)
     (tmp_path / "trials/notes").mkdir()
     assert [place.name for place in folder.trial_folders(tmp_path)] == ["a", "b"]
-
-
-def test_a_trial_by_itself_has_no_others(tmp_path):
-    for name in ("trials/a", "trials/b", "c", "d"):
-        (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / folder.TRIAL).write_text("{}")
-    assert folder.others(tmp_path / "trials/b") == [tmp_path / "trials/a"]
-    assert folder.others(tmp_path / "c") == folder.others(Path("/")) == []
