@@ -10,11 +10,12 @@ from harness.analysis.leaderboard import build
 from harness.analysis.tables import write
 from harness.checker.recheck import recheck
 from harness.errors import InputError
-from harness.storage import folder, names
+from harness.storage import certification, folder, names
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 STUDIES = sorted(path.parent for path in RESULTS.glob("published/*/trials"))
-PROVED = sorted(path.parent for study in STUDIES for path in study.glob(f"trials/*/{folder.WEIGHTS}"))
+TRIALS = sorted(path.parent for study in STUDIES for path in study.glob(f"trials/*/{folder.WEIGHTS}"))
+PROVED = [place for trial in TRIALS for place in (trial, *certification.folders(trial))]
 IMAGES = 25
 
 
