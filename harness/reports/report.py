@@ -86,7 +86,7 @@ def write_page(table: Table, said: dict[str, Summary], data_dir: str | None = No
     shown = [Shown(table, section, data_dir) for section in table.sections]
     parts = [_part(each, said[each.section.heading], number) for number, each in enumerate(shown)]
     told = {
-        "place": str(_from_here(table.directory, 2)),
+        "recheck": _recheck(table.directory),
         "parts": parts,
         "legend": LEGEND,
         "failures": FAILURES,
@@ -158,6 +158,15 @@ def _again(places: list[Path]) -> str:
         again = [f"again/{sweep}/trials/{key}" for key in keys]
         lines.append(shlex.join(["uv", "run", "python", "-m", "harness.certify", *again, *options]))
     return "\n".join(lines)
+
+
+def _recheck(sweep: Path) -> str:
+    """The command that proves verdicts again, of those trials whose weights are there; empty where none are."""
+    finished = [trial for trial in folder.trial_folders(sweep) if (trial / folder.RESULT).exists()]
+    proved = [trial.name for trial in finished if (trial / folder.WEIGHTS).exists()]
+    only = [] if len(proved) == len(finished) else [word for key in proved for word in ("--only", key)]
+    words = ["uv", "run", "python", "-m", "harness.recheck", str(_from_here(sweep, 2)), *only]
+    return shlex.join(words) if proved else ""
 
 
 def _from_here(path: Path, parts: int) -> Path:

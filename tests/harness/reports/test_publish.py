@@ -54,6 +54,15 @@ def test_a_result_is_kept_without_the_path_of_its_data(study):
     assert copy == dataclasses.replace(result, data=where | {"directory": None})
 
 
+def test_the_page_has_the_command_that_proves_what_can_be_proved(study):
+    sweep, places, kept = study
+    for options, only in ([], None), (["--weights", "* seed 1"], f" --only {places[1].name}"), (["--weights", "*"], ""):
+        assert run(sweep, kept, *options) == 0
+        page = (kept / "study/report.html").read_text()
+        command = f"<code>uv run python -m harness.recheck kept/study{only}</code>"
+        assert command in page if only is not None else "harness.recheck" not in page
+
+
 def test_a_study_is_replaced_as_a_whole(study):
     sweep, _, kept = study
     (kept / "study").mkdir(parents=True)
