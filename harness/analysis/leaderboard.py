@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from harness.analysis.columns import COLUMNS
-from harness.analysis.section import Section, as_text, too_few_seeds
+from harness.analysis.section import Section, as_text, incomparable
 from harness.analysis.trials import CHOSEN, LABEL, setting_columns, trials_and_certifications
 from harness.config.radius import Radius
 from harness.config.trial import FULL_PROFILE, RECIPE_VERSION
@@ -147,10 +147,9 @@ def _chosen(trials: pd.DataFrame) -> list[str]:
 
 
 def _best_first(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of too few seeds, or without certified error, after the others."""
-    after = too_few_seeds(rows) | rows[names.CERTIFIED_ERROR].isna()
-    by = ["after", names.CERTIFIED_ERROR, names.STANDARD_ERROR, *LABEL]
-    return rows.assign(after=after).sort_values(by, kind="stable").drop(columns="after")
+    """Those that no comparison is of after the others."""
+    by = ["incomparable", names.CERTIFIED_ERROR, names.STANDARD_ERROR, *LABEL]
+    return rows.assign(incomparable=incomparable(rows)).sort_values(by, kind="stable").drop(columns="incomparable")
 
 
 def _is_whole(trials: pd.DataFrame, profile: str) -> bool:

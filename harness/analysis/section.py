@@ -52,9 +52,8 @@ class Section:
 
     @cached_property
     def comparable(self) -> pd.DataFrame:
-        """Those of `own` that comparisons are of, best first: with a certified error, and not of too few seeds."""
-        rows = self.own.dropna(subset=names.CERTIFIED_ERROR)
-        return rows[~too_few_seeds(rows)]
+        """Those of `own` that comparisons are of, best first."""
+        return self.own[~incomparable(self.own)]
 
     @cached_property
     def shown(self) -> pd.DataFrame:
@@ -106,10 +105,11 @@ class Section:
         return self.rows["source"].notna().tolist()
 
 
-def too_few_seeds(rows: pd.DataFrame) -> pd.Series:
-    """Which rows have fewer seeds than tests need, unless all that have a certified error do; never published ones."""
-    seeds = pd.to_numeric(rows["seeds"])
-    return seeds < seeds[rows[names.CERTIFIED_ERROR].notna()].clip(upper=FEWEST_SEEDS).max()
+def incomparable(rows: pd.DataFrame) -> pd.Series:
+    """Which rows no comparison is of: those without certified error and, unless all others have as few, those of fewer
+    seeds than tests need; published ones name no seeds."""
+    seeds, unknown = pd.to_numeric(rows["seeds"]), rows[names.CERTIFIED_ERROR].isna()
+    return unknown | (seeds < seeds[~unknown].clip(upper=FEWEST_SEEDS).max())
 
 
 def absent(setting: str) -> str:

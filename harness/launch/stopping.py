@@ -17,8 +17,8 @@ from harness.storage.files import write_text
 class Stopping:
     """A context manager around running trials, entered in the main thread.
 
-    flag: the file that tells trials. say: told why, once. pass_on: called after the file has come or gone.
-    asked: whether they are to stop; interrupted: by Ctrl-C; due: again, where `whole` held it.
+    flag: the file that tells trials. say: told why, and what Ctrl-C does next. pass_on: called after the file has come
+    or gone. asked: whether they are to stop; interrupted: by Ctrl-C; due: again, where `whole` held it.
     """
 
     def __init__(self, flag: Path, say: Callable[[str], None], pass_on: Callable[[], None] = lambda: None):
