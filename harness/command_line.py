@@ -6,11 +6,16 @@ status. The parser is argparse's, since `harness.trial` runs where nothing but t
 
 import argparse
 import sys
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from importlib import import_module
 from pathlib import Path
+from typing import TypeVar
 
-from harness.errors import InputError
+from harness.errors import InputError, require
 from harness.masking import masked
+
+Named = TypeVar("Named")
 
 OK, FAILED, BAD_INPUT, TIME_UP, INTERRUPTED = 0, 1, 2, 3, 130
 STATUSES = {
@@ -59,6 +64,27 @@ def add_sweep_directory(parser: argparse.ArgumentParser) -> None:
     """The argument of all commands that read a sweep's results."""
     what = "results/<sweep>, the directory that holds trials/, or its address, which results/<sweep> then mirrors"
     parser.add_argument("directory", type=place, help=what)
+
+
+def add_patterns(parser: argparse.ArgumentParser, option: str, what: str) -> None:
+    """An option that takes patterns for `meant`."""
+    told = f"{what} this is, or matches with *, ? and [...]; may be given again"
+    parser.add_argument(option, action="append", default=[], metavar="PATTERN", help=told)
+
+
+def meant(option: str, patterns: Sequence[str], named: Mapping[Named, Sequence[str]]) -> list[Named]:
+    """Those whose names, the first of which is told, are or match any of the patterns.
+
+    Raises SettingError where a pattern means none of them.
+    """
+
+    def means(pattern: str, names: Sequence[str]) -> bool:
+        return any(name == pattern or fnmatchcase(name, pattern) for name in names)
+
+    for pattern in patterns:
+        known = any(means(pattern, names) for names in named.values())
+        require(option, pattern, known, f"one of: {'; '.join(names[0] for names in named.values())}")
+    return [it for it, names in named.items() if any(means(pattern, names) for pattern in patterns)]
 
 
 def place(text: str) -> Path | str:

@@ -1,13 +1,15 @@
 """`python -m harness.paired results/<sweep>`: is one row of the leaderboard better than another, image by image?
 
 Two rows are compared on the same test images and the same seeds. By default every row is compared with every other of
-the same training method; with --baseline, each row with it, in every section that has such a row. Rows must be judged
-alike: on the same images, by the same evaluation. Seeds that one of the two lacks are left out, and said.
+the same training method; with --baseline, each row with it, in every section that has such a row; with --only, these
+rows alone. Rows must be judged alike: on the same images, by the same evaluation. Seeds that one of the two lacks are
+left out, and said.
 
 For each seed: the difference of the errors in points, negative where the first row is better; on how many images each
 row alone is right; and McNemar's exact test of those. Over all seeds: the mean difference and its sample deviation
 over seeds, McNemar's test of the summed counts, and a paired t test of the seeds' differences, where there are two or
-more. Holm's correction (1979) is for all the comparisons printed.
+more. Holm's correction (1979) is for all the comparisons printed; which rows a question is about is to be settled
+before their numbers are seen.
 
 McNemar's test for one seed is of those two trained networks. Summed over seeds it takes one image under several seeds
 for several images, which it is not, so that its p values are too small. The t test is of training anew; it needs many
@@ -15,6 +17,7 @@ seeds to see a small difference.
 """
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import fields
 from functools import cache, partial
 from itertools import combinations
@@ -28,7 +31,7 @@ from scipy import special  # scipy.stats takes seconds
 
 from harness.analysis.leaderboard import Table, build
 from harness.analysis.section import Section
-from harness.command_line import OK, add_sweep_directory
+from harness.command_line import OK, add_patterns, add_sweep_directory, meant
 from harness.config.settings import EvaluationSettings
 from harness.errors import InputError, SettingError
 from harness.storage import folder, names
@@ -95,11 +98,13 @@ def compare(
     baseline: str | None = None,
     heading: str | None = None,
     table: Table | None = None,
+    only: Sequence[str] = (),
 ) -> tuple[pd.DataFrame, list[str]]:
     """The comparisons of a sweep's rows, one line for all seeds and one for each, and what was left out.
 
     heading: of the section whose rows are compared; those of every section by default, each with its own.
     table: the sweep's, where it is known.
+    only: patterns of the rows that are compared with each other, or with the baseline; all by default.
     Raises InputError where there is nothing to compare.
     """
     table = table or build(directory)
@@ -109,11 +114,12 @@ def compare(
         raise InputError(f"{directory}: no trial has finished")
     if baseline is not None and baseline not in known:
         raise SettingError("--baseline", baseline, f"a row of the leaderboard: {'; '.join(known)}")
-    found = [compared(table, section, _pairs(_own(section), baseline), metric) for section in sections]
+    chosen = meant("--only", only, {label: (label,) for label in known}) if only else known
+    found = [compared(table, section, _pairs(_own(section), chosen, baseline), metric) for section in sections]
     notes = list(dict.fromkeys(note for _, its in found for note in its))
     lines = pd.concat([lines for lines, _ in found], ignore_index=True)
     if lines.empty:
-        why = notes or [f"no two rows have the same training method; rows for --baseline: {'; '.join(known)}"]
+        why = notes or [f"no two of these rows have the same training method; rows for --baseline: {'; '.join(known)}"]
         raise InputError("\n".join([f"{directory}: nothing to compare", *why]))
     return _corrected(lines), notes
 
@@ -148,10 +154,11 @@ def _own(section: Section) -> dict[str, pd.Series]:
     return {row["label"]: row for _, row in section.own.iterrows()}
 
 
-def _pairs(rows: dict[str, pd.Series], baseline: str | None) -> list[tuple[str, str]]:
+def _pairs(rows: dict[str, pd.Series], chosen: list[str], baseline: str | None) -> list[tuple[str, str]]:
+    its = [label for label in rows if label in chosen]
     if baseline is None:
-        return [(a, b) for a, b in combinations(rows, 2) if rows[a]["method"] == rows[b]["method"]]
-    return [(label, baseline) for label in rows if label != baseline and baseline in rows]
+        return [(a, b) for a, b in combinations(its, 2) if rows[a]["method"] == rows[b]["method"]]
+    return [(label, baseline) for label in its if label != baseline and baseline in rows]
 
 
 def _judged_differently(row: pd.Series, other: pd.Series) -> str:
@@ -227,12 +234,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     add_sweep_directory(parser)
     parser.add_argument("--baseline", metavar="ROW", help="a row as the leaderboard prints it; default: all pairs")
+    add_patterns(parser, "--only", "only rows whose label")
     parser.add_argument("--metric", choices=list(METRICS), default="certified", help="which error; default: certified")
 
 
 def main(options: argparse.Namespace) -> int:
     """Returns the exit status. Raises InputError where nothing can be compared."""
-    lines, notes = compare(options.directory, options.metric, options.baseline)
+    lines, notes = compare(options.directory, options.metric, options.baseline, only=options.only)
     path = options.directory / FILE
     write_text(path, lines.to_csv(index=False, lineterminator="\n"))
     show(lines, notes)

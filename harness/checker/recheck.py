@@ -30,9 +30,9 @@ from harness.checker.network import Network
 from harness.checker.points import read as points_of
 from harness.checker.points import why_not_broken
 from harness.checker.proofs import Proof, prove
-from harness.command_line import FAILED, OK, add_data_dir, add_sweep_directory
+from harness.command_line import FAILED, OK, add_data_dir, add_patterns, add_sweep_directory, meant
 from harness.config.plugins import load_for
-from harness.config.trial import TrialConfig, is_meant, labels
+from harness.config.trial import TrialConfig, labels
 from harness.data import Split, load
 from harness.errors import InputError, require
 from harness.evaluation.network import load_network
@@ -75,10 +75,7 @@ class Rechecked:
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     add_sweep_directory(parser)
-    parser.add_argument(
-        "--only", action="append", default=[], metavar="PATTERN",
-        help="only trials whose label or key this is, or matches with *, ? and [...]; may be given again",
-    )  # fmt: skip
+    add_patterns(parser, "--only", "only trials whose label or key")
     parser.add_argument("--images", type=int, help="recheck the first so many of each trial; default: all")
     add_data_dir(parser)
 
@@ -91,9 +88,9 @@ def main(options: argparse.Namespace) -> int:
         raise InputError(f"{options.directory} holds no finished trial")
     trials = list(dict.fromkeys(map(_owner, places)))
     words = dict(zip(trials, labels([_trial(trial).config for trial in trials]), strict=True))
-    meant = {trial for trial in trials if not options.only or is_meant(options.only, words[trial], trial.name)}
-    require("--only", options.only, bool(meant), f"a key or a label of one of: {', '.join(words.values())}")
-    places = [place for place in places if _owner(place) in meant]
+    if options.only:
+        trials = meant("--only", options.only, {trial: (words[trial], trial.name) for trial in trials})
+    places = [place for place in places if _owner(place) in trials]
     owners = [_owner(place) for place in places]
     for place in places:
         load_for(_trial(place).config)

@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any
 
 from harness.config.radius import Radius
@@ -115,13 +114,8 @@ def labelled(row: str, config: TrialConfig) -> str:
     return f"{row} seed {config.seed}"
 
 
-def is_meant(patterns: Sequence[str], label: str, key: str) -> bool:
-    """Whether `--only` means a trial: any pattern is its label or key, or matches one with *, ? and [...]."""
-    return any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns for name in (label, key))
-
-
 def _row(config: TrialConfig, differing: dict[str, Any]) -> str:
-    shown = config.options | config.method_options | differing
+    shown = dict(sorted((config.options | config.method_options).items())) | differing
     return " ".join([config.model, config.method, *(f"{k}={v}" for k, v in shown.items())])
 
 

@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from harness.analysis import tables
-from harness.command_line import FAILED, OK, add_data_dir, add_results_dir
+from harness.command_line import FAILED, OK, add_data_dir, add_patterns, add_results_dir, meant
 from harness.config.sweep_file import CPU_PROFILE, Sweep, load_sweep
-from harness.config.trial import FULL_PROFILE, is_meant, labels, rows
+from harness.config.trial import FULL_PROFILE, labels, rows
 from harness.data import Data, data_directory, load
 from harness.errors import InputError, require
 from harness.launch import plan
@@ -57,10 +57,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default=os.environ.get("RAY_ADDRESS"),
         help="a running Ray cluster; default: $RAY_ADDRESS, else this machine",
     )
-    parser.add_argument(
-        "--only", action="append", default=[], metavar="PATTERN",
-        help="only trials whose label or key this is, or matches with *, ? and [...]; may be given again",
-    )  # fmt: skip
+    add_patterns(parser, "--only", "only trials whose label or key")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE",
         help="a key of the sweep file, such as train.epochs=2 or seeds=[0,1], over the profile's; may be given again",
@@ -99,8 +96,8 @@ def main(options: argparse.Namespace) -> int:
         sweep, lacks = found
     trials = [folder.make_trial(config, data.fingerprint) for config in sweep.trials]
     named = dict(zip((trial.key for trial in trials), labels(sweep.trials), strict=True))
-    chosen = [trial for trial in trials if not options.only or is_meant(options.only, named[trial.key], trial.key)]
-    require("--only", options.only, bool(chosen), f"a key or a label of one of: {', '.join(named.values())}")
+    only = meant("--only", options.only, {key: (label, key) for key, label in named.items()}) if options.only else named
+    chosen = [trial for trial in trials if trial.key in only]
     if options.export:
         return _export(chosen, options.export)
     shared.begin(writes=not options.dry_run)

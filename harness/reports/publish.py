@@ -13,8 +13,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from harness.command_line import OK, add_data_dir, add_sweep_directory
-from harness.config.trial import is_meant, labels
+from harness.command_line import OK, add_data_dir, add_patterns, add_sweep_directory, meant
+from harness.config.trial import labels
 from harness.errors import InputError, require
 from harness.reports import report
 from harness.storage import certification, folder
@@ -30,10 +30,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     add_sweep_directory(parser)
     parser.add_argument("--to", type=Path, default=Path("results/published"), help="default: results/published")
-    parser.add_argument(
-        "--weights", action="append", default=[], metavar="PATTERN",
-        help="keep what proves the verdicts of trials whose label or key this is, or matches; may be given again",
-    )  # fmt: skip
+    add_patterns(parser, "--weights", "keep what proves the verdicts of trials whose label or key")
     add_data_dir(parser)
 
 
@@ -47,9 +44,7 @@ def main(options: argparse.Namespace) -> int:
     named = dict(
         zip(finished, labels([folder.read_trial(place / folder.TRIAL).config for place in finished]), strict=True)
     )
-    proved = [place for place in finished if is_meant(options.weights, named[place], place.name)]
-    known = f"a key or a label of one of: {', '.join(named.values())}"
-    require("--weights", options.weights, bool(proved) or not options.weights, known)
+    proved = meant("--weights", options.weights, {place: (named[place], place.name) for place in finished})
     bare = [named[place] for place in proved if not (place / folder.WEIGHTS).exists()]
     require("--weights", options.weights, not bare, f"trials that have weights, as these have not: {', '.join(bare)}")
     target = options.to / options.directory.resolve().name

@@ -11,7 +11,7 @@ import pytest
 import harness
 from harness import __main__ as entry
 from harness import command_line
-from harness.errors import InputError
+from harness.errors import InputError, SettingError
 
 DOORS = Path(harness.__file__).parent
 
@@ -85,3 +85,14 @@ def test_the_documentation_has_every_exit_status_and_what_it_means():
     page = (DOORS.parent / "docs/commands.md").read_text()
     told = dict(re.findall(r"^\| (\d+) \| ([^|]+) \|", page, re.MULTILINE))
     assert told == {str(status): meaning for status, meaning in command_line.STATUSES.items()}
+
+
+def test_patterns_mean_by_any_name_and_each_must_mean_something():
+    named = {1: ("cnn5 ibp seed 0", "a0"), 2: ("cerdeq ibp groups=[2] seed 0", "b1"), 3: ("cnn7 ibp seed 0", "b2")}
+    assert command_line.meant("--only", ["b*"], named) == [2, 3]
+    assert command_line.meant("--only", ["a0", "cnn*"], named) == [1, 3]
+    itself = "cerdeq ibp groups=[2] seed 0"  # which reads as a pattern of something else
+    assert command_line.meant("--only", [itself], named) == [2]
+    assert command_line.meant("--only", [], named) == []
+    with pytest.raises(SettingError, match=r"--only.*'cnn9\*'.*cnn5 ibp seed 0; cerdeq"):
+        command_line.meant("--only", ["cnn5*", "cnn9*"], named)

@@ -164,6 +164,33 @@ def test_rows_of_other_methods_are_compared_with_a_baseline_alone(tmp_path):
     assert set(lines["other"]) == {"cnn7 ibp"} and lines["row"].nunique() == 3
 
 
+def test_chosen_rows_are_corrected_for_among_themselves(tmp_path, capsys):
+    """Holm's correction is for what is compared: three pairs of three rows, or two with a baseline among four."""
+    ranks = {
+        "cnn5": [RIGHT] * 8,
+        "cnn7": [RIGHT] * 5 + [WRONG] * 3,
+        "cnn9": [RIGHT] + [WRONG] * 7,
+        "cnn11": [WRONG] * 8,
+    }
+    for model, verdicts in ranks.items():
+        add(tmp_path, verdicts, model=model)
+    lines, _ = paired.compare(tmp_path, only=["cnn[57] *", "cnn9 ibp"])
+    assert len(lines) == 6 and "cnn11 ibp" not in {*lines["row"], *lines["other"]}
+    lines, _ = paired.compare(tmp_path, only=["cnn5 *", "cnn9 *"], baseline="cnn11 ibp")
+    first = lines[lines["seed"] == paired.ALL]
+    assert first["row"].tolist() == ["cnn5 ibp", "cnn9 ibp"] and set(first["other"]) == {"cnn11 ibp"}
+    assert first["mcnemar_holm"].tolist() == [2 * first["mcnemar_p"].iloc[0], 1]
+    assert main("paired", [str(tmp_path), "--only", "cnn5 *", "--only", "cnn7 *"]) == 0
+    assert "cnn9" not in capsys.readouterr().out
+
+
+def test_a_pattern_of_no_row_is_refused_beside_others_too(tmp_path, capsys):
+    for model in ("cnn5", "cnn7"):
+        add(tmp_path, [RIGHT], model=model)
+    message = refused(tmp_path, capsys, "--only", "cnn*", "--only", "cnn8 *")
+    assert "--only" in message and "'cnn8 *'" in message and "cnn5 ibp; cnn7 ibp" in message
+
+
 def test_rows_that_differ_in_the_recipe_or_options_are_compared(tmp_path):
     add(tmp_path, [RIGHT, RIGHT], model="cerdeq")
     add(tmp_path, [RIGHT, WRONG], model="cerdeq", options={"gain": None})

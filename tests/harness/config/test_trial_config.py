@@ -221,7 +221,7 @@ def test_without_plugins_the_key_is_what_it_was_before_there_were_any():
 def test_the_key_differs_with_the_source_of_a_plugin():
     one, other = (dataclasses.replace(GOLDEN, plugins={"nets": digest}) for digest in ("0" * 16, "1" * 16))
     assert trial_key(one, FINGERPRINT) != trial_key(other, FINGERPRINT)
-    assert labels([GOLDEN, one])[1] == "cerdeq ibp margin=0.1 gain=None plugins=nets@0000000000000000 seed 3"
+    assert labels([GOLDEN, one])[1] == "cerdeq ibp gain=None margin=0.1 plugins=nets@0000000000000000 seed 3"
 
 
 @pytest.mark.parametrize("name", ["my-package", "a..b", "a.b.", "nets:make", "../nets", ""])
@@ -252,7 +252,7 @@ def test_dictionaries_that_are_no_config_are_refused(broken):
 
 
 def test_labels_tell_trials_of_a_sweep_apart():
-    assert GOLDEN.label == "cerdeq ibp margin=0.1 gain=None seed 3"
+    assert GOLDEN.label == "cerdeq ibp gain=None margin=0.1 seed 3"
 
 
 def test_labels_name_the_settings_in_which_trials_differ():
@@ -260,7 +260,7 @@ def test_labels_name_the_settings_in_which_trials_differ():
     assert labels([GOLDEN]) == [GOLDEN.label]
     assert labels([GOLDEN, dataclasses.replace(GOLDEN, seed=4)])[0] == GOLDEN.label
     assert labels([GOLDEN, mixed]) == [
-        "cerdeq ibp margin=0.1 gain=None train.kappa=0.0 seed 3",
-        "cerdeq ibp margin=0.1 gain=None train.kappa=0.25 seed 4",
+        "cerdeq ibp gain=None margin=0.1 train.kappa=0.0 seed 3",
+        "cerdeq ibp gain=None margin=0.1 train.kappa=0.25 seed 4",
     ]
     assert labels([]) == []
