@@ -23,8 +23,8 @@ def set_up(device: torch.device) -> None:
 def arithmetic_of_steps(device: torch.device, tf32: bool) -> Iterator[None]:
     """Within, as training's steps compute; after it, as IEEE 754 has it.
 
-    On CUDA float32 products are TF32 where that is wanted. On a CPU subnormal numbers are 0 in this thread: others take
-    a hundred times as long, and an equilibrium whose W has entries near 0 makes them by the thousand. What is watched
+    On CUDA float32 products are TF32 where that is wanted. On a CPU subnormal numbers are 0 in this thread: they take
+    many times as long, and an equilibrium whose W has entries near 0 makes them by the thousand. What is watched
     and judged needs neither: a solve in TF32 may go round in a cycle short of its tolerance.
     """
     on_cuda = device.type == "cuda"
