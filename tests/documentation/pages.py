@@ -1,4 +1,4 @@
-"""README and docs as their blocks, inline code and links."""
+"""README, docs and RESULTS.md as their blocks, inline code and links."""
 
 import re
 from dataclasses import dataclass
@@ -8,7 +8,8 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [page for page in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]) if "_build" not in page.parts]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("results/*.md")])
+PAGES = [page for page in PAGES if "_build" not in page.parts]
 NOT_RUN = re.compile(r"<!-- not run: .+ -->")
 
 

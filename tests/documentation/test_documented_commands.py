@@ -1,4 +1,4 @@
-"""Commands of README and docs: each is read by its own parser and names what there is; what is cheap is run.
+"""Commands of README, docs and RESULTS.md: each is read by its own parser and names what there is; cheap ones are run.
 
 Sweep files load: tests/harness/config/test_sweep_to_trials.py. What is not run here is run by the test that COVERED
 names, and the quickstart with what follows it under the marker `slow`.
@@ -17,9 +17,11 @@ import pytest
 from pages import ROOT, blocks, inline
 
 from harness import __main__ as entry
-from harness.command_line import COMMANDS, main, parser_of
+from harness.command_line import COMMANDS, main, meant, parser_of
 from harness.config.sweep_file import load_sweep
 from harness.config.sweep_text import read
+from harness.config.trial import labels
+from harness.storage import folder
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 MARKERS = {marker.partition(":")[0] for marker in PROJECT["tool"]["pytest"]["ini_options"]["markers"]}
@@ -38,13 +40,15 @@ COVERED = {
     "solvers": "harness/measure/test_equilibrium_solvers.py",
     "benchmark": "harness/measure/test_benchmark.py",
 }
+PATTERNS = {"run": "only", "recheck": "only", "publish": "weights"}
 TOOLS = {"ruff", "mypy", "mlflow", "sphinx-build"}  # others' commands: they are in the lock, their paths are here
 
 
 def lines():
     """(place, words) of every command in a `sh` block or in backticks."""
     for block in blocks("sh"):
-        for number, line in enumerate(block.text.splitlines(), start=block.line + 1):
+        whole = block.text.replace("\\\n", "")
+        for number, line in enumerate(whole.splitlines(), start=block.line + 1):
             if words := shlex.split(line, comments=True):
                 yield f"{block.page.relative_to(ROOT)}:{number}", words
     for place, text in inline():
@@ -76,17 +80,35 @@ def harness_command(words):
 
 
 OURS = [(name, arguments) for name, arguments in filter(None, (harness_command(without_runner(w)) for _, w in lines()))]
+PUBLISHED = "results/published/"
 ELSEWHERE = {"--baseline", "--from-mlflow", "s3://bucket/prefix/cifar10"}  # the last: harness/launch/test_shared.py
-RUN_HERE = dict.fromkeys((name, tuple(rest)) for name, rest in OURS if name in CHEAP and not ELSEWHERE & set(rest))
+RUN_HERE = dict.fromkeys(
+    (name, tuple(rest))
+    for name, rest in OURS
+    if name in CHEAP and (not ELSEWHERE & set(rest) or rest[0].startswith(PUBLISHED))
+)
+
+
+def labelled(directory):
+    """The labels of a sweep's trials: of its file, or of what is published."""
+    if directory.parts[0] == "sweeps":
+        configs = load_sweep(ROOT / directory, "full", True).trials
+    elif str(directory).startswith(PUBLISHED):
+        configs = [folder.read_trial(place / folder.TRIAL).config for place in folder.trial_folders(ROOT / directory)]
+    else:
+        configs = load_sweep(ROOT / "sweeps" / f"{directory.name}.yaml", "full", True).trials
+    return {label: (label,) for label in labels(configs)}
 
 
 def check_harness(name, arguments):
-    """Raises where there is no such command, argument, sweep file, profile, result or row."""
+    """Raises where there is no such command, argument, sweep file, profile, result, row or trial."""
     assert name in COMMANDS
     if arguments == ["--help"]:
         return
     options = parser_of(name).parse_args(arguments)
     baseline = getattr(options, "baseline", None)
+    if name in PATTERNS and (patterns := getattr(options, PATTERNS[name])):
+        assert meant("--only", patterns, labelled(options.sweep if name == "run" else options.directory))
     given = [item for value in vars(options).values() for item in (value if isinstance(value, list) else [value])]
     for path in (item for item in given if isinstance(item, Path)):
         if path.parts[0] == "sweeps":
@@ -143,6 +165,8 @@ def studies(tmp_path, monkeypatch):
 @pytest.mark.parametrize("command", [shlex.join([name, *rest]) for name, rest in RUN_HERE])
 def test_what_is_cheap_is_run(command, studies):
     name, *arguments = shlex.split(command)
+    if arguments and arguments[0].startswith(PUBLISHED):
+        shutil.copytree(ROOT / arguments[0], arguments[0])
     assert main(name, arguments) == 0
 
 
