@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from cerdeq.equilibrium import keep
 from harness.attacks.objectives import Objective, margins, objectives, ranked
 from harness.config.settings import EvaluationSettings
+from harness.subnormals import without_subnormals
 
 _AT_ONCE = {"cpu": 32}  # examples, by device: more of them leave a CPU's cache and take longer
 _NOISE = 1e-2  # of the span of an example's logits: ten times what `follow` leaves open, float32 far less
@@ -41,6 +42,7 @@ def _moved(point: Tensor, gradient: Tensor, size: float | Tensor, low: Tensor, h
     return torch.minimum(torch.maximum(point + size * gradient.sign(), low), high)
 
 
+@without_subnormals()
 def worst_point(
     model: nn.Module, x: Tensor, labels: Tensor, eps: Fraction, settings: EvaluationSettings, seed: int, indices: Tensor
 ) -> Tensor:

@@ -1,4 +1,4 @@
-"""How a GPU, or a CPU, computes while a network trains."""
+"""How a GPU computes while a network trains; a CPU is left as it is."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,25 +20,19 @@ def set_up(device: torch.device) -> None:
 
 
 @contextmanager
-def arithmetic_of_steps(device: torch.device, tf32: bool) -> Iterator[None]:
-    """Within, as training's steps compute; after it, as IEEE 754 has it.
+def tf32(device: torch.device, wanted: bool) -> Iterator[None]:
+    """Within, float32 products are TF32 where that is wanted; after it none are.
 
-    On CUDA float32 products are TF32 where that is wanted. On a CPU subnormal numbers are 0 in this thread: they take
-    many times as long, and an equilibrium whose W has entries near 0 makes them by the thousand. What is watched
-    and judged needs neither: a solve in TF32 may go round in a cycle short of its tolerance.
+    What is watched and judged needs float32: an equilibrium's solve in TF32 may go round in a cycle short of its
+    tolerance.
     """
-    on_cuda = device.type == "cuda"
-    if on_cuda:
-        _switch_tf32(tf32)
-    else:
-        torch.set_flush_denormal(True)
+    if device.type == "cuda":
+        _switch_tf32(wanted)
     try:
         yield
     finally:
-        if on_cuda:
+        if device.type == "cuda":
             _switch_tf32(False)
-        else:
-            torch.set_flush_denormal(False)
 
 
 def _switch_tf32(on: bool) -> None:

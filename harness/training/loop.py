@@ -16,11 +16,12 @@ from harness.clock import Clock, OutOfTime
 from harness.config.trial import TrialConfig
 from harness.storage import names
 from harness.storage.folder import read_epochs, write_epoch
+from harness.subnormals import without_subnormals
 from harness.training import checkpoint
 from harness.training.augment import draw, seed_of
 from harness.training.batch_norm import recompute_statistics
 from harness.training.compilation import decide
-from harness.training.device import arithmetic_of_steps, set_up
+from harness.training.device import set_up, tf32
 from harness.training.initialise import initialise
 from harness.training.monitor import monitored, monitored_untrained
 from harness.training.out_of_memory import divided
@@ -119,7 +120,7 @@ def _epoch(config: TrialConfig, stepper: Stepper, epoch: int, directory: Path) -
     torch.manual_seed(seed_of(config.seed, epoch) + _OF_ATTACKS)  # what attacks start from, after a restart as well
     reports = []
     started = time.perf_counter()
-    with arithmetic_of_steps(device, settings.precision == "tf32"):
+    with tf32(device, settings.precision == "tf32"), without_subnormals():
         for step in range(steps):
             eps = ramp((epoch - 1) * steps + step)
             reports.append(stepper(draws.batch(step * settings.batch_size, settings.batch_size), eps, rate))

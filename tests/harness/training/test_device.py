@@ -1,4 +1,4 @@
-"""What is let go in the steps alone, TF32 or subnormal numbers; whatever is watched or judged is as IEEE 754 has it."""
+"""TF32 in the steps alone: whatever is watched, recomputed or judged has float32 products."""
 
 import sys
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ import torch
 
 from harness.storage import names
 from harness.training import loop, run_trial
-from harness.training.device import arithmetic_of_steps, set_up
+from harness.training.device import set_up, tf32
 from harness.training.step import Stepper
 
 
@@ -28,32 +28,18 @@ def on():
 @pytest.mark.parametrize("wanted", [True, False])
 def test_tf32_is_off_after_the_steps_whatever_came_before(wanted):
     torch.backends.cudnn.allow_tf32 = True
-    with pytest.raises(ValueError, match="a step"), arithmetic_of_steps(torch.device("cuda"), wanted):
+    with pytest.raises(ValueError, match="a step"), tf32(torch.device("cuda"), wanted):
         assert on() == (wanted, wanted)
         raise ValueError("a step")
     assert on() == (False, False)
 
 
-def test_a_cpu_has_no_tf32():
+def test_a_cpu_is_left_as_it_is():
     before = on()
     set_up(torch.device("cpu"))
-    with arithmetic_of_steps(torch.device("cpu"), True):
+    with tf32(torch.device("cpu"), True):
         assert on() == before
     assert on() == before
-
-
-def subnormal():
-    """Whether half of the smallest normal number is a number of its own."""
-    return bool((torch.tensor([torch.finfo(torch.float32).tiny]) / 2).view(torch.int32).item())
-
-
-@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this CPU cannot take subnormal numbers for 0")
-def test_a_cpu_takes_subnormal_numbers_for_0_in_the_steps_alone():
-    assert subnormal()
-    with pytest.raises(ValueError, match="a step"), arithmetic_of_steps(torch.device("cpu"), tf32=False):
-        assert not subnormal()
-        raise ValueError("a step")
-    assert subnormal()
 
 
 @pytest.mark.parametrize("known", [{"deterministic": False}, {}], ids=["where the switch is there", "where it is not"])
@@ -83,7 +69,7 @@ def test_the_steps_alone_are_within(tiny_trial, tmp_path, monkeypatch, precision
 
         return call
 
-    monkeypatch.setattr(loop, "arithmetic_of_steps", recorded)
+    monkeypatch.setattr(loop, "tf32", recorded)
     monkeypatch.setattr(Stepper, "__call__", seen(Stepper.__call__, steps))
     for name in ("monitored", "monitored_untrained", "recompute_statistics"):
         monkeypatch.setattr(loop, name, seen(getattr(loop, name), watched))
