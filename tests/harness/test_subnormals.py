@@ -17,6 +17,15 @@ from harness.training.step import Stepper
 pytestmark = pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this CPU has them always")
 
 
+@pytest.fixture(autouse=True)
+def threads():
+    """One, until a test says otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def subnormal():
     """Whether half of the smallest normal number is a number of its own."""
     return bool((torch.tensor([torch.finfo(torch.float32).tiny]) / 2).view(torch.int32).item())
@@ -28,6 +37,13 @@ def test_they_are_back_after_an_error():
         assert not subnormal()
         raise ValueError("a step")
     assert subnormal()
+
+
+def test_several_threads_have_them_all_along():
+    """A thread that is made within would be without them ever after, and compute bounds so."""
+    torch.set_num_threads(2)
+    with without_subnormals():
+        assert subnormal()
 
 
 class Watched(nn.Linear):
