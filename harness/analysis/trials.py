@@ -67,9 +67,8 @@ def _trial(path: Path, file: str = folder.TRIAL) -> dict[str, Any]:
         config = to_dict(read.config)
         trial["seed"] = config.pop("seed")
         trial["row"] = json.dumps([config, version, trial["judged"]], sort_keys=True)
-        options = config["options"] | config["method_options"]
         trial |= {"model": config["model"], "method": config["method"]}
-        trial["options"] = " ".join(f"{name}={value}" for name, value in sorted(options.items()))
+        trial["options"] = " ".join(f"{name}={value}" for name, value in read.config.named_options.items())
         flat = flat_settings(read.config) | version
         trial |= {name: str(value) if isinstance(value, list) else value for name, value in flat.items()}
         chosen = folder.read_chosen(certification.trial_of(path) if certified else path)

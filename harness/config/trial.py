@@ -81,6 +81,11 @@ class TrialConfig:
         return self.train.eps or self.eps
 
     @property
+    def named_options(self) -> dict[str, Any]:
+        """The options of network and method together, in the order of their names."""
+        return dict(sorted((self.options | self.method_options).items()))
+
+    @property
     def row(self) -> str:
         """What trials that differ in their seeds alone are called: model, method, options of both."""
         return _row(self, {})
@@ -115,7 +120,7 @@ def labelled(row: str, config: TrialConfig) -> str:
 
 
 def _row(config: TrialConfig, differing: dict[str, Any]) -> str:
-    shown = dict(sorted((config.options | config.method_options).items())) | differing
+    shown = config.named_options | differing
     return " ".join([config.model, config.method, *(f"{k}={v}" for k, v in shown.items())])
 
 

@@ -91,12 +91,10 @@ RUN_HERE = dict.fromkeys(
 
 def labelled(directory):
     """The labels of a sweep's trials: of its file, or of what is published."""
-    if directory.parts[0] == "sweeps":
-        configs = load_sweep(ROOT / directory, "full", True).trials
-    elif str(directory).startswith(PUBLISHED):
+    if str(directory).startswith(PUBLISHED):
         configs = [folder.read_trial(place / folder.TRIAL).config for place in folder.trial_folders(ROOT / directory)]
     else:
-        configs = load_sweep(ROOT / "sweeps" / f"{directory.name}.yaml", "full", True).trials
+        configs = load_sweep(ROOT / "sweeps" / f"{directory.stem}.yaml", "full", True).trials
     return {label: (label,) for label in labels(configs)}
 
 
