@@ -68,23 +68,22 @@ def add_sweep_directory(parser: argparse.ArgumentParser) -> None:
 
 def add_patterns(parser: argparse.ArgumentParser, option: str, what: str) -> None:
     """An option that takes patterns for `meant`."""
-    told = f"{what} this is, or matches with *, ? and [...]; may be given again"
+    told = f"{what} this is, or else matches with *, ? and [...], where [[] is a bracket; may be given again"
     parser.add_argument(option, action="append", default=[], metavar="PATTERN", help=told)
 
 
 def meant(option: str, patterns: Sequence[str], named: Mapping[Named, Sequence[str]]) -> list[Named]:
-    """Those whose names, the first of which is told, are or match any of the patterns.
+    """Those with a name, the first of which is told, that is one of the patterns or, where none is, matches it.
 
     Raises SettingError where a pattern means none of them.
     """
-
-    def means(pattern: str, names: Sequence[str]) -> bool:
-        return any(name == pattern or fnmatchcase(name, pattern) for name in names)
-
+    found = set[Named]()
     for pattern in patterns:
-        known = any(means(pattern, names) for names in named.values())
-        require(option, pattern, known, f"one of: {'; '.join(names[0] for names in named.values())}")
-    return [it for it, names in named.items() if any(means(pattern, names) for pattern in patterns)]
+        its = {it for it, names in named.items() if pattern in names}
+        its = its or {it for it, names in named.items() if any(fnmatchcase(name, pattern) for name in names)}
+        require(option, pattern, bool(its), f"one of: {'; '.join(names[0] for names in named.values())}")
+        found |= its
+    return [it for it in named if it in found]
 
 
 def place(text: str) -> Path | str:

@@ -14,8 +14,8 @@ def without_subnormals() -> Iterator[None]:
     steps of training and searches of attacks; bounds are computed outside. Where torch computes in several threads
     nothing changes: it is a switch of each thread, and one that is made within keeps it, whatever it computes later.
     """
-    torch.set_flush_denormal(torch.get_num_threads() == 1)
     try:
+        torch.set_flush_denormal(torch.get_num_threads() == 1)
         yield
     finally:
         torch.set_flush_denormal(False)

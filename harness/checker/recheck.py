@@ -50,7 +50,7 @@ class Rechecked:
 
     images: how many were looked at, of so many. recorded, confirmed: their certified errors, in percent.
     proofs: how many examples each stage certified that are confirmed, (stage, by what) to a count; by "" those that
-    are not. problems: what is not true or not confirmed, a line each.
+    are not. problems: what is not true or not confirmed, a line each. kept: whether the weights are.
     """
 
     images: int
@@ -60,6 +60,7 @@ class Rechecked:
     proofs: Counter[tuple[str, str]]
     seconds: float
     problems: list[str] = field(default_factory=list)
+    kept: bool = True
 
     @property
     def agrees(self) -> bool:
@@ -96,11 +97,10 @@ def main(options: argparse.Namespace) -> int:
         load_for(_trial(place).config)
     shown = [words[owner] + _further(place) for owner, place in zip(owners, places, strict=True)]
     console, table = Console(highlight=False), Table("trial", "images", "recorded", "confirmed", "seconds")
-    told, agree, all_images = [], True, True
+    told, all_found = list[str](), list[Rechecked]()
     for place, label in zip(places, shown, strict=True):
         found = recheck(place, options.data_dir, options.images)
-        agree &= found.agrees
-        all_images &= found.whole
+        all_found.append(found)
         numbers = f"{found.recorded:.2f}", f"{found.confirmed:.2f}", f"{found.seconds:.0f}"
         images = f"{found.images:,}" if found.whole else f"{found.images:,} of {found.of:,}"
         table.add_row(label, images, *numbers)
@@ -109,9 +109,20 @@ def main(options: argparse.Namespace) -> int:
     console.print("recorded, confirmed: certified error in percent; what is not confirmed counts as an error")
     for line in told:
         console.print(line, markup=False, soft_wrap=True)
-    every = "every verdict is confirmed" if all_images else "every verdict of the images looked at is confirmed"
-    console.print(every if agree else "some verdicts are not confirmed")
-    return OK if agree else FAILED
+    console.print(_summary(all_found), soft_wrap=True)
+    return OK if all(found.agrees for found in all_found) else FAILED
+
+
+def _summary(all_found: list[Rechecked]) -> str:
+    """What they come to, those without weights apart: nothing contradicts these."""
+    looked = [found for found in all_found if found.kept]
+    of_images = "" if all(found.whole for found in looked) else " of the images looked at"
+    agree = all(found.agrees for found in looked)
+    said = f"every verdict{of_images} is confirmed" if agree else "some verdicts are not confirmed"
+    if len(looked) == len(all_found):
+        return said
+    lacking = f"{len(all_found) - len(looked)} of {len(all_found)} have no weights here, so that nothing confirms them"
+    return f"of those with weights here, {said}; {lacking}" if looked else lacking
 
 
 def _judged(sweep: Path) -> Iterator[Path]:
@@ -156,7 +167,7 @@ def recheck(place: Path, data_dir: str | None = None, most: int | None = None) -
         test = held_out.part(0, wanted)
     if not (_owner(place) / folder.WEIGHTS).exists():
         nothing = f"{folder.WEIGHTS} is not kept here"
-        return Rechecked(0, len(test), np.nan, 100.0, Counter(), time.monotonic() - started, [nothing])
+        return Rechecked(0, len(test), np.nan, 100.0, Counter(), time.monotonic() - started, [nothing], kept=False)
     verdicts, network = folder.read_verdicts(place, _COLUMNS), _network(_owner(place) / folder.WEIGHTS, config)
     problems = _of_the_table(verdicts, test, result.metrics, config.evaluation.stages)
     if replace(folder.read_trial(_owner(place) / folder.TRIAL).config, evaluation=config.evaluation) != config:

@@ -2,11 +2,14 @@
 
 Of every finished trial, and of what `harness.certify` found of it: config, epochs, verdicts and result; of those that
 --weights names also the weights, counterexamples and certificates that `harness.recheck` proves verdicts by. Tables,
-page and figures are made anew there. A study that was published before under that name is replaced as a whole.
+page and figures are made anew there. A study that was published before under that name is replaced as a whole, and
+stays as it was where anything fails.
 """
 
 import argparse
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +40,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Returns the exit status. Raises InputError where nothing has finished, or it comes to more than LIMIT bytes."""
     console = Console(highlight=False)
+    target = options.to / options.directory.resolve().name
+    elsewhere = target.resolve() != options.directory.resolve()
+    require("--to", options.to, elsewhere, "another place than that of the study itself")
     places = folder.trial_folders(options.directory)
     finished = [place for place in places if folder.read_result(place) is not None and not folder.is_stale(place)]
     if not finished:
@@ -47,24 +53,44 @@ def main(options: argparse.Namespace) -> int:
     proved = meant("--weights", options.weights, {place: (named[place], place.name) for place in finished})
     bare = [named[place] for place in proved if not (place / folder.WEIGHTS).exists()]
     require("--weights", options.weights, not bare, f"trials that have weights, as these have not: {', '.join(bare)}")
-    target = options.to / options.directory.resolve().name
-    made = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(made, ignore_errors=True)
-    make_directory(made)
-    try:
+    with _replaced(target):
         for place in finished:
-            _copy(place, folder.place(made, place.name), place in proved)
-        size = sum(path.stat().st_size for path in made.rglob("*") if path.is_file())
+            _copy(place, folder.place(target, place.name), place in proved)
+        report.write(target, options.data_dir)
+        size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
         require("--weights", options.weights, size <= LIMIT, f"what leaves at most 25 MiB; this is {size / 2**20:.1f}")
-        shutil.rmtree(target, ignore_errors=True)
-        made.rename(target)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
-    report.write(target, options.data_dir)
     left_out = len(places) - len(finished)
     console.print(f"{len(finished)} trials, {left_out} without a result left out, {len(proved)} with their weights")
     console.print(escape(str(target)), soft_wrap=True)
     return OK
+
+
+@contextmanager
+def _replaced(target: Path) -> Iterator[None]:
+    """Within, the directory is new; what it held comes back where anything fails, after a kill at the next time."""
+    before, gone = (target.with_name(f".{target.name}.{word}") for word in ("before", "gone"))
+    shutil.rmtree(gone, ignore_errors=True)
+    if before.exists():
+        _put_back(before, target)
+    make_directory(target.parent)
+    if target.exists():
+        target.rename(before)
+    try:
+        make_directory(target)
+        yield
+    except BaseException:
+        _put_back(before, target)
+        raise
+    if before.exists():
+        before.rename(gone)  # at once: a half of it must not come back
+        shutil.rmtree(gone)
+
+
+def _put_back(before: Path, target: Path) -> None:
+    if target.exists():
+        shutil.rmtree(target)
+    if before.exists():
+        before.rename(target)
 
 
 def _copy(place: Path, to: Path, proved: bool) -> None:

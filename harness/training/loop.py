@@ -16,7 +16,6 @@ from harness.clock import Clock, OutOfTime
 from harness.config.trial import TrialConfig
 from harness.storage import names
 from harness.storage.folder import read_epochs, write_epoch
-from harness.subnormals import without_subnormals
 from harness.training import checkpoint
 from harness.training.augment import draw, seed_of
 from harness.training.batch_norm import recompute_statistics
@@ -120,7 +119,7 @@ def _epoch(config: TrialConfig, stepper: Stepper, epoch: int, directory: Path) -
     torch.manual_seed(seed_of(config.seed, epoch) + _OF_ATTACKS)  # what attacks start from, after a restart as well
     reports = []
     started = time.perf_counter()
-    with tf32(device, settings.precision == "tf32"), without_subnormals():
+    with tf32(device, settings.precision == "tf32"):
         for step in range(steps):
             eps = ramp((epoch - 1) * steps + step)
             reports.append(stepper(draws.batch(step * settings.batch_size, settings.batch_size), eps, rate))

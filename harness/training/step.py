@@ -12,6 +12,7 @@ from cerdeq.bounds import trace
 from cerdeq.equilibrium import FixedPoint, advance
 from harness.config.trial import TrialConfig
 from harness.methods import Batch, Losses, Method, cross_entropy, make_method
+from harness.subnormals import without_subnormals
 from harness.training.augment import augmented
 from harness.training.compilation import prepare
 from harness.training.regularisers import balance, tightness
@@ -75,6 +76,7 @@ class Stepper:
             self.eps.fill_(eps)
         return self.graphs[key](choices)
 
+    @without_subnormals()
     def eager(self, choices: tuple[Tensor, ...], method: str) -> Tensor:
         """Augment, attack, bound, differentiate, clip, update, average, by one method's loss."""
         self.optimiser.zero_grad(set_to_none=True)

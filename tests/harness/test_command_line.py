@@ -93,6 +93,8 @@ def test_patterns_mean_by_any_name_and_each_must_mean_something():
     assert command_line.meant("--only", ["a0", "cnn*"], named) == [1, 3]
     itself = "cerdeq ibp groups=[2] seed 0"  # which reads as a pattern of something else
     assert command_line.meant("--only", [itself], named) == [2]
+    named[4] = ("cerdeq ibp groups=2 seed 0", "b3")  # which that, as a pattern, would match
+    assert command_line.meant("--only", [itself], named) == [2]
     assert command_line.meant("--only", [], named) == []
     with pytest.raises(SettingError, match=r"--only.*'cnn9\*'.*cnn5 ibp seed 0; cerdeq"):
         command_line.meant("--only", ["cnn5*", "cnn9*"], named)

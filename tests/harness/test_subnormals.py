@@ -71,7 +71,7 @@ def test_steps_are_without_them_and_what_is_watched_or_proved_has_them(tiny_tria
 
         return call
 
-    monkeypatch.setattr(Stepper, "__call__", seen(Stepper.__call__, steps))
+    monkeypatch.setattr(Stepper, "_differentiate", seen(Stepper._differentiate, steps))
     for name in ("monitored", "monitored_untrained"):
         monkeypatch.setattr(loop, name, seen(getattr(loop, name), others))
     monkeypatch.setattr(verdicts, "bound_margins", seen(verdicts.bound_margins, others))

@@ -281,7 +281,9 @@ def test_weights_that_are_not_kept_confirm_nothing_and_only_leaves_them_out(plac
     other = shutil.copytree(place, place.with_name("other"))
     (place / folder.WEIGHTS).unlink()
     assert main("recheck", [str(place.parents[1]), "--images", "2"]) == FAILED
-    assert f"{folder.WEIGHTS} is not kept here" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"{folder.WEIGHTS} is not kept here" in told and "with weights here, every verdict" in told
+    assert "have no weights here" in told and "some verdicts" not in told
     assert main("recheck", [str(place.parents[1]), "--images", "2", "--only", other.name]) == OK
     assert main("recheck", [str(place.parents[1]), "--only", "vgg*"]) == BAD_INPUT
     assert "--only" in capsys.readouterr().err

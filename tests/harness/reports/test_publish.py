@@ -75,9 +75,43 @@ def test_what_is_too_large_for_git_replaces_nothing(study, monkeypatch, capsys):
     sweep, _, kept = study
     monkeypatch.setattr(publish, "LIMIT", 1000)
     (kept / "study").mkdir(parents=True)
+    (kept / "study/old").write_text("")
     assert run(sweep, kept) == 2
     assert "at most 25 MiB" in capsys.readouterr().err
-    assert [path.name for path in kept.iterdir()] == ["study"]
+    assert [str(path.relative_to(kept)) for path in kept.rglob("*")] == ["study", "study/old"]
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_what_was_kept_stays_where_the_page_cannot_be_written(study, monkeypatch, before):
+    sweep, _, kept = study
+    if before:
+        (kept / "study").mkdir(parents=True)
+        (kept / "study/old").write_text("")
+
+    def full(*_):
+        raise OSError(28, "no space left on device")
+
+    monkeypatch.setattr(publish.report, "write", full)
+    assert run(sweep, kept) == 1
+    assert [str(path.relative_to(kept)) for path in kept.rglob("*")] == (["study", "study/old"] if before else [])
+
+
+def test_what_a_killed_command_had_put_aside_is_what_was_kept(study, monkeypatch):
+    sweep, _, kept = study
+    for name, file in (("study", "half"), (".study.before", "old"), (".study.gone", "older")):
+        (kept / name).mkdir(parents=True)
+        (kept / name / file).write_text("")
+    monkeypatch.setattr(publish, "LIMIT", 1000)
+    assert run(sweep, kept) == 2
+    assert [str(path.relative_to(kept)) for path in kept.rglob("*")] == ["study", "study/old"]
+
+
+def test_a_study_is_not_published_onto_itself(study, capsys):
+    sweep, _, kept = study
+    assert run(sweep, kept, "--weights", "*") == 0
+    assert run(kept / "study", kept) == 2
+    assert "another place" in capsys.readouterr().err
+    assert len(list(kept.rglob(folder.WEIGHTS))) == 2
 
 
 @pytest.mark.parametrize(("options", "told"), [(["--weights", "vgg*"], "cnn5 ibp seed 0"), ([], "holds no finished")])
