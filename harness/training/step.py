@@ -15,6 +15,7 @@ from harness.methods import Batch, Losses, Method, cross_entropy, make_method
 from harness.subnormals import without_subnormals
 from harness.training.augment import augmented
 from harness.training.compilation import prepare
+from harness.training.device import whole_gradients
 from harness.training.regularisers import balance, tightness
 
 _LARGEST = 1e15
@@ -97,7 +98,8 @@ class Stepper:
         x = augmented(self.images, *choices).contiguous(memory_format=torch.channels_last)
         labels = self.labels[choices[0]]
         loss, report = self.losses[method](x, labels, self.eps, self.attacks[method](x, labels, self.eps))
-        (loss / self.config.train.accumulate).backward()
+        with whole_gradients(self.model):
+            (loss / self.config.train.accumulate).backward()
         return report
 
     @torch.no_grad()

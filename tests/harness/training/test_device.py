@@ -1,4 +1,4 @@
-"""TF32 in the steps alone: whatever is watched, recomputed or judged has float32 products."""
+"""TF32 in the steps alone, since whatever is watched or judged has float32 products; oneDNN where it can be trusted."""
 
 import sys
 from contextlib import contextmanager
@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from baselines import build
 from harness.storage import names
 from harness.training import loop, run_trial
-from harness.training.device import set_up, tf32
+from harness.training.device import set_up, tf32, whole_gradients
 from harness.training.step import Stepper
 
 
@@ -80,3 +81,16 @@ def test_the_steps_alone_are_within(tiny_trial, tmp_path, monkeypatch, precision
     assert steps == [[precision == "tf32"]] * 10
     assert watched == [[]] * 5, "untrained, two epochs, statistics, verdicts"
     assert names.TRAIN_LOSS in loop.read_epochs(tmp_path)[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "without"),
+    [("resnet9", "AVX2", True), ("resnet9", "AVX512", False), ("cnn7", "AVX2", False)],
+)
+def test_onednn_is_left_out_where_it_would_write_past_a_gradient(name, capability, without, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    before = torch.backends.mkldnn.enabled
+    with pytest.raises(ValueError, match="a step"), whole_gradients(build(name, "digits", 0.1)):
+        assert torch.backends.mkldnn.enabled == (before and not without)
+        raise ValueError("a step")
+    assert torch.backends.mkldnn.enabled == before
