@@ -119,7 +119,7 @@ def compare(
     notes = list(dict.fromkeys(note for _, its in found for note in its))
     lines = pd.concat([lines for lines, _ in found], ignore_index=True)
     if lines.empty:
-        why = notes or [f"no two of these rows are trained by one method; rows for --baseline: {'; '.join(known)}"]
+        why = notes or [f"no two of these rows have one training method; rows for --baseline: {'; '.join(known)}"]
         raise InputError("\n".join([f"{directory}: nothing to compare", *why]))
     return _corrected(lines), notes
 
