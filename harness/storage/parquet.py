@@ -17,8 +17,13 @@ def read_table(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write a Parquet file atomically, floats bytewise: two thirds of what pandas makes of verdicts by default."""
+    """Write a Parquet file atomically, floats bytewise, integers none of which recurs by their differences: under two
+    thirds of what pandas makes of verdicts by default."""
     floats = list(table.select_dtypes("float"))
-    others = [name for name in table if name not in floats]
-    options = {"compression": "zstd", "use_dictionary": others, "use_byte_stream_split": floats}
+    counted = [name for name in table.select_dtypes("integer") if table[name].is_unique]
+    options = {
+        "compression": "zstd",
+        "use_dictionary": [name for name in table if name not in (*floats, *counted)],
+        "column_encoding": dict.fromkeys(floats, "BYTE_STREAM_SPLIT") | dict.fromkeys(counted, "DELTA_BINARY_PACKED"),
+    }
     write_atomically(path, partial(table.to_parquet, **options))
