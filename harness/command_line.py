@@ -66,6 +66,12 @@ def add_sweep_directory(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", type=place, help=what)
 
 
+def add_sweep_directories(parser: argparse.ArgumentParser, several: str) -> None:
+    """The argument of commands that read the results of several sweeps, too. several: what they make of those."""
+    what = f"results/<sweep>, the directory that holds trials/, or its address; {several}"
+    parser.add_argument("directories", type=place, nargs="+", metavar="DIRECTORY", help=what)
+
+
 def add_patterns(parser: argparse.ArgumentParser, option: str, what: str) -> None:
     """An option that takes patterns for `meant`."""
     told = f"{what} this is, or else matches with *, ? and [...], where [[] is a bracket; may be given again"

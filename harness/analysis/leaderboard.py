@@ -26,8 +26,9 @@ from harness.storage.folder import TrialResult
 
 @dataclass(frozen=True)
 class Table:
-    """A sweep's leaderboard.
+    """A sweep's leaderboard, or that of several together.
 
+    directory: the sweep's, or the first one's.
     rows: today's recipe with all columns, section after section as their rows stand there; published rows are those
     with a `source`, each once.
     failures: a row of text for each trial without usable numbers, the reason in `problem`.
@@ -170,13 +171,13 @@ def _place(part: tuple[Any, pd.DataFrame]) -> tuple[Any, ...]:
     return -recipe, dataset, eps, profile != FULL_PROFILE, profile, bool(trials["certified"].all()), judged
 
 
-def build(directory: Path) -> Table:
-    """The leaderboard of the sweep whose results lie in `directory`.
+def build(directory: Path, *others: Path) -> Table:
+    """The leaderboard of the sweep whose results lie in `directory`, with those of other sweeps.
 
-    Raises InputError where there are no trials, none can be read, or published.csv is faulty.
+    Raises InputError where one has no trials, none can be read, or published.csv is faulty.
     """
     directory = Path(directory)
-    trials, published = trials_and_certifications(directory), _published(directory)
+    trials, published = trials_and_certifications(directory, *others), _published(directory)
     rows = _rows(trials)
 
     def section(key: tuple[int, str, Fraction, str, str], part: pd.DataFrame) -> Section:

@@ -1,9 +1,9 @@
-"""`python -m harness.paired results/<sweep>`: is one row of the leaderboard better than another, image by image?
+"""`python -m harness.paired results/<sweep> ...`: is one row of the leaderboard better than another, image by image?
 
 Two rows are compared on the same test images and the same seeds. By default every row is compared with every other of
 the same training method; with --baseline, each row with it, in every section that has such a row; with --only, these
-rows alone. Rows must be judged alike: on the same images, by the same evaluation. Seeds that one of the two lacks are
-left out, and said.
+rows alone. Of several sweeps, rows are compared across them, too. Rows must be judged alike: on the same images, by
+the same evaluation. Seeds that one of the two lacks are left out, and said.
 
 For each seed: the difference of the errors in points, negative where the first row is better; on how many images each
 row alone is right; and McNemar's exact test of those. Over all seeds: the mean difference and its sample deviation
@@ -31,7 +31,8 @@ from scipy import special  # scipy.stats takes seconds
 
 from harness.analysis.leaderboard import Table, build
 from harness.analysis.section import Section
-from harness.command_line import OK, add_patterns, add_sweep_directory, meant
+from harness.analysis.trials import NOT_COUNTED
+from harness.command_line import OK, add_patterns, add_sweep_directories, meant
 from harness.config.settings import EvaluationSettings
 from harness.errors import InputError, SettingError
 from harness.storage import folder, names
@@ -93,25 +94,22 @@ def holm(p: pd.Series) -> pd.Series:
 
 
 def compare(
-    directory: Path,
+    table: Table,
     metric: str = "certified",
     baseline: str | None = None,
     heading: str | None = None,
-    table: Table | None = None,
     only: Sequence[str] = (),
 ) -> tuple[pd.DataFrame, list[str]]:
-    """The comparisons of a sweep's rows, one line for all seeds and one for each, and what was left out.
+    """The comparisons of a leaderboard's rows, one line for all seeds and one for each, and what was left out.
 
     heading: of the section whose rows are compared; those of every section by default, each with its own.
-    table: the sweep's, where it is known.
     only: patterns of the rows that are compared with each other, or with the baseline; all by default.
     Raises InputError where there is nothing to compare.
     """
-    table = table or build(directory)
     sections = [section for section in table.sections if not section.stale and heading in (None, section.heading)]
     known = list(dict.fromkeys(label for section in sections for label in _own(section)))
     if not known:
-        raise InputError(f"{directory}: no trial has finished")
+        raise InputError("nothing to compare: no trial has finished")
     if baseline is not None and baseline not in known:
         raise SettingError("--baseline", baseline, f"a row of the leaderboard: {'; '.join(known)}")
     chosen = meant("--only", only, {label: (label,) for label in known}) if only else known
@@ -120,8 +118,9 @@ def compare(
     lines = pd.concat([lines for lines, _ in found], ignore_index=True)
     if lines.empty:
         why = notes or [f"no two of these rows have one training method; rows for --baseline: {'; '.join(known)}"]
-        raise InputError("\n".join([f"{directory}: nothing to compare", *why]))
-    return _corrected(lines), notes
+        raise InputError("\n".join(["nothing to compare", *why]))
+    not_counted = table.trials[table.trials["state"] == NOT_COUNTED]
+    return _corrected(lines), notes + [f"{path}: {why}" for path, why in not_counted[["folder", "problem"]].values]
 
 
 def compared(
@@ -232,7 +231,7 @@ def _cells(line: dict[str, Any]) -> list[str]:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
-    add_sweep_directory(parser)
+    add_sweep_directories(parser, "of several, rows are compared across them, too, and the first keeps the file")
     parser.add_argument("--baseline", metavar="ROW", help="a row as the leaderboard prints it; default: all pairs")
     add_patterns(parser, "--only", "only rows whose label")
     parser.add_argument("--metric", choices=list(METRICS), default="certified", help="which error; default: certified")
@@ -240,8 +239,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Returns the exit status. Raises InputError where nothing can be compared."""
-    lines, notes = compare(options.directory, options.metric, options.baseline, only=options.only)
-    path = options.directory / FILE
+    lines, notes = compare(build(*options.directories), options.metric, options.baseline, only=options.only)
+    path = options.directories[0] / FILE
     write_text(path, lines.to_csv(index=False, lineterminator="\n"))
     show(lines, notes)
     print(path)

@@ -45,7 +45,7 @@ def summary(table: Table, section: Section) -> Summary:
         places = list(table.folders[rows.index[0]].values())
         if len(places) == 1:
             lines.append(_on_other_images(*places))
-        compared, notes = compare(table.directory, baseline=best, heading=section.heading, table=table)
+        compared, notes = compare(table, baseline=best, heading=section.heading)
     except InputError as error:
         return Summary([*lines, f"not compared: {error}"])
     others, seeds = compared[compared["seed"] == ALL], len(set(compared["seed"])) - 1

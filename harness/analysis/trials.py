@@ -91,14 +91,14 @@ def trials_of(directory: Path) -> pd.DataFrame:
     `row` is the same for trials that differ in their seeds alone. Raises InputError where there are no trials, or
     none can be read.
     """
-    return _counted([_trial(path) for path in _trial_folders(directory)], directory)
+    return _counted([_trial(path) for path in _trial_folders(directory)])
 
 
-def trials_and_certifications(directory: Path) -> pd.DataFrame:
-    """`trials_of`, with what `harness.certify` found of them as further rows."""
-    places = _trial_folders(directory)
+def trials_and_certifications(*directories: Path) -> pd.DataFrame:
+    """`trials_of`, of these sweeps together, with what `harness.certify` found of them as further rows."""
+    places = [path for directory in directories for path in _trial_folders(directory)]
     further = [_trial(path, certification.CERTIFICATION) for place in places for path in certification.folders(place)]
-    return _counted([_trial(path) for path in places] + further, directory)
+    return _counted([_trial(path) for path in places] + further)
 
 
 def _trial_folders(directory: Path) -> list[Path]:
@@ -109,11 +109,11 @@ def _trial_folders(directory: Path) -> list[Path]:
     return folders
 
 
-def _counted(read: list[dict[str, Any]], directory: Path) -> pd.DataFrame:
+def _counted(read: list[dict[str, Any]]) -> pd.DataFrame:
     trials = pd.DataFrame(read, dtype=object)
     if "profile" not in trials:
         first = trials["folder"][0]
-        raise InputError(f"{directory} holds no trial that can be read, such as {first}: {trials.problem[0]}")
+        raise InputError(f"{first.parents[1]} holds no trial that can be read, such as {first}: {trials.problem[0]}")
     trials = trials.sort_values("problem", key=pd.Series.notna, kind="stable")
     twice = without_numbers(NOT_COUNTED, "another folder holds the same trial")
     trials.loc[trials.duplicated(["row", "seed"]), list(twice)] = list(twice.values())

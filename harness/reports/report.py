@@ -18,7 +18,7 @@ from harness.analysis.stages import STAGES_LEGEND, stages_table
 from harness.analysis.summary import Summary
 from harness.analysis.tables import FAILURES, LEGEND, marked
 from harness.analysis.tables import write as write_tables
-from harness.command_line import OK, add_data_dir, place
+from harness.command_line import OK, add_data_dir, add_sweep_directories
 from harness.config.settings import BAB
 from harness.errors import InputError
 from harness.figures import style
@@ -177,10 +177,7 @@ def _from_here(path: Path, parts: int) -> Path:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
-    where = (
-        "results/<sweep>, the directory that holds trials/, or its address; of several, a page over all is written too"
-    )
-    parser.add_argument("directories", type=place, nargs="+", metavar="DIRECTORY", help=where)
+    add_sweep_directories(parser, "of several, a page over all is written too")
     add_data_dir(parser)
 
 

@@ -163,8 +163,9 @@ def studies(tmp_path, monkeypatch):
 @pytest.mark.parametrize("command", [shlex.join([name, *rest]) for name, rest in RUN_HERE])
 def test_what_is_cheap_is_run(command, studies):
     name, *arguments = shlex.split(command)
-    if arguments and arguments[0].startswith(PUBLISHED):
-        shutil.copytree(ROOT / arguments[0], arguments[0])
+    for study in arguments:
+        if study.startswith(PUBLISHED):
+            shutil.copytree(ROOT / study, study)
     assert main(name, arguments) == 0
 
 

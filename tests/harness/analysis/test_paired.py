@@ -18,13 +18,21 @@ RIGHT, WRONG = names.CERTIFIED, names.UNKNOWN
 HEADING = "cifar10, eps 8/255, profile full, ibp > crown-ibp > alpha-crown, all test images"
 
 
-def add(sweep, verdicts, *, recipe=RECIPE_VERSION, fingerprint="data", finished=True, labels=None, order=1, **config):
+def add(place, verdicts, *, recipe=RECIPE_VERSION, fingerprint="data", finished=True, labels=None, order=1, **config):
     """A finished trial with these verdicts, one an image."""
-    base = {"dataset": "cifar10", "eps": "8/255", "seed": 0, "model": "cnn7", "method": "ibp", "profile": "full"}
-    trial = folder.make_trial(TrialConfig(sweep="study", **(base | config)), fingerprint)
+    base = {
+        "sweep": "study",
+        "dataset": "cifar10",
+        "eps": "8/255",
+        "seed": 0,
+        "model": "cnn7",
+        "method": "ibp",
+        "profile": "full",
+    }
+    trial = folder.make_trial(TrialConfig(**(base | config)), fingerprint)
     if recipe != RECIPE_VERSION:
         trial = folder.Trial(f"{trial.key}{recipe}", recipe, fingerprint, trial.config)
-    path = folder.place(sweep, trial.key)
+    path = folder.place(place, trial.key)
     files.write_json(path / folder.TRIAL, folder.trial_json(trial))
     table = pd.DataFrame({names.INDEX: range(len(verdicts)), names.LABEL: 3, names.VERDICT: verdicts})
     table.assign(**{names.LABEL: labels or 3})[::order].to_parquet(path / folder.VERDICTS)
@@ -48,7 +56,7 @@ def compared(sweep, *counts, **changes):
         mine, theirs = verdicts(*each)
         add(sweep, mine, model="cnn9", seed=seed, **changes)
         add(sweep, theirs, seed=seed)
-    lines, notes = paired.compare(sweep, baseline="cnn7 ibp")
+    lines, notes = paired.compare(build(sweep), baseline="cnn7 ibp")
     assert notes == []
     return lines.set_index("seed")
 
@@ -98,10 +106,10 @@ def test_rows_and_images_in_another_order_change_nothing_but_signs(tmp_path):
     for sweep, order in (("a", 1), ("b", -1)):
         add(tmp_path / sweep, mine, model="cnn9", order=order)
         add(tmp_path / sweep, theirs)
-    one, two = (paired.compare(tmp_path / sweep)[0] for sweep in ("a", "b"))
+    one, two = (paired.compare(build(tmp_path / sweep))[0] for sweep in ("a", "b"))
     pd.testing.assert_frame_equal(one, two)
     assert one["difference"].tolist() == [-20, -20]  # the better row first
-    other, _ = paired.compare(tmp_path / "a", baseline="cnn9 ibp")
+    other, _ = paired.compare(build(tmp_path / "a"), baseline="cnn9 ibp")
     assert other["difference"].tolist() == [20, 20]
     assert other["mcnemar_p"].tolist() == one["mcnemar_p"].tolist()
     assert other["row_alone"].tolist() == one["other_alone"].tolist()
@@ -114,7 +122,7 @@ def test_seeds_of_one_side_alone_are_left_out_and_named(tmp_path):
     for seed in (1, 2, 3):
         add(tmp_path, theirs, seed=seed)
     add(tmp_path, mine, model="cnn9", seed=3, finished=False)
-    lines, notes = paired.compare(tmp_path)
+    lines, notes = paired.compare(build(tmp_path))
     assert lines["seed"].tolist() == ["all", 1]
     assert notes == [
         "seed 2, 3 of cnn7 ibp, which cnn9 ibp lacks",
@@ -136,7 +144,7 @@ def test_holm_is_over_all_comparisons_printed(tmp_path):
         add(tmp_path, theirs, model=model)
     add(tmp_path, mine, model="cnn9", profile="cpu")
     add(tmp_path, theirs, profile="cpu")
-    lines, _ = paired.compare(tmp_path)
+    lines, _ = paired.compare(build(tmp_path))
     together = lines[lines["seed"] == "all"]
     assert together["section"].nunique() == 2 and len(together) == 4
     p = stats.binomtest(1, 9).pvalue
@@ -147,20 +155,20 @@ def test_each_metric_counts_its_own_errors(tmp_path):
     kinds = [names.MISCLASSIFIED, names.ATTACKED, names.UNKNOWN, names.CERTIFIED]
     add(tmp_path, [names.CERTIFIED] * 4, model="cnn9")
     add(tmp_path, kinds)
-    alone = {metric: paired.compare(tmp_path, metric)[0]["row_alone"].iloc[0] for metric in paired.METRICS}
+    alone = {metric: paired.compare(build(tmp_path), metric)[0]["row_alone"].iloc[0] for metric in paired.METRICS}
     assert alone == {"certified": 3, "attack": 2, "standard": 1}
 
 
 def test_rows_of_other_methods_are_compared_with_a_baseline_alone(tmp_path):
     for model, method in (("cnn7", "ibp"), ("cnn9", "ibp"), ("cnn7", "crown-ibp"), ("cnn9", "crown-ibp")):
         add(tmp_path, [RIGHT, WRONG], model=model, method=method)
-    lines, _ = paired.compare(tmp_path)
+    lines, _ = paired.compare(build(tmp_path))
     pairs = {(line["row"], line["other"]) for line in lines.to_dict("records")}
     assert pairs == {
         ("cnn7 crown-ibp", "cnn9 crown-ibp"),
         ("cnn7 ibp", "cnn9 ibp"),
     }
-    lines, _ = paired.compare(tmp_path, baseline="cnn7 ibp")
+    lines, _ = paired.compare(build(tmp_path), baseline="cnn7 ibp")
     assert set(lines["other"]) == {"cnn7 ibp"} and lines["row"].nunique() == 3
 
 
@@ -174,9 +182,9 @@ def test_chosen_rows_are_corrected_for_among_themselves(tmp_path, capsys):
     }
     for model, verdicts in ranks.items():
         add(tmp_path, verdicts, model=model)
-    lines, _ = paired.compare(tmp_path, only=["cnn[57] *", "cnn9 ibp"])
+    lines, _ = paired.compare(build(tmp_path), only=["cnn[57] *", "cnn9 ibp"])
     assert len(lines) == 6 and "cnn11 ibp" not in {*lines["row"], *lines["other"]}
-    lines, _ = paired.compare(tmp_path, only=["cnn5 *", "cnn9 *"], baseline="cnn11 ibp")
+    lines, _ = paired.compare(build(tmp_path), only=["cnn5 *", "cnn9 *"], baseline="cnn11 ibp")
     first = lines[lines["seed"] == paired.ALL]
     assert first["row"].tolist() == ["cnn5 ibp", "cnn9 ibp"] and set(first["other"]) == {"cnn11 ibp"}
     assert first["mcnemar_holm"].tolist() == [2 * first["mcnemar_p"].iloc[0], 1]
@@ -195,7 +203,7 @@ def test_rows_that_differ_in_the_recipe_or_options_are_compared(tmp_path):
     add(tmp_path, [RIGHT, RIGHT], model="cerdeq")
     add(tmp_path, [RIGHT, WRONG], model="cerdeq", options={"gain": None})
     add(tmp_path, [WRONG, WRONG], model="cerdeq", train=TrainSettings(clip_norm=None))
-    lines, _ = paired.compare(tmp_path, baseline="cerdeq ibp gain=None train.clip_norm=10")
+    lines, _ = paired.compare(build(tmp_path), baseline="cerdeq ibp gain=None train.clip_norm=10")
     assert lines[lines["seed"] == "all"]["difference"].tolist() == [-50, 50]
 
 
@@ -210,9 +218,33 @@ def test_rows_that_are_not_judged_alike_are_left_out_and_said(tmp_path, change, 
     add(tmp_path, [RIGHT, RIGHT], model="cnn9")
     add(tmp_path, [RIGHT, WRONG])
     add(tmp_path, [WRONG, WRONG], model="cnn11", **change)
-    lines, notes = paired.compare(tmp_path)
+    lines, notes = paired.compare(build(tmp_path))
     assert len(lines) == 2 and len(notes) == 2
     assert all("not judged alike" in note and said in note for note in notes)
+
+
+def test_rows_of_several_sweeps_are_compared(tmp_path, capsys):
+    short, long = tmp_path / "short", tmp_path / "long"
+    for seed, right in enumerate(([RIGHT, WRONG, WRONG], [WRONG, WRONG, RIGHT])):
+        add(short, [WRONG, WRONG, WRONG], seed=seed, sweep="short")
+        add(long, right, seed=seed, sweep="long", train=TrainSettings(epochs=200))
+    add(long, [RIGHT, RIGHT, RIGHT], sweep="long", model="cnn9")
+    settings = "sweep=long train.epochs=200", "sweep=short train.epochs=160"
+    assert main("paired", [str(long), str(short), "--only", "cnn7 *"]) == 0
+    printed = capsys.readouterr().out
+    assert "cnn7 ibp {} against cnn7 ibp {}".format(*settings) in printed and "cnn9" not in printed
+    lines = pd.read_csv(long / paired.FILE)
+    assert lines["difference"].tolist() == pytest.approx([-100 / 3] * 3) and not (short / paired.FILE).exists()
+
+
+def test_a_trial_that_lies_in_two_sweeps_counts_once_and_is_told(tmp_path, capsys):
+    for sweep in ("here", "there"):
+        add(tmp_path / sweep, [RIGHT])
+    add(tmp_path / "here", [WRONG], model="cnn9")
+    assert main("paired", [str(tmp_path / "here"), str(tmp_path / "there")]) == 0
+    printed = capsys.readouterr().out
+    (told,) = [line for line in printed.splitlines() if line.startswith("left out")]
+    assert str(tmp_path / "there") in told and "another folder holds the same trial" in told
 
 
 def refused(sweep, capsys, *options):
@@ -270,7 +302,7 @@ def test_verdicts_are_read_once_however_many_pairs_there_are(tmp_path, monkeypat
     ]
     read, verdicts_of = [], paired.verdicts_of
     monkeypatch.setattr(paired, "verdicts_of", lambda trial: read.append(trial) or verdicts_of(trial))
-    paired.compare(tmp_path)
+    paired.compare(build(tmp_path))
     assert sorted(read) == sorted(places)
 
 
@@ -298,4 +330,4 @@ def test_real_trials_differ_as_their_leaderboard_does(tiny_trial, tmp_path):
         ("standard", names.STANDARD_ERROR),
     ):
         best, other = table.sections[0].rows[name][:2]
-        assert paired.compare(tmp_path, metric)[0]["difference"].tolist() == pytest.approx([best - other] * 2)
+        assert paired.compare(build(tmp_path), metric)[0]["difference"].tolist() == pytest.approx([best - other] * 2)

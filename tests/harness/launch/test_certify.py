@@ -121,10 +121,10 @@ def test_every_finished_trial_is_certified_and_stands_in_a_section_of_its_own(sw
 
 def test_rows_of_a_certification_are_compared(sweep):
     assert run(sweep) == 0
-    lines, _ = paired.compare(sweep, baseline="cnn5 ibp") if len(build(sweep).rows) > 2 else (None, None)
+    lines, _ = paired.compare(build(sweep), baseline="cnn5 ibp") if len(build(sweep).rows) > 2 else (None, None)
     assert lines is None  # one row a section: nothing to compare, and never with the other section's
     with pytest.raises(ValueError, match="nothing to compare"):
-        paired.compare(sweep)
+        paired.compare(build(sweep))
     for place in finished_trials(sweep):  # as if of another network
         copy = sweep / "trials" / f"copy-of-{place.name}"
         shutil.copytree(place, copy)
@@ -133,7 +133,7 @@ def test_rows_of_a_certification_are_compared(sweep):
         for path in copy.rglob("*.json"):
             text = path.read_text().replace('"model": "cnn5"', '"model": "cnn7"')
             path.write_text(text.replace(trial.key, other.key))
-    lines, notes = paired.compare(sweep)
+    lines, notes = paired.compare(build(sweep))
     assert notes == [] and len(set(lines["section"])) == 2
     assert (lines["difference"] == 0).all() and (lines["images"].isin([60, 120])).all()
 
