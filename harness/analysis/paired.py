@@ -31,7 +31,7 @@ from scipy import special  # scipy.stats takes seconds
 
 from harness.analysis.leaderboard import Table, build
 from harness.analysis.section import Section
-from harness.analysis.trials import NOT_COUNTED
+from harness.analysis.trials import NOT_COUNTED, TWICE
 from harness.command_line import OK, add_patterns, add_sweep_directories, meant
 from harness.config.settings import EvaluationSettings
 from harness.errors import InputError, SettingError
@@ -116,11 +116,12 @@ def compare(
     found = [compared(table, section, _pairs(_own(section), chosen, baseline), metric) for section in sections]
     notes = list(dict.fromkeys(note for _, its in found for note in its))
     lines = pd.concat([lines for lines, _ in found], ignore_index=True)
+    not_counted = table.trials[table.trials["state"] == NOT_COUNTED]
+    faulty = [f"{path}: {why}" for path, why in not_counted[["folder", "problem"]].values]
     if lines.empty:
         why = notes or [f"no two of these rows have one training method; rows for --baseline: {'; '.join(known)}"]
-        raise InputError("\n".join(["nothing to compare", *why]))
-    not_counted = table.trials[table.trials["state"] == NOT_COUNTED]
-    return _corrected(lines), notes + [f"{path}: {why}" for path, why in not_counted[["folder", "problem"]].values]
+        raise InputError("\n".join(["nothing to compare", *why, *faulty]))
+    return _corrected(lines), notes + faulty
 
 
 def compared(
@@ -237,9 +238,21 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metric", choices=list(METRICS), default="certified", help="which error; default: certified")
 
 
+def _together(directories: Sequence[Path]) -> Table:
+    """The leaderboard of sweeps. Raises InputError where one of several has no row, or holds a trial of another one."""
+    table = build(*directories)
+    for directory in directories if len(directories) > 1 else ():
+        its = table.trials[[path.is_relative_to(directory) for path in table.trials["folder"]]]
+        if (twice := its[its["problem"].str.endswith(TWICE, na=False)]).size:
+            raise InputError(f"{twice['folder'].iloc[0]}: {TWICE}, and which of the two is meant is not known")
+        if its["problem"].notna().all():
+            raise InputError(f"{directory}: no trial has finished; one is {its['problem'].iloc[0]}")
+    return table
+
+
 def main(options: argparse.Namespace) -> int:
     """Returns the exit status. Raises InputError where nothing can be compared."""
-    lines, notes = compare(build(*options.directories), options.metric, options.baseline, only=options.only)
+    lines, notes = compare(_together(options.directories), options.metric, options.baseline, only=options.only)
     path = options.directories[0] / FILE
     write_text(path, lines.to_csv(index=False, lineterminator="\n"))
     show(lines, notes)

@@ -16,6 +16,7 @@ from harness.storage import certification, folder, names
 LABEL = ["model", "method", "options"]
 CHOSEN = "chosen by"  # a column where any trial's settings were
 FAILED, UNFINISHED, NOT_COUNTED = "failed", "unfinished", "not counted"  # states of trials without usable numbers
+TWICE = "another folder holds the same trial"
 
 
 def without_numbers(state: str, reason: str) -> dict[str, Any]:
@@ -115,6 +116,6 @@ def _counted(read: list[dict[str, Any]]) -> pd.DataFrame:
         first = trials["folder"][0]
         raise InputError(f"{first.parents[1]} holds no trial that can be read, such as {first}: {trials.problem[0]}")
     trials = trials.sort_values("problem", key=pd.Series.notna, kind="stable")
-    twice = without_numbers(NOT_COUNTED, "another folder holds the same trial")
+    twice = without_numbers(NOT_COUNTED, TWICE)
     trials.loc[trials.duplicated(["row", "seed"]), list(twice)] = list(twice.values())
     return trials.astype({column.name: float for column in COLUMNS if column.name in trials})

@@ -114,7 +114,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _summary(all_found: list[Rechecked]) -> str:
-    """What they come to, those without weights apart: nothing contradicts these."""
+    """What they come to, those without weights apart."""
     looked = [found for found in all_found if found.kept]
     of_images = "" if all(found.whole for found in looked) else " of the images looked at"
     agree = all(found.agrees for found in looked)
@@ -165,17 +165,17 @@ def recheck(place: Path, data_dir: str | None = None, most: int | None = None) -
     test = held_out or data.test_images(wanted)
     if further and held_out and wanted:  # a trial judges all that it holds out
         test = held_out.part(0, wanted)
-    if not (_owner(place) / folder.WEIGHTS).exists():
-        nothing = f"{folder.WEIGHTS} is not kept here"
-        return Rechecked(0, len(test), np.nan, 100.0, Counter(), time.monotonic() - started, [nothing], kept=False)
-    verdicts, network = folder.read_verdicts(place, _COLUMNS), _network(_owner(place) / folder.WEIGHTS, config)
+    verdicts, weights = folder.read_verdicts(place, _COLUMNS), _owner(place) / folder.WEIGHTS
     problems = _of_the_table(verdicts, test, result.metrics, config.evaluation.stages)
     if replace(folder.read_trial(_owner(place) / folder.TRIAL).config, evaluation=config.evaluation) != config:
         problems.append("it was certified as another trial than the one that it belongs to")
     if problems:
         return Rechecked(len(verdicts), len(test), np.nan, 100.0, Counter(), time.monotonic() - started, problems)
-    eps, verdicts, certificates = float(config.eps), verdicts[:most], certificates_of(place / folder.CERTIFICATES)
-    points = points_of(place / folder.COUNTEREXAMPLES)
+    if not weights.exists():
+        nothing = f"{folder.WEIGHTS} is not kept here"
+        return Rechecked(0, len(test), np.nan, 100.0, Counter(), time.monotonic() - started, [nothing], kept=False)
+    network, eps, verdicts = _network(weights, config), float(config.eps), verdicts[:most]
+    points, certificates = points_of(place / folder.COUNTEREXAMPLES), certificates_of(place / folder.CERTIFICATES)
     proofs = Counter[tuple[str, str]]()
     for clean, lower, part in _bounds(network, test, verdicts, eps):
         for row, own, over in zip(part.to_dict("records"), clean, lower, strict=True):

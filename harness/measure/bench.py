@@ -14,6 +14,7 @@ from harness.config.radius import Radius
 from harness.config.settings import TrainSettings
 from harness.config.trial import TrialConfig
 from harness.training.augment import augmented, draw
+from harness.training.device import whole_gradients
 from harness.training.initialise import initialise
 from harness.training.step import Stepper, make_optimiser
 
@@ -54,7 +55,8 @@ class Bench:
             optimiser.zero_grad(set_to_none=True)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
                 logits = forward(x)
-            F.cross_entropy(logits.float(), self.labels[self.choices[0]]).backward()
+            with whole_gradients(model):
+                F.cross_entropy(logits.float(), self.labels[self.choices[0]]).backward()
             optimiser.step()
 
         return step

@@ -3,11 +3,13 @@
 Of every finished trial, and of what `harness.certify` found of it: config, epochs, verdicts and result; of those that
 --weights names also the weights, counterexamples and certificates that `harness.recheck` proves verdicts by. Tables,
 page and figures are made anew there. A study that was published before under that name is replaced as a whole, and
-stays as it was where anything fails.
+stays as it was where anything fails or Ctrl-C or SIGTERM ends it. After a kill it lies beside, under a hidden name: the
+next time says so, and does nothing else.
 """
 
 import argparse
 import shutil
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -40,9 +42,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Returns the exit status. Raises InputError where nothing has finished, or it comes to more than LIMIT bytes."""
     console = Console(highlight=False)
-    target = options.to / options.directory.resolve().name
-    elsewhere = target.resolve() != options.directory.resolve()
-    require("--to", options.to, elsewhere, "another place than that of the study itself")
+    shown = options.to / options.directory.resolve().name
+    target = shown.resolve()
+    require("--to", options.to, target != options.directory.resolve(), "another place than that of the study itself")
     places = folder.trial_folders(options.directory)
     finished = [place for place in places if folder.read_result(place) is not None and not folder.is_stale(place)]
     if not finished:
@@ -61,18 +63,22 @@ def main(options: argparse.Namespace) -> int:
         require("--weights", options.weights, size <= LIMIT, f"what leaves at most 25 MiB; this is {size / 2**20:.1f}")
     left_out = len(places) - len(finished)
     console.print(f"{len(finished)} trials, {left_out} without a result left out, {len(proved)} with their weights")
-    console.print(escape(str(target)), soft_wrap=True)
+    console.print(escape(str(shown)), soft_wrap=True)
     return OK
 
 
 @contextmanager
 def _replaced(target: Path) -> Iterator[None]:
-    """Within, the directory is new; what it held comes back where anything fails, after a kill at the next time."""
+    """Within, the directory is new; what it held comes back where anything fails.
+
+    Raises InputError where a killed command has left what it held.
+    """
     before, gone = (target.with_name(f".{target.name}.{word}") for word in ("before", "gone"))
-    shutil.rmtree(gone, ignore_errors=True)
     if before.exists():
-        _put_back(before, target)
+        raise InputError(f"{before} was put aside by a command that was killed: move it to {target}, or remove it")
+    shutil.rmtree(gone, ignore_errors=True)
     make_directory(target.parent)
+    terminate = signal.signal(signal.SIGTERM, signal.default_int_handler)
     if target.exists():
         target.rename(before)
     try:
@@ -81,8 +87,10 @@ def _replaced(target: Path) -> Iterator[None]:
     except BaseException:
         _put_back(before, target)
         raise
+    finally:
+        signal.signal(signal.SIGTERM, terminate)
     if before.exists():
-        before.rename(gone)  # at once: a half of it must not come back
+        before.rename(gone)  # at once: a half of it must not be taken for the whole
         shutil.rmtree(gone)
 
 

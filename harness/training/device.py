@@ -25,7 +25,7 @@ def whole_gradients(model: nn.Module) -> Iterator[None]:
     """Within, gradients of the model's weights are written into their own memory alone.
 
     oneDNN 3.13 (torch 2.15) writes past the end of that of a strided 1x1 convolution in channels-last format, on CPUs
-    with AVX2 and without AVX-512, where channels are no multiple of 8. It is left out there for networks that have one.
+    with AVX2 and without AVX-512; seen with fewer than 8 channels coming in. Networks that have one do without it.
     """
     strided = any(
         isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.stride != (1, 1)

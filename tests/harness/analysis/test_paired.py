@@ -237,14 +237,21 @@ def test_rows_of_several_sweeps_are_compared(tmp_path, capsys):
     assert lines["difference"].tolist() == pytest.approx([-100 / 3] * 3) and not (short / paired.FILE).exists()
 
 
-def test_a_trial_that_lies_in_two_sweeps_counts_once_and_is_told(tmp_path, capsys):
-    for sweep in ("here", "there"):
-        add(tmp_path / sweep, [RIGHT])
-    add(tmp_path / "here", [WRONG], model="cnn9")
-    assert main("paired", [str(tmp_path / "here"), str(tmp_path / "there")]) == 0
-    printed = capsys.readouterr().out
-    (told,) = [line for line in printed.splitlines() if line.startswith("left out")]
-    assert str(tmp_path / "there") in told and "another folder holds the same trial" in told
+@pytest.mark.parametrize("what", ["the same trial", "itself", "unfinished", "damaged"])
+def test_a_second_sweep_that_adds_nothing_is_refused(tmp_path, capsys, what):
+    here, there = tmp_path / "here", tmp_path / "there"
+    add(here, [RIGHT])
+    add(here, [WRONG], model="cnn9")
+    if what == "the same trial":
+        add(there, [WRONG])
+    elif what == "unfinished":
+        add(there, [WRONG], model="cnn5", finished=False)
+    elif what == "damaged":
+        (add(there, [WRONG], model="cnn5") / folder.TRIAL).write_text("[]")
+    assert main("paired", [str(here), str(here if what == "itself" else there)]) == 2
+    told = "another folder holds" if what in ("the same trial", "itself") else "no trial has finished"
+    message = capsys.readouterr().err
+    assert told in message and (what == "itself" or str(there) in message)
 
 
 def refused(sweep, capsys, *options):

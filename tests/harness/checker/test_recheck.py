@@ -284,6 +284,9 @@ def test_weights_that_are_not_kept_confirm_nothing_and_only_leaves_them_out(plac
     told = capsys.readouterr().out
     assert f"{folder.WEIGHTS} is not kept here" in told and "with weights here, every verdict" in told
     assert "have no weights here" in told and "some verdicts" not in told
+    change_verdicts(place, lambda table: table.__setitem__(names.VERDICT, names.CERTIFIED), keep_errors=True)
+    assert main("recheck", [str(place.parents[1]), "--images", "2"]) == FAILED
+    assert "some verdicts are not confirmed" in capsys.readouterr().out
     assert main("recheck", [str(place.parents[1]), "--images", "2", "--only", other.name]) == OK
     assert main("recheck", [str(place.parents[1]), "--only", "vgg*"]) == BAD_INPUT
     assert "--only" in capsys.readouterr().err

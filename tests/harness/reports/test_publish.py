@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
+import signal
 
 import pytest
 from made_studies import add, right
 
-from harness.command_line import main
+from harness.command_line import INTERRUPTED, main
 from harness.figures import catalogue
 from harness.reports import publish
 from harness.storage import folder
@@ -96,14 +97,34 @@ def test_what_was_kept_stays_where_the_page_cannot_be_written(study, monkeypatch
     assert [str(path.relative_to(kept)) for path in kept.rglob("*")] == (["study", "study/old"] if before else [])
 
 
-def test_what_a_killed_command_had_put_aside_is_what_was_kept(study, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_was_kept_stays_where_a_signal_ends_it(study, monkeypatch, number):
     sweep, _, kept = study
-    for name, file in (("study", "half"), (".study.before", "old"), (".study.gone", "older")):
+    (kept / "study").mkdir(parents=True)
+    (kept / "study/old").write_text("")
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(publish.report, "write", lambda *_: signal.raise_signal(number))
+    assert run(sweep, kept) == INTERRUPTED
+    assert [str(path.relative_to(kept)) for path in kept.rglob("*")] == ["study", "study/old"]
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_what_a_killed_command_had_put_aside_is_left_and_named(study, capsys):
+    sweep, _, kept = study
+    for name, file in (("study", "half"), (".study.before", "old")):
         (kept / name).mkdir(parents=True)
         (kept / name / file).write_text("")
-    monkeypatch.setattr(publish, "LIMIT", 1000)
     assert run(sweep, kept) == 2
-    assert [str(path.relative_to(kept)) for path in kept.rglob("*")] == ["study", "study/old"]
+    assert f"{kept / '.study.before'} was put aside" in capsys.readouterr().err
+    assert {path.name for path in kept.rglob("*")} == {"study", "half", ".study.before", "old"}
+
+
+def test_a_link_is_published_to_where_it_leads(study):
+    sweep, _, kept = study
+    (kept / "elsewhere").mkdir(parents=True)
+    (kept / "study").symlink_to("elsewhere")
+    assert run(sweep, kept) == run(sweep, kept) == 0
+    assert (kept / "study").is_symlink() and (kept / "elsewhere/report.html").is_file()
 
 
 def test_a_study_is_not_published_onto_itself(study, capsys):

@@ -94,3 +94,18 @@ def test_onednn_is_left_out_where_it_would_write_past_a_gradient(name, capabilit
         assert torch.backends.mkldnn.enabled == (before and not without)
         raise ValueError("a step")
     assert torch.backends.mkldnn.enabled == before
+
+
+def test_a_step_differentiates_without_onednn_where_that_is_needed(tiny_trial, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    seen, backward = [], torch.Tensor.backward
+
+    def watched(tensor, *arguments, **options):
+        seen.append(torch.backends.mkldnn.enabled)
+        return backward(tensor, *arguments, **options)
+
+    monkeypatch.setattr(torch.Tensor, "backward", watched)
+    monkeypatch.setattr("harness.training.trial.judge", None)
+    with pytest.raises(TypeError, match="NoneType"):
+        run_trial(tiny_trial("resnet9", width=0.05, train={"epochs": 2}), tmp_path)
+    assert seen and not any(seen)
