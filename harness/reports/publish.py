@@ -1,10 +1,10 @@
 """`python -m harness.publish results/<sweep>`: what a sweep found, copied to where it is kept, small enough for git.
 
-Of every finished trial, and of what `harness.certify` found of it: config, epochs, verdicts and result; of those that
---weights names also the weights, counterexamples and certificates that `harness.recheck` proves verdicts by. Tables,
-page and figures are made anew there. A study that was published before under that name is replaced as a whole, and
-stays as it was where anything fails or Ctrl-C or SIGTERM ends it. After a kill it lies beside, under a hidden name: the
-next time says so, and does nothing else.
+Of every finished trial, and of what `harness.certify` found of it: config, epochs, verdicts, with widths of bounds in
+single precision, and result; of those that --weights names also the weights, counterexamples and certificates that
+`harness.recheck` proves verdicts by. Tables, page and figures are made anew there. A study that was published before
+under that name is replaced as a whole, and stays as it was where anything fails or Ctrl-C or SIGTERM ends it. After a
+kill it lies beside, under a hidden name: the next time says so, and does nothing else.
 """
 
 import argparse
@@ -22,12 +22,13 @@ from harness.command_line import OK, add_data_dir, add_patterns, add_sweep_direc
 from harness.config.trial import labels
 from harness.errors import InputError, require
 from harness.reports import report
-from harness.storage import certification, folder
+from harness.storage import certification, folder, names
 from harness.storage.files import make_directory
+from harness.storage.parquet import read_table, write_table
 
 LIMIT = 25 * 2**20
-_FOUND = (folder.TRIAL, folder.EPOCHS, folder.VERDICTS)
-_FOUND_FURTHER = (certification.CERTIFICATION, certification.TIMINGS, folder.VERDICTS)
+_FOUND = (folder.TRIAL, folder.EPOCHS)
+_FOUND_FURTHER = (certification.CERTIFICATION, certification.TIMINGS)
 _PROOF = (folder.WEIGHTS, folder.COUNTEREXAMPLES, folder.CERTIFICATES)
 
 
@@ -103,13 +104,15 @@ def _put_back(before: Path, target: Path) -> None:
 
 def _copy(place: Path, to: Path, proved: bool) -> None:
     """A trial, and what was found of it later; without the path of its data, which says nothing elsewhere."""
-    for source, names in [(place, _FOUND), *((further, _FOUND_FURTHER) for further in certification.folders(place))]:
+    for source, files in [(place, _FOUND), *((further, _FOUND_FURTHER) for further in certification.folders(place))]:
         result = folder.read_result(source)
         if result is None:
             continue
         there = to / source.relative_to(place)
         there.mkdir(parents=True)
         folder.write_result(there, replace(result, data=result.data | {"directory": None}))
-        for name in (*names, *(_PROOF if proved else ())):
+        verdicts = read_table(source / folder.VERDICTS)
+        write_table(there / folder.VERDICTS, verdicts.astype({names.WIDTH: "float32"}))
+        for name in (*files, *(_PROOF if proved else ())):
             if (source / name).exists():
                 shutil.copyfile(source / name, there / name)

@@ -25,6 +25,7 @@ def add(sweep, certified, *, model="cnn5", method="ibp", seed=0, epochs=3, warni
     wrong = (~certified).cumsum() <= (~certified).sum() // 2
     verdicts = np.where(certified, names.CERTIFIED, np.where(wrong, names.MISCLASSIFIED, names.UNKNOWN))
     table = pd.DataFrame({names.INDEX: range(len(certified)), names.LABEL: 3, names.VERDICT: verdicts})
+    table[names.WIDTH] = np.linspace(0.1, 3, len(table))
     table.to_parquet(path / folder.VERDICTS)
     for epoch in range(epochs):
         folder.write_epoch(path, _epoch(model, epoch))

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import signal
 
+import pandas as pd
 import pytest
 from made_studies import add, right
 
@@ -11,6 +12,7 @@ from harness.command_line import INTERRUPTED, main
 from harness.figures import catalogue
 from harness.reports import publish
 from harness.storage import folder
+from harness.storage.parquet import read_table
 
 
 @pytest.fixture
@@ -39,7 +41,10 @@ def test_what_was_found_is_kept_and_what_proves_it_where_asked_for(study, capsys
     for place, names in ((places[0], found), (places[1], found | proofs)):
         copy = kept / "study/trials" / place.name
         assert {path.name for path in copy.iterdir()} == names | {folder.RESULT}
-        assert all((copy / name).read_bytes() == (place / name).read_bytes() for name in names)
+        assert all((copy / name).read_bytes() == (place / name).read_bytes() for name in names - {folder.VERDICTS})
+        kept_verdicts, verdicts = read_table(copy / folder.VERDICTS), read_table(place / folder.VERDICTS)
+        assert kept_verdicts["width"].dtype == "float32"
+        pd.testing.assert_frame_equal(kept_verdicts.astype(verdicts.dtypes), verdicts, rtol=1e-7, atol=0)
     assert not (kept / "study/trials" / places[2].name).exists()
     assert json.loads((kept / "study/leaderboard.json").read_text())[0]["seeds"] == 2
     assert (kept / "study/report.html").is_file()
