@@ -18,11 +18,6 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cerdeq"
 
 
-def best_device() -> torch.device:
-    """A GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def describe_environment(device: torch.device) -> dict[str, str]:
     """Device, threads, Python and package versions, and the code's commit."""
     processor = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {platform.machine()}"

@@ -1,4 +1,4 @@
-"""Memory that ran out; freed memory: what glibc keeps of it for the next tensor while a trial runs, and what is given
+"""Freed memory: what glibc keeps of it for the next tensor while a trial runs, and what is given
 back after it.
 
 By default glibc has every large tensor mapped from the system anew and given back when it is freed, so that each
@@ -34,19 +34,6 @@ def kept_memory() -> Iterator[None]:
         yield
     finally:
         library.malloc_trim(0)
-
-
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error is of memory that ran out, or came of one: a capture or a compilation may wrap it."""
-    while error is not None and not _ran_out(error):
-        error = error.__cause__ or error.__context__
-    return error is not None
-
-
-def _ran_out(error: BaseException) -> bool:
-    """Torch's allocator for CPUs has no type of its own."""
-    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return known or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
 
 def free_memory() -> None:

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import is_fake
 
 from cerdeq.bounds.backward import linear_lower_bound
 from cerdeq.bounds.bounds import BOUNDS, Bound, Question, both_ends, bound_named, lower_bounds
@@ -41,6 +40,7 @@ __all__ = [
     "register",
     "slack",
     "trace",
+    "unchecked_margin_spec",
     "values_of",
 ]
 
@@ -85,11 +85,15 @@ def margin_spec(labels: Tensor, classes: int) -> Tensor:
     """The margins of the true class over each other one: labels [B] -> spec [B, classes - 1, classes].
 
     Row k of example b is the unit vector of its label minus that of the k-th other class. Raises ValueError where a
-    label is out of range (unchecked inside torch.compile, and of fake tensors, which have no values).
+    label is out of range.
     """
-    known = not torch.compiler.is_compiling() and not is_fake(labels)
-    if known and not bool(((labels >= 0) & (labels < classes)).all()):
+    if not bool(((labels >= 0) & (labels < classes)).all()):
         raise ValueError(f"labels must lie in 0 to {classes - 1}, found {labels.min().item()} to {labels.max().item()}")
+    return unchecked_margin_spec(labels, classes)
+
+
+def unchecked_margin_spec(labels: Tensor, classes: int) -> Tensor:
+    """`margin_spec` of labels that lie in range: no value is read, as compiled and captured steps must not."""
     identity = torch.eye(classes, device=labels.device)
     others = torch.arange(classes - 1, device=labels.device).expand(len(labels), -1)
     others = others + (others >= labels[:, None])

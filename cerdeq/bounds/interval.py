@@ -260,8 +260,18 @@ def _lifted(x: Any, like: Interval) -> Interval:
     """x itself, or a constant as an Interval of radius 0, in the precision of `like`."""
     if isinstance(x, Interval):
         return x
-    value = torch.as_tensor(x, dtype=like.center.dtype, device=like.center.device)
+    value = tensor_like(x, like.center)
     return Interval(value, torch.zeros_like(value), value)
+
+
+def tensor_like(constant: Any, like: Tensor) -> Tensor:
+    """Return a constant as a tensor in the precision and on the device of another one.
+
+    A number is filled in on the device, since a copy from the host cannot be captured in a CUDA graph.
+    """
+    if isinstance(constant, int | float):
+        return torch.full((), constant, dtype=torch.float64, device=like.device).to(like.dtype)
+    return torch.as_tensor(constant, dtype=like.dtype, device=like.device)
 
 
 def negative(ctx: Context, x: Interval) -> Interval:
@@ -272,7 +282,7 @@ def negative(ctx: Context, x: Interval) -> Interval:
 def multiply(ctx: Context, x: Any, y: Any) -> Interval:
     """Product of an Interval and a constant, in either order."""
     interval, factor = (x, y) if isinstance(x, Interval) else (y, x)
-    factor = torch.as_tensor(factor, dtype=interval.center.dtype, device=interval.center.device)
+    factor = tensor_like(factor, interval.center)
     clean = None if interval.clean is None else interval.clean * factor
     radius = absorb(ctx, interval.center, interval.radius, 4) * factor.abs()
     radius = _underflowed(ctx, settle(ctx, radius, 1), interval)
@@ -288,7 +298,7 @@ def _underflowed(ctx: Context, radius: Tensor, x: Interval) -> Tensor:
 
 def divide(ctx: Context, x: Interval, y: Any) -> Interval:
     """An Interval over a constant."""
-    divisor = torch.as_tensor(y, dtype=x.center.dtype, device=x.center.device)
+    divisor = tensor_like(y, x.center)
     clean = None if x.clean is None else x.clean / divisor
     radius = settle(ctx, absorb(ctx, x.center, x.radius, 4) / divisor.abs(), 1)
     if ctx.sound:  # a divisor that is out of range has lost all of its digits

@@ -21,7 +21,7 @@ from torch.func import vjp, vmap
 
 from cerdeq.bounds import convolution
 from cerdeq.bounds.convolution import paddings
-from cerdeq.bounds.interval import Context, Interval, PrecisionError, pair
+from cerdeq.bounds.interval import Context, Interval, PrecisionError, pair, tensor_like
 from cerdeq.bounds.precision import without_autocast
 
 
@@ -148,7 +148,7 @@ def combination(weights: Callable[..., list[tuple[Any, Any]]], interval: Callabl
 
 def _per_row(constant: Any, coefficients: Tensor) -> Any:
     """A constant, to broadcast over coefficients [B, K, *shape]."""
-    value = torch.as_tensor(constant, dtype=coefficients.dtype, device=coefficients.device)
+    value = tensor_like(constant, coefficients)
     return value.unsqueeze(1) if value.dim() == coefficients.dim() - 1 else value
 
 

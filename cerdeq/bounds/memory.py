@@ -15,6 +15,7 @@ from cerdeq.bounds.precision import counted_rounding
 
 SEARCH_COPIES = 12  # of a backward pass, when it is differentiated
 _CPU_MEMORY, _LEAST_MEMORY, _CPU_CACHE = 2**29, 2**20, 2**24
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "_status_alloc_failed", "error_out_of_memory")
 _VALUE_COPIES = 8  # of the values of a forward pass: boxes before and after tightening, and what a rule works with
 
 
@@ -51,12 +52,26 @@ def without_overrun(bounds: Callable[[int, int, int], Tensor], start: int, stop:
     """`bounds` of examples start to stop; where a GPU runs out of memory all the same, by halves."""
     try:
         return bounds(start, stop, memory)
-    except torch.OutOfMemoryError:
-        if memory < _LEAST_MEMORY:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or memory < _LEAST_MEMORY:
             raise
     middle = (start + stop + 1) // 2
     parts = [(start, middle), (middle, stop)] if middle < stop else [(start, stop)]
     return torch.cat([without_overrun(bounds, *part, memory // 2) for part in parts])
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error is of memory that ran out, or came of one: a capture or a compilation may wrap it."""
+    while error is not None and not _ran_out(error):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _ran_out(error: BaseException) -> bool:
+    """Only torch's allocator for CUDA has a type of its own; CUDA itself, its libraries and CPUs say it in words."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
 
 
 def bytes_per_example(values: list[Any]) -> int:

@@ -11,7 +11,7 @@ from cerdeq.bounds.bounds import Question, linear, lower_bounds, tightened
 from cerdeq.bounds.forward import values_of
 from cerdeq.bounds.graph import Program, refuse_another_function
 from cerdeq.bounds.interval import Context, Interval, PrecisionError
-from cerdeq.bounds.memory import default_memory
+from cerdeq.bounds.memory import default_memory, is_out_of_memory
 from cerdeq.bounds.narrow import in_float32, rounded
 from cerdeq.bounds.precision import counted_rounding
 from cerdeq.boxes import Box
@@ -96,9 +96,11 @@ def decide_one(
             proof = Side(program, tight.values, spec[0])
             search = proof if narrow is None else Side(narrow, rounded(narrow, tight.values), spec[0].float())
             return decide(proof, search, lower, budget, memory, certified)
-    except (torch.OutOfMemoryError, MemoryError):
-        return Decision(OUT_OF_MEMORY, lower)
     except PrecisionError:
         if narrow is None:
             raise
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            return Decision(OUT_OF_MEMORY, lower)
+        raise
     return decide_one(program, None, x, spec, lower, budget, certified)  # sums too long for float32

@@ -17,7 +17,8 @@ from harness.config.plugins import load_for
 from harness.config.settings import BAB
 from harness.config.trial import TrialConfig, digested
 from harness.data import Data, Split, load
-from harness.environment import best_device, describe_environment
+from harness.device import best_device
+from harness.environment import describe_environment
 from harness.errors import require
 from harness.evaluation.evidence import write_evidence
 from harness.evaluation.metrics import final_metrics, finite_or_none, warnings

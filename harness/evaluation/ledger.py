@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.memory import free_memory, is_out_of_memory
+from cerdeq.bounds.memory import is_out_of_memory
+from harness.memory import free_memory
 from harness.storage import names
 
 T = TypeVar("T")

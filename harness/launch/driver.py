@@ -13,7 +13,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 
@@ -22,6 +21,7 @@ from harness.command_line import FAILED, OK, add_data_dir, add_patterns, add_res
 from harness.config.sweep_file import CPU_PROFILE, Sweep, load_sweep
 from harness.config.trial import FULL_PROFILE, labels, rows
 from harness.data import Data, data_directory, load
+from harness.device import best_device
 from harness.errors import InputError, require
 from harness.launch import plan
 from harness.launch.estimate import longest_first
@@ -107,7 +107,7 @@ def main(options: argparse.Namespace) -> int:
         folder.refuse_another(places[trial.key], trial)
     study = Study(sweep, data, chosen, named, shared, places)
     if options.dry_run:
-        _announce(study, study.waiting(), options.profile, console)
+        _announce(study, study.waiting(), options, console)
         plan.show(study, options.retry_failed, options.ray_address, console)
         return OK
     with locked(directory), shared.held():
@@ -140,7 +140,7 @@ def _complete(study: Study, options: argparse.Namespace, console: Console) -> in
     """Run what lacks a result, then bring MLflow and the tables up to date."""
     sweep, directory, places = study.sweep, study.directory, study.places
     waiting = study.waiting()
-    _announce(study, waiting, options.profile, console)
+    _announce(study, waiting, options, console)
     tried = longest_first(study, study.tried(options.retry_failed))
     meant = {trial.key for trial in tried}
     for trial in waiting:
@@ -259,7 +259,7 @@ def _rows(directory: Path, trials: list[Trial]) -> dict[str, str]:
 
 def _has_gpu(ray_address: str | None) -> bool:
     if ray_address is None:
-        return torch.cuda.is_available()
+        return best_device().type == "cuda"
     from harness.launch.ray_cluster import cluster_has_gpu
 
     return cluster_has_gpu(ray_address)
@@ -300,7 +300,7 @@ def _export(trials: list[Trial], target: Path) -> int:
     return OK
 
 
-def _announce(study: Study, waiting: list[Trial], asked: str | None, console: Console) -> None:
+def _announce(study: Study, waiting: list[Trial], options: argparse.Namespace, console: Console) -> None:
     """The first lines: what runs, on which data, under which profile."""
     sweep, data = study.sweep, study.data
     config, trials = sweep.trials[0], study.trials
@@ -311,8 +311,10 @@ def _announce(study: Study, waiting: list[Trial], asked: str | None, console: Co
         f"data: {len(data.train):,} training and {len(data.test):,} test images "
         f"from {escape(str(data.directory or 'a package'))}",
     ]
-    if sweep.profile == CPU_PROFILE and asked is None:
+    if sweep.profile == CPU_PROFILE and options.profile is None:
         lines.append("no GPU here: profile 'cpu' was picked")
+    elif sweep.resources.gpu and not _gpu(sweep, options):
+        lines.append("no GPU here: trials train on the CPU")
     if sweep.profile != FULL_PROFILE:
         widths = ", ".join(f"{width:g}" for width in sorted({trial.width for trial in sweep.trials}))
         epochs = ", ".join(str(count) for count in sorted({trial.train.epochs for trial in sweep.trials}))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from harness.config.trial import identity
+from harness.device import memory_share
 from harness.launch.study import Study
 from harness.storage.folder import Trial
 from harness.training.footprint import training_memory
@@ -40,7 +41,7 @@ def share(gpu: float) -> int | None:
     devices: list[Any] = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
     if not devices or not gpu:
         return None
-    return int(min(1.0, gpu) * min(device.total_memory for device in devices))
+    return memory_share(gpu, min(device.total_memory for device in devices))
 
 
 def warning(study: Study, trials: list[Trial]) -> str | None:

@@ -3,8 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
-
+from harness.device import take_share
 from harness.launch.ray_cluster import MAX_RETRIES, check_resources, cluster, ray
 
 _CPUS = 1
@@ -33,8 +32,7 @@ def run_tasks(
 
 def _within_share(work: Callable[..., Any], gpus: float, *piece: Any) -> Any:
     """What a worker runs."""
-    if gpus > 0:
-        torch.cuda.set_per_process_memory_fraction(min(1.0, gpus))
+    take_share(gpus)
     return work(*piece)
 
 

@@ -31,6 +31,7 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
 from harness.clock import OutOfTime
+from harness.device import take_share
 from harness.environment import source_digest
 from harness.errors import InputError
 from harness.launch.shared import is_stopped, run_at
@@ -101,10 +102,7 @@ def train_folder(config: dict[str, Any]) -> None:
         return
     given = ray.get_runtime_context().get_assigned_resources()
     torch.set_num_threads(max(1, int(given.get("CPU", 1))))
-    if (share := given.get("GPU", 0)) > 0:
-        if not torch.cuda.is_available():
-            raise RuntimeError(f"trial {directory.name} was given a GPU that torch does not see")
-        torch.cuda.set_per_process_memory_fraction(min(1.0, share))  # the rest is of those it shares the GPU with
+    take_share(given.get("GPU", 0))
     told, code = (tune.report, config["data_dir"], _report_judged), config.get("code")
     with suppress(*HOPELESS, OutOfTime):  # failure.json tells; or the sweep is asked to stop
         if uri:

@@ -27,7 +27,7 @@ from harness.training.trial import Judged, Report
 
 MARK = ".remote"
 """In a mirror: the address."""
-_TO_GO_ON = (folder.CHECKPOINT, folder.PREVIOUS, folder.JUDGED)
+_TO_GO_ON = (folder.CHECKPOINT, folder.PREVIOUS, folder.WITHOUT, folder.JUDGED)
 _MIRRORS = Path("results")
 
 _log = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from baselines import DATASETS, build
 from harness.config.radius import Radius
 from harness.config.settings import TrainSettings
 from harness.config.trial import TrialConfig
+from harness.device import whole_gradients
 from harness.training.augment import augmented, draw
-from harness.training.device import whole_gradients
 from harness.training.initialise import initialise
 from harness.training.step import Stepper, make_optimiser
 

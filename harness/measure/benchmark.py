@@ -20,7 +20,8 @@ from rich.table import Table
 
 from baselines import DATASETS, network_names
 from harness.command_line import OK
-from harness.environment import best_device, describe_environment, device_title
+from harness.device import best_device
+from harness.environment import describe_environment, device_title
 from harness.errors import require
 from harness.measure import peer
 from harness.measure.bench import Bench

@@ -18,7 +18,8 @@ from cerdeq.equilibrium.certificate import channel_matrix
 from cerdeq.equilibrium.recurrence import apply_weight
 from cerdeq.equilibrium.solver import SOLVERS, solve
 from harness.command_line import OK
-from harness.environment import best_device, device_title
+from harness.device import best_device
+from harness.environment import device_title
 from harness.errors import InputError
 from harness.measure.timing import medians
 

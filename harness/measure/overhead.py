@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.environment import best_device
+from harness.device import best_device
 from harness.storage import folder
 from harness.storage.files import write_text
 from harness.training import run_trial

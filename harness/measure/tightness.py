@@ -22,7 +22,8 @@ from harness.command_line import OK, add_data_dir
 from harness.config.plugins import load_for
 from harness.config.trial import labels
 from harness.data import load
-from harness.environment import best_device, device_title
+from harness.device import best_device
+from harness.environment import device_title
 from harness.errors import require
 from harness.storage import folder
 from harness.training import load_network

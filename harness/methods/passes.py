@@ -7,8 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cerdeq import margin_spec
-from cerdeq.bounds import Backward, Context, Interval, Program, linear_lower_bound, output_of, values_of
+from cerdeq.bounds import (
+    Backward,
+    Context,
+    Interval,
+    Program,
+    linear_lower_bound,
+    output_of,
+    unchecked_margin_spec,
+    values_of,
+)
 from cerdeq.boxes import Box, clipped_ball
 
 
@@ -32,7 +40,7 @@ class Batch:
     @property
     def spec(self) -> Tensor:
         """[B, K - 1, K]: the margins of the labels."""
-        return margin_spec(self.labels, self.classes).to(self.x)
+        return unchecked_margin_spec(self.labels, self.classes).to(self.x)
 
     @property
     def attacked(self) -> Tensor:

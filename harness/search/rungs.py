@@ -15,7 +15,7 @@ from cerdeq.equilibrium import fold
 from harness.clock import OutOfTime
 from harness.config.trial import TrialConfig
 from harness.data import load
-from harness.environment import best_device
+from harness.device import best_device
 from harness.evaluation.verdicts import errors_without_attack
 from harness.storage import folder, names
 from harness.storage.files import parsed, write_json

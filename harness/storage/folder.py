@@ -4,6 +4,7 @@
     epochs.jsonl         one line an epoch, from epoch 0: the untrained network
     checkpoint.pt        network, optimiser, epoch: where a retry goes on; rows of later epochs are written again
     checkpoint.previous.pt   the one before, where a retry goes on if the last one is damaged
+    without.txt          optimisations that training does without since they failed, one a line; until the end
     judged.pt            verdicts so far, while the network is judged
     weights.safetensors  the final network, parametrisations folded in
     verdicts.parquet     one row a test example
@@ -40,6 +41,7 @@ CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 JUDGED, VERDICTS, RESULT, FAILURE = "judged.pt", "verdicts.parquet", "result.json", "failure.json"
 LOG = "log.txt"
 CHOSEN = "chosen.json"
+WITHOUT = "without.txt"
 STOP = ".stop"
 """In the sweep's directory: where it is, trials end after the epoch, or the batch of judging, that they are in."""
 COUNTEREXAMPLES = "counterexamples.safetensors"
@@ -235,6 +237,19 @@ def write_epoch(directory: Path, row: dict[str, Any]) -> None:
         require_there(directory)
     rows = [old for old in read_epochs(directory) if old[EPOCH] < row[EPOCH]] + [row]
     write_text(Path(directory) / EPOCHS, "".join(json.dumps(r, allow_nan=False) + "\n" for r in rows))
+
+
+def read_without(directory: Path) -> list[str]:
+    """Return a line for each optimisation that failed and that the trial is trained without."""
+    path = Path(directory) / WITHOUT
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def add_without(directory: Path, lines: list[str]) -> None:
+    """Add lines to those that `read_without` returns; a line that is there is not added again."""
+    before = read_without(directory)
+    if added := [line for line in lines if line not in before]:
+        write_text(Path(directory) / WITHOUT, "".join(line + "\n" for line in before + added))
 
 
 def trial_folders(sweep_directory: Path) -> list[Path]:

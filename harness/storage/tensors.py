@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from harness.memory import is_out_of_memory
+from cerdeq.bounds.memory import is_out_of_memory
 from harness.storage.files import DamagedFileError, write_atomically
 
 T = TypeVar("T")

@@ -4,7 +4,9 @@ import copy
 import functools
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +30,12 @@ _LIMIT = 64  # of variants of one function: a network, a method and a count of i
 
 @dataclass(frozen=True)
 class Decision:
-    """compiled: whether steps are. why: that, and its reason, in a line."""
+    """How to train. compiled: whether steps are compiled. why: the reason, in a line. failed: compiling was wanted and
+    does not work here."""
 
     compiled: bool
     why: str
+    failed: bool = False
 
 
 def decide(config: TrialConfig, model: nn.Module, images: int, device: torch.device, before: bool | None) -> Decision:
@@ -53,7 +57,7 @@ def decide(config: TrialConfig, model: nn.Module, images: int, device: torch.dev
     else:
         estimate = "as before" if before else "as the trial says" if wanted == "always" else "on a GPU"
     if (problem := compiler_problem(device.type)) is not None:
-        return Decision(False, f"eager steps, since compiling does not work here: {problem}")
+        return Decision(False, f"eager steps, since compiling does not work here: {problem}", failed=True)
     return Decision(True, f"compiled steps: {estimate}")
 
 
@@ -61,6 +65,16 @@ def prepare() -> None:
     """Forget what was compiled for other trials of this process, whose code would pile up; files are kept."""
     torch.compiler.reset()
     torch._dynamo.config.recompile_limit = _LIMIT
+
+
+def compiled_loss(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """The loss, compiled when it is called first, by kernels of which none is chosen by timing.
+
+    Said to the compiler with each function: Dynamo puts back what is said of all, before the backward is compiled.
+    """
+    inductor: Any = import_module("torch._inductor.config")  # here, since it takes seconds
+    options: dict[str, Any] = {"deterministic": True} if hasattr(inductor, "deterministic") else {}
+    return torch.compile(loss, fullgraph=True, dynamic=False, options=options)
 
 
 @functools.cache

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from baselines import DATASETS, build
 from harness.clock import Clock, OutOfTime
 from harness.config.trial import TrialConfig
+from harness.device import tf32
 from harness.storage import names
-from harness.storage.folder import read_epochs, write_epoch
+from harness.storage.folder import add_without, read_epochs, write_epoch
 from harness.training import checkpoint
 from harness.training.augment import draw, seed_of
 from harness.training.batch_norm import recompute_statistics
 from harness.training.compilation import decide
-from harness.training.device import set_up, tf32
 from harness.training.initialise import initialise
 from harness.training.monitor import monitored, monitored_untrained
 from harness.training.out_of_memory import divided
@@ -62,7 +62,6 @@ def train(
     """
     clock = Clock() if clock is None else clock
     config = divided(config, split)
-    set_up(device)
     torch.manual_seed(config.seed)
     model = build(config.model, config.dataset, config.width, **config.options)
     if config.train.initialisation == "ibp":
@@ -86,9 +85,11 @@ def train(
             decision = decide(config, model, len(images), device, _compiled_before(directory, done))
             _log.info(decision.why)
             stepper = Stepper(config, model, optimiser, images, labels, averaged, decision.compiled)
+            stepper.given_up += [decision.why] * decision.failed
         row = _epoch(config, stepper, epoch, directory)
         if split > 1:
             row[names.TRAIN_ACCUMULATE] = config.train.accumulate
+        add_without(directory, stepper.given_up)
         write_epoch(directory, row)  # first: a row without its checkpoint is written again, a row never written is lost
         clock.lasted[kind] = time.monotonic() - began
         stop = epoch < last and (epoch == clock.until or not clock.fits(EPOCH))

@@ -1,24 +1,35 @@
-"""One optimiser step, a function of tensors only; compiled where asked, on CUDA captured in one CUDA graph."""
+"""One optimiser step, a function of tensors only; compiled where asked, on CUDA captured in one CUDA graph.
+
+Whole steps are captured here, and not losses alone by `torch.compile(mode="reduce-overhead")`: that leaves 56 launches
+a step in place of 8, and an attack's hundreds, and captures nothing where there is no compiler.
+"""
 
 import gc
-from collections.abc import Callable
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from baselines import DATASETS
 from cerdeq.bounds import trace
+from cerdeq.bounds.memory import is_out_of_memory
 from cerdeq.equilibrium import FixedPoint, advance
 from harness.config.trial import TrialConfig
+from harness.device import whole_gradients
 from harness.methods import Batch, Losses, Method, cross_entropy, make_method
 from harness.subnormals import without_subnormals
 from harness.training.augment import augmented
-from harness.training.compilation import prepare
-from harness.training.device import whole_gradients
+from harness.training.compilation import compiled_loss, prepare
 from harness.training.regularisers import balance, tightness
 
+_log = logging.getLogger(__name__)
 _LARGEST = 1e15
+_WARM_UP_STEPS = 3  # before a capture, as torch asks for
+_WORDS = 30  # of an error's message
 
 Attack = Callable[[Tensor, Tensor, Tensor], Tensor | None]
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
@@ -30,7 +41,8 @@ class Stepper:
 
     A step returns a tensor [3]: the loss, and the numbers of clean and of certified correct examples at its eps (NaN
     where the method bounds no whole balls). averaged: a copy of the model that becomes the average over steps.
-    compiled: whether losses are.
+    compiled: whether losses are. captured: whether a step is one CUDA graph; on CUDA, it is unless that fails.
+    given_up: a line for each optimisation that failed; steps go on without it.
     """
 
     config: TrialConfig
@@ -40,6 +52,7 @@ class Stepper:
     labels: Tensor
     averaged: nn.Module | None = None
     compiled: bool = False
+    given_up: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         # What a schedule decides, as tensors, so that a change of value never recompiles.
@@ -47,35 +60,92 @@ class Stepper:
         self.method = make_method(self.config.method, self.config.method_options)
         self.attacks: dict[str, Attack] = {}
         self.losses: dict[str, Loss] = {}
-        self.graphs: dict[tuple[str | int, ...], _Graph] | None = None
+        self.eager_losses: dict[str, Loss] = {}
+        self.steps: dict[tuple[str | int, ...], Callable[[tuple[Tensor, ...]], Tensor]] = {}
+        self.captured = self.images.device.type == "cuda"
+        self.memory_format = torch.channels_last
         for method in (self.method, self.method.at(1.0)):
-            self.attacks[method.name], self.losses[method.name] = objective(self.config, method, self.model)
+            self.attacks[method.name], self.eager_losses[method.name] = objective(self.config, method, self.model)
+        self.losses = self.eager_losses
         if self.compiled:
             prepare()
-            self.losses = {
-                name: torch.compile(loss, fullgraph=True, dynamic=False) for name, loss in self.losses.items()
-            }
-        if self.images.device.type == "cuda":
-            self.graphs = {}
+            self.losses = {name: compiled_loss(loss) for name, loss in self.eager_losses.items()}
 
     def __call__(self, choices: tuple[Tensor, ...], eps: float, learning_rate: float) -> Tensor:
         """One step on the chosen examples (index, flip, down, across, each [B])."""
-        self.eps.fill_(eps)
-        self.learning_rate.fill_(learning_rate)
         progress = eps / float(self.config.train_eps)
         for network in (self.model, self.averaged):
             if network is not None:
                 advance(network, progress)
         method = self.method.at(progress).name
-        if self.graphs is None:
-            return self.eager(choices, method)
         counts = [module.iterations for module in self.model.modules() if isinstance(module, FixedPoint)]
         key: tuple[str | int, ...] = (method, *counts)
-        if key not in self.graphs:
-            self.graphs.clear()  # eps only rises, so that older ones are not replayed; each has memory of its own
-            self.graphs[key] = _Graph(self, method, choices)
-            self.eps.fill_(eps)
-        return self.graphs[key](choices)
+        if key not in self.steps:
+            self.steps.clear()  # eps only rises, so that older graphs are not replayed; each has memory of its own
+            self.steps[key] = self._make_step(choices, method)
+        self.eps.fill_(eps)
+        self.learning_rate.fill_(learning_rate)
+        return self.steps[key](choices)
+
+    def _make_step(self, choices: tuple[Tensor, ...], method: str) -> Callable[[tuple[Tensor, ...]], Tensor]:
+        """Return a function that takes one step by `method`, with every optimisation that works on this machine.
+
+        Trial steps are taken to find out; the model, the optimiser and the random generators are restored after them.
+
+        Raises:
+            Exception: what an eager step raises with no optimisation left, or any error for lack of memory.
+        """
+        eager = partial(self.eager, method=method)
+        if not (self.compiled or self.captured):
+            return eager
+        while True:
+            trying = "compiled steps" if self.compiled else "channels-last format and fused Adam"
+            try:
+                with _restoring_state(self):
+                    stream = self._warm_up(choices, method)
+                    if not self.captured:
+                        return eager
+                    trying = "CUDA graphs"
+                    return _Graph(eager, choices, stream)
+            except Exception as error:  # whatever a compiler, a driver or a library may do
+                if is_out_of_memory(error) or not self._give_up(trying, error):
+                    raise
+            self.optimiser.zero_grad(set_to_none=True)
+            gc.collect()  # here, where the error holds neither graphs nor gradients
+
+    def _warm_up(self, choices: tuple[Tensor, ...], method: str) -> "torch.cuda.Stream | None":
+        """Take steps as a capture wants it, on a stream of their own, which is returned; on a CPU just one."""
+        self.eps.fill_(1e-6)
+        self.learning_rate.zero_()
+        if self.images.device.type == "cpu":
+            self.eager(choices, method)
+            return None
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UP_STEPS):
+                self.eager(choices, method)
+        torch.cuda.current_stream().wait_stream(stream)
+        self.optimiser.zero_grad(set_to_none=True)
+        gc.collect()
+        return stream
+
+    def _give_up(self, what: str, error: Exception) -> bool:
+        """Do without an optimisation that failed; False where there is none left to do without."""
+        if what == "CUDA graphs":
+            self.captured = False
+        elif self.compiled:
+            self.compiled, self.losses = False, self.eager_losses
+        elif self.memory_format == torch.channels_last:
+            self.memory_format = torch.contiguous_format
+            self.model.to(memory_format=torch.contiguous_format)
+            for group in self.optimiser.param_groups:
+                group["fused"] = False
+        else:
+            return False
+        self.given_up.append(f"{what} given up: {type(error).__name__}: {' '.join(str(error).split()[:_WORDS])}")
+        _log.warning(self.given_up[-1])
+        return True
 
     @without_subnormals()
     def eager(self, choices: tuple[Tensor, ...], method: str) -> Tensor:
@@ -95,7 +165,7 @@ class Stepper:
 
     def _differentiate(self, choices: tuple[Tensor, ...], method: str) -> Tensor:
         """Add a part's share to the gradients; its report [3]."""
-        x = augmented(self.images, *choices).contiguous(memory_format=torch.channels_last)
+        x = augmented(self.images, *choices).contiguous(memory_format=self.memory_format)
         labels = self.labels[choices[0]]
         loss, report = self.losses[method](x, labels, self.eps, self.attacks[method](x, labels, self.eps))
         with whole_gradients(self.model):
@@ -109,7 +179,10 @@ class Stepper:
             return
         taken = next(iter(self.optimiser.state.values()))["step"].to(self.eps)
         weight = (1 / taken).clamp(min=1 - decay)  # a plain mean at first: the untrained network has no part in it
-        torch._foreach_lerp_(_floats(self.averaged), _floats(self.model), weight)
+        average = _floats(self.averaged)
+        moves = torch._foreach_sub(_floats(self.model), average)
+        torch._foreach_mul_(moves, weight)  # not _foreach_lerp_, which reads its weight on the host
+        torch._foreach_add_(average, moves)
 
 
 def make_optimiser(model: nn.Module, device: torch.device) -> torch.optim.Adam:
@@ -168,28 +241,18 @@ def _floats(model: nn.Module) -> list[Tensor]:
 
 
 class _Graph:
-    """The whole step as one CUDA graph on fixed buffers. Warming up leaves model and optimiser as they were."""
+    """A step as one CUDA graph on fixed buffers."""
 
-    def __init__(self, stepper: Stepper, method: str, choices: tuple[Tensor, ...]):
+    def __init__(
+        self,
+        step: Callable[[tuple[Tensor, ...]], Tensor],
+        choices: tuple[Tensor, ...],
+        stream: torch.cuda.Stream | None,
+    ):
         self.choices = tuple(choice.clone() for choice in choices)
-        stepper.eps.fill_(1e-6)
-        state = _state(stepper)
-        kept = [tensor.clone() for tensor in state]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        # The generator's state is kept, else a restart would attack from elsewhere.
-        with torch.cuda.stream(stream), torch.random.fork_rng([stepper.images.device]):
-            for _ in range(3):
-                stepper.eager(self.choices, method)
-        torch.cuda.current_stream().wait_stream(stream)
-        stepper.optimiser.zero_grad(set_to_none=True)
-        gc.collect()
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, stream=stream):
-            self.report = stepper.eager(self.choices, method)
-        with torch.no_grad():
-            for tensor, value in zip(state, kept, strict=True):
-                tensor.copy_(value)
+            self.report = step(self.choices)
 
     def __call__(self, choices: tuple[Tensor, ...]) -> Tensor:
         for buffer, value in zip(self.choices, choices, strict=True):
@@ -198,8 +261,24 @@ class _Graph:
         return self.report.clone()
 
 
-def _state(stepper: Stepper) -> list[Tensor]:
-    """Every tensor that a step changes in place, the optimiser's made first where it has none yet."""
+@contextmanager
+def _restoring_state(stepper: Stepper) -> Iterator[None]:
+    """Restore the model, the optimiser, the average and the random generators at the end of the block."""
+    state = _state_tensors(stepper)
+    with torch.no_grad():  # a clone with gradients would hold nodes of the stream that it was made on
+        saved = [tensor.clone() for tensor in state]
+    device = stepper.images.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for tensor, value in zip(state, saved, strict=True):
+                    tensor.copy_(value)
+
+
+def _state_tensors(stepper: Stepper) -> list[Tensor]:
+    """Return every tensor that a step changes in place, after creating the optimiser's moments if it has none yet."""
     model, optimiser = stepper.model, stepper.optimiser
     if not optimiser.state:
         for parameter in model.parameters():

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from cerdeq.bounds.memory import is_out_of_memory
 from cerdeq.equilibrium import FixedPoint, fold
 from harness.clock import Clock
 from harness.config.plugins import load_for
 from harness.config.trial import TrialConfig
 from harness.data import Data, Split, load
-from harness.environment import best_device, describe_environment, source_digest
+from harness.device import best_device
+from harness.environment import describe_environment, source_digest
 from harness.errors import require
 from harness.evaluation.equilibria import recurrence_report
 from harness.evaluation.evidence import write_evidence
@@ -24,7 +26,7 @@ from harness.evaluation.kept import KeptBatches
 from harness.evaluation.metrics import final_metrics, finite_or_none, warnings
 from harness.evaluation.network import load_network
 from harness.evaluation.verdicts import SoundnessError, judge
-from harness.memory import free_memory, is_out_of_memory, kept_memory
+from harness.memory import free_memory, kept_memory
 from harness.storage import folder, names
 from harness.storage.files import remove_unfinished, write_atomically
 from harness.storage.parquet import write_table
@@ -117,7 +119,7 @@ def _finished(
             result = _run(trial, data, directory, report, judged, clock)
         folder.write_result(directory, result)
     (directory / folder.FAILURE).unlink(missing_ok=True)  # last: a trial that once failed is known until it is done
-    for name in (folder.JUDGED, folder.PREVIOUS):
+    for name in (folder.JUDGED, folder.PREVIOUS, folder.WITHOUT):
         (directory / name).unlink(missing_ok=True)
     return result
 
@@ -162,7 +164,7 @@ def _run(
         names.EVALUATION_SECONDS: kept.seconds + time.monotonic() - started,
     }
     finite = finite_or_none(metrics)
-    told = warnings(judgement, finite) + _divided_batches(config, rows) + _not_compiled(config, rows)
+    told = warnings(judgement, finite) + _divided_batches(config, rows) + folder.read_without(directory)
     for warning in told:
         _log.debug("warning: %s", warning)
     _log.debug("done: certified error %.2f %%", metrics[names.CERTIFIED_ERROR])
@@ -178,12 +180,6 @@ def _also_logged(report: Report) -> Report:
         report(row)
 
     return told
-
-
-def _not_compiled(config: TrialConfig, rows: list[dict[str, Any]]) -> list[str]:
-    """A warning where steps were to be compiled and were not."""
-    eager = any(row.get(names.TRAIN_COMPILED) == 0 for row in rows)
-    return ["steps were eager, since compiling did not work"] if eager and config.train.compile == "always" else []
 
 
 def _train(

@@ -93,14 +93,13 @@ def at_once(seen, when):
     return [probe for probe in seen if probe["start"] <= when < probe["end"]]
 
 
-@pytest.mark.parametrize(("given", "shares"), [({"GPU": 0.5}, [0.5]), ({"GPU": 1.0}, [1.0]), ({"CPU": 1.0}, [])])
+@pytest.mark.parametrize(("given", "shares"), [({"GPU": 0.5}, [0.5]), ({"GPU": 1.0}, [1.0]), ({"CPU": 1.0}, [0])])
 def test_a_worker_keeps_to_its_share_of_the_memory_and_gives_it_back(monkeypatch, tmp_path, given, shares):
     done = []
     context = SimpleNamespace(get_assigned_resources=lambda: given)
     monkeypatch.setattr(ray_tune.ray, "get_runtime_context", lambda: context)
     monkeypatch.setattr(ray_tune.torch, "set_num_threads", lambda count: None)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", done.append)
+    monkeypatch.setattr(ray_tune, "take_share", done.append)
     monkeypatch.setattr(ray_tune, "run_folder", lambda *_, **__: done.append("run"))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: done.append("emptied"))
     ray_tune.train_folder({"directory": str(tmp_path), "data_dir": None})

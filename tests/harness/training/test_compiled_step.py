@@ -18,6 +18,13 @@ TRACED = [
 FEW = {"cerdeq": {"iterations": 2, "backward_iterations": 1}}  # compiling takes as long as there are iterations
 
 
+def on_a_gpu(test):
+    """What compiles there takes minutes, and its libraries warn of things that no test is about."""
+    for mark in (pytest.mark.gpu, pytest.mark.timeout(1200), pytest.mark.filterwarnings("default")):
+        test = mark(test)
+    return test
+
+
 @pytest.mark.parametrize(("model", "method", "options"), TRACED)
 def test_the_compiled_loss_takes_the_same_steps(tiny_trial, model, method, options):
     """The whole loss is one graph: fullgraph refuses anything that is not. An equilibrium's crown-ibp has every rule,
@@ -52,26 +59,26 @@ def test_the_compiled_loss_takes_the_same_step_in_bf16(tiny_trial, model, method
     torch.testing.assert_close(take_steps(eager, 2, 64), take_steps(compiled, 2, 64), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.gpu
+@on_a_gpu
 @pytest.mark.parametrize("model", ["cnn7", "resnet9", "cerdeq"])
 def test_the_captured_step_in_bf16_is_close_to_the_eager_one(tiny_trial, model):
     """On CUDA the compiler rounds less often than eager code does."""
     config = tiny_trial(model, method="crown-ibp", train={"precision": "bf16"})
-    captured, eager = stepper_of(config, "cuda"), stepper_of(config, "cuda")
-    eager.graphs = None
+    captured, eager = stepper_of(config, "cuda", compiled=True), stepper_of(config, "cuda")
+    eager.captured = False
     mine, theirs = (take_steps(stepper, 3, 64)[:, 0] for stepper in (captured, eager))
     torch.testing.assert_close(mine, theirs, rtol=5e-2, atol=5e-2)
 
 
-@pytest.mark.gpu
+@on_a_gpu
 @pytest.mark.parametrize(("model", "method", "options"), EVERY)
 def test_the_captured_step_is_the_eager_one(tiny_trial, model, method, options):
     """On CUDA: compiled and captured against eager, state included; warming up must leave no trace."""
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     config = tiny_trial(model, method=method, method_options=options)
-    captured, eager = stepper_of(config, "cuda"), stepper_of(config, "cuda")
-    eager.graphs = None
+    captured, eager = stepper_of(config, "cuda", compiled=True), stepper_of(config, "cuda")
+    eager.captured = False
     taken = []
     for stepper in (captured, eager):
         torch.manual_seed(0)

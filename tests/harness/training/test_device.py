@@ -1,16 +1,14 @@
 """TF32 in the steps alone, since whatever is watched or judged has float32 products; oneDNN where it can be trusted."""
 
-import sys
 from contextlib import contextmanager
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from baselines import build
+from harness.device import NoGpuError, best_device, memory_share, take_share, tf32, whole_gradients
 from harness.storage import names
 from harness.training import loop, run_trial
-from harness.training.device import set_up, tf32, whole_gradients
 from harness.training.step import Stepper
 
 
@@ -37,20 +35,56 @@ def test_tf32_is_off_after_the_steps_whatever_came_before(wanted):
 
 def test_a_cpu_is_left_as_it_is():
     before = on()
-    set_up(torch.device("cpu"))
     with tf32(torch.device("cpu"), True):
         assert on() == before
     assert on() == before
 
 
-@pytest.mark.parametrize("known", [{"deterministic": False}, {}], ids=["where the switch is there", "where it is not"])
-def test_setting_up_a_gpu_turns_off_tf32_and_what_is_chosen_by_timing(monkeypatch, known):
-    inductor = SimpleNamespace(**known)
-    monkeypatch.setitem(sys.modules, "torch._inductor.config", inductor)
-    set_up(torch.device("cuda"))
-    assert vars(inductor) == {name: True for name in known}
+def test_every_use_of_a_gpu_begins_without_tf32_and_without_kernels_chosen_by_timing(monkeypatch):
+    """Certification and the benchmark, too, which train nothing."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = True, False
+    assert best_device().type == "cuda"
     assert torch.backends.cudnn.deterministic
     assert on() == (False, False)
+
+
+def test_a_reserved_gpu_that_torch_does_not_see_is_an_error():
+    take_share(0)
+    if not torch.cuda.is_available():
+        with pytest.raises(NoGpuError, match=r"0.5 GPU is reserved here and torch cannot use one: .*docs/gpu.md"):
+            take_share(0.5)
+
+
+@pytest.mark.parametrize(("visible", "cards"), [(None, 0), ("", 2), ("0", 0)])
+def test_a_cpu_is_used_where_there_is_no_gpu_or_none_is_wanted(monkeypatch, visible, cards):
+    no_cuda(monkeypatch, visible, cards)
+    assert best_device().type == "cpu"
+
+
+@pytest.mark.parametrize(("visible", "cards"), [(None, 2), ("0", 1)])
+def test_a_gpu_that_the_driver_lists_and_torch_does_not_see_is_an_error(monkeypatch, visible, cards):
+    no_cuda(monkeypatch, visible, cards)
+    with pytest.raises(NoGpuError, match=f'driver lists {cards} GPU.*docs/gpu.md.*CUDA_VISIBLE_DEVICES=""'):
+        best_device()
+
+
+def no_cuda(monkeypatch, visible, cards):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("harness.device._count_listed_cards", lambda: cards)
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+
+
+def test_a_process_leaves_room_for_contexts_beside_its_tensors():
+    """Two halves of a card and their two contexts fit it."""
+    card = 141 * 2**30
+    assert memory_share(1, card) + 2**30 <= card
+    assert 2 * (memory_share(0.5, card) + 2**30) <= card
+    assert memory_share(0.1, 2**33) > 0
 
 
 @pytest.mark.parametrize("precision", ["tf32", "float32", "bf16"])

@@ -76,7 +76,17 @@ def test_memory_that_ran_out_in_something_wrapped_counts(tiny_trial, tmp_path, m
     assert run_trial(tiny_trial(width=0.05), tmp_path).warnings
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"],
+)
+def test_memory_that_ran_out_outside_the_allocator_counts(tiny_trial, tmp_path, memory_for, words):
+    """CUDA and its libraries raise no OutOfMemoryError: a graph, a context or a workspace did not fit."""
+    memory_for(2, error=lambda _: RuntimeError(words))
+    assert run_trial(tiny_trial(width=0.05), tmp_path).warnings
+
+
 def test_another_error_is_not_tried_again(tiny_trial, tmp_path, memory_for):
-    memory_for(2, error=RuntimeError)
-    with pytest.raises(RuntimeError, match="out of memory"):
+    memory_for(2, error=lambda _: RuntimeError("CUDA error: an illegal memory access was encountered"))
+    with pytest.raises(RuntimeError, match="illegal"):
         run_trial(tiny_trial(width=0.05), tmp_path)

@@ -1,0 +1,134 @@
+"""The device that this process computes on: which, how, and how much of its memory."""
+
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness.errors import InputError
+
+_CONTEXT = 2**30  # of a GPU's memory: what a process has there beside torch's tensors: kernels, workspaces, graphs
+
+
+class NoGpuError(InputError):
+    """There is a GPU, and torch cannot use it."""
+
+
+def best_device() -> torch.device:
+    """Return a GPU if there is one, else the CPU.
+
+    On a GPU, float32 products are set to be computed in float32, and no cuDNN kernel is chosen by timing.
+
+    Raises:
+        NoGpuError: NVIDIA's driver lists a GPU and torch sees none. CUDA_VISIBLE_DEVICES="" means the CPU.
+    """
+    if not torch.cuda.is_available():
+        _refuse_unusable_cards()
+        return torch.device("cpu")
+    torch.backends.cudnn.deterministic = True
+    _switch_tf32(False)
+    return torch.device("cuda")
+
+
+def take_share(gpus: float) -> None:
+    """Limit this process to its share of a GPU's memory, which also holds a CUDA context for each process.
+
+    Args:
+        gpus: how many GPUs are reserved for the process, such as 0.5; 0 for none, which does nothing.
+
+    Raises:
+        NoGpuError: torch cannot use a GPU.
+    """
+    if not gpus:
+        return
+    try:
+        torch.zeros(1, device="cuda")
+        total = torch.cuda.get_device_properties(0).total_memory
+    except (RuntimeError, AssertionError) as error:  # without CUDA torch asserts
+        reason = " ".join(str(error).split()[:40])
+        raise NoGpuError(f"{gpus:g} GPU is reserved here and torch cannot use one: {reason}{_advice()}") from error
+    torch.cuda.set_per_process_memory_fraction(memory_share(gpus, total) / total)
+
+
+def memory_share(gpus: float, total: int) -> int:
+    """Return how many bytes of a GPU's `total` a process's tensors may take: its share less its CUDA context."""
+    share = int(min(1.0, gpus) * total)
+    return max(share - _CONTEXT, share // 2)
+
+
+def _refuse_unusable_cards() -> None:
+    """Raise NoGpuError if the driver lists GPUs that torch does not see: the run would quietly be one on the CPU."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return
+    if cards := _count_listed_cards():
+        number = "1 GPU" if cards == 1 else f"{cards} GPUs"
+        raise NoGpuError(
+            f"NVIDIA's driver lists {number} and torch {torch.__version__} can use none{_advice()}; "
+            'to run on the CPU, set CUDA_VISIBLE_DEVICES=""'
+        )
+
+
+def _count_listed_cards() -> int:
+    """Return how many GPUs NVIDIA's driver lists, whatever torch can do with them."""
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_uint(0)
+    if nvml.nvmlInit_v2() != 0 or nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
+
+
+def _advice() -> str:
+    """Return what to do, which depends on what torch was built for."""
+    if torch.version.cuda is None:
+        return "; this torch is built without CUDA: install one with it"
+    return f"; this torch is built for CUDA {torch.version.cuda}: see docs/gpu.md for drivers and torch's other builds"
+
+
+@contextmanager
+def whole_gradients(model: nn.Module) -> Iterator[None]:
+    """Within, gradients of the model's weights are written into their own memory alone.
+
+    oneDNN 3.13 (torch 2.15) writes past the end of that of a strided 1x1 convolution in channels-last format, on CPUs
+    with AVX2 and without AVX-512; seen with fewer than 8 channels coming in. Networks that have one do without it.
+    """
+    strided = any(
+        isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.stride != (1, 1)
+        for module in model.modules()
+    )
+    onednn: Any = torch.backends.mkldnn
+    before = onednn.enabled
+    if strided and torch.backends.cpu.get_cpu_capability() != "AVX512":
+        onednn.enabled = False
+    try:
+        yield
+    finally:
+        onednn.enabled = before
+
+
+@contextmanager
+def tf32(device: torch.device, wanted: bool) -> Iterator[None]:
+    """Within, float32 products are TF32 where that is wanted; after it none are.
+
+    What is watched and judged needs float32: an equilibrium's solve in TF32 may go round in a cycle short of its
+    tolerance.
+    """
+    if device.type == "cuda":
+        _switch_tf32(wanted)
+    try:
+        yield
+    finally:
+        if device.type == "cuda":
+            _switch_tf32(False)
+
+
+def _switch_tf32(on: bool) -> None:
+    """By the older of torch's two kinds of switches: the compiler reads those, and refuses what only newer ones say."""
+    torch.set_float32_matmul_precision("high" if on else "highest")
+    torch.backends.cudnn.allow_tf32 = on

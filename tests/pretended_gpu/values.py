@@ -1,0 +1,104 @@
+"""Values on the pretended GPU: each operator runs there for its checks, then on the CPU, on the same memory.
+
+Device memory is the host's, so that a CPU tensor can be laid over a CUDA tensor. Not within a capture, and not of
+compiled kernels, which torch does not dispatch one by one.
+"""
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+_SHAPED_BY_VALUES = {  # outputs whose shapes depend on values, and solvers, whose library has no stand-in
+    "nonzero", "masked_select", "unique_consecutive", "_unique2", "unique_dim", "repeat_interleave",
+    "_linalg_solve_ex", "linalg_solve_ex", "linalg_lu_factor_ex", "linalg_inv_ex", "_linalg_svd", "_linalg_eigvals",
+}  # fmt: skip
+_WITHOUT_VALUES = {
+    "set_", "resize_", "record_stream", "empty", "empty_strided", "new_empty", "empty_like", "new_empty_strided",
+}  # fmt: skip
+
+
+class Values(TorchDispatchMode):
+    """Within, CUDA tensors have the values that the CPU computes."""
+
+    def __enter__(self) -> "Values":
+        self.cudnn = torch.backends.cudnn.enabled
+        torch.backends.cudnn.enabled = False  # its operators exist on CUDA alone
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        torch.backends.cudnn.enabled = self.cudnn
+        super().__exit__(*error)
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not _on_cuda((args, kwargs)) or torch.cuda.is_current_stream_capturing():
+            return function(*args, **kwargs)
+        name = function._schema.name.removeprefix("aten::")
+        on_host = tree_map(_on_host, args), tree_map(_on_host, kwargs)
+        if name == "_local_scalar_dense":
+            torch.cuda.current_stream().synchronize()  # as reading a value does
+            return on_host[0][0].item()
+        if name in _SHAPED_BY_VALUES or (name == "index" and _has_mask(args)):
+            return tree_map(_on_device, function(*on_host[0], **on_host[1]))
+        if name in ("index_put", "index_put_") and _has_mask(args):
+            made = function(*on_host[0], **on_host[1])
+            return args[0] if name == "index_put_" else tree_map(_on_device, made)
+        made = function(*args, **kwargs)
+        views = any(returned.alias_info and not returned.alias_info.is_write for returned in function._schema.returns)
+        if name not in _WITHOUT_VALUES and not views:
+            self._fill(made, name, function, *on_host)
+        return made
+
+    def _fill(self, made: Any, name: str, function: Any, args: Any, kwargs: Any) -> None:
+        """Compute on the CPU and write into what was made on the device."""
+        if name == "_to_copy":
+            _on_host(made).copy_(args[0])
+            return
+        if name == "copy_":
+            args[0].copy_(args[1])
+            return
+        kwargs.pop("pin_memory", None)
+        for device, host in zip(tree_leaves(made), tree_leaves(function(*args, **kwargs)), strict=True):
+            if isinstance(device, Tensor) and device.is_cuda and device.shape == host.shape and host.numel():
+                laid_over = _on_host(device)
+                if laid_over.data_ptr() != host.data_ptr():
+                    laid_over.copy_(host)
+
+
+def _on_cuda(arguments: Any) -> bool:
+    leaves = tree_leaves(arguments)
+    return any(
+        (isinstance(leaf, Tensor) and leaf.is_cuda) or (isinstance(leaf, torch.device) and leaf.type == "cuda")
+        for leaf in leaves
+    )
+
+
+def _has_mask(args: Any) -> bool:
+    return any(isinstance(index, Tensor) and index.dtype == torch.bool for index in args[1])
+
+
+def _on_host(value: Any) -> Any:
+    """A CPU tensor on the memory of a CUDA one; what is neither tensor nor device is itself."""
+    if isinstance(value, torch.device):
+        return torch.device("cpu") if value.type == "cuda" else value
+    if not isinstance(value, Tensor) or not value.is_cuda:
+        return value
+    storage = value.untyped_storage()
+    if not storage.nbytes():
+        return torch.empty(value.shape, dtype=value.dtype)
+    memory = (ctypes.c_uint8 * storage.nbytes()).from_address(storage.data_ptr())
+    whole = torch.frombuffer(memory, dtype=torch.uint8).untyped_storage()
+    return torch.empty(0, dtype=value.dtype).set_(whole, value.storage_offset(), value.shape, value.stride())
+
+
+def _on_device(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    made = torch.empty(value.shape, dtype=value.dtype, device="cuda")
+    if value.numel():
+        _on_host(made).copy_(value)
+    return made
