@@ -20,6 +20,11 @@ _SOURCES = {  # by library: its sources, and what it links to
 _HEADERS = ("cuda_runtime_api.h", "crt/host_defines.h")  # of torch's packages, and of Triton
 
 
+def is_pretending() -> bool:
+    """Return whether this process is on pretended GPUs."""
+    return "libpretended.so" in os.environ.get("LD_PRELOAD", "")
+
+
 @functools.cache
 def problem() -> str | None:
     """Why the pretended GPU cannot be built here, in a line; None where it can."""

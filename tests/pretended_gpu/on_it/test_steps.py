@@ -1,0 +1,95 @@
+"""Every network and every method takes captured steps: what a capture forbids, the pretended GPU refuses."""
+
+import pytest
+from controls import counted
+from steppers import BOUNDING, stepper_of, take_steps
+
+from harness.training.augment import draw
+
+pytestmark = pytest.mark.filterwarnings("default")  # as of Triton and Inductor
+
+METHODS = [*BOUNDING, ("plain", {}), ("pgd", {"attack_steps": 2}), ("sabr", {}), ("mtl-ibp", {})]
+FEW_ITERATIONS = {"iterations": 3, "backward_iterations": 2}  # what is checked is the same for each
+NETWORKS = {
+    "cnn5": {}, "cnn7": {}, "tied7": {}, "resnet9": {}, "resnext": {}, "wideresnet8": {}, "densenet": {},
+    "cerdeq": FEW_ITERATIONS, "deqlate": FEW_ITERATIONS, "deq7": FEW_ITERATIONS, "mondeq": FEW_ITERATIONS,
+}  # fmt: skip
+EVERY = [(network, *method) for network in NETWORKS for method in METHODS]
+QUICK = [("cnn5", "ibp", {}), ("cerdeq", "ibp", {})]
+VARIANTS = {
+    "float32": {"train": {"precision": "float32"}},
+    "TF32": {"train": {"precision": "tf32"}},
+    "bf16": {"train": {"precision": "bf16"}},
+    "accumulate": {"train": {"accumulate": 4}},
+    "average": {"train": {"ema_decay": 0.9}},
+    "accumulate and average": {"train": {"accumulate": 2, "ema_decay": 0.9}},
+    "unclipped": {"train": {"clip_norm": None}},
+    "regularisers": {"train": {"regularisation": 0.5, "l1": 1e-5, "kappa": 0.5}},
+}
+EQUILIBRIA = {
+    "growing iterations": {"early_iterations": 2},
+    "unrolled": {"gradient": "unrolled"},
+    "warm start": {"parametrisation": "monotone", "warm_start": True},
+    "nonnegative": {"parametrisation": "nonnegative"},
+    "grouped": {"parametrisation": "orthogonal", "groups": 2},
+}
+LAUNCHES = 12  # of a captured step: copies of the batch's choices, one graph, the report
+
+
+def assert_captured(stepper):
+    """The first step captures the graph; the second one replays it, and the host waits for nothing."""
+    batch = draw(len(stepper.images), 2, True, 0, 1, stepper.images.device).batch(0, 64)
+    stepper(batch, 1 / 32, 5e-4)
+    assert stepper.given_up == [] and stepper.captured
+    with counted() as counts:
+        stepper(batch, 1 / 32, 5e-4)
+    assert counts["synchronisations"] == 0, "a step waits for the device"
+    assert counts["launches"] <= LAUNCHES
+
+
+@pytest.mark.parametrize(("network", "method", "options"), EVERY)
+def test_a_step_is_captured(tiny_trial, network, method, options):
+    config = tiny_trial(network, method=method, method_options=options, options=NETWORKS[network], width=0.05)
+    assert_captured(stepper_of(config, "cuda"))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("network", "method"), [("cnn5", "ibp"), ("cerdeq", "crown-ibp")])
+def test_a_step_is_captured_whatever_the_training_settings(tiny_trial, network, method, variant):
+    config = tiny_trial(network, method=method, options=NETWORKS[network], width=0.05, **VARIANTS[variant])
+    assert_captured(stepper_of(config, "cuda", averaged=config.train.ema_decay is not None))
+
+
+@pytest.mark.parametrize("variant", EQUILIBRIA)
+def test_a_step_is_captured_whatever_the_equilibrium(tiny_trial, variant):
+    options = FEW_ITERATIONS | EQUILIBRIA[variant]
+    assert_captured(stepper_of(tiny_trial("cerdeq", options=options, width=0.05), "cuda"))
+
+
+def test_iterations_that_grow_are_captured_anew(tiny_trial):
+    options = {"iterations": 6, "backward_iterations": 2, "early_iterations": 2}
+    stepper = stepper_of(tiny_trial("cerdeq", options=options, width=0.05), "cuda")
+    with counted() as counts:
+        take_steps(stepper, 5, 64)
+    assert stepper.given_up == [] and len(stepper.steps) == 1, "older graphs hold memory"
+    assert counts["graphs"] > 1
+
+
+@pytest.mark.parametrize(
+    ("network", "method", "options"),
+    [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in EVERY if case not in QUICK)],
+)
+def test_a_compiled_step_is_captured(tiny_trial, network, method, options):
+    config = tiny_trial(network, method=method, method_options=options, options=NETWORKS[network], width=0.05)
+    stepper = stepper_of(config, "cuda", compiled=True)
+    assert_captured(stepper)
+    assert stepper.compiled
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_compiled_step_is_captured_whatever_the_training_settings(tiny_trial, variant):
+    config = tiny_trial("cnn5", method="crown-ibp", width=0.05, **VARIANTS[variant])
+    stepper = stepper_of(config, "cuda", averaged=config.train.ema_decay is not None, compiled=True)
+    assert_captured(stepper)
+    assert stepper.compiled

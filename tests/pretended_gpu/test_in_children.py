@@ -1,0 +1,19 @@
+"""Runs the tests in on_it/ in processes that begin on the pretended GPU, which takes loading libraries first."""
+
+import pytest
+from pretended import HERE, problem, run_python
+
+FILES = sorted(path.name for path in (HERE / "on_it").glob("test_*.py"))
+
+
+@pytest.mark.skipif(problem() is not None, reason=str(problem()))
+@pytest.mark.parametrize(
+    "marker", ["not slow", pytest.param("slow", marks=[pytest.mark.slow, pytest.mark.timeout(7200)])]
+)
+@pytest.mark.parametrize("file", FILES)
+def test_on_the_pretended_gpu(file, marker):
+    done = run_python(
+        "-m", "pytest", "-q", "-m", f"{marker} and not gpu", "-p", "no:cacheprovider", str(HERE / "on_it" / file),
+        timeout=7000, PRETEND_TRUE="1",
+    )  # fmt: skip
+    assert done.returncode in (0, 5), f"{done.stdout}\n{done.stderr}"  # 5: it has none of this marker
