@@ -180,7 +180,8 @@ def _resolved(arg: Any, values: list[Any]) -> Any:
     if isinstance(arg, Reference):
         return values[arg.index]
     if isinstance(arg, list | tuple):
-        return type(arg)([_resolved(item, values) for item in arg])
+        items = [_resolved(item, values) for item in arg]
+        return items if isinstance(arg, list) else tuple(items)  # never torch.fx's own lists: they do not compile
     return arg
 
 

@@ -11,3 +11,12 @@ SUCCEEDS(cuKernelGetFunction) SUCCEEDS(cuOccupancyMaxPotentialClusterSize) SUCCE
 SUCCEEDS(cuTensorMapEncodeIm2col) SUCCEEDS(cuStreamWriteValue32_v2) SUCCEEDS(cuStreamSynchronize) SUCCEEDS(cuMemAlloc_v2)
 SUCCEEDS(cuMemFree_v2) SUCCEEDS(cuMemcpyDtoH_v2) SUCCEEDS(cuMemcpyHtoD_v2)
 
+/* torch looks these up together when its allocator runs out of memory for the first time; it calls none of them here. */
+#define UNSUPPORTED(name) EXPORT int name() { return 801; }
+UNSUPPORTED(cuMemAddressFree) UNSUPPORTED(cuMemAddressReserve) UNSUPPORTED(cuMemCreate)
+UNSUPPORTED(cuMemExportToShareableHandle) UNSUPPORTED(cuMemGetAddressRange_v2)
+UNSUPPORTED(cuMemGetAllocationGranularity) UNSUPPORTED(cuMemGetAllocationPropertiesFromHandle)
+UNSUPPORTED(cuMemImportFromShareableHandle) UNSUPPORTED(cuMemMap) UNSUPPORTED(cuMemRelease)
+UNSUPPORTED(cuMemRetainAllocationHandle) UNSUPPORTED(cuMemSetAccess) UNSUPPORTED(cuMemUnmap)
+UNSUPPORTED(cuMemsetD32Async) UNSUPPORTED(cuMulticastAddDevice) UNSUPPORTED(cuMulticastBindMem)
+UNSUPPORTED(cuMulticastCreate) UNSUPPORTED(cuMulticastUnbind)

@@ -37,6 +37,12 @@ EXPORT int nvmlSystemGetCudaDriverVersion_v2(int *version) {
 }
 EXPORT int nvmlDeviceGetComputeRunningProcesses_v3(void *handle, unsigned *count, void *processes) { *count = 0; return 0; }
 EXPORT int nvmlDeviceGetGraphicsRunningProcesses_v3(void *handle, unsigned *count, void *processes) { *count = 0; return 0; }
+/* torch looks these up when its allocator runs out of memory for the first time. */
+EXPORT int nvmlDeviceGetComputeRunningProcesses(void *handle, unsigned *count, void *processes) { *count = 0; return 0; }
+EXPORT int nvmlDeviceGetGpuFabricInfoV(void *handle, void *info) { return 3; }
+EXPORT int nvmlDeviceGetNvLinkRemoteDeviceType(void *handle, unsigned link, void *type) { return 3; }
+EXPORT int nvmlDeviceGetNvLinkRemotePciInfo_v2(void *handle, unsigned link, void *info) { return 3; }
+EXPORT int nvmlDeviceGetHandleByPciBusId_v2(const char *bus, void **handle) { return nvmlDeviceGetHandleByIndex_v2(0, handle); }
 EXPORT const char *nvmlErrorString(int error) { return "pretended"; }
 
 #define SUCCEEDS(name) EXPORT int name() { return 0; }

@@ -7,6 +7,7 @@ from steppers import BOUNDING, stepper_of, take_steps
 ATTACKING = [("sabr", {}), ("mtl-ibp", {}), ("pgd", {"attack_steps": 2})]
 EVERY = [(model, *method) for model in ("cnn5", "resnet9", "cerdeq") for method in BOUNDING]
 EVERY += [("cerdeq", *method) for method in [*ATTACKING, ("plain", {})]]
+EVERY += [("densenet", "plain", {})]  # concatenates lists
 # Compiling takes seconds: on a CPU resnet9 stands for cnn5 too, and has the fused crown-ibp, cerdeq (below in bf16 the
 # fused) the other; of ibp there is all within crown-ibp.
 LEFT_OUT = [("resnet9", *BOUNDING[2]), ("cerdeq", *BOUNDING[1])]

@@ -1,0 +1,56 @@
+"""Whole trials on the pretended GPU, with values that the CPU computes, end as trials on the CPU do."""
+
+import pytest
+import torch
+from controls import failing
+from safetensors.torch import load_file
+from torch.testing import assert_close
+from values import Values
+
+from harness.clock import Clock
+from harness.storage import folder, names
+from harness.training import run_trial
+from harness.training import trial as trial_module
+
+pytestmark = pytest.mark.filterwarnings("default")
+NOT_COMPILED = {"compile": "never"}  # compiled kernels and graphs have no values here
+
+
+def run_on_gpu(config, directory, *arguments, **named):
+    with Values(), failing("capture"):
+        return run_trial(config, directory, *arguments, **named)
+
+
+@pytest.mark.parametrize(
+    ("network", "options"), [("cnn5", {}), ("cerdeq", {"iterations": 5, "backward_iterations": 5})]
+)
+def test_a_trial_ends_as_on_a_cpu(tiny_trial, tmp_path, monkeypatch, network, options):
+    config = tiny_trial(network, width=0.05, options=options, train={**NOT_COMPILED, "precision": "float32"})
+    result = run_on_gpu(config, tmp_path / "gpu")
+    monkeypatch.setattr(trial_module, "best_device", lambda: torch.device("cpu"))
+    expected = run_trial(config, tmp_path / "cpu")
+    assert result.environment["device"] != expected.environment["device"]
+    for name in (names.CERTIFIED_ERROR, names.STANDARD_ERROR, names.ATTACK_ERROR):
+        assert abs(result.metrics[name] - expected.metrics[name]) < 4, name
+    weights = [load_file(tmp_path / device / folder.WEIGHTS) for device in ("gpu", "cpu")]
+    for name, value in weights[0].items():
+        assert_close(value, weights[1][name], rtol=2e-2, atol=2e-3, msg=name)
+
+
+def test_a_trial_that_was_killed_goes_on_from_its_checkpoint(tiny_trial, tmp_path):
+    class Killed(BaseException):
+        pass
+
+    def kill(row):
+        if row[names.EPOCH] == 2:
+            raise Killed
+
+    config = tiny_trial(width=0.05, train={**NOT_COMPILED, "ema_decay": 0.9})
+    run_on_gpu(config, tmp_path / "whole")
+    with pytest.raises(Killed):
+        run_on_gpu(config, tmp_path / "broken", kill, clock=Clock(keep_every=0))
+    result = run_on_gpu(config, tmp_path / "broken")
+    assert len(result.warnings) == 1, "the graph that was given up, told once"
+    whole, broken = (load_file(tmp_path / name / folder.WEIGHTS) for name in ("whole", "broken"))
+    for name, value in whole.items():
+        assert_close(value, broken[name], rtol=0, atol=0, msg=name)
