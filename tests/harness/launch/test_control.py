@@ -118,7 +118,7 @@ def test_a_dry_run_sets_memory_beside_the_share_of_a_gpu(copied, no_ray, gpu, ca
     assert copied.main("--dry-run") == 0
     assert "memory" not in capsys.readouterr().out
     asking = Study(copied.root, {**TINY, "resources": {"cpu": 1, "gpu": 0.5}}, copied.store)
-    for size, told in ((None, "none here"), (2**40, "gpu: 0.5 is 512.0 GiB here\n"), (2**21, "which is too little")):
+    for size, told in ((None, "none here"), (2**40, "gpu: 0.5 is 511.0 GiB here\n"), (2**22, "which is too little")):
         if size:
             gpu(size)
         assert asking.main("--dry-run") == 0
@@ -127,7 +127,7 @@ def test_a_dry_run_sets_memory_beside_the_share_of_a_gpu(copied, no_ray, gpu, ca
         assert told in printed
 
 
-@pytest.mark.parametrize(("size", "warned"), [(2**21, True), (2**40, False)])
+@pytest.mark.parametrize(("size", "warned"), [(2**22, True), (2**40, False)])
 def test_a_share_too_small_for_training_is_warned_of(unfinished, run, gpu, capsys, size, warned):
     run(lambda *_: None)
     gpu(size)

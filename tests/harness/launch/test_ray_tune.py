@@ -18,6 +18,7 @@ import torch
 from harness.config.settings import EvaluationSettings, TrainSettings
 from harness.config.trial import TrialConfig
 from harness.data import load
+from harness.device import NoGpuError
 from harness.launch import ray_cluster, ray_tune
 from harness.launch.ray_cluster import ResourceError, ray
 from harness.launch.ray_tune import run_folders
@@ -242,7 +243,7 @@ def test_threads_are_as_many_as_the_cpus_given(given):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_gpu_that_torch_does_not_see_is_an_error(given):
-    with pytest.raises(RuntimeError, match="GPU that torch does not see"):
+    with pytest.raises(NoGpuError, match="GPU is reserved here and torch cannot use one"):
         given(CPU=1.0, GPU=0.5)
 
 
