@@ -27,12 +27,12 @@ EXPORT int nvmlDeviceGetMemoryInfo(void *handle, unsigned long long *memory) {
 EXPORT int nvmlDeviceGetUtilizationRates(void *handle, unsigned *rates) { rates[0] = rates[1] = 0; return 0; }
 EXPORT int nvmlSystemGetDriverVersion(char *version, unsigned size) {
     const char *fault = getenv("PRETEND_FAULT");
-    strncpy(version, fault && !strcmp(fault, "driver") ? "535.00" : "580.00", size);
+    strncpy(version, fault && strstr(fault, "driver") ? "535.00" : "580.00", size);
     return 0;
 }
 EXPORT int nvmlSystemGetCudaDriverVersion_v2(int *version) {
     const char *fault = getenv("PRETEND_FAULT");
-    *version = fault && !strcmp(fault, "driver") ? 12020 : 13020;
+    *version = fault && strstr(fault, "driver") ? 12020 : 13020;
     return 0;
 }
 EXPORT int nvmlDeviceGetComputeRunningProcesses_v3(void *handle, unsigned *count, void *processes) { *count = 0; return 0; }

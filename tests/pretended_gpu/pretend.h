@@ -8,7 +8,7 @@
 int pretend_cards(void);
 int pretend_visible_cards(void);
 
-/* Whether this fault is asked for: capture-memory, instantiate-memory, memory, capture, context, no-device. */
+/* Whether this fault is asked for: README.md lists them. */
 int pretend_fault(const char *name);
 
 /* Count a kernel launch. Returns 0, or the error of a launch that a capture forbids. */

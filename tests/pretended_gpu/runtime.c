@@ -200,6 +200,7 @@ static void freed(void *pointer) {
 EXPORT cudaError_t cudaMalloc(void **pointer, size_t size) {
     if (capturing && pretend_fault("capture-memory")) return failed(cudaErrorMemoryAllocation);
     if (pretend_fault("memory") || used[device] + size > CARD_MEMORY) return failed(cudaErrorMemoryAllocation);
+    if (used[device] && pretend_fault("more-memory")) return failed(cudaErrorMemoryAllocation);
     if (forbidden()) return breaks_capture("cudaMalloc");
     *pointer = allocated(size, device);
     return cudaSuccess;

@@ -1,4 +1,6 @@
 /* Cards, faults and counts: what every stand-in reads. Environment variables say what is pretended. */
+#define _GNU_SOURCE
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -20,10 +22,28 @@ int pretend_visible_cards(void) {
     return count;
 }
 
-/* PRETEND_FAULT names a fault. With PRETEND_FAULT_ONCE=FILE it happens once, to the process that removes FILE. */
+/* A fault with a file happens to the process that removes the file: three times, as often as torch's allocator asks. */
+static int happens_once(const char *file, size_t length) {
+    static int left;
+    char path[4096];
+    if (left) return left--;
+    snprintf(path, sizeof path, "%.*s", (int)length, file);
+    if (unlink(path)) return 0;
+    left = 2;
+    return 1;
+}
+
+/* PRETEND_FAULT lists faults, such as `capture,more-memory=FILE`. */
 int pretend_fault(const char *name) {
     if (!strcmp(pretend_faults, name)) return 1;
-    const char *asked = getenv("PRETEND_FAULT"), *once = getenv("PRETEND_FAULT_ONCE");
-    if (!asked || strcmp(asked, name)) return 0;
-    return !once || unlink(once) == 0;
+    size_t length = strlen(name);
+    for (const char *asked = getenv("PRETEND_FAULT"); asked && *asked;) {
+        const char *end = strchrnul(asked, ',');
+        if (!strncmp(asked, name, length)) {
+            if (asked + length == end) return 1;
+            if (asked[length] == '=') return happens_once(asked + length + 1, end - asked - length - 1);
+        }
+        asked = *end ? end + 1 : end;
+    }
+    return 0;
 }
