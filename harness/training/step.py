@@ -61,7 +61,7 @@ class Stepper:
         self.attacks: dict[str, Attack] = {}
         self.losses: dict[str, Loss] = {}
         self.eager_losses: dict[str, Loss] = {}
-        self.steps: dict[tuple[str | int, ...], Callable[[tuple[Tensor, ...]], Tensor]] = {}
+        self.graphs: dict[tuple[str | int, ...], Callable[[tuple[Tensor, ...]], Tensor]] = {}
         self.captured = self.images.device.type == "cuda"
         self.memory_format = torch.channels_last
         for method in (self.method, self.method.at(1.0)):
@@ -80,12 +80,12 @@ class Stepper:
         method = self.method.at(progress).name
         counts = [module.iterations for module in self.model.modules() if isinstance(module, FixedPoint)]
         key: tuple[str | int, ...] = (method, *counts)
-        if key not in self.steps:
-            self.steps.clear()  # eps only rises, so that older graphs are not replayed; each has memory of its own
-            self.steps[key] = self._make_step(choices, method)
+        if key not in self.graphs:
+            self.graphs.clear()  # eps only rises, so that older graphs are not replayed; each has memory of its own
+            self.graphs[key] = self._make_step(choices, method)
         self.eps.fill_(eps)
         self.learning_rate.fill_(learning_rate)
-        return self.steps[key](choices)
+        return self.graphs[key](choices)
 
     def _make_step(self, choices: tuple[Tensor, ...], method: str) -> Callable[[tuple[Tensor, ...]], Tensor]:
         """Return a function that takes one step by `method`, with every optimisation that works on this machine.

@@ -13,7 +13,7 @@ from harness.training.step import Stepper, make_optimiser
 BOUNDING = [("ibp", {}), ("crown-ibp", {}), ("crown-ibp", {"loss_fusion": False})]  # methods and their options
 
 
-def stepper_of(config, device: str = "cpu", averaged: bool = False, compiled: bool = False) -> Stepper:
+def stepper_of(config, device: str = "cpu", averaged: bool = False, **options) -> Stepper:
     data = load(config.dataset)
     torch.manual_seed(0)
     model = build(config.model, config.dataset, config.width, **config.options)
@@ -22,7 +22,7 @@ def stepper_of(config, device: str = "cpu", averaged: bool = False, compiled: bo
     mean = copy.deepcopy(model) if averaged else None
     optimiser = make_optimiser(model, torch.device(device))
     images, labels = data.train.images.to(device), data.train.labels.to(device)
-    return Stepper(config, model, optimiser, images, labels, mean, compiled)
+    return Stepper(config, model, optimiser, images, labels, mean, **options)
 
 
 def take_steps(stepper: Stepper, count: int, batch: int) -> torch.Tensor:

@@ -71,7 +71,7 @@ def test_iterations_that_grow_are_captured_anew(tiny_trial):
     stepper = stepper_of(tiny_trial("cerdeq", options=options, width=0.05), "cuda")
     with counted() as counts:
         take_steps(stepper, 5, 64)
-    assert stepper.given_up == [] and len(stepper.steps) == 1, "older graphs hold memory"
+    assert stepper.given_up == [] and len(stepper.graphs) == 1, "older graphs hold memory"
     assert counts["graphs"] > 1
 
 
