@@ -25,7 +25,6 @@ from harness.device import best_device
 from harness.errors import InputError, require
 from harness.launch import plan
 from harness.launch.estimate import longest_first
-from harness.launch.gpu_memory import warning
 from harness.launch.progress import Progress
 from harness.launch.shared import Shared
 from harness.launch.stopping import Stopping
@@ -148,8 +147,6 @@ def _complete(study: Study, options: argparse.Namespace, console: Console) -> in
             reason = (folder.read_failure(places[trial.key]) or {}).get("error")
             told = f"failed {study.named[trial.key]}: {reason}; it would again: --retry-failed tries"
             console.print(told, markup=False, soft_wrap=True)
-    if not options.ray_address and (warned := warning(study, tried)):
-        console.print(warned, markup=False, soft_wrap=True)
     mirror = Mirror(sweep.name, options.tracking_uri, _rows(directory, study.trials), console)
     for trial in study.trials:
         folder.claim(places[trial.key], trial)

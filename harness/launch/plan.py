@@ -1,4 +1,4 @@
-"""`harness.run --dry-run`: what would be run, where, and how long that may take as far as anything is known of it."""
+"""`harness.run --dry-run`: which trials would run, where, and how long that may take."""
 
 import os
 
@@ -8,84 +8,58 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.config.sweep_keys import Resources
-from harness.launch.estimate import Estimate, estimates
-from harness.launch.gpu_memory import needed, readable, share
+from harness.launch.estimate import seconds_left
 from harness.launch.pace import minutes
 from harness.launch.states import state_of
 from harness.launch.study import Study
 from harness.storage.lease import holder
 
-_UNKNOWN = "not known"
-_WIDTH = 200  # where nobody's terminal says
+_UNKNOWN = "unknown"
+_WIDTH = 200  # without a terminal
 
 
 def show(study: Study, retry_failed: bool, ray_address: str | None, console: Console) -> None:
-    """Print a line a trial, the resources and the time."""
-    tried = {trial.key for trial in study.tried(retry_failed)}
-    expected = estimates(study, [trial for trial in study.trials if trial.key in tried])
-    resources = study.sweep.resources
-    memory = needed(study, study.trials) if resources.gpu else {}
-    columns = ["trial", "key", "state", "", "would be run", "time", *(["GPU memory"] if memory else [])]
-    table = Table(*columns, box=None, padding=(0, 2, 0, 0))
+    """Print a line for each trial, the resources and the time."""
+    to_run = {trial.key for trial in study.tried(retry_failed)}
+    left = seconds_left(study, [trial for trial in study.trials if trial.key in to_run])
+    table = Table("trial", "key", "state", "", "would run", "time", box=None, padding=(0, 2, 0, 0))
     for trial in study.trials:
-        place = study.places[trial.key]
-        state = state_of(place, trial.config.train.epochs, holder(study.directory))
-        time = _told(expected[trial.key]) if trial.key in tried else ""
-        run = "yes" if trial.key in tried else "no"
-        cells = [study.named[trial.key], trial.key, state.state, state.told, run, time]
-        if memory:
-            cells.append(readable(memory[trial.key]) if trial.key in memory else _UNKNOWN)
+        state = state_of(study.places[trial.key], trial.config.train.epochs, holder(study.directory))
+        time = (minutes(left[trial.key]) or _UNKNOWN) if trial.key in to_run else ""
+        would_run = "yes" if trial.key in to_run else "no"
+        cells = [study.named[trial.key], trial.key, state.state, state.told, would_run, time]
         table.add_row(*map(Text, cells))
     wide = console if console.is_terminal else Console(width=_WIDTH, highlight=False)
     wide.print(table)
-    sides = _at_once(resources, ray_address)
-    console.print(_resources(resources, sides), soft_wrap=True)
-    if memory:
-        console.print(_memory(max(memory.values()), resources), soft_wrap=True)
-    console.print(_time(list(expected.values()), sides), soft_wrap=True)
-    console.print("a dry run: nothing was started or written", soft_wrap=True)
+    side_by_side = None if ray_address else _count_side_by_side(study.sweep.resources)
+    console.print(_describe_resources(study.sweep.resources, side_by_side), soft_wrap=True)
+    console.print(_describe_time(list(left.values()), side_by_side), soft_wrap=True)
+    console.print("dry run: nothing was started or written", soft_wrap=True)
 
 
-def _told(estimate: Estimate) -> str:
-    if estimate.seconds is None:
-        return _UNKNOWN
-    return ("" if estimate.measured else "about ") + minutes(estimate.seconds)
-
-
-def _at_once(resources: Resources, ray_address: str | None) -> int | None:
-    """How many trials this machine runs side by side; None for a cluster, which a dry run does not ask."""
-    if ray_address is not None:
-        return None
+def _count_side_by_side(resources: Resources) -> int:
+    """Return how many trials this machine runs at a time."""
     gpus = torch.cuda.device_count()
     by_cpu = len(os.sched_getaffinity(0)) // resources.cpu
     return min(by_cpu, int(gpus / resources.gpu)) if gpus and resources.gpu else by_cpu
 
 
-def _resources(resources: Resources, sides: int | None) -> str:
-    told = f"resources: {resources.cpu} CPUs and {resources.gpu:g} GPUs a trial; "
-    if sides is None:
-        return told + "how many fit side by side is the cluster's to say"
+def _describe_resources(resources: Resources, side_by_side: int | None) -> str:
+    each = f"resources: {resources.cpu} CPUs and {resources.gpu:g} GPUs a trial"
+    if side_by_side is None:
+        return f"{each}; the cluster decides how many run side by side"
     here = f"{len(os.sched_getaffinity(0))} CPUs and {torch.cuda.device_count()} GPUs here"
-    return f"{told}{here}: {sides} side by side" + ("" if sides else ", which is too little")
+    return f"{each}; {here}: {side_by_side} side by side" + ("" if side_by_side else ", which is too little")
 
 
-def _memory(most: int, resources: Resources) -> str:
-    told = f"memory: training takes up to about {readable(most)} of a GPU"
-    here = share(resources.gpu)
-    if here is None:
-        return told + ", and there is none here"
-    told += f"; gpu: {resources.gpu:g} is {readable(here)} here"
-    return told + ("" if most <= here else ", which is too little")
-
-
-def _time(left: list[Estimate], sides: int | None) -> str:
+def _describe_time(left: list[float | None], side_by_side: int | None) -> str:
+    """Return the time that the trials need, as far as trials of their rows have finished here."""
     if not left:
         return "time: none, nothing is left to do"
-    seconds = [estimate.seconds for estimate in left if estimate.seconds is not None]
-    if not seconds:
-        return f"time: nothing is known of {len(left)} trials, of which none has finished here"
-    scaled = sum(not estimate.measured for estimate in left)
-    told = f"time: {minutes(sum(seconds))} of work for {len(left)} trials, as their rows took here before"
-    if scaled:
-        told += f", for {scaled} of them as other rows did for their operations"
-    return told + (f"; {minutes(max(max(seconds), sum(seconds) / sides))} side by side" if sides else "")
+    known = [seconds for seconds in left if seconds is not None]
+    if not known:
+        return f"time: unknown, no trial of these {len(left)} trials' rows has finished here"
+    work = f"time: {minutes(sum(known))} of work for {len(known)} of {len(left)} trials"
+    if not side_by_side:
+        return work
+    return f"{work}; {minutes(max(max(known), sum(known) / side_by_side))} side by side"

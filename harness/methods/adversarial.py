@@ -80,7 +80,6 @@ class PGD(Attacking):
     """Cross entropy of the attacked images (Madry et al. 2018)."""
 
     name: ClassVar[str] = "pgd"
-    cost: ClassVar[float] = 9.0
 
     def ignored(self) -> dict[str, str]:
         """There are no boxes."""

@@ -17,7 +17,6 @@ class IBP(Method):
     """Cross entropy of (0, -lower margins), margins bounded by IBP (Gowal et al. 2018; Shi et al. 2021)."""
 
     name: ClassVar[str] = "ibp"
-    cost: ClassVar[float] = 3.0
 
     def loss(self, program: Program, batch: Batch) -> Losses:
         """As the class says."""
@@ -32,7 +31,6 @@ class CrownIBP(Method):
 
     name: ClassVar[str] = "crown-ibp"
     linear: ClassVar[bool] = True
-    cost: ClassVar[float] = 6.0
 
     loss_fusion: bool = True
     """Bound the sum in the cross entropy as one function instead of each margin, with one backward pass in place of

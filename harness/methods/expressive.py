@@ -20,7 +20,6 @@ class SABR(Attacking):
     """
 
     name: ClassVar[str] = "sabr"
-    cost: ClassVar[float] = 11.0
 
     subselection: float = 0.7
     """The small box's radius over eps: the paper has 0.7 for CIFAR-10 at 8/255, 0.1 at 2/255."""
@@ -57,7 +56,6 @@ class MTLIBP(Attacking):
     """(1 - alpha) cross entropy of attacked images + alpha that of IBP's worst logits (De Palma et al. 2024)."""
 
     name: ClassVar[str] = "mtl-ibp"
-    cost: ClassVar[float] = 12.0
 
     alpha: float = 0.5
     """Weight of IBP: the paper has 0.5 for CIFAR-10 at 8/255, 0.004 at 2/255."""

@@ -13,15 +13,13 @@ from harness.methods.passes import Batch, Losses
 class Method:
     """A training method with its options, which are its fields; what stands below a field says what it means.
 
-    name: in sweep files. linear: whether it needs operators' backward rules. cost: roughly what a step of it takes,
-    that of plain training being 1, to tell which trials are long.
+    name: in sweep files. linear: whether it needs operators' backward rules.
     """
 
     __pydantic_config__: ClassVar = {"use_attribute_docstrings": True}
 
     name: ClassVar[str]
     linear: ClassVar[bool] = False
-    cost: ClassVar[float] = 1.0
 
     def loss(self, program: Program, batch: Batch) -> Losses:
         """The loss of one batch, and what was bounded on the way."""

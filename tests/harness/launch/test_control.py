@@ -5,15 +5,11 @@ import os
 import shutil
 import signal
 import sys
-from types import SimpleNamespace
 
 import pytest
-import torch
 from study import TINY, Study, snapshot
 
-from baselines import build
-from harness.launch import estimate, gpu_memory, ray_tune
-from harness.measure.machine import operations
+from harness.launch import ray_tune
 from harness.storage import folder, names
 from harness.tracking.policy import Mirror
 
@@ -71,71 +67,16 @@ def test_a_dry_run_says_what_would_be_run_and_writes_nothing(copied, no_ray, mon
     lines = {label: next(line for line in printed.splitlines() if line.startswith(label)) for label in ("cnn5", "cerd")}
     for part in (copied.trials["cnn5", 0].key, "finished", "certified error", " no "):
         assert part in lines["cnn5"]
-    for part in (copied.trials["cerdeq", 0].key, "unfinished", "epoch 2 of 2", " yes ", "about 0.0 min"):
+    for part in (copied.trials["cerdeq", 0].key, "unfinished", "epoch 2 of 2", " yes ", "unknown"):
         assert part in lines["cerd"]
-    for part in ("1 CPUs and 0 GPUs a trial", "side by side", "for 1 of them as other rows did", "nothing was started"):
+    for part in ("1 CPUs and 0 GPUs a trial", "side by side", "time: unknown", "nothing was started"):
         assert part in printed
-
-
-def test_what_cannot_be_estimated_is_not_known(copied, no_ray, monkeypatch, capsys):
-    """A finished trial without its seconds; networks and methods of users, which do what they like."""
-    place = copied.places["cnn5", 0]
-    result = json.loads((place / folder.RESULT).read_text())
-    (place / folder.RESULT).write_text(json.dumps(result | {"metrics": {}}))
-    (copied.places["cerdeq", 0] / folder.RESULT).unlink()
-    assert copied.main("--dry-run") == 0
-    assert "about" in capsys.readouterr().out
-
-    def fails(*_given, **_named):
-        raise RuntimeError("Tensor.item() cannot be called")
-
-    monkeypatch.setattr(estimate, "make_method", fails)
-    monkeypatch.setattr(gpu_memory, "training_memory", fails)
-    asking = Study(copied.root, {**TINY, "resources": {"cpu": 1, "gpu": 0.5}}, copied.store)
-    assert asking.main("--dry-run") == 0
-    assert "time: nothing is known" in capsys.readouterr().out
 
 
 def test_a_dry_run_exports_nothing(copied, no_ray, capsys):
     assert copied.main("--dry-run", "--export", str(copied.root / "there")) == 2
     assert "--export" in capsys.readouterr().err
     assert not (copied.root / "there").exists()
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    """A function that lets torch see one GPU with so many bytes of memory."""
-
-    def see(size):
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: SimpleNamespace(total_memory=size))
-
-    return see
-
-
-def test_a_dry_run_sets_memory_beside_the_share_of_a_gpu(copied, no_ray, gpu, capsys):
-    """`cnn5` and `cerdeq` as small as here take some 3 MB; without GPUs asked for, nothing is said of them."""
-    assert copied.main("--dry-run") == 0
-    assert "memory" not in capsys.readouterr().out
-    asking = Study(copied.root, {**TINY, "resources": {"cpu": 1, "gpu": 0.5}}, copied.store)
-    for size, told in ((None, "none here"), (2**40, "gpu: 0.5 is 511.0 GiB here\n"), (2**22, "which is too little")):
-        if size:
-            gpu(size)
-        assert asking.main("--dry-run") == 0
-        printed = capsys.readouterr().out
-        assert "GPU memory" in printed
-        assert told in printed
-
-
-@pytest.mark.parametrize(("size", "warned"), [(2**22, True), (2**40, False)])
-def test_a_share_too_small_for_training_is_warned_of(unfinished, run, gpu, capsys, size, warned):
-    run(lambda *_: None)
-    gpu(size)
-    asking = Study(unfinished.root, {**TINY, "resources": {"cpu": 1, "gpu": 0.5}}, unfinished.store)
-    asking.main()
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: training cerdeq")]
-    assert len(lines) == warned
-    assert all("1 MiB here" in line for line in lines)
 
 
 def test_a_dry_run_estimates_by_trials_of_the_same_row(copied, no_ray, capsys):
@@ -150,36 +91,30 @@ def test_a_dry_run_estimates_by_trials_of_the_same_row(copied, no_ray, capsys):
     assert study.main("--dry-run") == 0
     printed = capsys.readouterr().out
     assert len([line for line in printed.splitlines() if " yes " in line and line.rstrip().endswith(" 6.0 min")]) == 2
-    assert "time: 12.0 min of work for 2 trials" in printed
-
-
-def test_a_row_that_never_ran_is_estimated_by_operations(copied, no_ray, capsys):
-    """`cnn5` took 10 minutes; `tied9`, of which nothing is known, has 2.3 times its operations."""
-    trials = [*TINY["trials"], {"model": "tied9", "method": "ibp"}]
-    study = Study(copied.root, {**TINY, "trials": trials}, copied.store)
-    (copied.places["cerdeq", 0] / folder.TRIAL).unlink()
-    place = study.places["cnn5", 0]
-    rows = [row | {names.TRAIN_EPOCH_SECONDS: 300.0} for row in folder.read_epochs(place)[1:]]
-    (place / folder.EPOCHS).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    result = json.loads((place / folder.RESULT).read_text())
-    result["metrics"][names.EVALUATION_SECONDS] = 0.0
-    (place / folder.RESULT).write_text(json.dumps(result))
-    assert study.main("--only", "tied9*", "--dry-run") == 0
-    least, most = (build(name, "digits", 0.05).train() for name in ("cnn5", "tied9"))
-    ratio = operations(lambda: most(torch.zeros(2, 1, 8, 8))) / operations(lambda: least(torch.zeros(2, 1, 8, 8)))
-    assert f"about {10 * ratio:.1f} min" in capsys.readouterr().out
+    assert "time: 12.0 min of work for 2 of 2 trials" in printed
 
 
 def test_the_longest_trials_begin_first_and_failed_ones_last(unfinished, run):
-    """Nothing has finished: `cerdeq`, with twice the operations of `cnn5`, stands second in the file."""
-    for place in unfinished.places.values():
-        (place / folder.EPOCHS).unlink()
+    """As seed 1 of each row took: `cerdeq` longer than `cnn5`, which stands first in the file."""
+    for trial_dir in unfinished.places.values():
+        (trial_dir / folder.EPOCHS).unlink()
+    study = Study(unfinished.root, {**TINY, "seeds": [0, 1]}, unfinished.store)
+    for model, seconds in (("cnn5", 1.0), ("cerdeq", 100.0)):
+        finish(study, model, seconds)
     called, act = trained(unfinished)
     run(act)
     assert unfinished.main() == 1
     (unfinished.places["cnn5", 0] / folder.FAILURE).unlink()
     assert unfinished.main() == 1
     assert called == ["cerdeq", "cnn5", "cnn5", "cerdeq"]
+
+
+def finish(study, model, seconds):
+    """Let seed 1 of a model have finished after epochs of so many seconds."""
+    trial_dir, trial = study.places[model, 1], study.trials[model, 1]
+    folder.claim(trial_dir, trial)
+    folder.write_epoch(trial_dir, {names.EPOCH: 1, names.TRAIN_EPOCH_SECONDS: seconds})
+    folder.write_result(trial_dir, folder.TrialResult(trial.key, {}, {}, {}, []))
 
 
 @pytest.mark.parametrize("number", ["0", "-1"])
