@@ -12,20 +12,22 @@ from importlib import import_module
 from pathlib import Path
 from typing import TypeVar
 
+from harness.clock import Stopped
 from harness.errors import InputError, require
 from harness.masking import masked
 
 Named = TypeVar("Named")
 
-OK, FAILED, BAD_INPUT, TIME_UP, INTERRUPTED = 0, 1, 2, 3, 130
+OK, FAILED, BAD_INPUT, STOPPED, INTERRUPTED = 0, 1, 2, 3, 130
 STATUSES = {
     OK: "all is done that was asked for",
     FAILED: "something failed, or was not confirmed",
     BAD_INPUT: "what was asked for cannot be had",
-    TIME_UP: "the time that was given is up, and something is left",
-    INTERRUPTED: "stopped by Ctrl-C",
+    STOPPED: "asked to stop (SIGTERM or one Ctrl-C): what is done is saved, and the same command goes on",
+    INTERRUPTED: "stopped at once (a second Ctrl-C)",
 }
 """What the exit status of each command means."""
+_STOPPED = "stopped; what is done is saved, and the same command goes on from there"
 
 COMMANDS = {  # name: its module, what it does
     "run": ("harness.launch.driver", "train and certify every trial of a sweep, log them, write the leaderboard"),
@@ -125,8 +127,11 @@ def main(name: str, arguments: list[str] | None = None) -> int:
     except OSError as error:  # a full disk, a directory that is gone
         print(masked(f"failed: {error}"), file=sys.stderr)
         return FAILED
+    except Stopped:
+        print(_STOPPED, file=sys.stderr)
+        return STOPPED
     except KeyboardInterrupt:
-        print("stopped; what is finished is kept, and the same command goes on from there", file=sys.stderr)
+        print(_STOPPED, file=sys.stderr)
         return INTERRUPTED
 
 

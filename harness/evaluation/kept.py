@@ -9,14 +9,13 @@ from typing import Any
 import pandas as pd
 import torch
 
-from harness.clock import Clock, OutOfTime
+from harness.clock import Clock, Stopped
 from harness.evaluation.evidence import Evidence
 from harness.storage import folder
 from harness.storage.files import DamagedFileError
 from harness.storage.tensors import read_tensors, write_tensors
 
 _log = logging.getLogger(__name__)
-FIRST_BATCH, BATCH = "first batch", "batch"
 
 
 class KeptBatches:
@@ -39,29 +38,28 @@ class KeptBatches:
         self.path, self.stands_for, self.images, self.device = path, stands_for, images, device
         self.clock, self.tell = clock, tell
         self.seconds = 0.0
-        self.kind, self.began = FIRST_BATCH, time.monotonic()
+        self.began = time.monotonic()
 
     def restored(self) -> tuple[list[pd.DataFrame], list[dict[str, Any]], Evidence]:
         """Tables and fields of bounds, one a batch that is done, and the evidence found in them.
 
-        Raises OutOfTime where there is no time for a batch.
+        Raises Stopped if the trial was asked to stop.
         """
         tables, bounds, found, self.seconds = self._read()
         done = sum(map(len, tables))
         if done < self.images:
             self.tell(done, self.images)
-            self.clock.require(self.kind)
+            self.clock.check()
         self.began = time.monotonic()
         return tables, bounds, found
 
     def after_batch(self, tables: list[pd.DataFrame], bounds: list[Any], found: Evidence) -> None:
-        """Keep what is done where that is due. Raises OutOfTime where there is no time for another batch."""
+        """Save what is done when that is due. Raises Stopped if the trial was asked to stop."""
         now = time.monotonic()
-        self.clock.lasted[self.kind] = now - self.began
         self.seconds += now - self.began
-        self.kind, self.began = BATCH, now
+        self.began = now
         done = sum(map(len, tables))
-        stop = done < self.images and not self.clock.fits(BATCH)
+        stop = done < self.images and self.clock.asked()
         if done == self.images or stop or self.clock.due():
             content = {"stands_for": self.stands_for, "seconds": self.seconds, "found": found}
             content["tables"] = [table.to_dict("list") for table in tables]
@@ -70,7 +68,7 @@ class KeptBatches:
             write_tensors(self.path, content)
         self.tell(done, self.images)
         if stop:
-            raise OutOfTime
+            raise Stopped
 
     def _read(self) -> tuple[list[pd.DataFrame], list[dict[str, Any]], Evidence, float]:
         """What is kept; nothing where that is of something else, or cannot be read, which is logged."""

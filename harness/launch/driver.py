@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from harness.analysis import tables
+from harness.clock import Stopped
 from harness.command_line import FAILED, OK, add_data_dir, add_patterns, add_results_dir, meant
 from harness.config.sweep_file import CPU_PROFILE, Sweep, load_sweep
 from harness.config.trial import FULL_PROFILE, labels, rows
@@ -178,7 +179,7 @@ def _complete(study: Study, options: argparse.Namespace, console: Console) -> in
     if study.shared.uri is not None:
         console.print(f"\nAnd at:\n{escape(study.shared.uri)}", soft_wrap=True)
     if interrupted:
-        raise KeyboardInterrupt
+        raise Stopped
     return OK if not study.waiting() and not mirror.broken else FAILED
 
 

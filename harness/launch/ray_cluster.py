@@ -6,6 +6,7 @@ What Ray needs in the environment is set here, before it is imported: others hav
 import logging
 import os
 import re
+import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -132,6 +133,7 @@ def _connect(address: str | None, chatter: Any) -> None:
     if address is not None:
         _knock(address)
     dashboard = None if address else False
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address or "local", include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
     except Exception as error:  # Ray raises plain ones, too, such as where its start takes too long
@@ -144,6 +146,8 @@ def _connect(address: str | None, chatter: Any) -> None:
             ) from None
         what = f"no Ray cluster answers at {address}" if address else "Ray cannot be started here"
         raise ResourceError(f"{what}: {' '.join(str(error).split())}") from error
+    if callable(on_sigterm):
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler ends the process
 
 
 def _knock(address: str) -> None:

@@ -30,7 +30,7 @@ from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
-from harness.clock import OutOfTime
+from harness.clock import Stopped
 from harness.device import take_share
 from harness.environment import source_digest
 from harness.errors import InputError
@@ -104,7 +104,7 @@ def train_folder(config: dict[str, Any]) -> None:
     torch.set_num_threads(max(1, int(given.get("CPU", 1))))
     take_share(given.get("GPU", 0))
     told, code = (tune.report, config["data_dir"], _report_judged), config.get("code")
-    with suppress(*HOPELESS, OutOfTime):  # failure.json tells; or the sweep is asked to stop
+    with suppress(*HOPELESS, Stopped):  # failure.json tells; or the sweep is asked to stop
         if uri:
             run_at(uri, directory.name, *told, code=code)
         elif (directory / CANDIDATE).exists():

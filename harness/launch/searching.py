@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from harness.clock import Stopped
 from harness.config.search import SearchSettings
 from harness.config.sweep_file import Sweep
 from harness.config.trial import TrialConfig
@@ -73,7 +74,7 @@ def run(
         with Stopping(search.directory / folder.STOP, lambda text: _say(console, text)) as stop:
             _complete(search, sweep, data, options, gpu, stop, console)
         if stop.interrupted:
-            raise KeyboardInterrupt
+            raise Stopped
         return None if stop.asked else _with_winners(search, sweep, data, directory, console)
 
 

@@ -1,12 +1,11 @@
 """`python -m harness.trial TRIAL.json ...`: train and certify exported trials, without Ray, MLflow or pydantic.
 
 They are worked through in order, those that failed before last. One that is finished is left as it is, one that was
-begun goes on from what is kept of it. With --minutes the command stops by itself in time, and the same command goes on.
+begun goes on from what is saved of it. SIGTERM, or Ctrl-C, ends it with the epoch; the same command then goes on.
 """
 
 import argparse
 import logging
-import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,13 +13,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from harness.clock import Clock, OutOfTime
-from harness.command_line import BAD_INPUT, FAILED, OK, TIME_UP, add_data_dir, add_results_dir
+from harness.clock import Clock, Stopped
+from harness.command_line import BAD_INPUT, FAILED, OK, STOPPED, add_data_dir, add_results_dir
 from harness.config.buildable import check_buildable
 from harness.config.plugins import load_for
 from harness.config.trial import RECIPE_VERSION, labels
 from harness.data import load
 from harness.errors import InputError, SettingError, require
+from harness.launch.stopping import signals_call
 from harness.launch.watched import Bar, Lines
 from harness.masking import masked
 from harness.memory import free_memory
@@ -28,25 +28,21 @@ from harness.storage import folder, names
 from harness.storage.files import DamagedFileError, make_directory
 from harness.training import run_trial
 
-WORDS = {OK: "finished", FAILED: "failed", BAD_INPUT: "cannot be had", TIME_UP: "left"}
+WORDS = {OK: "finished", FAILED: "failed", BAD_INPUT: "cannot be had", STOPPED: "left"}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     files = "files that `python -m harness.run SWEEP.yaml --export DIR` wrote"
     parser.add_argument("trials", type=Path, nargs="+", metavar="TRIAL.json", help=files)
-    parser.add_argument("--minutes", type=float, help="stop before so many are up; default: once all is done")
     add_data_dir(parser)
     add_results_dir(parser)
 
 
 def main(options: argparse.Namespace) -> int:
     """Returns the exit status. Raises InputError before anything is started."""
-    limit = options.minutes
-    require("--minutes", limit, limit is None or 0 < limit < math.inf, "above 0")
     place = options.results_dir
     require("--results-dir", place, isinstance(place, Path), "a directory; addresses are for harness.run")
-    clock = Clock(None if limit is None else 60 * limit)
     trials = [_read(path) for path in options.trials]
     named = dict(zip((trial.key for trial in trials), labels([trial.config for trial in trials]), strict=True))
     places = {trial.key: folder.place(options.results_dir / trial.config.sweep, trial.key) for trial in trials}
@@ -57,27 +53,34 @@ def main(options: argparse.Namespace) -> int:
     for trial in waiting:
         make_directory(places[trial.key])
     failed_before = {trial.key for trial in waiting if folder.read_failure(places[trial.key]) is not None}
-    ends = {trial.key: FAILED if trial.key in failed_before else TIME_UP for trial in waiting}
+    ends = {trial.key: FAILED if trial.key in failed_before else STOPPED for trial in waiting}
     for trial in sorted(waiting, key=lambda trial: trial.key in failed_before):
-        clock.lasted.clear()
         print(f"{named[trial.key]} -> {places[trial.key]}", flush=True)
-        ends[trial.key] = _run(trial, places[trial.key], options.data_dir, clock)
+        ends[trial.key] = _run(trial, places[trial.key], options.data_dir)
         free_memory()
-        if ends[trial.key] == TIME_UP:
+        if ends[trial.key] == STOPPED:
             break
-    if len(trials) > 1 or TIME_UP in ends.values():
+    if len(trials) > 1 or STOPPED in ends.values():
         _print_summary(named, ends)
-    return next((status for status in (TIME_UP, FAILED, BAD_INPUT) if status in ends.values()), OK)
+    return next((status for status in (STOPPED, FAILED, BAD_INPUT) if status in ends.values()), OK)
 
 
-def _run(trial: folder.Trial, place: Path, data_dir: str | None, clock: Clock) -> int:
+def _run(trial: folder.Trial, place: Path, data_dir: str | None) -> int:
     """Run a trial and say what came of it; the exit status if it were the only one."""
-    console, epochs = Console(), trial.config.train.epochs
+    console, epochs, asked = Console(), trial.config.train.epochs, list[str]()
+
+    def stop(signal: str) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(signal)
+        print(f"{signal}: stops after this epoch, or batch of evaluation, which is saved; Ctrl-C stops at once")
+
+    clock = Clock(asked=lambda: bool(asked))
     try:
-        with _said(), Bar(epochs, console) if console.is_terminal else Lines() as watched:
+        with _said(), signals_call(stop), Bar(epochs, console) if console.is_terminal else Lines() as watched:
             result = run_trial(trial.config, place, watched.epoch, data_dir, watched.judged, clock)
-    except OutOfTime:
-        return TIME_UP
+    except Stopped:
+        return STOPPED
     except InputError as error:
         print(masked(f"error: {error}"), file=sys.stderr)
         return BAD_INPUT
@@ -127,8 +130,8 @@ def _print_summary(named: dict[str, str], ends: dict[str, int]) -> None:
         those = [label for key, label in named.items() if ends.get(key, OK) == status]
         if those:
             print(f"{len(those)} of {len(named)} {word}" + ("" if status == OK else f": {', '.join(those)}"))
-    if TIME_UP in ends.values():
-        print("the time is up; the same command goes on from what is kept")
+    if STOPPED in ends.values():
+        print("stopped; the same command goes on from what is saved")
 
 
 def _check_data(trials: list[folder.Trial], data_dir: str | None) -> None:

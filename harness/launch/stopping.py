@@ -1,57 +1,72 @@
-"""How a sweep that runs is stopped: Ctrl-C once ends each running trial with its epoch, twice ends all at once, but for
-what is just being written to MLflow, for which a third does not wait.
+"""How running trials are stopped: SIGTERM or one Ctrl-C ends each with its epoch, a second one stops at once.
 
-Trials are told by a file in the sweep's directory, which workers on other machines see too, or are told of.
+Trials see a file in the sweep's directory, which workers on other machines see, too.
 """
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from harness.storage.files import write_text
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def signals_call(action: Callable[[str], None]) -> Iterator[None]:
+    """Within, SIGTERM and Ctrl-C call `action` with the signal's name; for the main thread."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        action("Ctrl-C" if number == signal.SIGINT else "SIGTERM")
+
+    before = [signal.signal(number, handle) for number in _SIGNALS]
+    try:
+        yield
+    finally:
+        for number, handler in zip(_SIGNALS, before, strict=True):
+            signal.signal(number, handler)
 
 
 class Stopping:
     """A context manager around running trials, entered in the main thread.
 
-    flag: the file that tells trials. say: told why, and what Ctrl-C does next. pass_on: called after the file has come
-    or gone. asked: whether they are to stop; interrupted: by Ctrl-C; due: again, where `whole` held it.
+    flag: the file that trials look for. say: prints a line. pass_on: called after the file has come or gone.
+    asked: trials are to stop. interrupted: a signal asked for it. due: a second signal came within `whole`.
     """
 
     def __init__(self, flag: Path, say: Callable[[str], None], pass_on: Callable[[], None] = lambda: None):
         self.flag, self.say, self.pass_on = flag, say, pass_on
         self.asked = self.interrupted = self.held = self.due = False
-        self.before: Any = None
+        self.stack = ExitStack()
 
     def __enter__(self) -> "Stopping":
         self._remove()  # of a run that was killed
-        self.before = signal.signal(signal.SIGINT, self._interrupt)
+        self.stack.callback(self._remove)
+        self.stack.enter_context(signals_call(self._interrupt))
         return self
 
     def __exit__(self, *error: object) -> None:
-        signal.signal(signal.SIGINT, self.before)
-        self._remove()
+        self.stack.close()
 
     def _remove(self) -> None:
         self.flag.unlink(missing_ok=True)
         self.pass_on()
 
     def ask(self, why: str) -> None:
-        """Let running trials end with the epoch, or the batch of judging, that they are in, and begin no other."""
+        """Let running trials end with their epoch, or their batch of evaluation, and start no other."""
         if not self.asked:
             self.asked = True
             write_text(self.flag, why)
-            self.say(f"{why}: running trials end with their epoch, which is kept; Ctrl-C stops at once")
+            self.say(f"{why}: running trials end with their epoch, which is saved; Ctrl-C stops at once")
             self.pass_on()
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """What is done in here is not broken off by the second Ctrl-C, which then ends all; only by a third.
+        """Within, a second signal waits for the end of the block; a third does not.
 
-        A transaction broken off leaves its database locked to what is still to be written there.
+        A transaction that is broken off leaves its database locked.
         """
         self.held = True
         try:
@@ -61,11 +76,11 @@ class Stopping:
             if self.due:
                 raise KeyboardInterrupt
 
-    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+    def _interrupt(self, name: str) -> None:
         if self.due or (self.interrupted and not self.held):
             raise KeyboardInterrupt
         if self.interrupted:
             self.due = True
-            self.say("Ctrl-C again: stops once what is being written to MLflow is there, by Ctrl-C once more at once")
+            self.say(f"{name} again: stops as soon as MLflow has what is being written; once more to stop at once")
         self.interrupted = True
-        self.ask("Ctrl-C")
+        self.ask(name)

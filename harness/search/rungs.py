@@ -12,7 +12,7 @@ from typing import Any
 
 from baselines import build
 from cerdeq.equilibrium import fold
-from harness.clock import OutOfTime
+from harness.clock import Stopped
 from harness.config.trial import TrialConfig
 from harness.data import load
 from harness.device import best_device
@@ -66,7 +66,7 @@ def run_candidate(
 ) -> None:
     """`run_folder` of a candidate's trial, as far as it keeps up with others.
 
-    At each rung it reports `rung` and the certified error there. Raises OutOfTime where the search is asked to stop.
+    At each rung it reports `rung` and the certified error there. Raises Stopped where the search is asked to stop.
     """
     trial = folder.read_trial(directory / folder.TRIAL)
     for rung in _rungs(directory, trial.config.train.epochs):
@@ -75,10 +75,10 @@ def run_candidate(
         if str(rung) in read_record(directory)["rungs"]:
             continue
         if checkpoint.epochs_done(directory) < rung:
-            with suppress(OutOfTime):
+            with suppress(Stopped):
                 run_folder(directory, report, data_dir, judged, rung, code)
             if checkpoint.epochs_done(directory) < rung:
-                raise OutOfTime
+                raise Stopped
         error = _certified_error(trial.config, directory, data_dir)
         report({names.RUNG: rung, names.CERTIFIED_ERROR: error})
     if not read_record(directory)["stopped"]:

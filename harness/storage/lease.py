@@ -1,25 +1,20 @@
-"""Who holds a directory: a lock, and beside it a lease that is renewed, for file systems that pass no locks on.
+"""One run at a time in a sweep's directory or at an address: a lock file that names its holder.
 
-An address has the lease alone.
-
-.lock says in JSON who holds the directory: host, process, since, and how often that was renewed. What a process of this
-machine left there without the lock is of one that is gone. What another machine's left is watched: whoever renews it is
-alive, and is left alone; one that does not for `STALE` seconds by the clock of whoever waits is gone. Clocks of two
-machines are never compared, and one that goes backwards changes nothing.
+In a directory the file is locked, too, and the lock goes with the process. On file systems without locks and at
+addresses the file alone counts: a process of this machine that has died is replaced at once, and a file of another
+machine whose run has died must be deleted by hand.
 """
 
+import errno
 import fcntl
 import json
-import logging
 import os
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from itertools import count
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from harness.errors import InputError
 from harness.masking import masked
@@ -27,150 +22,114 @@ from harness.storage import remote
 from harness.storage.files import make_directory
 
 LOCK = ".lock"
-RENEWED, STALE = 10.0, 60.0
-"""Seconds between two renewals, and without one until a lease is taken over."""
 
-Read = Callable[[], dict[str, Any] | None]
-
-_log = logging.getLogger(__name__)
-_TAKEN_OVER = 1  # the exit status
+Holder = dict[str, Any]
 
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold a directory for this process alone; the lock goes with the process, however it ends.
+    """Hold a directory within the block.
 
-    A process that was held up for so long that another machine took the directory over ends at once, as if killed.
-    Raises InputError where another run holds it.
+    Raises:
+        InputError: another run holds it.
     """
     make_directory(directory)
     path = directory / LOCK
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        _refuse_others(path, descriptor)
-        with _renewed(lambda: _read(path), lambda text: _write(descriptor, text), directory):
+    with open(path, "a+b") as file:
+        has_lock = _try_lock(file, path)
+        file.seek(0)
+        found = _parse(file.read())
+        if not (has_lock and found and found["host"] == socket.gethostname()):
+            _refuse(found, path)
+        _overwrite(file, _describe_self())
+        try:
             yield
-    finally:
-        os.close(descriptor)
+        finally:
+            _overwrite(file, b"")
 
 
 @contextmanager
 def leased(uri: str) -> Iterator[None]:
-    """Hold an address for this process alone, as `locked` does a directory, but that a process which was killed on this
-    very machine is waited for, too.
+    """Hold an address within the block.
 
-    Raises InputError where another run holds it, OSError.
+    Raises:
+        InputError: another run holds it.
+        OSError: the storage cannot be read or written.
     """
-
-    def read() -> dict[str, Any] | None:
-        return _parsed(remote.read(uri, LOCK) or b"")
-
-    where = masked(uri)
-    if (found := read()) is not None:
-        _watch(found, read, where)
-    with _renewed(read, lambda text: remote.write(uri, LOCK, text), where):
-        yield
-
-
-@contextmanager
-def _renewed(read: Read, write: Callable[[bytes], None], where: object) -> Iterator[None]:
-    """Within, a lease is this process's and renewed; then it is empty, unless it is another's by then."""
-    mine = {"host": socket.gethostname(), "process": os.getpid(), "since": time.time()}
-    ended = threading.Event()
-    keeper = threading.Thread(target=_keep, args=(read, write, where, mine, ended), daemon=True)
-    write(json.dumps(mine | {"renewed": 0}).encode())
-    keeper.start()
+    where = masked(f"{uri}/{LOCK}")
+    _refuse(_parse(remote.read(uri, LOCK) or b""), where)
+    mine = _describe_self()
+    remote.write(uri, LOCK, mine)
+    if (found := remote.read(uri, LOCK)) != mine:  # another run began at the same moment
+        _refuse(_parse(found or b""), where)
     try:
         yield
     finally:
-        ended.set()
-        keeper.join()
-        with suppress(OSError):
-            if _is(read(), mine):
-                write(b"")
+        remote.write(uri, LOCK, b"")
 
 
-def holder(directory: Path) -> dict[str, Any] | None:
-    """Who holds a directory, `host`, `process` and `since` (seconds, as time.time); None where nobody is known to."""
+def holder(directory: Path) -> Holder | None:
+    """Return who holds a directory: `host`, `process` and `since` (seconds, as time.time); None if nobody does."""
     try:
-        with open(directory / LOCK) as file:
-            found = _read(directory / LOCK)
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                return found
-            elsewhere = found is not None and found["host"] != socket.gethostname()
-            return found if elsewhere and time.time() - os.fstat(file.fileno()).st_mtime < STALE else None
-    except OSError:  # no lock yet
+        with open(directory / LOCK, "rb") as file:
+            found = _parse(file.read())
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
         return None
+    except OSError:  # it is locked, or the file system has no locks
+        return found
+    return None if found is None or _has_died(found) else found
 
 
-def _refuse_others(path: Path, descriptor: int) -> None:
-    """Wait until nobody is known to hold the directory. Raises InputError where somebody does."""
+def _try_lock(file: IO[bytes], path: Path) -> bool:
+    """Lock the file; return False on a file system without locks. Raise InputError if another run has the lock."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        has_lock = True
-    except BlockingIOError:
-        raise InputError(f"another run is writing to {path.parent}") from None
-    except OSError:  # a file system without locks
-        has_lock = False
-    found = _read(path)
-    if found is None or (has_lock and found["host"] == socket.gethostname()):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno == errno.EWOULDBLOCK:
+            _refuse(_parse(path.read_bytes()), path)
+            raise InputError(f"another run is writing to {path.parent}") from None
+        return False
+    return True
+
+
+def _refuse(found: Holder | None, path: object) -> None:
+    """Raise InputError for a holder that may be alive."""
+    if found is None or _has_died(found):
         return
-    _watch(found, lambda: _read(path), path.parent)
+    raise InputError(
+        f"another run is writing there: {path} names process {found['process']} on {found['host']}; "
+        "if that run is gone, delete the file"
+    )
 
 
-def _watch(found: dict[str, Any], read: Read, where: object) -> None:
-    """Wait for as long as whoever holds the lease has to renew it. Raises InputError where that is done."""
-    who = f"process {found['process']} on {found['host']}"
-    _log.warning("%s was held by %s: taken over unless that says in %g s that it is there", where, who, STALE)
-    until = time.monotonic() + STALE
-    while time.monotonic() < until:
-        time.sleep(min(1.0, STALE / 10))
-        now = read()
-        if now is None:  # it has ended
-            return
-        if now != found:
-            raise InputError(f"another run is writing to {where}: process {now['process']} on {now['host']}")
-
-
-def _keep(
-    read: Read, write: Callable[[bytes], None], where: object, mine: dict[str, Any], ended: threading.Event
-) -> None:
-    """Renew the lease until it is given up; where that cannot be done, later."""
-    for renewed in count(1):
-        if ended.wait(RENEWED):
-            return
-        with suppress(OSError):
-            found = read()
-            if found is not None and not _is(found, mine):
-                told = f"{where} was taken over by process {found['process']} on {found['host']}: this run ends"
-                _log.error("%s, and may be started again", told)
-                os._exit(_TAKEN_OVER)
-            write(json.dumps(mine | {"renewed": renewed}).encode())
-
-
-def _is(found: dict[str, Any] | None, mine: dict[str, Any]) -> bool:
-    return found is not None and all(found.get(name) == value for name, value in mine.items())
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """What a directory's lease says; None where there is none, or none that can be read."""
+def _has_died(found: Holder) -> bool:
+    """Return True if the holder was a process of this machine that is gone."""
+    if found["host"] != socket.gethostname():
+        return False
     try:
-        return _parsed(path.read_bytes())
-    except OSError:
-        return None
+        os.kill(found["process"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # another user's
+        return False
+    return found["process"] == os.getpid()
 
 
-def _parsed(text: bytes) -> dict[str, Any] | None:
+def _describe_self() -> bytes:
+    return json.dumps({"host": socket.gethostname(), "process": os.getpid(), "since": time.time()}).encode()
+
+
+def _parse(text: bytes) -> Holder | None:
     try:
         found = json.loads(text)
-        return found if found.keys() >= {"host", "process", "since"} else None
-    except (ValueError, AttributeError, RecursionError):
+    except ValueError:
         return None
+    return found if isinstance(found, dict) and found.keys() >= {"host", "process", "since"} else None
 
 
-def _write(descriptor: int, text: bytes) -> None:
-    """In place, since another file would not be locked."""
-    os.pwrite(descriptor, text, 0)
-    os.ftruncate(descriptor, len(text))
+def _overwrite(file: IO[bytes], text: bytes) -> None:
+    """Write in place: another file would not be locked."""
+    file.truncate(0)
+    file.write(text)
+    file.flush()

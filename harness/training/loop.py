@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from baselines import DATASETS, build
-from harness.clock import Clock, OutOfTime
+from harness.clock import Clock, Stopped
 from harness.config.trial import TrialConfig
 from harness.device import tf32
 from harness.storage import names
@@ -28,7 +28,6 @@ from harness.training.schedule import Ramp, learning_rate
 from harness.training.step import Stepper, make_optimiser
 
 _log = logging.getLogger(__name__)
-FIRST_EPOCH, EPOCH = "first epoch", "epoch"  # of a call: the first may compile
 _MONITORED = 500
 _OF_ATTACKS = 2**40
 
@@ -58,7 +57,7 @@ def train(
     Calls `report` with each epoch's row after it is on disk; before the first step with that of epoch 0, the bounds of
     the untrained network. The clock says after which epochs a checkpoint is kept, besides the last one, and when to
     stop. split: into how many each part of a batch is divided; rows tell where it is not 1.
-    Raises NonFiniteLossError, and OutOfTime where there is no time for another epoch.
+    Raises NonFiniteLossError, and Stopped if the trial was asked to stop.
     """
     clock = Clock() if clock is None else clock
     config = divided(config, split)
@@ -79,9 +78,8 @@ def train(
         report(row)
     last, stepper = config.train.epochs, None
     for epoch in range(done + 1, last + 1):
-        kind, began = (FIRST_EPOCH if stepper is None else EPOCH), time.monotonic()
         if stepper is None:
-            clock.require(kind)
+            clock.check()
             decision = decide(config, model, len(images), device, _compiled_before(directory, done))
             _log.info(decision.why)
             stepper = Stepper(config, model, optimiser, images, labels, averaged, decision.compiled)
@@ -91,13 +89,12 @@ def train(
             row[names.TRAIN_ACCUMULATE] = config.train.accumulate
         add_without(directory, stepper.given_up)
         write_epoch(directory, row)  # first: a row without its checkpoint is written again, a row never written is lost
-        clock.lasted[kind] = time.monotonic() - began
-        stop = epoch < last and (epoch == clock.until or not clock.fits(EPOCH))
+        stop = epoch < last and (epoch == clock.until or clock.asked())
         if epoch == last or stop or clock.due():
             checkpoint.save(directory, epoch, parts)
         report(row)
         if stop:
-            raise OutOfTime
+            raise Stopped
     trained = model if averaged is None else averaged
     if config.train.recompute_statistics:
         recompute_statistics(trained, images, config.train.batch_size)

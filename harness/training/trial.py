@@ -59,7 +59,7 @@ def run_trial(
     of how many, before the first batch and after each. clock: when to stop and when to keep what is done; by default
     never, and twice a minute. A finished folder's result is returned as it is.
     Raises SettingError where the folder holds another trial or a plugin is another, DataError, NonFiniteLossError and
-    SoundnessError; any error in training or evaluation also leaves failure.json. Raises OutOfTime as the clock says.
+    SoundnessError; any error in training or evaluation also leaves failure.json. Raises Stopped as the clock says.
     """
     load_for(config)
     data = load(config.dataset, data_dir)
@@ -82,7 +82,7 @@ def run_folder(
 
     until: an epoch to stop after. code: the source_digest() of who asks for it, where that may be another machine.
     asked: whether the sweep is asked to stop; by default the file in its directory says so.
-    Raises OutOfTime there, and where the sweep is asked to stop, SettingError where the code here is another.
+    Raises Stopped there, and where the sweep is asked to stop, SettingError where the code here is another.
     """
     with _failure_written(directory), logged(directory):
         if code is not None:
@@ -154,7 +154,7 @@ def _run(
     write_evidence(directory, judgement.evidence)
     write_table(directory / folder.VERDICTS, judgement.verdicts)
     if any(isinstance(module, FixedPoint) for module in model.modules()):
-        clock.require("equilibria")
+        clock.check()
     started, rows = time.monotonic(), folder.read_epochs(directory)
     metrics = {
         **final_metrics(judgement, config.evaluation.stages),

@@ -11,6 +11,7 @@ import pytest
 import harness
 from harness import __main__ as entry
 from harness import command_line
+from harness.clock import Stopped
 from harness.errors import InputError, SettingError
 
 DOORS = Path(harness.__file__).parent
@@ -59,6 +60,7 @@ def test_a_command_runs_by_its_name(tmp_path, capsys):
     [
         (1, 1, ""),
         (InputError("no such thing"), 2, "error: no such thing"),
+        (Stopped(), 3, "stopped"),
         (KeyboardInterrupt(), 130, "stopped"),
     ],
 )

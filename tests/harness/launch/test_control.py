@@ -255,7 +255,7 @@ def test_ctrl_c_once_ends_with_tables_and_runs_that_say_so(unfinished, run, caps
             on_end(place, None)
 
     run(act)
-    assert unfinished.main() == 130
+    assert unfinished.main() == 3
     captured = capsys.readouterr()
     assert "the same command goes on" in captured.err
     assert "Ctrl-C: running trials end with their epoch" in captured.out

@@ -163,16 +163,17 @@ def test_a_killed_worker_s_trial_goes_on_within_the_same_command(tmp_path, store
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("times", [1, 2])
-def test_after_ctrl_c_the_same_command_goes_on(tmp_path, store, cluster, times):
+@pytest.mark.parametrize("signals", [["SIGINT"], ["SIGTERM"], ["SIGINT", "SIGINT"]], ids="-".join)
+def test_after_a_signal_the_same_command_goes_on(tmp_path, store, cluster, signals):
     """Once: epochs are ended and kept, tables are written. Twice: at once. MLflow says either way that nobody runs."""
-    study = Study(tmp_path, {**LONG, "name": f"stopped-{times}", "seeds": [0, 1]}, store)
-    status, out, err, left = stopped_in_the_middle(study, *[signal.SIGINT] * times)
-    assert status == 130
+    times = len(signals)
+    study = Study(tmp_path, {**LONG, "name": "-".join(["stopped", *signals]), "seeds": [0, 1]}, store)
+    status, out, err, left = stopped_in_the_middle(study, *[signal.Signals[name] for name in signals])
+    assert status == (3 if times == 1 else 130)
     assert "stopped; " in err
     assert "the same command goes on" in err
     assert "Traceback" not in out + err
-    assert "Ctrl-C: running trials end with their epoch" in out
+    assert "running trials end with their epoch" in out
     assert not [name for name in study.files() if name in (".ray", folder.STOP)]
     assert ("leaderboard.md" in study.files()) == (times == 1)
     assert {run.info.status for run in study.runs.values()} <= {"KILLED", "FINISHED"}

@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import load_file
 from study import TINY, Study
 
-from harness.clock import OutOfTime
+from harness.clock import Stopped
 from harness.command_line import main
 from harness.data import load
 from harness.errors import InputError
@@ -104,7 +104,7 @@ def test_ctrl_c_reaches_a_worker_by_the_address(given, tmp_path):
         if row[names.EPOCH] == 1:
             study.pass_on_stop()
 
-    with pytest.raises(OutOfTime):
+    with pytest.raises(Stopped):
         run(uri, key, stop)
     assert [row[names.EPOCH] for row in folder.read_epochs(place)] == [0, 1, 2]
     assert (place / folder.CHECKPOINT).exists()

@@ -33,6 +33,13 @@ def test_ctrl_c_once_tells_the_trials_and_lets_the_command_go_on(stop):
     assert "Ctrl-C" in stop.said[0]
 
 
+def test_sigterm_asks_as_ctrl_c_does(stop):
+    with stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.asked and stop.interrupted
+    assert stop.said[0].startswith("SIGTERM: running trials end with their epoch")
+
+
 def test_ctrl_c_twice_stops_at_once(stop):
     with pytest.raises(KeyboardInterrupt), stop:
         interrupt()
@@ -49,7 +56,7 @@ def test_ctrl_c_twice_waits_for_what_must_be_whole(stop):
             written.append("whole")
         written.append("more")
     assert written == ["whole"]
-    assert "once what is being written to MLflow is there" in stop.said[1]
+    assert "as soon as MLflow has what is being written" in stop.said[1]
 
 
 def test_an_error_in_what_must_be_whole_hides_no_ctrl_c(stop):

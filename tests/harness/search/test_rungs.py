@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from search_cases import searched_sweep
 
-from harness.clock import OutOfTime
+from harness.clock import Stopped
 from harness.data import load
 from harness.search.candidates import Candidate, claim, search_of
 from harness.search.rungs import SEARCH, read_record, run_candidate, write_rung
@@ -74,6 +74,6 @@ def test_what_was_reported_and_not_written_down_is_reported_again(place):
 
 def test_it_stops_when_the_search_is_asked_to(place):
     write_text(folder.stop_file(place), "Ctrl-C")
-    with pytest.raises(OutOfTime):
+    with pytest.raises(Stopped):
         run_candidate(place, lambda row: None, None, lambda done, images: None)
     assert read_record(place)["rungs"] == {}

@@ -1,6 +1,8 @@
 """Files at an address: whole or not at all, results last, and nothing lost or sent for nothing."""
 
+import json
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -206,14 +208,11 @@ def test_a_storage_that_is_away_for_a_while_is_waited_for(monkeypatch):
         remote.patiently(answer)
 
 
-def test_an_address_has_one_holder_by_its_lease(uri, there, monkeypatch):
-    monkeypatch.setattr(lease, "RENEWED", 0.05)
-    monkeypatch.setattr(lease, "STALE", 0.5)
+@pytest.mark.parametrize(("host", "process"), [(socket.gethostname(), os.getppid()), ("elsewhere", 1)])
+def test_an_address_has_one_holder_which_its_lock_file_names(uri, there, host, process):
     with lease.leased(uri):
         assert f'"process": {os.getpid()}' in (there / lease.LOCK).read_text()
-        with pytest.raises(InputError, match=f"another run is writing to {uri}"), lease.leased(uri):
-            pass
-    remote.write(uri, lease.LOCK, b'{"host": "elsewhere", "process": 1, "since": 0}')
-    with lease.leased(uri):  # taken over from one that is gone
-        assert f'"process": {os.getpid()}' in (there / lease.LOCK).read_text()
     assert remote.read(uri, lease.LOCK) == b""
+    remote.write(uri, lease.LOCK, json.dumps({"host": host, "process": process, "since": 0}).encode())
+    with pytest.raises(InputError, match=f"process {process} on {host}; if that run is gone"), lease.leased(uri):
+        pass

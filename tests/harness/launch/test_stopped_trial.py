@@ -1,14 +1,17 @@
-"""`python -m harness.trial A.json B.json --minutes M`: several trials, in pieces, to the very same results."""
+"""Trials that are stopped go on to the very same results; several of them by `python -m harness.trial A.json B.json`."""
 
 import dataclasses
+import os
+import signal
 
 import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
-from harness.clock import Clock, OutOfTime
-from harness.command_line import BAD_INPUT, FAILED, OK, TIME_UP, main
+from harness.clock import Clock, Stopped
+from harness.command_line import FAILED, INTERRUPTED, OK, STOPPED, main
 from harness.data import load
+from harness.launch.watched import Lines
 from harness.storage import files, folder, names
 from harness.storage.folder import make_trial, trial_json
 from harness.training import run_trial
@@ -32,15 +35,15 @@ def call(tmp_path, *options):
 
 
 class Pieces(Clock):
-    """A clock by which so many things fit."""
+    """A clock that stops a trial when it is asked once more than so often."""
 
-    def __init__(self, things):
-        super().__init__(keep_every=1e9)
-        self.things = things
+    def __init__(self, questions):
+        super().__init__(keep_every=1e9, asked=self.count)
+        self.questions = questions
 
-    def fits(self, kind):
-        self.things -= 1
-        return self.things >= 0
+    def count(self):
+        self.questions -= 1
+        return self.questions < 0
 
 
 @pytest.mark.parametrize("model", ["cnn5", "cerdeq"])
@@ -53,7 +56,7 @@ def test_a_trial_done_in_pieces_ends_like_one_done_at_once(tiny_trial, tmp_path,
         calls += 1
         try:
             run_trial(config, tmp_path / "pieces", epochs.append, judged=lambda *b: batches.append(b), clock=Pieces(1))
-        except OutOfTime:
+        except Stopped:
             assert folder.read_failure(tmp_path / "pieces") is None
     assert calls == 3 + 2 + (model == "cerdeq")
     assert [row[names.EPOCH] for row in epochs] == [0, 1, 2, 3]
@@ -73,7 +76,7 @@ def test_a_trial_done_in_pieces_ends_like_one_done_at_once(tiny_trial, tmp_path,
 
 def test_batches_judged_of_other_weights_are_not_gone_on_from(tiny_trial, tmp_path):
     config = tiny_trial(width=0.05)
-    with pytest.raises(OutOfTime):
+    with pytest.raises(Stopped):
         run_trial(config, tmp_path, clock=Pieces(4))
     assert (tmp_path / folder.JUDGED).exists()
     (tmp_path / folder.CHECKPOINT).unlink()
@@ -112,27 +115,33 @@ def test_several_trials_in_order_one_finished_one_that_fails(exported, tmp_path,
     assert folder.read_result(other) is not None
 
 
-def test_when_the_time_is_up_the_rest_is_left_and_the_same_command_goes_on(exported, tmp_path, capsys, monkeypatch):
-    (first, place), (second, other) = exported(), exported(seed=1)
-    given, things = [], iter([3, 100])
+def test_sigterm_ends_a_trial_with_its_epoch_and_the_same_command_goes_on(exported, tmp_path, capsys, monkeypatch):
+    (first, place), (second, other) = exported(train={"epochs": 3}), exported(seed=1)
 
-    def clock(seconds):
-        given.append(seconds)
-        return Pieces(next(things))
+    def terminate(lines, row):
+        if row[names.EPOCH] == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr("harness.launch.single.Clock", clock)
-    assert call(tmp_path, first, second, "--minutes", "1.5") == TIME_UP
-    assert "2 of 2 left: cnn5 ibp seed 0, cnn5 ibp seed 1\nthe time is up; the same" in capsys.readouterr().out
-    assert folder.read_result(place) is None and not (other / folder.EPOCHS).exists()
-    assert call(tmp_path, first, second, "--minutes", "1.5") == OK
-    assert "judging 20 images" in capsys.readouterr().out, "the first batch of 40 was kept"
+    with monkeypatch.context() as patch:
+        patch.setattr(Lines, "epoch", terminate)
+        assert call(tmp_path, first, second) == STOPPED
+    printed = capsys.readouterr().out
+    assert "SIGTERM: stops after this epoch" in printed
+    assert "2 of 2 left: " in printed and "stopped; the same command goes on" in printed
+    assert [row[names.EPOCH] for row in folder.read_epochs(place)] == [0, 1, 2]
+    assert not (other / folder.EPOCHS).exists()
+    assert call(tmp_path, first, second) == OK
+    assert "epoch 2" not in capsys.readouterr().out, "it was saved"
     assert folder.read_result(place) is not None and folder.read_result(other) is not None
-    assert given == [90, 90]
 
 
-@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf"])
-def test_minutes_that_cannot_be_kept_are_refused(exported, tmp_path, capsys, minutes):
+def test_a_second_signal_stops_at_once(exported, tmp_path, monkeypatch):
     path, place = exported()
-    assert call(tmp_path, path, "--minutes", minutes) == BAD_INPUT
-    assert "--minutes" in capsys.readouterr().err
-    assert not place.exists()
+
+    def terminate(lines, row):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Lines, "epoch", terminate)
+    assert call(tmp_path, path) == INTERRUPTED
+    assert folder.read_result(place) is None
