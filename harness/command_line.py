@@ -20,11 +20,11 @@ Named = TypeVar("Named")
 
 OK, FAILED, BAD_INPUT, STOPPED, INTERRUPTED = 0, 1, 2, 3, 130
 STATUSES = {
-    OK: "all is done that was asked for",
-    FAILED: "something failed, or was not confirmed",
-    BAD_INPUT: "what was asked for cannot be had",
-    STOPPED: "asked to stop (SIGTERM or one Ctrl-C): what is done is saved, and the same command goes on",
-    INTERRUPTED: "stopped at once (a second Ctrl-C)",
+    OK: "everything that was asked for is done",
+    FAILED: "something failed or was not confirmed",
+    BAD_INPUT: "the request is wrong; nothing was started",
+    STOPPED: "asked to stop; what is done is saved, and the same command goes on",
+    INTERRUPTED: "stopped at once",
 }
 """What the exit status of each command means."""
 _STOPPED = "stopped; what is done is saved, and the same command goes on from there"
