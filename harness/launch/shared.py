@@ -27,7 +27,7 @@ from harness.training.trial import Judged, Report
 
 MARK = ".remote"
 """In a mirror: the address."""
-_TO_GO_ON = (folder.CHECKPOINT, folder.PREVIOUS, folder.WITHOUT, folder.JUDGED)
+_TO_GO_ON = (folder.CHECKPOINT, folder.WITHOUT, folder.JUDGED)
 _MIRRORS = Path("results")
 
 _log = logging.getLogger(__name__)
@@ -157,7 +157,7 @@ def run_at(uri: str, key: str, report: Report, data_dir: str | None, judged: Jud
         place = directory / below
 
         def push() -> None:
-            remote.push(directory, uri, below, lambda name: not name.endswith(f"/{folder.PREVIOUS}"))
+            remote.push(directory, uri, below)
 
         def keep() -> None:
             try:

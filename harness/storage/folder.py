@@ -3,7 +3,6 @@
     trial.json           key, recipe version, data fingerprint, config: also what `--export` writes
     epochs.jsonl         one line an epoch, from epoch 0: the untrained network
     checkpoint.pt        network, optimiser, epoch: where a retry goes on; rows of later epochs are written again
-    checkpoint.previous.pt   the one before, where a retry goes on if the last one is damaged
     without.txt          optimisations that training does without since they failed, one a line; until the end
     judged.pt            verdicts so far, while the network is judged
     weights.safetensors  the final network, parametrisations folded in
@@ -37,7 +36,7 @@ from harness.storage.parquet import read_table
 from harness.typed import checked
 
 TRIAL, EPOCHS, WEIGHTS = "trial.json", "epochs.jsonl", "weights.safetensors"
-CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
+CHECKPOINT = "checkpoint.pt"
 JUDGED, VERDICTS, RESULT, FAILURE = "judged.pt", "verdicts.parquet", "result.json", "failure.json"
 LOG = "log.txt"
 CHOSEN = "chosen.json"

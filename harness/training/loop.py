@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from baselines import DATASETS, build
+from cerdeq.bounds.memory import is_out_of_memory
 from harness.clock import Clock, Stopped
 from harness.config.trial import TrialConfig
 from harness.device import tf32
+from harness.memory import free_memory
 from harness.storage import names
 from harness.storage.folder import add_without, read_epochs, write_epoch
 from harness.training import checkpoint
@@ -23,13 +25,14 @@ from harness.training.batch_norm import recompute_statistics
 from harness.training.compilation import decide
 from harness.training.initialise import initialise
 from harness.training.monitor import monitored, monitored_untrained
-from harness.training.out_of_memory import divided
+from harness.training.out_of_memory import divided, divides
 from harness.training.schedule import Ramp, learning_rate
 from harness.training.step import Stepper, make_optimiser
 
 _log = logging.getLogger(__name__)
 _MONITORED = 500
 _OF_ATTACKS = 2**40
+_SPLIT = 2  # what parts of a batch are divided by if memory runs out
 
 
 class NonFiniteLossError(RuntimeError):
@@ -46,20 +49,48 @@ def train(
     config: TrialConfig,
     images: Tensor,
     labels: Tensor,
-    directory: Path,
+    trial_dir: Path,
     device: torch.device,
     report: Callable[[dict[str, Any]], None],
     clock: Clock | None = None,
-    split: int = 1,
 ) -> nn.Sequential:
-    """Train `config`'s network on images (uint8 [N, C, H, W]) and labels [N], going on from the directory's checkpoint.
+    """Train `config`'s network, going on from the folder's checkpoint, and return it.
 
-    Calls `report` with each epoch's row after it is on disk; before the first step with that of epoch 0, the bounds of
-    the untrained network. The clock says after which epochs a checkpoint is kept, besides the last one, and when to
-    stop. split: into how many each part of a batch is divided; rows tell where it is not 1.
-    Raises NonFiniteLossError, and Stopped if the trial was asked to stop.
+    If memory runs out, training goes on from the checkpoint with each part of a batch divided by two.
+
+    Args:
+        images, labels: uint8 [N, C, H, W] and [N].
+        report: called with each epoch's row after it is on disk; first with epoch 0, the untrained network's bounds.
+        clock: after which epochs a checkpoint is saved, besides the last one, and when to stop.
+
+    Raises:
+        NonFiniteLossError: the loss became infinite or NaN.
+        Stopped: the clock says so.
     """
-    clock = Clock() if clock is None else clock
+    clock = clock or Clock()
+    given = config, images, labels, trial_dir, device, report, clock
+    if not divided_batches(config, read_epochs(trial_dir)):
+        try:
+            return _train(*given, split=1)
+        except RuntimeError as error:
+            if not (is_out_of_memory(error) and divides(config, _SPLIT)):
+                raise
+        free_memory()  # here, where the error no longer holds what it ran out with
+    return _train(*given, split=_SPLIT)
+
+
+def divided_batches(config: TrialConfig, epochs: list[dict[str, Any]]) -> list[str]:
+    """Return a warning if epochs were trained with batches in more parts than the recipe says, else none."""
+    parts = [row[names.TRAIN_ACCUMULATE] for row in epochs if names.TRAIN_ACCUMULATE in row]
+    usual = config.train.accumulate
+    return [f"accumulate {parts[-1]} instead of {usual} after running out of memory"] if parts else []
+
+
+def _train(
+    config: TrialConfig, images: Tensor, labels: Tensor, directory: Path, device: torch.device,
+    report: Callable[[dict[str, Any]], None], clock: Clock, split: int,
+) -> nn.Sequential:  # fmt: skip
+    """`train` with each part of a batch in `split` parts; epochs' rows record a split."""
     config = divided(config, split)
     torch.manual_seed(config.seed)
     model = build(config.model, config.dataset, config.width, **config.options)

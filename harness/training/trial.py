@@ -1,4 +1,4 @@
-"""One trial from config to result: train, fold, save, judge. Needs neither Ray nor MLflow nor pydantic."""
+"""One trial from config to result: train, save, evaluate. Needs neither Ray nor MLflow nor pydantic."""
 
 import hashlib
 import logging
@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from cerdeq.bounds.memory import is_out_of_memory
 from cerdeq.equilibrium import FixedPoint, fold
 from harness.clock import Clock
 from harness.config.plugins import load_for
 from harness.config.trial import TrialConfig
-from harness.data import Data, Split, load
+from harness.data import Data, load
 from harness.device import best_device
 from harness.environment import describe_environment, source_digest
 from harness.errors import require
@@ -31,9 +30,8 @@ from harness.storage import folder, names
 from harness.storage.files import remove_unfinished, write_atomically
 from harness.storage.parquet import write_table
 from harness.training.log import logged
-from harness.training.loop import NonFiniteLossError, train
+from harness.training.loop import NonFiniteLossError, divided_batches, train
 from harness.training.monitor import parametrised
-from harness.training.out_of_memory import divides
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +40,6 @@ REPEATED = (NonFiniteLossError, SoundnessError)
 
 Report = Callable[[dict[str, Any]], None]
 Judged = Callable[[int, int], None]
-_SPLIT = 2  # what parts of a batch are divided by where memory runs out
 
 
 def run_trial(
@@ -53,20 +50,25 @@ def run_trial(
     judged: Judged = lambda done, images: None,
     clock: Clock | None = None,
 ) -> folder.TrialResult:
-    """Train and evaluate `config` in its folder `directory`, going on from what is kept there.
+    """Train and evaluate `config` in its folder `directory`, and return the result; go on from what is saved there.
 
-    report: called with each epoch's row. data_dir: as --data-dir. judged: called with how many images are judged, and
-    of how many, before the first batch and after each. clock: when to stop and when to keep what is done; by default
-    never, and twice a minute. A finished folder's result is returned as it is.
-    Raises SettingError where the folder holds another trial or a plugin is another, DataError, NonFiniteLossError and
-    SoundnessError; any error in training or evaluation also leaves failure.json. Raises Stopped as the clock says.
+    Args:
+        report: called with each epoch's row.
+        data_dir: as --data-dir.
+        judged: called with the numbers of evaluated and of all images, before the first batch and after each.
+        clock: when to stop and when to save; by default never, and twice a minute.
+
+    Raises:
+        SettingError: the folder holds another trial, or a plugin has changed.
+        DataError, NonFiniteLossError, SoundnessError: these and any other error also leave failure.json.
+        Stopped: the clock says so.
     """
     load_for(config)
     data = load(config.dataset, data_dir)
     trial = folder.make_trial(config, data.fingerprint)
     folder.claim(directory, trial)
-    with _failure_written(directory), logged(Path(directory)):
-        return _finished(trial, data, Path(directory), report, judged, clock or Clock())
+    with _failure_written(directory), logged(directory):
+        return _run(trial, data, directory, report, judged, clock or Clock())
 
 
 def run_folder(
@@ -78,11 +80,16 @@ def run_folder(
     code: str | None = None,
     asked: Callable[[], bool] | None = None,
 ) -> folder.TrialResult:
-    """`run_trial` of the trial that has claimed the folder; whatever goes wrong leaves failure.json.
+    """Run the trial whose trial.json the folder holds, as `run_trial` does.
 
-    until: an epoch to stop after. code: the source_digest() of who asks for it, where that may be another machine.
-    asked: whether the sweep is asked to stop; by default the file in its directory says so.
-    Raises Stopped there, and where the sweep is asked to stop, SettingError where the code here is another.
+    Args:
+        until: an epoch to stop after.
+        code: the `source_digest()` of the machine that asks for it.
+        asked: returns True once the sweep is to stop; by default, if the stop file is in its directory.
+
+    Raises:
+        SettingError: the code here is another one.
+        Stopped: `until` is reached, or the sweep is to stop.
     """
     with _failure_written(directory), logged(directory):
         if code is not None:
@@ -94,124 +101,106 @@ def run_folder(
         fits = data.fingerprint == trial.fingerprint
         require("data", data.fingerprint, fits, f"the data this trial was made for, {trial.fingerprint}")
         clock = Clock(asked=asked or folder.stop_file(directory).exists, until=until)
-        return _finished(trial, data, directory, report, judged, clock)
+        return _run(trial, data, directory, report, judged, clock)
 
 
 @contextmanager
-def _failure_written(directory: Path) -> Iterator[None]:
+def _failure_written(trial_dir: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        said, repeats = f"{type(error).__name__}: {error}", isinstance(error, REPEATED)
+        message, repeats = f"{type(error).__name__}: {error}", isinstance(error, REPEATED)
         with suppress(OSError):  # of a full disk, say, or a folder that is gone
-            folder.require_there(directory)
-            folder.write_failure(directory, said, getattr(error, "last_finite", None), repeats)
+            folder.require_there(trial_dir)
+            folder.write_failure(trial_dir, message, getattr(error, "last_finite", None), repeats)
         raise
-
-
-def _finished(
-    trial: folder.Trial, data: Data, directory: Path, report: Report, judged: Judged, clock: Clock
-) -> folder.TrialResult:
-    """The trial's result, from its folder or by work that begins where it stopped."""
-    remove_unfinished(directory)
-    if (result := folder.read_result(directory)) is None:
-        with kept_memory():
-            result = _run(trial, data, directory, report, judged, clock)
-        folder.write_result(directory, result)
-    (directory / folder.FAILURE).unlink(missing_ok=True)  # last: a trial that once failed is known until it is done
-    for name in (folder.JUDGED, folder.PREVIOUS, folder.WITHOUT):
-        (directory / name).unlink(missing_ok=True)
-    return result
 
 
 def _run(
-    trial: folder.Trial, data: Data, directory: Path, report: Report, judged: Judged, clock: Clock
+    trial: folder.Trial, data: Data, trial_dir: Path, report: Report, judged: Judged, clock: Clock
 ) -> folder.TrialResult:
-    config = trial.config
-    device = best_device()
-    environment = describe_environment(device)
-    _log.debug("%s: %s", config.label, ", ".join(f"{name} {value}" for name, value in environment.items()))
-    training, held_out = data.training_images(config.train_images, config.validation_images)
-    test = held_out or data.test_images(config.evaluation.test_images)
-    batch, available = config.train.batch_size, len(training.images)
-    require("batch_size", batch, batch <= available, f"at most the {available} training images")
-    before_folding = _train(config, training, directory, device, _also_logged(report), clock)
-    free_memory()
-    _log.debug("judging %d images by %s", len(test), ", ".join(config.evaluation.stages))
-
-    weights = directory / folder.WEIGHTS
-    judged_alike = [trial.key, *environment.values()]
-    digest = hashlib.sha256(weights.read_bytes() + "\n".join(judged_alike).encode()).hexdigest()
-    model = load_network(config, weights).to(device)
-    images, labels = test.images.to(device), test.labels.to(device)
-    kept = KeptBatches(directory / folder.JUDGED, digest, len(images), device, clock, judged)
-    try:
-        judgement = judge(model, images, labels, config, kept)
-    except SoundnessError:
-        (directory / folder.JUDGED).unlink(missing_ok=True)
-        raise
-    folder.require_there(directory)
-    write_evidence(directory, judgement.evidence)
-    write_table(directory / folder.VERDICTS, judgement.verdicts)
-    if any(isinstance(module, FixedPoint) for module in model.modules()):
-        clock.check()
-    started, rows = time.monotonic(), folder.read_epochs(directory)
-    metrics = {
-        **final_metrics(judgement, config.evaluation.stages),
-        **before_folding,
-        **recurrence_report(model, images, labels, config),
-        names.TRAIN_SECONDS: sum(row.get(names.TRAIN_EPOCH_SECONDS, 0.0) for row in rows),
-        names.EVALUATION_SECONDS: kept.seconds + time.monotonic() - started,
-    }
-    finite = finite_or_none(metrics)
-    told = warnings(judgement, finite) + _divided_batches(config, rows) + folder.read_without(directory)
-    for warning in told:
-        _log.debug("warning: %s", warning)
-    _log.debug("done: certified error %.2f %%", metrics[names.CERTIFIED_ERROR])
-    return folder.TrialResult(trial.key, finite, environment, data.summary(), told)
-
-
-def _also_logged(report: Report) -> Report:
-    """Each epoch's numbers in the log, too."""
-
-    def told(row: dict[str, Any]) -> None:
-        numbers = ", ".join(f"{name} {value:.5g}" for name, value in row.items() if value is not None)
-        _log.debug("%s", numbers)
-        report(row)
-
-    return told
+    """Return the trial's result, from its folder or by the work that is left."""
+    remove_unfinished(trial_dir)
+    if (result := folder.read_result(trial_dir)) is None:
+        with kept_memory():
+            device = best_device()
+            _log.debug(
+                "%s: %s",
+                trial.config.label,
+                ", ".join(f"{name} {value}" for name, value in describe_environment(device).items()),
+            )
+            network_metrics = _train(trial.config, data, trial_dir, device, report, clock)
+            free_memory()
+            result = _evaluate(trial, data, trial_dir, device, network_metrics, judged, clock)
+        folder.write_result(trial_dir, result)
+    (trial_dir / folder.FAILURE).unlink(missing_ok=True)  # last: until it is done, a failed trial is known as one
+    for name in (folder.JUDGED, folder.WITHOUT):
+        (trial_dir / name).unlink(missing_ok=True)
+    return result
 
 
 def _train(
-    config: TrialConfig, training: Split, directory: Path, device: torch.device, report: Report, clock: Clock
+    config: TrialConfig, data: Data, trial_dir: Path, device: torch.device, report: Report, clock: Clock
 ) -> dict[str, float]:
-    """Train, fold and write the weights; what is known of the network before it is folded."""
-    trained = _trained(config, training, directory, device, report, clock)
-    found = parametrised(trained)
-    found[names.PARAMETERS] = sum(parameter.numel() for parameter in trained.parameters())
+    """Train, fold parametrisations and write the weights; return metrics of the network before it is folded."""
+    images, _ = data.training_images(config.train_images, config.validation_images)
+    batch, available = config.train.batch_size, len(images)
+    require("batch_size", batch, batch <= available, f"at most the {available} training images")
+    trained = train(config, images.images, images.labels, trial_dir, device, _with_log(report), clock)
+    metrics = parametrised(trained)
+    metrics[names.PARAMETERS] = sum(parameter.numel() for parameter in trained.parameters())
     fold(trained.eval())
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in trained.state_dict().items()}
-    write_atomically(directory / folder.WEIGHTS, lambda path: save_file(state, path))
-    return found
+    write_atomically(trial_dir / folder.WEIGHTS, lambda path: save_file(state, path))
+    return metrics
 
 
-def _trained(
-    config: TrialConfig, training: Split, directory: Path, device: torch.device, report: Report, clock: Clock
-) -> torch.nn.Sequential:
-    """The trained network; where memory runs out, once more from the checkpoint with every part of a batch divided."""
-    given = config, training.images, training.labels, directory, device, report, clock
-    if not _divided_batches(config, folder.read_epochs(directory)):
-        try:
-            return train(*given)
-        except RuntimeError as error:
-            if not (is_out_of_memory(error) and divides(config, _SPLIT)):
-                raise
-        free_memory()  # here, where the error no longer holds what it ran out with
-    return train(*given, split=_SPLIT)
+def _with_log(report: Report) -> Report:
+    """Return `report`, which also writes each epoch's numbers to the log."""
+
+    def log_and_report(row: dict[str, Any]) -> None:
+        _log.debug("%s", ", ".join(f"{name} {value:.5g}" for name, value in row.items() if value is not None))
+        report(row)
+
+    return log_and_report
 
 
-def _divided_batches(config: TrialConfig, rows: list[dict[str, Any]]) -> list[str]:
-    """The warning that epochs had their batches in more parts than the recipe says; none where they had not."""
-    parts = [row[names.TRAIN_ACCUMULATE] for row in rows if names.TRAIN_ACCUMULATE in row]
-    usual = config.train.accumulate
-    return [f"accumulate {parts[-1]} instead of {usual} after running out of memory"] if parts else []
+def _evaluate(
+    trial: folder.Trial, data: Data, trial_dir: Path, device: torch.device, network_metrics: dict[str, float],
+    judged: Judged, clock: Clock,
+) -> folder.TrialResult:  # fmt: skip
+    """Evaluate the network whose weights the folder holds, and write verdicts and evidence."""
+    config, environment = trial.config, describe_environment(device)
+    _, held_out = data.training_images(config.train_images, config.validation_images)
+    test = held_out or data.test_images(config.evaluation.test_images)
+    _log.debug("evaluating %d images by %s", len(test), ", ".join(config.evaluation.stages))
+    weights = trial_dir / folder.WEIGHTS
+    depends_on = [trial.key, *environment.values()]
+    digest = hashlib.sha256(weights.read_bytes() + "\n".join(depends_on).encode()).hexdigest()
+    model = load_network(config, weights).to(device)
+    images, labels = test.images.to(device), test.labels.to(device)
+    kept = KeptBatches(trial_dir / folder.JUDGED, digest, len(images), device, clock, judged)
+    try:
+        judgement = judge(model, images, labels, config, kept)
+    except SoundnessError:
+        (trial_dir / folder.JUDGED).unlink(missing_ok=True)
+        raise
+    folder.require_there(trial_dir)
+    write_evidence(trial_dir, judgement.evidence)
+    write_table(trial_dir / folder.VERDICTS, judgement.verdicts)
+    if any(isinstance(module, FixedPoint) for module in model.modules()):
+        clock.check()
+    started, epochs = time.monotonic(), folder.read_epochs(trial_dir)
+    metrics = {
+        **final_metrics(judgement, config.evaluation.stages),
+        **network_metrics,
+        **recurrence_report(model, images, labels, config),
+        names.TRAIN_SECONDS: sum(row.get(names.TRAIN_EPOCH_SECONDS, 0.0) for row in epochs),
+        names.EVALUATION_SECONDS: kept.seconds + time.monotonic() - started,
+    }
+    finite = finite_or_none(metrics)
+    messages = [*warnings(judgement, finite), *divided_batches(config, epochs), *folder.read_without(trial_dir)]
+    for message in messages:
+        _log.debug("warning: %s", message)
+    _log.debug("done: certified error %.2f %%", metrics[names.CERTIFIED_ERROR])
+    return folder.TrialResult(trial.key, finite, environment, data.summary(), messages)

@@ -1,4 +1,4 @@
-"""Trials that are stopped go on to the very same results; several of them by `python -m harness.trial A.json B.json`."""
+"""Trials that are stopped go on to the very same results, one or several by `python -m harness.trial`."""
 
 import dataclasses
 import os

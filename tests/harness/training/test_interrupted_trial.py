@@ -176,53 +176,46 @@ SPOILT = [cut_off, flip_a_bit, of_another_network, half_of_another, with_code, e
 
 
 @pytest.fixture(scope="module")
-def two_checkpoints(tiny_trial, tmp_path_factory):
+def killed_trial(tiny_trial, tmp_path_factory):
     """The folder of a trial that was killed after its second epoch; no test may change it."""
-    place = tmp_path_factory.mktemp("two-checkpoints")
+    trial_dir = tmp_path_factory.mktemp("killed")
 
     def kill(row):
         if row[names.EPOCH] == 2:
             raise Killed
 
     with pytest.raises(Killed):
-        run_trial(tiny_trial(), place, kill, clock=kept_each_time())
-    return place
+        run_trial(tiny_trial(), trial_dir, kill, clock=kept_each_time())
+    return trial_dir
 
 
-@pytest.mark.parametrize("both", [False, True], ids=["last", "both"])
 @pytest.mark.parametrize("spoil", SPOILT, ids=lambda spoil: spoil.__name__)
-def test_a_damaged_checkpoint_gives_way_to_the_one_before_and_that_to_the_start(
-    two_checkpoints, whole_trial, tiny_trial, tmp_path, spoil, both, capsys
+def test_training_starts_again_if_its_checkpoint_is_damaged(
+    killed_trial, whole_trial, tiny_trial, tmp_path, spoil, capsys
 ):
     """Which is logged; the end is the very same."""
-    place = shutil.copytree(two_checkpoints, tmp_path / "trial")
-    for name in [folder.CHECKPOINT, folder.PREVIOUS][: 1 + both]:
-        spoil(place / name)
+    trial_dir = shutil.copytree(killed_trial, tmp_path / "trial")
+    spoil(trial_dir / folder.CHECKPOINT)
     rows = []
-    run_trial(tiny_trial(), place, rows.append)
-    assert [row[names.EPOCH] for row in rows] == ([1, 2, 3] if both else [2, 3])
-    log = (place / folder.LOG).read_text()
-    assert f"{place / folder.CHECKPOINT} cannot be read" in log
-    assert (f"{place / folder.PREVIOUS} cannot be read" in log) == both
-    assert ("before the last one, after epoch 1" in log) != both
+    run_trial(tiny_trial(), trial_dir, rows.append)
+    assert [row[names.EPOCH] for row in rows] == [1, 2, 3]
+    assert f"{trial_dir / folder.CHECKPOINT} cannot be read" in (trial_dir / folder.LOG).read_text()
     assert capsys.readouterr().out == "", "nothing that a file names is run"
-    whole, again = (load_file(each / folder.WEIGHTS) for each in (whole_trial("cnn5")[0], place))
+    whole, again = (load_file(each / folder.WEIGHTS) for each in (whole_trial("cnn5")[0], trial_dir))
     assert all(torch.equal(whole[name], again[name]) for name in whole)
-    assert not (place / folder.PREVIOUS).exists(), "which a finished trial needs no more"
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(two_checkpoints, tmp_path, monkeypatch):
-    place = shutil.copytree(two_checkpoints, tmp_path / "trial")
-    last = (place / folder.CHECKPOINT).read_bytes()
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(killed_trial, tmp_path, monkeypatch):
+    trial_dir = shutil.copytree(killed_trial, tmp_path / "trial")
+    last = (trial_dir / folder.CHECKPOINT).read_bytes()
 
     def full(*_args):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    for _ in range(2):
-        with pytest.raises(OSError, match="No space left"):
-            checkpoint.save(place, 3, {})
-    assert (place / folder.PREVIOUS).read_bytes() == last
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(trial_dir, 3, {})
+    assert (trial_dir / folder.CHECKPOINT).read_bytes() == last
 
 
 @pytest.mark.parametrize("method", ["mtl-ibp", "sabr"])

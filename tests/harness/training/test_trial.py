@@ -172,11 +172,11 @@ def test_the_log_tells_epochs_judging_and_what_stopped_a_trial(tiny_trial, tmp_p
         "cnn5 ibp",
         "epoch 0",
         "epoch 1",
-        "judging",
+        "evaluating",
         "stopped",
         "Traceback",
         "no bounds today",
-        "judging",
+        "evaluating",
         "done",
     ]
     place = 0
