@@ -199,6 +199,8 @@ static void freed(void *pointer) {
 
 EXPORT cudaError_t cudaMalloc(void **pointer, size_t size) {
     if (capturing && pretend_fault("capture-memory")) return failed(cudaErrorMemoryAllocation);
+    if (!used[device] && pretend_fault("busy")) return failed(cudaErrorDevicesUnavailable);
+    if (!used[device] && pretend_fault("context-memory")) return failed(cudaErrorMemoryAllocation);
     if (pretend_fault("memory") || used[device] + size > CARD_MEMORY) return failed(cudaErrorMemoryAllocation);
     if (used[device] && pretend_fault("more-memory")) return failed(cudaErrorMemoryAllocation);
     if (forbidden()) return breaks_capture("cudaMalloc");
@@ -322,8 +324,6 @@ EXPORT cudaError_t cudaGetDeviceCount(int *count) {
 EXPORT cudaError_t cudaGetDevice(int *current) { *current = device; return cudaSuccess; }
 EXPORT cudaError_t cudaSetDevice(int wanted) {
     if (wanted < 0 || wanted >= pretend_visible_cards()) return failed(cudaErrorInvalidDevice);
-    if (pretend_fault("busy")) return failed(cudaErrorDevicesUnavailable);
-    if (pretend_fault("context-memory")) return failed(cudaErrorMemoryAllocation);
     device = wanted;
     return cudaSuccess;
 }

@@ -1,4 +1,4 @@
-"""Whole commands on a machine with pretended GPUs: Ray finds them by NVML and places trials, which compute with values."""
+"""Whole commands with pretended GPUs: Ray finds them by NVML and places trials, which compute with values."""
 
 import json
 import os
