@@ -49,10 +49,10 @@ def _same_numbers(wide: tuple[Step, ...], narrow: tuple[Step, ...]) -> bool:
         and a.shape == b.shape
         for a, b in pairs
     ]
-    if not pairs or not all(alike):
-        return not pairs
-    equal = [(a.double() == b.double()).all().to(pairs[0][0].device) for a, b in pairs]
-    return bool(torch.stack(equal).all())  # read once: each reading makes the host of a GPU wait
+    if not all(alike):
+        return False
+    equal = [(a.double() == b.double()).all() for a, b in pairs]  # read at once: each reading makes a GPU's host wait
+    return not equal or bool(torch.stack([each.to(equal[0].device) for each in equal]).all())
 
 
 def _numbers(step: Step) -> list[Tensor]:
