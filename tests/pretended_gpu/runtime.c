@@ -64,7 +64,7 @@ static int forbidden(void) {
 
 static cudaError_t breaks_capture(const char *what) { invalidated = 1; return refused(what); }
 
-int pretend_launch(const char *what, void *stream) {
+EXPORT int pretend_launch(const char *what, void *stream) {  /* exported: libcuda.so.1 looks it up */
     pretend_launches++;
     if (!capturing) return cudaSuccess;
     if (is_captured(stream)) { pretend_captured++; return cudaSuccess; }
