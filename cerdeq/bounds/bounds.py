@@ -59,9 +59,9 @@ class Question:
         if self.target is None:
             return larger(lower, bound(self))
         waiting = ~(lower > self.target)
-        counts = waiting.sum(1)
+        counts = waiting.sum(1).cpu()
         for count in counts[counts > 0].unique().tolist():  # examples with as many rows that wait, together
-            examples = (counts == count).nonzero()[:, 0]
+            examples = (counts == count).nonzero()[:, 0].to(lower.device, non_blocking=True)
             rows = waiting[examples].int().argsort(dim=1, descending=True, stable=True)[:, :count]
             place = examples[:, None], rows
             lower[place] = larger(lower[place], bound(self.of(examples, rows)))

@@ -33,7 +33,7 @@ def examples_at_once(program: Program, x: Interval, rows: int, memory: int) -> i
     Raises UnsupportedOperator where a step of the program mixes a batch's examples.
     """
     with counted_rounding(x.center.device.type):
-        probe = values_of(program, x.of(torch.tensor([0, 0])), Context(sound=True))
+        probe = values_of(program, x.of(torch.zeros(2, dtype=torch.long, device=x.center.device)), Context(sound=True))
     _refuse_mixed_examples(program, probe)
     return memory // (_VALUE_COPIES * bytes_per_example(probe) + rows * bytes_per_row(program, probe, program.output))
 

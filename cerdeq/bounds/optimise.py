@@ -11,6 +11,7 @@ from torch import Tensor
 from cerdeq.bounds.backward import linear_lower_bound
 from cerdeq.bounds.forward import with_boxes
 from cerdeq.bounds.graph import Program
+from cerdeq.bounds.host import is_read
 from cerdeq.bounds.linear import Backward
 from cerdeq.bounds.precision import uncounted_rounding
 
@@ -36,19 +37,21 @@ def optimised_slopes(program: Program, values: list[Any], spec: Tensor, target: 
     slopes = {name: share.clone() for name, share in best.items()}
     moments = {name: (torch.zeros_like(share), torch.zeros_like(share)) for name, share in best.items()}
     for iteration in range(ITERATIONS):
+        waiting = torch.ones_like(active, dtype=torch.bool)
         if target is not None:
             waiting = ~(lower[active] > target).all(1)
-            active, slopes = active[waiting], {name: share[waiting] for name, share in slopes.items()}
-            moments = {name: (m[waiting], v[waiting]) for name, (m, v) in moments.items()}
+            if is_read(iteration, active.device) and len(stay := waiting.nonzero()[:, 0]) < len(active):
+                active, waiting, slopes = active[stay], waiting[stay], {n: share[stay] for n, share in slopes.items()}
+                moments = {name: (m[stay], v[stay]) for name, (m, v) in moments.items()}
         if not len(active):
             break
         reached, gradients = _evaluated(program, examples_of(program, values, active), spec[active], target, slopes)
-        better = reached > lower[active]
+        better = (reached > lower[active]) & waiting[:, None]
         lower[active] = torch.where(better, reached, lower[active])
         for name, share in slopes.items():
             kept = best[name][active]
             best[name][active] = torch.where(better.view(*better.shape, *[1] * (share.dim() - 2)), share, kept)
-            adam_step(share, gradients[name], moments[name], iteration, 1.0, 1.0)
+            adam_step(share, gradients[name], moments[name], iteration, 1.0, share.new_ones(()))
     return best
 
 
@@ -67,7 +70,7 @@ def _evaluated(
 @torch.no_grad()
 def adam_step(
     choices: Tensor, gradient: Tensor, moments: tuple[Tensor, Tensor], iteration: int, rate: float | Tensor,
-    largest: float | Tensor,
+    largest: Tensor,
 ) -> None:  # fmt: skip
     """One step of Adam, upwards, in place, within 0 and `largest`; iterations are counted from 0, and with each the
     step falls. rate: a factor of the usual one."""
@@ -77,7 +80,7 @@ def adam_step(
     mean = first / (1 - _MOMENTS[0] ** (iteration + 1))
     spread = (second / (1 - _MOMENTS[1] ** (iteration + 1))).sqrt()
     choices.add_(rate * _RATE * _DECAY**iteration * mean / (spread + 1e-12)).clamp_(min=0)
-    choices.copy_(torch.minimum(choices, torch.as_tensor(largest).to(choices)))
+    choices.copy_(torch.minimum(choices, largest))
 
 
 def examples_of(program: Program, values: list[Any], examples: Tensor) -> list[Any]:

@@ -76,8 +76,8 @@ def _tightened(
     def rows(start: int, stop: int) -> Functional:
         """Rows 2 k and 2 k + 1: the k-th neuron and its negative."""
         place = index.repeat_interleave(2, dim=1)[:, start:stop]
-        sign = torch.tensor([1.0, -1.0]).to(box.center).repeat(count)[start:stop].expand(place.shape)
-        return functional(one_hot(place, sign, box.center.shape[1:]))
+        sign = 1 - 2 * (torch.arange(start, stop, device=place.device) % 2).to(box.center)
+        return functional(one_hot(place, sign.expand(place.shape), box.center.shape[1:]))
 
     lower = chunked_lower_bound(program, values, rows, 2 * count, at, memory).to(box.center)
     lower = lower - torch.finfo(lower.dtype).eps * lower.abs()  # down, from float64

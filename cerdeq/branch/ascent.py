@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cerdeq.bounds.host import is_read
 from cerdeq.bounds.optimise import adam_step
 from cerdeq.bounds.precision import uncounted_rounding
 from cerdeq.branch.leaves import Layout, Leaves, Side
@@ -34,12 +35,14 @@ def ascended(
     search: Side, layout: Layout, leaves: Leaves, iterations: int, late: Callable[[], bool]
 ) -> Ascended:  # fmt: skip
     """The leaves with better choices, each until its bound is above 0; no longer than so many iterations or `late`."""
-    choices, best, lower = leaves.choices.to(search.spec), leaves.choices.clone(), leaves.lower.clone()
+    choices, best, lower = leaves.choices.to(search.spec, copy=True), leaves.choices.clone(), leaves.lower.clone()
     moments = torch.zeros_like(choices), torch.zeros_like(choices)
     largest, active = layout.largest(choices), torch.arange(len(lower), device=lower.device)
     for iteration in range(iterations if layout.choices else 0):
         waiting = ~(lower[active] > 0)
-        active, choices, moments = active[waiting], choices[waiting], (moments[0][waiting], moments[1][waiting])
+        if is_read(iteration, active.device) and len(stay := waiting.nonzero()[:, 0]) < len(active):
+            active, waiting, choices = active[stay], waiting[stay], choices[stay]
+            moments = moments[0][stay], moments[1][stay]
         if not len(active) or late():
             break
         now = leaves.of(active)
@@ -48,7 +51,7 @@ def ascended(
             reached = search.lower(replace(now, choices=free), layout, sound=False)
             (gradient,) = torch.autograd.grad(reached.sum(), free)
         reached = reached.detach().to(lower)
-        better = reached > lower[active]
+        better = (reached > lower[active]) & waiting
         lower[active] = torch.where(better, reached, lower[active])
         best[active] = torch.where(better[:, None], choices.to(best), best[active])
         adam_step(choices, gradient, moments, iteration, _RATE * layout.scales[now.row], largest)

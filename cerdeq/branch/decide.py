@@ -89,16 +89,19 @@ def decide(
             if (point := broken(proof, search, found.points, found.values)) is not None:
                 return Decision(ATTACKED, lower, point)
             found = replace(found, leaves=_proved(proof, layout, found.leaves))
-            positive = found.leaves.lower > 0
-            proved = found.leaves.of(positive)
+            lowers, best = found.leaves.lower.tolist(), found.candidates[:, 0].tolist()
+            proved = found.leaves.of((found.leaves.lower > 0).nonzero()[:, 0])
             reached.scatter_reduce_(0, proved.row, proved.lower, "amin")
             if certified:
                 closed.append(proved)
-            whole = ~positive & (found.candidates[:, 0] < 0)
-            given_up = given_up or bool(whole.any())
-            for number in (~positive & ~whole).nonzero()[:, 0].tolist():
+            for number, (bound, unit) in enumerate(zip(lowers, best, strict=True)):
+                if bound > 0:
+                    continue
+                if unit < 0:  # nothing is left to split
+                    given_up = True
+                    continue
                 leaf = found.leaves.of(slice(number, number + 1))
-                heapq.heappush(waiting, (float(leaf.lower), next(numbers), leaf, found.candidates[number]))
+                heapq.heappush(waiting, (bound, next(numbers), leaf, found.candidates[number]))
         if not waiting and not given_up:
             known = certificate(layout, together(closed)) if certified else {}
             return Decision(CERTIFIED, torch.where(lower > 0, lower, reached), certificate=known)
@@ -136,8 +139,8 @@ def _exact_where_whole(proof: Side, search: Side, layout: Layout, found: Ascende
 
 def _proved(proof: Side, layout: Layout, leaves: Leaves) -> Leaves:
     """The leaves, those that the search found above 0 with choices that can be stored, and bounds proved for these."""
-    hopeful = leaves.lower > 0
-    if not bool(hopeful.any()):
+    hopeful = (leaves.lower > 0).nonzero()[:, 0]
+    if not len(hopeful):
         return leaves
     stored = layout.stored(leaves.of(hopeful))
     choices, lower = leaves.choices.clone(), leaves.lower.clone()

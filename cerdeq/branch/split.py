@@ -68,9 +68,9 @@ def _cases(leaves: Leaves, units: Tensor) -> Leaves:
     """The leaves with all signs of their units [D, depth], of which -1 names none: first all at least 0."""
     signs, alive = leaves.signs, leaves.row >= 0
     for column in units.T:
-        named, half = column.repeat(len(signs) // len(column)), len(signs)
-        some = (named >= 0).nonzero()[:, 0]
-        signs, alive = signs.repeat(2, 1), torch.cat([alive, alive & (named >= 0)])
-        signs[some, named[some]], signs[half + some, named[some]] = 1, -1
-    parent = torch.arange(len(leaves.row), device=signs.device).repeat(len(signs) // len(leaves.row))[alive]
-    return replace(leaves.of(parent), signs=signs[alive])
+        named = column.repeat(len(signs) // len(column))[:, None]
+        place, before = named.clamp(min=0), signs.gather(1, named.clamp(min=0))
+        signs = torch.cat([signs.scatter(1, place, torch.where(named >= 0, sign, before)) for sign in (1, -1)])
+        alive = torch.cat([alive, alive & (named[:, 0] >= 0)])
+    cases = alive.nonzero()[:, 0]
+    return replace(leaves.of(cases % len(leaves.row)), signs=signs[cases])

@@ -17,6 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from cerdeq.bounds.host import is_read
 from cerdeq.bounds.interval import Interval
 from cerdeq.bounds.linear import Backward, Pulled, dot, magnitude, slack
 from cerdeq.bounds.precision import uncounted_rounding
@@ -88,10 +89,10 @@ def _settled(step: Callable[[Tensor], Tensor], coefficients: Tensor, radius: Ten
     multiplier = coefficients
     allowed = tolerance * _cost(coefficients, radius)
     moving = multiplier.new_ones(multiplier.shape[:2], dtype=torch.bool)
-    for _ in range(_LIMIT):
+    for count in range(1, _LIMIT + 1):
         following = step(multiplier)
         moving = moving & (_cost(following - multiplier, radius) > allowed)
-        if not bool(moving.any()):
+        if is_read(count, moving.device) and not bool(moving.any()):
             break
         multiplier = torch.where(moving.view(*moving.shape, *[1] * (following.dim() - 2)), following, multiplier)
     return multiplier

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cerdeq.bounds.host import is_read
 from cerdeq.bounds.interval import Context, absorb, relu_box, settle
 from cerdeq.bounds.precision import counted_rounding, uncounted_rounding
 from cerdeq.boxes import Box, narrowed, outward_ends
@@ -118,7 +119,7 @@ def verify_inclusion(weight: Tensor, h: Box, z: Box, v: Tensor) -> Tensor:
     if not weight.dim() == h.center.dim() == z.center.dim():
         raise ValueError("boxes must be [B, C, H, W] for a convolution, [B, N] for a matrix")
     weight, h, z, v = weight.double(), h.double(), z.double(), v.double()
-    unique = bool((v > 0).all()) and bool((_product_rounded_up(channel_matrix(weight), v, weight[0].numel()) < v).all())
+    unique = (v > 0).all() & (_product_rounded_up(channel_matrix(weight), v, weight[0].numel()) < v).all()
     inside = _excess(interval_step(weight, h, z), z) <= 0
     proper = (h.radius >= 0) & (z.radius >= 0) & torch.isfinite(z.center) & torch.isfinite(z.radius)
     return (inside & proper).flatten(1).all(1) & unique
@@ -182,13 +183,13 @@ def _mapped(weight: Tensor, h: Box, z: Box, proof: Contraction) -> Box:
     stops by itself.
     """
     shrinking = torch.ones(len(z.center), dtype=torch.bool, device=z.center.device)
-    for step in range(_MOST_FINAL_STEPS):
+    for step in range(1, _MOST_FINAL_STEPS + 1):
         following = interval_step(weight, h, z)
         before, after = (box.radius.flatten(1).sum(1) for box in (z, following))
         z = _select(shrinking, following, z)
         large = after > 1e-10 * z.center.abs().flatten(1).sum(1)
-        shrinking = shrinking & (large & (after < before * (1 + proof.rate) / 2) | (step + 1 < _FINAL_STEPS))
-        if not bool(shrinking.any()):
+        shrinking = shrinking & (large & (after < before * (1 + proof.rate) / 2) | (step < _FINAL_STEPS))
+        if step >= _FINAL_STEPS and is_read(step, shrinking.device) and not bool(shrinking.any()):
             break
     return z
 
@@ -226,7 +227,7 @@ def _widened(weight: Tensor, h: Box, z: Box, proof: Contraction) -> Box:
     scale = size + size @ matrix.T + largest(h.center.abs() + h.radius)
     along = (excess / proof.v).amax(1, keepdim=True) * proof.v
     needed = excess * (1 + 1e-6) + 1e-9 * along + 1e-12 * scale
-    identity = torch.eye(len(matrix)).to(matrix)
+    identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
     solved = torch.linalg.solve_ex(identity - matrix, needed.T).result.T
     reach = solved.clamp(min=0) * (excess.amax(1, keepdim=True) > 0)
     return Box(z.center, z.radius + reach.view(*reach.shape, *[1] * (z.center.dim() - 2)))

@@ -128,9 +128,8 @@ class FixedPoint(nn.Module):
         solution = self.solve(h, start, weight=weight)
         if not bool(solution.converged.all()):
             solution = self.solve(h, start=solution.value, solver="anderson", weight=weight)
-        if not bool(solution.converged.all()):
-            missed = int((~solution.converged).sum())
-            raise NotConvergedError(f"{missed} of {len(h)} equilibria missed the tolerance in {_LIMIT} iterations")
+            if missed := int((~solution.converged).sum()):
+                raise NotConvergedError(f"{missed} of {len(h)} equilibria missed the tolerance in {_LIMIT} iterations")
         return solution.value
 
 

@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from cerdeq.bounds.host import is_read
+
 _MEMORY = 5
 _RIDGE = 100  # in units of the precision, on a Gram matrix of unit diagonal
 _GROWTH = 100.0
@@ -49,14 +51,15 @@ def solve(
 ) -> Solution:  # fmt: skip
     """Iterate z [B, ...] = step(z, h [B, ...]) from `start` until each example meets its tolerance (one, or [B]).
 
-    An example leaves the batch when it does, when its residual is not finite and there is no way back, or after
-    `limit` iterations; so neither its value nor its count depends on the others.
+    An example ends when it does, when its residual is not finite and there is no way back, or after `limit`
+    iterations; so neither its value nor its count depends on the others. It leaves the batch when the host reads next.
     """
     value, residual = start.clone(), start.new_full((len(start),), torch.inf)
     iterations = torch.zeros(len(start), dtype=torch.long, device=start.device)
     tolerance = torch.as_tensor(tolerance, dtype=start.dtype, device=start.device).expand(len(start))
     proposer = SOLVERS[solver](start)
     rows, goal, z = torch.arange(len(start), device=start.device), tolerance, start
+    active = torch.ones_like(rows, dtype=torch.bool)
     for count in range(1, limit + 1):
         if len(rows) == 0:
             break
@@ -65,14 +68,17 @@ def solve(
         distance = _size(difference)
         relative = distance / (_size(image) + torch.finfo(image.dtype).tiny)
         z, possible = proposer.propose(image, difference, distance)
-        going = possible & ~(relative <= goal) & (count < limit)
-        if bool(going.all()):
+        going = active & possible & ~(relative <= goal) & (count < limit)
+        ended, active = active & ~going, going
+        stay = active.nonzero()[:, 0] if is_read(count, z.device) else None
+        if stay is not None and len(stay) == len(rows):
             continue
-        ended, stay = (~going).nonzero()[:, 0], going.nonzero()[:, 0]
-        gone = rows[ended]
-        value[gone], residual[gone], iterations[gone] = image[ended], relative[ended], count
-        rows, goal, z, h = rows[stay], goal[stay], z[stay], h[stay]
-        proposer.keep(stay)
+        value[rows] = torch.where(ended.view(-1, *[1] * (z.dim() - 1)), image, value[rows])
+        residual[rows] = torch.where(ended, relative, residual[rows])
+        iterations[rows] = torch.where(ended, count, iterations[rows])
+        if stay is not None:
+            rows, goal, z, h, active = (part[stay] for part in (rows, goal, z, h, active))
+            proposer.keep(stay)
     return Solution(value, residual, iterations, residual <= tolerance)
 
 

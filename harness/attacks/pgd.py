@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cerdeq.bounds.host import is_read
 from cerdeq.equilibrium import keep
 from harness.attacks.objectives import Objective, margins, objectives, ranked
 from harness.config.settings import EvaluationSettings
@@ -59,10 +60,11 @@ def worst_point(
     unbroken = ~_broken(logits, least)
     for restart in range(settings.attack_restarts):
         for number, objective in enumerate(objectives(settings.attack, logits.shape[1])):
-            if not bool(unbroken.any()):
+            searched = unbroken.nonzero()[:, 0]
+            if not len(searched):
                 return worst
-            for rows in unbroken.nonzero()[:, 0].split(at_once):
-                start = noise((seed, restart, number), indices[rows], x.shape[1:]).to(x)
+            for rows in searched.split(at_once):
+                start = noise((seed, restart, number), indices[rows], x.shape[1:]).to(x, non_blocking=True)
                 found = _climb(model, objective, x[rows], labels[rows], others[rows], eps, settings, start)
                 point, margin, broken = found
                 worse = margin < least[rows]
@@ -84,7 +86,8 @@ def _climb(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The points of least margin on a climb from `start` (in units of the box), their margins, and which are broken.
 
-    An example leaves as soon as it is broken, so that the rest is a smaller batch.
+    An example that is broken is searched no further. It leaves when the host reads next, so that the rest is a smaller
+    batch.
     """
     radius, steps = float(eps), settings.attack_steps
     low, high = (x - radius).clamp(min=0), (x + radius).clamp(max=1)
@@ -99,16 +102,18 @@ def _climb(
             logits = model(point)
             height = objective(logits, labels, others).sum()
         reached, margin = point.detach(), margins(logits.detach(), labels)
-        worse = margin < least[rows]
+        worse = (margin < least[rows]) & ~gone[rows]
         worst[rows] = torch.where(_alike(worse, reached), reached, worst[rows])
         least[rows] = torch.where(worse, margin, least[rows])
-        gone[rows] = broken = _broken(logits.detach(), margin)
-        if step == steps or bool(broken.all()):
+        gone[rows] = broken = gone[rows] | _broken(logits.detach(), margin)
+        if step == steps:
+            break
+        stay = (~broken).nonzero()[:, 0] if is_read(step, x.device) else rows
+        if not len(stay):
             break
         (gradient,) = torch.autograd.grad(height, point)
         point = _moved(reached, gradient, settings.attack_step * radius * (1 - step / steps), low, high)
-        if bool(broken.any()):
-            stay = (~broken).nonzero()[:, 0]
+        if len(stay) < len(rows):
             rows, point, low, high, labels, others = (part[stay] for part in (rows, point, low, high, labels, others))
             keep(model, stay)
     return worst, least, gone

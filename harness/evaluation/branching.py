@@ -50,7 +50,7 @@ def branch_and_bound(
     """
     least, branches, attacked = torch.full((3, len(labels)), torch.nan, dtype=torch.float64, device=x.device)
     found = Branched(least, branches, attacked, {})
-    for example in (known & ledger.open.to(x.device)).nonzero():
+    for example in (known & ledger.open.to(x.device, non_blocking=True)).nonzero():
         for place, answer in ledger.answers(BAB, partial(_verified, model, margins_at, x, labels, config), example):
             status, found.least[place], found.branches[place], found.attacked[place], evidence = answer
             found.evidence.update({f"{first + int(place)}{name}": tensor for name, tensor in evidence.items()})

@@ -116,16 +116,17 @@ def _bound_margins(program: Program, x: Tensor, labels: Tensor, classes: int, ep
         point = propagate(program, Interval(x, torch.zeros_like(x)), Context(sound=True), spec)
         clean_lower, _ = outward_ends(point.box)
     layers = {k: value for name, box in ctx.preactivations.items() for k, value in _of_layer(name, box).items()}
-    return Bounds(lower, 2 * output.radius, point.center, clean_lower, layers, seconds)
+    numbers = dict(zip(layers, torch.stack(list(layers.values())).tolist(), strict=True)) if layers else {}
+    return Bounds(lower, 2 * output.radius, point.center, clean_lower, numbers, seconds)
 
 
-def _of_layer(layer: str, box: Box) -> dict[str, float]:
+def _of_layer(layer: str, box: Box) -> dict[str, Tensor]:
     """The mean width of a pre-activation, and the percentages of its values that are never, or perhaps, above 0."""
     low, high = outward_ends(box)
     return {
-        names.layer_width(layer): 2 * float(box.radius.mean()),
-        names.layer_inactive(layer): 100 * float((high <= 0).double().mean()),
-        names.layer_unstable(layer): 100 * float(((low < 0) & (high > 0)).double().mean()),
+        names.layer_width(layer): 2 * box.radius.mean(),
+        names.layer_inactive(layer): 100 * (high <= 0).double().mean(),
+        names.layer_unstable(layer): 100 * ((low < 0) & (high > 0)).double().mean(),
     }
 
 
@@ -219,17 +220,18 @@ def _judged(
         attacked = torch.where(found.attacked.isnan(), attacked, found.attacked)
         evidence |= found.evidence
     columns = {
-        names.PREDICTION: prediction,
         **{names.margin_column(stage): margin for stage, margin in least.items()},
         **branches,
         names.ATTACK_MARGIN: attacked,
         names.WIDTH: bounds.width.mean(1),
     }
+    numbers = torch.stack(list(columns.values())).cpu().numpy()  # at once: each copy makes the host of a GPU wait
     table = pd.DataFrame(
         {
             names.INDEX: range(first, first + len(labels)),
             names.LABEL: labels.cpu().numpy(),
-            **{name: column.cpu().numpy() for name, column in columns.items()},
+            names.PREDICTION: prediction.cpu().numpy(),
+            **dict(zip(columns, numbers, strict=True)),
             **ledger.columns(),
         }
     )
@@ -304,7 +306,7 @@ def _attack(
     """
     attacked = torch.full(labels.shape, torch.nan, dtype=torch.float64, device=x.device)
     found: Evidence = {}
-    open_ = known & ledger.open.to(x.device)
+    open_ = known & ledger.open.to(x.device, non_blocking=True)
     for rows, settings in ((open_ & ~proved, config.evaluation), (open_ & proved, _least_attack(config))):
 
         def ask(of: Tensor, settings: EvaluationSettings = settings) -> tuple[Tensor, Tensor]:
@@ -313,9 +315,10 @@ def _attack(
 
         for part, (margin, points) in ledger.answers(ATTACK, ask, rows.nonzero()[:, 0]):
             attacked[part] = margin
-            broken = margin < 0
-            kept_points = [k.clone() for k in points[broken].cpu()]  # files hold no views
-            found |= dict(zip(map(str, (first + part[broken]).tolist()), kept_points, strict=True))
+            broken = (margin < 0).nonzero()[:, 0]
+            if len(broken):
+                kept_points = [k.clone() for k in points[broken].cpu()]  # files hold no views
+                found |= dict(zip(map(str, (first + part[broken]).tolist()), kept_points, strict=True))
     return attacked, found
 
 
@@ -368,7 +371,7 @@ def _least_margins(
         region = Interval(ball.center, ball.radius)
         return lower_bounds(network.program, region, spec, stage, 0.0, narrow=network.narrow).amin(1)
 
-    return ledger.figures(stage, ask, known & ledger.open.to(x.device))
+    return ledger.figures(stage, ask, known & ledger.open.to(x.device, non_blocking=True))
 
 
 def _refuse_contradictions(verdicts: pd.DataFrame, stages: tuple[str, ...]) -> None:

@@ -21,6 +21,7 @@ os.environ.update(
         "RAY_USAGE_STATS_ENABLED": "0",
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C stops the command instead of ending each trial as if it were done
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a worker that reserves no GPU sees none
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # workers use this very environment; Ray would pack and rebuild it
         # A worker runs many trials, each in a thread of its own. An arena a thread would keep what ended trials had
         # (seen: 7 GB for 4 of them), and `kept_memory` speeds up the first arena alone.

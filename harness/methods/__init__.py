@@ -7,12 +7,15 @@ from typing import Any
 
 from baselines import UnknownNameError, refuse_unknown_options
 from harness.methods.method import METHODS, Method, register
-from harness.methods.passes import Batch, Losses, cross_entropy
+from harness.methods.passes import Batch, Losses, cross_entropies, cross_entropy
 
 for _name in sorted(module.name for module in pkgutil.iter_modules(__path__)):
     importlib.import_module(f"{__name__}.{_name}")  # registers its methods
 
-__all__ = ["METHODS", "Batch", "Losses", "Method", "cross_entropy", "make_method", "method_options", "register"]
+__all__ = [
+    "METHODS", "Batch", "Losses", "Method", "cross_entropies", "cross_entropy", "make_method", "method_options",
+    "register",
+]  # fmt: skip
 
 
 def method_options(name: str) -> dict[str, inspect.Parameter]:

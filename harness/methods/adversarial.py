@@ -69,7 +69,7 @@ class Attacking(Method):
         point = low + torch.rand_like(batch.x) * (high - low)
 
         def loss(points: Tensor) -> Tensor:
-            return F.cross_entropy(points_of(program, points, ctx), batch.labels, reduction="none")
+            return batch.climbed(program, points, batch.labels, ctx)
 
         return last_point(loss, point, self.attack_step * radius, self.attack_steps, low, high)
 

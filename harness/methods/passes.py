@@ -1,5 +1,6 @@
 """What a training method is given of a batch, what it computes, and the passes that they share."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +15,16 @@ from cerdeq.bounds import (
     Program,
     linear_lower_bound,
     output_of,
+    points_of,
     unchecked_margin_spec,
     values_of,
 )
 from cerdeq.boxes import Box, clipped_ball
+
+
+def cross_entropies(program: Program, points: Tensor, labels: Tensor, ctx: Context) -> Tensor:
+    """Return the cross entropy [B] at each point [B, C, H, W], as `ctx` met its batch first: what attacks climb."""
+    return F.cross_entropy(points_of(program, points, ctx), labels, reduction="none")
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,7 @@ class Batch:
     labels: [B].
     eps, progress: the radius, a scalar, and its share of the target.
     adversary: [B, C, H, W], where the method's attack leads, where it has one.
+    climbed: `cross_entropies`, compiled where losses are.
     """
 
     x: Tensor
@@ -36,6 +44,7 @@ class Batch:
     eps: Tensor
     progress: Tensor
     adversary: Tensor | None = None
+    climbed: Callable[[Program, Tensor, Tensor, Context], Tensor] = cross_entropies
 
     @property
     def spec(self) -> Tensor:

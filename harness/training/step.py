@@ -20,7 +20,7 @@ from cerdeq.bounds.memory import is_out_of_memory
 from cerdeq.equilibrium import FixedPoint, advance
 from harness.config.trial import TrialConfig
 from harness.device import whole_gradients
-from harness.methods import Batch, Losses, Method, cross_entropy, make_method
+from harness.methods import Batch, Losses, Method, cross_entropies, cross_entropy, make_method
 from harness.subnormals import without_subnormals
 from harness.training.augment import augmented
 from harness.training.compilation import compiled_loss, prepare
@@ -41,7 +41,8 @@ class Stepper:
 
     A step returns a tensor [3]: the loss, and the numbers of clean and of certified correct examples at its eps (NaN
     where the method bounds no whole balls). averaged: a copy of the model that becomes the average over steps.
-    compiled: whether losses are. captured: whether a step is one CUDA graph; on CUDA, it is unless that fails.
+    compiled: whether losses are, and what attacks climb. captured: whether a step is one CUDA graph; on CUDA, it is
+    unless that fails.
     given_up: a line for each optimisation that failed; steps go on without it.
     """
 
@@ -60,16 +61,17 @@ class Stepper:
         self.method = make_method(self.config.method, self.config.method_options)
         self.attacks: dict[str, Attack] = {}
         self.losses: dict[str, Loss] = {}
-        self.eager_losses: dict[str, Loss] = {}
         self.graphs: dict[tuple[str | int, ...], Callable[[tuple[Tensor, ...]], Tensor]] = {}
         self.captured = self.images.device.type == "cuda"
         self.memory_format = torch.channels_last
-        for method in (self.method, self.method.at(1.0)):
-            self.attacks[method.name], self.eager_losses[method.name] = objective(self.config, method, self.model)
-        self.losses = self.eager_losses
         if self.compiled:
             prepare()
-            self.losses = {name: compiled_loss(loss) for name, loss in self.eager_losses.items()}
+        self._make_objectives()
+
+    def _make_objectives(self) -> None:
+        for method in (self.method, self.method.at(1.0)):
+            attack, loss = objective(self.config, method, self.model, self.compiled)
+            self.attacks[method.name], self.losses[method.name] = attack, loss
 
     def __call__(self, choices: tuple[Tensor, ...], eps: float, learning_rate: float) -> Tensor:
         """One step on the chosen examples (index, flip, down, across, each [B])."""
@@ -135,7 +137,8 @@ class Stepper:
         if what == "CUDA graphs":
             self.captured = False
         elif self.compiled:
-            self.compiled, self.losses = False, self.eager_losses
+            self.compiled = False
+            self._make_objectives()
         elif self.memory_format == torch.channels_last:
             self.memory_format = torch.contiguous_format
             self.model.to(memory_format=torch.contiguous_format)
@@ -194,8 +197,11 @@ def make_optimiser(model: nn.Module, device: torch.device) -> torch.optim.Adam:
     return optimiser
 
 
-def objective(config: TrialConfig, method: Method, model: nn.Sequential) -> tuple[Attack, Loss]:
+def objective(
+    config: TrialConfig, method: Method, model: nn.Sequential, compiled: bool = False
+) -> tuple[Attack, Loss]:  # fmt: skip
     """(x, labels, eps) -> adversary; (x, labels, eps, adversary) -> loss, [loss, clean correct, certified correct]."""
+    climbed = compiled_loss(cross_entropies) if compiled else cross_entropies
     settings, info, target = config.train, DATASETS[config.dataset], float(config.train_eps)
     program = trace(model, linear=method.linear)
     std = torch.tensor(info.std, device=next(model.parameters()).device).view(-1, 1, 1)
@@ -208,8 +214,8 @@ def objective(config: TrialConfig, method: Method, model: nn.Sequential) -> tupl
         return torch.autocast(x.device.type, torch.bfloat16, enabled=settings.precision == "bf16", cache_enabled=False)
 
     def attack(x: Tensor, labels: Tensor, eps: Tensor) -> Tensor | None:
-        with in_precision(x):
-            return method.attack(program, Batch(x, labels, info.classes, eps, eps / target))
+        with in_precision(x), _frozen(model):
+            return method.attack(program, Batch(x, labels, info.classes, eps, eps / target, climbed=climbed))
 
     def regulariser(losses: Losses) -> Tensor:
         boxes = [losses.preactivations[name] for name in regularised if name in losses.preactivations]
@@ -232,7 +238,20 @@ def objective(config: TrialConfig, method: Method, model: nn.Sequential) -> tupl
         certified = clean * torch.nan if losses.lower is None else (losses.lower > 0).all(1).sum().to(loss)
         return loss, torch.stack([loss.detach(), clean, certified])
 
-    return attack, loss_and_report
+    return attack, compiled_loss(loss_and_report) if compiled else loss_and_report
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Within, weights ask for no gradients, which compiled attacks would compute for nothing."""
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for weight in weights:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(True)
 
 
 def _floats(model: nn.Module) -> list[Tensor]:

@@ -64,7 +64,7 @@ static int forbidden(void) {
 
 static cudaError_t breaks_capture(const char *what) { invalidated = 1; return refused(what); }
 
-int pretend_launch(const char *what, void *stream) {
+EXPORT int pretend_launch(const char *what, void *stream) {  /* exported: libcuda.so.1 looks it up */
     pretend_launches++;
     if (!capturing) return cudaSuccess;
     if (is_captured(stream)) { pretend_captured++; return cudaSuccess; }
@@ -199,6 +199,8 @@ static void freed(void *pointer) {
 
 EXPORT cudaError_t cudaMalloc(void **pointer, size_t size) {
     if (capturing && pretend_fault("capture-memory")) return failed(cudaErrorMemoryAllocation);
+    if (!used[device] && pretend_fault("busy")) return failed(cudaErrorDevicesUnavailable);
+    if (!used[device] && pretend_fault("context-memory")) return failed(cudaErrorMemoryAllocation);
     if (pretend_fault("memory") || used[device] + size > CARD_MEMORY) return failed(cudaErrorMemoryAllocation);
     if (used[device] && pretend_fault("more-memory")) return failed(cudaErrorMemoryAllocation);
     if (forbidden()) return breaks_capture("cudaMalloc");
@@ -322,8 +324,6 @@ EXPORT cudaError_t cudaGetDeviceCount(int *count) {
 EXPORT cudaError_t cudaGetDevice(int *current) { *current = device; return cudaSuccess; }
 EXPORT cudaError_t cudaSetDevice(int wanted) {
     if (wanted < 0 || wanted >= pretend_visible_cards()) return failed(cudaErrorInvalidDevice);
-    if (pretend_fault("busy")) return failed(cudaErrorDevicesUnavailable);
-    if (pretend_fault("context-memory")) return failed(cudaErrorMemoryAllocation);
     device = wanted;
     return cudaSuccess;
 }

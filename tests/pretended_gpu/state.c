@@ -14,7 +14,7 @@ int pretend_cards(void) {
     return cards ? atoi(cards) : 1;
 }
 
-int pretend_visible_cards(void) {
+EXPORT int pretend_visible_cards(void) {  /* exported: libcuda.so.1 looks it up */
     const char *visible = getenv("CUDA_VISIBLE_DEVICES");
     if (!visible) return pretend_cards();
     int count = *visible ? 1 : 0;

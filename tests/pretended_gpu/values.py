@@ -26,7 +26,7 @@ class Values(TorchDispatchMode):
 
     def __enter__(self) -> "Values":
         self.cudnn = torch.backends.cudnn.enabled
-        torch.backends.cudnn.enabled = False  # its operators exist on CUDA alone
+        torch.backends.cudnn.enabled = False  # most of its operators exist on CUDA alone
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
@@ -43,8 +43,12 @@ class Values(TorchDispatchMode):
             torch.cuda.current_stream().synchronize()  # as reading a value does
             return on_host[0][0].item()
         if name in _SHAPED_BY_VALUES or (name == "index" and _has_mask(args)):
+            if not name.startswith(("_linalg", "linalg")):
+                torch.cuda.current_stream().synchronize()  # as the host does to learn the shape
             return tree_map(_on_device, function(*on_host[0], **on_host[1]))
         if name in ("index_put", "index_put_") and _has_mask(args):
+            if args[2].numel() > 1:  # one number is filled in where the mask is, whose elements nobody counts
+                torch.cuda.current_stream().synchronize()
             made = function(*on_host[0], **on_host[1])
             return args[0] if name == "index_put_" else tree_map(_on_device, made)
         made = function(*args, **kwargs)
@@ -61,6 +65,8 @@ class Values(TorchDispatchMode):
         if name == "copy_":
             args[0].copy_(args[1])
             return
+        if name == "cudnn_batch_norm":  # uncounted_rounding allows cuDNN
+            function, made = torch.ops.aten.native_batch_norm.default, made[:3]
         kwargs.pop("pin_memory", None)
         for device, host in zip(tree_leaves(made), tree_leaves(function(*args, **kwargs)), strict=True):
             if isinstance(device, Tensor) and device.is_cuda and device.shape == host.shape and host.numel():

@@ -1,7 +1,7 @@
 """Every network and every method takes captured steps: what a capture forbids, the pretended GPU refuses."""
 
 import pytest
-from controls import counted
+from controls import counted, read_counters
 from steppers import BOUNDING, stepper_of, take_steps
 
 from harness.training.augment import draw
@@ -84,6 +84,17 @@ def test_a_compiled_step_is_captured(tiny_trial, network, method, options):
     stepper = stepper_of(config, "cuda", compiled=True)
     assert_captured(stepper)
     assert stepper.compiled
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["pgd", "sabr", "mtl-ibp"])
+def test_an_attack_is_compiled_with_the_loss(tiny_trial, method):
+    launches = {}
+    for compiled in (False, True):
+        stepper = stepper_of(tiny_trial("cnn5", method=method, width=0.05), "cuda", compiled=compiled)
+        assert_captured(stepper)
+        launches[compiled] = read_counters()["captured"]
+    assert launches[True] < launches[False] / 3, launches
 
 
 @pytest.mark.slow

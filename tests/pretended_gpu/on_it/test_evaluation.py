@@ -1,0 +1,159 @@
+"""Evaluation waits seldom for the device (`pytest -s` prints how often), and goes on where memory runs out."""
+
+import copy
+import functools
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+import torch
+from controls import counted, failing
+from pandas.testing import assert_frame_equal
+from steppers import stepper_of, take_steps
+from values import Values
+
+from cerdeq.bounds import bounds, optimise
+from cerdeq.branch import decide
+from cerdeq.equilibrium import fold
+from harness.data import load
+from harness.evaluation import verdicts
+from harness.evaluation.metrics import final_metrics
+from harness.storage import names
+
+pytestmark = pytest.mark.filterwarnings("default")
+
+STAGES = ("ibp", "crown-ibp", "alpha-crown", "bab")
+IMAGES, ASCENT = 4, 4  # ASCENT: steps of searches for slopes, which take 30 to 40
+EPS = {"cnn5": "1/16", "cerdeq": "1/32"}  # for which each stage has images to decide
+MOST_WAITS = {  # synchronisations for a batch
+    "cnn5": {"clean and ibp": 8, "attack": 20, "crown-ibp": 10, "alpha-crown": 40, "bab": 50},
+    "cerdeq": {"clean and ibp": 45, "attack": 80, "crown-ibp": 70, "alpha-crown": 280, "bab": 330},
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_trial):
+    """A function of a network's name to its trial, itself, images, and its own predictions of them as labels."""
+
+    @functools.cache
+    def make(name):
+        config = tiny_trial(name, eps=EPS[name])
+        settings = replace(
+            config.evaluation, stages=STAGES, attack="margin", attack_steps=8, bab_seconds=None, bab_branches=4
+        )
+        stepper = stepper_of(config)
+        for _ in range(12):
+            take_steps(stepper, 5, 64)
+        fold(stepper.model)
+        model, images = stepper.model.eval().double(), load(config.dataset).test.images[:IMAGES]
+        with torch.no_grad():
+            labels = model(images.double() / 255).argmax(1)
+        return replace(config, evaluation=settings), model, images, labels
+
+    return make
+
+
+def counts_by_stage(monkeypatch):
+    """Return a dictionary that gets the counts of each stage of the evaluation that follows."""
+    counts = {}
+
+    def counting(name, stage_of):
+        function = getattr(verdicts, name)
+
+        def call(*arguments):
+            with counted() as added:
+                result = function(*arguments)
+            counts[stage_of(arguments)] = added
+            return result
+
+        monkeypatch.setattr(verdicts, name, call)
+
+    counting("_clean_and_ibp", lambda arguments: "clean and ibp")
+    counting("_attack", lambda arguments: "attack")
+    counting("_least_margins", lambda arguments: arguments[1])
+    counting("branch_and_bound", lambda arguments: "bab")
+    return counts
+
+
+@pytest.mark.parametrize("name", EPS)
+def test_the_host_waits_seldom_and_the_verdicts_are_those_of_a_cpu(trained, monkeypatch, name):
+    config, model, images, labels = trained(name)
+    monkeypatch.setattr(optimise, "ITERATIONS", ASCENT)
+    monkeypatch.setattr(decide, "_ROOT_ITERATIONS", ASCENT)
+    expected = verdicts.judge_part(verdicts.ready(copy.deepcopy(model).cpu(), STAGES), images, labels, 0, config)
+    counts = counts_by_stage(monkeypatch)
+    with Values():
+        network = verdicts.ready(model.cuda(), STAGES)
+        evaluation = verdicts.judge_part(network, images.cuda(), labels.cuda(), 0, config)
+    print(f"\n{name:14} launches    waits")
+    for stage, added in counts.items():
+        print(f"{stage:14} {added['launches']:8} {added['synchronisations']:8}")
+    assert_frame_equal(evaluation.verdicts, expected.verdicts, rtol=1e-4, atol=1e-4)
+    waits = {stage: added["synchronisations"] for stage, added in counts.items()}
+    assert all(waits[stage] <= most for stage, most in MOST_WAITS[name].items()), waits
+
+
+FAULTS = {  # what runs out of memory while a fault is on; libraries and contexts are asked for in new threads
+    "memory": lambda: torch.empty(2**30, device="cuda"),
+    "library-memory": lambda: torch.ones(2, 2, device="cuda").mm(torch.ones(2, 2, device="cuda")),
+    "context-memory": lambda: torch.cuda.set_device(0),
+}
+
+
+def run_out_of_memory(fault):
+    with failing(fault), ThreadPoolExecutor(1) as thread:
+        thread.submit(FAULTS[fault]).result()
+
+
+def evaluate(trained):
+    """Return the evaluation of cnn5 in two batches, up to CROWN-IBP, which certifies some images of each."""
+    config, model, images, labels = trained("cnn5")
+    settings = replace(config.evaluation, stages=("ibp", "crown-ibp"), attack_steps=1, batch_size=IMAGES // 2)
+    config = replace(config, eps="1/100", evaluation=settings)
+    with Values():
+        network = verdicts.ready(model.cuda(), settings.stages)
+        return verdicts.judge_part(network, images.cuda(), labels.cuda(), 0, config)
+
+
+@pytest.fixture(scope="module")
+def expected(trained):
+    """The verdicts where memory does not run out."""
+    result = evaluate(trained).verdicts
+    assert names.CERTIFIED in set(result[names.VERDICT][IMAGES // 2 :])
+    return result
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_bounds_that_do_not_fit_are_computed_by_halves(trained, expected, monkeypatch, fault):
+    whole, sizes = bounds.values_of, []
+
+    def values_of(program, x, ctx):
+        sizes.append(len(x.center))
+        if len(x.center) > 1:
+            run_out_of_memory(fault)
+        return whole(program, x, ctx)
+
+    monkeypatch.setattr(bounds, "values_of", values_of)
+    result = evaluate(trained).verdicts
+    assert sizes[:3] == [2, 1, 1]
+    for column in (names.VERDICT, names.STAGE, names.REASON):
+        assert list(result[column]) == list(expected[column]), column
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_image_that_does_not_fit_is_not_certified_and_the_next_batch_is(trained, expected, monkeypatch, fault):
+    whole, sizes = verdicts.lower_bounds, []
+
+    def lower_bounds(program, region, *arguments, **named):
+        sizes.append(len(region.center))
+        if len(sizes) <= 3:  # the first batch, and each of its images alone
+            run_out_of_memory(fault)
+        return whole(program, region, *arguments, **named)
+
+    monkeypatch.setattr(verdicts, "lower_bounds", lower_bounds)
+    evaluation = evaluate(trained)
+    assert sizes == [2, 1, 1, 2]
+    result, certified = evaluation.verdicts, (expected[names.VERDICT] == names.CERTIFIED)[2:].sum()
+    assert set(result[names.VERDICT][:2]) == {names.OUT_OF_MEMORY} and set(result[names.STAGE][:2]) == {"crown-ibp"}
+    assert result[2:].equals(expected[2:])
+    assert final_metrics(evaluation, ("ibp", "crown-ibp"))[names.CERTIFIED_ERROR] == 100 * (1 - certified / IMAGES)
