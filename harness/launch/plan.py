@@ -4,8 +4,6 @@ import os
 
 import torch
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from harness.config.sweep_keys import Resources
 from harness.launch.estimate import Estimate, estimates
@@ -14,9 +12,9 @@ from harness.launch.pace import minutes
 from harness.launch.states import state_of
 from harness.launch.study import Study
 from harness.storage.lease import holder
+from harness.terminal import print_table
 
 _UNKNOWN = "not known"
-_WIDTH = 200  # where nobody's terminal says
 
 
 def show(study: Study, retry_failed: bool, ray_address: str | None, console: Console) -> None:
@@ -26,7 +24,7 @@ def show(study: Study, retry_failed: bool, ray_address: str | None, console: Con
     resources = study.sweep.resources
     memory = needed(study, study.trials) if resources.gpu else {}
     columns = ["trial", "key", "state", "", "would be run", "time", *(["GPU memory"] if memory else [])]
-    table = Table(*columns, box=None, padding=(0, 2, 0, 0))
+    rows = []
     for trial in study.trials:
         place = study.places[trial.key]
         state = state_of(place, trial.config.train.epochs, holder(study.directory))
@@ -35,9 +33,8 @@ def show(study: Study, retry_failed: bool, ray_address: str | None, console: Con
         cells = [study.named[trial.key], trial.key, state.state, state.told, run, time]
         if memory:
             cells.append(readable(memory[trial.key]) if trial.key in memory else _UNKNOWN)
-        table.add_row(*map(Text, cells))
-    wide = console if console.is_terminal else Console(width=_WIDTH, highlight=False)
-    wide.print(table)
+        rows.append(cells)
+    print_table(console, columns, rows)
     sides = _at_once(resources, ray_address)
     console.print(_resources(resources, sides), soft_wrap=True)
     if memory:
