@@ -79,10 +79,10 @@ def main(options: argparse.Namespace) -> int:
         console.print(f"\n{name}", style="bold")
         print_table(console, titles, ([_cell(row.get(title)) for title in titles] for row in rows))
     if options.json is not None:
-        asked = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
-        asked["trained"] = [str(path) for path in options.trained]
+        settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+        settings["trained"] = [str(path) for path in options.trained]
         values = {name: [_without_nan(row) for row in rows] for name, rows in measured.items()}
-        write_json(options.json, {"machine": describe_environment(device), "options": asked} | values)
+        write_json(options.json, {"machine": describe_environment(device), "options": settings} | values)
     return OK
 
 

@@ -83,11 +83,11 @@ def by_seed(data: SectionData) -> Figure | None:
     }
     seeds = trials.groupby("label")["seed"].rank(method="first") - 1
     most = seeds.max() + 1
-    places = trials["label"].map(labels.index) + (seeds - (most - 1) / 2) * 0.7 / most
-    axes.hlines(places, trials[names.ATTACK_ERROR], trials[names.CERTIFIED_ERROR], color="#8a929b", lw=2, alpha=0.6)
+    heights = trials["label"].map(labels.index) + (seeds - (most - 1) / 2) * 0.7 / most
+    axes.hlines(heights, trials[names.ATTACK_ERROR], trials[names.CERTIFIED_ERROR], color="#8a929b", lw=2, alpha=0.6)
     for name, (_, colour, marker) in looks.items():
         axes.plot(
-            trials[name], places, marker, color=colour, ms=8 if marker == "|" else 5, mew=2 if marker == "|" else 1
+            trials[name], heights, marker, color=colour, ms=8 if marker == "|" else 5, mew=2 if marker == "|" else 1
         )
     _label_rows(axes, labels)
     axes.set_xlabel("error, %; a line a seed")
@@ -160,13 +160,13 @@ def against_eps(leaderboards: list[Leaderboard]) -> Figure | None:
     hollow = dict.fromkeys(models[len(COLOURS) :], "none")
     colours, markers = assign(models, COLOURS), assign(rows["method"], MARKERS)
     dashes = assign(rows["how"], DASHES)
-    for place, dataset in zip(axes, datasets, strict=True):
+    for panel, dataset in zip(axes, datasets, strict=True):
         for (model, method, how), part in rows[rows["dataset"] == dataset].groupby(["model", "method", "how"]):
             line = part.groupby("eps")[names.CERTIFIED_ERROR].min()
             look = {"color": colours[model], "mfc": hollow.get(model, colours[model]), "ls": dashes[how]}
-            place.plot(line.index, line, marker=markers[method], ms=5, lw=1, **look)
-        place.set_title(str(dataset), loc="left")
-        place.set_xlabel("eps")
+            panel.plot(line.index, line, marker=markers[method], ms=5, lw=1, **look)
+        panel.set_title(str(dataset), loc="left")
+        panel.set_xlabel("eps")
     axes[0].set_ylabel("certified error, %")
     entries = {
         model: {"color": colour, "marker": "o", "linestyle": "", "mfc": hollow.get(model, colour)}

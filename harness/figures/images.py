@@ -57,10 +57,10 @@ def counterexamples(data: SectionData) -> Figure | None:
     titles = {"image": images, "adversarial": adversarial, "difference": difference}
     for row, (title, pictures) in enumerate(titles.items()):
         for column, picture in enumerate(pictures):
-            place = axes[row * len(indices) + column]
-            place.imshow(np.squeeze(picture.permute(1, 2, 0).numpy()), cmap="gray", vmin=0, vmax=1)
-            place.set(xticks=[], yticks=[])
-            place.grid(False)
+            panel = axes[row * len(indices) + column]
+            panel.imshow(np.squeeze(picture.permute(1, 2, 0).numpy()), cmap="gray", vmin=0, vmax=1)
+            panel.set(xticks=[], yticks=[])
+            panel.grid(False)
         axes[row * len(indices)].set_ylabel(title)
     for column, (index, wrong) in enumerate(zip(indices, predicted.tolist(), strict=True)):
         axes[column].set_title(f"{index}: {_name(images_of, int(test.labels[index]))}", fontsize=8)

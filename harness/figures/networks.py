@@ -29,16 +29,16 @@ def depth(data: SectionData) -> Figure | None:
     colours, dashes = assign(trials["model"], COLOURS), assign(trials["kind"], DASHES)
     markers = assign(colours, MARKERS)
     figure, axes = panels(1, 2, width=9, height=4.2)
-    for place, column, title in zip(axes, ("bound_width_y", "bound_width_x"), ("before", "after"), strict=True):
+    for panel, column, title in zip(axes, ("bound_width_y", "bound_width_x"), ("before", "after"), strict=True):
         for (model, kind), part in trials.dropna(subset=column).groupby(["model", "kind"]):
             look = {"color": colours[model], "ls": dashes[kind], "lw": 1.2}
             line = part.groupby("depth")[column].mean()
-            place.plot(line.index, line, marker=markers[model], ms=5, **look)
+            panel.plot(line.index, line, marker=markers[model], ms=5, **look)
             for width in part[part["depth"].isna()].groupby("label")[column].mean():
-                place.axhline(width, **look)
-        place.set(yscale="log", xlabel="depth, layers", xticks=sorted(trials["depth"].dropna().unique()))
-        plain_ticks(place.yaxis)
-        place.set_title(f"{title} training", loc="left")
+                panel.axhline(width, **look)
+        panel.set(yscale="log", xlabel="depth, layers", xticks=sorted(trials["depth"].dropna().unique()))
+        plain_ticks(panel.yaxis)
+        panel.set_title(f"{title} training", loc="left")
     axes[0].set_ylabel("width of the margins' bounds")
     explicit = set(trials.loc[trials["depth"].notna(), "model"])
     entries = {m: {"color": c, "marker": markers[m] if m in explicit else ""} for m, c in colours.items()}
@@ -62,20 +62,20 @@ def relus(data: SectionData) -> Figure | None:
     columns = min(3, len(networks))
     count = -(-len(networks) // columns)
     figure, axes = panels(count, columns, width=9, height=0.9 + 1.9 * count)
-    for place, (label, trials) in zip(axes, networks, strict=False):
+    for panel, (label, trials) in zip(axes, networks, strict=False):
         shares = _shares(trials)
         left = pd.Series(0.0, shares.index)
         for state, colour in _STATES:
-            place.bar(range(1, len(shares) + 1), shares[state], bottom=left, color=colour, width=0.8)
+            panel.bar(range(1, len(shares) + 1), shares[state], bottom=left, color=colour, width=0.8)
             left = left + shares[state]
-        place.set_title(fill(str(label), _LONGEST), loc="left", fontsize=8)
-        place.set_ylim(0, 100)
-        place.xaxis.set_major_locator(MaxNLocator(integer=True))
-        place.grid(axis="x", visible=False)
-    for place in axes[len(networks) :]:
-        place.set_axis_off()
-    for place in axes[::columns]:
-        place.set_ylabel("values, %")
+        panel.set_title(fill(str(label), _LONGEST), loc="left", fontsize=8)
+        panel.set_ylim(0, 100)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.grid(axis="x", visible=False)
+    for panel in axes[len(networks) :]:
+        panel.set_axis_off()
+    for panel in axes[::columns]:
+        panel.set_ylabel("values, %")
     add_legend(figure, {state: {"color": c, "marker": "s", "linestyle": "", "ms": 8} for state, c in _STATES})
     return figure
 

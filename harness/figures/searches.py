@@ -23,12 +23,12 @@ def fronts(data: SectionData) -> Figure | None:
     if not searches:
         return None
     figure, axes = panels(len(searches), 2, width=9, height=0.4 + 2.8 * len(searches))
-    for place, (search, entry, own) in zip(zip(axes[::2], axes[1::2], strict=True), searches, strict=True):
+    for panel, (search, entry, own) in zip(zip(axes[::2], axes[1::2], strict=True), searches, strict=True):
         draw = _one if len(search.settings.objectives) == 1 else _two
-        draw(*place, [candidate for candidate in own if candidate.state == FINISHED], search)
-        place[0].set_title(f"{search.entries[entry].written.row}, {search.settings.sampler}", loc="left")
-        place[1].set_xlabel("candidate")
-        place[1].xaxis.set_major_locator(MaxNLocator(integer=True))
+        draw(*panel, [candidate for candidate in own if candidate.state == FINISHED], search)
+        panel[0].set_title(f"{search.entries[entry].written.row}, {search.settings.sampler}", loc="left")
+        panel[1].set_xlabel("candidate")
+        panel[1].xaxis.set_major_locator(MaxNLocator(integer=True))
     entries = {"a candidate": {"color": COLOURS[0], "marker": "o", "ls": ""}}
     entries |= {"as written in the file": {"color": COLOURS[1], "marker": "*", "ls": ""}}
     add_legend(figure, entries | {"chosen, or best so far": {"color": INK, "ls": "-", "lw": 1}})
@@ -49,11 +49,11 @@ def importance(data: SectionData) -> Figure | None:
         return None
     height = sum(0.9 + _BAR * len(shares) for _, shares in bars)
     figure, axes = panels(len(bars), 1, height=height)
-    for place, (title, shares) in zip(axes, bars, strict=True):
+    for panel, (title, shares) in zip(axes, bars, strict=True):
         ranked = dict(sorted(shares.items(), key=lambda item: item[1]))
-        place.barh(list(ranked), [100 * share for share in ranked.values()], color=COLOURS[0], height=0.6)
-        place.set_title(title, loc="left")
-        place.set_xlim(0, 100)
+        panel.barh(list(ranked), [100 * share for share in ranked.values()], color=COLOURS[0], height=0.6)
+        panel.set_title(title, loc="left")
+        panel.set_xlim(0, 100)
     axes[-1].set_xlabel("share of variance, %")
     return figure
 

@@ -32,19 +32,19 @@ def curves(data: SectionData) -> Figure | None:
         return None
     count = -(-len(metrics) // 3)
     figure, axes = panels(count, 3, width=9, height=0.6 + 2.2 * count)
-    for place, name in zip(axes, metrics, strict=False):
+    for panel, name in zip(axes, metrics, strict=False):
         for label, part in epochs.dropna(subset=name).groupby("label", sort=False):
             line = part.groupby(names.EPOCH)[name].mean()
-            place.plot(line.index, line, **data.looks[str(label)], ms=3, lw=1.2)
-        place.set_title(_TITLES[name], loc="left")
+            panel.plot(line.index, line, **data.looks[str(label)], ms=3, lw=1.2)
+        panel.set_title(_TITLES[name], loc="left")
         if name in (_BOUND_WIDTH, _RELATIVE, names.TRAIN_LOSS):
-            place.set_yscale("log")
-            plain_ticks(place.yaxis)
-        place.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for place in axes[len(metrics) :]:
-        place.set_axis_off()
-    for place in axes[max(0, len(metrics) - 3) : len(metrics)]:
-        place.set_xlabel("epoch; 0 is untrained")
+            panel.set_yscale("log")
+            plain_ticks(panel.yaxis)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for panel in axes[len(metrics) :]:
+        panel.set_axis_off()
+    for panel in axes[max(0, len(metrics) - 3) : len(metrics)]:
+        panel.set_xlabel("epoch; 0 is untrained")
     add_legend(figure, {label: data.looks[label] for label in dict.fromkeys(epochs["label"])})
     return figure
 
@@ -60,23 +60,23 @@ def layer_widths(data: SectionData) -> Figure | None:
     settings = {label: label.removeprefix(model).strip() for label, model in trials[["label", "model"]].to_numpy()}
     best = list(dict.fromkeys(settings.values()))[: len(COLOURS)]  # the others are grey
     colours = assign(best, COLOURS)
-    for place, model in zip(axes, models, strict=False):
+    for panel, model in zip(axes, models, strict=False):
         for frame, dash in ((data.untrained, ":"), (trials, "-")):
             for label, part in frame[frame["model"] == model].groupby("label", sort=False):
                 line = _mean_widths(part, layers[label])
                 colour = colours.get(settings[label], OTHERS["color"])
-                place.plot(range(1, len(line) + 1), line, dash, marker=".", color=colour, lw=1.2)
-        place.set_title(model, loc="left")
-        place.set_yscale("log")
-        plain_ticks(place.yaxis)
-        place.set_xlabel("pre-activation, first to last")
-        place.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for place in axes[len(models) :]:
-        place.set_axis_off()
+                panel.plot(range(1, len(line) + 1), line, dash, marker=".", color=colour, lw=1.2)
+        panel.set_title(model, loc="left")
+        panel.set_yscale("log")
+        plain_ticks(panel.yaxis)
+        panel.set_xlabel("pre-activation, first to last")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for panel in axes[len(models) :]:
+        panel.set_axis_off()
     axes[0].set_ylabel("mean bound width")
-    limits = np.array([place.get_ylim() for place in axes[: len(models)]])
-    for place in axes[: len(models)]:
-        place.set_ylim(limits.min(), limits.max())
+    limits = np.array([panel.get_ylim() for panel in axes[: len(models)]])
+    for panel in axes[: len(models)]:
+        panel.set_ylim(limits.min(), limits.max())
     entries = {words: {"color": colour} for words, colour in colours.items()}
     entries |= {} if set(settings.values()) == set(best) else {"other rows": {"color": OTHERS["color"]}}
     add_legend(figure, entries | {"trained": {"color": INK}, "before training": {"color": INK, "ls": ":"}})
