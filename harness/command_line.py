@@ -35,19 +35,13 @@ COMMANDS = {  # name: its module, what it does
     "certify": ("harness.launch.certify", "certify finished trials further: more stages, branch and bound"),
     "status": ("harness.launch.status", "what a sweep is at: trials finished, running, failed, disk used"),
     "schema": ("harness.config.schema", "print the JSON schema of sweep files, for editors"),
-    "tables": ("harness.launch.tables", "write a sweep's leaderboard anew, from MLflow alone too"),
-    "report": ("harness.reports.report", "write a sweep, or several, as a page with figures, and its tables"),
-    "publish": (
-        "harness.reports.publish",
-        "copy what a sweep found to where it is kept, small enough for git",
-    ),
+    "tables": ("harness.tables", "write a sweep's leaderboard anew, from MLflow alone too"),
+    "report": ("harness.report", "write a sweep, or several, as a page with figures, and its tables"),
+    "publish": ("harness.publish", "copy a sweep's results to results/published, small enough for git"),
     "ui": ("harness.launch.ui", "serve MLflow's pages, and say where a sweep's charts are"),
-    "paired": ("harness.analysis.paired", "is one row of a leaderboard better than another, image by image?"),
+    "paired": ("harness.paired", "is one row of a leaderboard better than another, image by image?"),
     "recheck": ("harness.checker.recheck", "prove a sweep's verdicts again, by code of its own"),
-    "depth": ("harness.analysis.depth", "how widths of bounds grow with depth"),
-    "tightness": ("harness.measure.tightness", "how tight each bound is on trained networks, and what it takes"),
-    "solvers": ("harness.measure.equilibrium_solvers", "solvers of equilibria beside torchdeq's"),
-    "benchmark": ("harness.measure.benchmark", "what training steps, judging and the harness cost"),
+    "benchmark": ("harness.benchmark", "what training steps, bounds and the harness cost on this machine"),
 }
 
 

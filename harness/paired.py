@@ -1,6 +1,96 @@
-"""`python -m harness.paired`: the door to harness/analysis/paired.py."""
+"""`python -m harness.paired results/<sweep> ...`: is one row of the leaderboard better than another?
 
-from harness.command_line import main
+Two rows are compared on the same test images and the same seeds. By default every row is compared with every other of
+the same training method; with --baseline, each row with it; with --only, these rows alone. Rows of several sweeps are
+compared across them, too. Rows must be evaluated on the same images in the same way.
+
+Seed by seed: the difference of the errors in points (negative where the first row is better), on how many images each
+row alone is right, and McNemar's exact test of these. Over all seeds: the mean difference and its sample deviation,
+McNemar's test of the summed counts, and a paired t test. Holm's correction (1979) covers all comparisons printed, so
+choose the rows before you see their numbers.
+
+The t test says whether training again would give the same order; it needs many seeds to see a small difference.
+McNemar's test of one seed is about these two trained networks. Its p value of all seeds is too small, since it takes
+one image under several seeds for several images.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from harness import command_line
+from harness.analysis.comparisons import ALL, METRICS, compare
+from harness.analysis.leaderboard import Leaderboard, build_leaderboard
+from harness.analysis.trials import TWICE
+from harness.command_line import OK, add_patterns, add_sweep_directories
+from harness.errors import InputError
+from harness.storage.files import write_text
+from harness.terminal import new_console, print_table
+
+FILE = "paired.csv"
+_TITLES = ("", "difference", "first only", "second only", "McNemar p", "Holm", "t test p", "Holm")
+_LEGEND = """\
+difference: the first row's error minus the second's, in points; mean ± sample standard deviation over the seeds
+first only, second only: images that only this row is right on
+McNemar p of all seeds: too small, since it takes one image under several seeds for several images
+Holm: the p value before it, corrected for all comparisons here"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add_sweep_directories(parser, "of several, rows are compared across them, too, and the first keeps the file")
+    parser.add_argument("--baseline", metavar="ROW", help="a row as the leaderboard prints it; default: all pairs")
+    add_patterns(parser, "--only", "only rows whose label")
+    parser.add_argument("--metric", choices=list(METRICS), default="certified", help="which error; default: certified")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Return the exit status. Raises InputError where nothing can be compared."""
+    leaderboard = _read(options.directories)
+    lines, notes = compare(leaderboard, options.metric, options.baseline, only=options.only)
+    path = options.directories[0] / FILE
+    write_text(path, lines.to_csv(index=False, lineterminator="\n"))
+    _print(lines, notes)
+    print(path)
+    return OK
+
+
+def _read(directories: Sequence[Path]) -> Leaderboard:
+    """Return the leaderboard of sweeps. Raises InputError where one of several has no row, or a trial of another."""
+    leaderboard = build_leaderboard(*directories)
+    trials = leaderboard.trials
+    for directory in directories if len(directories) > 1 else ():
+        own = trials[[path.is_relative_to(directory) for path in trials["trial_dir"]]]
+        if (twice := own[own["problem"].str.endswith(TWICE, na=False)]).size:
+            raise InputError(f"{twice['trial_dir'].iloc[0]}: {TWICE}, and it is not known which of the two to compare")
+        if own["problem"].notna().all():
+            raise InputError(f"{directory}: no trial has finished; one is {own['problem'].iloc[0]}")
+    return leaderboard
+
+
+def _print(lines: pd.DataFrame, notes: list[str]) -> None:
+    console = new_console()
+    for (heading, metric, row, other), pair in lines.groupby(["section", "metric", "row", "other"], sort=False):
+        print(f"\n{heading}: {metric} error\n{row} against {other}")
+        print_table(console, _TITLES, map(_cells, pair.to_dict("records")))
+    print("", *(f"left out: {note}" for note in notes), _LEGEND, sep="\n")
+
+
+def _cells(line: dict[str, Any]) -> list[str]:
+    spread = "" if np.isnan(line["difference_std"]) else f" ± {line['difference_std']:.2f}"
+    p_values = [line[name] for name in ("mcnemar_p", "mcnemar_holm", "t_p", "t_holm")]
+    return [
+        ALL if line["seed"] == ALL else f"seed {line['seed']}",
+        f"{line['difference']:+.2f}{spread}",
+        str(line["row_alone"]),
+        str(line["other_alone"]),
+        *("" if np.isnan(p) else f"{p:.2g}" for p in p_values),
+    ]
+
 
 if __name__ == "__main__":
-    raise SystemExit(main("paired"))
+    raise SystemExit(command_line.main("paired"))

@@ -1,6 +1,118 @@
-"""`python -m harness.publish`: the door to harness/reports/publish.py."""
+"""`python -m harness.publish results/<sweep>`: copy a sweep's results to results/published, small enough for git.
 
-from harness.command_line import main
+Copies of every finished trial and certification: config, epochs, result, and verdicts (widths of bounds in single
+precision). With --weights it also copies the weights, counterexamples and certificates by which `harness.recheck`
+proves the verdicts. Tables, page and figures are written anew there. A study published before under that name is
+replaced; it stays as it was where anything fails. If the command is killed, the old study is left beside it under a
+hidden name, and the next call says so.
+"""
+
+import argparse
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from rich.markup import escape
+
+from harness import command_line
+from harness.command_line import OK, add_data_dir, add_patterns, add_sweep_directory, meant
+from harness.config.trial import labels
+from harness.errors import InputError, require
+from harness.reports import sweep_page
+from harness.storage import certification, folder, names
+from harness.storage.files import make_directory
+from harness.storage.parquet import read_table, write_table
+from harness.terminal import new_console
+
+LIMIT = 25 * 2**20  # bytes
+_TRIAL_FILES = (folder.TRIAL, folder.EPOCHS)
+_CERTIFICATION_FILES = (certification.CERTIFICATION, certification.TIMINGS)
+_PROOF_FILES = (folder.WEIGHTS, folder.COUNTEREXAMPLES, folder.CERTIFICATES)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add_sweep_directory(parser)
+    parser.add_argument("--to", type=Path, default=Path("results/published"), help="default: results/published")
+    add_patterns(parser, "--weights", "copy what proves the verdicts of trials whose label or key")
+    add_data_dir(parser)
+
+
+def main(options: argparse.Namespace) -> int:
+    """Return the exit status. Raises InputError where nothing has finished, or it comes to more than LIMIT bytes."""
+    target = options.to / options.directory.resolve().name
+    directory = target.resolve()
+    require("--to", options.to, directory != options.directory.resolve(), "another directory than the study's own")
+    trial_dirs = folder.trial_folders(options.directory)
+    finished = [path for path in trial_dirs if folder.read_result(path) is not None and not folder.is_stale(path)]
+    if not finished:
+        raise InputError(f"{options.directory} holds no finished trial of today's recipe")
+    configs = [folder.read_trial(path / folder.TRIAL).config for path in finished]
+    label = dict(zip(finished, labels(configs), strict=True))
+    proved = meant("--weights", options.weights, {path: (label[path], path.name) for path in finished})
+    bare = [label[path] for path in proved if not (path / folder.WEIGHTS).exists()]
+    require("--weights", options.weights, not bare, f"trials that have weights, as these have not: {', '.join(bare)}")
+    with _replaced(directory):
+        for path in finished:
+            _copy(path, folder.place(directory, path.name), path in proved)
+        sweep_page.write_sweep(directory, options.data_dir)
+        size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+        require("--weights", options.weights, size <= LIMIT, f"what leaves at most 25 MiB; this is {size / 2**20:.1f}")
+    left_out = len(trial_dirs) - len(finished)
+    console = new_console()
+    console.print(f"{len(finished)} trials, {left_out} without a result left out, {len(proved)} with their weights")
+    console.print(escape(str(target)), soft_wrap=True)
+    return OK
+
+
+@contextmanager
+def _replaced(directory: Path) -> Iterator[None]:
+    """Within, the directory is new and empty; what it held comes back where anything fails.
+
+    Raises InputError where a killed command has left what it held.
+    """
+    before, gone = (directory.with_name(f".{directory.name}.{word}") for word in ("before", "gone"))
+    if before.exists():
+        raise InputError(f"{before} was put aside by a command that was killed: move it to {directory}, or remove it")
+    shutil.rmtree(gone, ignore_errors=True)
+    make_directory(directory.parent)
+    terminate = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if directory.exists():
+        directory.rename(before)
+    try:
+        make_directory(directory)
+        yield
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        if before.exists():
+            before.rename(directory)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, terminate)
+    if before.exists():
+        before.rename(gone)  # at once: a half of it must not be taken for the whole
+        shutil.rmtree(gone)
+
+
+def _copy(trial_dir: Path, to: Path, with_proofs: bool) -> None:
+    """Copy a trial and its certifications, without the path of its data, which says nothing elsewhere."""
+    further = [(path, _CERTIFICATION_FILES) for path in certification.folders(trial_dir)]
+    for source, files in [(trial_dir, _TRIAL_FILES), *further]:
+        result = folder.read_result(source)
+        if result is None:
+            continue
+        copy = to / source.relative_to(trial_dir)
+        copy.mkdir(parents=True)
+        folder.write_result(copy, replace(result, data=result.data | {"directory": None}))
+        verdicts = read_table(source / folder.VERDICTS)
+        write_table(copy / folder.VERDICTS, verdicts.astype({names.WIDTH: "float32"}))
+        for name in (*files, *(_PROOF_FILES if with_proofs else ())):
+            if (source / name).exists():
+                shutil.copyfile(source / name, copy / name)
+
 
 if __name__ == "__main__":
-    raise SystemExit(main("publish"))
+    raise SystemExit(command_line.main("publish"))

@@ -1,4 +1,4 @@
-"""The leaderboard's columns of numbers: one record each. A new one is one record here."""
+"""The leaderboard's columns of numbers. To add one, add a record to COLUMNS."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,48 +10,48 @@ from harness.storage.folder import TrialResult
 
 @dataclass(frozen=True)
 class Column:
-    """A number of each finished trial; rows show its mean and deviation over seeds.
+    """A number of each finished trial; a row shows its mean and deviation over the seeds.
 
     name: in CSV and JSON, and the metric's unless `of` is given.
     title: in tables.
-    write: a number as text.
-    group: what it belongs to; every trial has the metrics of 'error', 'width' and 'cost'.
+    format: a number as text.
+    group: every trial has the metrics of 'error', 'width' and 'cost'; other groups are shown where a trial has them.
     of: the number, from a trial's result.
     """
 
     name: str
     title: str
-    write: Callable[[float], str]
+    format: Callable[[float], str]
     group: str
     of: Callable[[TrialResult], float | None] | None = None
 
     @property
-    def everywhere(self) -> bool:
-        """Whether every finished trial has it."""
+    def is_required(self) -> bool:
+        """Whether every finished trial has the number."""
         return self.of is None and self.group in ("error", "width", "cost")
 
     def value(self, result: TrialResult) -> float | None:
-        """The number, None where it is missing or was not finite."""
+        """Return the number, None where it is missing or was not finite."""
         return result.metrics.get(self.name) if self.of is None else self.of(result)
 
 
-def digits(value: float) -> str:
-    """Three significant digits."""
+def three_digits(value: float) -> str:
+    """Return three significant digits."""
     return f"{value:#.3g}".rstrip(".")
 
 
 def percent(value: float) -> str:
-    """Two decimals."""
+    """Return two decimals."""
     return f"{value:.2f}"
 
 
-def whole(value: float) -> str:
-    """No decimals."""
+def integer(value: float) -> str:
+    """Return no decimals."""
     return f"{value:,.0f}"
 
 
 def _per_image(result: TrialResult) -> float | None:
-    """Seconds of judging an image, all stages and the attack."""
+    """Return the seconds that evaluating one image took, attack and all stages."""
     seconds, images = (result.metrics.get(name) for name in (names.EVALUATION_SECONDS, names.examples_at("clean")))
     return seconds / images if seconds is not None and images else None
 
@@ -61,23 +61,23 @@ COLUMNS = (
     Column(names.ATTACK_ERROR, "attack error", percent, "error"),
     Column(names.STANDARD_ERROR, "standard error", percent, "error"),
     Column(names.OPEN_ERROR, "open", percent, "open"),
-    Column(names.BOUND_WIDTH, "bound width", digits, "width"),
-    Column(names.BOUND_WIDTH_RELATIVE, "relative width", digits, "width"),
-    Column(names.PARAMETERS, "parameters", whole, "cost"),
-    Column(names.TRAIN_SECONDS, "train seconds", whole, "cost"),
-    Column("evaluation_seconds_per_image", "evaluation seconds an image", digits, "evaluation", of=_per_image),
+    Column(names.BOUND_WIDTH, "bound width", three_digits, "width"),
+    Column(names.BOUND_WIDTH_RELATIVE, "relative width", three_digits, "width"),
+    Column(names.PARAMETERS, "parameters", integer, "cost"),
+    Column(names.TRAIN_SECONDS, "train seconds", integer, "cost"),
+    Column("evaluation_seconds_per_image", "evaluation seconds an image", three_digits, "evaluation", _per_image),
     *(Column(names.certified_by(stage), f"certified error by {stage}", percent, "stage") for stage in STAGES),
-    Column(names.GAIN, "gain", digits, "equilibrium"),
-    Column(names.MARGIN, "margin", digits, "equilibrium"),
-    Column(names.RHO_BOUND, "rho bound", digits, "equilibrium"),
-    Column(names.ITERATIONS, "iterations", digits, "equilibrium"),
-    Column(names.RESIDUAL, "residual", digits, "equilibrium"),
+    Column(names.GAIN, "gain", three_digits, "equilibrium"),
+    Column(names.MARGIN, "margin", three_digits, "equilibrium"),
+    Column(names.RHO_BOUND, "rho bound", three_digits, "equilibrium"),
+    Column(names.ITERATIONS, "iterations", three_digits, "equilibrium"),
+    Column(names.RESIDUAL, "residual", three_digits, "equilibrium"),
     Column(names.NOT_CONVERGED, "not converged", percent, "equilibrium"),
     Column(names.STANDARD_ERROR_W0, "standard error, W = 0", percent, "equilibrium"),
     Column(names.CERTIFIED_ERROR_W0, "certified error by ibp, W = 0", percent, "equilibrium"),
 )
 
 
-def of_group(*groups: str) -> list[Column]:
-    """The columns of these groups, in the table's order."""
+def columns_of(*groups: str) -> list[Column]:
+    """Return the columns of these groups, in the table's order."""
     return [column for column in COLUMNS if column.group in groups]

@@ -1,11 +1,12 @@
-"""The leaderboard of a sweep as rows, from its trial folders.
+"""The leaderboard of a sweep as rows, from its trials' folders.
 
 A row is one config over its seeds: trials that differ in anything but the seed, or in their data or recipe version,
-are never averaged. Rows of one data set, eps, profile, recipe version, verifier and number of images make a section;
-sections of today's recipe stand beside published numbers, others are marked stale. What `harness.certify` found of a
-trial is a row like any other, in the section that it belongs to.
+are never averaged. Rows of one data set, eps, profile, recipe version, list of stages and set of images make a
+section. Sections of the current recipe stand beside published numbers, others are marked stale. A certification by
+`harness.certify` is a row like any other.
 """
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -14,25 +15,115 @@ from typing import Any
 
 import pandas as pd
 
-from harness.analysis.columns import COLUMNS
-from harness.analysis.section import Section, as_text, incomparable
-from harness.analysis.trials import CHOSEN, LABEL, setting_columns, trials_and_certifications
+from harness.analysis.columns import COLUMNS, Column, columns_of, integer
+from harness.analysis.trials import CHOSEN, LABEL, read_trials, setting_columns
 from harness.config.radius import Radius
+from harness.config.settings import STAGES
 from harness.config.trial import FULL_PROFILE, RECIPE_VERSION
 from harness.errors import InputError
 from harness.storage import names
 from harness.storage.folder import TrialResult
 
+STAGES_LEGEND = "What each stage decided, of the examples that came to it, and its seconds; means over the seeds."
+_PUBLISHED_COLUMNS = ["dataset", "eps", "model", "method", names.STANDARD_ERROR, names.CERTIFIED_ERROR, "source"]
+
 
 @dataclass(frozen=True)
-class Table:
+class Section:
+    """Rows of one data set, eps, profile and recipe version, evaluated by the same stages on the same images.
+
+    is_full_size: whether its numbers compare with published ones: the full profile, width and data.
+    is_stale: whether it is of another recipe version; published rows are not shown beside it.
+    notes: what to know before comparing the numbers.
+    rows: best first, published rows among them (those with a `source`).
+    settings: the columns of `rows` that decide a row's numbers, beside its label and width.
+    """
+
+    heading: str
+    dataset: str
+    eps: Fraction
+    is_full_size: bool
+    is_stale: bool
+    notes: list[str]
+    rows: pd.DataFrame
+    settings: list[str]
+
+    @property
+    def differing(self) -> list[str]:
+        """The settings that not all rows share."""
+        return self._differing(self.settings)
+
+    def _differing(self, columns: list[str]) -> list[str]:
+        own = self.rows[self.rows["source"].isna()]
+        return [name for name in columns if own[name].nunique(dropna=False) > 1]
+
+    @property
+    def published(self) -> list[bool]:
+        """Which rows are published ones."""
+        return self.rows["source"].notna().tolist()
+
+    @cached_property
+    def own(self) -> pd.DataFrame:
+        """The rows that are not published ones, each with its `label`."""
+        return self.rows.assign(label=self.labels)[self.rows["source"].isna()]
+
+    @cached_property
+    def comparable(self) -> pd.DataFrame:
+        """The rows of `own` that can be compared, best first."""
+        return self.own[~is_incomparable(self.own)]
+
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        """The rows as text; settings that all rows share are left out."""
+        rows, own = self.rows, self.rows["source"].isna()
+        ranked = own & rows[names.CERTIFIED_ERROR].notna()
+        columns = {"#": ranked.cumsum().where(ranked)} | {name: rows[name] for name in [*LABEL, "width"]}
+        columns |= {name: rows[name].where(rows[name].notna() | ~own, absent(name)) for name in self.differing}
+        numbers = {
+            column.title: pd.Series(_mean_and_std(rows, column), rows.index, dtype=object)
+            for column in COLUMNS
+            if column.is_required or (column.name in rows and rows[column.name].notna().any())
+        }
+        seeds = rows["seeds"].map(str)
+        seeds = seeds.where(rows["seeds"] == rows["seeds_started"], seeds + " of " + rows["seeds_started"].map(str))
+        errors = [column.title for column in columns_of("error", "open") if column.title in numbers]
+        columns |= {title: numbers[title] for title in errors}
+        columns |= {"seeds": seeds.where(own), "source": rows["source"]}
+        if CHOSEN in rows and rows[CHOSEN].notna().any():
+            columns[CHOSEN] = rows[CHOSEN]
+        return pd.DataFrame({**columns, **numbers}).map(as_text)
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """Each row's network, method, and what sets it apart from other rows of the same; a published row's source."""
+        settings = self._differing(["width", *self.settings])
+        rows = self.cells.to_dict("records")
+        kinds = [(row["model"], row["method"]) for row in rows]
+        words = [[*row["options"].split(), *(f"{name}={row[name]}" for name in settings if row[name])] for row in rows]
+        common = {
+            kind: set.intersection(*(set(its) for its, other in zip(words, kinds, strict=True) if other == kind))
+            for kind in kinds
+        }
+        return [
+            row_label(row) if published else " ".join([*kind, *(word for word in its if word not in common[kind])])
+            for row, kind, its, published in zip(rows, kinds, words, self.published, strict=True)
+        ]
+
+    @property
+    def warnings(self) -> list[str]:
+        """A line for each warning of each row."""
+        rows = zip(self.own["label"], self.own["warnings"], strict=True)
+        return [f"{label}: {warning}" for label, warnings in rows for warning in warnings]
+
+
+@dataclass(frozen=True)
+class Leaderboard:
     """A sweep's leaderboard, or that of several together.
 
     directory: the sweep's, or the first one's.
-    rows: today's recipe with all columns, section after section as their rows stand there; published rows are those
-    with a `source`, each once.
+    rows: of the current recipe with all columns, section after section; published rows have a `source`, each once.
     failures: a row of text for each trial without usable numbers, the reason in `problem`.
-    trials: a row a trial, and a certification, with a `problem` where it has no usable numbers.
+    trials: a row for each trial, and for each certification, as `read_trials` returns them.
     """
 
     directory: Path
@@ -47,33 +138,37 @@ class Table:
         return self.directory.resolve().name
 
     @cached_property
-    def folders(self) -> dict[str, dict[int, Path]]:
-        """Where the finished trials of each row lie, by the row's index and the seed."""
+    def trial_dirs(self) -> dict[str, dict[int, Path]]:
+        """The folders of each row's finished trials, by the row's index and the seed."""
         finished = self.trials[self.trials["problem"].isna()].groupby("row")
-        return {row: dict(zip(part["seed"], part["folder"], strict=True)) for row, part in finished}
+        return {row: dict(zip(part["seed"], part["trial_dir"], strict=True)) for row, part in finished}
 
     @cached_property
     def results(self) -> dict[Path, TrialResult]:
-        """What those trials found, by their folders."""
+        """The results of finished trials, by their folders."""
         finished = self.trials[self.trials["problem"].isna()]
-        return dict(zip(finished["folder"], finished["result"], strict=True))
-
-    @property
-    def files(self) -> list[Path]:
-        """Where analysis.tables writes it."""
-        return [self.directory / f"leaderboard.{kind}" for kind in ("md", "tex", "csv", "json")]
+        return dict(zip(finished["trial_dir"], finished["result"], strict=True))
 
 
-def _warnings(finished: pd.DataFrame) -> pd.Series:
-    """The warnings of each row as one text, every warning with the seeds it came from."""
-    each = finished.explode("warnings").dropna(subset="warnings")
-    seeds = each.groupby(["row", "warnings"])["seed"].agg(lambda seeds: ", ".join(map(str, sorted(set(seeds)))))
-    texts = [f"{text} (seed {numbers})" for (_, text), numbers in seeds.items()]
-    return pd.Series(texts, seeds.index.get_level_values("row"), dtype=object).groupby(level=0).agg("; ".join)
+def build_leaderboard(directory: Path, *others: Path) -> Leaderboard:
+    """Return the leaderboard of the sweep whose results lie in `directory`, with those of other sweeps.
+
+    Raises InputError where one has no trials, none can be read, or published.csv is faulty.
+    """
+    directory = Path(directory)
+    trials, published = read_trials(directory, *others), _published(directory)
+    rows = _rows(trials)
+    exact = trials["eps"].map(Radius, na_action="ignore")
+    keys = [trials["recipe_version"], trials["dataset"], exact, trials["profile"], trials["evaluated_by"]]
+    sections = [_section(key, part, rows, published) for key, part in sorted(trials.groupby(keys), key=_order)]
+    sections.sort(key=lambda section: section.is_stale)
+    current = pd.concat([rows.iloc[:0], *(section.rows for section in sections if not section.is_stale)])
+    failed = trials.loc[trials["problem"].notna(), [*LABEL, "width", "profile", "recipe_version", "seed", "problem"]]
+    return Leaderboard(directory, current[~current.index.duplicated()], sections, failed.map(as_text), trials)
 
 
 def _rows(trials: pd.DataFrame) -> pd.DataFrame:
-    """Mean and sample deviation over the finished seeds of a config; a metric that one of them lacks gets neither."""
+    """Return mean and sample deviation over each config's finished seeds; none of a metric that one of them lacks."""
     finished = trials[trials["problem"].isna()]
     groups = finished.groupby("row", sort=False)
     metrics = [column.name for column in COLUMNS if column.name in trials]
@@ -83,7 +178,7 @@ def _rows(trials: pd.DataFrame) -> pd.DataFrame:
     rows = rows.join([means, deviations.add_suffix("_std")])
     rows["seeds"] = groups.size().astype(object)
     rows["seeds_started"] = trials.groupby("row")["seed"].nunique().reindex(rows.index).astype(object)
-    rows["warnings"] = _warnings(finished).reindex(rows.index).fillna("")
+    rows["warnings"] = pd.Series({row: _warnings(part) for row, part in groups}, rows.index, dtype=object)
     rows["source"] = pd.Series(None, rows.index, dtype=object)
     numbers = [column for name in metrics for column in (name, f"{name}_std")]
     others = [name for name in setting_columns(trials) if name != "width"]
@@ -91,20 +186,27 @@ def _rows(trials: pd.DataFrame) -> pd.DataFrame:
     return rows[[*LABEL, "width", *numbers, "seeds", "seeds_started", *others, *chosen, "warnings", "source"]]
 
 
+def _warnings(trials: pd.DataFrame) -> list[str]:
+    """Return each warning of a row's trials with the seeds that have it."""
+    seeds: dict[str, set[int]] = {}
+    for seed, warnings in zip(trials["seed"], trials["warnings"], strict=True):
+        for warning in warnings:
+            seeds.setdefault(warning, set()).add(seed)
+    return [f"{warning} (seed {', '.join(map(str, sorted(seeds[warning])))})" for warning in sorted(seeds)]
+
+
 def _published(directory: Path) -> pd.DataFrame:
-    """Published numbers, `exact` being eps: from published.csv beside the sweep's directory, else the project's."""
-    columns = ["dataset", "eps", "model", "method", names.STANDARD_ERROR, names.CERTIFIED_ERROR, "source"]
+    """Return published numbers: of published.csv beside the sweep's directory, else the project's. `exact` is eps."""
     own = Path(__file__).resolve().parents[2] / "results"
-    places = [parent / "published.csv" for parent in (directory.resolve().parent, own)]
-    if not (path := next((place for place in places if place.exists()), None)):
-        return pd.DataFrame(columns=[*columns, "exact"], dtype=object)
+    candidates = [parent / "published.csv" for parent in (directory.resolve().parent, own)]
+    if not (path := next((candidate for candidate in candidates if candidate.exists()), None)):
+        return pd.DataFrame(columns=[*_PUBLISHED_COLUMNS, "exact"], dtype=object)
     published = pd.read_csv(path, dtype=dict.fromkeys(["dataset", "eps", *LABEL, "source"], str))
-    if missing := [name for name in columns if name not in published]:
+    if missing := [name for name in _PUBLISHED_COLUMNS if name not in published]:
         raise InputError(f"{path}: there is no column {', '.join(missing)}")
     published["source"] = published["source"].fillna("source unknown")
     if "verifier" in published:
-        verifiers = (" (" + published["verifier"] + " verifier)").fillna("")
-        published["source"] += verifiers
+        published["source"] += (" (" + published["verifier"] + " verifier)").fillna("")
     try:
         published["exact"] = published["eps"].map(Radius)
     except ValueError as error:
@@ -112,8 +214,49 @@ def _published(directory: Path) -> pd.DataFrame:
     return published.set_index("published " + published.index.astype(str))
 
 
-def _notes(recipe: int, profile: str, trials: pd.DataFrame) -> list[str]:
-    """What a reader must know before comparing a section's numbers with any others."""
+def _order(part: tuple[Any, pd.DataFrame]) -> tuple[Any, ...]:
+    """Return the sort key of a section: newest recipe first, full profile first, trials before certifications."""
+    (recipe, dataset, eps, profile, stages), trials = part
+    return -recipe, dataset, eps, profile != FULL_PROFILE, profile, bool(trials["certified"].all()), stages
+
+
+def _section(
+    key: tuple[int, str, Fraction, str, str], trials: pd.DataFrame, rows: pd.DataFrame, published: pd.DataFrame
+) -> Section:
+    recipe, dataset, eps, profile, stages = key
+    is_stale = recipe != RECIPE_VERSION
+    limits = trials[["train_images", "evaluation.test_images"]].notna().to_numpy().any()
+    is_full_size = profile == FULL_PROFILE and bool((trials["width"] >= 1).all()) and not limits
+    beside = published[(published["dataset"] == dataset) & (published["exact"] == eps) & (not is_stale)]
+    own, beside = rows[rows.index.isin(trials["row"])], beside.reindex(columns=rows.columns)
+    parts = [_best_first(pd.concat([own, beside]))] if is_full_size else [_best_first(own), _best_first(beside)]
+    version = f", recipe version {recipe}" if is_stale else ""
+    return Section(
+        heading=f"{dataset}, eps {trials['eps'].iloc[0]}, profile {profile}, {stages}{version}",
+        dataset=dataset,
+        eps=eps,
+        is_full_size=is_full_size,
+        is_stale=is_stale,
+        notes=_notes(recipe, profile, trials, is_full_size),
+        rows=pd.concat(parts).reindex(columns=rows.columns),
+        settings=[name for name in setting_columns(trials) if name != "width"],
+    )
+
+
+def _best_first(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows by their errors, those that cannot be compared last."""
+    by = ["incomparable", names.CERTIFIED_ERROR, names.STANDARD_ERROR, *LABEL]
+    return rows.assign(incomparable=is_incomparable(rows)).sort_values(by, kind="stable").drop(columns="incomparable")
+
+
+def is_incomparable(rows: pd.DataFrame) -> pd.Series:
+    """Return which rows have no certified error, or one seed where others have more; published rows name no seeds."""
+    seeds, unknown = pd.to_numeric(rows["seeds"]), rows[names.CERTIFIED_ERROR].isna()
+    return unknown | ((seeds == 1) & (seeds[~unknown] > 1).any())
+
+
+def _notes(recipe: int, profile: str, trials: pd.DataFrame, is_full_size: bool) -> list[str]:
+    """Return what a reader must know before comparing a section's numbers with any others."""
 
     def span(values: pd.Series) -> str:
         texts = ("all" if pd.isna(value) else f"{value:,}" for value in values.drop_duplicates().sort_values())
@@ -126,20 +269,19 @@ def _notes(recipe: int, profile: str, trials: pd.DataFrame) -> list[str]:
     notes = {
         f"Stale: these trials are of recipe version {recipe}, today's is {RECIPE_VERSION}.": recipe != RECIPE_VERSION,
         f"These numbers come from the profile {profile} ({size}) and are not comparable with published ones.": (
-            not _is_whole(trials, profile)
+            not is_full_size
         ),
         f"Trained on {span(images)} of the training images.": images.notna().any(),
         f"Errors are measured on {span(tests)} of the test images, the first ones.": tests.notna().any(),
         f"{which} errors are measured on {span(held_out[held_out > 0])} validation images held out of training, "
         "not on test images.": (held_out > 0).any(),
-        **{note: True for note in _chosen(trials)},
+        **dict.fromkeys(_search_notes(trials), True),
         "No trial has finished yet.": trials["problem"].notna().all(),
     }
     return [note for note, holds in notes.items() if holds]
 
 
-def _chosen(trials: pd.DataFrame) -> list[str]:
-    """What searches chose of a section's rows."""
+def _search_notes(trials: pd.DataFrame) -> list[str]:
     if CHOSEN not in trials:
         return []
     rows = trials.drop_duplicates("row")[CHOSEN]
@@ -147,58 +289,51 @@ def _chosen(trials: pd.DataFrame) -> list[str]:
     return [f"{which} ({text}), then trained anew." for text in rows.dropna().unique()]
 
 
-def _best_first(rows: pd.DataFrame) -> pd.DataFrame:
-    """Those that no comparison is of after the others."""
-    by = ["incomparable", names.CERTIFIED_ERROR, names.STANDARD_ERROR, *LABEL]
-    return rows.assign(incomparable=incomparable(rows)).sort_values(by, kind="stable").drop(columns="incomparable")
+def absent(setting: str) -> str:
+    """Return what stands for a setting that is None."""
+    return "all" if setting.endswith("_images") else "none"
 
 
-def _is_whole(trials: pd.DataFrame, profile: str) -> bool:
-    limits = trials[["train_images", "evaluation.test_images"]].notna().to_numpy().any()
-    return profile == FULL_PROFILE and bool((trials["width"] >= 1).all()) and not limits
+def as_text(value: Any) -> str:
+    """Return a cell's text; empty for what is missing."""
+    if pd.isna(value):
+        return ""
+    return f"{value:g}" if isinstance(value, float) else " ".join(str(value).split())
 
 
-def _ranked(own: pd.DataFrame, published: pd.DataFrame, whole: bool) -> pd.DataFrame:
-    """Best rows first; published ones among them only where networks are of their size, else after them."""
-    if whole:
-        return _best_first(pd.concat([own, published]).reindex(columns=own.columns))
-    return pd.concat([_best_first(own), _best_first(published)]).reindex(columns=own.columns)
+def row_label(row: dict[str, Any]) -> str:
+    """Return a row's model, method, options, and the source of a published one."""
+    return " ".join(row[name] for name in [*LABEL, "source"] if row.get(name))
 
 
-def _place(part: tuple[Any, pd.DataFrame]) -> tuple[Any, ...]:
-    """Where a section stands: the newest recipe first, whole profiles first, trials before certifications."""
-    (recipe, dataset, eps, profile, judged), trials = part
-    return -recipe, dataset, eps, profile != FULL_PROFILE, profile, bool(trials["certified"].all()), judged
+def _mean_and_std(rows: pd.DataFrame, column: Column) -> list[str]:
+    def cell(mean: float, std: float) -> str:
+        if math.isnan(mean):
+            return ""
+        if math.isnan(std) or (column.format is integer and std == 0):
+            return column.format(mean)
+        return f"{column.format(mean)} ± {column.format(std)}"
+
+    return [cell(*pair) for pair in zip(rows[column.name], rows[f"{column.name}_std"], strict=True)]
 
 
-def build(directory: Path, *others: Path) -> Table:
-    """The leaderboard of the sweep whose results lie in `directory`, with those of other sweeps.
+def stages_table(leaderboard: Leaderboard, section: Section) -> pd.DataFrame:
+    """Return what each stage decided and took: a row of text for each row that has such numbers, a column a stage."""
+    rows = []
+    for row, label in section.own["label"].items():
+        results = [leaderboard.results[path].metrics for path in leaderboard.trial_dirs[row].values()]
+        metrics = pd.DataFrame(results).mean()
+        cells = {stage: _stage_cell(metrics, stage) for stage in ("clean", "attack", *STAGES)}
+        rows.append({"row": label} | {stage: text for stage, text in cells.items() if text})
+    table = pd.DataFrame([row for row in rows if len(row) > 1])
+    return table[[name for name in ("row", "clean", "attack", *STAGES) if name in table]].fillna("")
 
-    Raises InputError where one has no trials, none can be read, or published.csv is faulty.
-    """
-    directory = Path(directory)
-    trials, published = trials_and_certifications(directory, *others), _published(directory)
-    rows = _rows(trials)
 
-    def section(key: tuple[int, str, Fraction, str, str], part: pd.DataFrame) -> Section:
-        recipe, dataset, eps, profile, judged = key
-        stale = f", recipe version {recipe}" if recipe != RECIPE_VERSION else ""
-        own = rows[rows.index.isin(part["row"])]
-        alike = (published["dataset"] == dataset) & (published["exact"] == eps) & (recipe == RECIPE_VERSION)
-        return Section(
-            heading=f"{dataset}, eps {part['eps'].iloc[0]}, profile {profile}, {judged}{stale}",
-            dataset=dataset,
-            eps=eps,
-            whole=_is_whole(part, profile),
-            stale=bool(stale),
-            notes=_notes(recipe, profile, part),
-            rows=_ranked(own, published[alike].reindex(columns=rows.columns), _is_whole(part, profile)),
-            settings=[name for name in setting_columns(trials) if name != "width"],
-        )
-
-    exact = trials["eps"].map(Radius, na_action="ignore")
-    parts = trials.groupby([trials["recipe_version"], trials["dataset"], exact, trials["profile"], trials["judged"]])
-    sections = sorted((section(*part) for part in sorted(parts, key=_place)), key=lambda section: section.stale)
-    current = pd.concat([rows.iloc[:0], *(section.rows for section in sections if not section.stale)])
-    failed = trials.loc[trials["problem"].notna(), [*LABEL, "width", "profile", "recipe_version", "seed", "problem"]]
-    return Table(directory, current[~current.index.duplicated()], sections, failed.map(as_text), trials)
+def _stage_cell(metrics: pd.Series, stage: str) -> str:
+    """Return '50 of 90, 1.2 s'; empty for a stage that did not run."""
+    decided, examples = metrics.get(names.decided_by(stage)), metrics.get(names.examples_at(stage))
+    seconds = metrics.get(names.seconds_of(stage))
+    if pd.isna(decided) or pd.isna(examples):
+        return ""
+    duration = "" if pd.isna(seconds) else f", {seconds:.2g} s" if seconds < 10 else f", {seconds:,.0f} s"
+    return f"{decided:,.0f} of {examples:,.0f}{duration}"

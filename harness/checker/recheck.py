@@ -18,8 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
-from rich.table import Table
 from safetensors import SafetensorError
 
 from harness.checker.boxes import Array, Box, ball
@@ -37,6 +35,7 @@ from harness.data import Split, load
 from harness.errors import InputError, require
 from harness.evaluation.network import load_network
 from harness.storage import certification, folder, names
+from harness.terminal import new_console, print_table
 
 _IBP = "ibp"
 _COLUMNS = [names.INDEX, names.LABEL, names.PREDICTION, names.VERDICT, names.STAGE, names.margin_column(_IBP)]
@@ -96,16 +95,16 @@ def main(options: argparse.Namespace) -> int:
     for place in places:
         load_for(_trial(place).config)
     shown = [words[owner] + _further(place) for owner, place in zip(owners, places, strict=True)]
-    console, table = Console(highlight=False), Table("trial", "images", "recorded", "confirmed", "seconds")
+    console, rows = new_console(), list[list[str]]()
     told, all_found = list[str](), list[Rechecked]()
     for place, label in zip(places, shown, strict=True):
         found = recheck(place, options.data_dir, options.images)
         all_found.append(found)
         numbers = f"{found.recorded:.2f}", f"{found.confirmed:.2f}", f"{found.seconds:.0f}"
         images = f"{found.images:,}" if found.whole else f"{found.images:,} of {found.of:,}"
-        table.add_row(label, images, *numbers)
+        rows.append([label, images, *numbers])
         told += [f"{label}: {line}" for line in _told(found)]
-    console.print(table)
+    print_table(console, ["trial", "images", "recorded", "confirmed", "seconds"], rows)
     console.print("recorded, confirmed: certified error in percent; what is not confirmed counts as an error")
     for line in told:
         console.print(line, markup=False, soft_wrap=True)

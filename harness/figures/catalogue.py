@@ -1,12 +1,12 @@
-"""All figures of a section: one record each. A new one is a function in a file here and a record in FIGURES."""
+"""All figures of a section. To add one, write a function in a file of this package and add a record to FIGURES."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from harness.figures import errors, images, networks, searches, training
-from harness.figures.shown import Shown
+from harness.figures import error_figures, images, networks, searches, training_curves
+from harness.figures.section_data import SectionData
 from harness.storage.files import DamagedFileError
 
 
@@ -14,16 +14,16 @@ from harness.storage.files import DamagedFileError
 class Kind:
     """A figure that a section may have.
 
-    name: of its files. title, caption: what a page says of it.
-    draw: gives the figure, or None where the section has nothing to show in it.
-    of_trials: whether it shows what training made, which certifying further leaves as it is.
+    name: of its files. title, caption: on a page.
+    draw: returns the figure, or None where the section has nothing to show in it.
+    of_trials: whether it shows the training, which is the same in a section of certifications.
     broad: whether it needs a page's whole width.
     """
 
     name: str
     title: str
     caption: str
-    draw: Callable[[Shown], Figure | None]
+    draw: Callable[[SectionData], Figure | None]
     of_trials: bool = False
     broad: bool = False
 
@@ -34,32 +34,32 @@ FIGURES = (
         "Certified against standard error",
         "Lower left is better; numbers are ranks. Bars: sample deviation over seeds. Published numbers stand here only "
         "beside networks of full size.",
-        errors.tradeoff,
+        error_figures.tradeoff,
     ),
     Kind(
         "seeds",
         "Errors of each trained network",
         "The robust error lies on the bar between attack and certified error. Best row on top. "
         "At most the thirty best rows.",
-        errors.by_seed,
+        error_figures.by_seed,
     ),
     Kind(
         "stages",
         "What each stage decides",
-        "Shares of all images. What no stage decides is open, and counts as an error. At most the thirty best rows.",
-        errors.stages,
+        "Shares of all images. What no stage decides is unknown, and counts as an error. At most the thirty best rows.",
+        error_figures.stages,
     ),
     Kind(
         "time",
-        "What deciding takes",
+        "Time of each stage",
         "A point after each stage that ran, in the order clean, attack, ibp and on; means over seeds. At most the "
         "eight best rows.",
-        errors.time,
+        error_figures.time,
     ),
     Kind(
         "depth",
         "Bound width against depth",
-        "Width of the margins' bounds by IBP at the sweep's eps; networks without a depth are horizontal lines.",
+        "Width of the margins' bounds by IBP at the sweep's eps; equilibria are horizontal lines.",
         networks.depth,
         of_trials=True,
         broad=True,
@@ -68,7 +68,7 @@ FIGURES = (
         "layers",
         "Bound width, layer by layer",
         "IBP at the sweep's eps. Dotted: before training, on training images.",
-        training.layer_widths,
+        training_curves.layer_widths,
         of_trials=True,
         broad=True,
     ),
@@ -76,7 +76,7 @@ FIGURES = (
         "relus",
         "States of ReLUs",
         "By IBP at the sweep's eps, pre-activation by pre-activation: active is above 0 over the whole ball, inactive "
-        "below, unstable is what bounds cannot tell. At most the twelve best rows.",
+        "below, unstable is undecided by the bounds. At most the twelve best rows.",
         networks.relus,
         of_trials=True,
         broad=True,
@@ -86,14 +86,14 @@ FIGURES = (
         "Training",
         "Of training images, means over seeds: errors and loss at the eps of the epoch, widths at the sweep's. "
         "At most the eight best rows.",
-        training.curves,
+        training_curves.curves,
         of_trials=True,
         broad=True,
     ),
     Kind(
         "search",
         "What was searched",
-        "Candidates as the validation images judged them, never test images; those that finished. Hypervolume is the "
+        "Finished candidates, evaluated on validation images, never on test images. Hypervolume is the "
         "share of all pairs of errors that the front so far is better than in both.",
         searches.fronts,
         of_trials=True,
@@ -109,9 +109,9 @@ FIGURES = (
     ),
     Kind(
         "counterexamples",
-        "Broken images",
-        "Of the best row's first network: the image and its label, the point within eps that it is proved to get "
-        "wrong, and their difference over eps, 0 being grey.",
+        "Adversarial examples",
+        "Of the best row's first network: the image and its label, a point within eps that the network provably gets "
+        "wrong with its prediction, and their difference over eps, 0 being grey.",
         images.counterexamples,
         of_trials=True,
         broad=True,
@@ -119,11 +119,11 @@ FIGURES = (
 )
 
 
-def figures_of(shown: Shown) -> Iterator[tuple[Kind, Figure | str]]:
-    """The figures that the section has something for, in order; in place of one that cannot be drawn, why."""
+def figures_of(data: SectionData) -> Iterator[tuple[Kind, Figure | str]]:
+    """Yield the figures that the section has something for, in order; for one that cannot be drawn, the reason."""
     for kind in FIGURES:
         try:
-            figure = kind.draw(shown) if shown.of_trials or not kind.of_trials else None
+            figure = kind.draw(data) if data.is_of_trials or not kind.of_trials else None
         except DamagedFileError as error:
             yield kind, str(error)
             continue

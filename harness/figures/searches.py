@@ -1,4 +1,4 @@
-"""What searches found: candidates on the way to a section's rows, and which settings mattered."""
+"""Searches of settings: their candidates, and which settings mattered."""
 
 from collections.abc import Iterator
 from itertools import accumulate
@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from harness.figures.shown import Shown
-from harness.figures.style import COLOURS, INK, keys, panels
+from harness.figures.section_data import SectionData
+from harness.figures.style import COLOURS, INK, add_legend, panels
 from harness.search.candidates import FINISHED, Candidate, Search, candidates_of, read_search
 from harness.search.results import best_of, hypervolume
 from harness.storage import folder
@@ -17,53 +17,53 @@ from harness.storage import folder
 _BAR = 0.32  # inches of a setting
 
 
-def fronts(shown: Shown) -> Figure | None:
+def fronts(data: SectionData) -> Figure | None:
     """Each entry's candidates by number, or certified against standard error; and the best so far, or hypervolume."""
-    found = [(search, entry, own) for search, entry, own in _searched(shown) if best_of(own)]
-    if not found:
+    searches = [(search, entry, own) for search, entry, own in _searches(data) if best_of(own)]
+    if not searches:
         return None
-    figure, axes = panels(len(found), 2, width=9, height=0.4 + 2.8 * len(found))
-    for place, (search, entry, own) in zip(zip(axes[::2], axes[1::2], strict=True), found, strict=True):
+    figure, axes = panels(len(searches), 2, width=9, height=0.4 + 2.8 * len(searches))
+    for panel, (search, entry, own) in zip(zip(axes[::2], axes[1::2], strict=True), searches, strict=True):
         draw = _one if len(search.settings.objectives) == 1 else _two
-        draw(*place, [candidate for candidate in own if candidate.state == FINISHED], search)
-        place[0].set_title(f"{search.entries[entry].written.row}, {search.settings.sampler}", loc="left")
-        place[1].set_xlabel("candidate")
-        place[1].xaxis.set_major_locator(MaxNLocator(integer=True))
+        draw(*panel, [candidate for candidate in own if candidate.state == FINISHED], search)
+        panel[0].set_title(f"{search.entries[entry].written.row}, {search.settings.sampler}", loc="left")
+        panel[1].set_xlabel("candidate")
+        panel[1].xaxis.set_major_locator(MaxNLocator(integer=True))
     entries = {"a candidate": {"color": COLOURS[0], "marker": "o", "ls": ""}}
-    entries |= {"as it is written": {"color": COLOURS[1], "marker": "*", "ls": ""}}
-    keys(figure, entries | {"chosen, or best so far": {"color": INK, "ls": "-", "lw": 1}})
+    entries |= {"as written in the file": {"color": COLOURS[1], "marker": "*", "ls": ""}}
+    add_legend(figure, entries | {"chosen, or best so far": {"color": INK, "ls": "-", "lw": 1}})
     return figure
 
 
-def importance(shown: Shown) -> Figure | None:
+def importance(data: SectionData) -> Figure | None:
     """The share of each objective's variance that each setting explains."""
     from harness.search.optimiser import importances
 
-    found = [
+    bars = [
         (f"{search.entries[entry].written.row}: {name.replace('_', ' ')}", shares)
-        for search, entry, own in _searched(shown)
+        for search, entry, own in _searches(data)
         for number, name in enumerate(search.settings.objectives)
         if (shares := importances(search.settings, search.entries[entry].spaces, own, number))
     ]
-    if not found:
+    if not bars:
         return None
-    height = sum(0.9 + _BAR * len(shares) for _, shares in found)
-    figure, axes = panels(len(found), 1, height=height)
-    for place, (title, shares) in zip(axes, found, strict=True):
+    height = sum(0.9 + _BAR * len(shares) for _, shares in bars)
+    figure, axes = panels(len(bars), 1, height=height)
+    for panel, (title, shares) in zip(axes, bars, strict=True):
         ranked = dict(sorted(shares.items(), key=lambda item: item[1]))
-        place.barh(list(ranked), [100 * share for share in ranked.values()], color=COLOURS[0], height=0.6)
-        place.set_title(title, loc="left")
-        place.set_xlim(0, 100)
+        panel.barh(list(ranked), [100 * share for share in ranked.values()], color=COLOURS[0], height=0.6)
+        panel.set_title(title, loc="left")
+        panel.set_xlim(0, 100)
     axes[-1].set_xlabel("share of variance, %")
     return figure
 
 
-def _searched(shown: Shown) -> Iterator[tuple[Search, int, list[Candidate]]]:
+def _searches(data: SectionData) -> Iterator[tuple[Search, int, list[Candidate]]]:
     """The searches that chose rows of the section: of each entry its candidates."""
-    places = [] if shown.trials.empty else shown.trials["folder"]
-    marks = [mark for place in places if (mark := folder.read_chosen(place))]
+    trial_dirs = [] if data.trials.empty else data.trials["trial_dir"]
+    marks = [mark for trial_dir in trial_dirs if (mark := folder.read_chosen(trial_dir))]
     for name in sorted({mark["search"] for mark in marks}):
-        search = read_search(shown.table.directory / "search" / name)
+        search = read_search(data.leaderboard.directory / "search" / name)
         candidates = candidates_of(search)
         for entry in range(len(search.entries)):
             yield search, entry, [candidate for candidate in candidates if candidate.entry == entry]

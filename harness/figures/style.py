@@ -1,7 +1,7 @@
 """How all figures look, and how they are written.
 
-Colours are Okabe and Ito's (2008), told apart by colour-blind readers too; what a colour says, a marker, a dash or a
-label says as well. Texts and lines are drawn in INK, which a page replaces by its own text colour, light or dark.
+Colours are Okabe and Ito's (2008), which colour-blind readers can distinguish; a marker, dash or label repeats what a
+colour says. Texts and lines are drawn in INK, which a page replaces by its own text colour, light or dark.
 """
 
 import io
@@ -49,7 +49,7 @@ _STYLE: Any = {
 
 
 def panels(rows: int = 1, columns: int = 1, width: float = 7.0, height: float = 3.6) -> tuple[Figure, list[Axes]]:
-    """A figure of so many inches, and its axes row by row."""
+    """Return a figure of this size in inches, and its axes row by row."""
     with rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
@@ -71,15 +71,15 @@ def plain_ticks(axis: Axis) -> None:
     axis.set_minor_formatter(_PlainNumbers(minor_thresholds=(1.5, 0.4)))
 
 
-def assigned(values: Iterable[Any], choices: Sequence[Any]) -> dict[Any, Any]:
-    """A colour, marker or dash for each different value, whatever their order: figures of one page agree."""
+def assign(values: Iterable[Any], choices: Sequence[Any]) -> dict[Any, Any]:
+    """Return a colour, marker or dash for each different value; the same whatever their order, in all figures."""
     return dict(zip(sorted(set(values)), cycle(choices), strict=False))
 
 
-def keys(figure: Figure, entries: dict[str, dict[str, Any]]) -> None:
-    """A legend below the figure: by name, what its line looks like; as many beside each other as there is room for."""
-    wide = 0.65 + 0.075 * max(map(len, entries))  # inches of one, about
-    columns = max(1, int(figure.get_figwidth() / wide))
+def add_legend(figure: Figure, entries: dict[str, dict[str, Any]]) -> None:
+    """Add a legend below the figure. entries: how the line of each name looks."""
+    inches = 0.65 + 0.075 * max(map(len, entries))  # of one entry, about
+    columns = max(1, int(figure.get_figwidth() / inches))
     handles = [Line2D([], [], **look, label=name) for name, look in entries.items()]
     with rc_context(_STYLE):
         figure.legend(handles=handles, loc="outside lower center", ncols=min(columns, len(handles)))
@@ -89,7 +89,7 @@ def write(figure: Figure, path: Path) -> str:
     """Write `path`.svg and `path`.pdf, the same bytes for the same figure; returns the SVG element."""
     with rc_context(_STYLE):
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # what is laid out stays so
+        figure.set_layout_engine("none")  # keep the layout
         stream = io.StringIO()
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         dates = {"CreationDate": None, "Creator": None}
@@ -100,7 +100,7 @@ def write(figure: Figure, path: Path) -> str:
 
 
 def inline(text: str, name: str, title: str) -> str:
-    """An SVG element as a page holds it: of any width, in the page's text colour, named, its ids its own."""
+    """Return an SVG element for a page: of any width, in the page's text colour, named, with ids of its own."""
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text).replace(INK, "currentColor")
     head, rest = text.split(">", 1)

@@ -33,6 +33,7 @@ from harness.launch.watched import Counts
 from harness.masking import masked
 from harness.storage import certification, folder, names
 from harness.storage.lease import locked
+from harness.terminal import new_console, one_line
 
 # harness.launch.ray_tasks is imported late: Ray takes seconds, and bad input is told first.
 _SECONDS = 60.0
@@ -68,7 +69,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Returns the exit status. Raises InputError before anything is started."""
     _check(options)
-    console = Console(highlight=False)
+    console = new_console()
     jobs = _jobs(_finished_trials(options.paths, console), options)
     with ExitStack() as locks:
         for job in jobs:
@@ -224,16 +225,16 @@ def _tell(job: Job, failed: dict[Path, str], console: Console) -> None:
             f"certified error {numbers[names.CERTIFIED_ERROR]:.2f} %, at least {numbers[names.ATTACK_ERROR]:.2f}"
             + (f" (open: {kinds})" if kinds else "")
         ]
-        told += [f"warning: {warning}" for warning in result.warnings]
+        told += [one_line(f"warning: {warning}") for warning in result.warnings]
     for line in told:
         console.print(f"{job.label} -> {job.directory}: {line}", markup=False, soft_wrap=True)
 
 
 def _write_reports(jobs: list[Job], data_dir: str | None, console: Console) -> None:
     """Write the pages of the sweeps that the trials lie in, and show their leaderboards."""
-    from harness.analysis import tables
-    from harness.reports import report
+    from harness.analysis.table_files import print_leaderboard
+    from harness.reports import sweep_page
 
     for sweep in dict.fromkeys(job.trial.parent.parent for job in jobs if job.trial.parent.name == "trials"):
-        tables.show(*report.write(sweep, data_dir), console)
-        console.print(sweep / report.REPORT, soft_wrap=True)
+        print_leaderboard(*sweep_page.write_sweep(sweep, data_dir), console)
+        console.print(sweep / sweep_page.REPORT, soft_wrap=True)

@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from harness.analysis import tables
+from harness.analysis.table_files import print_leaderboard, write_leaderboard
 from harness.clock import Stopped
 from harness.command_line import FAILED, OK, add_data_dir, add_patterns, add_results_dir, meant
 from harness.config.sweep_file import CPU_PROFILE, Sweep, load_sweep
@@ -30,11 +30,12 @@ from harness.launch.progress import Progress
 from harness.launch.shared import Shared
 from harness.launch.stopping import Stopping
 from harness.launch.study import Study
-from harness.reports import report
+from harness.reports import sweep_page
 from harness.storage import folder, names
 from harness.storage.files import DamagedFileError, file_name, make_directory, remove_unfinished, write_json
 from harness.storage.folder import Trial
 from harness.storage.lease import locked
+from harness.terminal import new_console
 from harness.tracking.policy import Mirror
 
 # What imports Ray is imported late: Ray takes seconds, and bad input is told first.
@@ -76,7 +77,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Returns the exit status. Raises InputError before anything is started, KeyboardInterrupt after Ctrl-C."""
-    console = Console(highlight=False)
+    console = new_console()
     both = options.dry_run and options.export
     require("--export", str(options.export), not both, "a call without --dry-run, which writes nothing")
     most = options.max_concurrent
@@ -153,7 +154,7 @@ def _complete(study: Study, options: argparse.Namespace, console: Console) -> in
         folder.claim(places[trial.key], trial)
     study.shared.give_trials()
     shutil.rmtree(directory / _RAY, ignore_errors=True)  # what a driver that was killed left
-    for place in (directory, directory / report.FIGURES):
+    for place in (directory, directory / sweep_page.FIGURES):
         remove_unfinished(place)
     interrupted = False
     if tried:
@@ -170,10 +171,10 @@ def _complete(study: Study, options: argparse.Namespace, console: Console) -> in
             interrupted = stop.interrupted
     if not folder.trial_folders(directory):
         raise FileNotFoundError(errno.ENOENT, "the results directory is gone", str(directory))
-    table, said = tables.write(directory)
-    tables.show(table, said, console)
+    table, summaries = write_leaderboard(directory)
+    print_leaderboard(table, summaries, console)
     mirror.finish(directory, table, study.file_s)
-    page = report.write_page(table, said, options.data_dir)  # last: figures take seconds
+    page = sweep_page.write_page(table, summaries, options.data_dir)  # last: figures take seconds
     study.shared.give_tables()
     console.print(f"\nAll of it on a page:\n{escape(str(page))}", soft_wrap=True)
     if study.shared.uri is not None:

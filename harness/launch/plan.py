@@ -4,8 +4,6 @@ import os
 
 import torch
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from harness.config.sweep_keys import Resources
 from harness.launch.estimate import seconds_left
@@ -13,24 +11,22 @@ from harness.launch.pace import minutes
 from harness.launch.states import state_of
 from harness.launch.study import Study
 from harness.storage.lease import holder
+from harness.terminal import print_table
 
 _UNKNOWN = "unknown"
-_WIDTH = 200  # without a terminal
 
 
 def show(study: Study, retry_failed: bool, ray_address: str | None, console: Console) -> None:
     """Print a line for each trial, the resources and the time."""
     to_run = {trial.key for trial in study.tried(retry_failed)}
     left = seconds_left(study, [trial for trial in study.trials if trial.key in to_run])
-    table = Table("trial", "key", "state", "", "would run", "time", box=None, padding=(0, 2, 0, 0))
+    rows = []
     for trial in study.trials:
         state = state_of(study.places[trial.key], trial.config.train.epochs, holder(study.directory))
         time = (minutes(left[trial.key]) or _UNKNOWN) if trial.key in to_run else ""
         would_run = "yes" if trial.key in to_run else "no"
-        cells = [study.named[trial.key], trial.key, state.state, state.told, would_run, time]
-        table.add_row(*map(Text, cells))
-    wide = console if console.is_terminal else Console(width=_WIDTH, highlight=False)
-    wide.print(table)
+        rows.append([study.named[trial.key], trial.key, state.state, state.told, would_run, time])
+    print_table(console, ["trial", "key", "state", "", "would run", "time"], rows)
     side_by_side = None if ray_address else _count_side_by_side(study.sweep.resources)
     console.print(_describe_resources(study.sweep.resources, side_by_side), soft_wrap=True)
     console.print(_describe_time(list(left.values()), side_by_side), soft_wrap=True)

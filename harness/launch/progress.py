@@ -7,16 +7,16 @@ from typing import Any
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
 from harness.launch.pace import Pace, minutes
 from harness.storage import names
 from harness.storage.folder import Trial, TrialResult
+from harness.terminal import make_table, one_line
 
 WAITING, RUNNING, DONE, FAILED, STOPPED = "waiting", "running", "done", "failed", "stopped"
 _URGENT = (RUNNING, FAILED, WAITING, STOPPED, DONE)
-_AROUND = 5  # lines of the screen that are the table's head, the note below it and what was printed last
+_AROUND = 6  # lines of the screen that are the table's head, the note below it and what was printed last
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Progress:
         left = f", about {minutes(self._left())} left" if ended < len(self.rows) else ""
         self._say("[green]done[/]", row, f"{', '.join(figures)} ({ended} of {len(self.rows)} trials{left})")
         for warning in result.warnings:
-            self._say("[yellow]warning[/]", row, warning)
+            self._say("[yellow]warning[/]", row, one_line(warning))
 
     def failed(self, key: str, error: str) -> None:
         """A trial has failed for good."""
@@ -104,11 +104,8 @@ class Progress:
         return rows if len(rows) <= room else sorted(rows, key=lambda row: _URGENT.index(row.state))[:room]
 
     def _render(self) -> Group:
-        table = Table(
-            "trial", "state", "epoch", "eps", "loss", "standard", "certified", "left", box=None, padding=(0, 2, 0, 0)
-        )
-        for row in self._shown():
-            table.add_row(*_cells(row))
+        titles = ("trial", "state", "epoch", "eps", "loss", "standard", "certified", "left")
+        table = make_table(titles, map(_cells, self._shown()))
         states = [row.state for row in self.rows.values()]
         left = minutes(self._left())
         took = minutes(time.monotonic() - self.started) + (f", about {left} left" if left else "")

@@ -10,10 +10,6 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from harness.command_line import OK, add_sweep_directory
 from harness.config.trial import RECIPE_VERSION, TrialConfig, labels
 from harness.errors import InputError
@@ -21,9 +17,9 @@ from harness.launch.states import State, state_of
 from harness.storage import certification, folder
 from harness.storage.files import DamagedFileError
 from harness.storage.lease import holder
+from harness.terminal import new_console, print_table
 
 _DAMAGED = "cannot be read"
-_WIDTH = 200  # where nobody's terminal says
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,23 +32,20 @@ def main(options: argparse.Namespace) -> int:
     directory = options.directory
     if not (places := folder.trial_folders(directory)):
         raise InputError(f"{directory} holds no trials: there is no {directory}/trials/*/{folder.TRIAL}")
-    console = Console(highlight=False)
-    wide = console if console.is_terminal else Console(width=_WIDTH, highlight=False)
     held = holder(directory)
     if held:
         span = _span(max(0.0, time.time() - held["since"]))
         print(f"process {held['process']} on {held['host']} has held {directory} for {span}")
     else:
         print(f"no run that is seen from here holds {directory}")
-    table = Table("trial", "key", "state", "", "written", "certified", "disk", box=None, padding=(0, 2, 0, 0))
-    counts = Counter[str]()
+    rows, counts = list[list[str]](), Counter[str]()
     for label, place, config in _labelled(places):
         state = _state(place, config, held)
         counts[state.state] += 1
         written = "" if state.age is None else f"{_span(state.age)} ago"
-        cells = label, place.name, state.state, state.told, written, _certifications(place), _size(_bytes(place))
-        table.add_row(*map(Text, cells))
-    wide.print(table)
+        size = _size(_bytes(place))
+        rows.append([label, place.name, state.state, state.told, written, _certifications(place), size])
+    print_table(new_console(), ["trial", "key", "state", "", "written", "certified", "disk"], rows)
     told = ", ".join(f"{count} {state}" for state, count in counts.items())
     print(f"{len(places)} trials: {told}; {_size(_bytes(directory))} on disk")
     return OK

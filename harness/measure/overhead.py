@@ -1,5 +1,4 @@
-"""What the harness adds to a trial: the same trivial trials by harness.run, with Ray and MLflow, and in a bare loop;
-and what its driver needs of memory."""
+"""The section `overhead`: what the harness adds to a trial, with Ray and MLflow, and its driver's memory."""
 
 import argparse
 import json
@@ -12,14 +11,15 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from harness.device import best_device
+import torch
+
 from harness.storage import folder
 from harness.storage.files import write_text
 from harness.training import run_trial
 
-_ELSEWHERE = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")  # servers and clusters that are no part of what is measured
+_NOT_MEASURED = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")  # servers and clusters elsewhere
 _SWEEP = {
     "name": "overhead",
     "dataset": "digits",
@@ -32,64 +32,55 @@ _SWEEP = {
 }
 
 
-class _Run(NamedTuple):
-    """Seconds of a harness.run: in all, until the first row of an epoch was on disk, and after the last result was; and
-    its driver's peak memory in MB, NaN where there is no /proc."""
-
-    whole: float
-    first: float
-    after: float
-    memory: float
-
-
-def overhead(options: argparse.Namespace, bench: Any, peaks: dict[str, float]) -> list[dict[str, Any]]:
-    """Seconds of trivial trials and what one costs; of the command until a trial's first epoch is on disk."""
+def measure_overhead(options: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+    """Return seconds of trivial trials by `harness.run` and one after the other in a bare loop."""
     with tempfile.TemporaryDirectory() as name:
-        place = Path(name)
-        sweep = place / "overhead.yaml"
-        more: dict[str, Any] = {"seeds": list(range(options.trials))}
-        more["resources"] = {"cpu": 1, "gpu": 1 if best_device().type == "cuda" else 0}
-        write_text(sweep, json.dumps(_SWEEP | more))  # which is YAML too
-        command = [sys.executable, "-m", "harness.run", str(sweep), "--results-dir", str(place / "results")]
-        run = _timed(command, place)
-        export = [*command, "--export", str(place / "trials")]
+        directory = Path(name)
+        sweep = directory / "overhead.yaml"
+        resources = {"cpu": 1, "gpu": 1 if device.type == "cuda" else 0}
+        content = _SWEEP | {"seeds": list(range(options.trials)), "resources": resources}
+        write_text(sweep, json.dumps(content))  # JSON is YAML, too
+        command = [sys.executable, "-m", "harness.run", str(sweep), "--results-dir", str(directory / "results")]
+        total, first, after, memory = _run(command, directory)
+        export = [*command, "--export", str(directory / "trials")]
         subprocess.run(export, check=True, capture_output=True)
-        bare = _bare(sorted((place / "trials").glob("*.json")), place / "bare")
-    side_by_side = min(os.cpu_count() or 1, options.trials)  # as many at a time as there are cores
-    added = (run.whole - run.first - bare / side_by_side) / options.trials
+        bare = _bare_loop(sorted((directory / "trials").glob("*.json")), directory / "bare")
+    side_by_side = min(os.cpu_count() or 1, options.trials)
+    added = (total - first - bare / side_by_side) / options.trials
     return [
-        {"what": f"harness.run of {options.trials} trials, seconds", "value": run.whole},
-        {"what": "of those until a first epoch is on disk", "value": run.first},
-        {"what": "of those after the last result", "value": run.after},
-        {"what": "bare loop, seconds", "value": bare},
-        {"what": "added a trial, once the first has begun, seconds", "value": added},
-        {"what": "driver's peak memory, MB", "value": run.memory},
+        {"quantity": f"harness.run of {options.trials} trials, seconds", "value": total},
+        {"quantity": "of those until a first epoch is on disk", "value": first},
+        {"quantity": "of those after the last result", "value": after},
+        {"quantity": "bare loop, seconds", "value": bare},
+        {"quantity": "added a trial, once the first has begun, seconds", "value": added},
+        {"quantity": "driver's peak memory, MB", "value": memory},
     ]
 
 
-def _timed(command: list[str], place: Path) -> _Run:
+def _run(command: list[str], directory: Path) -> tuple[float, float, float, float]:
+    """Return a command's seconds, those until the first epoch and after the last result, and its peak memory in MB."""
     started, first, memory = time.perf_counter(), math.nan, math.nan
-    with open(place / "log", "w+") as log:
-        here = {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
-        process = subprocess.Popen(command, cwd=place, stdout=log, stderr=subprocess.STDOUT, env=here)
+    with open(directory / "log", "w+") as log:
+        environment = {name: value for name, value in os.environ.items() if name not in _NOT_MEASURED}
+        process = subprocess.Popen(command, cwd=directory, stdout=log, stderr=subprocess.STDOUT, env=environment)
         while process.poll() is None:
-            if math.isnan(first) and any(folder.read_epochs(path)[1:] for path in place.glob("results/*/trials/*")):
+            if math.isnan(first) and any(folder.read_epochs(path)[1:] for path in directory.glob("results/*/trials/*")):
                 first = time.perf_counter() - started
-            with suppress(OSError, ValueError):  # it has ended, or this is no Linux
+            with suppress(OSError, ValueError):  # the process has ended, or this is no Linux
                 (peak,) = re.findall(r"VmHWM:\s*(\d+)", Path(f"/proc/{process.pid}/status").read_text())
                 memory = int(peak) / 1000
             time.sleep(0.1)
         log.seek(0)
         if process.returncode:
             raise RuntimeError(f"harness.run failed: {log.read()[-500:]}")
-    whole, ended = time.perf_counter() - started, time.time()
-    last = max(path.stat().st_mtime for path in place.glob(f"results/*/trials/*/{folder.RESULT}"))
-    return _Run(whole, first, ended - last, memory)
+    total, ended = time.perf_counter() - started, time.time()
+    last = max(path.stat().st_mtime for path in directory.glob(f"results/*/trials/*/{folder.RESULT}"))
+    return total, first, ended - last, memory
 
 
-def _bare(trials: list[Path], place: Path) -> float:
-    """Seconds of all trials, one after the other in this process."""
+def _bare_loop(trials: list[Path], directory: Path) -> float:
+    """Return the seconds of all trials, one after the other in this process."""
     started = time.perf_counter()
     for path in trials:
-        run_trial(folder.read_trial(path).config, place / path.stem)
+        run_trial(folder.read_trial(path).config, directory / path.stem)
     return time.perf_counter() - started

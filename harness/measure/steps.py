@@ -1,119 +1,70 @@
-"""Training steps of every kind timed in turn, and of one size after the other."""
+"""The section `steps`: training steps of every kind, beside plain training of the same network."""
 
 import argparse
 import math
-from collections.abc import Callable
 from typing import Any
 
-from harness.measure import peer
-from harness.measure.bench import Bench
-from harness.measure.machine import operations, peak_memory
-from harness.measure.timing import medians
+import torch
+
+from harness.measure.machine import matrix_peak, median_seconds, operations, peak_memory
+from harness.measure.timed_networks import Step, TimedNetworks
+from harness.memory import kept_memory
 from harness.training.compilation import compiler_problem
 
-WARM_UP = 2
-METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+_WARM_UP = 2  # rounds that are not counted
+BOUNDS: dict[str, tuple[str, dict[str, Any]]] = {
     "ibp": ("ibp", {}),
     "crown-ibp": ("crown-ibp", {}),
     "crown-ibp unfused": ("crown-ibp", {"loss_fusion": False}),
 }
 """The kinds of bounds whose steps are timed: a method and its options."""
-
 _ATTACKING = ("sabr", "mtl-ibp", "pgd")
+_PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 
-Steps = dict[str, Callable[[], object]]
+
+def measure_steps(options: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+    """Return a row for each kind of step of each network."""
+    with kept_memory():
+        peaks = {name: matrix_peak(device, dtype) for name, dtype in _PRECISIONS.items()}
+        networks = TimedNetworks(options, device)
+        return [row for name in options.models for row in _rows(name, networks, peaks)]
 
 
-def steps(options: argparse.Namespace, bench: Bench, peaks: dict[str, float]) -> list[dict[str, Any]]:
-    """A row for each kind of step of each network, `peaks` the machine's by precision."""
+def _rows(name: str, networks: TimedNetworks, peaks: dict[str, float]) -> list[dict[str, Any]]:
+    device, options = networks.device, networks.options
+    kinds = _kinds(name, networks)
+    median_seconds(kinds, _WARM_UP, device)
+    medians = median_seconds(kinds, options.rounds, device)
+    counted = {"plain": operations(networks.plain_step(name))}
+    counted |= {title: operations(networks.eager_step(name, *method)) for title, method in BOUNDS.items()}
     rows = []
-    for model in options.models:
-        kinds = _kinds(bench, model, options.against)
-        medians(kinds, WARM_UP, bench.device)
-        seconds = medians(kinds, options.rounds, bench.device)
-        flops = _flops(bench, model)
-        for kind, median in seconds.items():
-            performed = flops.get(kind.removesuffix(" compiled").removesuffix(" eager").removesuffix(" bf16"), math.nan)
-            peak = peaks["bf16" if " bf16" in kind else "float32"]
-            rows.append(
-                {
-                    "network": model,
-                    "step": kind,
-                    "examples/s": options.batch_size / median,
-                    "cost over plain": median / seconds["plain"],
-                    "% of matrix peak": 100 * performed / median / peak,
-                    "MiB": math.nan if _captured(kind, bench) else peak_memory(kinds[kind], bench.device),
-                }
-            )
+    for kind, seconds in medians.items():
+        flops = counted.get(kind.removesuffix(" compiled").removesuffix(" eager").removesuffix(" bf16"), math.nan)
+        captured = device.type == "cuda" and not kind.startswith("plain")  # torch does not count a graph's memory
+        rows.append(
+            {
+                "network": name,
+                "step": kind,
+                "examples/s": options.batch_size / seconds,
+                "cost over plain": seconds / medians["plain"],
+                "% of matrix peak": 100 * flops / seconds / peaks["bf16" if " bf16" in kind else "float32"],
+                "MiB": math.nan if captured else peak_memory(kinds[kind], device),
+            }
+        )
     return rows
 
 
-def _kinds(bench: Bench, name: str, against: str | None) -> Steps:
-    """Every kind of step of one network, plain training first."""
-    compiles = compiler_problem(bench.device.type) is None
-    kinds: Steps = {"plain": bench.plain(name), "plain bf16": bench.plain(name, "bf16")}
+def _kinds(name: str, networks: TimedNetworks) -> dict[str, Step]:
+    """Return every kind of step of one network, plain training first."""
+    compiles = compiler_problem(networks.device.type) is None
+    kinds = {"plain": networks.plain_step(name), "plain bf16": networks.plain_step(name, "bf16")}
     if compiles:
-        kinds["plain compiled"] = bench.plain(name, compiled=True)
-    for title, (method, options) in METHODS.items():
-        for precision in ("float32", "bf16"):
+        kinds["plain compiled"] = networks.plain_step(name, compiled=True)
+    for title, (method, options) in BOUNDS.items():
+        for precision in _PRECISIONS:
             for compiled in (False, True) if compiles else (False,):
                 words = [title, *["bf16"][: precision == "bf16"], "compiled" if compiled else "eager"]
-                kinds[" ".join(words)] = bench.step(name, method, options, precision, compiled)
+                kinds[" ".join(words)] = networks.step(name, method, options, precision, compiled)
     for method in _ATTACKING:
-        kinds[f"{method} eager"] = bench.step(name, method, {})
-    if against is not None:
-        kinds |= {f"{title} {against}": step for title, step in peer.steps_of(bench, name, METHODS).items()}
+        kinds[f"{method} eager"] = networks.step(name, method, {})
     return kinds
-
-
-def _captured(kind: str, bench: Bench) -> bool:
-    """Whether a step of this kind is a CUDA graph, whose memory nobody counts."""
-    return bench.device.type == "cuda" and not kind.startswith("plain") and not kind.endswith(peer.NAME)
-
-
-def _flops(bench: Bench, name: str) -> dict[str, int]:
-    """Operations of plain and of bounding steps, counted on eager ones."""
-    counted = {"plain": operations(bench.plain(name))}
-    return counted | {title: operations(bench.uncaptured(name, *method)) for title, method in METHODS.items()}
-
-
-def scaling(options: argparse.Namespace, bench: Bench, peaks: dict[str, float]) -> list[dict[str, Any]]:
-    """Eager IBP steps of one size after the other, beside plain ones of the same size."""
-    rows = []
-    for what, sizes in _SCALES.items():
-        for size in sizes:
-            other, name, network_options = _scaled(options, what, size)
-            bench = Bench(other, bench.device)
-            kinds: Steps = {"plain": bench.plain(name, **network_options)}
-            kinds["ibp"] = bench.step(name, "ibp", {}, **network_options)
-            medians(kinds, WARM_UP, bench.device)
-            seconds = medians(kinds, options.rounds, bench.device)
-            rows.append(
-                {
-                    "scale": what,
-                    "network": name,
-                    "size": size,
-                    "plain examples/s": other.batch_size / seconds["plain"],
-                    "ibp examples/s": other.batch_size / seconds["ibp"],
-                    "cost over plain": seconds["ibp"] / seconds["plain"],
-                }
-            )
-    return rows
-
-
-_SCALES = {"depth": (5, 7, 9, 11), "width": (0.5, 1, 2), "batch": (0.5, 1, 2), "iterations": (5, 10, 20)}
-"""Layers; factors of the width and of the batch size asked for; steps of the solver, there and back."""
-
-
-def _scaled(options: argparse.Namespace, what: str, size: float) -> tuple[argparse.Namespace, str, dict[str, Any]]:
-    """The options of this size, the network and its own options."""
-    other = argparse.Namespace(**vars(options))
-    if what == "depth":
-        return other, f"cnn{size}", {}
-    if what == "iterations":
-        return other, "cerdeq", {"iterations": size, "backward_iterations": size}
-    if what == "width":
-        other.width = options.width * size
-    else:
-        other.batch_size = int(options.batch_size * size)
-    return other, "cnn7", {}

@@ -2,11 +2,10 @@
 
 import shlex
 
-from harness.analysis.columns import of_group
-from harness.analysis.judged import judged_by
-from harness.analysis.leaderboard import Table
-from harness.analysis.section import Section
-from harness.analysis.tables import markdown_table, markdown_text
+from harness.analysis.columns import columns_of
+from harness.analysis.leaderboard import Leaderboard, Section
+from harness.analysis.table_files import markdown_table, markdown_text
+from harness.analysis.trials import evaluated_by
 from harness.storage import folder
 from harness.storage.folder import Trial, TrialResult
 
@@ -19,8 +18,8 @@ def of_run(trial: Trial, row: str, result: TrialResult | None, error: str | None
 
     error: why it failed, where it did. uri: the store, without a password.
     """
-    config, errors = trial.config, of_group("error", "open")
-    judged = judged_by(config, certified=False)
+    config, errors = trial.config, columns_of("error", "open")
+    judged = evaluated_by(config, certified=False)
     parts = [
         f"**{markdown_text(row)}**, seed {config.seed}: {config.dataset}, l-inf eps {config.eps}, "
         f"profile {markdown_text(config.profile)}; judged by {markdown_text(judged)}."
@@ -44,7 +43,7 @@ def of_run(trial: Trial, row: str, result: TrialResult | None, error: str | None
     return "\n\n".join(parts)[:LONGEST]
 
 
-def of_experiment(table: Table) -> str:
+def of_experiment(table: Leaderboard) -> str:
     """A sweep's leaderboard in brief, as many of its sections as a note holds, and the commands for more of it."""
     sweep = table.sweep
     parts = [
@@ -60,8 +59,8 @@ def of_experiment(table: Table) -> str:
 
 
 def _brief(section: Section) -> str:
-    titles = [column.title for column in of_group("error") if column.title in section.shown] + ["seeds"]
-    shown = section.shown[titles]
+    titles = [column.title for column in columns_of("error") if column.title in section.cells] + ["seeds"]
+    shown = section.cells[titles]
     shown.insert(0, "row", section.labels)
     parts = [f"### {markdown_text(section.heading)}", *(f"**{markdown_text(note)}**" for note in section.notes)]
     return "\n\n".join([*parts, markdown_table(shown, section.published)])

@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from harness.analysis.leaderboard import Table
+from harness.analysis.leaderboard import Leaderboard
 from harness.errors import InputError
 from harness.storage import folder
 from harness.storage.files import DamagedFileError
@@ -62,7 +62,7 @@ class Mirror:
             self.lacking[place] = running
             self.again = time.monotonic() + PAUSE
 
-    def finish(self, directory: Path, table: Table, trials: Collection[str]) -> None:
+    def finish(self, directory: Path, table: Leaderboard, trials: Collection[str]) -> None:
         """Log whatever is missing, imported trials too, attach the tables and say how to look at them.
 
         table: the sweep's. trials: keys of those of the sweep file, of which the best one's network is registered.

@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.analysis.leaderboard import build
-from harness.analysis.tables import write
+from harness.analysis.leaderboard import build_leaderboard
+from harness.analysis.table_files import leaderboard_files, write_leaderboard
 from harness.checker.recheck import recheck
 from harness.data import load
 from harness.data.layouts import DataError
@@ -49,7 +49,8 @@ def test_verdicts_that_have_their_weights_are_confirmed(place):
 def test_tables_are_those_of_the_verdicts(study, tmp_path):
     copied = tmp_path / study.name
     shutil.copytree(study, copied)
-    for path in write(copied)[0].files:
+    write_leaderboard(copied)
+    for path in leaderboard_files(copied):
         assert path.read_text() == (study / path.name).read_text()
     for place in folder.trial_folders(study):
         verdicts = folder.read_verdicts(place, [names.VERDICT])[names.VERDICT]
@@ -60,7 +61,7 @@ def test_tables_are_those_of_the_verdicts(study, tmp_path):
 @pytest.mark.parametrize("study", STUDIES, ids=name)
 def test_results_tell_every_row_as_the_leaderboard_does(study):
     told = (RESULTS / "RESULTS.md").read_text()
-    rows = build(study).sections[0].own
+    rows = build_leaderboard(study).sections[0].own
     for mean, std in rows[[names.CERTIFIED_ERROR, f"{names.CERTIFIED_ERROR}_std"]].to_numpy():
         several = "" if pd.isna(std) else f" ± {std:.2f}"
         assert f"| {mean:.2f}{several} |" in told

@@ -1,71 +1,86 @@
-"""The sentences under a leaderboard: who won, by how much, and whether that is certain."""
+"""The sentence under a leaderboard: which row is best, which rows it beats, or that seeds are too few."""
 
-import pandas as pd
 import pytest
-from test_paired import RIGHT, WRONG, add
+from made_trials import RIGHT, WRONG, add_errors, add_verdicts
 
-from harness.analysis.leaderboard import build
-from harness.analysis.summary import _named, summary
-
-
-def _lines(sweep):
-    table = build(sweep)
-    (section,) = table.sections
-    return summary(table, section).lines
+from harness.analysis.leaderboard import build_leaderboard
+from harness.analysis.summary import is_cerdeq_better, summarise
 
 
-def _add(sweep, seed, wrong, **config):
-    add(sweep, [WRONG] * wrong + [RIGHT] * (100 - wrong), seed=seed, **config)
+def summary_of(sweep):
+    leaderboard = build_leaderboard(sweep)
+    (section,) = leaderboard.sections
+    return section, summarise(leaderboard, section)
 
 
-def test_rows_are_told_from_the_best_where_seeds_agree_and_not_where_they_do_not(tmp_path):
-    for seed, (best, far, near) in enumerate([(10, 40, 9), (11, 41, 14), (12, 43, 13), (10, 41, 10)]):
-        _add(tmp_path, seed, best)
-        _add(tmp_path, seed, far, model="cnn9")
-        _add(tmp_path, seed, near, model="cnn5")
-    what, won, certain, open_ = _lines(tmp_path)
-    assert "lower is better" in what
-    assert won == "best: cnn7 ibp, 10.8 %"
-    assert certain.startswith("worse for certain (paired t test over 4 seeds, p < 0.05")
-    assert certain.endswith(": cnn9 ibp (+30.5 points)")
-    assert open_.startswith("not told from it") and open_.endswith(": cnn5 ibp (+0.8 points)")
-
-
-def test_one_seed_says_nothing_of_training_anew(tmp_path):
-    _add(tmp_path, 0, 10)
-    _add(tmp_path, 0, 40, model="cnn9")
-    assert _lines(tmp_path)[2:] == [
-        "that network on other images: 4.9 to 17.6 % (exact 95 % interval)",
-        "the others against it, on the seed that both have: cnn9 ibp (+30.0 points); "
-        "one seed says nothing of training anew",
+def test_rows_are_beaten_where_seeds_agree_and_not_where_they_do_not(tmp_path):
+    add_errors(tmp_path, [10, 11, 12, 10])
+    add_errors(tmp_path, [40, 41, 43, 41], model="cnn9")
+    add_errors(tmp_path, [9, 14, 13, 10], model="cnn5")
+    add_errors(tmp_path, [70, 80], model="cnn3")
+    _, summary = summary_of(tmp_path)
+    assert summary.lines == [
+        "best: cnn7 ibp, 10.8 %; significantly better than cnn9 ibp (p < .001); "
+        "no significant difference from cnn5 ibp (p = .44); not ranked, with fewer than 3 seeds in common: cnn3 ibp"
     ]
+    assert summary.tied == ["cnn7 ibp", "cnn5 ibp"]
 
 
-def test_rows_of_another_profile_are_left_to_their_own_section(tmp_path):
-    for seed, wrong in enumerate((10, 12)):
-        _add(tmp_path, seed, wrong)
-        _add(tmp_path, seed, wrong + 5, model="cnn9")
-        _add(tmp_path, seed, wrong + 20, profile="cpu", width=0.5)
-        _add(tmp_path, seed, wrong + 2, profile="cpu", width=0.5, model="cnn9")
-    table = build(tmp_path)
-    said = {section.rows["profile"].iloc[0]: summary(table, section).lines for section in table.sections}
-    assert said["full"][1] == "best: cnn7 ibp, 11.0 %" and said["cpu"][1] == "best: cnn9 ibp, 13.0 %"
-    assert [line.split(": ")[-1] for line in said["full"][2:]] == ["cnn9 ibp (+5.0 points)"]
-    assert [line.split(": ")[-1] for line in said["cpu"][2:]] == ["cnn7 ibp (+18.0 points)"]
+@pytest.mark.parametrize(("seeds", "number"), [(1, "1 seed is"), (2, "2 seeds are")])
+def test_few_seeds_rank_nothing(tmp_path, seeds, number):
+    add_errors(tmp_path, [10, 12][:seeds])
+    add_errors(tmp_path, [40, 43][:seeds], model="cerdeq")
+    section, summary = summary_of(tmp_path)
+    sentence = f"{number} too few to rank rows; run 5 or more (`--set seeds=[0,1,2,3,4]`)."
+    assert summary.lines == [sentence] and summary.tied == []
+    assert is_cerdeq_better(section, summary) == f"Not known: {sentence}"
 
 
-def test_of_many_rows_the_nearest_are_named():
-    rows = pd.DataFrame({"row": [f"cnn{depth}" for depth in range(13)], "difference": range(13)})
-    named = _named(rows)
-    assert named.startswith("cnn0 (+0.0 points), cnn1 (+1.0 points)") and named.endswith(
-        "cnn9 (+9.0 points) and 3 more"
-    )
-    assert _named(rows[:10]) == named.removesuffix(" and 3 more")
+def test_of_many_rows_the_nearest_are_named(tmp_path):
+    for number in range(8):
+        add_errors(tmp_path, [10 + number, 18 - number, 14], model=f"net{number}")
+    _, summary = summary_of(tmp_path)
+    assert summary.lines[0].endswith(" and 2 more") and summary.lines[0].count("(p = ") == 5
 
 
 @pytest.mark.parametrize("recipe", [None, 1])
 def test_nothing_is_said_of_one_row_or_of_an_older_recipe(tmp_path, recipe):
-    models = ["cnn7"] if recipe is None else ["cnn7", "cnn9"]
-    for model in models:
-        add(tmp_path, [RIGHT, WRONG], model=model, **({} if recipe is None else {"recipe": recipe}))
-    assert _lines(tmp_path) == []
+    for model in ["cnn7"] if recipe is None else ["cnn7", "cnn9"]:
+        add_verdicts(tmp_path, [RIGHT, WRONG], model=model, **({} if recipe is None else {"recipe": recipe}))
+    assert summary_of(tmp_path)[1].lines == []
+
+
+def test_a_row_that_cannot_be_compared_is_named_and_the_others_are_compared(tmp_path):
+    for model, errors in (("cnn7", [10, 11, 12]), ("cnn9", [40, 41, 43]), ("cnn5", [50, 51, 52])):
+        add_errors(tmp_path, errors, model=model)
+    broken = add_verdicts(tmp_path, [WRONG] * 100, model="cnn5", seed=3)
+    (broken / "verdicts.parquet").unlink()
+    add_errors(tmp_path, [10, 11, 12, 11])
+    _, summary = summary_of(tmp_path)
+    assert "significantly better than cnn9 ibp" in summary.lines[0]
+    assert summary.lines[1].startswith("left out: cnn5 ibp against cnn7 ibp") and str(broken) in summary.lines[1]
+
+
+@pytest.mark.parametrize(
+    ("cerdeq", "cnn5", "sentence"),
+    [
+        ([30, 29, 31], [50, 49, 50], "Yes: cerdeq ibp 30.00 %, the best other network cnn5 ibp 49.67 %; -19.67 points"),
+        ([50, 49, 50], [30, 29, 31], "No: cerdeq ibp 49.67 %, the best other network cnn5 ibp 30.00 %; +19.67 points"),
+        ([40, 50, 45], [50, 41, 46], "No significant difference: cerdeq ibp 45.00 %"),
+        ([30, 30, 30], [50, 50, 50], "Not known: cerdeq ibp 30.00 %"),
+        ([30, 29, 31], [], "Not known: no other network has a result"),
+        ([], [30, 29, 31], "Not known: no CerDEQ has a result"),
+    ],
+)
+def test_the_answer_on_cerdeq_is_as_sure_as_the_seeds_allow(tmp_path, cerdeq, cnn5, sentence):
+    add_errors(tmp_path, cerdeq, model="cerdeq")
+    add_errors(tmp_path, cnn5, model="cnn5")
+    answer = is_cerdeq_better(*summary_of(tmp_path))
+    assert answer.startswith(sentence) and "nan" not in answer
+
+
+def test_cerdeq_without_recurrence_is_another_network(tmp_path):
+    add_errors(tmp_path, [50, 49, 50], model="cerdeq")
+    add_errors(tmp_path, [30, 29, 31], model="cerdeq", options={"recurrent": False})
+    answer = is_cerdeq_better(*summary_of(tmp_path))
+    assert answer.startswith("No: cerdeq ibp") and "the best other network cerdeq ibp recurrent=False" in answer

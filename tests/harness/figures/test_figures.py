@@ -12,35 +12,33 @@ import torch
 from made_studies import make, make_many
 from safetensors.torch import save_file
 
-from harness.analysis.leaderboard import build
-from harness.figures import errors, images, style
+from harness.analysis.leaderboard import build_leaderboard
+from harness.figures import error_figures, images, style
 from harness.figures.catalogue import FIGURES, figures_of
-from harness.figures.shown import Shown
+from harness.figures.section_data import SectionData
 from harness.storage import folder, names
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-
-
-@pytest.fixture(scope="module")
-def shown(tmp_path_factory):
-    table = build(make(tmp_path_factory.mktemp("results") / "study"))
-    return Shown(table, table.sections[0])
-
-
-@pytest.fixture(scope="module")
-def drawn(shown):
-    return {kind.name: figure for kind, figure in figures_of(shown)}
-
-
 ELSEWHERE = {"counterexamples", "search", "importance"}  # the study has no images and was not searched
 
 
-def test_every_figure_has_something_to_show(drawn):
-    assert set(drawn) == {kind.name for kind in FIGURES} - ELSEWHERE
+def section_of(sweep):
+    leaderboard = build_leaderboard(sweep)
+    return SectionData(leaderboard, leaderboard.sections[0])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return section_of(make(tmp_path_factory.mktemp("results") / "study"))
+
+
+@pytest.fixture(scope="module")
+def drawn(data):
+    return {kind.name: figure for kind, figure in figures_of(data)}
 
 
 @pytest.mark.parametrize("name", [kind.name for kind in FIGURES if kind.name not in ELSEWHERE])
-def test_texts_of_a_figure_do_not_overlap(drawn, name):
+def test_every_figure_has_something_to_show_and_texts_do_not_overlap(drawn, name):
     figure = drawn[name]
     figure.draw_without_rendering()
     for axes in figure.axes:
@@ -53,96 +51,83 @@ def test_texts_of_a_figure_do_not_overlap(drawn, name):
     assert not any(a.overlaps(b) for a, b in combinations(titles, 2))
 
 
+@pytest.mark.slow
 def test_figures_of_many_rows_stay_of_a_size_that_can_be_read(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    table = build(make_many(tmp_path / "many", rows=48, seeds=1, images=100, epochs=3))
-    for kind, figure in figures_of(Shown(table, table.sections[0])):
+    for kind, figure in figures_of(section_of(make_many(tmp_path / "many", rows=48, seeds=1, images=100, epochs=3))):
         figure.draw_without_rendering()  # which warns where a legend leaves no room
         assert figure.get_figheight() < 15, kind.name
         assert all(len(legend.get_texts()) <= 12 for legend in figure.legends), kind.name
 
 
-def test_a_figure_is_written_twice_the_same_with_texts_as_texts(drawn, tmp_path):
-    first = style.write(drawn["seeds"], tmp_path / "a")
-    assert style.write(drawn["seeds"], tmp_path / "b") == first
+def test_a_written_figure_is_the_same_twice_and_has_the_page_s_colour_and_ids_of_its_own(drawn, tmp_path):
+    svg = style.write(drawn["seeds"], tmp_path / "a")
+    assert style.write(drawn["seeds"], tmp_path / "b") == svg and ">cerdeq ibp</text>" in svg
     assert (tmp_path / "a.pdf").read_bytes() == (tmp_path / "b.pdf").read_bytes()
-    assert ">cerdeq ibp</text>" in first
-
-
-def test_inline_figures_take_the_page_s_colour_and_share_no_ids(drawn, tmp_path):
-    text = style.write(drawn["stages"], tmp_path / "stages")
-    one, two = (style.inline(text, name, "Stages") for name in ("one", "two"))
+    one, two = (style.inline(svg, name, "Errors") for name in ("one", "two"))
     ids = [set(part.split('"')[0] for part in each.split(' id="')[1:]) for each in (one, two)]
     assert ids[0] and not ids[0] & ids[1]
-    assert style.INK not in one and "currentColor" in one
-    assert 'role="img" aria-label="Stages"' in one
+    assert style.INK not in one and "currentColor" in one and 'role="img" aria-label="Errors"' in one
 
 
 def test_the_front_has_the_rows_that_no_other_beats_in_both():
     draw = np.random.default_rng(0).integers(0, 12, (40, 2)).astype(float)
     rows = pd.DataFrame(draw, columns=[names.STANDARD_ERROR, names.CERTIFIED_ERROR])
-    front = {tuple(point) for point in errors._front(rows).to_numpy()}
+    front = {tuple(point) for point in error_figures._front(rows).to_numpy()}
     beaten = {(a, b) for a, b in draw if any((c <= a and d <= b) and (c, d) != (a, b) for c, d in draw)}
     assert front == {tuple(point) for point in draw} - beaten
 
 
-def test_the_bars_of_stages_are_the_shares_of_images(shown, drawn):
+def test_the_bars_of_stages_are_the_shares_of_images(data, drawn):
     (axes,) = drawn["stages"].axes
-    rows = len(shown.rows)
-    widths = np.array([patch.get_width() for patch in axes.patches]).reshape(-1, rows)
+    widths = np.array([patch.get_width() for patch in axes.patches]).reshape(-1, len(data.rows))
+    means = data.trials.groupby("label", sort=False)[[names.STANDARD_ERROR, names.OPEN_ERROR]].mean()
     assert widths.sum(0) == pytest.approx(100)
-    means = shown.trials.groupby("label", sort=False)[[names.STANDARD_ERROR, names.OPEN_ERROR]].mean()
     assert widths[0] == pytest.approx(means[names.STANDARD_ERROR])
     assert widths[-1] == pytest.approx(means[names.OPEN_ERROR])
 
 
-def test_depth_shows_widths_before_and_after_training(shown, drawn):
+def test_depth_shows_widths_before_and_after_training(drawn):
+    """Depth is the option of that name, else counted; equilibria have none."""
     before, after = drawn["depth"].axes
     assert before.get_yscale() == after.get_yscale() == "log"
-    lines = [line for line in before.lines if list(line.get_xdata()) == [5.0, 7.0]]
-    assert len(lines) == 2  # of two methods
-    assert list(lines[0].get_ydata()) == [100 * 50, 100 * 50]
+    points = {(x, y) for line in before.lines if line.get_marker() != "None" for x, y in line.get_xydata()}
+    assert points == {(5.0, 5000.0), (6.0, 5000.0)}
+    assert sum(list(line.get_xdata()) == [0, 1] for line in before.lines) == 2  # cerdeq by two methods
 
 
-def test_broken_images_are_shown_with_what_the_network_takes_them_for(tmp_path):
-    place = tmp_path / "golden/trials/x"
-    shutil.copytree(GOLDEN / "cnn5", place)
+def test_adversarial_examples_are_shown_with_the_network_s_prediction(tmp_path):
+    shutil.copytree(GOLDEN / "cnn5", tmp_path / "golden/trials/x")
     point = torch.full((1, 8, 8), 32767, dtype=torch.int16)
-    save_file({"3": point, "10": -point}, place / folder.COUNTEREXAMPLES)
-    table = build(tmp_path / "golden")
-    figure = images.counterexamples(Shown(table, table.sections[0]))
-    assert len(figure.axes) == 6
+    save_file({"3": point, "10": -point}, tmp_path / "golden/trials/x" / folder.COUNTEREXAMPLES)
+    figure = images.counterexamples(section_of(tmp_path / "golden"))
     assert [axes.get_title().split(":")[0] for axes in figure.axes[:2]] == ["3", "10"]
-    original, broken, difference = (figure.axes[row * 2].images[0].get_array() for row in range(3))
-    assert broken.max() <= 1 and (broken >= original - 1e-12).all()
+    original, adversarial, difference = (figure.axes[row * 2].images[0].get_array() for row in range(3))
+    assert adversarial.max() <= 1 and (adversarial >= original - 1e-12).all()
     assert difference.max() == pytest.approx(1.0, abs=1e-9)
 
 
-@pytest.mark.parametrize("name", [folder.WEIGHTS, folder.COUNTEREXAMPLES, folder.EPOCHS])
-def test_a_figure_that_cannot_be_drawn_is_told_and_the_others_are_there(tmp_path, name):
-    place = tmp_path / "golden/trials/x"
-    shutil.copytree(GOLDEN / "cnn5", place)
-    save_file({"3": torch.full((1, 8, 8), 32767, dtype=torch.int16)}, place / folder.COUNTEREXAMPLES)
-    (place / name).write_text("junk")
-    table = build(tmp_path / "golden")
-    found = {kind.name: figure for kind, figure in figures_of(Shown(table, table.sections[0]))}
-    told = {kind: figure for kind, figure in found.items() if isinstance(figure, str)}
-    assert told and all(str(place) in why for why in told.values())
-    assert not isinstance(found["tradeoff"], str)
+@pytest.mark.parametrize("name", [folder.COUNTEREXAMPLES, folder.EPOCHS])
+def test_where_a_figure_cannot_be_drawn_the_reason_is_given_and_the_others_are_there(tmp_path, name):
+    trial_dir = tmp_path / "golden/trials/x"
+    shutil.copytree(GOLDEN / "cnn5", trial_dir)
+    (trial_dir / name).write_text("junk")
+    figures = {kind.name: figure for kind, figure in figures_of(section_of(tmp_path / "golden"))}
+    reasons = [figure for figure in figures.values() if isinstance(figure, str)]
+    assert reasons and all(str(trial_dir) in reason for reason in reasons)
+    assert not isinstance(figures["tradeoff"], str)
 
 
-def test_each_row_looks_the_same_in_all_figures_and_no_two_alike(shown, drawn):
-    looks = {label: (look["color"], look["marker"]) for label, look in shown.looks.items()}
+def test_each_row_looks_the_same_in_all_figures_and_no_two_alike(data, drawn):
+    looks = {label: (look["color"], look["marker"]) for label, look in data.looks.items()}
     assert len(set(looks.values())) == len(looks) == 6
     for name in ("time", "curves"):
         lines = {(line.get_color(), line.get_marker()) for line in drawn[name].axes[0].lines}
         assert lines == set(looks.values())
 
 
-def test_layers_stand_in_each_network_s_own_order(shown, drawn):
+def test_layers_stand_in_each_network_s_own_order(drawn):
     """Though cnn5's last one comes before cnn7's fourth in a table of both."""
     lines = {axes.get_title("left"): axes.lines for axes in drawn["layers"].axes}
-    for model, drawn_lines in lines.items():
-        for line in drawn_lines:
-            assert list(line.get_ydata()) == sorted(line.get_ydata()), model
+    assert all(list(line.get_ydata()) == sorted(line.get_ydata()) for group in lines.values() for line in group)
     assert [len(line.get_xdata()) for line in lines["cnn7"]] == [5] * 4

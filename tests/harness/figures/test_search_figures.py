@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from made_studies import add, right
 
-from harness.analysis.leaderboard import build
+from harness.analysis.leaderboard import build_leaderboard
 from harness.config.search import Searched, SearchSettings, Space
 from harness.config.trial import TrialConfig
 from harness.figures import searches
-from harness.figures.shown import Shown
+from harness.figures.section_data import SectionData
 from harness.search.candidates import Candidate, candidates_of, claim, search_of
 from harness.search.results import best_of, hypervolume, mark
 from harness.search.rungs import SEARCH
@@ -34,21 +34,21 @@ def searched(request, tmp_path):
         folder.write_result(place, folder.TrialResult(trial.key, metrics, {}, {}, []))
     candidates = candidates_of(search)
     folder.write_chosen(add(tmp_path / "study", right(100)), mark(search, best_of(candidates)[0], candidates))
-    table = build(tmp_path / "study")
-    return Shown(table, table.sections[0]), candidates
+    leaderboard = build_leaderboard(tmp_path / "study")
+    return SectionData(leaderboard, leaderboard.sections[0]), candidates
 
 
 def test_rows_are_marked_and_the_section_says_so(searched):
-    shown, _ = searched
+    data, _ = searched
     text = "tpe, 8 candidates, judged on 5,000 images held out of training"
-    assert list(shown.section.shown["chosen by"]) == [text]
-    assert f"All rows' settings were chosen by a search ({text}), then trained anew." in shown.section.notes
-    assert shown.section.labels == ["cnn5 ibp"]
+    assert list(data.section.cells["chosen by"]) == [text]
+    assert f"All rows' settings were chosen by a search ({text}), then trained anew." in data.section.notes
+    assert data.section.labels == ["cnn5 ibp"]
 
 
 def test_the_search_s_figure_ends_where_the_search_does(searched):
-    shown, candidates = searched
-    _, right_axes = searches.fronts(shown).axes
+    data, candidates = searched
+    _, right_axes = searches.fronts(data).axes
     (line,) = right_axes.lines
     values = [one.values for one in candidates]
     end = hypervolume(values) if len(values[0]) == 2 else min(value for (value,) in values)
@@ -56,8 +56,8 @@ def test_the_search_s_figure_ends_where_the_search_does(searched):
 
 
 def test_importance_is_that_of_the_setting_that_decides(searched):
-    shown, candidates = searched
-    axes = searches.importance(shown).axes
+    data, candidates = searched
+    axes = searches.importance(data).axes
     assert len(axes) == len(candidates[0].values)
     for place in axes:
         assert [label.get_text() for label in place.get_yticklabels()] == ["train.l1", "train.kappa"]

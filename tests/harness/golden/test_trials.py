@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from harness.analysis.trials import trials_of
+from harness.analysis.trials import read_trials
 from harness.config.trial import RECIPE_VERSION, digested, trial_key
 from harness.data import load
 from harness.evaluation.equilibria import recurrence_report
@@ -46,7 +46,7 @@ def test_folders_of_then_stand_in_a_leaderboard(tmp_path):
     (tmp_path / "trials").mkdir()
     for name in ("cnn5", "cerdeq"):
         (tmp_path / "trials" / name).symlink_to(HERE / name)
-    trials = trials_of(tmp_path)
+    trials = read_trials(tmp_path)
     assert trials["problem"].isna().all()
     assert dict(zip(trials["model"], trials[names.CERTIFIED_ERROR], strict=True)) == pytest.approx(
         {"cnn5": 100 * 13 / 60, "cerdeq": 100 * 9 / 60}

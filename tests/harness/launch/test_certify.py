@@ -14,8 +14,8 @@ import torch
 from processes import alive, descendants, wait_for
 
 import cerdeq
-from harness.analysis import paired
-from harness.analysis.leaderboard import build
+from harness.analysis.comparisons import compare
+from harness.analysis.leaderboard import build_leaderboard
 from harness.command_line import main
 from harness.data import load
 from harness.evaluation import certification as work
@@ -81,7 +81,7 @@ def run(*arguments, stages=STAGES):
 
 
 def test_every_finished_trial_is_certified_and_stands_in_a_section_of_its_own(sweep, capsys):
-    before = build(sweep)
+    before = build_leaderboard(sweep)
     assert run(sweep) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "1 of 3 trials are unfinished or of another recipe version: left out" in printed
@@ -111,7 +111,7 @@ def test_every_finished_trial_is_certified_and_stands_in_a_section_of_its_own(sw
                 folder.VERDICTS,
             )
         ]
-    (old,), (first, second) = before.sections, build(sweep).sections
+    (old,), (first, second) = before.sections, build_leaderboard(sweep).sections
     assert first.heading == old.heading == "digits, eps 1/64, profile full, ibp > crown-ibp, first 60 test images"
     assert second.heading == "digits, eps 1/64, profile full, ibp > crown-ibp > crown, first 60 test images"
     assert [section.rows["seeds"].tolist() for section in (first, second)] == [[2], [2]]
@@ -121,10 +121,14 @@ def test_every_finished_trial_is_certified_and_stands_in_a_section_of_its_own(sw
 
 def test_rows_of_a_certification_are_compared(sweep):
     assert run(sweep) == 0
-    lines, _ = paired.compare(build(sweep), baseline="cnn5 ibp") if len(build(sweep).rows) > 2 else (None, None)
+    lines, _ = (
+        compare(build_leaderboard(sweep), baseline="cnn5 ibp")
+        if len(build_leaderboard(sweep).rows) > 2
+        else (None, None)
+    )
     assert lines is None  # one row a section: nothing to compare, and never with the other section's
     with pytest.raises(ValueError, match="nothing to compare"):
-        paired.compare(build(sweep))
+        compare(build_leaderboard(sweep))
     for place in finished_trials(sweep):  # as if of another network
         copy = sweep / "trials" / f"copy-of-{place.name}"
         shutil.copytree(place, copy)
@@ -133,7 +137,7 @@ def test_rows_of_a_certification_are_compared(sweep):
         for path in copy.rglob("*.json"):
             text = path.read_text().replace('"model": "cnn5"', '"model": "cnn7"')
             path.write_text(text.replace(trial.key, other.key))
-    lines, notes = paired.compare(build(sweep))
+    lines, notes = compare(build_leaderboard(sweep))
     assert notes == [] and len(set(lines["section"])) == 2
     assert (lines["difference"] == 0).all() and (lines["images"].isin([60, 120])).all()
 
@@ -159,7 +163,7 @@ def test_killed_anywhere_it_goes_on_to_the_very_same_verdicts(sweep, whole, monk
     done = []
     monkeypatch.setattr(certify, "certify_shard", lambda *piece: done.append(piece[1]) or work.certify_shard(*piece))
     if where == "write_shard":
-        assert "unfinished: 1 of 3 shards" in build(sweep).failures["problem"].str.cat()
+        assert "unfinished: 1 of 3 shards" in build_leaderboard(sweep).failures["problem"].str.cat()
     assert run(place) == 0
     assert done == left
     assert (place / "certified" / NAME / folder.VERDICTS).read_bytes() == (whole / folder.VERDICTS).read_bytes()
@@ -261,7 +265,7 @@ def test_branch_and_bound_has_what_is_left_within_its_budget(sweep, monkeypatch)
     ended = table[names.VERDICT] == names.TIMEOUT
     assert ended.any() and (table.loc[ended, names.BRANCHES] == 3).all()
     assert table.loc[~ended, names.BRANCHES].isna().all() and names.UNKNOWN not in set(table[names.VERDICT])
-    headings = [section.heading for section in build(sweep).sections]
+    headings = [section.heading for section in build_leaderboard(sweep).sections]
     assert len(set(headings)) == 4
     assert "digits, eps 1/64, profile full, ibp > bab (1.5 s or 40 branches), first 30 test images" in headings
 

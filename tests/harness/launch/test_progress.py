@@ -60,5 +60,5 @@ def test_of_many_trials_those_at_work_are_shown_and_all_are_counted(tiny_trial):
     lines = console.export_text().splitlines()
     console.file.close()
     assert len(lines) < 20
-    assert made[90].config.label in lines[1]
+    assert made[90].config.label in lines[2]
     assert "1 running, 99 waiting" in lines[-1]

@@ -63,7 +63,9 @@ def _metrics(verdicts, model, seed):
         stages |= {names.seconds_of(stage): float(number)}
         left -= int(decided)
     states = {layer: (10.0 * number, 5.0) for number, layer in enumerate(_names(model), start=1)}
+    equilibrium = {names.RHO_BOUND: 0.9} if model == "cerdeq" else {}
     return {
+        **equilibrium,
         names.STANDARD_ERROR: share[names.MISCLASSIFIED],
         names.ATTACK_ERROR: share[names.MISCLASSIFIED],
         names.CERTIFIED_ERROR: 100 - share[names.CERTIFIED],
@@ -87,8 +89,9 @@ def make(sweep):
     """Two explicit networks and CerDEQ, by two methods, three seeds."""
     for seed in range(3):
         for model, count in (("cnn5", 120), ("cnn7", 100), ("cerdeq", 140)):
-            add(sweep, right(count + seed, seed), model=model, seed=seed)
-            add(sweep, right(count - 5 - seed, seed), model=model, method="crown-ibp", seed=seed)
+            options = {"depth": 5} if model == "cnn5" else {}
+            add(sweep, right(count + seed * len(model), seed), model=model, seed=seed, options=options)
+            add(sweep, right(count - 5 - seed, seed), model=model, method="crown-ibp", seed=seed, options=options)
     return sweep
 
 

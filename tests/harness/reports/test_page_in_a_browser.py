@@ -6,7 +6,7 @@ import pytest
 from headless import CHROMIUM, DRIVER, browsing
 from made_studies import make
 
-from harness.reports.report import write
+from harness.reports.sweep_page import write_sweep
 
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromiu
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     sweep = make(tmp_path_factory.mktemp("results") / "study")
-    write(sweep)
+    write_sweep(sweep)
     return sweep
 
 

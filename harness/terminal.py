@@ -1,0 +1,44 @@
+"""What commands print in a terminal: tables, and long text cut to one line."""
+
+from collections.abc import Iterable, Sequence
+from textwrap import shorten
+
+from rich import box
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+WIDTH = 200  # characters a line, where the output is a file or a pipe
+LONGEST_LINE = 160
+
+
+def new_console() -> Console:
+    """Return a console on standard output."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = WIDTH
+    return console
+
+
+def make_table(titles: Sequence[str], rows: Iterable[Sequence[str]], styles: Sequence[str] = ()) -> Table:
+    """Return the table that all commands print.
+
+    rows: plain text, nothing in it is markup. styles: of each row, such as "italic"; none by default.
+    """
+    first, *others = titles
+    table = Table(Column(first, overflow="fold"), *others, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for number, cells in enumerate(rows):
+        table.add_row(*map(Text, cells), style=styles[number] if styles else None)
+    return table
+
+
+def print_table(
+    console: Console, titles: Sequence[str], rows: Iterable[Sequence[str]], styles: Sequence[str] = ()
+) -> None:
+    """Print rows of text under their titles."""
+    console.print(make_table(titles, rows, styles))
+
+
+def one_line(text: str) -> str:
+    """Return the text on one line, its end cut off where it is long."""
+    return shorten(text, LONGEST_LINE, placeholder=" ...")

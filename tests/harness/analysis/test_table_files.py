@@ -1,0 +1,155 @@
+"""`python -m harness.tables`: what the four files and the terminal show."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from made_trials import add, add_errors, metrics, read_json, text
+from rich.console import Console
+
+from harness.analysis.leaderboard import build_leaderboard
+from harness.analysis.table_files import print_leaderboard, write_leaderboard
+from harness.command_line import main
+from harness.config.settings import EvaluationSettings, TrainSettings
+from harness.storage import files, folder, names
+
+PROJECT = Path(__file__).resolve().parents[3]
+
+
+def printed(sweep, width):
+    console = Console(width=width)
+    with console.capture() as capture:
+        print_leaderboard(*write_leaderboard(sweep), console)
+    return capture.get()
+
+
+def test_notes_stand_above_the_numbers(sweep):
+    small = {"width": 0.25, "train_images": 10000, "train": TrainSettings(10, decay_epochs=(), ramp_epochs=5)}
+    add(sweep, metrics(), profile="cpu", evaluation=EvaluationSettings(test_images=300), **small)
+    write_leaderboard(sweep)
+    page = text(sweep, "md")
+    for note in (
+        "Leaderboard of the sweep study",
+        "profile cpu (width 0.25, train images 10,000, epochs 10) and are not comparable with published ones",
+        "Errors are measured on 300 of the test images",
+    ):
+        assert page.index(note) < page.index("| certified error")
+
+
+def test_the_full_profile_has_no_notes(sweep):
+    add(sweep, metrics())
+    assert build_leaderboard(sweep).sections[0].notes == []
+
+
+def test_tables_are_aligned_and_nothing_in_them_is_markup(sweep):
+    attack = "<script>alert('x')</script>"
+    add(sweep, metrics(bound_width=0.0123456), options={"a|b": "*x*"}, profile=attack, warnings=[attack])
+    add(sweep, failure=attack, model=attack, method=attack, profile=attack)
+    write_leaderboard(sweep)
+    lines = [line for line in text(sweep, "md").splitlines() if line.startswith("|")][:3]
+    assert len({len(line) for line in lines}) == 1
+    for cell in ("65.00", "0.0123", "3.20", "17,190,602", "a\\|b=\\*x\\*"):
+        assert f"| {cell} " in lines[2]
+    assert "<script" not in text(sweep, "md")
+
+
+def test_latex_escapes_everything_and_marks_the_best(sweep):
+    add(sweep, metrics(60.0), model="cnn5")
+    add(sweep, metrics(70.0), model=r"\input{x} $5 & 50% #1 a_b ^ ~")
+    write_leaderboard(sweep)
+    escaped = r"\textbackslash{}input\{x\} \$5 \& 50\% \#1 a\_b \textasciicircum{} \textasciitilde{} ibp & 70.00"
+    assert r"cnn5 ibp & \textbf{60.00} & " in text(sweep, "tex") and escaped in text(sweep, "tex")
+
+
+def test_rebuilding_gives_identical_files(sweep):
+    for seed in (2, 0, 1):
+        add(sweep, metrics(60 + seed), seed=seed, warnings=["collapsed"])
+    add(sweep, failure="x", seed=3)
+    tables = [f"leaderboard.{kind}" for kind in ("csv", "json", "md", "tex")]
+    write_leaderboard(sweep)
+    first = [(sweep / name).read_bytes() for name in tables]
+    write_leaderboard(sweep)
+    assert [(sweep / name).read_bytes() for name in tables] == first
+    assert sorted(path.name for path in sweep.iterdir()) == [*tables, "trials"]
+    assert read_json(sweep)[0]["warnings"] == "collapsed (seed 0, 1, 2)"
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_the_terminal_shows_numbers_notes_failures_and_files(sweep, width):
+    add(sweep, metrics(), options={"markup": "[red]"}, profile="cpu")
+    add(sweep, metrics(70.0), profile="cpu")
+    add(sweep, failure="no [memory]", model="big", profile="cpu")
+    shown = printed(sweep, width)
+    for part in ("65.00", "[red]", "not comparable", "big ibp seed 0: failed: no [memory]", "leaderboard.tex"):
+        assert part in shown
+    assert ("bound width" in shown) == (width == 160)
+
+
+def test_a_warning_is_one_line_in_the_terminal_and_whole_in_the_files(sweep):
+    message = "\n".join(f"the compiler failed at line {number}" for number in range(50))
+    add(sweep, metrics(), warnings=[message, "collapsed"])
+    lines = printed(sweep, 200).splitlines()
+    warnings = [line for line in lines if line.startswith("Warning: ")]
+    assert len(warnings) == 2 and all(len(line) <= 160 for line in warnings)
+    assert not any("at line 49" in line for line in lines)
+    assert "at line 49" in text(sweep, "md") and message in read_json(sweep)[0]["warnings"]
+
+
+def test_rows_without_a_significant_difference_from_the_best_are_marked(sweep):
+    for model, errors in (("cnn7", [10, 11, 12, 10]), ("cnn9", [40, 41, 43, 41]), ("cnn5", [9, 14, 13, 10])):
+        add_errors(sweep, errors, model=model)
+    shown = printed(sweep, 100)
+    cells = [
+        [cell.strip() for cell in line.split("|")[1:3]] for line in text(sweep, "md").splitlines() if "| cnn" in line
+    ]
+    assert cells[:3] == [["1 ~", "cnn7"], ["2 ~", "cnn5"], ["3", "cnn9"]]
+    assert "~ cnn7 ibp" in shown and "~ cnn5 ibp" in shown and "~ cnn9" not in shown
+    sentence = "best: cnn7 ibp, 10.8 %; significantly better than cnn9 ibp (p "
+    assert sentence in shown and sentence in text(sweep, "md")
+    assert r"cnn5 ibp$^{\sim}$" in text(sweep, "tex")
+
+
+def test_what_stages_decided_stands_below_the_rows_that_have_it(sweep):
+    counts = {names.examples_at("ibp"): 90, names.decided_by("ibp"): 60, names.seconds_of("ibp"): 1234.5}
+    for seed, decided in enumerate((60, 40)):
+        add(sweep, metrics(60.0, **counts | {names.decided_by("ibp"): decided}), seed=seed)
+    add(sweep, metrics(70.0), model="cnn5")
+    write_leaderboard(sweep)
+    assert "| cnn7 ibp | 50 of 90, 1,234 s |" in text(sweep, "md")
+    assert "cnn7 ibp & 50 of 90, 1,234 s" in text(sweep, "tex")
+    assert "| cnn5 ibp |" not in text(sweep, "md")
+
+
+@pytest.mark.parametrize("what", ["is not a directory", "holds no trials", "holds no trial that can be read"])
+def test_a_directory_without_readable_trials_is_refused_in_a_line(tmp_path, capsys, what):
+    directory = tmp_path / "study"
+    if what != "is not a directory":
+        directory.mkdir()
+    if what == "holds no trial that can be read":
+        files.write_json(directory / "trials/x" / folder.TRIAL, [])
+    assert main("tables", [str(directory)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {directory} {what}") and len(error.splitlines()) == 1
+    assert not list(tmp_path.rglob("leaderboard.*"))
+
+
+WITHOUT_PACKAGES = """
+import runpy, sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("ray", "mlflow", "pydantic", "torch"):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Absent())
+runpy.run_module("harness.tables", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_the_command_runs_without_ray_mlflow_pydantic_and_torch(sweep):
+    add(sweep, metrics())
+    command = [sys.executable, "-c", WITHOUT_PACKAGES, str(sweep)]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "65.00" in done.stdout and str(sweep / "leaderboard.json") in done.stdout
