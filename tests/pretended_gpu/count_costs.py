@@ -20,8 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from harness.measure.bench import EPS, RATE, Bench
+from harness.measure.timed_networks import TimedNetworks
 
+EPS, RATE = 0.01, 5e-4
 BANDWIDTH = 4.8e12  # bytes a second, of an H200
 PEAKS = {"float32": 67e12, "TF32": 495e12, "bf16": 990e12}  # FLOPs a second, dense
 SECONDS_A_KERNEL = 3e-6  # within a CUDA graph, however little the kernel does
@@ -153,24 +154,24 @@ def captured_kernels(stepper: Any, choices: tuple[Tensor, ...]) -> tuple[int, in
     return in_graph, counts["launches"], counts["synchronisations"]
 
 
-def cost_of(bench: Bench, network: str, method: str, compiles: bool, **options: Any) -> Cost:
+def cost_of(networks: TimedNetworks, network: str, method: str, compiles: bool) -> Cost:
     """Count the steps of a network by a method, eager, captured and compiled."""
     cost = Cost(network, method)
-    stepper: Any = bench.step(network, method, {}, **options).func
+    stepper: Any = networks.step(network, method, {}).func
     stepper.captured = False
-    stepper(bench.choices, EPS, RATE)
+    stepper(networks.batch, EPS, RATE)
     with counted() as counts:
-        stepper(bench.choices, EPS, RATE)
+        stepper(networks.batch, EPS, RATE)
     cost.eager, cost.waits = counts["launches"], counts["synchronisations"]
     if method in METHODS:
-        cost.kernels = recorded_kernels(stepper, bench.choices, method)
+        cost.kernels = recorded_kernels(stepper, networks.batch, method)
     for compiled in (False, True)[: 1 + compiles]:
         del stepper  # its graph's memory is the host's here
         gc.collect()
         torch.cuda.empty_cache()
-        stepper = bench.step(network, method, {}, compiled=compiled, **options).func
+        stepper = networks.step(network, method, {}, compiled=compiled).func
         with fused_kernels() as cost.fused:
-            in_graph, launches, waits = captured_kernels(stepper, bench.choices)
+            in_graph, launches, waits = captured_kernels(stepper, networks.batch)
         cost.captured, cost.compiled = (cost.captured, in_graph) if compiled else (in_graph, None)
         cost.host.append(launches)
         cost.waits += waits
@@ -237,11 +238,11 @@ def main() -> None:
     parser.set_defaults(dataset="cifar10", width=1.0)
     options = parser.parse_args()
     os.environ.setdefault("PRETEND_TRUE", "1")  # assertions on the device hold
-    bench, costs = Bench(options, torch.device("cuda")), []
+    networks, costs = TimedNetworks(options, torch.device("cuda")), []
     for network in options.networks:
         for method in options.methods:
             if method in METHODS or network == "cnn7":
-                costs.append(cost_of(bench, network, method, not options.eager))
+                costs.append(cost_of(networks, network, method, not options.eager))
                 print(counts_table(costs[-1:]).splitlines()[-1], flush=True)
     print("", counts_table(costs), "", roofline_table(costs, options.batch_size), sep="\n")
 
