@@ -71,13 +71,35 @@ def certify_shard(directory: Path, number: int, data_dir: str | None) -> dict[st
     with _one_thread(), kept_memory():
         config, network, test = _opened(directory, begun.digest, data_dir)
         first, stop = begun.images_of(number)
-        device, part = best_device(), test.part(first, stop)
-        judgement = judge_part(network, part.images.to(device), part.labels.to(device), first, config)
+        return evaluate_shard(directory, number, network, test.part(first, stop), first, config, begun.digest)
+
+
+def evaluate_shard(
+    directory: Path, number: int, network: Ready, part: Split, first: int, config: TrialConfig, digest: str
+) -> dict[str, int]:
+    """Evaluate images, of which the first has the number `first`, and write the shard; count each verdict.
+
+    Raises SoundnessError.
+    """
+    device = best_device()
+    judgement = judge_part(network, part.images.to(device), part.labels.to(device), first, config)
     spread = finite_or_none({"clean_mean": judgement.clean_mean, "clean_spread": judgement.clean_spread})
-    known = {"seconds": judgement.seconds, "layers": finite_or_none(judgement.layers), **spread}
-    write = partial(save_file, judgement.evidence)
-    certification.write_shard(directory, number, judgement.verdicts, write, digest=begun.digest, **known)
+    metrics = {"seconds": judgement.seconds, "layers": finite_or_none(judgement.layers), **spread}
+    write_evidence = partial(save_file, judgement.evidence)
+    certification.write_shard(directory, number, judgement.verdicts, write_evidence, digest=digest, **metrics)
     return judgement.verdicts[names.VERDICT].value_counts().to_dict()
+
+
+def merge_shards(directory: Path, count: int) -> Judgement:
+    """Return what all shards in a folder say together. Raises DamagedFileError."""
+    shards = [certification.read_shard(directory, number) for number in range(count)]
+    parts = [certification.read_shard_verdicts(directory, number) for number in range(count)]
+    verdicts, images = pd.concat(parts, ignore_index=True), [len(part) for part in parts]
+    centre, spread = _pooled([(shard.clean_mean, shard.clean_spread) for shard in shards], images)
+    widths = [{name: math.inf if value is None else value for name, value in shard.layers.items()} for shard in shards]
+    files = [load_file(certification.evidence_of(directory, number)) for number in range(count)]
+    evidence = {name: tensor for file in files for name, tensor in file.items()}
+    return Judgement(verdicts, mean(widths, images), centre, spread, total(shard.seconds for shard in shards), evidence)
 
 
 @lru_cache(maxsize=1)  # shards of one certification follow each other
@@ -105,29 +127,21 @@ def finish(directory: Path, data: Data) -> TrialResult:
     """Put the shards of a certification together, all of which are there: its table, its timings and its result."""
     begun = certification.read_certification(directory)
     trial = folder.read_judged(directory / certification.CERTIFICATION)
-    numbers = range(begun.shards)
-    known = [certification.read_shard(directory, number) for number in numbers]
-    parts = [certification.read_shard_verdicts(directory, number) for number in numbers]
-    verdicts, images = pd.concat(parts, ignore_index=True), [len(part) for part in parts]
-    centre, spread = _pooled([(shard.clean_mean, shard.clean_spread) for shard in known], images)
-    widths = [{name: math.inf if value is None else value for name, value in shard.layers.items()} for shard in known]
-    layers, seconds = mean(widths, images), total(shard.seconds for shard in known)
-    files = [load_file(certification.evidence_of(directory, number)) for number in numbers]
-    evidence = {name: tensor for file in files for name, tensor in file.items()}
-    judgement = Judgement(verdicts, layers, centre, spread, seconds, evidence)
+    shards = [certification.read_shard(directory, number) for number in range(begun.shards)]
+    judgement = merge_shards(directory, begun.shards)
     own = folder.read_result(certification.trial_of(directory))
     metrics = finite_or_none(
         {
             **final_metrics(judgement, trial.config.evaluation.stages),
-            names.EVALUATION_SECONDS: sum(seconds.values()),
+            names.EVALUATION_SECONDS: sum(judgement.seconds.values()),
         }
     )
     metrics |= {name: value for name, value in (own.metrics if own else {}).items() if name in _OF_THE_NETWORK}
     told = warnings(judgement, metrics)
-    rows = [(number, stage, took) for number, shard in enumerate(known) for stage, took in shard.seconds.items()]
+    rows = [(number, stage, took) for number, shard in enumerate(shards) for stage, took in shard.seconds.items()]
     timings = pd.DataFrame(rows, columns=["shard", "stage", "seconds"])
-    write_evidence(directory, evidence)
-    write_table(directory / folder.VERDICTS, verdicts)
+    write_evidence(directory, judgement.evidence)
+    write_table(directory / folder.VERDICTS, judgement.verdicts)
     write_table(directory / certification.TIMINGS, timings)
     environment = describe_environment(best_device()) | {"threads": "1"}  # a worker's
     result = TrialResult(trial.key, metrics, environment, data.summary(), told)

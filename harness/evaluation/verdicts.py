@@ -26,7 +26,6 @@ from harness.config.settings import BAB, CERTIFIED_BY_SEARCH, EvaluationSettings
 from harness.config.trial import TrialConfig
 from harness.evaluation.branching import branch_and_bound, certificates
 from harness.evaluation.evidence import Evidence
-from harness.evaluation.kept import KeptBatches
 from harness.evaluation.ledger import Ledger, SoundnessError, timed
 from harness.storage import names
 
@@ -152,25 +151,13 @@ def total(rows: Iterable[dict[str, float]]) -> dict[str, float]:
     return dict(sums)
 
 
-def judge(
-    model: nn.Module, images: Tensor, labels: Tensor, config: TrialConfig, kept: KeptBatches | None = None
-) -> Judgement:
-    """Judge the network on images (uint8 [N, C, H, W]) with labels [N], going on from the batches that are kept.
+def judge(model: nn.Module, images: Tensor, labels: Tensor, config: TrialConfig) -> Judgement:
+    """Judge the network on images (uint8 [N, C, H, W]) with labels [N].
 
     model: float64, in evaluation mode. Predictions and bounds are float64, bounds rounded outwards; the attack
     searches in float32, and a point counts as adversarial only where it is proved to be. Raises SoundnessError.
     """
-    network = ready(model, config.evaluation.stages)
-    tables, known, found = ([], [], {}) if kept is None else kept.restored()
-    bounds = [Bounds(**fields) for fields in known]
-    for start, x, y in _batches(images, labels, config, sum(map(len, tables))):
-        table, batch, evidence = _judged(network, x, y, start, config)
-        tables.append(table)
-        bounds.append(batch)
-        found |= evidence
-        if kept is not None:
-            kept.after_batch(tables, bounds, found)
-    return _judgement(tables, bounds, found, config.evaluation.stages)
+    return judge_part(ready(model, config.evaluation.stages), images, labels, 0, config)
 
 
 def judge_part(network: Ready, images: Tensor, labels: Tensor, first: int, config: TrialConfig) -> Judgement:
@@ -280,11 +267,9 @@ def images_at_once(settings: EvaluationSettings) -> int:
     return min(settings.batch_size, _BRANCHED_AT_ONCE) if BAB in settings.stages else settings.batch_size
 
 
-def _batches(
-    images: Tensor, labels: Tensor, config: TrialConfig, first: int = 0
-) -> Iterator[tuple[int, Tensor, Tensor]]:
+def _batches(images: Tensor, labels: Tensor, config: TrialConfig) -> Iterator[tuple[int, Tensor, Tensor]]:
     size = images_at_once(config.evaluation)
-    for start in range(first, len(images), size):
+    for start in range(0, len(images), size):
         yield start, images[start : start + size].double() / 255, labels[start : start + size]
 
 

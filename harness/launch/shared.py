@@ -27,7 +27,7 @@ from harness.training.trial import Judged, Report
 
 MARK = ".remote"
 """In a mirror: the address."""
-_TO_GO_ON = (folder.CHECKPOINT, folder.WITHOUT, folder.JUDGED)
+_TO_GO_ON = (folder.CHECKPOINT, folder.WITHOUT)
 _MIRRORS = Path("results")
 
 _log = logging.getLogger(__name__)
@@ -180,8 +180,8 @@ def run_at(uri: str, key: str, report: Report, data_dir: str | None, judged: Jud
         finally:
             remote.patiently(push)
             if folder.read_result(place) is not None:
-                for name in (folder.FAILURE, folder.JUDGED):
-                    remote.remove(uri, f"{below}/{name}")
+                remote.remove(uri, f"{below}/{folder.FAILURE}")
+                remote.remove_folder(uri, f"{below}/{folder.SHARDS}")
 
 
 def is_stopped(uri: str) -> bool:
@@ -194,7 +194,11 @@ def is_stopped(uri: str) -> bool:
 
 def _pull(uri: str, directory: Path, below: str = "") -> set[str]:
     """Failures come and go with the address: one that was overcome elsewhere is none here."""
-    found = remote.pull(uri, directory, below, lambda name: PurePosixPath(name).name not in _TO_GO_ON)
+
+    def is_wanted(name: str) -> bool:
+        return PurePosixPath(name).name not in _TO_GO_ON and f"/{folder.SHARDS}/" not in name
+
+    found = remote.pull(uri, directory, below, is_wanted)
     for path in (directory / below).rglob(folder.FAILURE):
         if path.relative_to(directory).as_posix() not in found:
             path.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from typing import Any
 from harness.storage import folder, names
 
 FINISHED, FAILED, RUNNING, UNFINISHED, WAITING = "finished", "failed", "running", "unfinished", "not begun"
-_WRITTEN = (folder.LOG, folder.EPOCHS, folder.CHECKPOINT, folder.JUDGED, folder.WEIGHTS, folder.RESULT, folder.FAILURE)
+_WRITTEN = (folder.LOG, folder.EPOCHS, folder.CHECKPOINT, folder.SHARDS, folder.WEIGHTS, folder.RESULT, folder.FAILURE)
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def state_of(place: Path, epochs: int, held: dict[str, Any] | None) -> State:
     if age is None:
         return State(WAITING, "", age)
     done = max((row[names.EPOCH] for row in folder.read_epochs(place)), default=0)
-    told = f"epoch {done} of {epochs}" + (", being judged" if (place / folder.JUDGED).exists() else "")
+    told = f"epoch {done} of {epochs}" + (", being evaluated" if (place / folder.SHARDS).exists() else "")
     return State(RUNNING if held and max(times) >= held["since"] else UNFINISHED, told, age)
 
 

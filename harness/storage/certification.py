@@ -27,7 +27,7 @@ from harness.storage.folder import Trial
 from harness.storage.parquet import read_table, write_table
 from harness.typed import checked
 
-CERTIFICATION, TIMINGS, SHARDS = "certification.json", "timings.parquet", "shards"
+CERTIFICATION, TIMINGS = "certification.json", "timings.parquet"
 
 
 @dataclass(frozen=True)
@@ -133,14 +133,19 @@ def read_certification(directory: Path) -> Certification:
 
 
 def missing(directory: Path) -> list[int]:
-    """The shards that are not there, or not whole, or of something else."""
+    """Return the shards of a certification that are left to do."""
     certification = read_certification(directory)
-    return [number for number in range(certification.shards) if not _is_whole(directory, number, certification.digest)]
+    return missing_shards(directory, certification.shards, certification.digest)
+
+
+def missing_shards(directory: Path, count: int, digest: str) -> list[int]:
+    """Return which of `count` shards do not exist, are damaged, or have another digest."""
+    return [number for number in range(count) if not _is_whole(directory, number, digest)]
 
 
 def shards_begun(directory: Path) -> int:
     """How many shards were written, whole or not."""
-    return len(list((directory / SHARDS).glob("*.json")))
+    return len(list((directory / folder.SHARDS).glob("*.json")))
 
 
 def _is_whole(directory: Path, number: int, digest: str) -> bool:
@@ -170,7 +175,7 @@ def evidence_of(directory: Path, number: int) -> Path:
 
 def remove_shards(directory: Path) -> None:
     """Remove what is not needed once there is a result."""
-    shutil.rmtree(directory / SHARDS, ignore_errors=True)
+    shutil.rmtree(directory / folder.SHARDS, ignore_errors=True)
 
 
 def read_shard(directory: Path, number: int) -> Shard:
@@ -184,7 +189,7 @@ def read_shard_verdicts(directory: Path, number: int) -> pd.DataFrame:
 
 
 def _path(directory: Path, number: int, kind: str) -> Path:
-    return directory / SHARDS / f"{number:05}.{kind}"
+    return directory / folder.SHARDS / f"{number:05}.{kind}"
 
 
 def _content(directory: Path, number: int) -> str:

@@ -4,7 +4,7 @@
     epochs.jsonl         one line an epoch, from epoch 0: the untrained network
     checkpoint.pt        network, optimiser, epoch: where a retry goes on; rows of later epochs are written again
     without.txt          optimisations that training does without since they failed, one a line; until the end
-    judged.pt            verdicts so far, while the network is judged
+    shards/              verdicts so far, while the network is evaluated: as a certification's
     weights.safetensors  the final network, parametrisations folded in
     verdicts.parquet     one row a test example
     counterexamples.safetensors   adversarial points of attacked examples, by index (harness.attacks.counterexamples)
@@ -37,7 +37,7 @@ from harness.typed import checked
 
 TRIAL, EPOCHS, WEIGHTS = "trial.json", "epochs.jsonl", "weights.safetensors"
 CHECKPOINT = "checkpoint.pt"
-JUDGED, VERDICTS, RESULT, FAILURE = "judged.pt", "verdicts.parquet", "result.json", "failure.json"
+SHARDS, VERDICTS, RESULT, FAILURE = "shards", "verdicts.parquet", "result.json", "failure.json"
 LOG = "log.txt"
 CHOSEN = "chosen.json"
 WITHOUT = "without.txt"

@@ -128,6 +128,13 @@ def remove(uri: str, name: str) -> None:
         fs.delete_file(f"{base}/{name}")
 
 
+def remove_folder(uri: str, name: str) -> None:
+    """Remove a folder that may exist, with its files. Raises OSError."""
+    fs, base = _opened(uri)
+    with suppress(FileNotFoundError):
+        fs.delete_dir(f"{base}/{name}")
+
+
 def exists(uri: str, name: str) -> bool:
     """Whether there is such a file. Raises OSError."""
     fs, base = _opened(uri)

@@ -15,18 +15,18 @@ from cerdeq.equilibrium import FixedPoint, fold
 from harness.clock import Clock
 from harness.config.plugins import load_for
 from harness.config.trial import TrialConfig
-from harness.data import Data, load
+from harness.data import Data, Split, load
 from harness.device import best_device
 from harness.environment import describe_environment, source_digest
 from harness.errors import require
+from harness.evaluation.certification import evaluate_shard, merge_shards
 from harness.evaluation.equilibria import recurrence_report
 from harness.evaluation.evidence import write_evidence
-from harness.evaluation.kept import KeptBatches
 from harness.evaluation.metrics import final_metrics, finite_or_none, warnings
 from harness.evaluation.network import load_network
-from harness.evaluation.verdicts import SoundnessError, judge
+from harness.evaluation.verdicts import SoundnessError, images_at_once, ready
 from harness.memory import free_memory, kept_memory
-from harness.storage import folder, names
+from harness.storage import certification, folder, names
 from harness.storage.files import remove_unfinished, write_atomically
 from harness.storage.parquet import write_table
 from harness.training.log import logged
@@ -134,8 +134,8 @@ def _run(
             result = _evaluate(trial, data, trial_dir, device, network_metrics, judged, clock)
         folder.write_result(trial_dir, result)
     (trial_dir / folder.FAILURE).unlink(missing_ok=True)  # last: until it is done, a failed trial is known as one
-    for name in (folder.JUDGED, folder.WITHOUT):
-        (trial_dir / name).unlink(missing_ok=True)
+    (trial_dir / folder.WITHOUT).unlink(missing_ok=True)
+    certification.remove_shards(trial_dir)
     return result
 
 
@@ -178,13 +178,12 @@ def _evaluate(
     depends_on = [trial.key, *environment.values()]
     digest = hashlib.sha256(weights.read_bytes() + "\n".join(depends_on).encode()).hexdigest()
     model = load_network(config, weights).to(device)
-    images, labels = test.images.to(device), test.labels.to(device)
-    kept = KeptBatches(trial_dir / folder.JUDGED, digest, len(images), device, clock, judged)
     try:
-        judgement = judge(model, images, labels, config, kept)
+        count = _evaluate_missing_shards(trial_dir, model, test, config, digest, judged, clock)
     except SoundnessError:
-        (trial_dir / folder.JUDGED).unlink(missing_ok=True)
+        certification.remove_shards(trial_dir)
         raise
+    judgement = merge_shards(trial_dir, count)
     folder.require_there(trial_dir)
     write_evidence(trial_dir, judgement.evidence)
     write_table(trial_dir / folder.VERDICTS, judgement.verdicts)
@@ -194,9 +193,9 @@ def _evaluate(
     metrics = {
         **final_metrics(judgement, config.evaluation.stages),
         **network_metrics,
-        **recurrence_report(model, images, labels, config),
+        **recurrence_report(model, test.images.to(device), test.labels.to(device), config),
         names.TRAIN_SECONDS: sum(row.get(names.TRAIN_EPOCH_SECONDS, 0.0) for row in epochs),
-        names.EVALUATION_SECONDS: kept.seconds + time.monotonic() - started,
+        names.EVALUATION_SECONDS: sum(judgement.seconds.values()) + time.monotonic() - started,
     }
     finite = finite_or_none(metrics)
     messages = [*warnings(judgement, finite), *divided_batches(config, epochs), *folder.read_without(trial_dir)]
@@ -204,3 +203,22 @@ def _evaluate(
         _log.debug("warning: %s", message)
     _log.debug("done: certified error %.2f %%", metrics[names.CERTIFIED_ERROR])
     return folder.TrialResult(trial.key, finite, environment, data.summary(), messages)
+
+
+def _evaluate_missing_shards(
+    trial_dir: Path, model: torch.nn.Module, test: Split, config: TrialConfig, digest: str, judged: Judged, clock: Clock
+) -> int:
+    """Evaluate the shards that are left, a batch each, and return how many there are in all."""
+    network, size = ready(model, config.evaluation.stages), images_at_once(config.evaluation)
+    parts = [test.part(start, min(start + size, len(test))) for start in range(0, len(test), size)]
+    missing = certification.missing_shards(trial_dir, len(parts), digest)
+    done = len(test) - sum(len(parts[number]) for number in missing)
+    if missing:
+        judged(done, len(test))
+    for number in missing:
+        clock.check()
+        folder.require_there(trial_dir)
+        evaluate_shard(trial_dir, number, network, parts[number], number * size, config, digest)
+        done += len(parts[number])
+        judged(done, len(test))
+    return len(parts)

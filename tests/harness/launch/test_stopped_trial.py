@@ -71,14 +71,14 @@ def test_a_trial_done_in_pieces_ends_like_one_done_at_once(tiny_trial, tmp_path,
     assert all(value.equal(weights[1][name]) for name, value in weights[0].items())
     found = [(tmp_path / name / folder.COUNTEREXAMPLES).read_bytes() for name in ("whole", "pieces")]
     assert found[0] == found[1] and len(load_file(tmp_path / "whole" / folder.COUNTEREXAMPLES)) > 0
-    assert not (tmp_path / "pieces" / folder.JUDGED).exists()
+    assert not (tmp_path / "pieces" / folder.SHARDS).exists()
 
 
 def test_batches_judged_of_other_weights_are_not_gone_on_from(tiny_trial, tmp_path):
     config = tiny_trial(width=0.05)
     with pytest.raises(Stopped):
         run_trial(config, tmp_path, clock=Pieces(4))
-    assert (tmp_path / folder.JUDGED).exists()
+    assert len(list((tmp_path / folder.SHARDS).glob("*.json"))) == 1
     (tmp_path / folder.CHECKPOINT).unlink()
     other = dataclasses.replace(config, seed=1)
     (tmp_path / folder.TRIAL).unlink()
@@ -87,12 +87,15 @@ def test_batches_judged_of_other_weights_are_not_gone_on_from(tiny_trial, tmp_pa
     assert batches == [(0, 60), (40, 60), (60, 60)]
 
 
-def test_a_damaged_file_of_judged_batches_is_told_and_judging_begins_anew(exported, tmp_path, capsys):
-    path, place = exported()
-    files.make_directory(place)
-    (place / folder.JUDGED).write_bytes(b"nothing")
-    assert call(tmp_path, path) == OK
-    assert f"{place / folder.JUDGED} cannot be read" in capsys.readouterr().out
+@pytest.mark.parametrize("kind", ["json", "parquet", "safetensors"])
+def test_a_damaged_shard_is_evaluated_again(tiny_trial, tmp_path, kind):
+    config = tiny_trial(width=0.05)
+    with pytest.raises(Stopped):
+        run_trial(config, tmp_path, clock=Pieces(4))
+    (tmp_path / folder.SHARDS / f"00000.{kind}").write_bytes(b"nothing")
+    batches = []
+    run_trial(config, tmp_path, judged=lambda *batch: batches.append(batch))
+    assert batches == [(0, 60), (40, 60), (60, 60)]
 
 
 def test_several_trials_in_order_one_finished_one_that_fails(exported, tmp_path, capsys):
