@@ -1,16 +1,16 @@
-"""Parametrisations of W: rho(|W|) within the margin, proved on what is stored; structure; gradients; schedules."""
+"""Parametrisations of W: rho(|W|) within the margin, proved on the stored numbers; structure, gradients, schedules."""
 
 import itertools
 
 import numpy as np
 import pytest
 import torch
-from cases import every_pair
 from equilibria import channels, dense_operator, spectral_radius
+from pairs import every_pair
 from torch import nn
 
 from cerdeq.equilibrium import Equilibrium, advance, contraction, fold
-from cerdeq.equilibrium.weights import PARAMETRISATIONS, Monotone, NonNegative, Orthogonal, Perron
+from cerdeq.equilibrium.weights import PARAMETRISATIONS, Monotone, NonNegative, Orthogonal
 
 NAMES = list(PARAMETRISATIONS)
 SHAPES = [(6, 6), (4, 4, 3, 3)]
@@ -33,7 +33,7 @@ def followed(part, kernel, passes=30):
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "scale", "margin"), every_pair(NAMES, SHAPES, [1e-3, 1.0, 1e6], [0.01, 0.3, 0.99], share=3)
+    ("name", "shape", "scale", "margin"), every_pair(NAMES, SHAPES, [1e-3, 1.0, 1e6], [0.01, 0.3, 0.99])
 )
 def test_the_margin_is_proved_on_the_stored_w(name, shape, scale, margin):
     part, kernel = made(name, shape[0], margin), random_kernel(shape, scale)
@@ -45,12 +45,12 @@ def test_the_margin_is_proved_on_the_stored_w(name, shape, scale, margin):
         followed(part, kernel, 20)
 
 
-@pytest.mark.parametrize("image", [(1, 1), (2, 5), (6, 6)])
 @pytest.mark.parametrize("name", NAMES)
-def test_the_margin_holds_on_any_image_size(name, image):
+def test_the_margin_holds_on_any_image_size(name):
     part, kernel = made(name, 3, 0.2), random_kernel((3, 3, 3, 3), 5.0)
     weight = followed(part, kernel)(kernel).double()
-    assert spectral_radius(dense_operator(weight.abs(), (3, *image))) <= 0.8
+    for image in ((1, 1), (2, 5), (6, 6)):
+        assert spectral_radius(dense_operator(weight.abs(), (3, *image))) <= 0.8
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -66,8 +66,7 @@ def test_a_perron_kernel_below_the_bound_is_left_alone():
     assert torch.equal(made("perron", 4, 0.5)(kernel), kernel)
 
 
-@pytest.mark.parametrize("gain", [0.1, 0.5, 0.9])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "gain"), [(name, 0.1 + 0.2 * n) for n, name in enumerate(NAMES)])
 def test_the_gain_scales_w(name, gain):
     kernel, with_gain, plain = random_kernel((4, 4)), made(name, 4, gain=gain), made(name, 4)
     torch.testing.assert_close(with_gain(kernel), gain * plain(kernel))
@@ -96,15 +95,6 @@ def test_an_orthogonal_w_has_orthonormal_rows_within_its_groups(channels_, group
     blocks = rows.reshape(groups, each, groups, each, -1)
     outside = [blocks[a, :, b] for a in range(groups) for b in range(groups) if a != b]
     assert not any(block.any() for block in outside) and rows.shape[:2] == (channels_, channels_)
-
-
-def test_groups_let_an_orthogonal_w_keep_more_of_itself():
-    sizes = []
-    for groups in (1, 8):
-        kernel = random_kernel((16, 16 // groups, 3, 3))
-        part = Orthogonal(16, 0.3, None)
-        sizes.append(np.linalg.norm(followed(part, kernel, 100)(kernel).detach().reshape(16, -1).numpy(), 2))
-    assert sizes[1] > 2 * sizes[0]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -164,12 +154,12 @@ def test_a_parametrisation_is_saved_with_its_margin(name):
     assert second.recurrence.parametrizations.weight[0].margin.item() == pytest.approx(0.6)
 
 
-@pytest.mark.parametrize("progress", [-1.0, 0.0, 0.5, 1.0, 7.0])
-def test_without_a_schedule_nothing_moves(progress):
+def test_without_a_schedule_nothing_moves():
     model = Equilibrium(4, nn.Identity(), margin=0.3, iterations=7)
-    advance(model, progress)
-    assert model.recurrence.parametrizations.weight[0].margin.item() == pytest.approx(0.3)
-    assert model.recurrence.iterations == 7
+    for progress in (-1.0, 0.5, 7.0):
+        advance(model, progress)
+        assert model.recurrence.parametrizations.weight[0].margin.item() == pytest.approx(0.3)
+        assert model.recurrence.iterations == 7
 
 
 def test_iterations_grow_with_eps_in_two_leaps():
@@ -256,35 +246,21 @@ def test_gradients_of_the_monotone_parametrisation_pass_gradcheck(shape):
 
 @pytest.mark.parametrize(
     "options",
-    [{"margin": 0.0}, {"margin": 1.0}, {"margin": -1}, {"gain": 0.0}, {"gain": 1.0}, {"margin_start": 1.0}],
-)
-@pytest.mark.parametrize("name", NAMES)
-def test_margin_and_gain_outside_their_range_are_refused(name, options):
-    with pytest.raises(ValueError, match=r"margin|gain"):
-        Equilibrium(3, nn.Identity(), parametrisation=name, **options)
-
-
-@pytest.mark.parametrize(
-    "options",
     [
+        {"margin": 0.0},
+        {"margin": 1.0},
+        {"gain": 1.0},
+        {"margin_start": 1.0},
         {"parametrisation": "peron"},
         {"kernel_size": 2},
-        {"kernel_size": 0},
         {"iterations": 0},
         {"early_iterations": 0},
         {"backward_iterations": 0},
         {"gradient": "implict"},
         {"groups": 2},
-        {"groups": 3},
-        {"parametrisation": "orthogonal", "groups": 2},
         {"parametrisation": "orthogonal", "groups": 0},
     ],
 )
-def test_other_options_out_of_range_are_refused(options):
-    with pytest.raises(ValueError, match=r"parametrisation|kernel_size|iterations|gradient|groups"):
+def test_options_out_of_range_are_refused(options):
+    with pytest.raises(ValueError, match=r"margin|gain|parametrisation|kernel_size|iterations|gradient|groups"):
         Equilibrium(3, nn.Identity(), **options)
-
-
-def test_perron_is_the_default():
-    part = Equilibrium(3, nn.Identity()).recurrence.parametrizations.weight[0]
-    assert type(part) is Perron and part.margin.item() == pytest.approx(0.3)

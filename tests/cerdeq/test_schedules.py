@@ -84,16 +84,6 @@ def test_a_warm_start_is_ahead_where_boxes_are_small(kernel):
     assert errors[1] < errors[0] / 2
 
 
-@pytest.mark.parametrize("kernel", [None, 3])
-@pytest.mark.parametrize("rho", [0.3, 0.9])
-def test_the_interval_equilibrium_is_what_many_steps_find(kernel, rho):
-    model, x = layer(kernel, rho, iterations=400), region(kernel)
-    result, _ = passed(model, x)
-    guess = interval_equilibrium(model.recurrence.weight, x.box)
-    torch.testing.assert_close(guess.radius, result.radius, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(guess.center, result.center, rtol=1e-4, atol=1e-5)
-
-
 def test_a_count_that_is_too_small_misses_part_of_the_radius():
     """Design: 16 steps at rho .9 can miss a fifth."""
     weight = random_weight(6, rho=0.9, signed=False)

