@@ -130,7 +130,7 @@ def test_an_equilibrium_of_a_batch_is_that_of_its_examples(method):
     for example in range(3):
         one = slice(example, example + 1)
         alone = bound(model, Box(box.center[one], box.radius[one]), method)
-        torch.testing.assert_close(alone, tuple(end[one] for end in together), rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(alone, tuple(end[one] for end in together), rtol=1e-6, atol=1e-6)
 
 
 def test_a_box_of_an_equilibrium_that_is_not_proved_gives_no_bound():
