@@ -108,17 +108,6 @@ def test_a_monotone_w_has_its_symmetric_part_within_the_margin(shape):
     assert np.linalg.eigvalsh((rows + rows.T) / 2).max() > 0.75 * 0.9, "far from its bound"
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_a_monotone_w_is_the_formula(shape):
-    kernel = random_kernel(shape, dtype=torch.float64)
-    sums = channels(kernel)
-    d = (sums.sum(0) + sums.sum(1)) / 2 / 0.7 + 1e-8
-    others = [1] * (len(shape) - 2)
-    expected = kernel.numpy() / np.sqrt(d).reshape(-1, 1, *others) / np.sqrt(d).reshape(1, -1, *others)
-    weight = Monotone(shape[0], 0.3, None).double()(kernel)
-    np.testing.assert_allclose(weight.numpy(), expected, rtol=2e-5)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_rho_stays_within_the_margin_while_training(name):
     torch.manual_seed(1)

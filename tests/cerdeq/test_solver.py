@@ -264,17 +264,3 @@ def test_evaluation_in_bfloat16_solves_in_float32():
         under_autocast = exact(h)
     for rounded in (under_autocast, copy.deepcopy(exact).bfloat16()(h)):
         torch.testing.assert_close(rounded.float(), exact(h.float()), rtol=2e-2, atol=2e-2)
-
-
-@pytest.mark.parametrize(
-    ("counts", "message"),
-    [
-        ({"iterations": 0}, "iterations must be at least 1, found 0"),
-        ({"backward_iterations": 0}, "backward_iterations must be at least 1, found 0"),
-        ({"early_iterations": 0}, "early_iterations must lie between 1 and iterations = 5, found 0"),
-        ({"early_iterations": 6}, "early_iterations must lie between 1 and iterations = 5, found 6"),
-    ],
-)
-def test_counts_out_of_range_are_refused(counts, message):
-    with pytest.raises(ValueError, match=message):
-        FixedPoint(torch.zeros(2, 2), **({"iterations": 5, "backward_iterations": 5} | counts))
