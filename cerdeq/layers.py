@@ -10,7 +10,7 @@ Plan = list[tuple[int, int]]  # (channels at width 1, stride) of each convolutio
 Shape = tuple[int, int, int]  # (channels, height, width)
 
 
-def scaled(channels: int, width: float) -> int:
+def scale_channels(channels: int, width: float) -> int:
     """Return a channel count times the width factor, at least 1."""
     return max(1, round(channels * width))
 
@@ -25,7 +25,7 @@ def convolutions(inputs: int, plan: Plan, width: float) -> Named:
     """Return a `convolution` for each entry of the plan, numbered from 1; channels are scaled by the width factor."""
     layers = []
     for number, (channels, stride) in enumerate(plan, start=1):
-        outputs = scaled(channels, width)
+        outputs = scale_channels(channels, width)
         layers += convolution(str(number), inputs, outputs, stride)
         inputs = outputs
     return layers
@@ -42,7 +42,7 @@ def head(features: int, hidden: int, classes: int, norm: bool = True) -> Named:
     ]
 
 
-def headed(
+def add_head(
     layers: Named, channels: int, size: list[int], classes: int, width: float, pool: bool = False, norm: bool = True
 ) -> nn.Sequential:
     """Return a network of the layers and a head with a linear layer of 512 units times the width factor.
@@ -54,7 +54,8 @@ def headed(
     """
     if pool:
         layers, size = [*layers, ("pool", nn.AvgPool2d(2))], [side // 2 for side in size]
-    return nn.Sequential(OrderedDict(layers + head(channels * math.prod(size), scaled(512, width), classes, norm)))
+    hidden = scale_channels(512, width)
+    return nn.Sequential(OrderedDict(layers + head(channels * math.prod(size), hidden, classes, norm)))
 
 
 def extra_stride(shape: Shape) -> int:
@@ -62,13 +63,13 @@ def extra_stride(shape: Shape) -> int:
     return 2 if shape[1] > 32 else 1
 
 
-def halved_once_more(plan: Plan, shape: Shape) -> Plan:
+def add_extra_stride(plan: Plan, shape: Shape) -> Plan:
     """Return the plan with the extra stride at its last entry of stride 1."""
     last = max(number for number, (_, stride) in enumerate(plan) if stride == 1)
     return [*plan[:last], (plan[last][0], extra_stride(shape)), *plan[last + 1 :]]
 
 
-def downsampled(shape: Shape, plan: Plan) -> list[int]:
+def size_after(shape: Shape, plan: Plan) -> list[int]:
     """Return height and width after 3x3 convolutions with padding 1 and the plan's strides."""
     size = list(shape[1:])
     for _, stride in plan:

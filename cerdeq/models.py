@@ -6,7 +6,7 @@ from collections.abc import Callable
 from torch import nn
 
 from cerdeq.equilibrium import Equilibrium
-from cerdeq.layers import Named, Plan, Shape, convolutions, downsampled, extra_stride, headed, scaled
+from cerdeq.layers import Named, Plan, Shape, add_head, convolutions, extra_stride, scale_channels, size_after
 
 
 def takes_equilibrium_options(builder: Callable[..., nn.Sequential]) -> Callable[..., nn.Sequential]:
@@ -37,11 +37,11 @@ def _late(
     if equilibria not in (1, 2):
         raise ValueError(f"equilibria must be 1 or 2, found {equilibria}")
     layers = convolutions(shape[0], stem, width)
-    inputs, channels, stride = scaled(stem[-1][0], width), scaled(128, width), extra_stride(shape)
+    inputs, channels, stride = scale_channels(stem[-1][0], width), scale_channels(128, width), extra_stride(shape)
     layers += equilibrium("equilibrium", inputs, channels, stride, **options)
     if equilibria == 2:
         layers += equilibrium("equilibrium2", channels, channels, **options)
-    return headed(layers, channels, downsampled(shape, [*stem, (128, stride)]), classes, width, pool)
+    return add_head(layers, channels, size_after(shape, [*stem, (128, stride)]), classes, width, pool)
 
 
 @takes_equilibrium_options
@@ -86,13 +86,13 @@ def deq7(
 
     For images larger than 32 pixels the last convolution has stride 2. Arguments as in `cerdeq`.
     """
-    first = equilibrium("equilibrium", shape[0], scaled(64, width), norm=norm, recurrent=recurrent, **options)
+    first = equilibrium("equilibrium", shape[0], scale_channels(64, width), norm=norm, recurrent=recurrent, **options)
     return deq7_around(first, shape, classes, width, pool)
 
 
 def deq7_around(first: Named, shape: Shape, classes: int, width: float, pool: bool) -> nn.Sequential:
     """Return DEQ-7 with the layers `first` for its equilibrium."""
-    inputs = scaled(64, width)
+    inputs = scale_channels(64, width)
     plan = [(128, 2), (128, 1), (128, extra_stride(shape))]
     layers = [*first, ("norm_equilibrium", nn.BatchNorm2d(inputs)), *convolutions(inputs, plan, width)]
-    return headed(layers, scaled(128, width), downsampled(shape, plan), classes, width, pool)
+    return add_head(layers, scale_channels(128, width), size_after(shape, plan), classes, width, pool)
