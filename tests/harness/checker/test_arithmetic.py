@@ -1,4 +1,4 @@
-"""Every rule of the checker's arithmetic against exact rational arithmetic at points of its boxes."""
+"""Every rule of the checker's arithmetic against exact rational arithmetic at points of boxes."""
 
 from fractions import Fraction
 
@@ -44,6 +44,15 @@ def test_affine_maps(x, weight, bias, corners):
         for row, b in zip(weight, bias, strict=True)
     ]
     assert holds(affine(x, weight, bias, lambda w, values: values @ w.T, 3), exact)
+
+
+def test_affine_maps_count_rounding_where_products_cancel():
+    """Of a point, so that the radius is all that rounding may take."""
+    random = np.random.default_rng(0)
+    x, weight = random.uniform(1, 2, (1, 40)), random.normal(size=(200, 40))
+    x[:, 20:], weight[:, 20:] = x[:, :20], -weight[:, :20] * (1 + 2.0**-52)
+    exact = [sum(Fraction(float(w)) * Fraction(float(v)) for w, v in zip(row, x[0], strict=True)) for row in weight]
+    assert holds(affine(Box(x, np.zeros_like(x)), weight, None, lambda w, values: values @ w.T, 40), exact)
 
 
 @given(boxes(3), corners_of(3))
