@@ -145,20 +145,20 @@ def test_memory_does_not_grow_with_the_iterations(kernel):
 @pytest.mark.parametrize("wanted", [True, False])
 def test_the_gradient_of_w_is_computed_only_where_it_is_wanted(kernel, wanted, monkeypatch):
     """An attack has W without a gradient; those in the input are the same."""
-    model, x, computed = plain_layer(kernel), inputs_for(kernel).requires_grad_(), []
+    model, x, calls = plain_layer(kernel), inputs_for(kernel).requires_grad_(), []
 
     def counted(*arguments):
-        computed.append(1)
+        calls.append(1)
         return weight_gradient(*arguments)
 
     monkeypatch.setattr(implicit, "weight_gradient", counted)
     ball = Interval(x, torch.full_like(x, 0.1), x)
     expected = torch.autograd.grad(total(model, ball), x)
-    assert computed, "W asked for one"
-    computed.clear()
+    assert calls, "W asked for one"
+    calls.clear()
     model.recurrence.weight.requires_grad_(wanted)
     torch.testing.assert_close(torch.autograd.grad(total(model, ball), x), expected)
-    assert bool(computed) == wanted
+    assert bool(calls) == wanted
 
 
 def total(model, ball):

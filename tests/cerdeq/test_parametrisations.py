@@ -20,11 +20,11 @@ def random_kernel(shape, scale=1.0, dtype=torch.float32):
     return scale * torch.randn(shape, dtype=dtype)
 
 
-def made(name, size, margin=0.3, gain=None, dtype=torch.float32):
+def build_part(name, size, margin=0.3, gain=None, dtype=torch.float32):
     return PARAMETRISATIONS[name](size, margin, gain).to(dtype)
 
 
-def followed(part, kernel, passes=30):
+def after_training(part, kernel, passes=30):
     """In evaluation, after so many readings in training."""
     part.train()
     for _ in range(passes):
@@ -36,19 +36,19 @@ def followed(part, kernel, passes=30):
     ("name", "shape", "scale", "margin"), every_pair(NAMES, SHAPES, [1e-3, 1.0, 1e6], [0.01, 0.3, 0.99])
 )
 def test_the_margin_is_proved_on_the_stored_w(name, shape, scale, margin):
-    part, kernel = made(name, shape[0], margin), random_kernel(shape, scale)
+    part, kernel = build_part(name, shape[0], margin), random_kernel(shape, scale)
     for _ in range(4):
         weight = part.eval()(kernel).detach()
         assert weight.dtype == torch.float32 and weight.any()
         assert spectral_radius(channels(weight)) <= 1 - margin
         assert contraction(weight).rate <= 1 - margin
-        followed(part, kernel, 20)
+        after_training(part, kernel, 20)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_margin_holds_on_any_image_size(name):
-    part, kernel = made(name, 3, 0.2), random_kernel((3, 3, 3, 3), 5.0)
-    weight = followed(part, kernel)(kernel).double()
+    part, kernel = build_part(name, 3, 0.2), random_kernel((3, 3, 3, 3), 5.0)
+    weight = after_training(part, kernel)(kernel).double()
     for image in ((1, 1), (2, 5), (6, 6)):
         assert spectral_radius(dense_operator(weight.abs(), (3, *image))) <= 0.8
 
@@ -56,19 +56,19 @@ def test_the_margin_holds_on_any_image_size(name):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", ["perron", "nonnegative", "orthogonal"])
 def test_a_large_kernel_reaches_its_bound(name, shape):
-    part, kernel = made(name, shape[0], 0.3), random_kernel(shape, 100.0)
-    weight = followed(part, kernel, 100)(kernel)
+    part, kernel = build_part(name, shape[0], 0.3), random_kernel(shape, 100.0)
+    weight = after_training(part, kernel, 100)(kernel)
     assert spectral_radius(channels(weight)) >= 0.7 * 0.999
 
 
 def test_a_perron_kernel_below_the_bound_is_left_alone():
     kernel = random_kernel((4, 4, 3, 3), 1e-3)
-    assert torch.equal(made("perron", 4, 0.5)(kernel), kernel)
+    assert torch.equal(build_part("perron", 4, 0.5)(kernel), kernel)
 
 
 @pytest.mark.parametrize(("name", "gain"), [(name, 0.1 + 0.2 * n) for n, name in enumerate(NAMES)])
 def test_the_gain_scales_w(name, gain):
-    kernel, with_gain, plain = random_kernel((4, 4)), made(name, 4, gain=gain), made(name, 4)
+    kernel, with_gain, plain = random_kernel((4, 4)), build_part(name, 4, gain=gain), build_part(name, 4)
     torch.testing.assert_close(with_gain(kernel), gain * plain(kernel))
     assert with_gain.gain.item() == pytest.approx(gain) and plain.gain.item() == 1
     assert contraction(with_gain.eval()(kernel).detach()).rate <= gain * 0.7 * (1 + 1e-6)
@@ -83,18 +83,18 @@ def test_a_nonnegative_w_is_its_kernel_squared_up_to_scale(shape):
 
 
 @pytest.mark.parametrize(
-    ("channels_", "groups", "kernel"), [(8, 1, 3), (8, 2, 3), (8, 4, 3), (6, 3, None), (6, 1, None)]
+    ("size", "groups", "kernel"), [(8, 1, 3), (8, 2, 3), (8, 4, 3), (6, 3, None), (6, 1, None)]
 )
-def test_an_orthogonal_w_has_orthonormal_rows_within_its_groups(channels_, groups, kernel):
-    each = channels_ // groups
-    shape = (channels_, each) if kernel is None else (channels_, each, kernel, kernel)
-    part = Orthogonal(channels_, 0.3, None)
+def test_an_orthogonal_w_has_orthonormal_rows_within_its_groups(size, groups, kernel):
+    each = size // groups
+    shape = (size, each) if kernel is None else (size, each, kernel, kernel)
+    part = Orthogonal(size, 0.3, None)
     rows = part.shaped(torch.randn(shape, dtype=torch.float64))
-    matrix = rows.reshape(channels_, -1).numpy()
-    np.testing.assert_allclose(matrix @ matrix.T, np.eye(channels_), atol=2e-3 if kernel is None else 1e-6)
+    matrix = rows.reshape(size, -1).numpy()
+    np.testing.assert_allclose(matrix @ matrix.T, np.eye(size), atol=2e-3 if kernel is None else 1e-6)
     blocks = rows.reshape(groups, each, groups, each, -1)
     outside = [blocks[a, :, b] for a in range(groups) for b in range(groups) if a != b]
-    assert not any(block.any() for block in outside) and rows.shape[:2] == (channels_, channels_)
+    assert not any(block.any() for block in outside) and rows.shape[:2] == (size, size)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -161,8 +161,8 @@ def test_iterations_grow_with_eps_in_two_leaps():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_autocast_leaves_w_and_its_proof_alone(name):
-    part, kernel = made(name, 4, 0.01), random_kernel((4, 4, 3, 3))
-    followed(part, kernel)
+    part, kernel = build_part(name, 4, 0.01), random_kernel((4, 4, 3, 3))
+    after_training(part, kernel)
     plain = part(kernel)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(part(kernel), plain)
@@ -194,7 +194,7 @@ def test_w_starting_at_zero_trains_away_from_it(shape, name):
     assert gradient.isfinite().all() and gradient.any()
 
 
-def independent(name, kernel):
+def weight_by_numpy(name, kernel):
     """W of margin 0.3 by numpy's eigenvalues and singular vectors."""
     if name == "orthogonal":
         left, _, right = np.linalg.svd(kernel.reshape(len(kernel), -1), full_matrices=False)
@@ -209,14 +209,14 @@ def independent(name, kernel):
 def test_gradients_of_w_are_those_of_finite_differences(name, shape):
     """Of W as numpy makes it; the Perron vectors have converged."""
     torch.manual_seed(1)
-    part, kernel = made(name, shape[0], dtype=torch.float64), random_kernel(shape, 3.0, torch.float64)
-    followed(part, kernel, 300)
+    part, kernel = build_part(name, shape[0], dtype=torch.float64), random_kernel(shape, 3.0, torch.float64)
+    after_training(part, kernel, 300)
     cotangent = torch.randn(shape, dtype=torch.float64)
     kernel.requires_grad_()
     gradient = torch.autograd.grad((part(kernel) * cotangent).sum(), kernel)[0]
 
     def value(m):
-        return float((independent(name, m.numpy()) * cotangent.numpy()).sum())
+        return float((weight_by_numpy(name, m.numpy()) * cotangent.numpy()).sum())
 
     step = 1e-6
     for index in itertools.product(*[range(0, size, 2) for size in shape]):
@@ -229,7 +229,7 @@ def test_gradients_of_w_are_those_of_finite_differences(name, shape):
 
 @pytest.mark.parametrize("shape", [(3, 3), (2, 2, 3, 3)])
 def test_gradients_of_the_monotone_parametrisation_pass_gradcheck(shape):
-    part, kernel = made("monotone", shape[0], dtype=torch.float64), random_kernel(shape, dtype=torch.float64)
+    part, kernel = build_part("monotone", shape[0], dtype=torch.float64), random_kernel(shape, dtype=torch.float64)
     assert torch.autograd.gradcheck(part, (kernel.requires_grad_(),))
 
 

@@ -220,7 +220,7 @@ def test_values_that_mix_the_examples_of_a_batch_are_refused(method):
 # Functions that torch.fx does not see as they are
 
 
-def patched():
+def patched_network():
     model = mlp()
     inner = model.forward
     model.forward = lambda x: 10 * inner(x) + 5
@@ -233,7 +233,7 @@ class Scaled(nn.Sequential):
 
 
 UNSEEN = {
-    "a patched forward": patched,
+    "a patched forward": patched_network,
     "a call of its own": lambda: Scaled(nn.Linear(2, 3)),
     "a branch on the type": lambda: Lambda(lambda m, x: F.relu(10 * x if isinstance(x, torch.Tensor) else x)),
     "torch.is_tensor": lambda: Lambda(lambda m, x: F.relu(x + 1 if torch.is_tensor(x) else x)),

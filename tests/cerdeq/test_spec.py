@@ -61,7 +61,7 @@ def test_merged_margins_are_never_looser_than_subtracted_intervals():
     assert (merged_lower > subtracted + slack).any()
 
 
-def shifted():
+def shifted_network():
     model = Lambda(lambda module, x: module.inner(x) + 1)
     model.inner = nn.Linear(2, 3)
     return model
@@ -69,7 +69,7 @@ def shifted():
 
 ENDINGS = {
     "relu": lambda: nn.Sequential(mlp(), nn.ReLU()),
-    "shift": shifted,
+    "shift": shifted_network,
     "norm": lambda: nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.BatchNorm1d(4)),
     "two linear": lambda: nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 3)),
     "dropout": lambda: nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3), nn.Dropout()),
