@@ -5,7 +5,7 @@ from functools import partial
 from torch import nn
 
 from baselines.registry import register
-from cerdeq.layers import Shape, convolutions, downsampled, halved_once_more, headed, scaled
+from cerdeq.layers import Shape, add_extra_stride, add_head, convolutions, scale_channels, size_after
 
 _CNN7 = [(64, 1), (64, 1), (128, 2), (128, 1), (128, 1)]
 
@@ -17,9 +17,9 @@ def cnn(shape: Shape, classes: int, width: float = 1.0, depth: int = 7, pool: bo
     deeper ones repeat the last. Images larger than 32 pixels are halved once more, in
     the last stride-1 convolution of CNN-7's part. pool: 2x2 average pooling before the linear layer.
     """
-    plan = halved_once_more(_CNN7[: depth - 2], shape) + [(128, 1)] * (depth - 7)
+    plan = add_extra_stride(_CNN7[: depth - 2], shape) + [(128, 1)] * (depth - 7)
     layers = convolutions(shape[0], plan, width)
-    return headed(layers, scaled(plan[-1][0], width), downsampled(shape, plan), classes, width, pool)
+    return add_head(layers, scale_channels(plan[-1][0], width), size_after(shape, plan), classes, width, pool)
 
 
 for _depth in range(5, 26):

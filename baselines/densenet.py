@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from baselines.registry import register
-from cerdeq.layers import Named, Shape, headed, scaled
+from cerdeq.layers import Named, Shape, add_head, scale_channels
 
 _GROWTH = 32
 
@@ -46,16 +46,16 @@ def densenet(shape: Shape, classes: int, width: float = 1.0) -> nn.Sequential:
     which has no batch norm of its own. The published one for Tiny ImageNet takes crops of 56 pixels; here the same
     network takes all 64, and its linear layer sees 16x16.
     """
-    channels, inputs, growth = 64, scaled(64, width), scaled(_GROWTH, width)
+    channels, inputs, growth = 64, scale_channels(64, width), scale_channels(_GROWTH, width)
     layers: Named = [("conv1", nn.Conv2d(shape[0], inputs, 3, padding=1))]
     for run, count in enumerate((2, 4, 4), start=1):
         if run > 1:
             channels //= 2
-            layers += transition(str(run), inputs, scaled(channels, width))
-            inputs = scaled(channels, width)
+            layers += transition(str(run), inputs, scale_channels(channels, width))
+            inputs = scale_channels(channels, width)
         for place in range(1, count + 1):
-            layers.append((f"dense{run}_{place}", DenseLayer(inputs, scaled(4 * _GROWTH, width), growth)))
+            layers.append((f"dense{run}_{place}", DenseLayer(inputs, scale_channels(4 * _GROWTH, width), growth)))
             inputs += growth
         channels += count * _GROWTH
     layers += activation("4", inputs)
-    return headed(layers, inputs, [side // 4 for side in shape[1:]], classes, width, norm=False)
+    return add_head(layers, inputs, [side // 4 for side in shape[1:]], classes, width, norm=False)

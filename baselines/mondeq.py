@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from baselines.registry import register
 from cerdeq.equilibrium import Equilibrium
-from cerdeq.layers import Shape, scaled
+from cerdeq.layers import Shape, scale_channels
 from cerdeq.models import deq7_around
 
 
@@ -31,7 +31,7 @@ def mondeq(
     Published with D of zero-padded sums for each pixel; here it is one number a channel, which bounds W a little more
     at the image's border. Published solves go to a residual of 1e-5; with rho(|W|) <= 1 / 2 so do 16 iterations.
     """
-    channels = scaled(64, width)
+    channels = scale_channels(64, width)
     conv = nn.Conv2d(shape[0], channels, 3, padding=1, bias=False)
     inject = nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU(), Bias(channels))
     layer = Equilibrium(

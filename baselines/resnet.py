@@ -6,7 +6,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from baselines.registry import register
-from cerdeq.layers import Plan, Shape, convolution, downsampled, halved_once_more, headed, scaled
+from cerdeq.layers import Plan, Shape, add_extra_stride, add_head, convolution, scale_channels, size_after
 
 
 class BasicBlock(nn.Module):
@@ -38,13 +38,13 @@ def residual(
     block: Callable[[int, int, int], nn.Module], stem: int, plan: Plan, shape: Shape, classes: int, width: float
 ) -> nn.Sequential:
     """A convolution of `stem` channels, a block(inputs, outputs, stride) for each entry of the plan, the head."""
-    inputs = scaled(stem, width)
+    inputs = scale_channels(stem, width)
     layers = convolution("1", shape[0], inputs)
     for number, (channels, stride) in enumerate(plan, start=1):
-        outputs = scaled(channels, width)
+        outputs = scale_channels(channels, width)
         layers.append((f"block{number}", block(inputs, outputs, stride)))
         inputs = outputs
-    return headed(layers, inputs, downsampled(shape, plan), classes, width)
+    return add_head(layers, inputs, size_after(shape, plan), classes, width)
 
 
 def resnet(shape: Shape, classes: int, width: float = 1.0, depth: int = 9) -> nn.Sequential:
@@ -55,7 +55,7 @@ def resnet(shape: Shape, classes: int, width: float = 1.0, depth: int = 9) -> nn
     the last stride-1 block of the first three.
     """
     blocks = (depth - 3) // 2
-    plan = halved_once_more([(64, 1), (128, 2), (128, 1)][:blocks], shape) + [(128, 1)] * (blocks - 3)
+    plan = add_extra_stride([(64, 1), (128, 2), (128, 1)][:blocks], shape) + [(128, 1)] * (blocks - 3)
     return residual(BasicBlock, 64, plan, shape, classes, width)
 
 

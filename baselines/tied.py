@@ -5,7 +5,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from baselines.registry import register
-from cerdeq.layers import Shape, convolutions, downsampled, extra_stride, headed, scaled
+from cerdeq.layers import Shape, add_head, convolutions, extra_stride, scale_channels, size_after
 
 _STEM = [(64, 1), (64, 1), (128, 2)]
 
@@ -39,10 +39,10 @@ def tied(shape: Shape, classes: int, width: float = 1.0, depth: int = 7) -> nn.S
     Every step counts as a layer, and all depths have the same parameters. Depth 7, the least, applies W once. Images
     larger than 32 pixels are halved once more, in the injection.
     """
-    stride, channels = extra_stride(shape), scaled(128, width)
+    stride, channels = extra_stride(shape), scale_channels(128, width)
     layers = convolutions(shape[0], _STEM, width)
-    layers.append(("unrolled", Unrolled(scaled(128, width), channels, stride, depth - 6)))
-    return headed(layers, channels, downsampled(shape, [*_STEM, (128, stride)]), classes, width)
+    layers.append(("unrolled", Unrolled(scale_channels(128, width), channels, stride, depth - 6)))
+    return add_head(layers, channels, size_after(shape, [*_STEM, (128, stride)]), classes, width)
 
 
 for _depth in range(7, 26):

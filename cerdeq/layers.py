@@ -1,4 +1,4 @@
-"""Runs of layers that explicit and equilibrium networks share, as (name, module) pairs for an nn.Sequential."""
+"""Layers that explicit and equilibrium networks share, as (name, module) pairs for an nn.Sequential."""
 
 import math
 from collections import OrderedDict
@@ -10,29 +10,29 @@ Plan = list[tuple[int, int]]  # (channels at width 1, stride) of each convolutio
 Shape = tuple[int, int, int]  # (channels, height, width)
 
 
-def scaled(channels: int, width: float) -> int:
-    """A channel count times the width factor, at least 1."""
+def scale_channels(channels: int, width: float) -> int:
+    """Return a channel count times the width factor, at least 1."""
     return max(1, round(channels * width))
 
 
 def convolution(name: str, inputs: int, outputs: int, stride: int = 1) -> Named:
-    """3x3 convolution with padding 1, batch norm, ReLU."""
+    """Return a 3x3 convolution with padding 1, batch norm, ReLU."""
     conv = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1)
     return [(f"conv{name}", conv), (f"norm{name}", nn.BatchNorm2d(outputs)), (f"relu{name}", nn.ReLU())]
 
 
 def convolutions(inputs: int, plan: Plan, width: float) -> Named:
-    """A `convolution` for each entry of the plan, numbered from 1; channels times the width factor."""
+    """Return a `convolution` for each entry of the plan, numbered from 1; channels are scaled by the width factor."""
     layers = []
     for number, (channels, stride) in enumerate(plan, start=1):
-        outputs = scaled(channels, width)
+        outputs = scale_channels(channels, width)
         layers += convolution(str(number), inputs, outputs, stride)
         inputs = outputs
     return layers
 
 
 def head(features: int, hidden: int, classes: int, norm: bool = True) -> Named:
-    """Flatten, linear, batch norm (where `norm`), ReLU, classifier."""
+    """Return flatten, linear, batch norm (if `norm`), ReLU, classifier."""
     return [
         ("flatten", nn.Flatten()),
         ("linear", nn.Linear(features, hidden)),
@@ -42,31 +42,35 @@ def head(features: int, hidden: int, classes: int, norm: bool = True) -> Named:
     ]
 
 
-def headed(
+def add_head(
     layers: Named, channels: int, size: list[int], classes: int, width: float, pool: bool = False, norm: bool = True
 ) -> nn.Sequential:
-    """The layers, which end in [B, channels, *size], and the head with a linear layer of 512 times the width factor.
+    """Return a network of the layers and a head with a linear layer of 512 units times the width factor.
 
-    pool: 2x2 average pooling before it, an odd last row or column left out. norm: batch norm after its linear layer.
+    Args:
+        layers: their output is [B, channels, *size].
+        pool: whether to put 2x2 average pooling before the head; it drops an odd last row or column.
+        norm: whether to put batch norm after the linear layer.
     """
     if pool:
         layers, size = [*layers, ("pool", nn.AvgPool2d(2))], [side // 2 for side in size]
-    return nn.Sequential(OrderedDict(layers + head(channels * math.prod(size), scaled(512, width), classes, norm)))
+    hidden = scale_channels(512, width)
+    return nn.Sequential(OrderedDict(layers + head(channels * math.prod(size), hidden, classes, norm)))
 
 
 def extra_stride(shape: Shape) -> int:
-    """2 for images larger than 32 pixels, which are halved once more than CIFAR-10's, else 1."""
+    """Return 2 for images larger than 32 pixels, which get one more stride than CIFAR-10's, else 1."""
     return 2 if shape[1] > 32 else 1
 
 
-def halved_once_more(plan: Plan, shape: Shape) -> Plan:
-    """The plan, its last entry of stride 1 with the extra stride."""
+def add_extra_stride(plan: Plan, shape: Shape) -> Plan:
+    """Return the plan with the extra stride at its last entry of stride 1."""
     last = max(number for number, (_, stride) in enumerate(plan) if stride == 1)
     return [*plan[:last], (plan[last][0], extra_stride(shape)), *plan[last + 1 :]]
 
 
-def downsampled(shape: Shape, plan: Plan) -> list[int]:
-    """Height and width after the plan, of 3x3 convolutions with padding 1."""
+def size_after(shape: Shape, plan: Plan) -> list[int]:
+    """Return height and width after 3x3 convolutions with padding 1 and the plan's strides."""
     size = list(shape[1:])
     for _, stride in plan:
         size = [(side - 1) // stride + 1 for side in size]

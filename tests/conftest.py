@@ -1,4 +1,4 @@
-"""Shared by all tests: a process a core with a thread each, fixed seeds, the small data set, tiny trials."""
+"""Configure all tests: one process a core with one thread each, fixed seeds, tiny trials."""
 
 import dataclasses
 import gc
@@ -13,34 +13,34 @@ from harness.config.trial import TrialConfig
 
 torch.set_num_threads(1)
 
-MOST_PROCESSES = 8  # each imports torch first, and the longest group of tests takes a sixth of the whole
+MOST_PROCESSES = 8  # each imports torch first, and the longest group of tests takes a sixth of all seconds
 HARNESS, LAUNCH = "tests/harness/", "tests/harness/launch/"
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config):
-    """The suite as a whole is spread over the cores; what was asked for by name, marker or debugger is not."""
-    whole = config.args_source is config.ArgsSource.TESTPATHS and "not gpu" in config.option.markexpr
-    free = getattr(config.option, "numprocesses", 0) is None and not config.option.usepdb  # 0: without xdist
+    """Spread the whole suite over the cores; tests selected by name or marker, or run in a debugger, are not spread."""
+    is_whole_suite = config.args_source is config.ArgsSource.TESTPATHS and "not gpu" in config.option.markexpr
+    is_free = getattr(config.option, "numprocesses", 0) is None and not config.option.usepdb  # 0: without xdist
     cores = min(MOST_PROCESSES, len(os.sched_getaffinity(0)))
-    if whole and free and cores > 1 and not hasattr(config, "workerinput"):
+    if is_whole_suite and is_free and cores > 1 and not hasattr(config, "workerinput"):
         config.option.numprocesses, config.option.loadscopereorder = cores, False
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """A process does a file in one go, or all of what shares Ray and MLflow stores."""
+    """Give a process one file at a time, and all tests that share Ray and MLflow stores to one process."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class Rooms(LoadScopeScheduling):
+    class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             return LAUNCH if nodeid.startswith(LAUNCH) else nodeid.partition("::")[0]
 
-    return Rooms(config, log)
+    return ByFile(config, log)
 
 
 def pytest_collection_modifyitems(config, items):
-    """What takes longest first, so that all processes end together: Ray, then training, then mathematics."""
+    """Run the slowest tests first, so that all processes end together: Ray, then the harness, then mathematics."""
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs CUDA"))
@@ -54,32 +54,32 @@ def _seeded() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _what_is_imported_is_no_garbage():
-    """Trials collect theirs, and would look through all modules and tests each time."""
+def _freeze_imported_objects():
+    """Exclude imported modules from garbage collection, which each trial runs."""
     gc.freeze()
     yield
     gc.unfreeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _perron_vectors_are_found_once():
-    """The search for one takes half of the time of small equilibria; what is proved with it is proved each time."""
-    search, found = certificate._perron_vector, {}
+def _cache_perron_vectors():
+    """Compute each Perron vector once: it takes half of the time of small equilibria. Proofs with it are not cached."""
+    compute, cache = certificate._perron_vector, {}
 
-    def remembered(matrix, floor):
+    def cached(matrix, floor):
         key = matrix.shape, matrix.cpu().numpy().tobytes(), floor
-        if key not in found:
-            found[key] = search(matrix, floor).cpu().numpy()
-        return torch.tensor(found[key], device=matrix.device)
+        if key not in cache:
+            cache[key] = compute(matrix, floor).cpu().numpy()
+        return torch.tensor(cache[key], device=matrix.device)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(certificate, "_perron_vector", remembered)
+        patch.setattr(certificate, "_perron_vector", cached)
         yield
 
 
 @pytest.fixture(scope="session")
 def tiny_trial():
-    """A function of changed fields to a trial of a second on the digits."""
+    """Return a function that makes a trial of about a second on the digits, with changed fields."""
 
     def make(model: str = "cnn5", **changes) -> TrialConfig:
         train = {"epochs": 3, "batch_size": 64, "ramp_start": 1, "ramp_epochs": 2, "decay_epochs": ()}

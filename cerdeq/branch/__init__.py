@@ -1,4 +1,4 @@
-"""Branch and bound: is a specification true over a whole region?"""
+"""Branch and bound: decide whether a specification holds over a whole region."""
 
 from cerdeq.branch.verify import Verification, verify
 

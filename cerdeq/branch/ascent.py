@@ -1,4 +1,4 @@
-"""Leaves with better slopes and multipliers: Adam on the free choices of each, as far as it is worth it."""
+"""Adam on the slopes and multipliers of leaves, until their bounds are above 0."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,19 +10,19 @@ from torch import Tensor
 from cerdeq.bounds.host import is_read
 from cerdeq.bounds.optimise import adam_step
 from cerdeq.bounds.precision import uncounted_rounding
-from cerdeq.branch.leaves import Layout, Leaves, Side
+from cerdeq.branch.leaves import Layout, Leaves, Problem
 from cerdeq.branch.split import ranked_units
 
 _RATE = 0.5  # of that for slopes alone
 
 
 @dataclass(frozen=True)
-class Ascended:
-    """D leaves after their ascent.
+class Ascent:
+    """D leaves after the ascent of their bounds.
 
     candidates: [D, C], the units to split next, best first, -1 for none.
-    points: [D, ...], the inputs where their linear bounds are least.
-    values: [D, K], of all rows of the spec there.
+    points: [D, ...], the inputs that minimise their linear bounds.
+    values: [D, K], all rows of the spec there.
     """
 
     leaves: Leaves
@@ -31,40 +31,40 @@ class Ascended:
     values: Tensor
 
 
-def ascended(
-    search: Side, layout: Layout, leaves: Leaves, iterations: int, late: Callable[[], bool]
-) -> Ascended:  # fmt: skip
-    """The leaves with better choices, each until its bound is above 0; no longer than so many iterations or `late`."""
+def ascend_leaves(
+    search: Problem, layout: Layout, leaves: Leaves, iterations: int, is_late: Callable[[], bool]
+) -> Ascent:  # fmt: skip
+    """Improve the choices of each leaf until its bound is above 0, for `iterations` steps or until `is_late()`."""
     choices, best, lower = leaves.choices.to(search.spec, copy=True), leaves.choices.clone(), leaves.lower.clone()
     moments = torch.zeros_like(choices), torch.zeros_like(choices)
     largest, active = layout.largest(choices), torch.arange(len(lower), device=lower.device)
     for iteration in range(iterations if layout.choices else 0):
-        waiting = ~(lower[active] > 0)
-        if is_read(iteration, active.device) and len(stay := waiting.nonzero()[:, 0]) < len(active):
-            active, waiting, choices = active[stay], waiting[stay], choices[stay]
+        is_open = ~(lower[active] > 0)
+        if is_read(iteration, active.device) and len(stay := is_open.nonzero()[:, 0]) < len(active):
+            active, is_open, choices = active[stay], is_open[stay], choices[stay]
             moments = moments[0][stay], moments[1][stay]
-        if not len(active) or late():
+        if not len(active) or is_late():
             break
-        now = leaves.of(active)
+        subset = leaves.of(active)
         with torch.enable_grad(), uncounted_rounding():
             free = choices.detach().requires_grad_()
-            reached = search.lower(replace(now, choices=free), layout, sound=False)
-            (gradient,) = torch.autograd.grad(reached.sum(), free)
-        reached = reached.detach().to(lower)
-        better = (reached > lower[active]) & waiting
-        lower[active] = torch.where(better, reached, lower[active])
+            lower_now = search.lower(replace(subset, choices=free), layout, sound=False)
+            (gradient,) = torch.autograd.grad(lower_now.sum(), free)
+        lower_now = lower_now.detach().to(lower)
+        better = (lower_now > lower[active]) & is_open
+        lower[active] = torch.where(better, lower_now, lower[active])
         best[active] = torch.where(better[:, None], choices.to(best), best[active])
-        adam_step(choices, gradient, moments, iteration, _RATE * layout.scales[now.row], largest)
-    return _looked_at(search, layout, replace(leaves, choices=best, lower=lower))
+        adam_step(choices, gradient, moments, iteration, _RATE * layout.scales[subset.row], largest)
+    return _evaluate_leaves(search, layout, replace(leaves, choices=best, lower=lower))
 
 
-def _looked_at(search: Side, layout: Layout, leaves: Leaves) -> Ascended:
-    """The leaves at their choices."""
+def _evaluate_leaves(search: Problem, layout: Layout, leaves: Leaves) -> Ascent:
+    """Return the leaves with their bounds at their choices, and what the next split needs to know."""
     met: dict[str, Any] = {}
     with uncounted_rounding():
-        reached = search.lower(leaves, layout, sound=False, met=met).to(leaves.lower)
+        lower_now = search.lower(leaves, layout, sound=False, met=met).to(leaves.lower)
         box = search.values[0]
         points = box.center - box.radius * torch.sign(met[""][:, 0])
         values, preactivations = search.at(points)
-    higher = replace(leaves, lower=torch.maximum(leaves.lower, reached))
-    return Ascended(higher, ranked_units(layout, met, preactivations), points, values)
+    leaves = replace(leaves, lower=torch.maximum(leaves.lower, lower_now))
+    return Ascent(leaves, ranked_units(layout, met, preactivations), points, values)

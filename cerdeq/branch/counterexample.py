@@ -1,4 +1,4 @@
-"""Points at which a row of a specification is proved to be negative."""
+"""Search for a point at which a row of a specification is proved to be negative: an adversarial example."""
 
 import torch
 from torch import Tensor
@@ -6,15 +6,15 @@ from torch import Tensor
 from cerdeq.bounds.forward import propagate
 from cerdeq.bounds.interval import Context, Interval
 from cerdeq.boxes import outward_ends
-from cerdeq.branch.leaves import Side
+from cerdeq.branch.leaves import Problem
 
 _STEPS = 8  # of signed gradients, from the most promising point
 
 
-def broken(proof: Side, search: Side, points: Tensor, values: Tensor) -> Tensor | None:
-    """A point [1, ...] of the box, found from these [D, ...], at which a row is proved to be negative; None for none.
+def find_counterexample(proof: Problem, search: Problem, points: Tensor, values: Tensor) -> Tensor | None:
+    """Return a point [1, ...] of the box at which a row is proved to be negative, or None.
 
-    values: [D, K], of all rows at the points.
+    The search starts from the most promising of the points [D, ...]. values: [D, K], all rows at these points.
     """
     number, row = divmod(int(values.argmin()), values.shape[1])
     point, value = points[number : number + 1], values[number].amin()
@@ -25,14 +25,14 @@ def broken(proof: Side, search: Side, points: Tensor, values: Tensor) -> Tensor 
         with torch.enable_grad():
             free = point.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(search.at(free)[0][:, row].sum(), free)
-        moved = point - box.radius / 2 * (1 - step / _STEPS) * gradient.sign()
-        point = torch.minimum(torch.maximum(moved, box.center - box.radius), box.center + box.radius)
+        next_point = point - box.radius / 2 * (1 - step / _STEPS) * gradient.sign()
+        point = torch.minimum(torch.maximum(next_point, box.center - box.radius), box.center + box.radius)
         value = search.at(point)[0].amin()
-    return _proved(proof, point) if value < 0 else None
+    return _prove_point(proof, point) if value < 0 else None
 
 
-def _proved(proof: Side, point: Tensor) -> Tensor | None:
-    """The point, moved into the box whatever rounding does, where a row is proved to be negative there."""
+def _prove_point(proof: Problem, point: Tensor) -> Tensor | None:
+    """Move the point safely inside the box. Return it if a row is proved to be negative there, else None."""
     box = proof.values[0]
     reach = (box.radius * (1 - 1e-9) - 4 * torch.finfo(torch.float64).eps * box.center.abs()).clamp(min=0)
     inside = box.center + torch.minimum(torch.maximum(point.double() - box.center, -reach), reach)

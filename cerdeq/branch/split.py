@@ -1,10 +1,10 @@
-"""Which ReLU to split: what its line costs, then the bounds of both cases.
+"""Choose the ReLU to split: by the cost of its relaxation, then by the bounds of both cases.
 
-At the input where a leaf's linear bound is least, the row's value exceeds the bound by the sum over units of their
-coefficient's size times the distance of the line from the activation there. To that is added what a chord costs at
-worst, at 0, as in BaBSR (Bunel et al. 2020): the first is better in small networks, the second a little in larger ones.
-Of the few units that cost most, the one is split whose worse case is bounded best, as in filtered smart branching (De
-Palma et al. 2021).
+At the input that minimises a leaf's linear bound, the row's value exceeds the bound by a sum over units: the size of
+the coefficient times the distance of the line from the activation. The cost of a unit is that term plus the largest
+cost of its chord, at 0, as in BaBSR (Bunel et al. 2020). The first is better in small networks, the second in larger
+ones. Among the few units with the highest cost, the one is split whose worse case has the best bound, as in filtered
+smart branching (De Palma et al. 2021).
 """
 
 import math
@@ -16,18 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cerdeq.bounds.precision import uncounted_rounding
-from cerdeq.branch.leaves import Layout, Leaves, Side, open_units, together
+from cerdeq.branch.leaves import Layout, Leaves, Problem, concatenate, unstable_units
 
-_REMEMBERED = 8  # units a leaf
-_COMPARED = 3  # of them, by the bounds of their cases
-_FILLED = 8  # leaves up to which several units of each are split at once
-_NEITHER = 1e-30  # for units that cost nothing: behind all that do
+_REMEMBERED = 8  # candidates of each leaf
+_COMPARED = 3  # candidates whose cases are bounded
+_FILLED = 8  # with fewer leaves than this, several units of each are split at once
+_NEITHER = 1e-30  # the cost of units that cost nothing: they come last
 
 
 def ranked_units(layout: Layout, met: dict[str, Any], preactivations: dict[str, Tensor]) -> Tensor:
-    """The units [D, C] of leaves of either sign, what costs most first, -1 for none.
+    """Return the unstable units [D, C] of each leaf, the highest cost first, -1 for none.
 
-    met: of a backward pass of the leaves; preactivations: by step, [D, *shape], where its bounds are least.
+    met: of a backward pass. preactivations: by step, [D, *shape], at the inputs that minimise the bounds.
     """
     costs = [met[""].new_zeros(len(met[""]), 0)]
     for columns in layout.units:
@@ -35,42 +35,42 @@ def ranked_units(layout: Layout, met: dict[str, Any], preactivations: dict[str, 
         a = coefficients[:, 0]
         at_worst = around.offset.abs() * ((a < 0) == around.convex)
         cost = a.abs() * (around.distance(preactivations[columns.name], upper=a < 0) + at_worst)
-        costs.append((open_units(around) * (cost + _NEITHER)).flatten(1)[:, columns.elements])
-    every = torch.cat(costs, dim=1)
-    best = F.pad(every, (0, max(0, _REMEMBERED - every.shape[1]))).topk(_REMEMBERED, dim=1)
+        costs.append((unstable_units(around) * (cost + _NEITHER)).flatten(1)[:, columns.elements])
+    all_costs = torch.cat(costs, dim=1)
+    best = F.pad(all_costs, (0, max(0, _REMEMBERED - all_costs.shape[1]))).topk(_REMEMBERED, dim=1)
     return torch.where(best.values > 0, best.indices, -1)
 
 
-def split(search: Side, layout: Layout, leaves: Leaves, candidates: Tensor, at_once: int) -> Leaves:
-    """All cases of each leaf's best unit, of several where the leaves are few.
+def split(search: Problem, layout: Layout, leaves: Leaves, candidates: Tensor, batch_size: int) -> Leaves:
+    """Return both cases of each leaf's best unit, or all cases of several units where there are few leaves.
 
-    candidates: [D, C] of `ranked_units`, at least one for each leaf. at_once: how many leaves to bound together.
+    candidates: [D, C] of `ranked_units`, at least one for each leaf. batch_size: how many leaves to bound concatenate.
     """
-    candidates = _compared(search, layout, leaves, candidates, at_once)
-    depth = max(1, int(math.log2(min(at_once, _FILLED) / len(candidates))))
-    return _cases(leaves, candidates[:, :depth])
+    candidates = _sort_candidates(search, layout, leaves, candidates, batch_size)
+    depth = max(1, int(math.log2(min(batch_size, _FILLED) / len(candidates))))
+    return make_cases(leaves, candidates[:, :depth])
 
 
-def _compared(search: Side, layout: Layout, leaves: Leaves, candidates: Tensor, at_once: int) -> Tensor:
-    """The candidates, the first few in the order of the bounds of their cases before any ascent."""
+def _sort_candidates(search: Problem, layout: Layout, leaves: Leaves, candidates: Tensor, batch_size: int) -> Tensor:
+    """Return the candidates, the first few sorted by the bounds of their cases before any ascent."""
     first = candidates[:, :_COMPARED]
-    cases = together([_cases(leaves, units[:, None].clamp(min=0)) for units in first.T])
-    parts = [cases.of(slice(start, start + at_once)) for start in range(0, len(cases.row), at_once)]
+    cases = concatenate([make_cases(leaves, units[:, None].clamp(min=0)) for units in first.T])
+    parts = [cases.of(slice(start, start + batch_size)) for start in range(0, len(cases.row), batch_size)]
     with uncounted_rounding():
-        reached = torch.cat([search.lower(part, layout, sound=False) for part in parts])
-    pairs = reached.clamp(max=0).view(first.shape[1], 2, len(first))
+        lower = torch.cat([search.lower(part, layout, sound=False) for part in parts])
+    pairs = lower.clamp(max=0).view(first.shape[1], 2, len(first))
     scores = torch.where(first.T >= 0, pairs.amin(1) + 0.1 * pairs.amax(1), -torch.inf)
     order = scores.argsort(dim=0, descending=True, stable=True).T
     return torch.cat([first.gather(1, order), candidates[:, _COMPARED:]], dim=1)
 
 
-def _cases(leaves: Leaves, units: Tensor) -> Leaves:
-    """The leaves with all signs of their units [D, depth], of which -1 names none: first all at least 0."""
-    signs, alive = leaves.signs, leaves.row >= 0
+def make_cases(leaves: Leaves, units: Tensor) -> Leaves:
+    """Return the leaves with all combinations of signs of their units [D, depth], -1 for none; first all at least 0."""
+    signs, exists = leaves.signs, leaves.row >= 0
     for column in units.T:
         named = column.repeat(len(signs) // len(column))[:, None]
-        place, before = named.clamp(min=0), signs.gather(1, named.clamp(min=0))
-        signs = torch.cat([signs.scatter(1, place, torch.where(named >= 0, sign, before)) for sign in (1, -1)])
-        alive = torch.cat([alive, alive & (named[:, 0] >= 0)])
-    cases = alive.nonzero()[:, 0]
+        index, before = named.clamp(min=0), signs.gather(1, named.clamp(min=0))
+        signs = torch.cat([signs.scatter(1, index, torch.where(named >= 0, sign, before)) for sign in (1, -1)])
+        exists = torch.cat([exists, exists & (named[:, 0] >= 0)])
+    cases = exists.nonzero()[:, 0]
     return replace(leaves.of(cases % len(leaves.row)), signs=signs[cases])

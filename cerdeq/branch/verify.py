@@ -1,4 +1,4 @@
-"""`verify`: is a specification true over a whole region? Cheap bounds first, then branch and bound."""
+"""`verify`: decide whether a specification holds over a whole region, by cheap bounds, then by branch and bound."""
 
 import copy
 from dataclasses import dataclass
@@ -16,20 +16,20 @@ from cerdeq.bounds.narrow import in_float32, rounded
 from cerdeq.bounds.precision import counted_rounding
 from cerdeq.boxes import Box
 from cerdeq.branch.decide import CERTIFIED, OUT_OF_MEMORY, Budget, Decision, decide
-from cerdeq.branch.leaves import Side
+from cerdeq.branch.leaves import Problem
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify` found of B examples.
+    """The result of `verify` for B examples.
 
-    status: of each "certified", "attacked", "unknown", "timeout" or "out of memory".
+    status: of each example "certified", "falsified", "unknown", "timeout" or "out of memory".
     lower: [B, K] in float64, proved lower bounds of the specification over the region.
-    counterexample: [B, ...] in float64, where attacked a point of the region at which a row is proved to be negative;
-        not a number elsewhere.
-    branches: [B], how many leaves were bounded.
-    certificates: of each example, where certificates were wanted and linear bounds did not do, what
-        `cerdeq.branch.leaves.certificate` says of its leaves; else empty.
+    counterexample: [B, ...] in float64: if falsified, a point of the region at which a row is proved to be negative;
+        else NaN.
+    branches: [B], the number of leaves that were bounded.
+    certificates: of each example `cerdeq.branch.leaves.certificate_tensors` of its leaves; empty if certificates were
+        not question for or if linear bounds were enough.
     """
 
     status: list[str]
@@ -43,58 +43,68 @@ def verify(
     model: nn.Module, region: Box, spec: Tensor, seconds: float | None = 60.0, branches: int | None = None,
     certificates: bool = False,
 ) -> Verification:  # fmt: skip
-    """Whether all rows of `spec` [B, K, N], applied to the model's outputs, are positive for all inputs in `region`.
+    """Decide whether all rows of `spec`, applied to the model's outputs, are positive for all inputs in `region`.
 
-    An example is certified when a lower bound above 0 is proved of each row, in float64 with rounding counted outwards,
-    attacked when a point of the region is proved to make one negative. seconds, branches: what an example may take once
-    linear bounds leave it open; the bounding under way ends first. certificates: whether to keep them. Raises
-    ValueError where neither seconds nor branches is given, and as `bound` does.
+    An example is certified when a lower bound above 0 is proved for each row, in float64 with rounding counted
+    outwards. It is falsified when a point of the region is proved to make a row negative.
+
+    Args:
+        model: as in `bound`.
+        region: the inputs, a Box [B, ...].
+        spec: [B, K, N], rows of coefficients of the N outputs.
+        seconds, branches: limits of each example that linear bounds do not certify. A step that has begun is finished.
+        certificates: whether to return certificates.
+
+    Raises:
+        ValueError: if neither seconds nor branches is given, and as `bound` does.
     """
     if seconds is None and branches is None:
-        raise ValueError("give seconds, branches or both: branch and bound may go on for ever")
+        raise ValueError("verify needs a limit: give seconds, branches or both")
     check_question(model, region, spec)
-    with torch.inference_mode(False), torch.no_grad():  # and nothing of the caller's that was made in inference mode
+    with torch.inference_mode(False), torch.no_grad():  # on copies: the caller may have made tensors in inference mode
         wide = copy.deepcopy(model).double()
         x = Interval(region.center.clone().double(), region.radius.clone().double())
-        return _verified(wide, x, spec.clone().double(), seconds, branches, certificates)
+        return _verify_copies(wide, x, spec.clone().double(), seconds, branches, certificates)
 
 
-def _verified(
+def _verify_copies(
     wide: nn.Module, x: Interval, spec: Tensor, seconds: float | None, branches: int | None, certificates: bool
 ) -> Verification:
     program, narrow = trace(wide, linear=True), in_float32(wide, linear=True)
     lower = lower_bounds(program, x, spec, "crown-ibp", target=0.0, narrow=narrow)
     refuse_another_function(wide, program, x.center)
     status = [CERTIFIED] * len(spec)
-    points, used = torch.full_like(x.center, torch.nan), torch.zeros(len(spec), dtype=torch.long)
-    known: list[dict[str, Tensor]] = [{} for _ in status]
+    points, branches_used = torch.full_like(x.center, torch.nan), torch.zeros(len(spec), dtype=torch.long)
+    tensors: list[dict[str, Tensor]] = [{} for _ in status]
     for example in (~(lower > 0).all(1)).nonzero()[:, 0].tolist():
         one, budget = slice(example, example + 1), Budget(seconds, branches)
         decision = decide_one(program, narrow, x.of(one), spec[one], lower[example], budget, certificates)
-        status[example], lower[example], used[example] = decision.status, decision.lower, budget.used
-        known[example] = decision.certificate
+        status[example], lower[example], branches_used[example] = decision.status, decision.lower, budget.used
+        tensors[example] = decision.certificate
         if decision.point is not None:
             points[example] = decision.point[0]
-    return Verification(status, lower, points, used, known)
+    return Verification(status, lower, points, branches_used, tensors)
 
 
 def decide_one(
     program: Program, narrow: Program | None, x: Interval, spec: Tensor, lower: Tensor, budget: Budget,
     certified: bool = False,
 ) -> Decision:  # fmt: skip
-    """Branch and bound of one example, over boxes that CROWN has tightened.
+    """Run branch and bound on one example, over boxes that CROWN tightens.
 
-    x: [1, ...] and spec [1, K, N], float64; lower: [K], what is proved so far. certified: whether a certificate
-    is wanted.
+    x: [1, ...] and spec [1, K, N], float64. lower: [K], the bounds proved so far. certified: whether to return a
+    certificate.
     """
     memory = default_memory(x.center.device)
     try:
         with counted_rounding(x.center.device.type):
-            asked = Question(program, values_of(program, x, Context(sound=True)), spec, 0.0, memory, narrow)
-            tight = tightened(asked, program if narrow is None else narrow)
-            lower = tight.raised(lower[None].clone(), linear)[0]
-            proof = Side(program, tight.values, spec[0])
-            search = proof if narrow is None else Side(narrow, rounded(narrow, tight.values), spec[0].float())
+            question = Question(program, values_of(program, x, Context(sound=True)), spec, 0.0, memory, narrow)
+            tightened_values = tightened(question, program if narrow is None else narrow)
+            lower = tightened_values.raised(lower[None].clone(), linear)[0]
+            proof = Problem(program, tightened_values.values, spec[0])
+            search = (
+                proof if narrow is None else Problem(narrow, rounded(narrow, tightened_values.values), spec[0].float())
+            )
             return decide(proof, search, lower, budget, memory, certified)
     except PrecisionError:
         if narrow is None:

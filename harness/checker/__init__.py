@@ -1,1 +1,1 @@
-"""A second opinion on verdicts, in NumPy: all that it shares with training and judging is what networks are."""
+"""Prove verdicts again in NumPy. The package shares no arithmetic with training, bounds and evaluation."""

@@ -1,15 +1,16 @@
-"""Certificates of examples, the leaves of branch and bound: read, refused where malformed, and spread over neurons.
+"""Read and check certificates: the leaves of branch and bound by which an example is proved.
 
-`certificates.safetensors` holds for an example, by its index in the test set:
+`certificates.safetensors` holds these tensors for each example, by its index in the test set:
 
-    {index}/row                 int16 [L]     the margin's row (over the other classes in order) of each leaf
-    {index}/{step}/neurons      int32 [U]     places in the activation's pre-activation, flat
-    {index}/{step}/slopes       uint8 [L, U]  free lower slopes, of 255; of neurons not listed, the default
-    {index}/{step}/signs        int8 [L, U]   1 or -1: the leaf is where sign p >= 0; 0: not split
-    {index}/{step}/multipliers  float32 [L, U]  at least 0, of each split
-    {index}/{step}/kept         uint8 [L, N]  of equilibria, where there: factors of the multiplier iteration
+    {index}/row                 int16 [L]     row of the margin, over the other classes in order, of each leaf
+    {index}/{step}/neurons      int32 [U]     flat indices into the activation's pre-activation
+    {index}/{step}/slopes       uint8 [L, U]  free lower slopes times 255; other neurons have the default
+    {index}/{step}/signs        int8 [L, U]   1 or -1: the leaf is where sign * p >= 0; 0: not split
+    {index}/{step}/multipliers  float32 [L, U]  of each split, at least 0
+    {index}/{step}/kept         uint8 [L, N]  optional, for equilibria: factors of the multiplier iteration
 
-Nothing here is believed: slopes, multipliers and factors are sound whatever they are, and leaves must cover their row.
+The checker trusts none of them: any slope, factor and multiplier of at least 0 is sound, and it checks that the leaves
+of a row cover the whole box.
 """
 
 from collections import defaultdict
@@ -32,23 +33,23 @@ Tensors = dict[str, Array]
 
 
 class RefusedError(Exception):
-    """The certificate is not one; the message says why."""
+    """The certificate is malformed or incomplete; the message says why."""
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """An example's: rows [L], and by step what leaves choose there, its tensors by their fields."""
+    """The certificate of one example. rows: [L], of each leaf. steps: by name, a step's tensors by their field."""
 
     rows: Array
     steps: dict[str, Tensors]
 
-    def leaves(self, chosen: Array, shapes: dict[str, tuple[int, ...]]) -> dict[str, Leaves]:
-        """What the chosen leaves, by their numbers, choose at each step, whose pre-activation is of that shape."""
-        return {step: _spread(fields, chosen, shapes[step]) for step, fields in self.steps.items()}
+    def leaves(self, leaf_numbers: Array, shapes: dict[str, tuple[int, ...]]) -> dict[str, Leaves]:
+        """Return the choices of the leaves with these numbers at each step. shapes: of the steps' pre-activations."""
+        return {step: _spread(fields, leaf_numbers, shapes[step]) for step, fields in self.steps.items()}
 
 
 def read(path: Path) -> dict[int, Tensors]:
-    """The tensors of every example, by the rest of their names; none where there is no file. Raises InputError."""
+    """Return the tensors of every example, by the rest of their names; empty if there is no file. Raises InputError."""
     if not path.exists():
         return {}
     try:
@@ -59,40 +60,45 @@ def read(path: Path) -> dict[int, Tensors]:
     for name, tensor in tensors.items():
         index, _, rest = name.partition("/")
         if not index.isdecimal() or not rest:
-            raise InputError(f"{path} cannot be read: it holds {name!r}")
+            raise InputError(f"{path} cannot be read: found a tensor {name!r}, allowed: {{index}}/...")
         examples[int(index)][rest] = tensor
     return dict(examples)
 
 
-def checked(tensors: Tensors, shapes: dict[str, tuple[int, ...]], margins: int) -> Certificate:
-    """The certificate that is in an example's tensors. Raises RefusedError.
+def check_certificate(tensors: Tensors, shapes: dict[str, tuple[int, ...]], margins: int) -> Certificate:
+    """Check an example's tensors and return the certificate that they hold.
 
-    shapes: of the pre-activation at each step that may be named. margins: how many rows there are.
+    Args:
+        shapes: of the pre-activation of each activation, by the step's name.
+        margins: the number of rows.
+
+    Raises:
+        RefusedError: if a tensor is malformed or the leaves of a row do not cover it.
     """
     rows = tensors.get(ROW, np.zeros(0))
-    _require(rows.dtype == np.int16 and rows.ndim == 1 and len(rows) > 0, "no row of each leaf")
-    _require(bool(((rows >= 0) & (rows < margins)).all()), "a leaf of a margin that is not there")
+    _require(rows.dtype == np.int16 and rows.ndim == 1 and len(rows) > 0, "it has no tensor of rows, int16 [L]")
+    _require(bool(((rows >= 0) & (rows < margins)).all()), f"a leaf has a row that is not in 0 to {margins - 1}")
     steps = defaultdict[str, Tensors](dict)
     for name, tensor in tensors.items():
         if name != ROW:
             step, _, field = name.rpartition("/")
-            _require(step in shapes and field in _TYPES, f"{name} is of nothing in the network")
-            _require(tensor.dtype == _TYPES[field], f"{name} is of another type")
+            _require(step in shapes and field in _TYPES, f"{name} names no activation of the network, or no field")
+            _require(tensor.dtype == _TYPES[field], f"{name} is {tensor.dtype}, expected {np.dtype(_TYPES[field])}")
             steps[step][field] = tensor
     for step, fields in steps.items():
         _check_step(step, fields, len(rows), int(np.prod(shapes[step])))
     signs = [fields[SIGNS] for fields in steps.values()]
     splits = np.concatenate(signs, axis=1) if signs else np.zeros((len(rows), 0))
     for row in np.unique(rows):
-        _require(complete(splits[rows == row]), f"the leaves of row {row} do not cover it")
+        _require(covers_everything(splits[rows == row]), f"the leaves of row {row} do not cover it")
     return Certificate(rows, dict(steps))
 
 
-def complete(splits: Array) -> bool:
-    """Whether leaves cover everything: [L, n] signs of the n neurons that are split anywhere.
+def covers_everything(splits: Array) -> bool:
+    """Return whether leaves cover all inputs. splits: [L, n], their signs of the n neurons that are split anywhere.
 
-    One leaf without splits does; and leaves that all split some neuron do, where those on either side of it do. Which
-    neuron is taken first makes no difference: a tree restricted to one side of any neuron is a tree.
+    One leaf without splits covers them. Leaves that all split one neuron cover them if those on either side of it cover
+    that side. The order of neurons does not matter: a tree restricted to one side of a neuron is a tree.
     """
     groups = [splits]
     while groups:
@@ -109,26 +115,32 @@ def complete(splits: Array) -> bool:
 
 def _check_step(step: str, fields: Tensors, leaves: int, size: int) -> None:
     neurons = fields.get(NEURONS, np.zeros(0))
-    _require({NEURONS, SLOPES, SIGNS, MULTIPLIERS} <= fields.keys(), f"{step} lacks a tensor")
-    _require(neurons.ndim == 1 and len(np.unique(neurons)) == len(neurons), f"{step} lists a neuron twice")
-    _require(bool(((neurons >= 0) & (neurons < size)).all()), f"{step} lists a neuron that is not there")
+    _require(
+        {NEURONS, SLOPES, SIGNS, MULTIPLIERS} <= fields.keys(),
+        f"{step}: a tensor is missing",
+    )
+    _require(neurons.ndim == 1 and len(np.unique(neurons)) == len(neurons), f"{step}: a neuron is listed twice")
+    _require(bool(((neurons >= 0) & (neurons < size)).all()), f"{step}: a neuron is not in 0 to {size - 1}")
     for field in (SLOPES, SIGNS, MULTIPLIERS):
-        _require(fields[field].shape == (leaves, len(neurons)), f"{step}'s {field} are of another shape")
-    _require(fields[KEPT].shape == (leaves, size) if KEPT in fields else True, f"{step}'s {KEPT} is of another shape")
-    _require(bool(np.isin(fields[SIGNS], (-1, 0, 1)).all()), f"{step} has a sign that is none")
+        expected = leaves, len(neurons)
+        _require(fields[field].shape == expected, f"{step}: {field} have another shape than {expected}")
+    kept_fits = KEPT not in fields or fields[KEPT].shape == (leaves, size)
+    _require(kept_fits, f"{step}: {KEPT} has another shape than {(leaves, size)}")
+    _require(bool(np.isin(fields[SIGNS], (-1, 0, 1)).all()), f"{step}: a sign is not -1, 0 or 1")
     multipliers = fields[MULTIPLIERS]
-    _require(bool((np.isfinite(multipliers) & (multipliers >= 0)).all()), f"{step} has a multiplier below 0, or none")
+    allowed = np.isfinite(multipliers) & (multipliers >= 0)
+    _require(bool(allowed.all()), f"{step}: a multiplier is below 0 or not finite")
 
 
-def _spread(fields: Tensors, chosen: Array, shape: tuple[int, ...]) -> Leaves:
+def _spread(fields: Tensors, leaf_numbers: Array, shape: tuple[int, ...]) -> Leaves:
     def full(field: str, default: float, scale: float = 1.0) -> Array:
-        whole = np.full((len(chosen), int(np.prod(shape))), default, dtype=np.float64)
-        whole[:, fields[NEURONS]] = fields[field][chosen] / scale
-        return whole.reshape(-1, *shape)
+        values = np.full((len(leaf_numbers), int(np.prod(shape))), default, dtype=np.float64)
+        values[:, fields[NEURONS]] = fields[field][leaf_numbers] / scale
+        return values.reshape(-1, *shape)
 
     kept = np.ones((1, *shape))
     if KEPT in fields:
-        kept = 1 - _SPARE * (1 - fields[KEPT][chosen].reshape(-1, *shape) / 255)
+        kept = 1 - _SPARE * (1 - fields[KEPT][leaf_numbers].reshape(-1, *shape) / 255)
     return Leaves(full(SLOPES, np.nan, 255), full(SIGNS, 0), full(MULTIPLIERS, 0), kept)
 
 

@@ -1,7 +1,7 @@
-"""The box of z = relu(W z + h), proved: W contracts in some weighted norm, and the box maps into itself.
+"""Prove a box of z = relu(W z + h): W contracts in a weighted norm, and the interval map takes the box into itself.
 
-With |W| v < v for a v > 0, z is unique for every h (Collatz and Wielandt); a box that the interval map takes into
-itself holds a fixed point for every h of its box (Brouwer), which is that one.
+If |W| v < v for some v > 0, z is unique for every h (Collatz and Wielandt). A box that the interval map takes into
+itself contains a fixed point for every h of its box (Brouwer), and that is z.
 """
 
 import numpy as np
@@ -9,35 +9,38 @@ import torch
 import torch.nn.functional as F
 
 from harness.checker import boxes
-from harness.checker.boxes import SLACK, TINY, Array, Box, U, affine, between, inside, intersected, relu, rounded
+from harness.checker.boxes import SLACK, TINY, Array, Box, U, affine, between, inside, intersect, relu, rounded
 
 _POWER, _GUESSES, _FINAL = 1000, 2000, 4
-_CLOSE = {torch.float32: 1e-6, torch.float64: 1e-11}  # how little a guess moves at last, over its size
+_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-11}  # the relative change at which the iteration of a guess ends
 
 
 class NotProvedError(Exception):
-    """rho(|W|) < 1 could not be proved: there may be no equilibrium, or many."""
+    """rho(|W|) < 1 could not be proved: there may be no equilibrium, or several."""
 
 
 def equilibrium(weight: Array, h: Box) -> Box:
-    """The box of z for every h in the box [B, C, ...]; radius infinity where none is proved. Raises NotProvedError."""
+    """Return a box of z for every h in the box [B, C, ...]; its radius is infinite where none is proved.
+
+    Raises NotProvedError if W has no proof of contraction.
+    """
     v, room = contraction(weight)
     shape = (1, -1, *[1] * (h.center.ndim - 2))
     v, room = v.reshape(shape), room.reshape(shape)
     z = _guess(weight, h)
-    z = Box(z.center, z.radius + _times(_excess(_map(weight, h, z), z) / room, v))
+    z = Box(z.center, z.radius + _scale_by_largest(_excess(_map(weight, h, z), z) / room, v))
     proved = inside(_map(weight, h, z), z)
     if not proved.all():
-        whole = _times(np.maximum(h.upper, 0) / room, v)
-        closed = Box(whole / 2, whole / 2)
-        z = _chosen(proved, z, closed)
+        largest_z = _scale_by_largest(np.maximum(h.upper, 0) / room, v)
+        closed_form = Box(largest_z / 2, largest_z / 2)
+        z = _select(proved, z, closed_form)
         proved = proved | inside(_map(weight, h, z), z)
-    z = contracted(weight, h, z)
-    return _chosen(proved, z, Box(z.center, np.full_like(z.radius, np.inf)))
+    z = tighten_by_map(weight, h, z)
+    return _select(proved, z, Box(z.center, np.full_like(z.radius, np.inf)))
 
 
 def contraction(weight: Array) -> tuple[Array, Array]:
-    """v [C] > 0 and at most v - |W| v, above 0. Raises NotProvedError where none is found."""
+    """Return v [C] > 0 and a lower bound of v - |W| v, above 0. Raises NotProvedError if none is found."""
     matrix = np.abs(weight).reshape(*weight.shape[:2], -1).sum(2)
     if not np.isfinite(matrix).all():
         raise NotProvedError("W is not finite")
@@ -50,53 +53,53 @@ def contraction(weight: Array) -> tuple[Array, Array]:
     image = (matrix @ v) * (1 + SLACK * terms * U) + terms * TINY
     room = (v - image) * (1 - SLACK * U) - SLACK * U * v
     if not (np.isfinite(v).all() and (v > 0).all() and (room > 0).all()):
-        raise NotProvedError(f"rho(|W|) < 1 has no proof: at best {np.max(image / v):.6f}")
+        raise NotProvedError(f"rho(|W|) < 1 is not proved: the bound is {np.max(image / v):.6f}")
     return v, room
 
 
 def preactivation(weight: Array, h: Box, z: Box) -> Box:
-    """The box of p = W z + h, over boxes of z and h. At an equilibrium z = relu(p): p lies within z's ends, too."""
-    p = _before(weight, h, z)
-    return intersected(p, between(np.where(z.lower > 0, z.lower, p.lower), z.upper))
+    """Return the box of p = W z + h over boxes of z and h. As z = relu(p), the ends of z bound p, too."""
+    p = _preactivation_box(weight, h, z)
+    return intersect(p, between(np.where(z.lower > 0, z.lower, p.lower), z.upper))
 
 
-def contracted(weight: Array, h: Box, z: Box) -> Box:
-    """A box that holds every equilibrium that z holds: z within its own image, a few times."""
+def tighten_by_map(weight: Array, h: Box, z: Box) -> Box:
+    """Intersect a box of z with its image under the map, a few times. It still contains every equilibrium in z."""
     for _ in range(_FINAL):
-        z = intersected(z, _map(weight, h, z))
+        z = intersect(z, _map(weight, h, z))
     return z
 
 
-def recurrent(weight: Array, z: Array) -> Array:
-    """W z, for z [B, ...]."""
-    return z @ weight.T if weight.ndim == 2 else boxes.convolved(weight, z, 1, weight.shape[-1] // 2)
+def apply_recurrence(weight: Array, z: Array) -> Array:
+    """Return W z for z [B, ...]."""
+    return z @ weight.T if weight.ndim == 2 else boxes.convolve(weight, z, 1, weight.shape[-1] // 2)
 
 
-def recurrent_back(weight: Array, a: Array) -> Array:
-    """W^T a, for coefficients a [K, ...] of W z."""
-    return a @ weight if weight.ndim == 2 else boxes.convolved_back(weight, a, a.shape[1:], 1, weight.shape[-1] // 2)
+def apply_recurrence_back(weight: Array, a: Array) -> Array:
+    """Return W^T a for coefficients a [K, ...] of W z."""
+    return a @ weight if weight.ndim == 2 else boxes.convolve_back(weight, a, a.shape[1:], 1, weight.shape[-1] // 2)
 
 
-def _before(weight: Array, h: Box, z: Box) -> Box:
-    wz = affine(z, weight, None, recurrent, weight[0].size)
+def _preactivation_box(weight: Array, h: Box, z: Box) -> Box:
+    wz = affine(z, weight, None, apply_recurrence, weight[0].size)
     return rounded(wz.center + h.center, wz.radius + h.radius, 1, np.abs(wz.center) + np.abs(h.center))
 
 
 def _map(weight: Array, h: Box, z: Box) -> Box:
-    """The box of relu(W z + h)."""
-    return relu(_before(weight, h, z))
+    """Return the box of relu(W z + h)."""
+    return relu(_preactivation_box(weight, h, z))
 
 
 def _guess(weight: Array, h: Box) -> Box:
-    """About the interval equilibrium, by plain iteration: nothing of it is trusted.
+    """Guess the interval equilibrium by plain iteration. Any guess is sound, since the box is proved afterwards.
 
-    First in float32, which is fast, then in float64: what is missed grows by 1 / (1 - rho(|W|)) as the box is proved.
+    First in float32, which is fast, then in float64: the proof multiplies the guess's error by 1 / (1 - rho(|W|)).
     """
     start = Box(np.maximum(h.center, 0), np.zeros_like(h.radius))
-    return _iterated(weight, h, _iterated(weight, h, start, torch.float32), torch.float64)
+    return _iterate(weight, h, _iterate(weight, h, start, torch.float32), torch.float64)
 
 
-def _iterated(weight: Array, h: Box, start: Box, dtype: torch.dtype) -> Box:
+def _iterate(weight: Array, h: Box, start: Box, dtype: torch.dtype) -> Box:
     w, c, r, center, radius = (
         torch.from_numpy(a).to(dtype) for a in (weight, h.center, h.radius, start.center, start.radius)
     )
@@ -108,25 +111,25 @@ def _iterated(weight: Array, h: Box, start: Box, dtype: torch.dtype) -> Box:
         middle, reach = product(w, center) + c, product(w.abs(), radius) + r
         half = torch.relu(middle + reach) / 2
         new = torch.where(middle >= reach, middle, half), torch.where(middle >= reach, reach, half)
-        moved = max(float((a - b).abs().max()) for a, b in zip(new, (center, radius), strict=True))
+        change = max(float((a - b).abs().max()) for a, b in zip(new, (center, radius), strict=True))
         (center, radius), size = new, float(half.max())
-        if not moved > _CLOSE[dtype] * size:
+        if not change > _TOLERANCE[dtype] * size:
             break
     return Box(center.double().numpy(), radius.double().numpy())
 
 
 def _excess(inner: Box, outer: Box) -> Array:
-    """How far `inner` sticks out of `outer`, and a little more, [B, ...]."""
+    """Return a bit more than how far `inner` extends beyond `outer`, [B, ...]."""
     reach = np.abs(inner.center - outer.center) + inner.radius
     return np.maximum(reach - outer.radius, 0) * (1 + 1e-6) + 1e-12 * (reach + np.abs(inner.center))
 
 
-def _times(multiples: Array, v: Array) -> Array:
-    """The largest multiple of each example, times v, rounded up by more than `inside` asks for."""
-    most = multiples.reshape(len(multiples), -1).max(1).reshape(-1, *[1] * (multiples.ndim - 1))
-    return most * v * (1 + 1e-9) + 4 * TINY + np.zeros_like(multiples)
+def _scale_by_largest(multiples: Array, v: Array) -> Array:
+    """Return each example's largest multiple times v, rounded up by more than `inside` needs."""
+    largest = multiples.reshape(len(multiples), -1).max(1).reshape(-1, *[1] * (multiples.ndim - 1))
+    return largest * v * (1 + 1e-9) + 4 * TINY + np.zeros_like(multiples)
 
 
-def _chosen(choose: Array, a: Box, b: Box) -> Box:
+def _select(choose: Array, a: Box, b: Box) -> Box:
     mask = choose.reshape(-1, *[1] * (a.center.ndim - 1))
     return Box(np.where(mask, a.center, b.center), np.where(mask, a.radius, b.radius))

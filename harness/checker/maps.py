@@ -1,4 +1,4 @@
-"""The affine steps of a network, each with what bounds need of it: its box, and its coefficients from behind."""
+"""The affine steps of a network: boxes of their results, and their transposes for linear bounds."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,24 +7,25 @@ import numpy as np
 import torch
 from torch import nn
 
-from harness.checker.boxes import Array, Box, affine, convolved, convolved_back, rounded, scaled
+from harness.checker.boxes import Array, Box, affine, convolve, convolve_back, normalise, rounded
 from harness.errors import InputError
 
 Shape = tuple[int, ...]
 
 
 class UnknownLayerError(InputError):
-    """The network has a layer that is not rechecked."""
+    """The network has a layer that the checker has no rule for."""
 
 
 @dataclass(frozen=True)
 class Map:
     """y = W x + b, where x is one value or several, [1 or B, *shape] each.
 
-    box: of y, from those of x.
-    back: coefficients A [K, *shape of y] and the shapes of x -> about A W, [K, *shape of x] for each.
-    size: at least |W| m + |b|, and the sizes of all that b was made of, from m [1, *shape] with |x| <= m.
-    offset: about b, to broadcast. terms: the roundings that an element of A W and of b has seen.
+    box: from boxes of x to the box of y.
+    back: from coefficients A [K, *shape of y] and the shapes of x to about A W, [K, *shape of x] for each.
+    size: from m [1, *shape], |x| <= m, to at least |W| m + |b| and the magnitudes of all that b was computed from.
+    offset: about b, to be broadcast.
+    terms: the number of roundings in an element of A W and of b.
     """
 
     box: Callable[..., Box]
@@ -35,17 +36,17 @@ class Map:
 
 
 def array(tensor: torch.Tensor) -> Array:
-    """The very same numbers in float64."""
+    """Return the same numbers in float64."""
     return tensor.detach().double().numpy()
 
 
 def matrix(weight: Array, x: Array) -> Array:
-    """The products of a matrix with rows x [B, N]."""
+    """Return the products of a matrix with rows x [B, N]."""
     return x @ weight.T
 
 
 def linear(layer: nn.Linear) -> Map:
-    """A fully connected layer."""
+    """Return the map of a fully connected layer."""
     weight, bias = array(layer.weight), _bias(layer)
     return Map(
         lambda x: affine(x, weight, bias, matrix, layer.in_features),
@@ -57,7 +58,7 @@ def linear(layer: nn.Linear) -> Map:
 
 
 def convolution(layer: nn.Conv2d) -> Map:
-    """A square convolution with zero padding."""
+    """Return the map of a square convolution with zero padding."""
     (stride, across), (kernel, wide), padding = layer.stride, layer.kernel_size, layer.padding
     square = (stride, kernel, padding) == (across, wide, (padding[0], padding[0]))
     if not square or layer.dilation != (1, 1) or layer.padding_mode != "zeros":
@@ -65,11 +66,11 @@ def convolution(layer: nn.Conv2d) -> Map:
     weight, bias, geometry = array(layer.weight), _bias(layer, 1, 1), (stride, int(padding[0]), layer.groups)
 
     def apply(w: Array, values: Array) -> Array:
-        return convolved(w, values, *geometry)
+        return convolve(w, values, *geometry)
 
     return Map(
         lambda x: affine(x, weight, bias, apply, weight[0].size),
-        lambda a, shapes: (convolved_back(weight, a, shapes[0], *geometry),),
+        lambda a, shapes: (convolve_back(weight, a, shapes[0], *geometry),),
         lambda m: apply(np.abs(weight), m) + np.abs(bias),
         bias,
         weight[:, 0].size + kernel**2,
@@ -77,7 +78,7 @@ def convolution(layer: nn.Conv2d) -> Map:
 
 
 def batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d) -> Map:
-    """Batch norm by running statistics."""
+    """Return the map of batch norm with running statistics."""
     if layer.running_mean is None or layer.running_var is None or not layer.affine:
         raise UnknownLayerError(f"{layer}")
     shape = (-1, 1, 1) if isinstance(layer, nn.BatchNorm2d) else (-1,)
@@ -85,7 +86,7 @@ def batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d) -> Map:
     mean, variance, weight, bias = (array(tensor).reshape(shape) for tensor in numbers)
     factor = weight / np.sqrt(variance + layer.eps)
     return Map(
-        lambda x: scaled(x, mean, variance, layer.eps, weight, bias),
+        lambda x: normalise(x, mean, variance, layer.eps, weight, bias),
         lambda a, shapes: (a * factor,),
         lambda m: (m + np.abs(mean)) * np.abs(factor) + np.abs(bias),
         bias - mean * factor,
@@ -94,27 +95,27 @@ def batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d) -> Map:
 
 
 def pool(layer: nn.AvgPool2d) -> Map:
-    """Averages over squares that do not overlap; odd rows and columns are left out."""
+    """Return the map of average pooling over squares that do not overlap; it drops odd rows and columns."""
     size = layer.kernel_size
     if not isinstance(size, int) or layer.stride != size or layer.padding != 0:
         raise UnknownLayerError(f"{layer}")
-    weight = np.full((1, 1, size, size), 1 / size**2)  # the layer divides: one rounding more
+    weight = np.full((1, 1, size, size), 1 / size**2)  # the layer divides: one more rounding
 
     def apply(kernel: Array, values: Array) -> Array:
         rows, columns = (side // size * size for side in values.shape[2:])
-        flat = values[:, :, :rows, :columns].reshape(-1, 1, rows, columns)
-        return convolved(kernel, flat, size, 0).reshape(*values.shape[:2], rows // size, columns // size)
+        flatten = values[:, :, :rows, :columns].reshape(-1, 1, rows, columns)
+        return convolve(kernel, flatten, size, 0).reshape(*values.shape[:2], rows // size, columns // size)
 
     def back(a: Array, shapes: list[Shape]) -> tuple[Array]:
         spread = (a / size**2).repeat(size, axis=2).repeat(size, axis=3)
-        left = [(0, whole - part) for whole, part in zip(shapes[0][1:], spread.shape[2:], strict=True)]
+        left = [(0, concatenated - part) for concatenated, part in zip(shapes[0][1:], spread.shape[2:], strict=True)]
         return (np.pad(spread, ((0, 0), (0, 0), *left)),)
 
     return Map(lambda x: affine(x, weight, None, apply, size**2 + 2), back, lambda m: apply(weight, m), np.zeros(()), 2)
 
 
-def flat(layer: nn.Flatten) -> Map:
-    """All of an example's numbers in a row."""
+def flatten(layer: nn.Flatten) -> Map:
+    """Return the map that flattens each example."""
     if (layer.start_dim, layer.end_dim) != (1, -1):
         raise UnknownLayerError(f"{layer}")
 
@@ -130,8 +131,8 @@ def flat(layer: nn.Flatten) -> Map:
     )
 
 
-def moved(constant: Array) -> Map:
-    """x + constant."""
+def add_constant(constant: Array) -> Map:
+    """Return the map x + constant."""
     return Map(
         lambda x: rounded(x.center + constant, x.radius, 1, np.abs(x.center) + np.abs(constant)),
         lambda a, shapes: (a,),
@@ -141,8 +142,8 @@ def moved(constant: Array) -> Map:
     )
 
 
-def divided(constant: Array) -> Map:
-    """x / constant."""
+def divide_by_constant(constant: Array) -> Map:
+    """Return the map x / constant."""
     return Map(
         lambda x: rounded(x.center / constant, x.radius / np.abs(constant)),
         lambda a, shapes: (a / constant,),
@@ -152,8 +153,8 @@ def divided(constant: Array) -> Map:
     )
 
 
-def added() -> Map:
-    """The sum of two values."""
+def add_values() -> Map:
+    """Return the map that adds two values."""
     return Map(
         lambda a, b: rounded(a.center + b.center, a.radius + b.radius, 1, np.abs(a.center) + np.abs(b.center)),
         lambda a, shapes: (a, a),
@@ -163,20 +164,20 @@ def added() -> Map:
     )
 
 
-def joined(dim: int) -> Map:
-    """Values side by side along `dim`, counted from the batch's."""
+def concatenate(dim: int) -> Map:
+    """Return the map that concatenates values along `dim`; dimension 0 is the batch."""
 
     def back(a: Array, shapes: list[Shape]) -> tuple[Array, ...]:
         ends = np.cumsum([shape[dim - 1] for shape in shapes])
         return tuple(np.split(a, ends[:-1], axis=dim))
 
-    def whole(*parts: Array) -> Array:
+    def concatenated(*parts: Array) -> Array:
         return np.concatenate(parts, dim)
 
     return Map(
-        lambda *parts: Box(whole(*[x.center for x in parts]), whole(*[x.radius for x in parts])),
+        lambda *parts: Box(concatenated(*[x.center for x in parts]), concatenated(*[x.radius for x in parts])),
         back,
-        whole,
+        concatenated,
         np.zeros(()),
         0,
     )

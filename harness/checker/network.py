@@ -1,4 +1,4 @@
-"""A network as a list of steps, and its margins over boxes of images by intervals: torch.fx says which layers."""
+"""A network as a list of steps, found by torch.fx, and its margins over boxes of images by intervals."""
 
 import operator
 from collections.abc import Callable
@@ -18,31 +18,34 @@ from harness.checker.maps import Map, UnknownLayerError, array
 
 @dataclass(frozen=True)
 class Activation:
-    """z = relu(W z + h); weight: W, None for 0, which makes it an ordinary ReLU of h."""
+    """z = relu(W z + h). weight: W, or None for 0: an ordinary ReLU of h."""
 
     weight: Array | None
 
 
 @dataclass(frozen=True)
 class Step:
-    """name: the module's path, or what torch.fx calls a function; with .2, .3 where used again.
-    sources: the numbers of the values it takes. Value 0 is the images, value i + 1 the result of step i."""
+    """One step. Value 0 are the images, value i + 1 is the result of step i.
+
+    name: the module's path or torch.fx's name of a function; with .2, .3 if it is used again.
+    sources: the numbers of the values that it takes.
+    """
 
     name: str
-    does: Map | Activation
+    operation: Map | Activation
     sources: tuple[int, ...]
 
 
 class Network:
-    """A network, in evaluation mode, whose first input is images [B, C, H, W] and whose last layer is linear.
+    """A network in evaluation mode that takes images [B, C, H, W] and ends in a linear layer.
 
-    Raises UnknownLayerError for what has no rule here.
+    Raises UnknownLayerError for a layer or operator without a rule.
     """
 
     def __init__(self, model: nn.Module):
         nodes = list(_Tracer().trace(model).nodes)
         modules, constants = dict(model.named_modules()), dict[fx.Node, Array]()
-        numbers, taken, self.steps = dict[fx.Node, int](), set[str](), list[Step]()
+        numbers, used_names, self.steps = dict[fx.Node, int](), set[str](), list[Step]()
         for node in nodes[:-1]:
             if node.op == "get_attr":
                 constants[node] = array(operator.attrgetter(str(node.target))(model))
@@ -50,9 +53,11 @@ class Network:
             if node.op == "placeholder" and numbers:
                 raise UnknownLayerError(f"{node.name}, a second input,")
             if node.op != "placeholder":
-                does, given = _rule(node, modules, constants)
+                operation, sources = _operation_of(node, modules, constants)
                 name = str(node.target) if node.op == "call_module" else node.name
-                self.steps.append(Step(_unused(name, taken), does, tuple(numbers[source] for source in given)))
+                self.steps.append(
+                    Step(_unused_name(name, used_names), operation, tuple(numbers[source] for source in sources))
+                )
             numbers[node] = len(self.steps)
         classifier = modules.get(str(nodes[-2].target))
         if not isinstance(classifier, nn.Linear) or nodes[-1].all_input_nodes != [nodes[-2]]:
@@ -61,15 +66,15 @@ class Network:
         self.weight, self.bias = array(classifier.weight), array(bias)
 
     def margins(self, images: Box, labels: Array) -> Array:
-        """Lower bounds of the margins over every other class, [B, K - 1]: those of all images in the boxes."""
+        """Return lower bounds of the margins over every other class, [B, K - 1], for all images in the boxes."""
         return self.margins_of(self.boxes(images)[self.steps[-1].sources[0]], labels)
 
     def margins_of(self, features: Box, labels: Array) -> Array:
-        """`margins` from boxes of what the classifier is given."""
+        """Return `margins` from boxes of the last layer's inputs."""
         return self._margin_ends(features, labels)[0]
 
-    def breaks(self, image: Box, label: int) -> bool:
-        """Whether some margin is proved to be below 0 for all images in the box [1, C, H, W]."""
+    def falsifies(self, image: Box, label: int) -> bool:
+        """Return whether some margin is proved to be below 0 for all images in the box [1, C, H, W]."""
         features = self.boxes(image)[self.steps[-1].sources[0]]
         return bool((self._margin_ends(features, np.array([label]))[1] < 0).any())
 
@@ -85,18 +90,18 @@ class Network:
         return lower, upper
 
     def boxes(self, images: Box) -> list[Box]:
-        """The box of every value but the logits, by intervals."""
+        """Return the box of every value but the logits, by intervals."""
         values = [images]
         for step in self.steps[:-1]:
             values.append(result(step, *[values[source] for source in step.sources]))
         return values
 
 
-def result(step: Step, *given: Box) -> Box:
-    """The box of a step's result, from those of the values it takes."""
-    if isinstance(step.does, Map):
-        return step.does.box(*given)
-    return relu(*given) if step.does.weight is None else equilibrium(step.does.weight, *given)
+def result(step: Step, *sources: Box) -> Box:
+    """Return the box of a step's result from the boxes of its sources."""
+    if isinstance(step.operation, Map):
+        return step.operation.box(*sources)
+    return relu(*sources) if step.operation.weight is None else equilibrium(step.operation.weight, *sources)
 
 
 class _Tracer(fx.Tracer):
@@ -104,20 +109,20 @@ class _Tracer(fx.Tracer):
         return isinstance(module, FixedPoint) or super().is_leaf_module(module, name)
 
 
-def _unused(name: str, taken: set[str]) -> str:
-    """`name`, or the first of name.2, name.3 ... that is not `taken` yet; added to those."""
+def _unused_name(name: str, used_names: set[str]) -> str:
+    """Return `name`, or the first of name.2, name.3, ... that is not used yet, and mark it as used."""
     names, number = name, 1
-    while names in taken:
+    while names in used_names:
         number += 1
         names = f"{name}.{number}"
-    taken.add(names)
+    used_names.add(names)
     return names
 
 
-def _rule(
+def _operation_of(
     node: fx.Node, modules: dict[str, nn.Module], constants: dict[fx.Node, Array]
 ) -> tuple[Map | Activation, list[fx.Node]]:
-    """What a node does, and the nodes whose values it takes."""
+    """Return a node's operation, and the nodes whose values it takes."""
     if node.op == "call_module":
         layer = modules[str(node.target)]
         if type(layer) not in _MODULES:
@@ -126,17 +131,17 @@ def _rule(
     args: list[Any] = [constants.get(arg, arg) if isinstance(arg, fx.Node) else arg for arg in node.args]
     match node.target, args:
         case operator.add, [fx.Node(), fx.Node()]:
-            return maps.added(), args
+            return maps.add_values(), args
         case (operator.add, [fx.Node() as x, np.ndarray() as constant]):
-            return maps.moved(constant), [x]
+            return maps.add_constant(constant), [x]
         case (operator.add, [np.ndarray() as constant, fx.Node() as x]):
-            return maps.moved(constant), [x]
+            return maps.add_constant(constant), [x]
         case (operator.sub, [fx.Node() as x, np.ndarray() as constant]):
-            return maps.moved(-constant), [x]
+            return maps.add_constant(-constant), [x]
         case (operator.truediv, [fx.Node() as x, np.ndarray() as constant]):
-            return maps.divided(constant), [x]
+            return maps.divide_by_constant(constant), [x]
         case (torch.cat, [parts, int() as dim]) if dim > 0 and not constants.keys() & set(parts):
-            return maps.joined(dim), list(parts)
+            return maps.concatenate(dim), list(parts)
     raise UnknownLayerError(f"{node.name}, {node.target},")
 
 
@@ -146,8 +151,8 @@ _MODULES: dict[type, Callable[..., Map | Activation]] = {
     nn.BatchNorm1d: maps.batch_norm,
     nn.BatchNorm2d: maps.batch_norm,
     nn.AvgPool2d: maps.pool,
-    nn.Flatten: maps.flat,
-    nn.Identity: lambda layer: maps.moved(np.zeros(())),
+    nn.Flatten: maps.flatten,
+    nn.Identity: lambda layer: maps.add_constant(np.zeros(())),
     nn.ReLU: lambda layer: Activation(None),
     FixedPoint: lambda layer: Activation(array(layer.weight)),
 }

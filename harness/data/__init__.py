@@ -1,6 +1,6 @@
-"""Data sets: found or downloaded, checked, decoded once to uint8, fingerprinted.
+"""Data sets: find or download them, check them, decode them once to uint8, compute their fingerprint.
 
-Which there are, one record each: baselines/datasets.py, since networks are built for them.
+The list of data sets is in baselines/datasets.py, since networks are built for them.
 """
 
 from harness.data.layouts import DataError

@@ -1,8 +1,8 @@
-"""Where the files of a data set lie and how they are read: one function a layout.
+"""Find the files of a data set and read them: one function for each layout.
 
-A layout is a function of a data set's entry and a folder. It returns a Source where the folder holds its files, None
-where it does not, and decodes nothing yet. `find` tries a data set's own layout (ORIGINALS), then Hugging Face-style
-Parquet, in every folder of its entry. A data set that comes as Parquet needs no line here.
+A layout is a function of a data set's entry and a folder. It returns a Source if the folder holds its files, else None.
+It decodes nothing yet. `find` tries a data set's own layout (ORIGINALS), then Hugging Face-style Parquet, in every
+folder of its entry. A data set that comes as Parquet needs no code here.
 """
 
 import gzip
@@ -30,12 +30,12 @@ _FORMATS = ("JPEG", "PNG", "WEBP")
 
 
 class DataError(InputError):
-    """A data set that cannot be used. The message is for the user: which file or folder, what is wrong, what to do."""
+    """A data set cannot be used. The message tells the user which file or folder, what is wrong, and what to do."""
 
 
 @contextmanager
-def naming(where: object) -> Iterator[None]:
-    """Turn whatever a decoder may raise inside into a DataError that names `where`."""
+def name_errors(where: object) -> Iterator[None]:
+    """Turn any exception inside into a DataError that names `where`."""
     try:
         yield
     except DataError:
@@ -46,9 +46,10 @@ def naming(where: object) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Shard:
-    """Files that are read together. `where` names them in errors.
+    """Files that are read together.
 
-    `read` returns images uint8 [N, C, H, W] and integer labels [N], not yet checked against the data set's entry.
+    where: their name in error messages.
+    read: returns images uint8 [N, C, H, W] and integer labels [N], not yet checked.
     """
 
     where: Path
@@ -58,7 +59,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Source:
-    """The shards that were found in a directory, and how many there should be. `directory` None: part of a package."""
+    """The shards in a directory, and how many there should be. directory: None if they are part of a package."""
 
     directory: Path | None
     train: tuple[Shard, ...]
@@ -71,7 +72,7 @@ Layout = Callable[[Dataset, Path], Source | None]
 
 
 def cifar_batches(info: Dataset, folder: Path) -> Source | None:
-    """CIFAR-10 as torchvision keeps it: pickled batches, each checked against the md5 sum of the original."""
+    """Return CIFAR-10 in torchvision's layout: pickled batches, checked against the md5 sums of the originals."""
     base = folder / "cifar-10-batches-py"
     if not base.is_dir():
         return None
@@ -94,7 +95,7 @@ def cifar_batches(info: Dataset, folder: Path) -> Source | None:
 
 
 def idx_files(info: Dataset, folder: Path) -> Source | None:
-    """MNIST as torchvision keeps it: four idx files, plain or gzipped. The folder may be read-only."""
+    """Return MNIST in torchvision's layout: four idx files, plain or gzipped. The folder may be read-only."""
     raw = folder / "MNIST" / "raw"
     if not raw.is_dir():
         return None
@@ -114,8 +115,8 @@ def _plain_or_gzip(path: Path) -> Path:
 
 
 def _read_idx(path: Path) -> np.ndarray:
-    """An idx file of unsigned bytes: two zeros, the type (8), the rank, sizes as big-endian int32, then the values."""
-    with naming(path), (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+    """Read an idx file of unsigned bytes: two zeros, the type (8), the rank, sizes as big-endian int32, the values."""
+    with name_errors(path), (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
         content = file.read()
         if content[:3] != b"\0\0\x08":
             raise DataError(f"{path}: not an idx file of unsigned bytes")
@@ -127,7 +128,7 @@ def image_folders(info: Dataset, folder: Path) -> Source | None:
     """Tiny ImageNet as published: train/<wnid>/images/*.JPEG and val/images with val_annotations.txt.
 
     A label is the wnid's position in the sorted wnids.txt. Train images take turns by class, so that the first n are
-    balanced, validation images keep the order of the annotations.
+    balanced. Validation images keep the order of the annotations.
     """
     wnids, annotations = folder / "wnids.txt", folder / "val" / "val_annotations.txt"
     if not (wnids.is_file() and annotations.is_file() and (folder / "train").is_dir()):
@@ -136,7 +137,7 @@ def image_folders(info: Dataset, folder: Path) -> Source | None:
     rows = [line.split("\t")[:2] for line in annotations.read_text().splitlines()]
     for name in (*labels, *(name for name, _ in rows)):
         if Path(name).name != name:
-            raise DataError(f"{folder}: {name!r} is named, which leads out of its folder")
+            raise DataError(f"{folder}: found the file name {name!r}, which leads out of the folder")
     train = sorted(
         (turn, label, path)
         for wnid, label in labels.items()
@@ -164,7 +165,7 @@ def parquet_shards(info: Dataset, folder: Path) -> Source | None:
 
 
 def _shards(info: Dataset, folder: Path, split: str) -> tuple[tuple[Shard, ...], int]:
-    """The split's shards that are there, in order, and how many there should be (0 where none is there)."""
+    """Return the split's shards that exist, in order, and how many there should be (0 if none exists)."""
     numbered = []
     for path in sorted(folder.glob(f"{split}-*.parquet")):
         if match := re.fullmatch(rf"{split}-(\d+)-of-(\d+)\.parquet", path.name):
@@ -192,13 +193,13 @@ def _read_parquet(info: Dataset, path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _decode(info: Dataset, encoded: Sequence[tuple[object, BytesIO | Path]]) -> np.ndarray:
-    """uint8 [N, C, H, W] of encoded images, each with what to call it in an error; greyscale becomes RGB as needed."""
+    """Decode (name for errors, image) pairs to uint8 [N, C, H, W]; greyscale becomes RGB as needed, and the reverse."""
     channels, height, width = info.shape
     images = np.empty((len(encoded), *info.shape), np.uint8)
-    for index, (where, file) in enumerate(encoded):  # one thread: at these sizes threads only wait for each other's GIL
-        from PIL import Image  # here, since machines that train single trials may lack it
+    for index, (where, file) in enumerate(encoded):  # one thread: for such small images the GIL makes threads useless
+        from PIL import Image  # imported here, since machines that train single trials may lack it
 
-        with naming(where), Image.open(file, formats=_FORMATS) as image:
+        with name_errors(where), Image.open(file, formats=_FORMATS) as image:
             if image.size != (width, height):
                 raise DataError(f"{where}: {image.width} x {image.height} pixels, expected {width} x {height}")
             pixels = np.asarray(image.convert(_MODES[channels]))
@@ -207,7 +208,7 @@ def _decode(info: Dataset, encoded: Sequence[tuple[object, BytesIO | Path]]) -> 
 
 
 def sklearn_digits(info: Dataset, folder: Path) -> Source | None:
-    """scikit-learn's digits, 0..16 scaled to 0..255, every fifth a test image. They come with the package."""
+    """Return scikit-learn's digits, 0..16 scaled to 0..255; every fifth is a test image. They come with the package."""
     package = find_spec("sklearn")
     if package is None or package.origin is None:
         return None
@@ -238,7 +239,7 @@ def _fetch_tiny_imagenet(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Original:
-    """The layout a data set is published in: what it consists of, how it is found, how it is fetched into a folder."""
+    """The layout in which a data set is published. fetch: downloads it into a folder."""
 
     files: str
     layout: Layout
@@ -254,29 +255,29 @@ ORIGINALS = {
 
 
 def find(info: Dataset, root: Path) -> Source | None:
-    """The first layout found in the data set's folders under `root`, then in `root` itself; None where there is none.
+    """Return the first layout in the data set's folders under `root`, or in `root` itself; None if there is none.
 
-    Raises DataError where a layout is there but broken: files missing or unreadable.
+    Raises DataError if a layout is there but files are missing or unreadable.
     """
     original = ORIGINALS.get(info.name)
     layouts = [*([original.layout] if original else []), parquet_shards]
     for folder in _folders(info, root):
         for layout in layouts:
-            with naming(folder):
+            with name_errors(folder):
                 if source := layout(info, folder):
                     return source
     return None
 
 
 def fetch(info: Dataset, root: Path) -> Source:
-    """Download the data set, with a progress bar, into `root`, and find it there.
+    """Download the data set into `root`, with a progress bar, and return it.
 
-    It is unpacked aside and moved into place, so that an interrupted download leaves nothing. Raises DataError where
-    it cannot be had: offline, no download known, `root` not writable.
+    It is unpacked in a temporary folder and then moved, so an interrupted download leaves nothing behind. Raises
+    DataError if that fails: offline, no known download, or `root` is not writable.
     """
     original = ORIGINALS.get(info.name)
     if original is None or original.fetch is None:
-        raise DataError(missing(info, root, "there is no download for it"))
+        raise DataError(not_found_message(info, root, "there is no download for it"))
     try:
         root.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=root, prefix=".download-") as temporary:
@@ -284,12 +285,12 @@ def fetch(info: Dataset, root: Path) -> Source:
             for folder in Path(temporary).iterdir():
                 if folder.is_dir():
                     folder.rename(root / folder.name)
-    except Exception as error:  # whatever the network, an archive or the file system does is told as one sentence
+    except Exception as error:  # one sentence for any error of the network, an archive or the file system
         reason = f"downloading it into {root.absolute()} failed ({type(error).__name__}: {str(error).strip()})"
-        raise DataError(missing(info, root, reason)) from error
+        raise DataError(not_found_message(info, root, reason)) from error
     source = find(info, root)
     if source is None:
-        raise DataError(missing(info, root, "the download did not contain it"))
+        raise DataError(not_found_message(info, root, "the download did not contain it"))
     return source
 
 
@@ -297,8 +298,8 @@ def _folders(info: Dataset, root: Path) -> list[Path]:
     return [*(root / folder for folder in info.folders), root]
 
 
-def missing(info: Dataset, root: Path, reason: str) -> str:
-    """What is said where a data set was not found."""
+def not_found_message(info: Dataset, root: Path, reason: str) -> str:
+    """Return the error message for a data set that was not found."""
     original = ORIGINALS.get(info.name)
     parquet = f"train-00000-of-0000N.parquet with {info.test_split}-00000-of-0000N.parquet"
     return (

@@ -1,4 +1,4 @@
-"""A data set as two splits of uint8 tensors, decoded once, kept in a cache and fingerprinted."""
+"""Load a data set as two splits of uint8 tensors, with a fingerprint. It is decoded once and then read from a cache."""
 
 import hashlib
 import json
@@ -15,12 +15,12 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from baselines.datasets import DATASETS, Dataset
-from harness.data.layouts import DataError, Shard, Source, fetch, find, missing, naming
+from harness.data.layouts import DataError, Shard, Source, fetch, find, name_errors, not_found_message
 from harness.environment import cache_directory
 from harness.storage.files import write_atomically
 
 _CACHE_FORMAT = 1
-"""Raised when the same files decode to something else."""
+"""Increase it when the same files decode to something else."""
 
 _TENSORS = ("train_images", "train_labels", "test_images", "test_labels")
 
@@ -29,7 +29,7 @@ _TENSORS = ("train_images", "train_labels", "test_images", "test_labels")
 class Split:
     """Images uint8 [N, C, H, W] with values 0..255, labels int64 [N], both on the CPU.
 
-    found, total: how many of the split's shards were there to read.
+    found, total: the number of shards that were read, and of all shards of the split.
     """
 
     images: Tensor
@@ -42,11 +42,11 @@ class Split:
 
     @property
     def complete(self) -> bool:
-        """Whether every shard of the split was there."""
+        """True if every shard of the split was read."""
         return self.found == self.total
 
     def part(self, start: int, stop: int) -> Self:
-        """Images `start` to `stop`, `stop` left out; views, no copies."""
+        """Return images `start` to `stop`, without `stop`; views, no copies."""
         return replace(self, images=self.images[start:stop], labels=self.labels[start:stop])
 
 
@@ -54,8 +54,8 @@ class Split:
 class Data:
     """A data set that was read and checked.
 
-    fingerprint: 16 hex digits that stand for every image and label in their order.
-    directory: where the files lie, None where they come with a package.
+    fingerprint: 16 hex digits, a hash of all images and labels in order.
+    directory: of the files; None if they come with a package.
     """
 
     info: Dataset
@@ -64,37 +64,37 @@ class Data:
     fingerprint: str
     directory: Path | None
 
-    def training_images(self, wanted: int | None = None, validation: int = 0) -> tuple[Split, Split | None]:
-        """The first `wanted` train images (None: all), and the last `validation` ones held out (None where 0).
+    def training_images(self, count: int | None = None, validation: int = 0) -> tuple[Split, Split | None]:
+        """Return the first `count` train images (None: all), and the last `validation` ones (None if 0).
 
-        Raises DataError where all are wanted of a split that lacks shards, or more than there are, or none is left.
+        Raises DataError if there are too few images, or if `count` is None and shards of the split are missing.
         """
         available = len(self.train) - validation
         if available < 1:
             images = f"{len(self.train):,} train images"
             raise DataError(f"{self.info.title}: validation_images {validation} leaves none of {images}")
-        count = self._count("train", self.info.train_size, self.train, wanted, available)
+        count = self._check_count("train", self.info.train_size, self.train, count, available)
         held_out = self.train.part(available, len(self.train)) if validation else None
         return self.train.part(0, count), held_out
 
-    def test_images(self, wanted: int | None = None) -> Split:
-        """The first `wanted` test images (None: all).
+    def test_images(self, count: int | None = None) -> Split:
+        """Return the first `count` test images (None: all).
 
-        Raises DataError where all are wanted of a split that lacks shards, or more than there are.
+        Raises DataError if there are too few images, or if `count` is None and shards of the split are missing.
         """
-        return self.test.part(0, self._count("test", self.info.test_size, self.test, wanted, len(self.test)))
+        return self.test.part(0, self._check_count("test", self.info.test_size, self.test, count, len(self.test)))
 
-    def _count(self, name: str, size: int, split: Split, wanted: int | None, available: int) -> int:
-        if wanted is None and split.complete:
+    def _check_count(self, name: str, size: int, split: Split, count: int | None, available: int) -> int:
+        if count is None and split.complete:
             return available
-        if wanted is not None and 1 <= wanted <= available:
-            return wanted
+        if count is not None and 1 <= count <= available:
+            return count
         found = f"{split.found} of {split.total} {name} shards found ({len(split):,} of {size:,} images)"
-        asked = "all" if wanted is None else wanted
+        asked = "all" if count is None else count
         raise DataError(f"{self.info.title}: {found}: set {name}_images to at most {available}, not {asked}")
 
     def summary(self) -> dict[str, Any]:
-        """What a result says of its data, JSON-ready; `complete` tells whether both splits are whole."""
+        """Return the data set's entry in results, ready for JSON. `complete`: no shard of either split is missing."""
         return {
             "name": self.info.name,
             "fingerprint": self.fingerprint,
@@ -110,23 +110,28 @@ class Data:
 
 
 def data_directory(option: str | Path | None = None) -> Path:
-    """Where data sets are looked for: `option` (--data-dir), or the environment variable CERDEQ_DATA, or ./data."""
+    """Return the folder of data sets: `option` (--data-dir), or the environment variable CERDEQ_DATA, or ./data."""
     return Path(option or os.environ.get("CERDEQ_DATA") or "data").expanduser()
 
 
 def load(name: str, data_dir: str | Path | None = None, writes: bool = True) -> Data:
-    """The data set called `name`, from the cache where its files were decoded before.
+    """Return the data set called `name`, from the cache if its files were decoded before.
 
-    Looks under `data_directory(data_dir)`, and downloads into it what is not there. writes: whether it may do so, and
-    write the cache. Raises DataError where the name is unknown, where the data set cannot be found or fetched, and
-    where a file is unreadable or not what the entry says.
+    Args:
+        name: a key of `DATASETS`.
+        data_dir: where to look, as in `data_directory`. A missing data set is downloaded into it.
+        writes: whether the function may download and write the cache.
+
+    Raises:
+        DataError: if the name is unknown, if the data set cannot be found or downloaded, or if a file is unreadable or
+            does not fit the data set's entry.
     """
     if name not in DATASETS:
         raise DataError(f"dataset: found {name!r}, allowed: {', '.join(DATASETS)}")
     info, root = DATASETS[name], data_directory(data_dir)
     source = find(info, root)
     if source is None and not writes:
-        raise DataError(missing(info, root, "it would have to be downloaded"))
+        raise DataError(not_found_message(info, root, "it would have to be downloaded"))
     source = source or fetch(info, root)
     cache = _cache_path(info, source)
     tensors, fingerprint = _read_cache(info, source, cache) or _build(info, source, cache if writes else None)
@@ -140,17 +145,17 @@ def load(name: str, data_dir: str | Path | None = None, writes: bool = True) -> 
 
 
 def _cache_path(info: Dataset, source: Source) -> Path:
-    """Named by paths, sizes and modification times of the files: other files, or changed ones, have another cache."""
+    """Return the cache's path, a hash of paths, sizes and modification times: changed files have another cache."""
     digest = hashlib.sha256(json.dumps(_CACHE_FORMAT).encode())
     for path in dict.fromkeys(path for shard in source.train + source.test for path in shard.files):
-        with naming(path):
+        with name_errors(path):
             stat = path.stat()
         digest.update(json.dumps([str(path.absolute()), stat.st_size, stat.st_mtime_ns]).encode())
     return cache_directory() / f"{info.name}-{digest.hexdigest()[:16]}.safetensors"
 
 
 def _read_cache(info: Dataset, source: Source, path: Path) -> tuple[dict[str, Tensor], str] | None:
-    """Tensors, mapped into memory, and their fingerprint; None where the cache is absent, damaged or does not fit."""
+    """Return tensors, mapped into memory, and their fingerprint; None if the cache is missing or damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in _TENSORS}
@@ -164,7 +169,7 @@ def _read_cache(info: Dataset, source: Source, path: Path) -> tuple[dict[str, Te
 
 
 def _build(info: Dataset, source: Source, cache: Path | None) -> tuple[dict[str, Tensor], str]:
-    """Read and check the source, write the cache where there is to be one; that it cannot be written is a warning."""
+    """Read and check the source; write the cache, if there is to be one. A failure to write it is a warning."""
     arrays = dict(zip(_TENSORS, _read(info, source.train) + _read(info, source.test), strict=True))
     _check_sizes(info, source, len(arrays["train_labels"]), len(arrays["test_labels"]))
     fingerprint = _fingerprint(arrays)
@@ -172,15 +177,17 @@ def _build(info: Dataset, source: Source, cache: Path | None) -> tuple[dict[str,
         if cache:
             write_atomically(cache, lambda temporary: save_file(arrays, temporary, {"fingerprint": fingerprint}))
     except (OSError, SafetensorError) as error:
-        warnings.warn(f"{info.title} is decoded anew each time, as {cache} cannot be written: {error}", stacklevel=3)
+        warnings.warn(
+            f"{info.title} is decoded again each time, since {cache} cannot be written: {error}", stacklevel=3
+        )
     return {name: torch.from_numpy(array) for name, array in arrays.items()}, fingerprint
 
 
 def _read(info: Dataset, shards: tuple[Shard, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 [N, C, H, W] and labels int64 [N] of all shards, in order, each shard checked."""
+    """Return images uint8 [N, C, H, W] and labels int64 [N] of all shards in order; each shard is checked."""
     images, labels = [], []
     for shard in shards:
-        with naming(shard.where):
+        with name_errors(shard.where):
             part_images, part_labels = shard.read()
             if not np.issubdtype(part_labels.dtype, np.integer):
                 raise DataError(f"{shard.where}: labels are {part_labels.dtype}, expected integers")
@@ -192,7 +199,7 @@ def _read(info: Dataset, shards: tuple[Shard, ...]) -> tuple[np.ndarray, np.ndar
 
 
 def _check(info: Dataset, where: Path, images: np.ndarray, labels: np.ndarray) -> None:
-    """Raise DataError unless images and labels are what the entry says."""
+    """Raise DataError unless images and labels fit the entry."""
     if images.dtype != np.uint8 or images.shape[1:] != info.shape:
         found = f"{images.dtype} {list(images.shape[1:])}"
         raise DataError(f"{where}: images are {found}, expected uint8 {list(info.shape)}")
@@ -205,7 +212,7 @@ def _check(info: Dataset, where: Path, images: np.ndarray, labels: np.ndarray) -
 
 
 def _check_sizes(info: Dataset, source: Source, train: int, test: int) -> None:
-    """Raise DataError where a whole split has not the entry's number of images, or a part has more."""
+    """Raise DataError if a complete split does not have the entry's number of images, or a part has more."""
     for count, size, shards, total in (
         (train, info.train_size, source.train, source.train_total),
         (test, info.test_size, source.test, source.test_total),
@@ -216,7 +223,7 @@ def _check_sizes(info: Dataset, source: Source, train: int, test: int) -> None:
 
 
 def _fingerprint(arrays: dict[str, np.ndarray]) -> str:
-    """sha256 over types, shapes and bytes, first 16 hex digits."""
+    """Return the first 16 hex digits of the sha256 of types, shapes and bytes."""
     digest = hashlib.sha256()
     for name in _TENSORS:
         array = np.ascontiguousarray(arrays[name])

@@ -17,7 +17,7 @@ from harness.evaluation.evidence import Evidence
 from harness.evaluation.ledger import Ledger
 from harness.storage import names
 
-_CERTIFIED, _ATTACKED, _UNKNOWN = "certified", "attacked", "unknown"  # what cerdeq.verify calls them
+_CERTIFIED, _ATTACKED, _UNKNOWN = "certified", "falsified", "unknown"  # statuses of cerdeq.verify
 _AFTERWARDS = "certificates"  # what the seconds spent on keeping proofs are called
 _ENDED = {"timeout": names.TIMEOUT, "out of memory": names.OUT_OF_MEMORY}  # before it was done
 

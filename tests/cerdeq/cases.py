@@ -1,10 +1,8 @@
-"""Models around every operator, in every form, and small networks: what many tests run over."""
+"""Provides CASES: a model around every operator, in every way it can be called; two small networks, assert_sound."""
 
-import itertools
 import operator
 from dataclasses import dataclass
 
-import pytest
 import torch
 import torch.nn.functional as F
 from oracles import Lambda, assert_contains, points_of
@@ -15,11 +13,15 @@ from cerdeq import bound
 
 @dataclass(frozen=True)
 class Case:
-    """A model around one operator. shape: of its input, without the batch."""
+    """A model around one operator.
+
+    shape: of its input, without the batch. form: whether it is only another way to call what an earlier case computes.
+    """
 
     name: str
     make: object
     shape: tuple[int, ...]
+    form: bool = False
 
 
 def conv(kernel, **options):
@@ -35,17 +37,17 @@ def function(forward, **shapes):
 
 
 def normed(layer):
-    """A batch norm whose statistics and parameters are not the defaults."""
+    """A network of a batch norm whose statistics and parameters are not the defaults."""
 
     def make():
+        norm = layer()
         with torch.no_grad():
-            layer_ = layer()
-            layer_.running_mean.normal_()
-            layer_.running_var.uniform_(0.01, 3)
-            if layer_.affine:
-                layer_.weight.normal_()
-                layer_.bias.normal_()
-        return nn.Sequential(layer_)
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.01, 3)
+            if norm.affine:
+                norm.weight.normal_()
+                norm.bias.normal_()
+        return nn.Sequential(norm)
 
     return make
 
@@ -211,20 +213,25 @@ AFFINE = {
 NOT_AFFINE = {
     "relu": [
         Case("module", lambda: nn.Sequential(nn.ReLU()), IMAGE),
-        Case("in place", lambda: nn.Sequential(nn.ReLU(inplace=True)), IMAGE),
-        Case("function", function(F.relu), VECTOR),
-        Case("function in place", function(lambda x: F.relu(x, inplace=True)), VECTOR),
-        Case("torch function", function(torch.relu), VECTOR),
-        Case("method", function(lambda x: x.relu()), VECTOR),
+        Case("in place", lambda: nn.Sequential(nn.ReLU(inplace=True)), IMAGE, form=True),
+        Case("function", function(F.relu), VECTOR, form=True),
+        Case("function in place", function(lambda x: F.relu(x, inplace=True)), VECTOR, form=True),
+        Case("torch function", function(torch.relu), VECTOR, form=True),
+        Case("method", function(lambda x: x.relu()), VECTOR, form=True),
     ],
     "leaky_relu": [
         Case("module", lambda: nn.Sequential(nn.LeakyReLU()), IMAGE),
         *(Case(f"slope {s}", lambda s=s: nn.Sequential(nn.LeakyReLU(s)), VECTOR) for s in (0.01, 0, 1, 1.5, -0.5, -3)),
-        Case("in place", lambda: nn.Sequential(nn.LeakyReLU(0.3, inplace=True)), IMAGE),
-        Case("function", function(F.leaky_relu), VECTOR),
-        Case("function, slope", function(lambda x: F.leaky_relu(x, -0.5)), VECTOR),
-        Case("function in place", function(lambda x: F.leaky_relu(x, negative_slope=1.5, inplace=True)), VECTOR),
-        Case("function positional", function(lambda x: F.leaky_relu(x, 0.2, True)), VECTOR),
+        Case("in place", lambda: nn.Sequential(nn.LeakyReLU(0.3, inplace=True)), IMAGE, form=True),
+        Case("function", function(F.leaky_relu), VECTOR, form=True),
+        Case("function, slope", function(lambda x: F.leaky_relu(x, -0.5)), VECTOR, form=True),
+        Case(
+            "function in place",
+            function(lambda x: F.leaky_relu(x, negative_slope=1.5, inplace=True)),
+            VECTOR,
+            form=True,
+        ),
+        Case("function positional", function(lambda x: F.leaky_relu(x, 0.2, True)), VECTOR, form=True),
     ],
     "max_pool2d": [
         Case("module", lambda: nn.Sequential(nn.MaxPool2d(2)), IMAGE),
@@ -236,32 +243,22 @@ NOT_AFFINE = {
         Case("ceil", lambda: nn.Sequential(nn.MaxPool2d(2, ceil_mode=True)), IMAGE),
         Case("all", lambda: nn.Sequential(nn.MaxPool2d(3, 2, padding=1, dilation=2, ceil_mode=True)), IMAGE),
         Case("whole image", lambda: nn.Sequential(nn.MaxPool2d((7, 6))), IMAGE),
-        Case("function", function(lambda x: F.max_pool2d(x, kernel_size=(2, 3), stride=1, ceil_mode=True)), IMAGE),
-        Case("function positional", function(lambda x: F.max_pool2d(x, 3, 2, 1, 1, True)), IMAGE),
-        Case("torch function", function(lambda x: torch.max_pool2d(x, 2, 1, 1)), IMAGE),
+        Case(
+            "function",
+            function(lambda x: F.max_pool2d(x, kernel_size=(2, 3), stride=1, ceil_mode=True)),
+            IMAGE,
+            form=True,
+        ),
+        Case("function positional", function(lambda x: F.max_pool2d(x, 3, 2, 1, 1, True)), IMAGE, form=True),
+        Case("torch function", function(lambda x: torch.max_pool2d(x, 2, 1, 1)), IMAGE, form=True),
     ],
 }
 CASES = AFFINE | NOT_AFFINE
 AUGMENTED = {operator.iadd, operator.isub, operator.imul, operator.itruediv}  # these have a test of their own
 
 
-def every_pair(*factors, share):
-    """Parameters of all combinations of the factors' values. Each `share`th is fast, such that any two values of two
-    factors meet in one that is; the others are slow."""
-    grid = [*itertools.product(*(range(len(factor)) for factor in factors))]
-    fast = {place for place in grid if sum(place) % share == 0}
-    for two in itertools.combinations(range(len(factors)), 2):
-        assert {tuple(place[n] for n in two) for place in fast} == {tuple(place[n] for n in two) for place in grid}
-    combinations = zip(itertools.product(*factors), grid, strict=True)
-    return [pytest.param(*values, marks=() if place in fast else pytest.mark.slow) for values, place in combinations]
-
-
-def listed(cases):
-    return [pytest.param(case, id=f"{name}-{case.name}") for name, group in cases.items() for case in group]
-
-
-def wrapped(case, dtype=torch.float64):
-    """The case's model; a bare module as the layer of a network, so that it is met as a module."""
+def build_model(case, dtype=torch.float64):
+    """Return the case's model; a bare module becomes the layer of a network, so that tracing meets it as a module."""
     model = case.make()
     model = nn.Sequential(model) if type(model).__module__.startswith("torch.nn") else model
     return model.to(dtype).eval()
@@ -272,7 +269,7 @@ def mlp():
 
 
 class Residual(nn.Module):
-    """Nodes used twice, sums, constants on either side, functions, methods and modules side by side."""
+    """Nodes used twice, sums, constants on either side; functions, methods and modules."""
 
     def __init__(self):
         super().__init__()
@@ -294,9 +291,9 @@ class Residual(nn.Module):
 
 @torch.no_grad()
 def curved(group):
-    """Whether an operator's cases bend everywhere along a line; what is piecewise linear bends at a few points."""
+    """Return whether some case bends everywhere along a line. Piecewise linear functions bend at a few points only."""
     for case in group:
-        model, (start, step) = wrapped(case), torch.randn(2, 1, *case.shape, dtype=torch.float64)
+        model, (start, step) = build_model(case), torch.randn(2, 1, *case.shape, dtype=torch.float64)
         values = torch.stack([model(start + t * step) for t in torch.linspace(-1, 1, 101, dtype=torch.float64)])
         bends = values.diff(n=2, dim=0).abs() > 1e-10 * (1 + values.abs().max())
         if (bends.double().mean(0) > 0.5).any():
@@ -305,7 +302,7 @@ def curved(group):
 
 
 def assert_sound(model, box, method="ibp"):
-    """Its bounds contain what the module computes."""
+    """Check that the bounds contain what the module computes."""
     model = model.double().eval()
     lower, upper = bound(model, box, method)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Shared by the tests of bounds."""
+"""Fixtures of the tests of bounds."""
 
 import pytest
 
@@ -7,6 +7,6 @@ from cerdeq.bounds import operators
 
 @pytest.fixture
 def own_operators(monkeypatch):
-    """What a test registers is forgotten after it."""
+    """Forget after the test what it registered."""
     monkeypatch.setattr(operators, "_by_function", dict(operators._by_function))
     monkeypatch.setattr(operators, "_by_module", dict(operators._by_module))

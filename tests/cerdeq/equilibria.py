@@ -1,4 +1,7 @@
-"""Equilibria that share no code with cerdeq: numpy eigenvalues, solutions to convergence, interval equilibria."""
+"""Provides equilibria that share no code with cerdeq: eigenvalues, solutions and interval equilibria by numpy.
+
+Also W of several kinds (`random_weight`, `hard_matrices`), wrong boxes (`GARBAGE`) and small networks with equilibria.
+"""
 
 import copy
 
@@ -18,13 +21,13 @@ def spectral_radius(matrix):
 
 
 def channels(weight):
-    """Channel matrix of |W|, by numpy."""
+    """Return the channel matrix of |W|."""
     weight = np.abs(weight.detach().double().numpy())
     return weight if weight.ndim == 2 else weight.sum((2, 3))
 
 
 def random_weight(size, kernel=None, rho=0.9, signed=True):
-    """Float64 W whose channel matrix of |W| has spectral radius rho."""
+    """Return W in float64 whose channel matrix of |W| has the spectral radius rho."""
     shape = (size, size) if kernel is None else (size, size, kernel, kernel)
     weight = torch.randn(shape, dtype=torch.float64)
     weight = weight if signed else weight.abs()
@@ -32,7 +35,7 @@ def random_weight(size, kernel=None, rho=0.9, signed=True):
 
 
 def equilibrium_of(matrix, h):
-    """Solved to convergence for the rows of h [n, N], by numpy."""
+    """Return z = relu(W z + h) for the rows of h [n, N], solved to convergence."""
     h = np.asarray(h)
     z = np.maximum(h, 0)
     for _ in range(20000):
@@ -44,13 +47,13 @@ def equilibrium_of(matrix, h):
 
 
 def solutions(weight, h):
-    """The equilibria of h [B, ...], a convolution's as well."""
+    """Return the equilibria of h [B, ...]; the weight is a matrix or a convolution."""
     matrix = dense_operator(weight.detach(), h.shape[1:])
     return torch.from_numpy(equilibrium_of(matrix, h.flatten(1).numpy())).view_as(h)
 
 
 def sampled_equilibria(weight, h: Box, count=60):
-    """Equilibria [count, B, ...] of points of the box h, most of them corners."""
+    """Return equilibria [count, B, ...] of points of the box h, most of them corners."""
     rng = np.random.default_rng(0)
     inside = rng.uniform(-1, 1, (count, *h.center.shape))
     inside[: 2 * count // 3] = np.sign(inside[: 2 * count // 3])
@@ -70,7 +73,7 @@ def check_box(weight, h, box):
 
 
 def wide_interval_equilibrium(weight, h, steps=3000):
-    """The interval equilibrium on (lower, upper), dense, by numpy: the box that no interval proof can beat."""
+    """Return the ends of the interval equilibrium, dense, by numpy: the box that no interval proof can beat."""
     shape = h.center.shape[1:]
     matrix = dense_operator(weight, shape)
     positive, negative = np.maximum(matrix, 0), np.minimum(matrix, 0)
@@ -112,7 +115,7 @@ def with_one(values, value):
     return values
 
 
-# From the right box to what a broken solver might give instead.
+# From the right box to what a broken solver might return.
 GARBAGE = {
     "zeros": lambda box: Box(0 * box.center, 0 * box.radius),
     "not a number": lambda box: Box(box.center * float("nan"), box.radius * float("nan")),
@@ -132,7 +135,7 @@ GARBAGE = {
 
 
 def small_network(kernel=3, rho=0.9, dtype=torch.float64, gain=None):
-    """Stem, equilibrium, head; rho(|W|) is what is asked."""
+    """Return an equilibrium with the given rho(|W|) and a linear head, in evaluation mode, and the input's shape."""
     if kernel is None:
         inject, head, size = nn.Linear(3, 4), nn.Linear(4, 3), (3,)
     else:
@@ -147,7 +150,7 @@ def small_network(kernel=3, rho=0.9, dtype=torch.float64, gain=None):
 
 
 def folded_network(kernel, count, dtype=torch.float64, side=3):
-    """`count` equilibria and a linear head, folded: what is stored is what is certified."""
+    """Return `count` equilibria and a linear head, folded: the stored weights are the ones that act."""
     if kernel is None:
         injections, features = [nn.Linear(3, 4), nn.Linear(4, 4)], 4
     else:
@@ -162,7 +165,7 @@ def folded_network(kernel, count, dtype=torch.float64, side=3):
 
 @torch.no_grad()
 def exact_outputs(model, x):
-    """The outputs [S, B, N] for x [S, B, ...] in float64, equilibria solved by numpy."""
+    """Return the outputs [S, B, N] for x [S, B, ...] in float64, equilibria solved by numpy."""
     value = x.double().flatten(0, 1)
     for layer in copy.deepcopy(model).double():
         equilibrium = isinstance(layer, Equilibrium)
@@ -171,7 +174,7 @@ def exact_outputs(model, x):
 
 
 def saved_tensors(function):
-    """How many tensors autograd keeps for the backward pass, and their elements."""
+    """Return how many tensors autograd saves for the backward pass, and their number of elements."""
     sizes = []
 
     def pack(tensor):

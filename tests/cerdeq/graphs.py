@@ -1,4 +1,4 @@
-"""Small networks around every operator, as graphs that the MILP oracle reads, and their exact optima."""
+"""Provides NETWORKS: small networks around every operator as graphs that the MILP oracle reads; their exact optima."""
 
 import operator
 
@@ -14,7 +14,7 @@ from cerdeq.bounds import BOUNDS
 from cerdeq.equilibrium import FixedPoint
 
 LINEAR = [name for name, record in BOUNDS.items() if record.linear]
-SEARCHED = list(BOUNDS)[list(BOUNDS).index("alpha-crown") :]  # they keep what an ascent found, which rounding moves
+SEARCHED = list(BOUNDS)[list(BOUNDS).index("alpha-crown") :]  # rounding may lead their ascent to another optimum
 LARGE = 2**30  # bytes
 
 
@@ -35,16 +35,16 @@ def affine_node(apply, *sources):
     return Node(apply, sources)
 
 
-def layers(*made, start=0):
-    """A run of nodes, each of which reads the one before."""
+def layers(*makers, start=0):
+    """Return a chain of nodes, each of which reads the one before."""
     nodes = []
-    for number, make in enumerate(made, start=start):
+    for number, make in enumerate(makers, start=start):
         nodes.append(make(number) if callable(make) and not isinstance(make, nn.Module) else affine_node(make, number))
     return nodes
 
 
 def normed(layer):
-    """A batch norm whose statistics and parameters are not the defaults."""
+    """Give a batch norm statistics and parameters that are not the defaults; return it."""
     with torch.no_grad():
         layer.running_mean.normal_()
         layer.running_var.uniform_(0.05, 3)
@@ -55,7 +55,7 @@ def normed(layer):
 
 
 def after_conv(*options, shape=(2, 3, 3), outputs=3, **more):
-    """Convolution, ReLU, flatten, linear."""
+    """Return (a function that makes a network of convolution, ReLU, flatten, linear; the input's shape)."""
 
     def make():
         conv = nn.Conv2d(shape[0], outputs, *options, **more)
@@ -66,13 +66,13 @@ def after_conv(*options, shape=(2, 3, 3), outputs=3, **more):
 
 
 def with_tensors(function, **tensors):
-    """A module from a function of x and of tensors, which become its parameters."""
+    """Return a module from a function of x and of tensors, which become its parameters."""
     copied = {name: value.clone() for name, value in tensors.items()}
     return Lambda(lambda module, x: function(x, **{name: getattr(module, name) for name in tensors}), **copied)
 
 
 def around(tested, shape=(4,), features=4, outputs=3, **tensors):
-    """Linear (or pointwise convolution), ReLU, what is tested, ReLU, linear."""
+    """Return (a function that makes a network of linear, ReLU, `tested`, ReLU, linear; the input's shape)."""
 
     def make():
         first = nn.Linear(4, 4) if len(shape) == 1 else nn.Conv2d(shape[0], shape[0], 1)
@@ -287,7 +287,7 @@ def specs(graph, box, rows=2):
 
 
 def optima(graph, box, spec, **options):
-    """Exact minima and maxima [B, K] of spec . graph over the box, and the inputs where they lie."""
+    """Return the exact minima and maxima [B, K] of spec . graph over the box, and the inputs where they lie."""
     minima = []
     low, high = box.center - box.radius, box.center + box.radius
     for example in range(len(spec)):
@@ -299,7 +299,7 @@ def optima(graph, box, spec, **options):
 
 
 def evaluated(graph, spec, inputs, shape):
-    """spec . graph at inputs [B, S, n]: [S, B, K]."""
+    """Return spec . graph at inputs [B, S, n]: [S, B, K]."""
     with torch.no_grad():
         return torch.stack(
             [torch.einsum("bkn,bn->bk", spec, graph(part.reshape(-1, *shape)).flatten(1)) for part in inputs.unbind(1)]
@@ -307,7 +307,7 @@ def evaluated(graph, spec, inputs, shape):
 
 
 def contractive(size, rate=0.7, kernel=None):
-    """A FixedPoint whose |W| has the spectral radius `rate` (a bound of it for a convolution)."""
+    """Return a FixedPoint whose |W| has the spectral radius `rate` (for a convolution a bound of it)."""
     weight = torch.randn(size, size, *(() if kernel is None else (kernel, kernel)), dtype=torch.float64)
     matrix = weight.abs() if kernel is None else weight.abs().flatten(2).sum(2)
     weight *= rate / torch.linalg.eigvals(matrix).abs().max()
@@ -315,7 +315,7 @@ def contractive(size, rate=0.7, kernel=None):
 
 
 def wild_box(count, dtype):
-    """Centres and radii of scales 1e-30 to 1e30, most of the boxes about 0."""
+    """Return centres and radii of scales 1e-30 to 1e30; most of the boxes contain 0."""
     exponents = 60 * torch.rand(count, 1, dtype=torch.float64) - 30
     center = torch.randn(count, 1, dtype=torch.float64) * 10**exponents
     ratio = 10 ** (

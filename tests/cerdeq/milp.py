@@ -1,8 +1,8 @@
-"""Exact minima of small networks over boxes by mixed-integer programming, and LP relaxations; nothing of cerdeq.
+"""Provides exact minima of small networks over boxes by mixed-integer programming, and LP relaxations, without cerdeq.
 
-A network is a `Graph`: its nodes are walked here as its forward walks them. Every value is kept as an affine expression
-matrix @ variables + offset in the program's variables; affine nodes are read off by basis vectors, the others add
-variables. Bounds for big-M are interval arithmetic of these expressions.
+A network is a `Graph`. `Encoding` goes through its nodes as its forward does. It writes every value as an affine
+expression matrix @ variables + offset; affine nodes are read off at basis vectors, the others add variables. Bounds for
+big-M come from interval arithmetic on these expressions.
 """
 
 from collections.abc import Callable
@@ -80,7 +80,7 @@ class Encoding:
         self.output = values[-1]
 
     def minimum(self, spec: np.ndarray) -> tuple[float, np.ndarray]:
-        """The least value of spec . output, and the input where it lies."""
+        """Return the minimum of spec . output, and the input where it lies."""
         matrix, offset = self._wide(self.output[0]), self.output[1]
         rows = np.array([self._wide(row[None])[0] for row, _ in self.rows]).reshape(len(self.rows), self.low.size)
         ends = np.array([end for _, end in self.rows])

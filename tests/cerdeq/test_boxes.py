@@ -1,18 +1,15 @@
-"""LinfBall holds every image of the exact, clipped ball, and next to nothing else. Fractions are the judge."""
+"""LinfBall contains every image of the exact, clipped ball and little more, in exact arithmetic."""
 
-from dataclasses import FrozenInstanceError
 from fractions import Fraction
 
 import pytest
 import torch
 from oracles import DTYPES
 
-from cerdeq import Box, LinfBall
+from cerdeq import LinfBall
 from cerdeq.boxes import clipped_ball
 
-torch.set_num_threads(1)
-
-EPSILONS = [0, 1e-9, Fraction(1, 255), Fraction(2, 255), Fraction(8, 255), 8 / 255, 0.1, Fraction(3, 10), 0.5, 1, 2]
+EPSILONS = [0, 1e-9, Fraction(2, 255), 8 / 255, Fraction(3, 10), 2]
 
 
 def ends(box):
@@ -56,55 +53,29 @@ def test_pixels_may_have_another_range(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("eps", [1e-40, 1e-45, 1e-60, 1e-310, 5e-324])
-def test_a_ball_of_an_eps_that_underflows_contains_the_exact_one(dtype, eps):
+def test_a_ball_of_an_eps_that_underflows_contains_the_exact_one(dtype):
     x = torch.tensor([[0.0, 1e-30, 0.5, 1.0]], dtype=dtype)
-    for (low, high), (exact_low, exact_high) in zip(ends(LinfBall(x, eps)), exact_ends(x, eps), strict=True):
-        assert low <= exact_low and exact_high <= high
+    for eps in (1e-40, 1e-45, 1e-60, 1e-310, 5e-324):
+        for (low, high), (exact_low, exact_high) in zip(ends(LinfBall(x, eps)), exact_ends(x, eps), strict=True):
+            assert low <= exact_low and exact_high <= high
 
 
-def test_the_ball_is_clipped():
-    ball = LinfBall(torch.tensor([[0.0, 0.05, 0.5, 1.0]], dtype=torch.float64), 0.1)
-    torch.testing.assert_close(ball.lower, torch.tensor([[0.0, 0.0, 0.4, 0.9]], dtype=torch.float64))
-    torch.testing.assert_close(ball.upper, torch.tensor([[0.1, 0.15, 0.6, 1.0]], dtype=torch.float64))
+REFUSED = {
+    "eps below 0": (torch.rand(1, 4), -1e-9, ValueError, "eps must be finite and at least 0"),
+    "eps not a number": (torch.rand(1, 4), float("nan"), ValueError, "eps must be finite and at least 0"),
+    "eps infinite": (torch.rand(1, 4), float("inf"), ValueError, "eps must be finite and at least 0"),
+    "a pixel not a number": (torch.tensor([[0.5, float("nan")]]), 0.1, ValueError, "pixels must lie in"),
+    "a pixel above 1": (torch.tensor([[0.5, 1.001]]), 0.1, ValueError, "pixels must lie in"),
+    "a pixel below 0": (torch.tensor([[0.5, -0.001]]), 0.1, ValueError, "pixels must lie in"),
+    "integers": (torch.ones(1, 4, dtype=torch.uint8), 0.1, TypeError, "floating-point"),
+}
 
 
-def test_an_eps_beyond_the_range_gives_the_whole_range():
-    ball = LinfBall(torch.rand(2, 3), 1e6)
-    assert (ball.lower <= 0).all() and (ball.upper >= 1).all() and (ball.radius >= 0.5).all()
-
-
-def test_shape_and_dtype_are_the_images():
-    x = torch.rand(2, 3, 4, 4)
-    ball = LinfBall(x, Fraction(8, 255))
-    assert ball.center.shape == ball.radius.shape == x.shape
-    assert ball.center.dtype == ball.radius.dtype == torch.float32
-
-
-@pytest.mark.parametrize("eps", [-1e-9, Fraction(-1, 255), float("nan"), float("inf"), float("-inf")])
-def test_a_bad_eps_is_refused(eps):
-    with pytest.raises(ValueError, match="eps must be finite and at least 0"):
-        LinfBall(torch.rand(1, 4), eps)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.001, 1.001, 255.0])
-def test_pixels_out_of_range_are_refused(value):
-    x = torch.rand(1, 3, 4, 4)
-    x[0, 1, 2, 3] = value
-    with pytest.raises(ValueError, match="pixels must lie in"):
-        LinfBall(x, 8 / 255)
-
-
-def test_normalised_images_are_refused():
-    x = (torch.rand(1, 3, 8, 8) - 0.48) / 0.2
-    with pytest.raises(ValueError, match="pixels must lie in"):
-        LinfBall(x, 8 / 255)
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
-def test_integer_images_are_refused(dtype):
-    with pytest.raises(TypeError, match="floating-point"):
-        LinfBall(torch.ones(1, 3, 4, 4).to(dtype), 8 / 255)
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_ball_is_refused(name):
+    x, eps, error, message = REFUSED[name]
+    with pytest.raises(error, match=message):
+        LinfBall(x, eps)
 
 
 def test_training_ball_is_the_same_ball_without_slack():
@@ -114,16 +85,3 @@ def test_training_ball_is_the_same_ball_without_slack():
     torch.testing.assert_close(ball.radius, sound.radius, rtol=0, atol=1e-14)
     assert (ball.radius <= sound.radius).all()
     assert ball.lower.min() >= -1e-15 and ball.upper.max() <= 1 + 1e-15
-
-
-def test_training_ball_of_eps_zero_is_the_image():
-    x = torch.rand(4, 3)
-    ball = clipped_ball(x, torch.tensor(0.0))
-    assert torch.equal(ball.center, x) and not ball.radius.any()
-
-
-def test_a_box_is_its_ends_and_frozen():
-    box = Box(torch.tensor([1.0, -2.0]), torch.tensor([0.5, 0.25]))
-    assert box.lower.tolist() == [0.5, -2.25] and box.upper.tolist() == [1.5, -1.75]
-    with pytest.raises(FrozenInstanceError):
-        box.center = torch.zeros(2)

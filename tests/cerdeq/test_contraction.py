@@ -6,17 +6,14 @@ import pytest
 import torch
 from equilibria import channels, hard_matrices, random_h, random_weight, spectral_radius
 from oracles import dense_operator, fractions
+from pairs import every_pair
 from torch import nn
 
-from cerdeq import LinfBall, bound
 from cerdeq.equilibrium import Equilibrium, FixedPoint, NotContractiveError, contraction, layer, verified_box
 
 
-@pytest.mark.parametrize("signed", [True, False])
-@pytest.mark.parametrize("kernel", [1, 3, 5])
-@pytest.mark.parametrize("seed", range(3))
-def test_rate_bounds_the_true_spectral_radius_on_any_image_size(seed, kernel, signed):
-    torch.manual_seed(seed)
+@pytest.mark.parametrize(("kernel", "signed"), [(1, True), (3, True), (3, False), (5, True)])
+def test_rate_bounds_the_true_spectral_radius_on_any_image_size(kernel, signed):
     weight = random_weight(2, kernel, rho=0.8, signed=signed)
     rate = contraction(weight).rate
     radii = []
@@ -29,9 +26,7 @@ def test_rate_bounds_the_true_spectral_radius_on_any_image_size(seed, kernel, si
     assert signed_radius <= rate
 
 
-@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
-@pytest.mark.parametrize("kernel", [None, 1, 3])
-@pytest.mark.parametrize("size", [1, 2, 5, 40])
+@pytest.mark.parametrize(("size", "kernel", "scale"), every_pair([1, 2, 5, 40], [None, 1, 3], [1e-6, 1.0, 1e6]))
 def test_rate_is_at_least_exact_and_close(size, kernel, scale):
     weight = random_weight(size, kernel, rho=scale)
     exact = spectral_radius(channels(weight))
@@ -48,7 +43,7 @@ def exactly_contractive(weight, v, rate) -> bool:
 
 
 @pytest.mark.parametrize("kernel", [None, 3])
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_proof_holds_in_exact_arithmetic(seed, kernel):
     torch.manual_seed(seed)
     weight = torch.randn(4, 4) if kernel is None else torch.randn(4, 4, kernel, kernel)
@@ -67,7 +62,7 @@ def test_rates_of_hard_matrices_are_proved_and_close(name):
     assert exact * (1 - 1e-12) <= proof.rate <= 1.01 * exact + 0.02 * weight.abs().max().item() + 1e-300
 
 
-@pytest.mark.parametrize("scale", [1e2, 1e4, 1e6])
+@pytest.mark.parametrize("scale", [1e2, 1e6])
 @pytest.mark.parametrize("name", ["perron", "nonnegative"])
 def test_badly_scaled_rows_and_columns_keep_their_margin(name, scale):
     """Similar to a matrix of one scale, by a diagonal with entries that far apart."""
@@ -91,7 +86,7 @@ def test_weights_that_are_not_finite_have_no_proof(value):
         verified_box(weight, random_h((1, 3), 0.1))
 
 
-@pytest.mark.parametrize("rho", [1.0, 1.0001, 3.0])
+@pytest.mark.parametrize("rho", [1.0, 1.0001])
 @pytest.mark.parametrize("kernel", [None, 3])
 def test_an_expansive_w_has_no_box(rho, kernel):
     weight = random_weight(3, kernel, rho=rho)
@@ -100,20 +95,14 @@ def test_an_expansive_w_has_no_box(rho, kernel):
         verified_box(weight, h)
 
 
-def test_bounds_of_an_expansive_network_are_refused():
-    model = nn.Sequential(FixedPoint(torch.full((3, 3), 0.5), 5, 5)).eval()
-    with pytest.raises(NotContractiveError):
-        bound(model, LinfBall(torch.rand(2, 3), 0.1))
-
-
 def test_a_proof_is_kept_for_as_long_as_w_stays_the_same(monkeypatch):
-    asked = []
-    monkeypatch.setattr(layer, "contraction", lambda weight: (asked.append(weight), contraction(weight))[1])
+    weights = []
+    monkeypatch.setattr(layer, "contraction", lambda weight: (weights.append(weight), contraction(weight))[1])
     module = FixedPoint(0.1 * torch.eye(3), iterations=1, backward_iterations=1)
     first = module.contraction(module.weight)
-    assert module.contraction(module.weight) is first and len(asked) == 1
+    assert module.contraction(module.weight) is first and len(weights) == 1
     with torch.no_grad():
         module.weight *= 2
     second = module.contraction(module.weight)
-    assert len(asked) == 2 and second.rate == pytest.approx(2 * first.rate)
-    assert module.contraction(module.weight.double()).rate == pytest.approx(second.rate) and len(asked) == 3
+    assert len(weights) == 2 and second.rate == pytest.approx(2 * first.rate)
+    assert module.contraction(module.weight.double()).rate == pytest.approx(second.rate) and len(weights) == 3

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from pairs import every_pair
 from torch import nn
 
 from cerdeq import LinfBall, bound
@@ -14,7 +15,8 @@ from cerdeq.bounds.precision import counted_rounding
 from cerdeq.equilibrium import Equilibrium
 
 PADDINGS = [0, 1, (2, 1), "same", "valid"]
-STRIDES, DILATIONS, GROUPS = [1, 2, (1, 3)], [1, 2, (2, 1)], [1, 2, 4]
+STRIDES = [1, 2, (1, 3)]
+SHAPES = every_pair([(3, 2), (1, 1), (4, 4)], [1, 2, (2, 1)], [1, 2, 4])  # kernel, dilation, groups
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
 
@@ -27,9 +29,7 @@ def weights(groups, kernel=(3, 2), dtype=torch.float64):
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
-@pytest.mark.parametrize("groups", GROUPS)
-@pytest.mark.parametrize("dilation", DILATIONS)
-@pytest.mark.parametrize("kernel", [(3, 2), (1, 1), (4, 4)])
+@pytest.mark.parametrize(("kernel", "dilation", "groups"), SHAPES)
 def test_convolutions_are_torch_s(kernel, dilation, groups, monkeypatch):
     monkeypatch.setattr(convolution, "_BYTES", 2 * 8 * 4 * 72 * 6)  # two or three images of some kernels at a time
     x, weight, bias = images(4), weights(groups, kernel), torch.randn(8, dtype=torch.float64)
@@ -38,14 +38,12 @@ def test_convolutions_are_torch_s(kernel, dilation, groups, monkeypatch):
             continue
         arguments = stride, padding, dilation, groups
         with torch.no_grad():
-            for given in (bias, None):
-                expected = F.conv2d(x, weight, given, *arguments)
-                torch.testing.assert_close(conv2d_by_products(x, weight, given, *arguments), expected, **EXACT)
+            for b in (bias, None):
+                expected = F.conv2d(x, weight, b, *arguments)
+                torch.testing.assert_close(conv2d_by_products(x, weight, b, *arguments), expected, **EXACT)
 
 
-@pytest.mark.parametrize("groups", GROUPS)
-@pytest.mark.parametrize("dilation", DILATIONS)
-@pytest.mark.parametrize("kernel", [(3, 2), (1, 1), (4, 4)])
+@pytest.mark.parametrize(("kernel", "dilation", "groups"), SHAPES)
 def test_transposed_convolutions_are_torch_s(kernel, dilation, groups, monkeypatch):
     monkeypatch.setattr(convolution, "_BYTES", 2 * 8 * 4 * 72 * 6)
     x, weight = images(8), weights(groups, kernel)
@@ -53,8 +51,8 @@ def test_transposed_convolutions_are_torch_s(kernel, dilation, groups, monkeypat
         if rest and stride in (1, (1, 3)) and dilation in (1, (1, 2)):
             continue  # torch wants the rest smaller than stride or dilation
         expected = F.conv_transpose2d(x, weight, None, stride, padding, rest, groups, dilation)
-        found = conv_transpose2d_by_products(x, weight, stride, padding, rest, groups, dilation)
-        torch.testing.assert_close(found, expected, **EXACT)
+        result = conv_transpose2d_by_products(x, weight, stride, padding, rest, groups, dilation)
+        torch.testing.assert_close(result, expected, **EXACT)
 
 
 @pytest.mark.parametrize("batch", [0, 1, 5])
@@ -90,15 +88,15 @@ def test_bounds_by_products_are_those_by_convolutions(monkeypatch, method, equil
     model = nn.Sequential(layer, nn.ReLU(), head).eval()
     ball = LinfBall(torch.rand(2, 1, 8, 8), 0.05)
     model(ball.center)
-    expected, taken = bound(model, ball, method), []
+    expected, enabled = bound(model, ball, method), []
 
     def without_cudnn(x):
-        taken.append(torch.backends.cudnn.enabled)
-        return not taken[-1]
+        enabled.append(torch.backends.cudnn.enabled)
+        return not enabled[-1]
 
     monkeypatch.setattr(convolution, "_image_by_image", without_cudnn)
     torch.testing.assert_close(bound(model, ball, method), expected, rtol=1e-4, atol=1e-5)
-    assert not all(taken)
+    assert not all(enabled)
 
 
 @pytest.mark.gpu
@@ -108,7 +106,7 @@ def test_on_cuda_rounding_that_is_counted_takes_products(dtype, monkeypatch):
     tolerance = {torch.float32: 1e-5, torch.float64: 1e-13}[dtype]
     exact = F.conv2d(x.double().cpu(), weight.double().cpu(), None, 2, 1)
     with counted_rounding("cuda"):
-        found = convolution.conv2d(x, weight, None, 2, 1)
+        result = convolution.conv2d(x, weight, None, 2, 1)
         monkeypatch.setattr(convolution.F, "conv2d", None)
-        assert torch.equal(convolution.conv2d(x, weight, None, 2, 1), found)
-    torch.testing.assert_close(found.double().cpu(), exact, rtol=tolerance, atol=tolerance)
+        assert torch.equal(convolution.conv2d(x, weight, None, 2, 1), result)
+    torch.testing.assert_close(result.double().cpu(), exact, rtol=tolerance, atol=tolerance)

@@ -5,43 +5,13 @@ from fractions import Fraction
 import pytest
 import torch
 import torch.nn.functional as F
-from equilibria import RHOS, saved_tensors, small_network
+from equilibria import saved_tensors, small_network
 from oracles import Exact, assert_contains, encloses
 from torch import nn
 
-from cerdeq import Box, LinfBall, bound, margin_spec
+from cerdeq import Box, LinfBall, bound
 from cerdeq.bounds import Context, Interval, propagate, trace
-from cerdeq.equilibrium import Equilibrium, FixedPoint, fold
-
-
-@pytest.mark.parametrize("eps", [0.0, 8 / 255, 1.0])
-@pytest.mark.parametrize("rho", RHOS)
-@pytest.mark.parametrize("kernel", [None, 3])
-def test_bounds_of_networks_contain_forward_passes(kernel, rho, eps):
-    model, size = small_network(kernel, rho)
-    x = torch.rand(2, *size, dtype=torch.float64)
-    region = LinfBall(x, eps)
-    with torch.no_grad():
-        lower, upper = bound(model, region)
-        noise = torch.sign(2 * torch.rand(40, *x.shape, dtype=torch.float64) - 1)
-        values = torch.stack([model((x + eps * one).clamp(0, 1)) for one in noise])
-        spec = margin_spec(torch.tensor([0, 2]), 3).double()
-        margins = bound(model, region, spec=spec)
-    assert_contains(lower, upper, values, tolerance=1e-8)
-    assert_contains(*margins, torch.einsum("bkn,sbn->sbk", spec, values), tolerance=1e-8)
-
-
-@pytest.mark.parametrize("rho", [0.3, 0.9])
-def test_float32_bounds_contain_float64_bounds(rho):
-    model, size = small_network(3, rho, dtype=torch.float32)
-    fold(model)
-    region = LinfBall(torch.rand(2, *size), 0.05)
-    with torch.no_grad():
-        lower, upper = bound(model, region)
-        wide = bound(model.double(), Box(region.center.double(), region.radius.double()))
-    assert lower.dtype == torch.float32
-    assert (lower.double() <= wide[0] + 1e-9).all() and (wide[1] - 1e-9 <= upper.double()).all()
-    torch.testing.assert_close(lower.double(), wide[0], rtol=1e-3, atol=1e-3)
+from cerdeq.equilibrium import FixedPoint
 
 
 @pytest.mark.parametrize("size", [2**-149, 1.0, 1e30])
@@ -86,19 +56,7 @@ def test_bounds_do_not_remember_the_solver():
     assert counts[1] <= counts[0] + 20, counts
 
 
-def test_bounds_of_two_equilibria_in_a_row_contain_their_values():
-    first = Equilibrium(3, nn.Linear(2, 3), kernel_size=None)
-    second = Equilibrium(4, nn.Linear(3, 4), kernel_size=None, gain=None)
-    model = nn.Sequential(first, second, nn.Linear(4, 2)).double().eval()
-    x = torch.rand(2, 2, dtype=torch.float64)
-    with torch.no_grad():
-        lower, upper = bound(model, LinfBall(x, 0.1))
-        values = torch.stack([model((x + 0.1 * torch.sign(torch.randn_like(x))).clamp(0, 1)) for _ in range(50)])
-    assert_contains(lower, upper, values, tolerance=1e-8)
-
-
-@pytest.mark.parametrize("rho", RHOS)
-@pytest.mark.parametrize("kernel", [None, 3])
+@pytest.mark.parametrize(("kernel", "rho"), [(None, 0.97), (3, 0.9)])
 def test_bounds_of_a_point_are_the_solver_s_error_and_no_more(kernel, rho):
     """The guess is of float32; what is handed out must not be."""
     model, size = small_network(kernel, rho)

@@ -9,7 +9,6 @@ from oracles import dense_operator
 from cerdeq.bounds import BOUNDS
 
 ROUNDING = 1e-9  # of the networks' values by numpy
-CUT = (0, 2, 8)
 SLOW = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
@@ -20,7 +19,7 @@ def grid(request):
     return gaps.problems(*request.param)
 
 
-def test_no_method_is_beyond_the_exact_optimum_and_each_is_tighter_than_those_before(grid):
+def test_no_method_is_beyond_the_exact_optimum_and_each_is_at_least_as_tight_as_those_before(grid):
     rows = pd.concat(gaps.measured(problem, method) for problem in grid for method in BOUNDS)
     assert rows.violation.max() <= ROUNDING
     by_method = rows.pivot(index=["kind", "W", "rho", "seed", "eps"], columns="method", values="gap")[list(BOUNDS)]
@@ -37,7 +36,7 @@ def test_an_adjoint_cut_short_is_sound_and_tighter_the_longer_it_ran(grid):
 
 @pytest.mark.parametrize(
     ("count", "method"),
-    [*((n, "crown") for n in CUT), (2, "alpha-crown"), *(pytest.param(n, "alpha-crown", marks=SLOW) for n in (0, 8))],
+    [(0, "crown"), (8, "crown"), *(pytest.param(n, "alpha-crown", marks=SLOW) for n in (0, 2, 8))],
 )
 def test_no_method_is_unsound_with_an_adjoint_cut_short(method, count, grid):
     assert max(gaps.truncated(problem, count, method).violation.max() for problem in grid) <= ROUNDING
@@ -52,10 +51,3 @@ def test_the_networks_are_what_the_table_says(kind):
     assert spectral_radius(channels) == pytest.approx(0.9)
     shape = (9,) if kind == "dense" else (gaps.KINDS[kind], 3, 3)
     assert spectral_radius(dense_operator(weight, shape)) <= 0.9 + 1e-12
-
-
-def test_the_script_prints_both_tables(capsys, monkeypatch):
-    monkeypatch.setattr(gaps, "KINDS", {"dense": None})
-    gaps.main(["--seeds", "1", "--units", "4", "--rhos", "0.6", "--by", "kind"])
-    printed = capsys.readouterr().out
-    assert "alpha-crown" in printed and "32" in printed and "nan" not in printed and "inf" not in printed

@@ -3,39 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import function
-from oracles import Lambda, assert_contains, points_of, random_box
+from cases import assert_sound, function
+from oracles import Lambda, random_box
 from torch import nn
 
 from cerdeq import bound
 from cerdeq.bounds import UnsupportedOperator, trace
-
-
-class InPlaceFunction(nn.Module):
-    def forward(self, x):
-        y = x - 0.2
-        z = F.relu(y, inplace=True)
-        return z + y  # y is relu(y) by now
-
-
-class InPlaceModule(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.relu = nn.ReLU(inplace=True)
-
-    def forward(self, x):
-        y = x - 0.2
-        return self.relu(y) + y
-
-
-class InPlaceThroughAView(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.relu = nn.ReLU(inplace=True)
-
-    def forward(self, x):
-        y = x - 0.2
-        return self.relu(torch.flatten(y, 1)) + y
 
 
 class InPlaceSum(nn.Module):
@@ -67,19 +40,16 @@ class ChangesTwiceThroughAView(nn.Module):
 
 
 IN_PLACE = [
-    InPlaceFunction,
-    InPlaceModule,
-    InPlaceThroughAView,
     InPlaceSum,
     ReturnsTheChanged,
     ChangesTwiceThroughAView,
 ]
 
 
-@pytest.mark.parametrize("make", IN_PLACE)
-def test_a_value_changed_in_place_and_read_again_is_refused(make):
-    with pytest.raises(UnsupportedOperator, match="after it was changed in place"):
-        bound(make().double().eval(), random_box(3, 4))
+def test_a_value_changed_in_place_and_read_again_is_refused():
+    for make in IN_PLACE:
+        with pytest.raises(UnsupportedOperator, match="after it was changed in place"):
+            bound(make().double().eval(), random_box(3, 4))
 
 
 def test_the_usual_in_place_residual_is_supported():
@@ -96,10 +66,7 @@ def test_the_usual_in_place_residual_is_supported():
             out += x
             return self.relu(out)
 
-    model, box = Block().double().eval(), random_box(3, 4)
-    lower, upper = bound(model, box)
-    with torch.no_grad():
-        assert_contains(lower, upper, torch.stack([model(x) for x in points_of(box, 64)]))
+    assert_sound(Block(), random_box(3, 4))
 
 
 def plus(x, c):
@@ -126,20 +93,10 @@ def over(x, c):
     return y
 
 
-@pytest.mark.parametrize("forward", [plus, minus, times, over])
-def test_augmented_assignments_are_followed(forward):
+def test_augmented_assignments_are_followed():
     """x -= mean, x /= std: as common in models as their longer forms, and no different where nothing is read again."""
-    model, box = function(forward, c=(4,))().double().eval(), random_box(3, 4)
-    lower, upper = bound(model, box)
-    with torch.no_grad():
-        assert_contains(lower, upper, torch.stack([model(x) for x in points_of(box, 64)]))
-
-
-def test_a_box_is_not_changed_by_models_that_work_in_place():
-    box = random_box(2, 4)
-    center, radius = box.center.clone(), box.radius.clone()
-    bound(nn.Sequential(nn.ReLU(inplace=True)).eval(), box)
-    assert torch.equal(box.center, center) and torch.equal(box.radius, radius)
+    for forward in (plus, minus, times, over):
+        assert_sound(function(forward, c=(4,))(), random_box(3, 4))
 
 
 CHANGES = {
@@ -186,7 +143,4 @@ def test_a_copy_may_be_read_after_the_change(name):
         F.leaky_relu(y, 0.1, inplace=True)
         return 2 * z
 
-    model, box = Lambda(forward).double().eval(), random_box(3, 4)
-    lower, upper = bound(model, box)
-    with torch.no_grad():
-        assert_contains(lower, upper, torch.stack([model(x) for x in points_of(box, 64)]))
+    assert_sound(Lambda(forward), random_box(3, 4))

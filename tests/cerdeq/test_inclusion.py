@@ -1,6 +1,5 @@
-"""verify_inclusion, the check that verified boxes rest on: what it accepts is true, in exact arithmetic."""
+"""verify_inclusion, the check that verified boxes depend on: everything it accepts is true, in exact arithmetic."""
 
-import inspect
 from fractions import Fraction
 
 import pytest
@@ -21,7 +20,7 @@ from cerdeq.equilibrium import certificate, contraction, verified_box, verify_in
 
 
 def good_box(weight, h):
-    """A box that the check accepts with room to spare, made by hand: everything that [-t v, t v] maps to, and more."""
+    """Return a box that the check accepts by a wide margin, made by hand: all that [-t v, t v] maps to, and more."""
     v = contraction(weight).v
     shaped = v.view(1, -1, *[1] * (h.center.dim() - 2))
     slack = shaped - (channel_matrix(weight) @ v).view_as(shaped)
@@ -29,16 +28,6 @@ def good_box(weight, h):
     box = Box(torch.zeros_like(h.center), (reach * shaped).expand_as(h.center).clone())
     assert verify_inclusion(weight, h, box, v).all()
     return box, v
-
-
-def test_an_inclusion_is_a_truth_value_for_each_example():
-    assert list(inspect.signature(verify_inclusion).parameters) == ["weight", "h", "z", "v"]
-    weight, h = random_weight(3), random_h((4, 3), 0.1)
-    box, v = good_box(weight, h)
-    proved = verify_inclusion(weight, h, box, v)
-    assert proved.dtype == torch.bool and proved.shape == (4,)
-    single = [tensor.float() for tensor in (weight, h.center, h.radius, box.center, box.radius, v)]
-    assert verify_inclusion(single[0], Box(*single[1:3]), Box(*single[3:5]), single[5]).all()
 
 
 @pytest.mark.parametrize("rho", RHOS)
@@ -93,13 +82,15 @@ def test_broken_boxes_are_refused(name, kernel):
         assert proved[1], "one broken example must not break the others"
 
 
-@pytest.mark.parametrize("amount", [-1e-3, -1.0, float("nan")])
-def test_inputs_without_a_radius_are_refused(amount):
-    """A negative one makes F(B) smaller than it is."""
+def test_inputs_that_are_no_box_are_refused():
+    """A negative radius makes F(B) smaller than it is."""
     weight, h = random_weight(3, rho=0.9), random_h((2, 3), 0.2, shift=1.0)
     box, v = good_box(weight, h)
-    proved = verify_inclusion(weight, Box(h.center, with_one(h.radius, amount)), box, v)
-    assert proved.tolist() == [False, True]
+    for value in (-1e-3, -1.0, float("nan"), float("inf")):
+        proved = verify_inclusion(weight, Box(h.center, with_one(h.radius, value)), box, v)
+        assert proved.tolist() == [False, True]
+    for value in (float("nan"), float("inf")):
+        assert not verify_inclusion(weight, Box(with_one(h.center, value), h.radius), box, v)[0]
 
 
 @pytest.mark.parametrize("rho", RHOS)
@@ -124,7 +115,7 @@ def test_the_exact_box_made_a_little_smaller_is_refused(amount):
     assert verify_inclusion(weight, h, Box(center, radius + amount * v), v).all()
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(2))
 def test_what_is_accepted_contains_the_equilibria(seed):
     """Random boxes about the true one, many of them wrong: accepted means right."""
     torch.manual_seed(seed)
@@ -140,7 +131,7 @@ def test_what_is_accepted_contains_the_equilibria(seed):
     assert_contains((center - radius)[accepted], (center + radius)[accepted], values.expand(-1, accepted.sum(), -1))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_what_is_accepted_is_an_inclusion_in_exact_arithmetic(seed):
     """Boxes within a few roundings of F(B) = B: whatever is accepted, Fractions accept."""
     torch.manual_seed(seed)
@@ -175,7 +166,7 @@ def test_the_comparison_itself_is_rounded_against_the_box():
     assert accepted > 500
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(1))
 def test_one_step_of_f_contains_the_exact_one(seed):
     """Points, not boxes: all that the radius holds is rounding, of W z, of the sum with h, and of the ReLU."""
     torch.manual_seed(seed)
@@ -214,12 +205,3 @@ def test_boxes_without_a_batch_are_not_taken_for_a_batch_of_channels():
     h, z, radius = (torch.tensor(v, dtype=torch.float64).view(2, 1, 1) for v in ([1.0, 2.0], [1.5, 1.0], [0.1, 0.1]))
     with pytest.raises(ValueError, match=r"boxes must be \[B, C, H, W\]"):
         verify_inclusion(weight, Box(h, 0 * h), Box(z, radius), torch.tensor([1.0, 1.0]))
-
-
-def test_h_that_is_not_finite_is_refused():
-    weight = random_weight(3, rho=0.5)
-    h = random_h((2, 3), 0.2)
-    box, v = good_box(weight, h)
-    for value in (float("nan"), float("inf")):
-        assert not verify_inclusion(weight, Box(with_one(h.center, value), h.radius), box, v)[0]
-        assert not verify_inclusion(weight, Box(h.center, with_one(h.radius, value)), box, v)[0]

@@ -1,16 +1,16 @@
-"""Parametrisations of W: rho(|W|) within the margin, proved on what is stored; structure; gradients; schedules."""
+"""Parametrisations of W: rho(|W|) within the margin, proved on the stored numbers; structure, gradients, schedules."""
 
 import itertools
 
 import numpy as np
 import pytest
 import torch
-from cases import every_pair
 from equilibria import channels, dense_operator, spectral_radius
+from pairs import every_pair
 from torch import nn
 
 from cerdeq.equilibrium import Equilibrium, advance, contraction, fold
-from cerdeq.equilibrium.weights import PARAMETRISATIONS, Monotone, NonNegative, Orthogonal, Perron
+from cerdeq.equilibrium.weights import PARAMETRISATIONS, Monotone, NonNegative, Orthogonal
 
 NAMES = list(PARAMETRISATIONS)
 SHAPES = [(6, 6), (4, 4, 3, 3)]
@@ -20,11 +20,11 @@ def random_kernel(shape, scale=1.0, dtype=torch.float32):
     return scale * torch.randn(shape, dtype=dtype)
 
 
-def made(name, size, margin=0.3, gain=None, dtype=torch.float32):
+def build_part(name, size, margin=0.3, gain=None, dtype=torch.float32):
     return PARAMETRISATIONS[name](size, margin, gain).to(dtype)
 
 
-def followed(part, kernel, passes=30):
+def after_training(part, kernel, passes=30):
     """In evaluation, after so many readings in training."""
     part.train()
     for _ in range(passes):
@@ -33,43 +33,42 @@ def followed(part, kernel, passes=30):
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "scale", "margin"), every_pair(NAMES, SHAPES, [1e-3, 1.0, 1e6], [0.01, 0.3, 0.99], share=3)
+    ("name", "shape", "scale", "margin"), every_pair(NAMES, SHAPES, [1e-3, 1.0, 1e6], [0.01, 0.3, 0.99])
 )
 def test_the_margin_is_proved_on_the_stored_w(name, shape, scale, margin):
-    part, kernel = made(name, shape[0], margin), random_kernel(shape, scale)
+    part, kernel = build_part(name, shape[0], margin), random_kernel(shape, scale)
     for _ in range(4):
         weight = part.eval()(kernel).detach()
         assert weight.dtype == torch.float32 and weight.any()
         assert spectral_radius(channels(weight)) <= 1 - margin
         assert contraction(weight).rate <= 1 - margin
-        followed(part, kernel, 20)
+        after_training(part, kernel, 20)
 
 
-@pytest.mark.parametrize("image", [(1, 1), (2, 5), (6, 6)])
 @pytest.mark.parametrize("name", NAMES)
-def test_the_margin_holds_on_any_image_size(name, image):
-    part, kernel = made(name, 3, 0.2), random_kernel((3, 3, 3, 3), 5.0)
-    weight = followed(part, kernel)(kernel).double()
-    assert spectral_radius(dense_operator(weight.abs(), (3, *image))) <= 0.8
+def test_the_margin_holds_on_any_image_size(name):
+    part, kernel = build_part(name, 3, 0.2), random_kernel((3, 3, 3, 3), 5.0)
+    weight = after_training(part, kernel)(kernel).double()
+    for image in ((1, 1), (2, 5), (6, 6)):
+        assert spectral_radius(dense_operator(weight.abs(), (3, *image))) <= 0.8
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", ["perron", "nonnegative", "orthogonal"])
 def test_a_large_kernel_reaches_its_bound(name, shape):
-    part, kernel = made(name, shape[0], 0.3), random_kernel(shape, 100.0)
-    weight = followed(part, kernel, 100)(kernel)
+    part, kernel = build_part(name, shape[0], 0.3), random_kernel(shape, 100.0)
+    weight = after_training(part, kernel, 100)(kernel)
     assert spectral_radius(channels(weight)) >= 0.7 * 0.999
 
 
 def test_a_perron_kernel_below_the_bound_is_left_alone():
     kernel = random_kernel((4, 4, 3, 3), 1e-3)
-    assert torch.equal(made("perron", 4, 0.5)(kernel), kernel)
+    assert torch.equal(build_part("perron", 4, 0.5)(kernel), kernel)
 
 
-@pytest.mark.parametrize("gain", [0.1, 0.5, 0.9])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "gain"), [(name, 0.1 + 0.2 * n) for n, name in enumerate(NAMES)])
 def test_the_gain_scales_w(name, gain):
-    kernel, with_gain, plain = random_kernel((4, 4)), made(name, 4, gain=gain), made(name, 4)
+    kernel, with_gain, plain = random_kernel((4, 4)), build_part(name, 4, gain=gain), build_part(name, 4)
     torch.testing.assert_close(with_gain(kernel), gain * plain(kernel))
     assert with_gain.gain.item() == pytest.approx(gain) and plain.gain.item() == 1
     assert contraction(with_gain.eval()(kernel).detach()).rate <= gain * 0.7 * (1 + 1e-6)
@@ -83,28 +82,17 @@ def test_a_nonnegative_w_is_its_kernel_squared_up_to_scale(shape):
     assert (weight >= 0).all() and (ratio - ratio.mean()).abs().max() < 1e-4 * ratio.mean()
 
 
-@pytest.mark.parametrize(
-    ("channels_", "groups", "kernel"), [(8, 1, 3), (8, 2, 3), (8, 4, 3), (6, 3, None), (6, 1, None)]
-)
-def test_an_orthogonal_w_has_orthonormal_rows_within_its_groups(channels_, groups, kernel):
-    each = channels_ // groups
-    shape = (channels_, each) if kernel is None else (channels_, each, kernel, kernel)
-    part = Orthogonal(channels_, 0.3, None)
+@pytest.mark.parametrize(("size", "groups", "kernel"), [(8, 1, 3), (8, 2, 3), (8, 4, 3), (6, 3, None), (6, 1, None)])
+def test_an_orthogonal_w_has_orthonormal_rows_within_its_groups(size, groups, kernel):
+    each = size // groups
+    shape = (size, each) if kernel is None else (size, each, kernel, kernel)
+    part = Orthogonal(size, 0.3, None)
     rows = part.shaped(torch.randn(shape, dtype=torch.float64))
-    matrix = rows.reshape(channels_, -1).numpy()
-    np.testing.assert_allclose(matrix @ matrix.T, np.eye(channels_), atol=2e-3 if kernel is None else 1e-6)
+    matrix = rows.reshape(size, -1).numpy()
+    np.testing.assert_allclose(matrix @ matrix.T, np.eye(size), atol=2e-3 if kernel is None else 1e-6)
     blocks = rows.reshape(groups, each, groups, each, -1)
     outside = [blocks[a, :, b] for a in range(groups) for b in range(groups) if a != b]
-    assert not any(block.any() for block in outside) and rows.shape[:2] == (channels_, channels_)
-
-
-def test_groups_let_an_orthogonal_w_keep_more_of_itself():
-    sizes = []
-    for groups in (1, 8):
-        kernel = random_kernel((16, 16 // groups, 3, 3))
-        part = Orthogonal(16, 0.3, None)
-        sizes.append(np.linalg.norm(followed(part, kernel, 100)(kernel).detach().reshape(16, -1).numpy(), 2))
-    assert sizes[1] > 2 * sizes[0]
+    assert not any(block.any() for block in outside) and rows.shape[:2] == (size, size)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -116,17 +104,6 @@ def test_a_monotone_w_has_its_symmetric_part_within_the_margin(shape):
         assert np.linalg.eigvalsh((matrix + matrix.T) / 2).max() <= 0.75
     rows = channels(weight)
     assert np.linalg.eigvalsh((rows + rows.T) / 2).max() > 0.75 * 0.9, "far from its bound"
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_a_monotone_w_is_the_formula(shape):
-    kernel = random_kernel(shape, dtype=torch.float64)
-    sums = channels(kernel)
-    d = (sums.sum(0) + sums.sum(1)) / 2 / 0.7 + 1e-8
-    others = [1] * (len(shape) - 2)
-    expected = kernel.numpy() / np.sqrt(d).reshape(-1, 1, *others) / np.sqrt(d).reshape(1, -1, *others)
-    weight = Monotone(shape[0], 0.3, None).double()(kernel)
-    np.testing.assert_allclose(weight.numpy(), expected, rtol=2e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -164,12 +141,12 @@ def test_a_parametrisation_is_saved_with_its_margin(name):
     assert second.recurrence.parametrizations.weight[0].margin.item() == pytest.approx(0.6)
 
 
-@pytest.mark.parametrize("progress", [-1.0, 0.0, 0.5, 1.0, 7.0])
-def test_without_a_schedule_nothing_moves(progress):
+def test_without_a_schedule_nothing_moves():
     model = Equilibrium(4, nn.Identity(), margin=0.3, iterations=7)
-    advance(model, progress)
-    assert model.recurrence.parametrizations.weight[0].margin.item() == pytest.approx(0.3)
-    assert model.recurrence.iterations == 7
+    for progress in (-1.0, 0.5, 7.0):
+        advance(model, progress)
+        assert model.recurrence.parametrizations.weight[0].margin.item() == pytest.approx(0.3)
+        assert model.recurrence.iterations == 7
 
 
 def test_iterations_grow_with_eps_in_two_leaps():
@@ -182,8 +159,8 @@ def test_iterations_grow_with_eps_in_two_leaps():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_autocast_leaves_w_and_its_proof_alone(name):
-    part, kernel = made(name, 4, 0.01), random_kernel((4, 4, 3, 3))
-    followed(part, kernel)
+    part, kernel = build_part(name, 4, 0.01), random_kernel((4, 4, 3, 3))
+    after_training(part, kernel)
     plain = part(kernel)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(part(kernel), plain)
@@ -215,7 +192,7 @@ def test_w_starting_at_zero_trains_away_from_it(shape, name):
     assert gradient.isfinite().all() and gradient.any()
 
 
-def independent(name, kernel):
+def weight_by_numpy(name, kernel):
     """W of margin 0.3 by numpy's eigenvalues and singular vectors."""
     if name == "orthogonal":
         left, _, right = np.linalg.svd(kernel.reshape(len(kernel), -1), full_matrices=False)
@@ -230,14 +207,14 @@ def independent(name, kernel):
 def test_gradients_of_w_are_those_of_finite_differences(name, shape):
     """Of W as numpy makes it; the Perron vectors have converged."""
     torch.manual_seed(1)
-    part, kernel = made(name, shape[0], dtype=torch.float64), random_kernel(shape, 3.0, torch.float64)
-    followed(part, kernel, 300)
+    part, kernel = build_part(name, shape[0], dtype=torch.float64), random_kernel(shape, 3.0, torch.float64)
+    after_training(part, kernel, 300)
     cotangent = torch.randn(shape, dtype=torch.float64)
     kernel.requires_grad_()
     gradient = torch.autograd.grad((part(kernel) * cotangent).sum(), kernel)[0]
 
     def value(m):
-        return float((independent(name, m.numpy()) * cotangent.numpy()).sum())
+        return float((weight_by_numpy(name, m.numpy()) * cotangent.numpy()).sum())
 
     step = 1e-6
     for index in itertools.product(*[range(0, size, 2) for size in shape]):
@@ -250,41 +227,27 @@ def test_gradients_of_w_are_those_of_finite_differences(name, shape):
 
 @pytest.mark.parametrize("shape", [(3, 3), (2, 2, 3, 3)])
 def test_gradients_of_the_monotone_parametrisation_pass_gradcheck(shape):
-    part, kernel = made("monotone", shape[0], dtype=torch.float64), random_kernel(shape, dtype=torch.float64)
+    part, kernel = build_part("monotone", shape[0], dtype=torch.float64), random_kernel(shape, dtype=torch.float64)
     assert torch.autograd.gradcheck(part, (kernel.requires_grad_(),))
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"margin": 0.0}, {"margin": 1.0}, {"margin": -1}, {"gain": 0.0}, {"gain": 1.0}, {"margin_start": 1.0}],
-)
-@pytest.mark.parametrize("name", NAMES)
-def test_margin_and_gain_outside_their_range_are_refused(name, options):
-    with pytest.raises(ValueError, match=r"margin|gain"):
-        Equilibrium(3, nn.Identity(), parametrisation=name, **options)
-
-
-@pytest.mark.parametrize(
-    "options",
     [
+        {"margin": 0.0},
+        {"margin": 1.0},
+        {"gain": 1.0},
+        {"margin_start": 1.0},
         {"parametrisation": "peron"},
         {"kernel_size": 2},
-        {"kernel_size": 0},
         {"iterations": 0},
         {"early_iterations": 0},
         {"backward_iterations": 0},
         {"gradient": "implict"},
         {"groups": 2},
-        {"groups": 3},
-        {"parametrisation": "orthogonal", "groups": 2},
         {"parametrisation": "orthogonal", "groups": 0},
     ],
 )
-def test_other_options_out_of_range_are_refused(options):
-    with pytest.raises(ValueError, match=r"parametrisation|kernel_size|iterations|gradient|groups"):
+def test_options_out_of_range_are_refused(options):
+    with pytest.raises(ValueError, match=r"margin|gain|parametrisation|kernel_size|iterations|gradient|groups"):
         Equilibrium(3, nn.Identity(), **options)
-
-
-def test_perron_is_the_default():
-    part = Equilibrium(3, nn.Identity()).recurrence.parametrizations.weight[0]
-    assert type(part) is Perron and part.margin.item() == pytest.approx(0.3)

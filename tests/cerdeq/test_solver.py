@@ -7,10 +7,12 @@ import torch
 from equilibria import dense_operator, equilibrium_of, hard_matrices, random_h, random_weight, spectral_radius, with_one
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import DTYPES
+from pairs import every_pair
 
 from cerdeq.equilibrium import FixedPoint, NotConvergedError, layer
 from cerdeq.equilibrium.recurrence import apply_weight
-from cerdeq.equilibrium.solver import SOLVERS, iterate, solve
+from cerdeq.equilibrium.solver import SOLVERS, solve
 
 RHOS = [0.3, 0.9, 0.97, 0.99]
 LIMIT = 5000
@@ -21,11 +23,11 @@ def step_of(weight):
     return lambda z, h: torch.relu(apply_weight(weight, z) + h)
 
 
-def solved(weight, h, tolerance=1e-12, solver="picard", start=None, limit=LIMIT):
+def solve_weight(weight, h, tolerance=1e-12, solver="picard", start=None, limit=LIMIT):
     return solve(step_of(weight), torch.relu(h) if start is None else start, h, tolerance, limit, solver)
 
 
-def by_numpy(weight, h):
+def solve_by_numpy(weight, h):
     exact = equilibrium_of(dense_operator(weight.double(), h.shape[1:]), h.double().flatten(1).numpy())
     return torch.from_numpy(exact).view(h.shape)
 
@@ -35,25 +37,23 @@ def same_in_any_batch(z, h):
     return torch.relu(0.4 * z.roll(1, 1) + 0.5 * z + h)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("signed", [False, True])
-@pytest.mark.parametrize("kernel", [None, 3])
-@pytest.mark.parametrize("rho", RHOS)
-@both
+@pytest.mark.parametrize(
+    ("solver", "rho", "kernel", "signed", "dtype"), every_pair(SOLVERS, RHOS, [None, 3], [False, True], DTYPES)
+)
 def test_the_solution_is_that_of_numpy(solver, rho, kernel, signed, dtype):
     weight = random_weight(6, kernel, rho, signed).to(dtype)
     h = random_h((5, 6) if kernel is None else (5, 6, 4, 4), 0, shift=0.5).center.to(dtype)
     tolerance = 1e-6 if dtype == torch.float32 else 1e-12
-    report = solved(weight, h, tolerance, solver)
+    report = solve_weight(weight, h, tolerance, solver)
     assert report.converged.all() and (report.residual <= tolerance).all()
     assert report.value.dtype == dtype and report.iterations.shape == (5,)
-    exact = by_numpy(weight, h)
+    exact = solve_by_numpy(weight, h)
     assert exact.max() > 0.1
     error = (report.value.double() - exact).flatten(1).abs().amax(1)
     assert (error <= 10 * tolerance / (1 - rho) * exact.flatten(1).amax(1)).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.integers(0, 10**6), st.integers(1, 7), st.floats(0, 0.98), st.booleans(), st.floats(-10, 10),
     st.sampled_from(list(SOLVERS)),
@@ -64,8 +64,8 @@ def test_every_contraction_is_solved(seed, size, rho, signed, exponent, solver):
     weight = random_weight(size, signed=signed) * spread
     weight = weight * (rho / spectral_radius(weight.abs()))
     h = 10**exponent * random_h((3, size), 0).center
-    report = solved(weight, h, solver=solver)
-    exact = by_numpy(weight, h / 10**exponent) * 10**exponent
+    report = solve_weight(weight, h, solver=solver)
+    exact = solve_by_numpy(weight, h / 10**exponent) * 10**exponent
     assert report.converged.all()
     assert ((report.value - exact).abs().amax(1) <= 1e-8 * exact.amax(1)).all()
 
@@ -74,9 +74,9 @@ def test_every_contraction_is_solved(seed, size, rho, signed, exponent, solver):
 @both
 def test_hard_matrices_are_solved(solver, name):
     weight, h = hard_matrices()[name].double(), torch.randn(4, len(hard_matrices()[name]), dtype=torch.float64)
-    report = solved(weight, h, solver=solver)
+    report = solve_weight(weight, h, solver=solver)
     assert report.converged.all()
-    torch.testing.assert_close(report.value, by_numpy(weight, h), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(report.value, solve_by_numpy(weight, h), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("kernel", [None, 3])
@@ -85,12 +85,12 @@ def test_each_example_meets_its_own_tolerance(solver, kernel):
     weight = random_weight(6, kernel, 0.97, signed=False)
     h = random_h((1, 6) if kernel is None else (1, 6, 4, 4), 0).center.repeat_interleave(4, 0)
     tolerance = torch.tensor([1e-2, 1e-12, 1e-4, 1e-7], dtype=torch.float64)
-    report = solved(weight, h, tolerance, solver)
+    report = solve_weight(weight, h, tolerance, solver)
     assert report.converged.all() and (report.residual <= tolerance).all()
     order = report.iterations[torch.tensor([0, 2, 3, 1])]
     assert (order[1:] >= order[:-1]).all() and order[0] < order[-1]
     for i in range(4):
-        alone = solved(weight, h[i : i + 1], float(tolerance[i]), solver)
+        alone = solve_weight(weight, h[i : i + 1], float(tolerance[i]), solver)
         assert abs(int(report.iterations[i]) - int(alone.iterations)) <= 1
         if report.iterations[i] == alone.iterations[0]:
             torch.testing.assert_close(report.value[i], alone.value[0], rtol=1e-9, atol=1e-12)
@@ -112,27 +112,27 @@ def test_an_answer_does_not_depend_on_the_batch(solver):
 def test_an_example_that_is_done_leaves_the_batch(solver):
     """It takes part in as many steps as it counts, and its value is what the last of them gave."""
     h = random_h((6, 5), 0, shift=0.5).center
-    seen, last = torch.zeros(6, dtype=torch.long), torch.zeros_like(h)
+    counts, last = torch.zeros(6, dtype=torch.long), torch.zeros_like(h)
 
-    def watched(z, h_of_some):
+    def recorded(z, h_of_some):
         image = same_in_any_batch(z, h_of_some)
         rows = (h_of_some[:, None] == h).all(2).nonzero()[:, 1]
-        seen[rows] += 1
+        counts[rows] += 1
         last[rows] = image
         return image
 
-    report = solve(watched, torch.relu(h), h, torch.logspace(-1, -12, 6), LIMIT, solver)
-    assert torch.equal(report.iterations, seen) and len(seen.unique()) > 3
+    report = solve(recorded, torch.relu(h), h, torch.logspace(-1, -12, 6), LIMIT, solver)
+    assert torch.equal(report.iterations, counts) and len(counts.unique()) > 3
     assert torch.equal(report.value, last)
 
 
 @both
 def test_a_warm_start_needs_fewer_iterations(solver):
     weight, h = random_weight(6, rho=0.9), random_h((4, 6), 0, shift=0.5).center
-    exact = by_numpy(weight, h)
-    warm = solved(weight, h, 1e-12, solver, start=exact)
+    exact = solve_by_numpy(weight, h)
+    warm = solve_weight(weight, h, 1e-12, solver, start=exact)
     assert warm.converged.all() and (warm.iterations == 1).all()
-    far = solved(weight, h, 1e-12, solver, start=1e6 * torch.randn(4, 6, dtype=torch.float64))
+    far = solve_weight(weight, h, 1e-12, solver, start=1e6 * torch.randn(4, 6, dtype=torch.float64))
     assert far.converged.all()
     torch.testing.assert_close(far.value, exact, rtol=1e-9, atol=1e-10)
     point = FixedPoint(weight, 1, 1).eval()
@@ -144,18 +144,18 @@ def test_a_warm_start_needs_fewer_iterations(solver):
     assert loose.iterations.sum() < tight.iterations.sum() and (tight.residual <= 1e-10).all()
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("kernel", [None, 3])
-@both
+@pytest.mark.parametrize(
+    ("solver", "kernel", "value"), every_pair(SOLVERS, [None, 3], [float("nan"), float("inf"), -float("inf")])
+)
 def test_what_is_not_finite_spares_its_neighbours(solver, kernel, value):
     weight = random_weight(6, kernel, 0.9, signed=False)
     h = random_h((4, 6) if kernel is None else (4, 6, 4, 4), 0, shift=0.5).center
     broken, start = with_one(h, value), torch.relu(h)
-    from_h = solved(weight, broken, solver=solver, start=start)
-    from_start = solved(weight, h, solver=solver, start=with_one(start, value))
+    from_h = solve_weight(weight, broken, solver=solver, start=start)
+    from_start = solve_weight(weight, h, solver=solver, start=with_one(start, value))
     for report in (from_h, from_start):
         assert report.converged[1:].all()
-        torch.testing.assert_close(report.value[1:], by_numpy(weight, h[1:]), rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(report.value[1:], solve_by_numpy(weight, h[1:]), rtol=1e-9, atol=1e-10)
     assert value == -torch.inf or (not from_h.converged[0] and from_h.iterations[0] < 10)
 
 
@@ -164,28 +164,28 @@ def test_the_limit_is_reported(solver):
     weight, h = random_weight(6, rho=0.99, signed=False), random_h((3, 6), 0, shift=0.5).center
     h[1] = -1.0
     for limit in (0, 2, 3):
-        report = solved(weight, h, solver=solver, limit=limit)
+        report = solve_weight(weight, h, solver=solver, limit=limit)
         assert report.converged.tolist() == [False, limit > 0, False]
         assert report.iterations.tolist() == [limit, min(limit, 1), limit]
         assert (report.residual[::2] > 1e-12).all()
-    assert len(solved(weight, h[:0], solver=solver).value) == 0
+    assert len(solve_weight(weight, h[:0], solver=solver).value) == 0
 
 
 @pytest.mark.parametrize("kernel", [None, 3])
 def test_anderson_needs_fewer_iterations(kernel):
     weight = random_weight(16, kernel, 0.97, signed=False)
     h = random_h((8, 16) if kernel is None else (8, 16, 8, 8), 0).center
-    picard, anderson = (solved(weight, h, solver=solver).iterations.double().mean() for solver in SOLVERS)
+    picard, anderson = (solve_weight(weight, h, solver=solver).iterations.double().mean() for solver in SOLVERS)
     assert anderson < picard / 3
 
 
 @pytest.mark.parametrize("outside", [float("nan"), float("inf"), -1e9])
 def test_anderson_takes_back_a_step_that_went_wrong(outside):
     """The first two steps look as if z were 50; beyond 11 there is nothing good, and z is 10. Then two plain steps."""
-    seen = []
+    iterates = []
 
     def bent(z, h):
-        seen.append(z[0])
+        iterates.append(z[0])
         return torch.where(z > 11, outside, torch.minimum(0.99 * z + 0.5, h))
 
     h = torch.full((2, 3), 10.0, dtype=torch.float64)
@@ -193,18 +193,18 @@ def test_anderson_takes_back_a_step_that_went_wrong(outside):
     report = solve(bent, torch.zeros_like(h), h, 1e-12, LIMIT, "anderson")
     assert report.converged.all() and torch.equal(report.value, h)
     assert report.iterations[1] < 5 < report.iterations[0] < 100
-    wrong = [k for k, z in enumerate(seen) if (z > 11).any()]
+    wrong = [k for k, z in enumerate(iterates) if (z > 11).any()]
     assert wrong
     for k in wrong:
-        assert torch.equal(seen[k + 1], bent(seen[k - 1][None], h[:1])[0])
-        assert torch.equal(seen[k + 2], bent(seen[k + 1][None], h[:1])[0])
+        assert torch.equal(iterates[k + 1], bent(iterates[k - 1][None], h[:1])[0])
+        assert torch.equal(iterates[k + 2], bent(iterates[k + 1][None], h[:1])[0])
 
 
 @pytest.mark.parametrize("weight", [[[2.0]], [[1.0]], [[0.0, 9.0], [9.0, 0.0]], [[float("nan")]]])
 @both
 def test_what_is_no_contraction_is_not_converged(solver, weight):
     weight = torch.tensor(weight)
-    report = solved(weight, torch.ones(3, len(weight)), 1e-6, solver, limit=300)
+    report = solve_weight(weight, torch.ones(3, len(weight)), 1e-6, solver, limit=300)
     assert not report.converged.any() and (report.iterations <= 300).all()
 
 
@@ -216,48 +216,15 @@ def test_picard_goes_around_what_anderson_finds():
     assert anderson.converged.all() and (anderson.value == 0.5).all() and (anderson.iterations < 6).all()
 
 
-def test_iterate_is_picard_iteration():
-    weight, h = random_weight(6, rho=0.9), random_h((4, 6), 0).center
-    value = iterate(lambda z: step_of(weight)(z, h), torch.relu(h), 7)
-    assert torch.equal(value, solved(weight, h, 0.0, limit=7).value)
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("kernel", [None, 3])
 @both
 def test_solutions_on_a_gpu_are_those_of_numpy(solver, kernel):
     weight = random_weight(6, kernel, 0.97, signed=False)
     h = random_h((5, 6) if kernel is None else (5, 6, 4, 4), 0).center
-    report = solved(weight.cuda(), h.cuda(), torch.logspace(-3, -12, 5), solver)
+    report = solve_weight(weight.cuda(), h.cuda(), torch.logspace(-3, -12, 5), solver)
     assert report.converged.all() and report.value.is_cuda
-    torch.testing.assert_close(report.value[-1].cpu(), by_numpy(weight, h)[-1], rtol=1e-9, atol=1e-10)
-
-
-def test_the_report_counts_each_example():
-    weight = torch.tensor([[0.9]], dtype=torch.float64)
-    point = FixedPoint(weight, 5, 5).eval()
-    # relu(h): 0 at once; the others shrink their error by 0.9 a step, and the scale of h does not matter.
-    report = point.solve(torch.tensor([[-1.0], [1.0], [1e6], [0.0]], dtype=torch.float64), solver="picard")
-    assert report.converged.all() and report.converged.shape == (4,)
-    assert report.iterations.tolist()[0] == report.iterations.tolist()[3] == 1
-    assert 100 < report.iterations[1] == report.iterations[2] < 400
-    assert (report.residual <= 1e-10).all()
-    torch.testing.assert_close(report.value[1:3, 0], torch.tensor([10.0, 1e7], dtype=torch.float64), rtol=1e-8, atol=0)
-
-
-@pytest.mark.parametrize("rho", RHOS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_evaluation_finds_the_equilibrium(dtype, rho):
-    weight, h = random_weight(6, rho=rho), random_h((4, 6), 0)
-    value = FixedPoint(weight.to(dtype), 1, 1).eval()(h.center.to(dtype))
-    exact = torch.from_numpy(equilibrium_of(weight.numpy(), h.center.numpy()))
-    tolerance = (1e-4 if dtype == torch.float32 else 1e-9) / (1 - rho)
-    torch.testing.assert_close(value.double(), exact, rtol=tolerance, atol=tolerance)
-
-
-def test_evaluation_does_not_depend_on_training_iterations():
-    weight, h = random_weight(4, rho=0.8), random_h((3, 4), 0).center
-    assert torch.equal(FixedPoint(weight, 1, 1).eval()(h), FixedPoint(weight, 50, 9).eval()(h))
+    torch.testing.assert_close(report.value[-1].cpu(), solve_by_numpy(weight, h)[-1], rtol=1e-9, atol=1e-10)
 
 
 def test_a_limit_that_is_too_small_is_reported_and_raised(monkeypatch):
@@ -281,14 +248,7 @@ def test_an_expansive_w_raises_in_evaluation(weight, monkeypatch):
     assert point.train()(torch.ones(2, 1)).shape == (2, 1)
 
 
-def test_a_contraction_near_one_still_converges():
-    """rho(|W|) <= 0.99 is what a margin of 0.01 promises; evaluation must be able to keep that promise."""
-    weight, h = random_weight(4, rho=0.99, signed=False), random_h((2, 4), 0, shift=2.0).center
-    value = FixedPoint(weight, 1, 1).eval()(h)
-    torch.testing.assert_close(value, torch.from_numpy(equilibrium_of(weight.numpy(), h.numpy())), rtol=1e-6, atol=0)
-
-
-@pytest.mark.parametrize("rate", [0.9999, -0.9999, -0.99999])
+@pytest.mark.parametrize("rate", [0.9999, -0.99999])
 def test_equilibria_that_picard_iteration_does_not_reach_are_found(rate):
     """rho(|W|) next to 1, as small margins allow: exactly h / (1 - w) for a positive h."""
     layer = FixedPoint(torch.tensor([[rate]], dtype=torch.float64), 5, 5).eval()
@@ -304,17 +264,3 @@ def test_evaluation_in_bfloat16_solves_in_float32():
         under_autocast = exact(h)
     for rounded in (under_autocast, copy.deepcopy(exact).bfloat16()(h)):
         torch.testing.assert_close(rounded.float(), exact(h.float()), rtol=2e-2, atol=2e-2)
-
-
-@pytest.mark.parametrize(
-    ("counts", "message"),
-    [
-        ({"iterations": 0}, "iterations must be at least 1, found 0"),
-        ({"backward_iterations": 0}, "backward_iterations must be at least 1, found 0"),
-        ({"early_iterations": 0}, "early_iterations must lie between 1 and iterations = 5, found 0"),
-        ({"early_iterations": 6}, "early_iterations must lie between 1 and iterations = 5, found 6"),
-    ],
-)
-def test_counts_out_of_range_are_refused(counts, message):
-    with pytest.raises(ValueError, match=message):
-        FixedPoint(torch.zeros(2, 2), **({"iterations": 5, "backward_iterations": 5} | counts))

@@ -19,25 +19,19 @@ from equilibria import (
     with_one,
 )
 from oracles import Exact, dense_operator, encloses, fractions
+from pairs import every_pair
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from cerdeq import Box
 from cerdeq.equilibrium import certificate, verified_box
 
 
-@pytest.mark.parametrize("signed", [True, False])
-@pytest.mark.parametrize("eps", [0.0, 1e-6, 0.1, 10.0])
-@pytest.mark.parametrize("rho", RHOS)
-def test_dense_boxes_contain_sampled_equilibria(rho, eps, signed):
-    weight, h = random_weight(6, rho=rho, signed=signed), random_h((3, 6), eps)
-    check_box(weight, h, verified_box(weight, h))
-
-
-@pytest.mark.parametrize("signed", [True, False])
-@pytest.mark.parametrize("eps", [0.0, 0.1, 10.0])
-@pytest.mark.parametrize("rho", RHOS)
-def test_convolutional_boxes_contain_sampled_equilibria(rho, eps, signed):
-    weight, h = random_weight(2, 3, rho=rho, signed=signed), random_h((2, 2, 4, 3), eps)
+@pytest.mark.parametrize(
+    ("kernel", "rho", "eps", "signed"), every_pair([None, 3], RHOS, [0.0, 1e-6, 0.1, 10.0], [True, False])
+)
+def test_boxes_contain_sampled_equilibria(kernel, rho, eps, signed):
+    weight = random_weight(4, kernel, rho=rho, signed=signed)
+    h = random_h((3, 4) if kernel is None else (2, 4, 4, 3), eps)
     check_box(weight, h, verified_box(weight, h))
 
 
@@ -73,9 +67,7 @@ SPECIAL = {
 }
 
 
-@pytest.mark.parametrize("rho", [0.3, 0.97])
-@pytest.mark.parametrize("kind", SPECIAL)
-@pytest.mark.parametrize("kernel", [None, 3])
+@pytest.mark.parametrize(("kernel", "kind", "rho"), every_pair([None, 3], SPECIAL, [0.3, 0.97]))
 def test_special_boxes_of_h_have_proved_boxes(kernel, kind, rho):
     weight = random_weight(3, kernel, rho=rho)
     h = SPECIAL[kind]((2, 3) if kernel is None else (2, 3, 3, 3))
@@ -92,8 +84,7 @@ def test_degenerate_w_have_boxes(name):
     check_box(weight, h, verified_box(weight, h))
 
 
-@pytest.mark.parametrize("eps", [1e-6, 0.01, 1.0])
-@pytest.mark.parametrize("rho", RHOS)
+@pytest.mark.parametrize(("rho", "eps"), [(0.3, 1e-6), (0.9, 0.01), (0.97, 1.0)])
 def test_boxes_are_as_tight_as_intervals_can_be(rho, eps):
     weight, h = random_weight(6, rho=rho), random_h((3, 6), eps)
     low, high = wide_interval_equilibrium(weight, h)
@@ -140,8 +131,7 @@ def exact_equilibrium(weight, h):
     return z
 
 
-@pytest.mark.parametrize("rho", [0.3, 0.9, 0.99])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("seed", "rho"), [*enumerate([0.3, 0.9, 0.99])])
 def test_boxes_of_points_contain_the_exact_rational_equilibrium(seed, rho):
     torch.manual_seed(seed)
     weight = random_weight(4, rho=rho)
@@ -150,8 +140,7 @@ def test_boxes_of_points_contain_the_exact_rational_equilibrium(seed, rho):
     assert encloses(verified_box(weight, h), Exact(z, z))
 
 
-@pytest.mark.parametrize("rho", [0.3, 0.9, 0.99])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("seed", "rho"), [*enumerate([0.3, 0.9, 0.99])])
 def test_non_negative_w_contains_the_exact_rational_ends(seed, rho):
     torch.manual_seed(seed)
     weight, h = random_weight(4, rho=rho, signed=False), random_h((1, 4), 0.3)
@@ -182,8 +171,7 @@ def exact_range(weight, h, unit):
     return ends
 
 
-@pytest.mark.parametrize("rho", [0.5, 0.9])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("seed", "rho"), [*enumerate([0.5, 0.9, 0.9])])
 def test_boxes_contain_the_exact_range(seed, rho):
     """The whole range over the box, not samples of it."""
     torch.manual_seed(seed)
@@ -194,20 +182,12 @@ def test_boxes_contain_the_exact_range(seed, rho):
         assert box.lower[0, unit] <= low + 1e-6 and high - 1e-6 <= box.upper[0, unit]
 
 
-@pytest.mark.parametrize("rho", [0.3, 0.97])
-@pytest.mark.parametrize("kernel", [None, 3])
-@pytest.mark.parametrize("name", GARBAGE)
+@pytest.mark.parametrize(("name", "kernel", "rho"), every_pair(GARBAGE, [None, 3], [0.3, 0.97]))
 def test_garbage_from_the_solver_never_makes_an_unsound_box(name, kernel, rho, monkeypatch):
     weight = random_weight(3, kernel, rho=rho)
     h = random_h((2, 3) if kernel is None else (2, 3, 3, 3), 0.2)
     solve = certificate.interval_equilibrium
     monkeypatch.setattr(certificate, "interval_equilibrium", lambda weight, h: GARBAGE[name](solve(weight, h)))
-    check_box(weight, h, verified_box(weight, h))
-
-
-def test_a_solver_stopped_after_one_step_gives_sound_boxes(monkeypatch):
-    weight, h = random_weight(5, rho=0.97), random_h((3, 5), 0.2)
-    monkeypatch.setattr(certificate, "_SOLVER_LIMIT", 1)
     check_box(weight, h, verified_box(weight, h))
 
 

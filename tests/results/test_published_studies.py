@@ -41,8 +41,8 @@ def test_verdicts_that_have_their_weights_are_confirmed(place):
         load(folder.read_trial(trial / folder.TRIAL).config.dataset)
     except DataError as error:
         pytest.skip(str(error))
-    found = recheck(place, most=IMAGES)
-    assert found.images == IMAGES and found.agrees, found.problems
+    found = recheck(place, limit=IMAGES)
+    assert found.images == IMAGES and found.is_confirmed, found.problems
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=name)

@@ -1,4 +1,4 @@
-"""Every rule of the checker's arithmetic against exact rational arithmetic at points of its boxes."""
+"""Every rule of the checker's arithmetic against exact rational arithmetic at points of boxes."""
 
 from fractions import Fraction
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from harness.checker.boxes import Box, affine, ball, between, convolved, inside, intersected, relu, scaled
+from harness.checker.boxes import Box, affine, ball, between, convolve, inside, intersect, normalise, relu
 
 NUMBERS = st.floats(-1e6, 1e6, width=32)
 CORNER = st.sampled_from([Fraction(-1), Fraction(0), Fraction(1, 3), Fraction(1)])
@@ -46,6 +46,15 @@ def test_affine_maps(x, weight, bias, corners):
     assert holds(affine(x, weight, bias, lambda w, values: values @ w.T, 3), exact)
 
 
+def test_affine_maps_count_rounding_where_products_cancel():
+    """Of a point, so that the radius is all that rounding may take."""
+    random = np.random.default_rng(0)
+    x, weight = random.uniform(1, 2, (1, 40)), random.normal(size=(200, 40))
+    x[:, 20:], weight[:, 20:] = x[:, :20], -weight[:, :20] * (1 + 2.0**-52)
+    exact = [sum(Fraction(float(w)) * Fraction(float(v)) for w, v in zip(row, x[0], strict=True)) for row in weight]
+    assert holds(affine(Box(x, np.zeros_like(x)), weight, None, lambda w, values: values @ w.T, 40), exact)
+
+
 @given(boxes(3), corners_of(3))
 def test_relu(x, corners):
     assert holds(relu(x), [max(v, Fraction(0)) for v in point(x, corners)])
@@ -59,7 +68,7 @@ def test_batch_norm(x, mean, weight, bias, root, corners):
         (v - Fraction(float(m))) / Fraction(root) * Fraction(float(w)) + Fraction(float(b))
         for v, m, w, b in zip(point(x, corners), mean, weight, bias, strict=True)
     ]
-    assert holds(scaled(x, mean, variance, eps, weight, bias), exact)
+    assert holds(normalise(x, mean, variance, eps, weight, bias), exact)
 
 
 @given(st.integers(0, 255), st.sampled_from([Fraction(0), Fraction(1, 255), Fraction(2, 255), Fraction(1, 3)]), CORNER)
@@ -70,7 +79,7 @@ def test_balls_hold_every_image_within_eps(pixel, eps, corner):
 
 @given(boxes(2), boxes(2), corners_of(2))
 def test_intersections_and_inclusions(a, b, corners):
-    both, z = intersected(a, b), point(a, corners)
+    both, z = intersect(a, b), point(a, corners)
     in_b = all(
         abs(v - Fraction(float(c))) <= Fraction(float(r)) for v, c, r in zip(z, b.center[0], b.radius[0], strict=True)
     )
@@ -95,7 +104,7 @@ def test_convolutions_are_sums_over_windows(stride, padding, groups):
     random = np.random.default_rng(0)
     weight, x = random.normal(size=(4, 4 // groups, 3, 3)), random.normal(size=(2, 4, 7, 7))
     padded = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
-    made = convolved(weight, x, stride, padding, groups)
+    made = convolve(weight, x, stride, padding, groups)
     size = 4 // groups
     for (b, o, i, j), value in np.ndenumerate(made):
         first = o // size * size

@@ -1,4 +1,4 @@
-"""Leaves and certificates of small networks against exact minima, pattern by pattern; faults planted in them."""
+"""Leaves and certificates of small networks against exact minima of every pattern of ReLUs; faulty certificates."""
 
 import numpy as np
 import pytest
@@ -11,11 +11,11 @@ from torch import nn
 
 from cerdeq.equilibrium import FixedPoint
 from harness.checker.boxes import ball
-from harness.checker.certificates import RefusedError, checked, complete, read
+from harness.checker.certificates import RefusedError, check_certificate, covers_everything, read
 from harness.checker.linear import lower_bounds
 from harness.checker.network import Network
 from harness.checker.proofs import CERTIFICATE, prove
-from harness.checker.regions import plain, tightened
+from harness.checker.regions import interval_region, tightened_region
 from harness.checker.relaxation import Leaves
 from harness.errors import InputError
 
@@ -48,7 +48,7 @@ every = pytest.mark.parametrize("name", NETWORKS)
 
 
 def small(name):
-    """A network whose activations have 0 inside, near the ball's centre."""
+    """Return a network whose pre-activations are near 0 at the ball's centre."""
     model = nn.Sequential(*NETWORKS[name]()).double().eval().requires_grad_(False)
     x = torch.from_numpy(BOX.center)
     for layer in model:
@@ -66,15 +66,15 @@ def spec_of(other):
     return spec
 
 
-def shifted(model, least):
-    """The network with biases such that the least margins, by classes, are those."""
-    for other, value in least.items():
-        model[-1].bias[other] -= value
+def shift_margins(model, amounts):
+    """Shift the biases so that margins, by class, fall by `amounts`; return the network."""
+    for other, amount in amounts.items():
+        model[-1].bias[other] -= amount
     return model
 
 
 def leaf(signs, multipliers, slopes=0.3, kept=1.0):
-    """One leaf at an activation."""
+    """Return one leaf at an activation."""
     ones = np.ones((1, *signs.shape))
     return Leaves(slopes * ones, signs[None].astype(float), multipliers[None], kept * ones)
 
@@ -88,7 +88,7 @@ def test_leaves_of_known_signs_reach_their_exact_minima(name):
     """No lower than multipliers' float32 and iterations cost; the least of all leaves is the exact minimum."""
     model = small(name)
     network, spec = Network(model), spec_of(0)
-    region = plain(network, BOX)
+    region = interval_region(network, BOX)
     shape_of = shapes(region, network)
     exact, bounds = [], []
     for signs in patterns(model, SHAPE):
@@ -100,18 +100,18 @@ def test_leaves_of_known_signs_reach_their_exact_minima(name):
     full = np.isfinite(exact)
     assert full.sum() > 4 and (bounds[full] <= exact[full] + 1e-7).all()
     np.testing.assert_allclose(bounds[full], exact[full], atol=2e-5)
-    assert (bounds[~full] > exact[full].min()).all(), "empty leaves are pushed as far as one likes"
+    assert (bounds[~full] > exact[full].min()).all(), "bounds of empty leaves have no limit"
 
 
 @every
 @settings(max_examples=15, deadline=None)
 @given(data=st.data(), seed=st.integers(0, 10**6))
-def test_whatever_leaves_choose_bounds_what_they_hold(name, data, seed):
+def test_any_choices_of_leaves_are_sound(name, data, seed):
     """Slopes beyond [0, 1] are clamped; signs are those of a point, or none."""
     torch.manual_seed(seed % 7)
     random, model = np.random.default_rng(seed), small(name)
     network = Network(model)
-    region = data.draw(st.sampled_from([plain, tightened]))(network, BOX)
+    region = data.draw(st.sampled_from([interval_region, tightened_region]))(network, BOX)
     shape_of, leaves = shapes(region, network), {}
     corner = random.choice([-1, 1, 0.3], size=(1, *SHAPE))
     x = BOX.center + BOX.radius * corner
@@ -130,13 +130,13 @@ def test_whatever_leaves_choose_bounds_what_they_hold(name, data, seed):
 def test_certificates_prove_what_is_true_and_nothing_else(name):
     model = small(name)
     least = {o: min(least_at_pattern(model, BOX, spec_of(o), s)[0] for s in patterns(model, SHAPE)) for o in OTHERS}
-    shifted(model, {other: 0.02 - value for other, value in least.items()})
-    assert prove(Network(model), BOX, LABEL).by == "", "no task for a certificate"
+    shift_margins(model, {other: 0.02 - value for other, value in least.items()})
+    assert prove(Network(model), BOX, LABEL).proved_by == "", "the test needs a case for a certificate"
     tensors = full_certificate(model, BOX, {row: spec_of(other) for row, other in enumerate(OTHERS)})
-    assert prove(Network(model), BOX, LABEL, tensors).by == CERTIFICATE
-    shifted(model, {2: -0.03})
+    assert prove(Network(model), BOX, LABEL, tensors).proved_by == CERTIFICATE
+    shift_margins(model, {2: -0.03})
     proof = prove(Network(model), BOX, LABEL, tensors)
-    assert proof.by == "" and proof.least < -0.005 and not proof.refused
+    assert proof.proved_by == "" and proof.minimum < -0.005 and not proof.refused
 
 
 @pytest.fixture(scope="module")
@@ -145,11 +145,11 @@ def proved():
     torch.manual_seed(0)
     model = small("equilibrium")
     least = {o: min(least_at_pattern(model, BOX, spec_of(o), s)[0] for s in patterns(model, SHAPE)) for o in OTHERS}
-    shifted(model, {other: 1e-4 - value for other, value in least.items()})
+    shift_margins(model, {other: 1e-4 - value for other, value in least.items()})
     return model, full_certificate(model, BOX, {row: spec_of(other) for row, other in enumerate(OTHERS)})
 
 
-def changed(name, change):
+def change_tensor(name, change):
     def fault(tensors):
         tensors[name] = change(tensors[name])
 
@@ -185,23 +185,23 @@ def doubled_leaf(tensors):
 FAULTS = {
     "a leaf missing": (without_leaf, "do not cover"),
     "a leaf twice": (doubled_leaf, "do not cover"),
-    "a sign turned": (changed("2/signs", turned), "do not cover"),
-    "a sign left out": (changed("2/signs", with_one(0, 3, 2)), "do not cover"),
-    "a sign of 2": (changed("2/signs", with_one(2, 3, 2)), "a sign that is none"),
-    "a leaf moved to another row": (changed("row", with_one(1, 3)), "do not cover"),
-    "a row too many": (changed("row", with_one(2, 3)), "not there"),
-    "a row below 0": (changed("row", with_one(-1, 3)), "not there"),
-    "a negative multiplier": (changed("2/multipliers", with_one(-1e-9, 3, 2)), "multiplier"),
-    "an infinite multiplier": (changed("2/multipliers", with_one(np.inf, 3, 2)), "multiplier"),
-    "a multiplier that is no number": (changed("2/multipliers", with_one(np.nan, 3, 2)), "multiplier"),
-    "a neuron twice": (changed("2/neurons", with_one(0, 1)), "twice"),
-    "a neuron too many": (changed("2/neurons", with_one(5, 1)), "not there"),
-    "a neuron below 0": (changed("2/neurons", with_one(-1, 1)), "not there"),
-    "another type": (changed("2/multipliers", lambda m: m.astype(np.float64)), "another type"),
-    "another shape": (changed("2/slopes", lambda s: s[:, :4]), "another shape"),
-    "no rows": (lambda tensors: tensors.pop("row"), "no row"),
-    "no signs": (lambda tensors: tensors.pop("2/signs"), "lacks"),
-    "a step that is none": (lambda tensors: tensors.update({"3/signs": tensors["2/signs"]}), "nothing in the network"),
+    "a sign turned": (change_tensor("2/signs", turned), "do not cover"),
+    "a sign left out": (change_tensor("2/signs", with_one(0, 3, 2)), "do not cover"),
+    "a sign of 2": (change_tensor("2/signs", with_one(2, 3, 2)), "a sign is not"),
+    "a leaf moved to another row": (change_tensor("row", with_one(1, 3)), "do not cover"),
+    "a row too many": (change_tensor("row", with_one(2, 3)), " in 0 to"),
+    "a row below 0": (change_tensor("row", with_one(-1, 3)), " in 0 to"),
+    "a negative multiplier": (change_tensor("2/multipliers", with_one(-1e-9, 3, 2)), "multiplier"),
+    "an infinite multiplier": (change_tensor("2/multipliers", with_one(np.inf, 3, 2)), "multiplier"),
+    "a multiplier that is no number": (change_tensor("2/multipliers", with_one(np.nan, 3, 2)), "multiplier"),
+    "a neuron twice": (change_tensor("2/neurons", with_one(0, 1)), "twice"),
+    "a neuron too many": (change_tensor("2/neurons", with_one(5, 1)), " in 0 to"),
+    "a neuron below 0": (change_tensor("2/neurons", with_one(-1, 1)), " in 0 to"),
+    "expected float32": (change_tensor("2/multipliers", lambda m: m.astype(np.float64)), "expected float32"),
+    "another shape": (change_tensor("2/slopes", lambda s: s[:, :4]), "another shape"),
+    "no rows": (lambda tensors: tensors.pop("row"), "rows"),
+    "no signs": (lambda tensors: tensors.pop("2/signs"), "missing"),
+    "a step that is none": (lambda tensors: tensors.update({"3/signs": tensors["2/signs"]}), "no activation"),
     "factors of another shape": (lambda tensors: tensors.update({"2/kept": tensors["2/slopes"][:1]}), "another shape"),
 }
 
@@ -209,12 +209,12 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faulty_certificates_are_refused(proved, fault):
     model, tensors = proved
-    change, told = FAULTS[fault]
-    spoiled = {name: tensor.copy() for name, tensor in tensors.items()}
-    assert prove(Network(model), BOX, LABEL, spoiled).by == CERTIFICATE
-    change(spoiled)
-    proof = prove(Network(model), BOX, LABEL, spoiled)
-    assert proof.by == "" and told in proof.refused
+    change, message = FAULTS[fault]
+    faulty = {name: tensor.copy() for name, tensor in tensors.items()}
+    assert prove(Network(model), BOX, LABEL, faulty).proved_by == CERTIFICATE
+    change(faulty)
+    proof = prove(Network(model), BOX, LABEL, faulty)
+    assert proof.proved_by == "" and message in proof.refused
 
 
 def test_other_numbers_in_a_certificate_prove_less_and_never_more(proved):
@@ -222,13 +222,13 @@ def test_other_numbers_in_a_certificate_prove_less_and_never_more(proved):
     model, tensors = proved
     network = Network(model)
     others = tensors | {"2/multipliers": tensors["2/multipliers"][::-1]}
-    assert prove(network, BOX, LABEL, others).by == ""
-    assert prove(network, BOX, LABEL, tensors | {"2/signs": -tensors["2/signs"]}).by == ""
+    assert prove(network, BOX, LABEL, others).proved_by == ""
+    assert prove(network, BOX, LABEL, tensors | {"2/signs": -tensors["2/signs"]}).proved_by == ""
     kept = np.full((len(tensors["row"]), 5), 255, dtype=np.uint8)
-    assert prove(network, BOX, LABEL, tensors | {"2/kept": kept}).by == CERTIFICATE
-    assert prove(network, ball(np.array([[[[100.0, 30.0, 200.0]]]]), 0.2 + 1 / 255), LABEL, tensors).by == ""
+    assert prove(network, BOX, LABEL, tensors | {"2/kept": kept}).proved_by == CERTIFICATE
+    assert prove(network, ball(np.array([[[[100.0, 30.0, 200.0]]]]), 0.2 + 1 / 255), LABEL, tensors).proved_by == ""
     model[-1].weight[OTHERS] += 1e-3
-    assert prove(Network(model), BOX, LABEL, tensors).by == ""
+    assert prove(Network(model), BOX, LABEL, tensors).proved_by == ""
     model[-1].weight[OTHERS] -= 1e-3
 
 
@@ -236,9 +236,9 @@ def test_a_row_without_leaves_needs_a_proof_of_its_own(proved):
     model, tensors = proved
     first = tensors["row"] == 0
     part = {name: t if name == "2/neurons" else t[first] for name, t in tensors.items()}
-    assert prove(Network(model), BOX, LABEL, part).by == ""
+    assert prove(Network(model), BOX, LABEL, part).proved_by == ""
     model[-1].bias[2] -= 10
-    assert prove(Network(model), BOX, LABEL, part).by == CERTIFICATE
+    assert prove(Network(model), BOX, LABEL, part).proved_by == CERTIFICATE
     model[-1].bias[2] += 10
 
 
@@ -251,8 +251,8 @@ def leaves_of(tree, signs=()):
     """The leaves [L, 6] of a decision tree; a neuron that was split before is not split again."""
     if not tree or tree[0] in dict(signs):
         return leaves_of(tree[1], signs) if tree else [[dict(signs).get(n, 0) for n in range(6)]]
-    neuron, over, under = tree
-    return leaves_of(over, (*signs, (neuron, 1))) + leaves_of(under, (*signs, (neuron, -1)))
+    neuron, positive, negative = tree
+    return leaves_of(positive, (*signs, (neuron, 1))) + leaves_of(negative, (*signs, (neuron, -1)))
 
 
 def covers(leaves):
@@ -261,23 +261,23 @@ def covers(leaves):
 
 
 @given(TREES, st.randoms())
-def test_trees_are_complete_in_any_order_and_no_more_without_a_leaf_or_a_sign(tree, random):
+def test_trees_cover_everything_in_any_order_and_no_longer_without_a_leaf(tree, random):
     leaves = np.array(leaves_of(tree))
     random.shuffle(order := list(range(len(leaves))))
-    assert complete(leaves[order]) and covers(leaves)
-    spoiled = leaves[order[1:]]
-    assert not complete(spoiled) and not covers(spoiled)
+    assert covers_everything(leaves[order]) and covers(leaves)
+    faulty = leaves[order[1:]]
+    assert not covers_everything(faulty) and not covers(faulty)
     turned = leaves.copy()
     if len(turned[turned != 0]):
         row, neuron = random.choice(np.argwhere(turned != 0))
         turned[row, neuron] *= -1
-        assert not complete(turned)
+        assert not covers_everything(turned)
 
 
 @given(st.lists(st.lists(st.sampled_from([-1, 0, 1]), min_size=6, max_size=6), max_size=6))
-def test_what_is_called_complete_covers_everything(leaves):
+def test_what_covers_everything_does(leaves):
     leaves = np.array(leaves).reshape(-1, 6)
-    assert covers(leaves) or not complete(leaves)
+    assert covers(leaves) or not covers_everything(leaves)
 
 
 def test_files_are_read_by_example(tmp_path):
@@ -295,5 +295,5 @@ def test_files_are_read_by_example(tmp_path):
 
 
 def test_certificates_of_nothing_are_refused():
-    with pytest.raises(RefusedError, match="no row"):
-        checked({}, {}, 2)
+    with pytest.raises(RefusedError, match="rows"):
+        check_certificate({}, {}, 2)

@@ -1,4 +1,4 @@
-"""The checker's linear bounds: below exact rational minima by rounding alone, below every attack, like CROWN's."""
+"""The checker's linear bounds: below exact rational minima by rounding at most, below every attack, like CROWN's."""
 
 from fractions import Fraction
 
@@ -7,17 +7,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_network import EPS, OPTIONS, SHALLOW, network_of
+from test_network import EPS, network_of, sample_networks
 from torch import nn
 
 from baselines.registry import Normalize
 from cerdeq import LinfBall, bound, margin_spec
 from cerdeq.equilibrium import FixedPoint
 from harness.checker import linear
-from harness.checker.boxes import Box, ball, convolved
+from harness.checker.boxes import Box, ball, convolve
 from harness.checker.linear import lower_bounds
 from harness.checker.network import Activation, Network
-from harness.checker.regions import plain, tightened
+from harness.checker.regions import interval_region, tightened_region
 from harness.checker.relaxation import Leaves, lines
 
 
@@ -30,7 +30,7 @@ class Residual(nn.Module):
         return self.inner(x) + x
 
 
-class Joined(Residual):
+class Concatenated(Residual):
     def forward(self, x):
         return torch.cat([self.inner(x), x], 1)
 
@@ -45,7 +45,7 @@ class Biased(nn.Module):
 
 
 def norm(dimensions):
-    """Of variances whose roots are rational: exact arithmetic can follow."""
+    """Return batch norm of variances whose roots are rational, which exact arithmetic can follow."""
     layer = (nn.BatchNorm2d if dimensions == 2 else nn.BatchNorm1d)(2, eps=0.25).double()
     layer.running_mean = torch.randn(2).double() * 100
     layer.running_var = torch.tensor([0.75, 15.75]).double()
@@ -65,7 +65,7 @@ AFFINE = {
     "batch norm of rows": lambda: [nn.Flatten(), nn.Linear(18, 2), norm(1)],
     "pooling": lambda: [nn.AvgPool2d(2), nn.Flatten()],
     "residual": lambda: [Residual(nn.Conv2d(2, 2, 3, padding=1)), nn.Flatten()],
-    "joined": lambda: [Joined(nn.Conv2d(2, 1, 1)), nn.Flatten()],
+    "concatenated": lambda: [Concatenated(nn.Conv2d(2, 1, 1)), nn.Flatten()],
     "bias": lambda: [Biased(), nn.Flatten()],
     "deep": lambda: [
         nn.Conv2d(2, 2, 3, padding=1),
@@ -78,13 +78,13 @@ AFFINE = {
 
 
 def exact_numbers(values):
-    """An array of fractions, of a tensor or an array."""
+    """Return a tensor or an array as an array of fractions."""
     array = np.asarray(values.detach() if isinstance(values, torch.Tensor) else values, dtype=np.float64)
     return np.array([Fraction(float(v)) for v in array.ravel()], dtype=object).reshape(array.shape)
 
 
 def exact(layer, x):
-    """A layer of fractions x [B, ...]."""
+    """Return the value of a layer at fractions x [B, ...]."""
     match layer:
         case nn.Sequential():
             for part in layer:
@@ -94,7 +94,7 @@ def exact(layer, x):
             return x @ exact_numbers(layer.weight).T + exact_numbers(layer.bias)
         case nn.Conv2d():
             bias = 0 if layer.bias is None else exact_numbers(layer.bias)[:, None, None]
-            return convolved(exact_numbers(layer.weight), x, layer.stride[0], layer.padding[0], layer.groups) + bias
+            return convolve(exact_numbers(layer.weight), x, layer.stride[0], layer.padding[0], layer.groups) + bias
         case nn.BatchNorm1d() | nn.BatchNorm2d():
             mean, root, weight, bias = (
                 exact_numbers(t).reshape(-1, *[1] * (x.ndim - 2))
@@ -108,7 +108,7 @@ def exact(layer, x):
             return cut.reshape(*x.shape[:2], rows, size, columns, size).sum((3, 5)) / Fraction(size**2)
         case Normalize():
             return (x - exact_numbers(layer.mean)) / exact_numbers(layer.std)
-        case Joined():
+        case Concatenated():
             return np.concatenate([exact(layer.inner, x), x], 1)
         case Residual():
             return exact(layer.inner, x) + x
@@ -116,7 +116,7 @@ def exact(layer, x):
             return x + exact_numbers(layer.bias)
         case nn.Flatten():
             return x.reshape(len(x), -1)
-    raise AssertionError(f"{layer} has no exact twin")
+    raise AssertionError(f"{layer} has no exact rule")
 
 
 def with_classifier(parts, shape):
@@ -130,17 +130,16 @@ def exact_box(center, radius):
     return Box(center.astype(np.float64), np.full(center.shape, radius))
 
 
-@pytest.mark.parametrize("size", [1.0, 1e6])
-@pytest.mark.parametrize("name", AFFINE)
+@pytest.mark.parametrize(("name", "size"), [(name, 1.0 if n % 2 else 1e6) for n, name in enumerate(AFFINE)])
 def test_affine_networks_are_bounded_by_their_exact_minima_less_rounding(name, size):
     """Where the bound is the minimum itself, rounding that is not counted shows in every second row."""
     model = with_classifier(AFFINE[name](), (2, 3, 3))
     x = torch.rand(1, 2, 3, 3).double()
     network, box = Network(model), exact_box(size * x.numpy(), 0.25)
     spec = np.random.default_rng(0).normal(size=(12, 3))
-    found = lower_bounds(network, plain(network, box), {len(network.steps): spec}, {})
+    lowers = lower_bounds(network, interval_region(network, box), {len(network.steps): spec}, {})
     slopes = torch.autograd.functional.jacobian(lambda v: model(v)[0], x)[:, 0].flatten(1).numpy()
-    for row, lower in zip(spec, found, strict=True):
+    for row, lower in zip(spec, lowers, strict=True):
         corner = np.where(row @ slopes > 0, -1, 1).reshape(box.center.shape)
         point = exact_numbers(box.center) + Fraction(0.25) * exact_numbers(corner)
         least = (exact_numbers(row) * exact(model, point)[0]).sum()
@@ -149,7 +148,7 @@ def test_affine_networks_are_bounded_by_their_exact_minima_less_rounding(name, s
 
 @pytest.mark.parametrize("name", AFFINE)
 def test_rounding_is_counted_where_everything_cancels(name):
-    """Functionals of two large pixels that are 0 but for their own rounding: what is computed of them is noise."""
+    """Functionals of two large pixels that are 0 but for their own rounding: what is computed is noise."""
     body = nn.Sequential(*AFFINE[name]()).double().eval().requires_grad_(False)
     random = np.random.default_rng(0)
     pixels = np.zeros(18)
@@ -157,19 +156,19 @@ def test_rounding_is_counted_where_everything_cancels(name):
     x = torch.from_numpy(pixels.reshape(1, 2, 3, 3))
     network = Network(nn.Sequential(*body, nn.Linear(body(x).shape[1], 3).double()))
     slopes = torch.autograd.functional.jacobian(lambda v: body(v)[0], x)[:, 0].flatten(1).numpy()
-    made, _ = np.linalg.qr(slopes[:, [7, 10]])
+    basis, _ = np.linalg.qr(slopes[:, [7, 10]])
     rows = random.normal(size=(30, len(slopes)))
-    rows -= rows @ made @ made.T
+    rows -= rows @ basis @ basis.T
     box = Box(x.numpy(), np.zeros(x.shape))
-    found = lower_bounds(network, plain(network, box), {len(network.steps) - 1: rows}, {})
+    lowers = lower_bounds(network, interval_region(network, box), {len(network.steps) - 1: rows}, {})
     values = exact_numbers(rows) @ exact(body, exact_numbers(x))[0]
-    for lower, value in zip(found, values, strict=True):
+    for lower, value in zip(lowers, values, strict=True):
         assert Fraction(float(lower)) <= value <= Fraction(float(lower)) + Fraction(1, 10**4)
 
 
 def test_equilibria_that_are_affine_are_bounded_by_their_exact_minima_less_rounding(monkeypatch):
     """W and h above 0; the multiplier as near as float64 comes."""
-    monkeypatch.setattr(linear, "_CLOSE", 0.0)
+    monkeypatch.setattr(linear, "_TOLERANCE", 0.0)
     weight = torch.tensor([[0.1, 0.3, 0.2], [0.4, 0.1, 0.3], [0.3, 0.2, 0.1]]).double()
     inject, classifier = nn.Linear(4, 3).double(), nn.Linear(3, 2).double()
     with torch.no_grad():
@@ -178,33 +177,33 @@ def test_equilibria_that_are_affine_are_bounded_by_their_exact_minima_less_round
     network = Network(nn.Sequential(nn.Flatten(), inject, FixedPoint(weight, 1, 1), classifier).eval())
     box = exact_box(np.full((1, 1, 2, 2), 0.5), 0.25)
     spec = np.random.default_rng(0).normal(size=(20, 2))
-    found = lower_bounds(network, plain(network, box), {4: spec}, {})
-    whole = exact_numbers(np.eye(3)) - exact_numbers(weight)
-    rows = exact_numbers(spec) @ exact_numbers(classifier.weight) @ inverted(whole)
+    lowers = lower_bounds(network, interval_region(network, box), {4: spec}, {})
+    system = exact_numbers(np.eye(3)) - exact_numbers(weight)
+    rows = exact_numbers(spec) @ exact_numbers(classifier.weight) @ invert(system)
     matrix, offset = rows @ exact_numbers(inject.weight), rows @ exact_numbers(inject.bias)
     offset = offset + exact_numbers(spec) @ exact_numbers(classifier.bias)
     least = matrix.sum(1) * Fraction(1, 2) - abs(matrix).sum(1) * Fraction(1, 4) + offset
-    for lower, value in zip(found, least, strict=True):
+    for lower, value in zip(lowers, least, strict=True):
         assert Fraction(float(lower)) <= value <= Fraction(float(lower)) + Fraction(1, 10**10)
 
 
 def test_rounding_in_equilibria_is_counted_where_everything_cancels(monkeypatch):
     """z3 = w1 z1 + w2 z2 + h3, large, less what is large in it: the multiplier seems to leave nothing to the box."""
-    monkeypatch.setattr(linear, "_CLOSE", 0.0)
+    monkeypatch.setattr(linear, "_TOLERANCE", 0.0)
     random, weight = np.random.default_rng(0), np.eye(3) / 1024
     weight[2, :2] = 1e4 * random.uniform(1, 2, 2)
     network = Network(nn.Sequential(nn.Flatten(), FixedPoint(torch.from_numpy(weight), 1, 1), nn.Linear(3, 2).double()))
     box = exact_box(random.uniform(0.5, 1, (1, 1, 1, 3)), 0.0)
     last = random.normal(size=(60, 1))
     rows = np.concatenate([-last * weight[2, :2] / (1 - 1 / 1024), last], 1)
-    found = lower_bounds(network, plain(network, box), {2: rows}, {})
-    z = inverted(exact_numbers(np.eye(3)) - exact_numbers(weight)) @ exact_numbers(box.center.ravel())
-    for lower, value in zip(found, exact_numbers(rows) @ z, strict=True):
+    lowers = lower_bounds(network, interval_region(network, box), {2: rows}, {})
+    z = invert(exact_numbers(np.eye(3)) - exact_numbers(weight)) @ exact_numbers(box.center.ravel())
+    for lower, value in zip(lowers, exact_numbers(rows) @ z, strict=True):
         assert Fraction(float(lower)) <= value <= Fraction(float(lower)) + Fraction(1, 10**8)
 
 
-def inverted(matrix):
-    """A matrix of fractions, inverted by elimination without pivoting."""
+def invert(matrix):
+    """Invert a matrix of fractions by elimination without pivoting."""
     size = len(matrix)
     rows = np.concatenate([matrix, exact_numbers(np.eye(size))], 1)
     for i in range(size):
@@ -240,8 +239,8 @@ def margins_of(model, x, labels):
     return (margin_spec(labels, 10).double() @ model(x)[..., None])[..., 0]
 
 
-def attacked(model, x, labels, eps, steps=5):
-    """The least margin of each image and row over corners and over points on the way down, [B, K - 1]."""
+def attack(model, x, labels, eps, steps=5):
+    """Return the smallest margin of each image and row over corners and over points of a descent, [B, K - 1]."""
     least = margins_of(model, x, labels)
     for start in (x, *[(x + eps * torch.randn_like(x).sign()).clamp(0, 1) for _ in range(2)]):
         point = start
@@ -254,21 +253,17 @@ def attacked(model, x, labels, eps, steps=5):
     return least.numpy()
 
 
-LONG = ("densenet", {})  # as long as all others together
-KINDS = [pytest.param(*case, marks=pytest.mark.slow if case == LONG else ()) for case in SHALLOW + OPTIONS]
-
-
-@pytest.mark.parametrize(("name", "options"), KINDS)
+@pytest.mark.parametrize(("name", "options"), sample_networks(slow_kinds=("densenet",)))
 def test_margins_lie_below_attacks_and_where_crown_s_do(name, options):
     """Two derivations of one bound. Tighter boxes are no looser."""
     model = network_of(name, **options)
     pixels, labels, eps = torch.randint(0, 256, (1, 1, 8, 8)), torch.tensor([3]), float(EPS)
     network, exact_model = Network(model), model.double()
-    worst = attacked(exact_model, pixels.double() / 255, labels, eps)
+    worst = attack(exact_model, pixels.double() / 255, labels, eps)
     spec = margin_spec(labels, 10).double()
     theirs, _ = bound(exact_model, LinfBall(pixels.double() / 255, EPS), "crown-ibp", spec)
     images = ball(pixels.numpy().astype(float), eps)
-    first, second = plain(network, images), tightened(network, images)
+    first, second = interval_region(network, images), tightened_region(network, images)
     functional = {len(network.steps): spec[0].numpy()}
     loose, tight = (lower_bounds(network, region, functional, {}) for region in (first, second))
     assert (loose <= worst[0] + 1e-9).all() and (tight <= worst[0] + 1e-9).all()
@@ -279,8 +274,7 @@ def test_margins_lie_below_attacks_and_where_crown_s_do(name, options):
     assert sum(b.radius.sum() for b in second.values) < sum(a.radius.sum() for a in first.values)
 
 
-@pytest.mark.parametrize("kernel", [None, 3])
-@pytest.mark.parametrize("rho", [0.3, 0.9, 0.97])
+@pytest.mark.parametrize(("kernel", "rho"), [(None, 0.9), (3, 0.3), (3, 0.97)])
 def test_regions_and_bounds_hold_equilibria(kernel, rho):
     """Solved to convergence at points of the ball; the tightened ones are of use."""
     weight = torch.randn(4, 4, *([kernel] * 2 if kernel else [])).double()
@@ -289,24 +283,28 @@ def test_regions_and_bounds_hold_equilibria(kernel, rho):
     stem = stem if kernel is None else [nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 4, 1)]
     model = with_classifier([*stem, FixedPoint(weight, 1, 1), nn.Flatten()], (1, 4, 4))
     network, images = Network(model), ball(np.full((1, 1, 4, 4), 128.0), 0.3)
-    place = next(
-        n for n, s in enumerate(network.steps, 1) if isinstance(s.does, Activation) and s.does.weight is not None
+    number = next(
+        n
+        for n, s in enumerate(network.steps, 1)
+        if isinstance(s.operation, Activation) and s.operation.weight is not None
     )
     x = torch.from_numpy(images.center + images.radius * np.sign(np.random.default_rng(0).normal(size=(60, 1, 4, 4))))
-    layer = model[place - 1]
-    h = model[: place - 1](x)
+    layer = model[number - 1]
+    h = model[: number - 1](x)
     z = layer.solve(h, tolerance=1e-13, solver="anderson").value
     p = (z @ weight.T if kernel is None else torch.conv2d(z, weight, padding=1)) + h
     spec = np.array([[1.0, -1, 0], [-1, 0, 1], [0, 1, -1]])
-    outputs = model[place:](z).numpy() @ spec.T
+    outputs = model[number:](z).numpy() @ spec.T
     bounds = []
-    for region in (plain(network, images), tightened(network, images)):
-        for box, points in ((region.values[place], z), (region.inside[place], p)):
+    for region in (interval_region(network, images), tightened_region(network, images)):
+        for box, points in ((region.values[number], z), (region.inside[number], p)):
             assert (box.lower <= points.numpy() + 1e-9).all() and (points.numpy() <= box.upper + 1e-9).all()
         bounds.append(lower_bounds(network, region, {len(network.steps): spec}, {}))
         assert np.isfinite(bounds[-1]).all() and (bounds[-1] <= outputs.min(0) + 1e-9).all()
     assert (bounds[1] >= bounds[0] - 1e-6).all()
-    loose, tight = (region(network, images).values[place].radius.sum() for region in (plain, tightened))
+    loose, tight = (
+        region(network, images).values[number].radius.sum() for region in (interval_region, tightened_region)
+    )
     assert tight < 0.99 * loose
 
 
@@ -316,6 +314,6 @@ def test_what_is_not_finite_or_huge_is_not_bounded():
         box = Box(np.zeros((1, 1, 2, 2)), np.full((1, 1, 2, 2), radius))
         region = linear.Region([box, box, box], {})
         assert (lower_bounds(network, region, {3: np.eye(3)}, {}) == -np.inf).all()
-    region = plain(network, Box(np.zeros((1, 1, 2, 2)), np.ones((1, 1, 2, 2))))
+    region = interval_region(network, Box(np.zeros((1, 1, 2, 2)), np.ones((1, 1, 2, 2))))
     for size in (1e101, np.inf, np.nan):
         assert (lower_bounds(network, region, {3: np.full((2, 3), size)}, {}) == -np.inf).all()

@@ -58,7 +58,7 @@ def test_without_a_cache_it_goes_on_and_warns(small, monkeypatch, tmp_path):
     arrays = fake_parquet(tmp_path)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.warns(UserWarning, match="CIFAR-10 is decoded anew each time"):
+    with pytest.warns(UserWarning, match="CIFAR-10 is decoded again each time"):
         check_arrays(load("cifar10", tmp_path), arrays)
 
 

@@ -19,12 +19,12 @@ from harness.training import load_network
 NAN = torch.nan
 SAID = {  # what cerdeq.verify answers: the lower bounds' least, whether its point is a counterexample; the verdict
     "certified": (0.5, False, names.CERTIFIED),
-    "attacked": (-0.5, True, names.ATTACKED),
+    "falsified": (-0.5, True, names.ATTACKED),
     "unknown": (-0.5, False, names.UNKNOWN),
     "timeout": (NAN, False, names.TIMEOUT),
     "out of memory": (-0.5, False, names.OUT_OF_MEMORY),
     "certified without a bound": (-0.5, False, names.FAILED),
-    "attacked without a counterexample": (-0.5, False, names.FAILED),
+    "falsified without a counterexample": (-0.5, False, names.FAILED),
     "timeout with a proof": (0.5, False, names.FAILED),
     "of another kind": (-0.5, False, names.FAILED),
 }
@@ -49,7 +49,7 @@ def branched(tiny_trial, monkeypatch):
             labels = model(images.double() / 255).argmax(1)
         monkeypatch.setattr("harness.evaluation.ledger.free_memory", lambda: None)
         monkeypatch.setattr("harness.evaluation.verdicts.worst_point", lambda model, x, *_: x)  # breaks nothing
-        if said == "attacked":  # by the test's word
+        if said == "falsified":  # by the test's word
             monkeypatch.setattr("harness.evaluation.verdicts._margins_at", by_the_test_s_word)
         least, _, _ = SAID[said]
 
@@ -93,9 +93,9 @@ def test_what_branch_and_bound_says_is_the_verdict(branched, said):
 
 
 def test_a_proof_beside_a_counterexample_stops_everything(branched, monkeypatch):
-    monkeypatch.setitem(SAID, "attacked", (0.5, True, None))
+    monkeypatch.setitem(SAID, "falsified", (0.5, True, None))
     with pytest.raises(SoundnessError):
-        branched("attacked")
+        branched("falsified")
 
 
 @pytest.mark.parametrize("name", ["cnn5", "cerdeq"])

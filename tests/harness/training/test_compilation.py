@@ -66,7 +66,14 @@ class Killed(BaseException):
     """Stands for SIGKILL."""
 
 
-@pytest.mark.skipif(compilation.compiler_problem("cpu") is not None, reason="no C++ compiler that torch can use")
+@pytest.fixture
+def _compiler():
+    """Skip without a compiler. A fixture, since the probe takes seconds that collection has no need of."""
+    if compilation.compiler_problem("cpu") is not None:
+        pytest.skip("no C++ compiler that torch can use")
+
+
+@pytest.mark.usefixtures("_compiler")
 @pytest.mark.parametrize("method", ["plain", pytest.param("ibp", marks=pytest.mark.slow)])  # with thrice the kernels
 def test_a_compiled_trial_is_repeated_and_resumed_to_the_same_bits(tmp_path, tiny_trial, method):
     """By Inductor itself, on a CPU."""
