@@ -122,13 +122,13 @@ def _searched(
     be trained; None where it found nothing, and of a dry run."""
     from harness.launch import searching
 
-    settings = searching.check(sweep, data, options)
+    search = searching.Search(sweep, data, directory, options, console)
     if options.dry_run:
-        searching.show(sweep, settings, data, directory, console)
+        search.show()
+        search.say("its winners' trials are known once it has run; a dry run: nothing was started or written")
         return None
     Mirror(sweep.name, options.tracking_uri, {}, console)  # a store that cannot be used is told before hours of work
-    found = searching.run(sweep, settings, data, directory, options, _gpu(sweep, options), console)
-    return None if found is None else (found, searching.lacks(sweep, settings, data, directory))
+    return search.run(_gpu(sweep, options))
 
 
 def _gpu(sweep: Sweep, options: argparse.Namespace) -> float:
