@@ -35,7 +35,7 @@ from harness.storage import folder, names
 from harness.storage.files import DamagedFileError, file_name, make_directory, remove_unfinished, write_json
 from harness.storage.folder import Trial
 from harness.storage.lease import locked
-from harness.tracking.policy import Mirror
+from harness.tracking.mlflow_sync import MlflowSync
 
 # What imports Ray is imported late: Ray takes seconds, and bad input is told first.
 _RAY = ".ray"
@@ -127,7 +127,7 @@ def _searched(
         search.show()
         search.say("its winners' trials are known once it has run; a dry run: nothing was started or written")
         return None
-    Mirror(sweep.name, options.tracking_uri, {}, console)  # a store that cannot be used is told before hours of work
+    MlflowSync.open(sweep.name, options.tracking_uri, {}, console)  # refuses a wrong store before hours of work
     return search.run(_gpu(sweep, options))
 
 
@@ -150,7 +150,7 @@ def _complete(study: Study, options: argparse.Namespace, console: Console) -> in
             console.print(told, markup=False, soft_wrap=True)
     if not options.ray_address and (warned := warning(study, tried)):
         console.print(warned, markup=False, soft_wrap=True)
-    mirror = Mirror(sweep.name, options.tracking_uri, _rows(directory, study.trials), console)
+    mirror = MlflowSync.open(sweep.name, options.tracking_uri, _rows(directory, study.trials), console)
     for trial in study.trials:
         folder.claim(places[trial.key], trial)
     study.shared.give_trials()
@@ -182,14 +182,14 @@ def _complete(study: Study, options: argparse.Namespace, console: Console) -> in
         console.print(f"\nAnd at:\n{escape(study.shared.uri)}", soft_wrap=True)
     if interrupted:
         raise KeyboardInterrupt
-    return OK if not study.waiting() and not mirror.broken else FAILED
+    return OK if not study.waiting() and not mirror.is_away else FAILED
 
 
 def _train(
     study: Study,
     trials: list[Trial],
     options: argparse.Namespace,
-    mirror: Mirror,
+    mirror: MlflowSync,
     progress: Progress,
     stop: Stopping,
 ) -> None:

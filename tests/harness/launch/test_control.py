@@ -15,7 +15,7 @@ from baselines import build
 from harness.launch import estimate, gpu_memory, ray_tune
 from harness.measure.machine import operations
 from harness.storage import folder, names
-from harness.tracking.policy import Mirror
+from harness.tracking.mlflow_sync import MlflowSync
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
 
@@ -345,7 +345,7 @@ def test_ctrl_c_twice_stops_and_the_runs_say_so_and_go_on_when_the_trials_do(unf
 
 @pytest.mark.parametrize(("told", "ended"), [("of an epoch", "KILLED"), ("of a failure", "FAILED")])
 def test_ctrl_c_twice_breaks_off_nothing_that_is_written_to_mlflow(unfinished, run, monkeypatch, told, ended):
-    sync, written = Mirror.sync, []
+    sync, written = MlflowSync.sync, []
 
     def interrupted_sync(mirror, place, running=True):
         if not written:
@@ -360,7 +360,7 @@ def test_ctrl_c_twice_breaks_off_nothing_that_is_written_to_mlflow(unfinished, r
         on_report(folders[0], folder.read_epochs(folders[0])[-1])
         pytest.fail("went on")
 
-    monkeypatch.setattr(Mirror, "sync", interrupted_sync)
+    monkeypatch.setattr(MlflowSync, "sync", interrupted_sync)
     run(act)
     assert unfinished.main() == 130
     first, *last = written
