@@ -40,7 +40,7 @@ _RAY = ".ray"
 
 
 class Search:
-    """The search of a sweep. `owners` has the entry and the candidate's number of each folder that is trained."""
+    """The search of a sweep. `owners` maps each folder that is trained to its entry and its candidate's number."""
 
     def __init__(self, sweep: Sweep, data: Data, sweep_dir: Path, options: argparse.Namespace, console: Console):
         """Load what there is of the search. Raises InputError for options and data that do not fit a search."""
@@ -96,7 +96,7 @@ class Search:
 
     def train(self, gpu: float, stopping: Stopping) -> None:
         """Train candidates until the budget is used."""
-        queue = deque(self.unfinished() or self.proposed())
+        queue = deque(self.unfinished() or self.next_candidate())
         if not queue:
             return
         from harness.launch.ray_tune import run_folders
@@ -104,7 +104,8 @@ class Search:
         def supply() -> Path | None:
             if stopping.asked:
                 return None
-            queue.extend([] if queue else self.proposed())
+            if not queue:
+                queue.extend(self.next_candidate())
             return queue.popleft() if queue else None
 
         def on_report(trial_dir: Path, row: dict[str, Any]) -> None:
@@ -140,8 +141,8 @@ class Search:
             (trial_dir / folder.FAILURE).unlink(missing_ok=True)
         return unfinished
 
-    def proposed(self) -> list[Path]:
-        """Return the folders of a new candidate, of the entry that has the fewest; empty once the search is done."""
+    def next_candidate(self) -> list[Path]:
+        """Propose a candidate of the entry with the fewest, and return its folders; empty once the search is done."""
         budget = self.settings
         if budget.hours is not None and _hours(folder.trial_folders(self.directory)) >= budget.hours:
             return []
@@ -192,10 +193,8 @@ class Search:
 
     def conclude(self, entry: int, number: int) -> None:
         """Write what came of a candidate to its study, once training has ended for all its seeds."""
-        study, trial_dirs = (
-            self.studies[entry],
-            [path for path, owner in self.owners.items() if owner == (entry, number)],
-        )
+        study = self.studies[entry]
+        trial_dirs = [trial_dir for trial_dir, owner in self.owners.items() if owner == (entry, number)]
         if not all(map(has_ended, trial_dirs)):
             return
         if any(map(is_stopped, trial_dirs)):

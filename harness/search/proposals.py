@@ -39,15 +39,13 @@ def propose(
     count = len(candidates_of(study))
     if count == 0 and (written := searched.written) is not None:
         parameters = {key: _encode(space, written[key]) for key, space in searched.spaces.items()}
-        attributes = {"settings": written, "as_written": True}
-        study.add_trial(
-            create_trial(
-                state=TrialState.RUNNING,
-                params=parameters,
-                distributions=distributions(searched.spaces),
-                user_attrs=attributes,
-            )
+        first = create_trial(
+            state=TrialState.RUNNING,
+            params=parameters,
+            distributions=distributions(searched.spaces),
+            user_attrs={"settings": written, "as_written": True},
         )
+        study.add_trial(first)  # a single line of the journal, unlike enqueue_trial and ask
         return study.trials[-1]
     if "exhausted" in study.user_attrs:
         return None

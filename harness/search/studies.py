@@ -43,16 +43,7 @@ def search_json(
     """Return the content of search.json. seeds: of each candidate. fingerprint: of the data."""
     return {
         "settings": settings.model_dump(mode="json"),
-        "entries": [
-            {
-                "config": digested(entry.base),
-                "settings": entry.written,
-                "spaces": {
-                    key: space.model_dump(mode="json", exclude_none=True) for key, space in entry.spaces.items()
-                },
-            }
-            for entry in entries
-        ],
+        "entries": [digested(entry.base) for entry in entries],
         "seeds": list(seeds),
         "fingerprint": fingerprint,
         "recipe_version": RECIPE_VERSION,
@@ -69,13 +60,14 @@ def search_directory(sweep_dir: Path, content: dict[str, Any]) -> Path:
 def load_studies(search_dir: Path) -> list[Study]:
     """Load the studies in the order of the sweep file's entries; an empty list before the search has begun.
 
-    Raises InputError for a search of an earlier version, and DamagedFileError.
+    Raises InputError if there is a search of an earlier version, and DamagedFileError.
     """
     path = search_dir / JOURNAL
-    if not path.exists():
-        if folder.trial_folders(search_dir):
+    for other in search_dir.parent.glob("*"):
+        if folder.trial_folders(other) and not (other / JOURNAL).exists():
             reason = f"it has candidates but no {JOURNAL}, so an earlier version of this code wrote it"
-            raise InputError(f"{search_dir} cannot be read: {reason}; move it away to search again")
+            raise InputError(f"{other} cannot be read: {reason}; move it away to search again")
+    if not path.exists():
         return []
     try:
         storage = JournalStorage(JournalFileBackend(str(path)))
