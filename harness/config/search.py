@@ -139,8 +139,8 @@ class Searched:
     @property
     def written(self) -> dict[str, Any] | None:
         """The settings that the entry has as it is written; None if one of them is outside its space."""
-        values = {key: self._written(key) for key in self.spaces}
-        return {key: found[0] for key, found in values.items()} if all(values.values()) else None
+        matches = {key: self._written(key) for key in self.spaces}
+        return {key: values[0] for key, values in matches.items()} if all(matches.values()) else None
 
     def _written(self, key: str) -> list[Any]:
         """Return the values of a setting's space that mean the same as what the entry has."""

@@ -125,7 +125,7 @@ def _searched(
     search = searching.Search(sweep, data, directory, options, console)
     if options.dry_run:
         search.show()
-        search.say("its winners' trials are known once it has run; a dry run: nothing was started or written")
+        search.say("its winners become the trials; a dry run: nothing was started or written")
         return None
     MlflowSync.open(sweep.name, options.tracking_uri, {}, console)  # refuses a wrong store before hours of work
     return search.run(_gpu(sweep, options))

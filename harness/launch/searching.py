@@ -48,7 +48,7 @@ class Search:
             raise ValueError(f"the sweep {sweep.name} has no search")
         for name in ("only", "export"):
             value = getattr(options, name)
-            require(f"--{name}", value, not value, "a sweep without `search`, whose trials are known before it has run")
+            require(f"--{name}", value, not value, "a sweep without `search`, whose trials are in its file")
         for entry in sweep.searched:
             training, _ = data.training_images(entry.base.train_images, sweep.search.validation_images)
             batch = entry.base.train.batch_size

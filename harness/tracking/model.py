@@ -62,8 +62,8 @@ def register_best(client: MlflowClient, sweep: str, runs: Collection[entities.Ru
     model = next((model for model in _models(client, best) if model.status == _READY), None) if best else None
     if best is None or model is None:
         return None
-    found = client.search_registered_models(f"name = '{sweep}'")
-    registered = found[0] if found else client.create_registered_model(sweep, description=served.__doc__)
+    existing = client.search_registered_models(f"name = '{sweep}'")
+    registered = existing[0] if existing else client.create_registered_model(sweep, description=served.__doc__)
     source = model.artifact_location
     versions = [each for each in client.search_model_versions(f"name = '{sweep}'") if each.source == source]
     if not versions:
