@@ -7,7 +7,7 @@ from search_cases import SPACES, new_study, searched_sweep
 from harness.config.search import SAMPLERS
 from harness.search.proposals import propose
 from harness.search.results import importances
-from harness.search.studies import JOURNAL, begin_studies, candidates_of
+from harness.search.studies import JOURNAL, candidates_of
 
 
 def proposals(study, sweep, count, error=lambda settings: abs(settings["train.batch_size"] - 40)):
@@ -77,7 +77,7 @@ def test_the_setting_that_decides_is_the_most_important(tmp_path):
 def test_the_best_third_goes_on(tmp_path, error, others, behind):
     asha = {"min_epochs": 2, "factor": 3}
     sweep = searched_sweep(tmp_path, asha=asha, objectives=["certified_error"])
-    (study,) = begin_studies(tmp_path, sweep.search, sweep.searched)
+    study = new_study(tmp_path / "search", sweep)
     for value in others:
         other = study.ask()
         other.report(value, 2)
