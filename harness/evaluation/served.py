@@ -1,7 +1,7 @@
-"""The trained network as MLflow loads it, from two files of a trial's folder: trial.json and weights.safetensors.
+"""Loads a trained network for MLflow, from two files of a trial's folder: trial.json and weights.safetensors.
 
-Nothing is pickled and no code is copied, so `mlflow.pyfunc.load_model(uri)` works where this package can be imported,
-and the plugins that the trial names, which it imports.
+Nothing is pickled and no code is copied: `mlflow.pyfunc.load_model(uri)` works where this package can be imported, and
+the plugins that the trial names.
 
     network = mlflow.pyfunc.load_model("models:/cifar10@best")
     logits = network.predict(images)        # NumPy, [N, C, H, W] with pixels in [0, 1] -> [N, classes], float64
@@ -17,26 +17,26 @@ from harness.config.plugins import load_for
 from harness.evaluation.network import load_network
 from harness.storage import folder
 
-_AT_A_TIME = 200  # images
+_BATCH_SIZE = 200
 
 
 class Network:
-    """A trained network that takes and gives NumPy arrays; float64, on the CPU."""
+    """A trained network for NumPy arrays, in float64 on the CPU."""
 
     def __init__(self, model: nn.Module):
         self.model = model
 
     def predict(self, images: np.ndarray) -> np.ndarray:
-        """Logits [N, classes] of images [N, C, H, W] with pixels in [0, 1]. Raises ValueError for any others."""
+        """Return the logits [N, classes] of images [N, C, H, W] with pixels in [0, 1]. Raises ValueError for others."""
         x = torch.from_numpy(np.array(images, dtype=np.float64))
         if x.ndim != 4 or not ((x >= 0) & (x <= 1)).all():
             raise ValueError(f"images must be [N, C, H, W] with pixels in [0, 1]; their shape is {tuple(x.shape)}")
         with torch.no_grad():
-            return torch.cat([self.model(part) for part in x.split(_AT_A_TIME)]).numpy()
+            return torch.cat([self.model(batch) for batch in x.split(_BATCH_SIZE)]).numpy()
 
 
 def _load_pyfunc(path: str) -> Network:
-    """What MLflow calls; `path` holds the two files."""
+    """Return the network from the folder with the two files. MLflow calls this."""
     config = folder.read_trial(Path(path) / folder.TRIAL).config
     load_for(config)
     return Network(load_network(config, Path(path) / folder.WEIGHTS))

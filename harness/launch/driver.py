@@ -36,7 +36,7 @@ from harness.storage.files import DamagedFileError, file_name, make_directory, r
 from harness.storage.folder import Trial
 from harness.storage.lease import locked
 from harness.terminal import new_console
-from harness.tracking.policy import Mirror
+from harness.tracking.mlflow_sync import MlflowSync
 
 # What imports Ray is imported late: Ray takes seconds, and bad input is told first.
 _RAY = ".ray"
@@ -123,13 +123,13 @@ def _searched(
     be trained; None where it found nothing, and of a dry run."""
     from harness.launch import searching
 
-    settings = searching.check(sweep, data, options)
+    search = searching.Search(sweep, data, directory, options, console)
     if options.dry_run:
-        searching.show(sweep, settings, data, directory, console)
+        search.show()
+        search.say("its winners become the trials; a dry run: nothing was started or written")
         return None
-    Mirror(sweep.name, options.tracking_uri, {}, console)  # a store that cannot be used is told before hours of work
-    found = searching.run(sweep, settings, data, directory, options, _gpu(sweep, options), console)
-    return None if found is None else (found, searching.lacks(sweep, settings, data, directory))
+    MlflowSync.open(sweep.name, options.tracking_uri, {}, console)  # refuses a wrong store before hours of work
+    return search.run(_gpu(sweep, options))
 
 
 def _gpu(sweep: Sweep, options: argparse.Namespace) -> float:
@@ -149,7 +149,7 @@ def _complete(study: Study, options: argparse.Namespace, console: Console) -> in
             reason = (folder.read_failure(places[trial.key]) or {}).get("error")
             told = f"failed {study.named[trial.key]}: {reason}; it would again: --retry-failed tries"
             console.print(told, markup=False, soft_wrap=True)
-    mirror = Mirror(sweep.name, options.tracking_uri, _rows(directory, study.trials), console)
+    mirror = MlflowSync.open(sweep.name, options.tracking_uri, _rows(directory, study.trials), console)
     for trial in study.trials:
         folder.claim(places[trial.key], trial)
     study.shared.give_trials()
@@ -181,14 +181,14 @@ def _complete(study: Study, options: argparse.Namespace, console: Console) -> in
         console.print(f"\nAnd at:\n{escape(study.shared.uri)}", soft_wrap=True)
     if interrupted:
         raise Stopped
-    return OK if not study.waiting() and not mirror.broken else FAILED
+    return OK if not study.waiting() and not mirror.is_away else FAILED
 
 
 def _train(
     study: Study,
     trials: list[Trial],
     options: argparse.Namespace,
-    mirror: Mirror,
+    mirror: MlflowSync,
     progress: Progress,
     stop: Stopping,
 ) -> None:

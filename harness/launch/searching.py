@@ -1,252 +1,255 @@
-"""The search before a sweep: candidates are proposed as workers get free, trained, and judged on held-out images.
+"""The search before a sweep: candidates are proposed when a worker is free, trained, and evaluated on held-out images.
 
-Everything is in the search's directory. Killed anywhere, the same command goes on with the candidates that were begun,
-then with those that a sampler proposes who knows all of them. What is found are the sweep's trials from then on.
+The search's directory holds everything (harness/search/candidates.py). After a kill, the same command goes on with the
+candidates that were begun, then proposes more. The winners become the trials of the sweep.
 """
 
 import argparse
 import shutil
 from collections import deque
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
 from harness.clock import Stopped
-from harness.config.search import SearchSettings
 from harness.config.sweep_file import Sweep
-from harness.config.trial import TrialConfig
+from harness.config.trial import TrialConfig, rows
 from harness.data import Data, data_directory
 from harness.errors import require
 from harness.launch.stopping import Stopping
-from harness.search import optimiser
-from harness.search.candidates import OPEN, STOPPED, Candidate, Search, candidates_of, claim, hours, search_of
-from harness.search.results import best_of, mark
-from harness.search.rungs import SEARCH, falls_behind, read_record, write_rung
+from harness.search.proposals import propose
+from harness.search.results import best_candidates, describe_choice, mean_error
+from harness.search.rungs import CANDIDATE, SEARCH, has_ended, is_stopped, stop
+from harness.search.studies import (
+    begin_studies,
+    candidates_of,
+    load_studies,
+    search_directory,
+    search_json,
+    stored_trial,
+)
 from harness.storage import folder, names
 from harness.storage.files import write_json
 from harness.storage.lease import locked
 
-# harness.launch.ray_tune is imported late: Ray takes seconds, and bad input is told first.
+# harness.launch.ray_tune is imported late: Ray takes seconds, and wrong input is refused first.
 _RAY = ".ray"
 
 
-def check(sweep: Sweep, data: Data, options: argparse.Namespace) -> SearchSettings:
-    """How the sweep is searched. Raises InputError for options and slices that do not fit a search."""
-    if sweep.search is None:
-        raise ValueError(f"the sweep {sweep.name} has no search")
-    for name in ("only", "export"):
-        given = getattr(options, name)
-        require(f"--{name}", given, not given, "a sweep without `search`, whose trials are known before it has run")
-    for entry in sweep.searched:
-        training, _ = data.training_images(entry.base.train_images, sweep.search.validation_images)
-        batch = entry.base.train.batch_size
-        require("train.batch_size", batch, batch <= len(training), f"at most the {len(training)} training images")
-    return sweep.search
+class Search:
+    """The search of a sweep. `owners` maps each folder that is trained to its entry and its candidate's number."""
 
+    def __init__(self, sweep: Sweep, data: Data, sweep_dir: Path, options: argparse.Namespace, console: Console):
+        """Load what there is of the search. Raises InputError for options and data that do not fit a search."""
+        if sweep.search is None:
+            raise ValueError(f"the sweep {sweep.name} has no search")
+        for name in ("only", "export"):
+            value = getattr(options, name)
+            require(f"--{name}", value, not value, "a sweep without `search`, whose trials are in its file")
+        for entry in sweep.searched:
+            training, _ = data.training_images(entry.base.train_images, sweep.search.validation_images)
+            batch = entry.base.train.batch_size
+            require("train.batch_size", batch, batch <= len(training), f"at most the {len(training)} training images")
+        self.sweep, self.settings, self.data, self.sweep_dir = sweep, sweep.search, data, sweep_dir
+        self.options, self.console = options, console
+        self.seeds = list(dict.fromkeys(trial.seed for trial in sweep.trials))
+        own_seeds = self.seeds[: self.settings.seeds]
+        self.content = search_json(self.settings, sweep.searched, own_seeds, data.fingerprint)
+        self.directory = search_directory(sweep_dir, self.content)
+        self.studies = load_studies(self.directory)
+        self.owners: dict[Path, tuple[int, int]] = {}
 
-def show(sweep: Sweep, settings: SearchSettings, data: Data, directory: Path, console: Console) -> None:
-    """What would be searched, and what is there of it."""
-    search, _ = _search(sweep, settings, data, directory)
-    _announce(search, console)
-    _say(console, "its winners' trials are known once it has run; a dry run: nothing was started or written")
+    def show(self) -> None:
+        """Print what is searched, and how far the search is."""
+        settings = self.settings
+        begun = [candidate for study in self.studies for candidate in candidates_of(study)]
+        done = sum(candidate.state.is_finished() for candidate in begun)
+        budget = [f"{settings.trials} candidates of each"] if settings.trials else []
+        budget += [f"{settings.hours:g} hours of training and evaluation"] if settings.hours else []
+        self.say(
+            f"{self.sweep.name}: search by {settings.sampler}, {' or '.join(budget)}, evaluated on "
+            f"{settings.validation_images:,} images held out of training; {len(begun)} begun, {done} done\n"
+            f"searched: {', '.join(rows([entry.base for entry in self.sweep.searched]))}\ncandidates: {self.directory}"
+        )
 
+    def run(self, gpu: float) -> tuple[Sweep, bool] | None:
+        """Search, and return the sweep with its winners as trials; None without a winner.
 
-def run(
-    sweep: Sweep,
-    settings: SearchSettings,
-    data: Data,
-    directory: Path,
-    options: argparse.Namespace,
-    gpu: float,
-    console: Console,
-) -> Sweep | None:
-    """The sweep with what its search has found for trials, each marked in its folder; None where that is nothing.
+        The second value is True if candidates have failed that the same command would try again.
+        gpu: the GPUs that a candidate reserves. Raises Stopped if the search was stopped before its end.
+        """
+        self.show()
+        with locked(self.sweep_dir), locked(self.directory):
+            self.studies = begin_studies(self.directory, self.settings, self.sweep.searched)
+            write_json(self.directory / SEARCH, self.content)
+            shutil.rmtree(self.directory / _RAY, ignore_errors=True)  # Ray's state of a driver that was killed
+            with Stopping(self.directory / folder.STOP, self.say) as stopping:
+                self.train(gpu, stopping)
+            if stopping.interrupted:
+                raise Stopped
+            winners = [] if stopping.asked else self.winners()
+        lacks_some = any(study.get_trials(states=[TrialState.RUNNING]) for study in self.studies)
+        return (replace(self.sweep, trials=winners), lacks_some) if winners else None
 
-    gpu: what a candidate reserves. Raises KeyboardInterrupt where it is stopped before its end.
-    """
-    search, content = _search(sweep, settings, data, directory)
-    _announce(search, console)
-    with locked(directory), locked(search.directory):
-        write_json(search.directory / SEARCH, content)
-        shutil.rmtree(search.directory / _RAY, ignore_errors=True)  # what Ray left of a driver that was killed
-        with Stopping(search.directory / folder.STOP, lambda text: _say(console, text)) as stop:
-            _complete(search, sweep, data, options, gpu, stop, console)
-        if stop.interrupted:
-            raise Stopped
-        return None if stop.asked else _with_winners(search, sweep, data, directory, console)
+    def train(self, gpu: float, stopping: Stopping) -> None:
+        """Train candidates until the budget is used."""
+        queue = deque(self.unfinished() or self.next_candidate())
+        if not queue:
+            return
+        from harness.launch.ray_tune import run_folders
 
+        def supply() -> Path | None:
+            if stopping.asked:
+                return None
+            if not queue:
+                queue.extend(self.next_candidate())
+            return queue.popleft() if queue else None
 
-def _complete(
-    search: Search,
-    sweep: Sweep,
-    data: Data,
-    options: argparse.Namespace,
-    gpu: float,
-    stop: Stopping,
-    console: Console,
-) -> None:
-    """Train candidates until the budget is used."""
-    waiting = deque(_begun(search, sweep, data))
-    if not waiting and _next(search, sweep, data) is None:
-        return
-    from harness.launch.ray_tune import run_folders
+        def on_report(trial_dir: Path, row: dict[str, Any]) -> None:
+            if names.RUNG in row:
+                self.compare(trial_dir, row[names.RUNG], row[names.CERTIFIED_ERROR])
 
-    def supply() -> Path | None:
-        if stop.asked:
-            return None
-        if not waiting and (candidate := _next(search, sweep, data)) is not None:
-            waiting.extend(claim(search, candidate, _trials(search, sweep, data, candidate)).places)
-        return waiting.popleft() if waiting else None
+        def on_end(trial_dir: Path, error: str | None) -> None:
+            failure = folder.read_failure(trial_dir)
+            if failure is None and folder.read_result(trial_dir) is None and not is_stopped(trial_dir):
+                if error is None and stopping.asked:
+                    return
+                failure = folder.write_failure(trial_dir, error or "its worker ended without a result")
+            self.conclude(*self.owners[trial_dir])
+            self.say(f"failed: {failure['error']}" if failure else self.describe(*self.owners[trial_dir]))
+            if failure is not None and self.options.fail_fast:
+                stopping.ask("a candidate failed")
 
-    def on_report(place: Path, row: dict[str, Any]) -> None:
-        if names.RUNG in row:
-            _compare(search, place, row[names.RUNG], row[names.CERTIFIED_ERROR])
+        data_dir = str(data_directory(self.options.data_dir).absolute())  # workers have another working directory
+        run_folders(
+            supply, data_dir, self.sweep.resources.cpu, gpu, self.directory / _RAY, on_report, on_end,
+            self.options.ray_address, self.options.max_concurrent,
+        )  # fmt: skip
 
-    def on_end(place: Path, error: str | None) -> None:
-        result, failure = folder.read_result(place), folder.read_failure(place)
-        if result is None and failure is None and not read_record(place)["stopped"]:
-            if error is None and stop.asked:
-                return
-            failure = folder.write_failure(place, error or "its worker ended without a result")
-        _say(console, _ended(search, place))
-        if failure is not None and options.fail_fast:
-            stop.ask("a candidate failed")
+    def unfinished(self) -> list[Path]:
+        """Return the folders to train of candidates that were begun. Failures that may pass are forgotten."""
+        unfinished = []
+        for entry, study in enumerate(self.studies):
+            for candidate in study.get_trials(states=[TrialState.RUNNING]):
+                trial_dirs = self.claim(entry, candidate)
+                self.conclude(entry, candidate.number)
+                unfinished += [trial_dir for trial_dir in trial_dirs if not has_ended(trial_dir)]
+        for trial_dir in unfinished:
+            (trial_dir / folder.FAILURE).unlink(missing_ok=True)
+        return unfinished
 
-    cpu, storage = sweep.resources.cpu, search.directory / _RAY
-    data_dir = str(data_directory(options.data_dir).absolute())  # workers run elsewhere
-    run_folders(supply, data_dir, cpu, gpu, storage, on_report, on_end, options.ray_address, options.max_concurrent)
+    def next_candidate(self) -> list[Path]:
+        """Propose a candidate of the entry with the fewest, and return its folders; empty once the search is done."""
+        budget = self.settings
+        if budget.hours is not None and _hours(folder.trial_folders(self.directory)) >= budget.hours:
+            return []
+        counts = [len(candidates_of(study)) for study in self.studies]
+        for entry in sorted(range(len(counts)), key=counts.__getitem__):
+            if budget.trials is not None and counts[entry] >= budget.trials:
+                continue
+            searched, is_new = self.sweep.searched[entry], partial(self.is_new, entry)
+            if candidate := propose(self.studies[entry], self.settings, entry, searched, is_new):
+                return self.claim(entry, candidate)
+        return []
 
+    def is_new(self, entry: int, settings: dict[str, Any]) -> bool:
+        """Return whether settings fit together and none of their trials has been trained."""
+        try:
+            trials = self.trials(entry, settings)
+        except ValueError:
+            return False
+        return not any((folder.place(self.directory, trial.key) / folder.TRIAL).exists() for trial in trials)
 
-def lacks(sweep: Sweep, settings: SearchSettings, data: Data, directory: Path) -> bool:
-    """Whether a candidate has failed in a way that may pass: the same command tries it again."""
-    search, _ = _search(sweep, settings, data, directory)
-    return any(candidate.state == OPEN for candidate in candidates_of(search))
+    def trials(self, entry: int, settings: dict[str, Any]) -> list[folder.Trial]:
+        """Return a candidate's trials, one for each seed. Raises ValueError if its settings do not fit together."""
+        config = self.sweep.searched[entry].config(settings)
+        config = replace(config, validation_images=self.settings.validation_images)
+        seeds = self.seeds[: self.settings.seeds]
+        return [folder.make_trial(replace(config, seed=seed), self.data.fingerprint) for seed in seeds]
 
+    def claim(self, entry: int, candidate: FrozenTrial) -> list[Path]:
+        """Make the folders of a candidate's trials and return them; a folder that exists stays as it is."""
+        settings = candidate.user_attrs["settings"]
+        trials = {folder.place(self.directory, trial.key): trial for trial in self.trials(entry, settings)}
+        for trial_dir, trial in trials.items():
+            if not (trial_dir / folder.TRIAL).exists():
+                record = {"entry": entry, "number": candidate.number, "settings": settings, "stopped": False}
+                write_json(trial_dir / CANDIDATE, record)
+                folder.claim(trial_dir, trial)
+        self.owners |= dict.fromkeys(trials, (entry, candidate.number))
+        return list(trials)
 
-def _begun(search: Search, sweep: Sweep, data: Data) -> list[Path]:
-    """The folders of candidates that were begun and are to go on; failures that may pass are forgotten."""
-    left = []
-    for candidate in candidates_of(search):
-        if candidate.state == OPEN:
-            for place in claim(search, candidate, _trials(search, sweep, data, candidate)).places:
-                failure = folder.read_failure(place)
-                if folder.read_result(place) is None and not (failure and failure["repeats"]):
-                    (place / folder.FAILURE).unlink(missing_ok=True)
-                    left.append(place)
-    return left
+    def compare(self, trial_dir: Path, epochs: int, error: float) -> None:
+        """Stop a candidate that is worse than others were after as many epochs. error: certified, in percent."""
+        entry, number = self.owners[trial_dir]
+        trial = stored_trial(self.studies[entry], number)
+        if epochs not in self.studies[entry].trials[number].intermediate_values:
+            trial.report(error, epochs)
+        if trial.should_prune():
+            stop(trial_dir)
 
+    def conclude(self, entry: int, number: int) -> None:
+        """Write what came of a candidate to its study, once training has ended for all its seeds."""
+        study = self.studies[entry]
+        trial_dirs = [trial_dir for trial_dir, owner in self.owners.items() if owner == (entry, number)]
+        if not all(map(has_ended, trial_dirs)):
+            return
+        if any(map(is_stopped, trial_dirs)):
+            study.tell(number, state=TrialState.PRUNED)
+            return
+        results = [folder.read_result(trial_dir) for trial_dir in trial_dirs]
+        if None in results:
+            stored_trial(study, number).set_user_attr("failure", True)
+        study.tell(number, [mean_error(results, name) for name in self.settings.objectives])
 
-def _next(search: Search, sweep: Sweep, data: Data) -> Candidate | None:
-    """The next candidate, of the entry that has the fewest; None where the budget is used or nothing is left."""
-    settings, known = search.settings, candidates_of(search)
-    if settings.hours is not None and hours(known) >= settings.hours:
-        return None
-    each = [[candidate for candidate in known if candidate.entry == number] for number in range(len(sweep.searched))]
-    for number, own in sorted(enumerate(each), key=lambda item: len(item[1])):
-        if settings.trials is not None and len(own) >= settings.trials:
-            continue
+    def winners(self) -> list[TrialConfig]:
+        """Return the winners' trials, on all training images and with every seed, and mark their folders."""
+        configs = []
+        for entry, study in enumerate(self.studies):
+            best = best_candidates(study)
+            if not best:
+                self.say(f"{study.study_name}: no candidate has finished")
+            for candidate in best:
+                self.say(f"winner: {self.describe(entry, candidate.number)}")
+                config = self.sweep.searched[entry].config(candidate.user_attrs["settings"])
+                content = describe_choice(study, self.settings, self.directory.name, candidate)
+                for seeded in (replace(config, seed=seed) for seed in self.seeds):
+                    trial = folder.make_trial(seeded, self.data.fingerprint)
+                    folder.write_chosen(folder.place(self.sweep_dir, trial.key), content)
+                    configs.append(seeded)
+        return configs
 
-        def is_new(chosen: dict[str, Any], number: int = number) -> bool:
-            try:
-                trials = _trials(search, sweep, data, Candidate(number, 0, chosen, {}, []))
-            except ValueError:  # they do not fit together
-                return False
-            return not any((folder.place(search.directory, t.key) / folder.TRIAL).exists() for t in trials)
+    def describe(self, entry: int, number: int) -> str:
+        """Return a line about a candidate: its number, what came of it, its settings."""
+        study = self.studies[entry]
+        candidate = study.trials[number]
+        settings = ", ".join(f"{key}={_short(value)}" for key, value in candidate.user_attrs["settings"].items())
+        outcome = "not all of its seeds are done"
+        if candidate.state == TrialState.PRUNED:
+            outcome = f"ended after {candidate.last_step} epochs, certified error {candidate.value:.2f} % by IBP"
+        elif candidate.values:
+            errors = zip(self.settings.objectives, candidate.values, strict=True)
+            outcome = ", ".join(f"{name.replace('_', ' ')} {value:.2f} %" for name, value in errors)
+        return f"candidate {number} of {study.study_name}: {outcome}; {settings}"
 
-        if candidate := optimiser.propose(settings, number, sweep.searched[number], own, is_new):
-            return candidate
-    return None
-
-
-def _trials(search: Search, sweep: Sweep, data: Data, candidate: Candidate) -> list[folder.Trial]:
-    """A candidate's trials, one a seed. Raises ValueError where its settings do not fit together."""
-    config = sweep.searched[candidate.entry].config(candidate.settings)
-    config = replace(config, validation_images=search.settings.validation_images)
-    seeds = _seeds(sweep)[: search.settings.seeds]
-    return [folder.make_trial(replace(config, seed=seed), data.fingerprint) for seed in seeds]
-
-
-def _search(sweep: Sweep, settings: SearchSettings, data: Data, directory: Path) -> tuple[Search, dict[str, Any]]:
-    """The sweep's search, and its search.json."""
-    seeds = _seeds(sweep)[: settings.seeds]
-    return search_of(directory, settings, sweep.searched, seeds, data.fingerprint)
-
-
-def _seeds(sweep: Sweep) -> list[int]:
-    return list(dict.fromkeys(trial.seed for trial in sweep.trials))
-
-
-def _compare(search: Search, place: Path, epochs: int, error: float) -> None:
-    """Write down how a candidate stands after so many epochs, and whether it ends there."""
-    asha, entry = search.settings.asha, read_record(place)["entry"]
-    others = [
-        candidate.rungs[epochs]
-        for candidate in candidates_of(search)
-        if candidate.entry == entry and epochs in candidate.rungs and place not in candidate.places
-    ]
-    write_rung(place, epochs, error, asha is not None and falls_behind(error, others, asha.factor))
-
-
-def _with_winners(search: Search, sweep: Sweep, data: Data, directory: Path, console: Console) -> Sweep | None:
-    """The sweep with its winners on all training images, under every seed; their folders are marked."""
-    trials: list[TrialConfig] = []
-    for number, entry in enumerate(sweep.searched):
-        own = [candidate for candidate in candidates_of(search) if candidate.entry == number]
-        best = best_of(own)
-        if not best:
-            _say(console, f"{search.rows[number]}: no candidate has finished")
-        for candidate in best:
-            _say(console, f"chosen: {_told(search, candidate)}")
-            configs = [replace(entry.config(candidate.settings), seed=seed) for seed in _seeds(sweep)]
-            for config in configs:
-                place = folder.place(directory, folder.make_trial(config, data.fingerprint).key)
-                folder.write_chosen(place, mark(search, candidate, own))
-            trials += configs
-    return replace(sweep, trials=trials) if trials else None
-
-
-def _announce(search: Search, console: Console) -> None:
-    settings, known = search.settings, candidates_of(search)
-    budget = [f"{settings.trials} candidates of each" if settings.trials else ""]
-    budget += [f"{settings.hours:g} hours of training and judging" if settings.hours else ""]
-    done = sum(candidate.state != OPEN for candidate in known)
-    _say(
-        console,
-        f"{search.entries[0].written.sweep}: search by {settings.sampler}, {' or '.join(filter(None, budget))}, "
-        f"judged on {settings.validation_images:,} images held out of training; {len(known)} begun, {done} done\n"
-        f"searched: {', '.join(search.rows)}\ncandidates: {search.directory}",
-    )
-
-
-def _ended(search: Search, place: Path) -> str:
-    """A line about a candidate one of whose trials has ended."""
-    candidates = candidates_of(search)
-    candidate = next(each for each in candidates if place in each.places)
-    done = sum(each.state != OPEN for each in candidates)
-    failure = folder.read_failure(place)
-    told = f"failed: {failure['error']}" if failure else _told(search, candidate)
-    return f"{told} ({done} done)"
-
-
-def _told(search: Search, candidate: Candidate) -> str:
-    """A candidate in a line: which it is, what came of it, its settings."""
-    chosen = ", ".join(f"{key}={_short(value)}" for key, value in candidate.settings.items())
-    errors = ", ".join(
-        f"{name.replace('_', ' ')} {value:.2f} %"
-        for name, value in zip(search.settings.objectives, candidate.values, strict=False)
-    )
-    if candidate.state == STOPPED:
-        epochs = max(candidate.rungs)
-        errors = f"ended after {epochs} epochs, certified error {candidate.rungs[epochs]:.2f} % by IBP"
-    row = search.rows[candidate.entry]
-    return f"candidate {candidate.number} of {row}: {errors or 'not all of its seeds are done'}; {chosen}"
+    def say(self, text: str) -> None:
+        """Print a text as it is."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+def _hours(trial_dirs: list[Path]) -> float:
+    """Return the hours that training and evaluation have taken in these folders."""
+    seconds = 0.0
+    for trial_dir in trial_dirs:
+        seconds += sum(row.get(names.TRAIN_EPOCH_SECONDS, 0.0) for row in folder.read_epochs(trial_dir))
+        result = folder.read_result(trial_dir)
+        seconds += (result.metrics.get(names.EVALUATION_SECONDS) or 0.0) if result else 0.0
+    return seconds / 3600

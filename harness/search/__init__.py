@@ -1,1 +1,1 @@
-"""Searching settings: candidates in folders, Optuna, which proposes them, and what came of it."""
+"""Searches of settings: candidates in Optuna studies, what is proposed, rungs, and the results."""

@@ -1,48 +1,85 @@
-"""What came of a search: the best candidates, what the search found when, and how its winners are marked."""
+"""What came of a search: the best candidates, the settings that mattered, and how winners were chosen."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from harness.search.candidates import FAILED, FINISHED, OPEN, STOPPED, WORST, Candidate, Search
+import optuna
+from optuna import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from harness.config.search import SearchSettings
+from harness.search.studies import candidates_of, has_failed
+from harness.storage.folder import TrialResult
+
+WORST = 100.0
+"""Each error, in percent, of a candidate whose training fails in the same way each time, such as by diverging."""
+_MIN_FINISHED = 4
+"""Importances are estimated from so many finished candidates, or more."""
 
 
-def best_of(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The finished candidate with the least objective, or, of two, all that no other beats in both, in order.
+def mean_error(results: Sequence[TrialResult | None], name: str) -> float:
+    """Return the mean of an error, in percent, over a candidate's seeds; of a seed without one it is the worst."""
+    errors = [result.metrics.get(name) if result else None for result in results]
+    return sum(WORST if error is None else error for error in errors) / len(errors)
 
-    Of those that are alike the first one.
+
+def best_candidates(study: Study) -> list[FrozenTrial]:
+    """Return the candidate with the lowest objective or, of two objectives, the Pareto front, sorted by values.
+
+    Where several candidates have the same values, the first one is returned.
     """
-    finished = [candidate for candidate in candidates if candidate.state == FINISHED]
-    first: dict[tuple[float, ...], Candidate] = {}
-    for candidate in finished:
-        if not any(_beats(other.values, candidate.values) for other in finished):
-            first.setdefault(tuple(candidate.values), candidate)
-    return [first[values] for values in sorted(first)]
+    front = {tuple(trial.values): trial for trial in reversed(study.best_trials) if not has_failed(trial)}
+    return [front[values] for values in sorted(front)]
+
+
+def finished_candidates(study: Study) -> list[FrozenTrial]:
+    """Return the candidates whose training ended with a result for every seed."""
+    return [trial for trial in candidates_of(study) if trial.state == TrialState.COMPLETE and not has_failed(trial)]
+
+
+def importances(study: Study, objective: int) -> dict[str, float]:
+    """Return the share of an objective's variance that each setting explains (fANOVA).
+
+    The result is empty if there are too few finished candidates, or if all have the same value.
+    """
+    finished = finished_candidates(study)
+    if len(finished) < _MIN_FINISHED or len({trial.values[objective] for trial in finished}) == 1:
+        return {}
+    copied = optuna.create_study(directions=study.directions)
+    copied.add_trials(finished)
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    shares = optuna.importance.get_param_importances(
+        copied, evaluator=evaluator, target=lambda trial: trial.values[objective]
+    )
+    return {key: float(share) for key, share in shares.items()}
 
 
 def hypervolume(points: Sequence[Sequence[float]]) -> float:
-    """The share of all pairs of errors, up to 100 % each, that one of these pairs is better than in both; 0 to 1."""
-    volume, least = 0.0, WORST
-    for one, other in sorted(map(tuple, points)):
-        volume += (WORST - one) * max(0.0, least - other)
-        least = min(least, other)
+    """Return the share, 0 to 1, of all pairs of errors up to 100 % that some point is better than in both errors."""
+    volume, lowest = 0.0, WORST
+    for first, second in sorted(map(tuple, points)):
+        volume += (WORST - first) * max(0.0, lowest - second)
+        lowest = min(lowest, second)
     return volume / WORST**2
 
 
-def mark(search: Search, candidate: Candidate, candidates: Sequence[Candidate]) -> dict[str, Any]:
-    """How a candidate was chosen among those of its entry: for its trials' folders, with a `text` in words."""
-    settings, states = search.settings, [other.state for other in candidates]
+def describe_choice(study: Study, settings: SearchSettings, search: str, candidate: FrozenTrial) -> dict[str, Any]:
+    """Return how a winner was chosen, for the folders of its trials; `text` says it in words.
+
+    Args:
+        search: the name of the search's directory.
+    """
+    candidates = candidates_of(study)
     seeds = f" with {settings.seeds} seeds each" if settings.seeds > 1 else ""
-    counts = {"ended early": states.count(STOPPED), "failed": states.count(FAILED) + states.count(OPEN)}
-    early = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-    early = f" ({early})" if early else ""
+    counts = {
+        "ended early": sum(trial.state == TrialState.PRUNED for trial in candidates),
+        "failed": sum(trial.state == TrialState.RUNNING or has_failed(trial) for trial in candidates),
+    }
+    not_finished = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
+    not_finished = f" ({not_finished})" if not_finished else ""
     text = (
-        f"{settings.sampler}, {len(candidates)} candidates{seeds}{early}, "
-        f"judged on {settings.validation_images:,} images held out of training"
+        f"{settings.sampler}, {len(candidates)} candidates{seeds}{not_finished}, "
+        f"evaluated on {settings.validation_images:,} images held out of training"
     )
     values = dict(zip(settings.objectives, candidate.values, strict=True))
-    return {"text": text, "search": search.directory.name, "candidate": candidate.number, "validation": values}
-
-
-def _beats(one: Sequence[float], other: Sequence[float]) -> bool:
-    pairs = list(zip(one, other, strict=True))
-    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
+    return {"text": text, "search": search, "candidate": candidate.number, "validation": values}

@@ -1,1 +1,5 @@
-"""MLflow: what a sweep logs there, the view that opens it, and trials made again from it."""
+"""MLflow: what a sweep logs there, the view of its charts, and trials restored from it."""
+
+
+class TrackingError(RuntimeError):
+    """MLflow cannot be reached, or refuses a request. The trial folders are not affected."""

@@ -1,6 +1,6 @@
-"""An MLflow store, reached: which one is meant, whether it is there, and what it says where it fails.
+"""Connections to an MLflow store, and its errors.
 
-The only module that imports MLflow; others have it from here, since what it reads when it is imported is set here.
+The only module that imports MLflow, which reads some settings when it is imported.
 """
 
 import os
@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-# MLflow reads some of these when it is imported; what the user has set stays. Left alone, it waits minutes for a server
-# that does not answer: we need not, since a later sync catches up with whatever was lost.
+# What the user has set stays. By default MLflow waits minutes for a server that does not answer.
 os.environ.update(
     {
         "MLFLOW_LOGGING_LEVEL": "WARNING",
@@ -34,18 +33,15 @@ from mlflow.utils.rest_utils import http_request
 
 from harness.errors import InputError
 from harness.masking import masked
+from harness.tracking import TrackingError
 
 SQLITE = "sqlite:///"
-LARGEST_PAGE = 50_000  # runs in one search
-
-
-class TrackingError(RuntimeError):
-    """MLflow cannot be reached or does not take what it is given. The trial folders are not affected."""
+_MAX_RUNS = 50_000  # in one search
 
 
 @contextmanager
-def failures(uri: str) -> Iterator[None]:
-    """Within, MLflow's warnings are hushed and its failures become a TrackingError, passwords masked."""
+def tracking_errors(uri: str) -> Iterator[None]:
+    """Within, hide MLflow's warnings and turn its errors into a TrackingError with passwords masked."""
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
@@ -54,41 +50,39 @@ def failures(uri: str) -> Iterator[None]:
         raise TrackingError(masked(f"MLflow store {uri} cannot be used: {reason}")) from error
 
 
-def located(uri: str | None) -> str:
-    """The store that is meant: where None, $MLFLOW_TRACKING_URI, without that ./mlflow.db; SQLite's file absolute."""
+def resolve_uri(uri: str | None) -> str:
+    """Return the store's URI, by default $MLFLOW_TRACKING_URI, else ./mlflow.db; an SQLite file's path is absolute."""
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
     return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).absolute()}" if uri.startswith(SQLITE) else uri
 
 
-def is_served(uri: str) -> bool:
-    """Whether a store is a server, with pages of its own."""
+def is_server(uri: str) -> bool:
+    """Return whether a store is a server, with pages of its own."""
     return uri.startswith(("http://", "https://"))
 
 
 def connect(uri: str) -> MlflowClient:
-    """A client of the store, which is made where it is a database that is not there; that takes seconds.
+    """Return a client of the store; a missing database is created, which takes seconds.
 
-    To be called within `failures`.
+    Call it within `tracking_errors`.
     """
     if urlsplit(uri).scheme.partition("+")[0] in DATABASE_ENGINES:
-        _check_database(uri)
+        if uri.startswith(SQLITE):
+            Path(uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
+        engine = sqlalchemy.create_engine(uri)  # asks once whether it is there; MLflow would ask ten times, for 100 s
+        try:
+            sqlalchemy.inspect(engine).get_table_names()
+        finally:
+            engine.dispose()
     return MlflowClient(uri)
 
 
-def _check_database(uri: str) -> None:
-    """Ask a database once whether it is there: MLflow would ask ten times, for 100 s."""
-    if uri.startswith(SQLITE):
-        Path(uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
-    engine = sqlalchemy.create_engine(uri)
-    try:
-        sqlalchemy.inspect(engine).get_table_names()
-    finally:
-        engine.dispose()
+def server_version(uri: str) -> str:
+    """Return the version of the MLflow whose pages show the store: a server's own, else the one installed here.
 
-
-def version_of(uri: str) -> str:
-    """The version of the MLflow whose pages show the store: a server's own, else the one installed; '' if unknown."""
-    if not is_served(uri):
+    It is empty if the server does not tell.
+    """
+    if not is_server(uri):
         return mlflow.__version__
     try:
         answer = http_request(get_default_host_creds(uri), "/version", "GET")
@@ -97,12 +91,12 @@ def version_of(uri: str) -> str:
     return answer.text.strip() if answer.ok else ""
 
 
-def read_store(uri: str) -> MlflowClient:
-    """A client of a store that is there. Raises InputError."""
+def open_store(uri: str) -> MlflowClient:
+    """Return a client of a store that exists. Raises InputError."""
     if uri.startswith(SQLITE) and not (path := Path(uri.removeprefix(SQLITE))).is_file():
         raise InputError(f"there is no MLflow store {path}: --tracking-uri or MLFLOW_TRACKING_URI names another")
     try:
-        with failures(uri):
+        with tracking_errors(uri):
             client = connect(uri)
             client.search_experiments(max_results=1)
             return client
@@ -110,15 +104,15 @@ def read_store(uri: str) -> MlflowClient:
         raise InputError(str(error)) from None
 
 
-def experiment_of(client: MlflowClient, sweep: str) -> entities.Experiment:
-    """A sweep's experiment. Raises InputError where the store has none."""
-    known = client.get_experiment_by_name(sweep)
-    if known is None or known.lifecycle_stage == "deleted":
-        others = ", ".join(sorted(experiment.name for experiment in client.search_experiments()))
+def find_experiment(client: MlflowClient, sweep: str) -> entities.Experiment:
+    """Return a sweep's experiment. Raises InputError if the store has none."""
+    experiment = client.get_experiment_by_name(sweep)
+    if experiment is None or experiment.lifecycle_stage == "deleted":
+        others = ", ".join(sorted(other.name for other in client.search_experiments()))
         raise InputError(f"there is no experiment {sweep!r} in {masked(client.tracking_uri)}; it has: {others}")
-    return known
+    return experiment
 
 
-def runs_of(client: MlflowClient, experiment_id: str, which: str = "") -> list[entities.Run]:
-    """The runs of an experiment that a filter lets through, newest first."""
-    return list(client.search_runs([experiment_id], which, max_results=LARGEST_PAGE))
+def all_runs(client: MlflowClient, experiment_id: str) -> list[entities.Run]:
+    """Return the runs of an experiment, newest first."""
+    return list(client.search_runs([experiment_id], max_results=_MAX_RUNS))

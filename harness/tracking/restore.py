@@ -1,7 +1,7 @@
-"""Trial folders made again from an MLflow store: what tables need of them, without the machine that trained them.
+"""Restores trial folders from an MLflow store: what tables need, without the machine that trained the trials.
 
-trial.json, result.json and verdicts.parquet are the files that were logged, byte for byte. epochs.jsonl is written anew
-from metrics' histories: values that were not finite are missing. What certifications found is not in MLflow.
+trial.json, result.json, verdicts.parquet and chosen.json are the files that were logged, byte for byte. epochs.jsonl is
+made from the histories of metrics, without values that were not finite. Certifications are not in MLflow.
 """
 
 import json
@@ -14,65 +14,66 @@ from harness.errors import InputError
 from harness.masking import masked
 from harness.storage import folder, names
 from harness.storage.files import write_atomically, write_text
-from harness.storage.lease import locked
+from harness.storage.lease import LOCK, locked
+from harness.tracking import TrackingError
 from harness.tracking.client import (
     MlflowClient,
-    TrackingError,
+    all_runs,
     entities,
-    experiment_of,
-    failures,
-    located,
-    read_store,
-    runs_of,
+    find_experiment,
+    open_store,
+    resolve_uri,
+    tracking_errors,
 )
 from harness.tracking.store import ERROR_TAG
 
 
-def restore(directory: Path, uri: str) -> None:
-    """Make the folders of all trials of the experiment that is called like `directory`, whatever of them is missing.
+def restore(sweep_dir: Path, uri: str) -> None:
+    """Restore what is missing of the trial folders of the experiment that has the directory's name.
 
-    Raises InputError where the store or the experiment is not there, or the directory holds anything else.
+    Raises InputError if the store or the experiment does not exist, or the directory holds anything else.
     """
-    uri, sweep = located(uri), directory.resolve().name
-    client = read_store(uri)
+    uri, sweep = resolve_uri(uri), sweep_dir.resolve().name
+    client = open_store(uri)
     try:
-        with failures(uri):
-            runs = runs_of(client, experiment_of(client, sweep).experiment_id)
+        with tracking_errors(uri):
+            runs = all_runs(client, find_experiment(client, sweep).experiment_id)
             trials = {run.data.tags["trial"]: run for run in reversed(runs) if "trial" in run.data.tags}  # newest last
             if not trials:
                 raise InputError(f"the experiment {sweep!r} in {masked(uri)} has no trials")
-            _refuse_others(directory, set(trials))
-            with locked(directory):
+            _refuse_others(sweep_dir, set(trials))
+            with locked(sweep_dir):
                 for key, run in trials.items():
-                    _restore(client, run, folder.place(directory, key))
+                    _restore_trial(client, run, folder.place(sweep_dir, key))
     except TrackingError as error:
         raise InputError(str(error)) from None
 
 
-def _refuse_others(directory: Path, trials: set[str]) -> None:
-    held = {place.name for place in folder.trial_folders(directory)}
-    free = not directory.exists() or (directory.is_dir() and all(path.name == ".lock" for path in directory.iterdir()))
-    if not held and not free:
-        raise InputError(f"{directory} is neither empty nor absent, and holds no trials: name another")
-    if others := sorted(held - trials):
-        raise InputError(f"{directory} holds trials that MLflow does not have: {', '.join(others)}; name another")
+def _refuse_others(sweep_dir: Path, trials: set[str]) -> None:
+    """Raise InputError if the directory holds other files, or trials that are not among these keys."""
+    present = {trial_dir.name for trial_dir in folder.trial_folders(sweep_dir)}
+    is_free = not sweep_dir.exists() or (sweep_dir.is_dir() and {path.name for path in sweep_dir.iterdir()} <= {LOCK})
+    if not present and not is_free:
+        raise InputError(f"{sweep_dir} is neither empty nor absent, and holds no trials: name another")
+    if others := sorted(present - trials):
+        raise InputError(f"{sweep_dir} holds trials that MLflow does not have: {', '.join(others)}; name another")
 
 
-def _restore(client: MlflowClient, run: entities.Run, place: Path) -> None:
+def _restore_trial(client: MlflowClient, run: entities.Run, trial_dir: Path) -> None:
     run_id = run.info.run_id
     logged = {file.path for file in client.list_artifacts(run_id)}
     with TemporaryDirectory() as downloads:
         for name in (folder.TRIAL, folder.VERDICTS, folder.RESULT, folder.CHOSEN):
             if name in logged:
-                _put(place / name, Path(client.download_artifacts(run_id, name, downloads)).read_bytes())
-    if not (place / folder.EPOCHS).exists() and (rows := _epochs(client, run)):
-        write_text(place / folder.EPOCHS, "".join(json.dumps(row) + "\n" for row in rows))
+                _write(trial_dir / name, Path(client.download_artifacts(run_id, name, downloads)).read_bytes())
+    if not (trial_dir / folder.EPOCHS).exists() and (rows := _epochs(client, run)):
+        write_text(trial_dir / folder.EPOCHS, "".join(json.dumps(row) + "\n" for row in rows))
     if ERROR_TAG in run.data.tags and folder.RESULT not in logged:
-        folder.write_failure(place, run.data.tags[ERROR_TAG])
+        folder.write_failure(trial_dir, run.data.tags[ERROR_TAG])
 
 
-def _put(path: Path, content: bytes) -> None:
-    """Write a file that is not there. Raises InputError where another is."""
+def _write(path: Path, content: bytes) -> None:
+    """Write a file that does not exist. Raises InputError if it exists with another content."""
     if path.exists() and path.read_bytes() != content:
         raise InputError(f"{path} is not what MLflow has: name another directory")
     if not path.exists():

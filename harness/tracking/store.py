@@ -1,8 +1,7 @@
-"""Mirrors trial folders into MLflow: one experiment a sweep, one flat run a trial.
+"""Logs trial folders to MLflow: one experiment for a sweep, one run for each trial, not nested.
 
-Only the driver calls this, never a worker. The folder is the truth and its run is compared with it, so that whatever is
-missing is logged and nothing is logged twice, whoever was killed when. A run is found by its tag `trial`; one that was
-deleted in the UI is made anew.
+Only the driver calls this, never a worker. A trial's run is compared with the folder, so that whatever is missing is
+logged and nothing is logged twice, whoever was killed when. A run is found by its tag `trial`.
 """
 
 import hashlib
@@ -18,211 +17,163 @@ from typing import Any
 from baselines.datasets import DATASETS
 from harness.config.trial import RECIPE_VERSION, flat, labelled, to_dict
 from harness.masking import masked
-from harness.storage import folder as files
+from harness.storage import folder
 from harness.storage.folder import Trial, TrialResult
 from harness.storage.names import EPOCH, TRAIN_EPS
 from harness.tracking import notes, view
 from harness.tracking.client import (
     SQLITE,
     MlflowClient,
+    all_runs,
     connect,
     entities,
-    failures,
-    is_served,
-    located,
+    is_server,
     mlflow,
-    runs_of,
-    version_of,
+    resolve_uri,
+    server_version,
+    tracking_errors,
 )
 from harness.tracking.model import log_network, register_best
 
 ERROR_TAG, RESULT_TAG, TABLES_TAG, WARNINGS_TAG = "error", "result", "tables", "warnings"
-NETWORK_TAG = "network"  # of which result a model was logged
-LONGEST_TEXT = 5000  # characters of a tag or param that every store takes
 LARGEST_BATCH = 1000  # metrics in one call
 LOCAL_PAGE = "http://127.0.0.1:5000"
-FINAL_STEP = 0  # at any other MLflow draws a curve, of one point
-
-
-def _text(value: Any) -> str:
-    """A tag's or param's text: strings as they are, but for secrets, anything else as JSON."""
-    return masked(value if isinstance(value, str) else json.dumps(value))[:LONGEST_TEXT]
-
-
-def _identity(trial: Trial) -> dict[str, str]:
-    """The tags that tell runs apart."""
-    told = ("sweep", "model", "method", "seed", "profile")
-    return {"trial": trial.key, **{name: _text(getattr(trial.config, name)) for name in told}}
-
-
-def _outcome(result: TrialResult | None, failure: dict[str, Any] | None, running: bool) -> tuple[str, dict[str, str]]:
-    """The status a run should have, and the tags that go with it."""
-    if result:
-        tags = {f"environment.{name}": _text(value) for name, value in result.environment.items()}
-        return "FINISHED", tags | ({WARNINGS_TAG: _text("\n".join(result.warnings))} if result.warnings else {})
-    if failure:
-        return "FAILED", {ERROR_TAG: _text(failure["error"])}
-    return "RUNNING" if running else "KILLED", {}
-
-
-def _row(row: str, trial: Trial) -> str:
-    """A row by itself in charts: trials of another recipe are never averaged with today's."""
-    return _text(row if trial.recipe_version == RECIPE_VERSION else f"{row} recipe {trial.recipe_version}")
-
-
-def _metrics(values: dict[str, Any], step: int) -> list[entities.Metric]:
-    """Every number among `values` but the epoch."""
-    now = int(time.time() * 1000)
-    return [entities.Metric(k, v, now, step) for k, v in values.items() if type(v) in (int, float) and k != EPOCH]
-
-
-def _dataset(trial: Trial) -> entities.DatasetInput:
-    """The data set as a run's input. MLflow takes 36 characters of a digest; a param has the whole fingerprint."""
-    name = trial.config.dataset
-    profile = json.dumps(asdict(DATASETS[name])) if name in DATASETS else None
-    dataset = entities.Dataset(name, trial.fingerprint[:36], "local", json.dumps({"uri": name}), profile=profile)
-    return entities.DatasetInput(dataset, [entities.InputTag("mlflow.data.context", "training, evaluation")])
-
-
-def _digest(*paths: Path) -> str:
-    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:16]
+_MAX_TEXT = 5000  # characters of a tag or param that every store takes
+_FINAL_STEP = 0  # at any other MLflow draws a curve of one point
 
 
 @dataclass(frozen=True)
 class Tracker:
-    """An MLflow experiment that mirrors one sweep."""
+    """The MLflow experiment of one sweep. version: of the MLflow that shows the pages."""
 
     uri: str
     experiment_id: str
     client: MlflowClient
-    version: str = mlflow.__version__  # of what shows the pages
+    version: str = mlflow.__version__
 
     @classmethod
-    def open(cls, experiment: str, uri: str | None = None) -> "Tracker":
-        """Connect to the store and make the experiment, or restore it where it was deleted.
+    def open(cls, sweep: str, uri: str | None = None) -> "Tracker":
+        """Connect to the store and create the sweep's experiment, or restore it if it was deleted.
 
-        uri: where None, the environment's MLFLOW_TRACKING_URI, and without that mlflow.db in the working directory.
-        Artifacts lie in mlruns/ beside an SQLite file; elsewhere the store decides. Making a store takes seconds.
-        Raises TrackingError where the store cannot be used.
+        Without a URI the store is $MLFLOW_TRACKING_URI, else mlflow.db in the working directory. Artifacts lie in
+        mlruns/ beside an SQLite file; otherwise the store decides. Raises TrackingError.
         """
-        uri, artifacts = located(uri), None
+        uri, artifacts = resolve_uri(uri), None
         if uri.startswith(SQLITE):
-            artifacts = str(Path(uri.removeprefix(SQLITE)).parent / "mlruns" / experiment)
-        with failures(uri):
+            artifacts = str(Path(uri.removeprefix(SQLITE)).parent / "mlruns" / sweep)
+        with tracking_errors(uri):
             client = connect(uri)
-            known = client.get_experiment_by_name(experiment)
-            if known is None:
-                known = client.get_experiment(client.create_experiment(experiment, artifact_location=artifacts))
-            if known.lifecycle_stage == "deleted":
-                client.restore_experiment(known.experiment_id)
-            tracker = cls(uri, known.experiment_id, client, version_of(uri))
-            if view.is_known(tracker.version):
-                tracker._tag(view.TAG, view.view())
+            experiment = client.get_experiment_by_name(sweep)
+            if experiment is None:
+                experiment = client.get_experiment(client.create_experiment(sweep, artifact_location=artifacts))
+            if experiment.lifecycle_stage == "deleted":
+                client.restore_experiment(experiment.experiment_id)
+            tracker = cls(uri, experiment.experiment_id, client, server_version(uri))
+            if view.is_supported(tracker.version):
+                tracker._tag_experiment(view.TAG, view.view())
             return tracker
 
-    def sync(self, folder: Path, row: str | None = None, running: bool = True) -> None:
-        """Bring the trial's run up to date with its folder, making the run where there is none.
+    def sync(self, trial_dir: Path, row: str | None = None, running: bool = True) -> None:
+        """Bring the trial's run up to date with its folder; create the run if there is none. Raises TrackingError.
 
-        row: what trials are called that differ in their seeds alone; the config's own unless given. A new run is named
-        after it. The run is FINISHED with a result.json, else FAILED with a failure.json, else RUNNING, or KILLED where
-        the trial is not `running`.
-        Raises TrackingError.
+        The run is FINISHED with a result.json, else FAILED with a failure.json, else RUNNING or KILLED.
+
+        Args:
+            row: the name of trials that differ in their seeds alone, by default the config's own.
+            running: whether a worker trains the trial now.
         """
-        trial, result, failure = (
-            files.read_trial(folder / files.TRIAL),
-            files.read_result(folder),
-            files.read_failure(folder),
-        )
-        status, tags = _outcome(result, failure, running)
+        trial = folder.read_trial(trial_dir / folder.TRIAL)
+        result, failure = folder.read_result(trial_dir), folder.read_failure(trial_dir)
         row = row or trial.config.row
-        tags[view.ROW_TAG] = _row(row, trial)
-        digest, rows = _digest(folder / files.RESULT) if result else None, files.read_epochs(folder)
-        with failures(self.uri):
-            run = self._find(trial, labelled(row, trial.config))
-            logged = [run.data.tags.get(name) == digest for name in (RESULT_TAG, NETWORK_TAG)]
-            named = run.data.tags.get(view.ROW_TAG) == tags[view.ROW_TAG]
-            if result and run.info.status == status and named and all(logged):
+        status, tags = _status_and_tags(result, failure, running)
+        tags[view.ROW_TAG] = _row_tag(row, trial)
+        digest = _digest([trial_dir / folder.RESULT]) if result else None
+        rows = folder.read_epochs(trial_dir)
+        with tracking_errors(self.uri):
+            run = self._find_or_create(trial, labelled(row, trial.config))
+            run_id, logged_tags = run.info.run_id, run.data.tags
+            has_result = digest is not None and logged_tags.get(RESULT_TAG) == digest
+            if has_result and run.info.status == status and logged_tags.get(view.ROW_TAG) == tags[view.ROW_TAG]:
                 return
-            error = failure["error"] if status == "FAILED" and failure else None
-            run_id = run.info.run_id
-            tags[notes.TAG] = notes.of_run(trial, row, result, error, run_id, masked(self.uri))
-            self._describe(run, trial, tags, folder)
+            error = tags.get(ERROR_TAG)
+            tags[notes.TAG] = notes.describe_run(trial, row, result, error, run_id, masked(self.uri))
+            self._describe(run, trial, tags, trial_dir)
             self._log_epochs(run, rows)
-            if result and digest and not logged[0]:
-                self._log_result(run, result, folder)
-                self.client.set_tag(run_id, RESULT_TAG, digest)
-            if result and digest and not logged[1]:
-                log_network(self.client, run, folder, digest)
-                self.client.set_tag(run_id, NETWORK_TAG, digest)
+            if result and digest and not has_result:
+                self._log_result(run, result, trial_dir)
+                log_network(self.client, run, trial_dir, digest)
+                self.client.set_tag(run_id, RESULT_TAG, digest)  # last: where it is, all of the above is
             if run.info.status != status:
                 set_status = self.client.update_run if status == "RUNNING" else self.client.set_terminated
                 set_status(run_id, status)
 
-    def sync_tables(self, directory: Path) -> None:
+    def sync_tables(self, sweep_dir: Path) -> None:
         """Attach a sweep's leaderboard files to each of its runs, over older ones. Raises TrackingError."""
-        tables = sorted(Path(directory).glob("leaderboard.*"))
+        tables = sorted(Path(sweep_dir).glob("leaderboard.*"))
         if not tables:
             return
-        digest = _digest(*tables)
-        with failures(self.uri):
-            for run in runs_of(self.client, self.experiment_id):
+        digest = _digest(tables)
+        with tracking_errors(self.uri):
+            for run in all_runs(self.client, self.experiment_id):
                 if run.data.tags.get(TABLES_TAG) != digest:
                     self._log_files(run, tables, "tables")
                     self.client.set_tag(run.info.run_id, TABLES_TAG, digest)
 
     def describe(self, text: str) -> None:
-        """Say of the experiment what it is. Raises TrackingError."""
-        with failures(self.uri):
-            self._tag(notes.TAG, text)
+        """Set the experiment's note. Raises TrackingError."""
+        with tracking_errors(self.uri):
+            self._tag_experiment(notes.TAG, text)
 
     def register(self, trials: Collection[str]) -> str | None:
-        """Register the network of the best of these trials, all judged alike, in the model registry, as the sweep.
+        """Register the network of the best of these trials, by their keys, as the model that is called like the sweep.
 
-        Returns the model's address, None where none of them has a network. Raises TrackingError, also where the store
-        has no registry.
+        Returns the model's address, None if none has a network. Raises TrackingError, also for a store without a
+        registry.
         """
-        with failures(self.uri):
+        with tracking_errors(self.uri):
             sweep = self.client.get_experiment(self.experiment_id).name
-            runs = [run for run in runs_of(self.client, self.experiment_id) if run.data.tags.get("trial") in trials]
+            runs = [run for run in all_runs(self.client, self.experiment_id) if run.data.tags.get("trial") in trials]
             return register_best(self.client, sweep, runs)
 
     def how_to_open(self) -> str:
-        """The command that serves the store, unless a server does, and a link to this sweep's charts.
+        """Return the command that serves the store, unless it is a server, and a link to this sweep's charts.
 
         Raises TrackingError.
         """
-        with failures(self.uri):
-            sweep = self.client.get_experiment(self.experiment_id).name
         address = masked(self.uri)
-        if is_served(address):
+        if is_server(address):
             return "\n".join(view.links(address, self.experiment_id, self.version))
-        which = "" if self.uri == located(None) else f" --tracking-uri {shlex.quote(address)}"
+        with tracking_errors(self.uri):
+            sweep = self.client.get_experiment(self.experiment_id).name
+        option = "" if self.uri == resolve_uri(None) else f" --tracking-uri {shlex.quote(address)}"
         lines = view.links(LOCAL_PAGE, self.experiment_id, self.version)
-        return "\n".join([f"uv run python -m harness.ui {sweep}{which}", *lines])
+        return "\n".join([f"uv run python -m harness.ui {sweep}{option}", *lines])
 
-    def _tag(self, name: str, text: str) -> None:
-        """Set a tag of the experiment that it does not have."""
+    def _tag_experiment(self, name: str, text: str) -> None:
         if self.client.get_experiment(self.experiment_id).tags.get(name) != text:
             self.client.set_experiment_tag(self.experiment_id, name, text)
 
-    def _find(self, trial: Trial, label: str) -> entities.Run:
-        """The trial's run; a new one is made together with its tags, so that none is ever without."""
-        known = self.client.search_runs([self.experiment_id], f"tags.trial = '{trial.key}'", max_results=1)
-        if known:
-            return known[0]
-        made = self.client.create_run(self.experiment_id, tags=_identity(trial), run_name=label)
-        return self.client.get_run(made.info.run_id)
+    def _find_or_create(self, trial: Trial, label: str) -> entities.Run:
+        """Return the trial's run; a new one is created together with its tags, so that it is never without."""
+        runs = self.client.search_runs([self.experiment_id], f"tags.trial = '{trial.key}'", max_results=1)
+        if runs:
+            return runs[0]
+        config = {name: _text(getattr(trial.config, name)) for name in ("sweep", "model", "method", "seed", "profile")}
+        created = self.client.create_run(self.experiment_id, tags={"trial": trial.key, **config}, run_name=label)
+        return self.client.get_run(created.info.run_id)
 
-    def _describe(self, run: entities.Run, trial: Trial, tags: dict[str, str], folder: Path) -> None:
-        run_id, known = run.info.run_id, run.data
-        data = {"recipe_version": trial.recipe_version, "fingerprint": trial.fingerprint, **to_dict(trial.config)}
-        params = [entities.Param(name, _text(value)) for name, value in flat(data).items() if name not in known.params]
-        changed = [entities.RunTag(name, text) for name, text in tags.items() if known.tags.get(name) != text]
+    def _describe(self, run: entities.Run, trial: Trial, tags: dict[str, str], trial_dir: Path) -> None:
+        run_id, logged = run.info.run_id, run.data
+        config = {"recipe_version": trial.recipe_version, "fingerprint": trial.fingerprint, **to_dict(trial.config)}
+        params = [
+            entities.Param(name, _text(value)) for name, value in flat(config).items() if name not in logged.params
+        ]
+        changed = [entities.RunTag(name, text) for name, text in tags.items() if logged.tags.get(name) != text]
         self.client.log_batch(run_id, params=params, tags=changed)
-        for name in {ERROR_TAG, WARNINGS_TAG} & (known.tags.keys() - tags.keys()):
+        for name in {ERROR_TAG, WARNINGS_TAG} & (logged.tags.keys() - tags.keys()):
             self.client.delete_tag(run_id, name)
         if not (run.inputs and run.inputs.dataset_inputs):  # logged last: where it is, trial.json is
-            self._log_files(run, [folder / files.TRIAL])
+            self._log_files(run, [trial_dir / folder.TRIAL])
             self.client.log_inputs(run_id, [_dataset(trial)])
 
     def _log_epochs(self, run: entities.Run, rows: list[dict[str, Any]]) -> None:
@@ -234,13 +185,53 @@ class Tracker:
         for start in range(0, len(new), size):
             self.client.log_batch(run_id, list(chain.from_iterable(new[start : start + size])))
 
-    def _log_result(self, run: entities.Run, result: TrialResult, folder: Path) -> None:
-        """Final metrics, where the run does not have them yet, and the files behind them."""
+    def _log_result(self, run: entities.Run, result: TrialResult, trial_dir: Path) -> None:
+        """Log final metrics that the run does not have, and the files behind them."""
         new = {name: value for name, value in result.metrics.items() if run.data.metrics.get(name) != value}
-        self.client.log_batch(run.info.run_id, _metrics(new, FINAL_STEP))
-        self._log_files(run, [folder / name for name in (files.VERDICTS, files.WEIGHTS, files.RESULT, files.CHOSEN)])
+        self.client.log_batch(run.info.run_id, _metrics(new, _FINAL_STEP))
+        files = (folder.VERDICTS, folder.WEIGHTS, folder.RESULT, folder.CHOSEN)
+        self._log_files(run, [trial_dir / name for name in files])
 
     def _log_files(self, run: entities.Run, paths: list[Path], under: str | None = None) -> None:
         for path in paths:
             if path.exists():
                 self.client.log_artifact(run.info.run_id, str(path), under)
+
+
+def _text(value: Any) -> str:
+    """Return a tag's or param's text: strings as they are, without secrets, anything else as JSON."""
+    return masked(value if isinstance(value, str) else json.dumps(value))[:_MAX_TEXT]
+
+
+def _status_and_tags(
+    result: TrialResult | None, failure: dict[str, Any] | None, running: bool
+) -> tuple[str, dict[str, str]]:
+    if result:
+        tags = {f"environment.{name}": _text(value) for name, value in result.environment.items()}
+        return "FINISHED", tags | ({WARNINGS_TAG: _text("\n".join(result.warnings))} if result.warnings else {})
+    if failure:
+        return "FAILED", {ERROR_TAG: _text(failure["error"])}
+    return "RUNNING" if running else "KILLED", {}
+
+
+def _row_tag(row: str, trial: Trial) -> str:
+    """Return the name by which charts group runs: trials of another recipe are never averaged with today's."""
+    return _text(row if trial.recipe_version == RECIPE_VERSION else f"{row} recipe {trial.recipe_version}")
+
+
+def _metrics(values: dict[str, Any], step: int) -> list[entities.Metric]:
+    """Return a metric for each number among `values` but the epoch."""
+    now = int(time.time() * 1000)
+    return [entities.Metric(k, v, now, step) for k, v in values.items() if type(v) in (int, float) and k != EPOCH]
+
+
+def _dataset(trial: Trial) -> entities.DatasetInput:
+    """Return the data set as a run's input. MLflow takes 36 characters of a digest; a param has the whole."""
+    name = trial.config.dataset
+    profile = json.dumps(asdict(DATASETS[name])) if name in DATASETS else None
+    dataset = entities.Dataset(name, trial.fingerprint[:36], "local", json.dumps({"uri": name}), profile=profile)
+    return entities.DatasetInput(dataset, [entities.InputTag("mlflow.data.context", "training, evaluation")])
+
+
+def _digest(paths: list[Path]) -> str:
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:16]

@@ -1,9 +1,8 @@
 """The view of a sweep that MLflow's chart mode opens: what matters first, everything else in closed sections.
 
-MLflow keeps a view that is shared as a tag of its experiment, its state as deflated JSON, and opens it by the tag's
-name. That is no documented interface: it was read in the pages of versions 3.5 and 3.17, which take the same. Of a
-version below 3.5, or of another major one, nothing is assumed: no view is written, the link opens the chart mode as
-MLflow has it, and that is said.
+MLflow keeps a shared view as a tag of its experiment, its state as deflated JSON, and opens it by the tag's name. This
+is no documented interface: it was read in the pages of versions 3.5 and 3.17. For a version below 3.5, or of another
+major version, no view is written and the link opens the charts as MLflow arranges them.
 """
 
 import base64
@@ -40,36 +39,38 @@ _OPEN: dict[str, list[dict[str, Any]]] = {
     ],
 }
 _CLOSED = (*names.FAMILIES, "Model metrics")
-"""MLflow's own sections, to which it adds a chart of every metric that has none: by what stands before the last slash
-of a name, or the last one here."""
+"""MLflow's own sections. It adds a chart of each metric without one to the section that is called like the part of the
+metric's name before the last slash, else to the last section here."""
 _LINE = {"scaleType": "linear", "range": {}, "xAxisKey": "step", "selectedXAxisMetricKey": "", "lineSmoothness": 0}
 
 
-def is_known(version: str) -> bool:
-    """Whether this version of MLflow opens views as they are written here."""
-    found = re.match(r"3\.(\d+)", version)
-    return found is not None and int(found[1]) >= 5
+def is_supported(version: str) -> bool:
+    """Return whether this version of MLflow opens views as they are written here."""
+    match = re.match(r"3\.(\d+)", version)
+    return match is not None and int(match[1]) >= 5
 
 
 def view() -> str:
-    """The tag's value, which is the same for every sweep."""
+    """Return the tag's value, which is the same for every sweep."""
     return "deflate;" + base64.b64encode(zlib.compress(json.dumps(_state()).encode(), 9)).decode()
 
 
 def links(page: str, experiment_id: str, version: str) -> list[str]:
-    """The link to an experiment's charts, and a line before it where they are not prepared.
+    """Return the link to an experiment's charts, after a line that says so if the charts are not prepared.
 
-    page: where MLflow is served. version: of the MLflow that serves it.
+    Args:
+        page: the address where MLflow is served.
+        version: of the MLflow that serves it.
     """
-    known = is_known(version)
-    key = f"viewStateShareKey={KEY}&" if known else ""
-    told = f"MLflow {version or 'of an unknown version'} may keep views otherwise: these are its charts unprepared"
-    link = f"{page.rstrip('/')}/#/experiments/{experiment_id}/runs?{key}compareRunsMode=CHART"
-    return [link] if known else [told, link]
+    charts = f"{page.rstrip('/')}/#/experiments/{experiment_id}/runs?"
+    if is_supported(version):
+        return [f"{charts}viewStateShareKey={KEY}&compareRunsMode=CHART"]
+    which = f"MLflow {version or 'of an unknown version'}"
+    return [f"{which} may keep views in another way: its charts are not prepared", f"{charts}compareRunsMode=CHART"]
 
 
 def _state() -> dict[str, Any]:
-    """All that MLflow's page wants to know; version 3.5 adds nothing of its own to what is missing."""
+    """Return all keys that MLflow's page reads; version 3.5 has no defaults for missing ones."""
     sections = [(name, True) for name in _OPEN] + [(name, False) for name in _CLOSED]
     return {
         "searchFilter": "",

@@ -11,10 +11,8 @@ SEARCH = {"spaces": {"train.learning_rate": {"log_uniform": [1e-4, 1e-2]}}, "tri
 WRONG = {
     "an unknown key": ({"budget": 3}, ["search.budget: unknown key", "trials", "hours"]),
     "an unknown sampler": ({"sampler": "tpa"}, ["search.sampler: found 'tpa'", "'tpe'"]),
-    "an unknown objective": ({"objectives": ["loss"]}, ["search.objectives.0: found 'loss'", "certified_error"]),
     "an objective twice": ({"objectives": ["certified_error"] * 2}, ["search.objectives", "different"]),
     "no budget": ({"trials": None}, ["search.trials: found None", "hours"]),
-    "a budget of nothing": ({"trials": 0}, ["search.trials: found 0"]),
     "no spaces": ({"spaces": {}}, ["search.spaces: found {}"]),
     "more seeds than the sweep's": ({"seeds": 3}, ["search.seeds: found 3", "at most the sweep's 2"]),
     "halving with a front": (
@@ -30,14 +28,8 @@ WRONG = {
     "a logarithm of nothing": ({"spaces": {"train.l1": {"log_uniform": [0, 1]}}}, ["train.l1.log_uniform", "above 0"]),
     "one choice": ({"spaces": {"train.l1": {"choice": [0]}}}, ["train.l1.choice: found [0]", "two different"]),
     "a key of no section": ({"spaces": {"epochs": {"integer": [1, 2]}}}, ["search.spaces.epochs", "train, options"]),
-    "a setting that there is not": ({"spaces": {"train.lr": {"uniform": [0, 1]}}}, ["search.spaces.train.lr"]),
     "what no entry takes": ({"spaces": {"method_options.alpha": {"uniform": [0, 1]}}}, ["method_options.alpha"]),
     "an end that cannot be had": ({"spaces": {"train.kappa": {"uniform": [0, 2]}}}, ["train.kappa: found 2.0", "1"]),
-    "numbers for whole ones": ({"spaces": {"train.epochs": {"uniform": [4, 8]}}}, ["train.epochs: found 4.0"]),
-    "ends that do not fit the rest": (
-        {"spaces": {"train.ramp_epochs": {"integer": [1, 9]}}},
-        ["search.spaces.train.ramp_epochs", "found 9", "ramp"],
-    ),
     "halving that begins after the end": (
         {"asha": {"min_epochs": 1000}},
         ["search.asha.min_epochs: found 1000", "less than epochs"],

@@ -3,15 +3,17 @@
 import numpy as np
 import pytest
 from made_studies import add, right
+from optuna.trial import create_trial
 
 from harness.analysis.leaderboard import build_leaderboard
 from harness.config.search import Searched, SearchSettings, Space
 from harness.config.trial import TrialConfig
 from harness.figures import searches
 from harness.figures.section_data import SectionData
-from harness.search.candidates import Candidate, candidates_of, claim, search_of
-from harness.search.results import best_of, hypervolume, mark
+from harness.search.proposals import distributions
+from harness.search.results import best_candidates, describe_choice, hypervolume
 from harness.search.rungs import SEARCH
+from harness.search.studies import begin_studies
 from harness.storage import folder, names
 from harness.storage.files import write_json
 
@@ -23,24 +25,26 @@ SPACES = {"train.kappa": Space(uniform=[0.0, 1.0]), "train.l1": Space(uniform=[0
 def searched(request, tmp_path):
     """Eight candidates, errors by their kappa alone, and a winner."""
     settings = SearchSettings(spaces=SPACES, objectives=request.param, trials=8)
-    entry = Searched(BASE, SPACES, lambda chosen: BASE)
-    search, content = search_of(tmp_path / "study", settings, [entry], [0], "data")
-    write_json(search.directory / SEARCH, content)
+    search_dir = tmp_path / "study" / "search" / "tpe-of-a-test"
+    write_json(search_dir / SEARCH, {"settings": settings.model_dump(mode="json")})
+    (study,) = begin_studies(search_dir, settings, [Searched(BASE, SPACES, lambda chosen: BASE)])
     draws = np.random.default_rng(0).uniform(size=(8, 2)).round(3).tolist()
-    for number, (kappa, l1) in enumerate([(0.0, 0.0), *draws[1:]]):
-        trial = folder.make_trial(TrialConfig("study", "full", "digits", "1/16", number, "cnn5", "ibp"), "data")
-        (place,) = claim(search, Candidate(0, number, {"train.kappa": kappa, "train.l1": l1}, {}, []), [trial]).places
-        metrics = {names.CERTIFIED_ERROR: 90 - 40 * kappa, names.STANDARD_ERROR: 20 + 30 * kappa**2}
-        folder.write_result(place, folder.TrialResult(trial.key, metrics, {}, {}, []))
-    candidates = candidates_of(search)
-    folder.write_chosen(add(tmp_path / "study", right(100)), mark(search, best_of(candidates)[0], candidates))
-    leaderboard = build_leaderboard(tmp_path / "study")
-    return SectionData(leaderboard, leaderboard.sections[0]), candidates
+    for kappa, l1 in [(0.0, 0.0), *draws[1:]]:
+        parameters = {"train.kappa": kappa, "train.l1": l1}
+        values = [90 - 40 * kappa, 20 + 30 * kappa**2][: len(request.param)]
+        trial = create_trial(
+            params=parameters, distributions=distributions(SPACES), values=values, user_attrs={"settings": parameters}
+        )
+        study.add_trial(trial)
+    content = describe_choice(study, settings, search_dir.name, best_candidates(study)[0])
+    folder.write_chosen(add(tmp_path / "study", right(100)), content)
+    table = build_leaderboard(tmp_path / "study")
+    return SectionData(table, table.sections[0]), study.trials
 
 
 def test_rows_are_marked_and_the_section_says_so(searched):
     data, _ = searched
-    text = "tpe, 8 candidates, judged on 5,000 images held out of training"
+    text = "tpe, 8 candidates, evaluated on 5,000 images held out of training"
     assert list(data.section.cells["chosen by"]) == [text]
     assert f"All rows' settings were chosen by a search ({text}), then trained anew." in data.section.notes
     assert data.section.labels == ["cnn5 ibp"]

@@ -37,7 +37,7 @@ def running(command, port, log, **options):
         server = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, **options)
         try:
             until = time.monotonic() + 200
-            while not _answers(port):
+            while not answers(port):
                 assert server.poll() is None and time.monotonic() < until, Path(log).read_text()
                 time.sleep(0.1)
             yield server
@@ -47,7 +47,7 @@ def running(command, port, log, **options):
             server.wait()
 
 
-def _answers(port):
+def answers(port):
     with socket.socket() as tried:
         return tried.connect_ex(("127.0.0.1", port)) == 0
 

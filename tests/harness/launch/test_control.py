@@ -11,7 +11,7 @@ from study import TINY, Study, snapshot
 
 from harness.launch import ray_tune
 from harness.storage import folder, names
-from harness.tracking.policy import Mirror
+from harness.tracking.mlflow_sync import MlflowSync
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
 
@@ -280,7 +280,7 @@ def test_ctrl_c_twice_stops_and_the_runs_say_so_and_go_on_when_the_trials_do(unf
 
 @pytest.mark.parametrize(("told", "ended"), [("of an epoch", "KILLED"), ("of a failure", "FAILED")])
 def test_ctrl_c_twice_breaks_off_nothing_that_is_written_to_mlflow(unfinished, run, monkeypatch, told, ended):
-    sync, written = Mirror.sync, []
+    sync, written = MlflowSync.sync, []
 
     def interrupted_sync(mirror, place, running=True):
         if not written:
@@ -295,7 +295,7 @@ def test_ctrl_c_twice_breaks_off_nothing_that_is_written_to_mlflow(unfinished, r
         on_report(folders[0], folder.read_epochs(folders[0])[-1])
         pytest.fail("went on")
 
-    monkeypatch.setattr(Mirror, "sync", interrupted_sync)
+    monkeypatch.setattr(MlflowSync, "sync", interrupted_sync)
     run(act)
     assert unfinished.main() == 130
     first, *last = written

@@ -1,22 +1,23 @@
 """A search, killed and gone on with: none of its candidates is lost or made twice; winners are what is compared."""
 
 import argparse
-import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
+from optuna.trial import TrialState
 from processes import wait_for
 from rich.console import Console
 from study import TINY, Study
 
 from harness.config.sweep_file import load_sweep
 from harness.data import load
-from harness.launch import ray_tune, searching
-from harness.search.candidates import FAILED, FINISHED, candidates_of, search_of
+from harness.errors import InputError
+from harness.launch import ray_tune
+from harness.launch.searching import Search
 from harness.search.rungs import CANDIDATE
+from harness.search.studies import JOURNAL, candidates_of
 from harness.storage import folder, names
 from harness.storage.files import DamagedFileError
 
@@ -41,175 +42,167 @@ def read(tmp_path, **search):
     return load_sweep(tmp_path / "sweep.yaml", None, True)
 
 
-def trained(place):
+def search_of(sweep, tmp_path):
+    return Search(sweep, load("digits"), tmp_path / "study", OPTIONS, Console(quiet=True))
+
+
+def candidates(sweep, tmp_path):
+    return candidates_of(search_of(sweep, tmp_path).studies[0])
+
+
+def settings_of(sweep, tmp_path):
+    return [candidate.user_attrs["settings"] for candidate in candidates(sweep, tmp_path)]
+
+
+def train(trial_dir):
     """A result without training: certified error by the rate, standard error by the batch."""
-    train = folder.read_trial(place / folder.TRIAL).config.train
+    train = folder.read_trial(trial_dir / folder.TRIAL).config.train
     metrics = {names.CERTIFIED_ERROR: 1000 * train.learning_rate, names.STANDARD_ERROR: 100 - train.batch_size}
-    folder.write_result(place, folder.TrialResult(place.name, metrics | {names.EVALUATION_SECONDS: 1.0}, {}, {}, []))
+    metrics[names.EVALUATION_SECONDS] = 1.0
+    folder.write_result(trial_dir, folder.TrialResult(trial_dir.name, metrics, {}, {}, []))
 
 
-def workers(begun, killed_after=None):
-    """What stands for Ray: one worker; it notes whom it trains, and is killed before it ends the so manieth."""
-
-    def run_folders(supply, data_dir, cpu, gpu, storage, on_report, on_end, address, at_once):
-        while (place := supply()) is not None:
-            begun.append(place.name)
-            if killed_after is not None and len(begun) > killed_after:
-                raise Killed
-            trained(place)
-            on_end(place, None)
-
-    return run_folders
+@pytest.fixture
+def begun():
+    """The keys of all trials that a worker has begun, in order."""
+    return []
 
 
-def search(sweep, tmp_path):
-    data = load("digits")
-    return searching.run(
-        sweep, searching.check(sweep, data, OPTIONS), data, tmp_path / "study", OPTIONS, 0, Console(quiet=True)
-    )
+@pytest.fixture
+def workers(monkeypatch, begun):
+    """A function that replaces Ray by one worker. work: called with a folder, returns the error of its worker."""
+
+    def replace_ray(work=train, killed_at=None):
+        def run_folders(supply, data_dir, cpu, gpu, storage, on_report, on_end, address, at_once):
+            while (trial_dir := supply()) is not None:
+                begun.append(trial_dir.name)
+                if len(begun) == killed_at:
+                    raise Killed
+                on_end(trial_dir, work(trial_dir))
+
+        monkeypatch.setattr(ray_tune, "run_folders", run_folders)
+
+    replace_ray()
+    return replace_ray
 
 
-def found(sweep, tmp_path):
-    seeds = [0, 1][: sweep.search.seeds]
-    given = sweep.search, sweep.searched, seeds, load("digits").fingerprint
-    return candidates_of(search_of(tmp_path / "study", *given)[0])
-
-
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
-def test_a_killed_search_goes_on_as_if_nothing_had_been(tmp_path, monkeypatch, sampler):
-    quiet, broken = tmp_path / "quiet", tmp_path / "broken"
-    quiet.mkdir(), broken.mkdir()
-    sweep, whole, begun = read(tmp_path, sampler=sampler, seeds=2), [], []
-    monkeypatch.setattr(ray_tune, "run_folders", workers(whole))
-    search(sweep, quiet)
-    for after in (2, 5):
-        monkeypatch.setattr(ray_tune, "run_folders", workers(begun, after))
+@pytest.mark.parametrize("sampler", ["tpe", pytest.param("nsga2", marks=pytest.mark.slow)])
+def test_a_killed_search_goes_on_as_if_nothing_had_been(tmp_path, workers, begun, sampler):
+    quiet, killed = tmp_path / "quiet", tmp_path / "killed"
+    sweep = read(tmp_path, sampler=sampler, seeds=2)
+    search_of(sweep, quiet).run(0)
+    expected = begun.copy()
+    begun.clear()
+    for killed_at in (3, 6):
+        workers(killed_at=killed_at)
         with pytest.raises(Killed):
-            search(sweep, broken)
-    monkeypatch.setattr(ray_tune, "run_folders", workers(begun))
-    chosen = search(sweep, broken)
-    assert len(whole) == len(set(whole)) == 4 * 2, "candidates times seeds"
-    assert list(dict.fromkeys(begun)) == whole and len(begun) == len(whole) + 2, "the two that were killed once more"
-    assert [one.settings for one in found(sweep, broken)] == [one.settings for one in found(sweep, quiet)]
-    assert chosen.trials == search(sweep, broken).trials, "once it is done nothing runs"
-    assert len(begun) == len(whole) + 2
+            search_of(sweep, killed).run(0)
+    workers()
+    winners, lacks_some = search_of(sweep, killed).run(0)
+    assert len(expected) == len(set(expected)) == 4 * 2, "candidates times seeds"
+    assert list(dict.fromkeys(begun)) == expected and len(begun) == len(expected) + 2, "the two killed once more"
+    assert settings_of(sweep, killed) == settings_of(sweep, quiet)
+    assert winners.trials == search_of(sweep, killed).run(0)[0].trials and not lacks_some, "once done nothing runs"
+    assert len(begun) == len(expected) + 2
 
 
-def test_winners_have_all_images_every_seed_and_a_mark_and_candidates_stay_apart(tmp_path, monkeypatch):
-    monkeypatch.setattr(ray_tune, "run_folders", workers([]))
+def test_winners_have_all_images_every_seed_and_a_mark_and_candidates_stay_apart(tmp_path, workers):
     sweep = read(tmp_path, objectives=["certified_error"])
-    chosen, candidates = search(sweep, tmp_path), found(sweep, tmp_path)
-    best = min(candidates, key=lambda one: one.values)
-    assert [trial.seed for trial in chosen.trials] == [0, 1]
-    for trial in chosen.trials:
+    winners, _ = search_of(sweep, tmp_path).run(0)
+    best = min(candidates(sweep, tmp_path), key=lambda one: one.values)
+    assert [trial.seed for trial in winners.trials] == [0, 1]
+    for trial in winners.trials:
         assert trial.validation_images == 0 and trial.train_images == TINY["train_images"]
-        assert trial.train.learning_rate == best.settings["train.learning_rate"]
-        place = folder.place(tmp_path / "study", folder.make_trial(trial, load("digits").fingerprint).key)
-        assert folder.read_chosen(place)["text"] == "tpe, 4 candidates, judged on 50 images held out of training"
-    configs = [folder.read_trial(one.places[0] / folder.TRIAL).config for one in candidates]
-    assert {config.validation_images for config in configs} == {50}
+        assert trial.train.learning_rate == best.user_attrs["settings"]["train.learning_rate"]
+        trial_dir = folder.place(tmp_path / "study", folder.make_trial(trial, load("digits").fingerprint).key)
+        text = "tpe, 4 candidates, evaluated on 50 images held out of training"
+        assert folder.read_chosen(trial_dir)["text"] == text
+    trial_dirs = folder.trial_folders(search_of(sweep, tmp_path).directory)
+    assert {folder.read_trial(trial_dir / folder.TRIAL).config.validation_images for trial_dir in trial_dirs} == {50}
     assert folder.trial_folders(tmp_path / "study") == [], "winners are claimed by the sweep"
 
 
-def test_a_larger_budget_goes_on_and_another_sampler_begins_anew(tmp_path, monkeypatch):
-    begun = []
-    monkeypatch.setattr(ray_tune, "run_folders", workers(begun))
-    search(read(tmp_path), tmp_path)
-    search(read(tmp_path, trials=6), tmp_path)
+def test_a_larger_budget_goes_on_another_sampler_begins_anew_and_hours_are_a_budget(tmp_path, workers, begun):
+    search_of(read(tmp_path), tmp_path).run(0)
+    search_of(read(tmp_path, trials=6), tmp_path).run(0)
     assert len(begun) == 6
-    search(read(tmp_path, sampler="random"), tmp_path)
+    search_of(read(tmp_path, sampler="random"), tmp_path).run(0)
     assert len(begun) == 10
+    search_of(read(tmp_path, seed=1, trials=None, hours=2.5 / 3600), tmp_path).run(0)
+    assert len(begun) == 13, "of a second each; none is begun after 2.5"
 
 
-def test_hours_are_those_of_candidates(tmp_path, monkeypatch):
-    begun = []
-    monkeypatch.setattr(ray_tune, "run_folders", workers(begun))
-    search(read(tmp_path, trials=None, hours=2.5 / 3600), tmp_path)
-    assert len(begun) == 3, "of a second each; none is begun after 2.5"
+def test_what_diverges_counts_as_wrong_and_what_died_is_tried_again(tmp_path, workers, begun):
+    def work(trial_dir):
+        if len(begun) == 1:
+            folder.write_failure(trial_dir, "NonFiniteLossError", repeats=True)
+        elif len(begun) > 2:
+            train(trial_dir)
+        return "its worker failed" if len(begun) == 2 else None
 
-
-def test_what_diverges_counts_as_wrong_and_what_died_is_tried_again(tmp_path, monkeypatch):
-    begun = []
-
-    def run_folders(supply, data_dir, cpu, gpu, storage, on_report, on_end, address, at_once):
-        while (place := supply()) is not None:
-            begun.append(place.name)
-            if len(begun) == 1:
-                folder.write_failure(place, "NonFiniteLossError", repeats=True)
-            elif len(begun) > 2:
-                trained(place)
-            on_end(place, "its worker failed" if len(begun) == 2 else None)
-
-    monkeypatch.setattr(ray_tune, "run_folders", run_folders)
+    workers(work)
     sweep = read(tmp_path)
-    search(sweep, tmp_path)
-    search(sweep, tmp_path)
+    winners, lacks_some = search_of(sweep, tmp_path).run(0)
+    assert lacks_some
+    trial = folder.make_trial(winners.trials[0], load("digits").fingerprint)
+    text = folder.read_chosen(folder.place(tmp_path / "study", trial.key))["text"]
+    assert text.startswith("tpe, 4 candidates (2 failed), ")
+    _, lacks_some = search_of(sweep, tmp_path).run(0)
+    assert not lacks_some
     assert len(begun) == 5 and begun[4] == begun[1]
-    first, *others = found(sweep, tmp_path)
-    assert (first.state, first.values) == (FAILED, [100, 100])
-    assert {one.state for one in others} == {FINISHED}
+    first, *others = candidates(sweep, tmp_path)
+    assert first.values == [100, 100] and first.user_attrs["failure"]
+    assert {one.state for one in others} == {TrialState.COMPLETE} and not any("failure" in o.user_attrs for o in others)
 
 
-def test_a_search_that_lacks_a_candidate_says_so(tmp_path, monkeypatch):
-    """One dies; the same command tries it again."""
+def test_a_candidate_that_falls_behind_is_stopped(tmp_path, monkeypatch):
+    """The second one of two with the same worker, after its first epoch."""
+    errors = iter([10.0, 20.0])
 
     def run_folders(supply, data_dir, cpu, gpu, storage, on_report, on_end, address, at_once):
-        while (place := supply()) is not None:
-            if place.name != found(sweep, tmp_path)[0].places[0].name:
-                trained(place)
-            on_end(place, "its worker failed")
+        while (trial_dir := supply()) is not None:
+            error = next(errors)
+            on_report(trial_dir, {names.RUNG: 1, names.CERTIFIED_ERROR: error})
+            on_report(trial_dir, {names.RUNG: 1, names.CERTIFIED_ERROR: error})  # by a worker that was killed
+            if error == 10:
+                train(trial_dir)
+            on_end(trial_dir, None)
 
-    sweep = read(tmp_path)
-    asked = sweep, sweep.search, load("digits"), tmp_path / "study"
     monkeypatch.setattr(ray_tune, "run_folders", run_folders)
-    (winner, *_) = search(sweep, tmp_path).trials
-    assert searching.lacks(*asked)
-    place = folder.place(tmp_path / "study", folder.make_trial(winner, load("digits").fingerprint).key)
-    assert folder.read_chosen(place)["text"].startswith("tpe, 4 candidates (1 failed), ")
-    monkeypatch.setattr(ray_tune, "run_folders", workers([]))
-    search(sweep, tmp_path)
-    assert not searching.lacks(*asked)
+    sweep = read(tmp_path, objectives=["certified_error"], asha={"min_epochs": 1}, trials=2)
+    winners, _ = search_of(sweep, tmp_path).run(0)
+    assert [one.state for one in candidates(sweep, tmp_path)] == [TrialState.COMPLETE, TrialState.PRUNED]
+    trial = folder.make_trial(winners.trials[0], load("digits").fingerprint)
+    assert "(1 ended early)" in folder.read_chosen(folder.place(tmp_path / "study", trial.key))["text"]
 
 
-def test_a_candidate_taken_away_is_made_up_for_and_no_number_is_given_twice(tmp_path, monkeypatch):
-    begun = []
-    monkeypatch.setattr(ray_tune, "run_folders", workers(begun))
-    sweep = read(tmp_path, sampler="nsga2")
-    search(sweep, tmp_path)
-    shutil.rmtree(found(sweep, tmp_path)[1].places[0])
-    search(sweep, tmp_path)
-    assert len(begun) == 5
-    assert [one.number for one in found(sweep, tmp_path)] == [0, 2, 3, 4]
-
-
-CHANGED = {
-    "no object": lambda record: [],
-    "a key missing": lambda record: {key: value for key, value in record.items() if key != "number"},
-    "a text for a number": lambda record: record | {"entry": "a"},
-    "an entry there is not": lambda record: record | {"entry": 7},
-    "another's number": lambda record: record | {"number": 2},
-    "a rung after no epoch": lambda record: record | {"rungs": {"a": 1.0}},
-}
-
-
-@pytest.mark.parametrize("case", CHANGED)
-def test_a_damaged_candidate_is_named(tmp_path, monkeypatch, case):
-    monkeypatch.setattr(ray_tune, "run_folders", workers([]))
+def test_a_damaged_file_is_named_and_a_search_of_an_earlier_version_refused(tmp_path, workers):
     sweep = read(tmp_path)
-    search(sweep, tmp_path)
-    path = found(sweep, tmp_path)[1].places[0] / CANDIDATE
-    path.write_text(json.dumps(CHANGED[case](json.loads(path.read_text()))))
+    search_of(sweep, tmp_path).run(0)
+    search = search_of(read(tmp_path, trials=5), tmp_path)
+    journal = search.directory / JOURNAL
+    text = journal.read_text()
+    journal.write_text(text.replace('"op_code":4', '"op_code":', 1))
+    with pytest.raises(DamagedFileError, match=JOURNAL):
+        search_of(sweep, tmp_path)
+    journal.unlink()
+    with pytest.raises(InputError, match=r"cannot be read: .* an earlier version .* move it away"):
+        search_of(sweep, tmp_path)
+
+
+def test_a_damaged_candidate_is_named(tmp_path, workers):
+    workers(lambda trial_dir: (trial_dir / CANDIDATE).write_text("[]") and None)
     with pytest.raises(DamagedFileError, match=r"candidate\.json"):
-        search(sweep, tmp_path)
+        search_of(read(tmp_path), tmp_path).run(0)
 
 
 def test_only_and_export_are_refused_and_a_dry_run_writes_nothing(tmp_path, no_ray, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     study = Study(tmp_path, SEARCHED, "sqlite:///unused.db")
     assert study.main("--only", "cnn5*") == 2 and study.main("--export", "there") == 2
-    assert "--only" in (told := capsys.readouterr().err) and "--export" in told
+    assert "--only" in (errors := capsys.readouterr().err) and "--export" in errors
     assert study.main("--dry-run") == 0
-    assert "search by tpe, 4 candidates of each, judged on 50 images" in " ".join(capsys.readouterr().out.split())
+    assert "search by tpe, 4 candidates of each, evaluated on 50 images" in " ".join(capsys.readouterr().out.split())
     assert {path.name for path in Path().iterdir()} == {"sweep.yaml"}
 
 
@@ -228,9 +221,8 @@ def test_a_search_under_ray_that_is_killed_ends_with_a_marked_leaderboard(tmp_pa
     _, err = again.communicate(timeout=600)
     assert again.returncode == 0, err
     assert {path: path.stat().st_mtime_ns for path in kept} == kept, "none is made twice"
-    sweep = load_sweep(study.file, None, True)
-    search, _ = search_of(study.directory, sweep.search, sweep.searched, [0], load("digits").fingerprint)
-    assert [one.number for one in candidates_of(search)] == [0, 1, 2, 3]
+    search = Search(load_sweep(study.file, None, True), load("digits"), study.directory, OPTIONS, Console(quiet=True))
+    assert [one.number for one in candidates_of(search.studies[0])] == [0, 1, 2, 3]
     assert "chosen by" in (study.directory / "leaderboard.md").read_text()
     assert "What was searched" in (study.directory / "report.html").read_text()
     winners = [folder.read_trial(place / folder.TRIAL).config for place in folder.trial_folders(study.directory)]

@@ -1,5 +1,6 @@
 """`python -m harness.ui`: a store is served, its sweeps' links are printed, nothing runs on afterwards."""
 
+import os
 import re
 import signal
 import socket
@@ -10,27 +11,25 @@ from urllib.request import urlopen
 import pytest
 from headless import CHROMIUM, DRIVER, browsing
 from processes import alive, descendants, wait_for
+from servers import answers, free_port
 
 from harness.command_line import main
-from harness.launch import ui
 
 
 @pytest.mark.slow
 def test_a_store_is_served_until_it_is_stopped(finished):
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "harness.ui", "tiny", "--tracking-uri", finished.store, "--port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as served:
         assert served.stdout.readline() == "tiny:\n"
         link = served.stdout.readline().strip()
         assert re.fullmatch(rf"http://127\.0\.0\.1:{port}/#/experiments/\d+/runs\?viewStateShareKey=.*CHART", link)
+        wait_for(lambda: answers(port), 120)
         with urlopen(link.partition("#")[0], timeout=30) as page:
             assert "MLflow" in page.read().decode()
-        started = descendants(served.pid)
+        started = [served.pid, *descendants(served.pid)]
         served.send_signal(signal.SIGINT)
         assert served.wait(60) == 0
-    assert started
     wait_for(lambda: not any(map(alive, started)), 30)
 
 
@@ -45,10 +44,12 @@ _CHARTS = """
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of selenium's
 def test_the_link_opens_charts_of_final_errors_on_the_first_screen(finished, tmp_path):
     """As a person has it: a window of a laptop's size, MLflow's own panes open."""
-    command = [sys.executable, "-m", "harness.ui", "tiny", "--tracking-uri", finished.store]
+    port = free_port()
+    command = [sys.executable, "-m", "harness.ui", "tiny", "--tracking-uri", finished.store, "--port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as served:
         link = [served.stdout.readline().strip() for _ in range(2)][1]
         with browsing(tmp_path / "profile", "1400,1000") as browser:
+            wait_for(lambda: answers(port), 120)
             browser.get(link)
             wait_for(lambda: browser.execute_script(_CHARTS) >= 3, 120)
             shown = browser.find_element("tag name", "body").text
@@ -60,29 +61,29 @@ def test_the_link_opens_charts_of_final_errors_on_the_first_screen(finished, tmp
         assert run.info.run_name in shown
 
 
-@pytest.mark.parametrize("port", ["0", "70000"])
-def test_a_port_that_is_none_is_refused(port, capsys):
-    assert main("ui", ["--port", port]) == 2
-    assert "--port" in capsys.readouterr().err
+def test_a_port_that_is_none_or_taken_is_refused(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for port in (70000, taken.getsockname()[1]):
+            assert main("ui", ["--port", str(port)]) == 2
+            assert f"--port: found {port}, allowed: a port that is free" in capsys.readouterr().err
 
 
-def test_a_port_that_is_taken_is_refused_where_it_is_asked_for_and_left_where_not(monkeypatch, capsys):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        assert main("ui", ["--port", str(port)]) == 2
-        assert "free" in capsys.readouterr().err
-        monkeypatch.setattr(ui, "_PORT", port)
-        assert ui._free_port(None) != port
+def test_a_database_s_uri_goes_to_mlflow_by_its_environment_alone(finished, monkeypatch, capsys):
+    """The list of processes must not show a password."""
+    started = []
+    monkeypatch.setattr(os, "execve", lambda *given: started.append(given))
+    main("ui", ["--tracking-uri", finished.store, "--port", str(free_port())])
+    ((_, command, environment),) = started
+    assert environment["MLFLOW_BACKEND_STORE_URI"] == finished.store
+    assert not any("sqlite" in word for word in command)
 
 
 def test_the_links_of_a_server_are_printed_and_nothing_is_served(finished, monkeypatch, capsys):
     from harness.tracking import client as tracked
 
-    client = tracked.read_store(finished.store)
-    monkeypatch.setattr(tracked, "read_store", lambda uri: client)
-    monkeypatch.setattr(tracked, "version_of", lambda uri: "3.9.0")
+    client = tracked.open_store(finished.store)
+    monkeypatch.setattr(tracked, "open_store", lambda uri: client)
+    monkeypatch.setattr(tracked, "server_version", lambda uri: "3.9.0")
     assert main("ui", ["--tracking-uri", "https://user:secret@server/mlflow"]) == 0
     printed = capsys.readouterr().out
     assert "tiny:\nhttps://user:***@server/mlflow/#/experiments/" in printed

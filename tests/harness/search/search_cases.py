@@ -1,13 +1,9 @@
-"""A small search, and candidates with made-up results."""
-
-from dataclasses import replace
-from pathlib import Path
+"""A small search, and studies with made-up results."""
 
 from small_sweep import changed, write
 
 from harness.config.sweep_file import load_sweep
-from harness.search.candidates import FINISHED, Candidate
-from harness.storage import folder, names
+from harness.search.studies import begin_studies
 
 SPACES = {
     "train.learning_rate": {"log_uniform": [1e-4, 1e-2]},
@@ -16,21 +12,18 @@ SPACES = {
 }
 SEARCH = {"spaces": SPACES, "validation_images": 50, "trials": 4}
 TINY = (("width", 0.05), ("train_images", 64), ("evaluation", {"stages": ["ibp"], "attack_steps": 1}))
-METRICS = {names.EVALUATION_SECONDS: 1.0}
 
 
-def searched_sweep(directory: Path, *changes, **search):
+def searched_sweep(directory, *changes, **search):
     """BASE's cnn5 by IBP, searched."""
+    directory.mkdir(exist_ok=True)
     trials = ("trials", [{"model": "cnn5", "method": "ibp"}])
     content = changed(*TINY, trials, ("search", SEARCH | search), *changes)
     return load_sweep(write(directory, content), "full", True)
 
 
-def finished(candidate, *values) -> Candidate:
-    return replace(candidate, state=FINISHED, values=list(values))
-
-
-def finish(place, certified, standard=0.0):
-    """Write a result that says so."""
-    metrics = {names.CERTIFIED_ERROR: certified, names.STANDARD_ERROR: standard, **METRICS}
-    folder.write_result(place, folder.TrialResult(place.name, metrics, {}, {}, []))
+def new_study(directory, sweep):
+    """The study of a sweep's only entry, in a directory of its own."""
+    directory.mkdir(exist_ok=True)
+    (study,) = begin_studies(directory, sweep.search, sweep.searched)
+    return study

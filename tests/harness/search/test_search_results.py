@@ -1,32 +1,35 @@
 """Winners, fronts and hypervolumes against their definitions."""
 
 import numpy as np
+import optuna
 import pytest
-from search_cases import finished
+from optuna.trial import TrialState, create_trial
 
-from harness.search.candidates import STOPPED, Candidate
-from harness.search.results import best_of, hypervolume
-from harness.search.rungs import falls_behind
+from harness.search.results import best_candidates, hypervolume
 
 
-def candidate(number, *values):
-    return finished(Candidate(0, number, {}, {}, []), *values)
+def study_of(*values, failed=()):
+    study = optuna.create_study(directions=["minimize"] * len(values[0]))
+    for number, pair in enumerate(values):
+        study.add_trial(create_trial(values=list(pair), user_attrs={"failure": True} if number in failed else {}))
+    return study
 
 
 def test_a_front_has_what_no_other_beats_in_both_and_the_first_of_those_alike():
     draw = np.random.default_rng(0).integers(0, 12, (40, 2)).astype(float)
-    candidates = [candidate(number, *pair) for number, pair in enumerate(draw)]
-    found = best_of(candidates)
+    study = study_of(*draw)
     beaten = [any((other <= one).all() and (other < one).any() for other in draw) for one in draw]
-    assert {tuple(one.values) for one in found} == set(map(tuple, draw[~np.array(beaten)]))
-    for one in found:
-        assert one.number == min(other.number for other in candidates if other.values == one.values)
+    front = best_candidates(study)
+    assert {tuple(one.values) for one in front} == set(map(tuple, draw[~np.array(beaten)]))
+    for one in front:
+        assert one.number == min(other.number for other in study.trials if other.values == one.values)
 
 
-def test_a_winner_is_one_that_has_finished():
-    ended = Candidate(0, 3, {}, {}, [], STOPPED, rungs={1: 0.0})
-    assert [one.number for one in best_of([candidate(0, 5.0), candidate(1, 4.0), candidate(2, 4.0), ended])] == [1]
-    assert best_of([ended]) == []
+def test_a_winner_is_the_first_that_has_finished_with_the_lowest_error():
+    study = study_of((5.0,), (4.0,), (4.0,))
+    study.add_trial(create_trial(state=TrialState.PRUNED, value=0.0, intermediate_values={1: 0.0}))
+    assert [one.number for one in best_candidates(study)] == [1]
+    assert best_candidates(study_of((100.0,), failed=[0])) == []
 
 
 def test_hypervolume_is_the_share_of_pairs_that_are_beaten():
@@ -36,12 +39,3 @@ def test_hypervolume_is_the_share_of_pairs_that_are_beaten():
     assert hypervolume(draw) == pytest.approx(share, abs=0.01)
     assert hypervolume([(100, 100)]) == hypervolume([]) == 0
     assert hypervolume([(0, 0), (50, 50)]) == 1
-
-
-@pytest.mark.parametrize(
-    "error, others, behind",
-    [(50, [], False), (50, [40], True), (50, [50], False), (50, [60, 70], False), (50, [40, 60, 70, 80, 90], False),
-     (60, [40, 50, 70, 80, 90], True), (100, [100, 100, 100], False)],
-)  # fmt: skip
-def test_the_best_third_goes_on(error, others, behind):
-    assert falls_behind(error, others, 3) is behind
