@@ -10,8 +10,8 @@ def main(arguments: list[str] | None = None) -> int:
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in command_line.COMMANDS:
         return command_line.main(name, rest)
-    print("usage: python -m harness COMMAND ...; COMMAND --help says what it takes\n")
-    print(*(f"  {command:10} {summary}" for command, (_, summary) in command_line.COMMANDS.items()), sep="\n")
+    print("usage: python -m harness COMMAND ...; COMMAND --help lists its options\n")
+    print(*(f"  {command:10} {summary}" for command, summary in command_line.COMMANDS.items()), sep="\n")
     if name in ("-h", "--help"):
         return command_line.OK
     print(f"\nerror: there is no command {name!r}", file=sys.stderr)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from importlib import import_module
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from harness.clock import Stopped
 from harness.errors import InputError, require
@@ -29,20 +29,21 @@ STATUSES = {
 """What the exit status of each command means."""
 _STOPPED = "stopped; what is done is saved, and the same command goes on from there"
 
-COMMANDS = {  # name: its module, what it does
-    "run": ("harness.launch.driver", "train and certify every trial of a sweep, log them, write the leaderboard"),
-    "trial": ("harness.launch.single", "train and certify exported trials, without Ray, MLflow or pydantic"),
-    "certify": ("harness.launch.certify", "certify finished trials further: more stages, branch and bound"),
-    "status": ("harness.launch.status", "what a sweep is at: trials finished, running, failed, disk used"),
-    "schema": ("harness.config.schema", "print the JSON schema of sweep files, for editors"),
-    "tables": ("harness.tables", "write a sweep's leaderboard anew, from MLflow alone too"),
-    "report": ("harness.report", "write a sweep, or several, as a page with figures, and its tables"),
-    "publish": ("harness.publish", "copy a sweep's results to results/published, small enough for git"),
-    "ui": ("harness.launch.ui", "serve MLflow's pages, and say where a sweep's charts are"),
-    "paired": ("harness.paired", "is one row of a leaderboard better than another, image by image?"),
-    "recheck": ("harness.checker.recheck", "prove a sweep's verdicts again, by code of its own"),
-    "benchmark": ("harness.benchmark", "what training steps, bounds and the harness cost on this machine"),
+COMMANDS = {
+    "run": "train and certify every trial of a sweep, log them, write the leaderboard",
+    "trial": "train and certify exported trials, without Ray, MLflow or pydantic",
+    "certify": "certify finished trials further: more stages, branch and bound",
+    "status": "show what is finished, running or failed, and the disk space",
+    "schema": "print the JSON schema of sweep files, for editors",
+    "tables": "write a sweep's leaderboard again, also from MLflow alone",
+    "report": "write a page with figures and tables, of a sweep or of several",
+    "publish": "copy a sweep's results to results/published, small enough for git",
+    "ui": "serve MLflow's pages and print links to a sweep's charts",
+    "paired": "compare the rows of a leaderboard, image by image and over seeds",
+    "recheck": "prove a sweep's verdicts again, with separate code",
+    "benchmark": "measure what training steps, bounds and the harness cost on this machine",
 }
+"""What each command does; `python -m harness.NAME` is the module harness/NAME.py."""
 
 
 def add_data_dir(parser: argparse.ArgumentParser) -> None:
@@ -95,7 +96,7 @@ def place(text: str) -> Path | str:
 
 def parser_of(name: str) -> argparse.ArgumentParser:
     """The parser of a command's arguments."""
-    module = import_module(COMMANDS[name][0])
+    module = _module(name)
     parser = argparse.ArgumentParser(
         prog=f"python -m harness.{name}",
         description=module.__doc__,
@@ -114,7 +115,7 @@ def main(name: str, arguments: list[str] | None = None) -> int:
             options.directory = _mirrored(options.directory)
         if hasattr(options, "directories"):
             options.directories = list(map(_mirrored, options.directories))
-        return import_module(COMMANDS[name][0]).main(options)
+        return _module(name).main(options)
     except InputError as error:
         print(masked(f"error: {error}"), file=sys.stderr)
         return BAD_INPUT
@@ -127,6 +128,10 @@ def main(name: str, arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(_STOPPED, file=sys.stderr)
         return INTERRUPTED
+
+
+def _module(name: str) -> Any:
+    return import_module(f"harness.{name}")
 
 
 def _mirrored(given: Path | str) -> Path:

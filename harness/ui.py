@@ -1,6 +1,55 @@
-"""`python -m harness.ui`: the door to harness/launch/ui.py."""
+"""`python -m harness.ui [SWEEP]`: print links to the charts of sweeps in an MLflow store, and serve the store.
 
-from harness.command_line import main
+A database is served on this machine alone, until Ctrl-C. For a server only the links are printed.
+"""
+
+import argparse
+import os
+import socket
+import sys
+from pathlib import Path
+
+from harness import command_line
+from harness.command_line import OK
+from harness.errors import SettingError
+from harness.masking import masked
+
+# harness.tracking.client is imported late: MLflow takes seconds.
+_HOST = "127.0.0.1"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("sweep", nargs="?", type=Path, help="a sweep's name, or its directory; default: all sweeps")
+    parser.add_argument(
+        "--tracking-uri", help="MLflow store or server; default: $MLFLOW_TRACKING_URI, else ./mlflow.db"
+    )
+    parser.add_argument("--port", type=int, default=5000, help="where to serve; default: 5000")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Return the exit status for a server; for a database this process becomes MLflow's. Raises InputError."""
+    try:
+        socket.create_server((_HOST, options.port)).close()
+    except (OSError, OverflowError):
+        raise SettingError("--port", options.port, "a port that is free, from 1 to 65535") from None
+    from harness.tracking.client import find_experiment, is_server, open_store, resolve_uri, server_version
+    from harness.tracking.view import TAG, links
+
+    uri = resolve_uri(options.tracking_uri)
+    client = open_store(uri)
+    sweep = options.sweep and find_experiment(client, options.sweep.name)
+    page = masked(uri) if is_server(uri) else f"http://{_HOST}:{options.port}"
+    for experiment in [sweep] if sweep else client.search_experiments():
+        if sweep or TAG in experiment.tags:
+            print(f"{experiment.name}:", *links(page, experiment.experiment_id, server_version(uri)), sep="\n")
+    if is_server(uri):
+        return OK
+    print("these pages answer in about 15 seconds; Ctrl-C stops them", flush=True)
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", _HOST, "--port", str(options.port), "--workers", "1"]
+    settings = {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # no password in `ps`
+    os.execve(sys.executable, command, os.environ | settings)
+
 
 if __name__ == "__main__":
-    raise SystemExit(main("ui"))
+    raise SystemExit(command_line.main("ui"))

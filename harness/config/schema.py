@@ -1,10 +1,5 @@
-"""Print the JSON schema of sweep files, which editors complete and check them by.
+"""The JSON schema of sweep files, made from the classes that read them and from the registries."""
 
-It is made from the classes that read sweep files and from the registries: `sweeps/schema.json` is what this prints.
-Whether values fit together is told by `python -m harness.run`.
-"""
-
-import argparse
 import inspect
 import json
 from collections.abc import Iterable, Mapping
@@ -13,7 +8,6 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter
 
 from baselines import network_names, options_of
-from harness.command_line import OK
 from harness.config.grid import ZIP, takes_list
 from harness.config.settings import TrainSettings
 from harness.config.sweep_keys import FIXED, SweepFile
@@ -130,13 +124,3 @@ def _short(schema: Schema) -> Schema:
         elif key != "title":
             kept[key] = value
     return kept
-
-
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """The command takes nothing."""
-
-
-def main(options: argparse.Namespace) -> int:
-    """Returns the exit status."""
-    print(json.dumps(sweep_schema(), indent=1))
-    return OK

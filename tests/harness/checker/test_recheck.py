@@ -14,9 +14,9 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
 from harness.checker.proofs import CERTIFICATE
-from harness.checker.recheck import recheck
 from harness.command_line import BAD_INPUT, FAILED, OK, main
 from harness.config.trial import from_dict, trial_key
+from harness.recheck import recheck
 from harness.storage import certification, folder, names
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -14,6 +14,7 @@ import torch
 from processes import alive, descendants, wait_for
 
 import cerdeq
+from harness import certify
 from harness.analysis.comparisons import compare
 from harness.analysis.leaderboard import build_leaderboard
 from harness.command_line import main
@@ -21,7 +22,6 @@ from harness.data import load
 from harness.evaluation import certification as work
 from harness.evaluation import verdicts
 from harness.evaluation.ledger import SoundnessError
-from harness.launch import certify
 from harness.storage import certification, files, folder, names
 from harness.training import run_trial
 

@@ -110,8 +110,8 @@ def test_a_finished_trial_is_left_alone_in_a_line(exported, capsys, monkeypatch)
     assert call(path) == 0
     before, result = snapshot(place_of(path)), folder.read_result(place_of(path))
     capsys.readouterr()
-    monkeypatch.setattr("harness.launch.single.load", None)
-    monkeypatch.setattr("harness.launch.single.run_trial", None)
+    monkeypatch.setattr("harness.trial.load", None)
+    monkeypatch.setattr("harness.trial.run_trial", None)
     assert call(path) == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert line.endswith(f"{place_of(path)}: finished, certified_error {result.metrics[names.CERTIFIED_ERROR]}")
@@ -290,7 +290,7 @@ def test_ctrl_c_says_how_to_go_on(exported, capsys, monkeypatch):
     def interrupt(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("harness.launch.single.run_trial", interrupt)
+    monkeypatch.setattr("harness.trial.run_trial", interrupt)
     assert call(exported()) == 130
     assert "the same command goes on" in capsys.readouterr().err
 

@@ -109,7 +109,7 @@ def test_the_steps_alone_are_within(tiny_trial, tmp_path, monkeypatch, precision
     for name in ("monitored", "monitored_untrained", "recompute_statistics"):
         monkeypatch.setattr(loop, name, seen(getattr(loop, name), watched))
     train = {"epochs": 2, "precision": precision, "recompute_statistics": True}
-    monkeypatch.setattr("harness.training.trial.judge", seen(None, watched))
+    monkeypatch.setattr("harness.training.trial.evaluate_shard", seen(None, watched))
     with pytest.raises(TypeError, match="NoneType"):
         run_trial(tiny_trial(width=0.05, train=train), tmp_path)
     assert steps == [[precision == "tf32"]] * 10
@@ -139,7 +139,7 @@ def test_a_step_differentiates_without_onednn_where_that_is_needed(tiny_trial, t
         return backward(tensor, *arguments, **options)
 
     monkeypatch.setattr(torch.Tensor, "backward", watched)
-    monkeypatch.setattr("harness.training.trial.judge", None)
+    monkeypatch.setattr("harness.training.trial.evaluate_shard", None)
     with pytest.raises(TypeError, match="NoneType"):
         run_trial(tiny_trial("resnet9", width=0.05, train={"epochs": 2}), tmp_path)
     assert seen and not any(seen)

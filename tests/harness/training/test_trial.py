@@ -162,7 +162,7 @@ def test_trial_json_is_written_before_training_and_names_the_trial(tmp_path, tin
 
 def test_the_log_tells_epochs_judging_and_what_stopped_a_trial(tiny_trial, tmp_path, monkeypatch):
     config = tiny_trial(train={"epochs": 1, "ramp_epochs": 0})
-    monkeypatch.setattr(trial, "judge", lambda *given: (_ for _ in ()).throw(ValueError("no bounds today")))
+    monkeypatch.setattr(trial, "evaluate_shard", lambda *given: (_ for _ in ()).throw(ValueError("no bounds today")))
     with pytest.raises(ValueError, match="no bounds"):
         run_trial(config, tmp_path)
     monkeypatch.undo()
