@@ -7,7 +7,6 @@ others are of the final network. Trials of older recipe versions are left out.
 
 import argparse
 import math
-import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from harness.errors import InputError
 from harness.storage import folder, names
 from harness.storage.files import DamagedFileError, write_text
 
-FAMILIES = ("cnn", "resnet", "tied")  # whose names end in their depth
+FAMILIES = ("cnn", "resnet", "tied")  # networks with an option `depth`, first in the table
 HEADING = ["dataset", "eps", "profile", "method"]
 KEYS = ["family", "initialisation", "depth", "options"]
 INITIAL = {
@@ -102,9 +101,11 @@ def _varying(trials: pd.DataFrame) -> list[str]:
 
 def _measured(trial: dict[str, Any]) -> dict[str, Any]:
     """Family, depth and widths of one trial."""
-    match = re.fullmatch(rf"({'|'.join(FAMILIES)})(\d+)", trial["model"])
-    family, depth = (match[1], int(match[2])) if match else (trial["model"], None)
-    network = {"family": family, "depth": depth, "initialisation": trial.get("train.initialisation")}
+    network = {"family": trial["model"], "depth": None, "initialisation": trial.get("train.initialisation")}
+    options = str(trial["options"]).split(" ")
+    if depths := [option for option in options if option.startswith("depth=")]:
+        network["depth"] = int(depths[0].removeprefix("depth="))
+        network["options"] = " ".join(option for option in options if option not in depths)
     state = trial["state"]
     try:
         rows = [] if state == NOT_COUNTED else folder.read_epochs(trial["folder"])

@@ -17,7 +17,7 @@ import pandas as pd
 from harness.analysis.columns import COLUMNS
 from harness.analysis.section import Section, as_text, incomparable
 from harness.analysis.trials import CHOSEN, LABEL, setting_columns, trials_and_certifications
-from harness.config.radius import Radius
+from harness.config.settings import Radius
 from harness.config.trial import FULL_PROFILE, RECIPE_VERSION
 from harness.errors import InputError
 from harness.storage import names

@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from baselines import DATASETS, network_names
+from baselines import DATASETS, network_names, required_options
 from harness.command_line import OK
 from harness.device import best_device
 from harness.environment import describe_environment, device_title
@@ -49,10 +49,15 @@ _SIZES = {
 _WIDTH = 120  # of tables that are not written to a terminal
 
 
+def _models() -> list[str]:
+    """Return the networks that a name alone describes."""
+    return [name for name in network_names() if not required_options(name)]
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     sizes = ", ".join(f"{size['width']} x {size['batch_size']} on a {device}" for device, size in _SIZES.items())
-    parser.add_argument("models", nargs="*", default=["cnn7", "cerdeq"], help=f"of {', '.join(network_names())}")
+    parser.add_argument("models", nargs="*", default=["cnn7", "cerdeq"], help=f"of {', '.join(_models())}")
     parser.add_argument("--dataset", default="cifar10", choices=list(DATASETS))
     parser.add_argument("--width", type=float, help=f"factor of channels; width and batch by default: {sizes}")
     parser.add_argument("--batch-size", type=int)
@@ -67,7 +72,7 @@ def main(options: argparse.Namespace) -> int:
     """Print a table a section. Raises InputError where the peer cannot be imported."""
     peer.require_peer(options.against)
     for model in options.models:
-        require("models", model, model in network_names(), f"of {', '.join(network_names())}")
+        require("models", model, model in _models(), f"of {', '.join(_models())}")
     device, console = best_device(), Console()
     if not console.is_terminal:
         console.width = _WIDTH

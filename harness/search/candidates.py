@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.search import Searched, SearchSettings, Space
-from harness.config.trial import RECIPE_VERSION, TrialConfig, digested, from_dict, rows
+from harness.config.trial import RECIPE_VERSION, TrialConfig, digest_content, from_dict, rows
 from harness.search.rungs import CANDIDATE, SEARCH, read_record
 from harness.storage import folder, names
 from harness.storage.files import DamagedFileError, parsed, write_json
@@ -90,7 +90,7 @@ def search_of(
     content = {
         "settings": settings.model_dump(mode="json"),
         "entries": [
-            {"config": digested(entry.written), "settings": entry.settings, "spaces": _as_json(entry.spaces)}
+            {"config": digest_content(entry.written), "settings": entry.settings, "spaces": _as_json(entry.spaces)}
             for entry in entries
         ],
         "seeds": list(seeds),

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from baselines.datasets import DATASETS
-from harness.config.trial import RECIPE_VERSION, flat, labelled, to_dict
+from harness.config.trial import RECIPE_VERSION, flatten, label_of_row, to_dict
 from harness.masking import masked
 from harness.storage import folder as files
 from harness.storage.folder import Trial, TrialResult
@@ -138,7 +138,7 @@ class Tracker:
         tags[view.ROW_TAG] = _row(row, trial)
         digest, rows = _digest(folder / files.RESULT) if result else None, files.read_epochs(folder)
         with failures(self.uri):
-            run = self._find(trial, labelled(row, trial.config))
+            run = self._find(trial, label_of_row(row, trial.config))
             logged = [run.data.tags.get(name) == digest for name in (RESULT_TAG, NETWORK_TAG)]
             named = run.data.tags.get(view.ROW_TAG) == tags[view.ROW_TAG]
             if result and run.info.status == status and named and all(logged):
@@ -216,7 +216,8 @@ class Tracker:
     def _describe(self, run: entities.Run, trial: Trial, tags: dict[str, str], folder: Path) -> None:
         run_id, known = run.info.run_id, run.data
         data = {"recipe_version": trial.recipe_version, "fingerprint": trial.fingerprint, **to_dict(trial.config)}
-        params = [entities.Param(name, _text(value)) for name, value in flat(data).items() if name not in known.params]
+        new = {name: value for name, value in flatten(data).items() if name not in known.params}
+        params = [entities.Param(name, _text(value)) for name, value in new.items()]
         changed = [entities.RunTag(name, text) for name, text in tags.items() if known.tags.get(name) != text]
         self.client.log_batch(run_id, params=params, tags=changed)
         for name in {ERROR_TAG, WARNINGS_TAG} & (known.tags.keys() - tags.keys()):

@@ -25,8 +25,12 @@ def widths(margins, *layers, relative=1.0):
 
 def add(sweep, initial=None, final=None, certified=60.0, *, failure=None, key=None, recipe=None, **config):
     """A trial with these widths before training and after; failed with `failure`, unfinished without final ones."""
-    base = {"dataset": "cifar10", "eps": "8/255", "seed": 0, "model": "cnn7", "method": "ibp", "profile": "full"}
-    start = config.pop("initialisation", "ibp")
+    base = {"dataset": "cifar10", "eps": "8/255", "seed": 0, "method": "ibp", "profile": "full"}
+    start, network = config.pop("initialisation", "ibp"), config.pop("model", "cnn7")
+    family = network.rstrip("0123456789")
+    if family in depth.FAMILIES:
+        config["options"] = {"depth": int(network.removeprefix(family))} | config.get("options", {})
+    config["model"] = family if family in depth.FAMILIES else network
     base["train"] = TrainSettings(initialisation=start)
     trial = folder.make_trial(TrialConfig(sweep="study", **(base | config)), "data")
     if recipe is not None:
@@ -186,7 +190,7 @@ def test_a_folder_without_trials_is_refused(tmp_path, capsys, name):
 
 
 def test_the_widths_of_a_real_trial_are_those_in_its_folder(tiny_trial, tmp_path):
-    config = tiny_trial("tied8", width=0.05, train={"epochs": 1, "ramp_epochs": 1})
+    config = tiny_trial("tied", options={"depth": 8}, width=0.05, train={"epochs": 1, "ramp_epochs": 1})
     place = folder.place(tmp_path, folder.make_trial(config, load("digits").fingerprint).key)
     result = run_trial(config, place)
     (row,) = rows(tmp_path)

@@ -8,7 +8,7 @@ from judged_trials import add, metrics, publish, read_json, text
 
 from baselines.datasets import DATASETS
 from harness.analysis import tables
-from harness.config.radius import Radius
+from harness.config.settings import Radius
 
 PROJECT = Path(__file__).resolve().parents[3]
 

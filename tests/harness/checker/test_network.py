@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from baselines import build, network_names
+from baselines import build, network_names, required_options
 from cerdeq import LinfBall, bound, margin_spec
 from cerdeq.equilibrium import FixedPoint, fold
 from harness.checker import equilibrium as checked
@@ -15,7 +15,7 @@ from harness.checker.equilibrium import NotProvedError, contraction, equilibrium
 from harness.checker.network import Network, UnknownLayerError
 
 EPS = Fraction(1, 100)
-SHALLOW = [(name, {}) for name in network_names() if int("".join(filter(str.isdigit, name)) or 0) <= 11]
+SHALLOW = [(name, {}) for name in network_names() if not required_options(name)]
 OPTIONS = [("cerdeq", {"parametrisation": name}) for name in ("nonnegative", "monotone", "orthogonal")]
 OPTIONS += [("cerdeq", {"equilibria": 2, "margin": 0.05, "gain": None}), ("cnn5", {"pool": True})]
 
