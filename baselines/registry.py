@@ -27,8 +27,10 @@ class UnknownNameError(ValueError):
     def __init__(self, kind: str, name: object, names: list[str], hint: str = ""):
         near = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.4)
         hint = hint or (f"did you mean {near[0]!r}?" if near else "")
-        super().__init__(f"unknown {kind} {name!r}{f'; {hint}' if hint else '.'} Known: {', '.join(names)}")
-        self.allowed = f"{', '.join(names)}{f'; {hint}' if hint else ''}"
+        hint = f"; {hint}" if hint else ""
+        end = "" if hint.endswith("?") else "."
+        super().__init__(f"unknown {kind} {name!r}{hint}{end} Known: {', '.join(names)}")
+        self.allowed = f"{', '.join(names)}{hint}"
 
 
 class UnknownOptionError(TypeError):

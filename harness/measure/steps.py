@@ -109,7 +109,7 @@ def _scaled(options: argparse.Namespace, what: str, size: float) -> tuple[argpar
     """The options of this size, the network and its own options."""
     other = argparse.Namespace(**vars(options))
     if what == "depth":
-        return other, f"cnn{size}", {}
+        return other, "cnn", {"depth": size}
     if what == "iterations":
         return other, "cerdeq", {"iterations": size, "backward_iterations": size}
     if what == "width":
