@@ -12,10 +12,12 @@ from baselines.registry import (
     options_of,
     refuse_unknown_options,
     register,
+    required_options,
+    unknown_network,
 )
 
 for _name in sorted(module.name for module in pkgutil.iter_modules(__path__)):
-    importlib.import_module(f"{__name__}.{_name}")  # registers its networks
+    importlib.import_module(f"{__name__}.{_name}")  # importing a module registers its networks
 
 __all__ = [
     "DATASETS",
@@ -27,4 +29,6 @@ __all__ = [
     "options_of",
     "refuse_unknown_options",
     "register",
+    "required_options",
+    "unknown_network",
 ]

@@ -1,4 +1,4 @@
-"""Networks by name. A new one is a file in this folder, or in a plugin, with a function under @register("name")."""
+"""Networks by name. To add one, write a function under @register("name"), in a file of this folder or in a plugin."""
 
 import difflib
 import inspect
@@ -19,32 +19,37 @@ _NORMALIZE = "normalize"
 
 
 class UnknownNameError(ValueError):
-    """A name that no registry has; the message gives the nearest one and all that are allowed."""
+    """A name that is not registered; the message says what to write instead, or the nearest name and all names.
 
-    def __init__(self, kind: str, name: object, known: list[str]):
-        near = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        super().__init__(f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}")
-        self.name, self.known, self.near = name, known, near
+    hint: what to write instead, where that is certain. allowed: the names and the hint, as one text.
+    """
+
+    def __init__(self, kind: str, name: object, names: list[str], hint: str = ""):
+        near = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.4)
+        hint = hint or (f"did you mean {near[0]!r}?" if near else "")
+        hint = f"; {hint}" if hint else ""
+        end = "" if hint.endswith("?") else "."
+        super().__init__(f"unknown {kind} {name!r}{hint}{end} Known: {', '.join(names)}")
+        self.allowed = f"{', '.join(names)}{hint}"
 
 
 class UnknownOptionError(TypeError):
-    """An option that its owner does not take; the message gives all that it does. option: its name."""
+    """An option that its owner does not have; the message lists those it has. option: its name."""
 
-    def __init__(self, option: str, owner: str, known: Iterable[str]):
-        super().__init__(f"unknown option {option!r} of {owner}; allowed: {', '.join(known) or 'none'}")
+    def __init__(self, option: str, owner: str, names: Iterable[str]):
+        super().__init__(f"unknown option {option!r} of {owner}; allowed: {', '.join(names) or 'none'}")
         self.option = option
 
 
-def refuse_unknown_options(owner: str, chosen: Iterable[str], known: Mapping[str, inspect.Parameter]) -> None:
-    """Raise UnknownOptionError for the first of the `chosen` options of `owner` that is not `known`."""
-    for option in chosen:
-        if option not in known:
-            raise UnknownOptionError(option, owner, known)
+def refuse_unknown_options(owner: str, options: Iterable[str], allowed: Mapping[str, inspect.Parameter]) -> None:
+    """Raise UnknownOptionError for the first of the `options` of `owner` that is not allowed."""
+    for option in options:
+        if option not in allowed:
+            raise UnknownOptionError(option, owner, allowed)
 
 
 class Normalize(nn.Module):
-    """(x - mean) / std per channel: a model's first layer, so that eps is always in pixel units."""
+    """(x - mean) / std per channel: the first layer of every network, so that eps is in pixel units."""
 
     mean: Tensor
     std: Tensor
@@ -55,17 +60,17 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, C, H, W], pixels in [0, 1], normalised."""
+        """Return the pixels x [B, C, H, W], normalised."""
         return (x - self.mean) / self.std
 
 
 def register(name: str) -> Callable[[Builder], Builder]:
-    """Decorator: a function (shape, classes, width, **options) -> nn.Sequential becomes a network with this name.
+    """Return a decorator that makes a function (shape, classes, width, **options) -> nn.Sequential a named network.
 
-    Raises ValueError where there is a network of this name, or it is none.
+    Raises ValueError where the name is taken, or has characters that are not allowed.
     """
     if not re.fullmatch(_NAME, name):
-        raise ValueError(f"network {name!r}: a name has letters, digits, '_', '-', '.' and ':' alone")
+        raise ValueError(f"network {name!r}: allowed in a name: letters, digits, '_', '-', '.' and ':'")
 
     def add(builder: Builder) -> Builder:
         if name in _BUILDERS:
@@ -77,39 +82,55 @@ def register(name: str) -> Callable[[Builder], Builder]:
 
 
 def network_names() -> list[str]:
-    """Every registered network's name."""
+    """Return the names of all networks."""
     return list(_BUILDERS)
 
 
+def unknown_network(name: object) -> UnknownNameError:
+    """Return the error for a name that no network has. `cnn15` was once what `cnn` with `depth: 15` is now."""
+    family = str(name).rstrip("0123456789")
+    depth = str(name).removeprefix(family)
+    is_depth = depth and family in _BUILDERS and "depth" in options_of(family)
+    hint = f"write `model: {family}, options: {{depth: {depth}}}`" if is_depth else ""
+    return UnknownNameError("network", name, network_names(), hint)
+
+
 def options_of(network: str | Builder) -> dict[str, inspect.Parameter]:
-    """The options a network takes, by name, with their types and defaults; without a type they take anything.
+    """Return a network's options by name, with their types and defaults; an option without a type may be anything.
 
     Raises UnknownNameError.
     """
     builder = _builder(network)
-    fixed = {"shape", "classes", "width", *getattr(builder, "keywords", ())}  # the last: what a partial says already
-    found = {option: p for option, p in inspect.signature(builder).parameters.items() if option not in fixed}
-    return {option: p if p.annotation is not p.empty else p.replace(annotation=Any) for option, p in found.items()}
+    fixed = {"shape", "classes", "width", *getattr(builder, "keywords", ())}  # the last: of a partial
+    options = {name: p for name, p in inspect.signature(builder).parameters.items() if name not in fixed}
+    return {name: p if p.annotation is not p.empty else p.replace(annotation=Any) for name, p in options.items()}
+
+
+def required_options(network: str | Builder) -> list[str]:
+    """Return the options without a default, such as `depth` of `cnn`."""
+    return [name for name, option in options_of(network).items() if option.default is option.empty]
 
 
 def build(network: str | Builder, dataset: str = "cifar10", width: float = 1.0, **options: Any) -> nn.Sequential:
-    """A network for a data set, pixels in [0, 1] to logits; `width` multiplies every channel count.
+    """Return a network for a data set: pixels in [0, 1] [B, C, H, W] to logits [B, K].
 
-    network: its name, or a function as `register` takes. Raises UnknownNameError for an unknown network or data set,
-    UnknownOptionError for an unknown option, ValueError for an option out of range, TypeError for what a function
-    makes where it is no chain of layers.
+    network: its name, or a function as `register` takes. width: the factor of all channel counts. Raises
+    UnknownNameError for an unknown network or data set, UnknownOptionError for an unknown option, ValueError for an
+    option out of range, TypeError for an option that is missing and for a function whose result is no nn.Sequential.
     """
     if dataset not in DATASETS:
         raise UnknownNameError("data set", dataset, list(DATASETS))
     if not width > 0:
         raise ValueError(f"width must be positive, found {width}")
     refuse_unknown_options(str(network), options, options_of(network))
+    if missing := [name for name in required_options(network) if name not in options]:
+        raise TypeError(f"network {network!r}: missing option: {', '.join(missing)}")
     data = DATASETS[dataset]
     body = _builder(network)(shape=data.shape, classes=data.classes, width=width, **options)
     if getattr(type(body), "forward", None) is not nn.Sequential.forward or _NORMALIZE in body._modules:
         allowed = f"an nn.Sequential with its own forward, no layer of it called {_NORMALIZE!r}"
         raise TypeError(f"network {network!r}: found {type(body).__name__}, allowed: {allowed}")
-    # not named_children, which has a layer that is used twice once
+    # not named_children: that leaves out the second use of a layer
     return nn.Sequential(OrderedDict([(_NORMALIZE, Normalize(data.mean, data.std)), *body._modules.items()]))
 
 
@@ -117,5 +138,5 @@ def _builder(network: str | Builder) -> Builder:
     if not isinstance(network, str):
         return network
     if network not in _BUILDERS:
-        raise UnknownNameError("network", network, network_names())
+        raise unknown_network(network)
     return _BUILDERS[network]

@@ -47,17 +47,19 @@ def residual(
     return add_head(layers, inputs, size_after(shape, plan), classes, width)
 
 
-def resnet(shape: Shape, classes: int, width: float = 1.0, depth: int = 9) -> nn.Sequential:
-    """CNN-7's residual sibling: a convolution of 64, (depth - 3) / 2 BasicBlocks, linear 512, classifier.
+@register("resnet")
+def resnet(shape: Shape, classes: int, width: float = 1.0, *, depth: int) -> nn.Sequential:
+    """Return CNN-7's residual sibling: a convolution of 64, (depth - 3) / 2 BasicBlocks, linear 512, classifier.
 
-    Depth 9 has blocks 64 128 128 with strides 1 2 1; depth 7 leaves out the last, deeper ones repeat it. Channels,
-    resolutions and head are CNN-7's; shortcuts are not counted. Images larger than 32 pixels are halved once more, in
-    the last stride-1 block of the first three.
+    Depth 9 has blocks 64 128 128 with strides 1 2 1; depth 7 leaves out the last, deeper networks repeat it. Channels,
+    resolutions and head are CNN-7's; shortcuts do not count as layers. Images larger than 32 pixels are halved once
+    more, in the last stride-1 block of the first three.
     """
+    if depth < 7 or depth % 2 == 0:
+        raise ValueError(f"depth must be odd and at least 7, found {depth}")
     blocks = (depth - 3) // 2
     plan = add_extra_stride([(64, 1), (128, 2), (128, 1)][:blocks], shape) + [(128, 1)] * (blocks - 3)
     return residual(BasicBlock, 64, plan, shape, classes, width)
 
 
-for _depth in range(7, 26, 2):
-    register(f"resnet{_depth}")(partial(resnet, depth=_depth))
+register("resnet9")(partial(resnet, depth=9))

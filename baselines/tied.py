@@ -33,17 +33,20 @@ class Unrolled(nn.Module):
         return z
 
 
-def tied(shape: Shape, classes: int, width: float = 1.0, depth: int = 7) -> nn.Sequential:
-    """`cerdeq` with `depth` - 6 unrolled steps in place of the equilibrium: 64, 64, 128 / 2, 128 tied, 512, classifier.
+@register("tied")
+def tied(shape: Shape, classes: int, width: float = 1.0, *, depth: int) -> nn.Sequential:
+    """Return `cerdeq` with `depth` - 6 unrolled steps in place of the equilibrium.
 
-    Every step counts as a layer, and all depths have the same parameters. Depth 7, the least, applies W once. Images
-    larger than 32 pixels are halved once more, in the injection.
+    Channels are 64, 64, 128 (stride 2), 128 tied; then a linear layer of 512 and the classifier. Every step counts as a
+    layer, and all depths have the same parameters. Depth 7, the smallest, applies W once. Images larger than 32 pixels
+    are halved once more, in the injection.
     """
+    if depth < 7:
+        raise ValueError(f"depth must be at least 7, found {depth}")
     stride, channels = extra_stride(shape), scale_channels(128, width)
     layers = convolutions(shape[0], _STEM, width)
     layers.append(("unrolled", Unrolled(scale_channels(128, width), channels, stride, depth - 6)))
     return add_head(layers, channels, size_after(shape, [*_STEM, (128, stride)]), classes, width)
 
 
-for _depth in range(7, 26):
-    register(f"tied{_depth}")(partial(tied, depth=_depth))
+register("tied9")(partial(tied, depth=9))

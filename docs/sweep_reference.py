@@ -1,7 +1,7 @@
-"""Tables of what sweep files may say, made from their JSON schema as the documentation is built.
+"""Tables of the keys of sweep files, made from their JSON schema when the documentation is built.
 
-{sweep-keys} CLASS: keys of a part of the file, of the file itself without a class. {sweep-methods}: training methods
-and their losses. {sweep-options} options: of networks; {sweep-options} method_options: of training methods.
+{sweep-keys} CLASS: the keys of a part of the file; without a class, of the file itself. {sweep-methods}: training
+methods and their losses. {sweep-options} options: of networks; {sweep-options} method_options: of training methods.
 """
 
 import inspect
@@ -15,21 +15,21 @@ from harness.methods import METHODS
 
 
 def keys_table(schema, part=None):
-    """A line a key: type, default and meaning."""
+    """Return a table with a line for each key: type, default and meaning."""
     section = schema["$defs"][part] if part else schema
-    needed = section.get("required") or section.get("anyOf", [{"required": []}])[0]["required"]  # unless it includes
-    rows = [(f"`{key}`", *_typed(value, key in needed)) for key, value in section["properties"].items()]
+    required = section.get("required") or section.get("anyOf", [{"required": []}])[0]["required"]  # unless it includes
+    rows = [(f"`{key}`", *_typed(value, key in required)) for key, value in section["properties"].items()]
     return _table(["key", "type", "default", "meaning"], rows)
 
 
 def methods_table():
-    """A line a training method: what its class says."""
-    told = [(f"`{name}`", " ".join(inspect.getdoc(kind).split())) for name, kind in METHODS.items()]
-    return _table(["method", "its loss"], told)
+    """Return a table with a line for each training method: the docstring of its class."""
+    rows = [(f"`{name}`", " ".join(inspect.getdoc(kind).split())) for name, kind in METHODS.items()]
+    return _table(["method", "its loss"], rows)
 
 
 def options_table(key):
-    """A line an option, with those that have it and in the same sense."""
+    """Return a table with a line for each option, and the networks or methods that share it."""
     all_options = {
         "options": {name: network_options(name) for name in network_names()},
         "method_options": {name: options_of_method(name) for name in METHODS},
@@ -41,15 +41,15 @@ def options_table(key):
     rows = []
     for text, names in owners.items():
         option, value = json.loads(text)
-        kind, default, meaning = _typed(value, False)
+        kind, default, meaning = _typed(value, "default" not in value)
         rows.append((f"`{option}`", kind, default, ", ".join(f"`{name}`" for name in names), meaning))
     titles = ["option", "type", "default", "of", "meaning"]
     return _table(titles, rows) if any(row[-1] for row in rows) else _table(titles[:-1], [row[:-1] for row in rows])
 
 
-def _typed(value, needed):
-    """Type, default and meaning of a key, as Markdown."""
-    default = f"`{json.dumps(value['default'])}`" if "default" in value else "required" if needed else ""
+def _typed(value, is_required):
+    """Return type, default and meaning of a key, as Markdown."""
+    default = f"`{json.dumps(value['default'])}`" if "default" in value else "required" if is_required else ""
     return _kind(value), default, value.get("description", "")
 
 

@@ -24,7 +24,7 @@ from harness import command_line
 from harness.command_line import FAILED, OK, add_data_dir
 from harness.config.buildable import check_buildable
 from harness.config.plugins import load_for
-from harness.config.settings import BAB, JUDGING_BY_STAGE, STAGES
+from harness.config.settings import BAB, STAGES, STAGES_BY_SETTING
 from harness.config.trial import RECIPE_VERSION, TrialConfig, labels
 from harness.data import Data, data_directory, load
 from harness.errors import InputError, SettingError, require
@@ -98,7 +98,7 @@ def _check(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         require(f"--{name}", value, value is None or value >= 1, "an integer of at least 1")
     stages = set(options.stages.split(","))
-    for setting, users in JUDGING_BY_STAGE.items():
+    for setting, users in STAGES_BY_SETTING.items():
         name = setting.removeprefix("bab_")
         value = getattr(options, name)
         require(f"--{name}", value, not value or not stages.isdisjoint(users), f"nothing without {' or '.join(users)}")

@@ -17,8 +17,7 @@ import pandas as pd
 
 from harness.analysis.columns import COLUMNS, Column, columns_of, integer
 from harness.analysis.trials import CHOSEN, LABEL, read_trials, setting_columns
-from harness.config.radius import Radius
-from harness.config.settings import STAGES
+from harness.config.settings import STAGES, Radius
 from harness.config.trial import FULL_PROFILE, RECIPE_VERSION
 from harness.errors import InputError
 from harness.storage import names

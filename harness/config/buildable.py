@@ -1,22 +1,24 @@
-"""Whether a trial can run at all, found out without computing anything."""
+"""Whether a trial can run, and which of its settings change nothing: found out without computing anything."""
 
 import torch
 from torch import nn
 
 from baselines import build
 from cerdeq.bounds import BOUNDS, trace
-from harness.config.settings import BAB
+from cerdeq.equilibrium import FixedPoint
+from cerdeq.equilibrium.weights import Parametrisation
+from harness.config.settings import BAB, STAGES_BY_SETTING
 from harness.config.trial import TrialConfig
 from harness.errors import InputError
 from harness.methods import make_method
 
 
 def check_buildable(config: TrialConfig) -> nn.Module:
-    """Build the network without memory, look up every rule that training and judging it will need, and return it.
+    """Build the network without memory, look up the bound rules that training and evaluation need, and return it.
 
-    Raises ValueError or TypeError for a network, method or option that this code does not have, or not so;
-    UnsupportedOperator (a TypeError) for an operator of the network without a rule; InputError for whatever else a
-    network of a user's raises where tensors have no values.
+    Raises ValueError or TypeError for a network, method or option that does not exist or is out of range;
+    UnsupportedOperator (a TypeError) for an operator without a rule; InputError for anything else that a user's network
+    raises where tensors have no values.
     """
     try:
         with torch.device("meta"):
@@ -26,11 +28,64 @@ def check_buildable(config: TrialConfig) -> nn.Module:
     except (TypeError, ValueError):
         raise
     except Exception as error:
-        told = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise InputError(f"model: {config.model!r} cannot be built on torch's device 'meta': {told}") from None
+        cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise InputError(f"model: {config.model!r} cannot be built on torch's device 'meta': {cause}") from None
     return network
 
 
 def needs_linear(stages: tuple[str, ...]) -> bool:
-    """Whether any of the verifier's stages needs backward rules."""
+    """Return whether any of the verifier's stages needs backward rules."""
     return any(stage == BAB or BOUNDS[stage].linear for stage in stages)
+
+
+def ignored_settings(config: TrialConfig, network: nn.Module) -> dict[str, str]:
+    """Return the settings and options that change nothing in a trial, by dotted key, each with the reason.
+
+    network: the trial's, on any device. Evaluation settings: `ignored_evaluation`.
+    """
+    method, train, modules = make_method(config.method, config.method_options), config.train, list(network.modules())
+    equilibria = [module for module in modules if isinstance(module, FixedPoint)]
+    has_ramp = train.ramp_start > 1 or train.ramp_epochs > 0
+    no_ramp = "it matters only while eps grows, and there is no ramp"
+    ignored: dict[str, str] = {}
+    for name, reason in method.ignored().items():
+        if name in ("ramp_start", "ramp_epochs") and _follows_eps(modules):
+            continue
+        section = "method_options" if name in vars(method) else "train"
+        ignored[f"{section}.{name}"] = f"{config.method!r}: {reason}"
+    if not train.decay_epochs:
+        ignored["train.decay_factor"] = "there are no decay_epochs"
+    if not train.regularisation:
+        ignored.setdefault("train.regularise_equilibria", "regularisation is 0")
+    if not has_ramp:
+        ignored.setdefault("train.regularisation", no_ramp)
+        ignored.setdefault("train.regularise_equilibria", no_ramp)
+    if not equilibria:
+        ignored.setdefault("train.regularise_equilibria", f"{config.model!r}: it has no equilibrium")
+    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules):
+        ignored["train.recompute_statistics"] = f"{config.model!r}: it has no batch norm"
+    if equilibria and not has_ramp:
+        ignored |= {"options.early_iterations": no_ramp, "options.margin_start": no_ramp}
+    if equilibria and all(module.unrolled for module in equilibria) and not method.linear:
+        ignored["options.backward_iterations"] = "the gradient is that of the iterations themselves"
+    if equilibria and "regularisation" in method.ignored():
+        ignored["options.warm_start"] = f"{config.method!r}: it bounds nothing, and lifted solves serve bounds"
+    return ignored
+
+
+def ignored_evaluation(config: TrialConfig) -> dict[str, str]:
+    """Return the evaluation settings that change nothing in a trial, by dotted key, each with the reason."""
+    ignored = {}
+    if config.validation_images:
+        ignored["evaluation.test_images"] = "validation_images are evaluated instead of test images"
+    for name, users in STAGES_BY_SETTING.items():
+        if set(users).isdisjoint(config.evaluation.stages):
+            ignored[f"evaluation.{name}"] = f"stages has none of {', '.join(users)}"
+    return ignored
+
+
+def _follows_eps(modules: list[nn.Module]) -> bool:
+    """Return whether anything in a network changes as eps grows."""
+    iterations = [module.range for module in modules if isinstance(module, FixedPoint)]
+    margins = [module.margins for module in modules if isinstance(module, Parametrisation)]
+    return any(first != last for first, last in [*iterations, *margins])

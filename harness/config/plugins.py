@@ -1,11 +1,12 @@
-"""User code: modules that a sweep file names by `plugins:`, which register what they have as they are imported.
+"""User code: modules that a sweep file names by `plugins:`, which register what they have when they are imported.
 
-Nothing but `load`, `load_for` and `add_factory` imports them, and each that is imported is said on standard error.
+Only `load`, `load_for` and `add_factory` import them; each import is reported on standard error.
 """
 
 import hashlib
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Collection, Iterable
 from functools import cache
@@ -13,31 +14,35 @@ from pathlib import Path
 from types import ModuleType
 
 from baselines.registry import network_names, register
-from harness.config.trial import PLUGIN, TrialConfig
+from harness.config.trial import TrialConfig
 from harness.errors import InputError, SettingError, require
+
+MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
 
 
 def digests(names: Iterable[str]) -> dict[str, str]:
-    """Of each plugin, the digest of its source. Raises SettingError for a name that is none, or that Python has not."""
+    """Return the digest of each plugin's source. Raises SettingError for a module that Python does not find."""
     return {name: _digest(name) for name in names}
 
 
 def load(names: Iterable[str]) -> None:
-    """Import plugins, once a process. Raises SettingError where one cannot be imported, whatever it raises."""
+    """Import plugins, once a process. Raises SettingError where one cannot be imported."""
+    are_names = isinstance(names, list | dict) and all(isinstance(name, str) for name in names)
+    require("plugins", names, are_names, "a list of names of modules, such as [my_package.nets]")
+    digests(names)  # checks all names before anything is imported
     for name in names:
-        _imported(name)
+        _import(name)
 
 
 def load_for(config: TrialConfig) -> None:
-    """Import a trial's plugins, for who trains or judges it.
+    """Import a trial's plugins, before it is trained or evaluated.
 
     Raises InputError where one cannot be imported, or its source is not what the trial was made with.
     """
     allowed = "the digest of the source that this trial was made with; put that back, or train anew"
     try:
-        for name, made_with in config.plugins.items():
-            found = _digest(name)
-            require(f"plugins.{name}", found, found == made_with, f"{made_with}, {allowed}")
+        for name, digest in config.plugins.items():
+            require(f"plugins.{name}", _digest(name), _digest(name) == digest, f"{digest}, {allowed}")
         load(config.plugins)
         add_factory(config.model, config.plugins)
     except SettingError as error:
@@ -45,59 +50,50 @@ def load_for(config: TrialConfig) -> None:
 
 
 def add_factory(model: str, plugins: Collection[str]) -> None:
-    """Make the function that `model` names as module:function a network of that name; other names are left alone.
+    """Register the function that `model` names as module:function; do nothing for other names.
 
-    Raises SettingError where the module is none of the plugins and below none, or has no such function.
+    Raises SettingError where the module is neither a plugin nor below one, or has no such function.
     """
     module, colon, function = model.partition(":")
     if not colon:
         return
-    owned = any(f"{module}.".startswith(f"{plugin}.") for plugin in plugins)
+    is_plugin = any(f"{module}.".startswith(f"{plugin}.") for plugin in plugins)
     allowed = f"module:function, the module one of `plugins` or below one: {', '.join(plugins) or 'there are none'}"
-    require("model", model, owned and PLUGIN.fullmatch(module) is not None, allowed)
-    found = getattr(_imported(module), function, None)
-    if not callable(found):
-        raise SettingError("model", model, f"a function of {module}, which has no such one")
+    require("model", model, is_plugin and MODULE.fullmatch(module) is not None, allowed)
+    factory = getattr(_import(module), function, None)
+    require("model", model, callable(factory), f"a function of {module}, which has no such one")
     if model not in network_names():
-        register(model)(found)
+        register(model)(factory)  # type: ignore[arg-type]
 
 
 @cache
-def _imported(name: str) -> ModuleType:
+def _import(name: str) -> ModuleType:
     try:
         module = importlib.import_module(name)
-    except (Exception, SystemExit) as error:  # it is foreign code, and may raise anything
-        told = " ".join(f"{type(error).__name__}: {error}".split())
-        raise SettingError("plugins", name, f"a module that can be imported; importing it ended with {told}") from error
+    except (Exception, SystemExit) as error:  # a user's code may raise anything
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        raise SettingError(
+            "plugins", name, f"a module that can be imported; importing it ended with {cause}"
+        ) from error
     print(f"plugin {name}: imported from {module.__file__}", file=sys.stderr, flush=True)
     return module
 
 
 @cache
 def _digest(name: str) -> str:
-    """Sixteen hex digits of a module's source: of each Python file of its outermost package, or of the module alone.
+    """Return sixteen hex digits of all Python files of a module's outermost package, or of a module without package.
 
-    Nothing is imported for it. What has been imported does not change with its files: hence a process asks once.
+    Nothing is imported. An imported module does not change with its files: hence each process computes this once.
     """
-    require("plugins", name, PLUGIN.fullmatch(name) is not None, "the name of a module, such as my_package.nets")
-    root = _root(name)
-    inside = root.name == "__init__.py"
-    files = sorted(path for path in root.parent.rglob("*.py") if path.is_file()) if inside else [root]
+    require("plugins", name, MODULE.fullmatch(name) is not None, "the name of a module, such as my_package.nets")
+    spec = importlib.util.find_spec(name.partition(".")[0])
+    root = Path(spec.origin) if spec and spec.origin else None
+    if root is None or root.suffix != ".py":
+        allowed = "a module that Python finds (on PYTHONPATH, or installed), its package with an __init__.py"
+        raise SettingError("plugins", name, allowed)
+    files = sorted(root.parent.rglob("*.py")) if root.name == "__init__.py" else [root]
     content = hashlib.sha256()
     for path in files:
         source = path.read_bytes()
         content.update(f"{path.relative_to(root.parent).as_posix()} {len(source)}\n".encode() + source)
     return content.hexdigest()[:16]
-
-
-def _root(name: str) -> Path:
-    """The file of the outermost package of a module, or of the module itself where it is in none."""
-    try:
-        spec = importlib.util.find_spec(name.partition(".")[0])
-    except ValueError:  # of a module that was not imported as one
-        spec = None
-    path = Path(spec.origin) if spec and spec.origin else None
-    allowed = "a module that Python finds (on PYTHONPATH, or installed), its package with an __init__.py"
-    if path is None or path.suffix != ".py":
-        raise SettingError("plugins", name, allowed)
-    return path

@@ -1,104 +1,145 @@
-"""How a network is trained and how it is judged: frozen dataclasses that check themselves.
+"""The radius, and how a network is trained and evaluated: frozen classes that check themselves.
 
-Plain dataclasses, because training and certifying must run where pydantic is not installed. What stands below a field
-says what it means, in the sweep files' reference and their JSON schema too.
+These are plain dataclasses, because training and certifying must run where pydantic is not installed. The text below a
+field says what it means, in the reference of sweep files and in their JSON schema too.
 """
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
-from harness.config.radius import Radius
-from harness.errors import require
+from harness.errors import SettingError, require
 
 BAB = "bab"
 STAGES = ("ibp", "crown-ibp", "crown", "alpha-crown", BAB)
-"""The verifier's stages, cheapest first: cerdeq.bounds.BOUNDS, for those that work without torch; branch and bound."""
+"""The verifier's stages, cheapest first: those of cerdeq.bounds.BOUNDS, repeated here for code that runs without torch,
+and branch and bound."""
 
 CERTIFIED_BY_SEARCH = ("crown", "alpha-crown", BAB)
-"""The stages whose proofs nothing but a certificate confirms for certain."""
+"""The stages whose proofs can be confirmed for certain only by a certificate."""
 
-JUDGING_BY_STAGE = {"bab_seconds": (BAB,), "bab_branches": (BAB,), "certificates": CERTIFIED_BY_SEARCH}
-"""Of the settings of judging that not every stage uses, the stages that do."""
+STAGES_BY_SETTING = {"bab_seconds": (BAB,), "bab_branches": (BAB,), "certificates": CERTIFIED_BY_SEARCH}
+"""For each evaluation setting that not every stage uses: the stages that use it."""
 
 ATTACKS = ("margin", "all")
-"""What an attack climbs: the margin; or it, cross entropy and the margin against each other class."""
+"""What an attack maximises: the margin; or the margin, cross entropy and the margin against each other class."""
 
 PRECISIONS = ("tf32", "float32", "bf16")
-COMPILING = ("auto", "always", "never")
+COMPILE_MODES = ("auto", "always", "never")
 INITIALISATIONS = ("ibp", "default")
 LARGEST_EPOCHS = 1_000_000
+
+STRICT: Any = {"extra": "forbid", "strict": True, "allow_inf_nan": False, "use_attribute_docstrings": True}
+"""How pydantic reads every part of a sweep file: no unknown keys, no values of another type."""
+
+
+class Radius(Fraction):
+    """An exact l-inf radius in pixel units, above 0 and at most 1. As text it is over 255 where small: 8/255.
+
+    It is made from a number or a text such as '8/255' or '0.1'. Raises SettingError for anything else.
+    """
+
+    def __new__(cls, value: object) -> Self:
+        """Return the radius that `value` says."""
+        is_number = isinstance(value, str | int | float | Fraction) and not isinstance(value, bool)
+        try:
+            radius = super().__new__(cls, str(value) if is_number else "")
+        except (ValueError, ZeroDivisionError):
+            raise SettingError("eps", value, "a number or a fraction such as 8/255") from None
+        is_radius = 0 < radius <= 1 and float(radius) > 0
+        require("eps", str(value), is_radius, "a radius in pixel units, above 0 and at most 1")
+        return radius
+
+    from_float = Fraction.from_float  # type: ignore[assignment]  # for comparisons with floats that are no radius
+
+    def __str__(self) -> str:
+        levels = 255 * self
+        return f"{levels}/255" if levels.denominator == 1 and levels <= 16 else super().__str__()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self),)
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        """Let pydantic, where it is installed, call the constructor."""
+        from pydantic_core import core_schema
+
+        text_or_number = core_schema.union_schema([core_schema.str_schema(), core_schema.float_schema()])
+        return core_schema.no_info_plain_validator_function(cls, json_schema_input_schema=text_or_number)
 
 
 @dataclass(frozen=True)
 class OneOf:
-    """Annotation of a text: the names it may be, for the JSON schema. They are checked where the text is."""
+    """Annotation of a text: the allowed names, for the JSON schema. The class that has the field checks them."""
 
     names: tuple[str, ...]
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
-        """As pydantic asks for it, where there is pydantic."""
+        """Add the names to the schema that pydantic makes."""
         return {**handler(schema), "enum": list(self.names)}
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """The recipe, which the trials of a study share (Shi et al. 2021, section 4). Epochs are counted from 1."""
+    """The recipe, which the trials of a study share (Shi et al. 2021, section 4). Epochs count from 1."""
 
-    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True, "use_attribute_docstrings": True}
+    __pydantic_config__: ClassVar = STRICT
 
     epochs: int = 160
-    """How many times the training images are gone through."""
+    """Passes over the training images."""
     batch_size: int = 128
-    """Images a step."""
+    """Images per step."""
     learning_rate: float = 5e-4
-    """Adam's, until the first decay."""
+    """Adam's learning rate before the first decay."""
     decay_epochs: tuple[int, ...] = (120, 140)
     """After each of these epochs the learning rate is multiplied by `decay_factor`."""
     decay_factor: float = 0.2
-    """What the learning rate is multiplied by."""
+    """Factor of the learning rate at each decay."""
     ramp_start: int = 2
-    """The epoch with which eps begins to grow."""
+    """The epoch in which eps begins to grow."""
     ramp_epochs: int = 80
-    """How many epochs eps grows."""
+    """Epochs over which eps grows; 0 means no ramp."""
     eps: Radius | None = None
-    """The radius trained for, null for the one judged."""
+    """The training radius; null for the evaluation radius."""
     kappa: float = 0.0
-    """Weight of the clean cross entropy beside the method's loss, which has 1 - kappa (Gowal et al. 2018)."""
+    """Weight of the clean cross entropy; the method's loss has weight 1 - kappa (Gowal et al. 2018)."""
     l1: float = 0.0
-    """Weight of the sum of absolute weights, of all parameters with two dimensions or more."""
+    """Weight of the sum of absolute weights, over all parameters with two dimensions or more."""
     accumulate: int = 1
-    """In how many parts a batch is taken, batch norm over each."""
+    """Number of parts that each batch is split into; batch norm sees one part at a time."""
     clip_norm: float | None = 10.0
-    """The largest norm of a gradient; null leaves gradients as they are."""
+    """Largest gradient norm; null clips nothing."""
     regularisation: float = 0.5
-    """Weight of the regularisers, which falls to 0 as eps grows."""
+    """Weight of the regularisers; it falls to 0 as eps grows."""
     regularise_equilibria: bool = True
-    """Whether the regularisers count the pre-activations of equilibria, as they do every ReLU's."""
+    """Whether the regularisers include the pre-activations of equilibria, as they do those of every ReLU."""
     ema_decay: float | None = None
-    """Judged is the average of the networks after each step, an older one's share falling by this factor, once
-    1 / steps is less than 1 minus it; before it is their plain mean. Null judges the last."""
+    """Decay of the average of the networks after each step, which is then the network that is evaluated. While
+    1 / steps exceeds 1 - ema_decay it is their plain mean. Null evaluates the last network."""
     recompute_statistics: bool = False
-    """Before judging, batch norm's statistics become those of the whole training set, in whole batches, unaugmented
-    (CTBench 2024); rows of epochs are of the latest network as it trains."""
+    """Before evaluation, recompute batch norm's statistics on the whole training set, in whole batches, unaugmented
+    (CTBench 2024). The metrics of each epoch still describe the network as it trains."""
     precision: Annotated[str, OneOf(PRECISIONS)] = "tf32"
-    """Of products in training's steps alone: 'tf32', 'float32', or 'bf16', with which parameters, sums, margins and the
-    loss are float32. Judging does not know it."""
-    compile: Annotated[str, OneOf(COMPILING)] = "auto"
-    """Whether steps are compiled: 'auto' where that works and the trial is long enough to earn it back, 'always' where
-    it works, 'never'. It moves numbers as another machine does, by rounding alone."""
+    """Precision of products in training steps: 'tf32', 'float32', or 'bf16', which keeps parameters, sums, margins and
+    the loss in float32. It does not affect evaluation."""
+    compile: Annotated[str, OneOf(COMPILE_MODES)] = "auto"
+    """Whether to compile training steps: 'auto' where compiling works and the trial is long enough to gain time,
+    'always' where it works, 'never'. Numbers change by rounding alone, as on another machine."""
     initialisation: Annotated[str, OneOf(INITIALISATIONS)] = "ibp"
-    """'ibp' draws weights that keep the width of boxes (Shi et al. 2021), 'default' leaves torch's own: batch norm
-    undoes the scale of weights, so that it matters most where there is none."""
+    """'ibp' draws weights that keep the width of boxes (Shi et al. 2021), 'default' keeps torch's own. Batch norm
+    cancels the scale of weights, so that this matters most where there is none."""
 
     def __post_init__(self) -> None:
-        require(
-            "epochs",
-            self.epochs,
-            1 <= self.epochs <= LARGEST_EPOCHS,
-            f"an integer of at least 1 and at most {LARGEST_EPOCHS:,}",
-        )
+        epochs = 1 <= self.epochs <= LARGEST_EPOCHS
+        require("epochs", self.epochs, epochs, f"an integer of at least 1 and at most {LARGEST_EPOCHS:,}")
         require("batch_size", self.batch_size, self.batch_size >= 2, "an integer of at least 2 (batch norm)")
         require("learning_rate", self.learning_rate, 0 < self.learning_rate < 1, "above 0 and below 1")
         decays = self.decay_epochs
@@ -121,45 +162,46 @@ class TrainSettings:
         require("clip_norm", norm, norm is None or 0 < norm < math.inf, "above 0 and finite, or null for no clipping")
         require("regularisation", self.regularisation, 0 <= self.regularisation < math.inf, "at least 0 and finite")
         require("ema_decay", decay, decay is None or 0 < decay < 1, "above 0 and below 1, or null for no average")
-        precision, compiled, drawn = self.precision, self.compile, self.initialisation
-        require("precision", precision, precision in PRECISIONS, "'tf32', 'float32' or 'bf16'")
-        require("compile", compiled, compiled in COMPILING, "'auto', 'always' or 'never'")
+        require("precision", self.precision, self.precision in PRECISIONS, "'tf32', 'float32' or 'bf16'")
+        require("compile", self.compile, self.compile in COMPILE_MODES, "'auto', 'always' or 'never'")
+        drawn = self.initialisation
         require("initialisation", drawn, drawn in INITIALISATIONS, "'ibp' or 'default'")
 
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How a trained network is judged."""
+    """How a trained network is evaluated."""
 
-    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True, "use_attribute_docstrings": True}
+    __pydantic_config__: ClassVar = STRICT
 
     stages: tuple[Annotated[str, OneOf(STAGES)], ...] = ("ibp", "crown-ibp", "alpha-crown")
-    """The verifier's, in the order of 'ibp', 'crown-ibp', 'crown', 'alpha-crown' and 'bab' (branch and bound), 'ibp'
-    first; each tries what those before it left open."""
+    """The verifier's stages, 'ibp' first, in the order 'ibp', 'crown-ibp', 'crown', 'alpha-crown', 'bab' (branch and
+    bound). Each stage tries the images that those before it left unknown."""
     test_images: int | None = None
-    """The first so many; null takes all of them."""
+    """Number of test images, the first ones; null takes all."""
     batch_size: int = 500
-    """Images judged at a time."""
+    """Images evaluated at a time."""
     attack: Annotated[str, OneOf(ATTACKS)] = "all"
-    """What projected gradient descent climbs: the 'margin', or 'all' of it, cross entropy and the margin against each
-    other class."""
+    """What projected gradient descent maximises: 'margin', or 'all': the margin, cross entropy and the margin against
+    each other class."""
     attack_steps: int = 40
-    """How many steps from a start."""
+    """Steps from each start."""
     attack_step: float = 0.25
-    """The first of them over eps; the others fall linearly to nothing. The sum of all, about attack_step *
-    attack_steps / 2, must be well above 2 for a climb to cross its interval: with 10 steps take 1."""
+    """Size of the first step over eps; the sizes fall linearly to 0. Their sum, about attack_step * attack_steps / 2,
+    must be well above 2 to cross the ball: with 10 steps use 1."""
     attack_restarts: int = 3
-    """From how many starts, for each of the attack's objectives."""
+    """Starts for each of the attack's objectives."""
     bab_seconds: float | None = 60.0
-    """What branch and bound may take for an image; null is without end, for it or `bab_branches`."""
+    """Time limit of branch and bound per image; null sets none. Limit this or `bab_branches`."""
     bab_branches: int | None = None
-    """How many leaves branch and bound may bound for an image; null is without end."""
+    """Largest number of leaves that branch and bound bounds per image; null sets no limit."""
     certificates: bool = False
-    """Whether to keep what checks the proofs of crown, alpha-crown and bab without a search."""
+    """Whether to store certificates, which confirm the proofs of crown, alpha-crown and bab without a search."""
 
     def __post_init__(self) -> None:
-        rising = [stage for stage in STAGES if stage in self.stages] == list(self.stages)
-        require("stages", list(self.stages), rising and "ibp" in self.stages, f"ibp, then of these in order: {STAGES}")
+        stages = list(self.stages)
+        fits = "ibp" in stages and stages == [stage for stage in STAGES if stage in stages]
+        require("stages", stages, fits, f"ibp, then of these in order: {STAGES}")
         images = self.test_images
         require("test_images", images, images is None or images >= 1, "an integer of at least 1, or null for all")
         require("attack", self.attack, self.attack in ATTACKS, "'margin' or 'all'")
@@ -167,8 +209,8 @@ class EvaluationSettings:
             require(name, getattr(self, name), getattr(self, name) >= 1, "an integer of at least 1")
         require("attack_step", self.attack_step, 0 < self.attack_step <= 2, "above 0 and at most 2")
         seconds, branches = self.bab_seconds, self.bab_branches
-        ends = seconds is None or 0 < seconds < math.inf
-        require("bab_seconds", seconds, ends, "above 0 and finite, or null for no limit")
+        is_limit = seconds is None or 0 < seconds < math.inf
+        require("bab_seconds", seconds, is_limit, "above 0 and finite, or null for no limit")
         require("bab_branches", branches, branches is None or branches >= 1, "an integer of at least 1, or null")
         limited = BAB not in self.stages or seconds is not None or branches is not None
         require("bab_seconds", seconds, limited, "a number, where bab_branches is null")

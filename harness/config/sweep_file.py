@@ -1,26 +1,26 @@
-"""Sweep files: YAML, checked to the last key, expanded to a list of trials."""
+"""Sweep files: read, checked to the last key, and expanded to a list of trials."""
 
 import json
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cache, partial
+from inspect import Parameter
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from baselines import UnknownNameError
+from baselines import UnknownNameError, UnknownOptionError, options_of, refuse_unknown_options
 from harness.config import plugins
-from harness.config.assignments import assigned, command_of, mark_of
-from harness.config.entries import EntryError, candidate, refusals_of_all, resolve
-from harness.config.grid import Choice, expanded
-from harness.config.radius import Radius
-from harness.config.search import Searched, SearchSettings, spaces_of
-from harness.config.sweep_keys import FIXED, Resources, SweepFile, described
-from harness.config.sweep_text import ConfigError, merged, read
+from harness.config.buildable import check_buildable, ignored_evaluation, ignored_settings
+from harness.config.grid import Choice, expand
+from harness.config.search import Searched, SearchSettings, search_problems, spaces_of
+from harness.config.settings import Radius, TrainSettings
+from harness.config.sweep_keys import FIXED, Resources, SweepFile, TrialEntry, describe
+from harness.config.sweep_text import ConfigError, merge, parse_assignments, profile_mark, read
 from harness.config.trial import FULL_PROFILE, TrialConfig, identity
-from harness.errors import SettingError, require, shown
+from harness.errors import InputError, SettingError, shown
+from harness.methods import make_method, method_options
 
 CPU_PROFILE = "cpu"
 
@@ -29,9 +29,8 @@ CPU_PROFILE = "cpu"
 class Sweep:
     """A sweep file under one profile, checked and expanded.
 
-    changed: what `--set` changed of its trials; those that differ in it from the file's have it in their profile.
-    search, searched: how settings of its entries are searched, and each of the entries; None and empty where they are
-        not.
+    changed: what `--set` changed of the trials, as it stands in the profile of trials that the file does not have.
+    search, searched: how settings are searched, and the entries whose settings are; None and empty without a search.
     """
 
     name: str
@@ -45,187 +44,231 @@ class Sweep:
     searched: tuple[Searched, ...] = ()
 
 
-def load_sweep(path: Path, profile: str | None, has_gpu: bool, assignments: Sequence[str] = ()) -> Sweep:
-    """Read and check a sweep file, every profile in it included, and expand it under one.
+class EntryError(ValueError):
+    """An entry of `trials` that cannot be used: an argument a problem, each led by its key in the entry."""
 
-    profile: None picks `cpu` where there is no GPU and the file has such a profile, else `full`. assignments: what
-    `--set` says, KEY=VALUE each, as a further profile over the chosen one. Raises ConfigError, and SettingError for an
-    assignment that is none.
+
+def load_sweep(path: Path, profile: str | None, has_gpu: bool, assignments: Sequence[str] = ()) -> Sweep:
+    """Read a sweep file, check it under each of its profiles, and expand it under one.
+
+    profile: None selects `cpu` where there is no GPU and the file has that profile, else `full`. assignments: of
+    `--set`, KEY=VALUE each, applied after the profile. Raises ConfigError, and SettingError for a wrong assignment.
     """
     content, included = read(path)
-    profiles = content.pop("profiles", None)
-    profiles = {} if profiles is None else profiles
-    if not isinstance(profiles, dict) or not all(isinstance(value, dict) for value in profiles.values()):
-        raise ConfigError(
-            path, [f"profiles: found {shown(profiles)}, allowed: a mapping from profile names to the keys they change"]
-        )
-    if FULL_PROFILE in profiles:
-        raise ConfigError(path, [f"profiles.{FULL_PROFILE}: the name of the sweep without a profile; choose another"])
-    told = f"includes {', '.join(included)}" if included else ""
-    _load_plugins(path, content.get("plugins", []))
-    resolved = {FULL_PROFILE: _validated(path, content, told)}
-    for name, changes in profiles.items():
-        unknown = sorted(set(changes) & FIXED)
-        if unknown:
-            raise ConfigError(path, [f"profiles.{name}.{key}: a profile cannot change this" for key in unknown])
-        resolved[name] = _validated(path, merged(content, changes), ", ".join(filter(None, [f"profile {name}", told])))
-    chosen = profile or (CPU_PROFILE if CPU_PROFILE in profiles and not has_gpu else FULL_PROFILE)
-    if chosen not in resolved:
-        raise ConfigError(path, [str(UnknownNameError("profile", chosen, list(resolved)))])
-    sweeps = {name: _sweep(path, name, *checked) for name, checked in resolved.items()}
-    if not assignments:
-        return sweeps[chosen]
-    changes, given = assigned(assignments, SweepFile.model_fields.keys() - FIXED), command_of(assignments)
-    checked = _validated(given, merged(merged(content, profiles.get(chosen, {})), changes), f"profile {chosen}")
-    return _marked(_sweep(given, chosen, *checked), sweeps[chosen], mark_of(changes))
-
-
-def _load_plugins(path: Path, names: Any) -> None:
-    """Import a file's plugins, so that what they register is known. Raises ConfigError."""
+    note = f"includes {', '.join(included)}" if included else ""
     try:
-        texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
-        require("plugins", names, texts, "a list of names of modules, such as [my_package.nets]")
-        plugins.digests(names)  # of all of them, before any is imported
-        plugins.load(names)
+        plugins.load(content.get("plugins", []))
     except SettingError as error:
         raise ConfigError(path, [str(error)]) from error
+    sweeps = {FULL_PROFILE: _expand(path, FULL_PROFILE, content, note)}
+    profiles = content.get("profiles") or {}
+    if FULL_PROFILE in profiles:
+        raise ConfigError(path, [f"profiles.{FULL_PROFILE}: the name of the file without a profile; choose another"])
+    for name, changes in profiles.items():
+        if fixed := [key for key in changes if key in FIXED]:
+            raise ConfigError(path, [f"profiles.{name}.{key}: a profile cannot change this" for key in fixed])
+        sweeps[name] = _expand(path, name, merge(content, changes), note)
+    selected = profile or (CPU_PROFILE if CPU_PROFILE in profiles and not has_gpu else FULL_PROFILE)
+    if selected not in sweeps:
+        raise ConfigError(path, [str(UnknownNameError("profile", selected, list(sweeps)))])
+    if not assignments:
+        return sweeps[selected]
+    changes = parse_assignments(assignments, SweepFile.model_fields.keys() - FIXED)
+    changed_content = merge(merge(content, profiles.get(selected, {})), changes)
+    sweep = _expand("--set", selected, changed_content, note)
+    return _mark_changed(sweep, sweeps[selected], profile_mark(changes))
 
 
-def _marked(sweep: Sweep, file_s: Sweep, mark: str) -> Sweep:
-    """The sweep, each trial that the file does not have, under any seed, with the mark in its profile.
+def _mark_changed(sweep: Sweep, original: Sweep, mark: str) -> Sweep:
+    """Return the sweep with the mark in the profile of each trial that the original has under no seed.
 
-    Profiles are part of keys and stand over tables, so that nothing changed is ever taken for the file's.
+    Profiles are part of keys and stand over tables, so that no changed trial is mistaken for the file's.
     """
-    known = {identity(trial) for trial in file_s.trials}
+    known = {identity(trial) for trial in original.trials}
 
-    def marked(trial: TrialConfig) -> TrialConfig:
+    def mark_trial(trial: TrialConfig) -> TrialConfig:
         return trial if identity(trial) in known else replace(trial, profile=f"{trial.profile} {mark}")
 
-    searched = tuple(replace(entry, base=marked(entry.base)) for entry in sweep.searched)
-    return replace(sweep, trials=[marked(trial) for trial in sweep.trials], changed=mark, searched=searched)
+    searched = tuple(replace(entry, base=mark_trial(entry.base)) for entry in sweep.searched)
+    return replace(sweep, trials=[mark_trial(trial) for trial in sweep.trials], changed=mark, searched=searched)
 
 
-def _validated(path: Path | str, content: dict[str, Any], where: str) -> tuple[SweepFile, list[Choice], dict[str, Any]]:
-    """The file's content, checked, each of its entries one trial; which of the file's entries those are; the content.
-
-    where: what it is besides the file, for messages. Raises ConfigError.
-    """
-    choices = _choices(path, content.get("trials"), where, content.get("plugins", []))
-    made = {"trials": [choice.content for choice in choices]} if choices else {}
+def _expand(source: Path | str, profile: str, content: dict[str, Any], note: str) -> Sweep:
+    """Return the trials of a file's content under one profile. note: ends each message. Raises ConfigError."""
+    note = ", ".join(filter(None, [f"profile {profile}", note]))
+    choices = _expand_entries(source, content.get("trials"), content.get("plugins", []), note)
+    entries = {"trials": [choice.content for choice in choices]} if choices else {}
     try:
-        checked = SweepFile.model_validate_json(json.dumps(content | made, default=str))
+        sweep = SweepFile.model_validate_json(json.dumps(content | entries))
     except ValidationError as error:
-        problems = [_placed(item, choices) for item in error.errors()]
-        raise ConfigError(path, _told(problems, where)) from None
-    return checked, choices, content
-
-
-def _choices(path: Path | str, entries: Any, where: str, modules: list[str]) -> list[Choice]:
-    """All that a file's `trials` stand for; none where they are no list. modules: its plugins. Raises ConfigError."""
-    choices: list[Choice] = []
-    problems = []
-    for number, entry in enumerate(entries if isinstance(entries, list) else []):
-        try:
-            for model in _models(entry):
-                plugins.add_factory(model, modules)
-            choices += expanded(number, entry)
-        except SettingError as error:
-            problems.append((f"trials.{number}.{error}", ""))
-    if problems:
-        raise ConfigError(path, _told(problems, where))
-    return choices
-
-
-def _models(entry: Any) -> list[str]:
-    """The networks that an entry names."""
-    named = entry.get("model") if isinstance(entry, dict) else None
-    return [model for model in (named if isinstance(named, list) else [named]) if isinstance(model, str)]
-
-
-def _placed(item: Any, choices: list[Choice]) -> tuple[str, str]:
-    """What is wrong, by its key in the file, and in which of an entry's choices."""
-    section, *inside = item["loc"]
-    if section != "trials" or not inside:
-        return described(item), ""
-    choice = choices[inside[0]]
-    return described({**item, "loc": ("trials", choice.number, *inside[1:])}), choice.chosen
-
-
-def _told(problems: list[tuple[str, str]], where: str) -> list[str]:
-    """A line a problem, with the first choice that has it, and where it is besides the file."""
-    first: dict[str, str] = {}
-    for problem, chosen in problems:
-        first.setdefault(problem, chosen)
-    asides = {
-        problem: "; ".join(filter(None, [chosen and f"with {chosen}", where])) for problem, chosen in first.items()
-    }
-    return [f"{problem} ({aside})" if aside else problem for problem, aside in asides.items()]
-
-
-def _sweep(path: Path | str, profile: str, sweep: SweepFile, choices: list[Choice], given: dict[str, Any]) -> Sweep:
-    """The checked file's trials. given: what the file says, as it stands there. Raises ConfigError."""
-    twice = sorted({seed for seed in sweep.seeds if sweep.seeds.count(seed) > 1})
-    problems = [(f"seeds: {seed} appears twice", "") for seed in twice]
-    resolved: dict[str, Choice] = {}
+        raise _config_error(source, [_describe_in_file(item, choices) for item in error.errors()], note) from None
+    problems = [(f"seeds: {seed} appears twice", "") for seed in {*sweep.seeds} if sweep.seeds.count(seed) > 1]
+    first: dict[str, Choice] = {}
     trials: list[TrialConfig] = []
-    every: list[dict[str, str]] = []
+    ignored_by_trial: list[dict[str, str]] = []
     searched: list[Searched] = []
     for choice, entry in zip(choices, sweep.trials, strict=True):
         try:
-            trial, ignored = resolve(profile, sweep, entry)
+            trial, ignored = _resolve(profile, sweep, entry)
         except EntryError as error:
-            problems += [(f"{choice.key}.{problem}", choice.chosen) for problem in error.args]
+            problems += [(f"{choice.key}.{problem}", choice.words) for problem in error.args]
             continue
-        every.append(ignored)
-        same = resolved.setdefault(identity(trial), choice)
+        same = first.setdefault(identity(trial), choice)
         if same is not choice:
-            aside = f" with {same.chosen}" if same.chosen else ""
-            problems.append((f"{choice.key}: the same trial as {same.key}{aside}", choice.chosen))
+            words = f" with {same.words}" if same.words else ""
+            problems.append((f"{choice.key}: the same trial as {same.key}{words}", choice.words))
+        ignored_by_trial.append(ignored)
         trials += [replace(trial, seed=seed) for seed in sweep.seeds]
         if sweep.search is not None:
-            spaces = spaces_of(sweep.search.spaces, trial.model, trial.method, ignored)
-            searched.append(Searched(trial, spaces, partial(candidate, profile, sweep, entry)))
-    if not problems:  # else of trials that are not there nothing is known
-        problems = [(line, "") for line in refusals_of_all(sweep, given, trials[0], every)]
+            spaces = spaces_of(sweep.search.spaces, trial, ignored)
+            searched.append(Searched(trial, spaces, partial(_candidate, profile, sweep, entry)))
+    if not problems:
+        problems = [(line, "") for line in _ignored_by_all(sweep, content, trials[0], ignored_by_trial)]
     if not problems and sweep.search is not None:
-        problems = [(problem, "") for problem in _search_problems(sweep, sweep.search, searched)]
+        if sweep.validation_images:
+            found = f"validation_images: found {sweep.validation_images}"
+            problems.append((f"{found}, allowed: 0 beside search, whose winners are evaluated on test images", ""))
+        problems += [(line, "") for line in search_problems(sweep.search, len(sweep.seeds), searched)]
     if problems:
-        raise ConfigError(path, _told(problems, f"profile {profile}"))
-    found = tuple(searched)
+        raise _config_error(source, problems, note)
     return Sweep(
-        sweep.name, profile, sweep.dataset, sweep.eps, sweep.resources, trials, search=sweep.search, searched=found
-    )
+        sweep.name, profile, sweep.dataset, sweep.eps, sweep.resources, trials,
+        search=sweep.search, searched=tuple(searched),
+    )  # fmt: skip
 
 
-def _search_problems(sweep: SweepFile, search: SearchSettings, searched: list[Searched]) -> list[str]:
-    """What is wrong with a search: slices, spaces that nothing uses, ends of spaces that cannot be had."""
+def _expand_entries(source: Path | str, entries: Any, modules: list[str], note: str) -> list[Choice]:
+    """Return all that a file's `trials` stand for; nothing where they are no list. Raises ConfigError."""
+    choices: list[Choice] = []
     problems = []
-    if sweep.validation_images:
-        found = f"validation_images: found {sweep.validation_images}"
-        problems.append(f"{found}, allowed: 0 beside search, whose winners are judged on test images")
-    if search.seeds > len(sweep.seeds):
-        problems.append(f"search.seeds: found {search.seeds}, allowed: at most the sweep's {len(sweep.seeds)}")
-    used = {key for entry in searched for key in entry.spaces}
-    problems += [
-        f"search.spaces.{key}: found a space, allowed: a setting that a network or method of trials uses"
-        for key in search.spaces
-        if key not in used
-    ]
-    alike: dict[str, Searched] = {}
-    for entry in searched:
-        if not entry.spaces:
-            problems.append(f"search.spaces: found none for {entry.base.row}, allowed: one for each of trials")
-        first = {key: space.extremes[0] for key, space in entry.spaces.items()}
-        with suppress(ValueError):  # told below
-            if alike.setdefault(identity(entry.config(first)), entry) is not entry:
-                problems.append(f"trials: {entry.base.row}: two that differ in what is searched alone")
-        if search.asha is not None and search.asha.min_epochs >= entry.base.train.epochs:
-            found = f"search.asha.min_epochs: found {search.asha.min_epochs}"
-            problems.append(f"{found}, allowed: less than epochs = {entry.base.train.epochs} of {entry.base.row}")
-        for key, space in entry.spaces.items():
-            for value in space.extremes:
-                try:
-                    entry.config(first | {key: value})
-                except ValueError as error:
-                    problems.append(f"search.spaces.{key}: {'; '.join(map(str, error.args))}")
-    return problems
+    for number, entry in enumerate(entries if isinstance(entries, list) else []):
+        model = entry.get("model") if isinstance(entry, dict) else None
+        try:
+            for name in model if isinstance(model, list) else [model]:
+                if isinstance(name, str):
+                    plugins.add_factory(name, modules)
+            choices += expand(number, entry)
+        except SettingError as error:
+            problems.append((f"trials.{number}.{error}", ""))
+    if problems:
+        raise _config_error(source, problems, note)
+    return choices
+
+
+def _describe_in_file(error: Any, choices: list[Choice]) -> tuple[str, str]:
+    """Return what is wrong, by its key in the file, and the values chosen for the entry that it is in."""
+    section, *inside = error["loc"]
+    if section != "trials" or not inside:
+        return describe(error), ""
+    choice = choices[inside[0]]
+    return describe({**error, "loc": ("trials", choice.number, *inside[1:])}), choice.words
+
+
+def _config_error(source: Path | str, problems: list[tuple[str, str]], note: str) -> ConfigError:
+    """Return the error with a line for each problem, with the first choice that has it."""
+    first: dict[str, str] = {}
+    for problem, words in problems:
+        first.setdefault(problem, f"with {words}; " if words else "")
+    return ConfigError(source, [f"{problem} ({words}{note})" for problem, words in first.items()])
+
+
+def _resolve(profile: str, sweep: SweepFile, entry: TrialEntry) -> tuple[TrialConfig, dict[str, str]]:
+    """Return the entry's trial under seed 0, and the settings that it ignores, with reasons. Raises EntryError."""
+    settings = dict(sweep) | dict(entry)
+    settings |= {
+        "sweep": sweep.name,
+        "profile": profile,
+        "seed": 0,
+        "width": entry.width or sweep.width,
+        "train": _validate(TrainSettings, asdict(sweep.train) | entry.train, "train"),
+        "options": _changed_options("options", entry.model, entry.options, options_of(entry.model)),
+        "method_options": _method_options(entry.method, entry.method_options),
+        "plugins": plugins.digests(sweep.plugins),
+    }
+    try:
+        trial = TrialConfig(**{field.name: settings[field.name] for field in fields(TrialConfig)})
+        ignored = ignored_settings(trial, check_buildable(trial))
+    except InputError as error:
+        raise EntryError(str(error)) from None
+    except (TypeError, ValueError) as error:
+        raise EntryError(f"options: {error}") from None
+    sections = ("train", "options", "method_options")
+    own = {f"{section}.{name}": value for section in sections for name, value in getattr(entry, section).items()}
+    if problems := _refuse_ignored(own, ignored):
+        raise EntryError(*problems)
+    return trial, ignored
+
+
+def _candidate(profile: str, sweep: SweepFile, entry: TrialEntry, settings: dict[str, Any]) -> TrialConfig:
+    """Return the entry's trial under seed 0 with these settings, by their keys in the entry. Raises EntryError."""
+    changes: dict[str, dict[str, Any]] = {}
+    for key, value in settings.items():
+        section, _, name = key.partition(".")
+        changes.setdefault(section, dict(getattr(entry, section)))[name] = value
+    return _resolve(profile, sweep, entry.model_copy(update=changes))[0]
+
+
+def _changed_options(
+    section: str, owner: str, options: dict[str, Any], allowed: Mapping[str, Parameter]
+) -> dict[str, Any]:
+    """Return the options that are not at their defaults, in their own types, so that 1 and 1.0 name one trial.
+
+    Raises EntryError.
+    """
+    try:
+        refuse_unknown_options(owner, options, allowed)
+    except UnknownOptionError as error:
+        raise EntryError(f"{section}.{error.option}: {error}") from None
+    for name, option in allowed.items():
+        if option.default is option.empty and name not in options:
+            raise EntryError(f"{section}.{name}: missing")
+    typed = {name: _validate(allowed[name].annotation, value, section, name) for name, value in options.items()}
+    return {name: value for name, value in typed.items() if value != allowed[name].default}
+
+
+def _method_options(method: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the method's options that are not at their defaults. Raises EntryError."""
+    changed = _changed_options("method_options", method, options, method_options(method))
+    try:
+        make_method(method, changed)
+    except ValueError as error:
+        raise EntryError(f"method_options: {error}") from None
+    return changed
+
+
+def _validate(kind: Any, value: Any, *keys: str) -> Any:
+    """Return a value as its type has it. keys: lead to the value in the entry. Raises EntryError."""
+    try:
+        return _adapter(kind).validate_json(json.dumps(value, default=str))
+    except ValidationError as error:
+        raise EntryError(*(describe(item, *keys) for item in error.errors())) from None
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter:
+    config = None if kind is TrainSettings else ConfigDict(strict=True, allow_inf_nan=False)  # it has its own
+    return TypeAdapter(kind, config=config)
+
+
+def _refuse_ignored(settings: dict[str, Any], ignored: dict[str, str]) -> list[str]:
+    """Return a line for each of the settings that is ignored, except `train.ramp_epochs: 0`, which means no ramp."""
+    refused = [key for key, value in settings.items() if key in ignored and (key, value) != ("train.ramp_epochs", 0)]
+    return [f"{key}: found {shown(settings[key])}, allowed: nothing, for {ignored[key]}" for key in refused]
+
+
+def _ignored_by_all(
+    sweep: SweepFile, content: dict[str, Any], trial: TrialConfig, ignored_by_trial: list[dict[str, str]]
+) -> list[str]:
+    """Return a line for each setting of the file that no trial uses.
+
+    trial: any of them, since all are evaluated alike. Of evaluation settings null and false count as absent, so that a
+    profile can take back what it does not use.
+    """
+    recipe = {f"train.{name}": value for name, value in content.get("train", {}).items()}
+    shared = {k: reason for k, reason in ignored_by_trial[0].items() if all(k in each for each in ignored_by_trial)}
+    evaluation = {f"evaluation.{name}": value for name, value in content.get("evaluation", {}).items() if value}
+    lines = [f"{line}; no other trial uses it" for line in _refuse_ignored(recipe, shared)]
+    lines += _refuse_ignored(evaluation, ignored_evaluation(trial))
+    if "width" in content and all(entry.width is not None for entry in sweep.trials):
+        lines.append(f"width: found {shown(content['width'])}, allowed: nothing, for each of trials has its own")
+    return lines

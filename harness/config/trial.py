@@ -8,39 +8,36 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.config.radius import Radius
-from harness.config.settings import EvaluationSettings, TrainSettings
+from harness.config.settings import EvaluationSettings, Radius, TrainSettings
 from harness.errors import require
 from harness.typed import checked
 
 RECIPE_VERSION = 7
-"""Raised whenever training or evaluation changes its numbers, by a default too (tests/harness/golden fails when it must
-be)."""
+"""Raise it whenever training or evaluation changes its numbers, through a default too (tests/harness/golden then
+fails)."""
 
 FULL_PROFILE = "full"
-"""The profile of a sweep file as it stands; any other changes its size."""
+"""The sweep file as it stands; every other profile changes its size."""
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$"
 LONGEST_NAME = 100
-PLUGIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
-"""The name of a module."""
 LARGEST_SEED = 2**31 - 1
 LARGEST_WIDTH = 100.0
 
 
 @dataclass(frozen=True)
 class TrialConfig:
-    """Everything that decides one trial's numbers, but for the data and the code.
+    """Everything that decides one trial's numbers, except the data and the code.
 
-    sweep, profile: where it comes from.
-    eps: the radius judged, a Radius or what makes one.
+    sweep, profile: where the trial comes from.
+    eps: the evaluation radius, a Radius or what makes one.
     seed: of initial weights, batches and attacks.
-    model, options, width: the network, what differs from its defaults, and the factor of its channels.
-    method, method_options: the training method, and what differs from its defaults.
-    train_images: how many, the first ones; None takes all.
-    validation_images: so many training images are held out and judged instead of the test split, where above 0.
-    train, evaluation: the recipe, and how the trained network is judged.
-    plugins: modules of users that it needs, each with the digest of its source (harness.config.plugins).
+    model, options, width: the network, its options that differ from their defaults, the factor of its channels.
+    method, method_options: the training method, its options that differ from their defaults.
+    train_images: number of training images, the first ones; None takes all.
+    validation_images: above 0, so many training images are held out and evaluated instead of the test split.
+    train, evaluation: the recipe, and how the trained network is evaluated.
+    plugins: modules of users that the trial needs, each with the digest of its source (harness.config.plugins).
     """
 
     sweep: str
@@ -61,8 +58,8 @@ class TrialConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eps", Radius(self.eps))
-        name = re.fullmatch(NAME_PATTERN, self.sweep) is not None and len(self.sweep) <= LONGEST_NAME
-        require("sweep", self.sweep, name, "a name of letters, digits, '_', '-' and single dots")
+        is_name = re.fullmatch(NAME_PATTERN, self.sweep) is not None and len(self.sweep) <= LONGEST_NAME
+        require("sweep", self.sweep, is_name, "a name of letters, digits, '_', '-' and single dots")
         require("seed", self.seed, 0 <= self.seed <= LARGEST_SEED, f"an integer from 0 to {LARGEST_SEED}")
         require("width", self.width, 0 < self.width <= LARGEST_WIDTH, f"a factor above 0 and at most {LARGEST_WIDTH:g}")
         images = self.train_images
@@ -70,8 +67,6 @@ class TrialConfig:
         batch = self.train.batch_size
         require("train.batch_size", batch, images is None or batch <= images, f"at most the {images} training images")
         require("validation_images", self.validation_images, self.validation_images >= 0, "an integer of at least 0")
-        modules = all(PLUGIN.fullmatch(name) for name in self.plugins)
-        require("plugins", self.plugins, modules, "names of modules, each with the digest of its source")
         if self.train.eps == self.eps:
             object.__setattr__(self, "train", dataclasses.replace(self.train, eps=None))  # one trial, one key
 
@@ -87,122 +82,126 @@ class TrialConfig:
 
     @property
     def row(self) -> str:
-        """What trials that differ in their seeds alone are called: model, method, options of both."""
+        """The name of the table row: model, method, options of both. Trials that differ in their seeds share it."""
         return _row(self, {})
 
     @property
     def label(self) -> str:
-        """A short human name: its row and seed."""
-        return labelled(self.row, self)
+        """A short name for people: row and seed."""
+        return label_of_row(self.row, self)
 
 
 def identity(config: TrialConfig) -> str:
-    """The same text for trials that differ in their seeds alone."""
+    """Return the same text for trials that differ in their seeds alone."""
     return json.dumps(to_dict(dataclasses.replace(config, seed=0)), sort_keys=True)
 
 
 def rows(configs: Sequence[TrialConfig]) -> list[str]:
-    """Each config's row, with the settings that others of them have otherwise."""
-    every = [flat_settings(config) for config in configs]
-    differing = [name for name in (every[0] if every else ()) if any(own[name] != every[0][name] for own in every)]
-    shown = [{name: own[name] for name in differing} for own in every]
-    return [_row(config, own) for config, own in zip(configs, shown, strict=True)]
+    """Return the name of each config's row, with the settings in which the configs differ."""
+    settings = [flat_settings(config) for config in configs]
+    names = settings[0] if settings else []
+    differing = [name for name in names if any(own[name] != settings[0][name] for own in settings)]
+    differences = [{name: own[name] for name in differing} for own in settings]
+    return [_row(config, own) for config, own in zip(configs, differences, strict=True)]
 
 
 def labels(configs: Sequence[TrialConfig]) -> list[str]:
-    """Each config's label, with the settings that others of them have otherwise."""
-    return [labelled(row, config) for row, config in zip(rows(configs), configs, strict=True)]
+    """Return the label of each config, with the settings in which the configs differ."""
+    return [label_of_row(row, config) for row, config in zip(rows(configs), configs, strict=True)]
 
 
-def labelled(row: str, config: TrialConfig) -> str:
-    """The label of a config whose row is called so."""
+def label_of_row(row: str, config: TrialConfig) -> str:
+    """Return the label of a config whose row has this name."""
     return f"{row} seed {config.seed}"
 
 
 def _row(config: TrialConfig, differing: dict[str, Any]) -> str:
-    shown = config.named_options | differing
-    return " ".join([config.model, config.method, *(f"{k}={v}" for k, v in shown.items())])
+    settings = config.named_options | differing
+    return " ".join([config.model, config.method, *(f"{name}={value}" for name, value in settings.items())])
 
 
 def flat_settings(config: TrialConfig) -> dict[str, Any]:
-    """All that decides a trial but for its network, training method, their options and its seed; flat, as in JSON.
+    """Return all that decides a trial, flat and as in JSON, except network, method, their options and the seed.
 
     Plugins are one text, empty where there are none.
     """
-    apart = ("model", "options", "method", "method_options", "seed", "plugins")
+    left_out = ("model", "options", "method", "method_options", "seed", "plugins")
     plugins = " ".join(f"{name}@{digest}" for name, digest in sorted(config.plugins.items()))
-    return flat({name: value for name, value in to_dict(config).items() if name not in apart}) | {"plugins": plugins}
+    settings = {name: value for name, value in to_dict(config).items() if name not in left_out}
+    return flatten(settings) | {"plugins": plugins}
 
 
-def flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'train': {'epochs': 160}} -> {'train.epochs': 160}."""
-    flattened: dict[str, Any] = {}
+def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return {'train.epochs': 160} for {'train': {'epochs': 160}}."""
+    flat: dict[str, Any] = {}
     for name, value in content.items():
-        flattened |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flattened
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
 
 
 def to_dict(config: TrialConfig) -> dict[str, Any]:
-    """A JSON-ready dictionary that `from_dict` turns back into an equal config.
+    """Return a JSON-ready dictionary that `from_dict` turns back into an equal config.
 
-    Without `plugins` where there are none, so that keys and digests of such trials are what they were before those.
+    It has no `plugins` where there are none: keys and digests of such trials are older than plugins.
     """
-    content = json.loads(json.dumps(dataclasses.asdict(config), default=_written))
+    content = json.loads(json.dumps(dataclasses.asdict(config), default=_encode_radius))
     return content if config.plugins else {name: value for name, value in content.items() if name != "plugins"}
 
 
-_LATER = ("attack_step",)
-"""Settings of judging that came after digests were first made of configs."""
+def digest_content(config: TrialConfig) -> dict[str, Any]:
+    """Return what digests of certifications and searches are made of.
 
-
-def digested(config: TrialConfig) -> dict[str, Any]:
-    """What digests of certifications and searches are made of: `to_dict` without later settings at their defaults, so
-    that they are found again."""
-    content, chosen = to_dict(config), _chosen(config.evaluation)
-    evaluation = {name: value for name, value in content["evaluation"].items() if name in chosen or name not in _LATER}
+    It is `to_dict` without settings at their defaults that are younger than the first digests.
+    """
+    content, changed = to_dict(config), _changed_settings(config.evaluation)
+    evaluation = {n: value for n, value in content["evaluation"].items() if n in changed or n not in _YOUNGER_SETTINGS}
     return content | {"evaluation": evaluation}
 
 
-def _written(value: object) -> str:
-    """What JSON has no type for. Raises TypeError for all but a radius."""
+_YOUNGER_SETTINGS = ("attack_step",)
+"""Evaluation settings that were added after the first digests of configs."""
+
+
+def _encode_radius(value: object) -> str:
     if not isinstance(value, Radius):
         raise TypeError(f"{value!r} cannot be written as JSON")
     return str(value)
 
 
 def from_dict(data: dict[str, Any]) -> TrialConfig:
-    """The config that `to_dict` wrote. Raises SettingError or TypeError where keys or values do not fit."""
+    """Return the config that `to_dict` wrote. Raises SettingError or TypeError where keys or values do not fit."""
     checked(TrialConfig, data)
     train, evaluation = dict(data["train"]), dict(data["evaluation"])
     train["decay_epochs"] = tuple(train["decay_epochs"])
-    if _STAGES_ONCE in evaluation:
-        evaluation["stages"] = evaluation.pop(_STAGES_ONCE)
+    if _OLD_STAGES in evaluation:
+        evaluation["stages"] = evaluation.pop(_OLD_STAGES)
     evaluation["stages"] = tuple(evaluation["stages"])
-    parts = {
+    sections = {
         "train": TrainSettings(**checked(TrainSettings, train)),
         "evaluation": EvaluationSettings(**checked(EvaluationSettings, evaluation)),
     }
-    return TrialConfig(**data | parts)
+    return TrialConfig(**data | sections)
 
 
-_STAGES_ONCE = "methods"
-"""What evaluation.stages was called in folders of before; keys go on being made with it, so that those are found."""
+_OLD_STAGES = "methods"
+"""The name of evaluation.stages in old folders. Keys still use it, so that those folders keep theirs."""
 
 
 def trial_key(config: TrialConfig, fingerprint: str) -> str:
-    """Sixteen hex digits that name a trial: hash of its resolved config, its data and the recipe version.
+    """Return the sixteen hex digits that name a trial: a hash of its config, its data and the recipe version.
 
-    Settings at their defaults are left out, so that a new one leaves the names of older trials as they are; a changed
-    default must raise the recipe version (tests/harness/golden has them all).
+    Settings at their defaults are left out, so that a new setting changes no existing key. A changed default must raise
+    the recipe version (tests/harness/golden records all defaults).
     """
-    chosen = to_dict(config) | {"train": _chosen(config.train), "evaluation": _chosen(config.evaluation)}
-    if "stages" in chosen["evaluation"]:
-        chosen["evaluation"][_STAGES_ONCE] = chosen["evaluation"].pop("stages")
-    content = json.dumps([chosen, fingerprint, RECIPE_VERSION], sort_keys=True, default=_written)
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+    content = to_dict(config)
+    content |= {"train": _changed_settings(config.train), "evaluation": _changed_settings(config.evaluation)}
+    if "stages" in content["evaluation"]:
+        content["evaluation"][_OLD_STAGES] = content["evaluation"].pop("stages")
+    text = json.dumps([content, fingerprint, RECIPE_VERSION], sort_keys=True, default=_encode_radius)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _chosen(settings: TrainSettings | EvaluationSettings) -> dict[str, Any]:
-    """The settings that are not at their defaults."""
+def _changed_settings(settings: TrainSettings | EvaluationSettings) -> dict[str, Any]:
+    """Return the settings that are not at their defaults."""
     defaults = {field.name: field.default for field in dataclasses.fields(settings)}
     return {name: value for name, value in vars(settings).items() if value != defaults[name]}

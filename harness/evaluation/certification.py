@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from harness.config.plugins import load_for
 from harness.config.settings import BAB
-from harness.config.trial import TrialConfig, digested
+from harness.config.trial import TrialConfig, digest_content
 from harness.data import Data, Split, load
 from harness.device import best_device
 from harness.environment import describe_environment
@@ -53,7 +53,7 @@ def judged_images(data: Data, config: TrialConfig) -> Split:
 def certification_of(place: Path, config: TrialConfig, data: Data) -> tuple[Trial, Certification]:
     """The certification of the finished trial in a folder that judges it as `config` says."""
     trial = replace(folder.read_trial(place / folder.TRIAL), config=config)
-    settled = json.dumps([digested(config), data.fingerprint, trial.recipe_version, trial.key], sort_keys=True)
+    settled = json.dumps([digest_content(config), data.fingerprint, trial.recipe_version, trial.key], sort_keys=True)
     stands_for = hashlib.sha256((place / folder.WEIGHTS).read_bytes() + settled.encode()).hexdigest()
     versions = {name: value for name, value in describe_environment(best_device()).items() if name != "threads"}
     digest = hashlib.sha256("\n".join([stands_for, *versions.values()]).encode()).hexdigest()

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from baselines import DATASETS, build
-from harness.config.radius import Radius
-from harness.config.settings import TrainSettings
+from harness.config.settings import Radius, TrainSettings
 from harness.config.trial import TrialConfig
 from harness.device import whole_gradients
 from harness.training.augment import augmented, draw

@@ -26,7 +26,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from harness.config.search import Searched, SearchSettings
-from harness.config.trial import RECIPE_VERSION, digested, rows
+from harness.config.trial import RECIPE_VERSION, digest_content, rows
 from harness.errors import InputError
 from harness.storage import folder
 from harness.storage.files import DamagedFileError
@@ -43,7 +43,7 @@ def search_json(
     """Return the content of search.json. seeds: of each candidate. fingerprint: of the data."""
     return {
         "settings": settings.model_dump(mode="json"),
-        "entries": [digested(entry.base) for entry in entries],
+        "entries": [digest_content(entry.base) for entry in entries],
         "seeds": list(seeds),
         "fingerprint": fingerprint,
         "recipe_version": RECIPE_VERSION,

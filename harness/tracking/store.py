@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from baselines.datasets import DATASETS
-from harness.config.trial import RECIPE_VERSION, flat, labelled, to_dict
+from harness.config.trial import RECIPE_VERSION, flatten, label_of_row, to_dict
 from harness.masking import masked
 from harness.storage import folder
 from harness.storage.folder import Trial, TrialResult
@@ -90,7 +90,7 @@ class Tracker:
         digest = _digest([trial_dir / folder.RESULT]) if result else None
         rows = folder.read_epochs(trial_dir)
         with tracking_errors(self.uri):
-            run = self._find_or_create(trial, labelled(row, trial.config))
+            run = self._find_or_create(trial, label_of_row(row, trial.config))
             run_id, logged_tags = run.info.run_id, run.data.tags
             has_result = digest is not None and logged_tags.get(RESULT_TAG) == digest
             if has_result and run.info.status == status and logged_tags.get(view.ROW_TAG) == tags[view.ROW_TAG]:
@@ -166,7 +166,7 @@ class Tracker:
         run_id, logged = run.info.run_id, run.data
         config = {"recipe_version": trial.recipe_version, "fingerprint": trial.fingerprint, **to_dict(trial.config)}
         params = [
-            entities.Param(name, _text(value)) for name, value in flat(config).items() if name not in logged.params
+            entities.Param(name, _text(value)) for name, value in flatten(config).items() if name not in logged.params
         ]
         changed = [entities.RunTag(name, text) for name, text in tags.items() if logged.tags.get(name) != text]
         self.client.log_batch(run_id, params=params, tags=changed)

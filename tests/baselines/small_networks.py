@@ -1,10 +1,10 @@
-"""Small networks of the registry, by family."""
+"""Small networks of the registry."""
 
-from baselines import build, network_names
+from baselines import build, network_names, required_options
 
-FAMILIES: dict[str, list[str]] = {}
-for _name in network_names():
-    FAMILIES.setdefault(_name.rstrip("0123456789"), []).append(_name)
+NAMED = [name for name in network_names() if not required_options(name)]
+DEPTHS = {"cnn": (5, 6, 9, 25), "resnet": (7, 13, 25), "tied": (7, 8, 25)}
+"""Of the networks with an option `depth`."""
 _WIDTH = {"digits": 0.06, "tiny-imagenet": 0.02}
 
 

@@ -1,14 +1,13 @@
 """The architectures: layers and numbers of parameters as published, and what ties the networks to each other."""
 
 import itertools
-import re
 
 import pytest
 import torch
-from small_networks import FAMILIES, small
+from small_networks import DEPTHS, NAMED, small
 from torch import nn
 
-from baselines import DATASETS, build, network_names
+from baselines import DATASETS, build
 from baselines.contract import images, margins_in_training, with_statistics
 from baselines.resnet import BasicBlock
 from baselines.resnext import GroupedBlock
@@ -84,34 +83,31 @@ def test_networks_for_tiny_imagenet_have_the_published_channels(name, channels, 
     assert widths == channels and model.linear.in_features == features
 
 
-@pytest.mark.parametrize("name", [*FAMILIES["cnn"], *FAMILIES["resnet"]])
-def test_depth_counts_the_weighted_layers(name):
+@pytest.mark.parametrize(("name", "depth"), [(name, depth) for name in DEPTHS for depth in DEPTHS[name]])
+def test_depth_counts_every_use_of_a_weighted_layer(name, depth):
     with torch.device("meta"):
-        model = build(name, dataset="cifar10")
-    modules = [m for key, m in model.named_modules() if "shortcut" not in key]
-    weighted = [m for m in modules if isinstance(m, nn.Conv2d | nn.Linear)]
-    norms = [m for m in modules if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
-    relus = [m for m in modules if isinstance(m, nn.ReLU)]
-    depth = int(re.sub(r"\D", "", name))
-    assert len(weighted) == depth and len(norms) == len(relus) == depth - 1
-
-
-@pytest.mark.parametrize("name", FAMILIES["tied"])
-def test_depth_of_a_tied_network_counts_every_use_of_a_layer(name):
-    with torch.device("meta"):
-        steps = trace(build(name, dataset="cifar10").eval()).steps
+        steps = trace(build(name, "cifar10", depth=depth).eval()).steps
     weighted = [step.target for step in steps if isinstance(step.target, nn.Conv2d | nn.Linear)]
+    weighted = [layer for layer in weighted if getattr(layer, "kernel_size", None) != (1, 1)]  # those are shortcuts
     relus = [step for step in steps if isinstance(step.target, nn.ReLU)]
-    depth = int(name.removeprefix("tied"))
     assert len(weighted) == depth and len(relus) == depth - 1
-    assert len(set(weighted)) == 7, "conv1, conv2, conv3, injection, W, linear, classifier"
+    assert len(set(weighted)) == (7 if name == "tied" else depth), "a tied network has one W"
+
+
+@pytest.mark.parametrize("name", ["cnn5", "cnn7", "cnn11", "resnet9", "tied9"])
+def test_a_published_name_is_the_network_of_that_depth(name):
+    family = name.rstrip("0123456789")
+    torch.manual_seed(0)
+    network = build(name, "digits", 0.05)
+    torch.manual_seed(0)
+    same = build(family, "digits", 0.05, depth=int(name.removeprefix(family)))
+    torch.testing.assert_close(network.state_dict(), same.state_dict(), rtol=0, atol=0)
 
 
 def test_tied_networks_of_all_depths_have_cerdeqs_parameters():
     """Without a gain, which only its W has."""
-    assert {parameters_of(name, "cifar10") for name in FAMILIES["tied"]} == {
-        parameters_of("cerdeq", "cifar10", gain=None)
-    }
+    counts = {parameters_of("tied", "cifar10", depth=depth) for depth in DEPTHS["tied"]}
+    assert counts == {parameters_of("cerdeq", "cifar10", gain=None)}
 
 
 def test_deep_tied_networks_tend_to_the_equilibrium():
@@ -125,7 +121,7 @@ def test_deep_tied_networks_tend_to_the_equilibrium():
     with torch.no_grad():
         expected = torch.stack([equilibrium(x), *bound(equilibrium, LinfBall(x, 0.01))])
         for depth in depths:
-            model = small(f"tied{depth}", "digits").eval()
+            model = small("tied", "digits", depth=depth).eval()
             model.load_state_dict(state)
             unrolled = torch.stack([model(x), *bound(model, LinfBall(x, 0.01))])
             errors.append((unrolled - expected).abs().amax((1, 2)))
@@ -134,7 +130,7 @@ def test_deep_tied_networks_tend_to_the_equilibrium():
     assert (errors[0] > 1e-4).all() and errors[-1][0] < 1e-10 and (errors[-1] < 1e-6).all()
 
 
-@pytest.mark.parametrize("name", sorted({*network_names()} - {"wideresnet8", "densenet"}))
+@pytest.mark.parametrize("name", sorted({*NAMED} - {"wideresnet8", "densenet"}))
 def test_large_images_are_halved_once_more(name):
     """Heads see as many features of Tiny ImageNet as of CIFAR-10, or a study of depth would compare heads."""
     sizes = []
@@ -153,7 +149,7 @@ def as_deqlate(state):
     return renamed
 
 
-@pytest.mark.parametrize("dataset", ["digits", "mnist", "tiny-imagenet"])
+@pytest.mark.parametrize("dataset", ["digits", "tiny-imagenet"])
 def test_deqlate_without_its_recurrence_is_cnn7(dataset):
     cnn7, deqlate = small("cnn7", dataset), small("deqlate", dataset)
     with_statistics(cnn7, dataset)

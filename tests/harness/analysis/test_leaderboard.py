@@ -11,8 +11,7 @@ from made_trials import add, metrics, own, publish, read_json, text
 from baselines.datasets import DATASETS
 from harness.analysis.leaderboard import build_leaderboard
 from harness.analysis.table_files import write_leaderboard
-from harness.config.radius import Radius
-from harness.config.settings import EvaluationSettings, TrainSettings
+from harness.config.settings import EvaluationSettings, Radius, TrainSettings
 from harness.config.trial import RECIPE_VERSION
 from harness.storage import files, folder, names
 

@@ -1,4 +1,4 @@
-"""`plugins:` of a sweep file: what is imported, what may be named then, what is refused, and what keys make of it."""
+"""`plugins:` of a sweep file: what is imported, what can be named then, what is refused, and how keys follow it."""
 
 import sys
 
@@ -11,7 +11,7 @@ from harness.config import plugins
 from harness.config.sweep_file import load_sweep
 from harness.config.sweep_text import ConfigError
 from harness.config.trial import trial_key
-from harness.errors import InputError, SettingError
+from harness.errors import InputError
 from harness.methods import METHODS
 from harness.storage import folder
 from harness.training import run_trial
@@ -56,7 +56,7 @@ def package(tmp_path, monkeypatch):
             table.update(before)
         for name in [name for name in sys.modules if name.partition(".")[0] == "own"]:
             del sys.modules[name]
-        plugins._imported.cache_clear()
+        plugins._import.cache_clear()
         plugins._digest.cache_clear()
 
     def make(**files):
@@ -75,7 +75,7 @@ def own(*changes, modules=("own.nets",), model="flat"):
     return changed(("plugins", list(modules)), ("trials", [{"model": model, "method": "ibp"}]), *changes)
 
 
-def test_a_network_that_cannot_be_built_without_values_is_told(package, tmp_path):
+def test_a_network_that_cannot_be_built_without_values_is_refused(package, tmp_path):
     package(nets=ALONE.replace("10)", "int(nn.Linear(2, 2).weight.sum() * 0) + 10)"))
     with pytest.raises(InputError, match=r"model: 'own.nets:body' cannot be built on torch's device 'meta'"):
         trials_of(tmp_path, own(model="own.nets:body"))
@@ -87,7 +87,7 @@ def test_an_option_without_a_type_takes_anything(package, tmp_path):
     assert first.options == {"wide": 3}
 
 
-def test_what_a_plugin_registers_can_be_named_and_trials_say_so(package, tmp_path, capsys):
+def test_what_a_plugin_registers_can_be_named_and_trials_record_it(package, tmp_path, capsys):
     package()
     content = own(("trials.0.options", {"sizes": [4]}), ("profiles", {"small": {"seeds": [7]}}))
     (first, *_) = trials_of(tmp_path, content)
@@ -113,29 +113,24 @@ def test_a_function_of_a_plugin_is_a_network_without_being_registered(package, t
 
 IMPORTED = "allowed: a module that can be imported; importing it ended with"
 BELOW = "allowed: module:function, the module one of `plugins` or below one:"
-WRONG = {  # plugins, the network, what is told
+WRONG = {  # plugins, the network, the message
     "no such package": (["owm.nets"], "flat", "plugins: found 'owm.nets', allowed: a module that Python finds"),
     "no such module": (["own.nts"], "flat", f"'own.nts', {IMPORTED} ModuleNotFoundError: No module named 'own.nts'"),
     "a path": (["own/nets.py"], "flat", "plugins: found 'own/nets.py', allowed: the name of a module"),
-    "a module without source": (["math"], "flat", "plugins: found 'math', allowed: a module that Python finds"),
     "one name": ("own.nets", "flat", "plugins: found 'own.nets', allowed: a list of names of modules"),
     "what raises": (["own.broken"], "flat", f"plugins: found 'own.broken', {IMPORTED} ZeroDivisionError: division"),
-    "what ends the process": (["own.ends"], "flat", f"plugins: found 'own.ends', {IMPORTED} SystemExit: 0"),
     "a network's name": (["own.network"], "flat", f"{IMPORTED} ValueError: network 'cnn7' is registered twice"),
     "a method's": (["own.method"], "flat", f"{IMPORTED} ValueError: training method 'ibp' is registered twice"),
-    "a data set's": (["own.data"], "flat", f"{IMPORTED} ValueError: data set 'mnist' is registered twice"),
     "what has a rule": (["own.operator"], "flat", f"{IMPORTED} ValueError: operator 'relu': <built-in method relu"),
     "a function from elsewhere": (["own.nets"], "os:system", f"trials.0.model: found 'os:system', {BELOW} own.nets"),
-    "one beside a plugin": (["own.nets"], "own.alone:body", f"found 'own.alone:body', {BELOW} own.nets"),
     "one without plugins": ([], "own.nets:flat", f"found 'own.nets:flat', {BELOW} there are none"),
     "no such function": (
         ["own.nets"],
         "own.nets:deep",
         "trials.0.model: found 'own.nets:deep', allowed: a function of",
     ),
-    "no function": (["own.nets"], "own.nets:three", "trials.0.model: found 'own.nets:three', allowed: a function of"),
     "no chain of layers": (["own.net"], "own.net:net", "found Linear, allowed: an nn.Sequential"),
-    "an unknown network": (["own.nets"], "flt", "unknown network 'flt'; did you mean 'flat'?"),
+    "an unknown network": (["own.nets"], "flt", "trials.0.model: found 'flt', allowed: "),
 }
 
 
@@ -144,33 +139,21 @@ def test_what_cannot_be_is_refused_by_the_file_and_the_key(case, package, tmp_pa
     package(
         alone=ALONE,
         broken="1 / 0",
-        ends="raise SystemExit(0)",
         network="from baselines import register\nregister('cnn7')(lambda shape, classes, width: None)",
         method="from harness.methods import METHODS, register\nregister(METHODS['ibp'])",
-        data="from baselines.datasets import DATASETS, register\nregister(DATASETS['mnist'])",
         operator="import torch\nfrom cerdeq.bounds import Operator, register\n"
         "register(Operator('relu', lambda ctx, x: x, (torch.relu,)))",
         net="from torch import nn\ndef net(shape, classes, width):\n    return nn.Linear(64, 10)",
     )
-    modules, model, told = WRONG[case]
+    modules, model, expected = WRONG[case]
     with pytest.raises(ConfigError) as error:
         load_sweep(write(tmp_path, own(("plugins", modules), model=model)), "full", True)
-    assert str(error.value).startswith(f"{tmp_path}/study.yaml: ") and told in str(error.value)
-
-
-def test_a_profile_cannot_change_the_line(tmp_path):
-    with pytest.raises(ConfigError, match=r"profiles.x.plugins: a profile cannot change this"):
-        load_sweep(write(tmp_path, changed(("profiles", {"x": {"plugins": ["own.nets"]}}))), "full", True)
+    assert str(error.value).startswith(f"{tmp_path}/study.yaml: ") and expected in str(error.value)
 
 
 def test_a_wrong_plugin_ends_the_command_before_anything_starts(refused, package, tmp_path):
     package(broken="1 / 0")
     assert "study.yaml: plugins: found 'own.broken'" in refused(write(tmp_path, own(modules=["own.broken"])))
-
-
-def test_the_line_cannot_be_said_on_the_command_line(tmp_path):
-    with pytest.raises(SettingError, match=r"--set: found 'plugins=\[own.nets\]'"):
-        load_sweep(write(tmp_path, changed()), "full", True, ["plugins=[own.nets]"])
 
 
 def test_a_key_follows_the_source_of_the_whole_package_and_nothing_else(package, tmp_path):
@@ -186,9 +169,9 @@ def test_a_key_follows_the_source_of_the_whole_package_and_nothing_else(package,
 
 def test_a_trial_is_refused_where_its_plugin_is_another(package, tiny_trial, tmp_path):
     package()
-    made = tiny_trial("own.nets:plain", plugins=plugins.digests(["own.nets"]), train={"epochs": 1, "ramp_epochs": 1})
-    assert run_trial(made, tmp_path / "trial").metrics
+    config = tiny_trial("own.nets:plain", plugins=plugins.digests(["own.nets"]), train={"epochs": 1, "ramp_epochs": 1})
+    assert run_trial(config, tmp_path / "trial").metrics
     package(nets=NETS + "\n")
     (tmp_path / "trial" / folder.RESULT).unlink()
     with pytest.raises(InputError, match=r"own.nets:plain ibp seed 0: plugins.own.nets: found .* train anew"):
-        run_trial(made, tmp_path / "trial")
+        run_trial(config, tmp_path / "trial")

@@ -1,4 +1,4 @@
-"""The key `search`: what is wrong in it is told by key; what it makes of entries; plain trials stay what they are."""
+"""The key `search`: what is refused, what it makes of entries, and that it leaves the file's trials alone."""
 
 import pytest
 from small_sweep import changed, write
@@ -11,8 +11,9 @@ SEARCH = {"spaces": {"train.learning_rate": {"log_uniform": [1e-4, 1e-2]}}, "tri
 WRONG = {
     "an unknown key": ({"budget": 3}, ["search.budget: unknown key", "trials", "hours"]),
     "an unknown sampler": ({"sampler": "tpa"}, ["search.sampler: found 'tpa'", "'tpe'"]),
-    "an objective twice": ({"objectives": ["certified_error"] * 2}, ["search.objectives", "different"]),
+    "an unknown objective": ({"objectives": ["loss"]}, ["search.objectives.0: found 'loss'", "certified_error"]),
     "no budget": ({"trials": None}, ["search.trials: found None", "hours"]),
+    "a budget of nothing": ({"trials": 0}, ["search.trials: found 0"]),
     "no spaces": ({"spaces": {}}, ["search.spaces: found {}"]),
     "more seeds than the sweep's": ({"seeds": 3}, ["search.seeds: found 3", "at most the sweep's 2"]),
     "halving with a front": (
@@ -30,6 +31,10 @@ WRONG = {
     "a key of no section": ({"spaces": {"epochs": {"integer": [1, 2]}}}, ["search.spaces.epochs", "train, options"]),
     "what no entry takes": ({"spaces": {"method_options.alpha": {"uniform": [0, 1]}}}, ["method_options.alpha"]),
     "an end that cannot be had": ({"spaces": {"train.kappa": {"uniform": [0, 2]}}}, ["train.kappa: found 2.0", "1"]),
+    "ends that do not fit the rest": (
+        {"spaces": {"train.ramp_epochs": {"integer": [1, 9]}}},
+        ["search.spaces.train.ramp_epochs", "found 9", "ramp"],
+    ),
     "halving that begins after the end": (
         {"asha": {"min_epochs": 1000}},
         ["search.asha.min_epochs: found 1000", "less than epochs"],
@@ -47,11 +52,11 @@ def load(tmp_path, *changes, assignments=(), **search):
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_is_wrong_is_told_by_file_and_key(tmp_path, case):
-    search, told = WRONG[case]
+def test_what_is_wrong_is_refused_by_file_and_key(tmp_path, case):
+    search, expected = WRONG[case]
     with pytest.raises(InputError) as error:
         load(tmp_path, **search)
-    assert all(part in str(error.value) for part in ["study.yaml: ", *told]), error.value
+    assert all(part in str(error.value) for part in ["study.yaml: ", *expected]), error.value
 
 
 def test_validation_images_of_the_sweep_are_refused(tmp_path):
@@ -92,7 +97,7 @@ def test_a_search_leaves_the_keys_of_what_is_written_alone(tmp_path):
     assert [trial_key(one, "data") for one in load(tmp_path).trials] == [trial_key(one, "data") for one in plain]
 
 
-def test_what_set_changes_is_marked_in_candidates_too_and_a_budget_is_no_change(tmp_path):
+def test_set_marks_candidates_too_and_a_budget_is_no_change(tmp_path):
     marked = load(tmp_path, assignments=["train.epochs=5", "search.trials=9"])
     assert marked.search.trials == 9
     for entry in marked.searched:
@@ -104,6 +109,6 @@ def test_what_set_changes_is_marked_in_candidates_too_and_a_budget_is_no_change(
 def test_entries_that_differ_in_what_is_searched_alone_are_refused(tmp_path):
     one = {"model": "cnn5", "method": "ibp"}
     twice = [one | {"train": {"learning_rate": rate}} for rate in (1e-3, 2e-3)]
-    with pytest.raises(InputError, match="trials: cnn5 ibp: two that differ in what is searched alone"):
+    with pytest.raises(InputError, match="trials: cnn5 ibp: two entries that differ only in settings"):
         load(tmp_path, ("trials", twice))
     load(tmp_path, ("trials", [one, one | {"train": {"kappa": 0.1}}]))

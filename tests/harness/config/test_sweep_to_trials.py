@@ -9,19 +9,17 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from fractions import Fraction
 from pathlib import Path
 
 import pytest
 from small_sweep import BASE, changed, trials_of, write
 
-from harness.config import entries
+from harness.config import sweep_file
 from harness.config.buildable import check_buildable
-from harness.config.radius import Radius
 from harness.config.settings import EvaluationSettings, TrainSettings
-from harness.config.sweep_file import load_sweep
+from harness.config.sweep_file import ConfigError, load_sweep
 from harness.config.sweep_text import read
-from harness.config.trial import TrialConfig, from_dict, to_dict, trial_key
+from harness.config.trial import TrialConfig, trial_key
 
 PROJECT = Path(__file__).resolve().parents[3]
 SWEEPS = sorted((PROJECT / "sweeps").glob("*.yaml"))
@@ -34,13 +32,10 @@ def digest(trials):
     return [len(keys), hashlib.sha256("".join(keys).encode()).hexdigest()[:16]]
 
 
-def test_trials_expand_in_the_file_s_order_seeds_inside(tmp_path):
-    content = changed(
-        ("seeds", [5, 0, 3]),
-        ("trials", [{"model": name, "method": "ibp"} for name in ("deqlate", "cnn7", "cnn5")]),
-    )
-    expanded = [(trial.model, trial.seed) for trial in trials_of(tmp_path, content)]
-    assert expanded == list(itertools.product(("deqlate", "cnn7", "cnn5"), (5, 0, 3)))
+def test_trials_are_in_the_file_s_order_seeds_inside(tmp_path):
+    entries = [{"model": name, "method": "ibp"} for name in ("deqlate", "cnn7")]
+    trials = trials_of(tmp_path, changed(("seeds", [5, 0, 3]), ("trials", entries)))
+    assert [(t.model, t.seed) for t in trials] == list(itertools.product(("deqlate", "cnn7"), (5, 0, 3)))
 
 
 def test_every_field_reaches_the_trial(tmp_path):
@@ -136,60 +131,66 @@ def test_every_field_reaches_the_trial(tmp_path):
     assert (sweep.resources.cpu, sweep.resources.gpu) == (3, 0.25)
 
 
-def test_what_a_file_does_not_say_is_the_default(tmp_path):
-    content = {key: value for key, value in BASE.items() if key != "train"}
-    (config, *_) = trials_of(tmp_path, content)
-    assert config.train == TrainSettings()
-    assert config.evaluation == EvaluationSettings()
+def test_what_a_file_leaves_out_is_the_default(tmp_path):
+    config = trials_of(tmp_path, changed(remove=["train"]))[0]
+    assert (config.train, config.evaluation) == (TrainSettings(), EvaluationSettings())
     assert (config.width, config.train_images, config.validation_images, config.options) == (1.0, None, 0, {})
 
 
-def test_a_trial_s_width_goes_before_the_sweep_s(tmp_path):
-    content = changed(("width", 0.5), ("trials.1.width", 0.25))
-    assert [trial.width for trial in trials_of(tmp_path, content)] == [0.5, 0.5, 0.25, 0.25]
-
-
-def test_a_trial_s_recipe_goes_before_the_sweep_s(tmp_path):
-    extra = {"model": "cnn5", "method": "ibp", "train": {"clip_norm": None, "regularisation": 0, "decay_epochs": []}}
-    content = changed(("trials", [BASE["trials"][0], extra]), ("seeds", [0]))
+def test_an_entry_s_width_and_recipe_override_the_sweep_s(tmp_path):
+    recipe = {"clip_norm": None, "regularisation": 0, "decay_epochs": []}
+    content = changed(("width", 0.5), ("trials.1.width", 0.25), ("trials.1.train", recipe), ("seeds", [0]))
     plain, other = trials_of(tmp_path, content)
+    assert (plain.width, other.width) == (0.5, 0.25)
     assert other.train == dataclasses.replace(plain.train, clip_norm=None, regularisation=0.0, decay_epochs=())
-    assert trial_key(plain, "data") == trial_key(trials_of(tmp_path, BASE)[0], "data")
-    assert trial_key(other, "data") != trial_key(plain, "data")
-    assert from_dict(to_dict(other)) == other
+
+
+SAME = {  # entries that are the same trial as one of BASE's
+    "defaults": {"model": "cerdeq", "method": "ibp", "options": {"margin": 0.3, "parametrisation": "perron"}},
+    "an integer for a number": {"model": "cnn5", "method": "ibp", "width": 1, "options": {}},
+    "the sweep's recipe": {"model": "cnn5", "method": "ibp", "train": {"epochs": 4, "clip_norm": 10, "eps": 0.0625}},
+}
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_another_spelling_is_the_same_trial_and_refused_beside_it(tmp_path, case):
+    (trial,) = trials_of(tmp_path, changed(("trials", [SAME[case]]), ("seeds", [0])))
+    assert trial in trials_of(tmp_path, BASE)
+    with pytest.raises(ConfigError, match=r"trials\.2: the same trial as trials\.[01]"):
+        trials_of(tmp_path, changed(("trials", [*BASE["trials"], SAME[case]])))
+
+
+def test_options_of_methods_are_part_of_a_trial(tmp_path):
+    options = [{}, {"loss_fusion": False}, {"final_beta": 0.5}]
+    entries = [{"model": "cnn5", "method": "crown-ibp", "method_options": own} for own in options]
+    trials = trials_of(tmp_path, changed(("trials", entries), ("seeds", [0])))
+    assert [trial.method_options for trial in trials] == options
+    assert len({trial_key(trial, "data") for trial in trials}) == 3
+    assert trials[1].label == "cnn5 crown-ibp loss_fusion=False seed 0"
 
 
 @pytest.fixture
 def built_once(monkeypatch):
-    """Every load of a file builds each network of each of its profiles: here once in all."""
-    built = {}
+    """Loading a file builds each network under each of its profiles: here each network is built once."""
+    networks = {}
 
     def check(trial):
-        if repr(trial) not in built:
-            built[repr(trial)] = check_buildable(trial)
-        return built[repr(trial)]
+        key = trial.model, trial.dataset, str(trial.options), trial.method, str(trial.method_options)
+        if key not in networks:
+            networks[key] = check_buildable(trial)
+        return networks[key]
 
-    monkeypatch.setattr(entries, "check_buildable", check)
+    monkeypatch.setattr(sweep_file, "check_buildable", check)
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.name)
 def test_the_project_s_own_sweeps_load_under_each_profile(path, built_once):
-    content, _ = read(path)
     recorded = json.loads(RECORD.read_text())[path.stem]
-    assert list(recorded) == ["full", *content.get("profiles", {})]
-    for profile in ["full", *content.get("profiles", {})]:
+    assert list(recorded) == ["full", *read(path)[0].get("profiles", {})]
+    for profile in recorded:
         sweep = load_sweep(path, profile, True)
-        assert sweep.profile == profile
+        assert (sweep.name, sweep.profile) == (path.stem, profile)
         assert digest(sweep.trials) == recorded[profile], __doc__
-        assert sweep.name == path.stem
-        assert len(sweep.trials) == len({trial_key(trial, "data") for trial in sweep.trials}) > 1
-        assert Fraction(str(content["eps"])) == Radius(sweep.eps)
-    assert load_sweep(path, None, False).profile == ("cpu" if "cpu" in content.get("profiles", {}) else "full")
-    assert load_sweep(path, None, True).profile == "full"
-
-
-def test_the_sweeps_of_the_readme_are_there():
-    assert {path.name for path in SWEEPS} >= {"quickstart.yaml", "cifar10.yaml"}
 
 
 if __name__ == "__main__":

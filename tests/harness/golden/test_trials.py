@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from harness.analysis.trials import read_trials
-from harness.config.trial import RECIPE_VERSION, digested, trial_key
+from harness.config.trial import RECIPE_VERSION, digest_content, trial_key
 from harness.data import load
 from harness.evaluation.equilibria import recurrence_report
 from harness.evaluation.metrics import final_metrics
@@ -38,7 +38,7 @@ def test_a_folder_of_then_is_read_and_found_under_its_key(name):
 @pytest.mark.parametrize(("name", "digest"), [("cnn5", "95e52030afa25a08"), ("cerdeq", "ec27124768c824b5")])
 def test_what_digests_of_certifications_and_searches_are_made_of_has_not_changed(name, digest):
     """Where this fails since a setting is new, name it among those that came later."""
-    content = json.dumps(digested(folder.read_trial(HERE / name / folder.TRIAL).config), sort_keys=True)
+    content = json.dumps(digest_content(folder.read_trial(HERE / name / folder.TRIAL).config), sort_keys=True)
     assert hashlib.sha256(content.encode()).hexdigest()[:16] == digest
 
 

@@ -56,14 +56,14 @@ def test_more_seeds_train_only_the_new_ones(copied, cluster):
 def test_a_trial_that_diverges_is_told_and_harms_no_other(tmp_path, store, cluster, capfd):
     trials = [
         {"model": "cnn5", "method": "plain"},
-        {"model": "cnn6", "method": "ibp"},
+        {"model": "cnn7", "method": "ibp"},
     ]  # plain has no boxes to regularise
     train = {**TINY["train"], "learning_rate": 0.9, "clip_norm": 1e30, "regularisation": 1e35}
     content = {**TINY, "name": "diverging", "eps": 1, "train": train, "trials": trials}
     study = Study(tmp_path, content, store)
     assert study.main() == 1
     printed = capfd.readouterr()
-    well, bad = study.places["cnn5", 0], study.places["cnn6", 0]
+    well, bad = study.places["cnn5", 0], study.places["cnn7", 0]
     assert folder.read_result(well) is not None
     assert folder.read_result(bad) is None
     failure = folder.read_failure(bad)
@@ -74,7 +74,7 @@ def test_a_trial_that_diverges_is_told_and_harms_no_other(tmp_path, store, clust
     assert study.runs[well.name].info.status == "FINISHED"
     assert study.runs[bad.name].info.status == "FAILED"
     assert "NonFiniteLossError" in study.runs[bad.name].data.tags["error"]
-    assert "failed cnn6 ibp seed 0: NonFiniteLossError" in printed.out
+    assert "failed cnn7 ibp seed 0: NonFiniteLossError" in printed.out
     assert "non-finite" in (study.directory / "leaderboard.md").read_text()
     assert printed.err == ""
     assert "Trial " not in printed.out, "Tune's own words"

@@ -77,7 +77,7 @@ def test_explicit_networks_have_no_such_columns(tiny_trial):
     assert {"train/bound_width", "train/bound_width_relative", "train/bound_width/relu1"} <= row.keys()
 
 
-@pytest.mark.parametrize("model", ["cnn7", "resnet7", "tied9"])
+@pytest.mark.parametrize("model", ["cnn7", "resnet9", "tied9"])
 def test_an_untrained_network_is_watched_with_the_statistics_of_the_images(tiny_trial, model):
     """As the training pass, in float64, whose batch norm takes them; running statistics give other widths."""
     config, data = tiny_trial(model), load("digits").train

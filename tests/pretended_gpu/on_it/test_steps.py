@@ -11,7 +11,7 @@ pytestmark = pytest.mark.filterwarnings("default")  # as of Triton and Inductor
 METHODS = [*BOUNDING, ("plain", {}), ("pgd", {"attack_steps": 2}), ("sabr", {}), ("mtl-ibp", {})]
 FEW_ITERATIONS = {"iterations": 3, "backward_iterations": 2}  # what is checked is the same for each
 NETWORKS = {
-    "cnn5": {}, "cnn7": {}, "tied7": {}, "resnet9": {}, "resnext": {}, "wideresnet8": {}, "densenet": {},
+    "cnn5": {}, "cnn7": {}, "tied9": {}, "resnet9": {}, "resnext": {}, "wideresnet8": {}, "densenet": {},
     "cerdeq": FEW_ITERATIONS, "deqlate": FEW_ITERATIONS, "deq7": FEW_ITERATIONS, "mondeq": FEW_ITERATIONS,
 }  # fmt: skip
 EVERY = [(network, *method) for network in NETWORKS for method in METHODS]
