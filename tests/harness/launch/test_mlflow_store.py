@@ -153,7 +153,7 @@ def test_a_driver_killed_before_any_call_leaves_nothing_missing_or_doubled(opene
     calls = whole.client.calls.total()
     assert 10 < calls < max(KILLED_BEFORE) + 3
     for fatal in range(1, calls + 1) if every else [call for call in KILLED_BEFORE if call <= calls]:
-        tracker = Tracker.open(f"killed before call {fatal}", opened_store)
+        tracker = Tracker.open(f"killed before call {fatal} {every}", opened_store)
         with pytest.raises(KeyboardInterrupt):
             counting(tracker, fatal).sync(trial_dir)
         tracker.sync(trial_dir)
