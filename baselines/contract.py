@@ -1,4 +1,4 @@
-"""What every network must do to be trained, bounded and stored, in one call: for networks from outside, too."""
+"""One call that checks whether a network can be trained, bounded and stored: for networks of plugins, too."""
 
 import copy
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ _IMAGES, _CORNERS, _EPS, _SEED = 3, 2, 1e-3, 5
 
 
 class ContractError(AssertionError):
-    """A network that does not do what every network must; the message says what."""
+    """A network that breaks the contract; the message says how."""
 
 
 def check_network(
@@ -33,20 +33,20 @@ def check_network(
 ) -> None:
     """Check a small copy of a network on random images, in float64.
 
-    network: its name, or a function as `register` takes. bounds: those that must contain what it computes; ("ibp",)
-    where an operator of it has no linear rule. Raises ContractError, whatever `build` raises, and UnsupportedOperator
-    for an operator without a rule.
+    network: its name, or a function as `register` takes. bounds: the bounds to check; ("ibp",) where one of its
+    operators has no linear rule. Raises ContractError, whatever `build` raises, and UnsupportedOperator for an operator
+    without a rule.
 
-    It can be built without values, as sweeps are checked. One seed makes one network. In evaluation mode logits [B, K]
-    are finite, the same each time, and of each image alone. In training mode the bounding pass computes what the
-    forward pass does and moves the same statistics. Every parameter has a finite gradient of the IBP loss, no weight
-    one of 0. Bounds are finite and contain what sampled points of the ball give. Weights that are stored, unfolded and
-    folded, are loaded as the same network.
+    The contract: the network can be built without values, as sweeps are checked. One seed makes one network. In
+    evaluation mode logits [B, K] are finite, the same each time, and depend on their own image alone. In training mode
+    the bounding pass computes what the forward pass does and moves the same statistics. Every parameter has a finite
+    gradient of the IBP loss, and no weight's is 0. Bounds are finite and contain the logits of sampled points of the
+    ball. Stored weights, unfolded and folded, load as the same network.
     """
     with torch.random.fork_rng(devices=[]):
-        first, second = (_made(network, dataset, width, options) for _ in range(2))
+        first, second = (_build_small(network, dataset, width, options) for _ in range(2))
         _check_without_values(network, dataset, width, options)
-        other = _made(network, dataset, width, options, seed=_SEED + 1)
+        other = _build_small(network, dataset, width, options, seed=_SEED + 1)
         _check_seed(first, second)
         _check_evaluation(with_statistics(other, dataset), dataset)
         _check_training(first, dataset)
@@ -55,19 +55,19 @@ def check_network(
 
 
 def images(dataset: str, count: int) -> Tensor:
-    """Random ones [count, C, H, W], float64."""
+    """Return random images [count, C, H, W], float64."""
     return torch.rand(count, *DATASETS[dataset].shape, dtype=torch.float64)
 
 
 def margins_in_training(model: nn.Module, dataset: str, x: Tensor, labels: Tensor, eps: float = _EPS) -> Interval:
-    """The margins [B, K - 1] of images x [B, C, H, W] by one IBP pass in training mode."""
+    """Return the margins [B, K - 1] of images x [B, C, H, W] by one IBP pass in training mode."""
     ball = clipped_ball(x, eps)
     spec = margin_spec(labels, DATASETS[dataset].classes)
     return propagate(trace(model.train()), Interval(ball.center, ball.radius, x), Context(sound=False), spec)
 
 
 def with_statistics(model: nn.Sequential, dataset: str) -> nn.Sequential:
-    """The model in evaluation mode, its batch norm statistics those of data and its biases not 0."""
+    """Return the model in evaluation mode, with batch norm statistics of random images and biases that are not 0."""
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
@@ -79,7 +79,7 @@ def with_statistics(model: nn.Sequential, dataset: str) -> nn.Sequential:
     return model.eval()
 
 
-def _made(
+def _build_small(
     network: str | Builder, dataset: str, width: float, options: dict[str, Any], seed: int = _SEED
 ) -> nn.Sequential:
     torch.manual_seed(seed)
@@ -87,15 +87,14 @@ def _made(
 
 
 def _check_without_values(network: str | Builder, dataset: str, width: float, options: dict[str, Any]) -> None:
-    """Sweeps are checked so, before anything is trained."""
+    """Check what sweeps are checked by, before anything is trained."""
     try:
         with torch.device("meta"):
             build(network, dataset, width, **options)
     except Exception as error:
-        told = f"{type(error).__name__}: {error}"
-        raise ContractError(
-            f"it cannot be built on torch's device 'meta', where tensors have no values: {told}"
-        ) from None
+        cause = f"{type(error).__name__}: {error}"
+        message = f"it cannot be built on torch's device 'meta', where tensors have no values: {cause}"
+        raise ContractError(message) from None
 
 
 def _check_seed(first: nn.Sequential, second: nn.Sequential) -> None:
@@ -124,8 +123,8 @@ def _check_training(model: nn.Sequential, dataset: str) -> None:
 def _check_evaluation(model: nn.Sequential, dataset: str) -> None:
     x, _, classes = _batch(dataset)
     logits = model(x)
-    told = f"logits of shape {tuple(logits.shape)}, of {len(x)} images and {classes} classes"
-    _require(logits.shape == (len(x), classes), told)
+    message = f"logits of shape {tuple(logits.shape)}, of {len(x)} images and {classes} classes"
+    _require(logits.shape == (len(x), classes), message)
     _require(bool(logits.isfinite().all()), "logits in evaluation mode are not finite")
     _require(torch.equal(model(x), logits), "logits in evaluation mode are not the same each time")
     _require_close("what an image gives in another batch in evaluation mode", model(x[:2]), logits[:2])
@@ -146,7 +145,7 @@ def _check_bounds(model: nn.Sequential, dataset: str, bounds: Sequence[str]) -> 
 
 
 def _values(model: nn.Sequential, x: Tensor, classes: int) -> Tensor:
-    """Logits [N, B, K] of x and of corners of its ball: random ones, and where a linear logit would be extreme."""
+    """Return logits [N, B, K] of x and of corners of its ball: random ones, and extreme ones of a linear logit."""
     x = x.clone().requires_grad_()
     logits = model(x)
     steep = [torch.autograd.grad(logits[:, k].sum(), x, retain_graph=True)[0] for k in range(min(classes, _CORNERS))]
@@ -158,7 +157,7 @@ def _values(model: nn.Sequential, x: Tensor, classes: int) -> Tensor:
 
 @torch.no_grad()
 def _check_stored(model: nn.Sequential, first: nn.Sequential, second: nn.Sequential, dataset: str) -> None:
-    """first, second: the same network with other weights."""
+    """Check that weights survive storing. first, second: the same network with other weights."""
     x, _, _ = _batch(dataset)
     first.eval().load_state_dict(model.state_dict())
     _require(torch.equal(first(x), model(x)), "the loaded network is not the saved one")
@@ -166,24 +165,24 @@ def _check_stored(model: nn.Sequential, first: nn.Sequential, second: nn.Sequent
         fold(network)
     try:
         second.load_state_dict(load(save({key: value.contiguous() for key, value in model.state_dict().items()})))
-    except RuntimeError as error:  # such as tensors that share memory, which the format has no place for
+    except RuntimeError as error:  # such as tensors that share memory, which the format cannot store
         raise ContractError(f"the folded network cannot be stored: {error}") from None
     _require(torch.equal(second(x), model(x)), "the folded network that is loaded is not the stored one")
 
 
 def _batch(dataset: str) -> tuple[Tensor, Tensor, int]:
-    """Images, labels and the number of classes."""
+    """Return images, labels and the number of classes."""
     classes = DATASETS[dataset].classes
     return images(dataset, _IMAGES), torch.randint(classes, (_IMAGES,)), classes
 
 
-def _require(holds: bool, otherwise: str) -> None:
+def _require(holds: bool, message: str) -> None:
     if not holds:
-        raise ContractError(otherwise)
+        raise ContractError(message)
 
 
-def _require_close(what: str, found: Tensor, expected: Tensor) -> None:
+def _require_close(name: str, value: Tensor, expected: Tensor) -> None:
     try:
-        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(value, expected)
     except AssertionError as error:
-        raise ContractError(f"{what} is something else: {error}") from None
+        raise ContractError(f"{name} is something else: {error}") from None

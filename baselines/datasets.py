@@ -1,4 +1,4 @@
-"""The data sets that networks are built for, one entry each: all that is known of a data set without reading it.
+"""The data sets, one entry each: everything about a data set except its files.
 
 Means and deviations are those of the certified-training literature; CIFAR-10's and Tiny ImageNet's deviations are
 means over images of each image's own, smaller than the deviation over all pixels.
@@ -9,15 +9,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Dataset:
-    """What is known of a data set.
+    """A data set, without its files.
 
-    name, title: what users call it, what tables show.
+    name, title: its name in sweep files and in tables.
     shape: (channels, height, width).
     mean, std: per channel, of pixels in [0, 1].
-    train_size, test_size: images in the whole set.
+    train_size, test_size: numbers of images.
     flip, crop_padding: training augmentation; images are padded by repeating the edge.
-    folders: where under the data directory the files may lie, besides the data directory itself.
-    class_names: by label, where they say more than the label.
+    folders: where the files may lie below the data directory, besides the data directory itself.
+    class_names: by label, where they say more than the label does.
     image_column, test_split: names of the image and of the test split in Hugging Face-style Parquet.
     """
 
@@ -48,7 +48,7 @@ def register(dataset: Dataset) -> None:
     DATASETS[dataset.name] = dataset
 
 
-_KNOWN = (
+_DATASETS = (
     Dataset(
         "cifar10", "CIFAR-10", (3, 32, 32), 10, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), 50_000, 10_000,
         flip=True, crop_padding=2, folders=("cifar10", "cifar10/plain_text"), image_column="img",
@@ -65,5 +65,5 @@ _KNOWN = (
     Dataset("digits", "digits", (1, 8, 8), 10, (0.3053,), (0.3760,), 1_437, 360),
 )  # fmt: skip
 
-for _dataset in _KNOWN:
+for _dataset in _DATASETS:
     register(_dataset)

@@ -17,7 +17,7 @@ class Bias(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, channels, H, W] and as much."""
+        """Return x + b, of the shape of x: [B, channels, H, W]."""
         return x + self.bias
 
 
@@ -26,7 +26,7 @@ def mondeq(
     shape: Shape, classes: int, width: float = 1.0,
     margin: float = 0.5, iterations: int = 16, backward_iterations: int = 16, pool: bool = False,
 ) -> nn.Sequential:  # fmt: skip
-    """DEQ-7 as published: a monotone W without gain, the injection relu(norm(U x)) + b.
+    """Return DEQ-7 as published: a monotone W without gain, the injection relu(norm(U x)) + b.
 
     Published with D of zero-padded sums for each pixel; here it is one number a channel, which bounds W a little more
     at the image's border. Published solves go to a residual of 1e-5; with rho(|W|) <= 1 / 2 so do 16 iterations.

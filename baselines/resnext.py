@@ -35,7 +35,7 @@ class GroupedBlock(nn.Module):
 
 @register("resnext")
 def resnext(shape: Shape, classes: int, width: float = 1.0) -> nn.Sequential:
-    """A convolution of 64, blocks of cardinality 2 and 128 256 512 channels, strides 1 2 2, linear 512, classifier.
+    """Return a convolution of 64, blocks (cardinality 2; 128 256 512; strides 1 2 2), linear 512, classifier.
 
     For images larger than 32 pixels a convolution of 16 and two blocks each of 32 64 128, the linear layer seeing
     16x16 pixels of Tiny ImageNet (Shi et al. 2021).

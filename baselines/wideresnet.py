@@ -9,7 +9,7 @@ from cerdeq.layers import Shape, extra_stride
 
 @register("wideresnet8")
 def wideresnet8(shape: Shape, classes: int, width: float = 1.0) -> nn.Sequential:
-    """A convolution of 16, BasicBlocks 128 256 512 with strides 1 2 2, linear 512, classifier.
+    """Return a convolution of 16, BasicBlocks 128 256 512 with strides 1 2 2, linear 512, classifier.
 
     For images larger than 32 pixels the widen factor is 10 in place of 8, channels 160 320 640, and nothing else
     changes, so that the linear layer sees 16x16 pixels of Tiny ImageNet (Shi et al. 2021).

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from small_sweep import BASE, changed, trials_of, write
+from test_trial_config import OTHER
 
 from harness.config import sweep_file
 from harness.config.buildable import check_buildable
@@ -39,95 +40,31 @@ def test_trials_are_in_the_file_s_order_seeds_inside(tmp_path):
 
 
 def test_every_field_reaches_the_trial(tmp_path):
-    train = TrainSettings(
-        epochs=9,
-        batch_size=32,
-        learning_rate=0.01,
-        decay_epochs=(2, 5),
-        decay_factor=0.5,
-        ramp_start=3,
-        ramp_epochs=4,
-        eps="1/8",
-        kappa=0.125,
-        l1=1e-6,
-        accumulate=2,
-        ema_decay=0.75,
-        recompute_statistics=True,
-        clip_norm=5.0,
-        regularisation=0.25,
-        regularise_equilibria=False,
-        precision="float32",
-        compile="never",
-        initialisation="default",
-    )
-    evaluation = EvaluationSettings(
-        stages=("ibp", "crown", "bab"),
-        test_images=11,
-        batch_size=12,
-        attack="margin",
-        attack_steps=13,
-        attack_step=0.5,
-        attack_restarts=14,
-        bab_seconds=1.5,
-        bab_branches=15,
-        certificates=True,
-    )
-    options = {
-        "margin": 0.2,
-        "gain": None,
-        "iterations": 7,
-        "backward_iterations": 8,
-        "early_iterations": 2,
-        "margin_start": 0.9,
-        "parametrisation": "orthogonal",
-        "groups": 4,
-        "gradient": "unrolled",
-        "warm_start": True,
-        "equilibria": 2,
-        "pool": True,
-        "norm": False,
-    }
-    expected = TrialConfig(
-        sweep="all.fields",
-        profile="mine",
-        dataset="mnist",
-        eps="2/255",
-        seed=6,
-        model="deqlate",
-        method="crown-ibp",
-        options=options,
-        method_options={"final_beta": 0.25},
-        width=0.125,
-        train_images=77,
-        train=train,
-        evaluation=evaluation,
-    )
-    for settings in (train, evaluation):
-        for field in dataclasses.fields(settings):
-            assert getattr(settings, field.name) != field.default, f"{field.name} is not put to the test"
-    content = {
-        "name": "all.fields",
-        "dataset": "mnist",
-        "eps": "2/255",
-        "seeds": [6],
-        "train": {**dataclasses.asdict(train), "decay_epochs": [2, 5], "eps": "1/8"},
-        "evaluation": {**dataclasses.asdict(evaluation), "stages": ["ibp", "crown", "bab"]},
-        "trials": [
-            {
-                "model": "deqlate",
-                "method": "crown-ibp",
-                "options": options,
-                "method_options": {"loss_fusion": True, "final_beta": 0.25},
-            }
-        ],
-        "resources": {"cpu": 3, "gpu": 0.25},
-        "width": 0.125,
+    """`OTHER` has a value for every field that is not its default; these fit together."""
+    values = OTHER | {
+        "options": {"margin": 0.2, "gain": None, "early_iterations": 2, "equilibria": 2, "groups": 4, "pool": True},
         "train_images": 77,
-        "profiles": {"mine": {}},
+        "train.regularisation": 0.25,
+        "evaluation.stages": ("ibp", "crown", "bab"),
+        "evaluation.test_images": None,
     }
-    sweep = load_sweep(write(tmp_path, content), "mine", True)
+    values["options"]["parametrisation"] = "orthogonal"
+    own = {name: value for name, value in values.items() if "." not in name and name != "plugins"}
+    train, evaluation = (
+        {name.removeprefix(section): value for name, value in values.items() if name.startswith(section)}
+        for section in ("train.", "evaluation.")
+    )
+    expected = TrialConfig(
+        **own | {"train": TrainSettings(**train), "evaluation": EvaluationSettings(**evaluation), "profile": "mine"}
+    )
+    entry = {key: own[key] for key in ("model", "method", "options", "method_options")}
+    file_keys = ("dataset", "eps", "width", "train_images", "validation_images")
+    content = {key: own[key] for key in file_keys} | {"name": own["sweep"], "seeds": [own["seed"]], "trials": [entry]}
+    content |= {"train": train, "evaluation": evaluation, "resources": {"cpu": 3, "gpu": 0.25}}
+    text = json.dumps(content | {"profiles": {"mine": {}}})
+    sweep = load_sweep(write(tmp_path, text), "mine", True)
     assert sweep.trials == [expected]
-    assert (sweep.name, sweep.profile, sweep.dataset, str(sweep.eps)) == ("all.fields", "mine", "mnist", "2/255")
+    assert (sweep.name, sweep.profile, sweep.dataset, str(sweep.eps)) == ("other", "mine", "mnist", "2/255")
     assert (sweep.resources.cpu, sweep.resources.gpu) == (3, 0.25)
 
 
