@@ -12,10 +12,11 @@ from torch import nn
 from harness.errors import InputError
 
 _CONTEXT = 2**30  # of a GPU's memory: what a process has there beside torch's tensors: kernels, workspaces, graphs
+_NO_DRIVER = (9, 12)  # NVML's errors: the driver is not loaded, its library is not found
 
 
 class NoGpuError(InputError):
-    """There is a GPU, and torch cannot use it."""
+    """There is a GPU, but torch cannot use it."""
 
 
 def best_device() -> torch.device:
@@ -35,7 +36,7 @@ def best_device() -> torch.device:
 
 
 def take_share(gpus: float) -> None:
-    """Limit this process to its share of a GPU's memory, which also holds a CUDA context for each process.
+    """Limit the tensors of this process to its share of a GPU's memory, less what its CUDA context takes.
 
     Args:
         gpus: how many GPUs are reserved for the process, such as 0.5; 0 for none, which does nothing.
@@ -49,8 +50,10 @@ def take_share(gpus: float) -> None:
         torch.zeros(1, device="cuda")
         total = torch.cuda.get_device_properties(0).total_memory
     except (RuntimeError, AssertionError) as error:  # without CUDA torch asserts
-        reason = " ".join(str(error).split()[:40])
-        raise NoGpuError(f"{gpus:g} GPU is reserved here and torch cannot use one: {reason}{_advice()}") from error
+        reason = " ".join(str(error).partition("Search for")[0].split()[:40])
+        advice = "" if torch.cuda.is_available() else _advice()  # a GPU that is busy or full needs no other driver
+        message = f"{gpus:g} GPU is reserved for this process, and torch cannot use it: {reason}{advice}"
+        raise NoGpuError(message) from error
     torch.cuda.set_per_process_memory_fraction(memory_share(gpus, total) / total)
 
 
@@ -61,26 +64,33 @@ def memory_share(gpus: float, total: int) -> int:
 
 
 def _refuse_unusable_cards() -> None:
-    """Raise NoGpuError if the driver lists GPUs that torch does not see: the run would quietly be one on the CPU."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+    """Raise NoGpuError if there are GPUs that torch cannot use: without it the run would quietly be one on the CPU."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible in ("", "-1"):
         return
     if cards := _count_listed_cards():
         number = "1 GPU" if cards == 1 else f"{cards} GPUs"
+        setting = "" if visible is None else f", of which CUDA_VISIBLE_DEVICES={visible} may select none"
         raise NoGpuError(
-            f"NVIDIA's driver lists {number} and torch {torch.__version__} can use none{_advice()}; "
-            'to run on the CPU, set CUDA_VISIBLE_DEVICES=""'
+            f"NVIDIA's driver lists {number}{setting}; torch {torch.__version__} can use none{_advice()}. "
+            'To run on the CPU, set CUDA_VISIBLE_DEVICES=""'
         )
 
 
 def _count_listed_cards() -> int:
-    """Return how many GPUs NVIDIA's driver lists, whatever torch can do with them."""
+    """Return how many GPUs NVIDIA's driver lists, whatever torch can do with them. Raises NoGpuError if it fails."""
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:
         return 0
     count = ctypes.c_uint(0)
-    if nvml.nvmlInit_v2() != 0 or nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:
-        return 0
+    status = nvml.nvmlInit_v2() or nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
+    if status not in (0, *_NO_DRIVER):
+        nvml.nvmlErrorString.restype = ctypes.c_char_p
+        reason = nvml.nvmlErrorString(status).decode()
+        raise NoGpuError(
+            f'NVIDIA\'s driver cannot list its GPUs: {reason}. To run on the CPU, set CUDA_VISIBLE_DEVICES=""'
+        )
     return count.value
 
 

@@ -15,7 +15,10 @@ from cerdeq.bounds.precision import counted_rounding
 
 SEARCH_COPIES = 12  # of a backward pass, when it is differentiated
 _CPU_MEMORY, _LEAST_MEMORY, _CPU_CACHE = 2**29, 2**20, 2**24
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "_status_alloc_failed", "error_out_of_memory")
+_OUT_OF_MEMORY = (
+    *("out of memory", "error_out_of_memory", "not enough memory", "can't allocate memory"),
+    *("_status_alloc_failed", "allocation_failed", "bad_alloc"),
+)
 _VALUE_COPIES = 8  # of the values of a forward pass: boxes before and after tightening, and what a rule works with
 
 

@@ -42,6 +42,7 @@ def restore(trial_dir: Path, parts: dict[str, Any], device: torch.device) -> int
         return 0
     for group in parts["optimiser"].param_groups:
         group["capturable"] = device.type == "cuda"  # the checkpoint may come from another kind of machine
+        group["fused"] = True  # what was given up is tried again, and given up again at the first step
     return epoch
 
 

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from baselines import DATASETS
 from cerdeq.bounds import trace
+from cerdeq.bounds.memory import is_out_of_memory
 from harness.config.trial import TrialConfig
 from harness.environment import cache_directory
 
@@ -84,6 +85,8 @@ def compiler_problem(device: str) -> str | None:
     try:
         torch.compile(_probe)(torch.ones(2, device=device))
     except Exception as error:  # whatever a compiler, its headers and its cache may do
+        if is_out_of_memory(error):
+            raise
         return f"{type(error).__name__}: {' '.join(str(error).split()[:_WORDS])}"
     return None
 

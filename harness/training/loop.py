@@ -72,7 +72,7 @@ def train(
     if not divided_batches(config, read_epochs(trial_dir)):
         try:
             return _train(*given, split=1)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not (is_out_of_memory(error) and divides(config, _SPLIT)):
                 raise
         free_memory()  # here, where the error no longer holds what it ran out with
@@ -113,7 +113,8 @@ def _train(
             clock.check()
             decision = decide(config, model, len(images), device, _compiled_before(directory, done))
             _log.info(decision.why)
-            stepper = Stepper(config, model, optimiser, images, labels, averaged, decision.compiled)
+            is_divided = split > 1 or not divides(config, _SPLIT)
+            stepper = Stepper(config, model, optimiser, images, labels, averaged, decision.compiled, is_divided)
             stepper.given_up += [decision.why] * decision.failed
         row = _epoch(config, stepper, epoch, directory)
         if split > 1:

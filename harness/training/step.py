@@ -1,7 +1,7 @@
 """One optimiser step, a function of tensors only; compiled where asked, on CUDA captured in one CUDA graph.
 
-Whole steps are captured here, and not losses alone by `torch.compile(mode="reduce-overhead")`: that leaves 56 launches
-a step in place of 8, and an attack's hundreds, and captures nothing where there is no compiler.
+Whole steps are captured, since `torch.compile(mode="reduce-overhead")` captures losses alone: it leaves 57 launches a
+step instead of 8, hundreds with an attack, and needs a compiler (docs/gpu-cost.md).
 """
 
 import gc
@@ -30,6 +30,8 @@ _log = logging.getLogger(__name__)
 _LARGEST = 1e15
 _WARM_UP_STEPS = 3  # before a capture, as torch asks for
 _WORDS = 30  # of an error's message
+CUDA_GRAPHS, COMPILED, CHANNELS_LAST, FUSED = "CUDA graphs", "compiled steps", "channels-last format", "fused Adam"
+"""The optimisations of a step; each that fails is given up, and steps go on without it."""
 
 Attack = Callable[[Tensor, Tensor, Tensor], Tensor | None]
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
@@ -41,9 +43,9 @@ class Stepper:
 
     A step returns a tensor [3]: the loss, and the numbers of clean and of certified correct examples at its eps (NaN
     where the method bounds no whole balls). averaged: a copy of the model that becomes the average over steps.
-    compiled: whether losses are, and what attacks climb. captured: whether a step is one CUDA graph; on CUDA, it is
-    unless that fails.
-    given_up: a line for each optimisation that failed; steps go on without it.
+    compiled: True if losses are compiled, and what attacks climb. captured: True if a step is one CUDA graph, which is
+    tried on every GPU. divided: True if batches cannot be divided further for lack of memory; then a graph that does
+    not fit is given up. given_up: a line for each optimisation that failed.
     """
 
     config: TrialConfig
@@ -53,6 +55,7 @@ class Stepper:
     labels: Tensor
     averaged: nn.Module | None = None
     compiled: bool = False
+    divided: bool = False
     given_up: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -92,33 +95,36 @@ class Stepper:
     def _make_step(self, choices: tuple[Tensor, ...], method: str) -> Callable[[tuple[Tensor, ...]], Tensor]:
         """Return a function that takes one step by `method`, with every optimisation that works on this machine.
 
-        Trial steps are taken to find out; the model, the optimiser and the random generators are restored after them.
+        Trial steps find out which do; the model, the optimiser and the random generators are restored after them.
 
         Raises:
-            Exception: what an eager step raises with no optimisation left, or any error for lack of memory.
+            Exception: an eager step without any optimisation fails, or memory runs out.
         """
         eager = partial(self.eager, method=method)
         if not (self.compiled or self.captured):
             return eager
         while True:
-            trying = "compiled steps" if self.compiled else "channels-last format and fused Adam"
+            trying = FUSED
             try:
                 with _restoring_state(self):
+                    _step_on_zeros(self.model, self.optimiser)
+                    trying = self._suspect()
                     stream = self._warm_up(choices, method)
                     if not self.captured:
                         return eager
-                    trying = "CUDA graphs"
+                    trying = CUDA_GRAPHS
                     return _Graph(eager, choices, stream)
             except Exception as error:  # whatever a compiler, a driver or a library may do
-                if is_out_of_memory(error) or not self._give_up(trying, error):
+                is_too_large = is_out_of_memory(error) and not (self.divided and trying == CUDA_GRAPHS)
+                if is_too_large or not self._give_up(trying, error):
                     raise
             self.optimiser.zero_grad(set_to_none=True)
             gc.collect()  # here, where the error holds neither graphs nor gradients
 
     def _warm_up(self, choices: tuple[Tensor, ...], method: str) -> "torch.cuda.Stream | None":
-        """Take steps as a capture wants it, on a stream of their own, which is returned; on a CPU just one."""
+        """Take the steps that a capture needs before it, on a new stream, and return that; on a CPU take one step."""
         self.eps.fill_(1e-6)
-        self.learning_rate.zero_()
+        self.learning_rate.fill_(1e-6)
         if self.images.device.type == "cpu":
             self.eager(choices, method)
             return None
@@ -132,21 +138,32 @@ class Stepper:
         gc.collect()
         return stream
 
+    def _suspect(self) -> str:
+        """Return the optimisation to give up if a trial step fails."""
+        if self.compiled:
+            return COMPILED
+        return CHANNELS_LAST if self.memory_format == torch.channels_last else FUSED
+
     def _give_up(self, what: str, error: Exception) -> bool:
-        """Do without an optimisation that failed; False where there is none left to do without."""
-        if what == "CUDA graphs":
+        """Do without an optimisation; return False if steps already do."""
+        if what == CUDA_GRAPHS:
             self.captured = False
-        elif self.compiled:
+        elif what == COMPILED:
             self.compiled = False
             self._make_objectives()
-        elif self.memory_format == torch.channels_last:
+        elif what == CHANNELS_LAST:
             self.memory_format = torch.contiguous_format
-            self.model.to(memory_format=torch.contiguous_format)
+            for network in (self.model, self.averaged):
+                if network is not None:
+                    network.to(memory_format=torch.contiguous_format)
+            for moments in self.optimiser.state.values():  # fused Adam wants those in the format of the weights
+                moments.update({name: moment.contiguous() for name, moment in moments.items()})
+        elif any(group["fused"] for group in self.optimiser.param_groups):
             for group in self.optimiser.param_groups:
                 group["fused"] = False
         else:
             return False
-        self.given_up.append(f"{what} given up: {type(error).__name__}: {' '.join(str(error).split()[:_WORDS])}")
+        self.given_up.append(f"{what} given up: {_describe_cause(error)}")
         _log.warning(self.given_up[-1])
         return True
 
@@ -182,10 +199,8 @@ class Stepper:
             return
         taken = next(iter(self.optimiser.state.values()))["step"].to(self.eps)
         weight = (1 / taken).clamp(min=1 - decay)  # a plain mean at first: the untrained network has no part in it
-        average = _floats(self.averaged)
-        moves = torch._foreach_sub(_floats(self.model), average)
-        torch._foreach_mul_(moves, weight)  # not _foreach_lerp_, which reads its weight on the host
-        torch._foreach_add_(average, moves)
+        for average, value in zip(_floats(self.averaged), _floats(self.model), strict=True):
+            average.lerp_(value, weight)  # one by one, since _foreach_lerp_ reads its weight on the host
 
 
 def make_optimiser(model: nn.Module, device: torch.device) -> torch.optim.Adam:
@@ -254,6 +269,14 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             weight.requires_grad_(True)
 
 
+def _describe_cause(error: BaseException) -> str:
+    """Return the first of the errors that led to one, as a line: a failed capture only says that one came before."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    message = str(error).partition("Search for")[0]
+    return f"{type(error).__name__}: {' '.join(message.split()[:_WORDS])}"
+
+
 def _floats(model: nn.Module) -> list[Tensor]:
     """Every parameter and buffer that is not a count."""
     return [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]
@@ -296,13 +319,24 @@ def _restoring_state(stepper: Stepper) -> Iterator[None]:
                     tensor.copy_(value)
 
 
+def _step_on_zeros(model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+    """Take a step of the optimiser with gradients of 0. Its rate is not 0, by which Adam that is not fused divides."""
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    for group in optimiser.param_groups:
+        group["lr"] = torch.ones_like(group["lr"])
+    optimiser.step()
+
+
 def _state_tensors(stepper: Stepper) -> list[Tensor]:
     """Return every tensor that a step changes in place, after creating the optimiser's moments if it has none yet."""
     model, optimiser = stepper.model, stepper.optimiser
     if not optimiser.state:
-        for parameter in model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        optimiser.step()  # zero gradients at rate 0: moments are made, nothing moves
+        try:
+            _step_on_zeros(model, optimiser)  # makes moments, and moves nothing
+        except Exception:
+            optimiser.state.clear()  # of what a step that failed has counted
+            raise
         for moments in optimiser.state.values():
             moments["step"].zero_()
     moments = [tensor for state in optimiser.state.values() for tensor in state.values()]

@@ -17,8 +17,15 @@ int pretend_cards(void) {
 EXPORT int pretend_visible_cards(void) {  /* exported: libcuda.so.1 looks it up */
     const char *visible = getenv("CUDA_VISIBLE_DEVICES");
     if (!visible) return pretend_cards();
-    int count = *visible ? 1 : 0;
-    for (; *visible; visible++) count += *visible == ',';
+    int count = 0;
+    while (*visible) {  /* as CUDA does: the first entry that names no card ends the list */
+        char *end;
+        long card = strtol(visible, &end, 10);
+        if (end == visible || card < 0 || card >= pretend_cards()) break;
+        count++;
+        if (*end != ',') break;
+        visible = end + 1;
+    }
     return count;
 }
 

@@ -141,7 +141,7 @@ def test_a_gpu_that_another_process_keeps_for_itself_fails_trials_by_name(tmp_pa
     machine = Machine(tmp_path)
     done = machine.sweep(PRETEND_GPUS="2", PRETEND_FAULT="busy")
     assert done.returncode == 1 and machine.results() == [None, None]
-    assert "1 GPU is reserved here and torch cannot use one" in done.stdout
+    assert "1 GPU is reserved for this process, and torch cannot use it" in done.stdout
     assert "busy or unavailable" in done.stdout
 
 

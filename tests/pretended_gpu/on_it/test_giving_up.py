@@ -4,9 +4,11 @@ another matter: batches are divided. All kernels do nothing here, so that values
 import pytest
 import torch
 from controls import counted, failing
+from safetensors.torch import load_file
 from steppers import stepper_of, take_steps
 from values import Values
 
+from harness.clock import Clock
 from harness.storage import folder, names
 from harness.training import run_trial
 from harness.training import step as training_step
@@ -41,7 +43,7 @@ def test_compiled_steps_that_fail_are_given_up_and_captured_uncompiled(tiny_tria
     assert stepper.captured and not stepper.compiled
 
 
-def test_channels_last_and_fused_adam_are_given_up_where_steps_fail_with_them(tiny_trial, monkeypatch):
+def test_channels_last_is_given_up_where_steps_fail_with_it(tiny_trial, monkeypatch):
     whole = training_step.Stepper.eager
 
     def fail(stepper, *arguments, **named):
@@ -50,12 +52,58 @@ def test_channels_last_and_fused_adam_are_given_up_where_steps_fail_with_them(ti
         return whole(stepper, *arguments, **named)
 
     monkeypatch.setattr(training_step.Stepper, "eager", fail)
-    stepper = stepper_of(tiny_trial(), "cuda")
+    stepper = stepper_of(tiny_trial(), "cuda", averaged=True)
     take_steps(stepper, 2, 64)
-    assert stepper.given_up == [
-        "channels-last format and fused Adam given up: RuntimeError: CUDNN_STATUS_NOT_SUPPORTED"
-    ]
-    assert stepper.captured and not stepper.optimiser.param_groups[0]["fused"]
+    assert stepper.given_up == ["channels-last format given up: RuntimeError: CUDNN_STATUS_NOT_SUPPORTED"]
+    assert stepper.captured and stepper.optimiser.param_groups[0]["fused"]
+    for network in (stepper.model, stepper.averaged):
+        assert all(parameter.is_contiguous() for parameter in network.parameters())
+
+
+def without_fused_adam(monkeypatch):
+    def fail(*_arguments, **_named):
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(torch, "_fused_adam_", fail)
+
+
+def test_fused_adam_that_fails_is_given_up_and_has_counted_no_step(tiny_trial, monkeypatch):
+    without_fused_adam(monkeypatch)
+    stepper = stepper_of(tiny_trial(), "cuda", compiled=True)
+    with Values(), failing("capture"):
+        stepper.compiled = False  # compiled kernels have no values here
+        stepper._make_objectives()
+        take_steps(stepper, 2, 64)
+    assert [line.partition(" given up")[0] for line in stepper.given_up] == ["fused Adam", "CUDA graphs"]
+    assert {int(state["step"]) for state in stepper.optimiser.state.values()} == {2}
+
+
+def test_a_trial_without_fused_adam_that_was_killed_goes_on_to_the_same_end(tiny_trial, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def kill(row):
+        if row[names.EPOCH] == 2:
+            raise Killed
+
+    without_fused_adam(monkeypatch)
+    config = tiny_trial(width=0.05, train={"compile": "never", "ema_decay": 0.9})
+    with Values(), failing("capture"):
+        run_trial(config, tmp_path / "whole")
+        with pytest.raises(Killed):
+            run_trial(config, tmp_path / "broken", kill, clock=Clock(keep_every=0))
+        result = run_trial(config, tmp_path / "broken")
+    assert sum(" given up: " in warning for warning in result.warnings) == 2
+    whole, broken = (load_file(tmp_path / name / folder.WEIGHTS) for name in ("whole", "broken"))
+    assert all(torch.equal(value, broken[name]) for name, value in whole.items())
+
+
+@pytest.mark.parametrize("fault", ["capture-memory", "instantiate-memory"])
+def test_a_graph_that_does_not_fit_is_given_up_once_batches_cannot_be_divided(tiny_trial, fault):
+    stepper = stepper_of(tiny_trial(), "cuda", divided=True)
+    with failing(fault):
+        take_steps(stepper, 2, 64)
+    assert len(stepper.given_up) == 1 and stepper.given_up[0].startswith("CUDA graphs given up: ")
 
 
 def test_an_error_of_the_step_itself_is_raised(tiny_trial, monkeypatch):
