@@ -139,6 +139,6 @@ def tf32(device: torch.device, wanted: bool) -> Iterator[None]:
 
 
 def _switch_tf32(on: bool) -> None:
-    """By the older of torch's two kinds of switches: the compiler reads those, and refuses what only newer ones say."""
+    """Switch TF32 by torch's older settings: the compiler refuses to run if only the newer ones are set."""
     torch.set_float32_matmul_precision("high" if on else "highest")
     torch.backends.cudnn.allow_tf32 = on
