@@ -81,7 +81,7 @@ def evaluate_shard(
 
     Raises SoundnessError.
     """
-    device = best_device()
+    device = next(network.model.parameters()).device
     judgement = judge_part(network, part.images.to(device), part.labels.to(device), first, config)
     spread = finite_or_none({"clean_mean": judgement.clean_mean, "clean_spread": judgement.clean_spread})
     metrics = {"seconds": judgement.seconds, "layers": finite_or_none(judgement.layers), **spread}

@@ -105,7 +105,7 @@ def test_a_driver_that_is_too_old_is_named_and_nothing_starts(tmp_path):
     machine = Machine(tmp_path)
     done = machine.sweep(PRETEND_FAULT="driver")
     assert done.returncode == 2 and machine.trials() == []
-    assert "NVIDIA's driver lists 1 GPU and torch" in done.stderr and "docs/gpu.md" in done.stderr
+    assert "NVIDIA's driver lists 1 GPU; torch" in done.stderr and "docs/gpu.md" in done.stderr
 
 
 @pytest.mark.slow

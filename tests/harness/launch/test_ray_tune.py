@@ -243,7 +243,7 @@ def test_threads_are_as_many_as_the_cpus_given(given):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_gpu_that_torch_does_not_see_is_an_error(given):
-    with pytest.raises(NoGpuError, match="GPU is reserved here and torch cannot use one"):
+    with pytest.raises(NoGpuError, match="GPU is reserved for this process, and torch cannot use it"):
         given(CPU=1.0, GPU=0.5)
 
 

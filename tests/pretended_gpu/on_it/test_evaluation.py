@@ -96,7 +96,6 @@ def test_the_host_waits_seldom_and_the_verdicts_are_those_of_a_cpu(trained, monk
 FAULTS = {  # what runs out of memory while a fault is on; libraries and contexts are asked for in new threads
     "memory": lambda: torch.empty(2**30, device="cuda"),
     "library-memory": lambda: torch.ones(2, 2, device="cuda").mm(torch.ones(2, 2, device="cuda")),
-    "context-memory": lambda: torch.cuda.set_device(0),
 }
 
 
