@@ -8,7 +8,7 @@ from mlflow_folders import assert_complete, finish, make_folder, train
 from rich.console import Console
 from servers import free_port, running
 
-from harness.analysis import tables
+from harness.analysis.table_files import write_leaderboard
 from harness.tracking import TrackingError
 from harness.tracking.mlflow_sync import MlflowSync
 
@@ -42,7 +42,7 @@ class StubTracker:
 
 def test_one_warning_while_it_is_away_and_all_is_logged_at_the_end(tmp_path, capsys):
     trial_dirs = [make_folder(tmp_path, seed) for seed in range(2)]
-    table, _ = tables.write(tmp_path)
+    table, _ = write_leaderboard(tmp_path)
     mlflow = MlflowSync(StubTracker(), {trial_dirs[0].name: "a row"}, Console(width=200))
     mlflow.sync(trial_dirs[0])
     mlflow.tracker.away = True

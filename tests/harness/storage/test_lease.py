@@ -90,3 +90,14 @@ def test_a_file_that_names_nobody_keeps_nobody_out(tmp_path, text):
     (tmp_path / LOCK).write_text(text)
     with locked(tmp_path):
         pass
+
+
+def test_a_refused_run_leaves_the_lock_as_it_was(tmp_path):
+    with locked(tmp_path):
+        before = holder(tmp_path)
+        with pytest.raises(InputError, match="another run"), locked(tmp_path):
+            pass
+        assert holder(tmp_path) == before == json.loads((tmp_path / LOCK).read_text())
+    assert holder(tmp_path) is None
+    with open(tmp_path / LOCK) as file:  # `holder` keeps no lock
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
