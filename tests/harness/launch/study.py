@@ -67,7 +67,7 @@ class Study:
 
     @property
     def trial_dirs(self):
-        return {name: folder.place(self.directory, made.key) for name, made in self.trials.items()}
+        return {name: folder.trial_dir(self.directory, made.key) for name, made in self.trials.items()}
 
     @property
     def runs(self):
@@ -92,7 +92,7 @@ class Study:
         epochs = list(range(next(iter(self.trials.values())).config.train.epochs + 1))
         assert set(self.runs) == {made.key for made in self.trials.values()}
         for made in self.trials.values():
-            trial_dir = folder.place(self.directory, made.key)
+            trial_dir = folder.trial_dir(self.directory, made.key)
             result, logged = folder.read_result(trial_dir), self.runs[made.key]
             assert result.key == made.key
             assert folder.read_failure(trial_dir) is None

@@ -56,7 +56,7 @@ def trained(tmp_path_factory, tiny_trial):
     for seed in (0, 1, 2):
         config = dataclasses.replace(base, seed=seed)
         trial = folder.make_trial(config, data.fingerprint)
-        trial_dir = folder.place(sweep_dir, trial.key)
+        trial_dir = folder.trial_dir(sweep_dir, trial.key)
         if seed == 2:
             folder.claim(trial_dir, trial)
         else:
@@ -81,7 +81,6 @@ def certified(trained, tmp_path_factory):
 
 @pytest.fixture
 def sweep_dir(trained, tmp_path):
-    """A copy that a test may change."""
     return copy(trained, tmp_path)
 
 
@@ -140,9 +139,7 @@ def test_every_finished_trial_has_verdicts_timings_and_a_result(certified):
         timings = pd.read_parquet(directory / certification.TIMINGS).groupby("stage")["seconds"].sum()
         assert set(timings.index) == {"clean", "attack", "ibp", "crown-ibp", "crown"}
         assert timings["ibp"] == pytest.approx(result.metrics[names.seconds_of("ibp")])
-        left = {certification.CERTIFICATION, certification.TIMINGS}
-        left |= {folder.COUNTEREXAMPLES, folder.RESULT, folder.VERDICTS}
-        assert {path.name for path in directory.iterdir() if not path.name.startswith(".")} == left
+        assert not (directory / folder.SHARDS).exists()
 
 
 def test_certifications_stand_in_a_section_of_their_own(trained, certified):
@@ -291,7 +288,6 @@ REFUSED = {
     "stages in another order": (["--stages", "crown,ibp"], ["stages", "in order"]),
     "no time": (["--seconds", "0"], ["--seconds", "above 0"]),
     "endless time": (["--seconds", "inf"], ["--seconds", "finite"]),
-    "no workers": (["--workers", "0"], ["--workers", "at least 1"]),
     "more images than there are": (["--images", "361"], ["360", "361"]),
     "seconds of nothing": (["--stages", "ibp", "--seconds", "5"], ["--seconds", "found 5.0", "nothing without bab"]),
     "certificates of nothing": (["--stages", "ibp", "--certificates"], ["--certificates", "without crown or alpha"]),

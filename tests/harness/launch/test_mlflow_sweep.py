@@ -55,7 +55,7 @@ def test_the_network_of_each_run_predicts_as_it_was_evaluated(finished):
         (output,) = run.outputs.model_outputs
         network = mlflow.pyfunc.load_model(client.get_logged_model(output.model_id).artifact_location)
         assert network.predict(images.astype(numpy.float32)).shape == (50, 10)
-        verdicts = folder.read_verdicts(folder.place(finished.directory, key), [names.PREDICTION])[names.PREDICTION]
+        verdicts = folder.read_verdicts(folder.trial_dir(finished.directory, key), [names.PREDICTION])[names.PREDICTION]
         assert numpy.array_equal(network.predict(images).argmax(1), verdicts)
     with pytest.raises(ValueError, match=r"pixels in \[0, 1\]"):
         network.predict(255 * images)
@@ -91,7 +91,7 @@ def test_tables_from_mlflow_alone_are_the_same_bytes(finished, tmp_path, capsys)
         assert main("tables", [str(directory), "--from-mlflow", finished.store]) == 0
         assert_same_tables(directory, finished.directory)
     for trial_dir in finished.trial_dirs.values():
-        restored = folder.place(directory, trial_dir.name)
+        restored = folder.trial_dir(directory, trial_dir.name)
         assert folder.read_epochs(restored) == folder.read_epochs(trial_dir)
         assert (restored / folder.VERDICTS).read_bytes() == (trial_dir / folder.VERDICTS).read_bytes()
 

@@ -6,8 +6,7 @@ import time
 import pytest
 from rich.console import Console
 
-from harness.launch.progress import Progress
-from harness.launch.watched import Bar, Counts, Lines
+from harness.launch.progress import Bar, Counts, Lines, Progress
 from harness.storage import folder, names
 
 ROW = {names.EPOCH: 2, names.TRAIN_EPS: 0.01, names.TRAIN_LOSS: None, names.TRAIN_ACCUMULATE: 4}
@@ -40,9 +39,9 @@ def test_the_table_shows_every_state_and_the_time_left(tiny_trial):
     progress = progress_of(trials)
     progress.epoch(keys[0], row)
     progress.epoch(keys[1], {**row, names.EPOCH: 3})
-    progress.judged(keys[1], 0, 500)
+    progress.evaluated(keys[1], 0, 500)
     progress.rows[keys[1]].pace.first = time.monotonic() - 300, 0
-    progress.judged(keys[1], 100, 500)
+    progress.evaluated(keys[1], 100, 500)
     progress.epoch(keys[4], {names.EPOCH: 0, names.TRAIN_EPS: 0.0, names.in_training(names.BOUND_WIDTH): 5.0})
     progress.finished(keys[2], folder.TrialResult(keys[2], metrics, {}, {}, ["odd [/x]"]))
     text = rendered(progress)
@@ -65,7 +64,7 @@ def test_of_many_trials_running_ones_are_shown_and_all_are_counted(tiny_trial):
 @pytest.fixture
 def now(monkeypatch):
     seconds = [0.0]
-    monkeypatch.setattr("harness.launch.pace.time.monotonic", lambda: seconds[0])
+    monkeypatch.setattr("harness.launch.progress.time.monotonic", lambda: seconds[0])
     return seconds
 
 
@@ -73,12 +72,12 @@ def test_one_trial_prints_a_line_an_epoch_and_two_while_it_is_evaluated(capsys, 
     with Lines() as lines:
         lines.epoch(ROW)
         for done in range(500, 3000, 500):
-            lines.judged(done, 2500)
+            lines.evaluated(done, 2500)
             now[0] += 60
     assert capsys.readouterr().out.splitlines() == [
         "epoch 2: train/eps 0.01, train/accumulate 4",
-        "judging 2,000 images",
-        "judged 1,000 of 2,500 images, 3.0 min left",
+        "evaluating 2,000 images",
+        "evaluated 1,000 of 2,500 images, 3.0 min left",
     ]
 
 
@@ -88,12 +87,19 @@ def test_bars_show_what_is_done_and_the_time_left(now):
         bar.epoch({**ROW, names.EPOCH: 1})
         now[0] += 60
         bar.epoch(ROW)
-        bar.judged(0, 2500)
+        bar.evaluated(0, 2500)
         now[0] += 30
-        bar.judged(500, 2500)
+        bar.evaluated(500, 2500)
         bar.bars.refresh()
     text = console.file.getvalue()
-    for part in ("epochs", "2/10", "8.0 min left, eps 0.01, accumulate 4", "images judged", "500/2500", "2.0 min left"):
+    for part in (
+        "epochs",
+        "2/10",
+        "8.0 min left, eps 0.01, accumulate 4",
+        "images evaluated",
+        "500/2500",
+        "2.0 min left",
+    ):
         assert part in text, part
 
 

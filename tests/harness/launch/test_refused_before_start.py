@@ -48,8 +48,8 @@ def put_trial(directory, **changes):
     """A trial folder in a sweep's directory, as a run would have left it."""
     trial = TrialConfig(**{**dict.fromkeys(("profile", "model", "method"), "x"), "sweep": "study", **changes})
     made = folder.make_trial(trial, "data")
-    files.write_json(folder.place(directory, made.key) / folder.TRIAL, folder.trial_json(made))
-    return folder.place(directory, made.key)
+    files.write_json(folder.trial_dir(directory, made.key) / folder.TRIAL, folder.trial_json(made))
+    return folder.trial_dir(directory, made.key)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_the_same_eps_written_another_way_is_the_same_sweep(nothing_starts, tmp_
 def trial_dir(tmp_path):
     """The folder of the first trial of BASE, begun."""
     trial = folder.make_trial(trials_of(tmp_path, BASE)[0], load("digits").fingerprint)
-    folder.claim(trial_dir := folder.place(tmp_path / "results/study", trial.key), trial)
+    folder.claim(trial_dir := folder.trial_dir(tmp_path / "results/study", trial.key), trial)
     return trial_dir
 
 

@@ -11,7 +11,7 @@ from ray_nodes import running_node
 from servers import BUCKET, client, free_port, s3
 from study import LONG, POLITENESS, TINY, Study
 
-from harness.launch.shared import MARK, mirrored
+from harness.launch.shared import MARK, local_mirror
 from harness.storage import folder, remote
 from harness.training import run_trial
 
@@ -24,7 +24,7 @@ def bucket(tmp_path, monkeypatch):
     with s3(tmp_path) as environment:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        remote._opened.cache_clear()  # of a server that another test had
+        remote._open.cache_clear()  # of a server that another test had
         yield environment
 
 
@@ -115,7 +115,7 @@ def test_a_sweep_goes_on_from_machine_to_machine_to_the_very_same_end(tmp_path, 
     after = objects(bucket)
     assert {name: after[name] for name in trials} == {name: before[name] for name in trials}
     monkeypatch.chdir(two.root)
-    assert mirrored(f"{two.uri}/elsewhere") == two.directory
+    assert local_mirror(f"{two.uri}/elsewhere") == two.directory
     assert all(folder.read_result(trial_dir) for trial_dir in two.trial_dirs.values())
 
 

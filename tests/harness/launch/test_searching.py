@@ -111,7 +111,7 @@ def test_winners_have_all_images_every_seed_and_a_mark_and_candidates_stay_apart
     for trial in winners.trials:
         assert trial.validation_images == 0 and trial.train_images == TINY["train_images"]
         assert trial.train.learning_rate == best.user_attrs["settings"]["train.learning_rate"]
-        trial_dir = folder.place(tmp_path / "study", folder.make_trial(trial, load("digits").fingerprint).key)
+        trial_dir = folder.trial_dir(tmp_path / "study", folder.make_trial(trial, load("digits").fingerprint).key)
         text = "tpe, 4 candidates, evaluated on 50 images held out of training"
         assert folder.read_chosen(trial_dir)["text"] == text
     trial_dirs = folder.trial_folders(search_of(sweep, tmp_path).directory)
@@ -142,7 +142,7 @@ def test_what_diverges_counts_as_wrong_and_what_died_is_tried_again(tmp_path, wo
     winners, lacks_some = search_of(sweep, tmp_path).run(0)
     assert lacks_some
     trial = folder.make_trial(winners.trials[0], load("digits").fingerprint)
-    text = folder.read_chosen(folder.place(tmp_path / "study", trial.key))["text"]
+    text = folder.read_chosen(folder.trial_dir(tmp_path / "study", trial.key))["text"]
     assert text.startswith("tpe, 4 candidates (2 failed), ")
     _, lacks_some = search_of(sweep, tmp_path).run(0)
     assert not lacks_some
@@ -170,7 +170,7 @@ def test_a_candidate_that_falls_behind_is_stopped(tmp_path, monkeypatch):
     winners, _ = search_of(sweep, tmp_path).run(0)
     assert [one.state for one in candidates(sweep, tmp_path)] == [TrialState.COMPLETE, TrialState.PRUNED]
     trial = folder.make_trial(winners.trials[0], load("digits").fingerprint)
-    assert "(1 ended early)" in folder.read_chosen(folder.place(tmp_path / "study", trial.key))["text"]
+    assert "(1 ended early)" in folder.read_chosen(folder.trial_dir(tmp_path / "study", trial.key))["text"]
 
 
 def test_a_damaged_file_is_named_and_a_search_of_an_earlier_version_refused(tmp_path, workers):

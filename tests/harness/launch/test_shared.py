@@ -12,7 +12,7 @@ from harness.command_line import main
 from harness.data import load
 from harness.errors import InputError
 from harness.launch import shared
-from harness.launch.shared import Shared, mirrored, run_at
+from harness.launch.shared import SharedResults, local_mirror, run_trial_at
 from harness.storage import folder, names, remote
 from harness.training import run_trial
 
@@ -27,12 +27,12 @@ class Killed(BaseException):
 def address(tmp_path, tiny_trial):
     """A trial at an address: its key, the address and where that leads."""
     trial = folder.make_trial(tiny_trial(), load("digits").fingerprint)
-    folder.claim(folder.place(tmp_path / "bucket/tiny", trial.key), trial)
-    return trial.key, f"file://{tmp_path}/bucket/tiny", folder.place(tmp_path / "bucket/tiny", trial.key)
+    folder.claim(folder.trial_dir(tmp_path / "bucket/tiny", trial.key), trial)
+    return trial.key, f"file://{tmp_path}/bucket/tiny", folder.trial_dir(tmp_path / "bucket/tiny", trial.key)
 
 
 def run(uri, key, report=lambda row: None):
-    run_at(uri, key, report, None, lambda done, images: None, None)
+    run_trial_at(uri, key, report, None, lambda done, images: None, None)
 
 
 @pytest.fixture
@@ -83,31 +83,31 @@ def test_a_failure_is_at_the_address_until_it_is_overcome(address, tmp_path, mon
     with pytest.raises(RuntimeError):
         run(uri, key, fail)
     mirror = tmp_path / "mirror"
-    shared.mirror(uri, mirror)
-    assert "no such luck" in folder.read_failure(folder.place(mirror, key))["error"]
+    shared.update_mirror(uri, mirror)
+    assert "no such luck" in folder.read_failure(folder.trial_dir(mirror, key))["error"]
     run(uri, key)
-    shared.mirror(uri, mirror)
+    shared.update_mirror(uri, mirror)
     assert folder.read_failure(trial_dir) is None
-    assert folder.read_failure(folder.place(mirror, key)) is None
-    assert folder.read_result(folder.place(mirror, key)).key == key
+    assert folder.read_failure(folder.trial_dir(mirror, key)) is None
+    assert folder.read_result(folder.trial_dir(mirror, key)).key == key
 
 
 def test_ctrl_c_reaches_a_worker_by_the_address(address, tmp_path):
     key, uri, trial_dir = address
-    study = Shared(tmp_path / "mirror", uri)
-    study.begin()
-    (study.directory / folder.STOP).write_text("Ctrl-C")
+    study = SharedResults(tmp_path / "mirror", uri)
+    study.prepare()
+    (study.sweep_dir / folder.STOP).write_text("Ctrl-C")
 
     def stop(row):
         if row[names.EPOCH] == 1:
-            study.pass_on_stop()
+            study.push_stop()
 
     with pytest.raises(Stopped):
         run(uri, key, stop)
     assert [row[names.EPOCH] for row in folder.read_epochs(trial_dir)] == [0, 1, 2]
     assert (trial_dir / folder.CHECKPOINT).exists()
-    (study.directory / folder.STOP).unlink()
-    study.pass_on_stop()
+    (study.sweep_dir / folder.STOP).unlink()
+    study.push_stop()
     assert not shared.is_stopped(uri)
 
 
@@ -134,12 +134,12 @@ def test_a_directory_that_is_no_mirror_is_left_alone(address, tmp_path, monkeypa
     (tmp_path / "results/tiny").mkdir(parents=True)
     (tmp_path / "results/tiny/mine").write_text("")
     with pytest.raises(InputError, match=r"results/tiny holds other files"):
-        mirrored(uri)
+        local_mirror(uri)
     (tmp_path / "results/tiny/mine").unlink()
-    assert mirrored(uri) == tmp_path / "results/tiny"
+    assert local_mirror(uri) == tmp_path / "results/tiny"
     shutil.copytree(tmp_path / "bucket", tmp_path / "other")
     with pytest.raises(InputError, match=f"mirrors {uri} and would be the mirror of file://{tmp_path}/other/tiny"):
-        mirrored(f"file://{tmp_path}/other/tiny")
+        local_mirror(f"file://{tmp_path}/other/tiny")
 
 
 def test_commands_read_an_address_and_name_results_that_it_has_lost(address, tmp_path, monkeypatch, capsys):
@@ -152,14 +152,13 @@ def test_commands_read_an_address_and_name_results_that_it_has_lost(address, tmp
     assert (tmp_path / "results/tiny/leaderboard.md").exists()
     shutil.rmtree(trial_dir)
     with pytest.raises(InputError, match=f"has lost trials/{key}/result.json: copy"):
-        mirrored(uri)
-    assert folder.read_result(folder.place(Path("results/tiny"), key)) is not None
+        local_mirror(uri)
+    assert folder.read_result(folder.trial_dir(Path("results/tiny"), key)) is not None
 
 
 @pytest.mark.parametrize(
     ("results", "message"),
     [
-        ("nothing://here", "nothing://here/tiny cannot be used: "),
         ("file:///proc/nowhere", "file:///proc/nowhere/tiny cannot be used: "),
         ("s3://me:hidden@bucket/x", "found 's3://me:***@bucket/x/tiny', allowed: an address without secrets"),
     ],

@@ -70,7 +70,7 @@ def export_again(path, **changes):
 
 def trial_dir_of(path):
     content = json.loads(path.read_text())
-    return folder.place(path.parent / "results" / content["config"]["sweep"], content["key"])
+    return folder.trial_dir(path.parent / "results" / content["config"]["sweep"], content["key"])
 
 
 def test_a_trial_runs_without_ray_mlflow_and_pydantic(exported, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from harness.command_line import main
 from harness.storage import folder
-from harness.storage.lease import locked
+from harness.storage.lease import lock_directory
 
 
 def status_of(study, capsys):
@@ -34,7 +34,7 @@ def test_failed_and_unfinished_ones_are_shown_with_why_and_how_far(copied, capsy
         (trial_dir / folder.RESULT).unlink()
     trial = copied.trials["cnn5", 0]
     other = folder.make_trial(dataclasses.replace(trial.config, seed=9), trial.fingerprint)
-    folder.claim(folder.place(copied.directory, other.key), other)
+    folder.claim(folder.trial_dir(copied.directory, other.key), other)
     folder.write_failure(copied.trial_dirs["cnn5", 0], "RuntimeError: of a kind")
     by_model, lines = status_of(copied, capsys)
     assert "failed" in by_model["cnn5"] and "RuntimeError: of a kind" in by_model["cnn5"]
@@ -47,7 +47,7 @@ def test_a_trial_runs_where_the_run_that_holds_the_directory_wrote_for_it(copied
         (trial_dir / folder.RESULT).unlink()
         for path in trial_dir.iterdir():
             os.utime(path, (time.time() - 7200,) * 2)
-    with locked(copied.directory):
+    with lock_directory(copied.directory):
         os.utime(copied.trial_dirs["cnn5", 0] / folder.EPOCHS)
         by_model, lines = status_of(copied, capsys)
     assert f"process {os.getpid()}" in lines[0]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from harness.clock import Clock, Stopped
 from harness.command_line import FAILED, INTERRUPTED, OK, STOPPED, main
 from harness.data import load
-from harness.launch.watched import Lines
+from harness.launch.progress import Lines
 from harness.storage import files, folder, names
 from harness.storage.folder import make_trial, trial_json
 from harness.training import run_trial
@@ -25,7 +25,7 @@ def exported(tiny_trial, tmp_path):
         train = {"epochs": 2, "ramp_epochs": 1, **changes.pop("train", {})}
         made = make_trial(tiny_trial(width=0.05, train=train, **changes), load("digits").fingerprint)
         files.write_json(tmp_path / f"{made.key}.json", trial_json(made))
-        return tmp_path / f"{made.key}.json", folder.place(tmp_path / "results/tiny", made.key)
+        return tmp_path / f"{made.key}.json", folder.trial_dir(tmp_path / "results/tiny", made.key)
 
     return export
 
@@ -131,7 +131,7 @@ def test_sigterm_ends_a_trial_with_its_epoch_and_the_same_command_goes_on(export
         assert call(tmp_path, first, second) == STOPPED
     printed = capsys.readouterr().out
     assert "SIGTERM: stops after this epoch" in printed
-    assert "2 of 2 left: " in printed and "stopped; the same command goes on" in printed
+    assert "2 of 2 unfinished: " in printed and "stopped; the same command goes on" in printed
     assert [row[names.EPOCH] for row in folder.read_epochs(trial_dir)] == [0, 1, 2]
     assert not (other / folder.EPOCHS).exists()
     assert call(tmp_path, first, second) == OK

@@ -33,7 +33,7 @@ def test_one_signal_writes_the_file_that_trials_look_for(stop, lines, tmp_path, 
         assert not stop.flag.exists()
         os.kill(os.getpid(), number)
         assert stop.asked and stop.interrupted
-        assert folder.stop_file(folder.place(tmp_path / "sweep", "0" * 16)).exists()
+        assert folder.stop_file(folder.trial_dir(tmp_path / "sweep", "0" * 16)).exists()
     assert not stop.flag.exists()
     assert signal.getsignal(number) == before
     assert [line.partition(";")[0] for line in lines] == [
@@ -50,7 +50,7 @@ def test_a_second_signal_stops_at_once(stop):
 def test_a_second_signal_waits_for_what_is_being_written(stop, lines):
     written = []
     with pytest.raises(KeyboardInterrupt), stop:
-        with stop.whole():
+        with stop.delayed():
             interrupt(times=2)
             written.append("in the block")
         written.append("after it")
@@ -59,20 +59,20 @@ def test_a_second_signal_waits_for_what_is_being_written(stop, lines):
 
 
 def test_an_error_in_the_block_hides_no_second_signal(stop):
-    with pytest.raises(KeyboardInterrupt), stop, stop.whole():
+    with pytest.raises(KeyboardInterrupt), stop, stop.delayed():
         interrupt(times=2)
         raise ValueError
 
 
 def test_a_third_signal_waits_for_nothing(stop):
-    with pytest.raises(KeyboardInterrupt), stop, stop.whole():
+    with pytest.raises(KeyboardInterrupt), stop, stop.delayed():
         interrupt(times=3)
         pytest.fail("went on")
 
 
 def test_one_signal_within_the_block_stops_nothing(stop):
     with stop:
-        with stop.whole():
+        with stop.delayed():
             interrupt()
         assert stop.interrupted
         with pytest.raises(KeyboardInterrupt):

@@ -117,7 +117,7 @@ def test_the_profile_is_printed_and_stands_in_every_table(tmp_path, store, no_ra
     assert made.config.profile == "cpu"
     assert study.main("--export", str(tmp_path / "exported")) == 0
     assert "profile 'cpu'" in capsys.readouterr().err
-    run_trial(made.config, folder.place(study.directory, made.key))
+    run_trial(made.config, folder.trial_dir(study.directory, made.key))
     capsys.readouterr()
     assert study.main() == 0
     assert "no GPU here: profile 'cpu' was picked" in capsys.readouterr().out
