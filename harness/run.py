@@ -230,8 +230,9 @@ class _Run:
 
     def report_left_out(self, to_run: list[Trial]) -> None:
         """Print which trials failed before and would fail again."""
+        keys = {trial.key for trial in to_run}
         for trial in self.study.unfinished():
-            if trial not in to_run:
+            if trial.key not in keys:
                 failure = folder.read_failure(self.study.trial_dirs[trial.key]) or {}
                 message = f"failed {self.study.labels[trial.key]}: {failure.get('error')}"
                 self.console.print(f"{message}; it would fail again: --retry-failed", markup=False, soft_wrap=True)

@@ -50,9 +50,10 @@ class Study:
 
     def to_run(self, retry_failed: bool) -> list[Trial]:
         """Return the unfinished trials without those that would fail again; with `retry_failed`, all of them."""
-        failures = {trial.key: folder.read_failure(self.trial_dirs[trial.key]) for trial in self.unfinished()}
+        unfinished = self.unfinished()
+        failures = {trial.key: folder.read_failure(self.trial_dirs[trial.key]) for trial in unfinished}
         fails_again = {key for key, failure in failures.items() if failure and failure["repeats"]}
-        return [trial for trial in self.unfinished() if retry_failed or trial.key not in fails_again]
+        return [trial for trial in unfinished if retry_failed or trial.key not in fails_again]
 
     def seconds_left(self, trials: list[Trial]) -> dict[str, float | None]:
         """Return the seconds that each trial has left, by key; None where no trial of its row has finished."""
