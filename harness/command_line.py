@@ -1,7 +1,7 @@
-"""The commands: one parser and one way to end for all of them.
+"""Parse and run the commands.
 
-A command's module has a docstring, `arguments(parser)`, which adds its own, and `main(options)`, which returns the exit
-status. The parser is argparse's, since `harness.trial` runs where nothing but torch and pandas is installed.
+A command's module has a docstring, `arguments(parser)`, which adds arguments, and `main(options)`, which returns the
+exit status. The parser is argparse's, since `harness.trial` runs where nothing but torch and pandas is installed.
 """
 
 import argparse
@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 
 from harness.clock import Stopped
 from harness.errors import InputError, require
-from harness.masking import masked
+from harness.masking import mask_secrets
 
-Named = TypeVar("Named")
+Item = TypeVar("Item")
 
 OK, FAILED, BAD_INPUT, STOPPED, INTERRUPTED = 0, 1, 2, 3, 130
 STATUSES = {
@@ -47,55 +47,55 @@ COMMANDS = {
 
 
 def add_data_dir(parser: argparse.ArgumentParser) -> None:
-    """The option of all commands that read data."""
+    """Add the option of all commands that read data."""
     parser.add_argument("--data-dir", help="where data sets lie; default: $CERDEQ_DATA, else ./data")
 
 
 def add_results_dir(parser: argparse.ArgumentParser) -> None:
-    """The option of all commands that train."""
+    """Add the option of all commands that train."""
     what = "default: results; harness.run takes an address, too, such as s3://bucket/prefix"
-    parser.add_argument("--results-dir", type=place, default=Path("results"), help=what)
+    parser.add_argument("--results-dir", type=path_or_address, default=Path("results"), help=what)
 
 
 def add_sweep_directory(parser: argparse.ArgumentParser) -> None:
-    """The argument of all commands that read a sweep's results."""
+    """Add the argument of all commands that read a sweep's results."""
     what = "results/<sweep>, the directory that holds trials/, or its address, which results/<sweep> then mirrors"
-    parser.add_argument("directory", type=place, help=what)
+    parser.add_argument("directory", type=path_or_address, help=what)
 
 
 def add_sweep_directories(parser: argparse.ArgumentParser, several: str) -> None:
-    """The argument of commands that read the results of several sweeps, too. several: what they make of those."""
+    """Add the argument of commands that read several sweeps, too. several: help on what they do with those."""
     what = f"results/<sweep>, the directory that holds trials/, or its address; {several}"
-    parser.add_argument("directories", type=place, nargs="+", metavar="DIRECTORY", help=what)
+    parser.add_argument("directories", type=path_or_address, nargs="+", metavar="DIRECTORY", help=what)
 
 
 def add_patterns(parser: argparse.ArgumentParser, option: str, what: str) -> None:
-    """An option that takes patterns for `meant`."""
-    told = f"{what} this is, or else matches with *, ? and [...], where [[] is a bracket; may be given again"
-    parser.add_argument(option, action="append", default=[], metavar="PATTERN", help=told)
+    """Add an option that takes patterns for `select_by_pattern`. what: such as 'only trials whose label'."""
+    text = f"{what} equals this, or else matches it with *, ? and [...], where [[] is a bracket; repeatable"
+    parser.add_argument(option, action="append", default=[], metavar="PATTERN", help=text)
 
 
-def meant(option: str, patterns: Sequence[str], named: Mapping[Named, Sequence[str]]) -> list[Named]:
-    """Those with a name, the first of which is told, that is one of the patterns or, where none is, matches it.
+def select_by_pattern(option: str, patterns: Sequence[str], names: Mapping[Item, Sequence[str]]) -> list[Item]:
+    """Return the items with a name that equals a pattern or, if none equals it, that matches it.
 
-    Raises SettingError where a pattern means none of them.
+    names: all names of each item. Raises SettingError, with the first names, for a pattern that selects nothing.
     """
-    found = set[Named]()
+    selected = set[Item]()
     for pattern in patterns:
-        its = {it for it, names in named.items() if pattern in names}
-        its = its or {it for it, names in named.items() if any(fnmatchcase(name, pattern) for name in names)}
-        require(option, pattern, bool(its), f"one of: {'; '.join(names[0] for names in named.values())}")
-        found |= its
-    return [it for it in named if it in found]
+        items = {item for item in names if pattern in names[item]}
+        items = items or {item for item in names if any(fnmatchcase(name, pattern) for name in names[item])}
+        require(option, pattern, bool(items), f"one of: {'; '.join(first for first, *_ in names.values())}")
+        selected |= items
+    return [item for item in names if item in selected]
 
 
-def place(text: str) -> Path | str:
-    """The type of arguments that may be an address: a path, or an address as it is, which `main` has mirrored."""
+def path_or_address(text: str) -> Path | str:
+    """Return an argument as a path, or unchanged if it is an address; `main` mirrors addresses to read."""
     return text if "://" in text else Path(text)
 
 
 def parser_of(name: str) -> argparse.ArgumentParser:
-    """The parser of a command's arguments."""
+    """Return the parser of a command's arguments."""
     module = _module(name)
     parser = argparse.ArgumentParser(
         prog=f"python -m harness.{name}",
@@ -108,19 +108,19 @@ def parser_of(name: str) -> argparse.ArgumentParser:
 
 
 def main(name: str, arguments: list[str] | None = None) -> int:
-    """Run a command; returns the exit status, one of STATUSES."""
+    """Run a command and return its exit status, one of STATUSES."""
     options = parser_of(name).parse_args(arguments)
     try:
         if hasattr(options, "directory"):
-            options.directory = _mirrored(options.directory)
+            options.directory = _local_directory(options.directory)
         if hasattr(options, "directories"):
-            options.directories = list(map(_mirrored, options.directories))
+            options.directories = list(map(_local_directory, options.directories))
         return _module(name).main(options)
     except InputError as error:
-        print(masked(f"error: {error}"), file=sys.stderr)
+        print(mask_secrets(f"error: {error}"), file=sys.stderr)
         return BAD_INPUT
     except OSError as error:  # a full disk, a directory that is gone
-        print(masked(f"failed: {error}"), file=sys.stderr)
+        print(mask_secrets(f"failed: {error}"), file=sys.stderr)
         return FAILED
     except Stopped:
         print(_STOPPED, file=sys.stderr)
@@ -134,6 +134,6 @@ def _module(name: str) -> Any:
     return import_module(f"harness.{name}")
 
 
-def _mirrored(given: Path | str) -> Path:
-    """A path as it is, or the directory that mirrors an address."""
-    return given if isinstance(given, Path) else import_module("harness.launch.shared").mirrored(given)
+def _local_directory(path: Path | str) -> Path:
+    """Return a path as it is, or the directory that mirrors an address."""
+    return path if isinstance(path, Path) else import_module("harness.launch.shared").local_mirror(path)

@@ -1,4 +1,4 @@
-"""Where a number was made: machine, versions, code."""
+"""Describe where a number was computed: machine, versions, code."""
 
 import hashlib
 import os
@@ -14,12 +14,12 @@ _PACKAGES = ("torch", "numpy", "pandas", "ray", "mlflow")
 
 
 def cache_directory() -> Path:
-    """Where decoded data and compiled code are kept between runs; it need not exist."""
+    """Return the directory of decoded data and compiled code, which need not exist."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cerdeq"
 
 
 def describe_environment(device: torch.device) -> dict[str, str]:
-    """Device, threads, Python and package versions, and the code's commit."""
+    """Return device, threads, Python and package versions, and the code's commit."""
     processor = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {platform.machine()}"
     return {
         "device": processor,
@@ -31,25 +31,24 @@ def describe_environment(device: torch.device) -> dict[str, str]:
 
 
 def device_title(device: torch.device) -> str:
-    """The device in words, for a heading of measurements."""
+    """Return a heading for measurements on a device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
 
 
 def code_version() -> str:
-    """The commit of this checkout, with '-dirty' where files differ from it; 'unknown' outside a checkout."""
+    """Return the commit of this checkout, with '-dirty' if files differ from it; 'unknown' outside a checkout."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        described = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
-        )
+        directory = Path(__file__).parent
+        done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return described.stdout.strip()
+    return done.stdout.strip()
 
 
 @cache
 def source_digest() -> str:
-    """Sixteen hex digits of this project's source: the same wherever its files are."""
+    """Return 16 hex digits of a digest of this project's source, the same in every directory."""
     root, digest = Path(__file__).parents[1], hashlib.sha256()
     packages = ("cerdeq", "baselines", "harness")
     for path in sorted(path for package in packages for path in (root / package).rglob("*.py")):

@@ -1,15 +1,15 @@
-"""What a user asked for and cannot have."""
+"""Errors of user input."""
 
 
 class InputError(ValueError):
-    """The message is for the user: what was found, where, and what is allowed. Commands print it and exit with 2."""
+    """Wrong input. Commands print the message and exit with 2: what was found, where, and what is allowed."""
 
 
 class SettingError(InputError):
     """A setting that cannot be used: which key, what was found and what is allowed."""
 
     def __init__(self, key: str, found: object, allowed: str):
-        super().__init__(f"{key}: found {shown(found)}, allowed: {allowed}")
+        super().__init__(f"{key}: found {shorten(found)}, allowed: {allowed}")
         self.key, self.found, self.allowed = key, found, allowed
 
 
@@ -19,10 +19,7 @@ def require(key: str, value: object, holds: bool, allowed: str) -> None:
         raise SettingError(key, value, allowed)
 
 
-def shown(value: object) -> str:
-    """What was found, as messages have it: long values cut off."""
+def shorten(value: object) -> str:
+    """Return the value's repr for a message, at most 300 characters of it."""
     text = repr(value)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
-
-
-_LONGEST = 300
+    return text if len(text) <= 300 else f"{text[:300]}..."

@@ -1,4 +1,4 @@
-"""Addresses without what is secret in them: for whatever is printed, logged or stored."""
+"""Hide the secrets of addresses in whatever is printed, logged or stored."""
 
 import re
 
@@ -15,8 +15,8 @@ _MASKS = (
 )
 
 
-def masked(text: str) -> str:
-    """The text, without the passwords and tokens of addresses in it."""
+def mask_secrets(text: str) -> str:
+    """Return the text with the passwords and tokens of addresses replaced by ***."""
     for pattern, mask in _MASKS:
         text = pattern.sub(mask, text)
     return text

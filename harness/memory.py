@@ -1,8 +1,7 @@
-"""Freed memory: what glibc keeps of it for the next tensor while a trial runs, and what is given
-back after it.
+"""Reuse freed memory while a trial runs, and return it to the system afterwards.
 
-By default glibc has every large tensor mapped from the system anew and given back when it is freed, so that each
-training step touches its pages for the first time: system time was a third of CROWN-IBP's.
+By default glibc maps every large tensor anew and unmaps it when it is freed, so that each training step faults all
+pages: a third of CROWN-IBP's time was system time.
 """
 
 import ctypes
@@ -19,15 +18,15 @@ _AT_ONCE = 2**28
 
 @contextmanager
 def kept_memory() -> Iterator[None]:
-    """Within, freed memory stays with the process; after it, what is free goes back. Does nothing without glibc."""
+    """Keep freed memory in the process within the block, and return it at the end. Does nothing without glibc."""
     library = ctypes.CDLL(None)
     if not hasattr(library, "mallopt") or not hasattr(library, "malloc_trim"):
         yield
         return
-    if library.mallopt(_MMAP_THRESHOLD, _EVERYTHING) == 0:  # an older glibc, which other settings alone would slow down
+    if library.mallopt(_MMAP_THRESHOLD, _EVERYTHING) == 0:  # an older glibc, slower with the other settings
         yield
         return
-    library.mallopt(_ARENA_MAX, 1)  # other arenas map what is large, whatever the thresholds
+    library.mallopt(_ARENA_MAX, 1)  # other arenas map large blocks whatever the thresholds
     library.mallopt(_TRIM_THRESHOLD, _EVERYTHING)
     library.mallopt(_TOP_PAD, _AT_ONCE)
     try:
@@ -37,6 +36,6 @@ def kept_memory() -> Iterator[None]:
 
 
 def free_memory() -> None:
-    """Give back what nothing uses any more: captured graphs lie in cycles, and torch keeps what it once had."""
+    """Free unused memory: captured graphs lie in reference cycles, and torch caches freed blocks."""
     gc.collect()
     torch.cuda.empty_cache()

@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from harness import command_line
-from harness.command_line import OK, add_data_dir, add_patterns, add_sweep_directory, meant
+from harness.command_line import OK, add_data_dir, add_patterns, add_sweep_directory, select_by_pattern
 from harness.config.trial import labels
 from harness.errors import InputError, require
 from harness.reports import sweep_page
@@ -52,12 +52,12 @@ def main(options: argparse.Namespace) -> int:
         raise InputError(f"{options.directory} holds no finished trial of today's recipe")
     configs = [folder.read_trial(path / folder.TRIAL).config for path in finished]
     label = dict(zip(finished, labels(configs), strict=True))
-    proved = meant("--weights", options.weights, {path: (label[path], path.name) for path in finished})
+    proved = select_by_pattern("--weights", options.weights, {path: (label[path], path.name) for path in finished})
     bare = [label[path] for path in proved if not (path / folder.WEIGHTS).exists()]
     require("--weights", options.weights, not bare, f"trials that have weights, as these have not: {', '.join(bare)}")
     with _replaced(directory):
         for path in finished:
-            _copy(path, folder.place(directory, path.name), path in proved)
+            _copy(path, folder.trial_dir(directory, path.name), path in proved)
         sweep_page.write_sweep(directory, options.data_dir)
         size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
         require("--weights", options.weights, size <= LIMIT, f"what leaves at most 25 MiB; this is {size / 2**20:.1f}")

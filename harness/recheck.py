@@ -34,7 +34,7 @@ from harness.checker.network import Network
 from harness.checker.points import read as read_points
 from harness.checker.points import why_not_falsified
 from harness.checker.proofs import Proof, prove
-from harness.command_line import FAILED, OK, add_data_dir, add_patterns, add_sweep_directory, meant
+from harness.command_line import FAILED, OK, add_data_dir, add_patterns, add_sweep_directory, select_by_pattern
 from harness.config.plugins import load_for
 from harness.config.trial import TrialConfig, labels
 from harness.data import Split, load
@@ -97,7 +97,9 @@ def main(options: argparse.Namespace) -> int:
     trials = list(dict.fromkeys(map(_trial_dir, verdict_dirs)))
     trial_labels = dict(zip(trials, labels([_trial(trial).config for trial in trials]), strict=True))
     if options.only:
-        trials = meant("--only", options.only, {trial: (trial_labels[trial], trial.name) for trial in trials})
+        trials = select_by_pattern(
+            "--only", options.only, {trial: (trial_labels[trial], trial.name) for trial in trials}
+        )
     verdict_dirs = [verdict_dir for verdict_dir in verdict_dirs if _trial_dir(verdict_dir) in trials]
     for verdict_dir in verdict_dirs:  # all of them first: user code may be missing
         load_for(_trial(verdict_dir).config)
@@ -153,7 +155,7 @@ def _trial(verdict_dir: Path) -> folder.Trial:
     """Return the trial whose verdicts lie in a folder, its own or a certification's."""
     if _trial_dir(verdict_dir) == verdict_dir:
         return folder.read_trial(verdict_dir / folder.TRIAL)
-    return folder.read_judged(verdict_dir / certification.CERTIFICATION)
+    return folder.read_certified_trial(verdict_dir / certification.CERTIFICATION)
 
 
 def recheck(verdict_dir: Path, data_dir: str | None = None, limit: int | None = None) -> RecheckResult:

@@ -1,13 +1,13 @@
-"""`python -m harness.status results/<sweep>`: what a sweep is at, while it runs and after, from its folders alone.
+"""Show the state of each trial of a sweep, from its folders alone: `python -m harness.status results/<sweep>`.
 
-A trial is called running where a run holds the directory and has written for the trial since it began; so much can be
-told from folders. Trials that `harness.trial` works on look unfinished: how long ago something was written for them
-says more.
+A trial counts as running if a run holds the directory and has written to the trial's folder since it began. A trial
+that `harness.trial` runs is shown as unfinished, with the time of the last write.
 """
 
 import argparse
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 from harness import command_line
@@ -24,78 +24,72 @@ _DAMAGED = "cannot be read"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command takes."""
+    """Add the arguments of the command."""
     add_sweep_directory(parser)
 
 
 def main(options: argparse.Namespace) -> int:
-    """Returns the exit status. Raises InputError where there are no trials."""
-    directory = options.directory
-    if not (places := folder.trial_folders(directory)):
-        raise InputError(f"{directory} holds no trials: there is no {directory}/trials/*/{folder.TRIAL}")
-    held = holder(directory)
-    if held:
-        span = _span(max(0.0, time.time() - held["since"]))
-        print(f"process {held['process']} on {held['host']} has held {directory} for {span}")
+    """Run the command and return its exit status. Raises InputError if there are no trials."""
+    sweep_dir = options.directory
+    if not (trial_dirs := folder.trial_folders(sweep_dir)):
+        raise InputError(f"{sweep_dir} holds no trials: there is no {sweep_dir}/trials/*/{folder.TRIAL}")
+    run = holder(sweep_dir)
+    if run:
+        span = _span(max(0.0, time.time() - run["since"]))
+        print(f"process {run['process']} on {run['host']} has held {sweep_dir} for {span}")
     else:
-        print(f"no run that is seen from here holds {directory}")
+        print(f"no run that is seen from here holds {sweep_dir}")
     rows, counts = list[list[str]](), Counter[str]()
-    for label, place, config in _labelled(places):
-        state = _state(place, config, held)
+    for label, trial_dir, config in _label(trial_dirs):
+        state = _state(trial_dir, config, run)
         counts[state.state] += 1
         written = "" if state.age is None else f"{_span(state.age)} ago"
-        size = _size(_bytes(place))
-        rows.append([label, place.name, state.state, state.told, written, _certifications(place), size])
+        size = _size(_bytes(trial_dir))
+        description, certified = state.description, _describe_certifications(trial_dir)
+        rows.append([label, trial_dir.name, state.state, description, written, certified, size])
     print_table(new_console(), ["trial", "key", "state", "", "written", "certified", "disk"], rows)
-    told = ", ".join(f"{count} {state}" for state, count in counts.items())
-    print(f"{len(places)} trials: {told}; {_size(_bytes(directory))} on disk")
+    summary = ", ".join(f"{count} {state}" for state, count in counts.items())
+    print(f"{len(trial_dirs)} trials: {summary}; {_size(_bytes(sweep_dir))} on disk")
     return OK
 
 
-def _labelled(places: list[Path]) -> list[tuple[str, Path, TrialConfig | None]]:
-    """Each trial by its label, with its config where that can be read; those of older recipes say so."""
-    read = {place: _config(place) for place in places}
-    configs = {place: config for place, (config, _) in read.items() if config}
-    named = dict(zip(configs, labels(list(configs.values())), strict=True))
-    found = [(named.get(place, "?") + read[place][1], place, read[place][0]) for place in places]
-    return sorted(found, key=lambda one: one[0])
+def _label(trial_dirs: list[Path]) -> list[tuple[str, Path, TrialConfig | None]]:
+    """Return the label, folder and config of each trial by label; '?' and None if its file cannot be read."""
+    trials = {}
+    for trial_dir in trial_dirs:
+        with suppress(DamagedFileError):
+            trials[trial_dir] = folder.read_trial(trial_dir / folder.TRIAL)
+    by_dir = dict(zip(trials, labels([trial.config for trial in trials.values()]), strict=True))
+    for trial_dir, trial in trials.items():
+        if trial.recipe_version != RECIPE_VERSION:
+            by_dir[trial_dir] += f" (recipe {trial.recipe_version})"
+    configs = {trial_dir: trial.config for trial_dir, trial in trials.items()}
+    rows = [(by_dir.get(trial_dir, "?"), trial_dir, configs.get(trial_dir)) for trial_dir in trial_dirs]
+    return sorted(rows, key=lambda row: row[0])
 
 
-def _config(place: Path) -> tuple[TrialConfig | None, str]:
+def _state(trial_dir: Path, config: TrialConfig | None, run: dict[str, object] | None) -> State:
     try:
-        trial = folder.read_trial(place / folder.TRIAL)
-    except DamagedFileError:
-        return None, ""
-    old = "" if trial.recipe_version == RECIPE_VERSION else f" (recipe {trial.recipe_version})"
-    return trial.config, old
-
-
-def _state(place: Path, config: TrialConfig | None, held: dict[str, object] | None) -> State:
-    try:
-        return state_of(place, config.train.epochs, held) if config else State(_DAMAGED, folder.TRIAL, None)
+        return state_of(trial_dir, config.train.epochs, run) if config else State(_DAMAGED, folder.TRIAL, None)
     except DamagedFileError as error:
         return State(_DAMAGED, str(error), None)
 
 
-def _certifications(place: Path) -> str:
-    """What `harness.certify` made of it, or is at."""
-    told = []
-    for path in certification.folders(place):
-        if (path / folder.RESULT).exists():
-            told.append(path.name)
-        else:
-            told.append(f"{path.name} ({certification.shards_begun(path)} shards so far)")
-    return ", ".join(told)
+def _describe_certifications(trial_dir: Path) -> str:
+    """Return the names of a trial's certifications, and how far unfinished ones are."""
+    names = []
+    for path in certification.folders(trial_dir):
+        is_finished = (path / folder.RESULT).exists()
+        names.append(path.name if is_finished else f"{path.name} ({certification.shards_begun(path)} shards so far)")
+    return ", ".join(names)
 
 
 def _bytes(directory: Path) -> int:
-    """What lies below a directory; files that go away meanwhile do not count."""
+    """Return the size of the files below a directory."""
     total = 0
     for path in directory.rglob("*"):
-        try:
+        with suppress(OSError):  # removed meanwhile
             total += 0 if path.is_dir() else path.lstat().st_size
-        except OSError:
-            continue
     return total
 
 

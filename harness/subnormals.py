@@ -1,4 +1,4 @@
-"""What subnormal numbers cost, spared where nothing is proved."""
+"""Compute without subnormal numbers where nothing is proved."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,11 +8,10 @@ import torch
 
 @contextmanager
 def without_subnormals() -> Iterator[None]:
-    """Within, a CPU takes subnormal numbers for 0; after it, as IEEE 754 has it.
+    """Treat subnormal numbers as 0 on a CPU within the block, for training steps and attacks; never for bounds.
 
-    It takes many times as long over them, and an equilibrium whose W has entries near 0 makes them by the thousand. For
-    steps of training and searches of attacks; bounds are computed outside. Where torch computes in several threads
-    nothing changes: it is a switch of each thread, and one that is made within keeps it, whatever it computes later.
+    They are many times slower, and an equilibrium whose W has entries near 0 makes thousands of them. With several
+    threads nothing changes: the switch is one of each thread, and a thread made within the block would keep it.
     """
     try:
         torch.set_flush_denormal(torch.get_num_threads() == 1)

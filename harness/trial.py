@@ -1,7 +1,7 @@
-"""`python -m harness.trial TRIAL.json ...`: train and certify exported trials, without Ray, MLflow or pydantic.
+"""Train and certify exported trials, without Ray, MLflow or pydantic: `python -m harness.trial TRIAL.json ...`.
 
-They are worked through in order, those that failed before last. One that is finished is left as it is, one that was
-begun goes on from what is saved of it. SIGTERM, or Ctrl-C, ends it with the epoch; the same command then goes on.
+Trials run in order, those that failed before last. Finished trials stay as they are; the others go on from what is
+saved. SIGTERM or Ctrl-C stops a trial after its epoch; the same command then goes on.
 """
 
 import argparse
@@ -21,19 +21,19 @@ from harness.config.plugins import load_for
 from harness.config.trial import RECIPE_VERSION, labels
 from harness.data import load
 from harness.errors import InputError, SettingError, require
+from harness.launch.progress import Bar, Lines
 from harness.launch.stopping import signals_call
-from harness.launch.watched import Bar, Lines
-from harness.masking import masked
+from harness.masking import mask_secrets
 from harness.memory import free_memory
 from harness.storage import folder, names
 from harness.storage.files import DamagedFileError, make_directory
 from harness.training import run_trial
 
-WORDS = {OK: "finished", FAILED: "failed", BAD_INPUT: "cannot be had", STOPPED: "left"}
+_OUTCOMES = {OK: "finished", FAILED: "failed", BAD_INPUT: "refused", STOPPED: "unfinished"}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command takes."""
+    """Add the arguments of the command."""
     files = "files that `python -m harness.run SWEEP.yaml --export DIR` wrote"
     parser.add_argument("trials", type=Path, nargs="+", metavar="TRIAL.json", help=files)
     add_data_dir(parser)
@@ -41,52 +41,52 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Returns the exit status. Raises InputError before anything is started."""
-    place = options.results_dir
-    require("--results-dir", place, isinstance(place, Path), "a directory; addresses are for harness.run")
-    trials = [_read(path) for path in options.trials]
-    named = dict(zip((trial.key for trial in trials), labels([trial.config for trial in trials]), strict=True))
-    places = {trial.key: folder.place(options.results_dir / trial.config.sweep, trial.key) for trial in trials}
+    """Run the command and return its exit status. Raises InputError for wrong input; nothing was started."""
+    results_dir = options.results_dir
+    require("--results-dir", results_dir, isinstance(results_dir, Path), "a directory; addresses are for harness.run")
+    trials = [_load_trial(path) for path in options.trials]
+    by_key = dict(zip((trial.key for trial in trials), labels([trial.config for trial in trials]), strict=True))
+    trial_dirs = {trial.key: folder.trial_dir(results_dir / trial.config.sweep, trial.key) for trial in trials}
     for trial in trials:
-        folder.refuse_another(places[trial.key], trial)
-    waiting = [trial for trial in trials if not _finished(named[trial.key], places[trial.key])]
-    _check_data(waiting, options.data_dir)
-    for trial in waiting:
-        make_directory(places[trial.key])
-    failed_before = {trial.key for trial in waiting if folder.read_failure(places[trial.key]) is not None}
-    ends = {trial.key: FAILED if trial.key in failed_before else STOPPED for trial in waiting}
-    for trial in sorted(waiting, key=lambda trial: trial.key in failed_before):
-        print(f"{named[trial.key]} -> {places[trial.key]}", flush=True)
-        ends[trial.key] = _run(trial, places[trial.key], options.data_dir)
+        folder.refuse_another(trial_dirs[trial.key], trial)
+    unfinished = [trial for trial in trials if not _print_finished(by_key[trial.key], trial_dirs[trial.key])]
+    _check_data(unfinished, options.data_dir)
+    for trial in unfinished:
+        make_directory(trial_dirs[trial.key])
+    failed_before = {trial.key for trial in unfinished if folder.read_failure(trial_dirs[trial.key]) is not None}
+    statuses = {trial.key: FAILED if trial.key in failed_before else STOPPED for trial in unfinished}
+    for trial in sorted(unfinished, key=lambda trial: trial.key in failed_before):
+        print(f"{by_key[trial.key]} -> {trial_dirs[trial.key]}", flush=True)
+        statuses[trial.key] = _run(trial, trial_dirs[trial.key], options.data_dir)
         free_memory()
-        if ends[trial.key] == STOPPED:
+        if statuses[trial.key] == STOPPED:
             break
-    if len(trials) > 1 or STOPPED in ends.values():
-        _print_summary(named, ends)
-    return next((status for status in (STOPPED, FAILED, BAD_INPUT) if status in ends.values()), OK)
+    if len(trials) > 1 or STOPPED in statuses.values():
+        _print_summary(by_key, statuses)
+    return next((status for status in (STOPPED, FAILED, BAD_INPUT) if status in statuses.values()), OK)
 
 
-def _run(trial: folder.Trial, place: Path, data_dir: str | None) -> int:
-    """Run a trial and say what came of it; the exit status if it were the only one."""
-    console, epochs, asked = Console(), trial.config.train.epochs, list[str]()
+def _run(trial: folder.Trial, trial_dir: Path, data_dir: str | None) -> int:
+    """Run a trial, print its result, and return the exit status as if it were the only one."""
+    console, epochs, signals = Console(), trial.config.train.epochs, list[str]()
 
     def stop(signal: str) -> None:
-        if asked:
+        if signals:
             raise KeyboardInterrupt
-        asked.append(signal)
+        signals.append(signal)
         print(f"{signal}: stops after this epoch, or batch of evaluation, which is saved; Ctrl-C stops at once")
 
-    clock = Clock(asked=lambda: bool(asked))
+    clock = Clock(asked=lambda: bool(signals))
     try:
-        with _said(), signals_call(stop), Bar(epochs, console) if console.is_terminal else Lines() as watched:
-            result = run_trial(trial.config, place, watched.epoch, data_dir, watched.judged, clock)
+        with _print_log(), signals_call(stop), Bar(epochs, console) if console.is_terminal else Lines() as progress:
+            result = run_trial(trial.config, trial_dir, progress.epoch, data_dir, progress.evaluated, clock)
     except Stopped:
         return STOPPED
     except InputError as error:
-        print(masked(f"error: {error}"), file=sys.stderr)
+        print(mask_secrets(f"error: {error}"), file=sys.stderr)
         return BAD_INPUT
-    except Exception as error:  # others are still to be tried
-        print(masked(f"failed: {type(error).__name__}: {error}"), file=sys.stderr)
+    except Exception as error:  # the next trial runs all the same
+        print(mask_secrets(f"failed: {type(error).__name__}: {error}"), file=sys.stderr)
         return FAILED
     for name, value in result.metrics.items():
         print(f"{name}: {value if value is None else format(value, '.6g')}")
@@ -95,8 +95,8 @@ def _run(trial: folder.Trial, place: Path, data_dir: str | None) -> int:
     return OK
 
 
-class _Printed(logging.Handler):
-    """Prints what the harness has to say, above a bar where there is one."""
+class _PrintHandler(logging.Handler):
+    """Prints log messages, above a bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a message."""
@@ -104,9 +104,10 @@ class _Printed(logging.Handler):
 
 
 @contextmanager
-def _said() -> Iterator[None]:
-    """Within, what the harness logs is printed."""
-    logger, handler, level = logging.getLogger("harness"), _Printed(logging.INFO), logging.getLogger("harness").level
+def _print_log() -> Iterator[None]:
+    """Print what the harness logs within the block."""
+    logger, handler = logging.getLogger("harness"), _PrintHandler(logging.INFO)
+    level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
@@ -116,34 +117,34 @@ def _said() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _finished(label: str, place: Path) -> bool:
-    """Whether the trial has its result; then it is said."""
-    result = folder.read_result(place)
+def _print_finished(label: str, trial_dir: Path) -> bool:
+    """Return True if the trial has a result, and print its error."""
+    result = folder.read_result(trial_dir)
     if result is not None:
         name = names.CERTIFIED_ERROR
-        print(f"{label} -> {place}: finished, {name} {result.metrics[name]}", flush=True)
+        print(f"{label} -> {trial_dir}: finished, {name} {result.metrics[name]}", flush=True)
     return result is not None
 
 
-def _print_summary(named: dict[str, str], ends: dict[str, int]) -> None:
-    """What became of every trial, by its key, and of which those that are not finished."""
-    for status, word in WORDS.items():
-        those = [label for key, label in named.items() if ends.get(key, OK) == status]
-        if those:
-            print(f"{len(those)} of {len(named)} {word}" + ("" if status == OK else f": {', '.join(those)}"))
-    if STOPPED in ends.values():
+def _print_summary(by_key: dict[str, str], statuses: dict[str, int]) -> None:
+    """Print how many trials finished, and the labels of the others. by_key: all labels."""
+    for status, word in _OUTCOMES.items():
+        matching = [label for key, label in by_key.items() if statuses.get(key, OK) == status]
+        if matching:
+            print(f"{len(matching)} of {len(by_key)} {word}" + ("" if status == OK else f": {', '.join(matching)}"))
+    if STOPPED in statuses.values():
         print("stopped; the same command goes on from what is saved")
 
 
 def _check_data(trials: list[folder.Trial], data_dir: str | None) -> None:
-    """Raise InputError where the data is not there or not what a trial was exported for."""
+    """Raise InputError if data is missing, or not what a trial was exported for."""
     fingerprints = {dataset: load(dataset, data_dir).fingerprint for dataset in {t.config.dataset for t in trials}}
     for trial in trials:
-        found, expected = fingerprints[trial.config.dataset], trial.fingerprint
-        require("data", found, found == expected, f"the data this trial was exported for, {expected}")
+        fingerprint, expected = fingerprints[trial.config.dataset], trial.fingerprint
+        require("data", fingerprint, fingerprint == expected, f"the data this trial was exported for, {expected}")
 
 
-def _read(path: Path) -> folder.Trial:
+def _load_trial(path: Path) -> folder.Trial:
     try:
         trial = folder.read_trial(path)
     except DamagedFileError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 from harness import command_line
 from harness.command_line import OK
 from harness.errors import SettingError
-from harness.masking import masked
+from harness.masking import mask_secrets
 
 # harness.tracking.client is imported late: MLflow takes seconds.
 _HOST = "127.0.0.1"
@@ -39,7 +39,7 @@ def main(options: argparse.Namespace) -> int:
     uri = resolve_uri(options.tracking_uri)
     client = open_store(uri)
     sweep = options.sweep and find_experiment(client, options.sweep.name)
-    page = masked(uri) if is_server(uri) else f"http://{_HOST}:{options.port}"
+    page = mask_secrets(uri) if is_server(uri) else f"http://{_HOST}:{options.port}"
     for experiment in [sweep] if sweep else client.search_experiments():
         if sweep or TAG in experiment.tags:
             print(f"{experiment.name}:", *links(page, experiment.experiment_id, server_version(uri)), sep="\n")

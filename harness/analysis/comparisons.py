@@ -14,7 +14,7 @@ from scipy import special  # scipy.stats takes seconds to import
 
 from harness.analysis.leaderboard import Leaderboard, Section
 from harness.analysis.trials import NOT_COUNTED
-from harness.command_line import meant
+from harness.command_line import select_by_pattern
 from harness.config.settings import EvaluationSettings
 from harness.errors import InputError, SettingError
 from harness.storage import folder, names
@@ -52,7 +52,7 @@ def compare(
         raise InputError("nothing to compare: no trial has finished")
     if baseline is not None and baseline not in labels:
         raise SettingError("--baseline", baseline, f"a row of the leaderboard: {'; '.join(labels)}")
-    selected = meant("--only", only, {label: (label,) for label in labels}) if only else labels
+    selected = select_by_pattern("--only", only, {label: (label,) for label in labels}) if only else labels
     counts, notes = list[dict[str, Any]](), list[str]()
     answers_of = cache(partial(_read_answers, errors=METRICS[metric]))  # each file is read once
     for section in sections:

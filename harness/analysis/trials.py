@@ -86,7 +86,7 @@ def _trial(path: Path, file: str = folder.TRIAL) -> dict[str, Any]:
     trial |= {"certified": certified, "evaluated_by": "", "result": None}
     trial |= {"state": None, "problem": None} | {column.name: None for column in COLUMNS if column.is_required}
     try:
-        read = (folder.read_judged if certified else folder.read_trial)(path / file)
+        read = (folder.read_certified_trial if certified else folder.read_trial)(path / file)
         trial["evaluated_by"] = evaluated_by(read.config, certified)
         version = {"recipe_version": read.recipe_version, "fingerprint": read.fingerprint}
         config = to_dict(read.config)

@@ -19,7 +19,7 @@ from harness.config.settings import Radius, TrainSettings
 from harness.config.sweep_keys import FIXED, Resources, SweepFile, TrialEntry, describe
 from harness.config.sweep_text import ConfigError, merge, parse_assignments, profile_mark, read
 from harness.config.trial import FULL_PROFILE, TrialConfig, identity
-from harness.errors import InputError, SettingError, shown
+from harness.errors import InputError, SettingError, shorten
 from harness.methods import make_method, method_options
 
 CPU_PROFILE = "cpu"
@@ -253,7 +253,7 @@ def _adapter(kind: Any) -> TypeAdapter:
 def _refuse_ignored(settings: dict[str, Any], ignored: dict[str, str]) -> list[str]:
     """Return a line for each of the settings that is ignored, except `train.ramp_epochs: 0`, which means no ramp."""
     refused = [key for key, value in settings.items() if key in ignored and (key, value) != ("train.ramp_epochs", 0)]
-    return [f"{key}: found {shown(settings[key])}, allowed: nothing, for {ignored[key]}" for key in refused]
+    return [f"{key}: found {shorten(settings[key])}, allowed: nothing, for {ignored[key]}" for key in refused]
 
 
 def _ignored_by_all(
@@ -270,5 +270,5 @@ def _ignored_by_all(
     lines = [f"{line}; no other trial uses it" for line in _refuse_ignored(recipe, shared)]
     lines += _refuse_ignored(evaluation, ignored_evaluation(trial))
     if "width" in content and all(entry.width is not None for entry in sweep.trials):
-        lines.append(f"width: found {shown(content['width'])}, allowed: nothing, for each of trials has its own")
+        lines.append(f"width: found {shorten(content['width'])}, allowed: nothing, for each of trials has its own")
     return lines

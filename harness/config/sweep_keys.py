@@ -12,7 +12,7 @@ from baselines import DATASETS, UnknownNameError, network_names, unknown_network
 from harness.config.search import Asha, SearchSettings, Space
 from harness.config.settings import STRICT, EvaluationSettings, OneOf, Radius, TrainSettings
 from harness.config.trial import LARGEST_SEED, LARGEST_WIDTH, LONGEST_NAME, NAME_PATTERN
-from harness.errors import SettingError, shown
+from harness.errors import SettingError, shorten
 from harness.methods import METHODS
 
 RENAMED = {"evaluation.methods": "evaluation.stages"}
@@ -132,7 +132,7 @@ def describe(error: Any, *section: str) -> str:
     cause = error.get("ctx", {}).get("error")
     if isinstance(cause, SettingError):
         inside = [] if location[-1:] == (cause.key,) else [cause.key]  # the error of a whole mapping, or of this key
-        return f"{'.'.join([*map(str, location), *inside])}: found {shown(cause.found)}, allowed: {cause.allowed}"
+        return f"{'.'.join([*map(str, location), *inside])}: found {shorten(cause.found)}, allowed: {cause.allowed}"
     if error["type"] == "missing":
         return f"{key}: missing"
     if key in RENAMED:
@@ -142,6 +142,6 @@ def describe(error: Any, *section: str) -> str:
         allowed = inspect.signature(mappings[-1]).parameters if mappings else SweepFile.model_fields
         return f"{key}: unknown key; allowed: {', '.join(allowed)}"
     if isinstance(cause, UnknownNameError):
-        return f"{key}: found {shown(error['input'])}, allowed: {cause.allowed}"
+        return f"{key}: found {shorten(error['input'])}, allowed: {cause.allowed}"
     allowed = error["msg"].removeprefix("Input should be ").replace("an object", "a mapping").replace("array", "list")
-    return f"{key}: found {shown(error['input'])}, allowed: {allowed[0].lower() + allowed[1:]}"
+    return f"{key}: found {shorten(error['input'])}, allowed: {allowed[0].lower() + allowed[1:]}"

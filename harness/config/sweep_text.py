@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from harness.config.trial import flatten
-from harness.errors import InputError, SettingError, require, shown
+from harness.errors import InputError, SettingError, require, shorten
 
 INCLUDE = "include"
 
@@ -34,7 +34,7 @@ def read(path: Path, including: tuple[Path, ...] = ()) -> tuple[dict[str, Any], 
     files = [file.resolve() for file in (*including, path)]
     if not isinstance(name, str) or included.resolve() in files:
         allowed = "the path of another file, relative to this one, that does not include this one"
-        raise ConfigError(path, [f"{INCLUDE}: found {shown(name)}, allowed: {allowed}"])
+        raise ConfigError(path, [f"{INCLUDE}: found {shorten(name)}, allowed: {allowed}"])
     base, further = read(included, (*including, path))
     return merge(base, content), [name, *further]
 

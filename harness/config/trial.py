@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.config.settings import EvaluationSettings, Radius, TrainSettings
 from harness.errors import require
-from harness.typed import checked
+from harness.typed import check_types
 
 RECIPE_VERSION = 7
 """Raise it whenever training or evaluation changes its numbers, through a default too (tests/harness/golden then
@@ -170,15 +170,15 @@ def _encode_radius(value: object) -> str:
 
 def from_dict(data: dict[str, Any]) -> TrialConfig:
     """Return the config that `to_dict` wrote. Raises SettingError or TypeError where keys or values do not fit."""
-    checked(TrialConfig, data)
+    check_types(TrialConfig, data)
     train, evaluation = dict(data["train"]), dict(data["evaluation"])
     train["decay_epochs"] = tuple(train["decay_epochs"])
     if _OLD_STAGES in evaluation:
         evaluation["stages"] = evaluation.pop(_OLD_STAGES)
     evaluation["stages"] = tuple(evaluation["stages"])
     sections = {
-        "train": TrainSettings(**checked(TrainSettings, train)),
-        "evaluation": EvaluationSettings(**checked(EvaluationSettings, evaluation)),
+        "train": TrainSettings(**check_types(TrainSettings, train)),
+        "evaluation": EvaluationSettings(**check_types(EvaluationSettings, evaluation)),
     }
     return TrialConfig(**data | sections)
 

@@ -104,7 +104,7 @@ def merge_shards(directory: Path, count: int) -> Judgement:
 
 @lru_cache(maxsize=1)  # shards of one certification follow each other
 def _opened(directory: Path, digest: str, data_dir: str | None) -> tuple[TrialConfig, Ready, Split]:
-    config = folder.read_judged(directory / certification.CERTIFICATION).config
+    config = folder.read_certified_trial(directory / certification.CERTIFICATION).config
     load_for(config)
     place, data = certification.trial_of(directory), load(config.dataset, data_dir)
     _, mine = certification_of(place, config, data)
@@ -126,7 +126,7 @@ def _one_thread() -> Iterator[None]:
 def finish(directory: Path, data: Data) -> TrialResult:
     """Put the shards of a certification together, all of which are there: its table, its timings and its result."""
     begun = certification.read_certification(directory)
-    trial = folder.read_judged(directory / certification.CERTIFICATION)
+    trial = folder.read_certified_trial(directory / certification.CERTIFICATION)
     shards = [certification.read_shard(directory, number) for number in range(begun.shards)]
     judgement = merge_shards(directory, begun.shards)
     own = folder.read_result(certification.trial_of(directory))

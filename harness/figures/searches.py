@@ -12,7 +12,7 @@ from harness.figures.section_data import SectionData
 from harness.figures.style import COLOURS, INK, add_legend, panels
 from harness.search.rungs import SEARCH
 from harness.storage import folder
-from harness.storage.files import parsed
+from harness.storage.files import parse_json
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -74,7 +74,7 @@ def _searched(data: SectionData) -> Iterator[tuple[dict[str, Any], "Study"]]:
         from harness.search.studies import load_studies
 
         search_dir = data.leaderboard.directory / "search" / name
-        settings = parsed(search_dir / SEARCH, lambda content: dict(content["settings"]))
+        settings = parse_json(search_dir / SEARCH, lambda content: dict(content["settings"]))
         for study in load_studies(search_dir):
             yield settings, study
 

@@ -1,31 +1,61 @@
-"""`harness.run --dry-run`: which trials would run, where, and how long that may take."""
+"""What `harness.run` prints before it starts: the sweep, and with --dry-run its trials and an estimate of the time."""
 
 import os
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 
+from harness.config.sweep_file import CPU_PROFILE
 from harness.config.sweep_keys import Resources
-from harness.launch.estimate import seconds_left
-from harness.launch.pace import minutes
+from harness.config.trial import FULL_PROFILE
+from harness.launch.progress import minutes
 from harness.launch.states import state_of
 from harness.launch.study import Study
 from harness.storage.lease import holder
 from harness.terminal import print_table
 
-_UNKNOWN = "unknown"
+
+def print_header(study: Study, gpus: float, asked_profile: str | None, console: Console) -> None:
+    """Print what runs, on which data, under which profile. gpus: what a trial reserves."""
+    sweep, data, trials = study.sweep, study.data, study.trials
+    config = sweep.trials[0]
+    total = f" of {len(sweep.trials)}" if len(trials) < len(sweep.trials) else ""
+    lines = [
+        f"[bold]{sweep.name}[/]: {data.info.title}, eps {sweep.eps}, profile {escape(sweep.profile)}; "
+        f"{len(trials)}{total} trials, {len(trials) - len(study.unfinished())} finished already",
+        f"data: {len(data.train):,} training and {len(data.test):,} test images "
+        f"from {escape(str(data.directory or 'a package'))}",
+    ]
+    if sweep.profile == CPU_PROFILE and asked_profile is None:
+        lines.append("no GPU here: profile 'cpu' was picked")
+    elif sweep.resources.gpu and not gpus:
+        lines.append("no GPU here: trials train on the CPU")
+    if sweep.profile != FULL_PROFILE:
+        widths = ", ".join(f"{width:g}" for width in sorted({trial.width for trial in sweep.trials}))
+        epochs = ", ".join(str(count) for count in sorted({trial.train.epochs for trial in sweep.trials}))
+        lines.append(
+            f"profile '{escape(sweep.profile)}': width {widths}, {config.train_images or 'all'} training images, "
+            f"{epochs} epochs; its numbers are not comparable with published ones"
+        )
+    if changed := [trial for trial in trials if trial.key not in study.unchanged_keys]:
+        lines.append(
+            f"{len(changed)} trials differ from the sweep file: their profile, in tables too, is "
+            f"'{escape(changed[0].config.profile)}'; their numbers are not comparable with published ones"
+        )
+    console.print("\n".join(lines), soft_wrap=True)
 
 
 def show(study: Study, retry_failed: bool, ray_address: str | None, console: Console) -> None:
     """Print a line for each trial, the resources and the time."""
-    to_run = {trial.key for trial in study.tried(retry_failed)}
-    left = seconds_left(study, [trial for trial in study.trials if trial.key in to_run])
+    to_run = {trial.key for trial in study.to_run(retry_failed)}
+    left = study.seconds_left([trial for trial in study.trials if trial.key in to_run])
     rows = []
     for trial in study.trials:
-        state = state_of(study.places[trial.key], trial.config.train.epochs, holder(study.directory))
-        time = (minutes(left[trial.key]) or _UNKNOWN) if trial.key in to_run else ""
+        state = state_of(study.trial_dirs[trial.key], trial.config.train.epochs, holder(study.sweep_dir))
+        time = (minutes(left[trial.key]) or "unknown") if trial.key in to_run else ""
         would_run = "yes" if trial.key in to_run else "no"
-        rows.append([study.named[trial.key], trial.key, state.state, state.told, would_run, time])
+        rows.append([study.labels[trial.key], trial.key, state.state, state.description, would_run, time])
     print_table(console, ["trial", "key", "state", "", "would run", "time"], rows)
     side_by_side = None if ray_address else _count_side_by_side(study.sweep.resources)
     console.print(_describe_resources(study.sweep.resources, side_by_side), soft_wrap=True)
@@ -52,10 +82,10 @@ def _describe_time(left: list[float | None], side_by_side: int | None) -> str:
     """Return the time that the trials need, as far as trials of their rows have finished here."""
     if not left:
         return "time: none, nothing is left to do"
-    known = [seconds for seconds in left if seconds is not None]
-    if not known:
+    estimates = [seconds for seconds in left if seconds is not None]
+    if not estimates:
         return f"time: unknown, no trial of these {len(left)} trials' rows has finished here"
-    work = f"time: {minutes(sum(known))} of work for {len(known)} of {len(left)} trials"
+    work = f"time: {minutes(sum(estimates))} of work for {len(estimates)} of {len(left)} trials"
     if not side_by_side:
         return work
-    return f"{work}; {minutes(max(max(known), sum(known) / side_by_side))} side by side"
+    return f"{work}; {minutes(max(max(estimates), sum(estimates) / side_by_side))} side by side"

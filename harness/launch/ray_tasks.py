@@ -1,4 +1,4 @@
-"""Runs pieces of work that do not depend on each other as Ray tasks."""
+"""Run independent pieces of work as Ray tasks."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,26 +12,25 @@ _CPUS = 1
 def run_tasks(
     work: Callable[..., Any], pieces: list[tuple[Any, ...]], workers: int, gpus: float
 ) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """Each piece with what `work(*piece)` returned, or the exception that it raised, as they end.
+    """Yield each piece with what `work(*piece)` returned, or the exception that it raised, in the order they end.
 
-    workers: so many at a time, or as many as there are CPUs and GPUs for. gpus: the GPUs that each is given, or its
-    share of one. A piece whose worker died is tried again, on another one. Ray is started and stopped again unless it
-    was up already. Raises ResourceError where CUDA is there and Ray does not see it.
+    workers: the most pieces at a time. gpus: the GPUs, or the share of one, that each piece reserves. A piece whose
+    worker died runs again in another one. Raises ResourceError if torch sees a GPU and Ray does not.
     """
     with cluster(None) as resources:
         check_resources(resources, _CPUS, gpus)
         task = ray.remote(num_cpus=_CPUS, num_gpus=gpus, max_retries=MAX_RETRIES)(_within_share)
-        waiting, running = pieces[::-1], dict[Any, tuple[Any, ...]]()
-        while waiting or running:
-            while waiting and len(running) < workers:
-                piece = waiting.pop()
+        queue, running = pieces[::-1], dict[Any, tuple[Any, ...]]()
+        while queue or running:
+            while queue and len(running) < workers:
+                piece = queue.pop()
                 running[task.remote(work, gpus, *piece)] = piece
             (ended, *_), _ = ray.wait(list(running))
             yield running.pop(ended), _outcome(ended)
 
 
 def _within_share(work: Callable[..., Any], gpus: float, *piece: Any) -> Any:
-    """What a worker runs."""
+    """Run a piece in a worker."""
     take_share(gpus)
     return work(*piece)
 

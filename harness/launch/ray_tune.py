@@ -1,8 +1,8 @@
-"""Runs trials side by side under Ray Tune.
+"""Run trials side by side under Ray Tune.
 
-Ray places trials and retries those whose worker died; it keeps nothing that matters. A trial's own folder is the truth,
-and a retry, or a later run of the same sweep, goes on from the checkpoint there. On several machines the results
-directory must therefore lie on storage that all of them share, or at an address, where workers exchange it.
+Ray chooses the machine of a trial and retries trials whose worker died; its own state is deleted. The truth is a
+trial's folder: a retry, or a later run of the sweep, goes on from the checkpoint there. On several machines the results
+must therefore lie on storage that all of them share, or at an address.
 """
 
 import logging
@@ -34,7 +34,7 @@ from harness.clock import Stopped
 from harness.device import take_share
 from harness.environment import source_digest
 from harness.errors import InputError
-from harness.launch.shared import is_stopped, run_at
+from harness.launch.shared import is_stopped, run_trial_at
 from harness.memory import free_memory
 from harness.search.rungs import CANDIDATE, run_candidate
 from harness.storage import folder, names
@@ -43,78 +43,80 @@ from harness.training.trial import REPEATED
 
 LOG = "ray.log"
 _SHARED = ".shared-"
-HOPELESS = (InputError, *REPEATED)  # trying again at once repeats them
+FAILS_AGAIN = (InputError, *REPEATED)  # a retry would raise them again
 
 
 class _Reporter(TrialProgressCallback):
-    """Passes on what trials report, and that one has ended, instead of what Tune would print."""
+    """Calls back for reports and ends of trials, and prints nothing."""
 
     def __init__(self, on_report: Callable[[Path, dict[str, Any]], None], on_end: Callable[[Path, str | None], None]):
         self.on_report, self.on_end = on_report, on_end
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles callbacks into its own state, which we never restore; live tables and clients stay here."""
+        """Return nothing to pickle: Tune saves callbacks, and we never restore them."""
         return {}
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """Tune received a row."""
+        """Pass on a row."""
         self.on_report(_folder(trial), result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A worker returned."""
+        """Pass on that a worker has returned."""
         self.on_end(_folder(trial), None)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A worker died, or raised, for the last time."""
+        """Pass on that a worker has died, or raised, for the last time."""
         self.on_end(_folder(trial), f"its worker failed {MAX_RETRIES + 1} times: {_reason(trial)}")
 
 
-class _Supply(Searcher):
-    """Asks for a folder whenever one more trial fits, until there is none."""
+class _NextTrial(Searcher):
+    """Gives Tune the next trial's folder whenever one more fits, until `supply` returns None."""
 
     def __init__(self, supply: Callable[[], Path | None]):
         super().__init__()
         self.supply = supply
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune keeps no state of it: folders are the truth."""
+        """Return nothing to pickle."""
         return {}
 
     def suggest(self, trial_id: str) -> Any:
-        """The next trial's config."""
-        place = self.supply()
-        return Searcher.FINISHED if place is None else {"directory": str(place.absolute())}
+        """Return the next trial's config."""
+        trial_dir = self.supply()
+        return Searcher.FINISHED if trial_dir is None else {"directory": str(trial_dir.absolute())}
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """Who supplies folders reads in them what came of them."""
+        """Do nothing: `_Reporter` passes on the end."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing is kept."""
+        """Save nothing."""
 
 
 def train_folder(config: dict[str, Any]) -> None:
-    """What a worker runs: the trial whose folder is config's `directory`, or called so at config's `uri`, on as many
-    threads as it was given CPUs and in its share of a GPU's memory."""
-    directory, uri = Path(config["directory"]), config.get("uri")
-    if is_stopped(uri) if uri else folder.stop_file(directory).exists():
+    """Run a trial in a worker, with a thread for each assigned CPU and within its share of a GPU's memory.
+
+    config: `directory`, the trial's folder, `data_dir`, `code`, and the sweep's `uri` if folders lie at an address.
+    """
+    trial_dir, uri, code = Path(config["directory"]), config.get("uri"), config.get("code")
+    if is_stopped(uri) if uri else folder.stop_file(trial_dir).exists():
         return
-    given = ray.get_runtime_context().get_assigned_resources()
-    torch.set_num_threads(max(1, int(given.get("CPU", 1))))
-    take_share(given.get("GPU", 0))
-    told, code = (tune.report, config["data_dir"], _report_judged), config.get("code")
-    with suppress(*HOPELESS, Stopped):  # failure.json tells; or the sweep is asked to stop
+    assigned = ray.get_runtime_context().get_assigned_resources()
+    torch.set_num_threads(max(1, int(assigned.get("CPU", 1))))
+    take_share(assigned.get("GPU", 0))
+    arguments = tune.report, config["data_dir"], _report_evaluated
+    with suppress(*FAILS_AGAIN, Stopped):  # failure.json has the reason
         if uri:
-            run_at(uri, directory.name, *told, code=code)
-        elif (directory / CANDIDATE).exists():
-            run_candidate(directory, *told, code=code)
+            run_trial_at(uri, trial_dir.name, *arguments, code=code)
+        elif (trial_dir / CANDIDATE).exists():
+            run_candidate(trial_dir, *arguments, code=code)
         else:
-            run_folder(directory, *told, code=code)
+            run_folder(trial_dir, *arguments, code=code)
     free_memory()
 
 
-def _report_judged(done: int, images: int) -> None:
+def _report_evaluated(done: int, images: int) -> None:
     tune.report({names.JUDGED: done, names.IMAGES: images})
 
 
@@ -127,7 +129,7 @@ def _name(trial: Any) -> str:
 
 
 def _reason(trial: Any) -> str:
-    """The last error of a worker, in a line; Tune's own message says only when it was."""
+    """Return the last error of a worker in a line; Tune's own message has only its time."""
     try:
         error = ray.cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
     except (OSError, TypeError, AttributeError, ImportError):
@@ -149,17 +151,20 @@ def run_folders(
     worker: Callable[[dict[str, Any]], None] = train_folder,
     uri: str | None = None,
 ) -> None:
-    """Run the trial of every folder (each with its trial.json), as many at a time as fit.
+    """Run the trial of every folder with a trial.json, as many at a time as fit, until all have ended.
 
-    folders: all of them, or what gives the next one when one more fits, and None when there is none left.
-    on_report: told a trial's folder and an epoch's row, or how many images are judged, and of how many.
-    cpu, gpu: what each trial reserves; trials with a fraction of a GPU share it. storage: where Ray may keep its own
-    state meanwhile; what it prints goes to ray.log beside it. address: of a running cluster; else one is started here,
-    unless this process has Ray up already. at_once: no more trials than that at a time. uri: of the sweep, where its
-    folders are shared by address; workers then need none of these.
-    Returns when all have ended, well or not: their folders tell.
-    Raises ResourceError where CUDA is there and Ray does not see it, no machine has what a trial asks for, or one of a
-    cluster's does not have the trials' files.
+    Args:
+        folders: the trials' folders, or a function that returns the next one, and None after the last.
+        cpu, gpu: what each trial reserves; trials with a fraction of a GPU share it.
+        storage: a directory for Ray's own state, removed at the end; what Ray prints goes to ray.log beside it.
+        on_report: called with a trial's folder and an epoch's row, or the number of evaluated images.
+        on_end: called with a trial's folder and the error of its worker, None if the worker returned.
+        address: of a running cluster; None starts one here.
+        at_once: the most trials at a time; None for as many as fit.
+        uri: of the sweep, if its folders lie at an address.
+
+    Raises:
+        ResourceError: no machine has what a trial reserves, or a machine of a cluster lacks the trials' files.
     """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     with cluster(address, storage.with_name(LOG)) as resources:
@@ -170,10 +175,10 @@ def run_folders(
         tuning: dict[str, Any] = {"max_concurrent_trials": at_once}
         if callable(folders):
             fitting = side_by_side(cpu, gpu)
-            tuning = {"search_alg": _Supply(folders), "num_samples": -1}
+            tuning = {"search_alg": _NextTrial(folders), "num_samples": -1}
             tuning["max_concurrent_trials"] = min(fitting, at_once or fitting)
         else:
-            space["directory"] = tune.grid_search([str(place.absolute()) for place in folders])
+            space["directory"] = tune.grid_search([str(trial_dir.absolute()) for trial_dir in folders])
         tuner = Tuner(
             tune.with_resources(worker, {"cpu": cpu, "gpu": gpu}),
             param_space=space,
@@ -192,11 +197,11 @@ def run_folders(
             shutil.rmtree(storage, ignore_errors=True)
 
 
-def _check_storage(results: Path, data_dir: str | None, uri: str | None) -> None:
-    """Raise ResourceError where a machine of the cluster does not share the results, or lacks the data."""
-    for old in results.glob(f"{_SHARED}*"):  # of a driver that was killed
+def _check_storage(sweep_dir: Path, data_dir: str | None, uri: str | None) -> None:
+    """Raise ResourceError if a machine of the cluster does not share the results, or lacks the data."""
+    for old in sweep_dir.glob(f"{_SHARED}*"):  # of a driver that was killed
         old.unlink(missing_ok=True)
-    marker = results.absolute() / f"{_SHARED}{time.time_ns()}"  # which no machine can have a copy of
+    marker = sweep_dir.absolute() / f"{_SHARED}{time.time_ns()}"  # a new name: no machine has a copy
     marker.touch()
     data = [Path(data_dir)] if data_dir and Path(data_dir).exists() else []
     try:

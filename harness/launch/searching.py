@@ -34,7 +34,7 @@ from harness.search.studies import (
 )
 from harness.storage import folder, names
 from harness.storage.files import write_json
-from harness.storage.lease import locked
+from harness.storage.lease import lock_directory
 
 # harness.launch.ray_tune is imported late: Ray takes seconds, and wrong input is refused first.
 _RAY = ".ray"
@@ -83,7 +83,7 @@ class Search:
         gpu: the GPUs that a candidate reserves. Raises Stopped if the search was stopped before its end.
         """
         self.show()
-        with locked(self.sweep_dir), locked(self.directory):
+        with lock_directory(self.sweep_dir), lock_directory(self.directory):
             self.studies = begin_studies(self.directory, self.settings, self.sweep.searched)
             write_json(self.directory / SEARCH, self.content)
             shutil.rmtree(self.directory / _RAY, ignore_errors=True)  # Ray's state of a driver that was killed
@@ -162,7 +162,7 @@ class Search:
             trials = self.trials(entry, settings)
         except ValueError:
             return False
-        return not any((folder.place(self.directory, trial.key) / folder.TRIAL).exists() for trial in trials)
+        return not any((folder.trial_dir(self.directory, trial.key) / folder.TRIAL).exists() for trial in trials)
 
     def trials(self, entry: int, settings: dict[str, Any]) -> list[folder.Trial]:
         """Return a candidate's trials, one for each seed. Raises ValueError if its settings do not fit together."""
@@ -174,7 +174,7 @@ class Search:
     def claim(self, entry: int, candidate: FrozenTrial) -> list[Path]:
         """Make the folders of a candidate's trials and return them; a folder that exists stays as it is."""
         settings = candidate.user_attrs["settings"]
-        trials = {folder.place(self.directory, trial.key): trial for trial in self.trials(entry, settings)}
+        trials = {folder.trial_dir(self.directory, trial.key): trial for trial in self.trials(entry, settings)}
         for trial_dir, trial in trials.items():
             if not (trial_dir / folder.TRIAL).exists():
                 record = {"entry": entry, "number": candidate.number, "settings": settings, "stopped": False}
@@ -219,7 +219,7 @@ class Search:
                 content = describe_choice(study, self.settings, self.directory.name, candidate)
                 for seeded in (replace(config, seed=seed) for seed in self.seeds):
                     trial = folder.make_trial(seeded, self.data.fingerprint)
-                    folder.write_chosen(folder.place(self.sweep_dir, trial.key), content)
+                    folder.write_chosen(folder.trial_dir(self.sweep_dir, trial.key), content)
                     configs.append(seeded)
         return configs
 

@@ -1,8 +1,8 @@
-"""Results that lie at an address: the driver mirrors them in a directory, a worker has a scratch of its own.
+"""Results at an address: the driver has a local mirror of them, and each worker a temporary copy of its trial.
 
-The address is the truth. It holds what `results/<sweep>` does on storage that all machines share; of trials that are
-not finished the mirror lacks checkpoints, which only workers need. Where the storage is away, workers train on and push
-later; at a trial's end it is waited for, a minute long. Then the trial fails, and goes on later from what was pushed.
+The address is the truth and holds what `results/<sweep>` holds on shared storage. The mirror lacks the checkpoints of
+unfinished trials, which only workers need. If the storage is away, workers train on and push later; at a trial's end
+they wait a minute for it. Then the trial fails, and goes on later from what was pushed.
 """
 
 import logging
@@ -18,196 +18,196 @@ import pyarrow
 
 from harness.clock import Clock
 from harness.errors import InputError
-from harness.masking import masked
+from harness.masking import mask_secrets
 from harness.storage import folder, remote
 from harness.storage.files import write_text
-from harness.storage.lease import holder, leased
+from harness.storage.lease import holder, lock_address
 from harness.training import run_folder
 from harness.training.trial import Judged, Report
 
 MARK = ".remote"
-"""In a mirror: the address."""
-_TO_GO_ON = (folder.CHECKPOINT, folder.WITHOUT)
+"""The file in a mirror that holds the address."""
+_WORKERS_FILES = (folder.CHECKPOINT, folder.WITHOUT)
 _MIRRORS = Path("results")
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Shared:
-    """A sweep's directory, which is a mirror of what lies at `uri`; where that is None it is itself what is shared, and
-    nothing is to be done."""
+class SharedResults:
+    """A sweep's directory: a mirror of the address `uri`, or the results themselves if that is None.
 
-    directory: Path
+    Without an address the methods do nothing, except `remove_failures`.
+    """
+
+    sweep_dir: Path
     uri: str | None = None
 
     @classmethod
-    def of(cls, results: Path | str, sweep: str) -> "Shared":
-        """Where a sweep's results lie. results: of --results-dir, a path or an address."""
+    def at(cls, results: Path | str, sweep: str) -> "SharedResults":
+        """Return where a sweep's results lie. results: the value of --results-dir, a path or an address."""
         if isinstance(results, Path):
             return cls((results / sweep).absolute())
-        return cls((_MIRRORS / sweep).absolute(), remote.joined(results, sweep))
+        return cls((_MIRRORS / sweep).absolute(), remote.join(results, sweep))
 
-    def begin(self, writes: bool = True) -> None:
-        """Make the mirror. writes: try whether the storage takes files, too.
+    def prepare(self, writes: bool = True) -> None:
+        """Check the storage and update the mirror. writes: check that it takes files, too.
 
-        Raises InputError where the storage cannot be used, or the directory is no mirror of it.
+        Raises InputError if the storage cannot be used, or the directory is not a mirror of it.
         """
         if self.uri is not None:
             remote.check(self.uri, writes)
-            mirror(self.uri, self.directory)
+            update_mirror(self.uri, self.sweep_dir)
 
-    def held(self) -> Any:
-        """A context in which the address is this process's, as `harness.storage.lease` has it."""
-        return nullcontext() if self.uri is None else leased(self.uri)
+    def lock(self) -> Any:
+        """Return a context in which the address is this process's."""
+        return nullcontext() if self.uri is None else lock_address(self.uri)
 
-    def give_trials(self) -> None:
-        """Push what workers begin with: each trial's trial.json."""
-        if self.uri is not None:
-            remote.push(self.directory, self.uri, "trials", lambda name: name.endswith(f"/{folder.TRIAL}"))
+    def push_trials(self) -> None:
+        """Push each trial's trial.json, which workers begin with."""
+        self._push("trials", folder.TRIAL)
 
-    def fetch(self, place: Path) -> None:
-        """Pull what a worker has pushed of a trial; what cannot be had now comes later."""
-        if self.uri is not None:
-            with suppress(OSError):
-                _pull(self.uri, self.directory, _below(place))
+    def push_failure(self, trial_dir: Path) -> None:
+        """Push failure.json of a trial whose worker could not; the next run removes it anyway."""
+        with suppress(OSError):
+            self._push(_name(trial_dir), folder.FAILURE)
 
-    def fetch_last(self, place: Path) -> str | None:
-        """Pull a trial that has ended, from a storage that may be away for a while; returns why that was in vain."""
-        if self.uri is not None:
-            uri = self.uri
-            try:
-                remote.patiently(lambda: _pull(uri, self.directory, _below(place)))
-            except OSError as error:
-                return masked(f"{uri} cannot be read: {error}")
-        return None
+    def push_tables(self) -> None:
+        """Push everything except trials. Raises OSError."""
+        if (uri := self.uri) is not None:
+            remote.patiently(
+                lambda: remote.push(self.sweep_dir, uri, wanted=lambda name: not name.startswith("trials/"))
+            )
 
-    def give_failure(self, place: Path) -> None:
-        """Push why a trial failed whose worker could not say it; the next run forgets it anyway."""
+    def push_stop(self) -> None:
+        """Push the file that stops workers, or remove it at the address."""
         if self.uri is not None:
             with suppress(OSError):
-                remote.push(self.directory, self.uri, _below(place), lambda name: name.endswith(f"/{folder.FAILURE}"))
-
-    def forget_failures(self, places: Sequence[Path]) -> None:
-        """Remove what these trials failed by before."""
-        for place in places:
-            if (place / folder.FAILURE).exists():
-                (place / folder.FAILURE).unlink()
-                if self.uri is not None:
-                    remote.remove(self.uri, f"{_below(place)}/{folder.FAILURE}")
-
-    def pass_on_stop(self) -> None:
-        """Tell workers elsewhere whether there is a file that stops them."""
-        if self.uri is not None:
-            with suppress(OSError):
-                if (self.directory / folder.STOP).exists():
+                if (self.sweep_dir / folder.STOP).exists():
                     remote.write(self.uri, folder.STOP, b"")
                 else:
                     remote.remove(self.uri, folder.STOP)
 
-    def give_tables(self) -> None:
-        """Push what lies beside trials. Raises OSError."""
+    def pull_trial(self, trial_dir: Path) -> None:
+        """Pull what a worker has pushed of a trial; if the storage is away, the next pull has it."""
         if self.uri is not None:
-            uri = self.uri
-            remote.patiently(lambda: remote.push(self.directory, uri, wanted=lambda name: not _is_trial_s(name)))
+            with suppress(OSError):
+                _pull(self.uri, self.sweep_dir, _name(trial_dir))
+
+    def pull_ended_trial(self, trial_dir: Path) -> str | None:
+        """Pull a trial that has ended, and wait for a storage that is away; return an error if it stays away."""
+        if (uri := self.uri) is not None:
+            try:
+                remote.patiently(lambda: _pull(uri, self.sweep_dir, _name(trial_dir)))
+            except OSError as error:
+                return mask_secrets(f"{uri} cannot be read: {error}")
+        return None
+
+    def remove_failures(self, trial_dirs: Sequence[Path]) -> None:
+        """Remove the failures of earlier runs."""
+        for trial_dir in trial_dirs:
+            if (trial_dir / folder.FAILURE).exists():
+                (trial_dir / folder.FAILURE).unlink()
+                if self.uri is not None:
+                    remote.remove(self.uri, f"{_name(trial_dir)}/{folder.FAILURE}")
+
+    def _push(self, below: str, file: str) -> None:
+        if self.uri is not None:
+            remote.push(self.sweep_dir, self.uri, below, lambda name: name.endswith(f"/{file}"))
 
 
-def mirrored(uri: str) -> Path:
-    """The directory that mirrors a sweep's address, results/<sweep>, up to date unless a run here keeps it so.
+def local_mirror(uri: str) -> Path:
+    """Return results/<sweep>, the mirror of a sweep's address, and update it unless a run here does.
 
-    Raises InputError where that cannot be done.
+    Raises InputError if that fails.
     """
     name = PurePosixPath(unquote(urlsplit(uri).path)).name
     if not name:
-        raise InputError(f"{masked(uri)} names no sweep")
-    directory = (_MIRRORS / name).absolute()
+        raise InputError(f"{mask_secrets(uri)} names no sweep")
+    sweep_dir = (_MIRRORS / name).absolute()
     remote.check(uri, writes=False)
-    if holder(directory) is None:
-        mirror(uri, directory)
-    return directory
+    if holder(sweep_dir) is None:
+        update_mirror(uri, sweep_dir)
+    return sweep_dir
 
 
-def mirror(uri: str, directory: Path) -> None:
-    """Bring a mirror up to date. Raises InputError where the directory is something else, or the storage is away."""
-    mark = directory / MARK
-    found = mark.read_text(encoding="utf-8") if mark.is_file() else None
-    if found != uri and directory.exists() and (found is not None or any(directory.iterdir())):
-        held = f"mirrors {masked(found)}" if found else "holds other files"
-        raise InputError(f"{directory} {held} and would be the mirror of {masked(uri)}: move it away")
+def update_mirror(uri: str, sweep_dir: Path) -> None:
+    """Update a mirror. Raises InputError if the directory is something else, or the storage is away."""
+    mark = sweep_dir / MARK
+    mirrored = mark.read_text(encoding="utf-8") if mark.is_file() else None
+    if mirrored != uri and sweep_dir.exists() and (mirrored is not None or any(sweep_dir.iterdir())):
+        content = f"mirrors {mask_secrets(mirrored)}" if mirrored else "holds other files"
+        raise InputError(f"{sweep_dir} {content} and would be the mirror of {mask_secrets(uri)}: move it away")
     write_text(mark, uri)
     try:
-        there = _pull(uri, directory)
+        remote_names = _pull(uri, sweep_dir)
     except (OSError, pyarrow.ArrowException) as error:
-        raise remote.StorageError(masked(f"{uri} cannot be mirrored in {directory}: {error}")) from error
-    mine = (path.relative_to(directory).as_posix() for path in directory.glob(f"trials/*/{folder.RESULT}"))
-    if lost := sorted(name for name in mine if name not in there):
-        told = f"{directory} mirrors {masked(uri)}, which has lost {', '.join(lost)}"
-        raise InputError(f"{told}: copy these trials back, or move the directory away to do them again")
+        raise remote.StorageError(mask_secrets(f"{uri} cannot be mirrored in {sweep_dir}: {error}")) from error
+    results = (path.relative_to(sweep_dir).as_posix() for path in sweep_dir.glob(f"trials/*/{folder.RESULT}"))
+    if missing := sorted(set(results) - remote_names):
+        message = f"{sweep_dir} mirrors {mask_secrets(uri)}, which has lost {', '.join(missing)}"
+        raise InputError(f"{message}: copy these trials back, or move the directory away to do them again")
 
 
-def run_at(uri: str, key: str, report: Report, data_dir: str | None, judged: Judged, code: str | None) -> None:
-    """`run_folder` of a trial at a sweep's address, in a scratch of this process's own.
+def run_trial_at(uri: str, key: str, report: Report, data_dir: str | None, judged: Judged, code: str | None) -> None:
+    """Run `run_folder` for a trial at a sweep's address, in a temporary directory.
 
-    The trial's folder is pushed before each epoch is reported, from time to time while it is judged, and at the end,
-    however that comes. Raises as `run_folder` does, and OSError where the storage cannot be read or stays away.
+    The trial's folder is pushed before each report of an epoch, now and then during evaluation, and at the end, also
+    after an error. Raises as `run_folder` does, and OSError if the storage cannot be read or stays away.
     """
     below, clock = f"trials/{key}", Clock()
     with TemporaryDirectory(prefix="harness-") as scratch:
-        directory = Path(scratch)
-        place = directory / below
+        sweep_dir = Path(scratch)
+        trial_dir = sweep_dir / below
 
         def push() -> None:
-            remote.push(directory, uri, below)
+            remote.push(sweep_dir, uri, below)
 
-        def keep() -> None:
+        def try_push() -> None:
             try:
                 push()
             except OSError as error:
-                _log.warning("not pushed yet: %s", masked(str(error)))
+                _log.warning("not pushed yet: %s", mask_secrets(str(error)))
 
-        def told(row: dict[str, Any]) -> None:
-            keep()
+        def push_and_report(row: dict[str, Any]) -> None:
+            try_push()
             report(row)
 
-        def also_judged(done: int, images: int) -> None:
+        def on_evaluated(done: int, images: int) -> None:
             if clock.due():
-                keep()
+                try_push()
             judged(done, images)
 
-        remote.pull(uri, directory, below)
+        remote.pull(uri, sweep_dir, below)
         try:
-            run_folder(place, told, data_dir, also_judged, code=code, asked=lambda: is_stopped(uri))
+            run_folder(trial_dir, push_and_report, data_dir, on_evaluated, code=code, asked=lambda: is_stopped(uri))
         finally:
             remote.patiently(push)
-            if folder.read_result(place) is not None:
+            if folder.read_result(trial_dir) is not None:
                 remote.remove(uri, f"{below}/{folder.FAILURE}")
                 remote.remove_folder(uri, f"{below}/{folder.SHARDS}")
 
 
 def is_stopped(uri: str) -> bool:
-    """Whether the workers of a sweep are to stop."""
+    """Return True if the workers of a sweep are to stop."""
     try:
         return remote.exists(uri, folder.STOP)
     except OSError:
         return False
 
 
-def _pull(uri: str, directory: Path, below: str = "") -> set[str]:
-    """Failures come and go with the address: one that was overcome elsewhere is none here."""
+def _pull(uri: str, sweep_dir: Path, below: str = "") -> set[str]:
+    """Pull what a mirror holds, and remove failures that the address no longer has; return all names there."""
 
     def is_wanted(name: str) -> bool:
-        return PurePosixPath(name).name not in _TO_GO_ON and f"/{folder.SHARDS}/" not in name
+        return PurePosixPath(name).name not in _WORKERS_FILES and f"/{folder.SHARDS}/" not in name
 
-    found = remote.pull(uri, directory, below, is_wanted)
-    for path in (directory / below).rglob(folder.FAILURE):
-        if path.relative_to(directory).as_posix() not in found:
+    names = remote.pull(uri, sweep_dir, below, is_wanted)
+    for path in (sweep_dir / below).rglob(folder.FAILURE):
+        if path.relative_to(sweep_dir).as_posix() not in names:
             path.unlink(missing_ok=True)
-    return found
+    return names
 
 
-def _below(place: Path) -> str:
-    return f"trials/{place.name}"
-
-
-def _is_trial_s(name: str) -> bool:
-    return name.startswith("trials/")
+def _name(trial_dir: Path) -> str:
+    return f"trials/{trial_dir.name}"

@@ -1,4 +1,4 @@
-"""How far trials are, as far as their folders tell."""
+"""The state of a trial, read from its folder."""
 
 import time
 from dataclasses import dataclass
@@ -13,32 +13,33 @@ _WRITTEN = (folder.LOG, folder.EPOCHS, folder.CHECKPOINT, folder.SHARDS, folder.
 
 @dataclass(frozen=True)
 class State:
-    """What a trial's folder says. state: one of the names above. told: more of it, in words. age: seconds since
-    anything was written for it, None where nothing was."""
+    """The state of a trial: one of the names above.
+
+    description: the error, or how far the trial is. age: seconds since the last write, None before the first.
+    """
 
     state: str
-    told: str
+    description: str
     age: float | None
 
 
-def state_of(place: Path, epochs: int, held: dict[str, Any] | None) -> State:
-    """How far a trial is. held: as `files.holder` has it, of the sweep's directory.
+def state_of(trial_dir: Path, epochs: int, holder: dict[str, Any] | None) -> State:
+    """Return the state of a trial of so many epochs. Raises DamagedFileError.
 
-    A trial runs where a run holds the directory and has written for it since it began: so much a folder can tell; one
-    whose worker has just died, or that the run is done with for now, looks the same until then.
-    Raises DamagedFileError.
+    holder: of the sweep's directory, from `lease.holder`. A trial counts as running if the holder has written to its
+    folder since it began, also when its worker has just died.
     """
-    times = [(place / name).stat().st_mtime for name in _WRITTEN if (place / name).exists()]
+    times = [(trial_dir / name).stat().st_mtime for name in _WRITTEN if (trial_dir / name).exists()]
     age = max(0.0, time.time() - max(times)) if times else None
-    if (result := folder.read_result(place)) is not None:
+    if (result := folder.read_result(trial_dir)) is not None:
         return State(FINISHED, f"certified error {_percent(result.metrics.get(names.CERTIFIED_ERROR))}", age)
-    if (failure := folder.read_failure(place)) is not None:
+    if (failure := folder.read_failure(trial_dir)) is not None:
         return State(FAILED, str(failure["error"]), age)
     if age is None:
         return State(WAITING, "", age)
-    done = max((row[names.EPOCH] for row in folder.read_epochs(place)), default=0)
-    told = f"epoch {done} of {epochs}" + (", being evaluated" if (place / folder.SHARDS).exists() else "")
-    return State(RUNNING if held and max(times) >= held["since"] else UNFINISHED, told, age)
+    done = max((row[names.EPOCH] for row in folder.read_epochs(trial_dir)), default=0)
+    description = f"epoch {done} of {epochs}" + (", being evaluated" if (trial_dir / folder.SHARDS).exists() else "")
+    return State(RUNNING if holder and max(times) >= holder["since"] else UNFINISHED, description, age)
 
 
 def _percent(value: float | None) -> str:

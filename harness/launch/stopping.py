@@ -1,6 +1,6 @@
-"""How running trials are stopped: SIGTERM or one Ctrl-C ends each with its epoch, a second one stops at once.
+"""Stop running trials: SIGTERM or one Ctrl-C stops each after its epoch, a second one stops at once.
 
-Trials see a file in the sweep's directory, which workers on other machines see, too.
+Trials look for a file in the sweep's directory, which workers on other machines see, too.
 """
 
 import signal
@@ -16,7 +16,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def signals_call(action: Callable[[str], None]) -> Iterator[None]:
-    """Within, SIGTERM and Ctrl-C call `action` with the signal's name; for the main thread."""
+    """Call `action` with the name of each SIGTERM or Ctrl-C within the block; for the main thread."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         action("Ctrl-C" if number == signal.SIGINT else "SIGTERM")
@@ -32,13 +32,14 @@ def signals_call(action: Callable[[str], None]) -> Iterator[None]:
 class Stopping:
     """A context manager around running trials, entered in the main thread.
 
-    flag: the file that trials look for. say: prints a line. pass_on: called after the file has come or gone.
-    asked: trials are to stop. interrupted: a signal asked for it. due: a second signal came within `whole`.
+    flag: the file that trials look for. print_line: prints a line. on_change: called after the file has come or gone.
+    asked: trials are to stop. interrupted: a signal asked for it. is_delaying: within `delayed`. is_due: a second
+    signal came within `delayed`.
     """
 
-    def __init__(self, flag: Path, say: Callable[[str], None], pass_on: Callable[[], None] = lambda: None):
-        self.flag, self.say, self.pass_on = flag, say, pass_on
-        self.asked = self.interrupted = self.held = self.due = False
+    def __init__(self, flag: Path, print_line: Callable[[str], None], on_change: Callable[[], None] = lambda: None):
+        self.flag, self.print_line, self.on_change = flag, print_line, on_change
+        self.asked = self.interrupted = self.is_delaying = self.is_due = False
         self.stack = ExitStack()
 
     def __enter__(self) -> "Stopping":
@@ -52,35 +53,37 @@ class Stopping:
 
     def _remove(self) -> None:
         self.flag.unlink(missing_ok=True)
-        self.pass_on()
+        self.on_change()
 
-    def ask(self, why: str) -> None:
-        """Let running trials end with their epoch, or their batch of evaluation, and start no other."""
+    def ask(self, reason: str) -> None:
+        """Let running trials stop after their epoch, or their batch of evaluation, and start no other."""
         if not self.asked:
             self.asked = True
-            write_text(self.flag, why)
-            self.say(f"{why}: running trials end with their epoch, which is saved; Ctrl-C stops at once")
-            self.pass_on()
+            write_text(self.flag, reason)
+            self.print_line(f"{reason}: running trials end with their epoch, which is saved; Ctrl-C stops at once")
+            self.on_change()
 
     @contextmanager
-    def whole(self) -> Iterator[None]:
-        """Within, a second signal waits for the end of the block; a third does not.
+    def delayed(self) -> Iterator[None]:
+        """Delay a second signal until the end of the block; a third one stops at once.
 
         A transaction that is broken off leaves its database locked.
         """
-        self.held = True
+        self.is_delaying = True
         try:
             yield
         finally:
-            self.held = False
-            if self.due:
+            self.is_delaying = False
+            if self.is_due:
                 raise KeyboardInterrupt
 
     def _interrupt(self, name: str) -> None:
-        if self.due or (self.interrupted and not self.held):
+        if self.is_due or (self.interrupted and not self.is_delaying):
             raise KeyboardInterrupt
         if self.interrupted:
-            self.due = True
-            self.say(f"{name} again: stops as soon as MLflow has what is being written; once more to stop at once")
+            self.is_due = True
+            self.print_line(
+                f"{name} again: stops as soon as MLflow has what is being written; once more to stop at once"
+            )
         self.interrupted = True
         self.ask(name)

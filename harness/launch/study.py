@@ -1,52 +1,95 @@
-"""The trials of a sweep that a command is to run, and where they lie."""
+"""The trials of a sweep that a command runs, where they lie, and how long they take."""
 
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import mean
 
 from harness.config.sweep_file import Sweep
-from harness.config.trial import TrialConfig
+from harness.config.trial import identity
 from harness.data import Data
-from harness.launch.shared import Shared
-from harness.storage import folder
+from harness.launch.shared import SharedResults
+from harness.storage import folder, names
+from harness.storage.files import DamagedFileError
 from harness.storage.folder import Trial
 
 
 @dataclass(frozen=True)
 class Study:
-    """A sweep on its data. trials: those that are meant; places: their folders, by key. named: the label of each of the
-    sweep's, by key. shared: where the directory's files are shared."""
+    """A sweep on its data.
+
+    trials: those that the command runs or reports. labels: of all trials of the sweep, by key.
+    """
 
     sweep: Sweep
     data: Data
     trials: list[Trial]
-    named: dict[str, str]
-    shared: Shared
-    places: dict[str, Path]
+    labels: dict[str, str]
+    shared: SharedResults
 
     @property
-    def directory(self) -> Path:
-        """The sweep's directory."""
-        return self.shared.directory
+    def sweep_dir(self) -> Path:
+        """The directory of the sweep's results."""
+        return self.shared.sweep_dir
 
     @cached_property
-    def file_s(self) -> set[str]:
-        """The keys of those trials that the sweep file itself has, unchanged."""
-        made = {folder.make_trial(config, self.data.fingerprint).key: config for config in self.sweep.trials}
-        return {key for key, config in made.items() if config.profile == self.sweep.profile}
+    def trial_dirs(self) -> dict[str, Path]:
+        """The folder of each trial, by key."""
+        return {trial.key: folder.trial_dir(self.sweep_dir, trial.key) for trial in self.trials}
 
-    def training_images(self, config: TrialConfig) -> int:
-        """How many images a trial of it is trained on."""
-        return len(self.data.training_images(config.train_images, config.validation_images)[0])
+    @cached_property
+    def unchanged_keys(self) -> set[str]:
+        """The keys of the trials that the sweep file has without `--set`."""
+        by_key = {folder.make_trial(config, self.data.fingerprint).key: config for config in self.sweep.trials}
+        return {key for key, config in by_key.items() if config.profile == self.sweep.profile}
 
-    def waiting(self) -> list[Trial]:
-        """The trials without a result."""
-        return [trial for trial in self.trials if folder.read_result(self.places[trial.key]) is None]
+    def unfinished(self) -> list[Trial]:
+        """Return the trials without a result."""
+        return [trial for trial in self.trials if folder.read_result(self.trial_dirs[trial.key]) is None]
 
-    def tried(self, retry_failed: bool) -> list[Trial]:
-        """Those of them that are to be run, failed ones last; what would fail so again only where that is asked for."""
-        waiting = self.waiting()
-        failures = {trial.key: folder.read_failure(self.places[trial.key]) for trial in waiting}
-        hopeless = {key for key, failure in failures.items() if failure and failure["repeats"]}
-        tried = [trial for trial in waiting if retry_failed or trial.key not in hopeless]
-        return sorted(tried, key=lambda trial: failures[trial.key] is not None)
+    def to_run(self, retry_failed: bool) -> list[Trial]:
+        """Return the unfinished trials without those that would fail again; with `retry_failed`, all of them."""
+        unfinished = self.unfinished()
+        failures = {trial.key: folder.read_failure(self.trial_dirs[trial.key]) for trial in unfinished}
+        fails_again = {key for key, failure in failures.items() if failure and failure["repeats"]}
+        return [trial for trial in unfinished if retry_failed or trial.key not in fails_again]
+
+    def seconds_left(self, trials: list[Trial]) -> dict[str, float | None]:
+        """Return the seconds that each trial has left, by key; None where no trial of its row has finished."""
+        measured = _measured_seconds(self.sweep_dir)
+        return {trial.key: _seconds_left(trial, self.trial_dirs[trial.key], measured) for trial in trials}
+
+    def longest_first(self, trials: list[Trial]) -> list[Trial]:
+        """Return the trials with the longest first, then unknown ones, then those that failed before."""
+        left = self.seconds_left(trials)
+
+        def rank(trial: Trial) -> tuple[bool, float]:
+            has_failed = folder.read_failure(self.trial_dirs[trial.key]) is not None
+            return has_failed, -(left[trial.key] or 0.0)
+
+        return sorted(trials, key=rank)
+
+
+def _measured_seconds(sweep_dir: Path) -> dict[str, list[tuple[float, float]]]:
+    """Return the seconds of an epoch and of evaluation of each finished trial, by row."""
+    measured = defaultdict(list)
+    for trial_dir in folder.trial_folders(sweep_dir):
+        try:
+            config = folder.read_trial(trial_dir / folder.TRIAL).config
+            epochs, result = folder.read_epochs(trial_dir), folder.read_result(trial_dir)
+        except DamagedFileError:
+            continue
+        seconds = [row[names.TRAIN_EPOCH_SECONDS] for row in epochs if names.TRAIN_EPOCH_SECONDS in row]
+        if result is not None and seconds:
+            measured[identity(config)].append((mean(seconds), result.metrics.get(names.EVALUATION_SECONDS) or 0.0))
+    return measured
+
+
+def _seconds_left(trial: Trial, trial_dir: Path, measured: dict[str, list[tuple[float, float]]]) -> float | None:
+    of_row = measured.get(identity(trial.config))
+    if of_row is None:
+        return None
+    done = max((row[names.EPOCH] for row in folder.read_epochs(trial_dir)), default=0)
+    epoch, evaluation = (mean(values) for values in zip(*of_row, strict=True))
+    return epoch * (trial.config.train.epochs - done) + evaluation

@@ -142,7 +142,7 @@ def _commands(trial_dirs: list[Path]) -> str:
     files = [str(_relative(trial / folder.TRIAL, 5)) for trial in trials]
     lines = [shlex.join(["uv", "run", "python", "-m", "harness.trial", *files, "--results-dir", "again"])]
     if certified:
-        settings = folder.read_judged(certified[0] / certification.CERTIFICATION).config.evaluation
+        settings = folder.read_certified_trial(certified[0] / certification.CERTIFICATION).config.evaluation
         branches = BAB in settings.stages
         options = ["--stages", ",".join(settings.stages)]
         options += ["--seconds", f"{settings.bab_seconds:g}"] if branches and settings.bab_seconds else []

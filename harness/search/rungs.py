@@ -16,7 +16,7 @@ from harness.data import load
 from harness.device import best_device
 from harness.evaluation.verdicts import errors_without_attack
 from harness.storage import folder, names
-from harness.storage.files import parsed, write_json
+from harness.storage.files import parse_json, write_json
 from harness.training import checkpoint, run_folder
 from harness.training.trial import Judged, Report
 
@@ -26,12 +26,12 @@ CANDIDATE, SEARCH = "candidate.json", "search.json"
 def stop(trial_dir: Path) -> None:
     """Let a candidate's training end at the rung that it has reached."""
     path = trial_dir / CANDIDATE
-    write_json(path, parsed(path, dict) | {"stopped": True})
+    write_json(path, parse_json(path, dict) | {"stopped": True})
 
 
 def is_stopped(trial_dir: Path) -> bool:
     """Return whether a candidate's training ends at the rung that it has reached. Raises DamagedFileError."""
-    return parsed(trial_dir / CANDIDATE, lambda content: content["stopped"])
+    return parse_json(trial_dir / CANDIDATE, lambda content: content["stopped"])
 
 
 def has_ended(trial_dir: Path) -> bool:
@@ -67,7 +67,7 @@ def run_candidate(
 
 def _rungs(trial_dir: Path, epochs: int) -> list[int]:
     """Return the epochs before the last one after which candidates are compared; none without ASHA."""
-    asha = parsed(trial_dir.parents[1] / SEARCH, lambda content: content["settings"]["asha"])
+    asha = parse_json(trial_dir.parents[1] / SEARCH, lambda content: content["settings"]["asha"])
     if asha is None:
         return []
     rungs = (asha["min_epochs"] * asha["factor"] ** power for power in count())

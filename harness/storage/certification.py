@@ -1,14 +1,14 @@
-"""A certification's folder, results/<sweep>/trials/<key>/certified/<name>/: one trial, judged again by other stages.
+"""A certification's folder, results/<sweep>/trials/<key>/certified/<name>/: one trial, evaluated by other stages.
 
-    certification.json  key of the trial, recipe version, data, config as it is judged here, digests
-    shards/00000.*      verdicts of so many images (parquet), counterexamples and certificates (safetensors), and what
-                        else is known of them (json, written last); until there is a result
+    certification.json  key of the trial, recipe version, data, config of this evaluation, digests
+    shards/00000.*      verdicts of some images (parquet), counterexamples and certificates (safetensors),
+                        digests and times (json, written last); until there is a result
     verdicts.parquet, counterexamples.safetensors, certificates.safetensors    as a trial's
     timings.parquet     one row a shard and stage: the seconds it took
     result.json         as a trial's, written last: a folder without it is unfinished
 
-Every file is written whole or not at all. Shards are of other weights, data, settings or versions where their digest is
-another; they are then done again.
+Every file is written atomically. A shard with another digest is of other weights, data, settings or versions; it is
+evaluated again.
 """
 
 import hashlib
@@ -22,21 +22,21 @@ import pandas as pd
 
 from harness.config.settings import BAB, EvaluationSettings
 from harness.storage import folder
-from harness.storage.files import DamagedFileError, parsed, write_atomically, write_json
+from harness.storage.files import DamagedFileError, parse_json, write_atomically, write_json
 from harness.storage.folder import Trial
 from harness.storage.parquet import read_table, write_table
-from harness.typed import checked
+from harness.typed import check_types
 
 CERTIFICATION, TIMINGS = "certification.json", "timings.parquet"
 
 
 @dataclass(frozen=True)
 class Certification:
-    """What certification.json holds, but for the trial.
+    """What certification.json holds besides the trial.
 
-    images: how many are judged. per_shard: how many a shard has.
-    stands_for: a digest of all that verdicts are meant to depend on: weights, data, settings, recipe version.
-    digest: of that and of the versions and the device that compute them.
+    images, per_shard: the number of images, and of those in a shard.
+    stands_for: a digest of weights, data, settings and recipe version, which determine the verdicts.
+    digest: of that and of the device and the versions that compute them.
     """
 
     images: int
@@ -46,20 +46,20 @@ class Certification:
 
     @property
     def shards(self) -> int:
-        """How many shards there are."""
+        """The number of shards."""
         return -(-self.images // self.per_shard)
 
     def images_of(self, shard: int) -> tuple[int, int]:
-        """A shard's first image, and the first after it."""
+        """Return a shard's first image, and the first after it."""
         return shard * self.per_shard, min(self.images, (shard + 1) * self.per_shard)
 
 
 @dataclass(frozen=True)
 class Shard:
-    """What a shard's JSON holds beside its verdicts.
+    """What a shard's JSON holds.
 
-    digest: the certification's. content: a digest of the other two files. seconds: what each stage took.
-    layers, clean_mean, clean_spread: as in a Judgement, of these images; None where not finite.
+    digest: the certification's. content: a digest of the other two files. seconds: of each stage.
+    layers, clean_mean, clean_spread: as in an evaluation, of these images; None if not finite.
     """
 
     digest: str
@@ -71,7 +71,7 @@ class Shard:
 
 
 def name_of(settings: EvaluationSettings) -> str:
-    """A certification's name, such as ibp+crown-ibp+bab-60s-1000-images."""
+    """Return a certification's name, such as ibp+crown-ibp+bab-60s-1000-images."""
     budget = [
         *([] if settings.bab_seconds is None else [f"{str(settings.bab_seconds).removesuffix('.0')}s"]),
         *([] if settings.bab_branches is None else [f"{settings.bab_branches}branches"]),
@@ -80,43 +80,45 @@ def name_of(settings: EvaluationSettings) -> str:
     return f"{stages}-{settings.test_images or 'all'}-images{'-certificates' * settings.certificates}"
 
 
-def place(trial: Path, settings: EvaluationSettings) -> Path:
-    """The folder of a certification of the trial in a folder."""
-    return trial / "certified" / name_of(settings)
+def directory_of(trial_dir: Path, settings: EvaluationSettings) -> Path:
+    """Return the folder of a certification of a trial."""
+    return trial_dir / "certified" / name_of(settings)
 
 
-def folders(trial: Path) -> list[Path]:
-    """All certifications of the trial in a folder, by name."""
-    return sorted(path.parent for path in trial.glob(f"certified/*/{CERTIFICATION}"))
+def folders(trial_dir: Path) -> list[Path]:
+    """Return the folders of all certifications of a trial, by name."""
+    return sorted(path.parent for path in trial_dir.glob(f"certified/*/{CERTIFICATION}"))
 
 
 def trial_of(directory: Path) -> Path:
-    """The folder of the trial that a certification's folder belongs to."""
+    """Return the folder of the trial that a certification belongs to."""
     return directory.parent.parent
 
 
 def claim(directory: Path, trial: Trial, certification: Certification) -> str:
-    """Make `directory` that of this certification of a trial: what is there of another is removed, and said."""
-    found = _digests(directory)
-    finished = folder.read_result(directory) is not None if found else False
-    mine = found is not None and found[0] == certification.stands_for
-    if mine and (finished or (found is not None and found[1] == certification.digest)):
-        return ""
-    told = "" if found is None else "begun anew: " + ("other versions or device" if mine else "other weights or data")
+    """Make `directory` the folder of this certification of a trial, without files of another one.
+
+    Returns why files of another one were removed, or an empty text.
+    """
+    message = ""
+    if (before := _read_if_whole(directory)) is not None:
+        is_same = before.stands_for == certification.stands_for
+        if is_same and (before.digest == certification.digest or folder.read_result(directory) is not None):
+            return ""
+        message = "begun anew: " + ("other versions or device" if is_same else "other weights or data")
     for name in (folder.RESULT, folder.VERDICTS, folder.COUNTEREXAMPLES, folder.CERTIFICATES, TIMINGS):
         (directory / name).unlink(missing_ok=True)
     remove_shards(directory)
     write_json(directory / CERTIFICATION, folder.trial_json(trial) | asdict(certification))
-    return told
+    return message
 
 
-def _digests(directory: Path) -> tuple[str, str] | None:
-    """What the certification in a folder stands for, and its digest; None where there is none that can be read."""
+def _read_if_whole(directory: Path) -> Certification | None:
+    """Return certification.json, None if it is missing or damaged."""
     try:
-        read = read_certification(directory)
+        return read_certification(directory)
     except DamagedFileError:
         return None
-    return read.stands_for, read.digest
 
 
 def read_certification(directory: Path) -> Certification:
@@ -124,12 +126,12 @@ def read_certification(directory: Path) -> Certification:
     fields = ("images", "per_shard", "stands_for", "digest")
 
     def parse(content: Any) -> Certification:
-        known = checked(Certification, content)
-        if known["images"] < 1 or known["per_shard"] < 1:
-            raise ValueError("there are no images in it")
-        return Certification(*(known[name] for name in fields))
+        values = check_types(Certification, content)
+        if values["images"] < 1 or values["per_shard"] < 1:
+            raise ValueError("it has no images")
+        return Certification(*(values[name] for name in fields))
 
-    return parsed(directory / CERTIFICATION, parse)
+    return parse_json(directory / CERTIFICATION, parse)
 
 
 def missing(directory: Path) -> list[int]:
@@ -144,47 +146,47 @@ def missing_shards(directory: Path, count: int, digest: str) -> list[int]:
 
 
 def shards_begun(directory: Path) -> int:
-    """How many shards were written, whole or not."""
+    """Return how many shards were written, damaged or not."""
     return len(list((directory / folder.SHARDS).glob("*.json")))
 
 
 def _is_whole(directory: Path, number: int, digest: str) -> bool:
     try:
-        known = read_shard(directory, number)
-        return known.digest == digest and known.content == _content(directory, number)
+        shard = read_shard(directory, number)
+        return shard.digest == digest and shard.content == _content_digest(directory, number)
     except (DamagedFileError, OSError):
         return False
 
 
 def write_shard(
-    directory: Path, number: int, verdicts: pd.DataFrame, evidence: Callable[[Path], None], **known: Any
+    directory: Path, number: int, verdicts: pd.DataFrame, evidence: Callable[[Path], None], **fields: Any
 ) -> None:
-    """Write a shard's verdicts and evidence, then what else is known of it: Shard's fields but for `content`.
+    """Write a shard's verdicts and evidence, then its JSON.
 
-    evidence: writes its file.
+    evidence: writes counterexamples and certificates to a path. fields: of Shard, without `content`.
     """
     write_table(_path(directory, number, "parquet"), verdicts)
     write_atomically(evidence_of(directory, number), evidence)
-    write_json(_path(directory, number, "json"), asdict(Shard(content=_content(directory, number), **known)))
+    write_json(_path(directory, number, "json"), asdict(Shard(content=_content_digest(directory, number), **fields)))
 
 
 def evidence_of(directory: Path, number: int) -> Path:
-    """Where a shard's counterexamples and certificates lie."""
+    """Return the path of a shard's counterexamples and certificates."""
     return _path(directory, number, "safetensors")
 
 
 def remove_shards(directory: Path) -> None:
-    """Remove what is not needed once there is a result."""
+    """Remove the shards, once there is a result."""
     shutil.rmtree(directory / folder.SHARDS, ignore_errors=True)
 
 
 def read_shard(directory: Path, number: int) -> Shard:
-    """What is known of a shard. Raises DamagedFileError."""
-    return parsed(_path(directory, number, "json"), lambda content: Shard(**checked(Shard, content)))
+    """Read a shard's JSON. Raises DamagedFileError."""
+    return parse_json(_path(directory, number, "json"), lambda content: Shard(**check_types(Shard, content)))
 
 
 def read_shard_verdicts(directory: Path, number: int) -> pd.DataFrame:
-    """A shard's verdicts. Raises DamagedFileError."""
+    """Read a shard's verdicts. Raises DamagedFileError."""
     return read_table(_path(directory, number, "parquet"))
 
 
@@ -192,6 +194,6 @@ def _path(directory: Path, number: int, kind: str) -> Path:
     return directory / folder.SHARDS / f"{number:05}.{kind}"
 
 
-def _content(directory: Path, number: int) -> str:
+def _content_digest(directory: Path, number: int) -> str:
     verdicts, evidence = _path(directory, number, "parquet"), evidence_of(directory, number)
     return hashlib.sha256(verdicts.read_bytes() + evidence.read_bytes()).hexdigest()

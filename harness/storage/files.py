@@ -1,4 +1,4 @@
-"""Files that are never half there: written under a temporary name, then renamed."""
+"""Write files atomically: under a temporary name, then renamed."""
 
 import json
 import os
@@ -11,11 +11,11 @@ from harness.errors import InputError, SettingError
 
 
 class DamagedFileError(InputError):
-    """A file that is not what it should be; the message names it."""
+    """A file that is missing or damaged; the message names it."""
 
 
-def parsed(path: Path, parse: Callable[[Any], Any]) -> Any:
-    """`parse` of the JSON in a file. Raises DamagedFileError where it is missing, no JSON, or not what is expected."""
+def parse_json(path: Path, parse: Callable[[Any], Any]) -> Any:
+    """Return `parse` of the JSON in a file. Raises DamagedFileError if it is missing, not JSON, or `parse` fails."""
     try:
         return parse(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -42,7 +42,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def remove_unfinished(directory: Path) -> None:
-    """Remove what writers that were killed left half-written. For who alone writes into the directory."""
+    """Remove temporary files of writers that were killed. Only for the one process that writes to the directory."""
     for path in directory.glob(".*.tmp"):
         path.unlink(missing_ok=True)
 
@@ -53,17 +53,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically; NaN and infinities are an error, since JSON has none."""
+    """Write JSON atomically. Raises ValueError for NaN and infinities, which JSON does not have."""
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def file_name(text: str) -> str:
-    """A text as the name of a file: whatever else than letters, digits, '.', '_' and '-' is there becomes '_'."""
+    """Return a text as a file name: other characters than letters, digits, '.', '_' and '-' become '_'."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", text)
 
 
 def make_directory(directory: Path) -> None:
-    """Make a directory and its parents. Raises SettingError where that cannot be done."""
+    """Make a directory and its parents. Raises SettingError if that fails."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:

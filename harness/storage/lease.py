@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from harness.errors import InputError
-from harness.masking import masked
+from harness.masking import mask_secrets
 from harness.storage import remote
 from harness.storage.files import make_directory
 
@@ -27,7 +27,7 @@ Holder = dict[str, Any]
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
+def lock_directory(directory: Path) -> Iterator[None]:
     """Hold a directory within the block.
 
     Raises:
@@ -38,9 +38,9 @@ def locked(directory: Path) -> Iterator[None]:
     with open(path, "a+b") as file:
         has_lock = _try_lock(file, path)
         file.seek(0)
-        found = _parse(file.read())
-        if not (has_lock and found and found["host"] == socket.gethostname()):
-            _refuse(found, path)
+        owner = _parse(file.read())
+        if not (has_lock and owner and owner["host"] == socket.gethostname()):
+            _refuse(owner, path)
         _overwrite(file, _describe_self())
         try:
             yield
@@ -49,19 +49,19 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 @contextmanager
-def leased(uri: str) -> Iterator[None]:
+def lock_address(uri: str) -> Iterator[None]:
     """Hold an address within the block.
 
     Raises:
         InputError: another run holds it.
         OSError: the storage cannot be read or written.
     """
-    where = masked(f"{uri}/{LOCK}")
+    where = mask_secrets(f"{uri}/{LOCK}")
     _refuse(_parse(remote.read(uri, LOCK) or b""), where)
     mine = _describe_self()
     remote.write(uri, LOCK, mine)
-    if (found := remote.read(uri, LOCK)) != mine:  # another run began at the same moment
-        _refuse(_parse(found or b""), where)
+    if (owner := remote.read(uri, LOCK)) != mine:  # another run began at the same moment
+        _refuse(_parse(owner or b""), where)
     try:
         yield
     finally:
@@ -72,13 +72,13 @@ def holder(directory: Path) -> Holder | None:
     """Return who holds a directory: `host`, `process` and `since` (seconds, as time.time); None if nobody does."""
     try:
         with open(directory / LOCK, "rb") as file:
-            found = _parse(file.read())
+            owner = _parse(file.read())
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return None
     except OSError:  # it is locked, or the file system has no locks
-        return found
-    return None if found is None or _has_died(found) else found
+        return owner
+    return None if owner is None or _has_died(owner) else owner
 
 
 def _try_lock(file: IO[bytes], path: Path) -> bool:
@@ -93,27 +93,27 @@ def _try_lock(file: IO[bytes], path: Path) -> bool:
     return True
 
 
-def _refuse(found: Holder | None, path: object) -> None:
+def _refuse(owner: Holder | None, path: object) -> None:
     """Raise InputError for a holder that may be alive."""
-    if found is None or _has_died(found):
+    if owner is None or _has_died(owner):
         return
     raise InputError(
-        f"another run is writing there: {path} names process {found['process']} on {found['host']}; "
+        f"another run is writing there: {path} names process {owner['process']} on {owner['host']}; "
         "if that run is gone, delete the file"
     )
 
 
-def _has_died(found: Holder) -> bool:
+def _has_died(owner: Holder) -> bool:
     """Return True if the holder was a process of this machine that is gone."""
-    if found["host"] != socket.gethostname():
+    if owner["host"] != socket.gethostname():
         return False
     try:
-        os.kill(found["process"], 0)
+        os.kill(owner["process"], 0)
     except ProcessLookupError:
         return True
     except PermissionError:  # another user's
         return False
-    return found["process"] == os.getpid()
+    return owner["process"] == os.getpid()
 
 
 def _describe_self() -> bytes:
@@ -122,10 +122,10 @@ def _describe_self() -> bytes:
 
 def _parse(text: bytes) -> Holder | None:
     try:
-        found = json.loads(text)
+        owner = json.loads(text)
     except ValueError:
         return None
-    return found if isinstance(found, dict) and found.keys() >= {"host", "process", "since"} else None
+    return owner if isinstance(owner, dict) and owner.keys() >= {"host", "process", "since"} else None
 
 
 def _overwrite(file: IO[bytes], text: bytes) -> None:

@@ -16,7 +16,7 @@ PARAMETERS = "parameters"
 TRAIN_SECONDS = "train_seconds"
 EVALUATION_SECONDS = "evaluation_seconds"
 
-# What a recurrence does; only networks with an equilibrium have these.
+# Of networks with an equilibrium only.
 GAIN = "equilibrium/gain"
 MARGIN = "equilibrium/margin"
 RHO_BOUND = "equilibrium/rho_bound"
@@ -39,11 +39,11 @@ TRAIN_EXAMPLES_PER_SECOND = "train/examples_per_second"
 TRAIN_COMPILED = "train/compiled"  # 1 where the epoch's steps were compiled, else 0
 TRAIN_ACCUMULATE = "train/accumulate"  # where memory ran out: in how many parts a batch is taken instead
 
-# What a trial reports while it is judged; not written anywhere.
+# What a trial reports during evaluation; not written to files.
 JUDGED = "judged"
 IMAGES = "images"
 
-# What a candidate of a search reports where it is compared with others: after which epoch; with CERTIFIED_ERROR.
+# What a candidate of a search reports with CERTIFIED_ERROR: the epoch after which it is compared with others.
 RUNG = "rung"
 
 # Columns of verdicts.parquet, one row an example.
@@ -57,7 +57,7 @@ ATTACK_MARGIN = "attack_margin"
 WIDTH = "width"
 BRANCHES = "branches"  # of branch and bound, where it was asked
 
-# Verdicts, the values of the column VERDICT: each example has one. Those of OPEN are neither proved nor broken.
+# Verdicts, the values of the column VERDICT: each image has one. Those of OPEN are neither certified nor attacked.
 MISCLASSIFIED, ATTACKED, CERTIFIED = "misclassified", "attacked", "certified"
 UNKNOWN, TIMEOUT, OUT_OF_MEMORY, FAILED = "unknown", "timeout", "out of memory", "failed"
 OPEN = (UNKNOWN, TIMEOUT, OUT_OF_MEMORY, FAILED)
@@ -65,68 +65,68 @@ VERDICTS = (MISCLASSIFIED, ATTACKED, CERTIFIED, *OPEN)
 
 
 def margin_column(stage: str) -> str:
-    """Name of the column that holds a verifier stage's margin lower bound."""
+    """Return the name of the column that holds a verifier stage's margin lower bound."""
     return f"margin_{stage}"
 
 
 def share_of(verdict: str) -> str:
-    """Metric name of the share of examples with an open verdict, in percent."""
+    """Return the metric name of the share of examples with an open verdict, in percent."""
     return f"{OPEN_ERROR}/{verdict.replace(' ', '_')}"
 
 
 def examples_at(stage: str) -> str:
-    """Metric name of how many examples no stage before `stage` had decided."""
+    """Return the metric name of how many examples no stage before `stage` had decided."""
     return f"stage_examples/{stage}"
 
 
 def decided_by(stage: str) -> str:
-    """Metric name of how many examples a stage decided."""
+    """Return the metric name of how many examples a stage decided."""
     return f"stage_decided/{stage}"
 
 
 def seconds_of(stage: str) -> str:
-    """Metric name of the seconds a stage took, all examples together."""
+    """Return the metric name of the seconds a stage took, all examples together."""
     return f"stage_seconds/{stage}"
 
 
 def certified_by(stage: str) -> str:
-    """Metric name of the certified error that the verifier's stages up to `stage` leave."""
+    """Return the metric name of the certified error that the verifier's stages up to `stage` leave."""
     return f"{CERTIFIED_ERROR}/{stage}"
 
 
 def layer_width(layer: str) -> str:
-    """Metric name of the mean bound width of one pre-activation."""
+    """Return the metric name of the mean bound width of one pre-activation."""
     return f"{BOUND_WIDTH}/{layer}"
 
 
 def layer_inactive(layer: str) -> str:
-    """Metric name of the percentage of one pre-activation's values whose upper bound is at most 0."""
+    """Return the metric name of the percentage of one pre-activation's values whose upper bound is at most 0."""
     return f"inactive/{layer}"
 
 
 def layer_unstable(layer: str) -> str:
-    """Metric name of the percentage of one pre-activation's values that bounds do not tell from 0."""
+    """Return the metric name of the percentage of one pre-activation's values whose bounds contain 0."""
     return f"unstable/{layer}"
 
 
 def in_training(name: str) -> str:
-    """Name in an epoch's row of what a final metric is called `name`."""
+    """Return the name in an epoch's row of the final metric `name`."""
     return f"train/{name}"
 
 
 def trained(row: dict[str, Any]) -> dict[str, Any]:
-    """An epoch's row by the names of final metrics."""
+    """Return an epoch's row with the names of final metrics."""
     prefix = in_training("")
     return {name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)}
 
 
 def layers(metrics: dict[str, Any]) -> list[str]:
-    """The pre-activations that have a width, first to last."""
+    """Return the pre-activations that have a width, first to last."""
     return [name.removeprefix(layer_width("")) for name in metrics if name.startswith(layer_width(""))]
 
 
 def layer_widths(metrics: dict[str, Any]) -> list[Any]:
-    """The mean bound width of each pre-activation, first to last."""
+    """Return the mean bound width of each pre-activation, first to last."""
     return [metrics[layer_width(layer)] for layer in layers(metrics)]
 
 
@@ -140,4 +140,4 @@ FAMILIES = tuple(
         *(in_training(name) for name in (layer_width(""), GAIN)),
     )
 )
-"""What stands before the last slash of metrics' names, final ones first."""
+"""The part before the last slash of metrics' names, final ones first."""

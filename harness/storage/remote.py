@@ -1,11 +1,10 @@
 """A sweep's files at an address that pyarrow knows, such as s3://bucket/prefix/sweep, named as in its directory.
 
-The address is what processes share; each works in a directory of its own, and pulls and pushes files one by one. A file
-is there whole or not at all, on both sides: it is written under a temporary name, then moved. One that was exchanged
-has the same size and time on both sides, so that only what differs goes over the net; clocks of two machines are never
-compared. (Two writes of one size within a second look alike to who reads in between, where a server's times are whole
-seconds.) Rows of epochs go before checkpoints, result.json goes last; names that begin with a dot are each side's own.
-An exchange adds and replaces, and removes nothing.
+Each process works in a local directory, and pulls and pushes files one by one. Both sides write under a temporary
+name, then move it. After an exchange a file has the same size and time on both sides, so that only differences are
+transferred; clocks of two machines are never compared. (If a server's times are whole seconds, a reader may miss the
+second of two writes of one size within a second.) Rows of epochs go before checkpoints, and result.json last. Names
+that begin with a dot stay on their side. An exchange adds and replaces files, and removes none.
 
 Credentials come from the environment alone; AWS_ENDPOINT_URL, or `?endpoint_override=HOST:PORT&scheme=http`, names a
 server that is not Amazon's.
@@ -25,76 +24,75 @@ import pyarrow
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 
 from harness.errors import InputError, SettingError
-from harness.masking import masked
+from harness.masking import mask_secrets
 from harness.storage.files import write_atomically
 from harness.storage.folder import EPOCHS, RESULT
 
 PATIENCE = 60.0
-"""Seconds for which a storage may be away before that is a failure."""
+"""The seconds that `patiently` waits for a storage that is away."""
 _TRIES = 5  # to read a file that others replace
 
 T = TypeVar("T")
-Wanted = Callable[[str], bool]
+Filter = Callable[[str], bool]
 
 
 class StorageError(InputError):
     """A storage that cannot be used; the message names its address, masked, and the cause."""
 
 
-def is_address(place: object) -> bool:
-    """Whether a place is an address, and no path."""
-    return isinstance(place, str) and "://" in place
-
-
-def joined(uri: str, name: str) -> str:
-    """The address of what is called `name` below another one."""
+def join(uri: str, name: str) -> str:
+    """Return the address of `name` below another address."""
     parts = urlsplit(uri)
     return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{quote(name)}"))
 
 
 def check(uri: str, writes: bool = True) -> None:
-    """Raise StorageError where an address cannot be listed, or, with `writes`, written and read; SettingError where it
-    holds a secret, which would be stored and sent with it."""
-    if masked(uri) != uri:
-        raise SettingError("--results-dir", masked(uri), "an address without secrets, which the environment holds")
-    probe, content = f".probe-{_me()}", os.urandom(8)
+    """Raise StorageError if an address cannot be listed or, with `writes`, written and read.
+
+    Raises SettingError for an address with a secret, which would be stored with it.
+    """
+    if mask_secrets(uri) != uri:
+        raise SettingError(
+            "--results-dir", mask_secrets(uri), "an address without secrets, which the environment holds"
+        )
+    probe, content = f".probe-{_process_name()}", os.urandom(8)
     try:
-        _listed(uri, "")
+        _list_files(uri, "")
         if writes:
             write(uri, probe, content)
-            found = read(uri, probe)
+            written = read(uri, probe)
             remove(uri, probe)
-            if found != content:
+            if written != content:
                 raise OSError("what was written is not what is read")
     except (OSError, pyarrow.ArrowException) as error:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise StorageError(masked(f"{uri} cannot be used: {cause}")) from error
+        raise StorageError(mask_secrets(f"{uri} cannot be used: {cause}")) from error
 
 
-def pull(uri: str, directory: Path, below: str = "", wanted: Wanted = lambda name: True) -> set[str]:
-    """Make the files below `below` at the address in a directory that has not the same; returns which there are.
+def pull(uri: str, directory: Path, below: str = "", wanted: Filter = lambda name: True) -> set[str]:
+    """Copy files below `below` at the address to a directory, if they differ; return the names of all of them.
 
-    wanted: says of a file's name, from the address on, whether it is. Raises OSError.
+    wanted: returns True for the names to copy, relative to the address. Raises OSError.
     """
-    fs, _ = _opened(uri)
-    found = _listed(uri, below)
-    for name in sorted(found, key=_order):
-        path, info = directory / name, found[name]
+    fs, _ = _open(uri)
+    files = _list_files(uri, below)
+    for name in sorted(files, key=_order):
+        path, info = directory / name, files[name]
         if not wanted(name) or _is_same(info, path):
             continue
         with suppress(FileNotFoundError):  # removed since it was listed
             content, info = _read(fs, info.path)
             write_atomically(path, _writer(content, info))
-    return set(found)
+    return set(files)
 
 
-def push(directory: Path, uri: str, below: str = "", wanted: Wanted = lambda name: True) -> None:
-    """Make the files below `below` in a directory at the address, where that has not the same. wanted: as in `pull`.
+def push(directory: Path, uri: str, below: str = "", wanted: Filter = lambda name: True) -> None:
+    """Copy files below `below` in a directory to the address, if they differ. wanted: as in `pull`.
 
     Raises OSError.
     """
-    fs, base = _opened(uri)
-    there = _listed(uri, below)
+    fs, base = _open(uri)
+    there = _list_files(uri, below)
     names = (path.relative_to(directory).as_posix() for path in (directory / below).rglob("*") if path.is_file())
     for name in sorted((name for name in names if _is_shared(name) and wanted(name)), key=_order):
         path = directory / name
@@ -107,8 +105,8 @@ def push(directory: Path, uri: str, below: str = "", wanted: Wanted = lambda nam
 
 
 def read(uri: str, name: str) -> bytes | None:
-    """A file's content, None where there is none. Raises OSError."""
-    fs, base = _opened(uri)
+    """Return a file's content, None if it does not exist. Raises OSError."""
+    fs, base = _open(uri)
     try:
         return _read(fs, f"{base}/{name}")[0]
     except FileNotFoundError:
@@ -117,32 +115,32 @@ def read(uri: str, name: str) -> bytes | None:
 
 def write(uri: str, name: str, content: bytes) -> None:
     """Write a file. Raises OSError."""
-    fs, base = _opened(uri)
+    fs, base = _open(uri)
     _write(fs, f"{base}/{name}", content)
 
 
 def remove(uri: str, name: str) -> None:
-    """Remove a file that may be there. Raises OSError."""
-    fs, base = _opened(uri)
+    """Remove a file that may exist. Raises OSError."""
+    fs, base = _open(uri)
     if exists(uri, name):
         fs.delete_file(f"{base}/{name}")
 
 
 def remove_folder(uri: str, name: str) -> None:
     """Remove a folder that may exist, with its files. Raises OSError."""
-    fs, base = _opened(uri)
+    fs, base = _open(uri)
     with suppress(FileNotFoundError):
         fs.delete_dir(f"{base}/{name}")
 
 
 def exists(uri: str, name: str) -> bool:
-    """Whether there is such a file. Raises OSError."""
-    fs, base = _opened(uri)
+    """Return True if a file exists. Raises OSError."""
+    fs, base = _open(uri)
     return fs.get_file_info(f"{base}/{name}").type == FileType.File
 
 
 def patiently(action: Callable[[], T]) -> T:
-    """What `action` returns, tried again for `PATIENCE` seconds where the storage is away. Raises OSError."""
+    """Return what `action` returns, and retry for `PATIENCE` seconds after an OSError. Raises OSError."""
     until, pause = time.monotonic() + PATIENCE, 1.0
     while True:
         try:
@@ -155,22 +153,22 @@ def patiently(action: Callable[[], T]) -> T:
 
 
 @lru_cache(maxsize=16)
-def _opened(uri: str) -> tuple[Any, str]:
-    """A file system, and the path in it."""
+def _open(uri: str) -> tuple[Any, str]:
+    """Return the file system of an address, and the path in it."""
     fs, base = FileSystem.from_uri(uri)
     return fs, base.rstrip("/")
 
 
-def _listed(uri: str, below: str) -> dict[str, FileInfo]:
-    """The files that are shared, by name."""
-    fs, base = _opened(uri)
+def _list_files(uri: str, below: str) -> dict[str, FileInfo]:
+    """Return the shared files by name."""
+    fs, base = _open(uri)
     where = FileSelector(f"{base}/{below}".rstrip("/"), allow_not_found=True, recursive=True)
     files = {info.path.removeprefix(f"{base}/"): info for info in fs.get_file_info(where) if info.is_file}
     return {name: info for name, info in files.items() if _is_shared(name)}
 
 
 def _is_shared(name: str) -> bool:
-    """Not what is one side's own, nor what leads elsewhere: '..' begins with a dot, an absolute path with nothing."""
+    """Return False for names with a part that is empty or begins with a dot, such as '..' and absolute paths."""
     return all(part and not part.startswith(".") for part in name.split("/"))
 
 
@@ -181,14 +179,14 @@ def _order(name: str) -> tuple[bool, bool, str]:
 
 def _is_same(info: FileInfo, path: Path) -> bool:
     try:
-        found = path.stat()
+        status = path.stat()
     except FileNotFoundError:
         return False
-    return (found.st_size, found.st_mtime_ns) == (info.size, info.mtime_ns)
+    return (status.st_size, status.st_mtime_ns) == (info.size, info.mtime_ns)
 
 
 def _read(fs: Any, path: str) -> tuple[bytes, FileInfo]:
-    """A file's content and what is known of it; parts of two versions are never put together."""
+    """Return a file's content and information, never parts of two versions."""
     info = fs.get_file_info(path)
     for _ in range(_TRIES):
         if not info.is_file:
@@ -202,12 +200,12 @@ def _read(fs: Any, path: str) -> tuple[bytes, FileInfo]:
 
 
 def _write(fs: Any, path: str, content: bytes) -> FileInfo:
-    """Under a temporary name first: pyarrow ends an upload that was broken off as if it were whole."""
+    """Write under a temporary name, then move: pyarrow completes an interrupted upload as if it were whole."""
     parent, _, name = path.rpartition("/")
-    temporary = f"{parent}/.{name}.{_me()}.tmp"
+    temporary = f"{parent}/.{name}.{_process_name()}.tmp"
     try:
         stream = fs.open_output_stream(temporary)
-    except FileNotFoundError:  # where directories are more than a part of names
+    except FileNotFoundError:  # a file system with directories
         fs.create_dir(parent, recursive=True)
         stream = fs.open_output_stream(temporary)
     with stream:
@@ -224,5 +222,5 @@ def _writer(content: bytes, info: FileInfo) -> Callable[[Path], None]:
     return write
 
 
-def _me() -> str:
+def _process_name() -> str:
     return f"{socket.gethostname()}.{os.getpid()}"

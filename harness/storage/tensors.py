@@ -28,27 +28,26 @@ def write_tensors(path: Path, content: dict[str, Any]) -> None:
     def save(temporary: Path) -> None:
         try:
             torch.save(content, temporary)
-        except RuntimeError as error:  # which torch has for a full disk, too
+        except RuntimeError as error:  # torch raises it for a full disk, too
             raise OSError(errno.EIO, str(error).splitlines()[0]) from error
 
     write_atomically(path, save)
 
 
 def read_tensors(path: Path, device: torch.device, parse: Callable[[dict[str, Any]], T]) -> T:
-    """`parse` of what `write_tensors` wrote, on the device; nothing in the file is run.
+    """Return `parse` of what `write_tensors` wrote, on the device; no code in the file runs.
 
-    Raises DamagedFileError, also where a checksum differs, which torch does not look at; OSError where no file can be
-    read.
+    Raises DamagedFileError, also for a wrong checksum, which torch does not check; OSError if the file cannot be read.
     """
     content = BytesIO(path.read_bytes())
     try:
         with zipfile.ZipFile(content) as archive:
             if (name := archive.testzip()) is not None:
-                raise ValueError(f"{name} is not what its checksum says")
+                raise ValueError(f"{name} does not match its checksum")
         content.seek(0)
         return parse(torch.load(content, map_location=device, weights_only=True))
     except _DAMAGED as error:
         if is_out_of_memory(error):
             raise
-        why = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
-        raise DamagedFileError(f"{path} cannot be read: {why}") from error
+        reason = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+        raise DamagedFileError(f"{path} cannot be read: {reason}") from error

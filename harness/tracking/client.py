@@ -32,7 +32,7 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
 from harness.errors import InputError
-from harness.masking import masked
+from harness.masking import mask_secrets
 from harness.tracking import TrackingError
 
 SQLITE = "sqlite:///"
@@ -47,7 +47,7 @@ def tracking_errors(uri: str) -> Iterator[None]:
             yield
     except (MlflowException, sqlalchemy.exc.SQLAlchemyError, ImportError, OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise TrackingError(masked(f"MLflow store {uri} cannot be used: {reason}")) from error
+        raise TrackingError(mask_secrets(f"MLflow store {uri} cannot be used: {reason}")) from error
 
 
 def resolve_uri(uri: str | None) -> str:
@@ -109,7 +109,7 @@ def find_experiment(client: MlflowClient, sweep: str) -> entities.Experiment:
     experiment = client.get_experiment_by_name(sweep)
     if experiment is None or experiment.lifecycle_stage == "deleted":
         others = ", ".join(sorted(other.name for other in client.search_experiments()))
-        raise InputError(f"there is no experiment {sweep!r} in {masked(client.tracking_uri)}; it has: {others}")
+        raise InputError(f"there is no experiment {sweep!r} in {mask_secrets(client.tracking_uri)}; it has: {others}")
     return experiment
 
 

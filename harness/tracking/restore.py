@@ -11,10 +11,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from harness.errors import InputError
-from harness.masking import masked
+from harness.masking import mask_secrets
 from harness.storage import folder, names
 from harness.storage.files import write_atomically, write_text
-from harness.storage.lease import LOCK, locked
+from harness.storage.lease import LOCK, lock_directory
 from harness.tracking import TrackingError
 from harness.tracking.client import (
     MlflowClient,
@@ -40,11 +40,11 @@ def restore(sweep_dir: Path, uri: str) -> None:
             runs = all_runs(client, find_experiment(client, sweep).experiment_id)
             trials = {run.data.tags["trial"]: run for run in reversed(runs) if "trial" in run.data.tags}  # newest last
             if not trials:
-                raise InputError(f"the experiment {sweep!r} in {masked(uri)} has no trials")
+                raise InputError(f"the experiment {sweep!r} in {mask_secrets(uri)} has no trials")
             _refuse_others(sweep_dir, set(trials))
-            with locked(sweep_dir):
+            with lock_directory(sweep_dir):
                 for key, run in trials.items():
-                    _restore_trial(client, run, folder.place(sweep_dir, key))
+                    _restore_trial(client, run, folder.trial_dir(sweep_dir, key))
     except TrackingError as error:
         raise InputError(str(error)) from None
 

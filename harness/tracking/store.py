@@ -16,7 +16,7 @@ from typing import Any
 
 from baselines.datasets import DATASETS
 from harness.config.trial import RECIPE_VERSION, flatten, label_of_row, to_dict
-from harness.masking import masked
+from harness.masking import mask_secrets
 from harness.storage import folder
 from harness.storage.folder import Trial, TrialResult
 from harness.storage.names import EPOCH, TRAIN_EPS
@@ -96,7 +96,7 @@ class Tracker:
             if has_result and run.info.status == status and logged_tags.get(view.ROW_TAG) == tags[view.ROW_TAG]:
                 return
             error = tags.get(ERROR_TAG)
-            tags[notes.TAG] = notes.describe_run(trial, row, result, error, run_id, masked(self.uri))
+            tags[notes.TAG] = notes.describe_run(trial, row, result, error, run_id, mask_secrets(self.uri))
             self._describe(run, trial, tags, trial_dir)
             self._log_epochs(run, rows)
             if result and digest and not has_result:
@@ -140,7 +140,7 @@ class Tracker:
 
         Raises TrackingError.
         """
-        address = masked(self.uri)
+        address = mask_secrets(self.uri)
         if is_server(address):
             return "\n".join(view.links(address, self.experiment_id, self.version))
         with tracking_errors(self.uri):
@@ -200,7 +200,7 @@ class Tracker:
 
 def _text(value: Any) -> str:
     """Return a tag's or param's text: strings as they are, without secrets, anything else as JSON."""
-    return masked(value if isinstance(value, str) else json.dumps(value))[:_MAX_TEXT]
+    return mask_secrets(value if isinstance(value, str) else json.dumps(value))[:_MAX_TEXT]
 
 
 def _status_and_tags(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from harness.masking import masked
+from harness.masking import mask_secrets
 from harness.storage import folder
 
 
@@ -17,7 +17,7 @@ class _Masked(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """A record as text."""
-        return masked(super().format(record))
+        return mask_secrets(super().format(record))
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import pytest
 from pages import ROOT, blocks, inline
 
 from harness import __main__ as entry
-from harness.command_line import COMMANDS, main, meant, parser_of
+from harness.command_line import COMMANDS, main, parser_of, select_by_pattern
 from harness.config.sweep_file import load_sweep
 from harness.config.sweep_text import read
 from harness.config.trial import labels
@@ -104,7 +104,7 @@ def check_harness(name, arguments):
     options = parser_of(name).parse_args(arguments)
     baseline = getattr(options, "baseline", None)
     if name in PATTERNS and (patterns := getattr(options, PATTERNS[name])):
-        assert meant("--only", patterns, labelled(options.sweep if name == "run" else options.directory))
+        assert select_by_pattern("--only", patterns, labelled(options.sweep if name == "run" else options.directory))
     given = [item for value in vars(options).values() for item in (value if isinstance(value, list) else [value])]
     for path in (item for item in given if isinstance(item, Path)):
         if path.parts[0] == "sweeps":

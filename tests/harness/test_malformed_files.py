@@ -60,7 +60,7 @@ def trial(tiny_trial):
 @pytest.fixture(scope="module")
 def finished(trial, tmp_path_factory):
     """The folder of a finished trial, which no test may change."""
-    place = folder.place(tmp_path_factory.mktemp("finished") / "tiny", trial.key)
+    place = folder.trial_dir(tmp_path_factory.mktemp("finished") / "tiny", trial.key)
     run_trial(trial.config, place)
     (place / folder.LOG).unlink()
     return place

@@ -6,7 +6,7 @@ import pytest
 
 from harness.command_line import main
 from harness.errors import InputError
-from harness.masking import masked
+from harness.masking import mask_secrets
 from harness.storage import files, folder
 from harness.training.log import logged
 
@@ -36,13 +36,13 @@ PLAIN = [
 
 @pytest.mark.parametrize("text", HIDDEN)
 def test_what_is_secret_is_hidden_and_the_rest_is_there(text):
-    assert masked(text) == HIDDEN[text]
-    assert masked(masked(text)) == HIDDEN[text]
+    assert mask_secrets(text) == HIDDEN[text]
+    assert mask_secrets(mask_secrets(text)) == HIDDEN[text]
 
 
 @pytest.mark.parametrize("text", PLAIN)
 def test_what_is_not_secret_stands_as_it_is(text):
-    assert masked(text) == text
+    assert mask_secrets(text) == text
 
 
 URI = "postgresql://me:pa55@db/mlflow"
@@ -77,4 +77,4 @@ def test_names_of_files_are_only_names():
 @pytest.mark.parametrize("key", ["../../elsewhere", "/tmp/elsewhere", "a/b", "..", "", "a\n"])
 def test_a_key_does_not_lead_out_of_the_directory(tmp_path, key):
     with pytest.raises(InputError, match="key"):
-        folder.place(tmp_path, key)
+        folder.trial_dir(tmp_path, key)

@@ -108,15 +108,15 @@ def no_ray(monkeypatch):
 @pytest.fixture(scope="session")
 def made_by_default(tmp_path_factory):
     """A process that was told of no store and logged a finished trial, and the directory that it worked in."""
-    directory = tmp_path_factory.mktemp("default-store") / "a place"
+    directory = tmp_path_factory.mktemp("default-store") / "a directory"
     directory.mkdir()
-    finish(place := make_folder(directory.parent))
+    finish(trial_dir := make_folder(directory.parent))
     code = (
         "import pathlib, sys; from harness.tracking.store import Tracker; "
         "Tracker.open('study').sync(pathlib.Path(sys.argv[1]))"
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    command = [sys.executable, "-W", "default", "-c", code, str(place)]
+    command = [sys.executable, "-W", "default", "-c", code, str(trial_dir)]
     environment |= {"PYTHONPATH": str(Path(__file__).parents[3])}
     return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True), directory
 

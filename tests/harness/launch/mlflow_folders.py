@@ -23,28 +23,28 @@ def make_folder(tmp_path, seed=0, epochs=4):
         train=TrainSettings(epochs=epochs, decay_epochs=(2,), ramp_epochs=1),
     )
     trial = folder.make_trial(config, FINGERPRINT)
-    place = tmp_path / "trials" / trial.key
-    files.write_json(place / folder.TRIAL, folder.trial_json(trial))
-    return place
+    trial_dir = tmp_path / "trials" / trial.key
+    files.write_json(trial_dir / folder.TRIAL, folder.trial_json(trial))
+    return trial_dir
 
 
-def train(place, first, last, loss=1.0):
+def train(trial_dir, first, last, loss=1.0):
     for epoch in range(first, last + 1):
         row = {"epoch": epoch, "train/loss": loss / epoch, "train/eps": 0.1 * epoch, "note": "text", "missing": None}
-        folder.write_epoch(place, row)
+        folder.write_epoch(trial_dir, row)
 
 
-def finish(place, metrics=FINAL):
-    pandas.DataFrame({"index": [0, 1], "verdict": ["certified", "attacked"]}).to_parquet(place / folder.VERDICTS)
-    (place / folder.WEIGHTS).write_bytes(b"weights")
+def finish(trial_dir, metrics=FINAL):
+    pandas.DataFrame({"index": [0, 1], "verdict": ["certified", "attacked"]}).to_parquet(trial_dir / folder.VERDICTS)
+    (trial_dir / folder.WEIGHTS).write_bytes(b"weights")
     result = {
-        "key": place.name,
+        "key": trial_dir.name,
         "metrics": metrics,
         "environment": {"device": "cpu", "torch": "2.11"},
         "data": {"train_images": 1437},
         "warnings": ["W is at its bound", "fewer images than published"],
     }
-    files.write_json(place / folder.RESULT, result)
+    files.write_json(trial_dir / folder.RESULT, result)
 
 
 def only_run(tracker):

@@ -2,24 +2,18 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from processes import descendants
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 def start_node(environment, *options):
     """`ray start` with these options, which has begun."""
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1", *options]
+    environment = environment | {"RAY_USAGE_STATS_ENABLED": "0"}
     node = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if not any("Ray runtime started" in line for line in node.stdout):
         stop_node(node)
@@ -33,6 +27,16 @@ def stop_node(node):
             os.kill(each, signal.SIGKILL)
     node.wait()
     node.stdout.close()
+
+
+@contextmanager
+def running_node(environment, *options):
+    """A machine of a cluster, until the end."""
+    node = start_node(environment, *options)
+    try:
+        yield node
+    finally:
+        stop_node(node)
 
 
 def raylet_of(node):

@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 
 import boto3
 import pytest
-from processes import descendants, wait_for
 
 BUCKET = "bench"
 KEYS = {"AWS_ACCESS_KEY_ID": "somebody", "AWS_SECRET_ACCESS_KEY": "nobody-knows", "AWS_DEFAULT_REGION": "us-east-1"}
@@ -77,8 +76,8 @@ def client(environment):
 @contextmanager
 def postgres():
     """The address of an empty PostgreSQL database, with a password in it; skips where there is no PostgreSQL."""
-    found = [shutil.which("initdb"), *map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb"))]
-    initdb = next((Path(path).resolve() for path in found if path), None)
+    paths = [shutil.which("initdb"), *map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb"))]
+    initdb = next((Path(path).resolve() for path in paths if path), None)
     if initdb is None:
         pytest.skip("needs PostgreSQL: no initdb on PATH or in /usr/lib/postgresql")
     is_root = os.geteuid() == 0
@@ -96,23 +95,6 @@ def postgres():
         command = [initdb.with_name("postgres"), "-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", place, "-F"]
         with running(command, port, f"{place}/postgres.log", **options):
             yield f"postgresql+psycopg2://bench:{PASSWORD}@127.0.0.1:{port}/postgres"
-
-
-@contextmanager
-def ray_machine(log, environment, *options):
-    """One machine of a Ray cluster, which runs on this one: `ray start` with these options, until the end."""
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *options]
-    environment = {**os.environ, **environment, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    with open(log, "w") as file:
-        process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
-        try:
-            wait_for(lambda: "Ray runtime started" in Path(log).read_text(), 200)
-            yield
-        finally:
-            for each in [process.pid, *descendants(process.pid)]:
-                with suppress(ProcessLookupError):
-                    os.kill(each, signal.SIGKILL)
-            process.wait()
 
 
 @contextmanager

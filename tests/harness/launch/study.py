@@ -66,8 +66,8 @@ class Study:
         }
 
     @property
-    def places(self):
-        return {name: folder.place(self.directory, made.key) for name, made in self.trials.items()}
+    def trial_dirs(self):
+        return {name: folder.trial_dir(self.directory, made.key) for name, made in self.trials.items()}
 
     @property
     def runs(self):
@@ -85,18 +85,18 @@ class Study:
         return sorted((point.step, point.value) for point in points)
 
     def assert_complete(self, printed=()):
-        """Every trial has its result, one finished run with each epoch once, and a place in all four tables.
+        """Every trial has its result, one finished run with each epoch once, and a row in all four tables.
 
         printed: files that may lie there besides, such as Ray's log.
         """
         epochs = list(range(next(iter(self.trials.values())).config.train.epochs + 1))
         assert set(self.runs) == {made.key for made in self.trials.values()}
         for made in self.trials.values():
-            place = folder.place(self.directory, made.key)
-            result, logged = folder.read_result(place), self.runs[made.key]
+            trial_dir = folder.trial_dir(self.directory, made.key)
+            result, logged = folder.read_result(trial_dir), self.runs[made.key]
             assert result.key == made.key
-            assert folder.read_failure(place) is None
-            assert [row[names.EPOCH] for row in folder.read_epochs(place)] == epochs
+            assert folder.read_failure(trial_dir) is None
+            assert [row[names.EPOCH] for row in folder.read_epochs(trial_dir)] == epochs
             assert logged.info.status == "FINISHED"
             for name in (names.CERTIFIED_ERROR, names.ATTACK_ERROR, names.STANDARD_ERROR, names.BOUND_WIDTH):
                 assert self.history(made.key, name) == [(0, result.metrics[name])]
@@ -105,7 +105,7 @@ class Study:
                 (names.TRAIN_EPS, 0),
                 (names.in_training(names.BOUND_WIDTH), 0),
             ):
-                written = [(row[names.EPOCH], row[name]) for row in folder.read_epochs(place)[first:]]
+                written = [(row[names.EPOCH], row[name]) for row in folder.read_epochs(trial_dir)[first:]]
                 assert self.history(made.key, name) == written
             speeds = self.history(made.key, names.TRAIN_EXAMPLES_PER_SECOND)  # of an epoch trained twice the first
             assert [epoch for epoch, _ in speeds] == epochs[1:]

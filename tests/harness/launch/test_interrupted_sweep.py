@@ -5,13 +5,16 @@ import os
 import signal
 import threading
 import time
+from functools import partial
 
 import pytest
 import torch
 from processes import alive, wait_for, workers
 from study import LONG, TINY, Study, snapshot
 
+from harness.launch import ray_tune
 from harness.storage import folder, names
+from harness.training import run_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
 
@@ -22,78 +25,70 @@ def without_seconds(metrics):
     return {name: value for name, value in metrics.items() if not name.startswith(timed)}
 
 
-def test_a_missing_result_alone_is_made_again(copied, cluster):
-    lost, kept = copied.places["cerdeq", 0], copied.places["cnn5", 0]
-    result = folder.read_result(lost)
-    (lost / folder.RESULT).unlink()
-    others, before, run_ids = snapshot(kept), snapshot(lost), {key: r.info.run_id for key, r in copied.runs.items()}
+@pytest.fixture
+def without_ray(monkeypatch):
+    """Trials are run in this process, one by one."""
+
+    def run_folders(folders, data_dir, cpu, gpu, storage, on_report, on_end, *_, **__):
+        for trial_dir in folders:
+            run_folder(trial_dir, partial(on_report, trial_dir), data_dir, lambda *_: None)
+            on_end(trial_dir, None)
+
+    monkeypatch.setattr(ray_tune, "run_folders", run_folders)
+
+
+def test_a_missing_result_alone_is_made_again(copied, without_ray):
+    unfinished, other = copied.trial_dirs["cerdeq", 0], copied.trial_dirs["cnn5", 0]
+    result = folder.read_result(unfinished)
+    (unfinished / folder.RESULT).unlink()
+    others, before = snapshot(other), snapshot(unfinished)
+    run_ids = {key: run.info.run_id for key, run in copied.runs.items()}
     assert copied.main() == 0
     copied.assert_complete()
-    assert snapshot(kept) == others
-    after = snapshot(lost)
+    assert snapshot(other) == others
+    after = snapshot(unfinished)
     for name in (folder.CHECKPOINT, folder.EPOCHS, folder.TRIAL):
-        assert after[lost / name] == before[lost / name], f"{name} was written again: training went on past its end"
-    again = folder.read_result(lost)
+        assert after[unfinished / name] == before[unfinished / name], f"{name}: training went on past its end"
+    again = folder.read_result(unfinished)
     assert without_seconds(again.metrics) == without_seconds(result.metrics)
-    assert {key: r.info.run_id for key, r in copied.runs.items()} == run_ids
+    assert {key: run.info.run_id for key, run in copied.runs.items()} == run_ids
 
 
-@pytest.mark.slow
-def test_more_seeds_train_only_the_new_ones(copied, cluster):
+def test_more_seeds_train_only_the_new_ones(copied, without_ray):
     """The sweep file grows: what is there stays."""
     before = snapshot(copied.directory / "trials")
-    grown = {**TINY, "seeds": [0, 1], "trials": [{"model": "cnn5", "method": "ibp"}]}
-    study = Study(copied.root, grown, copied.store)
+    study = Study(copied.root, {**TINY, "seeds": [0, 1], "trials": TINY["trials"][:1]}, copied.store)
     assert study.main() == 0
     after = snapshot(copied.directory / "trials")
     assert {path: after[path] for path in before} == before
-    assert folder.read_result(study.places["cnn5", 1]) is not None
+    assert folder.read_result(study.trial_dirs["cnn5", 1]) is not None
     rows = json.loads((study.directory / "leaderboard.json").read_text())
     assert {row["model"]: row["seeds"] for row in rows} == {"cnn5": 2, "cerdeq": 1}
 
 
 @pytest.mark.slow
-def test_a_trial_that_diverges_is_told_and_harms_no_other(tmp_path, store, cluster, capfd):
-    trials = [
-        {"model": "cnn5", "method": "plain"},
-        {"model": "cnn7", "method": "ibp"},
-    ]  # plain has no boxes to regularise
+def test_a_trial_that_diverges_is_reported_and_harms_no_other(tmp_path, store, cluster, capfd):
+    trials = [{"model": "cnn5", "method": "plain"}, {"model": "cnn7", "method": "ibp"}]  # plain has no boxes
     train = {**TINY["train"], "learning_rate": 0.9, "clip_norm": 1e30, "regularisation": 1e35}
-    content = {**TINY, "name": "diverging", "eps": 1, "train": train, "trials": trials}
-    study = Study(tmp_path, content, store)
+    study = Study(tmp_path, {**TINY, "name": "diverging", "eps": 1, "train": train, "trials": trials}, store)
     assert study.main() == 1
     printed = capfd.readouterr()
-    well, bad = study.places["cnn5", 0], study.places["cnn7", 0]
-    assert folder.read_result(well) is not None
-    assert folder.read_result(bad) is None
+    well, bad = study.trial_dirs["cnn5", 0], study.trial_dirs["cnn7", 0]
+    assert folder.read_result(well) is not None and folder.read_result(bad) is None
     failure = folder.read_failure(bad)
-    assert "NonFiniteLossError" in failure["error"]
-    assert "epoch 1" in failure["error"]
-    assert failure["last_finite"][names.EPOCH] == 1
-    assert failure["last_finite"][names.TRAIN_LOSS] > 0
-    assert study.runs[well.name].info.status == "FINISHED"
-    assert study.runs[bad.name].info.status == "FAILED"
+    assert "NonFiniteLossError" in failure["error"] and "epoch 1" in failure["error"]
+    assert failure["last_finite"][names.EPOCH] == 1 and failure["last_finite"][names.TRAIN_LOSS] > 0
+    assert study.runs[well.name].info.status == "FINISHED" and study.runs[bad.name].info.status == "FAILED"
     assert "NonFiniteLossError" in study.runs[bad.name].data.tags["error"]
     assert "failed cnn7 ibp seed 0: NonFiniteLossError" in printed.out
+    assert printed.err == "" and "Trial " not in printed.out, "Tune prints nothing"
     assert "non-finite" in (study.directory / "leaderboard.md").read_text()
-    assert printed.err == ""
-    assert "Trial " not in printed.out, "Tune's own words"
-    assert study.files() >= {"leaderboard.md"}
     assert not {name for name in study.files() if "ray" in name}
 
 
-def test_more_than_the_machine_has_is_bad_input(tmp_path, store, cluster, capsys):
-    study = Study(tmp_path, {**TINY, "name": "large", "resources": {"cpu": 64}}, store)
-    assert study.main() == 2
-    assert "64 CPU" in capsys.readouterr().err
-
-
-# Kills.
-
-
-def assert_goes_on(place, before):
+def assert_goes_on(trial_dir, before):
     """Epochs that were there are there still, but for durations: those after the last checkpoint are trained again."""
-    rows = folder.read_epochs(place)
+    rows = folder.read_epochs(trial_dir)
     assert without_times(rows[: len(before)]) == without_times(before)
 
 
@@ -106,7 +101,7 @@ def stopped_in_the_middle(study, *numbers):
     """Start the command, send it the signals once a trial has three epochs, and wait until no worker of it is left."""
     driver = study.start()
     try:
-        wait_for(lambda: any(len(folder.read_epochs(place)) > 2 for place in study.places.values()), 150)
+        wait_for(lambda: any(len(folder.read_epochs(trial_dir)) > 2 for trial_dir in study.trial_dirs.values()), 150)
         running = workers(driver.pid)
         assert running, "trials run"
         for number in numbers:
@@ -116,18 +111,18 @@ def stopped_in_the_middle(study, *numbers):
     finally:
         driver.kill()
     wait_for(lambda: not any(map(alive, running)), 15)
-    left = {place: folder.read_epochs(place) for place in study.places.values()}
-    assert any(folder.read_result(place) is None for place in left)
+    left = {trial_dir: folder.read_epochs(trial_dir) for trial_dir in study.trial_dirs.values()}
+    assert any(folder.read_result(trial_dir) is None for trial_dir in left)
     time.sleep(1)
-    assert {place: folder.read_epochs(place) for place in left} == left, "nobody writes any more"
+    assert {trial_dir: folder.read_epochs(trial_dir) for trial_dir in left} == left, "nobody writes any more"
     return driver.returncode, out, err, left
 
 
 def assert_the_same_command_finishes(study, left):
     assert study.main() == 0
     study.assert_complete()
-    for place, before in left.items():
-        assert_goes_on(place, before)
+    for trial_dir, before in left.items():
+        assert_goes_on(trial_dir, before)
 
 
 @pytest.mark.slow
@@ -140,15 +135,15 @@ def test_after_a_killed_driver_the_same_command_goes_on(tmp_path, store, cluster
 @pytest.mark.slow
 def test_a_killed_worker_s_trial_goes_on_within_the_same_command(tmp_path, store, cluster, caplog, capsys):
     study = Study(tmp_path, {**LONG, "name": "worker"}, store)
-    (place,) = study.places.values()
+    (trial_dir,) = study.trial_dirs.values()
     before, killed = [], []
 
     def kill():
-        wait_for(lambda: len(folder.read_epochs(place)) > 2)
+        wait_for(lambda: len(folder.read_epochs(trial_dir)) > 2)
         killed.extend(workers(os.getpid()))
         for worker in killed:
             os.kill(worker, signal.SIGKILL)
-        before.extend(folder.read_epochs(place))
+        before.extend(folder.read_epochs(trial_dir))
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -157,7 +152,7 @@ def test_a_killed_worker_s_trial_goes_on_within_the_same_command(tmp_path, store
     assert killed
     assert 3 <= len(before) < 12
     study.assert_complete()
-    assert_goes_on(place, before)
+    assert_goes_on(trial_dir, before)
     assert "Traceback" not in capsys.readouterr().out
     assert not caplog.records, "a retry is nobody's business, and Tune's traceback would tear the live table"
 
@@ -177,9 +172,11 @@ def test_after_a_signal_the_same_command_goes_on(tmp_path, store, cluster, signa
     assert not [name for name in study.files() if name in (".ray", folder.STOP)]
     assert ("leaderboard.md" in study.files()) == (times == 1)
     assert {run.info.status for run in study.runs.values()} <= {"KILLED", "FINISHED"}
-    unfinished = [place for place in left if folder.read_result(place) is None]
-    assert "KILLED" in {study.runs[place.name].info.status for place in unfinished}
+    unfinished = [trial_dir for trial_dir in left if folder.read_result(trial_dir) is None]
+    assert "KILLED" in {study.runs[trial_dir.name].info.status for trial_dir in unfinished}
     if times == 1:
-        kept = {place: torch.load(place / folder.CHECKPOINT)["epoch"] for place in unfinished if left[place]}
-        assert kept == {place: left[place][-1][names.EPOCH] for place in kept}
+        kept = {
+            trial_dir: torch.load(trial_dir / folder.CHECKPOINT)["epoch"] for trial_dir in unfinished if left[trial_dir]
+        }
+        assert kept == {trial_dir: left[trial_dir][-1][names.EPOCH] for trial_dir in kept}
     assert_the_same_command_finishes(study, left)

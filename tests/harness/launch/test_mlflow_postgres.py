@@ -39,13 +39,13 @@ def test_a_server_on_postgresql_holds_what_the_folders_hold_and_no_password(stor
         assert driver.returncode == 0, out + err
         study.assert_complete()
         for made in study.trials.values():
-            result = folder.read_result(folder.place(study.directory, made.key))
+            result = folder.read_result(folder.trial_dir(study.directory, made.key))
             run = study.runs[made.key]
             finite = {name: value for name, value in result.metrics.items() if value is not None}
             assert finite.items() <= run.data.metrics.items()
             location = re.sub("^mlflow-artifacts:", "artifacts", run.info.artifact_uri)
             stored = client(environment).get_object(Bucket=BUCKET, Key=f"{location}/{folder.RESULT}")["Body"].read()
-            assert stored == (folder.place(study.directory, made.key) / folder.RESULT).read_bytes()
+            assert stored == (folder.trial_dir(study.directory, made.key) / folder.RESULT).read_bytes()
     assert not secrets_in(out + err)
 
     # The same store without a server between: its password is in what the command is given, and nowhere else.

@@ -9,7 +9,7 @@ import mlflow
 import numpy
 import pytest
 from mlflow import MlflowClient
-from study import TINY
+from study import TINY, snapshot
 
 from harness.command_line import main
 from harness.data import load
@@ -55,7 +55,7 @@ def test_the_network_of_each_run_predicts_as_it_was_evaluated(finished):
         (output,) = run.outputs.model_outputs
         network = mlflow.pyfunc.load_model(client.get_logged_model(output.model_id).artifact_location)
         assert network.predict(images.astype(numpy.float32)).shape == (50, 10)
-        verdicts = folder.read_verdicts(folder.place(finished.directory, key), [names.PREDICTION])[names.PREDICTION]
+        verdicts = folder.read_verdicts(folder.trial_dir(finished.directory, key), [names.PREDICTION])[names.PREDICTION]
         assert numpy.array_equal(network.predict(images).argmax(1), verdicts)
     with pytest.raises(ValueError, match=r"pixels in \[0, 1\]"):
         network.predict(255 * images)
@@ -90,8 +90,8 @@ def test_tables_from_mlflow_alone_are_the_same_bytes(finished, tmp_path, capsys)
     for _ in range(2):
         assert main("tables", [str(directory), "--from-mlflow", finished.store]) == 0
         assert_same_tables(directory, finished.directory)
-    for trial_dir in finished.places.values():
-        restored = folder.place(directory, trial_dir.name)
+    for trial_dir in finished.trial_dirs.values():
+        restored = folder.trial_dir(directory, trial_dir.name)
         assert folder.read_epochs(restored) == folder.read_epochs(trial_dir)
         assert (restored / folder.VERDICTS).read_bytes() == (trial_dir / folder.VERDICTS).read_bytes()
 
@@ -102,48 +102,40 @@ def assert_same_tables(one, other):
 
 
 def test_failed_and_unfinished_trials_come_back_as_they_were(copied, tmp_path, capsys):
-    for place, name in zip(copied.places.values(), ("failed", "unfinished"), strict=True):
-        (place / folder.RESULT).unlink()
+    for trial_dir, name in zip(copied.trial_dirs.values(), ("failed", "unfinished"), strict=True):
+        (trial_dir / folder.RESULT).unlink()
         if name == "failed":
-            folder.write_failure(place, "loss is not finite")
+            folder.write_failure(trial_dir, "loss is not finite")
     directory, tracker = copied.directory.with_name("anew"), Tracker.open("anew", copied.store)
     shutil.move(copied.directory, directory)
-    for place in folder.trial_folders(directory):
-        tracker.sync(place)
+    for trial_dir in folder.trial_folders(directory):
+        tracker.sync(trial_dir)
     assert main("tables", [str(directory)]) == 0
     assert main("tables", [str(tmp_path / "there" / "anew"), "--from-mlflow", copied.store]) == 0
     assert_same_tables(tmp_path / "there" / "anew", directory)
     assert "failed: loss is not finite" in (directory / "leaderboard.md").read_text()
 
 
-def other_files(study, directory):
-    directory.mkdir()
-    (directory / "mine.txt").touch()
-    return "neither empty nor absent"
-
-
-def another_trial(study, directory):
-    shutil.copytree(study.directory, directory)
-    first = folder.trial_folders(directory)[0]
-    first.rename(first.with_name("another"))
-    return "trials that MLflow does not have"
-
-
-def another_result(study, directory):
-    shutil.copytree(study.directory, directory)
-    (folder.trial_folders(directory)[0] / folder.RESULT).write_text("{}")
-    return "is not what MLflow has"
-
-
-@pytest.mark.parametrize("make", [other_files, another_trial, another_result])
-def test_a_directory_of_anything_else_is_left_as_it_is(finished, tmp_path, capsys, make):
+@pytest.mark.parametrize("content", ["other files", "another trial", "another result"])
+def test_a_directory_of_anything_else_is_left_as_it_is(finished, tmp_path, capsys, content):
     directory = tmp_path / "tiny"
-    reason = make(finished, directory)
-    before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file() and path.name != ".lock"}
+    shutil.copytree(finished.directory, directory)
+    trial_dir = folder.trial_folders(directory)[0]
+    if content == "other files":
+        shutil.rmtree(directory / "trials")
+        reason = "neither empty nor absent"
+    elif content == "another trial":
+        trial_dir.rename(trial_dir.with_name("another"))
+        reason = "trials that MLflow does not have"
+    else:
+        (trial_dir / folder.RESULT).write_text("{}")
+        reason = "is not what MLflow has"
+    (directory / ".lock").unlink(missing_ok=True)
+    before = snapshot(directory)
     assert main("tables", [str(directory), "--from-mlflow", finished.store]) == 2
     assert reason in capsys.readouterr().err
-    after = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file() and path.name != ".lock"}
-    assert after == before
+    (directory / ".lock").unlink(missing_ok=True)
+    assert snapshot(directory) == before
 
 
 @pytest.mark.parametrize(
@@ -154,11 +146,9 @@ def test_a_directory_of_anything_else_is_left_as_it_is(finished, tmp_path, capsy
         ("tiny", "http://127.0.0.1:9", "cannot be used"),
     ],
 )
-@pytest.mark.parametrize(("command", "option"), [("tables", "--from-mlflow"), ("ui", "--tracking-uri")])
-def test_a_store_or_sweep_that_is_not_there_is_refused(
-    finished, tmp_path, monkeypatch, capsys, command, option, name, uri, reason
-):
+def test_a_store_or_sweep_that_is_not_there_is_refused(finished, tmp_path, monkeypatch, capsys, name, uri, reason):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    assert main(command, [str(tmp_path / name), option, uri or finished.store]) == 2
-    error = capsys.readouterr().err
-    assert reason in error and len(error.splitlines()) == 1
+    for command, option in (("tables", "--from-mlflow"), ("ui", "--tracking-uri")):
+        assert main(command, [str(tmp_path / name), option, uri or finished.store]) == 2
+        error = capsys.readouterr().err
+        assert reason in error and len(error.splitlines()) == 1

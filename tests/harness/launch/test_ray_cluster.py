@@ -4,11 +4,11 @@ import os
 import re
 import subprocess
 import sys
-from contextlib import contextmanager
 
 import pytest
 from ray._private import worker
-from ray_nodes import free_port, start_node, stop_node
+from ray_nodes import running_node
+from servers import free_port
 from study import POLITENESS, TINY, Study
 
 from harness.launch import ray_cluster
@@ -17,27 +17,39 @@ from harness.launch.ray_cluster import ResourceError, check_storage, ray
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
 
 
-def test_where_nothing_listens_is_told_before_ray_would_try(monkeypatch):
+@pytest.fixture
+def no_cluster(monkeypatch):
+    """Ray is not up, and cannot be."""
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("it would take two minutes"))
+
+
+def test_an_address_where_nothing_listens_is_refused_before_ray_tries(no_cluster):
     address = f"127.0.0.1:{free_port()}"
     with pytest.raises(ResourceError, match=f"no Ray cluster answers at {address}: .*refused"):
         ray_cluster.cluster_has_gpu(address)
 
 
-def test_a_token_that_is_missing_is_told_by_what_ray_prints(monkeypatch):
+def test_a_cluster_that_asks_for_a_token_is_recognised_by_what_ray_prints(no_cluster, monkeypatch):
     def refuse(address, **_options):
         os.write(2, b"gcs_client.cc:210: Unauthenticated: RPC error: InvalidAuthToken: missing or incorrect\n")
         raise ConnectionError("Failed to connect")
 
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", refuse)
     with pytest.raises(ResourceError, match=r"asks for a token.*RAY_AUTH_MODE"):
         ray_cluster.cluster_has_gpu("auto")
 
 
-def test_what_ray_itself_prints_goes_to_a_file_and_python_s_to_the_terminal(monkeypatch, tmp_path, capfd):
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+def test_a_cluster_that_is_not_there_is_bad_input(no_cluster, tmp_path, monkeypatch, capsys):
+    def refuse(address, **_options):
+        raise ConnectionError(f"Could not find any running Ray instance at {address}")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    assert Study(tmp_path, TINY, "sqlite:///unused.db").main("--ray-address", "auto") == 2
+    assert "no Ray cluster answers at auto: Could not find" in capsys.readouterr().err
+
+
+def test_what_ray_prints_goes_to_a_file(no_cluster, monkeypatch, tmp_path, capfd):
     monkeypatch.setattr(ray, "init", lambda *_, **__: os.write(2, b"state of a dead node\n"))
     died = {"lines": ["a node died", "in two lines"], "pid": "raylet", "is_err": False}
     monkeypatch.setattr(ray, "cluster_resources", dict)
@@ -51,22 +63,24 @@ def test_what_ray_itself_prints_goes_to_a_file_and_python_s_to_the_terminal(monk
     assert capfd.readouterr() == ("", "ours\nafter\n")
 
 
+@pytest.mark.slow
 def test_a_ray_started_here_refuses_who_has_no_token(cluster):
     """It listens on every address of the machine, and runs what it is sent."""
     ask = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1]).internal_kv_keys(b'', None)"
     command = [sys.executable, "-c", ask, ray.get_runtime_context().gcs_address]
     others = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    asked = {
-        mode: subprocess.run(
-            command, env={**others, "RAY_AUTH_MODE": mode}, capture_output=True, text=True, check=False
-        )
-        for mode in ("disabled", "token")
-    }
-    assert asked["token"].returncode == 0, asked["token"].stderr
-    assert asked["disabled"].returncode != 0
-    assert "Unauthenticated" in asked["disabled"].stderr or "AuthToken" in asked["disabled"].stderr
+
+    def ask(mode):
+        environment = {**others, "RAY_AUTH_MODE": mode}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    with_token, without = ask("token"), ask("disabled")
+    assert with_token.returncode == 0, with_token.stderr
+    assert without.returncode != 0
+    assert "Unauthenticated" in without.stderr or "AuthToken" in without.stderr
 
 
+@pytest.mark.slow
 def test_machines_are_asked_for_the_files(cluster, tmp_path):
     there, missing = tmp_path / "there", tmp_path / "missing"
     there.mkdir()
@@ -78,27 +92,17 @@ def test_machines_are_asked_for_the_files(cluster, tmp_path):
 @pytest.fixture
 def plain_cluster(tmp_path):
     """Two machines on this one, where Ray was used before: what it leaves there, `ray start` then asks for."""
-    environment = {**os.environ, **POLITENESS, "HOME": str(tmp_path / "head"), "RAY_USAGE_STATS_ENABLED": "0"}
+    environment = {**os.environ, **POLITENESS, "HOME": str(tmp_path / "head")}
     environment.pop("RAY_AUTH_MODE", None)
     (tmp_path / "head/.ray").mkdir(parents=True)
     (tmp_path / "head/.ray/auth_token").write_text("0123456789abcdef" * 4)
     port = free_port()
     second = {**environment, "RAY_AUTH_MODE": "token"}
     with (
-        _started(environment, "--head", f"--port={port}", "--include-dashboard=false"),
-        _started(second, f"--address=127.0.0.1:{port}"),
+        running_node(environment, "--head", f"--port={port}", "--include-dashboard=false"),
+        running_node(second, f"--address=127.0.0.1:{port}"),
     ):
         yield f"127.0.0.1:{port}", environment
-
-
-@contextmanager
-def _started(environment, *options):
-    """A machine of a cluster, until the end."""
-    node = start_node(environment, *options)
-    try:
-        yield
-    finally:
-        stop_node(node)
 
 
 @pytest.mark.slow
@@ -114,5 +118,5 @@ def test_a_cluster_as_ray_starts_it_needs_its_token_and_no_more(plain_cluster, t
     assert not study.directory.exists()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert all((place / "result.json").exists() for place in study.places.values())
+    assert all((trial_dir / "result.json").exists() for trial_dir in study.trial_dirs.values())
     assert "Unauthenticated" not in done.stderr

@@ -15,16 +15,14 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow'
 
 def test_a_result_of_another_trial_is_not_taken_for_this_one_s(copied, no_ray, capsys):
     """Told by its path before anything starts, and neither trained again nor tabled."""
-    wrong, right = copied.places["cnn5", 0], copied.places["cerdeq", 0]
+    wrong, right = copied.trial_dirs["cnn5", 0], copied.trial_dirs["cerdeq", 0]
     shutil.copy(right / folder.RESULT, wrong / folder.RESULT)
     before = snapshot(copied.directory)
     assert copied.main() == 2
     message = capsys.readouterr().err
     assert str(wrong) in message and f"it holds {right.name}" in message
     after = snapshot(copied.directory)
-    assert {path: content for path, (_, content) in after.items()} == {
-        path: content for path, (_, content) in before.items()
-    }
+    assert {path: after[path][1] for path in after} == {path: before[path][1] for path in before}
 
 
 def test_a_stale_trial_that_today_s_code_cannot_read_is_flagged(copied, no_ray):
@@ -37,10 +35,10 @@ def test_a_stale_trial_that_today_s_code_cannot_read_is_flagged(copied, no_ray):
     assert "0000000000000000" in (copied.directory / "leaderboard.md").read_text()
 
 
-@pytest.mark.parametrize("name", [folder.EPOCHS, folder.RESULT, folder.FAILURE])
+@pytest.mark.parametrize("name", [folder.EPOCHS, folder.FAILURE])
 def test_a_damaged_file_is_told_and_hides_no_other_trial(copied, no_ray, capsys, name):
     """In a folder that the sweep no longer names: told by its path; everything else is logged and tabled."""
-    left, kept = copied.places["cerdeq", 0], copied.trials["cnn5", 0].key
+    left, kept = copied.trial_dirs["cerdeq", 0], copied.trials["cnn5", 0].key
     study = Study(copied.root, {**TINY, "trials": TINY["trials"][:1]}, copied.store)
     if name == folder.FAILURE:
         (left / folder.RESULT).unlink()
@@ -61,18 +59,16 @@ def test_what_ray_left_of_a_killed_driver_is_cleared_away(copied, no_ray):
     assert ".ray" not in copied.files()
 
 
-def test_an_old_failure_is_not_told_as_a_new_one(tmp_path, store, monkeypatch, capsys):
-    """A worker dies before it begins: the reason is that, not what failure.json says of last week."""
-    study = Study(tmp_path, {**TINY, "name": "old", "trials": TINY["trials"][:1]}, store)
-    (place,) = study.places.values()
-    ((_, made),) = study.trials.items()
-    folder.claim(place, made)
-    files.write_json(place / folder.FAILURE, {"error": "RuntimeError: last week's", "last_finite": {}})
+def test_an_old_failure_is_not_reported_as_a_new_one(copied, monkeypatch, capsys):
+    """A worker dies before it begins: the reason is that, not what failure.json holds from last week."""
+    trial_dir = copied.trial_dirs["cnn5", 0]
+    (trial_dir / folder.RESULT).unlink()
+    files.write_json(trial_dir / folder.FAILURE, {"error": "RuntimeError: last week's", "last_finite": {}})
 
     def dies_at_once(folders, data_dir, cpu, gpu, storage, on_report, on_end, *_, **__):
         on_end(folders[0], "its worker failed 3 times: it died")
 
     monkeypatch.setattr(ray_tune, "run_folders", dies_at_once)
-    assert study.main() == 1
-    assert "it died" in folder.read_failure(place)["error"]
+    assert copied.main() == 1
+    assert "it died" in folder.read_failure(trial_dir)["error"]
     assert "last week" not in capsys.readouterr().out

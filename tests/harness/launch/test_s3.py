@@ -7,10 +7,11 @@ import sys
 
 import pytest
 from processes import alive, wait_for, workers
-from servers import BUCKET, client, free_port, ray_machine, s3
+from ray_nodes import running_node
+from servers import BUCKET, client, free_port, s3
 from study import LONG, POLITENESS, TINY, Study
 
-from harness.launch.shared import MARK, mirrored
+from harness.launch.shared import MARK, local_mirror
 from harness.storage import folder, remote
 from harness.training import run_trial
 
@@ -23,7 +24,7 @@ def bucket(tmp_path, monkeypatch):
     with s3(tmp_path) as environment:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        remote._opened.cache_clear()  # of a server that another test had
+        remote._open.cache_clear()  # of a server that another test had
         yield environment
 
 
@@ -57,7 +58,7 @@ class Machine(Study):
         """The command, sent a signal once a trial has so many epochs, and what it printed."""
         driver = self.start(cwd=self.root)
         try:
-            wait_for(lambda: any(len(folder.read_epochs(place)) > epochs for place in self.places.values()), 600)
+            wait_for(lambda: any(len(folder.read_epochs(path)) > epochs for path in self.trial_dirs.values()), 600)
             running = workers(driver.pid)
             assert running
             driver.send_signal(number)
@@ -65,7 +66,7 @@ class Machine(Study):
         finally:
             driver.kill()
         wait_for(lambda: not any(map(alive, running)), 15)
-        assert not [place for place in self.places.values() if (place / folder.CHECKPOINT).exists()], "the workers' own"
+        assert not list(self.directory.rglob(folder.CHECKPOINT)), "only workers need them"
         return driver.returncode, out + err
 
 
@@ -114,8 +115,8 @@ def test_a_sweep_goes_on_from_machine_to_machine_to_the_very_same_end(tmp_path, 
     after = objects(bucket)
     assert {name: after[name] for name in trials} == {name: before[name] for name in trials}
     monkeypatch.chdir(two.root)
-    assert mirrored(f"{two.uri}/elsewhere") == two.directory
-    assert all(folder.read_result(place) for place in two.places.values())
+    assert local_mirror(f"{two.uri}/elsewhere") == two.directory
+    assert all(folder.read_result(trial_dir) for trial_dir in two.trial_dirs.values())
 
 
 @pytest.mark.slow
@@ -136,16 +137,11 @@ def test_machines_of_a_cluster_share_by_the_address_alone(tmp_path, store, bucke
 
 
 def on_two_machines(machine, environment):
-    """What came of the command on a cluster whose second machine, which alone trains, has this environment."""
-    port, logs = free_port(), machine.root.parent
-    head = "--head", f"--port={port}", "--include-dashboard=false", "--num-cpus=0"
-    other = f"--address=127.0.0.1:{port}", "--num-cpus=1"
-    command = [sys.executable, "-m", "harness.run", *machine.options, "--ray-address", f"127.0.0.1:{port}"]
-    own = {**os.environ, **POLITENESS, "RAY_AUTH_MODE": "disabled"}
-    with (
-        ray_machine(logs / "head.log", POLITENESS, *head),
-        ray_machine(logs / "other.log", POLITENESS | environment, *other),
-    ):
-        return subprocess.run(
-            command, cwd=machine.root, env=own, capture_output=True, text=True, timeout=900, check=False
-        )
+    """Run the command on a cluster whose second machine, which alone trains, has this environment."""
+    address = f"127.0.0.1:{(port := free_port())}"
+    base = {**os.environ, **POLITENESS, "RAY_AUTH_MODE": "disabled"}
+    command = [sys.executable, "-m", "harness.run", *machine.options, "--ray-address", address]
+    options = {"cwd": machine.root, "env": base, "capture_output": True, "text": True, "timeout": 900}
+    head = ("--head", f"--port={port}", "--include-dashboard=false", "--num-cpus=0")
+    with running_node(base, *head), running_node(base | environment, f"--address={address}"):
+        return subprocess.run(command, check=False, **options)

@@ -50,10 +50,6 @@ def candidates(sweep, tmp_path):
     return candidates_of(search_of(sweep, tmp_path).studies[0])
 
 
-def settings_of(sweep, tmp_path):
-    return [candidate.user_attrs["settings"] for candidate in candidates(sweep, tmp_path)]
-
-
 def train(trial_dir):
     """A result without training: certified error by the rate, standard error by the batch."""
     train = folder.read_trial(trial_dir / folder.TRIAL).config.train
@@ -101,7 +97,8 @@ def test_a_killed_search_goes_on_as_if_nothing_had_been(tmp_path, workers, begun
     winners, lacks_some = search_of(sweep, killed).run(0)
     assert len(expected) == len(set(expected)) == 4 * 2, "candidates times seeds"
     assert list(dict.fromkeys(begun)) == expected and len(begun) == len(expected) + 2, "the two killed once more"
-    assert settings_of(sweep, killed) == settings_of(sweep, quiet)
+    settings = [[one.user_attrs["settings"] for one in candidates(sweep, path)] for path in (killed, quiet)]
+    assert settings[0] == settings[1]
     assert winners.trials == search_of(sweep, killed).run(0)[0].trials and not lacks_some, "once done nothing runs"
     assert len(begun) == len(expected) + 2
 
@@ -114,7 +111,7 @@ def test_winners_have_all_images_every_seed_and_a_mark_and_candidates_stay_apart
     for trial in winners.trials:
         assert trial.validation_images == 0 and trial.train_images == TINY["train_images"]
         assert trial.train.learning_rate == best.user_attrs["settings"]["train.learning_rate"]
-        trial_dir = folder.place(tmp_path / "study", folder.make_trial(trial, load("digits").fingerprint).key)
+        trial_dir = folder.trial_dir(tmp_path / "study", folder.make_trial(trial, load("digits").fingerprint).key)
         text = "tpe, 4 candidates, evaluated on 50 images held out of training"
         assert folder.read_chosen(trial_dir)["text"] == text
     trial_dirs = folder.trial_folders(search_of(sweep, tmp_path).directory)
@@ -145,7 +142,7 @@ def test_what_diverges_counts_as_wrong_and_what_died_is_tried_again(tmp_path, wo
     winners, lacks_some = search_of(sweep, tmp_path).run(0)
     assert lacks_some
     trial = folder.make_trial(winners.trials[0], load("digits").fingerprint)
-    text = folder.read_chosen(folder.place(tmp_path / "study", trial.key))["text"]
+    text = folder.read_chosen(folder.trial_dir(tmp_path / "study", trial.key))["text"]
     assert text.startswith("tpe, 4 candidates (2 failed), ")
     _, lacks_some = search_of(sweep, tmp_path).run(0)
     assert not lacks_some
@@ -162,8 +159,8 @@ def test_a_candidate_that_falls_behind_is_stopped(tmp_path, monkeypatch):
     def run_folders(supply, data_dir, cpu, gpu, storage, on_report, on_end, address, at_once):
         while (trial_dir := supply()) is not None:
             error = next(errors)
-            on_report(trial_dir, {names.RUNG: 1, names.CERTIFIED_ERROR: error})
-            on_report(trial_dir, {names.RUNG: 1, names.CERTIFIED_ERROR: error})  # by a worker that was killed
+            for _ in range(2):  # again, by a worker that was killed
+                on_report(trial_dir, {names.RUNG: 1, names.CERTIFIED_ERROR: error})
             if error == 10:
                 train(trial_dir)
             on_end(trial_dir, None)
@@ -173,27 +170,22 @@ def test_a_candidate_that_falls_behind_is_stopped(tmp_path, monkeypatch):
     winners, _ = search_of(sweep, tmp_path).run(0)
     assert [one.state for one in candidates(sweep, tmp_path)] == [TrialState.COMPLETE, TrialState.PRUNED]
     trial = folder.make_trial(winners.trials[0], load("digits").fingerprint)
-    assert "(1 ended early)" in folder.read_chosen(folder.place(tmp_path / "study", trial.key))["text"]
+    assert "(1 ended early)" in folder.read_chosen(folder.trial_dir(tmp_path / "study", trial.key))["text"]
 
 
 def test_a_damaged_file_is_named_and_a_search_of_an_earlier_version_refused(tmp_path, workers):
     sweep = read(tmp_path)
     search_of(sweep, tmp_path).run(0)
-    search = search_of(read(tmp_path, trials=5), tmp_path)
-    journal = search.directory / JOURNAL
-    text = journal.read_text()
-    journal.write_text(text.replace('"op_code":4', '"op_code":', 1))
+    journal = search_of(sweep, tmp_path).directory / JOURNAL
+    journal.write_text(journal.read_text().replace('"op_code":4', '"op_code":', 1))
     with pytest.raises(DamagedFileError, match=JOURNAL):
         search_of(sweep, tmp_path)
     journal.unlink()
     with pytest.raises(InputError, match=r"cannot be read: .* an earlier version .* move it away"):
         search_of(sweep, tmp_path)
-
-
-def test_a_damaged_candidate_is_named(tmp_path, workers):
     workers(lambda trial_dir: (trial_dir / CANDIDATE).write_text("[]") and None)
     with pytest.raises(DamagedFileError, match=r"candidate\.json"):
-        search_of(read(tmp_path), tmp_path).run(0)
+        search_of(sweep, tmp_path / "another").run(0)
 
 
 def test_only_and_export_are_refused_and_a_dry_run_writes_nothing(tmp_path, no_ray, capsys, monkeypatch):
@@ -225,5 +217,7 @@ def test_a_search_under_ray_that_is_killed_ends_with_a_marked_leaderboard(tmp_pa
     assert [one.number for one in candidates_of(search.studies[0])] == [0, 1, 2, 3]
     assert "chosen by" in (study.directory / "leaderboard.md").read_text()
     assert "What was searched" in (study.directory / "report.html").read_text()
-    winners = [folder.read_trial(place / folder.TRIAL).config for place in folder.trial_folders(study.directory)]
+    winners = [
+        folder.read_trial(trial_dir / folder.TRIAL).config for trial_dir in folder.trial_folders(study.directory)
+    ]
     assert len(winners) == 1 and replace(winners[0], validation_images=0) == winners[0]

@@ -11,16 +11,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 from processes import alive, descendants, wait_for, workers
-from ray_nodes import free_port, raylet_of, start_node, stop_node
+from ray_nodes import raylet_of, start_node, stop_node
+from servers import free_port
 from study import POLITENESS, SETTINGS, TINY, Study
 
 from harness.storage import folder, names
@@ -31,8 +29,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # MLflow's, of SQLAlchemy
 ]
 
-KILLS = {"worker": 8, "driver": 6, "second machine": 4, "first machine": 2}
-SEED = 0
+KILLS = ["worker"] * 8 + ["driver"] * 6 + ["second machine"] * 4 + ["first machine"] * 2
 PATIENCE = 300  # seconds for whatever must happen, on a machine that does other things too
 LINGERING = 2.0  # seconds, at most, between an epoch that ends and a kill
 SOAK = {
@@ -44,201 +41,159 @@ SOAK = {
     "train": {**TINY["train"], "epochs": 12},
     "trials": [{"model": ["cnn5", "cnn7", "cerdeq"], "method": "ibp"}],
 }
-FILES = (folder.WEIGHTS, folder.VERDICTS, folder.COUNTEREXAMPLES, folder.TRIAL)
+TIMES = (names.EVALUATION_SECONDS, names.TRAIN_SECONDS, names.TRAIN_EPOCH_SECONDS, names.TRAIN_EXAMPLES_PER_SECOND)
 
 
 class Cluster:
-    """Two machines, and every process that was seen below them and below drivers."""
+    """Two machines and a driver, all processes of this one."""
 
-    def __init__(self, directory):
-        (directory / "home").mkdir()
-        self.environment = {
-            name: value for name, value in os.environ.items() if name not in (*SETTINGS, "RAY_AUTH_MODE")
-        }
-        self.environment |= {**POLITENESS, "HOME": str(directory / "home"), "RAY_USAGE_STATS_ENABLED": "0"}
+    def __init__(self, root):
+        (root / "home").mkdir()
+        inherited = {name: value for name, value in os.environ.items() if name not in (*SETTINGS, "RAY_AUTH_MODE")}
+        self.environment = {**inherited, **POLITENESS, "HOME": str(root / "home")}
         port = free_port()
         self.address = f"127.0.0.1:{port}"
         memory = "--object-store-memory=100000000"
-        self.first = ("--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={directory}/ray", memory)
-        self.second = (f"--address={self.address}", memory)
-        self.nodes, self.drivers, self.seen = [], [], set()
-        self.ended = threading.Event()
-        self.watching = threading.Thread(target=self._watch)
+        head = ("--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={root}/ray", memory)
+        self.options = [head, (f"--address={self.address}", memory)]
+        self.nodes, self.driver, self.processes = [], None, set()
 
-    def __enter__(self):
-        self.start()
-        self.watching.start()
-        return self
-
-    def __exit__(self, *error):
-        for process in [*self.drivers, *self.nodes]:
-            process.kill() if process in self.drivers else stop_node(process)
-        self.ended.set()
-        self.watching.join()
-
-    def start(self):
-        self.nodes = [start_node(self.environment, *options) for options in (self.first, self.second)]
-
-    def restart(self, number):
-        """The machine, where its raylet was killed; of the first one, the cluster."""
-        for node in self.nodes if number == 0 else self.nodes[1:]:
+    def start_from(self, number):
+        """Start a machine and those after it again."""
+        for node in self.nodes[number:]:
             stop_node(node)
-        if number == 0:
-            self.start()
-        else:
-            self.nodes[1] = start_node(self.environment, *self.second)
+        self.nodes[number:] = [start_node(self.environment, *options) for options in self.options[number:]]
+
+    def stop(self):
+        if self.driver is not None:
+            self.driver.kill()
+        for node in self.nodes:
+            stop_node(node)
 
     def drive(self, study):
-        """The command, in a process of its own."""
+        """Start the command; its output goes to the file `printed`."""
         command = [sys.executable, "-m", "harness.run", *study.options, "--ray-address", self.address]
         with open(study.root / "printed", "a") as log:
-            self.drivers.append(subprocess.Popen(command, env=self.environment, stdout=log, stderr=log))
-        return self.drivers[-1]
+            self.driver = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
 
     def workers(self):
         return [worker for node in self.nodes for worker in workers(node.pid)]
 
-    def _watch(self):
-        while not self.ended.wait(0.3):
-            for process in [*self.drivers, *self.nodes]:
-                if process.poll() is None:
-                    self.seen.update([process.pid, *descendants(process.pid)])
+    def kill(self, kind, random):
+        """Kill a process of this kind, if there is one."""
+        for process in [self.driver, *self.nodes]:
+            self.processes.update([process.pid, *descendants(process.pid)])
+        with suppress(ProcessLookupError, IndexError):
+            if kind == "worker":
+                os.kill(random.choice(self.workers()), signal.SIGKILL)
+            elif kind == "driver":
+                self.driver.kill()
+            else:
+                number = 0 if kind == "first machine" else 1
+                os.kill(raylet_of(self.nodes[number]), signal.SIGKILL)
+                self.start_from(number)
 
 
 @pytest.fixture
-def place():
+def root():
     """A directory whose name is short enough for Ray's sockets."""
     directory = Path(tempfile.mkdtemp(prefix="soak-"))
     yield directory
     shutil.rmtree(directory, ignore_errors=True)
 
 
-def test_a_sweep_that_is_killed_again_and_again_ends_as_a_quiet_one(place, capsys):
-    killed, drawn = Counter(), random.Random(SEED)
-    studies = [_study(place / name) for name in ("quiet", "soaked")]
-    quiet, soaked = studies
-    with Cluster(place) as cluster:
-        began = time.monotonic()
-        assert cluster.drive(quiet).wait() == 0, (quiet.root / "printed").read_text()
-        middle = time.monotonic()
-        ends = _soak(cluster, soaked, killed, drawn)
-        ended = time.monotonic()
-    wait_for(lambda: not any(map(alive, cluster.seen)), 60)
-    with capsys.disabled():
-        print(f"\n{len(soaked.trials)} trials, {killed.total()} kills: {dict(killed)}; drivers ended with {dict(ends)}")
-        print(f"seconds: {middle - began:.0f} quiet, {ended - middle:.0f} soaked; {len(cluster.seen)} processes seen")
-    assert killed == KILLS
-    assert "raylet" not in (soaked.root / "printed").read_text(), "Ray's words are for its log"
+@pytest.fixture
+def cluster(root):
+    cluster = Cluster(root)
+    try:
+        cluster.start_from(0)
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+def test_a_sweep_that_is_killed_again_and_again_ends_as_a_quiet_one(root, cluster):
+    quiet, soaked = studies = [make_study(root / name) for name in ("quiet", "soaked")]
+    cluster.drive(quiet)
+    assert cluster.driver.wait() == 0, (quiet.root / "printed").read_text()
+    soak(cluster, soaked)
+    cluster.stop()
+    wait_for(lambda: not any(map(alive, cluster.processes)), 60)
+    assert "raylet" not in (soaked.root / "printed").read_text(), "what Ray prints is for its log"
     for study in studies:
         study.assert_complete(printed=["ray.log"])
-    assert _left(soaked) == _left(quiet)
-    assert _folders(soaked) == _folders(quiet)
-    assert _logged(soaked) == _logged(quiet)
-    assert _table(soaked) == _table(quiet)
+    assert contents(soaked) == contents(quiet)
+    assert logged(soaked) == logged(quiet)
+    assert table(soaked) == table(quiet)
 
 
-def _study(directory):
+def make_study(directory):
     directory.mkdir()
     return Study(directory, SOAK, f"sqlite:///{directory}/mlflow.db")
 
 
-def _soak(cluster, study, killed, drawn):
-    """Run the sweep to its end with all the kills on the way; how often drivers ended with which status."""
-    kinds = [kind for kind, count in KILLS.items() for _ in range(count)]
-    drawn.shuffle(kinds)
-    driver, ends = cluster.drive(study), Counter()
-    for kind in kinds:
-        driver = _in_the_middle(cluster, study, driver, ends)
+def soak(cluster, study):
+    """Run the sweep to its end with all the kills on the way."""
+    drawn = random.Random(0)
+    cluster.drive(study)
+    for kind in drawn.sample(KILLS, len(KILLS)):
+        wait_for_an_epoch(cluster, study)
         time.sleep(drawn.uniform(0, LINGERING))
-        killed[kind] += _kill(cluster, kind, driver, drawn)
-        if kind.endswith("machine"):
-            cluster.restart(0 if kind == "first machine" else 1)
-        if kind == "first machine":
-            driver.wait(PATIENCE)
+        cluster.kill(kind, drawn)
         if kind in ("driver", "first machine"):
-            ends[driver.wait()] += 1
-            driver = cluster.drive(study)
+            cluster.driver.wait(PATIENCE)
+            cluster.drive(study)
     for _ in range(5):  # a trial whose worker was killed three times has failed, and is tried again
-        ends[status := driver.wait()] += 1
-        if status == 0:
-            return ends
-        driver = cluster.drive(study)
-    return pytest.fail((study.root / "printed").read_text())
+        if cluster.driver.wait() == 0:
+            return
+        cluster.drive(study)
+    pytest.fail((study.root / "printed").read_text())
 
 
-def _in_the_middle(cluster, study, driver, ends):
-    """Wait until a trial has trained an epoch from now on; the driver, another one where it has ended."""
-    before, until = _epochs(study), time.monotonic() + PATIENCE
-    while not (cluster.workers() and any(_epochs(study)[path] != count for path, count in before.items())):
+def wait_for_an_epoch(cluster, study):
+    """Wait until a trial has trained an epoch from now on; start the driver again if it has ended."""
+
+    def epochs():
+        return [len(folder.read_epochs(trial_dir)) for trial_dir in study.trial_dirs.values()]
+
+    before, until = epochs(), time.monotonic() + PATIENCE
+    while not (cluster.workers() and epochs() != before):
         assert time.monotonic() < until, (study.root / "printed").read_text()
-        if driver.poll() is not None:
-            assert driver.returncode != 0, "the sweep has ended before all kills"
-            ends[driver.returncode] += 1
-            driver = cluster.drive(study)
+        if cluster.driver.poll() is not None:
+            assert cluster.driver.returncode != 0, "the sweep has ended before all kills"
+            cluster.drive(study)
         time.sleep(0.1)
-    return driver
 
 
-def _epochs(study):
-    return {place: len(folder.read_epochs(place)) for place in study.places.values()}
+def without_times(values):
+    return {name: value for name, value in values.items() if not name.startswith((*TIMES, names.seconds_of("")))}
 
 
-def _kill(cluster, kind, driver, drawn):
-    """Kill one of these; how many that were, none where none was left."""
-    victims = {
-        "worker": cluster.workers,
-        "driver": lambda: [driver.pid] if driver.poll() is None else [],
-        "first machine": lambda: [raylet_of(cluster.nodes[0])],
-        "second machine": lambda: [raylet_of(cluster.nodes[1])],
-    }[kind]()
-    with suppress(ProcessLookupError, IndexError):
-        os.kill(drawn.choice(victims), signal.SIGKILL)
-        return 1
-    return 0
-
-
-def _left(study):
-    """The names of all files, but for what Ray printed."""
-    paths = {path.relative_to(study.directory) for path in study.directory.rglob("*")}
-    return {str(path) for path in paths} - {"ray.log"}
-
-
-def _without_times(values):
-    times = (names.EVALUATION_SECONDS, names.TRAIN_SECONDS, names.TRAIN_EPOCH_SECONDS, names.TRAIN_EXAMPLES_PER_SECOND)
-    return {name: value for name, value in values.items() if not name.startswith((*times, names.seconds_of("")))}
-
-
-def _folders(study):
-    """What each trial's folder has but for times."""
+def contents(study):
+    """What each trial's folder holds, except for times."""
+    exact = (folder.WEIGHTS, folder.VERDICTS, folder.COUNTEREXAMPLES, folder.TRIAL)
     return {
-        place.name: {
-            **{name: (place / name).read_bytes() for name in FILES},
-            "epochs": list(map(_without_times, folder.read_epochs(place))),
-            "metrics": _without_times(folder.read_result(place).metrics),
-            "warnings": folder.read_result(place).warnings,
-        }
-        for place in study.places.values()
+        trial_dir.name: (
+            {path.name: path.read_bytes() if path.name in exact else None for path in trial_dir.rglob("*")},
+            list(map(without_times, folder.read_epochs(trial_dir))),
+            without_times(folder.read_result(trial_dir).metrics),
+            folder.read_result(trial_dir).warnings,
+        )
+        for trial_dir in study.trial_dirs.values()
     }
 
 
-def _logged(study):
-    """What each trial's run has but for times and its id: every point of every metric, params, tags, artifacts."""
-    client, found = MlflowClient(study.store), {}
+def logged(study):
+    """What each trial's run has, except for times, its id and digests of files that hold times."""
+    runs = {}
     for key, run in study.runs.items():
-        points = {name: _points(client, run, name) for name in _without_times(run.data.metrics)}
+        points = {name: study.history(key, name) for name in without_times(run.data.metrics)}
         tags = {name: text for name, text in run.data.tags.items() if not name.startswith("mlflow.")}
-        del tags["result"], tags["network"], tags["tables"]  # digests of files that have times
-        files = sorted(file.path for file in client.list_artifacts(run.info.run_id))
-        models = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
-        found[key] = run.info.status, points, run.data.params, tags, files, [str(model.status) for model in models]
-    return found
+        tags = {name: text for name, text in tags.items() if name not in ("result", "network", "tables")}
+        runs[key] = run.info.status, points, run.data.params, tags
+    return runs
 
 
-def _points(client, run, metric):
-    points = client.get_metric_history(run.info.run_id, metric)
-    return sorted((point.step, point.value) for point in points)
-
-
-def _table(study):
+def table(study):
     rows = json.loads((study.directory / "leaderboard.json").read_text())
     return [{name: value for name, value in row.items() if "seconds" not in name} for row in rows]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from harness.clock import Clock, Stopped
 from harness.command_line import FAILED, INTERRUPTED, OK, STOPPED, main
 from harness.data import load
-from harness.launch.watched import Lines
+from harness.launch.progress import Lines
 from harness.storage import files, folder, names
 from harness.storage.folder import make_trial, trial_json
 from harness.training import run_trial
@@ -19,13 +19,13 @@ from harness.training import run_trial
 
 @pytest.fixture
 def exported(tiny_trial, tmp_path):
-    """A function of changed fields to the exported file of a trial of two epochs and its place."""
+    """A function of changed fields to the exported file of a trial of two epochs and its trial_dir."""
 
     def export(**changes):
         train = {"epochs": 2, "ramp_epochs": 1, **changes.pop("train", {})}
         made = make_trial(tiny_trial(width=0.05, train=train, **changes), load("digits").fingerprint)
         files.write_json(tmp_path / f"{made.key}.json", trial_json(made))
-        return tmp_path / f"{made.key}.json", folder.place(tmp_path / "results/tiny", made.key)
+        return tmp_path / f"{made.key}.json", folder.trial_dir(tmp_path / "results/tiny", made.key)
 
     return export
 
@@ -34,8 +34,8 @@ def call(tmp_path, *options):
     return main("trial", [*map(str, options), "--results-dir", str(tmp_path / "results")])
 
 
-class Pieces(Clock):
-    """A clock that stops a trial when it is asked once more than so often."""
+class StopAfter(Clock):
+    """A clock that stops a trial at the question after so many."""
 
     def __init__(self, questions):
         super().__init__(keep_every=1e9, asked=self.count)
@@ -55,7 +55,9 @@ def test_a_trial_done_in_pieces_ends_like_one_done_at_once(tiny_trial, tmp_path,
     while folder.read_result(tmp_path / "pieces") is None:
         calls += 1
         try:
-            run_trial(config, tmp_path / "pieces", epochs.append, judged=lambda *b: batches.append(b), clock=Pieces(1))
+            run_trial(
+                config, tmp_path / "pieces", epochs.append, judged=lambda *b: batches.append(b), clock=StopAfter(1)
+            )
         except Stopped:
             assert folder.read_failure(tmp_path / "pieces") is None
     assert calls == 3 + 2 + (model == "cerdeq")
@@ -74,33 +76,32 @@ def test_a_trial_done_in_pieces_ends_like_one_done_at_once(tiny_trial, tmp_path,
     assert not (tmp_path / "pieces" / folder.SHARDS).exists()
 
 
-def test_batches_judged_of_other_weights_are_not_gone_on_from(tiny_trial, tmp_path):
+@pytest.fixture
+def begun(tiny_trial, tmp_path):
+    """A trial that was stopped after its first batch of evaluation."""
     config = tiny_trial(width=0.05)
     with pytest.raises(Stopped):
-        run_trial(config, tmp_path, clock=Pieces(4))
+        run_trial(config, tmp_path, clock=StopAfter(4))
     assert len(list((tmp_path / folder.SHARDS).glob("*.json"))) == 1
-    (tmp_path / folder.CHECKPOINT).unlink()
-    other = dataclasses.replace(config, seed=1)
-    (tmp_path / folder.TRIAL).unlink()
-    batches = []
-    run_trial(other, tmp_path, judged=lambda *batch: batches.append(batch))
-    assert batches == [(0, 60), (40, 60), (60, 60)]
+    return config
 
 
-@pytest.mark.parametrize("kind", ["json", "parquet", "safetensors"])
-def test_a_damaged_shard_is_evaluated_again(tiny_trial, tmp_path, kind):
-    config = tiny_trial(width=0.05)
-    with pytest.raises(Stopped):
-        run_trial(config, tmp_path, clock=Pieces(4))
-    (tmp_path / folder.SHARDS / f"00000.{kind}").write_bytes(b"nothing")
+@pytest.mark.parametrize("damaged", ["00000.json", "00000.parquet", "00000.safetensors", "other weights"])
+def test_batches_that_are_damaged_or_of_other_weights_are_evaluated_again(begun, tmp_path, damaged):
+    if damaged == "other weights":
+        (tmp_path / folder.CHECKPOINT).unlink()
+        (tmp_path / folder.TRIAL).unlink()
+        begun = dataclasses.replace(begun, seed=1)
+    else:
+        (tmp_path / folder.SHARDS / damaged).write_bytes(b"nothing")
     batches = []
-    run_trial(config, tmp_path, judged=lambda *batch: batches.append(batch))
+    run_trial(begun, tmp_path, judged=lambda *batch: batches.append(batch))
     assert batches == [(0, 60), (40, 60), (60, 60)]
 
 
 def test_several_trials_in_order_one_finished_one_that_fails(exported, tmp_path, capsys):
     """The failing one is tried, and after the others once it has failed; its end is the command's."""
-    (bad, worse), (first, place), (second, other) = (
+    (bad, worse), (first, trial_dir), (second, other) = (
         exported(train={"regularisation": 3e38}),
         exported(),
         exported(seed=1),
@@ -112,14 +113,14 @@ def test_several_trials_in_order_one_finished_one_that_fails(exported, tmp_path,
     printed = capsys.readouterr()
     assert printed.err.startswith("failed: ")
     lines = [line for line in printed.out.splitlines() if " -> " in line]
-    assert [str(where) in line for where, line in zip((place, other, worse), lines, strict=True)] == [True] * 3
+    assert [str(where) in line for where, line in zip((trial_dir, other, worse), lines, strict=True)] == [True] * 3
     assert "finished" in lines[0]
     assert "2 of 3 finished\n1 of 3 failed: cnn5 ibp train.regularisation=3e+38 seed 0\n" in printed.out
     assert folder.read_result(other) is not None
 
 
 def test_sigterm_ends_a_trial_with_its_epoch_and_the_same_command_goes_on(exported, tmp_path, capsys, monkeypatch):
-    (first, place), (second, other) = exported(train={"epochs": 3}), exported(seed=1)
+    (first, trial_dir), (second, other) = exported(train={"epochs": 3}), exported(seed=1)
 
     def terminate(lines, row):
         if row[names.EPOCH] == 1:
@@ -130,16 +131,16 @@ def test_sigterm_ends_a_trial_with_its_epoch_and_the_same_command_goes_on(export
         assert call(tmp_path, first, second) == STOPPED
     printed = capsys.readouterr().out
     assert "SIGTERM: stops after this epoch" in printed
-    assert "2 of 2 left: " in printed and "stopped; the same command goes on" in printed
-    assert [row[names.EPOCH] for row in folder.read_epochs(place)] == [0, 1, 2]
+    assert "2 of 2 unfinished: " in printed and "stopped; the same command goes on" in printed
+    assert [row[names.EPOCH] for row in folder.read_epochs(trial_dir)] == [0, 1, 2]
     assert not (other / folder.EPOCHS).exists()
     assert call(tmp_path, first, second) == OK
     assert capsys.readouterr().out.count("epoch 2: ") == 1, "of the second trial; that of the first was saved"
-    assert folder.read_result(place) is not None and folder.read_result(other) is not None
+    assert folder.read_result(trial_dir) is not None and folder.read_result(other) is not None
 
 
 def test_a_second_signal_stops_at_once(exported, tmp_path, monkeypatch):
-    path, place = exported()
+    path, trial_dir = exported()
 
     def terminate(lines, row):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -147,4 +148,4 @@ def test_a_second_signal_stops_at_once(exported, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Lines, "epoch", terminate)
     assert call(tmp_path, path) == INTERRUPTED
-    assert folder.read_result(place) is None
+    assert folder.read_result(trial_dir) is None

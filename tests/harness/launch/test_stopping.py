@@ -1,4 +1,4 @@
-"""Ctrl-C once and twice, as signals, and what it leaves behind."""
+"""Ctrl-C once, twice and three times, as signals, and what they leave behind."""
 
 import os
 import signal
@@ -10,103 +10,79 @@ from harness.storage import folder
 
 
 @pytest.fixture
-def stop(tmp_path):
-    """A Stopping with what it said, as a list."""
-    said = []
-    made = Stopping(tmp_path / "sweep" / folder.STOP, said.append)
-    made.said = said
-    return made
+def lines():
+    return []
 
 
-def interrupt():
-    os.kill(os.getpid(), signal.SIGINT)
+@pytest.fixture
+def stop(tmp_path, lines):
+    return Stopping(tmp_path / "sweep" / folder.STOP, lines.append)
 
 
-def test_ctrl_c_once_tells_the_trials_and_lets_the_command_go_on(stop):
+def interrupt(times=1):
+    for _ in range(times):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
+def test_one_signal_writes_the_file_that_trials_look_for(stop, lines, tmp_path, number, name):
+    before = signal.getsignal(number)
+    stop.flag.parent.mkdir()
+    stop.flag.write_text("of a run that was killed")
     with stop:
         assert not stop.flag.exists()
-        interrupt()
-        assert stop.flag.exists()
-        assert (stop.asked, stop.interrupted) == (True, True)
-    assert not stop.flag.exists()
-    assert len(stop.said) == 1
-    assert "Ctrl-C" in stop.said[0]
-
-
-def test_sigterm_asks_as_ctrl_c_does(stop):
-    with stop:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         assert stop.asked and stop.interrupted
-    assert stop.said[0].startswith("SIGTERM: running trials end with their epoch")
+        assert folder.stop_file(folder.trial_dir(tmp_path / "sweep", "0" * 16)).exists()
+    assert not stop.flag.exists()
+    assert signal.getsignal(number) == before
+    assert [line.partition(";")[0] for line in lines] == [
+        f"{name}: running trials end with their epoch, which is saved"
+    ]
 
 
-def test_ctrl_c_twice_stops_at_once(stop):
+def test_a_second_signal_stops_at_once(stop):
     with pytest.raises(KeyboardInterrupt), stop:
-        interrupt()
-        interrupt()
-    assert not stop.flag.exists(), "else the next run would begin nothing"
+        interrupt(times=2)
+    assert not stop.flag.exists(), "else the next run would start nothing"
 
 
-def test_ctrl_c_twice_waits_for_what_must_be_whole(stop):
+def test_a_second_signal_waits_for_what_is_being_written(stop, lines):
     written = []
     with pytest.raises(KeyboardInterrupt), stop:
-        with stop.whole():
-            interrupt()
-            interrupt()
-            written.append("whole")
-        written.append("more")
-    assert written == ["whole"]
-    assert "as soon as MLflow has what is being written" in stop.said[1]
+        with stop.delayed():
+            interrupt(times=2)
+            written.append("in the block")
+        written.append("after it")
+    assert written == ["in the block"]
+    assert "as soon as MLflow has what is being written" in lines[1]
 
 
-def test_an_error_in_what_must_be_whole_hides_no_ctrl_c(stop):
-    with pytest.raises(KeyboardInterrupt), stop, stop.whole():
-        interrupt()
-        interrupt()
+def test_an_error_in_the_block_hides_no_second_signal(stop):
+    with pytest.raises(KeyboardInterrupt), stop, stop.delayed():
+        interrupt(times=2)
         raise ValueError
 
 
-def test_ctrl_c_three_times_waits_for_nothing(stop):
-    with pytest.raises(KeyboardInterrupt), stop, stop.whole():
-        interrupt()
-        interrupt()
-        interrupt()
+def test_a_third_signal_waits_for_nothing(stop):
+    with pytest.raises(KeyboardInterrupt), stop, stop.delayed():
+        interrupt(times=3)
         pytest.fail("went on")
 
 
-def test_ctrl_c_once_lets_what_must_be_whole_go_on(stop):
+def test_one_signal_within_the_block_stops_nothing(stop):
     with stop:
-        with stop.whole():
+        with stop.delayed():
             interrupt()
         assert stop.interrupted
         with pytest.raises(KeyboardInterrupt):
             interrupt()
 
 
-def test_after_a_failure_ctrl_c_is_the_first_one(stop):
+def test_after_a_failure_a_signal_is_the_first_one(stop, lines):
     with stop:
         stop.ask("a trial failed")
-        assert stop.flag.exists()
-        assert not stop.interrupted
+        assert stop.flag.exists() and not stop.interrupted
         interrupt()
         assert stop.interrupted
-    assert len(stop.said) == 1
-
-
-def test_ctrl_c_is_the_caller_s_again_afterwards(stop):
-    before = signal.getsignal(signal.SIGINT)
-    with stop:
-        assert signal.getsignal(signal.SIGINT) != before
-    assert signal.getsignal(signal.SIGINT) == before
-
-
-def test_what_a_killed_run_left_stops_nobody(stop):
-    stop.flag.parent.mkdir()
-    stop.flag.write_text("of last week")
-    with stop:
-        assert not stop.flag.exists()
-
-
-def test_the_flag_lies_where_trials_look(tmp_path):
-    place = folder.place(tmp_path / "sweep", "0" * 16)
-    assert folder.stop_file(place) == tmp_path / "sweep" / folder.STOP
+    assert len(lines) == 1

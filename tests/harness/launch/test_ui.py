@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import contextmanager
 from urllib.request import urlopen
 
 import pytest
@@ -16,21 +17,27 @@ from servers import answers, free_port
 from harness.command_line import main
 
 
+@contextmanager
+def serve(study, port):
+    """`harness.ui` of a study, and the link that it prints."""
+    command = [sys.executable, "-m", "harness.ui", "tiny", "--tracking-uri", study.store, "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "tiny:\n"
+        yield process.stdout.readline().strip()
+        started = [process.pid, *descendants(process.pid)]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    wait_for(lambda: not any(map(alive, started)), 30)
+
+
 @pytest.mark.slow
 def test_a_store_is_served_until_it_is_stopped(finished):
     port = free_port()
-    command = [sys.executable, "-m", "harness.ui", "tiny", "--tracking-uri", finished.store, "--port", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as served:
-        assert served.stdout.readline() == "tiny:\n"
-        link = served.stdout.readline().strip()
+    with serve(finished, port) as link:
         assert re.fullmatch(rf"http://127\.0\.0\.1:{port}/#/experiments/\d+/runs\?viewStateShareKey=.*CHART", link)
         wait_for(lambda: answers(port), 120)
         with urlopen(link.partition("#")[0], timeout=30) as page:
             assert "MLflow" in page.read().decode()
-        started = [served.pid, *descendants(served.pid)]
-        served.send_signal(signal.SIGINT)
-        assert served.wait(60) == 0
-    wait_for(lambda: not any(map(alive, started)), 30)
 
 
 _CHARTS = """
@@ -45,16 +52,11 @@ _CHARTS = """
 def test_the_link_opens_charts_of_final_errors_on_the_first_screen(finished, tmp_path):
     """As a person has it: a window of a laptop's size, MLflow's own panes open."""
     port = free_port()
-    command = [sys.executable, "-m", "harness.ui", "tiny", "--tracking-uri", finished.store, "--port", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as served:
-        link = [served.stdout.readline().strip() for _ in range(2)][1]
-        with browsing(tmp_path / "profile", "1400,1000") as browser:
-            wait_for(lambda: answers(port), 120)
-            browser.get(link)
-            wait_for(lambda: browser.execute_script(_CHARTS) >= 3, 120)
-            shown = browser.find_element("tag name", "body").text
-        served.send_signal(signal.SIGINT)
-        served.wait(60)
+    with serve(finished, port) as link, browsing(tmp_path / "profile", "1400,1000") as browser:
+        wait_for(lambda: answers(port), 120)
+        browser.get(link)
+        wait_for(lambda: browser.execute_script(_CHARTS) >= 3, 120)
+        shown = browser.find_element("tag name", "body").text
     assert shown.index("Final: of test images") < shown.index("certified_error", shown.index("Final: of test images"))
     assert "train/eps" not in shown
     for run in finished.runs.values():

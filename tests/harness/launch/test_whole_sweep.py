@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-import sys
 
 import pytest
 from mlflow import MlflowClient
@@ -17,59 +16,42 @@ from harness.training import run_trial
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
 
 
-def test_every_trial_ends_with_its_files_its_run_and_its_place_in_the_tables(finished):
+def test_every_trial_ends_with_its_files_its_run_and_a_row_in_the_tables(finished):
     assert finished.status == 0, finished.err
     finished.assert_complete()
     assert {path.name for path in finished.root.iterdir()} == {"sweep.yaml", "results"}, "nothing lies about"
-    for place in finished.places.values():
-        assert {path.name for path in place.iterdir()} == {
-            folder.LOG,
-            folder.TRIAL,
-            folder.EPOCHS,
-            folder.CHECKPOINT,
-            folder.WEIGHTS,
-            folder.VERDICTS,
-            folder.COUNTEREXAMPLES,
-            folder.RESULT,
-        }
+    expected = {folder.LOG, folder.TRIAL, folder.EPOCHS, folder.CHECKPOINT, folder.WEIGHTS}
+    expected |= {folder.VERDICTS, folder.COUNTEREXAMPLES, folder.RESULT}
+    for trial_dir in finished.trial_dirs.values():
+        assert {path.name for path in trial_dir.iterdir()} == expected
 
 
 def test_mlflow_has_each_trial_s_tags_and_final_metrics(finished):
-    for (model, seed), made in finished.trials.items():
-        logged = finished.runs[made.key]
-        tags = {"sweep": "tiny", "trial": made.key, "model": model, "method": "ibp", "seed": str(seed)}
-        assert tags.items() <= logged.data.tags.items()
-        assert logged.info.run_name == made.config.label
-        assert {
-            names.CERTIFIED_ERROR,
-            names.STANDARD_ERROR,
-            names.ATTACK_ERROR,
-            names.BOUND_WIDTH,
-            names.BOUND_WIDTH_RELATIVE,
-            names.TRAIN_LOSS,
-            names.TRAIN_EPS,
-            names.TRAIN_EXAMPLES_PER_SECOND,
-        } <= logged.data.metrics.keys()
-        layers = [name for name in logged.data.metrics if name.startswith(f"{names.BOUND_WIDTH}/")]
-        assert len(layers) >= 3, "a width for each pre-activation"
-        metrics = logged.data.metrics
-        order = [metrics[name] for name in (names.STANDARD_ERROR, names.ATTACK_ERROR, names.CERTIFIED_ERROR)]
-        assert order == sorted(order)
+    for (model, seed), trial in finished.trials.items():
+        run = finished.runs[trial.key]
+        tags = {"sweep": "tiny", "trial": trial.key, "model": model, "method": "ibp", "seed": str(seed)}
+        assert tags.items() <= run.data.tags.items()
+        assert run.info.run_name == trial.config.label
+        metrics = run.data.metrics
+        errors = [metrics[name] for name in (names.STANDARD_ERROR, names.ATTACK_ERROR, names.CERTIFIED_ERROR)]
+        assert errors == sorted(errors)
+        logged = {names.BOUND_WIDTH, names.BOUND_WIDTH_RELATIVE}
+        assert logged | {names.TRAIN_LOSS, names.TRAIN_EPS, names.TRAIN_EXAMPLES_PER_SECOND} <= metrics.keys()
+        assert len(names.layers(metrics)) >= 3, "a width for each pre-activation"
         assert (names.GAIN in metrics) == (model == "cerdeq")
 
 
 def test_all_tables_have_the_results_of_the_folders(finished):
     for name in ("leaderboard.md", "leaderboard.tex", "report.html"):
         text = (finished.directory / name).read_text()
-        assert "cnn5" in text
-        assert "cerdeq" in text
+        assert "cnn5" in text and "cerdeq" in text
     rows = json.loads((finished.directory / "leaderboard.json").read_text())
     with open(finished.directory / "leaderboard.csv") as file:
         lines = list(csv.DictReader(file))
     assert {row["model"] for row in rows} == {row["model"] for row in lines} == {"cnn5", "cerdeq"}
     for row in rows:
-        place = finished.places[row["model"], 0]
-        assert row[names.CERTIFIED_ERROR] == folder.read_result(place).metrics[names.CERTIFIED_ERROR]
+        trial_dir = finished.trial_dirs[row["model"], 0]
+        assert row[names.CERTIFIED_ERROR] == folder.read_result(trial_dir).metrics[names.CERTIFIED_ERROR]
 
 
 def test_what_is_printed_names_trials_tables_and_mlflow_and_nothing_of_ray(finished):
@@ -92,32 +74,23 @@ def test_no_process_is_left_behind(finished):
     wait_for(lambda: not any(map(alive, finished.processes)), 30)
 
 
-def test_a_second_call_does_nothing(finished, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "harness.launch.ray_tune", None)  # Ray cannot be imported, let alone started
-    before, runs = snapshot(finished.directory / "trials"), finished.runs
-    tables = {kind: (finished.directory / f"leaderboard.{kind}").read_bytes() for kind in ("md", "tex", "csv", "json")}
-    assert finished.main() == 0
+def test_a_second_call_logs_what_mlflow_lost_and_does_nothing_else(copied, no_ray, capsys):
+    before, runs = snapshot(copied.directory / "trials"), copied.runs
+    tables = {kind: (copied.directory / f"leaderboard.{kind}").read_bytes() for kind in ("md", "tex", "csv", "json")}
+    lost = copied.trials["cnn5", 0].key
+    MlflowClient(copied.store).delete_run(runs[lost].info.run_id)
+    assert copied.main() == 0
     assert "2 trials, 2 finished already" in capsys.readouterr().out
-    assert snapshot(finished.directory / "trials") == before
-    assert finished.runs.keys() == runs.keys()
-    for key, logged in finished.runs.items():
-        assert logged.data.metrics == runs[key].data.metrics
-        assert logged.info.end_time == runs[key].info.end_time
+    assert snapshot(copied.directory / "trials") == before
+    for key, run in copied.runs.items():
+        assert run.data.metrics == runs[key].data.metrics
+        assert (run.info.end_time == runs[key].info.end_time) == (key != lost)
     for kind, content in tables.items():
-        assert (finished.directory / f"leaderboard.{kind}").read_bytes() == content
-    finished.assert_complete()
+        assert (copied.directory / f"leaderboard.{kind}").read_bytes() == content
+    copied.assert_complete()
 
 
-def test_what_mlflow_lost_is_logged_again(finished, monkeypatch):
-    monkeypatch.setitem(sys.modules, "harness.launch.ray_tune", None)
-    key = finished.trials["cnn5", 0].key
-    MlflowClient(finished.store).delete_run(finished.runs[key].info.run_id)
-    assert set(finished.runs) == {finished.trials["cerdeq", 0].key}
-    assert finished.main() == 0
-    finished.assert_complete()
-
-
-def test_a_trial_made_elsewhere_is_imported(tmp_path, store, monkeypatch, capsys):
+def test_a_trial_made_elsewhere_is_imported(tmp_path, store, no_ray, capsys):
     """Exported, trained without Ray under another directory, copied, and found finished."""
     study = Study(tmp_path, {**TINY, "name": "imported", "trials": TINY["trials"][:1]}, store)
     assert study.main("--export", str(tmp_path / "exported")) == 0
@@ -129,7 +102,6 @@ def test_a_trial_made_elsewhere_is_imported(tmp_path, store, monkeypatch, capsys
     assert main("trial", [str(exported), "--results-dir", str(tmp_path / "elsewhere")]) == 0
     shutil.copytree(tmp_path / "elsewhere", tmp_path / "results")
     before = snapshot(study.directory / "trials")
-    monkeypatch.setitem(sys.modules, "harness.launch.ray_tune", None)
     assert study.main() == 0
     assert snapshot(study.directory / "trials") == before
     study.assert_complete()
@@ -137,21 +109,15 @@ def test_a_trial_made_elsewhere_is_imported(tmp_path, store, monkeypatch, capsys
     assert row["model"] == "cnn5"
 
 
-def test_exporting_tells_which_profile_was_picked(tmp_path, store, capsys):
-    """Exported on a laptop for a GPU box: that these are the small trials must not come as a surprise."""
-    study = Study(tmp_path, {**TINY, "profiles": {"cpu": {"seeds": [1]}}}, store)
-    assert study.main("--export", str(tmp_path / "exported")) == 0
-    captured = capsys.readouterr()
-    assert "cpu" in captured.out.replace(str(tmp_path), "") + captured.err
-
-
-def test_the_profile_is_printed_and_stands_in_every_table(tmp_path, store, no_ray, capsys, tiny_trial):
+def test_the_profile_is_printed_and_stands_in_every_table(tmp_path, store, no_ray, capsys):
     """A profile's numbers are not comparable, and everything it produces says so."""
     content = {**TINY, "name": "profiled", "trials": TINY["trials"][:1], "profiles": {"cpu": {"seeds": [1]}}}
     study = Study(tmp_path, content, store)
     ((_, made),) = study.trials.items()
     assert made.config.profile == "cpu"
-    run_trial(made.config, folder.place(study.directory, made.key))
+    assert study.main("--export", str(tmp_path / "exported")) == 0
+    assert "profile 'cpu'" in capsys.readouterr().err
+    run_trial(made.config, folder.trial_dir(study.directory, made.key))
     capsys.readouterr()
     assert study.main() == 0
     assert "no GPU here: profile 'cpu' was picked" in capsys.readouterr().out

@@ -19,7 +19,7 @@ def add(sweep, certified, *, model="cnn5", method="ibp", seed=0, epochs=3, warni
     base = {"dataset": "digits", "eps": "1/16", "profile": "full", "model": model, "method": method, "seed": seed}
     base["evaluation"] = EvaluationSettings(stages=STAGES)
     trial = folder.make_trial(TrialConfig(sweep=sweep.name, **(base | config)), "data")
-    path = folder.place(sweep, trial.key)
+    path = folder.trial_dir(sweep, trial.key)
     files.write_json(path / folder.TRIAL, folder.trial_json(trial))
     certified = np.asarray(certified)
     wrong = (~certified).cumsum() <= (~certified).sum() // 2

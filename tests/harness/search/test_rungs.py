@@ -17,7 +17,7 @@ from harness.training import run_folder
 def trial_dir(tmp_path):
     sweep = searched_sweep(tmp_path)
     trial = folder.make_trial(replace(sweep.searched[0].base, validation_images=50), load("digits").fingerprint)
-    trial_dir = folder.place(tmp_path, trial.key)
+    trial_dir = folder.trial_dir(tmp_path, trial.key)
     write_json(tmp_path / SEARCH, {"settings": {"asha": {"min_epochs": 1, "factor": 2}}})
     write_json(trial_dir / CANDIDATE, {"entry": 0, "number": 0, "settings": {}, "stopped": False})
     folder.claim(trial_dir, trial)

@@ -61,7 +61,7 @@ def test_a_trial_whose_files_grow_too_large_fails_and_goes_on_once_there_is_room
         return subprocess.run(command, capture_output=True, text=True, timeout=250, **options)
 
     done = run(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000)))
-    place = folder.place(tmp_path / "tiny", made.key)
+    place = folder.trial_dir(tmp_path / "tiny", made.key)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert (
         folder.CHECKPOINT in done.stderr

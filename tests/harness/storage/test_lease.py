@@ -11,13 +11,13 @@ import sys
 import pytest
 
 from harness.errors import InputError
-from harness.storage.lease import LOCK, holder, locked
+from harness.storage.lease import LOCK, holder, lock_directory
 
 HOLDING = """
 import sys
 from pathlib import Path
-from harness.storage.lease import locked
-with locked(Path(sys.argv[1])):
+from harness.storage.lease import lock_directory
+with lock_directory(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -47,7 +47,7 @@ def leave(directory, host, process):
 
 
 def test_a_second_run_is_refused_and_told_who_holds_the_directory(tmp_path, other):
-    with pytest.raises(InputError, match=f"process {other.pid} on {socket.gethostname()}"), locked(tmp_path):
+    with pytest.raises(InputError, match=f"process {other.pid} on {socket.gethostname()}"), lock_directory(tmp_path):
         pass
     assert holder(tmp_path)["process"] == other.pid
 
@@ -56,18 +56,18 @@ def test_a_run_that_was_killed_keeps_nobody_out(tmp_path, other):
     other.kill()
     other.wait()
     assert holder(tmp_path) is None
-    with locked(tmp_path):
+    with lock_directory(tmp_path):
         assert holder(tmp_path)["process"] == os.getpid()
     assert (tmp_path / LOCK).read_text() == ""
     assert holder(tmp_path) is None
 
 
 def test_without_locks_the_file_alone_counts(tmp_path, no_locks, other):
-    with pytest.raises(InputError, match=f"process {other.pid}"), locked(tmp_path):
+    with pytest.raises(InputError, match=f"process {other.pid}"), lock_directory(tmp_path):
         pass
     other.kill()
     other.wait()
-    with locked(tmp_path):
+    with lock_directory(tmp_path):
         pass
 
 
@@ -78,15 +78,26 @@ def test_a_run_of_another_machine_must_be_deleted_by_hand(tmp_path, request, wit
     leave(tmp_path, "elsewhere", 7)
     assert holder(tmp_path)["host"] == "elsewhere"
     refused = pytest.raises(InputError, match="process 7 on elsewhere; if that run is gone, delete the file")
-    with refused, locked(tmp_path):
+    with refused, lock_directory(tmp_path):
         pass
     (tmp_path / LOCK).unlink()
-    with locked(tmp_path):
+    with lock_directory(tmp_path):
         pass
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"host": "elsewhere"}'])
 def test_a_file_that_names_nobody_keeps_nobody_out(tmp_path, text):
     (tmp_path / LOCK).write_text(text)
-    with locked(tmp_path):
+    with lock_directory(tmp_path):
         pass
+
+
+def test_a_refused_run_leaves_the_lock_as_it_was(tmp_path):
+    with lock_directory(tmp_path):
+        before = holder(tmp_path)
+        with pytest.raises(InputError, match="another run"), lock_directory(tmp_path):
+            pass
+        assert holder(tmp_path) == before == json.loads((tmp_path / LOCK).read_text())
+    assert holder(tmp_path) is None
+    with open(tmp_path / LOCK) as file:  # `holder` keeps no lock
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
