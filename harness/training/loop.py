@@ -5,6 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from harness.memory import free_memory
 from harness.storage import names
 from harness.storage.folder import add_without, read_epochs, write_epoch
 from harness.training import checkpoint
-from harness.training.augment import draw, seed_of
+from harness.training.augment import Draws, draw, seed_of
 from harness.training.batch_norm import recompute_statistics
 from harness.training.compilation import decide
 from harness.training.initialise import initialise
@@ -111,10 +112,14 @@ def _train(
     for epoch in range(done + 1, last + 1):
         if stepper is None:
             clock.check()
-            decision = decide(config, model, len(images), device, _compiled_before(directory, done))
+            parts_of_a_step = config, model, optimiser, images, labels, averaged
+            eager = Stepper(*parts_of_a_step)
+            before = _compiled_before(directory, done)
+            decision = decide(config.train.compile, device, before, partial(_eager_seconds, config, eager))
             _log.info(decision.why)
-            stepper = Stepper(config, model, optimiser, images, labels, averaged, decision.compiled)
-            stepper.given_up += [decision.why] * decision.failed
+            stepper = Stepper(*parts_of_a_step, compiled=True) if decision.compiled else eager
+            if decision.failed:
+                stepper.given_up.append(decision.why)
         row = _epoch(config, stepper, epoch, directory)
         if split > 1:
             row[names.TRAIN_ACCUMULATE] = config.train.accumulate
@@ -138,17 +143,30 @@ def _compiled_before(directory: Path, done: int) -> bool | None:
     return bool(rows[-1].get(names.TRAIN_COMPILED)) if rows else None
 
 
+def _eager_seconds(config: TrialConfig, stepper: Stepper) -> float:
+    """Return an estimate of the seconds that the steps of all epochs take, from trial steps halfway up the ramp."""
+    settings = config.train
+    steps = settings.epochs * (len(stepper.images) // settings.batch_size)
+    choices = _draws(config, stepper, epoch=1).batch(0, settings.batch_size)
+    return steps * stepper.seconds_per_step(choices, float(config.train_eps) / 2)
+
+
+def _draws(config: TrialConfig, stepper: Stepper, epoch: int) -> Draws:
+    """Return the random choices of an epoch."""
+    info = DATASETS[config.dataset]
+    return draw(len(stepper.images), info.crop_padding, info.flip, config.seed, epoch, stepper.images.device)
+
+
 def _epoch(config: TrialConfig, stepper: Stepper, epoch: int, directory: Path) -> dict[str, Any]:
-    settings, info = config.train, DATASETS[config.dataset]
-    device = stepper.images.device
+    settings = config.train
     steps = len(stepper.images) // settings.batch_size
     ramp = Ramp(float(config.train_eps), settings.ramp_start, settings.ramp_epochs, steps)
     rate = learning_rate(settings.learning_rate, settings.decay_epochs, settings.decay_factor, epoch)
-    draws = draw(len(stepper.images), info.crop_padding, info.flip, config.seed, epoch, device)
+    draws = _draws(config, stepper, epoch)
     torch.manual_seed(seed_of(config.seed, epoch) + _OF_ATTACKS)  # what attacks start from, after a restart as well
     reports = []
     started = time.perf_counter()
-    with tf32(device, settings.precision == "tf32"):
+    with tf32(stepper.images.device, settings.precision == "tf32"):
         for step in range(steps):
             eps = ramp((epoch - 1) * steps + step)
             reports.append(stepper(draws.batch(step * settings.batch_size, settings.batch_size), eps, rate))

@@ -6,6 +6,7 @@ a step in place of 8, and an attack's hundreds, and captures nothing where there
 
 import gc
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from harness.training.regularisers import balance, tightness
 _log = logging.getLogger(__name__)
 _LARGEST = 1e15
 _WARM_UP_STEPS = 3  # before a capture, as torch asks for
+_TIMED_STEPS = 3  # the first one also fills caches
 _WORDS = 30  # of an error's message
 
 Attack = Callable[[Tensor, Tensor, Tensor], Tensor | None]
@@ -74,12 +76,8 @@ class Stepper:
             self.attacks[method.name], self.losses[method.name] = attack, loss
 
     def __call__(self, choices: tuple[Tensor, ...], eps: float, learning_rate: float) -> Tensor:
-        """One step on the chosen examples (index, flip, down, across, each [B])."""
-        progress = eps / float(self.config.train_eps)
-        for network in (self.model, self.averaged):
-            if network is not None:
-                advance(network, progress)
-        method = self.method.at(progress).name
+        """Take one step on the chosen examples (index, flip, down, across, each [B])."""
+        method = self._advance(eps)
         counts = [module.iterations for module in self.model.modules() if isinstance(module, FixedPoint)]
         key: tuple[str | int, ...] = (method, *counts)
         if key not in self.graphs:
@@ -88,6 +86,26 @@ class Stepper:
         self.eps.fill_(eps)
         self.learning_rate.fill_(learning_rate)
         return self.graphs[key](choices)
+
+    def _advance(self, eps: float) -> str:
+        """Set what a schedule decides at `eps` and return the name of the method there."""
+        progress = eps / float(self.config.train_eps)
+        for network in (self.model, self.averaged):
+            if network is not None:
+                advance(network, progress)
+        return self.method.at(progress).name
+
+    def seconds_per_step(self, choices: tuple[Tensor, ...], eps: float) -> float:
+        """Return the seconds of the fastest of a few eager steps on a CPU; restore the state after them."""
+        method, seconds = self._advance(eps), []
+        self.learning_rate.zero_()
+        self.eps.fill_(eps)
+        with _restoring_state(self):
+            for _ in range(_TIMED_STEPS):
+                started = time.perf_counter()
+                self.eager(choices, method)
+                seconds.append(time.perf_counter() - started)
+        return min(seconds)
 
     def _make_step(self, choices: tuple[Tensor, ...], method: str) -> Callable[[tuple[Tensor, ...]], Tensor]:
         """Return a function that takes one step by `method`, with every optimisation that works on this machine.
