@@ -28,7 +28,7 @@ from harness.config.settings import BAB, STAGES, STAGES_BY_SETTING
 from harness.config.trial import RECIPE_VERSION, TrialConfig, labels
 from harness.data import Data, data_directory, load
 from harness.errors import InputError, SettingError, require
-from harness.evaluation.certification import certification_of, certify_shard, finish, judged_images
+from harness.evaluation.certification import certification_of, certify_shard, evaluation_images, finish
 from harness.evaluation.ledger import SoundnessError
 from harness.launch.watched import Counts
 from harness.masking import masked
@@ -145,7 +145,7 @@ def _jobs(places: list[Path], options: argparse.Namespace) -> list[Job]:
         own = data[config.dataset]
         found, expected = own.fingerprint, trial.fingerprint
         require("data", found, found == expected, f"the data that {label} was trained on, {expected}")
-        judged_images(own, config)
+        evaluation_images(own, config)
         try:
             check_buildable(config)
         except (TypeError, ValueError) as error:

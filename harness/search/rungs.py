@@ -14,7 +14,7 @@ from harness.clock import Stopped
 from harness.config.trial import TrialConfig
 from harness.data import load
 from harness.device import best_device
-from harness.evaluation.verdicts import errors_without_attack
+from harness.evaluation.ibp import errors_without_attack
 from harness.storage import folder, names
 from harness.storage.files import parsed, write_json
 from harness.training import checkpoint, run_folder

@@ -52,7 +52,7 @@ def decide(mode: str, device: torch.device, before: bool | None, eager_seconds: 
         reason = "on a GPU"
     else:
         seconds = eager_seconds()
-        reason = f"all eager steps would take about {seconds:.0f} s"
+        reason = f"all eager steps would take about {seconds:.3g} s"
         if seconds <= WORTH_COMPILING:
             return Decision(False, f"eager steps: {reason}; compiling pays above {WORTH_COMPILING:.0f} s")
     if (problem := compiler_problem(device.type)) is not None:

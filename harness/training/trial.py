@@ -19,12 +19,13 @@ from harness.data import Data, Split, load
 from harness.device import best_device
 from harness.environment import describe_environment, source_digest
 from harness.errors import require
+from harness.evaluation.batch import write_evidence
 from harness.evaluation.certification import evaluate_shard, merge_shards
 from harness.evaluation.equilibria import recurrence_report
-from harness.evaluation.evidence import write_evidence
+from harness.evaluation.ledger import SoundnessError
 from harness.evaluation.metrics import final_metrics, finite_or_none, warnings
-from harness.evaluation.network import load_network
-from harness.evaluation.verdicts import SoundnessError, images_at_once, ready
+from harness.evaluation.network import load_network, prepare_network
+from harness.evaluation.stages import images_at_once
 from harness.memory import free_memory, kept_memory
 from harness.storage import certification, folder, names
 from harness.storage.files import remove_unfinished, write_atomically
@@ -183,22 +184,22 @@ def _evaluate(
     except SoundnessError:
         certification.remove_shards(trial_dir)
         raise
-    judgement = merge_shards(trial_dir, count)
+    evaluation = merge_shards(trial_dir, count)
     folder.require_there(trial_dir)
-    write_evidence(trial_dir, judgement.evidence)
-    write_table(trial_dir / folder.VERDICTS, judgement.verdicts)
+    write_evidence(trial_dir, evaluation.evidence)
+    write_table(trial_dir / folder.VERDICTS, evaluation.verdicts)
     if any(isinstance(module, FixedPoint) for module in model.modules()):
         clock.check()
     started, epochs = time.monotonic(), folder.read_epochs(trial_dir)
     metrics = {
-        **final_metrics(judgement, config.evaluation.stages),
+        **final_metrics(evaluation, config.evaluation.stages),
         **network_metrics,
         **recurrence_report(model, test.images.to(device), test.labels.to(device), config),
         names.TRAIN_SECONDS: sum(row.get(names.TRAIN_EPOCH_SECONDS, 0.0) for row in epochs),
-        names.EVALUATION_SECONDS: sum(judgement.seconds.values()) + time.monotonic() - started,
+        names.EVALUATION_SECONDS: sum(evaluation.seconds.values()) + time.monotonic() - started,
     }
     finite = finite_or_none(metrics)
-    messages = [*warnings(judgement, finite), *divided_batches(config, epochs), *folder.read_without(trial_dir)]
+    messages = [*warnings(evaluation, finite), *divided_batches(config, epochs), *folder.read_without(trial_dir)]
     for message in messages:
         _log.debug("warning: %s", message)
     _log.debug("done: certified error %.2f %%", metrics[names.CERTIFIED_ERROR])
@@ -209,7 +210,8 @@ def _evaluate_missing_shards(
     trial_dir: Path, model: torch.nn.Module, test: Split, config: TrialConfig, digest: str, judged: Judged, clock: Clock
 ) -> int:
     """Evaluate the shards that are left, a batch each, and return how many there are in all."""
-    network, size = ready(model, config.evaluation.stages), images_at_once(config.evaluation)
+    network = prepare_network(model, config.evaluation.stages)
+    size = images_at_once(config.evaluation, config.evaluation.batch_size)
     parts = [test.part(start, min(start + size, len(test))) for start in range(0, len(test), size)]
     missing = certification.missing_shards(trial_dir, len(parts), digest)
     done = len(test) - sum(len(parts[number]) for number in missing)

@@ -20,7 +20,7 @@ from harness.analysis.leaderboard import build_leaderboard
 from harness.command_line import main
 from harness.data import load
 from harness.evaluation import certification as work
-from harness.evaluation import verdicts
+from harness.evaluation import stages
 from harness.evaluation.ledger import SoundnessError
 from harness.storage import certification, files, folder, names
 from harness.training import run_trial
@@ -67,7 +67,7 @@ def sweep(trained, tmp_path, monkeypatch):
     shutil.copytree(trained, tmp_path / "results/tiny")
     (tmp_path / "results/published.csv").write_text("dataset,eps,model,method,standard_error,certified_error,source\n")
     monkeypatch.setattr(work, "_PER_SHARD", 25)
-    monkeypatch.setattr(work, "_PER_SHARD_BRANCHED", 25)
+    monkeypatch.setattr(stages, "_IMAGES_OF_A_SLOW_STAGE", 25)
     monkeypatch.setitem(sys.modules, "harness.launch.ray_tasks", None)
     return tmp_path / "results/tiny"
 
@@ -204,7 +204,7 @@ def test_shards_of_anything_else_are_done_again(sweep, whole, monkeypatch, chang
         files.write_json(path, json.loads(path.read_text()) | {"digest": "else"})
     done = []
     monkeypatch.setattr(certify, "certify_shard", lambda *piece: done.append(piece[1]) or work.certify_shard(*piece))
-    work._opened.cache_clear()
+    work._load.cache_clear()
     assert run(place) == 0
     assert done == [0, 1, 2]
     told = {"weights": "begun anew: other weights or data", "versions": "begun anew: other versions or device"}
@@ -222,7 +222,7 @@ def test_an_image_whose_stage_fails_has_that_for_its_verdict_and_the_others_thei
     whole = pd.read_parquet(whole / folder.VERDICTS)
     asked = whole.index[whole["margin_crown-ibp"].notna()].tolist()[:2]
     pixels = load("digits").test_images(60).images.double() / 255
-    honest, errors = verdicts.lower_bounds, [torch.OutOfMemoryError("64 GiB"), ValueError("no\nsuch rule")]
+    honest, errors = stages.lower_bounds, [torch.OutOfMemoryError("64 GiB"), ValueError("no\nsuch rule")]
 
     def faulty(program, region, *arguments, **options):
         for index, error in zip(asked, errors, strict=True):
@@ -230,7 +230,7 @@ def test_an_image_whose_stage_fails_has_that_for_its_verdict_and_the_others_thei
                 raise error
         return honest(program, region, *arguments, **options)
 
-    monkeypatch.setattr(verdicts, "lower_bounds", faulty)
+    monkeypatch.setattr(stages, "lower_bounds", faulty)
     assert run(place) == 0
     table = pd.read_parquet(directory / folder.VERDICTS)
     assert table.loc[asked, names.VERDICT].tolist() == [names.OUT_OF_MEMORY, names.FAILED]

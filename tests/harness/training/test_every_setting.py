@@ -1,4 +1,4 @@
-"""Every setting of a trial changes the trial or its judgement, as every one changes its key (test_trial_config.py).
+"""Every setting of a trial changes the trial or its evaluation, as every one changes its key (test_trial_config.py).
 
 A new field of harness/config fails here until it stands in one of the tables: TRAINED and JUDGED are checked here on
 a small trial, ELSEWHERE names the test that does. What a method ignores, `Method.ignored`, is checked to be ignored.
@@ -16,7 +16,7 @@ from baselines import build
 from harness.config.settings import EvaluationSettings, TrainSettings
 from harness.config.trial import TrialConfig
 from harness.data import load
-from harness.evaluation.verdicts import judge
+from harness.evaluation.verdicts import evaluate
 from harness.methods import METHODS, make_method, method_options
 from harness.training.loop import train
 
@@ -145,9 +145,11 @@ def test_a_setting_changes_how_a_network_is_judged(tiny_trial, name):
     images, labels = data.test.images[:20], data.test.labels[:20]
     with torch.no_grad():
         labels = network(images.double() / 255).argmax(1)  # all right, so that all are attacked and bounded
-    tables = [judge(network, images, labels, each).verdicts for each in (config, changed(config, name, JUDGED[name]))]
+    tables = [
+        evaluate(network, images, labels, each).verdicts for each in (config, changed(config, name, JUDGED[name]))
+    ]
     assert not tables[0].equals(tables[1])
-    again = judge(network, images, labels, config).verdicts
+    again = evaluate(network, images, labels, config).verdicts
     assert tables[0].equals(again)
 
 
