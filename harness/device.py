@@ -11,7 +11,7 @@ from torch import nn
 
 from harness.errors import InputError
 
-_CONTEXT = 2**30  # of a GPU's memory: what a process has there beside torch's tensors: kernels, workspaces, graphs
+_CONTEXT = 2**30  # bytes of a GPU's memory: kernels, workspaces and graphs of a process, beside its tensors
 
 
 class NoGpuError(InputError):
@@ -73,7 +73,7 @@ def _refuse_unusable_cards() -> None:
 
 
 def _count_listed_cards() -> int:
-    """Return how many GPUs NVIDIA's driver lists, whatever torch can do with them."""
+    """Return how many GPUs NVIDIA's driver lists, usable by torch or not."""
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:
@@ -92,11 +92,11 @@ def _advice() -> str:
 
 
 @contextmanager
-def whole_gradients(model: nn.Module) -> Iterator[None]:
-    """Within, gradients of the model's weights are written into their own memory alone.
+def without_faulty_onednn(model: nn.Module) -> Iterator[None]:
+    """Switch oneDNN off in the block if it would write the gradients of the model's weights past their memory.
 
-    oneDNN 3.13 (torch 2.15) writes past the end of that of a strided 1x1 convolution in channels-last format, on CPUs
-    with AVX2 and without AVX-512; seen with fewer than 8 channels coming in. Networks that have one do without it.
+    oneDNN 3.13 (torch 2.15) writes past the end of the gradient of a strided 1x1 convolution in channels-last format,
+    on CPUs with AVX2 and without AVX-512; seen with fewer than 8 input channels.
     """
     strided = any(
         isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.stride != (1, 1)
@@ -113,14 +113,13 @@ def whole_gradients(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def tf32(device: torch.device, wanted: bool) -> Iterator[None]:
-    """Within, float32 products are TF32 where that is wanted; after it none are.
+def tf32(device: torch.device, enabled: bool) -> Iterator[None]:
+    """Compute float32 products in TF32 in the block if `enabled`, and in float32 after it.
 
-    What is watched and judged needs float32: an equilibrium's solve in TF32 may go round in a cycle short of its
-    tolerance.
+    Monitoring and evaluation need float32: an equilibrium's solve in TF32 may cycle before it meets its tolerance.
     """
     if device.type == "cuda":
-        _switch_tf32(wanted)
+        _switch_tf32(enabled)
     try:
         yield
     finally:
@@ -129,6 +128,6 @@ def tf32(device: torch.device, wanted: bool) -> Iterator[None]:
 
 
 def _switch_tf32(on: bool) -> None:
-    """By the older of torch's two kinds of switches: the compiler reads those, and refuses what only newer ones say."""
+    """Use the older of torch's two switches, which the compiler reads; it refuses the newer one."""
     torch.set_float32_matmul_precision("high" if on else "highest")
     torch.backends.cudnn.allow_tf32 = on

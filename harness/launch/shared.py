@@ -23,7 +23,7 @@ from harness.storage import folder, remote
 from harness.storage.files import write_text
 from harness.storage.lease import holder, leased
 from harness.training import run_folder
-from harness.training.trial import Judged, Report
+from harness.training.trial import EvaluationProgress, Report
 
 MARK = ".remote"
 """In a mirror: the address."""
@@ -145,7 +145,9 @@ def mirror(uri: str, directory: Path) -> None:
         raise InputError(f"{told}: copy these trials back, or move the directory away to do them again")
 
 
-def run_at(uri: str, key: str, report: Report, data_dir: str | None, judged: Judged, code: str | None) -> None:
+def run_at(
+    uri: str, key: str, report: Report, data_dir: str | None, judged: EvaluationProgress, code: str | None
+) -> None:
     """`run_folder` of a trial at a sweep's address, in a scratch of this process's own.
 
     The trial's folder is pushed before each epoch is reported, from time to time while it is judged, and at the end,

@@ -72,7 +72,7 @@ def test_steps_are_without_them_and_what_is_watched_or_proved_has_them(tiny_tria
         return call
 
     monkeypatch.setattr(Stepper, "_differentiate", seen(Stepper._differentiate, steps))
-    for name in ("monitored", "monitored_untrained"):
+    for name in ("monitor_bounds", "monitor_untrained"):
         monkeypatch.setattr(loop, name, seen(getattr(loop, name), others))
     monkeypatch.setattr(ibp, "bound_margins", seen(ibp.bound_margins, others))
     result = run_trial(tiny_trial(width=0.05, train={"epochs": 2}), tmp_path)

@@ -25,7 +25,7 @@ from harness.evaluation.ledger import SoundnessError
 from harness.evaluation.verdicts import NO_PREDICTION, evaluate
 from harness.storage import folder, names
 from harness.training import load_network
-from harness.training.monitor import parametrised
+from harness.training.monitor import parametrisation_metrics
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -321,9 +321,9 @@ def test_what_the_recurrence_does_is_reported(judged):
     model.equilibrium.recurrence.parametrizations.weight.original.data.zero_()
     idle = errors_without_attack(model, images, labels, config)
     assert (report[names.STANDARD_ERROR_W0], report[names.CERTIFIED_ERROR_W0]) == pytest.approx(idle)
-    assert parametrised(model) == pytest.approx({names.GAIN: 0.5, names.MARGIN: 0.3})
+    assert parametrisation_metrics(model) == pytest.approx({names.GAIN: 0.5, names.MARGIN: 0.3})
 
 
 def test_networks_without_an_equilibrium_report_none(judged):
     _, model, images, labels, config = judged("cnn5")
-    assert recurrence_report(model, images, labels, config) == parametrised(model) == {}
+    assert recurrence_report(model, images, labels, config) == parametrisation_metrics(model) == {}

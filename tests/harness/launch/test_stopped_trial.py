@@ -55,7 +55,9 @@ def test_a_trial_done_in_pieces_ends_like_one_done_at_once(tiny_trial, tmp_path,
     while folder.read_result(tmp_path / "pieces") is None:
         calls += 1
         try:
-            run_trial(config, tmp_path / "pieces", epochs.append, judged=lambda *b: batches.append(b), clock=Pieces(1))
+            run_trial(
+                config, tmp_path / "pieces", epochs.append, evaluated=lambda *b: batches.append(b), clock=Pieces(1)
+            )
         except Stopped:
             assert folder.read_failure(tmp_path / "pieces") is None
     assert calls == 3 + 2 + (model == "cerdeq")
@@ -83,7 +85,7 @@ def test_batches_judged_of_other_weights_are_not_gone_on_from(tiny_trial, tmp_pa
     other = dataclasses.replace(config, seed=1)
     (tmp_path / folder.TRIAL).unlink()
     batches = []
-    run_trial(other, tmp_path, judged=lambda *batch: batches.append(batch))
+    run_trial(other, tmp_path, evaluated=lambda *batch: batches.append(batch))
     assert batches == [(0, 60), (40, 60), (60, 60)]
 
 
@@ -94,7 +96,7 @@ def test_a_damaged_shard_is_evaluated_again(tiny_trial, tmp_path, kind):
         run_trial(config, tmp_path, clock=Pieces(4))
     (tmp_path / folder.SHARDS / f"00000.{kind}").write_bytes(b"nothing")
     batches = []
-    run_trial(config, tmp_path, judged=lambda *batch: batches.append(batch))
+    run_trial(config, tmp_path, evaluated=lambda *batch: batches.append(batch))
     assert batches == [(0, 60), (40, 60), (60, 60)]
 
 

@@ -254,5 +254,5 @@ def test_an_unknown_option_is_refused():
 
 
 def test_a_method_that_trains_on_adversaries_wants_one():
-    with pytest.raises(ValueError, match="was given none"):
+    with pytest.raises(ValueError, match="its batch has none"):
         PGD().loss(trace(network_of("cnn5")), batch_of())

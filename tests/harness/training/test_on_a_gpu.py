@@ -35,7 +35,7 @@ def test_captured_steps_are_eager_ones(tiny_trial, case):
     eager.captured = False
     mine, theirs = (take_steps(stepper, 6, 64) for stepper in (captured, eager))
     torch.testing.assert_close(mine, theirs, rtol=2e-2, atol=2e-2, equal_nan=True)
-    assert captured.captured and captured.given_up == []
+    assert captured.captured and captured.failed_optimisations == []
     for network in ("model", "averaged"):
         if getattr(captured, network) is not None:
             states = [getattr(stepper, network).state_dict() for stepper in (captured, eager)]

@@ -11,7 +11,7 @@ from baselines import build
 from harness.data import load
 from harness.storage.folder import CHECKPOINT, EPOCHS
 from harness.training import run_trial
-from harness.training.augment import augmented, draw
+from harness.training.augment import augment, draw
 from harness.training.batch_norm import recompute_statistics
 from harness.training.loop import train
 
@@ -171,5 +171,5 @@ def test_the_images_attacked_are_the_augmented_ones(tiny_trial):
     stepper.losses["pgd"] = lambda *given: (seen.update(x=given[0], given=given[3]), loss(*given))[1]
     stepper(CHOICES, 0.01, 0.0)
     assert seen["given"] is seen["adversary"]
-    torch.testing.assert_close(seen["x"], augmented(stepper.images, *CHOICES))
+    torch.testing.assert_close(seen["x"], augment(stepper.images, *CHOICES))
     assert 0 < (seen["given"] - seen["x"]).abs().max() <= 0.01 + 1e-6

@@ -63,7 +63,7 @@ def test_a_finished_trial_is_not_run_again(tmp_path, tiny_trial, monkeypatch):
 
 
 def test_widths_of_the_untrained_network_that_overflow_become_null(tmp_path, tiny_trial, monkeypatch):
-    monkeypatch.setattr(loop, "monitored_untrained", lambda *_: {"train/bound_width": math.inf, "b": math.nan})
+    monkeypatch.setattr(loop, "monitor_untrained", lambda *_: {"train/bound_width": math.inf, "b": math.nan})
     rows = []
     run_trial(tiny_trial(), directory=tmp_path, report=rows.append)
     expected = {names.EPOCH: 0, names.TRAIN_EPS: 0.0, "train/bound_width": None, "b": None}

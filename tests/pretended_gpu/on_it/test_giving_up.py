@@ -20,7 +20,8 @@ def test_a_capture_that_fails_is_given_up_and_steps_go_on(tiny_trial, method):
     stepper = stepper_of(tiny_trial(method=method), "cuda")
     with failing("capture"):
         take_steps(stepper, 2, 64)
-    assert len(stepper.given_up) == 1 and stepper.given_up[0].startswith("CUDA graphs given up: ")
+    (line,) = stepper.failed_optimisations
+    assert line.startswith("CUDA graphs given up: ")
     with counted() as counts:
         take_steps(stepper, 1, 64)
         torch.rand(3, device="cuda")
@@ -37,7 +38,7 @@ def test_compiled_steps_that_fail_are_given_up_and_captured_uncompiled(tiny_tria
     monkeypatch.setattr(training_step, "compiled_loss", fail)
     stepper = stepper_of(tiny_trial(), "cuda", compiled=True)
     take_steps(stepper, 2, 64)
-    assert stepper.given_up == ["compiled steps given up: RuntimeError: the compiler fell over"]
+    assert stepper.failed_optimisations == ["compiled steps given up: RuntimeError: the compiler fell over"]
     assert stepper.captured and not stepper.compiled
 
 
@@ -52,7 +53,7 @@ def test_channels_last_and_fused_adam_are_given_up_where_steps_fail_with_them(ti
     monkeypatch.setattr(training_step.Stepper, "eager", fail)
     stepper = stepper_of(tiny_trial(), "cuda")
     take_steps(stepper, 2, 64)
-    assert stepper.given_up == [
+    assert stepper.failed_optimisations == [
         "channels-last format and fused Adam given up: RuntimeError: CUDNN_STATUS_NOT_SUPPORTED"
     ]
     assert stepper.captured and not stepper.optimiser.param_groups[0]["fused"]
@@ -73,7 +74,7 @@ def test_memory_that_runs_out_in_a_step_is_no_reason_to_give_up_an_optimisation(
     with failing(fault), pytest.raises(RuntimeError) as raised:
         take_steps(stepper, 1, 64)
     assert training_step.is_out_of_memory(raised.value)
-    assert stepper.given_up == []
+    assert stepper.failed_optimisations == []
     take_steps(stepper, 2, 64)
 
 
