@@ -35,7 +35,9 @@ def test_objectives_by_hand():
 def test_cross_entropy_climbs_where_the_network_is_too_sure_for_float32():
     logits = torch.tensor([[500.0, 0.0, -1.0]], requires_grad=True)
     labels = torch.tensor([0])
-    (gradient,) = torch.autograd.grad(objectives("all", 3)[1](logits, labels, rank_classes(logits, labels)).sum(), logits)
+    (gradient,) = torch.autograd.grad(
+        objectives("all", 3)[1](logits, labels, rank_classes(logits, labels)).sum(), logits
+    )
     assert gradient[0, 0] == -1 and gradient[0, 1] > gradient[0, 2] > 0
 
 

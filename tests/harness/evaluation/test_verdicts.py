@@ -73,7 +73,7 @@ def by_stages(config, *stages):
     return dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, stages=stages))
 
 
-@pytest.mark.parametrize("name", ["cnn5", "cerdeq"])
+@pytest.mark.parametrize("name", ["cnn5", pytest.param("cerdeq", marks=pytest.mark.slow)])
 def test_each_stage_asks_only_what_is_open_and_loses_no_proof(judged, name):
     second, model, images, labels, config = judged(name, count=45, eps="1/2000")
     assert config.evaluation.stages == ("ibp", "crown-ibp")
@@ -177,7 +177,7 @@ def test_a_large_eps_certifies_nothing_and_breaks_much(judged):
     assert counts["attacked"] > 0
 
 
-@pytest.mark.parametrize(("name", "eps"), [("cnn5", "1/2"), ("cerdeq", "1/100")])
+@pytest.mark.parametrize(("name", "eps"), [("cnn5", "1/2"), pytest.param("cerdeq", "1/100", marks=pytest.mark.slow)])
 def test_each_falsified_example_has_a_counterexample_that_the_network_gets_wrong(name, eps, judged):
     evaluation = EvaluationSettings(stages=("ibp",), attack_steps=5, attack_restarts=1, batch_size=40)
     evaluation, model, images, labels, config = judged(name, eps=eps, evaluation=evaluation)

@@ -20,7 +20,7 @@ from harness.methods.expressive import MTLIBP, SABR
 from harness.training.initialise import initialise
 
 ATTACKING = [PGD(), SABR(), MTLIBP(), SABR(subselection=0.2, attack_steps=3), MTLIBP(attack_radius=2.0)]
-NETWORKS = ["cnn5", "resnet9", "cerdeq"]
+NETWORKS = [pytest.param("cnn5", marks=pytest.mark.slow), pytest.param("resnet9", marks=pytest.mark.slow), "cerdeq"]
 
 
 def network_of(name: str) -> nn.Sequential:
