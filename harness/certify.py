@@ -28,7 +28,7 @@ from harness.config.settings import BAB, STAGES, STAGES_BY_SETTING
 from harness.config.trial import RECIPE_VERSION, TrialConfig, labels
 from harness.data import Data, data_directory, load
 from harness.errors import InputError, SettingError, require
-from harness.evaluation.certification import certification_of, certify_shard, finish, judged_images
+from harness.evaluation.certification import certification_of, certify_shard, evaluation_images, finish
 from harness.evaluation.ledger import SoundnessError
 from harness.launch.progress import Counts
 from harness.masking import mask_secrets
@@ -156,7 +156,7 @@ def _make_jobs(trial_dirs: list[Path], options: argparse.Namespace) -> list[Job]
         config, data = _certification_config(trial.config, options), data_sets[trial.config.dataset]
         allowed = f"the data that {label} was trained on, {trial.fingerprint}"
         require("data", data.fingerprint, data.fingerprint == trial.fingerprint, allowed)
-        judged_images(data, config)
+        evaluation_images(data, config)
         try:
             check_buildable(config)
         except (TypeError, ValueError) as error:

@@ -11,7 +11,7 @@ from torch import nn
 
 from harness.errors import InputError
 
-_CONTEXT = 2**30  # of a GPU's memory: what a process has there beside torch's tensors: kernels, workspaces, graphs
+_CONTEXT = 2**30  # bytes of a GPU's memory: kernels, workspaces and graphs of a process, beside its tensors
 _NO_DRIVER = (9, 12)  # NVML's errors: the driver is not loaded, its library is not found
 
 
@@ -102,11 +102,11 @@ def _advice() -> str:
 
 
 @contextmanager
-def whole_gradients(model: nn.Module) -> Iterator[None]:
-    """Within, gradients of the model's weights are written into their own memory alone.
+def without_faulty_onednn(model: nn.Module) -> Iterator[None]:
+    """Switch oneDNN off in the block if it would write the gradients of the model's weights past their memory.
 
-    oneDNN 3.13 (torch 2.15) writes past the end of that of a strided 1x1 convolution in channels-last format, on CPUs
-    with AVX2 and without AVX-512; seen with fewer than 8 channels coming in. Networks that have one do without it.
+    oneDNN 3.13 (torch 2.15) writes past the end of the gradient of a strided 1x1 convolution in channels-last format,
+    on CPUs with AVX2 and without AVX-512; seen with fewer than 8 input channels.
     """
     strided = any(
         isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.stride != (1, 1)
@@ -123,14 +123,13 @@ def whole_gradients(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def tf32(device: torch.device, wanted: bool) -> Iterator[None]:
-    """Within, float32 products are TF32 where that is wanted; after it none are.
+def tf32(device: torch.device, enabled: bool) -> Iterator[None]:
+    """Compute float32 products in TF32 in the block if `enabled`, and in float32 after it.
 
-    What is watched and judged needs float32: an equilibrium's solve in TF32 may go round in a cycle short of its
-    tolerance.
+    Monitoring and evaluation need float32: an equilibrium's solve in TF32 may cycle before it meets its tolerance.
     """
     if device.type == "cuda":
-        _switch_tf32(wanted)
+        _switch_tf32(enabled)
     try:
         yield
     finally:

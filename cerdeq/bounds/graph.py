@@ -119,7 +119,7 @@ def trace(model: nn.Module, linear: bool = False) -> Program:
     constants = {name: model.__dict__.pop(name) for name in set(vars(model)) - before}
     index = {node: number for number, node in enumerate(nodes)}
     bounded: set[torch.fx.Node] = set()
-    taken: set[str] = set()
+    used_names: set[str] = set()
     steps = []
     for node in nodes[:-1]:
         if node.op == "placeholder":
@@ -130,7 +130,7 @@ def trace(model: nn.Module, linear: bool = False) -> Program:
         if bounded.intersection(node.all_input_nodes) and not _asks_shape(node):
             bounded.add(node)
         name = str(node.target) if node.op == "call_module" else node.name
-        name = _unused(name, taken)
+        name = _unused(name, used_names)
         steps.append(_step(node, name, model, constants, index, bounded))
         _refuse_without_rule(steps[-1], linear)
     output = nodes[-1].args[0] if nodes else None
@@ -209,11 +209,11 @@ def _step(
     return step
 
 
-def _unused(name: str, taken: set[str]) -> str:
-    """`name`, or the first of name.2, name.3 ... that is not `taken` yet; added to those."""
+def _unused(name: str, used_names: set[str]) -> str:
+    """Return `name`, or the first of name.2, name.3 ... that is unused, and add it to `used_names`."""
     candidates = (name if number == 1 else f"{name}.{number}" for number in itertools.count(1))
-    free = next(candidate for candidate in candidates if candidate not in taken)
-    taken.add(free)
+    free = next(candidate for candidate in candidates if candidate not in used_names)
+    used_names.add(free)
     return free
 
 
@@ -263,16 +263,16 @@ def _check_arguments(step: Step, reached: set[int]) -> None:
     where = f"at node '{step.name}'{step.line}"
     try:
         options = module_arguments(record, step.target) if isinstance(step.target, nn.Module) else step.kwargs
-        given = inspect.signature(record.interval).bind(None, *step.args, **options)
+        call = inspect.signature(record.interval).bind(None, *step.args, **options)
     except (TypeError, UnsupportedOperator) as error:
         raise UnsupportedOperator(f"{record.name} {where}: {error}") from None
     if any(isinstance(arg, torch.dtype) for arg in step.args):
         raise UnsupportedOperator(f"no bound rule for {record.name} to another precision {where}")
-    given.apply_defaults()
+    call.apply_defaults()
     for name, allowed in record.allowed.items():
-        if given.arguments[name] not in allowed:
+        if call.arguments[name] not in allowed:
             raise UnsupportedOperator(
-                f"no bound rule for {record.name} with {name}={given.arguments[name]!r} {where}; allowed: {allowed}"
+                f"no bound rule for {record.name} with {name}={call.arguments[name]!r} {where}; allowed: {allowed}"
             )
     places = list(step.args[0]) if record.bounded == "list" else list(step.args)
     direct = [n for n, arg in enumerate(places) if isinstance(arg, Reference) and arg.index in reached]

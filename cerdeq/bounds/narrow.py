@@ -57,12 +57,12 @@ def _same_numbers(wide: tuple[Step, ...], narrow: tuple[Step, ...]) -> bool:
 
 def _numbers(step: Step) -> list[Tensor]:
     """The floating-point tensors that a step uses: its module's, those among its arguments, or the one that it is."""
-    found: list[Any] = [*_leaves(step.args), *_leaves(step.kwargs.values())]
+    values: list[Any] = [*_leaves(step.args), *_leaves(step.kwargs.values())]
     if isinstance(step.target, nn.Module):
-        found += [*step.target.parameters(), *step.target.buffers()]
+        values += [*step.target.parameters(), *step.target.buffers()]
     elif step.record is None and not step.args and not step.kwargs:
-        found.append(step.target())
-    return [value for value in found if isinstance(value, Tensor) and value.is_floating_point()]
+        values.append(step.target())
+    return [value for value in values if isinstance(value, Tensor) and value.is_floating_point()]
 
 
 def _leaves(values: Iterable[Any]) -> list[Any]:

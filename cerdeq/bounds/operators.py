@@ -202,10 +202,10 @@ def register(record: Operator, replace: bool = False) -> None:
 
     Raises ValueError where one of them has a record that is not to be replaced.
     """
-    taken = [key for key in (*record.functions, *record.modules) if key in _by_function or key in _by_module]
-    if taken and not replace:
+    existing = [key for key in (*record.functions, *record.modules) if key in _by_function or key in _by_module]
+    if existing and not replace:
         raise ValueError(
-            f"operator {record.name!r}: {taken[0]} has a rule already; replace=True puts this one in its place"
+            f"operator {record.name!r}: {existing[0]} has a rule already; replace=True puts this one in its place"
         )
     _by_function.update(dict.fromkeys(record.functions, record))
     _by_module.update(dict.fromkeys(record.modules, record))

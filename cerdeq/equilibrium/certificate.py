@@ -30,7 +30,7 @@ _POINTS = 1e-9  # a box's radius in units of its centre, up to which it is taken
 
 
 class NotContractiveError(ValueError):
-    """rho(|W|) < 1 could not be proved, so nothing is known of the equilibrium."""
+    """rho(|W|) < 1 is not proved, so the equilibrium has no bounds."""
 
 
 @dataclass(frozen=True)

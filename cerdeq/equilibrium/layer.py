@@ -37,7 +37,7 @@ class FixedPoint(nn.Module):
 
     weight: W, [C, C, k, k] or [N, N].
     iterations, backward_iterations: the counts in training, of the solve and of its implicit gradient.
-    early_iterations: what the solve's count grows from, as `advance` is told; None for `iterations` throughout.
+    early_iterations: what the solve's count grows from, by `advance`; None for `iterations` throughout.
     gradient: "implicit", or "unrolled" for that of the iterations themselves.
     warm_start: the lifted solve starts from the clean equilibrium.
 
@@ -68,28 +68,28 @@ class FixedPoint(nn.Module):
         self.warm_start = warm_start
 
     def contraction(self, weight: Tensor) -> Contraction:
-        """`certificate.contraction` of a W that was read, found once for as long as W stays the same."""
-        known = self._proved
-        same = known is not None and (known[0].dtype, known[0].device) == (weight.dtype, weight.device)
-        if known is None or not same or not torch.equal(known[0], weight):
-            known = self._proved = weight.detach().clone(), contraction(weight)
-        return known[1]
+        """Return `certificate.contraction` of a W, which is computed again only when W changes."""
+        cached = self._proved
+        same = cached is not None and (cached[0].dtype, cached[0].device) == (weight.dtype, weight.device)
+        if cached is None or not same or not torch.equal(cached[0], weight):
+            cached = self._proved = weight.detach().clone(), contraction(weight)
+        return cached[1]
 
     def advance(self, progress: float) -> None:
-        """Set the training solve's count to what it is when eps is `progress` (0 to 1) of its target.
+        """Set the iterations of the training solve for eps at `progress` (0 to 1) of its target.
 
-        It grows in two leaps, at a third and at two thirds, since each count is compiled anew.
+        They grow in two steps, at a third and at two thirds, since each count is compiled anew.
         """
         early, late = self.range
         self.iterations = (early, (early + late) // 2, late)[min(max(int(3 * progress), 0), 2)]
 
     def plain(self) -> "FixedPoint":
-        """The same map, its W, as it is now, a parameter: a module that never was parametrised."""
+        """Return a module of the same map whose W, as it is now, is a parameter without parametrisation."""
         early, late = self.range
         gradient = GRADIENTS[self.unrolled]
-        twin = FixedPoint(self.weight.detach(), late, self.backward_iterations, early, gradient, self.warm_start)
-        twin.iterations = self.iterations
-        return twin.train(self.training)
+        copy = FixedPoint(self.weight.detach(), late, self.backward_iterations, early, gradient, self.warm_start)
+        copy.iterations = self.iterations
+        return copy.train(self.training)
 
     def solve(
         self, h: Tensor, start: Tensor | None = None, tolerance: float | Tensor | None = None, solver: str = _SOLVER,
@@ -163,7 +163,7 @@ class Equilibrium(nn.Module):
         if groups < 1 or channels % groups or (groups > 1 and parametrisation != "orthogonal"):
             raise ValueError(f"groups: of orthogonal alone, a divisor of {channels} channels; found {groups}")
         kernel = () if kernel_size is None else (kernel_size, kernel_size)
-        with torch.random.fork_rng(devices=[]):  # the rest is drawn as without W, so that twins start alike
+        with torch.random.fork_rng(devices=[]):  # so that the other weights are drawn as they are without W
             free = torch.randn(channels, channels // groups, *kernel)
         free /= free[0].numel()
         self.inject = inject
@@ -192,7 +192,7 @@ def fold(model: nn.Module) -> None:
 
 
 def advance(model: nn.Module, progress: float) -> None:
-    """Take every equilibrium of `model` to its schedule's values where eps is `progress` (0 to 1) of its target."""
+    """Set scheduled values of every equilibrium of `model` for eps at `progress` (0 to 1) of its target."""
     for module in model.modules():
         if isinstance(module, FixedPoint | Parametrisation):
             module.advance(progress)

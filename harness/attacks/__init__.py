@@ -1,1 +1,1 @@
-"""Attacks, in training and in judging."""
+"""Attacks, in training and in evaluation."""

@@ -1,4 +1,4 @@
-"""Adversarial points as they are kept: a whole number of 32767ths of eps for each pixel.
+"""How adversarial points are stored: a whole number of 32767ths of eps for each pixel.
 
 The point of k at the image x = pixel / 255 is x + k r / 32767, clipped to [0, 1], in float64: three operations that
 every machine rounds alike. r is eps less 2^-50, which is more than all that is rounded: x by 2^-54, r / 32767 and its
@@ -14,13 +14,13 @@ LEVELS = 32767
 
 
 def encode(point: Tensor, x: Tensor, eps: Fraction) -> Tensor:
-    """The k, int16, whose point is nearest to `point`; x, float64, as in `decode`."""
+    """Return the k (int16) whose point is nearest to `point`. x: float64, as in `decode`."""
     nearest = torch.round((point.double() - x) / _step(eps))
     return nearest.clamp(-LEVELS, LEVELS).to(torch.int16)
 
 
 def decode(k: Tensor, x: Tensor, eps: Fraction) -> Tensor:
-    """The points of k (int16), float64: exactly within eps of pixel / 255 and within [0, 1].
+    """Return the points of k (int16) in float64, exactly within eps of pixel / 255 and within [0, 1].
 
     x: pixel / 255, rounded to float64, of the same shape; eps: above 2^-50 and at most 1.
     """

@@ -1,1 +1,1 @@
-"""Judging a trained network: clean prediction, attack, certificate; one verdict an example."""
+"""Evaluation of a trained network: clean prediction, attack, verifier; one verdict for each example."""

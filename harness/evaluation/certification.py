@@ -1,4 +1,4 @@
-"""A trial judged further, in shards: what makes a certification, the work of one shard, and its end."""
+"""A certification: further evaluation of a finished trial, in shards; the work of one shard, and the merged result."""
 
 import hashlib
 import json
@@ -14,103 +14,111 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from harness.config.plugins import load_for
-from harness.config.settings import BAB
 from harness.config.trial import TrialConfig, digest_content
 from harness.data import Data, Split, load
 from harness.device import best_device
 from harness.environment import describe_environment
 from harness.errors import require
-from harness.evaluation.evidence import write_evidence
+from harness.evaluation.batch import write_evidence
+from harness.evaluation.ibp import average_rows, sum_rows
 from harness.evaluation.metrics import final_metrics, finite_or_none, warnings
-from harness.evaluation.network import load_network
-from harness.evaluation.verdicts import Judgement, Ready, judge_part, mean, ready, total
+from harness.evaluation.network import PreparedNetwork, load_network, prepare_network
+from harness.evaluation.stages import images_at_once
+from harness.evaluation.verdicts import Evaluation, evaluate_part
 from harness.memory import kept_memory
 from harness.storage import certification, folder, names
 from harness.storage.certification import Certification
 from harness.storage.folder import Trial, TrialResult
 from harness.storage.parquet import write_table
 
-_PER_SHARD, _PER_SHARD_BRANCHED = 200, 20  # images; of the latter each may take as long as branch and bound may
-_OF_THE_NETWORK = (  # metrics that are the trial's, however it is judged
+_PER_SHARD = 200  # images
+_NETWORK_METRICS = (  # which a certification copies from its trial
     *(names.PARAMETERS, names.TRAIN_SECONDS, names.GAIN, names.MARGIN, names.RHO_BOUND),
     *(names.ITERATIONS, names.RESIDUAL, names.NOT_CONVERGED),
 )
 
 
-def judged_images(data: Data, config: TrialConfig) -> Split:
-    """The images that a certification with this config judges: the first ones, held out of training where some are.
+def evaluation_images(data: Data, config: TrialConfig) -> Split:
+    """Return the images that a certification evaluates: the first test images, or the first held-out ones.
 
-    Raises InputError where there are not so many.
+    Raises:
+        InputError: there are fewer images than `test_images` says.
     """
     _, held_out = data.training_images(config.train_images, config.validation_images)
-    wanted = config.evaluation.test_images
+    count = config.evaluation.test_images
     if held_out is None:
-        return data.test_images(wanted)
-    require("images", wanted, wanted is None or wanted <= len(held_out), f"at most the {len(held_out)} held out")
-    return held_out.part(0, len(held_out) if wanted is None else wanted)
+        return data.test_images(count)
+    require("images", count, count is None or count <= len(held_out), f"at most the {len(held_out)} held out")
+    return held_out.part(0, len(held_out) if count is None else count)
 
 
-def certification_of(place: Path, config: TrialConfig, data: Data) -> tuple[Trial, Certification]:
-    """The certification of the finished trial in a folder that judges it as `config` says."""
-    trial = replace(folder.read_trial(place / folder.TRIAL), config=config)
-    settled = json.dumps([digest_content(config), data.fingerprint, trial.recipe_version, trial.key], sort_keys=True)
-    stands_for = hashlib.sha256((place / folder.WEIGHTS).read_bytes() + settled.encode()).hexdigest()
+def certification_of(trial_dir: Path, config: TrialConfig, data: Data) -> tuple[Trial, Certification]:
+    """Return a finished trial with another config, and the certification that evaluates it by that config."""
+    trial = replace(folder.read_trial(trial_dir / folder.TRIAL), config=config)
+    content = json.dumps([digest_content(config), data.fingerprint, trial.recipe_version, trial.key], sort_keys=True)
+    stands_for = hashlib.sha256((trial_dir / folder.WEIGHTS).read_bytes() + content.encode()).hexdigest()
     versions = {name: value for name, value in describe_environment(best_device()).items() if name != "threads"}
     digest = hashlib.sha256("\n".join([stands_for, *versions.values()]).encode()).hexdigest()
-    per_shard = _PER_SHARD_BRANCHED if BAB in config.evaluation.stages else _PER_SHARD
-    return trial, Certification(len(judged_images(data, config)), per_shard, stands_for, digest)
+    per_shard = images_at_once(config.evaluation, _PER_SHARD)
+    return trial, Certification(len(evaluation_images(data, config)), per_shard, stands_for, digest)
 
 
 def certify_shard(directory: Path, number: int, data_dir: str | None) -> dict[str, int]:
-    """Judge a shard of the certification in a folder and write it; how many examples have each verdict.
+    """Evaluate and write a shard of the certification in a folder, and count each verdict.
 
-    On one thread, so that it does not matter where it is done. Raises SoundnessError, and InputError where weights,
-    data or versions are not those that the certification was begun with.
+    It runs on one thread, so that the result is the same on every machine.
+
+    Raises:
+        SoundnessError: an example is both certified and refuted.
+        InputError: the weights, data or versions differ from those that the certification began with.
     """
-    begun = certification.read_certification(directory)
+    stored = certification.read_certification(directory)
     with _one_thread(), kept_memory():
-        config, network, test = _opened(directory, begun.digest, data_dir)
-        first, stop = begun.images_of(number)
-        return evaluate_shard(directory, number, network, test.part(first, stop), first, config, begun.digest)
+        config, network, test = _load(directory, stored.digest, data_dir)
+        first, stop = stored.images_of(number)
+        return evaluate_shard(directory, number, network, test.part(first, stop), first, config, stored.digest)
 
 
 def evaluate_shard(
-    directory: Path, number: int, network: Ready, part: Split, first: int, config: TrialConfig, digest: str
+    directory: Path, number: int, network: PreparedNetwork, part: Split, first: int, config: TrialConfig, digest: str
 ) -> dict[str, int]:
-    """Evaluate images, of which the first has the number `first`, and write the shard; count each verdict.
+    """Evaluate images, the first of which has the index `first`, write the shard, and count each verdict.
 
-    Raises SoundnessError.
+    Raises:
+        SoundnessError: an example is both certified and refuted.
     """
     device = next(network.model.parameters()).device
-    judgement = judge_part(network, part.images.to(device), part.labels.to(device), first, config)
-    spread = finite_or_none({"clean_mean": judgement.clean_mean, "clean_spread": judgement.clean_spread})
-    metrics = {"seconds": judgement.seconds, "layers": finite_or_none(judgement.layers), **spread}
-    write_evidence = partial(save_file, judgement.evidence)
-    certification.write_shard(directory, number, judgement.verdicts, write_evidence, digest=digest, **metrics)
-    return judgement.verdicts[names.VERDICT].value_counts().to_dict()
+    evaluation = evaluate_part(network, part.images.to(device), part.labels.to(device), first, config)
+    spread = finite_or_none({"clean_mean": evaluation.clean_mean, "clean_spread": evaluation.clean_spread})
+    metrics = {"seconds": evaluation.seconds, "layers": finite_or_none(evaluation.layers), **spread}
+    write_evidence = partial(save_file, evaluation.evidence)
+    certification.write_shard(directory, number, evaluation.verdicts, write_evidence, digest=digest, **metrics)
+    return evaluation.verdicts[names.VERDICT].value_counts().to_dict()
 
 
-def merge_shards(directory: Path, count: int) -> Judgement:
-    """Return what all shards in a folder say together. Raises DamagedFileError."""
+def merge_shards(directory: Path, count: int) -> Evaluation:
+    """Return the evaluation that all shards in a folder make up. Raises DamagedFileError."""
     shards = [certification.read_shard(directory, number) for number in range(count)]
     parts = [certification.read_shard_verdicts(directory, number) for number in range(count)]
     verdicts, images = pd.concat(parts, ignore_index=True), [len(part) for part in parts]
-    centre, spread = _pooled([(shard.clean_mean, shard.clean_spread) for shard in shards], images)
+    centre, spread = _pool([(shard.clean_mean, shard.clean_spread) for shard in shards], images)
     widths = [{name: math.inf if value is None else value for name, value in shard.layers.items()} for shard in shards]
     files = [load_file(certification.evidence_of(directory, number)) for number in range(count)]
     evidence = {name: tensor for file in files for name, tensor in file.items()}
-    return Judgement(verdicts, mean(widths, images), centre, spread, total(shard.seconds for shard in shards), evidence)
+    seconds = sum_rows(shard.seconds for shard in shards)
+    return Evaluation(verdicts, average_rows(widths, images), centre, spread, seconds, evidence)
 
 
 @lru_cache(maxsize=1)  # shards of one certification follow each other
-def _opened(directory: Path, digest: str, data_dir: str | None) -> tuple[TrialConfig, Ready, Split]:
+def _load(directory: Path, digest: str, data_dir: str | None) -> tuple[TrialConfig, PreparedNetwork, Split]:
+    """Return the config, the network and the images of a certification, after checking its digest."""
     config = folder.read_certified_trial(directory / certification.CERTIFICATION).config
     load_for(config)
-    place, data = certification.trial_of(directory), load(config.dataset, data_dir)
-    _, mine = certification_of(place, config, data)
-    require("digest", mine.digest, mine.digest == digest, f"{digest}: the same weights, data and versions everywhere")
-    model = load_network(config, place / folder.WEIGHTS).to(best_device())
-    return config, ready(model, config.evaluation.stages), judged_images(data, config)
+    trial_dir, data = certification.trial_of(directory), load(config.dataset, data_dir)
+    _, own = certification_of(trial_dir, config, data)
+    require("digest", own.digest, own.digest == digest, f"{digest}: the same weights, data and versions everywhere")
+    model = load_network(config, trial_dir / folder.WEIGHTS).to(best_device())
+    return config, prepare_network(model, config.evaluation.stages), evaluation_images(data, config)
 
 
 @contextmanager
@@ -124,37 +132,37 @@ def _one_thread() -> Iterator[None]:
 
 
 def finish(directory: Path, data: Data) -> TrialResult:
-    """Put the shards of a certification together, all of which are there: its table, its timings and its result."""
-    begun = certification.read_certification(directory)
+    """Write the table, the timings and the result of a certification whose shards are all there; return the result."""
+    stored = certification.read_certification(directory)
     trial = folder.read_certified_trial(directory / certification.CERTIFICATION)
-    shards = [certification.read_shard(directory, number) for number in range(begun.shards)]
-    judgement = merge_shards(directory, begun.shards)
+    shards = [certification.read_shard(directory, number) for number in range(stored.shards)]
+    evaluation = merge_shards(directory, stored.shards)
     own = folder.read_result(certification.trial_of(directory))
     metrics = finite_or_none(
         {
-            **final_metrics(judgement, trial.config.evaluation.stages),
-            names.EVALUATION_SECONDS: sum(judgement.seconds.values()),
+            **final_metrics(evaluation, trial.config.evaluation.stages),
+            names.EVALUATION_SECONDS: sum(evaluation.seconds.values()),
         }
     )
-    metrics |= {name: value for name, value in (own.metrics if own else {}).items() if name in _OF_THE_NETWORK}
-    told = warnings(judgement, metrics)
-    rows = [(number, stage, took) for number, shard in enumerate(shards) for stage, took in shard.seconds.items()]
+    metrics |= {name: value for name, value in (own.metrics if own else {}).items() if name in _NETWORK_METRICS}
+    messages = warnings(evaluation, metrics)
+    rows = [(number, stage, seconds) for number, shard in enumerate(shards) for stage, seconds in shard.seconds.items()]
     timings = pd.DataFrame(rows, columns=["shard", "stage", "seconds"])
-    write_evidence(directory, judgement.evidence)
-    write_table(directory / folder.VERDICTS, judgement.verdicts)
+    write_evidence(directory, evaluation.evidence)
+    write_table(directory / folder.VERDICTS, evaluation.verdicts)
     write_table(directory / certification.TIMINGS, timings)
     environment = describe_environment(best_device()) | {"threads": "1"}  # a worker's
-    result = TrialResult(trial.key, metrics, environment, data.summary(), told)
+    result = TrialResult(trial.key, metrics, environment, data.summary(), messages)
     folder.write_result(directory, result)
     certification.remove_shards(directory)
     return result
 
 
-def _pooled(known: list[tuple[float | None, float | None]], images: list[int]) -> tuple[float, float]:
-    """Mean and deviation of all numbers, from those of parts of so many images; NaN where one lacks them."""
-    if any(None in pair for pair in known):
+def _pool(moments: list[tuple[float | None, float | None]], images: list[int]) -> tuple[float, float]:
+    """Return the mean and deviation of all numbers from those of each part; NaN if a part lacks them."""
+    if any(None in pair for pair in moments):
         return math.nan, math.nan
     shares = [count / sum(images) for count in images]
-    centre = sum(share * float(part or 0) for share, (part, _) in zip(shares, known, strict=True))
-    squares = (float(spread or 0) ** 2 + (float(part or 0) - centre) ** 2 for part, spread in known)
+    centre = sum(share * float(part or 0) for share, (part, _) in zip(shares, moments, strict=True))
+    squares = (float(spread or 0) ** 2 + (float(part or 0) - centre) ** 2 for part, spread in moments)
     return centre, math.sqrt(sum(share * square for share, square in zip(shares, squares, strict=True)))

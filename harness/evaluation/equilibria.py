@@ -1,4 +1,4 @@
-"""What a trained network's recurrence does, so that an idle one shows."""
+"""What the recurrences of a trained network do: contraction, iterations, and errors without them."""
 
 import copy
 from contextlib import suppress
@@ -8,16 +8,19 @@ from torch import Tensor, nn
 
 from cerdeq.equilibrium import FixedPoint, NotConvergedError, Solution, contraction
 from harness.config.trial import TrialConfig
-from harness.evaluation.verdicts import errors_without_attack
+from harness.evaluation.ibp import errors_without_attack
 from harness.storage import names
 
-_COUNTED = 100  # images whose iterations are counted: float64 solves to ten digits, which take longer than bounds
+_SOLVED_IMAGES = 100  # to ten digits, which takes longer than bounds
 
 
 def recurrence_report(model: nn.Module, images: Tensor, labels: Tensor, config: TrialConfig) -> dict[str, float]:
-    """The bound on rho(|W|), what some clean solves end with, and the errors with every W set to zero.
+    """Return the bound on rho(|W|), how clean solves end, and the errors with every W set to zero.
 
-    Of several equilibria the largest of each. model: float64, in evaluation mode; empty where it has none.
+    Of several equilibria, return the largest numbers. Without equilibria, return no metrics.
+
+    Args:
+        model: float64, in evaluation mode.
     """
     points = [module for module in model.modules() if isinstance(module, FixedPoint)]
     if not points:
@@ -25,35 +28,37 @@ def recurrence_report(model: nn.Module, images: Tensor, labels: Tensor, config: 
     standard, certified = errors_without_attack(_without_recurrence(model), images, labels, config)
     return {
         names.RHO_BOUND: max(contraction(module.weight).rate for module in points),
-        **_largest([_solves(model, module, images[:_COUNTED]) for module in points]),
+        **_maxima([_solve_metrics(model, module, images[:_SOLVED_IMAGES]) for module in points]),
         names.STANDARD_ERROR_W0: standard,
         names.CERTIFIED_ERROR_W0: certified,
     }
 
 
 def _without_recurrence(model: nn.Module) -> nn.Module:
-    """A copy of the network with W = 0, where relu(W z + h) is relu(h)."""
-    idle = copy.deepcopy(model)
-    for name, layer in list(idle.named_modules(remove_duplicate=False)):
+    """Return a copy of the network with W = 0, where relu(W z + h) is relu(h)."""
+    network = copy.deepcopy(model)
+    for name, layer in list(network.named_modules(remove_duplicate=False)):
         if isinstance(layer, FixedPoint):
-            idle.set_submodule(name, nn.ReLU())
-    return idle
+            network.set_submodule(name, nn.ReLU())
+    return network
 
 
-def _solves(model: nn.Module, module: FixedPoint, images: Tensor) -> dict[str, float]:
-    """`module`'s solves while the network predicts the images: mean iterations, the largest residual, and the share
-    that missed the tolerance, in percent."""
-    solved: list[Solution] = []
-    hook = module.register_forward_pre_hook(lambda m, inputs: solved.append(m.solve(inputs[0])))
-    with torch.no_grad(), suppress(NotConvergedError):  # which the share tells
+def _solve_metrics(model: nn.Module, module: FixedPoint, images: Tensor) -> dict[str, float]:
+    """Return metrics of `module`'s solves while the network predicts the images.
+
+    They are the mean iterations, the largest residual, and the percentage of solves that missed the tolerance.
+    """
+    solutions: list[Solution] = []
+    hook = module.register_forward_pre_hook(lambda m, inputs: solutions.append(m.solve(inputs[0])))
+    with torch.no_grad(), suppress(NotConvergedError):  # NOT_CONVERGED counts them
         model(images.double() / 255)
     hook.remove()
     return {
-        names.ITERATIONS: float(solved[0].iterations.double().mean()),
-        names.RESIDUAL: float(solved[0].residual.max()),
-        names.NOT_CONVERGED: 100 * float((~solved[0].converged).double().mean()),
+        names.ITERATIONS: float(solutions[0].iterations.double().mean()),
+        names.RESIDUAL: float(solutions[0].residual.max()),
+        names.NOT_CONVERGED: 100 * float((~solutions[0].converged).double().mean()),
     }
 
 
-def _largest(rows: list[dict[str, float]]) -> dict[str, float]:
+def _maxima(rows: list[dict[str, float]]) -> dict[str, float]:
     return {name: max(row[name] for row in rows) for name in rows[0]}

@@ -1,4 +1,4 @@
-"""The verdicts of a batch as its stages give them: every example gets one, and keeps it."""
+"""The ledger of a batch: every example gets one verdict, from the first stage that decides it."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -15,17 +15,17 @@ from harness.storage import names
 
 T = TypeVar("T")
 
-NO_STAGE = "none"  # of an example that every stage left open
+NO_STAGE = "none"  # of an example that no stage decided
 _LONGEST_REASON = 300
 
 
 class SoundnessError(AssertionError):
-    """An example is certified and yet misclassified or broken: a bound is wrong, and no number here can be trusted."""
+    """An example is certified and yet misclassified or falsified: a bound is wrong, so no result can be trusted."""
 
 
 @contextmanager
 def timed(seconds: dict[str, float], stage: str, device: torch.device) -> Iterator[None]:
-    """Add what happens within, on the device too, to the seconds of a stage."""
+    """Add the time of the block, including its work on the device, to the seconds of a stage."""
     started = time.perf_counter()
     try:
         yield
@@ -36,11 +36,11 @@ def timed(seconds: dict[str, float], stage: str, device: torch.device) -> Iterat
 
 
 class Ledger:
-    """What is decided of B examples, and what kept the others from it.
+    """The verdicts on B examples.
 
-    The first decision on an example stays. Where there is none, the first thing that kept a stage from an answer is its
-    verdict; where nothing did, it is unknown.
-    seconds: what each stage took.
+    The first decision on an example stays. Without a decision, its verdict is the first problem that a stage noted, and
+    without a problem it is unknown.
+    seconds: the seconds of each stage.
     """
 
     def __init__(self, examples: int):
@@ -49,65 +49,70 @@ class Ledger:
         self.seconds: dict[str, float] = {}
 
     @property
-    def open(self) -> Tensor:
-        """Which examples are not decided: [B], on the CPU."""
+    def undecided(self) -> Tensor:
+        """The examples without a decision: bool [B], on the CPU."""
         return ~self.decided
 
-    def decide(self, stage: str, verdict: str, which: Tensor) -> None:
-        """The stage misclassifies, attacks or certifies these examples [B] of those that are open."""
-        new = which.cpu() & self.open
+    def decide(self, stage: str, verdict: str, examples: Tensor) -> None:
+        """Give a verdict to those of the examples (bool [B]) that are undecided."""
+        new = examples.cpu() & self.undecided
         self._write(new, verdict, stage, "")
         self.decided |= new
 
     def note(self, stage: str, verdict: str, example: int, reason: str = "") -> None:
-        """Something kept the stage from an answer on an example: what it is if no later stage decides it."""
-        if self.open[example] and not self.verdict[example]:
-            place = torch.zeros_like(self.decided)
-            place[example] = True
-            self._write(place, verdict, stage, reason)
+        """Note that a stage could not answer: the example's verdict if no later stage decides it."""
+        if self.undecided[example] and not self.verdict[example]:
+            mask = torch.zeros_like(self.decided)
+            mask[example] = True
+            self._write(mask, verdict, stage, reason)
 
     def columns(self) -> dict[str, np.ndarray]:
-        """Verdicts, the stages they came of, and reasons, by the names of their columns."""
-        silent = self.verdict == ""
+        """Return verdicts, their stages and reasons, by the names of their columns."""
+        empty = self.verdict == ""
         return {
-            names.VERDICT: np.where(silent, names.UNKNOWN, self.verdict),
-            names.STAGE: np.where(silent, NO_STAGE, self.stage),
+            names.VERDICT: np.where(empty, names.UNKNOWN, self.verdict),
+            names.STAGE: np.where(empty, NO_STAGE, self.stage),
             names.REASON: self.reason.copy(),
         }
 
     def answers(self, stage: str, ask: Callable[[Tensor], T], examples: Tensor) -> list[tuple[Tensor, T]]:
-        """What `ask` says of examples [n], by their numbers: of all together or, where that raises, of each alone.
+        """Ask about examples [n] together or, if that raises an error, one by one.
 
-        Those of which it raises alone too are noted as out of memory or failed, and are in no answer. SoundnessError is
-        passed on.
+        An example that raises an error alone is noted as out of memory or failed, and is in no answer.
+
+        Returns:
+            The numbers of examples with what `ask` returned for them.
+
+        Raises:
+            SoundnessError: `ask` raised it.
         """
-        waiting, found = ([examples] if len(examples) else []), []
-        while waiting:
-            part = waiting.pop()
+        queue, results = ([examples] if len(examples) else []), []
+        while queue:
+            part = queue.pop()
             try:
                 with timed(self.seconds, stage, part.device):
-                    found.append((part, ask(part)))
+                    results.append((part, ask(part)))
                 continue
             except SoundnessError:
                 raise
-            except Exception as error:  # whatever it is, it is of these examples alone
+            except Exception as error:  # whatever it is, it concerns these examples alone
                 kind = names.OUT_OF_MEMORY if is_out_of_memory(error) else names.FAILED
                 reason = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_REASON]
             if kind == names.OUT_OF_MEMORY:
-                free_memory()  # here, where the error no longer holds what it ran out with
+                free_memory()  # here, where the error no longer holds the tensors
             if len(part) > 1:
-                waiting += reversed(part.split(1))
+                queue += reversed(part.split(1))
             else:
                 self.note(stage, kind, int(part), reason)
-        return found
+        return results
 
-    def figures(self, stage: str, ask: Callable[[Tensor], Tensor], which: Tensor) -> Tensor:
-        """A number from `ask` for each of the examples `which` [B]; NaN for the others, and where there is none."""
-        found = torch.full(which.shape, torch.nan, dtype=torch.float64, device=which.device)
-        for part, answer in self.answers(stage, ask, which.nonzero()[:, 0]):
-            found[part] = answer.to(found)
-        return found
+    def numbers(self, stage: str, ask: Callable[[Tensor], Tensor], examples: Tensor) -> Tensor:
+        """Return a number from `ask` for each of the examples (bool [B]); NaN for others and if there is no answer."""
+        numbers = torch.full(examples.shape, torch.nan, dtype=torch.float64, device=examples.device)
+        for part, answer in self.answers(stage, ask, examples.nonzero()[:, 0]):
+            numbers[part] = answer.to(numbers)
+        return numbers
 
-    def _write(self, which: Tensor, verdict: str, stage: str, reason: str) -> None:
-        place = which.numpy()
-        self.verdict[place], self.stage[place], self.reason[place] = verdict, stage, reason
+    def _write(self, examples: Tensor, verdict: str, stage: str, reason: str) -> None:
+        mask = examples.numpy()
+        self.verdict[mask], self.stage[mask], self.reason[mask] = verdict, stage, reason

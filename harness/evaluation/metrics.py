@@ -1,23 +1,26 @@
-"""The final metrics of a trial, from its verdicts."""
+"""The final metrics and warnings of a trial, from its verdicts."""
 
 import math
 from collections.abc import Mapping
 
 import pandas as pd
 
-from harness.evaluation.verdicts import ATTACK, CLEAN, Judgement
+from harness.evaluation.attack import ATTACK
+from harness.evaluation.ibp import CLEAN
+from harness.evaluation.verdicts import Evaluation
 from harness.storage import names
 
 _COLLAPSED = 0.99
 
 
-def final_metrics(judgement: Judgement, stages: tuple[str, ...]) -> dict[str, float]:
-    """Errors in percent and widths, by the names in harness.storage.names; infinite where nothing finite was bounded.
+def final_metrics(evaluation: Evaluation, stages: tuple[str, ...]) -> dict[str, float]:
+    """Return errors in percent, widths and seconds, by the names in harness.storage.names.
 
-    Raises AssertionError unless standard <= attack <= certified error.
+    Raises:
+        AssertionError: not standard <= attack <= certified error.
     """
-    verdict = judgement.verdicts[names.VERDICT]
-    width = float(judgement.verdicts[names.WIDTH].mean())
+    verdict = evaluation.verdicts[names.VERDICT]
+    width = float(evaluation.verdicts[names.WIDTH].mean())
     errors = {
         names.STANDARD_ERROR: 100 * float((verdict == names.MISCLASSIFIED).mean()),
         names.ATTACK_ERROR: 100 * float(verdict.isin([names.MISCLASSIFIED, names.ATTACKED]).mean()),
@@ -29,17 +32,17 @@ def final_metrics(judgement: Judgement, stages: tuple[str, ...]) -> dict[str, fl
         **errors,
         names.OPEN_ERROR: 100 * float(verdict.isin(names.OPEN).mean()),
         **{names.share_of(kind): 100 * float((verdict == kind).mean()) for kind in names.OPEN},
-        **_errors_by_stage(judgement.verdicts, stages),
-        **stage_counts(judgement.verdicts, stages),
-        **{names.seconds_of(stage): seconds for stage, seconds in judgement.seconds.items()},
+        **_errors_by_stage(evaluation.verdicts, stages),
+        **stage_counts(evaluation.verdicts, stages),
+        **{names.seconds_of(stage): seconds for stage, seconds in evaluation.seconds.items()},
         names.BOUND_WIDTH: width,
-        names.BOUND_WIDTH_RELATIVE: width / judgement.clean_spread if judgement.clean_spread else math.inf,
-        **judgement.layers,
+        names.BOUND_WIDTH_RELATIVE: width / evaluation.clean_spread if evaluation.clean_spread else math.inf,
+        **evaluation.layers,
     }
 
 
 def _errors_by_stage(verdicts: pd.DataFrame, stages: tuple[str, ...]) -> dict[str, float]:
-    """The certified error that each stage and those before it leave."""
+    """Return the certified error after each stage."""
     certified = verdicts[names.VERDICT] == names.CERTIFIED
     return {
         names.certified_by(stage): 100 * float((~(certified & verdicts[names.STAGE].isin(stages[:number]))).mean())
@@ -48,39 +51,38 @@ def _errors_by_stage(verdicts: pd.DataFrame, stages: tuple[str, ...]) -> dict[st
 
 
 def stage_counts(verdicts: pd.DataFrame, stages: tuple[str, ...]) -> dict[str, int]:
-    """How many examples were open when each stage's turn came, and how many it decided; those before the verifier's
-    too."""
+    """Return how many examples reached each stage, from the clean prediction on, and how many it decided."""
     by_stage = verdicts[names.STAGE].where(~verdicts[names.VERDICT].isin(names.OPEN)).value_counts()
-    left = len(verdicts)
+    undecided = len(verdicts)
     counts: dict[str, int] = {}
     for stage in (CLEAN, ATTACK, *stages):
         decided = int(by_stage.get(stage, 0))
-        counts |= {names.examples_at(stage): left, names.decided_by(stage): decided}
-        left -= decided
+        counts |= {names.examples_at(stage): undecided, names.decided_by(stage): decided}
+        undecided -= decided
     return counts
 
 
 def finite_or_none(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """The metrics as result.json holds them, which knows neither infinities nor NaN."""
+    """Return the metrics for result.json, with None for infinities and NaN."""
     return {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
 
 
-def warnings(judgement: Judgement, metrics: dict[str, float | None]) -> list[str]:
-    """What a reader of the table must know: a network that predicts one class, examples that a stage could not be asked
-    about, metrics that are not finite (None)."""
-    shares = judgement.verdicts[names.PREDICTION].value_counts(normalize=True)
+def warnings(evaluation: Evaluation, metrics: dict[str, float | None]) -> list[str]:
+    """Return what a reader must know: a collapsed network, examples that failed, metrics that are not finite."""
+    shares = evaluation.verdicts[names.PREDICTION].value_counts(normalize=True)
     missing = [name for name, value in metrics.items() if value is None]
-    told = []
+    messages = []
     if shares.iloc[0] >= _COLLAPSED:
-        told.append(f"collapsed: predicts class {shares.index[0]} for {100 * shares.iloc[0]:.1f} % of the images")
-    ended = judgement.verdicts[judgement.verdicts[names.VERDICT].isin([names.OUT_OF_MEMORY, names.FAILED])]
-    for (verdict, stage), part in ended.groupby([names.VERDICT, names.STAGE]):
-        told.append(f"{verdict} in {stage}: {len(part)} examples, such as {_first(part)}")
+        messages.append(f"collapsed: predicts class {shares.index[0]} for {100 * shares.iloc[0]:.1f} % of the images")
+    failed = evaluation.verdicts[evaluation.verdicts[names.VERDICT].isin([names.OUT_OF_MEMORY, names.FAILED])]
+    for (verdict, stage), part in failed.groupby([names.VERDICT, names.STAGE]):
+        messages.append(f"{verdict} in {stage}: {len(part)} examples, such as {_format_first(part)}")
     if missing:
-        told.append(f"not finite: {', '.join(missing)}")
-    return told
+        messages.append(f"not finite: {', '.join(missing)}")
+    return messages
 
 
-def _first(examples: pd.DataFrame) -> str:
+def _format_first(examples: pd.DataFrame) -> str:
+    """Return the index of the first example, with the reason of its failure if there is one."""
     row = examples.iloc[0]
     return f"{row[names.INDEX]}" + (f" ({row[names.REASON]})" if row[names.REASON] else "")

@@ -1,18 +1,50 @@
-"""The trained network of a trial's folder."""
+"""The trained network of a trial's folder, and what its evaluation needs of it."""
 
+import copy
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import load_file
 from torch import nn
 
 from baselines import build
-from cerdeq.equilibrium import fold
+from cerdeq.bounds import Program, trace
+from cerdeq.bounds.narrow import in_float32
+from cerdeq.equilibrium import fold, follow
+from harness.config.buildable import needs_linear
 from harness.config.trial import TrialConfig
 
 
+@dataclass(frozen=True)
+class PreparedNetwork:
+    """A network as its evaluation needs it.
+
+    model: float64, in evaluation mode. program: its steps, for bounds. program_float32: the same in float32, or None
+    if the network cannot be bounded in float32. attack_model: what attacks search with.
+    """
+
+    model: nn.Module
+    program: Program
+    program_float32: Program | None
+    attack_model: nn.Module
+
+
 def load_network(config: TrialConfig, weights: Path) -> nn.Sequential:
-    """The trained network whose folded weights lie in a safetensors file: float64, in evaluation mode."""
+    """Return the trained network, float64 and in evaluation mode, from a safetensors file of folded weights."""
     model = build(config.model, config.dataset, config.width, **config.options)
     fold(model)
     model.load_state_dict(load_file(weights))
     return model.double().eval()
+
+
+def prepare_network(model: nn.Module, stages: tuple[str, ...]) -> PreparedNetwork:
+    """Prepare a float64 network in evaluation mode for the verifier's stages."""
+    linear = needs_linear(stages)
+    return PreparedNetwork(model, trace(model, linear), in_float32(model, linear), copy_for_attacks(model))
+
+
+def copy_for_attacks(model: nn.Module) -> nn.Module:
+    """Return a float32 copy of the network, whose equilibria are solved to a few digits."""
+    attack_model = copy.deepcopy(model)
+    follow(attack_model)
+    return attack_model.float().requires_grad_(False)

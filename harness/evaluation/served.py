@@ -1,7 +1,7 @@
-"""Loads a trained network for MLflow, from two files of a trial's folder: trial.json and weights.safetensors.
+"""Load a trained network for MLflow from two files of a trial's folder: trial.json and weights.safetensors.
 
-Nothing is pickled and no code is copied: `mlflow.pyfunc.load_model(uri)` works where this package can be imported, and
-the plugins that the trial names.
+Nothing is pickled and no code is copied, so `mlflow.pyfunc.load_model(uri)` needs this package, and the plugins that
+the trial names.
 
     network = mlflow.pyfunc.load_model("models:/cifar10@best")
     logits = network.predict(images)        # NumPy, [N, C, H, W] with pixels in [0, 1] -> [N, classes], float64

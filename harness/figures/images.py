@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from harness.attacks.counterexamples import decode
 from harness.data import Data, load
 from harness.errors import InputError
-from harness.evaluation.certification import judged_images
+from harness.evaluation.certification import evaluation_images
 from harness.evaluation.network import load_network
 from harness.figures.section_data import SectionData
 from harness.figures.style import panels
@@ -46,7 +46,7 @@ def counterexamples(data: SectionData) -> Figure | None:
         raise DamagedFileError(f"{trial_dir}: {type(error).__name__}: {error}") from error
     if images_of.fingerprint != trial.fingerprint or not points:
         return None
-    test = judged_images(images_of, trial.config)
+    test = evaluation_images(images_of, trial.config)
     indices = sorted(map(int, points))[:_MOST]
     images = test.images[indices].double() / 255
     adversarial = decode(torch.stack([points[str(index)] for index in indices]), images, trial.config.eps)

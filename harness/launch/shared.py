@@ -23,7 +23,7 @@ from harness.storage import folder, remote
 from harness.storage.files import write_text
 from harness.storage.lease import holder, lock_address
 from harness.training import run_folder
-from harness.training.trial import Judged, Report
+from harness.training.trial import EvaluationProgress, Report
 
 MARK = ".remote"
 """The file in a mirror that holds the address."""
@@ -149,7 +149,9 @@ def update_mirror(uri: str, sweep_dir: Path) -> None:
         raise InputError(f"{message}: copy these trials back, or move the directory away to do them again")
 
 
-def run_trial_at(uri: str, key: str, report: Report, data_dir: str | None, judged: Judged, code: str | None) -> None:
+def run_trial_at(
+    uri: str, key: str, report: Report, data_dir: str | None, judged: EvaluationProgress, code: str | None
+) -> None:
     """Run `run_folder` for a trial at a sweep's address, in a temporary directory.
 
     The trial's folder is pushed before each report of an epoch, now and then during evaluation, and at the end, also

@@ -12,8 +12,8 @@ from torch import nn
 from baselines import DATASETS, build
 from harness.config.settings import Radius, TrainSettings
 from harness.config.trial import TrialConfig
-from harness.device import whole_gradients
-from harness.training.augment import augmented, draw
+from harness.device import without_faulty_onednn
+from harness.training.augment import augment, draw
 from harness.training.initialise import initialise
 from harness.training.step import Stepper, make_optimiser
 
@@ -42,11 +42,11 @@ class TimedNetworks:
         forward = torch.compile(model, dynamic=False) if compiled else model
 
         def step() -> None:
-            x = augmented(self.images, *self.batch).contiguous(memory_format=torch.channels_last)
+            x = augment(self.images, *self.batch).contiguous(memory_format=torch.channels_last)
             optimiser.zero_grad(set_to_none=True)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
                 logits = forward(x)
-            with whole_gradients(model):
+            with without_faulty_onednn(model):
                 F.cross_entropy(logits.float(), self.labels[self.batch[0]]).backward()
             optimiser.step()
 

@@ -19,14 +19,16 @@ __all__ = [
 
 
 def method_options(name: str) -> dict[str, inspect.Parameter]:
-    """The options a method takes, by name, with their types and defaults."""
+    """Return the options of a method by name, with their types and defaults."""
     return dict(inspect.signature(METHODS[name]).parameters)
 
 
 def make_method(name: str, options: dict[str, Any]) -> Method:
-    """The method `name` with its options.
+    """Return the method `name` with its options.
 
-    Raises ValueError for an unknown method or an option out of range, TypeError for an option that it does not have.
+    Raises:
+        ValueError: the method is unknown, or an option is out of range.
+        TypeError: the method has no such option.
     """
     if name not in METHODS:
         raise UnknownNameError("training method", name, list(METHODS))

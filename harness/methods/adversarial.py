@@ -13,9 +13,9 @@ from torch import Tensor
 from cerdeq.bounds import Context, Program, points_of
 from harness.attacks.pgd import last_point
 from harness.methods.method import Method, register
-from harness.methods.passes import Batch, Losses, unbounded
+from harness.methods.passes import Batch, Losses, losses_without_bounds
 
-NOTHING_BOUNDED = dict.fromkeys(("regularisation", "regularise_equilibria"), "it bounds nothing to be regularised")
+NEEDS_BOUNDS = dict.fromkeys(("regularisation", "regularise_equilibria"), "it computes no bounds")
 
 
 @register
@@ -26,14 +26,14 @@ class Plain(Method):
     name: ClassVar[str] = "plain"
 
     def ignored(self) -> dict[str, str]:
-        """There are neither boxes nor a radius."""
+        """Return the settings of bounds and of the radius, which this method does not use."""
         radius = dict.fromkeys(("eps", "ramp_start", "ramp_epochs"), "it trains for no radius")
-        return NOTHING_BOUNDED | radius | {"kappa": "its whole loss is the clean cross entropy"}
+        return NEEDS_BOUNDS | radius | {"kappa": "its whole loss is the clean cross entropy"}
 
     def loss(self, program: Program, batch: Batch) -> Losses:
-        """As the class says."""
+        """Return the loss that the class describes."""
         logits = points_of(program, batch.x, Context(sound=False))
-        return unbounded(F.cross_entropy(logits, batch.labels), logits, batch)
+        return losses_without_bounds(F.cross_entropy(logits, batch.labels), logits, batch)
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Attacking(Method):
     """A method that begins with projected gradient descent (Madry et al. 2018)."""
 
     attack_steps: int = 8
-    """How many signed gradient steps; ours (the literature takes 1 to 10)."""
+    """How many signed gradient steps; ours (the literature has 1 to 10)."""
     attack_step: float = 0.25
     """The size of each over the radius attacked."""
 
@@ -53,13 +53,13 @@ class Attacking(Method):
 
     @property
     def reach(self) -> float:
-        """The radius attacked over eps."""
+        """Return the radius of the attack over eps."""
         return 1.0
 
     def attack(self, program: Program, batch: Batch) -> Tensor:
-        """Ascent on the cross entropy within reach * eps of x and [0, 1], from a random start; the last point.
+        """Return the last point of an ascent on the cross entropy within reach * eps of x and within [0, 1].
 
-        The start is drawn by torch's generator of the device.
+        The start is random, by torch's generator of the device.
         """
         with torch.no_grad():
             ctx = Context(sound=False, follow=False)
@@ -69,7 +69,7 @@ class Attacking(Method):
         point = low + torch.rand_like(batch.x) * (high - low)
 
         def loss(points: Tensor) -> Tensor:
-            return batch.climbed(program, points, batch.labels, ctx)
+            return batch.attack_loss(program, points, batch.labels, ctx)
 
         return last_point(loss, point, self.attack_step * radius, self.attack_steps, low, high)
 
@@ -82,12 +82,12 @@ class PGD(Attacking):
     name: ClassVar[str] = "pgd"
 
     def ignored(self) -> dict[str, str]:
-        """There are no boxes."""
-        return NOTHING_BOUNDED
+        """Return the settings of bounds, which this method does not use."""
+        return NEEDS_BOUNDS
 
     def loss(self, program: Program, batch: Batch) -> Losses:
-        """As the class says."""
+        """Return the loss that the class describes."""
         ctx = Context(sound=False)
         clean = points_of(program, batch.x, ctx)
         robust = F.cross_entropy(points_of(program, batch.attacked, ctx), batch.labels)
-        return unbounded(robust, clean, batch)
+        return losses_without_bounds(robust, clean, batch)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cerdeq.bounds import Program
 from harness.methods.method import Method, register
-from harness.methods.passes import Batch, Bounded, Losses, bounded, cross_entropy
+from harness.methods.passes import Batch, BoundedBox, Losses, bound_box, cross_entropy
 
 
 @register
@@ -19,8 +19,8 @@ class IBP(Method):
     name: ClassVar[str] = "ibp"
 
     def loss(self, program: Program, batch: Batch) -> Losses:
-        """As the class says."""
-        ball = bounded(program, batch, batch.x, batch.eps)
+        """Return the loss that the class describes."""
+        ball = bound_box(program, batch, batch.x, batch.eps)
         return ball.losses(cross_entropy(ball.margins.box.lower))
 
 
@@ -37,36 +37,37 @@ class CrownIBP(Method):
     K - 1 (Xu et al. 2020). Beta then mixes the bounds of that sum, and wide margins, as early in training, leave little
     of CROWN in it, since exp is bounded by its chord: without fusion it is tighter and several times slower."""
     final_beta: float = 0.0
-    """What beta falls to."""
+    """The last value of beta."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.final_beta <= 1:
             raise ValueError(f"final_beta must lie in [0, 1], found {self.final_beta}")
 
     def loss(self, program: Program, batch: Batch) -> Losses:
-        """As the class says."""
-        ball = bounded(program, batch, batch.x, batch.eps)
+        """Return the loss that the class describes."""
+        ball = bound_box(program, batch, batch.x, batch.eps)
         beta = 1 - (1 - self.final_beta) * batch.progress
         if self.loss_fusion:
             return ball.losses(_fused_cross_entropy(ball, beta))
         return ball.losses(cross_entropy(beta * ball.crown(ball.spec) + (1 - beta) * ball.margins.box.lower))
 
     def at(self, progress: float) -> Method:
-        """IBP once beta has fallen to 0."""
+        """Return IBP once beta is 0."""
         return IBP() if progress >= 1 and not self.final_beta else self
 
 
-def _fused_cross_entropy(ball: Bounded, beta: Tensor) -> Tensor:
-    """log(1 + S), S an upper bound of the sum of exp(-margin) over the other classes.
+def _fused_cross_entropy(ball: BoundedBox, beta: Tensor) -> Tensor:
+    """Return log(1 + S), S an upper bound of the sum of exp(-margin) over the other classes.
 
-    exp lies below its chord over each margin's IBP interval, so that S = sum of exp(-lower) - (c . margins - c . lower)
-    will do, c >= 0 the chords' slopes, and c . margins is one functional for CROWN. All is over the largest exp.
+    exp lies below its chord over each margin's IBP interval, so S = sum of exp(-lower) - (c . margins - c . lower)
+    is such a bound, c >= 0 the chords' slopes, and c . margins is one functional for CROWN. The largest
+    exp divides all terms.
     """
     lower, width = ball.margins.box.lower, 2 * ball.margins.radius
     shift = torch.relu(-lower).amax(1, keepdim=True).detach()
     largest = torch.exp(-lower - shift)
     slopes = largest * torch.where(width > 1e-4, -torch.expm1(-width) / width.clamp(min=1e-4), 1 - width / 2)
     weighted = (slopes.unsqueeze(2) * ball.spec).sum(1, keepdim=True)
-    gained = ball.crown(weighted).squeeze(1) - (slopes * lower).sum(1)
-    total = (largest.sum(1) - beta * gained).clamp(min=1e-12)
+    gain = ball.crown(weighted).squeeze(1) - (slopes * lower).sum(1)
+    total = (largest.sum(1) - beta * gain).clamp(min=1e-12)
     return (shift.squeeze(1) + torch.log(torch.exp(-shift.squeeze(1)) + total)).mean()

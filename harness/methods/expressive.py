@@ -1,4 +1,4 @@
-"""Methods between adversarial training and IBP: SABR and MTL-IBP."""
+"""Expressive losses, between adversarial training and IBP: SABR and MTL-IBP."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from cerdeq.bounds import Program, points_of
 from harness.methods.adversarial import Attacking
 from harness.methods.method import register
-from harness.methods.passes import Batch, Losses, bounded, cross_entropy
+from harness.methods.passes import Batch, Losses, bound_box, cross_entropy
 
 
 @register
@@ -16,7 +16,7 @@ from harness.methods.passes import Batch, Losses, bounded, cross_entropy
 class SABR(Attacking):
     """IBP over a box of radius subselection * eps, inside the ball, around an attack's point (Mueller et al. 2023).
 
-    What is bounded is not the whole ball, so that training rows say nothing of certified error.
+    The box is not the whole ball, so training rows have no certified error.
     """
 
     name: ClassVar[str] = "sabr"
@@ -35,18 +35,18 @@ class SABR(Attacking):
             raise ValueError(f"relu_shrinkage must lie in (0, 1], found {self.relu_shrinkage}")
 
     def ignored(self) -> dict[str, str]:
-        """A box as large as the ball leaves an attack no room."""
-        reason = "it has nowhere to attack, its box being the whole ball by subselection 1"
+        """Return the attack's settings if the box is as large as the ball."""
+        reason = "with subselection 1 its box is the whole ball, which leaves an attack no room"
         return dict.fromkeys(("attack_steps", "attack_step"), reason) if self.subselection == 1 else {}
 
     @property
     def reach(self) -> float:
-        """The small box stays inside the ball."""
+        """Return the largest radius at which the small box stays inside the ball, over eps."""
         return 1 - self.subselection
 
     def loss(self, program: Program, batch: Batch) -> Losses:
-        """As the class says."""
-        box = bounded(program, batch, batch.attacked, self.subselection * batch.eps, self.relu_shrinkage)
+        """Return the loss that the class describes."""
+        box = bound_box(program, batch, batch.attacked, self.subselection * batch.eps, self.relu_shrinkage)
         return box.losses(cross_entropy(box.margins.box.lower), certifies=False)
 
 
@@ -70,17 +70,17 @@ class MTLIBP(Attacking):
             raise ValueError(f"attack_radius must be above 0, found {self.attack_radius}")
 
     def ignored(self) -> dict[str, str]:
-        """An attack may have no weight."""
-        reason = "its attack has no weight by alpha 1"
+        """Return the attack's settings if the attack has no weight."""
+        reason = "with alpha 1 its attack has no weight"
         return dict.fromkeys(("attack_steps", "attack_step", "attack_radius"), reason) if self.alpha == 1 else {}
 
     @property
     def reach(self) -> float:
-        """The attack's own radius."""
+        """Return `attack_radius`."""
         return self.attack_radius
 
     def loss(self, program: Program, batch: Batch) -> Losses:
-        """As the class says."""
-        ball = bounded(program, batch, batch.x, batch.eps)
+        """Return the loss that the class describes."""
+        ball = bound_box(program, batch, batch.x, batch.eps)
         attacked = F.cross_entropy(points_of(program, batch.attacked, ball.ctx), batch.labels)
         return ball.losses((1 - self.alpha) * attacked + self.alpha * cross_entropy(ball.margins.box.lower))

@@ -1,4 +1,4 @@
-"""What every training method is."""
+"""The base class of training methods, and their register."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,9 +11,9 @@ from harness.methods.passes import Batch, Losses
 
 @dataclass(frozen=True)
 class Method:
-    """A training method with its options, which are its fields; what stands below a field says what it means.
+    """A training method. Its fields are its options; the string below a field documents it.
 
-    name: in sweep files. linear: whether it needs operators' backward rules.
+    name: in sweep files. linear: True if the method needs operators' backward rules.
     """
 
     __pydantic_config__: ClassVar = {"use_attribute_docstrings": True}
@@ -22,31 +22,31 @@ class Method:
     linear: ClassVar[bool] = False
 
     def loss(self, program: Program, batch: Batch) -> Losses:
-        """The loss of one batch, and what was bounded on the way."""
+        """Return the loss of one batch, with the bounds it was computed from."""
         raise NotImplementedError
 
     def attack(self, program: Program, batch: Batch) -> Tensor | None:
-        """The adversarial examples [B, C, H, W] for `batch.adversary`; None where the method has no attack."""
+        """Return the adversarial examples [B, C, H, W] for `batch.adversary`, or None if the method has no attack."""
         return None
 
     def ignored(self) -> dict[str, str]:
-        """The recipe's settings and own options that change nothing here, each with the reason, as `it ...`.
+        """Return the recipe's settings and own options that change nothing here, each with the reason.
 
-        Sweep files that set them are refused. What of a recipe depends on the network is not said here.
+        A sweep file that sets one of them is refused. Settings that depend on the network are checked elsewhere.
         """
         return {}
 
     def at(self, progress: float) -> "Method":
-        """A method with the same loss when eps is `progress` of its target, where one costs less."""
+        """Return a cheaper method with the same loss when eps is `progress` of its target, or this method."""
         return self
 
 
 METHODS: dict[str, type[Method]] = {}
-"""Every training method by its name."""
+"""All training methods by name."""
 
 
 def register(kind: type[Method]) -> type[Method]:
-    """Class decorator: the method becomes one that sweeps can name. Raises ValueError where its name is taken."""
+    """Register a method under its name, as a class decorator. Raises ValueError if the name exists."""
     if kind.name in METHODS:
         raise ValueError(f"training method {kind.name!r} is registered twice")
     METHODS[kind.name] = kind

@@ -1,4 +1,4 @@
-"""What a training method is given of a batch, what it computes, and the passes that they share."""
+"""The batch that a training method gets, the losses it returns, and the passes that methods share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,19 +23,19 @@ from cerdeq.boxes import Box, clipped_ball
 
 
 def cross_entropies(program: Program, points: Tensor, labels: Tensor, ctx: Context) -> Tensor:
-    """Return the cross entropy [B] at each point [B, C, H, W], as `ctx` met its batch first: what attacks climb."""
+    """Return the cross entropy [B] at points [B, C, H, W], with the batch statistics in `ctx`: the loss of attacks."""
     return F.cross_entropy(points_of(program, points, ctx), labels, reduction="none")
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a method is given.
+    """A batch of training images.
 
     x: [B, C, H, W], pixels in [0, 1].
     labels: [B].
     eps, progress: the radius, a scalar, and its share of the target.
-    adversary: [B, C, H, W], where the method's attack leads, where it has one.
-    climbed: `cross_entropies`, compiled where losses are.
+    adversary: [B, C, H, W], adversarial examples by the method's attack, if it has one.
+    attack_loss: `cross_entropies`, compiled if losses are.
     """
 
     x: Tensor
@@ -44,29 +44,29 @@ class Batch:
     eps: Tensor
     progress: Tensor
     adversary: Tensor | None = None
-    climbed: Callable[[Program, Tensor, Tensor, Context], Tensor] = cross_entropies
+    attack_loss: Callable[[Program, Tensor, Tensor, Context], Tensor] = cross_entropies
 
     @property
     def spec(self) -> Tensor:
-        """[B, K - 1, K]: the margins of the labels."""
+        """The spec of the labels' margins, [B, K - 1, K]."""
         return unchecked_margin_spec(self.labels, self.classes).to(self.x)
 
     @property
     def attacked(self) -> Tensor:
-        """The adversarial examples. Raises ValueError where there is none."""
+        """The adversarial examples. Raises ValueError if there are none."""
         if self.adversary is None:
-            raise ValueError("this method trains on adversarial examples and was given none")
+            raise ValueError("this method trains on adversarial examples, and its batch has none")
         return self.adversary
 
 
 @dataclass(frozen=True)
 class Losses:
-    """What a method computes of one batch.
+    """The losses of one batch.
 
     robust: scalar, the method's loss.
     clean: [B, K - 1], clean values of the margins.
-    lower: [B, K - 1], their lower bounds over the whole ball, None where the method has none.
-    input_radius: [B, C, H, W], the radius of the box that was bounded, in pixel units, 0 where nothing was.
+    lower: [B, K - 1], their lower bounds over the whole ball, or None if the method has none.
+    input_radius: [B, C, H, W], the radius of the bounded box, in pixel units; 0 if the method computes no bounds.
     preactivations: the box before each ReLU, by the name of its step.
     """
 
@@ -78,7 +78,7 @@ class Losses:
 
 
 @dataclass(frozen=True)
-class Bounded:
+class BoundedBox:
     """A differentiable forward pass of clean values and of boxes around `center`, and the margins at its end."""
 
     program: Program
@@ -88,32 +88,34 @@ class Bounded:
     margins: Interval
 
     def crown(self, spec: Tensor) -> Tensor:
-        """CROWN-IBP lower bounds [B, K] of spec [B, K, N]."""
+        """Return CROWN-IBP lower bounds [B, K] of spec [B, K, N]."""
         pass_back = Backward(sound=False, kept=self.ctx.kept)
         return linear_lower_bound(self.program, self.values, spec, self.program.output, pass_back)
 
     def losses(self, robust: Tensor, certifies: bool = True) -> Losses:
-        """The losses with `robust`. certifies: whether the box is the whole ball."""
+        """Return the losses with `robust`. certifies: True if the box is the whole ball."""
         lower = self.margins.box.lower if certifies else None
         return Losses(robust, self.margins.clean_value(), lower, self.values[0].radius, self.ctx.preactivations)
 
 
-def bounded(program: Program, batch: Batch, center: Tensor, radius: Tensor, relu_shrinkage: float = 1.0) -> Bounded:
-    """One pass of the clean batch and of the boxes of `radius` (a scalar) around `center` [B, C, H, W] in [0, 1]."""
+def bound_box(
+    program: Program, batch: Batch, center: Tensor, radius: Tensor, relu_shrinkage: float = 1.0
+) -> BoundedBox:
+    """Bound boxes of `radius` (a scalar) around `center` [B, C, H, W], clipped to [0, 1], and compute clean values."""
     box = clipped_ball(center, radius)
     ctx = Context(sound=False, relu_shrinkage=relu_shrinkage)
     values = values_of(program, Interval(box.center, box.radius, batch.x), ctx)
     spec = batch.spec
-    return Bounded(program, values, ctx, spec, output_of(program, values, ctx, spec))
+    return BoundedBox(program, values, ctx, spec, output_of(program, values, ctx, spec))
 
 
-def unbounded(robust: Tensor, logits: Tensor, batch: Batch) -> Losses:
-    """The losses of a method that bounds nothing. logits: [B, K], of the clean images."""
+def losses_without_bounds(robust: Tensor, logits: Tensor, batch: Batch) -> Losses:
+    """Return the losses of a method that computes no bounds. logits: [B, K], of the clean images."""
     clean = (batch.spec * logits[:, None]).sum(2)  # no product that autocast would round
     return Losses(robust, clean, None, torch.zeros_like(batch.x), {})
 
 
 def cross_entropy(margins: Tensor) -> Tensor:
-    """Mean cross entropy of the logits (0, -margins), the first one's class being right. margins: [B, K - 1]."""
+    """Return the mean cross entropy of the logits (0, -margins [B, K - 1]), where the first class is the label."""
     logits = torch.cat([torch.zeros_like(margins[:, :1]), -margins], dim=1)
     return F.cross_entropy(logits, torch.zeros_like(margins[:, 0], dtype=torch.long))

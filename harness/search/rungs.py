@@ -14,11 +14,11 @@ from harness.clock import Stopped
 from harness.config.trial import TrialConfig
 from harness.data import load
 from harness.device import best_device
-from harness.evaluation.verdicts import errors_without_attack
+from harness.evaluation.ibp import errors_without_attack
 from harness.storage import folder, names
 from harness.storage.files import parse_json, write_json
 from harness.training import checkpoint, run_folder
-from harness.training.trial import Judged, Report
+from harness.training.trial import EvaluationProgress, Report
 
 CANDIDATE, SEARCH = "candidate.json", "search.json"
 
@@ -42,7 +42,7 @@ def has_ended(trial_dir: Path) -> bool:
 
 
 def run_candidate(
-    trial_dir: Path, report: Report, data_dir: str | None, judged: Judged, code: str | None = None
+    trial_dir: Path, report: Report, data_dir: str | None, judged: EvaluationProgress, code: str | None = None
 ) -> None:
     """Train a candidate as `run_folder` does, up to the rung where it is stopped.
 

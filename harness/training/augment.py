@@ -16,18 +16,18 @@ class Draws:
     across: Tensor
 
     def batch(self, start: int, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The choices for examples start .. start + size."""
-        chosen = slice(start, start + size)
-        return self.index[chosen], self.flip[chosen], self.down[chosen], self.across[chosen]
+        """Return the choices for examples start .. start + size."""
+        part = slice(start, start + size)
+        return self.index[part], self.flip[part], self.down[part], self.across[part]
 
 
 def seed_of(seed: int, epoch: int) -> int:
-    """What an epoch's random choices begin with."""
+    """Return the seed of an epoch's random choices."""
     return seed * 1_000_003 + epoch
 
 
 def draw(images: int, padding: int, flip: bool, seed: int, epoch: int, device: torch.device) -> Draws:
-    """The choices of `epoch`, a function of seed and epoch alone: a resumed run sees what an unbroken one would."""
+    """Return the choices of `epoch`, which depend on seed and epoch alone, so that a resumed run repeats them."""
     generator = torch.Generator().manual_seed(seed_of(seed, epoch))
     index = torch.randperm(images, generator=generator)
     flips = torch.randint(0, 2, (images,), generator=generator).bool() & flip
@@ -35,8 +35,8 @@ def draw(images: int, padding: int, flip: bool, seed: int, epoch: int, device: t
     return Draws(*(part.to(device) for part in (index, flips, offsets[0], offsets[1])))
 
 
-def augmented(images: Tensor, index: Tensor, flip: Tensor, down: Tensor, across: Tensor) -> Tensor:
-    """The chosen images [B, C, H, W] of `images` (uint8 [N, C, H, W]), flipped and cropped, as pixels in [0, 1].
+def augment(images: Tensor, index: Tensor, flip: Tensor, down: Tensor, across: Tensor) -> Tensor:
+    """Return the images at `index` of `images` (uint8 [N, C, H, W]), flipped and cropped: [B, C, H, W] in [0, 1].
 
     A crop after padding by repeated edges is a shift with clamped coordinates.
     """
@@ -45,7 +45,7 @@ def augmented(images: Tensor, index: Tensor, flip: Tensor, down: Tensor, across:
     columns = (torch.arange(width, device=images.device) + across[:, None]).clamp(0, width - 1)
     columns = torch.where(flip[:, None], width - 1 - columns, columns)
     channel = torch.arange(channels, device=images.device)
-    chosen = images[
+    pixels = images[
         index[:, None, None, None], channel[None, :, None, None], rows[:, None, :, None], columns[:, None, None, :]
     ]
-    return chosen.to(torch.float32) / 255
+    return pixels.to(torch.float32) / 255

@@ -1,4 +1,4 @@
-"""Batch norm's running statistics as those of given images."""
+"""Batch norm's statistics, recomputed on a set of images."""
 
 import torch
 from torch import Tensor, nn
@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def recompute_statistics(model: nn.Module, images: Tensor, batch_size: int) -> None:
-    """They become the means over batches of images (uint8 [N, C, H, W]), a last partial batch left out.
+    """Set batch norm's statistics to the means over whole batches of images (uint8 [N, C, H, W]).
 
-    All else is as in evaluation, where the model is left but for batch norm, so that no equilibrium's W moves.
+    The rest of the model is put into evaluation mode, so that no equilibrium's W changes.
     """
     norms = [module for module in model.eval().modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]

@@ -1,6 +1,6 @@
-"""A trial's log file: what happened when, in lines, with tracebacks; another start adds to it.
+"""A trial's log file: dated lines and tracebacks. A further start of the trial appends to it.
 
-What is for the file alone is logged as DEBUG.
+DEBUG messages go to this file alone.
 """
 
 import logging
@@ -13,16 +13,16 @@ from harness.storage import folder
 
 
 class _Masked(logging.Formatter):
-    """Lines without secrets."""
+    """Format records without secrets."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """A record as text."""
+        """Return a record as text."""
         return mask_secrets(super().format(record))
 
 
 @contextmanager
-def logged(directory: Path) -> Iterator[None]:
-    """Within, what this package logs and Python warns of is added to the folder's log; so is an error that ends it."""
+def log_to_folder(directory: Path) -> Iterator[None]:
+    """Append this package's log records, Python's warnings and an error that ends the block to the folder's log."""
     ours = logging.getLogger("harness")
     loggers, level = (ours, logging.getLogger("py.warnings")), ours.level
     handler = logging.FileHandler(directory / folder.LOG, encoding="utf-8")

@@ -5,6 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +21,23 @@ from harness.memory import free_memory
 from harness.storage import names
 from harness.storage.folder import add_without, read_epochs, write_epoch
 from harness.training import checkpoint
-from harness.training.augment import draw, seed_of
+from harness.training.augment import Draws, draw, seed_of
 from harness.training.batch_norm import recompute_statistics
 from harness.training.compilation import decide
 from harness.training.initialise import initialise
-from harness.training.monitor import monitored, monitored_untrained
-from harness.training.out_of_memory import divided, divides
+from harness.training.monitor import monitor_bounds, monitor_untrained
+from harness.training.out_of_memory import can_divide, divide_batches
 from harness.training.schedule import Ramp, learning_rate
 from harness.training.step import Stepper, make_optimiser
 
 _log = logging.getLogger(__name__)
 _MONITORED = 500
-_OF_ATTACKS = 2**40
-_SPLIT = 2  # what parts of a batch are divided by if memory runs out
+_ATTACK_SEEDS = 2**40
+_SPLIT = 2  # the divisor of parts of a batch after memory ran out
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss became infinite or NaN. epoch: where, from 1; last_finite: the last values that were finite."""
+    """The loss became infinite or NaN, in `epoch` (from 1). last_finite: the last finite values."""
 
     def __init__(self, epoch: int, step: int, last_finite: dict[str, Any]):
         super().__init__(
@@ -68,15 +69,15 @@ def train(
         Stopped: the clock says so.
     """
     clock = clock or Clock()
-    given = config, images, labels, trial_dir, device, report, clock
+    arguments = config, images, labels, trial_dir, device, report, clock
     if not divided_batches(config, read_epochs(trial_dir)):
         try:
-            return _train(*given, split=1)
+            return _train(*arguments, split=1)
         except (RuntimeError, MemoryError) as error:
-            if not (is_out_of_memory(error) and divides(config, _SPLIT)):
+            if not (is_out_of_memory(error) and can_divide(config, _SPLIT)):
                 raise
-        free_memory()  # here, where the error no longer holds what it ran out with
-    return _train(*given, split=_SPLIT)
+        free_memory()  # here, where the error no longer holds the tensors
+    return _train(*arguments, split=_SPLIT)
 
 
 def divided_batches(config: TrialConfig, epochs: list[dict[str, Any]]) -> list[str]:
@@ -90,8 +91,8 @@ def _train(
     config: TrialConfig, images: Tensor, labels: Tensor, directory: Path, device: torch.device,
     report: Callable[[dict[str, Any]], None], clock: Clock, split: int,
 ) -> nn.Sequential:  # fmt: skip
-    """`train` with each part of a batch in `split` parts; epochs' rows record a split."""
-    config = divided(config, split)
+    """Train as `train` does, with each part of a batch in `split` parts; epochs' rows record a split."""
+    config = divide_batches(config, split)
     torch.manual_seed(config.seed)
     model = build(config.model, config.dataset, config.width, **config.options)
     if config.train.initialisation == "ibp":
@@ -103,7 +104,7 @@ def _train(
     done = checkpoint.restore(directory, parts, device)
     images, labels = images.to(device), labels.to(device)
     if done == 0 and not read_epochs(directory):
-        untrained = monitored_untrained(config, model, images[:_MONITORED], labels[:_MONITORED])
+        untrained = monitor_untrained(config, model, images[:_MONITORED], labels[:_MONITORED])
         row = _finite({names.EPOCH: 0, names.TRAIN_EPS: 0.0, **untrained})
         write_epoch(directory, row)
         report(row)
@@ -111,15 +112,19 @@ def _train(
     for epoch in range(done + 1, last + 1):
         if stepper is None:
             clock.check()
-            decision = decide(config, model, len(images), device, _compiled_before(directory, done))
+            parts_of_a_step = config, model, optimiser, images, labels, averaged
+            eager = Stepper(*parts_of_a_step)
+            before = _compiled_before(directory, done)
+            decision = decide(config.train.compile, device, before, partial(_eager_seconds, config, eager))
             _log.info(decision.why)
-            is_divided = split > 1 or not divides(config, _SPLIT)
-            stepper = Stepper(config, model, optimiser, images, labels, averaged, decision.compiled, is_divided)
-            stepper.given_up += [decision.why] * decision.failed
-        row = _epoch(config, stepper, epoch, directory)
+            stepper = Stepper(*parts_of_a_step, compiled=True) if decision.compiled else eager
+            stepper.divided = split > 1 or not can_divide(config, _SPLIT)
+            if decision.failed:
+                stepper.failed_optimisations.append(decision.why)
+        row = _train_epoch(config, stepper, epoch, directory)
         if split > 1:
             row[names.TRAIN_ACCUMULATE] = config.train.accumulate
-        add_without(directory, stepper.given_up)
+        add_without(directory, stepper.failed_optimisations)
         write_epoch(directory, row)  # first: a row without its checkpoint is written again, a row never written is lost
         stop = epoch < last and (epoch == clock.until or clock.asked())
         if epoch == last or stop or clock.due():
@@ -134,22 +139,36 @@ def _train(
 
 
 def _compiled_before(directory: Path, done: int) -> bool | None:
-    """Whether the trial's epochs up to number `done` were compiled; None where there are none."""
+    """Return True if the trial's epochs up to `done` were compiled; None if there are none."""
     rows = [row for row in read_epochs(directory) if 0 < row[names.EPOCH] <= done]
     return bool(rows[-1].get(names.TRAIN_COMPILED)) if rows else None
 
 
-def _epoch(config: TrialConfig, stepper: Stepper, epoch: int, directory: Path) -> dict[str, Any]:
-    settings, info = config.train, DATASETS[config.dataset]
-    device = stepper.images.device
+def _eager_seconds(config: TrialConfig, stepper: Stepper) -> float:
+    """Return an estimate of the seconds that the steps of all epochs take, from trial steps halfway up the ramp."""
+    settings = config.train
+    steps = settings.epochs * (len(stepper.images) // settings.batch_size)
+    choices = _draws(config, stepper, epoch=1).batch(0, settings.batch_size)
+    return steps * stepper.seconds_per_step(choices, float(config.train_eps) / 2)
+
+
+def _draws(config: TrialConfig, stepper: Stepper, epoch: int) -> Draws:
+    """Return the random choices of an epoch."""
+    info = DATASETS[config.dataset]
+    return draw(len(stepper.images), info.crop_padding, info.flip, config.seed, epoch, stepper.images.device)
+
+
+def _train_epoch(config: TrialConfig, stepper: Stepper, epoch: int, directory: Path) -> dict[str, Any]:
+    """Train one epoch and return its row."""
+    settings = config.train
     steps = len(stepper.images) // settings.batch_size
     ramp = Ramp(float(config.train_eps), settings.ramp_start, settings.ramp_epochs, steps)
     rate = learning_rate(settings.learning_rate, settings.decay_epochs, settings.decay_factor, epoch)
-    draws = draw(len(stepper.images), info.crop_padding, info.flip, config.seed, epoch, device)
-    torch.manual_seed(seed_of(config.seed, epoch) + _OF_ATTACKS)  # what attacks start from, after a restart as well
+    draws = _draws(config, stepper, epoch)
+    torch.manual_seed(seed_of(config.seed, epoch) + _ATTACK_SEEDS)  # the starts of attacks, also after a restart
     reports = []
     started = time.perf_counter()
-    with tf32(device, settings.precision == "tf32"):
+    with tf32(stepper.images.device, settings.precision == "tf32"):
         for step in range(steps):
             eps = ramp((epoch - 1) * steps + step)
             reports.append(stepper(draws.batch(step * settings.batch_size, settings.batch_size), eps, rate))
@@ -167,18 +186,18 @@ def _epoch(config: TrialConfig, stepper: Stepper, epoch: int, directory: Path) -
         names.TRAIN_EPOCH_SECONDS: seconds,
         names.TRAIN_COMPILED: float(stepper.compiled),
         names.TRAIN_EXAMPLES_PER_SECOND: seen / seconds,
-        **monitored(config, stepper.model, stepper.images[:_MONITORED], stepper.labels[:_MONITORED]),
+        **monitor_bounds(config, stepper.model, stepper.images[:_MONITORED], stepper.labels[:_MONITORED]),
     }
     return _finite(row)
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with None for what is not finite, which JSON has no numbers for."""
+    """Return the row with None for numbers that are not finite, which JSON does not have."""
     return {name: value if math.isfinite(value) else None for name, value in row.items()}
 
 
 def _refuse_non_finite(model: nn.Module, loss: Tensor, epoch: int, directory: Path) -> None:
-    """Raise NonFiniteLossError where a step's loss, or the network it left behind, is not finite."""
+    """Raise NonFiniteLossError if a step's loss, or the network after it, is not finite."""
     finite = loss.isfinite()
     finite[-1] &= all(bool(parameter.isfinite().all()) for parameter in model.parameters())
     if bool(finite.all()):

@@ -1,4 +1,4 @@
-"""What is watched while a network trains: its bounds on training images, and what its equilibria do."""
+"""Monitoring of a network in training: its bounds on training images, and its equilibria."""
 
 import copy
 
@@ -16,8 +16,8 @@ from harness.training.batch_norm import recompute_statistics
 
 
 @torch.no_grad()
-def monitored(config: TrialConfig, model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
-    """IBP widths at the sweep's eps on images (uint8 [N, C, H, W]), and equilibria's proved bounds and shortfalls."""
+def monitor_bounds(config: TrialConfig, model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return IBP widths at the sweep's eps on images (uint8 [N, C, H, W]), and metrics of the equilibria."""
     x = images.float() / 255
     ball = LinfBall(x, config.eps)
     ctx = Context(sound=False)
@@ -31,10 +31,10 @@ def monitored(config: TrialConfig, model: nn.Module, images: Tensor, labels: Ten
         names.BOUND_WIDTH: width,
         names.BOUND_WIDTH_RELATIVE: width / max(float(margins.clean_value().std()), 1e-30),
         **{names.layer_width(name): 2 * float(box.radius.mean()) for name, box in ctx.preactivations.items()},
-        **parametrised(model),
+        **parametrisation_metrics(model),
     }
     equilibria = [
-        _proved(step.target, values[step.sources[0]], value)
+        _recurrence_metrics(step.target, values[step.sources[0]], value)
         for step, value in zip(program.steps, values[1:], strict=True)
         if isinstance(step.target, FixedPoint)
     ]
@@ -45,15 +45,15 @@ def monitored(config: TrialConfig, model: nn.Module, images: Tensor, labels: Ten
     return {names.in_training(name): value for name, value in row.items()}
 
 
-def monitored_untrained(config: TrialConfig, model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
-    """`monitored`, with the statistics of these very images in batch norm: running ones say nothing before training."""
-    twin = copy.deepcopy(model)
-    recompute_statistics(twin, images, len(images))
-    return monitored(config, twin, images, labels)
+def monitor_untrained(config: TrialConfig, model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return `monitor_bounds` with these images' statistics in batch norm, which has none before training."""
+    network = copy.deepcopy(model)
+    recompute_statistics(network, images, len(images))
+    return monitor_bounds(config, network, images, labels)
 
 
-def parametrised(model: nn.Module) -> dict[str, float]:
-    """The largest gain and the least margin of the network's equilibria, before they are folded; else empty."""
+def parametrisation_metrics(model: nn.Module) -> dict[str, float]:
+    """Return the largest gain and the smallest margin of equilibria, empty if there are none or they are folded."""
     parts = [
         part
         for module in model.modules()
@@ -66,9 +66,9 @@ def parametrised(model: nn.Module) -> dict[str, float]:
     return {names.GAIN: gain, names.MARGIN: min(part.margin.item() for part in parts)}
 
 
-def _proved(module: FixedPoint, h: Interval, solved: Interval) -> tuple[float, float]:
-    """The bound on rho(|W|), and the share, in percent, of the proved box's mean radius that the solve leaves out."""
+def _recurrence_metrics(module: FixedPoint, h: Interval, solution: Interval) -> tuple[float, float]:
+    """Return the bound on rho(|W|), and the percentage of the proved box's mean radius that the solve misses."""
     weight = module.weight
     proof = contraction(weight)
-    whole = verified_box(weight, h.box, proof).radius.mean()
-    return proof.rate, 100 * float(1 - solved.radius.mean() / whole.clamp(min=1e-30))
+    proved_radius = verified_box(weight, h.box, proof).radius.mean()
+    return proof.rate, 100 * float(1 - solution.radius.mean() / proved_radius.clamp(min=1e-30))

@@ -1,4 +1,4 @@
-"""What is done where memory runs out."""
+"""Smaller parts of a batch, for when memory runs out."""
 
 from dataclasses import replace
 
@@ -6,15 +6,15 @@ from harness.config.trial import TrialConfig
 from harness.errors import SettingError
 
 
-def divided(config: TrialConfig, split: int) -> TrialConfig:
-    """The config with each part of a batch in so many parts. Raises SettingError where it cannot be divided so."""
+def divide_batches(config: TrialConfig, split: int) -> TrialConfig:
+    """Return the config with each part of a batch in `split` parts. Raises SettingError if that is impossible."""
     return replace(config, train=replace(config.train, accumulate=split * config.train.accumulate))
 
 
-def divides(config: TrialConfig, split: int) -> bool:
-    """Whether each part of a batch can be taken in so many parts."""
+def can_divide(config: TrialConfig, split: int) -> bool:
+    """Return True if each part of a batch can be divided into `split` parts."""
     try:
-        divided(config, split)
+        divide_batches(config, split)
     except SettingError:
         return False
     return True

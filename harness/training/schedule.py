@@ -9,7 +9,7 @@ EPS_FLOOR = 1e-6
 class Ramp:
     """The smoothed ramp of eps (Xu et al. 2020): a quartic up to a quarter of the way, then straight, slopes matching.
 
-    start: the epoch it begins with, counted from 1; length: in epochs; steps: optimiser steps an epoch.
+    start: its first epoch, counted from 1. length: in epochs. steps: optimiser steps an epoch.
     """
 
     eps: float
@@ -18,7 +18,7 @@ class Ramp:
     steps: int
 
     def __call__(self, step: int) -> float:
-        """eps at `step`, in pixel units, never below EPS_FLOOR: regularisers divide by radii."""
+        """Return eps at `step`, in pixel units; at least EPS_FLOOR, since regularisers divide by radii."""
         first = (self.start - 1) * self.steps
         last = first + self.length * self.steps
         if step >= last:
@@ -34,5 +34,5 @@ class Ramp:
 
 
 def learning_rate(base: float, decay_epochs: tuple[int, ...], factor: float, epoch: int) -> float:
-    """The learning rate in `epoch` (from 1): multiplied by `factor` once each decay epoch has passed."""
+    """Return the learning rate in `epoch` (from 1): `base` multiplied by `factor` once each decay epoch has passed."""
     return base * factor ** sum(epoch > decay for decay in decay_epochs)

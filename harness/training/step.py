@@ -1,4 +1,4 @@
-"""One optimiser step, a function of tensors only; compiled where asked, on CUDA captured in one CUDA graph.
+"""One optimiser step, a function of tensors only; it can be compiled, and on CUDA it is captured in one CUDA graph.
 
 Whole steps are captured, since `torch.compile(mode="reduce-overhead")` captures losses alone: it leaves 57 launches a
 step instead of 8, hundreds with an attack, and needs a compiler (docs/gpu-cost.md).
@@ -6,6 +6,7 @@ step instead of 8, hundreds with an attack, and needs a compiler (docs/gpu-cost.
 
 import gc
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,16 +20,17 @@ from cerdeq.bounds import trace
 from cerdeq.bounds.memory import is_out_of_memory
 from cerdeq.equilibrium import FixedPoint, advance
 from harness.config.trial import TrialConfig
-from harness.device import whole_gradients
+from harness.device import without_faulty_onednn
 from harness.methods import Batch, Losses, Method, cross_entropies, cross_entropy, make_method
 from harness.subnormals import without_subnormals
-from harness.training.augment import augmented
+from harness.training.augment import augment
 from harness.training.compilation import compiled_loss, prepare
 from harness.training.regularisers import balance, tightness
 
 _log = logging.getLogger(__name__)
 _LARGEST = 1e15
 _WARM_UP_STEPS = 3  # before a capture, as torch asks for
+_TIMED_STEPS = 3  # the first one also fills caches
 _WORDS = 30  # of an error's message
 CUDA_GRAPHS, COMPILED, CHANNELS_LAST, FUSED = "CUDA graphs", "compiled steps", "channels-last format", "fused Adam"
 """The optimisations of a step; each that fails is given up, and steps go on without it."""
@@ -39,13 +41,16 @@ Loss = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 @dataclass(eq=False)
 class Stepper:
-    """Takes optimiser steps on `images` (uint8 [N, C, H, W]) and `labels` [N]; all on one device.
+    """Optimiser steps on `images` (uint8 [N, C, H, W]) and `labels` [N], all on one device.
 
     A step returns a tensor [3]: the loss, and the numbers of clean and of certified correct examples at its eps (NaN
-    where the method bounds no whole balls). averaged: a copy of the model that becomes the average over steps.
-    compiled: True if losses are compiled, and what attacks climb. captured: True if a step is one CUDA graph, which is
-    tried on every GPU. divided: True if batches cannot be divided further for lack of memory; then a graph that does
-    not fit is given up. given_up: a line for each optimisation that failed.
+    if the method does not bound whole balls).
+
+    averaged: a copy of the model that becomes the average over steps.
+    compiled: True if the losses of training and of attacks are compiled.
+    divided: True if batches cannot be divided further for lack of memory; then a graph that does not fit is given up.
+    captured: True if a step is one CUDA graph, as on CUDA unless that fails.
+    failed_optimisations: a line for each optimisation that failed; steps go on without it.
     """
 
     config: TrialConfig
@@ -56,10 +61,10 @@ class Stepper:
     averaged: nn.Module | None = None
     compiled: bool = False
     divided: bool = False
-    given_up: list[str] = field(default_factory=list)
+    failed_optimisations: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        # What a schedule decides, as tensors, so that a change of value never recompiles.
+        # Scheduled values are tensors, so that a change of value never recompiles.
         self.eps, self.learning_rate = (torch.zeros((), device=self.images.device) for _ in range(2))
         self.method = make_method(self.config.method, self.config.method_options)
         self.attacks: dict[str, Attack] = {}
@@ -77,25 +82,41 @@ class Stepper:
             self.attacks[method.name], self.losses[method.name] = attack, loss
 
     def __call__(self, choices: tuple[Tensor, ...], eps: float, learning_rate: float) -> Tensor:
-        """One step on the chosen examples (index, flip, down, across, each [B])."""
-        progress = eps / float(self.config.train_eps)
-        for network in (self.model, self.averaged):
-            if network is not None:
-                advance(network, progress)
-        method = self.method.at(progress).name
+        """Take one step on the chosen examples (index, flip, down, across, each [B])."""
+        method = self._advance(eps)
         counts = [module.iterations for module in self.model.modules() if isinstance(module, FixedPoint)]
         key: tuple[str | int, ...] = (method, *counts)
         if key not in self.graphs:
-            self.graphs.clear()  # eps only rises, so that older graphs are not replayed; each has memory of its own
+            self.graphs.clear()  # eps only rises, so older graphs are not needed; each holds memory
             self.graphs[key] = self._make_step(choices, method)
         self.eps.fill_(eps)
         self.learning_rate.fill_(learning_rate)
         return self.graphs[key](choices)
 
+    def _advance(self, eps: float) -> str:
+        """Set what a schedule decides at `eps` and return the name of the method there."""
+        progress = eps / float(self.config.train_eps)
+        for network in (self.model, self.averaged):
+            if network is not None:
+                advance(network, progress)
+        return self.method.at(progress).name
+
+    def seconds_per_step(self, choices: tuple[Tensor, ...], eps: float) -> float:
+        """Return the seconds of the fastest of a few eager steps on a CPU; restore the state after them."""
+        method, seconds = self._advance(eps), []
+        self.learning_rate.zero_()
+        self.eps.fill_(eps)
+        with _restoring_state(self):
+            for _ in range(_TIMED_STEPS):
+                started = time.perf_counter()
+                self.eager(choices, method)
+                seconds.append(time.perf_counter() - started)
+        return min(seconds)
+
     def _make_step(self, choices: tuple[Tensor, ...], method: str) -> Callable[[tuple[Tensor, ...]], Tensor]:
         """Return a function that takes one step by `method`, with every optimisation that works on this machine.
 
-        Trial steps find out which do; the model, the optimiser and the random generators are restored after them.
+        Trial steps show which do; the model, the optimiser and the random generators are restored after them.
 
         Raises:
             Exception: an eager step without any optimisation fails, or memory runs out.
@@ -122,7 +143,7 @@ class Stepper:
             gc.collect()  # here, where the error holds neither graphs nor gradients
 
     def _warm_up(self, choices: tuple[Tensor, ...], method: str) -> "torch.cuda.Stream | None":
-        """Take the steps that a capture needs before it, on a new stream, and return that; on a CPU take one step."""
+        """Take steps on a new stream, as a capture needs, and return the stream; on a CPU take one step."""
         self.eps.fill_(1e-6)
         self.learning_rate.fill_(1e-6)
         if self.images.device.type == "cpu":
@@ -145,7 +166,7 @@ class Stepper:
         return CHANNELS_LAST if self.memory_format == torch.channels_last else FUSED
 
     def _give_up(self, what: str, error: Exception) -> bool:
-        """Do without an optimisation; return False if steps already do."""
+        """Switch off an optimisation that failed. Return False if none is left to switch off."""
         if what == CUDA_GRAPHS:
             self.captured = False
         elif what == COMPILED:
@@ -163,8 +184,8 @@ class Stepper:
                 group["fused"] = False
         else:
             return False
-        self.given_up.append(f"{what} given up: {_describe_cause(error)}")
-        _log.warning(self.given_up[-1])
+        self.failed_optimisations.append(f"{what} given up: {_describe_cause(error)}")
+        _log.warning(self.failed_optimisations[-1])
         return True
 
     @without_subnormals()
@@ -174,7 +195,7 @@ class Stepper:
         parts = zip(*(choice.chunk(self.config.train.accumulate) for choice in choices), strict=True)
         reports = torch.stack([self._differentiate(part, method) for part in parts])
         if self.config.train.clip_norm is not None:
-            # First so that squares do not overflow: deep networks begin with gradients past 1e19.
+            # First clip entries, so that squares do not overflow: deep networks begin with gradients past 1e19.
             nn.utils.clip_grad_norm_(self.model.parameters(), _LARGEST, norm_type=torch.inf)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
         for group in self.optimiser.param_groups:
@@ -184,11 +205,11 @@ class Stepper:
         return torch.cat([reports[:, :1].mean(0), reports[:, 1:].sum(0)])
 
     def _differentiate(self, choices: tuple[Tensor, ...], method: str) -> Tensor:
-        """Add a part's share to the gradients; its report [3]."""
-        x = augmented(self.images, *choices).contiguous(memory_format=self.memory_format)
+        """Add the gradients of a part of a batch, and return its report [3]."""
+        x = augment(self.images, *choices).contiguous(memory_format=self.memory_format)
         labels = self.labels[choices[0]]
         loss, report = self.losses[method](x, labels, self.eps, self.attacks[method](x, labels, self.eps))
-        with whole_gradients(self.model):
+        with without_faulty_onednn(self.model):
             (loss / self.config.train.accumulate).backward()
         return report
 
@@ -197,26 +218,26 @@ class Stepper:
         decay = self.config.train.ema_decay
         if self.averaged is None or decay is None:
             return
-        taken = next(iter(self.optimiser.state.values()))["step"].to(self.eps)
-        weight = (1 / taken).clamp(min=1 - decay)  # a plain mean at first: the untrained network has no part in it
+        steps = next(iter(self.optimiser.state.values()))["step"].to(self.eps)
+        weight = (1 / steps).clamp(min=1 - decay)  # a plain mean at first: the untrained network has no part in it
         for average, value in zip(_floats(self.averaged), _floats(self.model), strict=True):
             average.lerp_(value, weight)  # one by one, since _foreach_lerp_ reads its weight on the host
 
 
 def make_optimiser(model: nn.Module, device: torch.device) -> torch.optim.Adam:
-    """Adam without weight decay; its learning rate is a tensor that each step sets."""
+    """Return Adam without weight decay; its learning rate is a tensor that each step sets."""
     on_cuda = device.type == "cuda"
     rate = torch.zeros((), device=device)
     optimiser = torch.optim.Adam(model.parameters(), lr=rate, fused=True, capturable=on_cuda)
-    optimiser._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]  # warming up is meant
+    optimiser._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]  # warming up is intended
     return optimiser
 
 
 def objective(
     config: TrialConfig, method: Method, model: nn.Sequential, compiled: bool = False
 ) -> tuple[Attack, Loss]:  # fmt: skip
-    """(x, labels, eps) -> adversary; (x, labels, eps, adversary) -> loss, [loss, clean correct, certified correct]."""
-    climbed = compiled_loss(cross_entropies) if compiled else cross_entropies
+    """Return the attack (x, labels, eps) -> adversary, and the loss (x, labels, eps, adversary) -> loss, report [3]."""
+    attack_loss = compiled_loss(cross_entropies) if compiled else cross_entropies
     settings, info, target = config.train, DATASETS[config.dataset], float(config.train_eps)
     program = trace(model, linear=method.linear)
     std = torch.tensor(info.std, device=next(model.parameters()).device).view(-1, 1, 1)
@@ -225,12 +246,12 @@ def objective(
     ]
 
     def in_precision(x: Tensor) -> torch.autocast:
-        # Uncached: a cast made without a gradient, in an equilibrium's solve, would be used again without one.
+        # Uncached: the cache would return casts that an equilibrium's solve made without gradients.
         return torch.autocast(x.device.type, torch.bfloat16, enabled=settings.precision == "bf16", cache_enabled=False)
 
     def attack(x: Tensor, labels: Tensor, eps: Tensor) -> Tensor | None:
         with in_precision(x), _frozen(model):
-            return method.attack(program, Batch(x, labels, info.classes, eps, eps / target, climbed=climbed))
+            return method.attack(program, Batch(x, labels, info.classes, eps, eps / target, attack_loss=attack_loss))
 
     def regulariser(losses: Losses) -> Tensor:
         boxes = [losses.preactivations[name] for name in regularised if name in losses.preactivations]
@@ -258,7 +279,7 @@ def objective(
 
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """Within, weights ask for no gradients, which compiled attacks would compute for nothing."""
+    """Switch off the gradients of weights in the block, since compiled attacks would compute them for nothing."""
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for weight in weights:
         weight.requires_grad_(False)
@@ -278,7 +299,7 @@ def _describe_cause(error: BaseException) -> str:
 
 
 def _floats(model: nn.Module) -> list[Tensor]:
-    """Every parameter and buffer that is not a count."""
+    """Return all parameters and buffers but counts."""
     return [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]
 
 

@@ -19,19 +19,20 @@ from harness.data import Data, Split, load
 from harness.device import best_device
 from harness.environment import describe_environment, source_digest
 from harness.errors import require
+from harness.evaluation.batch import write_evidence
 from harness.evaluation.certification import evaluate_shard, merge_shards
 from harness.evaluation.equilibria import recurrence_report
-from harness.evaluation.evidence import write_evidence
+from harness.evaluation.ledger import SoundnessError
 from harness.evaluation.metrics import final_metrics, finite_or_none, warnings
-from harness.evaluation.network import load_network
-from harness.evaluation.verdicts import SoundnessError, images_at_once, ready
+from harness.evaluation.network import load_network, prepare_network
+from harness.evaluation.stages import images_at_once
 from harness.memory import free_memory, kept_memory
 from harness.storage import certification, folder, names
 from harness.storage.files import remove_unfinished, write_atomically
 from harness.storage.parquet import write_table
-from harness.training.log import logged
+from harness.training.log import log_to_folder
 from harness.training.loop import NonFiniteLossError, divided_batches, train
-from harness.training.monitor import parametrised
+from harness.training.monitor import parametrisation_metrics
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ REPEATED = (NonFiniteLossError, SoundnessError)
 """Errors that the same trial would end with again."""
 
 Report = Callable[[dict[str, Any]], None]
-Judged = Callable[[int, int], None]
+EvaluationProgress = Callable[[int, int], None]
 
 
 def run_trial(
@@ -47,7 +48,7 @@ def run_trial(
     directory: Path,
     report: Report = lambda row: None,
     data_dir: str | None = None,
-    judged: Judged = lambda done, images: None,
+    evaluated: EvaluationProgress = lambda done, images: None,
     clock: Clock | None = None,
 ) -> folder.TrialResult:
     """Train and evaluate `config` in its folder `directory`, and return the result; go on from what is saved there.
@@ -55,7 +56,7 @@ def run_trial(
     Args:
         report: called with each epoch's row.
         data_dir: as --data-dir.
-        judged: called with the numbers of evaluated and of all images, before the first batch and after each.
+        evaluated: called with the numbers of evaluated and of all images, before the first batch and after each.
         clock: when to stop and when to save; by default never, and twice a minute.
 
     Raises:
@@ -67,15 +68,15 @@ def run_trial(
     data = load(config.dataset, data_dir)
     trial = folder.make_trial(config, data.fingerprint)
     folder.claim(directory, trial)
-    with _failure_written(directory), logged(directory):
-        return _run(trial, data, directory, report, judged, clock or Clock())
+    with _failure_written(directory), log_to_folder(directory):
+        return _run(trial, data, directory, report, evaluated, clock or Clock())
 
 
 def run_folder(
     directory: Path,
     report: Report,
     data_dir: str | None,
-    judged: Judged = lambda done, images: None,
+    evaluated: EvaluationProgress = lambda done, images: None,
     until: int | None = None,
     code: str | None = None,
     asked: Callable[[], bool] | None = None,
@@ -91,7 +92,7 @@ def run_folder(
         SettingError: the code here is another one.
         Stopped: `until` is reached, or the sweep is to stop.
     """
-    with _failure_written(directory), logged(directory):
+    with _failure_written(directory), log_to_folder(directory):
         if code is not None:
             own = source_digest()
             require("code", own, own == code, f"the driver's, {code}: the same version on every machine")
@@ -101,7 +102,7 @@ def run_folder(
         fits = data.fingerprint == trial.fingerprint
         require("data", data.fingerprint, fits, f"the data this trial was made for, {trial.fingerprint}")
         clock = Clock(asked=asked or folder.stop_file(directory).exists, until=until)
-        return _run(trial, data, directory, report, judged, clock)
+        return _run(trial, data, directory, report, evaluated, clock)
 
 
 @contextmanager
@@ -117,7 +118,7 @@ def _failure_written(trial_dir: Path) -> Iterator[None]:
 
 
 def _run(
-    trial: folder.Trial, data: Data, trial_dir: Path, report: Report, judged: Judged, clock: Clock
+    trial: folder.Trial, data: Data, trial_dir: Path, report: Report, evaluated: EvaluationProgress, clock: Clock
 ) -> folder.TrialResult:
     """Return the trial's result, from its folder or by the work that is left."""
     remove_unfinished(trial_dir)
@@ -131,9 +132,9 @@ def _run(
             )
             network_metrics = _train(trial.config, data, trial_dir, device, report, clock)
             free_memory()
-            result = _evaluate(trial, data, trial_dir, device, network_metrics, judged, clock)
+            result = _evaluate(trial, data, trial_dir, device, network_metrics, evaluated, clock)
         folder.write_result(trial_dir, result)
-    (trial_dir / folder.FAILURE).unlink(missing_ok=True)  # last: until it is done, a failed trial is known as one
+    (trial_dir / folder.FAILURE).unlink(missing_ok=True)  # last, so that a trial counts as failed until it is done
     (trial_dir / folder.WITHOUT).unlink(missing_ok=True)
     certification.remove_shards(trial_dir)
     return result
@@ -147,7 +148,7 @@ def _train(
     batch, available = config.train.batch_size, len(images)
     require("batch_size", batch, batch <= available, f"at most the {available} training images")
     trained = train(config, images.images, images.labels, trial_dir, device, _with_log(report), clock)
-    metrics = parametrised(trained)
+    metrics = parametrisation_metrics(trained)
     metrics[names.PARAMETERS] = sum(parameter.numel() for parameter in trained.parameters())
     fold(trained.eval())
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in trained.state_dict().items()}
@@ -167,7 +168,7 @@ def _with_log(report: Report) -> Report:
 
 def _evaluate(
     trial: folder.Trial, data: Data, trial_dir: Path, device: torch.device, network_metrics: dict[str, float],
-    judged: Judged, clock: Clock,
+    evaluated: EvaluationProgress, clock: Clock,
 ) -> folder.TrialResult:  # fmt: skip
     """Evaluate the network whose weights the folder holds, and write verdicts and evidence."""
     config, environment = trial.config, describe_environment(device)
@@ -179,26 +180,26 @@ def _evaluate(
     digest = hashlib.sha256(weights.read_bytes() + "\n".join(depends_on).encode()).hexdigest()
     model = load_network(config, weights).to(device)
     try:
-        count = _evaluate_missing_shards(trial_dir, model, test, config, digest, judged, clock)
+        count = _evaluate_missing_shards(trial_dir, model, test, config, digest, evaluated, clock)
     except SoundnessError:
         certification.remove_shards(trial_dir)
         raise
-    judgement = merge_shards(trial_dir, count)
+    evaluation = merge_shards(trial_dir, count)
     folder.require_there(trial_dir)
-    write_evidence(trial_dir, judgement.evidence)
-    write_table(trial_dir / folder.VERDICTS, judgement.verdicts)
+    write_evidence(trial_dir, evaluation.evidence)
+    write_table(trial_dir / folder.VERDICTS, evaluation.verdicts)
     if any(isinstance(module, FixedPoint) for module in model.modules()):
         clock.check()
     started, epochs = time.monotonic(), folder.read_epochs(trial_dir)
     metrics = {
-        **final_metrics(judgement, config.evaluation.stages),
+        **final_metrics(evaluation, config.evaluation.stages),
         **network_metrics,
         **recurrence_report(model, test.images.to(device), test.labels.to(device), config),
         names.TRAIN_SECONDS: sum(row.get(names.TRAIN_EPOCH_SECONDS, 0.0) for row in epochs),
-        names.EVALUATION_SECONDS: sum(judgement.seconds.values()) + time.monotonic() - started,
+        names.EVALUATION_SECONDS: sum(evaluation.seconds.values()) + time.monotonic() - started,
     }
     finite = finite_or_none(metrics)
-    messages = [*warnings(judgement, finite), *divided_batches(config, epochs), *folder.read_without(trial_dir)]
+    messages = [*warnings(evaluation, finite), *divided_batches(config, epochs), *folder.read_without(trial_dir)]
     for message in messages:
         _log.debug("warning: %s", message)
     _log.debug("done: certified error %.2f %%", metrics[names.CERTIFIED_ERROR])
@@ -206,19 +207,26 @@ def _evaluate(
 
 
 def _evaluate_missing_shards(
-    trial_dir: Path, model: torch.nn.Module, test: Split, config: TrialConfig, digest: str, judged: Judged, clock: Clock
+    trial_dir: Path,
+    model: torch.nn.Module,
+    test: Split,
+    config: TrialConfig,
+    digest: str,
+    evaluated: EvaluationProgress,
+    clock: Clock,
 ) -> int:
     """Evaluate the shards that are left, a batch each, and return how many there are in all."""
-    network, size = ready(model, config.evaluation.stages), images_at_once(config.evaluation)
+    network = prepare_network(model, config.evaluation.stages)
+    size = images_at_once(config.evaluation, config.evaluation.batch_size)
     parts = [test.part(start, min(start + size, len(test))) for start in range(0, len(test), size)]
     missing = certification.missing_shards(trial_dir, len(parts), digest)
     done = len(test) - sum(len(parts[number]) for number in missing)
     if missing:
-        judged(done, len(test))
+        evaluated(done, len(test))
     for number in missing:
         clock.check()
         folder.require_there(trial_dir)
         evaluate_shard(trial_dir, number, network, parts[number], number * size, config, digest)
         done += len(parts[number])
-        judged(done, len(test))
+        evaluated(done, len(test))
     return len(parts)

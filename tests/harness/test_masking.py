@@ -8,7 +8,7 @@ from harness.command_line import main
 from harness.errors import InputError
 from harness.masking import mask_secrets
 from harness.storage import files, folder
-from harness.training.log import logged
+from harness.training.log import log_to_folder
 
 HIDDEN = {
     "http://user:pa55@host:5000/": "http://user:***@host:5000/",
@@ -62,7 +62,7 @@ def test_a_command_prints_none(monkeypatch, capsys, error):
 
 def test_a_trial_s_files_have_none(tmp_path):
     folder.write_failure(tmp_path, f"OSError: {URI} is not there")
-    with pytest.raises(RuntimeError), logged(tmp_path):
+    with pytest.raises(RuntimeError), log_to_folder(tmp_path):
         logging.getLogger("harness.x").info("asking %s", URI)
         raise RuntimeError(URI)
     for name in (folder.FAILURE, folder.LOG):

@@ -8,7 +8,7 @@ from torch import nn
 
 from harness.attacks.pgd import worst_point
 from harness.config.settings import EvaluationSettings
-from harness.evaluation import verdicts
+from harness.evaluation import ibp
 from harness.storage import names
 from harness.subnormals import without_subnormals
 from harness.training import loop, run_trial
@@ -72,9 +72,9 @@ def test_steps_are_without_them_and_what_is_watched_or_proved_has_them(tiny_tria
         return call
 
     monkeypatch.setattr(Stepper, "_differentiate", seen(Stepper._differentiate, steps))
-    for name in ("monitored", "monitored_untrained"):
+    for name in ("monitor_bounds", "monitor_untrained"):
         monkeypatch.setattr(loop, name, seen(getattr(loop, name), others))
-    monkeypatch.setattr(verdicts, "bound_margins", seen(verdicts.bound_margins, others))
+    monkeypatch.setattr(ibp, "bound_margins", seen(ibp.bound_margins, others))
     result = run_trial(tiny_trial(width=0.05, train={"epochs": 2}), tmp_path)
     assert steps and not any(steps)
     assert len(others) > 2 and all(others)

@@ -147,7 +147,7 @@ def fused_kernels() -> Iterator[list[int]]:
 def captured_kernels(stepper: Any, choices: tuple[Tensor, ...]) -> tuple[int, int, int]:
     """Return the kernels in a step's graph, launches by the host and synchronisations of its replay."""
     stepper(choices, EPS, RATE)
-    assert stepper.given_up == [], stepper.given_up
+    assert stepper.failed_optimisations == [], stepper.failed_optimisations
     in_graph = read_counters()["captured"]
     with counted() as counts:
         stepper(choices, EPS, RATE)

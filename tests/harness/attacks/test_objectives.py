@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.attacks import pgd
-from harness.attacks.objectives import margins, objectives, ranked
+from harness.attacks.objectives import margins, objectives, rank_classes
 from harness.config.settings import EvaluationSettings
 
 LOGITS, LABELS = torch.tensor([[1.0, 4.0, 2.0, 0.0], [5.0, 5.0, 1.0, 2.0]]), torch.tensor([1, 0])
@@ -19,13 +19,13 @@ def test_margins_are_the_true_logit_minus_the_best_other():
 
 
 def test_other_classes_are_ranked_by_their_logits():
-    assert ranked(LOGITS, LABELS).tolist() == [[2, 0, 3], [1, 3, 2]]
+    assert rank_classes(LOGITS, LABELS).tolist() == [[2, 0, 3], [1, 3, 2]]
 
 
 def test_objectives_by_hand():
     assert len(objectives("margin", 4)) == 1
     margin, cross_entropy, *targets = objectives("all", 4)
-    others = ranked(LOGITS, LABELS)
+    others = rank_classes(LOGITS, LABELS)
     assert margin(LOGITS, LABELS, others).tolist() == [-2.0, 0.0]
     assert [target(LOGITS, LABELS, others).tolist() for target in targets] == [[-2.0, 0.0], [-3.0, -3.0], [-4.0, -4.0]]
     loss = F.cross_entropy(LOGITS, LABELS, reduction="none")
@@ -35,7 +35,9 @@ def test_objectives_by_hand():
 def test_cross_entropy_climbs_where_the_network_is_too_sure_for_float32():
     logits = torch.tensor([[500.0, 0.0, -1.0]], requires_grad=True)
     labels = torch.tensor([0])
-    (gradient,) = torch.autograd.grad(objectives("all", 3)[1](logits, labels, ranked(logits, labels)).sum(), logits)
+    (gradient,) = torch.autograd.grad(
+        objectives("all", 3)[1](logits, labels, rank_classes(logits, labels)).sum(), logits
+    )
     assert gradient[0, 0] == -1 and gradient[0, 1] > gradient[0, 2] > 0
 
 

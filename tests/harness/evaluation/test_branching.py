@@ -12,7 +12,7 @@ from baselines import build
 from harness.data import load
 from harness.evaluation.ledger import SoundnessError
 from harness.evaluation.metrics import final_metrics, warnings
-from harness.evaluation.verdicts import judge
+from harness.evaluation.verdicts import evaluate
 from harness.storage import folder, names
 from harness.training import load_network
 
@@ -30,14 +30,9 @@ SAID = {  # what cerdeq.verify answers: the lower bounds' least, whether its poi
 }
 
 
-def by_the_test_s_word(network, points, labels):
-    """Margins: of one point, as branch and bound asks, one below 0; of a batch, as the attack does, above it."""
-    return torch.full((len(labels),), -0.25 if len(labels) == 1 else 1.0, dtype=torch.float64)
-
-
 @pytest.fixture
 def branched(tiny_trial, monkeypatch):
-    """A function of what `cerdeq.verify` says to (the judgement, config, what it was asked)."""
+    """A function of what `cerdeq.verify` says to (the evaluation, config, what it was asked)."""
 
     def run(said):
         evaluation = {"stages": ("ibp", "bab"), "attack_restarts": 1, "attack_steps": 1, "bab_branches": 40}
@@ -48,9 +43,11 @@ def branched(tiny_trial, monkeypatch):
         with torch.no_grad():
             labels = model(images.double() / 255).argmax(1)
         monkeypatch.setattr("harness.evaluation.ledger.free_memory", lambda: None)
-        monkeypatch.setattr("harness.evaluation.verdicts.worst_point", lambda model, x, *_: x)  # breaks nothing
+        monkeypatch.setattr("harness.evaluation.attack.worst_point", lambda model, x, *_: x)  # breaks nothing
         if said == "falsified":  # by the test's word
-            monkeypatch.setattr("harness.evaluation.verdicts._margins_at", by_the_test_s_word)
+            monkeypatch.setattr(
+                "harness.evaluation.branching.margins_at", lambda *_: torch.tensor([-0.25], dtype=torch.float64)
+            )
         least, _, _ = SAID[said]
 
         def verify(model, region, spec, seconds, branches, certificates):
@@ -62,16 +59,16 @@ def branched(tiny_trial, monkeypatch):
             return SimpleNamespace(**found, certificates=[{}])
 
         monkeypatch.setattr(cerdeq, "verify", verify, raising=False)
-        return judge(model, images, labels, config), config, asked
+        return evaluate(model, images, labels, config), config, asked
 
     return run
 
 
 @pytest.mark.parametrize("said", SAID)
 def test_what_branch_and_bound_says_is_the_verdict(branched, said):
-    judgement, config, asked = branched(said)
+    evaluation, config, asked = branched(said)
     least, broken, verdict = SAID[said]
-    table = judgement.verdicts
+    table = evaluation.verdicts
     came = table[names.STAGE].isin(["bab", "none"])
     assert came.sum() == len(asked) > 20
     assert set(asked) == {(1, 60.0, 40, torch.float64)}
@@ -84,11 +81,11 @@ def test_what_branch_and_bound_says_is_the_verdict(branched, said):
         assert table.loc[came, "margin_bab"].tolist() == pytest.approx([least] * came.sum(), nan_ok=True)
     if broken:
         assert (table.loc[came, names.ATTACK_MARGIN] == -0.25).all()
-    metrics = final_metrics(judgement, config.evaluation.stages)
+    metrics = final_metrics(evaluation, config.evaluation.stages)
     assert metrics[names.OPEN_ERROR] == pytest.approx(metrics["certified_error"] - metrics["attack_error"])
     assert metrics[names.examples_at("bab")] == len(asked)
     assert metrics[names.decided_by("bab")] == (0 if verdict in names.OPEN else len(asked))
-    told = [line for line in warnings(judgement, {}) if " in bab: " in line]
+    told = [line for line in warnings(evaluation, {}) if " in bab: " in line]
     assert bool(told) == (verdict in (names.FAILED, names.OUT_OF_MEMORY))
 
 
@@ -108,12 +105,12 @@ def test_branch_and_bound_itself_decides_more_and_its_counterexamples_are_kept(n
     config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, **settings))
     test = load(config.dataset).test_images(20)
     network = load_network(config, trained / folder.WEIGHTS)
-    judgement = judge(network, test.images, test.labels, config)
-    table = judgement.verdicts
+    evaluation = evaluate(network, test.images, test.labels, config)
+    table = evaluation.verdicts
     asked = table[names.BRANCHES].notna()
     assert asked.any() and (table.loc[asked, names.STAGE] == "bab").all()
     assert set(table.loc[asked, names.VERDICT]) <= {names.CERTIFIED, names.ATTACKED, names.TIMEOUT}
     assert names.CERTIFIED in set(table.loc[asked, names.VERDICT])
     attacked = table.index[table[names.VERDICT] == names.ATTACKED].tolist()
-    assert sorted(judgement.evidence) == sorted(map(str, attacked))
+    assert sorted(evaluation.evidence) == sorted(map(str, attacked))
     assert (table.loc[attacked, names.ATTACK_MARGIN] < 0).all()

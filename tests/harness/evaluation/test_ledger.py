@@ -36,8 +36,8 @@ def test_every_example_has_exactly_one_verdict_from_the_first_stage_that_can(out
                 raise torch.OutOfMemoryError("64 GiB")
             return torch.ones(len(examples))
 
-        asked = ledger.open.clone()
-        answered = ledger.figures(stage, ask, asked)
+        asked = ledger.undecided.clone()
+        answered = ledger.numbers(stage, ask, asked)
         for example, said in enumerate(each):
             assert bool(answered[example].isnan()) == (not asked[example] or said in ("raises", "runs out"))
             if said in DECIDING:
@@ -66,7 +66,7 @@ def test_only_the_examples_that_raise_alone_are_without_an_answer_and_say_why():
         return examples.double()
 
     ledger = Ledger(4)
-    found = ledger.figures("crown", ask, torch.tensor([True, False, True, True]))
+    found = ledger.numbers("crown", ask, torch.tensor([True, False, True, True]))
     assert asked == [[0, 2, 3], [0], [2], [3]]
     assert found[[0, 3]].tolist() == [0, 3] and found[[1, 2]].isnan().all()
     columns = ledger.columns()
@@ -81,4 +81,4 @@ def test_an_unsound_bound_is_no_verdict():
         raise SoundnessError("certified and refuted")
 
     with pytest.raises(SoundnessError):
-        Ledger(3).figures("ibp", ask, torch.ones(3, dtype=torch.bool))
+        Ledger(3).numbers("ibp", ask, torch.ones(3, dtype=torch.bool))

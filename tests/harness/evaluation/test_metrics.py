@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from harness.evaluation.metrics import final_metrics, warnings
-from harness.evaluation.verdicts import Judgement
+from harness.evaluation.verdicts import Evaluation
 from harness.storage import names
 
 STAGES = ("ibp", "crown")
@@ -23,14 +23,14 @@ OUTCOMES = [  # verdict, stage that decided, width, prediction
 ]
 
 
-def judgement(**changes):
+def evaluation(**changes):
     """Of ten times these examples; fields that no metric here reads are left None."""
     columns = [names.VERDICT, names.STAGE, names.WIDTH, names.PREDICTION]
-    made = {field.name: None for field in dataclasses.fields(Judgement)}
+    made = {field.name: None for field in dataclasses.fields(Evaluation)}
     made |= {"verdicts": pd.DataFrame(10 * OUTCOMES, columns=columns), "clean_spread": 2.5}
     made["layers"] = {names.layer_width("relu1"): 0.5}
     made["seconds"] = {"clean": 0.5, "attack": 2.0, "ibp": 1.0, "crown": 4.0}
-    return Judgement(**made | changes)
+    return Evaluation(**made | changes)
 
 
 def test_final_metrics_are_those_of_the_verdicts():
@@ -53,31 +53,31 @@ def test_final_metrics_are_those_of_the_verdicts():
         names.BOUND_WIDTH_RELATIVE: 2.0,
         names.layer_width("relu1"): 0.5,
     }
-    measured = final_metrics(judgement(), STAGES)
+    measured = final_metrics(evaluation(), STAGES)
     assert {name: measured[name] for name in expected} == pytest.approx(expected)
 
 
 def test_a_stage_after_those_asked_for_counts_for_none_of_them():
-    assert final_metrics(judgement(), ("ibp",))[names.certified_by("ibp")] == 62.5
+    assert final_metrics(evaluation(), ("ibp",))[names.certified_by("ibp")] == 62.5
 
 
 def test_clean_margins_that_are_all_alike_leave_an_infinite_relative_width():
-    assert final_metrics(judgement(clean_spread=0.0), STAGES)[names.BOUND_WIDTH_RELATIVE] == math.inf
+    assert final_metrics(evaluation(clean_spread=0.0), STAGES)[names.BOUND_WIDTH_RELATIVE] == math.inf
 
 
 def test_a_network_that_predicts_one_class_is_said_to():
-    alike = judgement().verdicts.assign(**{names.PREDICTION: 3})
-    assert warnings(judgement(verdicts=alike), {}) == ["collapsed: predicts class 3 for 100.0 % of the images"]
-    assert warnings(judgement(), {}) == []
+    alike = evaluation().verdicts.assign(**{names.PREDICTION: 3})
+    assert warnings(evaluation(verdicts=alike), {}) == ["collapsed: predicts class 3 for 100.0 % of the images"]
+    assert warnings(evaluation(), {}) == []
 
 
 def test_metrics_that_are_not_finite_are_named():
-    assert warnings(judgement(), {"a": None, "b": 0.0, "c": None}) == ["not finite: a, c"]
+    assert warnings(evaluation(), {"a": None, "b": 0.0, "c": None}) == ["not finite: a, c"]
 
 
 def test_errors_out_of_order_are_refused(monkeypatch):
     """As no verdicts give them, unless two were one."""
     monkeypatch.setattr(names, "CERTIFIED", names.ATTACKED)
-    broken = judgement().verdicts.assign(**{names.VERDICT: names.ATTACKED})
+    broken = evaluation().verdicts.assign(**{names.VERDICT: names.ATTACKED})
     with pytest.raises(AssertionError, match="errors out of order"):
-        final_metrics(judgement(verdicts=broken), STAGES)
+        final_metrics(evaluation(verdicts=broken), STAGES)

@@ -11,18 +11,21 @@ from torch import nn
 
 from baselines import build
 from cerdeq import Box
+from cerdeq.bounds import trace
 from cerdeq.bounds.narrow import in_float32
 from cerdeq.equilibrium import rules
 from harness.attacks.counterexamples import decode
 from harness.attacks.objectives import margins
 from harness.config.settings import EvaluationSettings
 from harness.data import load
-from harness.evaluation import verdicts
+from harness.evaluation import attack, ibp, network, stages
 from harness.evaluation.equilibria import recurrence_report
-from harness.evaluation.verdicts import Bounds, SoundnessError, errors_without_attack, judge
+from harness.evaluation.ibp import Bounds, errors_without_attack
+from harness.evaluation.ledger import SoundnessError
+from harness.evaluation.verdicts import NO_PREDICTION, evaluate
 from harness.storage import folder, names
 from harness.training import load_network
-from harness.training.monitor import parametrised
+from harness.training.monitor import parametrisation_metrics
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -45,15 +48,15 @@ def judged(tiny_trial):
         with torch.no_grad():
             labels = model(images.double() / 255).argmax(1)
         labels[::9] = (labels[::9] + 1) % 10
-        return judge(model, images, labels, config), model, images, labels, config
+        return evaluate(model, images, labels, config), model, images, labels, config
 
     return make
 
 
 @pytest.mark.parametrize("name", ["cnn5", "cerdeq"])
 def test_verdicts_are_one_row_an_example_and_agree_with_the_network(judged, name):
-    judgement, model, images, _, _ = judged(name, eps="1/100000")
-    table = judgement.verdicts
+    evaluation, model, images, _, _ = judged(name, eps="1/100000")
+    table = evaluation.verdicts
     assert table[names.INDEX].tolist() == list(range(90))
     with torch.no_grad():
         assert table[names.PREDICTION].tolist() == model(images.double() / 255).argmax(1).tolist()
@@ -70,12 +73,12 @@ def by_stages(config, *stages):
     return dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, stages=stages))
 
 
-@pytest.mark.parametrize("name", ["cnn5", "cerdeq"])
+@pytest.mark.parametrize("name", ["cnn5", pytest.param("cerdeq", marks=pytest.mark.slow)])
 def test_each_stage_asks_only_what_is_open_and_loses_no_proof(judged, name):
     second, model, images, labels, config = judged(name, count=45, eps="1/2000")
     assert config.evaluation.stages == ("ibp", "crown-ibp")
     first, last = (
-        judge(model, images, labels, by_stages(config, *stages)).verdicts
+        evaluate(model, images, labels, by_stages(config, *stages)).verdicts
         for stages in [("ibp",), ("ibp", "crown-ibp", "crown", "alpha-crown")]
     )
     tables = [first, second.verdicts, last]
@@ -93,9 +96,12 @@ def test_each_stage_asks_only_what_is_open_and_loses_no_proof(judged, name):
 
 
 def test_verdicts_do_not_depend_on_the_batch(judged):
-    judgement, model, images, labels, config = judged("cnn5", eps="1/2000")  # 40 at a time
+    evaluation, model, images, labels, config = judged("cnn5", eps="1/2000")  # 40 at a time
     settings = dataclasses.replace(config.evaluation, batch_size=7)
-    whole, parts = judgement.verdicts, judge(model, images, labels, dataclasses.replace(config, evaluation=settings))
+    whole, parts = (
+        evaluation.verdicts,
+        evaluate(model, images, labels, dataclasses.replace(config, evaluation=settings)),
+    )
     parts = parts.verdicts
     assert (whole["margin_crown-ibp"].isna() == parts["margin_crown-ibp"].isna()).all()
     assert whole[names.VERDICT].equals(parts[names.VERDICT])
@@ -115,11 +121,11 @@ def test_float32_first_gives_the_verdicts_of_float64_alone(name, monkeypatch):
     config = by_stages(folder.read_trial(trained / folder.TRIAL).config, "ibp", "crown-ibp", "crown")
     config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, attack_restarts=1))
     test = load(config.dataset).test_images(40)
-    network = load_network(config, trained / folder.WEIGHTS)
-    assert in_float32(network) is not None
-    first = judge(network, test.images, test.labels, config).verdicts
-    monkeypatch.setattr(verdicts, "in_float32", lambda *_: None)
-    alone = judge(network, test.images, test.labels, config).verdicts
+    model = load_network(config, trained / folder.WEIGHTS)
+    assert in_float32(model) is not None
+    first = evaluate(model, test.images, test.labels, config).verdicts
+    monkeypatch.setattr(network, "in_float32", lambda *_: None)
+    alone = evaluate(model, test.images, test.labels, config).verdicts
     decided = [names.VERDICT, names.STAGE, names.PREDICTION]
     assert first[decided].equals(alone[decided])
     assert {"crown-ibp", "crown", "none"} & set(first[names.STAGE])
@@ -141,7 +147,7 @@ def test_relu_states_of_a_point_are_its_own_and_a_ball_adds_unstable_ones(judged
         off = 100 * float((before <= 0).double().mean())
         assert whole.layers[names.layer_inactive(name)] == pytest.approx(off, abs=0.1)
         assert whole.layers[names.layer_unstable(name)] < 0.1
-    wide = judge(model, images, labels, dataclasses.replace(config, eps=Fraction(1, 4))).layers
+    wide = evaluate(model, images, labels, dataclasses.replace(config, eps=Fraction(1, 4))).layers
     assert all(wide[names.layer_unstable(name)] > 10 for name in seen)
     assert all(wide[names.layer_unstable(name)] + wide[names.layer_inactive(name)] <= 100 for name in seen)
 
@@ -160,25 +166,25 @@ def test_bounds_do_not_depend_on_the_slices(judged, monkeypatch):
 
 
 def _bounds_in_slices(monkeypatch, size, model, images, labels, config):
-    monkeypatch.setattr(verdicts, "examples_in_cache", lambda *_: size)
-    return verdicts.bound_margins(verdicts.trace(model), images.double() / 255, labels, 10, config.eps)
+    monkeypatch.setattr(ibp, "examples_in_cache", lambda *_: size)
+    return ibp.bound_margins(trace(model), images.double() / 255, labels, 10, config.eps)
 
 
 def test_a_large_eps_certifies_nothing_and_breaks_much(judged):
-    judgement, *_ = judged("cnn5", eps="1/2")
-    counts = judgement.verdicts[names.VERDICT].value_counts()
+    evaluation, *_ = judged("cnn5", eps="1/2")
+    counts = evaluation.verdicts[names.VERDICT].value_counts()
     assert "certified" not in counts
     assert counts["attacked"] > 0
 
 
-@pytest.mark.parametrize(("name", "eps"), [("cnn5", "1/2"), ("cerdeq", "1/100")])
+@pytest.mark.parametrize(("name", "eps"), [("cnn5", "1/2"), pytest.param("cerdeq", "1/100", marks=pytest.mark.slow)])
 def test_each_falsified_example_has_a_counterexample_that_the_network_gets_wrong(name, eps, judged):
     evaluation = EvaluationSettings(stages=("ibp",), attack_steps=5, attack_restarts=1, batch_size=40)
-    judgement, model, images, labels, config = judged(name, eps=eps, evaluation=evaluation)
-    table = judgement.verdicts
+    evaluation, model, images, labels, config = judged(name, eps=eps, evaluation=evaluation)
+    table = evaluation.verdicts
     falsified = table.loc[table[names.VERDICT] == names.ATTACKED, names.INDEX].tolist()
-    assert list(judgement.evidence) == [str(index) for index in falsified] and 5 < len(falsified) <= 80
-    k = torch.stack([judgement.evidence[str(index)] for index in falsified])
+    assert list(evaluation.evidence) == [str(index) for index in falsified] and 5 < len(falsified) <= 80
+    k = torch.stack([evaluation.evidence[str(index)] for index in falsified])
     assert k.dtype == torch.int16
     points = decode(k, images[falsified].double() / 255, config.eps)
     with torch.no_grad():
@@ -190,22 +196,22 @@ def test_each_falsified_example_has_a_counterexample_that_the_network_gets_wrong
 
 
 def test_a_counterexample_that_is_not_proved_falsifies_nothing(judged, monkeypatch):
-    monkeypatch.setattr(verdicts, "upper_margins", lambda program, points, *_: torch.zeros(len(points)).to(points))
-    judgement, *_ = judged("cnn5", eps="1/2")
-    assert names.ATTACKED not in set(judgement.verdicts[names.VERDICT]) and not judgement.evidence
+    monkeypatch.setattr(attack, "upper_margins", lambda program, points, *_: torch.zeros(len(points)).to(points))
+    evaluation, *_ = judged("cnn5", eps="1/2")
+    assert names.ATTACKED not in set(evaluation.verdicts[names.VERDICT]) and not evaluation.evidence
 
 
 def test_what_ibp_proved_is_attacked_once_by_the_margin(judged, monkeypatch):
-    asked, honest = [], verdicts.worst_point
+    asked, honest = [], attack.worst_point
 
     def watched(follower, x, labels, eps, settings, seed, indices):
         asked.append((settings.attack, settings.attack_restarts, set(indices.tolist())))
         return honest(follower, x, labels, eps, settings, seed, indices)
 
-    monkeypatch.setattr(verdicts, "worst_point", watched)
+    monkeypatch.setattr(attack, "worst_point", watched)
     evaluation = EvaluationSettings(stages=("ibp",), attack="all", attack_steps=2, attack_restarts=2)
-    judgement, *_ = judged("cnn5", eps="1/2000", evaluation=evaluation)
-    table = judgement.verdicts
+    evaluation, *_ = judged("cnn5", eps="1/2000", evaluation=evaluation)
+    table = evaluation.verdicts
     right, proved = table[names.VERDICT] != names.MISCLASSIFIED, table["margin_ibp"] > 0
     assert asked == [("all", 2, set(table.index[right & ~proved])), ("margin", 1, set(table.index[right & proved]))]
 
@@ -220,7 +226,7 @@ def test_proved_margins_of_points_are_above_the_exact_ones(seed):
         model[1].weight.copy_(model[1].weight[0] * (1 + 1e-15 * torch.randn(3, 4)))
         model[1].bias.copy_(-points[0].flatten() @ model[1].weight[0])
         labels = torch.arange(3)
-        upper = verdicts.upper_margins(verdicts.trace(model), points, labels, 3)
+        upper = attack.upper_margins(trace(model), points, labels, 3)
         assert (upper - margins(model(points), labels) < 1e-13).all()
     weight, bias = ([[Fraction(v) for v in row] for row in p.tolist()] for p in (model[1].weight, model[1].bias[None]))
     for row, point in enumerate(points.flatten(1).tolist()):
@@ -233,50 +239,50 @@ def test_proved_margins_of_points_are_above_the_exact_ones(seed):
 
 
 def test_errors_without_attack_are_those_of_the_verdicts(judged):
-    judgement, model, images, labels, config = judged("cnn5", eps="1/100000")
-    verdict = judgement.verdicts[names.VERDICT]
+    evaluation, model, images, labels, config = judged("cnn5", eps="1/100000")
+    verdict = evaluation.verdicts[names.VERDICT]
     expected = 100 * (verdict == "misclassified").mean(), 100 * (verdict != "certified").mean()
     assert errors_without_attack(model, images, labels, config) == pytest.approx(expected)
 
 
 def test_a_bound_that_an_attack_refutes_is_an_error_and_no_row(judged, monkeypatch):
-    honest = verdicts.bound_margins
+    honest = ibp.bound_margins
 
     def lying(*arguments):
         bounds = honest(*arguments)
         return dataclasses.replace(bounds, lower=torch.ones_like(bounds.lower))
 
-    monkeypatch.setattr(verdicts, "bound_margins", lying)
-    with pytest.raises(SoundnessError, match="refuted all the same"):
+    monkeypatch.setattr(ibp, "bound_margins", lying)
+    with pytest.raises(SoundnessError, match="both certified and refuted"):
         judged("cnn5", eps="1/2")
 
 
 def test_a_bound_that_is_not_a_number_certifies_nothing(judged, monkeypatch):
-    honest = verdicts.bound_margins
+    honest = ibp.bound_margins
 
     def broken(*arguments):
         bounds = honest(*arguments)
         return dataclasses.replace(bounds, lower=bounds.lower * torch.nan)
 
-    monkeypatch.setattr(verdicts, "bound_margins", broken)
-    monkeypatch.setattr(verdicts, "lower_bounds", lambda program, x, spec, *_, **__: spec[:, :, 0] * torch.nan)
-    judgement, *_ = judged("cnn5", eps="1/100000")
-    assert "certified" not in set(judgement.verdicts[names.VERDICT])
+    monkeypatch.setattr(ibp, "bound_margins", broken)
+    monkeypatch.setattr(stages, "lower_bounds", lambda program, x, spec, *_, **__: spec[:, :, 0] * torch.nan)
+    evaluation, *_ = judged("cnn5", eps="1/100000")
+    assert "certified" not in set(evaluation.verdicts[names.VERDICT])
 
 
 def test_an_image_whose_clean_solve_fails_is_no_misclassification(judged, monkeypatch):
     sure, model, images, labels, config = judged("cnn5", eps="1/100000")
-    honest = verdicts.bound_margins
+    honest = ibp.bound_margins
 
     def faulty(program, x, *arguments):
         if any(torch.equal(image, images[5].double() / 255) for image in x):
             raise ArithmeticError("no equilibrium")
         return honest(program, x, *arguments)
 
-    monkeypatch.setattr(verdicts, "bound_margins", faulty)
-    table = judge(model, images, labels, config).verdicts
+    monkeypatch.setattr(ibp, "bound_margins", faulty)
+    table = evaluate(model, images, labels, config).verdicts
     row = table.loc[5]
-    assert row[[names.VERDICT, names.STAGE, names.PREDICTION]].tolist() == ["failed", "clean", verdicts.NOT_KNOWN]
+    assert row[[names.VERDICT, names.STAGE, names.PREDICTION]].tolist() == ["failed", "clean", NO_PREDICTION]
     assert row[names.REASON] == "ArithmeticError: no equilibrium"
     assert row[["margin_ibp", "margin_crown-ibp", names.ATTACK_MARGIN, names.WIDTH]].isna().all()
     decided = [names.PREDICTION, names.VERDICT, names.STAGE]
@@ -287,8 +293,8 @@ def test_a_network_of_which_no_image_can_be_judged_has_no_verdicts(judged, monke
     def broken(*_):
         raise TypeError("no rule")
 
-    monkeypatch.setattr(verdicts, "bound_margins", broken)
-    with pytest.raises(RuntimeError, match="none of 40 images can be judged: TypeError: no rule"):
+    monkeypatch.setattr(ibp, "bound_margins", broken)
+    with pytest.raises(RuntimeError, match="none of 40 images can be evaluated: TypeError: no rule"):
         judged("cnn5")
 
 
@@ -302,7 +308,7 @@ def test_a_prediction_within_the_solver_s_error_is_not_taken_for_right(judged, m
         return Box(box.center, box.radius + 10.0)
 
     monkeypatch.setattr(rules, "verified_box", loose)
-    unsure = judge(model, images, labels, config).verdicts
+    unsure = evaluate(model, images, labels, config).verdicts
     assert right.any() and (unsure[names.VERDICT] == "misclassified").all()
 
 
@@ -315,9 +321,9 @@ def test_what_the_recurrence_does_is_reported(judged):
     model.equilibrium.recurrence.parametrizations.weight.original.data.zero_()
     idle = errors_without_attack(model, images, labels, config)
     assert (report[names.STANDARD_ERROR_W0], report[names.CERTIFIED_ERROR_W0]) == pytest.approx(idle)
-    assert parametrised(model) == pytest.approx({names.GAIN: 0.5, names.MARGIN: 0.3})
+    assert parametrisation_metrics(model) == pytest.approx({names.GAIN: 0.5, names.MARGIN: 0.3})
 
 
 def test_networks_without_an_equilibrium_report_none(judged):
     _, model, images, labels, config = judged("cnn5")
-    assert recurrence_report(model, images, labels, config) == parametrised(model) == {}
+    assert recurrence_report(model, images, labels, config) == parametrisation_metrics(model) == {}

@@ -16,7 +16,7 @@ from harness.config.trial import RECIPE_VERSION, digest_content, trial_key
 from harness.data import load
 from harness.evaluation.equilibria import recurrence_report
 from harness.evaluation.metrics import final_metrics
-from harness.evaluation.verdicts import judge
+from harness.evaluation.verdicts import evaluate
 from harness.storage import folder, names
 from harness.training import load_network
 from harness.training.loop import train
@@ -61,15 +61,15 @@ def test_judging_has_not_changed(name):
     config = folder.read_trial(HERE / name / folder.TRIAL).config
     images = load(config.dataset).test_images(config.evaluation.test_images)
     network = load_network(config, HERE / name / folder.WEIGHTS)
-    judgement = judge(network, images.images, images.labels, config)
+    evaluation = evaluate(network, images.images, images.labels, config)
     searched = [names.ATTACK_MARGIN, *(names.margin_column(stage) for stage in config.evaluation.stages[1:])]
     pd.testing.assert_frame_equal(
-        judgement.verdicts.drop(columns=searched), then.drop(columns=searched), rtol=1e-6, atol=1e-6
+        evaluation.verdicts.drop(columns=searched), then.drop(columns=searched), rtol=1e-6, atol=1e-6
     )
-    pd.testing.assert_frame_equal(judgement.verdicts[searched], then[searched], rtol=1e-2, atol=5e-3)
+    pd.testing.assert_frame_equal(evaluation.verdicts[searched], then[searched], rtol=1e-2, atol=5e-3)
     elsewhere = (names.PARAMETERS, names.TRAIN_SECONDS, names.EVALUATION_SECONDS, names.GAIN, names.MARGIN)
     metrics = {key: value for key, value in folder.read_result(HERE / name).metrics.items() if key not in elsewhere}
-    measured = final_metrics(judgement, config.evaluation.stages)
+    measured = final_metrics(evaluation, config.evaluation.stages)
     measured |= recurrence_report(network, images.images, images.labels, config)
     # What has come since is not on record.
     assert {metric: measured.get(metric) for metric in metrics} == pytest.approx(metrics, rel=1e-6)

@@ -20,7 +20,7 @@ from harness.analysis.leaderboard import build_leaderboard
 from harness.command_line import main
 from harness.data import load
 from harness.evaluation import certification as work
-from harness.evaluation import verdicts
+from harness.evaluation import stages
 from harness.evaluation.ledger import SoundnessError
 from harness.storage import certification, files, folder, names
 from harness.training import run_trial
@@ -193,7 +193,7 @@ def test_shards_of_other_weights_or_versions_are_done_again(sweep_dir, begun, sh
         shutil.copy(other / folder.WEIGHTS, trial_dir / folder.WEIGHTS)
     else:
         monkeypatch.setattr(work, "describe_environment", lambda device: {"torch": "another", "threads": "1"})
-    work._opened.cache_clear()
+    work._load.cache_clear()
     assert run(trial_dir) == 0
     assert shards == [0, 1, 2]
     assert f"begun anew: other {change}" in printed(capsys)
@@ -214,7 +214,7 @@ def test_an_image_whose_stage_fails_has_that_for_its_verdict(certified, trial_di
     expected = pd.read_parquet(finished_trials(certified)[0] / "certified" / NAME / folder.VERDICTS)
     failing = expected.index[expected["margin_crown-ibp"].notna()].tolist()[:2]
     pixels = load("digits").test_images(30).images.double() / 255
-    bounds, errors = verdicts.lower_bounds, [torch.OutOfMemoryError("64 GiB"), ValueError("no\nsuch rule")]
+    bounds, errors = stages.lower_bounds, [torch.OutOfMemoryError("64 GiB"), ValueError("no\nsuch rule")]
 
     def faulty(program, region, *arguments, **options):
         for index, error in zip(failing, errors, strict=True):
@@ -222,7 +222,7 @@ def test_an_image_whose_stage_fails_has_that_for_its_verdict(certified, trial_di
                 raise error
         return bounds(program, region, *arguments, **options)
 
-    monkeypatch.setattr(verdicts, "lower_bounds", faulty)
+    monkeypatch.setattr(stages, "lower_bounds", faulty)
     assert run(trial_dir) == 0
     directory = trial_dir / "certified" / NAME
     table = pd.read_parquet(directory / folder.VERDICTS)

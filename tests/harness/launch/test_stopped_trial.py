@@ -56,7 +56,7 @@ def test_a_trial_done_in_pieces_ends_like_one_done_at_once(tiny_trial, tmp_path,
         calls += 1
         try:
             run_trial(
-                config, tmp_path / "pieces", epochs.append, judged=lambda *b: batches.append(b), clock=StopAfter(1)
+                config, tmp_path / "pieces", epochs.append, evaluated=lambda *b: batches.append(b), clock=StopAfter(1)
             )
         except Stopped:
             assert folder.read_failure(tmp_path / "pieces") is None
@@ -95,7 +95,7 @@ def test_batches_that_are_damaged_or_of_other_weights_are_evaluated_again(begun,
     else:
         (tmp_path / folder.SHARDS / damaged).write_bytes(b"nothing")
     batches = []
-    run_trial(begun, tmp_path, judged=lambda *batch: batches.append(batch))
+    run_trial(begun, tmp_path, evaluated=lambda *batch: batches.append(batch))
     assert batches == [(0, 60), (40, 60), (60, 60)]
 
 

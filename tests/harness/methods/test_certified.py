@@ -43,7 +43,7 @@ def test_the_ibp_loss_is_the_cross_entropy_of_the_worst_logits():
     torch.testing.assert_close(losses.lower, lower, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["cnn5", "resnet9", "cerdeq"])
+@pytest.mark.parametrize("name", ["cnn5", pytest.param("resnet9", marks=pytest.mark.slow), "cerdeq"])
 @pytest.mark.parametrize("fusion", [True, False])
 def test_crown_ibp_without_beta_is_ibp(name, fusion):
     model, batch = network_of(name), batch_of(progress=1.0)
@@ -68,7 +68,7 @@ def test_the_crown_ibp_loss_is_the_cross_entropy_of_the_public_bounds(name):
     assert losses.robust.item() == pytest.approx(expected.item(), rel=1e-9)
 
 
-@pytest.mark.parametrize("name", ["cnn5", "resnet9", "cerdeq"])
+@pytest.mark.parametrize("name", ["cnn5", pytest.param("resnet9", marks=pytest.mark.slow), "cerdeq"])
 @pytest.mark.parametrize("progress", [0.0, 0.4, 1.0])
 def test_the_fused_loss_is_no_less_than_that_of_any_point(name, progress):
     """beta mixes two upper bounds of the loss at each point of the ball."""
@@ -94,7 +94,7 @@ def test_fusing_tends_to_the_margins_bounds_at_small_eps():
 
 
 @pytest.mark.parametrize("options", [{"loss_fusion": True}, {"loss_fusion": False}])
-@pytest.mark.parametrize("name", ["cnn5", "resnet9", "cerdeq"])
+@pytest.mark.parametrize("name", ["cnn5", pytest.param("resnet9", marks=pytest.mark.slow), "cerdeq"])
 def test_every_parameter_has_a_finite_gradient(name, options):
     model = network_of(name).train()
     for eps in (1e-6, 0.1):

@@ -17,7 +17,7 @@ from harness.methods import METHODS, make_method
 from harness.training.initialise import initialise
 
 every_method = pytest.mark.parametrize("method", [make_method(name, {}) for name in METHODS], ids=list(METHODS))
-every_network = pytest.mark.parametrize("name", ["cnn5", "resnet9", "cerdeq"])
+every_network = pytest.mark.parametrize("name", ["cnn5", pytest.param("resnet9", marks=pytest.mark.slow), "cerdeq"])
 
 
 def network_of(name):

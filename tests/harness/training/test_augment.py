@@ -3,13 +3,13 @@
 import torch
 import torch.nn.functional as F
 
-from harness.training.augment import augmented, draw
+from harness.training.augment import augment, draw
 
 
 def test_crops_and_flips_are_those_of_a_padded_image():
     images = torch.randint(0, 256, (30, 3, 9, 8), dtype=torch.uint8)
     draws = draw(30, padding=2, flip=True, seed=0, epoch=3, device=torch.device("cpu"))
-    result = augmented(images, *draws.batch(4, 20))
+    result = augment(images, *draws.batch(4, 20))
     padded = F.pad(images.float() / 255, (2, 2, 2, 2), mode="replicate")
     for row in range(20):
         index, flip, down, across = (int(part[4 + row]) for part in (draws.index, draws.flip, draws.down, draws.across))

@@ -17,7 +17,11 @@ from harness.methods.certified import IBP
 from harness.training.augment import draw
 from harness.training.initialise import initialise
 
-BF16 = [(model, *method) for model in ("cnn7", "cerdeq") for method in BOUNDING]
+SAMPLE = [("cnn7", *BOUNDING[0]), ("cerdeq", *BOUNDING[1])]
+BF16 = [
+    pytest.param(*case, marks=() if case in SAMPLE else pytest.mark.slow)
+    for case in [(model, *method) for model in ("cnn7", "cerdeq") for method in BOUNDING]
+]
 
 
 @pytest.mark.parametrize(("model", "method", "options"), BF16)

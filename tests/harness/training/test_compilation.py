@@ -3,63 +3,78 @@
 import pytest
 import torch
 from safetensors.torch import load_file
+from steppers import stepper_of, take_steps
 
-from baselines import build
 from harness.clock import Clock
 from harness.storage import folder, names
 from harness.training import compilation, loop, run_trial
-from harness.training.compilation import Decision, decide
+from harness.training.augment import draw
+from harness.training.compilation import WORTH_COMPILING, decide
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+LONG, SHORT = 1.1 * WORTH_COMPILING, 0.9 * WORTH_COMPILING
 
 
-@pytest.fixture
-def compiling_works(monkeypatch):
+@pytest.mark.parametrize(
+    ("mode", "device", "before", "seconds", "compiled"),
+    [
+        ("auto", CPU, None, LONG, True),
+        ("auto", CPU, None, SHORT, False),
+        ("auto", GPU, None, None, True),
+        ("auto", CPU, True, None, True),
+        ("auto", CPU, False, None, False),
+        ("always", CPU, None, None, True),
+        ("always", CPU, False, None, False),
+        ("never", GPU, None, None, False),
+    ],
+)
+def test_steps_are_compiled_if_that_gains_time_or_earlier_epochs_were(
+    monkeypatch, mode, device, before, seconds, compiled
+):
     monkeypatch.setattr(compilation, "compiler_problem", lambda device: None)
 
+    def eager_seconds():
+        assert seconds is not None, "a measurement that decides nothing"
+        return seconds
 
-def _decided(config, images=1000, before=None) -> Decision:
-    model = build(config.model, config.dataset, config.width, **config.options)
-    state = {name: value.clone() for name, value in model.state_dict().items()}
-    decision = decide(config, model, images, CPU, before)
-    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    return decision
+    assert decide(mode, device, before, eager_seconds).compiled == compiled
 
 
-@pytest.mark.parametrize("model", ["cnn5", "cerdeq"])
-def test_steps_are_compiled_where_that_is_earned_back(tiny_trial, compiling_works, model):
-    short, long = _decided(tiny_trial(model)), _decided(tiny_trial(model), images=10**9)
-    assert (short.compiled, long.compiled) == (False, True)
-    assert "would not pay" in short.why and "to compile" in long.why
-
-
-def test_small_networks_gain_by_their_boxes_not_by_their_products(tiny_trial, compiling_works):
-    """At an eighth of the width a step takes less than half as long compiled (docs/measurements.md)."""
-    trial = tiny_trial("cnn7", dataset="cifar10", width=0.125, train={"epochs": 10, "batch_size": 64})
-    assert _decided(trial, images=20_000).compiled
-    assert not _decided(trial, images=5_000).compiled
-
-
-@pytest.mark.parametrize("wanted", ["always", "never"])
-def test_a_trial_can_say_whether_they_are(tiny_trial, compiling_works, wanted):
-    assert _decided(tiny_trial(train={"compile": wanted})).compiled == (wanted == "always")
-
-
-@pytest.mark.parametrize("before", [True, False])
-def test_a_trial_goes_on_as_it_began(tiny_trial, compiling_works, before):
-    assert _decided(tiny_trial(), before=before).compiled == before
-    assert _decided(tiny_trial(train={"compile": "always"}), before=before).compiled == before
-
-
-def test_steps_are_eager_where_compiling_does_not_work_and_the_reason_is_given(tiny_trial, monkeypatch):
+def test_steps_are_eager_if_compiling_does_not_work_and_the_reason_is_given(monkeypatch):
     def broken(function):
         raise RuntimeError("no C++ compiler\nand much more")
 
     monkeypatch.setattr(torch, "compile", broken)
     compilation.compiler_problem.cache_clear()
-    decision = _decided(tiny_trial(train={"compile": "always"}))
+    decision = decide("always", CPU, None, lambda: LONG)
     compilation.compiler_problem.cache_clear()
     assert not decision.compiled and decision.why.endswith("RuntimeError: no C++ compiler and much more")
+
+
+def test_timing_steps_changes_no_number_of_training(tiny_trial):
+    """With everything that has a state: moments, an average, batch norm, an equilibrium's schedule, random attacks."""
+    margins = {"margin": 0.2, "margin_start": 0.8}
+    config = tiny_trial("cerdeq", method="sabr", options=margins, train={"ema_decay": 0.9, "clip_norm": 1.0})
+    timed, untimed = stepper_of(config, averaged=True), stepper_of(config, averaged=True)
+    reports = []
+    for stepper in (timed, untimed):
+        torch.manual_seed(1)
+        if stepper is timed:
+            choices = draw(300, 2, True, 0, 1, CPU).batch(0, 16)
+            assert stepper.seconds_per_step(choices, float(config.train_eps) / 2) > 0
+        reports.append(take_steps(stepper, 2, 16))
+    torch.testing.assert_close(*reports, rtol=0, atol=0, equal_nan=True)
+    for mine, theirs in ((timed.model, untimed.model), (timed.averaged, untimed.averaged)):
+        assert all(map(torch.equal, mine.state_dict().values(), theirs.state_dict().values()))
+
+
+def test_a_trial_estimates_the_seconds_of_all_its_steps(tmp_path, tiny_trial, monkeypatch, caplog):
+    config = tiny_trial()
+    monkeypatch.setattr(loop.Stepper, "seconds_per_step", lambda stepper, choices, eps: 2.0)
+    with caplog.at_level("INFO", logger=loop.__name__):
+        run_trial(config, directory=tmp_path)
+    steps = config.train.epochs * (config.train_images // config.train.batch_size)
+    assert f"would take about {2 * steps:.3g} s" in caplog.text
 
 
 class Killed(BaseException):
@@ -95,9 +110,3 @@ def test_a_compiled_trial_is_repeated_and_resumed_to_the_same_bits(tmp_path, tin
         compiled = [row[names.TRAIN_COMPILED] for row in folder.read_epochs(tmp_path / name)[1:]]
         assert compiled == [1.0] * config.train.epochs
     torch.testing.assert_close(whole, eager, rtol=0.2, atol=1e-2)
-
-
-def test_what_was_decided_is_said(tmp_path, tiny_trial, caplog):
-    with caplog.at_level("INFO", logger=loop.__name__):
-        run_trial(tiny_trial(), directory=tmp_path)
-    assert "would not pay" in caplog.text

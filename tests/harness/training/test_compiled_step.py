@@ -8,14 +8,8 @@ ATTACKING = [("sabr", {}), ("mtl-ibp", {}), ("pgd", {"attack_steps": 2})]
 EVERY = [(model, *method) for model in ("cnn5", "resnet9", "cerdeq") for method in BOUNDING]
 EVERY += [("cerdeq", *method) for method in [*ATTACKING, ("plain", {})]]
 EVERY += [("densenet", "plain", {})]  # concatenates lists
-# Compiling takes seconds: on a CPU resnet9 stands for cnn5 too, and has the fused crown-ibp, cerdeq (below in bf16 the
-# fused) the other; of ibp there is all within crown-ibp.
-LEFT_OUT = [("resnet9", *BOUNDING[2]), ("cerdeq", *BOUNDING[1])]
-TRACED = [
-    pytest.param(*case, marks=pytest.mark.slow if case[1] == "ibp" else ())
-    for case in EVERY
-    if case[0] != "cnn5" and case not in LEFT_OUT
-]
+SAMPLE = [("cerdeq", "mtl-ibp", {})]  # bounds and an attack; compiling takes seconds
+TRACED = [pytest.param(*case, marks=() if case in SAMPLE else pytest.mark.slow) for case in EVERY if case[0] != "cnn5"]
 FEW = {"cerdeq": {"iterations": 2, "backward_iterations": 1}}  # compiling takes as long as there are iterations
 
 
@@ -47,7 +41,8 @@ def test_the_compiled_loss_takes_the_same_steps(tiny_trial, model, method, optio
 
 
 @pytest.mark.parametrize(
-    ("model", "method", "backend"), [("cnn5", "ibp", "aot_eager"), ("cerdeq", "crown-ibp", "eager")]
+    ("model", "method", "backend"),
+    [("cnn5", "ibp", "aot_eager"), pytest.param("cerdeq", "crown-ibp", "eager", marks=pytest.mark.slow)],
 )
 def test_the_compiled_loss_takes_the_same_step_in_bf16(tiny_trial, model, method, backend):
     torch.compiler.reset()
@@ -94,9 +89,9 @@ def test_the_captured_step_is_the_eager_one(tiny_trial, model, method, options):
 @pytest.mark.parametrize(
     "options",
     [
-        {"parametrisation": "nonnegative"},
+        pytest.param({"parametrisation": "nonnegative"}, marks=pytest.mark.slow),
         {"parametrisation": "monotone", "warm_start": True},
-        {"parametrisation": "orthogonal", "groups": 2, "gradient": "unrolled"},
+        pytest.param({"parametrisation": "orthogonal", "groups": 2, "gradient": "unrolled"}, marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.parametrize("method", ["ibp", pytest.param("crown-ibp", marks=pytest.mark.slow)])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from baselines import build
-from harness.device import NoGpuError, best_device, memory_share, take_share, tf32, whole_gradients
+from harness.device import NoGpuError, best_device, memory_share, take_share, tf32, without_faulty_onednn
 from harness.storage import names
 from harness.training import loop, run_trial
 from harness.training.step import Stepper
@@ -106,7 +106,7 @@ def test_the_steps_alone_are_within(tiny_trial, tmp_path, monkeypatch, precision
 
     monkeypatch.setattr(loop, "tf32", recorded)
     monkeypatch.setattr(Stepper, "__call__", seen(Stepper.__call__, steps))
-    for name in ("monitored", "monitored_untrained", "recompute_statistics"):
+    for name in ("monitor_bounds", "monitor_untrained", "recompute_statistics"):
         monkeypatch.setattr(loop, name, seen(getattr(loop, name), watched))
     train = {"epochs": 2, "precision": precision, "recompute_statistics": True}
     monkeypatch.setattr("harness.training.trial.evaluate_shard", seen(None, watched))
@@ -124,7 +124,7 @@ def test_the_steps_alone_are_within(tiny_trial, tmp_path, monkeypatch, precision
 def test_onednn_is_left_out_where_it_would_write_past_a_gradient(name, capability, without, monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     before = torch.backends.mkldnn.enabled
-    with pytest.raises(ValueError, match="a step"), whole_gradients(build(name, "digits", 0.1)):
+    with pytest.raises(ValueError, match="a step"), without_faulty_onednn(build(name, "digits", 0.1)):
         assert torch.backends.mkldnn.enabled == (before and not without)
         raise ValueError("a step")
     assert torch.backends.mkldnn.enabled == before

@@ -1,4 +1,4 @@
-"""Every setting of a trial changes the trial or its judgement, as every one changes its key (test_trial_config.py).
+"""Every setting of a trial changes the trial or its evaluation, as every one changes its key (test_trial_config.py).
 
 A new field of harness/config fails here until it stands in one of the tables: TRAINED and JUDGED are checked here on
 a small trial, ELSEWHERE names the test that does. What a method ignores, `Method.ignored`, is checked to be ignored.
@@ -16,7 +16,7 @@ from baselines import build
 from harness.config.settings import EvaluationSettings, TrainSettings
 from harness.config.trial import TrialConfig
 from harness.data import load
-from harness.evaluation.verdicts import judge
+from harness.evaluation.verdicts import evaluate
 from harness.methods import METHODS, make_method, method_options
 from harness.training.loop import train
 
@@ -117,10 +117,9 @@ def test_every_setting_stands_in_a_table():
     assert sorted([*TRAINED, *JUDGED, *ELSEWHERE]) == sorted(names)
 
 
-@pytest.mark.parametrize("name", ELSEWHERE)
-def test_what_is_checked_elsewhere_is_named_there(name):
-    _, path = ELSEWHERE[name]
-    assert name.rpartition(".")[2] in (TESTS / path).read_text()
+def test_what_is_checked_elsewhere_is_named_there():
+    for name, (_, path) in ELSEWHERE.items():
+        assert name.rpartition(".")[2] in (TESTS / path).read_text(), name
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -145,9 +144,11 @@ def test_a_setting_changes_how_a_network_is_judged(tiny_trial, name):
     images, labels = data.test.images[:20], data.test.labels[:20]
     with torch.no_grad():
         labels = network(images.double() / 255).argmax(1)  # all right, so that all are attacked and bounded
-    tables = [judge(network, images, labels, each).verdicts for each in (config, changed(config, name, JUDGED[name]))]
+    tables = [
+        evaluate(network, images, labels, each).verdicts for each in (config, changed(config, name, JUDGED[name]))
+    ]
     assert not tables[0].equals(tables[1])
-    again = judge(network, images, labels, config).verdicts
+    again = evaluate(network, images, labels, config).verdicts
     assert tables[0].equals(again)
 
 

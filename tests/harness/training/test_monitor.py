@@ -16,14 +16,14 @@ from harness.storage import names
 from harness.training import monitor
 from harness.training.initialise import initialise
 from harness.training.loop import train
-from harness.training.monitor import monitored, monitored_untrained, parametrised
+from harness.training.monitor import monitor_bounds, monitor_untrained, parametrisation_metrics
 
 EQUILIBRIUM = [names.GAIN, names.MARGIN, names.RHO_BOUND, names.MISSED_RADIUS]
 
 
 def row_of(config, model):
     data = load("digits").train
-    return monitored(config, model, data.images[:100], data.labels[:100])
+    return monitor_bounds(config, model, data.images[:100], data.labels[:100])
 
 
 @pytest.mark.parametrize("name", PARAMETRISATIONS)
@@ -73,7 +73,7 @@ def test_fewer_iterations_miss_more_of_the_radius(tiny_trial):
 def test_explicit_networks_have_no_such_columns(tiny_trial):
     model = build("cnn5", "digits", 0.1)
     row = row_of(tiny_trial("cnn5"), model)
-    assert not set(map(names.in_training, EQUILIBRIUM)) & row.keys() and parametrised(model) == {}
+    assert not set(map(names.in_training, EQUILIBRIUM)) & row.keys() and parametrisation_metrics(model) == {}
     assert {"train/bound_width", "train/bound_width_relative", "train/bound_width/relu1"} <= row.keys()
 
 
@@ -85,7 +85,7 @@ def test_an_untrained_network_is_watched_with_the_statistics_of_the_images(tiny_
     network = build(model, "digits", config.width)
     initialise(network)
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    row = monitored_untrained(config, network, images, labels)
+    row = monitor_untrained(config, network, images, labels)
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items()) and network.training
 
     x, ctx = images.double() / 255, Context(sound=False)

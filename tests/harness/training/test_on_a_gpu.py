@@ -9,7 +9,7 @@ from cerdeq import LinfBall, margin_spec
 from cerdeq.bounds import BOUNDS, Interval, lower_bounds, trace
 from harness.clock import Clock
 from harness.data import load
-from harness.evaluation.verdicts import judge
+from harness.evaluation.verdicts import evaluate
 from harness.memory import free_memory
 from harness.storage import folder, names
 from harness.training import load_network, run_trial
@@ -35,7 +35,7 @@ def test_captured_steps_are_eager_ones(tiny_trial, case):
     eager.captured = False
     mine, theirs = (take_steps(stepper, 6, 64) for stepper in (captured, eager))
     torch.testing.assert_close(mine, theirs, rtol=2e-2, atol=2e-2, equal_nan=True)
-    assert captured.captured and captured.given_up == []
+    assert captured.captured and captured.failed_optimisations == []
     for network in ("model", "averaged"):
         if getattr(captured, network) is not None:
             states = [getattr(stepper, network).state_dict() for stepper in (captured, eager)]
@@ -70,7 +70,7 @@ def test_a_whole_trial_is_judged_as_on_a_cpu(tiny_trial, tmp_path, model, precis
     assert result.warnings == [] and not result.environment["device"].startswith("CPU")
     assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.allow_tf32
     images = load("digits").test_images(60)
-    verdicts = judge(load_network(config, tmp_path / folder.WEIGHTS), images.images, images.labels, config).verdicts
+    verdicts = evaluate(load_network(config, tmp_path / folder.WEIGHTS), images.images, images.labels, config).verdicts
     certified = 100 * float((verdicts[names.VERDICT] != names.CERTIFIED).mean())
     assert abs(certified - result.metrics[names.CERTIFIED_ERROR]) < 4, "an attack's float32 search may go elsewhere"
 

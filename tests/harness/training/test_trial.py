@@ -11,7 +11,7 @@ from baselines import build
 from cerdeq.equilibrium import contraction
 from harness.data import load
 from harness.errors import SettingError
-from harness.evaluation.verdicts import judge
+from harness.evaluation.verdicts import evaluate
 from harness.storage import folder, names
 from harness.training import NonFiniteLossError, load_network, loop, run_trial, trial
 from harness.training.initialise import initialise
@@ -52,7 +52,7 @@ def test_training_in_bf16_leaves_judging_in_float64(tmp_path, tiny_trial):
     assert not torch.is_autocast_enabled("cpu")
     assert {tensor.dtype for tensor in load_file(tmp_path / folder.WEIGHTS).values()} <= {torch.float32, torch.int64}
     model, test = load_network(config, tmp_path / folder.WEIGHTS), load("digits").test_images(60)
-    judged = judge(model, test.images, test.labels, tiny_trial("cerdeq", train={"precision": "float32"})).verdicts
+    judged = evaluate(model, test.images, test.labels, tiny_trial("cerdeq", train={"precision": "float32"})).verdicts
     pd.testing.assert_frame_equal(judged, pd.read_parquet(tmp_path / folder.VERDICTS), check_exact=True)
 
 
@@ -63,7 +63,7 @@ def test_a_finished_trial_is_not_run_again(tmp_path, tiny_trial, monkeypatch):
 
 
 def test_widths_of_the_untrained_network_that_overflow_become_null(tmp_path, tiny_trial, monkeypatch):
-    monkeypatch.setattr(loop, "monitored_untrained", lambda *_: {"train/bound_width": math.inf, "b": math.nan})
+    monkeypatch.setattr(loop, "monitor_untrained", lambda *_: {"train/bound_width": math.inf, "b": math.nan})
     rows = []
     run_trial(tiny_trial(), directory=tmp_path, report=rows.append)
     expected = {names.EPOCH: 0, names.TRAIN_EPS: 0.0, "train/bound_width": None, "b": None}

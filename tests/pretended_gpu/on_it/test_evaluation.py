@@ -16,7 +16,7 @@ from cerdeq.bounds import bounds, optimise
 from cerdeq.branch import decide
 from cerdeq.equilibrium import fold
 from harness.data import load
-from harness.evaluation import verdicts
+from harness.evaluation import stages, verdicts
 from harness.evaluation.metrics import final_metrics
 from harness.storage import names
 
@@ -57,21 +57,19 @@ def counts_by_stage(monkeypatch):
     """Return a dictionary that gets the counts of each stage of the evaluation that follows."""
     counts = {}
 
-    def counting(name, stage_of):
-        function = getattr(verdicts, name)
-
+    def counting(stage, function):
         def call(*arguments):
             with counted() as added:
                 result = function(*arguments)
-            counts[stage_of(arguments)] = added
+            counts[stage] = added
             return result
 
-        monkeypatch.setattr(verdicts, name, call)
+        return call
 
-    counting("_clean_and_ibp", lambda arguments: "clean and ibp")
-    counting("_attack", lambda arguments: "attack")
-    counting("_least_margins", lambda arguments: arguments[1])
-    counting("branch_and_bound", lambda arguments: "bab")
+    monkeypatch.setattr(verdicts, "bound_batch", counting("clean and ibp", verdicts.bound_batch))
+    monkeypatch.setattr(verdicts, "attack_batch", counting("attack", verdicts.attack_batch))
+    for name, stage in list(stages.STAGES.items()):
+        monkeypatch.setitem(stages.STAGES, name, replace(stage, run=counting(name, stage.run)))
     return counts
 
 
@@ -80,11 +78,13 @@ def test_the_host_waits_seldom_and_the_verdicts_are_those_of_a_cpu(trained, monk
     config, model, images, labels = trained(name)
     monkeypatch.setattr(optimise, "ITERATIONS", ASCENT)
     monkeypatch.setattr(decide, "_ROOT_ITERATIONS", ASCENT)
-    expected = verdicts.judge_part(verdicts.ready(copy.deepcopy(model).cpu(), STAGES), images, labels, 0, config)
+    expected = verdicts.evaluate_part(
+        verdicts.prepare_network(copy.deepcopy(model).cpu(), STAGES), images, labels, 0, config
+    )
     counts = counts_by_stage(monkeypatch)
     with Values():
-        network = verdicts.ready(model.cuda(), STAGES)
-        evaluation = verdicts.judge_part(network, images.cuda(), labels.cuda(), 0, config)
+        network = verdicts.prepare_network(model.cuda(), STAGES)
+        evaluation = verdicts.evaluate_part(network, images.cuda(), labels.cuda(), 0, config)
     print(f"\n{name:14} launches    waits")
     for stage, added in counts.items():
         print(f"{stage:14} {added['launches']:8} {added['synchronisations']:8}")
@@ -110,8 +110,8 @@ def evaluate(trained):
     settings = replace(config.evaluation, stages=("ibp", "crown-ibp"), attack_steps=1, batch_size=IMAGES // 2)
     config = replace(config, eps="1/100", evaluation=settings)
     with Values():
-        network = verdicts.ready(model.cuda(), settings.stages)
-        return verdicts.judge_part(network, images.cuda(), labels.cuda(), 0, config)
+        network = verdicts.prepare_network(model.cuda(), settings.stages)
+        return verdicts.evaluate_part(network, images.cuda(), labels.cuda(), 0, config)
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_bounds_that_do_not_fit_are_computed_by_halves(trained, expected, monkey
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_an_image_that_does_not_fit_is_not_certified_and_the_next_batch_is(trained, expected, monkeypatch, fault):
-    whole, sizes = verdicts.lower_bounds, []
+    whole, sizes = stages.lower_bounds, []
 
     def lower_bounds(program, region, *arguments, **named):
         sizes.append(len(region.center))
@@ -149,7 +149,7 @@ def test_an_image_that_does_not_fit_is_not_certified_and_the_next_batch_is(train
             run_out_of_memory(fault)
         return whole(program, region, *arguments, **named)
 
-    monkeypatch.setattr(verdicts, "lower_bounds", lower_bounds)
+    monkeypatch.setattr(stages, "lower_bounds", lower_bounds)
     evaluation = evaluate(trained)
     assert sizes == [2, 1, 1, 2]
     result, certified = evaluation.verdicts, (expected[names.VERDICT] == names.CERTIFIED)[2:].sum()

@@ -22,7 +22,8 @@ def test_a_capture_that_fails_is_given_up_and_steps_go_on(tiny_trial, method):
     stepper = stepper_of(tiny_trial(method=method), "cuda")
     with failing("capture"):
         take_steps(stepper, 2, 64)
-    assert len(stepper.given_up) == 1 and stepper.given_up[0].startswith("CUDA graphs given up: ")
+    (line,) = stepper.failed_optimisations
+    assert line.startswith("CUDA graphs given up: ")
     with counted() as counts:
         take_steps(stepper, 1, 64)
         torch.rand(3, device="cuda")
@@ -39,7 +40,7 @@ def test_compiled_steps_that_fail_are_given_up_and_captured_uncompiled(tiny_tria
     monkeypatch.setattr(training_step, "compiled_loss", fail)
     stepper = stepper_of(tiny_trial(), "cuda", compiled=True)
     take_steps(stepper, 2, 64)
-    assert stepper.given_up == ["compiled steps given up: RuntimeError: the compiler fell over"]
+    assert stepper.failed_optimisations == ["compiled steps given up: RuntimeError: the compiler fell over"]
     assert stepper.captured and not stepper.compiled
 
 
@@ -54,7 +55,7 @@ def test_channels_last_is_given_up_where_steps_fail_with_it(tiny_trial, monkeypa
     monkeypatch.setattr(training_step.Stepper, "eager", fail)
     stepper = stepper_of(tiny_trial(), "cuda", averaged=True)
     take_steps(stepper, 2, 64)
-    assert stepper.given_up == ["channels-last format given up: RuntimeError: CUDNN_STATUS_NOT_SUPPORTED"]
+    assert stepper.failed_optimisations == ["channels-last format given up: RuntimeError: CUDNN_STATUS_NOT_SUPPORTED"]
     assert stepper.captured and stepper.optimiser.param_groups[0]["fused"]
     for network in (stepper.model, stepper.averaged):
         assert all(parameter.is_contiguous() for parameter in network.parameters())
@@ -74,7 +75,7 @@ def test_fused_adam_that_fails_is_given_up_and_has_counted_no_step(tiny_trial, m
         stepper.compiled = False  # compiled kernels have no values here
         stepper._make_objectives()
         take_steps(stepper, 2, 64)
-    assert [line.partition(" given up")[0] for line in stepper.given_up] == ["fused Adam", "CUDA graphs"]
+    assert [line.partition(" given up")[0] for line in stepper.failed_optimisations] == ["fused Adam", "CUDA graphs"]
     assert {int(state["step"]) for state in stepper.optimiser.state.values()} == {2}
 
 
@@ -103,7 +104,9 @@ def test_a_graph_that_does_not_fit_is_given_up_once_batches_cannot_be_divided(ti
     stepper = stepper_of(tiny_trial(), "cuda", divided=True)
     with failing(fault):
         take_steps(stepper, 2, 64)
-    assert len(stepper.given_up) == 1 and stepper.given_up[0].startswith("CUDA graphs given up: ")
+    assert len(stepper.failed_optimisations) == 1 and stepper.failed_optimisations[0].startswith(
+        "CUDA graphs given up: "
+    )
 
 
 def test_an_error_of_the_step_itself_is_raised(tiny_trial, monkeypatch):
@@ -121,7 +124,7 @@ def test_memory_that_runs_out_in_a_step_is_no_reason_to_give_up_an_optimisation(
     with failing(fault), pytest.raises(RuntimeError) as raised:
         take_steps(stepper, 1, 64)
     assert training_step.is_out_of_memory(raised.value)
-    assert stepper.given_up == []
+    assert stepper.failed_optimisations == []
     take_steps(stepper, 2, 64)
 
 

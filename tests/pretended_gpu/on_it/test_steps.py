@@ -40,7 +40,7 @@ def assert_captured(stepper):
     """The first step captures the graph; the second one replays it, and the host waits for nothing."""
     batch = draw(len(stepper.images), 2, True, 0, 1, stepper.images.device).batch(0, 64)
     stepper(batch, 1 / 32, 5e-4)
-    assert stepper.given_up == [] and stepper.captured
+    assert stepper.failed_optimisations == [] and stepper.captured
     with counted() as counts:
         stepper(batch, 1 / 32, 5e-4)
     assert counts["synchronisations"] == 0, "a step waits for the device"
@@ -71,7 +71,7 @@ def test_iterations_that_grow_are_captured_anew(tiny_trial):
     stepper = stepper_of(tiny_trial("cerdeq", options=options, width=0.05), "cuda")
     with counted() as counts:
         take_steps(stepper, 5, 64)
-    assert stepper.given_up == [] and len(stepper.graphs) == 1, "older graphs hold memory"
+    assert stepper.failed_optimisations == [] and len(stepper.graphs) == 1, "older graphs hold memory"
     assert counts["graphs"] > 1
 
 

@@ -1,0 +1,71 @@
+"""The attack of an evaluation: a search in float32, whose points count only where float64 proves them adversarial."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from cerdeq import margin_spec
+from cerdeq.bounds import Context, Interval, Program, propagate
+from cerdeq.bounds.memory import examples_in_cache
+from cerdeq.boxes import outward_ends
+from harness.attacks.counterexamples import decode, encode
+from harness.attacks.objectives import margins
+from harness.attacks.pgd import worst_point
+from harness.config.settings import EvaluationSettings
+from harness.evaluation.batch import Batch, Evidence
+from harness.evaluation.network import PreparedNetwork
+
+ATTACK = "attack"
+
+
+def attack_batch(batch: Batch, proved: Tensor) -> tuple[Tensor, Evidence]:
+    """Attack the undecided examples.
+
+    Args:
+        proved: bool [B], the examples that IBP certifies. They get the weakest attack.
+
+    Returns:
+        The margins [B] at the worst points, NaN for examples that were not attacked; and the counterexamples.
+    """
+    config, undecided = batch.config, batch.undecided
+    weakest = replace(config.evaluation, attack="margin", attack_restarts=1)  # a check of the bound: it finds only bugs
+    attack_margin, evidence = batch.nan(), Evidence()
+    for targets, settings in ((undecided & ~proved, config.evaluation), (undecided & proved, weakest)):
+
+        def ask(examples: Tensor, settings: EvaluationSettings = settings) -> tuple[Tensor, Tensor]:
+            x, labels = batch.images[examples], batch.labels[examples]
+            indices, model = batch.first + examples, batch.network.attack_model
+            points = worst_point(model, x.float(), labels, config.eps, settings, config.seed, indices)
+            encoded = encode(points, x, config.eps)
+            return margins_at(batch.network, decode(encoded, x, config.eps), labels), encoded
+
+        for examples, (margin, encoded) in batch.ledger.answers(ATTACK, ask, targets.nonzero()[:, 0]):
+            attack_margin[examples] = margin
+            falsified = (margin < 0).nonzero()[:, 0]
+            if len(falsified):
+                points = [point.clone() for point in encoded[falsified].cpu()]  # files hold no views
+                evidence |= dict(zip(map(str, (batch.first + examples[falsified]).tolist()), points, strict=True))
+    return attack_margin, evidence
+
+
+@torch.no_grad()
+def margins_at(network: PreparedNetwork, points: Tensor, labels: Tensor) -> Tensor:
+    """Return the smallest margins [B] at points [B, C, H, W] in float64; below 0, their proved upper bounds."""
+    logits = network.model(points)
+    smallest, classes = margins(logits, labels), logits.shape[1]
+    below = (smallest < 0).nonzero()[:, 0]
+    if len(below):
+        size = examples_in_cache(network.program, Interval(points, torch.zeros_like(points)))
+        smallest[below] = torch.cat(
+            [upper_margins(network.program, points[part], labels[part], classes) for part in below.split(size)]
+        )
+    return smallest
+
+
+@torch.no_grad()
+def upper_margins(program: Program, points: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Return proved upper bounds [B] of the smallest margins at points, with rounding and solvers' errors counted."""
+    exactly = Interval(points, torch.zeros_like(points))
+    output = propagate(program, exactly, Context(sound=True), margin_spec(labels, classes))
+    return outward_ends(output.box)[1].amin(1)

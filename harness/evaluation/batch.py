@@ -1,0 +1,66 @@
+"""A batch of examples under evaluation, and what a stage answers about it."""
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from harness.config.trial import TrialConfig
+from harness.evaluation.ledger import Ledger
+from harness.evaluation.network import PreparedNetwork
+from harness.storage import folder
+from harness.storage.files import write_atomically
+
+Evidence = dict[str, Tensor]
+"""What proves verdicts: a counterexample by its image's index, a certificate's tensors by "<index>/<name>"."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples under evaluation.
+
+    images: float64 [B, C, H, W], pixels in [0, 1]. labels: [B]. first: the index of the first example.
+    ledger: the verdicts so far. bounded: bool [B], the examples that IBP could bound; stages skip the others.
+    """
+
+    network: PreparedNetwork
+    images: Tensor
+    labels: Tensor
+    first: int
+    config: TrialConfig
+    ledger: Ledger
+    bounded: Tensor
+
+    @property
+    def undecided(self) -> Tensor:
+        """The examples that stages look at: bool [B], on the images' device."""
+        return self.bounded & self.ledger.undecided.to(self.images.device, non_blocking=True)
+
+    def nan(self) -> Tensor:
+        """Return NaN for each example: float64 [B]."""
+        return torch.full(self.labels.shape, torch.nan, dtype=torch.float64, device=self.images.device)
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage of the verifier found; tensors are [B], NaN for examples that it has no answer for.
+
+    lower: lower bounds of the smallest margin. counterexample_margin: proved upper bounds of the margin at a
+    counterexample. columns: further columns of the table of verdicts. evidence: counterexamples and certificates.
+    """
+
+    lower: Tensor
+    counterexample_margin: Tensor
+    columns: dict[str, Tensor] = field(default_factory=dict)
+    evidence: Evidence = field(default_factory=dict)
+
+
+def write_evidence(directory: Path, evidence: Evidence) -> None:
+    """Write counterexamples to their file and, if there are any, certificates to theirs."""
+    points = {name: tensor for name, tensor in evidence.items() if "/" not in name}
+    write_atomically(directory / folder.COUNTEREXAMPLES, partial(save_file, points))
+    if certificates := {name: tensor for name, tensor in evidence.items() if "/" in name}:
+        write_atomically(directory / folder.CERTIFICATES, partial(save_file, certificates))

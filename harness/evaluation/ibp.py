@@ -1,0 +1,147 @@
+"""Bounds by IBP, with the clean margins: the first stage of every evaluation."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import torch
+from torch import Tensor, nn
+
+from baselines import DATASETS
+from cerdeq import LinfBall, margin_spec
+from cerdeq.bounds import Context, Interval, Program, propagate, trace
+from cerdeq.bounds.memory import examples_in_cache
+from cerdeq.boxes import Box, outward_ends
+from harness.config.trial import TrialConfig
+from harness.evaluation.ledger import Ledger, timed
+from harness.storage import names
+
+IBP = "ibp"
+CLEAN = "clean"  # the stage that computes predictions
+_TENSORS = ("lower", "width", "clean", "clean_lower")  # fields of Bounds
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """IBP of B examples: of the margins, [B, K - 1] over the other classes in order, and of the layers before them.
+
+    lower, width, clean: the margins' lower bounds, the widths of their intervals, and their clean values.
+    clean_lower: proved lower bounds of the clean values, which count a solver's error.
+    layers: of each pre-activation, by metrics' names: mean width, percentages of inactive and unstable values.
+    seconds: the seconds of each stage.
+    """
+
+    lower: Tensor
+    width: Tensor
+    clean: Tensor
+    clean_lower: Tensor
+    layers: dict[str, float]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def prediction(self, labels: Tensor) -> Tensor:
+        """Return the predicted class [B]: the label if all clean margins are proved positive, else the strongest
+        other class."""
+        smallest, other = self.clean_lower.min(1)
+        return torch.where(smallest > 0, labels, other + (other >= labels))
+
+
+@torch.no_grad()
+def bound_margins(program: Program, x: Tensor, labels: Tensor, classes: int, eps: Fraction) -> Bounds:
+    """Return sound IBP bounds and the clean values of the margins for x [B, C, H, W], pixels in [0, 1]."""
+    size = examples_in_cache(program, Interval(x, torch.zeros_like(x)))
+    slices = zip(x.split(size), labels.split(size), strict=True)
+    return join_bounds([_bound_slice(program, *part, classes, eps) for part in slices])
+
+
+def bound_batch(
+    program: Program, images: Tensor, labels: Tensor, config: TrialConfig, ledger: Ledger
+) -> tuple[Bounds, Tensor]:
+    """Return `bound_margins` of a batch, NaN for examples that cannot be bounded, and which can be: bool [B].
+
+    Raises:
+        RuntimeError: no example can be bounded.
+    """
+    classes = DATASETS[config.dataset].classes
+
+    def ask(examples: Tensor) -> Bounds:
+        return bound_margins(program, images[examples], labels[examples], classes, config.eps)
+
+    answers = ledger.answers(CLEAN, ask, torch.arange(len(labels), device=images.device))
+    ledger.seconds.clear()  # the bounds have the seconds of IBP and of the clean pass apart
+    if not answers and len(labels) > 1:
+        raise RuntimeError(f"none of {len(labels)} images can be evaluated: {ledger.reason[0]}")
+    bounded = torch.zeros_like(labels, dtype=torch.bool)
+    tensors = {name: images.new_full((len(labels), classes - 1), torch.nan) for name in _TENSORS}
+    for examples, bounds in answers:
+        bounded[examples] = True
+        for name, tensor in tensors.items():
+            tensor[examples] = getattr(bounds, name)
+    layers = average_rows([bounds.layers for _, bounds in answers], [len(examples) for examples, _ in answers])
+    return Bounds(**tensors, layers=layers, seconds=sum_rows(bounds.seconds for _, bounds in answers)), bounded
+
+
+def errors_without_attack(model: nn.Module, images: Tensor, labels: Tensor, config: TrialConfig) -> tuple[float, float]:
+    """Return the standard and the IBP certified error of a float64 network, in percent."""
+    program = trace(model)
+    correct = certified = 0
+    for _, x, y in batches(images, labels, config.evaluation.batch_size):
+        bounds = bound_margins(program, x, y, DATASETS[config.dataset].classes, config.eps)
+        correct += int((bounds.prediction(y) == y).sum())
+        certified += int((bounds.lower > 0).all(1).sum())
+    return 100 * (1 - correct / len(images)), 100 * (1 - certified / len(images))
+
+
+def batches(images: Tensor, labels: Tensor, size: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield the start of each batch, its images as float64 pixels in [0, 1], and its labels."""
+    for start in range(0, len(images), size):
+        yield start, images[start : start + size].double() / 255, labels[start : start + size]
+
+
+def join_bounds(parts: Sequence[Bounds]) -> Bounds:
+    """Return the bounds of all examples of some parts."""
+    tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in _TENSORS}
+    layers = average_rows([part.layers for part in parts], [len(part.lower) for part in parts])
+    return Bounds(**tensors, layers=layers, seconds=sum_rows(part.seconds for part in parts))
+
+
+def average_rows(rows: Sequence[dict[str, float]], images: Sequence[int]) -> dict[str, float]:
+    """Return the mean of each entry over rows, weighted by their numbers of images; empty rows do not count."""
+    weighted = [(row, count) for row, count in zip(rows, images, strict=True) if row]
+    total = sum(count for _, count in weighted)
+    keys = weighted[0][0] if weighted else ()
+    return {key: sum(count / total * row[key] for row, count in weighted) for key in keys}
+
+
+def sum_rows(rows: Iterable[dict[str, float]]) -> dict[str, float]:
+    """Return the sum of each entry over rows, some of which may lack it."""
+    sums: Counter[str] = Counter()
+    for row in rows:
+        sums.update(row)
+    return dict(sums)
+
+
+def _bound_slice(program: Program, x: Tensor, labels: Tensor, classes: int, eps: Fraction) -> Bounds:
+    """Return `bound_margins` of all examples at once. The clean value is the centre of a point's proved box."""
+    ball, ctx = LinfBall(x, eps), Context(sound=True)
+    seconds: dict[str, float] = {}
+    spec = margin_spec(labels, classes)
+    with timed(seconds, IBP, x.device):
+        output = propagate(program, Interval(ball.center, ball.radius), ctx, spec)
+        lower, _ = outward_ends(output.box)
+    with timed(seconds, CLEAN, x.device):
+        point = propagate(program, Interval(x, torch.zeros_like(x)), Context(sound=True), spec)
+        clean_lower, _ = outward_ends(point.box)
+    layers = {k: value for name, box in ctx.preactivations.items() for k, value in _layer_metrics(name, box).items()}
+    numbers = dict(zip(layers, torch.stack(list(layers.values())).tolist(), strict=True)) if layers else {}
+    return Bounds(lower, 2 * output.radius, point.center, clean_lower, numbers, seconds)
+
+
+def _layer_metrics(layer: str, box: Box) -> dict[str, Tensor]:
+    """Return the mean width of a pre-activation, and the percentages of values that are never or perhaps above 0."""
+    low, high = outward_ends(box)
+    return {
+        names.layer_width(layer): 2 * box.radius.mean(),
+        names.layer_inactive(layer): 100 * (high <= 0).double().mean(),
+        names.layer_unstable(layer): 100 * ((low < 0) & (high > 0)).double().mean(),
+    }
