@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -131,9 +131,9 @@ def _connect(address: str | None, printed: Any) -> None:
     if address is not None:
         _check_port(address)
     dashboard = None if address else False
-    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address or "local", include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
+        with _apart_from_signals():
+            ray.init(address or "local", include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
     except Exception as error:  # Ray raises plain ones, too, such as where its start takes too long
         printed.seek(0)
         if address and "InvalidAuthToken" in printed.read():
@@ -144,8 +144,25 @@ def _connect(address: str | None, printed: Any) -> None:
             ) from None
         problem = f"no Ray cluster answers at {address}" if address else "Ray cannot be started here"
         raise ResourceError(f"{problem}: {' '.join(str(error).split())}") from error
-    if callable(on_sigterm):
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler ends the process
+
+
+@contextmanager
+def _apart_from_signals() -> Iterator[None]:
+    """Within, processes start in a process group of their own; after it, SIGTERM is handled as before.
+
+    `timeout` and Ctrl-C signal a whole group: Ray's servers would end before the trials that are asked to. And Ray sets
+    a handler of its own, which ends this process.
+    """
+    handler, group = signal.getsignal(signal.SIGTERM), os.getpgrp()
+    if group != os.getpid():  # the leader of a group cannot leave it; whoever started a leader signals that alone
+        os.setpgid(0, 0)
+    try:
+        yield
+    finally:
+        with suppress(PermissionError):  # all others of the group have ended
+            os.setpgid(0, group)
+        if callable(handler):
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _check_port(address: str) -> None:

@@ -42,7 +42,6 @@ def _three_shards():
     """Ten images a shard, and no Ray."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(work, "_PER_SHARD", 10)
-        patch.setattr(work, "_PER_SHARD_BRANCHED", 10)
         patch.setitem(sys.modules, "harness.launch.ray_tasks", None)
         yield
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -120,3 +121,27 @@ def test_a_cluster_as_ray_starts_it_needs_its_token_and_no_more(plain_cluster, t
     assert done.returncode == 0, done.stdout + done.stderr
     assert all((trial_dir / "result.json").exists() for trial_dir in study.trial_dirs.values())
     assert "Unauthenticated" not in done.stderr
+
+
+UNDER_A_SIGNAL = """
+import signal, time
+from harness.launch.ray_cluster import cluster, ray
+asked = []
+signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
+with cluster(None):
+    print("up", flush=True)
+    while not asked:
+        time.sleep(0.1)
+    time.sleep(2)
+    print(ray.get(ray.remote(lambda: "a task ran").remote()), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_whole_group_as_of_timeout_leaves_ray_to_its_trials():
+    shell = f"{sys.executable} -c '{UNDER_A_SIGNAL}' & trap '' TERM; wait $!; wait $!"
+    group = subprocess.Popen(["sh", "-c", shell], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert group.stdout.readline() == "up\n"
+    os.killpg(group.pid, signal.SIGTERM)
+    printed, _ = group.communicate(timeout=100)
+    assert printed == "a task ran\n"
