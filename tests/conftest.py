@@ -14,7 +14,8 @@ from harness.config.trial import TrialConfig
 torch.set_num_threads(1)
 
 MOST_PROCESSES = 8  # each imports torch first, and the longest group of tests takes a sixth of all seconds
-HARNESS, LAUNCH = "tests/harness/", "tests/harness/launch/"
+SLOWEST_FIRST = ["tests/harness/launch/", "tests/pretended_gpu/", "tests/harness/", "tests/"]
+LAUNCH = SLOWEST_FIRST[0]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -40,12 +41,12 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Run the slowest tests first, so that all processes end together: Ray, then the harness, then mathematics."""
+    """Run the slowest tests first, so that all processes end together: Ray, the pretended GPU, the harness, mathematics."""
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs CUDA"))
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: (not item.nodeid.startswith(LAUNCH), not item.nodeid.startswith(HARNESS)))
+        items.sort(key=lambda item: next(i for i, path in enumerate(SLOWEST_FIRST) if item.nodeid.startswith(path)))
 
 
 @pytest.fixture(autouse=True)
