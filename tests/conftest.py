@@ -41,7 +41,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Run the slowest tests first, so that all processes end together: Ray, the pretended GPU, the harness, mathematics."""
+    """Run the slowest tests first, so that all processes end together: Ray, pretended GPU, harness, mathematics."""
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs CUDA"))

@@ -24,7 +24,7 @@ IN_AN_ENTRY = {
     "a ramp of plain training": (entry("plain", train={"ramp_epochs": 1}), "train.ramp_epochs: found 1", "no radius"),
     "an option that the method's others disable": (
         entry("sabr", method_options={"subselection": 1.0, "attack_steps": 3}),
-        "method_options.attack_steps: found 3", "the whole ball by subselection 1",
+        "method_options.attack_steps: found 3", "with subselection 1 its box is the whole ball",
     ),
     "an equilibrium that is not there": (
         entry("ibp", train={"regularise_equilibria": False}),

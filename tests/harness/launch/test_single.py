@@ -133,7 +133,9 @@ def test_a_trial_goes_on_from_its_checkpoint(exported, capsys):
     with pytest.raises(StoppedError):
         run_trial(folder.read_trial(path).config, directory=trial_dir, report=stop, clock=Clock(keep_every=0))
     assert call(path) == 0
-    assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines() if "epoch" in line] == ["epoch 2"]
+    assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")] == [
+        "epoch 2"
+    ]
     rows = folder.read_epochs(trial_dir)
     assert [row[names.EPOCH] for row in rows] == [0, 1, 2] and rows[1][names.TRAIN_LOSS] == first[names.TRAIN_LOSS]
     assert (trial_dir / folder.WEIGHTS).read_bytes() == weights
