@@ -27,6 +27,8 @@ from harness.config.plugins import load_for
 from harness.config.settings import BAB, STAGES, STAGES_BY_SETTING
 from harness.config.trial import RECIPE_VERSION, TrialConfig, labels
 from harness.data import Data, data_directory, load
+from harness.device import best_device
+from harness.environment import device_title
 from harness.errors import InputError, SettingError, require
 from harness.evaluation.certification import certification_of, certify_shard, evaluation_images, finish
 from harness.evaluation.ledger import SoundnessError
@@ -89,6 +91,8 @@ def main(options: argparse.Namespace) -> int:
             if message := certification.claim(job.directory, trial, expected):
                 _print_line(job, message, console)
         unfinished = [job for job in jobs if folder.read_result(job.directory) is None]
+        if unfinished:
+            console.print(f"device: {device_title(best_device())}", markup=False)
         try:
             errors = _certify(unfinished, options, console)
         except SoundnessError as error:

@@ -20,6 +20,8 @@ from harness.config.buildable import check_buildable
 from harness.config.plugins import load_for
 from harness.config.trial import RECIPE_VERSION, labels
 from harness.data import load
+from harness.device import best_device
+from harness.environment import device_title
 from harness.errors import InputError, SettingError, require
 from harness.launch.progress import Bar, Lines
 from harness.launch.stopping import signals_call
@@ -51,6 +53,8 @@ def main(options: argparse.Namespace) -> int:
         folder.refuse_another(trial_dirs[trial.key], trial)
     unfinished = [trial for trial in trials if not _print_finished(by_key[trial.key], trial_dirs[trial.key])]
     _check_data(unfinished, options.data_dir)
+    if unfinished:
+        print(f"device: {device_title(best_device())}", flush=True)
     for trial in unfinished:
         make_directory(trial_dirs[trial.key])
     failed_before = {trial.key for trial in unfinished if folder.read_failure(trial_dirs[trial.key]) is not None}
