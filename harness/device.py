@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from harness.errors import InputError
+from harness.errors import InputError, first_words
 
 _CONTEXT = 2**30  # bytes of a GPU's memory: kernels, workspaces and graphs of a process, beside its tensors
 _NO_DRIVER = (9, 12)  # NVML's errors: the driver is not loaded, its library is not found
@@ -50,9 +50,8 @@ def take_share(gpus: float) -> None:
         torch.zeros(1, device="cuda")
         total = torch.cuda.get_device_properties(0).total_memory
     except (RuntimeError, AssertionError) as error:  # without CUDA torch asserts
-        reason = " ".join(str(error).partition("Search for")[0].split()[:40])
         advice = "" if torch.cuda.is_available() else _advice()  # a GPU that is busy or full needs no other driver
-        message = f"{gpus:g} GPU is reserved for this process, and torch cannot use it: {reason}{advice}"
+        message = f"{gpus:g} GPU is reserved for this process, and torch cannot use it: {first_words(error)}{advice}"
         raise NoGpuError(message) from error
     torch.cuda.set_per_process_memory_fraction(memory_share(gpus, total) / total)
 

@@ -1,4 +1,6 @@
-"""Errors of user input."""
+"""Errors of user input, and how errors are shown."""
+
+_MOST_WORDS = 40
 
 
 class InputError(ValueError):
@@ -23,3 +25,11 @@ def shorten(value: object) -> str:
     """Return the value's repr for a message, at most 300 characters of it."""
     text = repr(value)
     return text if len(text) <= 300 else f"{text[:300]}..."
+
+
+def first_words(error: BaseException) -> str:
+    """Return the start of an error's message as one line, without torch's advice to search the web.
+
+    Its first line alone may name no cause.
+    """
+    return " ".join(str(error).partition("Search for")[0].split()[:_MOST_WORDS])

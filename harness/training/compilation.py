@@ -14,9 +14,9 @@ from torch import Tensor
 
 from cerdeq.bounds.memory import is_out_of_memory
 from harness.environment import cache_directory
+from harness.errors import first_words
 
 WORTH_COMPILING = 300.0  # s of eager steps: compiling takes about 60 s on a CPU and saves a third to a half of them
-_WORDS = 30  # of a compiler's message: the first line alone may name no cause
 _LIMIT = 64  # of variants of one function: a network, a method and a count of iterations are one each
 
 
@@ -86,7 +86,7 @@ def compiler_problem(device: str) -> str | None:
     except Exception as error:  # whatever a compiler, its headers and its cache may do
         if is_out_of_memory(error):
             raise
-        return f"{type(error).__name__}: {' '.join(str(error).split()[:_WORDS])}"
+        return f"{type(error).__name__}: {first_words(error)}"
     return None
 
 

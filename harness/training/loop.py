@@ -113,12 +113,11 @@ def _train(
         if stepper is None:
             clock.check()
             parts_of_a_step = config, model, optimiser, images, labels, averaged
-            eager = Stepper(*parts_of_a_step)
             before = _compiled_before(directory, done)
-            decision = decide(config.train.compile, device, before, partial(_eager_seconds, config, eager))
+            decision = decide(config.train.compile, device, before, partial(_eager_seconds, *parts_of_a_step))
             _log.info(decision.why)
-            stepper = Stepper(*parts_of_a_step, compiled=True) if decision.compiled else eager
-            stepper.divided = split > 1 or not can_divide(config, _SPLIT)
+            is_divided = split > 1 or not can_divide(config, _SPLIT)
+            stepper = Stepper(*parts_of_a_step, compiled=decision.compiled, divided=is_divided)
             if decision.failed:
                 stepper.failed_optimisations.append(decision.why)
         row = _train_epoch(config, stepper, epoch, directory)
@@ -144,9 +143,9 @@ def _compiled_before(directory: Path, done: int) -> bool | None:
     return bool(rows[-1].get(names.TRAIN_COMPILED)) if rows else None
 
 
-def _eager_seconds(config: TrialConfig, stepper: Stepper) -> float:
+def _eager_seconds(config: TrialConfig, *parts_of_a_step: Any) -> float:
     """Return an estimate of the seconds that the steps of all epochs take, from trial steps halfway up the ramp."""
-    settings = config.train
+    settings, stepper = config.train, Stepper(config, *parts_of_a_step)
     steps = settings.epochs * (len(stepper.images) // settings.batch_size)
     choices = _draws(config, stepper, epoch=1).batch(0, settings.batch_size)
     return steps * stepper.seconds_per_step(choices, float(config.train_eps) / 2)

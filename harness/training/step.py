@@ -21,6 +21,7 @@ from cerdeq.bounds.memory import is_out_of_memory
 from cerdeq.equilibrium import FixedPoint, advance
 from harness.config.trial import TrialConfig
 from harness.device import without_faulty_onednn
+from harness.errors import first_words
 from harness.methods import Batch, Losses, Method, cross_entropies, cross_entropy, make_method
 from harness.subnormals import without_subnormals
 from harness.training.augment import augment
@@ -31,7 +32,6 @@ _log = logging.getLogger(__name__)
 _LARGEST = 1e15
 _WARM_UP_STEPS = 3  # before a capture, as torch asks for
 _TIMED_STEPS = 3  # the first one also fills caches
-_WORDS = 30  # of an error's message
 CUDA_GRAPHS, COMPILED, CHANNELS_LAST, FUSED = "CUDA graphs", "compiled steps", "channels-last format", "fused Adam"
 """The optimisations of a step; each that fails is given up, and steps go on without it."""
 
@@ -294,8 +294,7 @@ def _describe_cause(error: BaseException) -> str:
     """Return the first of the errors that led to one, as a line: a failed capture only says that one came before."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
-    message = str(error).partition("Search for")[0]
-    return f"{type(error).__name__}: {' '.join(message.split()[:_WORDS])}"
+    return f"{type(error).__name__}: {first_words(error)}"
 
 
 def _floats(model: nn.Module) -> list[Tensor]:
