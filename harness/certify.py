@@ -234,10 +234,10 @@ def _describe_outcome(job: Job, errors: dict[Path, str]) -> list[str]:
     if result is None:
         return [f"failed: {errors[job.directory]}; finished shards are saved"]
     metrics = {name: float(value or 0) for name, value in result.metrics.items()}
-    shares = {kind: metrics[names.share_of(kind)] for kind in names.OPEN}
-    unknown = ", ".join(f"{kind} {share:.2f}" for kind, share in shares.items() if share)
+    shares = {kind: metrics[names.share_of(kind)] for kind in names.UNDECIDED}
+    undecided = ", ".join(f"{kind} {share:.2f}" for kind, share in shares.items() if share)
     summary = f"certified error {metrics[names.CERTIFIED_ERROR]:.2f} %, at least {metrics[names.ATTACK_ERROR]:.2f}"
-    summary += f" (open: {unknown})" if unknown else ""
+    summary += f" (undecided: {undecided})" if undecided else ""
     return [summary, *(one_line(f"warning: {warning}") for warning in result.warnings)]
 
 

@@ -5,7 +5,7 @@ evaluation except the definitions of networks and the reading of files. It confi
 
 - predictions, and examples that IBP certified, by intervals;
 - examples that later stages certified, by linear bounds or by the leaves of a certificate;
-- examples that were attacked, by the stored counterexample.
+- falsified examples, by the stored counterexample.
 
 A verdict without a proof is not confirmed. Certifications by `harness.certify` are rechecked like trials. The command
 checks verdicts and the errors computed from them, not widths, times or the recipe. Exit status: 0 if all checked
@@ -204,7 +204,7 @@ def recheck(verdict_dir: Path, data_dir: str | None = None, limit: int | None = 
                 images = _ball(test, slice(index, index + 1), eps)
                 proof = prove(network, images, int(row[names.LABEL]), certificates.get(index))
                 problem, proved_by = _describe_missing_proof(row, proof), proof.proved_by
-            elif row[names.VERDICT] == names.ATTACKED and not problem:
+            elif row[names.VERDICT] == names.FALSIFIED and not problem:
                 problem = _check_counterexample(network, test, row, points, config.eps)
             if certified:
                 proofs[row[names.STAGE], "" if problem else proved_by] += 1
@@ -235,11 +235,11 @@ def _describe_missing_proof(row: dict[str, object], proof: Proof) -> str:
 def _check_counterexample(
     network: Network, test: Split, row: dict[str, object], points: dict[int, Array], eps: Fraction
 ) -> str:
-    """Return the problem of an attacked example whose counterexample proves nothing; empty if it does."""
+    """Return the problem of a falsified example whose counterexample proves nothing; empty if it does."""
     index = int(str(row[names.INDEX]))
     pixels = test.images[index].numpy().astype(np.float64)
     why = why_not_falsified(network, pixels, int(str(row[names.LABEL])), points.get(index), eps)
-    return f"image {index}: attacked, not confirmed, {why}" if why else ""
+    return f"image {index}: falsified, not confirmed, {why}" if why else ""
 
 
 def _network(path: Path, config: TrialConfig) -> Network:
@@ -268,10 +268,10 @@ def _check_table(
     problems += [f"image {index}: {kind!r} is no verdict" for index, kind in others.items()]
     errors = {
         names.STANDARD_ERROR: [names.MISCLASSIFIED],
-        names.ATTACK_ERROR: [names.MISCLASSIFIED, names.ATTACKED],
-        names.CERTIFIED_ERROR: [names.MISCLASSIFIED, names.ATTACKED, *names.OPEN],
+        names.ATTACK_ERROR: [names.MISCLASSIFIED, names.FALSIFIED],
+        names.CERTIFIED_ERROR: [names.MISCLASSIFIED, names.FALSIFIED, *names.UNDECIDED],
     }
-    shares = {names.OPEN_ERROR: list(names.OPEN)} | {names.share_of(kind): [kind] for kind in names.OPEN}
+    shares = {names.UNDECIDED_ERROR: list(names.UNDECIDED)} | {names.share_of(kind): [kind] for kind in names.UNDECIDED}
     errors |= {name: kinds for name, kinds in shares.items() if name in metrics}  # which older results lack
     recomputed = {name: 100 * float(verdicts[names.VERDICT].isin(kinds).mean()) for name, kinds in errors.items()}
     certified = verdicts[names.VERDICT] == names.CERTIFIED

@@ -60,7 +60,7 @@ COLUMNS = (
     Column(names.CERTIFIED_ERROR, "certified error", percent, "error"),
     Column(names.ATTACK_ERROR, "attack error", percent, "error"),
     Column(names.STANDARD_ERROR, "standard error", percent, "error"),
-    Column(names.OPEN_ERROR, "open", percent, "open"),
+    Column(names.UNDECIDED_ERROR, "undecided", percent, "undecided"),
     Column(names.BOUND_WIDTH, "bound width", three_digits, "width"),
     Column(names.BOUND_WIDTH_RELATIVE, "relative width", three_digits, "width"),
     Column(names.PARAMETERS, "parameters", integer, "cost"),

@@ -21,8 +21,8 @@ from harness.storage import folder, names
 
 ALL = "all"  # the column `seed` of the line for all seeds together
 METRICS = {  # the verdicts that count as errors
-    "certified": (names.MISCLASSIFIED, names.ATTACKED, *names.OPEN),
-    "attack": (names.MISCLASSIFIED, names.ATTACKED),
+    "certified": (names.MISCLASSIFIED, names.FALSIFIED, *names.UNDECIDED),
+    "attack": (names.MISCLASSIFIED, names.FALSIFIED),
     "standard": (names.MISCLASSIFIED,),
 }
 _IMAGE = [names.INDEX, names.LABEL]

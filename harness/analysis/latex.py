@@ -14,7 +14,7 @@ _SPECIAL = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
     ">": r"\textgreater{}", "±": r"$\pm$", **{c: f"\\{c}" for c in "&%$#_{}"},
 }  # fmt: skip
-_MAIN = ("certified error", "attack error", "standard error", "open", "seeds")
+_MAIN = ("certified error", "attack error", "standard error", "undecided", "seeds")
 _COST = ("parameters", "train seconds", "evaluation seconds an image")
 _REPLACED = (  # small, no wider than a line
     ("\\centering\n", "\\centering\\footnotesize\\setlength{\\tabcolsep}{3pt}\n"),

@@ -85,7 +85,7 @@ class Section:
         }
         seeds = rows["seeds"].map(str)
         seeds = seeds.where(rows["seeds"] == rows["seeds_started"], seeds + " of " + rows["seeds_started"].map(str))
-        errors = [column.title for column in columns_of("error", "open") if column.title in numbers]
+        errors = [column.title for column in columns_of("error", "undecided") if column.title in numbers]
         columns |= {title: numbers[title] for title in errors}
         columns |= {"seeds": seeds.where(own), "source": rows["source"]}
         if CHOSEN in rows and rows[CHOSEN].notna().any():

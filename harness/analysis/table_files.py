@@ -101,7 +101,7 @@ def markdown_table(frame: pd.DataFrame, published: list[bool]) -> str:
 def print_leaderboard(leaderboard: Leaderboard, summaries: dict[str, Summary], console: Console) -> None:
     """Print the main columns, as many as fit, each section's summary, warnings, failures, and where the files are."""
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    columns = columns_of("error", "open", "width") if console.width >= _WIDE else columns_of("error")
+    columns = columns_of("error", "undecided", "width") if console.width >= _WIDE else columns_of("error")
     for section in leaderboard.sections:
         summary = summaries[section.heading]
         titles = [column.title for column in columns if column.title in section.cells] + ["seeds"]

@@ -23,15 +23,15 @@ def final_metrics(evaluation: Evaluation, stages: tuple[str, ...]) -> dict[str, 
     width = float(evaluation.verdicts[names.WIDTH].mean())
     errors = {
         names.STANDARD_ERROR: 100 * float((verdict == names.MISCLASSIFIED).mean()),
-        names.ATTACK_ERROR: 100 * float(verdict.isin([names.MISCLASSIFIED, names.ATTACKED]).mean()),
+        names.ATTACK_ERROR: 100 * float(verdict.isin([names.MISCLASSIFIED, names.FALSIFIED]).mean()),
         names.CERTIFIED_ERROR: 100 * float((verdict != names.CERTIFIED).mean()),
     }
     if list(errors.values()) != sorted(errors.values()):
         raise AssertionError(f"errors out of order: {errors}")
     return {
         **errors,
-        names.OPEN_ERROR: 100 * float(verdict.isin(names.OPEN).mean()),
-        **{names.share_of(kind): 100 * float((verdict == kind).mean()) for kind in names.OPEN},
+        names.UNDECIDED_ERROR: 100 * float(verdict.isin(names.UNDECIDED).mean()),
+        **{names.share_of(kind): 100 * float((verdict == kind).mean()) for kind in names.UNDECIDED},
         **_errors_by_stage(evaluation.verdicts, stages),
         **stage_counts(evaluation.verdicts, stages),
         **{names.seconds_of(stage): seconds for stage, seconds in evaluation.seconds.items()},
@@ -52,7 +52,7 @@ def _errors_by_stage(verdicts: pd.DataFrame, stages: tuple[str, ...]) -> dict[st
 
 def stage_counts(verdicts: pd.DataFrame, stages: tuple[str, ...]) -> dict[str, int]:
     """Return how many examples reached each stage, from the clean prediction on, and how many it decided."""
-    by_stage = verdicts[names.STAGE].where(~verdicts[names.VERDICT].isin(names.OPEN)).value_counts()
+    by_stage = verdicts[names.STAGE].where(~verdicts[names.VERDICT].isin(names.UNDECIDED)).value_counts()
     undecided = len(verdicts)
     counts: dict[str, int] = {}
     for stage in (CLEAN, ATTACK, *stages):

@@ -83,7 +83,7 @@ def _evaluate_batch(
     ledger.decide(CLEAN, names.MISCLASSIFIED, bounded & (prediction != labels))
     lower = {IBP: bounds.lower.amin(1)}
     attack_margin, evidence = attack_batch(batch, lower[IBP] > 0)
-    ledger.decide(ATTACK, names.ATTACKED, attack_margin < 0)
+    ledger.decide(ATTACK, names.FALSIFIED, attack_margin < 0)
     ledger.decide(IBP, names.CERTIFIED, lower[IBP] > 0)
     further_columns: dict[str, Tensor] = {}
     for stage in config.evaluation.stages:
@@ -91,7 +91,7 @@ def _evaluate_batch(
             continue
         result = STAGES[stage].run(batch)
         ledger.decide(stage, names.CERTIFIED, result.lower > 0)
-        ledger.decide(stage, names.ATTACKED, result.counterexample_margin < 0)
+        ledger.decide(stage, names.FALSIFIED, result.counterexample_margin < 0)
         lower[stage] = result.lower
         further_columns |= result.columns
         evidence |= result.evidence

@@ -263,8 +263,8 @@ class Counts:
     def add(self, verdicts: dict[str, int]) -> None:
         """Add the number of images with each verdict."""
         self.verdicts.update(verdicts)
-        done, open_ = self.verdicts.total(), sum(self.verdicts[kind] for kind in names.OPEN)
+        done, undecided = self.verdicts.total(), sum(self.verdicts[kind] for kind in names.UNDECIDED)
         left = minutes(self.pace.left(done, self.images))
-        certified, attacked = self.verdicts[names.CERTIFIED], self.verdicts[names.ATTACKED]
-        note = f"{certified:,} certified, {attacked:,} attacked, {open_:,} open"
+        certified, falsified = self.verdicts[names.CERTIFIED], self.verdicts[names.FALSIFIED]
+        note = f"{certified:,} certified, {falsified:,} falsified, {undecided:,} undecided"
         self.bars.update(self.task, completed=done, note=f"{note}, {left} left" if left else note)

@@ -20,7 +20,7 @@ from harness.storage.files import write_text
 
 REPORT, FIGURES = "report.html", "figures"
 _MAIN = (
-    "#", "row", "certified error", "attack error", "standard error", "open", "bound width", "parameters",
+    "#", "row", "certified error", "attack error", "standard error", "undecided", "bound width", "parameters",
     "train seconds", "seeds",
 )  # fmt: skip
 _TEMPLATES = jinja2.Environment(

@@ -9,7 +9,7 @@ from typing import Any
 CERTIFIED_ERROR = "certified_error"
 ATTACK_ERROR = "attack_error"
 STANDARD_ERROR = "standard_error"
-OPEN_ERROR = "open"  # certified minus attack error: the verdicts of OPEN
+UNDECIDED_ERROR = "undecided"  # certified minus attack error: the verdicts of UNDECIDED
 BOUND_WIDTH = "bound_width"
 BOUND_WIDTH_RELATIVE = "bound_width_relative"
 PARAMETERS = "parameters"
@@ -57,11 +57,11 @@ ATTACK_MARGIN = "attack_margin"
 WIDTH = "width"
 BRANCHES = "branches"  # of branch and bound, where it was asked
 
-# Verdicts, the values of the column VERDICT: each image has one. Those of OPEN are neither certified nor attacked.
-MISCLASSIFIED, ATTACKED, CERTIFIED = "misclassified", "attacked", "certified"
+# Verdicts, the values of the column VERDICT; each image has one. UNDECIDED: neither certified nor falsified.
+MISCLASSIFIED, FALSIFIED, CERTIFIED = "misclassified", "falsified", "certified"
 UNKNOWN, TIMEOUT, OUT_OF_MEMORY, FAILED = "unknown", "timeout", "out of memory", "failed"
-OPEN = (UNKNOWN, TIMEOUT, OUT_OF_MEMORY, FAILED)
-VERDICTS = (MISCLASSIFIED, ATTACKED, CERTIFIED, *OPEN)
+UNDECIDED = (UNKNOWN, TIMEOUT, OUT_OF_MEMORY, FAILED)
+VERDICTS = (MISCLASSIFIED, FALSIFIED, CERTIFIED, *UNDECIDED)
 
 
 def margin_column(stage: str) -> str:
@@ -70,8 +70,8 @@ def margin_column(stage: str) -> str:
 
 
 def share_of(verdict: str) -> str:
-    """Return the metric name of the share of examples with an open verdict, in percent."""
-    return f"{OPEN_ERROR}/{verdict.replace(' ', '_')}"
+    """Return the metric name of the share of examples with an undecided verdict, in percent."""
+    return f"{UNDECIDED_ERROR}/{verdict.replace(' ', '_')}"
 
 
 def examples_at(stage: str) -> str:

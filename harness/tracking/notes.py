@@ -26,7 +26,7 @@ def describe_run(trial: Trial, row: str, result: TrialResult | None, error: str 
         f"{markdown_text(config.profile)}; evaluated by {markdown_text(evaluated_by(config, certified=False))}."
     ]
     if result:
-        columns = columns_of("error", "open")
+        columns = columns_of("error", "undecided")
         values = [column.value(result) for column in columns]
         cells = ["not finite" if value is None else f"{value:.2f} %" for value in values]
         rows = [column.title for column in columns], ["---"] * len(columns), cells

@@ -17,7 +17,7 @@ KEY = "comparison"
 TAG = f"mlflow.sharedViewState.{KEY}"
 ROW_TAG = "row"  # what the view groups runs by
 
-_OPEN: dict[str, list[dict[str, Any]]] = {
+_EXPANDED: dict[str, list[dict[str, Any]]] = {
     "Final: of test images": [
         {"type": "BAR", "metricKey": names.CERTIFIED_ERROR},
         {
@@ -38,7 +38,7 @@ _OPEN: dict[str, list[dict[str, Any]]] = {
         {"type": "LINE", "metricKey": names.TRAIN_EPS},
     ],
 }
-_CLOSED = (*names.FAMILIES, "Model metrics")
+_COLLAPSED = (*names.FAMILIES, "Model metrics")
 """MLflow's own sections. It adds a chart of each metric without one to the section that is called like the part of the
 metric's name before the last slash, else to the last section here."""
 _LINE = {"scaleType": "linear", "range": {}, "xAxisKey": "step", "selectedXAxisMetricKey": "", "lineSmoothness": 0}
@@ -71,7 +71,7 @@ def links(page: str, experiment_id: str, version: str) -> list[str]:
 
 def _state() -> dict[str, Any]:
     """Return all keys that MLflow's page reads; version 3.5 has no defaults for missing ones."""
-    sections = [(name, True) for name in _OPEN] + [(name, False) for name in _CLOSED]
+    sections = [(name, True) for name in _EXPANDED] + [(name, False) for name in _COLLAPSED]
     return {
         "searchFilter": "",
         "orderByKey": f"metrics.`{names.CERTIFIED_ERROR}`",
@@ -91,7 +91,9 @@ def _state() -> dict[str, Any]:
         "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": ROW_TAG}]},
         "groupsExpanded": {},
         "useGroupedValuesInCharts": True,
-        "compareRunCharts": [_chart(name, number, own) for name in _OPEN for number, own in enumerate(_OPEN[name])],
+        "compareRunCharts": [
+            _chart(name, number, own) for name in _EXPANDED for number, own in enumerate(_EXPANDED[name])
+        ],
         "compareRunSections": [
             {"uuid": name, "name": name, "display": opened, "isReordered": False, "deleted": False, "isGenerated": True}
             for name, opened in sections

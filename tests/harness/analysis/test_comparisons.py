@@ -98,7 +98,7 @@ def test_holm_s_correction_is_that_worked_out_by_hand():
 
 def test_each_metric_counts_its_own_errors(tmp_path):
     add_verdicts(tmp_path, [names.CERTIFIED] * 4, model="cnn9")
-    add_verdicts(tmp_path, [names.MISCLASSIFIED, names.ATTACKED, names.UNKNOWN, names.CERTIFIED])
+    add_verdicts(tmp_path, [names.MISCLASSIFIED, names.FALSIFIED, names.UNKNOWN, names.CERTIFIED])
     leaderboard = build_leaderboard(tmp_path)
     alone = {metric: compare(leaderboard, metric)[0]["row_alone"].iloc[0] for metric in METRICS}
     assert alone == {"certified": 3, "attack": 2, "standard": 1}

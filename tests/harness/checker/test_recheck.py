@@ -60,7 +60,7 @@ def change_verdicts(trial_dir, change, keep_errors=False):
     errors, wrong = {}, pd.Series(False, table.index)
     for name, kind in zip(
         (names.STANDARD_ERROR, names.ATTACK_ERROR, names.CERTIFIED_ERROR),
-        (names.MISCLASSIFIED, names.ATTACKED, names.UNKNOWN),
+        (names.MISCLASSIFIED, names.FALSIFIED, names.UNKNOWN),
         strict=True,
     ):
         wrong |= table[names.VERDICT] == kind
@@ -68,8 +68,8 @@ def change_verdicts(trial_dir, change, keep_errors=False):
     for number, stage in enumerate(stages := ("ibp", "crown-ibp", "crown", "alpha-crown"), start=1):
         by = (table[names.VERDICT] == names.CERTIFIED) & table[names.STAGE].isin(stages[:number])
         errors[names.certified_by(stage)] = 100 * float((~by).mean())
-    shares = {kind: 100 * float((table[names.VERDICT] == kind).mean()) for kind in names.OPEN}
-    errors |= {names.OPEN_ERROR: sum(shares.values())} | {names.share_of(kind): shares[kind] for kind in shares}
+    shares = {kind: 100 * float((table[names.VERDICT] == kind).mean()) for kind in names.UNDECIDED}
+    errors |= {names.UNDECIDED_ERROR: sum(shares.values())} | {names.share_of(kind): shares[kind] for kind in shares}
     content = json.loads((trial_dir / folder.RESULT).read_text())
     content["metrics"] |= errors
     (trial_dir / folder.RESULT).write_text(json.dumps(content))
@@ -178,7 +178,7 @@ def flipped_to_certified_by_crown_ibp(table):
 
 
 def broken_yet_certified(table):
-    table.loc[first(table, names.ATTACKED), [names.VERDICT, names.STAGE]] = [names.CERTIFIED, "alpha-crown"]
+    table.loc[first(table, names.FALSIFIED), [names.VERDICT, names.STAGE]] = [names.CERTIFIED, "alpha-crown"]
 
 
 def called_right(table):
@@ -310,12 +310,12 @@ POINTS = {
 def test_counterexamples_that_prove_nothing_are_reported(trial_dir, fault):
     change, output = POINTS[fault]
     table = pd.read_parquet(trial_dir / folder.VERDICTS)
-    index = table.index[table[names.VERDICT] == names.ATTACKED][0]
+    index = table.index[table[names.VERDICT] == names.FALSIFIED][0]
     points = {name: k.copy() for name, k in load_arrays(trial_dir / folder.COUNTEREXAMPLES).items()}
     change(points, str(index))
     save_arrays(points, trial_dir / folder.COUNTEREXAMPLES)
     (problem,) = recheck(trial_dir).problems
-    assert problem.startswith(f"image {index}: attacked, not confirmed") and output in problem
+    assert problem.startswith(f"image {index}: falsified, not confirmed") and output in problem
 
 
 @pytest.mark.parametrize("name", [pytest.param("cnn5", marks=pytest.mark.slow), "cerdeq"])
@@ -338,14 +338,14 @@ def test_what_branch_and_bound_certified_is_confirmed_leaf_by_leaf(tmp_path, nam
 @of_both
 def test_an_unknown_verdict_is_reported(trial_dir):
     def unheard_of(table):
-        table.loc[first(table, names.ATTACKED), names.VERDICT] = "robust"
+        table.loc[first(table, names.FALSIFIED), names.VERDICT] = "robust"
 
     change_verdicts(trial_dir, unheard_of)
     assert any("'robust' is no verdict" in problem for problem in recheck(trial_dir).problems)
 
 
 @of_both
-@pytest.mark.parametrize("error", ["certified_error/crown-ibp", "open", "open/unknown"])
+@pytest.mark.parametrize("error", ["certified_error/crown-ibp", "undecided", "undecided/unknown"])
 def test_an_error_that_is_not_that_of_its_verdicts_is_reported(trial_dir, error):
     change_verdicts(trial_dir, lambda table: None)
     content = json.loads((trial_dir / folder.RESULT).read_text())

@@ -19,7 +19,7 @@ from harness.training import load_network
 NAN = torch.nan
 SAID = {  # what cerdeq.verify answers: the lower bounds' least, whether its point is a counterexample; the verdict
     "certified": (0.5, False, names.CERTIFIED),
-    "falsified": (-0.5, True, names.ATTACKED),
+    "falsified": (-0.5, True, names.FALSIFIED),
     "unknown": (-0.5, False, names.UNKNOWN),
     "timeout": (NAN, False, names.TIMEOUT),
     "out of memory": (-0.5, False, names.OUT_OF_MEMORY),
@@ -82,9 +82,9 @@ def test_what_branch_and_bound_says_is_the_verdict(branched, said):
     if broken:
         assert (table.loc[came, names.ATTACK_MARGIN] == -0.25).all()
     metrics = final_metrics(evaluation, config.evaluation.stages)
-    assert metrics[names.OPEN_ERROR] == pytest.approx(metrics["certified_error"] - metrics["attack_error"])
+    assert metrics[names.UNDECIDED_ERROR] == pytest.approx(metrics["certified_error"] - metrics["attack_error"])
     assert metrics[names.examples_at("bab")] == len(asked)
-    assert metrics[names.decided_by("bab")] == (0 if verdict in names.OPEN else len(asked))
+    assert metrics[names.decided_by("bab")] == (0 if verdict in names.UNDECIDED else len(asked))
     told = [line for line in warnings(evaluation, {}) if " in bab: " in line]
     assert bool(told) == (verdict in (names.FAILED, names.OUT_OF_MEMORY))
 
@@ -109,8 +109,8 @@ def test_branch_and_bound_itself_decides_more_and_its_counterexamples_are_kept(n
     table = evaluation.verdicts
     asked = table[names.BRANCHES].notna()
     assert asked.any() and (table.loc[asked, names.STAGE] == "bab").all()
-    assert set(table.loc[asked, names.VERDICT]) <= {names.CERTIFIED, names.ATTACKED, names.TIMEOUT}
+    assert set(table.loc[asked, names.VERDICT]) <= {names.CERTIFIED, names.FALSIFIED, names.TIMEOUT}
     assert names.CERTIFIED in set(table.loc[asked, names.VERDICT])
-    attacked = table.index[table[names.VERDICT] == names.ATTACKED].tolist()
-    assert sorted(evaluation.evidence) == sorted(map(str, attacked))
-    assert (table.loc[attacked, names.ATTACK_MARGIN] < 0).all()
+    falsified = table.index[table[names.VERDICT] == names.FALSIFIED].tolist()
+    assert sorted(evaluation.evidence) == sorted(map(str, falsified))
+    assert (table.loc[falsified, names.ATTACK_MARGIN] < 0).all()

@@ -10,7 +10,7 @@ from harness.storage import names
 
 EXAMPLES = 5
 STAGES = ["clean", "attack", "ibp", "bab"]
-DECIDING = [names.MISCLASSIFIED, names.ATTACKED, names.CERTIFIED]
+DECIDING = [names.MISCLASSIFIED, names.FALSIFIED, names.CERTIFIED]
 outcome = st.sampled_from([*DECIDING, names.TIMEOUT, "raises", "runs out", "says nothing"])
 
 

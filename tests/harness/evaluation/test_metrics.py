@@ -14,7 +14,7 @@ STAGES = ("ibp", "crown")
 OUTCOMES = [  # verdict, stage that decided, width, prediction
     ("misclassified", "clean", 1.0, 7),
     ("misclassified", "clean", 2.0, 3),
-    ("attacked", "attack", 3.0, 3),
+    ("falsified", "attack", 3.0, 3),
     ("unknown", "none", 4.0, 3),
     ("certified", "ibp", 5.0, 3),
     ("certified", "ibp", 6.0, 3),
@@ -38,7 +38,7 @@ def test_final_metrics_are_those_of_the_verdicts():
         names.STANDARD_ERROR: 25.0,
         names.ATTACK_ERROR: 37.5,
         names.CERTIFIED_ERROR: 50.0,
-        names.OPEN_ERROR: 12.5,
+        names.UNDECIDED_ERROR: 12.5,
         names.share_of(names.UNKNOWN): 12.5,
         names.share_of(names.OUT_OF_MEMORY): 0.0,
         names.examples_at("clean"): 80,
@@ -77,7 +77,7 @@ def test_metrics_that_are_not_finite_are_named():
 
 def test_errors_out_of_order_are_refused(monkeypatch):
     """As no verdicts give them, unless two were one."""
-    monkeypatch.setattr(names, "CERTIFIED", names.ATTACKED)
-    broken = evaluation().verdicts.assign(**{names.VERDICT: names.ATTACKED})
+    monkeypatch.setattr(names, "CERTIFIED", names.FALSIFIED)
+    broken = evaluation().verdicts.assign(**{names.VERDICT: names.FALSIFIED})
     with pytest.raises(AssertionError, match="errors out of order"):
         final_metrics(evaluation(verdicts=broken), STAGES)

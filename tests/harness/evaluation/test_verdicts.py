@@ -174,7 +174,7 @@ def test_a_large_eps_certifies_nothing_and_breaks_much(judged):
     evaluation, *_ = judged("cnn5", eps="1/2")
     counts = evaluation.verdicts[names.VERDICT].value_counts()
     assert "certified" not in counts
-    assert counts["attacked"] > 0
+    assert counts["falsified"] > 0
 
 
 @pytest.mark.parametrize(("name", "eps"), [("cnn5", "1/2"), pytest.param("cerdeq", "1/100", marks=pytest.mark.slow)])
@@ -182,7 +182,7 @@ def test_each_falsified_example_has_a_counterexample_that_the_network_gets_wrong
     evaluation = EvaluationSettings(stages=("ibp",), attack_steps=5, attack_restarts=1, batch_size=40)
     evaluation, model, images, labels, config = judged(name, eps=eps, evaluation=evaluation)
     table = evaluation.verdicts
-    falsified = table.loc[table[names.VERDICT] == names.ATTACKED, names.INDEX].tolist()
+    falsified = table.loc[table[names.VERDICT] == names.FALSIFIED, names.INDEX].tolist()
     assert list(evaluation.evidence) == [str(index) for index in falsified] and 5 < len(falsified) <= 80
     k = torch.stack([evaluation.evidence[str(index)] for index in falsified])
     assert k.dtype == torch.int16
@@ -198,7 +198,7 @@ def test_each_falsified_example_has_a_counterexample_that_the_network_gets_wrong
 def test_a_counterexample_that_is_not_proved_falsifies_nothing(judged, monkeypatch):
     monkeypatch.setattr(attack, "upper_margins", lambda program, points, *_: torch.zeros(len(points)).to(points))
     evaluation, *_ = judged("cnn5", eps="1/2")
-    assert names.ATTACKED not in set(evaluation.verdicts[names.VERDICT]) and not evaluation.evidence
+    assert names.FALSIFIED not in set(evaluation.verdicts[names.VERDICT]) and not evaluation.evidence
 
 
 def test_what_ibp_proved_is_attacked_once_by_the_margin(judged, monkeypatch):

@@ -81,10 +81,10 @@ def test_the_front_has_the_rows_that_no_other_beats_in_both():
 def test_the_bars_of_stages_are_the_shares_of_images(data, drawn):
     (axes,) = drawn["stages"].axes
     widths = np.array([patch.get_width() for patch in axes.patches]).reshape(-1, len(data.rows))
-    means = data.trials.groupby("label", sort=False)[[names.STANDARD_ERROR, names.OPEN_ERROR]].mean()
+    means = data.trials.groupby("label", sort=False)[[names.STANDARD_ERROR, names.UNDECIDED_ERROR]].mean()
     assert widths.sum(0) == pytest.approx(100)
     assert widths[0] == pytest.approx(means[names.STANDARD_ERROR])
-    assert widths[-1] == pytest.approx(means[names.OPEN_ERROR])
+    assert widths[-1] == pytest.approx(means[names.UNDECIDED_ERROR])
 
 
 def test_depth_shows_widths_before_and_after_training(drawn):

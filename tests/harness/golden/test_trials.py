@@ -57,7 +57,7 @@ def test_folders_of_then_stand_in_a_leaderboard(tmp_path):
 def test_judging_has_not_changed(name):
     """All kinds of verdict occur; float32, the attack and alpha-crown's search may end elsewhere by rounding."""
     then = pd.read_parquet(HERE / name / folder.VERDICTS)
-    assert {"misclassified", "attacked", "certified", "unknown"} == set(then[names.VERDICT])
+    assert {"misclassified", "falsified", "certified", "unknown"} == set(then[names.VERDICT])
     config = folder.read_trial(HERE / name / folder.TRIAL).config
     images = load(config.dataset).test_images(config.evaluation.test_images)
     network = load_network(config, HERE / name / folder.WEIGHTS)

@@ -107,10 +107,10 @@ def test_a_certification_counts_verdicts_on_a_terminal_alone(now, capsys):
     console = Console(file=io.StringIO(), force_terminal=True, width=150)
     with Counts(100, console) as counts:
         now[0] += 60
-        counts.add({names.CERTIFIED: 14, names.ATTACKED: 3, names.MISCLASSIFIED: 1, names.TIMEOUT: 1, names.FAILED: 1})
+        counts.add({names.CERTIFIED: 14, names.FALSIFIED: 3, names.MISCLASSIFIED: 1, names.TIMEOUT: 1, names.FAILED: 1})
         counts.bars.refresh()
     text = console.file.getvalue()
-    assert "20/100" in text and "14 certified, 3 attacked, 2 open, 4.0 min left" in text
+    assert "20/100" in text and "14 certified, 3 falsified, 2 undecided, 4.0 min left" in text
     with Counts(100, Console(file=(file := io.StringIO()))) as counts:
         counts.add({names.CERTIFIED: 100})
     assert file.getvalue() == "" and capsys.readouterr().out == ""

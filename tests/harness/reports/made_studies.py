@@ -69,7 +69,7 @@ def _metrics(verdicts, model, seed):
         names.STANDARD_ERROR: share[names.MISCLASSIFIED],
         names.ATTACK_ERROR: share[names.MISCLASSIFIED],
         names.CERTIFIED_ERROR: 100 - share[names.CERTIFIED],
-        names.OPEN_ERROR: share[names.UNKNOWN],
+        names.UNDECIDED_ERROR: share[names.UNKNOWN],
         **_layers(model, 0.5 + seed / 10),
         **{names.layer_unstable(layer): unstable for layer, (unstable, _) in states.items()},
         **{names.layer_inactive(layer): inactive for layer, (_, inactive) in states.items()},

@@ -21,7 +21,7 @@ def table():
             "label": random.integers(10, size=ROWS),
             "margin": np.where(margins > 2, np.nan, margins),
             "width": np.where(margins > 2, np.inf, random.random(ROWS).astype(np.float32)).astype(np.float32),
-            "verdict": np.where(margins > 0, "certified", "attacked"),
+            "verdict": np.where(margins > 0, "certified", "falsified"),
         }
     )
 

@@ -34,7 +34,7 @@ def test_a_trial_leaves_everything_that_its_numbers_rest_on(tiny_trial, whole_tr
     assert len(verdicts) == 60
     assert metrics[names.CERTIFIED_ERROR] == pytest.approx(100 * (verdicts[names.VERDICT] != "certified").mean())
     assert metrics[names.BOUND_WIDTH] == pytest.approx(verdicts[names.WIDTH].mean())
-    falsified = verdicts.loc[verdicts[names.VERDICT] == "attacked", names.INDEX]
+    falsified = verdicts.loc[verdicts[names.VERDICT] == "falsified", names.INDEX]
     counterexamples = load_file(place / folder.COUNTEREXAMPLES)
     assert set(counterexamples) == set(map(str, falsified))
     model = load_network(tiny_trial("cerdeq"), place / folder.WEIGHTS)
