@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from baselines import DATASETS
+from cerdeq import Box, LinfBall, margin_spec
 from harness.config.trial import TrialConfig
 from harness.evaluation.ledger import Ledger
 from harness.evaluation.network import PreparedNetwork
@@ -38,6 +40,11 @@ class Batch:
     def undecided(self) -> Tensor:
         """The examples that stages look at: bool [B], on the images' device."""
         return self.bounded & self.ledger.undecided.to(self.images.device, non_blocking=True)
+
+    def question(self, examples: Tensor) -> tuple[Box, Tensor]:
+        """Return the balls around examples, by their numbers [n], and the rows of their margins."""
+        spec = margin_spec(self.labels[examples], DATASETS[self.config.dataset].classes)
+        return LinfBall(self.images[examples], self.config.eps), spec.to(self.images)
 
     def nan(self) -> Tensor:
         """Return NaN for each example: float64 [B]."""

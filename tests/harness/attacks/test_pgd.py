@@ -14,7 +14,7 @@ from baselines import build
 from cerdeq.equilibrium import follow, keep
 from harness.attacks import pgd
 from harness.attacks.objectives import margins
-from harness.attacks.pgd import ascend, last_point, noise, worst_point
+from harness.attacks.pgd import last_point, noise, worst_point
 from harness.config.settings import ATTACKS, EvaluationSettings
 
 EPS = Fraction(1, 10)
@@ -26,7 +26,7 @@ def attacked(model, x, labels, eps=EPS, indices=None, seed=0, **settings):
 
 
 def small_network(seed, inputs=6, hidden=8, classes=3):
-    """One that predicts all classes."""
+    """Return a network that predicts all classes."""
     torch.manual_seed(seed)
     layers = nn.Flatten(), nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, classes)
     model = nn.Sequential(*layers).double().requires_grad_(False)
@@ -48,21 +48,15 @@ def margins_at(model, points, labels):
     return margins(model(points), labels)
 
 
-def test_a_step_goes_up_by_its_size_and_stays_within_the_ends():
-    start, low, high = torch.tensor([[0.5, 0.2, 0.9]]), torch.zeros(1, 3), torch.ones(1, 3)
-    slope = torch.tensor([3.0, -0.1, 2.0])
-    point, value = ascend(lambda points: points @ slope, start, 0.25, low, high)
+def test_steps_go_up_by_their_size_and_stay_within_the_ends():
+    start, low, high, slope = torch.tensor([[0.5, 0.2, 0.9]]), torch.zeros(1, 3), torch.ones(1, 3), torch.ones(3)
+    slope[1] = -0.1
+    point = last_point(lambda points: points @ slope, start, 0.125, 2, low, high)
     torch.testing.assert_close(point, torch.tensor([[0.75, 0.0, 1.0]]))
-    torch.testing.assert_close(value, start @ slope)
-    assert not point.requires_grad and not value.requires_grad
+    assert not point.requires_grad
 
 
-def test_the_last_point_is_that_of_as_many_steps():
-    start, low, high = torch.zeros(2, 1), torch.full((2, 1), -9.0), torch.full((2, 1), 9.0)
-    assert last_point(lambda points: points.sum(1), start, 0.5, 3, low, high).tolist() == [[1.5], [1.5]]
-
-
-def test_starts_are_of_the_seeds_and_each_image_alone():
+def test_starts_depend_on_the_seeds_and_each_image_alone():
     shape, indices = torch.Size((1, 4, 4)), torch.tensor([7, 3, 1000])
     starts = noise((5, 0, 0), indices, shape)
     assert starts.shape == (3, 1, 4, 4) and starts.min() >= 0 and starts.max() < 1
@@ -77,12 +71,12 @@ def test_starts_are_of_the_seeds_and_each_image_alone():
 def test_the_attack_does_not_depend_on_batches_and_slices(attack, monkeypatch):
     model, x = small_network(1), images(12)
     labels, settings = predicted(model, x), {"attack": attack, "attack_steps": 5, "attack_restarts": 2}
-    whole = attacked(model, x, labels, **settings)
+    expected = attacked(model, x, labels, **settings)
     backwards = torch.arange(11, -1, -1)
     batches = [attacked(model, x[rows], labels[rows], indices=rows, **settings) for rows in backwards.split(5)]
-    torch.testing.assert_close(torch.cat(batches).flip(0), whole)
+    torch.testing.assert_close(torch.cat(batches).flip(0), expected)
     monkeypatch.setattr(pgd, "_AT_ONCE", {"cpu": 2})
-    torch.testing.assert_close(attacked(model, x, labels, **settings), whole)
+    torch.testing.assert_close(attacked(model, x, labels, **settings), expected)
 
 
 def test_an_equilibrium_is_attacked_alike_in_any_batch():
@@ -91,7 +85,7 @@ def test_an_equilibrium_is_attacked_alike_in_any_batch():
     labels = predicted(model, x)
     follow(model)
     first, again = (attacked(model, x, labels, attack_steps=3, attack_restarts=1) for _ in range(2))
-    assert first.equal(again)  # what was attacked before is forgotten
+    assert first.equal(again)  # earlier attacks leave nothing behind
     last = attacked(model, x[4:], labels[4:], indices=torch.tensor([4, 5]), attack_steps=3, attack_restarts=1)
     torch.testing.assert_close(last, first[4:])
 
@@ -100,7 +94,7 @@ def test_an_equilibrium_is_attacked_alike_in_any_batch():
     ("attack", "classes", "steps", "first"), [("margin", 2, 20, 0.25), ("all", 3, 20, 0.25), ("all", 3, 4, 2.0)]
 )
 def test_the_attack_finds_the_worst_corner_of_a_linear_network(attack, classes, steps, first, monkeypatch):
-    """Where nothing leaves early. Of three classes the margin's climb may end in the corner of the wrong one."""
+    """Where no example leaves early. With three classes the margin may lead to the corner of the wrong one."""
     monkeypatch.setattr(pgd, "_NOISE", torch.inf)
     model = nn.Sequential(nn.Flatten(), nn.Linear(6, classes)).double()
     x, labels = images(5), torch.arange(5) % classes
@@ -109,78 +103,80 @@ def test_the_attack_finds_the_worst_corner_of_a_linear_network(attack, classes, 
     for row in range(5):
         inside = (x[row] + corners).clamp(0, 1)
         best = margins_at(model, inside, labels[row].expand(len(inside))).min()
-        found = margins_at(model, point[row : row + 1], labels[row : row + 1])
-        assert found.item() == pytest.approx(best.item(), abs=1e-6)
+        smallest = margins_at(model, point[row : row + 1], labels[row : row + 1])
+        assert smallest.item() == pytest.approx(best.item(), abs=1e-6)
     assert ((point - x).abs() <= 0.1 + 1e-12).all()
     assert ((point >= 0) & (point <= 1)).all()
 
 
 class Counting(nn.Module):
-    """A network that counts the examples it was asked."""
+    """A network that counts its examples."""
 
     def __init__(self, model):
         super().__init__()
-        self.model, self.asked = model, 0
+        self.model, self.count = model, 0
 
     def forward(self, x):
-        self.asked += len(x)
+        self.count += len(x)
         return self.model(x)
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize("seed", range(2))
-def test_leaving_early_loses_no_broken_example_and_saves_steps(seed, attack, monkeypatch):
+def test_leaving_early_loses_no_falsified_example_and_saves_steps(seed, attack, monkeypatch):
     model, x = Counting(small_network(seed)), images(60)
     labels, settings = predicted(model, x), {"attack": attack, "attack_steps": 10, "attack_restarts": 2}
-    model.asked = 0
-    found, early = margins_at(model, attacked(model, x, labels, **settings), labels), model.asked
+    model.count = 0
+    early, early_count = margins_at(model, attacked(model, x, labels, **settings), labels), model.count
     monkeypatch.setattr(pgd, "_NOISE", torch.inf)
-    model.asked = 0
-    least, whole = margins_at(model, attacked(model, x, labels, **settings), labels), model.asked
-    assert 0 < (least < 0).sum() < 60
-    assert ((found < 0) == (least < 0)).all()
-    torch.testing.assert_close(found[least >= 0], least[least >= 0])
-    assert early < whole
+    model.count = 0
+    full, full_count = margins_at(model, attacked(model, x, labels, **settings), labels), model.count
+    assert 0 < (full < 0).sum() < 60
+    assert ((early < 0) == (full < 0)).all()
+    torch.testing.assert_close(early[full >= 0], full[full >= 0])
+    assert early_count < full_count
 
 
 def test_a_misclassified_image_is_its_own_counterexample():
     model, x = Counting(small_network(0)), images(4)
     labels = (predicted(model, x) + 1) % 3
-    model.asked = 0
+    model.count = 0
     assert attacked(model, x, labels).equal(x)
-    assert model.asked == 4
+    assert model.count == 4
 
 
-def least_margin(model, x, label, eps):
-    """The exact least margin over the ball: a linear program for each pattern of hidden units and other class."""
+def smallest_margin(model, x, label, eps):
+    """Return the exact smallest margin over the ball: a linear program for each pattern of units and other class."""
     first, last = model[1], model[3]
     (w, b), (v, c) = ([p.detach().numpy() for p in (layer.weight, layer.bias)] for layer in (first, last))
     ball = [(max(value - eps, 0), min(value + eps, 1)) for value in x.flatten().tolist()]
-    least = np.inf
+    smallest = np.inf
     for on in itertools.product([-1, 1], repeat=len(b)):
         signs, live = np.array(on), np.array(on) > 0
         for other in set(range(len(c))) - {label}:
             row = (v[label] - v[other]) * live
             program = linprog(row @ w, A_ub=-signs[:, None] * w, b_ub=signs * b, bounds=ball)
             if program.status == 0:
-                least = min(least, program.fun + row @ b + c[label] - c[other])
-    return least
+                smallest = min(smallest, program.fun + row @ b + c[label] - c[other])
+    return smallest
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_attack_is_never_beyond_the_exact_minimum_and_often_there(seed):
     model, x = small_network(seed, inputs=3, hidden=4), images(6, inputs=3)
     labels = predicted(model, x)
-    found = margins_at(model, attacked(model, x, labels, attack="all"), labels)
-    exact = torch.tensor([least_margin(model, image, int(label), 0.1) for image, label in zip(x, labels, strict=True)])
-    assert (found >= exact - 1e-9).all()
-    assert ((found < 0) == (exact < 0)).all()
+    attack = margins_at(model, attacked(model, x, labels, attack="all"), labels)
+    exact = torch.tensor(
+        [smallest_margin(model, image, int(label), 0.1) for image, label in zip(x, labels, strict=True)]
+    )
+    assert (attack >= exact - 1e-9).all()
+    assert ((attack < 0) == (exact < 0)).all()
     robust = exact >= 0
-    torch.testing.assert_close(found[robust], exact[robust], atol=5e-3, rtol=0)
+    torch.testing.assert_close(attack[robust], exact[robust], atol=5e-3, rtol=0)
 
 
 def test_gradients_through_an_equilibrium_are_those_of_its_solution():
-    """Against differences of the float64 equilibrium; the follower solves to three digits."""
+    """Against differences of the float64 equilibrium; the attack's network solves to three digits."""
     torch.manual_seed(2)
     model = build("cerdeq", "digits", width=0.1).double().eval()
     follower = copy.deepcopy(model)
