@@ -52,7 +52,7 @@ class Ledger:
         """Give a verdict to those of the examples (bool [B]) that are undecided."""
         new = (examples.cpu() & self.undecided).numpy()
         self.verdict[new], self.stage[new], self.reason[new] = verdict, stage, ""
-        self.undecided[new] = False
+        self.undecided = self.undecided & ~examples.cpu()
 
     def note(self, stage: str, verdict: str, example: int, reason: str = "") -> None:
         """Note that a stage could not answer: the example's verdict if no later stage decides it."""

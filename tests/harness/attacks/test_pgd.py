@@ -84,14 +84,15 @@ def test_an_equilibrium_is_attacked_alike_in_any_batch():
     x = torch.rand(6, 1, 8, 8, dtype=torch.float64)
     labels = predicted(model, x)
     follow(model)
-    first, again = (attacked(model, x, labels, attack_steps=3, attack_restarts=1) for _ in range(2))
+    settings = {"eps": Fraction(1, 2), "attack_steps": 10, "attack_restarts": 1}  # examples leave at several steps
+    first, again = (attacked(model, x, labels, **settings) for _ in range(2))
     assert first.equal(again)  # earlier attacks leave nothing behind
-    last = attacked(model, x[4:], labels[4:], indices=torch.tensor([4, 5]), attack_steps=3, attack_restarts=1)
+    last = attacked(model, x[4:], labels[4:], indices=torch.tensor([4, 5]), **settings)
     torch.testing.assert_close(last, first[4:])
 
 
 @pytest.mark.parametrize(
-    ("attack", "classes", "steps", "first"), [("margin", 2, 20, 0.25), ("all", 3, 20, 0.25), ("all", 3, 4, 2.0)]
+    ("attack", "classes", "steps", "first"), [("margin", 2, 20, 0.25), ("all", 3, 20, 0.25), ("all", 3, 1, 2.0)]
 )
 def test_the_attack_finds_the_worst_corner_of_a_linear_network(attack, classes, steps, first, monkeypatch):
     """Where no example leaves early. With three classes the margin may lead to the corner of the wrong one."""
@@ -172,7 +173,7 @@ def test_the_attack_is_never_beyond_the_exact_minimum_and_often_there(seed):
     assert (attack >= exact - 1e-9).all()
     assert ((attack < 0) == (exact < 0)).all()
     robust = exact >= 0
-    torch.testing.assert_close(attack[robust], exact[robust], atol=5e-3, rtol=0)
+    torch.testing.assert_close(attack[robust], exact[robust], atol=2e-3, rtol=0)
 
 
 def test_gradients_through_an_equilibrium_are_those_of_its_solution():

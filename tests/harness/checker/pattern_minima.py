@@ -13,7 +13,7 @@ from torch import nn
 
 from cerdeq.equilibrium import FixedPoint
 
-FAR = 10.0  # how far above 0 an empty leaf's bound is pushed
+EMPTY = 10.0  # how far above 0 the bound of an empty leaf lies
 
 
 def dense(layer, shape):
@@ -85,23 +85,23 @@ def patterns(model, shape):
         yield {name: np.array(signs[ends[i] : ends[i + 1]]) for i, name in enumerate(sizes)}
 
 
-def least_at_pattern(model, box, spec, signs):
+def minimum_at_pattern(model, box, spec, signs):
     """The least of spec . output where the signs are these, infinity where nowhere; and multipliers of the signs."""
     before, (matrix, offset) = at_pattern(model, box.center.shape[1:], signs)
     low, high = box.lower[0].ravel(), box.upper[0].ravel()
     rows = np.concatenate([-signs[name][:, None] * m for name, (m, _) in before.items()])
     ends = np.concatenate([signs[name] * o for name, (_, o) in before.items()])
-    found = linprog(spec @ matrix, A_ub=rows, b_ub=ends, bounds=np.stack([low, high], 1))
-    value, multipliers = found.fun, np.zeros(len(rows))
-    if found.status == 2:  # nowhere: what shows it is pushed hard
+    result = linprog(spec @ matrix, A_ub=rows, b_ub=ends, bounds=np.stack([low, high], 1))
+    value, multipliers = result.fun, np.zeros(len(rows))
+    if result.status == 2:  # nowhere: what shows it is pushed hard
         wide = np.concatenate([rows, -np.ones((len(rows), 1))], 1)
         bounds = [*zip(low, high, strict=True), (0, None)]
-        found = linprog(np.eye(len(low) + 1)[-1], A_ub=wide, b_ub=ends, bounds=bounds)
-        value, scale = np.inf, FAR / found.fun
-        multipliers = -found.ineqlin.marginals * scale
+        result = linprog(np.eye(len(low) + 1)[-1], A_ub=wide, b_ub=ends, bounds=bounds)
+        value, scale = np.inf, EMPTY / result.fun
+        multipliers = -result.ineqlin.marginals * scale
     else:
-        assert found.status == 0, found.message
-        value, multipliers = found.fun + spec @ offset, -found.ineqlin.marginals
+        assert result.status == 0, result.message
+        value, multipliers = result.fun + spec @ offset, -result.ineqlin.marginals
     splits = np.cumsum([len(m) for m, _ in before.values()])[:-1]
     return value, dict(zip(before, np.split(multipliers.clip(min=0), splits), strict=True))
 
@@ -109,7 +109,7 @@ def least_at_pattern(model, box, spec, signs):
 def full_certificate(model, box, specs):
     """Tensors of a certificate whose leaves are all patterns, for each of the margins' rows that specs names."""
     leaves = [
-        (row, signs, least_at_pattern(model, box, spec, signs)[1])
+        (row, signs, minimum_at_pattern(model, box, spec, signs)[1])
         for row, spec in specs.items()
         for signs in patterns(model, box.center.shape[1:])
     ]
