@@ -62,13 +62,9 @@ def warnings(evaluation: Evaluation, metrics: dict[str, float | None]) -> list[s
         messages.append(f"collapsed: predicts class {shares.index[0]} for {100 * shares.iloc[0]:.1f} % of the images")
     failed = evaluation.verdicts[evaluation.verdicts[names.VERDICT].isin([names.OUT_OF_MEMORY, names.FAILED])]
     for (verdict, stage), part in failed.groupby([names.VERDICT, names.STAGE]):
-        messages.append(f"{verdict} in {stage}: {len(part)} examples, such as {_format_first(part)}")
+        index, reason = part[[names.INDEX, names.REASON]].iloc[0]
+        example = f"{index} ({reason})" if reason else index
+        messages.append(f"{verdict} in {stage}: {len(part)} examples, such as {example}")
     if missing:
         messages.append(f"not finite: {', '.join(missing)}")
     return messages
-
-
-def _format_first(examples: pd.DataFrame) -> str:
-    """Return the index of the first example, with the reason of its failure if there is one."""
-    row = examples.iloc[0]
-    return f"{row[names.INDEX]}" + (f" ({row[names.REASON]})" if row[names.REASON] else "")

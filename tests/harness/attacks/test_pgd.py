@@ -1,6 +1,5 @@
 """Projected gradient descent, against brute force and by hand."""
 
-import copy
 import itertools
 from fractions import Fraction
 
@@ -11,7 +10,7 @@ from scipy.optimize import linprog
 from torch import nn
 
 from baselines import build
-from cerdeq.equilibrium import follow, keep
+from cerdeq.equilibrium import follow
 from harness.attacks import pgd
 from harness.attacks.objectives import margins
 from harness.attacks.pgd import last_point, noise, worst_point
@@ -65,6 +64,17 @@ def test_starts_depend_on_the_seeds_and_each_image_alone():
     others = [noise(seeds, indices, shape) for seeds in [(6, 0, 0), (5, 1, 0), (5, 0, 1)]]
     drawn = torch.cat([starts, *others])
     assert len({tuple(start.flatten().tolist()) for start in drawn}) == len(drawn)
+
+
+def test_steps_fall_linearly_from_attack_step_times_eps(monkeypatch):
+    points = []
+    monkeypatch.setattr(pgd, "noise", lambda seeds, indices, shape: torch.zeros(1, *shape))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(1, 2)).double()
+    model[1].weight.data, model[1].bias.data = torch.tensor([[-1.0], [0.0]]).double(), torch.tensor([9.0, 0.0]).double()
+    model.register_forward_pre_hook(lambda _, inputs: points.append(inputs[0].item()))
+    x, labels = torch.full((1, 1, 1, 1), 0.5).double(), torch.tensor([0])
+    attacked(model, x, labels, attack="margin", attack_steps=4, attack_step=0.25, attack_restarts=1)
+    assert points == pytest.approx([0.5, 0.4, 0.425, 0.44375, 0.45625, 0.4625])  # from the lower end, which noise 0 is
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -174,22 +184,3 @@ def test_the_attack_is_never_beyond_the_exact_minimum_and_often_there(seed):
     assert ((attack < 0) == (exact < 0)).all()
     robust = exact >= 0
     torch.testing.assert_close(attack[robust], exact[robust], atol=2e-3, rtol=0)
-
-
-def test_gradients_through_an_equilibrium_are_those_of_its_solution():
-    """Against differences of the float64 equilibrium; the attack's network solves to three digits."""
-    torch.manual_seed(2)
-    model = build("cerdeq", "digits", width=0.1).double().eval()
-    follower = copy.deepcopy(model)
-    follow(follower)
-    x, step = torch.rand(1, 1, 8, 8, dtype=torch.float64), 1e-6
-    labels = predicted(model, x)
-    point = x.clone().requires_grad_()
-    keep(follower, None)
-    (gradient,) = torch.autograd.grad(margins(follower(point), labels).sum(), point)
-    moves = step * torch.eye(64, dtype=torch.float64).view(64, 1, 8, 8)
-    ahead, behind = (margins_at(model, x + sign * moves, labels.expand(64)) for sign in (1, -1))
-    differences = ((ahead - behind) / (2 * step)).view_as(x)
-    assert (gradient - differences).norm() <= 0.01 * differences.norm()
-    clear = differences.abs() > 0.05 * differences.abs().max()
-    assert clear.sum() > 20 and gradient[clear].sign().equal(differences[clear].sign())
