@@ -20,7 +20,7 @@ class PreparedNetwork:
     """A network as its evaluation needs it.
 
     model: float64, in evaluation mode. program: its steps, for bounds. program_float32: the same in float32, or None
-    if the network cannot be bounded in float32. attack_model: a float32 copy, whose equilibria are solved to a few digits.
+    if the network cannot be bounded in float32. attack_model: a float32 copy with less exact equilibria.
     """
 
     model: nn.Module
