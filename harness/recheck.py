@@ -38,7 +38,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Run the command and return the exit status. Raises InputError without finished trials or with broken files."""
+    """Run the command and return the exit status. Raises InputError without finished trials or with damaged files."""
     require("--images", options.images, options.images is None or options.images >= 1, "at least 1")
     verdict_dirs = _find_verdict_dirs(options.directory)
     if not verdict_dirs:

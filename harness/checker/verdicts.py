@@ -201,7 +201,7 @@ def _load_network(path: Path, config: TrialConfig) -> Network:
 def _check_table(
     verdicts: pd.DataFrame, test: Split, metrics: dict[str, float | None], stages: tuple[str, ...]
 ) -> list[str]:
-    """Return the problems of the whole table: other examples or labels, errors that do not follow from verdicts."""
+    """Return the problems of the table: other examples or labels, errors that do not follow from verdicts."""
     if list(verdicts[names.INDEX]) != list(range(len(test))):
         return [f"verdicts of {len(verdicts)} examples; there are {len(test)}"]
     if not pd.api.types.is_numeric_dtype(verdicts[_MARGIN]):

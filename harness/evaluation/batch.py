@@ -53,7 +53,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage of the verifier found; tensors are [B], NaN for examples that it has no answer for.
+    """The result of a stage of the verifier; tensors are [B], NaN for examples that it has no answer for.
 
     lower: lower bounds of the smallest margin. counterexample_margin: proved upper bounds of the margin at a
     counterexample. columns: further columns of the table of verdicts. evidence: counterexamples and certificates.

@@ -102,7 +102,7 @@ def batches(images: Tensor, labels: Tensor, size: int) -> Iterator[tuple[int, Te
 
 
 def join_bounds(parts: Sequence[Bounds]) -> Bounds:
-    """Return the bounds of all examples of some parts."""
+    """Return the bounds of the examples of all parts."""
     tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in _TENSORS}
     layers = average_rows([part.layers for part in parts], [len(part.lower) for part in parts])
     return Bounds(**tensors, layers=layers)

@@ -19,7 +19,7 @@ from harness.config.settings import ATTACKS, EvaluationSettings
 EPS = Fraction(1, 10)
 
 
-def attacked(model, x, labels, eps=EPS, indices=None, seed=0, **settings):
+def attack_points(model, x, labels, eps=EPS, indices=None, seed=0, **settings):
     indices = torch.arange(len(x)) if indices is None else indices
     return worst_point(model, x, labels, eps, EvaluationSettings(**settings), seed, indices)
 
@@ -73,7 +73,7 @@ def test_steps_fall_linearly_from_attack_step_times_eps(monkeypatch):
     model[1].weight.data, model[1].bias.data = torch.tensor([[-1.0], [0.0]]).double(), torch.tensor([9.0, 0.0]).double()
     model.register_forward_pre_hook(lambda _, inputs: points.append(inputs[0].item()))
     x, labels = torch.full((1, 1, 1, 1), 0.5).double(), torch.tensor([0])
-    attacked(model, x, labels, attack="margin", attack_steps=4, attack_step=0.25, attack_restarts=1)
+    attack_points(model, x, labels, attack="margin", attack_steps=4, attack_step=0.25, attack_restarts=1)
     assert points == pytest.approx([0.5, 0.4, 0.425, 0.44375, 0.45625, 0.4625])  # from the lower end, which noise 0 is
 
 
@@ -81,12 +81,12 @@ def test_steps_fall_linearly_from_attack_step_times_eps(monkeypatch):
 def test_the_attack_does_not_depend_on_batches_and_slices(attack, monkeypatch):
     model, x = small_network(1), images(12)
     labels, settings = predicted(model, x), {"attack": attack, "attack_steps": 5, "attack_restarts": 2}
-    expected = attacked(model, x, labels, **settings)
+    expected = attack_points(model, x, labels, **settings)
     backwards = torch.arange(11, -1, -1)
-    batches = [attacked(model, x[rows], labels[rows], indices=rows, **settings) for rows in backwards.split(5)]
+    batches = [attack_points(model, x[rows], labels[rows], indices=rows, **settings) for rows in backwards.split(5)]
     torch.testing.assert_close(torch.cat(batches).flip(0), expected)
     monkeypatch.setattr(pgd, "_AT_ONCE", {"cpu": 2})
-    torch.testing.assert_close(attacked(model, x, labels, **settings), expected)
+    torch.testing.assert_close(attack_points(model, x, labels, **settings), expected)
 
 
 def test_an_equilibrium_is_attacked_alike_in_any_batch():
@@ -95,9 +95,9 @@ def test_an_equilibrium_is_attacked_alike_in_any_batch():
     labels = predicted(model, x)
     follow(model)
     settings = {"eps": Fraction(1, 2), "attack_steps": 10, "attack_restarts": 1}  # examples leave at several steps
-    first, again = (attacked(model, x, labels, **settings) for _ in range(2))
+    first, again = (attack_points(model, x, labels, **settings) for _ in range(2))
     assert first.equal(again)  # earlier attacks leave nothing behind
-    last = attacked(model, x[4:], labels[4:], indices=torch.tensor([4, 5]), **settings)
+    last = attack_points(model, x[4:], labels[4:], indices=torch.tensor([4, 5]), **settings)
     torch.testing.assert_close(last, first[4:])
 
 
@@ -109,7 +109,7 @@ def test_the_attack_finds_the_worst_corner_of_a_linear_network(attack, classes, 
     monkeypatch.setattr(pgd, "_NOISE", torch.inf)
     model = nn.Sequential(nn.Flatten(), nn.Linear(6, classes)).double()
     x, labels = images(5), torch.arange(5) % classes
-    point = attacked(model, x, labels, attack=attack, attack_steps=steps, attack_step=first, attack_restarts=2)
+    point = attack_points(model, x, labels, attack=attack, attack_steps=steps, attack_step=first, attack_restarts=2)
     corners = torch.tensor(list(itertools.product([-0.1, 0.1], repeat=6))).double().view(-1, 1, 1, 6)
     for row in range(5):
         inside = (x[row] + corners).clamp(0, 1)
@@ -138,10 +138,10 @@ def test_leaving_early_loses_no_falsified_example_and_saves_steps(seed, attack, 
     model, x = Counting(small_network(seed)), images(60)
     labels, settings = predicted(model, x), {"attack": attack, "attack_steps": 10, "attack_restarts": 2}
     model.count = 0
-    early, early_count = margins_at(model, attacked(model, x, labels, **settings), labels), model.count
+    early, early_count = margins_at(model, attack_points(model, x, labels, **settings), labels), model.count
     monkeypatch.setattr(pgd, "_NOISE", torch.inf)
     model.count = 0
-    full, full_count = margins_at(model, attacked(model, x, labels, **settings), labels), model.count
+    full, full_count = margins_at(model, attack_points(model, x, labels, **settings), labels), model.count
     assert 0 < (full < 0).sum() < 60
     assert ((early < 0) == (full < 0)).all()
     torch.testing.assert_close(early[full >= 0], full[full >= 0])
@@ -152,7 +152,7 @@ def test_a_misclassified_image_is_its_own_counterexample():
     model, x = Counting(small_network(0)), images(4)
     labels = (predicted(model, x) + 1) % 3
     model.count = 0
-    assert attacked(model, x, labels).equal(x)
+    assert attack_points(model, x, labels).equal(x)
     assert model.count == 4
 
 
@@ -176,11 +176,11 @@ def smallest_margin(model, x, label, eps):
 def test_the_attack_is_never_beyond_the_exact_minimum_and_often_there(seed):
     model, x = small_network(seed, inputs=3, hidden=4), images(6, inputs=3)
     labels = predicted(model, x)
-    attack = margins_at(model, attacked(model, x, labels, attack="all"), labels)
+    smallest = margins_at(model, attack_points(model, x, labels, attack="all"), labels)
     exact = torch.tensor(
         [smallest_margin(model, image, int(label), 0.1) for image, label in zip(x, labels, strict=True)]
     )
-    assert (attack >= exact - 1e-9).all()
-    assert ((attack < 0) == (exact < 0)).all()
+    assert (smallest >= exact - 1e-9).all()
+    assert ((smallest < 0) == (exact < 0)).all()
     robust = exact >= 0
-    torch.testing.assert_close(attack[robust], exact[robust], atol=2e-3, rtol=0)
+    torch.testing.assert_close(smallest[robust], exact[robust], atol=2e-3, rtol=0)

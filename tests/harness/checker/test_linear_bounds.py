@@ -140,8 +140,8 @@ def test_affine_networks_are_bounded_by_their_exact_minima_less_rounding(name, s
     for row, lower in zip(spec, lowers, strict=True):
         corner = np.where(row @ slopes > 0, -1, 1).reshape(box.center.shape)
         point = exact_numbers(box.center) + Fraction(0.25) * exact_numbers(corner)
-        least = (exact_numbers(row) * exact(model, point)[0]).sum()
-        assert Fraction(float(lower)) <= least <= Fraction(float(lower)) + Fraction(1, 10**9) * (1 + int(size) * 1000)
+        minimum = (exact_numbers(row) * exact(model, point)[0]).sum()
+        assert Fraction(float(lower)) <= minimum <= Fraction(float(lower)) + Fraction(1, 10**9) * (1 + int(size) * 1000)
 
 
 @pytest.mark.parametrize("name", AFFINE)
@@ -180,8 +180,8 @@ def test_equilibria_that_are_affine_are_bounded_by_their_exact_minima_less_round
     rows = exact_numbers(spec) @ exact_numbers(classifier.weight) @ invert(system)
     matrix, offset = rows @ exact_numbers(inject.weight), rows @ exact_numbers(inject.bias)
     offset = offset + exact_numbers(spec) @ exact_numbers(classifier.bias)
-    least = matrix.sum(1) * Fraction(1, 2) - abs(matrix).sum(1) * Fraction(1, 4) + offset
-    for lower, value in zip(lowers, least, strict=True):
+    minima = matrix.sum(1) * Fraction(1, 2) - abs(matrix).sum(1) * Fraction(1, 4) + offset
+    for lower, value in zip(lowers, minima, strict=True):
         assert Fraction(float(lower)) <= value <= Fraction(float(lower)) + Fraction(1, 10**10)
 
 
@@ -223,9 +223,9 @@ def test_each_part_of_a_bound_counts_its_own_rounding():
     for end in corners(box):
         assert (values[:, 0] * max(end[0], 0) >= slopes[:, 0] * end[0] + constants - losses).all()
     rows, wide = np.random.default_rng(3).normal(size=(50, 9)), random_box(9)
-    least = np.where(rows > 0, *corners(wide)) * exact_numbers(rows)
+    products = np.where(rows > 0, *corners(wide)) * exact_numbers(rows)
     minimum, loss = map(exact_numbers, linear.minimum_over_box(rows, wide))
-    assert (least.sum(1) >= minimum - loss).all()
+    assert (products.sum(1) >= minimum - loss).all()
     terms = np.random.default_rng(4).normal(size=(2, 5, 50))
     sums = exact_numbers(terms[0]).sum(0) - exact_numbers(abs(terms[1])).sum(0)
     assert (sums >= exact_numbers(linear.sum_rounded_down(terms[0], abs(terms[1])))).all()

@@ -88,8 +88,8 @@ def test_margins_lie_below_attacks_and_where_ibp_s_and_crown_s_do(name, options)
     np.testing.assert_allclose(np.maximum(ibp[0], loose), crown[0].numpy(), rtol=1e-4, atol=1e-4)
     for a, b in zip(*(region.values for region in regions), strict=True):
         assert (b.lower >= a.lower - 1e-9).all() and (b.upper <= a.upper + 1e-9).all()
-    wide, narrow = (sum(box.radius.sum() for box in region.values) for region in regions)
-    assert narrow < wide
+    loose_size, tight_size = (sum(box.radius.sum() for box in region.values) for region in regions)
+    assert tight_size < loose_size
 
 
 class TwoInputs(torch.nn.Module):
