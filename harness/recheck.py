@@ -95,7 +95,7 @@ def _summary(results: list[RecheckResult]) -> str:
     """Return the last line of the output."""
     if failed := sum(not result.is_confirmed for result in results):
         missing = sum(not result.has_weights for result in results)
-        return f"not confirmed: {failed} of {len(results)}, {missing} of them because their weights are not here"
+        return f"not confirmed: {failed} of {len(results)}" + (f", {missing} for lack of weights" if missing else "")
     checked = "" if all(result.is_complete for result in results) else " of the checked images"
     return f"every verdict{checked} is confirmed"
 
