@@ -17,26 +17,17 @@ _AT_ONCE = {"cpu": 32}  # examples, by device: more of them leave a CPU's cache 
 _NOISE = 1e-2  # of the span of an example's logits: ten times the error of `follow`; float32's is far smaller
 
 
-def ascend(
-    objective: Callable[[Tensor], Tensor], point: Tensor, size: float | Tensor, low: Tensor, high: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Take one signed gradient step of `size` up the objective, a function of points [B, ...] to [B].
-
-    Returns:
-        The next point, within [low, high], and the objective [B] at the old one.
-    """
-    point = point.detach().requires_grad_(True)
-    value = objective(point)
-    (gradient,) = torch.autograd.grad(value.sum(), point)
-    return _step(point.detach(), gradient, size, low, high), value.detach()
-
-
 def last_point(
     objective: Callable[[Tensor], Tensor], point: Tensor, size: float | Tensor, steps: int, low: Tensor, high: Tensor
 ) -> Tensor:
-    """Return the point after so many steps of one size."""
+    """Return the point after signed gradient steps of one size up the objective, each within [low, high].
+
+    objective: a function of points [B, ...] to [B].
+    """
     for _ in range(steps):
-        point, _ = ascend(objective, point, size, low, high)
+        point = point.detach().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(objective(point).sum(), point)
+        point = _step(point.detach(), gradient, size, low, high)
     return point
 
 
@@ -67,10 +58,8 @@ def worst_point(
             for rows in targets.split(at_once):
                 start = noise((seed, restart, number), indices[rows], x.shape[1:]).to(x, non_blocking=True)
                 search = _ascend_many(model, objective, x[rows], labels[rows], others[rows], eps, settings, start)
-                point, margin, falsified = search
-                worse = margin < smallest[rows]
-                worst[rows] = torch.where(_expand(worse, point), point, worst[rows])
-                smallest[rows] = torch.where(worse, margin, smallest[rows])
+                points, margin, falsified = search
+                _replace_worse(worst, smallest, rows, points, margin, margin < smallest[rows])
                 correct[rows] = ~falsified
     return worst
 
@@ -106,8 +95,7 @@ def _ascend_many(
             height = objective(logits, labels, others).sum()
         current, margin = point.detach(), margins(logits.detach(), labels)
         worse = (margin < smallest[rows]) & ~falsified[rows]
-        worst[rows] = torch.where(_expand(worse, current), current, worst[rows])
-        smallest[rows] = torch.where(worse, margin, smallest[rows])
+        _replace_worse(worst, smallest, rows, current, margin, worse)
         falsified[rows] = done = falsified[rows] | _falsified(logits.detach(), margin)
         if step == steps:
             break
@@ -133,6 +121,10 @@ def _falsified(logits: Tensor, margin: Tensor) -> Tensor:
     return margin < -_NOISE * (logits.amax(1) - logits.amin(1))
 
 
-def _expand(mask: Tensor, points: Tensor) -> Tensor:
-    """Return a mask [B] as a view that broadcasts over points [B, ...]."""
-    return mask.view(-1, *[1] * (points.dim() - 1))
+def _replace_worse(
+    worst: Tensor, smallest: Tensor, rows: Tensor, points: Tensor, margin: Tensor, worse: Tensor
+) -> None:
+    """Replace, in these rows, the worst points and smallest margins by the points and margins that are worse."""
+    mask = worse.view(-1, *[1] * (points.dim() - 1))
+    worst[rows] = torch.where(mask, points, worst[rows])
+    smallest[rows] = torch.where(worse, margin, smallest[rows])

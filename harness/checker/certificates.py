@@ -25,8 +25,8 @@ from harness.checker.boxes import Array
 from harness.checker.relaxation import Leaves
 from harness.errors import InputError
 
-ROW, NEURONS, SLOPES, SIGNS, MULTIPLIERS, KEPT = "row", "neurons", "slopes", "signs", "multipliers", "kept"
-_TYPES = {NEURONS: np.int32, SLOPES: np.uint8, SIGNS: np.int8, MULTIPLIERS: np.float32, KEPT: np.uint8}
+ROW, NEURONS, SLOPES, SIGNS, MULTIPLIERS, FACTORS = "row", "neurons", "slopes", "signs", "multipliers", "kept"
+_TYPES = {NEURONS: np.int32, SLOPES: np.uint8, SIGNS: np.int8, MULTIPLIERS: np.float32, FACTORS: np.uint8}
 _SPARE = 0.05  # a factor is at least 1 less this
 
 Tensors = dict[str, Array]
@@ -48,21 +48,23 @@ class Certificate:
         return {step: _spread(fields, leaf_numbers, shapes[step]) for step, fields in self.steps.items()}
 
 
-def read(path: Path) -> dict[int, Tensors]:
-    """Return the tensors of every example, by the rest of their names; empty if there is no file. Raises InputError."""
+def read_tensors(path: Path) -> Tensors:
+    """Return the tensors of a file by their names; none if there is no file. Raises InputError."""
     if not path.exists():
         return {}
     try:
-        tensors = load_file(path)
+        return load_file(path)
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
-    examples = defaultdict[int, Tensors](dict)
+
+
+def split_by_example(tensors: Tensors) -> dict[str, Tensors]:
+    """Return the tensors of every example by its index, each by the rest of its name."""
+    examples = defaultdict[str, Tensors](dict)
     for name, tensor in tensors.items():
         index, _, rest = name.partition("/")
-        if not index.isdecimal() or not rest:
-            raise InputError(f"{path} cannot be read: found a tensor {name!r}, allowed: {{index}}/...")
-        examples[int(index)][rest] = tensor
-    return dict(examples)
+        examples[index][rest] = tensor
+    return examples
 
 
 def check_certificate(tensors: Tensors, shapes: dict[str, tuple[int, ...]], margins: int) -> Certificate:
@@ -115,20 +117,16 @@ def covers_everything(splits: Array) -> bool:
 
 def _check_step(step: str, fields: Tensors, leaves: int, size: int) -> None:
     neurons = fields.get(NEURONS, np.zeros(0))
-    _require(
-        {NEURONS, SLOPES, SIGNS, MULTIPLIERS} <= fields.keys(),
-        f"{step}: a tensor is missing",
-    )
+    _require({NEURONS, SLOPES, SIGNS, MULTIPLIERS} <= fields.keys(), f"{step}: a tensor is missing")
     _require(neurons.ndim == 1 and len(np.unique(neurons)) == len(neurons), f"{step}: a neuron is listed twice")
     _require(bool(((neurons >= 0) & (neurons < size)).all()), f"{step}: a neuron is not in 0 to {size - 1}")
     for field in (SLOPES, SIGNS, MULTIPLIERS):
         expected = leaves, len(neurons)
         _require(fields[field].shape == expected, f"{step}: {field} have another shape than {expected}")
-    kept_fits = KEPT not in fields or fields[KEPT].shape == (leaves, size)
-    _require(kept_fits, f"{step}: {KEPT} has another shape than {(leaves, size)}")
+    factors_fit = FACTORS not in fields or fields[FACTORS].shape == (leaves, size)
+    _require(factors_fit, f"{step}: {FACTORS} has another shape than {(leaves, size)}")
     _require(bool(np.isin(fields[SIGNS], (-1, 0, 1)).all()), f"{step}: a sign is not -1, 0 or 1")
-    multipliers = fields[MULTIPLIERS]
-    allowed = np.isfinite(multipliers) & (multipliers >= 0)
+    allowed = np.isfinite(fields[MULTIPLIERS]) & (fields[MULTIPLIERS] >= 0)
     _require(bool(allowed.all()), f"{step}: a multiplier is below 0 or not finite")
 
 
@@ -138,10 +136,10 @@ def _spread(fields: Tensors, leaf_numbers: Array, shape: tuple[int, ...]) -> Lea
         values[:, fields[NEURONS]] = fields[field][leaf_numbers] / scale
         return values.reshape(-1, *shape)
 
-    kept = np.ones((1, *shape))
-    if KEPT in fields:
-        kept = 1 - _SPARE * (1 - fields[KEPT][leaf_numbers].reshape(-1, *shape) / 255)
-    return Leaves(full(SLOPES, np.nan, 255), full(SIGNS, 0), full(MULTIPLIERS, 0), kept)
+    factors = np.ones((1, *shape))
+    if FACTORS in fields:
+        factors = 1 - _SPARE * (1 - fields[FACTORS][leaf_numbers].reshape(-1, *shape) / 255)
+    return Leaves(full(SLOPES, np.nan, 255), full(SIGNS, 0), full(MULTIPLIERS, 0), factors)
 
 
 def _require(holds: bool, why: str) -> None:

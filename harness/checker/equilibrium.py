@@ -24,14 +24,14 @@ def equilibrium(weight: Array, h: Box) -> Box:
 
     Raises NotProvedError if W has no proof of contraction.
     """
-    v, room = contraction(weight)
+    v, gap = contraction(weight)
     shape = (1, -1, *[1] * (h.center.ndim - 2))
-    v, room = v.reshape(shape), room.reshape(shape)
+    v, gap = v.reshape(shape), gap.reshape(shape)
     z = _guess(weight, h)
-    z = Box(z.center, z.radius + _scale_by_largest(_excess(_map(weight, h, z), z) / room, v))
+    z = Box(z.center, z.radius + _scale_by_largest(_excess(_map(weight, h, z), z) / gap, v))
     proved = inside(_map(weight, h, z), z)
     if not proved.all():
-        largest_z = _scale_by_largest(np.maximum(h.upper, 0) / room, v)
+        largest_z = _scale_by_largest(np.maximum(h.upper, 0) / gap, v)
         closed_form = Box(largest_z / 2, largest_z / 2)
         z = _select(proved, z, closed_form)
         proved = proved | inside(_map(weight, h, z), z)
@@ -51,10 +51,10 @@ def contraction(weight: Array) -> tuple[Array, Array]:
         v = matrix @ v + 1e-6 * v.max()
         v = v / v.max()
     image = (matrix @ v) * (1 + SLACK * terms * U) + terms * TINY
-    room = (v - image) * (1 - SLACK * U) - SLACK * U * v
-    if not (np.isfinite(v).all() and (v > 0).all() and (room > 0).all()):
+    gap = (v - image) * (1 - SLACK * U) - SLACK * U * v
+    if not (np.isfinite(v).all() and (v > 0).all() and (gap > 0).all()):
         raise NotProvedError(f"rho(|W|) < 1 is not proved: the bound is {np.max(image / v):.6f}")
-    return v, room
+    return v, gap
 
 
 def preactivation(weight: Array, h: Box, z: Box) -> Box:

@@ -28,12 +28,11 @@ _ELEMENTS = 2**19  # of a value's coefficients at once
 class Region:
     """Boxes [1, *shape] of one example.
 
-    values: by the value's number; 0 are the images. inside: of the pre-activation p of each equilibrium, by the number
-    of its z.
+    values: by the value's number; 0 are the images. preactivations: p of each equilibrium, by the number of its z.
     """
 
     values: list[Box]
-    inside: dict[int, Box]
+    preactivations: dict[int, Box]
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def lower_bounds(network: Network, region: Region, functional: dict[int, Array],
     functional: coefficients [K, *shape] by the number of their value. leaves: by the step's name, the leaf of each row;
     without any, rows are bounded over the whole region.
     """
-    if not all((magnitude(box) <= LARGEST).all() for box in [*region.values, *region.inside.values()]):
+    if not all((magnitude(box) <= LARGEST).all() for box in [*region.values, *region.preactivations.values()]):
         return np.full(len(next(iter(functional.values()))), -np.inf)
     rows, constants, losses = dict(functional), list[Array](), list[Array]()
     with np.errstate(over="ignore", invalid="ignore"):
@@ -59,7 +58,7 @@ def lower_bounds(network: Network, region: Region, functional: dict[int, Array],
             if number not in rows:
                 continue
             step = network.steps[number - 1]
-            pulled = _pull_back(step, rows.pop(number), region, number, leaves.get(step.name))
+            pulled = pull_back(step, rows.pop(number), region, number, leaves.get(step.name))
             constants.append(pulled.constant)
             losses.append(pulled.rounding_loss)
             for source, coefficients in zip(step.sources, pulled.coefficients, strict=True):
@@ -70,24 +69,26 @@ def lower_bounds(network: Network, region: Region, functional: dict[int, Array],
                     coefficients = rows[source] + coefficients
                     losses.append(rounding_loss(coefficients, magnitude(box), 1))
                 rows[source] = coefficients
-        minimum, cost = _minimum_over_box(rows[0], region.values[0])
-        return _sum_rounded_down(np.array([*constants, minimum]), np.array([*losses, cost]))
+        minimum, cost = minimum_over_box(rows[0], region.values[0])
+        return sum_rounded_down(np.array([*constants, minimum]), np.array([*losses, cost]))
 
 
-def rows_at_once(network: Network, region: Region) -> int:
+def rows_at_once(region: Region) -> int:
     """Return how many rows to bound at a time, so that coefficients stay small."""
     return max(1, _ELEMENTS // max(box.center.size for box in region.values))
 
 
-def _pull_back(step: Step, a: Array, region: Region, number: int, leaves: Leaves | None) -> Pulled:
+def pull_back(step: Step, a: Array, region: Region, number: int, leaves: Leaves | None) -> Pulled:
+    """Return a functional of the step's sources that is, less its rounding, at most a . v of its value v = `number`."""
     boxes = [region.values[source] for source in step.sources]
     if isinstance(step.operation, Map):
         size = step.operation.size(*[magnitude(box) for box in boxes])
         back = step.operation.back(a, [box.center.shape[1:] for box in boxes])
         return Pulled(back, dot(a, step.operation.offset), rounding_loss(a, size, step.operation.terms))
-    if step.operation.weight is None:
+    weight = step.operation.weight
+    if weight is None:
         return _pull_through_relu(a, boxes[0], leaves)
-    return _pull_through_equilibrium(step.operation.weight, a, region.inside[number], region.values[number], leaves)
+    return _pull_through_equilibrium(weight, a, region.preactivations[number], region.values[number], leaves)
 
 
 def _pull_through_relu(a: Array, p: Box, leaves: Leaves | None) -> Pulled:
@@ -106,7 +107,7 @@ def _pull_through_equilibrium(weight: Array, a: Array, p: Box, z: Box, leaves: L
     slopes, constant = around.bound_from_below(multiplier)
     pulled = slopes - split_terms
     residual = a + apply_recurrence_back(weight, pulled) - multiplier
-    minimum, cost = _minimum_over_box(residual, z)
+    minimum, cost = minimum_over_box(residual, z)
     cost = cost + rounding_loss(np.abs(multiplier) + np.abs(split_terms), magnitude(p) + around.offset, 3)
     cost = cost + rounding_loss(pulled, apply_recurrence(np.abs(weight), size), terms + 2)
     cost = cost + rounding_loss(np.abs(a) + np.abs(multiplier), size, 4)
@@ -114,23 +115,23 @@ def _pull_through_equilibrium(weight: Array, a: Array, p: Box, z: Box, leaves: L
 
 
 def _find_multiplier(weight: Array, a: Array, around: Lines, z: Box, leaves: Leaves | None) -> Array:
-    """Iterate L = kept (a + W^T (D(L) - B)). The bound is sound for any L."""
-    kept, split_terms = (1.0, 0.0) if leaves is None else (leaves.kept, leaves.split_terms)
+    """Iterate L = factors (a + W^T (D(L) - B)). The bound is sound for any L."""
+    factors, split_terms = (1.0, 0.0) if leaves is None else (leaves.factors, leaves.split_terms)
     multiplier, allowed = a, _TOLERANCE * dot(np.abs(a), z.radius)
     for _ in range(_LIMIT):
-        following = kept * (a + apply_recurrence_back(weight, around.bound_from_below(multiplier)[0] - split_terms))
+        following = factors * (a + apply_recurrence_back(weight, around.bound_from_below(multiplier)[0] - split_terms))
         change, multiplier = dot(np.abs(following - multiplier), z.radius), following
         if not (change > allowed).any():
             break
     return multiplier
 
 
-def _minimum_over_box(a: Array, box: Box) -> tuple[Array, Array]:
+def minimum_over_box(a: Array, box: Box) -> tuple[Array, Array]:
     """Return the minimum [K] of a . v over v in the box, and the cost of rounding [K]."""
     return dot(a, box.center) - dot(np.abs(a), box.radius), rounding_loss(a, magnitude(box), 2)
 
 
-def _sum_rounded_down(constants: Array, losses: Array) -> Array:
+def sum_rounded_down(constants: Array, losses: Array) -> Array:
     """Return the sum of constants less that of losses, [n, K] each, rounded down; -inf if it is not finite."""
     sizes = np.abs(constants).sum(0) + losses.sum(0)
     total = constants.sum(0) - losses.sum(0) - SLACK * (len(constants) + len(losses)) * U * sizes

@@ -1,4 +1,4 @@
-"""A network as a list of steps, found by torch.fx, and its margins over boxes of images by intervals."""
+"""A network as a list of steps, which torch.fx finds, and its margins over boxes of images by intervals."""
 
 import operator
 from collections.abc import Callable
@@ -65,36 +65,20 @@ class Network:
         bias = classifier.bias if classifier.bias is not None else torch.zeros(classifier.out_features)
         self.weight, self.bias = array(classifier.weight), array(bias)
 
-    def margins(self, images: Box, labels: Array) -> Array:
-        """Return lower bounds of the margins over every other class, [B, K - 1], for all images in the boxes."""
-        return self.margins_of(self.boxes(images)[self.steps[-1].sources[0]], labels)
-
-    def margins_of(self, features: Box, labels: Array) -> Array:
-        """Return `margins` from boxes of the last layer's inputs."""
-        return self._margin_ends(features, labels)[0]
-
-    def falsifies(self, image: Box, label: int) -> bool:
-        """Return whether some margin is proved to be below 0 for all images in the box [1, C, H, W]."""
-        features = self.boxes(image)[self.steps[-1].sources[0]]
-        return bool((self._margin_ends(features, np.array([label]))[1] < 0).any())
-
-    def _margin_ends(self, features: Box, labels: Array) -> tuple[Array, Array]:
-        weight, bias = self.weight, self.bias
-        lower, upper = np.empty((2, len(labels), len(weight) - 1))
-        for label in np.unique(labels):
-            rows = labels == label
-            others = np.arange(len(weight)) != label
-            part, difference = Box(features.center[rows], features.radius[rows]), weight[label] - weight[others]
-            margins = affine(part, difference, bias[label] - bias[others], maps.matrix, weight.shape[1] + 4)
-            lower[rows], upper[rows] = margins.lower, margins.upper
-        return lower, upper
-
     def boxes(self, images: Box) -> list[Box]:
         """Return the box of every value but the logits, by intervals."""
         values = [images]
         for step in self.steps[:-1]:
             values.append(result(step, *[values[source] for source in step.sources]))
         return values
+
+    def margins(self, values: list[Box], labels: Array) -> Box:
+        """Return the box of the margins over every other class, [B, K - 1]. values: as from `boxes`."""
+        others = np.stack([np.delete(np.arange(len(self.bias)), label) for label in labels])
+        weight = self.weight[labels][:, None] - self.weight[others]
+        bias = self.bias[labels][:, None] - self.bias[others]
+        features, terms = values[self.steps[-1].sources[0]], self.weight.shape[1] + 4
+        return affine(features, weight, bias, lambda w, x: np.einsum("bkn,bn->bk", w, x), terms)
 
 
 def result(step: Step, *sources: Box) -> Box:

@@ -1,6 +1,7 @@
-"""Prove all margins of one example positive, by linear bounds or by the leaves of a certificate."""
+"""Prove one example: all of its margins positive, or one of them negative at a counterexample."""
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from harness.checker.regions import interval_region, tightened_region
 from harness.checker.relaxation import Leaves
 
 LINEAR, CERTIFICATE = "linear", "certificate"
+_LEVELS = 32767
 
 
 @dataclass(frozen=True)
@@ -30,31 +32,51 @@ class Proof:
 
 def prove(network: Network, images: Box, label: int, tensors: Tensors | None = None) -> Proof:
     """Return a proof for all images in the box [1, C, H, W], the cheapest method first. tensors: of a certificate."""
-    lower, features = np.full(len(network.bias) - 1, -np.inf), network.steps[-1].sources[0]
+    lower = np.full(len(network.bias) - 1, -np.inf)
     for region_of in (interval_region, tightened_region):
         region = region_of(network, images)
-        lower = np.fmax(lower, network.margins_of(region.values[features], np.array([label]))[0])
-        if len(open_rows := np.flatnonzero(~(lower > 0))):
-            lower[open_rows] = np.fmax(lower[open_rows], _bounds(network, region, label, open_rows, {}))
+        lower = np.fmax(lower, network.margins(region.values, np.array([label])).lower[0])
+        if len(unproved := np.flatnonzero(~(lower > 0))):
+            lower[unproved] = np.fmax(lower[unproved], _bounds(network, region, label, unproved, {}))
         if (lower > 0).all():
             return Proof(LINEAR, float(lower.min()))
     if tensors is None:
         return Proof("", float(lower.min()))
-    shapes = _shapes(network, region)
+    shapes = _preactivation_shapes(network, region)
     try:
         certificate = check_certificate(tensors, shapes, len(lower))
     except RefusedError as error:
         return Proof("", float(lower.min()), str(error))
     for row in np.intersect1d(certificate.rows, np.flatnonzero(~(lower > 0))):
-        lower[row] = max(lower[row], _least_of_leaves(network, region, label, row, certificate, shapes))
+        lower[row] = max(lower[row], _minimum_over_leaves(network, region, label, row, certificate, shapes))
     return Proof(CERTIFICATE if (lower > 0).all() else "", float(lower.min()))
 
 
-def _least_of_leaves(
+def why_not_falsified(network: Network, pixels: Array, label: int, k: Array | None, eps: Fraction) -> str:
+    """Return why a counterexample does not falsify the image [C, H, W], grey levels 0 to 255; empty if it does.
+
+    Exact arithmetic checks that its point lies in the ball. k: int16, each moves a pixel by about k eps / 32767.
+    """
+    if k is None:
+        return "there is no counterexample"
+    if k.dtype != np.int16 or k.shape != pixels.shape:
+        return f"the counterexample is {k.dtype} {k.shape}, expected int16 {pixels.shape}"
+    step = float(eps - Fraction(1, 2**50)) / _LEVELS
+    point = np.clip(pixels / np.float64(255) + k * step, 0, 1)
+    pairs = zip(point.ravel().tolist(), pixels.ravel().tolist(), strict=True)
+    if any(abs(Fraction(value) - Fraction(int(pixel), 255)) > eps for value, pixel in pairs):
+        return "the counterexample lies outside of the ball"
+    values = network.boxes(Box(point[None], np.zeros_like(point[None])))
+    if not (network.margins(values, np.array([label])).upper < 0).any():
+        return "no margin is proved to be below 0 at the counterexample"
+    return ""
+
+
+def _minimum_over_leaves(
     network: Network, region: Region, label: int, row: int, certificate: Certificate, shapes: dict[str, tuple[int, ...]]
 ) -> float:
     """Return the smallest bound of a margin over the leaves of its row. It stops at the first bound not above 0."""
-    leaves, count = np.flatnonzero(certificate.rows == row), rows_at_once(network, region)
+    leaves, count = np.flatnonzero(certificate.rows == row), rows_at_once(region)
     minimum = np.inf
     for start in range(0, len(leaves), count):
         batch = leaves[start : start + count]
@@ -72,7 +94,7 @@ def _bounds(network: Network, region: Region, label: int, rows: Array, leaves: d
     return lower_bounds(network, region, {len(network.steps): spec}, leaves)
 
 
-def _shapes(network: Network, region: Region) -> dict[str, tuple[int, ...]]:
+def _preactivation_shapes(network: Network, region: Region) -> dict[str, tuple[int, ...]]:
     """Return the shape of every activation's pre-activation, by the step's name."""
     pairs = zip(network.steps[:-1], region.values[1:], strict=True)
     return {step.name: z.center.shape[1:] for step, z in pairs if isinstance(step.operation, Activation)}

@@ -1,7 +1,5 @@
 """Boxes of every value of a network over a box of images: by intervals, or tightened by linear bounds."""
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from harness.checker.boxes import Array, Box, between, intersect, relu
@@ -16,7 +14,7 @@ def interval_region(network: Network, images: Box) -> Region:
     for number, step in enumerate(network.steps[:-1], start=1):
         if isinstance(step.operation, Activation) and step.operation.weight is not None:
             h, z = region.values[step.sources[0]], region.values[number]
-            region.inside[number] = preactivation(step.operation.weight, h, z)
+            region.preactivations[number] = preactivation(step.operation.weight, h, z)
     return region
 
 
@@ -51,10 +49,10 @@ def _equilibrium(network: Network, region: Region, number: int, weight: Array, s
         h = region.values[source] = _tighten(network, region, h, alive & (h.radius > 0), {source: None})
     z = result(step, h)
     p = preactivation(weight, h, z)
-    with_z = Region([*region.values, z], {**region.inside, number: p})
+    with_z = Region([*region.values, z], {**region.preactivations, number: p})
     p = _tighten(network, with_z, p, _is_unstable(p), {number: weight, source: None})
     z = tighten_by_map(weight, h, intersect(z, relu(p)))
-    region.inside[number] = intersect(p, preactivation(weight, h, z))
+    region.preactivations[number] = intersect(p, preactivation(weight, h, z))
     return z
 
 
@@ -65,7 +63,9 @@ def _is_unstable(p: Box) -> Array:
 def _tighten(network: Network, region: Region, box: Box, mask: Array, parts: dict[int, Array | None]) -> Box:
     """Tighten `box` [1, *shape] of a sum of values where `mask`. parts: each value's W, None for the value itself."""
     lower, upper = box.lower.copy(), box.upper.copy()
-    for indices in _batches(np.flatnonzero(mask), rows_at_once(network, region)):
+    neurons, count = np.flatnonzero(mask), rows_at_once(region)
+    for start in range(0, len(neurons), count):
+        indices = neurons[start : start + count]
         rows = np.zeros((2 * len(indices), lower.size))
         rows[np.arange(len(rows)), np.concatenate([indices, indices])] = np.repeat([1.0, -1.0], len(indices))
         rows = rows.reshape(-1, *lower.shape[1:])
@@ -74,8 +74,3 @@ def _tighten(network: Network, region: Region, box: Box, mask: Array, parts: dic
         lower.flat[indices] = np.maximum(lower.flat[indices], low)
         upper.flat[indices] = np.minimum(upper.flat[indices], -high)
     return intersect(box, between(lower, upper))
-
-
-def _batches(indices: Array, count: int) -> Iterator[Array]:
-    for start in range(0, len(indices), count):
-        yield indices[start : start + count]

@@ -7,7 +7,7 @@ from baselines import build
 from cerdeq.bounds import BOUNDS, trace
 from cerdeq.equilibrium import FixedPoint
 from cerdeq.equilibrium.weights import Parametrisation
-from harness.config.settings import BAB, STAGES_BY_SETTING
+from harness.config.settings import STAGES_BY_SETTING
 from harness.config.trial import TrialConfig
 from harness.errors import InputError
 from harness.methods import make_method
@@ -35,7 +35,7 @@ def check_buildable(config: TrialConfig) -> nn.Module:
 
 def needs_linear(stages: tuple[str, ...]) -> bool:
     """Return whether any of the verifier's stages needs backward rules."""
-    return any(stage == BAB or BOUNDS[stage].linear for stage in stages)
+    return any(stage not in BOUNDS or BOUNDS[stage].linear for stage in stages)
 
 
 def ignored_settings(config: TrialConfig, network: nn.Module) -> dict[str, str]:

@@ -13,14 +13,35 @@ from typing import Annotated, Any, ClassVar, Self
 from harness.errors import SettingError, require
 
 BAB = "bab"
-STAGES = ("ibp", "crown-ibp", "crown", "alpha-crown", BAB)
-"""The verifier's stages, cheapest first: those of cerdeq.bounds.BOUNDS, repeated here for code that runs without torch,
-and branch and bound."""
 
-CERTIFIED_BY_SEARCH = ("crown", "alpha-crown", BAB)
-"""The stages whose proofs can be confirmed for certain only by a certificate."""
 
-STAGES_BY_SETTING = {"bab_seconds": (BAB,), "bab_branches": (BAB,), "certificates": CERTIFIED_BY_SEARCH}
+@dataclass(frozen=True)
+class Stage:
+    """A stage of the verifier.
+
+    settings: the evaluation settings that it uses and not every stage does. A stage that uses `certificates` has proofs
+    that only a certificate confirms for certain.
+    slow: whether one image may take minutes; then batches and shards are small.
+    """
+
+    settings: tuple[str, ...] = ()
+    slow: bool = False
+
+
+STAGES = {
+    "ibp": Stage(),
+    "crown-ibp": Stage(),
+    "crown": Stage(("certificates",)),
+    "alpha-crown": Stage(("certificates",)),
+    BAB: Stage(("bab_seconds", "bab_branches", "certificates"), slow=True),
+}
+"""The verifier's stages, cheapest first: the bounds of cerdeq.bounds, named here for code that runs without torch, and
+branch and bound."""
+
+STAGES_BY_SETTING = {
+    setting: tuple(name for name, stage in STAGES.items() if setting in stage.settings)
+    for setting in ("bab_seconds", "bab_branches", "certificates")
+}
 """For each evaluation setting that not every stage uses: the stages that use it."""
 
 ATTACKS = ("margin", "all")
@@ -174,7 +195,7 @@ class EvaluationSettings:
 
     __pydantic_config__: ClassVar = STRICT
 
-    stages: tuple[Annotated[str, OneOf(STAGES)], ...] = ("ibp", "crown-ibp", "alpha-crown")
+    stages: tuple[Annotated[str, OneOf(tuple(STAGES))], ...] = ("ibp", "crown-ibp", "alpha-crown")
     """The verifier's stages, 'ibp' first, in the order 'ibp', 'crown-ibp', 'crown', 'alpha-crown', 'bab' (branch and
     bound). Each stage tries the images that those before it left unknown."""
     test_images: int | None = None
@@ -201,7 +222,7 @@ class EvaluationSettings:
     def __post_init__(self) -> None:
         stages = list(self.stages)
         fits = "ibp" in stages and stages == [stage for stage in STAGES if stage in stages]
-        require("stages", stages, fits, f"ibp, then of these in order: {STAGES}")
+        require("stages", stages, fits, f"ibp, then of these in order: {tuple(STAGES)}")
         images = self.test_images
         require("test_images", images, images is None or images >= 1, "an integer of at least 1, or null for all")
         require("attack", self.attack, self.attack in ATTACKS, "'margin' or 'all'")

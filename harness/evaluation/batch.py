@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from baselines import DATASETS
+from cerdeq import Box, LinfBall, margin_spec
 from harness.config.trial import TrialConfig
 from harness.evaluation.ledger import Ledger
 from harness.evaluation.network import PreparedNetwork
@@ -39,6 +41,11 @@ class Batch:
         """The examples that stages look at: bool [B], on the images' device."""
         return self.bounded & self.ledger.undecided.to(self.images.device, non_blocking=True)
 
+    def question(self, examples: Tensor) -> tuple[Box, Tensor]:
+        """Return the balls around examples, by their numbers [n], and the rows of their margins."""
+        spec = margin_spec(self.labels[examples], DATASETS[self.config.dataset].classes)
+        return LinfBall(self.images[examples], self.config.eps), spec.to(self.images)
+
     def nan(self) -> Tensor:
         """Return NaN for each example: float64 [B]."""
         return torch.full(self.labels.shape, torch.nan, dtype=torch.float64, device=self.images.device)
@@ -46,7 +53,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage of the verifier found; tensors are [B], NaN for examples that it has no answer for.
+    """The result of a stage of the verifier; tensors are [B], NaN for examples that it has no answer for.
 
     lower: lower bounds of the smallest margin. counterexample_margin: proved upper bounds of the margin at a
     counterexample. columns: further columns of the table of verdicts. evidence: counterexamples and certificates.

@@ -3,6 +3,7 @@
 import copy
 from contextlib import suppress
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +29,7 @@ def recurrence_report(model: nn.Module, images: Tensor, labels: Tensor, config: 
     standard, certified = errors_without_attack(_without_recurrence(model), images, labels, config)
     return {
         names.RHO_BOUND: max(contraction(module.weight).rate for module in points),
-        **_maxima([_solve_metrics(model, module, images[:_SOLVED_IMAGES]) for module in points]),
+        **pd.DataFrame([_solve_metrics(model, module, images[:_SOLVED_IMAGES]) for module in points]).max().to_dict(),
         names.STANDARD_ERROR_W0: standard,
         names.CERTIFIED_ERROR_W0: certified,
     }
@@ -58,7 +59,3 @@ def _solve_metrics(model: nn.Module, module: FixedPoint, images: Tensor) -> dict
         names.RESIDUAL: float(solutions[0].residual.max()),
         names.NOT_CONVERGED: 100 * float((~solutions[0].converged).double().mean()),
     }
-
-
-def _maxima(rows: list[dict[str, float]]) -> dict[str, float]:
-    return {name: max(row[name] for row in rows) for name in rows[0]}

@@ -1,10 +1,10 @@
 """Bounds by IBP, with the clean margins: the first stage of every evaluation."""
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -29,7 +29,6 @@ class Bounds:
     lower, width, clean: the margins' lower bounds, the widths of their intervals, and their clean values.
     clean_lower: proved lower bounds of the clean values, which count a solver's error.
     layers: of each pre-activation, by metrics' names: mean width, percentages of inactive and unstable values.
-    seconds: the seconds of each stage.
     """
 
     lower: Tensor
@@ -37,7 +36,6 @@ class Bounds:
     clean: Tensor
     clean_lower: Tensor
     layers: dict[str, float]
-    seconds: dict[str, float] = field(default_factory=dict)
 
     def prediction(self, labels: Tensor) -> Tensor:
         """Return the predicted class [B]: the label if all clean margins are proved positive, else the strongest
@@ -47,11 +45,16 @@ class Bounds:
 
 
 @torch.no_grad()
-def bound_margins(program: Program, x: Tensor, labels: Tensor, classes: int, eps: Fraction) -> Bounds:
-    """Return sound IBP bounds and the clean values of the margins for x [B, C, H, W], pixels in [0, 1]."""
+def bound_margins(
+    program: Program, x: Tensor, labels: Tensor, classes: int, eps: Fraction, seconds: dict[str, float]
+) -> Bounds:
+    """Return sound IBP bounds and the clean values of the margins for x [B, C, H, W], pixels in [0, 1].
+
+    seconds: gets the time of IBP added.
+    """
     size = examples_in_cache(program, Interval(x, torch.zeros_like(x)))
     slices = zip(x.split(size), labels.split(size), strict=True)
-    return join_bounds([_bound_slice(program, *part, classes, eps) for part in slices])
+    return join_bounds([_bound_slice(program, *part, classes, eps, seconds) for part in slices])
 
 
 def bound_batch(
@@ -65,10 +68,10 @@ def bound_batch(
     classes = DATASETS[config.dataset].classes
 
     def ask(examples: Tensor) -> Bounds:
-        return bound_margins(program, images[examples], labels[examples], classes, config.eps)
+        return bound_margins(program, images[examples], labels[examples], classes, config.eps, ledger.seconds)
 
     answers = ledger.answers(CLEAN, ask, torch.arange(len(labels), device=images.device))
-    ledger.seconds.clear()  # the bounds have the seconds of IBP and of the clean pass apart
+    ledger.seconds[CLEAN] -= ledger.seconds.get(IBP, 0.0)
     if not answers and len(labels) > 1:
         raise RuntimeError(f"none of {len(labels)} images can be evaluated: {ledger.reason[0]}")
     bounded = torch.zeros_like(labels, dtype=torch.bool)
@@ -78,7 +81,7 @@ def bound_batch(
         for name, tensor in tensors.items():
             tensor[examples] = getattr(bounds, name)
     layers = average_rows([bounds.layers for _, bounds in answers], [len(examples) for examples, _ in answers])
-    return Bounds(**tensors, layers=layers, seconds=sum_rows(bounds.seconds for _, bounds in answers)), bounded
+    return Bounds(**tensors, layers=layers), bounded
 
 
 def errors_without_attack(model: nn.Module, images: Tensor, labels: Tensor, config: TrialConfig) -> tuple[float, float]:
@@ -86,7 +89,7 @@ def errors_without_attack(model: nn.Module, images: Tensor, labels: Tensor, conf
     program = trace(model)
     correct = certified = 0
     for _, x, y in batches(images, labels, config.evaluation.batch_size):
-        bounds = bound_margins(program, x, y, DATASETS[config.dataset].classes, config.eps)
+        bounds = bound_margins(program, x, y, DATASETS[config.dataset].classes, config.eps, {})
         correct += int((bounds.prediction(y) == y).sum())
         certified += int((bounds.lower > 0).all(1).sum())
     return 100 * (1 - correct / len(images)), 100 * (1 - certified / len(images))
@@ -99,10 +102,10 @@ def batches(images: Tensor, labels: Tensor, size: int) -> Iterator[tuple[int, Te
 
 
 def join_bounds(parts: Sequence[Bounds]) -> Bounds:
-    """Return the bounds of all examples of some parts."""
+    """Return the bounds of the examples of all parts."""
     tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in _TENSORS}
     layers = average_rows([part.layers for part in parts], [len(part.lower) for part in parts])
-    return Bounds(**tensors, layers=layers, seconds=sum_rows(part.seconds for part in parts))
+    return Bounds(**tensors, layers=layers)
 
 
 def average_rows(rows: Sequence[dict[str, float]], images: Sequence[int]) -> dict[str, float]:
@@ -115,26 +118,23 @@ def average_rows(rows: Sequence[dict[str, float]], images: Sequence[int]) -> dic
 
 def sum_rows(rows: Iterable[dict[str, float]]) -> dict[str, float]:
     """Return the sum of each entry over rows, some of which may lack it."""
-    sums: Counter[str] = Counter()
-    for row in rows:
-        sums.update(row)
-    return dict(sums)
+    return pd.DataFrame(list(rows)).sum().to_dict()
 
 
-def _bound_slice(program: Program, x: Tensor, labels: Tensor, classes: int, eps: Fraction) -> Bounds:
+def _bound_slice(
+    program: Program, x: Tensor, labels: Tensor, classes: int, eps: Fraction, seconds: dict[str, float]
+) -> Bounds:
     """Return `bound_margins` of all examples at once. The clean value is the centre of a point's proved box."""
     ball, ctx = LinfBall(x, eps), Context(sound=True)
-    seconds: dict[str, float] = {}
     spec = margin_spec(labels, classes)
     with timed(seconds, IBP, x.device):
         output = propagate(program, Interval(ball.center, ball.radius), ctx, spec)
         lower, _ = outward_ends(output.box)
-    with timed(seconds, CLEAN, x.device):
-        point = propagate(program, Interval(x, torch.zeros_like(x)), Context(sound=True), spec)
-        clean_lower, _ = outward_ends(point.box)
+    point = propagate(program, Interval(x, torch.zeros_like(x)), Context(sound=True), spec)
+    clean_lower, _ = outward_ends(point.box)
     layers = {k: value for name, box in ctx.preactivations.items() for k, value in _layer_metrics(name, box).items()}
     numbers = dict(zip(layers, torch.stack(list(layers.values())).tolist(), strict=True)) if layers else {}
-    return Bounds(lower, 2 * output.radius, point.center, clean_lower, numbers, seconds)
+    return Bounds(lower, 2 * output.radius, point.center, clean_lower, numbers)
 
 
 def _layer_metrics(layer: str, box: Box) -> dict[str, Tensor]:

@@ -40,31 +40,24 @@ class Ledger:
 
     The first decision on an example stays. Without a decision, its verdict is the first problem that a stage noted, and
     without a problem it is unknown.
-    seconds: the seconds of each stage.
+    undecided: the examples without a decision, bool [B] on the CPU. seconds: the seconds of each stage.
     """
 
     def __init__(self, examples: int):
         self.verdict, self.stage, self.reason = (np.full(examples, "", dtype=object) for _ in range(3))
-        self.decided = torch.zeros(examples, dtype=torch.bool)
+        self.undecided = torch.ones(examples, dtype=torch.bool)
         self.seconds: dict[str, float] = {}
-
-    @property
-    def undecided(self) -> Tensor:
-        """The examples without a decision: bool [B], on the CPU."""
-        return ~self.decided
 
     def decide(self, stage: str, verdict: str, examples: Tensor) -> None:
         """Give a verdict to those of the examples (bool [B]) that are undecided."""
-        new = examples.cpu() & self.undecided
-        self._write(new, verdict, stage, "")
-        self.decided |= new
+        new = (examples.cpu() & self.undecided).numpy()
+        self.verdict[new], self.stage[new], self.reason[new] = verdict, stage, ""
+        self.undecided = self.undecided & ~examples.cpu()
 
     def note(self, stage: str, verdict: str, example: int, reason: str = "") -> None:
         """Note that a stage could not answer: the example's verdict if no later stage decides it."""
         if self.undecided[example] and not self.verdict[example]:
-            mask = torch.zeros_like(self.decided)
-            mask[example] = True
-            self._write(mask, verdict, stage, reason)
+            self.verdict[example], self.stage[example], self.reason[example] = verdict, stage, reason
 
     def columns(self) -> dict[str, np.ndarray]:
         """Return verdicts, their stages and reasons, by the names of their columns."""
@@ -82,9 +75,6 @@ class Ledger:
 
         Returns:
             The numbers of examples with what `ask` returned for them.
-
-        Raises:
-            SoundnessError: `ask` raised it.
         """
         queue, results = ([examples] if len(examples) else []), []
         while queue:
@@ -93,8 +83,6 @@ class Ledger:
                 with timed(self.seconds, stage, part.device):
                     results.append((part, ask(part)))
                 continue
-            except SoundnessError:
-                raise
             except Exception as error:  # whatever it is, it concerns these examples alone
                 kind = names.OUT_OF_MEMORY if is_out_of_memory(error) else names.FAILED
                 reason = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_REASON]
@@ -105,14 +93,3 @@ class Ledger:
             else:
                 self.note(stage, kind, int(part), reason)
         return results
-
-    def numbers(self, stage: str, ask: Callable[[Tensor], Tensor], examples: Tensor) -> Tensor:
-        """Return a number from `ask` for each of the examples (bool [B]); NaN for others and if there is no answer."""
-        numbers = torch.full(examples.shape, torch.nan, dtype=torch.float64, device=examples.device)
-        for part, answer in self.answers(stage, ask, examples.nonzero()[:, 0]):
-            numbers[part] = answer.to(numbers)
-        return numbers
-
-    def _write(self, examples: Tensor, verdict: str, stage: str, reason: str) -> None:
-        mask = examples.numpy()
-        self.verdict[mask], self.stage[mask], self.reason[mask] = verdict, stage, reason

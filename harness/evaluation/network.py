@@ -20,7 +20,7 @@ class PreparedNetwork:
     """A network as its evaluation needs it.
 
     model: float64, in evaluation mode. program: its steps, for bounds. program_float32: the same in float32, or None
-    if the network cannot be bounded in float32. attack_model: what attacks search with.
+    if the network cannot be bounded in float32. attack_model: a float32 copy with less exact equilibria.
     """
 
     model: nn.Module
@@ -40,11 +40,7 @@ def load_network(config: TrialConfig, weights: Path) -> nn.Sequential:
 def prepare_network(model: nn.Module, stages: tuple[str, ...]) -> PreparedNetwork:
     """Prepare a float64 network in evaluation mode for the verifier's stages."""
     linear = needs_linear(stages)
-    return PreparedNetwork(model, trace(model, linear), in_float32(model, linear), copy_for_attacks(model))
-
-
-def copy_for_attacks(model: nn.Module) -> nn.Module:
-    """Return a float32 copy of the network, whose equilibria are solved to a few digits."""
     attack_model = copy.deepcopy(model)
     follow(attack_model)
-    return attack_model.float().requires_grad_(False)
+    attack_model.float().requires_grad_(False)
+    return PreparedNetwork(model, trace(model, linear), in_float32(model, linear), attack_model)

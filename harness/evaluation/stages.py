@@ -1,35 +1,27 @@
-"""The stages of the verifier, by name.
+"""The stages of the verifier after IBP: the other bounds of cerdeq, and branch and bound.
 
-To add a stage, add its name to `STAGES` in harness/config/settings.py. If it is a bound of cerdeq, nothing else is
-needed; otherwise also add its record below.
+To add a stage, add its record to `STAGES` in harness/config/settings.py. A stage that is no bound of cerdeq also needs
+a function here, in `FUNCTIONS`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import Tensor
 
-from baselines import DATASETS
-from cerdeq import LinfBall, margin_spec
+import cerdeq
 from cerdeq.bounds import BOUNDS, Interval, lower_bounds
-from harness.config.settings import BAB, CERTIFIED_BY_SEARCH, EvaluationSettings
-from harness.evaluation.batch import Batch, StageResult
-from harness.evaluation.branching import branch_and_bound, certificates
+from harness.attacks.counterexamples import decode, encode
+from harness.config.settings import BAB, STAGES, EvaluationSettings
+from harness.evaluation.attack import margins_at
+from harness.evaluation.batch import Batch, Evidence, StageResult
+from harness.storage import names
 
 _IMAGES_OF_A_SLOW_STAGE = 20  # so that a kill loses little
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stage of the verifier.
-
-    run: returns what the stage finds of the undecided examples of a batch.
-    slow: True if one image may take minutes; then batches and shards are small.
-    """
-
-    run: Callable[[Batch], StageResult]
-    slow: bool = False
+_CERTIFIED, _FALSIFIED, _UNKNOWN = "certified", "falsified", "unknown"  # statuses of cerdeq.verify
+_LIMITS = {"timeout": names.TIMEOUT, "out of memory": names.OUT_OF_MEMORY}  # statuses of a search that was cut short
+_CERTIFICATES = "certificates"  # the setting, and the name of the seconds spent on them
 
 
 def images_at_once(settings: EvaluationSettings, usual: int) -> int:
@@ -40,18 +32,69 @@ def images_at_once(settings: EvaluationSettings, usual: int) -> int:
 
 def _bound(name: str, batch: Batch) -> StageResult:
     """Return lower bounds by one of cerdeq's bounds, with certificates if the settings ask for them."""
-    config = batch.config
+    network, lower = batch.network, batch.nan()
 
     def ask(examples: Tensor) -> Tensor:
-        ball = LinfBall(batch.images[examples], config.eps)
-        spec = margin_spec(batch.labels[examples], DATASETS[config.dataset].classes).to(batch.images)
+        ball, spec = batch.question(examples)
         region = Interval(ball.center, ball.radius)
-        network = batch.network
         return lower_bounds(network.program, region, spec, name, 0.0, narrow=network.program_float32).amin(1)
 
-    lower = batch.ledger.numbers(name, ask, batch.undecided)
-    wanted = config.evaluation.certificates and name in CERTIFIED_BY_SEARCH
-    return StageResult(lower, batch.nan(), evidence=certificates(batch, lower > 0) if wanted else {})
+    for examples, margins in batch.ledger.answers(name, ask, batch.undecided.nonzero()[:, 0]):
+        lower[examples] = margins.to(lower)
+    has_certificates = batch.config.evaluation.certificates and _CERTIFICATES in STAGES[name].settings
+    return StageResult(lower, batch.nan(), evidence=_certificates(batch, lower > 0) if has_certificates else {})
 
 
-STAGES = {name: Stage(partial(_bound, name)) for name in BOUNDS} | {BAB: Stage(branch_and_bound, slow=True)}
+def _certificates(batch: Batch, examples: Tensor) -> Evidence:
+    """Return certificates of examples [B] that a stage certified without one; some may have none."""
+    evidence: Evidence = {}
+    for example in examples.nonzero():
+        for _, verification in batch.ledger.answers(_CERTIFICATES, partial(_verify, batch), example):
+            evidence |= _name_tensors(batch, example, verification)
+    return evidence
+
+
+def _branch_and_bound(batch: Batch) -> StageResult:
+    """Return what branch and bound finds of the undecided examples, one image at a time."""
+    lower, upper, branches, evidence = batch.nan(), batch.nan(), batch.nan(), Evidence()
+
+    def ask(example: Tensor) -> None:
+        verification, encoded, margin = _verify(batch, example), None, torch.nan
+        status, bound = verification.status[0], float(verification.lower[0].amin())
+        if status == _FALSIFIED:
+            image, eps = batch.images[example], batch.config.eps
+            encoded = encode(verification.counterexample.to(image), image, eps)
+            margin = float(margins_at(batch.network, decode(encoded, image, eps), batch.labels[example]))
+        undecided = status in (_UNKNOWN, *_LIMITS) and not bound > 0
+        if not {_CERTIFIED: bound > 0, _FALSIFIED: margin < 0}.get(status, undecided):
+            raise ValueError(f"branch and bound says {status}, with a bound of {bound:g} and a margin of {margin:g}")
+        lower[example], upper[example], branches[example] = bound, margin, float(verification.branches[0])
+        evidence.update(_name_tensors(batch, example, verification))
+        if encoded is not None:
+            evidence[str(batch.first + int(example))] = encoded[0].cpu()
+        if status in _LIMITS:
+            batch.ledger.note(BAB, _LIMITS[status], int(example))
+
+    for example in batch.undecided.nonzero():
+        batch.ledger.answers(BAB, ask, example)
+    return StageResult(lower, upper, {names.BRANCHES: branches}, evidence)
+
+
+def _verify(batch: Batch, example: Tensor) -> cerdeq.Verification:
+    """Return the answer of branch and bound about an example [1]."""
+    settings = batch.config.evaluation
+    budget = settings.bab_seconds, settings.bab_branches
+    return cerdeq.verify(batch.network.model, *batch.question(example), *budget, certificates=settings.certificates)
+
+
+def _name_tensors(batch: Batch, example: Tensor, verification: cerdeq.Verification) -> Evidence:
+    """Return the tensors of an example's certificate by their names in the file."""
+    index = batch.first + int(example)
+    return {f"{index}/{name}": tensor for name, tensor in verification.certificates[0].items()}
+
+
+FUNCTIONS: dict[str, Callable[[Batch], StageResult]] = {
+    **{name: partial(_bound, name) for name in BOUNDS},
+    BAB: _branch_and_bound,
+}
+"""What each stage finds of the undecided examples of a batch."""

@@ -1,6 +1,6 @@
 """The evaluation of a network: one verdict for each example, from the first stage that can decide it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pandas as pd
 import torch
@@ -12,7 +12,7 @@ from harness.evaluation.batch import Batch, Evidence
 from harness.evaluation.ibp import CLEAN, IBP, Bounds, batches, bound_batch, join_bounds, sum_rows
 from harness.evaluation.ledger import Ledger, SoundnessError
 from harness.evaluation.network import PreparedNetwork, prepare_network
-from harness.evaluation.stages import STAGES, images_at_once
+from harness.evaluation.stages import FUNCTIONS, images_at_once
 from harness.storage import names
 
 NO_PREDICTION = -1  # of an example whose clean margins cannot be computed
@@ -38,44 +38,37 @@ class Evaluation:
 
 
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor, config: TrialConfig) -> Evaluation:
-    """Evaluate a network on images (uint8 [N, C, H, W]) with labels [N].
-
-    Predictions and bounds are float64, bounds rounded outwards. The attack searches in float32, and a point counts as
-    adversarial only if it is proved to be.
-
-    Args:
-        model: float64, in evaluation mode.
-
-    Raises:
-        SoundnessError: an example is both certified and refuted.
-    """
+    """Evaluate a float64 network in evaluation mode, as `evaluate_part` does."""
     return evaluate_part(prepare_network(model, config.evaluation.stages), images, labels, 0, config)
 
 
 def evaluate_part(
     network: PreparedNetwork, images: Tensor, labels: Tensor, first: int, config: TrialConfig
 ) -> Evaluation:
-    """Evaluate consecutive images, the first of which has the index `first`; the result depends on these alone.
+    """Evaluate consecutive images (uint8 [N, C, H, W]) with labels [N]; the result depends on these alone.
+
+    Predictions and bounds are float64, bounds rounded outwards. The attack searches in float32, and a point counts as
+    adversarial only if it is proved to be. first: the index of the first image.
 
     Raises:
         SoundnessError: an example is both certified and refuted.
     """
     size = images_at_once(config.evaluation, config.evaluation.batch_size)
     parts = [_evaluate_batch(network, x, y, first + start, config) for start, x, y in batches(images, labels, size)]
-    tables, bounds, evidence = zip(*parts, strict=True)
+    tables, bounds, seconds, evidence = zip(*parts, strict=True)
     verdicts = pd.concat(tables, ignore_index=True)
     _refuse_contradictions(verdicts, config.evaluation.stages)
     joined = join_bounds(bounds)
     clean = joined.clean[~joined.clean.isnan()]
     spread = float(clean.std()) if len(clean) else 0.0
     all_evidence = {name: tensor for tensors in evidence for name, tensor in tensors.items()}
-    return Evaluation(verdicts, joined.layers, float(clean.mean()), spread, joined.seconds, all_evidence)
+    return Evaluation(verdicts, joined.layers, float(clean.mean()), spread, sum_rows(seconds), all_evidence)
 
 
 def _evaluate_batch(
     network: PreparedNetwork, x: Tensor, labels: Tensor, first: int, config: TrialConfig
-) -> tuple[pd.DataFrame, Bounds, Evidence]:
-    """Return a batch's rows of the table of verdicts, its bounds by IBP, and its evidence."""
+) -> tuple[pd.DataFrame, Bounds, dict[str, float], Evidence]:
+    """Return a batch's rows of the table of verdicts, bounds by IBP, seconds of each stage, and evidence."""
     ledger = Ledger(len(labels))
     bounds, bounded = bound_batch(network.program, x, labels, config, ledger)
     batch = Batch(network, x, labels, first, config, ledger, bounded)
@@ -89,7 +82,7 @@ def _evaluate_batch(
     for stage in config.evaluation.stages:
         if stage == IBP:
             continue
-        result = STAGES[stage].run(batch)
+        result = FUNCTIONS[stage](batch)
         ledger.decide(stage, names.CERTIFIED, result.lower > 0)
         ledger.decide(stage, names.FALSIFIED, result.counterexample_margin < 0)
         lower[stage] = result.lower
@@ -112,7 +105,7 @@ def _evaluate_batch(
             **ledger.columns(),
         }
     )
-    return table, replace(bounds, seconds=sum_rows([bounds.seconds, ledger.seconds])), evidence
+    return table, bounds, ledger.seconds, evidence
 
 
 def _refuse_contradictions(verdicts: pd.DataFrame, stages: tuple[str, ...]) -> None:

@@ -8,9 +8,9 @@ import pytest
 
 from harness.analysis.leaderboard import build_leaderboard
 from harness.analysis.table_files import leaderboard_files, write_leaderboard
+from harness.checker.verdicts import recheck
 from harness.data import load
 from harness.data.layouts import DataError
-from harness.recheck import recheck
 from harness.storage import certification, folder, names
 
 KEPT = ("longer-cifar10/trials/2a1ddcef30d45f24", "reduced-mnist/trials/108064df97a35809")

@@ -1,4 +1,4 @@
-"""Counterexamples as they are kept: inside the exact ball, near what was found, the same in NumPy."""
+"""Stored counterexamples lie inside the exact ball, near the original points, and are the same in NumPy."""
 
 from fractions import Fraction
 
@@ -17,7 +17,7 @@ PIXELS = torch.arange(256, dtype=torch.uint8)
 
 
 def levels_of(seed):
-    """One a pixel value, the ends among them."""
+    """Return one level for each pixel value, the ends among them."""
     k = torch.randint(-LEVELS, LEVELS + 1, (256,), generator=torch.Generator().manual_seed(seed))
     k[seed % 3 :: 3] = LEVELS
     k[(seed + 1) % 3 :: 3] = -LEVELS
@@ -27,8 +27,12 @@ def levels_of(seed):
 @seeded
 @given(radii, st.integers(0, 100))
 def test_points_lie_in_the_exact_ball(eps, seed):
-    points = decode(levels_of(seed), PIXELS.double() / 255, eps)
+    k = levels_of(seed)
+    points = decode(k, PIXELS.double() / 255, eps)
     assert points.dtype == torch.float64
+    step = float(eps - Fraction(1, 2**50)) / LEVELS
+    in_numpy = np.clip(np.arange(256) / np.float64(255) + k.numpy() * step, 0, 1)
+    assert in_numpy.tobytes() == points.numpy().tobytes()
     for pixel, point in zip(PIXELS.tolist(), points.tolist(), strict=True):
         assert abs(Fraction(point) - Fraction(pixel, 255)) <= eps
         assert 0 <= point <= 1
@@ -36,28 +40,19 @@ def test_points_lie_in_the_exact_ball(eps, seed):
 
 @seeded
 @given(radii, st.integers(0, 100))
-def test_points_are_kept_to_half_a_level_and_found_again(eps, seed):
+def test_points_are_stored_to_half_a_level_and_encoded_again(eps, seed):
     x = PIXELS.double() / 255
     noise = torch.rand(256, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    found = (x + float(eps) * (2 * noise - 1)).clamp(0, 1)
-    k = encode(found, x, eps)
+    points = (x + float(eps) * (2 * noise - 1)).clamp(0, 1)
+    k = encode(points, x, eps)
     assert k.dtype == torch.int16
-    kept = decode(k, x, eps)
-    assert ((kept - found).abs() <= float(eps) / LEVELS * 0.5001 + 1e-14).all()
-    assert decode(encode(kept, x, eps), x, eps).sub(kept).abs().max() <= 1e-15
+    stored = decode(k, x, eps)
+    assert ((stored - points).abs() <= float(eps) / LEVELS * 0.5001 + 1e-14).all()
+    assert decode(encode(stored, x, eps), x, eps).sub(stored).abs().max() <= 1e-15
 
 
-def test_what_is_beyond_the_ball_is_moved_into_it():
+def test_points_beyond_the_ball_are_moved_into_it():
     x, eps = torch.tensor([0.5, 0.5, 1.0], dtype=torch.float64), Fraction(1, 10)
     k = encode(torch.tensor([0.9, -7.0, 1.5]), x, eps)
     assert k.tolist() == [LEVELS, -LEVELS, LEVELS]
     torch.testing.assert_close(decode(k, x, eps), torch.tensor([0.6, 0.4, 1.0], dtype=torch.float64))
-
-
-@seeded
-@given(radii, st.integers(0, 100))
-def test_numpy_finds_the_same_points_to_the_last_bit(eps, seed):
-    k = levels_of(seed)
-    step = float(eps - Fraction(1, 2**50)) / LEVELS
-    x = np.arange(256) / np.float64(255)
-    assert np.clip(x + k.numpy() * step, 0, 1).tobytes() == decode(k, PIXELS.double() / 255, eps).numpy().tobytes()

@@ -1,7 +1,7 @@
 """Exact minima of small sequential networks, pattern of ReLUs by pattern, and certificates made of all patterns.
 
-Where all signs of pre-activations are known a network is affine; the least of it over the inputs that have these signs
-is a linear program, whose dual gives each sign's multiplier (none of the checker's code; scipy's HiGHS solves).
+Where all signs of pre-activations are fixed, a network is affine. Its minimum over the inputs with these signs is a
+linear program, whose dual gives the multiplier of each sign. scipy solves it, without the checker's code.
 """
 
 import itertools
@@ -13,11 +13,11 @@ from torch import nn
 
 from cerdeq.equilibrium import FixedPoint
 
-FAR = 10.0  # how far above 0 an empty leaf's bound is pushed
+EMPTY = 10.0  # how far above 0 the bound of an empty leaf lies
 
 
 def dense(layer, shape):
-    """An affine layer as matrix and offset, from inputs of that shape, and its output's shape."""
+    """Return an affine layer as matrix and offset, from inputs of that shape, and its output's shape."""
     units = torch.eye(int(np.prod(shape)), dtype=torch.float64).reshape(-1, *shape)
     with torch.no_grad():
         zero = layer(torch.zeros(1, *shape, dtype=torch.float64))
@@ -34,7 +34,7 @@ def recurrent_matrix(weight, shape):
 
 
 def affine_parts(model, shape):
-    """(name, matrix, offset) of the affine runs before each activation, with W or 0 of it; the last has no name."""
+    """Return name, matrix, offset and W or 0 of each activation with the affine layers before it; the last layers."""
     parts, matrix, offset = [], np.eye(int(np.prod(shape))), np.zeros(int(np.prod(shape)))
     for name, layer in model.named_children():
         if isinstance(layer, nn.ReLU | FixedPoint):
@@ -49,12 +49,12 @@ def affine_parts(model, shape):
 
 
 def neurons(model, shape):
-    """How many each activation has, by name."""
+    """Return the number of neurons of each activation, by name."""
     return {name: len(matrix) for name, matrix, _, _ in affine_parts(model, shape)[0]}
 
 
 def at_pattern(model, shape, signs):
-    """Pre-activations and output as affine functions of the input, where signs (by name) are as given."""
+    """Return pre-activations and output as affine functions of the input, where signs (by name) are fixed."""
     parts, last, b = affine_parts(model, shape)
     matrix, offset, before = np.eye(int(np.prod(shape))), np.zeros(int(np.prod(shape))), {}
     for name, m, o, weight in parts:
@@ -66,7 +66,7 @@ def at_pattern(model, shape, signs):
 
 
 def at_point(model, x):
-    """Pre-activations, by name, and the output at x [1, ...]; equilibria by 2,000 iterations."""
+    """Return pre-activations, by name, and the output at x [1, ...]; equilibria by 2,000 iterations."""
     parts, last, b = affine_parts(model, x.shape[1:])
     value, before = x.ravel(), {}
     for name, m, o, weight in parts:
@@ -78,38 +78,38 @@ def at_point(model, x):
 
 
 def patterns(model, shape):
-    """Every pattern of signs, by name."""
+    """Yield every pattern of signs, by name."""
     sizes = neurons(model, shape)
     ends = np.cumsum([0, *sizes.values()])
     for signs in itertools.product([1, -1], repeat=ends[-1]):
         yield {name: np.array(signs[ends[i] : ends[i + 1]]) for i, name in enumerate(sizes)}
 
 
-def least_at_pattern(model, box, spec, signs):
-    """The least of spec . output where the signs are these, infinity where nowhere; and multipliers of the signs."""
+def minimum_at_pattern(model, box, spec, signs):
+    """Return the minimum of spec . output where the signs are these, infinity if nowhere, and their multipliers."""
     before, (matrix, offset) = at_pattern(model, box.center.shape[1:], signs)
     low, high = box.lower[0].ravel(), box.upper[0].ravel()
     rows = np.concatenate([-signs[name][:, None] * m for name, (m, _) in before.items()])
     ends = np.concatenate([signs[name] * o for name, (_, o) in before.items()])
-    found = linprog(spec @ matrix, A_ub=rows, b_ub=ends, bounds=np.stack([low, high], 1))
-    value, multipliers = found.fun, np.zeros(len(rows))
-    if found.status == 2:  # nowhere: what shows it is pushed hard
+    result = linprog(spec @ matrix, A_ub=rows, b_ub=ends, bounds=np.stack([low, high], 1))
+    value, multipliers = result.fun, np.zeros(len(rows))
+    if result.status == 2:  # nowhere: scale the proof of it
         wide = np.concatenate([rows, -np.ones((len(rows), 1))], 1)
         bounds = [*zip(low, high, strict=True), (0, None)]
-        found = linprog(np.eye(len(low) + 1)[-1], A_ub=wide, b_ub=ends, bounds=bounds)
-        value, scale = np.inf, FAR / found.fun
-        multipliers = -found.ineqlin.marginals * scale
+        result = linprog(np.eye(len(low) + 1)[-1], A_ub=wide, b_ub=ends, bounds=bounds)
+        value, scale = np.inf, EMPTY / result.fun
+        multipliers = -result.ineqlin.marginals * scale
     else:
-        assert found.status == 0, found.message
-        value, multipliers = found.fun + spec @ offset, -found.ineqlin.marginals
+        assert result.status == 0, result.message
+        value, multipliers = result.fun + spec @ offset, -result.ineqlin.marginals
     splits = np.cumsum([len(m) for m, _ in before.values()])[:-1]
     return value, dict(zip(before, np.split(multipliers.clip(min=0), splits), strict=True))
 
 
 def full_certificate(model, box, specs):
-    """Tensors of a certificate whose leaves are all patterns, for each of the margins' rows that specs names."""
+    """Return a certificate's tensors whose leaves are all patterns, for each row of the margins in specs."""
     leaves = [
-        (row, signs, least_at_pattern(model, box, spec, signs)[1])
+        (row, signs, minimum_at_pattern(model, box, spec, signs)[1])
         for row, spec in specs.items()
         for signs in patterns(model, box.center.shape[1:])
     ]

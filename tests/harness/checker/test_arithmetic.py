@@ -33,8 +33,10 @@ def point(box, corners):
 
 
 def holds(box, values):
-    ends = zip(box.lower[0], box.upper[0], values, strict=True)
-    return all(low == -np.inf or (Fraction(float(low)) <= v <= Fraction(float(high))) for low, high, v in ends)
+    """Return whether values lie exactly within `radius` of `center`, and within its ends."""
+    numbers = zip(box.center[0], box.radius[0], box.lower[0], box.upper[0], values, strict=True)
+    exact = [(*(Fraction(float(number)) for number in row), v) for *row, v in numbers]
+    return all(abs(v - center) <= radius and low <= v <= high for center, radius, low, high, v in exact)
 
 
 @given(boxes(3), vectors(2, 3), vectors(2), corners_of(3))
@@ -53,6 +55,14 @@ def test_affine_maps_count_rounding_where_products_cancel():
     x[:, 20:], weight[:, 20:] = x[:, :20], -weight[:, :20] * (1 + 2.0**-52)
     exact = [sum(Fraction(float(w)) * Fraction(float(v)) for w, v in zip(row, x[0], strict=True)) for row in weight]
     assert holds(affine(Box(x, np.zeros_like(x)), weight, None, lambda w, values: values @ w.T, 40), exact)
+
+
+def test_affine_maps_count_rounding_of_the_bias():
+    random = np.random.default_rng(0)
+    weight, bias = 2.0**-60 * random.normal(size=(50, 1)), random.normal(size=50)
+    exact = [Fraction(float(w)) + Fraction(float(b)) for w, b in zip(weight[:, 0], bias, strict=True)]
+    point = Box(np.ones((1, 1)), np.zeros((1, 1)))
+    assert holds(affine(point, weight, bias, lambda w, values: values @ w.T, 1), exact)
 
 
 @given(boxes(3), corners_of(3))

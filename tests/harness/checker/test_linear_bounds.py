@@ -7,11 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_network import EPS, network_of, sample_networks
 from torch import nn
 
 from baselines.registry import Normalize
-from cerdeq import LinfBall, bound, margin_spec
 from cerdeq.equilibrium import FixedPoint
 from harness.checker import linear
 from harness.checker.boxes import Box, ball, convolve
@@ -142,8 +140,8 @@ def test_affine_networks_are_bounded_by_their_exact_minima_less_rounding(name, s
     for row, lower in zip(spec, lowers, strict=True):
         corner = np.where(row @ slopes > 0, -1, 1).reshape(box.center.shape)
         point = exact_numbers(box.center) + Fraction(0.25) * exact_numbers(corner)
-        least = (exact_numbers(row) * exact(model, point)[0]).sum()
-        assert Fraction(float(lower)) <= least <= Fraction(float(lower)) + Fraction(1, 10**9) * (1 + int(size) * 1000)
+        minimum = (exact_numbers(row) * exact(model, point)[0]).sum()
+        assert Fraction(float(lower)) <= minimum <= Fraction(float(lower)) + Fraction(1, 10**9) * (1 + int(size) * 1000)
 
 
 @pytest.mark.parametrize("name", AFFINE)
@@ -182,24 +180,55 @@ def test_equilibria_that_are_affine_are_bounded_by_their_exact_minima_less_round
     rows = exact_numbers(spec) @ exact_numbers(classifier.weight) @ invert(system)
     matrix, offset = rows @ exact_numbers(inject.weight), rows @ exact_numbers(inject.bias)
     offset = offset + exact_numbers(spec) @ exact_numbers(classifier.bias)
-    least = matrix.sum(1) * Fraction(1, 2) - abs(matrix).sum(1) * Fraction(1, 4) + offset
-    for lower, value in zip(lowers, least, strict=True):
+    minima = matrix.sum(1) * Fraction(1, 2) - abs(matrix).sum(1) * Fraction(1, 4) + offset
+    for lower, value in zip(lowers, minima, strict=True):
         assert Fraction(float(lower)) <= value <= Fraction(float(lower)) + Fraction(1, 10**10)
 
 
-def test_rounding_in_equilibria_is_counted_where_everything_cancels(monkeypatch):
-    """z3 = w1 z1 + w2 z2 + h3, large, less what is large in it: the multiplier seems to leave nothing to the box."""
+def test_rounding_in_w_is_counted_where_its_columns_cancel(monkeypatch):
+    """z3 and z4 are small differences of large multiples of z1 and z2, and the functional cancels these again."""
     monkeypatch.setattr(linear, "_TOLERANCE", 0.0)
-    random, weight = np.random.default_rng(0), np.eye(3) / 1024
-    weight[2, :2] = 1e4 * random.uniform(1, 2, 2)
-    network = Network(nn.Sequential(nn.Flatten(), FixedPoint(torch.from_numpy(weight), 1, 1), nn.Linear(3, 2).double()))
-    box = exact_box(random.uniform(0.5, 1, (1, 1, 1, 3)), 0.0)
+    random, weight = np.random.default_rng(0), np.eye(4) / 1024
+    weight[2, :2], scale = (1e4 * random.uniform(1, 2), -1e4 * random.uniform(1, 2)), random.uniform(1, 2)
+    weight[3, :2] = scale * weight[2, :2]
+    network = Network(nn.Sequential(nn.Flatten(), FixedPoint(torch.from_numpy(weight), 1, 1), nn.Linear(4, 2).double()))
+    images = np.array([0.5, -0.5 * weight[2, 0] / weight[2, 1], 0.5, 0.5]).reshape(1, 1, 1, 4)
     last = random.normal(size=(60, 1))
-    rows = np.concatenate([-last * weight[2, :2] / (1 - 1 / 1024), last], 1)
-    lowers = lower_bounds(network, interval_region(network, box), {2: rows}, {})
-    z = invert(exact_numbers(np.eye(3)) - exact_numbers(weight)) @ exact_numbers(box.center.ravel())
+    rows = np.concatenate([np.zeros((60, 2)), last, -last / scale], 1)
+    lowers = lower_bounds(network, interval_region(network, exact_box(images, 0.0)), {2: rows}, {})
+    z = invert(exact_numbers(np.eye(4)) - exact_numbers(weight)) @ exact_numbers(images.ravel())
     for lower, value in zip(lowers, exact_numbers(rows) @ z, strict=True):
         assert Fraction(float(lower)) <= value <= Fraction(float(lower)) + Fraction(1, 10**8)
+
+
+def random_box(*shape):
+    """Return a box that contains 0, mostly near its lower end."""
+    low, high = -np.exp(-5 * np.random.default_rng(0).random((1, *shape))), np.random.default_rng(1).random((1, *shape))
+    return Box((high + low) / 2, (high - low) / 2)
+
+
+def corners(box):
+    """Return both ends of each element of a box, as fractions [2, n]."""
+    center, radius = exact_numbers(box.center.ravel()), exact_numbers(box.radius.ravel())
+    return np.stack([center - radius, center + radius])
+
+
+def test_each_part_of_a_bound_counts_its_own_rounding():
+    """In exact arithmetic, without what later parts count in addition."""
+    box, a = random_box(1), -np.random.default_rng(2).random((400, 1))
+    network = Network(nn.Sequential(nn.ReLU(), nn.Linear(1, 2)))
+    pulled = linear.pull_back(network.steps[0], a, linear.Region([box, box], {}), 1, None)
+    values, (slopes,) = exact_numbers(a), map(exact_numbers, pulled.coefficients)
+    constants, losses = exact_numbers(pulled.constant), exact_numbers(pulled.rounding_loss)
+    for end in corners(box):
+        assert (values[:, 0] * max(end[0], 0) >= slopes[:, 0] * end[0] + constants - losses).all()
+    rows, wide = np.random.default_rng(3).normal(size=(50, 9)), random_box(9)
+    products = np.where(rows > 0, *corners(wide)) * exact_numbers(rows)
+    minimum, loss = map(exact_numbers, linear.minimum_over_box(rows, wide))
+    assert (products.sum(1) >= minimum - loss).all()
+    terms = np.random.default_rng(4).normal(size=(2, 5, 50))
+    sums = exact_numbers(terms[0]).sum(0) - exact_numbers(abs(terms[1])).sum(0)
+    assert (sums >= exact_numbers(linear.sum_rounded_down(terms[0], abs(terms[1])))).all()
 
 
 def invert(matrix):
@@ -235,45 +264,6 @@ def test_lines_are_relu_itself_where_it_does_not_cross(center, slope):
     assert (around.free, around.chord, around.offset) == (slope, slope, 0)
 
 
-def margins_of(model, x, labels):
-    return (margin_spec(labels, 10).double() @ model(x)[..., None])[..., 0]
-
-
-def attack(model, x, labels, eps, steps=5):
-    """Return the smallest margin of each image and row over corners and over points of a descent, [B, K - 1]."""
-    least = margins_of(model, x, labels)
-    for start in (x, *[(x + eps * torch.randn_like(x).sign()).clamp(0, 1) for _ in range(2)]):
-        point = start
-        for _ in range(steps):
-            point = point.detach().requires_grad_()
-            margins = margins_of(model, point, labels)
-            least = torch.minimum(least, margins.detach())
-            (gradient,) = torch.autograd.grad(margins.min(1).values.sum(), point)
-            point = torch.clamp(point - 0.3 * eps * gradient.sign(), x - eps, x + eps).clamp(0, 1)
-    return least.numpy()
-
-
-@pytest.mark.parametrize(("name", "options"), sample_networks(slow_kinds=("densenet",)))
-def test_margins_lie_below_attacks_and_where_crown_s_do(name, options):
-    """Two derivations of one bound. Tighter boxes are no looser."""
-    model = network_of(name, **options)
-    pixels, labels, eps = torch.randint(0, 256, (1, 1, 8, 8)), torch.tensor([3]), float(EPS)
-    network, exact_model = Network(model), model.double()
-    worst = attack(exact_model, pixels.double() / 255, labels, eps)
-    spec = margin_spec(labels, 10).double()
-    theirs, _ = bound(exact_model, LinfBall(pixels.double() / 255, EPS), "crown-ibp", spec)
-    images = ball(pixels.numpy().astype(float), eps)
-    first, second = interval_region(network, images), tightened_region(network, images)
-    functional = {len(network.steps): spec[0].numpy()}
-    loose, tight = (lower_bounds(network, region, functional, {}) for region in (first, second))
-    assert (loose <= worst[0] + 1e-9).all() and (tight <= worst[0] + 1e-9).all()
-    ibp = network.margins(images, labels.numpy())[0]
-    np.testing.assert_allclose(np.maximum(ibp, loose), theirs[0].numpy(), rtol=1e-4, atol=1e-4)
-    for a, b in zip(first.values, second.values, strict=True):
-        assert (b.lower >= a.lower - 1e-9).all() and (b.upper <= a.upper + 1e-9).all()
-    assert sum(b.radius.sum() for b in second.values) < sum(a.radius.sum() for a in first.values)
-
-
 @pytest.mark.parametrize(("kernel", "rho"), [(None, 0.9), (3, 0.3), (3, 0.97)])
 def test_regions_and_bounds_hold_equilibria(kernel, rho):
     """Solved to convergence at points of the ball; the tightened ones are of use."""
@@ -297,7 +287,7 @@ def test_regions_and_bounds_hold_equilibria(kernel, rho):
     outputs = model[number:](z).numpy() @ spec.T
     bounds = []
     for region in (interval_region(network, images), tightened_region(network, images)):
-        for box, points in ((region.values[number], z), (region.inside[number], p)):
+        for box, points in ((region.values[number], z), (region.preactivations[number], p)):
             assert (box.lower <= points.numpy() + 1e-9).all() and (points.numpy() <= box.upper + 1e-9).all()
         bounds.append(lower_bounds(network, region, {len(network.steps): spec}, {}))
         assert np.isfinite(bounds[-1]).all() and (bounds[-1] <= outputs.min(0) + 1e-9).all()

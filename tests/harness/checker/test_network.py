@@ -1,4 +1,4 @@
-"""The checker's margins: at points those of the network, over boxes below every attack and as good as IBP's."""
+"""The checker's margins of whole networks, and its boxes of equilibria."""
 
 from fractions import Fraction
 
@@ -8,11 +8,13 @@ import torch
 
 from baselines import build, network_names, required_options
 from cerdeq import LinfBall, bound, margin_spec
-from cerdeq.equilibrium import FixedPoint, fold
+from cerdeq.equilibrium import fold
 from harness.checker import equilibrium as equilibrium_module
 from harness.checker.boxes import Box, ball
 from harness.checker.equilibrium import NotProvedError, contraction, equilibrium
+from harness.checker.linear import lower_bounds
 from harness.checker.network import Network, UnknownLayerError
+from harness.checker.regions import interval_region, tightened_region
 
 EPS = Fraction(1, 100)
 OPTIONS = [("cerdeq", {"parametrisation": name}) for name in ("nonnegative", "monotone", "orthogonal")]
@@ -34,9 +36,9 @@ def sample_networks(slow_kinds=()):
     return plain + [pytest.param(*case) for case in OPTIONS]
 
 
-def network_of(name, dataset="digits", **options):
+def network_of(name, **options):
     """A network with batch norm's statistics, weights and biases as if it had been trained."""
-    model = build(name, dataset, 0.1, **options)
+    model = build(name, "digits", 0.1, **options)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
             torch.nn.init.normal_(module.running_mean, std=0.2)
@@ -47,26 +49,47 @@ def network_of(name, dataset="digits", **options):
     return model.eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize(("name", "options"), sample_networks())
-def test_margins_are_the_network_s_and_below_those_of_every_image_in_the_ball(name, options):
+def attack(margins_of, x, steps=5):
+    """Return the smallest margin of each row over corners of the ball and over points of a descent, [B, K - 1]."""
+    eps, smallest = float(EPS), margins_of(x)
+    for start in (x, *[(x + eps * torch.randn_like(x).sign()).clamp(0, 1) for _ in range(2)]):
+        point = start
+        for _ in range(steps):
+            point = point.detach().requires_grad_()
+            margins = margins_of(point)
+            smallest = torch.minimum(smallest, margins.detach())
+            (gradient,) = torch.autograd.grad(margins.min(1).values.sum(), point)
+            point = torch.clamp(point - 0.3 * eps * gradient.sign(), x - eps, x + eps).clamp(0, 1)
+    return smallest.numpy()
+
+
+@pytest.mark.parametrize(("name", "options"), sample_networks(slow_kinds=("densenet",)))
+def test_margins_lie_below_attacks_and_where_ibp_s_and_crown_s_do(name, options):
+    """Two derivations of each bound. Tighter boxes are no looser."""
     model = network_of(name, **options)
-    pixels = torch.randint(0, 256, (3, 1, 8, 8))
-    labels = torch.tensor([3, 0, 7])
-    network, exact = Network(model), model.double()
-    spec = margin_spec(labels, 10).double()
+    pixels, labels = torch.randint(0, 256, (2, 1, 8, 8)), torch.tensor([3, 0])
+    network, exact, spec, x = Network(model), model.double(), margin_spec(labels, 10).double(), pixels.double() / 255
 
-    def margins(x):
-        return (spec @ exact(x)[..., None])[..., 0].numpy()
+    def margins_of(points):
+        return (spec @ exact(points)[..., None])[..., 0]
 
-    x = pixels.double() / 255
-    own = network.margins(ball(pixels.numpy().astype(float), 0.0), labels.numpy())
-    np.testing.assert_allclose(own, margins(x), rtol=1e-6, atol=1e-6)
-    lower = network.margins(ball(pixels.numpy().astype(float), float(EPS)), labels.numpy())
-    for _ in range(20):
-        point = (x + float(EPS) * torch.randn_like(x).sign()).clamp(0, 1)
-        assert (lower <= margins(point) + 1e-9).all()
-    ours, _ = bound(exact, LinfBall(x, EPS), "ibp", spec)
-    np.testing.assert_allclose(lower, ours.numpy(), rtol=1e-4, atol=1e-4)
+    grey, images = pixels.numpy().astype(float), ball(pixels.numpy().astype(float), float(EPS))
+    at_point = network.margins(network.boxes(ball(grey, 0.0)), labels.numpy())
+    np.testing.assert_allclose(at_point.center, margins_of(x), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(at_point.lower, at_point.upper, rtol=1e-6, atol=1e-6)
+    worst, ibp = attack(margins_of, x), network.margins(network.boxes(images), labels.numpy()).lower
+    np.testing.assert_allclose(ibp, bound(exact, LinfBall(x, EPS), "ibp", spec)[0].numpy(), rtol=1e-4, atol=1e-4)
+    first = Box(images.center[:1], images.radius[:1])
+    regions = [interval_region(network, first), tightened_region(network, first)]
+    functional = {len(network.steps): spec[0].numpy()}
+    loose, tight = (lower_bounds(network, region, functional, {}) for region in regions)
+    assert (ibp <= worst + 1e-9).all() and (loose <= worst[0] + 1e-9).all() and (tight <= worst[0] + 1e-9).all()
+    crown = bound(exact, LinfBall(x, EPS), "crown-ibp", spec)[0]
+    np.testing.assert_allclose(np.maximum(ibp[0], loose), crown[0].numpy(), rtol=1e-4, atol=1e-4)
+    for a, b in zip(*(region.values for region in regions), strict=True):
+        assert (b.lower >= a.lower - 1e-9).all() and (b.upper <= a.upper + 1e-9).all()
+    loose_size, tight_size = (sum(box.radius.sum() for box in region.values) for region in regions)
+    assert tight_size < loose_size
 
 
 class TwoInputs(torch.nn.Module):
@@ -85,21 +108,6 @@ REFUSED = {
 def test_a_network_without_a_rule_is_refused(message):
     with pytest.raises(UnknownLayerError, match=message):
         Network(REFUSED[message])
-
-
-@pytest.mark.parametrize("kernel", [None, 3])
-@pytest.mark.parametrize("rate", [0.0, 0.5, 0.97])
-def test_boxes_hold_the_equilibria_of_points_of_their_box(kernel, rate):
-    weight = torch.randn(4, 4, *([kernel] * 2 if kernel else [])).double()
-    matrix = weight.abs().reshape(4, 4, -1).sum(2)
-    weight *= rate / torch.linalg.eigvals(matrix).abs().max()
-    h = torch.randn(5, 4, *([6] * 2 if kernel else [])).double()
-    box = equilibrium(weight.numpy(), Box(h.numpy(), np.full(h.shape, 0.1)))
-    assert np.isfinite(box.radius).all()
-    layer = FixedPoint(weight, 1, 1).double().eval()
-    for _ in range(20):
-        z = layer.solve(h + 0.1 * (2 * torch.rand_like(h) - 1), tolerance=1e-12, solver="anderson").value.numpy()
-        assert (box.lower <= z + 1e-9).all() and (z - 1e-9 <= box.upper).all()
 
 
 @pytest.mark.parametrize("h", [-1.0, 0.0])

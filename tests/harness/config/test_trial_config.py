@@ -86,7 +86,7 @@ def changed(config, name, value):
 
 
 def test_the_stages_are_the_bounds_of_the_mathematics():
-    assert (*BOUNDS, BAB) == STAGES
+    assert [*BOUNDS, BAB] == list(STAGES)
 
 
 def test_every_field_is_in_the_list_of_other_values():

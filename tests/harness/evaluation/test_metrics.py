@@ -1,6 +1,5 @@
-"""Final metrics and warnings, of verdicts made by hand."""
+"""Final metrics and warnings of a table of verdicts."""
 
-import dataclasses
 import math
 
 import pandas as pd
@@ -21,16 +20,13 @@ OUTCOMES = [  # verdict, stage that decided, width, prediction
     ("certified", "ibp", 7.0, 3),
     ("certified", "crown", 12.0, 3),
 ]
+TABLE = pd.DataFrame(10 * OUTCOMES, columns=[names.VERDICT, names.STAGE, names.WIDTH, names.PREDICTION])
+TABLE = TABLE.assign(**{names.INDEX: TABLE.index, names.REASON: ""})
 
 
-def evaluation(**changes):
-    """Of ten times these examples; fields that no metric here reads are left None."""
-    columns = [names.VERDICT, names.STAGE, names.WIDTH, names.PREDICTION]
-    made = {field.name: None for field in dataclasses.fields(Evaluation)}
-    made |= {"verdicts": pd.DataFrame(10 * OUTCOMES, columns=columns), "clean_spread": 2.5}
-    made["layers"] = {names.layer_width("relu1"): 0.5}
-    made["seconds"] = {"clean": 0.5, "attack": 2.0, "ibp": 1.0, "crown": 4.0}
-    return Evaluation(**made | changes)
+def evaluation(table=TABLE, clean_spread=2.5):
+    seconds = {"clean": 0.5, "attack": 2.0, "ibp": 1.0, "crown": 4.0}
+    return Evaluation(table, {names.layer_width("relu1"): 0.5}, 0.0, clean_spread, seconds, {})
 
 
 def test_final_metrics_are_those_of_the_verdicts():
@@ -53,31 +49,17 @@ def test_final_metrics_are_those_of_the_verdicts():
         names.BOUND_WIDTH_RELATIVE: 2.0,
         names.layer_width("relu1"): 0.5,
     }
-    measured = final_metrics(evaluation(), STAGES)
-    assert {name: measured[name] for name in expected} == pytest.approx(expected)
-
-
-def test_a_stage_after_those_asked_for_counts_for_none_of_them():
-    assert final_metrics(evaluation(), ("ibp",))[names.certified_by("ibp")] == 62.5
-
-
-def test_clean_margins_that_are_all_alike_leave_an_infinite_relative_width():
+    metrics = final_metrics(evaluation(), STAGES)
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected)
     assert final_metrics(evaluation(clean_spread=0.0), STAGES)[names.BOUND_WIDTH_RELATIVE] == math.inf
 
 
-def test_a_network_that_predicts_one_class_is_said_to():
-    alike = evaluation().verdicts.assign(**{names.PREDICTION: 3})
-    assert warnings(evaluation(verdicts=alike), {}) == ["collapsed: predicts class 3 for 100.0 % of the images"]
-    assert warnings(evaluation(), {}) == []
-
-
-def test_metrics_that_are_not_finite_are_named():
-    assert warnings(evaluation(), {"a": None, "b": 0.0, "c": None}) == ["not finite: a, c"]
-
-
-def test_errors_out_of_order_are_refused(monkeypatch):
-    """As no verdicts give them, unless two were one."""
-    monkeypatch.setattr(names, "CERTIFIED", names.FALSIFIED)
-    broken = evaluation().verdicts.assign(**{names.VERDICT: names.FALSIFIED})
-    with pytest.raises(AssertionError, match="errors out of order"):
-        final_metrics(evaluation(verdicts=broken), STAGES)
+def test_warnings_name_collapse_failures_and_metrics_that_are_not_finite():
+    assert warnings(evaluation(), {"b": 0.0}) == []
+    table = TABLE.assign(**{names.PREDICTION: 3})
+    table.loc[3, [names.VERDICT, names.STAGE, names.REASON]] = [names.FAILED, "bab", "ValueError: no"]
+    assert warnings(evaluation(table), {"a": None, "b": 0.0, "c": None}) == [
+        "collapsed: predicts class 3 for 100.0 % of the images",
+        "failed in bab: 1 examples, such as 3 (ValueError: no)",
+        "not finite: a, c",
+    ]

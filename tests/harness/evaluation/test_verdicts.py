@@ -1,9 +1,10 @@
-"""Verdicts, decided by the first stage that can, against other ways to them."""
+"""Verdicts come from the first stage that decides an example, and agree with other ways to compute them."""
 
-import dataclasses
-import itertools
+from dataclasses import fields, replace
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,72 +23,76 @@ from harness.evaluation import attack, ibp, network, stages
 from harness.evaluation.equilibria import recurrence_report
 from harness.evaluation.ibp import Bounds, errors_without_attack
 from harness.evaluation.ledger import SoundnessError
+from harness.evaluation.network import load_network
 from harness.evaluation.verdicts import NO_PREDICTION, evaluate
 from harness.storage import folder, names
-from harness.training import load_network
 from harness.training.monitor import parametrisation_metrics
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-
-
-def test_the_prediction_follows_from_the_margins():
-    clean = torch.tensor([[0.5, 0.1], [-0.5, 0.1], [0.2, -0.1], [0.0, 1.0]])
-    unread = {field.name: None for field in dataclasses.fields(Bounds)}
-    bounds = Bounds(**unread | {"clean_lower": clean})
-    assert bounds.prediction(torch.tensor([1, 1, 1, 0])).tolist() == [1, 0, 2, 1]
+MARGIN = names.margin_column("ibp")
+SMALL = "1/100000"  # a radius at which IBP certifies much
 
 
 @pytest.fixture
-def judged(tiny_trial):
-    """A function of a network's name to (verdicts and all, network, images, labels, config)."""
+def problem(tiny_trial):
+    """Return a function of a network's name to the arguments of `evaluate`; every ninth label is wrong."""
 
     def make(name: str, count=90, **changes):
-        config = tiny_trial(name, **changes)
         model = build(name, "digits", 0.1).double().eval()
         images = torch.randint(0, 256, (count, 1, 8, 8), dtype=torch.uint8)
         with torch.no_grad():
             labels = model(images.double() / 255).argmax(1)
         labels[::9] = (labels[::9] + 1) % 10
-        return evaluate(model, images, labels, config), model, images, labels, config
+        return model, images, labels, tiny_trial(name, **changes)
 
     return make
 
 
+def with_settings(config, **settings):
+    return replace(config, evaluation=replace(config.evaluation, **settings))
+
+
+def trained(name, count, **settings):
+    """Return the arguments of `evaluate` for a golden network."""
+    config = folder.read_trial(GOLDEN / name / folder.TRIAL).config
+    test, model = load(config.dataset).test_images(count), load_network(config, GOLDEN / name / folder.WEIGHTS)
+    return model, test.images, test.labels, with_settings(config, **settings)
+
+
+def test_the_prediction_follows_from_the_margins():
+    clean = torch.tensor([[0.5, 0.1], [-0.5, 0.1], [0.2, -0.1], [0.0, 1.0]])
+    bounds = Bounds(**{field.name: None for field in fields(Bounds)} | {"clean_lower": clean})
+    assert bounds.prediction(torch.tensor([1, 1, 1, 0])).tolist() == [1, 0, 2, 1]
+
+
 @pytest.mark.parametrize("name", ["cnn5", "cerdeq"])
-def test_verdicts_are_one_row_an_example_and_agree_with_the_network(judged, name):
-    evaluation, model, images, _, _ = judged(name, eps="1/100000")
-    table = evaluation.verdicts
+def test_verdicts_have_a_row_for_each_example_and_agree_with_the_network(problem, name):
+    model, images, labels, config = problem(name, eps=SMALL)
+    table = evaluate(model, images, labels, config).verdicts
     assert table[names.INDEX].tolist() == list(range(90))
     with torch.no_grad():
         assert table[names.PREDICTION].tolist() == model(images.double() / 255).argmax(1).tolist()
-    assert set(table.loc[::9, names.VERDICT]) == {"misclassified"}
-    certified = table[table[names.VERDICT] == "certified"]
-    assert len(certified) > 0
-    proved = certified[["margin_ibp", "margin_crown-ibp"]].max(axis=1)
-    assert (proved > 0).all() and (certified["margin_ibp"] > 0).any()
+    assert set(table.loc[::9, names.VERDICT]) == {names.MISCLASSIFIED}
+    certified = table[table[names.VERDICT] == names.CERTIFIED]
+    proved = certified[[MARGIN, "margin_crown-ibp"]].max(axis=1)
+    assert (proved > 0).all() and (certified[MARGIN] > 0).any()
     assert (certified[names.ATTACK_MARGIN] >= proved).all()
     assert set(table[names.STAGE]) <= {"clean", "attack", "ibp", "crown-ibp", "none"}
-
-
-def by_stages(config, *stages):
-    return dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, stages=stages))
+    errors = 100 * (table[names.VERDICT] == names.MISCLASSIFIED).mean(), 100 * (~(table[MARGIN] > 0)).mean()
+    assert errors_without_attack(model, images, labels, config) == pytest.approx(errors)
 
 
 @pytest.mark.parametrize("name", ["cnn5", pytest.param("cerdeq", marks=pytest.mark.slow)])
-def test_each_stage_asks_only_what_is_open_and_loses_no_proof(judged, name):
-    second, model, images, labels, config = judged(name, count=45, eps="1/2000")
-    assert config.evaluation.stages == ("ibp", "crown-ibp")
-    first, last = (
-        evaluate(model, images, labels, by_stages(config, *stages)).verdicts
-        for stages in [("ibp",), ("ibp", "crown-ibp", "crown", "alpha-crown")]
-    )
-    tables = [first, second.verdicts, last]
-    proved = [set(table.index[table[names.VERDICT] == "certified"]) for table in tables]
+def test_each_stage_bounds_only_undecided_examples_and_loses_no_proof(problem, name):
+    model, images, labels, config = problem(name, count=45, eps="1/2000")
+    choices = [("ibp",), ("ibp", "crown-ibp"), ("ibp", "crown-ibp", "crown", "alpha-crown")]
+    tables = [evaluate(model, images, labels, with_settings(config, stages=stages)).verdicts for stages in choices]
+    proved = [set(table.index[table[names.VERDICT] == names.CERTIFIED]) for table in tables]
     assert proved[0] <= proved[1] <= proved[2] and len(proved[0]) < len(proved[2])
     for table in tables:
-        assert table["margin_ibp"].notna().all()
-        decided = ~table[names.VERDICT].isin(["certified", "unknown"])
-        for earlier, later in itertools.pairwise(column for column in table if column.startswith("margin_")):
+        assert table[MARGIN].notna().all()
+        decided = ~table[names.VERDICT].isin([names.CERTIFIED, names.UNKNOWN])
+        for earlier, later in pairwise(column for column in table if column.startswith("margin_")):
             decided |= table[earlier] > 0
             assert (table[later].isna() == decided).all()
             both = table[later].notna()
@@ -95,235 +100,246 @@ def test_each_stage_asks_only_what_is_open_and_loses_no_proof(judged, name):
             assert (table.loc[both, names.ATTACK_MARGIN] >= table.loc[both, later]).all()
 
 
-def test_verdicts_do_not_depend_on_the_batch(judged):
-    evaluation, model, images, labels, config = judged("cnn5", eps="1/2000")  # 40 at a time
-    settings = dataclasses.replace(config.evaluation, batch_size=7)
-    whole, parts = (
-        evaluation.verdicts,
-        evaluate(model, images, labels, dataclasses.replace(config, evaluation=settings)),
-    )
-    parts = parts.verdicts
-    assert (whole["margin_crown-ibp"].isna() == parts["margin_crown-ibp"].isna()).all()
-    assert whole[names.VERDICT].equals(parts[names.VERDICT])
-    assert whole[names.ATTACK_MARGIN].tolist() == pytest.approx(
-        parts[names.ATTACK_MARGIN].tolist(), abs=1e-7, nan_ok=True
-    )
-    both = whole["margin_crown-ibp"].notna() & parts["margin_crown-ibp"].notna()
-    assert both.any()
-    found, expected = (table.loc[both, "margin_crown-ibp"].tolist() for table in (whole, parts))
-    assert found == pytest.approx(expected, abs=1e-7)
+def test_verdicts_do_not_depend_on_batches_and_slices(problem, monkeypatch):
+    model, images, labels, config = problem("cnn5", eps="1/2000")
+    first = evaluate(model, images, labels, with_settings(config, batch_size=90))
+    monkeypatch.setattr(ibp, "examples_in_cache", lambda *_: 7)
+    second = evaluate(model, images, labels, with_settings(config, batch_size=40))
+    exact, close = [names.VERDICT, names.STAGE, names.INDEX], [names.ATTACK_MARGIN, MARGIN, "margin_crown-ibp"]
+    assert first.verdicts[exact].equals(second.verdicts[exact])
+    for column in close:
+        numbers = first.verdicts[column].tolist()
+        assert numbers == pytest.approx(second.verdicts[column].tolist(), abs=1e-7, nan_ok=True)
+    assert first.layers == pytest.approx(second.layers) and first.clean_mean == pytest.approx(second.clean_mean)
+    logits = model(images.double() / 255).detach()
+    clean = (logits.gather(1, labels[:, None]) - logits).sum(1) / 9
+    assert first.clean_mean == pytest.approx(float(clean.mean()), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["cnn5", "cerdeq"])
 def test_float32_first_gives_the_verdicts_of_float64_alone(name, monkeypatch):
-    """Of trained networks, on images so near a radius that some margins are."""
-    trained = GOLDEN / name
-    config = by_stages(folder.read_trial(trained / folder.TRIAL).config, "ibp", "crown-ibp", "crown")
-    config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, attack_restarts=1))
-    test = load(config.dataset).test_images(40)
-    model = load_network(config, trained / folder.WEIGHTS)
-    assert in_float32(model) is not None
-    first = evaluate(model, test.images, test.labels, config).verdicts
+    """Of trained networks, on images whose margins are near 0."""
+    arguments = trained(name, 40, stages=("ibp", "crown-ibp", "crown"), attack_restarts=1)
+    assert in_float32(arguments[0]) is not None
+    first = evaluate(*arguments).verdicts
     monkeypatch.setattr(network, "in_float32", lambda *_: None)
-    alone = evaluate(model, test.images, test.labels, config).verdicts
-    decided = [names.VERDICT, names.STAGE, names.PREDICTION]
-    assert first[decided].equals(alone[decided])
+    alone = evaluate(*arguments).verdicts
+    decisions = [names.VERDICT, names.STAGE, names.PREDICTION]
+    assert first[decisions].equals(alone[decisions])
     assert {"crown-ibp", "crown", "none"} & set(first[names.STAGE])
-    assert not first.equals(alone)  # float32 did prove some
+    assert not first.equals(alone)  # float32 proved some
 
 
-def test_relu_states_of_a_point_are_its_own_and_a_ball_adds_unstable_ones(judged):
-    whole, model, images, labels, config = judged("cnn5", eps="1/100000000")
-    seen, hooks = {}, []
+def test_relu_states_of_a_point_are_its_own_and_a_ball_adds_unstable_ones(problem):
+    model, images, labels, config = problem("cnn5", eps="1/100000000")
+    inputs = {}
     relus = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ReLU)]
-    for name, module in relus:
-        hook = module.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: inputs[0]}))
-        hooks.append(hook)
+    hooks = [
+        module.register_forward_pre_hook(lambda _, x, name=name: inputs.update({name: x[0]})) for name, module in relus
+    ]
     with torch.no_grad():
         model(images.double() / 255)
     for hook in hooks:
         hook.remove()
-    for name, before in seen.items():
-        off = 100 * float((before <= 0).double().mean())
-        assert whole.layers[names.layer_inactive(name)] == pytest.approx(off, abs=0.1)
-        assert whole.layers[names.layer_unstable(name)] < 0.1
-    wide = evaluate(model, images, labels, dataclasses.replace(config, eps=Fraction(1, 4))).layers
-    assert all(wide[names.layer_unstable(name)] > 10 for name in seen)
-    assert all(wide[names.layer_unstable(name)] + wide[names.layer_inactive(name)] <= 100 for name in seen)
-
-
-def test_bounds_do_not_depend_on_the_slices(judged, monkeypatch):
-    _, model, images, labels, config = judged("cnn5", eps="1/2000")
-    whole, parts = (_bounds_in_slices(monkeypatch, size, model, images, labels, config) for size in (90, 7))
-    for field in ("lower", "width", "clean", "clean_lower"):
-        torch.testing.assert_close(getattr(whole, field), getattr(parts, field), rtol=1e-9, atol=1e-9)
-    assert whole.layers == pytest.approx(parts.layers)
-    with torch.no_grad():
-        outputs = model(images.double() / 255)
-    others = outputs.scatter(1, labels[:, None], torch.inf)
-    clean = outputs.gather(1, labels[:, None]) - others[others.isfinite()].view(len(labels), -1)
-    torch.testing.assert_close(parts.clean, clean)
-
-
-def _bounds_in_slices(monkeypatch, size, model, images, labels, config):
-    monkeypatch.setattr(ibp, "examples_in_cache", lambda *_: size)
-    return ibp.bound_margins(trace(model), images.double() / 255, labels, 10, config.eps)
-
-
-def test_a_large_eps_certifies_nothing_and_breaks_much(judged):
-    evaluation, *_ = judged("cnn5", eps="1/2")
-    counts = evaluation.verdicts[names.VERDICT].value_counts()
-    assert "certified" not in counts
-    assert counts["falsified"] > 0
+    at_points = evaluate(model, images, labels, config).layers
+    over_balls = evaluate(model, images, labels, replace(config, eps=Fraction(1, 4))).layers
+    for name, p in inputs.items():
+        assert at_points[names.layer_inactive(name)] == pytest.approx(100 * float((p <= 0).double().mean()), abs=0.1)
+        assert at_points[names.layer_unstable(name)] < 0.1
+        assert over_balls[names.layer_unstable(name)] > 10
+        assert over_balls[names.layer_unstable(name)] + over_balls[names.layer_inactive(name)] <= 100
 
 
 @pytest.mark.parametrize(("name", "eps"), [("cnn5", "1/2"), pytest.param("cerdeq", "1/100", marks=pytest.mark.slow)])
-def test_each_falsified_example_has_a_counterexample_that_the_network_gets_wrong(name, eps, judged):
-    evaluation = EvaluationSettings(stages=("ibp",), attack_steps=5, attack_restarts=1, batch_size=40)
-    evaluation, model, images, labels, config = judged(name, eps=eps, evaluation=evaluation)
+def test_each_falsified_example_has_a_counterexample_that_the_network_gets_wrong(name, eps, problem):
+    settings = EvaluationSettings(stages=("ibp",), attack_steps=5, attack_restarts=1, batch_size=40)
+    model, images, labels, config = problem(name, eps=eps, evaluation=settings)
+    evaluation = evaluate(model, images, labels, config)
     table = evaluation.verdicts
     falsified = table.loc[table[names.VERDICT] == names.FALSIFIED, names.INDEX].tolist()
     assert list(evaluation.evidence) == [str(index) for index in falsified] and 5 < len(falsified) <= 80
     k = torch.stack([evaluation.evidence[str(index)] for index in falsified])
-    assert k.dtype == torch.int16
-    points = decode(k, images[falsified].double() / 255, config.eps)
     with torch.no_grad():
-        least = margins(model(points), labels[falsified])
-    assert (least <= 0).all()
+        at_points = margins(model(decode(k, images[falsified].double() / 255, config.eps)), labels[falsified])
     recorded = torch.tensor(table.loc[falsified, names.ATTACK_MARGIN].to_numpy())
-    assert ((least <= recorded) & (recorded < 0)).all()
-    torch.testing.assert_close(least, recorded, atol=1e-3, rtol=1e-6)
+    assert k.dtype == torch.int16 and ((at_points <= recorded) & (recorded < 0)).all()
+    torch.testing.assert_close(at_points, recorded, atol=1e-3, rtol=1e-6)
 
 
-def test_a_counterexample_that_is_not_proved_falsifies_nothing(judged, monkeypatch):
+def test_a_counterexample_that_is_not_proved_falsifies_nothing(problem, monkeypatch):
     monkeypatch.setattr(attack, "upper_margins", lambda program, points, *_: torch.zeros(len(points)).to(points))
-    evaluation, *_ = judged("cnn5", eps="1/2")
+    evaluation = evaluate(*problem("cnn5", eps="1/2"))
     assert names.FALSIFIED not in set(evaluation.verdicts[names.VERDICT]) and not evaluation.evidence
 
 
-def test_what_ibp_proved_is_attacked_once_by_the_margin(judged, monkeypatch):
-    asked, honest = [], attack.worst_point
+def test_examples_that_ibp_proved_are_attacked_once_by_the_margin(problem, monkeypatch):
+    calls, worst_point = [], attack.worst_point
 
-    def watched(follower, x, labels, eps, settings, seed, indices):
-        asked.append((settings.attack, settings.attack_restarts, set(indices.tolist())))
-        return honest(follower, x, labels, eps, settings, seed, indices)
+    def recorded(model, x, labels, eps, settings, seed, indices):
+        calls.append((settings.attack, settings.attack_restarts, set(indices.tolist())))
+        return worst_point(model, x, labels, eps, settings, seed, indices)
 
-    monkeypatch.setattr(attack, "worst_point", watched)
-    evaluation = EvaluationSettings(stages=("ibp",), attack="all", attack_steps=2, attack_restarts=2)
-    evaluation, *_ = judged("cnn5", eps="1/2000", evaluation=evaluation)
-    table = evaluation.verdicts
-    right, proved = table[names.VERDICT] != names.MISCLASSIFIED, table["margin_ibp"] > 0
-    assert asked == [("all", 2, set(table.index[right & ~proved])), ("margin", 1, set(table.index[right & proved]))]
+    monkeypatch.setattr(attack, "worst_point", recorded)
+    settings = EvaluationSettings(stages=("ibp",), attack="all", attack_steps=2, attack_restarts=2)
+    table = evaluate(*problem("cnn5", eps="1/2000", evaluation=settings)).verdicts
+    correct, proved = table[names.VERDICT] != names.MISCLASSIFIED, table[MARGIN] > 0
+    expected = {("all", 2): set(table.index[correct & ~proved]), ("margin", 1): set(table.index[correct & proved])}
+    assert {call[:2]: call[2] for call in calls} == expected and len(calls) == 2
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_proved_margins_of_points_are_above_the_exact_ones(seed):
-    """Of linear networks whose margins cancel to a few roundings, in rationals."""
-    torch.manual_seed(seed)
-    points = torch.rand(3, 1, 1, 4, dtype=torch.float64)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).double()
-    with torch.no_grad():
+def test_proved_margins_of_points_are_above_the_exact_ones():
+    """Of linear networks whose margins cancel to a few roundings, in rational numbers."""
+    labels = torch.arange(3)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        points = torch.rand(3, 1, 1, 4, dtype=torch.float64)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).double().requires_grad_(False)
         model[1].weight.copy_(model[1].weight[0] * (1 + 1e-15 * torch.randn(3, 4)))
         model[1].bias.copy_(-points[0].flatten() @ model[1].weight[0])
-        labels = torch.arange(3)
         upper = attack.upper_margins(trace(model), points, labels, 3)
         assert (upper - margins(model(points), labels) < 1e-13).all()
-    weight, bias = ([[Fraction(v) for v in row] for row in p.tolist()] for p in (model[1].weight, model[1].bias[None]))
-    for row, point in enumerate(points.flatten(1).tolist()):
-        logits = [
-            b + sum(w * Fraction(v) for w, v in zip(ws, point, strict=True))
-            for ws, b in zip(weight, bias[0], strict=True)
-        ]
-        exact = min(logits[row] - logit for other, logit in enumerate(logits) if other != row)
-        assert exact <= Fraction(upper[row].item())
+        parameters = list(zip(model[1].weight.tolist(), model[1].bias.tolist(), strict=True))
+        for label, point in enumerate(points.flatten(1).tolist()):
+            logits = [
+                Fraction(b) + sum(Fraction(w) * Fraction(v) for w, v in zip(row, point, strict=True))
+                for row, b in parameters
+            ]
+            exact = min(logits[label] - logit for other, logit in enumerate(logits) if other != label)
+            assert exact <= Fraction(upper[label].item())
 
 
-def test_errors_without_attack_are_those_of_the_verdicts(judged):
-    evaluation, model, images, labels, config = judged("cnn5", eps="1/100000")
-    verdict = evaluation.verdicts[names.VERDICT]
-    expected = 100 * (verdict == "misclassified").mean(), 100 * (verdict != "certified").mean()
-    assert errors_without_attack(model, images, labels, config) == pytest.approx(expected)
+@pytest.fixture
+def change_bounds(monkeypatch):
+    """Return a function that passes IBP's bounds, of which x are the images, through `change(bounds, x)`."""
+    bound_margins = ibp.bound_margins
+
+    def replace_by(change):
+        monkeypatch.setattr(ibp, "bound_margins", lambda program, x, *rest: change(bound_margins(program, x, *rest), x))
+
+    return replace_by
 
 
-def test_a_bound_that_an_attack_refutes_is_an_error_and_no_row(judged, monkeypatch):
-    honest = ibp.bound_margins
-
-    def lying(*arguments):
-        bounds = honest(*arguments)
-        return dataclasses.replace(bounds, lower=torch.ones_like(bounds.lower))
-
-    monkeypatch.setattr(ibp, "bound_margins", lying)
+def test_a_bound_that_an_attack_refutes_is_an_error(problem, change_bounds):
+    change_bounds(lambda bounds, x: replace(bounds, lower=torch.ones_like(bounds.lower)))
     with pytest.raises(SoundnessError, match="both certified and refuted"):
-        judged("cnn5", eps="1/2")
+        evaluate(*problem("cnn5", eps="1/2"))
 
 
-def test_a_bound_that_is_not_a_number_certifies_nothing(judged, monkeypatch):
-    honest = ibp.bound_margins
-
-    def broken(*arguments):
-        bounds = honest(*arguments)
-        return dataclasses.replace(bounds, lower=bounds.lower * torch.nan)
-
-    monkeypatch.setattr(ibp, "bound_margins", broken)
+def test_a_bound_that_is_not_a_number_certifies_nothing(problem, change_bounds, monkeypatch):
+    change_bounds(lambda bounds, x: replace(bounds, lower=bounds.lower * torch.nan))
     monkeypatch.setattr(stages, "lower_bounds", lambda program, x, spec, *_, **__: spec[:, :, 0] * torch.nan)
-    evaluation, *_ = judged("cnn5", eps="1/100000")
-    assert "certified" not in set(evaluation.verdicts[names.VERDICT])
+    table = evaluate(*problem("cnn5", eps=SMALL)).verdicts
+    assert names.CERTIFIED not in set(table[names.VERDICT])
 
 
-def test_an_image_whose_clean_solve_fails_is_no_misclassification(judged, monkeypatch):
-    sure, model, images, labels, config = judged("cnn5", eps="1/100000")
-    honest = ibp.bound_margins
+def test_an_image_whose_clean_solve_fails_is_not_misclassified(problem, change_bounds):
+    arguments = problem("cnn5", eps=SMALL)
+    expected, image = evaluate(*arguments).verdicts, arguments[1][5].double() / 255
 
-    def faulty(program, x, *arguments):
-        if any(torch.equal(image, images[5].double() / 255) for image in x):
+    def fail(bounds, x):
+        if any(torch.equal(image, other) for other in x):
             raise ArithmeticError("no equilibrium")
-        return honest(program, x, *arguments)
+        return bounds
 
-    monkeypatch.setattr(ibp, "bound_margins", faulty)
-    table = evaluate(model, images, labels, config).verdicts
-    row = table.loc[5]
-    assert row[[names.VERDICT, names.STAGE, names.PREDICTION]].tolist() == ["failed", "clean", NO_PREDICTION]
+    change_bounds(fail)
+    table = evaluate(*arguments).verdicts
+    row, decisions = table.loc[5], [names.PREDICTION, names.VERDICT, names.STAGE]
+    assert row[decisions].tolist() == [NO_PREDICTION, names.FAILED, "clean"]
     assert row[names.REASON] == "ArithmeticError: no equilibrium"
-    assert row[["margin_ibp", "margin_crown-ibp", names.ATTACK_MARGIN, names.WIDTH]].isna().all()
-    decided = [names.PREDICTION, names.VERDICT, names.STAGE]
-    assert table.drop(index=5)[decided].equals(sure.verdicts.drop(index=5)[decided])
+    assert row[[MARGIN, "margin_crown-ibp", names.ATTACK_MARGIN, names.WIDTH]].isna().all()
+    assert table.drop(index=5)[decisions].equals(expected.drop(index=5)[decisions])
 
 
-def test_a_network_of_which_no_image_can_be_judged_has_no_verdicts(judged, monkeypatch):
-    def broken(*_):
+def test_a_network_of_which_no_image_can_be_evaluated_is_an_error(problem, monkeypatch):
+    def fail(*_):
         raise TypeError("no rule")
 
-    monkeypatch.setattr(ibp, "bound_margins", broken)
+    monkeypatch.setattr(ibp, "bound_margins", fail)
     with pytest.raises(RuntimeError, match="none of 40 images can be evaluated: TypeError: no rule"):
-        judged("cnn5")
+        evaluate(*problem("cnn5"))
 
 
-def test_a_prediction_within_the_solver_s_error_is_not_taken_for_right(judged, monkeypatch):
-    sure, model, images, labels, config = judged("cerdeq", eps="1/100000")
-    right = sure.verdicts[names.VERDICT] != "misclassified"
-    honest = rules.verified_box
+def test_a_prediction_within_the_solver_s_error_does_not_count_as_correct(problem, monkeypatch):
+    arguments, verified_box = problem("cerdeq", count=30, eps=SMALL), rules.verified_box
 
-    def loose(*asked):
-        box = honest(*asked)
+    def widened(*arguments):
+        box = verified_box(*arguments)
         return Box(box.center, box.radius + 10.0)
 
-    monkeypatch.setattr(rules, "verified_box", loose)
-    unsure = evaluate(model, images, labels, config).verdicts
-    assert right.any() and (unsure[names.VERDICT] == "misclassified").all()
+    assert set(evaluate(*arguments).verdicts[names.VERDICT]) != {names.MISCLASSIFIED}
+    monkeypatch.setattr(rules, "verified_box", widened)
+    assert set(evaluate(*arguments).verdicts[names.VERDICT]) == {names.MISCLASSIFIED}
 
 
-def test_what_the_recurrence_does_is_reported(judged):
-    _, model, images, labels, config = judged("cerdeq", eps="1/100000")
+def test_the_recurrence_is_reported(problem):
+    model, images, labels, config = problem("cerdeq", count=30, eps=SMALL)
     report = recurrence_report(model, images, labels, config)
     assert 0.3 < report[names.RHO_BOUND] <= 0.3501
     assert report[names.ITERATIONS] > 2
     assert 0 < report[names.RESIDUAL] < 1e-8 and report[names.NOT_CONVERGED] == 0
     model.equilibrium.recurrence.parametrizations.weight.original.data.zero_()
-    idle = errors_without_attack(model, images, labels, config)
-    assert (report[names.STANDARD_ERROR_W0], report[names.CERTIFIED_ERROR_W0]) == pytest.approx(idle)
+    errors = errors_without_attack(model, images, labels, config)
+    assert (report[names.STANDARD_ERROR_W0], report[names.CERTIFIED_ERROR_W0]) == pytest.approx(errors)
     assert parametrisation_metrics(model) == pytest.approx({names.GAIN: 0.5, names.MARGIN: 0.3})
+    assert recurrence_report(build("cnn5", "digits", 0.1), images, labels, config) == {}
 
 
-def test_networks_without_an_equilibrium_report_none(judged):
-    _, model, images, labels, config = judged("cnn5")
-    assert recurrence_report(model, images, labels, config) == parametrisation_metrics(model) == {}
+STATUSES = {  # answers of cerdeq.verify: the lower bound, and the verdict
+    "certified": (0.5, names.CERTIFIED),
+    "falsified": (-0.5, names.FALSIFIED),
+    "unknown": (-0.5, names.UNKNOWN),
+    "timeout": (torch.nan, names.TIMEOUT),
+    "out of memory": (-0.5, names.OUT_OF_MEMORY),
+    "certified without a bound": (-0.5, names.FAILED),
+    "falsified without a counterexample": (-0.5, names.FAILED),
+    "timeout with a proof": (0.5, names.FAILED),
+    "of another kind": (-0.5, names.FAILED),
+}
+
+
+@pytest.mark.parametrize("answer", STATUSES)
+def test_the_status_of_branch_and_bound_becomes_the_verdict(answer, problem, monkeypatch):
+    bound, verdict = STATUSES[answer]
+    model, images, labels, config = problem("cnn5", count=25, eps="1/4")
+    config, calls = with_settings(config, stages=("ibp", "bab"), attack_steps=1, bab_branches=40), []
+    monkeypatch.setattr("harness.evaluation.ledger.free_memory", lambda: None)
+    monkeypatch.setattr(attack, "worst_point", lambda model, x, *_: x)  # falsifies nothing
+    if answer == "falsified":
+        monkeypatch.setattr(stages, "margins_at", lambda *_: torch.tensor([-0.25], dtype=torch.float64))
+
+    def verify(model, region, spec, seconds, branches, certificates):
+        calls.append((len(spec), seconds, branches, next(model.parameters()).dtype))
+        lower = torch.full(spec.shape[:2], bound, dtype=torch.float64)
+        status, counterexample = [answer.split(" with")[0]], region.center
+        return SimpleNamespace(
+            status=status, lower=lower, counterexample=counterexample, branches=torch.tensor([7]), certificates=[{}]
+        )
+
+    monkeypatch.setattr("cerdeq.verify", verify)
+    table = evaluate(model, images, labels, config).verdicts
+    bounded = table[names.STAGE].isin(["bab", "none"])
+    assert bounded.sum() == len(calls) > 20 and set(calls) == {(1, 60.0, 40, torch.float64)}
+    assert set(table.loc[bounded, names.VERDICT]) == {verdict}
+    assert set(table.loc[bounded, names.STAGE]) == {"none" if verdict == names.UNKNOWN else "bab"}
+    assert (table.loc[bounded, names.REASON] != "").all() == (verdict == names.FAILED)
+    assert table.loc[~bounded, ["margin_bab", names.BRANCHES]].isna().all(axis=None)
+    if verdict != names.FAILED:
+        assert (table.loc[bounded, names.BRANCHES] == 7).all()
+        assert table.loc[bounded, "margin_bab"].tolist() == pytest.approx([bound] * bounded.sum(), nan_ok=True)
+    if answer == "falsified":
+        assert (table.loc[bounded, names.ATTACK_MARGIN] == -0.25).all()
+
+
+@pytest.mark.parametrize("name", ["cnn5", "cerdeq"])
+def test_branch_and_bound_decides_more_examples_and_its_counterexamples_are_stored(name):
+    """Of trained networks, at a radius where IBP decides little, after a weak attack."""
+    weak = {"attack_steps": 1, "attack_restarts": 1, "attack": "margin"}
+    search = {"stages": ("ibp", "bab"), "bab_seconds": None, "bab_branches": 60, "batch_size": 10}
+    evaluation = evaluate(*trained(name, 20, **search, **weak))
+    table = evaluation.verdicts
+    bounded = table[table[names.BRANCHES].notna()]
+    assert set(bounded[names.STAGE]) == {"bab"} and names.CERTIFIED in set(bounded[names.VERDICT])
+    assert set(bounded[names.VERDICT]) <= {names.CERTIFIED, names.FALSIFIED, names.TIMEOUT}
+    falsified = table.index[table[names.VERDICT] == names.FALSIFIED].tolist()
+    assert sorted(evaluation.evidence) == sorted(map(str, falsified))
+    assert (table.loc[falsified, names.ATTACK_MARGIN] < 0).all()

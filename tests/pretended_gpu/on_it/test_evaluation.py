@@ -68,8 +68,8 @@ def counts_by_stage(monkeypatch):
 
     monkeypatch.setattr(verdicts, "bound_batch", counting("clean and ibp", verdicts.bound_batch))
     monkeypatch.setattr(verdicts, "attack_batch", counting("attack", verdicts.attack_batch))
-    for name, stage in list(stages.STAGES.items()):
-        monkeypatch.setitem(stages.STAGES, name, replace(stage, run=counting(name, stage.run)))
+    for name, function in list(stages.FUNCTIONS.items()):
+        monkeypatch.setitem(stages.FUNCTIONS, name, counting(name, function))
     return counts
 
 
