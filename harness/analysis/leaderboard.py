@@ -15,15 +15,13 @@ from typing import Any
 
 import pandas as pd
 
-from harness.analysis.columns import COLUMNS, Column, columns_of, integer
+from harness.analysis.columns import COLUMNS, ERRORS, INTEGER, Column
 from harness.analysis.trials import CHOSEN, LABEL, read_trials, setting_columns
 from harness.config.settings import STAGES, Radius
 from harness.config.trial import FULL_PROFILE, RECIPE_VERSION
 from harness.errors import InputError
 from harness.storage import names
-from harness.storage.folder import TrialResult
 
-STAGES_LEGEND = "What each stage decided, of the examples that came to it, and its seconds; means over the seeds."
 _PUBLISHED_COLUMNS = ["dataset", "eps", "model", "method", names.STANDARD_ERROR, names.CERTIFIED_ERROR, "source"]
 
 
@@ -36,6 +34,7 @@ class Section:
     notes: what to know before comparing the numbers.
     rows: best first, published rows among them (those with a `source`).
     settings: the columns of `rows` that decide a row's numbers, beside its label and width.
+    finished: row, seed, trial_dir and result of each finished trial.
     """
 
     heading: str
@@ -46,6 +45,7 @@ class Section:
     notes: list[str]
     rows: pd.DataFrame
     settings: list[str]
+    finished: pd.DataFrame
 
     @property
     def differing(self) -> list[str]:
@@ -72,6 +72,13 @@ class Section:
         return self.own[~is_incomparable(self.own)]
 
     @cached_property
+    def trials(self) -> pd.DataFrame:
+        """Each finished trial, those of the best row first: label, model, method, seed, trial_dir, result, metrics."""
+        rows = self.own[["label", "model", "method"]]
+        trials = rows.join(self.finished.sort_values("seed").set_index("row"), how="inner").reset_index(drop=True)
+        return trials.join(pd.DataFrame([result.metrics for result in trials["result"]], trials.index))
+
+    @cached_property
     def cells(self) -> pd.DataFrame:
         """The rows as text; settings that all rows share are left out."""
         rows, own = self.rows, self.rows["source"].isna()
@@ -83,10 +90,9 @@ class Section:
             for column in COLUMNS
             if column.is_required or (column.name in rows and rows[column.name].notna().any())
         }
+        columns |= {column.title: numbers[column.title] for column in ERRORS if column.title in numbers}
         seeds = rows["seeds"].map(str)
         seeds = seeds.where(rows["seeds"] == rows["seeds_started"], seeds + " of " + rows["seeds_started"].map(str))
-        errors = [column.title for column in columns_of("error", "undecided") if column.title in numbers]
-        columns |= {title: numbers[title] for title in errors}
         columns |= {"seeds": seeds.where(own), "source": rows["source"]}
         if CHOSEN in rows and rows[CHOSEN].notna().any():
             columns[CHOSEN] = rows[CHOSEN]
@@ -120,13 +126,11 @@ class Leaderboard:
     """A sweep's leaderboard, or that of several together.
 
     directory: the sweep's, or the first one's.
-    rows: of the current recipe with all columns, section after section; published rows have a `source`, each once.
     failures: a row of text for each trial without usable numbers, the reason in `problem`.
     trials: a row for each trial, and for each certification, as `read_trials` returns them.
     """
 
     directory: Path
-    rows: pd.DataFrame
     sections: list[Section]
     failures: pd.DataFrame
     trials: pd.DataFrame
@@ -136,17 +140,16 @@ class Leaderboard:
         """The sweep's name."""
         return self.directory.resolve().name
 
-    @cached_property
-    def trial_dirs(self) -> dict[str, dict[int, Path]]:
-        """The folders of each row's finished trials, by the row's index and the seed."""
-        finished = self.trials[self.trials["problem"].isna()].groupby("row")
-        return {row: dict(zip(part["seed"], part["trial_dir"], strict=True)) for row, part in finished}
+    @property
+    def current(self) -> list[Section]:
+        """The sections of the current recipe."""
+        return [section for section in self.sections if not section.is_stale]
 
-    @cached_property
-    def results(self) -> dict[Path, TrialResult]:
-        """The results of finished trials, by their folders."""
-        finished = self.trials[self.trials["problem"].isna()]
-        return dict(zip(finished["trial_dir"], finished["result"], strict=True))
+    @property
+    def rows(self) -> pd.DataFrame:
+        """The rows of the current recipe with all columns, section after section; published rows once."""
+        rows = pd.concat([self.sections[0].rows.iloc[:0], *(section.rows for section in self.current)])
+        return rows[~rows.index.duplicated()]
 
 
 def build_leaderboard(directory: Path, *others: Path) -> Leaderboard:
@@ -161,9 +164,8 @@ def build_leaderboard(directory: Path, *others: Path) -> Leaderboard:
     keys = [trials["recipe_version"], trials["dataset"], exact, trials["profile"], trials["evaluated_by"]]
     sections = [_section(key, part, rows, published) for key, part in sorted(trials.groupby(keys), key=_order)]
     sections.sort(key=lambda section: section.is_stale)
-    current = pd.concat([rows.iloc[:0], *(section.rows for section in sections if not section.is_stale)])
     failed = trials.loc[trials["problem"].notna(), [*LABEL, "width", "profile", "recipe_version", "seed", "problem"]]
-    return Leaderboard(directory, current[~current.index.duplicated()], sections, failed.map(as_text), trials)
+    return Leaderboard(directory, sections, failed.map(as_text), trials)
 
 
 def _rows(trials: pd.DataFrame) -> pd.DataFrame:
@@ -187,11 +189,8 @@ def _rows(trials: pd.DataFrame) -> pd.DataFrame:
 
 def _warnings(trials: pd.DataFrame) -> list[str]:
     """Return each warning of a row's trials with the seeds that have it."""
-    seeds: dict[str, set[int]] = {}
-    for seed, warnings in zip(trials["seed"], trials["warnings"], strict=True):
-        for warning in warnings:
-            seeds.setdefault(warning, set()).add(seed)
-    return [f"{warning} (seed {', '.join(map(str, sorted(seeds[warning])))})" for warning in sorted(seeds)]
+    seeds = trials[["warnings", "seed"]].explode("warnings").dropna().drop_duplicates().groupby("warnings")["seed"]
+    return [f"{warning} (seed {', '.join(map(str, sorted(its)))})" for warning, its in seeds]
 
 
 def _published(directory: Path) -> pd.DataFrame:
@@ -239,6 +238,7 @@ def _section(
         notes=_notes(recipe, profile, trials, is_full_size),
         rows=pd.concat(parts).reindex(columns=rows.columns),
         settings=[name for name in setting_columns(trials) if name != "width"],
+        finished=trials.loc[trials["problem"].isna(), ["row", "seed", "trial_dir", "result"]],
     )
 
 
@@ -265,6 +265,8 @@ def _notes(recipe: int, profile: str, trials: pd.DataFrame, is_full_size: bool) 
     tests = trials["evaluation.test_images"][held_out == 0]
     size = f"width {span(trials['width'])}, train images {span(images)}, epochs {span(trials['train.epochs'])}"
     which = "All" if (held_out > 0).all() else "Some"
+    chosen = trials.drop_duplicates("row")[CHOSEN] if CHOSEN in trials else pd.Series(dtype=object)
+    searched = f"{'All' if chosen.notna().all() else 'Some'} rows' settings were chosen by a search"
     notes = {
         f"Stale: these trials are of recipe version {recipe}, today's is {RECIPE_VERSION}.": recipe != RECIPE_VERSION,
         f"These numbers come from the profile {profile} ({size}) and are not comparable with published ones.": (
@@ -274,18 +276,10 @@ def _notes(recipe: int, profile: str, trials: pd.DataFrame, is_full_size: bool) 
         f"Errors are measured on {span(tests)} of the test images, the first ones.": tests.notna().any(),
         f"{which} errors are measured on {span(held_out[held_out > 0])} validation images held out of training, "
         "not on test images.": (held_out > 0).any(),
-        **dict.fromkeys(_search_notes(trials), True),
+        **{f"{searched} ({text}), then trained anew.": True for text in chosen.dropna().unique()},
         "No trial has finished yet.": trials["problem"].notna().all(),
     }
     return [note for note, holds in notes.items() if holds]
-
-
-def _search_notes(trials: pd.DataFrame) -> list[str]:
-    if CHOSEN not in trials:
-        return []
-    rows = trials.drop_duplicates("row")[CHOSEN]
-    which = f"{'All' if rows.notna().all() else 'Some'} rows' settings were chosen by a search"
-    return [f"{which} ({text}), then trained anew." for text in rows.dropna().unique()]
 
 
 def absent(setting: str) -> str:
@@ -309,30 +303,28 @@ def _mean_and_std(rows: pd.DataFrame, column: Column) -> list[str]:
     def cell(mean: float, std: float) -> str:
         if math.isnan(mean):
             return ""
-        if math.isnan(std) or (column.format is integer and std == 0):
-            return column.format(mean)
-        return f"{column.format(mean)} ± {column.format(std)}"
+        if math.isnan(std) or (column.format == INTEGER and std == 0):
+            return column.text(mean)
+        return f"{column.text(mean)} ± {column.text(std)}"
 
     return [cell(*pair) for pair in zip(rows[column.name], rows[f"{column.name}_std"], strict=True)]
 
 
-def stages_table(leaderboard: Leaderboard, section: Section) -> pd.DataFrame:
+def stages_table(section: Section) -> pd.DataFrame:
     """Return what each stage decided and took: a row of text for each row that has such numbers, a column a stage."""
-    rows = []
-    for row, label in section.own["label"].items():
-        results = [leaderboard.results[path].metrics for path in leaderboard.trial_dirs[row].values()]
-        metrics = pd.DataFrame(results).mean()
-        cells = {stage: _stage_cell(metrics, stage) for stage in ("clean", "attack", *STAGES)}
-        rows.append({"row": label} | {stage: text for stage, text in cells.items() if text})
-    table = pd.DataFrame([row for row in rows if len(row) > 1])
-    return table[[name for name in ("row", "clean", "attack", *STAGES) if name in table]].fillna("")
+    means = section.trials.groupby("label", sort=False).mean(numeric_only=True)
+    cells = {
+        stage: [_stage_cell(row, stage) for row in means.to_dict("records")] for stage in ("clean", "attack", *STAGES)
+    }
+    table = pd.DataFrame({"row": means.index} | {stage: texts for stage, texts in cells.items() if any(texts)})
+    return table[table.drop(columns="row").any(axis=1)]
 
 
-def _stage_cell(metrics: pd.Series, stage: str) -> str:
+def _stage_cell(metrics: dict[Any, float], stage: str) -> str:
     """Return '50 of 90, 1.2 s'; empty for a stage that did not run."""
     decided, examples = metrics.get(names.decided_by(stage)), metrics.get(names.examples_at(stage))
     seconds = metrics.get(names.seconds_of(stage))
     if pd.isna(decided) or pd.isna(examples):
         return ""
-    duration = "" if pd.isna(seconds) else f", {seconds:.2g} s" if seconds < 10 else f", {seconds:,.0f} s"
+    duration = "" if seconds is None else f", {seconds:.2g} s" if seconds < 10 else f", {seconds:,.0f} s"
     return f"{decided:,.0f} of {examples:,.0f}{duration}"
