@@ -51,7 +51,7 @@ def main(options: argparse.Namespace) -> int:
     faulty = trials[trials["problem"].str.startswith(NOT_COUNTED, na=False)]
     for path, problem in faulty[["trial_dir", "problem"]].to_numpy():
         print(f"left out: {path}: {problem}")
-    lines, notes = compare(leaderboard.current, options.metric, options.baseline, options.only)
+    lines, notes = compare(leaderboard.sections, options.metric, options.baseline, options.only)
     path = options.directories[0] / FILE
     write_text(path, lines.to_csv(index=False, lineterminator="\n"))
     console = new_console()

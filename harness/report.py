@@ -52,7 +52,7 @@ def _write_overview(directory: Path, sweeps: list[tuple[Leaderboard, dict[str, S
     entries: dict[tuple[str, Fraction], list[dict[str, Any]]] = {}
     for leaderboard, summaries in sweeps:
         link = Path(os.path.relpath(leaderboard.directory / REPORT, directory)).as_posix()
-        for section in leaderboard.current:
+        for section in leaderboard.sections:
             summary = summaries[section.heading]
             cells = short_table(section, summary)
             cells = cells if section.is_full_size else cells.loc[section.own.index]  # published rows do not compare
@@ -61,7 +61,7 @@ def _write_overview(directory: Path, sweeps: list[tuple[Leaderboard, dict[str, S
             entries.setdefault((section.dataset, section.eps), []).append(
                 entry | {"cells": cells, "published": published}
             )
-    figure = against_eps([section for leaderboard, _ in sweeps for section in leaderboard.current])
+    figure = against_eps([section for leaderboard, _ in sweeps for section in leaderboard.sections])
     picture = None
     if figure is not None:
         picture = style.inline(style.write(figure, directory / "figures/eps"), "eps", "Certified error against eps")

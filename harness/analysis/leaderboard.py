@@ -1,9 +1,9 @@
 """The leaderboard of a sweep as rows, from its trials' folders.
 
 A row is one config over its seeds: trials that differ in anything but the seed, or in their data or recipe version,
-are never averaged. Rows of one data set, eps, profile, recipe version, list of stages and set of images make a
-section. Sections of the current recipe stand beside published numbers, others are marked stale. A certification by
-`harness.certify` is a row like any other.
+are never averaged. Rows of one data set, eps, profile, list of stages and set of images make a section, beside
+published numbers. A certification by `harness.certify` is a row like any other. Trials of another recipe version are
+not counted.
 """
 
 import math
@@ -18,7 +18,7 @@ import pandas as pd
 from harness.analysis.columns import COLUMNS, ERRORS, INTEGER, Column
 from harness.analysis.trials import CHOSEN, LABEL, read_trials, setting_columns
 from harness.config.settings import STAGES, Radius
-from harness.config.trial import FULL_PROFILE, RECIPE_VERSION
+from harness.config.trial import FULL_PROFILE
 from harness.errors import InputError
 from harness.storage import names
 
@@ -27,10 +27,9 @@ _PUBLISHED_COLUMNS = ["dataset", "eps", "model", "method", names.STANDARD_ERROR,
 
 @dataclass(frozen=True)
 class Section:
-    """Rows of one data set, eps, profile and recipe version, evaluated by the same stages on the same images.
+    """Rows of one data set, eps and profile, evaluated by the same stages on the same images.
 
     is_full_size: whether its numbers compare with published ones: the full profile, width and data.
-    is_stale: whether it is of another recipe version; published rows are not shown beside it.
     notes: what to know before comparing the numbers.
     rows: best first, published rows among them (those with a `source`).
     settings: the columns of `rows` that decide a row's numbers, beside its label and width.
@@ -41,7 +40,6 @@ class Section:
     dataset: str
     eps: Fraction
     is_full_size: bool
-    is_stale: bool
     notes: list[str]
     rows: pd.DataFrame
     settings: list[str]
@@ -141,14 +139,9 @@ class Leaderboard:
         return self.directory.resolve().name
 
     @property
-    def current(self) -> list[Section]:
-        """The sections of the current recipe."""
-        return [section for section in self.sections if not section.is_stale]
-
-    @property
     def rows(self) -> pd.DataFrame:
-        """The rows of the current recipe with all columns, section after section; published rows once."""
-        rows = pd.concat([self.sections[0].rows.iloc[:0], *(section.rows for section in self.current)])
+        """The rows with all columns, section after section; published rows once."""
+        rows = pd.concat([section.rows for section in self.sections])
         return rows[~rows.index.duplicated()]
 
 
@@ -161,9 +154,8 @@ def build_leaderboard(directory: Path, *others: Path) -> Leaderboard:
     trials, published = read_trials(directory, *others), _published(directory)
     rows = _rows(trials)
     exact = trials["eps"].map(Radius, na_action="ignore")
-    keys = [trials["recipe_version"], trials["dataset"], exact, trials["profile"], trials["evaluated_by"]]
+    keys = [trials["dataset"], exact, trials["profile"], trials["evaluated_by"]]
     sections = [_section(key, part, rows, published) for key, part in sorted(trials.groupby(keys), key=_order)]
-    sections.sort(key=lambda section: section.is_stale)
     failed = trials.loc[trials["problem"].notna(), [*LABEL, "width", "profile", "recipe_version", "seed", "problem"]]
     return Leaderboard(directory, sections, failed.map(as_text), trials)
 
@@ -182,9 +174,8 @@ def _rows(trials: pd.DataFrame) -> pd.DataFrame:
     rows["warnings"] = pd.Series({row: _warnings(part) for row, part in groups}, rows.index, dtype=object)
     rows["source"] = pd.Series(None, rows.index, dtype=object)
     numbers = [column for name in metrics for column in (name, f"{name}_std")]
-    others = [name for name in setting_columns(trials) if name != "width"]
-    chosen = [CHOSEN] if CHOSEN in rows else []
-    return rows[[*LABEL, "width", *numbers, "seeds", "seeds_started", *others, *chosen, "warnings", "source"]]
+    settings, chosen = setting_columns(trials), [CHOSEN] if CHOSEN in rows else []
+    return rows[[*LABEL, "width", *numbers, "seeds", "seeds_started", *settings, *chosen, "warnings", "source"]]
 
 
 def _warnings(trials: pd.DataFrame) -> list[str]:
@@ -213,31 +204,28 @@ def _published(directory: Path) -> pd.DataFrame:
 
 
 def _order(part: tuple[Any, pd.DataFrame]) -> tuple[Any, ...]:
-    """Return the sort key of a section: newest recipe first, full profile first, trials before certifications."""
-    (recipe, dataset, eps, profile, stages), trials = part
-    return -recipe, dataset, eps, profile != FULL_PROFILE, profile, bool(trials["certified"].all()), stages
+    """Return the sort key of a section: full profile first, trials before certifications."""
+    (dataset, eps, profile, stages), trials = part
+    return dataset, eps, profile != FULL_PROFILE, profile, bool(trials["certified"].all()), stages
 
 
 def _section(
-    key: tuple[int, str, Fraction, str, str], trials: pd.DataFrame, rows: pd.DataFrame, published: pd.DataFrame
+    key: tuple[str, Fraction, str, str], trials: pd.DataFrame, rows: pd.DataFrame, published: pd.DataFrame
 ) -> Section:
-    recipe, dataset, eps, profile, stages = key
-    is_stale = recipe != RECIPE_VERSION
+    dataset, eps, profile, stages = key
     limits = trials[["train_images", "evaluation.test_images"]].notna().to_numpy().any()
     is_full_size = profile == FULL_PROFILE and bool((trials["width"] >= 1).all()) and not limits
-    beside = published[(published["dataset"] == dataset) & (published["exact"] == eps) & (not is_stale)]
+    beside = published[(published["dataset"] == dataset) & (published["exact"] == eps)]
     own, beside = rows[rows.index.isin(trials["row"])], beside.reindex(columns=rows.columns)
     parts = [_best_first(pd.concat([own, beside]))] if is_full_size else [_best_first(own), _best_first(beside)]
-    version = f", recipe version {recipe}" if is_stale else ""
     return Section(
-        heading=f"{dataset}, eps {trials['eps'].iloc[0]}, profile {profile}, {stages}{version}",
+        heading=f"{dataset}, eps {trials['eps'].iloc[0]}, profile {profile}, {stages}",
         dataset=dataset,
         eps=eps,
         is_full_size=is_full_size,
-        is_stale=is_stale,
-        notes=_notes(recipe, profile, trials, is_full_size),
+        notes=_notes(profile, trials, is_full_size),
         rows=pd.concat(parts).reindex(columns=rows.columns),
-        settings=[name for name in setting_columns(trials) if name != "width"],
+        settings=setting_columns(trials),
         finished=trials.loc[trials["problem"].isna(), ["row", "seed", "trial_dir", "result"]],
     )
 
@@ -254,7 +242,7 @@ def is_incomparable(rows: pd.DataFrame) -> pd.Series:
     return unknown | ((seeds == 1) & (seeds[~unknown] > 1).any())
 
 
-def _notes(recipe: int, profile: str, trials: pd.DataFrame, is_full_size: bool) -> list[str]:
+def _notes(profile: str, trials: pd.DataFrame, is_full_size: bool) -> list[str]:
     """Return what a reader must know before comparing a section's numbers with any others."""
 
     def span(values: pd.Series) -> str:
@@ -268,7 +256,6 @@ def _notes(recipe: int, profile: str, trials: pd.DataFrame, is_full_size: bool) 
     chosen = trials.drop_duplicates("row")[CHOSEN] if CHOSEN in trials else pd.Series(dtype=object)
     searched = f"{'All' if chosen.notna().all() else 'Some'} rows' settings were chosen by a search"
     notes = {
-        f"Stale: these trials are of recipe version {recipe}, today's is {RECIPE_VERSION}.": recipe != RECIPE_VERSION,
         f"These numbers come from the profile {profile} ({size}) and are not comparable with published ones.": (
             not is_full_size
         ),

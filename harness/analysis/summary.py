@@ -29,7 +29,7 @@ class Summary:
 
     lines: sentences.
     tied: labels of the best row and of those without a significant difference from it; empty where there are none.
-    answer: whether the best CerDEQ row beats the best other row, one sentence; empty for a stale section.
+    answer: whether the best CerDEQ row beats the best other row, one sentence.
     """
 
     lines: list[str] = field(default_factory=list)
@@ -43,9 +43,7 @@ def summaries_of(leaderboard: Leaderboard) -> dict[str, Summary]:
 
 
 def summarise(section: Section) -> Summary:
-    """Return what a section's comparisons say; nothing of stale sections, no comparison of fewer than two rows."""
-    if section.is_stale:
-        return Summary()
+    """Return what a section's comparisons say; two rows are needed for one."""
     if section.own[names.CERTIFIED_ERROR].count() < 2:
         return Summary(answer=_is_cerdeq_better(section, None))
     best = section.comparable.iloc[0]

@@ -1,6 +1,6 @@
 """A sweep's leaderboard as Markdown, LaTeX, CSV and JSON, and printed.
 
-LaTeX, CSV and JSON hold the current recipe and published numbers; Markdown also shows stale sections and failures.
+Markdown also shows notes, warnings and failures.
 """
 
 import json
@@ -108,11 +108,11 @@ def markdown_table(frame: pd.DataFrame, published: list[bool] | None = None) -> 
 
 
 def _latex(leaderboard: Leaderboard, summaries: dict[str, Summary]) -> str:
-    """Return a table of errors for each section of the current recipe; needs the packages booktabs and graphicx."""
+    """Return a table of errors for each section; needs the packages booktabs and graphicx."""
     sweep = re.sub(r"[^A-Za-z0-9.:-]", "-", leaderboard.sweep)
     tables = [
         _latex_table(section, summaries[section.heading], f"tab:{sweep}-{number}")
-        for number, section in enumerate(leaderboard.current)
+        for number, section in enumerate(leaderboard.sections)
     ]
     return "".join([f"% The leaderboard of {leaderboard.sweep}; needs \\usepackage{{booktabs,graphicx}}.\n", *tables])
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from harness.analysis.columns import COLUMNS, numbers_of
 from harness.config.settings import BAB, EvaluationSettings
-from harness.config.trial import TrialConfig, flat_settings, to_dict
+from harness.config.trial import RECIPE_VERSION, TrialConfig, flat_settings, to_dict
 from harness.errors import InputError
 from harness.storage import certification, folder, names
 
@@ -103,6 +103,8 @@ def _settings(trial: folder.Trial, evaluation: str) -> dict[str, Any]:
 
 def _outcome(path: Path, trial: folder.Trial) -> dict[str, Any]:
     """Return numbers, result and warnings of a finished trial or certification; of any other its problem."""
+    if trial.recipe_version != RECIPE_VERSION:
+        return {"problem": f"{NOT_COUNTED}of recipe version {trial.recipe_version}, today's is {RECIPE_VERSION}"}
     result, failure = folder.read_result(path), folder.read_failure(path)
     if result is None:
         problem = f"failed: {failure['error']}" if failure else f"unfinished: {_progress(path, trial)}"
@@ -129,6 +131,6 @@ def _progress(path: Path, trial: folder.Trial) -> str:
 
 
 def setting_columns(trials: pd.DataFrame) -> list[str]:
-    """Return the columns that are settings, in the config's order; data and recipe version last."""
-    others = {*_NO_SETTINGS, *LABEL, CHOSEN, *(column.name for column in COLUMNS)}
+    """Return the columns that are settings, but for the width, in the config's order; data and recipe version last."""
+    others = {*_NO_SETTINGS, *LABEL, "width", CHOSEN, *(column.name for column in COLUMNS)}
     return [name for name in trials if name not in others]

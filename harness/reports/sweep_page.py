@@ -48,7 +48,7 @@ def write_page(leaderboard: Leaderboard, summaries: dict[str, Summary], data_dir
     parts = []
     for number, section in enumerate(leaderboard.sections):
         part = _part(section, summaries[section.heading])
-        if not section.is_stale and len(section.trials):
+        if len(section.trials):
             figures = leaderboard.directory / FIGURES
             part["pictures"] = _pictures(SectionData(section, data_dir), figures, f"{number}-")
         parts.append(part)

@@ -21,7 +21,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def compare_rows(sweep, *arguments, **options):
-    return compare(build_leaderboard(sweep).current, *arguments, **options)
+    return compare(build_leaderboard(sweep).sections, *arguments, **options)
 
 
 def compare_two(sweep, *counts):

@@ -41,10 +41,8 @@ def test_of_many_rows_three_are_named_with_the_bound_of_all_p_values(tmp_path):
     assert line.endswith(" and 4 more (p ≥ 1.00)") and line.count(" ibp") == 4
 
 
-@pytest.mark.parametrize("recipe", [None, 1])
-def test_nothing_is_said_of_one_row_or_of_an_older_recipe(tmp_path, recipe):
-    for model in ["cnn7"] if recipe is None else ["cnn7", "cnn9"]:
-        add_verdicts(tmp_path, [RIGHT, WRONG], model=model, **({} if recipe is None else {"recipe": recipe}))
+def test_nothing_is_said_of_one_row(tmp_path):
+    add_verdicts(tmp_path, [RIGHT, WRONG])
     assert summary_of(tmp_path).lines == []
 
 
