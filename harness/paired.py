@@ -4,14 +4,12 @@ Two rows are compared on the same test images and the same seeds. By default eve
 the same training method; with --baseline, each row with it; with --only, these rows alone. Rows of several sweeps are
 compared across them, too. Rows must be evaluated on the same images in the same way.
 
-Seed by seed: the difference of the errors in points (negative where the first row is better), on how many images each
-row alone is right, and McNemar's exact test of these. Over all seeds: the mean difference and its sample deviation,
-McNemar's test of the summed counts, and a paired t test. Holm's correction (1979) covers all comparisons printed, so
-choose the rows before you see their numbers.
+Each line compares one seed, or all together: the difference of the errors in points (negative where the first row is
+better), on how many images each row alone is right, and McNemar's exact test of these; for all seeds a paired t test,
+too. Holm's correction (1979) covers all comparisons printed, so choose the rows before you see their numbers.
 
 The t test says whether training again would give the same order; it needs many seeds to see a small difference.
-McNemar's test of one seed is about these two trained networks. Its p value of all seeds is too small, since it takes
-one image under several seeds for several images.
+McNemar's test of one seed is about these two trained networks.
 """
 
 import argparse

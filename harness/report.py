@@ -17,8 +17,6 @@ from harness.analysis.summary import Summary
 from harness.analysis.table_files import short_table
 from harness.command_line import OK, add_data_dir, add_sweep_directories
 from harness.errors import InputError
-from harness.figures import style
-from harness.figures.error_figures import against_eps
 from harness.reports.sweep_page import REPORT, render, write_sweep
 from harness.storage import folder
 from harness.storage.files import write_text
@@ -58,16 +56,11 @@ def _write_overview(directory: Path, sweeps: list[tuple[Leaderboard, dict[str, S
             cells = cells if section.is_full_size else cells.loc[section.own.index]  # published rows do not compare
             published = section.published if section.is_full_size else []
             entry = {"sweep": leaderboard.sweep, "link": link, "section": section, "answer": summary.answer}
-            entries.setdefault((section.dataset, section.eps), []).append(
-                entry | {"cells": cells, "published": published}
-            )
-    figure = against_eps([section for leaderboard, _ in sweeps for section in leaderboard.sections])
-    picture = None
-    if figure is not None:
-        picture = style.inline(style.write(figure, directory / "figures/eps"), "eps", "Certified error against eps")
+            entry |= {"cells": cells, "published": published}
+            entries.setdefault((section.dataset, section.eps), []).append(entry)
     groups = {f"{dataset}, eps {eps}": entries[dataset, eps] for dataset, eps in sorted(entries)}
     path = directory / INDEX
-    write_text(path, render("overview_page.html.jinja", groups=groups, picture=picture))
+    write_text(path, render("overview_page.html.jinja", groups=groups))
     return path
 
 

@@ -8,10 +8,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from harness.analysis.leaderboard import Section
 from harness.config.settings import STAGES
 from harness.figures.section_data import OTHERS, SectionData
-from harness.figures.style import COLOURS, DASHES, GREY, INK, MARKERS, add_legend, assign, panels, plain_ticks, squares
+from harness.figures.style import COLOURS, GREY, INK, add_legend, panels, plain_ticks, squares
 from harness.storage import names
 
 _BAR, _LONGEST = 0.36, 32  # inches of a row, characters of a line
@@ -142,34 +141,4 @@ def time(data: SectionData) -> Figure | None:
     axes.set(xscale="log", xlabel="seconds an image, all stages so far", ylabel="decided, % of the images")
     plain_ticks(axes.xaxis)
     add_legend(figure, {label: data.looks[label] for label in means.index})
-    return figure
-
-
-def against_eps(sections: list[Section]) -> Figure | None:
-    """The certified error of the best row of each network and method against eps, by profile and stages.
-
-    Of data sets with two radii or more; dashes stand for profiles and lists of stages.
-    """
-    parts = [
-        section.own.assign(dataset=section.dataset, eps=float(section.eps), how=section.heading.split(", ", 2)[2])
-        for section in sections
-    ]
-    rows = pd.concat(parts).dropna(subset=names.CERTIFIED_ERROR) if parts else pd.DataFrame({"dataset": [], "eps": []})
-    radii = rows.groupby("dataset")["eps"].nunique()
-    datasets = list(radii.index[radii > 1])
-    if not datasets:
-        return None
-    rows = rows[rows["dataset"].isin(datasets)]
-    figure, axes = panels(len(datasets), len(datasets), width=max(5.0, 4.0 * len(datasets)), height=4)
-    colours, markers = assign(rows["model"], COLOURS), assign(rows["method"], MARKERS)
-    dashes = assign(rows["how"], DASHES)
-    for panel, dataset in zip(axes, datasets, strict=True):
-        for (model, method, how), part in rows[rows["dataset"] == dataset].groupby(["model", "method", "how"]):
-            line = part.groupby("eps")[names.CERTIFIED_ERROR].min()
-            panel.plot(line.index, line, color=colours[model], ls=dashes[how], marker=markers[method], ms=5, lw=1)
-        panel.set_title(str(dataset), loc="left")
-        panel.set_xlabel("eps")
-    axes[0].set_ylabel("certified error, %")
-    entries = {model: {"color": colour, "marker": "o", "linestyle": ""} for model, colour in colours.items()}
-    add_legend(figure, entries | {name: {"color": INK, "marker": m, "linestyle": ""} for name, m in markers.items()})
     return figure
