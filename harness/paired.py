@@ -4,30 +4,24 @@ Two rows are compared on the same test images and the same seeds. By default eve
 the same training method; with --baseline, each row with it; with --only, these rows alone. Rows of several sweeps are
 compared across them, too. Rows must be evaluated on the same images in the same way.
 
-Seed by seed: the difference of the errors in points (negative where the first row is better), on how many images each
-row alone is right, and McNemar's exact test of these. Over all seeds: the mean difference and its sample deviation,
-McNemar's test of the summed counts, and a paired t test. Holm's correction (1979) covers all comparisons printed, so
-choose the rows before you see their numbers.
+Each line compares one seed, or all together: the difference of the errors in points (negative where the first row is
+better), on how many images each row alone is right, and McNemar's exact test of these; for all seeds a paired t test,
+too. Holm's correction (1979) covers all comparisons printed, so choose the rows before you see their numbers.
 
 The t test says whether training again would give the same order; it needs many seeds to see a small difference.
-McNemar's test of one seed is about these two trained networks. Its p value of all seeds is too small, since it takes
-one image under several seeds for several images.
+McNemar's test of one seed is about these two trained networks.
 """
 
 import argparse
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from harness import command_line
 from harness.analysis.comparisons import ALL, METRICS, compare
-from harness.analysis.leaderboard import Leaderboard, build_leaderboard
-from harness.analysis.trials import TWICE
+from harness.analysis.leaderboard import build_leaderboard
+from harness.analysis.trials import NOT_COUNTED
 from harness.command_line import OK, add_patterns, add_sweep_directories
-from harness.errors import InputError
 from harness.storage.files import write_text
 from harness.terminal import new_console, print_table
 
@@ -50,37 +44,23 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Return the exit status. Raises InputError where nothing can be compared."""
-    leaderboard = _read(options.directories)
-    lines, notes = compare(leaderboard, options.metric, options.baseline, only=options.only)
+    leaderboard = build_leaderboard(*options.directories)
+    trials = leaderboard.trials
+    faulty = trials[trials["problem"].str.startswith(NOT_COUNTED, na=False)]
+    for path, problem in faulty[["trial_dir", "problem"]].to_numpy():
+        print(f"left out: {path}: {problem}")
+    lines, notes = compare(leaderboard.sections, options.metric, options.baseline, options.only)
     path = options.directories[0] / FILE
     write_text(path, lines.to_csv(index=False, lineterminator="\n"))
-    _print(lines, notes)
-    print(path)
-    return OK
-
-
-def _read(directories: Sequence[Path]) -> Leaderboard:
-    """Return the leaderboard of sweeps. Raises InputError where one of several has no row, or a trial of another."""
-    leaderboard = build_leaderboard(*directories)
-    trials = leaderboard.trials
-    for directory in directories if len(directories) > 1 else ():
-        own = trials[[path.is_relative_to(directory) for path in trials["trial_dir"]]]
-        if (twice := own[own["problem"].str.endswith(TWICE, na=False)]).size:
-            raise InputError(f"{twice['trial_dir'].iloc[0]}: {TWICE}, and it is not known which of the two to compare")
-        if own["problem"].notna().all():
-            raise InputError(f"{directory}: no trial has finished; one is {own['problem'].iloc[0]}")
-    return leaderboard
-
-
-def _print(lines: pd.DataFrame, notes: list[str]) -> None:
     console = new_console()
     for (heading, metric, row, other), pair in lines.groupby(["section", "metric", "row", "other"], sort=False):
         print(f"\n{heading}: {metric} error\n{row} against {other}")
         print_table(console, _TITLES, map(_cells, pair.to_dict("records")))
-    print("", *(f"left out: {note}" for note in notes), _LEGEND, sep="\n")
+    print("", *(f"left out: {note}" for note in notes), _LEGEND, path, sep="\n")
+    return OK
 
 
-def _cells(line: dict[str, Any]) -> list[str]:
+def _cells(line: dict[Any, Any]) -> list[str]:
     spread = "" if np.isnan(line["difference_std"]) else f" ± {line['difference_std']:.2f}"
     p_values = [line[name] for name in ("mcnemar_p", "mcnemar_holm", "t_p", "t_holm")]
     return [

@@ -6,13 +6,22 @@ directories without trials are left out.
 """
 
 import argparse
+import os
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
 
 from harness import command_line
+from harness.analysis.leaderboard import Leaderboard
+from harness.analysis.summary import Summary
+from harness.analysis.table_files import short_table
 from harness.command_line import OK, add_data_dir, add_sweep_directories
 from harness.errors import InputError
-from harness.reports.overview_page import write_overview
-from harness.reports.sweep_page import REPORT, write_sweep
+from harness.reports.sweep_page import REPORT, render, write_sweep
 from harness.storage import folder
+from harness.storage.files import write_text
+
+INDEX = "index.html"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,8 +41,27 @@ def main(options: argparse.Namespace) -> int:
         raise InputError(f"none of {', '.join(map(str, options.directories))} holds trials: give results/<sweep>")
     sweeps = [write_sweep(directory, options.data_dir) for directory in sweep_dirs]
     print(*(directory / REPORT for directory in sweep_dirs), sep="\n")
-    print(write_overview(sweep_dirs[0].parent, sweeps))
+    print(_write_overview(sweep_dirs[0].parent, sweeps))
     return OK
+
+
+def _write_overview(directory: Path, sweeps: list[tuple[Leaderboard, dict[str, Summary]]]) -> Path:
+    """Write one page over several sweeps, every data set and radius with its leaderboards; return where it is."""
+    entries: dict[tuple[str, Fraction], list[dict[str, Any]]] = {}
+    for leaderboard, summaries in sweeps:
+        link = Path(os.path.relpath(leaderboard.directory / REPORT, directory)).as_posix()
+        for section in leaderboard.sections:
+            summary = summaries[section.heading]
+            cells = short_table(section, summary)
+            cells = cells if section.is_full_size else cells.loc[section.own.index]  # published rows do not compare
+            published = section.published if section.is_full_size else []
+            entry = {"sweep": leaderboard.sweep, "link": link, "section": section, "answer": summary.answer}
+            entry |= {"cells": cells, "published": published}
+            entries.setdefault((section.dataset, section.eps), []).append(entry)
+    groups = {f"{dataset}, eps {eps}": entries[dataset, eps] for dataset, eps in sorted(entries)}
+    path = directory / INDEX
+    write_text(path, render("overview_page.html.jinja", groups=groups))
+    return path
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """`python -m harness.tables results/<sweep>`: write a sweep's leaderboard as Markdown, LaTeX, CSV and JSON.
 
-LaTeX, CSV and JSON hold the current recipe and published numbers; Markdown also shows stale sections and failures.
+Markdown also shows notes, warnings and trials without a result.
 With --from-mlflow the trials' folders are first restored from the MLflow experiment called <sweep>.
 """
 

@@ -25,8 +25,8 @@ def make_table(titles: Sequence[str], rows: Iterable[Sequence[str]], styles: Seq
 
     rows: plain text, nothing in it is markup. styles: of each row, such as "italic"; none by default.
     """
-    first, *others = titles
-    table = Table(Column(first, overflow="fold"), *others, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    columns = [Column(title, overflow="fold") for title in titles]
+    table = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for number, cells in enumerate(rows):
         table.add_row(*map(Text, cells), style=styles[number] if styles else None)
     return table

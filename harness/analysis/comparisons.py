@@ -1,21 +1,17 @@
 """Paired comparisons of a leaderboard's rows: the same test images, the same seeds."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from functools import cache, partial
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from pandas.api.typing import SeriesGroupBy
 from scipy import special  # scipy.stats takes seconds to import
 
-from harness.analysis.leaderboard import Leaderboard, Section
-from harness.analysis.trials import NOT_COUNTED
+from harness.analysis.leaderboard import Section
 from harness.command_line import select_by_pattern
-from harness.config.settings import EvaluationSettings
 from harness.errors import InputError, SettingError
 from harness.storage import folder, names
 
@@ -33,41 +29,34 @@ _COLUMNS = [
 
 
 def compare(
-    leaderboard: Leaderboard,
-    metric: str = "certified",
-    baseline: str | None = None,
-    heading: str | None = None,
-    only: Sequence[str] = (),
+    sections: Sequence[Section], metric: str = "certified", baseline: str | None = None, only: Sequence[str] = ()
 ) -> tuple[pd.DataFrame, list[str]]:
     """Return the comparisons of rows, a line for all seeds and one for each seed, and what was left out.
 
-    Without a baseline every row is compared with every other of the same method, else each row with the baseline.
-    heading: of the section whose rows are compared; by default every section.
-    only: patterns of the labels of rows that are compared.
+    Without a baseline every row is compared with every other of its section and method, else each row with the
+    baseline. only: patterns of the labels of rows that are compared.
     Raises InputError where there is nothing to compare.
     """
-    sections = [each for each in leaderboard.sections if not each.is_stale and heading in (None, each.heading)]
     labels = list(dict.fromkeys(label for section in sections for label in section.own["label"]))
     if not labels:
         raise InputError("nothing to compare: no trial has finished")
     if baseline is not None and baseline not in labels:
         raise SettingError("--baseline", baseline, f"a row of the leaderboard: {'; '.join(labels)}")
     selected = select_by_pattern("--only", only, {label: (label,) for label in labels}) if only else labels
-    counts, notes = list[dict[str, Any]](), list[str]()
-    answers_of = cache(partial(_read_answers, errors=METRICS[metric]))  # each file is read once
+    counts, notes = list[pd.DataFrame](), list[str]()
+    read = cache(partial(_read_right, errors=METRICS[metric]))  # each file is read once
     for section in sections:
-        for pair in _pairs(section, selected, baseline):
+        for row, other in _pairs(section, selected, baseline):
+            notes += _missing_seeds(section, row, other) + _missing_seeds(section, other, row)
             try:
-                counts += _counts(leaderboard, section, pair, answers_of, notes)
+                counts.append(_counts(section, row, other, read))
             except InputError as error:
-                notes.append(f"{' against '.join(pair)}: {error}")
+                notes.append(f"{row} against {other}: {error}")
     notes = list(dict.fromkeys(notes))
-    not_counted = leaderboard.trials[leaderboard.trials["state"] == NOT_COUNTED]
-    faulty = [f"{path}: {why}" for path, why in not_counted[["trial_dir", "problem"]].values]
-    if not counts:
+    if not any(map(len, counts)):
         why = notes or [f"no two of these rows have one training method; rows for --baseline: {'; '.join(labels)}"]
-        raise InputError("\n".join(["nothing to compare", *why, *faulty]))
-    return paired_tests(pd.DataFrame(counts).assign(metric=metric)), notes + faulty
+        raise InputError("\n".join(["nothing to compare", *why]))
+    return paired_tests(pd.concat(counts).assign(metric=metric)), notes
 
 
 def _pairs(section: Section, selected: list[str], baseline: str | None) -> list[tuple[str, str]]:
@@ -77,54 +66,39 @@ def _pairs(section: Section, selected: list[str], baseline: str | None) -> list[
     return [(label, baseline) for label in methods if label != baseline and baseline in set(section.own["label"])]
 
 
-class _Answers(NamedTuple):
-    """A trial's images, by number and label [N, 2], and on which of them it is right [N]."""
-
-    images: np.ndarray
-    right: np.ndarray
+def _missing_seeds(section: Section, row: str, other: str) -> list[str]:
+    missing = sorted(set(_trial_dirs(section, other)) - set(_trial_dirs(section, row)))
+    return [f"seed {', '.join(map(str, missing))} of {other}, which {row} lacks"] if missing else []
 
 
-def _read_answers(trial_dir: Path, errors: tuple[str, ...]) -> _Answers:
-    """Raises DamagedFileError."""
-    verdicts = folder.read_verdicts(trial_dir, [*_IMAGE, names.VERDICT]).sort_values(_IMAGE)
-    return _Answers(verdicts[_IMAGE].to_numpy(), ~verdicts[names.VERDICT].isin(errors).to_numpy())
+def _trial_dirs(section: Section, label: str) -> dict[int, Path]:
+    """Return the folders of a row's finished trials by their seeds."""
+    trials = section.trials[section.trials["label"] == label]
+    return dict(zip(trials["seed"], trials["trial_dir"], strict=True))
 
 
-def _counts(
-    leaderboard: Leaderboard,
-    section: Section,
-    pair: tuple[str, str],
-    answers_of: Callable[[Path], _Answers],
-    notes: list[str],
-) -> list[dict[str, Any]]:
+def _read_right(trial_dir: Path, errors: tuple[str, ...]) -> pd.Series:
+    """Return on which images a trial is right, by number and label. Raises DamagedFileError."""
+    verdicts = folder.read_verdicts(trial_dir, [*_IMAGE, names.VERDICT]).set_index(_IMAGE).sort_index()
+    return ~verdicts[names.VERDICT].isin(errors)
+
+
+def _counts(section: Section, row: str, other: str, read: Callable[[Path], pd.Series]) -> pd.DataFrame:
     """Return for each common seed on how many images one row alone is right. Raises InputError."""
-    row, other = (section.own[section.own["label"] == label].iloc[0] for label in pair)
-    if differing := _evaluated_differently(row, other):
-        raise InputError(f"not evaluated alike: {differing}")
-    first, second = (leaderboard.trial_dirs[each.name] for each in (row, other))
-    notes += _missing_seeds(pair[0], first, pair[1], second) + _missing_seeds(pair[1], second, pair[0], first)
-    columns: dict[str, Any] = {"section": section.heading, "row": pair[0], "other": pair[1]}
+    evaluation = ["fingerprint", "validation_images", *(n for n in section.settings if n.startswith("evaluation."))]
+    first, second = (
+        section.own.loc[section.own["label"] == label, evaluation].iloc[0].map(str) for label in (row, other)
+    )
+    if differing := [f"{name} {first[name]} and {second[name]}" for name in evaluation if first[name] != second[name]]:
+        raise InputError(f"not evaluated alike: {', '.join(differing)}")
+    mine, theirs = _trial_dirs(section, row), _trial_dirs(section, other)
     counts = []
-    for seed in sorted(set(first) & set(second)):
-        mine, theirs = answers_of(first[seed]), answers_of(second[seed])
-        if not np.array_equal(mine.images, theirs.images):
-            raise InputError(f"{first[seed]} and {second[seed]} are evaluated on different images")
-        row_alone, other_alone = mine.right & ~theirs.right, theirs.right & ~mine.right
-        alone = {"row_alone": int(row_alone.sum()), "other_alone": int(other_alone.sum())}
-        counts.append(columns | {"seed": seed, "images": len(mine.right)} | alone)
-    return counts
-
-
-def _evaluated_differently(row: pd.Series, other: pd.Series) -> str:
-    """Return the settings of the evaluation in which the two rows differ."""
-    settings = [f"evaluation.{field.name}" for field in fields(EvaluationSettings)]
-    pairs = {name: (str(row[name]), str(other[name])) for name in ["fingerprint", "validation_images", *settings]}
-    return ", ".join(f"{name} {a} and {b}" for name, (a, b) in pairs.items() if a != b)
-
-
-def _missing_seeds(row: str, mine: dict[int, Path], other: str, theirs: dict[int, Path]) -> list[str]:
-    missing = ", ".join(map(str, sorted(set(theirs) - set(mine))))
-    return [f"seed {missing} of {other}, which {row} lacks"] if missing else []
+    for seed in sorted(set(mine) & set(theirs)):
+        a, b = read(mine[seed]), read(theirs[seed])
+        if not a.index.equals(b.index):
+            raise InputError(f"{mine[seed]} and {theirs[seed]} are evaluated on different images")
+        counts.append({"seed": seed, "images": len(a), "row_alone": (a & ~b).sum(), "other_alone": (b & ~a).sum()})
+    return pd.DataFrame(counts).assign(section=section.heading, row=row, other=other)
 
 
 def paired_tests(counts: pd.DataFrame) -> pd.DataFrame:

@@ -1,9 +1,9 @@
 """The leaderboard of a sweep as rows, from its trials' folders.
 
 A row is one config over its seeds: trials that differ in anything but the seed, or in their data or recipe version,
-are never averaged. Rows of one data set, eps, profile, recipe version, list of stages and set of images make a
-section. Sections of the current recipe stand beside published numbers, others are marked stale. A certification by
-`harness.certify` is a row like any other.
+are never averaged. Rows of one data set, eps, profile, list of stages and set of images make a section, beside
+published numbers. A certification by `harness.certify` is a row like any other. Trials of another recipe version are
+not counted.
 """
 
 import math
@@ -15,37 +15,35 @@ from typing import Any
 
 import pandas as pd
 
-from harness.analysis.columns import COLUMNS, Column, columns_of, integer
+from harness.analysis.columns import COLUMNS, ERRORS, INTEGER, Column
 from harness.analysis.trials import CHOSEN, LABEL, read_trials, setting_columns
 from harness.config.settings import STAGES, Radius
-from harness.config.trial import FULL_PROFILE, RECIPE_VERSION
+from harness.config.trial import FULL_PROFILE
 from harness.errors import InputError
 from harness.storage import names
-from harness.storage.folder import TrialResult
 
-STAGES_LEGEND = "What each stage decided, of the examples that came to it, and its seconds; means over the seeds."
 _PUBLISHED_COLUMNS = ["dataset", "eps", "model", "method", names.STANDARD_ERROR, names.CERTIFIED_ERROR, "source"]
 
 
 @dataclass(frozen=True)
 class Section:
-    """Rows of one data set, eps, profile and recipe version, evaluated by the same stages on the same images.
+    """Rows of one data set, eps and profile, evaluated by the same stages on the same images.
 
     is_full_size: whether its numbers compare with published ones: the full profile, width and data.
-    is_stale: whether it is of another recipe version; published rows are not shown beside it.
     notes: what to know before comparing the numbers.
     rows: best first, published rows among them (those with a `source`).
     settings: the columns of `rows` that decide a row's numbers, beside its label and width.
+    finished: row, seed, trial_dir and result of each finished trial.
     """
 
     heading: str
     dataset: str
     eps: Fraction
     is_full_size: bool
-    is_stale: bool
     notes: list[str]
     rows: pd.DataFrame
     settings: list[str]
+    finished: pd.DataFrame
 
     @property
     def differing(self) -> list[str]:
@@ -72,6 +70,13 @@ class Section:
         return self.own[~is_incomparable(self.own)]
 
     @cached_property
+    def trials(self) -> pd.DataFrame:
+        """Each finished trial, those of the best row first: label, model, method, seed, trial_dir, result, metrics."""
+        rows = self.own[["label", "model", "method"]]
+        trials = rows.join(self.finished.sort_values("seed").set_index("row"), how="inner").reset_index(drop=True)
+        return trials.join(pd.DataFrame([result.metrics for result in trials["result"]], trials.index))
+
+    @cached_property
     def cells(self) -> pd.DataFrame:
         """The rows as text; settings that all rows share are left out."""
         rows, own = self.rows, self.rows["source"].isna()
@@ -83,10 +88,9 @@ class Section:
             for column in COLUMNS
             if column.is_required or (column.name in rows and rows[column.name].notna().any())
         }
+        columns |= {column.title: numbers[column.title] for column in ERRORS if column.title in numbers}
         seeds = rows["seeds"].map(str)
         seeds = seeds.where(rows["seeds"] == rows["seeds_started"], seeds + " of " + rows["seeds_started"].map(str))
-        errors = [column.title for column in columns_of("error", "undecided") if column.title in numbers]
-        columns |= {title: numbers[title] for title in errors}
         columns |= {"seeds": seeds.where(own), "source": rows["source"]}
         if CHOSEN in rows and rows[CHOSEN].notna().any():
             columns[CHOSEN] = rows[CHOSEN]
@@ -120,13 +124,11 @@ class Leaderboard:
     """A sweep's leaderboard, or that of several together.
 
     directory: the sweep's, or the first one's.
-    rows: of the current recipe with all columns, section after section; published rows have a `source`, each once.
     failures: a row of text for each trial without usable numbers, the reason in `problem`.
     trials: a row for each trial, and for each certification, as `read_trials` returns them.
     """
 
     directory: Path
-    rows: pd.DataFrame
     sections: list[Section]
     failures: pd.DataFrame
     trials: pd.DataFrame
@@ -136,17 +138,11 @@ class Leaderboard:
         """The sweep's name."""
         return self.directory.resolve().name
 
-    @cached_property
-    def trial_dirs(self) -> dict[str, dict[int, Path]]:
-        """The folders of each row's finished trials, by the row's index and the seed."""
-        finished = self.trials[self.trials["problem"].isna()].groupby("row")
-        return {row: dict(zip(part["seed"], part["trial_dir"], strict=True)) for row, part in finished}
-
-    @cached_property
-    def results(self) -> dict[Path, TrialResult]:
-        """The results of finished trials, by their folders."""
-        finished = self.trials[self.trials["problem"].isna()]
-        return dict(zip(finished["trial_dir"], finished["result"], strict=True))
+    @property
+    def rows(self) -> pd.DataFrame:
+        """The rows with all columns, section after section; published rows once."""
+        rows = pd.concat([section.rows for section in self.sections])
+        return rows[~rows.index.duplicated()]
 
 
 def build_leaderboard(directory: Path, *others: Path) -> Leaderboard:
@@ -158,12 +154,10 @@ def build_leaderboard(directory: Path, *others: Path) -> Leaderboard:
     trials, published = read_trials(directory, *others), _published(directory)
     rows = _rows(trials)
     exact = trials["eps"].map(Radius, na_action="ignore")
-    keys = [trials["recipe_version"], trials["dataset"], exact, trials["profile"], trials["evaluated_by"]]
+    keys = [trials["dataset"], exact, trials["profile"], trials["evaluated_by"]]
     sections = [_section(key, part, rows, published) for key, part in sorted(trials.groupby(keys), key=_order)]
-    sections.sort(key=lambda section: section.is_stale)
-    current = pd.concat([rows.iloc[:0], *(section.rows for section in sections if not section.is_stale)])
     failed = trials.loc[trials["problem"].notna(), [*LABEL, "width", "profile", "recipe_version", "seed", "problem"]]
-    return Leaderboard(directory, current[~current.index.duplicated()], sections, failed.map(as_text), trials)
+    return Leaderboard(directory, sections, failed.map(as_text), trials)
 
 
 def _rows(trials: pd.DataFrame) -> pd.DataFrame:
@@ -180,18 +174,14 @@ def _rows(trials: pd.DataFrame) -> pd.DataFrame:
     rows["warnings"] = pd.Series({row: _warnings(part) for row, part in groups}, rows.index, dtype=object)
     rows["source"] = pd.Series(None, rows.index, dtype=object)
     numbers = [column for name in metrics for column in (name, f"{name}_std")]
-    others = [name for name in setting_columns(trials) if name != "width"]
-    chosen = [CHOSEN] if CHOSEN in rows else []
-    return rows[[*LABEL, "width", *numbers, "seeds", "seeds_started", *others, *chosen, "warnings", "source"]]
+    settings, chosen = setting_columns(trials), [CHOSEN] if CHOSEN in rows else []
+    return rows[[*LABEL, "width", *numbers, "seeds", "seeds_started", *settings, *chosen, "warnings", "source"]]
 
 
 def _warnings(trials: pd.DataFrame) -> list[str]:
     """Return each warning of a row's trials with the seeds that have it."""
-    seeds: dict[str, set[int]] = {}
-    for seed, warnings in zip(trials["seed"], trials["warnings"], strict=True):
-        for warning in warnings:
-            seeds.setdefault(warning, set()).add(seed)
-    return [f"{warning} (seed {', '.join(map(str, sorted(seeds[warning])))})" for warning in sorted(seeds)]
+    seeds = trials[["warnings", "seed"]].explode("warnings").dropna().drop_duplicates().groupby("warnings")["seed"]
+    return [f"{warning} (seed {', '.join(map(str, sorted(its)))})" for warning, its in seeds]
 
 
 def _published(directory: Path) -> pd.DataFrame:
@@ -214,31 +204,29 @@ def _published(directory: Path) -> pd.DataFrame:
 
 
 def _order(part: tuple[Any, pd.DataFrame]) -> tuple[Any, ...]:
-    """Return the sort key of a section: newest recipe first, full profile first, trials before certifications."""
-    (recipe, dataset, eps, profile, stages), trials = part
-    return -recipe, dataset, eps, profile != FULL_PROFILE, profile, bool(trials["certified"].all()), stages
+    """Return the sort key of a section: full profile first, trials before certifications."""
+    (dataset, eps, profile, stages), trials = part
+    return dataset, eps, profile != FULL_PROFILE, profile, bool(trials["certified"].all()), stages
 
 
 def _section(
-    key: tuple[int, str, Fraction, str, str], trials: pd.DataFrame, rows: pd.DataFrame, published: pd.DataFrame
+    key: tuple[str, Fraction, str, str], trials: pd.DataFrame, rows: pd.DataFrame, published: pd.DataFrame
 ) -> Section:
-    recipe, dataset, eps, profile, stages = key
-    is_stale = recipe != RECIPE_VERSION
+    dataset, eps, profile, stages = key
     limits = trials[["train_images", "evaluation.test_images"]].notna().to_numpy().any()
     is_full_size = profile == FULL_PROFILE and bool((trials["width"] >= 1).all()) and not limits
-    beside = published[(published["dataset"] == dataset) & (published["exact"] == eps) & (not is_stale)]
+    beside = published[(published["dataset"] == dataset) & (published["exact"] == eps)]
     own, beside = rows[rows.index.isin(trials["row"])], beside.reindex(columns=rows.columns)
     parts = [_best_first(pd.concat([own, beside]))] if is_full_size else [_best_first(own), _best_first(beside)]
-    version = f", recipe version {recipe}" if is_stale else ""
     return Section(
-        heading=f"{dataset}, eps {trials['eps'].iloc[0]}, profile {profile}, {stages}{version}",
+        heading=f"{dataset}, eps {trials['eps'].iloc[0]}, profile {profile}, {stages}",
         dataset=dataset,
         eps=eps,
         is_full_size=is_full_size,
-        is_stale=is_stale,
-        notes=_notes(recipe, profile, trials, is_full_size),
+        notes=_notes(profile, trials, is_full_size),
         rows=pd.concat(parts).reindex(columns=rows.columns),
-        settings=[name for name in setting_columns(trials) if name != "width"],
+        settings=setting_columns(trials),
+        finished=trials.loc[trials["problem"].isna(), ["row", "seed", "trial_dir", "result"]],
     )
 
 
@@ -254,7 +242,7 @@ def is_incomparable(rows: pd.DataFrame) -> pd.Series:
     return unknown | ((seeds == 1) & (seeds[~unknown] > 1).any())
 
 
-def _notes(recipe: int, profile: str, trials: pd.DataFrame, is_full_size: bool) -> list[str]:
+def _notes(profile: str, trials: pd.DataFrame, is_full_size: bool) -> list[str]:
     """Return what a reader must know before comparing a section's numbers with any others."""
 
     def span(values: pd.Series) -> str:
@@ -265,8 +253,9 @@ def _notes(recipe: int, profile: str, trials: pd.DataFrame, is_full_size: bool) 
     tests = trials["evaluation.test_images"][held_out == 0]
     size = f"width {span(trials['width'])}, train images {span(images)}, epochs {span(trials['train.epochs'])}"
     which = "All" if (held_out > 0).all() else "Some"
+    chosen = trials.drop_duplicates("row")[CHOSEN] if CHOSEN in trials else pd.Series(dtype=object)
+    searched = f"{'All' if chosen.notna().all() else 'Some'} rows' settings were chosen by a search"
     notes = {
-        f"Stale: these trials are of recipe version {recipe}, today's is {RECIPE_VERSION}.": recipe != RECIPE_VERSION,
         f"These numbers come from the profile {profile} ({size}) and are not comparable with published ones.": (
             not is_full_size
         ),
@@ -274,18 +263,10 @@ def _notes(recipe: int, profile: str, trials: pd.DataFrame, is_full_size: bool) 
         f"Errors are measured on {span(tests)} of the test images, the first ones.": tests.notna().any(),
         f"{which} errors are measured on {span(held_out[held_out > 0])} validation images held out of training, "
         "not on test images.": (held_out > 0).any(),
-        **dict.fromkeys(_search_notes(trials), True),
+        **{f"{searched} ({text}), then trained anew.": True for text in chosen.dropna().unique()},
         "No trial has finished yet.": trials["problem"].notna().all(),
     }
     return [note for note, holds in notes.items() if holds]
-
-
-def _search_notes(trials: pd.DataFrame) -> list[str]:
-    if CHOSEN not in trials:
-        return []
-    rows = trials.drop_duplicates("row")[CHOSEN]
-    which = f"{'All' if rows.notna().all() else 'Some'} rows' settings were chosen by a search"
-    return [f"{which} ({text}), then trained anew." for text in rows.dropna().unique()]
 
 
 def absent(setting: str) -> str:
@@ -309,30 +290,28 @@ def _mean_and_std(rows: pd.DataFrame, column: Column) -> list[str]:
     def cell(mean: float, std: float) -> str:
         if math.isnan(mean):
             return ""
-        if math.isnan(std) or (column.format is integer and std == 0):
-            return column.format(mean)
-        return f"{column.format(mean)} ± {column.format(std)}"
+        if math.isnan(std) or (column.format == INTEGER and std == 0):
+            return column.text(mean)
+        return f"{column.text(mean)} ± {column.text(std)}"
 
     return [cell(*pair) for pair in zip(rows[column.name], rows[f"{column.name}_std"], strict=True)]
 
 
-def stages_table(leaderboard: Leaderboard, section: Section) -> pd.DataFrame:
+def stages_table(section: Section) -> pd.DataFrame:
     """Return what each stage decided and took: a row of text for each row that has such numbers, a column a stage."""
-    rows = []
-    for row, label in section.own["label"].items():
-        results = [leaderboard.results[path].metrics for path in leaderboard.trial_dirs[row].values()]
-        metrics = pd.DataFrame(results).mean()
-        cells = {stage: _stage_cell(metrics, stage) for stage in ("clean", "attack", *STAGES)}
-        rows.append({"row": label} | {stage: text for stage, text in cells.items() if text})
-    table = pd.DataFrame([row for row in rows if len(row) > 1])
-    return table[[name for name in ("row", "clean", "attack", *STAGES) if name in table]].fillna("")
+    means = section.trials.groupby("label", sort=False).mean(numeric_only=True)
+    cells = {
+        stage: [_stage_cell(row, stage) for row in means.to_dict("records")] for stage in ("clean", "attack", *STAGES)
+    }
+    table = pd.DataFrame({"row": means.index} | {stage: texts for stage, texts in cells.items() if any(texts)})
+    return table[table.drop(columns="row").any(axis=1)]
 
 
-def _stage_cell(metrics: pd.Series, stage: str) -> str:
+def _stage_cell(metrics: dict[Any, float], stage: str) -> str:
     """Return '50 of 90, 1.2 s'; empty for a stage that did not run."""
     decided, examples = metrics.get(names.decided_by(stage)), metrics.get(names.examples_at(stage))
     seconds = metrics.get(names.seconds_of(stage))
     if pd.isna(decided) or pd.isna(examples):
         return ""
-    duration = "" if pd.isna(seconds) else f", {seconds:.2g} s" if seconds < 10 else f", {seconds:,.0f} s"
+    duration = "" if seconds is None else f", {seconds:.2g} s" if seconds < 10 else f", {seconds:,.0f} s"
     return f"{decided:,.0f} of {examples:,.0f}{duration}"

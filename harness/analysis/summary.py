@@ -18,7 +18,7 @@ SUMMARY_LEGEND = (
     "significant below .05."
 )
 _LEVEL = 0.05
-_MOST_NAMED = 5
+_MOST_NAMED = 3
 _CERDEQ = ("cerdeq", "deqlate", "deq7")
 _NO_RECURRENCE = "recurrent=False"  # makes CerDEQ an explicit network
 
@@ -29,69 +29,65 @@ class Summary:
 
     lines: sentences.
     tied: labels of the best row and of those without a significant difference from it; empty where there are none.
-    differences: how each other row compares with the best one: lines of `compare`, and `seeds`, how many both have.
+    answer: whether the best CerDEQ row beats the best other row, one sentence.
     """
 
     lines: list[str] = field(default_factory=list)
     tied: list[str] = field(default_factory=list)
-    differences: pd.DataFrame = field(default_factory=pd.DataFrame)
+    answer: str = ""
 
 
 def summaries_of(leaderboard: Leaderboard) -> dict[str, Summary]:
     """Return each section's summary by its heading."""
-    return {section.heading: summarise(leaderboard, section) for section in leaderboard.sections}
+    return {section.heading: summarise(section) for section in leaderboard.sections}
 
 
-def summarise(leaderboard: Leaderboard, section: Section) -> Summary:
-    """Return what a section's comparisons say; nothing of stale sections and of fewer than two rows."""
-    rows = section.comparable
-    if section.is_stale or section.own[names.CERTIFIED_ERROR].count() < 2:
-        return Summary()
-    best = rows["label"].iloc[0]
+def summarise(section: Section) -> Summary:
+    """Return what a section's comparisons say; two rows are needed for one."""
+    if section.own[names.CERTIFIED_ERROR].count() < 2:
+        return Summary(answer=_is_cerdeq_better(section, None))
+    best = section.comparable.iloc[0]
     try:
-        lines, notes = compare(leaderboard, baseline=best, heading=section.heading)
+        lines, notes = compare([section], baseline=best["label"])
     except InputError as error:
-        return Summary([f"not compared: {error}"])
+        return Summary([f"not compared: {error}"], answer=_is_cerdeq_better(section, None))
     seeds = lines[lines["seed"] != ALL].groupby("row").size()
-    differences = lines[lines["seed"] == ALL].assign(seeds=lambda line: line["row"].map(seeds))
+    differences = lines[lines["seed"] == ALL].set_index("row").assign(seeds=seeds)
     tested = differences[differences["seeds"] >= FEWEST_SEEDS]
-    tied = tested.loc[tested["t_holm"] >= _LEVEL, "row"].tolist()
+    tied = tested.index[tested["t_holm"] >= _LEVEL].tolist()
     left_out = [f"left out: {note}" for note in notes if " against " in note]
-    sentence = _best_row(best, rows[names.CERTIFIED_ERROR].iloc[0], differences)
-    return Summary([sentence, *left_out], [best, *tied] if tied else [], differences)
+    sentence = _best_row(f"best: {best['label']}, {best[names.CERTIFIED_ERROR]:.1f} %", differences)
+    answer = _is_cerdeq_better(section, differences)
+    return Summary([sentence, *left_out], [best["label"], *tied] if tied else [], answer)
 
 
-def _best_row(best: str, error: float, differences: pd.DataFrame) -> str:
-    most = int(differences["seeds"].max())
-    if most < FEWEST_SEEDS:
-        return _too_few(most)
-    tested = differences[differences["seeds"] >= FEWEST_SEEDS]
-    p = tested["t_holm"]
-    groups = {
-        "significantly better than": tested[p < _LEVEL],
-        "no significant difference from": tested[p >= _LEVEL],
-        "no t test, since the difference is the same at every seed:": tested[p.isna()],
+def _best_row(sentence: str, differences: pd.DataFrame) -> str:
+    """Return which rows the best one beats. differences: lines of `compare` with `seeds`, by row."""
+    few = differences["seeds"] < FEWEST_SEEDS
+    if few.all():
+        return _too_few(differences["seeds"].max())
+    p = differences.loc[~few, "t_holm"]
+    unranked = _row_names(few[few]) if few.sum() == 1 else f"{few.sum()} rows"
+    better, equal, untested = p[p < _LEVEL], p[p >= _LEVEL], p[p.isna()]
+    parts = {
+        f"significantly better than {_row_names(better)} ({_p(better.max(), len(better), '≤')})": better,
+        f"no significant difference from {_row_names(equal)} ({_p(equal.min(), len(equal), '≥')})": equal,
+        f"no t test, since the difference is the same at every seed: {_row_names(untested)}": untested,
+        f"not ranked, with fewer than {FEWEST_SEEDS} seeds in common: {unranked}": few[few],
     }
-    sentences = [f"best: {best}, {error:.1f} %"]
-    sentences += [f"{words} {_row_names(rows)}" for words, rows in groups.items() if len(rows)]
-    unranked = differences.loc[differences["seeds"] < FEWEST_SEEDS, "row"].tolist()
-    if unranked:
-        rows = unranked[0] if len(unranked) == 1 else f"{len(unranked)} rows"
-        sentences.append(f"not ranked, with fewer than {FEWEST_SEEDS} seeds in common: {rows}")
-    return "; ".join(sentences)
+    return "; ".join([sentence, *(part for part, rows in parts.items() if len(rows))])
 
 
-def _row_names(rows: pd.DataFrame) -> str:
-    tests = zip(rows["row"], rows["t_holm"], strict=True)
-    texts = [row if pd.isna(p) else f"{row} ({_p(p)})" for row, p in tests]
-    more = len(texts) - _MOST_NAMED
-    return ", ".join(texts[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+def _row_names(rows: pd.Series) -> str:
+    more = len(rows) - _MOST_NAMED
+    return ", ".join(rows.index[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _p(value: float) -> str:
+def _p(value: float, rows: int = 1, sign: str = "") -> str:
+    """Return a p value as text. sign: that stands for the equals sign where the value is a bound of several rows'."""
     if value < 0.001:
         return "p < .001"
-    return f"p = {value:.3f}".replace("0.", ".") if value < 0.1 else f"p = {value:.2f}".replace("0.", ".")
+    return f"p {sign if rows > 1 else '='} {value:.{3 if value < 0.1 else 2}f}".replace("0.", ".")
 
 
 def _too_few(seeds: int) -> str:
@@ -99,7 +95,7 @@ def _too_few(seeds: int) -> str:
     return f"{number} too few to rank rows; run 5 or more (`--set seeds=[0,1,2,3,4]`)."
 
 
-def is_cerdeq_better(section: Section, summary: Summary) -> str:
+def _is_cerdeq_better(section: Section, differences: pd.DataFrame | None) -> str:
     """Return whether the best CerDEQ row beats the best other row of a section, in one sentence."""
     rows = section.comparable
     is_cerdeq = rows["model"].isin(_CERDEQ) & ~rows["options"].str.split().map(lambda words: _NO_RECURRENCE in words)
@@ -108,19 +104,17 @@ def is_cerdeq_better(section: Section, summary: Summary) -> str:
         return f"Not known: no {lacking} has a result that can be compared here."
     cerdeq, other = rows[is_cerdeq].iloc[0], rows[~is_cerdeq].iloc[0]
     cerdeq_first = bool(is_cerdeq.iloc[0])  # the best row of all is one of the two
-    lines = summary.differences
-    if len(lines):
-        lines = lines[lines["row"] == (other if cerdeq_first else cerdeq)["label"]]
-    if lines.empty:
+    second = (other if cerdeq_first else cerdeq)["label"]
+    if differences is None or second not in differences.index:
         return f"Not known: {cerdeq['label']} and {other['label']} cannot be compared image by image."
-    line = lines.iloc[0]
+    line = differences.loc[second]
     if line["seeds"] < FEWEST_SEEDS:
-        return f"Not known: {_too_few(int(line['seeds']))}"
+        return f"Not known: {_too_few(line['seeds'])}"
     points = -line["difference"] if cerdeq_first else line["difference"]
     numbers = (
         f"{cerdeq['label']} {cerdeq[names.CERTIFIED_ERROR]:.2f} %, the best other network "
         f"{other['label']} {other[names.CERTIFIED_ERROR]:.2f} %; "
-        f"{points:+.2f} points over the {line['seeds']:.0f} seeds that both have"
+        f"{points:+.2f} points over the {line['seeds']} seeds that both have"
     )
     if pd.isna(line["t_holm"]):
         return f"Not known: {numbers}, the same at every seed, so that there is no t test."

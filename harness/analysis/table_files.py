@@ -1,25 +1,18 @@
 """A sweep's leaderboard as Markdown, LaTeX, CSV and JSON, and printed.
 
-LaTeX, CSV and JSON hold the current recipe and published numbers; Markdown also shows stale sections and failures.
+Markdown also shows notes, warnings and failures.
 """
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
 
-from harness.analysis.columns import columns_of
-from harness.analysis.latex import latex
-from harness.analysis.leaderboard import (
-    STAGES_LEGEND,
-    Leaderboard,
-    Section,
-    build_leaderboard,
-    row_label,
-    stages_table,
-)
+from harness.analysis.columns import ERRORS
+from harness.analysis.leaderboard import Leaderboard, Section, build_leaderboard, row_label, stages_table
 from harness.analysis.summary import SUMMARY_LEGEND, Summary, summaries_of
 from harness.storage.files import write_text
 from harness.terminal import one_line, print_table
@@ -30,8 +23,15 @@ LEGEND = (
     f"~: no significant difference from the first row. {SUMMARY_LEGEND} "
     "Rows in italics, with a source, are published numbers."
 )
+STAGES_LEGEND = "What each stage decided, of the examples that came to it, and its seconds; means over the seeds."
 FAILURES = "Trials without a result"
-_WIDE = 110  # characters a line that show all main columns
+_LATEX_LEGEND = (
+    "Mean ± sample deviation over seeds; bold: best; ~: no significant difference from the best row; italics: published"
+)
+_LATEX_CHARACTERS = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+    ">": r"\textgreater{}", "±": r"$\pm$", **{c: f"\\{c}" for c in "&%$#_{}"},
+}  # fmt: skip
 
 
 def leaderboard_files(directory: Path) -> list[Path]:
@@ -51,7 +51,7 @@ def write_leaderboard(directory: Path) -> tuple[Leaderboard, dict[str, Summary]]
     records = [{name: value for name, value in row.items() if name != "source" or value} for row in records]
     texts = [
         _markdown(leaderboard, summaries),
-        latex(leaderboard, summaries),
+        _latex(leaderboard, summaries),
         rows.to_csv(index=False, lineterminator="\n"),
         json.dumps(records, indent=1, allow_nan=False) + "\n",
     ]
@@ -60,26 +60,34 @@ def write_leaderboard(directory: Path) -> tuple[Leaderboard, dict[str, Summary]]
     return leaderboard, summaries
 
 
+def full_table(section: Section, summary: Summary) -> pd.DataFrame:
+    """Return a section's cells with `row`, the label, and `~` at the ranks of rows as good as the best one."""
+    ranks = zip(section.cells["#"], section.labels, strict=True)
+    table = section.cells.assign(**{"#": [f"{rank} ~" if label in summary.tied else rank for rank, label in ranks]})
+    table.insert(1, "row", section.labels)
+    return table
+
+
+def short_table(section: Section, summary: Summary) -> pd.DataFrame:
+    """Return a section's ranks, labels, errors and seeds as text."""
+    table = full_table(section, summary)
+    return table[["#", "row", *(column.title for column in ERRORS if column.title in table), "seeds"]]
+
+
 def _markdown(leaderboard: Leaderboard, summaries: dict[str, Summary]) -> str:
     parts = [f"# Leaderboard of the sweep {markdown_text(leaderboard.sweep)}\n"]
     for section in leaderboard.sections:
         summary = summaries[section.heading]
         parts += [f"## {markdown_text(section.heading)}\n"]
         parts += [f"**{markdown_text(note)}**\n" for note in section.notes]
-        parts += [markdown_table(marked_cells(section, summary), section.published)]
+        parts += [markdown_table(full_table(section, summary).drop(columns="row"), section.published)]
         parts += [f"{markdown_text(line)}\n" for line in summary.lines]
         parts += [f"- Warning: {markdown_text(warning)}\n" for warning in section.warnings]
-        if len(stages := stages_table(leaderboard, section)):
-            parts += [f"{STAGES_LEGEND}\n", markdown_table(stages, [False] * len(stages))]
-    if len(failures := leaderboard.failures):
-        parts += [f"## {FAILURES}\n", markdown_table(failures, [False] * len(failures))]
+        if len(stages := stages_table(section)):
+            parts += [f"{STAGES_LEGEND}\n", markdown_table(stages)]
+    if len(leaderboard.failures):
+        parts += [f"## {FAILURES}\n", markdown_table(leaderboard.failures)]
     return "\n".join([*parts, f"{LEGEND}\n"])
-
-
-def marked_cells(section: Section, summary: Summary) -> pd.DataFrame:
-    """Return the section's cells with `~` at the ranks of rows that differ insignificantly from the best one."""
-    ranks = zip(section.cells["#"], section.labels, strict=True)
-    return section.cells.assign(**{"#": [f"{rank} ~" if label in summary.tied else rank for rank, label in ranks]})
 
 
 def markdown_text(text: str) -> str:
@@ -87,30 +95,76 @@ def markdown_text(text: str) -> str:
     return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;").split())
 
 
-def markdown_table(frame: pd.DataFrame, published: list[bool]) -> str:
+def markdown_table(frame: pd.DataFrame, published: list[bool] | None = None) -> str:
     """Return an aligned GitHub table of text, published rows in italics."""
-    lines = [[markdown_text(cell) for cell in line] for line in (frame.columns, *frame.to_numpy())]
-    for line, italic in zip(lines[1:], published, strict=True):
-        line[:] = [f"*{cell}*" if italic and cell else cell for cell in line]
+    cells = frame.map(markdown_text)
+    if published:
+        cells[published] = cells[published].map(lambda cell: f"*{cell}*" if cell else "")
+    lines = [[markdown_text(title) for title in frame], *cells.to_numpy().tolist()]
     widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
     padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
     return "".join(f"| {' | '.join(line)} |\n" for line in padded)
 
 
+def _latex(leaderboard: Leaderboard, summaries: dict[str, Summary]) -> str:
+    """Return a table of errors for each section; needs the packages booktabs and graphicx."""
+    sweep = re.sub(r"[^A-Za-z0-9.:-]", "-", leaderboard.sweep)
+    tables = [
+        _latex_table(section, summaries[section.heading], f"tab:{sweep}-{number}")
+        for number, section in enumerate(leaderboard.sections)
+    ]
+    return "".join([f"% The leaderboard of {leaderboard.sweep}; needs \\usepackage{{booktabs,graphicx}}.\n", *tables])
+
+
+def _latex_table(section: Section, summary: Summary, label: str) -> str:
+    """Return the short table, the best of each column in bold, published rows in italics."""
+    table = short_table(section, summary).drop(columns="#").map(_escape)
+    table["row"] += [r"$^{\sim}$" if label in summary.tied else "" for label in section.labels]
+    for column in (column for column in ERRORS if column.title in table):
+        best = section.own.index[section.own[column.name] == section.own[column.name].min()]
+        table.loc[best, column.title] = table.loc[best, column.title].map(r"\textbf{{{}}}".format)
+    table[section.published] = table[section.published].map(lambda cell: rf"\textit{{{cell}}}" if cell else "")
+    lines = [" & ".join(cells) + r" \\" for cells in (table.columns, *table.to_numpy())]
+    lines.insert(1, r"\midrule")
+    if not section.is_full_size and any(section.published):
+        lines.insert(-sum(section.published), r"\midrule")
+    comparable = "" if section.is_full_size else ", and not comparable with these"
+    caption = f"Errors in percent: {section.heading}. {_LATEX_LEGEND}{comparable}."
+    frame = [
+        "",
+        r"\begin{table}",
+        r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
+        rf"\caption{{{_escape(caption)}}}",
+        rf"\label{{{label}}}",
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",  # no wider than a line
+        rf"\begin{{tabular}}{{@{{}}p{{0.25\linewidth}}{'r' * (table.shape[1] - 1)}@{{}}}}",
+        r"\toprule",
+        *lines,
+        r"\bottomrule",
+        r"\end{tabular}}",
+        r"\end{table}",
+        "",
+    ]
+    return "\n".join(frame)
+
+
+def _escape(text: str) -> str:
+    """Return text with nothing in it that TeX would take for a command."""
+    return "".join(_LATEX_CHARACTERS.get(character, character) for character in text)
+
+
 def print_leaderboard(leaderboard: Leaderboard, summaries: dict[str, Summary], console: Console) -> None:
-    """Print the main columns, as many as fit, each section's summary, warnings, failures, and where the files are."""
+    """Print the errors, each section's summary, warnings, failures, and where the files are."""
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    columns = columns_of("error", "undecided", "width") if console.width >= _WIDE else columns_of("error")
     for section in leaderboard.sections:
         summary = summaries[section.heading]
-        titles = [column.title for column in columns if column.title in section.cells] + ["seeds"]
+        table = short_table(section, summary)
         say(f"\n{leaderboard.sweep}: {section.heading}", style="bold")
         for note in section.notes:
             say(note, style="yellow")
-        labels = [f"~ {label}" if label in summary.tied else label for label in section.labels]
-        rows = [[label, *cells] for label, cells in zip(labels, section.cells[titles].to_numpy(), strict=True)]
-        print_table(console, ["row", *titles], rows, ["italic" if own else "" for own in section.published])
+        styles = ["italic" if is_published else "" for is_published in section.published]
+        print_table(console, list(table), table.to_numpy(), styles)
         for warning in section.warnings:
             say(one_line(f"Warning: {warning}"))
         for line in summary.lines:

@@ -21,7 +21,7 @@ from matplotlib.ticker import LogFormatter
 
 from harness.storage.files import write_atomically, write_text
 
-INK = "#24292f"
+INK, GREY = "#24292f", "#8a929b"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
@@ -34,7 +34,7 @@ _STYLE: Any = {
     "axes.grid": True,
     "axes.axisbelow": True,
     "axes.formatter.useoffset": False,
-    "grid.color": "#8a929b",
+    "grid.color": GREY,
     "grid.alpha": 0.25,
     "grid.linewidth": 0.6,
     "legend.frameon": False,
@@ -48,13 +48,15 @@ _STYLE: Any = {
 }
 
 
-def panels(rows: int = 1, columns: int = 1, width: float = 7.0, height: float = 3.6) -> tuple[Figure, list[Axes]]:
-    """Return a figure of this size in inches, and its axes row by row."""
+def panels(count: int = 1, columns: int = 1, width: float = 7.0, height: float = 3.6) -> tuple[Figure, list[Axes]]:
+    """Return a figure of this size in inches with so many axes, row by row."""
     with rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
-        axes = figure.subplots(rows, columns, squeeze=False)
-    return figure, list(axes.flat)
+        axes = list(figure.subplots(-(-count // columns), columns, squeeze=False).flat)
+    for unused in axes[count:]:
+        unused.set_axis_off()
+    return figure, axes[:count]
 
 
 class _PlainNumbers(LogFormatter):
@@ -83,6 +85,11 @@ def add_legend(figure: Figure, entries: dict[str, dict[str, Any]]) -> None:
     handles = [Line2D([], [], **look, label=name) for name, look in entries.items()]
     with rc_context(_STYLE):
         figure.legend(handles=handles, loc="outside lower center", ncols=min(columns, len(handles)))
+
+
+def squares(colours: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """Return the legend's entries for parts of bars, by their names."""
+    return {name: {"color": colour, "marker": "s", "linestyle": "", "ms": 8} for name, colour in colours.items()}
 
 
 def write(figure: Figure, path: Path) -> str:

@@ -1,19 +1,18 @@
 """A sweep as one page that opens offline: report.html, with its figures as SVG and PDF in figures/."""
 
 import shlex
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import pandas as pd
 
-from harness.analysis.leaderboard import STAGES_LEGEND, Leaderboard, Section, absent, as_text, stages_table
-from harness.analysis.summary import Summary, is_cerdeq_better
-from harness.analysis.table_files import FAILURES, LEGEND, marked_cells, write_leaderboard
-from harness.config.settings import BAB
+from harness.analysis.leaderboard import Leaderboard, Section, absent, as_text, stages_table
+from harness.analysis.summary import Summary
+from harness.analysis.table_files import FAILURES, LEGEND, STAGES_LEGEND, full_table, write_leaderboard
+from harness.config.settings import BAB, EvaluationSettings
 from harness.figures import style
-from harness.figures.catalogue import Kind, figures_of
+from harness.figures.catalogue import figures_of
 from harness.figures.section_data import SectionData
 from harness.storage import certification, folder
 from harness.storage.files import write_text
@@ -26,40 +25,6 @@ _MAIN = (
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
 )
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure on the page, or `missing`: why it could not be drawn.
-
-    path: of its files, without the suffix, from the page's directory.
-    """
-
-    kind: Kind
-    path: str = ""
-    markup: str = ""
-    missing: str = ""
-
-
-@dataclass(frozen=True)
-class Part:
-    """A section on the page.
-
-    answer: whether CerDEQ is better, one sentence.
-    cells: as text, with `row`, its label; hidden: the columns behind the switch.
-    shared: settings that all rows have. environments: what the trials ran on. commands: how to train each row again.
-    """
-
-    section: Section
-    summary: Summary
-    answer: str
-    cells: pd.DataFrame
-    hidden: list[str]
-    stages: pd.DataFrame
-    pictures: list[Picture]
-    shared: dict[str, str]
-    environments: dict[str, str]
-    commands: dict[str, str]
 
 
 def render(template: str, **values: Any) -> str:
@@ -80,78 +45,84 @@ def write_sweep(directory: Path, data_dir: str | None = None) -> tuple[Leaderboa
 
 def write_page(leaderboard: Leaderboard, summaries: dict[str, Summary], data_dir: str | None = None) -> Path:
     """Write the page of a leaderboard, and its figures; returns where the page is."""
-    sections = [SectionData(leaderboard, section, data_dir) for section in leaderboard.sections]
-    values = {
-        "leaderboard": leaderboard,
-        "parts": [_part(data, summaries[data.section.heading], number) for number, data in enumerate(sections)],
-        "recheck": _recheck_command(leaderboard.directory),
-        "legend": LEGEND,
-        "failures": FAILURES,
-        "stages_legend": STAGES_LEGEND,
-    }
+    parts = []
+    for number, section in enumerate(leaderboard.sections):
+        part = _part(section, summaries[section.heading])
+        if len(section.trials):
+            figures = leaderboard.directory / FIGURES
+            part["pictures"] = _pictures(SectionData(section, data_dir), figures, f"{number}-")
+        parts.append(part)
     path = leaderboard.directory / REPORT
-    write_text(path, render("sweep_page.html.jinja", **values))
+    page = render(
+        "sweep_page.html.jinja",
+        leaderboard=leaderboard,
+        parts=parts,
+        recheck=_recheck_command(leaderboard.directory),
+        legend=LEGEND,
+        failures=FAILURES,
+        stages_legend=STAGES_LEGEND,
+    )
+    write_text(path, page)
     return path
 
 
-def _part(data: SectionData, summary: Summary, number: int) -> Part:
-    section, trials = data.section, data.trials
-    cells = marked_cells(section, summary).drop(columns="source")  # a published row's label has it
-    cells.insert(1, "row", section.labels)
-    first = [name for name in _MAIN if name in cells]
-    hidden = [name for name in cells if name not in _MAIN]
+def _part(section: Section, summary: Summary) -> dict[str, Any]:
+    """Return what the page shows of a section, but for its figures."""
+    cells = full_table(section, summary).drop(columns="source")  # a published row's label has it
+    main, hidden = [name for name in _MAIN if name in cells], [name for name in cells if name not in _MAIN]
     shared = [name for name in section.settings if name not in section.differing] if len(section.own) else []
-    rows = list(trials.groupby("label", sort=False)["trial_dir"]) if len(trials) else []
-    return Part(
-        section=section,
-        summary=summary,
-        answer="" if section.is_stale else is_cerdeq_better(section, summary),
-        cells=cells[first + hidden],
-        hidden=hidden,
-        stages=stages_table(data.leaderboard, section),
-        pictures=[] if section.is_stale or trials.empty else _pictures(data, number),
-        shared={name: as_text(section.own[name].iloc[0]) or absent(name) for name in shared},
-        environments=_environments(data),
-        commands={label: _commands(list(trial_dirs)) for label, trial_dirs in rows},
-    )
+    environments = pd.DataFrame([result.environment for result in section.trials["result"]])
+    rows = section.trials.groupby("label", sort=False)["trial_dir"]
+    return {
+        "section": section,
+        "summary": summary,
+        "cells": cells[main + hidden],
+        "hidden": hidden,
+        "stages": stages_table(section),
+        "shared": {name: as_text(section.own[name].iloc[0]) or absent(name) for name in shared},
+        "environments": {name: ", ".join(map(str, its.dropna().unique())) for name, its in environments.items()},
+        "commands": {label: _commands(list(trial_dirs)) for label, trial_dirs in rows},
+    }
 
 
-def _pictures(data: SectionData, number: int) -> list[Picture]:
-    pictures = []
+def _pictures(data: SectionData, directory: Path, prefix: str) -> list[dict[str, str | bool]]:
+    """Write the figures of a section, and return each as it stands on the page, or why it cannot be drawn."""
+    pictures: list[dict[str, str | bool]] = []
     for kind, figure in figures_of(data):
         if isinstance(figure, str):
-            pictures.append(Picture(kind, missing=f"{kind.title} cannot be drawn: {figure}"))
+            pictures.append({"missing": f"{kind.title} cannot be drawn: {figure}"})
             continue
-        name = f"{number}-{kind.name}"
-        svg = style.write(figure, data.leaderboard.directory / FIGURES / name)
-        pictures.append(Picture(kind, f"{FIGURES}/{name}", style.inline(svg, name, f"{kind.title}. {kind.caption}")))
+        name = f"{prefix}{kind.name}"
+        svg = style.write(figure, directory / name)
+        markup = style.inline(svg, name, f"{kind.title}. {kind.caption}")
+        picture = {"title": kind.title, "caption": kind.caption, "path": f"{FIGURES}/{name}", "markup": markup}
+        pictures.append({**picture, "broad": kind.broad})
     return pictures
 
 
-def _environments(data: SectionData) -> dict[str, str]:
-    """Return each fact about machines and versions with all values that the trials have."""
-    trial_dirs = [] if data.trials.empty else data.trials["trial_dir"]
-    facts = pd.DataFrame([data.leaderboard.results[path].environment for path in trial_dirs])
-    return {str(name): ", ".join(map(str, facts[name].dropna().unique())) for name in facts}
-
-
 def _commands(trial_dirs: list[Path]) -> str:
-    """Return the commands that train, and where that was done certify further, these trials."""
-    certified = [path for path in trial_dirs if (path / certification.CERTIFICATION).exists()]
-    trials = [certification.trial_of(path) if path in certified else path for path in trial_dirs]
+    """Return the commands that train, and where that was done certify further, these trials of a row."""
+    is_certified = (trial_dirs[0] / certification.CERTIFICATION).exists()
+    trials = [certification.trial_of(path) if is_certified else path for path in trial_dirs]
     files = [str(_relative(trial / folder.TRIAL, 5)) for trial in trials]
-    lines = [shlex.join(["uv", "run", "python", "-m", "harness.trial", *files, "--results-dir", "again"])]
-    if certified:
-        settings = folder.read_certified_trial(certified[0] / certification.CERTIFICATION).config.evaluation
-        branches = BAB in settings.stages
-        options = ["--stages", ",".join(settings.stages)]
-        options += ["--seconds", f"{settings.bab_seconds:g}"] if branches and settings.bab_seconds else []
-        options += ["--branches", str(settings.bab_branches)] if branches and settings.bab_branches else []
-        options += ["--images", str(settings.test_images)] if settings.test_images else []
-        options += ["--certificates"] if settings.certificates else []
+    lines = [_command("trial", *files, "--results-dir", "again")]
+    if is_certified:
+        settings = folder.read_certified_trial(trial_dirs[0] / certification.CERTIFICATION).config.evaluation
         again = [f"again/{trial.parents[1].name}/trials/{trial.name}" for trial in trials]
-        lines.append(shlex.join(["uv", "run", "python", "-m", "harness.certify", *again, *options]))
+        lines.append(_command("certify", *again, *_certify_options(settings)))
     return "\n".join(lines)
+
+
+def _certify_options(settings: EvaluationSettings) -> list[str]:
+    options = {"--stages": ",".join(settings.stages)}
+    if BAB in settings.stages and settings.bab_seconds:
+        options["--seconds"] = f"{settings.bab_seconds:g}"
+    if BAB in settings.stages and settings.bab_branches:
+        options["--branches"] = str(settings.bab_branches)
+    if settings.test_images:
+        options["--images"] = str(settings.test_images)
+    words = [word for option in options.items() for word in option]
+    return [*words, "--certificates"] if settings.certificates else words
 
 
 def _recheck_command(sweep_dir: Path) -> str:
@@ -159,8 +130,11 @@ def _recheck_command(sweep_dir: Path) -> str:
     finished = [trial for trial in folder.trial_folders(sweep_dir) if (trial / folder.RESULT).exists()]
     proved = [trial.name for trial in finished if (trial / folder.WEIGHTS).exists()]
     only = [] if len(proved) == len(finished) else [word for key in proved for word in ("--only", key)]
-    words = ["uv", "run", "python", "-m", "harness.recheck", str(_relative(sweep_dir, 2)), *only]
-    return shlex.join(words) if proved else ""
+    return _command("recheck", str(_relative(sweep_dir, 2)), *only) if proved else ""
+
+
+def _command(name: str, *arguments: str) -> str:
+    return shlex.join(["uv", "run", "python", "-m", f"harness.{name}", *arguments])
 
 
 def _relative(path: Path, parts: int) -> Path:

@@ -2,9 +2,10 @@
 
 import shlex
 
-from harness.analysis.columns import columns_of
+from harness.analysis.columns import ERRORS
 from harness.analysis.leaderboard import Leaderboard, Section
-from harness.analysis.table_files import markdown_table, markdown_text
+from harness.analysis.summary import Summary
+from harness.analysis.table_files import markdown_table, markdown_text, short_table
 from harness.analysis.trials import evaluated_by
 from harness.storage import folder
 from harness.storage.folder import Trial, TrialResult
@@ -26,10 +27,9 @@ def describe_run(trial: Trial, row: str, result: TrialResult | None, error: str 
         f"{markdown_text(config.profile)}; evaluated by {markdown_text(evaluated_by(config, certified=False))}."
     ]
     if result:
-        columns = columns_of("error", "undecided")
-        values = [column.value(result) for column in columns]
+        values = [result.metrics.get(column.name) for column in ERRORS]
         cells = ["not finite" if value is None else f"{value:.2f} %" for value in values]
-        rows = [column.title for column in columns], ["---"] * len(columns), cells
+        rows = [column.title for column in ERRORS], ["---"] * len(ERRORS), cells
         parts.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
     if error:
         parts.append(f"Failed: {markdown_text(error)}")
@@ -64,8 +64,5 @@ def describe_experiment(table: Leaderboard) -> str:
 
 
 def _short_table(section: Section) -> str:
-    titles = [column.title for column in columns_of("error") if column.title in section.cells] + ["seeds"]
-    shown = section.cells[titles]
-    shown.insert(0, "row", section.labels)
     parts = [f"### {markdown_text(section.heading)}", *(f"**{markdown_text(note)}**" for note in section.notes)]
-    return "\n\n".join([*parts, markdown_table(shown, section.published)])
+    return "\n\n".join([*parts, markdown_table(short_table(section, Summary()), section.published)])

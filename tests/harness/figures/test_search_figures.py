@@ -38,8 +38,7 @@ def searched(request, tmp_path):
         study.add_trial(trial)
     content = describe_choice(study, settings, search_dir.name, best_candidates(study)[0])
     folder.write_chosen(add(tmp_path / "study", right(100)), content)
-    table = build_leaderboard(tmp_path / "study")
-    return SectionData(table, table.sections[0]), study.trials
+    return SectionData(build_leaderboard(tmp_path / "study").sections[0]), study.trials
 
 
 def test_rows_are_marked_and_the_section_says_so(searched):
@@ -52,7 +51,7 @@ def test_rows_are_marked_and_the_section_says_so(searched):
 
 def test_the_search_s_figure_ends_where_the_search_does(searched):
     data, candidates = searched
-    _, right_axes = searches.fronts(data).axes
+    _, right_axes = searches.search(data).axes
     (line,) = right_axes.lines
     values = [one.values for one in candidates]
     end = hypervolume(values) if len(values[0]) == 2 else min(value for (value,) in values)
@@ -63,6 +62,6 @@ def test_importance_is_that_of_the_setting_that_decides(searched):
     data, candidates = searched
     axes = searches.importance(data).axes
     assert len(axes) == len(candidates[0].values)
-    for place in axes:
-        assert [label.get_text() for label in place.get_yticklabels()] == ["train.l1", "train.kappa"]
-        assert place.patches[-1].get_width() > 50
+    for panel in axes:
+        assert [label.get_text() for label in panel.get_yticklabels()] == ["train.l1", "train.kappa"]
+        assert panel.patches[-1].get_width() > 50

@@ -152,7 +152,7 @@ def test_certifications_stand_in_a_section_of_their_own(trained, certified):
 
 def test_rows_are_compared_within_a_section_alone(certified, tmp_path):
     with pytest.raises(ValueError, match="nothing to compare"):
-        compare(build_leaderboard(certified))
+        compare(build_leaderboard(certified).sections)
     shutil.copytree(certified, sweep_dir := tmp_path / "results/tiny")
     for trial_dir in finished_trials(sweep_dir):  # as if of another network
         other_dir = shutil.copytree(trial_dir, sweep_dir / "trials" / f"copy-of-{trial_dir.name}")
@@ -161,7 +161,7 @@ def test_rows_are_compared_within_a_section_alone(certified, tmp_path):
         for path in other_dir.rglob("*.json"):
             text = path.read_text().replace('"model": "cnn5"', '"model": "cnn7"')
             path.write_text(text.replace(trial.key, other.key))
-    lines, notes = compare(build_leaderboard(sweep_dir))
+    lines, notes = compare(build_leaderboard(sweep_dir).sections)
     assert notes == [] and len(set(lines["section"])) == 2
     assert (lines["difference"] == 0).all() and (lines["images"].isin([30, 60])).all()
 

@@ -7,6 +7,8 @@ import pandas as pd
 
 from harness.config.settings import EvaluationSettings, TrainSettings
 from harness.config.trial import TrialConfig
+from harness.evaluation.metrics import final_metrics
+from harness.evaluation.verdicts import Evaluation
 from harness.storage import files, folder, names
 
 STAGES = ("ibp", "crown-ibp")
@@ -15,7 +17,7 @@ LAYERS = {"cnn5": 3, "cnn7": 5, "cerdeq": 4}
 
 
 def add(sweep, certified, *, model="cnn5", method="ibp", seed=0, epochs=3, warnings=(), **config):
-    """A finished trial; `certified`: which of its images are certified, the others are misclassified or open."""
+    """A finished trial; `certified`: which of its images are, the others are misclassified or unknown by halves."""
     base = {"dataset": "digits", "eps": "1/16", "profile": "full", "model": model, "method": method, "seed": seed}
     base["evaluation"] = EvaluationSettings(stages=STAGES)
     trial = folder.make_trial(TrialConfig(sweep=sweep.name, **(base | config)), "data")
@@ -23,19 +25,28 @@ def add(sweep, certified, *, model="cnn5", method="ibp", seed=0, epochs=3, warni
     files.write_json(path / folder.TRIAL, folder.trial_json(trial))
     certified = np.asarray(certified)
     wrong = (~certified).cumsum() <= (~certified).sum() // 2
-    verdicts = np.where(certified, names.CERTIFIED, np.where(wrong, names.MISCLASSIFIED, names.UNKNOWN))
-    table = pd.DataFrame({names.INDEX: range(len(certified)), names.LABEL: 3, names.VERDICT: verdicts})
+    kinds = np.where(certified, 0, np.where(wrong, 1, 2))
+    table = pd.DataFrame({names.INDEX: range(len(certified)), names.LABEL: 3})
+    table[names.VERDICT] = np.array([names.CERTIFIED, names.MISCLASSIFIED, names.UNKNOWN])[kinds]
+    table[names.STAGE] = np.array(["ibp", "clean", "none"])[kinds]
     table[names.WIDTH] = np.linspace(0.1, 3, len(table))
     table.to_parquet(path / folder.VERDICTS)
     for epoch in range(epochs):
         folder.write_epoch(path, _epoch(model, epoch))
-    measured = _metrics(verdicts, model, seed)
+    layers = _widths(model, 0.5 + seed / 10)
+    for number, layer in enumerate(_names(model), start=1):
+        layers |= {names.layer_unstable(layer): 10.0 * number, names.layer_inactive(layer): 5.0}
+    seconds = {stage: float(number) for number, stage in enumerate(("clean", "attack", *STAGES), start=1)}
+    measured = final_metrics(Evaluation(table, layers, 0.0, 1.0, seconds, {}), STAGES)
+    measured |= {names.PARAMETERS: 1000.0 * LAYERS[model], names.TRAIN_SECONDS: 10.0, names.EVALUATION_SECONDS: 10.0}
+    measured |= {names.RHO_BOUND: 0.9} if model == "cerdeq" else {}
     folder.write_result(path, folder.TrialResult(trial.key, measured, {"torch": "2.11"}, {}, list(warnings)))
     return path
 
 
 def _epoch(model, epoch):
-    widths = _layers(model, 100.0 / (1 + epoch))
+    scale = 100.0 / (1 + epoch)
+    widths = _widths(model, scale) | {names.BOUND_WIDTH: scale * 50, names.BOUND_WIDTH_RELATIVE: scale}
     row = {names.EPOCH: epoch, names.TRAIN_EPS: epoch / 48}
     row |= {names.in_training(name): value for name, value in widths.items()}
     if epoch:
@@ -48,36 +59,8 @@ def _names(model):
     return [*(f"relu{number}" for number in range(1, LAYERS[model])), "relu_linear"]
 
 
-def _layers(model, scale):
-    widths = {names.layer_width(layer): scale * 3.0**number for number, layer in enumerate(_names(model))}
-    return widths | {names.BOUND_WIDTH: scale * 50, names.BOUND_WIDTH_RELATIVE: scale}
-
-
-def _metrics(verdicts, model, seed):
-    share = {verdict: 100 * float(np.mean(verdicts == verdict)) for verdict in names.VERDICTS}
-    counts = {"clean": np.sum(verdicts == names.MISCLASSIFIED), "attack": 0, "ibp": np.sum(verdicts == names.CERTIFIED)}
-    counts |= {"crown-ibp": 0}
-    left, stages = len(verdicts), {}
-    for number, (stage, decided) in enumerate(counts.items(), start=1):
-        stages |= {names.examples_at(stage): left, names.decided_by(stage): int(decided)}
-        stages |= {names.seconds_of(stage): float(number)}
-        left -= int(decided)
-    states = {layer: (10.0 * number, 5.0) for number, layer in enumerate(_names(model), start=1)}
-    equilibrium = {names.RHO_BOUND: 0.9} if model == "cerdeq" else {}
-    return {
-        **equilibrium,
-        names.STANDARD_ERROR: share[names.MISCLASSIFIED],
-        names.ATTACK_ERROR: share[names.MISCLASSIFIED],
-        names.CERTIFIED_ERROR: 100 - share[names.CERTIFIED],
-        names.UNDECIDED_ERROR: share[names.UNKNOWN],
-        **_layers(model, 0.5 + seed / 10),
-        **{names.layer_unstable(layer): unstable for layer, (unstable, _) in states.items()},
-        **{names.layer_inactive(layer): inactive for layer, (_, inactive) in states.items()},
-        **stages,
-        names.PARAMETERS: 1000.0 * LAYERS[model],
-        names.TRAIN_SECONDS: 10.0,
-        names.EVALUATION_SECONDS: 10.0,
-    }
+def _widths(model, scale):
+    return {names.layer_width(layer): scale * 3.0**number for number, layer in enumerate(_names(model))}
 
 
 def right(count, seed=0):
