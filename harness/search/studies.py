@@ -27,8 +27,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from harness.config.search import Searched, SearchSettings
 from harness.config.trial import RECIPE_VERSION, digest_content, rows
-from harness.errors import InputError
-from harness.storage import folder
 from harness.storage.files import DamagedFileError
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -60,13 +58,9 @@ def search_directory(sweep_dir: Path, content: dict[str, Any]) -> Path:
 def load_studies(search_dir: Path) -> list[Study]:
     """Load the studies in the order of the sweep file's entries; an empty list before the search has begun.
 
-    Raises InputError if there is a search of an earlier version, and DamagedFileError.
+    Raises DamagedFileError.
     """
     path = search_dir / JOURNAL
-    for other in search_dir.parent.glob("*"):
-        if folder.trial_folders(other) and not (other / JOURNAL).exists():
-            reason = f"it has candidates but no {JOURNAL}, so an earlier version of this code wrote it"
-            raise InputError(f"{other} cannot be read: {reason}; move it away to search again")
     if not path.exists():
         return []
     try:
