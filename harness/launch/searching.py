@@ -1,6 +1,6 @@
 """The search before a sweep: candidates are proposed when a worker is free, trained, and evaluated on held-out images.
 
-The search's directory holds everything (harness/search/candidates.py). After a kill, the same command goes on with the
+The search's directory holds everything (harness/search/studies.py). After a kill, the same command goes on with the
 candidates that were begun, then proposes more. The winners become the trials of the sweep.
 """
 
@@ -21,13 +21,13 @@ from harness.config.trial import TrialConfig, rows
 from harness.data import Data, data_directory
 from harness.errors import require
 from harness.launch.stopping import Stopping
-from harness.search.proposals import propose
 from harness.search.results import best_candidates, describe_choice, mean_error
 from harness.search.rungs import CANDIDATE, SEARCH, has_ended, is_stopped, stop
 from harness.search.studies import (
     begin_studies,
     candidates_of,
     load_studies,
+    propose,
     search_directory,
     search_json,
     stored_trial,

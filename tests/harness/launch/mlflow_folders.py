@@ -10,7 +10,7 @@ FINGERPRINT = "0123456789abcdef" * 4
 FINAL = {"certified_error": 100 / 3, "standard_error": 25.0, "bound_width/stem.0": 0.125, "parameters": 650}
 
 
-def make_folder(tmp_path, seed=0, epochs=4):
+def make_folder(tmp_path, seed=0):
     config = TrialConfig(
         sweep="study",
         profile="cpu",
@@ -20,7 +20,7 @@ def make_folder(tmp_path, seed=0, epochs=4):
         model="deqlate",
         method="ibp",
         options={"margin": 0.1, "parametrisation": "perron"},
-        train=TrainSettings(epochs=epochs, decay_epochs=(2,), ramp_epochs=1),
+        train=TrainSettings(epochs=4, decay_epochs=(2,), ramp_epochs=1),
     )
     trial = folder.make_trial(config, FINGERPRINT)
     trial_dir = tmp_path / "trials" / trial.key
@@ -56,17 +56,17 @@ def artifacts(tracker):
     return {file.path for file in tracker.client.list_artifacts(only_run(tracker).info.run_id)}
 
 
-def assert_complete(tracker, epochs=4, first=1):
+def assert_complete(tracker, first=1):
     """The only run has each point once, each file, and one network."""
     run = only_run(tracker)
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "deqlate ibp margin=0.1 parametrisation=perron seed 0"
-    assert history(tracker, "train/loss") == [(epoch, 1.0 / epoch) for epoch in range(1, epochs + 1)]
-    assert history(tracker, "train/eps") == [(epoch, 0.1 * epoch) for epoch in range(first, epochs + 1)]
+    assert history(tracker, "train/loss") == [(epoch, 1.0 / epoch) for epoch in range(1, 5)]
+    assert history(tracker, "train/eps") == [(epoch, 0.1 * epoch) for epoch in range(first, 5)]
     for name, value in FINAL.items():
         assert history(tracker, name) == [(0, value)], "MLflow draws a bar, no curve of one point"
     assert run.data.metrics.keys() == {"train/loss", "train/eps", *FINAL}
     assert artifacts(tracker) == {folder.TRIAL, folder.VERDICTS, folder.WEIGHTS, folder.RESULT}
-    assert run.data.params["train.epochs"] == str(epochs)
+    assert run.data.params["train.epochs"] == "4"
     models = tracker.client.search_logged_models([tracker.experiment_id], f"source_run_id = '{run.info.run_id}'")
     assert [model.status for model in models] == ["READY"]

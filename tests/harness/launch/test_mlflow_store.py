@@ -1,6 +1,5 @@
 """What MLflow has of trials, in a real SQLite store: nothing missing and nothing doubled, whatever happened."""
 
-import json
 import shutil
 import time
 from collections import Counter
@@ -9,13 +8,12 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
-from mlflow.exceptions import MlflowException
 from mlflow_folders import FINAL, FINGERPRINT, artifacts, assert_complete, finish, history, make_folder, only_run, train
 
 from harness.config.trial import RECIPE_VERSION
 from harness.storage import files, folder
 from harness.tracking import TrackingError, view
-from harness.tracking.store import LARGEST_BATCH, Tracker
+from harness.tracking.store import Tracker
 
 
 class CountingClient:
@@ -141,17 +139,6 @@ def test_a_driver_killed_before_any_call_leaves_nothing_missing_or_doubled(opene
         assert_complete(tracker)
 
 
-def test_many_metrics_go_in_large_batches(tracker, tmp_path):
-    trial_dir = make_folder(tmp_path, epochs=60)
-    widths = [f"train/bound_width/{layer}" for layer in range(49)]
-    rows = [{"epoch": epoch, "train/loss": 0.5, **dict.fromkeys(widths, float(epoch))} for epoch in range(1, 61)]
-    (trial_dir / folder.EPOCHS).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    counted = counting(tracker)
-    counted.sync(trial_dir)
-    assert [size for size in counted.client.batches if size] == [LARGEST_BATCH] * 3
-    assert history(tracker, widths[-1]) == [(epoch, epoch) for epoch in range(1, 61)]
-
-
 def test_a_deleted_run_is_made_again_and_a_deleted_experiment_restored(tracker, tmp_path, request):
     trial_dir = make_folder(tmp_path)
     train(trial_dir, 1, 4)
@@ -239,11 +226,10 @@ def test_a_store_that_cannot_be_used_is_reported_soon_and_in_one_line(uri, reaso
     assert "\n" not in str(caught.value) and "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("error", [MlflowException("server says no"), OSError(28, "No space left on device")])
-def test_a_failure_while_logging_is_a_tracking_error(tracker, tmp_path, monkeypatch, error):
+def test_a_full_disk_while_logging_is_a_tracking_error(tracker, tmp_path, monkeypatch):
     def fail(*_args, **_kwargs):
-        raise error
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(tracker.client, "log_artifact", fail)
-    with pytest.raises(TrackingError, match=r"server says no|No space left"):
+    with pytest.raises(TrackingError, match="No space left"):
         tracker.sync(make_folder(tmp_path))

@@ -5,9 +5,8 @@ from optuna.trial import TrialState
 from search_cases import SPACES, new_study, searched_sweep
 
 from harness.config.search import SAMPLERS
-from harness.search.proposals import propose
 from harness.search.results import importances
-from harness.search.studies import JOURNAL, candidates_of
+from harness.search.studies import JOURNAL, candidates_of, propose
 
 
 def batch_error(settings):
