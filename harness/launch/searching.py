@@ -177,7 +177,7 @@ class Search:
         by_folder = {folder.trial_dir(self.directory, trial.key): trial for trial in trials}
         for trial_dir, trial in by_folder.items():
             if not (trial_dir / folder.TRIAL).exists():
-                write_json(trial_dir / CANDIDATE, {"number": candidate.number, "stopped": False})
+                write_json(trial_dir / CANDIDATE, {"entry": entry, "number": candidate.number, "stopped": False})
                 folder.claim(trial_dir, trial)
         self.owners |= dict.fromkeys(by_folder, (entry, candidate.number))
         return list(by_folder)
