@@ -9,7 +9,6 @@ hidden name, and the next call says so.
 
 import argparse
 import shutil
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -74,12 +73,11 @@ def _replaced(directory: Path) -> Iterator[None]:
 
     Raises InputError where a killed command has left what it held.
     """
-    before, gone = (directory.with_name(f".{directory.name}.{word}") for word in ("before", "gone"))
+    before = directory.with_name(f".{directory.name}.before")
     if before.exists():
-        raise InputError(f"{before} was put aside by a command that was killed: move it to {directory}, or remove it")
-    shutil.rmtree(gone, ignore_errors=True)
+        advice = f"remove it if {directory} has a report.html, else move it there"
+        raise InputError(f"{before} was put aside by a command that was killed: {advice}")
     make_directory(directory.parent)
-    terminate = signal.signal(signal.SIGTERM, signal.default_int_handler)
     if directory.exists():
         directory.rename(before)
     try:
@@ -90,11 +88,7 @@ def _replaced(directory: Path) -> Iterator[None]:
         if before.exists():
             before.rename(directory)
         raise
-    finally:
-        signal.signal(signal.SIGTERM, terminate)
-    if before.exists():
-        before.rename(gone)  # at once: a half of it must not be taken for the whole
-        shutil.rmtree(gone)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def _copy(trial_dir: Path, to: Path, with_proofs: bool) -> None:

@@ -33,8 +33,8 @@ def main(options: argparse.Namespace) -> int:
         socket.create_server((_HOST, options.port)).close()
     except (OSError, OverflowError):
         raise SettingError("--port", options.port, "a port that is free, from 1 to 65535") from None
-    from harness.tracking.client import find_experiment, is_server, open_store, resolve_uri, server_version
-    from harness.tracking.view import TAG, links
+    from harness.tracking.client import find_experiment, is_server, open_store, resolve_uri
+    from harness.tracking.view import TAG, link
 
     uri = resolve_uri(options.tracking_uri)
     client = open_store(uri)
@@ -42,7 +42,7 @@ def main(options: argparse.Namespace) -> int:
     page = mask_secrets(uri) if is_server(uri) else f"http://{_HOST}:{options.port}"
     for experiment in [sweep] if sweep else client.search_experiments():
         if sweep or TAG in experiment.tags:
-            print(f"{experiment.name}:", *links(page, experiment.experiment_id, server_version(uri)), sep="\n")
+            print(f"{experiment.name}:\n{link(page, experiment.experiment_id)}")
     if is_server(uri):
         return OK
     print("these pages answer in about 15 seconds; Ctrl-C stops them", flush=True)

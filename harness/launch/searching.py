@@ -1,6 +1,6 @@
 """The search before a sweep: candidates are proposed when a worker is free, trained, and evaluated on held-out images.
 
-The search's directory holds everything (harness/search/candidates.py). After a kill, the same command goes on with the
+The search's directory holds everything (harness/search/studies.py). After a kill, the same command goes on with the
 candidates that were begun, then proposes more. The winners become the trials of the sweep.
 """
 
@@ -21,13 +21,13 @@ from harness.config.trial import TrialConfig, rows
 from harness.data import Data, data_directory
 from harness.errors import require
 from harness.launch.stopping import Stopping
-from harness.search.proposals import propose
 from harness.search.results import best_candidates, describe_choice, mean_error
 from harness.search.rungs import CANDIDATE, SEARCH, has_ended, is_stopped, stop
 from harness.search.studies import (
     begin_studies,
     candidates_of,
     load_studies,
+    propose,
     search_directory,
     search_json,
     stored_trial,
@@ -173,15 +173,14 @@ class Search:
 
     def claim(self, entry: int, candidate: FrozenTrial) -> list[Path]:
         """Make the folders of a candidate's trials and return them; a folder that exists stays as it is."""
-        settings = candidate.user_attrs["settings"]
-        trials = {folder.trial_dir(self.directory, trial.key): trial for trial in self.trials(entry, settings)}
-        for trial_dir, trial in trials.items():
+        trials = self.trials(entry, candidate.user_attrs["settings"])
+        by_folder = {folder.trial_dir(self.directory, trial.key): trial for trial in trials}
+        for trial_dir, trial in by_folder.items():
             if not (trial_dir / folder.TRIAL).exists():
-                record = {"entry": entry, "number": candidate.number, "settings": settings, "stopped": False}
-                write_json(trial_dir / CANDIDATE, record)
+                write_json(trial_dir / CANDIDATE, {"entry": entry, "number": candidate.number, "stopped": False})
                 folder.claim(trial_dir, trial)
-        self.owners |= dict.fromkeys(trials, (entry, candidate.number))
-        return list(trials)
+        self.owners |= dict.fromkeys(by_folder, (entry, candidate.number))
+        return list(by_folder)
 
     def compare(self, trial_dir: Path, epochs: int, error: float) -> None:
         """Stop a candidate that is worse than others were after as many epochs. error: certified, in percent."""

@@ -7,7 +7,7 @@ they wait a minute for it. Then the trial fails, and goes on later from what was
 
 import logging
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
@@ -59,7 +59,7 @@ class SharedResults:
             remote.check(self.uri, writes)
             update_mirror(self.uri, self.sweep_dir)
 
-    def lock(self) -> Any:
+    def lock(self) -> AbstractContextManager[None]:
         """Return a context in which the address is this process's."""
         return nullcontext() if self.uri is None else lock_address(self.uri)
 
@@ -135,7 +135,7 @@ def update_mirror(uri: str, sweep_dir: Path) -> None:
     """Update a mirror. Raises InputError if the directory is something else, or the storage is away."""
     mark = sweep_dir / MARK
     mirrored = mark.read_text(encoding="utf-8") if mark.is_file() else None
-    if mirrored != uri and sweep_dir.exists() and (mirrored is not None or any(sweep_dir.iterdir())):
+    if mirrored != uri and sweep_dir.exists() and any(sweep_dir.iterdir()):
         content = f"mirrors {mask_secrets(mirrored)}" if mirrored else "holds other files"
         raise InputError(f"{sweep_dir} {content} and would be the mirror of {mask_secrets(uri)}: move it away")
     write_text(mark, uri)
@@ -143,14 +143,14 @@ def update_mirror(uri: str, sweep_dir: Path) -> None:
         remote_names = _pull(uri, sweep_dir)
     except (OSError, pyarrow.ArrowException) as error:
         raise remote.StorageError(mask_secrets(f"{uri} cannot be mirrored in {sweep_dir}: {error}")) from error
-    results = (path.relative_to(sweep_dir).as_posix() for path in sweep_dir.glob(f"trials/*/{folder.RESULT}"))
-    if missing := sorted(set(results) - remote_names):
+    results = {path.relative_to(sweep_dir).as_posix() for path in sweep_dir.glob(f"trials/*/{folder.RESULT}")}
+    if missing := sorted(results - remote_names):
         message = f"{sweep_dir} mirrors {mask_secrets(uri)}, which has lost {', '.join(missing)}"
         raise InputError(f"{message}: copy these trials back, or move the directory away to do them again")
 
 
 def run_trial_at(
-    uri: str, key: str, report: Report, data_dir: str | None, judged: EvaluationProgress, code: str | None
+    uri: str, key: str, report: Report, data_dir: str | None, evaluated: EvaluationProgress, code: str | None
 ) -> None:
     """Run `run_folder` for a trial at a sweep's address, in a temporary directory.
 
@@ -165,35 +165,35 @@ def run_trial_at(
         def push() -> None:
             remote.push(sweep_dir, uri, below)
 
-        def try_push() -> None:
+        def push_or_warn() -> None:
             try:
                 push()
             except OSError as error:
                 _log.warning("not pushed yet: %s", mask_secrets(str(error)))
 
-        def push_and_report(row: dict[str, Any]) -> None:
-            try_push()
+        def on_epoch(row: dict[str, Any]) -> None:
+            push_or_warn()
             report(row)
 
         def on_evaluated(done: int, images: int) -> None:
             if clock.due():
-                try_push()
-            judged(done, images)
+                push_or_warn()
+            evaluated(done, images)
 
         remote.pull(uri, sweep_dir, below)
         try:
-            run_folder(trial_dir, push_and_report, data_dir, on_evaluated, code=code, asked=lambda: is_stopped(uri))
+            run_folder(trial_dir, on_epoch, data_dir, on_evaluated, code=code, asked=lambda: is_stopped(uri))
         finally:
             remote.patiently(push)
             if folder.read_result(trial_dir) is not None:
                 remote.remove(uri, f"{below}/{folder.FAILURE}")
-                remote.remove_folder(uri, f"{below}/{folder.SHARDS}")
+                remote.remove(uri, f"{below}/{folder.SHARDS}")
 
 
 def is_stopped(uri: str) -> bool:
     """Return True if the workers of a sweep are to stop."""
     try:
-        return remote.exists(uri, folder.STOP)
+        return remote.read(uri, folder.STOP) is not None
     except OSError:
         return False
 

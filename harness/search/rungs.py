@@ -42,7 +42,7 @@ def has_ended(trial_dir: Path) -> bool:
 
 
 def run_candidate(
-    trial_dir: Path, report: Report, data_dir: str | None, judged: EvaluationProgress, code: str | None = None
+    trial_dir: Path, report: Report, data_dir: str | None, evaluated: EvaluationProgress, code: str | None = None
 ) -> None:
     """Train a candidate as `run_folder` does, up to the rung where it is stopped.
 
@@ -57,12 +57,12 @@ def run_candidate(
             continue
         if checkpoint.epochs_done(trial_dir) < rung:
             with suppress(Stopped):
-                run_folder(trial_dir, report, data_dir, judged, rung, code)
+                run_folder(trial_dir, report, data_dir, evaluated, rung, code)
             if checkpoint.epochs_done(trial_dir) < rung:
                 raise Stopped
         report({names.RUNG: rung, names.CERTIFIED_ERROR: _certified_error(trial.config, trial_dir, data_dir)})
     if not is_stopped(trial_dir):
-        run_folder(trial_dir, report, data_dir, judged, code=code)
+        run_folder(trial_dir, report, data_dir, evaluated, code=code)
 
 
 def _rungs(trial_dir: Path, epochs: int) -> list[int]:

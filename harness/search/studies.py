@@ -1,4 +1,6 @@
-"""A search's Optuna studies, one for each entry of the sweep. Each candidate is a trial of its entry's study.
+"""A search's Optuna studies, one for each entry of the sweep, and what their samplers propose.
+
+Each candidate is a trial of its entry's study.
 
 The search's directory, results/<sweep>/search/<sampler>-<hash>/, reads like a sweep's directory:
 
@@ -14,27 +16,31 @@ early. Its user attributes are `settings` (by key, as in a sweep file), `as_writ
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna import Study
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from harness.config.search import Searched, SearchSettings
+from harness.config.search import Searched, SearchSettings, Space
 from harness.config.trial import RECIPE_VERSION, digest_content, rows
-from harness.errors import InputError
-from harness.storage import folder
 from harness.storage.files import DamagedFileError
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 JOURNAL = "optuna.journal"
 _BUDGET = {"trials", "hours"}
+_ATTEMPTS = 100
+"""An entry's spaces count as exhausted once a sampler has proposed so many rejected settings in a row."""
+_GENERATION = 10
+"""Candidates in a generation of NSGA-II. The first generation is random, and budgets here are small."""
 
 
 def search_json(
@@ -60,13 +66,9 @@ def search_directory(sweep_dir: Path, content: dict[str, Any]) -> Path:
 def load_studies(search_dir: Path) -> list[Study]:
     """Load the studies in the order of the sweep file's entries; an empty list before the search has begun.
 
-    Raises InputError if there is a search of an earlier version, and DamagedFileError.
+    Raises DamagedFileError.
     """
     path = search_dir / JOURNAL
-    for other in search_dir.parent.glob("*"):
-        if folder.trial_folders(other) and not (other / JOURNAL).exists():
-            reason = f"it has candidates but no {JOURNAL}, so an earlier version of this code wrote it"
-            raise InputError(f"{other} cannot be read: {reason}; move it away to search again")
     if not path.exists():
         return []
     try:
@@ -79,7 +81,9 @@ def load_studies(search_dir: Path) -> list[Study]:
 def begin_studies(search_dir: Path, settings: SearchSettings, entries: Sequence[Searched]) -> list[Study]:
     """Load or create the studies, called by their entries' rows, for writing. Raises as `load_studies` does."""
     path = search_dir / JOURNAL
-    _repair_journal(path)
+    Path(f"{path}.lock").unlink(missing_ok=True)  # of a process that was killed; Optuna would wait for it
+    if path.exists():
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)  # such a process may leave half a line
     load_studies(search_dir)
     storage = JournalStorage(JournalFileBackend(str(path)))
     directions, asha = [StudyDirection.MINIMIZE] * len(settings.objectives), settings.asha
@@ -110,8 +114,83 @@ def stored_trial(study: Study, number: int) -> optuna.Trial:
     return optuna.Trial(study, study.trials[number]._trial_id)
 
 
-def _repair_journal(path: Path) -> None:
-    """Remove what a killed process left: a lock, which Optuna would wait for, and a last line without its end."""
-    Path(f"{path}.lock").unlink(missing_ok=True)
-    if path.exists():
-        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+def propose(
+    study: Study,
+    settings: SearchSettings,
+    entry: int,
+    searched: Searched,
+    is_acceptable: Callable[[dict[str, Any]], bool],
+) -> FrozenTrial | None:
+    """Add the next candidate of an entry to its study and return it; None if its spaces seem to hold no other.
+
+    The first candidate is the entry as it is written, if its spaces contain those settings. The sampler's seed depends
+    on the number of candidates alone, so that a process that was killed makes no difference.
+
+    Args:
+        entry: the entry's number in the sweep file.
+        is_acceptable: returns whether settings, by key, are new and fit together.
+    """
+    count = len(candidates_of(study))
+    if count == 0 and (written := searched.written) is not None:
+        parameters = {key: _encode(space, written[key]) for key, space in searched.spaces.items()}
+        first = create_trial(
+            state=TrialState.RUNNING,
+            params=parameters,
+            distributions=distributions(searched.spaces),
+            user_attrs={"settings": written, "as_written": True},
+        )
+        study.add_trial(first)  # a single line of the journal, unlike enqueue_trial and ask
+        return study.trials[-1]
+    if "exhausted" in study.user_attrs:
+        return None
+    for attempt in range(_ATTEMPTS):
+        study.sampler = _sampler(settings.sampler, _seed(settings.seed, entry, count, attempt))
+        trial = study.ask(distributions(searched.spaces))
+        proposed = {key: _decode(space, trial.params[key]) for key, space in searched.spaces.items()}
+        if is_acceptable(proposed):
+            trial.set_user_attr("settings", proposed)
+            return study.trials[-1]
+        study.tell(trial, state=TrialState.FAIL)
+    study.set_user_attr("exhausted", True)
+    return None
+
+
+def distributions(spaces: dict[str, Space]) -> dict[str, BaseDistribution]:
+    """Return the spaces as Optuna's distributions. Choices are JSON texts, which tell 1, 1.0 and true apart."""
+    return {key: _distribution(space) for key, space in spaces.items()}
+
+
+def _distribution(space: Space) -> BaseDistribution:
+    if space.choice is not None:
+        return CategoricalDistribution([json.dumps(value) for value in space.choice])
+    if space.integer is not None:
+        return IntDistribution(min(space.integer), max(space.integer))
+    low, high = space.ends
+    return FloatDistribution(low, high, log=space.log_uniform is not None)
+
+
+def _encode(space: Space, value: Any) -> Any:
+    """Return Optuna's parameter for a setting."""
+    return value if space.choice is None else json.dumps(value)
+
+
+def _decode(space: Space, value: Any) -> Any:
+    """Return the setting for Optuna's parameter; numbers are rounded to 4 digits, within the space."""
+    if space.choice is not None:
+        return json.loads(value)
+    low, high = space.ends
+    return min(max(float(f"{value:.4g}"), low), high) if isinstance(value, float) else value
+
+
+def _sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Optuna warns that some options are new
+        if name == "tpe":
+            return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+        if name == "nsga2":
+            return optuna.samplers.NSGAIISampler(seed=seed, population_size=_GENERATION)
+        return optuna.samplers.RandomSampler(seed=seed)
+
+
+def _seed(*parts: int) -> int:
+    return int(hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:8], 16)

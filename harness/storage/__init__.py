@@ -1,1 +1,1 @@
-"""What is kept of a trial: its folder, and every name that is written there."""
+"""The files of trials and certifications, and every name that is written there."""

@@ -45,6 +45,7 @@ STOP = ".stop"
 """A file in the sweep's directory: while it exists, trials stop after their epoch or batch of evaluation."""
 COUNTEREXAMPLES = "counterexamples.safetensors"
 CERTIFICATES = "certificates.safetensors"
+_OLD_METRIC = "open"  # `undecided` today; its verdict `attacked` is `falsified`
 
 
 @dataclass(frozen=True)
@@ -152,9 +153,17 @@ def stop_file(directory: Path) -> Path:
 
 
 def read_result(directory: Path) -> TrialResult | None:
-    """Read a trial's result, None if the trial is unfinished. Raises DamagedFileError."""
+    """Read a trial's result, None if the trial is unfinished. Raises DamagedFileError, also for an older version's."""
+
+    def parse(content: Any) -> TrialResult:
+        result = TrialResult(**check_types(TrialResult, content))
+        if _OLD_METRIC in result.metrics:
+            advice = "remove this file, and harness.run evaluates the trained network again"
+            raise ValueError(f"an earlier version wrote it, whose verdicts have other names: {advice}")
+        return result
+
     path = Path(directory) / RESULT
-    return parse_json(path, lambda content: TrialResult(**check_types(TrialResult, content))) if path.exists() else None
+    return parse_json(path, parse) if path.exists() else None
 
 
 def write_result(directory: Path, result: TrialResult) -> None:

@@ -5,7 +5,6 @@ addresses the file alone counts: a process of this machine that has died is repl
 machine whose run has died must be deleted by hand.
 """
 
-import errno
 import fcntl
 import json
 import os
@@ -28,19 +27,16 @@ Holder = dict[str, Any]
 
 @contextmanager
 def lock_directory(directory: Path) -> Iterator[None]:
-    """Hold a directory within the block.
-
-    Raises:
-        InputError: another run holds it.
-    """
+    """Hold a directory within the block. Raises InputError if another run holds it."""
     make_directory(directory)
     path = directory / LOCK
     with open(path, "a+b") as file:
-        has_lock = _try_lock(file, path)
+        is_locked = _try_lock(file)
         file.seek(0)
         owner = _parse(file.read())
-        if not (has_lock and owner and owner["host"] == socket.gethostname()):
-            _refuse(owner, path)
+        was_killed = is_locked and owner is not None and owner["host"] == socket.gethostname()
+        if is_locked is False or (_is_another_run(owner) and not was_killed):
+            raise _refusal(owner, path)
         _overwrite(file, _describe_self())
         try:
             yield
@@ -56,12 +52,13 @@ def lock_address(uri: str) -> Iterator[None]:
         InputError: another run holds it.
         OSError: the storage cannot be read or written.
     """
-    where = mask_secrets(f"{uri}/{LOCK}")
-    _refuse(_parse(remote.read(uri, LOCK) or b""), where)
-    mine = _describe_self()
-    remote.write(uri, LOCK, mine)
-    if (owner := remote.read(uri, LOCK)) != mine:  # another run began at the same moment
-        _refuse(_parse(owner or b""), where)
+    owner, own = _parse(remote.read(uri, LOCK)), _describe_self()
+    if not _is_another_run(owner):
+        remote.write(uri, LOCK, own)
+        written = remote.read(uri, LOCK)
+        owner = None if written == own else _parse(written)  # another run began at the same moment
+    if owner is not None:
+        raise _refusal(owner, mask_secrets(f"{uri}/{LOCK}"))
     try:
         yield
     finally:
@@ -70,59 +67,53 @@ def lock_address(uri: str) -> Iterator[None]:
 
 def holder(directory: Path) -> Holder | None:
     """Return who holds a directory: `host`, `process` and `since` (seconds, as time.time); None if nobody does."""
-    try:
-        with open(directory / LOCK, "rb") as file:
-            owner = _parse(file.read())
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return None
-    except OSError:  # it is locked, or the file system has no locks
-        return owner
-    return None if owner is None or _has_died(owner) else owner
+    path = directory / LOCK
+    owner = _parse(path.read_bytes()) if path.exists() else None
+    return owner if owner is not None and _is_alive(owner) else None
 
 
-def _try_lock(file: IO[bytes], path: Path) -> bool:
-    """Lock the file; return False on a file system without locks. Raise InputError if another run has the lock."""
+def _try_lock(file: IO[bytes]) -> bool | None:
+    """Return True if the file is locked now, False if another run has the lock, None on a file system without locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno == errno.EWOULDBLOCK:
-            _refuse(_parse(path.read_bytes()), path)
-            raise InputError(f"another run is writing to {path.parent}") from None
+    except BlockingIOError:
         return False
+    except OSError:
+        return None
     return True
 
 
-def _refuse(owner: Holder | None, path: object) -> None:
-    """Raise InputError for a holder that may be alive."""
-    if owner is None or _has_died(owner):
-        return
-    raise InputError(
-        f"another run is writing there: {path} names process {owner['process']} on {owner['host']}; "
-        "if that run is gone, delete the file"
-    )
+def _is_another_run(owner: Holder | None) -> bool:
+    """Return True if the holder may be alive. This process's own number is of one before a restart of the machine."""
+    return owner is not None and owner["process"] != os.getpid() and _is_alive(owner)
 
 
-def _has_died(owner: Holder) -> bool:
-    """Return True if the holder was a process of this machine that is gone."""
+def _is_alive(owner: Holder) -> bool:
+    """Return False if the holder was a process of this machine that is gone."""
     if owner["host"] != socket.gethostname():
-        return False
+        return True
     try:
         os.kill(owner["process"], 0)
     except ProcessLookupError:
-        return True
-    except PermissionError:  # another user's
         return False
-    return owner["process"] == os.getpid()
+    except PermissionError:  # another user's
+        pass
+    return True
+
+
+def _refusal(owner: Holder | None, lock: object) -> InputError:
+    name = f"process {owner['process']} on {owner['host']}" if owner else "no process yet"
+    return InputError(f"another run is writing there: {lock} names {name}; if that run is gone, delete the file")
 
 
 def _describe_self() -> bytes:
     return json.dumps({"host": socket.gethostname(), "process": os.getpid(), "since": time.time()}).encode()
 
 
-def _parse(text: bytes) -> Holder | None:
+def _parse(text: bytes | None) -> Holder | None:
+    """Return the holder that a lock file names; None if it names nobody or does not exist."""
     try:
-        owner = json.loads(text)
+        owner = json.loads(text or b"")
     except ValueError:
         return None
     return owner if isinstance(owner, dict) and owner.keys() >= {"host", "process", "since"} else None

@@ -114,30 +114,6 @@ def in_training(name: str) -> str:
     return f"train/{name}"
 
 
-def trained(row: dict[str, Any]) -> dict[str, Any]:
-    """Return an epoch's row with the names of final metrics."""
-    prefix = in_training("")
-    return {name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)}
-
-
 def layers(metrics: dict[str, Any]) -> list[str]:
     """Return the pre-activations that have a width, first to last."""
     return [name.removeprefix(layer_width("")) for name in metrics if name.startswith(layer_width(""))]
-
-
-def layer_widths(metrics: dict[str, Any]) -> list[Any]:
-    """Return the mean bound width of each pre-activation, first to last."""
-    return [metrics[layer_width(layer)] for layer in layers(metrics)]
-
-
-FAMILIES = tuple(
-    name.rpartition("/")[0]
-    for name in (
-        *(of("") for of in (certified_by, share_of, layer_width, layer_unstable, layer_inactive)),
-        *(of("") for of in (examples_at, decided_by, seconds_of)),
-        GAIN,
-        TRAIN_LOSS,
-        *(in_training(name) for name in (layer_width(""), GAIN)),
-    )
-)
-"""The part before the last slash of metrics' names, final ones first."""

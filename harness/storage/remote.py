@@ -16,16 +16,16 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import pyarrow
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 
-from harness.errors import InputError, SettingError
+from harness.errors import InputError, SettingError, first_words
 from harness.masking import mask_secrets
-from harness.storage.files import write_atomically
+from harness.storage.files import write_bytes
 from harness.storage.folder import EPOCHS, RESULT
 
 PATIENCE = 60.0
@@ -47,7 +47,7 @@ def join(uri: str, name: str) -> str:
 
 
 def check(uri: str, writes: bool = True) -> None:
-    """Raise StorageError if an address cannot be listed or, with `writes`, written and read.
+    """Raise StorageError if an address cannot be listed or, with `writes`, written.
 
     Raises SettingError for an address with a secret, which would be stored with it.
     """
@@ -55,17 +55,14 @@ def check(uri: str, writes: bool = True) -> None:
         raise SettingError(
             "--results-dir", mask_secrets(uri), "an address without secrets, which the environment holds"
         )
-    probe, content = f".probe-{_process_name()}", os.urandom(8)
     try:
         _list_files(uri, "")
         if writes:
-            write(uri, probe, content)
-            written = read(uri, probe)
+            probe = f".probe-{_process_name()}"
+            write(uri, probe, b"")
             remove(uri, probe)
-            if written != content:
-                raise OSError("what was written is not what is read")
     except (OSError, pyarrow.ArrowException) as error:
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        cause = first_words(error) or type(error).__name__
         raise StorageError(mask_secrets(f"{uri} cannot be used: {cause}")) from error
 
 
@@ -74,15 +71,15 @@ def pull(uri: str, directory: Path, below: str = "", wanted: Filter = lambda nam
 
     wanted: returns True for the names to copy, relative to the address. Raises OSError.
     """
-    fs, _ = _open(uri)
     files = _list_files(uri, below)
-    for name in sorted(files, key=_order):
-        path, info = directory / name, files[name]
-        if not wanted(name) or _is_same(info, path):
+    for name in sorted(filter(wanted, files), key=_order):
+        path = directory / name
+        if _is_same(files[name], path):
             continue
         with suppress(FileNotFoundError):  # removed since it was listed
-            content, info = _read(fs, info.path)
-            write_atomically(path, _writer(content, info))
+            content, info = _read(uri, name)
+            write_bytes(path, content)
+            os.utime(path, ns=(info.mtime_ns, info.mtime_ns))
     return set(files)
 
 
@@ -91,52 +88,50 @@ def push(directory: Path, uri: str, below: str = "", wanted: Filter = lambda nam
 
     Raises OSError.
     """
-    fs, base = _open(uri)
-    there = _list_files(uri, below)
+    remote_files = _list_files(uri, below)
     names = (path.relative_to(directory).as_posix() for path in (directory / below).rglob("*") if path.is_file())
     for name in sorted((name for name in names if _is_shared(name) and wanted(name)), key=_order):
         path = directory / name
-        if name in there and _is_same(there[name], path):
-            continue
-        before = path.stat()
-        info = _write(fs, f"{base}/{name}", path.read_bytes())
-        if path.stat().st_mtime_ns == before.st_mtime_ns:
+        if name not in remote_files or not _is_same(remote_files[name], path):
+            info = write(uri, name, path.read_bytes())
             os.utime(path, ns=(info.mtime_ns, info.mtime_ns))
 
 
 def read(uri: str, name: str) -> bytes | None:
     """Return a file's content, None if it does not exist. Raises OSError."""
-    fs, base = _open(uri)
     try:
-        return _read(fs, f"{base}/{name}")[0]
+        return _read(uri, name)[0]
     except FileNotFoundError:
         return None
 
 
-def write(uri: str, name: str, content: bytes) -> None:
-    """Write a file. Raises OSError."""
+def write(uri: str, name: str, content: bytes) -> FileInfo:
+    """Write a file and return its information. Raises OSError.
+
+    It is written under a temporary name, then moved: pyarrow completes an interrupted upload as if it were complete.
+    """
     fs, base = _open(uri)
-    _write(fs, f"{base}/{name}", content)
+    path = PurePosixPath(base, name)
+    temporary = str(path.with_name(f".{path.name}.{_process_name()}.tmp"))
+    try:
+        stream = fs.open_output_stream(temporary)
+    except FileNotFoundError:  # a file system with directories
+        fs.create_dir(str(path.parent), recursive=True)
+        stream = fs.open_output_stream(temporary)
+    with stream:
+        stream.write(content)
+    fs.move(temporary, str(path))
+    return fs.get_file_info(str(path))
 
 
 def remove(uri: str, name: str) -> None:
-    """Remove a file that may exist. Raises OSError."""
+    """Remove a file, or a folder with its files, that may exist. Raises OSError."""
     fs, base = _open(uri)
-    if exists(uri, name):
-        fs.delete_file(f"{base}/{name}")
-
-
-def remove_folder(uri: str, name: str) -> None:
-    """Remove a folder that may exist, with its files. Raises OSError."""
-    fs, base = _open(uri)
-    with suppress(FileNotFoundError):
-        fs.delete_dir(f"{base}/{name}")
-
-
-def exists(uri: str, name: str) -> bool:
-    """Return True if a file exists. Raises OSError."""
-    fs, base = _open(uri)
-    return fs.get_file_info(f"{base}/{name}").type == FileType.File
+    info = fs.get_file_info(f"{base}/{name}")
+    if info.is_file:
+        fs.delete_file(info.path)
+    elif info.type == FileType.Directory:
+        fs.delete_dir(info.path)
 
 
 def patiently(action: Callable[[], T]) -> T:
@@ -162,8 +157,8 @@ def _open(uri: str) -> tuple[Any, str]:
 def _list_files(uri: str, below: str) -> dict[str, FileInfo]:
     """Return the shared files by name."""
     fs, base = _open(uri)
-    where = FileSelector(f"{base}/{below}".rstrip("/"), allow_not_found=True, recursive=True)
-    files = {info.path.removeprefix(f"{base}/"): info for info in fs.get_file_info(where) if info.is_file}
+    selector = FileSelector(f"{base}/{below}".rstrip("/"), allow_not_found=True, recursive=True)
+    files = {info.path.removeprefix(f"{base}/"): info for info in fs.get_file_info(selector) if info.is_file}
     return {name: info for name, info in files.items() if _is_shared(name)}
 
 
@@ -185,41 +180,19 @@ def _is_same(info: FileInfo, path: Path) -> bool:
     return (status.st_size, status.st_mtime_ns) == (info.size, info.mtime_ns)
 
 
-def _read(fs: Any, path: str) -> tuple[bytes, FileInfo]:
+def _read(uri: str, name: str) -> tuple[bytes, FileInfo]:
     """Return a file's content and information, never parts of two versions."""
-    info = fs.get_file_info(path)
+    fs, base = _open(uri)
+    info = fs.get_file_info(f"{base}/{name}")
     for _ in range(_TRIES):
         if not info.is_file:
-            raise FileNotFoundError(path)
-        with fs.open_input_stream(path) as stream:
+            raise FileNotFoundError(info.path)
+        with fs.open_input_stream(info.path) as stream:
             content = stream.read()
-        before, info = info, fs.get_file_info(path)
+        before, info = info, fs.get_file_info(info.path)
         if (before.size, before.mtime_ns) == (info.size, info.mtime_ns) and len(content) == info.size:
             return content, info
-    raise OSError(f"{path} changes while it is read")
-
-
-def _write(fs: Any, path: str, content: bytes) -> FileInfo:
-    """Write under a temporary name, then move: pyarrow completes an interrupted upload as if it were whole."""
-    parent, _, name = path.rpartition("/")
-    temporary = f"{parent}/.{name}.{_process_name()}.tmp"
-    try:
-        stream = fs.open_output_stream(temporary)
-    except FileNotFoundError:  # a file system with directories
-        fs.create_dir(parent, recursive=True)
-        stream = fs.open_output_stream(temporary)
-    with stream:
-        stream.write(content)
-    fs.move(temporary, path)
-    return fs.get_file_info(path)
-
-
-def _writer(content: bytes, info: FileInfo) -> Callable[[Path], None]:
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(content)
-        os.utime(temporary, ns=(info.mtime_ns, info.mtime_ns))
-
-    return write
+    raise OSError(f"{info.path} changes while it is read")
 
 
 def _process_name() -> str:

@@ -1,10 +1,7 @@
 """Files of tensors and plain values that only this project reads again."""
 
 import errno
-import pickle
-import struct
 import zipfile
-import zlib
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -13,13 +10,10 @@ from typing import Any, TypeVar
 import torch
 
 from cerdeq.bounds.memory import is_out_of_memory
+from harness.errors import first_words
 from harness.storage.files import DamagedFileError, write_atomically
 
 T = TypeVar("T")
-_DAMAGED = (
-    *(RuntimeError, LookupError, TypeError, ValueError, AttributeError, EOFError, OverflowError, AssertionError),
-    *(pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error),
-)
 
 
 def write_tensors(path: Path, content: dict[str, Any]) -> None:
@@ -29,7 +23,7 @@ def write_tensors(path: Path, content: dict[str, Any]) -> None:
         try:
             torch.save(content, temporary)
         except RuntimeError as error:  # torch raises it for a full disk, too
-            raise OSError(errno.EIO, str(error).splitlines()[0]) from error
+            raise OSError(errno.EIO, first_words(error)) from error
 
     write_atomically(path, save)
 
@@ -46,8 +40,7 @@ def read_tensors(path: Path, device: torch.device, parse: Callable[[dict[str, An
                 raise ValueError(f"{name} does not match its checksum")
         content.seek(0)
         return parse(torch.load(content, map_location=device, weights_only=True))
-    except _DAMAGED as error:
+    except Exception as error:
         if is_out_of_memory(error):
             raise
-        reason = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
-        raise DamagedFileError(f"{path} cannot be read: {reason}") from error
+        raise DamagedFileError(f"{path} cannot be read: {type(error).__name__}: {first_words(error)}") from error

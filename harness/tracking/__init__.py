@@ -1,5 +1,7 @@
 """MLflow: what a sweep logs there, the view of its charts, and trials restored from it."""
 
+from harness.errors import InputError
 
-class TrackingError(RuntimeError):
+
+class TrackingError(InputError):
     """MLflow cannot be reached, or refuses a request. The trial folders are not affected."""

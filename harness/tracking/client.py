@@ -23,13 +23,11 @@ os.environ.update(
     | os.environ
 )
 
-import mlflow
+import mlflow  # noqa: F401
 import sqlalchemy
 from mlflow import MlflowClient, entities
 from mlflow.exceptions import MlflowException
 from mlflow.store.db.db_types import DATABASE_ENGINES
-from mlflow.utils.credentials import get_default_host_creds
-from mlflow.utils.rest_utils import http_request
 
 from harness.errors import InputError
 from harness.masking import mask_secrets
@@ -45,6 +43,8 @@ def tracking_errors(uri: str) -> Iterator[None]:
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
+    except InputError:
+        raise
     except (MlflowException, sqlalchemy.exc.SQLAlchemyError, ImportError, OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise TrackingError(mask_secrets(f"MLflow store {uri} cannot be used: {reason}")) from error
@@ -77,31 +77,14 @@ def connect(uri: str) -> MlflowClient:
     return MlflowClient(uri)
 
 
-def server_version(uri: str) -> str:
-    """Return the version of the MLflow whose pages show the store: a server's own, else the one installed here.
-
-    It is empty if the server does not tell.
-    """
-    if not is_server(uri):
-        return mlflow.__version__
-    try:
-        answer = http_request(get_default_host_creds(uri), "/version", "GET")
-    except MlflowException:
-        return ""
-    return answer.text.strip() if answer.ok else ""
-
-
 def open_store(uri: str) -> MlflowClient:
     """Return a client of a store that exists. Raises InputError."""
     if uri.startswith(SQLITE) and not (path := Path(uri.removeprefix(SQLITE))).is_file():
         raise InputError(f"there is no MLflow store {path}: --tracking-uri or MLFLOW_TRACKING_URI names another")
-    try:
-        with tracking_errors(uri):
-            client = connect(uri)
-            client.search_experiments(max_results=1)
-            return client
-    except TrackingError as error:
-        raise InputError(str(error)) from None
+    with tracking_errors(uri):
+        client = connect(uri)
+        client.search_experiments(max_results=1)
+        return client
 
 
 def find_experiment(client: MlflowClient, sweep: str) -> entities.Experiment:

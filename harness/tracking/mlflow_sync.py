@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.markup import escape
 
 from harness.analysis.leaderboard import Leaderboard
-from harness.errors import InputError
 from harness.storage import folder
 from harness.storage.files import DamagedFileError
 from harness.tracking import TrackingError
@@ -38,10 +37,7 @@ class MlflowSync:
         """Connect to the store, as `Tracker.open` does. Raises InputError if it cannot be used."""
         from harness.tracking.store import Tracker
 
-        try:
-            return cls(Tracker.open(sweep, uri), rows, console)
-        except TrackingError as error:
-            raise InputError(str(error)) from None
+        return cls(Tracker.open(sweep, uri), rows, console)
 
     def sync(self, trial_dir: Path, running: bool = True) -> None:
         """Log what the trial's folder has and MLflow lacks. running: whether a worker trains the trial now."""
@@ -62,16 +58,13 @@ class MlflowSync:
                 self.console.print(f"[yellow]warning[/] {escape(str(error))}", soft_wrap=True)
         self._try(lambda: self.tracker.sync_tables(sweep_dir))
         self._try(lambda: self.tracker.describe(describe_experiment(table)))
-        if not self.is_away:
-            self._register(trials)
-        self._try(lambda: self.console.print(f"\nMLflow:\n{escape(self.tracker.how_to_open())}", soft_wrap=True))
-
-    def _register(self, trials: Collection[str]) -> None:
-        """Register the best network. A store without a registry is no failure."""
+        if self.is_away:
+            return
         try:
             self.tracker.register(trials)
-        except TrackingError as error:
+        except TrackingError as error:  # a store without a registry is no failure
             self.console.print(f"no network is registered as a model: {escape(str(error))}", soft_wrap=True)
+        self.console.print(f"\nMLflow:\n{escape(self.tracker.how_to_open())}", soft_wrap=True)
 
     def _try(self, action: Callable[[], Any]) -> None:
         if self.is_away:

@@ -4,7 +4,6 @@
 whole process, whose environment passes it on to all children.
 """
 
-import json
 import shutil
 from collections.abc import Collection
 from pathlib import Path
@@ -16,24 +15,18 @@ from harness.storage import folder, names
 from harness.tracking.client import MlflowClient, entities, mlflow
 
 BEST = "best"  # the alias of a registered model's version
-_DIGEST_TAG = "result"  # the digest of the result that the network belongs to
 _NAME, _DATA = "network", "data"
 _READY = entities.LoggedModelStatus.READY
 
 
-def log_network(client: MlflowClient, run: entities.Run, trial_dir: Path, digest: str) -> None:
-    """Log the network of a finished trial with its run, unless it is there; a network of another result is replaced.
-
-    digest: of the result.
-    """
+def log_network(client: MlflowClient, run: entities.Run, trial_dir: Path) -> None:
+    """Log the network of a finished trial with its run, in place of one that was logged before."""
     if not (trial_dir / folder.WEIGHTS).exists():
         return
-    run_id, experiment_id = run.info.run_id, run.info.experiment_id
+    run_id = run.info.run_id
     for logged in _models(client, run):
-        if logged.status == _READY and logged.tags.get(_DIGEST_TAG) == digest:
-            return
         client.delete_logged_model(logged.model_id)
-    created = client.create_logged_model(experiment_id, _NAME, run_id, tags={_DIGEST_TAG: digest})
+    created = client.create_logged_model(run.info.experiment_id, _NAME, run_id)
     with TemporaryDirectory() as directory:
         (Path(directory) / _DATA).mkdir()
         for name in (folder.TRIAL, folder.WEIGHTS):
@@ -59,21 +52,14 @@ def register_best(client: MlflowClient, sweep: str, runs: Collection[entities.Ru
     errors = names.CERTIFIED_ERROR, names.STANDARD_ERROR
     finished = [run for run in runs if run.info.status == "FINISHED" and run.data.metrics.keys() >= set(errors)]
     best = min(finished, key=lambda run: [run.data.metrics[name] for name in errors], default=None)
-    model = next((model for model in _models(client, best) if model.status == _READY), None) if best else None
+    model = next((each for each in _models(client, best) if each.status == _READY), None) if best else None
     if best is None or model is None:
         return None
-    existing = client.search_registered_models(f"name = '{sweep}'")
-    registered = existing[0] if existing else client.create_registered_model(sweep, description=served.__doc__)
+    if not client.search_registered_models(f"name = '{sweep}'"):
+        client.create_registered_model(sweep, description=served.__doc__)
     source = model.artifact_location
     versions = [each for each in client.search_model_versions(f"name = '{sweep}'") if each.source == source]
     if not versions:
-        tags = {
-            names.CERTIFIED_ERROR: f"{best.data.metrics[names.CERTIFIED_ERROR]:g}",
-            "eps": best.data.params["eps"],
-            "stages": ",".join(json.loads(best.data.params["evaluation.stages"])),
-            "trial": best.data.tags["trial"],
-        }
-        versions = [client.create_model_version(sweep, source, best.info.run_id, tags, model_id=model.model_id)]
-    if str(registered.aliases.get(BEST)) != str(versions[0].version):
-        client.set_registered_model_alias(sweep, BEST, str(versions[0].version))
+        versions = [client.create_model_version(sweep, source, best.info.run_id, model_id=model.model_id)]
+    client.set_registered_model_alias(sweep, BEST, str(versions[0].version))
     return f"models:/{sweep}@{BEST}"

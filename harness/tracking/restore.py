@@ -13,9 +13,8 @@ from typing import Any
 from harness.errors import InputError
 from harness.masking import mask_secrets
 from harness.storage import folder, names
-from harness.storage.files import write_atomically, write_text
+from harness.storage.files import write_bytes, write_text
 from harness.storage.lease import LOCK, lock_directory
-from harness.tracking import TrackingError
 from harness.tracking.client import (
     MlflowClient,
     all_runs,
@@ -35,25 +34,21 @@ def restore(sweep_dir: Path, uri: str) -> None:
     """
     uri, sweep = resolve_uri(uri), sweep_dir.resolve().name
     client = open_store(uri)
-    try:
-        with tracking_errors(uri):
-            runs = all_runs(client, find_experiment(client, sweep).experiment_id)
-            trials = {run.data.tags["trial"]: run for run in reversed(runs) if "trial" in run.data.tags}  # newest last
-            if not trials:
-                raise InputError(f"the experiment {sweep!r} in {mask_secrets(uri)} has no trials")
-            _refuse_others(sweep_dir, set(trials))
-            with lock_directory(sweep_dir):
-                for key, run in trials.items():
-                    _restore_trial(client, run, folder.trial_dir(sweep_dir, key))
-    except TrackingError as error:
-        raise InputError(str(error)) from None
+    with tracking_errors(uri):
+        runs = all_runs(client, find_experiment(client, sweep).experiment_id)
+        trials = {run.data.tags["trial"]: run for run in reversed(runs) if "trial" in run.data.tags}  # newest last
+        if not trials:
+            raise InputError(f"the experiment {sweep!r} in {mask_secrets(uri)} has no trials")
+        _refuse_others(sweep_dir, set(trials))
+        with lock_directory(sweep_dir):
+            for key, run in trials.items():
+                _restore_trial(client, run, folder.trial_dir(sweep_dir, key))
 
 
 def _refuse_others(sweep_dir: Path, trials: set[str]) -> None:
     """Raise InputError if the directory holds other files, or trials that are not among these keys."""
     present = {trial_dir.name for trial_dir in folder.trial_folders(sweep_dir)}
-    is_free = not sweep_dir.exists() or (sweep_dir.is_dir() and {path.name for path in sweep_dir.iterdir()} <= {LOCK})
-    if not present and not is_free:
+    if not present and sweep_dir.exists() and {path.name for path in sweep_dir.iterdir()} - {LOCK}:
         raise InputError(f"{sweep_dir} is neither empty nor absent, and holds no trials: name another")
     if others := sorted(present - trials):
         raise InputError(f"{sweep_dir} holds trials that MLflow does not have: {', '.join(others)}; name another")
@@ -77,7 +72,7 @@ def _write(path: Path, content: bytes) -> None:
     if path.exists() and path.read_bytes() != content:
         raise InputError(f"{path} is not what MLflow has: name another directory")
     if not path.exists():
-        write_atomically(path, lambda temporary: temporary.write_bytes(content))
+        write_bytes(path, content)
 
 
 def _epochs(client: MlflowClient, run: entities.Run) -> list[dict[str, Any]]:

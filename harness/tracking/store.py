@@ -9,12 +9,11 @@ import json
 import shlex
 import time
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from baselines.datasets import DATASETS
 from harness.config.trial import RECIPE_VERSION, flatten, label_of_row, to_dict
 from harness.masking import mask_secrets
 from harness.storage import folder
@@ -28,9 +27,7 @@ from harness.tracking.client import (
     connect,
     entities,
     is_server,
-    mlflow,
     resolve_uri,
-    server_version,
     tracking_errors,
 )
 from harness.tracking.model import log_network, register_best
@@ -44,12 +41,12 @@ _FINAL_STEP = 0  # at any other MLflow draws a curve of one point
 
 @dataclass(frozen=True)
 class Tracker:
-    """The MLflow experiment of one sweep. version: of the MLflow that shows the pages."""
+    """The MLflow experiment of one sweep."""
 
     uri: str
+    sweep: str
     experiment_id: str
     client: MlflowClient
-    version: str = mlflow.__version__
 
     @classmethod
     def open(cls, sweep: str, uri: str | None = None) -> "Tracker":
@@ -68,10 +65,8 @@ class Tracker:
                 experiment = client.get_experiment(client.create_experiment(sweep, artifact_location=artifacts))
             if experiment.lifecycle_stage == "deleted":
                 client.restore_experiment(experiment.experiment_id)
-            tracker = cls(uri, experiment.experiment_id, client, server_version(uri))
-            if view.is_supported(tracker.version):
-                tracker._tag_experiment(view.TAG, view.view())
-            return tracker
+            client.set_experiment_tag(experiment.experiment_id, view.TAG, view.view())
+            return cls(uri, sweep, experiment.experiment_id, client)
 
     def sync(self, trial_dir: Path, row: str | None = None, running: bool = True) -> None:
         """Bring the trial's run up to date with its folder; create the run if there is none. Raises TrackingError.
@@ -95,13 +90,12 @@ class Tracker:
             has_result = digest is not None and logged_tags.get(RESULT_TAG) == digest
             if has_result and run.info.status == status and logged_tags.get(view.ROW_TAG) == tags[view.ROW_TAG]:
                 return
-            error = tags.get(ERROR_TAG)
-            tags[notes.TAG] = notes.describe_run(trial, row, result, error, run_id, mask_secrets(self.uri))
+            tags[notes.TAG] = notes.describe_run(trial, row, run_id, mask_secrets(self.uri))
             self._describe(run, trial, tags, trial_dir)
             self._log_epochs(run, rows)
             if result and digest and not has_result:
                 self._log_result(run, result, trial_dir)
-                log_network(self.client, run, trial_dir, digest)
+                log_network(self.client, run, trial_dir)
                 self.client.set_tag(run_id, RESULT_TAG, digest)  # last: where it is, all of the above is
             if run.info.status != status:
                 set_status = self.client.update_run if status == "RUNNING" else self.client.set_terminated
@@ -110,8 +104,6 @@ class Tracker:
     def sync_tables(self, sweep_dir: Path) -> None:
         """Attach a sweep's leaderboard files to each of its runs, over older ones. Raises TrackingError."""
         tables = sorted(Path(sweep_dir).glob("leaderboard.*"))
-        if not tables:
-            return
         digest = _digest(tables)
         with tracking_errors(self.uri):
             for run in all_runs(self.client, self.experiment_id):
@@ -122,7 +114,7 @@ class Tracker:
     def describe(self, text: str) -> None:
         """Set the experiment's note. Raises TrackingError."""
         with tracking_errors(self.uri):
-            self._tag_experiment(notes.TAG, text)
+            self.client.set_experiment_tag(self.experiment_id, notes.TAG, text)
 
     def register(self, trials: Collection[str]) -> str | None:
         """Register the network of the best of these trials, by their keys, as the model that is called like the sweep.
@@ -131,27 +123,16 @@ class Tracker:
         registry.
         """
         with tracking_errors(self.uri):
-            sweep = self.client.get_experiment(self.experiment_id).name
             runs = [run for run in all_runs(self.client, self.experiment_id) if run.data.tags.get("trial") in trials]
-            return register_best(self.client, sweep, runs)
+            return register_best(self.client, self.sweep, runs)
 
     def how_to_open(self) -> str:
-        """Return the command that serves the store, unless it is a server, and a link to this sweep's charts.
-
-        Raises TrackingError.
-        """
+        """Return the command that serves the store, unless it is a server, and a link to this sweep's charts."""
         address = mask_secrets(self.uri)
         if is_server(address):
-            return "\n".join(view.links(address, self.experiment_id, self.version))
-        with tracking_errors(self.uri):
-            sweep = self.client.get_experiment(self.experiment_id).name
+            return view.link(address, self.experiment_id)
         option = "" if self.uri == resolve_uri(None) else f" --tracking-uri {shlex.quote(address)}"
-        lines = view.links(LOCAL_PAGE, self.experiment_id, self.version)
-        return "\n".join([f"uv run python -m harness.ui {sweep}{option}", *lines])
-
-    def _tag_experiment(self, name: str, text: str) -> None:
-        if self.client.get_experiment(self.experiment_id).tags.get(name) != text:
-            self.client.set_experiment_tag(self.experiment_id, name, text)
+        return f"uv run python -m harness.ui {self.sweep}{option}\n{view.link(LOCAL_PAGE, self.experiment_id)}"
 
     def _find_or_create(self, trial: Trial, label: str) -> entities.Run:
         """Return the trial's run; a new one is created together with its tags, so that it is never without."""
@@ -165,16 +146,17 @@ class Tracker:
     def _describe(self, run: entities.Run, trial: Trial, tags: dict[str, str], trial_dir: Path) -> None:
         run_id, logged = run.info.run_id, run.data
         config = {"recipe_version": trial.recipe_version, "fingerprint": trial.fingerprint, **to_dict(trial.config)}
-        params = [
-            entities.Param(name, _text(value)) for name, value in flatten(config).items() if name not in logged.params
-        ]
-        changed = [entities.RunTag(name, text) for name, text in tags.items() if logged.tags.get(name) != text]
-        self.client.log_batch(run_id, params=params, tags=changed)
+        params = {name: _text(value) for name, value in flatten(config).items() if name not in logged.params}
+        if params:  # logged after trial.json: where they are, it is
+            self._log_files(run, [trial_dir / folder.TRIAL])
+        changed = {name: text for name, text in tags.items() if logged.tags.get(name) != text}
+        self.client.log_batch(
+            run_id,
+            params=[entities.Param(name, text) for name, text in params.items()],
+            tags=[entities.RunTag(name, text) for name, text in changed.items()],
+        )
         for name in {ERROR_TAG, WARNINGS_TAG} & (logged.tags.keys() - tags.keys()):
             self.client.delete_tag(run_id, name)
-        if not (run.inputs and run.inputs.dataset_inputs):  # logged last: where it is, trial.json is
-            self._log_files(run, [trial_dir / folder.TRIAL])
-            self.client.log_inputs(run_id, [_dataset(trial)])
 
     def _log_epochs(self, run: entities.Run, rows: list[dict[str, Any]]) -> None:
         """Log the epochs after the last one in the store. A batch of whole epochs goes in altogether or not at all."""
@@ -223,14 +205,6 @@ def _metrics(values: dict[str, Any], step: int) -> list[entities.Metric]:
     """Return a metric for each number among `values` but the epoch."""
     now = int(time.time() * 1000)
     return [entities.Metric(k, v, now, step) for k, v in values.items() if type(v) in (int, float) and k != EPOCH]
-
-
-def _dataset(trial: Trial) -> entities.DatasetInput:
-    """Return the data set as a run's input. MLflow takes 36 characters of a digest; a param has the whole."""
-    name = trial.config.dataset
-    profile = json.dumps(asdict(DATASETS[name])) if name in DATASETS else None
-    dataset = entities.Dataset(name, trial.fingerprint[:36], "local", json.dumps({"uri": name}), profile=profile)
-    return entities.DatasetInput(dataset, [entities.InputTag("mlflow.data.context", "training, evaluation")])
 
 
 def _digest(paths: list[Path]) -> str:

@@ -1,13 +1,11 @@
 """The view of a sweep that MLflow's chart mode opens: what matters first, everything else in closed sections.
 
 MLflow keeps a shared view as a tag of its experiment, its state as deflated JSON, and opens it by the tag's name. This
-is no documented interface: it was read in the pages of versions 3.5 and 3.17. For a version below 3.5, or of another
-major version, no view is written and the link opens the charts as MLflow arranges them.
+is no documented interface: it was read in the pages of versions 3.5 and 3.17.
 """
 
 import base64
 import json
-import re
 import zlib
 from typing import Any
 
@@ -38,16 +36,15 @@ _EXPANDED: dict[str, list[dict[str, Any]]] = {
         {"type": "LINE", "metricKey": names.TRAIN_EPS},
     ],
 }
-_COLLAPSED = (*names.FAMILIES, "Model metrics")
+_COLLAPSED = (
+    *("certified_error", "undecided", "bound_width", "unstable", "inactive", "equilibrium"),
+    *("stage_examples", "stage_decided", "stage_seconds"),
+    *("train", "train/bound_width", "train/equilibrium"),
+    "Model metrics",
+)
 """MLflow's own sections. It adds a chart of each metric without one to the section that is called like the part of the
 metric's name before the last slash, else to the last section here."""
 _LINE = {"scaleType": "linear", "range": {}, "xAxisKey": "step", "selectedXAxisMetricKey": "", "lineSmoothness": 0}
-
-
-def is_supported(version: str) -> bool:
-    """Return whether this version of MLflow opens views as they are written here."""
-    match = re.match(r"3\.(\d+)", version)
-    return match is not None and int(match[1]) >= 5
 
 
 def view() -> str:
@@ -55,18 +52,9 @@ def view() -> str:
     return "deflate;" + base64.b64encode(zlib.compress(json.dumps(_state()).encode(), 9)).decode()
 
 
-def links(page: str, experiment_id: str, version: str) -> list[str]:
-    """Return the link to an experiment's charts, after a line that says so if the charts are not prepared.
-
-    Args:
-        page: the address where MLflow is served.
-        version: of the MLflow that serves it.
-    """
-    charts = f"{page.rstrip('/')}/#/experiments/{experiment_id}/runs?"
-    if is_supported(version):
-        return [f"{charts}viewStateShareKey={KEY}&compareRunsMode=CHART"]
-    which = f"MLflow {version or 'of an unknown version'}"
-    return [f"{which} may keep views in another way: its charts are not prepared", f"{charts}compareRunsMode=CHART"]
+def link(page: str, experiment_id: str) -> str:
+    """Return the link to an experiment's charts. page: the address where MLflow is served."""
+    return f"{page.rstrip('/')}/#/experiments/{experiment_id}/runs?viewStateShareKey={KEY}&compareRunsMode=CHART"
 
 
 def _state() -> dict[str, Any]:

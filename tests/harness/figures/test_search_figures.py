@@ -10,10 +10,9 @@ from harness.config.search import Searched, SearchSettings, Space
 from harness.config.trial import TrialConfig
 from harness.figures import searches
 from harness.figures.section_data import SectionData
-from harness.search.proposals import distributions
 from harness.search.results import best_candidates, describe_choice, hypervolume
 from harness.search.rungs import SEARCH
-from harness.search.studies import begin_studies
+from harness.search.studies import begin_studies, distributions
 from harness.storage import folder, names
 from harness.storage.files import write_json
 

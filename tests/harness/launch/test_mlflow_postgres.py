@@ -48,7 +48,7 @@ def test_a_server_on_postgresql_holds_what_the_folders_hold_and_no_password(stor
             assert stored == (folder.trial_dir(study.directory, made.key) / folder.RESULT).read_bytes()
     assert not secrets_in(out + err)
 
-    # The same store without a server between: its password is in what the command is given, and nowhere else.
+    # The same store without a server between: its password is in the command's environment, and nowhere else.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     command = [sys.executable, "-m", "harness.run", *study.options[:-2]]
     again = subprocess.run(
@@ -74,8 +74,8 @@ def _everything(store):
         cursor.execute("SELECT table_name FROM information_schema.tables WHERE table_schema = 'public'")
         tables = [name for (name,) in cursor.fetchall()]
         assert "metrics" in tables
-        found = {}
+        rows = {}
         for name in tables:
             cursor.execute(f'SELECT * FROM "{name}"')
-            found[name] = [list(map(str, row)) for row in cursor.fetchall()]
-        return found
+            rows[name] = [list(map(str, row)) for row in cursor.fetchall()]
+        return rows

@@ -1,6 +1,5 @@
 """What MLflow has of trials, in a real SQLite store: nothing missing and nothing doubled, whatever happened."""
 
-import json
 import shutil
 import time
 from collections import Counter
@@ -9,24 +8,12 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
-from mlflow.exceptions import MlflowException
-from mlflow_folders import (
-    FINAL,
-    FINGERPRINT,
-    artifacts,
-    assert_complete,
-    assert_networks,
-    finish,
-    history,
-    make_folder,
-    only_run,
-    train,
-)
+from mlflow_folders import FINAL, FINGERPRINT, artifacts, assert_complete, finish, history, make_folder, only_run, train
 
 from harness.config.trial import RECIPE_VERSION
 from harness.storage import files, folder
 from harness.tracking import TrackingError, view
-from harness.tracking.store import LARGEST_BATCH, Tracker
+from harness.tracking.store import Tracker
 
 
 class CountingClient:
@@ -48,7 +35,7 @@ class CountingClient:
 
 
 def counting(tracker, fatal=None):
-    return Tracker(tracker.uri, tracker.experiment_id, CountingClient(tracker.client, fatal))
+    return Tracker(tracker.uri, tracker.sweep, tracker.experiment_id, CountingClient(tracker.client, fatal))
 
 
 def test_a_run_follows_its_trial_from_epoch_0_to_the_end(tracker, tmp_path):
@@ -69,32 +56,7 @@ def test_a_run_follows_its_trial_from_epoch_0_to_the_end(tracker, tmp_path):
     assert counted.client.calls == {"search_runs": 1}, "once it is complete"
 
 
-def test_a_run_keeps_its_name_and_moves_to_the_row_that_it_is_in_now(tracker, tmp_path):
-    """Rows differ in more settings once the sweep has more of them."""
-    finish(trial_dir := make_folder(tmp_path))
-    for row in ("deqlate ibp", "deqlate ibp width=0.5"):
-        tracker.sync(trial_dir, row)
-        assert only_run(tracker).data.tags["row"] == row
-        assert only_run(tracker).info.run_name == "deqlate ibp seed 0"
-    assert_networks(tracker, 1)
-
-
-def test_a_run_s_note_says_what_came_of_it_and_how_to_do_it_again(tracker, tmp_path):
-    finish(trial_dir := make_folder(tmp_path), {**FINAL, "attack_error": None})
-    tracker.sync(trial_dir)
-    run = only_run(tracker)
-    for part in (
-        "**deqlate ibp margin=0.1 parametrisation=perron**, seed 0: digits, l-inf eps 8/255",
-        "ibp > crown-ibp > alpha-crown, all test images",
-        "| 33.33 % | not finite | 25.00 % |",
-        f"MLFLOW_TRACKING_URI={tracker.uri} uv run mlflow artifacts download -r {run.info.run_id} -a trial.json -d .",
-        "uv run python -m harness.trial trial.json --results-dir again",
-        "- Warning: W is at its bound",
-    ):
-        assert part in run.data.tags["mlflow.note.content"]
-
-
-def test_a_run_has_the_trial_s_tags_parameters_data_set_and_artifacts(tracker, tmp_path):
+def test_a_run_has_the_trial_s_tags_parameters_and_note(tracker, tmp_path):
     trial_dir = make_folder(tmp_path)
     finish(trial_dir, {**FINAL, "bound_width": None})
     tracker.sync(trial_dir)
@@ -112,21 +74,38 @@ def test_a_run_has_the_trial_s_tags_parameters_data_set_and_artifacts(tracker, t
         "train_images": "null",
     }.items()  # fmt: skip
     assert run.data.metrics == FINAL
-    (entry,) = run.inputs.dataset_inputs
-    assert (entry.dataset.name, entry.dataset.digest) == ("digits", FINGERPRINT[:36])
-    content = tracker.client.download_artifacts(run.info.run_id, folder.TRIAL, str(tmp_path))
-    assert json.loads(Path(content).read_text())["key"] == trial_dir.name
+    for part in (
+        "**deqlate ibp margin=0.1 parametrisation=perron**, seed 0: digits, l-inf eps 8/255",
+        f"MLFLOW_TRACKING_URI={tracker.uri} uv run mlflow artifacts download -r {run.info.run_id} -a trial.json -d .",
+        "uv run python -m harness.trial trial.json --results-dir again",
+    ):
+        assert part in run.data.tags["mlflow.note.content"]
+
+
+def test_a_run_moves_to_another_row_and_a_new_result_replaces_the_old_one(tracker, tmp_path):
+    """Rows differ in more settings once the sweep has more of them."""
+    trial_dir = make_folder(tmp_path)
+    train(trial_dir, 1, 4)
+    finish(trial_dir, {**FINAL, "certified_error": 40.0})
+    tracker.sync(trial_dir, "deqlate ibp margin=0.1 parametrisation=perron")
+    assert only_run(tracker).data.metrics["certified_error"] == 40.0
+    finish(trial_dir)
+    tracker.sync(trial_dir, "deqlate ibp width=0.5")
+    assert only_run(tracker).data.tags["row"] == "deqlate ibp width=0.5"
+    assert only_run(tracker).data.metrics["certified_error"] == FINAL["certified_error"]
+    assert history(tracker, "standard_error") == [(0, 25.0)]
+    models = tracker.client.search_logged_models([tracker.experiment_id])
+    assert [model.status for model in models] == ["READY"]
 
 
 def test_a_failed_trial_is_tried_again_and_a_repeated_epoch_keeps_its_first_point(tracker, tmp_path):
     trial_dir = make_folder(tmp_path)
     train(trial_dir, 1, 2)
-    files.write_json(trial_dir / folder.FAILURE, {"error": "loss is | not finite " * 1000, "epoch": 3})
+    files.write_json(trial_dir / folder.FAILURE, {"error": "loss is not finite " * 1000, "epoch": 3})
     for _ in range(2):
         tracker.sync(trial_dir)
     run = only_run(tracker)
-    assert run.info.status == "FAILED" and run.data.tags["error"].startswith("loss is | not finite")
-    assert "Failed: loss is \\| not finite" in run.data.tags["mlflow.note.content"]
+    assert run.info.status == "FAILED" and run.data.tags["error"].startswith("loss is not finite")
     (trial_dir / folder.FAILURE).unlink()
     train(trial_dir, 2, 2, loss=7.0)
     tracker.sync(trial_dir)
@@ -147,10 +126,10 @@ def test_a_driver_killed_before_any_call_leaves_nothing_missing_or_doubled(opene
     trial_dir = make_folder(tmp_path)
     train(trial_dir, 1, 4)
     finish(trial_dir)
-    whole = counting(Tracker.open(f"not killed {every}", opened_store))
-    whole.sync(trial_dir)
-    assert whole.client.batches == [0, 4, 4, len(FINAL)]
-    calls = whole.client.calls.total()
+    complete = counting(Tracker.open(f"not killed {every}", opened_store))
+    complete.sync(trial_dir)
+    assert complete.client.batches == [0, 4, 4, len(FINAL)]
+    calls = complete.client.calls.total()
     assert 10 < calls < max(KILLED_BEFORE) + 3
     for fatal in range(1, calls + 1) if every else [call for call in KILLED_BEFORE if call <= calls]:
         tracker = Tracker.open(f"killed before call {fatal} {every}", opened_store)
@@ -160,28 +139,7 @@ def test_a_driver_killed_before_any_call_leaves_nothing_missing_or_doubled(opene
         assert_complete(tracker)
 
 
-def test_many_metrics_go_in_large_batches(tracker, tmp_path):
-    trial_dir = make_folder(tmp_path, epochs=60)
-    widths = [f"train/bound_width/{layer}" for layer in range(49)]
-    rows = [{"epoch": epoch, "train/loss": 0.5, **dict.fromkeys(widths, float(epoch))} for epoch in range(1, 61)]
-    (trial_dir / folder.EPOCHS).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    counted = counting(tracker)
-    counted.sync(trial_dir)
-    assert [size for size in counted.client.batches if size] == [LARGEST_BATCH] * 3
-    assert history(tracker, widths[-1]) == [(epoch, epoch) for epoch in range(1, 61)]
-
-
-def test_a_new_result_replaces_the_old_one(tracker, tmp_path):
-    trial_dir = make_folder(tmp_path)
-    for error in (FINAL["certified_error"], 40.0):
-        finish(trial_dir, {**FINAL, "certified_error": error})
-        tracker.sync(trial_dir)
-        assert only_run(tracker).data.metrics == {**FINAL, "certified_error": error}
-    assert history(tracker, "standard_error") == [(0, 25.0)]
-    assert_networks(tracker, 1)
-
-
-def test_a_deleted_run_is_made_anew_and_a_deleted_experiment_restored(tracker, tmp_path, request):
+def test_a_deleted_run_is_made_again_and_a_deleted_experiment_restored(tracker, tmp_path, request):
     trial_dir = make_folder(tmp_path)
     train(trial_dir, 1, 4)
     finish(trial_dir)
@@ -196,7 +154,6 @@ def test_a_deleted_run_is_made_anew_and_a_deleted_experiment_restored(tracker, t
 
 
 def test_tables_go_to_every_run_and_replace_older_ones(tracker, tmp_path):
-    tracker.sync_tables(tmp_path)
     trial_dirs = [make_folder(tmp_path, seed) for seed in range(2)]
     for trial_dir in trial_dirs:
         tracker.sync(trial_dir)
@@ -208,37 +165,26 @@ def test_tables_go_to_every_run_and_replace_older_ones(tracker, tmp_path):
     assert counted.client.calls == {"search_runs": 1}
     runs = tracker.client.search_runs([tracker.experiment_id])
     assert {run.data.tags["trial"] for run in runs} == {trial_dir.name for trial_dir in trial_dirs}
-    assert not any("mlflow.parentRunId" in run.data.tags for run in runs)
     for run in runs:
         table = tracker.client.download_artifacts(run.info.run_id, "tables/leaderboard.md", str(tmp_path))
         assert Path(table).read_text() == "new"
 
 
 def test_how_to_open_is_a_command_and_a_short_link(tracker, request, monkeypatch):
-    runs = f"/#/experiments/{tracker.experiment_id}/runs?"
-    link = f"{runs}viewStateShareKey=comparison&compareRunsMode=CHART"
+    link = f"/#/experiments/{tracker.experiment_id}/runs?viewStateShareKey=comparison&compareRunsMode=CHART"
     name, page = request.node.name, "http://127.0.0.1:5000"
     assert tracker.how_to_open() == f"uv run python -m harness.ui {name} --tracking-uri {tracker.uri}\n{page}{link}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracker.uri)
     assert tracker.how_to_open() == f"uv run python -m harness.ui {name}\n{page}{link}"
-    served = Tracker("http://user:secret@server:8080/", tracker.experiment_id, tracker.client)
-    assert served.how_to_open() == f"http://user:***@server:8080{link}"
+    server = Tracker("http://user:secret@server:8080/", tracker.sweep, tracker.experiment_id, tracker.client)
+    assert server.how_to_open() == f"http://user:***@server:8080{link}"
 
 
-def test_the_prepared_view_is_written_again_where_it_changed_and_for_known_versions_alone(
-    tracker, request, opened_store, monkeypatch
-):
-    assert tracker.client.get_experiment(tracker.experiment_id).tags[view.TAG] == view.view()
+def test_the_view_is_written_when_the_store_is_opened(tracker, request):
     tracker.client.set_experiment_tag(tracker.experiment_id, view.TAG, "of an older version")
     Tracker.open(request.node.name, tracker.uri)
     assert tracker.client.get_experiment(tracker.experiment_id).tags[view.TAG] == view.view()
     assert len(view.view()) < 5000, "what every store takes"
-    versions = {"3.5.0": True, "3.17.2": True, "3.4.9": False, "4.0": False, "": False}
-    assert {version: view.is_supported(version) for version in versions} == versions
-    monkeypatch.setattr("harness.tracking.store.server_version", lambda uri: "4.1.0")
-    unknown = Tracker.open("another version", opened_store)
-    assert view.TAG not in unknown.client.get_experiment(unknown.experiment_id).tags
-    assert "MLflow 4.1.0" in unknown.how_to_open() and "viewStateShareKey" not in unknown.how_to_open()
 
 
 def test_the_environment_names_the_store_and_the_option_wins(opened_store, tmp_path, monkeypatch):
@@ -249,9 +195,8 @@ def test_the_environment_names_the_store_and_the_option_wins(opened_store, tmp_p
     monkeypatch.chdir(tmp_path)
     assert Tracker.open("from the environment").uri == f"sqlite:///{stores['environment']}"
     assert Tracker.open("from the option", "sqlite:///option.db").uri == f"sqlite:///{stores['option']}"
-    for name, path in stores.items():
-        experiment = MlflowClient(f"sqlite:///{path}").get_experiment_by_name(f"from the {name}")
-        assert experiment.artifact_location.startswith(f"{tmp_path}/mlruns/")
+    experiment = MlflowClient(f"sqlite:///{stores['option']}").get_experiment_by_name("from the option")
+    assert experiment.artifact_location.startswith(f"{tmp_path}/mlruns/")
 
 
 def test_without_a_uri_the_store_is_in_the_working_directory_and_nothing_is_printed(made_by_default):
@@ -266,7 +211,6 @@ def test_without_a_uri_the_store_is_in_the_working_directory_and_nothing_is_prin
 @pytest.mark.parametrize(
     ("uri", "reason"),
     [
-        ("sqlite:///{directory}", "unable to open database file"),
         ("sqlite:///{directory}/text.db", "file is not a database"),
         ("mlruns", "filesystem tracking backend"),
         ("http://user:secret@127.0.0.1:9", "Connection refused"),
@@ -282,11 +226,10 @@ def test_a_store_that_cannot_be_used_is_reported_soon_and_in_one_line(uri, reaso
     assert "\n" not in str(caught.value) and "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("error", [MlflowException("server says no"), OSError(28, "No space left on device")])
-def test_a_failure_while_logging_is_a_tracking_error(tracker, tmp_path, monkeypatch, error):
+def test_a_full_disk_while_logging_is_a_tracking_error(tracker, tmp_path, monkeypatch):
     def fail(*_args, **_kwargs):
-        raise error
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(tracker.client, "log_artifact", fail)
-    with pytest.raises(TrackingError, match=r"server says no|No space left"):
+    with pytest.raises(TrackingError, match="No space left"):
         tracker.sync(make_folder(tmp_path))

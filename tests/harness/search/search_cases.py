@@ -14,12 +14,10 @@ SEARCH = {"spaces": SPACES, "validation_images": 50, "trials": 4}
 TINY = (("width", 0.05), ("train_images", 64), ("evaluation", {"stages": ["ibp"], "attack_steps": 1}))
 
 
-def searched_sweep(directory, *changes, **search):
+def searched_sweep(directory, **search):
     """BASE's cnn5 by IBP, searched."""
-    directory.mkdir(exist_ok=True)
     trials = ("trials", [{"model": "cnn5", "method": "ibp"}])
-    content = changed(*TINY, trials, ("search", SEARCH | search), *changes)
-    return load_sweep(write(directory, content), "full", True)
+    return load_sweep(write(directory, changed(*TINY, trials, ("search", SEARCH | search))), "full", True)
 
 
 def new_study(directory, sweep):

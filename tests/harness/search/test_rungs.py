@@ -1,4 +1,4 @@
-"""A candidate ends at the rung where it is stopped; else it is the trial that it would have been."""
+"""A candidate ends at the rung where it is stopped; otherwise it is the same trial as without a search."""
 
 from dataclasses import replace
 
@@ -19,28 +19,32 @@ def trial_dir(tmp_path):
     trial = folder.make_trial(replace(sweep.searched[0].base, validation_images=50), load("digits").fingerprint)
     trial_dir = folder.trial_dir(tmp_path, trial.key)
     write_json(tmp_path / SEARCH, {"settings": {"asha": {"min_epochs": 1, "factor": 2}}})
-    write_json(trial_dir / CANDIDATE, {"entry": 0, "number": 0, "settings": {}, "stopped": False})
+    write_json(trial_dir / CANDIDATE, {"stopped": False})
     folder.claim(trial_dir, trial)
     return trial_dir
+
+
+def run(trial_dir, report):
+    run_candidate(trial_dir, report, None, lambda done, images: None)
 
 
 def epochs(trial_dir):
     return [row[names.EPOCH] for row in folder.read_epochs(trial_dir)]
 
 
-def test_it_reports_at_each_rung_after_a_kill_once_more_and_ends_as_the_same_trial_without(trial_dir, tmp_path):
+def test_it_reports_each_rung_again_after_a_kill_and_ends_as_the_same_trial(trial_dir, tmp_path):
     reports = []
 
-    def report(row, killed=False):
+    def report(row):
         if names.RUNG in row:
             reports.append(row)
             assert epochs(trial_dir)[-1] == row[names.RUNG]
-            if killed:
+            if len(reports) == 1:
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_candidate(trial_dir, lambda row: report(row, killed=True), None, lambda done, images: None)
-    run_candidate(trial_dir, report, None, lambda done, images: None)
+        run(trial_dir, report)
+    run(trial_dir, report)
     assert [row[names.RUNG] for row in reports] == [1, 1, 2] and reports[0] == reports[1]
     alone = tmp_path / "alone/trials" / trial_dir.name
     folder.claim(alone, folder.read_trial(trial_dir / folder.TRIAL))
@@ -51,7 +55,7 @@ def test_it_reports_at_each_rung_after_a_kill_once_more_and_ends_as_the_same_tri
 
 def test_it_ends_where_it_is_stopped_and_stays_ended(trial_dir):
     for _ in range(2):
-        run_candidate(trial_dir, lambda row: names.RUNG in row and stop(trial_dir), None, lambda done, images: None)
+        run(trial_dir, lambda row: names.RUNG in row and stop(trial_dir))
         assert epochs(trial_dir) == [0, 1] and folder.read_result(trial_dir) is None
 
 
@@ -59,5 +63,5 @@ def test_it_stops_when_the_search_is_asked_to(trial_dir):
     write_text(folder.stop_file(trial_dir), "Ctrl-C")
     reports = []
     with pytest.raises(Stopped):
-        run_candidate(trial_dir, reports.append, None, lambda done, images: None)
+        run(trial_dir, reports.append)
     assert not [row for row in reports if names.RUNG in row]

@@ -15,7 +15,7 @@ def study_of(*values, failed=()):
     return study
 
 
-def test_a_front_has_what_no_other_beats_in_both_and_the_first_of_those_alike():
+def test_a_front_has_the_first_candidate_of_each_pair_that_no_other_beats():
     draw = np.random.default_rng(0).integers(0, 12, (40, 2)).astype(float)
     study = study_of(*draw)
     beaten = [any((other <= one).all() and (other < one).any() for other in draw) for one in draw]
@@ -25,7 +25,7 @@ def test_a_front_has_what_no_other_beats_in_both_and_the_first_of_those_alike():
         assert one.number == min(other.number for other in study.trials if other.values == one.values)
 
 
-def test_a_winner_is_the_first_that_has_finished_with_the_lowest_error():
+def test_a_winner_has_finished():
     study = study_of((5.0,), (4.0,), (4.0,))
     study.add_trial(create_trial(state=TrialState.PRUNED, value=0.0, intermediate_values={1: 0.0}))
     assert [one.number for one in best_candidates(study)] == [1]
@@ -35,7 +35,6 @@ def test_a_winner_is_the_first_that_has_finished_with_the_lowest_error():
 def test_hypervolume_is_the_share_of_pairs_that_are_beaten():
     draw = np.random.default_rng(1).uniform(20, 100, (6, 2))
     grid = np.stack(np.meshgrid(np.arange(0.5, 100), np.arange(0.5, 100)), -1).reshape(-1, 1, 2)
-    share = (draw <= grid).all(-1).any(-1).mean()
-    assert hypervolume(draw) == pytest.approx(share, abs=0.01)
+    assert hypervolume(draw) == pytest.approx((draw <= grid).all(-1).any(-1).mean(), abs=0.01)
     assert hypervolume([(100, 100)]) == hypervolume([]) == 0
     assert hypervolume([(0, 0), (50, 50)]) == 1
