@@ -16,17 +16,19 @@ from harness.methods import make_method
 def check_buildable(config: TrialConfig) -> nn.Module:
     """Build the network without memory, look up the bound rules that training and evaluation need, and return it.
 
-    Raises ValueError or TypeError for a network, method or option that does not exist or is out of range;
-    UnsupportedOperator (a TypeError) for an operator without a rule; InputError for anything else that a user's network
-    raises where tensors have no values.
+    Raises InputError for an option that does not exist or is out of range, for an operator without a rule, and for
+    anything else that a user's network raises where tensors have no values.
     """
+    try:
+        method = make_method(config.method, config.method_options)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"method_options: {error}") from None
     try:
         with torch.device("meta"):
             network = build(config.model, config.dataset, config.width, **config.options)
-        method = make_method(config.method, config.method_options)
         trace(network.eval(), linear=method.linear or needs_linear(config.evaluation.stages))
-    except (TypeError, ValueError):
-        raise
+    except (TypeError, ValueError) as error:
+        raise InputError(f"options: {error}") from None
     except Exception as error:
         cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise InputError(f"model: {config.model!r} cannot be built on torch's device 'meta': {cause}") from None

@@ -10,7 +10,7 @@ from harness.analysis.leaderboard import build_leaderboard
 from harness.analysis.table_files import leaderboard_files, write_leaderboard
 from harness.checker.verdicts import recheck
 from harness.data import load
-from harness.data.layouts import DataError
+from harness.errors import InputError
 from harness.storage import certification, folder, names
 
 KEPT = ("longer-cifar10/trials/2a1ddcef30d45f24", "reduced-mnist/trials/108064df97a35809")
@@ -39,7 +39,7 @@ def test_verdicts_that_have_their_weights_are_confirmed(place):
     trial = place if place in TRIALS else certification.trial_of(place)
     try:
         load(folder.read_trial(trial / folder.TRIAL).config.dataset)
-    except DataError as error:
+    except InputError as error:
         pytest.skip(str(error))
     found = recheck(place, limit=IMAGES)
     assert found.images == IMAGES and found.is_confirmed, found.problems

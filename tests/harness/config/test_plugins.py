@@ -9,7 +9,6 @@ from baselines import DATASETS, registry
 from cerdeq.bounds import operators
 from harness.config import plugins
 from harness.config.sweep_file import load_sweep
-from harness.config.sweep_text import ConfigError
 from harness.config.trial import trial_key
 from harness.errors import InputError
 from harness.methods import METHODS
@@ -146,7 +145,7 @@ def test_what_cannot_be_is_refused_by_the_file_and_the_key(case, package, tmp_pa
         net="from torch import nn\ndef net(shape, classes, width):\n    return nn.Linear(64, 10)",
     )
     modules, model, expected = WRONG[case]
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(InputError) as error:
         load_sweep(write(tmp_path, own(("plugins", modules), model=model)), "full", True)
     assert str(error.value).startswith(f"{tmp_path}/study.yaml: ") and expected in str(error.value)
 
