@@ -44,11 +44,11 @@ def expand(entry: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]
     require(", ".join(lists), f"{count:,} trials", count <= LARGEST, f"at most {LARGEST:,}")
     expanded = []
     for parts in product(*axes.values()):
-        chosen = {key: value for part in parts for key, value in part.items()}
+        choice = {key: value for part in parts for key, value in part.items()}
         changed = content
-        for key, value in chosen.items():
+        for key, value in choice.items():
             changed = merge(changed, nest(key.split(".", 1), value))
-        expanded += [(further, chosen | values) for further, values in expand(changed)]  # a mapping may hold lists
+        expanded += [(inner, choice | further) for inner, further in expand(changed)]  # a mapping may hold lists
     return expanded
 
 

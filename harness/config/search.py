@@ -1,7 +1,6 @@
 """The key `search` of a sweep file: which settings are searched, how, for how long, and what is evaluated."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -169,40 +168,32 @@ def spaces_of(spaces: Mapping[str, Space], trial: TrialConfig, ignored: Mapping[
     return {key: space for key, space in spaces.items() if key in used}
 
 
-def search_problems(
-    search: SearchSettings, validation_images: int, seeds: int, searched: Sequence[Searched]
-) -> list[str]:
-    """Return what is wrong with a search of these entries, a line a problem.
+def check_search(search: SearchSettings, validation_images: int, seeds: int, searched: Sequence[Searched]) -> None:
+    """Raise InputError unless a search fits the sweep and each of its entries.
 
     validation_images, seeds: how many images the sweep itself holds out, and how many seeds it has.
     """
-    problems = []
-    if validation_images:
-        allowed = "0 beside search, whose winners are evaluated on test images"
-        problems.append(f"validation_images: found {validation_images}, allowed: {allowed}")
-    if search.seeds > seeds:
-        problems.append(f"search.seeds: found {search.seeds}, allowed: at most the sweep's {seeds}")
+    allowed = "0 beside search, whose winners are evaluated on test images"
+    require("validation_images", validation_images, validation_images == 0, allowed)
+    require("search.seeds", search.seeds, search.seeds <= seeds, f"at most the sweep's {seeds}")
     used = {key for entry in searched for key in entry.spaces}
-    allowed = "a setting that a network or method of trials uses"
-    problems += [f"search.spaces.{key}: found a space, allowed: {allowed}" for key in search.spaces if key not in used]
-    seen: set[str] = set()
+    for key, space in search.spaces.items():
+        allowed = "a setting that a network or method of trials uses"
+        require(f"search.spaces.{key}", space.model_dump(exclude_none=True), key in used, allowed)
+    first_values: set[str] = set()
     for entry in searched:
         row, epochs = entry.base.row, entry.base.train.epochs
-        if not entry.spaces:
-            problems.append(f"search.spaces: found none for {row}, allowed: one for each of trials")
-        if search.asha is not None and search.asha.min_epochs >= epochs:
-            found = search.asha.min_epochs
-            problems.append(f"search.asha.min_epochs: found {found}, allowed: less than epochs = {epochs} of {row}")
+        require("search.spaces", list(search.spaces), bool(entry.spaces), f"also a setting that {row} uses")
+        if search.asha is not None:
+            begin = search.asha.min_epochs
+            require("search.asha.min_epochs", begin, begin < epochs, f"less than epochs = {epochs} of {row}")
         first = {key: space.extremes[0] for key, space in entry.spaces.items()}
         for key, space in entry.spaces.items():
             for value in space.extremes:
                 try:
                     entry.config(first | {key: value})
                 except InputError as error:
-                    problems.append(f"search.spaces.{key}: {'; '.join(str(error).splitlines())}")
-        with suppress(InputError):  # it is among the problems
-            trial = identity(entry.config(first))
-            if trial in seen:
-                problems.append(f"trials: {row}: two entries that differ only in settings that are searched")
-            seen.add(trial)
-    return problems
+                    raise InputError(f"search.spaces.{key}: {error}") from None
+        trial = identity(entry.config(first))
+        require("trials", row, trial not in first_values, "entries that differ in more than what is searched")
+        first_values.add(trial)

@@ -11,7 +11,7 @@ from baselines import UnknownNameError, options_of
 from harness.config import plugins
 from harness.config.buildable import check_buildable, ignored_evaluation, ignored_settings
 from harness.config.grid import expand, names_in
-from harness.config.search import Searched, SearchSettings, search_problems, spaces_of
+from harness.config.search import Searched, SearchSettings, check_search, spaces_of
 from harness.config.settings import Radius, TrainSettings
 from harness.config.sweep_keys import FIXED, Resources, SweepFile, TrialEntry, options_model, validate
 from harness.config.sweep_text import merge, nest, parse_assignments, profile_mark, read
@@ -94,7 +94,7 @@ def _expand(
                 spaces = spaces_of(sweep.search.spaces, trial, ignored)
                 searched.append(Searched(trial, spaces, partial(_candidate, profile, sweep, entry)))
         if sweep.search is not None:
-            _refuse(search_problems(sweep.search, sweep.validation_images, len(sweep.seeds), searched))
+            check_search(sweep.search, sweep.validation_images, len(sweep.seeds), searched)
     except InputError as error:
         lines = [f"{source}: {problem} (profile {profile}{note})" for problem in str(error).splitlines()]
         raise InputError("\n".join(lines)) from None
