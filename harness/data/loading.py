@@ -139,8 +139,9 @@ def load(name: str, data_dir: str | Path | None = None, writes: bool = True) -> 
             tensors = {split: file.get_tensor(split) for split in _TENSORS}
             fingerprint = file.metadata()["fingerprint"]
     except (OSError, SafetensorError):  # there is none, or it is damaged
-        arrays = dict(zip(_TENSORS, _read(info, source.train) + _read(info, source.test), strict=True))
-        _check_sizes(info, source, len(arrays["train_labels"]), len(arrays["test_labels"]))
+        train = _read(info, source.train, source.train_total, info.train_size)
+        test = _read(info, source.test, source.test_total, info.test_size)
+        arrays = dict(zip(_TENSORS, train + test, strict=True))
         tensors, fingerprint = {key: torch.from_numpy(array) for key, array in arrays.items()}, _fingerprint(arrays)
         if writes:
             _write_cache(info, cache, arrays, fingerprint)
@@ -173,8 +174,11 @@ def _write_cache(info: Dataset, cache: Path, arrays: dict[str, np.ndarray], fing
         )
 
 
-def _read(info: Dataset, shards: tuple[Shard, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Return images uint8 [N, C, H, W] and labels int64 [N] of all shards in order, each checked by the entry."""
+def _read(info: Dataset, shards: tuple[Shard, ...], total: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return images uint8 [N, C, H, W] and labels int64 [N] of a split's shards in order, checked by the entry.
+
+    total, size: how many shards and images the whole split has.
+    """
     images, labels = [], []
     for shard in shards:
         where = shard.files[0]
@@ -191,18 +195,11 @@ def _read(info: Dataset, shards: tuple[Shard, ...]) -> tuple[np.ndarray, np.ndar
                 raise InputError(f"{where}: labels from {limits}, expected 0 to {info.classes - 1}")
         images.append(shard_images)
         labels.append(shard_labels.astype(np.int64))
+    count = sum(len(shard_labels) for shard_labels in labels)
+    if count > size or count == 0 or (count < size and len(shards) == total):
+        files = f"{len(shards)} of {total} shards"
+        raise InputError(f"{shards[0].files[0]}: {count:,} images in {files}, expected {size:,} in the whole split")
     return np.concatenate(images), np.concatenate(labels)
-
-
-def _check_sizes(info: Dataset, source: Source, train: int, test: int) -> None:
-    """Raise InputError if a complete split does not have the entry's number of images, or a part has none or more."""
-    for count, size, shards, total in (
-        (train, info.train_size, source.train, source.train_total),
-        (test, info.test_size, source.test, source.test_total),
-    ):
-        if count > size or count == 0 or (count < size and len(shards) == total):
-            files = f"{len(shards)} of {total} shards"
-            raise InputError(f"{shards[0].files[0]}: {count:,} images in {files}, expected {size:,} in the whole split")
 
 
 def _fingerprint(arrays: dict[str, np.ndarray]) -> str:
