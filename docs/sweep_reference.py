@@ -14,8 +14,9 @@ from harness.config.schema import network_options, options_of_method, sweep_sche
 from harness.methods import METHODS
 
 
-def keys_table(schema, part=None):
+def keys_table(part=None):
     """Return a table with a line for each key: type, default and meaning."""
+    schema = sweep_schema()
     section = schema["$defs"][part] if part else schema
     required = section.get("required") or section.get("anyOf", [{"required": []}])[0]["required"]  # unless it includes
     rows = [(f"`{key}`", *_typed(value, key in required)) for key, value in section["properties"].items()]
@@ -73,40 +74,21 @@ def _table(titles, rows):
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
-class _Table(SphinxDirective):
-    optional_arguments = 1
+def _directive(make_table):
+    """Return a directive that puts a table into a page; its arguments are the function's."""
 
-    def run(self):
-        return self.parse_text_to_nodes(self.text())
+    class Table(SphinxDirective):
+        optional_arguments = 1
 
+        def run(self):
+            return self.parse_text_to_nodes(make_table(*self.arguments))
 
-class SweepKeys(_Table):
-    """{sweep-keys} CLASS."""
-
-    def text(self):
-        """Markdown."""
-        return keys_table(sweep_schema(), *self.arguments)
-
-
-class SweepMethods(_Table):
-    """{sweep-methods}."""
-
-    def text(self):
-        """Markdown."""
-        return methods_table()
-
-
-class SweepOptions(_Table):
-    """{sweep-options} options or method_options."""
-
-    def text(self):
-        """Markdown."""
-        return options_table(*self.arguments)
+    return Table
 
 
 def setup(app):
     """Sphinx's hook."""
-    app.add_directive("sweep-keys", SweepKeys)
-    app.add_directive("sweep-methods", SweepMethods)
-    app.add_directive("sweep-options", SweepOptions)
+    app.add_directive("sweep-keys", _directive(keys_table))
+    app.add_directive("sweep-methods", _directive(methods_table))
+    app.add_directive("sweep-options", _directive(options_table))
     return {"parallel_read_safe": True}

@@ -21,7 +21,7 @@ def rank_classes(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def objectives(attack: str, classes: int) -> list[Objective]:
-    """Return the objectives of an attack by its name in harness.config.settings.ATTACKS, in their order."""
+    """Return the objectives of an attack by the name of the setting `attack`, in their order."""
     if attack == "margin":
         return [_margin]
     return [_margin, _cross_entropy, *(_towards(rank) for rank in range(classes - 1))]

@@ -16,17 +16,19 @@ from harness.methods import make_method
 def check_buildable(config: TrialConfig) -> nn.Module:
     """Build the network without memory, look up the bound rules that training and evaluation need, and return it.
 
-    Raises ValueError or TypeError for a network, method or option that does not exist or is out of range;
-    UnsupportedOperator (a TypeError) for an operator without a rule; InputError for anything else that a user's network
-    raises where tensors have no values.
+    Raises InputError for an option that does not exist or is out of range, for an operator without a rule, and for
+    anything else that a user's network raises where tensors have no values.
     """
+    try:
+        method = make_method(config.method, config.method_options)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"method_options: {error}") from None
     try:
         with torch.device("meta"):
             network = build(config.model, config.dataset, config.width, **config.options)
-        method = make_method(config.method, config.method_options)
         trace(network.eval(), linear=method.linear or needs_linear(config.evaluation.stages))
-    except (TypeError, ValueError):
-        raise
+    except (TypeError, ValueError) as error:
+        raise InputError(f"options: {error}") from None
     except Exception as error:
         cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise InputError(f"model: {config.model!r} cannot be built on torch's device 'meta': {cause}") from None
@@ -45,32 +47,29 @@ def ignored_settings(config: TrialConfig, network: nn.Module) -> dict[str, str]:
     """
     method, train, modules = make_method(config.method, config.method_options), config.train, list(network.modules())
     equilibria = [module for module in modules if isinstance(module, FixedPoint)]
-    has_ramp = train.ramp_start > 1 or train.ramp_epochs > 0
-    no_ramp = "it matters only while eps grows, and there is no ramp"
-    ignored: dict[str, str] = {}
-    for name, reason in method.ignored().items():
-        if name in ("ramp_start", "ramp_epochs") and _follows_eps(modules):
-            continue
-        section = "method_options" if name in vars(method) else "train"
-        ignored[f"{section}.{name}"] = f"{config.method!r}: {reason}"
-    if not train.decay_epochs:
-        ignored["train.decay_factor"] = "there are no decay_epochs"
-    if not train.regularisation:
-        ignored.setdefault("train.regularise_equilibria", "regularisation is 0")
-    if not has_ramp:
-        ignored.setdefault("train.regularisation", no_ramp)
-        ignored.setdefault("train.regularise_equilibria", no_ramp)
-    if not equilibria:
-        ignored.setdefault("train.regularise_equilibria", f"{config.model!r}: it has no equilibrium")
-    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules):
-        ignored["train.recompute_statistics"] = f"{config.model!r}: it has no batch norm"
-    if equilibria and not has_ramp:
-        ignored |= {"options.early_iterations": no_ramp, "options.margin_start": no_ramp}
-    if equilibria and all(module.unrolled for module in equilibria) and not method.linear:
-        ignored["options.backward_iterations"] = "the gradient is that of the iterations themselves"
-    if equilibria and "regularisation" in method.ignored():
-        ignored["options.warm_start"] = f"{config.method!r}: it bounds nothing, and lifted solves serve bounds"
-    return ignored
+    has_batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules)
+    by_method = {
+        f"{'method_options' if name in vars(method) else 'train'}.{name}": f"{config.method!r}: {reason}"
+        for name, reason in method.ignored().items()
+        if name not in ("ramp_start", "ramp_epochs") or not _follows_eps(modules)
+    }
+    no_ramp = train.ramp_start == 1 and train.ramp_epochs == 0
+    needs_ramp = "it matters only while eps grows, and there is no ramp"
+    unrolled = bool(equilibria) and all(module.unrolled for module in equilibria) and not method.linear
+    no_bounds = bool(equilibria) and "regularisation" in method.ignored()
+    facts = [  # setting, whether it changes nothing, the reason; the first reason counts
+        ("train.decay_factor", not train.decay_epochs, "there are no decay_epochs"),
+        ("train.regularise_equilibria", not train.regularisation, "regularisation is 0"),
+        ("train.regularise_equilibria", no_ramp, needs_ramp),
+        ("train.regularise_equilibria", not equilibria, f"{config.model!r}: it has no equilibrium"),
+        ("train.regularisation", no_ramp, needs_ramp),
+        ("train.recompute_statistics", not has_batch_norm, f"{config.model!r}: it has no batch norm"),
+        ("options.early_iterations", equilibria and no_ramp, needs_ramp),
+        ("options.margin_start", equilibria and no_ramp, needs_ramp),
+        ("options.backward_iterations", unrolled, "the gradient is that of the iterations themselves"),
+        ("options.warm_start", no_bounds, f"{config.method!r}: it bounds nothing, and lifted solves serve bounds"),
+    ]
+    return {name: reason for name, is_ignored, reason in reversed(facts) if is_ignored} | by_method
 
 
 def ignored_evaluation(config: TrialConfig) -> dict[str, str]:

@@ -7,10 +7,10 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from baselines import network_names, options_of
+from baselines import DATASETS, network_names, options_of
 from harness.config.grid import ZIP, takes_list
-from harness.config.settings import TrainSettings
-from harness.config.sweep_keys import FIXED, SweepFile
+from harness.config.settings import STAGES, TrainSettings
+from harness.config.sweep_keys import FIXED, SweepFile, TrialEntry, options_model
 from harness.config.sweep_text import INCLUDE
 from harness.methods import METHODS, method_options
 
@@ -21,9 +21,14 @@ def sweep_schema() -> Schema:
     """Return the schema of a sweep file, with its profiles and the options of each network and training method."""
     schema = _shorten(SweepFile.model_json_schema())
     schema["anyOf"] = [{"required": schema.pop("required")}, {"required": [INCLUDE]}]
-    keys, entry = schema["properties"], schema["$defs"]["TrialEntry"]
-    registered = {"dataset": _allow_any_name(keys["dataset"])}
-    names = {key: _or_list(_allow_any_name(entry["properties"][key])) for key in ("model", "method")}
+    keys, entry = schema["properties"], _shorten(TrialEntry.model_json_schema())
+    schema["$defs"]["TrialEntry"], keys["trials"]["items"] = entry, _reference("TrialEntry")
+    schema["$defs"]["EvaluationSettings"]["properties"]["stages"]["items"]["enum"] = list(STAGES)
+    registered = {"dataset": _allow_any_name(keys["dataset"], DATASETS)}
+    names = {
+        "model": _or_list(_allow_any_name(entry["properties"]["model"], network_names())),
+        "method": _or_list(_allow_any_name(entry["properties"]["method"], METHODS)),
+    }
     trials = {"trials": {"items": {"properties": names}}}
     profiles = {"profiles": {"additionalProperties": {"properties": trials}}}
     schema |= {"if": {"required": ["plugins"]}, "else": {"properties": registered | trials | profiles}}
@@ -44,29 +49,28 @@ def sweep_schema() -> Schema:
 
 def network_options(name: str) -> dict[str, Schema]:
     """Return type and default of each option of a network."""
-    return _typed(options_of(name))
+    return _properties(options_model(options_of(name)).model_json_schema())
 
 
 def options_of_method(name: str) -> dict[str, Schema]:
     """Return type, default and meaning of each option of a training method."""
     described: dict[str, Schema] = {}
     for kind in reversed(METHODS[name].__mro__[:-1]):  # pydantic reads the docstrings of a class's own fields alone
-        properties = _shorten(TypeAdapter(kind).json_schema()).get("properties", {})
-        described |= {option: properties[option] for option in inspect.get_annotations(kind) if option in properties}
-    return {option: described[option] | own for option, own in _typed(method_options(name)).items()}
+        own = inspect.get_annotations(kind)
+        properties = _properties(TypeAdapter(kind).json_schema())
+        described |= {option: schema for option, schema in properties.items() if option in own}
+    return {option: described[option] for option in method_options(name)}
 
 
-def _typed(options: Mapping[str, Parameter]) -> dict[str, Schema]:
-    kinds = {name: _shorten(TypeAdapter(option.annotation).json_schema()) for name, option in options.items()}
-    defaults = {name: option.default for name, option in options.items() if option.default is not option.empty}
-    return {name: kind | ({"default": defaults[name]} if name in defaults else {}) for name, kind in kinds.items()}
+def _properties(schema: Schema) -> dict[str, Schema]:
+    return _shorten(schema).get("properties", {})
 
 
-def _allow_any_name(key: Schema) -> Schema:
+def _allow_any_name(key: Schema, names: Iterable[str]) -> Schema:
     """Let a key be any name, since plugins add names; return what it must be without plugins."""
-    names = {"enum": key.pop("enum")}
-    key["anyOf"] = [names, {"type": key.pop("type")}]
-    return names
+    registered = {"enum": list(names)}
+    key["anyOf"] = [registered, {"type": key.pop("type")}]
+    return registered
 
 
 def _or_list(value: Schema) -> Schema:

@@ -1,26 +1,22 @@
 """The key `search` of a sweep file: which settings are searched, how, for how long, and what is evaluated."""
 
-import typing
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, Field, model_validator
 
 from baselines import options_of
-from harness.config.settings import STRICT, OneOf, TrainSettings
+from harness.config.settings import STRICT
 from harness.config.trial import TrialConfig, identity
-from harness.errors import require
+from harness.errors import InputError, require
 from harness.methods import method_options
 from harness.storage.names import CERTIFIED_ERROR, STANDARD_ERROR
 
-SAMPLERS = ("tpe", "nsga2", "random")
-OBJECTIVES = (CERTIFIED_ERROR, STANDARD_ERROR)
-_SECTIONS = ("train", "options", "method_options")
-Sampler = typing.Literal[SAMPLERS]  # type: ignore[valid-type]
-Objective = typing.Literal[OBJECTIVES]  # type: ignore[valid-type]
-Number = typing.TypeVar("Number", int, float)
+Sampler = Literal["tpe", "nsga2", "random"]
+SAMPLERS = get_args(Sampler)
+Objective = Literal[CERTIFIED_ERROR, STANDARD_ERROR]  # type: ignore[valid-type]
+Number = TypeVar("Number", int, float)
 Ends = Annotated[list[Number], Field(min_length=2, max_length=2)]
 
 
@@ -82,9 +78,9 @@ class SearchSettings(BaseModel):
     spaces: dict[str, Space] = Field(default_factory=dict)
     """The values each setting may have, by its key in an entry, such as train.learning_rate, options.margin or
     method_options.alpha. An entry whose network or method does not use a setting is searched without it."""
-    sampler: Annotated[Sampler, OneOf(SAMPLERS)] = "tpe"
+    sampler: Sampler = "tpe"
     """Optuna's sampler, which proposes candidates: 'tpe', 'nsga2' for fronts, or 'random' as a control."""
-    objectives: list[Annotated[Objective, OneOf(OBJECTIVES)]] = Field([CERTIFIED_ERROR], min_length=1)
+    objectives: list[Objective] = Field([CERTIFIED_ERROR], min_length=1)
     """What to minimise: certified_error, standard_error, or both, which gives a front."""
     validation_images: int = Field(5000, ge=1)
     """So many of the last training images are held out, and candidates are evaluated on them."""
@@ -112,7 +108,9 @@ class SearchSettings(BaseModel):
         for key in self.spaces:
             section, _, name = key.partition(".")
             allowed = "a key in train, options or method_options, such as train.learning_rate"
-            require(f"spaces.{key}", key, section in _SECTIONS and name.isidentifier(), allowed)
+            require(
+                f"spaces.{key}", key, section in ("train", "options", "method_options") and name.isidentifier(), allowed
+            )
         return self
 
 
@@ -129,7 +127,7 @@ class Searched:
     resolve: Callable[[dict[str, Any]], TrialConfig]
 
     def config(self, settings: dict[str, Any]) -> TrialConfig:
-        """Return the trial with these settings, by key, under seed 0. Raises ValueError where they do not fit."""
+        """Return the trial with these settings, by key, under seed 0. Raises InputError where they do not fit."""
         return replace(self.resolve(settings), profile=self.base.profile)
 
     @property
@@ -137,71 +135,65 @@ class Searched:
         """The settings of the entry in the file; None where one of them is outside its space."""
         settings = {}
         for key, space in self.spaces.items():
-            value = _value(self.base, key)
             if space.choice is not None:
-                values = [choice for choice in space.choice if self._makes(key, choice, value)]
+                values = [choice for choice in space.choice if self._is_base(key, choice)]
             else:
+                value = _settings_of(self.base)[key]
                 values = [value] if value is not None and min(space.ends) <= value <= max(space.ends) else []
             if not values:
                 return None
             settings[key] = values[0]
         return settings
 
-    def _makes(self, key: str, choice: Any, value: Any) -> bool:
-        """Return whether a choice is another spelling of a value."""
+    def _is_base(self, key: str, value: Any) -> bool:
+        """Return whether a setting is the entry's own, perhaps in another spelling."""
         try:
-            return bool(_value(self.config({key: choice}), key) == value)
-        except ValueError:  # the choice does not fit the entry's other settings
+            return self.config({key: value}) == self.base
+        except InputError:  # it does not fit the entry's other settings
             return False
+
+
+def _settings_of(trial: TrialConfig) -> dict[str, Any]:
+    """Return all settings that can be searched, by their keys in an entry."""
+    settings = {f"train.{field.name}": getattr(trial.train, field.name) for field in fields(trial.train)}
+    for section, parameters in (("options", options_of(trial.model)), ("method_options", method_options(trial.method))):
+        own = getattr(trial, section)
+        settings |= {f"{section}.{name}": own.get(name, option.default) for name, option in parameters.items()}
+    return settings
 
 
 def spaces_of(spaces: Mapping[str, Space], trial: TrialConfig, ignored: Mapping[str, str]) -> dict[str, Space]:
     """Return the spaces of the settings that a trial uses. ignored: the keys that change nothing in it."""
-    settings = {
-        "train": [field.name for field in fields(TrainSettings)],
-        "options": options_of(trial.model),
-        "method_options": method_options(trial.method),
-    }
-    used = {f"{section}.{name}" for section, names in settings.items() for name in names} - ignored.keys()
+    used = _settings_of(trial).keys() - ignored.keys()
     return {key: space for key, space in spaces.items() if key in used}
 
 
-def search_problems(search: SearchSettings, seeds: int, searched: Sequence[Searched]) -> list[str]:
-    """Return what is wrong with a search of these entries, a line a problem. seeds: how many the sweep has."""
-    problems = []
-    if search.seeds > seeds:
-        problems.append(f"search.seeds: found {search.seeds}, allowed: at most the sweep's {seeds}")
+def check_search(search: SearchSettings, validation_images: int, seeds: int, searched: Sequence[Searched]) -> None:
+    """Raise InputError unless a search fits the sweep and each of its entries.
+
+    validation_images, seeds: how many images the sweep itself holds out, and how many seeds it has.
+    """
+    allowed = "0 beside search, whose winners are evaluated on test images"
+    require("validation_images", validation_images, validation_images == 0, allowed)
+    require("search.seeds", search.seeds, search.seeds <= seeds, f"at most the sweep's {seeds}")
     used = {key for entry in searched for key in entry.spaces}
-    allowed = "a setting that a network or method of trials uses"
-    problems += [f"search.spaces.{key}: found a space, allowed: {allowed}" for key in search.spaces if key not in used]
-    seen: set[str] = set()
+    for key, space in search.spaces.items():
+        allowed = "a setting that a network or method of trials uses"
+        require(f"search.spaces.{key}", space.model_dump(exclude_none=True), key in used, allowed)
+    first_values: set[str] = set()
     for entry in searched:
         row, epochs = entry.base.row, entry.base.train.epochs
-        if not entry.spaces:
-            problems.append(f"search.spaces: found none for {row}, allowed: one for each of trials")
-        if search.asha is not None and search.asha.min_epochs >= epochs:
-            found = search.asha.min_epochs
-            problems.append(f"search.asha.min_epochs: found {found}, allowed: less than epochs = {epochs} of {row}")
+        require("search.spaces", list(search.spaces), bool(entry.spaces), f"also a setting that {row} uses")
+        if search.asha is not None:
+            begin = search.asha.min_epochs
+            require("search.asha.min_epochs", begin, begin < epochs, f"less than epochs = {epochs} of {row}")
         first = {key: space.extremes[0] for key, space in entry.spaces.items()}
         for key, space in entry.spaces.items():
             for value in space.extremes:
                 try:
                     entry.config(first | {key: value})
-                except ValueError as error:
-                    problems.append(f"search.spaces.{key}: {'; '.join(map(str, error.args))}")
-        with suppress(ValueError):  # it is among the problems
-            trial = identity(entry.config(first))
-            if trial in seen:
-                problems.append(f"trials: {row}: two entries that differ only in settings that are searched")
-            seen.add(trial)
-    return problems
-
-
-def _value(config: TrialConfig, key: str) -> Any:
-    """Return a setting of a trial by its key, as a sweep file spells it."""
-    section, _, name = key.partition(".")
-    if section == "train":
-        value = getattr(config.train, name)
-        return list(value) if isinstance(value, tuple) else value
-    parameters = {"options": options_of(config.model), "method_options": method_options(config.method)}
-    return getattr(config, section).get(name, parameters[section][name].default)
+                except InputError as error:
+                    raise InputError(f"search.spaces.{key}: {error}") from None
+        trial = identity(entry.config(first))
+        require("trials", row, trial not in first_values, "entries that differ in more than what is searched")
+        first_values.add(trial)

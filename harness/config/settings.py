@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from harness.errors import SettingError, require
 
@@ -44,12 +44,10 @@ STAGES_BY_SETTING = {
 }
 """For each evaluation setting that not every stage uses: the stages that use it."""
 
-ATTACKS = ("margin", "all")
-"""What an attack maximises: the margin; or the margin, cross entropy and the margin against each other class."""
-
-PRECISIONS = ("tf32", "float32", "bf16")
-COMPILE_MODES = ("auto", "always", "never")
-INITIALISATIONS = ("ibp", "default")
+Attack = Literal["margin", "all"]
+Precision = Literal["tf32", "float32", "bf16"]
+CompileMode = Literal["auto", "always", "never"]
+Initialisation = Literal["ibp", "default"]
 LARGEST_EPOCHS = 1_000_000
 
 STRICT: Any = {"extra": "forbid", "strict": True, "allow_inf_nan": False, "use_attribute_docstrings": True}
@@ -59,34 +57,26 @@ STRICT: Any = {"extra": "forbid", "strict": True, "allow_inf_nan": False, "use_a
 class Radius(Fraction):
     """An exact l-inf radius in pixel units, above 0 and at most 1. As text it is over 255 where small: 8/255.
 
-    It is made from a number or a text such as '8/255' or '0.1'. Raises SettingError for anything else.
+    It is made from a number or a text such as '8/255' or '0.1'; a pickle or a copy also names the denominator. Raises
+    SettingError for anything else.
     """
 
-    def __new__(cls, value: object) -> Self:
-        """Return the radius that `value` says."""
+    def __new__(cls, value: object, denominator: int = 1) -> Self:
+        """Return the radius `value / denominator`."""
         is_number = isinstance(value, str | int | float | Fraction) and not isinstance(value, bool)
         try:
-            radius = super().__new__(cls, str(value) if is_number else "")
+            fraction = Fraction(str(value) if is_number else "") / denominator
         except (ValueError, ZeroDivisionError):
             raise SettingError("eps", value, "a number or a fraction such as 8/255") from None
-        is_radius = 0 < radius <= 1 and float(radius) > 0
+        is_radius = 0 < fraction <= 1 and float(fraction) > 0
         require("eps", str(value), is_radius, "a radius in pixel units, above 0 and at most 1")
-        return radius
+        return super().__new__(cls, fraction)
 
     from_float = Fraction.from_float  # type: ignore[assignment]  # for comparisons with floats that are no radius
 
     def __str__(self) -> str:
         levels = 255 * self
         return f"{levels}/255" if levels.denominator == 1 and levels <= 16 else super().__str__()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (str(self),)
-
-    def __copy__(self) -> Self:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
@@ -95,17 +85,6 @@ class Radius(Fraction):
 
         text_or_number = core_schema.union_schema([core_schema.str_schema(), core_schema.float_schema()])
         return core_schema.no_info_plain_validator_function(cls, json_schema_input_schema=text_or_number)
-
-
-@dataclass(frozen=True)
-class OneOf:
-    """Annotation of a text: the allowed names, for the JSON schema. The class that has the field checks them."""
-
-    names: tuple[str, ...]
-
-    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
-        """Add the names to the schema that pydantic makes."""
-        return {**handler(schema), "enum": list(self.names)}
 
 
 @dataclass(frozen=True)
@@ -148,13 +127,13 @@ class TrainSettings:
     recompute_statistics: bool = False
     """Before evaluation, recompute batch norm's statistics on the whole training set, in whole batches, unaugmented
     (CTBench 2024). The metrics of each epoch still describe the network as it trains."""
-    precision: Annotated[str, OneOf(PRECISIONS)] = "tf32"
+    precision: Precision = "tf32"
     """Precision of products in training steps: 'tf32', 'float32', or 'bf16', which keeps parameters, sums, margins and
     the loss in float32. It does not affect evaluation."""
-    compile: Annotated[str, OneOf(COMPILE_MODES)] = "auto"
+    compile: CompileMode = "auto"
     """Whether to compile training steps: 'auto' where compiling works and the trial is long enough to gain time,
     'always' where it works, 'never'. Numbers change by rounding alone, as on another machine."""
-    initialisation: Annotated[str, OneOf(INITIALISATIONS)] = "ibp"
+    initialisation: Initialisation = "ibp"
     """'ibp' draws weights that keep the width of boxes (Shi et al. 2021), 'default' keeps torch's own. Batch norm
     cancels the scale of weights, so that this matters most where there is none."""
 
@@ -183,10 +162,10 @@ class TrainSettings:
         require("clip_norm", norm, norm is None or 0 < norm < math.inf, "above 0 and finite, or null for no clipping")
         require("regularisation", self.regularisation, 0 <= self.regularisation < math.inf, "at least 0 and finite")
         require("ema_decay", decay, decay is None or 0 < decay < 1, "above 0 and below 1, or null for no average")
-        require("precision", self.precision, self.precision in PRECISIONS, "'tf32', 'float32' or 'bf16'")
-        require("compile", self.compile, self.compile in COMPILE_MODES, "'auto', 'always' or 'never'")
-        drawn = self.initialisation
-        require("initialisation", drawn, drawn in INITIALISATIONS, "'ibp' or 'default'")
+        require("precision", self.precision, self.precision in get_args(Precision), "'tf32', 'float32' or 'bf16'")
+        require("compile", self.compile, self.compile in get_args(CompileMode), "'auto', 'always' or 'never'")
+        initialisation = self.initialisation
+        require("initialisation", initialisation, initialisation in get_args(Initialisation), "'ibp' or 'default'")
 
 
 @dataclass(frozen=True)
@@ -195,14 +174,14 @@ class EvaluationSettings:
 
     __pydantic_config__: ClassVar = STRICT
 
-    stages: tuple[Annotated[str, OneOf(tuple(STAGES))], ...] = ("ibp", "crown-ibp", "alpha-crown")
+    stages: tuple[str, ...] = ("ibp", "crown-ibp", "alpha-crown")
     """The verifier's stages, 'ibp' first, in the order 'ibp', 'crown-ibp', 'crown', 'alpha-crown', 'bab' (branch and
     bound). Each stage tries the images that those before it left unknown."""
     test_images: int | None = None
     """Number of test images, the first ones; null takes all."""
     batch_size: int = 500
     """Images evaluated at a time."""
-    attack: Annotated[str, OneOf(ATTACKS)] = "all"
+    attack: Attack = "all"
     """What projected gradient descent maximises: 'margin', or 'all': the margin, cross entropy and the margin against
     each other class."""
     attack_steps: int = 40
@@ -225,7 +204,7 @@ class EvaluationSettings:
         require("stages", stages, fits, f"ibp, then of these in order: {tuple(STAGES)}")
         images = self.test_images
         require("test_images", images, images is None or images >= 1, "an integer of at least 1, or null for all")
-        require("attack", self.attack, self.attack in ATTACKS, "'margin' or 'all'")
+        require("attack", self.attack, self.attack in get_args(Attack), "'margin' or 'all'")
         for name in ("batch_size", "attack_steps", "attack_restarts"):
             require(name, getattr(self, name), getattr(self, name) >= 1, "an integer of at least 1")
         require("attack_step", self.attack_step, 0 < self.attack_step <= 2, "above 0 and at most 2")

@@ -1,49 +1,44 @@
 """The keys of a sweep file, and what to say of one that is wrong."""
 
-import inspect
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterable, Mapping
+from inspect import Parameter, signature
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, Field
-from pydantic_core import CoreSchema, core_schema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError, create_model
 
 from baselines import DATASETS, UnknownNameError, network_names, unknown_network
 from harness.config.search import Asha, SearchSettings, Space
-from harness.config.settings import STRICT, EvaluationSettings, OneOf, Radius, TrainSettings
+from harness.config.settings import STRICT, EvaluationSettings, Radius, TrainSettings
 from harness.config.trial import LARGEST_SEED, LARGEST_WIDTH, LONGEST_NAME, NAME_PATTERN
-from harness.errors import SettingError, shorten
+from harness.errors import InputError, SettingError, require
 from harness.methods import METHODS
 
 RENAMED = {"evaluation.methods": "evaluation.stages"}
 
 
-@dataclass(frozen=True)
-class _Registered:
-    """Annotation of a text: one of the names in a registry, to which plugins add."""
+def _registered(kind: str, names: Callable[[], Iterable[str]]) -> BeforeValidator:
+    """Return the check of a name in a registry, to which plugins add."""
 
-    kind: str
-    names: Callable[[], Iterable[str]]
+    def check(name: object) -> object:
+        if name not in (registered := list(names())):
+            raise unknown_network(name) if kind == "network" else UnknownNameError(kind, name, registered)
+        return name
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
-        """Check the name before its type."""
-        return core_schema.no_info_before_validator_function(self._check, handler(source))
-
-    def _check(self, value: object) -> object:
-        names = list(self.names())
-        if value not in names:
-            raise unknown_network(value) if self.kind == "network" else UnknownNameError(self.kind, value, names)
-        return value
-
-    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
-        """Add today's names to the schema."""
-        return OneOf(tuple(self.names())).__get_pydantic_json_schema__(schema, handler)
+    return BeforeValidator(check)
 
 
-def _whole_or_fraction(gpus: float) -> float:
-    if gpus > 1 and not gpus.is_integer():
-        raise SettingError("gpu", gpus, "a fraction of one GPU, or a whole number of them")
+def _check_gpus(gpus: float) -> float:
+    require("gpu", gpus, gpus <= 1 or gpus.is_integer(), "a fraction of one GPU, or a whole number of them")
     return gpus
+
+
+def _check_seeds(seeds: list[int]) -> list[int]:
+    require("seeds", seeds, len(set(seeds)) == len(seeds), "different ones")
+    return seeds
+
+
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 
 
 class TrialEntry(BaseModel):
@@ -51,9 +46,9 @@ class TrialEntry(BaseModel):
 
     model_config = STRICT
 
-    model: Annotated[str, _Registered("network", network_names)]
+    model: Annotated[str, _registered("network", network_names)]
     """The network; `module:function` for a function of a plugin that is not registered."""
-    method: Annotated[str, _Registered("training method", lambda: METHODS)]
+    method: Annotated[str, _registered("training method", lambda: METHODS)]
     """The training method."""
     options: dict[str, Any] = Field(default_factory=dict)
     """The network's options, where they differ from their defaults."""
@@ -74,7 +69,7 @@ class Resources(BaseModel):
 
     cpu: int = Field(1, ge=1)
     """CPU cores, and as many threads."""
-    gpu: Annotated[float, Field(ge=0), AfterValidator(_whole_or_fraction)] = 0
+    gpu: Annotated[float, Field(ge=0), AfterValidator(_check_gpus)] = 0
     """GPUs, or a fraction of one, which is also the share of its memory."""
 
 
@@ -85,17 +80,17 @@ class SweepFile(BaseModel):
 
     name: str = Field(pattern=NAME_PATTERN, max_length=LONGEST_NAME)
     """Name of the folder under results/ and of the MLflow experiment."""
-    dataset: Annotated[str, _Registered("data set", lambda: DATASETS)]
+    dataset: Annotated[str, _registered("data set", lambda: DATASETS)]
     """The data set to train and evaluate on."""
     eps: Radius
     """The exact l-inf radius of evaluation in pixel units, above 0 and at most 1: a number or a fraction like 8/255."""
-    seeds: list[Annotated[int, Field(ge=0, le=LARGEST_SEED)]] = Field(min_length=1)
+    seeds: Annotated[list[Seed], Field(min_length=1), AfterValidator(_check_seeds)]
     """Seeds of initial weights, batches and attacks; each entry of `trials` is trained once with each."""
     train: TrainSettings = Field(default_factory=TrainSettings)
     """The recipe."""
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     """How trained networks are evaluated."""
-    trials: list[TrialEntry] = Field(min_length=1)
+    trials: list[dict[str, Any]] = Field(min_length=1)
     """What is compared: the rows of the leaderboard."""
     resources: Resources = Field(default_factory=lambda: Resources.model_validate({}))
     """What Ray reserves for each trial."""
@@ -120,28 +115,45 @@ FIXED = frozenset({"name", "dataset", "eps", "profiles", "include", "plugins"})
 """The keys that a profile cannot change."""
 
 _SECTIONS: dict[Any, Any] = {
-    "train": TrainSettings, "evaluation": EvaluationSettings, "trials": TrialEntry, "resources": Resources,
-    "search": SearchSettings, "spaces": Space, "asha": Asha,
+    "train": TrainSettings, "evaluation": EvaluationSettings, "resources": Resources, "search": SearchSettings,
+    "spaces": Space, "asha": Asha,
 }  # fmt: skip
 
 
-def describe(error: Any, *section: str) -> str:
-    """Return the line for one of pydantic's errors: key, what was found, what is allowed. section: leads its key."""
-    location = (*section, *error["loc"])
-    key = ".".join(map(str, location))
-    cause = error.get("ctx", {}).get("error")
+def options_model(options: Mapping[str, Parameter]) -> type[BaseModel]:
+    """Return a class whose fields are the options of a network or a training method."""
+    kinds: Any = {
+        name: (option.annotation, ... if option.default is option.empty else option.default)
+        for name, option in options.items()
+    }
+    return create_model("options", __config__=STRICT, **kinds)
+
+
+def validate(kind: Any, value: Any, *section: str) -> Any:
+    """Return a value from a sweep file as a class has it. section: the keys that lead to the value.
+
+    Raises InputError, with a line for each problem: the key, what was found, what is allowed.
+    """
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(value, default=str))
+    except ValidationError as error:
+        raise InputError("\n".join(_describe(item, kind, section) for item in error.errors())) from None
+
+
+def _describe(error: Any, kind: Any, section: tuple[str, ...]) -> str:
+    location = [*section, *map(str, error["loc"])]
+    key, cause = ".".join(location), error.get("ctx", {}).get("error")
     if isinstance(cause, SettingError):
-        inside = [] if location[-1:] == (cause.key,) else [cause.key]  # the error of a whole mapping, or of this key
-        return f"{'.'.join([*map(str, location), *inside])}: found {shorten(cause.found)}, allowed: {cause.allowed}"
+        inside = [] if location[-1:] == [cause.key] else [cause.key]  # the error of a whole mapping, or of this key
+        return str(SettingError(".".join([*location, *inside]), cause.found, cause.allowed))
     if error["type"] == "missing":
         return f"{key}: missing"
     if key in RENAMED:
         return f"{key}: renamed; write {RENAMED[key]}"
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        mappings = [_SECTIONS[part] for part in location[:-1] if part in _SECTIONS]
-        allowed = inspect.signature(mappings[-1]).parameters if mappings else SweepFile.model_fields
-        return f"{key}: unknown key; allowed: {', '.join(allowed)}"
+        owner = [kind, *(_SECTIONS[part] for part in error["loc"][:-1] if part in _SECTIONS)][-1]
+        return f"{key}: unknown key; allowed: {', '.join(signature(owner).parameters) or 'none'}"
     if isinstance(cause, UnknownNameError):
-        return f"{key}: found {shorten(error['input'])}, allowed: {cause.allowed}"
+        return str(SettingError(key, error["input"], cause.allowed))
     allowed = error["msg"].removeprefix("Input should be ").replace("an object", "a mapping").replace("array", "list")
-    return f"{key}: found {shorten(error['input'])}, allowed: {allowed[0].lower() + allowed[1:]}"
+    return str(SettingError(key, error["input"], allowed[0].lower() + allowed[1:]))

@@ -9,34 +9,23 @@ from typing import Any
 import yaml
 
 from harness.config.trial import flatten
-from harness.errors import InputError, SettingError, require, shorten
+from harness.errors import InputError, SettingError, require
 
 INCLUDE = "include"
 
 
-class ConfigError(InputError):
-    """A sweep file that cannot be used: a line a problem, with the file, the key, what was found, what is allowed."""
-
-    def __init__(self, source: Path | str, problems: list[str]):
-        super().__init__("\n".join(f"{source}: {problem}" for problem in problems))
-
-
-def read(path: Path, including: tuple[Path, ...] = ()) -> tuple[dict[str, Any], list[str]]:
-    """Return the content of a sweep file merged over the files that it includes, and the names of those files.
-
-    including: the files that include this one. Raises ConfigError.
-    """
-    content = _read_mapping(path)
-    if INCLUDE not in content:
-        return content, []
-    name = content.pop(INCLUDE)
-    included = path.parent / str(name)
-    files = [file.resolve() for file in (*including, path)]
-    if not isinstance(name, str) or included.resolve() in files:
+def read(path: Path) -> tuple[dict[str, Any], list[Path]]:
+    """Return the content of a sweep file merged over the files that it includes, and those files. Raises InputError."""
+    content, files = _read_mapping(path), [path]
+    while INCLUDE in content:
+        name = content.pop(INCLUDE)
+        included = files[-1].parent / str(name)
+        is_other = isinstance(name, str) and included.resolve() not in [file.resolve() for file in files]
         allowed = "the path of another file, relative to this one, that does not include this one"
-        raise ConfigError(path, [f"{INCLUDE}: found {shorten(name)}, allowed: {allowed}"])
-    base, further = read(included, (*including, path))
-    return merge(base, content), [name, *further]
+        require(f"{files[-1]}: {INCLUDE}", name, is_other, allowed)
+        content = merge(_read_mapping(included), content)
+        files.append(included)
+    return content, files[1:]
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -46,6 +35,13 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(base.get(key), dict)
         result[key] = merge(base[key], value) if both else value
     return result
+
+
+def nest(keys: Sequence[str], value: Any) -> dict[str, Any]:
+    """Return {'train': {'epochs': 2}} for ['train', 'epochs'] and 2."""
+    for key in reversed(keys):
+        value = {key: value}
+    return value
 
 
 def parse_yaml(text: str) -> Any:
@@ -60,14 +56,13 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(path, [f"cannot be read: {getattr(error, 'strerror', None) or error}"]) from None
+        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     try:
         content = parse_yaml(text)
     except ValueError as error:
-        raise ConfigError(path, [f"is not YAML: {error}"]) from None
-    if not isinstance(content, dict):
-        found = "nothing" if content is None else type(content).__name__
-        raise ConfigError(path, [f"found {found}, allowed: a mapping with name, dataset, eps, seeds, trials"])
+        raise InputError(f"{path}: is not YAML: {error}") from None
+    is_mapping = isinstance(content, dict)
+    require(str(path), content, is_mapping, "a mapping with name, dataset, eps, seeds, trials")
     return content
 
 
@@ -94,17 +89,14 @@ def parse_assignments(assignments: Sequence[str], changeable: Collection[str]) -
     """
     changes: dict[str, Any] = {}
     for text in assignments:
-        key, equals, written = text.partition("=")
-        section, *inside = key.split(".")
+        key, equals, value = text.partition("=")
+        keys = key.split(".")
         allowed = f"KEY=VALUE, KEY one of {', '.join(sorted(changeable))} or in one, such as train.epochs=2"
-        require("--set", text, equals == "=" and section in changeable, allowed)
+        require("--set", text, equals == "=" and keys[0] in changeable, allowed)
         try:
-            value = parse_yaml(written)
+            changes = merge(changes, nest(keys, parse_yaml(value)))
         except ValueError as error:
             raise SettingError("--set", text, f"a value in YAML: {error}") from None
-        for name in reversed(inside):
-            value = {name: value}
-        changes = merge(changes, {section: value})
     return changes
 
 

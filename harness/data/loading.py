@@ -15,8 +15,9 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from baselines.datasets import DATASETS, Dataset
-from harness.data.layouts import DataError, Shard, Source, fetch, find, name_errors, not_found_message
+from harness.data.layouts import Shard, Source, fetch, find, name_errors, not_found
 from harness.environment import cache_directory
+from harness.errors import InputError, require
 from harness.storage.files import write_atomically
 
 _CACHE_FORMAT = 1
@@ -29,21 +30,21 @@ _TENSORS = ("train_images", "train_labels", "test_images", "test_labels")
 class Split:
     """Images uint8 [N, C, H, W] with values 0..255, labels int64 [N], both on the CPU.
 
-    found, total: the number of shards that were read, and of all shards of the split.
+    shards, total: the number of shards that were read, and of all shards of the split.
     """
 
     images: Tensor
     labels: Tensor
-    found: int = 1
+    shards: int = 1
     total: int = 1
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
-    def complete(self) -> bool:
+    def is_complete(self) -> bool:
         """True if every shard of the split was read."""
-        return self.found == self.total
+        return self.shards == self.total
 
     def part(self, start: int, stop: int) -> Self:
         """Return images `start` to `stop`, without `stop`; views, no copies."""
@@ -67,12 +68,12 @@ class Data:
     def training_images(self, count: int | None = None, validation: int = 0) -> tuple[Split, Split | None]:
         """Return the first `count` train images (None: all), and the last `validation` ones (None if 0).
 
-        Raises DataError if there are too few images, or if `count` is None and shards of the split are missing.
+        Raises InputError if there are too few images, or if `count` is None and shards of the split are missing.
         """
         available = len(self.train) - validation
         if available < 1:
             images = f"{len(self.train):,} train images"
-            raise DataError(f"{self.info.title}: validation_images {validation} leaves none of {images}")
+            raise InputError(f"{self.info.title}: validation_images {validation} leaves none of {images}")
         count = self._check_count("train", self.info.train_size, self.train, count, available)
         held_out = self.train.part(available, len(self.train)) if validation else None
         return self.train.part(0, count), held_out
@@ -80,18 +81,18 @@ class Data:
     def test_images(self, count: int | None = None) -> Split:
         """Return the first `count` test images (None: all).
 
-        Raises DataError if there are too few images, or if `count` is None and shards of the split are missing.
+        Raises InputError if there are too few images, or if `count` is None and shards of the split are missing.
         """
         return self.test.part(0, self._check_count("test", self.info.test_size, self.test, count, len(self.test)))
 
     def _check_count(self, name: str, size: int, split: Split, count: int | None, available: int) -> int:
-        if count is None and split.complete:
+        if count is None and split.is_complete:
             return available
         if count is not None and 1 <= count <= available:
             return count
-        found = f"{split.found} of {split.total} {name} shards found ({len(split):,} of {size:,} images)"
-        asked = "all" if count is None else count
-        raise DataError(f"{self.info.title}: {found}: set {name}_images to at most {available}, not {asked}")
+        files = f"{split.shards} of {split.total} {name} shards found ({len(split):,} of {size:,} images)"
+        requested = "all" if count is None else count
+        raise InputError(f"{self.info.title}: {files}: set {name}_images to at most {available}, not {requested}")
 
     def summary(self) -> dict[str, Any]:
         """Return the data set's entry in results, ready for JSON. `complete`: no shard of either split is missing."""
@@ -99,12 +100,12 @@ class Data:
             "name": self.info.name,
             "fingerprint": self.fingerprint,
             "directory": None if self.directory is None else str(self.directory.absolute()),
-            "complete": self.train.complete and self.test.complete,
+            "complete": self.train.is_complete and self.test.is_complete,
             "train_images": len(self.train),
-            "train_shards_found": self.train.found,
+            "train_shards_found": self.train.shards,
             "train_shards_total": self.train.total,
             "test_images": len(self.test),
-            "test_shards_found": self.test.found,
+            "test_shards_found": self.test.shards,
             "test_shards_total": self.test.total,
         }
 
@@ -123,18 +124,27 @@ def load(name: str, data_dir: str | Path | None = None, writes: bool = True) -> 
         writes: whether the function may download and write the cache.
 
     Raises:
-        DataError: if the name is unknown, if the data set cannot be found or downloaded, or if a file is unreadable or
+        InputError: if the name is unknown, if the data set cannot be found or downloaded, or if a file is unreadable or
             does not fit the data set's entry.
     """
-    if name not in DATASETS:
-        raise DataError(f"dataset: found {name!r}, allowed: {', '.join(DATASETS)}")
+    require("dataset", name, name in DATASETS, ", ".join(DATASETS))
     info, root = DATASETS[name], data_directory(data_dir)
     source = find(info, root)
     if source is None and not writes:
-        raise DataError(not_found_message(info, root, "it would have to be downloaded"))
+        raise not_found(info, root, "it would have to be downloaded")
     source = source or fetch(info, root)
     cache = _cache_path(info, source)
-    tensors, fingerprint = _read_cache(info, source, cache) or _build(info, source, cache if writes else None)
+    try:
+        with safe_open(cache, framework="pt") as file:  # its tensors are mapped into memory
+            tensors = {split: file.get_tensor(split) for split in _TENSORS}
+            fingerprint = file.metadata()["fingerprint"]
+    except (OSError, SafetensorError):  # there is none, or it is damaged
+        train = _read(info, source.train, source.train_total, info.train_size)
+        test = _read(info, source.test, source.test_total, info.test_size)
+        arrays = dict(zip(_TENSORS, train + test, strict=True))
+        tensors, fingerprint = {key: torch.from_numpy(array) for key, array in arrays.items()}, _fingerprint(arrays)
+        if writes:
+            _write_cache(info, cache, arrays, fingerprint)
     return Data(
         info,
         Split(tensors["train_images"], tensors["train_labels"], len(source.train), source.train_total),
@@ -145,8 +155,8 @@ def load(name: str, data_dir: str | Path | None = None, writes: bool = True) -> 
 
 
 def _cache_path(info: Dataset, source: Source) -> Path:
-    """Return the cache's path, a hash of paths, sizes and modification times: changed files have another cache."""
-    digest = hashlib.sha256(json.dumps(_CACHE_FORMAT).encode())
+    """Return the cache's path, a hash of the entry and of its files' sizes and times: changed files have another."""
+    digest = hashlib.sha256(json.dumps([_CACHE_FORMAT, info.shape, info.train_size, info.test_size]).encode())
     for path in dict.fromkeys(path for shard in source.train + source.test for path in shard.files):
         with name_errors(path):
             stat = path.stat()
@@ -154,72 +164,42 @@ def _cache_path(info: Dataset, source: Source) -> Path:
     return cache_directory() / f"{info.name}-{digest.hexdigest()[:16]}.safetensors"
 
 
-def _read_cache(info: Dataset, source: Source, path: Path) -> tuple[dict[str, Tensor], str] | None:
-    """Return tensors, mapped into memory, and their fingerprint; None if the cache is missing or damaged."""
+def _write_cache(info: Dataset, cache: Path, arrays: dict[str, np.ndarray], fingerprint: str) -> None:
+    """Write the cache; a failure is a warning."""
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in _TENSORS}
-            fingerprint = file.metadata()["fingerprint"]
-        _check_sizes(info, source, *(len(tensors[name]) for name in ("train_labels", "test_labels")))
-        for split in ("train", "test"):
-            _check(info, path, tensors[f"{split}_images"].numpy(), tensors[f"{split}_labels"].numpy())
-    except (OSError, SafetensorError, KeyError, TypeError, DataError):
-        return None
-    return tensors, fingerprint
-
-
-def _build(info: Dataset, source: Source, cache: Path | None) -> tuple[dict[str, Tensor], str]:
-    """Read and check the source; write the cache, if there is to be one. A failure to write it is a warning."""
-    arrays = dict(zip(_TENSORS, _read(info, source.train) + _read(info, source.test), strict=True))
-    _check_sizes(info, source, len(arrays["train_labels"]), len(arrays["test_labels"]))
-    fingerprint = _fingerprint(arrays)
-    try:
-        if cache:
-            write_atomically(cache, lambda temporary: save_file(arrays, temporary, {"fingerprint": fingerprint}))
+        write_atomically(cache, lambda temporary: save_file(arrays, temporary, {"fingerprint": fingerprint}))
     except (OSError, SafetensorError) as error:
         warnings.warn(
             f"{info.title} is decoded again each time, since {cache} cannot be written: {error}", stacklevel=3
         )
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}, fingerprint
 
 
-def _read(info: Dataset, shards: tuple[Shard, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Return images uint8 [N, C, H, W] and labels int64 [N] of all shards in order; each shard is checked."""
+def _read(info: Dataset, shards: tuple[Shard, ...], total: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return images uint8 [N, C, H, W] and labels int64 [N] of a split's shards in order, checked by the entry.
+
+    total, size: how many shards and images the whole split has.
+    """
     images, labels = [], []
     for shard in shards:
-        with name_errors(shard.where):
-            part_images, part_labels = shard.read()
-            if not np.issubdtype(part_labels.dtype, np.integer):
-                raise DataError(f"{shard.where}: labels are {part_labels.dtype}, expected integers")
-            part_labels = part_labels.astype(np.int64)
-            _check(info, shard.where, part_images, part_labels)
-        images.append(part_images)
-        labels.append(part_labels)
+        where = shard.files[0]
+        with name_errors(where):
+            shard_images, shard_labels = shard.read()
+            if shard_images.dtype != np.uint8 or shard_images.shape[1:] != info.shape:
+                description = f"{shard_images.dtype} {list(shard_images.shape[1:])}"
+                raise InputError(f"{where}: images are {description}, expected uint8 {list(info.shape)}")
+            if not np.issubdtype(shard_labels.dtype, np.integer) or shard_labels.shape != shard_images.shape[:1]:
+                description = f"{shard_labels.dtype} {list(shard_labels.shape)}"
+                raise InputError(f"{where}: labels are {description}, expected integers [{len(shard_images)}]")
+            if len(shard_labels) and not 0 <= shard_labels.min() <= shard_labels.max() < info.classes:
+                limits = f"{shard_labels.min()} to {shard_labels.max()}"
+                raise InputError(f"{where}: labels from {limits}, expected 0 to {info.classes - 1}")
+        images.append(shard_images)
+        labels.append(shard_labels.astype(np.int64))
+    count = sum(len(shard_labels) for shard_labels in labels)
+    if count > size or count == 0 or (count < size and len(shards) == total):
+        files = f"{len(shards)} of {total} shards"
+        raise InputError(f"{shards[0].files[0]}: {count:,} images in {files}, expected {size:,} in the whole split")
     return np.concatenate(images), np.concatenate(labels)
-
-
-def _check(info: Dataset, where: Path, images: np.ndarray, labels: np.ndarray) -> None:
-    """Raise DataError unless images and labels fit the entry."""
-    if images.dtype != np.uint8 or images.shape[1:] != info.shape:
-        found = f"{images.dtype} {list(images.shape[1:])}"
-        raise DataError(f"{where}: images are {found}, expected uint8 {list(info.shape)}")
-    if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
-        raise DataError(f"{where}: {len(images):,} images but labels {list(labels.shape)} {labels.dtype}")
-    if not len(labels):
-        raise DataError(f"{where}: no images")
-    if labels.min() < 0 or labels.max() >= info.classes:
-        raise DataError(f"{where}: labels from {labels.min()} to {labels.max()}, expected 0 to {info.classes - 1}")
-
-
-def _check_sizes(info: Dataset, source: Source, train: int, test: int) -> None:
-    """Raise DataError if a complete split does not have the entry's number of images, or a part has more."""
-    for count, size, shards, total in (
-        (train, info.train_size, source.train, source.train_total),
-        (test, info.test_size, source.test, source.test_total),
-    ):
-        if count > size or (count < size and len(shards) == total):
-            found = f"{len(shards)} of {total} shards"
-            raise DataError(f"{shards[0].where}: {count:,} images in {found}, expected {size:,} in the whole split")
 
 
 def _fingerprint(arrays: dict[str, np.ndarray]) -> str:

@@ -69,7 +69,7 @@ class TimedNetworks:
         return model.to(self.device).to(memory_format=torch.channels_last).train()
 
     def _stepper(self, name: str, method: str, options: dict[str, Any], precision: str, compiled: bool) -> Stepper:
-        train = TrainSettings(batch_size=self.options.batch_size, precision=precision)
+        train = TrainSettings(batch_size=self.options.batch_size, precision=precision)  # type: ignore[arg-type]
         config = TrialConfig(
             "benchmark", "full", self.options.dataset, Radius("8/255"), 0, name, method, {}, options,
             self.options.width, train=train,

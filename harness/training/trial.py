@@ -61,7 +61,7 @@ def run_trial(
 
     Raises:
         SettingError: the folder holds another trial, or a plugin has changed.
-        DataError, NonFiniteLossError, SoundnessError: these and any other error also leave failure.json.
+        InputError, NonFiniteLossError, SoundnessError: these and any other error also leave failure.json.
         Stopped: the clock says so.
     """
     load_for(config)

@@ -33,14 +33,14 @@ def _tokens(page):
 
 def blocks(language):
     """Every block of a language, page by page."""
-    found = []
+    every = []
     for page in PAGES:
         tokens = _tokens(page)
         for before, token in zip([None, *tokens], tokens, strict=False):
             if token.type == "fence" and token.info.split(" ")[0] == language:
-                told = before is not None and before.type == "html_block" and NOT_RUN.search(before.content)
-                found.append(Block(page, token.map[0] + 1, language, token.content, not told))
-    return found
+                is_excluded = before is not None and before.type == "html_block" and NOT_RUN.search(before.content)
+                every.append(Block(page, token.map[0] + 1, language, token.content, not is_excluded))
+    return every
 
 
 def files(page):
@@ -51,7 +51,7 @@ def files(page):
 
 
 def inline():
-    """(place, text) of all code in backticks."""
+    """(where, text) of all code in backticks."""
     return [
         (f"{page.relative_to(ROOT)}:{token.map[0] + 1}", child.content)
         for page in PAGES

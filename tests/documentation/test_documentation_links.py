@@ -16,17 +16,17 @@ def test_every_link_leads_somewhere(page):
         if target.startswith("https://"):
             continue
         path, _, anchor = target.partition("#")
-        place = (page.parent / path).resolve() if path else page
-        assert place.exists(), target
-        assert not anchor or anchor in anchors(place), target
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked), target
 
 
 def test_files_in_backticks_are_there():
-    missing = [(place, text) for place, text in inline() if FILE.fullmatch(text) and not list(ROOT.glob(text))]
+    missing = [(where, text) for where, text in inline() if FILE.fullmatch(text) and not list(ROOT.glob(text))]
     assert missing == []
 
 
 def test_names_in_backticks_are_there():
-    named = [(place, NAME.match(text)[1]) for place, text in inline() if NAME.match(text)]
+    named = [(where, NAME.match(text)[1]) for where, text in inline() if NAME.match(text)]
     assert len(named) > 10
-    assert [(place, name) for place, name in named if pydoc.locate(name) is None] == []
+    assert [(where, name) for where, name in named if pydoc.locate(name) is None] == []

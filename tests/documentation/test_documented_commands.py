@@ -1,10 +1,8 @@
-"""Commands of README, docs and RESULTS.md: each is read by its own parser and names what there is; cheap ones are run.
+"""Commands of README, docs and RESULTS.md: each is parsed and names what exists; cheap ones are run.
 
-Sweep files load: tests/harness/config/test_sweep_to_trials.py. What is not run here is run by the test that COVERED
-names, and the quickstart with what follows it under the marker `slow`.
+Sweep files load: tests/harness/config/test_sweep_to_trials.py.
 """
 
-import os
 import re
 import shlex
 import shutil
@@ -16,150 +14,100 @@ from pathlib import Path
 import pytest
 from pages import ROOT, blocks, inline
 
-from harness import __main__ as entry
 from harness.command_line import COMMANDS, main, parser_of, select_by_pattern
 from harness.config.sweep_file import load_sweep
 from harness.config.sweep_text import read
 from harness.config.trial import labels
 from harness.storage import folder
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-MARKERS = {marker.partition(":")[0] for marker in PROJECT["tool"]["pytest"]["ini_options"]["markers"]}
+GROUPS = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
 GOLDEN = ROOT / "tests/harness/golden"
-
 CHEAP = ("schema", "status", "tables", "paired")
-COVERED = {
-    "run": "harness/launch/test_whole_sweep.py",
-    "trial": "harness/launch/test_single.py",
-    "certify": "harness/launch/test_certify.py",
-    "ui": "harness/launch/test_ui.py",
-    "report": "harness/reports/test_report.py",
-    "publish": "harness/reports/test_publish.py",
-    "recheck": "harness/checker/test_recheck.py",
-    "benchmark": "harness/measure/test_benchmark.py",
-}
 PATTERNS = {"run": "only", "recheck": "only", "publish": "weights"}
-TOOLS = {"ruff", "mypy", "mlflow", "sphinx-build"}  # others' commands: they are in the lock, their paths are here
+NEEDS_MORE = {"--baseline", "--from-mlflow", "s3://bucket/prefix/cifar10"}
+"""Arguments of cheap commands that need results of another kind than `studies` has."""
 
 
-def lines():
-    """(place, words) of every command in a `sh` block or in backticks."""
+def commands():
+    """(where, words) of every command in a `sh` block or in backticks, without `uv run`."""
+    lines = [(where, text) for where, text in inline() if re.match(r"(uv run|python|pytest) ", text)]
+    lines += [(where, f"python -m {text}") for where, text in inline() if re.match(r"harness\.\w+ ", text)]
     for block in blocks("sh"):
-        whole = block.text.replace("\\\n", "")
-        for number, line in enumerate(whole.splitlines(), start=block.line + 1):
-            if words := shlex.split(line, comments=True):
-                yield f"{block.page.relative_to(ROOT)}:{number}", words
-    for place, text in inline():
-        if re.match(r"(uv run|python|pytest) ", text):
-            yield place, shlex.split(text)
-        elif re.match(r"harness\.\w+ ", text):
-            yield place, ["python", "-m", *shlex.split(text)]
+        lines += [(str(block), line) for line in block.text.replace("\\\n", "").splitlines()]
+    for where, line in lines:
+        words = shlex.split(line, comments=True)
+        if words[:2] == ["uv", "run"]:
+            words = words[2:]
+        while words[:1] == ["--group"]:
+            assert words[1] in GROUPS
+            words = words[2:]
+        if words:
+            yield where, words
 
 
-ALL = [pytest.param(words, id=f"{place} {shlex.join(words)}") for place, words in lines()]
-
-
-def without_runner(words):
-    """Less `uv run` and the groups it names."""
-    if words[:2] != ["uv", "run"]:
-        return words
-    words = words[2:]
-    while words[0] == "--group":
-        assert words[1] in PROJECT["dependency-groups"]
-        words = words[2:]
-    return words
-
-
-def harness_command(words):
-    """(name, arguments) of `python -m harness.NAME ...`, None of any other command."""
-    if words[:2] == ["python", "-m"] and words[2].startswith("harness."):
-        return words[2].removeprefix("harness."), words[3:]
-    return None
-
-
-OURS = [(name, arguments) for name, arguments in filter(None, (harness_command(without_runner(w)) for _, w in lines()))]
+ALL = list(commands())
+OURS = [(words[2].removeprefix("harness."), words[3:]) for _, words in ALL if words[:2] == ["python", "-m"]]
 PUBLISHED = "results/published/"
-ELSEWHERE = {"--baseline", "--from-mlflow", "s3://bucket/prefix/cifar10"}  # the last: harness/launch/test_shared.py
-RUN_HERE = dict.fromkeys(
-    (name, tuple(rest))
-    for name, rest in OURS
-    if name in CHEAP and (not ELSEWHERE & set(rest) or rest[0].startswith(PUBLISHED))
-)
+RUN_HERE = {
+    shlex.join([name, *arguments])
+    for name, arguments in OURS
+    if name in CHEAP and (not NEEDS_MORE & {*arguments} or arguments[0].startswith(PUBLISHED))
+}
 
 
-def labelled(directory):
-    """The labels of a sweep's trials: of its file, or of what is published."""
-    if str(directory).startswith(PUBLISHED):
-        configs = [folder.read_trial(place / folder.TRIAL).config for place in folder.trial_folders(ROOT / directory)]
+def labels_of(path):
+    """The labels of a sweep's trials: of its file, or of published results."""
+    if str(path).startswith(PUBLISHED):
+        trials = [folder.read_trial(trial_dir / folder.TRIAL) for trial_dir in folder.trial_folders(ROOT / path)]
+        configs = [trial.config for trial in trials]
     else:
-        configs = load_sweep(ROOT / "sweeps" / f"{directory.stem}.yaml", "full", True).trials
+        configs = load_sweep(ROOT / "sweeps" / f"{path.stem}.yaml", "full", True).trials
     return {label: (label,) for label in labels(configs)}
 
 
-def check_harness(name, arguments):
-    """Raises where there is no such command, argument, sweep file, profile, result, row or trial."""
+def check_harness_command(name, arguments):
+    """Raise an error where there is no such command, argument, sweep file, profile, result, row or trial."""
     assert name in COMMANDS
     if arguments == ["--help"]:
         return
     options = parser_of(name).parse_args(arguments)
-    baseline = getattr(options, "baseline", None)
     if name in PATTERNS and (patterns := getattr(options, PATTERNS[name])):
-        assert select_by_pattern("--only", patterns, labelled(options.sweep if name == "run" else options.directory))
-    given = [item for value in vars(options).values() for item in (value if isinstance(value, list) else [value])]
-    for path in (item for item in given if isinstance(item, Path)):
+        assert select_by_pattern("--only", patterns, labels_of(options.sweep if name == "run" else options.directory))
+    values = [item for value in vars(options).values() for item in (value if isinstance(value, list) else [value])]
+    for path in [value for value in values if isinstance(value, Path)]:
         if path.parts[0] == "sweeps":
             assert options.profile in (None, "full", *read(ROOT / path)[0].get("profiles", {}))
         if path.parts[:2] == ("results", "published"):
-            assert path.parts[2:] == () or (ROOT / path).is_dir()
+            assert (ROOT / path).is_dir()
         elif path.parts[0] == "results" and path.parts[1:] not in ((), ("*",)):
-            sweep = ROOT / "sweeps" / f"{path.parts[1]}.yaml"
-            assert sweep.is_file()
-            assert baseline is None or baseline in [trial.row for trial in load_sweep(sweep, "full", True).trials]
+            sweep = load_sweep(ROOT / "sweeps" / f"{path.parts[1]}.yaml", "full", True)
+            assert getattr(options, "baseline", None) in [None, *(trial.row for trial in sweep.trials)]
 
 
-def check_pytest(arguments):
-    """Raises where a path or a marker is not there."""
-    if "-m" in arguments:
-        assert arguments[arguments.index("-m") + 1] in MARKERS
-    for path in (word for word in arguments if "/" in word):
-        assert (ROOT / path).exists(), path
-
-
-@pytest.mark.parametrize("words", ALL)
-def test_a_documented_command_is_one(words):
-    tool, *arguments = without_runner(words)
-    if harness_command([tool, *arguments]):
-        check_harness(*harness_command([tool, *arguments]))
-    elif tool == "pytest":
-        check_pytest(arguments)
-    elif tool == "python" and arguments == ["-m", "harness"]:
-        assert entry.main([]) == 0
-    elif tool == "python":
-        assert (ROOT / arguments[0]).is_file()
-    elif "/" in tool:
-        assert os.access(ROOT / tool, os.X_OK)
+@pytest.mark.parametrize("words", [pytest.param(words, id=f"{where} {shlex.join(words)}") for where, words in ALL])
+def test_a_documented_command_can_be_given(words):
+    tool, *arguments = words
+    if tool == "python" and arguments[0] == "-m":
+        module, *arguments = arguments[1:]
+        assert module.partition(".")[0] == "harness"
+        if module != "harness":
+            check_harness_command(module.removeprefix("harness."), arguments)
     else:
-        assert tool in TOOLS
-        assert all((ROOT / word).exists() for word in arguments if "/" in word and "_build" not in word)
-
-
-def test_every_documented_command_is_run_somewhere():
-    assert {name for name, _ in OURS} <= {*CHEAP, *COVERED}
-    for path in COVERED.values():
-        assert (ROOT / "tests" / path).is_file()
+        for path in [word for word in words if "/" in word and "_build" not in word]:
+            assert (ROOT / path).exists(), path
 
 
 @pytest.fixture
 def studies(tmp_path, monkeypatch):
-    """A working directory whose results/<sweep> are two small trials of long ago, each under the sweeps' names."""
+    """A working directory in which each results/<sweep> has two small trials."""
     for path in (ROOT / "sweeps").glob("*.yaml"):
         for trial in ("cnn5", "cerdeq"):
             shutil.copytree(GOLDEN / trial, tmp_path / "results" / path.stem / "trials" / trial)
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("command", [shlex.join([name, *rest]) for name, rest in RUN_HERE])
-def test_what_is_cheap_is_run(command, studies):
+@pytest.mark.parametrize("command", sorted(RUN_HERE))
+def test_a_cheap_command_runs(command, studies):
     name, *arguments = shlex.split(command)
     for study in arguments:
         if study.startswith(PUBLISHED):

@@ -21,9 +21,9 @@ RUN = {page: [*group] for page, group in groupby((block for block in PYTHON if b
 def test_snippets_run(tmp_path):
     """Blank lines keep each snippet on its lines of the page, so that errors name them."""
     scripts = []
-    for page, found in RUN.items():
+    for page, snippets in RUN.items():
         lines: list[str] = []
-        for block in found:
+        for block in snippets:
             lines += [""] * (block.line - len(lines)) + block.text.splitlines()
         scripts.append(tmp_path / f"{page.stem}.py")
         scripts[-1].write_text("\n".join(lines) + "\n")
@@ -62,7 +62,7 @@ def test_files_for_clusters_can_be_parsed():
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_package_of_one_s_own_is_trained_certified_and_rechecked(tmp_path, monkeypatch):
-    """As the page has it, in processes of their own, without a line changed here; who reads needs no package."""
+    """As the page has it, in processes of their own; commands that only read need no package."""
     package, work = tmp_path / "there", tmp_path / "work"
     for name, text in files(ROOT / "docs/adding.md").items():
         (package / name).parent.mkdir(parents=True, exist_ok=True)
@@ -71,30 +71,31 @@ def test_a_package_of_one_s_own_is_trained_certified_and_rechecked(tmp_path, mon
     for variable in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(variable, raising=False)
 
-    def run(command, *arguments, there=True):
-        path = os.pathsep.join(map(str, [ROOT, package] if there else [ROOT]))
-        called = [sys.executable, "-m", f"harness.{command}", *arguments]
-        return subprocess.run(called, cwd=work, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    def run(command, *arguments, paths=(ROOT, package)):
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
+        words = [sys.executable, "-m", f"harness.{command}", *arguments]
+        done = subprocess.run(words, cwd=work, env=environment, capture_output=True, text=True)
+        return done.returncode, done.stderr
 
-    done = run("run", str(package / "study.yaml"))
-    assert done.returncode == 0, done.stderr
+    status, message = run("run", str(package / "study.yaml"))
+    assert status == 0, message
     for module in ("nets", "methods"):
-        assert f"plugin my_package.{module}: imported from {package}/my_package/{module}.py\n" in done.stderr
-    results = [json.loads(path.read_text()) for path in work.glob("results/own/trials/*/trial.json")]
-    named = {(result["config"]["model"], result["config"]["method"]) for result in results}
-    assert named == {("shallow", "ibp"), ("shallow", "smaller-ibp"), ("my_package.nets:shallow", "smaller-ibp")}
-    judging = [("certify", "results/own", "--stages", "ibp,crown-ibp", "--images", "20"), ("recheck", "results/own")]
-    for command in judging:
-        assert (done := run(*command)).returncode == 0, done.stderr
-    for command in ("status", "tables", "report", "depth"):
-        assert (done := run(command, "results/own", there=False)).returncode == 0, done.stderr
-    for command in judging:
-        missing = run(*command, there=False)
-        assert (
-            missing.returncode == 2 and "found 'my_package.nets', allowed: a module that Python finds" in missing.stderr
-        )
+        assert f"plugin my_package.{module}: imported from {package}/my_package/{module}.py\n" in message
+    configs = [json.loads(path.read_text())["config"] for path in work.glob("results/own/trials/*/trial.json")]
+    rows = {(config["model"], config["method"]) for config in configs}
+    assert rows == {("shallow", "ibp"), ("shallow", "smaller-ibp"), ("my_package.nets:shallow", "smaller-ibp")}
+    evaluations = [
+        ("certify", "results/own", "--stages", "ibp,crown-ibp", "--images", "20"),
+        ("recheck", "results/own"),
+    ]
+    for command in [*evaluations, *((name, "results/own") for name in ("status", "tables", "report"))]:
+        status, message = run(*command, paths=(ROOT, package) if command in evaluations else (ROOT,))
+        assert status == 0, message
+    for command in evaluations:
+        status, message = run(*command, paths=(ROOT,))
+        assert status == 2 and "found 'my_package.nets', allowed: a module that Python finds" in message
     with open(package / "my_package/nets.py", "a") as file:
         file.write("# changed\n")
-    for command in judging:
-        changed = run(*command)
-        assert changed.returncode == 2 and "the digest of the source that this trial was made with" in changed.stderr
+    for command in evaluations:
+        status, message = run(*command)
+        assert status == 2 and "the digest of the source that this trial was made with" in message

@@ -2,9 +2,11 @@
 
 import copy
 
+import pytest
 import yaml
 
 from harness.config.sweep_file import load_sweep
+from harness.errors import InputError
 
 BASE = {
     "name": "study",
@@ -21,10 +23,10 @@ def changed(*changes, remove=()):
     content = copy.deepcopy(BASE)
     for key, value in changes:
         *path, last = [int(part) if part.isdigit() else part for part in key.split(".")]
-        place = content
+        section = content
         for part in path:
-            place = place[part] if isinstance(place, list) else place.setdefault(part, {})
-        place[last] = value
+            section = section[part] if isinstance(section, list) else section.setdefault(part, {})
+        section[last] = value
     for key in remove:
         del content[key]
     return content
@@ -38,3 +40,15 @@ def write(directory, content, name="study.yaml"):
 
 def trials_of(tmp_path, content, profile="full", has_gpu=True):
     return load_sweep(write(tmp_path, content), profile, has_gpu).trials
+
+
+def refusal(directory, content, profile="full", assignments=()):
+    """The message with which a sweep file is refused."""
+    with pytest.raises(InputError) as error:
+        load_sweep(write(directory, content), profile, True, assignments)
+    return str(error.value)
+
+
+def entry(method="ibp", model="cnn5", **keys):
+    """An entry of `trials`."""
+    return {"model": model, "method": method, **keys}

@@ -10,7 +10,7 @@ from harness.analysis.leaderboard import build_leaderboard
 from harness.analysis.table_files import leaderboard_files, write_leaderboard
 from harness.checker.verdicts import recheck
 from harness.data import load
-from harness.data.layouts import DataError
+from harness.errors import InputError
 from harness.storage import certification, folder, names
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
@@ -39,7 +39,7 @@ def test_verdicts_with_weights_are_confirmed(directory):
     trial_dir = directory if directory in TRIALS else certification.trial_of(directory)
     try:
         load(folder.read_trial(trial_dir / folder.TRIAL).config.dataset)
-    except DataError as error:
+    except InputError as error:
         pytest.skip(str(error))
     report = recheck(directory, limit=IMAGES)
     assert report.images == IMAGES and report.is_confirmed, report.problems

@@ -14,7 +14,7 @@ from cerdeq.equilibrium import follow
 from harness.attacks import pgd
 from harness.attacks.objectives import margins
 from harness.attacks.pgd import last_point, noise, worst_point
-from harness.config.settings import ATTACKS, EvaluationSettings
+from harness.config.settings import EvaluationSettings
 
 EPS = Fraction(1, 10)
 
@@ -77,7 +77,7 @@ def test_steps_fall_linearly_from_attack_step_times_eps(monkeypatch):
     assert points == pytest.approx([0.5, 0.4, 0.425, 0.44375, 0.45625, 0.4625])  # from the lower end, which noise 0 is
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", ["margin", "all"])
 def test_the_attack_does_not_depend_on_batches_and_slices(attack, monkeypatch):
     model, x = small_network(1), images(12)
     labels, settings = predicted(model, x), {"attack": attack, "attack_steps": 5, "attack_restarts": 2}
@@ -132,7 +132,7 @@ class Counting(nn.Module):
         return self.model(x)
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", ["margin", "all"])
 @pytest.mark.parametrize("seed", range(2))
 def test_leaving_early_loses_no_falsified_example_and_saves_steps(seed, attack, monkeypatch):
     model, x = Counting(small_network(seed)), images(60)

@@ -53,7 +53,7 @@ WRONG = {
     "another type": ("train.epochs=two", ["--set: train.epochs: found 'two'", "integer"]),
     "what does not fit": ("train.epochs=2", ["--set: train.decay_epochs: found [3]", "epochs = 2"]),
     "no YAML": ("seeds=[0", ["--set: found 'seeds=[0'", "YAML"]),
-    "seeds twice": ("seeds=[1, 1]", ["--set: seeds: 1 appears twice"]),
+    "seeds twice": ("seeds=[1, 1]", ["--set: seeds: found [1, 1]"]),
 }
 
 

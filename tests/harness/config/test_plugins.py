@@ -3,16 +3,12 @@
 import sys
 
 import pytest
-from small_sweep import changed, trials_of, write
+from small_sweep import changed, refusal, trials_of, write
 
-from baselines import DATASETS, registry
-from cerdeq.bounds import operators
+from baselines import registry
 from harness.config import plugins
-from harness.config.sweep_file import load_sweep
-from harness.config.sweep_text import ConfigError
 from harness.config.trial import trial_key
 from harness.errors import InputError
-from harness.methods import METHODS
 from harness.storage import folder
 from harness.training import run_trial
 
@@ -26,65 +22,40 @@ def flat(shape, classes, width=1.0, sizes: tuple[int, ...] = (8,)):
 
 def plain(shape, classes, width=1.0):
     return flat(shape, classes)
-
-three = 3
 """
-ALONE = """
+BODY = """
 from torch import nn
 
-def body(shape, classes, width=1.0):
+def body(shape, classes, width=1.0, early_iterations: int = 1, warm_start: bool = False, wide=None):
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-"""
 
-NAMESAKES = """
-from own.nets import flat
-
-def body(shape, classes, width=1.0, early_iterations: int = 1, backward_iterations: int = 1, warm_start: bool = False):
-    return flat(shape, classes)
+def layer(shape, classes, width):
+    return nn.Linear(64, 10)
 """
 
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A function of files to a package `own` that can be imported; what it registers is forgotten by the next one."""
-    tables = registry._BUILDERS, METHODS, DATASETS, operators._by_function
-    known = [dict(table) for table in tables]
+    """A function of files to a package `own` that can be imported; what it registered is forgotten by the next one."""
+    builders = dict(registry._BUILDERS)
 
-    def forget():
-        for table, before in zip(tables, known, strict=True):
-            table.clear()
-            table.update(before)
+    def make(**files):
+        monkeypatch.setattr(registry, "_BUILDERS", dict(builders))
         for name in [name for name in sys.modules if name.partition(".")[0] == "own"]:
             del sys.modules[name]
         plugins._import.cache_clear()
         plugins._digest.cache_clear()
-
-    def make(**files):
-        forget()
         (tmp_path / "own").mkdir(exist_ok=True)
         for name, text in {"__init__": "", "nets": NETS, **files}.items():
             (tmp_path / "own" / f"{name}.py").write_text(text)
         monkeypatch.syspath_prepend(tmp_path)
 
-    yield make
-    forget()
+    return make
 
 
 def own(*changes, modules=("own.nets",), model="flat"):
     """A sweep of one network of a plugin."""
     return changed(("plugins", list(modules)), ("trials", [{"model": model, "method": "ibp"}]), *changes)
-
-
-def test_a_network_that_cannot_be_built_without_values_is_refused(package, tmp_path):
-    package(nets=ALONE.replace("10)", "int(nn.Linear(2, 2).weight.sum() * 0) + 10)"))
-    with pytest.raises(InputError, match=r"model: 'own.nets:body' cannot be built on torch's device 'meta'"):
-        trials_of(tmp_path, own(model="own.nets:body"))
-
-
-def test_an_option_without_a_type_takes_anything(package, tmp_path):
-    package(nets=ALONE.replace("width=1.0)", "width=1.0, wide=None)"))
-    (first, *_) = trials_of(tmp_path, own(("trials.0.options", {"wide": 3}), model="own.nets:body"))
-    assert first.options == {"wide": 3}
 
 
 def test_what_a_plugin_registers_can_be_named_and_trials_record_it(package, tmp_path, capsys):
@@ -96,64 +67,53 @@ def test_what_a_plugin_registers_can_be_named_and_trials_record_it(package, tmp_
     assert capsys.readouterr().err == f"plugin own.nets: imported from {tmp_path / 'own/nets.py'}\n", "once"
 
 
-def test_an_option_that_is_called_as_one_of_an_equilibrium_s_is_the_network_s_own(package, tmp_path):
-    package(namesakes=NAMESAKES)
-    options = {"early_iterations": 2, "backward_iterations": 2, "warm_start": True}
-    trials = [{"model": "own.namesakes:body", "method": "plain", "options": options}]
+def test_an_option_with_the_name_of_an_equilibrium_s_is_the_network_s_own(package, tmp_path):
+    package(nets=BODY)
+    options = {"early_iterations": 2, "warm_start": True, "wide": 3}
+    trials = [{"model": "own.nets:body", "method": "plain", "options": options}]
     ramp = {"epochs": 4, "batch_size": 64, "ramp_epochs": 0, "decay_epochs": []}
-    content = own(("trials", trials), ("train", ramp), modules=("own.namesakes",))
-    assert trials_of(tmp_path, content)[0].options == options
+    assert trials_of(tmp_path, own(("trials", trials), ("train", ramp)))[0].options == options
 
 
 def test_a_function_of_a_plugin_is_a_network_without_being_registered(package, tmp_path):
-    package(alone=ALONE)
+    package(alone=BODY)
     trials = trials_of(tmp_path, own(modules=["own"], model=["own.nets:plain", "own.alone:body"]))
     assert {trial.model for trial in trials} == {"own.nets:plain", "own.alone:body"}
 
 
-IMPORTED = "allowed: a module that can be imported; importing it ended with"
-BELOW = "allowed: module:function, the module one of `plugins` or below one:"
-WRONG = {  # plugins, the network, the message
-    "no such package": (["owm.nets"], "flat", "plugins: found 'owm.nets', allowed: a module that Python finds"),
-    "no such module": (["own.nts"], "flat", f"'own.nts', {IMPORTED} ModuleNotFoundError: No module named 'own.nts'"),
-    "a path": (["own/nets.py"], "flat", "plugins: found 'own/nets.py', allowed: the name of a module"),
-    "one name": ("own.nets", "flat", "plugins: found 'own.nets', allowed: a list of names of modules"),
-    "what raises": (["own.broken"], "flat", f"plugins: found 'own.broken', {IMPORTED} ZeroDivisionError: division"),
-    "a network's name": (["own.network"], "flat", f"{IMPORTED} ValueError: network 'cnn7' is registered twice"),
-    "a method's": (["own.method"], "flat", f"{IMPORTED} ValueError: training method 'ibp' is registered twice"),
-    "what has a rule": (["own.operator"], "flat", f"{IMPORTED} ValueError: operator 'relu': <built-in method relu"),
-    "a function from elsewhere": (["own.nets"], "os:system", f"trials.0.model: found 'os:system', {BELOW} own.nets"),
-    "one without plugins": ([], "own.nets:flat", f"found 'own.nets:flat', {BELOW} there are none"),
-    "no such function": (
-        ["own.nets"],
-        "own.nets:deep",
-        "trials.0.model: found 'own.nets:deep', allowed: a function of",
+WRONG = {  # the source of own.nets, what is changed in the sweep, the message
+    "no such package": (NETS, [("plugins", ["owm.nets"])], "plugins: found 'owm.nets', allowed: a module that Python"),
+    "no such module": (NETS, [("plugins", ["own.nts"])], "found 'own.nts', allowed: a module that can be imported"),
+    "a path": (NETS, [("plugins", ["own/nets.py"])], "plugins: found 'own/nets.py', allowed: the name of a module"),
+    "no list": (NETS, [("plugins", "own.nets")], "plugins: found 'own.nets', allowed: a list of names of modules"),
+    "an error": ("1 / 0", [], "plugins: found 'own.nets', allowed: a module that can be imported; importing it ended"),
+    "a taken name": (
+        "from baselines import register\nregister('cnn7')(lambda shape, classes, width: None)", [],
+        "ValueError: network 'cnn7' is registered twice",
     ),
-    "no chain of layers": (["own.net"], "own.net:net", "found Linear, allowed: an nn.Sequential"),
-    "an unknown network": (["own.nets"], "flt", "trials.0.model: found 'flt', allowed: "),
-}
+    "a function from elsewhere": (NETS, [("trials.0.model", "os:system")], "trials.0.model: found 'os:system'"),
+    "one without plugins": (NETS, [("plugins", []), ("trials.0.model", "own.nets:plain")], "there are none"),
+    "no such function": (NETS, [("trials.0.model", "own.nets:deep")], "found 'own.nets:deep', allowed: a function of"),
+    "no chain of layers": (BODY, [("trials.0.model", "own.nets:layer")], "found Linear, allowed: an nn.Sequential"),
+    "weights that are read": (
+        BODY.replace("10))", "int(nn.Linear(2, 2).weight.sum())))"), [("trials.0.model", "own.nets:body")],
+        "cannot be built on torch's device 'meta'",
+    ),
+    "an unknown network": (NETS, [("trials.0.model", "flt")], "trials.0.model: found 'flt', allowed: "),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_cannot_be_is_refused_by_the_file_and_the_key(case, package, tmp_path):
-    package(
-        alone=ALONE,
-        broken="1 / 0",
-        network="from baselines import register\nregister('cnn7')(lambda shape, classes, width: None)",
-        method="from harness.methods import METHODS, register\nregister(METHODS['ibp'])",
-        operator="import torch\nfrom cerdeq.bounds import Operator, register\n"
-        "register(Operator('relu', lambda ctx, x: x, (torch.relu,)))",
-        net="from torch import nn\ndef net(shape, classes, width):\n    return nn.Linear(64, 10)",
-    )
-    modules, model, expected = WRONG[case]
-    with pytest.raises(ConfigError) as error:
-        load_sweep(write(tmp_path, own(("plugins", modules), model=model)), "full", True)
-    assert str(error.value).startswith(f"{tmp_path}/study.yaml: ") and expected in str(error.value)
+def test_a_wrong_plugin_is_refused_by_file_and_key(case, package, tmp_path):
+    source, changes, expected = WRONG[case]
+    package(nets=source)
+    message = refusal(tmp_path, own(*changes))
+    assert message.startswith(f"{tmp_path}/study.yaml: ") and expected in message
 
 
 def test_a_wrong_plugin_ends_the_command_before_anything_starts(refused, package, tmp_path):
-    package(broken="1 / 0")
-    assert "study.yaml: plugins: found 'own.broken'" in refused(write(tmp_path, own(modules=["own.broken"])))
+    package(nets="1 / 0")
+    assert "study.yaml: plugins: found 'own.nets'" in refused(write(tmp_path, own()))
 
 
 def test_a_key_follows_the_source_of_the_whole_package_and_nothing_else(package, tmp_path):

@@ -18,9 +18,10 @@ from test_trial_config import OTHER
 from harness.config import sweep_file
 from harness.config.buildable import check_buildable
 from harness.config.settings import EvaluationSettings, TrainSettings
-from harness.config.sweep_file import ConfigError, load_sweep
+from harness.config.sweep_file import load_sweep
 from harness.config.sweep_text import read
 from harness.config.trial import TrialConfig, trial_key
+from harness.errors import InputError
 
 PROJECT = Path(__file__).resolve().parents[3]
 SWEEPS = sorted((PROJECT / "sweeps").glob("*.yaml"))
@@ -93,7 +94,7 @@ SAME = {  # entries that are the same trial as one of BASE's
 def test_another_spelling_is_the_same_trial_and_refused_beside_it(tmp_path, case):
     (trial,) = trials_of(tmp_path, changed(("trials", [SAME[case]]), ("seeds", [0])))
     assert trial in trials_of(tmp_path, BASE)
-    with pytest.raises(ConfigError, match=r"trials\.2: the same trial as trials\.[01]"):
+    with pytest.raises(InputError, match=r"trials\.2\.model: .* a trial that differs from trials\.[01] "):
         trials_of(tmp_path, changed(("trials", [*BASE["trials"], SAME[case]])))
 
 
@@ -107,8 +108,8 @@ def test_options_of_methods_are_part_of_a_trial(tmp_path):
 
 
 @pytest.fixture
-def built_once(monkeypatch):
-    """Loading a file builds each network under each of its profiles: here each network is built once."""
+def _build_each_network_once(monkeypatch):
+    """Loading a file builds each network under each of its profiles."""
     networks = {}
 
     def check(trial):
@@ -120,8 +121,9 @@ def built_once(monkeypatch):
     monkeypatch.setattr(sweep_file, "check_buildable", check)
 
 
+@pytest.mark.usefixtures("_build_each_network_once")
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.name)
-def test_the_project_s_own_sweeps_load_under_each_profile(path, built_once):
+def test_the_project_s_own_sweeps_load_under_each_profile(path):
     recorded = json.loads(RECORD.read_text())[path.stem]
     assert list(recorded) == ["full", *read(path)[0].get("profiles", {})]
     for profile in recorded:

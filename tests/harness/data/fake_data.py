@@ -13,6 +13,7 @@ from PIL import Image
 
 from baselines.datasets import DATASETS
 
+PARQUET = "cifar10/plain_text"
 SIZES = {"cifar10": (20, 6), "mnist": (9, 4), "tiny-imagenet": (8, 4)}
 
 
@@ -41,7 +42,7 @@ def write_parquet(path, images, labels, column="img", format="PNG"):
 
 def fake_parquet(root, shards=2, format="PNG"):
     """CIFAR-10 as Parquet: 20 train images in two shards (as many written as asked for), 6 test images."""
-    folder = root / "cifar10" / "plain_text"
+    folder = root / PARQUET
     images, labels = pixels("cifar10", 20)
     for shard in range(shards):
         part = slice(10 * shard, 10 * shard + 10)

@@ -1,10 +1,11 @@
-"""What is trained on, held out and judged; a part is never called the whole."""
+"""Images for training, validation and test; missing shards are reported."""
 
 import numpy as np
 import pytest
-from fake_data import check_arrays, fake_parquet, pixels, write_parquet
+from fake_data import PARQUET, check_arrays, fake_parquet, pixels, write_parquet
 
-from harness.data import DataError, load
+from harness.data import load
+from harness.errors import InputError
 
 
 def test_digits_are_split_by_every_fifth_and_scaled_to_bytes():
@@ -12,7 +13,6 @@ def test_digits_are_split_by_every_fifth_and_scaled_to_bytes():
 
     data = load("digits", "nowhere")
     values, labels = load_digits(return_X_y=True)
-    assert len(data.train) == 1437 and len(data.test) == 360
     np.testing.assert_array_equal(data.test.labels, labels[::5])
     np.testing.assert_array_equal(data.train.labels[:4], labels[1:5])
     assert data.test.images[0].flatten().tolist() == [round(value * 255 / 16) for value in values[0]]
@@ -30,40 +30,38 @@ def test_digits_are_split_by_every_fifth_and_scaled_to_bytes():
     }
 
 
-def test_a_missing_shard_is_told_and_a_part_never_called_the_whole(small, tmp_path):
+def test_an_incomplete_training_split_needs_a_number(small, tmp_path):
     images, *_ = fake_parquet(tmp_path, shards=1)
     data = load("cifar10", tmp_path)
     np.testing.assert_array_equal(data.train.images, images[:10])
-    assert (data.train.found, data.train.total, data.train.complete, data.test.complete) == (1, 2, False, True)
+    assert (data.train.shards, data.train.total, data.train.is_complete, data.test.is_complete) == (1, 2, False, True)
     assert data.summary()["complete"] is False
-    told = r"1 of 2 train shards found \(10 of 20 images\): set train_images to at most 10, not all"
-    with pytest.raises(DataError, match=told):
+    message = r"1 of 2 train shards found \(10 of 20 images\): set train_images to at most 10, not all"
+    with pytest.raises(InputError, match=message):
         data.training_images(None)
-    with pytest.raises(DataError, match=r"set train_images to at most 7, not 8"):
+    with pytest.raises(InputError, match=r"set train_images to at most 7, not 8"):
         data.training_images(8, validation=3)
     assert len(data.training_images(10)[0]) == 10
     assert len(data.test_images()) == 6
-
-    whole = fake_parquet(tmp_path)
-    again = load("cifar10", tmp_path)
-    check_arrays(again, whole)
-    assert again.summary()["complete"] and again.fingerprint != data.fingerprint
+    arrays = fake_parquet(tmp_path)
+    complete = load("cifar10", tmp_path)
+    check_arrays(complete, arrays)
+    assert complete.summary()["complete"] and complete.fingerprint != data.fingerprint
 
 
 def test_an_incomplete_test_split_needs_a_number(small, tmp_path):
     fake_parquet(tmp_path)
-    folder = tmp_path / "cifar10" / "plain_text"
-    path = folder / "test-00000-of-00001.parquet"
+    folder = tmp_path / PARQUET
     write_parquet(folder / "test-00001-of-00002.parquet", *(array[:3] for array in pixels("cifar10", 6, seed=1)))
-    with pytest.raises(DataError, match=r"test-00001-of-00002\.parquet: does not belong with test-00000-of-00001"):
+    with pytest.raises(InputError, match=r"found test-00000-of-00001\.parquet, test-00001-of-00002\.parquet, allowed"):
         load("cifar10", tmp_path)
-    path.unlink()
+    (folder / "test-00000-of-00001.parquet").unlink()
     data = load("cifar10", tmp_path)
-    with pytest.raises(DataError, match=r"1 of 2 test shards found \(3 of 6 images\): set test_images to at most 3"):
+    with pytest.raises(InputError, match=r"1 of 2 test shards found \(3 of 6 images\): set test_images to at most 3"):
         data.test_images()
     assert len(data.test_images(2)) == 2
     (folder / "test-00001-of-00002.parquet").unlink()
-    with pytest.raises(DataError, match=r"no shard of the test split"):
+    with pytest.raises(InputError, match=r"found one split without the other, allowed: .* test-00000-of-0000N"):
         load("cifar10", tmp_path)
 
 
@@ -78,10 +76,10 @@ def test_training_and_validation_images_do_not_overlap(small, tmp_path):
     np.testing.assert_array_equal(train.labels, labels[:4])
     assert len(held_out) == 16
     assert data.training_images(20)[1] is None
-    for wanted, validation in ((21, 0), (5, 16), (0, 0)):
-        with pytest.raises(DataError, match=f"train_images to at most {20 - validation}, not {wanted}"):
-            data.training_images(wanted, validation)
-    with pytest.raises(DataError, match="validation_images 20 leaves none of 20"):
+    for count, validation in ((21, 0), (5, 16), (0, 0)):
+        with pytest.raises(InputError, match=f"train_images to at most {20 - validation}, not {count}"):
+            data.training_images(count, validation)
+    with pytest.raises(InputError, match="validation_images 20 leaves none of 20"):
         data.training_images(None, validation=20)
-    with pytest.raises(DataError, match="test_images to at most 6, not 7"):
+    with pytest.raises(InputError, match="test_images to at most 6, not 7"):
         data.test_images(7)

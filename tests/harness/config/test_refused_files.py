@@ -1,0 +1,181 @@
+"""Wrong sweep files: the message has the file, the key, what was found and what is allowed; nothing starts.
+
+Each case is a key, its wrong value, and parts of the message.
+"""
+
+import dataclasses
+
+import pytest
+import torch.nn.functional as F
+from small_sweep import BASE, changed, entry, refusal, trials_of, write
+from torch import nn
+
+from cerdeq.bounds import operators
+
+KEYS = [
+    ("epochs", 3, "epochs: unknown key", "train", "profiles"),
+    ("train.epoch", 3, "train.epoch: unknown key", "learning_rate"),
+    ("trials.1.modle", "cnn5", "trials.1.modle: unknown key", "model", "width"),
+    ("trials.1.train", {"epoch": 3}, "trials.1.train.epoch: unknown key"),
+    ("evaluation.methods", ["ibp"], "evaluation.methods: renamed; write evaluation.stages"),
+    ("trials.0.model", "cnn15", "trials.0.model: found 'cnn15'", "write `model: cnn, options: {depth: 15}`"),
+    ("trials.1.model", "cerdeqq", "trials.1.model: found 'cerdeqq', allowed: ", "did you mean 'cerdeq'?"),
+    ("trials.0.model", 7, "trials.0.model: found 7", "cnn7"),
+    ("trials.0.method", "ibpp", "trials.0.method: found 'ibpp', allowed: ", "'ibp'?"),
+    ("dataset", "cifar-10", "dataset: found 'cifar-10', allowed: ", "'cifar10'?"),
+    ("trials.0.options", {"margin": 0.1}, "trials.0.options.margin: unknown key; allowed: pool"),
+    ("trials.0.method_options", {"alpha": 1}, "trials.0.method_options.alpha: unknown key; allowed: none"),
+    ("trials.0.model", "cnn", "trials.0.options.depth: missing"),
+    ("name", "../x", "name: found '../x'"),
+    ("name", "a" * 300, "name: found 'aaa"),
+]
+TYPES = [
+    ("train", [1], "train: found [1], allowed: a mapping"),
+    ("trials.0.train", None, "trials.0.train: found None, allowed: a mapping"),
+    ("trials", {"model": "cnn5"}, "trials: found {'model': 'cnn5'}, allowed: a valid list"),
+    ("trials.0", "cnn5", "trials.0: found 'cnn5', allowed: a mapping"),
+    ("trials", [], "trials: found []", "at least 1"),
+    ("profiles", {"cpu": None}, "profiles.cpu: found None, allowed: a mapping"),
+    ("train.epochs", "3", "train.epochs: found '3', allowed: a valid integer"),
+    ("train.epochs", True, "train.epochs: found True", "integer"),
+    ("train.decay_epochs", ["3"], "train.decay_epochs.0: found '3'", "integer"),
+    ("trials.0.train", {"clip_norm": "x"}, "trials.0.train.clip_norm: found 'x'", "number"),
+    ("train.regularisation", float("nan"), "train.regularisation: found nan, allowed: a finite number"),
+    ("trials.1.options", {"margin": True}, "trials.1.options.margin: found True", "number"),
+    ("trials.1.options", {"margin": float("inf")}, "trials.1.options.margin"),
+    ("trials.1.options", {"iterations": 1.5}, "trials.1.options.iterations: found 1.5", "integer"),
+    ("eps", [8, 255], "eps: found [8, 255]", "fraction"),
+]
+RANGES = [
+    ("train.epochs", 0, "at least 1"),
+    ("train.batch_size", 1, "at least 2"),
+    ("train.learning_rate", 0.0, "above 0"),
+    ("train.learning_rate", 1.0, "below 1"),
+    ("train.decay_epochs", [2, 5], "epochs = 4"),
+    ("train.decay_epochs", [0], "between 1"),
+    ("train.decay_epochs", [3, 3], "increasing"),
+    ("train.decay_factor", 0.0, "above 0"),
+    ("train.ramp_start", 0, "at least 1"),
+    ("train.ramp_epochs", -1, "at least 0"),
+    ("train.ramp_epochs", 5, "5 exceeds epochs = 4"),
+    ("train.eps", "abc", "fraction"),
+    ("train.kappa", 1.5, "from 0 to 1"),
+    ("train.l1", -1.0, "at least 0"),
+    ("train.accumulate", 3, "a divisor of batch_size = 64"),
+    ("train.accumulate", 64, "parts of 2 or more"),
+    ("train.clip_norm", 0.0, "above 0"),
+    ("train.regularisation", -1.0, "at least 0"),
+    ("train.ema_decay", 1.0, "below 1"),
+    ("train.precision", "fp8", "'tf32', 'float32' or 'bf16'"),
+    ("train.compile", "yes", "'auto', 'always' or 'never'"),
+    ("train.initialisation", "kaiming", "'ibp' or 'default'"),
+    ("evaluation.stages", ["crown-ibp", "ibp"], "in order"),
+    ("evaluation.stages", ["ibp", "lp"], "alpha-crown"),
+    ("evaluation.stages", ["crown"], "ibp"),
+    ("evaluation.test_images", 0, "at least 1"),
+    ("evaluation.batch_size", 0, "at least 1"),
+    ("evaluation.attack", "margins", "'margin' or 'all'"),
+    ("evaluation.attack_steps", 0, "at least 1"),
+    ("evaluation.attack_step", 2.5, "at most 2"),
+    ("evaluation.attack_restarts", 0, "at least 1"),
+    ("evaluation.bab_seconds", 0.0, "above 0"),
+    ("evaluation.bab_branches", 0, "at least 1"),
+    ("eps", "256/255", "a radius in pixel units"),
+    ("seeds", [], "at least 1"),
+    ("seeds", [0, 1, 0], "different ones"),
+    ("width", 0, "greater than 0"),
+    ("trials.0.width", 1e9, "less than or equal to 100"),
+    ("train_images", 0, "greater than or equal to 1"),
+    ("validation_images", -1, "greater than or equal to 0"),
+    ("resources.cpu", 1.5, "a valid integer"),
+    ("resources.gpu", 1.5, "a fraction of one GPU, or a whole number of them"),
+]
+TOGETHER = [
+    ("seeds", [-1], "seeds.0: found -1, allowed: greater than or equal to 0"),
+    ("seeds", [2**31], "seeds.0: found 2147483648"),
+    ("evaluation", {"stages": ["ibp", "bab"], "bab_seconds": None}, "evaluation.bab_seconds: found None, allowed: a"),
+    ("trials.0.train", {"epochs": 2}, "trials.0.train.decay_epochs: found [3]", "between 1 and epochs = 2"),
+    ("trials.1.options", {"margin": 2}, "trials.1.options: margin", "(0, 1)", "2"),
+    ("trials.1.options", {"recurrent": False, "margin": 0.2}, "trials.1.options: recurrent", "margin"),
+    ("trials.0", entry(model="resnet", options={"depth": 8}), "trials.0.options: depth must be odd and at least 7"),
+    (
+        "trials.0", entry("crown-ibp", method_options={"final_beta": 1.5}),
+        "trials.0.method_options: final_beta", "[0, 1]", "1.5",
+    ),
+]  # fmt: skip
+PROFILES = [
+    ("profiles.bad", {"train": {"epochs": -3}}, "train.epochs: found -3", "profile bad"),
+    ("profiles.bad", {"train": {"epochs": 2}}, "decay_epochs: found [3]", "profile bad"),
+    ("profiles.bad", {"seed": [0]}, "seed: unknown key", "seeds", "profile bad"),
+    ("profiles.bad", {"trials": [entry([])]}, "trials.0.method: found []", "profile bad"),
+    ("profiles.full", {}, "profiles.full: the name of the file without a profile"),
+    *[
+        ("profiles.bad", {key: BASE.get(key, {})}, f"profiles.bad.{key}: a profile cannot change this")
+        for key in ("name", "dataset", "eps", "profiles", "include", "plugins")
+    ],
+]
+
+
+def cerdeq(**keys):
+    return [entry(model="cerdeq", **keys)]
+
+
+GRIDS = [
+    ("trials", cerdeq(options={"margin": []}), "trials.0.options.margin: found []", "at least one"),
+    ("trials", cerdeq(options={"margin": [[0.1], 0.2]}), "trials.0.options.margin: found [[0.1], 0.2]", "no lists"),
+    (
+        "trials", cerdeq(options={"margin": [0.1, 2.0], "gain": [0.5, None]}),
+        "trials.0.options: margin", "(0, 1)", "with options.margin 2.0, options.gain 0.5",
+    ),
+    ("trials", [entry(model=["cnn5", "cnn77"])], "trials.0.model: found 'cnn77'", "with model cnn77"),
+    ("trials", cerdeq(options={"margin": [0.1, 0.1]}), "a trial that differs from trials.0 (with options.margin 0.1)"),
+    ("trials", cerdeq(zip=["model", "method"]), "trials.0.zip: found ['model', 'method']", "it has none"),
+    ("trials", cerdeq(width=[1, 2], zip=["width"]), "trials.0.zip: found ['width']", "two or more"),
+    (
+        "trials", [entry(width=[1, 2], model=["cnn5", "cnn7", "cnn11"], zip=["width", "model"])],
+        "trials.0.zip: found ['width', 'model']", "same length", "width has 2", "model has 3",
+    ),
+    (
+        "trials", cerdeq(options={name: list(range(30)) for name in ("iterations", "margin", "gain")}),
+        "trials.0.options.iterations, options.margin, options.gain: found '27,000 trials'", "at most 10,000",
+    ),
+]  # fmt: skip
+CASES = [*KEYS, *TYPES, *TOGETHER, *PROFILES, *GRIDS]
+
+
+@pytest.mark.parametrize(("key", "value", "parts"), [(key, value, parts) for key, value, *parts in CASES])
+def test_a_wrong_value_is_refused_by_file_key_found_and_allowed(tmp_path, key, value, parts):
+    message = refusal(tmp_path, changed((key, value)))
+    for part in (f"{tmp_path}/study.yaml: ", *parts):
+        assert part in message, message
+    assert len(message.splitlines()) == 1, "a line a problem, not a line for each trial that has it"
+
+
+@pytest.mark.parametrize(("key", "value", "allowed"), RANGES)
+def test_a_setting_out_of_range_is_refused(tmp_path, key, value, allowed):
+    message = refusal(tmp_path, changed((key, value)))
+    assert f"study.yaml: {key}: found {value!r}, allowed: " in message and allowed in message, message
+
+
+@pytest.mark.parametrize("key", ["name", "dataset", "eps", "seeds", "trials"])
+def test_a_missing_key_is_named(tmp_path, key):
+    assert f"study.yaml: {key}: missing" in refusal(tmp_path, changed(remove=[key]))
+
+
+def test_the_command_reports_all_problems_and_writes_nothing(refused, tmp_path):
+    message = refused(write(tmp_path, changed(("train.epochs", "3"), ("epochs", 1), ("eps", "8/0"))))
+    for key in ("train.epochs", "epochs: unknown", "eps"):
+        assert f"study.yaml: {key}" in message
+    message = refused(write(tmp_path, changed(("trials.0.model", "cnn6x"), ("trials.1.options", {"margin": 2}))))
+    assert "study.yaml: trials.0.model" in message and "study.yaml: trials.1.options" in message
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_network_without_the_rules_it_will_need_is_refused(tmp_path, monkeypatch):
+    """Before training, not after it, when the last verifier stage would need the rule."""
+    record = dataclasses.replace(operators.of_function(F.relu), backward=None)
+    monkeypatch.setattr(operators, "_by_module", {**operators._by_module, nn.ReLU: record})
+    message = refusal(tmp_path, BASE)
+    for part in ("trials.0", "relu", "ibp alone"):
+        assert part in message
+    assert trials_of(tmp_path, changed(("evaluation.stages", ["ibp"])))
