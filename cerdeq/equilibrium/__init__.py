@@ -9,8 +9,7 @@ from cerdeq.equilibrium.certificate import (
     verified_box,
     verify_inclusion,
 )
-from cerdeq.equilibrium.layer import Equilibrium, FixedPoint, NotConvergedError, advance, fold
-from cerdeq.equilibrium.search import follow, keep
+from cerdeq.equilibrium.layer import Equilibrium, FixedPoint, NotConvergedError, advance, fold, follow, keep
 from cerdeq.equilibrium.solver import Solution
 
 __all__ = [

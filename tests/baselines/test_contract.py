@@ -10,8 +10,9 @@ from torch import nn
 
 from baselines import DATASETS, build
 from baselines.contract import ContractError, check_network, images
-from cerdeq.bounds import Interval, operators
+from cerdeq.bounds import Interval
 from cerdeq.equilibrium.weights import PARAMETRISATIONS
+from cerdeq.rules import operators
 
 BOUNDS = ("ibp", "crown-ibp", "crown")
 SHALLOW = [(name, "digits", {}) for name in NAMED]

@@ -9,9 +9,9 @@ from torch import nn
 
 from cerdeq import Box, bound
 from cerdeq.bounds import BOUNDS, Backward, Interval
-from cerdeq.bounds.relaxation import lines
 from cerdeq.equilibrium import adjoint
 from cerdeq.equilibrium.certificate import preactivation_box, verified_box
+from cerdeq.rules.relaxation import lines
 
 
 def equilibrium_model(kernel, rate, seed=0):

@@ -13,8 +13,8 @@ from torch import nn
 from cerdeq import Box
 from cerdeq.bounds import Backward, Context, Interval, bounds, trace
 from cerdeq.bounds.forward import values_of
-from cerdeq.bounds.operators import TABLE
 from cerdeq.boxes import narrowed
+from cerdeq.rules.operators import TABLE
 
 SINGLE = {
     "conv2d": (nn.Conv2d(2, 4, 2, stride=2, padding=1, groups=2), (2, 4, 3)),

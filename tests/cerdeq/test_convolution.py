@@ -9,10 +9,11 @@ from pairs import every_pair
 from torch import nn
 
 from cerdeq import LinfBall, bound
-from cerdeq.bounds import BOUNDS, convolution
-from cerdeq.bounds.convolution import conv2d_by_products, conv_transpose2d_by_products
-from cerdeq.bounds.precision import counted_rounding
+from cerdeq.bounds import BOUNDS
 from cerdeq.equilibrium import Equilibrium
+from cerdeq.rules import convolution
+from cerdeq.rules.convolution import conv2d_by_products, conv_transpose2d_by_products
+from cerdeq.rules.precision import counted_rounding
 
 PADDINGS = [0, 1, (2, 1), "same", "valid"]
 STRIDES = [1, 2, (1, 3)]

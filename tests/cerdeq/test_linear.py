@@ -18,8 +18,8 @@ from cerdeq import Box, bound
 from cerdeq.bounds import BOUNDS, Backward, Context, Interval, lower_bounds, trace
 from cerdeq.bounds.backward import linear_lower_bound
 from cerdeq.bounds.forward import values_of
-from cerdeq.bounds.operators import TABLE
 from cerdeq.bounds.tighten import tightened_values
+from cerdeq.rules.operators import TABLE
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")  # with even kernels
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from cerdeq import Box, bound
 from cerdeq.bounds import BOUNDS, Backward, Interval, lower_bounds, trace
-from cerdeq.bounds.relaxation import leaky_relu, lines
+from cerdeq.rules.relaxation import leaky_relu, lines
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Rounding

@@ -13,8 +13,8 @@ from oracles import points_of, random_box
 from pairs import every_pair
 from torch import nn
 
-from cerdeq.bounds import BOUNDS, Interval, bounds, lower_bounds, narrow, trace
-from cerdeq.bounds.narrow import in_float32, rounded_outwards
+from cerdeq.bounds import BOUNDS, Interval, bounds, float32, lower_bounds, trace
+from cerdeq.bounds.float32 import in_float32, rounded_outwards
 from cerdeq.boxes import outward_ends
 from cerdeq.equilibrium import Equilibrium, fold
 
@@ -72,14 +72,14 @@ def test_weights_that_are_computed_on_the_way_are_left_alone():
 
 @pytest.mark.parametrize(("machine", "direct"), [("x86_64", True), ("aarch64", False)])
 def test_machines_that_may_choose_winograd_are_left_alone(monkeypatch, machine, direct):
-    monkeypatch.setattr(narrow.platform, "machine", lambda: machine)
+    monkeypatch.setattr(float32.platform, "machine", lambda: machine)
     assert (in_float32(nn.Sequential(nn.Linear(3, 2)).double()) is not None) == direct
 
 
 def test_convolutions_are_direct():
     """As oneDNN itself says; it may be built without a voice."""
     code = (
-        "import torch, torch.nn.functional as F; from cerdeq.bounds.precision import counted_rounding\n"
+        "import torch, torch.nn.functional as F; from cerdeq.rules.precision import counted_rounding\n"
         "with counted_rounding('cpu'):\n"
         "    x, w = torch.randn(2, 64, 16, 16), torch.randn(64, 64, 3, 3)\n"
         "    F.conv2d(x, w, padding=1), F.conv_transpose2d(x, w, padding=1)\n"

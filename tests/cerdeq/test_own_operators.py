@@ -12,8 +12,9 @@ from oracles import Lambda, assert_contains, points_of, random_box
 from torch import nn
 
 from cerdeq import bound
-from cerdeq.bounds import BOUNDS, Interval, Operator, Pulled, UnsupportedOperator, affine, operators, register
-from cerdeq.bounds.operators import TABLE
+from cerdeq.bounds import BOUNDS, Interval, Operator, Pulled, UnsupportedOperator, affine, register
+from cerdeq.rules import operators
+from cerdeq.rules.operators import TABLE
 
 pytestmark = pytest.mark.usefixtures("own_operators")
 

@@ -9,9 +9,9 @@ from torch import nn
 
 from cerdeq import Box, LinfBall, bound
 from cerdeq.bounds import BOUNDS
-from cerdeq.bounds.precision import counted_rounding
 from cerdeq.equilibrium import certificate
 from cerdeq.equilibrium.layer import Equilibrium
+from cerdeq.rules.precision import counted_rounding
 
 OPERATORS = {
     "cuda.matmul": torch.backends.cuda.matmul,

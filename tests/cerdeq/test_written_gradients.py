@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from cerdeq import Box
-from cerdeq.bounds.interval import Context, relu_box
-from cerdeq.bounds.linear import Backward
-from cerdeq.bounds.relaxation import lines, through
+from cerdeq.rules.activations import relu_box
+from cerdeq.rules.interval import Context
+from cerdeq.rules.linear import Backward
+from cerdeq.rules.relaxation import lines, through
 from harness.training.regularisers import balance
 
 

@@ -6,7 +6,7 @@ import pytest
 from small_sweep import changed, trials_of, write
 
 from baselines import DATASETS, registry
-from cerdeq.bounds import operators
+from cerdeq.rules import operators
 from harness.config import plugins
 from harness.config.sweep_file import load_sweep
 from harness.config.sweep_text import ConfigError

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from small_sweep import BASE, changed, write
 from torch import nn
 
-from cerdeq.bounds import operators
+from cerdeq.rules import operators
 from harness.config.sweep_file import ConfigError, load_sweep
 
 RENAMED_DEPTH = "write `model: cnn, options: {depth: 15}`"
