@@ -163,7 +163,7 @@ def refuse_another_function(model: nn.Module, program: Program, x: Tensor) -> No
         one, together = model(x[:1].clone()), model(x.clone())
         traced = run(program, x)
     if one.shape != together[:1].shape or not _alike(one, together[:1]):
-        raise UnsupportedOperator("the model cannot be bounded: its outputs for an example depend on the others")
+        raise UnsupportedOperator("the model cannot be bounded: its output for an example depends on the others")
     if not _alike(traced, together):
         raise UnsupportedOperator(
             "the model cannot be bounded: torch.fx saw another function than it is; does it ask for its input's type?"

@@ -94,8 +94,8 @@ class FixedPoint(nn.Module):
     ) -> Solution:  # fmt: skip
         """Return the equilibrium for h [B, ...], without gradient, with a report per example.
 
-        start: the first iterate [B, ...], by default relu(h). tolerance: one, or one per example [B]; by default that of
-        evaluation. solver: picard or anderson. weight: a W that was read before; by default it is read here.
+        start: the first iterate [B, ...], by default relu(h). tolerance: one, or one per example [B]; by default
+        evaluation's. solver: picard or anderson. weight: a W that was read before; by default it is read here.
         """
         step = partial(fixed_point_step, self.weight if weight is None else weight)
         start = torch.relu(h) if start is None else start

@@ -114,8 +114,8 @@ class _Picard:
 class _Anderson:
     """f(z) less the mix of its last moves whose residuals' moves cancel the residual, in least squares.
 
-    Histories are rings of _MEMORY slots, with the same current slot for all examples; `valid` says which slots belong to
-    an example's history since it last restarted. If none does, the mix is 0 and the next iterate is f(z).
+    Histories are rings of _MEMORY slots, with one current slot for all examples; `valid` says which slots belong to an
+    example's history since it last restarted. If none does, the mix is 0 and the next iterate is f(z).
     """
 
     def __init__(self, start: Tensor):

@@ -73,16 +73,29 @@ def test_what_the_multiplier_leaves_to_the_box_is_bounded_by_all_of_it(share):
     assert (least + pulled.constant <= exact).all()
 
 
-@pytest.mark.parametrize("kernel", [None, 3])
-def test_the_adjoint_counts_its_own_rounding(kernel):
+def cancelling_weight(h):
+    """Return W, with rho 0, whose large entries cancel at h > 0 and in W^T y for a y with y_0 = y_1."""
+    weight, large = torch.zeros(6, 6), 1e4
+    weight[0, 2:] = large * torch.stack([h[3], -h[2], h[5], -h[4]])
+    weight[1] = -weight[0] * (1 + 1e-7)
+    return weight
+
+
+@pytest.mark.parametrize("kind", ["dense", "convolution", "cancelling"])
+def test_the_adjoint_counts_its_own_rounding(kind):
     """In float32 at a point, for the adjoint equilibrium itself: no other term is left."""
     torch.manual_seed(3)
-    layer, shape = contractive(6, 0.9, kernel), (6,) if kernel is None else (6, 2, 2)
-    weight, h = layer.weight.detach().float(), torch.randn(5, *shape)
+    shape = (6, 2, 2) if kind == "convolution" else (6,)
+    h = torch.randn(5, *shape)
+    weight = contractive(6, 0.9, 3 if kind == "convolution" else None).weight.detach().float()
+    if kind == "cancelling":
+        h = (torch.rand(1, 6) + 0.5).expand(5, 6)
+        weight = cancelling_weight(h[0])
     solved = solutions(weight.double(), h.double())
     z = Interval(solved.float(), (solved.float() - solved).abs().float() * 1.001 + 1e-30)
     preactivation = preactivation_box(weight, Box(h, torch.zeros_like(h)), z.box)
     coefficients = torch.randn(5, 200, *shape)
+    coefficients[:, :, 1] = coefficients[:, :, 0]
     ctx = Backward(sound=True, step="here", output=z)
     around, multiplier = lines(ctx, preactivation), coefficients
     for _ in range(200):

@@ -1,7 +1,5 @@
 """Folding, saving and loading an equilibrium, and reading its W."""
 
-import copy
-
 import pytest
 import torch
 from equilibria import small_network
@@ -55,14 +53,6 @@ def test_saved_and_loaded_it_is_the_same_function(folded):
         other.load_state_dict(model.state_dict())
         assert torch.equal(model(x), other(x))
         torch.testing.assert_close(bound(model, LinfBall(x, 0.1)), bound(other, LinfBall(x, 0.1)), rtol=0, atol=0)
-
-
-def test_reading_w_in_evaluation_changes_nothing():
-    model, _ = small_network(3, 0.8)
-    before = copy.deepcopy(model.state_dict())
-    first = model[0].recurrence.weight
-    assert torch.equal(first, model[0].recurrence.weight)
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 def test_fold_finds_a_fixed_point_whoever_holds_it_and_leaves_other_parametrisations_alone():

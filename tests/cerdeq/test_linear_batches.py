@@ -8,13 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import assert_sound
-from graphs import LARGE, LINEAR, SEARCHED, deep, network, specs
+from graphs import LARGE, SEARCHED, deep, network, specs
 from oracles import DTYPES, Lambda, assert_contains, points_of, random_box
 from pairs import every_pair
 from torch import nn
 
 from cerdeq import Box, bound, margin_spec
-from cerdeq.bounds import BOUNDS, Interval, UnsupportedOperator, lower_bounds, trace
+from cerdeq.bounds import BOUNDS, Interval, lower_bounds, trace
 from cerdeq.bounds.memory import default_memory
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -175,12 +175,6 @@ def one_number():
 
 def test_outputs_of_one_number_an_example_are_bounded_by_intervals():
     assert_sound(one_number(), random_box(4, 3))
-
-
-@pytest.mark.parametrize("method", LINEAR)
-def test_outputs_of_one_number_an_example_are_refused_by_linear_bounds(method):
-    with pytest.raises(UnsupportedOperator, match=r"want outputs \[B, N\], found one number an example"):
-        bound(one_number(), random_box(4, 3), method)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

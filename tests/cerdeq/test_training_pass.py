@@ -1,16 +1,17 @@
-"""The training pass: batch norm by the clean batch's statistics, equilibria by fixed counts, the compiled step."""
+"""The training pass: batch norm by the clean batch's statistics, equilibria by fixed counts from either start."""
 
 import copy
 
 import pytest
 import torch
-from equilibria import small_network, wide_interval_equilibrium
+from equilibria import random_weight
 from oracles import random_box
 from torch import nn
 
 from cerdeq.bounds import Context, Interval, points_of, propagate, trace
 from cerdeq.boxes import clipped_ball
 from cerdeq.equilibrium import Equilibrium, fold
+from cerdeq.equilibrium.certificate import verified_box
 
 
 @pytest.mark.parametrize(
@@ -134,21 +135,6 @@ def test_batch_norm_in_training_without_a_clean_value_is_refused():
         propagate(trace(model), Interval(x, torch.zeros_like(x)), Context(sound=False))
 
 
-@pytest.mark.parametrize("rho", [0.9])
-def test_the_training_pass_tends_to_the_interval_equilibrium(rho):
-    model, size = small_network(3, rho)
-    model[0].recurrence.iterations = 1000
-    x = torch.rand(2, *size, dtype=torch.float64)
-    ball = clipped_ball(x, 0.1)
-    with torch.no_grad():
-        result = propagate(trace(model[:1]), Interval(ball.center, ball.radius, x), Context(sound=False))
-        h = propagate(trace(model[0].inject), Interval(ball.center, ball.radius), Context(sound=False)).box
-        low, high = wide_interval_equilibrium(model[0].recurrence.weight, h)
-        torch.testing.assert_close(result.box.lower, low, rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(result.box.upper, high, rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(result.clean, model[0](x), rtol=1e-7, atol=1e-7)
-
-
 @pytest.mark.parametrize("count", [1, 7])
 def test_a_training_pass_of_few_iterations_is_a_picard_iteration(count):
     """Unrolled by hand from relu(h): the forward, and clean value and box of the interval pass."""
@@ -169,3 +155,56 @@ def test_a_training_pass_of_few_iterations_is_a_picard_iteration(count):
     torch.testing.assert_close(result.clean.detach(), z)
     torch.testing.assert_close(result.box.lower.detach(), low)
     torch.testing.assert_close(result.box.upper.detach(), high)
+
+
+def layer(kernel, rho=0.7, **options):
+    """An Equilibrium around the identity with a plain weight, float64, in training."""
+    model = Equilibrium(3, nn.Identity(), kernel_size=kernel, **options)
+    fold(model.double())
+    with torch.no_grad():
+        model.recurrence.weight.copy_(random_weight(3, kernel, rho=rho))
+    return model.train()
+
+
+def region(kernel, batch=4):
+    shape = (batch, 3) if kernel is None else (batch, 3, 4, 4)
+    center = torch.randn(shape, dtype=torch.float64)
+    return Interval(center, 0.2 * torch.rand_like(center), center)
+
+
+def test_unrolled_gradients_are_those_of_so_many_steps():
+    """Of two steps, by hand."""
+    torch.manual_seed(0)
+    model, x = layer(None, iterations=2, gradient="unrolled"), region(None)
+    weight = model.recurrence.weight
+    z = torch.relu(x.clean)
+    for _ in range(2):
+        z = torch.relu(z @ weight.T + x.clean)
+    cotangent = torch.randn_like(z)
+    expected = torch.autograd.grad((z * cotangent).sum(), weight)[0]
+    gradient = torch.autograd.grad((model(x.clean) * cotangent).sum(), weight)[0]
+    torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize("kernel", [None, 3])
+@pytest.mark.parametrize("warm", [False, True])
+def test_both_starts_end_at_the_same_boxes(warm, kernel):
+    x = region(kernel)
+    model = layer(kernel, rho=0.9, iterations=300, warm_start=warm)
+    result = propagate(trace(nn.Sequential(model)), x, Context(sound=False))
+    exact = verified_box(model.recurrence.weight, x.box)
+    torch.testing.assert_close(result.center, exact.center, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(result.radius, exact.radius, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", [None, 3])
+def test_a_warm_start_is_ahead_where_boxes_are_small(kernel):
+    x, errors = region(kernel), []
+    for warm in (False, True):
+        torch.manual_seed(2)
+        model = layer(kernel, rho=0.9, iterations=3, warm_start=warm)
+        points = Interval(x.center, torch.full_like(x.radius, 1e-6), x.clean)
+        result = propagate(trace(nn.Sequential(model)), points, Context(sound=False))
+        exact = verified_box(model.recurrence.weight, points.box)
+        errors.append((result.center - exact.center).abs().mean().item())
+    assert errors[1] < errors[0] / 2

@@ -1,4 +1,4 @@
-"""Gradients of clean and interval equilibria, by differences and by unrolling; and their memory."""
+"""Gradients: of equilibria by differences and by unrolling, and written backward passes against autograd."""
 
 import pytest
 import torch
@@ -6,9 +6,13 @@ import torch.nn.functional as F
 from equilibria import random_weight, saved_tensors
 from torch import nn
 
+from cerdeq import Box
 from cerdeq.bounds import Context, Interval, propagate, trace
-from cerdeq.equilibrium import Equilibrium, fold, implicit
-from cerdeq.equilibrium.recurrence import weight_gradient
+from cerdeq.equilibrium import Equilibrium, fold
+from cerdeq.rules.activations import relu_box
+from cerdeq.rules.linear import Backward
+from cerdeq.rules.relaxation import lines, through
+from harness.training.regularisers import balance
 
 
 def plain_layer(kernel, inputs=2, size=2, rho=0.6, iterations=60):
@@ -141,27 +145,77 @@ def test_memory_does_not_grow_with_the_iterations(kernel):
     assert memory[0] == memory[1]
 
 
-@pytest.mark.parametrize("kernel", [None, 3])
-@pytest.mark.parametrize("wanted", [True, False])
-def test_the_gradient_of_w_is_computed_only_where_it_is_wanted(kernel, wanted, monkeypatch):
-    """An attack has W without a gradient; those in the input are the same."""
-    model, x, calls = plain_layer(kernel), inputs_for(kernel).requires_grad_(), []
-
-    def counted(*arguments):
-        calls.append(1)
-        return weight_gradient(*arguments)
-
-    monkeypatch.setattr(implicit, "weight_gradient", counted)
-    ball = Interval(x, torch.full_like(x, 0.1), x)
-    expected = torch.autograd.grad(total(model, ball), x)
-    assert calls, "W asked for one"
-    calls.clear()
-    model.recurrence.weight.requires_grad_(wanted)
-    torch.testing.assert_close(torch.autograd.grad(total(model, ball), x), expected)
-    assert bool(calls) == wanted
+def results_and_gradients(function, *inputs):
+    leaves = [value.clone().requires_grad_() for value in inputs]
+    results = function(*leaves)
+    torch.manual_seed(1)
+    total = sum((result * torch.randn_like(result)).sum() for result in results)
+    return [result.detach() for result in results], torch.autograd.grad(total, leaves)
 
 
-def total(model, ball):
-    """The sum of clean values, centres and radii of the lifted equilibrium."""
-    output = propagate(trace(model), ball, Context(sound=False))
-    return sum(part.sum() for part in (output.clean, output.center, output.radius))
+@pytest.mark.parametrize("shrinkage", [1.0, 0.7])
+def test_the_relu_of_a_box(shrinkage):
+    center, radius = torch.randn(4, 3, 5, 5).double(), torch.rand(4, 3, 5, 5).double()
+
+    def textbook(c, r):
+        half = shrinkage / 2 * torch.relu(c + r)
+        return torch.where(c >= r, c, half), torch.where(c >= r, r, half)
+
+    def written(c, r):
+        return relu_box(Context(sound=False, relu_shrinkage=shrinkage), c, r)
+
+    expected = results_and_gradients(textbook, center, radius)
+    torch.testing.assert_close(results_and_gradients(written, center, radius), expected)
+
+
+@pytest.mark.parametrize("radius", [0.0, 1e-8])
+def test_the_relu_of_a_point_is_that_of_its_centre(radius):
+    center, tiny = torch.randn(4, 6), torch.full((4, 6), radius)
+    _, (of_center, of_radius) = results_and_gradients(lambda c, r: relu_box(Context(sound=False), c, r), center, tiny)
+    dead = center < 0
+    assert (of_center[dead] == 0).all() and (of_radius[dead] == 0).all() and (of_center[~dead] != 0).all()
+
+
+@pytest.mark.parametrize("negative_slope", [0.0, 0.1, 1.7])
+def test_linear_functionals_through_lines(negative_slope):
+    box = Box(torch.randn(2, 3, 4).double(), torch.rand(2, 3, 4).double())
+    coefficients = torch.randn(2, 5, 3, 4).double()
+
+    def written(a, c, r):
+        return through(ctx, lines(ctx, Box(c, r), negative_slope), a)
+
+    def textbook(a, c, r):
+        low, high = c - r, c + r
+        crossing = (low < 0) & (high > 0)
+        exact = torch.where(low < 0, negative_slope, torch.ones_like(low))
+        slope = torch.where(crossing, (high - negative_slope * low) / torch.where(crossing, high - low, 1), exact)
+        offset = torch.where(crossing, (1 - slope) * high, 0)
+        steep = torch.where(high > -low, 1.0, negative_slope)
+        free = torch.where(crossing, steep, exact)
+        positive, negative = a.clamp(min=0), a.clamp(max=0)
+        below, above = (positive, negative) if negative_slope <= 1 else (negative, positive)
+        return below * free[:, None] + above * slope[:, None], (above * offset[:, None]).flatten(2).sum(2)
+
+    ctx, inputs = Backward(sound=False), (coefficients, box.center, box.radius)
+    expected = results_and_gradients(textbook, *inputs)
+    torch.testing.assert_close(results_and_gradients(written, *inputs), expected)
+
+
+def test_the_statistics_of_the_regulariser():
+    center, radius = torch.randn(4, 3, 5, 5).double() + 0.8, torch.rand(4, 3, 5, 5).double() * 0.2
+
+    def q(a, b):
+        return torch.minimum(a / b, b / a)
+
+    def textbook(c, r):
+        active, inactive = (c > r).double(), (c < -r).double()
+        spread = (c - c.mean()).square()
+        first = q((c * active).mean(), -(c * inactive).mean())
+        second = q((spread * active).sum(), (spread * inactive).sum())
+        return [(torch.relu(0.5 - first) + torch.relu(0.5 - second)) / 0.5 + 0 * r.sum()]
+
+    def written(c, r):
+        return [balance([Box(c, r)]) + 0 * r.sum()]
+
+    expected = results_and_gradients(textbook, center, radius)
+    torch.testing.assert_close(results_and_gradients(written, center, radius), expected)
