@@ -59,7 +59,10 @@ def contraction(weight: Tensor) -> Contraction:
     matrix, terms = channel_matrix(weight), weight[0].numel()
     if len(matrix) <= _SMALL:
         matrix = matrix.cpu()
-    proofs = [_proved(matrix, _perron_vector(matrix, floor), terms) for floor in _FLOORS]
+    proofs = []
+    for floor in _FLOORS:
+        v = _perron_vector(matrix, floor)
+        proofs.append(Contraction(v, float((_product_rounded_up(matrix, v, terms) / v).max()) * (1 + 1e-15)))
     best_rate = min(proof.rate for proof in proofs)
     evenest = next((proof for proof in proofs if proof.rate <= best_rate * (1 + _AS_GOOD)), proofs[0])
     return Contraction(evenest.v.to(weight.device), evenest.rate)
@@ -77,10 +80,6 @@ def _perron_vector(matrix: Tensor, floor: float) -> Tensor:
         v = product + rate * (0.1 * v + floor * v.mean())  # a multiple of v, so that periodic matrices converge too
         v = v / v.max()
     return v
-
-
-def _proved(matrix: Tensor, v: Tensor, terms: int) -> Contraction:
-    return Contraction(v, float((_product_rounded_up(matrix, v, terms) / v).max()) * (1 + 1e-15))
 
 
 def _product_rounded_up(matrix: Tensor, v: Tensor, terms: int) -> Tensor:

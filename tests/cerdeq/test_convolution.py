@@ -56,18 +56,6 @@ def test_transposed_convolutions_are_torch_s(kernel, dilation, groups, monkeypat
         torch.testing.assert_close(result, expected, **EXACT)
 
 
-@pytest.mark.parametrize("batch", [0, 1, 5])
-def test_any_number_of_images_at_once_or_one_at_a_time(batch, monkeypatch):
-    x, weight = images(8, batch), weights(1)
-    whole = conv_transpose2d_by_products(x, weight, 2, 1, 0, 1, 1)
-    there = conv2d_by_products(whole, weight, None, 2, 1, 1, 1)
-    assert whole.is_contiguous() and there.is_contiguous()
-    assert len(whole) == len(there) == batch
-    monkeypatch.setattr(convolution, "_BYTES", 1)
-    torch.testing.assert_close(conv_transpose2d_by_products(x, weight, 2, 1, 0, 1, 1), whole, **EXACT)
-    torch.testing.assert_close(conv2d_by_products(whole, weight, None, 2, 1, 1, 1), there, **EXACT)
-
-
 def test_gradients_are_torch_s():
     x, weight = images(4).requires_grad_(), weights(2).requires_grad_()
     mine = torch.autograd.grad(conv2d_by_products(x, weight, None, 2, 1, 1, 2).square().sum(), (x, weight))

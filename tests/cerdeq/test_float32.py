@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from oracles import Lambda, points_of, random_box
 from pairs import every_pair
 from torch import nn
 
-from cerdeq.bounds import BOUNDS, Interval, bounds, float32, lower_bounds, trace
+from cerdeq.bounds import BOUNDS, Interval, float32, lower_bounds, trace
 from cerdeq.bounds.float32 import in_float32, rounded_outwards
 from cerdeq.boxes import outward_ends
 from cerdeq.equilibrium import Equilibrium, fold
@@ -97,48 +96,6 @@ def test_what_float32_proves_is_true_and_what_float64_proves_is_proved(name, met
         assert (first <= least + 1e-6 * (1 + least.abs())).all()
         by_wide = lower_bounds(wide, x, spec, method, target)
         assert ((first > target).all(1) == (by_wide > target).all(1)).all(), target
-
-
-@pytest.mark.parametrize("method", [method for method in BOUNDS if method not in SEARCHED])
-def test_a_margin_too_small_for_float32_is_float64_s(method, monkeypatch):
-    """Just below float64's bound, float32 leaves it open."""
-    _, wide, small, box, spec = question("residual")
-    x, spec = Interval(box.center, box.radius), spec[:, :1]
-    target = lower_bounds(wide, x, spec, method).item() - 1e-10
-    by_small = lower_bounds(small, rounded_outwards(x), spec.float(), method, target)
-    assert not (by_small.double() > target).any()
-    precisions = []
-    for name, record in list(BOUNDS.items()):
-
-        def lower(question, record=record):
-            precisions.append(question.spec.dtype)
-            return record.lower(question)
-
-        monkeypatch.setitem(BOUNDS, name, replace(record, lower=lower))
-    assert (lower_bounds(wide, x, spec, method, target, float32=small) > target).all()
-    assert precisions == [torch.float32, torch.float64]
-    precisions.clear()
-    assert (lower_bounds(wide, x, spec, method, target - 1e3, float32=small) > target - 1e3).all()
-    assert precisions == [torch.float32]
-
-
-def test_an_example_that_float32_s_boxes_miss_by_a_hair_has_float64_s(monkeypatch):
-    _, wide, small, box, spec = question("residual")
-    x, spec = Interval(box.center, box.radius), spec[:, :1]
-    cheap, best = (lower_bounds(wide, x, spec, method).item() for method in ("crown-ibp", "crown"))
-    assert best > cheap + 1e-3
-    tightened, precisions = bounds.tightened_values, []
-
-    def seen(program, x, memory):
-        precisions.append(x.center.dtype)
-        return tightened(program, x, memory)
-
-    monkeypatch.setattr(bounds, "tightened_values", seen)
-    assert lower_bounds(wide, x, spec, "crown", best - 1e-10, float32=small).item() > best - 1e-10
-    assert precisions == [torch.float32, torch.float64]
-    precisions.clear()
-    assert not lower_bounds(wide, x, spec, "crown", best + abs(best - cheap), float32=small).item() > best
-    assert precisions == [torch.float32]
 
 
 @pytest.mark.parametrize(("method", "kernel"), every_pair(BOUNDS, [None, 3]))

@@ -60,10 +60,3 @@ def test_fold_finds_a_fixed_point_whoever_holds_it_and_leaves_other_parametrisat
     model = nn.Sequential(layer, nn.utils.parametrizations.weight_norm(nn.Conv2d(layer.weight.shape[0], 2, 1)))
     fold(model)
     assert [parametrize.is_parametrized(module) for module in model] == [False, True]
-
-
-def test_a_bare_fixed_point_is_refused_since_nothing_holds_it():
-    layer = small_network(3, 0.8)[0][0].recurrence
-    with pytest.raises(ValueError, match="plain"):
-        fold(layer)
-    assert not parametrize.is_parametrized(layer.plain())

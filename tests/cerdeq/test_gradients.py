@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from equilibria import random_weight, saved_tensors
 from torch import nn
 
@@ -71,55 +70,6 @@ def test_gradients_of_the_interval_equilibrium_pass_gradcheck(shrinkage, kernel)
         return with_weight(model, weight, run)
 
     assert torch.autograd.gradcheck(function, (center, radius, clean, weight), eps=1e-6, atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize(("kernel", "shrinkage"), [(None, 1.0), (3, 0.8), (None, 0.8)])
-def test_implicit_and_unrolled_gradients_agree(shrinkage, kernel):
-    model = plain_layer(kernel, size=4, rho=0.8, iterations=150)
-    x = inputs_for(kernel)
-    cotangents = torch.randn(3, *model(x).shape, dtype=torch.float64)
-    radius = torch.rand_like(x) * 0.2
-    ctx = Context(sound=False, relu_shrinkage=shrinkage)
-    result = propagate(trace(nn.Sequential(model)), Interval(x, radius, x), ctx)
-    loss = sum(
-        (c * v).sum() for c, v in zip(cotangents, (result.clean, result.box.lower, result.box.upper), strict=True)
-    )
-    gradients = torch.autograd.grad(loss, list(model.parameters()))
-
-    weight = model.recurrence.weight
-    apply = F.linear if kernel is None else lambda z, w: F.conv2d(z, w, padding=1)
-    h, inject = model.inject(x), model.inject
-    spread = (
-        F.linear(radius, inject.weight.abs()) if kernel is None else F.conv2d(radius, inject.weight.abs(), padding=1)
-    )
-    positive, negative = weight.clamp(min=0), weight.clamp(max=0)
-    z, low, high = torch.zeros_like(h), torch.zeros_like(h), torch.zeros_like(h)
-    for _ in range(300):
-        z = torch.relu(apply(z, weight) + h)
-        low, high = (
-            apply(low, positive) + apply(high, negative) + h - spread,
-            apply(high, positive) + apply(low, negative) + h + spread,
-        )
-        crossing = (low < 0) & (high > 0)
-        low, high = torch.relu(low), torch.where(crossing, shrinkage * high, torch.relu(high))
-    assert crossing.any()
-    for a, b in zip((result.clean, result.box.lower, result.box.upper), (z, low, high), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
-    loss = sum((c * v).sum() for c, v in zip(cotangents, (z, low, high), strict=True))
-    expected = torch.autograd.grad(loss, list(model.parameters()))
-    for a, b in zip(gradients, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
-
-
-def test_gradients_at_radius_zero_are_those_of_the_clean_equilibrium():
-    model, x = plain_layer(None), inputs_for(None)
-    program = trace(nn.Sequential(model))
-    cotangent = torch.randn(2, 2, dtype=torch.float64)
-    result = propagate(program, Interval(x, torch.zeros_like(x), x), Context(sound=False))
-    of_center = torch.autograd.grad((result.center * cotangent).sum(), list(model.parameters()), retain_graph=True)
-    of_clean = torch.autograd.grad((result.clean * cotangent).sum(), list(model.parameters()))
-    for a, b in zip(of_center, of_clean, strict=True):
-        torch.testing.assert_close(a, b)
 
 
 def test_a_dead_layer_has_finite_gradients():

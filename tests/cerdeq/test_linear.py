@@ -5,17 +5,13 @@ import itertools
 
 import pytest
 import torch
-from cases import NOT_AFFINE, curved
-from graphs import LARGE, NETWORKS, evaluated, network, optima, specs
+from graphs import NETWORKS, evaluated, network, optima, specs
 from milp import reach
 from oracles import DTYPES, assert_contains, points_of, random_box
 from pairs import every_pair
 
 from cerdeq import Box, bound
-from cerdeq.bounds import BOUNDS, Backward, Context, Interval, lower_bounds, trace
-from cerdeq.bounds.backward import linear_lower_bound
-from cerdeq.bounds.forward import values_of
-from cerdeq.bounds.tighten import tightened_values
+from cerdeq.bounds import BOUNDS, Interval, lower_bounds, trace
 from cerdeq.rules.operators import TABLE
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")  # with even kernels
@@ -49,66 +45,9 @@ def test_bounds_enclose_the_exact_optima(name, seed):
 
 
 def test_every_operator_is_in_a_network():
-    """Except curves, whose optima no integer program finds."""
     programs = [trace(network(name)[0], linear=True) for name in NETWORKS]
     operators = {step.record.name for program in programs for step in program.steps if step.record}
-    assert operators >= {record.name for record in TABLE} - {
-        name for name, group in NOT_AFFINE.items() if curved(group)
-    }
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The LP relaxation over the same boxes
-
-
-PLAIN = [  # one step a node
-    "deep", "relu last", "residual", "dense", "shared", "leaky 0.1", "leaky 1.5", "leaky -0.5", "convolution stride",
-    "max pool overlapping", "max pools",
-]  # fmt: skip
-
-
-def boxes_of(values):
-    return {
-        number: [end.detach()[0].flatten().double().numpy() for end in (value.box.lower, value.box.upper)]
-        for number, value in enumerate(values)
-    }
-
-
-@pytest.mark.parametrize("name", PLAIN)
-def test_the_relaxation_as_a_linear_program_is_never_below_crown(name):
-    """CROWN is a feasible point of its dual. The program has one step a node here, so that numbers agree."""
-    graph, shape = network(name, seed=3)
-    box = random_box(1, *shape)
-    spec = specs(graph, box, rows=3)
-    program, x = trace(graph, linear=True), Interval(box.center, box.radius)
-    assert [step.sources for step in program.steps] == [node.sources for node in graph.nodes]
-    with torch.no_grad():
-        for method, values in [
-            ("crown-ibp", values_of(program, x, Context(sound=True))),
-            ("crown", tightened_values(program, x, LARGE)),
-        ]:
-            minima, _, _ = optima(graph, box, spec, boxes=boxes_of(values))
-            coefficients = spec.unflatten(2, values[program.output].center.shape[1:])
-            lower = linear_lower_bound(program, values, coefficients, program.output, Backward(sound=True))
-            tolerance = 1e-7 * (1 + minima.abs())
-            assert (lower <= minima + tolerance).all(), method
-            assert (lower_bounds(program, x, spec, method) <= minima + tolerance).all(), method
-        assert (lower_bounds(program, x, spec, "alpha-crown") <= minima + tolerance).all()
-
-
-def test_optimised_slopes_close_most_of_the_gap_to_the_linear_program():
-    gaps = []
-    for seed in range(6):
-        graph, shape = network("deep", seed)
-        box = random_box(1, *shape)
-        spec = specs(graph, box, rows=3)
-        program, x = trace(graph, linear=True), Interval(box.center, box.radius)
-        with torch.no_grad():
-            exact, _, _ = optima(graph, box, spec, boxes=boxes_of(tightened_values(program, x, LARGE)))
-        crown, alpha = (lower_bounds(program, x, spec, method) for method in ("crown", "alpha-crown"))
-        gaps.append(torch.stack([exact - crown, exact - alpha]).sum((1, 2)))
-    crown, alpha = torch.stack(gaps).sum(0)
-    assert crown > 0.1 and alpha < 0.3 * crown, (crown, alpha)
+    assert operators >= {record.name for record in TABLE}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

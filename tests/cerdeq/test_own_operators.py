@@ -58,22 +58,6 @@ def test_a_replaced_rule_counts_under_a_spec_too():
     assert calls
 
 
-class Swap(nn.Module):
-    """Control flow that torch.fx cannot follow, behind a rule of its own."""
-
-    def forward(self, x):
-        return x.flip(1) if x.sum() > -1e9 else x
-
-
-def test_a_module_may_be_one_operator():
-    def rule(ctx, x, module):
-        assert isinstance(module, Swap)
-        return Interval(x.center.flip(1), x.radius.flip(1), None if x.clean is None else x.clean.flip(1))
-
-    register(Operator("swap", rule, (), {Swap: lambda module: {"module": module}}))
-    assert_sampled(nn.Sequential(nn.Linear(3, 3), Swap(), nn.ReLU()).double().eval(), random_box(2, 3))
-
-
 def flip(x, times=1.0):
     return x.flip(1).cumsum(1) * times
 

@@ -44,16 +44,10 @@ def test_a_forward_replaced_on_the_instance_is_refused():
         bound(model.double().eval(), random_box(3, 4))
 
 
-HOOKS = {
-    "output": lambda layer: layer.register_forward_hook(lambda module, inputs, output: output + 5),
-    "input": lambda layer: layer.register_forward_pre_hook(lambda module, inputs: (inputs[0] + 5,)),
-}
-
-
 def test_a_hook_that_changes_a_value_is_refused():
-    for register in HOOKS.values():
+    for register in (nn.Module.register_forward_hook, nn.Module.register_forward_pre_hook):
         model = nn.Sequential(nn.Linear(4, 3)).double().eval()
-        register(model[0])
+        register(model[0], lambda *arguments: None)
         with pytest.raises(UnsupportedOperator, match="module '0' has forward hooks"):
             bound(model, random_box(3, 4))
 
