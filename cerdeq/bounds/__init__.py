@@ -12,38 +12,6 @@ from cerdeq.rules.interval import Context, Interval
 from cerdeq.rules.linear import Backward, Pulled, affine, dot, magnitude, per_row, slack
 from cerdeq.rules.operators import Operator, UnsupportedOperator, register
 
-__all__ = [
-    "BOUNDS",
-    "Backward",
-    "Bound",
-    "Context",
-    "Interval",
-    "Operator",
-    "Program",
-    "Pulled",
-    "Question",
-    "Reference",
-    "Step",
-    "UnsupportedOperator",
-    "affine",
-    "bound",
-    "check_question",
-    "dot",
-    "linear_lower_bound",
-    "lower_bounds",
-    "magnitude",
-    "margin_spec",
-    "output_of",
-    "per_row",
-    "points_of",
-    "propagate",
-    "register",
-    "slack",
-    "trace",
-    "unchecked_margin_spec",
-    "values_of",
-]
-
 
 def bound(model: nn.Module, region: Box, method: str = "ibp", spec: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return lower and upper bounds, [B, K] each, of `spec` applied to the model's outputs, for all inputs in `region`.

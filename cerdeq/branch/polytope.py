@@ -31,7 +31,12 @@ def solve_leaf(problem: Problem, layout: Layout, leaf: Leaves, batch_size: int) 
     )
     if not 0 < len(multiplier_columns) * box.center.numel() <= _LARGEST:
         return None
-    leaf = _use_exact_lines(layout, leaf)
+    leaf = replace(leaf, choices=leaf.choices.clone())
+    for columns in layout.choices:
+        if (
+            columns.elsewhere == 1
+        ):  # shares of coefficients of equilibria that go through the lines, which are exact here
+            leaf.choices[:, columns.start : columns.stop] = 1
     cases = _with_multipliers(leaf, multiplier_columns)
     parts = [_affine(problem, layout, cases.of(slice(s, s + batch_size))) for s in range(0, len(cases.row), batch_size)]
     slopes, constants = (torch.cat(part).double().cpu().numpy() for part in zip(*parts, strict=True))
@@ -58,15 +63,6 @@ def solve_leaf(problem: Problem, layout: Layout, leaf: Leaves, batch_size: int) 
     point = torch.from_numpy(result.x[: len(center)]).to(box.center).view_as(box.center)
     leaf = replace(leaf, choices=choices.to(leaf.choices))
     return replace(leaf, lower=problem.lower(leaf, layout, sound=False)), point
-
-
-def _use_exact_lines(layout: Layout, leaf: Leaves) -> Leaves:
-    """Return the leaf with all coefficients of equilibria going through the lines, which are exact here."""
-    choices = leaf.choices.clone()
-    for columns in layout.choices:
-        if columns.elsewhere == 1:
-            choices[:, columns.start : columns.stop] = 1
-    return replace(leaf, choices=choices)
 
 
 def _with_multipliers(leaf: Leaves, multiplier_columns: Tensor) -> Leaves:

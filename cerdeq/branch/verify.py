@@ -62,28 +62,22 @@ def verify(
         raise ValueError("verify needs a limit: give seconds, branches or both")
     check_question(model, region, spec)
     with torch.inference_mode(False), torch.no_grad():  # on copies: the caller may have made tensors in inference mode
-        float64 = copy.deepcopy(model).double()
+        model, spec = copy.deepcopy(model).double(), spec.clone().double()
         x = Interval(region.center.clone().double(), region.radius.clone().double())
-        return _verify_copies(float64, x, spec.clone().double(), seconds, branches, certificates)
-
-
-def _verify_copies(
-    model: nn.Module, x: Interval, spec: Tensor, seconds: float | None, branches: int | None, certificates: bool
-) -> Verification:
-    program, float32 = trace(model, linear=True), in_float32(model, linear=True)
-    lower = lower_bounds(program, x, spec, "crown-ibp", target=0.0, float32=float32)
-    refuse_another_function(model, program, x.center)
-    status = [CERTIFIED] * len(spec)
-    points, branches_used = torch.full_like(x.center, torch.nan), torch.zeros(len(spec), dtype=torch.long)
-    tensors: list[dict[str, Tensor]] = [{} for _ in status]
-    for example in (~(lower > 0).all(1)).nonzero()[:, 0].tolist():
-        one, budget = slice(example, example + 1), Budget(seconds, branches)
-        decision = _decide_one(program, float32, x.of(one), spec[one], lower[example], budget, certificates)
-        status[example], lower[example], branches_used[example] = decision.status, decision.lower, budget.used
-        tensors[example] = decision.certificate
-        if decision.point is not None:
-            points[example] = decision.point[0]
-    return Verification(status, lower, points, branches_used, tensors)
+        program, float32 = trace(model, linear=True), in_float32(model, linear=True)
+        lower = lower_bounds(program, x, spec, "crown-ibp", target=0.0, float32=float32)
+        refuse_another_function(model, program, x.center)
+        status = [CERTIFIED] * len(spec)
+        points, branches_used = torch.full_like(x.center, torch.nan), torch.zeros(len(spec), dtype=torch.long)
+        tensors: list[dict[str, Tensor]] = [{} for _ in status]
+        for example in (~(lower > 0).all(1)).nonzero()[:, 0].tolist():
+            one, budget = slice(example, example + 1), Budget(seconds, branches)
+            decision = _decide_one(program, float32, x.of(one), spec[one], lower[example], budget, certificates)
+            status[example], lower[example], branches_used[example] = decision.status, decision.lower, budget.used
+            tensors[example] = decision.certificate
+            if decision.point is not None:
+                points[example] = decision.point[0]
+        return Verification(status, lower, points, branches_used, tensors)
 
 
 def _decide_one(

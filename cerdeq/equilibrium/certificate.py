@@ -154,21 +154,18 @@ def verified_box(weight: Tensor, h: Box, proof: Contraction | None = None) -> Bo
     rho(|W|) < 1.
     """
     with counted_rounding(h.center.device.type):
-        return _verified_box(weight, h, contraction(weight) if proof is None else proof)
-
-
-def _verified_box(weight: Tensor, h: Box, proof: Contraction) -> Box:
-    if not proof.rate < 1:
-        raise NotContractiveError(f"rho(|W|) < 1 is not proved: the bound is {proof.rate:.6f}")
-    weight, h = weight.double(), h.double()
-    z = _widened(weight, h, _guess(weight, h), proof)
-    proved = verify_inclusion(weight, h, z, proof.v)
-    if not bool(proved.all()):
-        z = _select(proved, z, closed_form_box(weight, h, proof))
+        proof = contraction(weight) if proof is None else proof
+        if not proof.rate < 1:
+            raise NotContractiveError(f"rho(|W|) < 1 is not proved: the bound is {proof.rate:.6f}")
+        weight, h = weight.double(), h.double()
+        z = _widened(weight, h, _guess(weight, h), proof)
         proved = verify_inclusion(weight, h, z, proof.v)
-    z = _mapped(weight, h, z, proof)
-    z = _widened(weight, h, z, proof)  # by rounding errors, so that the check accepts the returned box
-    return Box(z.center, torch.where(per_example(proved, z.radius), z.radius, torch.inf))
+        if not bool(proved.all()):
+            z = _select(proved, z, closed_form_box(weight, h, proof))
+            proved = verify_inclusion(weight, h, z, proof.v)
+        z = _mapped(weight, h, z, proof)
+        z = _widened(weight, h, z, proof)  # by rounding errors, so that the check accepts the returned box
+        return Box(z.center, torch.where(per_example(proved, z.radius), z.radius, torch.inf))
 
 
 def _guess(weight: Tensor, h: Box) -> Box:
