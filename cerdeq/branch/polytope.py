@@ -33,9 +33,7 @@ def solve_leaf(problem: Problem, layout: Layout, leaf: Leaves, batch_size: int) 
         return None
     leaf = replace(leaf, choices=leaf.choices.clone())
     for columns in layout.choices:
-        if (
-            columns.elsewhere == 1
-        ):  # shares of coefficients of equilibria that go through the lines, which are exact here
+        if columns.elsewhere == 1:  # how much of an equilibrium's coefficients goes through the lines: exact here
             leaf.choices[:, columns.start : columns.stop] = 1
     cases = _with_multipliers(leaf, multiplier_columns)
     parts = [_affine(problem, layout, cases.of(slice(s, s + batch_size))) for s in range(0, len(cases.row), batch_size)]
