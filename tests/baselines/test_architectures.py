@@ -145,13 +145,6 @@ def test_a_network_has_as_many_equilibria_as_asked_one_or_two(name):
         small(name, "digits", equilibria=3)
 
 
-def test_pooling_quarters_the_linear_layer():
-    for name in ("cnn7", "cerdeq", "deqlate", "deq7", "mondeq"):
-        with torch.device("meta"):
-            sizes = [build(name, pool=pool).linear.in_features for pool in (False, True)]
-        assert sizes == [128 * 16 * 16, 128 * 8 * 8]
-
-
 def test_mondeq_is_the_published_layout():
     """Wei and Kolter 2022: DEQ-7, m = 1/2, no gain, the injection relu(norm(U x)) + b."""
     with torch.device("meta"):

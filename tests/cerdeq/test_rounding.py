@@ -70,19 +70,12 @@ def test_bounds_of_points_contain_the_exact_rational_value(seed, dtype):
     assert exact_bounds(model, box).inside(*bound(model, box))
 
 
-CONSTANTS = {
-    "add": lambda x: 0.1 + x,
-    "subtract": lambda x: 0.1 - x,
-    "alpha": lambda x: torch.add(x, x, alpha=0.1),
-    "multiply": lambda x: x * 0.1,
-    "divide": lambda x: x / 0.1,
-}
-EXACT_CONSTANTS = {
-    "add": lambda t, lo, hi: (t + lo, t + hi),
-    "subtract": lambda t, lo, hi: (t - hi, t - lo),
-    "alpha": lambda t, lo, hi: (lo + t * lo, hi + t * hi),
-    "multiply": lambda t, lo, hi: (t * lo, t * hi),
-    "divide": lambda t, lo, hi: (lo / t, hi / t),
+CONSTANTS = {  # an operator with a constant, and the exact ends from those of the box
+    "add": (lambda x: 0.1 + x, lambda t, low, high: (t + low, t + high)),
+    "subtract": (lambda x: 0.1 - x, lambda t, low, high: (t - high, t - low)),
+    "alpha": (lambda x: torch.add(x, x, alpha=0.1), lambda t, low, high: (low + t * low, high + t * high)),
+    "multiply": (lambda x: x * 0.1, lambda t, low, high: (t * low, t * high)),
+    "divide": (lambda x: x / 0.1, lambda t, low, high: (low / t, high / t)),
 }
 
 
@@ -90,11 +83,11 @@ EXACT_CONSTANTS = {
 @pytest.mark.parametrize("name", CONSTANTS)
 def test_constants_that_no_float_holds_are_counted(name, dtype):
     """0.1 is 0.1 as Python wrote it, whatever precision it meets."""
-    box = random_box(1, 50, dtype=dtype)
+    (operation, exact_ends), box = CONSTANTS[name], random_box(1, 50, dtype=dtype)
     exact = Exact.of(box)
-    ends = [EXACT_CONSTANTS[name](Fraction(0.1), lo, hi) for lo, hi in zip(exact.low, exact.high, strict=True)]
+    ends = [exact_ends(Fraction(0.1), low, high) for low, high in zip(exact.low, exact.high, strict=True)]
     expected = Exact([low for low, _ in ends], [high for _, high in ends])
-    assert expected.inside(*bound(Lambda(lambda module, x: CONSTANTS[name](x)).eval(), box))
+    assert expected.inside(*bound(Lambda(lambda module, x: operation(x)).eval(), box))
 
 
 UNDERFLOWING = {

@@ -127,15 +127,12 @@ SHAPE_QUERIES = {
     "unpacked": unpacked,
     "size": lambda x: x.view(x.size(0), -1),
     "size from the end": lambda x: x.reshape(x.size(-3), x.size(-2) * x.size(-1)),
-    "size by name": lambda x: x.view(x.size(dim=0), -1),
     "shape": lambda x: torch.reshape(x, (x.shape[0], x.shape[1] * x.shape[2])),
     "size, then index": lambda x: x.view(x.size()[0], -1),
     "slice": lambda x: torch.reshape(x, x.shape[:1] + (12,)),  # noqa: RUF005
     "dim": lambda x: torch.flatten(x, x.dim() - 2),
-    "ndim": lambda x: x.flatten(x.ndim - 2),
     "constant of the batch": lambda x: x.flatten(1) + torch.ones(12).to(x.dtype).view(1, x.size(1) * 4),
     "scale": lambda x: x.flatten(1) * x.size(1) / x.shape[2],
-    "dimension of concatenation": lambda x: torch.cat([x, -x], x.dim() - 1),
     "of a value on the way": lambda x: (2 * x).view((x + 1).size(0), -1),
 }
 

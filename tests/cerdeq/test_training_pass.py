@@ -8,6 +8,7 @@ from equilibria import random_weight
 from oracles import random_box
 from torch import nn
 
+from baselines import build
 from cerdeq.bounds import Context, Interval, points_of, propagate, trace
 from cerdeq.boxes import clipped_ball
 from cerdeq.equilibrium import Equilibrium, fold
@@ -68,22 +69,22 @@ def test_gradients_flow_through_batch_statistics():
 
 
 @pytest.mark.parametrize("parametrisation", ["perron", "orthogonal"])
-def test_points_are_computed_as_the_batch_met_first(parametrisation):
+def test_points_are_computed_with_what_the_context_saved(parametrisation):
     """Its statistics and its W, at whatever points follow; running statistics and W move on once."""
     inject = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4))
     model = nn.Sequential(Equilibrium(4, inject, parametrisation=parametrisation), nn.Flatten(), nn.Linear(64, 3))
     model = model.double().train()
-    twin, frozen = copy.deepcopy(model), copy.deepcopy(model)
+    reference, frozen = copy.deepcopy(model), copy.deepcopy(model)
     program, ctx = trace(model), Context(sound=False)
     x, other = torch.rand(2, 5, 1, 4, 4, dtype=torch.float64)
-    torch.testing.assert_close(points_of(program, x, ctx), twin(x))
+    torch.testing.assert_close(points_of(program, x, ctx), reference(x))
     after = {name: value.clone() for name, value in model.state_dict().items()}
     values = points_of(program, other, ctx)
     torch.testing.assert_close(values[:2], points_of(program, other[:2], ctx))
     for name, value in model.state_dict().items():
         assert torch.equal(value, after[name]), name
         if not name.endswith("num_batches_tracked"):
-            torch.testing.assert_close(value, twin.state_dict()[name])
+            torch.testing.assert_close(value, reference.state_dict()[name])
     weight = frozen[0].recurrence.weight
     hidden = frozen[0].inject[0](x)
     norm = frozen[0].inject[1]
@@ -96,8 +97,6 @@ def test_points_are_computed_as_the_batch_met_first(parametrisation):
 @pytest.mark.parametrize("name", ["cnn5", "cerdeq"])
 def test_points_in_the_box_lie_in_its_image(name):
     """By one context: what an attack sees is what the box was made of."""
-    from baselines import build
-
     model = build(name, dataset="digits", width=0.1).double().train()
     x = torch.rand(6, 1, 8, 8, dtype=torch.float64)
     ball, ctx, program = clipped_ball(x, 0.05), Context(sound=False), trace(model)

