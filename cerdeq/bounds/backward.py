@@ -82,11 +82,11 @@ def chunked_lower_bound(
 def bytes_per_row(program: Program, values: list[Any], at: int) -> int:
     """Return the most memory that one row of coefficients of one example takes at any step of a backward pass."""
     size = [value.center[0].numel() if isinstance(value, Interval) else 0 for value in values]
-    pending, most = {at}, size[at]
+    pending, largest = {at}, size[at]
     for number in range(at, 0, -1):
         if number in pending:
             sources = program.steps[number - 1].sources
             working = _WORKING_COPIES * (size[number] + sum(size[source] for source in sources))
-            most = max(most, sum(size[value] for value in pending) + working)
+            largest = max(largest, sum(size[value] for value in pending) + working)
             pending = (pending - {number}) | set(sources)
-    return most * values[0].center.element_size()
+    return largest * values[0].center.element_size()

@@ -50,10 +50,11 @@ def solved(kind: str, w: str, rho: float, seed: int, units: int) -> Problem:
     balls = [LinfBall(x, eps) for eps in EPS]
     regions = Box(torch.cat([ball.center for ball in balls]), torch.cat([ball.radius for ball in balls]))
     encodings = [Encoding(graph, low, high) for low, high in zip(regions.lower, regions.upper, strict=True)]
-    optima = ([encoding.minimum(np.array([sign])) for encoding in encodings] for sign in (1.0, -1.0))
-    return Problem(
-        graph, regions, *(_values(graph, shape, some, sign) for some, sign in zip(optima, (1, -1), strict=True))
+    minimum, maximum = (
+        _values(graph, shape, [encoding.minimum(np.array([sign])) for encoding in encodings], sign)
+        for sign in (1.0, -1.0)
     )
+    return Problem(graph, regions, minimum, maximum)
 
 
 def gaps(problem: Problem, method: str) -> Tensor:

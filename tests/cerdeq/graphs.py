@@ -281,8 +281,8 @@ def optima(graph, box, spec):
         encoding = Encoding(graph, low[example], high[example])
         minima.append([[encoding.minimum(sign * row.numpy()) for row in spec[example]] for sign in (1, -1)])
     values = torch.tensor([[[value for value, _ in row] for row in signs] for signs in minima], dtype=torch.float64)
-    places = torch.tensor(np.array([[[x for _, x in row] for row in signs] for signs in minima]))
-    return values[:, 0], -values[:, 1], places.flatten(1, 2)
+    points = torch.tensor(np.array([[[x for _, x in row] for row in signs] for signs in minima]))
+    return values[:, 0], -values[:, 1], points.flatten(1, 2)
 
 
 def evaluated(graph, spec, inputs, shape):

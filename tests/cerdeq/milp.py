@@ -88,8 +88,8 @@ class Encoding:
             options={"mip_rel_gap": 0},
         )
         assert result.success, result.message
-        place = result.x[: self.inputs].clip(self.low[: self.inputs], self.high[: self.inputs])
-        return float(result.fun + spec @ offset), place
+        point = result.x[: self.inputs].clip(self.low[: self.inputs], self.high[: self.inputs])
+        return float(result.fun + spec @ offset), point
 
     def _wide(self, matrix: np.ndarray) -> np.ndarray:
         return np.pad(matrix, ((0, 0), (0, self.low.size - matrix.shape[1])))
@@ -106,10 +106,10 @@ class Encoding:
         self.integer = np.append(self.integer, [integer] * len(low))
         return list(range(start, self.low.size))
 
-    def _unit(self, *places: tuple[int, float]) -> np.ndarray:
+    def _unit(self, *entries: tuple[int, float]) -> np.ndarray:
         row = np.zeros(self.low.size)
-        for place, value in places:
-            row[place] += value
+        for column, value in entries:
+            row[column] += value
         return row
 
     def _at_most(self, row: np.ndarray, end: float) -> None:
@@ -142,12 +142,12 @@ class Encoding:
             top = high[window].max()
             (y,) = self._variables([low[window].max()], [top])
             on = self._variables([0] * len(window), [1] * len(window), integer=True)
-            for place, i in enumerate(window):
+            for number, i in enumerate(window):
                 row = self._wide(matrix[i : i + 1])[0]
                 self._at_most(row - self._unit((y, 1)), -offset[i])
                 reach = top - low[i]
-                self._at_most(self._unit((y, 1), (on[place], reach)) - row, offset[i] + reach)
-            self._at_most(self._unit(*[(place, -1) for place in on]), -1)
+                self._at_most(self._unit((y, 1), (on[number], reach)) - row, offset[i] + reach)
+            self._at_most(self._unit(*[(column, -1) for column in on]), -1)
             outputs.append(self._unit((y, 1)))
         return np.concatenate([self._wide(row[None]) for row in outputs]), np.zeros(len(windows))
 

@@ -67,10 +67,10 @@ def test_what_the_multiplier_leaves_to_the_box_is_bounded_by_all_of_it(share):
     ctx = Backward(sound=True, step="here", output=z, slopes={})
     multiplier = share * torch.linalg.solve(torch.eye(4).double() - weight.T, coefficients.mT).mT
     pulled = adjoint._bound(ctx, coefficients, multiplier, lines(ctx, preactivation), weight, z, preactivation)
-    least = (pulled.coefficients[0] * h.center).sum(2) - (pulled.coefficients[0].abs() * h.radius).sum(2)
+    minimum = (pulled.coefficients[0] * h.center).sum(2) - (pulled.coefficients[0].abs() * h.radius).sum(2)
     exact = (coefficients * torch.linalg.solve(torch.eye(4).double() - weight, h.lower[0])).sum(2)
-    torch.testing.assert_close(least + pulled.constant, exact, rtol=1e-6, atol=1e-6)
-    assert (least + pulled.constant <= exact).all()
+    torch.testing.assert_close(minimum + pulled.constant, exact, rtol=1e-6, atol=1e-6)
+    assert (minimum + pulled.constant <= exact).all()
 
 
 def cancelling_weight(h):

@@ -36,11 +36,11 @@ def test_a_rounded_box_contains_the_box():
     box = Interval(center, center.abs() * 10.0 ** -torch.randint(0, 20, (1000,)))
     small = rounded_outwards(box)
     assert small.center.dtype == small.radius.dtype == torch.float32
-    least, most = outward_ends(box.box)
+    low, high = outward_ends(box.box)
     # Sums of two float32 of such sizes round in float64 by less than the box is wider.
     assert (small.box.double().lower <= box.center - box.radius).all()
     assert (small.box.double().upper >= box.center + box.radius).all()
-    assert (small.radius <= (most - least) / 2 * (1 + 1e-6) + center.abs() * 1e-6 + 1e-37).all()
+    assert (small.radius <= (high - low) / 2 * (1 + 1e-6) + center.abs() * 1e-6 + 1e-37).all()
 
 
 def test_a_network_that_float32_would_change_is_left_alone():
@@ -87,13 +87,13 @@ def test_what_float32_proves_is_true_and_what_float64_proves_is_proved(name, met
     graph, wide, small, box, spec = question(name)
     assert small is not None
     x = Interval(box.center, box.radius)
-    least, _, _ = optima(graph, box, spec)
+    minima, _, _ = optima(graph, box, spec)
     alone = lower_bounds(wide, x, spec, method)
     hair = 1e-3 if method in SEARCHED else 1e-9
     for target in (-1e9, alone.min().item() - hair, alone.median().item() - 0.1, alone.max().item() + hair):
         first = lower_bounds(wide, x, spec, method, target, float32=small)
         assert first.dtype == torch.float64
-        assert (first <= least + 1e-6 * (1 + least.abs())).all()
+        assert (first <= minima + 1e-6 * (1 + minima.abs())).all()
         by_wide = lower_bounds(wide, x, spec, method, target)
         assert ((first > target).all(1) == (by_wide > target).all(1)).all(), target
 

@@ -125,14 +125,14 @@ def test_lines_enclose_the_activation_exactly(slope, dtype):
         c, r = Fraction(box.center[n].item()), Fraction(box.radius[n].item())
         chord, offset = (Fraction(part[n].item()) for part in (around.slope, around.offset))
         for p in [c - r, c + r] + [Fraction(0)] * (c - r < 0 < c + r):
-            room = 0 if c - r < 0 < c + r else eps * abs(p) * max(1, abs(Fraction(slope)))
+            rounding = 0 if c - r < 0 < c + r else eps * abs(p) * max(1, abs(Fraction(slope)))
             value = leaky_of(p, slope)
             gap = chord * p + offset - value
-            assert (gap if around.convex else -gap) >= -room, (c, r, p, float(gap))
+            assert (gap if around.convex else -gap) >= -rounding, (c, r, p, float(gap))
             for row in range(2):
                 gap = value - Fraction(around.free[n, row].item()) * p
-                room = eps * abs(p) * max(1, abs(Fraction(slope)))
-                assert (gap if around.convex else -gap) >= -room, (c, r, p, float(gap))
+                rounding = eps * abs(p) * max(1, abs(Fraction(slope)))
+                assert (gap if around.convex else -gap) >= -rounding, (c, r, p, float(gap))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

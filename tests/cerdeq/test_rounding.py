@@ -136,8 +136,8 @@ def exact_leaky_relu(values: Exact, slope: float) -> Exact:
     """The range of p or slope * p over each interval, from its ends and 0."""
     ends = []
     for low, high in zip(values.low, values.high, strict=True):
-        places = [low, high] + [Fraction(0)] * (low < 0 < high)
-        ends.append([p if p > 0 else Fraction(slope) * p for p in places])
+        candidates = [low, high] + [Fraction(0)] * (low < 0 < high)
+        ends.append([p if p > 0 else Fraction(slope) * p for p in candidates])
     return Exact([min(v) for v in ends], [max(v) for v in ends])
 
 

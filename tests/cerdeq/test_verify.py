@@ -70,8 +70,8 @@ def graph_case(name, seed):
     with torch.no_grad():
         outputs = graph(region.center.clone()).flatten(1).shape[1]
     spec = torch.randn(1, 1, outputs, dtype=torch.float64)
-    _, _, places = optima(graph, region, spec)
-    return graph, region, spec, evaluated(graph, spec, places, shape).amin()  # a value of the network
+    _, _, points = optima(graph, region, spec)
+    return graph, region, spec, evaluated(graph, spec, points, shape).amin()  # a value of the network
 
 
 @pytest.mark.parametrize("name", ["deep", "convolution padded", "dense", "leaky -0.5"])
@@ -81,8 +81,8 @@ def test_what_lies_near_the_edge_is_decided(name):
 
 @pytest.mark.parametrize(("kind", "w", "rho"), [("dense", "signed", 0.97), ("1 channel", "non-negative", 0.3)])
 def test_equilibria_near_the_edge_are_decided(kind, w, rho):
-    graph, region, least = list(cases_of(solved(kind, w, rho, seed=0, units=4)))[1]
-    check_decided(graph, region, ONE, least, NEAREST)
+    graph, region, minimum = list(cases_of(solved(kind, w, rho, seed=0, units=4)))[1]
+    check_decided(graph, region, ONE, minimum, NEAREST)
 
 
 @pytest.mark.slow
@@ -92,7 +92,7 @@ def test_hundreds_of_cases_are_decided(kind):
     cases = (graph_case(name, seed) for name in EXPLICIT for seed in range(8))
     if kind == "equilibria":
         networks = itertools.chain.from_iterable(cases_of(problem) for problem in problems(2, 6, RHOS))
-        cases = ((graph, region, ONE, least) for graph, region, least in networks)
+        cases = ((graph, region, ONE, minimum) for graph, region, minimum in networks)
     counts = [check_decided(*case) for case in cases]
     cheap, total = (sum(part) for part in zip(*counts, strict=True))
     assert total >= 250 and cheap < 0.5 * total, (cheap, total)
@@ -132,12 +132,12 @@ def check_leaves(model, region, spec, exact, count=60):
         signs = torch.where(torch.rand(count, 1) < 0.5, preactivations[:count].sign().to(torch.int8), leaves.signs)
         leaves = replace(leaves, signs=signs * (torch.rand(signs.shape) < 0.6))
         lower = problem.lower(leaves, layout, sound=True)
-    met = 0
+    nonempty = 0
     for leaf in range(count):
         inside = (preactivations * leaves.signs[leaf] >= 0).all(1)
-        met += int(inside.any())
+        nonempty += int(inside.any())
         assert (lower[leaf] <= values[inside, leaves.row[leaf]] + 1e-12).all()
-    assert met > count / 4
+    assert nonempty > count / 4
 
 
 def test_leaves_of_explicit_networks_are_bounded_whatever_is_chosen():
