@@ -1,5 +1,6 @@
 """The equilibrium layer, z = relu(W z + inject(x)); bounds of it are in rules.py."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -78,6 +79,14 @@ class FixedPoint(nn.Module):
         """
         early, late = self.range
         self.iterations = (early, (early + late) // 2, late)[min(max(int(3 * progress), 0), 2)]
+
+    def plain(self) -> "FixedPoint":
+        """Return a module of the same map whose W, as it is now, is a parameter without parametrisation."""
+        early, late = self.range
+        gradient = GRADIENTS[self.unrolled]
+        copy = FixedPoint(self.weight.detach(), late, self.backward_iterations, early, gradient, self.warm_start)
+        copy.iterations = self.iterations
+        return copy.train(self.training)
 
     def solve(
         self, h: Tensor, start: Tensor | None = None, tolerance: float | Tensor | None = None, solver: str = _SOLVER,
@@ -167,12 +176,28 @@ class Equilibrium(nn.Module):
 def fold(model: nn.Module) -> None:
     """Replace every equilibrium's parametrised W in `model` by its value: W as it is stored and certified.
 
-    Parametrisations of other modules do not change.
+    The FixedPoint becomes a new module, without hooks: torch's `remove_parametrizations` would change the class that it
+    shares with its copies. Parametrisations of other modules do not change. Raises ValueError if `model` itself is such
+    a FixedPoint.
     """
-    for module in model.modules():
-        if isinstance(module, FixedPoint) and parametrize.is_parametrized(module):
-            module.parametrizations.eval()  # type: ignore[union-attr]  # in training, reading W would change it
-            parametrize.remove_parametrizations(module, "weight")
+    if isinstance(model, FixedPoint) and parametrize.is_parametrized(model):
+        raise ValueError("a bare FixedPoint cannot be replaced within its parent: use its plain()")
+
+    def plain(layer: FixedPoint) -> FixedPoint:
+        if not parametrize.is_parametrized(layer):
+            return layer
+        layer.parametrizations.eval()  # type: ignore[union-attr]  # in training, reading W would change it
+        return layer.plain()
+
+    _replace_fixed_points(model, plain)
+
+
+def _replace_fixed_points(model: nn.Module, replacement: Callable[[FixedPoint], nn.Module]) -> None:
+    """Put its replacement in place of every FixedPoint below `model`."""
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, FixedPoint):
+                setattr(parent, name, replacement(layer))
 
 
 def advance(model: nn.Module, progress: float) -> None:
@@ -207,10 +232,7 @@ def follow(model: nn.Module) -> None:
     nothing is proved: check the result with the original network.
     """
     fold(model)
-    for parent in list(model.modules()):
-        for name, layer in list(parent.named_children()):
-            if isinstance(layer, FixedPoint):
-                setattr(parent, name, _Follower(layer))
+    _replace_fixed_points(model, _Follower)
 
 
 def keep(model: nn.Module, stay: Tensor | None) -> None:

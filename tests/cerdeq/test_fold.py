@@ -1,5 +1,7 @@
 """Folding, saving and loading an equilibrium, and reading its W."""
 
+import copy
+
 import pytest
 import torch
 from equilibria import small_network
@@ -60,3 +62,19 @@ def test_fold_finds_a_fixed_point_whoever_holds_it_and_leaves_other_parametrisat
     model = nn.Sequential(layer, nn.utils.parametrizations.weight_norm(nn.Conv2d(layer.weight.shape[0], 2, 1)))
     fold(model)
     assert [parametrize.is_parametrized(module) for module in model] == [False, True]
+
+
+def test_a_bare_fixed_point_is_refused_since_nothing_holds_it():
+    layer = small_network(3, 0.8)[0][0].recurrence
+    with pytest.raises(ValueError, match="plain"):
+        fold(layer)
+    assert not parametrize.is_parametrized(layer.plain())
+
+
+def test_folding_a_copy_leaves_the_original_alone():
+    """Copies share the class that torch makes for a parametrised module."""
+    model, size = small_network(3, 0.8)
+    x = torch.rand(2, *size, dtype=torch.float64)
+    value = model(x)
+    fold(copy.deepcopy(model))
+    assert torch.equal(model(x), value) and parametrize.is_parametrized(model[0].recurrence)
