@@ -18,17 +18,3 @@ from baselines.registry import (
 
 for _name in sorted(module.name for module in pkgutil.iter_modules(__path__)):
     importlib.import_module(f"{__name__}.{_name}")  # importing a module registers its networks
-
-__all__ = [
-    "DATASETS",
-    "Dataset",
-    "UnknownNameError",
-    "UnknownOptionError",
-    "build",
-    "network_names",
-    "options_of",
-    "refuse_unknown_options",
-    "register",
-    "required_options",
-    "unknown_network",
-]

@@ -33,8 +33,8 @@ def check_network(
 ) -> None:
     """Check a small copy of a network on random images, in float64.
 
-    network: its name, or a function as `register` takes. bounds: the bounds to check; ("ibp",) where one of its
-    operators has no linear rule. Raises ContractError, whatever `build` raises, and UnsupportedOperator for an operator
+    network: its name, or a function as `register` takes. bounds: the bounds to check; ("ibp",) if one of its operators
+    has no linear rule. Raises ContractError, whatever `build` raises, and UnsupportedOperator for an operator
     without a rule.
 
     The contract: the network can be built without values, as sweeps are checked. One seed makes one network. In
@@ -47,7 +47,9 @@ def check_network(
         first, second = (_build_small(network, dataset, width, options) for _ in range(2))
         _check_without_values(network, dataset, width, options)
         other = _build_small(network, dataset, width, options, seed=_SEED + 1)
-        _check_seed(first, second)
+        one, same = first.state_dict(), second.state_dict()
+        is_same = one.keys() == same.keys() and all(torch.equal(one[key], same[key]) for key in one)
+        _require(is_same, "one seed makes two networks: draw weights by torch alone")
         _check_evaluation(with_statistics(other, dataset), dataset)
         _check_training(first, dataset)
         _check_bounds(other, dataset, bounds)
@@ -97,19 +99,13 @@ def _check_without_values(network: str | Builder, dataset: str, width: float, op
         raise ContractError(message) from None
 
 
-def _check_seed(first: nn.Sequential, second: nn.Sequential) -> None:
-    one, other = first.state_dict(), second.state_dict()
-    same = one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-    _require(same, "one seed makes two networks: draw weights by torch alone")
-
-
 def _check_training(model: nn.Sequential, dataset: str) -> None:
     x, labels, classes = _batch(dataset)
-    twin = copy.deepcopy(model).train()
-    margins, logits = margins_in_training(model, dataset, x, labels), twin(x)
+    reference = copy.deepcopy(model).train()
+    margins, logits = margins_in_training(model, dataset, x, labels), reference(x)
     clean = (margin_spec(labels, classes).double() @ logits.unsqueeze(2)).squeeze(2)
     _require_close("what the bounding pass computes of images in training", margins.clean_value(), clean)
-    for key, value in twin.state_dict().items():
+    for key, value in reference.state_dict().items():
         if not key.endswith("num_batches_tracked"):
             _require_close(f"{key} after the bounding pass in training", model.state_dict()[key], value)
     (F.softplus(-margins.box.lower).mean() + F.softplus(-margins.clean_value()).mean()).backward()

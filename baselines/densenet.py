@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from baselines.layers import Named, Shape, add_head, scale_channels
 from baselines.registry import register
-from cerdeq.layers import Named, Shape, add_head, scale_channels
 
 _GROWTH = 32
 
@@ -28,19 +28,13 @@ class DenseLayer(nn.Module):
 
 
 def activation(name: str, channels: int) -> Named:
-    """Batch norm, ReLU."""
+    """Return batch norm and ReLU."""
     return [(f"norm{name}", nn.BatchNorm2d(channels)), (f"relu{name}", nn.ReLU())]
-
-
-def transition(name: str, inputs: int, outputs: int) -> Named:
-    """Batch norm, ReLU, 1x1 convolution, 2x2 average pooling."""
-    conv = nn.Conv2d(inputs, outputs, 1)
-    return [*activation(name, inputs), (f"conv{name}", conv), (f"pool{name}", nn.AvgPool2d(2))]
 
 
 @register("densenet")
 def densenet(shape: Shape, classes: int, width: float = 1.0) -> nn.Sequential:
-    """A convolution of 64, three runs of 2 4 4 dense layers of growth 32, transitions to half the channels between.
+    """Return a convolution of 64, then three runs of 2 4 4 dense layers of growth 32, channels halved between them.
 
     Pre-activation: batch norm and ReLU come before each convolution but the first, and before the linear layer of 512,
     which has no batch norm of its own. The published one for Tiny ImageNet takes crops of 56 pixels; here the same
@@ -51,10 +45,12 @@ def densenet(shape: Shape, classes: int, width: float = 1.0) -> nn.Sequential:
     for run, count in enumerate((2, 4, 4), start=1):
         if run > 1:
             channels //= 2
-            layers += transition(str(run), inputs, scale_channels(channels, width))
-            inputs = scale_channels(channels, width)
-        for place in range(1, count + 1):
-            layers.append((f"dense{run}_{place}", DenseLayer(inputs, scale_channels(4 * _GROWTH, width), growth)))
+            outputs = scale_channels(channels, width)
+            layers += activation(str(run), inputs)
+            layers += [(f"conv{run}", nn.Conv2d(inputs, outputs, 1)), (f"pool{run}", nn.AvgPool2d(2))]
+            inputs = outputs
+        for number in range(1, count + 1):
+            layers.append((f"dense{run}_{number}", DenseLayer(inputs, scale_channels(4 * _GROWTH, width), growth)))
             inputs += growth
         channels += count * _GROWTH
     layers += activation("4", inputs)

@@ -4,5 +4,3 @@ from cerdeq.bounds import bound, margin_spec
 from cerdeq.boxes import Box, LinfBall
 from cerdeq.branch import Verification, verify
 from cerdeq.equilibrium import Equilibrium
-
-__all__ = ["Box", "Equilibrium", "LinfBall", "Verification", "bound", "margin_spec", "verify"]

@@ -73,8 +73,8 @@ def LinfBall(x: Tensor, eps: Fraction | float, lower: float = 0.0, upper: float 
     if not 0 <= radius < float("inf"):
         raise ValueError(f"eps must be finite and at least 0, found {eps}")
     if not bool(((x >= lower) & (x <= upper)).all()):
-        found = f"{x.min().item()} to {x.max().item()}"
-        raise ValueError(f"x: pixels must lie in [{lower}, {upper}] (not normalised), found {found}")
+        pixels = f"{x.min().item()} to {x.max().item()}"
+        raise ValueError(f"x: pixels must lie in [{lower}, {upper}] (not normalised), found {pixels}")
     ball = clipped_ball(x, radius, lower, upper)
     limits = torch.finfo(x.dtype)
     return Box(ball.center, ball.radius + 4 * limits.eps * (x.abs() + radius) + limits.tiny)

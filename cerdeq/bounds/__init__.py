@@ -7,58 +7,29 @@ from cerdeq.bounds.backward import linear_lower_bound
 from cerdeq.bounds.bounds import BOUNDS, Bound, Question, both_ends, bound_named, lower_bounds
 from cerdeq.bounds.forward import output_of, points_of, propagate, values_of
 from cerdeq.bounds.graph import Program, Reference, Step, refuse_another_function, trace
-from cerdeq.bounds.interval import Context, Interval
-from cerdeq.bounds.linear import Backward, Pulled, affine, dot, magnitude, per_row, slack
-from cerdeq.bounds.operators import Operator, UnsupportedOperator, register
 from cerdeq.boxes import Box
-
-__all__ = [
-    "BOUNDS",
-    "Backward",
-    "Bound",
-    "Context",
-    "Interval",
-    "Operator",
-    "Program",
-    "Pulled",
-    "Question",
-    "Reference",
-    "Step",
-    "UnsupportedOperator",
-    "affine",
-    "bound",
-    "check_question",
-    "dot",
-    "linear_lower_bound",
-    "lower_bounds",
-    "magnitude",
-    "margin_spec",
-    "output_of",
-    "per_row",
-    "points_of",
-    "propagate",
-    "register",
-    "slack",
-    "trace",
-    "unchecked_margin_spec",
-    "values_of",
-]
+from cerdeq.rules.interval import Context, Interval
+from cerdeq.rules.linear import Backward, Pulled, affine, dot, magnitude, per_row, slack
+from cerdeq.rules.operators import Operator, UnsupportedOperator, register
 
 
 def bound(model: nn.Module, region: Box, method: str = "ibp", spec: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Lower and upper bounds, [B, K] each, of `spec` applied to the model's outputs, over all inputs in `region`.
+    """Return lower and upper bounds, [B, K] each, of `spec` applied to the model's outputs, for all inputs in `region`.
 
-    region: a Box [B, ...], from LinfBall for instance. spec: [B, K, N], K linear functions of the N outputs, None for
-    the outputs themselves, in their own shape. The bounds hold in real arithmetic for the stored weights: rounding is
-    counted outwards. In float32 that costs tightness in wide layers; prove in float64.
+    The bounds hold in real arithmetic for the stored weights: rounding is counted outwards. In float32 that costs
+    tightness in wide layers; prove in float64. Only "ibp" has a gradient.
 
-    method, one of BOUNDS, each never looser than those before it: "ibp", intervals; "crown-ibp", linear bounds over the
-    boxes of IBP; "crown", over boxes that CROWN itself tightened layer by layer; "alpha-crown", with the slopes of the
-    relaxations optimised for each row of `spec`. Without gradient, but for "ibp".
+    Args:
+        region: a Box [B, ...], from LinfBall for instance.
+        method: one of BOUNDS, each never looser than those before it. "ibp": intervals; "crown-ibp": linear bounds over
+            the boxes of IBP; "crown": over boxes that CROWN tightens layer by layer; "alpha-crown": with slopes
+            optimised for each row of `spec`.
+        spec: [B, K, N], K linear functions of the N outputs; None for the outputs themselves, in their own shape.
 
-    Raises ValueError for an unknown method, a model in training mode or of another precision than the region, a spec of
-    another batch, and a region whose radius is negative or not a number; UnsupportedOperator where an operation has no
-    rule, or where the model is not the function that torch.fx saw of it.
+    Raises:
+        ValueError: for an unknown method, a model in training mode or of another precision than the region, a spec of
+            another batch, and a region whose radius is negative or not a number.
+        UnsupportedOperator: if an operation has no rule, or if torch.fx saw another function than the model is.
     """
     linear = bound_named(method).linear
     check_question(model, region, spec)
@@ -69,7 +40,7 @@ def bound(model: nn.Module, region: Box, method: str = "ibp", spec: Tensor | Non
 
 
 def check_question(model: nn.Module, region: Box, spec: Tensor | None) -> None:
-    """Raise ValueError where bounds of the model over the region make no sense, as `bound` says."""
+    """Raise ValueError if bounds of the model over the region make no sense, as `bound` says."""
     if any(module.training for module in model.modules()):
         raise ValueError("bounds are of a fixed function: call model.eval() first")
     dtypes = {value.dtype for value in [*model.parameters(), *model.buffers()] if value.is_floating_point()}
@@ -82,10 +53,10 @@ def check_question(model: nn.Module, region: Box, spec: Tensor | None) -> None:
 
 
 def margin_spec(labels: Tensor, classes: int) -> Tensor:
-    """The margins of the true class over each other one: labels [B] -> spec [B, classes - 1, classes].
+    """Return the margins of the true class over each other one: labels [B] -> spec [B, classes - 1, classes].
 
-    Row k of example b is the unit vector of its label minus that of the k-th other class. Raises ValueError where a
-    label is out of range.
+    Row k of example b is the unit vector of its label minus that of the k-th other class. Raises ValueError if a label
+    is out of range.
     """
     if not bool(((labels >= 0) & (labels < classes)).all()):
         raise ValueError(f"labels must lie in 0 to {classes - 1}, found {labels.min().item()} to {labels.max().item()}")
@@ -93,7 +64,7 @@ def margin_spec(labels: Tensor, classes: int) -> Tensor:
 
 
 def unchecked_margin_spec(labels: Tensor, classes: int) -> Tensor:
-    """`margin_spec` of labels that lie in range: no value is read, as compiled and captured steps must not."""
+    """Return `margin_spec` without checks: compiled and captured steps must not read values."""
     identity = torch.eye(classes, device=labels.device)
     others = torch.arange(classes - 1, device=labels.device).expand(len(labels), -1)
     others = others + (others >= labels[:, None])

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from cerdeq.bounds.graph import Program
-from cerdeq.bounds.interval import Interval
-from cerdeq.bounds.linear import Backward, dot, magnitude, slack
 from cerdeq.bounds.patches import Coefficients, dense, merged, pull, rounding
+from cerdeq.rules.interval import Interval
+from cerdeq.rules.linear import Backward, dot, magnitude, slack
 
 Functional = dict[int, Coefficients]  # by a value's number
 _WORKING_COPIES = 4  # of a step's coefficients: positive part, negative part, products
@@ -18,16 +18,16 @@ _WORKING_COPIES = 4  # of a step's coefficients: positive part, negative part, p
 def linear_lower_bound(
     program: Program, values: list[Any], coefficients: Coefficients, at: int, ctx: Backward
 ) -> Tensor:
-    """Lower bounds [B, K] of coefficients [B, K, *shape] . value number `at`, over the whole input box.
+    """Return lower bounds [B, K] of coefficients [B, K, *shape] . value number `at`, over the input box.
 
-    values: those of a forward pass, whose boxes the relaxations are made of. In float64, rounded down and -inf where
-    nothing finite came out, if `ctx.sound`; else differentiable, in the coefficients' precision.
+    values: of a forward pass; the relaxations are made of its boxes. If `ctx.sound`, bounds are in float64, rounded
+    down, and -inf if they are not finite. Else they are differentiable, in the coefficients' precision.
     """
     return joint_lower_bound(program, values, {at: coefficients}, ctx)
 
 
 def joint_lower_bound(program: Program, values: list[Any], functional: Functional, ctx: Backward) -> Tensor:
-    """`linear_lower_bound` of a sum of functionals of several values."""
+    """Return `linear_lower_bound` of a sum of functionals of several values."""
     pending = dict(functional)
     constants = []
     for number in range(max(pending), 0, -1):
@@ -47,8 +47,8 @@ def joint_lower_bound(program: Program, values: list[Any], functional: Functiona
                 constants.append(-rounding(ctx, part, values[source]))
             pending[source] = part
     x, last = values[0], dense(pending[0])
-    if ctx.met is not None:
-        ctx.met[""] = last
+    if ctx.seen is not None:
+        ctx.seen[""] = last
     constants += [dot(ctx, last, x.center), -dot(ctx, last.abs(), x.radius), -slack(ctx, last, magnitude(x), 1)]
     total = sum(constants[1:], constants[0])
     if not ctx.sound:
@@ -59,7 +59,7 @@ def joint_lower_bound(program: Program, values: list[Any], functional: Functiona
 
 
 def in_chunks(rows: int, largest: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) of runs of at most `largest` rows, and never fewer than one."""
+    """Yield (start, stop) of runs of at most `largest` rows, but at least one."""
     largest = max(1, largest)
     return ((start, min(start + largest, rows)) for start in range(0, rows, largest))
 
@@ -67,9 +67,9 @@ def in_chunks(rows: int, largest: int) -> Iterator[tuple[int, int]]:
 def chunked_lower_bound(
     program: Program, values: list[Any], rows: Callable[[int, int], Functional], count: int, at: int, memory: int
 ) -> Tensor:
-    """`joint_lower_bound`, sound, of `count` rows, so many at a time as `memory` bytes hold.
+    """Return the sound `joint_lower_bound` of `count` rows, computed for as many at a time as `memory` bytes hold.
 
-    rows: gives the coefficients [B, stop - start, *shape] of rows start to stop. at: the last value they are of.
+    rows: returns the coefficients [B, stop - start, *shape] of rows start to stop. at: the number of the last value.
     """
     each = bytes_per_row(program, values, at) * len(values[0].center)
     bounds = [
@@ -80,13 +80,13 @@ def chunked_lower_bound(
 
 
 def bytes_per_row(program: Program, values: list[Any], at: int) -> int:
-    """The most memory that one row of coefficients of one example takes at any step of a backward pass."""
+    """Return the most memory that one row of coefficients of one example takes at any step of a backward pass."""
     size = [value.center[0].numel() if isinstance(value, Interval) else 0 for value in values]
-    pending, most = {at}, size[at]
+    pending, largest = {at}, size[at]
     for number in range(at, 0, -1):
         if number in pending:
             sources = program.steps[number - 1].sources
             working = _WORKING_COPIES * (size[number] + sum(size[source] for source in sources))
-            most = max(most, sum(size[waiting] for waiting in pending) + working)
+            largest = max(largest, sum(size[value] for value in pending) + working)
             pending = (pending - {number}) | set(sources)
-    return most * values[0].center.element_size()
+    return largest * values[0].center.element_size()

@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 from cerdeq.bounds.backward import Functional, chunked_lower_bound, in_chunks, linear_lower_bound
+from cerdeq.bounds.float32 import rounded, rounded_outwards, within
 from cerdeq.bounds.forward import output_of, propagate, values_of
 from cerdeq.bounds.graph import Program
-from cerdeq.bounds.interval import Context, Interval, PrecisionError
-from cerdeq.bounds.linear import Backward
 from cerdeq.bounds.memory import SEARCH_COPIES, bytes_per_example, default_memory, examples_at_once, without_overrun
-from cerdeq.bounds.narrow import rounded, rounded_outwards, within
 from cerdeq.bounds.optimise import examples_of, optimised_slopes
-from cerdeq.bounds.precision import counted_rounding
 from cerdeq.bounds.tighten import tightened_values
 from cerdeq.boxes import outward_ends
+from cerdeq.rules.interval import Context, Interval, PrecisionError
+from cerdeq.rules.linear import Backward
+from cerdeq.rules.precision import counted_rounding
 
 _CLOSE = 0.1  # to the target, in units of how far the example was from it before its boxes were tightened
 
@@ -26,14 +26,14 @@ Ends = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Question:
-    """What a bound is asked, of some examples.
+    """The question that a bound answers, for some examples.
 
     program: the network.
     values: of a sound forward pass; the first is the input's Interval [B, ...].
     spec: [B, K, N], K linear functions of the N outputs.
-    target: an example whose bounds are all above it needs no better ones; None where all are wanted.
+    target: an example whose bounds are all above it needs no better ones; None if every example does.
     memory: about how many bytes to use.
-    narrow: the program in float32, of `in_float32`, for what needs no float64; None where there is none.
+    float32: the program in float32, of `in_float32`, for what needs no float64; None if there is none.
     """
 
     program: Program
@@ -41,30 +41,30 @@ class Question:
     spec: Tensor
     target: float | None
     memory: int
-    narrow: Program | None = None
+    float32: Program | None = None
 
-    def waiting(self, lower: Tensor) -> Tensor:
-        """The numbers of the examples whose bounds [B, K] are not all above the target."""
+    def undecided(self, lower: Tensor) -> Tensor:
+        """Return the numbers of the examples whose bounds [B, K] are not all above the target."""
         examples = torch.arange(len(lower), device=lower.device)
         return examples if self.target is None else examples[~(lower > self.target).all(1)]
 
     def of(self, examples: Tensor, rows: Tensor | slice = slice(None)) -> "Question":
-        """The same of some examples, and of some rows of each."""
+        """Return the question for some examples, and for some rows of each."""
         values = examples_of(self.program, self.values, examples)
-        chosen = self.spec[examples] if isinstance(rows, slice) else self.spec[examples[:, None], rows]
-        return replace(self, values=values, spec=chosen)
+        spec = self.spec[examples] if isinstance(rows, slice) else self.spec[examples[:, None], rows]
+        return replace(self, values=values, spec=spec)
 
     def raised(self, lower: Tensor, bound: Callable[["Question"], Tensor]) -> Tensor:
-        """`lower` [B, K], raised by `bound` where it is not above the target."""
+        """Return `lower` [B, K], raised by `bound` where it is not above the target."""
         if self.target is None:
             return larger(lower, bound(self))
-        waiting = ~(lower > self.target)
-        counts = waiting.sum(1).cpu()
-        for count in counts[counts > 0].unique().tolist():  # examples with as many rows that wait, together
+        is_undecided = ~(lower > self.target)
+        counts = is_undecided.sum(1).cpu()
+        for count in counts[counts > 0].unique().tolist():  # examples with equally many undecided rows, together
             examples = (counts == count).nonzero()[:, 0].to(lower.device, non_blocking=True)
-            rows = waiting[examples].int().argsort(dim=1, descending=True, stable=True)[:, :count]
-            place = examples[:, None], rows
-            lower[place] = larger(lower[place], bound(self.of(examples, rows)))
+            rows = is_undecided[examples].int().argsort(dim=1, descending=True, stable=True)[:, :count]
+            index = examples[:, None], rows
+            lower[index] = larger(lower[index], bound(self.of(examples, rows)))
         return lower
 
 
@@ -75,7 +75,7 @@ class Bound:
     name: what users call it.
     linear: whether it needs backward rules.
     lower: Question -> sound lower bounds [B, K], at least those of every bound before it in BOUNDS.
-    ends: what `both_ends` gives, where that is not made from `lower`.
+    ends: what `both_ends` returns, if that is not made from `lower`.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Bound:
 
 
 def bound_named(name: str) -> Bound:
-    """The record of this name. Raises ValueError where there is none."""
+    """Return the record of this name. Raises ValueError if there is none."""
     if name not in BOUNDS:
         raise ValueError(f"unknown method {name!r}; methods: {', '.join(BOUNDS)}")
     return BOUNDS[name]
@@ -93,51 +93,56 @@ def bound_named(name: str) -> Bound:
 
 def lower_bounds(
     program: Program, x: Interval, spec: Tensor, method: str, target: float | None = None, memory: int | None = None,
-    narrow: Program | None = None,
+    float32: Program | None = None,
 ) -> Tensor:  # fmt: skip
-    """Sound lower bounds [B, K] of `spec` [B, K, N] of the outputs [B, N], over the boxes x [B, ...].
+    """Return sound lower bounds [B, K] of `spec` [B, K, N] of the outputs [B, N], over the boxes x [B, ...].
 
-    Each method's are at least those of every method before it in BOUNDS. target: what is above it is left alone, with
-    the bound it has. memory: about how many bytes to use; by default 512 MiB on a CPU and half of what this process may
-    have of a GPU. narrow: `in_float32` of the model of a float64 program: what that shows to be above the target is
-    left at that, and the rest has its boxes and slopes from there, its proof from float64. Raises ValueError for an
-    unknown method.
+    Each method's bounds are at least those of every method before it in BOUNDS.
+
+    Args:
+        target: bounds above it are not improved.
+        memory: about how many bytes to use; by default 512 MiB on a CPU, half of this process's share of a GPU.
+        float32: `in_float32` of the model of a float64 program. An example that it proves to be above the target is
+            done. For the others it finds boxes and slopes, and float64 proves the bounds.
+
+    Raises:
+        ValueError: for an unknown method.
     """
     record = bound_named(method)
     if 0 in spec.shape[:2]:
         return spec.new_zeros(spec.shape[:2])
     memory = memory or default_memory(x.center.device)
     with torch.inference_mode(False), torch.no_grad(), counted_rounding(x.center.device.type):
-        x, spec = Interval(x.center.clone(), x.radius.clone()), spec.clone()  # made in inference mode, maybe
-        if narrow is None or target is None or not torch.equal(spec.float().to(spec), spec):
-            return _in_parts(record, program, x, spec, target, memory, None)
+        x, spec = Interval(x.center.clone(), x.radius.clone()), spec.clone()  # the caller's may be of inference mode
+        if float32 is None or target is None or not torch.equal(spec.float().to(spec), spec):
+            return _in_parts(record, program, x, spec, target, memory)
         cheap = min(record, BOUNDS["crown-ibp"], key=list(BOUNDS.values()).index)
         try:
-            lower = _in_parts(cheap, narrow, rounded_outwards(x), spec.float(), target, memory, None).to(x.center)
+            lower = _in_parts(cheap, float32, rounded_outwards(x), spec.float(), target, memory).to(x.center)
         except PrecisionError:
-            return _in_parts(record, program, x, spec, target, memory, None)
-        waiting = (~(lower > target).all(1)).nonzero()[:, 0]
-        if len(waiting):
-            lower[waiting] = _in_parts(record, program, x.of(waiting), spec[waiting], target, memory, narrow)
+            return _in_parts(record, program, x, spec, target, memory)
+        undecided = (~(lower > target).all(1)).nonzero()[:, 0]
+        if len(undecided):
+            lower[undecided] = _in_parts(record, program, x.of(undecided), spec[undecided], target, memory, float32)
         return lower
 
 
 def _in_parts(
     record: Bound, program: Program, x: Interval, spec: Tensor, target: float | None, memory: int,
-    narrow: Program | None,
+    float32: Program | None = None,
 ) -> Tensor:  # fmt: skip
-    """`lower_bounds`, so many examples at a time as the memory holds."""
+    """Return `lower_bounds`, computed for as many examples at a time as the memory holds."""
 
     def lower(start: int, stop: int, memory: int) -> Tensor:
         values = values_of(program, x.of(slice(start, stop)), Context(sound=True))
-        return record.lower(Question(program, values, spec[start:stop], target, memory, narrow))
+        return record.lower(Question(program, values, spec[start:stop], target, memory, float32))
 
     parts = in_chunks(len(x.center), examples_at_once(program, x, spec.shape[1], memory))
     return torch.cat([without_overrun(lower, *part, memory) for part in parts])
 
 
 def both_ends(program: Program, x: Interval, spec: Tensor | None, method: str) -> Ends:
-    """Sound lower and upper bounds of `spec` [B, K, N] of the outputs, or of the outputs themselves, over the boxes x.
+    """Return sound lower and upper bounds of `spec` [B, K, N] of the outputs, or of the outputs, over the boxes x.
 
     Raises ValueError for an unknown method.
     """
@@ -154,7 +159,7 @@ def both_ends(program: Program, x: Interval, spec: Tensor | None, method: str) -
 
 
 def _interval_ends(program: Program, x: Interval, spec: Tensor | None) -> Ends:
-    """By IBP, the whole batch at once; differentiable."""
+    """Return both ends by IBP, differentiable, all examples at once."""
     return outward_ends(propagate(program, x, Context(sound=True), spec).box)
 
 
@@ -168,89 +173,90 @@ def _interval_ends_in_batches(program: Program, x: Interval, spec: Tensor | None
     return torch.cat(lower), torch.cat(upper)
 
 
-def _ibp(asked: Question) -> Tensor:
-    lower, _ = outward_ends(output_of(asked.program, asked.values, Context(sound=True), asked.spec).box)
+def _ibp(question: Question) -> Tensor:
+    lower, _ = outward_ends(output_of(question.program, question.values, Context(sound=True), question.spec).box)
     return lower
 
 
-def _crown_ibp(asked: Question) -> Tensor:
-    return asked.raised(_ibp(asked), linear)
+def _crown_ibp(question: Question) -> Tensor:
+    return question.raised(_ibp(question), linear)
 
 
-def _crown(asked: Question) -> Tensor:
-    return _over_tighter_boxes(asked, _crown_ibp(asked), lambda tight, lower: lower)
+def _crown(question: Question) -> Tensor:
+    return _over_tighter_boxes(question, _crown_ibp(question), lambda tight, lower: lower)
 
 
-def _alpha_crown(asked: Question) -> Tensor:
-    lower = _crown_ibp(asked)
-    if asked.target is not None:  # slopes cost less than boxes, and often do
-        lower = asked.raised(lower, _with_optimised_slopes)
-    return _over_tighter_boxes(asked, lower, lambda tight, lower: tight.raised(lower, _with_optimised_slopes))
+def _alpha_crown(question: Question) -> Tensor:
+    lower = _crown_ibp(question)
+    if question.target is not None:  # slopes cost less than boxes, and are often enough
+        lower = question.raised(lower, _with_optimised_slopes)
+    return _over_tighter_boxes(question, lower, lambda tight, lower: tight.raised(lower, _with_optimised_slopes))
 
 
-def _over_tighter_boxes(asked: Question, lower: Tensor, better: Callable[[Question, Tensor], Tensor]) -> Tensor:
-    """`lower`, where examples wait raised by CROWN over boxes that CROWN has tightened, and what is `better` there.
+def _over_tighter_boxes(question: Question, lower: Tensor, improve: Callable[[Question, Tensor], Tensor]) -> Tensor:
+    """Raise `lower` of undecided examples: by CROWN over boxes that CROWN has tightened, then by `improve`.
 
-    Float32 finds the boxes if it may; where that leaves an example close to the target, float64 does after all.
+    Float32 finds the boxes if it may. If that leaves an example close to the target, float64 finds them again.
     """
-    waiting, before = asked.waiting(lower), lower.clone()
-    if asked.narrow is not None and asked.target is not None and len(waiting):
-        lower = _raised_over(asked, lower, better, waiting, asked.narrow)
-        missing = asked.target - lower.amin(1) <= _CLOSE * (asked.target - before.amin(1))
-        waiting = asked.waiting(lower)
-        waiting = waiting[missing[waiting]]
-    return _raised_over(asked, lower, better, waiting, asked.program) if len(waiting) else lower
+    undecided, before = question.undecided(lower), lower.clone()
+    if question.float32 is not None and question.target is not None and len(undecided):
+        lower = _raised_over(question, lower, improve, undecided, question.float32)
+        is_close = question.target - lower.amin(1) <= _CLOSE * (question.target - before.amin(1))
+        undecided = question.undecided(lower)
+        undecided = undecided[is_close[undecided]]
+    return _raised_over(question, lower, improve, undecided, question.program) if len(undecided) else lower
 
 
 def _raised_over(
-    asked: Question, lower: Tensor, better: Callable[[Question, Tensor], Tensor], waiting: Tensor, program: Program
+    question: Question, lower: Tensor, improve: Callable[[Question, Tensor], Tensor], examples: Tensor, program: Program
 ) -> Tensor:
-    """`lower`, raised in the examples that wait over the boxes that `program` gives."""
-    tight = tightened(asked.of(waiting), program)
-    lower[waiting] = better(tight, tight.raised(larger(lower[waiting], _ibp(tight)), linear))
+    """Raise `lower` of these examples over the boxes that `program` tightens."""
+    tight = tightened(question.of(examples), program)
+    lower[examples] = improve(tight, tight.raised(larger(lower[examples], _ibp(tight)), linear))
     return lower
 
 
-def tightened(asked: Question, program: Program) -> Question:
-    """The question over boxes that CROWN has tightened, with the asked program or its narrow one."""
-    if program is not asked.narrow:
-        return replace(asked, values=tightened_values(program, asked.values[0], asked.memory))
-    boxes = tightened_values(program, rounded_outwards(asked.values[0]), asked.memory)
-    return replace(asked, values=within(asked.program, asked.values, boxes))
+def tightened(question: Question, program: Program) -> Question:
+    """Return the question over boxes that CROWN has tightened, by the question's program or by its float32 one."""
+    if program is not question.float32:
+        return replace(question, values=tightened_values(program, question.values[0], question.memory))
+    boxes = tightened_values(program, rounded_outwards(question.values[0]), question.memory)
+    return replace(question, values=within(question.program, question.values, boxes))
 
 
-def linear(asked: Question) -> Tensor:
-    """Linear bounds over the boxes of `asked.values`, in float64."""
-    output = asked.program.output
-    shape = asked.values[output].center.shape[1:]
+def linear(question: Question) -> Tensor:
+    """Return linear bounds over the boxes of `question.values`, in float64."""
+    output = question.program.output
+    shape = question.values[output].center.shape[1:]
 
     def rows(start: int, stop: int) -> Functional:
-        return {output: asked.spec[:, start:stop].unflatten(2, shape)}
+        return {output: question.spec[:, start:stop].unflatten(2, shape)}
 
-    return chunked_lower_bound(asked.program, asked.values, rows, asked.spec.shape[1], output, asked.memory)
+    count, memory = question.spec.shape[1], question.memory
+    return chunked_lower_bound(question.program, question.values, rows, count, output, memory)
 
 
-def _with_optimised_slopes(asked: Question) -> Tensor:
-    """Linear bounds with optimised slopes, [B, K] in float64; the search is in float32 if it may."""
-    program, spec = asked.program, asked.spec
-    searched = program if asked.narrow is None else asked.narrow
-    shape = asked.values[program.output].center.shape[1:]
-    optimised = torch.full(spec.shape[:2], -torch.inf, dtype=torch.float64, device=spec.device)
-    at_once = max(1, asked.memory // (SEARCH_COPIES * bytes_per_example(asked.values)))
+def _with_optimised_slopes(question: Question) -> Tensor:
+    """Return linear bounds with optimised slopes, [B, K] in float64; the search is in float32 if it may."""
+    program, spec = question.program, question.spec
+    search_program = program if question.float32 is None else question.float32
+    shape = question.values[program.output].center.shape[1:]
+    lower = torch.full(spec.shape[:2], -torch.inf, dtype=torch.float64, device=spec.device)
+    at_once = max(1, question.memory // (SEARCH_COPIES * bytes_per_example(question.values)))
     for start, stop in in_chunks(len(spec), at_once // spec.shape[1]):
         examples = torch.arange(start, stop, device=spec.device)
-        part = examples_of(program, asked.values, examples)
-        known = part if searched is program else rounded(searched, part)
+        values = examples_of(program, question.values, examples)
+        search_values = values if search_program is program else rounded(search_program, values)
         for first, last in in_chunks(spec.shape[1], at_once // len(examples)):
-            chosen = spec[examples, first:last].unflatten(2, shape)
-            slopes = optimised_slopes(searched, known, chosen.to(known[0].center), asked.target)
-            proof = Backward(sound=True, slopes={name: share.to(spec) for name, share in slopes.items()})
-            optimised[examples, first:last] = linear_lower_bound(program, part, chosen, program.output, proof)
-    return optimised
+            rows = spec[examples, first:last].unflatten(2, shape)
+            slopes = optimised_slopes(search_program, search_values, rows.to(search_values[0].center), question.target)
+            proof = Backward(sound=True, slopes={name: slope.to(spec) for name, slope in slopes.items()})
+            lower[examples, first:last] = linear_lower_bound(program, values, rows, program.output, proof)
+    return lower
 
 
 def larger(lower: Tensor, other: Tensor) -> Tensor:
-    """The larger of two lower bounds in the first one's precision, -inf for what is not a number."""
+    """Return the larger of two lower bounds in the first one's precision, -inf for what is not a number."""
     limits = torch.finfo(lower.dtype)
     if other.dtype != lower.dtype:
         other = (other - 2 * limits.eps * other.abs() - limits.tiny).clamp(max=limits.max).to(lower)

@@ -6,15 +6,15 @@ from typing import Any
 
 from torch import Tensor
 
-from cerdeq.bounds.graph import Program, Step
-from cerdeq.bounds.interval import Context, Interval, linear, specified, specified_linear
-from cerdeq.bounds.precision import counted_rounding, without_autocast
+from cerdeq.bounds.graph import Program
+from cerdeq.rules.interval import Context, Interval, linear, specified, specified_linear
+from cerdeq.rules.precision import counted_rounding, without_autocast
 
 Tighten = Callable[[int, list[Any]], None]
 
 
 def propagate(program: Program, x: Interval, ctx: Context, spec: Tensor | None = None) -> Interval:
-    """IBP of a whole model: the output's Interval, [B, N], or [B, K] with `spec` [B, K, N].
+    """Return the output's Interval by IBP: [B, N], or [B, K] with `spec` [B, K, N].
 
     `spec` is merged into a last linear layer, which is tighter than subtracting output intervals.
     """
@@ -25,10 +25,10 @@ def propagate(program: Program, x: Interval, ctx: Context, spec: Tensor | None =
 def values_of(
     program: Program, x: Interval, ctx: Context, before: Tighten | None = None, after: Tighten | None = None
 ) -> list[Any]:
-    """Every value: an Interval where the input reaches, else what the step gave.
+    """Return all values: an Interval if the value depends on the input, else the value itself.
 
     Under autocast, in training, products are in its precision and values in that of `x`.
-    before, after: called with a step's number before and after it is bounded; may replace values by tighter ones.
+    before, after: called with a step's number before and after it is bounded; they may replace values by tighter ones.
     """
     values: list[Any] = [x]
     for number, step in enumerate(program.steps, start=1):
@@ -46,42 +46,41 @@ def values_of(
     return values
 
 
-def with_boxes(program: Program, values: list[Any], change: Callable[[Interval], Interval]) -> list[Any]:
-    """The values of a pass with every box changed; what is not bounded is computed again, since it may know the
-    batch's size."""
+def with_boxes(program: Program, values: list[Any], change: Callable[[Interval, int], Interval]) -> list[Any]:
+    """Return the values of a pass with every box changed by `change` (the box and its number).
+
+    Values that are not bounded are computed again: they may depend on the batch's size.
+    """
     changed: list[Any] = []
     for number, value in enumerate(values):
         bounded = isinstance(value, Interval)
-        changed.append(change(value) if bounded else program.steps[number - 1].run(changed))
+        changed.append(change(value, number) if bounded else program.steps[number - 1].run(changed))
     return changed
 
 
 def points_of(program: Program, x: Tensor, ctx: Context) -> Tensor:
-    """The outputs at points x [B, ...], as `ctx` met the batch first: its batch statistics, its weights W.
+    """Return the outputs at points x [B, ...], by the batch statistics and weights W that `ctx` has saved.
 
-    With a context that met none, x is that batch. Under autocast, in training, products are in its precision but for
-    the last step's, and values in that of `x`.
+    A new context saves those of x. Under autocast, in training, products are in its precision, except those of the last
+    step, and values in that of `x`.
     """
     values: list[Any] = [x.clone()]
     for number, step in enumerate(program.steps, start=1):
         ctx.step = step.name
         with without_autocast(x) if number == program.output else nullcontext():
-            value = _at_points(step, values, ctx)
+            if step.record is None or step.record.points is None:
+                value = step.run(values)
+            else:
+                arguments, options = step.call(values)
+                value = step.record.points(ctx, *arguments, **options)
         values.append(value if step.record is None else value.to(x.dtype))
     return values[program.output]
 
 
-def _at_points(step: Step, values: list[Any], ctx: Context) -> Any:
-    if step.record is None or step.record.points is None:
-        return step.run(values)
-    arguments, options = step.call(values)
-    return step.record.points(ctx, *arguments, **options)
-
-
 def output_of(program: Program, values: list[Any], ctx: Context, spec: Tensor | None) -> Interval:
-    """The output's Interval, with `spec` [B, K, N] of its N elements merged into a last linear layer.
+    """Return the output's Interval, with `spec` [B, K, N] of its N elements merged into a last linear layer.
 
-    That layer is computed without autocast: differences of logits are what the loss is made of.
+    That layer is computed without autocast, since the loss is made of differences of logits.
     """
     output = values[program.output]
     if spec is None:

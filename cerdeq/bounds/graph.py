@@ -16,8 +16,8 @@ from typing import Any
 import torch.fx
 from torch import Tensor, nn
 
-from cerdeq.bounds.operators import Operator, UnsupportedOperator, module_arguments, of_function, of_module
-from cerdeq.bounds.precision import counted_rounding
+from cerdeq.rules.operators import Operator, UnsupportedOperator, module_arguments, of_function, of_module
+from cerdeq.rules.precision import counted_rounding
 
 _NAMED_INPUTS = ("input", "other", "tensors")
 _OWN_FOLDERS = tuple(str(Path(file).parent) + os.sep for file in (torch.__file__, __file__))
@@ -27,7 +27,7 @@ _NEAR = {torch.float32: 1e-3, torch.float64: 1e-6}
 
 @dataclass(frozen=True)
 class Reference:
-    """Stands in a step's arguments for the value of an earlier step."""
+    """The value of an earlier step, in a step's arguments."""
 
     index: int
 
@@ -36,10 +36,10 @@ class Reference:
 class Step:
     """One operation.
 
-    name: its own in the program.
-    record: its entry in the rule table; None where no input reaches it, so that it is simply run.
-    target: what is called, a leaf module or a function.
-    args, kwargs: what it is called with, References standing for earlier values.
+    name: unique in the program.
+    record: its entry in the rule table; None if it does not depend on the input, so that it is simply run.
+    target: the leaf module or function that is called.
+    args, kwargs: its arguments, with References to earlier values.
     sources: the bounded values among its arguments, in order.
     line: the user's line of code, for messages.
     """
@@ -53,14 +53,14 @@ class Step:
     line: str = ""
 
     def call(self, values: list[Any]) -> tuple[list[Any], dict[str, Any]]:
-        """Arguments and options of the rules, or of the target where there is no record, from earlier steps' values."""
+        """Return arguments and options of the rules, or of the target if there is no record, from earlier values."""
         arguments = [_resolved(arg, values) for arg in self.args]
         if self.record is not None and isinstance(self.target, nn.Module):
             return arguments, module_arguments(self.record, self.target)
         return arguments, {name: _resolved(arg, values) for name, arg in self.kwargs.items()}
 
     def run(self, values: list[Any]) -> Any:
-        """What the target itself gives, from earlier steps' values."""
+        """Return what the target computes from earlier values."""
         arguments = [_resolved(arg, values) for arg in self.args]
         return self.target(*arguments, **{name: _resolved(arg, values) for name, arg in self.kwargs.items()})
 
@@ -102,9 +102,9 @@ class _Tracer(torch.fx.Tracer):
 
 
 def trace(model: nn.Module, linear: bool = False) -> Program:
-    """The program of `model`; every operator is looked up, and an unsupported one refused, before anything is computed.
+    """Return the program of `model`; an unsupported operator is refused before anything is computed.
 
-    linear: whether backward rules are needed as well. Raises UnsupportedOperator, and torch.fx's own errors where the
+    linear: whether backward rules are needed as well. Raises UnsupportedOperator, and torch.fx's own errors if the
     model's control flow depends on its input.
     """
     _refuse_hooks(model)
@@ -112,7 +112,7 @@ def trace(model: nn.Module, linear: bool = False) -> Program:
     if own_call or "forward" in vars(model):
         raise UnsupportedOperator("the model's own forward or __call__ was replaced, which torch.fx does not see")
     if of_module(model) is not None:
-        model = nn.Sequential(model)  # so that it is met as a module
+        model = nn.Sequential(model)  # so that torch.fx calls it as a module
     before = set(vars(model))
     nodes = list(_Tracer().trace(model).nodes)
     # Tensors made in forward, which torch.fx leaves on the model.
@@ -129,10 +129,11 @@ def trace(model: nn.Module, linear: bool = False) -> Program:
             continue
         if bounded.intersection(node.all_input_nodes) and not _asks_shape(node):
             bounded.add(node)
-        name = str(node.target) if node.op == "call_module" else node.name
-        name = _unused(name, used_names)
-        steps.append(_step(node, name, model, constants, index, bounded))
-        _refuse_without_rule(steps[-1], linear)
+        name = _unused(str(node.target) if node.op == "call_module" else node.name, used_names)
+        step = _step(node, name, model, constants, index, bounded)
+        if linear and step.record is not None and step.record.backward is None:
+            raise UnsupportedOperator(f"{step.record.name} at node '{name}'{step.line} has bounds by ibp alone")
+        steps.append(step)
     output = nodes[-1].args[0] if nodes else None
     if not isinstance(output, torch.fx.Node) or output not in bounded:
         raise UnsupportedOperator(f"bounds want one output tensor that depends on the input, found {output}")
@@ -141,7 +142,7 @@ def trace(model: nn.Module, linear: bool = False) -> Program:
 
 
 def run(program: Program, x: Tensor) -> Tensor:
-    """What the program computes of x [B, ...], by the operators themselves."""
+    """Return what the program computes of x [B, ...], by the operators themselves."""
     values: list[Any] = [x.clone()]
     for step in program.steps:
         values.append(step.run(values))
@@ -150,27 +151,27 @@ def run(program: Program, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def refuse_another_function(model: nn.Module, program: Program, x: Tensor) -> None:
-    """Raise UnsupportedOperator where the program, at x [B, ...], is not what the model computes there.
+    """Raise UnsupportedOperator if the program and the model differ at x [B, ...].
 
-    Python that asks for a value's type, as `isinstance(x, Tensor)`, goes another way while torch.fx looks on; and a
-    function of one example must not change with the number of those beside it. Two examples are compared.
+    Python code that tests a value's type, such as `isinstance(x, Tensor)`, takes another branch under torch.fx. And the
+    value of one example must not depend on the number of examples beside it. Two examples are compared.
     """
     x = x[x.flatten(1).isfinite().all(1)][:2]
     if not len(x):
         return
     with counted_rounding(x.device.type):
         one, together = model(x[:1].clone()), model(x.clone())
-        seen = run(program, x)
+        traced = run(program, x)
     if one.shape != together[:1].shape or not _alike(one, together[:1]):
-        raise UnsupportedOperator("the model cannot be bounded: what it gives for an example depends on the others")
-    if not _alike(seen, together):
+        raise UnsupportedOperator("the model cannot be bounded: its output for an example depends on the others")
+    if not _alike(traced, together):
         raise UnsupportedOperator(
             "the model cannot be bounded: torch.fx saw another function than it is; does it ask for its input's type?"
         )
 
 
 def _alike(computed: Tensor, expected: Tensor) -> bool:
-    """Whether two results differ by rounding alone, where they are finite."""
+    """Return whether two results differ by rounding alone, where they are finite."""
     both = computed.isfinite() & expected.isfinite()
     size = torch.where(both, expected, 0).abs().max()
     return bool((~both | ((computed - expected).abs() <= _NEAR[expected.dtype] * (1 + size))).all())
@@ -217,13 +218,8 @@ def _unused(name: str, used_names: set[str]) -> str:
     return free
 
 
-def _refuse_without_rule(step: Step, linear: bool) -> None:
-    if linear and step.record is not None and step.record.backward is None:
-        raise UnsupportedOperator(f"{step.record.name} at node '{step.name}'{step.line} has bounds by ibp alone")
-
-
 def _asks_shape(node: torch.fx.Node) -> bool:
-    """Whether the node asks for a value's shape, which no input changes."""
+    """Return whether the node reads a value's shape or type, which do not depend on the input."""
     if node.op == "call_method":
         return node.target in ("size", "dim")
     return (
@@ -242,7 +238,7 @@ def _target(node: torch.fx.Node, model: nn.Module) -> Any:
 
 
 def _reader(model: nn.Module, path: str, constants: dict[str, Any]) -> Callable[[], Any]:
-    """A function that reads a parameter or buffer when the program runs, or gives a constant made in forward."""
+    """Return a function that reads a parameter or buffer when the program runs, or a constant made in forward."""
     if path in constants:
         return lambda: constants[path]
     owner, _, attribute = path.rpartition(".")
@@ -251,13 +247,13 @@ def _reader(model: nn.Module, path: str, constants: dict[str, Any]) -> Callable[
 
 
 def _positional(args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments with torch's names of the first two, input and other, put in their places."""
+    """Return the arguments, those that were passed by torch's names `input` and `other` in their positions."""
     named = [kwargs[name] for name in _NAMED_INPUTS if name in kwargs]
     return (*args, *named), {name: value for name, value in kwargs.items() if name not in _NAMED_INPUTS}
 
 
 def _check_arguments(step: Step, reached: set[int]) -> None:
-    """Raise UnsupportedOperator where the rule does not take these arguments, or not as bounded values."""
+    """Raise UnsupportedOperator if the rule does not take these arguments, or not as bounded values."""
     record = step.record
     assert record is not None
     where = f"at node '{step.name}'{step.line}"
@@ -274,8 +270,8 @@ def _check_arguments(step: Step, reached: set[int]) -> None:
             raise UnsupportedOperator(
                 f"no bound rule for {record.name} with {name}={call.arguments[name]!r} {where}; allowed: {allowed}"
             )
-    places = list(step.args[0]) if record.bounded == "list" else list(step.args)
-    direct = [n for n, arg in enumerate(places) if isinstance(arg, Reference) and arg.index in reached]
+    candidates = list(step.args[0]) if record.bounded == "list" else list(step.args)
+    direct = [n for n, arg in enumerate(candidates) if isinstance(arg, Reference) and arg.index in reached]
     several = record.bounded in ("first", "one") and len(direct) != 1
     elsewhere = record.bounded == "first" and direct != [0]
     if several or elsewhere or len(direct) != sum(n in reached for n in _indices((step.args, step.kwargs))):
@@ -291,8 +287,7 @@ def _indices(value: Any) -> list[int]:
 
 
 def _refuse_hooks(model: nn.Module) -> None:
-    everywhere = nn.modules.module
-    if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:
+    if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
         raise UnsupportedOperator("torch has global forward hooks, which bounds cannot follow; remove them")
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
@@ -300,7 +295,7 @@ def _refuse_hooks(model: nn.Module) -> None:
 
 
 def _refuse_reads_of_overwritten(nodes: list[torch.fx.Node], model: nn.Module) -> None:
-    """Raise UnsupportedOperator where a value is read after an in-place operation has changed it."""
+    """Raise UnsupportedOperator if a value is read after an in-place operation has changed it."""
     storage: dict[torch.fx.Node, torch.fx.Node] = {}
     overwritten: dict[torch.fx.Node, set[torch.fx.Node]] = {}
     for node in nodes:
@@ -323,7 +318,7 @@ def _writes_input(node: torch.fx.Node, model: nn.Module) -> bool:
         return False
     target = _target(node, model)
     if isinstance(target, nn.Dropout):
-        return False  # which in evaluation does nothing
+        return False  # in evaluation it does nothing
     if isinstance(target, nn.Module):
         return bool(getattr(target, "inplace", False))
     return target in _AUGMENTED or getattr(target, "__name__", "").endswith("_") or bool(node.kwargs.get("inplace"))
@@ -338,7 +333,7 @@ def _is_view(node: torch.fx.Node, model: nn.Module) -> bool:
 
 
 def _user_line() -> str:
-    """Where in the user's forward we are, the innermost frame outside torch and this package; '' outside of one."""
+    """Return the current line of the user's forward, the innermost frame outside torch and this package; else ''."""
     stack = (frame for frame, _ in traceback.walk_stack(sys._getframe()))
     frames = [frame for frame in stack if not frame.f_code.co_filename.startswith(_OWN_FOLDERS)]
     if not any(frame.f_code.co_name == "forward" for frame in frames):

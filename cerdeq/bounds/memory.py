@@ -1,4 +1,4 @@
-"""So many examples at a time as the memory holds."""
+"""Bound as many examples at a time as the memory holds."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,21 +9,21 @@ from torch import Tensor
 from cerdeq.bounds.backward import bytes_per_row
 from cerdeq.bounds.forward import values_of
 from cerdeq.bounds.graph import Program
-from cerdeq.bounds.interval import Context, Interval
-from cerdeq.bounds.operators import UnsupportedOperator
-from cerdeq.bounds.precision import counted_rounding
+from cerdeq.rules.interval import Context, Interval
+from cerdeq.rules.operators import UnsupportedOperator
+from cerdeq.rules.precision import counted_rounding
 
 SEARCH_COPIES = 12  # of a backward pass, when it is differentiated
-_CPU_MEMORY, _LEAST_MEMORY, _CPU_CACHE = 2**29, 2**20, 2**24
+_CPU_MEMORY, _SMALLEST_MEMORY, _CPU_CACHE = 2**29, 2**20, 2**24
 _OUT_OF_MEMORY = (
     *("out of memory", "error_out_of_memory", "not enough memory", "can't allocate memory"),
     *("_status_alloc_failed", "allocation_failed", "bad_alloc"),
 )
-_VALUE_COPIES = 8  # of the values of a forward pass: boxes before and after tightening, and what a rule works with
+_VALUE_COPIES = 8  # of the values of a forward pass: boxes before and after tightening, and working memory of a rule
 
 
 def default_memory(device: torch.device) -> int:
-    """About how many bytes to use: 512 MiB on a CPU, half of what this process may have of a GPU."""
+    """Return about how many bytes to use: 512 MiB on a CPU, half of this process's share of a GPU."""
     if device.type != "cuda":
         return _CPU_MEMORY
     share = torch.cuda.get_per_process_memory_fraction(device)
@@ -31,9 +31,9 @@ def default_memory(device: torch.device) -> int:
 
 
 def examples_at_once(program: Program, x: Interval, rows: int, memory: int) -> int:
-    """How many examples fit the memory, with so many rows of coefficients each.
+    """Return how many examples fit the memory, with so many rows of coefficients each.
 
-    Raises UnsupportedOperator where a step of the program mixes a batch's examples.
+    Raises UnsupportedOperator if a step of the program mixes a batch's examples.
     """
     with counted_rounding(x.center.device.type):
         probe = values_of(program, x.of(torch.zeros(2, dtype=torch.long, device=x.center.device)), Context(sound=True))
@@ -42,8 +42,10 @@ def examples_at_once(program: Program, x: Interval, rows: int, memory: int) -> i
 
 
 def examples_in_cache(program: Program, x: Interval) -> int:
-    """How many examples a forward pass takes at once: on a CPU as many as its cache holds, which is a few times faster
-    than all of them; all of them elsewhere."""
+    """Return how many examples a forward pass takes at once: on a CPU as many as its cache holds, elsewhere all.
+
+    On a CPU that is a few times faster.
+    """
     if x.center.device.type != "cpu" or not len(x.center):
         return max(1, len(x.center))
     with counted_rounding("cpu"):
@@ -52,11 +54,11 @@ def examples_in_cache(program: Program, x: Interval) -> int:
 
 
 def without_overrun(bounds: Callable[[int, int, int], Tensor], start: int, stop: int, memory: int) -> Tensor:
-    """`bounds` of examples start to stop; where a GPU runs out of memory all the same, by halves."""
+    """Return `bounds` of examples start to stop; if a GPU runs out of memory all the same, half of them at a time."""
     try:
         return bounds(start, stop, memory)
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error) or memory < _LEAST_MEMORY:
+        if not is_out_of_memory(error) or memory < _SMALLEST_MEMORY:
             raise
     middle = (start + stop + 1) // 2
     parts = [(start, middle), (middle, stop)] if middle < stop else [(start, stop)]
@@ -64,30 +66,30 @@ def without_overrun(bounds: Callable[[int, int, int], Tensor], start: int, stop:
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error is of memory that ran out, or came of one: a capture or a compilation may wrap it."""
-    while error is not None and not _ran_out(error):
+    """Return whether an error, or one that caused it, says that memory ran out: a compilation may wrap it.
+
+    Only torch's allocator for CUDA has a type of its own. CUDA itself, its libraries and CPUs say it in words.
+    """
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            return True
+        if isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY):
+            return True
         error = error.__cause__ or error.__context__
-    return error is not None
-
-
-def _ran_out(error: BaseException) -> bool:
-    """Only torch's allocator for CUDA has a type of its own; CUDA itself, its libraries and CPUs say it in words."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+    return False
 
 
 def bytes_per_example(values: list[Any]) -> int:
-    """Bytes of the centres of all values of a forward pass."""
+    """Return the bytes of the centres of all values of a forward pass."""
     boxes = [value for value in values if isinstance(value, Interval)]
     return sum(box.center.nbytes // len(box.center) for box in boxes)
 
 
 def _refuse_mixed_examples(program: Program, values: list[Any]) -> None:
-    """Raise UnsupportedOperator where a step does not treat the examples of a batch one by one.
+    """Raise UnsupportedOperator if a step does not treat the examples of a batch one by one.
 
-    values: of a pass over two examples. Arguments that broadcast are aligned from the last dimension, so that the
-    batch stays the first one only where none has more dimensions than another.
+    values: of a pass over two examples. Broadcasting aligns arguments from the last dimension. So the batch stays the
+    first one only if all have equally many dimensions.
     """
     if values[program.output].center.dim() < 2:
         raise UnsupportedOperator("linear bounds want outputs [B, N], found one number an example, [B]")

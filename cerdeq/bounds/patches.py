@@ -1,8 +1,8 @@
 """Coefficients of single neurons of a convolution: small windows of an image instead of whole ones (Xu et al. 2020).
 
-A neuron depends on few pixels of the layers below. Its coefficients are kept as a window [C, h, w] that lies somewhere
-on the image and grows by a kernel a layer. Each row's window is bounded like an example of its own, with the boxes of
-the pixels under it, by the same rules as whole images.
+A neuron depends on few pixels of the layers below. Its coefficients are a window [C, h, w] that lies somewhere on the
+image and grows by a kernel with each layer. Each row's window is bounded like an example, with the boxes of the pixels
+under it, by the same rules as complete images.
 """
 
 import math
@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cerdeq.bounds.convolution import paddings, pair
-from cerdeq.bounds.interval import Interval
-from cerdeq.bounds.linear import Backward, Pulled, magnitude, slack
-from cerdeq.bounds.operators import Operator
+from cerdeq.rules.convolution import paddings, pair
+from cerdeq.rules.interval import Interval
+from cerdeq.rules.linear import Backward, Pulled, magnitude, slack
+from cerdeq.rules.operators import Operator
 
 
 @dataclass(frozen=True)
@@ -32,41 +32,41 @@ class Patches:
     image: tuple[int, int]
 
     def dense(self) -> Tensor:
-        """The coefficients [B, K, C, H, W] of the whole image."""
+        """Return the coefficients [B, K, C, H, W] of the complete image."""
         (height, width), (h, w) = self.image, self.values.shape[3:]
-        rows, columns = self._places()
-        place = (rows[..., :, None] + h) * (width + 2 * w) + columns[..., None, :] + w
+        rows, columns = self._positions()
+        index = (rows[..., :, None] + h) * (width + 2 * w) + columns[..., None, :] + w
         canvas = self.values.new_zeros(*self.values.shape[:3], (height + 2 * h) * (width + 2 * w))
-        canvas.scatter_(3, place.flatten(2).unsqueeze(2).expand(*canvas.shape[:3], -1), self.values.flatten(3))
+        canvas.scatter_(3, index.flatten(2).unsqueeze(2).expand(*canvas.shape[:3], -1), self.values.flatten(3))
         return canvas.unflatten(3, (height + 2 * h, width + 2 * w))[..., h : h + height, w : w + width]
 
     def under(self, value: Tensor) -> Tensor:
-        """The pixels of value [B, C, H, W] under each window: [B K, C, h, w], 0 outside the image."""
+        """Return the pixels of value [B, C, H, W] under each window: [B K, C, h, w], 0 outside the image."""
         h, w = self.values.shape[3:]
         windows = F.pad(value, (w, w, h, h)).unfold(2, h, 1).unfold(3, w, 1)
         example = torch.arange(len(value), device=value.device)[:, None]
-        rows, columns = self._places()
+        rows, columns = self._positions()
         return windows[example, :, rows[..., 0] + h, columns[..., 0] + w].flatten(0, 1)
 
     def inside(self) -> Tensor:
-        """Which pixels of each window lie on the image: [B, K, 1, h, w]."""
-        rows, columns = self._places()
+        """Return which pixels of each window lie on the image: [B, K, 1, h, w]."""
+        rows, columns = self._positions()
         on_rows, on_columns = (rows >= 0) & (rows < self.image[0]), (columns >= 0) & (columns < self.image[1])
         return (on_rows[..., :, None] & on_columns[..., None, :]).unsqueeze(2)
 
-    def _places(self) -> tuple[Tensor, Tensor]:
-        """Rows [B, K, h] and columns [B, K, w]; a window that misses the image is moved to touch it."""
-        places = []
-        for start, size, whole in zip((self.top, self.left), self.values.shape[3:], self.image, strict=True):
-            places.append(start.clamp(-size, whole)[..., None] + torch.arange(size, device=start.device))
-        return places[0], places[1]
+    def _positions(self) -> tuple[Tensor, Tensor]:
+        """Return rows [B, K, h] and columns [B, K, w]; a window that misses the image is moved to touch it."""
+        positions = []
+        for start, size, image_size in zip((self.top, self.left), self.values.shape[3:], self.image, strict=True):
+            positions.append(start.clamp(-size, image_size)[..., None] + torch.arange(size, device=start.device))
+        return positions[0], positions[1]
 
 
 Coefficients = Tensor | Patches
 
 
 def one_hot(index: Tensor, sign: Tensor, shape: torch.Size) -> Coefficients:
-    """`sign` times single neurons of a value of this shape, given by their flat index; both [B, K]."""
+    """Return `sign` times single neurons of a value of this shape, by their flat index; both [B, K]."""
     if len(shape) != 3:
         hot = sign.new_zeros(*index.shape, shape.numel())
         return hot.scatter_(2, index.unsqueeze(2), sign.unsqueeze(2)).unflatten(2, shape)
@@ -77,8 +77,8 @@ def one_hot(index: Tensor, sign: Tensor, shape: torch.Size) -> Coefficients:
 
 
 def pull(ctx: Backward, record: Operator, coefficients: Coefficients, arguments: list[Any], options: Any) -> Any:
-    """What the record's backward rule gives, coefficients staying windows where they can."""
-    assert record.backward is not None, "trace has looked"
+    """Return the result of the record's backward rule; coefficients stay windows if they can."""
+    assert record.backward is not None, "trace has checked it"
     if isinstance(coefficients, Patches):
         if record.local == "pixel" and _alike(coefficients, arguments):
             return _pull_pixels(ctx, record, coefficients, arguments, options)
@@ -89,7 +89,7 @@ def pull(ctx: Backward, record: Operator, coefficients: Coefficients, arguments:
 
 
 def merged(a: Coefficients, b: Coefficients) -> Coefficients:
-    """The sum of two coefficients of one value; windows stay windows where they lie alike."""
+    """Return the sum of two coefficients of one value; windows stay windows if they lie alike."""
     if isinstance(a, Patches) and isinstance(b, Patches):
         down, right = (a.top - b.top).unique(), (a.left - b.left).unique()
         if len(down) == len(right) == 1:
@@ -98,12 +98,12 @@ def merged(a: Coefficients, b: Coefficients) -> Coefficients:
 
 
 def dense(coefficients: Coefficients) -> Tensor:
-    """Coefficients of whole values."""
+    """Return coefficients of complete values."""
     return coefficients.dense() if isinstance(coefficients, Patches) else coefficients
 
 
 def rounding(ctx: Backward, coefficients: Coefficients, x: Interval) -> Tensor:
-    """What rounding each coefficient of x once may cost, [B, K]; 0 where it is not counted."""
+    """Return what rounding each coefficient of x once may cost, [B, K]; 0 if it is not counted."""
     if not (ctx.sound and isinstance(coefficients, Patches)):
         return slack(ctx, dense(coefficients), magnitude(x), 1)
     rows = coefficients.values.flatten(0, 1).unsqueeze(1)
@@ -111,19 +111,19 @@ def rounding(ctx: Backward, coefficients: Coefficients, x: Interval) -> Tensor:
 
 
 def _overlaid(a: Patches, b: Patches, down: int, right: int) -> Patches:
-    """Both in one window; a begins `down` rows below and `right` columns right of b."""
+    """Return the sum in one window; a begins `down` rows below and `right` columns right of b."""
     top, left = max(0, down), max(0, right)
     (ha, wa), (hb, wb) = a.values.shape[3:], b.values.shape[3:]
     h, w = max(top + ha, top - down + hb), max(left + wa, left - right + wb)
-    placed = [
+    padded = [
         F.pad(values, (x, w - x - values.shape[4], y, h - y - values.shape[3]))
         for values, y, x in ((a.values, top, left), (b.values, top - down, left - right))
     ]
-    return Patches(placed[0] + placed[1], a.top - top, a.left - left, a.image)
+    return Patches(padded[0] + padded[1], a.top - top, a.left - left, a.image)
 
 
 def _alike(patches: Patches, arguments: list[Any]) -> bool:
-    """Whether all bounded arguments are images of the windows' size and channels, and no other one differs by pixel."""
+    """Return whether bounded arguments have the windows' image size and channels, and constants one value a channel."""
     image = (patches.values.shape[2], *patches.image)
     boxes = [arg for arg in arguments if isinstance(arg, Interval)]
     constants = [arg for arg in arguments if isinstance(arg, Tensor)]
@@ -136,9 +136,9 @@ def _under(patches: Patches, x: Interval) -> Interval:
 
 
 def _pull_pixels(ctx: Backward, record: Operator, patches: Patches, arguments: list[Any], options: Any) -> Any:
-    """An operator that treats each pixel alike."""
-    own = [_under(patches, arg) if isinstance(arg, Interval) else arg for arg in arguments]
-    pulled = record.backward(ctx, patches.values.flatten(0, 1).unsqueeze(1), *own, **options)  # type: ignore[misc]
+    """Apply the rule of an operator that treats each pixel alike."""
+    arguments = [_under(patches, arg) if isinstance(arg, Interval) else arg for arg in arguments]
+    pulled = record.backward(ctx, patches.values.flatten(0, 1).unsqueeze(1), *arguments, **options)  # type: ignore[misc]
     shape = patches.values.shape[:2]
     parts = [replace(patches, values=part.squeeze(1).unflatten(0, shape)) for part in pulled.coefficients]
     return Pulled(tuple(parts), pulled.constant.view(shape))  # type: ignore[arg-type]
@@ -148,7 +148,7 @@ def _pull_windows(
     ctx: Backward, record: Operator, patches: Patches, x: Interval, weight, bias=None, stride=1, padding=0, dilation=1,
     groups=1,
 ) -> Any:  # fmt: skip
-    """A convolution: of the windows under the windows, without padding, since their pixels outside the image are 0."""
+    """Apply a convolution's rule to the windows, without padding, since their pixels outside the image are 0."""
     assert record.backward is not None
     stride, dilation, image = pair(stride), pair(dilation), x.center.shape[2:]
     before, _ = paddings(padding, weight.shape[2:], dilation)

@@ -10,25 +10,25 @@ from torch import Tensor
 from cerdeq.bounds.backward import Functional, chunked_lower_bound
 from cerdeq.bounds.forward import values_of
 from cerdeq.bounds.graph import Program
-from cerdeq.bounds.interval import Context, Interval
 from cerdeq.bounds.patches import Coefficients, one_hot
 from cerdeq.boxes import Box, narrowed, outward_ends
+from cerdeq.rules.interval import Context, Interval
 
 Tighter = Callable[[Box, Tensor, Callable[[Coefficients], list[Coefficients]]], Box]
-"""(box, unsettled, functionals) -> the box, tightened by linear bounds where `unsettled`, a mask of its shape.
+"""(box, unsettled, functionals) -> the box, tightened by linear bounds where the mask `unsettled` is True.
 
-The box is of a value that is linear in an operator's result and arguments: functionals gives the coefficients of
-those, from coefficients of the value."""
+The box is of a value that is linear in an operator's result and arguments: `functionals` returns the coefficients of
+these, from coefficients of the value."""
 
 
 def tightened_values(program: Program, x: Interval, memory: int) -> list[Any]:
-    """A sound forward pass in which every relaxation's input box is first intersected with its CROWN bounds.
+    """Return a sound forward pass in which CROWN bounds first tighten every relaxation's input box.
 
-    Only where the operator says that it matters, for ReLU where the box contains 0 inside.
+    They do so only where the operator says that it matters: for a ReLU, where the box has 0 inside.
     """
     done = {0}
 
-    def inputs(number: int, values: list[Any]) -> None:
+    def tighten_inputs(number: int, values: list[Any]) -> None:
         step, record = program.steps[number - 1], program.steps[number - 1].record
         if record is None or record.unsettled is None:
             return
@@ -36,11 +36,12 @@ def tightened_values(program: Program, x: Interval, memory: int) -> list[Any]:
         for source in set(step.sources) - done:
             x = values[source]
             unsettled = record.unsettled(x.box, **options)
-            box = _tightened(program, values, source, x.box, unsettled, partial(_of_one, source), memory)
+            functional = partial(_functional_of, source)
+            box = _tightened(program, values, source, x.box, unsettled, functional, memory)
             values[source] = Interval(box.center, box.radius, x.clean)
             done.add(source)
 
-    def result(number: int, values: list[Any]) -> None:
+    def tighten_result(number: int, values: list[Any]) -> None:
         step, record = program.steps[number - 1], program.steps[number - 1].record
         if record is None or record.refine is None:
             return
@@ -54,10 +55,10 @@ def tightened_values(program: Program, x: Interval, memory: int) -> list[Any]:
         arguments, options = step.call(values)
         values[number] = record.refine(tighter, values[number], *arguments, **options)
 
-    return values_of(program, x, Context(sound=True), inputs, result)
+    return values_of(program, x, Context(sound=True), tighten_inputs, tighten_result)
 
 
-def _of_one(number: int, rows: Coefficients) -> Functional:
+def _functional_of(number: int, rows: Coefficients) -> Functional:
     return {number: rows}
 
 
@@ -65,19 +66,19 @@ def _tightened(
     program: Program, values: list[Any], at: int, box: Box, unsettled: Tensor,
     functional: Callable[[Coefficients], Functional], memory: int,
 ) -> Box:  # fmt: skip
-    """`box`, of something linear in the values up to number `at`, tightened where `unsettled`."""
-    chosen = unsettled.flatten(1).int()
-    count = int(chosen.sum(1).max())
+    """Return `box`, of something linear in the values up to number `at`, tightened where `unsettled`."""
+    is_unsettled = unsettled.flatten(1).int()
+    count = int(is_unsettled.sum(1).max())
     if count == 0:
         return box
     # Examples have different numbers of such neurons; those with fewer fill up with others, which does no harm.
-    index = chosen.argsort(dim=1, descending=True, stable=True)[:, :count]
+    index = is_unsettled.argsort(dim=1, descending=True, stable=True)[:, :count]
 
     def rows(start: int, stop: int) -> Functional:
-        """Rows 2 k and 2 k + 1: the k-th neuron and its negative."""
-        place = index.repeat_interleave(2, dim=1)[:, start:stop]
-        sign = 1 - 2 * (torch.arange(start, stop, device=place.device) % 2).to(box.center)
-        return functional(one_hot(place, sign.expand(place.shape), box.center.shape[1:]))
+        """Return rows 2 k and 2 k + 1: the k-th neuron and its negative."""
+        neurons = index.repeat_interleave(2, dim=1)[:, start:stop]
+        sign = 1 - 2 * (torch.arange(start, stop, device=neurons.device) % 2).to(box.center)
+        return functional(one_hot(neurons, sign.expand(neurons.shape), box.center.shape[1:]))
 
     lower = chunked_lower_bound(program, values, rows, 2 * count, at, memory).to(box.center)
     lower = lower - torch.finfo(lower.dtype).eps * lower.abs()  # down, from float64

@@ -1,5 +1,3 @@
 """Branch and bound: decide whether a specification holds over a whole region."""
 
 from cerdeq.branch.verify import Verification, verify
-
-__all__ = ["Verification", "verify"]

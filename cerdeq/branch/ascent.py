@@ -9,9 +9,9 @@ from torch import Tensor
 
 from cerdeq.bounds.host import is_read
 from cerdeq.bounds.optimise import adam_step
-from cerdeq.bounds.precision import uncounted_rounding
 from cerdeq.branch.leaves import Layout, Leaves, Problem
 from cerdeq.branch.split import ranked_units
+from cerdeq.rules.precision import uncounted_rounding
 
 _RATE = 0.5  # of that for slopes alone
 
@@ -60,11 +60,11 @@ def ascend_leaves(
 
 def _evaluate_leaves(search: Problem, layout: Layout, leaves: Leaves) -> Ascent:
     """Return the leaves with their bounds at their choices, and what the next split needs to know."""
-    met: dict[str, Any] = {}
+    seen: dict[str, Any] = {}
     with uncounted_rounding():
-        lower_now = search.lower(leaves, layout, sound=False, met=met).to(leaves.lower)
+        lower_now = search.lower(leaves, layout, sound=False, seen=seen).to(leaves.lower)
         box = search.values[0]
-        points = box.center - box.radius * torch.sign(met[""][:, 0])
+        points = box.center - box.radius * torch.sign(seen[""][:, 0])
         values, preactivations = search.at(points)
     leaves = replace(leaves, lower=torch.maximum(leaves.lower, lower_now))
-    return Ascent(leaves, ranked_units(layout, met, preactivations), points, values)
+    return Ascent(leaves, ranked_units(layout, seen, preactivations), points, values)

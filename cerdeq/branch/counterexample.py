@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from cerdeq.bounds.forward import propagate
-from cerdeq.bounds.interval import Context, Interval
 from cerdeq.boxes import outward_ends
 from cerdeq.branch.leaves import Problem
+from cerdeq.rules.interval import Context, Interval
 
 _STEPS = 8  # of signed gradients, from the most promising point
 

@@ -5,9 +5,9 @@ is positive everywhere if its lower bound is above 0 in each leaf. The search ta
 first, many at a time. In each it splits one ReLU; both cases start from the leaf's slopes and multipliers and improve
 them.
 
-The search runs in float32 where it can. It proves nothing: a leaf is closed by a bound in float64 with rounding counted
-outwards, whose slopes are rounded to eight bits so that a certificate can store them, and an image is falsified only by
-a point whose value is proved.
+The search runs in float32 if it can. It proves nothing. A leaf is closed by a bound in float64 with rounding counted
+outwards, whose slopes are rounded to eight bits so that a certificate can store them. An image is falsified only by a
+point whose value is proved.
 """
 
 import heapq
@@ -58,7 +58,7 @@ class Decision:
     status: CERTIFIED, FALSIFIED or the reason for neither.
     lower: proved lower bounds [K].
     point: if FALSIFIED, an adversarial example [1, ...].
-    certificate: if CERTIFIED and asked for, `certificate_tensors` of the leaves; empty if no leaves were needed.
+    certificate: if CERTIFIED and requested, `certificate_tensors` of the leaves; empty if no leaves were needed.
     """
 
     status: str
@@ -68,13 +68,12 @@ class Decision:
 
 
 def decide(
-    proof: Problem, search: Problem, lower: Tensor, budget: Budget, memory: int, certified: bool = False
+    proof: Problem, search: Problem, lower: Tensor, budget: Budget, memory: int, certificates: bool = False
 ) -> Decision:  # fmt: skip
     """Decide whether all rows of the spec are positive over the whole box of one image.
 
-    proof: the question in float64, with values of a sound pass. search: the same question for what proves nothing.
-    lower: the bounds [K] proved so far. memory: about how many bytes to use. certified: whether a certificate is
-    wanted.
+    proof: the question in float64, with values of a sound pass. search: the same question for the search.
+    lower: the bounds [K] proved so far. memory: about how many bytes to use. certificates: whether to return one.
     """
     rows = (~(lower > 0)).nonzero()[:, 0]
     if not len(rows):
@@ -96,7 +95,7 @@ def decide(
             bounds, next_units = ascent.leaves.lower.tolist(), ascent.candidates[:, 0].tolist()
             proved = ascent.leaves.of((ascent.leaves.lower > 0).nonzero()[:, 0])
             row_bounds.scatter_reduce_(0, proved.row, proved.lower, "amin")
-            if certified:
+            if certificates:
                 closed.append(proved)
             for number, (bound, unit) in enumerate(zip(bounds, next_units, strict=True)):
                 if bound > 0:
@@ -107,7 +106,7 @@ def decide(
                 leaf = ascent.leaves.of(slice(number, number + 1))
                 heapq.heappush(queue, (bound, next(numbers), leaf, ascent.candidates[number]))
         if not queue and not has_unsplittable:
-            tensors = certificate_tensors(layout, concatenate(closed)) if certified else {}
+            tensors = certificate_tensors(layout, concatenate(closed)) if certificates else {}
             return Decision(CERTIFIED, torch.where(lower > 0, lower, row_bounds), certificate=tensors)
         if not queue:
             return Decision(UNKNOWN, lower)

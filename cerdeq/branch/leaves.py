@@ -14,9 +14,9 @@ from torch import Tensor
 from cerdeq.bounds.backward import linear_lower_bound
 from cerdeq.bounds.forward import with_boxes
 from cerdeq.bounds.graph import Program
-from cerdeq.bounds.interval import Interval
-from cerdeq.bounds.linear import Backward
-from cerdeq.bounds.relaxation import Lines, kept_name, split_name
+from cerdeq.rules.interval import Interval
+from cerdeq.rules.linear import Backward
+from cerdeq.rules.relaxation import Lines, line_share_name, split_name
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,10 @@ class Problem:
     def repeat_values(self, count: int) -> list[Any]:
         """Return the values expanded to `count` examples."""
 
-        def expanded(box: Interval) -> Interval:
+        def expand(box: Interval, number: int) -> Interval:
             return Interval(*(end.expand(count, *end.shape[1:]) for end in (box.center, box.radius)))
 
-        return with_boxes(self.program, self.values, expanded)
+        return with_boxes(self.program, self.values, expand)
 
     def rows(self, numbers: Tensor) -> Tensor:
         """Return rows of the spec, by their numbers [D], as coefficients of the output, [D, 1, *shape]."""
@@ -104,15 +104,15 @@ class Problem:
                 preactivations[step.name] = step.record.preactivation(values[-1], *arguments, **options)
         return values[self.program.output].flatten(1) @ self.spec.T, preactivations
 
-    def lower(self, leaves: Leaves, layout: "Layout", sound: bool, met: dict[str, Any] | None = None) -> Tensor:
+    def lower(self, leaves: Leaves, layout: "Layout", sound: bool, seen: dict[str, Any] | None = None) -> Tensor:
         """Return the lower bounds [D]: in float64 and rounded down if `sound`, else differentiable in the choices.
 
-        met: as in Backward.
+        seen: as in Backward.
         """
         choices, signs = leaves.choices.to(self.spec), leaves.signs.to(self.spec)
         slopes = {columns.name: columns.spread(choices).unsqueeze(1) for columns in layout.choices}
         splits = {columns.name: columns.spread(signs) for columns in layout.units}
-        ctx = Backward(sound, slopes=slopes, splits=splits, met=met)
+        ctx = Backward(sound, slopes=slopes, splits=splits, seen=seen)
         values = self.repeat_values(len(leaves.row))
         return linear_lower_bound(self.program, values, self.rows(leaves.row), self.program.output, ctx)[:, 0]
 
@@ -144,25 +144,26 @@ class Layout:
 
 def root_leaves(problem: Problem, rows: Tensor) -> tuple[Layout, Leaves]:
     """Return the layout of an image's leaves, and the root leaves of these rows [D], which fix no sign."""
-    met: dict[str, Any] = {}
-    ctx = Backward(sound=False, chosen={}, met=met)
+    seen: dict[str, Any] = {}
+    ctx = Backward(sound=False, choices={}, seen=seen)
     lower = linear_lower_bound(
         problem.program, problem.repeat_values(len(rows)), problem.rows(rows), problem.program.output, ctx
     )[:, 0]
     units: list[Columns] = []
     choices: list[Columns] = []
-    defaults, first, sizes = ctx.chosen or {}, [], []
-    for step, (coefficients, around) in ((step, pair) for step, pair in met.items() if step):
+    defaults, first, sizes = ctx.choices or {}, [], []
+    for step, (coefficients, around) in ((step, pair) for step, pair in seen.items() if step):
         unstable = unstable_units(around)[0]
         elements = unstable.flatten().nonzero()[:, 0]
         units.append(Columns(step, unstable.shape, elements, units[-1].stop if units else 0))
         slopes = defaults[step][0].flatten()[elements]
         free = {step: (elements, slopes, 0.0), split_name(step): (elements, torch.zeros_like(slopes), 0.0)}
-        if (kept := defaults.get(kept_name(step))) is not None:
-            free[kept_name(step)] = torch.arange(kept[0].numel(), device=kept.device), kept[0].flatten(), 1.0
-        for name, (places, values, elsewhere) in free.items():
+        if (line_share := defaults.get(line_share_name(step))) is not None:
+            share = line_share[0].flatten()
+            free[line_share_name(step)] = torch.arange(len(share), device=share.device), share, 1.0
+        for name, (members, values, elsewhere) in free.items():
             start = choices[-1].stop if choices else 0
-            choices.append(Columns(name, unstable.shape, places, start, elsewhere))
+            choices.append(Columns(name, unstable.shape, members, start, elsewhere))
             first.append(values)
             size = coefficients.flatten(2).abs().amax(2) if name == split_name(step) else lower.new_ones(len(rows), 1)
             sizes.append(size.expand(-1, len(values)))
@@ -174,7 +175,7 @@ def root_leaves(problem: Problem, rows: Tensor) -> tuple[Layout, Leaves]:
 
 
 def certificate_tensors(layout: Layout, leaves: Leaves) -> dict[str, Tensor]:
-    """Return what a check of the leaves needs beside the network and the box, for choices that are rounded.
+    """Return the tensors for a check of the leaves beside the network and the box; choices must be rounded.
 
     "row": int16 [D]. Of each step with units: "<step>/neurons", int32 [U], their elements; "<step>/slopes", uint8
     [D, U], in units of 1 / 255; "<step>/signs", int8 [D, U]; "<step>/multipliers", float32 [D, U]; of equilibria
@@ -188,8 +189,8 @@ def certificate_tensors(layout: Layout, leaves: Leaves) -> dict[str, Tensor]:
         tensors[f"{step}/slopes"] = (free[step] * 255).round().byte()
         tensors[f"{step}/signs"] = leaves.signs[:, columns.start : columns.stop]
         tensors[f"{step}/multipliers"] = free[split_name(step)].float()
-        if kept_name(step) in free:
-            tensors[f"{step}/kept"] = (free[kept_name(step)] * 255).round().byte()
+        if line_share_name(step) in free:
+            tensors[f"{step}/kept"] = (free[line_share_name(step)] * 255).round().byte()
     return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cerdeq.bounds.relaxation import split_name
 from cerdeq.branch.leaves import Layout, Leaves, Problem
+from cerdeq.rules.relaxation import split_name
 
 _LARGEST = 10**7  # numbers in a program
 
@@ -31,19 +31,22 @@ def solve_leaf(problem: Problem, layout: Layout, leaf: Leaves, batch_size: int) 
     )
     if not 0 < len(multiplier_columns) * box.center.numel() <= _LARGEST:
         return None
-    leaf = _use_exact_lines(layout, leaf)
+    leaf = replace(leaf, choices=leaf.choices.clone())
+    for columns in layout.choices:
+        if columns.elsewhere == 1:  # how much of an equilibrium's coefficients goes through the lines: exact here
+            leaf.choices[:, columns.start : columns.stop] = 1
     cases = _with_multipliers(leaf, multiplier_columns)
     parts = [_affine(problem, layout, cases.of(slice(s, s + batch_size))) for s in range(0, len(cases.row), batch_size)]
     slopes, constants = (torch.cat(part).double().cpu().numpy() for part in zip(*parts, strict=True))
     if not (np.isfinite(slopes).all() and np.isfinite(constants).all()):
         return None
-    rows, offsets = slopes[1:] - slopes[0], constants[1:] - constants[0]  # what a multiplier of 1 adds: -s p <= 0
+    rows, offsets = slopes[1:] - slopes[0], constants[1:] - constants[0]  # a multiplier of 1 adds -s p <= 0
     center, radius = (end.flatten().double().cpu().numpy() for end in (box.center, box.radius))
     limits = np.stack([center - radius, center + radius], axis=1)
     result = linprog(slopes[0], A_ub=rows, b_ub=-offsets, bounds=limits, method="highs")
     if result.status == 2:  # the leaf is empty: multipliers that prove it may be scaled up without limit
-        wide = np.hstack([rows, -np.ones((len(rows), 1))])
-        result = linprog(np.eye(1, len(center) + 1, len(center))[0], A_ub=wide, b_ub=-offsets,
+        with_violation = np.hstack([rows, -np.ones((len(rows), 1))])
+        result = linprog(np.eye(1, len(center) + 1, len(center))[0], A_ub=with_violation, b_ub=-offsets,
                         bounds=np.vstack([limits, [0, np.inf]]), method="highs")  # fmt: skip
         if result.status != 0 or not result.fun > 0:
             return None
@@ -60,15 +63,6 @@ def solve_leaf(problem: Problem, layout: Layout, leaf: Leaves, batch_size: int) 
     return replace(leaf, lower=problem.lower(leaf, layout, sound=False)), point
 
 
-def _use_exact_lines(layout: Layout, leaf: Leaves) -> Leaves:
-    """Return the leaf with all coefficients of equilibria going through the lines, which are exact here."""
-    choices = leaf.choices.clone()
-    for columns in layout.choices:
-        if columns.elsewhere == 1:
-            choices[:, columns.start : columns.stop] = 1
-    return replace(leaf, choices=choices)
-
-
 def _with_multipliers(leaf: Leaves, multiplier_columns: Tensor) -> Leaves:
     """Return the leaf without multipliers, then for each of these columns with that multiplier 1 and the others 0."""
     count = len(multiplier_columns) + 1
@@ -81,7 +75,7 @@ def _with_multipliers(leaf: Leaves, multiplier_columns: Tensor) -> Leaves:
 
 def _affine(problem: Problem, layout: Layout, leaves: Leaves) -> tuple[Tensor, Tensor]:
     """Return the linear bounds as coefficients of the inputs [D, n] and constants [D]."""
-    met: dict[str, Any] = {}
-    lower = problem.lower(leaves, layout, sound=False, met=met)
-    box, slopes = problem.values[0], met[""][:, 0].flatten(1)
+    seen: dict[str, Any] = {}
+    lower = problem.lower(leaves, layout, sound=False, seen=seen)
+    box, slopes = problem.values[0], seen[""][:, 0].flatten(1)
     return slopes, lower - slopes @ box.center.flatten() + slopes.abs() @ box.radius.flatten()

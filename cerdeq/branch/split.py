@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cerdeq.bounds.precision import uncounted_rounding
 from cerdeq.branch.leaves import Layout, Leaves, Problem, concatenate, unstable_units
+from cerdeq.rules.precision import uncounted_rounding
 
 _REMEMBERED = 8  # candidates of each leaf
 _COMPARED = 3  # candidates whose cases are bounded
@@ -24,14 +24,14 @@ _FILLED = 8  # with fewer leaves than this, several units of each are split at o
 _NEITHER = 1e-30  # the cost of units that cost nothing: they come last
 
 
-def ranked_units(layout: Layout, met: dict[str, Any], preactivations: dict[str, Tensor]) -> Tensor:
+def ranked_units(layout: Layout, seen: dict[str, Any], preactivations: dict[str, Tensor]) -> Tensor:
     """Return the unstable units [D, C] of each leaf, the highest cost first, -1 for none.
 
-    met: of a backward pass. preactivations: by step, [D, *shape], at the inputs that minimise the bounds.
+    seen: of a backward pass. preactivations: by step, [D, *shape], at the inputs that minimise the bounds.
     """
-    costs = [met[""].new_zeros(len(met[""]), 0)]
+    costs = [seen[""].new_zeros(len(seen[""]), 0)]
     for columns in layout.units:
-        coefficients, around = met[columns.name]
+        coefficients, around = seen[columns.name]
         a = coefficients[:, 0]
         at_worst = around.offset.abs() * ((a < 0) == around.convex)
         cost = a.abs() * (around.distance(preactivations[columns.name], upper=a < 0) + at_worst)
@@ -44,7 +44,7 @@ def ranked_units(layout: Layout, met: dict[str, Any], preactivations: dict[str, 
 def split(search: Problem, layout: Layout, leaves: Leaves, candidates: Tensor, batch_size: int) -> Leaves:
     """Return both cases of each leaf's best unit, or all cases of several units where there are few leaves.
 
-    candidates: [D, C] of `ranked_units`, at least one for each leaf. batch_size: how many leaves to bound concatenate.
+    candidates: [D, C] of `ranked_units`, at least one for each leaf. batch_size: how many leaves to bound together.
     """
     candidates = _sort_candidates(search, layout, leaves, candidates, batch_size)
     depth = max(1, int(math.log2(min(batch_size, _FILLED) / len(candidates))))

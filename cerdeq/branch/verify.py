@@ -8,15 +8,15 @@ from torch import Tensor, nn
 
 from cerdeq.bounds import check_question, trace
 from cerdeq.bounds.bounds import Question, linear, lower_bounds, tightened
+from cerdeq.bounds.float32 import in_float32, rounded
 from cerdeq.bounds.forward import values_of
 from cerdeq.bounds.graph import Program, refuse_another_function
-from cerdeq.bounds.interval import Context, Interval, PrecisionError
 from cerdeq.bounds.memory import default_memory, is_out_of_memory
-from cerdeq.bounds.narrow import in_float32, rounded
-from cerdeq.bounds.precision import counted_rounding
 from cerdeq.boxes import Box
 from cerdeq.branch.decide import CERTIFIED, OUT_OF_MEMORY, Budget, Decision, decide
 from cerdeq.branch.leaves import Problem
+from cerdeq.rules.interval import Context, Interval, PrecisionError
+from cerdeq.rules.precision import counted_rounding
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Verification:
     counterexample: [B, ...] in float64: if falsified, a point of the region at which a row is proved to be negative;
         else NaN.
     branches: [B], the number of leaves that were bounded.
-    certificates: of each example `cerdeq.branch.leaves.certificate_tensors` of its leaves; empty if certificates were
-        not question for or if linear bounds were enough.
+    certificates: of each example `cerdeq.branch.leaves.certificate_tensors` of its leaves; empty if they were not
+        requested or if linear bounds were enough.
     """
 
     status: list[str]
@@ -62,55 +62,47 @@ def verify(
         raise ValueError("verify needs a limit: give seconds, branches or both")
     check_question(model, region, spec)
     with torch.inference_mode(False), torch.no_grad():  # on copies: the caller may have made tensors in inference mode
-        wide = copy.deepcopy(model).double()
+        model, spec = copy.deepcopy(model).double(), spec.clone().double()
         x = Interval(region.center.clone().double(), region.radius.clone().double())
-        return _verify_copies(wide, x, spec.clone().double(), seconds, branches, certificates)
+        program, float32 = trace(model, linear=True), in_float32(model, linear=True)
+        lower = lower_bounds(program, x, spec, "crown-ibp", target=0.0, float32=float32)
+        refuse_another_function(model, program, x.center)
+        status = [CERTIFIED] * len(spec)
+        points, branches_used = torch.full_like(x.center, torch.nan), torch.zeros(len(spec), dtype=torch.long)
+        tensors: list[dict[str, Tensor]] = [{} for _ in status]
+        for example in (~(lower > 0).all(1)).nonzero()[:, 0].tolist():
+            one, budget = slice(example, example + 1), Budget(seconds, branches)
+            decision = _decide_one(program, float32, x.of(one), spec[one], lower[example], budget, certificates)
+            status[example], lower[example], branches_used[example] = decision.status, decision.lower, budget.used
+            tensors[example] = decision.certificate
+            if decision.point is not None:
+                points[example] = decision.point[0]
+        return Verification(status, lower, points, branches_used, tensors)
 
 
-def _verify_copies(
-    wide: nn.Module, x: Interval, spec: Tensor, seconds: float | None, branches: int | None, certificates: bool
-) -> Verification:
-    program, narrow = trace(wide, linear=True), in_float32(wide, linear=True)
-    lower = lower_bounds(program, x, spec, "crown-ibp", target=0.0, narrow=narrow)
-    refuse_another_function(wide, program, x.center)
-    status = [CERTIFIED] * len(spec)
-    points, branches_used = torch.full_like(x.center, torch.nan), torch.zeros(len(spec), dtype=torch.long)
-    tensors: list[dict[str, Tensor]] = [{} for _ in status]
-    for example in (~(lower > 0).all(1)).nonzero()[:, 0].tolist():
-        one, budget = slice(example, example + 1), Budget(seconds, branches)
-        decision = decide_one(program, narrow, x.of(one), spec[one], lower[example], budget, certificates)
-        status[example], lower[example], branches_used[example] = decision.status, decision.lower, budget.used
-        tensors[example] = decision.certificate
-        if decision.point is not None:
-            points[example] = decision.point[0]
-    return Verification(status, lower, points, branches_used, tensors)
-
-
-def decide_one(
-    program: Program, narrow: Program | None, x: Interval, spec: Tensor, lower: Tensor, budget: Budget,
-    certified: bool = False,
+def _decide_one(
+    program: Program, float32: Program | None, x: Interval, spec: Tensor, lower: Tensor, budget: Budget,
+    certificates: bool,
 ) -> Decision:  # fmt: skip
     """Run branch and bound on one example, over boxes that CROWN tightens.
 
-    x: [1, ...] and spec [1, K, N], float64. lower: [K], the bounds proved so far. certified: whether to return a
-    certificate.
+    x: [1, ...] and spec [1, K, N], float64. lower: [K], the bounds proved so far.
     """
     memory = default_memory(x.center.device)
     try:
         with counted_rounding(x.center.device.type):
-            question = Question(program, values_of(program, x, Context(sound=True)), spec, 0.0, memory, narrow)
-            tightened_values = tightened(question, program if narrow is None else narrow)
-            lower = tightened_values.raised(lower[None].clone(), linear)[0]
-            proof = Problem(program, tightened_values.values, spec[0])
-            search = (
-                proof if narrow is None else Problem(narrow, rounded(narrow, tightened_values.values), spec[0].float())
-            )
-            return decide(proof, search, lower, budget, memory, certified)
+            question = Question(program, values_of(program, x, Context(sound=True)), spec, 0.0, memory, float32)
+            question = tightened(question, program if float32 is None else float32)
+            lower = question.raised(lower[None].clone(), linear)[0]
+            proof = search = Problem(program, question.values, spec[0])
+            if float32 is not None:
+                search = Problem(float32, rounded(float32, question.values), spec[0].float())
+            return decide(proof, search, lower, budget, memory, certificates)
     except PrecisionError:
-        if narrow is None:
+        if float32 is None:
             raise
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             return Decision(OUT_OF_MEMORY, lower)
         raise
-    return decide_one(program, None, x, spec, lower, budget, certified)  # sums too long for float32
+    return _decide_one(program, None, x, spec, lower, budget, certificates)  # sums too long for float32

@@ -1,6 +1,6 @@
 """Equilibrium layers and the proofs about them."""
 
-from cerdeq.equilibrium import rules  # noqa: F401  registers them
+from cerdeq.equilibrium import rules  # which registers them
 from cerdeq.equilibrium.certificate import (
     Contraction,
     NotContractiveError,
@@ -9,23 +9,5 @@ from cerdeq.equilibrium.certificate import (
     verified_box,
     verify_inclusion,
 )
-from cerdeq.equilibrium.layer import Equilibrium, FixedPoint, NotConvergedError, advance, fold
-from cerdeq.equilibrium.search import follow, keep
+from cerdeq.equilibrium.layer import Equilibrium, FixedPoint, NotConvergedError, advance, fold, follow, keep
 from cerdeq.equilibrium.solver import Solution
-
-__all__ = [
-    "Contraction",
-    "Equilibrium",
-    "FixedPoint",
-    "NotContractiveError",
-    "NotConvergedError",
-    "Solution",
-    "advance",
-    "contraction",
-    "fold",
-    "follow",
-    "interval_equilibrium",
-    "keep",
-    "verified_box",
-    "verify_inclusion",
-]

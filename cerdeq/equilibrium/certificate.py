@@ -1,4 +1,4 @@
-"""Proofs about equilibria: that there is exactly one, and boxes that contain it, whatever the solver did.
+"""Proofs about equilibria: that there is exactly one, and boxes that contain it, whatever the solver returned.
 
 Let v > 0 with s = v - |W| v > 0. Then rho(|W|) < 1 (Collatz-Wielandt), z = relu(W z + h) has exactly one solution,
 and for the interval map F of a box of h:
@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from cerdeq.bounds.host import is_read
-from cerdeq.bounds.interval import Context, absorb, relu_box, settle
-from cerdeq.bounds.precision import counted_rounding, uncounted_rounding
 from cerdeq.boxes import Box, narrowed, outward_ends
-from cerdeq.equilibrium.recurrence import apply_lifted, apply_weight, per_channel
+from cerdeq.equilibrium.recurrence import apply_lifted, apply_weight, per_channel, per_example
 from cerdeq.equilibrium.refine import near_equilibrium
 from cerdeq.equilibrium.solver import solve
+from cerdeq.rules.activations import relu_box
+from cerdeq.rules.interval import Context, absorb, settle
+from cerdeq.rules.precision import counted_rounding, uncounted_rounding
 
 _POWER_ITERATIONS = 500
 _SMALL = 256  # channels up to which thousands of little products take longer to launch on a GPU than to do on a CPU
@@ -26,7 +27,7 @@ _SOLVER_TOLERANCE = 1e-6
 _SOLVER_LIMIT = 1000
 _SOLVER = "anderson"  # radii go by |W|, so rho(|W|) counts: Picard is several times slower near 1
 _FINAL_STEPS, _MOST_FINAL_STEPS = 2, 500
-_POINTS = 1e-9  # a box's radius in units of its centre, up to which it is taken for a point
+_POINTS = 1e-9  # largest radius of a point, in units of its centre
 
 
 class NotContractiveError(ValueError):
@@ -42,7 +43,7 @@ class Contraction:
 
 
 def channel_matrix(weight: Tensor) -> Tensor:
-    """Sum of |W| over the kernel, [C, C].
+    """Return the sum of |W| over the kernel, [C, C].
 
     With v constant over pixels (A v)_i bounds |W| v at every pixel of channel i: zero padding only lowers it.
     """
@@ -50,23 +51,28 @@ def channel_matrix(weight: Tensor) -> Tensor:
 
 
 def contraction(weight: Tensor) -> Contraction:
-    """About the least rate that power iteration proves, in float64 with rounding counted outwards. It may be 1 or more.
+    """Return about the smallest rate that power iteration proves, in float64 with rounding counted outwards.
 
-    Of several v that prove as much, the evenest: boxes are widened by multiples of it.
+    The rate may be 1 or more. Of several v that prove as much it is the evenest: boxes are widened by multiples of it.
     """
     weight = weight.detach().double()
     matrix, terms = channel_matrix(weight), weight[0].numel()
     if len(matrix) <= _SMALL:
         matrix = matrix.cpu()
-    proofs = [_proved(matrix, _perron_vector(matrix, floor), terms) for floor in _FLOORS]
-    least = min(proof.rate for proof in proofs)
-    chosen = next((proof for proof in proofs if proof.rate <= least * (1 + _AS_GOOD)), proofs[0])
-    return Contraction(chosen.v.to(weight.device), chosen.rate)
+    proofs = []
+    for floor in _FLOORS:
+        v = _perron_vector(matrix, floor)
+        proofs.append(Contraction(v, float((_product_rounded_up(matrix, v, terms) / v).max()) * (1 + 1e-15)))
+    best_rate = min(proof.rate for proof in proofs)
+    evenest = next((proof for proof in proofs if proof.rate <= best_rate * (1 + _AS_GOOD)), proofs[0])
+    return Contraction(evenest.v.to(weight.device), evenest.rate)
 
 
 def _perron_vector(matrix: Tensor, floor: float) -> Tensor:
-    """About the right Perron vector of a non-negative matrix, no entry of it far below `floor` times the largest: the
-    smaller the floor, the worse may rows and columns be scaled, and the slower do entries settle that are almost 0."""
+    """Return about the right Perron vector of a non-negative matrix, no entry far below `floor` times the largest.
+
+    A smaller floor allows worse scaled rows and columns, but entries that are almost 0 settle more slowly.
+    """
     v = torch.ones(len(matrix), dtype=torch.float64, device=matrix.device)
     for _ in range(_POWER_ITERATIONS):
         product = matrix @ v
@@ -76,24 +82,20 @@ def _perron_vector(matrix: Tensor, floor: float) -> Tensor:
     return v
 
 
-def _proved(matrix: Tensor, v: Tensor, terms: int) -> Contraction:
-    return Contraction(v, float((_product_rounded_up(matrix, v, terms) / v).max()) * (1 + 1e-15))
-
-
 def _product_rounded_up(matrix: Tensor, v: Tensor, terms: int) -> Tensor:
-    """At least A v, where A's entries are themselves sums, `terms` products in all."""
+    """Return at least A v, where A's entries are themselves sums, `terms` products in all."""
     limits = torch.finfo(torch.float64)
     return (matrix @ v) * (1 + (terms + 8) * limits.eps) + (terms + 8) * limits.tiny
 
 
 def interval_step(weight: Tensor, h: Box, z: Box) -> Box:
-    """One outward-rounded application of the interval map F: the box of relu(W z + h)."""
+    """Return the box of relu(W z + h), rounded outwards: one application of the interval map F."""
     preactivation = preactivation_box(weight, h, z)
     return Box(*relu_box(Context(sound=True), preactivation.center, preactivation.radius))
 
 
 def preactivation_box(weight: Tensor, h: Box, z: Box) -> Box:
-    """The box of W z + h, rounded outwards."""
+    """Return the box of W z + h, rounded outwards."""
     ctx = Context(sound=True)
     terms = weight[0].numel() + 1
     center = apply_weight(weight, z.center) + h.center
@@ -102,15 +104,14 @@ def preactivation_box(weight: Tensor, h: Box, z: Box) -> Box:
 
 
 def reachable_preactivation(weight: Tensor, h: Box, z: Box) -> Box:
-    """`preactivation_box`, smaller where z's box says so: z = relu(p) makes p <= z, where z > 0 equal to it."""
+    """Return `preactivation_box` cut by z's box: z = relu(p) makes p <= z, and p = z where z > 0."""
     p = preactivation_box(weight, h, z)
-    (low, high), (least, most) = outward_ends(p), outward_ends(z)
-    low, high = torch.where(least > 0, torch.maximum(low, least), low), torch.minimum(high, most)
-    return narrowed(p, low, high)
+    (low, high), (z_low, z_high) = outward_ends(p), outward_ends(z)
+    return narrowed(p, torch.where(z_low > 0, torch.maximum(low, z_low), low), torch.minimum(high, z_high))
 
 
 def verify_inclusion(weight: Tensor, h: Box, z: Box, v: Tensor) -> Tensor:
-    """Whether `z` is proved to contain the equilibrium of every h in the box, per example: bool [B].
+    """Return whether `z` is proved to contain the equilibrium of every h in the box, per example: bool [B].
 
     weight: [C, C, k, k] or [N, N]; h, z: boxes [B, C, H, W] or [B, N]; v: [C] or [N]. True only where |W| v < v and
     F(z) lies inside z, both in float64 with rounding counted outwards. Anything not finite is False. Raises ValueError
@@ -126,50 +127,49 @@ def verify_inclusion(weight: Tensor, h: Box, z: Box, v: Tensor) -> Tensor:
 
 
 def contracted(weight: Tensor, h: Box, z: Box) -> Box:
-    """A proved box z, intersected with F(z) a few times: it keeps the proof (the equilibrium is in both)."""
+    """Return a proved box z intersected with F(z) a few times; the proof stays, since the equilibrium is in both."""
     for _ in range(_FINAL_STEPS):
         z = narrowed(z, *outward_ends(interval_step(weight, h, z)))
     return z
 
 
 def closed_form_box(weight: Tensor, h: Box, proof: Contraction) -> Box:
-    """[0, t v] with t = max_i relu(h_u)_i / s_i: contains every equilibrium, without any iteration."""
+    """Return [0, t v] with t = max_i relu(h_u)_i / s_i: it contains every equilibrium, without any iteration."""
     v = per_channel(proof.v, h.center)
     upper = torch.relu(h.center + h.radius)
     reach = (upper / (v * (1 - proof.rate))).flatten(1).amax(1) * (1 + 1e-6) + 1e-280
-    half = (_per_example(reach, h.center) * v / 2).expand_as(h.center)
+    half = (per_example(reach, h.center) * v / 2).expand_as(h.center)
     return Box(half, half.clone())
 
 
 @torch.no_grad()
 def verified_box(weight: Tensor, h: Box, proof: Contraction | None = None) -> Box:
-    """A box that is proved to contain the equilibrium of every h in the box `h`, [B, ...], float64.
+    """Return a box that is proved to contain the equilibrium of every h in the box `h`, [B, ...], float64, no gradient.
 
-    The interval equilibrium is solved fast in float32, widened by a multiple of v until its inclusion is checked in
-    float64, then mapped through F again, which keeps the proof and undoes the widening. Where the check fails
-    the closed-form box is tried; an example without any proved box gets radius infinity. Without gradient.
-    proof: `contraction` of this weight, where it is known. Raises NotContractiveError where rho(|W|) < 1 has no proof.
+    The interval equilibrium is solved fast in float32 and widened by a multiple of v, so that float64 can check its
+    inclusion. Then F maps it again, which undoes the widening and keeps the proof. If the check fails, the closed-form
+    box is tried; an example without any proved box gets radius infinity.
+
+    proof: `contraction` of this weight, if it was computed before. Raises NotContractiveError if there is no proof of
+    rho(|W|) < 1.
     """
     with counted_rounding(h.center.device.type):
-        return _verified_box(weight, h, contraction(weight) if proof is None else proof)
-
-
-def _verified_box(weight: Tensor, h: Box, proof: Contraction) -> Box:
-    if not proof.rate < 1:
-        raise NotContractiveError(f"rho(|W|) < 1 is not proved: the bound is {proof.rate:.6f}")
-    weight, h = weight.double(), h.double()
-    z = _widened(weight, h, _guess(weight, h), proof)
-    proved = verify_inclusion(weight, h, z, proof.v)
-    if not bool(proved.all()):
-        z = _select(proved, z, closed_form_box(weight, h, proof))
+        proof = contraction(weight) if proof is None else proof
+        if not proof.rate < 1:
+            raise NotContractiveError(f"rho(|W|) < 1 is not proved: the bound is {proof.rate:.6f}")
+        weight, h = weight.double(), h.double()
+        z = _widened(weight, h, _guess(weight, h), proof)
         proved = verify_inclusion(weight, h, z, proof.v)
-    z = _mapped(weight, h, z, proof)
-    z = _widened(weight, h, z, proof)  # by rounding errors, so that the check accepts the box that is handed out
-    return Box(z.center, torch.where(_per_example(proved, z.radius), z.radius, torch.inf))
+        if not bool(proved.all()):
+            z = _select(proved, z, closed_form_box(weight, h, proof))
+            proved = verify_inclusion(weight, h, z, proof.v)
+        z = _mapped(weight, h, z, proof)
+        z = _widened(weight, h, z, proof)  # by rounding errors, so that the check accepts the returned box
+        return Box(z.center, torch.where(per_example(proved, z.radius), z.radius, torch.inf))
 
 
 def _guess(weight: Tensor, h: Box) -> Box:
-    """The interval equilibrium of h, roughly: to float32's accuracy, to float64's where h has all but no radius."""
+    """Return about the interval equilibrium of h: to float32's accuracy, to float64's if all h are points."""
     points = h.radius.flatten(1).sum(1) <= _POINTS * h.center.abs().flatten(1).sum(1)
     if bool(points.all()):
         return Box(near_equilibrium(weight, h.center), torch.zeros_like(h.radius))
@@ -177,10 +177,10 @@ def _guess(weight: Tensor, h: Box) -> Box:
 
 
 def _mapped(weight: Tensor, h: Box, z: Box, proof: Contraction) -> Box:
-    """A proved box z, mapped through F twice, and on as long as that shrinks it as fast as errors of the guess do.
+    """Return a proved box z mapped through F twice, and again as long as it shrinks as fast as errors of the guess.
 
-    Only boxes as small as those errors, of points say, are mapped often, down to 1e-10 of their centre. Each example
-    stops by itself.
+    Only boxes as small as those errors, such as those of points, are mapped often, down to 1e-10 of their centre. Each
+    example stops by itself.
     """
     shrinking = torch.ones(len(z.center), dtype=torch.bool, device=z.center.device)
     for step in range(1, _MOST_FINAL_STEPS + 1):
@@ -195,7 +195,7 @@ def _mapped(weight: Tensor, h: Box, z: Box, proof: Contraction) -> Box:
 
 
 def interval_equilibrium(weight: Tensor, h: Box) -> Box:
-    """The interval equilibrium of h [B, ...] to float32 accuracy, in float64: a guess, nothing proved."""
+    """Return the interval equilibrium of h [B, ...] to float32 accuracy, in float64: a guess, not a proof."""
     small, ends = weight.float(), torch.cat([h.center, h.radius], dim=1).float()
     ctx = Context(sound=False)
 
@@ -211,11 +211,11 @@ def interval_equilibrium(weight: Tensor, h: Box) -> Box:
 
 
 def _widened(weight: Tensor, h: Box, z: Box, proof: Contraction) -> Box:
-    """z, wider so that it includes F(z), with room for rounding; unchanged where it does.
+    """Return z, widened so that it includes F(z) with a reserve for rounding; unchanged if it does already.
 
     With e the excess of F(z) over z, each channel's largest, and A the channel matrix, u = (I - A)^-1 e is enough: F of
-    the wider box sticks out of z by at most e + A u = u. It is at most the multiple of v that would do. The room is for
-    each channel what it sums up, and a little along v for errors of the linear system.
+    the wider box exceeds z by at most e + A u = u. It is at most the multiple of v that would be enough. The reserve of
+    a channel is proportional to what it sums up, and a little along v for errors of the linear system.
     """
     matrix = channel_matrix(weight)
 
@@ -234,7 +234,7 @@ def _widened(weight: Tensor, h: Box, z: Box, proof: Contraction) -> Box:
 
 
 def _excess(inner: Box, outer: Box) -> Tensor:
-    """How far `inner`, never negative, sticks out of `outer` at either end, rounded up: not positive inside."""
+    """Return how far `inner`, never negative, exceeds `outer` at either end, rounded up; at most 0 if it is inside."""
     shift = inner.center - outer.center
     reach = inner.radius + 4 * torch.finfo(shift.dtype).eps * (shift.abs() + inner.radius)
     above, below = shift + reach - outer.radius, reach - shift - outer.radius
@@ -242,9 +242,5 @@ def _excess(inner: Box, outer: Box) -> Tensor:
 
 
 def _select(choose: Tensor, a: Box, b: Box) -> Box:
-    mask = _per_example(choose, a.center)
+    mask = per_example(choose, a.center)
     return Box(torch.where(mask, a.center, b.center), torch.where(mask, a.radius, b.radius))
-
-
-def _per_example(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (like.dim() - 1))

@@ -13,28 +13,28 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cerdeq.bounds.interval import relu_box_slopes
 from cerdeq.equilibrium.recurrence import apply_transposed, weight_gradient
+from cerdeq.rules.activations import relu_box_slopes
 
 
 def attach(weight: Tensor, h: Tensor, z: Tensor, iterations: int) -> Tensor:
-    """z, a solution of z = relu(W z + h), differentiable in weight and h. z, h: [B, ...]."""
+    """Return z, a solution of z = relu(W z + h), differentiable in weight and h. z, h: [B, ...]."""
     return _Clean.apply(weight, h, z, iterations)
 
 
 def attach_interval(
     weight: Tensor, h: tuple[Tensor, Tensor], solution: tuple[Tensor, Tensor], iterations: int, relu_shrinkage: float
 ) -> tuple[Tensor, Tensor]:
-    """A solution (c, r) of the lifted equilibrium of h (c, r), differentiable in weight and h; all [B, ...].
+    """Return a solution (c, r) of the lifted equilibrium of h (c, r), differentiable in weight and h; all [B, ...].
 
     relu_shrinkage: the factor of unstable units' upper ends in that equilibrium. Below 1 the iteration jumps where a
-    unit becomes stable, and there may be no solution; what it ended at is then taken for one.
+    unit becomes stable, and there may be no solution; the last iterate is then taken for one.
     """
     return _Lifted.apply(weight, *h, *solution, iterations, relu_shrinkage)
 
 
 def _precision(like: Tensor) -> torch.dtype:
-    """What products are in: autocast's precision where it is on."""
+    """Return the precision of products: autocast's if it is on."""
     device = like.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
 
@@ -55,13 +55,13 @@ class _Clean(torch.autograd.Function):
         y = active * rounded
         for _ in range(ctx.iterations):
             y = active * (rounded + apply_transposed(weight, y))
-        grad_weight = weight_gradient(weight, z, y).to(g) if ctx.needs_input_grad[0] else None  # attacks want none
+        grad_weight = weight_gradient(weight, z, y).to(g) if ctx.needs_input_grad[0] else None  # not in attacks
         return grad_weight, y.to(g), None, None
 
 
 class _Lifted(torch.autograd.Function):
-    """The derivative of the ReLU on (c, r): the identity where the unit is active, the mean of both gradients, shrunk,
-    where it is unstable, 0 where it is dead. After the ReLU these read c > r, c = r > 0 and c = r = 0."""
+    """The derivative of the ReLU on (c, r) is the identity where the unit is active (after it, c > r), the mean of both
+    gradients, shrunk, where it is unstable (c = r > 0), and 0 where it is dead (c = r = 0)."""
 
     @staticmethod
     def forward(

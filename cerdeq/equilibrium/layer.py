@@ -1,5 +1,6 @@
 """The equilibrium layer, z = relu(W z + inject(x)); bounds of it are in rules.py."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -8,13 +9,14 @@ from torch.nn.utils import parametrize
 
 from cerdeq.equilibrium.certificate import Contraction, contraction
 from cerdeq.equilibrium.implicit import attach
-from cerdeq.equilibrium.recurrence import apply_weight
+from cerdeq.equilibrium.recurrence import fixed_point_step
 from cerdeq.equilibrium.refine import near_equilibrium
 from cerdeq.equilibrium.solver import Solution, iterate, solve
 from cerdeq.equilibrium.weights import PARAMETRISATIONS, Parametrisation
 
 _TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 _LIMIT = 20_000
+_FOLLOWER_TOLERANCE, _FOLLOWER_LIMIT = 1e-3, 100
 _SOLVER = "picard"  # where W has both signs, as many steps as Anderson, each at half the cost in a tenth of the memory
 GRADIENTS = ("implicit", "unrolled")
 
@@ -23,21 +25,16 @@ class NotConvergedError(RuntimeError):
     """Some examples' equilibria missed their tolerance."""
 
 
-def fixed_point_step(weight: Tensor, z: Tensor, h: Tensor) -> Tensor:
-    """relu(W z + h)."""
-    return torch.relu(apply_weight(weight, z) + h)
-
-
 class FixedPoint(nn.Module):
-    """The map from h to the z with z = relu(W z + h): the leaf that bounds know.
+    """The map from h to the z with z = relu(W z + h): the operator in the rule table.
 
     In training both solves are Picard iterations of fixed counts, from relu(h). In evaluation the solve goes to a
-    tolerance (relative, per example: 1e-5 in float32, 1e-10 in float64), by Picard iteration and, where rho(|W|) is so
-    near 1 that 20,000 steps do not do, from there by Anderson's; NotConvergedError where that misses too.
+    tolerance (relative, per example: 1e-5 in float32, 1e-10 in float64) by Picard iteration. If rho(|W|) is so near 1
+    that 20,000 steps are not enough, Anderson's method goes on; NotConvergedError if that misses, too.
 
     weight: W, [C, C, k, k] or [N, N].
     iterations, backward_iterations: the counts in training, of the solve and of its implicit gradient.
-    early_iterations: what the solve's count grows from, by `advance`; None for `iterations` throughout.
+    early_iterations: the solve's first count, from which `advance` raises it; None for `iterations` throughout.
     gradient: "implicit", or "unrolled" for that of the iterations themselves.
     warm_start: the lifted solve starts from the clean equilibrium.
 
@@ -95,10 +92,10 @@ class FixedPoint(nn.Module):
         self, h: Tensor, start: Tensor | None = None, tolerance: float | Tensor | None = None, solver: str = _SOLVER,
         weight: Tensor | None = None,
     ) -> Solution:  # fmt: skip
-        """The equilibrium for h [B, ...], without gradient, with a report per example.
+        """Return the equilibrium for h [B, ...], without gradient, with a report per example.
 
-        start: what to iterate from, [B, ...]; relu(h) unless given. tolerance: one, or one per example [B];
-        evaluation's unless given. solver: picard or anderson. weight: a W that was read before; read here unless given.
+        start: the first iterate [B, ...], by default relu(h). tolerance: one, or one per example [B]; by default
+        evaluation's. solver: picard or anderson. weight: a W that was read before; by default it is read here.
         """
         step = partial(fixed_point_step, self.weight if weight is None else weight)
         start = torch.relu(h) if start is None else start
@@ -107,11 +104,11 @@ class FixedPoint(nn.Module):
             return solve(step, start, h, tolerance, _LIMIT, solver)
 
     def forward(self, h: Tensor) -> Tensor:
-        """z [B, ...] for h of the same shape; differentiable in h and W."""
+        """Return z [B, ...] for h of the same shape; differentiable in h and W."""
         return self.at(self.weight, h)
 
     def at(self, weight: Tensor, h: Tensor) -> Tensor:
-        """z for h under a W that was read before: in training every reading moves the parametrisation on."""
+        """Return z for h under a W that was read before: in training every reading moves the parametrisation on."""
         if self.training and self.unrolled:
             return self._iterated(weight, h)
         with torch.no_grad():
@@ -143,7 +140,7 @@ class Equilibrium(nn.Module):
     kernel_size: odd, of a W that is a zero-padded stride-1 convolution; None for a dense one.
     parametrisation: a name in PARAMETRISATIONS, which says how W is made.
     margin, gain, margin_start: of the parametrisation, as in `cerdeq.equilibrium.weights`.
-    groups: of "orthogonal" alone, the number of blocks of channels that W leaves apart.
+    groups: for "orthogonal" alone, the number of blocks of channels that W does not connect.
     The others as in `FixedPoint`.
 
     Raises ValueError for an unknown parametrisation, an even kernel, or a number out of range.
@@ -172,23 +169,35 @@ class Equilibrium(nn.Module):
         parametrize.register_parametrization(self.recurrence, "weight", shape, unsafe=groups > 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The equilibrium z [B, channels, ...] of x."""
+        """Return the equilibrium z [B, channels, ...] of x."""
         return self.recurrence(self.inject(x))
 
 
 def fold(model: nn.Module) -> None:
-    """Replace every equilibrium's parametrised W in `model` by the weight it gives: W as it is stored and certified.
+    """Replace every equilibrium's parametrised W in `model` by its value: W as it is stored and certified.
 
-    The FixedPoint that held it becomes a new module in its place, without hooks; parametrisations of other modules are
-    left alone. Raises ValueError where `model` itself is such a FixedPoint, which nothing holds.
+    The FixedPoint becomes a new module, without hooks: torch's `remove_parametrizations` would change the class that it
+    shares with its copies. Parametrisations of other modules do not change. Raises ValueError if `model` itself is such
+    a FixedPoint.
     """
     if isinstance(model, FixedPoint) and parametrize.is_parametrized(model):
-        raise ValueError("a bare FixedPoint cannot be folded in its place: use its plain()")
-    for holder in list(model.modules()):
-        for name, layer in list(holder.named_children()):
-            if isinstance(layer, FixedPoint) and parametrize.is_parametrized(layer):
-                layer.parametrizations.eval()  # type: ignore[union-attr]  # in training, reading W would change it
-                setattr(holder, name, layer.plain())
+        raise ValueError("a bare FixedPoint cannot be replaced within its parent: use its plain()")
+
+    def plain(layer: FixedPoint) -> FixedPoint:
+        if not parametrize.is_parametrized(layer):
+            return layer
+        layer.parametrizations.eval()  # type: ignore[union-attr]  # in training, reading W would change it
+        return layer.plain()
+
+    _replace_fixed_points(model, plain)
+
+
+def _replace_fixed_points(model: nn.Module, replacement: Callable[[FixedPoint], nn.Module]) -> None:
+    """Put its replacement in place of every FixedPoint below `model`."""
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, FixedPoint):
+                setattr(parent, name, replacement(layer))
 
 
 def advance(model: nn.Module, progress: float) -> None:
@@ -196,3 +205,38 @@ def advance(model: nn.Module, progress: float) -> None:
     for module in model.modules():
         if isinstance(module, FixedPoint | Parametrisation):
             module.advance(progress)
+
+
+class _Follower(nn.Module):
+    """About the equilibrium of h, from the last solution of that shape; differentiable in h."""
+
+    def __init__(self, module: FixedPoint):
+        super().__init__()
+        self.weight = nn.Parameter(module.weight.detach(), requires_grad=False)
+        self.backward_iterations = module.backward_iterations
+        self.last: Tensor | None = None
+
+    def forward(self, h: Tensor) -> Tensor:
+        is_new = self.last is None or self.last.shape != h.shape
+        start = torch.relu(h.detach()) if is_new or self.last is None else self.last
+        step = partial(fixed_point_step, self.weight)
+        with torch.no_grad():
+            self.last = solve(step, start, h, _FOLLOWER_TOLERANCE, _FOLLOWER_LIMIT, "anderson").value
+        return step(attach(self.weight, h, self.last, self.backward_iterations), h)
+
+
+def follow(model: nn.Module) -> None:
+    """Replace every FixedPoint in `model` by one for attacks, which solve much the same equilibria again and again.
+
+    It solves to three digits, from its last solution. The outputs of such a network depend on its earlier outputs, and
+    nothing is proved: check the result with the original network.
+    """
+    fold(model)
+    _replace_fixed_points(model, _Follower)
+
+
+def keep(model: nn.Module, stay: Tensor | None) -> None:
+    """Forget the last solutions of all examples but those in `stay`, the next batch; of all where it is None."""
+    for module in model.modules():
+        if isinstance(module, _Follower):
+            module.last = None if stay is None or module.last is None else module.last[stay]

@@ -1,11 +1,8 @@
-"""What bounds know of an equilibrium: its interval rule, its backward rule, and how CROWN tightens it."""
+"""The rules of an equilibrium: its interval rule, its backward rule, and how CROWN tightens it."""
 
 import torch
 from torch import Tensor
 
-from cerdeq.bounds.interval import Context, Interval, relu_box
-from cerdeq.bounds.linear import Backward, Pulled
-from cerdeq.bounds.operators import Operator, crossing, register
 from cerdeq.bounds.patches import Coefficients, dense
 from cerdeq.bounds.tighten import Tighter
 from cerdeq.boxes import Box, narrowed, outward_ends
@@ -14,12 +11,16 @@ from cerdeq.equilibrium.certificate import contracted, preactivation_box, reacha
 from cerdeq.equilibrium.implicit import attach_interval
 from cerdeq.equilibrium.layer import FixedPoint
 from cerdeq.equilibrium.recurrence import apply_lifted, apply_weight
+from cerdeq.rules.activations import relu_box
+from cerdeq.rules.interval import Context, Interval
+from cerdeq.rules.linear import Backward, Pulled
+from cerdeq.rules.operators import Operator, crossing, register
 
 Ends = tuple[Tensor, Tensor]
 
 
 def _interval(ctx: Context, x: Interval, module: FixedPoint) -> Interval:
-    """A verified box with `ctx.sound`; else the lifted equilibrium by fixed counts, differentiable, for training."""
+    """Return a verified box if `ctx.sound`; else, for training, the lifted equilibrium by fixed counts."""
     weight = _weight(ctx, module)
     clean = None if x.clean is None else module.at(weight, x.clean)
     if ctx.sound:
@@ -45,14 +46,14 @@ def _preactivation(z: Tensor, h: Tensor, module: FixedPoint) -> Tensor:
 
 
 def _weight(ctx: Context, module: FixedPoint) -> Tensor:
-    """W as this context met it first: in training every reading moves the parametrisation on."""
-    if ctx.step not in ctx.kept:
-        ctx.kept[ctx.step] = module.weight
-    return ctx.kept[ctx.step]
+    """Return the W that this context has saved: in training every reading moves the parametrisation on."""
+    if ctx.step not in ctx.saved:
+        ctx.saved[ctx.step] = module.weight
+    return ctx.saved[ctx.step]
 
 
 def _lifted(ctx: Context, module: FixedPoint, weight: Tensor, h: Ends, solution: Ends) -> Ends:
-    """The lifted equilibrium by the module's count of iterations from `solution`, differentiable as it says."""
+    """Return the lifted equilibrium after the module's iterations from `solution`, differentiable as it says."""
     with torch.set_grad_enabled(module.unrolled and torch.is_grad_enabled()):
         for _ in range(module.iterations):
             solution = relu_box(ctx, *apply_lifted(weight, solution, h))
@@ -62,27 +63,27 @@ def _lifted(ctx: Context, module: FixedPoint, weight: Tensor, h: Ends, solution:
 
 
 def _backward(ctx: Backward, coefficients: Tensor, h: Interval, module: FixedPoint) -> Pulled:
-    if module.training:  # where every reading moves W on
-        return pull_back(ctx, coefficients, h, ctx.kept[ctx.step], module.backward_iterations)
+    if module.training:
+        return pull_back(ctx, coefficients, h, ctx.saved[ctx.step], module.backward_iterations)
     return pull_back(ctx, coefficients, h, module.weight, None)
 
 
 def _refine(tighter: Tighter, z: Interval, h: Interval, module: FixedPoint) -> Interval:
-    """z's box over pre-activations that linear bounds tightened, where they have 0 inside, contracted a few times."""
-    weight, proved, given = module.weight.double(), z.box.double(), h.box.double()
-    p = reachable_preactivation(weight, given, proved)
+    """Return z's box over pre-activations that linear bounds tighten where they have 0 inside, then contracted."""
+    weight, proved, h_box = module.weight.double(), z.box.double(), h.box.double()
+    p = reachable_preactivation(weight, h_box, proved)
 
     def functionals(rows: Coefficients) -> list[Coefficients]:
         rows = dense(rows).to(z.center)
         return [transposed(module.weight, rows), rows]
 
     p = tighter(p, crossing(p), functionals)
-    proved = contracted(weight, given, narrowed(proved, *(torch.relu(end) for end in outward_ends(p))))
+    proved = contracted(weight, h_box, narrowed(proved, *(torch.relu(end) for end in outward_ends(p))))
     return Interval(proved.center.to(z.center), _rounded_up(proved.radius, proved.center, z.radius), z.clean)
 
 
 def _alive(h: Box, module: FixedPoint) -> Tensor:
-    """Where the pre-activation may be above 0; elsewhere z is 0, whatever h is."""
+    """Return where the pre-activation may be above 0; elsewhere z is 0, whatever h is."""
     weight = module.weight
     box = verified_box(weight, h, module.contraction(weight))
     preactivation = preactivation_box(weight.double(), h.double(), box)
@@ -90,7 +91,7 @@ def _alive(h: Box, module: FixedPoint) -> Tensor:
 
 
 def _rounded_up(radius: Tensor, center: Tensor, like: Tensor) -> Tensor:
-    """A float64 radius in the precision of `like`, with room for rounding radius and centre."""
+    """Return a float64 radius in the precision of `like`, with a reserve for rounding radius and centre."""
     limits = torch.finfo(like.dtype)
     return (radius * (1 + 2 * limits.eps) + 2 * limits.eps * center.abs() + 2 * limits.tiny).to(like)
 

@@ -5,28 +5,29 @@ They are torch parametrisations (torch.nn.utils.parametrize): the module's `weig
 """
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
 
-from cerdeq.bounds.precision import without_autocast
 from cerdeq.equilibrium.certificate import channel_matrix
+from cerdeq.rules.precision import without_autocast
 
 _POWER_ITERATIONS = 3
 _NEWTON_SCHULZ_STEPS = 15
-_ROOM = 1e-5  # for rounding in float32, so that the bound can be proved on the stored W
+_RESERVE = 1e-5  # for rounding in float32, so that the bound can be proved on the stored W
 
 
-class Parametrisation(nn.Module):
+class Parametrisation(nn.Module, ABC):
     """W = g C(M), C(M) a kernel with rho(|C(M)|) <= 1 - margin, whatever M is.
 
-    The learned gain g in (0, 1) is a sigmoid, since a clamped one sticks at 0. It lets W leave its bound where C alone
-    would sit at it.
+    The learned gain g in (0, 1) is a sigmoid, since a clamped one sticks at 0. It lets W leave its bound even if C is
+    at it.
 
     channels: of W.
-    margin: where the margin is after training; `advance` takes it there.
+    margin: the margin after training; `advance` moves it there.
     gain: first value of g, None for g = 1 throughout.
-    margin_start: where the margin is before training, None for `margin`.
+    margin_start: the margin before training, None for `margin`.
 
     Raises ValueError for values outside (0, 1).
     """
@@ -45,26 +46,26 @@ class Parametrisation(nn.Module):
 
     @property
     def gain(self) -> Tensor:
-        """The gain g, a scalar in (0, 1]."""
+        """Return the gain g, a scalar in (0, 1]."""
         return self.margin.new_ones(()) if self.gain_logit is None else torch.sigmoid(self.gain_logit)
 
     def advance(self, progress: float) -> None:
-        """Set the margin to what it is when eps is `progress` (0 to 1) of its target."""
+        """Set the margin for eps at `progress` (0 to 1) of its target."""
         start, end = self.margins
         self.margin.fill_(start + (end - start) * min(max(progress, 0.0), 1.0))
 
     def forward(self, kernel: Tensor) -> Tensor:
-        """W from the free kernel M."""
-        with without_autocast(kernel):  # a bound in bf16 would be none
+        """Return W from the free kernel M."""
+        with without_autocast(kernel):  # in bfloat16 the bound would not hold
             return self.gain * self.contractive(kernel)
 
+    @abstractmethod
     def contractive(self, kernel: Tensor) -> Tensor:
-        """C(M)."""
-        raise NotImplementedError
+        """Return C(M)."""
 
     def limit(self) -> Tensor:
-        """What rho(|W|) may be, less room for rounding."""
-        return (1 - self.margin) * (1 - _ROOM)
+        """Return the limit of rho(|W|), less a reserve for rounding."""
+        return (1 - self.margin) * (1 - _RESERVE)
 
 
 class Perron(Parametrisation):
@@ -84,11 +85,11 @@ class Perron(Parametrisation):
         self.register_buffer("right", torch.ones(channels))
 
     def shaped(self, kernel: Tensor) -> Tensor:
-        """N, before it is scaled under its bound."""
+        """Return N, before it is scaled under its bound."""
         return kernel
 
     def contractive(self, kernel: Tensor) -> Tensor:
-        """C(M)."""
+        """Return C(M)."""
         shaped = self.shaped(kernel)
         matrix = channel_matrix(shaped)
         if self.training:
@@ -116,7 +117,7 @@ class NonNegative(Perron):
     """
 
     def shaped(self, kernel: Tensor) -> Tensor:
-        """N."""
+        """Return N."""
         return kernel[0].numel() * kernel.square()
 
 
@@ -129,7 +130,7 @@ class Orthogonal(Perron):
     """
 
     def shaped(self, kernel: Tensor) -> Tensor:
-        """N, [C, C, ...]."""
+        """Return N, [C, C, ...]."""
         channels, inputs = kernel.shape[:2]
         rows = kernel.reshape(channels // inputs, inputs, -1)
         norms = rows.abs().sum(2).amax(1) * rows.abs().sum(1).amax(1)  # at least the square of the spectral norm
@@ -152,7 +153,7 @@ class Monotone(Parametrisation):
     """
 
     def contractive(self, kernel: Tensor) -> Tensor:
-        """C(M)."""
+        """Return C(M)."""
         matrix = channel_matrix(kernel)
         diagonal = (matrix.sum(0) + matrix.sum(1)) / (2 * self.limit()) + 1e-8
         scale = diagonal.rsqrt()

@@ -9,7 +9,7 @@ from torch import nn
 
 from baselines import build
 from cerdeq.bounds import Program, trace
-from cerdeq.bounds.narrow import in_float32
+from cerdeq.bounds.float32 import in_float32
 from cerdeq.equilibrium import fold, follow
 from harness.config.buildable import needs_linear
 from harness.config.trial import TrialConfig

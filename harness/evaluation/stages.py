@@ -37,7 +37,7 @@ def _bound(name: str, batch: Batch) -> StageResult:
     def ask(examples: Tensor) -> Tensor:
         ball, spec = batch.question(examples)
         region = Interval(ball.center, ball.radius)
-        return lower_bounds(network.program, region, spec, name, 0.0, narrow=network.program_float32).amin(1)
+        return lower_bounds(network.program, region, spec, name, 0.0, float32=network.program_float32).amin(1)
 
     for examples, margins in batch.ledger.answers(name, ask, batch.undecided.nonzero()[:, 0]):
         lower[examples] = margins.to(lower)

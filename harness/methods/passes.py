@@ -89,7 +89,7 @@ class BoundedBox:
 
     def crown(self, spec: Tensor) -> Tensor:
         """Return CROWN-IBP lower bounds [B, K] of spec [B, K, N]."""
-        pass_back = Backward(sound=False, kept=self.ctx.kept)
+        pass_back = Backward(sound=False, saved=self.ctx.saved)
         return linear_lower_bound(self.program, self.values, spec, self.program.output, pass_back)
 
     def losses(self, robust: Tensor, certifies: bool = True) -> Losses:

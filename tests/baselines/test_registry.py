@@ -53,11 +53,6 @@ def test_an_unknown_option_is_refused_with_the_known_ones():
 
 OUT_OF_RANGE = [
     ("cerdeq", {"margin": 0}),
-    ("cerdeq", {"margin": 1.5}),
-    ("deqlate", {"gain": 2.0}),
-    ("cerdeq", {"parametrisation": "peron"}),
-    ("cerdeq", {"iterations": 0}),
-    ("cerdeq", {"backward_iterations": -1}),
     ("cerdeq", {"equilibria": 3}),
     ("cerdeq", {"recurrent": False, "margin": 0.2}),
     ("cnn", {"depth": 4}),

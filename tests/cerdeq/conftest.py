@@ -2,7 +2,7 @@
 
 import pytest
 
-from cerdeq.bounds import operators
+from cerdeq.rules import operators
 
 
 @pytest.fixture

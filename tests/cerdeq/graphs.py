@@ -197,8 +197,6 @@ NETWORKS = {
         lambda: layers(nn.Linear(2, 4), relu, nn.Linear(4, 4), relu, nn.Linear(4, 3), relu, nn.Linear(3, 2)),
         (2,),
     ),
-    "affine": (lambda: layers(nn.Linear(3, 4), nn.Linear(4, 2, bias=False)), (3,)),
-    "relu last": (lambda: layers(nn.Linear(3, 4), relu, nn.Linear(4, 3), relu), (3,)),
     "relu first": (lambda: layers(relu, nn.Linear(3, 3), relu, nn.Linear(3, 2)), (3,)),
     "convolution": after_conv(2),
     "convolution padded": after_conv(3, padding=1, outputs=2),
@@ -209,8 +207,6 @@ NETWORKS = {
     "convolution groups": after_conv(2, groups=2, outputs=4, bias=False),
     "convolution depthwise": after_conv(3, groups=2, outputs=2, padding=1),
     "convolution same": after_conv((2, 3), padding="same", outputs=2),
-    "convolution same dilated": after_conv(2, padding="same", dilation=(1, 3), outputs=1, shape=(2, 2, 4)),
-    "convolution valid": after_conv(2, padding="valid"),
     "linear function": around(lambda x, w, b: F.linear(x, w.abs() - 0.6, b), w=MATRIX, b=CONSTANT),
     "batch norm 1d": around(nn.BatchNorm1d(4)),
     "batch norm 2d": around(nn.BatchNorm2d(2), SMALL, 8),
@@ -218,7 +214,6 @@ NETWORKS = {
     "leaky 1.5": leaky_layers(1.5),
     "leaky -0.5": leaky_layers(-0.5),
     "leaky -3": leaky_layers(-3),
-    "leaky 1": leaky_layers(1),
     "average pool": around(nn.AvgPool2d(2, stride=1, padding=1), SMALL, 18, outputs=2),
     "average pool function": around(
         lambda x: F.avg_pool2d(x, 2, 2, ceil_mode=True, count_include_pad=False), IMAGE, 8, outputs=2
@@ -234,14 +229,8 @@ NETWORKS = {
         lambda: layers(nn.Conv2d(1, 1, 1), lambda n: pool(n, 3, stride=2, padding=1), nn.Flatten(), nn.Linear(4, 2)),
         (1, 3, 3),
     ),
-    "max pool dilated": (lambda: layers(lambda n: pool(n, 2, stride=1, dilation=2), nn.Flatten()), (1, 3, 4)),
     "max pool ceil": (
         lambda: layers(lambda n: pool(n, 2, stride=2, padding=1, ceil_mode=True), nn.Flatten(), nn.Linear(4, 2)),
-        (1, 3, 3),
-    ),
-    "max pool uneven": (
-        lambda: layers(lambda n: Node(lambda x: F.max_pool2d(x, (1, 2), (2, 1)), (n,), "max"), nn.Flatten(),
-                       nn.Linear(4, 3), relu, nn.Linear(3, 1)),
         (1, 3, 3),
     ),
     "max pools": (
@@ -250,12 +239,10 @@ NETWORKS = {
         (1, 3, 3),
     ),
     "reshape": around(lambda x: x.reshape(x.size(0), 4, 2).flatten(1, -1), SMALL, 8),
-    "view": around(lambda x: x.view(x.shape[0], -1), SMALL, 8),
     "constants": around(lambda x, c: 1 - (2 - (c - x) * 3 / c.add(2.5)) + -x * c, c=CONSTANT),
     "constants on images": around(lambda x, c: torch.sub(c, c * x, alpha=0.3) / -0.5, SMALL, 8, c=PLANES),
     "negative": around(torch.neg),
     "dropout": around(nn.Dropout(0.9)),
-    "dropout 2d": around(nn.Dropout2d(0.9), SMALL, 8),
     "identity": around(nn.Identity()),
     "constant in a concatenation": around(
         lambda x, c: torch.cat([x, c.expand(x.size(0), -1)], 1), features=8, c=CONSTANT
@@ -286,16 +273,16 @@ def specs(graph, box, rows=2):
     return torch.randn(len(box.center), rows, outputs, dtype=box.center.dtype)
 
 
-def optima(graph, box, spec, **options):
+def optima(graph, box, spec):
     """Return the exact minima and maxima [B, K] of spec . graph over the box, and the inputs where they lie."""
     minima = []
     low, high = box.center - box.radius, box.center + box.radius
     for example in range(len(spec)):
-        encoding = Encoding(graph, low[example], high[example], **options)
+        encoding = Encoding(graph, low[example], high[example])
         minima.append([[encoding.minimum(sign * row.numpy()) for row in spec[example]] for sign in (1, -1)])
     values = torch.tensor([[[value for value, _ in row] for row in signs] for signs in minima], dtype=torch.float64)
-    places = torch.tensor(np.array([[[x for _, x in row] for row in signs] for signs in minima]))
-    return values[:, 0], -values[:, 1], places.flatten(1, 2)
+    points = torch.tensor(np.array([[[x for _, x in row] for row in signs] for signs in minima]))
+    return values[:, 0], -values[:, 1], points.flatten(1, 2)
 
 
 def evaluated(graph, spec, inputs, shape):

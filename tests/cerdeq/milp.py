@@ -1,4 +1,4 @@
-"""Provides exact minima of small networks over boxes by mixed-integer programming, and LP relaxations, without cerdeq.
+"""Provides exact minima of small networks over boxes by mixed-integer programming, without cerdeq.
 
 A network is a `Graph`. `Encoding` goes through its nodes as its forward does. It writes every value as an affine
 expression matrix @ variables + offset; affine nodes are read off at basis vectors, the others add variables. Bounds for
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from oracles import dense_affine, dense_operator
-from scipy.optimize import Bounds, LinearConstraint, linprog, milp
+from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor, nn
 
 
@@ -42,17 +42,13 @@ class Graph(nn.Module):
 
 
 class Encoding:
-    """The variables and constraints of a Graph over the box of one example.
+    """The variables and constraints of a Graph over the box of one example."""
 
-    boxes: the ends (low, high) of the values that activations read, by number, each flat. With them, `relaxed`, every
-    activation is replaced by the triangle over its box and no variable is an integer.
-    """
-
-    def __init__(self, graph: Graph, low: Tensor, high: Tensor, boxes: dict | None = None):
+    def __init__(self, graph: Graph, low: Tensor, high: Tensor):
         self.low, self.high = low.flatten().double().numpy(), high.flatten().double().numpy()
         self.integer = np.zeros(self.low.size)
         self.rows: list[tuple[np.ndarray, float]] = []  # row @ variables <= number
-        self.relaxed, self.inputs = boxes is not None, self.low.size
+        self.inputs = self.low.size
         shapes = [low.shape]
         values = [(np.eye(self.inputs), np.zeros(self.inputs))]
         for node in graph.nodes:
@@ -64,7 +60,7 @@ class Encoding:
 
             sources = [values[s] for s in node.sources]
             p = np.concatenate([self._wide(m) for m, _ in sources]), np.concatenate([b for _, b in sources])
-            ends = self._ends(*p) if boxes is None else boxes.get(node.sources[0])
+            ends = self._ends(*p)
             with torch.no_grad():
                 shapes.append(apply(torch.zeros(1, sum(sizes), dtype=torch.float64)).shape[1:])
             if node.slope is None:
@@ -84,20 +80,16 @@ class Encoding:
         matrix, offset = self._wide(self.output[0]), self.output[1]
         rows = np.array([self._wide(row[None])[0] for row, _ in self.rows]).reshape(len(self.rows), self.low.size)
         ends = np.array([end for _, end in self.rows])
-        if self.relaxed:
-            box = np.stack([self.low, self.high], axis=1)
-            result = linprog(spec @ matrix, A_ub=rows, b_ub=ends, bounds=box)
-        else:
-            result = milp(
-                spec @ matrix,
-                constraints=LinearConstraint(rows, ub=ends) if len(ends) else (),
-                integrality=self.integer,
-                bounds=Bounds(self.low, self.high),
-                options={"mip_rel_gap": 0},
-            )
+        result = milp(
+            spec @ matrix,
+            constraints=LinearConstraint(rows, ub=ends) if len(ends) else (),
+            integrality=self.integer,
+            bounds=Bounds(self.low, self.high),
+            options={"mip_rel_gap": 0},
+        )
         assert result.success, result.message
-        place = result.x[: self.inputs].clip(self.low[: self.inputs], self.high[: self.inputs])
-        return float(result.fun + spec @ offset), place
+        point = result.x[: self.inputs].clip(self.low[: self.inputs], self.high[: self.inputs])
+        return float(result.fun + spec @ offset), point
 
     def _wide(self, matrix: np.ndarray) -> np.ndarray:
         return np.pad(matrix, ((0, 0), (0, self.low.size - matrix.shape[1])))
@@ -114,73 +106,55 @@ class Encoding:
         self.integer = np.append(self.integer, [integer] * len(low))
         return list(range(start, self.low.size))
 
-    def _unit(self, *places: tuple[int, float]) -> np.ndarray:
+    def _unit(self, *entries: tuple[int, float]) -> np.ndarray:
         row = np.zeros(self.low.size)
-        for place, value in places:
-            row[place] += value
+        for column, value in entries:
+            row[column] += value
         return row
 
     def _at_most(self, row: np.ndarray, end: float) -> None:
         self.rows.append((row, end))
 
     def _leaky(self, p, low, high, slope: float):
-        """p = up - down, both at least 0, one of them 0; leaky(p) = up - slope down. Relaxed, the chord ties them."""
+        """p = up - down, both at least 0, one of them 0; leaky(p) = up - slope down."""
         matrix, offset = [], []
         for row, b, lo, hi in zip(*p, low, high, strict=True):
             if lo >= -1e-8 or hi <= 1e-8:
                 factor = 1 if lo >= -1e-8 else slope
                 matrix.append(factor * row)
                 offset.append(factor * b)
-                if self.relaxed:
-                    self._in_box(row, b, lo, hi)
                 continue
             up, down = self._variables([0, 0], [hi, -lo])
             wide = self._wide(row[None])[0]
             self._at_most(wide - self._unit((up, 1), (down, -1)), -b)
             self._at_most(self._unit((up, 1), (down, -1)) - wide, b)
-            if self.relaxed:
-                self._at_most(self._unit((up, 1 / hi), (down, -1 / lo)), 1)
-            else:
-                (on,) = self._variables([0], [1], integer=True)
-                self._at_most(self._unit((up, 1), (on, -hi)), 0)
-                self._at_most(self._unit((down, 1), (on, -lo)), -lo)
+            (on,) = self._variables([0], [1], integer=True)
+            self._at_most(self._unit((up, 1), (on, -hi)), 0)
+            self._at_most(self._unit((down, 1), (on, -lo)), -lo)
             matrix.append(self._unit((up, 1), (down, -slope)))
             offset.append(0.0)
         return np.concatenate([self._wide(row[None]) for row in matrix]), np.array(offset)
 
-    def _in_box(self, row: np.ndarray, b: float, low: float, high: float) -> None:
-        self._at_most(row, high - b)
-        self._at_most(-row, b - low)
-
     def _max(self, p, low, high, windows: list[np.ndarray]):
         matrix, offset = p
         outputs = []
-        if self.relaxed:
-            for row, b, lo, hi in zip(matrix, offset, low, high, strict=True):
-                self._in_box(row, b, lo, hi)
         for window in windows:
             top = high[window].max()
             (y,) = self._variables([low[window].max()], [top])
-            on = [] if self.relaxed else self._variables([0] * len(window), [1] * len(window), integer=True)
-            for place, i in enumerate(window):
+            on = self._variables([0] * len(window), [1] * len(window), integer=True)
+            for number, i in enumerate(window):
                 row = self._wide(matrix[i : i + 1])[0]
                 self._at_most(row - self._unit((y, 1)), -offset[i])
-                if not self.relaxed:
-                    reach = top - low[i]
-                    self._at_most(self._unit((y, 1), (on[place], reach)) - row, offset[i] + reach)
-            if on:
-                self._at_most(self._unit(*[(place, -1) for place in on]), -1)
-            else:
-                best = window[low[window].argmax()]
-                if low[best] >= high[window[window != best]].max(initial=-np.inf):
-                    self._at_most(self._unit((y, 1)) - self._wide(matrix[best : best + 1])[0], offset[best])
+                reach = top - low[i]
+                self._at_most(self._unit((y, 1), (on[number], reach)) - row, offset[i] + reach)
+            self._at_most(self._unit(*[(column, -1) for column in on]), -1)
             outputs.append(self._unit((y, 1)))
         return np.concatenate([self._wide(row[None]) for row in outputs]), np.zeros(len(windows))
 
     def _equilibrium(self, p, weight: np.ndarray):
         """z = relu(W z + h) in 0 <= z <= (I - |W|)^-1 max(h, 0), which any rho(|W|) < 1 allows."""
         size = len(weight)
-        assert np.abs(np.linalg.eigvals(np.abs(weight))).max() < 1 and not self.relaxed
+        assert np.abs(np.linalg.eigvals(np.abs(weight))).max() < 1
         top = np.linalg.solve(np.eye(size) - np.abs(weight), self._ends(*p)[1].clip(min=0)) + 1e-9
         z = self._variables([0] * size, list(top))
         on = self._variables([0] * size, [1] * size, integer=True)

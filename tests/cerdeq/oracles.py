@@ -1,6 +1,5 @@
 """Provides oracles that share no code with cerdeq: exact rational arithmetic, dense matrices, points of boxes."""
 
-import itertools
 from fractions import Fraction
 from math import isqrt
 
@@ -38,14 +37,6 @@ def points_of(box: Box, count: int) -> Tensor:
     inside = 2 * torch.rand(count, *box.center.shape, dtype=box.center.dtype) - 1
     inside[::2] = torch.sign(inside[::2])
     return box.center + inside * box.radius
-
-
-def corners_and_grid(box: Box, steps: int) -> Tensor:
-    """Return a grid over a box [1, n] that includes every corner: [steps ** n, n]."""
-    axes = [
-        np.linspace(c - r, c + r, steps) for c, r in zip(box.center[0].tolist(), box.radius[0].tolist(), strict=True)
-    ]
-    return torch.tensor(list(itertools.product(*axes)), dtype=box.center.dtype)
 
 
 @torch.no_grad()

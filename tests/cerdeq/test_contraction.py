@@ -6,7 +6,6 @@ import pytest
 import torch
 from equilibria import channels, hard_matrices, random_h, random_weight, spectral_radius
 from oracles import dense_operator, fractions
-from pairs import every_pair
 from torch import nn
 
 from cerdeq.equilibrium import Equilibrium, FixedPoint, NotContractiveError, contraction, layer, verified_box
@@ -24,14 +23,6 @@ def test_rate_bounds_the_true_spectral_radius_on_any_image_size(kernel, signed):
     assert max(radii) > 0.6 * rate or kernel == 5
     signed_radius = spectral_radius(dense_operator(weight, (2, 7, 6)))
     assert signed_radius <= rate
-
-
-@pytest.mark.parametrize(("size", "kernel", "scale"), every_pair([1, 2, 5, 40], [None, 1, 3], [1e-6, 1.0, 1e6]))
-def test_rate_is_at_least_exact_and_close(size, kernel, scale):
-    weight = random_weight(size, kernel, rho=scale)
-    exact = spectral_radius(channels(weight))
-    rate = contraction(weight).rate
-    assert exact * (1 - 1e-13) <= rate <= exact * (1 + 1e-3)
 
 
 def exactly_contractive(weight, v, rate) -> bool:
@@ -77,18 +68,9 @@ def test_badly_scaled_rows_and_columns_keep_their_margin(name, scale):
     assert contraction(layer.eval().recurrence.weight).rate <= 0.99
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_have_no_proof(value):
-    weight = random_weight(3)
-    weight[1, 2] = value
-    assert not contraction(weight).rate < 1
-    with pytest.raises(NotContractiveError):
-        verified_box(weight, random_h((1, 3), 0.1))
-
-
-@pytest.mark.parametrize("rho", [1.0, 1.0001])
 @pytest.mark.parametrize("kernel", [None, 3])
-def test_an_expansive_w_has_no_box(rho, kernel):
+@pytest.mark.parametrize("rho", [1.0, 1.0001, float("nan"), float("inf")])
+def test_a_w_that_is_no_contraction_has_no_box(rho, kernel):
     weight = random_weight(3, kernel, rho=rho)
     h = random_h((2, 3) if kernel is None else (2, 3, 4, 4), 0.1)
     with pytest.raises(NotContractiveError, match="not proved"):

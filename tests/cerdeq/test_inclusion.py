@@ -9,14 +9,13 @@ from equilibria import (
     channel_matrix,
     random_h,
     random_weight,
-    sampled_equilibria,
     wide_interval_equilibrium,
     with_one,
 )
-from oracles import Exact, assert_contains, encloses, fractions
+from oracles import Exact, encloses, fractions
 
 from cerdeq import Box
-from cerdeq.equilibrium import certificate, contraction, verified_box, verify_inclusion
+from cerdeq.equilibrium import certificate, contraction, verify_inclusion
 
 
 def good_box(weight, h):
@@ -40,18 +39,6 @@ def test_the_closed_form_box_is_accepted(kernel, rho):
         proof = contraction(weight)
         box = certificate.closed_form_box(weight, h, proof)
         assert verify_inclusion(weight, h, box, proof.v).all()
-
-
-@pytest.mark.parametrize("rho", RHOS)
-@pytest.mark.parametrize("kernel", [None, 3])
-def test_verified_boxes_are_accepted(kernel, rho):
-    """Whoever doubts a box can check it again; it lies on F of a verified box, so a little room is needed."""
-    weight = random_weight(3, kernel, rho=rho)
-    for shift in (-1.0, 0.0, 1.0):
-        h = random_h((4, 3) if kernel is None else (4, 3, 3, 3), 0.3, shift)
-        box, v = verified_box(weight, h), contraction(weight).v.view(1, -1, *[1] * (h.center.dim() - 2))
-        room = Box(box.center, box.radius + 1e-9 * (1 + box.upper.max()) * v)
-        assert verify_inclusion(weight, h, room, v.flatten()).all()
 
 
 def broken_boxes():
@@ -93,16 +80,6 @@ def test_inputs_that_are_no_box_are_refused():
         assert not verify_inclusion(weight, Box(with_one(h.center, value), h.radius), box, v)[0]
 
 
-@pytest.mark.parametrize("rho", RHOS)
-def test_an_unfinished_solution_is_refused(rho):
-    """The solver stopped after a few steps from zero: its box does not contain the equilibria."""
-    weight, h = random_weight(5, rho=rho, signed=False), random_h((3, 5), 0.2, shift=1.0)
-    low, high = torch.zeros_like(h.center), torch.zeros_like(h.center)
-    for _ in range(3):
-        low, high = torch.relu(low @ weight.T + h.lower), torch.relu(high @ weight.T + h.upper)
-        assert not verify_inclusion(weight, h, Box((low + high) / 2, (high - low) / 2), contraction(weight).v).any()
-
-
 @pytest.mark.parametrize("amount", [1e-3, 1e-6, 1e-9])
 def test_the_exact_box_made_a_little_smaller_is_refused(amount):
     """For W >= 0 no box smaller at either end contains both equilibria at the ends."""
@@ -113,22 +90,6 @@ def test_the_exact_box_made_a_little_smaller_is_refused(amount):
         smaller = Box(center + (lift - drop) / 2, radius - (lift + drop) / 2)
         assert not verify_inclusion(weight, h, smaller, v).any()
     assert verify_inclusion(weight, h, Box(center, radius + amount * v), v).all()
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_what_is_accepted_contains_the_equilibria(seed):
-    """Random boxes about the true one, many of them wrong: accepted means right."""
-    torch.manual_seed(seed)
-    weight, h = random_weight(3, rho=0.6), random_h((1, 3), 0.3)
-    low, high = wide_interval_equilibrium(weight, h)
-    values, v = sampled_equilibria(weight, h, 30), contraction(weight).v
-    many = 2000
-    center = (low + high) / 2 + 0.3 * torch.randn(many, 3, dtype=torch.float64) * torch.rand(many, 1).double()
-    radius = (high - low) / 2 + torch.rand(many, 3, dtype=torch.float64) * torch.rand(many, 1).double()
-    wide_h = Box(h.center.expand(many, 3), h.radius.expand(many, 3))
-    accepted = verify_inclusion(weight, wide_h, Box(center, radius), v)
-    assert 0 < accepted.sum() < many
-    assert_contains((center - radius)[accepted], (center + radius)[accepted], values.expand(-1, accepted.sum(), -1))
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -166,10 +127,8 @@ def test_the_comparison_itself_is_rounded_against_the_box():
     assert accepted > 500
 
 
-@pytest.mark.parametrize("seed", range(1))
-def test_one_step_of_f_contains_the_exact_one(seed):
+def test_one_step_of_f_contains_the_exact_one():
     """Points, not boxes: all that the radius holds is rounding, of W z, of the sum with h, and of the ReLU."""
-    torch.manual_seed(seed)
     weight = random_weight(30, rho=0.9)
     for z_size, h_size in ((1.0, 0.0), (1.0, 1e-3), (1e-9, 1.0), (1e9, 1.0)):
         z, h = (Box(size * torch.randn(1, 30).double(), torch.zeros(1, 30).double()) for size in (z_size, h_size))
@@ -191,11 +150,22 @@ def test_v_must_prove_the_contraction(value):
         assert not verify_inclusion(weight, h, z, torch.tensor(mixed, dtype=torch.float64)).any()
 
 
-def test_a_v_for_another_w_proves_nothing():
-    good, bad = torch.diag(torch.tensor([0.5, 0.5])).double(), torch.tensor([[0.1, 2.0], [0.5, 0.1]]).double()
-    h, v = random_h((2, 2), 0.1), torch.ones(2, dtype=torch.float64)
-    box, _ = good_box(good, h)
-    assert verify_inclusion(good, h, box, v).all() and not verify_inclusion(bad, h, box, v).any()
+def test_a_rate_of_1_that_rounding_hides_proves_nothing():
+    """Rows of |W| whose exact sums are at least 1, by so little that the float sums are below it."""
+    h = Box(torch.full((1, 8), -5.0, dtype=torch.float64), torch.zeros(1, 8, dtype=torch.float64))
+    z, v = Box(torch.zeros_like(h.center), torch.full_like(h.center, 0.1)), torch.ones(8, dtype=torch.float64)
+    assert verify_inclusion(0.05 * torch.ones(8, 8), h, z, v).all()
+    hidden = 0
+    for _ in range(300):
+        row = torch.rand(8, dtype=torch.float64)
+        row /= row.sum()
+        for ulps in range(-4, 5):
+            weight = row.repeat(8, 1)
+            weight[:, 0] += ulps * 2.0**-55
+            if sum(fractions(weight[0])) >= 1:
+                hidden += int((weight @ v < 1).all())
+                assert not verify_inclusion(weight, h, z, v).any()
+    assert hidden
 
 
 def test_boxes_without_a_batch_are_not_taken_for_a_batch_of_channels():

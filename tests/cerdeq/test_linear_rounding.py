@@ -6,15 +6,14 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from graphs import LINEAR, deep, wild_box
-from oracles import DTYPES, dense_affine, fractions, points_of, random_box
+from oracles import DTYPES, fractions, points_of, random_box
 from pairs import every_pair
 from torch import nn
 
 from cerdeq import Box, bound
 from cerdeq.bounds import BOUNDS, Backward, Interval, lower_bounds, trace
-from cerdeq.bounds.relaxation import leaky_relu, lines
+from cerdeq.rules.relaxation import leaky_relu, lines
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Rounding
@@ -85,54 +84,9 @@ def test_bounds_contain_the_exact_value_where_all_cancels(seed, dtype, method):
         assert_exactly_inside(model, Box(point, torch.full_like(point, radius)), method)
 
 
-@pytest.mark.parametrize(("seed", "dtype"), [*enumerate(DTYPES)])
-def test_affine_networks_contain_their_exact_optimum_and_little_more(seed, dtype):
-    """Linear layers over a convolution: the optimum is rational, and linear bounds have nothing to relax."""
-    torch.manual_seed(seed)
-    model = nn.Sequential(nn.Conv2d(1, 2, 2), nn.Flatten(), nn.Linear(8, 6), nn.Linear(6, 5), nn.Linear(5, 2))
-    model = model.to(dtype).eval()
-    with torch.no_grad():
-        model[3].weight[:, 3:] = -model[3].weight[:, :3]
-        model[2].weight[3:] = model[2].weight[:3]
-    box = random_box(1, 1, 3, 3, dtype=dtype)
-    matrix, _ = dense_affine(lambda x: F.conv2d(x, model[0].weight), (1, 3, 3), dtype)
-    merged, offset = fractions(matrix), [b for b in fractions(model[0].bias) for _ in range(4)]
-    for layer in model[2:]:
-        rows = fractions(layer.weight)
-        offset = [
-            sum((w * o for w, o in zip(row, offset, strict=True)), b)
-            for row, b in zip(rows, fractions(layer.bias), strict=True)
-        ]
-        merged = [[sum(w * m[i] for w, m in zip(row, merged, strict=True)) for i in range(9)] for row in rows]
-    center, radius = fractions(box.center[0].flatten()), fractions(box.radius[0].flatten())
-    ends = []
-    for row, b in zip(merged, offset, strict=True):
-        middle = sum((w * c for w, c in zip(row, center, strict=True)), b)
-        spread = sum(abs(w) * r for w, r in zip(row, radius, strict=True))
-        ends.append((middle - spread, middle + spread))
-    for method in LINEAR:
-        lower, upper = bound(model, box, method)
-        for (least, most), low, high in zip(ends, lower[0].tolist(), upper[0].tolist(), strict=True):
-            room = Fraction(2000 * torch.finfo(dtype).eps)
-            assert least - room <= Fraction(low) <= least and most <= Fraction(high) <= most + room
-
-
 @pytest.mark.parametrize(
-    ("scales", "method"), every_pair([(1e-20, 1, 1e20), (1e10, 1e-20, 1e10), (1e-15, 1e-15), (1e15, 1e15)], LINEAR)
-)
-def test_weights_of_extreme_scales_contain_the_exact_values(scales, method):
-    torch.manual_seed(1)
-    model = nn.Sequential(*[part for _ in scales for part in (nn.Linear(3, 3), nn.ReLU())][:-1]).eval()
-    with torch.no_grad():
-        for layer, scale in zip(model[::2], scales, strict=True):
-            layer.weight.mul_(scale)
-            layer.bias.mul_(scale)
-    for size in (1e-3, 1.0, 1e3):
-        assert_exactly_inside(model, random_box(1, 3, scale=size, dtype=torch.float32), method)
-
-
-@pytest.mark.parametrize(
-    ("scales", "method"), every_pair([(1e-20, 1e-25), (1e-30, 1e-30, 1e30), (1e30, 1e30), (1e30, 1e30, 1e-30)], BOUNDS)
+    ("scales", "method"),
+    every_pair([(1e-20, 1, 1e20), (1e-30, 1e-30, 1e30), (1e30, 1e30, 1e-30)], BOUNDS),
 )
 def test_underflow_and_overflow_are_never_a_wrong_bound(scales, method):
     torch.manual_seed(2)
@@ -140,10 +94,10 @@ def test_underflow_and_overflow_are_never_a_wrong_bound(scales, method):
     with torch.no_grad():
         for layer, scale in zip(model[::2], scales, strict=True):
             layer.weight.abs_().mul_(scale)
-            layer.bias.zero_()
+            layer.bias.mul_(scale)
     for size in (1e-20, 1.0, 1e20):
         box = Box(torch.full((1, 2), size), torch.full((1, 2), size / 2))
-        assert_exactly_inside(model, box, method, finite=False)
+        assert_exactly_inside(model, box, method, finite=scales == (1e-20, 1, 1e20) and size == 1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -171,14 +125,14 @@ def test_lines_enclose_the_activation_exactly(slope, dtype):
         c, r = Fraction(box.center[n].item()), Fraction(box.radius[n].item())
         chord, offset = (Fraction(part[n].item()) for part in (around.slope, around.offset))
         for p in [c - r, c + r] + [Fraction(0)] * (c - r < 0 < c + r):
-            room = 0 if c - r < 0 < c + r else eps * abs(p) * max(1, abs(Fraction(slope)))
+            rounding = 0 if c - r < 0 < c + r else eps * abs(p) * max(1, abs(Fraction(slope)))
             value = leaky_of(p, slope)
             gap = chord * p + offset - value
-            assert (gap if around.convex else -gap) >= -room, (c, r, p, float(gap))
+            assert (gap if around.convex else -gap) >= -rounding, (c, r, p, float(gap))
             for row in range(2):
                 gap = value - Fraction(around.free[n, row].item()) * p
-                room = eps * abs(p) * max(1, abs(Fraction(slope)))
-                assert (gap if around.convex else -gap) >= -room, (c, r, p, float(gap))
+                rounding = eps * abs(p) * max(1, abs(Fraction(slope)))
+                assert (gap if around.convex else -gap) >= -rounding, (c, r, p, float(gap))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,24 +1,15 @@
-"""Bounds of networks that must be exact or equal others; parametrised layers, shapes and regions."""
+"""Bounds of networks: parametrised layers, margins and other specs, the table of bounds."""
 
 import pytest
 import torch
-from cases import Residual, mlp
-from oracles import affine_extremes, assert_contains, dense_affine, points_of, random_box
+import torch.nn.functional as F
+from cases import function, mlp
+from oracles import Lambda, affine_extremes, assert_contains, dense_affine, points_of, random_box
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
-from cerdeq import Box, LinfBall, bound, margin_spec
-from cerdeq.bounds import BOUNDS
-
-
-@pytest.mark.parametrize("method", BOUNDS)
-def test_an_affine_network_is_bounded_exactly(method):
-    model, box = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).double().eval(), random_box(2, 3)
-    exact = affine_extremes(*dense_affine(model, (3,)), box)
-    bounds = bound(model, box, method)
-    loose = method == "ibp"
-    assert (bounds[0] <= exact[0] + 1e-12).all() and (exact[1] - 1e-12 <= bounds[1]).all()
-    assert loose or torch.allclose(torch.stack(bounds), torch.stack(exact), rtol=1e-9, atol=1e-9)
+from cerdeq import Box, bound, margin_spec
+from cerdeq.bounds import BOUNDS, Bound, Context, Interval, lower_bounds, propagate, trace
 
 
 def test_a_monotone_network_is_bounded_exactly():
@@ -66,18 +57,108 @@ def test_parametrised_layers_are_bounded_as_plain_ones(name):
     torch.testing.assert_close((lower, upper), expected)
 
 
-def test_bounds_have_the_shape_and_precision_of_the_outputs():
-    model = mlp().eval()
-    lower, upper = bound(model, LinfBall(torch.rand(5, 2), 0.1))
-    assert lower.shape == upper.shape == (5, 3) and lower.dtype == upper.dtype == torch.float32
-    lower, upper = bound(model, LinfBall(torch.rand(5, 2), 0.1), spec=margin_spec(torch.zeros(5, dtype=torch.long), 3))
-    assert lower.shape == upper.shape == (5, 2) and (lower <= upper).all()
+def general_spec(batch, rows, outputs):
+    return torch.randn(batch, rows, outputs, dtype=torch.float64)
 
 
-def test_a_larger_ball_has_larger_bounds():
-    model, x = Residual().double().eval(), torch.rand(3, 2, dtype=torch.float64)
-    before = bound(model, LinfBall(x, 0))
-    for eps in (1e-6, 1e-3, 0.01, 0.1, 0.5, 1.0):
-        lower, upper = bound(model, LinfBall(x, eps))
-        assert (lower <= before[0]).all() and (before[1] <= upper).all()
-        before = lower, upper
+def test_margin_spec_is_the_label_over_every_other_class():
+    logits = torch.randn(5, 4)
+    labels = torch.tensor([0, 3, 1, 2, 0])
+    margins = torch.einsum("bkn,bn->bk", margin_spec(labels, 4), logits)
+    for example, label in enumerate(labels.tolist()):
+        others = [k for k in range(4) if k != label]
+        torch.testing.assert_close(margins[example], logits[example, label] - logits[example, others])
+
+
+def test_labels_out_of_range_are_refused():
+    for labels in ([4], [-1]):
+        with pytest.raises((ValueError, IndexError)):
+            margin_spec(torch.tensor(labels), 4)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", ["margin", "general"])
+def test_merged_spec_of_one_linear_layer_is_the_exact_minimum(kind, bias):
+    model, box = nn.Sequential(nn.Linear(6, 4, bias=bias)).double().eval(), random_box(5, 6)
+    spec = general_spec(5, 7, 4) if kind == "general" else margin_spec(torch.tensor([0, 1, 2, 3, 3]), 4).double()
+    lower, upper = bound(model, box, spec=spec)
+    matrix, offset = dense_affine(model, (6,))
+    for example in range(5):
+        one = Box(box.center[example : example + 1], box.radius[example : example + 1])
+        exact = affine_extremes(spec[example] @ matrix, spec[example] @ offset, one)
+        torch.testing.assert_close(lower[example], exact[0][0], rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(upper[example], exact[1][0], rtol=1e-11, atol=1e-11)
+
+
+def shifted_network():
+    model = Lambda(lambda module, x: module.inner(x) + 1)
+    model.inner = nn.Linear(2, 3)
+    return model
+
+
+ENDINGS = {
+    "relu": lambda: nn.Sequential(mlp(), nn.ReLU()),
+    "shift": shifted_network,
+    "norm": lambda: nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.BatchNorm1d(4)),
+    "convolution": lambda: nn.Sequential(nn.Conv2d(2, 4, 1), nn.Flatten()),
+    "function": function(lambda x, w, b: F.linear(F.relu(x), w, b), w=(3, 2), b=(3,)),
+    "concatenation": function(lambda x, w: torch.cat([F.linear(x, w), x], 1), w=(2, 2)),
+    "view": function(lambda x, w: F.linear(x.view(x.size(0), 2, 1), w).view(x.size(0), -1), w=(2, 1)),
+    "dropout function": function(lambda x, w: F.dropout(F.linear(x, w), training=False), w=(3, 2)),
+    "negation": function(lambda x, w: -F.linear(x, w), w=(3, 2)),
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_spec_may_follow_any_ending(ending):
+    kind = "general" if len(ending) % 2 else "margin"
+    model = ENDINGS[ending]().double().eval()
+    box = random_box(4, 2, 1, 1) if ending == "convolution" else random_box(4, 2)
+    with torch.no_grad():
+        values = torch.stack([model(x) for x in points_of(box, 200)])
+        outputs = values.shape[-1]
+        labels = torch.tensor([0, 1, 2, 0])
+        spec = general_spec(4, 5, outputs) if kind == "general" else margin_spec(labels, outputs).double()
+        lower, upper = bound(model, box, spec=spec)
+    assert lower.shape == upper.shape == (4, spec.shape[1])
+    assert_contains(lower, upper, torch.einsum("bkn,sbn->sbk", spec, values))
+
+
+def test_clean_margins_go_through_the_spec():
+    model, x = mlp().double().eval(), torch.randn(4, 2, dtype=torch.float64)
+    spec = margin_spec(torch.tensor([0, 1, 2, 1]), 3)
+    result = propagate(trace(model), Interval(x + 1, torch.ones_like(x), x), Context(sound=False), spec)
+    torch.testing.assert_close(result.clean, torch.einsum("bkn,bn->bk", spec.double(), model(x)))
+
+
+def test_a_new_record_runs_its_own_function(monkeypatch):
+    questions = []
+
+    def lower(question):
+        questions.append(question)
+        return BOUNDS["crown"].lower(question)
+
+    assert all(record.name == name for name, record in BOUNDS.items())
+    monkeypatch.setitem(BOUNDS, "mine", Bound("mine", linear=True, lower=lower))
+    model, box, spec = mlp().double().eval(), random_box(3, 2), torch.randn(3, 4, 3, dtype=torch.float64)
+    torch.testing.assert_close(bound(model, box, "mine", spec), bound(model, box, "crown", spec), rtol=0, atol=0)
+    lower_bounds(trace(model, linear=True), Interval(box.center, box.radius), spec, "mine", target=0.0)
+    shapes = [question.spec.shape for question in questions]
+    assert shapes == [(3, 8, 3), (3, 4, 3)], "spec and its negative, spec alone"
+    assert [question.target for question in questions] == [None, 0.0]
+
+
+def test_a_record_may_give_both_ends_itself(monkeypatch):
+    record = Bound("mine", linear=False, lower=BOUNDS["ibp"].lower, ends=lambda program, x, spec: (-x.radius, x.radius))
+    monkeypatch.setitem(BOUNDS, "mine", record)
+    box = random_box(3, 2)
+    assert all(map(torch.equal, bound(mlp().double().eval(), box, "mine"), (-box.radius, box.radius)))
+
+
+def test_an_unknown_name_is_refused():
+    model, box = mlp().double().eval(), random_box(1, 2)
+    for name in ("IBP", None):
+        with pytest.raises(ValueError, match=r"unknown method .*; methods: ibp, crown-ibp, crown, alpha-crown"):
+            bound(model, box, method=name)
+    with pytest.raises(ValueError, match=r"unknown method"):
+        lower_bounds(trace(model), Interval(box.center, box.radius), torch.ones(1, 1, 3), "IBP")

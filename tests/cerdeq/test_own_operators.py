@@ -1,48 +1,21 @@
 """Operators that a user registers: their rules count, replace others, and are refused where one is missing."""
 
 import itertools
-from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from graphs import LINEAR, layers, optima, relu, specs
+from graphs import layers, optima, relu, specs
 from milp import Graph, Node
 from oracles import Lambda, assert_contains, points_of, random_box
 from torch import nn
 
 from cerdeq import bound
-from cerdeq.bounds import BOUNDS, Interval, Operator, Pulled, UnsupportedOperator, affine, operators, register
-from cerdeq.bounds.operators import TABLE
+from cerdeq.bounds import BOUNDS, Interval, Operator, Pulled, affine, register
+from cerdeq.rules import operators
+from cerdeq.rules.operators import TABLE
 
 pytestmark = pytest.mark.usefixtures("own_operators")
-
-
-def sign_rule(ctx, x):
-    return Interval(torch.zeros_like(x.center), torch.ones_like(x.radius))
-
-
-class Signed(nn.Module):
-    def forward(self, x):
-        y = F.relu(x)
-        return torch.sign(y)  # no rule of its own
-
-
-@pytest.mark.parametrize("method", LINEAR)
-def test_an_operator_with_interval_bounds_alone_is_refused_before_anything_is_computed(method):
-    inputs = []
-
-    def rule(ctx, x, inplace=False):
-        inputs.append(x)
-        return sign_rule(ctx, x)
-
-    register(Operator("sign", rule, (torch.sign,)))
-    register(replace(operators.of_function(F.relu), interval=rule), replace=True)
-    with pytest.raises(UnsupportedOperator, match=r"'sign'.*test_own_operators\.py.*no rule of its own"):
-        bound(Signed().eval(), random_box(2, 3), method)
-    assert not inputs
-    lower, upper = bound(Signed().eval(), random_box(2, 3), "ibp")
-    assert (lower <= -1).all() and (upper >= 1).all() and inputs
 
 
 class Asinh(nn.Module):
@@ -83,22 +56,6 @@ def test_a_replaced_rule_counts_under_a_spec_too():
     register(record, replace=True)
     bound(nn.Sequential(nn.Linear(3, 2)).double().eval(), random_box(1, 3), spec=torch.eye(2).double()[None])
     assert calls
-
-
-class Swap(nn.Module):
-    """Control flow that torch.fx cannot follow, behind a rule of its own."""
-
-    def forward(self, x):
-        return x.flip(1) if x.sum() > -1e9 else x
-
-
-def test_a_module_may_be_one_operator():
-    def rule(ctx, x, module):
-        assert isinstance(module, Swap)
-        return Interval(x.center.flip(1), x.radius.flip(1), None if x.clean is None else x.clean.flip(1))
-
-    register(Operator("swap", rule, (), {Swap: lambda module: {"module": module}}))
-    assert_sampled(nn.Sequential(nn.Linear(3, 3), Swap(), nn.ReLU()).double().eval(), random_box(2, 3))
 
 
 def flip(x, times=1.0):

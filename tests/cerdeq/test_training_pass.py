@@ -1,16 +1,18 @@
-"""The training pass: batch norm by the clean batch's statistics, equilibria by fixed counts, the compiled step."""
+"""The training pass: batch norm by the clean batch's statistics, equilibria by fixed counts from either start."""
 
 import copy
 
 import pytest
 import torch
-from equilibria import small_network, wide_interval_equilibrium
+from equilibria import random_weight
 from oracles import random_box
 from torch import nn
 
+from baselines import build
 from cerdeq.bounds import Context, Interval, points_of, propagate, trace
 from cerdeq.boxes import clipped_ball
 from cerdeq.equilibrium import Equilibrium, fold
+from cerdeq.equilibrium.certificate import verified_box
 
 
 @pytest.mark.parametrize(
@@ -35,18 +37,6 @@ def test_batch_norm_in_training_is_torch_own(make, shape):
     for name, value in theirs.state_dict().items():
         if name != "0.num_batches_tracked":
             torch.testing.assert_close(ours.state_dict()[name], value)
-
-
-def test_batch_norm_in_training_moves_the_box_with_the_clean_statistics():
-    model = nn.Sequential(nn.BatchNorm1d(3)).double().train()
-    with torch.no_grad():
-        model[0].weight.normal_()
-        model[0].bias.normal_()
-    x, box = torch.randn(6, 3, dtype=torch.float64), random_box(6, 3)
-    result = propagate(trace(model), Interval(box.center, box.radius, x), Context(sound=False))
-    scale = model[0].weight / (x.var(0, correction=0) + model[0].eps).sqrt()
-    torch.testing.assert_close(result.center, (box.center - x.mean(0)) * scale + model[0].bias)
-    torch.testing.assert_close(result.radius, box.radius * scale.abs())
 
 
 def test_gradients_flow_through_batch_statistics():
@@ -79,22 +69,22 @@ def test_gradients_flow_through_batch_statistics():
 
 
 @pytest.mark.parametrize("parametrisation", ["perron", "orthogonal"])
-def test_points_are_computed_as_the_batch_met_first(parametrisation):
+def test_points_are_computed_with_what_the_context_saved(parametrisation):
     """Its statistics and its W, at whatever points follow; running statistics and W move on once."""
     inject = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4))
     model = nn.Sequential(Equilibrium(4, inject, parametrisation=parametrisation), nn.Flatten(), nn.Linear(64, 3))
     model = model.double().train()
-    twin, frozen = copy.deepcopy(model), copy.deepcopy(model)
+    reference, frozen = copy.deepcopy(model), copy.deepcopy(model)
     program, ctx = trace(model), Context(sound=False)
     x, other = torch.rand(2, 5, 1, 4, 4, dtype=torch.float64)
-    torch.testing.assert_close(points_of(program, x, ctx), twin(x))
+    torch.testing.assert_close(points_of(program, x, ctx), reference(x))
     after = {name: value.clone() for name, value in model.state_dict().items()}
     values = points_of(program, other, ctx)
     torch.testing.assert_close(values[:2], points_of(program, other[:2], ctx))
     for name, value in model.state_dict().items():
         assert torch.equal(value, after[name]), name
         if not name.endswith("num_batches_tracked"):
-            torch.testing.assert_close(value, twin.state_dict()[name])
+            torch.testing.assert_close(value, reference.state_dict()[name])
     weight = frozen[0].recurrence.weight
     hidden = frozen[0].inject[0](x)
     norm = frozen[0].inject[1]
@@ -107,8 +97,6 @@ def test_points_are_computed_as_the_batch_met_first(parametrisation):
 @pytest.mark.parametrize("name", ["cnn5", "cerdeq"])
 def test_points_in_the_box_lie_in_its_image(name):
     """By one context: what an attack sees is what the box was made of."""
-    from baselines import build
-
     model = build(name, dataset="digits", width=0.1).double().train()
     x = torch.rand(6, 1, 8, 8, dtype=torch.float64)
     ball, ctx, program = clipped_ball(x, 0.05), Context(sound=False), trace(model)
@@ -134,21 +122,6 @@ def test_batch_norm_in_training_without_a_clean_value_is_refused():
         propagate(trace(model), Interval(x, torch.zeros_like(x)), Context(sound=False))
 
 
-@pytest.mark.parametrize("rho", [0.9])
-def test_the_training_pass_tends_to_the_interval_equilibrium(rho):
-    model, size = small_network(3, rho)
-    model[0].recurrence.iterations = 1000
-    x = torch.rand(2, *size, dtype=torch.float64)
-    ball = clipped_ball(x, 0.1)
-    with torch.no_grad():
-        result = propagate(trace(model[:1]), Interval(ball.center, ball.radius, x), Context(sound=False))
-        h = propagate(trace(model[0].inject), Interval(ball.center, ball.radius), Context(sound=False)).box
-        low, high = wide_interval_equilibrium(model[0].recurrence.weight, h)
-        torch.testing.assert_close(result.box.lower, low, rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(result.box.upper, high, rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(result.clean, model[0](x), rtol=1e-7, atol=1e-7)
-
-
 @pytest.mark.parametrize("count", [1, 7])
 def test_a_training_pass_of_few_iterations_is_a_picard_iteration(count):
     """Unrolled by hand from relu(h): the forward, and clean value and box of the interval pass."""
@@ -169,3 +142,43 @@ def test_a_training_pass_of_few_iterations_is_a_picard_iteration(count):
     torch.testing.assert_close(result.clean.detach(), z)
     torch.testing.assert_close(result.box.lower.detach(), low)
     torch.testing.assert_close(result.box.upper.detach(), high)
+
+
+def layer(kernel, rho=0.7, **options):
+    """An Equilibrium around the identity with a plain weight, float64, in training."""
+    model = Equilibrium(3, nn.Identity(), kernel_size=kernel, **options)
+    fold(model.double())
+    with torch.no_grad():
+        model.recurrence.weight.copy_(random_weight(3, kernel, rho=rho))
+    return model.train()
+
+
+def region(kernel, batch=4):
+    shape = (batch, 3) if kernel is None else (batch, 3, 4, 4)
+    center = torch.randn(shape, dtype=torch.float64)
+    return Interval(center, 0.2 * torch.rand_like(center), center)
+
+
+def test_unrolled_gradients_are_those_of_so_many_steps():
+    """Of two steps, by hand."""
+    torch.manual_seed(0)
+    model, x = layer(None, iterations=2, gradient="unrolled"), region(None)
+    weight = model.recurrence.weight
+    z = torch.relu(x.clean)
+    for _ in range(2):
+        z = torch.relu(z @ weight.T + x.clean)
+    cotangent = torch.randn_like(z)
+    expected = torch.autograd.grad((z * cotangent).sum(), weight)[0]
+    gradient = torch.autograd.grad((model(x.clean) * cotangent).sum(), weight)[0]
+    torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize("kernel", [None, 3])
+@pytest.mark.parametrize("warm", [False, True])
+def test_both_starts_end_at_the_same_boxes(warm, kernel):
+    x = region(kernel)
+    model = layer(kernel, rho=0.9, iterations=300, warm_start=warm)
+    result = propagate(trace(nn.Sequential(model)), x, Context(sound=False))
+    exact = verified_box(model.recurrence.weight, x.box)
+    torch.testing.assert_close(result.center, exact.center, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(result.radius, exact.radius, rtol=1e-5, atol=1e-5)

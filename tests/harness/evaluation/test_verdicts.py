@@ -13,7 +13,7 @@ from torch import nn
 from baselines import build
 from cerdeq import Box
 from cerdeq.bounds import trace
-from cerdeq.bounds.narrow import in_float32
+from cerdeq.bounds.float32 import in_float32
 from cerdeq.equilibrium import rules
 from harness.attacks.counterexamples import decode
 from harness.attacks.objectives import margins

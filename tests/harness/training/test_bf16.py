@@ -103,5 +103,5 @@ def test_an_equilibrium_s_w_is_not_rounded_in_bf16():
         ctx = Context(sound=False)
         with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16, cache_enabled=False):
             values_of(trace(copy.deepcopy(network)), Interval(x, x / 100, x), ctx)
-        kept.append(ctx.kept["equilibrium.recurrence"])
+        kept.append(ctx.saved["equilibrium.recurrence"])
     torch.testing.assert_close(*kept, rtol=0, atol=0)

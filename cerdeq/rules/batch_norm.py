@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from cerdeq.bounds.interval import Context, Interval, absorb, settle
-from cerdeq.bounds.linear import Backward, Pulled, dot, magnitude, per_row, slack
+from cerdeq.rules.interval import Context, Interval, absorb, settle
+from cerdeq.rules.linear import Backward, Pulled, dot, magnitude, per_row, slack
 
 Statistics = tuple[Tensor, Tensor]  # mean and variance of each channel, [C]
 
@@ -12,7 +12,7 @@ Statistics = tuple[Tensor, Tensor]  # mean and variance of each channel, [C]
 def interval(
     ctx: Context, x: Interval, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
 ) -> Interval:
-    """In training the clean values' batch statistics, not detached, normalise all three (Shi et al. 2021).
+    """Batch norm; in training by the clean values' batch statistics, not detached (Shi et al. 2021).
 
     Raises ValueError in training without a clean value.
     """
@@ -33,7 +33,7 @@ def interval(
 def points(
     ctx: Context, x: Tensor, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
 ) -> Tensor:
-    """Batch norm of x [B, C, ...]; in training by the statistics of the batch that `ctx` met first."""
+    """Batch norm of x [B, C, ...]; in training by the batch statistics that `ctx` has saved."""
     statistics = running_mean, running_var
     if training:
         statistics = _batch_statistics(ctx, x, statistics, momentum)
@@ -45,8 +45,8 @@ def backward(
     ctx: Backward, coefficients: Tensor, x: Interval, running_mean, running_var, weight=None, bias=None,
     training=False, momentum=0.1, eps=1e-5,
 ) -> Pulled:  # fmt: skip
-    """By the statistics that the forward pass used; running ones stay as they are."""
-    statistics = ctx.kept[ctx.step] if training else (running_mean, running_var)
+    """Batch norm by the statistics of the forward pass; running ones do not change."""
+    statistics = ctx.saved[ctx.step] if training else (running_mean, running_var)
     mean, scale, shift = _normalisation(statistics, weight, bias, eps, x.center)
     offset = shift - mean * scale
     if ctx.sound:
@@ -60,7 +60,7 @@ def backward(
 
 
 def _normalisation(statistics: Statistics, weight, bias, eps: float, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What batch norm does of each channel, (x - mean) * scale + shift: three tensors that broadcast over `like`."""
+    """Return mean, scale and shift of (x - mean) * scale + shift, which broadcast over `like`."""
     mean, variance = statistics
     scale = (variance + eps).sqrt().reciprocal()
     scale = scale if weight is None else scale * weight
@@ -70,16 +70,18 @@ def _normalisation(statistics: Statistics, weight, bias, eps: float, like: Tenso
 
 
 def _batch_statistics(ctx: Context, clean: Tensor, running: Statistics, momentum: float) -> Statistics:
-    """A batch's, the variance biased: those that `ctx` keeps of this step, else those of `clean` [B, C, ...], which are
-    kept and, where `ctx.follow`, move the running ones, if there are any."""
-    if ctx.step not in ctx.kept:
+    """Return the batch statistics that `ctx` has saved of this step, the variance biased.
+
+    A new context saves those of `clean` [B, C, ...] and, if `ctx.follow`, moves the running ones, if there are any.
+    """
+    if ctx.step not in ctx.saved:
         others = [d for d in range(clean.dim()) if d != 1]
         mean = clean.mean(others)  # not var_mean, which is an order of magnitude slower on CPUs
         variance = (clean - mean.view(1, -1, *[1] * len(others[1:]))).square().mean(others)
         if running[0] is not None and ctx.follow:
             _follow((mean, variance), running, momentum, clean.numel() // clean.shape[1])
-        ctx.kept[ctx.step] = mean, variance
-    return ctx.kept[ctx.step]
+        ctx.saved[ctx.step] = mean, variance
+    return ctx.saved[ctx.step]
 
 
 @torch.no_grad()

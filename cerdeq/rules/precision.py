@@ -1,4 +1,4 @@
-"""Arithmetic whose rounding errors are those that sound bounds count, and what training under autocast keeps exact."""
+"""Switches of torch's arithmetic: sound bounds count its rounding; parts of training must not run under autocast."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -12,8 +12,8 @@ from torch import Tensor
 def counted_rounding(device: str) -> Iterator[None]:
     """Within, sums of products are sums in some order, in the tensors' own precision.
 
-    Off: autocast, TF32 and bfloat16 in place of float32, and the libraries that may choose Winograd or FFT
-    convolutions, NNPACK on a CPU and cuDNN on CUDA; what runs instead is a matrix product.
+    This turns off autocast, TF32 and bfloat16 in place of float32, and the libraries that may choose Winograd or FFT
+    convolutions: NNPACK on a CPU and cuDNN on CUDA. Matrix products take their place.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.autocast(device, enabled=False))
@@ -26,7 +26,10 @@ def counted_rounding(device: str) -> Iterator[None]:
 
 @contextmanager
 def uncounted_rounding() -> Iterator[None]:
-    """cuDNN even within `counted_rounding`, for what proves nothing: without it CUDA convolves image by image."""
+    """Within, cuDNN is on even within `counted_rounding`: for searches, which prove nothing.
+
+    Without it CUDA convolves image by image.
+    """
     with ExitStack() as stack:
         _set_within(stack, torch.backends.cudnn, "enabled", True)
         yield
@@ -47,5 +50,5 @@ def _set_within(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
 
 
 def without_autocast(like: Tensor) -> AbstractContextManager[Any]:
-    """Within, products are in the precision of their factors, where training runs in bfloat16 otherwise."""
+    """Within, products are in the precision of their factors, even if training runs in bfloat16."""
     return nullcontext() if like.is_meta else torch.autocast(like.device.type, enabled=False)

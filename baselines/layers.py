@@ -31,21 +31,12 @@ def convolutions(inputs: int, plan: Plan, width: float) -> Named:
     return layers
 
 
-def head(features: int, hidden: int, classes: int, norm: bool = True) -> Named:
-    """Return flatten, linear, batch norm (if `norm`), ReLU, classifier."""
-    return [
-        ("flatten", nn.Flatten()),
-        ("linear", nn.Linear(features, hidden)),
-        *([("norm_linear", nn.BatchNorm1d(hidden))] if norm else []),
-        ("relu_linear", nn.ReLU()),
-        ("classifier", nn.Linear(hidden, classes)),
-    ]
-
-
 def add_head(
     layers: Named, channels: int, size: list[int], classes: int, width: float, pool: bool = False, norm: bool = True
 ) -> nn.Sequential:
-    """Return a network of the layers and a head with a linear layer of 512 units times the width factor.
+    """Return a network of the layers and a head: flatten, linear, batch norm, ReLU, classifier.
+
+    The linear layer has 512 units times the width factor.
 
     Args:
         layers: their output is [B, channels, *size].
@@ -55,7 +46,14 @@ def add_head(
     if pool:
         layers, size = [*layers, ("pool", nn.AvgPool2d(2))], [side // 2 for side in size]
     hidden = scale_channels(512, width)
-    return nn.Sequential(OrderedDict(layers + head(channels * math.prod(size), hidden, classes, norm)))
+    head = [
+        ("flatten", nn.Flatten()),
+        ("linear", nn.Linear(channels * math.prod(size), hidden)),
+        *([("norm_linear", nn.BatchNorm1d(hidden))] if norm else []),
+        ("relu_linear", nn.ReLU()),
+        ("classifier", nn.Linear(hidden, classes)),
+    ]
+    return nn.Sequential(OrderedDict(layers + head))
 
 
 def extra_stride(shape: Shape) -> int:

@@ -3,18 +3,18 @@
 import os
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from equilibria import exact_outputs, folded_network
 from graphs import SEARCHED, network, optima, specs
-from oracles import points_of, random_box
+from oracles import Lambda, points_of, random_box
 from pairs import every_pair
 from torch import nn
 
-from cerdeq.bounds import BOUNDS, Interval, bounds, lower_bounds, narrow, trace
-from cerdeq.bounds.narrow import in_float32, rounded_outwards
+from cerdeq.bounds import BOUNDS, Interval, float32, lower_bounds, trace
+from cerdeq.bounds.float32 import in_float32, rounded_outwards
 from cerdeq.boxes import outward_ends
 from cerdeq.equilibrium import Equilibrium, fold
 
@@ -36,11 +36,11 @@ def test_a_rounded_box_contains_the_box():
     box = Interval(center, center.abs() * 10.0 ** -torch.randint(0, 20, (1000,)))
     small = rounded_outwards(box)
     assert small.center.dtype == small.radius.dtype == torch.float32
-    least, most = outward_ends(box.box)
+    low, high = outward_ends(box.box)
     # Sums of two float32 of such sizes round in float64 by less than the box is wider.
     assert (small.box.double().lower <= box.center - box.radius).all()
     assert (small.box.double().upper >= box.center + box.radius).all()
-    assert (small.radius <= (most - least) / 2 * (1 + 1e-6) + center.abs() * 1e-6 + 1e-37).all()
+    assert (small.radius <= (high - low) / 2 * (1 + 1e-6) + center.abs() * 1e-6 + 1e-37).all()
 
 
 def test_a_network_that_float32_would_change_is_left_alone():
@@ -58,28 +58,16 @@ def test_a_network_that_float32_would_change_is_left_alone():
     assert in_float32(model.float().double()) is not None
 
 
-def test_weights_that_are_computed_on_the_way_are_left_alone():
-    class Scaled(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = nn.Parameter(torch.ones(2, 2))
-
-        def forward(self, x):
-            return nn.functional.linear(x, self.weight * 0.1)
-
-    assert in_float32(Scaled().double()) is None
-
-
 @pytest.mark.parametrize(("machine", "direct"), [("x86_64", True), ("aarch64", False)])
 def test_machines_that_may_choose_winograd_are_left_alone(monkeypatch, machine, direct):
-    monkeypatch.setattr(narrow.platform, "machine", lambda: machine)
+    monkeypatch.setattr(float32.platform, "machine", lambda: machine)
     assert (in_float32(nn.Sequential(nn.Linear(3, 2)).double()) is not None) == direct
 
 
 def test_convolutions_are_direct():
     """As oneDNN itself says; it may be built without a voice."""
     code = (
-        "import torch, torch.nn.functional as F; from cerdeq.bounds.precision import counted_rounding\n"
+        "import torch, torch.nn.functional as F; from cerdeq.rules.precision import counted_rounding\n"
         "with counted_rounding('cpu'):\n"
         "    x, w = torch.randn(2, 64, 16, 16), torch.randn(64, 64, 3, 3)\n"
         "    F.conv2d(x, w, padding=1), F.conv_transpose2d(x, w, padding=1)\n"
@@ -99,63 +87,20 @@ def test_what_float32_proves_is_true_and_what_float64_proves_is_proved(name, met
     graph, wide, small, box, spec = question(name)
     assert small is not None
     x = Interval(box.center, box.radius)
-    least, _, _ = optima(graph, box, spec)
+    minima, _, _ = optima(graph, box, spec)
     alone = lower_bounds(wide, x, spec, method)
     hair = 1e-3 if method in SEARCHED else 1e-9
     for target in (-1e9, alone.min().item() - hair, alone.median().item() - 0.1, alone.max().item() + hair):
-        first = lower_bounds(wide, x, spec, method, target, narrow=small)
+        first = lower_bounds(wide, x, spec, method, target, float32=small)
         assert first.dtype == torch.float64
-        assert (first <= least + 1e-6 * (1 + least.abs())).all()
+        assert (first <= minima + 1e-6 * (1 + minima.abs())).all()
         by_wide = lower_bounds(wide, x, spec, method, target)
         assert ((first > target).all(1) == (by_wide > target).all(1)).all(), target
 
 
-@pytest.mark.parametrize("method", [method for method in BOUNDS if method not in SEARCHED])
-def test_a_margin_too_small_for_float32_is_float64_s(method, monkeypatch):
-    """Just below float64's bound, float32 leaves it open."""
-    _, wide, small, box, spec = question("residual")
-    x, spec = Interval(box.center, box.radius), spec[:, :1]
-    target = lower_bounds(wide, x, spec, method).item() - 1e-10
-    by_small = lower_bounds(small, rounded_outwards(x), spec.float(), method, target)
-    assert not (by_small.double() > target).any()
-    precisions = []
-    for name, record in list(BOUNDS.items()):
-
-        def lower(question, record=record):
-            precisions.append(question.spec.dtype)
-            return record.lower(question)
-
-        monkeypatch.setitem(BOUNDS, name, replace(record, lower=lower))
-    assert (lower_bounds(wide, x, spec, method, target, narrow=small) > target).all()
-    assert precisions == [torch.float32, torch.float64]
-    precisions.clear()
-    assert (lower_bounds(wide, x, spec, method, target - 1e3, narrow=small) > target - 1e3).all()
-    assert precisions == [torch.float32]
-
-
-def test_an_example_that_float32_s_boxes_miss_by_a_hair_has_float64_s(monkeypatch):
-    _, wide, small, box, spec = question("residual")
-    x, spec = Interval(box.center, box.radius), spec[:, :1]
-    cheap, best = (lower_bounds(wide, x, spec, method).item() for method in ("crown-ibp", "crown"))
-    assert best > cheap + 1e-3
-    tightened, precisions = bounds.tightened_values, []
-
-    def seen(program, x, memory):
-        precisions.append(x.center.dtype)
-        return tightened(program, x, memory)
-
-    monkeypatch.setattr(bounds, "tightened_values", seen)
-    assert lower_bounds(wide, x, spec, "crown", best - 1e-10, narrow=small).item() > best - 1e-10
-    assert precisions == [torch.float32, torch.float64]
-    precisions.clear()
-    assert not lower_bounds(wide, x, spec, "crown", best + abs(best - cheap), narrow=small).item() > best
-    assert precisions == [torch.float32]
-
-
 @pytest.mark.parametrize(("method", "kernel"), every_pair(BOUNDS, [None, 3]))
-@pytest.mark.parametrize("count", [1])
-def test_equilibria_in_float32_are_bounded_truly(method, kernel, count):
-    model = folded_network(kernel, count).float().double()
+def test_equilibria_in_float32_are_bounded_truly(method, kernel):
+    model = folded_network(kernel, 1).float().double()
     box = random_box(2, *((3,) if kernel is None else (1, 3, 3)))
     with torch.no_grad():
         outputs = exact_outputs(model, torch.stack(list(points_of(box, 30))))
@@ -164,37 +109,32 @@ def test_equilibria_in_float32_are_bounded_truly(method, kernel, count):
     x = Interval(box.center, box.radius)
     alone = lower_bounds(wide, x, spec, method)
     target = alone.min().item() - 1e-2
-    first = lower_bounds(wide, x, spec, method, target, narrow=small)
+    first = lower_bounds(wide, x, spec, method, target, float32=small)
     assert (first > target).all()
     assert (first <= torch.einsum("bkn,pbn->pbk", spec, outputs).amin(0) + 1e-9).all()
 
 
-class _SumsByKeyword(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer, self.w = nn.Linear(3, 2), nn.Parameter(torch.tensor([-1.0, -1e8, 1e8]))
-
-    def forward(self, x):
-        return self.layer(x) + torch.sum(input=self.w)
+def sums_by_keyword(module, x):
+    return module.layer(x) + torch.sum(input=module.w)
 
 
-class _SumsWhileTraced(_SumsByKeyword):
-    def forward(self, x):
-        return self.layer(x) + self._parameters["w"].sum()
+def sums_while_traced(module, x):
+    return module.layer(x) + module._parameters["w"].sum()
 
 
-class _PlainTensor(_SumsByKeyword):
-    def __init__(self):
-        super().__init__()
-        self.matrix = torch.ones(2, 3, dtype=torch.float64)
-
-    def forward(self, x):
-        return torch.nn.functional.linear(x, self.matrix)
+def scales_its_weight(module, x):
+    return F.linear(x, module.w.view(1, 3) * 0.1)
 
 
-@pytest.mark.parametrize("kind", [_SumsByKeyword, _SumsWhileTraced, _PlainTensor])
-def test_a_model_that_computes_with_its_numbers_or_hides_them_is_left_to_float64(kind):
-    assert in_float32(kind().double().eval(), True) is None
+def uses_a_plain_tensor(module, x):
+    return F.linear(x, torch.ones(2, 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("forward", [sums_by_keyword, sums_while_traced, scales_its_weight, uses_a_plain_tensor])
+def test_a_model_that_computes_with_its_numbers_or_hides_them_is_left_to_float64(forward):
+    model = Lambda(forward, w=torch.tensor([-1.0, -1e8, 1e8]))
+    model.layer = nn.Linear(3, 2)
+    assert in_float32(model.double().eval(), True) is None
 
 
 def test_sums_that_are_too_long_for_float32_are_left_to_float64():
@@ -203,7 +143,7 @@ def test_sums_that_are_too_long_for_float32_are_left_to_float64():
     x = Interval(torch.zeros(1, 1_100_000).double(), torch.ones(1, 1_100_000).double())
     spec = torch.ones(1, 1, 1).double()
     wide, first = (
-        lower_bounds(trace(model, True), x, spec, "crown-ibp", 1e9, narrow=program)
+        lower_bounds(trace(model, True), x, spec, "crown-ibp", 1e9, float32=program)
         for program in (None, in_float32(model, True))
     )
     assert torch.equal(wide, first)
@@ -212,7 +152,7 @@ def test_sums_that_are_too_long_for_float32_are_left_to_float64():
 def test_functionals_that_are_no_float32_are_left_to_float64():
     _, wide, small, box, spec = question("residual")
     x, spec = Interval(box.center, box.radius), spec * (1 + 1e-12)
-    assert torch.equal(*(lower_bounds(wide, x, spec, "ibp", -1e9, narrow=program) for program in (None, small)))
+    assert torch.equal(*(lower_bounds(wide, x, spec, "ibp", -1e9, float32=program) for program in (None, small)))
 
 
 @pytest.mark.parametrize(("variance", "weight"), [(1e20, 1e-34), (1e30, 3e-28)])
@@ -231,6 +171,6 @@ def test_a_scale_that_float32_rounds_to_a_subnormal_number_loses_no_proof(varian
     x = Interval(torch.ones(1, 1).double(), torch.zeros(1, 1).double())
     true = model(x.center).item()
     lower = lower_bounds(
-        trace(model, True), x, torch.ones(1, 1, 1).double(), method, -1e30, narrow=in_float32(model, True)
+        trace(model, True), x, torch.ones(1, 1, 1).double(), method, -1e30, float32=in_float32(model, True)
     )
     assert float(lower) <= true

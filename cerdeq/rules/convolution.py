@@ -36,14 +36,14 @@ def conv_transpose2d(
 
 
 def _image_by_image(x: Tensor) -> bool:
-    """Whether torch would convolve so; within `counted_rounding` on CUDA. Compiled code never is."""
+    """Return whether torch would convolve image by image: on CUDA within `counted_rounding`, but not compiled code."""
     return x.is_cuda and not torch.compiler.is_compiling() and not torch.backends.cudnn.enabled
 
 
 def conv2d_by_products(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> Tensor:
-    """`conv2d` as one matrix product of the weights and all windows, for as many images at a time as fit."""
+    """Return `conv2d` as one matrix product of the weights and all windows, for as many images at a time as fit."""
     kernel, stride, dilation = weight.shape[2:], pair(stride), pair(dilation)
     before, after = paddings(padding, kernel, dilation)
     x = F.pad(x, (before[1], after[1], before[0], after[0]))
@@ -63,27 +63,27 @@ def conv2d_by_products(
 def conv_transpose2d_by_products(
     x: Tensor, weight: Tensor, stride: Any, padding: Any, output_padding: Any, groups: int, dilation: Any
 ) -> Tensor:
-    """`conv_transpose2d` as one matrix product, whose windows are then added up in their places."""
+    """Return `conv_transpose2d` as one matrix product, whose windows are then added up where they belong."""
     kernel, stride, dilation = weight.shape[2:], pair(stride), pair(dilation)
     axes = zip(x.shape[2:], kernel, stride, dilation, pair(output_padding), strict=True)
-    whole = [(n - 1) * s + d * (k - 1) + 1 + rest for n, k, s, d, rest in axes]
+    padded = [(n - 1) * s + d * (k - 1) + 1 + rest for n, k, s, d, rest in axes]
     (top, left), offsets = pair(padding), _offsets(kernel, x.shape[2:], stride, dilation)
     matrix = weight.flatten(1).unflatten(0, (groups, -1)).mT
     channels, results = groups * weight.shape[1], []
     for part in _parts(x, channels * kernel.numel() * x.shape[2:].numel()):
         product = matrix @ part.transpose(0, 1).reshape(groups, matrix.shape[2], -1)
         windows = product.reshape(channels, len(offsets), len(part), *x.shape[2:])
-        image = windows.new_zeros(channels, len(part), *whole)
+        image = windows.new_zeros(channels, len(part), *padded)
         for number, (rows, columns) in enumerate(offsets):
             image[..., rows, columns] += windows[:, number]
-        results.append(image[..., top : whole[0] - top, left : whole[1] - left].transpose(0, 1))
+        results.append(image[..., top : padded[0] - top, left : padded[1] - left].transpose(0, 1))
     return torch.cat(results)
 
 
 def _offsets(
     kernel: Sequence[int], size: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
 ) -> list[tuple[slice, slice]]:
-    """For each weight of a kernel the rows and columns of the image that it meets, as many as the windows."""
+    """Return for each weight of a kernel the rows and columns of the image that it multiplies, one for each window."""
     axes = [
         [slice(d * i, d * i + s * (n - 1) + 1, s) for i in range(k)]
         for k, n, s, d in zip(kernel, size, stride, dilation, strict=True)
@@ -92,12 +92,12 @@ def _offsets(
 
 
 def _parts(x: Tensor, windows: int) -> tuple[Tensor, ...]:
-    """x in parts of so many images that their windows, of so many numbers each, fit."""
+    """Return x in parts of as many images as fit, if each has so many numbers in its windows."""
     return x.split(max(1, _BYTES // max(1, windows * x.element_size())))
 
 
 def paddings(padding: Any, kernel: Sequence[int], dilation: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Rows and columns added before and after the image; 'same' puts the odd one after."""
+    """Return how many rows and columns are added before and after the image; 'same' puts the odd one after."""
     if padding == "same":
         total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         return [t // 2 for t in total], [t - t // 2 for t in total]
@@ -106,6 +106,6 @@ def paddings(padding: Any, kernel: Sequence[int], dilation: Sequence[int]) -> tu
 
 
 def pair(value: Any) -> tuple[int, int]:
-    """A size for both dimensions of an image, given as one number or as two."""
-    several = (value, value) if isinstance(value, int) else tuple(value)
-    return several if len(several) == 2 else several * 2
+    """Return a size for both dimensions of an image, from one number or two."""
+    sizes = (value, value) if isinstance(value, int) else tuple(value)
+    return sizes if len(sizes) == 2 else sizes * 2

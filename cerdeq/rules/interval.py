@@ -1,4 +1,4 @@
-"""Interval bound propagation (IBP; Gowal et al. 2018): one forward pass with a box and, if wanted, a clean value.
+"""Interval bound propagation (IBP; Gowal et al. 2018): one forward pass with a box and an optional clean value.
 
 Each rule maps Intervals to an Interval in centre-radius form: an affine layer is c' = W c + b, r' = |W| r.
 Clean value and centre go through each layer together, so that training costs two passes of the weights, not three.
@@ -18,14 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cerdeq.bounds import convolution
-from cerdeq.bounds.convolution import pair
-from cerdeq.boxes import Box, outward_ends
+from cerdeq.boxes import Box
+from cerdeq.rules import convolution
+from cerdeq.rules.convolution import pair
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A box (center, radius), both [B, ...], and the clean input's value, of the same shape, where it is carried."""
+    """A box (center, radius), both [B, ...], and optionally the clean input's value, of the same shape."""
 
     center: Tensor
     radius: Tensor
@@ -37,16 +37,16 @@ class Interval:
         return Box(self.center, self.radius)
 
     def of(self, examples: Tensor | slice) -> "Interval":
-        """The box of some examples of the batch."""
+        """Return the box of some examples of the batch."""
         return Interval(self.center[examples], self.radius[examples])
 
     def to(self, dtype: torch.dtype) -> "Interval":
-        """The same numbers in another precision, rounded to nearest."""
+        """Return the same numbers in another precision, rounded to nearest."""
         clean = None if self.clean is None else self.clean.to(dtype)
         return Interval(self.center.to(dtype), self.radius.to(dtype), clean)
 
     def clean_value(self) -> Tensor:
-        """The clean value. Raises ValueError where none is carried."""
+        """Return the clean value. Raises ValueError if there is none."""
         if self.clean is None:
             raise ValueError("this pass carries no clean value")
         return self.clean
@@ -58,11 +58,11 @@ class Context:
 
     sound: whether to round outwards.
     follow: whether batch norm in training moves its running statistics.
-    relu_shrinkage: a factor in (0, 1] of the upper end of unstable ReLUs; below 1 nothing is bounded any more, and
-        `sound` is refused with a ValueError.
+    relu_shrinkage: a factor in (0, 1] of the upper end of unstable ReLUs; below 1 the boxes contain nothing for
+        certain, and `sound` is refused with a ValueError.
     step: the name of the step.
     preactivations: by step, the box before each activation.
-    kept: by step, what its backward rule, and passes of other points of the same batch, will want again.
+    saved: by step, values for its backward rule and for passes of other points of the same batch.
     """
 
     sound: bool
@@ -70,7 +70,7 @@ class Context:
     relu_shrinkage: float = 1.0
     step: str = ""
     preactivations: dict[str, Box] = field(default_factory=dict)
-    kept: dict[str, Any] = field(default_factory=dict)
+    saved: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0 < self.relu_shrinkage <= 1:
@@ -84,8 +84,10 @@ class PrecisionError(ValueError):
 
 
 def absorb(ctx: Context, center: Tensor, radius: Tensor, terms: int) -> Tensor:
-    """The radius of what goes into a sum of `terms` products, widened where `ctx.sound` by what its rounding may cost:
-    twice gamma on the magnitude of every value in the box."""
+    """Return the radius of what goes into a sum of `terms` products, widened for its rounding if `ctx.sound`.
+
+    It is widened by twice gamma on the magnitude of every value in the box.
+    """
     if not ctx.sound:
         return radius
     limits = torch.finfo(radius.dtype)
@@ -96,8 +98,7 @@ def absorb(ctx: Context, center: Tensor, radius: Tensor, terms: int) -> Tensor:
 
 
 def settle(ctx: Context, radius: Tensor, terms: int, offset: Tensor | None = None) -> Tensor:
-    """The radius of what comes out of a sum of `terms` products, widened where `ctx.sound` by what an added `offset`
-    and underflow may cost."""
+    """Return the radius of a sum of `terms` products, widened for an added `offset` and underflow if `ctx.sound`."""
     if not ctx.sound:
         return radius
     limits = torch.finfo(radius.dtype)
@@ -106,7 +107,7 @@ def settle(ctx: Context, radius: Tensor, terms: int, offset: Tensor | None = Non
 
 
 def _affine(x: Interval, function) -> tuple[Tensor, Tensor | None]:
-    """`function` of centre and clean value, in one call."""
+    """Return `function` of centre and clean value, in one call."""
     if x.clean is None:
         return function(x.center), None
     clean, center = function(torch.cat([x.clean, x.center])).chunk(2)
@@ -163,83 +164,6 @@ def specified(ctx: Context, x: Interval, spec: Tensor) -> Interval:
     return Interval(torch.einsum(apply, spec, x.center), settle(ctx, radius, spec.shape[2]), clean)
 
 
-def relu(ctx: Context, x: Interval, inplace: bool = False) -> Interval:
-    """ReLU, exactly: (c, r) where c >= r, else [0, relu(c + r)], times `ctx.relu_shrinkage` there."""
-    ctx.preactivations[ctx.step] = x.box
-    center, radius = relu_box(ctx, x.center, x.radius)
-    return Interval(center, radius, None if x.clean is None else torch.relu(x.clean))
-
-
-def relu_box(ctx: Context, center: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-    """Centre and radius after a ReLU."""
-    if not ctx.sound:
-        return _ReLUBox.apply(center, radius, ctx.relu_shrinkage)
-    half = torch.relu(center + radius) / 2
-    limits = torch.finfo(half.dtype)
-    half = torch.where(center + radius > 0, half * (1 + 4 * limits.eps) + limits.tiny, half)
-    overflowed = ~(center.isfinite() & radius.isfinite())
-    center, half = center.masked_fill(overflowed, 0), half.masked_fill(overflowed, torch.inf)
-    radius = radius.masked_fill(overflowed, torch.inf)
-    active = center >= radius
-    return torch.where(active, center, half), torch.where(active, radius, half)
-
-
-class _ReLUBox(torch.autograd.Function):
-    """(c, r) where c >= r, else shrinkage / 2 relu(c + r) for both; kept are its results, as by the next layer."""
-
-    @staticmethod
-    def forward(ctx: Any, center: Tensor, radius: Tensor, shrinkage: float) -> tuple[Tensor, Tensor]:
-        half = torch.relu(center + radius) / 2
-        center, radius = torch.maximum(center, half), torch.minimum(radius, half)
-        if shrinkage != 1:
-            crossing = 1 - torch.sign(center - radius)
-            center, radius = (end * (1 - (1 - shrinkage) * crossing) for end in (center, radius))
-        ctx.save_for_backward(center, radius)
-        ctx.shrinkage = shrinkage
-        return center, radius
-
-    @staticmethod
-    def backward(ctx: Any, of_center: Tensor, of_radius: Tensor) -> tuple[Tensor, Tensor, None]:
-        always, shared = relu_box_slopes(ctx.saved_tensors, ctx.shrinkage)
-        mixed = shared * (of_center + of_radius)
-        return torch.addcmul(mixed, always, of_center), torch.addcmul(mixed, always, of_radius), None
-
-
-def relu_box_slopes(after: tuple[Tensor, Tensor], shrinkage: float) -> tuple[Tensor, Tensor]:
-    """The derivative of `relu_box` from its results, centre and radius.
-
-    They are 0 where a unit is never active, equal where it may be. First what a gradient of each end is multiplied
-    with for that end, 1 where the unit is always active; then what the sum of both is multiplied with for either, half
-    the shrinkage where it may be. Signs instead of masks: compiled CPU code takes 50 times as long to store booleans as
-    floats.
-    """
-    alive, always = torch.sign(after[0]), torch.sign(after[0] - after[1])
-    return always, shrinkage / 2 * (alive - always)
-
-
-def leaky_relu(ctx: Context, x: Interval, negative_slope: float = 0.01, inplace: bool = False) -> Interval:
-    """Leaky ReLU of any slope: the extremes are at the ends of the box, or at 0 where it lies inside."""
-    ctx.preactivations[ctx.step] = x.box
-    low, high = outward_ends(x.box) if ctx.sound else (x.box.lower, x.box.upper)
-    ends = torch.stack([F.leaky_relu(low, negative_slope), F.leaky_relu(high, negative_slope)])
-    least, most = ends.amin(0), ends.amax(0)
-    inside = (low < 0) & (high > 0)
-    least, most = torch.where(inside, least.clamp(max=0), least), torch.where(inside, most.clamp(min=0), most)
-    clean = None if x.clean is None else F.leaky_relu(x.clean, negative_slope)
-    return _between(ctx, least, most, clean, reach=low.abs() + high.abs())
-
-
-def _between(ctx: Context, low: Tensor, high: Tensor, clean: Tensor | None, reach: Tensor | float = 0.0) -> Interval:
-    """The Interval from low to high, products of numbers up to `reach`."""
-    center, radius = (low + high) / 2, (high - low) / 2
-    if ctx.sound:
-        limits = torch.finfo(center.dtype)
-        radius = radius + 4 * limits.eps * (low.abs() + high.abs()) + 4 * limits.tiny * (1 + reach)
-        center = torch.where(radius.isfinite(), center, 0)
-        radius = torch.where(radius.isfinite(), radius, torch.inf)
-    return Interval(center, radius, clean)
-
-
 def add(ctx: Context, x: Any, y: Any, alpha: float = 1) -> Interval:
     """x + alpha y, of Intervals or of an Interval and a constant."""
     like = x if isinstance(x, Interval) else y
@@ -257,7 +181,7 @@ def subtract(ctx: Context, x: Any, y: Any, alpha: float = 1) -> Interval:
 
 
 def _lifted(x: Any, like: Interval) -> Interval:
-    """x itself, or a constant as an Interval of radius 0, in the precision of `like`."""
+    """Return x itself, or a constant as an Interval of radius 0, in the precision of `like`."""
     if isinstance(x, Interval):
         return x
     value = tensor_like(x, like.center)
@@ -290,7 +214,7 @@ def multiply(ctx: Context, x: Any, y: Any) -> Interval:
 
 
 def _underflowed(ctx: Context, radius: Tensor, x: Interval) -> Tensor:
-    """`radius`, widened where `ctx.sound` by what a factor of x that is rounded to a subnormal number or 0 may cost."""
+    """Return `radius`, widened if `ctx.sound` for a factor of x that is rounded to a subnormal number or 0."""
     if not ctx.sound:
         return radius
     return radius + torch.finfo(radius.dtype).tiny * (x.center.abs() + x.radius)
@@ -301,7 +225,7 @@ def divide(ctx: Context, x: Interval, y: Any) -> Interval:
     divisor = tensor_like(y, x.center)
     clean = None if x.clean is None else x.clean / divisor
     radius = settle(ctx, absorb(ctx, x.center, x.radius, 4) / divisor.abs(), 1)
-    if ctx.sound:  # a divisor that is out of range has lost all of its digits
+    if ctx.sound:  # a divisor that is out of range loses all of its digits
         limits = torch.finfo(divisor.dtype)
         normal = (divisor.abs() >= limits.tiny) & (divisor.abs() <= limits.max)
         radius = torch.where(normal, radius, torch.inf)
@@ -322,19 +246,6 @@ def adaptive_avg_pool2d(ctx: Context, x: Interval, output_size) -> Interval:
     center, clean = _affine(x, lambda value: F.adaptive_avg_pool2d(value, output_size))
     radius = F.adaptive_avg_pool2d(absorb(ctx, x.center, x.radius, terms), output_size)
     return Interval(center, settle(ctx, radius, terms), clean)
-
-
-def max_pool2d(
-    ctx: Context, x: Interval, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False
-) -> Interval:
-    """Max pooling: monotone, so both ends are pooled."""
-    ctx.preactivations[ctx.step] = x.box
-    low, high = outward_ends(x.box) if ctx.sound else (x.box.lower, x.box.upper)
-
-    def pool(value: Tensor) -> Tensor:
-        return F.max_pool2d(value, kernel_size, stride, padding, dilation, ceil_mode)
-
-    return _between(ctx, pool(low), pool(high), None if x.clean is None else pool(x.clean))
 
 
 def concatenate(ctx: Context, tensors: Any, dim: int = 0) -> Interval:

@@ -1,4 +1,4 @@
-"""The rule table: one record an operator, from which every method's rules are looked up.
+"""The rule table: one record for each operator, in which every method looks up its rules.
 
 A new operator is one record here, or one `register` call from outside, and its test.
 """
@@ -13,36 +13,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cerdeq.bounds import batch_norm, interval, linear, relaxation
-from cerdeq.bounds.interval import Interval
 from cerdeq.boxes import Box
+from cerdeq.rules import activations, batch_norm, interval, linear, relaxation
+from cerdeq.rules.interval import Interval
 
 
 def crossing(box: Box, **options: Any) -> Tensor:
-    """Where a box has 0 inside: the neurons whose ReLU is not linear."""
+    """Return where a box has 0 inside: the neurons whose ReLU is not linear."""
     return (box.lower < 0) & (box.upper > 0)
 
 
 @dataclass(frozen=True)
 class Operator:
-    """What bounds know of one operator.
+    """The rules and properties of one operator.
 
     interval: rule (Context, *args, **kwargs) -> Interval, with the arguments of the functional form.
-    functions: the functionals and tensor methods it stands for.
+    functions: its functionals and tensor methods.
     modules: for each module class, the arguments that follow the input.
     backward: rule (Backward, coefficients, *args, **kwargs) -> Pulled, `linear.affine` of an affine operator; None
-        where IBP is all there is.
+        if only IBP can bound it.
     unsettled: of one that is not affine, (Box, **options) -> a mask of where a tighter input box makes its relaxation
         tighter.
     refine: of one with pre-activations of its own, (tighten.Tighter, result, *args, **kwargs) -> the result over those,
         tightened.
     preactivation: of an activation, the values whose sign may be split on: (result, *args, **kwargs) -> Tensor, of
         points.
-    points: of one that in training depends on the whole batch or moves on, (Context, Tensor, *args, **kwargs) -> Tensor
-        by what the context keeps of the batch it met first.
-    bounded: which arguments may be bounded values: the "first" alone, "one" at any place, "any", or "list", any of
+    points: of one that in training depends on the batch or changes with each reading, (Context, Tensor, *args,
+        **kwargs) -> Tensor by what the context has saved.
+    bounded: which arguments may be bounded values: the "first" alone, "one" at any position, "any", or "list", any of
         those in the first argument.
-    allowed: the values that an argument may take, where not all.
+    allowed: the values that an argument may take, if not all.
     local: whether a pixel of the result comes from one "pixel" of an image, treated like every other, or from a
         "window" as of conv2d; None where neither is known.
     broadcasts: whether arguments of several shapes are broadcast.
@@ -70,7 +70,7 @@ class UnsupportedOperator(TypeError):  # noqa: N818
 
 
 def _options(*attributes: str) -> Callable[[Any], dict[str, Any]]:
-    """The arguments that a module keeps in attributes of the same names."""
+    """Return a function that reads arguments from a module's attributes of the same names."""
     return lambda module: {name: getattr(module, name) for name in attributes}
 
 
@@ -95,12 +95,12 @@ def _product(x: Any, y: Any) -> list[tuple[Any, Any]]:
 
 
 def _first(result: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """The argument of an activation."""
+    """Return the argument of an activation."""
     return x
 
 
 def _once(coefficients: Tensor, *args: Any, **kwargs: Any) -> int:
-    """Fan-out of an operator that only moves elements."""
+    """Return the fan-out of an operator that only moves elements."""
     return 1
 
 
@@ -120,15 +120,15 @@ TABLE = (
         backward=batch_norm.backward, points=batch_norm.points, local="pixel",
     ),
     Operator(
-        "relu", interval.relu, (F.relu, torch.relu, Tensor.relu), {nn.ReLU: _options()},
+        "relu", activations.relu, (F.relu, torch.relu, Tensor.relu), {nn.ReLU: _options()},
         backward=relaxation.relu, unsettled=crossing, preactivation=_first, local="pixel",
     ),
     Operator(
-        "leaky_relu", interval.leaky_relu, (F.leaky_relu,), {nn.LeakyReLU: _options("negative_slope")},
+        "leaky_relu", activations.leaky_relu, (F.leaky_relu,), {nn.LeakyReLU: _options("negative_slope")},
         backward=relaxation.leaky_relu, unsettled=crossing, preactivation=_first, local="pixel",
     ),
     Operator(
-        "max_pool2d", interval.max_pool2d, (F.max_pool2d, torch.max_pool2d),
+        "max_pool2d", activations.max_pool2d, (F.max_pool2d, torch.max_pool2d),
         {nn.MaxPool2d: _options(*_POOL, "dilation", "return_indices")},
         backward=relaxation.max_pool2d, unsettled=lambda box, **options: box.radius > 0,
         allowed={"return_indices": (False,)},
@@ -184,12 +184,12 @@ TABLE = (
     ),
     Operator(
         "identity", interval.identity, (), {nn.Identity: _options()},
-        backward=linear.identity, local="pixel", view=True,
+        backward=linear.reshape, local="pixel", view=True,
     ),
     Operator(
         "dropout", interval.dropout, (F.dropout, F.dropout2d),
         {nn.Dropout: _options("training"), nn.Dropout2d: _options("training")},
-        backward=linear.identity, allowed={"training": (False,)}, local="pixel", view=True,
+        backward=linear.reshape, allowed={"training": (False,)}, local="pixel", view=True,
     ),
 )  # fmt: skip
 
@@ -200,7 +200,7 @@ _by_module: dict[type[nn.Module], Operator] = {}
 def register(record: Operator, replace: bool = False) -> None:
     """Add an operator. replace: instead of those that its functions and module classes have.
 
-    Raises ValueError where one of them has a record that is not to be replaced.
+    Raises ValueError if one of them has a record and `replace` is False.
     """
     existing = [key for key in (*record.functions, *record.modules) if key in _by_function or key in _by_module]
     if existing and not replace:
@@ -212,18 +212,18 @@ def register(record: Operator, replace: bool = False) -> None:
 
 
 def of_function(function: Any) -> Operator | None:
-    """The record of a functional or tensor method, None where there is none."""
+    """Return the record of a functional or tensor method, None if there is none."""
     return _by_function.get(function)
 
 
 def of_module(module: nn.Module) -> Operator | None:
-    """The record of a module's class, or of a base class whose forward it runs unchanged; None where there is none."""
+    """Return the record of a module's class, or of a base class whose forward it runs unchanged, or None."""
     kind = _registered_class(module)
     return None if kind is None else _by_module[kind]
 
 
 def module_arguments(record: Operator, module: nn.Module) -> dict[str, Any]:
-    """The functional form's arguments after the input, read from the module as it is now."""
+    """Return the functional form's arguments after the input, read from the module as it is now."""
     kind = _registered_class(module)
     assert kind is not None, "a step's module has a record"
     return record.modules[kind](module)

@@ -1,4 +1,4 @@
-"""Linear relaxations of what is not linear: the two lines around a ReLU (Zhang et al. 2018), and max pooling."""
+"""Backward rules of what is not affine: the two lines around a ReLU (Zhang et al. 2018), and max pooling."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cerdeq.bounds.interval import Interval, pair
-from cerdeq.bounds.linear import Backward, Pulled, dot, magnitude, per_row, slack
 from cerdeq.boxes import Box, outward_ends
+from cerdeq.rules.interval import Interval, pair
+from cerdeq.rules.linear import Backward, Pulled, dot, magnitude, per_row, slack
 
 
 @dataclass(frozen=True)
@@ -30,19 +30,18 @@ class Lines:
     negative_slope: float
 
     def distance(self, p: Tensor, upper: Tensor) -> Tensor:
-        """How far the line on one side, above f where `upper`, is from f at p [B, *shape], where f has one row."""
+        """Return how far the line on one side, above f where `upper`, is from f at p [B, *shape], for one row."""
         chord, through_0 = self.slope * p + self.offset, self.free[:, 0] * p
         line = torch.where(upper == self.convex, chord, through_0)
         return (line - torch.where(p > 0, p, self.negative_slope * p)).abs()
 
 
 def lines(ctx: Backward, box: Box, negative_slope: float = 0.0) -> Lines:
-    """The lines around leaky ReLU, p or negative_slope * p, on each interval of `box` [B, *shape].
+    """Return the lines around leaky ReLU, p or negative_slope * p, on each interval of `box` [B, *shape].
 
-    On one that does not contain 0 inside, all are the function itself, and so they are where ctx.splits says of which
-    sign p is. The free slope is anything between `negative_slope` and 1: where ctx.slopes says, else at the end that
-    makes the enclosed area smaller. Offsets are rounded away from the function where `ctx.sound`; slopes may be
-    rounded, an error for `slack`.
+    If 0 is not inside the interval, or ctx.splits fixes the sign of p, all lines are the function itself. The free
+    slope lies between `negative_slope` and 1: as ctx.slopes says, else at the end with the smaller enclosed area.
+    Offsets are rounded away from the function if `ctx.sound`; slopes may be rounded, an error for `slack`.
     """
     low, high = _cut(ctx, *(outward_ends(box) if ctx.sound else (box.lower, box.upper)))
     # Factors of 0 and 1, not masks: compiled CPU code takes 50 times as long to store booleans as floats.
@@ -59,14 +58,14 @@ def lines(ctx: Backward, box: Box, negative_slope: float = 0.0) -> Lines:
         limits = torch.finfo(offset.dtype)
         away = crossing * (8 * limits.eps * (gaps[0].abs() + gaps[1].abs() + above - below) + limits.tiny)
         offset = offset + away if convex else offset - away
-        offset = torch.where(low <= high, offset, torch.nan)  # a box that is none
-    chosen = share(ctx, ctx.step, per_row((high > -low).to(low)))
-    free = per_row(exact) + per_row(crossing) * (negative_slope + chosen * (1 - negative_slope) - per_row(exact))
+        offset = torch.where(low <= high, offset, torch.nan)  # not a box
+    share = free_choice(ctx, ctx.step, per_row((high > -low).to(low)))
+    free = per_row(exact) + per_row(crossing) * (negative_slope + share * (1 - negative_slope) - per_row(exact))
     return Lines(slope, offset, free, convex, low, high, negative_slope)
 
 
 def _cut(ctx: Backward, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """The ends of an interval of p, cut at 0 where the pass says of which sign p is."""
+    """Return the ends of an interval of p, cut at 0 where the pass fixes the sign of p."""
     if (sign := ctx.splits.get(ctx.step)) is None:
         return low, high
     low = torch.where(sign > 0, low.clamp(min=0), torch.where(sign < 0, low.clamp(max=0), low))
@@ -74,39 +73,39 @@ def _cut(ctx: Backward, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def split_terms(ctx: Backward) -> Tensor | None:
-    """b s [B, K, *shape], s the signs of the pass's splits and b >= 0 a free choice; None where there are none.
+    """Return b s [B, K, *shape], s the signs of the pass's splits and b >= 0 a free choice; None if there are none.
 
-    A . f(p) >= A . f(p) - (b s) . p where every split s p >= 0 holds (beta-CROWN; Wang et al. 2021).
+    A . f(p) >= A . f(p) - (b s) . p if every split s p >= 0 holds (beta-CROWN; Wang et al. 2021).
     """
-    sign, chosen = ctx.splits.get(ctx.step), ctx.slopes.get(split_name(ctx.step))
-    if sign is None or chosen is None:
+    sign, multiplier = ctx.splits.get(ctx.step), ctx.slopes.get(split_name(ctx.step))
+    if sign is None or multiplier is None:
         return None
-    return per_row(sign) * (chosen.clamp(min=0) if ctx.sound else chosen)
+    return per_row(sign) * (multiplier.clamp(min=0) if ctx.sound else multiplier)
 
 
 def split_name(step: str) -> str:
-    """What the multipliers of a step's splits are called among a pass's free choices."""
+    """Return the name of the multipliers of a step's splits among a pass's free choices."""
     return f"{step}/split"
 
 
-def kept_name(step: str) -> str:
-    """What an equilibrium calls the free choices that say how much of a coefficient goes through the lines."""
+def line_share_name(step: str) -> str:
+    """Return the name of an equilibrium's free choices: how much of each coefficient goes through the lines."""
     return f"{step}/multiplier"
 
 
-def share(ctx: Backward, name: str, default: Tensor) -> Tensor:
-    """The free choice `name` of this pass, [B, 1 or K, *shape], within 0 and 1; any is sound."""
-    chosen = ctx.slopes.get(name, default)
-    if ctx.chosen is not None:
-        ctx.chosen[name] = chosen
-    return chosen.clamp(0, 1) if ctx.sound else chosen  # the clamp has no gradient at its ends
+def free_choice(ctx: Backward, name: str, default: Tensor) -> Tensor:
+    """Return the free choice `name` of this pass, [B, 1 or K, *shape], within 0 and 1; any is sound."""
+    choice = ctx.slopes.get(name, default)
+    if ctx.choices is not None:
+        ctx.choices[name] = choice
+    return choice.clamp(0, 1) if ctx.sound else choice  # the clamp has no gradient at its ends
 
 
 def through(ctx: Backward, around: Lines, coefficients: Tensor) -> tuple[Tensor, Tensor]:
-    """Coefficients on p, and their constant [B, K], that bound coefficients . f(p) from below.
+    """Return coefficients on p, and their constant [B, K], that bound coefficients . f(p) from below.
 
-    Positive ones go with the lower line, negative ones with the upper: the lines' mean times the coefficients, and half
-    their difference times the magnitudes.
+    Positive ones take the lower line, negative ones the upper: the lines' mean times the coefficients, and half their
+    difference times the magnitudes.
     """
     chord, sign = per_row(around.slope), -1 if around.convex else 1
     mean, gap = (around.free + chord) / 2, (chord - around.free) * (sign / 2)
@@ -148,12 +147,12 @@ def leaky_relu(
 ) -> Pulled:
     """Leaky ReLU of any slope."""
     around = lines(ctx, x.box, negative_slope)
-    if ctx.met is not None:
-        ctx.met[ctx.step] = coefficients, around
+    if ctx.seen is not None:
+        ctx.seen[ctx.step] = coefficients, around
     pulled, constant = through(ctx, around, coefficients)
     size = magnitude(x) * max(1.0, abs(negative_slope)) + around.offset.abs()
-    if (known := split_terms(ctx)) is not None:
-        pulled, constant = pulled - known, constant - slack(ctx, known, size, 4)
+    if (splits := split_terms(ctx)) is not None:
+        pulled, constant = pulled - splits, constant - slack(ctx, splits, size, 4)
     return Pulled((pulled,), constant - slack(ctx, coefficients, size, 4))
 
 
@@ -166,17 +165,19 @@ def max_pool2d(
     ctx: Backward, coefficients: Tensor, x: Interval,
     kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False,
 ) -> Pulled:  # fmt: skip
-    """Max pooling. Below: the element whose lower end is largest. Above: that element where its lower end reaches
-    every other's upper end, else the largest upper end, a constant (Singh et al. 2019)."""
+    """Max pooling, bounded from below by the element with the largest lower end.
+
+    From above by the same element if its lower end reaches every other's upper end, else by the largest upper end, a
+    constant (Singh et al. 2019).
+    """
     low, high = outward_ends(x.box) if ctx.sound else (x.box.lower, x.box.upper)
     windows = Windows(coefficients.shape[3:], kernel_size, stride or kernel_size, padding, dilation)
     floor, element = windows.of(low.clamp(min=torch.finfo(low.dtype).min), -torch.inf).max(4)
     lows, highs = windows.of(low, -torch.inf), windows.of(high, -torch.inf)
     decided = floor >= highs.scatter(4, element.unsqueeze(4), -torch.inf).amax(4)
     ceiling = torch.where(decided, 0, highs.amax(4))
-    proper = (lows <= highs).all(4) & (floor > -torch.inf)  # no box that is none, no window of padding alone
+    proper = (lows <= highs).all(4) & (floor > -torch.inf)  # all are boxes, and the window is not padding alone
     ceiling = torch.where(proper, ceiling, torch.nan)
-    # The lines: the element itself from below, and from above where it decides; else the ceiling.
     positive, negative = coefficients.clamp(min=0), coefficients.clamp(max=0)
     pulled = windows.scattered(positive + negative * per_row(decided.to(coefficients)), element, low.shape[2:])
     size = torch.maximum(windows.of(magnitude(x), 0).amax(4), ceiling.abs())
@@ -188,21 +189,21 @@ class Windows:
 
     def __init__(self, outputs: torch.Size, kernel: Any, stride: Any, padding: Any, dilation: Any):
         axes = zip(outputs, pair(kernel), pair(stride), pair(dilation), strict=True)
-        places = [torch.arange(n)[:, None] * s + torch.arange(k) * d for n, k, s, d in axes]
-        self.rows, self.columns = places[0][:, None, :, None], places[1][None, :, None, :]  # of the padded image
+        positions = [torch.arange(n)[:, None] * s + torch.arange(k) * d for n, k, s, d in axes]
+        self.rows, self.columns = positions[0][:, None, :, None], positions[1][None, :, None, :]  # of the padded image
         self.padding = pair(padding)
 
     def of(self, image: Tensor, outside: float) -> Tensor:
-        """The elements of an image [B, C, H, W], `outside` beyond it: [B, C, h, w, elements]."""
+        """Return the elements of an image [B, C, H, W], `outside` beyond it: [B, C, h, w, elements]."""
         (top, left), (height, width) = self.padding, image.shape[2:]
         below, right = int(self.rows.max()) + 1 - top - height, int(self.columns.max()) + 1 - left - width
         padded = F.pad(image, (left, max(0, right), top, max(0, below)), value=outside)
         return padded[:, :, self.rows, self.columns].flatten(4)
 
     def scattered(self, coefficients: Tensor, element: Tensor, size: torch.Size) -> Tensor:
-        """Coefficients [B, K, C, h, w] of one element of each window, [B, C, h, w], as coefficients of the image."""
+        """Return coefficients [B, K, C, h, w] of one element [B, C, h, w] of each window as those of the image."""
         pixels = torch.arange(size.numel(), device=element.device).view(1, 1, *size)
         numbers = self.of(pixels, 0).expand(*element.shape, -1)
-        place = per_row(numbers.gather(4, element.unsqueeze(4)).flatten(2)).expand_as(coefficients.flatten(3))
+        index = per_row(numbers.gather(4, element.unsqueeze(4)).flatten(2)).expand_as(coefficients.flatten(3))
         image = coefficients.new_zeros(*coefficients.shape[:3], size.numel())
-        return image.scatter_add(3, place, coefficients.flatten(3)).unflatten(3, size)
+        return image.scatter_add(3, index, coefficients.flatten(3)).unflatten(3, size)

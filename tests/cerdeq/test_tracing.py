@@ -1,9 +1,9 @@
-"""Tracing: a program computes what the module computes, with subclasses, hooks, constants and shapes."""
+"""Tracing: a program computes what the module computes; in-place operations are followed or refused."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import assert_sound
+from cases import assert_sound, function
 from oracles import Lambda, assert_contains, points_of, random_box
 from torch import nn
 
@@ -30,20 +30,10 @@ class LeakyAtHeart(nn.ReLU):
         return F.relu(x) - 0.1 * F.relu(-1 * x)
 
 
-class Halved(nn.BatchNorm1d):
-    def forward(self, x):
-        return super().forward(x) * 0.5
-
-
 def test_a_subclass_with_its_own_forward_is_not_treated_as_its_base():
     for layer in (Rescaled(4, 3), LeakyAtHeart()):
         assert_sound(nn.Sequential(nn.Linear(4, 4), layer), random_box(3, 4))
     assert_sound(nn.Sequential(Standardised(2, 3, 2)), random_box(2, 2, 4, 4))
-
-
-def test_a_subclass_whose_own_forward_cannot_be_traced_is_refused():
-    with pytest.raises(torch.fx.proxy.TraceError, match="control flow"):
-        bound(nn.Sequential(nn.Linear(4, 4), Halved(4)).double().eval(), random_box(3, 4))
 
 
 def test_a_forward_replaced_on_the_instance_is_refused():
@@ -54,16 +44,10 @@ def test_a_forward_replaced_on_the_instance_is_refused():
         bound(model.double().eval(), random_box(3, 4))
 
 
-HOOKS = {
-    "output": lambda layer: layer.register_forward_hook(lambda module, inputs, output: output + 5),
-    "input": lambda layer: layer.register_forward_pre_hook(lambda module, inputs: (inputs[0] + 5,)),
-}
-
-
 def test_a_hook_that_changes_a_value_is_refused():
-    for register in HOOKS.values():
+    for register in (nn.Module.register_forward_hook, nn.Module.register_forward_pre_hook):
         model = nn.Sequential(nn.Linear(4, 3)).double().eval()
-        register(model[0])
+        register(model[0], lambda *arguments: None)
         with pytest.raises(UnsupportedOperator, match="module '0' has forward hooks"):
             bound(model, random_box(3, 4))
 
@@ -75,14 +59,6 @@ class Buffered(nn.Module):
 
     def forward(self, x):
         return x * (self.scale * 2)
-
-
-def test_tracing_leaves_the_module_as_it_was():
-    model = Buffered().eval()
-    before = set(vars(model)) | set(model._buffers) | set(model._parameters)
-    for _ in range(2):
-        bound(model, random_box(2, 4))
-    assert set(vars(model)) | set(model._buffers) | set(model._parameters) == before
 
 
 def constant_twice(module, x):
@@ -137,29 +113,26 @@ def test_arguments_may_be_given_by_name():
     ):
         assert_sound(Lambda(forward, w=torch.randn(3, 4)), random_box(2, 4))
 
-    class ByName(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Linear(4, 3)
+    by_name = Lambda(lambda module, x: module.layer(input=x))
+    by_name.layer = nn.Linear(4, 3)
+    assert_sound(by_name, random_box(2, 4))
 
-        def forward(self, x):
-            return self.layer(input=x)
 
-    assert_sound(ByName(), random_box(2, 4))
+def unpacked(x):
+    batch, channels, width = x.shape
+    return x.view(batch, channels * width)
 
 
 SHAPE_QUERIES = {
+    "unpacked": unpacked,
     "size": lambda x: x.view(x.size(0), -1),
     "size from the end": lambda x: x.reshape(x.size(-3), x.size(-2) * x.size(-1)),
-    "size by name": lambda x: x.view(x.size(dim=0), -1),
     "shape": lambda x: torch.reshape(x, (x.shape[0], x.shape[1] * x.shape[2])),
     "size, then index": lambda x: x.view(x.size()[0], -1),
     "slice": lambda x: torch.reshape(x, x.shape[:1] + (12,)),  # noqa: RUF005
     "dim": lambda x: torch.flatten(x, x.dim() - 2),
-    "ndim": lambda x: x.flatten(x.ndim - 2),
     "constant of the batch": lambda x: x.flatten(1) + torch.ones(12).to(x.dtype).view(1, x.size(1) * 4),
     "scale": lambda x: x.flatten(1) * x.size(1) / x.shape[2],
-    "dimension of concatenation": lambda x: torch.cat([x, -x], x.dim() - 1),
     "of a value on the way": lambda x: (2 * x).view((x + 1).size(0), -1),
 }
 
@@ -175,13 +148,102 @@ def test_shapes_are_read_when_the_program_runs():
             assert_contains(result.lower, result.upper, torch.stack([model(x) for x in points_of(box, 32)]))
 
 
-def test_shapes_may_be_unpacked():
-    class Unpacked(nn.Module):
-        def forward(self, x):
-            batch, channels, height, width = x.shape
-            return x.view(batch, channels, height * width)
+def test_the_usual_in_place_residual_is_supported():
+    """As in torchvision: one in-place ReLU used twice, and an in-place sum; nothing is read after its change."""
 
-    model, box = Unpacked().eval(), random_box(2, 3, 2, 2)
-    lower, upper = bound(model, box)
-    assert lower.shape == (2, 3, 4)
-    assert_contains(lower, upper, torch.stack([model(x) for x in points_of(box, 20)]))
+    def forward(module, x):
+        out = module.two(module.relu(module.one(x)))
+        out += x
+        return module.relu(out)
+
+    block = Lambda(forward)
+    block.one, block.two, block.relu = nn.Linear(4, 4), nn.Linear(4, 4), nn.ReLU(inplace=True)
+    assert_sound(block, random_box(3, 4))
+
+
+def augmented(x, c):
+    y = x * 1.0
+    y += c
+    y -= 2 * c
+    y *= c
+    y /= c - 5
+    return y
+
+
+def test_augmented_assignments_are_followed():
+    """x -= mean, x /= std: as common in models as their longer forms, and no different if nothing is read again."""
+    assert_sound(function(augmented, c=(4,))(), random_box(3, 4))
+
+
+def alias(x):
+    y = x - 0.2
+    z = y
+    y += x
+    return z * 2  # z is the sum by now
+
+
+def ignored_result(x):
+    y = x - 0.2
+    F.relu(y, inplace=True)
+    return y
+
+
+def twice_through_a_view(x):
+    y = torch.flatten(x, 1) - 0.2
+    z = y.flatten(1)
+    z = F.relu(z, inplace=True)
+    z += 1
+    return y - z
+
+
+def test_a_value_changed_in_place_and_read_by_another_name_is_refused():
+    for forward in (alias, ignored_result, twice_through_a_view):
+        with pytest.raises(UnsupportedOperator, match="after it was changed in place"):
+            trace(function(forward)().eval())
+
+
+CHANGES = {
+    "leaky relu": lambda y: F.leaky_relu(y, 0.1, inplace=True),
+    "leaky relu positional": lambda y: F.leaky_relu(y, 0.1, True),
+    "leaky relu by name": lambda y: F.leaky_relu(inplace=True, input=y),
+    "through a view": lambda y: F.relu(y.view(y.size(0), -1), inplace=True),
+    "through a reshape": lambda y: F.relu(torch.reshape(y, (-1, 4)), inplace=True),
+    "through dropout": lambda y: F.relu(F.dropout(y, 0.5, training=False), inplace=True),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_reading_a_changed_value_is_refused(name):
+    def forward(x):
+        y = x - 0.2
+        z = CHANGES[name](y)
+        return torch.cat([z, y], 1)  # the user's line
+
+    with pytest.raises(UnsupportedOperator, match=r"'cat' reads 'sub' after it was changed in place.*the user's line"):
+        trace(function(forward)().eval())
+
+
+def test_reading_a_value_that_modules_changed_is_refused():
+    model = Lambda(lambda module, x: torch.cat([module.change(x), x], 1))
+    model.change = nn.Sequential(nn.Identity(), nn.Dropout(), nn.LeakyReLU(inplace=True))
+    with pytest.raises(UnsupportedOperator, match="after it was changed in place"):
+        trace(model.eval())
+
+
+COPIES = {
+    "concatenation": lambda y: torch.cat([y, y], 1),
+    "negation": lambda y: -y,
+    "leaky relu": lambda y: F.leaky_relu(y, -0.5),
+    "max pool": lambda y: F.max_pool2d(y.view(-1, 1, 2, 2), 1),
+}
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_a_copy_may_be_read_after_the_change(name):
+    def forward(module, x):
+        y = x - 0.2
+        z = COPIES[name](y)
+        F.leaky_relu(y, 0.1, inplace=True)
+        return 2 * z
+
+    assert_sound(Lambda(forward), random_box(3, 4))

@@ -1,7 +1,7 @@
 """Backward rules: linear lower bounds of a functional of the network (CROWN; Zhang et al. 2018; Xu et al. 2020).
 
-A functional of one value v of the network is given by coefficients A [B, K, *shape of v]: K sums A . v an example. A
-rule replaces v = f(p) by p: it returns coefficients on p and a constant so that A . v >= coefficients . p + constant
+Coefficients A [B, K, *shape of v] define K functionals A . v of one value v of the network, for each example. A rule
+replaces v = f(p) by p: it returns coefficients on p and a constant so that A . v >= coefficients . p + constant
 wherever p lies in its box. Upper bounds are lower bounds of -A.
 
 With `sound` set, rounding is counted outwards. An affine rule that computes fl(A W) in place of A W is off, in the
@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vjp, vmap
 
-from cerdeq.bounds import convolution
-from cerdeq.bounds.convolution import paddings
-from cerdeq.bounds.interval import Context, Interval, PrecisionError, pair, tensor_like
-from cerdeq.bounds.precision import without_autocast
+from cerdeq.rules import convolution
+from cerdeq.rules.convolution import paddings
+from cerdeq.rules.interval import Context, Interval, PrecisionError, pair, tensor_like
+from cerdeq.rules.precision import without_autocast
 
 
 @dataclass(frozen=True)
@@ -41,35 +41,35 @@ class Backward:
     step: the name of the step.
     output: the step's bounded value.
     slopes: free choices by name, [B, K, *shape], 0 to 1: by a step's name, where between its two extremes the free line
-        of its relaxation lies. What is absent is chosen so that the relaxation's area is small.
-    chosen: if a dictionary, receives every choice.
-    kept: by step, what the forward pass's rules left for theirs.
-    splits: by step with an activation, [B, *shape]: 1 where only inputs with a pre-activation of at least 0 are asked
-        about, -1 where only those with one of at most 0, else 0. The bound holds for what meets all of them.
-    met: if a dictionary, receives by step the coefficients that arrived at an activation and the lines around it, and
-        under "" the input's coefficients.
+        of its relaxation lies. By default the relaxation's area is small.
+    choices: if a dictionary, receives every choice.
+    saved: `Context.saved` of the forward pass.
+    splits: by step with an activation, [B, *shape]: 1 for inputs with a pre-activation of at least 0 alone, -1 for
+        those with one of at most 0, else 0. The bound holds for inputs that meet all of them.
+    seen: if a dictionary, receives by step the coefficients of an activation and the lines around it, and under "" the
+        input's coefficients.
     """
 
     sound: bool
     step: str = ""
     output: Interval | None = None
     slopes: dict[str, Tensor] = field(default_factory=dict)
-    chosen: dict[str, Tensor] | None = None
-    kept: dict[str, Any] = field(default_factory=dict)
+    choices: dict[str, Tensor] | None = None
+    saved: dict[str, Any] = field(default_factory=dict)
     splits: dict[str, Tensor] = field(default_factory=dict)
-    met: dict[str, Any] | None = None
+    seen: dict[str, Any] | None = None
 
 
 Rule = Callable[..., Pulled]
 
 
 def per_row(value: Tensor) -> Tensor:
-    """A value [B, *shape], to broadcast over coefficients [B, K, *shape]."""
+    """Return a value [B, *shape] so that it broadcasts over coefficients [B, K, *shape]."""
     return value.unsqueeze(1)
 
 
 def dot(ctx: Backward, coefficients: Tensor, value: Tensor) -> Tensor:
-    """Sums of coefficients [B, K, *shape] times value [B, *shape]: [B, K]; in float64 where `ctx.sound`."""
+    """Return the sums [B, K] of coefficients [B, K, *shape] times value [B, *shape]; in float64 if `ctx.sound`."""
     if ctx.sound and coefficients.dtype != torch.float64:
         return (coefficients * per_row(value)).flatten(2).sum(2, dtype=torch.float64)
     flat = value.expand(len(coefficients), *value.shape[1:]).flatten(1)
@@ -78,10 +78,10 @@ def dot(ctx: Backward, coefficients: Tensor, value: Tensor) -> Tensor:
 
 
 def slack(ctx: Backward, coefficients: Tensor, magnitude: Tensor, terms: int) -> Tensor:
-    """What rounding may cost: [B, K]; 0 where it is not counted.
+    """Return what rounding may cost, [B, K]; 0 if it is not counted.
 
     It covers coefficients made by sums of `terms` products and a sum over all of them, of values up to `magnitude`
-    [B, *shape]: twice gamma, for its own rounding. Raises ValueError where there are too many for the precision.
+    [B, *shape]: twice gamma, for its own rounding. Raises ValueError if there are too many for the precision.
     """
     if not ctx.sound:
         return coefficients.new_zeros(())
@@ -96,12 +96,12 @@ def slack(ctx: Backward, coefficients: Tensor, magnitude: Tensor, terms: int) ->
 
 
 def magnitude(x: Interval) -> Tensor:
-    """At least |p| everywhere in the box, up to rounding that `slack` covers."""
+    """Return at least |p| everywhere in the box, up to rounding that `slack` covers."""
     return x.center.abs() + x.radius
 
 
 def affine(function: Callable[..., Tensor], interval: Callable[..., Interval], fan_out: Callable | None = None) -> Rule:
-    """The backward rule of an affine operator, by differentiating it.
+    """Return the backward rule of an affine operator, by differentiating it.
 
     function: the operator on tensors, affine in all of its bounded arguments together. interval: its interval rule,
     from which magnitudes come. fan_out: how many outputs one element of an input reaches, from the coefficients and
@@ -117,14 +117,14 @@ def affine(function: Callable[..., Tensor], interval: Callable[..., Interval], f
         offset, pull = vjp(apply, *at_zero)  # type: ignore[misc]  # two of them without has_aux
         pulled = vmap(pull, in_dims=1, out_dims=1)(coefficients)
         terms = coefficients[0, 0].numel() if fan_out is None else fan_out(coefficients, *args, **kwargs)
-        lost = _lost(ctx, coefficients, interval, args, kwargs, terms)
-        return Pulled(pulled, dot(ctx, coefficients, offset) - lost)
+        rounding = _rounding(ctx, coefficients, interval, args, kwargs, terms)
+        return Pulled(pulled, dot(ctx, coefficients, offset) - rounding)
 
     return rule
 
 
 def combination(weights: Callable[..., list[tuple[Any, Any]]], interval: Callable[..., Interval]) -> Rule:
-    """The backward rule of a sum of values times constants, element by element.
+    """Return the backward rule of a sum of values times constants, element by element.
 
     weights: from the operator's arguments, pairs of a summand, bounded or not, and its constant factor. interval: its
     interval rule, from which magnitudes come.
@@ -133,31 +133,31 @@ def combination(weights: Callable[..., list[tuple[Any, Any]]], interval: Callabl
     def rule(ctx: Backward, coefficients: Tensor, *args: Any, **kwargs: Any) -> Pulled:
         pulled, constant, largest = [], coefficients.new_zeros(()), 1
         for summand, factor in weights(*args, **kwargs):
-            weighted = coefficients * _per_row(factor, coefficients)
+            weighted = coefficients * _constant_per_row(factor, coefficients)
             if isinstance(summand, Interval):
                 pulled.append(weighted.sum_to_size(*coefficients.shape[:2], *summand.center.shape[1:]))
                 largest = max(largest, coefficients[0, 0].numel() // summand.center[0].numel())
             else:
-                products = weighted * _per_row(summand, coefficients)
+                products = weighted * _constant_per_row(summand, coefficients)
                 constant = constant + products.flatten(2).sum(2, dtype=torch.float64 if ctx.sound else None)
-        lost = _lost(ctx, coefficients, interval, args, kwargs, largest)
-        return Pulled(tuple(pulled), (constant - lost).expand(coefficients.shape[:2]))
+        rounding = _rounding(ctx, coefficients, interval, args, kwargs, largest)
+        return Pulled(tuple(pulled), (constant - rounding).expand(coefficients.shape[:2]))
 
     return rule
 
 
-def _per_row(constant: Any, coefficients: Tensor) -> Any:
-    """A constant, to broadcast over coefficients [B, K, *shape]."""
+def _constant_per_row(constant: Any, coefficients: Tensor) -> Any:
+    """Return a constant so that it broadcasts over coefficients [B, K, *shape]."""
     value = tensor_like(constant, coefficients)
     return value.unsqueeze(1) if value.dim() == coefficients.dim() - 1 else value
 
 
 def _boxes(args: Any) -> list[Interval]:
-    return [arg for arg in _leaves(args) if isinstance(arg, Interval)]
+    return [arg for arg in nested_items(args) if isinstance(arg, Interval)]
 
 
-def _lost(ctx: Backward, coefficients: Tensor, interval: Callable, args: Any, kwargs: Any, terms: int) -> Tensor:
-    """What an affine rule's rounding may cost, by the interval rule at magnitudes in place of values."""
+def _rounding(ctx: Backward, coefficients: Tensor, interval: Callable, args: Any, kwargs: Any, terms: int) -> Tensor:
+    """Return what an affine rule's rounding may cost, by the interval rule at magnitudes in place of values."""
     if not ctx.sound:
         return coefficients.new_zeros(())
     sizes = (Interval(torch.zeros_like(box.center), magnitude(box)) for box in _boxes(args))
@@ -165,13 +165,13 @@ def _lost(ctx: Backward, coefficients: Tensor, interval: Callable, args: Any, kw
     return slack(ctx, coefficients, magnitude(result), terms)
 
 
-def _leaves(args: Any) -> list[Any]:
-    """Arguments, those inside lists included."""
-    return [leaf for arg in args for leaf in (_leaves(arg) if isinstance(arg, list | tuple) else [arg])]
+def nested_items(args: Any) -> list[Any]:
+    """Return the arguments, with the items of lists and tuples among them in place of these."""
+    return [item for arg in args for item in (nested_items(arg) if isinstance(arg, list | tuple) else [arg])]
 
 
 def _with(args: Any, replacements: Any, dtype: torch.dtype) -> Any:
-    """Arguments with Intervals replaced in order, and constants in the coefficients' precision."""
+    """Return arguments with Intervals replaced in order, and constants in the coefficients' precision."""
     changed: list[Any] = []
     for arg in args:
         if isinstance(arg, list | tuple):
@@ -191,12 +191,13 @@ def conv2d(
     kernel, stride, dilation = weight.shape[2:], pair(stride), pair(dilation)
     before, after = paddings(padding, kernel, dilation)
     axes = zip(x.center.shape[2:], coefficients.shape[3:], stride, dilation, kernel, before, strict=True)
-    rest = [whole - ((n - 1) * s + d * (k - 1) + 1 - 2 * p) for whole, n, s, d, k, p in axes]
+    rest = [size - ((n - 1) * s + d * (k - 1) + 1 - 2 * p) for size, n, s, d, k, p in axes]
     unreached = [max(0, missing) for missing in rest]
     rows = coefficients.flatten(0, 1)
     pulled = convolution.conv_transpose2d(rows, weight, stride, before, unreached, groups, dilation)
     pulled = F.pad(pulled, (0, min(0, rest[1]), 0, min(0, rest[0])))  # the odd row of 'same'
-    constant = 0.0 if bias is None else (coefficients.flatten(3).sum(3) * bias).sum(2)
+    no_constant = coefficients.new_zeros(coefficients.shape[:2])
+    constant = no_constant if bias is None else (coefficients.flatten(3).sum(3) * bias).sum(2)
     if ctx.sound:
         reach = F.pad(magnitude(x), (before[1], after[1], before[0], after[0]))
         result = convolution.conv2d(reach, weight.abs(), None, stride, 0, dilation, groups)
@@ -204,30 +205,23 @@ def conv2d(
             offset = bias.view(1, -1, 1, 1).expand_as(result)
             result, constant = result + offset.abs(), dot(ctx, coefficients, offset)
         constant = constant - slack(ctx, coefficients, result, weight[:, 0].numel() // groups + weight[0].numel())
-    return Pulled((pulled.unflatten(0, coefficients.shape[:2]),), _filled(constant, coefficients))
+    return Pulled((pulled.unflatten(0, coefficients.shape[:2]),), constant)
 
 
 def linear(ctx: Backward, coefficients: Tensor, x: Interval, weight, bias=None) -> Pulled:
     """Fully connected layer over the last dimension: A W."""
-    constant = 0.0 if bias is None else (coefficients * bias).flatten(2).sum(2)
+    no_constant = coefficients.new_zeros(coefficients.shape[:2])
+    constant = no_constant if bias is None else (coefficients * bias).flatten(2).sum(2)
     if ctx.sound:
         result = F.linear(magnitude(x), weight.abs())
         if bias is not None:
             offset = bias.expand_as(result)
             result, constant = result + offset.abs(), dot(ctx, coefficients, offset)
         constant = constant - slack(ctx, coefficients, result, sum(weight.shape))
-    return Pulled((coefficients @ weight,), _filled(constant, coefficients))
-
-
-def _filled(constant: Any, coefficients: Tensor) -> Tensor:
-    return constant if isinstance(constant, Tensor) else coefficients.new_zeros(coefficients.shape[:2])
-
-
-def identity(ctx: Backward, coefficients: Tensor, x: Interval, *args: Any, **kwargs: Any) -> Pulled:
-    """The value itself."""
-    return Pulled((coefficients,), coefficients.new_zeros(coefficients.shape[:2]))
+    return Pulled((coefficients @ weight,), constant)
 
 
 def reshape(ctx: Backward, coefficients: Tensor, x: Interval, *args: Any, **kwargs: Any) -> Pulled:
-    """Flatten, reshape and view: no arithmetic."""
-    return identity(ctx, coefficients.reshape(*coefficients.shape[:2], *x.center.shape[1:]), x)
+    """Identity, flatten, reshape and view: no arithmetic."""
+    pulled = coefficients.reshape(*coefficients.shape[:2], *x.center.shape[1:])
+    return Pulled((pulled,), coefficients.new_zeros(coefficients.shape[:2]))

@@ -1,0 +1,88 @@
+"""Float32 first: a float64 network's program in float32, and boxes between the two precisions.
+
+Sound bounds hold in any precision for the stored numbers. So float64 need not prove again what float32 proves of a
+network whose weights are float32, over a box that contains the float64 one.
+"""
+
+import copy
+import itertools
+import platform
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from cerdeq.bounds.forward import with_boxes
+from cerdeq.bounds.graph import Program, Step, trace
+from cerdeq.boxes import narrowed, outward_ends
+from cerdeq.rules.interval import Interval
+from cerdeq.rules.linear import nested_items
+
+
+def in_float32(model: nn.Module, linear: bool = False) -> Program | None:
+    """Return the program of a float64 model in float32, as `trace` makes it; None if it would be another function.
+
+    It would be if a number of the program is no float32, or is computed from others by the model or by the tracing.
+    None also on CPUs other than x86-64: in float32 torch may choose Winograd there.
+    """
+    first = next(itertools.chain(model.parameters(), model.buffers()), None)
+    on_cpu = first is None or first.device.type == "cpu"
+    if on_cpu and platform.machine() not in ("x86_64", "AMD64"):
+        return None
+    if any(parametrize.is_parametrized(module) for module in model.modules()):
+        return None
+    float64, float32 = trace(model, linear), trace(copy.deepcopy(model).float(), linear)
+    return float32 if _have_same_numbers(float64.steps, float32.steps) else None
+
+
+def _have_same_numbers(float64: tuple[Step, ...], float32: tuple[Step, ...]) -> bool:
+    """Return whether steps use the very same numbers in both precisions, and compute none of their own."""
+    if len(float64) != len(float32) or any(step.record is None and (step.args or step.kwargs) for step in float64):
+        return False
+    both = zip(float64, float32, strict=True)
+    pairs = [pair for steps in both for pair in itertools.zip_longest(*map(_numbers, steps))]
+    alike = [
+        a is not None
+        and b is not None
+        and a.dtype in (torch.float64, torch.float32)
+        and b.dtype == torch.float32
+        and a.shape == b.shape
+        for a, b in pairs
+    ]
+    if not all(alike):
+        return False
+    equal = [(a.double() == b.double()).all() for a, b in pairs]  # read at once: each reading makes a GPU's host wait
+    return not equal or bool(torch.stack([each.to(equal[0].device) for each in equal]).all())
+
+
+def _numbers(step: Step) -> list[Tensor]:
+    """Return the floating-point tensors that a step uses: its module's, those among its arguments, or its own value."""
+    values: list[Any] = [*nested_items(step.args), *nested_items(step.kwargs.values())]
+    if isinstance(step.target, nn.Module):
+        values += [*step.target.parameters(), *step.target.buffers()]
+    elif step.record is None and not step.args and not step.kwargs:
+        values.append(step.target())
+    return [value for value in values if isinstance(value, Tensor) and value.is_floating_point()]
+
+
+def rounded_outwards(x: Interval) -> Interval:
+    """Return a float32 box that contains the float64 one."""
+    limits, center = torch.finfo(torch.float32), x.center.float()
+    radius = x.radius + (center.double() - x.center).abs()
+    return Interval(center, (radius * (1 + 2 * limits.eps) + limits.tiny).float())
+
+
+def within(program: Program, values: list[Any], others: list[Any]) -> list[Any]:
+    """Return a float64 pass: the boxes of `values` cut by those of `others`, a float32 pass over the same inputs."""
+
+    def cut(value: Interval, number: int) -> Interval:
+        box = narrowed(value.box, *outward_ends(others[number].box.double()))
+        return Interval(box.center, box.radius)
+
+    return with_boxes(program, values, cut)
+
+
+def rounded(program: Program, values: list[Any]) -> list[Any]:
+    """Return the values of a pass in float32, rounded to nearest: for searches with that program, not for proofs."""
+    return with_boxes(program, values, lambda box, number: box.to(torch.float32))

@@ -1,0 +1,1 @@
+"""What bounds know of each operator: the table in operators.py, and the rules that it names."""
