@@ -2,15 +2,12 @@
 
 import functools
 import os
-import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from cerdeq.bounds.memory import is_out_of_memory
 from harness.environment import cache_directory
@@ -72,33 +69,20 @@ def compiled_loss(loss: Callable[..., Any]) -> Callable[..., Any]:
 
     The option goes with each function, since Dynamo resets global options before it compiles the backward pass.
     """
-    inductor: Any = import_module("torch._inductor.config")  # here, since it takes seconds
-    options: dict[str, Any] = {"deterministic": True} if hasattr(inductor, "deterministic") else {}
-    return torch.compile(loss, fullgraph=True, dynamic=False, options=options)
+    return torch.compile(loss, fullgraph=True, dynamic=False, options={"deterministic": True})
 
 
 @functools.cache
 def compiler_problem(device: str) -> str | None:
     """Return why torch cannot compile for a type of device here, in a line, or None if it can."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_cache()))
+    directory = cache_directory() / "compiled"
+    with suppress(OSError):  # torch then has a directory of its own
+        directory.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(directory))
     try:
-        torch.compile(_probe)(torch.ones(2, device=device))
+        torch.compile(lambda x: torch.relu(x) + 1)(torch.ones(2, device=device))
     except Exception as error:  # whatever a compiler, its headers and its cache may do
         if is_out_of_memory(error):
             raise
         return f"{type(error).__name__}: {first_words(error)}"
     return None
-
-
-def _probe(x: Tensor) -> Tensor:
-    return torch.relu(x) + 1
-
-
-def _cache() -> Path:
-    """Return the directory of compiled code, which later runs use too."""
-    directory = cache_directory() / "compiled"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return Path(tempfile.mkdtemp())
-    return directory

@@ -7,7 +7,7 @@ from cerdeq import Box
 from cerdeq.bounds.interval import Context, relu_box
 from cerdeq.bounds.linear import Backward
 from cerdeq.bounds.relaxation import lines, through
-from harness.training.regularisers import balance
+from harness.training.objective import balance
 
 
 def _gradients(function, *inputs):

@@ -41,7 +41,7 @@ BAD = {  # key, value, what the message contains; a rule each
     ),
     "a method's option out of range": (
         "trials.0", {"model": "cnn5", "method": "crown-ibp", "method_options": {"final_beta": 1.5}},
-        ["trials.0.method_options: final_beta", "[0, 1]", "1.5"],
+        ["trials.0.method_options: final_beta: found 1.5, allowed: from 0 to 1"],
     ),
     "a list for a mapping": ("train", [1], ["train: found [1], allowed: a mapping"]),
     "nothing for a mapping": ("trials.0.train", None, ["trials.0.train: found None, allowed: a mapping"]),

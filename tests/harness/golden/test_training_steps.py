@@ -8,8 +8,8 @@ from harness.config.trial import RECIPE_VERSION
 from harness.data import load
 from harness.training.augment import draw
 from harness.training.initialise import initialise
-from harness.training.schedule import Ramp
-from harness.training.step import Stepper, make_optimiser
+from harness.training.loop import Ramp
+from harness.training.step import Stepper
 
 GOLDEN = {  # losses of steps 1, 11 and 20; the same to six digits on AVX2 and AVX-512, one thread and two
     (7, "cnn7", "ibp"): [2.9035480, 69.4536591, 30.5033836],
@@ -32,7 +32,7 @@ def losses(config, steps: int = 20) -> list[float]:
     initialise(model)
     model.to(memory_format=torch.channels_last).train()
     cpu = torch.device("cpu")
-    stepper = Stepper(config, model, make_optimiser(model, cpu), data.train.images, data.train.labels)
+    stepper = Stepper(config, model, data.train.images, data.train.labels)
     draws = draw(len(data.train), padding=1, flip=True, seed=config.seed, epoch=1, device=cpu)
     # Wide enough for an attack to be felt, narrow enough for the bounds of untrained networks.
     ramp = Ramp(1 / 16 if config.method == "pgd" else 1 / 512, 1, 1, steps - 4)
