@@ -20,17 +20,16 @@ from harness.command_line import OK, add_data_dir
 from harness.device import best_device
 from harness.environment import describe_environment, device_title
 from harness.errors import require
-from harness.measure.bounds import check_trained, measure_bounds
-from harness.measure.steps import measure_steps
+from harness.measure.bounds import measure_bounds
+from harness.measure.steps import compiler_problem, measure_steps
 from harness.storage.files import write_json
 from harness.terminal import new_console, print_table
-from harness.training.compilation import compiler_problem
 
 Rows = list[dict[str, Any]]
 
 SECTIONS: dict[str, Callable[[argparse.Namespace, torch.device], Rows]] = {
+    "bounds": measure_bounds,  # first, since it may refuse its input
     "steps": measure_steps,
-    "bounds": measure_bounds,
 }
 _SIZES = {
     "cpu": {"width": 0.25, "batch_size": 64, "rounds": 5},
@@ -59,7 +58,6 @@ def main(options: argparse.Namespace) -> int:
     """Print a table for each section; returns the exit status. Raises InputError."""
     for model in options.models:
         require("models", model, model in network_names(), f"of {', '.join(network_names())}")
-    check_trained(options)
     sections = [name for name in options.only if name != "bounds" or options.trained]
     device, console = best_device(), new_console()
     for name, value in _SIZES[device.type].items():

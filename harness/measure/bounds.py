@@ -16,26 +16,19 @@ from harness.storage import folder
 from harness.training import load_network
 
 
-def check_trained(options: argparse.Namespace) -> None:
-    """Raise InputError if a folder holds no trained trial, or the data set not so many images."""
-    require("--images", options.images, options.images >= 1, "at least 1")
-    for path in options.trained:
-        config = folder.read_trial(path / folder.TRIAL).config
-        load_for(config)
-        load(config.dataset, options.data_dir).test_images(options.images)
-        require("--trained", str(path), (path / folder.WEIGHTS).exists(), f"a folder with {folder.WEIGHTS}")
-
-
 @torch.no_grad()
 def measure_bounds(options: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
     """Return a row for each bound of each trained network: of the first test images, in float64, rounded outwards.
 
     width: mean of upper minus lower margin, in logits. lower: mean lower margin. Seconds are for both ends of all
-    margins.
+    margins. Raises InputError if a folder holds no trained trial, or the data set not so many images.
     """
+    require("--images", options.images, options.images >= 1, "at least 1")
     configs = [folder.read_trial(path / folder.TRIAL).config for path in options.trained]
     rows = []
     for path, config, label in zip(options.trained, configs, labels(configs), strict=True):
+        load_for(config)
+        require("--trained", str(path), (path / folder.WEIGHTS).exists(), f"a folder with {folder.WEIGHTS}")
         model = load_network(config, path / folder.WEIGHTS).to(device)
         test = load(config.dataset, options.data_dir).test_images(options.images)
         x = test.images.to(device).double() / 255

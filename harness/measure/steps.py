@@ -4,7 +4,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -15,9 +15,9 @@ from baselines import DATASETS, build
 from harness.config.settings import Radius, TrainSettings
 from harness.config.trial import TrialConfig
 from harness.device import without_faulty_onednn
+from harness.errors import first_words
 from harness.memory import kept_memory
 from harness.training.augment import augment, draw
-from harness.training.compilation import compiler_problem
 from harness.training.initialise import initialise
 from harness.training.step import Stepper, make_optimiser
 
@@ -33,6 +33,16 @@ _ATTACKING = ("sabr", "mtl-ibp", "pgd")
 _EPS, _RATE = 0.01, 5e-4
 _IMAGES = 4096
 _WARM_UP = 2  # rounds that are not counted
+
+
+@cache
+def compiler_problem(device: str) -> str | None:
+    """Return why torch cannot compile for a type of device here, in a line, or None if it can."""
+    try:
+        torch.compile(lambda x: torch.relu(x) + 1)(torch.ones(2, device=device))
+    except Exception as error:  # whatever a compiler, its headers and its cache may do
+        return f"{type(error).__name__}: {first_words(error)}"
+    return None
 
 
 def measure_steps(options: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:

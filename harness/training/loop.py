@@ -149,12 +149,11 @@ def _decide_compilation(stepper: Stepper, before: bool | None) -> None:
     """Compile the steps if that works and pays."""
     settings = stepper.config.train
     steps = settings.epochs * (len(stepper.images) // settings.batch_size)
-    decision = decide(settings.compile, stepper.images.device, before, lambda: steps * seconds_per_step(stepper))
-    _log.info(decision.why)
-    if decision.compiled:
+    device = stepper.images.device
+    compiled, reason = decide(settings.compile, device, before, lambda: steps * seconds_per_step(stepper))
+    _log.info("%s steps: %s", "compiled" if compiled else "eager", reason)
+    if compiled:
         stepper.set_compiled(True)
-    if decision.failed:
-        stepper.failed_optimisations.append(decision.why)
 
 
 def seconds_per_step(stepper: Stepper) -> float:

@@ -6,8 +6,9 @@ from safetensors.torch import load_file
 from steppers import stepper_of
 
 from harness.clock import Clock
+from harness.measure.steps import compiler_problem
 from harness.storage import folder, names
-from harness.training import compilation, loop, run_trial
+from harness.training import loop, objective, run_trial
 from harness.training.compilation import WORTH_COMPILING, decide
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -26,27 +27,22 @@ LONG, SHORT = 1.1 * WORTH_COMPILING, 0.9 * WORTH_COMPILING
         ("never", GPU, None, None, False),
     ],
 )
-def test_steps_are_compiled_if_that_gains_time_or_earlier_epochs_were(
-    monkeypatch, mode, device, before, seconds, compiled
-):
-    monkeypatch.setattr(compilation, "compiler_problem", lambda device: None)
-
+def test_steps_are_compiled_if_that_gains_time_or_earlier_epochs_were(mode, device, before, seconds, compiled):
     def eager_seconds():
         assert seconds is not None, "a measurement that decides nothing"
         return seconds
 
-    assert decide(mode, device, before, eager_seconds).compiled == compiled
+    assert decide(mode, device, before, eager_seconds)[0] == compiled
 
 
-def test_steps_are_eager_if_compiling_does_not_work(monkeypatch):
-    def broken(function):
+def test_steps_are_eager_if_compiling_does_not_work(tiny_trial, tmp_path, monkeypatch):
+    def broken(*arguments):
         raise RuntimeError("no C++ compiler\nand much more")
 
-    monkeypatch.setattr(torch, "compile", broken)
-    compilation.compiler_problem.cache_clear()
-    decision = decide("always", CPU, None, lambda: LONG)
-    compilation.compiler_problem.cache_clear()
-    assert not decision.compiled and decision.why.endswith("RuntimeError: no C++ compiler and much more")
+    monkeypatch.setattr(objective, "compiled_loss", lambda loss: broken)
+    result = run_trial(tiny_trial(width=0.05, train={"compile": "always"}), tmp_path)
+    assert result.warnings == ["compiled steps given up: RuntimeError: no C++ compiler and much more"]
+    assert [row[names.TRAIN_COMPILED] for row in folder.read_epochs(tmp_path)[1:]] == [0.0] * 3
 
 
 def test_timing_steps_changes_nothing(tiny_trial):
@@ -77,7 +73,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("method", ["plain", pytest.param("ibp", marks=pytest.mark.slow)])  # with thrice the kernels
 def test_a_compiled_trial_is_repeated_and_resumed_to_the_same_bits(tmp_path, tiny_trial, method):
     """By Inductor itself, on a CPU."""
-    if compilation.compiler_problem("cpu") is not None:
+    if compiler_problem("cpu") is not None:
         pytest.skip("no C++ compiler that torch can use")
     config = tiny_trial("cnn5", width=0.05, method=method, train={"compile": "always"})
     run_trial(config, directory=tmp_path / "unbroken")
