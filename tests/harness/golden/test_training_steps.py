@@ -42,5 +42,5 @@ def losses(config, steps: int = 20) -> list[float]:
 @pytest.mark.parametrize(("version", "model", "method"), GOLDEN)
 def test_training_has_not_changed(version, model, method, tiny_trial):
     assert version == RECIPE_VERSION, "record the new losses beside the new version"
-    taken = losses(tiny_trial(model, method=method))
-    assert [taken[0], taken[10], taken[19]] == pytest.approx(GOLDEN[version, model, method], rel=2e-3)
+    values = losses(tiny_trial(model, method=method))
+    assert [values[0], values[10], values[19]] == pytest.approx(GOLDEN[version, model, method], rel=2e-3)

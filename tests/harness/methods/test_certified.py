@@ -53,8 +53,10 @@ def test_crown_ibp_without_beta_is_ibp(name, fusion):
     expected, losses = IBP().loss(program, batch), CrownIBP(fusion).loss(program, batch)
     assert losses.robust.item() == pytest.approx(expected.robust.item(), rel=1e-12)
     parameters = list(model.parameters())
-    for mine, theirs in zip(*(torch.autograd.grad(x.robust, parameters) for x in (losses, expected)), strict=True):
-        torch.testing.assert_close(mine, theirs)
+    for gradient, expected_gradient in zip(
+        *(torch.autograd.grad(x.robust, parameters) for x in (losses, expected)), strict=True
+    ):
+        torch.testing.assert_close(gradient, expected_gradient)
 
 
 def test_the_crown_ibp_loss_is_the_cross_entropy_of_the_public_bounds():
@@ -105,23 +107,3 @@ def test_every_parameter_has_a_finite_gradient(name, fusion):
             model.parameters(), torch.autograd.grad(loss, list(model.parameters())), strict=True
         ):
             assert gradient.isfinite().all() and gradient.shape == parameter.shape
-
-
-def test_the_crown_ibp_gradient_is_that_of_finite_differences():
-    model, batch = network_of("cnn5"), batch_of(progress=0.3, images=2)
-    program = trace(model, linear=True)
-    weight = model.classifier.weight
-    for fusion in (True, False):
-
-        def loss(fusion=fusion) -> torch.Tensor:
-            return CrownIBP(fusion).loss(program, batch).robust
-
-        (gradient,) = torch.autograd.grad(loss(), weight)
-        step = 1e-6 * torch.randn_like(weight)
-        with torch.no_grad():
-            weight += step
-            above = loss()
-            weight -= 2 * step
-            below = loss()
-            weight += step
-        assert float(above - below) == pytest.approx(2 * float((gradient * step).sum()), rel=1e-4)

@@ -12,10 +12,10 @@ from torch import nn
 
 from baselines import build
 from cerdeq import LinfBall, bound, margin_spec
-from cerdeq.bounds import Context, points_of, trace
+from cerdeq.bounds import Context, trace
 from harness.methods import METHODS, Batch, make_method
 from harness.methods.adversarial import PGD, Plain
-from harness.methods.certified import IBP
+from harness.methods.certified import IBP, CrownIBP
 from harness.methods.expressive import MTLIBP, SABR
 from harness.training.initialise import initialise
 
@@ -54,21 +54,6 @@ def test_plain_training_is_torch_s_own(name):
     for key, value in theirs.state_dict().items():
         if not key.endswith("num_batches_tracked"):
             torch.testing.assert_close(ours.state_dict()[key], value)
-
-
-@pytest.mark.parametrize("method", ATTACKING)
-@pytest.mark.parametrize("name", NETWORKS)
-def test_the_attack_stays_in_its_ball_and_raises_the_loss(name, method):
-    network, batch = network_of(name), batch_of(40)
-    program = trace(network)
-    adversary = method.attack(program, batch)
-    assert not adversary.requires_grad
-    assert (adversary - batch.x).abs().max() <= method.reach * EPS + 1e-12
-    assert adversary.min() >= 0 and adversary.max() <= 1
-    ctx = Context(sound=False)
-    with torch.no_grad():
-        before, after = (F.cross_entropy(points_of(program, x, ctx), batch.labels) for x in (batch.x, adversary))
-    assert after > before
 
 
 def test_the_attack_finds_the_worst_corner_of_a_linear_network():
@@ -181,7 +166,9 @@ def test_mtl_ibp_mixes_pgd_and_ibp():
     torch.testing.assert_close(mixed.lower, ibp.lower)
 
 
-@pytest.mark.parametrize("method", [*(make_method(name, {}) for name in METHODS), SABR(relu_shrinkage=0.8)])
+@pytest.mark.parametrize(
+    "method", [*(make_method(name, {}) for name in METHODS), SABR(relu_shrinkage=0.8), CrownIBP(loss_fusion=False)]
+)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gradients_are_those_of_finite_differences(name, method):
     """In training mode, through the batch statistics, the adversary held."""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from steppers import stepper_of
+from steppers import Killed, kill, stepper_of
 
 from harness.clock import Clock
 from harness.measure.steps import compiler_problem
@@ -66,10 +66,6 @@ def test_a_trial_estimates_the_seconds_of_all_its_steps(tmp_path, tiny_trial, mo
     assert f"would take about {2 * steps:.3g} s" in caplog.text
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL."""
-
-
 @pytest.mark.parametrize("method", ["plain", pytest.param("ibp", marks=pytest.mark.slow)])  # with thrice the kernels
 def test_a_compiled_trial_is_repeated_and_resumed_to_the_same_bits(tmp_path, tiny_trial, method):
     """By Inductor itself, on a CPU."""
@@ -77,11 +73,6 @@ def test_a_compiled_trial_is_repeated_and_resumed_to_the_same_bits(tmp_path, tin
         pytest.skip("no C++ compiler that torch can use")
     config = tiny_trial("cnn5", width=0.05, method=method, train={"compile": "always"})
     run_trial(config, directory=tmp_path / "unbroken")
-
-    def kill(row):
-        if row[names.EPOCH] == 2:
-            raise Killed
-
     with pytest.raises(Killed):
         run_trial(config, directory=tmp_path / "broken", report=kill, clock=Clock(keep_every=0))
     assert [row[names.EPOCH] for row in folder.read_epochs(tmp_path / "broken")] == [0, 1, 2]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from steppers import stepper_of, take_steps
+from steppers import Killed, kill, stepper_of, take_steps
 
 from cerdeq import LinfBall, margin_spec
 from cerdeq.bounds import BOUNDS, Interval, lower_bounds, trace
@@ -44,13 +44,6 @@ def test_captured_steps_are_eager_ones(tiny_trial, case):
 
 @pytest.mark.parametrize("model", ["cnn5", "cerdeq"])
 def test_a_trial_that_was_killed_ends_with_the_very_same_weights(tiny_trial, tmp_path, model):
-    class Killed(BaseException):
-        pass
-
-    def kill(row):
-        if row[names.EPOCH] == 2:
-            raise Killed
-
     config = tiny_trial(model, train={"ema_decay": 0.9, "accumulate": 2})
     run_trial(config, tmp_path / "unbroken")
     with pytest.raises(Killed):

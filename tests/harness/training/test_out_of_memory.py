@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from steppers import Killed, kill
 
 from cerdeq.bounds.memory import is_out_of_memory
 from harness.clock import Clock
@@ -13,12 +14,12 @@ from harness.training.step import Stepper
 @pytest.fixture
 def memory_for(monkeypatch):
     """A function to let steps run out of memory from a step on, unless a batch has so many parts."""
-    step, taken = Stepper.__call__, [0]
+    step, steps = Stepper.__call__, [0]
 
     def limit(parts, after=0, error=torch.OutOfMemoryError):
         def take(stepper, *arguments):
-            taken[0] += 1
-            if taken[0] > after and stepper.config.train.accumulate < parts:
+            steps[0] += 1
+            if steps[0] > after and stepper.config.train.accumulate < parts:
                 raise error("CUDA out of memory")
             return step(stepper, *arguments)
 
@@ -44,13 +45,6 @@ def test_each_part_of_a_batch_is_divided_from_the_checkpoint_on(tiny_trial, tmp_
 
 
 def test_a_restart_keeps_to_the_divided_batches(tiny_trial, tmp_path, memory_for):
-    class Killed(BaseException):
-        pass
-
-    def kill(row):
-        if row[names.EPOCH] == 2:
-            raise Killed
-
     config = tiny_trial(width=0.05, train={"accumulate": 2, "compile": "never"})
     memory_for(4)
     with pytest.raises(Killed):
