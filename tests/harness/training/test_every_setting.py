@@ -65,9 +65,9 @@ ELSEWHERE = {
     "train.compile": "training/test_compilation.py",
     "evaluation.test_images": "data/test_splits.py",
     "evaluation.batch_size": "evaluation/test_verdicts.py",
-    "evaluation.bab_seconds": "evaluation/test_branching.py",
-    "evaluation.bab_branches": "evaluation/test_branching.py",
-    "evaluation.certificates": "evaluation/test_branching.py",
+    "evaluation.bab_seconds": "evaluation/test_verdicts.py",
+    "evaluation.bab_branches": "evaluation/test_verdicts.py",
+    "evaluation.certificates": "evaluation/test_verdicts.py",
 }
 OTHER_VALUES = TRAINED | {"train.kappa": 0.5, "train.regularise_equilibria": False, "train.eps": "1/4"}
 IGNORED = sorted((method, name) for method in METHODS for name in make_method(method, {}).ignored())
