@@ -1,14 +1,12 @@
-"""`python -m harness.benchmark`: what training steps, bounds and the harness itself cost on this machine.
+"""`python -m harness.benchmark`: what training steps and bounds cost on this machine.
 
 steps: training steps of every kind beside plain training of the same network (torch's forward pass, cross entropy and
-Adam). An IBP step carries three values (clean, centre, radius) through every layer, so the arithmetic alone costs three
-plain steps. Figures are medians; the kinds take turns, so that a drift of the machine slows all alike.
+Adam). Figures are medians.
 bounds: how tight each bound is on the trained networks of --trained, what it certifies and takes.
-overhead: trivial trials by harness.run, with Ray and MLflow, beside the same trials in a bare loop.
 """
 
 import argparse
-import math
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,18 +20,16 @@ from harness.command_line import OK, add_data_dir
 from harness.device import best_device
 from harness.environment import describe_environment, device_title
 from harness.errors import require
-from harness.measure import steps
-from harness.measure.overhead import measure_overhead
-from harness.measure.tightness import check_trained, measure_bounds
+from harness.measure.bounds import measure_bounds
+from harness.measure.steps import compiler_problem, measure_steps
 from harness.storage.files import write_json
 from harness.terminal import new_console, print_table
 
 Rows = list[dict[str, Any]]
 
 SECTIONS: dict[str, Callable[[argparse.Namespace, torch.device], Rows]] = {
-    "steps": steps.measure_steps,
-    "bounds": measure_bounds,
-    "overhead": measure_overhead,
+    "bounds": measure_bounds,  # first, since it may refuse its input
+    "steps": measure_steps,
 }
 _SIZES = {
     "cpu": {"width": 0.25, "batch_size": 64, "rounds": 5},
@@ -54,7 +50,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trained", nargs="+", type=Path, default=[], metavar="TRIAL_DIR", help=trained)
     parser.add_argument("--bounds", nargs="+", choices=BOUNDS, default=list(BOUNDS), help="default: all")
     parser.add_argument("--images", type=int, default=20, help="test images of bounds, the first ones; default: 20")
-    parser.add_argument("--trials", type=int, default=8, help="of the section overhead; default: 8")
     parser.add_argument("--json", type=Path, help="also write all figures to this file")
     add_data_dir(parser)
 
@@ -63,7 +58,6 @@ def main(options: argparse.Namespace) -> int:
     """Print a table for each section; returns the exit status. Raises InputError."""
     for model in options.models:
         require("models", model, model in network_names(), f"of {', '.join(network_names())}")
-    check_trained(options.trained, options.images, options.data_dir)
     sections = [name for name in options.only if name != "bounds" or options.trained]
     device, console = best_device(), new_console()
     for name, value in _SIZES[device.type].items():
@@ -71,31 +65,22 @@ def main(options: argparse.Namespace) -> int:
             setattr(options, name, value)
     size = f"{options.dataset}, width {options.width:g}, batch {options.batch_size}"
     console.print(f"{device_title(device)}, torch {torch.__version__}; steps: {size}", markup=False)
-    if "steps" in sections and (problem := steps.compiler_problem(device.type)) is not None:
+    if "steps" in sections and (problem := compiler_problem(device.type)) is not None:
         console.print(f"no compiled steps, since compiling does not work here: {problem}", markup=False)
     measured = {name: SECTIONS[name](options, device) for name in sections}
     for name, rows in measured.items():
-        titles = list(dict.fromkeys(title for row in rows for title in row))
         console.print(f"\n{name}", style="bold")
-        print_table(console, titles, ([_cell(row.get(title)) for title in titles] for row in rows))
+        print_table(console, list(rows[0]), ([_format_cell(value) for value in row.values()] for row in rows))
     if options.json is not None:
-        settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
-        settings["trained"] = [str(path) for path in options.trained]
-        values = {name: [_without_nan(row) for row in rows] for name, rows in measured.items()}
-        write_json(options.json, {"machine": describe_environment(device), "options": settings} | values)
+        settings = json.loads(json.dumps(vars(options), default=str))  # paths as text
+        write_json(options.json, {"machine": describe_environment(device), "options": settings} | measured)
     return OK
 
 
-def _without_nan(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: None if value != value else value for name, value in row.items()}
-
-
-def _cell(value: Any) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
+def _format_cell(value: str | float) -> str:
     if isinstance(value, str):
         return value
-    return f"{value:.0f}" if value == int(value) or abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ COMMANDS = {
     "ui": "serve MLflow's pages and print links to a sweep's charts",
     "paired": "compare the rows of a leaderboard, image by image and over seeds",
     "recheck": "prove a sweep's verdicts again, with separate code",
-    "benchmark": "measure what training steps, bounds and the harness cost on this machine",
+    "benchmark": "measure what training steps and bounds cost on this machine",
 }
 """What each command does; `python -m harness.NAME` is the module harness/NAME.py."""
 

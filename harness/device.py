@@ -14,6 +14,8 @@ from harness.errors import InputError, first_words
 _CONTEXT = 2**30  # bytes of a GPU's memory: kernels, workspaces and graphs of a process, beside its tensors
 _NO_DRIVER = (9, 12)  # NVML's errors: the driver is not loaded, its library is not found
 
+_USE_CPU = 'To run on the CPU, set CUDA_VISIBLE_DEVICES=""'
+
 
 class NoGpuError(InputError):
     """There is a GPU, but torch cannot use it."""
@@ -70,10 +72,8 @@ def _refuse_unusable_cards() -> None:
     if cards := _count_listed_cards():
         number = "1 GPU" if cards == 1 else f"{cards} GPUs"
         setting = "" if visible is None else f", of which CUDA_VISIBLE_DEVICES={visible} may select none"
-        raise NoGpuError(
-            f"NVIDIA's driver lists {number}{setting}; torch {torch.__version__} can use none{_advice()}. "
-            'To run on the CPU, set CUDA_VISIBLE_DEVICES=""'
-        )
+        can_use = f"torch {torch.__version__} can use none{_advice()}"
+        raise NoGpuError(f"NVIDIA's driver lists {number}{setting}; {can_use}. {_USE_CPU}")
 
 
 def _count_listed_cards() -> int:
@@ -87,9 +87,7 @@ def _count_listed_cards() -> int:
     if status not in (0, *_NO_DRIVER):
         nvml.nvmlErrorString.restype = ctypes.c_char_p
         reason = nvml.nvmlErrorString(status).decode()
-        raise NoGpuError(
-            f'NVIDIA\'s driver cannot list its GPUs: {reason}. To run on the CPU, set CUDA_VISIBLE_DEVICES=""'
-        )
+        raise NoGpuError(f"NVIDIA's driver cannot list its GPUs: {reason}. {_USE_CPU}")
     return count.value
 
 

@@ -5,7 +5,8 @@ import os
 import platform
 import subprocess
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -20,12 +21,11 @@ def cache_directory() -> Path:
 
 def describe_environment(device: torch.device) -> dict[str, str]:
     """Return device, threads, Python and package versions, and the code's commit."""
-    processor = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {platform.machine()}"
     return {
-        "device": processor,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {platform.machine()}",
         "threads": str(torch.get_num_threads()),
         "python": platform.python_version(),
-        **{package: installed for package in _PACKAGES if (installed := _version(package))},
+        **{package: version(package) for package in _PACKAGES if find_spec(package)},
         "code": code_version(),
     }
 
@@ -39,11 +39,11 @@ def code_version() -> str:
     """Return the commit of this checkout, with '-dirty' if files differ from it; 'unknown' outside a checkout."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        directory = Path(__file__).parent
-        done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=10, check=True)
+        return subprocess.check_output(
+            command, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True, timeout=10
+        ).strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return done.stdout.strip()
 
 
 @cache
@@ -54,10 +54,3 @@ def source_digest() -> str:
     for path in sorted(path for package in packages for path in (root / package).rglob("*.py")):
         digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

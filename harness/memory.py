@@ -20,10 +20,8 @@ _AT_ONCE = 2**28
 def kept_memory() -> Iterator[None]:
     """Keep freed memory in the process within the block, and return it at the end. Does nothing without glibc."""
     library = ctypes.CDLL(None)
-    if not hasattr(library, "mallopt") or not hasattr(library, "malloc_trim"):
-        yield
-        return
-    if library.mallopt(_MMAP_THRESHOLD, _EVERYTHING) == 0:  # an older glibc, slower with the other settings
+    is_glibc = hasattr(library, "malloc_trim")
+    if not is_glibc or library.mallopt(_MMAP_THRESHOLD, _EVERYTHING) == 0:  # 0: it is older, and slower with the others
         yield
         return
     library.mallopt(_ARENA_MAX, 1)  # other arenas map large blocks whatever the thresholds

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterable, Mapping
+from dataclasses import is_dataclass
 from inspect import Parameter
 from typing import Any
 
@@ -55,7 +56,8 @@ def network_options(name: str) -> dict[str, Schema]:
 def options_of_method(name: str) -> dict[str, Schema]:
     """Return type, default and meaning of each option of a training method."""
     described: dict[str, Schema] = {}
-    for kind in reversed(METHODS[name].__mro__[:-1]):  # pydantic reads the docstrings of a class's own fields alone
+    # Pydantic reads the docstrings of a class's own fields alone.
+    for kind in filter(is_dataclass, reversed(METHODS[name].__mro__)):
         own = inspect.get_annotations(kind)
         properties = _properties(TypeAdapter(kind).json_schema())
         described |= {option: schema for option, schema in properties.items() if option in own}

@@ -1,17 +1,28 @@
 """The section `steps`: training steps of every kind, beside plain training of the same network."""
 
 import argparse
-import math
+import statistics
+import time
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 
-from harness.measure.machine import matrix_peak, median_seconds, operations, peak_memory
-from harness.measure.timed_networks import Step, TimedNetworks
+from baselines import DATASETS, build
+from harness.config.settings import Radius, TrainSettings
+from harness.config.trial import TrialConfig
+from harness.device import without_faulty_onednn
+from harness.errors import first_words
 from harness.memory import kept_memory
-from harness.training.compilation import compiler_problem
+from harness.training.augment import augment, draw
+from harness.training.initialise import initialise
+from harness.training.step import Stepper, make_optimiser
 
-_WARM_UP = 2  # rounds that are not counted
+Step = Callable[[], object]
+
 BOUNDS: dict[str, tuple[str, dict[str, Any]]] = {
     "ibp": ("ibp", {}),
     "crown-ibp": ("crown-ibp", {}),
@@ -19,52 +30,111 @@ BOUNDS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """The kinds of bounds whose steps are timed: a method and its options."""
 _ATTACKING = ("sabr", "mtl-ibp", "pgd")
-_PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
+_EPS, _RATE = 0.01, 5e-4
+_IMAGES = 4096
+_WARM_UP = 2  # rounds that are not counted
+
+
+@cache
+def compiler_problem(device: str) -> str | None:
+    """Return why torch cannot compile for a type of device here, in a line, or None if it can."""
+    try:
+        torch.compile(lambda x: torch.relu(x) + 1)(torch.ones(2, device=device))
+    except Exception as error:  # whatever a compiler, its headers and its cache may do
+        return f"{type(error).__name__}: {first_words(error)}"
+    return None
 
 
 def measure_steps(options: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
     """Return a row for each kind of step of each network."""
+    compiled = (False, True) if compiler_problem(device.type) is None else (False,)
+    networks, rows = TimedNetworks(options, device), []
     with kept_memory():
-        peaks = {name: matrix_peak(device, dtype) for name, dtype in _PRECISIONS.items()}
-        networks = TimedNetworks(options, device)
-        return [row for name in options.models for row in _rows(name, networks, peaks)]
-
-
-def _rows(name: str, networks: TimedNetworks, peaks: dict[str, float]) -> list[dict[str, Any]]:
-    device, options = networks.device, networks.options
-    kinds = _kinds(name, networks)
-    median_seconds(kinds, _WARM_UP, device)
-    medians = median_seconds(kinds, options.rounds, device)
-    counted = {"plain": operations(networks.plain_step(name))}
-    counted |= {title: operations(networks.eager_step(name, *method)) for title, method in BOUNDS.items()}
-    rows = []
-    for kind, seconds in medians.items():
-        flops = counted.get(kind.removesuffix(" compiled").removesuffix(" eager").removesuffix(" bf16"), math.nan)
-        captured = device.type == "cuda" and not kind.startswith("plain")  # torch does not count a graph's memory
-        rows.append(
-            {
-                "network": name,
-                "step": kind,
-                "examples/s": options.batch_size / seconds,
-                "cost over plain": seconds / medians["plain"],
-                "% of matrix peak": 100 * flops / seconds / peaks["bf16" if " bf16" in kind else "float32"],
-                "MiB": math.nan if captured else peak_memory(kinds[kind], device),
-            }
-        )
+        for name in options.models:
+            kinds = _steps_by_kind(networks, name, compiled)
+            median_seconds(kinds, _WARM_UP, device)
+            medians = median_seconds(kinds, options.rounds, device)
+            for kind, seconds in medians.items():
+                speed, cost = options.batch_size / seconds, seconds / medians["plain eager"]
+                rows.append({"network": name, "step": kind, "examples/s": speed, "cost over plain": cost})
     return rows
 
 
-def _kinds(name: str, networks: TimedNetworks) -> dict[str, Step]:
-    """Return every kind of step of one network, plain training first."""
-    compiles = compiler_problem(networks.device.type) is None
-    kinds = {"plain": networks.plain_step(name), "plain bf16": networks.plain_step(name, "bf16")}
-    if compiles:
-        kinds["plain compiled"] = networks.plain_step(name, compiled=True)
-    for title, (method, options) in BOUNDS.items():
-        for precision in _PRECISIONS:
-            for compiled in (False, True) if compiles else (False,):
-                words = [title, *["bf16"][: precision == "bf16"], "compiled" if compiled else "eager"]
-                kinds[" ".join(words)] = networks.step(name, method, options, precision, compiled)
+def median_seconds(steps: dict[str, Step], rounds: int, device: torch.device) -> dict[str, float]:
+    """Return the median seconds of each step. Steps take turns, so that a drift of the machine slows all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            seconds[name].append(seconds_of(step, device))
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def seconds_of(action: Callable[[], object], device: torch.device) -> float:
+    """Return how long an action takes, until the device has done all of it."""
+    started = time.perf_counter()
+    action()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+class TimedNetworks:
+    """Networks of one width, and a batch of random images and labels, on one device."""
+
+    def __init__(self, options: argparse.Namespace, device: torch.device):
+        self.options, self.device = options, device
+        dataset = DATASETS[options.dataset]
+        generator = torch.Generator().manual_seed(0)
+        shape = (_IMAGES, *dataset.shape)
+        self.images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
+        self.labels = torch.randint(0, dataset.classes, (_IMAGES,), generator=generator).to(device)
+        self.batch = draw(_IMAGES, dataset.crop_padding, dataset.flip, 0, 1, device).batch(0, options.batch_size)
+
+    def plain_step(self, name: str, precision: str, compiled: bool) -> Step:
+        """Return torch's own step: forward pass, cross entropy and Adam; never captured in a CUDA graph."""
+        model = self._model(name)
+        optimiser = make_optimiser(model, self.device)
+        forward = torch.compile(model, dynamic=False) if compiled else model
+
+        def step() -> None:
+            x = augment(self.images, *self.batch).contiguous(memory_format=torch.channels_last)
+            optimiser.zero_grad(set_to_none=True)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                logits = forward(x)
+            with without_faulty_onednn(model):
+                F.cross_entropy(logits.float(), self.labels[self.batch[0]]).backward()
+            optimiser.step()
+
+        return step
+
+    def stepper(
+        self, name: str, method: str, options: dict[str, Any], precision: str = "float32", compiled: bool = False
+    ) -> Stepper:
+        """Return what takes the harness's steps; they are captured in a CUDA graph on a GPU."""
+        train = TrainSettings(batch_size=self.options.batch_size, precision=precision)  # type: ignore[arg-type]
+        config = TrialConfig(
+            "benchmark", "full", self.options.dataset, Radius("8/255"), 0, name, method, {}, options,
+            self.options.width, train=train,
+        )  # fmt: skip
+        return Stepper(config, self._model(name), self.images, self.labels, compiled=compiled)
+
+    def _model(self, name: str) -> nn.Sequential:
+        torch.manual_seed(0)
+        model = build(name, self.options.dataset, self.options.width)
+        initialise(model)
+        return model.to(self.device).to(memory_format=torch.channels_last).train()
+
+
+def _steps_by_kind(networks: TimedNetworks, name: str, compiled: tuple[bool, ...]) -> dict[str, Step]:
+    """Return every kind of step of one network: plain training, each kind of bounds, each attack."""
+    kinds: dict[str, Step] = {}
+    for is_compiled in compiled:
+        for precision in ("float32", "bf16"):
+            ending = (" bf16" if precision == "bf16" else "") + (" compiled" if is_compiled else " eager")
+            kinds["plain" + ending] = networks.plain_step(name, precision, is_compiled)
+            for title, (method, options) in BOUNDS.items():
+                stepper = networks.stepper(name, method, options, precision, is_compiled)
+                kinds[title + ending] = partial(stepper, networks.batch, _EPS, _RATE)
     for method in _ATTACKING:
-        kinds[f"{method} eager"] = networks.step(name, method, {})
+        kinds[f"{method} eager"] = partial(networks.stepper(name, method, {}), networks.batch, _EPS, _RATE)
     return kinds

@@ -1,16 +1,12 @@
 """Training methods: each is one loss. A sweep names them by `method:`, and their options by `method_options:`."""
 
-import importlib
 import inspect
-import pkgutil
 from typing import Any
 
 from baselines import UnknownNameError, refuse_unknown_options
+from harness.methods import adversarial, certified, expressive  # noqa: F401  each registers its methods
 from harness.methods.method import METHODS, Method, register
 from harness.methods.passes import Batch, Losses, cross_entropies, cross_entropy
-
-for _name in sorted(module.name for module in pkgutil.iter_modules(__path__)):
-    importlib.import_module(f"{__name__}.{_name}")  # registers its methods
 
 __all__ = [
     "METHODS", "Batch", "Losses", "Method", "cross_entropies", "cross_entropy", "make_method", "method_options",

@@ -1,6 +1,6 @@
 """Training without a certificate, as reference rows, and the attack that some certified methods share.
 
-Batch norm normalises attacked images by the statistics of the clean batch, in every method, as it does boxes.
+Batch norm normalises adversarial images by the statistics of the clean batch, in every method, as it does boxes.
 """
 
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cerdeq.bounds import Context, Program, points_of
 from harness.attacks.pgd import last_point
+from harness.errors import require
 from harness.methods.method import Method, register
 from harness.methods.passes import Batch, Losses, losses_without_bounds
 
@@ -43,13 +44,11 @@ class Attacking(Method):
     attack_steps: int = 8
     """How many signed gradient steps; ours (the literature has 1 to 10)."""
     attack_step: float = 0.25
-    """The size of each over the radius attacked."""
+    """The size of each over the attack's radius."""
 
     def __post_init__(self) -> None:
-        if self.attack_steps < 1:
-            raise ValueError(f"attack_steps must be at least 1, found {self.attack_steps}")
-        if not self.attack_step > 0:
-            raise ValueError(f"attack_step must be above 0, found {self.attack_step}")
+        require("attack_steps", self.attack_steps, self.attack_steps >= 1, "an integer of at least 1")
+        require("attack_step", self.attack_step, self.attack_step > 0, "above 0")
 
     @property
     def reach(self) -> float:
@@ -77,7 +76,7 @@ class Attacking(Method):
 @register
 @dataclass(frozen=True)
 class PGD(Attacking):
-    """Cross entropy of the attacked images (Madry et al. 2018)."""
+    """Cross entropy of adversarial images (Madry et al. 2018)."""
 
     name: ClassVar[str] = "pgd"
 
@@ -89,5 +88,5 @@ class PGD(Attacking):
         """Return the loss that the class describes."""
         ctx = Context(sound=False)
         clean = points_of(program, batch.x, ctx)
-        robust = F.cross_entropy(points_of(program, batch.attacked, ctx), batch.labels)
+        robust = F.cross_entropy(points_of(program, batch.adversarial, ctx), batch.labels)
         return losses_without_bounds(robust, clean, batch)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cerdeq.bounds import Program
+from harness.errors import require
 from harness.methods.method import Method, register
 from harness.methods.passes import Batch, BoundedBox, Losses, bound_box, cross_entropy
 
@@ -40,8 +41,7 @@ class CrownIBP(Method):
     """The last value of beta."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.final_beta <= 1:
-            raise ValueError(f"final_beta must lie in [0, 1], found {self.final_beta}")
+        require("final_beta", self.final_beta, 0 <= self.final_beta <= 1, "from 0 to 1")
 
     def loss(self, program: Program, batch: Batch) -> Losses:
         """Return the loss that the class describes."""

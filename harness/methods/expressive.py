@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 
 from cerdeq.bounds import Program, points_of
+from harness.errors import require
 from harness.methods.adversarial import Attacking
 from harness.methods.method import register
 from harness.methods.passes import Batch, Losses, bound_box, cross_entropy
@@ -29,14 +30,12 @@ class SABR(Attacking):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.subselection <= 1:
-            raise ValueError(f"subselection must lie in (0, 1], found {self.subselection}")
-        if not 0 < self.relu_shrinkage <= 1:
-            raise ValueError(f"relu_shrinkage must lie in (0, 1], found {self.relu_shrinkage}")
+        require("subselection", self.subselection, 0 < self.subselection <= 1, "above 0 and at most 1")
+        require("relu_shrinkage", self.relu_shrinkage, 0 < self.relu_shrinkage <= 1, "above 0 and at most 1")
 
     def ignored(self) -> dict[str, str]:
         """Return the attack's settings if the box is as large as the ball."""
-        reason = "with subselection 1 its box is the whole ball, which leaves an attack no room"
+        reason = "with subselection 1 its box is the whole ball, around which no attack is possible"
         return dict.fromkeys(("attack_steps", "attack_step"), reason) if self.subselection == 1 else {}
 
     @property
@@ -46,28 +45,26 @@ class SABR(Attacking):
 
     def loss(self, program: Program, batch: Batch) -> Losses:
         """Return the loss that the class describes."""
-        box = bound_box(program, batch, batch.attacked, self.subselection * batch.eps, self.relu_shrinkage)
+        box = bound_box(program, batch, batch.adversarial, self.subselection * batch.eps, self.relu_shrinkage)
         return box.losses(cross_entropy(box.margins.box.lower), certifies=False)
 
 
 @register
 @dataclass(frozen=True)
 class MTLIBP(Attacking):
-    """(1 - alpha) cross entropy of attacked images + alpha that of IBP's worst logits (De Palma et al. 2024)."""
+    """(1 - alpha) cross entropy of adversarial images + alpha that of IBP's worst logits (De Palma et al. 2024)."""
 
     name: ClassVar[str] = "mtl-ibp"
 
     alpha: float = 0.5
     """Weight of IBP: the paper has 0.5 for CIFAR-10 at 8/255, 0.004 at 2/255."""
     attack_radius: float = 1.0
-    """The radius attacked over eps (CTBench: 2 at 2/255)."""
+    """The attack's radius over eps (CTBench: 2 at 2/255)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha must lie in [0, 1], found {self.alpha}")
-        if not self.attack_radius > 0:
-            raise ValueError(f"attack_radius must be above 0, found {self.attack_radius}")
+        require("alpha", self.alpha, 0 <= self.alpha <= 1, "from 0 to 1")
+        require("attack_radius", self.attack_radius, self.attack_radius > 0, "above 0")
 
     def ignored(self) -> dict[str, str]:
         """Return the attack's settings if the attack has no weight."""
@@ -82,5 +79,5 @@ class MTLIBP(Attacking):
     def loss(self, program: Program, batch: Batch) -> Losses:
         """Return the loss that the class describes."""
         ball = bound_box(program, batch, batch.x, batch.eps)
-        attacked = F.cross_entropy(points_of(program, batch.attacked, ball.ctx), batch.labels)
-        return ball.losses((1 - self.alpha) * attacked + self.alpha * cross_entropy(ball.margins.box.lower))
+        adversarial = F.cross_entropy(points_of(program, batch.adversarial, ball.ctx), batch.labels)
+        return ball.losses((1 - self.alpha) * adversarial + self.alpha * cross_entropy(ball.margins.box.lower))

@@ -1,5 +1,6 @@
 """The base class of training methods, and their register."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ from harness.methods.passes import Batch, Losses
 
 
 @dataclass(frozen=True)
-class Method:
+class Method(ABC):
     """A training method. Its fields are its options; the string below a field documents it.
 
     name: in sweep files. linear: True if the method needs operators' backward rules.
@@ -21,9 +22,9 @@ class Method:
     name: ClassVar[str]
     linear: ClassVar[bool] = False
 
+    @abstractmethod
     def loss(self, program: Program, batch: Batch) -> Losses:
         """Return the loss of one batch, with the bounds it was computed from."""
-        raise NotImplementedError
 
     def attack(self, program: Program, batch: Batch) -> Tensor | None:
         """Return the adversarial examples [B, C, H, W] for `batch.adversary`, or None if the method has no attack."""

@@ -34,7 +34,7 @@ class Batch:
     x: [B, C, H, W], pixels in [0, 1].
     labels: [B].
     eps, progress: the radius, a scalar, and its share of the target.
-    adversary: [B, C, H, W], adversarial examples by the method's attack, if it has one.
+    adversary: [B, C, H, W], the adversarial examples of the method's attack, or None if it has none.
     attack_loss: `cross_entropies`, compiled if losses are.
     """
 
@@ -52,7 +52,7 @@ class Batch:
         return unchecked_margin_spec(self.labels, self.classes).to(self.x)
 
     @property
-    def attacked(self) -> Tensor:
+    def adversarial(self) -> Tensor:
         """The adversarial examples. Raises ValueError if there are none."""
         if self.adversary is None:
             raise ValueError("this method trains on adversarial examples, and its batch has none")

@@ -28,7 +28,7 @@ def restore(trial_dir: Path, parts: dict[str, Any], device: torch.device) -> int
 
     A damaged checkpoint is logged and removed; the parts stay as they are.
     """
-    initial = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()} if _exists(trial_dir) else {}
+    initial = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
 
     def load(state: dict[str, Any]) -> int:
         for name, part in parts.items():
@@ -37,13 +37,11 @@ def restore(trial_dir: Path, parts: dict[str, Any], device: torch.device) -> int
 
     epoch = _read(trial_dir, device, load)
     if epoch is None:
-        for name, state in initial.items():  # of a damaged one some parts may have been loaded
-            parts[name].load_state_dict(state)
-        return 0
+        for name, part in parts.items():  # of a damaged one some parts may have been loaded
+            part.load_state_dict(initial[name])
     for group in parts["optimiser"].param_groups:
         group["capturable"] = device.type == "cuda"  # the checkpoint may come from another kind of machine
-        group["fused"] = True  # what was given up is tried again, and given up again at the first step
-    return epoch
+    return epoch or 0
 
 
 def epochs_done(trial_dir: Path) -> int:
@@ -62,16 +60,12 @@ def load_network(trial_dir: Path, model: nn.Module, device: torch.device) -> Non
         raise DamagedFileError(f"{trial_dir} holds no checkpoint that can be read")
 
 
-def _exists(trial_dir: Path) -> bool:
-    return (trial_dir / CHECKPOINT).exists()
-
-
 def _read(trial_dir: Path, device: torch.device, load: Callable[[dict[str, Any]], T]) -> T | None:
     """Return what `load` returns for the checkpoint; None if there is none, or a damaged one, which is removed."""
-    if not _exists(trial_dir):
-        return None
     try:
         return read_tensors(trial_dir / CHECKPOINT, device, load)
+    except FileNotFoundError:
+        return None
     except DamagedFileError as error:
         _log.info("%s; it is removed", error)
         (trial_dir / CHECKPOINT).unlink()

@@ -1,11 +1,11 @@
-"""The training loop: epochs of steps, a row each, and checkpoints."""
+"""The training loop: schedules, epochs of steps, a row each, and checkpoints."""
 
 import copy
 import logging
 import math
 import time
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +17,24 @@ from cerdeq.bounds.memory import is_out_of_memory
 from harness.clock import Clock, Stopped
 from harness.config.trial import TrialConfig
 from harness.device import tf32
+from harness.errors import SettingError
 from harness.memory import free_memory
 from harness.storage import names
 from harness.storage.folder import add_without, read_epochs, write_epoch
 from harness.training import checkpoint
 from harness.training.augment import Draws, draw, seed_of
-from harness.training.batch_norm import recompute_statistics
 from harness.training.compilation import decide
 from harness.training.initialise import initialise
-from harness.training.monitor import monitor_bounds, monitor_untrained
-from harness.training.out_of_memory import can_divide, divide_batches
-from harness.training.schedule import Ramp, learning_rate
-from harness.training.step import Stepper, make_optimiser
+from harness.training.monitor import monitor_bounds, monitor_untrained, recompute_statistics
+from harness.training.step import Stepper
 
+EPS_FLOOR = 1e-6
 _log = logging.getLogger(__name__)
 _MONITORED = 500
 _ATTACK_SEEDS = 2**40
-_SPLIT = 2  # the divisor of parts of a batch after memory ran out
+_TIMED_STEPS = 3  # the first one also fills caches
+
+Report = Callable[[dict[str, Any]], None]
 
 
 class NonFiniteLossError(RuntimeError):
@@ -52,7 +53,7 @@ def train(
     labels: Tensor,
     trial_dir: Path,
     device: torch.device,
-    report: Callable[[dict[str, Any]], None],
+    report: Report,
     clock: Clock | None = None,
 ) -> nn.Sequential:
     """Train `config`'s network, going on from the folder's checkpoint, and return it.
@@ -69,15 +70,16 @@ def train(
         Stopped: the clock says so.
     """
     clock = clock or Clock()
-    arguments = config, images, labels, trial_dir, device, report, clock
+    data = images.to(device), labels.to(device)
+    smaller = _with_smaller_parts(config)
     if not divided_batches(config, read_epochs(trial_dir)):
         try:
-            return _train(*arguments, split=1)
+            return _train(config, *data, trial_dir, report, clock, divided=False)
         except (RuntimeError, MemoryError) as error:
-            if not (is_out_of_memory(error) and can_divide(config, _SPLIT)):
+            if smaller is None or not is_out_of_memory(error):
                 raise
         free_memory()  # here, where the error no longer holds the tensors
-    return _train(*arguments, split=_SPLIT)
+    return _train(smaller or config, *data, trial_dir, report, clock, divided=True)
 
 
 def divided_batches(config: TrialConfig, epochs: list[dict[str, Any]]) -> list[str]:
@@ -87,83 +89,99 @@ def divided_batches(config: TrialConfig, epochs: list[dict[str, Any]]) -> list[s
     return [f"accumulate {parts[-1]} instead of {usual} after running out of memory"] if parts else []
 
 
+def _with_smaller_parts(config: TrialConfig) -> TrialConfig | None:
+    """Return the config with each part of a batch divided by two, or None if a part is too small for that."""
+    try:
+        return replace(config, train=replace(config.train, accumulate=2 * config.train.accumulate))
+    except SettingError:
+        return None
+
+
 def _train(
-    config: TrialConfig, images: Tensor, labels: Tensor, directory: Path, device: torch.device,
-    report: Callable[[dict[str, Any]], None], clock: Clock, split: int,
-) -> nn.Sequential:  # fmt: skip
-    """Train as `train` does, with each part of a batch in `split` parts; epochs' rows record a split."""
-    config = divide_batches(config, split)
+    config: TrialConfig, images: Tensor, labels: Tensor, trial_dir: Path, report: Report, clock: Clock, divided: bool
+) -> nn.Sequential:
+    """Train as `train` does. divided: True if parts of batches are smaller than asked; epochs' rows then say so."""
+    device, last = images.device, config.train.epochs
     torch.manual_seed(config.seed)
     model = build(config.model, config.dataset, config.width, **config.options)
     if config.train.initialisation == "ibp":
         initialise(model)
     model.to(device).to(memory_format=torch.channels_last).train()
-    optimiser = make_optimiser(model, device)
-    averaged = None if config.train.ema_decay is None else copy.deepcopy(model)
-    parts = {"model": model, "optimiser": optimiser} | ({} if averaged is None else {"averaged": averaged})
-    done = checkpoint.restore(directory, parts, device)
-    images, labels = images.to(device), labels.to(device)
-    if done == 0 and not read_epochs(directory):
+    cannot_divide = divided or _with_smaller_parts(config) is None
+    stepper = Stepper(config, model, images, labels, divided=cannot_divide)
+    parts = {"model": model, "optimiser": stepper.optimiser}
+    if stepper.averaged is not None:
+        parts["averaged"] = stepper.averaged
+    done = checkpoint.restore(trial_dir, parts, device)
+    if done == 0 and not read_epochs(trial_dir):
         untrained = monitor_untrained(config, model, images[:_MONITORED], labels[:_MONITORED])
         row = _finite({names.EPOCH: 0, names.TRAIN_EPS: 0.0, **untrained})
-        write_epoch(directory, row)
+        write_epoch(trial_dir, row)
         report(row)
-    last, stepper = config.train.epochs, None
+    if done < last:
+        clock.check()
+        _decide_compilation(stepper, _compiled_before(trial_dir, done))
     for epoch in range(done + 1, last + 1):
-        if stepper is None:
-            clock.check()
-            parts_of_a_step = config, model, optimiser, images, labels, averaged
-            before = _compiled_before(directory, done)
-            decision = decide(config.train.compile, device, before, partial(_eager_seconds, *parts_of_a_step))
-            _log.info(decision.why)
-            is_divided = split > 1 or not can_divide(config, _SPLIT)
-            stepper = Stepper(*parts_of_a_step, compiled=decision.compiled, divided=is_divided)
-            if decision.failed:
-                stepper.failed_optimisations.append(decision.why)
-        row = _train_epoch(config, stepper, epoch, directory)
-        if split > 1:
+        row = _train_epoch(stepper, epoch, trial_dir)
+        if divided:
             row[names.TRAIN_ACCUMULATE] = config.train.accumulate
-        add_without(directory, stepper.failed_optimisations)
-        write_epoch(directory, row)  # first: a row without its checkpoint is written again, a row never written is lost
+        add_without(trial_dir, stepper.failed_optimisations)
+        write_epoch(trial_dir, row)  # first: a row without its checkpoint is written again, a row never written is lost
         stop = epoch < last and (epoch == clock.until or clock.asked())
         if epoch == last or stop or clock.due():
-            checkpoint.save(directory, epoch, parts)
+            checkpoint.save(trial_dir, epoch, parts)
         report(row)
         if stop:
             raise Stopped
-    trained = model if averaged is None else averaged
+    trained = stepper.networks[-1]
     if config.train.recompute_statistics:
         recompute_statistics(trained, images, config.train.batch_size)
     return trained
 
 
-def _compiled_before(directory: Path, done: int) -> bool | None:
+def _compiled_before(trial_dir: Path, done: int) -> bool | None:
     """Return True if the trial's epochs up to `done` were compiled; None if there are none."""
-    rows = [row for row in read_epochs(directory) if 0 < row[names.EPOCH] <= done]
+    rows = [row for row in read_epochs(trial_dir) if 0 < row[names.EPOCH] <= done]
     return bool(rows[-1].get(names.TRAIN_COMPILED)) if rows else None
 
 
-def _eager_seconds(config: TrialConfig, *parts_of_a_step: Any) -> float:
-    """Return an estimate of the seconds that the steps of all epochs take, from trial steps halfway up the ramp."""
-    settings, stepper = config.train, Stepper(config, *parts_of_a_step)
+def _decide_compilation(stepper: Stepper, before: bool | None) -> None:
+    """Compile the steps if that works and pays."""
+    settings = stepper.config.train
     steps = settings.epochs * (len(stepper.images) // settings.batch_size)
-    choices = _draws(config, stepper, epoch=1).batch(0, settings.batch_size)
-    return steps * stepper.seconds_per_step(choices, float(config.train_eps) / 2)
+    device = stepper.images.device
+    compiled, reason = decide(settings.compile, device, before, lambda: steps * seconds_per_step(stepper))
+    _log.info("%s steps: %s", "compiled" if compiled else "eager", reason)
+    if compiled:
+        stepper.set_compiled(True)
 
 
-def _draws(config: TrialConfig, stepper: Stepper, epoch: int) -> Draws:
+def seconds_per_step(stepper: Stepper) -> float:
+    """Return the seconds of the fastest of a few eager steps halfway up the ramp, of a copy of the network on a CPU."""
+    config, seconds = stepper.config, []
+    copied = Stepper(config, copy.deepcopy(stepper.model), stepper.images, stepper.labels)
+    choices = _draws(stepper, epoch=1).batch(0, config.train.batch_size)
+    with torch.random.fork_rng([]):
+        for _ in range(_TIMED_STEPS):
+            started = time.perf_counter()
+            copied(choices, float(config.train_eps) / 2, config.train.learning_rate)
+            seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+def _draws(stepper: Stepper, epoch: int) -> Draws:
     """Return the random choices of an epoch."""
-    info = DATASETS[config.dataset]
-    return draw(len(stepper.images), info.crop_padding, info.flip, config.seed, epoch, stepper.images.device)
+    info, seed = DATASETS[stepper.config.dataset], stepper.config.seed
+    return draw(len(stepper.images), info.crop_padding, info.flip, seed, epoch, stepper.images.device)
 
 
-def _train_epoch(config: TrialConfig, stepper: Stepper, epoch: int, directory: Path) -> dict[str, Any]:
+def _train_epoch(stepper: Stepper, epoch: int, trial_dir: Path) -> dict[str, Any]:
     """Train one epoch and return its row."""
-    settings = config.train
+    config, settings = stepper.config, stepper.config.train
     steps = len(stepper.images) // settings.batch_size
     ramp = Ramp(float(config.train_eps), settings.ramp_start, settings.ramp_epochs, steps)
     rate = learning_rate(settings.learning_rate, settings.decay_epochs, settings.decay_factor, epoch)
-    draws = _draws(config, stepper, epoch)
+    draws = _draws(stepper, epoch)
     torch.manual_seed(seed_of(config.seed, epoch) + _ATTACK_SEEDS)  # the starts of attacks, also after a restart
     reports = []
     started = time.perf_counter()
@@ -173,7 +191,7 @@ def _train_epoch(config: TrialConfig, stepper: Stepper, epoch: int, directory: P
             reports.append(stepper(draws.batch(step * settings.batch_size, settings.batch_size), eps, rate))
     loss, clean, certified = torch.stack(reports).double().cpu().unbind(1)
     seconds = time.perf_counter() - started
-    _refuse_non_finite(stepper.model, loss, epoch, directory)
+    _refuse_non_finite(stepper.model, loss, epoch, trial_dir)
     seen = steps * settings.batch_size
     row = {
         names.EPOCH: epoch,
@@ -190,12 +208,45 @@ def _train_epoch(config: TrialConfig, stepper: Stepper, epoch: int, directory: P
     return _finite(row)
 
 
+@dataclass(frozen=True)
+class Ramp:
+    """The smoothed ramp of eps (Xu et al. 2020): a quartic up to a quarter of the way, then straight, slopes matching.
+
+    start: its first epoch, counted from 1. length: in epochs. steps: optimiser steps an epoch.
+    """
+
+    eps: float
+    start: int
+    length: int
+    steps: int
+
+    def __call__(self, step: int) -> float:
+        """Return eps at `step`, in pixel units; at least EPS_FLOOR, since regularisers divide by radii."""
+        first = (self.start - 1) * self.steps
+        last = first + self.length * self.steps
+        if step >= last:
+            return self.eps
+        middle = first + int(0.25 * (last - first))
+        done = max(step - first, 0)
+        if middle == first:
+            return max(EPS_FLOOR, self.eps * done / (last - first))
+        cube = (middle - first) ** 3
+        slope = self.eps / (4 * cube * (last - middle) + cube * (middle - first))
+        value = slope * done**4 if step < middle else slope * cube * ((middle - first) + 4 * (step - middle))
+        return max(EPS_FLOOR, value)
+
+
+def learning_rate(base: float, decay_epochs: tuple[int, ...], factor: float, epoch: int) -> float:
+    """Return the learning rate in `epoch` (from 1): `base` multiplied by `factor` once each decay epoch has passed."""
+    return base * factor ** sum(epoch > decay for decay in decay_epochs)
+
+
 def _finite(row: dict[str, Any]) -> dict[str, Any]:
     """Return the row with None for numbers that are not finite, which JSON does not have."""
     return {name: value if math.isfinite(value) else None for name, value in row.items()}
 
 
-def _refuse_non_finite(model: nn.Module, loss: Tensor, epoch: int, directory: Path) -> None:
+def _refuse_non_finite(model: nn.Module, loss: Tensor, epoch: int, trial_dir: Path) -> None:
     """Raise NonFiniteLossError if a step's loss, or the network after it, is not finite."""
     finite = loss.isfinite()
     finite[-1] &= all(bool(parameter.isfinite().all()) for parameter in model.parameters())
@@ -206,5 +257,5 @@ def _refuse_non_finite(model: nn.Module, loss: Tensor, epoch: int, directory: Pa
         raise NonFiniteLossError(
             epoch, step + 1, {names.EPOCH: epoch, "step": step, names.TRAIN_LOSS: float(loss[step - 1])}
         )
-    before = [row for row in read_epochs(directory) if row[names.EPOCH] < epoch]
+    before = [row for row in read_epochs(trial_dir) if row[names.EPOCH] < epoch]
     raise NonFiniteLossError(epoch, 1, before[-1] if before else {})

@@ -1,4 +1,4 @@
-"""Monitoring of a network in training: its bounds on training images, and its equilibria."""
+"""Monitoring of a network in training: its bounds on training images, and its equilibria; batch norm's statistics."""
 
 import copy
 
@@ -12,7 +12,6 @@ from cerdeq.bounds import Context, Interval, output_of, trace, values_of
 from cerdeq.equilibrium import FixedPoint, contraction, verified_box
 from harness.config.trial import TrialConfig
 from harness.storage import names
-from harness.training.batch_norm import recompute_statistics
 
 
 @torch.no_grad()
@@ -72,3 +71,21 @@ def _recurrence_metrics(module: FixedPoint, h: Interval, solution: Interval) -> 
     proof = contraction(weight)
     proved_radius = verified_box(weight, h.box, proof).radius.mean()
     return proof.rate, 100 * float(1 - solution.radius.mean() / proved_radius.clamp(min=1e-30))
+
+
+@torch.no_grad()
+def recompute_statistics(model: nn.Module, images: Tensor, batch_size: int) -> None:
+    """Set batch norm's statistics to the means over whole batches of images (uint8 [N, C, H, W]).
+
+    The rest of the model is put into evaluation mode, so that no equilibrium's W changes.
+    """
+    norms = [module for module in model.eval().modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train().reset_running_stats()
+        norm.momentum = None  # the mean over batches
+    for part in images.split(batch_size):
+        if len(part) == batch_size:
+            model(part.float() / 255)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum

@@ -11,7 +11,7 @@ from cerdeq.equilibrium import Equilibrium, fold
 from cerdeq.rules.activations import relu_box
 from cerdeq.rules.linear import Backward
 from cerdeq.rules.relaxation import lines, through
-from harness.training.regularisers import balance
+from harness.training.objective import balance
 
 
 def plain_layer(kernel, inputs=2, size=2, rho=0.6, iterations=60):

@@ -85,8 +85,8 @@ def run_python(
 def _folder_of(header: str) -> Path | None:
     """Where a header lies among the environment's packages, as it is included."""
     packages = Path(sysconfig.get_paths()["purelib"])
-    places = [*packages.glob("nvidia/*/include"), packages / "triton/backends/nvidia/include"]
-    return next((place for place in places if (place / header).exists()), None)
+    directories = [*packages.glob("nvidia/*/include"), packages / "triton/backends/nvidia/include"]
+    return next((directory for directory in directories if (directory / header).exists()), None)
 
 
 if __name__ == "__main__":

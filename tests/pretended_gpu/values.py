@@ -49,26 +49,26 @@ class Values(TorchDispatchMode):
         if name in ("index_put", "index_put_") and _has_mask(args):
             if args[2].numel() > 1:  # one number is filled in where the mask is, whose elements nobody counts
                 torch.cuda.current_stream().synchronize()
-            made = function(*on_host[0], **on_host[1])
-            return args[0] if name == "index_put_" else tree_map(_on_device, made)
-        made = function(*args, **kwargs)
+            result = function(*on_host[0], **on_host[1])
+            return args[0] if name == "index_put_" else tree_map(_on_device, result)
+        result = function(*args, **kwargs)
         views = any(returned.alias_info and not returned.alias_info.is_write for returned in function._schema.returns)
         if name not in _WITHOUT_VALUES and not views:
-            self._fill(made, name, function, *on_host)
-        return made
+            self._fill(result, name, function, *on_host)
+        return result
 
-    def _fill(self, made: Any, name: str, function: Any, args: Any, kwargs: Any) -> None:
-        """Compute on the CPU and write into what was made on the device."""
+    def _fill(self, result: Any, name: str, function: Any, args: Any, kwargs: Any) -> None:
+        """Compute on the CPU and write into the result on the device."""
         if name == "_to_copy":
-            _on_host(made).copy_(args[0])
+            _on_host(result).copy_(args[0])
             return
         if name == "copy_":
             args[0].copy_(args[1])
             return
         if name == "cudnn_batch_norm":  # uncounted_rounding allows cuDNN
-            function, made = torch.ops.aten.native_batch_norm.default, made[:3]
+            function, result = torch.ops.aten.native_batch_norm.default, result[:3]
         kwargs.pop("pin_memory", None)
-        for device, host in zip(tree_leaves(made), tree_leaves(function(*args, **kwargs)), strict=True):
+        for device, host in zip(tree_leaves(result), tree_leaves(function(*args, **kwargs)), strict=True):
             if isinstance(device, Tensor) and device.is_cuda and device.shape == host.shape and host.numel():
                 laid_over = _on_host(device)
                 if laid_over.data_ptr() != host.data_ptr():
@@ -97,14 +97,14 @@ def _on_host(value: Any) -> Any:
     if not storage.nbytes():
         return torch.empty(value.shape, dtype=value.dtype)
     memory = (ctypes.c_uint8 * storage.nbytes()).from_address(storage.data_ptr())
-    whole = torch.frombuffer(memory, dtype=torch.uint8).untyped_storage()
-    return torch.empty(0, dtype=value.dtype).set_(whole, value.storage_offset(), value.shape, value.stride())
+    storage_bytes = torch.frombuffer(memory, dtype=torch.uint8).untyped_storage()
+    return torch.empty(0, dtype=value.dtype).set_(storage_bytes, value.storage_offset(), value.shape, value.stride())
 
 
 def _on_device(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
-    made = torch.empty(value.shape, dtype=value.dtype, device="cuda")
+    result = torch.empty(value.shape, dtype=value.dtype, device="cuda")
     if value.numel():
-        _on_host(made).copy_(value)
-    return made
+        _on_host(result).copy_(value)
+    return result

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from small_sweep import BASE, changed, entry, refusal, trials_of, write
 from torch import nn
 
-from cerdeq.bounds import operators
+from cerdeq.rules import operators
 
 KEYS = [
     ("epochs", 3, "epochs: unknown key", "train", "profiles"),
@@ -100,7 +100,7 @@ TOGETHER = [
     ("trials.0", entry(model="resnet", options={"depth": 8}), "trials.0.options: depth must be odd and at least 7"),
     (
         "trials.0", entry("crown-ibp", method_options={"final_beta": 1.5}),
-        "trials.0.method_options: final_beta", "[0, 1]", "1.5",
+        "trials.0.method_options: final_beta: found 1.5, allowed: from 0 to 1",
     ),
 ]  # fmt: skip
 PROFILES = [

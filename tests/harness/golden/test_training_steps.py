@@ -8,8 +8,8 @@ from harness.config.trial import RECIPE_VERSION
 from harness.data import load
 from harness.training.augment import draw
 from harness.training.initialise import initialise
-from harness.training.schedule import Ramp
-from harness.training.step import Stepper, make_optimiser
+from harness.training.loop import Ramp
+from harness.training.step import Stepper
 
 GOLDEN = {  # losses of steps 1, 11 and 20; the same to six digits on AVX2 and AVX-512, one thread and two
     (7, "cnn7", "ibp"): [2.9035480, 69.4536591, 30.5033836],
@@ -32,7 +32,7 @@ def losses(config, steps: int = 20) -> list[float]:
     initialise(model)
     model.to(memory_format=torch.channels_last).train()
     cpu = torch.device("cpu")
-    stepper = Stepper(config, model, make_optimiser(model, cpu), data.train.images, data.train.labels)
+    stepper = Stepper(config, model, data.train.images, data.train.labels)
     draws = draw(len(data.train), padding=1, flip=True, seed=config.seed, epoch=1, device=cpu)
     # Wide enough for an attack to be felt, narrow enough for the bounds of untrained networks.
     ramp = Ramp(1 / 16 if config.method == "pgd" else 1 / 512, 1, 1, steps - 4)
@@ -42,5 +42,5 @@ def losses(config, steps: int = 20) -> list[float]:
 @pytest.mark.parametrize(("version", "model", "method"), GOLDEN)
 def test_training_has_not_changed(version, model, method, tiny_trial):
     assert version == RECIPE_VERSION, "record the new losses beside the new version"
-    taken = losses(tiny_trial(model, method=method))
-    assert [taken[0], taken[10], taken[19]] == pytest.approx(GOLDEN[version, model, method], rel=2e-3)
+    values = losses(tiny_trial(model, method=method))
+    assert [values[0], values[10], values[19]] == pytest.approx(GOLDEN[version, model, method], rel=2e-3)

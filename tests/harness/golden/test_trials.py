@@ -1,6 +1,6 @@
-"""Two small trials trained by recipe version 4 and judged by 7: such folders are read, and numbers are the same.
+"""Two small trials trained by recipe version 4 and evaluated by 7: such folders are read, and numbers are the same.
 
-Where judging or training moves, raise RECIPE_VERSION and write anew what moved.
+If numbers of training or evaluation move, raise RECIPE_VERSION and write anew what moved.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ both = pytest.mark.parametrize("name", ["cnn5", "cerdeq"])
 
 
 @both
-def test_a_folder_of_then_is_read_and_found_under_its_key(name):
+def test_an_old_folder_is_read_and_has_its_key(name):
     trial = folder.read_trial(HERE / name / folder.TRIAL)
     assert trial.recipe_version == RECIPE_VERSION
     assert trial.fingerprint == load(trial.config.dataset).fingerprint
@@ -36,13 +36,13 @@ def test_a_folder_of_then_is_read_and_found_under_its_key(name):
 
 
 @pytest.mark.parametrize(("name", "digest"), [("cnn5", "95e52030afa25a08"), ("cerdeq", "ec27124768c824b5")])
-def test_what_digests_of_certifications_and_searches_are_made_of_has_not_changed(name, digest):
+def test_the_content_of_digests_has_not_changed(name, digest):
     """Where this fails since a setting is new, name it among those that came later."""
     content = json.dumps(digest_content(folder.read_trial(HERE / name / folder.TRIAL).config), sort_keys=True)
     assert hashlib.sha256(content.encode()).hexdigest()[:16] == digest
 
 
-def test_folders_of_then_stand_in_a_leaderboard(tmp_path):
+def test_old_folders_stand_in_a_leaderboard(tmp_path):
     (tmp_path / "trials").mkdir()
     for name in ("cnn5", "cerdeq"):
         (tmp_path / "trials" / name).symlink_to(HERE / name)
@@ -54,19 +54,19 @@ def test_folders_of_then_stand_in_a_leaderboard(tmp_path):
 
 
 @both
-def test_judging_has_not_changed(name):
+def test_evaluation_has_not_changed(name):
     """All kinds of verdict occur; float32, the attack and alpha-crown's search may end elsewhere by rounding."""
-    then = pd.read_parquet(HERE / name / folder.VERDICTS)
-    assert {"misclassified", "falsified", "certified", "unknown"} == set(then[names.VERDICT])
+    recorded = pd.read_parquet(HERE / name / folder.VERDICTS)
+    assert {"misclassified", "falsified", "certified", "unknown"} == set(recorded[names.VERDICT])
     config = folder.read_trial(HERE / name / folder.TRIAL).config
     images = load(config.dataset).test_images(config.evaluation.test_images)
     network = load_network(config, HERE / name / folder.WEIGHTS)
     evaluation = evaluate(network, images.images, images.labels, config)
     searched = [names.ATTACK_MARGIN, *(names.margin_column(stage) for stage in config.evaluation.stages[1:])]
     pd.testing.assert_frame_equal(
-        evaluation.verdicts.drop(columns=searched), then.drop(columns=searched), rtol=1e-6, atol=1e-6
+        evaluation.verdicts.drop(columns=searched), recorded.drop(columns=searched), rtol=1e-6, atol=1e-6
     )
-    pd.testing.assert_frame_equal(evaluation.verdicts[searched], then[searched], rtol=1e-2, atol=5e-3)
+    pd.testing.assert_frame_equal(evaluation.verdicts[searched], recorded[searched], rtol=1e-2, atol=5e-3)
     elsewhere = (names.PARAMETERS, names.TRAIN_SECONDS, names.EVALUATION_SECONDS, names.GAIN, names.MARGIN)
     metrics = {key: value for key, value in folder.read_result(HERE / name).metrics.items() if key not in elsewhere}
     measured = final_metrics(evaluation, config.evaluation.stages)
@@ -79,24 +79,26 @@ def test_training_has_not_changed(tmp_path, monkeypatch):
     """Schedules to the last digit over a whole training, losses and widths while rounding has not spread.
 
     Weights that differ by 1e-7 at first have widths that differ by half a percent after one epoch: no step is taken
-    after it, and what the last one told is told again.
+    after it, and the last report is repeated.
     """
     config = folder.read_trial(HERE / "cnn5" / folder.TRIAL).config
-    then, rows, told, step = folder.read_epochs(HERE / "cnn5"), [], [], Stepper.__call__
+    recorded, rows, reports, step = folder.read_epochs(HERE / "cnn5"), [], [], Stepper.__call__
 
     def in_the_first_epoch(stepper, *arguments):
         if len(rows) < 2:
-            told.append(step(stepper, *arguments))
-        return told[-1]
+            reports.append(step(stepper, *arguments))
+        return reports[-1]
 
     monkeypatch.setattr(Stepper, "__call__", in_the_first_epoch)
     images = load(config.dataset).train
     train(config, images.images, images.labels, tmp_path, torch.device("cpu"), rows.append)
     for schedule in (names.EPOCH, names.TRAIN_EPS, names.TRAIN_LEARNING_RATE):
-        assert [row.get(schedule) for row in rows] == [row.get(schedule) for row in then]
-    assert all(row.keys() >= old.keys() for row, old in zip(rows, then, strict=True)), "something is no longer there"
+        assert [row.get(schedule) for row in rows] == [row.get(schedule) for row in recorded]
+    assert all(row.keys() >= old.keys() for row, old in zip(rows, recorded, strict=True)), (
+        "something is no longer there"
+    )
     clocks = (names.TRAIN_EPOCH_SECONDS, names.TRAIN_EXAMPLES_PER_SECOND)
-    for row, old in zip(rows[:2], then[:2], strict=True):
+    for row, old in zip(rows[:2], recorded[:2], strict=True):
         assert {name: row[name] for name in old if name not in clocks} == pytest.approx(
             {name: old[name] for name in old if name not in clocks}, rel=2e-2
         )

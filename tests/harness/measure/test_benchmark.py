@@ -1,14 +1,12 @@
 """`python -m harness.benchmark`: its tables and its JSON, at a size where only their shape means anything."""
 
 import json
-import math
 
 import pandas as pd
 import pytest
-import torch
 
 from harness.command_line import main
-from harness.measure import machine, steps
+from harness.measure import steps
 from harness.storage import folder, names
 from harness.training import run_trial
 
@@ -24,15 +22,13 @@ def trained(tiny_trial, tmp_path_factory):
 
 def test_all_kinds_of_steps_are_compared_with_plain_training(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(steps, "compiler_problem", lambda device: "not in this test")
-    monkeypatch.setitem(machine._SIZES, "cpu", 64)
     assert main("benchmark", [*SMALL, "--only", "steps", "--json", str(tmp_path / "figures.json")]) == 0
     written = json.loads((tmp_path / "figures.json").read_text())
     rows = {row["step"]: row for row in written["steps"]}
-    kinds = {f"{bound}{precision} eager" for bound in steps.BOUNDS for precision in ("", " bf16")}
-    assert set(rows) == {"plain", "plain bf16", *kinds, "sabr eager", "mtl-ibp eager", "pgd eager"}
+    kinds = {f"{kind}{precision} eager" for kind in ("plain", *steps.BOUNDS) for precision in ("", " bf16")}
+    assert set(rows) == {*kinds, "sabr eager", "mtl-ibp eager", "pgd eager"}
     for kind, row in rows.items():
-        assert row["examples/s"] == pytest.approx(rows["plain"]["examples/s"] / row["cost over plain"]), kind
-        assert (row["% of matrix peak"] is None) == (kind.split()[0] in ("sabr", "mtl-ibp", "pgd")), kind
+        assert row["examples/s"] == pytest.approx(rows["plain eager"]["examples/s"] / row["cost over plain"]), kind
     assert written["options"]["batch_size"] == 8
     printed = capsys.readouterr().out
     assert all(kind in printed for kind in rows)
@@ -55,23 +51,10 @@ def test_the_measured_bounds_are_those_of_the_verdicts(trained, tmp_path):
     ("options", "message"),
     [
         (["vgg"], "models"),
-        (["--trained", "{trained}", "--images", "0"], "--images"),
         (["--trained", "{trained}", "--images", "100000"], "100000"),
         (["--trained", "{trained}/none"], "trial.json"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(trained, options, message, capsys):
+def test_wrong_input_is_refused(trained, options, message, capsys):
     assert main("benchmark", [option.format(trained=trained) for option in options]) == 2
     assert message in capsys.readouterr().err
-
-
-def test_operations_and_memory_are_those_of_the_action():
-    a, b = torch.ones(3, 4), torch.ones(4, 5)
-    assert machine.operations(lambda: a @ b) == 2 * 3 * 4 * 5
-
-    def hold_two() -> None:
-        first = torch.ones(2**23)  # 32 MiB
-        torch.ones(2**23).add_(first)
-
-    memory = machine.peak_memory(hold_two, torch.device("cpu"))
-    assert math.isnan(memory) or 40 < memory < 100

@@ -13,6 +13,8 @@ from cerdeq.bounds import trace
 from harness.methods import Batch
 from harness.methods.certified import IBP, CrownIBP
 
+every_network = pytest.mark.parametrize("name", ["cnn5", pytest.param("resnet9", marks=pytest.mark.slow), "cerdeq"])
+
 
 def network_of(name: str) -> torch.nn.Module:
     return build(name, "digits", width=0.2).double().eval()
@@ -43,7 +45,7 @@ def test_the_ibp_loss_is_the_cross_entropy_of_the_worst_logits():
     torch.testing.assert_close(losses.lower, lower, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["cnn5", pytest.param("resnet9", marks=pytest.mark.slow), "cerdeq"])
+@every_network
 @pytest.mark.parametrize("fusion", [True, False])
 def test_crown_ibp_without_beta_is_ibp(name, fusion):
     model, batch = network_of(name), batch_of(progress=1.0)
@@ -51,14 +53,15 @@ def test_crown_ibp_without_beta_is_ibp(name, fusion):
     expected, losses = IBP().loss(program, batch), CrownIBP(fusion).loss(program, batch)
     assert losses.robust.item() == pytest.approx(expected.robust.item(), rel=1e-12)
     parameters = list(model.parameters())
-    for mine, theirs in zip(*(torch.autograd.grad(x.robust, parameters) for x in (losses, expected)), strict=True):
-        torch.testing.assert_close(mine, theirs)
+    for gradient, expected_gradient in zip(
+        *(torch.autograd.grad(x.robust, parameters) for x in (losses, expected)), strict=True
+    ):
+        torch.testing.assert_close(gradient, expected_gradient)
 
 
-@pytest.mark.parametrize("name", ["cnn5", "resnet9"])
-def test_the_crown_ibp_loss_is_the_cross_entropy_of_the_public_bounds(name):
+def test_the_crown_ibp_loss_is_the_cross_entropy_of_the_public_bounds():
     """beta 1, nothing fused: where CROWN-IBP beats IBP everywhere, which `bound` never falls behind."""
-    model, batch = network_of(name), batch_of(progress=0.0)
+    model, batch = network_of("resnet9"), batch_of(progress=0.0)
     losses = CrownIBP(loss_fusion=False).loss(trace(model, linear=True), batch)
     ball, spec = LinfBall(batch.x, 0.05), margin_spec(batch.labels, 10)
     lower, looser = (bound(model, ball, method, spec)[0] for method in ("crown-ibp", "ibp"))
@@ -68,8 +71,8 @@ def test_the_crown_ibp_loss_is_the_cross_entropy_of_the_public_bounds(name):
     assert losses.robust.item() == pytest.approx(expected.item(), rel=1e-9)
 
 
-@pytest.mark.parametrize("name", ["cnn5", pytest.param("resnet9", marks=pytest.mark.slow), "cerdeq"])
-@pytest.mark.parametrize("progress", [0.0, 0.4, 1.0])
+@every_network
+@pytest.mark.parametrize("progress", [0.0, 0.4])
 def test_the_fused_loss_is_no_less_than_that_of_any_point(name, progress):
     """beta mixes two upper bounds of the loss at each point of the ball."""
     model, batch = network_of(name), batch_of(progress=progress)
@@ -93,34 +96,14 @@ def test_fusing_tends_to_the_margins_bounds_at_small_eps():
         assert loss == pytest.approx(clean, rel=1e-9)
 
 
-@pytest.mark.parametrize("options", [{"loss_fusion": True}, {"loss_fusion": False}])
-@pytest.mark.parametrize("name", ["cnn5", pytest.param("resnet9", marks=pytest.mark.slow), "cerdeq"])
-def test_every_parameter_has_a_finite_gradient(name, options):
+@pytest.mark.parametrize("fusion", [True, False])
+@every_network
+def test_every_parameter_has_a_finite_gradient(name, fusion):
     model = network_of(name).train()
     for eps in (1e-6, 0.1):
         at = dataclasses.replace(batch_of(progress=0.3), eps=torch.tensor(eps).double())
-        loss = CrownIBP(**options).loss(trace(model, linear=True), at).robust
+        loss = CrownIBP(fusion).loss(trace(model, linear=True), at).robust
         for parameter, gradient in zip(
             model.parameters(), torch.autograd.grad(loss, list(model.parameters())), strict=True
         ):
             assert gradient.isfinite().all() and gradient.shape == parameter.shape
-
-
-def test_the_crown_ibp_gradient_is_that_of_finite_differences():
-    model, batch = network_of("cnn5"), batch_of(progress=0.3, images=2)
-    program = trace(model, linear=True)
-    weight = model.classifier.weight
-    for fusion in (True, False):
-
-        def loss(fusion=fusion) -> torch.Tensor:
-            return CrownIBP(fusion).loss(program, batch).robust
-
-        (gradient,) = torch.autograd.grad(loss(), weight)
-        step = 1e-6 * torch.randn_like(weight)
-        with torch.no_grad():
-            weight += step
-            above = loss()
-            weight -= 2 * step
-            below = loss()
-            weight += step
-        assert float(above - below) == pytest.approx(2 * float((gradient * step).sum()), rel=1e-4)

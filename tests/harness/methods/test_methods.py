@@ -12,14 +12,15 @@ from torch import nn
 
 from baselines import build
 from cerdeq import LinfBall, bound, margin_spec
-from cerdeq.bounds import Context, points_of, trace
+from cerdeq.bounds import Context, trace
 from harness.methods import METHODS, Batch, make_method
 from harness.methods.adversarial import PGD, Plain
-from harness.methods.certified import IBP
+from harness.methods.certified import IBP, CrownIBP
 from harness.methods.expressive import MTLIBP, SABR
 from harness.training.initialise import initialise
 
-ATTACKING = [PGD(), SABR(), MTLIBP(), SABR(subselection=0.2, attack_steps=3), MTLIBP(attack_radius=2.0)]
+ATTACKING = {PGD(): 1, SABR(): 0.3, SABR(subselection=0.2, attack_steps=3): 0.8, MTLIBP(attack_radius=2.0): 2}
+"""Methods and the radius of their attack over eps."""
 NETWORKS = [pytest.param("cnn5", marks=pytest.mark.slow), pytest.param("resnet9", marks=pytest.mark.slow), "cerdeq"]
 
 
@@ -29,7 +30,7 @@ def network_of(name: str) -> nn.Sequential:
     return network.train()
 
 
-def attacked(method, program, batch: Batch) -> Batch:
+def with_adversary(method, program, batch: Batch) -> Batch:
     return dataclasses.replace(batch, adversary=method.attack(program, batch))
 
 
@@ -55,38 +56,17 @@ def test_plain_training_is_torch_s_own(name):
             torch.testing.assert_close(ours.state_dict()[key], value)
 
 
-@pytest.mark.parametrize("method", ATTACKING)
-@pytest.mark.parametrize("name", NETWORKS)
-def test_the_attack_stays_in_its_ball_and_raises_the_loss(name, method):
-    network, batch = network_of(name), batch_of(40)
-    program = trace(network)
-    adversary = attacked(method, program, batch).attacked
-    assert not adversary.requires_grad
-    assert (
-        (adversary - batch.x).abs().max() <= method.reach * EPS + 1e-12
-        and adversary.min() >= 0
-        and adversary.max() <= 1
-    )
-    ctx = Context(sound=False)
-    with torch.no_grad():
-        before, after = (F.cross_entropy(points_of(program, x, ctx), batch.labels) for x in (batch.x, adversary))
-    assert after > before
-
-
 def test_the_attack_finds_the_worst_corner_of_a_linear_network():
     """Of two classes: the gradient's sign is that of the difference of their weights everywhere."""
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)).double()
     batch = dataclasses.replace(batch_of(), labels=torch.randint(0, 2, (12,)), classes=2)
-    adversary = attacked(PGD(), trace(network), batch).attacked
+    adversary = PGD().attack(trace(network), batch)
     weight = network[1].weight
     away = torch.stack([(weight[1 - y] - weight[y]).sign() for y in batch.labels]).view_as(batch.x)
     torch.testing.assert_close(adversary, (batch.x + EPS * away).clamp(0, 1).detach())
 
 
-@pytest.mark.parametrize(
-    ("method", "reach"),
-    [*zip(ATTACKING, [1, 0.3, 1, 0.8, 2], strict=True), (MTLIBP(attack_radius=0.5, attack_step=0.5), 0.5)],
-)
+@pytest.mark.parametrize(("method", "reach"), ATTACKING.items())
 def test_the_attack_is_signed_gradient_steps_from_a_random_start(method, reach):
     network, batch = network_of("resnet9").eval(), batch_of()
     torch.manual_seed(5)
@@ -105,20 +85,20 @@ def test_the_attack_is_signed_gradient_steps_from_a_random_start(method, reach):
 @pytest.mark.parametrize("method", [make_method(name, {}) for name in METHODS])
 def test_running_statistics_follow_the_clean_batch_once(method):
     network = network_of("cnn5")
-    twin, batch = copy.deepcopy(network), batch_of()
+    other, batch = copy.deepcopy(network), batch_of()
     program = trace(network, linear=True)
-    method.loss(program, attacked(method, program, batch))
-    twin(batch.x)
-    for key, value in twin.state_dict().items():
+    method.loss(program, with_adversary(method, program, batch))
+    other(batch.x)
+    for key, value in other.state_dict().items():
         if not key.endswith("num_batches_tracked"):
             torch.testing.assert_close(network.state_dict()[key], value, msg=key)
 
 
-def test_pgd_trains_on_attacked_images_by_the_clean_batch_s_statistics():
+def test_pgd_trains_on_adversarial_images_by_the_clean_batch_s_statistics():
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 10)).double()
     program, batch = trace(network.train()), batch_of()
-    batch = attacked(PGD(), program, batch)
-    clean, hidden = network[1](batch.x.flatten(1)), network[1](batch.attacked.flatten(1))
+    batch = with_adversary(PGD(), program, batch)
+    clean, hidden = network[1](batch.x.flatten(1)), network[1](batch.adversarial.flatten(1))
     variance, mean = torch.var_mean(clean, 0, correction=0)
     normal = (hidden - mean) / (variance + network[2].eps).sqrt() * network[2].weight + network[2].bias
     expected = F.cross_entropy(network[4](torch.relu(normal)), batch.labels)
@@ -131,27 +111,16 @@ def test_pgd_trains_on_attacked_images_by_the_clean_batch_s_statistics():
         torch.testing.assert_close(mine, other)
 
 
-@pytest.mark.parametrize("name", ["cnn5", "resnet9"])
-def test_sabr_is_ibp_over_the_small_box(name):
+def test_sabr_is_ibp_over_the_small_box():
     """Against the public bounds, in evaluation mode."""
-    network, batch = network_of(name).eval(), batch_of()
+    network, batch = network_of("resnet9").eval(), batch_of()
     program = trace(network)
-    batch = attacked(SABR(subselection=0.3), program, batch)
-    assert ((batch.attacked - batch.x).abs().max() + 0.3 * EPS) <= EPS + 1e-12
-    lower, _ = bound(network, LinfBall(batch.attacked, 0.3 * EPS), spec=margin_spec(batch.labels, 10))
+    batch = with_adversary(SABR(subselection=0.3), program, batch)
+    assert ((batch.adversarial - batch.x).abs().max() + 0.3 * EPS) <= EPS + 1e-12
+    lower, _ = bound(network, LinfBall(batch.adversarial, 0.3 * EPS), spec=margin_spec(batch.labels, 10))
     losses = SABR(subselection=0.3).loss(program, batch)
     assert losses.robust.item() == pytest.approx(worst_logits(lower).item(), rel=1e-9)
     assert losses.lower is None and losses.input_radius.max() <= 0.3 * EPS + 1e-12
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_sabr_over_the_whole_ball_is_ibp(name):
-    network, batch = network_of(name), batch_of()
-    program = trace(network)
-    state = copy.deepcopy(network.state_dict())
-    whole = SABR(subselection=1.0).loss(program, attacked(SABR(subselection=1.0), program, batch))
-    network.load_state_dict(state)
-    assert whole.robust.item() == pytest.approx(IBP().loss(program, batch).robust.item(), rel=1e-6)
 
 
 def test_sabr_shrinks_the_upper_ends_after_unstable_relus():
@@ -159,9 +128,9 @@ def test_sabr_shrinks_the_upper_ends_after_unstable_relus():
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.ReLU(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 10))
     batch, method = batch_of(), SABR(subselection=0.4, relu_shrinkage=0.8)
     program = trace(network.double())
-    batch = attacked(method, program, batch)
+    batch = with_adversary(method, program, batch)
     radius = 0.4 * EPS
-    low, high = ((batch.attacked + sign * radius).clamp(0, 1).flatten(1) for sign in (-1, 1))
+    low, high = ((batch.adversarial + sign * radius).clamp(0, 1).flatten(1) for sign in (-1, 1))
     unstable = 0
     for layer in (network[1], network[3]):
         positive, negative = layer.weight.clamp(min=0), layer.weight.clamp(max=0)
@@ -186,31 +155,26 @@ def test_sabr_shrinks_the_upper_ends_after_unstable_relus():
 def test_shrunk_relus_never_bound_anything():
     with pytest.raises(ValueError, match="relu_shrinkage is for training"):
         Context(sound=True, relu_shrinkage=0.8)
-    for wrong in (0.0, -1.0, 1.5, float("nan")):
-        with pytest.raises(ValueError, match="relu_shrinkage must lie in"):
-            Context(sound=False, relu_shrinkage=wrong)
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("name", ["cnn5", "resnet9"])
-def test_mtl_ibp_mixes_pgd_and_ibp(name, alpha):
-    network, batch = network_of(name), batch_of()
+def test_mtl_ibp_mixes_pgd_and_ibp():
+    network, batch = network_of("resnet9"), batch_of()
     program = trace(network)
-    batch = attacked(PGD(), program, batch)
-    attack, whole, mixed = (m.loss(program, batch) for m in (PGD(), IBP(), MTLIBP(alpha=alpha)))
-    assert mixed.robust.item() == pytest.approx(
-        (1 - alpha) * attack.robust.item() + alpha * whole.robust.item(), rel=1e-9
-    )
-    torch.testing.assert_close(mixed.lower, whole.lower)
+    batch = with_adversary(PGD(), program, batch)
+    pgd, ibp, mixed = (method.loss(program, batch) for method in (PGD(), IBP(), MTLIBP(alpha=0.3)))
+    assert mixed.robust.item() == pytest.approx(0.7 * pgd.robust.item() + 0.3 * ibp.robust.item(), rel=1e-9)
+    torch.testing.assert_close(mixed.lower, ibp.lower)
 
 
-@pytest.mark.parametrize("method", [*(make_method(name, {}) for name in METHODS), SABR(relu_shrinkage=0.8)])
+@pytest.mark.parametrize(
+    "method", [*(make_method(name, {}) for name in METHODS), SABR(relu_shrinkage=0.8), CrownIBP(loss_fusion=False)]
+)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gradients_are_those_of_finite_differences(name, method):
     """In training mode, through the batch statistics, the adversary held."""
     network, batch = network_of(name), batch_of(6)
     program = trace(network, linear=True)
-    batch = attacked(method, program, batch)
+    batch = with_adversary(method, program, batch)
     state = copy.deepcopy(network.state_dict())
     weight = network.conv1.weight
 
@@ -232,18 +196,17 @@ def test_gradients_are_those_of_finite_differences(name, method):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("sabr", {"subselection": 0.0}, "subselection must lie in (0, 1]"),
-        ("sabr", {"relu_shrinkage": 0.0}, "relu_shrinkage must lie in (0, 1]"),
-        ("sabr", {"relu_shrinkage": 1.1}, "relu_shrinkage must lie in (0, 1]"),
-        ("mtl-ibp", {"alpha": 1.5}, "alpha must lie in [0, 1]"),
-        ("mtl-ibp", {"attack_radius": 0.0}, "attack_radius must be above 0"),
-        ("pgd", {"attack_steps": 0}, "attack_steps must be at least 1"),
-        ("pgd", {"attack_step": 0.0}, "attack_step must be above 0"),
-        ("crown-ibp", {"final_beta": 2.0}, "final_beta must lie in [0, 1]"),
+        ("sabr", {"subselection": 0.0}, "subselection: found 0.0"),
+        ("sabr", {"relu_shrinkage": 1.1}, "relu_shrinkage: found 1.1"),
+        ("mtl-ibp", {"alpha": 1.5}, "alpha: found 1.5"),
+        ("mtl-ibp", {"attack_radius": 0.0}, "attack_radius: found 0.0"),
+        ("pgd", {"attack_steps": 0}, "attack_steps: found 0"),
+        ("pgd", {"attack_step": 0.0}, "attack_step: found 0.0"),
+        ("crown-ibp", {"final_beta": 2.0}, "final_beta: found 2.0"),
         ("trades", {}, "unknown training method 'trades'"),
     ],
 )
-def test_what_is_out_of_range_is_refused(name, options, message):
+def test_options_out_of_range_are_refused(name, options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         make_method(name, options)
 
@@ -251,8 +214,3 @@ def test_what_is_out_of_range_is_refused(name, options, message):
 def test_an_unknown_option_is_refused():
     with pytest.raises(TypeError, match="unknown option 'alpha' of plain; allowed: none"):
         make_method("plain", {"alpha": 0.5})
-
-
-def test_a_method_that_trains_on_adversaries_wants_one():
-    with pytest.raises(ValueError, match="its batch has none"):
-        PGD().loss(trace(network_of("cnn5")), batch_of())

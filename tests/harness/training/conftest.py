@@ -1,4 +1,4 @@
-"""A trial that nothing broke off, trained once for all tests that compare with one."""
+"""A trial that was not interrupted, trained once for all tests that compare with one."""
 
 import functools
 

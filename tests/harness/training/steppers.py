@@ -1,30 +1,40 @@
 """A trial's training step on its data, outside the loop."""
 
-import copy
-
 import torch
 
 from baselines import build
 from harness.data import load
+from harness.storage import names
 from harness.training.augment import draw
 from harness.training.initialise import initialise
-from harness.training.step import Stepper, make_optimiser
+from harness.training.step import Stepper
 
 BOUNDING = [("ibp", {}), ("crown-ibp", {}), ("crown-ibp", {"loss_fusion": False})]  # methods and their options
 
 
-def stepper_of(config, device: str = "cpu", averaged: bool = False, **options) -> Stepper:
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+def kill(row) -> None:
+    """Report an epoch's row, as a trial that is killed after its second epoch."""
+    if row[names.EPOCH] == 2:
+        raise Killed
+
+
+def stepper_of(config, device: str = "cpu", **options) -> Stepper:
     data = load(config.dataset)
     torch.manual_seed(0)
     model = build(config.model, config.dataset, config.width, **config.options)
     initialise(model)
     model.to(device, memory_format=torch.channels_last).train()
-    mean = copy.deepcopy(model) if averaged else None
-    optimiser = make_optimiser(model, torch.device(device))
-    images, labels = data.train.images.to(device), data.train.labels.to(device)
-    return Stepper(config, model, optimiser, images, labels, mean, **options)
+    return Stepper(config, model, data.train.images.to(device), data.train.labels.to(device), **options)
 
 
-def take_steps(stepper: Stepper, count: int, batch: int) -> torch.Tensor:
-    draws = draw(len(stepper.images), 2, True, 0, 1, stepper.images.device)
-    return torch.stack([stepper(draws.batch(batch * i, batch), 0.01 * i + 1e-6, 5e-4) for i in range(count)])
+def choices_of(stepper: Stepper, size: int = 64, start: int = 0):
+    """The random choices of a batch."""
+    return draw(len(stepper.images), 2, True, 0, 1, stepper.images.device).batch(start, size)
+
+
+def take_steps(stepper: Stepper, count: int, batch: int = 64) -> torch.Tensor:
+    return torch.stack([stepper(choices_of(stepper, batch, batch * i), 0.01 * i + 1e-6, 5e-4) for i in range(count)])

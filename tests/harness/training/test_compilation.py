@@ -3,12 +3,12 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from steppers import stepper_of, take_steps
+from steppers import Killed, kill, stepper_of
 
 from harness.clock import Clock
+from harness.measure.steps import compiler_problem
 from harness.storage import folder, names
-from harness.training import compilation, loop, run_trial
-from harness.training.augment import draw
+from harness.training import loop, objective, run_trial
 from harness.training.compilation import WORTH_COMPILING, decide
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -22,91 +22,65 @@ LONG, SHORT = 1.1 * WORTH_COMPILING, 0.9 * WORTH_COMPILING
         ("auto", CPU, None, SHORT, False),
         ("auto", GPU, None, None, True),
         ("auto", CPU, True, None, True),
-        ("auto", CPU, False, None, False),
         ("always", CPU, None, None, True),
         ("always", CPU, False, None, False),
         ("never", GPU, None, None, False),
     ],
 )
-def test_steps_are_compiled_if_that_gains_time_or_earlier_epochs_were(
-    monkeypatch, mode, device, before, seconds, compiled
-):
-    monkeypatch.setattr(compilation, "compiler_problem", lambda device: None)
-
+def test_steps_are_compiled_if_that_gains_time_or_earlier_epochs_were(mode, device, before, seconds, compiled):
     def eager_seconds():
         assert seconds is not None, "a measurement that decides nothing"
         return seconds
 
-    assert decide(mode, device, before, eager_seconds).compiled == compiled
+    assert decide(mode, device, before, eager_seconds)[0] == compiled
 
 
-def test_steps_are_eager_if_compiling_does_not_work_and_the_reason_is_given(monkeypatch):
-    def broken(function):
+def test_steps_are_eager_if_compiling_does_not_work(tiny_trial, tmp_path, monkeypatch):
+    def broken(*arguments):
         raise RuntimeError("no C++ compiler\nand much more")
 
-    monkeypatch.setattr(torch, "compile", broken)
-    compilation.compiler_problem.cache_clear()
-    decision = decide("always", CPU, None, lambda: LONG)
-    compilation.compiler_problem.cache_clear()
-    assert not decision.compiled and decision.why.endswith("RuntimeError: no C++ compiler and much more")
+    monkeypatch.setattr(objective, "compiled_loss", lambda loss: broken)
+    result = run_trial(tiny_trial(width=0.05, train={"compile": "always"}), tmp_path)
+    assert result.warnings == ["compiled steps given up: RuntimeError: no C++ compiler and much more"]
+    assert [row[names.TRAIN_COMPILED] for row in folder.read_epochs(tmp_path)[1:]] == [0.0] * 3
 
 
-def test_timing_steps_changes_no_number_of_training(tiny_trial):
-    """With everything that has a state: moments, an average, batch norm, an equilibrium's schedule, random attacks."""
-    margins = {"margin": 0.2, "margin_start": 0.8}
-    config = tiny_trial("cerdeq", method="sabr", options=margins, train={"ema_decay": 0.9, "clip_norm": 1.0})
-    timed, untimed = stepper_of(config, averaged=True), stepper_of(config, averaged=True)
-    reports = []
-    for stepper in (timed, untimed):
-        torch.manual_seed(1)
-        if stepper is timed:
-            choices = draw(300, 2, True, 0, 1, CPU).batch(0, 16)
-            assert stepper.seconds_per_step(choices, float(config.train_eps) / 2) > 0
-        reports.append(take_steps(stepper, 2, 16))
-    torch.testing.assert_close(*reports, rtol=0, atol=0, equal_nan=True)
-    for mine, theirs in ((timed.model, untimed.model), (timed.averaged, untimed.averaged)):
-        assert all(map(torch.equal, mine.state_dict().values(), theirs.state_dict().values()))
+def test_timing_steps_changes_nothing(tiny_trial):
+    """With everything that has a state: an average, batch norm, an equilibrium's schedule, random attacks."""
+    options = {"margin": 0.2, "margin_start": 0.8}
+    stepper = stepper_of(tiny_trial("cerdeq", method="sabr", options=options, train={"ema_decay": 0.9}))
+    before = [{key: value.clone() for key, value in network.state_dict().items()} for network in stepper.networks]
+    generator = torch.get_rng_state()
+    assert loop.seconds_per_step(stepper) > 0
+    assert torch.equal(generator, torch.get_rng_state()) and not stepper.optimiser.state
+    for network, state in zip(stepper.networks, before, strict=True):
+        assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
 
 
 def test_a_trial_estimates_the_seconds_of_all_its_steps(tmp_path, tiny_trial, monkeypatch, caplog):
     config = tiny_trial()
-    monkeypatch.setattr(loop.Stepper, "seconds_per_step", lambda stepper, choices, eps: 2.0)
+    monkeypatch.setattr(loop, "seconds_per_step", lambda stepper: 2.0)
     with caplog.at_level("INFO", logger=loop.__name__):
         run_trial(config, directory=tmp_path)
     steps = config.train.epochs * (config.train_images // config.train.batch_size)
     assert f"would take about {2 * steps:.3g} s" in caplog.text
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL."""
-
-
-@pytest.fixture
-def _compiler():
-    """Skip without a compiler. A fixture, since the probe takes seconds that collection has no need of."""
-    if compilation.compiler_problem("cpu") is not None:
-        pytest.skip("no C++ compiler that torch can use")
-
-
-@pytest.mark.usefixtures("_compiler")
 @pytest.mark.parametrize("method", ["plain", pytest.param("ibp", marks=pytest.mark.slow)])  # with thrice the kernels
 def test_a_compiled_trial_is_repeated_and_resumed_to_the_same_bits(tmp_path, tiny_trial, method):
     """By Inductor itself, on a CPU."""
+    if compiler_problem("cpu") is not None:
+        pytest.skip("no C++ compiler that torch can use")
     config = tiny_trial("cnn5", width=0.05, method=method, train={"compile": "always"})
-    run_trial(config, directory=tmp_path / "whole")
-
-    def kill(row):
-        if row[names.EPOCH] == 2:
-            raise Killed
-
+    run_trial(config, directory=tmp_path / "unbroken")
     with pytest.raises(Killed):
         run_trial(config, directory=tmp_path / "broken", report=kill, clock=Clock(keep_every=0))
     assert [row[names.EPOCH] for row in folder.read_epochs(tmp_path / "broken")] == [0, 1, 2]
     run_trial(config, directory=tmp_path / "broken")
     run_trial(tiny_trial("cnn5", width=0.05, method=method), directory=tmp_path / "eager")
-    whole, broken, eager = (load_file(tmp_path / name / folder.WEIGHTS) for name in ("whole", "broken", "eager"))
-    assert all(torch.equal(whole[name], broken[name]) for name in whole)
-    for name in ("whole", "broken"):
+    unbroken, broken, eager = (load_file(tmp_path / name / folder.WEIGHTS) for name in ("unbroken", "broken", "eager"))
+    assert all(torch.equal(unbroken[name], broken[name]) for name in unbroken)
+    for name in ("unbroken", "broken"):
         compiled = [row[names.TRAIN_COMPILED] for row in folder.read_epochs(tmp_path / name)[1:]]
         assert compiled == [1.0] * config.train.epochs
-    torch.testing.assert_close(whole, eager, rtol=0.2, atol=1e-2)
+    torch.testing.assert_close(unbroken, eager, rtol=0.2, atol=1e-2)

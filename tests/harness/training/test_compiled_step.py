@@ -4,9 +4,8 @@ import pytest
 import torch
 from steppers import BOUNDING, stepper_of, take_steps
 
-ATTACKING = [("sabr", {}), ("mtl-ibp", {}), ("pgd", {"attack_steps": 2})]
 EVERY = [(model, *method) for model in ("cnn5", "resnet9", "cerdeq") for method in BOUNDING]
-EVERY += [("cerdeq", *method) for method in [*ATTACKING, ("plain", {})]]
+EVERY += [("cerdeq", method, {}) for method in ("sabr", "mtl-ibp", "pgd", "plain")]
 EVERY += [("densenet", "plain", {})]  # concatenates lists
 SAMPLE = [("cerdeq", "mtl-ibp", {})]  # bounds and an attack; compiling takes seconds
 TRACED = [pytest.param(*case, marks=() if case in SAMPLE else pytest.mark.slow) for case in EVERY if case[0] != "cnn5"]
@@ -20,24 +19,28 @@ def on_a_gpu(test):
     return test
 
 
-@pytest.mark.parametrize(("model", "method", "options"), TRACED)
-def test_the_compiled_loss_takes_the_same_steps(tiny_trial, model, method, options):
-    """The whole loss is one graph: fullgraph refuses anything that is not. An equilibrium's crown-ibp has every rule,
-    so that the graphs of its gradients stand for those of all."""
+def assert_compiled_steps_are_eager_ones(config, count: int, backend: str):
+    """The loss is one graph: fullgraph refuses anything that is not."""
     torch.compiler.reset()
-    backend = "aot_eager" if (model, method) == ("cerdeq", "crown-ibp") else "eager"
-    config = tiny_trial(model, method=method, method_options=options, options=FEW.get(model, {}))
     eager, compiled = stepper_of(config), stepper_of(config)
     compiled.losses = {
         name: torch.compile(loss, fullgraph=True, dynamic=False, backend=backend)
         for name, loss in compiled.losses.items()
     }
-    taken = []
+    reports = []
     for stepper in (eager, compiled):
         torch.manual_seed(0)
-        taken.append(take_steps(stepper, 4, 64))
-    assert taken[0][:, 0].isfinite().all(), "losses; what a method does not bound is nan"
-    torch.testing.assert_close(*taken, rtol=1e-3, atol=1e-3, equal_nan=True)
+        reports.append(take_steps(stepper, count))
+    assert reports[0][:, 0].isfinite().all(), "losses; what a method does not bound is NaN"
+    torch.testing.assert_close(*reports, rtol=1e-3, atol=1e-3, equal_nan=True)
+
+
+@pytest.mark.parametrize(("model", "method", "options"), TRACED)
+def test_the_compiled_loss_takes_the_same_steps(tiny_trial, model, method, options):
+    """An equilibrium's crown-ibp has every rule, so that only its gradients are compiled, too."""
+    backend = "aot_eager" if (model, method) == ("cerdeq", "crown-ibp") else "eager"
+    config = tiny_trial(model, method=method, method_options=options, options=FEW.get(model, {}))
+    assert_compiled_steps_are_eager_ones(config, 4, backend)
 
 
 @pytest.mark.parametrize(
@@ -45,45 +48,8 @@ def test_the_compiled_loss_takes_the_same_steps(tiny_trial, model, method, optio
     [("cnn5", "ibp", "aot_eager"), pytest.param("cerdeq", "crown-ibp", "eager", marks=pytest.mark.slow)],
 )
 def test_the_compiled_loss_takes_the_same_step_in_bf16(tiny_trial, model, method, backend):
-    torch.compiler.reset()
     config = tiny_trial(model, method=method, train={"precision": "bf16"}, options=FEW.get(model, {}))
-    eager, compiled = stepper_of(config), stepper_of(config)
-    compiled.losses = {
-        name: torch.compile(loss, fullgraph=True, dynamic=False, backend=backend)
-        for name, loss in compiled.losses.items()
-    }
-    torch.testing.assert_close(take_steps(eager, 2, 64), take_steps(compiled, 2, 64), rtol=1e-3, atol=1e-3)
-
-
-@on_a_gpu
-@pytest.mark.parametrize("model", ["cnn7", "resnet9", "cerdeq"])
-def test_the_captured_step_in_bf16_is_close_to_the_eager_one(tiny_trial, model):
-    """On CUDA the compiler rounds less often than eager code does."""
-    config = tiny_trial(model, method="crown-ibp", train={"precision": "bf16"})
-    captured, eager = stepper_of(config, "cuda", compiled=True), stepper_of(config, "cuda")
-    eager.captured = False
-    mine, theirs = (take_steps(stepper, 3, 64)[:, 0] for stepper in (captured, eager))
-    torch.testing.assert_close(mine, theirs, rtol=5e-2, atol=5e-2)
-
-
-@on_a_gpu
-@pytest.mark.parametrize(("model", "method", "options"), EVERY)
-def test_the_captured_step_is_the_eager_one(tiny_trial, model, method, options):
-    """On CUDA: compiled and captured against eager, state included; warming up must leave no trace."""
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    config = tiny_trial(model, method=method, method_options=options)
-    captured, eager = stepper_of(config, "cuda", compiled=True), stepper_of(config, "cuda")
-    eager.captured = False
-    taken = []
-    for stepper in (captured, eager):
-        torch.manual_seed(0)
-        taken.append(take_steps(stepper, 6, 64))
-    torch.testing.assert_close(*taken, rtol=2e-2, atol=2e-2, equal_nan=True)
-    for (name, mine), theirs in zip(
-        captured.model.state_dict().items(), eager.model.state_dict().values(), strict=True
-    ):
-        torch.testing.assert_close(mine, theirs, rtol=5e-2, atol=5e-3, msg=name)
+    assert_compiled_steps_are_eager_ones(config, 2, backend)
 
 
 @pytest.mark.parametrize(
@@ -96,10 +62,35 @@ def test_the_captured_step_is_the_eager_one(tiny_trial, model, method, options):
 )
 @pytest.mark.parametrize("method", ["ibp", pytest.param("crown-ibp", marks=pytest.mark.slow)])
 def test_the_compiled_loss_of_every_kind_of_equilibrium_is_the_eager_one(method, options, tiny_trial):
-    """fullgraph: no branch of the recurrence breaks the graph."""
-    torch._dynamo.reset()
     config = tiny_trial("cerdeq", method=method, width=0.05, options=FEW["cerdeq"] | options)
-    eager = stepper_of(config)
-    x, labels, eps = eager.images[:8].float() / 255, eager.labels[:8], torch.tensor(0.01)
-    compiled = torch.compile(stepper_of(config).losses[method], fullgraph=True, dynamic=False, backend="eager")
-    torch.testing.assert_close(compiled(x, labels, eps)[0], eager.losses[method](x, labels, eps)[0])
+    assert_compiled_steps_are_eager_ones(config, 1, "eager")
+
+
+@on_a_gpu
+@pytest.mark.parametrize(("model", "method", "options"), EVERY)
+def test_the_captured_step_is_the_eager_one(tiny_trial, model, method, options):
+    """On CUDA: compiled and captured against eager, state included; warming up must leave no trace."""
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    config = tiny_trial(model, method=method, method_options=options)
+    captured, eager = stepper_of(config, "cuda", compiled=True), stepper_of(config, "cuda")
+    eager.captured = False
+    reports = []
+    for stepper in (captured, eager):
+        torch.manual_seed(0)
+        reports.append(take_steps(stepper, 6))
+    torch.testing.assert_close(*reports, rtol=2e-2, atol=2e-2, equal_nan=True)
+    expected = eager.model.state_dict()
+    for name, value in captured.model.state_dict().items():
+        torch.testing.assert_close(value, expected[name], rtol=5e-2, atol=5e-3, msg=name)
+
+
+@on_a_gpu
+@pytest.mark.parametrize("model", ["cnn7", "resnet9", "cerdeq"])
+def test_the_captured_step_in_bf16_is_close_to_the_eager_one(tiny_trial, model):
+    """On CUDA the compiler rounds less often than eager code does."""
+    config = tiny_trial(model, method="crown-ibp", train={"precision": "bf16"})
+    captured, eager = stepper_of(config, "cuda", compiled=True), stepper_of(config, "cuda")
+    eager.captured = False
+    first, second = (take_steps(stepper, 3)[:, 0] for stepper in (captured, eager))
+    torch.testing.assert_close(first, second, rtol=5e-2, atol=5e-2)

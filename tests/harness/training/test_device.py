@@ -1,14 +1,15 @@
-"""TF32 in the steps alone, since whatever is watched or judged has float32 products; oneDNN where it can be trusted."""
+"""TF32 in steps alone, since monitoring and evaluation need float32 products; oneDNN where it can be trusted; GPUs."""
 
 from contextlib import contextmanager
 
 import pytest
 import torch
+from steppers import stepper_of, take_steps
 
 from baselines import build
+from harness.data import load
 from harness.device import NoGpuError, best_device, memory_share, take_share, tf32, without_faulty_onednn
-from harness.storage import names
-from harness.training import loop, run_trial
+from harness.training import loop
 from harness.training.step import Stepper
 
 
@@ -20,24 +21,17 @@ def _restored():
     torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = before[1:]
 
 
-def on():
+def is_on():
     return torch.get_float32_matmul_precision() != "highest", torch.backends.cudnn.allow_tf32
 
 
-@pytest.mark.parametrize("wanted", [True, False])
-def test_tf32_is_off_after_the_steps_whatever_came_before(wanted):
+@pytest.mark.parametrize("enabled", [True, False])
+def test_tf32_is_off_after_the_steps(enabled):
     torch.backends.cudnn.allow_tf32 = True
-    with pytest.raises(ValueError, match="a step"), tf32(torch.device("cuda"), wanted):
-        assert on() == (wanted, wanted)
+    with pytest.raises(ValueError, match="a step"), tf32(torch.device("cuda"), enabled):
+        assert is_on() == (enabled, enabled)
         raise ValueError("a step")
-    assert on() == (False, False)
-
-
-def test_a_cpu_is_left_as_it_is():
-    before = on()
-    with tf32(torch.device("cpu"), True):
-        assert on() == before
-    assert on() == before
+    assert is_on() == (False, False)
 
 
 def test_every_use_of_a_gpu_begins_without_tf32_and_without_kernels_chosen_by_timing(monkeypatch):
@@ -47,7 +41,7 @@ def test_every_use_of_a_gpu_begins_without_tf32_and_without_kernels_chosen_by_ti
     torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = True, False
     assert best_device().type == "cuda"
     assert torch.backends.cudnn.deterministic
-    assert on() == (False, False)
+    assert is_on() == (False, False)
 
 
 def test_a_reserved_gpu_that_torch_does_not_see_is_an_error():
@@ -57,89 +51,78 @@ def test_a_reserved_gpu_that_torch_does_not_see_is_an_error():
             take_share(0.5)
 
 
-@pytest.mark.parametrize(("visible", "cards"), [(None, 0), ("", 2), ("-1", 2), ("0", 0)])
-def test_a_cpu_is_used_where_there_is_no_gpu_or_none_is_wanted(monkeypatch, visible, cards):
-    no_cuda(monkeypatch, visible, cards)
-    assert best_device().type == "cpu"
-
-
-@pytest.mark.parametrize(("visible", "cards"), [(None, 2), ("0", 1)])
-def test_a_gpu_that_the_driver_lists_and_torch_does_not_see_is_an_error(monkeypatch, visible, cards):
-    no_cuda(monkeypatch, visible, cards)
-    with pytest.raises(NoGpuError, match=f'driver lists {cards} GPU.*docs/gpu.md.*CUDA_VISIBLE_DEVICES=""'):
-        best_device()
-
-
-def no_cuda(monkeypatch, visible, cards):
+@pytest.mark.parametrize(
+    ("visible", "cards", "is_cpu"), [(None, 0, True), ("", 2, True), ("0", 0, True), (None, 2, False), ("0", 1, False)]
+)
+def test_a_cpu_is_used_unless_the_driver_lists_gpus_that_torch_cannot_use(monkeypatch, visible, cards, is_cpu):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr("harness.device._count_listed_cards", lambda: cards)
-    if visible is None:
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    else:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    if is_cpu:
+        assert best_device().type == "cpu"
+    else:
+        with pytest.raises(NoGpuError, match=f'driver lists {cards} GPU.*docs/gpu.md.*CUDA_VISIBLE_DEVICES=""'):
+            best_device()
 
 
-def test_a_process_leaves_room_for_contexts_beside_its_tensors():
-    """Two halves of a card and their two contexts fit it."""
+def test_two_halves_of_a_card_and_their_contexts_fit_it():
     card = 141 * 2**30
     assert memory_share(1, card) + 2**30 <= card
     assert 2 * (memory_share(0.5, card) + 2**30) <= card
     assert memory_share(0.1, 2**33) > 0
 
 
-@pytest.mark.parametrize("precision", ["tf32", "float32", "bf16"])
-def test_the_steps_alone_are_within(tiny_trial, tmp_path, monkeypatch, precision):
-    state, steps, watched = [], [], []
+@pytest.mark.parametrize("precision", ["tf32", "float32"])
+def test_only_steps_use_tf32(tiny_trial, tmp_path, monkeypatch, precision):
+    enabled, steps, others = [], [], []
 
     @contextmanager
-    def recorded(device, wanted):
-        state.append(wanted)
+    def recorded(device, value):
+        enabled.append(value)
         yield
-        state.pop()
+        enabled.pop()
 
-    def seen(function, where):
+    def recording(function, calls):
         def call(*arguments):
-            where.append(list(state))
+            calls.append(list(enabled))
             return function(*arguments)
 
         return call
 
     monkeypatch.setattr(loop, "tf32", recorded)
-    monkeypatch.setattr(Stepper, "__call__", seen(Stepper.__call__, steps))
+    monkeypatch.setattr(Stepper, "__call__", recording(Stepper.__call__, steps))
     for name in ("monitor_bounds", "monitor_untrained", "recompute_statistics"):
-        monkeypatch.setattr(loop, name, seen(getattr(loop, name), watched))
-    train = {"epochs": 2, "precision": precision, "recompute_statistics": True}
-    monkeypatch.setattr("harness.training.trial.evaluate_shard", seen(None, watched))
-    with pytest.raises(TypeError, match="NoneType"):
-        run_trial(tiny_trial(width=0.05, train=train), tmp_path)
+        monkeypatch.setattr(loop, name, recording(getattr(loop, name), others))
+    train = {"epochs": 2, "precision": precision, "recompute_statistics": True, "compile": "never"}
+    data, config = load("digits").train, tiny_trial(width=0.05, train=train)
+    loop.train(config, data.images[:320], data.labels[:320], tmp_path, torch.device("cpu"), lambda row: None)
     assert steps == [[precision == "tf32"]] * 10
-    assert watched == [[]] * 5, "untrained, two epochs, statistics, verdicts"
-    assert names.TRAIN_LOSS in loop.read_epochs(tmp_path)[-1]
+    assert others == [[]] * 4, "untrained, two epochs, statistics"
 
 
 @pytest.mark.parametrize(
-    ("name", "capability", "without"),
+    ("name", "capability", "is_faulty"),
     [("resnet9", "AVX2", True), ("resnet9", "AVX512", False), ("cnn7", "AVX2", False)],
 )
-def test_onednn_is_left_out_where_it_would_write_past_a_gradient(name, capability, without, monkeypatch):
+def test_onednn_is_off_where_it_would_write_past_a_gradient(name, capability, is_faulty, monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     before = torch.backends.mkldnn.enabled
     with pytest.raises(ValueError, match="a step"), without_faulty_onednn(build(name, "digits", 0.1)):
-        assert torch.backends.mkldnn.enabled == (before and not without)
+        assert torch.backends.mkldnn.enabled == (before and not is_faulty)
         raise ValueError("a step")
     assert torch.backends.mkldnn.enabled == before
 
 
-def test_a_step_differentiates_without_onednn_where_that_is_needed(tiny_trial, tmp_path, monkeypatch):
+def test_a_step_differentiates_without_onednn_where_that_is_needed(tiny_trial, monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    seen, backward = [], torch.Tensor.backward
+    enabled, backward = [], torch.Tensor.backward
 
-    def watched(tensor, *arguments, **options):
-        seen.append(torch.backends.mkldnn.enabled)
+    def recording(tensor, *arguments, **options):
+        enabled.append(torch.backends.mkldnn.enabled)
         return backward(tensor, *arguments, **options)
 
-    monkeypatch.setattr(torch.Tensor, "backward", watched)
-    monkeypatch.setattr("harness.training.trial.evaluate_shard", None)
-    with pytest.raises(TypeError, match="NoneType"):
-        run_trial(tiny_trial("resnet9", width=0.05, train={"epochs": 2}), tmp_path)
-    assert seen and not any(seen)
+    monkeypatch.setattr(torch.Tensor, "backward", recording)
+    take_steps(stepper_of(tiny_trial("resnet9", width=0.05)), 1)
+    assert enabled == [False]

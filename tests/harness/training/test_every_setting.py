@@ -1,6 +1,6 @@
 """Every setting of a trial changes the trial or its evaluation, as every one changes its key (test_trial_config.py).
 
-A new field of harness/config fails here until it stands in one of the tables: TRAINED and JUDGED are checked here on
+A new field of harness/config fails here until it stands in one of the tables: TRAINED and EVALUATED are checked here on
 a small trial, ELSEWHERE names the test that does. What a method ignores, `Method.ignored`, is checked to be ignored.
 """
 
@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from steppers import stepper_of
 
 from baselines import build
 from harness.config.settings import EvaluationSettings, TrainSettings
@@ -21,7 +20,6 @@ from harness.methods import METHODS, make_method, method_options
 from harness.training.loop import train
 
 TESTS = Path(__file__).resolve().parents[1]
-CPU = torch.device("cpu")
 RECIPE = {"epochs": 3, "batch_size": 64, "ramp_start": 1, "ramp_epochs": 2, "decay_epochs": (1,), "learning_rate": 5e-3}
 TRAINED = {
     "eps": "1/4",
@@ -38,19 +36,10 @@ TRAINED = {
     "train.decay_factor": 0.9,
     "train.ramp_start": 2,
     "train.ramp_epochs": 0,
-    "train.eps": "1/4",
-    "train.kappa": 0.5,
-    "train.l1": 1e-3,
-    "train.accumulate": 2,
-    "train.clip_norm": 1e-3,
     "train.regularisation": 0.0,
-    "train.regularise_equilibria": False,
-    "train.ema_decay": 0.5,
-    "train.recompute_statistics": True,
-    "train.precision": "bf16",
     "train.initialisation": "default",
 }
-JUDGED = {
+EVALUATED = {
     "evaluation.stages": ("ibp", "crown"),
     "evaluation.attack": "margin",
     "evaluation.attack_steps": 1,
@@ -58,48 +47,63 @@ JUDGED = {
     "evaluation.attack_restarts": 2,
 }
 ELSEWHERE = {
-    "sweep": ("where a trial lies", "launch/test_whole_sweep.py"),
-    "plugins": ("whose code runs", "config/test_trial_config.py"),
-    "profile": ("which section it stands in", "analysis/test_leaderboard.py"),
-    "dataset": ("what is loaded", "data/test_real_data.py"),
-    "train_images": ("which images", "data/test_splits.py"),
-    "validation_images": ("which images", "data/test_splits.py"),
-    "train.compile": ("moves rounding alone", "training/test_compilation.py"),
-    "evaluation.test_images": ("which images", "data/test_splits.py"),
-    "evaluation.batch_size": ("moves memory alone", "evaluation/test_verdicts.py"),
-    "evaluation.bab_seconds": ("branch and bound", "evaluation/test_branching.py"),
-    "evaluation.bab_branches": ("branch and bound", "evaluation/test_branching.py"),
-    "evaluation.certificates": ("what is kept", "evaluation/test_branching.py"),
+    "sweep": "launch/test_whole_sweep.py",
+    "plugins": "config/test_trial_config.py",
+    "profile": "analysis/test_leaderboard.py",
+    "dataset": "data/test_real_data.py",
+    "train_images": "data/test_splits.py",
+    "validation_images": "data/test_splits.py",
+    "train.eps": "training/test_recipe.py",
+    "train.kappa": "training/test_recipe.py",
+    "train.l1": "training/test_recipe.py",
+    "train.accumulate": "training/test_recipe.py",
+    "train.clip_norm": "training/test_recipe.py",
+    "train.regularise_equilibria": "training/test_recipe.py",
+    "train.ema_decay": "training/test_recipe.py",
+    "train.recompute_statistics": "training/test_recipe.py",
+    "train.precision": "training/test_bf16.py",
+    "train.compile": "training/test_compilation.py",
+    "evaluation.test_images": "data/test_splits.py",
+    "evaluation.batch_size": "evaluation/test_verdicts.py",
+    "evaluation.bab_seconds": "evaluation/test_verdicts.py",
+    "evaluation.bab_branches": "evaluation/test_verdicts.py",
+    "evaluation.certificates": "evaluation/test_verdicts.py",
 }
+OTHER_VALUES = TRAINED | {"train.kappa": 0.5, "train.regularise_equilibria": False, "train.eps": "1/4"}
+IGNORED = sorted((method, name) for method in METHODS for name in make_method(method, {}).ignored())
+NOT_IGNORED = [
+    (method, name)
+    for method in METHODS
+    for name in ("regularisation", "kappa", "eps", "ramp_epochs")
+    if (method, name) not in IGNORED
+]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A function of a config to the network that its training ends with, as one tensor."""
+    configs = {}
 
     @cache
     def once(text):
         config = configs[text]
-        data = load(config.dataset)
-        images, labels = data.train.images[:128], data.train.labels[:128]
-        network = train(config, images, labels, tmp_path_factory.mktemp("trial"), CPU, lambda row: None)
+        data, cpu = load(config.dataset).train, torch.device("cpu")
+        trial_dir = tmp_path_factory.mktemp("trial")
+        network = train(config, data.images[:128], data.labels[:128], trial_dir, cpu, lambda row: None)
         return torch.cat([value.flatten().float() for value in network.state_dict().values()])
 
-    configs = {}
-
-    def of(config):
+    def train_once(config):
         configs[repr(config)] = config
         return once(repr(config))
 
-    return of
+    return train_once
 
 
 def base(tiny_trial, method="mtl-ibp", model="cerdeq"):
     """A small trial in which every setting of TRAINED has something to change."""
     options = {"early_iterations": 4} if model == "cerdeq" else {}
     attack = {"attack_steps": 1} if "attack_steps" in method_options(method) else {}
-    given = {"method": method, "options": options, "method_options": attack, "eps": "1/10"}
-    return tiny_trial(model, train=RECIPE, **given)
+    return tiny_trial(model, train=RECIPE, method=method, options=options, method_options=attack, eps="1/10")
 
 
 def changed(config, name, value):
@@ -114,11 +118,8 @@ def test_every_setting_stands_in_a_table():
     names = {field.name for field in dataclasses.fields(TrialConfig)} - {"train", "evaluation"}
     for section, kind in {"train": TrainSettings, "evaluation": EvaluationSettings}.items():
         names |= {f"{section}.{field.name}" for field in dataclasses.fields(kind)}
-    assert sorted([*TRAINED, *JUDGED, *ELSEWHERE]) == sorted(names)
-
-
-def test_what_is_checked_elsewhere_is_named_there():
-    for name, (_, path) in ELSEWHERE.items():
+    assert sorted([*TRAINED, *EVALUATED, *ELSEWHERE]) == sorted(names)
+    for name, path in ELSEWHERE.items():
         assert name.rpartition(".")[2] in (TESTS / path).read_text(), name
 
 
@@ -135,46 +136,39 @@ def test_the_same_trial_is_trained_to_the_same_network(tiny_trial, trained):
     assert torch.equal(trained(config), trained(dataclasses.replace(config, sweep="another")))
 
 
-@pytest.mark.parametrize("name", JUDGED)
-def test_a_setting_changes_how_a_network_is_judged(tiny_trial, name):
+@pytest.mark.parametrize("name", EVALUATED)
+def test_a_setting_changes_how_a_network_is_evaluated(tiny_trial, name):
     torch.manual_seed(0)
     config = tiny_trial(eps="1/100")
     network = build("cnn5", "digits", 0.1).eval().double()
-    data = load("digits")
-    images, labels = data.test.images[:20], data.test.labels[:20]
+    images = load("digits").test.images[:20]
     with torch.no_grad():
         labels = network(images.double() / 255).argmax(1)  # all right, so that all are attacked and bounded
-    tables = [
-        evaluate(network, images, labels, each).verdicts for each in (config, changed(config, name, JUDGED[name]))
-    ]
-    assert not tables[0].equals(tables[1])
-    again = evaluate(network, images, labels, config).verdicts
-    assert tables[0].equals(again)
+    one, other, again = (
+        evaluate(network, images, labels, each).verdicts
+        for each in (config, changed(config, name, EVALUATED[name]), config)
+    )
+    assert not one.equals(other)
+    assert one.equals(again)
 
 
-IGNORED = {(method, name) for method in METHODS for name in make_method(method, {}).ignored()}
-BY_METHODS = [(method, name) for method in METHODS for name in ("regularisation", "kappa", "eps", "ramp_epochs")]
-
-
-@pytest.mark.parametrize(("method", "name"), sorted(IGNORED - {("plain", "kappa")}))
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        pytest.param(*case, marks=() if case[0] == "plain" else pytest.mark.slow)
+        for case in IGNORED
+        if case != ("plain", "kappa")  # it adds the same loss up in two parts, which rounds differently
+    ],
+)
 def test_what_a_method_ignores_changes_nothing(tiny_trial, trained, method, name):
     config = base(tiny_trial, method, "cnn5")
-    other = changed(config, f"train.{name}", TRAINED[f"train.{name}"])
+    other = changed(config, f"train.{name}", OTHER_VALUES[f"train.{name}"])
     assert torch.equal(trained(config), trained(other))
 
 
-def test_kappa_of_plain_adds_the_same_up_in_two_parts(tiny_trial):
-    """To rounding, which Adam makes much of where gradients are 0."""
-    losses = []
-    for kappa in (0.0, 0.5):
-        stepper = stepper_of(tiny_trial(method="plain", train={"kappa": kappa}))
-        x, labels = stepper.images[:32].float() / 255, stepper.labels[:32]
-        losses.append(stepper.losses["plain"](x, labels, torch.tensor(0.01))[0].item())
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
-
-
-@pytest.mark.parametrize(("method", "name"), [pair for pair in BY_METHODS if pair not in IGNORED])
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "name"), NOT_IGNORED)
 def test_what_it_does_not_ignore_changes_something(tiny_trial, trained, method, name):
     config = base(tiny_trial, method, "cnn5")
-    other = changed(config, f"train.{name}", TRAINED[f"train.{name}"])
+    other = changed(config, f"train.{name}", OTHER_VALUES[f"train.{name}"])
     assert not torch.allclose(trained(config), trained(other), rtol=1e-4, atol=1e-5)

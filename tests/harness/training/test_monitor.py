@@ -1,4 +1,4 @@
-"""What an epoch's row says of bounds and equilibria."""
+"""The metrics of bounds and equilibria in an epoch's row."""
 
 import copy
 
@@ -9,11 +9,9 @@ from baselines import build
 from cerdeq import margin_spec
 from cerdeq.bounds import Context, Interval, propagate, trace
 from cerdeq.boxes import clipped_ball
-from cerdeq.equilibrium import certificate, contraction
 from cerdeq.equilibrium.weights import PARAMETRISATIONS
 from harness.data import load
 from harness.storage import names
-from harness.training import monitor
 from harness.training.initialise import initialise
 from harness.training.loop import train
 from harness.training.monitor import monitor_bounds, monitor_untrained, parametrisation_metrics
@@ -26,7 +24,9 @@ def row_of(config, model):
     return monitor_bounds(config, model, data.images[:100], data.labels[:100])
 
 
-@pytest.mark.parametrize("name", PARAMETRISATIONS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "perron" else pytest.mark.slow) for name in PARAMETRISATIONS]
+)
 def test_every_checkpoint_has_its_proof(name, tmp_path, tiny_trial):
     options = {"parametrisation": name, "margin": 0.2, "margin_start": 0.9, "gain": 0.7}
     data, rows = load("digits").train, []
@@ -40,19 +40,6 @@ def test_every_checkpoint_has_its_proof(name, tmp_path, tiny_trial):
     margins = [row[names.in_training(names.MARGIN)] for row in rows]
     assert margins == sorted(margins, reverse=True)
     assert margins[-1] == pytest.approx(0.2) and margins[0] > 0.2
-
-
-def test_each_equilibrium_is_proved_once(tiny_trial, monkeypatch):
-    asked = []
-
-    def counted(weight):
-        asked.append(weight)
-        return contraction(weight)
-
-    monkeypatch.setattr(monitor, "contraction", counted)
-    monkeypatch.setattr(certificate, "contraction", counted)
-    row_of(tiny_trial("cerdeq"), build("cerdeq", "digits", 0.1))
-    assert len(asked) == 1
 
 
 def test_fewer_iterations_miss_more_of_the_radius(tiny_trial):
@@ -77,8 +64,8 @@ def test_explicit_networks_have_no_such_columns(tiny_trial):
     assert {"train/bound_width", "train/bound_width_relative", "train/bound_width/relu1"} <= row.keys()
 
 
-@pytest.mark.parametrize("model", ["cnn7", "resnet9", "tied9"])
-def test_an_untrained_network_is_watched_with_the_statistics_of_the_images(tiny_trial, model):
+@pytest.mark.parametrize("model", ["resnet9", pytest.param("tied9", marks=pytest.mark.slow)])
+def test_an_untrained_network_is_monitored_with_the_statistics_of_the_images(tiny_trial, model):
     """As the training pass, in float64, whose batch norm takes them; running statistics give other widths."""
     config, data = tiny_trial(model), load("digits").train
     images, labels = data.images[:100], data.labels[:100]
@@ -91,10 +78,10 @@ def test_an_untrained_network_is_watched_with_the_statistics_of_the_images(tiny_
     x, ctx = images.double() / 255, Context(sound=False)
     ball = clipped_ball(x, 1 / 32)
     with torch.no_grad():
-        passed = propagate(
+        margins = propagate(
             trace(copy.deepcopy(network).double()), Interval(ball.center, ball.radius, x), ctx, margin_spec(labels, 10)
         )
-    expected = {names.BOUND_WIDTH: passed.radius} | {
+    expected = {names.BOUND_WIDTH: margins.radius} | {
         names.layer_width(name): box.radius for name, box in ctx.preactivations.items()
     }
     for name, radius in expected.items():
@@ -103,7 +90,7 @@ def test_an_untrained_network_is_watched_with_the_statistics_of_the_images(tiny_
     assert abs(by_running / row[names.in_training(names.BOUND_WIDTH)] - 1) > 0.5
 
 
-def test_watching_leaves_the_network_as_it_was(tiny_trial):
+def test_monitoring_leaves_the_network_as_it_was(tiny_trial):
     model = build("cerdeq", "digits", 0.1).train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     row_of(tiny_trial("cerdeq"), model)

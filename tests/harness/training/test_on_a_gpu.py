@@ -3,7 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from steppers import stepper_of, take_steps
+from steppers import Killed, kill, stepper_of, take_steps
 
 from cerdeq import LinfBall, margin_spec
 from cerdeq.bounds import BOUNDS, Interval, lower_bounds, trace
@@ -31,40 +31,32 @@ def test_captured_steps_are_eager_ones(tiny_trial, case):
     model, changes = CASES[case]
     changes = {**changes, "train": {"precision": "float32", **changes.get("train", {})}}
     config = tiny_trial(model, eps="1/20", **changes)
-    captured, eager = (stepper_of(config, "cuda", averaged=config.train.ema_decay is not None) for _ in range(2))
+    captured, eager = (stepper_of(config, "cuda") for _ in range(2))
     eager.captured = False
-    mine, theirs = (take_steps(stepper, 6, 64) for stepper in (captured, eager))
-    torch.testing.assert_close(mine, theirs, rtol=2e-2, atol=2e-2, equal_nan=True)
+    reports = [take_steps(stepper, 6) for stepper in (captured, eager)]
+    torch.testing.assert_close(*reports, rtol=2e-2, atol=2e-2, equal_nan=True)
     assert captured.captured and captured.failed_optimisations == []
-    for network in ("model", "averaged"):
-        if getattr(captured, network) is not None:
-            states = [getattr(stepper, network).state_dict() for stepper in (captured, eager)]
-            for (name, value), other in zip(states[0].items(), states[1].values(), strict=True):
-                torch.testing.assert_close(value, other, rtol=5e-2, atol=5e-3, msg=name)
+    for network, other in zip(captured.networks, eager.networks, strict=True):
+        expected = other.state_dict()
+        for name, value in network.state_dict().items():
+            torch.testing.assert_close(value, expected[name], rtol=5e-2, atol=5e-3, msg=name)
 
 
 @pytest.mark.parametrize("model", ["cnn5", "cerdeq"])
 def test_a_trial_that_was_killed_ends_with_the_very_same_weights(tiny_trial, tmp_path, model):
-    class Killed(BaseException):
-        pass
-
-    def kill(row):
-        if row[names.EPOCH] == 2:
-            raise Killed
-
     config = tiny_trial(model, train={"ema_decay": 0.9, "accumulate": 2})
-    run_trial(config, tmp_path / "whole")
+    run_trial(config, tmp_path / "unbroken")
     with pytest.raises(Killed):
         run_trial(config, tmp_path / "broken", kill, clock=Clock(keep_every=0))
     run_trial(config, tmp_path / "broken")
-    whole, broken = (load_file(tmp_path / name / folder.WEIGHTS) for name in ("whole", "broken"))
-    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+    unbroken, broken = (load_file(tmp_path / name / folder.WEIGHTS) for name in ("unbroken", "broken"))
+    assert all(torch.equal(unbroken[name], broken[name]) for name in unbroken)
 
 
 @pytest.mark.parametrize("precision", ["tf32", "float32", "bf16"])
 @pytest.mark.parametrize("model", ["cnn5", "cerdeq"])
-def test_a_whole_trial_is_judged_as_on_a_cpu(tiny_trial, tmp_path, model, precision):
-    """In TF32 what is watched of an equilibrium would miss its tolerance, were it on outside the steps."""
+def test_a_trial_is_evaluated_as_on_a_cpu(tiny_trial, tmp_path, model, precision):
+    """In TF32 the solve of a monitored equilibrium would miss its tolerance, were it on outside the steps."""
     config = tiny_trial(model, train={"precision": precision, "recompute_statistics": True})
     result = run_trial(config, tmp_path)
     assert result.warnings == [] and not result.environment["device"].startswith("CPU")
@@ -82,19 +74,19 @@ def test_sound_bounds_are_those_of_a_cpu(tiny_trial, model, method):
     network = stepper_of(tiny_trial(model)).model.double().eval()
     images = load("digits").test.images[:6].double() / 255
     spec = margin_spec(load("digits").test.labels[:6], 10).double()
-    found = []
+    bounds = []
     for device in ("cpu", "cuda"):
         program = trace(network.to(device), linear=True)
         ball = LinfBall(images.to(device), 0.01)
         region = Interval(ball.center, ball.radius)
-        found.append(lower_bounds(program, region, spec.to(device), method).cpu())
-    scale = found[0].abs().mean().item()
+        bounds.append(lower_bounds(program, region, spec.to(device), method).cpu())
+    scale = bounds[0].abs().mean().item()
     searched = method == "alpha-crown" or model == "cerdeq"
-    torch.testing.assert_close(*found, rtol=0, atol=scale * (1e-2 if searched else 1e-9))
+    torch.testing.assert_close(*bounds, rtol=0, atol=scale * (1e-2 if searched else 1e-9))
 
 
-def test_a_gpu_too_small_is_tried_once_more_and_told(tiny_trial, tmp_path):
-    """A share of the memory that nothing fits: both tries run out of it, and the process goes on."""
+def test_a_trial_that_does_not_fit_fails_and_the_process_goes_on(tiny_trial, tmp_path):
+    """A share of the memory that nothing fits: both attempts run out of it."""
     free_memory()
     torch.cuda.set_per_process_memory_fraction(1e-6)
     try:

@@ -1,22 +1,19 @@
-"""Options of the recipe that every training method shares."""
+"""The training step, and the settings of the recipe that every training method shares."""
 
 import json
 
 import pytest
 import torch
-from steppers import stepper_of
+from steppers import choices_of, stepper_of, take_steps
 from torch import nn
 
 from baselines import build
 from harness.data import load
 from harness.storage.folder import CHECKPOINT, EPOCHS
 from harness.training import run_trial
-from harness.training.augment import augment, draw
-from harness.training.batch_norm import recompute_statistics
+from harness.training.augment import augment
 from harness.training.loop import train
-
-CPU = torch.device("cpu")
-CHOICES = draw(320, 0, False, 0, 1, CPU).batch(0, 64)
+from harness.training.monitor import recompute_statistics
 
 
 def loss_of(config, eps: float = 0.01) -> float:
@@ -27,7 +24,30 @@ def loss_of(config, eps: float = 0.01) -> float:
     return stepper.losses[config.method](x, labels, torch.tensor(eps), adversary)[0].item()
 
 
-@pytest.mark.parametrize("method", ["ibp", "mtl-ibp", "sabr"])
+def trained(config, folder):
+    """The network that training ends with, the images, and the rows of all epochs."""
+    data, rows = load(config.dataset), []
+    images, labels = data.train.images[:320], data.train.labels[:320]
+    return train(config, images, labels, folder, torch.device("cpu"), rows.append), images, rows
+
+
+def gradient_norm(stepper) -> float:
+    return float(torch.stack([parameter.grad.norm() for parameter in stepper.model.parameters()]).norm())
+
+
+def test_crown_ibp_goes_on_as_ibp_when_beta_is_0(tiny_trial):
+    ends_at_0 = stepper_of(tiny_trial(method="crown-ibp"))
+    ends_above = stepper_of(tiny_trial(method="crown-ibp", method_options={"final_beta": 0.5}))
+    assert set(ends_at_0.losses) == {"crown-ibp", "ibp"} and set(ends_above.losses) == {"crown-ibp"}
+    called = []
+    for name, loss in list(ends_at_0.losses.items()):
+        ends_at_0.losses[name] = lambda *a, loss=loss, name=name: (called.append(name), loss(*a))[1]
+    for eps in (1 / 64, 1 / 32):
+        ends_at_0(choices_of(ends_at_0), eps, 5e-4)
+    assert called == ["crown-ibp", "ibp"]
+
+
+@pytest.mark.parametrize("method", ["mtl-ibp", pytest.param("sabr", marks=pytest.mark.slow)])
 def test_kappa_mixes_the_clean_cross_entropy_in(tiny_trial, method):
     robust, natural, mixed = (
         loss_of(tiny_trial(method=method, train={"kappa": kappa, "regularisation": 0.0})) for kappa in (0.0, 1.0, 0.2)
@@ -44,31 +64,52 @@ def test_l1_is_the_sum_of_absolute_weights(tiny_trial):
     assert with_l1 - without == pytest.approx(1e-3 * weights, rel=1e-3)
 
 
+def test_the_regularisers_fade_with_eps(tiny_trial):
+    for eps, is_gone in ((0.02, False), (0.05, True)):
+        weighted, free = (
+            loss_of(tiny_trial(eps="1/20", train={"regularisation": weight}), eps) for weight in (0.5, 0.0)
+        )
+        assert (abs(weighted - free) < 1e-5) == is_gone
+
+
+def test_regularisers_can_leave_equilibria_out(tiny_trial):
+    losses = [
+        loss_of(tiny_trial("cerdeq", train={"regularise_equilibria": included, "regularisation": weight}), 1e-3)
+        for included in (True, False)
+        for weight in (0.0, 0.5)
+    ]
+    assert losses[0] == losses[2] == min(losses)
+    assert losses[1] != losses[3]
+
+
+def test_gradients_are_clipped(tiny_trial):
+    clipped, free, loose = (stepper_of(tiny_trial(train={"clip_norm": norm})) for norm in (0.1, None, 1e9))
+    take_steps(clipped, 1)
+    assert gradient_norm(clipped) == pytest.approx(0.1, rel=1e-3)
+    torch.testing.assert_close(take_steps(free, 2), take_steps(loose, 2), rtol=0, atol=0)
+    assert gradient_norm(free) > 0.1
+
+
 def test_gradients_accumulate_over_parts_with_batch_norm_over_each(tiny_trial):
-    train = {"accumulate": 2, "clip_norm": None}
-    whole = stepper_of(tiny_trial(train=train))
-    report = whole(CHOICES, 0.01, 0.0)
-    parts = stepper_of(tiny_trial(train={"clip_norm": None}))
-    gradients, losses, counts = [], [], []
+    in_parts = stepper_of(tiny_trial(train={"accumulate": 2, "clip_norm": None}))
+    choices = choices_of(in_parts)
+    report = in_parts(choices, 0.01, 0.0)
+    single = stepper_of(tiny_trial(train={"clip_norm": None}))
+    gradients, reports = [], []
     for part in (slice(0, 32), slice(32, 64)):
-        choices = tuple(choice[part] for choice in CHOICES)
-        single = parts(choices, 0.01, 0.0)
-        gradients.append([parameter.grad.clone() for parameter in parts.model.parameters()])
-        losses.append(single[0])
-        counts.append(single[1:])
-    for parameter, first, second in zip(whole.model.parameters(), *gradients, strict=True):
+        reports.append(single(tuple(choice[part] for choice in choices), 0.01, 0.0))
+        gradients.append([parameter.grad.clone() for parameter in single.model.parameters()])
+    for parameter, first, second in zip(in_parts.model.parameters(), *gradients, strict=True):
         torch.testing.assert_close(parameter.grad, (first + second) / 2, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(report[0], sum(losses) / 2)
-    torch.testing.assert_close(report[1:], sum(counts))
+    total = sum(reports)
+    torch.testing.assert_close(report, torch.stack([total[0] / 2, total[1], total[2]]))
 
 
-@pytest.mark.parametrize("model", ["cnn5", "cerdeq"])
-def test_the_average_over_steps_is_a_plain_mean_at_first_then_forgets(tiny_trial, model):
-    """The plain mean of the networks after each step at first, then an older one's share falls."""
-    stepper = stepper_of(tiny_trial(model, train={"ema_decay": 0.7}), averaged=True)
+def test_the_average_over_steps_is_a_plain_mean_at_first_then_forgets(tiny_trial):
+    stepper = stepper_of(tiny_trial("cerdeq", train={"ema_decay": 0.7}))
     expected = {}
     for step in range(1, 6):
-        stepper(CHOICES, 0.01, 1e-2)
+        stepper(choices_of(stepper), 0.01, 1e-2)
         share = max(1 / step, 0.3)
         for name, value in stepper.model.state_dict().items():
             expected[name] = (1 - share) * expected.get(name, torch.zeros(())) + share * value
@@ -79,36 +120,22 @@ def test_the_average_over_steps_is_a_plain_mean_at_first_then_forgets(tiny_trial
         assert not torch.equal(latest, mean)
 
 
-def test_the_average_has_the_margin_of_the_schedule(tiny_trial):
-    options = {"margin": 0.3, "margin_start": 0.9}
-    stepper = stepper_of(tiny_trial("cerdeq", options=options, train={"ema_decay": 0.99}), averaged=True)
-    for eps in (1e-6, 1 / 64, 1 / 32):
-        stepper(CHOICES, eps, 5e-4)
-    for network in (stepper.model, stepper.averaged):
-        shape = network.equilibrium.recurrence.parametrizations.weight[0]
-        assert shape.margin.item() == pytest.approx(0.3)
-
-
-def trained(config, folder, **changes):
-    data = load(config.dataset)
-    images, labels = data.train.images[:320], data.train.labels[:320]
-    return train(config, images, labels, folder, CPU, lambda row: None), images
+def test_an_equilibrium_s_schedules_follow_eps_in_the_average_too(tiny_trial):
+    options = {"margin": 0.2, "margin_start": 0.8, "iterations": 9, "early_iterations": 1}
+    stepper = stepper_of(tiny_trial("cerdeq", eps="1/10", options=options, train={"ema_decay": 0.99}))
+    for network in stepper.networks:
+        point, values = network.equilibrium.recurrence, []
+        for eps in (1e-6, 0.05, 0.1):
+            stepper(choices_of(stepper, 16), eps, 5e-4)
+            values.append((point.iterations, round(point.parametrizations.weight[0].margin.item(), 3)))
+        assert values == [(1, 0.8), (5, 0.5), (9, 0.2)]
 
 
 def test_the_average_is_what_training_returns(tiny_trial, tmp_path):
-    average, _ = trained(tiny_trial(train={"ema_decay": 0.9}), tmp_path)
-    kept = torch.load(tmp_path / CHECKPOINT, weights_only=True)
-    assert torch.equal(average.classifier.weight, kept["averaged"]["classifier.weight"])
-    assert not torch.equal(average.classifier.weight, kept["model"]["classifier.weight"])
-
-
-def test_recomputed_statistics_are_those_of_the_training_set(tiny_trial, tmp_path):
-    for name, given in (("with", True), ("without", False)):
-        model, images = trained(tiny_trial(train={"recompute_statistics": given}), tmp_path / name)
-        model.eval()
-        hidden = model.conv1(model.normalize(images.float() / 255))
-        kept, expected = model.norm1.running_mean, hidden.mean((0, 2, 3))
-        assert torch.allclose(kept, expected, rtol=1e-3, atol=1e-5) == given
+    average, _, _ = trained(tiny_trial(train={"ema_decay": 0.9}), tmp_path)
+    saved = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    assert all(torch.equal(value, saved["averaged"][name]) for name, value in average.state_dict().items())
+    assert any(not torch.equal(value, saved["model"][name]) for name, value in average.state_dict().items())
 
 
 def test_statistics_are_means_over_whole_batches():
@@ -121,18 +148,16 @@ def test_statistics_are_means_over_whole_batches():
         torch.testing.assert_close(model.norm1.running_var, torch.stack(variances).mean(0), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("parametrisation", ["perron", pytest.param("monotone", marks=pytest.mark.slow)])
-def test_recomputing_statistics_moves_nothing_else(tiny_trial, tmp_path, parametrisation):
+def test_recomputing_statistics_changes_nothing_else(tiny_trial, tmp_path):
     """W included; and the statistics behind an equilibrium are those of its exact one."""
-    options = {"parametrisation": parametrisation, "margin_start": 0.9, "early_iterations": 2}
-    before, after = (
-        trained(tiny_trial("cerdeq", options=options, train={"recompute_statistics": given}), tmp_path / str(given))
-        for given in (False, True)
+    options = {"margin_start": 0.9, "early_iterations": 2}
+    (before, images, _), (after, _, _) = (
+        trained(tiny_trial("cerdeq", options=options, train={"recompute_statistics": flag}), tmp_path / str(flag))
+        for flag in (False, True)
     )
-    (before, images), (after, _) = before, after
     for name, value in before.state_dict().items():
-        moved = not torch.equal(value, after.state_dict()[name])
-        assert moved == ("running" in name) or "num_batches" in name, name
+        is_changed = not torch.equal(value, after.state_dict()[name])
+        assert is_changed == ("running" in name) or "num_batches" in name, name
     after.eval()
     hidden = images.float() / 255
     for name, module in after.named_children():
@@ -142,19 +167,13 @@ def test_recomputing_statistics_moves_nothing_else(tiny_trial, tmp_path, paramet
     torch.testing.assert_close(after.norm_linear.running_mean, hidden.mean(0), rtol=0.2, atol=0.1)
 
 
-def test_the_ramp_ends_at_the_radius_trained_for(tiny_trial, tmp_path):
-    config = tiny_trial(eps="1/32", train={"eps": "1/16"})
-    assert config.train_eps == 1 / 16
-    rows = []
-    data = load(config.dataset)
-    train(config, data.train.images[:320], data.train.labels[:320], tmp_path, CPU, rows.append)
+def test_the_ramp_ends_at_the_training_radius(tiny_trial, tmp_path):
+    _, _, rows = trained(tiny_trial(eps="1/32", train={"eps": "1/16"}), tmp_path)
     assert rows[-1]["train/eps"] == 1 / 16
-    judged = tiny_trial(eps="1/32")
-    assert judged.train_eps == 1 / 32
 
 
 @pytest.mark.parametrize("method", ["sabr", "mtl-ibp"])
-def test_rows_say_certified_error_only_of_methods_that_bound_the_ball(tiny_trial, tmp_path, method):
+def test_rows_have_a_certified_error_only_if_the_method_bounds_the_ball(tiny_trial, tmp_path, method):
     result = run_trial(tiny_trial(method=method, width=0.05, train={"epochs": 1, "ramp_epochs": 1}), tmp_path)
     rows = [json.loads(line) for line in (tmp_path / EPOCHS).read_text().splitlines()]
     assert (rows[-1]["train/certified_error"] is None) == (method != "mtl-ibp")
@@ -162,14 +181,13 @@ def test_rows_say_certified_error_only_of_methods_that_bound_the_ball(tiny_trial
     assert result.metrics["standard_error"] <= result.metrics["certified_error"] <= 100
 
 
-def test_the_images_attacked_are_the_augmented_ones(tiny_trial):
-    """The loss is given the adversary of the very batch it is of."""
-    stepper = stepper_of(tiny_trial(method="pgd"))
-    seen = {}
+def test_adversarial_images_are_of_the_augmented_batch(tiny_trial):
+    stepper, arguments = stepper_of(tiny_trial(method="pgd")), []
     attack, loss = stepper.attacks["pgd"], stepper.losses["pgd"]
-    stepper.attacks["pgd"] = lambda x, *rest: seen.setdefault("adversary", attack(x, *rest))
-    stepper.losses["pgd"] = lambda *given: (seen.update(x=given[0], given=given[3]), loss(*given))[1]
-    stepper(CHOICES, 0.01, 0.0)
-    assert seen["given"] is seen["adversary"]
-    torch.testing.assert_close(seen["x"], augment(stepper.images, *CHOICES))
-    assert 0 < (seen["given"] - seen["x"]).abs().max() <= 0.01 + 1e-6
+    stepper.attacks["pgd"] = lambda *inputs: arguments.append(attack(*inputs)) or arguments[0]
+    stepper.losses["pgd"] = lambda *inputs: (arguments.extend(inputs), loss(*inputs))[1]
+    stepper(choices_of(stepper), 0.01, 0.0)
+    adversary, x, _, _, adversary_of_loss = arguments
+    assert adversary_of_loss is adversary
+    torch.testing.assert_close(x, augment(stepper.images, *choices_of(stepper)))
+    assert 0 < (adversary - x).abs().max() <= 0.01 + 1e-6

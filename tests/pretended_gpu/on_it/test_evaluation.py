@@ -124,13 +124,13 @@ def expected(trained):
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_bounds_that_do_not_fit_are_computed_by_halves(trained, expected, monkeypatch, fault):
-    whole, sizes = bounds.values_of, []
+    original, sizes = bounds.values_of, []
 
     def values_of(program, x, ctx):
         sizes.append(len(x.center))
         if len(x.center) > 1:
             run_out_of_memory(fault)
-        return whole(program, x, ctx)
+        return original(program, x, ctx)
 
     monkeypatch.setattr(bounds, "values_of", values_of)
     result = evaluate(trained).verdicts
@@ -141,13 +141,13 @@ def test_bounds_that_do_not_fit_are_computed_by_halves(trained, expected, monkey
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_an_image_that_does_not_fit_is_not_certified_and_the_next_batch_is(trained, expected, monkeypatch, fault):
-    whole, sizes = stages.lower_bounds, []
+    original, sizes = stages.lower_bounds, []
 
     def lower_bounds(program, region, *arguments, **named):
         sizes.append(len(region.center))
         if len(sizes) <= 3:  # the first batch, and each of its images alone
             run_out_of_memory(fault)
-        return whole(program, region, *arguments, **named)
+        return original(program, region, *arguments, **named)
 
     monkeypatch.setattr(stages, "lower_bounds", lower_bounds)
     evaluation = evaluate(trained)

@@ -2,9 +2,7 @@
 
 import pytest
 from controls import counted, read_counters
-from steppers import BOUNDING, stepper_of, take_steps
-
-from harness.training.augment import draw
+from steppers import BOUNDING, choices_of, stepper_of, take_steps
 
 pytestmark = pytest.mark.filterwarnings("default")  # as of Triton and Inductor
 
@@ -15,7 +13,8 @@ NETWORKS = {
     "cerdeq": FEW_ITERATIONS, "deqlate": FEW_ITERATIONS, "deq7": FEW_ITERATIONS, "mondeq": FEW_ITERATIONS,
 }  # fmt: skip
 EVERY = [(network, *method) for network in NETWORKS for method in METHODS]
-QUICK = [("cnn5", "ibp", {}), ("cerdeq", "ibp", {})]
+EACH_ONCE = [case for case in EVERY if case[0] == "cnn5" or case[1:] == METHODS[0]]
+TWO = [("cnn5", "ibp", {}), ("cerdeq", "ibp", {})]
 VARIANTS = {
     "float32": {"train": {"precision": "float32"}},
     "TF32": {"train": {"precision": "tf32"}},
@@ -36,9 +35,14 @@ EQUILIBRIA = {
 LAUNCHES = 12  # of a captured step: copies of the batch's choices, one graph, the report
 
 
+def sampled(cases):
+    """Every case, those that are not in `cases` marked as slow."""
+    return [pytest.param(*case, marks=() if case in cases else pytest.mark.slow) for case in EVERY]
+
+
 def assert_captured(stepper):
     """The first step captures the graph; the second one replays it, and the host waits for nothing."""
-    batch = draw(len(stepper.images), 2, True, 0, 1, stepper.images.device).batch(0, 64)
+    batch = choices_of(stepper)
     stepper(batch, 1 / 32, 5e-4)
     assert stepper.failed_optimisations == [] and stepper.captured
     with counted() as counts:
@@ -47,17 +51,19 @@ def assert_captured(stepper):
     assert counts["launches"] <= LAUNCHES
 
 
-@pytest.mark.parametrize(("network", "method", "options"), EVERY)
+@pytest.mark.parametrize(("network", "method", "options"), sampled(EACH_ONCE))
 def test_a_step_is_captured(tiny_trial, network, method, options):
     config = tiny_trial(network, method=method, method_options=options, options=NETWORKS[network], width=0.05)
     assert_captured(stepper_of(config, "cuda"))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize(("network", "method"), [("cnn5", "ibp"), ("cerdeq", "crown-ibp")])
+@pytest.mark.parametrize(
+    ("network", "method"), [pytest.param("cnn5", "ibp", marks=pytest.mark.slow), ("cerdeq", "crown-ibp")]
+)
 def test_a_step_is_captured_whatever_the_training_settings(tiny_trial, network, method, variant):
     config = tiny_trial(network, method=method, options=NETWORKS[network], width=0.05, **VARIANTS[variant])
-    assert_captured(stepper_of(config, "cuda", averaged=config.train.ema_decay is not None))
+    assert_captured(stepper_of(config, "cuda"))
 
 
 @pytest.mark.parametrize("variant", EQUILIBRIA)
@@ -70,15 +76,12 @@ def test_iterations_that_grow_are_captured_anew(tiny_trial):
     options = {"iterations": 6, "backward_iterations": 2, "early_iterations": 2}
     stepper = stepper_of(tiny_trial("cerdeq", options=options, width=0.05), "cuda")
     with counted() as counts:
-        take_steps(stepper, 5, 64)
+        take_steps(stepper, 5)
     assert stepper.failed_optimisations == [] and len(stepper.graphs) == 1, "older graphs hold memory"
     assert counts["graphs"] > 1
 
 
-@pytest.mark.parametrize(
-    ("network", "method", "options"),
-    [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in EVERY if case not in QUICK)],
-)
+@pytest.mark.parametrize(("network", "method", "options"), sampled(TWO))
 def test_a_compiled_step_is_captured(tiny_trial, network, method, options):
     config = tiny_trial(network, method=method, method_options=options, options=NETWORKS[network], width=0.05)
     stepper = stepper_of(config, "cuda", compiled=True)
@@ -102,6 +105,6 @@ def test_an_attack_is_compiled_with_the_loss(tiny_trial, method):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_compiled_step_is_captured_whatever_the_training_settings(tiny_trial, variant):
     config = tiny_trial("cnn5", method="crown-ibp", width=0.05, **VARIANTS[variant])
-    stepper = stepper_of(config, "cuda", averaged=config.train.ema_decay is not None, compiled=True)
+    stepper = stepper_of(config, "cuda", compiled=True)
     assert_captured(stepper)
     assert stepper.compiled

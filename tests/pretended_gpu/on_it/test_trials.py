@@ -4,6 +4,7 @@ import pytest
 import torch
 from controls import failing
 from safetensors.torch import load_file
+from steppers import Killed, kill
 from torch.testing import assert_close
 from values import Values
 
@@ -37,19 +38,12 @@ def test_a_trial_ends_as_on_a_cpu(tiny_trial, tmp_path, monkeypatch, network, op
 
 
 def test_a_trial_that_was_killed_goes_on_from_its_checkpoint(tiny_trial, tmp_path):
-    class Killed(BaseException):
-        pass
-
-    def kill(row):
-        if row[names.EPOCH] == 2:
-            raise Killed
-
     config = tiny_trial(width=0.05, train={**NOT_COMPILED, "ema_decay": 0.9})
-    run_on_gpu(config, tmp_path / "whole")
+    run_on_gpu(config, tmp_path / "unbroken")
     with pytest.raises(Killed):
         run_on_gpu(config, tmp_path / "broken", kill, clock=Clock(keep_every=0))
     result = run_on_gpu(config, tmp_path / "broken")
     assert sum("CUDA graphs" in warning for warning in result.warnings) == 1
-    whole, broken = (load_file(tmp_path / name / folder.WEIGHTS) for name in ("whole", "broken"))
-    for name, value in whole.items():
+    unbroken, broken = (load_file(tmp_path / name / folder.WEIGHTS) for name in ("unbroken", "broken"))
+    for name, value in unbroken.items():
         assert_close(value, broken[name], rtol=0, atol=0, msg=name)
