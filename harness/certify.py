@@ -11,10 +11,11 @@ import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -30,18 +31,17 @@ from harness.data import Data, data_directory, load
 from harness.device import best_device
 from harness.environment import device_title
 from harness.errors import InputError, SettingError, require
-from harness.evaluation.certification import certification_of, certify_shard, evaluation_images, finish
+from harness.evaluation.certification import certification_of, evaluation_images, finish
 from harness.evaluation.ledger import SoundnessError
-from harness.launch.progress import Counts
+from harness.launch.progress import Bars
+from harness.launch.work import OnEnd, RayOptions, Work, certify_item, run_here
 from harness.masking import mask_secrets
 from harness.storage import certification, folder, names
 from harness.storage.lease import lock_directory
 from harness.terminal import new_console, one_line
 
-# harness.launch.ray_tasks is imported late: Ray takes seconds, and wrong input is refused first.
+# harness.launch.ray_tune is imported late: Ray takes seconds, and wrong input is refused first.
 _DEFAULT_SECONDS = 60.0
-Piece = tuple[Path, int, str]
-"""A certification's folder, the number of a shard, and the directory of data."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def main(options: argparse.Namespace) -> int:
         if unfinished:
             console.print(f"device: {device_title(best_device())}", markup=False)
         try:
-            errors = _certify(unfinished, options, console)
+            errors = _certify(unfinished, options.data_dir, options.workers, console)
         except SoundnessError as error:
             print(f"failed: a bound is wrong, and nothing here can be trusted: {error}", file=sys.stderr)
             return FAILED
@@ -181,51 +181,62 @@ def _certification_config(config: TrialConfig, options: argparse.Namespace) -> T
     return replace(config, evaluation=replace(before, stages=stages, test_images=images, **budget))
 
 
-def _certify(jobs: list[Job], options: argparse.Namespace, console: Console) -> dict[Path, str]:
-    """Evaluate the missing shards of these jobs and finish them; return the first error of each that lacks some."""
-    data_dir = str(data_directory(options.data_dir).absolute())  # workers have another working directory
-    pieces = [(job.directory, shard, data_dir) for job in jobs for shard in certification.missing(job.directory)]
-    errors: dict[Path, str] = {}
-    left = Counter(directory for directory, *_ in pieces)
+def _certify(jobs: list[Job], data_dir: str | None, workers: int | None, console: Console) -> dict[Path, str]:
+    """Evaluate the missing shards of these jobs and finish them; return the first error of each that lacks some.
+
+    Raises SoundnessError at the first one of a shard.
+    """
+    data_dir = str(data_directory(data_dir).absolute())  # workers have another working directory
+    images, left = dict[Path, int](), dict[Path, int]()  # of each shard; shards left of each certification
     for job in jobs:
-        if not left[job.directory]:
+        stored, missing = certification.read_certification(job.directory), certification.missing(job.directory)
+        images |= {certification.shard_path(job.directory, number): stored.count_images(number) for number in missing}
+        left[job.directory] = len(missing)
+        if not missing:
             finish(job.directory, job.data)
-    data = {job.directory: job.data for job in jobs}
-    with Counts(sum(map(_count_images, pieces)), console) as counts:
-        for (directory, *_), outcome in _run_pieces(pieces, options.workers):
-            if isinstance(outcome, SoundnessError):
-                raise outcome
-            if isinstance(outcome, Exception):
-                errors.setdefault(directory, mask_secrets(" ".join(f"{type(outcome).__name__}: {outcome}".split())))
-                continue
-            counts.add(outcome)
-            left[directory] -= 1
-            if not left[directory]:
-                finish(directory, data[directory])
+    data, errors, verdicts = {job.directory: job.data for job in jobs}, dict[Path, str](), Counter[str]()
+
+    def show() -> None:
+        certified, falsified = verdicts[names.CERTIFIED], verdicts[names.FALSIFIED]
+        undecided = sum(verdicts[kind] for kind in names.UNDECIDED)
+        note = f"{certified:,} certified, {falsified:,} falsified, {undecided:,} undecided"
+        bars.move("images", verdicts.total(), sum(images.values()), note)
+
+    def on_end(shard: Path, error: str | None) -> None:
+        directory = shard.parents[1]
+        if error is not None:
+            if error.startswith(SoundnessError.__name__):
+                raise SoundnessError(error)
+            errors.setdefault(directory, mask_secrets(error))
+            return
+        verdicts.update(certification.read_shard_verdicts(directory, int(shard.name))[names.VERDICT])
+        left[directory] -= 1
+        if not left[directory]:
+            finish(directory, data[directory])
+        show()
+
+    with Bars(console) as bars:
+        show()
+        _run_shards(list(images), partial(certify_item, data_dir=data_dir), on_end, data_dir, workers)
     return errors
 
 
-def _count_images(piece: Piece) -> int:
-    directory, shard, _ = piece
-    first, stop = certification.read_certification(directory).images_of(shard)
-    return stop - first
+def _run_shards(shards: list[Path], work: Work, on_end: OnEnd, data_dir: str, workers: int | None) -> None:
+    """Do shards under Ray, or in this process if only one is to be done at a time."""
 
+    def on_report(shard: Path, row: dict[str, Any]) -> None:
+        """Do nothing: a shard reports nothing."""
 
-def _run_pieces(pieces: list[Piece], workers: int | None) -> Iterator[tuple[Any, Any]]:
-    """Yield each piece with its count of verdicts, or the exception that it raised, in the order they end."""
     gpus = torch.cuda.device_count()
-    at_once = min(len(pieces), workers or gpus or len(os.sched_getaffinity(0)))
-    if at_once > 1:
-        from harness.launch.ray_tasks import run_tasks
-
-        yield from run_tasks(certify_shard, pieces, at_once, min(1.0, gpus / at_once))
+    at_once = min(len(shards), workers or gpus or len(os.sched_getaffinity(0)))
+    if at_once <= 1:
+        run_here(shards, work, on_report, on_end)
         return
-    for piece in pieces:
-        try:
-            outcome: Any = certify_shard(*piece)
-        except Exception as error:  # the other shards are evaluated all the same
-            outcome = error
-        yield piece, outcome
+    from harness.launch.ray_tune import run_on_ray
+
+    options = RayOptions(cpu=1, gpu=min(1.0, gpus / at_once), data_dir=data_dir, at_once=at_once)
+    with TemporaryDirectory(prefix="harness-") as directory:
+        run_on_ray(shards, work, on_report, on_end, options, Path(directory))
 
 
 def _describe_outcome(job: Job, errors: dict[Path, str]) -> list[str]:

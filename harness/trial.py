@@ -14,8 +14,8 @@ from pathlib import Path
 from rich.console import Console
 
 from harness import command_line
-from harness.clock import Clock, Stopped
-from harness.command_line import BAD_INPUT, FAILED, OK, STOPPED, add_data_dir, add_results_dir
+from harness.clock import Stopped
+from harness.command_line import FAILED, OK, add_data_dir, add_results_dir
 from harness.config.buildable import check_buildable
 from harness.config.plugins import load_for
 from harness.config.trial import RECIPE_VERSION, labels
@@ -23,15 +23,13 @@ from harness.data import load
 from harness.device import best_device
 from harness.environment import device_title
 from harness.errors import InputError, SettingError, require
-from harness.launch.progress import Bar, Lines
-from harness.launch.stopping import signals_call
+from harness.launch.progress import TrialProgress
+from harness.launch.stopping import Stopping
+from harness.launch.work import run_here, train_item
 from harness.masking import mask_secrets
-from harness.memory import free_memory
 from harness.storage import folder, names
 from harness.storage.files import DamagedFileError, make_directory
-from harness.training import run_trial
-
-_OUTCOMES = {OK: "finished", FAILED: "failed", BAD_INPUT: "refused", STOPPED: "unfinished"}
+from harness.training.trial import Report, split_images
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,74 +42,63 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Run the command and return its exit status. Raises InputError for wrong input; nothing was started."""
-    results_dir = options.results_dir
+    results_dir, data_dir = options.results_dir, options.data_dir
     require("--results-dir", results_dir, isinstance(results_dir, Path), "a directory; addresses are for harness.run")
     trials = [_load_trial(path) for path in options.trials]
-    by_key = dict(zip((trial.key for trial in trials), labels([trial.config for trial in trials]), strict=True))
-    trial_dirs = {trial.key: folder.trial_dir(results_dir / trial.config.sweep, trial.key) for trial in trials}
-    for trial in trials:
-        folder.refuse_another(trial_dirs[trial.key], trial)
-    unfinished = [trial for trial in trials if not _print_finished(by_key[trial.key], trial_dirs[trial.key])]
-    _check_data(unfinished, options.data_dir)
+    trial_dirs = [folder.trial_dir(results_dir / trial.config.sweep, trial.key) for trial in trials]
+    by_dir = dict(zip(trial_dirs, labels([trial.config for trial in trials]), strict=True))
+    unfinished = {}
+    for trial_dir, trial in zip(trial_dirs, trials, strict=True):
+        folder.refuse_another(trial_dir, trial)
+        if not _print_result(by_dir[trial_dir], trial_dir):
+            unfinished[trial_dir] = trial
+    _check_data(list(unfinished.values()), data_dir)
+    for trial_dir, trial in unfinished.items():
+        make_directory(trial_dir)
+        folder.claim(trial_dir, trial)
+    failed = {trial_dir for trial_dir in unfinished if folder.read_failure(trial_dir) is not None}
     if unfinished:
         print(f"device: {device_title(best_device())}", flush=True)
-    for trial in unfinished:
-        make_directory(trial_dirs[trial.key])
-    failed_before = {trial.key for trial in unfinished if folder.read_failure(trial_dirs[trial.key]) is not None}
-    statuses = {trial.key: FAILED if trial.key in failed_before else STOPPED for trial in unfinished}
-    for trial in sorted(unfinished, key=lambda trial: trial.key in failed_before):
-        print(f"{by_key[trial.key]} -> {trial_dirs[trial.key]}", flush=True)
-        statuses[trial.key] = _run(trial, trial_dirs[trial.key], options.data_dir)
-        free_memory()
-        if statuses[trial.key] == STOPPED:
-            break
-    if len(trials) > 1 or STOPPED in statuses.values():
-        _print_summary(by_key, statuses)
-    return next((status for status in (STOPPED, FAILED, BAD_INPUT) if status in statuses.values()), OK)
+    with Stopping(None, _print_line) as stopping:
+
+        def train(trial_dir: Path, report: Report) -> None:
+            if not stopping.asked:
+                _train(by_dir[trial_dir], trial_dir, unfinished[trial_dir].config.train.epochs, data_dir, stopping)
+
+        def on_end(trial_dir: Path, error: str | None) -> None:
+            if error is not None:
+                failed.add(trial_dir)
+                print(mask_secrets(f"failed: {error}"), file=sys.stderr)
+            elif (result := folder.read_result(trial_dir)) is not None:
+                failed.discard(trial_dir)
+                _print_metrics(result)
+
+        failed_last = sorted(unfinished, key=lambda trial_dir: trial_dir in failed)
+        run_here(failed_last, train, lambda trial_dir, row: None, on_end)
+    if len(trials) > 1 or stopping.asked:
+        _print_summary(by_dir, failed)
+    if stopping.asked and any(folder.read_result(trial_dir) is None for trial_dir in unfinished):
+        raise Stopped
+    return FAILED if failed else OK
 
 
-def _run(trial: folder.Trial, trial_dir: Path, data_dir: str | None) -> int:
-    """Run a trial, print its result, and return the exit status as if it were the only one."""
-    console, epochs, signals = Console(), trial.config.train.epochs, list[str]()
-
-    def stop(signal: str) -> None:
-        if signals:
-            raise KeyboardInterrupt
-        signals.append(signal)
-        print(f"{signal}: stops after this epoch, or batch of evaluation, which is saved; Ctrl-C stops at once")
-
-    clock = Clock(asked=lambda: bool(signals))
-    try:
-        with _print_log(), signals_call(stop), Bar(epochs, console) if console.is_terminal else Lines() as progress:
-            result = run_trial(trial.config, trial_dir, progress.epoch, data_dir, progress.evaluated, clock)
-    except Stopped:
-        return STOPPED
-    except InputError as error:
-        print(mask_secrets(f"error: {error}"), file=sys.stderr)
-        return BAD_INPUT
-    except Exception as error:  # the next trial runs all the same
-        print(mask_secrets(f"failed: {type(error).__name__}: {error}"), file=sys.stderr)
-        return FAILED
-    for name, value in result.metrics.items():
-        print(f"{name}: {value if value is None else format(value, '.6g')}")
-    for warning in result.warnings:
-        print(f"warning: {warning}")
-    return OK
+def _train(label: str, trial_dir: Path, epochs: int, data_dir: str | None, stopping: Stopping) -> None:
+    """Train a trial and print what it does and its result. Raises as `run_folder` does."""
+    print(f"{label} -> {trial_dir}", flush=True)
+    with TrialProgress(epochs, Console()) as progress, _print_log():
+        train_item(trial_dir, progress.report, data_dir, asked=lambda: stopping.asked)
 
 
-class _PrintHandler(logging.Handler):
-    """Prints log messages, above a bar if there is one."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print a message."""
-        print(record.getMessage(), flush=True)
+def _print_line(text: str) -> None:
+    print(text, flush=True)
 
 
 @contextmanager
 def _print_log() -> Iterator[None]:
-    """Print what the harness logs within the block."""
-    logger, handler = logging.getLogger("harness"), _PrintHandler(logging.INFO)
+    """Print what the harness logs within the block, above a bar if there is one."""
+    logger, handler = logging.getLogger("harness"), logging.StreamHandler(sys.stdout)
     level = logger.level
+    handler.setLevel(logging.INFO)
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
@@ -121,7 +108,7 @@ def _print_log() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _print_finished(label: str, trial_dir: Path) -> bool:
+def _print_result(label: str, trial_dir: Path) -> bool:
     """Return True if the trial has a result, and print its error."""
     result = folder.read_result(trial_dir)
     if result is not None:
@@ -130,22 +117,31 @@ def _print_finished(label: str, trial_dir: Path) -> bool:
     return result is not None
 
 
-def _print_summary(by_key: dict[str, str], statuses: dict[str, int]) -> None:
-    """Print how many trials finished, and the labels of the others. by_key: all labels."""
-    for status, word in _OUTCOMES.items():
-        matching = [label for key, label in by_key.items() if statuses.get(key, OK) == status]
-        if matching:
-            print(f"{len(matching)} of {len(by_key)} {word}" + ("" if status == OK else f": {', '.join(matching)}"))
-    if STOPPED in statuses.values():
-        print("stopped; the same command goes on from what is saved")
+def _print_metrics(result: folder.TrialResult) -> None:
+    for name, value in result.metrics.items():
+        print(f"{name}: {value if value is None else format(value, '.6g')}")
+    for warning in result.warnings:
+        print(f"warning: {warning}")
+
+
+def _print_summary(by_dir: dict[Path, str], failed: set[Path]) -> None:
+    """Print how many trials finished, and the labels of the others. by_dir: all labels."""
+    finished = {trial_dir for trial_dir in by_dir if folder.read_result(trial_dir) is not None}
+    outcomes = {"finished": finished, "failed": failed, "unfinished": by_dir.keys() - finished - failed}
+    for outcome, trial_dirs in outcomes.items():
+        if trial_dirs:
+            matching = ", ".join(label for trial_dir, label in by_dir.items() if trial_dir in trial_dirs)
+            print(f"{len(trial_dirs)} of {len(by_dir)} {outcome}" + ("" if outcome == "finished" else f": {matching}"))
 
 
 def _check_data(trials: list[folder.Trial], data_dir: str | None) -> None:
-    """Raise InputError if data is missing, or not what a trial was exported for."""
-    fingerprints = {dataset: load(dataset, data_dir).fingerprint for dataset in {t.config.dataset for t in trials}}
+    """Raise InputError if data is missing, too small, or not what a trial was exported for."""
+    data_sets = {dataset: load(dataset, data_dir) for dataset in {trial.config.dataset for trial in trials}}
     for trial in trials:
-        fingerprint, expected = fingerprints[trial.config.dataset], trial.fingerprint
-        require("data", fingerprint, fingerprint == expected, f"the data this trial was exported for, {expected}")
+        data, expected = data_sets[trial.config.dataset], trial.fingerprint
+        allowed = f"the data this trial was exported for, {expected}"
+        require("data", data.fingerprint, data.fingerprint == expected, allowed)
+        split_images(trial.config, data)
 
 
 def _load_trial(path: Path) -> folder.Trial:

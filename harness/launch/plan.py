@@ -53,7 +53,8 @@ def show(study: Study, retry_failed: bool, ray_address: str | None, console: Con
     rows = []
     for trial in study.trials:
         state = state_of(study.trial_dirs[trial.key], trial.config.train.epochs, holder(study.sweep_dir))
-        time = (minutes(left[trial.key]) or "unknown") if trial.key in to_run else ""
+        seconds = left.get(trial.key)
+        time = "" if trial.key not in to_run else "unknown" if seconds is None else minutes(seconds)
         would_run = "yes" if trial.key in to_run else "no"
         rows.append([study.labels[trial.key], trial.key, state.state, state.description, would_run, time])
     print_table(console, ["trial", "key", "state", "", "would run", "time"], rows)

@@ -53,6 +53,11 @@ class Certification:
         """Return a shard's first image, and the first after it."""
         return shard * self.per_shard, min(self.images, (shard + 1) * self.per_shard)
 
+    def count_images(self, shard: int) -> int:
+        """Return the number of a shard's images."""
+        first, stop = self.images_of(shard)
+        return stop - first
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -190,8 +195,13 @@ def read_shard_verdicts(directory: Path, number: int) -> pd.DataFrame:
     return read_table(_path(directory, number, "parquet"))
 
 
+def shard_path(directory: Path, number: int) -> Path:
+    """Return the path of a shard's files without their endings, which names the shard as an item of work."""
+    return directory / folder.SHARDS / f"{number:05}"
+
+
 def _path(directory: Path, number: int, kind: str) -> Path:
-    return directory / folder.SHARDS / f"{number:05}.{kind}"
+    return shard_path(directory, number).with_suffix(f".{kind}")
 
 
 def _content_digest(directory: Path, number: int) -> str:

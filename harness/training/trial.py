@@ -19,7 +19,6 @@ from harness.data import Data, Split, load
 from harness.device import best_device
 from harness.environment import describe_environment, source_digest
 from harness.errors import require
-from harness.evaluation.batch import write_evidence
 from harness.evaluation.certification import evaluate_shard, merge_shards
 from harness.evaluation.equilibria import recurrence_report
 from harness.evaluation.ledger import SoundnessError
@@ -29,7 +28,6 @@ from harness.evaluation.stages import images_at_once
 from harness.memory import free_memory, kept_memory
 from harness.storage import certification, folder, names
 from harness.storage.files import remove_unfinished, write_atomically
-from harness.storage.parquet import write_table
 from harness.training.log import log_to_folder
 from harness.training.loop import NonFiniteLossError, divided_batches, train
 from harness.training.monitor import parametrisation_metrics
@@ -66,10 +64,9 @@ def run_trial(
     """
     load_for(config)
     data = load(config.dataset, data_dir)
-    trial = folder.make_trial(config, data.fingerprint)
-    folder.claim(directory, trial)
-    with _failure_written(directory), log_to_folder(directory):
-        return _run(trial, data, directory, report, evaluated, clock or Clock())
+    folder.claim(directory, folder.make_trial(config, data.fingerprint))
+    with _log_and_record_failure(directory):
+        return _run(directory, report, data, evaluated, clock or Clock())
 
 
 def run_folder(
@@ -92,47 +89,61 @@ def run_folder(
         SettingError: the code here is another one.
         Stopped: `until` is reached, or the sweep is to stop.
     """
-    with _failure_written(directory), log_to_folder(directory):
+    with _log_and_record_failure(directory):
         if code is not None:
             own = source_digest()
             require("code", own, own == code, f"the driver's, {code}: the same version on every machine")
-        trial = folder.read_trial(directory / folder.TRIAL)
-        load_for(trial.config)
-        data = load(trial.config.dataset, data_dir)
-        fits = data.fingerprint == trial.fingerprint
-        require("data", data.fingerprint, fits, f"the data this trial was made for, {trial.fingerprint}")
+        config = folder.read_trial(directory / folder.TRIAL).config
+        load_for(config)
         clock = Clock(asked=asked or folder.stop_file(directory).exists, until=until)
-        return _run(trial, data, directory, report, evaluated, clock)
+        return _run(directory, report, load(config.dataset, data_dir), evaluated, clock)
+
+
+def split_images(config: TrialConfig, data: Data) -> tuple[Split, Split]:
+    """Return the images that the trial is trained on, and those that it is evaluated on.
+
+    Raises InputError if there are fewer than the config asks for.
+    """
+    training, held_out = data.training_images(config.train_images, config.validation_images)
+    batch, available = config.train.batch_size, len(training)
+    require("train.batch_size", batch, batch <= available, f"at most the {available} training images")
+    return training, held_out or data.test_images(config.evaluation.test_images)
 
 
 @contextmanager
-def _failure_written(trial_dir: Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        message, repeats = f"{type(error).__name__}: {error}", isinstance(error, REPEATED)
-        with suppress(OSError):  # of a full disk, say, or a folder that is gone
-            folder.require_there(trial_dir)
-            folder.write_failure(trial_dir, message, getattr(error, "last_finite", None), repeats)
-        raise
+def _log_and_record_failure(trial_dir: Path) -> Iterator[None]:
+    """Write a log file within the block, and failure.json for an error."""
+    with log_to_folder(trial_dir):
+        try:
+            yield
+        except Exception as error:
+            message, repeats = f"{type(error).__name__}: {error}", isinstance(error, REPEATED)
+            with suppress(OSError):  # of a full disk, say, or a folder that is gone
+                folder.require_there(trial_dir)
+                folder.write_failure(trial_dir, message, getattr(error, "last_finite", None), repeats)
+            raise
 
 
 def _run(
-    trial: folder.Trial, data: Data, trial_dir: Path, report: Report, evaluated: EvaluationProgress, clock: Clock
+    trial_dir: Path, report: Report, data: Data, evaluated: EvaluationProgress, clock: Clock
 ) -> folder.TrialResult:
     """Return the trial's result, from its folder or by the work that is left."""
+    trial = folder.read_trial(trial_dir / folder.TRIAL)
+    fits = data.fingerprint == trial.fingerprint
+    require("data", data.fingerprint, fits, f"the data this trial was made for, {trial.fingerprint}")
     remove_unfinished(trial_dir)
     if (result := folder.read_result(trial_dir)) is None:
+        training, test = split_images(trial.config, data)
         with kept_memory():
             device = best_device()
-            _log.debug(
-                "%s: %s",
-                trial.config.label,
-                ", ".join(f"{name} {value}" for name, value in describe_environment(device).items()),
-            )
-            network_metrics = _train(trial.config, data, trial_dir, device, report, clock)
+            environment = describe_environment(device)
+            _log.debug("%s: %s", trial.config.label, environment)
+            network_metrics = _train(trial.config, training, trial_dir, device, report, clock)
             free_memory()
-            result = _evaluate(trial, data, trial_dir, device, network_metrics, evaluated, clock)
+            metrics, messages = _evaluate(
+                trial, test, trial_dir, device, environment, network_metrics, evaluated, clock
+            )
+        result = folder.TrialResult(trial.key, metrics, environment, data.summary(), messages)
         folder.write_result(trial_dir, result)
     (trial_dir / folder.FAILURE).unlink(missing_ok=True)  # last, so that a trial counts as failed until it is done
     (trial_dir / folder.WITHOUT).unlink(missing_ok=True)
@@ -141,13 +152,15 @@ def _run(
 
 
 def _train(
-    config: TrialConfig, data: Data, trial_dir: Path, device: torch.device, report: Report, clock: Clock
+    config: TrialConfig, images: Split, trial_dir: Path, device: torch.device, report: Report, clock: Clock
 ) -> dict[str, float]:
     """Train, fold parametrisations and write the weights; return metrics of the network before it is folded."""
-    images, _ = data.training_images(config.train_images, config.validation_images)
-    batch, available = config.train.batch_size, len(images)
-    require("batch_size", batch, batch <= available, f"at most the {available} training images")
-    trained = train(config, images.images, images.labels, trial_dir, device, _with_log(report), clock)
+
+    def log_and_report(row: dict[str, Any]) -> None:
+        _log.debug("%s", ", ".join(f"{name} {value:.5g}" for name, value in row.items() if value is not None))
+        report(row)
+
+    trained = train(config, images.images, images.labels, trial_dir, device, log_and_report, clock)
     metrics = parametrisation_metrics(trained)
     metrics[names.PARAMETERS] = sum(parameter.numel() for parameter in trained.parameters())
     fold(trained.eval())
@@ -156,28 +169,21 @@ def _train(
     return metrics
 
 
-def _with_log(report: Report) -> Report:
-    """Return `report`, which also writes each epoch's numbers to the log."""
-
-    def log_and_report(row: dict[str, Any]) -> None:
-        _log.debug("%s", ", ".join(f"{name} {value:.5g}" for name, value in row.items() if value is not None))
-        report(row)
-
-    return log_and_report
-
-
 def _evaluate(
-    trial: folder.Trial, data: Data, trial_dir: Path, device: torch.device, network_metrics: dict[str, float],
-    evaluated: EvaluationProgress, clock: Clock,
-) -> folder.TrialResult:  # fmt: skip
-    """Evaluate the network whose weights the folder holds, and write verdicts and evidence."""
-    config, environment = trial.config, describe_environment(device)
-    _, held_out = data.training_images(config.train_images, config.validation_images)
-    test = held_out or data.test_images(config.evaluation.test_images)
+    trial: folder.Trial,
+    test: Split,
+    trial_dir: Path,
+    device: torch.device,
+    environment: dict[str, str],
+    network_metrics: dict[str, float],
+    evaluated: EvaluationProgress,
+    clock: Clock,
+) -> tuple[dict[str, float | None], list[str]]:
+    """Evaluate the network whose weights the folder holds, write verdicts and evidence, return metrics and warnings."""
+    config, weights = trial.config, trial_dir / folder.WEIGHTS
     _log.debug("evaluating %d images by %s", len(test), ", ".join(config.evaluation.stages))
-    weights = trial_dir / folder.WEIGHTS
-    depends_on = [trial.key, *environment.values()]
-    digest = hashlib.sha256(weights.read_bytes() + "\n".join(depends_on).encode()).hexdigest()
+    depends_on = "\n".join([trial.key, *environment.values()])
+    digest = hashlib.sha256(weights.read_bytes() + depends_on.encode()).hexdigest()
     model = load_network(config, weights).to(device)
     try:
         count = _evaluate_missing_shards(trial_dir, model, test, config, digest, evaluated, clock)
@@ -185,9 +191,6 @@ def _evaluate(
         certification.remove_shards(trial_dir)
         raise
     evaluation = merge_shards(trial_dir, count)
-    folder.require_there(trial_dir)
-    write_evidence(trial_dir, evaluation.evidence)
-    write_table(trial_dir / folder.VERDICTS, evaluation.verdicts)
     if any(isinstance(module, FixedPoint) for module in model.modules()):
         clock.check()
     started, epochs = time.monotonic(), folder.read_epochs(trial_dir)
@@ -203,7 +206,7 @@ def _evaluate(
     for message in messages:
         _log.debug("warning: %s", message)
     _log.debug("done: certified error %.2f %%", metrics[names.CERTIFIED_ERROR])
-    return folder.TrialResult(trial.key, finite, environment, data.summary(), messages)
+    return finite, messages
 
 
 def _evaluate_missing_shards(

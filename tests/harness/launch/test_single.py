@@ -108,7 +108,6 @@ def test_a_finished_trial_is_left_alone_in_a_line(exported, capsys, monkeypatch)
     before, error = snapshot(trial_dir), folder.read_result(trial_dir).metrics[names.CERTIFIED_ERROR]
     capsys.readouterr()
     monkeypatch.setattr("harness.trial.load", None)
-    monkeypatch.setattr("harness.trial.run_trial", None)
     assert call(path) == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert line.endswith(f"{trial_dir}: finished, certified_error {error}")
@@ -165,7 +164,7 @@ def test_ctrl_c_says_how_to_go_on(exported, capsys, monkeypatch):
     def interrupt(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("harness.trial.run_trial", interrupt)
+    monkeypatch.setattr("harness.trial.train_item", interrupt)
     assert call(exported()) == 130
     assert "the same command goes on" in capsys.readouterr().err
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from harness.clock import Clock, Stopped
 from harness.command_line import FAILED, INTERRUPTED, OK, STOPPED, main
 from harness.data import load
-from harness.launch.progress import Lines
+from harness.launch.progress import TrialProgress
 from harness.storage import files, folder, names
 from harness.storage.folder import make_trial, trial_json
 from harness.training import run_trial
@@ -122,16 +122,16 @@ def test_several_trials_in_order_one_finished_one_that_fails(exported, tmp_path,
 def test_sigterm_ends_a_trial_with_its_epoch_and_the_same_command_goes_on(exported, tmp_path, capsys, monkeypatch):
     (first, trial_dir), (second, other) = exported(train={"epochs": 3}), exported(seed=1)
 
-    def terminate(lines, row):
-        if row[names.EPOCH] == 1:
+    def terminate(progress, row):
+        if row.get(names.EPOCH) == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Lines, "epoch", terminate)
+        patch.setattr(TrialProgress, "report", terminate)
         assert call(tmp_path, first, second) == STOPPED
-    printed = capsys.readouterr().out
-    assert "SIGTERM: stops after this epoch" in printed
-    assert "2 of 2 unfinished: " in printed and "stopped; the same command goes on" in printed
+    printed = capsys.readouterr()
+    assert "SIGTERM: running trials end with their epoch" in printed.out and "2 of 2 unfinished: " in printed.out
+    assert "the same command goes on" in printed.err
     assert [row[names.EPOCH] for row in folder.read_epochs(trial_dir)] == [0, 1, 2]
     assert not (other / folder.EPOCHS).exists()
     assert call(tmp_path, first, second) == OK
@@ -142,10 +142,10 @@ def test_sigterm_ends_a_trial_with_its_epoch_and_the_same_command_goes_on(export
 def test_a_second_signal_stops_at_once(exported, tmp_path, monkeypatch):
     path, trial_dir = exported()
 
-    def terminate(lines, row):
+    def terminate(progress, row):
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(Lines, "epoch", terminate)
+    monkeypatch.setattr(TrialProgress, "report", terminate)
     assert call(tmp_path, path) == INTERRUPTED
     assert folder.read_result(trial_dir) is None
