@@ -120,32 +120,18 @@ def _check_options(options: argparse.Namespace) -> None:
 
 
 def _finished_trials(paths: list[Path], console: Console) -> list[Path]:
-    """Return the folders of the finished trials in these paths. Raises InputError for an unfinished trial."""
+    """Return the folders of the finished trials in these paths. Raises InputError for a path without one."""
     trial_dirs: list[Path] = []
     for path in paths:
-        if (path / folder.TRIAL).exists():
-            _require_finished(path)
-            trial_dirs.append(path)
-            continue
-        inside = folder.trial_folders(path)
-        require("trial or sweep", str(path), bool(inside), f"a folder with {folder.TRIAL}, or with trials/")
+        inside = [path] if (path / folder.TRIAL).exists() else folder.trial_folders(path)
         finished = [path for path in inside if not folder.is_stale(path) and folder.read_result(path) is not None]
-        if len(finished) < len(inside):
-            skipped = (
-                f"{len(inside) - len(finished)} of {len(inside)} trials are unfinished or of another recipe version"
-            )
-            console.print(f"{path}: {skipped}: left out", markup=False, soft_wrap=True)
         if not finished:
             raise InputError(f"{path} holds no finished trial of recipe version {RECIPE_VERSION}")
+        if len(finished) < len(inside):
+            left_out = f"{len(inside) - len(finished)} of {len(inside)} trials"
+            console.print(f"{path}: left out {left_out}, unfinished or of another recipe version", markup=False)
         trial_dirs += finished
     return list(dict.fromkeys(path.resolve() for path in trial_dirs))
-
-
-def _require_finished(trial_dir: Path) -> None:
-    if folder.is_stale(trial_dir):
-        raise InputError(f"{trial_dir} is of another recipe version than today's, {RECIPE_VERSION}: train it again")
-    if folder.read_result(trial_dir) is None:
-        raise InputError(f"{trial_dir} is not finished: there is no {folder.RESULT}; finish it first")
 
 
 def _make_jobs(trial_dirs: list[Path], options: argparse.Namespace) -> list[Job]:
@@ -223,20 +209,20 @@ def _certify(jobs: list[Job], data_dir: str | None, workers: int | None, console
 
 def _run_shards(shards: list[Path], work: Work, on_end: OnEnd, data_dir: str, workers: int | None) -> None:
     """Do shards under Ray, or in this process if only one is to be done at a time."""
-
-    def on_report(shard: Path, row: dict[str, Any]) -> None:
-        """Do nothing: a shard reports nothing."""
-
     gpus = torch.cuda.device_count()
     at_once = min(len(shards), workers or gpus or len(os.sched_getaffinity(0)))
     if at_once <= 1:
-        run_here(shards, work, on_report, on_end)
+        run_here(shards, work, _ignore, on_end)
         return
     from harness.launch.ray_tune import run_on_ray
 
     options = RayOptions(cpu=1, gpu=min(1.0, gpus / at_once), data_dir=data_dir, at_once=at_once)
     with TemporaryDirectory(prefix="harness-") as directory:
-        run_on_ray(shards, work, on_report, on_end, options, Path(directory))
+        run_on_ray(shards, work, _ignore, on_end, options, Path(directory))
+
+
+def _ignore(shard: Path, row: dict[str, Any]) -> None:
+    """Ignore reports; a shard makes none."""
 
 
 def _describe_outcome(job: Job, errors: dict[Path, str]) -> list[str]:

@@ -9,6 +9,7 @@ import errno
 import os
 import shutil
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -269,21 +270,15 @@ class _Callbacks:
             self.progress.stopped(trial_dir.name)
         else:
             if failure is None:  # the worker died before it could write one
-                failure = _write_failure(trial_dir, error or "its worker ended without a result")
+                failure = {"error": error or "its worker ended without a result"}
+                with suppress(OSError):  # of a full disk
+                    failure = folder.write_failure(trial_dir, failure["error"])
                 self.shared.push_failure(trial_dir)
             self.progress.failed(trial_dir.name, failure["error"])
             if self.fail_fast:
                 self.stopping.ask("a trial failed")
         with self.stopping.delayed():
             self.mlflow.sync(trial_dir, running=False)
-
-
-def _write_failure(trial_dir: Path, error: str) -> dict[str, Any]:
-    """Return the failure; it is written unless the disk is full."""
-    try:
-        return folder.write_failure(trial_dir, error)
-    except OSError as cause:
-        return {"error": f"{error}; not written: {cause}"}
 
 
 def _write_reports(study: Study, mlflow: MlflowSync, data_dir: str | None, console: Console) -> None:

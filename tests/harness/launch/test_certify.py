@@ -279,7 +279,7 @@ def test_an_unsound_bound_stops_everything(sweep_dir, evaluate_with, capsys):
     assert begun == [0]
     captured = capsys.readouterr()
     assert "a bound is wrong" in captured.err
-    assert "1 of 3 trials are unfinished or of another recipe version" in " ".join(captured.out.split())
+    assert "left out 1 of 3 trials, unfinished or of another recipe version" in " ".join(captured.out.split())
     assert not list(sweep_dir.rglob("certified/*/result.json"))
 
 
@@ -316,7 +316,7 @@ def test_a_path_without_a_finished_trial_is_refused(sweep_dir, trial_dir, capsys
         assert str(path) in capsys.readouterr().err
     (trial_dir / folder.RESULT).unlink()
     assert run(trial_dir) == 2
-    assert "is not finished" in capsys.readouterr().err
+    assert "holds no finished trial" in capsys.readouterr().err
 
 
 def make_stale(trial_dir):
@@ -332,7 +332,7 @@ def change_data(trial_dir):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (make_stale, "another recipe version"),
+        (make_stale, "holds no finished trial"),
         (change_data, "data: found"),
         (lambda trial_dir: (trial_dir / folder.WEIGHTS).unlink(), "has no weights.safetensors"),
     ],

@@ -27,13 +27,13 @@ def unfinished(copied):
 
 @pytest.fixture
 def replace_ray(monkeypatch):
-    """A function that replaces Ray by another: it gets the folders and the callbacks of run_folders."""
+    """A function that replaces Ray by another: it gets the folders and the callbacks of run_on_ray."""
 
     def replace(act):
-        def run_folders(folders, data_dir, cpu, gpu, storage, on_report, on_end, *_, **__):
+        def run_on_ray(folders, work, on_report, on_end, options, directory):
             act(folders, on_report, on_end)
 
-        monkeypatch.setattr(ray_tune, "run_folders", run_folders)
+        monkeypatch.setattr(ray_tune, "run_on_ray", run_on_ray)
 
     return replace
 

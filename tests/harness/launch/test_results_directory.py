@@ -65,10 +65,10 @@ def test_an_old_failure_is_not_reported_as_a_new_one(copied, monkeypatch, capsys
     (trial_dir / folder.RESULT).unlink()
     files.write_json(trial_dir / folder.FAILURE, {"error": "RuntimeError: last week's", "last_finite": {}})
 
-    def dies_at_once(folders, data_dir, cpu, gpu, storage, on_report, on_end, *_, **__):
+    def dies_at_once(folders, work, on_report, on_end, options, directory):
         on_end(folders[0], "its worker failed 3 times: it died")
 
-    monkeypatch.setattr(ray_tune, "run_folders", dies_at_once)
+    monkeypatch.setattr(ray_tune, "run_on_ray", dies_at_once)
     assert copied.main() == 1
     assert "it died" in folder.read_failure(trial_dir)["error"]
     assert "last week" not in capsys.readouterr().out

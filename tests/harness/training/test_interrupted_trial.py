@@ -67,19 +67,6 @@ def test_a_trial_killed_before_its_first_checkpoint_writes_the_untrained_network
     assert folder.read_epochs(tmp_path) == [written, *rows]
 
 
-def test_a_checkpoint_without_rows_gives_no_row_of_an_untrained_network(tmp_path, tiny_trial):
-    def kill(row):
-        if row[names.EPOCH] == 2:
-            raise Killed
-
-    config, images, labels = tiny_trial(), *images_of_320()
-    with pytest.raises(Killed):
-        train(config, images, labels, tmp_path, torch.device("cpu"), kill, kept_each_time())
-    (tmp_path / folder.EPOCHS).unlink()
-    train(config, images, labels, tmp_path, torch.device("cpu"), lambda row: None)
-    assert [row[names.EPOCH] for row in folder.read_epochs(tmp_path)] == [3]
-
-
 @pytest.mark.parametrize("where", ["write_epoch", "checkpoint.save"])
 def test_a_trial_killed_between_the_files_of_an_epoch_lacks_no_row(
     tiny_trial, whole_trial, tmp_path, monkeypatch, where
@@ -191,19 +178,6 @@ def test_training_starts_again_if_its_checkpoint_is_damaged(
     assert capsys.readouterr().out == "", "nothing that a file names is run"
     whole, again = (load_file(each / folder.WEIGHTS) for each in (whole_trial("cnn5")[0], trial_dir))
     assert all(torch.equal(whole[name], again[name]) for name in whole)
-
-
-def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(killed_trial, tmp_path, monkeypatch):
-    trial_dir = shutil.copytree(killed_trial, tmp_path / "trial")
-    last = (trial_dir / folder.CHECKPOINT).read_bytes()
-
-    def full(*_args):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space left"):
-        checkpoint.save(trial_dir, 3, {})
-    assert (trial_dir / folder.CHECKPOINT).read_bytes() == last
 
 
 @pytest.mark.parametrize("method", ["mtl-ibp", pytest.param("sabr", marks=pytest.mark.slow)])

@@ -7,18 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from baselines import build
 from cerdeq.equilibrium import contraction
 from harness.data import load
-from harness.errors import SettingError
 from harness.evaluation.verdicts import evaluate
 from harness.storage import folder, names
 from harness.training import NonFiniteLossError, load_network, loop, run_trial, trial
-from harness.training.initialise import initialise
-
-
-class Killed(BaseException):
-    """Stands for a process that is killed: nothing catches it."""
 
 
 def test_a_trial_leaves_everything_that_its_numbers_rest_on(tiny_trial, whole_trial):
@@ -56,32 +49,12 @@ def test_training_in_bf16_leaves_judging_in_float64(tmp_path, tiny_trial):
     pd.testing.assert_frame_equal(judged, pd.read_parquet(tmp_path / folder.VERDICTS), check_exact=True)
 
 
-def test_a_finished_trial_is_not_run_again(tmp_path, tiny_trial, monkeypatch):
-    result = run_trial(tiny_trial(), directory=tmp_path)
-    monkeypatch.setattr("harness.training.trial.train", None)
-    assert run_trial(tiny_trial(), directory=tmp_path) == result
-
-
 def test_widths_of_the_untrained_network_that_overflow_become_null(tmp_path, tiny_trial, monkeypatch):
     monkeypatch.setattr(loop, "monitor_untrained", lambda *_: {"train/bound_width": math.inf, "b": math.nan})
     rows = []
     run_trial(tiny_trial(), directory=tmp_path, report=rows.append)
     expected = {names.EPOCH: 0, names.TRAIN_EPS: 0.0, "train/bound_width": None, "b": None}
     assert rows[0] == folder.read_epochs(tmp_path)[0] == expected
-
-
-@pytest.mark.parametrize("initialisation", ["ibp", "default"])
-def test_the_recipe_says_how_weights_start(tmp_path, tiny_trial, initialisation):
-    """At a learning rate of next to nothing, weights stay where they start."""
-    settings = {"epochs": 1, "ramp_epochs": 0, "learning_rate": 1e-12, "initialisation": initialisation}
-    run_trial(tiny_trial(train=settings), directory=tmp_path)
-    torch.manual_seed(0)
-    expected = build("cnn5", "digits", 0.1)
-    if initialisation == "ibp":
-        initialise(expected)
-    weights = load_file(tmp_path / folder.WEIGHTS)
-    for name, parameter in expected.named_parameters():
-        torch.testing.assert_close(weights[name], parameter.detach())
 
 
 def test_another_seed_gives_another_network(tmp_path, tiny_trial, whole_trial):
@@ -133,31 +106,9 @@ def test_a_collapsed_network_is_warned_about(tmp_path, tiny_trial):
     assert any("collapsed" in warning for warning in result.warnings)
 
 
-def test_a_folder_that_holds_another_trial_is_refused(tiny_trial, whole_trial):
-    with pytest.raises(SettingError, match="it holds"):
-        run_trial(tiny_trial(seed=5), directory=whole_trial("cnn5")[0])
-
-
-def test_a_batch_larger_than_the_data_is_refused(tmp_path, tiny_trial):
-    with pytest.raises(SettingError, match="batch_size"):
-        run_trial(tiny_trial(train_images=50), directory=tmp_path)
-
-
 def test_a_validation_slice_is_evaluated_instead_of_the_test_split(tmp_path, tiny_trial):
     run_trial(tiny_trial(validation_images=37), directory=tmp_path)
     assert len(pd.read_parquet(tmp_path / folder.VERDICTS)) == 37
-
-
-def test_trial_json_is_written_before_training_and_names_the_trial(tmp_path, tiny_trial, monkeypatch):
-    def stop(*_args):
-        raise Killed
-
-    monkeypatch.setattr("harness.training.trial.train", stop)
-    with pytest.raises(Killed):
-        run_trial(tiny_trial(), directory=tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {folder.TRIAL, folder.LOG}
-    made = folder.make_trial(tiny_trial(), load("digits").fingerprint)
-    assert folder.read_trial(tmp_path / folder.TRIAL) == made
 
 
 def test_the_log_tells_epochs_judging_and_what_stopped_a_trial(tiny_trial, tmp_path, monkeypatch):
