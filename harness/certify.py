@@ -23,18 +23,16 @@ from rich.console import Console
 
 from harness import command_line
 from harness.command_line import FAILED, OK, add_data_dir
-from harness.config.buildable import check_buildable
-from harness.config.plugins import load_for
 from harness.config.settings import BAB, STAGES, STAGES_BY_SETTING
 from harness.config.trial import RECIPE_VERSION, TrialConfig, labels
-from harness.data import Data, data_directory, load
+from harness.data import Data, data_directory
 from harness.device import best_device
 from harness.environment import device_title
-from harness.errors import InputError, SettingError, require
+from harness.errors import InputError, require
 from harness.evaluation.certification import certification_of, evaluation_images, finish
 from harness.evaluation.ledger import SoundnessError
 from harness.launch.progress import Bars
-from harness.launch.work import OnEnd, RayOptions, Work, certify_item, run_here
+from harness.launch.work import OnEnd, RayOptions, Work, certify_item, load_data, run_here
 from harness.masking import mask_secrets
 from harness.storage import certification, folder, names
 from harness.storage.lease import lock_directory
@@ -136,23 +134,18 @@ def _finished_trials(paths: list[Path], console: Console) -> list[Path]:
 
 def _make_jobs(trial_dirs: list[Path], options: argparse.Namespace) -> list[Job]:
     """Return a job for each trial. Raises InputError if settings, data or weights do not fit."""
-    trials = [folder.read_trial(trial_dir / folder.TRIAL) for trial_dir in trial_dirs]
-    for trial in trials:
-        load_for(trial.config)
-    data_sets = {name: load(name, options.data_dir) for name in {trial.config.dataset for trial in trials}}
-    jobs = []
-    all_labels = labels([trial.config for trial in trials])
-    for trial_dir, trial, label in zip(trial_dirs, trials, all_labels, strict=True):
-        config, data = _certification_config(trial.config, options), data_sets[trial.config.dataset]
-        allowed = f"the data that {label} was trained on, {trial.fingerprint}"
-        require("data", data.fingerprint, data.fingerprint == trial.fingerprint, allowed)
-        evaluation_images(data, config)
-        try:
-            check_buildable(config)
-        except (TypeError, ValueError) as error:
-            raise SettingError(str(trial_dir), label, f"what this code has: {error}") from None
+    trials = {}
+    for trial_dir in trial_dirs:
+        trial = folder.read_trial(trial_dir / folder.TRIAL)
+        trials[str(trial_dir)] = replace(trial, config=_certification_config(trial.config, options))
         if not (trial_dir / folder.WEIGHTS).exists():
             raise InputError(f"{trial_dir} has no {folder.WEIGHTS}")
+    data_sets = load_data(trials, options.data_dir)
+    jobs = []
+    all_labels = labels([trial.config for trial in trials.values()])
+    for trial_dir, trial, label in zip(trial_dirs, trials.values(), all_labels, strict=True):
+        config, data = trial.config, data_sets[trial.config.dataset]
+        evaluation_images(data, config)
         jobs.append(Job(trial_dir, label, data, config, certification.directory_of(trial_dir, config.evaluation)))
     return jobs
 

@@ -16,16 +16,13 @@ from rich.console import Console
 from harness import command_line
 from harness.clock import Stopped
 from harness.command_line import FAILED, OK, add_data_dir, add_results_dir
-from harness.config.buildable import check_buildable
-from harness.config.plugins import load_for
 from harness.config.trial import RECIPE_VERSION, labels
-from harness.data import load
 from harness.device import best_device
 from harness.environment import device_title
-from harness.errors import InputError, SettingError, require
+from harness.errors import SettingError, require
 from harness.launch.progress import TrialProgress
 from harness.launch.stopping import Stopping
-from harness.launch.work import run_here, train_item
+from harness.launch.work import load_data, run_here, train_item
 from harness.masking import mask_secrets
 from harness.storage import folder, names
 from harness.storage.files import DamagedFileError, make_directory
@@ -44,15 +41,18 @@ def main(options: argparse.Namespace) -> int:
     """Run the command and return its exit status. Raises InputError for wrong input; nothing was started."""
     results_dir, data_dir = options.results_dir, options.data_dir
     require("--results-dir", results_dir, isinstance(results_dir, Path), "a directory; addresses are for harness.run")
-    trials = [_load_trial(path) for path in options.trials]
-    trial_dirs = [folder.trial_dir(results_dir / trial.config.sweep, trial.key) for trial in trials]
-    by_dir = dict(zip(trial_dirs, labels([trial.config for trial in trials]), strict=True))
-    unfinished = {}
-    for trial_dir, trial in zip(trial_dirs, trials, strict=True):
-        folder.refuse_another(trial_dir, trial)
-        if not _print_result(by_dir[trial_dir], trial_dir):
-            unfinished[trial_dir] = trial
-    _check_data(list(unfinished.values()), data_dir)
+    trials = {str(path): _load_trial(path) for path in options.trials}
+    trial_dirs = {path: folder.trial_dir(results_dir / trial.config.sweep, trial.key) for path, trial in trials.items()}
+    by_dir = dict(zip(trial_dirs.values(), labels([trial.config for trial in trials.values()]), strict=True))
+    to_run = {}
+    for path, trial in trials.items():
+        folder.refuse_another(trial_dirs[path], trial)
+        if not _print_result(by_dir[trial_dirs[path]], trial_dirs[path]):
+            to_run[path] = trial
+    data_sets = load_data(to_run, data_dir)
+    for trial in to_run.values():
+        split_images(trial.config, data_sets[trial.config.dataset])
+    unfinished = {trial_dirs[path]: trial for path, trial in to_run.items()}
     for trial_dir, trial in unfinished.items():
         make_directory(trial_dir)
         folder.claim(trial_dir, trial)
@@ -134,16 +134,6 @@ def _print_summary(by_dir: dict[Path, str], failed: set[Path]) -> None:
             print(f"{len(trial_dirs)} of {len(by_dir)} {outcome}" + ("" if outcome == "finished" else f": {matching}"))
 
 
-def _check_data(trials: list[folder.Trial], data_dir: str | None) -> None:
-    """Raise InputError if data is missing, too small, or not what a trial was exported for."""
-    data_sets = {dataset: load(dataset, data_dir) for dataset in {trial.config.dataset for trial in trials}}
-    for trial in trials:
-        data, expected = data_sets[trial.config.dataset], trial.fingerprint
-        allowed = f"the data this trial was exported for, {expected}"
-        require("data", data.fingerprint, data.fingerprint == expected, allowed)
-        split_images(trial.config, data)
-
-
 def _load_trial(path: Path) -> folder.Trial:
     try:
         trial = folder.read_trial(path)
@@ -151,13 +141,6 @@ def _load_trial(path: Path) -> folder.Trial:
         raise SettingError(str(path), str(error), "a file that `harness.run SWEEP.yaml --export DIR` wrote") from None
     version = trial.recipe_version
     require(f"{path}: recipe_version", version, version == RECIPE_VERSION, f"{RECIPE_VERSION}; export it again")
-    try:
-        load_for(trial.config)
-        check_buildable(trial.config)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    except (TypeError, ValueError) as error:
-        raise SettingError(f"{path}: config", trial.config.label, f"what this code has: {error}") from None
     return trial
 
 

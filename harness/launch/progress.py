@@ -117,7 +117,7 @@ class SweepProgress(Bars):
     def finished(self, key: str, result: TrialResult) -> None:
         """Show the result of a trial."""
         self._end(key)
-        errors = [f"{name.replace('_', ' ')} {_percent(result.metrics[name])}" for name in _ERRORS]
+        errors = [f"{name.replace('_', ' ')} {percent(result.metrics[name])}" for name in _ERRORS]
         seconds = next(task.time_remaining for task in self.bars.tasks if task.description == "all trials")
         left = f", about {minutes(seconds)} left" if seconds else ""
         self._print("[green]done[/]", key, f"{', '.join(errors)} ({self.ended} of {len(self.done)} trials{left})")
@@ -157,5 +157,6 @@ def _short_metrics(row: dict[str, Any]) -> str:
     return ", ".join(f"{short} {row[name]:.4g}" for short, name in _SHORT_NAMES.items() if row.get(name) is not None)
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """Return a text such as '12.34 %', for None that the value is not finite."""
     return "not finite" if value is None else f"{value:.2f} %"

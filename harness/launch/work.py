@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.clock import Stopped
-from harness.errors import InputError
+from harness.config.buildable import check_buildable
+from harness.config.plugins import load_for
+from harness.data import Data, load
+from harness.errors import InputError, SettingError, require
 from harness.evaluation.certification import certify_shard
 from harness.launch.shared import is_stopped, run_trial_at
 from harness.memory import free_memory
@@ -49,6 +52,26 @@ class RayOptions:
     address: str | None = None
     at_once: int | None = None
     uri: str | None = None
+
+
+def load_data(trials: dict[str, folder.Trial], data_dir: str | None) -> dict[str, Data]:
+    """Return the data sets of trials, by name, after checking that this code can run the trials on them.
+
+    trials: by what messages call them. Raises InputError if it cannot, or if data is missing or another one.
+    """
+    for name, trial in trials.items():
+        try:
+            load_for(trial.config)
+            check_buildable(trial.config)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
+        except (TypeError, ValueError) as error:
+            raise SettingError(name, trial.config.label, f"what this code has: {error}") from None
+    data_sets = {dataset: load(dataset, data_dir) for dataset in {trial.config.dataset for trial in trials.values()}}
+    for name, trial in trials.items():
+        own = data_sets[trial.config.dataset].fingerprint
+        require(f"{name}: data", own, own == trial.fingerprint, f"the data it was made for, {trial.fingerprint}")
+    return data_sets
 
 
 def train_item(

@@ -88,13 +88,9 @@ def test_a_dry_run_estimates_by_trials_of_the_same_row(copied, no_ray, capsys):
     assert "time: 12.0 min of work for 2 of 2 trials" in printed
 
 
-def test_a_dry_run_before_the_first_makes_no_directory_and_few_keys(tmp_path, no_ray, monkeypatch, capsys):
-    """A key is a hash of a whole config: one for each pair of a thousand trials would take half an hour."""
+def test_a_dry_run_before_the_first_makes_no_directory(tmp_path, no_ray, capsys):
     study = Study(tmp_path, {**TINY, "seeds": list(range(20))}, "sqlite:///nowhere.db")
-    made, make_trial = [], folder.make_trial
-    monkeypatch.setattr(folder, "make_trial", lambda *settings: made.append(settings) or make_trial(*settings))
     assert study.main("--dry-run") == 0
-    assert len(made) <= 2 * 40
     assert {path.name for path in tmp_path.iterdir()} == {"sweep.yaml"}
     assert capsys.readouterr().out.count("not begun") == 40
 

@@ -137,7 +137,7 @@ def test_a_killed_worker_s_trial_goes_on_within_the_same_command(tmp_path, store
 @pytest.mark.slow
 @pytest.mark.parametrize("signals", [["SIGINT"], ["SIGTERM"], ["SIGINT", "SIGINT"]], ids="-".join)
 def test_after_a_signal_the_same_command_goes_on(tmp_path, store, cluster, signals):
-    """Once: epochs are ended and kept, tables are written. Twice: at once. MLflow says either way that nobody runs."""
+    """Once: epochs are ended and saved, tables are written. Twice: at once. MLflow says either way that nobody runs."""
     times = len(signals)
     study = Study(tmp_path, {**LONG, "name": "-".join(["stopped", *signals]), "seeds": [0, 1]}, store)
     status, out, err, left = stopped_in_the_middle(study, *[signal.Signals[name] for name in signals])
@@ -152,8 +152,8 @@ def test_after_a_signal_the_same_command_goes_on(tmp_path, store, cluster, signa
     unfinished = [trial_dir for trial_dir in left if folder.read_result(trial_dir) is None]
     assert "KILLED" in {study.runs[trial_dir.name].info.status for trial_dir in unfinished}
     if times == 1:
-        kept = {
+        checkpoints = {
             trial_dir: torch.load(trial_dir / folder.CHECKPOINT)["epoch"] for trial_dir in unfinished if left[trial_dir]
         }
-        assert kept == {trial_dir: left[trial_dir][-1][names.EPOCH] for trial_dir in kept}
+        assert checkpoints == {trial_dir: left[trial_dir][-1][names.EPOCH] for trial_dir in checkpoints}
     assert_the_same_command_finishes(study, left)

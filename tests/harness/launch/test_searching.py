@@ -208,11 +208,11 @@ def test_a_search_under_ray_that_is_killed_ends_with_a_marked_leaderboard(tmp_pa
     wait_for(lambda: len(list(study.directory.glob("search/*/trials/*/result.json"))) >= 2, 300)
     driver.kill()
     driver.communicate()
-    kept = {path: path.stat().st_mtime_ns for path in study.directory.glob("search/*/trials/*/result.json")}
+    results = {path: path.stat().st_mtime_ns for path in study.directory.glob("search/*/trials/*/result.json")}
     again = study.start(cwd=tmp_path)
     _, err = again.communicate(timeout=600)
     assert again.returncode == 0, err
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "none is made twice"
+    assert {path: path.stat().st_mtime_ns for path in results} == results, "none is made twice"
     search = Search(load_sweep(study.file, None, True), load("digits"), study.directory, Console(quiet=True))
     assert [one.number for one in candidates_of(search.studies[0])] == [0, 1, 2, 3]
     assert "chosen by" in (study.directory / "leaderboard.md").read_text()

@@ -50,7 +50,7 @@ class StopAfter(Clock):
 def test_a_trial_done_in_pieces_ends_like_one_done_at_once(tiny_trial, tmp_path, model):
     """Each call ends after one epoch, one batch, or what equilibria do; nothing is done twice."""
     config = tiny_trial(model, width=0.05, eps="1/4", train={"eps": "1/32"})
-    whole = run_trial(config, tmp_path / "whole")
+    at_once = run_trial(config, tmp_path / "at_once")
     epochs, batches, calls = [], [], 0
     while folder.read_result(tmp_path / "pieces") is None:
         calls += 1
@@ -64,15 +64,15 @@ def test_a_trial_done_in_pieces_ends_like_one_done_at_once(tiny_trial, tmp_path,
     assert [row[names.EPOCH] for row in epochs] == [0, 1, 2, 3]
     assert dict.fromkeys(batches) == dict.fromkeys([(0, 60), (40, 60), (60, 60)])
     pieces = folder.read_result(tmp_path / "pieces")
-    metrics = {name: value for name, value in whole.metrics.items() if "seconds" not in name}
+    metrics = {name: value for name, value in at_once.metrics.items() if "seconds" not in name}
     assert metrics == {name: pieces.metrics[name] for name in metrics} and len(metrics) > 10
-    assert pieces.warnings == whole.warnings
-    tables = [pd.read_parquet(tmp_path / name / folder.VERDICTS) for name in ("whole", "pieces")]
+    assert pieces.warnings == at_once.warnings
+    tables = [pd.read_parquet(tmp_path / name / folder.VERDICTS) for name in ("at_once", "pieces")]
     pd.testing.assert_frame_equal(*tables, check_exact=True)
-    weights = [load_file(tmp_path / name / folder.WEIGHTS) for name in ("whole", "pieces")]
+    weights = [load_file(tmp_path / name / folder.WEIGHTS) for name in ("at_once", "pieces")]
     assert all(value.equal(weights[1][name]) for name, value in weights[0].items())
-    found = [(tmp_path / name / folder.COUNTEREXAMPLES).read_bytes() for name in ("whole", "pieces")]
-    assert found[0] == found[1] and len(load_file(tmp_path / "whole" / folder.COUNTEREXAMPLES)) > 0
+    points = [(tmp_path / name / folder.COUNTEREXAMPLES).read_bytes() for name in ("at_once", "pieces")]
+    assert points[0] == points[1] and len(load_file(tmp_path / "at_once" / folder.COUNTEREXAMPLES)) > 0
     assert not (tmp_path / "pieces" / folder.SHARDS).exists()
 
 

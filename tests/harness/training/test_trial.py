@@ -15,38 +15,38 @@ from harness.training import NonFiniteLossError, load_network, loop, run_trial, 
 
 
 def test_a_trial_leaves_everything_that_its_numbers_rest_on(tiny_trial, whole_trial):
-    place, rows = whole_trial("cerdeq")
+    trial_dir, rows = whole_trial("cerdeq")
     assert [row[names.EPOCH] for row in rows] == [0, 1, 2, 3]
-    assert rows == folder.read_epochs(place)
+    assert rows == folder.read_epochs(trial_dir)
     assert {names.TRAIN_LOSS, names.TRAIN_EPS, names.in_training(names.BOUND_WIDTH), "train/bound_width/relu1"} <= rows[
         1
     ].keys()
-    metrics = folder.read_result(place).metrics
+    metrics = folder.read_result(trial_dir).metrics
     assert metrics[names.STANDARD_ERROR] <= metrics[names.ATTACK_ERROR] <= metrics[names.CERTIFIED_ERROR]
-    verdicts = pd.read_parquet(place / folder.VERDICTS)
+    verdicts = pd.read_parquet(trial_dir / folder.VERDICTS)
     assert len(verdicts) == 60
     assert metrics[names.CERTIFIED_ERROR] == pytest.approx(100 * (verdicts[names.VERDICT] != "certified").mean())
     assert metrics[names.BOUND_WIDTH] == pytest.approx(verdicts[names.WIDTH].mean())
     falsified = verdicts.loc[verdicts[names.VERDICT] == "falsified", names.INDEX]
-    counterexamples = load_file(place / folder.COUNTEREXAMPLES)
+    counterexamples = load_file(trial_dir / folder.COUNTEREXAMPLES)
     assert set(counterexamples) == set(map(str, falsified))
-    model = load_network(tiny_trial("cerdeq"), place / folder.WEIGHTS)
+    model = load_network(tiny_trial("cerdeq"), trial_dir / folder.WEIGHTS)
     weight = model.equilibrium.recurrence.weight
     assert metrics[names.RHO_BOUND] == contraction(weight).rate < 0.7
     assert 0 < metrics[names.GAIN] < 1
     assert metrics[names.ITERATIONS] >= 1
     assert metrics[names.CERTIFIED_ERROR_W0] >= metrics[names.STANDARD_ERROR_W0]
-    assert "equilibrium.recurrence.weight" in load_file(place / folder.WEIGHTS)
+    assert "equilibrium.recurrence.weight" in load_file(trial_dir / folder.WEIGHTS)
 
 
-def test_training_in_bf16_leaves_judging_in_float64(tmp_path, tiny_trial):
+def test_training_in_bf16_leaves_evaluation_in_float64(tmp_path, tiny_trial):
     config = tiny_trial("cerdeq", train={"precision": "bf16", "epochs": 2})
     run_trial(config, directory=tmp_path)
     assert not torch.is_autocast_enabled("cpu")
     assert {tensor.dtype for tensor in load_file(tmp_path / folder.WEIGHTS).values()} <= {torch.float32, torch.int64}
     model, test = load_network(config, tmp_path / folder.WEIGHTS), load("digits").test_images(60)
-    judged = evaluate(model, test.images, test.labels, tiny_trial("cerdeq", train={"precision": "float32"})).verdicts
-    pd.testing.assert_frame_equal(judged, pd.read_parquet(tmp_path / folder.VERDICTS), check_exact=True)
+    verdicts = evaluate(model, test.images, test.labels, tiny_trial("cerdeq", train={"precision": "float32"})).verdicts
+    pd.testing.assert_frame_equal(verdicts, pd.read_parquet(tmp_path / folder.VERDICTS), check_exact=True)
 
 
 def test_widths_of_the_untrained_network_that_overflow_become_null(tmp_path, tiny_trial, monkeypatch):
@@ -59,7 +59,7 @@ def test_widths_of_the_untrained_network_that_overflow_become_null(tmp_path, tin
 
 def test_another_seed_gives_another_network(tmp_path, tiny_trial, whole_trial):
     run_trial(tiny_trial(seed=1), directory=tmp_path)
-    first, second = (load_file(place / folder.WEIGHTS) for place in (whole_trial("cnn5")[0], tmp_path))
+    first, second = (load_file(trial_dir / folder.WEIGHTS) for trial_dir in (whole_trial("cnn5")[0], tmp_path))
     assert not torch.equal(first["conv1.weight"], second["conv1.weight"])
 
 
@@ -111,15 +111,15 @@ def test_a_validation_slice_is_evaluated_instead_of_the_test_split(tmp_path, tin
     assert len(pd.read_parquet(tmp_path / folder.VERDICTS)) == 37
 
 
-def test_the_log_tells_epochs_judging_and_what_stopped_a_trial(tiny_trial, tmp_path, monkeypatch):
+def test_the_log_has_epochs_evaluation_and_what_stopped_a_trial(tiny_trial, tmp_path, monkeypatch):
     config = tiny_trial(train={"epochs": 1, "ramp_epochs": 0})
-    monkeypatch.setattr(trial, "evaluate_shard", lambda *given: (_ for _ in ()).throw(ValueError("no bounds today")))
+    monkeypatch.setattr(trial, "evaluate_shard", lambda *_: (_ for _ in ()).throw(ValueError("no bounds today")))
     with pytest.raises(ValueError, match="no bounds"):
         run_trial(config, tmp_path)
     monkeypatch.undo()
     run_trial(config, tmp_path)
     text = (tmp_path / folder.LOG).read_text()
-    told = [
+    parts = [
         "cnn5 ibp",
         "epoch 0",
         "epoch 1",
@@ -130,7 +130,7 @@ def test_the_log_tells_epochs_judging_and_what_stopped_a_trial(tiny_trial, tmp_p
         "evaluating",
         "done",
     ]
-    place = 0
-    for part in told:
-        place = text.index(part, place) + 1
+    position = 0
+    for part in parts:
+        position = text.index(part, position) + 1
     assert text.count("Traceback") == 1
