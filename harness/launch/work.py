@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness.clock import Stopped
+from harness.clock import Clock, Stopped
 from harness.config.buildable import check_buildable
 from harness.config.plugins import load_for
 from harness.data import Data, load
@@ -84,7 +84,8 @@ def train_item(
 ) -> None:
     """Train the trial in a folder, of a sweep or of a search; do nothing once trials are asked to stop.
 
-    code, asked: as in `run_folder`. uri: of the sweep, if its trials lie at an address.
+    code: as in `run_folder`. uri: of the sweep, if its trials lie at an address.
+    asked: returns True once trials are to stop; by default, if the sweep's stop file exists.
     Raises as `run_folder` does.
     """
     asked = asked or (partial(is_stopped, uri) if uri else folder.stop_file(trial_dir).exists)
@@ -99,7 +100,7 @@ def train_item(
     elif (trial_dir / CANDIDATE).exists():
         run_candidate(trial_dir, report, data_dir, evaluated, code)
     else:
-        run_folder(trial_dir, report, data_dir, evaluated, code=code, asked=asked)
+        run_folder(trial_dir, report, data_dir, evaluated, Clock(asked=asked), code)
 
 
 def certify_item(shard: Path, report: Report, data_dir: str | None) -> None:

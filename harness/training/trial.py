@@ -63,10 +63,8 @@ def run_trial(
         Stopped: the clock says so.
     """
     load_for(config)
-    data = load(config.dataset, data_dir)
-    folder.claim(directory, folder.make_trial(config, data.fingerprint))
-    with _log_and_record_failure(directory):
-        return _run(directory, report, data, evaluated, clock or Clock())
+    folder.claim(directory, folder.make_trial(config, load(config.dataset, data_dir).fingerprint))
+    return run_folder(directory, report, data_dir, evaluated, clock or Clock())
 
 
 def run_folder(
@@ -74,29 +72,37 @@ def run_folder(
     report: Report,
     data_dir: str | None,
     evaluated: EvaluationProgress = lambda done, images: None,
-    until: int | None = None,
+    clock: Clock | None = None,
     code: str | None = None,
-    asked: Callable[[], bool] | None = None,
 ) -> folder.TrialResult:
     """Run the trial whose trial.json the folder holds, as `run_trial` does.
 
     Args:
-        until: an epoch to stop after.
+        clock: by default, the trial stops once the stop file is in the sweep's directory.
         code: the `source_digest()` of the machine that asks for it.
-        asked: returns True once the sweep is to stop; by default, if the stop file is in its directory.
 
     Raises:
         SettingError: the code here is another one.
-        Stopped: `until` is reached, or the sweep is to stop.
     """
+    clock = clock or Clock(asked=folder.stop_file(directory).exists)
     with _log_and_record_failure(directory):
         if code is not None:
             own = source_digest()
             require("code", own, own == code, f"the driver's, {code}: the same version on every machine")
-        config = folder.read_trial(directory / folder.TRIAL).config
-        load_for(config)
-        clock = Clock(asked=asked or folder.stop_file(directory).exists, until=until)
-        return _run(directory, report, load(config.dataset, data_dir), evaluated, clock)
+        trial = folder.read_trial(directory / folder.TRIAL)
+        load_for(trial.config)
+        data = load(trial.config.dataset, data_dir)
+        fits = data.fingerprint == trial.fingerprint
+        require("data", data.fingerprint, fits, f"the data this trial was made for, {trial.fingerprint}")
+        remove_unfinished(directory)
+        if (result := folder.read_result(directory)) is None:
+            with kept_memory():
+                result = _train_and_evaluate(trial, data, directory, report, evaluated, clock)
+            folder.write_result(directory, result)
+        (directory / folder.FAILURE).unlink(missing_ok=True)  # last: a trial counts as failed until it is done
+        (directory / folder.WITHOUT).unlink(missing_ok=True)
+        certification.remove_shards(directory)
+        return result
 
 
 def split_images(config: TrialConfig, data: Data) -> tuple[Split, Split]:
@@ -124,31 +130,17 @@ def _log_and_record_failure(trial_dir: Path) -> Iterator[None]:
             raise
 
 
-def _run(
-    trial_dir: Path, report: Report, data: Data, evaluated: EvaluationProgress, clock: Clock
+def _train_and_evaluate(
+    trial: folder.Trial, data: Data, trial_dir: Path, report: Report, evaluated: EvaluationProgress, clock: Clock
 ) -> folder.TrialResult:
-    """Return the trial's result, from its folder or by the work that is left."""
-    trial = folder.read_trial(trial_dir / folder.TRIAL)
-    fits = data.fingerprint == trial.fingerprint
-    require("data", data.fingerprint, fits, f"the data this trial was made for, {trial.fingerprint}")
-    remove_unfinished(trial_dir)
-    if (result := folder.read_result(trial_dir)) is None:
-        training, test = split_images(trial.config, data)
-        with kept_memory():
-            device = best_device()
-            environment = describe_environment(device)
-            _log.debug("%s: %s", trial.config.label, environment)
-            network_metrics = _train(trial.config, training, trial_dir, device, report, clock)
-            free_memory()
-            metrics, messages = _evaluate(
-                trial, test, trial_dir, device, environment, network_metrics, evaluated, clock
-            )
-        result = folder.TrialResult(trial.key, metrics, environment, data.summary(), messages)
-        folder.write_result(trial_dir, result)
-    (trial_dir / folder.FAILURE).unlink(missing_ok=True)  # last, so that a trial counts as failed until it is done
-    (trial_dir / folder.WITHOUT).unlink(missing_ok=True)
-    certification.remove_shards(trial_dir)
-    return result
+    training, test = split_images(trial.config, data)
+    device = best_device()
+    environment = describe_environment(device)
+    _log.debug("%s: %s", trial.config.label, environment)
+    network_metrics = _train(trial.config, training, trial_dir, device, report, clock)
+    free_memory()
+    metrics, messages = _evaluate(trial, test, trial_dir, device, environment, network_metrics, evaluated, clock)
+    return folder.TrialResult(trial.key, metrics, environment, data.summary(), messages)
 
 
 def _train(
