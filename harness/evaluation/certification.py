@@ -138,8 +138,8 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def finish(directory: Path, data: Data) -> TrialResult:
-    """Write the table, the timings and the result of a certification whose shards are all there; return the result."""
+def finish(directory: Path, data: Data) -> None:
+    """Write the table, the timings and the result of a certification whose shards are all there."""
     stored = certification.read_certification(directory)
     trial = folder.read_certified_trial(directory / certification.CERTIFICATION)
     shards = [certification.read_shard(directory, number) for number in range(stored.shards)]
@@ -157,10 +157,8 @@ def finish(directory: Path, data: Data) -> TrialResult:
     timings = pd.DataFrame(rows, columns=["shard", "stage", "seconds"])
     write_table(directory / certification.TIMINGS, timings)
     environment = describe_environment(best_device()) | {"threads": "1"}  # a worker's
-    result = TrialResult(trial.key, metrics, environment, data.summary(), messages)
-    folder.write_result(directory, result)
+    folder.write_result(directory, TrialResult(trial.key, metrics, environment, data.summary(), messages))
     certification.remove_shards(directory)
-    return result
 
 
 def _pool(moments: list[tuple[float | None, float | None]], images: list[int]) -> tuple[float, float]:

@@ -19,7 +19,6 @@ from harness.config.sweep_file import Sweep
 from harness.config.trial import TrialConfig, rows
 from harness.data import Data
 from harness.environment import source_digest
-from harness.errors import require
 from harness.launch.stopping import Stopping
 from harness.launch.work import RAY_STATE, RayOptions, train_item
 from harness.search.proposals import propose
@@ -36,6 +35,7 @@ from harness.search.studies import (
 from harness.storage import folder, names
 from harness.storage.files import write_json
 from harness.storage.lease import lock_directory
+from harness.training.trial import split_images
 
 # harness.launch.ray_tune is imported late: Ray takes seconds, and wrong input is refused first.
 
@@ -48,9 +48,7 @@ class Search:
         if sweep.search is None:
             raise ValueError(f"the sweep {sweep.name} has no search")
         for entry in sweep.searched:
-            training, _ = data.training_images(entry.base.train_images, sweep.search.validation_images)
-            batch = entry.base.train.batch_size
-            require("train.batch_size", batch, batch <= len(training), f"at most the {len(training)} training images")
+            split_images(replace(entry.base, validation_images=sweep.search.validation_images), data)
         self.sweep, self.settings, self.data, self.sweep_dir = sweep, sweep.search, data, sweep_dir
         self.console = console
         self.seeds = list(dict.fromkeys(trial.seed for trial in sweep.trials))
