@@ -29,8 +29,8 @@ from harness.data import Data, data_directory
 from harness.device import best_device
 from harness.environment import device_title
 from harness.errors import InputError, require
-from harness.evaluation.certification import certification_of, evaluation_images, finish
 from harness.evaluation.ledger import SoundnessError
+from harness.evaluation.shards import certification_of, evaluation_images, finish
 from harness.launch.progress import Bars
 from harness.launch.work import OnEnd, RayOptions, Work, certify_item, load_data, run_here
 from harness.masking import mask_secrets

@@ -17,7 +17,7 @@ from harness.config.buildable import check_buildable
 from harness.config.plugins import load_for
 from harness.data import Data, load
 from harness.errors import InputError, SettingError, require
-from harness.evaluation.certification import certify_shard
+from harness.evaluation.shards import certify_shard
 from harness.launch.shared import is_stopped, run_trial_at
 from harness.memory import free_memory
 from harness.search.rungs import CANDIDATE, run_candidate

@@ -19,11 +19,11 @@ from harness.data import Data, Split, load
 from harness.device import best_device
 from harness.environment import describe_environment, source_digest
 from harness.errors import require
-from harness.evaluation.certification import evaluate_shard, merge_shards
 from harness.evaluation.equilibria import recurrence_report
 from harness.evaluation.ledger import SoundnessError
 from harness.evaluation.metrics import final_metrics, finite_or_none, warnings
 from harness.evaluation.network import load_network, prepare_network
+from harness.evaluation.shards import evaluate_shard, merge_shards
 from harness.evaluation.stages import images_at_once
 from harness.memory import free_memory, kept_memory
 from harness.storage import certification, folder, names

@@ -17,7 +17,7 @@ import cerdeq
 from harness.analysis.leaderboard import build_leaderboard
 from harness.command_line import main
 from harness.data import load
-from harness.evaluation import certification as work
+from harness.evaluation import shards as work
 from harness.evaluation import stages
 from harness.evaluation.ledger import SoundnessError
 from harness.launch import work as launch_work

@@ -1,4 +1,4 @@
-"""A certification: further evaluation of a finished trial, in shards; the work of one shard, and the merged result."""
+"""The evaluation of images in shards, a part each: of a trial, and of a certification, which evaluates it further."""
 
 import hashlib
 import json
