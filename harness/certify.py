@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -205,17 +204,13 @@ def _run_shards(shards: list[Path], work: Work, on_end: OnEnd, data_dir: str, wo
     gpus = torch.cuda.device_count()
     at_once = min(len(shards), workers or gpus or len(os.sched_getaffinity(0)))
     if at_once <= 1:
-        run_here(shards, work, _ignore, on_end)
+        run_here(shards, work, lambda shard, row: None, on_end)
         return
     from harness.launch.ray_tune import run_on_ray
 
     options = RayOptions(cpu=1, gpu=min(1.0, gpus / at_once), data_dir=data_dir, at_once=at_once)
     with TemporaryDirectory(prefix="harness-") as directory:
-        run_on_ray(shards, work, _ignore, on_end, options, Path(directory))
-
-
-def _ignore(shard: Path, row: dict[str, Any]) -> None:
-    """Ignore reports; a shard makes none."""
+        run_on_ray(shards, work, lambda shard, row: None, on_end, options, Path(directory))
 
 
 def _describe_outcome(job: Job, errors: dict[Path, str]) -> list[str]:

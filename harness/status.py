@@ -11,6 +11,8 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from rich import filesize
+
 from harness import command_line
 from harness.command_line import OK, add_sweep_directory
 from harness.config.trial import TrialConfig, labels
@@ -49,11 +51,11 @@ def main(options: argparse.Namespace) -> int:
         counts[state.state] += 1
         written = "" if state.age is None else f"{_span(state.age)} ago"
         certified = ", ".join(map(_describe_certification, certification.folders(trial_dir)))
-        size = _size(_bytes(trial_dir))
+        size = filesize.decimal(_bytes(trial_dir))
         rows.append([label, trial_dir.name, state.state, state.description, written, certified, size])
     print_table(new_console(), ["trial", "key", "state", "", "written", "certified", "disk"], rows)
     summary = ", ".join(f"{count} {state}" for state, count in counts.items())
-    print(f"{len(trial_dirs)} trials: {summary}; {_size(_bytes(sweep_dir))} on disk")
+    print(f"{len(trial_dirs)} trials: {summary}; {filesize.decimal(_bytes(sweep_dir))} on disk")
     return OK
 
 
@@ -84,14 +86,6 @@ def _bytes(directory: Path) -> int:
         with suppress(OSError):  # removed meanwhile
             total += 0 if path.is_dir() else path.lstat().st_size
     return total
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
 
 
 def _span(seconds: float) -> str:

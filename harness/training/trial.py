@@ -177,12 +177,24 @@ def _evaluate(
     depends_on = "\n".join([trial.key, *environment.values()])
     digest = hashlib.sha256(weights.read_bytes() + depends_on.encode()).hexdigest()
     model = load_network(config, weights).to(device)
-    try:
-        count = _evaluate_missing_shards(trial_dir, model, test, config, digest, evaluated, clock)
-    except SoundnessError:
-        certification.remove_shards(trial_dir)
-        raise
-    evaluation = merge_shards(trial_dir, count)
+    network = prepare_network(model, config.evaluation.stages)
+    size = images_at_once(config.evaluation, config.evaluation.batch_size)
+    parts = [test.part(start, min(start + size, len(test))) for start in range(0, len(test), size)]
+    missing = certification.missing_shards(trial_dir, len(parts), digest)
+    done = len(test) - sum(len(parts[number]) for number in missing)
+    if missing:
+        evaluated(done, len(test))
+    for number in missing:
+        clock.check()
+        folder.require_there(trial_dir)
+        try:
+            evaluate_shard(trial_dir, number, network, parts[number], number * size, config, digest)
+        except SoundnessError:
+            certification.remove_shards(trial_dir)
+            raise
+        done += len(parts[number])
+        evaluated(done, len(test))
+    evaluation = merge_shards(trial_dir, len(parts))
     if any(isinstance(module, FixedPoint) for module in model.modules()):
         clock.check()
     started, epochs = time.monotonic(), folder.read_epochs(trial_dir)
@@ -199,29 +211,3 @@ def _evaluate(
         _log.debug("warning: %s", message)
     _log.debug("done: certified error %.2f %%", metrics[names.CERTIFIED_ERROR])
     return finite, messages
-
-
-def _evaluate_missing_shards(
-    trial_dir: Path,
-    model: torch.nn.Module,
-    test: Split,
-    config: TrialConfig,
-    digest: str,
-    evaluated: EvaluationProgress,
-    clock: Clock,
-) -> int:
-    """Evaluate the shards that are left, a batch each, and return how many there are in all."""
-    network = prepare_network(model, config.evaluation.stages)
-    size = images_at_once(config.evaluation, config.evaluation.batch_size)
-    parts = [test.part(start, min(start + size, len(test))) for start in range(0, len(test), size)]
-    missing = certification.missing_shards(trial_dir, len(parts), digest)
-    done = len(test) - sum(len(parts[number]) for number in missing)
-    if missing:
-        evaluated(done, len(test))
-    for number in missing:
-        clock.check()
-        folder.require_there(trial_dir)
-        evaluate_shard(trial_dir, number, network, parts[number], number * size, config, digest)
-        done += len(parts[number])
-        evaluated(done, len(test))
-    return len(parts)
