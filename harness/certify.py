@@ -11,37 +11,34 @@ import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
 import torch
 from rich.console import Console
 
 from harness import command_line
 from harness.command_line import FAILED, OK, add_data_dir
-from harness.config.buildable import check_buildable
-from harness.config.plugins import load_for
 from harness.config.settings import BAB, STAGES, STAGES_BY_SETTING
 from harness.config.trial import RECIPE_VERSION, TrialConfig, labels
-from harness.data import Data, data_directory, load
+from harness.data import Data, data_directory
 from harness.device import best_device
 from harness.environment import device_title
-from harness.errors import InputError, SettingError, require
-from harness.evaluation.certification import certification_of, certify_shard, evaluation_images, finish
+from harness.errors import InputError, require
 from harness.evaluation.ledger import SoundnessError
-from harness.launch.progress import Counts
+from harness.evaluation.shards import certification_of, evaluation_images, finish
+from harness.launch.progress import Bars
+from harness.launch.work import OnEnd, RayOptions, Work, certify_item, load_data, run_here
 from harness.masking import mask_secrets
 from harness.storage import certification, folder, names
 from harness.storage.lease import lock_directory
 from harness.terminal import new_console, one_line
 
-# harness.launch.ray_tasks is imported late: Ray takes seconds, and wrong input is refused first.
+# harness.launch.ray_tune is imported late: Ray takes seconds, and wrong input is refused first.
 _DEFAULT_SECONDS = 60.0
-Piece = tuple[Path, int, str]
-"""A certification's folder, the number of a shard, and the directory of data."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ def main(options: argparse.Namespace) -> int:
         if unfinished:
             console.print(f"device: {device_title(best_device())}", markup=False)
         try:
-            errors = _certify(unfinished, options, console)
+            errors = _certify(unfinished, options.data_dir, options.workers, console)
         except SoundnessError as error:
             print(f"failed: a bound is wrong, and nothing here can be trusted: {error}", file=sys.stderr)
             return FAILED
@@ -120,53 +117,34 @@ def _check_options(options: argparse.Namespace) -> None:
 
 
 def _finished_trials(paths: list[Path], console: Console) -> list[Path]:
-    """Return the folders of the finished trials in these paths. Raises InputError for an unfinished trial."""
+    """Return the folders of the finished trials in these paths. Raises InputError for a path without one."""
     trial_dirs: list[Path] = []
     for path in paths:
-        if (path / folder.TRIAL).exists():
-            _require_finished(path)
-            trial_dirs.append(path)
-            continue
-        inside = folder.trial_folders(path)
-        require("trial or sweep", str(path), bool(inside), f"a folder with {folder.TRIAL}, or with trials/")
+        inside = [path] if (path / folder.TRIAL).exists() else folder.trial_folders(path)
         finished = [path for path in inside if not folder.is_stale(path) and folder.read_result(path) is not None]
-        if len(finished) < len(inside):
-            skipped = (
-                f"{len(inside) - len(finished)} of {len(inside)} trials are unfinished or of another recipe version"
-            )
-            console.print(f"{path}: {skipped}: left out", markup=False, soft_wrap=True)
         if not finished:
             raise InputError(f"{path} holds no finished trial of recipe version {RECIPE_VERSION}")
+        if len(finished) < len(inside):
+            left_out = f"{len(inside) - len(finished)} of {len(inside)} trials"
+            console.print(f"{path}: left out {left_out}, unfinished or of another recipe version", markup=False)
         trial_dirs += finished
     return list(dict.fromkeys(path.resolve() for path in trial_dirs))
 
 
-def _require_finished(trial_dir: Path) -> None:
-    if folder.is_stale(trial_dir):
-        raise InputError(f"{trial_dir} is of another recipe version than today's, {RECIPE_VERSION}: train it again")
-    if folder.read_result(trial_dir) is None:
-        raise InputError(f"{trial_dir} is not finished: there is no {folder.RESULT}; finish it first")
-
-
 def _make_jobs(trial_dirs: list[Path], options: argparse.Namespace) -> list[Job]:
     """Return a job for each trial. Raises InputError if settings, data or weights do not fit."""
-    trials = [folder.read_trial(trial_dir / folder.TRIAL) for trial_dir in trial_dirs]
-    for trial in trials:
-        load_for(trial.config)
-    data_sets = {name: load(name, options.data_dir) for name in {trial.config.dataset for trial in trials}}
-    jobs = []
-    all_labels = labels([trial.config for trial in trials])
-    for trial_dir, trial, label in zip(trial_dirs, trials, all_labels, strict=True):
-        config, data = _certification_config(trial.config, options), data_sets[trial.config.dataset]
-        allowed = f"the data that {label} was trained on, {trial.fingerprint}"
-        require("data", data.fingerprint, data.fingerprint == trial.fingerprint, allowed)
-        evaluation_images(data, config)
-        try:
-            check_buildable(config)
-        except (TypeError, ValueError) as error:
-            raise SettingError(str(trial_dir), label, f"what this code has: {error}") from None
+    trials = {}
+    for trial_dir in trial_dirs:
+        trial = folder.read_trial(trial_dir / folder.TRIAL)
+        trials[str(trial_dir)] = replace(trial, config=_certification_config(trial.config, options))
         if not (trial_dir / folder.WEIGHTS).exists():
             raise InputError(f"{trial_dir} has no {folder.WEIGHTS}")
+    data_sets = load_data(trials, options.data_dir)
+    jobs = []
+    all_labels = labels([trial.config for trial in trials.values()])
+    for trial_dir, trial, label in zip(trial_dirs, trials.values(), all_labels, strict=True):
+        config, data = trial.config, data_sets[trial.config.dataset]
+        evaluation_images(data, config)
         jobs.append(Job(trial_dir, label, data, config, certification.directory_of(trial_dir, config.evaluation)))
     return jobs
 
@@ -181,51 +159,58 @@ def _certification_config(config: TrialConfig, options: argparse.Namespace) -> T
     return replace(config, evaluation=replace(before, stages=stages, test_images=images, **budget))
 
 
-def _certify(jobs: list[Job], options: argparse.Namespace, console: Console) -> dict[Path, str]:
-    """Evaluate the missing shards of these jobs and finish them; return the first error of each that lacks some."""
-    data_dir = str(data_directory(options.data_dir).absolute())  # workers have another working directory
-    pieces = [(job.directory, shard, data_dir) for job in jobs for shard in certification.missing(job.directory)]
-    errors: dict[Path, str] = {}
-    left = Counter(directory for directory, *_ in pieces)
+def _certify(jobs: list[Job], data_dir: str | None, workers: int | None, console: Console) -> dict[Path, str]:
+    """Evaluate the missing shards of these jobs and finish them; return the first error of each that lacks some.
+
+    Raises SoundnessError at the first one of a shard.
+    """
+    data_dir = str(data_directory(data_dir).absolute())  # workers have another working directory
+    images, left = dict[Path, int](), dict[Path, int]()  # of each shard; shards left of each certification
     for job in jobs:
-        if not left[job.directory]:
+        stored, missing = certification.read_certification(job.directory), certification.missing(job.directory)
+        images |= {certification.shard_path(job.directory, number): stored.count_images(number) for number in missing}
+        left[job.directory] = len(missing)
+        if not missing:
             finish(job.directory, job.data)
-    data = {job.directory: job.data for job in jobs}
-    with Counts(sum(map(_count_images, pieces)), console) as counts:
-        for (directory, *_), outcome in _run_pieces(pieces, options.workers):
-            if isinstance(outcome, SoundnessError):
-                raise outcome
-            if isinstance(outcome, Exception):
-                errors.setdefault(directory, mask_secrets(" ".join(f"{type(outcome).__name__}: {outcome}".split())))
-                continue
-            counts.add(outcome)
-            left[directory] -= 1
-            if not left[directory]:
-                finish(directory, data[directory])
+    data, errors, verdicts = {job.directory: job.data for job in jobs}, dict[Path, str](), Counter[str]()
+
+    def show() -> None:
+        certified, falsified = verdicts[names.CERTIFIED], verdicts[names.FALSIFIED]
+        undecided = sum(verdicts[kind] for kind in names.UNDECIDED)
+        note = f"{certified:,} certified, {falsified:,} falsified, {undecided:,} undecided"
+        bars.move("images", verdicts.total(), sum(images.values()), note)
+
+    def on_end(shard: Path, error: str | None) -> None:
+        directory = shard.parents[1]
+        if error is not None:
+            if error.startswith(SoundnessError.__name__):
+                raise SoundnessError(error)
+            errors.setdefault(directory, mask_secrets(error))
+            return
+        verdicts.update(certification.read_shard_verdicts(directory, int(shard.name))[names.VERDICT])
+        left[directory] -= 1
+        if not left[directory]:
+            finish(directory, data[directory])
+        show()
+
+    with Bars(console) as bars:
+        show()
+        _run_shards(list(images), partial(certify_item, data_dir=data_dir), on_end, data_dir, workers)
     return errors
 
 
-def _count_images(piece: Piece) -> int:
-    directory, shard, _ = piece
-    first, stop = certification.read_certification(directory).images_of(shard)
-    return stop - first
-
-
-def _run_pieces(pieces: list[Piece], workers: int | None) -> Iterator[tuple[Any, Any]]:
-    """Yield each piece with its count of verdicts, or the exception that it raised, in the order they end."""
+def _run_shards(shards: list[Path], work: Work, on_end: OnEnd, data_dir: str, workers: int | None) -> None:
+    """Do shards under Ray, or in this process if only one is to be done at a time."""
     gpus = torch.cuda.device_count()
-    at_once = min(len(pieces), workers or gpus or len(os.sched_getaffinity(0)))
-    if at_once > 1:
-        from harness.launch.ray_tasks import run_tasks
-
-        yield from run_tasks(certify_shard, pieces, at_once, min(1.0, gpus / at_once))
+    at_once = min(len(shards), workers or gpus or len(os.sched_getaffinity(0)))
+    if at_once <= 1:
+        run_here(shards, work, lambda shard, row: None, on_end)
         return
-    for piece in pieces:
-        try:
-            outcome: Any = certify_shard(*piece)
-        except Exception as error:  # the other shards are evaluated all the same
-            outcome = error
-        yield piece, outcome
+    from harness.launch.ray_tune import run_on_ray
+
+    options = RayOptions(cpu=1, gpu=min(1.0, gpus / at_once), data_dir=data_dir, at_once=at_once)
+    with TemporaryDirectory(prefix="harness-") as directory:
+        run_on_ray(shards, work, lambda shard, row: None, on_end, options, Path(directory))
 
 
 def _describe_outcome(job: Job, errors: dict[Path, str]) -> list[str]:

@@ -27,7 +27,6 @@ STATUSES = {
     INTERRUPTED: "stopped at once",
 }
 """What the exit status of each command means."""
-_STOPPED = "stopped; what is done is saved, and the same command goes on from there"
 
 COMMANDS = {
     "run": "train and certify every trial of a sweep, log them, write the leaderboard",
@@ -122,12 +121,9 @@ def main(name: str, arguments: list[str] | None = None) -> int:
     except OSError as error:  # a full disk, a directory that is gone
         print(mask_secrets(f"failed: {error}"), file=sys.stderr)
         return FAILED
-    except Stopped:
-        print(_STOPPED, file=sys.stderr)
-        return STOPPED
-    except KeyboardInterrupt:
-        print(_STOPPED, file=sys.stderr)
-        return INTERRUPTED
+    except (Stopped, KeyboardInterrupt) as stop:
+        print("stopped; what is done is saved, and the same command goes on from there", file=sys.stderr)
+        return STOPPED if isinstance(stop, Stopped) else INTERRUPTED
 
 
 def _module(name: str) -> Any:

@@ -11,6 +11,7 @@ import shutil
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +23,27 @@ from harness.analysis.table_files import print_leaderboard, write_leaderboard
 from harness.clock import Stopped
 from harness.command_line import FAILED, OK, add_data_dir, add_patterns, add_results_dir, select_by_pattern
 from harness.config.sweep_file import Sweep, load_sweep
-from harness.config.trial import labels, rows
-from harness.data import Data, data_directory, load
+from harness.config.trial import labels
+from harness.data import data_directory, load
 from harness.device import best_device
+from harness.environment import source_digest
 from harness.errors import InputError, require
 from harness.launch import plan
-from harness.launch.progress import Progress
+from harness.launch.progress import SweepProgress
 from harness.launch.shared import SharedResults
 from harness.launch.stopping import Stopping
 from harness.launch.study import Study
+from harness.launch.work import RAY_STATE, RayOptions, train_item
 from harness.reports import sweep_page
 from harness.storage import folder, names
-from harness.storage.files import DamagedFileError, file_name, make_directory, remove_unfinished, write_json
+from harness.storage.files import file_name, make_directory, remove_unfinished, write_json
 from harness.storage.folder import Trial
 from harness.storage.lease import lock_directory
 from harness.terminal import new_console
 from harness.tracking.mlflow_sync import MlflowSync
+from harness.training.trial import split_images
 
-# Modules that import Ray are imported late: Ray takes seconds, and wrong input is refused first.
-_RAY = ".ray"
+# Modules that import Ray or Optuna are imported late: they take seconds, and wrong input is refused first.
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,55 +89,63 @@ def main(options: argparse.Namespace) -> int:
         InputError: wrong input; nothing was started.
         KeyboardInterrupt: Ctrl-C was pressed twice.
     """
-    console = new_console()
-    _check_options(options)
-    sweep = load_sweep(options.sweep, options.profile, _has_gpu(options.ray_address), options.set)
-    data = load(sweep.dataset, options.data_dir, writes=not options.dry_run)
-    _check_data(sweep, data)
+    console, is_dry = new_console(), options.dry_run
+    export, count = options.export, options.max_concurrent
+    require("--export", str(export), not (is_dry and export), "a call without --dry-run, which writes nothing")
+    require("--max-concurrent", count, count is None or count > 0, "a whole number from 1")
+    has_gpu = _has_gpu(options.ray_address)
+    sweep = load_sweep(options.sweep, options.profile, has_gpu, options.set)
+    data = load(sweep.dataset, options.data_dir, writes=not is_dry)
+    split_images(max(sweep.trials, key=lambda config: config.train.batch_size), data)
     shared = SharedResults.at(options.results_dir, sweep.name)
+    ray = RayOptions(
+        cpu=sweep.resources.cpu,
+        gpu=sweep.resources.gpu if has_gpu else 0,
+        data_dir=str(data_directory(options.data_dir).absolute()),  # workers have another working directory
+        address=options.ray_address,
+        at_once=options.max_concurrent,
+        uri=shared.uri,
+    )
     lacks_candidates = False
     if sweep.search is not None:
         require("--results-dir", options.results_dir, shared.uri is None, "a directory, for a sweep with `search`")
+        for option, value in (("--only", options.only), ("--export", export)):
+            require(option, value, not value, "a sweep without `search`, whose trials are in its file")
         _check_owner(shared.sweep_dir, sweep)
-        winners = _search(sweep, data, shared.sweep_dir, options, console)
+        from harness.launch.searching import Search
+
+        search = Search(sweep, data, shared.sweep_dir, console)
+        if is_dry:
+            search.show()
+            search.say("its winners become the trials; a dry run: nothing was started or written")
+            return OK
+        MlflowSync.open(sweep.name, options.tracking_uri, {}, console)  # refuses a wrong store before hours of work
+        winners = search.run(ray, options.fail_fast)
         if winners is None:
-            return OK if options.dry_run else FAILED
+            return FAILED
         sweep, lacks_candidates = winners
     all_trials = [folder.make_trial(config, data.fingerprint) for config in sweep.trials]
     by_key = dict(zip((trial.key for trial in all_trials), labels(sweep.trials), strict=True))
     trials = _select(all_trials, by_key, options.only)
-    if options.export:
-        return _export(trials, options.export)
-    shared.prepare(writes=not options.dry_run)
+    if export:
+        return _export(trials, export)
+    shared.prepare(writes=not is_dry)
     _check_owner(shared.sweep_dir, sweep)
     study = Study(sweep, data, trials, by_key, shared)
     for trial in trials:
         folder.refuse_another(study.trial_dirs[trial.key], trial)
-    if options.dry_run:
-        plan.print_header(study, _reserved_gpus(sweep, options), options.profile, console)
+    if is_dry:
+        plan.print_header(study, ray.gpu, options.profile, console)
         plan.show(study, options.retry_failed, options.ray_address, console)
         return OK
     with lock_directory(shared.sweep_dir), shared.lock():
-        plan.print_header(study, _reserved_gpus(sweep, options), options.profile, console)
-        status = _Run(study, options, console).complete()
-    return FAILED if lacks_candidates else status
-
-
-def _check_options(options: argparse.Namespace) -> None:
-    writes_in_dry_run = options.dry_run and options.export
-    require("--export", str(options.export), not writes_in_dry_run, "a call without --dry-run, which writes nothing")
-    count = options.max_concurrent
-    require("--max-concurrent", count, count is None or count > 0, "a whole number from 1")
-
-
-def _check_data(sweep: Sweep, data: Data) -> None:
-    """Raise InputError if a trial asks for images that do not exist."""
-    config = max(sweep.trials, key=lambda trial: trial.train.batch_size)
-    training, held_out = data.training_images(config.train_images, config.validation_images)
-    if held_out is None:
-        data.test_images(config.evaluation.test_images)
-    batch, available = config.train.batch_size, len(training)
-    require("train.batch_size", batch, batch <= available, f"at most the {available} training images")
+        plan.print_header(study, ray.gpu, options.profile, console)
+        mlflow = MlflowSync.open(sweep.name, options.tracking_uri, study.row_names(), console)
+        is_interrupted = _run(study, ray, mlflow, options.retry_failed, options.fail_fast, console)
+        _write_reports(study, mlflow, options.data_dir, console)
+    if is_interrupted:
+        raise Stopped
+    return FAILED if study.unfinished() or mlflow.is_away or lacks_candidates else OK
 
 
 def _check_owner(sweep_dir: Path, sweep: Sweep) -> None:
@@ -148,24 +159,6 @@ def _check_owner(sweep_dir: Path, sweep: Sweep) -> None:
         if owner != expected:
             message = f"{sweep_dir} belongs to another sweep: found {owner}, this one is {expected}"
             raise InputError(f"{message}; rename one of them")
-
-
-def _search(
-    sweep: Sweep, data: Data, sweep_dir: Path, options: argparse.Namespace, console: Console
-) -> tuple[Sweep, bool] | None:
-    """Search, and return the sweep with the winners as its trials; None without a winner, and for a dry run.
-
-    The second value is True if candidates have failed that the same command would try again.
-    """
-    from harness.launch import searching
-
-    search = searching.Search(sweep, data, sweep_dir, options, console)
-    if options.dry_run:
-        search.show()
-        search.say("its winners become the trials; a dry run: nothing was started or written")
-        return None
-    MlflowSync.open(sweep.name, options.tracking_uri, {}, console)  # refuses a wrong store before hours of work
-    return search.run(_reserved_gpus(sweep, options))
 
 
 def _select(trials: list[Trial], by_key: dict[str, str], patterns: list[str]) -> list[Trial]:
@@ -195,93 +188,80 @@ def _has_gpu(ray_address: str | None) -> bool:
     return cluster_has_gpu(ray_address)
 
 
-def _reserved_gpus(sweep: Sweep, options: argparse.Namespace) -> float:
-    """Return the GPUs that a trial reserves."""
-    return sweep.resources.gpu if _has_gpu(options.ray_address) else 0
+def _run(
+    study: Study, options: RayOptions, mlflow: MlflowSync, retry_failed: bool, fail_fast: bool, console: Console
+) -> bool:
+    """Run the unfinished trials side by side; return True if a signal has stopped them.
+
+    Raises KeyboardInterrupt after a second signal.
+    """
+    sweep_dir = study.sweep_dir
+    trials = study.longest_first(study.to_run(retry_failed))
+    _print_left_out(study, trials, console)
+    for trial in study.trials:
+        folder.claim(study.trial_dirs[trial.key], trial)
+    study.shared.push_trials()
+    shutil.rmtree(sweep_dir / RAY_STATE, ignore_errors=True)  # of a driver that was killed
+    for directory in (sweep_dir, sweep_dir / sweep_page.FIGURES):
+        remove_unfinished(directory)
+    if not trials:
+        return False
+    from harness.launch.ray_tune import run_on_ray
+
+    trial_dirs = [study.trial_dirs[trial.key] for trial in trials]
+    study.shared.remove_failures(trial_dirs)  # else an old failure would be reported as this run's
+    work = partial(train_item, data_dir=options.data_dir, code=source_digest(), uri=options.uri)
+    with (
+        SweepProgress(trials, study.labels, console) as progress,
+        Stopping(sweep_dir / folder.STOP, progress.print_line, study.shared.push_stop) as stopping,
+    ):
+        callbacks = _Callbacks(study.shared, mlflow, progress, stopping, fail_fast)
+        try:
+            run_on_ray(trial_dirs, work, callbacks.on_report, callbacks.on_end, options, sweep_dir)
+        except KeyboardInterrupt:
+            for trial_dir in trial_dirs:
+                mlflow.sync(trial_dir, running=False)
+            raise
+        return stopping.interrupted
+
+
+def _print_left_out(study: Study, to_run: list[Trial], console: Console) -> None:
+    """Print which trials failed before and would fail again."""
+    for trial in study.unfinished():
+        if trial not in to_run:
+            failure = folder.read_failure(study.trial_dirs[trial.key]) or {}
+            message = f"failed {study.labels[trial.key]}: {failure.get('error')}"
+            console.print(f"{message}; it would fail again: --retry-failed", markup=False, soft_wrap=True)
 
 
 @dataclass
-class _Run:
-    """Runs the unfinished trials of a study, and brings MLflow and the tables up to date."""
+class _Callbacks:
+    """Show and log what trials report and how they end. begun: the trials that have reported."""
 
-    study: Study
-    options: argparse.Namespace
-    console: Console
+    shared: SharedResults
+    mlflow: MlflowSync
+    progress: SweepProgress
+    stopping: Stopping
+    fail_fast: bool
     begun: set[Path] = field(default_factory=set)
-
-    def complete(self) -> int:
-        """Return the exit status. Raises Stopped after one Ctrl-C, KeyboardInterrupt after two."""
-        study, sweep_dir = self.study, self.study.sweep_dir
-        to_run = study.longest_first(study.to_run(self.options.retry_failed))
-        self.report_left_out(to_run)
-        row_names = _row_names(sweep_dir, study.trials)
-        self.mlflow = MlflowSync.open(study.sweep.name, self.options.tracking_uri, row_names, self.console)
-        for trial in study.trials:
-            folder.claim(study.trial_dirs[trial.key], trial)
-        study.shared.push_trials()
-        shutil.rmtree(sweep_dir / _RAY, ignore_errors=True)  # Ray's state of a driver that was killed
-        for directory in (sweep_dir, sweep_dir / sweep_page.FIGURES):
-            remove_unfinished(directory)
-        is_interrupted = self.train(to_run) if to_run else False
-        self.write_reports()
-        if is_interrupted:
-            raise Stopped
-        return OK if not study.unfinished() and not self.mlflow.is_away else FAILED
-
-    def report_left_out(self, to_run: list[Trial]) -> None:
-        """Print which trials failed before and would fail again."""
-        keys = {trial.key for trial in to_run}
-        for trial in self.study.unfinished():
-            if trial.key not in keys:
-                failure = folder.read_failure(self.study.trial_dirs[trial.key]) or {}
-                message = f"failed {self.study.labels[trial.key]}: {failure.get('error')}"
-                self.console.print(f"{message}; it would fail again: --retry-failed", markup=False, soft_wrap=True)
-
-    def train(self, trials: list[Trial]) -> bool:
-        """Run the trials side by side; return True if a signal has stopped them."""
-        from harness.launch.ray_tune import run_folders
-
-        study, options = self.study, self.options
-        trial_dirs = [study.trial_dirs[trial.key] for trial in trials]
-        data_dir = str(data_directory(options.data_dir).absolute())  # workers have another working directory
-        study.shared.remove_failures(trial_dirs)  # else an old failure would be reported as this run's
-        with (
-            Progress(trials, study.labels, self.console) as self.progress,
-            Stopping(study.sweep_dir / folder.STOP, self.progress.print_line, study.shared.push_stop) as self.stopping,
-        ):
-            try:
-                run_folders(
-                    trial_dirs, data_dir, study.sweep.resources.cpu, _reserved_gpus(study.sweep, options),
-                    study.sweep_dir / _RAY, self.on_report, self.on_end, options.ray_address, options.max_concurrent,
-                    uri=study.shared.uri,
-                )  # fmt: skip
-            except KeyboardInterrupt:
-                for trial_dir in trial_dirs:
-                    self.mlflow.sync(trial_dir, running=False)
-                raise
-            return self.stopping.interrupted
 
     def on_report(self, trial_dir: Path, row: dict[str, Any]) -> None:
         """Show and log an epoch's row, or how many images are evaluated."""
         if not trial_dir.is_dir():  # `on_end` reports it
             return
-        is_epoch = names.EPOCH in row
-        if is_epoch:
-            self.progress.epoch(trial_dir.name, row)
-        else:
-            self.progress.evaluated(trial_dir.name, row[names.JUDGED], row[names.IMAGES])
-        if is_epoch or trial_dir not in self.begun:  # a trial that is only evaluated reports no row
-            self.study.shared.pull_trial(trial_dir)
+        self.progress.report(trial_dir.name, row)
+        if names.EPOCH in row or trial_dir not in self.begun:  # a trial that is only evaluated reports no epoch
+            self.shared.pull_trial(trial_dir)
             with self.stopping.delayed():
                 self.mlflow.sync(trial_dir)
         self.begun.add(trial_dir)
 
     def on_end(self, trial_dir: Path, error: str | None) -> None:
-        """Show and log what came of a trial. error: of its worker, if that died."""
+        """Show and log the result or the failure of a trial."""
         if not trial_dir.is_dir():
             self.progress.failed(trial_dir.name, f"its folder is gone: {trial_dir}")
             return
-        storage_error = self.study.shared.pull_ended_trial(trial_dir)
+        storage_error = self.shared.pull_ended_trial(trial_dir)
         error = error or storage_error
         result, failure = folder.read_result(trial_dir), folder.read_failure(trial_dir)
         if result is not None:
@@ -290,44 +270,30 @@ class _Run:
             self.progress.stopped(trial_dir.name)
         else:
             if failure is None:  # the worker died before it could write one
-                failure = _write_failure(trial_dir, error or "its worker ended without a result")
-                self.study.shared.push_failure(trial_dir)
+                failure = {"error": error or "its worker ended without a result"}
+                with suppress(OSError):  # of a full disk
+                    failure = folder.write_failure(trial_dir, failure["error"])
+                self.shared.push_failure(trial_dir)
             self.progress.failed(trial_dir.name, failure["error"])
-            if self.options.fail_fast:
+            if self.fail_fast:
                 self.stopping.ask("a trial failed")
         with self.stopping.delayed():
             self.mlflow.sync(trial_dir, running=False)
 
-    def write_reports(self) -> None:
-        """Write the tables and the page, and log them."""
-        study, sweep_dir = self.study, self.study.sweep_dir
-        if not folder.trial_folders(sweep_dir):
-            raise FileNotFoundError(errno.ENOENT, "the results directory is gone", str(sweep_dir))
-        table, summaries = write_leaderboard(sweep_dir)
-        print_leaderboard(table, summaries, self.console)
-        self.mlflow.finish(sweep_dir, table, study.unchanged_keys)
-        page = sweep_page.write_page(table, summaries, self.options.data_dir)  # last: figures take seconds
-        study.shared.push_tables()
-        self.console.print(f"\nAll results on a page:\n{escape(str(page))}", soft_wrap=True)
-        if study.shared.uri is not None:
-            self.console.print(f"\nAnd at:\n{escape(study.shared.uri)}", soft_wrap=True)
 
-
-def _write_failure(trial_dir: Path, error: str) -> dict[str, Any]:
-    """Return the failure; it is written unless the disk is full."""
-    try:
-        return folder.write_failure(trial_dir, error)
-    except OSError as cause:
-        return {"error": f"{error}; not written: {cause}"}
-
-
-def _row_names(sweep_dir: Path, trials: list[Trial]) -> dict[str, str]:
-    """Return the name of each trial's row by its key, for these trials and all others in the directory."""
-    configs = {trial.key: trial.config for trial in trials}
-    for trial_dir in folder.trial_folders(sweep_dir):
-        with suppress(DamagedFileError):  # the leaderboard names it
-            configs[trial_dir.name] = folder.read_trial(trial_dir / folder.TRIAL).config
-    return dict(zip(configs, rows(list(configs.values())), strict=True))
+def _write_reports(study: Study, mlflow: MlflowSync, data_dir: str | None, console: Console) -> None:
+    """Write the tables and the page, and log them."""
+    sweep_dir, uri = study.sweep_dir, study.shared.uri
+    if not folder.trial_folders(sweep_dir):
+        raise FileNotFoundError(errno.ENOENT, "the results directory is gone", str(sweep_dir))
+    table, summaries = write_leaderboard(sweep_dir)
+    print_leaderboard(table, summaries, console)
+    mlflow.finish(sweep_dir, table, study.unchanged_keys)
+    page = sweep_page.write_page(table, summaries, data_dir)  # last: figures take seconds
+    study.shared.push_tables()
+    console.print(f"\nAll results on a page:\n{escape(str(page))}", soft_wrap=True)
+    if uri is not None:
+        console.print(f"\nAnd at:\n{escape(uri)}", soft_wrap=True)
 
 
 if __name__ == "__main__":

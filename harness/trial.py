@@ -14,24 +14,19 @@ from pathlib import Path
 from rich.console import Console
 
 from harness import command_line
-from harness.clock import Clock, Stopped
-from harness.command_line import BAD_INPUT, FAILED, OK, STOPPED, add_data_dir, add_results_dir
-from harness.config.buildable import check_buildable
-from harness.config.plugins import load_for
+from harness.clock import Stopped
+from harness.command_line import FAILED, OK, add_data_dir, add_results_dir
 from harness.config.trial import RECIPE_VERSION, labels
-from harness.data import load
 from harness.device import best_device
 from harness.environment import device_title
-from harness.errors import InputError, SettingError, require
-from harness.launch.progress import Bar, Lines
-from harness.launch.stopping import signals_call
+from harness.errors import SettingError, require
+from harness.launch.progress import TrialProgress
+from harness.launch.stopping import Stopping
+from harness.launch.work import load_data, run_here, train_item
 from harness.masking import mask_secrets
-from harness.memory import free_memory
 from harness.storage import folder, names
 from harness.storage.files import DamagedFileError, make_directory
-from harness.training import run_trial
-
-_OUTCOMES = {OK: "finished", FAILED: "failed", BAD_INPUT: "refused", STOPPED: "unfinished"}
+from harness.training.trial import Report, split_images
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,74 +39,66 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Run the command and return its exit status. Raises InputError for wrong input; nothing was started."""
-    results_dir = options.results_dir
+    results_dir, data_dir = options.results_dir, options.data_dir
     require("--results-dir", results_dir, isinstance(results_dir, Path), "a directory; addresses are for harness.run")
-    trials = [_load_trial(path) for path in options.trials]
-    by_key = dict(zip((trial.key for trial in trials), labels([trial.config for trial in trials]), strict=True))
-    trial_dirs = {trial.key: folder.trial_dir(results_dir / trial.config.sweep, trial.key) for trial in trials}
-    for trial in trials:
-        folder.refuse_another(trial_dirs[trial.key], trial)
-    unfinished = [trial for trial in trials if not _print_finished(by_key[trial.key], trial_dirs[trial.key])]
-    _check_data(unfinished, options.data_dir)
+    trials = {str(path): _load_trial(path) for path in options.trials}
+    trial_dirs = {path: folder.trial_dir(results_dir / trial.config.sweep, trial.key) for path, trial in trials.items()}
+    by_dir = dict(zip(trial_dirs.values(), labels([trial.config for trial in trials.values()]), strict=True))
+    to_run = {}
+    for path, trial in trials.items():
+        folder.refuse_another(trial_dirs[path], trial)
+        if not _print_result(by_dir[trial_dirs[path]], trial_dirs[path]):
+            to_run[path] = trial
+    data_sets = load_data(to_run, data_dir)
+    for trial in to_run.values():
+        split_images(trial.config, data_sets[trial.config.dataset])
+    unfinished = {trial_dirs[path]: trial for path, trial in to_run.items()}
+    for trial_dir, trial in unfinished.items():
+        make_directory(trial_dir)
+        folder.claim(trial_dir, trial)
+    failed = {trial_dir for trial_dir in unfinished if folder.read_failure(trial_dir) is not None}
     if unfinished:
         print(f"device: {device_title(best_device())}", flush=True)
-    for trial in unfinished:
-        make_directory(trial_dirs[trial.key])
-    failed_before = {trial.key for trial in unfinished if folder.read_failure(trial_dirs[trial.key]) is not None}
-    statuses = {trial.key: FAILED if trial.key in failed_before else STOPPED for trial in unfinished}
-    for trial in sorted(unfinished, key=lambda trial: trial.key in failed_before):
-        print(f"{by_key[trial.key]} -> {trial_dirs[trial.key]}", flush=True)
-        statuses[trial.key] = _run(trial, trial_dirs[trial.key], options.data_dir)
-        free_memory()
-        if statuses[trial.key] == STOPPED:
-            break
-    if len(trials) > 1 or STOPPED in statuses.values():
-        _print_summary(by_key, statuses)
-    return next((status for status in (STOPPED, FAILED, BAD_INPUT) if status in statuses.values()), OK)
+    with Stopping(None, _print_line) as stopping:
+
+        def train(trial_dir: Path, report: Report) -> None:
+            if not stopping.asked:
+                _train(by_dir[trial_dir], trial_dir, unfinished[trial_dir].config.train.epochs, data_dir, stopping)
+
+        def on_end(trial_dir: Path, error: str | None) -> None:
+            if error is not None:
+                failed.add(trial_dir)
+                print(mask_secrets(f"failed: {error}"), file=sys.stderr)
+            elif (result := folder.read_result(trial_dir)) is not None:
+                failed.discard(trial_dir)
+                _print_metrics(result)
+
+        failed_last = sorted(unfinished, key=lambda trial_dir: trial_dir in failed)
+        run_here(failed_last, train, lambda trial_dir, row: None, on_end)
+    if len(trials) > 1 or stopping.asked:
+        _print_summary(by_dir, failed)
+    if stopping.asked and any(folder.read_result(trial_dir) is None for trial_dir in unfinished):
+        raise Stopped
+    return FAILED if failed else OK
 
 
-def _run(trial: folder.Trial, trial_dir: Path, data_dir: str | None) -> int:
-    """Run a trial, print its result, and return the exit status as if it were the only one."""
-    console, epochs, signals = Console(), trial.config.train.epochs, list[str]()
-
-    def stop(signal: str) -> None:
-        if signals:
-            raise KeyboardInterrupt
-        signals.append(signal)
-        print(f"{signal}: stops after this epoch, or batch of evaluation, which is saved; Ctrl-C stops at once")
-
-    clock = Clock(asked=lambda: bool(signals))
-    try:
-        with _print_log(), signals_call(stop), Bar(epochs, console) if console.is_terminal else Lines() as progress:
-            result = run_trial(trial.config, trial_dir, progress.epoch, data_dir, progress.evaluated, clock)
-    except Stopped:
-        return STOPPED
-    except InputError as error:
-        print(mask_secrets(f"error: {error}"), file=sys.stderr)
-        return BAD_INPUT
-    except Exception as error:  # the next trial runs all the same
-        print(mask_secrets(f"failed: {type(error).__name__}: {error}"), file=sys.stderr)
-        return FAILED
-    for name, value in result.metrics.items():
-        print(f"{name}: {value if value is None else format(value, '.6g')}")
-    for warning in result.warnings:
-        print(f"warning: {warning}")
-    return OK
+def _train(label: str, trial_dir: Path, epochs: int, data_dir: str | None, stopping: Stopping) -> None:
+    """Train a trial and print what it does and its result. Raises as `run_folder` does."""
+    print(f"{label} -> {trial_dir}", flush=True)
+    with TrialProgress(epochs, Console()) as progress, _print_log():
+        train_item(trial_dir, progress.report, data_dir, asked=lambda: stopping.asked)
 
 
-class _PrintHandler(logging.Handler):
-    """Prints log messages, above a bar if there is one."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print a message."""
-        print(record.getMessage(), flush=True)
+def _print_line(text: str) -> None:
+    print(text, flush=True)
 
 
 @contextmanager
 def _print_log() -> Iterator[None]:
-    """Print what the harness logs within the block."""
-    logger, handler = logging.getLogger("harness"), _PrintHandler(logging.INFO)
+    """Print what the harness logs within the block, above a bar if there is one."""
+    logger, handler = logging.getLogger("harness"), logging.StreamHandler(sys.stdout)
     level = logger.level
+    handler.setLevel(logging.INFO)
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
@@ -121,7 +108,7 @@ def _print_log() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _print_finished(label: str, trial_dir: Path) -> bool:
+def _print_result(label: str, trial_dir: Path) -> bool:
     """Return True if the trial has a result, and print its error."""
     result = folder.read_result(trial_dir)
     if result is not None:
@@ -130,22 +117,21 @@ def _print_finished(label: str, trial_dir: Path) -> bool:
     return result is not None
 
 
-def _print_summary(by_key: dict[str, str], statuses: dict[str, int]) -> None:
-    """Print how many trials finished, and the labels of the others. by_key: all labels."""
-    for status, word in _OUTCOMES.items():
-        matching = [label for key, label in by_key.items() if statuses.get(key, OK) == status]
-        if matching:
-            print(f"{len(matching)} of {len(by_key)} {word}" + ("" if status == OK else f": {', '.join(matching)}"))
-    if STOPPED in statuses.values():
-        print("stopped; the same command goes on from what is saved")
+def _print_metrics(result: folder.TrialResult) -> None:
+    for name, value in result.metrics.items():
+        print(f"{name}: {value if value is None else format(value, '.6g')}")
+    for warning in result.warnings:
+        print(f"warning: {warning}")
 
 
-def _check_data(trials: list[folder.Trial], data_dir: str | None) -> None:
-    """Raise InputError if data is missing, or not what a trial was exported for."""
-    fingerprints = {dataset: load(dataset, data_dir).fingerprint for dataset in {t.config.dataset for t in trials}}
-    for trial in trials:
-        fingerprint, expected = fingerprints[trial.config.dataset], trial.fingerprint
-        require("data", fingerprint, fingerprint == expected, f"the data this trial was exported for, {expected}")
+def _print_summary(by_dir: dict[Path, str], failed: set[Path]) -> None:
+    """Print how many trials finished, and the labels of the others. by_dir: all labels."""
+    finished = {trial_dir for trial_dir in by_dir if folder.read_result(trial_dir) is not None}
+    outcomes = {"finished": finished, "failed": failed, "unfinished": by_dir.keys() - finished - failed}
+    for outcome, trial_dirs in outcomes.items():
+        if trial_dirs:
+            matching = ", ".join(label for trial_dir, label in by_dir.items() if trial_dir in trial_dirs)
+            print(f"{len(trial_dirs)} of {len(by_dir)} {outcome}" + ("" if outcome == "finished" else f": {matching}"))
 
 
 def _load_trial(path: Path) -> folder.Trial:
@@ -155,13 +141,6 @@ def _load_trial(path: Path) -> folder.Trial:
         raise SettingError(str(path), str(error), "a file that `harness.run SWEEP.yaml --export DIR` wrote") from None
     version = trial.recipe_version
     require(f"{path}: recipe_version", version, version == RECIPE_VERSION, f"{RECIPE_VERSION}; export it again")
-    try:
-        load_for(trial.config)
-        check_buildable(trial.config)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    except (TypeError, ValueError) as error:
-        raise SettingError(f"{path}: config", trial.config.label, f"what this code has: {error}") from None
     return trial
 
 

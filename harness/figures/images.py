@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from harness.attacks.counterexamples import decode
 from harness.data import load
 from harness.errors import InputError
-from harness.evaluation.certification import evaluation_images
 from harness.evaluation.network import load_network
+from harness.evaluation.shards import evaluation_images
 from harness.figures.section_data import SectionData
 from harness.figures.style import panels
 from harness.storage import folder

@@ -7,7 +7,6 @@ from rich.console import Console
 from rich.markup import escape
 
 from harness.config.sweep_file import CPU_PROFILE
-from harness.config.sweep_keys import Resources
 from harness.config.trial import FULL_PROFILE
 from harness.launch.progress import minutes
 from harness.launch.states import state_of
@@ -53,29 +52,23 @@ def show(study: Study, retry_failed: bool, ray_address: str | None, console: Con
     rows = []
     for trial in study.trials:
         state = state_of(study.trial_dirs[trial.key], trial.config.train.epochs, holder(study.sweep_dir))
-        time = (minutes(left[trial.key]) or "unknown") if trial.key in to_run else ""
+        seconds = left.get(trial.key)
+        time = "" if trial.key not in to_run else "unknown" if seconds is None else minutes(seconds)
         would_run = "yes" if trial.key in to_run else "no"
         rows.append([study.labels[trial.key], trial.key, state.state, state.description, would_run, time])
     print_table(console, ["trial", "key", "state", "", "would run", "time"], rows)
-    side_by_side = None if ray_address else _count_side_by_side(study.sweep.resources)
-    console.print(_describe_resources(study.sweep.resources, side_by_side), soft_wrap=True)
+    resources, cpus, gpus = study.sweep.resources, len(os.sched_getaffinity(0)), torch.cuda.device_count()
+    side_by_side = None
+    if ray_address is None:
+        side_by_side = cpus // resources.cpu
+        if gpus and resources.gpu:
+            side_by_side = min(side_by_side, int(gpus / resources.gpu))
+    fitting = "as many side by side as fit" if side_by_side is None else f"{side_by_side} side by side"
+    here = "" if ray_address else f", {cpus} CPUs and {gpus} GPUs here"
+    each = f"resources: {resources.cpu} CPUs and {resources.gpu:g} GPUs a trial"
+    console.print(f"{each}{here}: {fitting}", soft_wrap=True)
     console.print(_describe_time(list(left.values()), side_by_side), soft_wrap=True)
     console.print("dry run: nothing was started or written", soft_wrap=True)
-
-
-def _count_side_by_side(resources: Resources) -> int:
-    """Return how many trials this machine runs at a time."""
-    gpus = torch.cuda.device_count()
-    by_cpu = len(os.sched_getaffinity(0)) // resources.cpu
-    return min(by_cpu, int(gpus / resources.gpu)) if gpus and resources.gpu else by_cpu
-
-
-def _describe_resources(resources: Resources, side_by_side: int | None) -> str:
-    each = f"resources: {resources.cpu} CPUs and {resources.gpu:g} GPUs a trial"
-    if side_by_side is None:
-        return f"{each}; the cluster decides how many run side by side"
-    here = f"{len(os.sched_getaffinity(0))} CPUs and {torch.cuda.device_count()} GPUs here"
-    return f"{each}; {here}: {side_by_side} side by side" + ("" if side_by_side else ", which is too little")
 
 
 def _describe_time(left: list[float | None], side_by_side: int | None) -> str:

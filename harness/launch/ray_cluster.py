@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -41,6 +42,7 @@ from harness.errors import InputError
 from harness.storage.remote import check
 
 MAX_RETRIES = 2
+_MARKER = ".shared-"
 _PATIENCE = 5.0  # seconds for a connection; Ray itself would try for two minutes
 
 
@@ -93,34 +95,41 @@ def side_by_side(cpu: int, gpu: float) -> int:
     return sum(min(int(node["Resources"].get(name, 0) / count) for name, count in needs) for node in _nodes())
 
 
-def check_storage(needed: list[Path], uri: str | None = None) -> None:
-    """Raise ResourceError if a machine of the cluster lacks one of these paths, or cannot use the storage at `uri`."""
+def check_storage(directory: Path, data_dir: str, uri: str | None = None) -> None:
+    """Raise ResourceError if a machine of the cluster lacks the results in `directory`, or the data.
+
+    uri: of the results, if they lie at an address; each machine must be able to use that instead of the directory.
+    """
+    for old in directory.glob(f"{_MARKER}*"):  # of a driver that was killed
+        old.unlink(missing_ok=True)
+    marker = directory.absolute() / f"{_MARKER}{time.time_ns()}"  # a new name: no machine has a copy
+    marker.touch()
+    needed = [marker] if uri is None else []
+    needed += [Path(data_dir)] if Path(data_dir).exists() else []
     probe = ray.remote(num_cpus=0, max_retries=MAX_RETRIES)(_find_missing)
     answers = []
     for node in _nodes():
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         answer = probe.options(scheduling_strategy=there).remote([str(path) for path in needed], uri)
         answers.append((node["NodeManagerAddress"], answer))
-    for machine, answer in answers:
-        missing, error = ray.get(answer)
-        if error:
-            raise ResourceError(f"machine {machine} of the Ray cluster: {error}; credentials are its own environment's")
-        if missing:
-            raise ResourceError(
-                f"machine {machine} of the Ray cluster does not have {', '.join(missing)}; results and data must lie "
-                "on storage that all of its machines share, or the same files at the same path"
-            )
+    try:
+        for machine, answer in answers:
+            if lack := ray.get(answer):
+                raise ResourceError(f"machine {machine} of the Ray cluster {lack}")
+    finally:
+        marker.unlink(missing_ok=True)
 
 
-def _find_missing(paths: list[str], uri: str | None) -> tuple[list[str], str]:
-    """Return the paths that do not exist, and the error of the storage at `uri`, empty if it can be used."""
-    missing = [path for path in paths if not Path(path).exists()]
+def _find_missing(paths: list[str], uri: str | None) -> str:
+    """Return what this machine lacks of these paths and of the storage at `uri`; an empty text for nothing."""
     try:
         if uri is not None:
             check(uri)
     except InputError as error:
-        return missing, str(error)
-    return missing, ""
+        return f"cannot use the results: {error}; credentials are its own environment's"
+    missing = ", ".join(path for path in paths if not Path(path).exists())
+    advice = "results and data must lie on storage that all machines share, or the same files at the same path"
+    return f"does not have {missing}; {advice}" if missing else ""
 
 
 def _nodes() -> list[dict[str, Any]]:

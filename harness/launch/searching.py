@@ -4,7 +4,6 @@ The search's directory holds everything (harness/search/studies.py). After a kil
 candidates that were begun, then proposes more. The winners become the trials of the sweep.
 """
 
-import argparse
 import shutil
 from collections import deque
 from dataclasses import replace
@@ -18,9 +17,10 @@ from rich.console import Console
 from harness.clock import Stopped
 from harness.config.sweep_file import Sweep
 from harness.config.trial import TrialConfig, rows
-from harness.data import Data, data_directory
-from harness.errors import require
+from harness.data import Data
+from harness.environment import source_digest
 from harness.launch.stopping import Stopping
+from harness.launch.work import RAY_STATE, RayOptions, train_item
 from harness.search.results import best_candidates, describe_choice, mean_error
 from harness.search.rungs import CANDIDATE, SEARCH, has_ended, is_stopped, stop
 from harness.search.studies import (
@@ -35,27 +35,22 @@ from harness.search.studies import (
 from harness.storage import folder, names
 from harness.storage.files import write_json
 from harness.storage.lease import lock_directory
+from harness.training.trial import split_images
 
 # harness.launch.ray_tune is imported late: Ray takes seconds, and wrong input is refused first.
-_RAY = ".ray"
 
 
 class Search:
     """The search of a sweep. `owners` maps each folder that is trained to its entry and its candidate's number."""
 
-    def __init__(self, sweep: Sweep, data: Data, sweep_dir: Path, options: argparse.Namespace, console: Console):
-        """Load what there is of the search. Raises InputError for options and data that do not fit a search."""
+    def __init__(self, sweep: Sweep, data: Data, sweep_dir: Path, console: Console):
+        """Load what there is of the search. Raises InputError if there are fewer images than it asks for."""
         if sweep.search is None:
             raise ValueError(f"the sweep {sweep.name} has no search")
-        for name in ("only", "export"):
-            value = getattr(options, name)
-            require(f"--{name}", value, not value, "a sweep without `search`, whose trials are in its file")
         for entry in sweep.searched:
-            training, _ = data.training_images(entry.base.train_images, sweep.search.validation_images)
-            batch = entry.base.train.batch_size
-            require("train.batch_size", batch, batch <= len(training), f"at most the {len(training)} training images")
+            split_images(replace(entry.base, validation_images=sweep.search.validation_images), data)
         self.sweep, self.settings, self.data, self.sweep_dir = sweep, sweep.search, data, sweep_dir
-        self.options, self.console = options, console
+        self.console = console
         self.seeds = list(dict.fromkeys(trial.seed for trial in sweep.trials))
         own_seeds = self.seeds[: self.settings.seeds]
         self.content = search_json(self.settings, sweep.searched, own_seeds, data.fingerprint)
@@ -76,31 +71,31 @@ class Search:
             f"searched: {', '.join(rows([entry.base for entry in self.sweep.searched]))}\ncandidates: {self.directory}"
         )
 
-    def run(self, gpu: float) -> tuple[Sweep, bool] | None:
+    def run(self, options: RayOptions, fail_fast: bool = False) -> tuple[Sweep, bool] | None:
         """Search, and return the sweep with its winners as trials; None without a winner.
 
         The second value is True if candidates have failed that the same command would try again.
-        gpu: the GPUs that a candidate reserves. Raises Stopped if the search was stopped before its end.
+        fail_fast: stop once a candidate has failed. Raises Stopped if the search was stopped before its end.
         """
         self.show()
         with lock_directory(self.sweep_dir), lock_directory(self.directory):
             self.studies = begin_studies(self.directory, self.settings, self.sweep.searched)
             write_json(self.directory / SEARCH, self.content)
-            shutil.rmtree(self.directory / _RAY, ignore_errors=True)  # Ray's state of a driver that was killed
+            shutil.rmtree(self.directory / RAY_STATE, ignore_errors=True)  # Ray's state of a driver that was killed
             with Stopping(self.directory / folder.STOP, self.say) as stopping:
-                self.train(gpu, stopping)
+                self.train(options, fail_fast, stopping)
             if stopping.interrupted:
                 raise Stopped
             winners = [] if stopping.asked else self.winners()
         lacks_some = any(study.get_trials(states=[TrialState.RUNNING]) for study in self.studies)
         return (replace(self.sweep, trials=winners), lacks_some) if winners else None
 
-    def train(self, gpu: float, stopping: Stopping) -> None:
+    def train(self, options: RayOptions, fail_fast: bool, stopping: Stopping) -> None:
         """Train candidates until the budget is used."""
         queue = deque(self.unfinished() or self.next_candidate())
         if not queue:
             return
-        from harness.launch.ray_tune import run_folders
+        from harness.launch.ray_tune import run_on_ray
 
         def supply() -> Path | None:
             if stopping.asked:
@@ -121,14 +116,11 @@ class Search:
                 failure = folder.write_failure(trial_dir, error or "its worker ended without a result")
             self.conclude(*self.owners[trial_dir])
             self.say(f"failed: {failure['error']}" if failure else self.describe(*self.owners[trial_dir]))
-            if failure is not None and self.options.fail_fast:
+            if failure is not None and fail_fast:
                 stopping.ask("a candidate failed")
 
-        data_dir = str(data_directory(self.options.data_dir).absolute())  # workers have another working directory
-        run_folders(
-            supply, data_dir, self.sweep.resources.cpu, gpu, self.directory / _RAY, on_report, on_end,
-            self.options.ray_address, self.options.max_concurrent,
-        )  # fmt: skip
+        work = partial(train_item, data_dir=options.data_dir, code=source_digest())
+        run_on_ray(supply, work, on_report, on_end, options, self.directory)
 
     def unfinished(self) -> list[Path]:
         """Return the folders to train of candidates that were begun. Failures that may pass are forgotten."""

@@ -182,7 +182,7 @@ def run_trial_at(
 
         remote.pull(uri, sweep_dir, below)
         try:
-            run_folder(trial_dir, on_epoch, data_dir, on_evaluated, code=code, asked=lambda: is_stopped(uri))
+            run_folder(trial_dir, on_epoch, data_dir, on_evaluated, Clock(asked=lambda: is_stopped(uri)), code)
         finally:
             remote.patiently(push)
             if folder.read_result(trial_dir) is not None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.launch.progress import percent
 from harness.storage import folder, names
 
 FINISHED, FAILED, RUNNING, UNFINISHED, WAITING = "finished", "failed", "running", "unfinished", "not begun"
@@ -32,7 +33,7 @@ def state_of(trial_dir: Path, epochs: int, holder: dict[str, Any] | None) -> Sta
     times = [(trial_dir / name).stat().st_mtime for name in _WRITTEN if (trial_dir / name).exists()]
     age = max(0.0, time.time() - max(times)) if times else None
     if (result := folder.read_result(trial_dir)) is not None:
-        return State(FINISHED, f"certified error {_percent(result.metrics.get(names.CERTIFIED_ERROR))}", age)
+        return State(FINISHED, f"certified error {percent(result.metrics.get(names.CERTIFIED_ERROR))}", age)
     if (failure := folder.read_failure(trial_dir)) is not None:
         return State(FAILED, str(failure["error"]), age)
     if age is None:
@@ -40,7 +41,3 @@ def state_of(trial_dir: Path, epochs: int, holder: dict[str, Any] | None) -> Sta
     done = max((row[names.EPOCH] for row in folder.read_epochs(trial_dir)), default=0)
     description = f"epoch {done} of {epochs}" + (", being evaluated" if (trial_dir / folder.SHARDS).exists() else "")
     return State(RUNNING if holder and max(times) >= holder["since"] else UNFINISHED, description, age)
-
-
-def _percent(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.2f} %"

@@ -1,13 +1,14 @@
 """The trials of a sweep that a command runs, where they lie, and how long they take."""
 
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import mean
 
 from harness.config.sweep_file import Sweep
-from harness.config.trial import identity
+from harness.config.trial import identity, rows
 from harness.data import Data
 from harness.launch.shared import SharedResults
 from harness.storage import folder, names
@@ -43,6 +44,14 @@ class Study:
         """The keys of the trials that the sweep file has without `--set`."""
         by_key = {folder.make_trial(config, self.data.fingerprint).key: config for config in self.sweep.trials}
         return {key for key, config in by_key.items() if config.profile == self.sweep.profile}
+
+    def row_names(self) -> dict[str, str]:
+        """Return the name of each trial's row by its key, for these trials and all others in the directory."""
+        configs = {trial.key: trial.config for trial in self.trials}
+        for trial_dir in folder.trial_folders(self.sweep_dir):
+            with suppress(DamagedFileError):  # the leaderboard names it
+                configs[trial_dir.name] = folder.read_trial(trial_dir / folder.TRIAL).config
+        return dict(zip(configs, rows(list(configs.values())), strict=True))
 
     def unfinished(self) -> list[Trial]:
         """Return the trials without a result."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from baselines import build
 from cerdeq.equilibrium import fold
-from harness.clock import Stopped
+from harness.clock import Clock, Stopped
 from harness.config.trial import TrialConfig
 from harness.data import load
 from harness.device import best_device
@@ -56,8 +56,9 @@ def run_candidate(
         if checkpoint.epochs_done(trial_dir) > rung:
             continue
         if checkpoint.epochs_done(trial_dir) < rung:
+            clock = Clock(asked=folder.stop_file(trial_dir).exists, until=rung)
             with suppress(Stopped):
-                run_folder(trial_dir, report, data_dir, evaluated, rung, code)
+                run_folder(trial_dir, report, data_dir, evaluated, clock, code)
             if checkpoint.epochs_done(trial_dir) < rung:
                 raise Stopped
         report({names.RUNG: rung, names.CERTIFIED_ERROR: _certified_error(trial.config, trial_dir, data_dir)})

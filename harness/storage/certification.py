@@ -14,7 +14,8 @@ evaluated again.
 import hashlib
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,11 @@ class Certification:
         """Return a shard's first image, and the first after it."""
         return shard * self.per_shard, min(self.images, (shard + 1) * self.per_shard)
 
+    def count_images(self, shard: int) -> int:
+        """Return the number of a shard's images."""
+        first, stop = self.images_of(shard)
+        return stop - first
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -70,19 +76,16 @@ class Shard:
     clean_spread: float | None
 
 
-def name_of(settings: EvaluationSettings) -> str:
-    """Return a certification's name, such as ibp+crown-ibp+bab-60s-1000-images."""
-    budget = [
-        *([] if settings.bab_seconds is None else [f"{str(settings.bab_seconds).removesuffix('.0')}s"]),
-        *([] if settings.bab_branches is None else [f"{settings.bab_branches}branches"]),
-    ]
-    stages = "+".join("-".join([stage, *budget]) if stage == BAB else stage for stage in settings.stages)
-    return f"{stages}-{settings.test_images or 'all'}-images{'-certificates' * settings.certificates}"
-
-
 def directory_of(trial_dir: Path, settings: EvaluationSettings) -> Path:
-    """Return the folder of a certification of a trial."""
-    return trial_dir / "certified" / name_of(settings)
+    """Return the folder of a certification of a trial, such as certified/ibp+crown-ibp+bab-60s-1000-images."""
+    budget = ""
+    if settings.bab_seconds is not None:
+        budget += f"-{str(settings.bab_seconds).removesuffix('.0')}s"
+    if settings.bab_branches is not None:
+        budget += f"-{settings.bab_branches}branches"
+    stages = "+".join(stage + budget if stage == BAB else stage for stage in settings.stages)
+    name = f"{stages}-{settings.test_images or 'all'}-images{'-certificates' * settings.certificates}"
+    return trial_dir / "certified" / name
 
 
 def folders(trial_dir: Path) -> list[Path]:
@@ -101,7 +104,8 @@ def claim(directory: Path, trial: Trial, certification: Certification) -> str:
     Returns why files of another one were removed, or an empty text.
     """
     message = ""
-    if (before := _read_if_whole(directory)) is not None:
+    with suppress(DamagedFileError):  # a missing file, too
+        before = read_certification(directory)
         is_same = before.stands_for == certification.stands_for
         if is_same and (before.digest == certification.digest or folder.read_result(directory) is not None):
             return ""
@@ -113,23 +117,15 @@ def claim(directory: Path, trial: Trial, certification: Certification) -> str:
     return message
 
 
-def _read_if_whole(directory: Path) -> Certification | None:
-    """Return certification.json, None if it is missing or damaged."""
-    try:
-        return read_certification(directory)
-    except DamagedFileError:
-        return None
-
-
 def read_certification(directory: Path) -> Certification:
     """Read certification.json. Raises DamagedFileError."""
-    fields = ("images", "per_shard", "stands_for", "digest")
 
     def parse(content: Any) -> Certification:
         values = check_types(Certification, content)
-        if values["images"] < 1 or values["per_shard"] < 1:
+        certification = Certification(*(values[field.name] for field in fields(Certification)))
+        if certification.images < 1 or certification.per_shard < 1:
             raise ValueError("it has no images")
-        return Certification(*(values[name] for name in fields))
+        return certification
 
     return parse_json(directory / CERTIFICATION, parse)
 
@@ -142,15 +138,10 @@ def missing(directory: Path) -> list[int]:
 
 def missing_shards(directory: Path, count: int, digest: str) -> list[int]:
     """Return which of `count` shards do not exist, are damaged, or have another digest."""
-    return [number for number in range(count) if not _is_whole(directory, number, digest)]
+    return [number for number in range(count) if not _is_complete(directory, number, digest)]
 
 
-def shards_begun(directory: Path) -> int:
-    """Return how many shards were written, damaged or not."""
-    return len(list((directory / folder.SHARDS).glob("*.json")))
-
-
-def _is_whole(directory: Path, number: int, digest: str) -> bool:
+def _is_complete(directory: Path, number: int, digest: str) -> bool:
     try:
         shard = read_shard(directory, number)
         return shard.digest == digest and shard.content == _content_digest(directory, number)
@@ -190,10 +181,15 @@ def read_shard_verdicts(directory: Path, number: int) -> pd.DataFrame:
     return read_table(_path(directory, number, "parquet"))
 
 
+def shard_path(directory: Path, number: int) -> Path:
+    """Return the path of a shard's files without their endings, which names the shard as an item of work."""
+    return directory / folder.SHARDS / f"{number:05}"
+
+
 def _path(directory: Path, number: int, kind: str) -> Path:
-    return directory / folder.SHARDS / f"{number:05}.{kind}"
+    return shard_path(directory, number).with_suffix(f".{kind}")
 
 
 def _content_digest(directory: Path, number: int) -> str:
-    verdicts, evidence = _path(directory, number, "parquet"), evidence_of(directory, number)
-    return hashlib.sha256(verdicts.read_bytes() + evidence.read_bytes()).hexdigest()
+    verdicts = _path(directory, number, "parquet").read_bytes()
+    return hashlib.sha256(verdicts + evidence_of(directory, number).read_bytes()).hexdigest()

@@ -19,17 +19,15 @@ from harness.data import Data, Split, load
 from harness.device import best_device
 from harness.environment import describe_environment, source_digest
 from harness.errors import require
-from harness.evaluation.batch import write_evidence
-from harness.evaluation.certification import evaluate_shard, merge_shards
 from harness.evaluation.equilibria import recurrence_report
 from harness.evaluation.ledger import SoundnessError
 from harness.evaluation.metrics import final_metrics, finite_or_none, warnings
 from harness.evaluation.network import load_network, prepare_network
+from harness.evaluation.shards import evaluate_shard, merge_shards
 from harness.evaluation.stages import images_at_once
 from harness.memory import free_memory, kept_memory
 from harness.storage import certification, folder, names
 from harness.storage.files import remove_unfinished, write_atomically
-from harness.storage.parquet import write_table
 from harness.training.log import log_to_folder
 from harness.training.loop import NonFiniteLossError, divided_batches, train
 from harness.training.monitor import parametrisation_metrics
@@ -65,11 +63,8 @@ def run_trial(
         Stopped: the clock says so.
     """
     load_for(config)
-    data = load(config.dataset, data_dir)
-    trial = folder.make_trial(config, data.fingerprint)
-    folder.claim(directory, trial)
-    with _failure_written(directory), log_to_folder(directory):
-        return _run(trial, data, directory, report, evaluated, clock or Clock())
+    folder.claim(directory, folder.make_trial(config, load(config.dataset, data_dir).fingerprint))
+    return run_folder(directory, report, data_dir, evaluated, clock or Clock())
 
 
 def run_folder(
@@ -77,22 +72,20 @@ def run_folder(
     report: Report,
     data_dir: str | None,
     evaluated: EvaluationProgress = lambda done, images: None,
-    until: int | None = None,
+    clock: Clock | None = None,
     code: str | None = None,
-    asked: Callable[[], bool] | None = None,
 ) -> folder.TrialResult:
     """Run the trial whose trial.json the folder holds, as `run_trial` does.
 
     Args:
-        until: an epoch to stop after.
+        clock: by default, the trial stops once the stop file is in the sweep's directory.
         code: the `source_digest()` of the machine that asks for it.
-        asked: returns True once the sweep is to stop; by default, if the stop file is in its directory.
 
     Raises:
         SettingError: the code here is another one.
-        Stopped: `until` is reached, or the sweep is to stop.
     """
-    with _failure_written(directory), log_to_folder(directory):
+    clock = clock or Clock(asked=folder.stop_file(directory).exists)
+    with _log_and_record_failure(directory):
         if code is not None:
             own = source_digest()
             require("code", own, own == code, f"the driver's, {code}: the same version on every machine")
@@ -101,53 +94,65 @@ def run_folder(
         data = load(trial.config.dataset, data_dir)
         fits = data.fingerprint == trial.fingerprint
         require("data", data.fingerprint, fits, f"the data this trial was made for, {trial.fingerprint}")
-        clock = Clock(asked=asked or folder.stop_file(directory).exists, until=until)
-        return _run(trial, data, directory, report, evaluated, clock)
+        remove_unfinished(directory)
+        if (result := folder.read_result(directory)) is None:
+            with kept_memory():
+                result = _train_and_evaluate(trial, data, directory, report, evaluated, clock)
+            folder.write_result(directory, result)
+        (directory / folder.FAILURE).unlink(missing_ok=True)  # last: a trial counts as failed until it is done
+        (directory / folder.WITHOUT).unlink(missing_ok=True)
+        certification.remove_shards(directory)
+        return result
+
+
+def split_images(config: TrialConfig, data: Data) -> tuple[Split, Split]:
+    """Return the images that the trial is trained on, and those that it is evaluated on.
+
+    Raises InputError if there are fewer than the config asks for.
+    """
+    training, held_out = data.training_images(config.train_images, config.validation_images)
+    batch, available = config.train.batch_size, len(training)
+    require("train.batch_size", batch, batch <= available, f"at most the {available} training images")
+    return training, held_out or data.test_images(config.evaluation.test_images)
 
 
 @contextmanager
-def _failure_written(trial_dir: Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        message, repeats = f"{type(error).__name__}: {error}", isinstance(error, REPEATED)
-        with suppress(OSError):  # of a full disk, say, or a folder that is gone
-            folder.require_there(trial_dir)
-            folder.write_failure(trial_dir, message, getattr(error, "last_finite", None), repeats)
-        raise
+def _log_and_record_failure(trial_dir: Path) -> Iterator[None]:
+    """Write a log file within the block, and failure.json for an error."""
+    with log_to_folder(trial_dir):
+        try:
+            yield
+        except Exception as error:
+            message, repeats = f"{type(error).__name__}: {error}", isinstance(error, REPEATED)
+            with suppress(OSError):  # of a full disk, say, or a folder that is gone
+                folder.require_there(trial_dir)
+                folder.write_failure(trial_dir, message, getattr(error, "last_finite", None), repeats)
+            raise
 
 
-def _run(
+def _train_and_evaluate(
     trial: folder.Trial, data: Data, trial_dir: Path, report: Report, evaluated: EvaluationProgress, clock: Clock
 ) -> folder.TrialResult:
-    """Return the trial's result, from its folder or by the work that is left."""
-    remove_unfinished(trial_dir)
-    if (result := folder.read_result(trial_dir)) is None:
-        with kept_memory():
-            device = best_device()
-            _log.debug(
-                "%s: %s",
-                trial.config.label,
-                ", ".join(f"{name} {value}" for name, value in describe_environment(device).items()),
-            )
-            network_metrics = _train(trial.config, data, trial_dir, device, report, clock)
-            free_memory()
-            result = _evaluate(trial, data, trial_dir, device, network_metrics, evaluated, clock)
-        folder.write_result(trial_dir, result)
-    (trial_dir / folder.FAILURE).unlink(missing_ok=True)  # last, so that a trial counts as failed until it is done
-    (trial_dir / folder.WITHOUT).unlink(missing_ok=True)
-    certification.remove_shards(trial_dir)
-    return result
+    training, test = split_images(trial.config, data)
+    device = best_device()
+    environment = describe_environment(device)
+    _log.debug("%s: %s", trial.config.label, environment)
+    network_metrics = _train(trial.config, training, trial_dir, device, report, clock)
+    free_memory()
+    metrics, messages = _evaluate(trial, test, trial_dir, device, environment, network_metrics, evaluated, clock)
+    return folder.TrialResult(trial.key, metrics, environment, data.summary(), messages)
 
 
 def _train(
-    config: TrialConfig, data: Data, trial_dir: Path, device: torch.device, report: Report, clock: Clock
+    config: TrialConfig, images: Split, trial_dir: Path, device: torch.device, report: Report, clock: Clock
 ) -> dict[str, float]:
     """Train, fold parametrisations and write the weights; return metrics of the network before it is folded."""
-    images, _ = data.training_images(config.train_images, config.validation_images)
-    batch, available = config.train.batch_size, len(images)
-    require("batch_size", batch, batch <= available, f"at most the {available} training images")
-    trained = train(config, images.images, images.labels, trial_dir, device, _with_log(report), clock)
+
+    def log_and_report(row: dict[str, Any]) -> None:
+        _log.debug("%s", ", ".join(f"{name} {value:.5g}" for name, value in row.items() if value is not None))
+        report(row)
+
+    trained = train(config, images.images, images.labels, trial_dir, device, log_and_report, clock)
     metrics = parametrisation_metrics(trained)
     metrics[names.PARAMETERS] = sum(parameter.numel() for parameter in trained.parameters())
     fold(trained.eval())
@@ -156,38 +161,40 @@ def _train(
     return metrics
 
 
-def _with_log(report: Report) -> Report:
-    """Return `report`, which also writes each epoch's numbers to the log."""
-
-    def log_and_report(row: dict[str, Any]) -> None:
-        _log.debug("%s", ", ".join(f"{name} {value:.5g}" for name, value in row.items() if value is not None))
-        report(row)
-
-    return log_and_report
-
-
 def _evaluate(
-    trial: folder.Trial, data: Data, trial_dir: Path, device: torch.device, network_metrics: dict[str, float],
-    evaluated: EvaluationProgress, clock: Clock,
-) -> folder.TrialResult:  # fmt: skip
-    """Evaluate the network whose weights the folder holds, and write verdicts and evidence."""
-    config, environment = trial.config, describe_environment(device)
-    _, held_out = data.training_images(config.train_images, config.validation_images)
-    test = held_out or data.test_images(config.evaluation.test_images)
+    trial: folder.Trial,
+    test: Split,
+    trial_dir: Path,
+    device: torch.device,
+    environment: dict[str, str],
+    network_metrics: dict[str, float],
+    evaluated: EvaluationProgress,
+    clock: Clock,
+) -> tuple[dict[str, float | None], list[str]]:
+    """Evaluate the network whose weights the folder holds, write verdicts and evidence, return metrics and warnings."""
+    config, weights = trial.config, trial_dir / folder.WEIGHTS
     _log.debug("evaluating %d images by %s", len(test), ", ".join(config.evaluation.stages))
-    weights = trial_dir / folder.WEIGHTS
-    depends_on = [trial.key, *environment.values()]
-    digest = hashlib.sha256(weights.read_bytes() + "\n".join(depends_on).encode()).hexdigest()
+    depends_on = "\n".join([trial.key, *environment.values()])
+    digest = hashlib.sha256(weights.read_bytes() + depends_on.encode()).hexdigest()
     model = load_network(config, weights).to(device)
-    try:
-        count = _evaluate_missing_shards(trial_dir, model, test, config, digest, evaluated, clock)
-    except SoundnessError:
-        certification.remove_shards(trial_dir)
-        raise
-    evaluation = merge_shards(trial_dir, count)
-    folder.require_there(trial_dir)
-    write_evidence(trial_dir, evaluation.evidence)
-    write_table(trial_dir / folder.VERDICTS, evaluation.verdicts)
+    network = prepare_network(model, config.evaluation.stages)
+    size = images_at_once(config.evaluation, config.evaluation.batch_size)
+    parts = [test.part(start, min(start + size, len(test))) for start in range(0, len(test), size)]
+    missing = certification.missing_shards(trial_dir, len(parts), digest)
+    done = len(test) - sum(len(parts[number]) for number in missing)
+    if missing:
+        evaluated(done, len(test))
+    for number in missing:
+        clock.check()
+        folder.require_there(trial_dir)
+        try:
+            evaluate_shard(trial_dir, number, network, parts[number], number * size, config, digest)
+        except SoundnessError:
+            certification.remove_shards(trial_dir)
+            raise
+        done += len(parts[number])
+        evaluated(done, len(test))
+    evaluation = merge_shards(trial_dir, len(parts))
     if any(isinstance(module, FixedPoint) for module in model.modules()):
         clock.check()
     started, epochs = time.monotonic(), folder.read_epochs(trial_dir)
@@ -203,30 +210,4 @@ def _evaluate(
     for message in messages:
         _log.debug("warning: %s", message)
     _log.debug("done: certified error %.2f %%", metrics[names.CERTIFIED_ERROR])
-    return folder.TrialResult(trial.key, finite, environment, data.summary(), messages)
-
-
-def _evaluate_missing_shards(
-    trial_dir: Path,
-    model: torch.nn.Module,
-    test: Split,
-    config: TrialConfig,
-    digest: str,
-    evaluated: EvaluationProgress,
-    clock: Clock,
-) -> int:
-    """Evaluate the shards that are left, a batch each, and return how many there are in all."""
-    network = prepare_network(model, config.evaluation.stages)
-    size = images_at_once(config.evaluation, config.evaluation.batch_size)
-    parts = [test.part(start, min(start + size, len(test))) for start in range(0, len(test), size)]
-    missing = certification.missing_shards(trial_dir, len(parts), digest)
-    done = len(test) - sum(len(parts[number]) for number in missing)
-    if missing:
-        evaluated(done, len(test))
-    for number in missing:
-        clock.check()
-        folder.require_there(trial_dir)
-        evaluate_shard(trial_dir, number, network, parts[number], number * size, config, digest)
-        done += len(parts[number])
-        evaluated(done, len(test))
-    return len(parts)
+    return finite, messages

@@ -52,7 +52,7 @@ def test_a_command_runs_by_its_name(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("outcome", "status", "told"),
+    ("outcome", "status", "message"),
     [
         (1, 1, ""),
         (InputError("no such thing"), 2, "error: no such thing"),
@@ -60,7 +60,7 @@ def test_a_command_runs_by_its_name(tmp_path, capsys):
         (KeyboardInterrupt(), 130, "stopped"),
     ],
 )
-def test_commands_end_alike(monkeypatch, capsys, outcome, status, told):
+def test_commands_end_alike(monkeypatch, capsys, outcome, status, message):
     def run(options):
         if isinstance(outcome, BaseException):
             raise outcome
@@ -68,10 +68,10 @@ def test_commands_end_alike(monkeypatch, capsys, outcome, status, told):
 
     monkeypatch.setattr("harness.tables.main", run)
     assert command_line.main("tables", ["somewhere"]) == status
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_the_door_of_a_process_of_its_own_exits_with_the_status(tmp_path):
+def test_a_process_of_its_own_exits_with_the_status(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "harness.tables", str(tmp_path)], capture_output=True, text=True, timeout=120
     )
@@ -81,8 +81,8 @@ def test_the_door_of_a_process_of_its_own_exits_with_the_status(tmp_path):
 
 def test_the_documentation_has_every_exit_status_and_what_it_means():
     page = (HARNESS.parent / "docs/commands.md").read_text()
-    told = dict(re.findall(r"^\| (\d+) \| ([^|]+) \|", page, re.MULTILINE))
-    assert told == {str(status): meaning for status, meaning in command_line.STATUSES.items()}
+    documented = dict(re.findall(r"^\| (\d+) \| ([^|]+) \|", page, re.MULTILINE))
+    assert documented == {str(status): meaning for status, meaning in command_line.STATUSES.items()}
 
 
 def test_patterns_mean_by_any_name_and_each_must_mean_something():

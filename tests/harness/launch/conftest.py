@@ -46,7 +46,7 @@ def _no_settings(monkeypatch):
 def cluster():
     """A Ray with four CPUs and two GPUs, all pretended, for all calls in this process; `finished` starts its own.
 
-    Workers inherit three OpenMP threads, so that whoever has one was given it by the project.
+    Workers inherit three OpenMP threads, so that whoever has one has it from the project.
     """
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**POLITENESS, "OMP_NUM_THREADS": "3"}.items():
@@ -59,7 +59,7 @@ def cluster():
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory, opened_store):
-    """The URI of an MLflow store of the sweeps', told apart by their names."""
+    """The URI of an MLflow store of the sweeps', by their names."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
     shutil.copy(opened_store.removeprefix("sqlite:///"), path)
     return f"sqlite:///{path}"
@@ -107,7 +107,7 @@ def no_ray(monkeypatch):
 
 @pytest.fixture(scope="session")
 def made_by_default(tmp_path_factory):
-    """A process that was told of no store and logged a finished trial, and the directory that it worked in."""
+    """A process without a setting of a store that logged a finished trial, and the directory that it worked in."""
     directory = tmp_path_factory.mktemp("default-store") / "a directory"
     directory.mkdir()
     finish(trial_dir := make_folder(directory.parent))
@@ -123,7 +123,7 @@ def made_by_default(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def opened_store(tmp_path_factory, made_by_default):
-    """The URI of an MLflow store that has been opened; experiments are told apart by tests' names."""
+    """The URI of an MLflow store that has been opened; each test's experiment has its name."""
     path = tmp_path_factory.mktemp("opened-store") / "mlflow.db"
     shutil.copy(made_by_default[1] / "mlflow.db", path)
     return f"sqlite:///{path}"

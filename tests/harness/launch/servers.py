@@ -83,23 +83,23 @@ def postgres():
     is_root = os.geteuid() == 0
     if is_root and ANYBODY not in {entry.pw_name for entry in pwd.getpwall()}:
         pytest.skip(f"PostgreSQL does not run as root, and there is no user {ANYBODY!r}")
-    with TemporaryDirectory(prefix="postgres-") as place:  # pytest's own are closed to others
+    with TemporaryDirectory(prefix="postgres-") as directory:  # pytest's own are closed to others
         if is_root:
-            shutil.chown(place, ANYBODY)
-        options = {"cwd": place, **({"user": ANYBODY, "extra_groups": []} if is_root else {})}
-        port, data, password = free_port(), f"{place}/data", Path(place, "password")
+            shutil.chown(directory, ANYBODY)
+        options = {"cwd": directory, **({"user": ANYBODY, "extra_groups": []} if is_root else {})}
+        port, data, password = free_port(), f"{directory}/data", Path(directory, "password")
         password.write_text(SEEN[1])
         made = [initdb, "-D", data, "-U", "bench", "--auth=scram-sha-256", f"--pwfile={password}", "--no-sync"]
         done = subprocess.run(made, capture_output=True, text=True, check=False, **options)
         assert done.returncode == 0, done.stderr
-        command = [initdb.with_name("postgres"), "-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", place, "-F"]
-        with running(command, port, f"{place}/postgres.log", **options):
+        command = [initdb.with_name("postgres"), "-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", directory, "-F"]
+        with running(command, port, f"{directory}/postgres.log", **options):
             yield f"postgresql+psycopg2://bench:{PASSWORD}@127.0.0.1:{port}/postgres"
 
 
 @contextmanager
 def mlflow(directory, store, artifacts, environment):
-    """The address of an MLflow server with that store, whose artifacts it keeps at `artifacts`."""
+    """The address of an MLflow server with that store, whose artifacts lie at `artifacts`."""
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--serve-artifacts", "--artifacts-destination", artifacts]

@@ -14,14 +14,13 @@ import torch
 from processes import alive, descendants, wait_for
 
 import cerdeq
-from harness import certify
-from harness.analysis.comparisons import compare
 from harness.analysis.leaderboard import build_leaderboard
 from harness.command_line import main
 from harness.data import load
-from harness.evaluation import certification as work
+from harness.evaluation import shards as work
 from harness.evaluation import stages
 from harness.evaluation.ledger import SoundnessError
+from harness.launch import work as launch_work
 from harness.storage import certification, files, folder, names
 from harness.training import run_trial
 
@@ -42,7 +41,7 @@ def _three_shards():
     """Ten images a shard, and no Ray."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(work, "_PER_SHARD", 10)
-        patch.setitem(sys.modules, "harness.launch.ray_tasks", None)
+        patch.setitem(sys.modules, "harness.launch.ray_tune", None)
         yield
 
 
@@ -107,15 +106,24 @@ def begun(trial_dir, monkeypatch):
 
 
 @pytest.fixture
-def shards(monkeypatch):
-    """The numbers of the shards that are done from now on."""
+def evaluate_with(monkeypatch):
+    """A function that replaces the evaluation of a shard, and is called with its number first."""
+
+    def replace(before):
+        def certify_shard(directory, number, data_dir):
+            before(number)
+            work.certify_shard(directory, number, data_dir)
+
+        monkeypatch.setattr(launch_work, "certify_shard", certify_shard)
+
+    return replace
+
+
+@pytest.fixture
+def shards(evaluate_with):
+    """The numbers of the shards that are evaluated from now on."""
     numbers = []
-
-    def certify_shard(directory, number, data_dir):
-        numbers.append(number)
-        return work.certify_shard(directory, number, data_dir)
-
-    monkeypatch.setattr(certify, "certify_shard", certify_shard)
+    evaluate_with(numbers.append)
     return numbers
 
 
@@ -141,29 +149,11 @@ def test_every_finished_trial_has_verdicts_timings_and_a_result(certified):
         assert not (directory / folder.SHARDS).exists()
 
 
-def test_certifications_stand_in_a_section_of_their_own(trained, certified):
-    (own,), (first, second) = build_leaderboard(trained).sections, build_leaderboard(certified).sections
-    assert first.heading == own.heading == "digits, eps 1/64, profile full, ibp > crown-ibp, first 30 test images"
+def test_certifications_stand_in_a_section_of_their_own(certified):
+    first, second = build_leaderboard(certified).sections
+    assert first.heading == "digits, eps 1/64, profile full, ibp > crown-ibp, first 30 test images"
     assert second.heading == "digits, eps 1/64, profile full, ibp > crown-ibp > crown, first 30 test images"
     assert [section.rows["seeds"].tolist() for section in (first, second)] == [[2], [2]]
-    stages = (certified / "leaderboard.md").read_text().split(second.heading)[1]
-    assert "| clean " in stages and " of 30, " in stages
-
-
-def test_rows_are_compared_within_a_section_alone(certified, tmp_path):
-    with pytest.raises(ValueError, match="nothing to compare"):
-        compare(build_leaderboard(certified).sections)
-    shutil.copytree(certified, sweep_dir := tmp_path / "results/tiny")
-    for trial_dir in finished_trials(sweep_dir):  # as if of another network
-        other_dir = shutil.copytree(trial_dir, sweep_dir / "trials" / f"copy-of-{trial_dir.name}")
-        trial = folder.read_trial(trial_dir / folder.TRIAL)
-        other = folder.make_trial(dataclasses.replace(trial.config, model="cnn7"), trial.fingerprint)
-        for path in other_dir.rglob("*.json"):
-            text = path.read_text().replace('"model": "cnn5"', '"model": "cnn7"')
-            path.write_text(text.replace(trial.key, other.key))
-    lines, notes = compare(build_leaderboard(sweep_dir).sections)
-    assert notes == [] and len(set(lines["section"])) == 2
-    assert (lines["difference"] == 0).all() and (lines["images"].isin([30, 60])).all()
 
 
 def test_killed_anywhere_it_goes_on_to_the_very_same_verdicts(certified, sweep_dir, begun, shards, monkeypatch, capsys):
@@ -198,14 +188,9 @@ def test_shards_of_other_weights_or_versions_are_done_again(sweep_dir, begun, sh
     assert f"begun anew: other {change}" in printed(capsys)
 
 
-@pytest.mark.parametrize("damaged", ["verdicts", "digest"])
-def test_a_shard_that_is_not_what_was_written_is_missing(begun, damaged):
-    if damaged == "verdicts":
-        table = pd.read_parquet(begun / "shards/00000.parquet")
-        table.assign(**{names.VERDICT: names.CERTIFIED}).to_parquet(begun / "shards/00000.parquet")
-    else:
-        path = begun / "shards/00000.json"
-        files.write_json(path, json.loads(path.read_text()) | {"digest": "another"})
+def test_a_shard_whose_verdicts_were_changed_is_missing(begun):
+    table = pd.read_parquet(begun / "shards/00000.parquet")
+    table.assign(**{names.VERDICT: names.CERTIFIED}).to_parquet(begun / "shards/00000.parquet")
     assert certification.missing(begun) == [0, 1, 2]
 
 
@@ -258,70 +243,79 @@ def test_branch_and_bound_decides_what_is_left_within_its_budget(sweep_dir, tria
     assert "digits, eps 1/64, profile full, ibp > bab (1.5 s or 40 branches), first 20 test images" in headings
 
 
-def test_an_unsound_bound_stops_everything(sweep_dir, monkeypatch, capsys):
-    def unsound(*_):
+def test_an_unsound_bound_stops_everything(sweep_dir, evaluate_with, capsys):
+    begun = []
+
+    def unsound(number):
+        begun.append(number)
         raise SoundnessError("certified and refuted all the same: test examples [3], 1 in all")
 
-    monkeypatch.setattr(certify, "certify_shard", unsound)
+    evaluate_with(unsound)
     assert run(sweep_dir) == 1
+    assert begun == [0]
     captured = capsys.readouterr()
     assert "a bound is wrong" in captured.err
-    assert "1 of 3 trials are unfinished or of another recipe version" in " ".join(captured.out.split())
+    assert "left out 1 of 3 trials, unfinished or of another recipe version" in " ".join(captured.out.split())
     assert not list(sweep_dir.rglob("certified/*/result.json"))
 
 
-def test_a_shard_that_cannot_be_done_leaves_the_others(trial_dir, monkeypatch, capsys):
-    def die(directory, number, data_dir):
+def test_a_shard_that_cannot_be_done_leaves_the_others(trial_dir, evaluate_with, capsys):
+    def die(number):
         if number == 1:
             raise RuntimeError("worker lost")
-        return work.certify_shard(directory, number, data_dir)
 
-    monkeypatch.setattr(certify, "certify_shard", die)
+    evaluate_with(die)
     assert run(trial_dir) == 1
     assert "failed: RuntimeError: worker lost" in printed(capsys)
     assert certification.missing(trial_dir / "certified" / NAME) == [1]
 
 
-REFUSED = {
-    "a stage there is not": (["--stages", "ibp,milp"], ["stages", "milp", "alpha-crown", "bab"]),
-    "stages in another order": (["--stages", "crown,ibp"], ["stages", "in order"]),
-    "no time": (["--seconds", "0"], ["--seconds", "above 0"]),
-    "endless time": (["--seconds", "inf"], ["--seconds", "finite"]),
-    "more images than there are": (["--images", "361"], ["360", "361"]),
-    "seconds of nothing": (["--stages", "ibp", "--seconds", "5"], ["--seconds", "found 5.0", "nothing without bab"]),
-    "certificates of nothing": (["--stages", "ibp", "--certificates"], ["--certificates", "without crown or alpha"]),
-}
-
-
-@pytest.mark.parametrize("what", REFUSED)
-def test_options_that_cannot_be_are_refused(trained, capsys, what):
-    options, parts = REFUSED[what]
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (["--stages", "ibp,milp"], ["stages", "milp", "alpha-crown", "bab"]),
+        (["--seconds", "inf"], ["--seconds", "finite"]),
+        (["--images", "361"], ["360", "361"]),
+        (["--stages", "ibp", "--seconds", "5"], ["--seconds", "found 5.0", "nothing without bab"]),
+    ],
+)
+def test_options_that_cannot_be_are_refused(trained, capsys, options, parts):
     assert main("certify", [str(trained), *options]) == 2
     message = capsys.readouterr().err
     assert message.startswith("error: ") and all(part in message for part in parts), message
     assert not list(trained.rglob("certified"))
 
 
-@pytest.mark.parametrize("what", ["no folder", "unfinished", "stale", "without weights", "other data"])
-def test_trials_that_cannot_be_certified_are_refused(sweep_dir, trial_dir, capsys, what):
-    path, message = trial_dir, what
-    if what == "no folder":
-        path, message = sweep_dir / "nowhere", "nowhere"
-    if what == "unfinished":
-        (trial_dir / folder.RESULT).unlink()
-        message = "is not finished"
-    if what == "stale":
-        trial = json.loads((trial_dir / folder.TRIAL).read_text())
-        files.write_json(trial_dir / folder.TRIAL, trial | {"recipe_version": 1})
-        message = "another recipe version"
-    if what == "without weights":
-        (trial_dir / folder.WEIGHTS).unlink()
-        message = "has no weights.safetensors"
-    if what == "other data":
-        other = folder.make_trial(folder.read_trial(trial_dir / folder.TRIAL).config, "other")
-        files.write_json(trial_dir / folder.TRIAL, folder.trial_json(other))
-        message = "data: found"
-    assert run(path) == 2
+def test_a_path_without_a_finished_trial_is_refused(sweep_dir, trial_dir, capsys):
+    for path in (sweep_dir / "nowhere", sweep_dir / "trials"):
+        assert run(path) == 2
+        assert str(path) in capsys.readouterr().err
+    (trial_dir / folder.RESULT).unlink()
+    assert run(trial_dir) == 2
+    assert "holds no finished trial" in capsys.readouterr().err
+
+
+def make_stale(trial_dir):
+    trial = json.loads((trial_dir / folder.TRIAL).read_text())
+    files.write_json(trial_dir / folder.TRIAL, trial | {"recipe_version": 1})
+
+
+def change_data(trial_dir):
+    other = folder.make_trial(folder.read_trial(trial_dir / folder.TRIAL).config, "other")
+    files.write_json(trial_dir / folder.TRIAL, folder.trial_json(other))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (make_stale, "holds no finished trial"),
+        (change_data, "data: found"),
+        (lambda trial_dir: (trial_dir / folder.WEIGHTS).unlink(), "has no weights.safetensors"),
+    ],
+)
+def test_trials_that_cannot_be_certified_are_refused(sweep_dir, trial_dir, capsys, change, message):
+    change(trial_dir)
+    assert run(trial_dir) == 2
     assert message in capsys.readouterr().err
     assert not list(sweep_dir.rglob("certified"))
 

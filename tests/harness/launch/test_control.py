@@ -27,13 +27,13 @@ def unfinished(copied):
 
 @pytest.fixture
 def replace_ray(monkeypatch):
-    """A function that replaces Ray by another: it gets the folders and the callbacks of run_folders."""
+    """A function that replaces Ray by another: it gets the folders and the callbacks of run_on_ray."""
 
     def replace(act):
-        def run_folders(folders, data_dir, cpu, gpu, storage, on_report, on_end, *_, **__):
+        def run_on_ray(folders, work, on_report, on_end, options, directory):
             act(folders, on_report, on_end)
 
-        monkeypatch.setattr(ray_tune, "run_folders", run_folders)
+        monkeypatch.setattr(ray_tune, "run_on_ray", run_on_ray)
 
     return replace
 
@@ -88,13 +88,9 @@ def test_a_dry_run_estimates_by_trials_of_the_same_row(copied, no_ray, capsys):
     assert "time: 12.0 min of work for 2 of 2 trials" in printed
 
 
-def test_a_dry_run_before_the_first_makes_no_directory_and_few_keys(tmp_path, no_ray, monkeypatch, capsys):
-    """A key is a hash of a whole config: one for each pair of a thousand trials would take half an hour."""
+def test_a_dry_run_before_the_first_makes_no_directory(tmp_path, no_ray, capsys):
     study = Study(tmp_path, {**TINY, "seeds": list(range(20))}, "sqlite:///nowhere.db")
-    made, make_trial = [], folder.make_trial
-    monkeypatch.setattr(folder, "make_trial", lambda *settings: made.append(settings) or make_trial(*settings))
     assert study.main("--dry-run") == 0
-    assert len(made) <= 2 * 40
     assert {path.name for path in tmp_path.iterdir()} == {"sweep.yaml"}
     assert capsys.readouterr().out.count("not begun") == 40
 
@@ -222,8 +218,7 @@ def test_a_second_ctrl_c_stops_and_the_runs_go_on_when_the_trials_do(unfinished,
         assert statuses(unfinished) == {"cnn5": "KILLED", "cerdeq": "KILLED"}
 
 
-@pytest.mark.parametrize(("has_failed", "status"), [(False, "KILLED"), (True, "FAILED")])
-def test_a_second_ctrl_c_waits_for_what_is_written_to_mlflow(unfinished, replace_ray, monkeypatch, has_failed, status):
+def test_a_second_ctrl_c_waits_for_what_is_written_to_mlflow(unfinished, replace_ray, monkeypatch):
     sync, written = MlflowSync.sync, []
 
     def interrupted_sync(mirror, trial_dir, running=True):
@@ -233,8 +228,7 @@ def test_a_second_ctrl_c_waits_for_what_is_written_to_mlflow(unfinished, replace
         written.append(trial_dir)
 
     def act(folders, on_report, on_end):
-        if has_failed:
-            on_end(folders[0], "it died")
+        on_end(folders[0], "it died")
         on_report(folders[0], folder.read_epochs(folders[0])[-1])
         pytest.fail("went on")
 
@@ -243,7 +237,7 @@ def test_a_second_ctrl_c_waits_for_what_is_written_to_mlflow(unfinished, replace
     assert unfinished.main() == 130
     first, *others = written
     assert first in others and len(others) == len(unfinished.trial_dirs)
-    assert sorted(statuses(unfinished).values()) == sorted([status, "KILLED"])
+    assert sorted(statuses(unfinished).values()) == ["FAILED", "KILLED"]
 
 
 def test_a_trial_that_is_only_evaluated_runs_for_mlflow_too(unfinished, replace_ray):

@@ -5,7 +5,6 @@ import os
 import signal
 import threading
 import time
-from functools import partial
 
 import pytest
 import torch
@@ -13,8 +12,8 @@ from processes import alive, wait_for, workers
 from study import LONG, TINY, Study, snapshot
 
 from harness.launch import ray_tune
+from harness.launch.work import run_here
 from harness.storage import folder, names
-from harness.training import run_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
 
@@ -29,12 +28,10 @@ def without_seconds(metrics):
 def without_ray(monkeypatch):
     """Trials are run in this process, one by one."""
 
-    def run_folders(folders, data_dir, cpu, gpu, storage, on_report, on_end, *_, **__):
-        for trial_dir in folders:
-            run_folder(trial_dir, partial(on_report, trial_dir), data_dir, lambda *_: None)
-            on_end(trial_dir, None)
+    def run_on_ray(folders, work, on_report, on_end, options, directory):
+        run_here(folders, work, on_report, on_end)
 
-    monkeypatch.setattr(ray_tune, "run_folders", run_folders)
+    monkeypatch.setattr(ray_tune, "run_on_ray", run_on_ray)
 
 
 def test_a_missing_result_alone_is_made_again(copied, without_ray):
@@ -64,26 +61,6 @@ def test_more_seeds_train_only_the_new_ones(copied, without_ray):
     assert folder.read_result(study.trial_dirs["cnn5", 1]) is not None
     rows = json.loads((study.directory / "leaderboard.json").read_text())
     assert {row["model"]: row["seeds"] for row in rows} == {"cnn5": 2, "cerdeq": 1}
-
-
-@pytest.mark.slow
-def test_a_trial_that_diverges_is_reported_and_harms_no_other(tmp_path, store, cluster, capfd):
-    trials = [{"model": "cnn5", "method": "plain"}, {"model": "cnn7", "method": "ibp"}]  # plain has no boxes
-    train = {**TINY["train"], "learning_rate": 0.9, "clip_norm": 1e30, "regularisation": 1e35}
-    study = Study(tmp_path, {**TINY, "name": "diverging", "eps": 1, "train": train, "trials": trials}, store)
-    assert study.main() == 1
-    printed = capfd.readouterr()
-    well, bad = study.trial_dirs["cnn5", 0], study.trial_dirs["cnn7", 0]
-    assert folder.read_result(well) is not None and folder.read_result(bad) is None
-    failure = folder.read_failure(bad)
-    assert "NonFiniteLossError" in failure["error"] and "epoch 1" in failure["error"]
-    assert failure["last_finite"][names.EPOCH] == 1 and failure["last_finite"][names.TRAIN_LOSS] > 0
-    assert study.runs[well.name].info.status == "FINISHED" and study.runs[bad.name].info.status == "FAILED"
-    assert "NonFiniteLossError" in study.runs[bad.name].data.tags["error"]
-    assert "failed cnn7 ibp seed 0: NonFiniteLossError" in printed.out
-    assert printed.err == "" and "Trial " not in printed.out, "Tune prints nothing"
-    assert "non-finite" in (study.directory / "leaderboard.md").read_text()
-    assert not {name for name in study.files() if "ray" in name}
 
 
 def assert_goes_on(trial_dir, before):
@@ -160,7 +137,7 @@ def test_a_killed_worker_s_trial_goes_on_within_the_same_command(tmp_path, store
 @pytest.mark.slow
 @pytest.mark.parametrize("signals", [["SIGINT"], ["SIGTERM"], ["SIGINT", "SIGINT"]], ids="-".join)
 def test_after_a_signal_the_same_command_goes_on(tmp_path, store, cluster, signals):
-    """Once: epochs are ended and kept, tables are written. Twice: at once. MLflow says either way that nobody runs."""
+    """Once: epochs are ended and saved, tables are written. Twice: at once. MLflow says either way that nobody runs."""
     times = len(signals)
     study = Study(tmp_path, {**LONG, "name": "-".join(["stopped", *signals]), "seeds": [0, 1]}, store)
     status, out, err, left = stopped_in_the_middle(study, *[signal.Signals[name] for name in signals])
@@ -175,8 +152,8 @@ def test_after_a_signal_the_same_command_goes_on(tmp_path, store, cluster, signa
     unfinished = [trial_dir for trial_dir in left if folder.read_result(trial_dir) is None]
     assert "KILLED" in {study.runs[trial_dir.name].info.status for trial_dir in unfinished}
     if times == 1:
-        kept = {
+        checkpoints = {
             trial_dir: torch.load(trial_dir / folder.CHECKPOINT)["epoch"] for trial_dir in unfinished if left[trial_dir]
         }
-        assert kept == {trial_dir: left[trial_dir][-1][names.EPOCH] for trial_dir in kept}
+        assert checkpoints == {trial_dir: left[trial_dir][-1][names.EPOCH] for trial_dir in checkpoints}
     assert_the_same_command_finishes(study, left)

@@ -36,20 +36,20 @@ def test_a_stale_trial_that_today_s_code_cannot_read_is_flagged(copied, no_ray):
 
 
 @pytest.mark.parametrize("name", [folder.EPOCHS, folder.FAILURE])
-def test_a_damaged_file_is_told_and_hides_no_other_trial(copied, no_ray, capsys, name):
-    """In a folder that the sweep no longer names: told by its path; everything else is logged and tabled."""
-    left, kept = copied.trial_dirs["cerdeq", 0], copied.trials["cnn5", 0].key
+def test_a_damaged_file_is_named_and_hides_no_other_trial(copied, no_ray, capsys, name):
+    """In a folder that the sweep no longer names: named by its path; everything else is logged and tabled."""
+    left, remaining = copied.trial_dirs["cerdeq", 0], copied.trials["cnn5", 0].key
     study = Study(copied.root, {**TINY, "trials": TINY["trials"][:1]}, copied.store)
     if name == folder.FAILURE:
         (left / folder.RESULT).unlink()
     (left / name).write_text("{")
     left = left.rename(left.with_name("0" * 16))  # first in order
-    MlflowClient(study.store).delete_run(study.runs[kept].info.run_id)
+    MlflowClient(study.store).delete_run(study.runs[remaining].info.run_id)
     assert study.main() == 0, "nothing that the sweep asks for is missing"
     captured = capsys.readouterr()
     assert str(left / name) in captured.out + captured.err
     assert "cnn5" in (study.directory / "leaderboard.md").read_text()
-    assert study.runs[kept].info.status == "FINISHED"
+    assert study.runs[remaining].info.status == "FINISHED"
 
 
 def test_what_ray_left_of_a_killed_driver_is_cleared_away(copied, no_ray):
@@ -65,10 +65,10 @@ def test_an_old_failure_is_not_reported_as_a_new_one(copied, monkeypatch, capsys
     (trial_dir / folder.RESULT).unlink()
     files.write_json(trial_dir / folder.FAILURE, {"error": "RuntimeError: last week's", "last_finite": {}})
 
-    def dies_at_once(folders, data_dir, cpu, gpu, storage, on_report, on_end, *_, **__):
+    def dies_at_once(folders, work, on_report, on_end, options, directory):
         on_end(folders[0], "its worker failed 3 times: it died")
 
-    monkeypatch.setattr(ray_tune, "run_folders", dies_at_once)
+    monkeypatch.setattr(ray_tune, "run_on_ray", dies_at_once)
     assert copied.main() == 1
     assert "it died" in folder.read_failure(trial_dir)["error"]
     assert "last week" not in capsys.readouterr().out

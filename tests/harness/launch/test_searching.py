@@ -1,6 +1,5 @@
 """A killed search goes on: no candidate is lost or trained twice, and the winners become the trials of the sweep."""
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from harness.config.sweep_file import load_sweep
 from harness.data import load
 from harness.launch import ray_tune
 from harness.launch.searching import Search
+from harness.launch.work import RayOptions
 from harness.search.rungs import CANDIDATE
 from harness.search.studies import JOURNAL, candidates_of
 from harness.storage import folder, names
@@ -27,9 +27,7 @@ SEARCH = {
     "trials": 4,
 }
 SEARCHED = {**TINY, "seeds": [0, 1], "trials": [{"model": "cnn5", "method": "ibp"}], "search": SEARCH}
-OPTIONS = argparse.Namespace(
-    data_dir=None, ray_address=None, max_concurrent=None, fail_fast=False, only=[], export=None
-)
+OPTIONS = RayOptions(cpu=1, gpu=0, data_dir="")
 
 
 class Killed(BaseException):
@@ -42,7 +40,7 @@ def read(tmp_path, **search):
 
 
 def search_of(sweep, tmp_path):
-    return Search(sweep, load("digits"), tmp_path / "study", OPTIONS, Console(quiet=True))
+    return Search(sweep, load("digits"), tmp_path / "study", Console(quiet=True))
 
 
 def candidates(sweep, tmp_path):
@@ -72,11 +70,11 @@ def begun():
 def workers(monkeypatch, begun):
     """A function that replaces Ray by one worker.
 
-    work: called with a folder, returns the error of its worker. rung: of a folder, the error that it reports, or None.
+    do: called with a folder, returns the error of its worker. rung: of a folder, the error that it reports, or None.
     """
 
-    def replace_ray(work=train, killed_at=None, rung=lambda trial_dir: None):
-        def run_folders(supply, data_dir, cpu, gpu, storage, on_report, on_end, address, at_once):
+    def replace_ray(do=train, killed_at=None, rung=lambda trial_dir: None):
+        def run_on_ray(supply, work, on_report, on_end, options, directory):
             while (trial_dir := supply()) is not None:
                 begun.append(trial_dir.name)
                 if len(begun) == killed_at:
@@ -84,9 +82,9 @@ def workers(monkeypatch, begun):
                 if (error := rung(trial_dir)) is not None:
                     on_report(trial_dir, {names.RUNG: 1, names.CERTIFIED_ERROR: error})
                     on_report(trial_dir, {names.RUNG: 1, names.CERTIFIED_ERROR: error})  # by a worker after a kill
-                on_end(trial_dir, work(trial_dir))
+                on_end(trial_dir, do(trial_dir))
 
-        monkeypatch.setattr(ray_tune, "run_folders", run_folders)
+        monkeypatch.setattr(ray_tune, "run_on_ray", run_on_ray)
 
     replace_ray()
     return replace_ray
@@ -96,26 +94,26 @@ def workers(monkeypatch, begun):
 def test_a_killed_search_ends_as_one_without_kills(tmp_path, workers, begun, sampler):
     quiet, killed = tmp_path / "quiet", tmp_path / "killed"
     sweep = read(tmp_path, sampler=sampler, seeds=2)
-    search_of(sweep, quiet).run(0)
+    search_of(sweep, quiet).run(OPTIONS)
     expected = begun.copy()
     begun.clear()
     for killed_at in (3, 6):
         workers(killed_at=killed_at)
         with pytest.raises(Killed):
-            search_of(sweep, killed).run(0)
+            search_of(sweep, killed).run(OPTIONS)
     workers()
-    winners, lacks_some = search_of(sweep, killed).run(0)
+    winners, lacks_some = search_of(sweep, killed).run(OPTIONS)
     assert len(expected) == len(set(expected)) == 4 * 2, "candidates times seeds"
     assert list(dict.fromkeys(begun)) == expected and len(begun) == len(expected) + 2, "the two killed once more"
     settings = [[one.user_attrs["settings"] for one in candidates(sweep, path)] for path in (killed, quiet)]
     assert settings[0] == settings[1]
-    assert winners.trials == search_of(sweep, killed).run(0)[0].trials and not lacks_some
+    assert winners.trials == search_of(sweep, killed).run(OPTIONS)[0].trials and not lacks_some
     assert len(begun) == len(expected) + 2, "nothing is left to run"
 
 
 def test_winners_have_all_images_every_seed_and_a_mark(tmp_path, workers):
     sweep = read(tmp_path, objectives=["certified_error"])
-    winners, _ = search_of(sweep, tmp_path).run(0)
+    winners, _ = search_of(sweep, tmp_path).run(OPTIONS)
     best = min(candidates(sweep, tmp_path), key=lambda one: one.values)
     assert [trial.seed for trial in winners.trials] == [0, 1]
     for trial in winners.trials:
@@ -128,12 +126,12 @@ def test_winners_have_all_images_every_seed_and_a_mark(tmp_path, workers):
 
 
 def test_a_larger_budget_goes_on_another_sampler_begins_anew_and_hours_are_a_budget(tmp_path, workers, begun):
-    search_of(read(tmp_path), tmp_path).run(0)
-    search_of(read(tmp_path, trials=6), tmp_path).run(0)
+    search_of(read(tmp_path), tmp_path).run(OPTIONS)
+    search_of(read(tmp_path, trials=6), tmp_path).run(OPTIONS)
     assert len(begun) == 6
-    search_of(read(tmp_path, sampler="random"), tmp_path).run(0)
+    search_of(read(tmp_path, sampler="random"), tmp_path).run(OPTIONS)
     assert len(begun) == 10
-    search_of(read(tmp_path, seed=1, trials=None, hours=2.5 / 3600), tmp_path).run(0)
+    search_of(read(tmp_path, seed=1, trials=None, hours=2.5 / 3600), tmp_path).run(OPTIONS)
     assert len(begun) == 13, "of a second each; none is begun after 2.5"
 
 
@@ -147,10 +145,10 @@ def test_a_candidate_that_diverges_counts_as_wrong_and_one_whose_worker_died_is_
 
     workers(work)
     sweep = read(tmp_path)
-    winners, lacks_some = search_of(sweep, tmp_path).run(0)
+    winners, lacks_some = search_of(sweep, tmp_path).run(OPTIONS)
     assert lacks_some
     assert chosen_text(tmp_path, winners.trials[0]).startswith("tpe, 4 candidates (2 failed), ")
-    _, lacks_some = search_of(sweep, tmp_path).run(0)
+    _, lacks_some = search_of(sweep, tmp_path).run(OPTIONS)
     assert not lacks_some
     assert len(begun) == 5 and begun[4] == begun[1]
     first, *others = candidates(sweep, tmp_path)
@@ -161,25 +159,25 @@ def test_a_candidate_that_diverges_counts_as_wrong_and_one_whose_worker_died_is_
 def test_a_candidate_that_falls_behind_is_stopped(tmp_path, workers, begun):
     """The second one of two, after its first epoch."""
     workers(
-        work=lambda trial_dir: train(trial_dir) if len(begun) == 1 else None,
+        do=lambda trial_dir: train(trial_dir) if len(begun) == 1 else None,
         rung=lambda trial_dir: 10.0 * len(begun),
     )
     sweep = read(tmp_path, objectives=["certified_error"], asha={"min_epochs": 1}, trials=2)
-    winners, _ = search_of(sweep, tmp_path).run(0)
+    winners, _ = search_of(sweep, tmp_path).run(OPTIONS)
     assert [one.state for one in candidates(sweep, tmp_path)] == [TrialState.COMPLETE, TrialState.PRUNED]
     assert "(1 ended early)" in chosen_text(tmp_path, winners.trials[0])
 
 
 def test_a_damaged_file_is_named(tmp_path, workers):
     sweep = read(tmp_path)
-    search_of(sweep, tmp_path).run(0)
+    search_of(sweep, tmp_path).run(OPTIONS)
     journal = search_of(sweep, tmp_path).directory / JOURNAL
     journal.write_text(journal.read_text().replace('"op_code":4', '"op_code":', 1))
     with pytest.raises(DamagedFileError, match=JOURNAL):
         search_of(sweep, tmp_path)
     workers(lambda trial_dir: (trial_dir / CANDIDATE).write_text("[]") and None)
     with pytest.raises(DamagedFileError, match=r"candidate\.json"):
-        search_of(sweep, tmp_path / "another").run(0)
+        search_of(sweep, tmp_path / "another").run(OPTIONS)
 
 
 def test_only_and_export_are_refused_and_a_dry_run_writes_nothing(tmp_path, no_ray, capsys, monkeypatch):
@@ -207,7 +205,7 @@ def test_a_search_under_ray_that_is_killed_ends_with_a_marked_leaderboard(tmp_pa
     _, err = again.communicate(timeout=600)
     assert again.returncode == 0, err
     assert {path: path.stat().st_mtime_ns for path in finished} == finished, "none is trained twice"
-    search = Search(load_sweep(study.file, None, True), load("digits"), study.directory, OPTIONS, Console(quiet=True))
+    search = Search(load_sweep(study.file, None, True), load("digits"), study.directory, Console(quiet=True))
     assert [one.number for one in candidates_of(search.studies[0])] == [0, 1, 2, 3]
     assert "chosen by" in (study.directory / "leaderboard.md").read_text()
     assert "What was searched" in (study.directory / "report.html").read_text()

@@ -2,19 +2,16 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 
 import pytest
 from study import snapshot
 
-from harness.clock import Clock
 from harness.command_line import main
 from harness.config.trial import RECIPE_VERSION, trial_key
 from harness.data import load
 from harness.storage import files, folder, names
-from harness.training import run_trial
 
 BLOCKED = ("ray", "mlflow", "pydantic", "yaml", "typer", "sqlalchemy")
 BLOCKER = f"""
@@ -107,67 +104,11 @@ def test_a_finished_trial_is_left_alone_in_a_line(exported, capsys, monkeypatch)
     trial_dir = trial_dir_of(path)
     before, error = snapshot(trial_dir), folder.read_result(trial_dir).metrics[names.CERTIFIED_ERROR]
     capsys.readouterr()
-    monkeypatch.setattr("harness.trial.load", None)
-    monkeypatch.setattr("harness.trial.run_trial", None)
+    monkeypatch.setattr("harness.launch.work.load", None)
     assert call(path) == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert line.endswith(f"{trial_dir}: finished, certified_error {error}")
     assert snapshot(trial_dir) == before
-
-
-def test_a_trial_goes_on_from_its_checkpoint(exported, capsys):
-    path = exported(train={"epochs": 2})
-    assert call(path) == 0
-    trial_dir = trial_dir_of(path)
-    weights, (_, first, _) = (trial_dir / folder.WEIGHTS).read_bytes(), folder.read_epochs(trial_dir)
-    capsys.readouterr()
-
-    class StoppedError(Exception):
-        pass
-
-    def stop(row):
-        if row[names.EPOCH] == 1:
-            raise StoppedError
-
-    shutil.rmtree(trial_dir)
-    with pytest.raises(StoppedError):
-        run_trial(folder.read_trial(path).config, directory=trial_dir, report=stop, clock=Clock(keep_every=0))
-    assert call(path) == 0
-    assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")] == [
-        "epoch 2"
-    ]
-    rows = folder.read_epochs(trial_dir)
-    assert [row[names.EPOCH] for row in rows] == [0, 1, 2] and rows[1][names.TRAIN_LOSS] == first[names.TRAIN_LOSS]
-    assert (trial_dir / folder.WEIGHTS).read_bytes() == weights
-    assert folder.read_failure(trial_dir) is None
-
-
-def test_a_damaged_checkpoint_is_reported_and_training_begins_again(exported, capsys):
-    path = exported()
-    checkpoint = trial_dir_of(path) / folder.CHECKPOINT
-    checkpoint.parent.mkdir(parents=True)
-    checkpoint.write_bytes(b"not a checkpoint")
-    assert call(path) == 0
-    assert f"{checkpoint} cannot be read" in capsys.readouterr().out
-
-
-def test_a_trial_that_diverges_fails_in_a_line_and_in_failure_json(exported, capsys):
-    path = exported(train={"regularisation": 3e38})
-    assert call(path) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("failed: ") and "epoch 1" in error and "Traceback" not in error
-    failure = folder.read_failure(trial_dir_of(path))
-    assert "NonFiniteLossError" in failure["error"] and failure["last_finite"][names.TRAIN_LOSS] > 1e37
-    assert folder.read_result(trial_dir_of(path)) is None
-
-
-def test_ctrl_c_says_how_to_go_on(exported, capsys, monkeypatch):
-    def interrupt(*_args, **_kwargs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("harness.trial.run_trial", interrupt)
-    assert call(exported()) == 130
-    assert "the same command goes on" in capsys.readouterr().err
 
 
 def occupy(path):
@@ -179,20 +120,15 @@ def occupy(path):
     files.write_json(trial_dir / folder.TRIAL, folder.trial_json(other))
 
 
-# What is done to an exported file, or beside it, and what the message must name; more files: test_malformed_files.py.
+# What is done to an exported file, and what the message must name; more files: test_malformed_files.py.
 REFUSED = {
     "no file": (lambda path: path.unlink(), ["No such file"]),
-    "a directory": (lambda path: (path.unlink(), path.mkdir()), ["directory"]),
-    "not JSON": (lambda path: path.write_text("{"), ["--export"]),
     "a sweep file": (lambda path: path.write_text("name: quickstart\n"), ["--export"]),
     "an older recipe": (lambda path: edit(path, recipe_version=RECIPE_VERSION - 1), ["recipe_version", "export"]),
-    "another key": (lambda path: edit(path, key="0" * 16), ["key", "'0000000000000000'"]),
     "another fingerprint": (lambda path: edit(path, fingerprint="f" * 16), ["key"]),
     "a setting changed by hand": (lambda path: edit_config(path, eps="1/16"), ["key"]),
     "a setting of another type": (lambda path: edit_config(path, seed="3"), ["--export"]),
-    "a setting that cannot be": (lambda path: edit_config(path, options={"depth": 3}), ["key"]),
     "a network of other code": (lambda path: export_again(path, model="cnn99"), ["cnn99"]),
-    "a method of other code": (lambda path: export_again(path, method="magic"), ["magic"]),
     "an option of other code": (lambda path: export_again(path, options={"depth": 3}), ["depth"]),
 }
 

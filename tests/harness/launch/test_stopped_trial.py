@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from harness.clock import Clock, Stopped
 from harness.command_line import FAILED, INTERRUPTED, OK, STOPPED, main
 from harness.data import load
-from harness.launch.progress import Lines
+from harness.launch.progress import TrialProgress
 from harness.storage import files, folder, names
 from harness.storage.folder import make_trial, trial_json
 from harness.training import run_trial
@@ -50,7 +50,7 @@ class StopAfter(Clock):
 def test_a_trial_done_in_pieces_ends_like_one_done_at_once(tiny_trial, tmp_path, model):
     """Each call ends after one epoch, one batch, or what equilibria do; nothing is done twice."""
     config = tiny_trial(model, width=0.05, eps="1/4", train={"eps": "1/32"})
-    whole = run_trial(config, tmp_path / "whole")
+    at_once = run_trial(config, tmp_path / "at_once")
     epochs, batches, calls = [], [], 0
     while folder.read_result(tmp_path / "pieces") is None:
         calls += 1
@@ -64,15 +64,15 @@ def test_a_trial_done_in_pieces_ends_like_one_done_at_once(tiny_trial, tmp_path,
     assert [row[names.EPOCH] for row in epochs] == [0, 1, 2, 3]
     assert dict.fromkeys(batches) == dict.fromkeys([(0, 60), (40, 60), (60, 60)])
     pieces = folder.read_result(tmp_path / "pieces")
-    metrics = {name: value for name, value in whole.metrics.items() if "seconds" not in name}
+    metrics = {name: value for name, value in at_once.metrics.items() if "seconds" not in name}
     assert metrics == {name: pieces.metrics[name] for name in metrics} and len(metrics) > 10
-    assert pieces.warnings == whole.warnings
-    tables = [pd.read_parquet(tmp_path / name / folder.VERDICTS) for name in ("whole", "pieces")]
+    assert pieces.warnings == at_once.warnings
+    tables = [pd.read_parquet(tmp_path / name / folder.VERDICTS) for name in ("at_once", "pieces")]
     pd.testing.assert_frame_equal(*tables, check_exact=True)
-    weights = [load_file(tmp_path / name / folder.WEIGHTS) for name in ("whole", "pieces")]
+    weights = [load_file(tmp_path / name / folder.WEIGHTS) for name in ("at_once", "pieces")]
     assert all(value.equal(weights[1][name]) for name, value in weights[0].items())
-    found = [(tmp_path / name / folder.COUNTEREXAMPLES).read_bytes() for name in ("whole", "pieces")]
-    assert found[0] == found[1] and len(load_file(tmp_path / "whole" / folder.COUNTEREXAMPLES)) > 0
+    points = [(tmp_path / name / folder.COUNTEREXAMPLES).read_bytes() for name in ("at_once", "pieces")]
+    assert points[0] == points[1] and len(load_file(tmp_path / "at_once" / folder.COUNTEREXAMPLES)) > 0
     assert not (tmp_path / "pieces" / folder.SHARDS).exists()
 
 
@@ -122,16 +122,16 @@ def test_several_trials_in_order_one_finished_one_that_fails(exported, tmp_path,
 def test_sigterm_ends_a_trial_with_its_epoch_and_the_same_command_goes_on(exported, tmp_path, capsys, monkeypatch):
     (first, trial_dir), (second, other) = exported(train={"epochs": 3}), exported(seed=1)
 
-    def terminate(lines, row):
-        if row[names.EPOCH] == 1:
+    def terminate(progress, row):
+        if row.get(names.EPOCH) == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Lines, "epoch", terminate)
+        patch.setattr(TrialProgress, "report", terminate)
         assert call(tmp_path, first, second) == STOPPED
-    printed = capsys.readouterr().out
-    assert "SIGTERM: stops after this epoch" in printed
-    assert "2 of 2 unfinished: " in printed and "stopped; the same command goes on" in printed
+    printed = capsys.readouterr()
+    assert "SIGTERM: running trials end with their epoch" in printed.out and "2 of 2 unfinished: " in printed.out
+    assert "the same command goes on" in printed.err
     assert [row[names.EPOCH] for row in folder.read_epochs(trial_dir)] == [0, 1, 2]
     assert not (other / folder.EPOCHS).exists()
     assert call(tmp_path, first, second) == OK
@@ -142,10 +142,10 @@ def test_sigterm_ends_a_trial_with_its_epoch_and_the_same_command_goes_on(export
 def test_a_second_signal_stops_at_once(exported, tmp_path, monkeypatch):
     path, trial_dir = exported()
 
-    def terminate(lines, row):
+    def terminate(progress, row):
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(Lines, "epoch", terminate)
+    monkeypatch.setattr(TrialProgress, "report", terminate)
     assert call(tmp_path, path) == INTERRUPTED
     assert folder.read_result(trial_dir) is None

@@ -58,12 +58,6 @@ def test_a_second_signal_waits_for_what_is_being_written(stop, lines):
     assert "as soon as MLflow has what is being written" in lines[1]
 
 
-def test_an_error_in_the_block_hides_no_second_signal(stop):
-    with pytest.raises(KeyboardInterrupt), stop, stop.delayed():
-        interrupt(times=2)
-        raise ValueError
-
-
 def test_a_third_signal_waits_for_nothing(stop):
     with pytest.raises(KeyboardInterrupt), stop, stop.delayed():
         interrupt(times=3)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 CALLS = {
     "harness.training.trial": ["run_trial", "run_folder"],
-    "harness.evaluation.certification": ["certify_shard"],
+    "harness.evaluation.shards": ["certify_shard"],
     "harness.search.rungs": ["run_candidate"],
 }
 

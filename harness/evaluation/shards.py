@@ -1,4 +1,4 @@
-"""A certification: further evaluation of a finished trial, in shards; the work of one shard, and the merged result."""
+"""The evaluation of images in shards, a part each: of a trial, and of a certification, which evaluates it further."""
 
 import hashlib
 import json
@@ -46,10 +46,10 @@ def evaluation_images(data: Data, config: TrialConfig) -> Split:
     """
     _, held_out = data.training_images(config.train_images, config.validation_images)
     count = config.evaluation.test_images
-    if held_out is None:
-        return data.test_images(count)
-    require("images", count, count is None or count <= len(held_out), f"at most the {len(held_out)} held out")
-    return held_out.part(0, len(held_out) if count is None else count)
+    if held_out is None or count is None:
+        return held_out or data.test_images(count)
+    require("images", count, count <= len(held_out), f"at most the {len(held_out)} held out")
+    return held_out.part(0, count)
 
 
 def certification_of(trial_dir: Path, config: TrialConfig, data: Data) -> tuple[Trial, Certification]:
@@ -63,8 +63,8 @@ def certification_of(trial_dir: Path, config: TrialConfig, data: Data) -> tuple[
     return trial, Certification(len(evaluation_images(data, config)), per_shard, stands_for, digest)
 
 
-def certify_shard(directory: Path, number: int, data_dir: str | None) -> dict[str, int]:
-    """Evaluate and write a shard of the certification in a folder, and count each verdict.
+def certify_shard(directory: Path, number: int, data_dir: str | None) -> None:
+    """Evaluate and write a shard of the certification in a folder.
 
     It runs on one thread, so that the result is the same on every machine.
 
@@ -76,13 +76,13 @@ def certify_shard(directory: Path, number: int, data_dir: str | None) -> dict[st
     with _one_thread(), kept_memory():
         config, network, test = _load(directory, stored.digest, data_dir)
         first, stop = stored.images_of(number)
-        return evaluate_shard(directory, number, network, test.part(first, stop), first, config, stored.digest)
+        evaluate_shard(directory, number, network, test.part(first, stop), first, config, stored.digest)
 
 
 def evaluate_shard(
     directory: Path, number: int, network: PreparedNetwork, part: Split, first: int, config: TrialConfig, digest: str
-) -> dict[str, int]:
-    """Evaluate images, the first of which has the index `first`, write the shard, and count each verdict.
+) -> None:
+    """Evaluate images, the first of which has the index `first`, and write the shard.
 
     Raises:
         SoundnessError: an example is both certified and refuted.
@@ -93,11 +93,15 @@ def evaluate_shard(
     metrics = {"seconds": evaluation.seconds, "layers": finite_or_none(evaluation.layers), **spread}
     write_evidence = partial(save_file, evaluation.evidence)
     certification.write_shard(directory, number, evaluation.verdicts, write_evidence, digest=digest, **metrics)
-    return evaluation.verdicts[names.VERDICT].value_counts().to_dict()
 
 
 def merge_shards(directory: Path, count: int) -> Evaluation:
-    """Return the evaluation that all shards in a folder make up. Raises DamagedFileError."""
+    """Return the evaluation that all shards in a folder make up, and write its verdicts and evidence there.
+
+    Raises:
+        DamagedFileError: a shard cannot be read.
+        FileNotFoundError: the folder is gone.
+    """
     shards = [certification.read_shard(directory, number) for number in range(count)]
     parts = [certification.read_shard_verdicts(directory, number) for number in range(count)]
     verdicts, images = pd.concat(parts, ignore_index=True), [len(part) for part in parts]
@@ -105,6 +109,9 @@ def merge_shards(directory: Path, count: int) -> Evaluation:
     widths = [{name: math.inf if value is None else value for name, value in shard.layers.items()} for shard in shards]
     files = [load_file(certification.evidence_of(directory, number)) for number in range(count)]
     evidence = {name: tensor for file in files for name, tensor in file.items()}
+    folder.require_there(directory)
+    write_evidence(directory, evidence)
+    write_table(directory / folder.VERDICTS, verdicts)
     seconds = sum_rows(shard.seconds for shard in shards)
     return Evaluation(verdicts, average_rows(widths, images), centre, spread, seconds, evidence)
 
@@ -131,8 +138,8 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def finish(directory: Path, data: Data) -> TrialResult:
-    """Write the table, the timings and the result of a certification whose shards are all there; return the result."""
+def finish(directory: Path, data: Data) -> None:
+    """Write the table, the timings and the result of a certification whose shards are all there."""
     stored = certification.read_certification(directory)
     trial = folder.read_certified_trial(directory / certification.CERTIFICATION)
     shards = [certification.read_shard(directory, number) for number in range(stored.shards)]
@@ -148,14 +155,10 @@ def finish(directory: Path, data: Data) -> TrialResult:
     messages = warnings(evaluation, metrics)
     rows = [(number, stage, seconds) for number, shard in enumerate(shards) for stage, seconds in shard.seconds.items()]
     timings = pd.DataFrame(rows, columns=["shard", "stage", "seconds"])
-    write_evidence(directory, evaluation.evidence)
-    write_table(directory / folder.VERDICTS, evaluation.verdicts)
     write_table(directory / certification.TIMINGS, timings)
     environment = describe_environment(best_device()) | {"threads": "1"}  # a worker's
-    result = TrialResult(trial.key, metrics, environment, data.summary(), messages)
-    folder.write_result(directory, result)
+    folder.write_result(directory, TrialResult(trial.key, metrics, environment, data.summary(), messages))
     certification.remove_shards(directory)
-    return result
 
 
 def _pool(moments: list[tuple[float | None, float | None]], images: list[int]) -> tuple[float, float]:
