@@ -4,8 +4,8 @@ from functools import partial
 
 from torch import nn
 
-from baselines.layers import Shape, add_extra_stride, add_head, convolutions, scale_channels, size_after
 from baselines.registry import register
+from cerdeq.layers import Shape, add_extra_stride, add_head, convolutions, scale_channels, size_after
 
 _CNN7 = [(64, 1), (64, 1), (128, 2), (128, 1), (128, 1)]
 

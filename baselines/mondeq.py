@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from baselines.cerdeq import deq7_around
-from baselines.layers import Shape, scale_channels
 from baselines.registry import register
 from cerdeq.equilibrium import Equilibrium
+from cerdeq.layers import Shape, scale_channels
+from cerdeq.models import deq7_around
 
 
 class Bias(nn.Module):

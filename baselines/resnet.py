@@ -5,8 +5,8 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from baselines.layers import Plan, Shape, add_extra_stride, add_head, convolution, scale_channels, size_after
 from baselines.registry import register
+from cerdeq.layers import Plan, Shape, add_extra_stride, add_head, convolution, scale_channels, size_after
 
 
 class BasicBlock(nn.Module):

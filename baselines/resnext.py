@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
-from baselines.layers import Shape, extra_stride
 from baselines.registry import register
 from baselines.resnet import residual, shortcut
+from cerdeq.layers import Shape, extra_stride
 
 _CARDINALITY = 2
 

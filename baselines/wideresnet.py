@@ -2,9 +2,9 @@
 
 from torch import nn
 
-from baselines.layers import Shape, extra_stride
 from baselines.registry import register
 from baselines.resnet import BasicBlock, residual
+from cerdeq.layers import Shape, extra_stride
 
 
 @register("wideresnet8")

@@ -5,8 +5,7 @@ import os
 import platform
 import subprocess
 from functools import cache
-from importlib.metadata import version
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -25,7 +24,7 @@ def describe_environment(device: torch.device) -> dict[str, str]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {platform.machine()}",
         "threads": str(torch.get_num_threads()),
         "python": platform.python_version(),
-        **{package: version(package) for package in _PACKAGES if find_spec(package)},
+        **{package: installed for package in _PACKAGES if (installed := _version(package))},
         "code": code_version(),
     }
 
@@ -54,3 +53,10 @@ def source_digest() -> str:
     for path in sorted(path for package in packages for path in (root / package).rglob("*.py")):
         digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -79,7 +79,7 @@ class TrialProgress(Bars):
             metrics = ", ".join(f"{name} {row[name]:.5g}" for name in _EPOCH_METRICS if row.get(name) is not None)
             self._print(f"epoch {row[names.EPOCH]}: {metrics}")
             return
-        done, images = row[names.JUDGED], row[names.IMAGES]
+        done, images = row[names.EVALUATED], row[names.IMAGES]
         if "images" not in self.tasks:
             self._print(f"evaluating {images - done:,} images")
         self.move("images", done, images)
@@ -111,7 +111,7 @@ class SweepProgress(Bars):
             self.move(label, row[names.EPOCH], self.epochs[key], _short_metrics(row))
         else:
             self.remove(label)
-            self.move(f"{label}: images", row[names.JUDGED], row[names.IMAGES])
+            self.move(f"{label}: images", row[names.EVALUATED], row[names.IMAGES])
         self._move_all()
 
     def finished(self, key: str, result: TrialResult) -> None:

@@ -93,7 +93,7 @@ def train_item(
         return
 
     def evaluated(done: int, images: int) -> None:
-        report({names.JUDGED: done, names.IMAGES: images})
+        report({names.EVALUATED: done, names.IMAGES: images})
 
     if uri:
         run_trial_at(uri, trial_dir.name, report, data_dir, evaluated, code)

@@ -40,7 +40,7 @@ TRAIN_COMPILED = "train/compiled"  # 1 where the epoch's steps were compiled, el
 TRAIN_ACCUMULATE = "train/accumulate"  # where memory ran out: in how many parts a batch is taken instead
 
 # What a trial reports during evaluation; not written to files.
-JUDGED = "judged"
+EVALUATED = "evaluated"
 IMAGES = "images"
 
 # What a candidate of a search reports with CERTIFIED_ERROR: the epoch after which it is compared with others.

@@ -24,7 +24,7 @@ from harness.training.objective import Attack, Loss, make_objective
 
 _log = logging.getLogger(__name__)
 _LARGEST = 1e15
-CUDA_GRAPHS, COMPILED, CHANNELS_LAST = "CUDA graphs", "compiled steps", "channels-last format"
+CUDA_GRAPHS, COMPILED, CHANNELS_LAST, FUSED = "CUDA graphs", "compiled steps", "channels-last format", "fused Adam"
 """The optimisations of a step; each that fails is given up, and steps go on without it."""
 
 Choices = tuple[Tensor, ...]
@@ -141,11 +141,12 @@ class Stepper:
         """
         eager = partial(self.eager, method=method)
         while self.compiled or self.captured:
-            suspect = COMPILED if self.compiled else CHANNELS_LAST
+            suspect = FUSED
             try:
                 with restored(self._state()):
+                    self._step_on_zeros()
+                    suspect = COMPILED if self.compiled else CHANNELS_LAST
                     self.eps.fill_(1e-6)
-                    self.learning_rate.fill_(1e-6)
                     if not self.captured:
                         eager(choices)
                         return eager
@@ -170,7 +171,10 @@ class Stepper:
             self.captured = False
         elif optimisation == COMPILED:
             self.set_compiled(False)
-        elif self.memory_format == torch.channels_last:
+        elif optimisation == FUSED and any(group["fused"] for group in self.optimiser.param_groups):
+            for group in self.optimiser.param_groups:
+                group["fused"] = False
+        elif optimisation == CHANNELS_LAST and self.memory_format == torch.channels_last:
             self.memory_format = torch.contiguous_format
             for network in self.networks:
                 network.to(memory_format=torch.contiguous_format)
@@ -185,13 +189,24 @@ class Stepper:
     def _state(self) -> list[Tensor]:
         """Return every tensor that a step changes in place, after creating the optimiser's moments if it has none."""
         if not self.optimiser.state:
-            for parameter in self.model.parameters():
-                parameter.grad = torch.zeros_like(parameter)
-            self.optimiser.step()  # makes moments, and moves nothing
+            try:
+                self._step_on_zeros()  # makes moments, and moves nothing
+            except Exception:
+                self.optimiser.state.clear()
+                raise
             for moments in self.optimiser.state.values():
                 moments["step"].zero_()
         moments = [tensor for state in self.optimiser.state.values() for tensor in state.values()]
         return [tensor for network in self.networks for tensor in _tensors_of(network)] + moments
+
+    def _step_on_zeros(self) -> None:
+        """Take a step of the optimiser on gradients of 0. Its rate is not 0: Adam that is not fused divides by it."""
+        self.learning_rate.fill_(1e-6)
+        for parameter in self.model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.learning_rate
+        self.optimiser.step()
 
 
 def make_optimiser(model: nn.Module, device: torch.device) -> torch.optim.Adam:

@@ -242,7 +242,7 @@ def test_a_second_ctrl_c_waits_for_what_is_written_to_mlflow(unfinished, replace
 
 def test_a_trial_that_is_only_evaluated_runs_for_mlflow_too(unfinished, replace_ray):
     def act(folders, on_report, on_end):
-        on_report(folders[0], {names.JUDGED: 0, names.IMAGES: 50})
+        on_report(folders[0], {names.EVALUATED: 0, names.IMAGES: 50})
         assert sorted(statuses(unfinished).values()) == ["FINISHED", "RUNNING"]
         for trial_dir in folders:
             on_end(trial_dir, "it died")

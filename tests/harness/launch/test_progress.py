@@ -36,7 +36,7 @@ def test_a_sweep_has_a_bar_for_each_trial_that_runs_and_a_line_for_each_that_has
         progress.report(first, {**ROW, names.EPOCH: 1})
         progress.report(first, ROW)
         progress.report(second, {**ROW, names.EPOCH: 3})
-        progress.report(second, {names.JUDGED: 20, names.IMAGES: 60})
+        progress.report(second, {names.EVALUATED: 20, names.IMAGES: 60})
         all_trials, running, evaluated = shown(progress)
         assert all_trials.startswith("all trials 5/12 ") and all_trials.endswith(" 0 of 3 trials have ended")
         assert running.startswith("trial 0 groups=[2] 2/3 0:00:0") and running.endswith(" eps 0.01, accumulate 4")
@@ -59,7 +59,7 @@ def test_one_trial_has_two_bars_or_a_line_an_epoch(terminal, capsys, is_terminal
         progress.report({**ROW, names.EPOCH: 1})
         progress.report(ROW)
         for done in (500, 1000):
-            progress.report({names.JUDGED: done, names.IMAGES: 2500})
+            progress.report({names.EVALUATED: done, names.IMAGES: 2500})
         epochs, images = shown(progress)
     assert epochs.startswith("epochs 2/10 0:00:0") and epochs.endswith("eps 0.01, accumulate 4")
     assert images.startswith("images 1000/2500 0:00:0")

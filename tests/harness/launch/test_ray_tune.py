@@ -126,7 +126,7 @@ def test_items_that_fail_are_retried_and_a_trial_reports_its_epochs(
     )
     assert folder.read_result(trained).environment["threads"] == "2"
     rows = events.rows["trained"]
-    reported = [row.get(names.EPOCH, (row.get(names.JUDGED), row.get(names.IMAGES))) for row in rows]
+    reported = [row.get(names.EPOCH, (row.get(names.EVALUATED), row.get(names.IMAGES))) for row in rows]
     assert reported == [0, 1, 2, 3, (0, 60), (40, 60), (60, 60)]
     for row, written in zip(rows[:4], folder.read_epochs(trained), strict=True):
         assert written.items() <= row.items()

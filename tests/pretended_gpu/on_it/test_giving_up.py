@@ -4,9 +4,11 @@ another matter: batches are divided. All kernels do nothing here, so that values
 import pytest
 import torch
 from controls import counted, failing
+from safetensors.torch import load_file
 from steppers import stepper_of, take_steps
 from values import Values
 
+from harness.clock import Clock
 from harness.storage import folder, names
 from harness.training import objective, run_trial
 from harness.training.capture import CapturedStep
@@ -69,6 +71,42 @@ def test_channels_last_is_given_up_if_steps_fail_with_it(tiny_trial, eager_fails
     assert stepper.captured
     for network in (stepper.model, stepper.averaged):
         assert all(parameter.is_contiguous() for parameter in network.parameters())
+
+
+@pytest.fixture
+def no_fused_adam(monkeypatch):
+    def fail(*_arguments, **_named):
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(torch, "_fused_adam_", fail)
+
+
+def test_fused_adam_that_fails_is_given_up_and_has_counted_no_step(tiny_trial, no_fused_adam):
+    stepper = stepper_of(tiny_trial(), "cuda")
+    with Values(), failing("capture"):
+        take_steps(stepper, 2, 64)
+    assert [line.partition(" given up")[0] for line in stepper.failed_optimisations] == ["fused Adam", "CUDA graphs"]
+    assert {int(state["step"]) for state in stepper.optimiser.state.values()} == {2}
+    assert all(parameter.isfinite().all() for parameter in stepper.model.parameters())
+
+
+def test_a_killed_trial_without_fused_adam_goes_on_to_the_same_end(tiny_trial, tmp_path, no_fused_adam):
+    class Killed(BaseException):
+        pass
+
+    def kill(row):
+        if row[names.EPOCH] == 2:
+            raise Killed
+
+    config = tiny_trial(width=0.05, train=NOT_COMPILED | {"ema_decay": 0.9})
+    with Values(), failing("capture"):
+        run_trial(config, tmp_path / "quiet")
+        with pytest.raises(Killed):
+            run_trial(config, tmp_path / "killed", kill, clock=Clock(keep_every=0))
+        result = run_trial(config, tmp_path / "killed")
+    assert sum(" given up: " in warning for warning in result.warnings) == 2
+    quiet, killed = (load_file(tmp_path / name / folder.WEIGHTS) for name in ("quiet", "killed"))
+    assert all(torch.equal(value, killed[name]) for name, value in quiet.items())
 
 
 def test_an_error_of_the_step_itself_is_raised(tiny_trial, eager_fails):
