@@ -49,7 +49,7 @@ def check_network(
         other = _build_small(network, dataset, width, options, seed=_SEED + 1)
         one, same = first.state_dict(), second.state_dict()
         is_same = one.keys() == same.keys() and all(torch.equal(one[key], same[key]) for key in one)
-        _require(is_same, "one seed makes two networks: draw weights by torch alone")
+        _require(is_same, "two builds with the same seed differ: draw weights with torch only")
         _check_evaluation(with_statistics(other, dataset), dataset)
         _check_training(first, dataset)
         _check_bounds(other, dataset, bounds)
@@ -123,7 +123,7 @@ def _check_evaluation(model: nn.Sequential, dataset: str) -> None:
     _require(logits.shape == (len(x), classes), message)
     _require(bool(logits.isfinite().all()), "logits in evaluation mode are not finite")
     _require(torch.equal(model(x), logits), "logits in evaluation mode are not the same each time")
-    _require_close("what an image gives in another batch in evaluation mode", model(x[:2]), logits[:2])
+    _require_close("in evaluation mode, the logits of an image in another batch", model(x[:2]), logits[:2])
 
 
 def _check_bounds(model: nn.Sequential, dataset: str, bounds: Sequence[str]) -> None:
@@ -163,7 +163,7 @@ def _check_stored(model: nn.Sequential, first: nn.Sequential, second: nn.Sequent
         second.load_state_dict(load(save({key: value.contiguous() for key, value in model.state_dict().items()})))
     except RuntimeError as error:  # such as tensors that share memory, which the format cannot store
         raise ContractError(f"the folded network cannot be stored: {error}") from None
-    _require(torch.equal(second(x), model(x)), "the folded network that is loaded is not the stored one")
+    _require(torch.equal(second(x), model(x)), "the folded network changes when it is saved and loaded")
 
 
 def _batch(dataset: str) -> tuple[Tensor, Tensor, int]:

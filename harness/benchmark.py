@@ -40,17 +40,21 @@ _SIZES = {
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     sizes = ", ".join(f"{size['width']} x {size['batch_size']} on a {device}" for device, size in _SIZES.items())
-    parser.add_argument("models", nargs="*", default=["cnn7", "cerdeq"], help=f"of {', '.join(network_names())}")
+    parser.add_argument("models", nargs="*", default=["cnn7", "cerdeq"], help=f"networks: {', '.join(network_names())}")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="sections; default: all")
-    parser.add_argument("--dataset", default="cifar10", choices=list(DATASETS), help="of steps; default: cifar10")
+    parser.add_argument(
+        "--dataset", default="cifar10", choices=list(DATASETS), help="data set of the section steps; default: cifar10"
+    )
     parser.add_argument("--width", type=float, help=f"factor of channels; width and batch by default: {sizes}")
-    parser.add_argument("--batch-size", type=int, help="of steps")
-    parser.add_argument("--rounds", type=int, help="of steps that medians are taken of")
+    parser.add_argument("--batch-size", type=int, help="batch size of the section steps")
+    parser.add_argument("--rounds", type=int, help="repetitions of each step; the table shows medians")
     trained = "trial folders for the section bounds: results/<sweep>/trials/<key>"
     parser.add_argument("--trained", nargs="+", type=Path, default=[], metavar="TRIAL_DIR", help=trained)
     parser.add_argument("--bounds", nargs="+", choices=BOUNDS, default=list(BOUNDS), help="default: all")
-    parser.add_argument("--images", type=int, default=20, help="test images of bounds, the first ones; default: 20")
-    parser.add_argument("--json", type=Path, help="also write all figures to this file")
+    parser.add_argument(
+        "--images", type=int, default=20, help="number of test images of the section bounds; default: 20"
+    )
+    parser.add_argument("--json", type=Path, help="also write all numbers to this file")
     add_data_dir(parser)
 
 

@@ -71,7 +71,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--images", type=int, help="evaluate the first N images; default: as the trial did", metavar="N"
     )
     parser.add_argument(
-        "--workers", type=int, help="the most workers at a time; default: one for each GPU, else for each CPU"
+        "--workers", type=int, help="largest number of workers; default: one for each GPU, else for each CPU"
     )
     add_data_dir(parser)
 
@@ -113,7 +113,8 @@ def _check_options(options: argparse.Namespace) -> None:
     for setting, users in STAGES_BY_SETTING.items():
         name = setting.removeprefix("bab_")
         value = getattr(options, name)
-        require(f"--{name}", value, not value or not stages.isdisjoint(users), f"nothing without {' or '.join(users)}")
+        if value and stages.isdisjoint(users):
+            raise InputError(f"--{name}: needs one of the stages {', '.join(users)} in --stages")
 
 
 def _finished_trials(paths: list[Path], console: Console) -> list[Path]:

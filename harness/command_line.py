@@ -23,8 +23,8 @@ STATUSES = {
     OK: "everything that was asked for is done",
     FAILED: "something failed or was not confirmed",
     BAD_INPUT: "the request is wrong; nothing was started",
-    STOPPED: "asked to stop; what is done is saved, and the same command goes on",
-    INTERRUPTED: "stopped at once",
+    STOPPED: "stopped; everything done is saved, and the same command continues",
+    INTERRUPTED: "stopped at once; the same command continues from the last checkpoint",
 }
 """What the exit status of each command means."""
 
@@ -52,25 +52,25 @@ def add_data_dir(parser: argparse.ArgumentParser) -> None:
 
 def add_results_dir(parser: argparse.ArgumentParser) -> None:
     """Add the option of all commands that train."""
-    what = "default: results; harness.run takes an address, too, such as s3://bucket/prefix"
+    what = "default: results; for harness.run also an address, such as s3://bucket/prefix"
     parser.add_argument("--results-dir", type=path_or_address, default=Path("results"), help=what)
 
 
 def add_sweep_directory(parser: argparse.ArgumentParser) -> None:
     """Add the argument of all commands that read a sweep's results."""
-    what = "results/<sweep>, the directory that holds trials/, or its address, which results/<sweep> then mirrors"
+    what = "results/<sweep>, or an address such as s3://...; the command copies an address to results/<sweep> first"
     parser.add_argument("directory", type=path_or_address, help=what)
 
 
 def add_sweep_directories(parser: argparse.ArgumentParser, several: str) -> None:
     """Add the argument of commands that read several sweeps, too. several: help on what they do with those."""
-    what = f"results/<sweep>, the directory that holds trials/, or its address; {several}"
+    what = f"results/<sweep>, or an address such as s3://...; {several}"
     parser.add_argument("directories", type=path_or_address, nargs="+", metavar="DIRECTORY", help=what)
 
 
 def add_patterns(parser: argparse.ArgumentParser, option: str, what: str) -> None:
     """Add an option that takes patterns for `select_by_pattern`. what: such as 'only trials whose label'."""
-    text = f"{what} equals this, or else matches it with *, ? and [...], where [[] is a bracket; repeatable"
+    text = f"{what} is PATTERN, or matches it; wildcards are *, ? and [...], and [[] is a bracket; may be repeated"
     parser.add_argument(option, action="append", default=[], metavar="PATTERN", help=text)
 
 
@@ -122,8 +122,9 @@ def main(name: str, arguments: list[str] | None = None) -> int:
         print(mask_secrets(f"failed: {error}"), file=sys.stderr)
         return FAILED
     except (Stopped, KeyboardInterrupt) as stop:
-        print("stopped; what is done is saved, and the same command goes on from there", file=sys.stderr)
-        return STOPPED if isinstance(stop, Stopped) else INTERRUPTED
+        status = STOPPED if isinstance(stop, Stopped) else INTERRUPTED
+        print(STATUSES[status], file=sys.stderr)
+        return status
 
 
 def _module(name: str) -> Any:

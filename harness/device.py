@@ -37,7 +37,7 @@ def best_device() -> torch.device:
     return torch.device("cuda")
 
 
-def take_share(gpus: float) -> None:
+def limit_gpu_memory(gpus: float) -> None:
     """Limit the tensors of this process to its share of a GPU's memory, less what its CUDA context takes.
 
     Args:

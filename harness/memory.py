@@ -17,7 +17,7 @@ _AT_ONCE = 2**28
 
 
 @contextmanager
-def kept_memory() -> Iterator[None]:
+def reuse_freed_memory() -> Iterator[None]:
     """Keep freed memory in the process within the block, and return it at the end. Does nothing without glibc."""
     library = ctypes.CDLL(None)
     is_glibc = hasattr(library, "malloc_trim")

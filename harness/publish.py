@@ -36,7 +36,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_sweep_directory(parser)
     parser.add_argument("--to", type=Path, default=Path("results/published"), help="default: results/published")
-    add_patterns(parser, "--weights", "copy what proves the verdicts of trials whose label or key")
+    add_patterns(
+        parser, "--weights", "also copy weights, counterexamples and certificates of trials whose label or key"
+    )
     add_data_dir(parser)
 
 
@@ -53,16 +55,18 @@ def main(options: argparse.Namespace) -> int:
     label = dict(zip(finished, labels(configs), strict=True))
     proved = select_by_pattern("--weights", options.weights, {path: (label[path], path.name) for path in finished})
     bare = [label[path] for path in proved if not (path / folder.WEIGHTS).exists()]
-    require("--weights", options.weights, not bare, f"trials that have weights, as these have not: {', '.join(bare)}")
+    if bare:
+        raise InputError(f"--weights: these trials have no stored weights: {', '.join(bare)}")
     with _replaced(directory):
         for path in finished:
             _copy(path, folder.trial_dir(directory, path.name), path in proved)
         sweep_page.write_sweep(directory, options.data_dir)
         size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
-        require("--weights", options.weights, size <= LIMIT, f"what leaves at most 25 MiB; this is {size / 2**20:.1f}")
+        if size > LIMIT:
+            raise InputError(f"the copy would have {size / 2**20:.1f} MiB, the limit is 25: select fewer --weights")
     left_out = len(trial_dirs) - len(finished)
     console = new_console()
-    console.print(f"{len(finished)} trials, {left_out} without a result left out, {len(proved)} with their weights")
+    console.print(f"{len(finished)} trials, {left_out} unfinished ones skipped, {len(proved)} with their weights")
     console.print(escape(str(target)), soft_wrap=True)
     return OK
 

@@ -1,7 +1,7 @@
 """Train and certify every trial of a sweep, log them to MLflow, write the leaderboard.
 
-The same command goes on after a stop. Finished trials stay as they are; failed ones run again last, unless they would
-fail again. Ctrl-C once stops each running trial after its epoch, twice stops at once; both keep what is saved.
+After a stop, the same command continues. Finished trials stay as they are; failed ones run again last, unless they
+would fail again. Ctrl-C once stops each running trial after its epoch, twice stops at once; both keep what is saved.
 """
 
 import argparse
@@ -72,8 +72,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-concurrent", type=int, metavar="N", help="run at most N trials at a time; default: all that fit"
     )
-    parser.add_argument("--fail-fast", action="store_true", help="stop as by Ctrl-C once a trial has failed")
-    parser.add_argument("--retry-failed", action="store_true", help="run again also trials that would fail again")
+    parser.add_argument("--fail-fast", action="store_true", help="stop the sweep after the first failed trial")
+    parser.add_argument(
+        "--retry-failed",
+        action="store_true",
+        help="also retry trials whose failure would repeat (loss not finite, contradicting bounds)",
+    )
     parser.add_argument(
         "--export",
         type=Path,
@@ -91,7 +95,8 @@ def main(options: argparse.Namespace) -> int:
     """
     console, is_dry = new_console(), options.dry_run
     export, count = options.export, options.max_concurrent
-    require("--export", str(export), not (is_dry and export), "a call without --dry-run, which writes nothing")
+    if is_dry and export:
+        raise InputError("--export: cannot be combined with --dry-run, which writes nothing")
     require("--max-concurrent", count, count is None or count > 0, "a whole number from 1")
     has_gpu = _has_gpu(options.ray_address)
     sweep = load_sweep(options.sweep, options.profile, has_gpu, options.set)
@@ -231,7 +236,11 @@ def _print_left_out(study: Study, to_run: list[Trial], console: Console) -> None
         if trial not in to_run:
             failure = folder.read_failure(study.trial_dirs[trial.key]) or {}
             message = f"failed {study.labels[trial.key]}: {failure.get('error')}"
-            console.print(f"{message}; it would fail again: --retry-failed", markup=False, soft_wrap=True)
+            console.print(
+                f"{message}; it would fail the same way again. To retry anyway: --retry-failed",
+                markup=False,
+                soft_wrap=True,
+            )
 
 
 @dataclass

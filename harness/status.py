@@ -39,7 +39,7 @@ def main(options: argparse.Namespace) -> int:
         span = _span(max(0.0, time.time() - run["since"]))
         print(f"process {run['process']} on {run['host']} has held {sweep_dir} for {span}")
     else:
-        print(f"no run that is seen from here holds {sweep_dir}")
+        print(f"no run on this machine is using {sweep_dir}")
     configs = {}
     for trial_dir in trial_dirs:
         with suppress(DamagedFileError):

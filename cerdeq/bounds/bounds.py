@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cerdeq.bounds.backward import Functional, chunked_lower_bound, in_chunks, linear_lower_bound
-from cerdeq.bounds.float32 import rounded, rounded_outwards, within
+from cerdeq.bounds.float32 import cast_to_float32, cut_by_float32, float32_box_around
 from cerdeq.bounds.forward import output_of, propagate, values_of
 from cerdeq.bounds.graph import Program
 from cerdeq.bounds.memory import SEARCH_COPIES, bytes_per_example, default_memory, examples_at_once, without_overrun
@@ -118,7 +118,7 @@ def lower_bounds(
             return _in_parts(record, program, x, spec, target, memory)
         cheap = min(record, BOUNDS["crown-ibp"], key=list(BOUNDS.values()).index)
         try:
-            lower = _in_parts(cheap, float32, rounded_outwards(x), spec.float(), target, memory).to(x.center)
+            lower = _in_parts(cheap, float32, float32_box_around(x), spec.float(), target, memory).to(x.center)
         except PrecisionError:
             return _in_parts(record, program, x, spec, target, memory)
         undecided = (~(lower > target).all(1)).nonzero()[:, 0]
@@ -220,8 +220,8 @@ def tightened(question: Question, program: Program) -> Question:
     """Return the question over boxes that CROWN has tightened, by the question's program or by its float32 one."""
     if program is not question.float32:
         return replace(question, values=tightened_values(program, question.values[0], question.memory))
-    boxes = tightened_values(program, rounded_outwards(question.values[0]), question.memory)
-    return replace(question, values=within(question.program, question.values, boxes))
+    boxes = tightened_values(program, float32_box_around(question.values[0]), question.memory)
+    return replace(question, values=cut_by_float32(question.program, question.values, boxes))
 
 
 def linear(question: Question) -> Tensor:
@@ -246,7 +246,7 @@ def _with_optimised_slopes(question: Question) -> Tensor:
     for start, stop in in_chunks(len(spec), at_once // spec.shape[1]):
         examples = torch.arange(start, stop, device=spec.device)
         values = examples_of(program, question.values, examples)
-        search_values = values if search_program is program else rounded(search_program, values)
+        search_values = values if search_program is program else cast_to_float32(search_program, values)
         for first, last in in_chunks(spec.shape[1], at_once // len(examples)):
             rows = spec[examples, first:last].unflatten(2, shape)
             slopes = optimised_slopes(search_program, search_values, rows.to(search_values[0].center), question.target)

@@ -66,14 +66,14 @@ def _numbers(step: Step) -> list[Tensor]:
     return [value for value in values if isinstance(value, Tensor) and value.is_floating_point()]
 
 
-def rounded_outwards(x: Interval) -> Interval:
+def float32_box_around(x: Interval) -> Interval:
     """Return a float32 box that contains the float64 one."""
     limits, center = torch.finfo(torch.float32), x.center.float()
     radius = x.radius + (center.double() - x.center).abs()
     return Interval(center, (radius * (1 + 2 * limits.eps) + limits.tiny).float())
 
 
-def within(program: Program, values: list[Any], others: list[Any]) -> list[Any]:
+def cut_by_float32(program: Program, values: list[Any], others: list[Any]) -> list[Any]:
     """Return a float64 pass: the boxes of `values` cut by those of `others`, a float32 pass over the same inputs."""
 
     def cut(value: Interval, number: int) -> Interval:
@@ -83,6 +83,6 @@ def within(program: Program, values: list[Any], others: list[Any]) -> list[Any]:
     return with_boxes(program, values, cut)
 
 
-def rounded(program: Program, values: list[Any]) -> list[Any]:
+def cast_to_float32(program: Program, values: list[Any]) -> list[Any]:
     """Return the values of a pass in float32, rounded to nearest: for searches with that program, not for proofs."""
     return with_boxes(program, values, lambda box, number: box.to(torch.float32))

@@ -163,10 +163,12 @@ def refuse_another_function(model: nn.Module, program: Program, x: Tensor) -> No
         one, together = model(x[:1].clone()), model(x.clone())
         traced = run(program, x)
     if one.shape != together[:1].shape or not _alike(one, together[:1]):
-        raise UnsupportedOperator("the model cannot be bounded: its output for an example depends on the others")
+        raise UnsupportedOperator(
+            "the model cannot be bounded: the output of an image depends on other images in the batch"
+        )
     if not _alike(traced, together):
         raise UnsupportedOperator(
-            "the model cannot be bounded: torch.fx saw another function than it is; does it ask for its input's type?"
+            "the model cannot be bounded: its torch.fx trace gives other outputs; does it branch on its input?"
         )
 
 

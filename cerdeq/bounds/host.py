@@ -3,7 +3,7 @@
 import torch
 
 
-def is_read(step: int, device: torch.device) -> bool:
+def is_host_reading(step: int, device: torch.device) -> bool:
     """Return whether the host reads, at this step of an iteration, which of its rows have stopped.
 
     A CPU reads at every step, which costs nothing there. The host of a GPU waits at each reading for all work that it

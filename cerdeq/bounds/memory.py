@@ -92,7 +92,7 @@ def _refuse_mixed_examples(program: Program, values: list[Any]) -> None:
     first one only if all have equally many dimensions.
     """
     if values[program.output].center.dim() < 2:
-        raise UnsupportedOperator("linear bounds want outputs [B, N], found one number an example, [B]")
+        raise UnsupportedOperator("linear bounds need outputs of shape [B, N], found [B]")
     for step, value in zip(program.steps, values[1:], strict=True):
         if step.record is None:
             continue

@@ -11,7 +11,7 @@ from torch import Tensor
 from cerdeq.bounds.backward import linear_lower_bound
 from cerdeq.bounds.forward import with_boxes
 from cerdeq.bounds.graph import Program
-from cerdeq.bounds.host import is_read
+from cerdeq.bounds.host import is_host_reading
 from cerdeq.rules.linear import Backward
 from cerdeq.rules.precision import uncounted_rounding
 
@@ -39,7 +39,7 @@ def optimised_slopes(program: Program, values: list[Any], spec: Tensor, target: 
         undecided = torch.ones_like(active, dtype=torch.bool)
         if target is not None:
             undecided = ~(lower[active] > target).all(1)
-            if is_read(iteration, active.device) and len(stay := undecided.nonzero()[:, 0]) < len(active):
+            if is_host_reading(iteration, active.device) and len(stay := undecided.nonzero()[:, 0]) < len(active):
                 active, undecided = active[stay], undecided[stay]
                 slopes = {name: slope[stay] for name, slope in slopes.items()}
                 moments = {name: (m[stay], v[stay]) for name, (m, v) in moments.items()}

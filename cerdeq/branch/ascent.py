@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cerdeq.bounds.host import is_read
+from cerdeq.bounds.host import is_host_reading
 from cerdeq.bounds.optimise import adam_step
 from cerdeq.branch.leaves import Layout, Leaves, Problem
 from cerdeq.branch.split import ranked_units
@@ -40,7 +40,7 @@ def ascend_leaves(
     largest, active = layout.largest(choices), torch.arange(len(lower), device=lower.device)
     for iteration in range(iterations if layout.choices else 0):
         is_open = ~(lower[active] > 0)
-        if is_read(iteration, active.device) and len(stay := is_open.nonzero()[:, 0]) < len(active):
+        if is_host_reading(iteration, active.device) and len(stay := is_open.nonzero()[:, 0]) < len(active):
             active, is_open, choices = active[stay], is_open[stay], choices[stay]
             moments = moments[0][stay], moments[1][stay]
         if not len(active) or is_late():

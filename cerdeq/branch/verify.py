@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from cerdeq.bounds import check_question, trace
 from cerdeq.bounds.bounds import Question, linear, lower_bounds, tightened
-from cerdeq.bounds.float32 import in_float32, rounded
+from cerdeq.bounds.float32 import cast_to_float32, in_float32
 from cerdeq.bounds.forward import values_of
 from cerdeq.bounds.graph import Program, refuse_another_function
 from cerdeq.bounds.memory import default_memory, is_out_of_memory
@@ -96,7 +96,7 @@ def _decide_one(
             lower = question.raised(lower[None].clone(), linear)[0]
             proof = search = Problem(program, question.values, spec[0])
             if float32 is not None:
-                search = Problem(float32, rounded(float32, question.values), spec[0].float())
+                search = Problem(float32, cast_to_float32(float32, question.values), spec[0].float())
             return decide(proof, search, lower, budget, memory, certificates)
     except PrecisionError:
         if float32 is None:

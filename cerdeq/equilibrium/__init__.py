@@ -9,5 +9,5 @@ from cerdeq.equilibrium.certificate import (
     verified_box,
     verify_inclusion,
 )
-from cerdeq.equilibrium.layer import Equilibrium, FixedPoint, NotConvergedError, advance, fold, follow, keep
+from cerdeq.equilibrium.layer import Equilibrium, FixedPoint, NotConvergedError, advance, fold, keep, use_attack_solvers
 from cerdeq.equilibrium.solver import Solution

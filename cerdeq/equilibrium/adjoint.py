@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cerdeq.bounds.host import is_read
+from cerdeq.bounds.host import is_host_reading
 from cerdeq.boxes import Box
 from cerdeq.equilibrium.certificate import reachable_preactivation
 from cerdeq.equilibrium.recurrence import apply_lifted, apply_transposed, apply_weight
@@ -37,7 +37,7 @@ def pull_back(ctx: Backward, coefficients: Tensor, h: Interval, weight: Tensor, 
     """Turn coefficients [B, K, *shape] of z into coefficients of h.
 
     ctx.output: a box that contains z, proved if `ctx.sound`. The multiplier is the result of `iterations` steps of
-    L <- k (a + W^T D(L)) from a; None for as many as it needs to settle. k, 1 by default and a free choice of the pass,
+    L <- k (a + W^T D(L)) from a; None until it converges. k, 1 by default and a free choice of the pass,
     is for each unit the share of its coefficient that goes through the lines; the box takes the rest.
     """
     assert ctx.output is not None, "the pass sets it"
@@ -94,7 +94,7 @@ def _settled(step: Callable[[Tensor], Tensor], coefficients: Tensor, radius: Ten
     for count in range(1, _LIMIT + 1):
         following = step(multiplier)
         moving = moving & (_cost(following - multiplier, radius) > allowed)
-        if is_read(count, moving.device) and not bool(moving.any()):
+        if is_host_reading(count, moving.device) and not bool(moving.any()):
             break
         multiplier = torch.where(moving.view(*moving.shape, *[1] * (following.dim() - 2)), following, multiplier)
     return multiplier

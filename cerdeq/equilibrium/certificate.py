@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cerdeq.bounds.host import is_read
+from cerdeq.bounds.host import is_host_reading
 from cerdeq.boxes import Box, narrowed, outward_ends
 from cerdeq.equilibrium.recurrence import apply_lifted, apply_weight, per_channel, per_example
 from cerdeq.equilibrium.refine import near_equilibrium
-from cerdeq.equilibrium.solver import solve
+from cerdeq.equilibrium.solver import solve_to_tolerance
 from cerdeq.rules.activations import relu_box
-from cerdeq.rules.interval import Context, absorb, settle
+from cerdeq.rules.interval import Context, widen_sum, widen_terms
 from cerdeq.rules.precision import counted_rounding, uncounted_rounding
 
 _POWER_ITERATIONS = 500
@@ -71,7 +71,7 @@ def contraction(weight: Tensor) -> Contraction:
 def _perron_vector(matrix: Tensor, floor: float) -> Tensor:
     """Return about the right Perron vector of a non-negative matrix, no entry far below `floor` times the largest.
 
-    A smaller floor allows worse scaled rows and columns, but entries that are almost 0 settle more slowly.
+    A smaller floor allows worse scaled rows and columns, but entries that are almost 0 widen_sum more slowly.
     """
     v = torch.ones(len(matrix), dtype=torch.float64, device=matrix.device)
     for _ in range(_POWER_ITERATIONS):
@@ -99,8 +99,8 @@ def preactivation_box(weight: Tensor, h: Box, z: Box) -> Box:
     ctx = Context(sound=True)
     terms = weight[0].numel() + 1
     center = apply_weight(weight, z.center) + h.center
-    radius = apply_weight(weight.abs(), absorb(ctx, z.center, z.radius, terms))
-    return Box(center, settle(ctx, radius + absorb(ctx, h.center, h.radius, terms), terms))
+    radius = apply_weight(weight.abs(), widen_terms(ctx, z.center, z.radius, terms))
+    return Box(center, widen_sum(ctx, radius + widen_terms(ctx, h.center, h.radius, terms), terms))
 
 
 def reachable_preactivation(weight: Tensor, h: Box, z: Box) -> Box:
@@ -126,7 +126,7 @@ def verify_inclusion(weight: Tensor, h: Box, z: Box, v: Tensor) -> Tensor:
     return (inside & proper).flatten(1).all(1) & unique
 
 
-def contracted(weight: Tensor, h: Box, z: Box) -> Box:
+def intersect_with_image(weight: Tensor, h: Box, z: Box) -> Box:
     """Return a proved box z intersected with F(z) a few times; the proof stays, since the equilibrium is in both."""
     for _ in range(_FINAL_STEPS):
         z = narrowed(z, *outward_ends(interval_step(weight, h, z)))
@@ -189,7 +189,7 @@ def _mapped(weight: Tensor, h: Box, z: Box, proof: Contraction) -> Box:
         z = _select(shrinking, following, z)
         large = after > 1e-10 * z.center.abs().flatten(1).sum(1)
         shrinking = shrinking & (large & (after < before * (1 + proof.rate) / 2) | (step < _FINAL_STEPS))
-        if step >= _FINAL_STEPS and is_read(step, shrinking.device) and not bool(shrinking.any()):
+        if step >= _FINAL_STEPS and is_host_reading(step, shrinking.device) and not bool(shrinking.any()):
             break
     return z
 
@@ -205,7 +205,7 @@ def interval_equilibrium(weight: Tensor, h: Box) -> Box:
         return torch.cat(relu_box(ctx, *apply_lifted(small, (c, torch.relu(r)), (h_c, h_r))), dim=1)
 
     with uncounted_rounding():
-        solution = solve(step, torch.zeros_like(ends), ends, _SOLVER_TOLERANCE, _SOLVER_LIMIT, _SOLVER)
+        solution = solve_to_tolerance(step, torch.zeros_like(ends), ends, _SOLVER_TOLERANCE, _SOLVER_LIMIT, _SOLVER)
     c, r = solution.value.double().chunk(2, dim=1)
     return Box(c, r)
 

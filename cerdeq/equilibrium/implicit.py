@@ -1,6 +1,6 @@
 """Gradients of fixed points by the implicit function theorem: memory does not grow with the iterations.
 
-The solver runs without autograd; `attach` and `attach_interval` hand its solution on with a gradient. For z = f(z) a
+The solver runs without autograd; the two functions here hand its solution on with a gradient. For z = f(z) a
 gradient g in z gives y = D (g + W^T y), D the derivative of the activation at z; y is then the gradient in h and
 y z^T the one in W (Bai, Kolter and Koltun 2019, theorem 1). The backward is a fixed count of Picard steps, written
 out, so that torch.compile takes it whole; its products are in autocast's precision where the forward pass ran under
@@ -17,12 +17,12 @@ from cerdeq.equilibrium.recurrence import apply_transposed, weight_gradient
 from cerdeq.rules.activations import relu_box_slopes
 
 
-def attach(weight: Tensor, h: Tensor, z: Tensor, iterations: int) -> Tensor:
+def with_implicit_gradient(weight: Tensor, h: Tensor, z: Tensor, iterations: int) -> Tensor:
     """Return z, a solution of z = relu(W z + h), differentiable in weight and h. z, h: [B, ...]."""
     return _Clean.apply(weight, h, z, iterations)
 
 
-def attach_interval(
+def box_with_implicit_gradient(
     weight: Tensor, h: tuple[Tensor, Tensor], solution: tuple[Tensor, Tensor], iterations: int, relu_shrinkage: float
 ) -> tuple[Tensor, Tensor]:
     """Return a solution (c, r) of the lifted equilibrium of h (c, r), differentiable in weight and h; all [B, ...].

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from cerdeq.equilibrium.certificate import Contraction, contraction
-from cerdeq.equilibrium.implicit import attach
+from cerdeq.equilibrium.implicit import with_implicit_gradient
 from cerdeq.equilibrium.recurrence import fixed_point_step
 from cerdeq.equilibrium.refine import near_equilibrium
-from cerdeq.equilibrium.solver import Solution, iterate, solve
+from cerdeq.equilibrium.solver import Solution, picard_steps, solve_to_tolerance
 from cerdeq.equilibrium.weights import PARAMETRISATIONS, Parametrisation
 
 _TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -101,7 +101,7 @@ class FixedPoint(nn.Module):
         start = torch.relu(h) if start is None else start
         tolerance = _TOLERANCE[h.dtype] if tolerance is None else tolerance
         with torch.no_grad():
-            return solve(step, start, h, tolerance, _LIMIT, solver)
+            return solve_to_tolerance(step, start, h, tolerance, _LIMIT, solver)
 
     def forward(self, h: Tensor) -> Tensor:
         """Return z [B, ...] for h of the same shape; differentiable in h and W."""
@@ -113,10 +113,10 @@ class FixedPoint(nn.Module):
             return self._iterated(weight, h)
         with torch.no_grad():
             z = self._iterated(weight, h) if self.training else self._converged(weight, h)
-        return fixed_point_step(weight, attach(weight, h, z, self.backward_iterations), h)
+        return fixed_point_step(weight, with_implicit_gradient(weight, h, z, self.backward_iterations), h)
 
     def _iterated(self, weight: Tensor, h: Tensor) -> Tensor:
-        return iterate(lambda z: fixed_point_step(weight, z, h), torch.relu(h), self.iterations)
+        return picard_steps(lambda z: fixed_point_step(weight, z, h), torch.relu(h), self.iterations)
 
     def _converged(self, weight: Tensor, h: Tensor) -> Tensor:
         if h.dtype not in _TOLERANCE:  # as autocast leaves it
@@ -158,7 +158,9 @@ class Equilibrium(nn.Module):
         if kernel_size is not None and kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, found {kernel_size}")
         if groups < 1 or channels % groups or (groups > 1 and parametrisation != "orthogonal"):
-            raise ValueError(f"groups: of orthogonal alone, a divisor of {channels} channels; found {groups}")
+            raise ValueError(
+                f"groups must divide {channels} channels, and be 1 unless parametrisation is orthogonal; found {groups}"
+            )
         kernel = () if kernel_size is None else (kernel_size, kernel_size)
         with torch.random.fork_rng(devices=[]):  # so that the other weights are drawn as they are without W
             free = torch.randn(channels, channels // groups, *kernel)
@@ -181,7 +183,7 @@ def fold(model: nn.Module) -> None:
     a FixedPoint.
     """
     if isinstance(model, FixedPoint) and parametrize.is_parametrized(model):
-        raise ValueError("a bare FixedPoint cannot be replaced within its parent: use its plain()")
+        raise ValueError("a FixedPoint alone cannot be folded in place: call its plain()")
 
     def plain(layer: FixedPoint) -> FixedPoint:
         if not parametrize.is_parametrized(layer):
@@ -221,11 +223,11 @@ class _Follower(nn.Module):
         start = torch.relu(h.detach()) if is_new or self.last is None else self.last
         step = partial(fixed_point_step, self.weight)
         with torch.no_grad():
-            self.last = solve(step, start, h, _FOLLOWER_TOLERANCE, _FOLLOWER_LIMIT, "anderson").value
-        return step(attach(self.weight, h, self.last, self.backward_iterations), h)
+            self.last = solve_to_tolerance(step, start, h, _FOLLOWER_TOLERANCE, _FOLLOWER_LIMIT, "anderson").value
+        return step(with_implicit_gradient(self.weight, h, self.last, self.backward_iterations), h)
 
 
-def follow(model: nn.Module) -> None:
+def use_attack_solvers(model: nn.Module) -> None:
     """Replace every FixedPoint in `model` by one for attacks, which solve much the same equilibria again and again.
 
     It solves to three digits, from its last solution. The outputs of such a network depend on its earlier outputs, and

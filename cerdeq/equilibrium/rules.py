@@ -7,8 +7,13 @@ from cerdeq.bounds.patches import Coefficients, dense
 from cerdeq.bounds.tighten import Tighter
 from cerdeq.boxes import Box, narrowed, outward_ends
 from cerdeq.equilibrium.adjoint import pull_back, transposed
-from cerdeq.equilibrium.certificate import contracted, preactivation_box, reachable_preactivation, verified_box
-from cerdeq.equilibrium.implicit import attach_interval
+from cerdeq.equilibrium.certificate import (
+    intersect_with_image,
+    preactivation_box,
+    reachable_preactivation,
+    verified_box,
+)
+from cerdeq.equilibrium.implicit import box_with_implicit_gradient
 from cerdeq.equilibrium.layer import FixedPoint
 from cerdeq.equilibrium.recurrence import apply_lifted, apply_weight
 from cerdeq.rules.activations import relu_box
@@ -59,7 +64,7 @@ def _lifted(ctx: Context, module: FixedPoint, weight: Tensor, h: Ends, solution:
             solution = relu_box(ctx, *apply_lifted(weight, solution, h))
     if module.unrolled:
         return solution
-    return attach_interval(weight, h, solution, module.backward_iterations, ctx.relu_shrinkage)
+    return box_with_implicit_gradient(weight, h, solution, module.backward_iterations, ctx.relu_shrinkage)
 
 
 def _backward(ctx: Backward, coefficients: Tensor, h: Interval, module: FixedPoint) -> Pulled:
@@ -69,7 +74,7 @@ def _backward(ctx: Backward, coefficients: Tensor, h: Interval, module: FixedPoi
 
 
 def _refine(tighter: Tighter, z: Interval, h: Interval, module: FixedPoint) -> Interval:
-    """Return z's box over pre-activations that linear bounds tighten where they have 0 inside, then contracted."""
+    """Return z's box over pre-activations that linear bounds tighten where they have 0 inside, then cut by images."""
     weight, proved, h_box = module.weight.double(), z.box.double(), h.box.double()
     p = reachable_preactivation(weight, h_box, proved)
 
@@ -78,7 +83,7 @@ def _refine(tighter: Tighter, z: Interval, h: Interval, module: FixedPoint) -> I
         return [transposed(module.weight, rows), rows]
 
     p = tighter(p, crossing(p), functionals)
-    proved = contracted(weight, h_box, narrowed(proved, *(torch.relu(end) for end in outward_ends(p))))
+    proved = intersect_with_image(weight, h_box, narrowed(proved, *(torch.relu(end) for end in outward_ends(p))))
     return Interval(proved.center.to(z.center), _rounded_up(proved.radius, proved.center, z.radius), z.clean)
 
 

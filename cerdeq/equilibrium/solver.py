@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cerdeq.bounds.host import is_read
+from cerdeq.bounds.host import is_host_reading
 from cerdeq.equilibrium.recurrence import per_example
 
 _MEMORY = 5
@@ -38,7 +38,7 @@ class Solution:
     converged: Tensor
 
 
-def iterate(step: Callable[[Tensor], Tensor], start: Tensor, count: int) -> Tensor:
+def picard_steps(step: Callable[[Tensor], Tensor], start: Tensor, count: int) -> Tensor:
     """Return the result of `count` applications of `step`: one graph for the compiler."""
     z = start
     for _ in range(count):
@@ -46,7 +46,7 @@ def iterate(step: Callable[[Tensor], Tensor], start: Tensor, count: int) -> Tens
     return z
 
 
-def solve(
+def solve_to_tolerance(
     step: Callable[[Tensor, Tensor], Tensor], start: Tensor, h: Tensor, tolerance: float | Tensor, limit: int,
     solver: str = "picard",
 ) -> Solution:  # fmt: skip
@@ -71,7 +71,7 @@ def solve(
         z, possible = proposer.propose(image, difference, distance)
         going = active & possible & ~(relative <= goal) & (count < limit)
         ended, active = active & ~going, going
-        stay = active.nonzero()[:, 0] if is_read(count, z.device) else None
+        stay = active.nonzero()[:, 0] if is_host_reading(count, z.device) else None
         if stay is not None and len(stay) == len(rows):
             continue
         value[rows] = torch.where(per_example(ended, z), image, value[rows])

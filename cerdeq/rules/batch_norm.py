@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from cerdeq.rules.interval import Context, Interval, absorb, settle
+from cerdeq.rules.interval import Context, Interval, widen_sum, widen_terms
 from cerdeq.rules.linear import Backward, Pulled, dot, magnitude, per_row, slack
 
 Statistics = tuple[Tensor, Tensor]  # mean and variance of each channel, [C]
@@ -24,10 +24,10 @@ def interval(
     center = torch.addcmul(offset, x.center, scale)
     clean = None if x.clean is None else torch.addcmul(offset, x.clean, scale)
     reach = x.center.abs() + mean.abs() if ctx.sound else x.center
-    radius = absorb(ctx, reach, x.radius, 8) * scale.abs()
+    radius = widen_terms(ctx, reach, x.radius, 8) * scale.abs()
     if ctx.sound:  # of a scale that is rounded to a subnormal number or 0
         radius = radius + torch.finfo(radius.dtype).tiny * (reach + x.radius)
-    return Interval(center, settle(ctx, radius, 8, shift), clean)
+    return Interval(center, widen_sum(ctx, radius, 8, shift), clean)
 
 
 def points(

@@ -76,14 +76,14 @@ class Context:
         if not 0 < self.relu_shrinkage <= 1:
             raise ValueError(f"relu_shrinkage must lie in (0, 1], found {self.relu_shrinkage}")
         if self.sound and self.relu_shrinkage != 1:
-            raise ValueError("boxes after shrunk ReLUs contain nothing for certain: relu_shrinkage is for training")
+            raise ValueError("relu_shrinkage below 1 is not sound: use it in training only")
 
 
 class PrecisionError(ValueError):
     """Sums have too many terms to be rounded outwards in their precision."""
 
 
-def absorb(ctx: Context, center: Tensor, radius: Tensor, terms: int) -> Tensor:
+def widen_terms(ctx: Context, center: Tensor, radius: Tensor, terms: int) -> Tensor:
     """Return the radius of what goes into a sum of `terms` products, widened for its rounding if `ctx.sound`.
 
     It is widened by twice gamma on the magnitude of every value in the box.
@@ -97,7 +97,7 @@ def absorb(ctx: Context, center: Tensor, radius: Tensor, terms: int) -> Tensor:
     return radius + slack * (center.abs() + 2 * radius)
 
 
-def settle(ctx: Context, radius: Tensor, terms: int, offset: Tensor | None = None) -> Tensor:
+def widen_sum(ctx: Context, radius: Tensor, terms: int, offset: Tensor | None = None) -> Tensor:
     """Return the radius of a sum of `terms` products, widened for an added `offset` and underflow if `ctx.sound`."""
     if not ctx.sound:
         return radius
@@ -119,17 +119,17 @@ def conv2d(ctx: Context, x: Interval, weight, bias=None, stride=1, padding=0, di
     shape = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     center, clean = _affine(x, lambda value: convolution.conv2d(value, weight, bias, **shape))
     terms = weight[0].numel() + 1
-    radius = convolution.conv2d(absorb(ctx, x.center, x.radius, terms), weight.abs(), **shape)
+    radius = convolution.conv2d(widen_terms(ctx, x.center, x.radius, terms), weight.abs(), **shape)
     offset = None if bias is None else bias[:, None, None]
-    return Interval(center, settle(ctx, radius, terms, offset), clean)
+    return Interval(center, widen_sum(ctx, radius, terms, offset), clean)
 
 
 def linear(ctx: Context, x: Interval, weight, bias=None) -> Interval:
     """Fully connected layer over the last dimension."""
     center, clean = _affine(x, lambda value: F.linear(value, weight, bias))
     terms = weight.shape[1] + 1
-    radius = F.linear(absorb(ctx, x.center, x.radius, terms), weight.abs())
-    return Interval(center, settle(ctx, radius, terms, bias), clean)
+    radius = F.linear(widen_terms(ctx, x.center, x.radius, terms), weight.abs())
+    return Interval(center, widen_sum(ctx, radius, terms, bias), clean)
 
 
 def specified_linear(ctx: Context, x: Interval, spec: Tensor, weight, bias=None) -> Interval:
@@ -144,14 +144,14 @@ def specified_linear(ctx: Context, x: Interval, spec: Tensor, weight, bias=None)
     center = margins(x.center, merged) + offset
     clean = None if x.clean is None else margins(x.clean, merged) + offset
     terms = weight.shape[1] + 1
-    radius = margins(absorb(ctx, x.center, x.radius, terms), merged.abs())
+    radius = margins(widen_terms(ctx, x.center, x.radius, terms), merged.abs())
     if ctx.sound:
         products = (spec.shape[2] + 4) * torch.finfo(radius.dtype).eps
         spread = spec.abs() @ weight.abs()
         radius = radius * (1 + products) + products * margins(x.center.abs() + x.radius, spread)
         if bias is not None:
             radius = radius + (terms + spec.shape[2] + 4) * torch.finfo(radius.dtype).eps * (spec.abs() @ bias.abs())
-    return Interval(center, settle(ctx, radius, terms * spec.shape[2]), clean)
+    return Interval(center, widen_sum(ctx, radius, terms * spec.shape[2]), clean)
 
 
 def specified(ctx: Context, x: Interval, spec: Tensor) -> Interval:
@@ -159,9 +159,9 @@ def specified(ctx: Context, x: Interval, spec: Tensor) -> Interval:
     apply = "bkn,bn->bk"
     x = flatten(ctx, x, 1)
     spec = spec.to(x.center)
-    radius = torch.einsum(apply, spec.abs(), absorb(ctx, x.center, x.radius, spec.shape[2]))
+    radius = torch.einsum(apply, spec.abs(), widen_terms(ctx, x.center, x.radius, spec.shape[2]))
     clean = None if x.clean is None else torch.einsum(apply, spec, x.clean)
-    return Interval(torch.einsum(apply, spec, x.center), settle(ctx, radius, spec.shape[2]), clean)
+    return Interval(torch.einsum(apply, spec, x.center), widen_sum(ctx, radius, spec.shape[2]), clean)
 
 
 def add(ctx: Context, x: Any, y: Any, alpha: float = 1) -> Interval:
@@ -169,8 +169,8 @@ def add(ctx: Context, x: Any, y: Any, alpha: float = 1) -> Interval:
     like = x if isinstance(x, Interval) else y
     a, b = _lifted(x, like), _lifted(y, like)
     center = a.center + alpha * b.center
-    radius = absorb(ctx, a.center, a.radius, 4) + abs(alpha) * absorb(ctx, b.center, b.radius, 4)
-    radius = _underflowed(ctx, settle(ctx, radius, 2), b)
+    radius = widen_terms(ctx, a.center, a.radius, 4) + abs(alpha) * widen_terms(ctx, b.center, b.radius, 4)
+    radius = _underflowed(ctx, widen_sum(ctx, radius, 2), b)
     clean = None if like.clean is None else a.clean_value() + alpha * b.clean_value()
     return Interval(center, radius, clean)
 
@@ -208,8 +208,8 @@ def multiply(ctx: Context, x: Any, y: Any) -> Interval:
     interval, factor = (x, y) if isinstance(x, Interval) else (y, x)
     factor = tensor_like(factor, interval.center)
     clean = None if interval.clean is None else interval.clean * factor
-    radius = absorb(ctx, interval.center, interval.radius, 4) * factor.abs()
-    radius = _underflowed(ctx, settle(ctx, radius, 1), interval)
+    radius = widen_terms(ctx, interval.center, interval.radius, 4) * factor.abs()
+    radius = _underflowed(ctx, widen_sum(ctx, radius, 1), interval)
     return Interval(interval.center * factor, radius, clean)
 
 
@@ -224,7 +224,7 @@ def divide(ctx: Context, x: Interval, y: Any) -> Interval:
     """An Interval over a constant."""
     divisor = tensor_like(y, x.center)
     clean = None if x.clean is None else x.clean / divisor
-    radius = settle(ctx, absorb(ctx, x.center, x.radius, 4) / divisor.abs(), 1)
+    radius = widen_sum(ctx, widen_terms(ctx, x.center, x.radius, 4) / divisor.abs(), 1)
     if ctx.sound:  # a divisor that is out of range loses all of its digits
         limits = torch.finfo(divisor.dtype)
         normal = (divisor.abs() >= limits.tiny) & (divisor.abs() <= limits.max)
@@ -236,16 +236,16 @@ def avg_pool2d(ctx: Context, x: Interval, kernel_size, *args, **kwargs) -> Inter
     """Average pooling: linear with weights of one sign, so centre and radius are pooled alike."""
     terms = math.prod(pair(kernel_size))
     center, clean = _affine(x, lambda value: F.avg_pool2d(value, kernel_size, *args, **kwargs))
-    radius = F.avg_pool2d(absorb(ctx, x.center, x.radius, terms + 1), kernel_size, *args, **kwargs).abs()
-    return Interval(center, settle(ctx, radius, terms), clean)
+    radius = F.avg_pool2d(widen_terms(ctx, x.center, x.radius, terms + 1), kernel_size, *args, **kwargs).abs()
+    return Interval(center, widen_sum(ctx, radius, terms), clean)
 
 
 def adaptive_avg_pool2d(ctx: Context, x: Interval, output_size) -> Interval:
     """Adaptive average pooling; a window never has more elements than the image."""
     terms = x.center.shape[-1] * x.center.shape[-2] + 1
     center, clean = _affine(x, lambda value: F.adaptive_avg_pool2d(value, output_size))
-    radius = F.adaptive_avg_pool2d(absorb(ctx, x.center, x.radius, terms), output_size)
-    return Interval(center, settle(ctx, radius, terms), clean)
+    radius = F.adaptive_avg_pool2d(widen_terms(ctx, x.center, x.radius, terms), output_size)
+    return Interval(center, widen_sum(ctx, radius, terms), clean)
 
 
 def concatenate(ctx: Context, tensors: Any, dim: int = 0) -> Interval:
@@ -254,7 +254,7 @@ def concatenate(ctx: Context, tensors: Any, dim: int = 0) -> Interval:
     parts = [_lifted(value, like) for value in tensors]
     center, radius = (torch.cat([getattr(p, end) for p in parts], dim) for end in ("center", "radius"))
     clean = None if like.clean is None else torch.cat([p.clean_value() for p in parts], dim)
-    radius = settle(ctx, absorb(ctx, center, radius, 0), 0)  # a constant may be of another precision
+    radius = widen_sum(ctx, widen_terms(ctx, center, radius, 0), 0)  # a constant may be of another precision
     return Interval(center, radius, clean)
 
 

@@ -90,7 +90,7 @@ def _counts(section: Section, row: str, other: str, read: Callable[[Path], pd.Se
         section.own.loc[section.own["label"] == label, evaluation].iloc[0].map(str) for label in (row, other)
     )
     if differing := [f"{name} {first[name]} and {second[name]}" for name in evaluation if first[name] != second[name]]:
-        raise InputError(f"not evaluated alike: {', '.join(differing)}")
+        raise InputError(f"{row} and {other} are evaluated differently: {', '.join(differing)}")
     mine, theirs = _trial_dirs(section, row), _trial_dirs(section, other)
     counts = []
     for seed in sorted(set(mine) & set(theirs)):

@@ -256,9 +256,7 @@ def _notes(profile: str, trials: pd.DataFrame, is_full_size: bool) -> list[str]:
     chosen = trials.drop_duplicates("row")[CHOSEN] if CHOSEN in trials else pd.Series(dtype=object)
     searched = f"{'All' if chosen.notna().all() else 'Some'} rows' settings were chosen by a search"
     notes = {
-        f"These numbers come from the profile {profile} ({size}) and are not comparable with published ones.": (
-            not is_full_size
-        ),
+        f"Profile {profile}, {size}: not comparable with published numbers.": (not is_full_size),
         f"Trained on {span(images)} of the training images.": images.notna().any(),
         f"Errors are measured on {span(tests)} of the test images, the first ones.": tests.notna().any(),
         f"{which} errors are measured on {span(held_out[held_out > 0])} validation images held out of training, "

@@ -45,27 +45,27 @@ def summaries_of(leaderboard: Leaderboard) -> dict[str, Summary]:
 def summarise(section: Section) -> Summary:
     """Return what a section's comparisons say; two rows are needed for one."""
     if section.own[names.CERTIFIED_ERROR].count() < 2:
-        return Summary(answer=_is_cerdeq_better(section, None))
+        return Summary(answer=_answer_on_cerdeq(section, None))
     best = section.comparable.iloc[0]
     try:
         lines, notes = compare([section], baseline=best["label"])
     except InputError as error:
-        return Summary([f"not compared: {error}"], answer=_is_cerdeq_better(section, None))
+        return Summary([f"not compared: {error}"], answer=_answer_on_cerdeq(section, None))
     seeds = lines[lines["seed"] != ALL].groupby("row").size()
     differences = lines[lines["seed"] == ALL].set_index("row").assign(seeds=seeds)
     tested = differences[differences["seeds"] >= FEWEST_SEEDS]
     tied = tested.index[tested["t_holm"] >= _LEVEL].tolist()
     left_out = [f"left out: {note}" for note in notes if " against " in note]
-    sentence = _best_row(f"best: {best['label']}, {best[names.CERTIFIED_ERROR]:.1f} %", differences)
-    answer = _is_cerdeq_better(section, differences)
+    sentence = _best_row_sentence(f"best: {best['label']}, {best[names.CERTIFIED_ERROR]:.1f} %", differences)
+    answer = _answer_on_cerdeq(section, differences)
     return Summary([sentence, *left_out], [best["label"], *tied] if tied else [], answer)
 
 
-def _best_row(sentence: str, differences: pd.DataFrame) -> str:
+def _best_row_sentence(sentence: str, differences: pd.DataFrame) -> str:
     """Return which rows the best one beats. differences: lines of `compare` with `seeds`, by row."""
     few = differences["seeds"] < FEWEST_SEEDS
     if few.all():
-        return _too_few(differences["seeds"].max())
+        return _too_few_seeds_sentence(differences["seeds"].max())
     p = differences.loc[~few, "t_holm"]
     unranked = _row_names(few[few]) if few.sum() == 1 else f"{few.sum()} rows"
     better, equal, untested = p[p < _LEVEL], p[p >= _LEVEL], p[p.isna()]
@@ -90,12 +90,12 @@ def _p(value: float, rows: int = 1, sign: str = "") -> str:
     return f"p {sign if rows > 1 else '='} {value:.{3 if value < 0.1 else 2}f}".replace("0.", ".")
 
 
-def _too_few(seeds: int) -> str:
+def _too_few_seeds_sentence(seeds: int) -> str:
     number = "1 seed is" if seeds == 1 else f"{seeds} seeds are"
     return f"{number} too few to rank rows; run 5 or more (`--set seeds=[0,1,2,3,4]`)."
 
 
-def _is_cerdeq_better(section: Section, differences: pd.DataFrame | None) -> str:
+def _answer_on_cerdeq(section: Section, differences: pd.DataFrame | None) -> str:
     """Return whether the best CerDEQ row beats the best other row of a section, in one sentence."""
     rows = section.comparable
     is_cerdeq = rows["model"].isin(_CERDEQ) & ~rows["options"].str.split().map(lambda words: _NO_RECURRENCE in words)
@@ -109,7 +109,7 @@ def _is_cerdeq_better(section: Section, differences: pd.DataFrame | None) -> str
         return f"Not known: {cerdeq['label']} and {other['label']} cannot be compared image by image."
     line = differences.loc[second]
     if line["seeds"] < FEWEST_SEEDS:
-        return f"Not known: {_too_few(line['seeds'])}"
+        return f"Not known: {_too_few_seeds_sentence(line['seeds'])}"
     points = -line["difference"] if cerdeq_first else line["difference"]
     numbers = (
         f"{cerdeq['label']} {cerdeq[names.CERTIFIED_ERROR]:.2f} %, the best other network "

@@ -23,7 +23,9 @@ LEGEND = (
     f"~: no significant difference from the first row. {SUMMARY_LEGEND} "
     "Rows in italics, with a source, are published numbers."
 )
-STAGES_LEGEND = "What each stage decided, of the examples that came to it, and its seconds; means over the seeds."
+STAGES_LEGEND = (
+    "For each stage: images that it decided, of the images that reached it, and seconds; means over the seeds."
+)
 FAILURES = "Trials without a result"
 _LATEX_LEGEND = (
     "Mean ± sample deviation over seeds; bold: best; ~: no significant difference from the best row; italics: published"

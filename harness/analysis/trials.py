@@ -15,7 +15,7 @@ from harness.storage import certification, folder, names
 LABEL = ["model", "method", "options"]
 CHOSEN = "chosen by"  # column: how a search chose the row's settings
 NOT_COUNTED = "not counted: "  # the problem of a trial whose files cannot be right
-TWICE = f"{NOT_COUNTED}another folder holds the same trial"
+TWICE = f"{NOT_COUNTED}another folder has the same trial"
 _NO_SETTINGS = ("row", "trial_dir", "certified", "evaluated_by", "result", "seed", "problem", "warnings")
 
 

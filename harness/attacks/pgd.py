@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cerdeq.bounds.host import is_read
+from cerdeq.bounds.host import is_host_reading
 from cerdeq.equilibrium import keep
 from harness.attacks.objectives import Objective, margins, objectives, rank_classes
 from harness.config.settings import EvaluationSettings
@@ -99,7 +99,7 @@ def _ascend_many(
         falsified[rows] = done = falsified[rows] | _falsified(logits.detach(), margin)
         if step == steps:
             break
-        stay = (~done).nonzero()[:, 0] if is_read(step, x.device) else rows
+        stay = (~done).nonzero()[:, 0] if is_host_reading(step, x.device) else rows
         if not len(stay):
             break
         (gradient,) = torch.autograd.grad(height, point)

@@ -40,7 +40,7 @@ def magnitude(x: Box) -> Array:
     return np.abs(x.center) + x.radius
 
 
-def rounded(center: Array, radius: Array, operations: int = 1, size: Array | None = None) -> Box:
+def widen_for_rounding(center: Array, radius: Array, operations: int = 1, size: Array | None = None) -> Box:
     """Return a box whose centre took `operations` roundings of numbers up to `size` (default: its own size)."""
     error = SLACK * operations * U * (np.abs(center) if size is None else size + np.abs(center))
     return Box(center, (radius + error) * (1 + SLACK * U) + TINY)
@@ -49,7 +49,7 @@ def rounded(center: Array, radius: Array, operations: int = 1, size: Array | Non
 def between(lower: Array, upper: Array) -> Box:
     """Return the box of all values from lower to upper."""
     center = lower / 2 + upper / 2
-    return rounded(center, (upper - lower) / 2, 2, np.abs(lower) + np.abs(upper))
+    return widen_for_rounding(center, (upper - lower) / 2, 2, np.abs(lower) + np.abs(upper))
 
 
 def ball(pixels: Array, eps: float) -> Box:
@@ -64,7 +64,7 @@ def affine(x: Box, weight: Array, bias: Array | None, apply: Callable[[Array, Ar
     relative = SLACK * (terms + 2) * U
     center = apply(weight, x.center)
     radius = apply(np.abs(weight), x.radius + relative * np.abs(x.center)) * (1 + relative) + (terms + 2) * TINY
-    return rounded(center if bias is None else center + bias, radius)
+    return widen_for_rounding(center if bias is None else center + bias, radius)
 
 
 def relu(x: Box) -> Box:
@@ -79,7 +79,7 @@ def normalise(x: Box, mean: Array, variance: Array, eps: float, weight: Array, b
     factor, shifted = weight / np.sqrt(variance + eps), x.center - mean
     center = shifted * factor + bias
     size = (np.abs(x.center) + np.abs(mean)) * np.abs(factor) + np.abs(bias)
-    return rounded(center, x.radius * np.abs(factor) * (1 + SLACK * U) + TINY, 6, size)
+    return widen_for_rounding(center, x.radius * np.abs(factor) * (1 + SLACK * U) + TINY, 6, size)
 
 
 def intersect(a: Box, b: Box) -> Box:

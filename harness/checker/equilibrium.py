@@ -9,7 +9,19 @@ import torch
 import torch.nn.functional as F
 
 from harness.checker import boxes
-from harness.checker.boxes import SLACK, TINY, Array, Box, U, affine, between, inside, intersect, relu, rounded
+from harness.checker.boxes import (
+    SLACK,
+    TINY,
+    Array,
+    Box,
+    U,
+    affine,
+    between,
+    inside,
+    intersect,
+    relu,
+    widen_for_rounding,
+)
 
 _POWER, _GUESSES, _FINAL = 1000, 2000, 4
 _TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-11}  # the relative change at which the iteration of a guess ends
@@ -82,7 +94,7 @@ def apply_recurrence_back(weight: Array, a: Array) -> Array:
 
 def _preactivation_box(weight: Array, h: Box, z: Box) -> Box:
     wz = affine(z, weight, None, apply_recurrence, weight[0].size)
-    return rounded(wz.center + h.center, wz.radius + h.radius, 1, np.abs(wz.center) + np.abs(h.center))
+    return widen_for_rounding(wz.center + h.center, wz.radius + h.radius, 1, np.abs(wz.center) + np.abs(h.center))
 
 
 def _map(weight: Array, h: Box, z: Box) -> Box:

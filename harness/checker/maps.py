@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from harness.checker.boxes import Array, Box, affine, convolve, convolve_back, normalise, rounded
+from harness.checker.boxes import Array, Box, affine, convolve, convolve_back, normalise, widen_for_rounding
 from harness.errors import InputError
 
 Shape = tuple[int, ...]
@@ -134,7 +134,7 @@ def flatten(layer: nn.Flatten) -> Map:
 def add_constant(constant: Array) -> Map:
     """Return the map x + constant."""
     return Map(
-        lambda x: rounded(x.center + constant, x.radius, 1, np.abs(x.center) + np.abs(constant)),
+        lambda x: widen_for_rounding(x.center + constant, x.radius, 1, np.abs(x.center) + np.abs(constant)),
         lambda a, shapes: (a,),
         lambda m: m + np.abs(constant),
         constant,
@@ -145,7 +145,7 @@ def add_constant(constant: Array) -> Map:
 def divide_by_constant(constant: Array) -> Map:
     """Return the map x / constant."""
     return Map(
-        lambda x: rounded(x.center / constant, x.radius / np.abs(constant)),
+        lambda x: widen_for_rounding(x.center / constant, x.radius / np.abs(constant)),
         lambda a, shapes: (a / constant,),
         lambda m: m / np.abs(constant),
         np.zeros(()),
@@ -156,7 +156,9 @@ def divide_by_constant(constant: Array) -> Map:
 def add_values() -> Map:
     """Return the map that adds two values."""
     return Map(
-        lambda a, b: rounded(a.center + b.center, a.radius + b.radius, 1, np.abs(a.center) + np.abs(b.center)),
+        lambda a, b: widen_for_rounding(
+            a.center + b.center, a.radius + b.radius, 1, np.abs(a.center) + np.abs(b.center)
+        ),
         lambda a, shapes: (a, a),
         lambda m, n: m + n,
         np.zeros(()),

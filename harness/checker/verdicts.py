@@ -116,7 +116,7 @@ def recheck(verdict_dir: Path, data_dir: str | None = None, limit: int | None = 
     test, verdicts = _evaluated_images(data, config, is_certification), folder.read_verdicts(verdict_dir, _COLUMNS)
     problems = _check_table(verdicts, test, result.metrics, config.evaluation.stages)
     if replace(own_trial.config, evaluation=config.evaluation) != config:
-        problems.append("it was certified as another trial than the one that it belongs to")
+        problems.append("certification.json describes another trial than the one that it belongs to")
     if problems:
         return RecheckResult(len(verdicts), len(test), problems)
     if not (trial_dir / folder.WEIGHTS).exists():
@@ -212,7 +212,9 @@ def _check_table(
     problems = [f"image {index}: another label is recorded than the data has" for index in np.flatnonzero(wrong_label)]
     no_verdict, no_stage = verdict[~verdict.isin(names.VERDICTS)], stage[certified & ~stage.isin(stages)]
     problems += [f"image {index}: {value!r} is no verdict" for index, value in no_verdict.items()]
-    problems += [f"image {index}: certified by {value!r}, no stage of its own" for index, value in no_stage.items()]
+    problems += [
+        f"image {index}: certified by {value!r}, which is no stage of this trial" for index, value in no_stage.items()
+    ]
     is_error = {
         names.STANDARD_ERROR: verdict == names.MISCLASSIFIED,
         names.ATTACK_ERROR: verdict.isin([names.MISCLASSIFIED, names.FALSIFIED]),
@@ -227,6 +229,6 @@ def _check_table(
         is_error |= {names.share_of(kind): verdict == kind for kind in names.UNDECIDED}
     for name, mask in is_error.items():
         recorded, recomputed = metrics.get(name), 100 * float(mask.mean())
-        if recorded is None or abs(recorded - recomputed) > 1e-6:
-            problems.append(f"{name} is recorded as {recorded}, its verdicts make it {recomputed}")
+        if recorded is None or not abs(recorded - recomputed) <= 1e-6:
+            problems.append(f"{name} is recorded as {recorded}, and is {recomputed} by its verdicts")
     return problems

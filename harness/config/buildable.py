@@ -67,7 +67,11 @@ def ignored_settings(config: TrialConfig, network: nn.Module) -> dict[str, str]:
         ("options.early_iterations", equilibria and no_ramp, needs_ramp),
         ("options.margin_start", equilibria and no_ramp, needs_ramp),
         ("options.backward_iterations", unrolled, "the gradient is that of the iterations themselves"),
-        ("options.warm_start", no_bounds, f"{config.method!r}: it bounds nothing, and lifted solves serve bounds"),
+        (
+            "options.warm_start",
+            no_bounds,
+            f"{config.method!r}: this method computes no bounds, so warm_start has no effect",
+        ),
     ]
     return {name: reason for name, is_ignored, reason in reversed(facts) if is_ignored} | by_method
 

@@ -70,7 +70,7 @@ def _lists(entry: dict[str, Any]) -> dict[str, list[Any]]:
             lists |= {dotted: item for dotted, item in own.items() if not _is_list(entry, *dotted.split(".", 1))}
     for key, values in lists.items():
         require(key, values, bool(values), "a value, or a list of at least one")
-        require(key, values, not any(isinstance(value, list) for value in values), "a list of values that are no lists")
+        require(key, values, not any(isinstance(value, list) for value in values), "a list without lists in it")
     return lists
 
 

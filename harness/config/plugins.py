@@ -61,7 +61,8 @@ def add_factory(model: str, plugins: Collection[str]) -> None:
     allowed = f"module:function, the module one of `plugins` or below one: {', '.join(plugins) or 'there are none'}"
     require("model", model, is_plugin and MODULE.fullmatch(module) is not None, allowed)
     factory = getattr(_import(module), function, None)
-    require("model", model, callable(factory), f"a function of {module}, which has no such one")
+    if not callable(factory):
+        raise InputError(f"model: module {module} has no function {function!r}")
     if model not in network_names():
         register(model)(factory)  # type: ignore[arg-type]
 

@@ -59,7 +59,7 @@ class Space(BaseModel):
 
 
 class Asha(BaseModel):
-    """Stops candidates early that are worse than others after as many epochs, by IBP on the validation images."""
+    """Stops candidates early that are worse than others at the same epoch, by IBP on the validation images."""
 
     model_config = STRICT
 
@@ -83,13 +83,13 @@ class SearchSettings(BaseModel):
     objectives: list[Objective] = Field([CERTIFIED_ERROR], min_length=1)
     """What to minimise: certified_error, standard_error, or both, which gives a front."""
     validation_images: int = Field(5000, ge=1)
-    """So many of the last training images are held out, and candidates are evaluated on them."""
+    """Number of training images, the last ones, that are held out of training; candidates are evaluated on them."""
     seeds: int = Field(1, ge=1)
-    """Each candidate is trained with so many of the sweep's seeds, the first ones; its objectives are means."""
+    """Number of seeds, the sweep's first ones, with which each candidate is trained; its objectives are means."""
     trials: int | None = Field(None, ge=1)
-    """Candidates per entry; null sets no limit, beside `hours`."""
+    """Candidates per entry; null: only `hours` limits the search."""
     hours: float | None = Field(None, gt=0)
-    """No candidate starts after so many hours of training and evaluation, summed over all; null sets no limit."""
+    """Hours of training and evaluation, summed over all candidates, after which none starts; null sets no limit."""
     asha: Asha | None = None
     """Stops candidates early, with one objective and one seed; null trains every candidate to its end."""
     seed: int = Field(0, ge=0)
@@ -99,7 +99,7 @@ class SearchSettings(BaseModel):
     def _check(self) -> "SearchSettings":
         objectives = self.objectives
         require("spaces", self.spaces, bool(self.spaces), "the values of at least one setting, by its key")
-        require("objectives", objectives, len(set(objectives)) == len(objectives), "different ones")
+        require("objectives", objectives, len(set(objectives)) == len(objectives), "each one once")
         has_budget = self.trials is not None or self.hours is not None
         require("trials", self.trials, has_budget, "a number of candidates, or hours")
         is_single = objectives == [CERTIFIED_ERROR] and self.seeds == 1

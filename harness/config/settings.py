@@ -122,8 +122,8 @@ class TrainSettings:
     regularise_equilibria: bool = True
     """Whether the regularisers include the pre-activations of equilibria, as they do those of every ReLU."""
     ema_decay: float | None = None
-    """Decay of the average of the networks after each step, which is then the network that is evaluated. While
-    1 / steps exceeds 1 - ema_decay it is their plain mean. Null evaluates the last network."""
+    """Decay of an exponential moving average of the weights, which is then the network that is evaluated; it begins
+    as a plain mean. Null evaluates the last weights."""
     recompute_statistics: bool = False
     """Before evaluation, recompute batch norm's statistics on the whole training set, in whole batches, unaugmented
     (CTBench 2024). The metrics of each epoch still describe the network as it trains."""
@@ -134,8 +134,8 @@ class TrainSettings:
     """Whether to compile training steps: 'auto' where compiling works and the trial is long enough to gain time,
     'always' where it works, 'never'. Numbers change by rounding alone, as on another machine."""
     initialisation: Initialisation = "ibp"
-    """'ibp' draws weights that keep the width of boxes (Shi et al. 2021), 'default' keeps torch's own. Batch norm
-    cancels the scale of weights, so that this matters most where there is none."""
+    """'ibp' draws weights that keep the width of boxes (Shi et al. 2021), 'default' keeps torch's own. With
+    batch norm, which cancels the scale of weights, this matters little."""
 
     def __post_init__(self) -> None:
         epochs = 1 <= self.epochs <= LARGEST_EPOCHS
@@ -149,7 +149,7 @@ class TrainSettings:
         require("ramp_start", self.ramp_start, self.ramp_start >= 1, "an epoch of at least 1")
         require("ramp_epochs", self.ramp_epochs, self.ramp_epochs >= 0, "an integer of at least 0")
         last = self.ramp_start - 1 + self.ramp_epochs
-        ends = f"a ramp that ends within training: ramp_start - 1 + ramp_epochs = {last} exceeds epochs = {self.epochs}"
+        ends = f"a ramp that ends by epoch {self.epochs}; this one ends in {last}, ramp_start - 1 + ramp_epochs"
         require("ramp_epochs", self.ramp_epochs, last <= self.epochs, ends)
         if self.eps is not None:
             object.__setattr__(self, "eps", Radius(self.eps))
@@ -187,8 +187,8 @@ class EvaluationSettings:
     attack_steps: int = 40
     """Steps from each start."""
     attack_step: float = 0.25
-    """Size of the first step over eps; the sizes fall linearly to 0. Their sum, about attack_step * attack_steps / 2,
-    must be well above 2 to cross the ball: with 10 steps use 1."""
+    """Size of the first step as a fraction of eps; the sizes fall linearly to 0. Their sum, about attack_step *
+    attack_steps / 2, must be well above 2 to cross the ball: with 10 steps use 1."""
     attack_restarts: int = 3
     """Starts for each of the attack's objectives."""
     bab_seconds: float | None = 60.0
@@ -196,7 +196,7 @@ class EvaluationSettings:
     bab_branches: int | None = None
     """Largest number of leaves that branch and bound bounds per image; null sets no limit."""
     certificates: bool = False
-    """Whether to store certificates, which confirm the proofs of crown, alpha-crown and bab without a search."""
+    """Whether to save certificates of crown, alpha-crown and bab, so that `harness.recheck` needs no search."""
 
     def __post_init__(self) -> None:
         stages = list(self.stages)
@@ -213,4 +213,4 @@ class EvaluationSettings:
         require("bab_seconds", seconds, is_limit, "above 0 and finite, or null for no limit")
         require("bab_branches", branches, branches is None or branches >= 1, "an integer of at least 1, or null")
         limited = BAB not in self.stages or seconds is not None or branches is not None
-        require("bab_seconds", seconds, limited, "a number, where bab_branches is null")
+        require("bab_seconds", seconds, limited, "a number, since bab_branches is null")

@@ -34,7 +34,7 @@ def _check_gpus(gpus: float) -> float:
 
 
 def _check_seeds(seeds: list[int]) -> list[int]:
-    require("seeds", seeds, len(set(seeds)) == len(seeds), "different ones")
+    require("seeds", seeds, len(set(seeds)) == len(seeds), "each one once")
     return seeds
 
 

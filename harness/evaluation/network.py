@@ -10,7 +10,7 @@ from torch import nn
 from baselines import build
 from cerdeq.bounds import Program, trace
 from cerdeq.bounds.float32 import in_float32
-from cerdeq.equilibrium import fold, follow
+from cerdeq.equilibrium import fold, use_attack_solvers
 from harness.config.buildable import needs_linear
 from harness.config.trial import TrialConfig
 
@@ -41,6 +41,6 @@ def prepare_network(model: nn.Module, stages: tuple[str, ...]) -> PreparedNetwor
     """Prepare a float64 network in evaluation mode for the verifier's stages."""
     linear = needs_linear(stages)
     attack_model = copy.deepcopy(model)
-    follow(attack_model)
+    use_attack_solvers(attack_model)
     attack_model.float().requires_grad_(False)
     return PreparedNetwork(model, trace(model, linear), in_float32(model, linear), attack_model)

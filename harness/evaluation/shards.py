@@ -25,7 +25,7 @@ from harness.evaluation.metrics import final_metrics, finite_or_none, warnings
 from harness.evaluation.network import PreparedNetwork, load_network, prepare_network
 from harness.evaluation.stages import images_at_once
 from harness.evaluation.verdicts import Evaluation, evaluate_part
-from harness.memory import kept_memory
+from harness.memory import reuse_freed_memory
 from harness.storage import certification, folder, names
 from harness.storage.certification import Certification
 from harness.storage.folder import Trial, TrialResult
@@ -69,11 +69,11 @@ def certify_shard(directory: Path, number: int, data_dir: str | None) -> None:
     It runs on one thread, so that the result is the same on every machine.
 
     Raises:
-        SoundnessError: an example is both certified and refuted.
+        SoundnessError: an example is both certified and falsified.
         InputError: the weights, data or versions differ from those that the certification began with.
     """
     stored = certification.read_certification(directory)
-    with _one_thread(), kept_memory():
+    with _one_thread(), reuse_freed_memory():
         config, network, test = _load(directory, stored.digest, data_dir)
         first, stop = stored.images_of(number)
         evaluate_shard(directory, number, network, test.part(first, stop), first, config, stored.digest)
@@ -85,7 +85,7 @@ def evaluate_shard(
     """Evaluate images, the first of which has the index `first`, and write the shard.
 
     Raises:
-        SoundnessError: an example is both certified and refuted.
+        SoundnessError: an example is both certified and falsified.
     """
     device = next(network.model.parameters()).device
     evaluation = evaluate_part(network, part.images.to(device), part.labels.to(device), first, config)
@@ -123,7 +123,12 @@ def _load(directory: Path, digest: str, data_dir: str | None) -> tuple[TrialConf
     load_for(config)
     trial_dir, data = certification.trial_of(directory), load(config.dataset, data_dir)
     _, own = certification_of(trial_dir, config, data)
-    require("digest", own.digest, own.digest == digest, f"{digest}: the same weights, data and versions everywhere")
+    require(
+        "digest",
+        own.digest,
+        own.digest == digest,
+        f"{digest}; weights, data or package versions differ between machines",
+    )
     model = load_network(config, trial_dir / folder.WEIGHTS).to(best_device())
     return config, prepare_network(model, config.evaluation.stages), evaluation_images(data, config)
 

@@ -51,7 +51,7 @@ def evaluate_part(
     adversarial only if it is proved to be. first: the index of the first image.
 
     Raises:
-        SoundnessError: an example is both certified and refuted.
+        SoundnessError: an example is both certified and falsified.
     """
     size = images_at_once(config.evaluation, config.evaluation.batch_size)
     parts = [_evaluate_batch(network, x, y, first + start, config) for start, x, y in batches(images, labels, size)]
@@ -115,4 +115,6 @@ def _refuse_contradictions(verdicts: pd.DataFrame, stages: tuple[str, ...]) -> N
     contradicted = refuted & (verdicts[proofs] > 0).any(axis=1)
     if contradicted.any():
         examples = verdicts.loc[contradicted, names.INDEX].tolist()
-        raise SoundnessError(f"both certified and refuted: test examples {examples[:10]}, {len(examples)} in all")
+        raise SoundnessError(
+            f"test images both certified and falsified: {examples[:10]}, {len(examples)} in all; a bound is wrong"
+        )

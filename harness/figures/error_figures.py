@@ -18,6 +18,7 @@ _MOST_BARS = 30
 _ERRORS = [names.STANDARD_ERROR, names.CERTIFIED_ERROR]
 _STAGES = ("clean", "attack", *STAGES)
 _DECISIONS = {"clean": "misclassified", "attack": "falsified"}  # others are called like their stages
+_OTHER = "#44aa99"  # a stage that has no colour of its own
 _COLOURS = {
     "misclassified": "#b9bfc6",
     "falsified": "#d55e00",
@@ -113,12 +114,13 @@ def stages(data: SectionData) -> Figure | None:
     left = pd.Series(0.0, counts.index)
     shares = {_DECISIONS.get(stage, stage): 100 * counts[names.decided_by(stage)] / counts[images] for stage in ran}
     shares["unknown"] = 100 - sum(shares.values())
+    colours = {name: _COLOURS.get(name, _OTHER) for name in shares}
     for name, share in shares.items():
-        axes.barh(range(len(counts)), share, left=left, color=_COLOURS[name], height=0.7)
+        axes.barh(range(len(counts)), share, left=left, color=colours[name], height=0.7)
         left = left + share
     _label_rows(axes, list(counts.index))
     axes.set(xlim=(0, 100), xlabel="images, %")
-    add_legend(figure, squares({name: _COLOURS[name] for name in shares}))
+    add_legend(figure, squares(colours))
     return figure
 
 

@@ -20,7 +20,7 @@ _MOST = 6
 
 
 def counterexamples(data: SectionData) -> Figure | None:
-    """Of the best row's first network: the image and its label, a point within eps, and their difference over eps.
+    """The best row, first seed: image and label, a point within eps, and their difference divided by eps.
 
     The network provably gets the point wrong; its prediction stands above. A difference of 0 is grey.
     """

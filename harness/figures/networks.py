@@ -130,7 +130,7 @@ def relus(data: SectionData) -> Figure | None:
 
 
 def curves(data: SectionData) -> Figure | None:
-    """Of training images, means over seeds: errors and loss at the eps of the epoch, widths at the sweep's.
+    """Training images, means over seeds: errors and loss at the eps of the epoch, widths at the sweep's.
 
     At most the eight best rows.
     """

@@ -39,7 +39,7 @@ def print_header(study: Study, gpus: float, asked_profile: str | None, console: 
         )
     if changed := [trial for trial in trials if trial.key not in study.unchanged_keys]:
         lines.append(
-            f"{len(changed)} trials differ from the sweep file: their profile, in tables too, is "
+            f"{len(changed)} trials differ from the sweep file: tables list them under profile "
             f"'{escape(changed[0].config.profile)}'; their numbers are not comparable with published ones"
         )
     console.print("\n".join(lines), soft_wrap=True)
@@ -65,7 +65,7 @@ def show(study: Study, retry_failed: bool, ray_address: str | None, console: Con
             side_by_side = min(side_by_side, int(gpus / resources.gpu))
     fitting = "as many side by side as fit" if side_by_side is None else f"{side_by_side} side by side"
     here = "" if ray_address else f", {cpus} CPUs and {gpus} GPUs here"
-    each = f"resources: {resources.cpu} CPUs and {resources.gpu:g} GPUs a trial"
+    each = f"resources: {resources.cpu} CPUs and {resources.gpu:g} GPUs for each trial"
     console.print(f"{each}{here}: {fitting}", soft_wrap=True)
     console.print(_describe_time(list(left.values()), side_by_side), soft_wrap=True)
     console.print("dry run: nothing was started or written", soft_wrap=True)
@@ -77,7 +77,7 @@ def _describe_time(left: list[float | None], side_by_side: int | None) -> str:
         return "time: none, nothing is left to do"
     estimates = [seconds for seconds in left if seconds is not None]
     if not estimates:
-        return f"time: unknown, no trial of these {len(left)} trials' rows has finished here"
+        return "time: unknown until one trial of a row has finished"
     work = f"time: {minutes(sum(estimates))} of work for {len(estimates)} of {len(left)} trials"
     if not side_by_side:
         return work

@@ -25,7 +25,7 @@ os.environ.update(
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a worker that reserves no GPU sees none
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # workers use this very environment; Ray would pack and rebuild it
         # A worker runs many trials, each in its own thread. With an arena for each thread, memory of ended trials stays
-        # (seen: 7 GB after 4 trials), and `kept_memory` speeds up the first arena alone.
+        # (seen: 7 GB after 4 trials), and `reuse_freed_memory` speeds up the first arena alone.
         "MALLOC_ARENA_MAX": "1",
     }
     # With a token in the home directory `ray start` requires it, but a client sends it only in this mode.
@@ -126,7 +126,7 @@ def _find_missing(paths: list[str], uri: str | None) -> str:
         if uri is not None:
             check(uri)
     except InputError as error:
-        return f"cannot use the results: {error}; credentials are its own environment's"
+        return f"cannot use the results: {error}; each machine needs credentials in its own environment"
     missing = ", ".join(path for path in paths if not Path(path).exists())
     advice = "results and data must lie on storage that all machines share, or the same files at the same path"
     return f"does not have {missing}; {advice}" if missing else ""

@@ -31,7 +31,7 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
 from harness.clock import Stopped
-from harness.device import take_share
+from harness.device import limit_gpu_memory
 from harness.launch.work import FAILS_AGAIN, RAY_STATE, OnEnd, OnReport, RayOptions, Work, describe
 from harness.memory import free_memory
 
@@ -165,7 +165,7 @@ def _trainable(work: Work) -> Callable[[dict[str, Any]], None]:
     def run_item(config: dict[str, Any]) -> None:
         assigned = ray.get_runtime_context().get_assigned_resources()
         torch.set_num_threads(max(1, int(assigned.get("CPU", 1))))
-        take_share(assigned.get("GPU", 0))
+        limit_gpu_memory(assigned.get("GPU", 0))
         try:
             with suppress(Stopped):
                 work(Path(config["item"]), tune.report)

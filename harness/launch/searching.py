@@ -22,7 +22,7 @@ from harness.environment import source_digest
 from harness.launch.stopping import Stopping
 from harness.launch.work import RAY_STATE, RayOptions, train_item
 from harness.search.results import best_candidates, describe_choice, mean_error
-from harness.search.rungs import CANDIDATE, SEARCH, has_ended, is_stopped, stop
+from harness.search.rungs import CANDIDATE, SEARCH, has_ended, is_candidate_stopped, stop_candidate
 from harness.search.studies import (
     begin_studies,
     candidates_of,
@@ -110,7 +110,7 @@ class Search:
 
         def on_end(trial_dir: Path, error: str | None) -> None:
             failure = folder.read_failure(trial_dir)
-            if failure is None and folder.read_result(trial_dir) is None and not is_stopped(trial_dir):
+            if failure is None and folder.read_result(trial_dir) is None and not is_candidate_stopped(trial_dir):
                 if error is None and stopping.asked:
                     return
                 failure = folder.write_failure(trial_dir, error or "its worker ended without a result")
@@ -181,7 +181,7 @@ class Search:
         if epochs not in self.studies[entry].trials[number].intermediate_values:
             trial.report(error, epochs)
         if trial.should_prune():
-            stop(trial_dir)
+            stop_candidate(trial_dir)
 
     def conclude(self, entry: int, number: int) -> None:
         """Write what came of a candidate to its study, once training has ended for all its seeds."""
@@ -189,7 +189,7 @@ class Search:
         trial_dirs = [trial_dir for trial_dir, owner in self.owners.items() if owner == (entry, number)]
         if not all(map(has_ended, trial_dirs)):
             return
-        if any(map(is_stopped, trial_dirs)):
+        if any(map(is_candidate_stopped, trial_dirs)):
             study.tell(number, state=TrialState.PRUNED)
             return
         results = [folder.read_result(trial_dir) for trial_dir in trial_dirs]

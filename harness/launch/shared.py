@@ -75,7 +75,7 @@ class SharedResults:
     def push_tables(self) -> None:
         """Push everything except trials. Raises OSError."""
         if (uri := self.uri) is not None:
-            remote.patiently(
+            remote.retry_storage(
                 lambda: remote.push(self.sweep_dir, uri, wanted=lambda name: not name.startswith("trials/"))
             )
 
@@ -98,7 +98,7 @@ class SharedResults:
         """Pull a trial that has ended, and wait for a storage that is away; return an error if it stays away."""
         if (uri := self.uri) is not None:
             try:
-                remote.patiently(lambda: _pull(uri, self.sweep_dir, _name(trial_dir)))
+                remote.retry_storage(lambda: _pull(uri, self.sweep_dir, _name(trial_dir)))
             except OSError as error:
                 return mask_secrets(f"{uri} cannot be read: {error}")
         return None
@@ -137,7 +137,9 @@ def update_mirror(uri: str, sweep_dir: Path) -> None:
     mirrored = mark.read_text(encoding="utf-8") if mark.is_file() else None
     if mirrored != uri and sweep_dir.exists() and any(sweep_dir.iterdir()):
         content = f"mirrors {mask_secrets(mirrored)}" if mirrored else "holds other files"
-        raise InputError(f"{sweep_dir} {content} and would be the mirror of {mask_secrets(uri)}: move it away")
+        raise InputError(
+            f"{sweep_dir} {content}, and must be empty to become the copy of {mask_secrets(uri)}: move it away"
+        )
     write_text(mark, uri)
     try:
         remote_names = _pull(uri, sweep_dir)
@@ -145,8 +147,8 @@ def update_mirror(uri: str, sweep_dir: Path) -> None:
         raise remote.StorageError(mask_secrets(f"{uri} cannot be mirrored in {sweep_dir}: {error}")) from error
     results = {path.relative_to(sweep_dir).as_posix() for path in sweep_dir.glob(f"trials/*/{folder.RESULT}")}
     if missing := sorted(results - remote_names):
-        message = f"{sweep_dir} mirrors {mask_secrets(uri)}, which has lost {', '.join(missing)}"
-        raise InputError(f"{message}: copy these trials back, or move the directory away to do them again")
+        message = f"these results are in {sweep_dir} and no longer at {mask_secrets(uri)}: {', '.join(missing)}"
+        raise InputError(f"{message}; copy these trials back, or move the directory away to train them again")
 
 
 def run_trial_at(
@@ -184,7 +186,7 @@ def run_trial_at(
         try:
             run_folder(trial_dir, on_epoch, data_dir, on_evaluated, Clock(asked=lambda: is_stopped(uri)), code)
         finally:
-            remote.patiently(push)
+            remote.retry_storage(push)
             if folder.read_result(trial_dir) is not None:
                 remote.remove(uri, f"{below}/{folder.FAILURE}")
                 remote.remove(uri, f"{below}/{folder.SHARDS}")

@@ -16,7 +16,7 @@ from harness.clock import Clock, Stopped
 from harness.config.buildable import check_buildable
 from harness.config.plugins import load_for
 from harness.data import Data, load
-from harness.errors import InputError, SettingError, require
+from harness.errors import InputError, require
 from harness.evaluation.shards import certify_shard
 from harness.launch.shared import is_stopped, run_trial_at
 from harness.memory import free_memory
@@ -65,8 +65,6 @@ def load_data(trials: dict[str, folder.Trial], data_dir: str | None) -> dict[str
             check_buildable(trial.config)
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
-        except (TypeError, ValueError) as error:
-            raise SettingError(name, trial.config.label, f"what this code has: {error}") from None
     data_sets = {dataset: load(dataset, data_dir) for dataset in {trial.config.dataset for trial in trials.values()}}
     for name, trial in trials.items():
         own = data_sets[trial.config.dataset].fingerprint

@@ -16,7 +16,7 @@ from harness.config.settings import Radius, TrainSettings
 from harness.config.trial import TrialConfig
 from harness.device import without_faulty_onednn
 from harness.errors import first_words
-from harness.memory import kept_memory
+from harness.memory import reuse_freed_memory
 from harness.training.augment import augment, draw
 from harness.training.initialise import initialise
 from harness.training.step import Stepper, make_optimiser
@@ -49,7 +49,7 @@ def measure_steps(options: argparse.Namespace, device: torch.device) -> list[dic
     """Return a row for each kind of step of each network."""
     compiled = (False, True) if compiler_problem(device.type) is None else (False,)
     networks, rows = TimedNetworks(options, device), []
-    with kept_memory():
+    with reuse_freed_memory():
         for name in options.models:
             kinds = _steps_by_kind(networks, name, compiled)
             median_seconds(kinds, _WARM_UP, device)

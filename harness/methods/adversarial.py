@@ -42,9 +42,9 @@ class Attacking(Method):
     """A method that begins with projected gradient descent (Madry et al. 2018)."""
 
     attack_steps: int = 8
-    """How many signed gradient steps; ours (the literature has 1 to 10)."""
+    """Number of signed gradient steps; the literature has 1 to 10."""
     attack_step: float = 0.25
-    """The size of each over the attack's radius."""
+    """Size of a step, as a fraction of the attack's radius."""
 
     def __post_init__(self) -> None:
         require("attack_steps", self.attack_steps, self.attack_steps >= 1, "an integer of at least 1")

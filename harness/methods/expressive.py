@@ -23,10 +23,10 @@ class SABR(Attacking):
     name: ClassVar[str] = "sabr"
 
     subselection: float = 0.7
-    """The small box's radius over eps: the paper has 0.7 for CIFAR-10 at 8/255, 0.1 at 2/255."""
+    """Radius of the small box as a fraction of eps: the paper has 0.7 for CIFAR-10 at 8/255, 0.1 at 2/255."""
     relu_shrinkage: float = 1.0
-    """The upper end after each unstable ReLU is multiplied by it (CTBench 2024: 0.8 at 2/255), also within an
-    equilibrium, whose iteration may then not converge."""
+    """Factor of the upper bound after each unstable ReLU (CTBench 2024: 0.8 at 2/255). Equilibria may then not
+    converge."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -35,7 +35,7 @@ class SABR(Attacking):
 
     def ignored(self) -> dict[str, str]:
         """Return the attack's settings if the box is as large as the ball."""
-        reason = "with subselection 1 its box is the whole ball, around which no attack is possible"
+        reason = "with subselection 1 the box is the whole ball, so there is no attack"
         return dict.fromkeys(("attack_steps", "attack_step"), reason) if self.subselection == 1 else {}
 
     @property
@@ -59,7 +59,7 @@ class MTLIBP(Attacking):
     alpha: float = 0.5
     """Weight of IBP: the paper has 0.5 for CIFAR-10 at 8/255, 0.004 at 2/255."""
     attack_radius: float = 1.0
-    """The attack's radius over eps (CTBench: 2 at 2/255)."""
+    """Radius of the attack as a fraction of eps (CTBench: 2 at 2/255)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

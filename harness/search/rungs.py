@@ -23,13 +23,13 @@ from harness.training.trial import EvaluationProgress, Report
 CANDIDATE, SEARCH = "candidate.json", "search.json"
 
 
-def stop(trial_dir: Path) -> None:
+def stop_candidate(trial_dir: Path) -> None:
     """Let a candidate's training end at the rung that it has reached."""
     path = trial_dir / CANDIDATE
     write_json(path, parse_json(path, dict) | {"stopped": True})
 
 
-def is_stopped(trial_dir: Path) -> bool:
+def is_candidate_stopped(trial_dir: Path) -> bool:
     """Return whether a candidate's training ends at the rung that it has reached. Raises DamagedFileError."""
     return parse_json(trial_dir / CANDIDATE, lambda content: content["stopped"])
 
@@ -38,7 +38,7 @@ def has_ended(trial_dir: Path) -> bool:
     """Return whether a candidate's trial has nothing left to train."""
     failure = folder.read_failure(trial_dir)
     fails_again = failure is not None and failure["repeats"]
-    return fails_again or is_stopped(trial_dir) or folder.read_result(trial_dir) is not None
+    return fails_again or is_candidate_stopped(trial_dir) or folder.read_result(trial_dir) is not None
 
 
 def run_candidate(
@@ -51,7 +51,7 @@ def run_candidate(
     """
     trial = folder.read_trial(trial_dir / folder.TRIAL)
     for rung in _rungs(trial_dir, trial.config.train.epochs):
-        if is_stopped(trial_dir):
+        if is_candidate_stopped(trial_dir):
             return
         if checkpoint.epochs_done(trial_dir) > rung:
             continue
@@ -62,7 +62,7 @@ def run_candidate(
             if checkpoint.epochs_done(trial_dir) < rung:
                 raise Stopped
         report({names.RUNG: rung, names.CERTIFIED_ERROR: _certified_error(trial.config, trial_dir, data_dir)})
-    if not is_stopped(trial_dir):
+    if not is_candidate_stopped(trial_dir):
         run_folder(trial_dir, report, data_dir, evaluated, code=code)
 
 

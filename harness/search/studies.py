@@ -189,7 +189,9 @@ def _sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
             return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
         if name == "nsga2":
             return optuna.samplers.NSGAIISampler(seed=seed, population_size=_GENERATION)
-        return optuna.samplers.RandomSampler(seed=seed)
+        if name == "random":
+            return optuna.samplers.RandomSampler(seed=seed)
+    raise ValueError(f"unknown sampler {name!r}")
 
 
 def _seed(*parts: int) -> int:

@@ -249,15 +249,15 @@ def write_epoch(directory: Path, row: dict[str, Any]) -> None:
     write_text(Path(directory) / EPOCHS, "".join(json.dumps(r, allow_nan=False) + "\n" for r in rows))
 
 
-def read_without(directory: Path) -> list[str]:
+def read_failed_optimisations(directory: Path) -> list[str]:
     """Return a line for each optimisation that failed and that the trial is trained without."""
     path = Path(directory) / WITHOUT
     return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
 
-def add_without(directory: Path, lines: list[str]) -> None:
-    """Add lines to those that `read_without` returns; a line that is there is not added again."""
-    before = read_without(directory)
+def add_failed_optimisations(directory: Path, lines: list[str]) -> None:
+    """Add lines to those that `read_failed_optimisations` returns; a line that is there is not added again."""
+    before = read_failed_optimisations(directory)
     if added := [line for line in lines if line not in before]:
         write_text(Path(directory) / WITHOUT, "".join(line + "\n" for line in before + added))
 

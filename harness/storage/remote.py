@@ -23,13 +23,13 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import pyarrow
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 
-from harness.errors import InputError, SettingError, first_words
+from harness.errors import InputError, first_words
 from harness.masking import mask_secrets
 from harness.storage.files import write_bytes
 from harness.storage.folder import EPOCHS, RESULT
 
 PATIENCE = 60.0
-"""The seconds that `patiently` waits for a storage that is away."""
+"""The seconds that `retry_storage` waits for a storage that is away."""
 _TRIES = 5  # to read a file that others replace
 
 T = TypeVar("T")
@@ -52,8 +52,8 @@ def check(uri: str, writes: bool = True) -> None:
     Raises SettingError for an address with a secret, which would be stored with it.
     """
     if mask_secrets(uri) != uri:
-        raise SettingError(
-            "--results-dir", mask_secrets(uri), "an address without secrets, which the environment holds"
+        raise InputError(
+            f"--results-dir: remove the password from {mask_secrets(uri)}; set it in environment variables"
         )
     try:
         _list_files(uri, "")
@@ -134,7 +134,7 @@ def remove(uri: str, name: str) -> None:
         fs.delete_dir(info.path)
 
 
-def patiently(action: Callable[[], T]) -> T:
+def retry_storage(action: Callable[[], T]) -> T:
     """Return what `action` returns, and retry for `PATIENCE` seconds after an OSError. Raises OSError."""
     until, pause = time.monotonic() + PATIENCE, 1.0
     while True:

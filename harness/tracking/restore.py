@@ -49,7 +49,7 @@ def _refuse_others(sweep_dir: Path, trials: set[str]) -> None:
     """Raise InputError if the directory holds other files, or trials that are not among these keys."""
     present = {trial_dir.name for trial_dir in folder.trial_folders(sweep_dir)}
     if not present and sweep_dir.exists() and {path.name for path in sweep_dir.iterdir()} - {LOCK}:
-        raise InputError(f"{sweep_dir} is neither empty nor absent, and holds no trials: name another")
+        raise InputError(f"{sweep_dir} contains other files: choose an empty directory")
     if others := sorted(present - trials):
         raise InputError(f"{sweep_dir} holds trials that MLflow does not have: {', '.join(others)}; name another")
 

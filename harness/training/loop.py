@@ -20,7 +20,7 @@ from harness.device import tf32
 from harness.errors import SettingError
 from harness.memory import free_memory
 from harness.storage import names
-from harness.storage.folder import add_without, read_epochs, write_epoch
+from harness.storage.folder import add_failed_optimisations, read_epochs, write_epoch
 from harness.training import checkpoint
 from harness.training.augment import Draws, draw, seed_of
 from harness.training.compilation import decide
@@ -125,7 +125,7 @@ def _train(
         row = _train_epoch(stepper, epoch, trial_dir)
         if divided:
             row[names.TRAIN_ACCUMULATE] = config.train.accumulate
-        add_without(trial_dir, stepper.failed_optimisations)
+        add_failed_optimisations(trial_dir, stepper.failed_optimisations)
         write_epoch(trial_dir, row)  # first: a row without its checkpoint is written again, a row never written is lost
         stop = epoch < last and (epoch == clock.until or clock.asked())
         if epoch == last or stop or clock.due():

@@ -25,7 +25,7 @@ from harness.evaluation.metrics import final_metrics, finite_or_none, warnings
 from harness.evaluation.network import load_network, prepare_network
 from harness.evaluation.shards import evaluate_shard, merge_shards
 from harness.evaluation.stages import images_at_once
-from harness.memory import free_memory, kept_memory
+from harness.memory import free_memory, reuse_freed_memory
 from harness.storage import certification, folder, names
 from harness.storage.files import remove_unfinished, write_atomically
 from harness.training.log import log_to_folder
@@ -96,7 +96,7 @@ def run_folder(
         require("data", data.fingerprint, fits, f"the data this trial was made for, {trial.fingerprint}")
         remove_unfinished(directory)
         if (result := folder.read_result(directory)) is None:
-            with kept_memory():
+            with reuse_freed_memory():
                 result = _train_and_evaluate(trial, data, directory, report, evaluated, clock)
             folder.write_result(directory, result)
         (directory / folder.FAILURE).unlink(missing_ok=True)  # last: a trial counts as failed until it is done
@@ -206,7 +206,11 @@ def _evaluate(
         names.EVALUATION_SECONDS: sum(evaluation.seconds.values()) + time.monotonic() - started,
     }
     finite = finite_or_none(metrics)
-    messages = [*warnings(evaluation, finite), *divided_batches(config, epochs), *folder.read_without(trial_dir)]
+    messages = [
+        *warnings(evaluation, finite),
+        *divided_batches(config, epochs),
+        *folder.read_failed_optimisations(trial_dir),
+    ]
     for message in messages:
         _log.debug("warning: %s", message)
     _log.debug("done: certified error %.2f %%", metrics[names.CERTIFIED_ERROR])

@@ -87,11 +87,11 @@ class Scaled(nn.Linear):
 
 LINEAR = partial(nn.Linear, 64, 10)
 BROKEN = {
-    "weights that no seed decides": ([partial(Numpy, 64, 10)], "one seed makes two networks"),
+    "weights that no seed decides": ([partial(Numpy, 64, 10)], "two builds with the same seed differ"),
     "too few logits": ([partial(nn.Linear, 64, 9)], r"logits of shape \(3, 9\), of 3 images and 10 classes"),
     "a weight that is not used": ([LINEAR, Unused], "no finite gradient for 2.weight"),
     "a weight that changes nothing": ([LINEAR, Silent], "the gradient for 2.weight is 0"),
-    "statistics of the evaluated batch": ([partial(Training, 64), LINEAR], "what an image gives in another batch"),
+    "statistics of the evaluated batch": ([partial(Training, 64), LINEAR], "logits of an image in another batch"),
     "a rule that bounds nothing": ([LINEAR, Flipped], "bounds by ibp do not contain what a point of the ball gives"),
     "values that are read while building": ([partial(Scaled, 64, 10)], "cannot be built on torch's device 'meta'"),
     "weights that share memory": ([Tied], "the folded network cannot be stored"),

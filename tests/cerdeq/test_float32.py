@@ -14,7 +14,7 @@ from pairs import every_pair
 from torch import nn
 
 from cerdeq.bounds import BOUNDS, Interval, float32, lower_bounds, trace
-from cerdeq.bounds.float32 import in_float32, rounded_outwards
+from cerdeq.bounds.float32 import float32_box_around, in_float32
 from cerdeq.boxes import outward_ends
 from cerdeq.equilibrium import Equilibrium, fold
 
@@ -34,7 +34,7 @@ def question(name, seed=0, batch=1):
 def test_a_rounded_box_contains_the_box():
     center = torch.cat([torch.randn(500), torch.randn(500) * 1e-30]).double() * (1 + torch.rand(1000).double())
     box = Interval(center, center.abs() * 10.0 ** -torch.randint(0, 20, (1000,)))
-    small = rounded_outwards(box)
+    small = float32_box_around(box)
     assert small.center.dtype == small.radius.dtype == torch.float32
     low, high = outward_ends(box.box)
     # Sums of two float32 of such sizes round in float64 by less than the box is wider.

@@ -18,11 +18,11 @@ from equilibria import (
 from oracles import DTYPES
 from pairs import every_pair
 
-from cerdeq.bounds.host import is_read
-from cerdeq.equilibrium import FixedPoint, NotConvergedError, adjoint, follow, layer, solver
+from cerdeq.bounds.host import is_host_reading
+from cerdeq.equilibrium import FixedPoint, NotConvergedError, adjoint, layer, solver, use_attack_solvers
 from cerdeq.equilibrium.recurrence import apply_weight
 from cerdeq.equilibrium.refine import near_equilibrium, refine
-from cerdeq.equilibrium.solver import SOLVERS, solve
+from cerdeq.equilibrium.solver import SOLVERS, solve_to_tolerance
 
 SOLVER_RHOS = [*RHOS, 0.99]
 LIMIT = 5000
@@ -34,7 +34,7 @@ def step_of(weight):
 
 
 def solve_weight(weight, h, tolerance=1e-12, solver="picard", start=None, limit=LIMIT):
-    return solve(step_of(weight), torch.relu(h) if start is None else start, h, tolerance, limit, solver)
+    return solve_to_tolerance(step_of(weight), torch.relu(h) if start is None else start, h, tolerance, limit, solver)
 
 
 def solve_by_numpy(weight, h):
@@ -83,10 +83,10 @@ def test_each_example_meets_its_own_tolerance(solver, kernel):
 @both
 def test_an_answer_does_not_depend_on_the_batch(solver):
     h = random_h((9, 5), 0, shift=0.5).center * torch.logspace(-6, 6, 9, dtype=torch.float64)[:, None]
-    together = solve(same_in_any_batch, torch.relu(h), h, 1e-12, LIMIT, solver)
+    together = solve_to_tolerance(same_in_any_batch, torch.relu(h), h, 1e-12, LIMIT, solver)
     assert together.converged.all() and len(together.iterations.unique()) > 1
     for i in range(9):
-        alone = solve(same_in_any_batch, torch.relu(h[i : i + 1]), h[i : i + 1], 1e-12, LIMIT, solver)
+        alone = solve_to_tolerance(same_in_any_batch, torch.relu(h[i : i + 1]), h[i : i + 1], 1e-12, LIMIT, solver)
         if solver == "picard":
             assert torch.equal(together.value[i], alone.value[0]) and together.iterations[i] == alone.iterations[0]
         torch.testing.assert_close(together.value[i], alone.value[0], rtol=1e-10, atol=0)
@@ -105,7 +105,7 @@ def test_an_example_that_is_done_leaves_the_batch(solver):
         last[rows] = image
         return image
 
-    report = solve(recorded, torch.relu(h), h, torch.logspace(-1, -12, 6), LIMIT, solver)
+    report = solve_to_tolerance(recorded, torch.relu(h), h, torch.logspace(-1, -12, 6), LIMIT, solver)
     assert torch.equal(report.iterations, counts) and len(counts.unique()) > 3
     assert torch.equal(report.value, last)
 
@@ -159,7 +159,7 @@ def test_anderson_takes_back_a_step_that_went_wrong(outside):
 
     h = torch.full((2, 3), 10.0, dtype=torch.float64)
     h[1] = 0.3
-    report = solve(bent, torch.zeros_like(h), h, 1e-12, LIMIT, "anderson")
+    report = solve_to_tolerance(bent, torch.zeros_like(h), h, 1e-12, LIMIT, "anderson")
     assert report.converged.all() and torch.equal(report.value, h)
     assert report.iterations[1] < 5 < report.iterations[0] < 100
     wrong = [k for k, z in enumerate(iterates) if (z > 11).any()]
@@ -227,7 +227,7 @@ def test_what_is_not_finite_is_left_at_relu_h_and_spares_its_neighbours():
 def test_a_follower_is_near_the_network_and_its_gradient(kernel, count):
     model = folded_network(kernel, count)
     follower = copy.deepcopy(model)
-    follow(follower)
+    use_attack_solvers(follower)
     assert not any(isinstance(module, FixedPoint) for module in follower.modules())
     x = torch.randn(3, 3) if kernel is None else torch.randn(3, 1, 3, 3)
     for moved in (x.double(), x.double() + 0.1):
@@ -244,12 +244,12 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 def read_as_on_a_gpu(monkeypatch, module):
-    monkeypatch.setattr(module, "is_read", lambda step, device: is_read(step, CUDA))
+    monkeypatch.setattr(module, "is_host_reading", lambda step, device: is_host_reading(step, CUDA))
 
 
 def test_less_than_a_quarter_of_the_steps_are_in_vain():
-    reads = [step for step in range(1, 2000) if is_read(step, CUDA)]
-    assert all(is_read(step, CPU) for step in range(2000)) and len(reads) < 50
+    reads = [step for step in range(1, 2000) if is_host_reading(step, CUDA)]
+    assert all(is_host_reading(step, CPU) for step in range(2000)) and len(reads) < 50
     for done in range(1, 1500):
         first = next(step for step in reads if step >= done)
         assert first - done < done / 4 or first == done
@@ -261,9 +261,9 @@ def test_solutions_are_the_same_bit_by_bit(monkeypatch, name, limit):
     h = torch.randn(20, 6, dtype=torch.float64) * torch.logspace(-3, 3, 20, dtype=torch.float64)[:, None]
     h[3] = torch.nan
     tolerance = torch.logspace(-1, -12, 20, dtype=torch.float64)
-    expected = solver.solve(same_in_any_batch, torch.relu(h), h, tolerance, limit, name)
+    expected = solver.solve_to_tolerance(same_in_any_batch, torch.relu(h), h, tolerance, limit, name)
     read_as_on_a_gpu(monkeypatch, solver)
-    result = solver.solve(same_in_any_batch, torch.relu(h), h, tolerance, limit, name)
+    result = solver.solve_to_tolerance(same_in_any_batch, torch.relu(h), h, tolerance, limit, name)
     assert len(expected.iterations.unique()) > 3
     for field, value in vars(expected).items():
         assert torch.equal(value.nan_to_num(7), getattr(result, field).nan_to_num(7)), field

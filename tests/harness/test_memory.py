@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.memory import kept_memory
+from harness.memory import reuse_freed_memory
 
 
 def _resident() -> float:
@@ -15,10 +15,10 @@ def _resident() -> float:
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc here")
 def test_freed_memory_is_kept_within_and_given_back_after():
-    with kept_memory():  # what other tests freed goes back
+    with reuse_freed_memory():  # what other tests freed goes back
         pass
     before = _resident()
-    with kept_memory():
+    with reuse_freed_memory():
         torch.ones(2**26)  # 256 MiB
         kept = _resident()
     assert kept - before > 200

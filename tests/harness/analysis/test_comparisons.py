@@ -118,7 +118,7 @@ def test_rows_that_differ_in_the_recipe_are_compared_those_evaluated_otherwise_a
     add_verdicts(tmp_path, [WRONG, WRONG], model="cnn11", fingerprint="other")
     lines, notes = compare_rows(tmp_path, baseline=build_leaderboard(tmp_path).sections[0].labels[0])
     assert lines[lines["seed"] == "all"]["difference"].tolist() == [50]
-    assert sorted(note.partition(": not evaluated alike: ")[2] for note in notes) == [
+    assert sorted(note.partition(" are evaluated differently: ")[2] for note in notes) == [
         "evaluation.attack_steps 50 and 40",
         "fingerprint other and data",
     ]
@@ -134,7 +134,7 @@ def test_rows_of_several_sweeps_are_compared_and_copied_trials_left_out(tmp_path
     printed = capsys.readouterr().out
     rows = "cnn7 ibp sweep=long train.epochs=200 against cnn7 ibp sweep=short train.epochs=160"
     assert rows in printed and "-33.33 ± 0.00" in printed and "seed 1" in printed
-    assert f"left out: {copy}: not counted: another folder holds the same trial" in printed
+    assert f"left out: {copy}: not counted: another folder has the same trial" in printed
     lines = pd.read_csv(long / paired.FILE)
     assert lines["difference"].tolist() == pytest.approx([-100 / 3] * 3) and not (short / paired.FILE).exists()
 

@@ -35,7 +35,7 @@ def test_notes_stand_above_the_numbers(sweep):
     write_leaderboard(sweep)
     page = text(sweep, "md").partition("profile cpu")[2]
     for note in (
-        "profile cpu (width 0.25, train images 10,000, epochs 10) and are not comparable with published ones",
+        "Profile cpu, width 0.25, train images 10,000, epochs 10: not comparable with published numbers",
         "Errors are measured on 300 of the test images",
     ):
         assert page.index(note) < page.index("| certified error")

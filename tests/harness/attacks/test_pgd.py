@@ -10,7 +10,7 @@ from scipy.optimize import linprog
 from torch import nn
 
 from baselines import build
-from cerdeq.equilibrium import follow
+from cerdeq.equilibrium import use_attack_solvers
 from harness.attacks import pgd
 from harness.attacks.objectives import margins
 from harness.attacks.pgd import last_point, noise, worst_point
@@ -93,7 +93,7 @@ def test_an_equilibrium_is_attacked_alike_in_any_batch():
     model = build("cerdeq", "digits", width=0.1).double().eval()
     x = torch.rand(6, 1, 8, 8, dtype=torch.float64)
     labels = predicted(model, x)
-    follow(model)
+    use_attack_solvers(model)
     settings = {"eps": Fraction(1, 2), "attack_steps": 10, "attack_restarts": 1}  # examples leave at several steps
     first, again = (attack_points(model, x, labels, **settings) for _ in range(2))
     assert first.equal(again)  # earlier attacks leave nothing behind

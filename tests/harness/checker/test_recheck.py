@@ -173,7 +173,10 @@ DAMAGES = {
         "recorded as wrong",
     ),
     "no verdict": (change_first(names.FALSIFIED, verdict="robust"), "'robust' is no verdict"),
-    "another stage": (change_first(names.CERTIFIED, stage="milp"), "certified by 'milp', no stage of its own"),
+    "another stage": (
+        change_first(names.CERTIFIED, stage="milp"),
+        "certified by 'milp', which is no stage of this trial",
+    ),
     "labels swapped": (change_verdicts(swap_labels), "another label is recorded"),
     "margins": (change_verdicts(lambda table: table.assign(margin_ibp=table.margin_ibp + 1e-2)), "is recorded as"),
     "images left out": (change_verdicts(lambda table: table[:50]), "verdicts of 50 examples; there are 60"),
@@ -283,4 +286,4 @@ def test_what_branch_and_bound_certified_is_confirmed_leaf_by_leaf(tmp_path):
     drop(certified)
     assert len(recheck(certified).problems) == by_leaves  # a leaf is missing from each tree
     change_json(certification.CERTIFICATION, lambda content: content["config"].update(seed=5))(certified)
-    assert recheck(certified).problems == ["it was certified as another trial than the one that it belongs to"]
+    assert recheck(certified).problems == ["certification.json describes another trial than the one that it belongs to"]

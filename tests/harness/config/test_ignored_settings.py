@@ -15,7 +15,7 @@ IN_AN_ENTRY = [
     (entry("plain", train={"ramp_epochs": 1}), "train.ramp_epochs: found 1", "no radius"),
     (
         entry("sabr", method_options={"subselection": 1.0, "attack_steps": 3}),
-        "method_options.attack_steps: found 3", "with subselection 1 its box is the whole ball",
+        "method_options.attack_steps: found 3", "with subselection 1 the box is the whole ball",
     ),
     (entry(train={"regularise_equilibria": False}), "train.regularise_equilibria: found False", "no equilibrium"),
     (entry(train={"decay_epochs": [], "decay_factor": 0.5}), "train.decay_factor: found 0.5", "decay_epochs"),
@@ -35,7 +35,10 @@ IN_AN_ENTRY = [
         entry(model="cerdeq", options={"gradient": "unrolled", "backward_iterations": 4}),
         "options.backward_iterations: found 4", "the iterations themselves",
     ),
-    (entry("plain", "cerdeq", options={"warm_start": True}), "options.warm_start: found True", "it bounds nothing"),
+    (
+        entry("plain", "cerdeq", options={"warm_start": True}),
+        "options.warm_start: found True", "this method computes no bounds",
+    ),
     (entry(["ibp", "pgd"], train={"regularisation": 0.1}), "train.regularisation", "with method pgd"),
 ]  # fmt: skip
 IN_THE_FILE = [

@@ -93,7 +93,7 @@ WRONG = {  # the source of own.nets, what is changed in the sweep, the message
     ),
     "a function from elsewhere": (NETS, [("trials.0.model", "os:system")], "trials.0.model: found 'os:system'"),
     "one without plugins": (NETS, [("plugins", []), ("trials.0.model", "own.nets:plain")], "there are none"),
-    "no such function": (NETS, [("trials.0.model", "own.nets:deep")], "found 'own.nets:deep', allowed: a function of"),
+    "no such function": (NETS, [("trials.0.model", "own.nets:deep")], "model: module own.nets has no function 'deep'"),
     "no chain of layers": (BODY, [("trials.0.model", "own.nets:layer")], "found Linear, allowed: an nn.Sequential"),
     "weights that are read": (
         BODY.replace("10))", "int(nn.Linear(2, 2).weight.sum())))"), [("trials.0.model", "own.nets:body")],

@@ -57,7 +57,7 @@ RANGES = [
     ("train.decay_factor", 0.0, "above 0"),
     ("train.ramp_start", 0, "at least 1"),
     ("train.ramp_epochs", -1, "at least 0"),
-    ("train.ramp_epochs", 5, "5 exceeds epochs = 4"),
+    ("train.ramp_epochs", 5, "a ramp that ends by epoch 4; this one ends in 5"),
     ("train.eps", "abc", "fraction"),
     ("train.kappa", 1.5, "from 0 to 1"),
     ("train.l1", -1.0, "at least 0"),
@@ -82,7 +82,7 @@ RANGES = [
     ("evaluation.bab_branches", 0, "at least 1"),
     ("eps", "256/255", "a radius in pixel units"),
     ("seeds", [], "at least 1"),
-    ("seeds", [0, 1, 0], "different ones"),
+    ("seeds", [0, 1, 0], "each one once"),
     ("width", 0, "greater than 0"),
     ("trials.0.width", 1e9, "less than or equal to 100"),
     ("train_images", 0, "greater than or equal to 1"),
@@ -122,7 +122,7 @@ def cerdeq(**keys):
 
 GRIDS = [
     ("trials", cerdeq(options={"margin": []}), "trials.0.options.margin: found []", "at least one"),
-    ("trials", cerdeq(options={"margin": [[0.1], 0.2]}), "trials.0.options.margin: found [[0.1], 0.2]", "no lists"),
+    ("trials", cerdeq(options={"margin": [[0.1], 0.2]}), "trials.0.options.margin: found [[0.1], 0.2]", "without lists in it"),
     (
         "trials", cerdeq(options={"margin": [0.1, 2.0], "gain": [0.5, None]}),
         "trials.0.options: margin", "(0, 1)", "with options.margin 2.0, options.gain 0.5",

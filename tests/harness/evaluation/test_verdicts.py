@@ -221,7 +221,7 @@ def change_bounds(monkeypatch):
 
 def test_a_bound_that_an_attack_refutes_is_an_error(problem, change_bounds):
     change_bounds(lambda bounds, x: replace(bounds, lower=torch.ones_like(bounds.lower)))
-    with pytest.raises(SoundnessError, match="both certified and refuted"):
+    with pytest.raises(SoundnessError, match="both certified and falsified"):
         evaluate(*problem("cnn5", eps="1/2"))
 
 

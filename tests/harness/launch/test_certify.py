@@ -165,7 +165,7 @@ def test_killed_anywhere_it_goes_on_to_the_very_same_verdicts(certified, sweep_d
     with monkeypatch.context() as patch:
         patch.setattr(folder, "write_result", die)
         assert run(trial_dir) == 130
-    assert "the same command goes on from there" in capsys.readouterr().err
+    assert "the same command continues" in capsys.readouterr().err
     assert certification.missing(begun) == []
     for _ in range(2):
         assert run(trial_dir) == 0
@@ -248,7 +248,7 @@ def test_an_unsound_bound_stops_everything(sweep_dir, evaluate_with, capsys):
 
     def unsound(number):
         begun.append(number)
-        raise SoundnessError("certified and refuted all the same: test examples [3], 1 in all")
+        raise SoundnessError("certified and falsified all the same: test examples [3], 1 in all")
 
     evaluate_with(unsound)
     assert run(sweep_dir) == 1
@@ -276,7 +276,7 @@ def test_a_shard_that_cannot_be_done_leaves_the_others(trial_dir, evaluate_with,
         (["--stages", "ibp,milp"], ["stages", "milp", "alpha-crown", "bab"]),
         (["--seconds", "inf"], ["--seconds", "finite"]),
         (["--images", "361"], ["360", "361"]),
-        (["--stages", "ibp", "--seconds", "5"], ["--seconds", "found 5.0", "nothing without bab"]),
+        (["--stages", "ibp", "--seconds", "5"], ["--seconds: needs one of the stages bab in --stages"]),
     ],
 )
 def test_options_that_cannot_be_are_refused(trained, capsys, options, parts):
@@ -332,7 +332,7 @@ def test_two_workers_that_are_stopped_leave_shards_that_one_goes_on_from(sweep_d
     stopped.send_signal(number)
     _, errors = stopped.communicate(timeout=60)
     assert stopped.returncode == status
-    assert number == signal.SIGKILL or "the same command goes on from there" in errors
+    assert number == signal.SIGKILL or "the same command continues" in errors
     assert 1 <= len(list(sweep_dir.rglob("shards/*.json"))) < 4
     wait_for(lambda: not any(map(alive, workers)))
     pairs = [(trial_dir, trial_dir.with_name(f"{trial_dir.name}-copy")) for trial_dir in finished_trials(sweep_dir)]

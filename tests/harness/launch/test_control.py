@@ -69,7 +69,7 @@ def test_a_dry_run_shows_each_trial_and_writes_nothing(copied, no_ray, monkeypat
         assert part in lines["cnn5"]
     for part in (copied.trials["cerdeq", 0].key, "unfinished", "epoch 2 of 2", " yes ", "unknown"):
         assert part in lines["cerd"]
-    for part in ("1 CPUs and 0 GPUs a trial", "side by side", "time: unknown", "nothing was started"):
+    for part in ("1 CPUs and 0 GPUs for each trial", "side by side", "time: unknown", "nothing was started"):
         assert part in printed
 
 
@@ -198,7 +198,7 @@ def test_one_ctrl_c_ends_with_tables_and_stopped_runs(unfinished, replace_ray, c
     replace_ray(act)
     assert unfinished.main() == 3
     captured = capsys.readouterr()
-    assert "the same command goes on" in captured.err
+    assert "the same command continues" in captured.err
     assert "Ctrl-C: running trials end with their epoch" in captured.out
     assert statuses(unfinished) == {"cnn5": "KILLED", "cerdeq": "KILLED"}
     assert all(folder.read_failure(trial_dir) is None for trial_dir in unfinished.trial_dirs.values())

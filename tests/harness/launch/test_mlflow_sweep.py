@@ -116,7 +116,7 @@ def test_a_directory_of_anything_else_is_left_as_it_is(finished, tmp_path, capsy
     trial_dir = folder.trial_folders(directory)[0]
     if content == "other files":
         shutil.rmtree(directory / "trials")
-        reason = "neither empty nor absent"
+        reason = "contains other files"
     elif content == "another trial":
         trial_dir.rename(trial_dir.with_name("another"))
         reason = "trials that MLflow does not have"

@@ -79,7 +79,7 @@ def look(item, report):
 
 @pytest.mark.slow
 def test_four_items_share_two_gpus_by_halves(real_ray, tmp_path, monkeypatch):
-    monkeypatch.setattr(ray_tune, "take_share", print)  # torch sees no GPU
+    monkeypatch.setattr(ray_tune, "limit_gpu_memory", print)  # torch sees no GPU
     items = [f"4-{number}" for number in range(5)]
     events = call(tmp_path, items, look, gpu=0.5)
     probes = [json.loads(path.read_text()) for path in (tmp_path / "results").glob(f"*/{PROBE}")]
@@ -176,7 +176,7 @@ def test_what_would_fail_again_is_not_tried_again_and_its_folder_has_the_reason(
 
 def test_a_worker_has_a_thread_a_cpu_and_its_share_of_a_gpu_and_frees_its_memory(do_in_worker, monkeypatch):
     steps = []
-    monkeypatch.setattr(ray_tune, "take_share", steps.append)
+    monkeypatch.setattr(ray_tune, "limit_gpu_memory", steps.append)
     monkeypatch.setattr(ray_tune, "free_memory", lambda: steps.append("memory freed"))
     for resources in ({"CPU": 3.0, "GPU": 0.5}, {"CPU": 0.5}):
         do_in_worker(lambda *_: steps.append(torch.get_num_threads()), **resources)

@@ -135,7 +135,9 @@ def test_a_directory_that_is_no_mirror_of_the_address_is_left_alone(address, tmp
     (tmp_path / "results/tiny/file").unlink()
     assert local_mirror(uri) == tmp_path / "results/tiny"
     shutil.copytree(tmp_path / "bucket", tmp_path / "other")
-    with pytest.raises(InputError, match=f"mirrors {uri} and would be the mirror of file://{tmp_path}/other/tiny"):
+    with pytest.raises(
+        InputError, match=f"mirrors {uri}, and must be empty to become the copy of file://{tmp_path}/other/tiny"
+    ):
         local_mirror(f"file://{tmp_path}/other/tiny")
 
 
@@ -147,7 +149,7 @@ def test_commands_read_an_address_and_name_results_that_it_has_lost(address, tmp
     assert "1 finished" in capsys.readouterr().out
     shutil.rmtree(trial_dir)
     assert main("status", [uri]) == 2
-    assert f"has lost trials/{key}/result.json: copy" in capsys.readouterr().err
+    assert f": trials/{key}/result.json; copy these trials back" in capsys.readouterr().err
     assert folder.read_result(folder.trial_dir(Path("results/tiny"), key)) is not None
 
 
@@ -155,7 +157,7 @@ def test_commands_read_an_address_and_name_results_that_it_has_lost(address, tmp
     ("results", "message"),
     [
         ("file:///proc/nowhere", "file:///proc/nowhere/tiny cannot be used: "),
-        ("s3://me:hidden@bucket/x", "found 's3://me:***@bucket/x/tiny', allowed: an address without secrets"),
+        ("s3://me:hidden@bucket/x", "remove the password from s3://me:***@bucket/x/tiny"),
     ],
 )
 def test_a_storage_that_cannot_be_used_is_refused_before_anything_starts(

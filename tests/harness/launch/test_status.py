@@ -21,7 +21,7 @@ def status_of(study, capsys):
 
 def test_finished_trials_are_shown_with_their_errors_and_their_size(copied, capsys):
     by_model, lines = status_of(copied, capsys)
-    assert "no run that is seen from here" in lines[0]
+    assert "no run on this machine is using" in lines[0]
     for (model, _), trial in copied.trials.items():
         assert trial.key in by_model[model]
         assert "finished" in by_model[model] and "certified error" in by_model[model]

@@ -131,7 +131,7 @@ def test_sigterm_ends_a_trial_with_its_epoch_and_the_same_command_goes_on(export
         assert call(tmp_path, first, second) == STOPPED
     printed = capsys.readouterr()
     assert "SIGTERM: running trials end with their epoch" in printed.out and "2 of 2 unfinished: " in printed.out
-    assert "the same command goes on" in printed.err
+    assert "the same command continues" in printed.err
     assert [row[names.EPOCH] for row in folder.read_epochs(trial_dir)] == [0, 1, 2]
     assert not (other / folder.EPOCHS).exists()
     assert call(tmp_path, first, second) == OK

@@ -153,7 +153,7 @@ def test_sabr_shrinks_the_upper_ends_after_unstable_relus():
 
 
 def test_shrunk_relus_never_bound_anything():
-    with pytest.raises(ValueError, match="relu_shrinkage is for training"):
+    with pytest.raises(ValueError, match="use it in training only"):
         Context(sound=True, relu_shrinkage=0.8)
 
 

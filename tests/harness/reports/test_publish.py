@@ -46,7 +46,7 @@ def test_results_are_copied_with_the_proofs_of_selected_trials(study, published,
     data = {"name": "cifar10", "directory": "/home/me/data"}
     folder.write_result(trial_dirs[0], dataclasses.replace(result, data=data))
     assert run(sweep, target, "--weights", "* seed 1") == 0
-    assert "2 trials, 1 without a result left out, 1 with their weights" in capsys.readouterr().out
+    assert "2 trials, 1 unfinished ones skipped, 1 with their weights" in capsys.readouterr().out
     files, proofs = {folder.TRIAL, folder.EPOCHS, folder.VERDICTS}, {folder.WEIGHTS, folder.COUNTEREXAMPLES}
     for path, names in ((trial_dirs[0], files), (trial_dirs[1], files | proofs)):
         copy = target / "study/trials" / path.name
@@ -67,7 +67,7 @@ def test_a_study_too_large_for_git_replaces_nothing(study, published, monkeypatc
     sweep, _, target = study
     monkeypatch.setattr(publish, "LIMIT", 1000)
     assert run(sweep, target) == 2
-    assert "at most 25 MiB" in capsys.readouterr().err
+    assert "the limit is 25" in capsys.readouterr().err
     assert published() == ["study", "study/old"]
 
 
@@ -107,7 +107,7 @@ def test_a_link_is_published_to_where_it_leads_and_a_study_never_onto_itself(stu
     ("missing", "options", "message"),
     [
         (None, ["--weights", "vgg*"], "cnn5 ibp seed 0"),
-        (folder.WEIGHTS, ["--weights", "cnn5*"], "as these have not: cnn5 ibp seed"),
+        (folder.WEIGHTS, ["--weights", "cnn5*"], "these trials have no stored weights: cnn5 ibp seed"),
         (folder.RESULT, [], "holds no finished"),
     ],
 )

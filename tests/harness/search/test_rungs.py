@@ -7,7 +7,7 @@ from search_cases import searched_sweep
 
 from harness.clock import Stopped
 from harness.data import load
-from harness.search.rungs import CANDIDATE, SEARCH, run_candidate, stop
+from harness.search.rungs import CANDIDATE, SEARCH, run_candidate, stop_candidate
 from harness.storage import folder, names
 from harness.storage.files import write_json, write_text
 from harness.training import run_folder
@@ -55,7 +55,7 @@ def test_it_reports_each_rung_again_after_a_kill_and_ends_as_the_same_trial(tria
 
 def test_it_ends_where_it_is_stopped_and_stays_ended(trial_dir):
     for _ in range(2):
-        run(trial_dir, lambda row: names.RUNG in row and stop(trial_dir))
+        run(trial_dir, lambda row: names.RUNG in row and stop_candidate(trial_dir))
         assert epochs(trial_dir) == [0, 1] and folder.read_result(trial_dir) is None
 
 

@@ -200,12 +200,12 @@ def test_a_storage_that_is_away_is_tried_again_for_a_while(monkeypatch):
             raise answers.pop(0)
         return answers[0]
 
-    assert remote.patiently(answer) == 7
+    assert remote.retry_storage(answer) == 7
     assert pauses == [1, 2]
     monkeypatch.setattr(remote, "PATIENCE", 0.0)
     answers[:] = [OSError("away")]
     with pytest.raises(OSError, match="away"):
-        remote.patiently(answer)
+        remote.retry_storage(answer)
 
 
 @pytest.mark.parametrize(("host", "process"), [(socket.gethostname(), os.getppid()), ("elsewhere", 1)])

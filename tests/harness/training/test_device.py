@@ -8,7 +8,7 @@ from steppers import stepper_of, take_steps
 
 from baselines import build
 from harness.data import load
-from harness.device import NoGpuError, best_device, memory_share, take_share, tf32, without_faulty_onednn
+from harness.device import NoGpuError, best_device, limit_gpu_memory, memory_share, tf32, without_faulty_onednn
 from harness.training import loop
 from harness.training.step import Stepper
 
@@ -45,10 +45,10 @@ def test_every_use_of_a_gpu_begins_without_tf32_and_without_kernels_chosen_by_ti
 
 
 def test_a_reserved_gpu_that_torch_does_not_see_is_an_error():
-    take_share(0)
+    limit_gpu_memory(0)
     if not torch.cuda.is_available():
         with pytest.raises(NoGpuError, match=r"0.5 GPU is reserved for this process.*: .*docs/gpu.md"):
-            take_share(0.5)
+            limit_gpu_memory(0.5)
 
 
 @pytest.mark.parametrize(
