@@ -82,7 +82,7 @@ def _read(path: Path, file: Path) -> dict[str, Any]:
             row[CHOSEN] = chosen["text"]
         return row | _outcome(path, trial)
     except (OSError, ValueError, KeyError) as error:
-        return row | {"problem": f"{NOT_COUNTED}cannot be read: {type(error).__name__}: {error}"}
+        return row | {"problem": NOT_COUNTED + str(error).replace(f"{path}/", "")}
 
 
 def _settings(trial: folder.Trial, evaluation: str) -> dict[str, Any]:

@@ -101,11 +101,13 @@ def trial_of(directory: Path) -> Path:
 def claim(directory: Path, trial: Trial, certification: Certification) -> str:
     """Make `directory` the folder of this certification of a trial, without files of another one.
 
-    Returns why files of another one were removed, or an empty text.
+    Returns why files of another one were removed, or an empty text. Raises DamagedFileError if the result of this one
+    cannot be read.
     """
-    message = ""
+    message, before = "", None
     with suppress(DamagedFileError):  # a missing file, too
         before = read_certification(directory)
+    if before is not None:
         is_same = before.stands_for == certification.stands_for
         if is_same and (before.digest == certification.digest or folder.read_result(directory) is not None):
             return ""

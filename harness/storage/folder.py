@@ -158,8 +158,8 @@ def read_result(directory: Path) -> TrialResult | None:
     def parse(content: Any) -> TrialResult:
         result = TrialResult(**check_types(TrialResult, content))
         if _OLD_METRIC in result.metrics:
-            advice = "remove this file, and harness.run evaluates the trained network again"
-            raise ValueError(f"an earlier version wrote it, whose verdicts have other names: {advice}")
+            advice = "remove it, and harness.run, for a certification harness.certify, evaluates the network again"
+            raise ValueError(f"an earlier version wrote it, with other names of verdicts: {advice}")
         return result
 
     path = Path(directory) / RESULT

@@ -122,7 +122,8 @@ def cerdeq(**keys):
 
 GRIDS = [
     ("trials", cerdeq(options={"margin": []}), "trials.0.options.margin: found []", "at least one"),
-    ("trials", cerdeq(options={"margin": [[0.1], 0.2]}), "trials.0.options.margin: found [[0.1], 0.2]", "without lists in it"),
+    ("trials", cerdeq(options={"margin": [[0.1], 0.2]}), "trials.0.options.margin: found [[0.1], 0.2]",
+     "without lists in it"),
     (
         "trials", cerdeq(options={"margin": [0.1, 2.0], "gain": [0.5, None]}),
         "trials.0.options: margin", "(0, 1)", "with options.margin 2.0, options.gain 0.5",
