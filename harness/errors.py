@@ -27,6 +27,11 @@ def shorten(value: object) -> str:
     return text if len(text) <= 300 else f"{text[:300]}..."
 
 
+def error_line(error: BaseException) -> str:
+    """Return an error's type and message in a line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 def first_words(error: BaseException) -> str:
     """Return the start of an error's message as one line, without torch's advice to search the web.
 

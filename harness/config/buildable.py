@@ -9,7 +9,7 @@ from cerdeq.equilibrium import FixedPoint
 from cerdeq.equilibrium.weights import Parametrisation
 from harness.config.settings import STAGES_BY_SETTING
 from harness.config.trial import TrialConfig
-from harness.errors import InputError
+from harness.errors import InputError, error_line
 from harness.methods import make_method
 
 
@@ -30,7 +30,7 @@ def check_buildable(config: TrialConfig) -> nn.Module:
     except (TypeError, ValueError) as error:
         raise InputError(f"options: {error}") from None
     except Exception as error:
-        cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        cause = error_line(error)
         raise InputError(f"model: {config.model!r} cannot be built on torch's device 'meta': {cause}") from None
     return network
 

@@ -15,7 +15,7 @@ from types import ModuleType
 
 from baselines.registry import network_names, register
 from harness.config.trial import TrialConfig
-from harness.errors import InputError, SettingError, require
+from harness.errors import InputError, SettingError, error_line, require
 
 MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
 
@@ -72,7 +72,7 @@ def _import(name: str) -> ModuleType:
     try:
         module = importlib.import_module(name)
     except (Exception, SystemExit) as error:  # a user's code may raise anything
-        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        cause = error_line(error)
         raise SettingError(
             "plugins", name, f"a module that can be imported; importing it ended with {cause}"
         ) from error

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cerdeq.bounds.memory import is_out_of_memory
+from harness.errors import error_line
 from harness.memory import free_memory
 from harness.storage import names
 
@@ -85,7 +86,7 @@ class Ledger:
                 continue
             except Exception as error:  # whatever it is, it concerns these examples alone
                 kind = names.OUT_OF_MEMORY if is_out_of_memory(error) else names.FAILED
-                reason = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_REASON]
+                reason = error_line(error)[:_LONGEST_REASON]
             if kind == names.OUT_OF_MEMORY:
                 free_memory()  # here, where the error no longer holds the tensors
             if len(part) > 1:

@@ -32,7 +32,8 @@ from ray.tune.search import Searcher
 
 from harness.clock import Stopped
 from harness.device import limit_gpu_memory
-from harness.launch.work import FAILS_AGAIN, RAY_STATE, OnEnd, OnReport, RayOptions, Work, describe
+from harness.errors import error_line
+from harness.launch.work import FAILS_AGAIN, RAY_STATE, OnEnd, OnReport, RayOptions, Work
 from harness.memory import free_memory
 
 LOG = "ray.log"
@@ -170,7 +171,7 @@ def _trainable(work: Work) -> Callable[[dict[str, Any]], None]:
             with suppress(Stopped):
                 work(Path(config["item"]), tune.report)
         except FAILS_AGAIN as error:
-            tune.report({_ERROR: describe(error)})
+            tune.report({_ERROR: error_line(error)})
         free_memory()
 
     return run_item

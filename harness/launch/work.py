@@ -16,7 +16,7 @@ from harness.clock import Clock, Stopped
 from harness.config.buildable import check_buildable
 from harness.config.plugins import load_for
 from harness.data import Data, load
-from harness.errors import InputError, require
+from harness.errors import InputError, error_line, require
 from harness.evaluation.shards import certify_shard
 from harness.launch.shared import is_stopped, run_trial_at
 from harness.memory import free_memory
@@ -114,11 +114,6 @@ def run_here(items: Iterable[Path], work: Work, on_report: OnReport, on_end: OnE
             with suppress(Stopped):
                 work(item, partial(on_report, item))
         except Exception as cause:
-            error = describe(cause)
+            error = error_line(cause)
         free_memory()
         on_end(item, error)
-
-
-def describe(error: BaseException) -> str:
-    """Return an error's type and message in a line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
