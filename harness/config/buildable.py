@@ -63,6 +63,7 @@ def ignored_settings(config: TrialConfig, network: nn.Module) -> dict[str, str]:
         ("train.regularise_equilibria", no_ramp, needs_ramp),
         ("train.regularise_equilibria", not equilibria, f"{config.model!r}: it has no equilibrium"),
         ("train.regularisation", no_ramp, needs_ramp),
+        ("train.kappa_start", no_ramp, needs_ramp),
         ("train.recompute_statistics", not has_batch_norm, f"{config.model!r}: it has no batch norm"),
         ("options.early_iterations", equilibria and no_ramp, needs_ramp),
         ("options.margin_start", equilibria and no_ramp, needs_ramp),

@@ -111,6 +111,8 @@ class TrainSettings:
     """The training radius; null for the evaluation radius."""
     kappa: float = 0.0
     """Weight of the clean cross entropy; the method's loss has weight 1 - kappa (Gowal et al. 2018)."""
+    kappa_start: float | None = None
+    """The same weight while eps is 0: it moves in a straight line with eps to `kappa`. Null for `kappa` throughout."""
     l1: float = 0.0
     """Weight of the sum of absolute weights, over all parameters with two dimensions or more."""
     accumulate: int = 1
@@ -154,6 +156,8 @@ class TrainSettings:
         if self.eps is not None:
             object.__setattr__(self, "eps", Radius(self.eps))
         require("kappa", self.kappa, 0 <= self.kappa <= 1, "from 0 to 1")
+        start = self.kappa_start
+        require("kappa_start", start, start is None or 0 <= start <= 1, "from 0 to 1, or null for kappa throughout")
         require("l1", self.l1, 0 <= self.l1 < math.inf, "at least 0 and finite")
         parts = self.accumulate
         divides = parts >= 1 and self.batch_size % parts == 0 and self.batch_size // parts >= 2

@@ -29,7 +29,8 @@ class Plain(Method):
     def ignored(self) -> dict[str, str]:
         """Return the settings of bounds and of the radius, which this method does not use."""
         radius = dict.fromkeys(("eps", "ramp_start", "ramp_epochs"), "it trains for no radius")
-        return NEEDS_BOUNDS | radius | {"kappa": "its whole loss is the clean cross entropy"}
+        kappas = dict.fromkeys(("kappa", "kappa_start"), "its whole loss is the clean cross entropy")
+        return NEEDS_BOUNDS | radius | kappas
 
     def loss(self, program: Program, batch: Batch) -> Losses:
         """Return the loss that the class describes."""

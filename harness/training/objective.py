@@ -50,8 +50,10 @@ def make_objective(config: TrialConfig, method: Method, model: nn.Sequential, co
         with in_precision(x):
             losses = method.loss(program, Batch(x, labels, info.classes, eps, progress, adversary))
         loss = losses.robust
-        if settings.kappa:
-            loss = (1 - settings.kappa) * loss + settings.kappa * cross_entropy(losses.clean)
+        if settings.kappa or settings.kappa_start:
+            start = settings.kappa if settings.kappa_start is None else settings.kappa_start
+            kappa = start + (settings.kappa - start) * progress
+            loss = (1 - kappa) * loss + kappa * cross_entropy(losses.clean)
         if losses.preactivations:
             loss = loss + settings.regularisation * (1 - progress) * regulariser(losses)
         if settings.l1:

@@ -53,6 +53,7 @@ OTHER = {
     "train.ramp_epochs": 4,
     "train.eps": "1/10",
     "train.kappa": 0.2,
+    "train.kappa_start": 0.9,
     "train.l1": 1e-6,
     "train.accumulate": 2,
     "train.ema_decay": 0.9,

@@ -55,6 +55,7 @@ ELSEWHERE = {
     "validation_images": "data/test_splits.py",
     "train.eps": "training/test_recipe.py",
     "train.kappa": "training/test_recipe.py",
+    "train.kappa_start": "training/test_recipe.py",
     "train.l1": "training/test_recipe.py",
     "train.accumulate": "training/test_recipe.py",
     "train.clip_norm": "training/test_recipe.py",
@@ -69,7 +70,7 @@ ELSEWHERE = {
     "evaluation.bab_branches": "evaluation/test_verdicts.py",
     "evaluation.certificates": "evaluation/test_verdicts.py",
 }
-OTHER_VALUES = TRAINED | {"train.kappa": 0.5, "train.regularise_equilibria": False, "train.eps": "1/4"}
+OTHER_VALUES = TRAINED | {"train.kappa": 0.5, "train.kappa_start": 0.5, "train.regularise_equilibria": False, "train.eps": "1/4"}
 IGNORED = sorted((method, name) for method in METHODS for name in make_method(method, {}).ignored())
 NOT_IGNORED = [
     (method, name)

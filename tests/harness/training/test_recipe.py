@@ -57,6 +57,14 @@ def test_kappa_mixes_the_clean_cross_entropy_in(tiny_trial, method):
     assert mixed == pytest.approx(0.8 * robust + 0.2 * natural, rel=1e-5)
 
 
+def test_kappa_moves_with_eps_from_its_start(tiny_trial):
+    def at(eps, **kappas):
+        return loss_of(tiny_trial(eps="1/20", train={"regularisation": 0.0, **kappas}), eps)
+
+    for eps, kappa in ((0.05 / 4, 0.8), (0.05, 0.2)):
+        assert at(eps, kappa_start=1.0, kappa=0.2) == pytest.approx(at(eps, kappa=kappa), rel=1e-5)
+
+
 def test_l1_is_the_sum_of_absolute_weights(tiny_trial):
     without, with_l1 = (loss_of(tiny_trial(train={"l1": weight})) for weight in (0.0, 1e-3))
     model = stepper_of(tiny_trial()).model
