@@ -153,13 +153,15 @@ def digest_content(config: TrialConfig) -> dict[str, Any]:
 
     It is `to_dict` without settings at their defaults that are younger than the first digests.
     """
-    content, changed = to_dict(config), _changed_settings(config.evaluation)
-    evaluation = {n: value for n, value in content["evaluation"].items() if n in changed or n not in _YOUNGER_SETTINGS}
-    return content | {"evaluation": evaluation}
+    content = to_dict(config)
+    for section, name in _YOUNGER_SETTINGS:
+        if name not in _changed_settings(getattr(config, section)):
+            del content[section][name]
+    return content
 
 
-_YOUNGER_SETTINGS = ("attack_step",)
-"""Evaluation settings that were added after the first digests of configs."""
+_YOUNGER_SETTINGS = (("evaluation", "attack_step"), ("train", "kappa_start"))
+"""Settings that were added after the first digests of configs, by section."""
 
 
 def _encode_radius(value: object) -> str:

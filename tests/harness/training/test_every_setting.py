@@ -70,7 +70,12 @@ ELSEWHERE = {
     "evaluation.bab_branches": "evaluation/test_verdicts.py",
     "evaluation.certificates": "evaluation/test_verdicts.py",
 }
-OTHER_VALUES = TRAINED | {"train.kappa": 0.5, "train.kappa_start": 0.5, "train.regularise_equilibria": False, "train.eps": "1/4"}
+OTHER_VALUES = TRAINED | {
+    "train.kappa": 0.5,
+    "train.kappa_start": 0.5,
+    "train.regularise_equilibria": False,
+    "train.eps": "1/4",
+}
 IGNORED = sorted((method, name) for method in METHODS for name in make_method(method, {}).ignored())
 NOT_IGNORED = [
     (method, name)
@@ -158,7 +163,7 @@ def test_a_setting_changes_how_a_network_is_evaluated(tiny_trial, name):
     [
         pytest.param(*case, marks=() if case[0] == "plain" else pytest.mark.slow)
         for case in IGNORED
-        if case != ("plain", "kappa")  # it adds the same loss up in two parts, which rounds differently
+        if not (case[0] == "plain" and case[1].startswith("kappa"))  # it adds the same loss up in two parts and rounds
     ],
 )
 def test_what_a_method_ignores_changes_nothing(tiny_trial, trained, method, name):
