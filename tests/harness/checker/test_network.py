@@ -99,7 +99,7 @@ class TwoInputs(torch.nn.Module):
 
 REFUSED = {
     "Softplus": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softplus(), torch.nn.Linear(4, 2)),
-    "second input": TwoInputs(),
+    "a second": TwoInputs(),
     "last layer": torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.ReLU()),
 }
 
@@ -107,7 +107,7 @@ REFUSED = {
 @pytest.mark.parametrize("message", REFUSED)
 def test_a_network_without_a_rule_is_refused(message):
     with pytest.raises(UnknownLayerError, match=message):
-        Network(REFUSED[message])
+        Network(REFUSED[message].eval())
 
 
 @pytest.mark.parametrize("h", [-1.0, 0.0])

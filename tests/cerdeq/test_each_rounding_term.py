@@ -1,0 +1,335 @@
+"""Terms by which bounds count rounding, each where nothing else covers it: against exact rational arithmetic.
+
+If one is dropped from its rule, a test of this module fails.
+"""
+
+from fractions import Fraction
+
+import pytest
+import torch
+from oracles import DTYPES, Exact, encloses, fractions
+from torch import nn
+
+from cerdeq import Box
+from cerdeq.bounds import Backward, Context, Interval
+from cerdeq.bounds.backward import joint_lower_bound
+from cerdeq.bounds.float32 import float32_box_around
+from cerdeq.bounds.graph import trace
+from cerdeq.boxes import LinfBall, narrowed, outward_ends
+from cerdeq.equilibrium import adjoint, certificate
+from cerdeq.equilibrium.rules import _rounded_up
+from cerdeq.rules import batch_norm, interval, linear, relaxation
+from cerdeq.rules.activations import max_pool2d, relu_box
+
+COUNT = 4096  # terms of a sum: more than lanes of a processor add up apart
+
+precisions = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+def lost(dtype):
+    """Return 1 and many halves of its last digit: summed in few parts, most of them are lost."""
+    values = torch.full((COUNT,), torch.finfo(dtype).eps / 2, dtype=dtype)
+    values[0] = 1
+    return values
+
+
+def box_of(center, radius=None):
+    return Interval(center, torch.zeros_like(center) if radius is None else radius)
+
+
+def contains(rule, low, high=None):
+    """Return whether an Interval contains the fractions from low to high."""
+    return encloses(rule.box, Exact(low, low if high is None else high))
+
+
+def sound():
+    return Context(sound=True)
+
+
+@precisions
+def test_sums_count_all_of_their_terms_in_centre_and_radius(dtype):
+    values, ones = lost(dtype)[None], torch.ones(1, COUNT, dtype=dtype)
+    total = sum(fractions(values[0]))
+    image, kernel, spec = values.view(1, 1, 64, 64), ones.view(1, 1, 64, 64), torch.ones(1, 1, 1, dtype=dtype)
+    for center, radius, low in ((values, 0 * values, total), (0 * values, values, -total)):
+        x, pixels = box_of(center, radius), box_of(center.view_as(image), radius.view_as(image))
+        assert contains(interval.linear(sound(), x, ones), [low], [total])
+        assert contains(interval.conv2d(sound(), pixels, kernel), [low], [total])
+        assert contains(interval.specified_linear(sound(), x, spec, ones), [low], [total])
+        assert contains(interval.specified(sound(), x, ones[None]), [low], [total])
+        assert contains(interval.avg_pool2d(sound(), pixels, 64), [low / COUNT], [total / COUNT])
+        assert contains(interval.adaptive_avg_pool2d(sound(), pixels, 1), [low / COUNT], [total / COUNT])
+
+
+@precisions
+def test_biases_are_counted(dtype):
+    """Where one added to a tiny product is all that is rounded."""
+    bias = torch.randn(50, dtype=dtype)
+    tiny = torch.finfo(dtype).eps / 8 * torch.randn(50, 1, dtype=dtype)
+    one, value = (
+        torch.ones(1, 1, dtype=dtype),
+        [a + b for a, b in zip(fractions(tiny[:, 0]), fractions(bias), strict=True)],
+    )
+    assert contains(interval.linear(sound(), box_of(one), tiny, bias), value)
+    pixel = box_of(one.view(1, 1, 1, 1))
+    assert contains(interval.conv2d(sound(), pixel, tiny.view(50, 1, 1, 1), bias), value)
+    statistics = torch.zeros(50, dtype=dtype), torch.full((50,), 0.75, dtype=dtype)
+    normed = batch_norm.interval(sound(), box_of(tiny.T), *statistics, None, bias, eps=0.25)
+    assert contains(normed, value)
+
+
+@precisions
+def test_sums_of_two_count_either_where_the_other_is_small(dtype):
+    large, small = torch.randn(1, 50, dtype=dtype), torch.finfo(dtype).eps / 3 * torch.randn(1, 50, dtype=dtype)
+    value = [a + b for a, b in zip(fractions(large[0]), fractions(small[0]), strict=True)]
+    assert contains(interval.add(sound(), box_of(large), box_of(small)), value)
+    assert contains(interval.add(sound(), box_of(small), box_of(large)), value)
+
+
+def test_products_that_underflow_are_counted():
+    """In float32; a product of two normal numbers, or of an average's share, is rounded to 0."""
+    x, tiny = torch.tensor([[1e-37]]), torch.tensor([[1e-20]])
+    product, subnormal = fractions(x)[0][0] * fractions(tiny)[0][0], 2.0**-149
+    one, zero = torch.ones(1, 1, 1), torch.zeros(1)
+    assert contains(interval.linear(sound(), box_of(x), tiny), [product])
+    assert contains(interval.conv2d(sound(), box_of(x.view(1, 1, 1, 1)), tiny.view(1, 1, 1, 1)), [product])
+    assert contains(interval.multiply(sound(), box_of(x), tiny), [product])
+    assert contains(interval.add(sound(), box_of(0 * x), box_of(x), alpha=tiny.item()), [product])
+    assert contains(interval.divide(sound(), box_of(x), 1 / tiny), [fractions(x)[0][0] / fractions(1 / tiny)[0][0]])
+    assert contains(interval.specified_linear(sound(), box_of(x), one, tiny), [product])
+    assert contains(interval.specified(sound(), box_of(x), tiny[None]), [product])
+    pixels = torch.zeros(1, 1, 2, 2)
+    pixels[..., 0, 0] = subnormal
+    for pooled in (
+        interval.avg_pool2d(sound(), box_of(pixels), 2),
+        interval.adaptive_avg_pool2d(sound(), box_of(pixels), 1),
+    ):
+        assert contains(pooled, [Fraction(subnormal) / 4])
+    normed = batch_norm.interval(sound(), box_of(x), zero, torch.full((1,), 0.75), tiny[0], None, eps=0.25)
+    assert contains(normed, [product])
+    assert contains(max_pool2d(sound(), box_of(pixels), 1), fractions(pixels.flatten()))
+
+
+def test_factors_that_underflow_are_counted_for_centre_and_radius():
+    """A factor that float32 rounds to 0, beside a large value."""
+    large, zero = torch.tensor([[1e30]]), torch.zeros(1, 1)
+    value = fractions(large)[0][0] * Fraction(1e-50)
+    assert contains(interval.multiply(sound(), box_of(large), 1e-50), [value])
+    assert contains(interval.multiply(sound(), box_of(zero, large), 1e-50), [-value], [value])
+    weight, half = torch.tensor([3e-44]), torch.tensor([0.75])
+    value = fractions(large)[0][0] * fractions(weight)[0] * 1000
+    for center, radius, low in ((large, zero, value), (zero, large, -value)):
+        x = box_of(center, radius)
+        normed = batch_norm.interval(sound(), x, zero[0], torch.tensor([1e-6]), weight, None, eps=0.0)
+        exact = fractions(large)[0][0] * fractions(weight)[0]
+        root = Fraction(float(torch.tensor([1e-6]).double().sqrt()))
+        assert contains(normed, [exact / root if low > 0 else -exact / root], [exact / root])
+    assert half.dtype == torch.float32
+
+
+@precisions
+def test_merged_weights_count_their_products_over_wide_boxes(dtype):
+    """Two rows that nearly cancel: all that is left of the merged weight is rounding, times the radius."""
+    random = torch.randn(2, 50, dtype=dtype)
+    spec = torch.stack([torch.ones(50), torch.randn(50)]).to(dtype).T[None]
+    weight = torch.stack([random[0], -random[0] / 3])
+    spec = torch.tensor([[[1.0, 3.0]]], dtype=dtype)
+    wide = box_of(torch.zeros(1, 50, dtype=dtype), torch.ones(1, 50, dtype=dtype))
+    merged = [a + 3 * b for a, b in zip(*fractions(weight), strict=True)]
+    reach = sum(abs(m) for m in merged)
+    assert contains(interval.specified_linear(sound(), wide, spec, weight), [-reach], [reach])
+
+
+@precisions
+def test_ends_and_boxes_between_them_are_rounded_outwards(dtype):
+    center, radius = torch.randn(1, 200, dtype=dtype), torch.rand(1, 200, dtype=dtype)
+    box = Box(center, radius)
+    exact = Exact.of(box)
+    assert exact.inside(*outward_ends(box))
+    low, high = (torch.sort(torch.randn(2, 200, dtype=dtype), 0).values[:, None]).unbind()
+    both = narrowed(Box(center, torch.full_like(radius, 1e9)), low, high)
+    assert encloses(both, Exact(fractions(low[0]), fractions(high[0])))
+    one = torch.full((1, 1), 2.0**-149 if dtype == torch.float32 else 2.0**-1074, dtype=dtype)
+    assert encloses(narrowed(Box(one, one * 1e9), one, one), Exact(fractions(one[0]), fractions(one[0])))
+    after = Box(*relu_box(sound(), center, radius))
+    assert encloses(after, exact.relu())
+
+
+@precisions
+def test_balls_hold_pixels_and_a_radius_that_no_float_holds(dtype):
+    x = torch.rand(1, 200, dtype=dtype)
+    for eps in (Fraction(0), Fraction(1, 255), Fraction(8, 255), Fraction(1, 3)):
+        low, high = ([min(max(v + s * eps, Fraction(0)), Fraction(1)) for v in fractions(x[0])] for s in (-1, 1))
+        assert encloses(LinfBall(x, eps), Exact(low, high))
+    assert encloses(LinfBall(0 * x, Fraction(1e-45)), Exact([Fraction(0)] * 200, [Fraction(1e-45)] * 200))
+
+
+def test_float32_boxes_contain_those_of_float64():
+    center = torch.randn(1, 300, dtype=torch.float64)
+    for radius in (torch.zeros_like(center), torch.rand_like(center), torch.full_like(center, 1e-46)):
+        for middle in (center, 0 * center):
+            around = float32_box_around(box_of(middle, radius))
+            assert encloses(around.box.double(), Exact.of(Box(middle, radius)))
+
+
+def test_boxes_of_equilibria_contain_those_of_float64_in_float32():
+    like, center = torch.zeros(1, 300), torch.randn(1, 300, dtype=torch.float64)
+    for middle, radius in ((center, 0 * center), (0 * center, center.abs()), (0 * center + 1e-46, 0 * center + 1e-46)):
+        rounded = Box(middle.float(), _rounded_up(radius, middle, like))
+        assert encloses(rounded.double(), Exact.of(Box(middle, radius)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Linear bounds
+
+
+def assert_below(pulled, coefficients, value, sources):
+    """Check that a functional of sources, fractions, is at most coefficients . value, both of one point, exactly."""
+    rows = fractions(coefficients[0].flatten(1))
+    below = fractions(pulled.coefficients[0][0].flatten(1))
+    for row, bound, constant in zip(rows, below, fractions(pulled.constant[0]), strict=True):
+        exactly = sum(a * v for a, v in zip(row, value, strict=True))
+        assert sum(a * v for a, v in zip(bound, sources, strict=True)) + constant <= exactly
+
+
+def both_signs(values):
+    return torch.stack([values, -values])[None]
+
+
+@precisions
+def test_coefficients_count_all_outputs(dtype):
+    """As many as one input reaches, and as many as are summed up."""
+    a, one = both_signs(lost(dtype)), box_of(torch.ones(1, 1, dtype=dtype))
+    weight, value = torch.ones(COUNT, 1, dtype=dtype), [Fraction(1)] * COUNT
+    backward = Backward(sound=True)
+    assert_below(linear.linear(backward, a, one, weight), a, value, [1])
+    pixel = box_of(one.center.view(1, 1, 1, 1))
+    pulled = linear.conv2d(backward, a.view(1, 2, COUNT, 1, 1), pixel, weight.view(COUNT, 1, 1, 1))
+    assert_below(pulled, a, value, [1])
+    image = a.view(1, 2, 1, 64, 64)
+    summed = linear.combination(lambda x, y: [(x, 1), (y, 1)], interval.add)
+    pulled = summed(backward, image, pixel, torch.zeros(1, 1, 64, 64, dtype=dtype))
+    assert_below(pulled, a, value, [1])
+
+
+@precisions
+def test_constants_of_affine_rules_count_their_products(dtype):
+    """Of an input that is 0, so that the constants are all there is."""
+    size = 50
+    zero, bias, a = (
+        torch.zeros(1, size, dtype=dtype),
+        torch.randn(size, dtype=dtype),
+        torch.randn(1, 40, size, dtype=dtype),
+    )
+    pixels = box_of(zero.view(1, size, 1, 1))
+    statistics = torch.randn(size, dtype=dtype), torch.full((size,), 0.75, dtype=dtype)
+    weight, backward = torch.zeros(size, size, dtype=dtype), Backward(sound=True)
+    zeros, images = [0] * size, a.unsqueeze(3).unsqueeze(4)
+    assert_below(linear.linear(backward, a, box_of(zero), weight, bias), a, fractions(bias), zeros)
+    pulled = linear.conv2d(backward, images, pixels, weight.view(size, size, 1, 1), bias)
+    assert_below(pulled, a, fractions(bias), zeros)
+    pulled = batch_norm.backward(backward, images, pixels, 0 * bias, statistics[1], None, bias, eps=0.25)
+    assert_below(pulled, a, fractions(bias), zeros)
+    mean, scale = statistics[0], 1 + torch.rand(size, dtype=dtype)
+    exact = [b - m * s for b, m, s in zip(fractions(mean * scale), fractions(mean), fractions(scale), strict=True)]
+    single = torch.eye(size, dtype=dtype)[None]
+    pulled = batch_norm.backward(
+        backward, single.unsqueeze(3).unsqueeze(4), pixels, mean, statistics[1], scale, mean * scale, eps=0.25
+    )
+    assert_below(pulled, single, exact, zeros)
+    add = linear.combination(lambda x, y: [(x, 1), (y, 1)], interval.add)
+    assert_below(add(backward, a, box_of(zero), bias), a, fractions(bias), zeros)
+
+
+@precisions
+def test_scaled_and_pooled_coefficients_count_their_products(dtype):
+    a, x = torch.randn(1, 60, 1, 2, 2, dtype=dtype), torch.randn(1, 1, 6, 6, dtype=dtype)
+    backward = Backward(sound=True)
+    rows = fractions(x[0, 0])
+    windows = [sum(rows[3 * i + k][3 * j + m] for k in range(3) for m in range(3)) / 9 for i in (0, 1) for j in (0, 1)]
+    pool = linear.affine(torch.nn.functional.avg_pool2d, interval.avg_pool2d, lambda *arguments, **options: 9)
+    assert_below(pool(backward, a, box_of(x), 3), a, windows, fractions(x.flatten()))
+    row, values = torch.randn(1, 200, 1, dtype=dtype), torch.randn(1, 1, dtype=dtype)
+    times = linear.combination(lambda x, y: [(x, y)], interval.multiply)
+    product = [Fraction(0.1) * fractions(values)[0][0]]
+    assert_below(times(backward, row, box_of(values), 0.1), row, product, fractions(values[0]))
+    statistics = torch.zeros(1, dtype=dtype), torch.full((1,), 0.75, dtype=dtype)
+    weight = torch.full((1,), 0.1, dtype=dtype)
+    normed = batch_norm.backward(backward, row, box_of(values), *statistics, weight, None, eps=0.25)
+    assert_below(normed, row, [fractions(weight)[0] * fractions(values)[0][0]], fractions(values[0]))
+
+
+@precisions
+@pytest.mark.parametrize("sign", [1, -1])
+def test_multipliers_of_splits_count_their_product(sign, dtype):
+    """Where a small coefficient is lost beside them."""
+    p = sign * torch.ones(1, 1, dtype=dtype)
+    a = torch.finfo(dtype).eps / 3 * torch.rand(1, 60, 1, dtype=dtype)
+    multipliers = 1 + torch.rand(1, 60, 1, dtype=dtype)
+    signs = sign * torch.ones(1, 1, dtype=dtype)
+    backward = Backward(True, step="it", splits={"it": signs}, slopes={relaxation.split_name("it"): multipliers})
+    pulled = relaxation.relu(backward, a, box_of(p))
+    for row in range(60):
+        coefficient, b = fractions(a[0, row])[0], fractions(multipliers[0, row])[0]
+        exactly = (coefficient if sign > 0 else 0) - b  # the leaf's function at p, less b s p
+        bound = fractions(pulled.coefficients[0][0, row])[0] * sign + fractions(pulled.constant[0, row])
+        assert bound <= exactly
+
+
+@precisions
+def test_a_sum_of_coefficients_that_a_third_cancels_is_counted(dtype):
+    class Thrice(nn.Module):
+        def forward(self, x):
+            return torch.cat([x, x, x], 1)
+
+    class Sums(nn.Module):
+        def forward(self, x):
+            y = x * 1.0
+            return (y + y) + y
+
+    half = torch.finfo(dtype).eps / 2
+    program = trace(nn.Sequential(Thrice()).eval(), linear=True)
+    x = box_of(torch.ones(1, 1, dtype=dtype))
+    values = [x, interval.concatenate(sound(), [x, x, x], 1)]
+    rows = torch.tensor([[1.0, 1.5 * half, -1.0], [1.0, 0.5 * half, -1.0]], dtype=dtype)
+    rows = torch.cat([rows, -rows])[None]
+    lower = joint_lower_bound(program, values, {1: rows}, Backward(sound=True))
+    assert all(low <= sum(row) for low, row in zip(fractions(lower[0]), fractions(rows[0]), strict=True))
+
+
+def test_sums_of_constants_are_rounded_down():
+    """Each of them large, in float64."""
+    program = trace(nn.Sequential(nn.Linear(1, 1)).double().eval(), linear=True)
+    layer = program.steps[0].target
+    rows = torch.randn(1, 300, 1, dtype=torch.float64)
+    x = box_of(torch.randn(1, 1, dtype=torch.float64), torch.rand(1, 1, dtype=torch.float64))
+    lower = joint_lower_bound(
+        program, [x, interval.linear(sound(), x, layer.weight, layer.bias)], {1: rows}, Backward(True)
+    )
+    weight, bias, exact = fractions(layer.weight)[0][0], fractions(layer.bias)[0], Exact.of(x.box)
+    for low, row in zip(fractions(lower[0]), fractions(rows[0]), strict=True):
+        a = row[0] * weight
+        assert low <= row[0] * bias + min(a * exact.low[0], a * exact.high[0])
+
+
+@precisions
+def test_what_is_left_of_an_adjoint_is_counted(dtype):
+    """With a multiplier of 0, all of it; with the coefficients themselves and W = 0, only what goes through lines."""
+    size = 50
+    weight, a = torch.zeros(size, size, dtype=dtype), torch.randn(1, 40, size, dtype=dtype)
+    z = box_of(torch.rand(1, size, dtype=dtype))
+    around = relaxation.lines(Backward(sound=True), z.box)
+    value = fractions(z.center[0])
+    for multiplier in (0 * a, a):
+        pulled = adjoint._bound(Backward(sound=True), a, multiplier, around, weight, z, z.box)
+        assert_below(pulled, a, value, value)
+
+
+@precisions
+def test_a_contraction_that_only_rounding_makes_is_none(dtype):
+    """The float sums are below 1, however they are summed up in eight parts."""
+    kernel = torch.full((49,), 0.9 * 2.0**-57, dtype=torch.float64)
+    kernel[:8] = 1 / 8
+    kernel[7] -= 2.0**-53
+    assert sum(fractions(kernel)) > 1
+    assert not certificate.contraction(kernel.view(1, 1, 7, 7)).rate < 1
