@@ -94,12 +94,12 @@ def pull_back(step: Step, a: Array, region: Region, number: int, leaves: Leaves 
 def _pull_through_relu(a: Array, p: Box, leaves: Leaves | None) -> Pulled:
     around, split_terms = lines(p, leaves), 0.0 if leaves is None else leaves.split_terms
     slopes, constant = around.bound_from_below(a)
-    loss = rounding_loss(np.abs(a) + np.abs(split_terms), magnitude(p) + around.offset)
+    loss = rounding_loss(np.abs(a) + np.abs(split_terms), magnitude(p))
     return Pulled((slopes - split_terms,), constant, loss)
 
 
 def _pull_through_equilibrium(weight: Array, a: Array, p: Box, z: Box, leaves: Leaves | None) -> Pulled:
-    """Return a functional of h; the cost of the last two roundings is proved in docs/developers/mathematics.md."""
+    """Return a functional of h. docs/developers/mathematics.md proves that these costs cover every rounding."""
     around, split_terms = lines(p, leaves), 0.0 if leaves is None else leaves.split_terms
     size = magnitude(z)
     if leaves is not None:
@@ -109,7 +109,7 @@ def _pull_through_equilibrium(weight: Array, a: Array, p: Box, z: Box, leaves: L
     pulled = slopes - split_terms
     residual = a + apply_recurrence_back(weight, pulled) - multiplier
     minimum, cost = minimum_over_box(residual, z)
-    cost = cost + rounding_loss(np.abs(multiplier) + np.abs(split_terms), magnitude(p) + around.offset)
+    cost = cost + rounding_loss(np.abs(multiplier) + np.abs(split_terms), magnitude(p))
     cost = cost + rounding_loss(pulled, apply_recurrence(np.abs(weight), size))
     return Pulled((pulled,), constant + minimum, cost)
 

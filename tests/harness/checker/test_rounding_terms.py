@@ -4,6 +4,7 @@ If one is dropped from the code, a test of this module fails.
 """
 
 from fractions import Fraction
+from math import isqrt
 
 import numpy as np
 import pytest
@@ -261,14 +262,12 @@ class Thrice(nn.Module):
 
 def test_coefficients_of_a_value_that_is_used_often_count_their_sum():
     """The first two are rounded, and the third cancels what is left of them."""
-    model = nn.Sequential(nn.Flatten(), Thrice(), nn.Linear(3, 2, bias=False)).double().eval()
-    weight = torch.tensor([[1.0, 1.5 * U, -1.0], [1.0, 0.5 * U, -1.0]]).double()
-    model[2].weight.data = weight
-    network, x = Network(model), np.ones((1, 1, 1, 1))
-    region = Region(network.boxes(Box(x, 0 * x)), {})
+    network = Network(nn.Sequential(nn.Flatten(), Thrice(), nn.Linear(3, 2)).double().eval())
+    one, rows = np.ones((1, 1, 1, 1)), np.array([[1.0, 1.5 * U, -1.0], [1.0, 0.5 * U, -1.0]])
+    region = Region(network.boxes(Box(one, 0 * one)), {})
     for sign in (1.0, -1.0):
-        lower = linear.lower_bounds(network, region, {3: sign * np.eye(2)}, {})
-        assert all(exact(lower) <= sign * exact(weight).sum(1))
+        lower = linear.lower_bounds(network, region, {2: sign * rows}, {})
+        assert all(exact(lower) <= exact(sign * rows).sum(1))
 
 
 def activation(weight, p, z, a, multiplier, monkeypatch, leaves=None):
@@ -282,18 +281,13 @@ def split_at(signs, multipliers):
     return Leaves(np.full_like(signs, np.nan), signs, multipliers, np.ones_like(signs))
 
 
-CROSSING = Box(np.array([[-0.3]]), np.array([[0.7]]))
-
-
 @pytest.mark.parametrize("weight", [None, np.zeros((1, 1))])
 def test_lines_around_activations_count_their_products(weight, monkeypatch):
-    """Also of a neuron that is always active, where nothing but the product with its value is left."""
-    for center, radius in ((-0.3, 0.7), (0.1, 0.7)):
-        p = Box(np.array([[center]]), np.array([[radius]]))
-        z, a = boxes.relu(p), -np.abs(random(400, 1))
-        pulled = activation(weight, p, z, a, a, monkeypatch)
-        for end in (Fraction(center) - Fraction(radius), Fraction(center) + Fraction(radius)):
-            assert_below(pulled, a, np.array([max(end, 0)]), np.array([end]))
+    """Where the offset is small, so that its own rounding covers little."""
+    p, a = Box(np.array([[0.4995]]), np.array([[0.5005]])), -np.abs(random(400, 1))
+    pulled = activation(weight, p, boxes.relu(p), a, a, monkeypatch)
+    for end in (exact(p.center[0]) - exact(p.radius[0]), exact(p.center[0]) + exact(p.radius[0])):
+        assert_below(pulled, a, np.maximum(end, 0), end)
 
 
 @pytest.mark.parametrize("weight", [None, np.zeros((1, 1))])
@@ -330,16 +324,32 @@ def test_minima_over_boxes_and_sums_of_constants_are_rounded_down():
         assert all(exact(sum_rounded_down(constants, losses)) <= exact(constants).sum(0) - exact(losses).sum(0))
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e-160])
-def test_the_chord_lies_above_both_ends(scale):
+@pytest.mark.parametrize("kind", ["normal", "subnormal"])
+def test_the_chord_lies_above_both_ends(kind):
     """Also where the offset is a product that underflows."""
-    low, high = -np.abs(random(400)) * scale, np.abs(random(400, seed=1)) * scale
-    low[::2] *= 1e-160
+    low, high = -np.abs(random(400)), np.abs(random(400, seed=1))
+    if kind == "subnormal":
+        low, high = np.floor(9 * low) * SMALLEST, np.ceil(9 * high) * SMALLEST
     p = between(low[None], high[None])
     around = lines(p, None)
     chord, offset = exact(around.chord[0]), exact(around.offset[0])
     assert all(chord * exact(p.upper[0]) + offset >= exact(p.upper[0]))
     assert all(chord * exact(p.lower[0]) + offset >= 0)
+
+
+def test_a_single_product_counts_the_roundings_of_its_factor():
+    """A root, a quotient and two products, in a norm of one channel; the root is exact to 200 digits."""
+    digits = 10**200
+    for number in range(300):
+        variance, weight, a, x = np.abs(np.random.default_rng(number).normal(size=4)) + 0.1
+        layer = norm_of(np.zeros(1), np.zeros(1))
+        layer.running_var[0], layer.weight.data[0] = variance, weight
+        root = Fraction(isqrt(int((Fraction(variance) + Fraction(0.25)) * digits**2)), digits)
+        value = [Fraction(weight) / root * Fraction(x)]
+        for sign in (1, -1):
+            rows = np.full((1, 1, 1, 1), sign * a)
+            pulled = pulled_through(maps.batch_norm(layer), rows, Box(np.full((1, 1, 1, 1), x), np.zeros((1, 1, 1, 1))))
+            assert_below(pulled, rows, np.array(value, dtype=object), exact([x]))
 
 
 def test_functionals_count_underflow():
