@@ -7,7 +7,8 @@ from fractions import Fraction
 
 import pytest
 import torch
-from oracles import DTYPES, Exact, encloses, fractions
+import torch.nn.functional as F
+from oracles import DTYPES, Exact, encloses, fractions, root_below_and_above
 from torch import nn
 
 from cerdeq import Box
@@ -116,13 +117,16 @@ def test_factors_that_underflow_are_counted_for_centre_and_radius():
     value = fractions(large)[0][0] * Fraction(1e-50)
     assert contains(interval.multiply(sound(), box_of(large), 1e-50), [value])
     assert contains(interval.multiply(sound(), box_of(zero, large), 1e-50), [-value], [value])
-    weight = torch.tensor([3e-44])
-    for center, radius, low in ((large, zero, 1), (zero, large, -1)):
-        x = box_of(center, radius)
-        normed = batch_norm.interval(sound(), x, zero[0], torch.tensor([1e-6]), weight, None, eps=0.0)
-        exact = fractions(large)[0][0] * fractions(weight)[0]
-        root = Fraction(float(torch.tensor([1e-6]).double().sqrt()))
-        assert contains(normed, [exact / root if low > 0 else -exact / root], [exact / root])
+    variance, weight = torch.tensor([0.5]), torch.tensor([3 * 2.0**-149])
+    values = [fractions(large)[0][0] * fractions(weight)[0] / root for root in root_below_and_above(Fraction(1, 2))]
+    for center, radius, low in ((large, zero, min(values)), (zero, large, -max(values))):
+        normed = batch_norm.interval(sound(), box_of(center, radius), zero[0], variance, weight, None, eps=0.0)
+        assert contains(normed, [low], [max(values)])
+    for sign in (1, -1):
+        row = torch.full((1, 1, 1), float(sign))
+        pulled = batch_norm.backward(Backward(True), row, box_of(large), zero[0], variance, weight, None, eps=0.0)
+        bound = fractions(pulled.coefficients[0])[0][0][0] * fractions(large)[0][0] + fractions(pulled.constant)[0][0]
+        assert bound <= min(sign * value for value in values)
 
 
 @precisions
@@ -219,10 +223,63 @@ def test_coefficients_count_all_outputs(dtype):
     pixel = box_of(one.center.view(1, 1, 1, 1))
     pulled = linear.conv2d(backward, a.view(1, 2, COUNT, 1, 1), pixel, weight.view(COUNT, 1, 1, 1))
     assert_below(pulled, a, value, [1])
-    image = a.view(1, 2, 1, 64, 64)
+    # An average pooling in which the pixel in the middle is one of the 256 of each of 256 windows.
+    row, middle = a[..., :256].unsqueeze(2).unsqueeze(2), torch.zeros(1, 1, 1, 511, dtype=dtype)
+    middle[..., 255] = 1
+    pool = linear.affine(F.avg_pool2d, interval.avg_pool2d, lambda *arguments, **options: 256)
+    assert_below(
+        pool(backward, row, box_of(middle), (1, 256), 1), row, [Fraction(1, 256)] * 256, fractions(middle.flatten())
+    )
+
+
+@precisions
+def test_coefficients_of_a_value_that_is_broadcast_count_their_sum(dtype, monkeypatch):
+    """In any order, such as this one."""
+
+    def from_the_left(coefficients, *shape):
+        total = torch.zeros(shape, dtype=dtype)
+        for part in coefficients.flatten(2).unbind(2):
+            total = total + part.view(shape)
+        return total
+
+    monkeypatch.setattr(torch.Tensor, "sum_to_size", from_the_left)
+    a, pixel = both_signs(lost(dtype)[:256]), box_of(torch.ones(1, 1, 1, 1, dtype=dtype))
     summed = linear.combination(lambda x, y: [(x, 1), (y, 1)], interval.add)
-    pulled = summed(backward, image, pixel, torch.zeros(1, 1, 64, 64, dtype=dtype))
-    assert_below(pulled, a, value, [1])
+    pulled = summed(Backward(True), a.view(1, 2, 1, 16, 16), pixel, torch.zeros(1, 1, 16, 16, dtype=dtype))
+    assert_below(pulled, a, [Fraction(1)] * 256, [1])
+
+
+def bound_at(program, values, rows, at):
+    return fractions(joint_lower_bound(program, values, {at: rows}, Backward(sound=True))[0])
+
+
+def test_the_last_sum_counts_all_inputs():
+    size = 4 * COUNT
+    rows = torch.full((1, 2, size), 2.0**-53, dtype=torch.float64)
+    rows[..., 0], rows[:, 1] = 1, -rows[:, 0].clone()
+    rows[:, 1, 0] = -1
+    program = trace(nn.Sequential(nn.Identity()).eval(), linear=True)
+    lower = bound_at(program, [box_of(torch.ones(1, size, dtype=torch.float64))] * 2, rows, 0)
+    assert lower[0] <= sum(fractions(rows[0, 0])) and lower[1] <= sum(fractions(rows[0, 1]))
+
+
+def test_underflow_is_counted_where_it_is_magnified():
+    """In float32: of products, of coefficients beside large inputs, of magnitudes beside large coefficients."""
+    layer = nn.Linear(1, COUNT, bias=False).eval()
+    program = trace(nn.Sequential(layer).eval(), linear=True)
+    for weight, point, row in (
+        (1.0, 1e-30, torch.full((COUNT,), 1e-30)),
+        (1e-30, 1e30, torch.full((COUNT,), 1e-30)),
+        (1e-23, 1e-23, 1e23 * lost(torch.float32)),
+    ):
+        nn.init.constant_(layer.weight, weight)
+        x = box_of(torch.full((1, 1), point))
+        product = fractions(layer.weight)[0][0] * fractions(x.center)[0][0]
+        rows = both_signs(row)
+        for low, coefficients in zip(
+            bound_at(program, [x, interval.linear(sound(), x, layer.weight)], rows, 1), rows[0], strict=True
+        ):
+            assert low <= sum(fractions(coefficients)) * product
 
 
 @precisions
@@ -243,13 +300,8 @@ def test_constants_of_affine_rules_count_their_products(dtype):
     assert_below(pulled, a, fractions(bias), zeros)
     pulled = batch_norm.backward(backward, images, pixels, 0 * bias, statistics[1], None, bias, eps=0.25)
     assert_below(pulled, a, fractions(bias), zeros)
-    mean, scale = statistics[0], 1 + torch.rand(size, dtype=dtype)
-    exact = [b - m * s for b, m, s in zip(fractions(mean * scale), fractions(mean), fractions(scale), strict=True)]
-    single = torch.eye(size, dtype=dtype)[None]
-    pulled = batch_norm.backward(
-        backward, single.unsqueeze(3).unsqueeze(4), pixels, mean, statistics[1], scale, mean * scale, eps=0.25
-    )
-    assert_below(pulled, single, exact, zeros)
+    pulled = batch_norm.backward(backward, images, pixels, *statistics, eps=0.25)
+    assert_below(pulled, a, [-mean for mean in fractions(statistics[0])], zeros)
     add = linear.combination(lambda x, y: [(x, 1), (y, 1)], interval.add)
     assert_below(add(backward, a, box_of(zero), bias), a, fractions(bias), zeros)
 
@@ -260,7 +312,7 @@ def test_scaled_and_pooled_coefficients_count_their_products(dtype):
     backward = Backward(sound=True)
     rows = fractions(x[0, 0])
     windows = [sum(rows[3 * i + k][3 * j + m] for k in range(3) for m in range(3)) / 9 for i in (0, 1) for j in (0, 1)]
-    pool = linear.affine(torch.nn.functional.avg_pool2d, interval.avg_pool2d, lambda *arguments, **options: 9)
+    pool = linear.affine(F.avg_pool2d, interval.avg_pool2d, lambda *arguments, **options: 9)
     assert_below(pool(backward, a, box_of(x), 3), a, windows, fractions(x.flatten()))
     row, values = torch.randn(1, 200, 1, dtype=dtype), torch.randn(1, 1, dtype=dtype)
     times = linear.combination(lambda x, y: [(x, y)], interval.multiply)
