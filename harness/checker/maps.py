@@ -53,7 +53,7 @@ def linear(layer: nn.Linear) -> Map:
     """Return the map of a fully connected layer."""
     weight, bias = array(layer.weight), _bias(layer)
     return Map(
-        lambda x: affine(x, weight, bias, matrix, layer.in_features),
+        lambda x: affine(x, weight, bias, matrix, weight.shape[1]),
         lambda a, shapes: (a @ weight,),
         lambda m: matrix(np.abs(weight), m) + np.abs(bias),
         bias,
@@ -62,7 +62,7 @@ def linear(layer: nn.Linear) -> Map:
 
 def convolution(layer: nn.Conv2d) -> Map:
     """Return the map of a square convolution with zero padding."""
-    (stride, across), (kernel, wide), padding = layer.stride, layer.kernel_size, layer.padding
+    (stride, across), (kernel, wide), padding = layer.stride, layer.weight.shape[2:], layer.padding
     square = (stride, kernel, padding) == (across, wide, (padding[0], padding[0]))
     if not square or layer.dilation != (1, 1) or layer.padding_mode != "zeros":
         raise UnknownLayerError(f"{layer}")

@@ -22,7 +22,7 @@ from harness.checker.boxes import Array, Box, affine, relu
 from harness.checker.equilibrium import NotProvedError, equilibrium
 from harness.checker.maps import Map, UnknownLayerError, array
 
-_AGREEMENT = 1e-6  # of logits in float64, beside their proved boxes
+_AGREEMENT = 1e-4  # of logits, relative to 1 + their size, beside their proved boxes
 
 
 @dataclass(frozen=True)

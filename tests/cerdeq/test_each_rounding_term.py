@@ -27,9 +27,9 @@ COUNT = 4096  # terms of a sum: more than lanes of a processor add up apart
 precisions = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
-def lost(dtype):
+def lost(dtype, count=COUNT):
     """Return 1 and many halves of its last digit: summed in few parts, most of them are lost."""
-    values = torch.full((COUNT,), torch.finfo(dtype).eps / 2, dtype=dtype)
+    values = torch.full((count,), torch.finfo(dtype).eps / 2, dtype=dtype)
     values[0] = 1
     return values
 
@@ -255,23 +255,20 @@ def bound_at(program, values, rows, at):
 
 
 def test_the_last_sum_counts_all_inputs():
-    size = 4 * COUNT
-    rows = torch.full((1, 2, size), 2.0**-53, dtype=torch.float64)
-    rows[..., 0], rows[:, 1] = 1, -rows[:, 0].clone()
-    rows[:, 1, 0] = -1
-    program = trace(nn.Sequential(nn.Identity()).eval(), linear=True)
+    size, program = 4 * COUNT, trace(nn.Sequential(nn.Identity()).eval(), linear=True)
+    rows = both_signs(lost(torch.float64, size))
     lower = bound_at(program, [box_of(torch.ones(1, size, dtype=torch.float64))] * 2, rows, 0)
-    assert lower[0] <= sum(fractions(rows[0, 0])) and lower[1] <= sum(fractions(rows[0, 1]))
+    assert all(low <= sum(row) for low, row in zip(lower, fractions(rows[0]), strict=True))
 
 
 def test_underflow_is_counted_where_it_is_magnified():
     """In float32: of products, of coefficients beside large inputs, of magnitudes beside large coefficients."""
-    layer = nn.Linear(1, COUNT, bias=False).eval()
+    layer = nn.Linear(1, 4 * COUNT, bias=False).eval()
     program = trace(nn.Sequential(layer).eval(), linear=True)
     for weight, point, row in (
-        (1.0, 1e-30, torch.full((COUNT,), 1e-30)),
-        (1e-30, 1e30, torch.full((COUNT,), 1e-30)),
-        (1e-23, 1e-23, 1e23 * lost(torch.float32)),
+        (1.0, 1e-30, torch.full((4 * COUNT,), 1e-30)),
+        (1e-30, 1e30, torch.full((4 * COUNT,), 1e-30)),
+        (1e-23, 1e-23, 1e23 * lost(torch.float32, 4 * COUNT)),
     ):
         nn.init.constant_(layer.weight, weight)
         x = box_of(torch.full((1, 1), point))
