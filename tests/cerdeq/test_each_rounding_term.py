@@ -220,7 +220,10 @@ def test_coefficients_count_all_outputs(dtype):
     a, one = both_signs(lost(dtype)), box_of(torch.ones(1, 1, dtype=dtype))
     weight, value = torch.ones(COUNT, 1, dtype=dtype), [Fraction(1)] * COUNT
     backward = Backward(sound=True)
-    assert_below(linear.linear(backward, a, one, weight), a, value, [1])
+    two = box_of(
+        torch.tensor([[1.0, 0.0]], dtype=dtype)
+    )  # a matrix product, whose sums are longer than those of one row
+    assert_below(linear.linear(backward, a, two, weight.expand(-1, 2)), a, value, [1, 0])
     pixel = box_of(one.center.view(1, 1, 1, 1))
     pulled = linear.conv2d(backward, a.view(1, 2, COUNT, 1, 1), pixel, weight.view(COUNT, 1, 1, 1))
     assert_below(pulled, a, value, [1])
