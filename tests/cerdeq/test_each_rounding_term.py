@@ -330,7 +330,7 @@ def test_scaled_and_pooled_coefficients_count_their_products(dtype):
 def test_multipliers_of_splits_count_their_product(sign, dtype):
     """Where a small coefficient is lost beside them."""
     p = sign * torch.ones(1, 1, dtype=dtype)
-    a = torch.finfo(dtype).eps / 3 * torch.rand(1, 60, 1, dtype=dtype)
+    a = -torch.finfo(dtype).eps / 3 * torch.rand(1, 60, 1, dtype=dtype)
     multipliers = 1 + torch.rand(1, 60, 1, dtype=dtype)
     signs = sign * torch.ones(1, 1, dtype=dtype)
     backward = Backward(True, step="it", splits={"it": signs}, slopes={relaxation.split_name("it"): multipliers})
@@ -343,34 +343,10 @@ def test_multipliers_of_splits_count_their_product(sign, dtype):
 
 
 @precisions
-def test_a_sum_of_coefficients_that_a_third_cancels_is_counted(dtype):
-    class Thrice(nn.Module):
-        def forward(self, x):
-            return torch.cat([x, x, x], 1)
-
-    half = torch.finfo(dtype).eps / 2
-    program = trace(nn.Sequential(Thrice()).eval(), linear=True)
-    x = box_of(torch.ones(1, 1, dtype=dtype))
-    values = [x, interval.concatenate(sound(), [x, x, x], 1)]
-    rows = torch.tensor([[1.0, 1.5 * half, -1.0], [1.0, 0.5 * half, -1.0]], dtype=dtype)
-    rows = torch.cat([rows, -rows])[None]
-    lower = joint_lower_bound(program, values, {1: rows}, Backward(sound=True))
-    assert all(low <= sum(row) for low, row in zip(fractions(lower[0]), fractions(rows[0]), strict=True))
-
-
-def test_sums_of_constants_are_rounded_down():
-    """Each of them large, in float64."""
-    program = trace(nn.Sequential(nn.Linear(1, 1)).double().eval(), linear=True)
-    layer = program.steps[0].target
-    rows = torch.randn(1, 300, 1, dtype=torch.float64)
-    x = box_of(torch.randn(1, 1, dtype=torch.float64), torch.rand(1, 1, dtype=torch.float64))
-    lower = joint_lower_bound(
-        program, [x, interval.linear(sound(), x, layer.weight, layer.bias)], {1: rows}, Backward(True)
-    )
-    weight, bias, exact = fractions(layer.weight)[0][0], fractions(layer.bias)[0], Exact.of(x.box)
-    for low, row in zip(fractions(lower[0]), fractions(rows[0]), strict=True):
-        a = row[0] * weight
-        assert low <= row[0] * bias + min(a * exact.low[0], a * exact.high[0])
+def test_slopes_count_their_product(dtype):
+    """Where the activation does not cross 0, so that no offset covers it."""
+    p, a = -torch.ones(1, 1, dtype=dtype), torch.randn(1, 60, 1, dtype=dtype)
+    assert_below(relaxation.leaky_relu(Backward(True), a, box_of(p), 0.1), a, [-Fraction(0.1)], [-1])
 
 
 @precisions
@@ -386,11 +362,34 @@ def test_what_is_left_of_an_adjoint_is_counted(dtype):
         assert_below(pulled, a, value, value)
 
 
-@precisions
-def test_a_contraction_that_only_rounding_makes_is_none(dtype):
-    """The float sums are below 1, however they are summed up in eight parts."""
-    kernel = torch.full((49,), 0.9 * 2.0**-57, dtype=torch.float64)
-    kernel[:8] = 1 / 8
-    kernel[7] -= 2.0**-53
-    assert sum(fractions(kernel)) > 1
-    assert not certificate.contraction(kernel.view(1, 1, 7, 7)).rate < 1
+def test_boxes_of_pre_activations_count_the_recurrence_the_injection_and_underflow():
+    zero, values = torch.zeros(1, 1, dtype=torch.float64), lost(torch.float64)[None]
+    box = certificate.preactivation_box(torch.ones_like(values), Box(zero, zero), Box(values, 0 * values))
+    total = sum(fractions(values[0]))
+    assert encloses(box, Exact([total], [total]))
+    h, ones = torch.randn(1, 50, dtype=torch.float64), torch.ones(1, 50, dtype=torch.float64)
+    weight = 2.0**-60 * torch.rand(50, dtype=torch.float64)
+    exact = [a + b for a, b in zip(fractions(h[0]), fractions(weight), strict=True)]
+    box = certificate.preactivation_box(weight.diag(), Box(h, 0 * h), Box(ones, 0 * ones))
+    assert encloses(box, Exact(exact, exact))
+    tiny = zero + 1e-200
+    box = certificate.preactivation_box(tiny, Box(zero, zero), Box(tiny, zero))
+    assert encloses(box, Exact([fractions(tiny)[0][0] ** 2], [fractions(tiny)[0][0] ** 2]))
+
+
+@pytest.mark.parametrize(("center", "radius"), [(1.0, 2.0**-54), (2.0**-54, 1.0)])
+def test_inclusion_counts_the_rounding_of_its_own_sum(center, radius):
+    inner, outer = (
+        Box(torch.tensor([[c]]).double(), torch.tensor([[r]]).double()) for c, r in ((center, radius), (0, 1))
+    )
+    assert certificate._excess(inner, outer).item() > 0
+
+
+def test_a_contraction_that_only_rounding_makes_is_none(monkeypatch):
+    """A kernel whose sum, from the left, stays below 1."""
+    half_digit = 2.0**-54
+    kernel = torch.full((1, 1, 7, 7), 0.99 * half_digit, dtype=torch.float64)
+    kernel[..., 0, 0] = 1 - 40 * half_digit
+    assert sum(fractions(kernel.flatten())) > 1
+    monkeypatch.setattr(certificate, "channel_matrix", lambda weight: sum(weight.flatten(2).unbind(2)))
+    assert not certificate.contraction(kernel).rate < 1
