@@ -362,6 +362,38 @@ def test_what_is_left_of_an_adjoint_is_counted(dtype):
         assert_below(pulled, a, value, value)
 
 
+@precisions
+def test_the_recurrence_of_an_adjoint_is_counted_where_it_cancels(dtype):
+    """Rows of W come in pairs that all but cancel, so that coefficients are small and the sums behind them are not."""
+    rows = 1e4 * torch.randn(20, 40, dtype=dtype)
+    weight = torch.cat([rows, -rows + torch.randn(20, 40, dtype=dtype)])
+    z, a = box_of(torch.rand(1, 40, dtype=dtype)), torch.randn(1, 20, 40, dtype=dtype)
+    multiplier, around = torch.ones_like(a), relaxation.lines(Backward(True), z.box)
+    pulled = adjoint._bound(Backward(True), a, multiplier, around, weight, z, z.box)
+    value = fractions(z.center[0])
+    wz = [sum(w * v for w, v in zip(row, value, strict=True)) for row in fractions(weight)]
+    assert_below(pulled, a, value, [v - w for v, w in zip(value, wz, strict=True)])
+
+
+@precisions
+def test_multipliers_of_splits_in_an_adjoint_count_their_product(dtype):
+    a = -torch.finfo(dtype).eps / 3 * torch.rand(1, 60, 1, dtype=dtype)
+    splits, z = 1 + torch.rand(1, 60, 1, dtype=dtype), box_of(torch.ones(1, 1, dtype=dtype))
+    around = relaxation.lines(Backward(True), z.box)
+    pulled = adjoint._bound(Backward(True), a, a, around, torch.zeros(1, 1, dtype=dtype), z, z.box, splits)
+    for row in range(60):
+        bound = fractions(pulled.coefficients[0][0, row])[0] + fractions(pulled.constant[0, row])
+        assert bound <= fractions(a[0, row])[0] - fractions(splits[0, row])[0]
+
+
+@precisions
+def test_the_largest_pixel_of_many_windows_counts_all_of_them(dtype):
+    image, a = torch.zeros(1, 1, 1, 511, dtype=dtype), both_signs(lost(dtype, 256)).view(1, 2, 1, 1, 256)
+    image[..., 255] = 1
+    pulled = relaxation.max_pool2d(Backward(True), a, box_of(image), (1, 256), 1)
+    assert_below(pulled, a, [Fraction(1)] * 256, fractions(image.flatten()))
+
+
 def test_boxes_of_pre_activations_count_the_recurrence_the_injection_and_underflow():
     zero, values = torch.zeros(1, 1, dtype=torch.float64), lost(torch.float64)[None]
     box = certificate.preactivation_box(torch.ones_like(values), Box(zero, zero), Box(values, 0 * values))
