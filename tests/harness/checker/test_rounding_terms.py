@@ -49,10 +49,6 @@ def random(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Boxes
-
-
 def test_the_ends_of_a_box_are_rounded_outwards():
     box = Box(random(200), np.abs(random(200, seed=1)))
     assert all(exact(box.lower) <= exact(box.center) - exact(box.radius))
@@ -106,9 +102,9 @@ def test_a_sum_of_products_counts_each_that_underflows_to_zero():
     assert holds(affine(x, weight, None, flushed, COUNT), value, value)
 
 
-@pytest.mark.parametrize("count", [1, 200])
-def test_batch_norm_counts_every_rounding(count):
+def test_batch_norm_counts_every_rounding():
     """Where product and bias cancel, and where the bias is all that there is."""
+    count = 200
     x, mean, weight = random(1, count), random(count, seed=1), random(count, seed=2)
     product = (x[0] - mean) * weight / 2
     for bias in (-product, 1e9 * random(count, seed=3)):
@@ -162,10 +158,6 @@ def test_a_recurrence_of_rho_above_1_by_rounding_alone_is_refused():
     assert kernel.sum() < 1 < sum(exact(kernel)), "what the test rests on"
     with pytest.raises(NotProvedError):
         equilibrium.contraction(kernel.reshape(1, 1, 7, 7))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Linear bounds
 
 
 def assert_below(pulled, a, values, sources):
@@ -246,13 +238,9 @@ def test_products_with_values_are_counted(kind):
 
 
 def test_pooling_counts_its_values():
-    x = Box(random(1, 1, 4, 4), np.zeros((1, 1, 4, 4)))
-    a = random(100, 1, 2, 2, seed=1)
-    windows = exact(x.center).reshape(2, 2, 2, 2).sum((1, 3)).ravel() / 4
-    third = Box(random(1, 1, 6, 6), np.zeros((1, 1, 6, 6)))
-    assert_below(pulled_through(maps.pool(nn.AvgPool2d(2)), a, x), a, windows, exact(x.center.ravel()))
-    windows = exact(third.center).reshape(2, 3, 2, 3).sum((1, 3)).ravel() / 9
-    assert_below(pulled_through(maps.pool(nn.AvgPool2d(3)), a, third), a, windows, exact(third.center.ravel()))
+    x, a = Box(random(1, 1, 6, 6), np.zeros((1, 1, 6, 6))), random(100, 1, 2, 2, seed=1)
+    windows = exact(x.center).reshape(2, 3, 2, 3).sum((1, 3)).ravel() / 9
+    assert_below(pulled_through(maps.pool(nn.AvgPool2d(3)), a, x), a, windows, exact(x.center.ravel()))
 
 
 class Thrice(nn.Module):
