@@ -7,6 +7,7 @@ from cerdeq.bounds.backward import linear_lower_bound
 from cerdeq.bounds.bounds import BOUNDS, Bound, Question, both_ends, bound_named, lower_bounds
 from cerdeq.bounds.forward import output_of, points_of, propagate, values_of
 from cerdeq.bounds.graph import Program, Reference, Step, refuse_another_function, trace
+from cerdeq.bounds.refusals import refuse_training
 from cerdeq.boxes import Box
 from cerdeq.rules.interval import Context, Interval
 from cerdeq.rules.linear import Backward, Pulled, affine, dot, magnitude, per_row, slack
@@ -41,8 +42,7 @@ def bound(model: nn.Module, region: Box, method: str = "ibp", spec: Tensor | Non
 
 def check_question(model: nn.Module, region: Box, spec: Tensor | None) -> None:
     """Raise ValueError if bounds of the model over the region make no sense, as `bound` says."""
-    if any(module.training for module in model.modules()):
-        raise ValueError("bounds are of a fixed function: call model.eval() first")
+    refuse_training(model)
     dtypes = {value.dtype for value in [*model.parameters(), *model.buffers()] if value.is_floating_point()}
     if not dtypes <= {region.center.dtype}:
         raise ValueError(f"model and region must have one precision, found {dtypes} and {region.center.dtype}")

@@ -3,7 +3,6 @@
 import inspect
 import itertools
 import linecache
-import operator
 import os
 import sys
 import traceback
@@ -16,12 +15,21 @@ from typing import Any
 import torch.fx
 from torch import Tensor, nn
 
+from cerdeq.bounds.refusals import (
+    AUGMENTED,
+    asks_shape,
+    refuse_changed_state,
+    refuse_changed_values,
+    refuse_own_classes,
+    refuse_unseen_code,
+    state_of,
+    target_of,
+)
 from cerdeq.rules.operators import Operator, UnsupportedOperator, module_arguments, of_function, of_module
 from cerdeq.rules.precision import counted_rounding
 
 _NAMED_INPUTS = ("input", "other", "tensors")
 _OWN_FOLDERS = tuple(str(Path(file).parent) + os.sep for file in (torch.__file__, __file__))
-_AUGMENTED = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 _NEAR = {torch.float32: 1e-3, torch.float64: 1e-6}
 
 
@@ -80,7 +88,7 @@ class _Proxy(torch.fx.Proxy):
         return self.tracer.create_proxy("call_function", function, (self, other), {})
 
 
-for _function in _AUGMENTED:
+for _function in AUGMENTED:
     setattr(_Proxy, f"__{_function.__name__}__", partialmethod(_Proxy.augmented, _function))
 
 
@@ -107,16 +115,15 @@ def trace(model: nn.Module, linear: bool = False) -> Program:
     linear: whether backward rules are needed as well. Raises UnsupportedOperator, and torch.fx's own errors if the
     model's control flow depends on its input.
     """
-    _refuse_hooks(model)
-    own_call = type(model).__call__ is not nn.Module.__call__ and not isinstance(model, torch.fx.GraphModule)
-    if own_call or "forward" in vars(model):
-        raise UnsupportedOperator("the model's own forward or __call__ was replaced, which torch.fx does not see")
-    if of_module(model) is not None:
-        model = nn.Sequential(model)  # so that torch.fx calls it as a module
-    before = set(vars(model))
-    nodes = list(_Tracer().trace(model).nodes)
+    refuse_unseen_code(model)
+    held = state_of(model)
+    root = model if of_module(model) is None else nn.Sequential(model)  # so that torch.fx calls it as a module
+    before = set(vars(root))
+    nodes = list(_Tracer().trace(root).nodes)
     # Tensors made in forward, which torch.fx leaves on the model.
-    constants = {name: model.__dict__.pop(name) for name in set(vars(model)) - before}
+    constants = {name: root.__dict__.pop(name) for name in set(vars(root)) - before}
+    refuse_own_classes(constants)
+    refuse_changed_state(model, held)
     index = {node: number for number, node in enumerate(nodes)}
     bounded: set[torch.fx.Node] = set()
     used_names: set[str] = set()
@@ -127,17 +134,17 @@ def trace(model: nn.Module, linear: bool = False) -> Program:
                 raise UnsupportedOperator(f"bounds want a model with one input tensor, found a second, '{node.name}'")
             bounded.add(node)
             continue
-        if bounded.intersection(node.all_input_nodes) and not _asks_shape(node):
+        if bounded.intersection(node.all_input_nodes) and not asks_shape(node):
             bounded.add(node)
         name = _unused(str(node.target) if node.op == "call_module" else node.name, used_names)
-        step = _step(node, name, model, constants, index, bounded)
+        step = _step(node, name, root, constants, index, bounded)
         if linear and step.record is not None and step.record.backward is None:
             raise UnsupportedOperator(f"{step.record.name} at node '{name}'{step.line} has bounds by ibp alone")
         steps.append(step)
     output = nodes[-1].args[0] if nodes else None
     if not isinstance(output, torch.fx.Node) or output not in bounded:
         raise UnsupportedOperator(f"bounds want one output tensor that depends on the input, found {output}")
-    _refuse_reads_of_overwritten(nodes, model)
+    refuse_changed_values(nodes, bounded, root)
     return Program(tuple(steps), index[output])
 
 
@@ -194,10 +201,10 @@ def _step(
 ) -> Step:  # fmt: skip
     if node.op == "get_attr":
         return Step(name, None, _reader(model, str(node.target), constants))
-    target = _target(node, model)
+    target = target_of(node, model)
     args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda arg: Reference(index[arg]))  # type: ignore
     if node not in bounded:
-        target = _of_center(target) if _asks_shape(node) else target
+        target = _of_center(target) if asks_shape(node) else target
         return Step(name, None, target, tuple(args), dict(kwargs))
     args, kwargs = _positional(args, kwargs)
     record = of_module(target) if isinstance(target, nn.Module) else of_function(target)
@@ -220,23 +227,8 @@ def _unused(name: str, used_names: set[str]) -> str:
     return free
 
 
-def _asks_shape(node: torch.fx.Node) -> bool:
-    """Return whether the node reads a value's shape or type, which do not depend on the input."""
-    if node.op == "call_method":
-        return node.target in ("size", "dim")
-    return (
-        node.op == "call_function" and node.target is getattr and node.args[1] in ("shape", "ndim", "dtype", "device")
-    )
-
-
 def _of_center(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda value, *args, **kwargs: function(getattr(value, "center", value), *args, **kwargs)
-
-
-def _target(node: torch.fx.Node, model: nn.Module) -> Any:
-    if node.op == "call_module":
-        return model.get_submodule(str(node.target))
-    return getattr(Tensor, str(node.target)) if node.op == "call_method" else node.target
 
 
 def _reader(model: nn.Module, path: str, constants: dict[str, Any]) -> Callable[[], Any]:
@@ -286,52 +278,6 @@ def _indices(value: Any) -> list[int]:
     if isinstance(value, dict):
         value = list(value.values())
     return [index for item in value for index in _indices(item)] if isinstance(value, list | tuple) else []
-
-
-def _refuse_hooks(model: nn.Module) -> None:
-    if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
-        raise UnsupportedOperator("torch has global forward hooks, which bounds cannot follow; remove them")
-    for name, module in model.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks:
-            raise UnsupportedOperator(f"module '{name}' has forward hooks, which bounds cannot follow; remove them")
-
-
-def _refuse_reads_of_overwritten(nodes: list[torch.fx.Node], model: nn.Module) -> None:
-    """Raise UnsupportedOperator if a value is read after an in-place operation has changed it."""
-    storage: dict[torch.fx.Node, torch.fx.Node] = {}
-    overwritten: dict[torch.fx.Node, set[torch.fx.Node]] = {}
-    for node in nodes:
-        sources = node.all_input_nodes
-        for source in [] if _asks_shape(node) else sources:
-            if source in overwritten.get(storage[source], ()):
-                raise UnsupportedOperator(
-                    f"node '{node.name}' reads '{source.name}' after it was changed in place{node.meta['user_line']}"
-                )
-        in_place = _writes_input(node, model)
-        shares = in_place or _is_view(node, model)
-        storage[node] = storage[sources[0]] if sources and shares else node
-        if in_place:
-            group = storage[node]
-            overwritten[group] = {old for old in storage if storage[old] is group and old is not node}
-
-
-def _writes_input(node: torch.fx.Node, model: nn.Module) -> bool:
-    if not node.op.startswith("call"):
-        return False
-    target = _target(node, model)
-    if isinstance(target, nn.Dropout):
-        return False  # in evaluation it does nothing
-    if isinstance(target, nn.Module):
-        return bool(getattr(target, "inplace", False))
-    return target in _AUGMENTED or getattr(target, "__name__", "").endswith("_") or bool(node.kwargs.get("inplace"))
-
-
-def _is_view(node: torch.fx.Node, model: nn.Module) -> bool:
-    if not node.op.startswith("call"):
-        return False
-    target = _target(node, model)
-    record = of_module(target) if isinstance(target, nn.Module) else of_function(target)
-    return record is not None and record.view
 
 
 def _user_line() -> str:

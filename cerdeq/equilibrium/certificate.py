@@ -62,7 +62,7 @@ def contraction(weight: Tensor) -> Contraction:
     proofs = []
     for floor in _FLOORS:
         v = _perron_vector(matrix, floor)
-        proofs.append(Contraction(v, float((_product_rounded_up(matrix, v, terms) / v).max()) * (1 + 1e-15)))
+        proofs.append(Contraction(v, float((_product_rounded_up(matrix, v, terms) / v).max())))
     best_rate = min(proof.rate for proof in proofs)
     evenest = next((proof for proof in proofs if proof.rate <= best_rate * (1 + _AS_GOOD)), proofs[0])
     return Contraction(evenest.v.to(weight.device), evenest.rate)
@@ -83,7 +83,7 @@ def _perron_vector(matrix: Tensor, floor: float) -> Tensor:
 
 
 def _product_rounded_up(matrix: Tensor, v: Tensor, terms: int) -> Tensor:
-    """Return at least A v, where A's entries are themselves sums, `terms` products in all."""
+    """Return at least A v, where A's entries are themselves sums, `terms` products in all, and one rounding more."""
     limits = torch.finfo(torch.float64)
     return (matrix @ v) * (1 + (terms + 8) * limits.eps) + (terms + 8) * limits.tiny
 

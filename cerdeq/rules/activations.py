@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cerdeq.boxes import outward_ends
 from cerdeq.rules.interval import Context, Interval
 
 
@@ -66,7 +65,7 @@ def relu_box_slopes(after: tuple[Tensor, Tensor], shrinkage: float) -> tuple[Ten
 def leaky_relu(ctx: Context, x: Interval, negative_slope: float = 0.01, inplace: bool = False) -> Interval:
     """Leaky ReLU of any slope: the extremes are at the ends of the box, or at 0 where it lies inside."""
     ctx.preactivations[ctx.step] = x.box
-    low, high = outward_ends(x.box) if ctx.sound else (x.box.lower, x.box.upper)
+    low, high = x.box.lower, x.box.upper
     ends = torch.stack([F.leaky_relu(low, negative_slope), F.leaky_relu(high, negative_slope)])
     lowest, highest = ends.amin(0), ends.amax(0)
     crossing = (low < 0) & (high > 0)
@@ -77,7 +76,7 @@ def leaky_relu(ctx: Context, x: Interval, negative_slope: float = 0.01, inplace:
 
 
 def _between(ctx: Context, low: Tensor, high: Tensor, clean: Tensor | None, reach: Tensor | float = 0.0) -> Interval:
-    """Return the Interval from low to high, products of numbers up to `reach`."""
+    """Return the Interval from low to high, which are rounded to nearest; products of numbers up to `reach`."""
     center, radius = (low + high) / 2, (high - low) / 2
     if ctx.sound:
         limits = torch.finfo(center.dtype)
@@ -92,7 +91,7 @@ def max_pool2d(
 ) -> Interval:
     """Max pooling: monotone, so both ends are pooled."""
     ctx.preactivations[ctx.step] = x.box
-    low, high = outward_ends(x.box) if ctx.sound else (x.box.lower, x.box.upper)
+    low, high = x.box.lower, x.box.upper
 
     def pool(value: Tensor) -> Tensor:
         return F.max_pool2d(value, kernel_size, stride, padding, dilation, ceil_mode)

@@ -146,11 +146,14 @@ def specified_linear(ctx: Context, x: Interval, spec: Tensor, weight, bias=None)
     terms = weight.shape[1] + 1
     radius = margins(widen_terms(ctx, x.center, x.radius, terms), merged.abs())
     if ctx.sound:
-        products = (spec.shape[2] + 4) * torch.finfo(radius.dtype).eps
-        spread = spec.abs() @ weight.abs()
-        radius = radius * (1 + products) + products * margins(x.center.abs() + x.radius, spread)
+        limits, size = torch.finfo(radius.dtype), x.center.abs() + x.radius
+        products = (spec.shape[2] + 4) * limits.eps
+        radius = radius + products * margins(size, spec.abs() @ weight.abs())
+        # Of products of spec and weights, and of numbers of spec, that are rounded to a subnormal number or 0.
+        radius = radius + spec.shape[2] * limits.tiny * (size @ (1 + weight.abs().sum(0))).unsqueeze(1)
         if bias is not None:
-            radius = radius + (terms + spec.shape[2] + 4) * torch.finfo(radius.dtype).eps * (spec.abs() @ bias.abs())
+            radius = radius + (terms + spec.shape[2] + 4) * limits.eps * (spec.abs() @ bias.abs())
+            radius = radius + limits.tiny * bias.abs().sum()
     return Interval(center, widen_sum(ctx, radius, terms * spec.shape[2]), clean)
 
 
@@ -160,6 +163,8 @@ def specified(ctx: Context, x: Interval, spec: Tensor) -> Interval:
     x = flatten(ctx, x, 1)
     spec = spec.to(x.center)
     radius = torch.einsum(apply, spec.abs(), widen_terms(ctx, x.center, x.radius, spec.shape[2]))
+    if ctx.sound:  # of numbers of spec that are rounded to a subnormal number or 0
+        radius = radius + torch.finfo(radius.dtype).tiny * (x.center.abs() + x.radius).sum(1, keepdim=True)
     clean = None if x.clean is None else torch.einsum(apply, spec, x.clean)
     return Interval(torch.einsum(apply, spec, x.center), widen_sum(ctx, radius, spec.shape[2]), clean)
 

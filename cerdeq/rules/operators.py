@@ -74,6 +74,7 @@ def _options(*attributes: str) -> Callable[[Any], dict[str, Any]]:
     return lambda module: {name: getattr(module, name) for name in attributes}
 
 
+AROUND_FORWARD = ("__call__", "_wrapped_call_impl", "_call_impl", "_compiled_call_impl")  # what a call runs first
 _POOL = ("kernel_size", "stride", "padding", "ceil_mode")
 
 
@@ -86,6 +87,8 @@ def _conv2d_arguments(module: nn.Conv2d) -> dict[str, Any]:
 def _batch_norm_arguments(module: Any) -> dict[str, Any]:
     if module.momentum is None:
         raise UnsupportedOperator("no bound rule for batch norm with momentum=None")
+    if module.running_mean is None and not module.training:
+        raise UnsupportedOperator("batch norm without running statistics is a function of the whole batch")
     arguments = _options("running_mean", "running_var", "weight", "bias", "momentum", "eps")(module)
     return {**arguments, "training": module.training or module.running_mean is None}
 
@@ -233,11 +236,15 @@ def _registered_class(module: nn.Module) -> type[nn.Module] | None:
     nearest = next((cls for cls in type(module).__mro__ if cls in _by_module), None)
     if nearest is None:
         return None
-    own = any(
-        name in vars(module) or getattr(type(module), name, None) is not getattr(nearest, name, None)
-        for name in ("forward", "_conv_forward")  # torch's convolutions do their work in the second
+    names = (*AROUND_FORWARD, "forward", "_conv_forward")  # torch's convolutions do their work in the last
+    return None if replaces(module, nearest, names) else nearest
+
+
+def replaces(module: nn.Module, base: type[nn.Module], names: tuple[str, ...]) -> bool:
+    """Return whether a module has other methods of these names than its base class."""
+    return any(
+        name in vars(module) or getattr(type(module), name, None) is not getattr(base, name, None) for name in names
     )
-    return None if own else nearest
 
 
 for _record in TABLE:

@@ -1,9 +1,9 @@
 """Boxes of real numbers in NumPy, float64, with every rounding error counted outwards.
 
 A Box contains every real value that exact arithmetic may give: each lies within `radius` of `center`. Errors are those
-of IEEE 754: a result is off by at most U times itself, or by less than TINY if it underflows. A sum of n products in
-any order is off by at most n U times the sum of their magnitudes (Higham 2002, section 3.1). SLACK covers second-order
-terms.
+of IEEE 754: a result is off by at most U times itself, or by less than TINY if it underflows; sums and differences of
+two numbers do not underflow. A sum of n products in any order is off by at most n U times the sum of their magnitudes
+(Higham 2002, section 3.1). SLACK covers up to six roundings, and second-order terms.
 """
 
 from collections.abc import Callable
@@ -26,13 +26,13 @@ class Box:
     def lower(self) -> Array:
         """A number at or below the smallest real value."""
         low = self.center - self.radius
-        return np.where(np.isfinite(low), low - 2 * U * np.abs(low) - TINY, -np.inf)
+        return np.where(np.isfinite(low), np.nextafter(low, -np.inf), -np.inf)
 
     @property
     def upper(self) -> Array:
         """A number at or above the largest real value."""
         high = self.center + self.radius
-        return np.where(np.isfinite(high), high + 2 * U * np.abs(high) + TINY, np.inf)
+        return np.where(np.isfinite(high), np.nextafter(high, np.inf), np.inf)
 
 
 def magnitude(x: Box) -> Array:
@@ -40,22 +40,27 @@ def magnitude(x: Box) -> Array:
     return np.abs(x.center) + x.radius
 
 
-def widen_for_rounding(center: Array, radius: Array, operations: int = 1, size: Array | None = None) -> Box:
-    """Return a box whose centre took `operations` roundings of numbers up to `size` (default: its own size)."""
-    error = SLACK * operations * U * (np.abs(center) if size is None else size + np.abs(center))
+def widen_for_rounding(center: Array, radius: Array, size: Array | None = None) -> Box:
+    """Return a box whose centre and radius are off by a few roundings.
+
+    size: of the numbers of which roundings made the centre; by default its own, for one rounding.
+    """
+    error = SLACK * U * (np.abs(center) if size is None else size)
     return Box(center, (radius + error) * (1 + SLACK * U) + TINY)
 
 
 def between(lower: Array, upper: Array) -> Box:
     """Return the box of all values from lower to upper."""
     center = lower / 2 + upper / 2
-    return widen_for_rounding(center, (upper - lower) / 2, 2, np.abs(lower) + np.abs(upper))
+    return Box(center, np.nextafter(np.maximum(upper - center, center - lower), np.inf))
 
 
 def ball(pixels: Array, eps: float) -> Box:
-    """Return the box of all images in [0, 1] within eps of the images with grey levels `pixels`, 0 to 255."""
-    center = pixels / 255.0  # each division is off by U at most
-    reach = np.nextafter(eps, np.inf) + 4 * U
+    """Return the box of all images in [0, 1] within eps of the images with grey levels `pixels`, 0 to 255.
+
+    eps: at most 1, rounded to nearest. Its rounding, the division and two sums are off by 3 U together.
+    """
+    center, reach = pixels / 255.0, eps + 4 * U
     return between(np.maximum(center - reach, 0), np.minimum(center + reach, 1))
 
 
@@ -68,18 +73,21 @@ def affine(x: Box, weight: Array, bias: Array | None, apply: Callable[[Array, Ar
 
 
 def relu(x: Box) -> Box:
-    """Return the box of max(x, 0): x itself if nothing in it is below 0, else 0 to the upper end."""
+    """Return the box of max(x, 0): x itself if nothing in it is below 0, else 0 to the upper end.
+
+    Half of the upper end is exact unless it is subnormal; then it may be too small by half of what `upper` added.
+    """
     half = np.maximum(x.upper, 0) / 2
     positive = x.center >= x.radius
-    return Box(np.where(positive, x.center, half), np.where(positive, x.radius, half * (1 + SLACK * U)))
+    return Box(np.where(positive, x.center, half), np.where(positive, x.radius, half))
 
 
 def normalise(x: Box, mean: Array, variance: Array, eps: float, weight: Array, bias: Array) -> Box:
     """Return the box of (x - mean) / sqrt(variance + eps) * weight + bias."""
-    factor, shifted = weight / np.sqrt(variance + eps), x.center - mean
-    center = shifted * factor + bias
-    size = (np.abs(x.center) + np.abs(mean)) * np.abs(factor) + np.abs(bias)
-    return widen_for_rounding(center, x.radius * np.abs(factor) * (1 + SLACK * U) + TINY, 6, size)
+    factor = weight / np.sqrt(variance + eps)
+    product = (x.center - mean) * factor
+    center = product + bias
+    return widen_for_rounding(center, x.radius * np.abs(factor), np.abs(product) + np.abs(center))
 
 
 def intersect(a: Box, b: Box) -> Box:
@@ -92,8 +100,8 @@ def intersect(a: Box, b: Box) -> Box:
 def inside(inner: Box, outer: Box) -> Array:
     """Return whether `inner` lies inside `outer`, for each example: bool [B]. False for boxes that are not finite."""
     finite = np.isfinite(outer.center) & np.isfinite(outer.radius) & np.isfinite(inner.center + inner.radius)
-    shift = np.abs(inner.center - outer.center) * (1 + SLACK * U) + TINY
-    fits = (shift + inner.radius) * (1 + SLACK * U) <= outer.radius
+    reach = np.abs(inner.center - outer.center) + inner.radius
+    fits = reach * (1 + SLACK * U) <= outer.radius
     return (fits & finite).reshape(len(fits), -1).all(1)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from harness.checker.boxes import SLACK, Array, Box, U, magnitude
 from harness.checker.equilibrium import apply_recurrence, apply_recurrence_back
-from harness.checker.maps import Map, UnknownLayerError
+from harness.checker.maps import Map
 from harness.checker.network import Network, Step
 from harness.checker.relaxation import LARGEST, Leaves, Lines, dot, lines, rounding_loss
 
@@ -63,11 +63,9 @@ def lower_bounds(network: Network, region: Region, functional: dict[int, Array],
             losses.append(pulled.rounding_loss)
             for source, coefficients in zip(step.sources, pulled.coefficients, strict=True):
                 box = region.values[source]
-                if coefficients.shape[1:] != box.center.shape[1:]:
-                    raise UnknownLayerError(f"{step.name} broadcasts, which cannot be rechecked")
                 if source in rows:
                     coefficients = rows[source] + coefficients
-                    losses.append(rounding_loss(coefficients, magnitude(box), 1))
+                    losses.append(rounding_loss(coefficients, magnitude(box)))
                 rows[source] = coefficients
         minimum, cost = minimum_over_box(rows[0], region.values[0])
         return sum_rounded_down(np.array([*constants, minimum]), np.array([*losses, cost]))
@@ -82,9 +80,11 @@ def pull_back(step: Step, a: Array, region: Region, number: int, leaves: Leaves 
     """Return a functional of the step's sources that is, less its rounding, at most a . v of its value v = `number`."""
     boxes = [region.values[source] for source in step.sources]
     if isinstance(step.operation, Map):
-        size = step.operation.size(*[magnitude(box) for box in boxes])
         back = step.operation.back(a, [box.center.shape[1:] for box in boxes])
-        return Pulled(back, dot(a, step.operation.offset), rounding_loss(a, size, step.operation.terms))
+        if step.operation.size is None:
+            return Pulled(back, np.zeros(len(a)), np.zeros(len(a)))
+        size = step.operation.size(*[magnitude(box) for box in boxes])
+        return Pulled(back, dot(a, step.operation.offset), rounding_loss(a, size))
     weight = step.operation.weight
     if weight is None:
         return _pull_through_relu(a, boxes[0], leaves)
@@ -94,13 +94,14 @@ def pull_back(step: Step, a: Array, region: Region, number: int, leaves: Leaves 
 def _pull_through_relu(a: Array, p: Box, leaves: Leaves | None) -> Pulled:
     around, split_terms = lines(p, leaves), 0.0 if leaves is None else leaves.split_terms
     slopes, constant = around.bound_from_below(a)
-    loss = rounding_loss(np.abs(a) + np.abs(split_terms), magnitude(p) + around.offset, 3)
+    loss = rounding_loss(np.abs(a) + np.abs(split_terms), magnitude(p))
     return Pulled((slopes - split_terms,), constant, loss)
 
 
 def _pull_through_equilibrium(weight: Array, a: Array, p: Box, z: Box, leaves: Leaves | None) -> Pulled:
+    """Return a functional of h. docs/developers/mathematics.md proves that these costs cover every rounding."""
     around, split_terms = lines(p, leaves), 0.0 if leaves is None else leaves.split_terms
-    size, terms = magnitude(z), weight[:, 0].size + weight[0, 0].size
+    size = magnitude(z)
     if leaves is not None:
         z = Box(np.where(leaves.signs < 0, 0, z.center), np.where(leaves.signs < 0, 0, z.radius))
     multiplier = _find_multiplier(weight, a, around, z, leaves)
@@ -108,10 +109,9 @@ def _pull_through_equilibrium(weight: Array, a: Array, p: Box, z: Box, leaves: L
     pulled = slopes - split_terms
     residual = a + apply_recurrence_back(weight, pulled) - multiplier
     minimum, cost = minimum_over_box(residual, z)
-    cost = cost + rounding_loss(np.abs(multiplier) + np.abs(split_terms), magnitude(p) + around.offset, 3)
-    cost = cost + rounding_loss(pulled, apply_recurrence(np.abs(weight), size), terms + 2)
-    cost = cost + rounding_loss(np.abs(a) + np.abs(multiplier), size, 4)
-    return Pulled((pulled,), constant + minimum, cost + 4 * U * (np.abs(constant) + np.abs(minimum) + cost))
+    cost = cost + rounding_loss(np.abs(multiplier) + np.abs(split_terms), magnitude(p))
+    cost = cost + rounding_loss(pulled, apply_recurrence(np.abs(weight), size))
+    return Pulled((pulled,), constant + minimum, cost)
 
 
 def _find_multiplier(weight: Array, a: Array, around: Lines, z: Box, leaves: Leaves | None) -> Array:
@@ -128,7 +128,7 @@ def _find_multiplier(weight: Array, a: Array, around: Lines, z: Box, leaves: Lea
 
 def minimum_over_box(a: Array, box: Box) -> tuple[Array, Array]:
     """Return the minimum [K] of a . v over v in the box, and the cost of rounding [K]."""
-    return dot(a, box.center) - dot(np.abs(a), box.radius), rounding_loss(a, magnitude(box), 2)
+    return dot(a, box.center) - dot(np.abs(a), box.radius), rounding_loss(a, magnitude(box))
 
 
 def sum_rounded_down(constants: Array, losses: Array) -> Array:

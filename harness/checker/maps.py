@@ -23,20 +23,24 @@ class Map:
 
     box: from boxes of x to the box of y.
     back: from coefficients A [K, *shape of y] and the shapes of x to about A W, [K, *shape of x] for each.
-    size: from m [1, *shape], |x| <= m, to at least |W| m + |b| and the magnitudes of all that b was computed from.
+    size: from m [1, *shape], |x| <= m, to at least |W| m + |b| and the magnitudes of all that b was computed from; what
+        takes no rounding may be left out, and None if nothing does.
     offset: about b, to be broadcast.
-    terms: the number of roundings in an element of A W and of b.
+
+    An element of A W is a sum of at most as many products as y has elements. Beside that sum, it and b take up to six
+    roundings: `rounding_loss` counts these.
     """
 
     box: Callable[..., Box]
     back: Callable[[Array, list[Shape]], tuple[Array, ...]]
-    size: Callable[..., Array]
+    size: Callable[..., Array] | None
     offset: Array
-    terms: int
 
 
 def array(tensor: torch.Tensor) -> Array:
-    """Return the same numbers in float64."""
+    """Return the same numbers in float64. Raises UnknownLayerError for numbers that float64 cannot hold."""
+    if not tensor.is_floating_point():
+        raise UnknownLayerError(f"a constant of {tensor.dtype}")
     return tensor.detach().double().numpy()
 
 
@@ -49,17 +53,16 @@ def linear(layer: nn.Linear) -> Map:
     """Return the map of a fully connected layer."""
     weight, bias = array(layer.weight), _bias(layer)
     return Map(
-        lambda x: affine(x, weight, bias, matrix, layer.in_features),
+        lambda x: affine(x, weight, bias, matrix, weight.shape[1]),
         lambda a, shapes: (a @ weight,),
         lambda m: matrix(np.abs(weight), m) + np.abs(bias),
         bias,
-        layer.out_features,
     )
 
 
 def convolution(layer: nn.Conv2d) -> Map:
     """Return the map of a square convolution with zero padding."""
-    (stride, across), (kernel, wide), padding = layer.stride, layer.kernel_size, layer.padding
+    (stride, across), (kernel, wide), padding = layer.stride, layer.weight.shape[2:], layer.padding
     square = (stride, kernel, padding) == (across, wide, (padding[0], padding[0]))
     if not square or layer.dilation != (1, 1) or layer.padding_mode != "zeros":
         raise UnknownLayerError(f"{layer}")
@@ -73,33 +76,32 @@ def convolution(layer: nn.Conv2d) -> Map:
         lambda a, shapes: (convolve_back(weight, a, shapes[0], *geometry),),
         lambda m: apply(np.abs(weight), m) + np.abs(bias),
         bias,
-        weight[:, 0].size + kernel**2,
     )
 
 
 def batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d) -> Map:
     """Return the map of batch norm with running statistics."""
-    if layer.running_mean is None or layer.running_var is None or not layer.affine:
+    numbers = layer.running_mean, layer.running_var, layer.weight, layer.bias
+    if any(tensor is None for tensor in numbers):
         raise UnknownLayerError(f"{layer}")
     shape = (-1, 1, 1) if isinstance(layer, nn.BatchNorm2d) else (-1,)
-    numbers = layer.running_mean, layer.running_var, layer.weight, layer.bias
-    mean, variance, weight, bias = (array(tensor).reshape(shape) for tensor in numbers)
+    mean, variance, weight, bias = (array(tensor).reshape(shape) for tensor in numbers if tensor is not None)
     factor = weight / np.sqrt(variance + layer.eps)
     return Map(
         lambda x: normalise(x, mean, variance, layer.eps, weight, bias),
         lambda a, shapes: (a * factor,),
         lambda m: (m + np.abs(mean)) * np.abs(factor) + np.abs(bias),
         bias - mean * factor,
-        6,
     )
 
 
 def pool(layer: nn.AvgPool2d) -> Map:
     """Return the map of average pooling over squares that do not overlap; it drops odd rows and columns."""
     size = layer.kernel_size
-    if not isinstance(size, int) or layer.stride != size or layer.padding != 0:
+    is_plain = layer.padding == 0 and not layer.ceil_mode and layer.divisor_override is None
+    if not isinstance(size, int) or layer.stride != size or not is_plain:
         raise UnknownLayerError(f"{layer}")
-    weight = np.full((1, 1, size, size), 1 / size**2)  # the layer divides: one more rounding
+    weight = np.full((1, 1, size, size), 1 / size**2)
 
     def apply(kernel: Array, values: Array) -> Array:
         rows, columns = (side // size * size for side in values.shape[2:])
@@ -111,7 +113,7 @@ def pool(layer: nn.AvgPool2d) -> Map:
         left = [(0, concatenated - part) for concatenated, part in zip(shapes[0][1:], spread.shape[2:], strict=True)]
         return (np.pad(spread, ((0, 0), (0, 0), *left)),)
 
-    return Map(lambda x: affine(x, weight, None, apply, size**2 + 2), back, lambda m: apply(weight, m), np.zeros(()), 2)
+    return Map(lambda x: affine(x, weight, None, apply, size**2), back, lambda m: apply(weight, m), np.zeros(()))
 
 
 def flatten(layer: nn.Flatten) -> Map:
@@ -125,44 +127,54 @@ def flatten(layer: nn.Flatten) -> Map:
     return Map(
         lambda x: Box(one_row(x.center), one_row(x.radius)),
         lambda a, shapes: (a.reshape(len(a), *shapes[0]),),
-        one_row,
+        None,
         np.zeros(()),
-        0,
     )
 
 
 def add_constant(constant: Array) -> Map:
     """Return the map x + constant."""
+
+    def box(x: Box) -> Box:
+        _refuse_broadcast(constant, x.center)
+        return widen_for_rounding(x.center + constant, x.radius)
+
     return Map(
-        lambda x: widen_for_rounding(x.center + constant, x.radius, 1, np.abs(x.center) + np.abs(constant)),
+        box,
         lambda a, shapes: (a,),
-        lambda m: m + np.abs(constant),
+        lambda m: np.abs(constant),
         constant,
-        0,
     )
 
 
 def divide_by_constant(constant: Array) -> Map:
     """Return the map x / constant."""
+
+    def box(x: Box) -> Box:
+        _refuse_broadcast(constant, x.center)
+        return widen_for_rounding(x.center / constant, x.radius / np.abs(constant))
+
     return Map(
-        lambda x: widen_for_rounding(x.center / constant, x.radius / np.abs(constant)),
+        box,
         lambda a, shapes: (a / constant,),
         lambda m: m / np.abs(constant),
         np.zeros(()),
-        1,
     )
 
 
 def add_values() -> Map:
     """Return the map that adds two values."""
+
+    def box(a: Box, b: Box) -> Box:
+        if a.center.shape != b.center.shape:
+            raise UnknownLayerError(f"a sum of shapes {list(a.center.shape[1:])} and {list(b.center.shape[1:])}")
+        return widen_for_rounding(a.center + b.center, a.radius + b.radius)
+
     return Map(
-        lambda a, b: widen_for_rounding(
-            a.center + b.center, a.radius + b.radius, 1, np.abs(a.center) + np.abs(b.center)
-        ),
+        box,
         lambda a, shapes: (a, a),
-        lambda m, n: m + n,
+        None,
         np.zeros(()),
-        0,
     )
 
 
@@ -179,11 +191,17 @@ def concatenate(dim: int) -> Map:
     return Map(
         lambda *parts: Box(concatenated(*[x.center for x in parts]), concatenated(*[x.radius for x in parts])),
         back,
-        concatenated,
+        None,
         np.zeros(()),
-        0,
     )
 
 
 def _bias(layer: nn.Linear | nn.Conv2d, *ones: int) -> Array:
     return np.zeros((1, *ones)) if layer.bias is None else array(layer.bias).reshape(-1, *ones)
+
+
+def _refuse_broadcast(constant: Array, x: Array) -> None:
+    """Raise UnknownLayerError if a constant changes the shape of x [B, ...], or differs between examples."""
+    same_for_all = constant.ndim < x.ndim or constant.shape[0] == 1
+    if not same_for_all or np.broadcast_shapes(constant.shape, x.shape) != x.shape:
+        raise UnknownLayerError(f"a constant of shape {list(constant.shape)} beside a value of {list(x.shape[1:])}")

@@ -1,4 +1,8 @@
-"""A network as a list of steps, which torch.fx finds, and its margins over boxes of images by intervals."""
+"""A network as a list of steps, and its margins over boxes of images by intervals.
+
+`cerdeq.bounds.trace` reads the module, so that what certification refuses is refused here, too. What a layer computes,
+this package says itself.
+"""
 
 import operator
 from collections.abc import Callable
@@ -7,13 +11,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import nn
 
-from cerdeq.equilibrium import FixedPoint
+from cerdeq import bounds
+from cerdeq.bounds import Program, Reference, trace
+from cerdeq.bounds.refusals import refuse_training
+from cerdeq.equilibrium import FixedPoint, NotConvergedError
 from harness.checker import maps
 from harness.checker.boxes import Array, Box, affine, relu
-from harness.checker.equilibrium import equilibrium
+from harness.checker.equilibrium import NotProvedError, equilibrium
 from harness.checker.maps import Map, UnknownLayerError, array
+
+_AGREEMENT = 1e-4  # of logits, relative to 1 + their size, beside their proved boxes
 
 
 @dataclass(frozen=True)
@@ -43,27 +52,40 @@ class Network:
     """
 
     def __init__(self, model: nn.Module):
-        nodes = list(_Tracer().trace(model).nodes)
-        modules, constants = dict(model.named_modules()), dict[fx.Node, Array]()
-        numbers, used_names, self.steps = dict[fx.Node, int](), set[str](), list[Step]()
-        for node in nodes[:-1]:
-            if node.op == "get_attr":
-                constants[node] = array(operator.attrgetter(str(node.target))(model))
-                continue
-            if node.op == "placeholder" and numbers:
-                raise UnknownLayerError(f"{node.name}, a second input,")
-            if node.op != "placeholder":
-                operation, sources = _operation_of(node, modules, constants)
-                name = str(node.target) if node.op == "call_module" else node.name
-                self.steps.append(
-                    Step(_unused_name(name, used_names), operation, tuple(numbers[source] for source in sources))
-                )
-            numbers[node] = len(self.steps)
-        classifier = modules.get(str(nodes[-2].target))
-        if not isinstance(classifier, nn.Linear) or nodes[-1].all_input_nodes != [nodes[-2]]:
-            raise UnknownLayerError(f"{nodes[-2].target} is the last layer, and not linear")
+        program, numbers, constants = _read(model), {0: 0}, dict[int, Array]()
+        self.steps = list[Step]()
+        for number, step in enumerate(program.steps, start=1):
+            if step.record is not None:
+                operation = _operation_of(step, constants)
+                self.steps.append(Step(step.name, operation, tuple(numbers[source] for source in step.sources)))
+                numbers[number] = len(self.steps)
+            elif not step.args and not step.kwargs:  # a parameter or buffer; no numbers that the model computes
+                constants[number] = array(step.target())
+        classifier = program.steps[-1].target
+        if not isinstance(classifier, nn.Linear) or program.output != len(program.steps):
+            raise UnknownLayerError(f"{program.steps[-1].name} is the last layer, and not linear")
         bias = classifier.bias if classifier.bias is not None else torch.zeros(classifier.out_features)
         self.weight, self.bias = array(classifier.weight), array(bias)
+
+    def refuse_another_function(self, model: nn.Module, images: Array) -> None:
+        """Raise UnknownLayerError if the model computes other logits of images [B, C, H, W] than these steps.
+
+        Code that tests a value's type takes another branch under torch.fx. And the logits of an image must not depend
+        on other images: they are computed alone, and all together.
+        """
+        try:
+            features = self.boxes(Box(images, np.zeros_like(images)))[self.steps[-1].sources[0]]
+            with torch.no_grad():
+                parts = [model(part) for part in torch.from_numpy(images).split(1)]
+                together = model(torch.from_numpy(images))
+        except (NotProvedError, NotConvergedError):
+            return  # there is nothing to compare; without a proof of contraction nothing is confirmed
+        logits = affine(features, self.weight, self.bias, maps.matrix, self.weight.shape[1])
+        allowed = logits.radius + _AGREEMENT * (1 + np.abs(logits.center))
+        for computed in (torch.cat(parts).numpy(), together.numpy()):
+            alike = computed.shape == logits.center.shape and (np.abs(computed - logits.center) <= allowed).all()
+            if not alike:
+                raise UnknownLayerError("the network, whose torch.fx trace gives other logits,")
 
     def boxes(self, images: Box) -> list[Box]:
         """Return the box of every value but the logits, by intervals."""
@@ -77,7 +99,9 @@ class Network:
         others = np.stack([np.delete(np.arange(len(self.bias)), label) for label in labels])
         weight = self.weight[labels][:, None] - self.weight[others]
         bias = self.bias[labels][:, None] - self.bias[others]
-        features, terms = values[self.steps[-1].sources[0]], self.weight.shape[1] + 4
+        features, terms = values[self.steps[-1].sources[0]], self.weight.shape[1]
+        if features.center.ndim != 2:
+            raise UnknownLayerError(f"a last layer of values of shape {list(features.center.shape[1:])}")
         return affine(features, weight, bias, lambda w, x: np.einsum("bkn,bn->bk", w, x), terms)
 
 
@@ -88,45 +112,36 @@ def result(step: Step, *sources: Box) -> Box:
     return relu(*sources) if step.operation.weight is None else equilibrium(step.operation.weight, *sources)
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, FixedPoint) or super().is_leaf_module(module, name)
+def _read(model: nn.Module) -> Program:
+    """Return the model's steps, read as for its certification. Raises UnknownLayerError for what that refuses."""
+    try:
+        refuse_training(model)
+        return trace(model)
+    except (TypeError, ValueError) as error:  # UnsupportedOperator, torch.fx's TraceError
+        raise UnknownLayerError(f"the network ({error})") from None
 
 
-def _unused_name(name: str, used_names: set[str]) -> str:
-    """Return `name`, or the first of name.2, name.3, ... that is not used yet, and mark it as used."""
-    names, number = name, 1
-    while names in used_names:
-        number += 1
-        names = f"{name}.{number}"
-    used_names.add(names)
-    return names
-
-
-def _operation_of(
-    node: fx.Node, modules: dict[str, nn.Module], constants: dict[fx.Node, Array]
-) -> tuple[Map | Activation, list[fx.Node]]:
-    """Return a node's operation, and the nodes whose values it takes."""
-    if node.op == "call_module":
-        layer = modules[str(node.target)]
-        if type(layer) not in _MODULES:
-            raise UnknownLayerError(f"{node.name}, {layer},")
-        return _MODULES[type(layer)](layer), list(node.all_input_nodes)
-    args: list[Any] = [constants.get(arg, arg) if isinstance(arg, fx.Node) else arg for arg in node.args]
-    match node.target, args:
-        case operator.add, [fx.Node(), fx.Node()]:
-            return maps.add_values(), args
-        case (operator.add, [fx.Node() as x, np.ndarray() as constant]):
-            return maps.add_constant(constant), [x]
-        case (operator.add, [np.ndarray() as constant, fx.Node() as x]):
-            return maps.add_constant(constant), [x]
-        case (operator.sub, [fx.Node() as x, np.ndarray() as constant]):
-            return maps.add_constant(-constant), [x]
-        case (operator.truediv, [fx.Node() as x, np.ndarray() as constant]):
-            return maps.divide_by_constant(constant), [x]
-        case (torch.cat, [parts, int() as dim]) if dim > 0 and not constants.keys() & set(parts):
-            return maps.concatenate(dim), list(parts)
-    raise UnknownLayerError(f"{node.name}, {node.target},")
+def _operation_of(step: bounds.Step, constants: dict[int, Array]) -> Map | Activation:
+    """Return the operation of a step whose value depends on the images."""
+    if isinstance(step.target, nn.Module):
+        if type(step.target) not in _MODULES:
+            raise UnknownLayerError(f"{step.name}, {step.target},")
+        return _MODULES[type(step.target)](step.target)
+    args: list[Any] = [constants.get(arg.index, arg) if isinstance(arg, Reference) else arg for arg in step.args]
+    match step.target, args:
+        case (operator.add | operator.iadd, [Reference(), Reference()]) if len(step.sources) == 2:
+            return maps.add_values()
+        case (operator.add | operator.iadd, [Reference(), np.ndarray() as constant]):
+            return maps.add_constant(constant)
+        case (operator.add, [np.ndarray() as constant, Reference()]):
+            return maps.add_constant(constant)
+        case (operator.sub | operator.isub, [Reference(), np.ndarray() as constant]):
+            return maps.add_constant(-constant)
+        case (operator.truediv | operator.itruediv, [Reference(), np.ndarray() as constant]):
+            return maps.divide_by_constant(constant)
+        case (torch.cat, [[*parts], int() as dim]) if dim > 0 and not step.kwargs and len(step.sources) == len(parts):
+            return maps.concatenate(dim)
+    raise UnknownLayerError(f"{step.name}, {step.target},")
 
 
 _MODULES: dict[type, Callable[..., Map | Activation]] = {

@@ -67,15 +67,14 @@ def dot(a: Array, values: Array) -> Array:
     return a.reshape(len(a), -1) @ np.broadcast_to(values, (1, *a.shape[1:])).ravel()
 
 
-def rounding_loss(a: Array, size: Array, roundings: int) -> Array:
+def rounding_loss(a: Array, size: Array) -> Array:
     """Return at least the cost [K] of rounding in functionals a . v, a [K, *shape], where |v| <= size [1, *shape].
 
-    It covers elements with `roundings` roundings each, and sums in any order of products of a with values up to `size`:
-    gamma_n of Higham (2002), section 3.1, twice, for its own rounding and for that of `size`. It also covers underflow
-    in all of them for sizes up to LARGEST, and is infinite for larger a.
+    It covers sums over the elements of a, in any order, of products with values up to `size`: gamma_n of Higham (2002),
+    section 3.1, twice, for its own rounding and for that of `size`. Each product may take six more roundings. It also
+    covers underflow in all of them for sizes up to LARGEST, and is infinite for larger a.
     """
     sizes, count = np.abs(a), a[0].size
     if sizes.max() > LARGEST:
         return np.full(len(a), np.inf)
-    relative = (SLACK * (roundings + 1) + 2 * count) * U
-    return relative * dot(sizes, size) + (roundings + count) / LARGEST
+    return (SLACK + 2 * count) * U * dot(sizes, size) + count / LARGEST

@@ -122,7 +122,7 @@ def recheck(verdict_dir: Path, data_dir: str | None = None, limit: int | None = 
     if not (trial_dir / folder.WEIGHTS).exists():
         return RecheckResult(0, len(test), [f"{folder.WEIGHTS} is not stored here"], has_weights=False)
     checker = _Checker(
-        _load_network(trial_dir / folder.WEIGHTS, config),
+        _load_network(trial_dir / folder.WEIGHTS, config, test),
         config.eps,
         read_tensors(verdict_dir / folder.COUNTEREXAMPLES),
         split_by_example(read_tensors(verdict_dir / folder.CERTIFICATES)),
@@ -186,12 +186,14 @@ def _evaluated_images(data: Data, config: TrialConfig, is_certification: bool) -
     return held_out.part(0, count) if is_certification and count else held_out
 
 
-def _load_network(path: Path, config: TrialConfig) -> Network:
+def _load_network(path: Path, config: TrialConfig, test: Split) -> Network:
     try:
-        network = load_network(config, path)
-        if not all(bool(tensor.isfinite().all()) for tensor in network.state_dict().values()):
+        model = load_network(config, path)
+        if not all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values()):
             raise InputError(f"{path}: a weight is not finite")
-        return Network(network)
+        network = Network(model)
+        network.refuse_another_function(model, test.images[:2].double().numpy() / 255)
+        return network
     except (OSError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     except UnknownLayerError as error:

@@ -10,6 +10,7 @@ from torch import nn
 from baselines import build
 from cerdeq.bounds import Program, trace
 from cerdeq.bounds.float32 import in_float32
+from cerdeq.bounds.refusals import refuse_training
 from cerdeq.equilibrium import fold, use_attack_solvers
 from harness.config.buildable import needs_linear
 from harness.config.trial import TrialConfig
@@ -38,7 +39,8 @@ def load_network(config: TrialConfig, weights: Path) -> nn.Sequential:
 
 
 def prepare_network(model: nn.Module, stages: tuple[str, ...]) -> PreparedNetwork:
-    """Prepare a float64 network in evaluation mode for the verifier's stages."""
+    """Prepare a float64 network in evaluation mode for the verifier's stages. Raises ValueError in training mode."""
+    refuse_training(model)
     linear = needs_linear(stages)
     attack_model = copy.deepcopy(model)
     use_attack_solvers(attack_model)

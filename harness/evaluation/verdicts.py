@@ -6,6 +6,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from cerdeq.bounds import refuse_another_function
+from cerdeq.equilibrium import NotConvergedError
 from harness.config.trial import TrialConfig
 from harness.evaluation.attack import ATTACK, attack_batch
 from harness.evaluation.batch import Batch, Evidence
@@ -52,7 +54,9 @@ def evaluate_part(
 
     Raises:
         SoundnessError: an example is both certified and falsified.
+        UnsupportedOperator: torch.fx saw another function than the network is.
     """
+    _refuse_another_function(network, images)
     size = images_at_once(config.evaluation, config.evaluation.batch_size)
     parts = [_evaluate_batch(network, x, y, first + start, config) for start, x, y in batches(images, labels, size)]
     tables, bounds, seconds, evidence = zip(*parts, strict=True)
@@ -63,6 +67,14 @@ def evaluate_part(
     spread = float(clean.std()) if len(clean) else 0.0
     all_evidence = {name: tensor for tensors in evidence for name, tensor in tensors.items()}
     return Evaluation(verdicts, joined.layers, float(clean.mean()), spread, sum_rows(seconds), all_evidence)
+
+
+def _refuse_another_function(network: PreparedNetwork, images: Tensor) -> None:
+    """Compare the network with its program at the first images (uint8 [N, C, H, W])."""
+    try:
+        refuse_another_function(network.model, network.program, images[:2].double() / 255)
+    except NotConvergedError:
+        return  # there is nothing to compare: the network has no output, but bounds
 
 
 def _evaluate_batch(

@@ -152,7 +152,7 @@ def test_rounding_is_counted_where_everything_cancels(name):
     pixels = np.zeros(18)
     pixels[[7, 10]] = 1e6 * random.uniform(0.5, 1, 2)
     x = torch.from_numpy(pixels.reshape(1, 2, 3, 3))
-    network = Network(nn.Sequential(*body, nn.Linear(body(x).shape[1], 3).double()))
+    network = Network(nn.Sequential(*body, nn.Linear(body(x).shape[1], 3).double()).eval())
     slopes = torch.autograd.functional.jacobian(lambda v: body(v)[0], x)[:, 0].flatten(1).numpy()
     basis, _ = np.linalg.qr(slopes[:, [7, 10]])
     rows = random.normal(size=(30, len(slopes)))
@@ -191,7 +191,8 @@ def test_rounding_in_w_is_counted_where_its_columns_cancel(monkeypatch):
     random, weight = np.random.default_rng(0), np.eye(4) / 1024
     weight[2, :2], scale = (1e4 * random.uniform(1, 2), -1e4 * random.uniform(1, 2)), random.uniform(1, 2)
     weight[3, :2] = scale * weight[2, :2]
-    network = Network(nn.Sequential(nn.Flatten(), FixedPoint(torch.from_numpy(weight), 1, 1), nn.Linear(4, 2).double()))
+    model = nn.Sequential(nn.Flatten(), FixedPoint(torch.from_numpy(weight), 1, 1), nn.Linear(4, 2).double())
+    network = Network(model.eval())
     images = np.array([0.5, -0.5 * weight[2, 0] / weight[2, 1], 0.5, 0.5]).reshape(1, 1, 1, 4)
     last = random.normal(size=(60, 1))
     rows = np.concatenate([np.zeros((60, 2)), last, -last / scale], 1)
@@ -216,7 +217,7 @@ def corners(box):
 def test_each_part_of_a_bound_counts_its_own_rounding():
     """In exact arithmetic, without what later parts count in addition."""
     box, a = random_box(1), -np.random.default_rng(2).random((400, 1))
-    network = Network(nn.Sequential(nn.ReLU(), nn.Linear(1, 2)))
+    network = Network(nn.Sequential(nn.ReLU(), nn.Linear(1, 2)).eval())
     pulled = linear.pull_back(network.steps[0], a, linear.Region([box, box], {}), 1, None)
     values, (slopes,) = exact_numbers(a), map(exact_numbers, pulled.coefficients)
     constants, losses = exact_numbers(pulled.constant), exact_numbers(pulled.rounding_loss)
