@@ -1,25 +1,25 @@
 #!/bin/bash
-# Runs a sweep on the machines of a Slurm job:  sbatch slurm.sh. The same command again goes on where it stopped.
+# Runs a sweep on the machines of a Slurm job:  sbatch slurm.sh. Submitted again, it goes on where it stopped.
+#SBATCH --ntasks-per-node=1 --requeue --open-mode=append --output=slurm-%j.txt
 # Edit from here ...
 #SBATCH --partition=gpu --account=me
-#SBATCH --nodes=4 --gpus-per-node=4 --time=12:00:00
-#SBATCH --exclusive --mem=0
-#SBATCH --signal=TERM@600
-#SBATCH --ntasks-per-node=1 --requeue --open-mode=append --output=slurm-%j.txt
-project=/shared/certified-training  # this code, with its environment in .venv; all machines share it
+#SBATCH --nodes=4 --gpus-per-node=4 --exclusive --mem=0
+#SBATCH --time=12:00:00 --signal=TERM@600
+#SBATCH --chdir=/shared/certified-training
+environment=.venv/bin/activate
 sweep=(sweeps/cifar10.yaml --data-dir data)
-# ... to here. 600: seconds before the time limit at which epochs are ended and saved; longer than an epoch.
+# ... to here. All machines share that directory. 600: seconds in which epochs end before the time limit.
 
-cd "$project" && source .venv/bin/activate || exit 2
+source "$environment" || exit 2
 trap : TERM  # of scancel: this shell waits for the sweep
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')
 export RAY_AUTH_TOKEN
 logs=slurm-$SLURM_JOB_ID-ray
 export address="$(hostname):$((20000 + SLURM_JOB_ID % 10000))" running="$logs/running"
-rm -rf "$logs" && mkdir "$logs" && touch "$running"
+rm -rf "$logs" && mkdir "$logs" && touch "$running" || exit 2
 
-start_ray() {  # on each machine; it ends when the file is gone
+start_ray() {  # on each machine, until the file is gone
   where=(--address="$address")
   [ "$SLURM_PROCID" = 0 ] && where=(--head --port="${address#*:}" --include-dashboard=false)
   ray start "${where[@]}" --num-cpus="$SLURM_CPUS_ON_NODE" --block &
@@ -27,13 +27,14 @@ start_ray() {  # on each machine; it ends when the file is gone
   kill -KILL $!  # its processes end with it
 }
 export -f start_ray
-# Blocked: Slurm signals all processes, and workers must live until their epochs are saved.
-srun --cpu-bind=none --kill-on-bad-exit=0 --output="$logs/%t.txt" env --block-signal=TERM bash -c start_ray 2> "$logs/srun.txt" &
+# Slurm's SIGTERM goes to all processes. Blocked here, workers live until their epochs are saved, as harness.run asks.
+srun --cpu-bind=none --kill-on-bad-exit=0 --output="$logs/%t.txt" \
+  env --block-signal=TERM bash -c start_ray 2> "$logs/srun.txt" &
 until [ "$(grep -rl 'Ray runtime started' "$logs" | wc -l)" = "$SLURM_NNODES" ]; do
   [ $SECONDS -lt 300 ] || { tail -n 20 "$logs"/*.txt; exit 1; }
   sleep 1
 done
-srun --nodes=1 --ntasks=1 -w "$SLURMD_NODENAME" --overlap --cpu-bind=none \
+srun --nodes=1 --ntasks=1 --nodelist="$SLURMD_NODENAME" --overlap --cpu-bind=none \
   python -m harness.run "${sweep[@]}" --ray-address "$address"
 status=$?
 rm "$running" && wait
