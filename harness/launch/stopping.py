@@ -1,4 +1,4 @@
-"""Stop running trials: SIGTERM or one Ctrl-C stops each after its epoch, a second one stops at once."""
+"""Stop running trials: SIGTERM or one Ctrl-C stops each after its epoch, a second Ctrl-C stops at once."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -55,7 +55,7 @@ class Stopping:
 
     @contextmanager
     def delayed(self) -> Iterator[None]:
-        """Delay a second signal until the end of the block; a third one stops at once.
+        """Delay a second Ctrl-C until the end of the block; a third one stops at once.
 
         A transaction that is broken off leaves its database locked.
         """
@@ -69,6 +69,8 @@ class Stopping:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         name = _SIGNALS[signal.Signals(number)]
+        if number == signal.SIGTERM and self.interrupted:  # schedulers repeat it, and it may come through a parent, too
+            return
         if self._is_due or (self.interrupted and not self._is_delaying):
             raise KeyboardInterrupt
         if self.interrupted:

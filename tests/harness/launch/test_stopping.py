@@ -1,4 +1,4 @@
-"""Ctrl-C once, twice and three times, as signals, and what they leave behind."""
+"""Ctrl-C once, twice and three times, and SIGTERM, as signals, and what they leave behind."""
 
 import os
 import signal
@@ -45,6 +45,16 @@ def test_a_second_signal_stops_at_once(stop):
     with pytest.raises(KeyboardInterrupt), stop:
         interrupt(times=2)
     assert not stop.flag.exists(), "else the next run would start nothing"
+
+
+def test_a_second_sigterm_is_the_first_one_again(stop, lines):
+    """Slurm sends it before the time limit and at it, to this process and through its parent."""
+    with stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.asked and len(lines) == 1
+        with pytest.raises(KeyboardInterrupt):
+            interrupt()
 
 
 def test_a_second_signal_waits_for_what_is_being_written(stop, lines):
