@@ -149,26 +149,26 @@ def both_ends(program: Program, x: Interval, spec: Tensor | None, method: str) -
     record = bound_named(method)
     if record.ends is not None:
         return record.ends(program, x, spec)
-    lower, upper = _interval_ends_in_batches(program, x, spec)
-    if spec is None:
-        outputs = lower.shape[1:].numel()
-        spec = torch.eye(outputs).to(lower).expand(len(lower), -1, -1)
-    rows = torch.cat([spec, -spec], dim=1).to(lower)
-    below, above = lower_bounds(program, x, rows, method).chunk(2, dim=1)
+    if spec is not None:
+        below, above = lower_bounds(program, x, torch.cat([spec, -spec], dim=1).to(x.center), method).chunk(2, dim=1)
+        return below, -above
+    lower, upper = _interval_ends_in_batches(program, x)
+    spec = torch.eye(lower.shape[1:].numel()).to(lower).expand(len(lower), -1, -1)
+    below, above = lower_bounds(program, x, torch.cat([spec, -spec], dim=1), method).chunk(2, dim=1)
     return torch.fmax(below.view_as(lower), lower), torch.fmin(-above.view_as(upper), upper)
 
 
-def _interval_ends(program: Program, x: Interval, spec: Tensor | None) -> Ends:
+def _interval_ends(program: Program, x: Interval, spec: Tensor | None = None) -> Ends:
     """Return both ends by IBP, differentiable, all examples at once."""
     return outward_ends(propagate(program, x, Context(sound=True), spec).box)
 
 
 @torch.no_grad()
-def _interval_ends_in_batches(program: Program, x: Interval, spec: Tensor | None) -> Ends:
+def _interval_ends_in_batches(program: Program, x: Interval) -> Ends:
     if not len(x.center):
-        return _interval_ends(program, x, spec)
+        return _interval_ends(program, x)
     parts = in_chunks(len(x.center), examples_at_once(program, x, 1, default_memory(x.center.device)))
-    ends = [_interval_ends(program, x.of(slice(*part)), None if spec is None else spec[slice(*part)]) for part in parts]
+    ends = [_interval_ends(program, x.of(slice(*part))) for part in parts]
     lower, upper = zip(*ends, strict=True)
     return torch.cat(lower), torch.cat(upper)
 

@@ -13,10 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cerdeq.bounds.graph import Program
 from cerdeq.rules.convolution import paddings, pair
 from cerdeq.rules.interval import Interval
-from cerdeq.rules.linear import Backward, Pulled, magnitude, slack
+from cerdeq.rules.linear import Backward, Pulled, linear, magnitude, slack
 from cerdeq.rules.operators import Operator
+
+_WINDOW_COPIES = 3  # of a window's coefficients beside their working copies: the boxes and lines under it
 
 
 @dataclass(frozen=True)
@@ -62,14 +65,32 @@ class Patches:
         return positions[0], positions[1]
 
 
-Coefficients = Tensor | Patches
+@dataclass(frozen=True)
+class Units:
+    """`sign`, 1 or -1, times single elements of a value [B, *shape], by their flat `index`; both [B, K]."""
+
+    index: Tensor
+    sign: Tensor
+    shape: torch.Size
+
+    def dense(self) -> Tensor:
+        """Return the coefficients [B, K, *shape]."""
+        hot = self.sign.new_zeros(*self.index.shape, self.shape.numel())
+        return hot.scatter_(2, self.index.unsqueeze(2), self.sign.unsqueeze(2)).unflatten(2, self.shape)
+
+    def through_linear(self, weight: Tensor, bias: Tensor | None = None) -> Pulled:
+        """Return the result of a fully connected layer's backward rule: its rows, without rounding."""
+        constant = torch.zeros_like(self.sign) if bias is None else bias[self.index] * self.sign
+        return Pulled((weight[self.index].mul_(self.sign.unsqueeze(2)),), constant)
+
+
+Coefficients = Tensor | Patches | Units
 
 
 def one_hot(index: Tensor, sign: Tensor, shape: torch.Size) -> Coefficients:
-    """Return `sign` times single neurons of a value of this shape, by their flat index; both [B, K]."""
+    """Return `sign` (1 or -1) times single neurons of a value of this shape, by their flat index; both [B, K]."""
     if len(shape) != 3:
-        hot = sign.new_zeros(*index.shape, shape.numel())
-        return hot.scatter_(2, index.unsqueeze(2), sign.unsqueeze(2)).unflatten(2, shape)
+        return Units(index, sign, shape)
     channels, height, width = shape
     pixel = index % (height * width)
     hot = F.one_hot(index // (height * width), channels).to(sign) * sign.unsqueeze(2)
@@ -84,8 +105,9 @@ def pull(ctx: Backward, record: Operator, coefficients: Coefficients, arguments:
             return _pull_pixels(ctx, record, coefficients, arguments, options)
         if record.local == "window":
             return _pull_windows(ctx, record, coefficients, *arguments, **options)
-        coefficients = coefficients.dense()
-    return record.backward(ctx, coefficients, *arguments, **options)
+    if isinstance(coefficients, Units) and record.backward is linear and len(coefficients.shape) == 1:
+        return coefficients.through_linear(*arguments[1:], **options)
+    return record.backward(ctx, dense(coefficients), *arguments, **options)
 
 
 def merged(a: Coefficients, b: Coefficients) -> Coefficients:
@@ -99,7 +121,7 @@ def merged(a: Coefficients, b: Coefficients) -> Coefficients:
 
 def dense(coefficients: Coefficients) -> Tensor:
     """Return coefficients of complete values."""
-    return coefficients.dense() if isinstance(coefficients, Patches) else coefficients
+    return coefficients if isinstance(coefficients, Tensor) else coefficients.dense()
 
 
 def rounding(ctx: Backward, coefficients: Coefficients, x: Interval) -> Tensor:
@@ -137,6 +159,7 @@ def _under(patches: Patches, x: Interval) -> Interval:
 
 def _pull_pixels(ctx: Backward, record: Operator, patches: Patches, arguments: list[Any], options: Any) -> Any:
     """Apply the rule of an operator that treats each pixel alike."""
+    ctx = replace(ctx, constants={})  # each row has boxes of its own
     arguments = [_under(patches, arg) if isinstance(arg, Interval) else arg for arg in arguments]
     pulled = record.backward(ctx, patches.values.flatten(0, 1).unsqueeze(1), *arguments, **options)  # type: ignore[misc]
     shape = patches.values.shape[:2]
@@ -152,8 +175,7 @@ def _pull_windows(
     assert record.backward is not None
     stride, dilation, image = pair(stride), pair(dilation), x.center.shape[2:]
     before, _ = paddings(padding, weight.shape[2:], dilation)
-    axes = zip(patches.values.shape[3:], stride, dilation, weight.shape[2:], strict=True)
-    size = [(n - 1) * s + d * (k - 1) + 1 for n, s, d, k in axes]
+    size = _grown(patches.values.shape[3:], x, weight, bias, stride, padding, dilation, groups)
     if math.prod(size) >= math.prod(image):
         return record.backward(ctx, patches.dense(), x, weight, bias, stride, padding, dilation, groups)
     shape = patches.values.shape[:2]
@@ -161,6 +183,36 @@ def _pull_windows(
     top, left = patches.top * stride[0] - before[0], patches.left * stride[1] - before[1]
     below = Patches(empty, top, left, (image[0], image[1]))
     rows = patches.values.flatten(0, 1).unsqueeze(1)
+    ctx = replace(ctx, constants={})
     pulled = record.backward(ctx, rows, _under(below, x), weight, bias, stride, 0, dilation, groups)
     values = pulled.coefficients[0].squeeze(1).unflatten(0, shape) * below.inside()
     return Pulled((replace(below, values=values),), pulled.constant.view(shape))  # type: ignore[arg-type]
+
+
+def _grown(
+    window: tuple[int, ...], x: Interval, weight, bias=None, stride=1, padding=0, dilation=1, groups=1
+) -> tuple[int, ...]:
+    """Return the size of the window of a convolution's input that a window of its result depends on."""
+    axes = zip(window, pair(stride), pair(dilation), weight.shape[2:], strict=True)
+    return tuple((n - 1) * s + d * (k - 1) + 1 for n, s, d, k in axes)
+
+
+def window_sizes(program: Program, values: list[Any], at: int) -> list[float]:
+    """Return how many numbers the windows of a neuron of value `at` take, with the boxes under them, by value number.
+
+    Infinity where coefficients are of complete values.
+    """
+    windows: dict[int, tuple[int, ...]] = {at: (1, 1)} if values[at].center.dim() == 4 else {}
+    for number in range(at, 0, -1):
+        step = program.steps[number - 1]
+        if number not in windows or step.record is None or step.record.local is None:
+            continue
+        window = windows[number]
+        if step.record.local == "window":
+            arguments, options = step.call(values)
+            window = _grown(window, *arguments, **options)
+        windows |= {s: window if s not in windows else tuple(map(max, window, windows[s])) for s in step.sources}
+    sizes = [math.inf] * len(values)
+    for number, window in windows.items():
+        sizes[number] = _WINDOW_COPIES * values[number].center.shape[1] * math.prod(window)
+    return sizes

@@ -34,12 +34,14 @@ def tightened_values(program: Program, x: Interval, memory: int) -> list[Any]:
             return
         _, options = step.call(values)
         for source in set(step.sources) - done:
+            done.add(source)
+            if _is_exact(program, source):
+                continue
             x = values[source]
             unsettled = record.unsettled(x.box, **options)
             functional = partial(_functional_of, source)
-            box = _tightened(program, values, source, x.box, unsettled, functional, memory)
+            box = _tightened(program, values, source, x.box, unsettled, functional, memory, are_units=True)
             values[source] = Interval(box.center, box.radius, x.clean)
-            done.add(source)
 
     def tighten_result(number: int, values: list[Any]) -> None:
         step, record = program.steps[number - 1], program.steps[number - 1].record
@@ -58,15 +60,33 @@ def tightened_values(program: Program, x: Interval, memory: int) -> list[Any]:
     return values_of(program, x, Context(sound=True), tighten_inputs, tighten_result)
 
 
+def _is_exact(program: Program, number: int) -> bool:
+    """Return whether IBP's box of a value is the smallest there is, but for rounding.
+
+    It is if the value comes from the input by one affine operator, and by operators that treat elements one by one.
+    """
+    sums = 0
+    while number > 0:
+        step = program.steps[number - 1]
+        if step.record is None or step.record.affine is None or len(step.sources) != 1:
+            return False
+        sums += step.record.affine == "sums"
+        number = step.sources[0]
+    return sums <= 1
+
+
 def _functional_of(number: int, rows: Coefficients) -> Functional:
     return {number: rows}
 
 
 def _tightened(
     program: Program, values: list[Any], at: int, box: Box, unsettled: Tensor,
-    functional: Callable[[Coefficients], Functional], memory: int,
+    functional: Callable[[Coefficients], Functional], memory: int, are_units: bool = False,
 ) -> Box:  # fmt: skip
-    """Return `box`, of something linear in the values up to number `at`, tightened where `unsettled`."""
+    """Return `box`, of something linear in the values up to number `at`, tightened where `unsettled`.
+
+    are_units: whether it is that value itself.
+    """
     is_unsettled = unsettled.flatten(1).int()
     count = int(is_unsettled.sum(1).max())
     if count == 0:
@@ -80,7 +100,7 @@ def _tightened(
         sign = 1 - 2 * (torch.arange(start, stop, device=neurons.device) % 2).to(box.center)
         return functional(one_hot(neurons, sign.expand(neurons.shape), box.center.shape[1:]))
 
-    lower = chunked_lower_bound(program, values, rows, 2 * count, at, memory).to(box.center)
+    lower = chunked_lower_bound(program, values, rows, 2 * count, at, memory, are_units).to(box.center)
     lower = lower - torch.finfo(lower.dtype).eps * lower.abs()  # down, from float64
     low, high = (end.flatten(1) for end in outward_ends(box))
     low = low.scatter(1, index, torch.maximum(low.gather(1, index), lower[:, ::2]))

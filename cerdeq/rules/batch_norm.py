@@ -50,8 +50,8 @@ def backward(
     mean, scale, shift = _normalisation(statistics, weight, bias, eps, x.center)
     offset = shift - mean * scale
     if ctx.sound:
-        reach = magnitude(x) + mean.abs()
-        result = reach * scale.abs() + shift.abs()
+        reach = ctx.constant("reach", lambda: magnitude(x) + mean.abs())
+        result = ctx.constant("largest", lambda: reach * scale.abs() + shift.abs())
         constant = dot(ctx, coefficients, offset.expand_as(x.center)) - slack(ctx, coefficients, result, 8)
         constant = constant - 2 * dot(ctx, coefficients.abs(), torch.finfo(reach.dtype).tiny * reach)
     else:

@@ -48,6 +48,8 @@ class Backward:
         those with one of at most 0, else 0. The bound holds for inputs that meet all of them.
     seen: if a dictionary, receives by step the coefficients of an activation and the lines around it, and under "" the
         input's coefficients.
+    constants: by step and name, what does not depend on coefficients. Passes over the same values and slopes may
+        share it.
     """
 
     sound: bool
@@ -58,6 +60,14 @@ class Backward:
     saved: dict[str, Any] = field(default_factory=dict)
     splits: dict[str, Tensor] = field(default_factory=dict)
     seen: dict[str, Any] | None = None
+    constants: dict[tuple[str, str], Any] = field(default_factory=dict)
+
+    def constant(self, name: str, compute: Callable[[], Any]) -> Any:
+        """Return what `compute` returns for this step, computed once for all passes that share `constants`."""
+        key = self.step, name
+        if key not in self.constants:
+            self.constants[key] = compute()
+        return self.constants[key]
 
 
 Rule = Callable[..., Pulled]
@@ -73,12 +83,16 @@ def dot(ctx: Backward, coefficients: Tensor, value: Tensor) -> Tensor:
     if ctx.sound and coefficients.dtype != torch.float64:
         return (coefficients * per_row(value)).flatten(2).sum(2, dtype=torch.float64)
     flat = value.expand(len(coefficients), *value.shape[1:]).flatten(1)
+    if ctx.sound and coefficients.shape[1] == 1:  # of windows, which a matrix product takes one by one
+        return (coefficients.flatten(2) * per_row(flat)).sum(2)
+    if ctx.sound:
+        return torch.bmm(coefficients.flatten(2), flat.unsqueeze(2)).squeeze(2)
     with without_autocast(flat):
         return torch.einsum("bkn,bn->bk", coefficients.flatten(2), flat)
 
 
-def slack(ctx: Backward, coefficients: Tensor, magnitude: Tensor, terms: int) -> Tensor:
-    """Return what rounding may cost, [B, K]; 0 if it is not counted.
+def slack(ctx: Backward, coefficients: Tensor, magnitude: Tensor, terms: int, sizes: Tensor | None = None) -> Tensor:
+    """Return what rounding may cost, [B, K]; 0 if it is not counted. sizes: |coefficients|, where they are at hand.
 
     It covers coefficients made by sums of `terms` products and a sum over all of them, of values up to `magnitude`
     [B, *shape]: twice gamma, for its own rounding. Raises ValueError if there are too many for the precision.
@@ -89,9 +103,9 @@ def slack(ctx: Backward, coefficients: Tensor, magnitude: Tensor, terms: int) ->
     factor = 2 * (terms + 8) * limits.eps + 2 * size * torch.finfo(torch.float64).eps
     if factor > 0.25:
         raise PrecisionError(f"{terms} terms are too many to round outwards in {coefficients.dtype}; use float64")
-    sizes = coefficients.abs()
-    total, largest = magnitude.double().flatten(1).sum(1), sizes.flatten(2).amax(2).double()
-    underflow = 8 * (terms + size) * limits.tiny * (1 + total)[:, None] * (1 + largest)
+    sizes = coefficients.abs() if sizes is None else sizes
+    total = magnitude.double().flatten(1).sum(1)
+    underflow = 8 * (terms + size) * limits.tiny * (1 + total)[:, None] * (1 + sizes.flatten(2).sum(2))
     return factor * dot(ctx, sizes, magnitude) + underflow
 
 
@@ -160,9 +174,12 @@ def _rounding(ctx: Backward, coefficients: Tensor, interval: Callable, args: Any
     """Return what an affine rule's rounding may cost, by the interval rule at magnitudes in place of values."""
     if not ctx.sound:
         return coefficients.new_zeros(())
-    sizes = (Interval(torch.zeros_like(box.center), magnitude(box)) for box in _boxes(args))
-    result = interval(Context(sound=True), *_with(args, sizes, coefficients.dtype), **kwargs)
-    return slack(ctx, coefficients, magnitude(result), terms)
+
+    def largest() -> Tensor:
+        sizes = (Interval(torch.zeros_like(box.center), magnitude(box)) for box in _boxes(args))
+        return magnitude(interval(Context(sound=True), *_with(args, sizes, coefficients.dtype), **kwargs))
+
+    return slack(ctx, coefficients, ctx.constant("largest", largest), terms)
 
 
 def nested_items(args: Any) -> list[Any]:
@@ -196,27 +213,37 @@ def conv2d(
     rows = coefficients.flatten(0, 1)
     pulled = convolution.conv_transpose2d(rows, weight, stride, before, unreached, groups, dilation)
     pulled = F.pad(pulled, (0, min(0, rest[1]), 0, min(0, rest[0])))  # the odd row of 'same'
-    no_constant = coefficients.new_zeros(coefficients.shape[:2])
-    constant = no_constant if bias is None else (coefficients.flatten(3).sum(3) * bias).sum(2)
+    constant = coefficients.new_zeros(coefficients.shape[:2])
+    if bias is not None and not ctx.sound:
+        constant = (coefficients.flatten(3).sum(3) * bias).sum(2)
     if ctx.sound:
-        reach = F.pad(magnitude(x), (before[1], after[1], before[0], after[0]))
-        result = convolution.conv2d(reach, weight.abs(), None, stride, 0, dilation, groups)
+
+        def largest() -> Tensor:
+            reach = F.pad(magnitude(x), (before[1], after[1], before[0], after[0]))
+            result = convolution.conv2d(reach, weight.abs(), None, stride, 0, dilation, groups)
+            return result if bias is None else result + bias.abs().view(1, -1, 1, 1)
+
+        result = ctx.constant("largest", largest)
         if bias is not None:
-            offset = bias.view(1, -1, 1, 1).expand_as(result)
-            result, constant = result + offset.abs(), dot(ctx, coefficients, offset)
+            constant = dot(ctx, coefficients, bias.view(1, -1, 1, 1).expand_as(result))
         constant = constant - slack(ctx, coefficients, result, weight[:, 0].numel() // groups + weight[0].numel())
     return Pulled((pulled.unflatten(0, coefficients.shape[:2]),), constant)
 
 
 def linear(ctx: Backward, coefficients: Tensor, x: Interval, weight, bias=None) -> Pulled:
     """Fully connected layer over the last dimension: A W."""
-    no_constant = coefficients.new_zeros(coefficients.shape[:2])
-    constant = no_constant if bias is None else (coefficients * bias).flatten(2).sum(2)
+    constant = coefficients.new_zeros(coefficients.shape[:2])
+    if bias is not None and not ctx.sound:
+        constant = (coefficients * bias).flatten(2).sum(2)
     if ctx.sound:
-        result = F.linear(magnitude(x), weight.abs())
+
+        def largest() -> Tensor:
+            result = F.linear(magnitude(x), weight.abs())
+            return result if bias is None else result + bias.abs()
+
+        result = ctx.constant("largest", largest)
         if bias is not None:
-            offset = bias.expand_as(result)
-            result, constant = result + offset.abs(), dot(ctx, coefficients, offset)
+            constant = dot(ctx, coefficients, bias.expand_as(result))
         constant = constant - slack(ctx, coefficients, result, sum(weight.shape))
     return Pulled((coefficients @ weight,), constant)
 

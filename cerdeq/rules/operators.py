@@ -43,6 +43,8 @@ class Operator:
     bounded: which arguments may be bounded values: the "first" alone, "one" at any position, "any", or "list", any of
         those in the first argument.
     allowed: the values that an argument may take, if not all.
+    affine: of an affine operator of one bounded argument, whether each element of the result "sums" elements of the
+        argument or is made of a "single" one; None where neither is known.
     local: whether a pixel of the result comes from one "pixel" of an image, treated like every other, or from a
         "window" as of conv2d; None where neither is known.
     broadcasts: whether arguments of several shapes are broadcast.
@@ -60,6 +62,7 @@ class Operator:
     points: Callable[..., Tensor] | None = None
     bounded: Literal["first", "one", "any", "list"] = "first"
     allowed: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    affine: Literal["sums", "single"] | None = None
     local: Literal["pixel", "window"] | None = None
     broadcasts: bool = False
     view: bool = False
@@ -114,13 +117,16 @@ def _window(coefficients: Tensor, x: Any, kernel_size: Any, *args: Any, **kwargs
 TABLE = (
     Operator(
         "conv2d", interval.conv2d, (F.conv2d,), {nn.Conv2d: _conv2d_arguments},
-        backward=linear.conv2d, local="window",
+        backward=linear.conv2d, affine="sums", local="window",
     ),
-    Operator("linear", interval.linear, (F.linear,), {nn.Linear: _options("weight", "bias")}, backward=linear.linear),
+    Operator(
+        "linear", interval.linear, (F.linear,), {nn.Linear: _options("weight", "bias")},
+        backward=linear.linear, affine="sums",
+    ),
     Operator(
         "batch_norm", batch_norm.interval, (F.batch_norm,),
         {nn.BatchNorm1d: _batch_norm_arguments, nn.BatchNorm2d: _batch_norm_arguments},
-        backward=batch_norm.backward, points=batch_norm.points, local="pixel",
+        backward=batch_norm.backward, points=batch_norm.points, affine="single", local="pixel",
     ),
     Operator(
         "relu", activations.relu, (F.relu, torch.relu, Tensor.relu), {nn.ReLU: _options()},
@@ -139,38 +145,39 @@ TABLE = (
     Operator(
         "add", interval.add, (operator.add, operator.iadd, torch.add, Tensor.add),
         backward=linear.combination(lambda x, y, alpha=1: [(x, 1), (y, alpha)], interval.add), bounded="any",
-        local="pixel", broadcasts=True,
+        affine="single", local="pixel", broadcasts=True,
     ),
     Operator(
         "subtract", interval.subtract,
         (operator.sub, operator.isub, torch.sub, torch.subtract, Tensor.sub, Tensor.subtract),
         backward=linear.combination(lambda x, y, alpha=1: [(x, 1), (y, -alpha)], interval.subtract), bounded="any",
-        local="pixel", broadcasts=True,
+        affine="single", local="pixel", broadcasts=True,
     ),
     Operator(
         "multiply", interval.multiply,
         (operator.mul, operator.imul, torch.mul, torch.multiply, Tensor.mul, Tensor.multiply),
         backward=linear.combination(_product, interval.multiply), bounded="one",
-        local="pixel", broadcasts=True,
+        affine="single", local="pixel", broadcasts=True,
     ),
     Operator(
         "divide", interval.divide,
         (operator.truediv, operator.itruediv, torch.div, torch.divide, Tensor.div, Tensor.divide),
-        backward=linear.combination(lambda x, y: [(x, 1 / y)], interval.divide), local="pixel", broadcasts=True,
+        backward=linear.combination(lambda x, y: [(x, 1 / y)], interval.divide),
+        affine="single", local="pixel", broadcasts=True,
     ),
     Operator(
         "negative", interval.negative, (operator.neg, torch.neg, torch.negative, Tensor.neg, Tensor.negative),
-        backward=linear.combination(lambda x: [(x, -1)], interval.negative), local="pixel",
+        backward=linear.combination(lambda x: [(x, -1)], interval.negative), affine="single", local="pixel",
     ),
     Operator(
         "avg_pool2d", interval.avg_pool2d, (F.avg_pool2d,),
         {nn.AvgPool2d: _options(*_POOL, "count_include_pad", "divisor_override")},
-        backward=linear.affine(F.avg_pool2d, interval.avg_pool2d, _window),
+        backward=linear.affine(F.avg_pool2d, interval.avg_pool2d, _window), affine="sums",
     ),
     Operator(
         "adaptive_avg_pool2d", interval.adaptive_avg_pool2d, (F.adaptive_avg_pool2d,),
         {nn.AdaptiveAvgPool2d: _options("output_size")},
-        backward=linear.affine(F.adaptive_avg_pool2d, interval.adaptive_avg_pool2d),
+        backward=linear.affine(F.adaptive_avg_pool2d, interval.adaptive_avg_pool2d), affine="sums",
     ),
     Operator(
         "concatenate", interval.concatenate, (torch.cat, torch.concat, torch.concatenate),
@@ -179,20 +186,21 @@ TABLE = (
     Operator(
         "flatten", interval.flatten, (torch.flatten, Tensor.flatten),
         {nn.Flatten: _options("start_dim", "end_dim")},
-        backward=linear.reshape, view=True,
+        backward=linear.reshape, affine="single", view=True,
     ),
     Operator(
         "reshape", interval.reshape, (torch.reshape, Tensor.reshape, Tensor.view),
-        backward=linear.reshape, view=True,
+        backward=linear.reshape, affine="single", view=True,
     ),
     Operator(
         "identity", interval.identity, (), {nn.Identity: _options()},
-        backward=linear.reshape, local="pixel", view=True,
+        backward=linear.reshape, affine="single", local="pixel", view=True,
     ),
     Operator(
         "dropout", interval.dropout, (F.dropout, F.dropout2d),
         {nn.Dropout: _options("training"), nn.Dropout2d: _options("training")},
-        backward=linear.reshape, allowed={"training": (False,)}, local="pixel", view=True,
+        backward=linear.reshape, allowed={"training": (False,)},
+        affine="single", local="pixel", view=True,
     ),
 )  # fmt: skip
 

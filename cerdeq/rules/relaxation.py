@@ -101,18 +101,19 @@ def free_choice(ctx: Backward, name: str, default: Tensor) -> Tensor:
     return choice.clamp(0, 1) if ctx.sound else choice  # the clamp has no gradient at its ends
 
 
-def through(ctx: Backward, around: Lines, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+def through(ctx: Backward, around: Lines, coefficients: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return coefficients on p, and their constant [B, K], that bound coefficients . f(p) from below.
 
     Positive ones take the lower line, negative ones the upper: the lines' mean times the coefficients, and half their
-    difference times the magnitudes.
+    difference times the magnitudes. sizes: |coefficients|, where they are at hand.
     """
     chord, sign = per_row(around.slope), -1 if around.convex else 1
     mean, gap = (around.free + chord) / 2, (chord - around.free) * (sign / 2)
     if not ctx.sound:
         return _Through.apply(coefficients, mean, gap, around.offset / 2, sign)
-    sizes, half = coefficients.abs(), around.offset / 2
-    return coefficients * mean + sizes * gap, dot(ctx, coefficients, half) + sign * dot(ctx, sizes, half)
+    sizes, half = coefficients.abs() if sizes is None else sizes, around.offset / 2
+    constant = dot(ctx, coefficients, half) + sign * dot(ctx, sizes, half)
+    return (coefficients * mean).addcmul_(sizes, gap), constant
 
 
 class _Through(torch.autograd.Function):
@@ -146,14 +147,15 @@ def leaky_relu(
     ctx: Backward, coefficients: Tensor, x: Interval, negative_slope: float = 0.01, inplace: bool = False
 ) -> Pulled:
     """Leaky ReLU of any slope."""
-    around = lines(ctx, x.box, negative_slope)
+    around = ctx.constant("lines", lambda: lines(ctx, x.box, negative_slope))
     if ctx.seen is not None:
         ctx.seen[ctx.step] = coefficients, around
-    pulled, constant = through(ctx, around, coefficients)
+    sizes = coefficients.abs() if ctx.sound else None
+    pulled, constant = through(ctx, around, coefficients, sizes)
     size = magnitude(x) * max(1.0, abs(negative_slope)) + around.offset.abs()
     if (splits := split_terms(ctx)) is not None:
         pulled, constant = pulled - splits, constant - slack(ctx, splits, size, 4)
-    return Pulled((pulled,), constant - slack(ctx, coefficients, size, 4))
+    return Pulled((pulled,), constant - slack(ctx, coefficients, size, 4, sizes))
 
 
 def relu(ctx: Backward, coefficients: Tensor, x: Interval, inplace: bool = False) -> Pulled:
