@@ -3,6 +3,8 @@
 steps: training steps of every kind beside plain training of the same network (torch's forward pass, cross entropy and
 Adam). Figures are medians.
 bounds: how tight each bound is on the trained networks of --trained, what it certifies and takes.
+evaluation: what evaluating these networks takes, beside the first of them.
+auto_lirpa: CROWN and alpha-CROWN beside auto_LiRPA's, if it is installed.
 """
 
 import argparse
@@ -20,7 +22,8 @@ from harness.command_line import OK, add_data_dir
 from harness.device import best_device
 from harness.environment import describe_environment, device_title
 from harness.errors import require
-from harness.measure.bounds import measure_bounds
+from harness.measure import auto_lirpa
+from harness.measure.bounds import measure_bounds, measure_evaluation
 from harness.measure.steps import compiler_problem, measure_steps
 from harness.storage.files import write_json
 from harness.terminal import new_console, print_table
@@ -29,6 +32,8 @@ Rows = list[dict[str, Any]]
 
 SECTIONS: dict[str, Callable[[argparse.Namespace, torch.device], Rows]] = {
     "bounds": measure_bounds,  # first, since it may refuse its input
+    "evaluation": measure_evaluation,
+    "auto_lirpa": auto_lirpa.measure_auto_lirpa,
     "steps": measure_steps,
 }
 _SIZES = {
@@ -48,11 +53,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=float, help=f"factor of channels; width and batch by default: {sizes}")
     parser.add_argument("--batch-size", type=int, help="batch size of the section steps")
     parser.add_argument("--rounds", type=int, help="repetitions of each step; the table shows medians")
-    trained = "trial folders for the section bounds: results/<sweep>/trials/<key>"
+    trained = "trial folders for the sections bounds and evaluation: results/<sweep>/trials/<key>"
     parser.add_argument("--trained", nargs="+", type=Path, default=[], metavar="TRIAL_DIR", help=trained)
     parser.add_argument("--bounds", nargs="+", choices=BOUNDS, default=list(BOUNDS), help="default: all")
     parser.add_argument(
-        "--images", type=int, default=20, help="number of test images of the section bounds; default: 20"
+        "--images", type=int, default=20, help="number of images of all sections but steps; default: 20"
     )
     parser.add_argument("--json", type=Path, help="also write all numbers to this file")
     add_data_dir(parser)
@@ -62,7 +67,8 @@ def main(options: argparse.Namespace) -> int:
     """Print a table for each section; returns the exit status. Raises InputError."""
     for model in options.models:
         require("models", model, model in network_names(), f"of {', '.join(network_names())}")
-    sections = [name for name in options.only if name != "bounds" or options.trained]
+    possible = {"bounds": options.trained, "evaluation": options.trained, "auto_lirpa": auto_lirpa.is_installed()}
+    sections = [name for name in options.only if possible.get(name, True)]
     device, console = best_device(), new_console()
     for name, value in _SIZES[device.type].items():
         if getattr(options, name) is None:

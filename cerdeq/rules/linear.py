@@ -83,8 +83,6 @@ def dot(ctx: Backward, coefficients: Tensor, value: Tensor) -> Tensor:
     if ctx.sound and coefficients.dtype != torch.float64:
         return (coefficients * per_row(value)).flatten(2).sum(2, dtype=torch.float64)
     flat = value.expand(len(coefficients), *value.shape[1:]).flatten(1)
-    if ctx.sound and coefficients.shape[1] == 1:  # of windows, which a matrix product takes one by one
-        return (coefficients.flatten(2) * per_row(flat)).sum(2)
     if ctx.sound:
         return torch.bmm(coefficients.flatten(2), flat.unsqueeze(2)).squeeze(2)
     with without_autocast(flat):

@@ -1,19 +1,30 @@
-"""The section `bounds`: how tight each bound is on trained networks, and what it certifies and takes."""
+"""The sections `bounds` and `evaluation`: what bounds of trained networks give and cost, what an evaluation costs."""
 
 import argparse
-import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from baselines import DATASETS
 from cerdeq import LinfBall, bound, margin_spec
 from harness.config.plugins import load_for
-from harness.config.trial import labels
+from harness.config.trial import TrialConfig, labels
 from harness.data import load
 from harness.errors import require
+from harness.evaluation.verdicts import evaluate
+from harness.measure.steps import Step, median_seconds
+from harness.memory import reuse_freed_memory
 from harness.storage import folder
 from harness.training import load_network
+
+_ROUNDS = 3
+_FIRST = "cost over the first network"
+
+Trained = tuple[str, nn.Module, TrialConfig, Tensor, Tensor]
+"""A network's label, the network, its config, test images (uint8) and their labels."""
 
 
 @torch.no_grad()
@@ -23,27 +34,71 @@ def measure_bounds(options: argparse.Namespace, device: torch.device) -> list[di
     width: mean of upper minus lower margin, in logits. lower: mean lower margin. Seconds are for both ends of all
     margins. Raises InputError if a folder holds no trained trial, or the data set not so many images.
     """
+    actions: dict[tuple[int, str], Step] = {}
+    ends: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
+    trained = _trained_networks(options, device)
+
+    def measure(key: tuple[int, str], ask: Callable[[], tuple[Tensor, Tensor]]) -> None:
+        ends[key] = ask()
+
+    for number, (_, model, config, images, classes) in enumerate(trained):
+        x = images.double() / 255
+        spec = margin_spec(classes, DATASETS[config.dataset].classes).to(x)
+        for name in options.bounds:
+            ask = partial(bound, model, LinfBall(x, config.eps), name, spec)
+            actions[number, name] = partial(measure, (number, name), ask)
+    seconds = _median_seconds(actions, device)
+    rows = []
+    for (number, name), (lower, upper) in ends.items():
+        measured = {
+            "width": float((upper - lower).mean()),
+            "lower": float(lower.mean()),
+            "certified %": 100 * float((lower > 0).all(1).double().mean()),
+            "s an example": seconds[number, name] / options.images,
+            _FIRST: seconds[number, name] / seconds[0, name],
+        }
+        rows.append({"network": trained[number][0], "bound": name} | measured)
+    return rows
+
+
+def measure_evaluation(options: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+    """Return a row for each trained network: what evaluating the first test images takes, as its trial says.
+
+    Raises InputError as `measure_bounds` does.
+    """
+    trained = _trained_networks(options, device)
+    actions = {
+        (number, ""): partial(evaluate, model, images, classes, config)
+        for number, (_, model, config, images, classes) in enumerate(trained)
+    }
+    seconds = _median_seconds(actions, device)
+    return [
+        {
+            "network": label,
+            "stages": ", ".join(config.evaluation.stages),
+            "s an example": seconds[number, ""] / options.images,
+            _FIRST: seconds[number, ""] / seconds[0, ""],
+        }
+        for number, (label, _, config, _, _) in enumerate(trained)
+    ]
+
+
+def _trained_networks(options: argparse.Namespace, device: torch.device) -> list[Trained]:
+    """Return the networks of `--trained`, with the first test images of their data sets."""
     require("--images", options.images, options.images >= 1, "at least 1")
     configs = [folder.read_trial(path / folder.TRIAL).config for path in options.trained]
-    rows = []
+    trained = []
     for path, config, label in zip(options.trained, configs, labels(configs), strict=True):
         load_for(config)
         require("--trained", str(path), (path / folder.WEIGHTS).exists(), f"a folder with {folder.WEIGHTS}")
         model = load_network(config, path / folder.WEIGHTS).to(device)
         test = load(config.dataset, options.data_dir).test_images(options.images)
-        x = test.images.to(device).double() / 255
-        spec = margin_spec(test.labels.to(device), DATASETS[config.dataset].classes).to(x)
-        bound(model, LinfBall(x[:1], 0), "ibp", spec[:1])  # the first call loads libraries
-        for name in options.bounds:
-            started = time.perf_counter()
-            lower, upper = bound(model, LinfBall(x, config.eps), name, spec)
-            width = float((upper - lower).mean())  # waits for the device
-            seconds = time.perf_counter() - started
-            measured = {
-                "width": width,
-                "lower": float(lower.mean()),
-                "certified %": 100 * float((lower > 0).all(1).double().mean()),
-                "s an example": seconds / len(x),
-            }
-            rows.append({"network": label, "bound": name} | measured)
-    return rows
+        trained.append((label, model, config, test.images.to(device), test.labels.to(device)))
+    return trained
+
+
+def _median_seconds(actions: dict[tuple[int, str], Step], device: torch.device) -> dict[tuple[int, str], float]:
+    """Return the median seconds of each action, after a round that loads libraries."""
+    with reuse_freed_memory():
+        median_seconds(actions, 1, device)
+        return median_seconds(actions, _ROUNDS, device)

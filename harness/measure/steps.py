@@ -5,7 +5,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from harness.training.augment import augment, draw
 from harness.training.initialise import initialise
 from harness.training.step import Stepper, make_optimiser
 
+K = TypeVar("K")
 Step = Callable[[], object]
 
 BOUNDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -60,9 +61,9 @@ def measure_steps(options: argparse.Namespace, device: torch.device) -> list[dic
     return rows
 
 
-def median_seconds(steps: dict[str, Step], rounds: int, device: torch.device) -> dict[str, float]:
+def median_seconds(steps: dict[K, Step], rounds: int, device: torch.device) -> dict[K, float]:
     """Return the median seconds of each step. Steps take turns, so that a drift of the machine slows all alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    seconds: dict[K, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
             seconds[name].append(seconds_of(step, device))
