@@ -36,8 +36,11 @@ def test_all_kinds_of_steps_are_compared_with_plain_training(monkeypatch, tmp_pa
 
 def test_the_measured_bounds_are_those_of_the_verdicts(trained, tmp_path):
     options = ["--images", "60", "--bounds", "ibp", "crown-ibp", "--json", str(tmp_path / "figures.json")]
-    assert main("benchmark", ["--only", "bounds", "--trained", str(trained), *options]) == 0
-    rows = {row["bound"]: row for row in json.loads((tmp_path / "figures.json").read_text())["bounds"]}
+    assert main("benchmark", ["--only", "bounds", "evaluation", "--trained", str(trained), *options]) == 0
+    written = json.loads((tmp_path / "figures.json").read_text())
+    (evaluation,) = written["evaluation"]
+    assert evaluation["s an example"] > 0 and evaluation["cost over the first network"] == 1
+    rows = {row["bound"]: row for row in written["bounds"]}
     verdicts = pd.read_parquet(trained / folder.VERDICTS)
     ibp, crown_ibp = rows["ibp"], rows["crown-ibp"]
     assert ibp["network"] == "cnn5 ibp seed 0"
