@@ -66,7 +66,7 @@ def test_a_target_stops_the_search_but_not_the_proof():
         lower = lower_bounds(program, x, spec, "alpha-crown", target)
         assert (by_ibp_boxes.clamp(max=target) <= lower).all() and (lower <= minima + 1e-6).all()
         proved = (lower > target).all(1)
-        assert (crown[~proved].clamp(max=target) <= lower[~proved]).all()
+        assert (crown[~proved].clamp(max=target) <= lower[~proved] + 1e-12).all()  # sums of other numbers of rows
         assert (proved >= (full > target).all(1)).all()
     torch.testing.assert_close(lower, full)
     ibp = lower_bounds(program, x, spec, "ibp")
