@@ -74,7 +74,8 @@ def chunked_lower_bound(
     rows: returns the coefficients [B, stop - start, *shape] of rows start to stop. at: the number of the last value.
     are_units: whether rows are of single neurons.
     """
-    each, constants = bytes_per_row(program, values, at, are_units) * len(values[0].center), {}
+    each = bytes_per_row(program, values, at, are_units) * len(values[0].center)
+    constants: dict[tuple[str, str], Any] = {}
     if not values[0].center.is_cuda:
         memory = min(memory, _CPU_CACHE * torch.get_num_threads())
     bounds = [
@@ -91,7 +92,7 @@ def bytes_per_row(program: Program, values: list[Any], at: int, is_unit: bool = 
     """
     size = [value.center[0].numel() if isinstance(value, Interval) else 0 for value in values]
     if is_unit:
-        size = [min(pair) for pair in zip(size, window_sizes(program, values, at), strict=True)]
+        size = [int(min(pair)) for pair in zip(size, window_sizes(program, values, at), strict=True)]
     pending, largest = {at}, size[at]
     for number in range(at, 0, -1):
         if number in pending:

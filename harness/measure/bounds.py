@@ -67,7 +67,7 @@ def measure_evaluation(options: argparse.Namespace, device: torch.device) -> lis
     Raises InputError as `measure_bounds` does.
     """
     trained = _trained_networks(options, device)
-    actions = {
+    actions: dict[tuple[int, str], Step] = {
         (number, ""): partial(evaluate, model, images, classes, config)
         for number, (_, model, config, images, classes) in enumerate(trained)
     }
@@ -87,7 +87,7 @@ def _trained_networks(options: argparse.Namespace, device: torch.device) -> list
     """Return the networks of `--trained`, with the first test images of their data sets."""
     require("--images", options.images, options.images >= 1, "at least 1")
     configs = [folder.read_trial(path / folder.TRIAL).config for path in options.trained]
-    trained = []
+    trained: list[Trained] = []
     for path, config, label in zip(options.trained, configs, labels(configs), strict=True):
         load_for(config)
         require("--trained", str(path), (path / folder.WEIGHTS).exists(), f"a folder with {folder.WEIGHTS}")
