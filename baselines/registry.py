@@ -1,18 +1,25 @@
-"""Networks by name. To add one, write a function under @register("name"), in a file of this folder or in a plugin."""
+"""Networks by name. To add one, write a function under @register("name"), in a file of this folder or in a plugin.
+
+Torch and this folder's networks are imported when a network is first looked up: commands start without them.
+"""
 
 import difflib
+import importlib
 import inspect
+import pkgutil
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from baselines.datasets import DATASETS
 
-Builder = Callable[..., nn.Sequential]
+if TYPE_CHECKING:
+    from torch import nn
+
+Builder = Callable[..., "nn.Sequential"]
 _BUILDERS: dict[str, Builder] = {}
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_.:-]*"  # names are parts of file names, too
 _NORMALIZE = "normalize"
@@ -48,22 +55,6 @@ def refuse_unknown_options(owner: str, options: Iterable[str], allowed: Mapping[
             raise UnknownOptionError(option, owner, allowed)
 
 
-class Normalize(nn.Module):
-    """(x - mean) / std per channel: the first layer of every network, so that eps is in pixel units."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the pixels x [B, C, H, W], normalised."""
-        return (x - self.mean) / self.std
-
-
 def register(name: str) -> Callable[[Builder], Builder]:
     """Return a decorator that makes a function (shape, classes, width, **options) -> nn.Sequential a named network.
 
@@ -81,8 +72,16 @@ def register(name: str) -> Callable[[Builder], Builder]:
     return add
 
 
+@cache
+def _import_networks() -> None:
+    """Import the modules of this folder, which register their networks."""
+    for module in sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)])):
+        importlib.import_module(f"baselines.{module}")
+
+
 def network_names() -> list[str]:
     """Return the names of all networks."""
+    _import_networks()
     return list(_BUILDERS)
 
 
@@ -90,7 +89,7 @@ def unknown_network(name: object) -> UnknownNameError:
     """Return the error for a name that no network has. `cnn15` was once what `cnn` with `depth: 15` is now."""
     family = str(name).rstrip("0123456789")
     depth = str(name).removeprefix(family)
-    is_depth = depth and family in _BUILDERS and "depth" in options_of(family)
+    is_depth = depth and family in network_names() and "depth" in options_of(family)
     hint = f"write `model: {family}, options: {{depth: {depth}}}`" if is_depth else ""
     return UnknownNameError("network", name, network_names(), hint)
 
@@ -111,13 +110,17 @@ def required_options(network: str | Builder) -> list[str]:
     return [name for name, option in options_of(network).items() if option.default is option.empty]
 
 
-def build(network: str | Builder, dataset: str = "cifar10", width: float = 1.0, **options: Any) -> nn.Sequential:
+def build(network: str | Builder, dataset: str = "cifar10", width: float = 1.0, **options: Any) -> "nn.Sequential":
     """Return a network for a data set: pixels in [0, 1] [B, C, H, W] to logits [B, K].
 
     network: its name, or a function as `register` takes. width: the factor of all channel counts. Raises
     UnknownNameError for an unknown network or data set, UnknownOptionError for an unknown option, ValueError for an
     option out of range, TypeError for an option that is missing and for a function whose result is no nn.Sequential.
     """
+    from torch import nn
+
+    from baselines.normalize import Normalize
+
     if dataset not in DATASETS:
         raise UnknownNameError("data set", dataset, list(DATASETS))
     if not width > 0:
@@ -137,6 +140,6 @@ def build(network: str | Builder, dataset: str = "cifar10", width: float = 1.0, 
 def _builder(network: str | Builder) -> Builder:
     if not isinstance(network, str):
         return network
-    if network not in _BUILDERS:
+    if network not in network_names():
         raise unknown_network(network)
     return _BUILDERS[network]

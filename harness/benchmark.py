@@ -9,33 +9,24 @@ auto_lirpa: CROWN and alpha-CROWN beside auto_LiRPA's, if it is installed.
 
 import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from baselines import DATASETS, network_names
-from cerdeq.bounds import BOUNDS
 from harness import command_line
 from harness.command_line import OK, add_data_dir
-from harness.device import best_device
+from harness.config.settings import BAB, STAGES
 from harness.environment import describe_environment, device_title
 from harness.errors import require
-from harness.measure import auto_lirpa
-from harness.measure.bounds import measure_bounds, measure_evaluation
-from harness.measure.steps import compiler_problem, measure_steps
 from harness.storage.files import write_json
 from harness.terminal import new_console, print_table
 
+# What imports torch is imported late: it takes seconds.
+
 Rows = list[dict[str, Any]]
 
-SECTIONS: dict[str, Callable[[argparse.Namespace, torch.device], Rows]] = {
-    "bounds": measure_bounds,  # first, since it may refuse its input
-    "evaluation": measure_evaluation,
-    "auto_lirpa": auto_lirpa.measure_auto_lirpa,
-    "steps": measure_steps,
-}
+SECTIONS = ("bounds", "evaluation", "auto_lirpa", "steps")  # in this order: the first two may refuse their input
+_BOUNDS = [stage for stage in STAGES if stage != BAB]
 _SIZES = {
     "cpu": {"width": 0.25, "batch_size": 64, "rounds": 5},
     "cuda": {"width": 1.0, "batch_size": 256, "rounds": 20},
@@ -45,7 +36,7 @@ _SIZES = {
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     sizes = ", ".join(f"{size['width']} x {size['batch_size']} on a {device}" for device, size in _SIZES.items())
-    parser.add_argument("models", nargs="*", default=["cnn7", "cerdeq"], help=f"networks: {', '.join(network_names())}")
+    parser.add_argument("models", nargs="*", default=["cnn7", "cerdeq"], help="names of networks (docs/networks.md)")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="sections; default: all")
     parser.add_argument(
         "--dataset", default="cifar10", choices=list(DATASETS), help="data set of the section steps; default: cifar10"
@@ -55,7 +46,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, help="repetitions of each step; the table shows medians")
     trained = "trial folders for the sections bounds and evaluation: results/<sweep>/trials/<key>"
     parser.add_argument("--trained", nargs="+", type=Path, default=[], metavar="TRIAL_DIR", help=trained)
-    parser.add_argument("--bounds", nargs="+", choices=BOUNDS, default=list(BOUNDS), help="default: all")
+    parser.add_argument("--bounds", nargs="+", choices=_BOUNDS, default=_BOUNDS, help="default: all")
     parser.add_argument(
         "--images", type=int, default=20, help="number of images of all sections but steps; default: 20"
     )
@@ -65,9 +56,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Print a table for each section; returns the exit status. Raises InputError."""
+    import torch
+
+    from harness.device import best_device
+    from harness.measure.auto_lirpa import is_installed, measure_auto_lirpa
+    from harness.measure.bounds import measure_bounds, measure_evaluation
+    from harness.measure.steps import compiler_problem, measure_steps
+
     for model in options.models:
         require("models", model, model in network_names(), f"of {', '.join(network_names())}")
-    possible = {"bounds": options.trained, "evaluation": options.trained, "auto_lirpa": auto_lirpa.is_installed()}
+    possible = {"bounds": options.trained, "evaluation": options.trained, "auto_lirpa": is_installed()}
     sections = [name for name in options.only if possible.get(name, True)]
     device, console = best_device(), new_console()
     for name, value in _SIZES[device.type].items():
@@ -77,7 +75,13 @@ def main(options: argparse.Namespace) -> int:
     console.print(f"{device_title(device)}, torch {torch.__version__}; steps: {size}", markup=False)
     if "steps" in sections and (problem := compiler_problem(device.type)) is not None:
         console.print(f"no compiled steps, since compiling does not work here: {problem}", markup=False)
-    measured = {name: SECTIONS[name](options, device) for name in sections}
+    measure = {
+        "bounds": measure_bounds,
+        "evaluation": measure_evaluation,
+        "auto_lirpa": measure_auto_lirpa,
+        "steps": measure_steps,
+    }
+    measured = {name: measure[name](options, device) for name in sections}
     for name, rows in measured.items():
         console.print(f"\n{name}", style="bold")
         print_table(console, list(rows[0]), ([_format_cell(value) for value in row.values()] for row in rows))

@@ -16,20 +16,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
-import torch
 from rich.console import Console
 
 from harness import command_line
 from harness.command_line import FAILED, OK, add_data_dir
 from harness.config.settings import BAB, STAGES, STAGES_BY_SETTING
 from harness.config.trial import RECIPE_VERSION, TrialConfig, labels
-from harness.data import Data, data_directory
-from harness.device import best_device
-from harness.environment import device_title
+from harness.environment import data_directory, device_title
 from harness.errors import InputError, require
-from harness.evaluation.ledger import SoundnessError
-from harness.evaluation.shards import certification_of, evaluation_images, finish
 from harness.launch.progress import Bars
 from harness.launch.work import OnEnd, RayOptions, Work, certify_item, load_data, run_here
 from harness.masking import mask_secrets
@@ -37,7 +33,10 @@ from harness.storage import certification, folder, names
 from harness.storage.lease import lock_directory
 from harness.terminal import new_console, one_line
 
-# harness.launch.ray_tune is imported late: Ray takes seconds, and wrong input is refused first.
+if TYPE_CHECKING:
+    from harness.data import Data
+
+# Torch and Ray take seconds to import: what needs them is imported late.
 _DEFAULT_SECONDS = 60.0
 
 
@@ -50,7 +49,7 @@ class Job:
 
     trial_dir: Path
     label: str
-    data: Data
+    data: "Data"
     config: TrialConfig
     directory: Path
 
@@ -79,6 +78,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Run the command and return its exit status. Raises InputError for wrong input; nothing was started."""
     _check_options(options)
+    from harness.device import best_device
+    from harness.evaluation.ledger import SoundnessError
+    from harness.evaluation.shards import certification_of
+
     console = new_console()
     jobs = _make_jobs(_finished_trials(options.paths, console), options)
     with ExitStack() as locks:
@@ -134,6 +137,8 @@ def _finished_trials(paths: list[Path], console: Console) -> list[Path]:
 
 def _make_jobs(trial_dirs: list[Path], options: argparse.Namespace) -> list[Job]:
     """Return a job for each trial. Raises InputError if settings, data or weights do not fit."""
+    from harness.evaluation.shards import evaluation_images
+
     trials = {}
     for trial_dir in trial_dirs:
         trial = folder.read_trial(trial_dir / folder.TRIAL)
@@ -165,6 +170,9 @@ def _certify(jobs: list[Job], data_dir: str | None, workers: int | None, console
 
     Raises SoundnessError at the first one of a shard.
     """
+    from harness.evaluation.ledger import SoundnessError
+    from harness.evaluation.shards import finish
+
     data_dir = str(data_directory(data_dir).absolute())  # workers have another working directory
     images, left = dict[Path, int](), dict[Path, int]()  # of each shard; shards left of each certification
     for job in jobs:
@@ -202,6 +210,8 @@ def _certify(jobs: list[Job], data_dir: str | None, workers: int | None, console
 
 def _run_shards(shards: list[Path], work: Work, on_end: OnEnd, data_dir: str, workers: int | None) -> None:
     """Do shards under Ray, or in this process if only one is to be done at a time."""
+    import torch
+
     gpus = torch.cuda.device_count()
     at_once = min(len(shards), workers or gpus or len(os.sched_getaffinity(0)))
     if at_once <= 1:

@@ -7,8 +7,12 @@ import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
+
+# Torch is imported late: most of these functions do without it.
 
 _PACKAGES = ("torch", "numpy", "pandas", "ray", "mlflow")
 
@@ -18,8 +22,15 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cerdeq"
 
 
-def describe_environment(device: torch.device) -> dict[str, str]:
+def data_directory(option: str | Path | None = None) -> Path:
+    """Return the folder of data sets: `option` (--data-dir), or the environment variable CERDEQ_DATA, or ./data."""
+    return Path(option or os.environ.get("CERDEQ_DATA") or "data").expanduser()
+
+
+def describe_environment(device: "torch.device") -> dict[str, str]:
     """Return device, threads, Python and package versions, and the code's commit."""
+    import torch
+
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {platform.machine()}",
         "threads": str(torch.get_num_threads()),
@@ -29,8 +40,10 @@ def describe_environment(device: torch.device) -> dict[str, str]:
     }
 
 
-def device_title(device: torch.device) -> str:
+def device_title(device: "torch.device") -> str:
     """Return a heading for measurements on a device."""
+    import torch
+
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
 
 

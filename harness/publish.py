@@ -20,7 +20,6 @@ from harness import command_line
 from harness.command_line import OK, add_data_dir, add_patterns, add_sweep_directory, select_by_pattern
 from harness.config.trial import labels
 from harness.errors import InputError, require
-from harness.reports import sweep_page
 from harness.storage import certification, folder, names
 from harness.storage.files import make_directory
 from harness.storage.parquet import read_table, write_table
@@ -44,6 +43,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Return the exit status. Raises InputError where nothing has finished, or it comes to more than LIMIT bytes."""
+    from harness.reports.sweep_page import write_sweep  # imports torch and matplotlib
+
     target = options.to / options.directory.resolve().name
     directory = target.resolve()
     require("--to", options.to, directory != options.directory.resolve(), "another directory than the study's own")
@@ -60,7 +61,7 @@ def main(options: argparse.Namespace) -> int:
     with _replaced(directory):
         for path in finished:
             _copy(path, folder.trial_dir(directory, path.name), path in proved)
-        sweep_page.write_sweep(directory, options.data_dir)
+        write_sweep(directory, options.data_dir)
         size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
         if size > LIMIT:
             raise InputError(f"the copy would have {size / 2**20:.1f} MiB, the limit is 25: select fewer --weights")

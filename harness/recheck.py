@@ -16,15 +16,18 @@ import argparse
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness import command_line
-from harness.checker.verdicts import RecheckResult, recheck
 from harness.command_line import FAILED, OK, add_data_dir, add_patterns, add_sweep_directory, select_by_pattern
 from harness.config.plugins import load_for
 from harness.config.trial import labels
 from harness.errors import InputError, require
 from harness.storage import certification, folder
 from harness.terminal import new_console, print_table
+
+if TYPE_CHECKING:
+    from harness.checker.verdicts import RecheckResult
 
 _SHOWN = 5  # problems of a folder
 
@@ -39,6 +42,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Run the command and return the exit status. Raises InputError without finished trials or with damaged files."""
+    from harness.checker.verdicts import recheck  # imports torch
+
     require("--images", options.images, options.images is None or options.images >= 1, "at least 1")
     verdict_dirs = _find_verdict_dirs(options.directory)
     if not verdict_dirs:
@@ -51,7 +56,7 @@ def main(options: argparse.Namespace) -> int:
         trial_dirs = select_by_pattern("--only", options.only, trial_names)
     for trial_dir in trial_dirs:  # all of them first: user code may be missing
         load_for(folder.read_trial(trial_dir / folder.TRIAL).config)
-    rows, lines, results = list[list[str]](), list[str](), list[RecheckResult]()
+    rows, lines, results = list[list[str]](), list[str](), list["RecheckResult"]()
     for trial_dir in trial_dirs:
         for verdict_dir in verdict_dirs[trial_dir]:
             label = trial_labels[trial_dir] + (f", {verdict_dir.name}" if verdict_dir != trial_dir else "")
@@ -80,7 +85,7 @@ def _find_verdict_dirs(sweep: Path) -> dict[Path, list[Path]]:
     return verdict_dirs
 
 
-def _describe(result: RecheckResult) -> Iterator[str]:
+def _describe(result: "RecheckResult") -> Iterator[str]:
     """Yield what proved the verdicts of each stage, and the first problems."""
     for stage in dict.fromkeys(stage for stage, _ in result.proofs):
         counts = {proved_by: count for (of, proved_by), count in result.proofs.items() if of == stage}
@@ -91,7 +96,7 @@ def _describe(result: RecheckResult) -> Iterator[str]:
         yield f"and {len(result.problems) - _SHOWN} more"
 
 
-def _summary(results: list[RecheckResult]) -> str:
+def _summary(results: "list[RecheckResult]") -> str:
     """Return the last line of the output."""
     if failed := sum(not result.is_confirmed for result in results):
         missing = sum(not result.has_weights for result in results)

@@ -9,17 +9,20 @@ import argparse
 import os
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness import command_line
-from harness.analysis.leaderboard import Leaderboard
-from harness.analysis.summary import Summary
-from harness.analysis.table_files import short_table
 from harness.command_line import OK, add_data_dir, add_sweep_directories
 from harness.errors import InputError
-from harness.reports.sweep_page import REPORT, render, write_sweep
+from harness.reports.up_to_date import REPORT
 from harness.storage import folder
 from harness.storage.files import write_text
+
+if TYPE_CHECKING:
+    from harness.analysis.leaderboard import Leaderboard
+    from harness.analysis.summary import Summary
+
+# harness.reports.sweep_page is imported late: it imports torch and matplotlib.
 
 INDEX = "index.html"
 
@@ -32,6 +35,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Return the exit status. Raises InputError where no page can be made."""
+    from harness.reports.sweep_page import write_sweep
+
     if len(options.directories) == 1:
         write_sweep(options.directories[0], options.data_dir)
         print(options.directories[0] / REPORT)
@@ -45,8 +50,11 @@ def main(options: argparse.Namespace) -> int:
     return OK
 
 
-def _write_overview(directory: Path, sweeps: list[tuple[Leaderboard, dict[str, Summary]]]) -> Path:
+def _write_overview(directory: Path, sweeps: "list[tuple[Leaderboard, dict[str, Summary]]]") -> Path:
     """Write one page over several sweeps, every data set and radius with its leaderboards; return where it is."""
+    from harness.analysis.table_files import short_table
+    from harness.reports.sweep_page import render
+
     entries: dict[tuple[str, Fraction], list[dict[str, Any]]] = {}
     for leaderboard, summaries in sweeps:
         link = Path(os.path.relpath(leaderboard.directory / REPORT, directory)).as_posix()

@@ -12,38 +12,39 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 
 from harness import command_line
-from harness.analysis.table_files import print_leaderboard, write_leaderboard
 from harness.clock import Stopped
 from harness.command_line import FAILED, OK, add_data_dir, add_patterns, add_results_dir, select_by_pattern
-from harness.config.sweep_file import Sweep, load_sweep
+from harness.config.profiles import Sweep, check_keys
 from harness.config.trial import labels
-from harness.data import data_directory, load
-from harness.device import best_device
-from harness.environment import source_digest
+from harness.environment import data_directory, source_digest
 from harness.errors import InputError, require
 from harness.launch import plan
+from harness.launch.child import start_call
 from harness.launch.progress import SweepProgress
 from harness.launch.shared import SharedResults
 from harness.launch.stopping import Stopping
 from harness.launch.study import Study
 from harness.launch.work import RAY_STATE, RayOptions, train_item
-from harness.reports import sweep_page
+from harness.reports import up_to_date
 from harness.storage import folder, names
 from harness.storage.files import file_name, make_directory, remove_unfinished, write_json
 from harness.storage.folder import Trial
 from harness.storage.lease import lock_directory
 from harness.terminal import new_console
-from harness.tracking.mlflow_sync import MlflowSync
-from harness.training.trial import split_images
 
-# Modules that import Ray or Optuna are imported late: they take seconds, and wrong input is refused first.
+if TYPE_CHECKING:
+    from harness.tracking.mlflow_sync import MlflowSync
+
+# Wrong input is refused first, so what takes long to import is imported late: MLflow, pandas, Ray, Optuna. Only other
+# processes import torch and matplotlib, by `start_call`, unless the sweep has a search or plugins.
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,10 +99,7 @@ def main(options: argparse.Namespace) -> int:
     if is_dry and export:
         raise InputError("--export: cannot be combined with --dry-run, which writes nothing")
     require("--max-concurrent", count, count is None or count > 0, "a whole number from 1")
-    has_gpu = _has_gpu(options.ray_address)
-    sweep = load_sweep(options.sweep, options.profile, has_gpu, options.set)
-    data = load(sweep.dataset, options.data_dir, writes=not is_dry)
-    split_images(max(sweep.trials, key=lambda config: config.train.batch_size), data)
+    sweep, data, has_gpu = _check(options)
     shared = SharedResults.at(options.results_dir, sweep.name)
     ray = RayOptions(
         cpu=sweep.resources.cpu,
@@ -117,9 +115,12 @@ def main(options: argparse.Namespace) -> int:
         for option, value in (("--only", options.only), ("--export", export)):
             require(option, value, not value, "a sweep without `search`, whose trials are in its file")
         _check_owner(shared.sweep_dir, sweep)
+        from harness.data import load
         from harness.launch.searching import Search
+        from harness.tracking.mlflow_sync import MlflowSync
 
-        search = Search(sweep, data, shared.sweep_dir, console)
+        images = load(sweep.dataset, options.data_dir, writes=not is_dry)
+        search = Search(sweep, images, shared.sweep_dir, console)
         if is_dry:
             search.show()
             search.say("its winners become the trials; a dry run: nothing was started or written")
@@ -129,7 +130,7 @@ def main(options: argparse.Namespace) -> int:
         if winners is None:
             return FAILED
         sweep, lacks_candidates = winners
-    all_trials = [folder.make_trial(config, data.fingerprint) for config in sweep.trials]
+    all_trials = [folder.make_trial(config, data["fingerprint"]) for config in sweep.trials]
     by_key = dict(zip((trial.key for trial in all_trials), labels(sweep.trials), strict=True))
     trials = _select(all_trials, by_key, options.only)
     if export:
@@ -143,6 +144,8 @@ def main(options: argparse.Namespace) -> int:
         plan.print_header(study, ray.gpu, options.profile, console)
         plan.show(study, options.retry_failed, options.ray_address, console)
         return OK
+    from harness.tracking.mlflow_sync import MlflowSync
+
     with lock_directory(shared.sweep_dir), shared.lock():
         plan.print_header(study, ray.gpu, options.profile, console)
         mlflow = MlflowSync.open(sweep.name, options.tracking_uri, study.row_names(), console)
@@ -151,6 +154,23 @@ def main(options: argparse.Namespace) -> int:
     if is_interrupted:
         raise Stopped
     return FAILED if study.unfinished() or mlflow.is_away or lacks_candidates else OK
+
+
+def _check(options: argparse.Namespace) -> tuple[Sweep, dict[str, Any], bool]:
+    """Return what `check_sweep` returns. Raises InputError, at once if a key of the sweep file or of --set is wrong."""
+    keys, has_gpu = check_keys(options.sweep, options.profile, options.set), None
+    if options.ray_address is not None:
+        from harness.launch.ray_cluster import cluster_has_gpu
+
+        has_gpu = cluster_has_gpu(options.ray_address)
+    request = (options.sweep, options.profile, has_gpu, options.set, options.data_dir, not options.dry_run)
+    if keys.search or keys.plugins:
+        return import_module("harness.launch.checks").check_sweep(*request)
+    result = start_call("harness.launch.checks", "check_sweep", *request)
+    if not (options.dry_run or options.export):
+        import_module("harness.tracking.client")  # meanwhile: MLflow takes as long as the check
+        import_module("harness.analysis.table_files")
+    return result()
 
 
 def _check_owner(sweep_dir: Path, sweep: Sweep) -> None:
@@ -185,16 +205,8 @@ def _export(trials: list[Trial], directory: Path) -> int:
     return OK
 
 
-def _has_gpu(ray_address: str | None) -> bool:
-    if ray_address is None:
-        return best_device().type == "cuda"
-    from harness.launch.ray_cluster import cluster_has_gpu
-
-    return cluster_has_gpu(ray_address)
-
-
 def _run(
-    study: Study, options: RayOptions, mlflow: MlflowSync, retry_failed: bool, fail_fast: bool, console: Console
+    study: Study, options: RayOptions, mlflow: "MlflowSync", retry_failed: bool, fail_fast: bool, console: Console
 ) -> bool:
     """Run the unfinished trials side by side; return True if a signal has stopped them.
 
@@ -207,7 +219,7 @@ def _run(
         folder.claim(study.trial_dirs[trial.key], trial)
     study.shared.push_trials()
     shutil.rmtree(sweep_dir / RAY_STATE, ignore_errors=True)  # of a driver that was killed
-    for directory in (sweep_dir, sweep_dir / sweep_page.FIGURES):
+    for directory in (sweep_dir, sweep_dir / up_to_date.FIGURES):
         remove_unfinished(directory)
     if not trials:
         return False
@@ -248,7 +260,7 @@ class _Callbacks:
     """Show and log what trials report and how they end. begun: the trials that have reported."""
 
     shared: SharedResults
-    mlflow: MlflowSync
+    mlflow: "MlflowSync"
     progress: SweepProgress
     stopping: Stopping
     fail_fast: bool
@@ -290,17 +302,21 @@ class _Callbacks:
             self.mlflow.sync(trial_dir, running=False)
 
 
-def _write_reports(study: Study, mlflow: MlflowSync, data_dir: str | None, console: Console) -> None:
+def _write_reports(study: Study, mlflow: "MlflowSync", data_dir: str | None, console: Console) -> None:
     """Write the tables and the page, and log them."""
+    from harness.analysis.table_files import print_leaderboard, write_leaderboard
+
     sweep_dir, uri = study.sweep_dir, study.shared.uri
     if not folder.trial_folders(sweep_dir):
         raise FileNotFoundError(errno.ENOENT, "the results directory is gone", str(sweep_dir))
     table, summaries = write_leaderboard(sweep_dir)
     print_leaderboard(table, summaries, console)
     mlflow.finish(sweep_dir, table, study.unchanged_keys)
-    page = sweep_page.write_page(table, summaries, data_dir)  # last: figures take seconds
+    if not up_to_date.is_up_to_date(sweep_dir, data_dir):  # last: figures take seconds
+        start_call("harness.reports.sweep_page", "write_sweep", sweep_dir, data_dir)()
+        up_to_date.mark_up_to_date(sweep_dir, data_dir)
     study.shared.push_tables()
-    console.print(f"\nAll results on a page:\n{escape(str(page))}", soft_wrap=True)
+    console.print(f"\nAll results on a page:\n{escape(str(sweep_dir / up_to_date.REPORT))}", soft_wrap=True)
     if uri is not None:
         console.print(f"\nAnd at:\n{escape(uri)}", soft_wrap=True)
 

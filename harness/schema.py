@@ -8,7 +8,6 @@ import json
 
 from harness import command_line
 from harness.command_line import OK
-from harness.config.schema import sweep_schema
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +16,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Run the command and return the exit status."""
+    from harness.config.schema import sweep_schema  # imports torch
+
     print(json.dumps(sweep_schema(), indent=1))
     return OK
 

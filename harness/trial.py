@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -17,7 +18,6 @@ from harness import command_line
 from harness.clock import Stopped
 from harness.command_line import FAILED, OK, add_data_dir, add_results_dir
 from harness.config.trial import RECIPE_VERSION, labels
-from harness.device import best_device
 from harness.environment import device_title
 from harness.errors import SettingError, require
 from harness.launch.progress import TrialProgress
@@ -26,7 +26,11 @@ from harness.launch.work import load_data, run_here, train_item
 from harness.masking import mask_secrets
 from harness.storage import folder, names
 from harness.storage.files import DamagedFileError, make_directory
-from harness.training.trial import Report, split_images
+
+if TYPE_CHECKING:
+    from harness.training.trial import Report
+
+# What imports torch is imported late: it takes seconds.
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +43,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Run the command and return its exit status. Raises InputError for wrong input; nothing was started."""
+    from harness.device import best_device
+    from harness.training.trial import split_images
+
     results_dir, data_dir = options.results_dir, options.data_dir
     require("--results-dir", results_dir, isinstance(results_dir, Path), "a directory; addresses are for harness.run")
     trials = {str(path): _load_trial(path) for path in options.trials}
@@ -61,7 +68,7 @@ def main(options: argparse.Namespace) -> int:
         print(f"device: {device_title(best_device())}", flush=True)
     with Stopping(None, _print_line) as stopping:
 
-        def train(trial_dir: Path, report: Report) -> None:
+        def train(trial_dir: Path, report: "Report") -> None:
             if not stopping.asked:
                 _train(by_dir[trial_dir], trial_dir, unfinished[trial_dir].config.train.epochs, data_dir, stopping)
 

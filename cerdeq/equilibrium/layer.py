@@ -164,12 +164,15 @@ class Equilibrium(nn.Module):
             )
         kernel = () if kernel_size is None else (kernel_size, kernel_size)
         with torch.random.fork_rng(devices=[]):  # so that the other weights are drawn as they are without W
-            free = torch.randn(channels, channels // groups, *kernel)
+            free = torch.empty(channels, channels // groups, *kernel)
+            if not free.is_meta:  # there, drawing imports torch's compiler, which takes over a second
+                free.normal_()
         free /= free[0].numel()
         self.inject = inject
         self.recurrence = FixedPoint(free, iterations, backward_iterations, early_iterations, gradient, warm_start)
         shape = PARAMETRISATIONS[parametrisation](channels, margin, gain, margin_start)
-        parametrize.register_parametrization(self.recurrence, "weight", shape, unsafe=groups > 1)
+        # unsafe: no trial run, which on the device "meta" would import torch's compiler, too
+        parametrize.register_parametrization(self.recurrence, "weight", shape, unsafe=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the equilibrium z [B, channels, ...] of x."""

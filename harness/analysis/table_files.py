@@ -58,7 +58,8 @@ def write_leaderboard(directory: Path) -> tuple[Leaderboard, dict[str, Summary]]
         json.dumps(records, indent=1, allow_nan=False) + "\n",
     ]
     for path, text in zip(leaderboard_files(directory), texts, strict=True):
-        write_text(path, text)
+        if not path.exists() or path.read_bytes() != text.encode():
+            write_text(path, text)
     return leaderboard, summaries
 
 

@@ -69,6 +69,7 @@ def add_factory(model: str, plugins: Collection[str]) -> None:
 
 @cache
 def _import(name: str) -> ModuleType:
+    network_names()  # registers the project's own networks first: a plugin cannot take their names
     try:
         module = importlib.import_module(name)
     except (Exception, SystemExit) as error:  # a user's code may raise anything

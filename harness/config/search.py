@@ -10,7 +10,6 @@ from baselines import options_of
 from harness.config.settings import STRICT
 from harness.config.trial import TrialConfig, identity
 from harness.errors import InputError, require
-from harness.methods import method_options
 from harness.storage.names import CERTIFIED_ERROR, STANDARD_ERROR
 
 Sampler = Literal["tpe", "nsga2", "random"]
@@ -155,6 +154,8 @@ class Searched:
 
 def _settings_of(trial: TrialConfig) -> dict[str, Any]:
     """Return all settings that can be searched, by their keys in an entry."""
+    from harness.methods import method_options  # imported late: it imports torch
+
     settings = {f"train.{field.name}": getattr(trial.train, field.name) for field in fields(trial.train)}
     for section, parameters in (("options", options_of(trial.model)), ("method_options", method_options(trial.method))):
         own = getattr(trial, section)

@@ -45,7 +45,7 @@ STAGES_BY_SETTING = {
 """For each evaluation setting that not every stage uses: the stages that use it."""
 
 Attack = Literal["margin", "all"]
-Precision = Literal["tf32", "float32", "bf16"]
+Precision = Literal["tf32", "float32", "bf16", "auto"]
 CompileMode = Literal["auto", "always", "never"]
 Initialisation = Literal["ibp", "default"]
 LARGEST_EPOCHS = 1_000_000
@@ -131,7 +131,8 @@ class TrainSettings:
     (CTBench 2024). The metrics of each epoch still describe the network as it trains."""
     precision: Precision = "tf32"
     """Precision of products in training steps: 'tf32', 'float32', or 'bf16', which keeps parameters, sums, margins and
-    the loss in float32. It does not affect evaluation."""
+    the loss in float32; 'auto' is 'bf16' on machines where that is faster, else 'tf32', so numbers depend on the
+    machine. It does not affect evaluation."""
     compile: CompileMode = "auto"
     """Whether to compile training steps: 'auto' where compiling works and the trial is long enough to gain time,
     'always' where it works, 'never'. Numbers change by rounding alone, as on another machine."""
@@ -166,7 +167,9 @@ class TrainSettings:
         require("clip_norm", norm, norm is None or 0 < norm < math.inf, "above 0 and finite, or null for no clipping")
         require("regularisation", self.regularisation, 0 <= self.regularisation < math.inf, "at least 0 and finite")
         require("ema_decay", decay, decay is None or 0 < decay < 1, "above 0 and below 1, or null for no average")
-        require("precision", self.precision, self.precision in get_args(Precision), "'tf32', 'float32' or 'bf16'")
+        require(
+            "precision", self.precision, self.precision in get_args(Precision), "'tf32', 'float32', 'bf16' or 'auto'"
+        )
         require("compile", self.compile, self.compile in get_args(CompileMode), "'auto', 'always' or 'never'")
         initialisation = self.initialisation
         require("initialisation", initialisation, initialisation in get_args(Initialisation), "'ibp' or 'default'")

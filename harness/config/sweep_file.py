@@ -1,44 +1,33 @@
 """Sweep files: read, checked to the last key, and expanded to a list of trials."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from inspect import Parameter
 from pathlib import Path
 from typing import Any
 
-from baselines import UnknownNameError, options_of
+from baselines import options_of
 from harness.config import plugins
 from harness.config.buildable import check_buildable, ignored_evaluation, ignored_settings
 from harness.config.grid import expand, names_in
-from harness.config.search import Searched, SearchSettings, check_search, spaces_of
-from harness.config.settings import Radius, TrainSettings
-from harness.config.sweep_keys import FIXED, Resources, SweepFile, TrialEntry, options_model, validate
-from harness.config.sweep_text import merge, nest, parse_assignments, profile_mark, read
+from harness.config.profiles import (
+    ASSIGNED,
+    CPU_PROFILE,
+    Sweep,
+    changes_of,
+    name_source,
+    parse_keys,
+    read_profiles,
+    require_profile,
+)
+from harness.config.search import Searched, check_search, spaces_of
+from harness.config.settings import TrainSettings
+from harness.config.sweep_keys import SweepFile, TrialEntry, options_model, validate
+from harness.config.sweep_text import merge, nest, profile_mark
 from harness.config.trial import FULL_PROFILE, TrialConfig, identity
 from harness.errors import InputError, require, shorten
 from harness.methods import method_options
-
-CPU_PROFILE = "cpu"
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A sweep file under one profile, checked and expanded.
-
-    changed: what `--set` changed of the trials, as it stands in the profile of trials that the file does not have.
-    search, searched: how settings are searched, and the entries whose settings are; None and empty without a search.
-    """
-
-    name: str
-    profile: str
-    dataset: str
-    eps: Radius
-    resources: Resources
-    trials: list[TrialConfig]
-    changed: str = ""
-    search: SearchSettings | None = None
-    searched: tuple[Searched, ...] = ()
 
 
 def load_sweep(path: Path, profile: str | None, has_gpu: bool, assignments: Sequence[str] = ()) -> Sweep:
@@ -48,28 +37,16 @@ def load_sweep(path: Path, profile: str | None, has_gpu: bool, assignments: Sequ
     `--set`, KEY=VALUE each, applied after the profile. Raises InputError, with a line for each problem: the file or
     `--set`, the key, what was found, what is allowed.
     """
-    content, included = read(path)
-    try:
-        plugins.load(content.get("plugins", []))
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    note = "".join(f", includes {file}" for file in included)
-    sweeps = {FULL_PROFILE: _expand(content, FULL_PROFILE, path, note)}
-    profiles = content.get("profiles") or {}
-    if FULL_PROFILE in profiles:
-        raise InputError(f"{path}: profiles.{FULL_PROFILE}: the name of the file without a profile; choose another")
-    for name, changes in profiles.items():
-        if fixed := [key for key in changes if key in FIXED]:
-            raise InputError(f"{path}: profiles.{name}.{fixed[0]}: a profile cannot change this")
-        sweeps[name] = _expand(merge(content, changes), name, path, note)
-    selected = profile or (CPU_PROFILE if CPU_PROFILE in profiles and not has_gpu else FULL_PROFILE)
-    if selected not in sweeps:
-        raise InputError(f"{path}: {UnknownNameError('profile', selected, list(sweeps))}")
+    contents, note = read_profiles(path)
+    sweeps = {name: _expand(content, name, path, note) for name, content in contents.items()}
+    selected = profile or (CPU_PROFILE if CPU_PROFILE in contents and not has_gpu else FULL_PROFILE)
+    require_profile(path, selected, list(contents))
     if not assignments:
         return sweeps[selected]
-    changes = parse_assignments(assignments, SweepFile.model_fields.keys() - FIXED)
-    content = merge(merge(content, profiles.get(selected, {})), changes)
-    return _expand(content, selected, "--set", note, sweeps[selected], profile_mark(changes))
+    changes = changes_of(assignments)
+    return _expand(
+        merge(contents[selected], changes), selected, ASSIGNED, note, sweeps[selected], profile_mark(changes)
+    )
 
 
 def _expand(
@@ -80,8 +57,8 @@ def _expand(
     note: ends each line. original: the sweep without `--set`. Trials that it has under no seed have the mark in their
     profile, which is part of keys and stands over tables, so that no changed trial is mistaken for the file's.
     """
+    sweep = parse_keys(content, profile, source, note)
     try:
-        sweep = validate(SweepFile, content)
         expanded = _expand_entries(sweep, profile)
         _refuse(_ignored_by_all(sweep, content, expanded))
         unmarked = {identity(trial) for trial in original.trials} if original else set()
@@ -96,8 +73,7 @@ def _expand(
         if sweep.search is not None:
             check_search(sweep.search, sweep.validation_images, len(sweep.seeds), searched)
     except InputError as error:
-        lines = [f"{source}: {problem} (profile {profile}{note})" for problem in str(error).splitlines()]
-        raise InputError("\n".join(lines)) from None
+        raise name_source(error, profile, source, note) from None
     return Sweep(
         sweep.name, profile, sweep.dataset, sweep.eps, sweep.resources, trials, mark, sweep.search, tuple(searched)
     )

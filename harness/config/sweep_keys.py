@@ -12,7 +12,6 @@ from harness.config.search import Asha, SearchSettings, Space
 from harness.config.settings import STRICT, EvaluationSettings, Radius, TrainSettings
 from harness.config.trial import LARGEST_SEED, LARGEST_WIDTH, LONGEST_NAME, NAME_PATTERN
 from harness.errors import InputError, SettingError, require
-from harness.methods import METHODS
 
 RENAMED = {"evaluation.methods": "evaluation.stages"}
 
@@ -26,6 +25,12 @@ def _registered(kind: str, names: Callable[[], Iterable[str]]) -> BeforeValidato
         return name
 
     return BeforeValidator(check)
+
+
+def _method_names() -> Iterable[str]:
+    from harness.methods import METHODS  # imported late: it imports torch
+
+    return METHODS
 
 
 def _check_gpus(gpus: float) -> float:
@@ -48,7 +53,7 @@ class TrialEntry(BaseModel):
 
     model: Annotated[str, _registered("network", network_names)]
     """The network; `module:function` for a function of a plugin that is not registered."""
-    method: Annotated[str, _registered("training method", lambda: METHODS)]
+    method: Annotated[str, _registered("training method", _method_names)]
     """The training method."""
     options: dict[str, Any] = Field(default_factory=dict)
     """The network's options, where they differ from their defaults."""

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from baselines.datasets import DATASETS, Dataset
 from harness.data.layouts import Shard, Source, fetch, find, name_errors, not_found
-from harness.environment import cache_directory
+from harness.environment import cache_directory, data_directory
 from harness.errors import InputError, require
 from harness.storage.files import write_atomically
 
@@ -108,11 +107,6 @@ class Data:
             "test_shards_found": self.test.shards,
             "test_shards_total": self.test.total,
         }
-
-
-def data_directory(option: str | Path | None = None) -> Path:
-    """Return the folder of data sets: `option` (--data-dir), or the environment variable CERDEQ_DATA, or ./data."""
-    return Path(option or os.environ.get("CERDEQ_DATA") or "data").expanduser()
 
 
 def load(name: str, data_dir: str | Path | None = None, writes: bool = True) -> Data:

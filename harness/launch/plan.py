@@ -2,11 +2,10 @@
 
 import os
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 
-from harness.config.sweep_file import CPU_PROFILE
+from harness.config.profiles import CPU_PROFILE
 from harness.config.trial import FULL_PROFILE
 from harness.launch.progress import minutes
 from harness.launch.states import state_of
@@ -21,10 +20,10 @@ def print_header(study: Study, gpus: float, asked_profile: str | None, console: 
     config = sweep.trials[0]
     total = f" of {len(sweep.trials)}" if len(trials) < len(sweep.trials) else ""
     lines = [
-        f"[bold]{sweep.name}[/]: {data.info.title}, eps {sweep.eps}, profile {escape(sweep.profile)}; "
+        f"[bold]{sweep.name}[/]: {data['title']}, eps {sweep.eps}, profile {escape(sweep.profile)}; "
         f"{len(trials)}{total} trials, {len(trials) - len(study.unfinished())} finished already",
-        f"data: {len(data.train):,} training and {len(data.test):,} test images "
-        f"from {escape(str(data.directory or 'a package'))}",
+        f"data: {data['train_images']:,} training and {data['test_images']:,} test images "
+        f"from {escape(data['directory'] or 'a package')}",
     ]
     if sweep.profile == CPU_PROFILE and asked_profile is None:
         lines.append("no GPU here: profile 'cpu' was picked")
@@ -47,6 +46,8 @@ def print_header(study: Study, gpus: float, asked_profile: str | None, console: 
 
 def show(study: Study, retry_failed: bool, ray_address: str | None, console: Console) -> None:
     """Print a line for each trial, the resources and the time."""
+    import torch  # imported late: only a dry run needs it
+
     to_run = {trial.key for trial in study.to_run(retry_failed)}
     left = study.seconds_left([trial for trial in study.trials if trial.key in to_run])
     rows = []

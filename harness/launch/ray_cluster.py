@@ -34,7 +34,6 @@ os.environ.update(
 )
 
 import ray
-import torch
 from ray._private import worker
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -76,7 +75,7 @@ def cluster_has_gpu(address: str) -> bool:
 
 def check_resources(resources: dict[str, float], cpu: int, gpu: float) -> None:
     """Raise ResourceError if no machine has the resources of a trial."""
-    if torch.cuda.is_available() and not resources.get("GPU", 0):
+    if gpu and not resources.get("GPU", 0):
         raise ResourceError(
             "torch sees a GPU on this machine and Ray does not; look at CUDA_VISIBLE_DEVICES and at the cluster's start"
         )

@@ -24,17 +24,16 @@ from harness.launch.ray_cluster import (  # before Ray itself
 )
 
 # isort: on
-import torch
 from ray import tune
 from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
 from harness.clock import Stopped
-from harness.device import limit_gpu_memory
 from harness.errors import error_line
-from harness.launch.work import FAILS_AGAIN, RAY_STATE, OnEnd, OnReport, RayOptions, Work
-from harness.memory import free_memory
+from harness.launch.work import RAY_STATE, OnEnd, OnReport, RayOptions, Work
+
+# Torch is imported late, in workers: the driver does without it.
 
 LOG = "ray.log"
 _ERROR = "error_of_item"
@@ -164,9 +163,11 @@ def _trainable(work: Work) -> Callable[[dict[str, Any]], None]:
     """Return the function that does an item in a worker."""
 
     def run_item(config: dict[str, Any]) -> None:
+        from harness.memory import free_memory
+        from harness.training.trial import FAILS_AGAIN
+
         assigned = ray.get_runtime_context().get_assigned_resources()
-        torch.set_num_threads(max(1, int(assigned.get("CPU", 1))))
-        limit_gpu_memory(assigned.get("GPU", 0))
+        _limit_torch(assigned.get("CPU", 1), assigned.get("GPU", 0))
         try:
             with suppress(Stopped):
                 work(Path(config["item"]), tune.report)
@@ -175,6 +176,16 @@ def _trainable(work: Work) -> Callable[[dict[str, Any]], None]:
         free_memory()
 
     return run_item
+
+
+def _limit_torch(cpus: float, gpus: float) -> None:
+    """Let torch use as many threads, and as much of a GPU's memory, as are reserved."""
+    import torch
+
+    from harness.device import limit_gpu_memory
+
+    torch.set_num_threads(max(1, int(cpus)))
+    limit_gpu_memory(gpus)
 
 
 def _item(trial: Any) -> Path:

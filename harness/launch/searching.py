@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
 from harness.clock import Stopped
-from harness.config.sweep_file import Sweep
+from harness.config.profiles import Sweep
 from harness.config.trial import TrialConfig, rows
 from harness.data import Data
 from harness.environment import source_digest

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 import pyarrow
@@ -22,8 +22,11 @@ from harness.masking import mask_secrets
 from harness.storage import folder, remote
 from harness.storage.files import write_text
 from harness.storage.lease import holder, lock_address
-from harness.training import run_folder
-from harness.training.trial import EvaluationProgress, Report
+
+if TYPE_CHECKING:
+    from harness.training.trial import EvaluationProgress, Report
+
+# harness.training is imported late: it imports torch, which the driver does without.
 
 MARK = ".remote"
 """The file in a mirror that holds the address."""
@@ -152,13 +155,15 @@ def update_mirror(uri: str, sweep_dir: Path) -> None:
 
 
 def run_trial_at(
-    uri: str, key: str, report: Report, data_dir: str | None, evaluated: EvaluationProgress, code: str | None
+    uri: str, key: str, report: "Report", data_dir: str | None, evaluated: "EvaluationProgress", code: str | None
 ) -> None:
     """Run `run_folder` for a trial at a sweep's address, in a temporary directory.
 
     The trial's folder is pushed before each report of an epoch, now and then during evaluation, and at the end, also
     after an error. Raises as `run_folder` does, and OSError if the storage cannot be read or stays away.
     """
+    from harness.training import run_folder
+
     below, clock = f"trials/{key}", Clock()
     with TemporaryDirectory(prefix="harness-") as scratch:
         sweep_dir = Path(scratch)

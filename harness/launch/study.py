@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
-from harness.config.sweep_file import Sweep
+from harness.config.profiles import Sweep
 from harness.config.trial import identity, rows
-from harness.data import Data
 from harness.launch.shared import SharedResults
 from harness.storage import folder, names
 from harness.storage.files import DamagedFileError
@@ -20,11 +20,13 @@ from harness.storage.folder import Trial
 class Study:
     """A sweep on its data.
 
-    trials: those that the command runs or reports. labels: of all trials of the sweep, by key.
+    data: the data set's summary, and its `title`.
+    trials: those that the command runs or reports.
+    labels: of all trials of the sweep, by key.
     """
 
     sweep: Sweep
-    data: Data
+    data: dict[str, Any]
     trials: list[Trial]
     labels: dict[str, str]
     shared: SharedResults
@@ -42,7 +44,7 @@ class Study:
     @cached_property
     def unchanged_keys(self) -> set[str]:
         """The keys of the trials that the sweep file has without `--set`."""
-        by_key = {folder.make_trial(config, self.data.fingerprint).key: config for config in self.sweep.trials}
+        by_key = {folder.make_trial(config, self.data["fingerprint"]).key: config for config in self.sweep.trials}
         return {key for key, config in by_key.items() if config.profile == self.sweep.profile}
 
     def row_names(self) -> dict[str, str]:

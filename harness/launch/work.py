@@ -10,27 +10,25 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.clock import Clock, Stopped
-from harness.config.buildable import check_buildable
 from harness.config.plugins import load_for
-from harness.data import Data, load
 from harness.errors import InputError, error_line, require
-from harness.evaluation.shards import certify_shard
 from harness.launch.shared import is_stopped, run_trial_at
-from harness.memory import free_memory
-from harness.search.rungs import CANDIDATE, run_candidate
 from harness.storage import folder, names
-from harness.training.trial import REPEATED, Report, run_folder
 
-Work = Callable[[Path, Report], None]
+if TYPE_CHECKING:
+    from harness.data import Data
+    from harness.training.trial import Report
+
+# Whatever imports torch is imported late: the driver of a sweep does without torch.
+
+Work = Callable[[Path, "Report"], None]
 OnReport = Callable[[Path, dict[str, Any]], None]
 OnEnd = Callable[[Path, str | None], None]
 """Called with an item and the error that ended it, None for none."""
 
-FAILS_AGAIN = (InputError, *REPEATED)
-"""Errors that a retry would raise again."""
 RAY_STATE = ".ray"
 """The directory of Ray's own state, in that of the results."""
 
@@ -54,11 +52,14 @@ class RayOptions:
     uri: str | None = None
 
 
-def load_data(trials: dict[str, folder.Trial], data_dir: str | None) -> dict[str, Data]:
+def load_data(trials: dict[str, folder.Trial], data_dir: str | None) -> dict[str, "Data"]:
     """Return the data sets of trials, by name, after checking that this code can run the trials on them.
 
     trials: by what messages call them. Raises InputError if it cannot, or if data is missing or another one.
     """
+    from harness.config.buildable import check_buildable
+    from harness.data import load
+
     for name, trial in trials.items():
         try:
             load_for(trial.config)
@@ -74,7 +75,7 @@ def load_data(trials: dict[str, folder.Trial], data_dir: str | None) -> dict[str
 
 def train_item(
     trial_dir: Path,
-    report: Report,
+    report: "Report",
     data_dir: str | None,
     code: str | None = None,
     uri: str | None = None,
@@ -86,6 +87,9 @@ def train_item(
     asked: returns True once trials are to stop; by default, if the sweep's stop file exists.
     Raises as `run_folder` does.
     """
+    from harness.search.rungs import CANDIDATE, run_candidate
+    from harness.training.trial import run_folder
+
     asked = asked or (partial(is_stopped, uri) if uri else folder.stop_file(trial_dir).exists)
     if asked():
         return
@@ -101,13 +105,17 @@ def train_item(
         run_folder(trial_dir, report, data_dir, evaluated, Clock(asked=asked), code)
 
 
-def certify_item(shard: Path, report: Report, data_dir: str | None) -> None:
+def certify_item(shard: Path, report: "Report", data_dir: str | None) -> None:
     """Evaluate a shard of a certification. Raises as `certify_shard` does."""
+    from harness.evaluation.shards import certify_shard
+
     certify_shard(shard.parents[1], int(shard.name), data_dir)
 
 
 def run_here(items: Iterable[Path], work: Work, on_report: OnReport, on_end: OnEnd) -> None:
     """Do items in this process, one after the other; those after one that fails are done all the same."""
+    from harness.memory import free_memory
+
     for item in items:
         error = None
         try:

@@ -14,10 +14,10 @@ from harness.config.settings import BAB, EvaluationSettings
 from harness.figures import style
 from harness.figures.catalogue import figures_of
 from harness.figures.section_data import SectionData
+from harness.reports.up_to_date import FIGURES, REPORT
 from harness.storage import certification, folder
 from harness.storage.files import write_text
 
-REPORT, FIGURES = "report.html", "figures"
 _MAIN = (
     "#", "row", "certified error", "attack error", "standard error", "undecided", "bound width", "parameters",
     "train seconds", "seeds",

@@ -17,9 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from harness.config.settings import BAB, EvaluationSettings
 from harness.storage import folder
@@ -27,6 +25,9 @@ from harness.storage.files import DamagedFileError, parse_json, write_atomically
 from harness.storage.folder import Trial
 from harness.storage.parquet import read_table, write_table
 from harness.typed import check_types
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CERTIFICATION, TIMINGS = "certification.json", "timings.parquet"
 
@@ -152,7 +153,7 @@ def _is_complete(directory: Path, number: int, digest: str) -> bool:
 
 
 def write_shard(
-    directory: Path, number: int, verdicts: pd.DataFrame, evidence: Callable[[Path], None], **fields: Any
+    directory: Path, number: int, verdicts: "pd.DataFrame", evidence: Callable[[Path], None], **fields: Any
 ) -> None:
     """Write a shard's verdicts and evidence, then its JSON.
 
@@ -178,7 +179,7 @@ def read_shard(directory: Path, number: int) -> Shard:
     return parse_json(_path(directory, number, "json"), lambda content: Shard(**check_types(Shard, content)))
 
 
-def read_shard_verdicts(directory: Path, number: int) -> pd.DataFrame:
+def read_shard_verdicts(directory: Path, number: int) -> "pd.DataFrame":
     """Read a shard's verdicts. Raises DamagedFileError."""
     return read_table(_path(directory, number, "parquet"))
 

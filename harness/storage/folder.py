@@ -23,9 +23,7 @@ import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from harness.config.trial import RECIPE_VERSION, TrialConfig, from_dict, to_dict, trial_key
 from harness.errors import SettingError, require, shorten
@@ -34,6 +32,9 @@ from harness.storage.files import DamagedFileError, parse_json, write_json, writ
 from harness.storage.names import EPOCH
 from harness.storage.parquet import read_table
 from harness.typed import check_types
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TRIAL, EPOCHS, WEIGHTS = "trial.json", "epochs.jsonl", "weights.safetensors"
 CHECKPOINT = "checkpoint.pt"
@@ -218,7 +219,7 @@ def read_chosen(directory: Path) -> dict[str, Any] | None:
     return parse_json(path, dict) if path.exists() else None
 
 
-def read_verdicts(directory: Path, columns: list[str]) -> pd.DataFrame:
+def read_verdicts(directory: Path, columns: list[str]) -> "pd.DataFrame":
     """Read columns of a trial's verdicts, one row for each test image. Raises DamagedFileError."""
     return read_table(Path(directory) / VERDICTS, columns)
 

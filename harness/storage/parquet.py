@@ -2,21 +2,25 @@
 
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
 
 from harness.storage.files import DamagedFileError, write_atomically
 
 
-def read_table(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
+def read_table(path: Path, columns: list[str] | None = None) -> "pd.DataFrame":
     """Read a Parquet file, or these columns of it. Raises DamagedFileError."""
+    import pandas as pd  # imported late: most commands read no tables
+
     try:
         return pd.read_parquet(path, columns=columns)
     except (OSError, ValueError) as error:
         raise DamagedFileError(f"{path} cannot be read: {error}") from error
 
 
-def write_table(path: Path, table: pd.DataFrame) -> None:
+def write_table(path: Path, table: "pd.DataFrame") -> None:
     """Write a Parquet file atomically, at most two thirds as large as pandas writes verdicts by default.
 
     Floats are split into bytes, unique integers stored as differences.

@@ -27,13 +27,13 @@ import mlflow  # noqa: F401
 import sqlalchemy
 from mlflow import MlflowClient, entities
 from mlflow.exceptions import MlflowException
-from mlflow.store.db.db_types import DATABASE_ENGINES
 
 from harness.errors import InputError
 from harness.masking import mask_secrets
 from harness.tracking import TrackingError
 
 SQLITE = "sqlite:///"
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # that MLflow documents
 _MAX_RUNS = 50_000  # in one search
 
 
@@ -66,7 +66,7 @@ def connect(uri: str) -> MlflowClient:
 
     Call it within `tracking_errors`.
     """
-    if urlsplit(uri).scheme.partition("+")[0] in DATABASE_ENGINES:
+    if urlsplit(uri).scheme.partition("+")[0] in _DATABASES:
         if uri.startswith(SQLITE):
             Path(uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
         engine = sqlalchemy.create_engine(uri)  # asks once whether it is there; MLflow would ask ten times, for 100 s

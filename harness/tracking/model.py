@@ -10,12 +10,19 @@ from pathlib import Path
 from platform import python_version
 from tempfile import TemporaryDirectory
 
-from harness.evaluation import served
 from harness.storage import folder, names
 from harness.tracking.client import MlflowClient, entities, mlflow
 
 BEST = "best"  # the alias of a registered model's version
 _NAME, _DATA = "network", "data"
+_LOADER = "harness.evaluation.served"
+_DESCRIPTION = f"""The best network of a sweep. To load it, install this project, and the plugins that the trial names:
+
+    network = mlflow.pyfunc.load_model("models:/cifar10@best")
+    logits = network.predict(images)        # NumPy, [N, C, H, W] with pixels in [0, 1] -> [N, classes], float64
+
+See {_LOADER}.
+"""
 _READY = entities.LoggedModelStatus.READY
 
 
@@ -32,7 +39,7 @@ def log_network(client: MlflowClient, run: entities.Run, trial_dir: Path) -> Non
         for name in (folder.TRIAL, folder.WEIGHTS):
             shutil.copy(trial_dir / name, Path(directory) / _DATA)
         model = mlflow.models.Model(model_id=created.model_id, run_id=run_id)
-        model.add_flavor("python_function", loader_module=served.__name__, data=_DATA, python_version=python_version())
+        model.add_flavor("python_function", loader_module=_LOADER, data=_DATA, python_version=python_version())
         model.save(str(Path(directory) / "MLmodel"))
         client.log_model_artifacts(created.model_id, directory)
     client.log_outputs(run_id, [entities.LoggedModelOutput(created.model_id, 0)])
@@ -56,10 +63,12 @@ def register_best(client: MlflowClient, sweep: str, runs: Collection[entities.Ru
     if best is None or model is None:
         return None
     if not client.search_registered_models(f"name = '{sweep}'"):
-        client.create_registered_model(sweep, description=served.__doc__)
+        client.create_registered_model(sweep, description=_DESCRIPTION)
     source = model.artifact_location
     versions = [each for each in client.search_model_versions(f"name = '{sweep}'") if each.source == source]
     if not versions:
         versions = [client.create_model_version(sweep, source, best.info.run_id, model_id=model.model_id)]
-    client.set_registered_model_alias(sweep, BEST, str(versions[0].version))
+    version = str(versions[0].version)
+    if client.get_registered_model(sweep).aliases.get(BEST) != version:
+        client.set_registered_model_alias(sweep, BEST, version)
     return f"models:/{sweep}@{BEST}"

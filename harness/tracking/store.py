@@ -65,8 +65,9 @@ class Tracker:
                 experiment = client.get_experiment(client.create_experiment(sweep, artifact_location=artifacts))
             if experiment.lifecycle_stage == "deleted":
                 client.restore_experiment(experiment.experiment_id)
-            client.set_experiment_tag(experiment.experiment_id, view.TAG, view.view())
-            return cls(uri, sweep, experiment.experiment_id, client)
+            tracker = cls(uri, sweep, experiment.experiment_id, client)
+            tracker._tag(view.TAG, view.view())
+            return tracker
 
     def sync(self, trial_dir: Path, row: str | None = None, running: bool = True) -> None:
         """Bring the trial's run up to date with its folder; create the run if there is none. Raises TrackingError.
@@ -114,7 +115,7 @@ class Tracker:
     def describe(self, text: str) -> None:
         """Set the experiment's note. Raises TrackingError."""
         with tracking_errors(self.uri):
-            self.client.set_experiment_tag(self.experiment_id, notes.TAG, text)
+            self._tag(notes.TAG, text)
 
     def register(self, trials: Collection[str]) -> str | None:
         """Register the network of the best of these trials, by their keys, as the model that is called like the sweep.
@@ -133,6 +134,11 @@ class Tracker:
             return view.link(address, self.experiment_id)
         option = "" if self.uri == resolve_uri(None) else f" --tracking-uri {shlex.quote(address)}"
         return f"uv run python -m harness.ui {self.sweep}{option}\n{view.link(LOCAL_PAGE, self.experiment_id)}"
+
+    def _tag(self, name: str, text: str) -> None:
+        """Set a tag of the experiment, unless it is set."""
+        if self.client.get_experiment(self.experiment_id).tags.get(name) != text:
+            self.client.set_experiment_tag(self.experiment_id, name, text)
 
     def _find_or_create(self, trial: Trial, label: str) -> entities.Run:
         """Return the trial's run; a new one is created together with its tags, so that it is never without."""

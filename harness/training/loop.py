@@ -20,12 +20,13 @@ from harness.device import tf32
 from harness.errors import SettingError
 from harness.memory import free_memory
 from harness.storage import names
-from harness.storage.folder import add_failed_optimisations, read_epochs, write_epoch
+from harness.storage.folder import add_failed_optimisations, read_epochs, read_failed_optimisations, write_epoch
 from harness.training import checkpoint
 from harness.training.augment import Draws, draw, seed_of
 from harness.training.compilation import decide
 from harness.training.initialise import initialise
 from harness.training.monitor import monitor_bounds, monitor_untrained, recompute_statistics
+from harness.training.precision import describe_slow_bf16, resolve
 from harness.training.step import Stepper
 
 EPS_FLOOR = 1e-6
@@ -101,7 +102,9 @@ def _train(
     config: TrialConfig, images: Tensor, labels: Tensor, trial_dir: Path, report: Report, clock: Clock, divided: bool
 ) -> nn.Sequential:
     """Train as `train` does. divided: True if parts of batches are smaller than asked; epochs' rows then say so."""
-    device, last = images.device, config.train.epochs
+    device, last, asked = images.device, config.train.epochs, config.train.precision
+    precision = resolve(asked, device, _bf16_before(trial_dir))
+    config = replace(config, train=replace(config.train, precision=precision))
     torch.manual_seed(config.seed)
     model = build(config.model, config.dataset, config.width, **config.options)
     if config.train.initialisation == "ibp":
@@ -120,11 +123,15 @@ def _train(
         report(row)
     if done < last:
         clock.check()
+        if asked == "bf16" and device.type == "cpu":
+            _warn_of_slow_bf16(trial_dir)
         _decide_compilation(stepper, _compiled_before(trial_dir, done))
     for epoch in range(done + 1, last + 1):
         row = _train_epoch(stepper, epoch, trial_dir)
         if divided:
             row[names.TRAIN_ACCUMULATE] = config.train.accumulate
+        if asked == "auto":
+            row[names.TRAIN_BF16] = float(precision == "bf16")
         add_failed_optimisations(trial_dir, stepper.failed_optimisations)
         write_epoch(trial_dir, row)  # first: a row without its checkpoint is written again, a row never written is lost
         stop = epoch < last and (epoch == clock.until or clock.asked())
@@ -137,6 +144,20 @@ def _train(
     if config.train.recompute_statistics:
         recompute_statistics(trained, images, config.train.batch_size)
     return trained
+
+
+def _bf16_before(trial_dir: Path) -> bool | None:
+    """Return True if the trial's earlier epochs chose bf16, None if there are none."""
+    rows = [row for row in read_epochs(trial_dir) if names.TRAIN_BF16 in row]
+    return bool(rows[-1][names.TRAIN_BF16]) if rows else None
+
+
+def _warn_of_slow_bf16(trial_dir: Path) -> None:
+    """Log it, once a trial, if bf16 is slower than float32 here; the result's warnings have it, too."""
+    has_warned = any(line.startswith("bf16") for line in read_failed_optimisations(trial_dir))
+    if not has_warned and (message := describe_slow_bf16()):
+        _log.warning(message)
+        add_failed_optimisations(trial_dir, [message])
 
 
 def _compiled_before(trial_dir: Path, done: int) -> bool | None:
@@ -229,7 +250,7 @@ class Ramp:
         middle = first + int(0.25 * (last - first))
         done = max(step - first, 0)
         if middle == first:
-            return max(EPS_FLOOR, self.eps * done / (last - first))
+            return max(EPS_FLOOR, self.eps * done / max(1, last - first))  # without a ramp, before its start: 0
         cube = (middle - first) ** 3
         slope = self.eps / (4 * cube * (last - middle) + cube * (middle - first))
         value = slope * done**4 if step < middle else slope * cube * ((middle - first) + 4 * (step - middle))

@@ -18,7 +18,7 @@ from harness.config.trial import TrialConfig
 from harness.data import Data, Split, load
 from harness.device import best_device
 from harness.environment import describe_environment, source_digest
-from harness.errors import require
+from harness.errors import InputError, require
 from harness.evaluation.equilibria import recurrence_report
 from harness.evaluation.ledger import SoundnessError
 from harness.evaluation.metrics import final_metrics, finite_or_none, warnings
@@ -36,6 +36,8 @@ _log = logging.getLogger(__name__)
 
 REPEATED = (NonFiniteLossError, SoundnessError)
 """Errors that the same trial would end with again."""
+FAILS_AGAIN = (InputError, *REPEATED)
+"""Errors that a retry would raise again."""
 
 Report = Callable[[dict[str, Any]], None]
 EvaluationProgress = Callable[[int, int], None]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from baselines.registry import Normalize
+from baselines.normalize import Normalize
 from cerdeq.equilibrium import FixedPoint
 from harness.checker import linear
 from harness.checker.boxes import Box, ball, convolve

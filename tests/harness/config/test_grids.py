@@ -68,6 +68,7 @@ def test_an_option_is_a_list_or_a_choice_by_its_type(monkeypatch):
     def counted(shape, classes, width, layers: int = 1):
         raise AssertionError("nothing is built")
 
+    registry.network_names()  # which imports all others
     monkeypatch.setattr(registry, "_BUILDERS", {"listed": listed, "counted": counted})
     options = {"layers": [2, 3]}
     assert [len(expand(entry(model=model, options=options))) for model in ("listed", "counted")] == [1, 2]

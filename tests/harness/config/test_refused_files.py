@@ -66,7 +66,7 @@ RANGES = [
     ("train.clip_norm", 0.0, "above 0"),
     ("train.regularisation", -1.0, "at least 0"),
     ("train.ema_decay", 1.0, "below 1"),
-    ("train.precision", "fp8", "'tf32', 'float32' or 'bf16'"),
+    ("train.precision", "fp8", "'tf32', 'float32', 'bf16' or 'auto'"),
     ("train.compile", "yes", "'auto', 'always' or 'never'"),
     ("train.initialisation", "kaiming", "'ibp' or 'default'"),
     ("evaluation.stages", ["crown-ibp", "ibp"], "in order"),

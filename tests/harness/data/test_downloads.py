@@ -11,7 +11,8 @@ import pytest
 from fake_data import PARQUET, check_arrays, fake_cifar, fake_parquet, fake_tiny_imagenet
 
 from baselines.datasets import DATASETS
-from harness.data import data_directory, layouts, load
+from harness.data import layouts, load
+from harness.environment import data_directory
 from harness.errors import InputError
 
 

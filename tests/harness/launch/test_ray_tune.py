@@ -79,7 +79,7 @@ def look(item, report):
 
 @pytest.mark.slow
 def test_four_items_share_two_gpus_by_halves(real_ray, tmp_path, monkeypatch):
-    monkeypatch.setattr(ray_tune, "limit_gpu_memory", print)  # torch sees no GPU
+    monkeypatch.setattr(ray_tune, "_limit_torch", print)  # torch sees no GPU
     items = [f"4-{number}" for number in range(5)]
     events = call(tmp_path, items, look, gpu=0.5)
     probes = [json.loads(path.read_text()) for path in (tmp_path / "results").glob(f"*/{PROBE}")]
@@ -176,8 +176,8 @@ def test_what_would_fail_again_is_not_tried_again_and_its_folder_has_the_reason(
 
 def test_a_worker_has_a_thread_a_cpu_and_its_share_of_a_gpu_and_frees_its_memory(do_in_worker, monkeypatch):
     steps = []
-    monkeypatch.setattr(ray_tune, "limit_gpu_memory", steps.append)
-    monkeypatch.setattr(ray_tune, "free_memory", lambda: steps.append("memory freed"))
+    monkeypatch.setattr("harness.device.limit_gpu_memory", steps.append)
+    monkeypatch.setattr("harness.memory.free_memory", lambda: steps.append("memory freed"))
     for resources in ({"CPU": 3.0, "GPU": 0.5}, {"CPU": 0.5}):
         do_in_worker(lambda *_: steps.append(torch.get_num_threads()), **resources)
     assert steps == [0.5, 3, "memory freed", 0, 1, "memory freed"]
@@ -205,10 +205,10 @@ def test_more_than_any_machine_has_is_refused(tmp_path, two_machines, cpu, gpu, 
 
 
 def test_a_gpu_that_ray_does_not_see_is_an_error(tmp_path, two_machines, monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    """A trial asks for a GPU only if torch has seen one."""
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
     with pytest.raises(ResourceError, match="CUDA_VISIBLE_DEVICES"):
-        call(tmp_path, ["one"], print)
+        call(tmp_path, ["one"], print, gpu=0.5)
 
 
 @pytest.mark.parametrize(

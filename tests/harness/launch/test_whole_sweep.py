@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 from mlflow import MlflowClient
@@ -59,6 +61,33 @@ def test_a_second_call_logs_what_mlflow_lost_and_does_nothing_else(copied, no_ra
     for kind, content in tables.items():
         assert (copied.directory / f"leaderboard.{kind}").read_bytes() == content
     copied.assert_complete()
+
+
+def test_a_third_call_changes_no_file_and_imports_neither_torch_nor_ray(copied, no_ray):
+    """In a process of its own. The second call has drawn the figures for the directory that the study was copied to."""
+    assert copied.main() == 0
+    before = snapshot(copied.root)
+    script = (
+        "import sys\n"
+        "from harness.command_line import main\n"
+        "status = main('run', sys.argv[1:])\n"
+        "print(status, [name for name in ('torch', 'ray', 'matplotlib') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *copied.options], capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[-1] == "0 []", done.stderr
+    assert "2 trials, 2 finished already" in done.stdout
+    after = snapshot(copied.root)
+    lock = copied.directory / ".lock"  # which names the process while it runs
+    assert {**after, lock: None} == {**before, lock: None}
+
+
+def test_a_changed_result_is_drawn_again(copied, no_ray, capsys):
+    assert copied.main() == 0
+    page = copied.directory / "report.html"
+    before = page.stat().st_mtime_ns
+    (copied.trial_dirs["cnn5", 0] / folder.RESULT).touch()
+    assert copied.main() == 0
+    assert page.stat().st_mtime_ns > before
 
 
 def test_a_trial_made_elsewhere_is_imported(tmp_path, store, no_ray, capsys):

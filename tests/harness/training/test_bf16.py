@@ -2,6 +2,9 @@
 
 import copy
 import dataclasses
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,8 +15,11 @@ from steppers import BOUNDING, choices_of, stepper_of, take_steps
 from baselines import build
 from cerdeq.bounds import Context, Interval, trace, values_of
 from cerdeq.equilibrium import FixedPoint
+from harness.clock import Clock, Stopped
 from harness.methods import METHODS
 from harness.methods.certified import IBP
+from harness.storage import folder, names
+from harness.training import precision, run_trial
 from harness.training.initialise import initialise
 
 SAMPLE = [("cnn7", *BOUNDING[0]), ("cerdeq", *BOUNDING[1])]
@@ -101,3 +107,33 @@ def test_an_equilibrium_s_w_is_not_rounded_in_bf16():
             values_of(trace(copy.deepcopy(network)), Interval(x, x / 100, x), ctx)
         weights.append(ctx.saved["equilibrium.recurrence"])
     torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("cost", "is_bf16"), [(0.7, 1.0), (3.0, 0.0)])
+def test_auto_is_bf16_where_that_is_faster_and_stays_what_it_was(tiny_trial, tmp_path, monkeypatch, cost, is_bf16):
+    monkeypatch.setattr(precision, "cost_of_bf16", lambda: cost)
+    config = tiny_trial(width=0.05, train={"precision": "auto"})
+    with pytest.raises(Stopped):
+        run_trial(config, tmp_path, clock=Clock(until=1))
+    monkeypatch.setattr(precision, "cost_of_bf16", lambda: pytest.fail("earlier epochs decide"))
+    assert run_trial(config, tmp_path).warnings == []
+    assert [row[names.TRAIN_BF16] for row in folder.read_epochs(tmp_path)[1:]] == [is_bf16] * config.train.epochs
+
+
+def test_bf16_that_is_slow_here_is_one_warning(tiny_trial, tmp_path, monkeypatch):
+    monkeypatch.setattr(precision, "cost_of_bf16", lambda: 51.0)
+    (warning,) = run_trial(tiny_trial(width=0.05, train={"precision": "bf16"}), tmp_path).warnings
+    assert warning.startswith("bf16 takes 51.0 times as long as float32 on this CPU")
+    assert warning in (tmp_path / folder.LOG).read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="needs a CPU that computes in bf16")
+def test_a_cpu_without_bf16_is_recognised_by_its_speed():
+    script = "from harness.training.precision import cost_of_bf16; print(cost_of_bf16())"
+    limits = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    costs = [
+        float(subprocess.check_output([sys.executable, "-c", script], env=os.environ | added, text=True))
+        for added in ({}, limits)
+    ]
+    assert costs[0] < 1 < 2 < costs[1]

@@ -49,3 +49,8 @@ def test_short_ramps_stay_in_range(length: int, steps: int):
 def test_the_learning_rate_falls_after_each_decay_epoch():
     rates = {epoch: learning_rate(5e-4, (120, 140), 0.2, epoch) for epoch in (1, 120, 121, 140, 141, 160)}
     assert rates == pytest.approx({1: 5e-4, 120: 5e-4, 121: 1e-4, 140: 1e-4, 141: 2e-5, 160: 2e-5})
+
+
+def test_without_a_ramp_eps_jumps_where_it_would_begin():
+    ramp = Ramp(8 / 255, 2, 0, 10)
+    assert [ramp(0), ramp(9), ramp(10)] == [EPS_FLOOR, EPS_FLOOR, 8 / 255]

@@ -1,0 +1,107 @@
+"""A sweep file under its profiles, and the check of its keys. Needs no torch, so wrong keys are refused at once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from baselines import UnknownNameError
+from harness.config import plugins
+from harness.config.search import Searched, SearchSettings
+from harness.config.settings import Radius
+from harness.config.sweep_keys import FIXED, Resources, SweepFile, validate
+from harness.config.sweep_text import merge, parse_assignments, read
+from harness.config.trial import FULL_PROFILE, TrialConfig
+from harness.errors import InputError
+
+CPU_PROFILE = "cpu"
+ASSIGNED = "--set"
+"""What error messages name where `--set` is wrong."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep file under one profile, checked and expanded.
+
+    changed: what `--set` changed of the trials, as it stands in the profile of trials that the file does not have.
+    search, searched: how settings are searched, and the entries whose settings are; None and empty without a search.
+    """
+
+    name: str
+    profile: str
+    dataset: str
+    eps: Radius
+    resources: Resources
+    trials: list[TrialConfig]
+    changed: str = ""
+    search: SearchSettings | None = None
+    searched: tuple[Searched, ...] = ()
+
+
+def read_profiles(path: Path) -> tuple[dict[str, dict[str, Any]], str]:
+    """Return the content of a sweep file under each of its profiles, `full` first, and a note on included files.
+
+    Imports the plugins that the file names. Raises InputError.
+    """
+    content, included = read(path)
+    try:
+        plugins.load(content.get("plugins", []))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    note = "".join(f", includes {file}" for file in included)
+    profiles = parse_keys(content, FULL_PROFILE, path, note).profiles or {}
+    if FULL_PROFILE in profiles:
+        raise InputError(f"{path}: profiles.{FULL_PROFILE}: the name of the file without a profile; choose another")
+    contents = {FULL_PROFILE: content}
+    for name, changes in profiles.items():
+        if fixed := [key for key in changes if key in FIXED]:
+            raise InputError(f"{path}: profiles.{name}.{fixed[0]}: a profile cannot change this")
+        contents[name] = merge(content, changes)
+    return contents, note
+
+
+def check_keys(path: Path, profile: str | None, assignments: Sequence[str] = ()) -> SweepFile:
+    """Check the keys of a sweep file under each profile, then those of `--set`; return the file without a profile.
+
+    Entries of `trials` are not checked: that needs the networks. Raises InputError as `load_sweep` does.
+    """
+    contents, note = read_profiles(path)
+    checked = [parse_keys(content, name, path, note) for name, content in contents.items()]
+    if profile is not None:
+        require_profile(path, profile, list(contents))
+    if assignments:
+        changes = changes_of(assignments)
+        problems = list[InputError]()
+        selectable = [profile] if profile else [name for name in (CPU_PROFILE, FULL_PROFILE) if name in contents]
+        for name in selectable:  # which of two it is depends on the machine: what one of them allows may be right
+            try:
+                parse_keys(merge(contents[name], changes), name, ASSIGNED, note)
+            except InputError as error:
+                problems.append(error)
+        if len(problems) == len(selectable):
+            raise problems[0]
+    return checked[0]
+
+
+def parse_keys(content: dict[str, Any], profile: str, source: Path | str, note: str) -> SweepFile:
+    """Return the keys of a sweep file as their class has them. Raises InputError, as `name_source` words it."""
+    try:
+        return validate(SweepFile, content)
+    except InputError as error:
+        raise name_source(error, profile, source, note) from None
+
+
+def name_source(error: InputError, profile: str, source: Path | str, note: str) -> InputError:
+    """Return the error with what it is about in each line. source: the file or `--set`. note: ends each line."""
+    return InputError("\n".join(f"{source}: {line} (profile {profile}{note})" for line in str(error).splitlines()))
+
+
+def changes_of(assignments: Sequence[str]) -> dict[str, Any]:
+    """Return what `--set` changes of a sweep file. Raises SettingError."""
+    return parse_assignments(assignments, SweepFile.model_fields.keys() - FIXED)
+
+
+def require_profile(path: Path, profile: str, allowed: list[str]) -> None:
+    """Raise InputError unless the sweep file has the profile."""
+    if profile not in allowed:
+        raise InputError(f"{path}: {UnknownNameError('profile', profile, allowed)}")

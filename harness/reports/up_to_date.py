@@ -1,0 +1,48 @@
+"""Whether a sweep's page and figures are up to date, so that they need not be drawn again.
+
+As `make` does, this compares the sizes and times of files: of what they are made from, and their own.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+from harness.environment import data_directory, source_digest
+from harness.storage.files import write_text
+
+REPORT, FIGURES = "report.html", "figures"
+_MADE_FROM = ".made-from"  # beside the figures: a digest
+
+
+def is_up_to_date(sweep_dir: Path, data_dir: str | None) -> bool:
+    """Return True if nothing has changed since `mark_up_to_date`: results, code, page and figures."""
+    mark = sweep_dir / FIGURES / _MADE_FROM
+    return mark.exists() and mark.read_text(encoding="utf-8") == _digest(sweep_dir, data_dir)
+
+
+def mark_up_to_date(sweep_dir: Path, data_dir: str | None) -> None:
+    """Note that the page and the figures are made from what is there now."""
+    write_text(sweep_dir / FIGURES / _MADE_FROM, _digest(sweep_dir, data_dir))
+
+
+def _digest(sweep_dir: Path, data_dir: str | None) -> str:
+    digest = hashlib.sha256()
+    # the page shows paths relative to the working directory, and images of the data set
+    made_by = (source_digest(), version("matplotlib"), version("pandas"), Path.cwd(), data_directory(data_dir))
+    digest.update("\n".join(map(str, made_by)).encode())
+    for path in sorted(_files(sweep_dir)):
+        if path.is_file():
+            status = path.stat()
+            digest.update(f"\n{path} {status.st_size} {status.st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def _files(sweep_dir: Path) -> Iterator[Path]:
+    """Yield the files that the page and the figures are made from, and themselves."""
+    for name in ("trials", "search"):
+        yield from (sweep_dir / name).rglob("*")
+    yield from (sweep_dir / FIGURES).glob("[!.]*")
+    yield sweep_dir / REPORT
+    for directory in (sweep_dir.parent, Path(__file__).parents[2] / "results"):
+        yield directory / "published.csv"
