@@ -43,7 +43,7 @@ from harness.storage.remote import check
 
 MAX_RETRIES = 2
 _MARKER = ".shared-"
-_PATIENCE = 5.0  # seconds for a connection; Ray itself would try for two minutes
+CONNECTION_SECONDS = 5.0  # to try for; Ray itself would try for two minutes
 
 
 class ResourceError(InputError):
@@ -139,12 +139,12 @@ def _nodes() -> list[dict[str, Any]]:
 def _connect(address: str | None, printed: Any) -> None:
     if address is not None:
         _check_port(address)
-    dashboard = None if address else False
+    dashboard, begin = None if address else False, printed.seek(0, os.SEEK_END)
     try:
         with _apart_from_signals():
             ray.init(address or "local", include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
     except Exception as error:  # Ray raises plain ones, too, such as where its start takes too long
-        printed.seek(0)
+        printed.seek(begin)
         if address and "InvalidAuthToken" in printed.read():
             raise ResourceError(
                 f"the Ray cluster at {address} asks for a token and did not get it: copy ~/.ray/auth_token "
@@ -174,12 +174,18 @@ def _apart_from_signals() -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
 
 
+def host_and_port(address: str) -> tuple[str, int]:
+    """Return the parts of HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
 def _check_port(address: str) -> None:
     """Raise ResourceError at once if nothing listens at HOST:PORT."""
-    if not (match := re.fullmatch(r"(?P<host>[^/]+):(?P<port>\d+)", address)):
+    if not re.fullmatch(r"[^/]+:\d+", address):
         return
     try:
-        socket.create_connection((match["host"].strip("[]"), int(match["port"])), _PATIENCE).close()
+        socket.create_connection(host_and_port(address), CONNECTION_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise ResourceError(f"no Ray cluster answers at {address}: {error}") from None
 
@@ -194,7 +200,7 @@ def _redirect_stderr(log: Path | None) -> Iterator[Any]:
     def write_lines(data: dict[str, Any], *_args: Any, **_kwargs: Any) -> None:
         print(*data["lines"], sep="\n", file=file, flush=True)
 
-    with open(log, "w+") if log else TemporaryFile("w+") as file:
+    with open(log, "a+") if log else TemporaryFile("w+") as file:
         before, stderr = os.dup(2), sys.stderr
         sys.stderr = os.fdopen(os.dup(2), "w", buffering=1) if _is_stderr(stderr) else stderr
         os.dup2(file.fileno(), 2)
