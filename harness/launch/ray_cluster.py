@@ -18,7 +18,7 @@ from typing import Any
 
 os.environ.update(
     {
-        "RAY_AIR_NEW_OUTPUT": "0",
+        "RAY_AIR_NEW_OUTPUT": "0",  # documented; with the new output, Tune prints a box even if verbose=0
         "RAY_USAGE_STATS_ENABLED": "0",
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C stops the command instead of ending each trial as if it were done
@@ -194,7 +194,8 @@ def _check_port(address: str) -> None:
 def _redirect_stderr(log: Path | None) -> Iterator[Any]:
     """Send to a file what Ray's C++ code writes to stderr, and what Ray prints when machines or workers die.
 
-    Ray has no setting for either. What Python writes to stderr still goes there.
+    Ray has no setting for either: hence its private `print_to_stdstream`, which no public call replaces, and which it
+    calls for dead machines also if log_to_driver=False. What Python writes to stderr still goes there.
     """
 
     def write_lines(data: dict[str, Any], *_args: Any, **_kwargs: Any) -> None:

@@ -41,13 +41,14 @@ KINDS = {
     "driver": None,
 }
 RAYS_OWN = {"raylet", "dashboard agent", "runtime environment agent", "gcs_server"}  # a raylet ends with its agents
+DIED = "Ray has died"
 SOAK = {
     **TINY,
     "name": "soak",
     "width": 0.1,
     "train_images": 640,
     "train": {**TINY["train"], "epochs": 12},
-    "trials": [{"model": ["cnn5", "cnn7", "cerdeq"], "method": "ibp"}],
+    "trials": [{"model": ["cnn7", "cerdeq"], "method": "ibp"}],
 }
 TIMES = (names.EVALUATION_SECONDS, names.TRAIN_SECONDS, names.TRAIN_EPOCH_SECONDS, names.TRAIN_EXAMPLES_PER_SECOND)
 
@@ -142,9 +143,13 @@ def test_a_sweep_in_which_a_process_is_killed_ends_as_a_quiet_one(root, machines
         wait_for(lambda study=study: any(map(folder.read_epochs, study.trial_dirs.values())), PATIENCE)
         time.sleep(drawn.uniform(0, LINGERING))
         assert machines.driver.poll() is None, "the sweep has ended before the kill"
+        killed = time.monotonic()
         machines.kill(kind, drawn)
+        if kind in RAYS_OWN and not machines.nodes:
+            wait_for(lambda study=study: DIED in printed(study), PATIENCE)
+            line = next(line for line in printed(study).splitlines() if DIED in line)
+            print(f"{kind}: noticed after {time.monotonic() - killed:.1f} s: {line}")
         drive_to_the_end(machines, study, goes_on_alone=not machines.nodes and kind != "driver")
-        assert ("Ray has died" in printed(study)) >= (not machines.nodes and kind in RAYS_OWN)
         assert "state-dump" not in printed(study), "what Ray prints is for its log"
         study.assert_complete(printed=["ray.log"])
         assert contents(study) == contents(quiet)
