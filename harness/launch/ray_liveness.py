@@ -9,7 +9,8 @@ import time
 from harness.launch.ray_cluster import CONNECTION_SECONDS, host_and_port, ray
 
 _PERIOD = 1.0  # seconds between two checks
-_LOCAL_PATIENCE, _CLUSTER_PATIENCE = 2.0, 30.0  # seconds; after 60, Ray's own code ends the driver without a word
+_PATIENCE = 2.0  # seconds without an answer, of a server on this machine
+_NETWORK_PATIENCE = 30.0  # of one on another; after 60 seconds Ray's own code ends the driver without a word
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
@@ -18,9 +19,9 @@ class RayDiedError(ConnectionError):
 
 
 class Liveness:
-    """Checks the two servers that a driver waits for, gcs_server at the head of the cluster and its own raylet.
+    """Checks the two servers that a driver waits for: gcs_server at the head of the cluster, and its machine's raylet.
 
-    is_local: this process has started them, and no network lies between.
+    is_local: the head is this machine.
     """
 
     def __init__(self, is_local: bool):
@@ -28,26 +29,25 @@ class Liveness:
         context = ray.get_runtime_context()
         raylet = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
         self.servers = {
-            "gcs_server": host_and_port(context.gcs_address),
-            "raylet": (raylet["NodeManagerAddress"], raylet["NodeManagerPort"]),
+            "gcs_server": (host_and_port(context.gcs_address), _PATIENCE if is_local else _NETWORK_PATIENCE),
+            "raylet": ((raylet["NodeManagerAddress"], raylet["NodeManagerPort"]), _PATIENCE),
         }
-        self.patience = _LOCAL_PATIENCE if is_local else _CLUSTER_PATIENCE
-        self.checked = self.answered = time.monotonic()
+        self.checked = time.monotonic()
+        self.silent_since: dict[str, float] = {}
 
     def check(self) -> None:
         """Try to connect, at most once a second. Raises RayDiedError if a server has not answered for some seconds."""
-        now = time.monotonic()
-        if now - self.checked < _PERIOD:
+        if time.monotonic() - self.checked < _PERIOD:
             return
-        self.checked = now
-        for name, address in self.servers.items():
+        for name, (address, patience) in self.servers.items():
             try:
                 socket.create_connection(address, CONNECTION_SECONDS).close()
+                self.silent_since.pop(name, None)
             except OSError as error:
-                if time.monotonic() - self.answered > self.patience:
+                since = self.silent_since.setdefault(name, time.monotonic())
+                if time.monotonic() - since >= patience:
                     raise RayDiedError(f"Ray has died: its {name} does not answer ({error})") from None
-                return
-        self.answered = now
+        self.checked = time.monotonic()
 
 
 def end_with_raylet() -> None:

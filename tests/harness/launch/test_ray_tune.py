@@ -275,7 +275,7 @@ def test_a_cluster_that_dies_is_not_ours_to_start(tmp_path, dying):
 
 def test_a_server_that_no_longer_answers_is_noticed(monkeypatch):
     monkeypatch.setattr(ray_liveness, "_PERIOD", 0.0)
-    monkeypatch.setattr(ray_liveness, "_LOCAL_PATIENCE", 0.1)
+    monkeypatch.setattr(ray_liveness, "_PATIENCE", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as head, socket.create_server(("127.0.0.1", 0)) as raylet:
         ports = {"NodeManagerAddress": "127.0.0.1", "NodeManagerPort": raylet.getsockname()[1]}
         context = SimpleNamespace(gcs_address=f"127.0.0.1:{head.getsockname()[1]}", get_node_id=lambda: "1")
