@@ -30,7 +30,9 @@ from harness.launch.ray_cluster import (  # before Ray itself
 # isort: on
 import torch
 from ray import tune
+from ray.exceptions import RayError
 from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
 from harness.clock import Stopped
@@ -56,8 +58,11 @@ def _through_tune() -> Iterator[None]:
         raise _CallbackError from error
 
 
-class _Callback(tune.Callback):
-    """Calls back for reports and ends of items, and ends Tune once Ray is dead."""
+class _Callback(TrialProgressCallback):
+    """Calls back for reports and ends of items, prints nothing, and ends Tune once Ray is dead.
+
+    Without a callback of this base class Tune adds one, which prints a line for each trial even if verbose=0.
+    """
 
     def __init__(self, on_report: OnReport, on_end: OnEnd, liveness: Liveness):
         self.on_report, self.on_end, self.liveness = on_report, on_end, liveness
@@ -205,6 +210,8 @@ def _run_until_death(
             tuner.fit()
         except _CallbackError as error:
             raise error.__cause__ or error from None
+        except RayError as error:  # not an item's: Tune handles those
+            raise RayDiedError(f"Ray has died: {error_line(error)}") from error
         finally:
             shutil.rmtree(directory / RAY_STATE, ignore_errors=True)
 

@@ -273,6 +273,17 @@ def test_a_cluster_that_dies_is_not_ours_to_start(tmp_path, dying):
     assert len(dying) == 1
 
 
+def test_an_error_of_ray_itself_is_its_death(tmp_path, two_machines, monkeypatch):
+    def fit(self):
+        raise ray.exceptions.RaySystemError("WrongClusterID: GCS has restarted")
+
+    monkeypatch.setattr(ray_tune, "Liveness", lambda is_local: None)
+    monkeypatch.setattr(ray_tune, "check_storage", lambda *_: None)
+    monkeypatch.setattr(ray_tune.Tuner, "fit", fit)
+    with pytest.raises(RayDiedError, match=r"Ray has died: RaySystemError.*WrongClusterID.*start the cluster again"):
+        call(tmp_path, ["one"], print, address="10.0.0.1:6379")
+
+
 def test_a_server_that_no_longer_answers_is_noticed(monkeypatch):
     monkeypatch.setattr(ray_liveness, "_PERIOD", 0.0)
     monkeypatch.setattr(ray_liveness, "_PATIENCE", 0.1)
