@@ -100,8 +100,12 @@ class Machines:
         for process in of_machine if kind == "all workers" else [drawn.choice(of_machine)]:
             os.kill(process, signal.SIGKILL)
         if self.nodes and kind in RAYS_OWN:
-            wait_for(lambda: any(node.poll() is not None for node in self.nodes), PATIENCE)
-            self.start_from(next(number for number, node in enumerate(self.nodes) if node.poll() is not None))
+            wait_for(self.dead, PATIENCE)
+            self.start_from(self.nodes.index(self.dead()[0]))
+
+    def dead(self):
+        """The machines without a raylet; `ray start --block` may not end with it."""
+        return [node for node in self.nodes if not named(node.pid, "raylet")]
 
 
 @pytest.fixture(scope="module")
