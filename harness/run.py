@@ -210,7 +210,9 @@ def _run(
 ) -> bool:
     """Run the unfinished trials side by side; return True if a signal has stopped them.
 
-    Raises KeyboardInterrupt after a second signal.
+    Raises:
+        KeyboardInterrupt: after a second signal.
+        RayDiedError: Ray has died, on this machine several times.
     """
     sweep_dir = study.sweep_dir
     trials = study.longest_first(study.to_run(retry_failed))
@@ -223,7 +225,7 @@ def _run(
         remove_unfinished(directory)
     if not trials:
         return False
-    from harness.launch.ray_tune import run_on_ray
+    from harness.launch.ray_tune import RayDiedError, run_on_ray
 
     trial_dirs = [study.trial_dirs[trial.key] for trial in trials]
     study.shared.remove_failures(trial_dirs)  # else an old failure would be reported as this run's
@@ -235,7 +237,7 @@ def _run(
         callbacks = _Callbacks(study.shared, mlflow, progress, stopping, fail_fast)
         try:
             run_on_ray(trial_dirs, work, callbacks.on_report, callbacks.on_end, options, sweep_dir)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, RayDiedError):
             for trial_dir in trial_dirs:
                 mlflow.sync(trial_dir, running=False)
             raise

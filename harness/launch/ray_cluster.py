@@ -18,7 +18,7 @@ from typing import Any
 
 os.environ.update(
     {
-        "RAY_AIR_NEW_OUTPUT": "0",
+        "RAY_AIR_NEW_OUTPUT": "0",  # documented; with the new output, Tune prints a box even if verbose=0
         "RAY_USAGE_STATS_ENABLED": "0",
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C stops the command instead of ending each trial as if it were done
@@ -42,7 +42,7 @@ from harness.storage.remote import check
 
 MAX_RETRIES = 2
 _MARKER = ".shared-"
-_PATIENCE = 5.0  # seconds for a connection; Ray itself would try for two minutes
+CONNECTION_SECONDS = 5.0  # to try for; Ray itself would try for two minutes
 
 
 class ResourceError(InputError):
@@ -138,12 +138,12 @@ def _nodes() -> list[dict[str, Any]]:
 def _connect(address: str | None, printed: Any) -> None:
     if address is not None:
         _check_port(address)
-    dashboard = None if address else False
+    dashboard, begin = None if address else False, printed.seek(0, os.SEEK_END)
     try:
         with _apart_from_signals():
             ray.init(address or "local", include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
     except Exception as error:  # Ray raises plain ones, too, such as where its start takes too long
-        printed.seek(0)
+        printed.seek(begin)
         if address and "InvalidAuthToken" in printed.read():
             raise ResourceError(
                 f"the Ray cluster at {address} asks for a token and did not get it: copy ~/.ray/auth_token "
@@ -173,12 +173,18 @@ def _apart_from_signals() -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
 
 
+def host_and_port(address: str) -> tuple[str, int]:
+    """Return the parts of HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
 def _check_port(address: str) -> None:
     """Raise ResourceError at once if nothing listens at HOST:PORT."""
-    if not (match := re.fullmatch(r"(?P<host>[^/]+):(?P<port>\d+)", address)):
+    if not re.fullmatch(r"[^/]+:\d+", address):
         return
     try:
-        socket.create_connection((match["host"].strip("[]"), int(match["port"])), _PATIENCE).close()
+        socket.create_connection(host_and_port(address), CONNECTION_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise ResourceError(f"no Ray cluster answers at {address}: {error}") from None
 
@@ -187,13 +193,14 @@ def _check_port(address: str) -> None:
 def _redirect_stderr(log: Path | None) -> Iterator[Any]:
     """Send to a file what Ray's C++ code writes to stderr, and what Ray prints when machines or workers die.
 
-    Ray has no setting for either. What Python writes to stderr still goes there.
+    Ray has no setting for either: hence its private `print_to_stdstream`, which no public call replaces, and which it
+    calls for dead machines also if log_to_driver=False. What Python writes to stderr still goes there.
     """
 
     def write_lines(data: dict[str, Any], *_args: Any, **_kwargs: Any) -> None:
         print(*data["lines"], sep="\n", file=file, flush=True)
 
-    with open(log, "w+") if log else TemporaryFile("w+") as file:
+    with open(log, "a+") if log else TemporaryFile("w+") as file:
         before, stderr = os.dup(2), sys.stderr
         sys.stderr = os.fdopen(os.dup(2), "w", buffering=1) if _is_stderr(stderr) else stderr
         os.dup2(file.fileno(), 2)

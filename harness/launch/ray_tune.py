@@ -7,15 +7,19 @@ lie on storage that all of them share, or at an address.
 
 import logging
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 # isort: off
 from harness.launch.ray_cluster import (  # before Ray itself
     MAX_RETRIES,
+    ResourceError,
     check_resources,
     check_storage,
     cluster,
@@ -25,12 +29,14 @@ from harness.launch.ray_cluster import (  # before Ray itself
 
 # isort: on
 from ray import tune
+from ray.exceptions import RayError
 from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
 from harness.clock import Stopped
 from harness.errors import error_line
+from harness.launch.ray_liveness import Liveness, RayDiedError, end_with_raylet
 from harness.launch.work import RAY_STATE, OnEnd, OnReport, RayOptions, Work
 
 # Torch is imported late, in workers: the driver does without it.
@@ -52,14 +58,22 @@ def _through_tune() -> Iterator[None]:
 
 
 class _Callback(TrialProgressCallback):
-    """Calls back for reports and ends of items, and prints nothing."""
+    """Calls back for reports and ends of items, prints nothing, and ends Tune once Ray is dead.
 
-    def __init__(self, on_report: OnReport, on_end: OnEnd):
-        self.on_report, self.on_end = on_report, on_end
+    Without a callback of this base class Tune adds one, which prints a line for each trial even if verbose=0.
+    """
+
+    def __init__(self, on_report: OnReport, on_end: OnEnd, liveness: Liveness):
+        self.on_report, self.on_end, self.liveness = on_report, on_end, liveness
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing to pickle: Tune saves callbacks, and we never restore them."""
         return {}
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Raise RayDiedError if Ray is dead. Tune calls this ten times a second."""
+        with _through_tune():
+            self.liveness.check()
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -94,7 +108,7 @@ class _NextItem(Searcher):
     def suggest(self, trial_id: str) -> Any:
         """Return the next item."""
         item = self.supply()
-        return Searcher.FINISHED if item is None else {"item": str(item.absolute())}
+        return Searcher.FINISHED if item is None else {"item": str(item)}
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         """Do nothing: `_Callback` passes on the end."""
@@ -111,7 +125,7 @@ def run_on_ray(
     options: RayOptions,
     directory: Path,
 ) -> None:
-    """Do items in workers, as many at a time as fit, until all have ended.
+    """Do items in workers, as many at a time as fit, until all have ended. A Ray of this machine that dies is replaced.
 
     Args:
         items: paths, or a function that returns the next one, and None after the last.
@@ -122,9 +136,49 @@ def run_on_ray(
 
     Raises:
         ResourceError: no machine has what an item reserves, or a machine of a cluster lacks the items' files.
+        RayDiedError: the cluster has died, or Ray on this machine too often.
         Exception: of `on_report` or `on_end`.
     """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    (directory / LOG).unlink(missing_ok=True)
+    supply = items if callable(items) else None
+    left = [] if callable(items) else [item.absolute() for item in items]  # of a function: those that have begun
+
+    def begin_next() -> Path | None:
+        if (item := supply and supply()) is not None:
+            left.append(item := item.absolute())
+        return item
+
+    def end(item: Path, error: str | None) -> None:
+        on_end(item, error)
+        left.remove(item)
+
+    for deaths in count(1):
+        again = list(left)
+        source = partial(next, chain(again, iter(begin_next, None)), None) if supply else again
+        try:
+            return _run_until_death(source, work, on_report, end, options, directory)
+        except RayDiedError as error:
+            if options.address:
+                raise RayDiedError(f"{error}; start the cluster again, then the same command continues") from None
+            if deaths > MAX_RETRIES:
+                raise RayDiedError(f"{error}, {deaths} times now; the same command continues") from None
+            print(f"{error}; Ray is started again and continues from what is saved", file=sys.stderr)
+        except ResourceError as error:
+            if deaths == 1:
+                raise
+            raise RayDiedError(f"Ray has died and cannot be started again: {error}") from None
+
+
+def _run_until_death(
+    items: list[Path] | Callable[[], Path | None],
+    work: Work,
+    on_report: OnReport,
+    on_end: OnEnd,
+    options: RayOptions,
+    directory: Path,
+) -> None:
+    """Do items as `run_on_ray` does. Raises RayDiedError once Ray has died."""
     cpu, gpu, at_once = options.cpu, options.gpu, options.at_once
     with cluster(options.address, directory / LOG) as resources:
         check_resources(resources, cpu, gpu)
@@ -136,7 +190,7 @@ def run_on_ray(
             at_once = min(fitting, at_once or fitting)
             tuning = {"search_alg": _NextItem(items), "num_samples": -1}
         else:
-            space = {"item": tune.grid_search([str(item.absolute()) for item in items])}
+            space = {"item": tune.grid_search([str(item) for item in items])}
         tuner = Tuner(
             tune.with_resources(_trainable(work), {"cpu": cpu, "gpu": gpu}),
             param_space=space,
@@ -147,7 +201,7 @@ def run_on_ray(
                 name=str(time.time_ns()),
                 storage_path=str((directory / RAY_STATE).absolute()),
                 failure_config=FailureConfig(max_failures=MAX_RETRIES),
-                callbacks=[_Callback(on_report, on_end)],
+                callbacks=[_Callback(on_report, on_end, Liveness(is_local=options.address is None))],
                 verbose=0,
             ),
         )
@@ -155,6 +209,8 @@ def run_on_ray(
             tuner.fit()
         except _CallbackError as error:
             raise error.__cause__ or error from None
+        except RayError as error:  # not an item's: Tune handles those
+            raise RayDiedError(f"Ray has died: {error_line(error)}") from error
         finally:
             shutil.rmtree(directory / RAY_STATE, ignore_errors=True)
 
@@ -163,6 +219,7 @@ def _trainable(work: Work) -> Callable[[dict[str, Any]], None]:
     """Return the function that does an item in a worker."""
 
     def run_item(config: dict[str, Any]) -> None:
+        end_with_raylet()
         from harness.memory import free_memory
         from harness.training.trial import FAILS_AGAIN
 

@@ -28,16 +28,22 @@ def alive(pid):
         return False
 
 
-def workers(pid):
-    """Ray's processes below `pid` that run a trial."""
-    running = []
+def named(pid, name):
+    """Processes below `pid` whose program or title is this one; a worker's title goes on after it."""
+    found = []
     for child in descendants(pid):
         try:
-            if Path(f"/proc/{child}/cmdline").read_bytes().startswith(b"ray::ImplicitFunc"):
-                running.append(child)
+            program = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")[0].decode()
         except OSError:
             continue
-    return running
+        if program.startswith(name) or program.endswith(f"/{name}"):
+            found.append(child)
+    return found
+
+
+def workers(pid):
+    """Ray's processes below `pid` that run a trial."""
+    return named(pid, "ray::ImplicitFunc")
 
 
 def wait_for(condition, seconds=120):

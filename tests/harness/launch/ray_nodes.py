@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from processes import descendants
 
@@ -37,12 +36,3 @@ def running_node(environment, *options):
         yield node
     finally:
         stop_node(node)
-
-
-def raylet_of(node):
-    """The process id of a machine's raylet."""
-    for child in descendants(node.pid):
-        with suppress(OSError):
-            if Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")[0].endswith(b"/raylet"):
-                return child
-    raise ProcessLookupError("it has none")
