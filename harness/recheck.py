@@ -8,26 +8,30 @@ evaluation except the definitions of networks and the reading of files. It confi
 - falsified examples, by the stored counterexample.
 
 A verdict without a proof is not confirmed. Certifications by `harness.certify` are rechecked like trials. The command
-checks verdicts and the errors computed from them, not widths, times or the recipe. Exit status: 0 if all checked
-verdicts and errors are confirmed, 1 if one is not, 2 for bad input.
+checks verdicts, the errors computed from them and leaderboards, not widths, times or the recipe. It names each trial
+that is unfinished, damaged or not checked, and checks the others. User code runs only if --plugin names it. Exit
+status: 0 if everything is confirmed, 1 if not, 2 for bad input.
 """
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness import command_line
+from harness.checker import folders
 from harness.command_line import FAILED, OK, add_data_dir, add_patterns, add_sweep_directory, select_by_pattern
-from harness.config.plugins import load_for
-from harness.config.trial import labels
-from harness.errors import InputError, require
-from harness.storage import certification, folder
-from harness.terminal import new_console, print_table
+from harness.config import plugins
+from harness.config.trial import TrialConfig, labels
+from harness.errors import InputError, error_line, require
+from harness.storage import folder
+from harness.terminal import new_console, print_table, printable
 
+# What imports torch or pandas is imported late: it takes seconds.
 if TYPE_CHECKING:
     from harness.checker.verdicts import RecheckResult
+    from harness.data import Data
 
 _SHOWN = 5  # problems of a folder
 
@@ -37,52 +41,125 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add_sweep_directory(parser)
     add_patterns(parser, "--only", "only trials whose label or key")
     parser.add_argument("--images", type=int, help="recheck only the first IMAGES images of each trial; default: all")
+    what = "import and trust this module, which trials name as a plugin; may be repeated"
+    parser.add_argument("--plugin", action="append", default=[], metavar="MODULE", help=what)
     add_data_dir(parser)
 
 
 def main(options: argparse.Namespace) -> int:
-    """Run the command and return the exit status. Raises InputError without finished trials or with damaged files."""
-    from harness.checker.verdicts import recheck  # imports torch
-
+    """Run the command and return the exit status. Raises InputError where nothing can be checked."""
     require("--images", options.images, options.images is None or options.images >= 1, "at least 1")
-    verdict_dirs = _find_verdict_dirs(options.directory)
+    trusted = _trust_plugins(options.plugin, options.directory)
+    verdict_dirs = folders.find_folders(options.directory)
     if not verdict_dirs:
-        raise InputError(f"{options.directory} holds no finished trial")
-    configs = [folder.read_trial(trial_dir / folder.TRIAL).config for trial_dir in verdict_dirs]
-    trial_labels = dict(zip(verdict_dirs, labels(configs), strict=True))
+        raise InputError(f"{options.directory} holds no trials: there is no {options.directory}/trials/<key>")
+    configs, trial_labels = _read_labels(list(verdict_dirs))
     trial_dirs = list(verdict_dirs)
     if options.only:
         trial_names = {trial_dir: (label, trial_dir.name) for trial_dir, label in trial_labels.items()}
         trial_dirs = select_by_pattern("--only", options.only, trial_names)
-    for trial_dir in trial_dirs:  # all of them first: user code may be missing
-        load_for(folder.read_trial(trial_dir / folder.TRIAL).config)
+    load_data = _load_data_sets([configs[path] for path in trial_dirs if path in configs], options.data_dir)
     rows, lines, results = list[list[str]](), list[str](), list["RecheckResult"]()
     for trial_dir in trial_dirs:
         for verdict_dir in verdict_dirs[trial_dir]:
             label = trial_labels[trial_dir] + (f", {verdict_dir.name}" if verdict_dir != trial_dir else "")
             started = time.monotonic()
-            result = recheck(verdict_dir, options.data_dir, options.images)
+            result = _recheck(verdict_dir, load_data, options.images, trusted)
             results.append(result)
             numbers = f"{result.recorded:.2f}", f"{result.confirmed:.2f}", f"{time.monotonic() - started:.0f}"
             images = f"{result.images:,}" if result.is_complete else f"{result.images:,} of {result.of:,}"
-            rows.append([label, images, *numbers])
+            rows.append([printable(label), images, *numbers])
             lines += [f"{label}: {line}" for line in _describe(result)]
+    others = [] if options.only else folders.check_strays(options.directory) + check_leaderboard(options.directory)
     console = new_console()
     print_table(console, ["trial", "images", "recorded", "confirmed", "seconds"], rows)
     console.print("recorded, confirmed: certified error in percent; what is not confirmed counts as an error")
-    for line in [*lines, _summary(results)]:
-        console.print(line, markup=False, soft_wrap=True)
-    return OK if all(result.is_confirmed for result in results) else FAILED
+    imported = [f"trusted: plugin {name}, imported from {file}" for name, file in trusted.items()]
+    for line in [*lines, *others, *imported, _summary(results, others, is_selection=bool(options.only))]:
+        console.print(printable(line), markup=False, soft_wrap=True)
+    return OK if not others and all(result.is_confirmed for result in results) else FAILED
 
 
-def _find_verdict_dirs(sweep: Path) -> dict[Path, list[Path]]:
-    """Return by each trial's folder those with finished verdicts: itself and its certifications."""
-    verdict_dirs = {}
-    for trial_dir in folder.trial_folders(sweep):
-        candidates = [trial_dir, *certification.folders(trial_dir)]
-        if finished := [path for path in candidates if folder.read_result(path) is not None]:
-            verdict_dirs[trial_dir] = finished
-    return verdict_dirs
+def check_leaderboard(sweep_dir: Path) -> list[str]:
+    """Check that the leaderboard's files are those that the results give."""
+    from harness.analysis.table_files import changed_files
+
+    if special := [path for path in sweep_dir.rglob("*") if folders.is_special(path)]:
+        return [f"the leaderboard is not checked: {special[0]} is neither a file nor a folder"]
+    advice = f"changed, or older than the results; `python -m harness.tables {sweep_dir}` writes it again"
+    try:
+        return [f"{path.name} does not follow from the results: {advice}" for path in changed_files(sweep_dir)]
+    except Exception as error:  # as `_recheck`
+        return [f"the leaderboard is not checked: {_message(error)}"]
+
+
+def _trust_plugins(modules: list[str], sweep_dir: Path) -> dict[str, str]:
+    """Import modules that the user trusts, and return their files by their names.
+
+    Raises SettingError for one that cannot be imported, or that lies in the results.
+    """
+    plugins.leave_working_directory()
+    files = {name: plugins.source_of(name) for name in modules}
+    for name, file in files.items():
+        is_outside = not file.resolve().is_relative_to(sweep_dir.resolve())
+        require("--plugin", f"{name} ({file})", is_outside, "a module that does not lie in the results")
+    plugins.load(modules)
+    return {name: str(file) for name, file in files.items()}
+
+
+def _read_labels(trial_dirs: list[Path]) -> tuple[dict[Path, TrialConfig], dict[Path, str]]:
+    """Return the configs that can be read, and all labels: where there is no config, the folder's name."""
+    configs = {}
+    for trial_dir in trial_dirs:
+        if folders.is_special(trial_dir / folder.TRIAL):
+            continue
+        try:
+            configs[trial_dir] = folder.read_trial(trial_dir / folder.TRIAL).config
+        except InputError:  # which the recheck of the folder names
+            continue
+    texts = dict(zip(configs, labels(list(configs.values())), strict=True))
+    return configs, {path: texts.get(path, path.name) for path in trial_dirs}
+
+
+def _load_data_sets(configs: list[TrialConfig], data_dir: str | None) -> Callable[[str], "Data"]:
+    """Load the data sets of all trials; return a function from a name to one, which raises InputError for missing ones.
+
+    Raises InputError if none can be loaded.
+    """
+    from harness.checker.verdicts import load_hashed
+
+    data_sets, errors = dict[str, "Data"](), dict[str, InputError]()
+    for name in dict.fromkeys(config.dataset for config in configs):
+        try:
+            data_sets[name] = load_hashed(name, data_dir)
+        except InputError as error:
+            errors[name] = error
+    if errors and not data_sets:
+        raise next(iter(errors.values()))
+
+    def data_of(name: str) -> "Data":
+        if name in errors:
+            raise errors[name]
+        return data_sets[name]
+
+    return data_of
+
+
+def _recheck(
+    verdict_dir: Path, load_data: Callable[[str], "Data"], limit: int | None, trusted: Collection[str]
+) -> "RecheckResult":
+    """Recheck a folder; whatever its files hold, the others are checked after it."""
+    from harness.checker.verdicts import RecheckResult, recheck
+
+    try:
+        return recheck(verdict_dir, load_data, limit, trusted)
+    except Exception as error:
+        return RecheckResult(0, 0, [f"not checked: {_message(error)}"])
+
+
+def _message(error: Exception) -> str:
+    """Return an error in one line, with its type where the message is not written for users."""
+    return " ".join(str(error).split()) if isinstance(error, InputError) else error_line(error)
 
 
 def _describe(result: "RecheckResult") -> Iterator[str]:
@@ -96,13 +173,16 @@ def _describe(result: "RecheckResult") -> Iterator[str]:
         yield f"and {len(result.problems) - _SHOWN} more"
 
 
-def _summary(results: "list[RecheckResult]") -> str:
-    """Return the last line of the output."""
-    if failed := sum(not result.is_confirmed for result in results):
-        missing = sum(not result.has_weights for result in results)
-        return f"not confirmed: {failed} of {len(results)}" + (f", {missing} for lack of weights" if missing else "")
-    checked = "" if all(result.is_complete for result in results) else " of the checked images"
-    return f"every verdict{checked} is confirmed"
+def _summary(results: list["RecheckResult"], others: list[str], is_selection: bool) -> str:
+    """Return the last line of the output. others: problems that are no trial's."""
+    failed, missing = sum(not result.is_confirmed for result in results), sum(not r.has_weights for r in results)
+    if failed or others:
+        why = f", {missing} for lack of weights" if missing else ""
+        why += f"; other problems: {len(others)}" if others else ""
+        return f"not confirmed: {failed} of {len(results)}{why}"
+    images = "" if all(result.is_complete for result in results) else " of the checked images"
+    trials = " of the selected trials" if is_selection else ""
+    return f"every verdict{images}{trials} is confirmed"
 
 
 if __name__ == "__main__":

@@ -39,6 +39,11 @@ def print_table(
     console.print(make_table(titles, rows, styles))
 
 
+def printable(text: str) -> str:
+    """Return text of files that others wrote, with control characters escaped: they could hide what else is printed."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def one_line(text: str) -> str:
     """Return the text on one line, its end cut off where it is long."""
     return shorten(text, LONGEST_LINE, placeholder=" ...")

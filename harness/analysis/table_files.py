@@ -5,7 +5,9 @@ Markdown also shows notes, warnings and failures.
 
 import json
 import re
+from dataclasses import replace
 from functools import partial
+from io import StringIO
 from pathlib import Path
 
 import pandas as pd
@@ -48,19 +50,55 @@ def write_leaderboard(directory: Path) -> tuple[Leaderboard, dict[str, Summary]]
     """
     leaderboard = build_leaderboard(directory)
     summaries = summaries_of(leaderboard)
+    for path, text in zip(leaderboard_files(directory), _texts(leaderboard, summaries), strict=True):
+        if not path.exists() or path.read_bytes() != text.encode():
+            write_text(path, text)
+    return leaderboard, summaries
+
+
+def changed_files(directory: Path) -> list[Path]:
+    """Return the leaderboard's files in `directory` that say something else than `write_leaderboard` would write.
+
+    Titles may have the name that the sweep was run by, since a directory may be renamed. CSV and JSON may lack columns:
+    settings are added. Raises InputError as `write_leaderboard` does.
+    """
+    paths = leaderboard_files(directory)
+    if not any(path.exists() for path in paths):
+        return []
+    leaderboard = build_leaderboard(directory)
+    summaries = summaries_of(leaderboard)
+    sweeps = {leaderboard.sweep, *leaderboard.trials["sweep"].dropna()}
+    titled = [_texts(replace(leaderboard, directory=directory.parent / sweep), summaries) for sweep in sorted(sweeps)]
+    allowed = zip(paths, zip(*titled, strict=True), strict=True)
+    return [path for path, texts in allowed if path.exists() and not any(_is_part(path, text) for text in texts)]
+
+
+def _is_part(path: Path, text: str) -> bool:
+    """Return whether a file is this text, or a table in CSV or JSON with some of the columns of this one."""
+    recorded = path.read_bytes().decode(errors="replace")
+    if recorded == text or path.suffix not in (".csv", ".json"):
+        return recorded == text
+    try:
+        if path.suffix == ".csv":
+            part, whole = (pd.read_csv(StringIO(each), dtype=str, keep_default_na=False) for each in (recorded, text))
+            return part.equals(whole.reindex(columns=part.columns))
+        rows = list(zip(json.loads(recorded), json.loads(text), strict=True))
+        return all(row.items() <= whole.items() for row, whole in rows)
+    except (ValueError, TypeError, AttributeError, RecursionError):  # no table
+        return False
+
+
+def _texts(leaderboard: Leaderboard, summaries: dict[str, Summary]) -> list[str]:
+    """Return the content of each of `leaderboard_files`."""
     rows = leaderboard.rows.assign(warnings=leaderboard.rows["warnings"].map("; ".join, na_action="ignore"))
     records = rows.astype(object).where(rows.notna(), None).to_dict("records")
     records = [{name: value for name, value in row.items() if name != "source" or value} for row in records]
-    texts = [
+    return [
         _markdown(leaderboard, summaries),
         _latex(leaderboard, summaries),
         rows.to_csv(index=False, lineterminator="\n"),
         json.dumps(records, indent=1, allow_nan=False) + "\n",
     ]
-    for path, text in zip(leaderboard_files(directory), texts, strict=True):
-        if not path.exists() or path.read_bytes() != text.encode():
-            write_text(path, text)
-    return leaderboard, summaries
 
 
 def full_table(section: Section, summary: Summary) -> pd.DataFrame:

@@ -18,12 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from harness.checker.boxes import Array
 from harness.checker.relaxation import Leaves
-from harness.errors import InputError
+from harness.errors import InputError, error_line
 
 ROW, NEURONS, SLOPES, SIGNS, MULTIPLIERS, FACTORS = "row", "neurons", "slopes", "signs", "multipliers", "kept"
 _TYPES = {NEURONS: np.int32, SLOPES: np.uint8, SIGNS: np.int8, MULTIPLIERS: np.float32, FACTORS: np.uint8}
@@ -54,8 +53,8 @@ def read_tensors(path: Path) -> Tensors:
         return {}
     try:
         return load_file(path)
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
+    except Exception as error:  # types that NumPy does not have raise anything
+        raise InputError(f"{path} cannot be read: {error_line(error)}") from None
 
 
 def split_by_example(tensors: Tensors) -> dict[str, Tensors]:

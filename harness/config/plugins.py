@@ -81,11 +81,10 @@ def _import(name: str) -> ModuleType:
     return module
 
 
-@cache
-def _digest(name: str) -> str:
-    """Return sixteen hex digits of all Python files of a module's outermost package, or of a module without package.
+def source_of(name: str) -> Path:
+    """Return the file of a module's outermost package, or of a module without package. Nothing is imported.
 
-    Nothing is imported. An imported module does not change with its files: hence each process computes this once.
+    Raises SettingError for a module that Python does not find.
     """
     require("plugins", name, MODULE.fullmatch(name) is not None, "the name of a module, such as my_package.nets")
     spec = importlib.util.find_spec(name.partition(".")[0])
@@ -93,6 +92,22 @@ def _digest(name: str) -> str:
     if root is None or root.suffix != ".py":
         allowed = "a module that Python finds (on PYTHONPATH, or installed), its package with an __init__.py"
         raise SettingError("plugins", name, allowed)
+    return root
+
+
+def leave_working_directory() -> None:
+    """Find no module in the working directory, which `python -m` puts first, unless PYTHONPATH names it."""
+    if sys.path and Path(sys.path[0]).resolve() == Path.cwd():
+        del sys.path[0]
+
+
+@cache
+def _digest(name: str) -> str:
+    """Return sixteen hex digits of all Python files of a module's outermost package, or of a module without package.
+
+    Nothing is imported. An imported module does not change with its files: hence each process computes this once.
+    """
+    root = source_of(name)
     files = sorted(root.parent.rglob("*.py")) if root.name == "__init__.py" else [root]
     content = hashlib.sha256()
     for path in files:

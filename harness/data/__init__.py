@@ -3,6 +3,6 @@
 The list of data sets is in baselines/datasets.py, since networks are built for them.
 """
 
-from harness.data.loading import Data, Split, load
+from harness.data.loading import Data, Split, fingerprint, load
 
-__all__ = ["Data", "Split", "load"]
+__all__ = ["Data", "Split", "fingerprint", "load"]

@@ -131,21 +131,27 @@ def load(name: str, data_dir: str | Path | None = None, writes: bool = True) -> 
     try:
         with safe_open(cache, framework="pt") as file:  # its tensors are mapped into memory
             tensors = {split: file.get_tensor(split) for split in _TENSORS}
-            fingerprint = file.metadata()["fingerprint"]
-    except (OSError, SafetensorError):  # there is none, or it is damaged
+            recorded = file.metadata()["fingerprint"]
+    except (OSError, SafetensorError, KeyError, TypeError):  # there is none, or it is damaged
         train = _read(info, source.train, source.train_total, info.train_size)
         test = _read(info, source.test, source.test_total, info.test_size)
         arrays = dict(zip(_TENSORS, train + test, strict=True))
-        tensors, fingerprint = {key: torch.from_numpy(array) for key, array in arrays.items()}, _fingerprint(arrays)
+        tensors, recorded = {key: torch.from_numpy(array) for key, array in arrays.items()}, _hash(arrays)
         if writes:
-            _write_cache(info, cache, arrays, fingerprint)
+            _write_cache(info, cache, arrays, recorded)
     return Data(
         info,
         Split(tensors["train_images"], tensors["train_labels"], len(source.train), source.train_total),
         Split(tensors["test_images"], tensors["test_labels"], len(source.test), source.test_total),
-        fingerprint,
+        recorded,
         source.directory,
     )
+
+
+def fingerprint(train: Split, test: Split) -> str:
+    """Return the fingerprint of images and labels, from their tensors."""
+    tensors = train.images, train.labels, test.images, test.labels
+    return _hash({name: tensor.numpy() for name, tensor in zip(_TENSORS, tensors, strict=True)})
 
 
 def _cache_path(info: Dataset, source: Source) -> Path:
@@ -196,7 +202,7 @@ def _read(info: Dataset, shards: tuple[Shard, ...], total: int, size: int) -> tu
     return np.concatenate(images), np.concatenate(labels)
 
 
-def _fingerprint(arrays: dict[str, np.ndarray]) -> str:
+def _hash(arrays: dict[str, np.ndarray]) -> str:
     """Return the first 16 hex digits of the sha256 of types, shapes and bytes."""
     digest = hashlib.sha256()
     for name in _TENSORS:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from baselines import build
 from cerdeq.bounds import Program, trace
@@ -14,6 +14,7 @@ from cerdeq.bounds.refusals import refuse_training
 from cerdeq.equilibrium import fold, use_attack_solvers
 from harness.config.buildable import needs_linear
 from harness.config.trial import TrialConfig
+from harness.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,31 @@ class PreparedNetwork:
 
 
 def load_network(config: TrialConfig, weights: Path) -> nn.Sequential:
-    """Return the trained network, float64 and in evaluation mode, from a safetensors file of folded weights."""
+    """Return the trained network, float64 and in evaluation mode, from a safetensors file of folded weights.
+
+    Raises InputError for tensors that are not the network's: torch would round other types silently.
+    """
     model = build(config.model, config.dataset, config.width, **config.options)
     fold(model)
-    model.load_state_dict(load_file(weights))
+    state = load_file(weights)
+    if problems := check_tensors(state, model.state_dict()):
+        raise InputError(f"{weights}: {problems[0]}")
+    model.load_state_dict(state)
     return model.double().eval()
+
+
+def check_tensors(stored: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
+    """Check that tensors have the names, types and shapes of the network's; return a line for each that has not."""
+    problems = [f"the tensor {name} is missing" for name in expected if name not in stored]
+    problems += [f"the tensor {name} is not the network's" for name in stored if name not in expected]
+    kinds = {name: (_kind(tensor), _kind(expected[name])) for name, tensor in stored.items() if name in expected}
+    return problems + [
+        f"{name} is {found}, expected {right}" for name, (found, right) in kinds.items() if found != right
+    ]
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {list(tensor.shape)}"
 
 
 def prepare_network(model: nn.Module, stages: tuple[str, ...]) -> PreparedNetwork:

@@ -17,9 +17,14 @@ class DamagedFileError(InputError):
 def parse_json(path: Path, parse: Callable[[Any], Any]) -> Any:
     """Return `parse` of the JSON in a file. Raises DamagedFileError if it is missing, not JSON, or `parse` fails."""
     try:
-        return parse(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return parse(json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse_constant))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise DamagedFileError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def refuse_constant(constant: str) -> None:
+    """Raise ValueError for NaN and infinities, which Python reads though JSON does not have them."""
+    raise ValueError(f"{constant} is no JSON")
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas as pd
 
+from harness.errors import error_line
 from harness.storage.files import DamagedFileError, write_atomically
 
 
@@ -16,8 +17,8 @@ def read_table(path: Path, columns: list[str] | None = None) -> "pd.DataFrame":
 
     try:
         return pd.read_parquet(path, columns=columns)
-    except (OSError, ValueError) as error:
-        raise DamagedFileError(f"{path} cannot be read: {error}") from error
+    except Exception as error:  # a flipped byte may raise anything
+        raise DamagedFileError(f"{path} cannot be read: {error_line(error)}") from error
 
 
 def write_table(path: Path, table: "pd.DataFrame") -> None:

@@ -1,13 +1,12 @@
 """The studies in results/published: a sample of verdicts is proved again; tables and RESULTS.md match the verdicts."""
 
-import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from harness.analysis.leaderboard import build_leaderboard
-from harness.analysis.table_files import leaderboard_files, write_leaderboard
+from harness.analysis.table_files import changed_files, leaderboard_files
 from harness.checker.verdicts import recheck
 from harness.data import load
 from harness.errors import InputError
@@ -46,12 +45,8 @@ def test_verdicts_with_weights_are_confirmed(directory):
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=name)
-def test_tables_and_results_match_the_verdicts(study, tmp_path):
-    copied = tmp_path / study.name
-    shutil.copytree(study, copied)
-    write_leaderboard(copied)
-    for path in leaderboard_files(copied):
-        assert path.read_text() == (study / path.name).read_text()
+def test_tables_and_results_match_the_verdicts(study):
+    assert all(path.exists() for path in leaderboard_files(study)) and not changed_files(study)
     for trial_dir in folder.trial_folders(study):
         verdicts = folder.read_verdicts(trial_dir, [names.VERDICT])[names.VERDICT]
         certified = folder.read_result(trial_dir).metrics[names.CERTIFIED_ERROR]

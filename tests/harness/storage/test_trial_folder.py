@@ -75,8 +75,8 @@ def test_a_result_with_the_names_of_an_earlier_version_is_refused_with_advice(tm
     trial_dir = folder.trial_dir(tmp_path, trial.key)
     folder.claim(trial_dir, trial)
     folder.write_result(trial_dir, TrialResult(trial.key, {names.CERTIFIED_ERROR: 50.0, "open": 10.0}, {}, {}, []))
-    assert main("recheck", [str(tmp_path)]) == 2
-    error = capsys.readouterr().err
+    assert main("recheck", [str(tmp_path)]) == 1
+    error = capsys.readouterr().out
     assert str(trial_dir / folder.RESULT) in error and "an earlier version wrote it" in error and "remove" in error
 
 

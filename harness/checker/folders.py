@@ -1,0 +1,142 @@
+"""What lies in a sweep's directory, and whether a folder is what its place says: trials/<key>, in it certified/<name>.
+
+Nothing that a file says decides what its folder is. Each check returns a line for each problem.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from harness.config.trial import TrialConfig
+from harness.errors import InputError
+from harness.storage import certification, folder
+from harness.storage.folder import Trial, TrialResult
+
+_TRIALS, _CERTIFIED = "trials", "certified"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A finished trial or certification as its files describe it.
+
+    own: what the trial.json says. trial: what is claimed, for a certification with its own evaluation.
+    """
+
+    verdict_dir: Path
+    own: Trial
+    trial: Trial
+    result: TrialResult
+
+    @property
+    def config(self) -> TrialConfig:
+        """The config of the claim."""
+        return self.trial.config
+
+
+def find_folders(sweep_dir: Path) -> dict[Path, list[Path]]:
+    """Return by each trial's folder those that hold verdicts: itself and its certifications."""
+    trial_dirs = [path for path in _entries(sweep_dir / _TRIALS) if path.is_dir()]
+    return {path: [path, *(p for p in _entries(path / _CERTIFIED) if p.is_dir())] for path in trial_dirs}
+
+
+def check_strays(sweep_dir: Path) -> list[str]:
+    """Check that folders of trials hold folders only."""
+    parents = [sweep_dir / _TRIALS, *(sweep_dir / _TRIALS).glob(f"*/{_CERTIFIED}")]
+    strays = [path for parent in parents for path in _entries(parent) if not path.is_dir()]
+    return [f"{path.relative_to(sweep_dir)} is not a folder" for path in strays]
+
+
+def is_certification(verdict_dir: Path) -> bool:
+    """Return whether a folder is a certification's, by its place."""
+    return verdict_dir.parent.name == _CERTIFIED
+
+
+def trial_dir_of(verdict_dir: Path) -> Path:
+    """Return the folder of the trial that a folder of verdicts belongs to."""
+    return certification.trial_of(verdict_dir) if is_certification(verdict_dir) else verdict_dir
+
+
+def check_places(verdict_dir: Path) -> list[str]:
+    """Check that a folder, and its trial's, hold files and folders only, and no file of the other kind of folder."""
+    foreign, kind = (
+        (folder.TRIAL, "certification") if is_certification(verdict_dir) else (certification.CERTIFICATION, "trial")
+    )
+    problems = [f"{foreign} does not belong in a {kind}'s folder"] if (verdict_dir / foreign).exists() else []
+    entries = {path for directory in (verdict_dir, trial_dir_of(verdict_dir)) for path in _entries(directory)}
+    return problems + [f"{path.name} is neither a file nor a folder" for path in sorted(entries) if is_special(path)]
+
+
+def is_special(path: Path) -> bool:
+    """Return whether something is neither a file nor a folder; reading a pipe would hang."""
+    return not (path.is_file() or path.is_dir())
+
+
+def check_finished(verdict_dir: Path) -> list[str]:
+    """Check that a trial's or certification's config and result are there."""
+    config = certification.CERTIFICATION if is_certification(verdict_dir) else folder.TRIAL
+    if missing := [name for name in (config, folder.RESULT) if not (verdict_dir / name).is_file()]:
+        failure = folder.read_failure(verdict_dir)
+        return [f"there is no {', no '.join(missing)}" + (f": failed: {failure['error']}" if failure else "")]
+    return []
+
+
+def read_claim(verdict_dir: Path) -> Claim:
+    """Read the config and the result of a finished trial or certification. Raises DamagedFileError."""
+    trial = own = folder.read_trial(trial_dir_of(verdict_dir) / folder.TRIAL)
+    if is_certification(verdict_dir):
+        certification.read_certification(verdict_dir)
+        trial = folder.read_certified_trial(verdict_dir / certification.CERTIFICATION)
+    result = folder.read_result(verdict_dir)
+    if result is None:
+        raise InputError(f"{verdict_dir} is not finished")
+    return Claim(verdict_dir, own, trial, result)
+
+
+def check_trial(claim: Claim) -> list[str]:
+    """Check that a trial lies in the folder that its key names."""
+    trial_dir, key = trial_dir_of(claim.verdict_dir), claim.own.key
+    return [] if trial_dir.name == key else [f"{folder.TRIAL} belongs in the folder {key}, not {trial_dir.name}"]
+
+
+def check_certification(claim: Claim) -> list[str]:
+    """Check that a certification describes its trial, in all but the evaluation."""
+    expected = replace(claim.own, config=replace(claim.own.config, evaluation=claim.config.evaluation))
+    if claim.trial == expected:
+        return []
+    return [f"{certification.CERTIFICATION} describes another trial than the one that it belongs to"]
+
+
+def check_name(claim: Claim) -> list[str]:
+    """Check that a certification lies in the folder that its stages and images name."""
+    if not is_certification(claim.verdict_dir):
+        return []
+    expected = certification.directory_of(trial_dir_of(claim.verdict_dir), claim.config.evaluation).name
+    if claim.verdict_dir.name == expected:
+        return []
+    return [f"{certification.CERTIFICATION} belongs in the folder {expected}"]
+
+
+def check_result(claim: Claim) -> list[str]:
+    """Check that the result is the trial's."""
+    key = claim.result.key
+    return [] if key == claim.own.key else [f"{folder.RESULT} belongs to another trial, {key}"]
+
+
+def check_plugins(claim: Claim, trusted: Collection[str]) -> list[str]:
+    """Check that a trial needs no code that is not trusted."""
+    return [
+        f"not checked: {folder.TRIAL} names the plugin {name}; if you trust it, add --plugin {name}"
+        for name in claim.config.plugins
+        if name not in trusted
+    ]
+
+
+def check_weights(verdict_dir: Path) -> list[str]:
+    """Check that the trial's weights are stored."""
+    has_weights = (trial_dir_of(verdict_dir) / folder.WEIGHTS).is_file()
+    return [] if has_weights else [f"{folder.WEIGHTS} is not stored here"]
+
+
+def _entries(directory: Path) -> list[Path]:
+    """Return what a directory holds, by name, without hidden files; nothing where there is none."""
+    return sorted(path for path in directory.glob("*") if path.is_dir() or not path.name.startswith("."))

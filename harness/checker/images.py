@@ -1,0 +1,178 @@
+"""Prove the verdicts of images again, with the network of stored weights."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from harness.checker.boxes import Array, Box, ball
+from harness.checker.certificates import Tensors
+from harness.checker.equilibrium import NotProvedError, contraction
+from harness.checker.maps import UnknownLayerError
+from harness.checker.network import Activation, Network
+from harness.checker.proofs import prove, why_not_falsified
+from harness.checker.records import describe
+from harness.config.trial import TrialConfig
+from harness.data import Split
+from harness.errors import InputError, error_line
+from harness.evaluation.network import load_network
+from harness.storage import folder, names
+
+_IBP, _NO_PREDICTION = "ibp", -1
+_BATCH = 20  # images
+_AGREEMENT = 1e-4  # allowed difference from recorded margins of IBP, relative to 1 + their size
+
+
+@dataclass(frozen=True)
+class Checker:
+    """What the verdicts of one folder are checked with."""
+
+    network: Network
+    eps: Fraction
+    stages: Sequence[str]
+    counterexamples: Tensors
+    certificates: Mapping[str, Tensors]
+
+    def check(self, row: dict[str, Any], pixels: Array, clean: tuple[float, float], lower: float) -> tuple[str, str]:
+        """Check the verdict of one image [C, H, W].
+
+        clean: bounds by intervals of its smallest margin at the image. lower: a lower bound over its ball.
+
+        Returns:
+            What is wrong or not confirmed, or ""; and what proved a certified image, or "".
+        """
+        index, label = str(row[names.INDEX]), int(row[names.LABEL])
+        problem = check_prediction(row, clean[0]) or check_ibp(row, lower) or check_ibp_margin(row, lower)
+        if problem := problem or check_other_margins(row, clean[1], self.stages):
+            return f"image {index}: {problem}", ""
+        if row[names.VERDICT] == names.FALSIFIED:
+            why = why_not_falsified(self.network, pixels, label, self.counterexamples.get(index), self.eps)
+            return f"image {index}: falsified, not confirmed: {why}" if why else "", ""
+        if row[names.VERDICT] != names.CERTIFIED or row[names.STAGE] == _IBP or lower > 0:
+            return "", _IBP
+        proof = prove(self.network, ball(pixels[None], float(self.eps)), label, self.certificates.get(index))
+        if proof.proved_by:
+            return "", proof.proved_by
+        why = f"certificate refused: {proof.refused}" if proof.refused else _describe_bound(proof.minimum)
+        return f"image {index}: {describe(row)}, not confirmed: {why}", ""
+
+    def check_all(self, test: Split, verdicts: pd.DataFrame) -> tuple[list[str], Counter[tuple[str, str]]]:
+        """Check the verdicts of the first images.
+
+        Returns:
+            A line for each problem; and the number of certified examples by stage and by what proved them, or "".
+        """
+        problems, proofs = list[str](), Counter[tuple[str, str]]()
+        for start in range(0, len(verdicts), _BATCH):
+            part = verdicts[start : start + _BATCH]
+            pixels = test.images[start : start + len(part)].numpy().astype(np.float64)
+            labels = part[names.LABEL].to_numpy()
+            clean = _smallest_margins(self.network, ball(pixels, 0.0), labels)
+            lower, _ = _smallest_margins(self.network, ball(pixels, float(self.eps)), labels)
+            rows = zip(part.to_dict("records"), pixels, zip(*clean, strict=True), lower, strict=True)
+            for row, image, at_image, over_ball in rows:
+                problem, proved_by = self.check(row, image, at_image, over_ball)
+                problems += [problem] if problem else []
+                if row[names.VERDICT] == names.CERTIFIED:
+                    proofs[row[names.STAGE], proved_by] += 1
+        return problems, proofs
+
+
+def load_checked_network(path: Path, config: TrialConfig, test: Split) -> Network:
+    """Return the network with the stored weights. Raises InputError where they are another network's, or not finite."""
+    try:
+        model = load_network(config, path)
+        if problems := check_finite(model):
+            raise InputError(f"{path}: {problems[0]}")
+        network = Network(model)
+        network.refuse_another_function(model, test.images[:2].double().numpy() / 255)
+        return network
+    except InputError:
+        raise
+    except UnknownLayerError as error:
+        raise InputError(f"{path}: {error} cannot be rechecked") from None
+    except Exception as error:  # a config of huge numbers or a plugin may raise anything
+        raise InputError(f"{path} cannot be read: {error_line(error)}") from None
+
+
+def check_finite(model: nn.Module) -> list[str]:
+    """Check that every weight is finite."""
+    state = model.state_dict().items()
+    return [f"{name} is not finite" for name, tensor in state if not bool(tensor.isfinite().all())]
+
+
+def check_contraction(network: Network) -> list[str]:
+    """Check that every equilibrium exists and is unique: rho(|W|) < 1."""
+    problems = []
+    for step in network.steps:
+        if isinstance(step.operation, Activation) and step.operation.weight is not None:
+            try:
+                contraction(step.operation.weight)
+            except NotProvedError as error:
+                problems.append(f"{folder.WEIGHTS}: {step.name}: {error}")
+    return problems
+
+
+def check_counterexamples(verdicts: pd.DataFrame, counterexamples: Tensors) -> list[str]:
+    """Check that counterexamples are stored of falsified images only."""
+    verdict = dict(zip(verdicts[names.INDEX].astype(str), verdicts[names.VERDICT], strict=True))
+    others = {index: verdict.get(index) for index in counterexamples if verdict.get(index) != names.FALSIFIED}
+    return [
+        f"image {index}: {folder.COUNTEREXAMPLES} holds a counterexample, but the verdict is {value}"
+        if value
+        else f"{folder.COUNTEREXAMPLES} holds one of {index!r}, which is no image"
+        for index, value in others.items()
+    ]
+
+
+def check_prediction(row: Mapping[str, Any], lower: float) -> str:
+    """Check that the prediction is right exactly where it is proved to be. lower: of the smallest margin there."""
+    is_right = row[names.PREDICTION] == row[names.LABEL]
+    if row[names.PREDICTION] == _NO_PREDICTION or is_right == (lower > 0):
+        return ""
+    return f"recorded as {'right' if is_right else 'wrong'}, but at the image {_describe_bound(lower)}"
+
+
+def check_ibp(row: Mapping[str, Any], lower: float) -> str:
+    """Check an image that IBP certified. lower: of the smallest margin over its ball."""
+    if row[names.VERDICT] == names.CERTIFIED and row[names.STAGE] == _IBP and not lower > 0:
+        return f"certified by {_IBP}, but {_describe_bound(lower)}"
+    return ""
+
+
+def check_ibp_margin(row: Mapping[str, Any], lower: float) -> str:
+    """Check IBP's margin, where one is recorded: NaN and -inf claim nothing."""
+    recorded = float(row[names.margin_column(_IBP)])
+    if np.isnan(recorded) or recorded == -np.inf:
+        return ""
+    if isfinite(lower) and abs(lower - recorded) <= _AGREEMENT * (1 + abs(lower)):
+        return ""
+    return f"{_IBP}'s margin is recorded as {recorded:.6g}, but {_describe_bound(lower)}"
+
+
+def check_other_margins(row: Mapping[str, Any], upper: float, stages: Sequence[str]) -> str:
+    """Check that no later stage's margin over the ball is above the margin at the image. upper: bound of that one."""
+    for stage in stages:
+        recorded = float(row[names.margin_column(stage)])
+        if recorded > upper:
+            return f"{stage}'s margin is recorded as {recorded:.6g}, but at the image it is at most {upper:.6g}"
+    return ""
+
+
+def _smallest_margins(network: Network, images: Box, labels: Array) -> tuple[Array, Array]:
+    """Return bounds [B] by intervals of the smallest margin of each image over its box; infinite ones say nothing."""
+    margins = network.margins(network.boxes(images), labels)
+    return margins.lower.min(1), margins.upper.min(1)
+
+
+def _describe_bound(lower: float) -> str:
+    if lower == -np.inf:
+        return "nothing bounds the smallest margin from below"
+    return f"the smallest margin is bounded by {lower:.6g}"

@@ -1,0 +1,144 @@
+"""Check the table of verdicts against the data, its own columns against each other, and errors against verdicts.
+
+Each check returns a line for each problem. A comparison with NaN never passes.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from harness.data import Split
+from harness.storage import names
+
+_CLEAN, _ATTACK, _NO_PREDICTION = "clean", "attack", -1
+_INTEGERS, _TEXTS = (names.INDEX, names.LABEL, names.PREDICTION), (names.VERDICT, names.STAGE)
+_WITHOUT_PREDICTION = (names.OUT_OF_MEMORY, names.FAILED)
+
+
+def columns_of(stages: Sequence[str]) -> list[str]:
+    """Return the columns that are checked."""
+    return [*_INTEGERS, *_TEXTS, names.ATTACK_MARGIN, *(names.margin_column(stage) for stage in stages)]
+
+
+def check_columns(verdicts: pd.DataFrame) -> list[str]:
+    """Check the type of each column."""
+    problems = []
+    for name, column in verdicts.items():
+        expected = "int64" if name in _INTEGERS else "text" if name in _TEXTS else "float64"
+        fits = pd.api.types.is_string_dtype(column) if name in _TEXTS else column.dtype == expected
+        problems += [] if fits else [f"{name} is {column.dtype}, expected {expected}"]
+    return problems
+
+
+def check_index(verdicts: pd.DataFrame, test: Split) -> list[str]:
+    """Check that there is a row for each image, in order."""
+    if len(verdicts) != len(test):
+        return [f"verdicts of {len(verdicts)} examples; there are {len(test)}"]
+    wrong = np.flatnonzero(verdicts[names.INDEX].to_numpy() != np.arange(len(test)))
+    return [f"image {index}: it stands at another row" for index in wrong]
+
+
+def check_labels(verdicts: pd.DataFrame, test: Split) -> list[str]:
+    """Check the labels against the data's."""
+    wrong = np.flatnonzero(verdicts[names.LABEL].to_numpy() != test.labels.numpy())
+    return [f"image {index}: another label is recorded than the data has" for index in wrong]
+
+
+def check_values(verdicts: pd.DataFrame, stages: Sequence[str]) -> list[str]:
+    """Check that each verdict is one, and that stages of the trial certified."""
+    verdict, stage = verdicts[names.VERDICT], verdicts[names.STAGE]
+    no_verdict = verdict[~verdict.isin(names.VERDICTS)]
+    no_stage = stage[(verdict == names.CERTIFIED) & ~stage.isin(stages)]
+    return [f"image {index}: {value!r} is no verdict" for index, value in no_verdict.items()] + [
+        f"image {index}: certified by {value!r}, which is no stage of this trial" for index, value in no_stage.items()
+    ]
+
+
+def check_predictions(verdicts: pd.DataFrame) -> list[str]:
+    """Check that exactly misclassified images have another prediction than their label."""
+    is_right = verdicts[names.PREDICTION] == verdicts[names.LABEL]
+    has_none = (verdicts[names.PREDICTION] == _NO_PREDICTION) & verdicts[names.VERDICT].isin(_WITHOUT_PREDICTION)
+    wrong = verdicts[(is_right == (verdicts[names.VERDICT] == names.MISCLASSIFIED)) & ~has_none]
+    return [
+        f"image {index}: {describe(row)}, though its prediction is {'' if is_right[index] else 'not '}its label"
+        for index, row in wrong.iterrows()
+    ]
+
+
+def check_signs(verdicts: pd.DataFrame, stages: Sequence[str]) -> list[str]:
+    """Check that exactly the stage that certified an image has a margin above 0, and falsified ones one below 0."""
+    verdict, stage = verdicts[names.VERDICT], verdicts[names.STAGE]
+    signs = {names.ATTACK_MARGIN: (verdicts[names.ATTACK_MARGIN] < 0) == (verdict == names.FALSIFIED)}
+    for name in stages:
+        column = names.margin_column(name)
+        signs[column] = (verdicts[column] > 0) == ((verdict == names.CERTIFIED) & (stage == name))
+    return [
+        f"image {index}: {describe(row)}, but {column} is recorded as {row[column]:.6g}"
+        for column, holds in signs.items()
+        for index, row in verdicts[~holds].iterrows()
+    ]
+
+
+def describe(row: Mapping[str, object]) -> str:
+    """Return a verdict with the stage that certified."""
+    verdict = row[names.VERDICT]
+    return f"{verdict} by {row[names.STAGE]}" if verdict == names.CERTIFIED else str(verdict)
+
+
+def check_metrics(verdicts: pd.DataFrame, metrics: Mapping[str, float | None], stages: Sequence[str]) -> list[str]:
+    """Check the errors and the counts of images that follow from the verdicts."""
+    required, optional = _errors(verdicts, stages), _shares_and_counts(verdicts, stages)  # which older results lack
+    expected = required | {name: value for name, value in optional.items() if name in metrics}
+    problems = []
+    for name, value in expected.items():
+        recorded = metrics.get(name)
+        if recorded is None or not abs(recorded - value) <= 1e-6:
+            problems.append(f"{name} is recorded as {recorded}, and is {value} by its verdicts")
+    return problems
+
+
+def check_other_stages(metrics: Mapping[str, float | None], stages: Sequence[str]) -> list[str]:
+    """Check that there are no errors and counts of stages that the trial does not have."""
+    ran = {names.certified_by(""): stages} | dict.fromkeys(
+        (names.examples_at(""), names.decided_by("")), (_CLEAN, _ATTACK, *stages)
+    )
+    return [
+        f"{name} is recorded, but {name.removeprefix(prefix)} is no stage of this trial"
+        for prefix, own in ran.items()
+        for name in metrics
+        if name.startswith(prefix) and name.removeprefix(prefix) not in own
+    ]
+
+
+def _errors(verdicts: pd.DataFrame, stages: Sequence[str]) -> dict[str, float]:
+    """Return the errors in percent."""
+    verdict, stage = verdicts[names.VERDICT], verdicts[names.STAGE]
+    certified = verdict == names.CERTIFIED
+    masks = {
+        names.STANDARD_ERROR: verdict == names.MISCLASSIFIED,
+        names.ATTACK_ERROR: verdict.isin([names.MISCLASSIFIED, names.FALSIFIED]),
+        names.CERTIFIED_ERROR: ~certified,
+        **{
+            names.certified_by(last): ~(certified & stage.isin(stages[:number]))
+            for number, last in enumerate(stages, start=1)
+        },
+    }
+    return {name: 100 * float(mask.mean()) for name, mask in masks.items()}
+
+
+def _shares_and_counts(verdicts: pd.DataFrame, stages: Sequence[str]) -> dict[str, float]:
+    """Return the percentages of undecided images, and the numbers of images that reached and left each stage."""
+    verdict = verdicts[names.VERDICT]
+    undecided = verdict.isin(names.UNDECIDED)
+    kinds = {names.UNDECIDED_ERROR: undecided, **{names.share_of(kind): verdict == kind for kind in names.UNDECIDED}}
+    return {name: 100 * float(mask.mean()) for name, mask in kinds.items()} | dict(_counts(verdicts, undecided, stages))
+
+
+def _counts(verdicts: pd.DataFrame, undecided: pd.Series, stages: Sequence[str]) -> Iterator[tuple[str, float]]:
+    left = len(verdicts)
+    for stage in (_CLEAN, _ATTACK, *stages):
+        decided = int(((verdicts[names.STAGE] == stage) & ~undecided).sum())
+        yield names.examples_at(stage), left
+        yield names.decided_by(stage), decided
+        left -= decided

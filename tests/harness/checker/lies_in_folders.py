@@ -1,0 +1,348 @@
+"""Lies about what lies where: files of other trials, keys, configs, metrics, data, leaderboards, user code."""
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lying_sweep import (
+    CERTIFIED_IMAGES,
+    Change,
+    Sweep,
+    change_certification,
+    change_config,
+    change_metrics,
+    change_result,
+    edit_json,
+    make_key,
+)
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from harness.config import plugins
+from harness.environment import cache_directory
+from harness.storage import certification, folder
+
+
+@dataclass(frozen=True)
+class Lie:
+    """What is changed in a sweep, a part of the line that must say so, and the check that the lie aims at.
+
+    of: whose line it is: "cnn5", "certified", "cerdeq", or "" for the sweep's own. accept: takes the check's place in
+    the test of the tests.
+    """
+
+    change: Change
+    says: str
+    check: str
+    of: str = "cnn5"
+    accept: Callable[..., Any] = lambda *_args, **_kwargs: []
+
+
+FOLDERS, RECORDS, IMAGES = ("harness.checker." + name for name in ("folders", "records", "images"))
+PLACES, TRIAL, CERTIFICATION = f"{FOLDERS}.check_places", f"{FOLDERS}.check_trial", f"{FOLDERS}.check_certification"
+UNFINISHED, RESULT = f"{FOLDERS}.check_finished", f"{FOLDERS}.check_result"
+METRICS, OTHER_METRICS = f"{RECORDS}.check_metrics", f"{RECORDS}.check_other_stages"
+LEADERBOARD, PLUGINS = "harness.recheck.check_leaderboard", f"{FOLDERS}.check_plugins"
+
+
+def pose_as_certification(sweep: Sweep) -> None:
+    """Let CerDEQ's verdicts lie in the CNN's folder, to be proved with CerDEQ's weights above it."""
+    for name in (folder.TRIAL, folder.WEIGHTS):
+        shutil.copy(sweep.cerdeq / name, sweep.root / name)
+    for name in (folder.VERDICTS, folder.COUNTEREXAMPLES):
+        shutil.copy(sweep.cerdeq / name, sweep.cnn5 / name)
+    shutil.copy(sweep.cerdeq / folder.TRIAL, sweep.cnn5 / certification.CERTIFICATION)
+    metrics = folder.read_result(sweep.cerdeq).metrics
+    change_result(lambda content: content.update(metrics=metrics))(sweep)
+
+
+def move_certification(sweep: Sweep) -> None:
+    (sweep.cerdeq / "certified").mkdir()
+    sweep.certified.rename(sweep.cerdeq / "certified" / sweep.certified.name)
+
+
+def rename_certification(sweep: Sweep) -> None:
+    name = sweep.certified.name.replace(f"{CERTIFIED_IMAGES}-images", "10000-images")
+    sweep.certified.rename(sweep.certified.with_name(name))
+
+
+def swap_results(sweep: Sweep) -> None:
+    first, second = (path / folder.RESULT for path in (sweep.cnn5, sweep.cerdeq))
+    contents = first.read_text(), second.read_text()
+    first.write_text(contents[1])
+    second.write_text(contents[0])
+
+
+def name_plugin(sweep: Sweep) -> None:
+    """Let a trial name code that lies beside it, which could replace the checker."""
+    (sweep.root / "liar.py").write_text("print('the liar has run')\n")
+    change_config(plugins=plugins.digests(["liar"]))(sweep)
+
+
+def change_cached_data(change: Callable[[dict[str, np.ndarray]], None]) -> Change:
+    """Change the cache of decoded data, which keeps the fingerprint that it records."""
+
+    def damage(_sweep: Sweep) -> None:
+        for path in cache_directory().glob("digits-*.safetensors"):
+            tensors = {name: tensor.copy() for name, tensor in load_file(path).items()}
+            with safe_open(path, "numpy") as file:
+                metadata = file.metadata()
+            change(tensors)
+            save_file(tensors, path, metadata)
+
+    return damage
+
+
+def change_text(name: str, old: str, new: str) -> Change:
+    def damage(sweep: Sweep) -> None:
+        path = sweep.root / name
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+
+    return damage
+
+
+def change_text_of_result(old: str, new: str) -> Change:
+    return lambda sweep: change_text(f"trials/{sweep.cnn5.name}/{folder.RESULT}", old, new)(sweep)
+
+
+def drop_last_line(name: str) -> Change:
+    def damage(sweep: Sweep) -> None:
+        lines = (sweep.root / name).read_text().splitlines(keepends=True)
+        (sweep.root / name).write_text("".join(lines[:-1]))
+
+    return damage
+
+
+def lay_pipe(name: str) -> Change:
+    def damage(sweep: Sweep) -> None:
+        (sweep.cnn5 / name).unlink()
+        os.mkfifo(sweep.cnn5 / name)
+
+    return damage
+
+
+def remove_pipes(verdict_dir: Path) -> list[str]:
+    """Let nothing hang that reads."""
+    for path in verdict_dir.glob("*"):
+        if path.is_fifo():
+            path.unlink()
+    return []
+
+
+def set_eps(eps: str) -> Change:
+    return lambda sweep: edit_json(sweep.cnn5 / folder.TRIAL, lambda content: content["config"].update(eps=eps))
+
+
+def hide(name: str, of: str = "cnn5") -> Change:
+    return lambda sweep: (getattr(sweep, of) / name).unlink()
+
+
+def set_fingerprint(sweep: Sweep) -> None:
+    edit_json(sweep.cnn5 / folder.TRIAL, lambda content: content.update(fingerprint="0123456789abcdef"))
+    make_key(sweep)
+
+
+NAN = float("nan")
+DATA = "harness.checker.verdicts.check_data"
+KEY = "harness.storage.folder.require"
+LIES = {
+    # A folder is what its place says.
+    "another trial's verdicts as a certification": Lie(
+        pose_as_certification, "certification.json does not belong in a trial's folder", PLACES
+    ),
+    "a certification.json in a trial's folder": Lie(
+        lambda sweep: shutil.copy(sweep.certified / certification.CERTIFICATION, sweep.cnn5),
+        "certification.json does not belong in a trial's folder",
+        PLACES,
+    ),
+    "a trial.json in a certification's folder": Lie(
+        lambda sweep: shutil.copy(sweep.cnn5 / folder.TRIAL, sweep.certified),
+        "trial.json does not belong in a certification's folder",
+        PLACES,
+        "certified",
+    ),
+    "a file among trials": Lie(
+        lambda sweep: (sweep.root / "trials/notes.txt").write_text("fine"),
+        "trials/notes.txt is not a folder",
+        f"{FOLDERS}.check_strays",
+        "",
+    ),
+    "a pipe": Lie(
+        lay_pipe(folder.CERTIFICATES),
+        "certificates.safetensors is neither a file nor a folder",
+        PLACES,
+        accept=remove_pipes,
+    ),
+    "a pipe for a config": Lie(
+        lay_pipe(folder.TRIAL), "trial.json is neither a file nor a folder", PLACES, "key", accept=remove_pipes
+    ),
+    "a link into nothing": Lie(
+        lambda sweep: (sweep.cnn5 / "shards").symlink_to("nowhere"), "shards is neither a file nor a folder", PLACES
+    ),
+    "a copy of a trial under another name": Lie(
+        lambda sweep: shutil.copytree(sweep.cnn5, sweep.cnn5.with_name("copy")),
+        "trial.json belongs in the folder",
+        TRIAL,
+    ),
+    "a hidden copy of a trial": Lie(
+        lambda sweep: shutil.copytree(sweep.cnn5, sweep.cnn5.with_name(".copy")),
+        "trial.json belongs in the folder",
+        TRIAL,
+    ),
+    "a link to another trial": Lie(
+        lambda sweep: (sweep.root / "trials/0123456789abcdef").symlink_to(sweep.cerdeq),
+        "trial.json belongs in the folder",
+        TRIAL,
+        "cerdeq",
+    ),
+    # Nothing is missing.
+    "no result": Lie(hide(folder.RESULT), "there is no result.json", UNFINISHED),
+    "no result of a certification": Lie(
+        hide(folder.RESULT, "certified"), "there is no result.json", UNFINISHED, "certified"
+    ),
+    "no trial.json": Lie(hide(folder.TRIAL), "there is no trial.json", UNFINISHED, "key"),
+    "no certification.json": Lie(
+        hide(certification.CERTIFICATION, "certified"), "there is no certification.json", UNFINISHED, "certified"
+    ),
+    "a failure of a finished trial": Lie(
+        lambda sweep: (hide(folder.RESULT)(sweep), folder.write_failure(sweep.cnn5, "loss is NaN")),
+        "there is no result.json: failed: loss is NaN",
+        UNFINISHED,
+    ),
+    "no weights": Lie(hide(folder.WEIGHTS), "weights.safetensors is not stored", f"{FOLDERS}.check_weights"),
+    # Keys and configs.
+    "a result of another trial": Lie(
+        change_result(lambda content: content.update(key="0123456789abcdef")),
+        "result.json belongs to another trial",
+        RESULT,
+    ),
+    "results swapped": Lie(swap_results, "result.json belongs to another trial", RESULT),
+    "a certification's result of another trial": Lie(
+        change_result(lambda content: content.update(key="f" * 16), "certified"),
+        "result.json belongs to another trial",
+        RESULT,
+        "certified",
+    ),
+    "another trial's certification": Lie(
+        move_certification, "certification.json describes another trial", CERTIFICATION, "cerdeq"
+    ),
+    "a certification with another seed": Lie(
+        change_certification(lambda content: content["config"].update(seed=5)),
+        "certification.json describes another trial",
+        CERTIFICATION,
+        "certified",
+    ),
+    "a certification with another eps": Lie(
+        change_certification(lambda content: content["config"].update(eps="1/10")),
+        "certification.json describes another trial",
+        CERTIFICATION,
+        "certified",
+    ),
+    "a certification with another key": Lie(
+        change_certification(lambda content: content.update(key="0123456789abcdef")),
+        "certification.json describes another trial",
+        CERTIFICATION,
+        "certified",
+    ),
+    "a certification of other data": Lie(
+        change_certification(lambda content: content.update(fingerprint="0123456789abcdef")),
+        "certification.json describes another trial",
+        CERTIFICATION,
+        "certified",
+    ),
+    "a certification of more images by its name": Lie(
+        rename_certification, "certification.json belongs in the folder", f"{FOLDERS}.check_name", "certified"
+    ),
+    "a larger eps": Lie(set_eps("1/8"), "trial.json cannot be read", KEY, "key"),
+    "a larger eps, with its key": Lie(
+        change_config(eps="89/1020"), "ibp's margin is recorded as", f"{IMAGES}.check_ibp_margin"
+    ),
+    "held-out images": Lie(
+        change_config(validation_images=40), "verdicts of 24 examples; there are 40", f"{RECORDS}.check_index"
+    ),
+    # Data.
+    "data of another fingerprint": Lie(set_fingerprint, "data: the fingerprint is", DATA),
+    "a changed image in the cache": Lie(
+        change_cached_data(lambda tensors: tensors["test_images"][0].fill(3)), "data: the fingerprint is", DATA
+    ),
+    "a changed training image in the cache": Lie(
+        change_cached_data(lambda tensors: tensors["train_images"][5].fill(3)), "data: the fingerprint is", DATA
+    ),
+    "changed labels in the cache": Lie(
+        change_cached_data(lambda tensors: tensors["test_labels"][-1:].fill(0)), "data: the fingerprint is", DATA
+    ),
+    # Metrics.
+    "a certified error of NaN": Lie(
+        change_metrics(certified_error=NAN),
+        "result.json cannot be read",
+        "harness.storage.files.refuse_constant",
+        accept=float,
+    ),
+    "a certified error of infinity": Lie(
+        change_text_of_result('"certified_error": ', '"certified_error": 1e999, "": '),
+        "certified_error is recorded as inf",
+        METRICS,
+    ),
+    "no certified error": Lie(change_metrics(certified_error=None), "certified_error is recorded as None", METRICS),
+    "a lower certified error": Lie(change_metrics(certified_error=8.5), "certified_error is recorded as 8.5", METRICS),
+    "a lower certified error of a certification": Lie(
+        change_metrics("certified", certified_error=8.5), "certified_error is recorded as 8.5", METRICS, "certified"
+    ),
+    "a lower standard error": Lie(change_metrics(standard_error=0.0), "standard_error is recorded as 0.0", METRICS),
+    "a lower attack error": Lie(change_metrics(attack_error=0.0), "attack_error is recorded as 0.0", METRICS),
+    "fewer undecided": Lie(change_metrics(undecided=0.0), "undecided is recorded as 0.0", METRICS),
+    "a share of undecided alone": Lie(
+        change_result(
+            lambda content: (content["metrics"].pop("undecided"), content["metrics"].update({"undecided/unknown": 0.0}))
+        ),
+        "undecided/unknown is recorded as 0.0",
+        METRICS,
+    ),
+    "a lower error by a stage": Lie(
+        change_metrics(**{"certified_error__crown-ibp": 1.0}), "certified_error/crown-ibp is recorded as 1.0", METRICS
+    ),
+    "no error by a stage": Lie(
+        change_result(lambda content: content["metrics"].pop("certified_error/ibp")),
+        "certified_error/ibp is recorded as None",
+        METRICS,
+    ),
+    "an error by a stage that did not run": Lie(
+        change_metrics(certified_error__bab=1.0), "certified_error/bab is recorded, but bab is no stage", OTHER_METRICS
+    ),
+    "more images decided by a stage": Lie(
+        change_metrics(**{"stage_decided__alpha-crown": 20.0}), "stage_decided/alpha-crown is recorded as 20.0", METRICS
+    ),
+    "fewer images left for a stage": Lie(
+        change_metrics(**{"stage_examples__crown-ibp": 2.0}), "stage_examples/crown-ibp is recorded as 2.0", METRICS
+    ),
+    # Leaderboards.
+    "a lower error in leaderboard.csv": Lie(
+        change_text("leaderboard.csv", ",20.83", ",10.83"), "leaderboard.csv does not follow", LEADERBOARD, ""
+    ),
+    "a lower error in leaderboard.md": Lie(
+        change_text("leaderboard.md", "20.83", "10.83"), "leaderboard.md does not follow", LEADERBOARD, ""
+    ),
+    "a lower error in leaderboard.tex": Lie(
+        change_text("leaderboard.tex", "20.83", "10.83"), "leaderboard.tex does not follow", LEADERBOARD, ""
+    ),
+    "a lower error in leaderboard.json": Lie(
+        change_text("leaderboard.json", ": 20.83", ": 10.83"), "leaderboard.json does not follow", LEADERBOARD, ""
+    ),
+    "a row left out of leaderboard.csv": Lie(
+        drop_last_line("leaderboard.csv"), "leaderboard.csv does not follow", LEADERBOARD, ""
+    ),
+    "another network in leaderboard.md": Lie(
+        change_text("leaderboard.md", "cnn5", "cnn7"), "leaderboard.md does not follow", LEADERBOARD, ""
+    ),
+    "a trial removed after the leaderboard": Lie(
+        lambda sweep: shutil.rmtree(sweep.cerdeq), "leaderboard.csv does not follow", LEADERBOARD, ""
+    ),
+    # User code.
+    "code of the results": Lie(name_plugin, "names the plugin liar", PLUGINS),
+}
