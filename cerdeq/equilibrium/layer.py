@@ -171,8 +171,8 @@ class Equilibrium(nn.Module):
         self.inject = inject
         self.recurrence = FixedPoint(free, iterations, backward_iterations, early_iterations, gradient, warm_start)
         shape = PARAMETRISATIONS[parametrisation](channels, margin, gain, margin_start)
-        # unsafe: no trial run, which on the device "meta" would import torch's compiler, too
-        parametrize.register_parametrization(self.recurrence, "weight", shape, unsafe=True)
+        # unsafe: no trial run, which in training moves W on; on the device "meta" it would import torch's compiler, too
+        parametrize.register_parametrization(self.recurrence, "weight", shape, unsafe=groups > 1 or free.is_meta)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the equilibrium z [B, channels, ...] of x."""

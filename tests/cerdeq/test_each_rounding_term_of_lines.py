@@ -24,20 +24,22 @@ def test_coefficients_count_all_outputs(dtype):
     """As many as one input reaches, and as many as are summed up."""
     a, one = both_signs(lost(dtype)), box_of(torch.ones(1, 1, dtype=dtype))
     weight, value = torch.ones(COUNT, 1, dtype=dtype), [Fraction(1)] * COUNT
-    backward = Backward(sound=True)
     two = box_of(
         torch.tensor([[1.0, 0.0]], dtype=dtype)
     )  # a matrix product, whose sums are longer than those of one row
-    assert_below(linear.linear(backward, a, two, weight.expand(-1, 2)), a, value, [1, 0])
+    assert_below(linear.linear(Backward(sound=True), a, two, weight.expand(-1, 2)), a, value, [1, 0])
     pixel = box_of(one.center.view(1, 1, 1, 1))
-    pulled = linear.conv2d(backward, a.view(1, 2, COUNT, 1, 1), pixel, weight.view(COUNT, 1, 1, 1))
+    pulled = linear.conv2d(Backward(sound=True), a.view(1, 2, COUNT, 1, 1), pixel, weight.view(COUNT, 1, 1, 1))
     assert_below(pulled, a, value, [1])
     # An average pooling in which the pixel in the middle is one of the 256 of each of 256 windows.
     row, middle = a[..., :256].unsqueeze(2).unsqueeze(2), torch.zeros(1, 1, 1, 511, dtype=dtype)
     middle[..., 255] = 1
     pool = linear.affine(F.avg_pool2d, interval.avg_pool2d, lambda *arguments, **options: 256)
     assert_below(
-        pool(backward, row, box_of(middle), (1, 256), 1), row, [Fraction(1, 256)] * 256, fractions(middle.flatten())
+        pool(Backward(sound=True), row, box_of(middle), (1, 256), 1),
+        row,
+        [Fraction(1, 256)] * 256,
+        fractions(middle.flatten()),
     )
 
 
@@ -99,34 +101,33 @@ def test_constants_of_affine_rules_count_their_products(dtype):
     )
     pixels = box_of(zero.view(1, size, 1, 1))
     statistics = torch.randn(size, dtype=dtype), torch.full((size,), 0.75, dtype=dtype)
-    weight, backward = torch.zeros(size, size, dtype=dtype), Backward(sound=True)
+    weight = torch.zeros(size, size, dtype=dtype)
     zeros, images = [0] * size, a.unsqueeze(3).unsqueeze(4)
-    assert_below(linear.linear(backward, a, box_of(zero), weight, bias), a, fractions(bias), zeros)
-    pulled = linear.conv2d(backward, images, pixels, weight.view(size, size, 1, 1), bias)
+    assert_below(linear.linear(Backward(sound=True), a, box_of(zero), weight, bias), a, fractions(bias), zeros)
+    pulled = linear.conv2d(Backward(sound=True), images, pixels, weight.view(size, size, 1, 1), bias)
     assert_below(pulled, a, fractions(bias), zeros)
-    pulled = batch_norm.backward(backward, images, pixels, 0 * bias, statistics[1], None, bias, eps=0.25)
+    pulled = batch_norm.backward(Backward(sound=True), images, pixels, 0 * bias, statistics[1], None, bias, eps=0.25)
     assert_below(pulled, a, fractions(bias), zeros)
-    pulled = batch_norm.backward(backward, images, pixels, *statistics, eps=0.25)
+    pulled = batch_norm.backward(Backward(sound=True), images, pixels, *statistics, eps=0.25)
     assert_below(pulled, a, [-mean for mean in fractions(statistics[0])], zeros)
     add = linear.combination(lambda x, y: [(x, 1), (y, 1)], interval.add)
-    assert_below(add(backward, a, box_of(zero), bias), a, fractions(bias), zeros)
+    assert_below(add(Backward(sound=True), a, box_of(zero), bias), a, fractions(bias), zeros)
 
 
 @precisions
 def test_scaled_and_pooled_coefficients_count_their_products(dtype):
     a, x = torch.randn(1, 60, 1, 2, 2, dtype=dtype), torch.randn(1, 1, 6, 6, dtype=dtype)
-    backward = Backward(sound=True)
     rows = fractions(x[0, 0])
     windows = [sum(rows[3 * i + k][3 * j + m] for k in range(3) for m in range(3)) / 9 for i in (0, 1) for j in (0, 1)]
     pool = linear.affine(F.avg_pool2d, interval.avg_pool2d, lambda *arguments, **options: 9)
-    assert_below(pool(backward, a, box_of(x), 3), a, windows, fractions(x.flatten()))
+    assert_below(pool(Backward(sound=True), a, box_of(x), 3), a, windows, fractions(x.flatten()))
     row, values = torch.randn(1, 200, 1, dtype=dtype), torch.randn(1, 1, dtype=dtype)
     times = linear.combination(lambda x, y: [(x, y)], interval.multiply)
     product = [Fraction(0.1) * fractions(values)[0][0]]
-    assert_below(times(backward, row, box_of(values), 0.1), row, product, fractions(values[0]))
+    assert_below(times(Backward(sound=True), row, box_of(values), 0.1), row, product, fractions(values[0]))
     statistics = torch.zeros(1, dtype=dtype), torch.full((1,), 0.75, dtype=dtype)
     weight = torch.full((1,), 0.1, dtype=dtype)
-    normed = batch_norm.backward(backward, row, box_of(values), *statistics, weight, None, eps=0.25)
+    normed = batch_norm.backward(Backward(sound=True), row, box_of(values), *statistics, weight, None, eps=0.25)
     assert_below(normed, row, [fractions(weight)[0] * fractions(values)[0][0]], fractions(values[0]))
 
 

@@ -13,8 +13,8 @@ import torch
 from lies_in_folders import DATA, LEADERBOARD
 from lying_sweep import Sweep, change_config, change_metrics, change_row, change_tensors, make_sweep
 
-import harness.recheck
 from harness.analysis.table_files import leaderboard_files
+from harness.checker import verdicts
 from harness.command_line import FAILED, OK, main
 from harness.data import load
 from harness.environment import cache_directory
@@ -52,7 +52,7 @@ def results():
 @pytest.fixture
 def remembered(results, monkeypatch):
     """Recheck folders that are as they were once only: a lie changes one of them."""
-    recheck = harness.recheck.recheck
+    recheck = verdicts.recheck
 
     def remember(verdict_dir, *arguments):
         files = [*verdict_dir.glob("*"), *verdict_dir.parents[1].glob("*.json"), *verdict_dir.parents[1].glob("w*")]
@@ -64,7 +64,7 @@ def remembered(results, monkeypatch):
             results[key] = result
         return result
 
-    monkeypatch.setattr(harness.recheck, "recheck", remember)
+    monkeypatch.setattr(verdicts, "recheck", remember)
 
 
 def recheck(sweep, capsys, *options):

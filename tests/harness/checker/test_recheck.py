@@ -11,7 +11,6 @@ import pytest
 from safetensors.torch import save_file
 
 import cerdeq
-import harness.recheck
 from baselines import registry
 from harness.checker.proofs import CERTIFICATE
 from harness.checker.verdicts import recheck
@@ -103,7 +102,7 @@ def test_nothing_to_check_is_bad_input(trial_dir, tmp_path, monkeypatch, capsys)
     def missing(name, data_dir):
         raise InputError(f"{name} was not found")
 
-    monkeypatch.setattr(harness.recheck, "load_hashed", missing)
+    monkeypatch.setattr("harness.checker.verdicts.load_hashed", missing)
     assert main("recheck", [str(trial_dir.parents[1])]) == BAD_INPUT
     assert "digits was not found" in capsys.readouterr().err
 

@@ -20,7 +20,6 @@ from harness.data import load
 from harness.evaluation import shards as work
 from harness.evaluation import stages
 from harness.evaluation.ledger import SoundnessError
-from harness.launch import work as launch_work
 from harness.storage import certification, files, folder, names
 from harness.training import run_trial
 
@@ -110,11 +109,13 @@ def evaluate_with(monkeypatch):
     """A function that replaces the evaluation of a shard, and is called with its number first."""
 
     def replace(before):
-        def certify_shard(directory, number, data_dir):
-            before(number)
-            work.certify_shard(directory, number, data_dir)
+        certify_shard = work.certify_shard
 
-        monkeypatch.setattr(launch_work, "certify_shard", certify_shard)
+        def certify(directory, number, data_dir):
+            before(number)
+            certify_shard(directory, number, data_dir)
+
+        monkeypatch.setattr(work, "certify_shard", certify)
 
     return replace
 

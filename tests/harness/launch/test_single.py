@@ -104,7 +104,7 @@ def test_a_finished_trial_is_left_alone_in_a_line(exported, capsys, monkeypatch)
     trial_dir = trial_dir_of(path)
     before, error = snapshot(trial_dir), folder.read_result(trial_dir).metrics[names.CERTIFIED_ERROR]
     capsys.readouterr()
-    monkeypatch.setattr("harness.launch.work.load", None)
+    monkeypatch.setattr("harness.data.load", None)
     assert call(path) == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert line.endswith(f"{trial_dir}: finished, certified_error {error}")

@@ -80,7 +80,7 @@ def test_the_old_study_stays_where_the_command_ends_early(study, published, monk
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(publish.sweep_page, "write_sweep", fail)
+    monkeypatch.setattr("harness.reports.sweep_page.write_sweep", fail)
     assert run(sweep, target) == status
     assert published() == ["study", "study/old"]
 

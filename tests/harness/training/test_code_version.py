@@ -9,9 +9,9 @@ import harness
 from harness import environment
 from harness.data import load
 from harness.errors import SettingError
-from harness.launch.ray_tune import FAILS_AGAIN
 from harness.storage import folder
 from harness.training import run_folder
+from harness.training.trial import FAILS_AGAIN
 
 
 def test_another_source_fails_before_training_and_is_not_tried_again(tmp_path, tiny_trial):
