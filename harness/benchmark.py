@@ -4,7 +4,7 @@ steps: training steps of every kind beside plain training of the same network (t
 Adam). Figures are medians.
 bounds: how tight each bound is on the trained networks of --trained, what it certifies and takes.
 evaluation: what evaluating these networks takes, beside the first of them.
-auto_lirpa: CROWN and alpha-CROWN beside auto_LiRPA's, if it is installed.
+auto_lirpa: CROWN beside auto_LiRPA's, if that can be imported.
 """
 
 import argparse
