@@ -92,7 +92,7 @@ def main(options: argparse.Namespace) -> int:
 
     Raises:
         InputError: wrong input; nothing was started.
-        KeyboardInterrupt: Ctrl-C was pressed twice.
+        KeyboardInterrupt: a second Ctrl-C, or one after SIGTERM.
     """
     console, is_dry = new_console(), options.dry_run
     export, count = options.export, options.max_concurrent
@@ -157,7 +157,10 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> tuple[Sweep, dict[str, Any], bool]:
-    """Return what `check_sweep` returns. Raises InputError, at once if a key of the sweep file or of --set is wrong."""
+    """Return the sweep, its data's summary and whether there is a GPU.
+
+    Raises InputError; for wrong keys, before torch is imported.
+    """
     keys, has_gpu = check_keys(options.sweep, options.profile, options.set), None
     if options.ray_address is not None:
         from harness.launch.ray_cluster import cluster_has_gpu
@@ -168,7 +171,7 @@ def _check(options: argparse.Namespace) -> tuple[Sweep, dict[str, Any], bool]:
         return import_module("harness.launch.checks").check_sweep(*request)
     result = start_call("harness.launch.checks", "check_sweep", *request)
     if not (options.dry_run or options.export):
-        import_module("harness.tracking.client")  # meanwhile: MLflow takes as long as the check
+        import_module("harness.tracking.client")  # imports MLflow while the child checks: both take as long
         import_module("harness.analysis.table_files")
     return result()
 
@@ -211,7 +214,7 @@ def _run(
     """Run the unfinished trials side by side; return True if a signal has stopped them.
 
     Raises:
-        KeyboardInterrupt: after a second signal.
+        KeyboardInterrupt: a second Ctrl-C, or one after SIGTERM.
         RayDiedError: Ray has died, on this machine several times.
     """
     sweep_dir = study.sweep_dir

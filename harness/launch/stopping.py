@@ -1,4 +1,4 @@
-"""Stop running trials: SIGTERM or one Ctrl-C stops each after its epoch, a second Ctrl-C stops at once."""
+"""Stop running trials: SIGTERM or one Ctrl-C stops each after its epoch, another Ctrl-C stops at once."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ class Stopping:
     ):
         self.flag, self.print_line, self.on_change = flag, print_line, on_change
         self.asked = self.interrupted = False
-        self._is_delaying = self._is_due = False  # within `delayed`; a second signal came within it
+        self._is_delaying = self._is_due = False  # within `delayed`; a signal that stops at once came within it
         self._handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "Stopping":
@@ -48,14 +48,15 @@ class Stopping:
         if self.asked:
             return
         self.asked = True
-        self.print_line(f"{reason}: running trials end with their epoch, which is saved; Ctrl-C stops at once")
+        keys = "Ctrl-C" if self.interrupted else "Ctrl-C twice"
+        self.print_line(f"{reason}: running trials end with their epoch, which is saved; to stop at once, press {keys}")
         if self.flag is not None:
             write_text(self.flag, reason)
             self.on_change()
 
     @contextmanager
     def delayed(self) -> Iterator[None]:
-        """Delay a second Ctrl-C until the end of the block; a third one stops at once.
+        """Delay a second Ctrl-C, or one after SIGTERM, until the end of the block; the next one stops at once.
 
         A transaction that is broken off leaves its database locked.
         """
@@ -75,8 +76,6 @@ class Stopping:
             raise KeyboardInterrupt
         if self.interrupted:
             self._is_due = True
-            self.print_line(
-                f"{name} again: stops as soon as MLflow has what is being written; once more to stop at once"
-            )
+            self.print_line(f"{name}: stops as soon as the current write to MLflow is done; press it again to stop now")
         self.interrupted = True
         self.ask(name)
