@@ -1,7 +1,8 @@
 """`python -m harness.recheck results/<sweep>`: prove a sweep's verdicts again from stored weights, images and labels.
 
-The checker computes in NumPy, float64, with every rounding error counted outwards. It shares no code with training and
-evaluation except the definitions of networks and the reading of files. It confirms
+The checker computes in NumPy, float64, with every rounding error counted outwards. It shares with training and
+evaluation only the definitions of networks, `cerdeq.bounds.trace` (which lists a network's steps) and the reading of
+files. The check of leaderboards calls the code that writes them. The checker confirms
 
 - predictions, and examples that IBP certified, by intervals;
 - examples that later stages certified, by linear bounds or by the leaves of a certificate;
@@ -66,9 +67,9 @@ def main(options: argparse.Namespace) -> int:
             started = time.monotonic()
             result = _recheck(verdict_dir, load_data, options.images, trusted)
             results.append(result)
-            numbers = f"{result.recorded:.2f}", f"{result.confirmed:.2f}", f"{time.monotonic() - started:.0f}"
+            errors = (f"{result.recorded:.2f}", f"{result.confirmed:.2f}") if result.images else ("-", "-")
             images = f"{result.images:,}" if result.is_complete else f"{result.images:,} of {result.of:,}"
-            rows.append([printable(label), images, *numbers])
+            rows.append([printable(label), images, *errors, f"{time.monotonic() - started:.0f}"])
             lines += [f"{label}: {line}" for line in _describe(result)]
     others = [] if options.only else folders.check_strays(options.directory) + check_leaderboard(options.directory)
     console = new_console()
@@ -174,12 +175,16 @@ def _describe(result: "RecheckResult") -> Iterator[str]:
 
 
 def _summary(results: list["RecheckResult"], others: list[str], is_selection: bool) -> str:
-    """Return the last line of the output. others: problems that are no trial's."""
+    """Return the last line of the output. others: problems outside of trials."""
     failed, missing = sum(not result.is_confirmed for result in results), sum(not r.has_weights for r in results)
-    if failed or others:
-        why = f", {missing} for lack of weights" if missing else ""
-        why += f"; other problems: {len(others)}" if others else ""
-        return f"not confirmed: {failed} of {len(results)}{why}"
+    parts = []
+    if failed:
+        without = f" ({missing} without weights)" if missing else ""
+        parts.append(f"{failed} of {len(results)} trials and certifications{without}")
+    if others:
+        parts.append(f"{len(others)} problem{'s' if len(others) > 1 else ''} outside of trials")
+    if parts:
+        return f"not confirmed: {'; '.join(parts)}"
     images = "" if all(result.is_complete for result in results) else " of the checked images"
     trials = " of the selected trials" if is_selection else ""
     return f"every verdict{images}{trials} is confirmed"

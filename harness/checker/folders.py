@@ -1,6 +1,7 @@
-"""What lies in a sweep's directory, and whether a folder is what its place says: trials/<key>, in it certified/<name>.
+"""Check that a sweep's directory holds the right files.
 
-Nothing that a file says decides what its folder is. Each check returns a line for each problem.
+The path says what a folder is (`trials/<key>`, in it `certified/<name>`); its files must agree. Each check returns a
+line for each problem.
 """
 
 from collections.abc import Collection
@@ -34,7 +35,7 @@ class Claim:
 
 
 def find_folders(sweep_dir: Path) -> dict[Path, list[Path]]:
-    """Return by each trial's folder those that hold verdicts: itself and its certifications."""
+    """Return, for each trial's folder, the folders with verdicts: itself and its certifications."""
     trial_dirs = [path for path in _entries(sweep_dir / _TRIALS) if path.is_dir()]
     return {path: [path, *(p for p in _entries(path / _CERTIFIED) if p.is_dir())] for path in trial_dirs}
 
@@ -47,7 +48,7 @@ def check_strays(sweep_dir: Path) -> list[str]:
 
 
 def is_certification(verdict_dir: Path) -> bool:
-    """Return whether a folder is a certification's, by its place."""
+    """Return whether a folder is a certification's, by its path."""
     return verdict_dir.parent.name == _CERTIFIED
 
 
@@ -76,7 +77,7 @@ def check_finished(verdict_dir: Path) -> list[str]:
     config = certification.CERTIFICATION if is_certification(verdict_dir) else folder.TRIAL
     if missing := [name for name in (config, folder.RESULT) if not (verdict_dir / name).is_file()]:
         failure = folder.read_failure(verdict_dir)
-        return [f"there is no {', no '.join(missing)}" + (f": failed: {failure['error']}" if failure else "")]
+        return [f"missing: {', '.join(missing)}" + (f" (the trial failed: {failure['error']})" if failure else "")]
     return []
 
 

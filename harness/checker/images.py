@@ -55,7 +55,9 @@ class Checker:
         if row[names.VERDICT] == names.FALSIFIED:
             why = why_not_falsified(self.network, pixels, label, self.counterexamples.get(index), self.eps)
             return f"image {index}: falsified, not confirmed: {why}" if why else "", ""
-        if row[names.VERDICT] != names.CERTIFIED or row[names.STAGE] == _IBP or lower > 0:
+        if row[names.VERDICT] != names.CERTIFIED:
+            return "", ""
+        if row[names.STAGE] == _IBP or lower > 0:
             return "", _IBP
         proof = prove(self.network, ball(pixels[None], float(self.eps)), label, self.certificates.get(index))
         if proof.proved_by:
@@ -92,7 +94,7 @@ def load_checked_network(path: Path, config: TrialConfig, test: Split) -> Networ
         if problems := check_finite(model):
             raise InputError(f"{path}: {problems[0]}")
         network = Network(model)
-        network.refuse_another_function(model, test.images[:2].double().numpy() / 255)
+        network.refuse_other_logits(model, test.images[:2].double().numpy() / 255)
         return network
     except InputError:
         raise
@@ -121,13 +123,13 @@ def check_contraction(network: Network) -> list[str]:
 
 
 def check_counterexamples(verdicts: pd.DataFrame, counterexamples: Tensors) -> list[str]:
-    """Check that counterexamples are stored of falsified images only."""
+    """Check that counterexamples are stored for falsified images only."""
     verdict = dict(zip(verdicts[names.INDEX].astype(str), verdicts[names.VERDICT], strict=True))
     others = {index: verdict.get(index) for index in counterexamples if verdict.get(index) != names.FALSIFIED}
     return [
-        f"image {index}: {folder.COUNTEREXAMPLES} holds a counterexample, but the verdict is {value}"
+        f"image {index}: {folder.COUNTEREXAMPLES} has a counterexample, but the verdict is {value}"
         if value
-        else f"{folder.COUNTEREXAMPLES} holds one of {index!r}, which is no image"
+        else f"{folder.COUNTEREXAMPLES} has a counterexample for {index!r}, but no image has this index"
         for index, value in others.items()
     ]
 
@@ -154,7 +156,7 @@ def check_ibp_margin(row: Mapping[str, Any], lower: float) -> str:
         return ""
     if isfinite(lower) and abs(lower - recorded) <= _AGREEMENT * (1 + abs(lower)):
         return ""
-    return f"{_IBP}'s margin is recorded as {recorded:.6g}, but {_describe_bound(lower)}"
+    return f"{_IBP}'s margin is recorded as {recorded:.6g}, but the checker's is {lower:.6g}"
 
 
 def check_other_margins(row: Mapping[str, Any], upper: float, stages: Sequence[str]) -> str:
@@ -174,5 +176,5 @@ def _smallest_margins(network: Network, images: Box, labels: Array) -> tuple[Arr
 
 def _describe_bound(lower: float) -> str:
     if lower == -np.inf:
-        return "nothing bounds the smallest margin from below"
-    return f"the smallest margin is bounded by {lower:.6g}"
+        return "no lower bound of the smallest margin was found"
+    return f"the smallest margin is at least {lower:.6g}"

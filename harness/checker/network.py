@@ -1,7 +1,7 @@
 """A network as a list of steps, and its margins over boxes of images by intervals.
 
-`cerdeq.bounds.trace` reads the module, so that what certification refuses is refused here, too. What a layer computes,
-this package says itself.
+`cerdeq.bounds.trace` lists the module's steps, so that what certification refuses is refused here, too. What each layer
+computes is defined in this package.
 """
 
 import operator
@@ -67,7 +67,7 @@ class Network:
         bias = classifier.bias if classifier.bias is not None else torch.zeros(classifier.out_features)
         self.weight, self.bias = array(classifier.weight), array(bias)
 
-    def refuse_another_function(self, model: nn.Module, images: Array) -> None:
+    def refuse_other_logits(self, model: nn.Module, images: Array) -> None:
         """Raise UnknownLayerError if the model computes other logits of images [B, C, H, W] than these steps.
 
         Code that tests a value's type takes another branch under torch.fx. And the logits of an image must not depend
@@ -91,7 +91,7 @@ class Network:
         """Return the box of every value but the logits, by intervals."""
         values = [images]
         for step in self.steps[:-1]:
-            values.append(result(step, *[values[source] for source in step.sources]))
+            values.append(result_box(step, *[values[source] for source in step.sources]))
         return values
 
     def margins(self, values: list[Box], labels: Array) -> Box:
@@ -105,7 +105,7 @@ class Network:
         return affine(features, weight, bias, lambda w, x: np.einsum("bkn,bn->bk", w, x), terms)
 
 
-def result(step: Step, *sources: Box) -> Box:
+def result_box(step: Step, *sources: Box) -> Box:
     """Return the box of a step's result from the boxes of its sources."""
     if isinstance(step.operation, Map):
         return step.operation.box(*sources)

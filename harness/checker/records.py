@@ -35,39 +35,45 @@ def check_index(verdicts: pd.DataFrame, test: Split) -> list[str]:
     """Check that there is a row for each image, in order."""
     if len(verdicts) != len(test):
         return [f"verdicts of {len(verdicts)} examples; there are {len(test)}"]
-    wrong = np.flatnonzero(verdicts[names.INDEX].to_numpy() != np.arange(len(test)))
-    return [f"image {index}: it stands at another row" for index in wrong]
+    index = verdicts[names.INDEX].to_numpy()
+    wrong = np.flatnonzero(index != np.arange(len(test)))
+    return [f"image {row}: expected in row {row}, found image {index[row]}" for row in wrong]
 
 
 def check_labels(verdicts: pd.DataFrame, test: Split) -> list[str]:
     """Check the labels against the data's."""
-    wrong = np.flatnonzero(verdicts[names.LABEL].to_numpy() != test.labels.numpy())
-    return [f"image {index}: another label is recorded than the data has" for index in wrong]
+    recorded, labels = verdicts[names.LABEL].to_numpy(), test.labels.numpy()
+    wrong = np.flatnonzero(recorded != labels)
+    return [f"image {index}: label {recorded[index]}, the data has {labels[index]}" for index in wrong]
 
 
 def check_values(verdicts: pd.DataFrame, stages: Sequence[str]) -> list[str]:
-    """Check that each verdict is one, and that stages of the trial certified."""
+    """Check that each verdict is a known one, and that the stage of a certified image is one of the trial's."""
     verdict, stage = verdicts[names.VERDICT], verdicts[names.STAGE]
     no_verdict = verdict[~verdict.isin(names.VERDICTS)]
     no_stage = stage[(verdict == names.CERTIFIED) & ~stage.isin(stages)]
-    return [f"image {index}: {value!r} is no verdict" for index, value in no_verdict.items()] + [
-        f"image {index}: certified by {value!r}, which is no stage of this trial" for index, value in no_stage.items()
+    return [f"image {index}: {value!r} is not a verdict" for index, value in no_verdict.items()] + [
+        f"image {index}: certified by {value!r}, not a stage of this trial" for index, value in no_stage.items()
     ]
 
 
 def check_predictions(verdicts: pd.DataFrame) -> list[str]:
-    """Check that exactly misclassified images have another prediction than their label."""
+    """Check that the prediction differs from the label of misclassified images, and of no others."""
     is_right = verdicts[names.PREDICTION] == verdicts[names.LABEL]
     has_none = (verdicts[names.PREDICTION] == _NO_PREDICTION) & verdicts[names.VERDICT].isin(_WITHOUT_PREDICTION)
     wrong = verdicts[(is_right == (verdicts[names.VERDICT] == names.MISCLASSIFIED)) & ~has_none]
     return [
-        f"image {index}: {describe(row)}, though its prediction is {'' if is_right[index] else 'not '}its label"
+        f"image {index}: {describe(row)}, but prediction {row[names.PREDICTION]} and label {row[names.LABEL]}"
         for index, row in wrong.iterrows()
     ]
 
 
 def check_signs(verdicts: pd.DataFrame, stages: Sequence[str]) -> list[str]:
-    """Check that exactly the stage that certified an image has a margin above 0, and falsified ones one below 0."""
+    """Check the signs of margins.
+
+    A stage's margin is above 0 where that stage certified, nowhere else. The attack's is below 0 where the image is
+    falsified, nowhere else.
+    """
     verdict, stage = verdicts[names.VERDICT], verdicts[names.STAGE]
     signs = {names.ATTACK_MARGIN: (verdicts[names.ATTACK_MARGIN] < 0) == (verdict == names.FALSIFIED)}
     for name in stages:
@@ -94,7 +100,7 @@ def check_metrics(verdicts: pd.DataFrame, metrics: Mapping[str, float | None], s
     for name, value in expected.items():
         recorded = metrics.get(name)
         if recorded is None or not abs(recorded - value) <= 1e-6:
-            problems.append(f"{name} is recorded as {recorded}, and is {value} by its verdicts")
+            problems.append(f"{name}: recorded {recorded}, by the verdicts {value}")
     return problems
 
 
@@ -104,7 +110,7 @@ def check_other_stages(metrics: Mapping[str, float | None], stages: Sequence[str
         (names.examples_at(""), names.decided_by("")), (_CLEAN, _ATTACK, *stages)
     )
     return [
-        f"{name} is recorded, but {name.removeprefix(prefix)} is no stage of this trial"
+        f"{name}: recorded, but {name.removeprefix(prefix)} is not a stage of this trial"
         for prefix, own in ran.items()
         for name in metrics
         if name.startswith(prefix) and name.removeprefix(prefix) not in own

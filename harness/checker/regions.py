@@ -5,7 +5,7 @@ import numpy as np
 from harness.checker.boxes import Array, Box, between, intersect, relu
 from harness.checker.equilibrium import apply_recurrence_back, preactivation, tighten_by_map
 from harness.checker.linear import Region, lower_bounds, rows_at_once
-from harness.checker.network import Activation, Network, result
+from harness.checker.network import Activation, Network, result_box
 
 
 def interval_region(network: Network, images: Box) -> Region:
@@ -28,7 +28,7 @@ def tightened_region(network: Network, images: Box) -> Region:
     for number, step in enumerate(network.steps[:-1], start=1):
         boxes = [region.values[source] for source in step.sources]
         if not isinstance(step.operation, Activation):
-            region.values.append(result(step, *boxes))
+            region.values.append(result_box(step, *boxes))
             continue
         (source,), (h,), is_first = step.sources, boxes, len(tightened) == 1
         if step.operation.weight is None:
@@ -45,9 +45,9 @@ def _equilibrium(network: Network, region: Region, number: int, weight: Array, s
     """Return the box of the equilibrium that is value `number`; store the box of its pre-activation in the region."""
     step, h = network.steps[number - 1], region.values[source]
     if not is_first:
-        alive = preactivation(weight, h, result(step, h)).upper > 0
+        alive = preactivation(weight, h, result_box(step, h)).upper > 0
         h = region.values[source] = _tighten(network, region, h, alive & (h.radius > 0), {source: None})
-    z = result(step, h)
+    z = result_box(step, h)
     p = preactivation(weight, h, z)
     with_z = Region([*region.values, z], {**region.preactivations, number: p})
     p = _tighten(network, with_z, p, _is_unstable(p), {number: weight, source: None})

@@ -24,7 +24,7 @@ class RecheckResult:
 
     images, of: the number of checked verdicts, and of all verdicts.
     problems: what is wrong or not confirmed, a line each.
-    recorded, confirmed: the certified errors of the checked verdicts, in percent.
+    recorded, confirmed: the certified errors of the checked verdicts, in percent; NaN if none was checked.
     proofs: the number of certified examples by stage and by what proved them, "" for not confirmed.
     has_weights: whether the weights are stored.
     """
@@ -33,7 +33,7 @@ class RecheckResult:
     of: int
     problems: list[str]
     recorded: float = np.nan
-    confirmed: float = 100.0
+    confirmed: float = np.nan
     proofs: Counter[tuple[str, str]] = field(default_factory=Counter)
     has_weights: bool = True
 

@@ -152,7 +152,7 @@ NAN = float("nan")
 DATA = "harness.checker.verdicts.check_data"
 KEY = "harness.storage.folder.require"
 LIES = {
-    # A folder is what its place says.
+    # A folder is what its path says.
     "another trial's verdicts as a certification": Lie(
         pose_as_certification, "certification.json does not belong in a trial's folder", PLACES
     ),
@@ -202,17 +202,17 @@ LIES = {
         "cerdeq",
     ),
     # Nothing is missing.
-    "no result": Lie(hide(folder.RESULT), "there is no result.json", UNFINISHED),
+    "no result": Lie(hide(folder.RESULT), "missing: result.json", UNFINISHED),
     "no result of a certification": Lie(
-        hide(folder.RESULT, "certified"), "there is no result.json", UNFINISHED, "certified"
+        hide(folder.RESULT, "certified"), "missing: result.json", UNFINISHED, "certified"
     ),
-    "no trial.json": Lie(hide(folder.TRIAL), "there is no trial.json", UNFINISHED, "key"),
+    "no trial.json": Lie(hide(folder.TRIAL), "missing: trial.json", UNFINISHED, "key"),
     "no certification.json": Lie(
-        hide(certification.CERTIFICATION, "certified"), "there is no certification.json", UNFINISHED, "certified"
+        hide(certification.CERTIFICATION, "certified"), "missing: certification.json", UNFINISHED, "certified"
     ),
     "a failure of a finished trial": Lie(
         lambda sweep: (hide(folder.RESULT)(sweep), folder.write_failure(sweep.cnn5, "loss is NaN")),
-        "there is no result.json: failed: loss is NaN",
+        "missing: result.json (the trial failed: loss is NaN)",
         UNFINISHED,
     ),
     "no weights": Lie(hide(folder.WEIGHTS), "weights.safetensors is not stored", f"{FOLDERS}.check_weights"),
@@ -286,40 +286,40 @@ LIES = {
     ),
     "a certified error of infinity": Lie(
         change_text_of_result('"certified_error": ', '"certified_error": 1e999, "": '),
-        "certified_error is recorded as inf",
+        "certified_error: recorded inf, by",
         METRICS,
     ),
-    "no certified error": Lie(change_metrics(certified_error=None), "certified_error is recorded as None", METRICS),
-    "a lower certified error": Lie(change_metrics(certified_error=8.5), "certified_error is recorded as 8.5", METRICS),
+    "no certified error": Lie(change_metrics(certified_error=None), "certified_error: recorded None, by", METRICS),
+    "a lower certified error": Lie(change_metrics(certified_error=8.5), "certified_error: recorded 8.5, by", METRICS),
     "a lower certified error of a certification": Lie(
-        change_metrics("certified", certified_error=8.5), "certified_error is recorded as 8.5", METRICS, "certified"
+        change_metrics("certified", certified_error=8.5), "certified_error: recorded 8.5, by", METRICS, "certified"
     ),
-    "a lower standard error": Lie(change_metrics(standard_error=0.0), "standard_error is recorded as 0.0", METRICS),
-    "a lower attack error": Lie(change_metrics(attack_error=0.0), "attack_error is recorded as 0.0", METRICS),
-    "fewer undecided": Lie(change_metrics(undecided=0.0), "undecided is recorded as 0.0", METRICS),
+    "a lower standard error": Lie(change_metrics(standard_error=0.0), "standard_error: recorded 0.0, by", METRICS),
+    "a lower attack error": Lie(change_metrics(attack_error=0.0), "attack_error: recorded 0.0, by", METRICS),
+    "fewer undecided": Lie(change_metrics(undecided=0.0), "undecided: recorded 0.0, by", METRICS),
     "a share of undecided alone": Lie(
         change_result(
             lambda content: (content["metrics"].pop("undecided"), content["metrics"].update({"undecided/unknown": 0.0}))
         ),
-        "undecided/unknown is recorded as 0.0",
+        "undecided/unknown: recorded 0.0, by",
         METRICS,
     ),
     "a lower error by a stage": Lie(
-        change_metrics(**{"certified_error__crown-ibp": 1.0}), "certified_error/crown-ibp is recorded as 1.0", METRICS
+        change_metrics(**{"certified_error__crown-ibp": 1.0}), "certified_error/crown-ibp: recorded 1.0, by", METRICS
     ),
     "no error by a stage": Lie(
         change_result(lambda content: content["metrics"].pop("certified_error/ibp")),
-        "certified_error/ibp is recorded as None",
+        "certified_error/ibp: recorded None, by",
         METRICS,
     ),
     "an error by a stage that did not run": Lie(
-        change_metrics(certified_error__bab=1.0), "certified_error/bab is recorded, but bab is no stage", OTHER_METRICS
+        change_metrics(certified_error__bab=1.0), "certified_error/bab: recorded, but bab is not a stage", OTHER_METRICS
     ),
     "more images decided by a stage": Lie(
-        change_metrics(**{"stage_decided__alpha-crown": 20.0}), "stage_decided/alpha-crown is recorded as 20.0", METRICS
+        change_metrics(**{"stage_decided__alpha-crown": 20.0}), "stage_decided/alpha-crown: recorded 20.0, by", METRICS
     ),
     "fewer images left for a stage": Lie(
-        change_metrics(**{"stage_examples__crown-ibp": 2.0}), "stage_examples/crown-ibp is recorded as 2.0", METRICS
+        change_metrics(**{"stage_examples__crown-ibp": 2.0}), "stage_examples/crown-ibp: recorded 2.0, by", METRICS
     ),
     # Leaderboards.
     "a lower error in leaderboard.csv": Lie(

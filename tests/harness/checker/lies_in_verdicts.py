@@ -16,7 +16,7 @@ PREDICTED, IBP, IBP_MARGIN = (f"{IMAGES}.check_{name}" for name in ("prediction"
 OTHER_MARGINS, PROVE = f"{IMAGES}.check_other_margins", f"{IMAGES}.prove"
 EXTRA, READ = "harness.checker.verdicts.check_counterexamples", f"{RECORDS}.columns_of"
 COLUMNS_OF_ALL = (names.INDEX, names.LABEL, names.PREDICTION, names.VERDICT, names.STAGE, names.ATTACK_MARGIN)
-NOT_PROVED_BY_IBP = "certified by ibp, but the smallest margin is bounded by -"
+NOT_PROVED_BY_IBP = "certified by ibp, but the smallest margin is at least -"
 NOT_CONFIRMED = "certified by alpha-crown, not confirmed: "
 
 
@@ -68,16 +68,16 @@ LIES = {
     ),
     "right called wrong, with its prediction": Lie(
         change_row(names.CERTIFIED, verdict=names.MISCLASSIFIED, stage="clean", margin_ibp=-1.0),
-        "misclassified, though its prediction is its label",
+        "misclassified, but prediction ",
         PREDICTIONS,
     ),
     "certified with another prediction": Lie(
         change_row(names.CERTIFIED, prediction=9),
-        "certified by ibp, though its prediction is not its label",
+        "certified by ibp, but prediction 9 and label ",
         PREDICTIONS,
     ),
     "unknown without a prediction": Lie(
-        change_row(names.UNKNOWN, prediction=-1), "unknown, though its prediction is not its label", PREDICTIONS
+        change_row(names.UNKNOWN, prediction=-1), "unknown, but prediction -1 and label ", PREDICTIONS
     ),
     "falsified called unknown": Lie(
         change_row(names.FALSIFIED, verdict=names.UNKNOWN, stage="none"),
@@ -86,27 +86,29 @@ LIES = {
     ),
     "falsified called unknown, its margin hidden": Lie(
         change_row(names.FALSIFIED, verdict=names.UNKNOWN, stage="none", attack_margin=0.5),
-        "counterexamples.safetensors holds a counterexample, but the verdict is unknown",
+        "counterexamples.safetensors has a counterexample, but the verdict is unknown",
         EXTRA,
     ),
-    "no verdict": Lie(change_row(names.FALSIFIED, verdict="robust"), "'robust' is no verdict", VALUES),
-    "an empty verdict": Lie(change_row(names.UNKNOWN, verdict=None), "is no verdict", VALUES),
-    "another stage": Lie(
-        change_row("ibp", stage="milp"), "certified by 'milp', which is no stage of this trial", VALUES
-    ),
+    "no verdict": Lie(change_row(names.FALSIFIED, verdict="robust"), "'robust' is not a verdict", VALUES),
+    "an empty verdict": Lie(change_row(names.UNKNOWN, verdict=None), "is not a verdict", VALUES),
+    "another stage": Lie(change_row("ibp", stage="milp"), "certified by 'milp', not a stage of this trial", VALUES),
     "a later stage called ibp": Lie(
         change_row("crown-ibp", stage="ibp", margin_ibp=0.1, margin_crown__ibp=np.nan), NOT_PROVED_BY_IBP, IBP
     ),
     # Rows and columns.
-    "labels swapped": Lie(change_table(swap_labels), "image 2: another label is recorded", LABELS),
+    "labels swapped": Lie(change_table(swap_labels), "image 2: label ", LABELS),
     "images left out": Lie(change_table(lambda table: table[:20]), "verdicts of 20 examples; there are 24", INDEX),
     "a row twice": Lie(
         change_table(lambda table: pd.concat([table, table[:1]])), "verdicts of 25 examples; there are 24", INDEX
     ),
     "an image instead of another": Lie(
-        change_table(lambda table: table.iloc[[0, 0, *range(2, 24)]]), "image 1: it stands at another row", INDEX
+        change_table(lambda table: table.iloc[[0, 0, *range(2, 24)]]),
+        "image 1: expected in row 1, found image 0",
+        INDEX,
     ),
-    "rows in another order": Lie(change_table(lambda table: table[::-1]), "image 0: it stands at another row", INDEX),
+    "rows in another order": Lie(
+        change_table(lambda table: table[::-1]), "image 0: expected in row 0, found image 23", INDEX
+    ),
     "no rows": Lie(change_table(lambda table: table[:0]), "verdicts of 0 examples; there are 24", INDEX),
     "indices as float64": Lie(cast(names.INDEX, float), "verdicts.parquet: index is float64, expected int64", COLUMNS),
     "labels as int8": Lie(cast(names.LABEL, "int8"), "verdicts.parquet: label is int8, expected int64", COLUMNS),
@@ -143,7 +145,7 @@ LIES = {
         change_row("ibp", margin_ibp=np.nan), "certified by ibp, but margin_ibp is recorded as nan", SIGNS
     ),
     "an infinite margin": Lie(
-        change_row("ibp", margin_ibp=np.inf), "ibp's margin is recorded as inf, but the smallest", IBP_MARGIN
+        change_row("ibp", margin_ibp=np.inf), "ibp's margin is recorded as inf, but the checker's", IBP_MARGIN
     ),
     "a later margin above 0 of an unknown image": Lie(
         change_row(names.UNKNOWN, **{"margin_crown__ibp": 0.3}),

@@ -28,7 +28,7 @@ def margins_by_certifier(model, x, radius):
 def margins_by_checker(model, x, radius):
     try:
         network = Network(model)
-        network.refuse_another_function(model, x.numpy())
+        network.refuse_other_logits(model, x.numpy())
     except (UnknownLayerError, RuntimeError) as error:
         return str(error)
     spec, ends = np.delete(np.eye(3)[LABEL] - np.eye(3), LABEL, 0), []

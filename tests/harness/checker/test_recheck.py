@@ -86,7 +86,8 @@ def test_trials_without_weights_are_not_confirmed_and_can_be_left_out(trial_dir,
     command = [str(trial_dir.parents[1]), "--images", "10"]
     assert main("recheck", command) == FAILED
     output = capsys.readouterr().out
-    assert f"{folder.WEIGHTS} is not stored here" in output and "not confirmed: 1 of 2, 1 for lack of weights" in output
+    assert f"{folder.WEIGHTS} is not stored here" in output
+    assert "not confirmed: 1 of 2 trials and certifications (1 without weights)" in output
     assert main("recheck", [*command, "--only", other.name]) == OK
     output = capsys.readouterr().out
     assert "10 of 60" in output and "every verdict of the checked images of the selected trials is confirmed" in output

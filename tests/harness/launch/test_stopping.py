@@ -36,9 +36,7 @@ def test_one_signal_writes_the_file_that_trials_look_for(stop, lines, tmp_path, 
         assert folder.stop_file(folder.trial_dir(tmp_path / "sweep", "0" * 16)).exists()
     assert not stop.flag.exists()
     assert signal.getsignal(number) == before
-    assert lines == [
-        f"{name}: running trials end with their epoch, which is saved; to stop at once, press Ctrl-C"
-    ]
+    assert lines == [f"{name}: running trials end with their epoch, which is saved; to stop at once, press Ctrl-C"]
 
 
 def test_a_second_signal_stops_at_once(stop):
