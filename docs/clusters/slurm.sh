@@ -27,7 +27,7 @@ start_ray() {  # on each machine, until the file is gone
   kill -KILL $!  # its processes end with it
 }
 export -f start_ray
-# Slurm's SIGTERM goes to all processes. Blocked here, workers live until their epochs are saved, as harness.run asks.
+# Slurm sends SIGTERM to every process. It is blocked here, so that workers save their epochs before they end.
 srun --cpu-bind=none --kill-on-bad-exit=0 --output="$logs/%t.txt" \
   env --block-signal=TERM bash -c start_ray 2> "$logs/srun.txt" &
 until [ "$(grep -rl 'Ray runtime started' "$logs" | wc -l)" = "$SLURM_NNODES" ]; do
