@@ -159,7 +159,7 @@ def main(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> tuple[Sweep, dict[str, Any], bool]:
     """Return the sweep, its data's summary and whether there is a GPU.
 
-    Raises InputError; for wrong keys, before torch is imported.
+    Raises InputError; for wrong keys, before torch is imported, unless a plugin imports it.
     """
     keys, has_gpu = check_keys(options.sweep, options.profile, options.set), None
     if options.ray_address is not None:
@@ -171,7 +171,7 @@ def _check(options: argparse.Namespace) -> tuple[Sweep, dict[str, Any], bool]:
         return import_module("harness.launch.checks").check_sweep(*request)
     result = start_call("harness.launch.checks", "check_sweep", *request)
     if not (options.dry_run or options.export):
-        import_module("harness.tracking.client")  # imports MLflow while the child checks: both take as long
+        import_module("harness.tracking.client")  # import while the child checks
         import_module("harness.analysis.table_files")
     return result()
 

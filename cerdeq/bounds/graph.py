@@ -20,7 +20,7 @@ from cerdeq.bounds.refusals import (
     asks_shape,
     refuse_changed_state,
     refuse_changed_values,
-    refuse_own_classes,
+    refuse_tensor_subclasses,
     refuse_unseen_code,
     state_of,
     target_of,
@@ -122,7 +122,7 @@ def trace(model: nn.Module, linear: bool = False) -> Program:
     nodes = list(_Tracer().trace(root).nodes)
     # Tensors made in forward, which torch.fx leaves on the model.
     constants = {name: root.__dict__.pop(name) for name in set(vars(root)) - before}
-    refuse_own_classes(constants)
+    refuse_tensor_subclasses(constants)
     refuse_changed_state(model, held)
     index = {node: number for number, node in enumerate(nodes)}
     bounded: set[torch.fx.Node] = set()
@@ -131,7 +131,7 @@ def trace(model: nn.Module, linear: bool = False) -> Program:
     for node in nodes[:-1]:
         if node.op == "placeholder":
             if bounded:
-                raise UnsupportedOperator(f"bounds want a model with one input tensor, found a second, '{node.name}'")
+                raise UnsupportedOperator(f"bounds need a model with one input; found a second one, '{node.name}'")
             bounded.add(node)
             continue
         if bounded.intersection(node.all_input_nodes) and not asks_shape(node):
@@ -143,7 +143,7 @@ def trace(model: nn.Module, linear: bool = False) -> Program:
         steps.append(step)
     output = nodes[-1].args[0] if nodes else None
     if not isinstance(output, torch.fx.Node) or output not in bounded:
-        raise UnsupportedOperator(f"bounds want one output tensor that depends on the input, found {output}")
+        raise UnsupportedOperator(f"bounds need one output tensor that depends on the input; found {output}")
     refuse_changed_values(nodes, bounded, root)
     return Program(tuple(steps), index[output])
 

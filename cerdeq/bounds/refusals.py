@@ -22,27 +22,33 @@ def is_training(model: nn.Module) -> bool:
 def refuse_training(model: nn.Module) -> None:
     """Raise ValueError if a part of the model is in training mode."""
     if is_training(model):
-        raise ValueError("bounds are of a fixed function: call model.eval() first")
+        raise ValueError("the model, or a part of it, is in training mode; call model.eval() first")
 
 
 def refuse_unseen_code(model: nn.Module) -> None:
-    """Raise UnsupportedOperator for hooks, for a forward of the model's instance, and for tensors of own classes."""
+    """Raise UnsupportedOperator for hooks, a replaced `__call__`, a forward of the instance, and tensor subclasses."""
     if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
-        raise UnsupportedOperator("torch has global forward hooks, which bounds cannot follow; remove them")
+        raise UnsupportedOperator("torch has global forward hooks, which bounds do not see; remove them")
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
-            raise UnsupportedOperator(f"module '{name}' has forward hooks, which bounds cannot follow; remove them")
+            raise UnsupportedOperator(f"module '{name}' has forward hooks, which bounds do not see; remove them")
     own_call = not isinstance(model, torch.fx.GraphModule) and replaces(model, nn.Module, AROUND_FORWARD)
     if own_call or "forward" in vars(model):
-        raise UnsupportedOperator("the model's own forward or __call__ was replaced, which torch.fx does not see")
-    refuse_own_classes(tensors_of(model))
+        raise UnsupportedOperator(
+            "the model has its own __call__ or a forward set on the instance, which torch.fx does not see; "
+            "define forward in the class"
+        )
+    refuse_tensor_subclasses(tensors_of(model))
 
 
-def refuse_own_classes(tensors: dict[str, Any]) -> None:
-    """Raise UnsupportedOperator if a tensor is of a subclass, which may compute something else."""
+def refuse_tensor_subclasses(tensors: dict[str, Any]) -> None:
+    """Raise UnsupportedOperator if a tensor is of a subclass, whose operations may differ."""
     for name, tensor in tensors.items():
         if isinstance(tensor, Tensor) and type(tensor) not in (Tensor, nn.Parameter):
-            raise UnsupportedOperator(f"'{name}' is a {type(tensor).__name__}, whose arithmetic may be its own")
+            kind = type(tensor).__name__
+            raise UnsupportedOperator(
+                f"'{name}' is a {kind}, a subclass of Tensor; its operations may differ. Use a plain Tensor"
+            )
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""A sweep file under its profiles, and the check of its keys. Needs no torch, so wrong keys are refused at once."""
+"""Read a sweep file under each of its profiles and check its keys, without torch, so that wrong keys fail at once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,15 +16,16 @@ from harness.errors import InputError
 
 CPU_PROFILE = "cpu"
 ASSIGNED = "--set"
-"""What error messages name where `--set` is wrong."""
+"""The source that error messages name if `--set` is wrong."""
 
 
 @dataclass(frozen=True)
 class Sweep:
     """A sweep file under one profile, checked and expanded.
 
-    changed: what `--set` changed of the trials, as it stands in the profile of trials that the file does not have.
-    search, searched: how settings are searched, and the entries whose settings are; None and empty without a search.
+    changed: the settings of `--set` as text, or "". Trials that `--set` changed have it in their profile.
+    search: how settings are searched; None without a search.
+    searched: the entries of `trials` whose settings are searched; empty without a search.
     """
 
     name: str
@@ -84,7 +85,7 @@ def check_keys(path: Path, profile: str | None, assignments: Sequence[str] = ())
 
 
 def parse_keys(content: dict[str, Any], profile: str, source: Path | str, note: str) -> SweepFile:
-    """Return the keys of a sweep file as their class has them. Raises InputError, as `name_source` words it."""
+    """Return the checked keys of a sweep file. Raises InputError, as `name_source` returns it."""
     try:
         return validate(SweepFile, content)
     except InputError as error:
@@ -92,7 +93,7 @@ def parse_keys(content: dict[str, Any], profile: str, source: Path | str, note: 
 
 
 def name_source(error: InputError, profile: str, source: Path | str, note: str) -> InputError:
-    """Return the error with what it is about in each line. source: the file or `--set`. note: ends each line."""
+    """Return the error, each line with its source (the file or `--set`) before it, and profile and note after it."""
     return InputError("\n".join(f"{source}: {line} (profile {profile}{note})" for line in str(error).splitlines()))
 
 

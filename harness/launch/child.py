@@ -16,8 +16,8 @@ from harness.errors import InputError
 def start_call(module: str, function: str, *arguments: Any) -> Callable[[], Any]:
     """Call a module's function in a new process, and return a function that waits for its result.
 
-    Where torch is imported already, nothing would be saved: then the call takes place here, once it is waited for.
-    Waiting raises InputError and OSError as the function does, and CalledProcessError where it ends otherwise.
+    If this process has imported torch already, the returned function makes the call here. It raises InputError and
+    OSError as the function does, and CalledProcessError if the process fails otherwise.
     """
     if "torch" in sys.modules:
         return partial(_call, module, function, *arguments)

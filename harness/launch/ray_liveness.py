@@ -1,4 +1,4 @@
-"""Notice that Ray has died. It does not say so: the driver would wait for ever, while workers train on."""
+"""Find out that Ray has died. Ray itself does not report it, and the driver would wait for ever."""
 
 import ctypes
 import os
@@ -10,7 +10,7 @@ from harness.launch.ray_cluster import CONNECTION_SECONDS, host_and_port, ray
 
 _PERIOD = 1.0  # seconds between two checks
 _PATIENCE = 2.0  # seconds without an answer, of a server on this machine
-_NETWORK_PATIENCE = 30.0  # of one on another; after 60 seconds Ray's own code ends the driver without a word
+_NETWORK_PATIENCE = 30.0  # on another machine; after 60 s Ray ends the driver without a message
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 

@@ -125,7 +125,7 @@ def run_on_ray(
     options: RayOptions,
     directory: Path,
 ) -> None:
-    """Do items in workers, as many at a time as fit, until all have ended. A Ray of this machine that dies is replaced.
+    """Run items in workers until all have ended. If Ray dies on this machine, start it again.
 
     Args:
         items: paths, or a function that returns the next one, and None after the last.

@@ -1,6 +1,6 @@
-"""Whether a sweep's page and figures are up to date, so that they need not be drawn again.
+"""Decide whether a sweep's page and figures must be drawn again.
 
-As `make` does, this compares the sizes and times of files: of what they are made from, and their own.
+This compares the sizes and times of files, as `make` does, and the versions of the code.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ def is_up_to_date(sweep_dir: Path, data_dir: str | None) -> bool:
 
 
 def mark_up_to_date(sweep_dir: Path, data_dir: str | None) -> None:
-    """Note that the page and the figures are made from what is there now."""
+    """Record the files and versions that the page and the figures were made from."""
     write_text(sweep_dir / FIGURES / _MADE_FROM, _digest(sweep_dir, data_dir))
 
 

@@ -26,7 +26,7 @@ from harness.training.augment import Draws, draw, seed_of
 from harness.training.compilation import decide
 from harness.training.initialise import initialise
 from harness.training.monitor import monitor_bounds, monitor_untrained, recompute_statistics
-from harness.training.precision import describe_slow_bf16, resolve
+from harness.training.precision import choose_precision, describe_slow_bf16
 from harness.training.step import Stepper
 
 EPS_FLOOR = 1e-6
@@ -103,7 +103,7 @@ def _train(
 ) -> nn.Sequential:
     """Train as `train` does. divided: True if parts of batches are smaller than asked; epochs' rows then say so."""
     device, last, asked = images.device, config.train.epochs, config.train.precision
-    precision = resolve(asked, device, _bf16_before(trial_dir))
+    precision = choose_precision(asked, device, _bf16_before(trial_dir))
     config = replace(config, train=replace(config.train, precision=precision))
     torch.manual_seed(config.seed)
     model = build(config.model, config.dataset, config.width, **config.options)

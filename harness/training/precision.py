@@ -12,7 +12,7 @@ _ROUNDS = 5  # the first one also fills caches
 _NOISE = 1.2  # two measurements of the same may differ by this factor
 
 
-def resolve(setting: Precision, device: torch.device, was_bf16: bool | None) -> Precision:
+def choose_precision(setting: Precision, device: torch.device, was_bf16: bool | None) -> Precision:
     """Return the precision for the setting: for `auto`, bf16 where that is faster, else tf32 (on a CPU, float32).
 
     was_bf16: True if the trial's earlier epochs were trained in bf16, False if not, None if there are none.
@@ -20,7 +20,8 @@ def resolve(setting: Precision, device: torch.device, was_bf16: bool | None) -> 
     if setting != "auto":
         return setting
     if was_bf16 is None:
-        was_bf16 = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else cost_of_bf16() < 1
+        on_gpu = device.type == "cuda"
+        was_bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else cost_of_bf16() < 1
     return "bf16" if was_bf16 else "tf32"
 
 
