@@ -71,7 +71,9 @@ def main(options: argparse.Namespace) -> int:
             images = f"{result.images:,}" if result.is_complete else f"{result.images:,} of {result.of:,}"
             rows.append([printable(label), images, *errors, f"{time.monotonic() - started:.0f}"])
             lines += [f"{label}: {line}" for line in _describe(result)]
-    others = [] if options.only else folders.check_strays(options.directory) + check_leaderboard(options.directory)
+    others = folders.check_seeds(configs)
+    if not options.only:
+        others += folders.check_strays(options.directory) + check_leaderboard(options.directory)
     console = new_console()
     print_table(console, ["trial", "images", "recorded", "confirmed", "seconds"], rows)
     console.print("recorded, confirmed: certified error in percent; what is not confirmed counts as an error")

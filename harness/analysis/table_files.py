@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -82,8 +83,9 @@ def _is_part(path: Path, text: str) -> bool:
         if path.suffix == ".csv":
             part, whole = (pd.read_csv(StringIO(each), dtype=str, keep_default_na=False) for each in (recorded, text))
             return part.equals(whole.reindex(columns=part.columns))
-        rows = list(zip(json.loads(recorded), json.loads(text), strict=True))
-        return all(row.items() <= whole.items() for row, whole in rows)
+        records = json.loads(recorded)
+        has_all = all(row.items() <= whole.items() for row, whole in zip(records, json.loads(text), strict=True))
+        return has_all and _json(records) == recorded  # a key may stand twice
     except (ValueError, TypeError, AttributeError, RecursionError):  # no table
         return False
 
@@ -97,8 +99,12 @@ def _texts(leaderboard: Leaderboard, summaries: dict[str, Summary]) -> list[str]
         _markdown(leaderboard, summaries),
         _latex(leaderboard, summaries),
         rows.to_csv(index=False, lineterminator="\n"),
-        json.dumps(records, indent=1, allow_nan=False) + "\n",
+        _json(records),
     ]
+
+
+def _json(records: list[dict[str, Any]]) -> str:
+    return json.dumps(records, indent=1, allow_nan=False) + "\n"
 
 
 def full_table(section: Section, summary: Summary) -> pd.DataFrame:

@@ -4,7 +4,8 @@ The path says what a folder is (`trials/<key>`, in it `certified/<name>`); its f
 line for each problem.
 """
 
-from collections.abc import Collection
+import hashlib
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,6 +46,20 @@ def check_strays(sweep_dir: Path) -> list[str]:
     parents = [sweep_dir / _TRIALS, *(sweep_dir / _TRIALS).glob(f"*/{_CERTIFIED}")]
     strays = [path for parent in parents for path in _entries(parent) if not path.is_dir()]
     return [f"{path.relative_to(sweep_dir)} is not a folder" for path in strays]
+
+
+def check_seeds(configs: Mapping[Path, TrialConfig]) -> list[str]:
+    """Check that trials of different seeds have different weights. configs: of trials, by their folders."""
+    seeds = dict[str, dict[int, str]]()
+    for trial_dir, config in configs.items():
+        if (path := trial_dir / folder.WEIGHTS).is_file():
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            seeds.setdefault(digest, {})[config.seed] = trial_dir.name
+    same = [trials for trials in seeds.values() if len(trials) > 1]
+    return [
+        f"the same weights under the seeds {', '.join(map(str, trials))}: trials {', '.join(trials.values())}"
+        for trials in same
+    ]
 
 
 def is_certification(verdict_dir: Path) -> bool:

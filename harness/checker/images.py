@@ -137,7 +137,9 @@ def check_counterexamples(verdicts: pd.DataFrame, counterexamples: Tensors) -> l
 def check_prediction(row: Mapping[str, Any], lower: float) -> str:
     """Check that the prediction is right exactly where it is proved to be. lower: of the smallest margin there."""
     is_right = row[names.PREDICTION] == row[names.LABEL]
-    if row[names.PREDICTION] == _NO_PREDICTION or is_right == (lower > 0):
+    if row[names.PREDICTION] == _NO_PREDICTION:
+        return "" if lower > 0 else "without a prediction, though the network misclassifies it; two errors leave it out"
+    if is_right == (lower > 0):
         return ""
     return f"recorded as {'right' if is_right else 'wrong'}, but at the image {_describe_bound(lower)}"
 

@@ -48,13 +48,15 @@ def check_labels(verdicts: pd.DataFrame, test: Split) -> list[str]:
 
 
 def check_values(verdicts: pd.DataFrame, stages: Sequence[str]) -> list[str]:
-    """Check that each verdict is a known one, and that the stage of a certified image is one of the trial's."""
-    verdict, stage = verdicts[names.VERDICT], verdicts[names.STAGE]
-    no_verdict = verdict[~verdict.isin(names.VERDICTS)]
-    no_stage = stage[(verdict == names.CERTIFIED) & ~stage.isin(stages)]
-    return [f"image {index}: {value!r} is not a verdict" for index, value in no_verdict.items()] + [
-        f"image {index}: certified by {value!r}, not a stage of this trial" for index, value in no_stage.items()
-    ]
+    """Check that each verdict is a known one, reached by a stage that can reach it."""
+    possible = {names.MISCLASSIFIED: [_CLEAN], names.FALSIFIED: [_ATTACK, *stages], names.CERTIFIED: [*stages]}
+    problems = []
+    for index, verdict, stage in zip(verdicts.index, verdicts[names.VERDICT], verdicts[names.STAGE], strict=True):
+        if verdict not in names.VERDICTS:
+            problems.append(f"image {index}: {verdict!r} is not a verdict")
+        elif verdict in possible and stage not in possible[verdict]:
+            problems.append(f"image {index}: {verdict} by {stage!r}, expected {' or '.join(possible[verdict])}")
+    return problems
 
 
 def check_predictions(verdicts: pd.DataFrame) -> list[str]:

@@ -334,6 +334,12 @@ LIES = {
     "a lower error in leaderboard.json": Lie(
         change_text("leaderboard.json", ": 20.83", ": 10.83"), "leaderboard.json does not follow", LEADERBOARD, ""
     ),
+    "a key twice in leaderboard.json": Lie(
+        change_text("leaderboard.json", '"certified_error": ', '"certified_error": 1.0, "certified_error": '),
+        "leaderboard.json does not follow",
+        LEADERBOARD,
+        "",
+    ),
     "a row left out of leaderboard.csv": Lie(
         drop_last_line("leaderboard.csv"), "leaderboard.csv does not follow", LEADERBOARD, ""
     ),

@@ -1,5 +1,6 @@
 """Lies in weights, counterexamples and certificates."""
 
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import torch
 from lies_in_folders import IMAGES, Lie
 from lies_in_verdicts import IBP, IBP_MARGIN, NOT_CONFIRMED, NOT_PROVED_BY_IBP, PREDICTED, PROVE, proved
-from lying_sweep import Change, Sweep, change_tensors
+from lying_sweep import Change, Sweep, change_config, change_tensors
 
 from harness.storage import folder
 
@@ -82,7 +83,16 @@ def hide_certificates(sweep: Sweep) -> None:
     (sweep.cnn5 / folder.CERTIFICATES).unlink()
 
 
+def copy_as_seed(sweep: Sweep) -> None:
+    """Let a copy of the CNN be another seed's."""
+    shutil.copytree(sweep.cnn5, sweep.cnn5.with_name("copy"))
+    change_config(seed=7)(Sweep(sweep.root, {"cnn5": "copy"}))
+
+
 LIES = {
+    "a trial as another seed's": Lie(
+        copy_as_seed, "the same weights under the seeds ", "harness.checker.folders.check_seeds", ""
+    ),
     # Weights.
     **{
         f"weights as {dtype}": Lie(store_as(dtype), f"weights.safetensors: classifier.weight is {dtype}", TENSORS)

@@ -33,6 +33,13 @@ def swap_labels(table: pd.DataFrame) -> None:
     table.loc[[0, 2, 3], names.LABEL] = table.loc[[2, 3, 0], names.LABEL].to_numpy()
 
 
+def fail_misclassified(table: pd.DataFrame) -> None:
+    """Leave the first misclassified image out of the standard and the attack error."""
+    row = table.index[table[names.VERDICT] == names.MISCLASSIFIED][0]
+    table.loc[row, [names.VERDICT, names.STAGE, names.PREDICTION]] = [names.FAILED, "none", -1]
+    table.loc[row, [column for column in table if "margin" in column]] = np.nan
+
+
 LIES = {
     # Verdicts.
     "unknown called ibp": Lie(
@@ -91,7 +98,13 @@ LIES = {
     ),
     "no verdict": Lie(change_row(names.FALSIFIED, verdict="robust"), "'robust' is not a verdict", VALUES),
     "an empty verdict": Lie(change_row(names.UNKNOWN, verdict=None), "is not a verdict", VALUES),
-    "another stage": Lie(change_row("ibp", stage="milp"), "certified by 'milp', not a stage of this trial", VALUES),
+    "another stage": Lie(change_row("ibp", stage="milp"), "certified by 'milp', expected ibp or", VALUES),
+    "misclassified by a later stage": Lie(
+        change_row(names.MISCLASSIFIED, stage="crown-ibp"), "misclassified by 'crown-ibp', expected clean", VALUES
+    ),
+    "wrong called failed": Lie(
+        change_table(fail_misclassified), "without a prediction, though the network misclassifies it", PREDICTED
+    ),
     "a later stage called ibp": Lie(
         change_row("crown-ibp", stage="ibp", margin_ibp=0.1, margin_crown__ibp=np.nan), NOT_PROVED_BY_IBP, IBP
     ),
