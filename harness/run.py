@@ -41,6 +41,8 @@ from harness.storage.lease import lock_directory
 from harness.terminal import new_console
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from harness.tracking.mlflow_sync import MlflowSync
 
 # Wrong input is refused first, so what takes long to import is imported late: MLflow, pandas, Ray, Optuna. Only other
@@ -150,10 +152,11 @@ def main(options: argparse.Namespace) -> int:
         plan.print_header(study, ray.gpu, options.profile, console)
         mlflow = MlflowSync.open(sweep.name, options.tracking_uri, study.row_names(), console)
         is_interrupted = _run(study, ray, mlflow, options.retry_failed, options.fail_fast, console)
-        _write_reports(study, mlflow, options.data_dir, console)
+        table = _write_reports(study, mlflow, options.data_dir, console)
+        is_damaged = _print_unusable(study, table, console)
     if is_interrupted:
         raise Stopped
-    return FAILED if study.unfinished() or mlflow.is_away or lacks_candidates else OK
+    return FAILED if study.unfinished() or is_damaged or mlflow.is_away or lacks_candidates else OK
 
 
 def _check(options: argparse.Namespace) -> tuple[Sweep, dict[str, Any], bool]:
@@ -307,8 +310,8 @@ class _Callbacks:
             self.mlflow.sync(trial_dir, running=False)
 
 
-def _write_reports(study: Study, mlflow: "MlflowSync", data_dir: str | None, console: Console) -> None:
-    """Write the tables and the page, and log them."""
+def _write_reports(study: Study, mlflow: "MlflowSync", data_dir: str | None, console: Console) -> "pd.DataFrame":
+    """Write the tables and the page, and log them. Return a row for each trial in the directory."""
     from harness.analysis.table_files import print_leaderboard, write_leaderboard
 
     sweep_dir, uri = study.sweep_dir, study.shared.uri
@@ -324,6 +327,17 @@ def _write_reports(study: Study, mlflow: "MlflowSync", data_dir: str | None, con
     console.print(f"\nAll results on a page:\n{escape(str(sweep_dir / up_to_date.REPORT))}", soft_wrap=True)
     if uri is not None:
         console.print(f"\nAnd at:\n{escape(uri)}", soft_wrap=True)
+    return table.trials
+
+
+def _print_unusable(study: Study, table: "pd.DataFrame", console: Console) -> bool:
+    """Print which finished trials cannot be used, and why; return True if there are any."""
+    problems = study.unusable(table)
+    for key, problem in problems.items():
+        trial = f"{study.labels[key]} ({study.trial_dirs[key]})"
+        advice = "put the file back, or remove that folder to train the trial again"
+        console.print(f"cannot be used: {trial}: {problem}; {advice}", markup=False, soft_wrap=True)
+    return bool(problems)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.config.profiles import Sweep
 from harness.config.trial import identity, rows
@@ -14,6 +14,9 @@ from harness.launch.shared import SharedResults
 from harness.storage import folder, names
 from harness.storage.files import DamagedFileError
 from harness.storage.folder import Trial
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,23 @@ class Study:
     def unfinished(self) -> list[Trial]:
         """Return the trials without a result."""
         return [trial for trial in self.trials if folder.read_result(self.trial_dirs[trial.key]) is None]
+
+    def unusable(self, table: "pd.DataFrame") -> dict[str, str]:
+        """Return what is wrong with trials that tables do not count, or that lack a file of a finished one, by key.
+
+        table: a row for each trial in the directory, as `analysis.trials.read_trials` returns it.
+        """
+        from harness.analysis.trials import NOT_COUNTED  # imported late: pandas takes a second
+
+        keys = {trial_dir: key for key, trial_dir in self.trial_dirs.items()}
+        problems = {}
+        for row in table[table["trial_dir"].isin(list(keys))].itertuples():
+            missing = [name for name in (folder.WEIGHTS, folder.VERDICTS) if not (row.trial_dir / name).exists()]
+            if str(row.problem).startswith(NOT_COUNTED):
+                problems[keys[row.trial_dir]] = str(row.problem)
+            elif row.result is not None and missing:
+                problems[keys[row.trial_dir]] = f"{' and '.join(missing)} is missing"
+        return problems
 
     def to_run(self, retry_failed: bool) -> list[Trial]:
         """Return the unfinished trials without those that would fail again; with `retry_failed`, all of them."""

@@ -1,5 +1,6 @@
 """What else may lie in a sweep's results directory: of other trials, older recipes, damaged, left by Ray."""
 
+import json
 import shutil
 
 import pytest
@@ -8,7 +9,7 @@ from study import TINY, Study, snapshot
 
 from harness.config.trial import RECIPE_VERSION
 from harness.launch import ray_tune
-from harness.storage import files, folder
+from harness.storage import files, folder, names
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
 
@@ -50,6 +51,31 @@ def test_a_damaged_file_is_named_and_hides_no_other_trial(copied, no_ray, capsys
     assert str(left / name) in captured.out + captured.err
     assert "cnn5" in (study.directory / "leaderboard.md").read_text()
     assert study.runs[remaining].info.status == "FINISHED"
+
+
+def exchange_errors(trial_dir):
+    result = json.loads((trial_dir / folder.RESULT).read_text())
+    result["metrics"] |= {names.STANDARD_ERROR: 90.0, names.CERTIFIED_ERROR: 10.0}
+    (trial_dir / folder.RESULT).write_text(json.dumps(result))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (exchange_errors, "standard <= attack <= certified error does not hold"),
+        (lambda trial_dir: (trial_dir / folder.FAILURE).write_text("{"), folder.FAILURE),
+        (lambda trial_dir: (trial_dir / folder.WEIGHTS).unlink(), f"{folder.WEIGHTS} is missing"),
+        (lambda trial_dir: (trial_dir / folder.VERDICTS).unlink(), f"{folder.VERDICTS} is missing"),
+    ],
+    ids=["refused result", "damaged file", "no weights", "no verdicts"],
+)
+def test_a_finished_trial_that_cannot_be_used_fails_the_run_which_names_it(copied, no_ray, capsys, spoil, message):
+    spoil(copied.trial_dirs["cnn5", 0])
+    for _ in range(2):
+        assert copied.main() == 1
+        line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("cannot be used: "))
+        assert "cnn5 ibp seed 0" in line and str(copied.trial_dirs["cnn5", 0]) in line and message in line
+    assert copied.main("--only", "cerdeq*") == 0, "of the selected trials nothing is missing"
 
 
 def test_what_ray_left_of_a_killed_driver_is_cleared_away(copied, no_ray):
