@@ -50,7 +50,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Run the command and return the exit status. Raises InputError where nothing can be checked."""
     require("--images", options.images, options.images is None or options.images >= 1, "at least 1")
-    trusted = _trust_plugins(options.plugin, options.directory)
+    trusted = list(dict.fromkeys(options.plugin))
+    _trust_plugins(trusted, options.directory)
     verdict_dirs = folders.find_folders(options.directory)
     if not verdict_dirs:
         raise InputError(f"{options.directory} holds no trials: there is no {options.directory}/trials/<key>")
@@ -77,8 +78,9 @@ def main(options: argparse.Namespace) -> int:
     console = new_console()
     print_table(console, ["trial", "images", "recorded", "confirmed", "seconds"], rows)
     console.print("recorded, confirmed: certified error in percent; what is not confirmed counts as an error")
-    imported = [f"trusted: plugin {name}, imported from {file}" for name, file in trusted.items()]
-    for line in [*lines, *others, *imported, _summary(results, others, is_selection=bool(options.only))]:
+    summary = _summary(results, others, is_selection=bool(options.only))
+    trust = f"; trusted plugins: {', '.join(trusted)}" if trusted else ""  # each import has named the file
+    for line in [*lines, *others, summary + trust]:
         console.print(printable(line), markup=False, soft_wrap=True)
     return OK if not others and all(result.is_confirmed for result in results) else FAILED
 
@@ -96,18 +98,17 @@ def check_leaderboard(sweep_dir: Path) -> list[str]:
         return [f"the leaderboard is not checked: {_message(error)}"]
 
 
-def _trust_plugins(modules: list[str], sweep_dir: Path) -> dict[str, str]:
-    """Import modules that the user trusts, and return their files by their names.
+def _trust_plugins(modules: list[str], sweep_dir: Path) -> None:
+    """Import modules that the user trusts.
 
     Raises SettingError for one that cannot be imported, or that lies in the results.
     """
     plugins.leave_working_directory()
-    files = {name: plugins.source_of(name) for name in modules}
-    for name, file in files.items():
+    for name in modules:
+        file = plugins.source_of(name)
         is_outside = not file.resolve().is_relative_to(sweep_dir.resolve())
         require("--plugin", f"{name} ({file})", is_outside, "a module that does not lie in the results")
     plugins.load(modules)
-    return {name: str(file) for name, file in files.items()}
 
 
 def _read_labels(trial_dirs: list[Path]) -> tuple[dict[Path, TrialConfig], dict[Path, str]]:

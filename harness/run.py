@@ -22,7 +22,7 @@ from rich.markup import escape
 from harness import command_line
 from harness.clock import Stopped
 from harness.command_line import FAILED, OK, add_data_dir, add_patterns, add_results_dir, select_by_pattern
-from harness.config.profiles import Sweep, check_keys
+from harness.config.profiles import Sweep, check_keys, describe_source, name_source
 from harness.config.trial import labels
 from harness.environment import data_directory, source_digest
 from harness.errors import InputError, require
@@ -101,11 +101,13 @@ def main(options: argparse.Namespace) -> int:
     if is_dry and export:
         raise InputError("--export: cannot be combined with --dry-run, which writes nothing")
     require("--max-concurrent", count, count is None or count > 0, "a whole number from 1")
-    sweep, data, has_gpu = _check(options)
+    sweep, data, machine = _check(options)
+    if not export:  # which is for other machines
+        _check_resources(sweep, machine, options)
     shared = SharedResults.at(options.results_dir, sweep.name)
     ray = RayOptions(
         cpu=sweep.resources.cpu,
-        gpu=sweep.resources.gpu if has_gpu else 0,
+        gpu=sweep.resources.gpu if machine["GPU"] else 0,
         data_dir=str(data_directory(options.data_dir).absolute()),  # workers have another working directory
         address=options.ray_address,
         at_once=options.max_concurrent,
@@ -159,17 +161,17 @@ def main(options: argparse.Namespace) -> int:
     return FAILED if study.unfinished() or is_damaged or mlflow.is_away or lacks_candidates else OK
 
 
-def _check(options: argparse.Namespace) -> tuple[Sweep, dict[str, Any], bool]:
-    """Return the sweep, its data's summary and whether there is a GPU.
+def _check(options: argparse.Namespace) -> tuple[Sweep, dict[str, Any], dict[str, float]]:
+    """Return the sweep, its data's summary and what the largest machine has, "CPU" and "GPU".
 
     Raises InputError; for wrong keys, before torch is imported, unless a plugin imports it.
     """
-    keys, has_gpu = check_keys(options.sweep, options.profile, options.set), None
+    keys, machine = check_keys(options.sweep, options.profile, options.set), None
     if options.ray_address is not None:
-        from harness.launch.ray_cluster import cluster_has_gpu
+        from harness.launch.ray_cluster import resources_at
 
-        has_gpu = cluster_has_gpu(options.ray_address)
-    request = (options.sweep, options.profile, has_gpu, options.set, options.data_dir, not options.dry_run)
+        machine = resources_at(options.ray_address)
+    request = (options.sweep, options.profile, machine, options.set, options.data_dir, not options.dry_run)
     if keys.search or keys.plugins:
         return import_module("harness.launch.checks").check_sweep(*request)
     result = start_call("harness.launch.checks", "check_sweep", *request)
@@ -177,6 +179,17 @@ def _check(options: argparse.Namespace) -> tuple[Sweep, dict[str, Any], bool]:
         import_module("harness.tracking.client")  # import while the child checks
         import_module("harness.analysis.table_files")
     return result()
+
+
+def _check_resources(sweep: Sweep, machine: dict[str, float], options: argparse.Namespace) -> None:
+    """Raise InputError if a trial reserves more than a machine has; GPUs count only where there is one."""
+    where = "of this machine" if options.ray_address is None else "of the cluster's largest machine"
+    for name, needed in (("CPU", sweep.resources.cpu), ("GPU", sweep.resources.gpu)):
+        allowed = f"at most {machine[name]:g}, the {name}s {where}"
+        try:
+            require(f"resources.{name.lower()}", needed, needed <= machine[name] or machine[name] == 0, allowed)
+        except InputError as error:
+            raise name_source(error, sweep.profile, describe_source(options.sweep, options.set), "") from None
 
 
 def _check_owner(sweep_dir: Path, sweep: Sweep) -> None:

@@ -19,7 +19,7 @@ from harness.clock import Stopped
 from harness.command_line import FAILED, OK, add_data_dir, add_results_dir
 from harness.config.trial import RECIPE_VERSION, labels
 from harness.environment import device_title
-from harness.errors import SettingError, require
+from harness.errors import InputError, SettingError, require
 from harness.launch.progress import TrialProgress
 from harness.launch.stopping import Stopping
 from harness.launch.work import load_data, run_here, train_item
@@ -57,8 +57,11 @@ def main(options: argparse.Namespace) -> int:
         if not _print_result(by_dir[trial_dirs[path]], trial_dirs[path]):
             to_run[path] = trial
     data_sets = load_data(to_run, data_dir)
-    for trial in to_run.values():
-        split_images(trial.config, data_sets[trial.config.dataset])
+    for path, trial in to_run.items():
+        try:
+            split_images(trial.config, data_sets[trial.config.dataset])
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
     unfinished = {trial_dirs[path]: trial for path, trial in to_run.items()}
     for trial_dir, trial in unfinished.items():
         make_directory(trial_dir)

@@ -12,7 +12,7 @@ from harness.config.settings import Radius
 from harness.config.sweep_keys import FIXED, Resources, SweepFile, validate
 from harness.config.sweep_text import merge, parse_assignments, read
 from harness.config.trial import FULL_PROFILE, TrialConfig
-from harness.errors import InputError
+from harness.errors import InputError, SettingError
 
 CPU_PROFILE = "cpu"
 ASSIGNED = "--set"
@@ -97,6 +97,11 @@ def name_source(error: InputError, profile: str, source: Path | str, note: str) 
     return InputError("\n".join(f"{source}: {line} (profile {profile}{note})" for line in str(error).splitlines()))
 
 
+def describe_source(path: Path, assignments: Sequence[str]) -> str:
+    """Return the file and `--set` as an error names them that may be in either."""
+    return " ".join([str(path), *(f"--set {assignment}" for assignment in assignments)])
+
+
 def changes_of(assignments: Sequence[str]) -> dict[str, Any]:
     """Return what `--set` changes of a sweep file. Raises SettingError."""
     return parse_assignments(assignments, SweepFile.model_fields.keys() - FIXED)
@@ -105,4 +110,5 @@ def changes_of(assignments: Sequence[str]) -> dict[str, Any]:
 def require_profile(path: Path, profile: str, allowed: list[str]) -> None:
     """Raise InputError unless the sweep file has the profile."""
     if profile not in allowed:
-        raise InputError(f"{path}: {UnknownNameError('profile', profile, allowed)}")
+        error = SettingError("--profile", profile, UnknownNameError("profile", profile, allowed).allowed)
+        raise InputError(f"{path}: {error}")

@@ -49,7 +49,8 @@ def parse_yaml(text: str) -> Any:
     try:
         return json.loads(json.dumps(yaml.load(text, _Loader), default=str))
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:  # as it raises for 2026-02-31 and !!int x
-        raise ValueError(" ".join(str(error).split())) from None
+        message = str(error).replace('"<unicode string>", ', "")  # PyYAML's name of the text: callers name the file
+        raise ValueError(" ".join(message.split())) from None
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from baselines.datasets import DATASETS, Dataset
 from harness.data.layouts import Shard, Source, fetch, find, name_errors, not_found
 from harness.environment import cache_directory, data_directory
-from harness.errors import InputError, require
+from harness.errors import InputError, SettingError, require
 from harness.storage.files import write_atomically
 
 _CACHE_FORMAT = 1
@@ -70,9 +70,8 @@ class Data:
         Raises InputError if there are too few images, or if `count` is None and shards of the split are missing.
         """
         available = len(self.train) - validation
-        if available < 1:
-            images = f"{len(self.train):,} train images"
-            raise InputError(f"{self.info.title}: validation_images {validation} leaves none of {images}")
+        allowed = f"at most {len(self.train) - 1}; {self.info.title}: {len(self.train):,} train images"
+        require("validation_images", validation, available >= 1, allowed)
         count = self._check_count("train", self.info.train_size, self.train, count, available)
         held_out = self.train.part(available, len(self.train)) if validation else None
         return self.train.part(0, count), held_out
@@ -89,9 +88,11 @@ class Data:
             return available
         if count is not None and 1 <= count <= available:
             return count
-        files = f"{split.shards} of {split.total} {name} shards found ({len(split):,} of {size:,} images)"
-        requested = "all" if count is None else count
-        raise InputError(f"{self.info.title}: {files}: set {name}_images to at most {available}, not {requested}")
+        key = "train_images" if name == "train" else "evaluation.test_images"
+        files = f"{split.shards} of {split.total} {name} shards found, {len(split):,} of {size:,} images"
+        held_out = len(split) - available
+        files += f", {held_out:,} of them held out" if held_out else ""
+        raise SettingError(key, count, f"1 to {available}; {self.info.title}: {files}")
 
     def summary(self) -> dict[str, Any]:
         """Return the data set's entry in results, ready for JSON. `complete`: no shard of either split is missing."""

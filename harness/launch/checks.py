@@ -1,32 +1,39 @@
 """What `harness.run` checks with torch before anything starts, in a process of its own (`harness.launch.child`)."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.config.profiles import Sweep
+import torch
+
+from harness.config.profiles import Sweep, describe_source, name_source
 from harness.config.sweep_file import load_sweep
 from harness.data import load
 from harness.device import best_device
+from harness.errors import InputError
 from harness.training.trial import split_images
 
 
 def check_sweep(
     path: Path,
     profile: str | None,
-    has_gpu: bool | None,
+    machine: dict[str, float] | None,
     assignments: Sequence[str],
     data_dir: str | None,
     writes: bool,
-) -> tuple[Sweep, dict[str, Any], bool]:
-    """Return a sweep, the summary and the title of its data, and whether there is a GPU.
+) -> tuple[Sweep, dict[str, Any], dict[str, float]]:
+    """Return a sweep, the summary and the title of its data, and the machine's "CPU" and "GPU".
 
-    has_gpu: of a Ray cluster; None asks this machine. data_dir, writes: as in `load`. Raises InputError.
+    machine: of a Ray cluster; None asks this one. data_dir, writes: as in `load`. Raises InputError.
     """
-    if has_gpu is None:
-        has_gpu = best_device().type == "cuda"
-    sweep = load_sweep(path, profile, has_gpu, assignments)
+    if machine is None:
+        gpus = torch.cuda.device_count() if best_device().type == "cuda" else 0
+        machine = {"CPU": os.cpu_count() or 1, "GPU": gpus}
+    sweep = load_sweep(path, profile, machine["GPU"] > 0, assignments)
     data = load(sweep.dataset, data_dir, writes)
-    # raises InputError if there are fewer images than a batch or the validation set needs
-    split_images(max(sweep.trials, key=lambda config: config.train.batch_size), data)
-    return sweep, data.summary() | {"title": data.info.title}, has_gpu
+    try:
+        split_images(max(sweep.trials, key=lambda config: config.train.batch_size), data)
+    except InputError as error:
+        raise name_source(error, sweep.profile, describe_source(path, assignments), "") from None
+    return sweep, data.summary() | {"title": data.info.title}, machine

@@ -50,8 +50,8 @@ class ResourceError(InputError):
 
 
 @contextmanager
-def cluster(address: str | None, log: Path | None = None) -> Iterator[dict[str, float]]:
-    """Start Ray, or connect to it, within the block, unless this process has it already; yield its resources.
+def cluster(address: str | None, log: Path | None = None) -> Iterator[None]:
+    """Start Ray, or connect to it, within the block, unless this process has it already.
 
     address: of a running cluster; None starts one here. log: the file for what Ray itself prints.
     Raises ResourceError if no cluster answers there, or it asks for a token.
@@ -61,31 +61,34 @@ def cluster(address: str | None, log: Path | None = None) -> Iterator[dict[str, 
         if started:
             _connect(address, printed)
         try:
-            yield ray.cluster_resources()
+            yield
         finally:
             if started:
                 ray.shutdown()
 
 
-def cluster_has_gpu(address: str) -> bool:
-    """Return True if the Ray cluster at `address` has a GPU."""
-    with cluster(address) as resources:
-        return resources.get("GPU", 0) > 0
+def resources_at(address: str) -> dict[str, float]:
+    """Return the largest "CPU" and "GPU" that any machine of the cluster at `address` has."""
+    with cluster(address):
+        return _largest()
 
 
-def check_resources(resources: dict[str, float], cpu: int, gpu: float) -> None:
+def _largest() -> dict[str, float]:
+    machines = [node["Resources"] for node in _nodes()]
+    return {name: max((machine.get(name, 0) for machine in machines), default=0) for name in ("CPU", "GPU")}
+
+
+def check_resources(cpu: int, gpu: float) -> None:
     """Raise ResourceError if no machine has the resources of a trial."""
-    if gpu and not resources.get("GPU", 0):
+    largest = _largest()
+    if gpu and not largest["GPU"]:
         raise ResourceError(
             "torch sees a GPU on this machine and Ray does not; look at CUDA_VISIBLE_DEVICES and at the cluster's start"
         )
-    machines = [node["Resources"] for node in _nodes()]
-    for name, needed in (("CPU", cpu), ("GPU", gpu)):
-        if not any(needed <= machine.get(name, 0) for machine in machines):
-            raise ResourceError(
-                f"a trial asks for {needed:g} {name} and Ray has {resources.get(name, 0):g}; "
-                "lower `resources` in the sweep file"
-            )
+    for key, needed in (("cpu", cpu), ("gpu", gpu)):
+        most = largest[key.upper()]
+        if needed > most:
+            raise ResourceError(f"resources.{key}: found {needed:g}, allowed: at most {most:g}, as Ray's machines have")
 
 
 def side_by_side(cpu: int, gpu: float) -> int:

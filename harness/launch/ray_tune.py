@@ -180,8 +180,8 @@ def _run_until_death(
 ) -> None:
     """Do items as `run_on_ray` does. Raises RayDiedError once Ray has died."""
     cpu, gpu, at_once = options.cpu, options.gpu, options.at_once
-    with cluster(options.address, directory / LOG) as resources:
-        check_resources(resources, cpu, gpu)
+    with cluster(options.address, directory / LOG):
+        check_resources(cpu, gpu)
         if options.address:
             check_storage(directory, options.data_dir, options.uri)
         space, tuning = dict[str, Any](), dict[str, Any]()

@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,7 +27,11 @@ Holder = dict[str, Any]
 
 @contextmanager
 def lock_directory(directory: Path) -> Iterator[None]:
-    """Hold a directory within the block. Raises InputError if another run holds it."""
+    """Hold a directory within the block. Raises InputError if another run holds it.
+
+    A directory that was made for this is removed if nothing was written there.
+    """
+    is_new = not directory.exists()
     make_directory(directory)
     path = directory / LOCK
     with open(path, "a+b") as file:
@@ -35,13 +39,18 @@ def lock_directory(directory: Path) -> Iterator[None]:
         file.seek(0)
         owner = _parse(file.read())
         was_killed = is_locked and owner is not None and owner["host"] == socket.gethostname()
-        if is_locked is False or (_is_another_run(owner) and not was_killed):
+        is_removed = os.fstat(file.fileno()).st_nlink == 0  # by a run that has just ended
+        if is_locked is False or is_removed or (_is_another_run(owner) and not was_killed):
             raise _refusal(owner, path)
         _overwrite(file, _describe_self())
         try:
             yield
         finally:
             _overwrite(file, b"")
+            with suppress(OSError):
+                if is_new and list(directory.iterdir()) == [path]:
+                    path.unlink()
+                    directory.rmdir()
 
 
 @contextmanager

@@ -130,8 +130,12 @@ def test_a_plugin_is_imported_only_if_named_and_not_from_the_results(tiny_trial,
     command, option = [str(sweep_dir)], ["--plugin", "checked_nets"]
     assert main("recheck", command) == FAILED
     assert "names the plugin checked_nets; if you trust it, add --plugin checked_nets" in capsys.readouterr().out
+    plugins._import.cache_clear()
     assert main("recheck", [*command, *option]) == OK
-    assert f"trusted: plugin checked_nets, imported from {installed / 'checked_nets.py'}" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[-1] == "every verdict is confirmed; trusted plugins: checked_nets"
+    imported = f"plugin checked_nets: imported from {installed / 'checked_nets.py'}"
+    assert printed.err.splitlines() == [imported] and printed.out.count("checked_nets") == 1
     shutil.move(installed / "checked_nets.py", sweep_dir)
     del sys.modules["checked_nets"]
     monkeypatch.chdir(sweep_dir)

@@ -8,7 +8,7 @@ from harness.config.sweep_file import load_sweep
 
 TEXTS = {
     "empty": ("", "found None, allowed: a mapping"),
-    "no YAML": ("name: [unclosed\n", "is not YAML: "),
+    "no YAML": ("name: [unclosed\n", "is not YAML: while parsing a flow sequence in line 1, column 7"),
     "a key twice": ("name: x\ntrain: {epochs: 3, epochs: 4}\n", "is not YAML: key 'epochs' appears twice"),
     "a Python object": ("name: !!python/object/apply:os.system ['true']\n", "is not YAML: "),
     "a day that does not exist": ("name: 2026-02-31\n", "is not YAML: "),

@@ -36,10 +36,12 @@ def test_an_incomplete_training_split_needs_a_number(small, tmp_path):
     np.testing.assert_array_equal(data.train.images, images[:10])
     assert (data.train.shards, data.train.total, data.train.is_complete, data.test.is_complete) == (1, 2, False, True)
     assert data.summary()["complete"] is False
-    message = r"1 of 2 train shards found \(10 of 20 images\): set train_images to at most 10, not all"
+    message = r"train_images: found None, allowed: 1 to 10; .*1 of 2 train shards found, 10 of 20 images"
     with pytest.raises(InputError, match=message):
         data.training_images(None)
-    with pytest.raises(InputError, match=r"set train_images to at most 7, not 8"):
+    with pytest.raises(
+        InputError, match=r"train_images: found 8, allowed: 1 to 7; .*10 of 20 images, 3 of them held out"
+    ):
         data.training_images(8, validation=3)
     assert len(data.training_images(10)[0]) == 10
     assert len(data.test_images()) == 6
@@ -57,7 +59,9 @@ def test_an_incomplete_test_split_needs_a_number(small, tmp_path):
         load("cifar10", tmp_path)
     (folder / "test-00000-of-00001.parquet").unlink()
     data = load("cifar10", tmp_path)
-    with pytest.raises(InputError, match=r"1 of 2 test shards found \(3 of 6 images\): set test_images to at most 3"):
+    with pytest.raises(
+        InputError, match=r"evaluation.test_images: found None, allowed: 1 to 3; .*1 of 2 test shards found, 3 of 6"
+    ):
         data.test_images()
     assert len(data.test_images(2)) == 2
     (folder / "test-00001-of-00002.parquet").unlink()
@@ -77,9 +81,9 @@ def test_training_and_validation_images_do_not_overlap(small, tmp_path):
     assert len(held_out) == 16
     assert data.training_images(20)[1] is None
     for count, validation in ((21, 0), (5, 16), (0, 0)):
-        with pytest.raises(InputError, match=f"train_images to at most {20 - validation}, not {count}"):
+        with pytest.raises(InputError, match=f"train_images: found {count}, allowed: 1 to {20 - validation}; "):
             data.training_images(count, validation)
-    with pytest.raises(InputError, match="validation_images 20 leaves none of 20"):
+    with pytest.raises(InputError, match="validation_images: found 20, allowed: at most 19; "):
         data.training_images(None, validation=20)
-    with pytest.raises(InputError, match="test_images to at most 6, not 7"):
+    with pytest.raises(InputError, match="test_images: found 7, allowed: 1 to 6; "):
         data.test_images(7)

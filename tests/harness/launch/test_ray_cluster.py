@@ -29,7 +29,7 @@ def no_cluster(monkeypatch):
 def test_an_address_where_nothing_listens_is_refused_before_ray_tries(no_cluster):
     address = f"127.0.0.1:{free_port()}"
     with pytest.raises(ResourceError, match=f"no Ray cluster answers at {address}: .*refused"):
-        ray_cluster.cluster_has_gpu(address)
+        ray_cluster.resources_at(address)
 
 
 def test_a_cluster_that_asks_for_a_token_is_recognised_by_what_ray_prints(no_cluster, monkeypatch):
@@ -39,7 +39,7 @@ def test_a_cluster_that_asks_for_a_token_is_recognised_by_what_ray_prints(no_clu
 
     monkeypatch.setattr(ray, "init", refuse)
     with pytest.raises(ResourceError, match=r"asks for a token.*RAY_AUTH_MODE"):
-        ray_cluster.cluster_has_gpu("auto")
+        ray_cluster.resources_at("auto")
 
 
 def test_what_ray_prints_goes_to_a_file(no_cluster, monkeypatch, tmp_path, capfd):

@@ -201,7 +201,9 @@ def two_machines(monkeypatch):
     monkeypatch.setattr(ray_tune.Tuner, "fit", lambda self: pytest.fail("it would wait for ever"))
 
 
-@pytest.mark.parametrize(("cpu", "gpu", "message"), [(3, 0, "3 CPU"), (1, 2.5, "2.5 GPU")])
+@pytest.mark.parametrize(
+    ("cpu", "gpu", "message"), [(3, 0, "cpu: found 3, allowed: at most 2"), (1, 2.5, "gpu: found 2.5")]
+)
 def test_more_than_any_machine_has_is_refused(tmp_path, two_machines, cpu, gpu, message):
     with pytest.raises(ResourceError, match=message):
         call(tmp_path, ["one"], print, cpu=cpu, gpu=gpu)
@@ -209,7 +211,7 @@ def test_more_than_any_machine_has_is_refused(tmp_path, two_machines, cpu, gpu, 
 
 def test_a_gpu_that_ray_does_not_see_is_an_error(tmp_path, two_machines, monkeypatch):
     """A trial asks for a GPU only if torch has seen one."""
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4.0}}])
     with pytest.raises(ResourceError, match="CUDA_VISIBLE_DEVICES"):
         call(tmp_path, ["one"], print, gpu=0.5)
 

@@ -1,6 +1,8 @@
 """Bad input that shows only with data, results or machine at hand: refused before anything starts."""
 
+import dataclasses
 import fcntl
+import json
 import os
 import shutil
 import subprocess
@@ -23,13 +25,39 @@ from harness.storage import files, folder
     [
         ("train_images", 50, "trials.0.train.batch_size: found 64, allowed: at most the 50"),
         ("validation_images", 1400, "train.batch_size: found 64, allowed: at most the 37 training images"),
-        ("train_images", 1438, "set train_images to at most 1437, not 1438"),
-        ("validation_images", 1437, "validation_images 1437 leaves none of 1,437 train images"),
-        ("evaluation.test_images", 361, "set test_images to at most 360, not 361"),
+        ("train.batch_size", 5000, "train.batch_size: found 5000, allowed: at most the 1437 training images"),
+        ("train_images", 1438, "train_images: found 1438, allowed: 1 to 1437; "),
+        ("validation_images", 1437, "validation_images: found 1437, allowed: at most 1436; "),
+        ("evaluation.test_images", 361, "evaluation.test_images: found 361, allowed: 1 to 360; "),
+        ("resources.cpu", 1000, f"resources.cpu: found 1000, allowed: at most {os.cpu_count()}, "),
     ],
 )
-def test_more_images_than_there_are_are_refused(refused, tmp_path, key, value, expected):
-    assert expected in refused(write(tmp_path, changed((key, value))))
+def test_more_than_there_is_is_refused_by_file_key_found_and_allowed(refused, tmp_path, key, value, expected):
+    path = write(tmp_path, changed((key, value)))
+    for option in ((), ("--dry-run",)):
+        assert f"error: {path}: {expected}" in refused(path, *option)
+    if key != "train_images":
+        assignment = f"{key}={value}"
+        message = refused(write(tmp_path, BASE), "--set", assignment)
+        assert f"--set {assignment}: {expected}" in message
+
+
+def test_an_unknown_profile_is_refused_by_file_found_and_allowed(refused, tmp_path):
+    path = write(tmp_path, changed(("profiles", {"cpu": {}})))
+    message = refused(path, "--profile", "cpuu")
+    assert message == f"error: {path}: --profile: found 'cpuu', allowed: full, cpu; did you mean 'cpu'?\n"
+
+
+def test_an_exported_trial_that_asks_for_more_images_than_there_are_is_refused(nothing_starts, tmp_path, capsys):
+    path = write(tmp_path, changed(("validation_images", 1300)))
+    assert main("run", [str(path), "--export", str(tmp_path / "exported")]) == 0
+    exported = sorted(tmp_path.glob("exported/*"))[0]
+    content = json.loads(exported.read_text())
+    config = dataclasses.replace(folder.read_trial(exported).config, validation_images=1400)
+    files.write_json(exported, folder.trial_json(folder.make_trial(config, content["fingerprint"])))
+    capsys.readouterr()
+    assert main("trial", [str(exported), "--results-dir", str(tmp_path / "results")]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {exported}: train.batch_size: found 64, allowed: at most the 37")
 
 
 def test_data_that_is_missing_and_cannot_be_downloaded_is_refused(refused, tmp_path, monkeypatch):
@@ -126,4 +154,4 @@ def test_mlflow_out_of_reach_is_bad_input(tmp_path, no_ray, capsys):
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert "nothing://here" in error
-    assert not (study.directory / "trials").exists()
+    assert not (tmp_path / "results/tiny").exists()
