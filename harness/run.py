@@ -9,8 +9,6 @@ import errno
 import os
 import shutil
 import sys
-from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -27,6 +25,7 @@ from harness.config.trial import labels
 from harness.environment import data_directory, source_digest
 from harness.errors import InputError, require
 from harness.launch import plan
+from harness.launch.callbacks import TrialCallbacks
 from harness.launch.child import start_call
 from harness.launch.progress import SweepProgress
 from harness.launch.shared import SharedResults
@@ -34,11 +33,12 @@ from harness.launch.stopping import Stopping
 from harness.launch.study import Study
 from harness.launch.work import RAY_STATE, RayOptions, train_item
 from harness.reports import up_to_date
-from harness.storage import folder, names
+from harness.storage import folder
 from harness.storage.files import file_name, make_directory, remove_unfinished, write_json
 from harness.storage.folder import Trial
 from harness.storage.lease import lock_directory
 from harness.terminal import new_console
+from harness.tracking.logged import LOGGED, LoggedMark
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -148,17 +148,24 @@ def main(options: argparse.Namespace) -> int:
         plan.print_header(study, ray.gpu, options.profile, console)
         plan.show(study, options.retry_failed, options.ray_address, console)
         return OK
-    from harness.tracking.mlflow_sync import MlflowSync
-
     with lock_directory(shared.sweep_dir), shared.lock():
         plan.print_header(study, ray.gpu, options.profile, console)
-        mlflow = MlflowSync.open(sweep.name, options.tracking_uri, study.row_names(), console)
-        is_interrupted = _run(study, ray, mlflow, options.retry_failed, options.fail_fast, console)
-        table = _write_reports(study, mlflow, options.data_dir, console)
+        to_run, mark = study.longest_first(study.to_run(options.retry_failed)), study.mark(options.tracking_uri)
+        mlflow = None
+        if to_run or mark.read() is None:
+            from harness.tracking.mlflow_sync import MlflowSync
+
+            mlflow = MlflowSync.open(sweep.name, options.tracking_uri, mark.rows, console)
+        _prepare_folders(study, to_run, console)
+        is_interrupted = False
+        if to_run and mlflow is not None:
+            is_interrupted = _run(study, to_run, ray, mlflow, options.fail_fast, console)
+        table = _write_reports(study, mlflow, mark, options.data_dir, console)
         is_damaged = _print_unusable(study, table, console)
     if is_interrupted:
         raise Stopped
-    return FAILED if study.unfinished() or is_damaged or mlflow.is_away or lacks_candidates else OK
+    is_away = mlflow is not None and mlflow.is_away
+    return FAILED if study.unfinished() or is_damaged or is_away or lacks_candidates else OK
 
 
 def _check(options: argparse.Namespace) -> tuple[Sweep, dict[str, Any], dict[str, float]]:
@@ -176,7 +183,8 @@ def _check(options: argparse.Namespace) -> tuple[Sweep, dict[str, Any], dict[str
         return import_module("harness.launch.checks").check_sweep(*request)
     result = start_call("harness.launch.checks", "check_sweep", *request)
     if not (options.dry_run or options.export):
-        import_module("harness.tracking.client")  # import while the child checks
+        if not (SharedResults.at(options.results_dir, keys.name).sweep_dir / LOGGED).exists():
+            import_module("harness.tracking.client")  # import while the child checks
         import_module("harness.analysis.table_files")
     return result()
 
@@ -224,28 +232,29 @@ def _export(trials: list[Trial], directory: Path) -> int:
     return OK
 
 
+def _prepare_folders(study: Study, to_run: list[Trial], console: Console) -> None:
+    """Make the trials' folders and remove what killed runs left; print which trials are not run."""
+    _print_left_out(study, to_run, console)
+    for trial in study.trials:
+        folder.claim(study.trial_dirs[trial.key], trial)
+    study.shared.push_trials()
+    shutil.rmtree(study.sweep_dir / RAY_STATE, ignore_errors=True)  # of a driver that was killed
+    for directory in (study.sweep_dir, study.sweep_dir / up_to_date.FIGURES):
+        remove_unfinished(directory)
+
+
 def _run(
-    study: Study, options: RayOptions, mlflow: "MlflowSync", retry_failed: bool, fail_fast: bool, console: Console
+    study: Study, trials: list[Trial], options: RayOptions, mlflow: "MlflowSync", fail_fast: bool, console: Console
 ) -> bool:
-    """Run the unfinished trials side by side; return True if a signal has stopped them.
+    """Run trials side by side; return True if a signal has stopped them.
 
     Raises:
         KeyboardInterrupt: a second Ctrl-C, or one after SIGTERM.
         RayDiedError: Ray has died, on this machine several times.
     """
-    sweep_dir = study.sweep_dir
-    trials = study.longest_first(study.to_run(retry_failed))
-    _print_left_out(study, trials, console)
-    for trial in study.trials:
-        folder.claim(study.trial_dirs[trial.key], trial)
-    study.shared.push_trials()
-    shutil.rmtree(sweep_dir / RAY_STATE, ignore_errors=True)  # of a driver that was killed
-    for directory in (sweep_dir, sweep_dir / up_to_date.FIGURES):
-        remove_unfinished(directory)
-    if not trials:
-        return False
     from harness.launch.ray_tune import RayDiedError, run_on_ray
 
+    sweep_dir = study.sweep_dir
     trial_dirs = [study.trial_dirs[trial.key] for trial in trials]
     study.shared.remove_failures(trial_dirs)  # else an old failure would be reported as this run's
     work = partial(train_item, data_dir=options.data_dir, code=source_digest(), uri=options.uri)
@@ -253,7 +262,7 @@ def _run(
         SweepProgress(trials, study.labels, console) as progress,
         Stopping(sweep_dir / folder.STOP, progress.print_line, study.shared.push_stop) as stopping,
     ):
-        callbacks = _Callbacks(study.shared, mlflow, progress, stopping, fail_fast)
+        callbacks = TrialCallbacks(study.shared, mlflow, progress, stopping, fail_fast)
         try:
             run_on_ray(trial_dirs, work, callbacks.on_report, callbacks.on_end, options, sweep_dir)
         except (KeyboardInterrupt, RayDiedError):
@@ -276,63 +285,25 @@ def _print_left_out(study: Study, to_run: list[Trial], console: Console) -> None
             )
 
 
-@dataclass
-class _Callbacks:
-    """Show and log what trials report and how they end. begun: the trials that have reported."""
+def _write_reports(
+    study: Study, mlflow: "MlflowSync | None", mark: LoggedMark, data_dir: str | None, console: Console
+) -> "pd.DataFrame":
+    """Write the tables and the page, and log them unless MLflow has everything, as the mark says.
 
-    shared: SharedResults
-    mlflow: "MlflowSync"
-    progress: SweepProgress
-    stopping: Stopping
-    fail_fast: bool
-    begun: set[Path] = field(default_factory=set)
-
-    def on_report(self, trial_dir: Path, row: dict[str, Any]) -> None:
-        """Show and log an epoch's row, or how many images are evaluated."""
-        if not trial_dir.is_dir():  # `on_end` reports it
-            return
-        self.progress.report(trial_dir.name, row)
-        if names.EPOCH in row or trial_dir not in self.begun:  # a trial that is only evaluated reports no epoch
-            self.shared.pull_trial(trial_dir)
-            with self.stopping.delayed():
-                self.mlflow.sync(trial_dir)
-        self.begun.add(trial_dir)
-
-    def on_end(self, trial_dir: Path, error: str | None) -> None:
-        """Show and log the result or the failure of a trial."""
-        if not trial_dir.is_dir():
-            self.progress.failed(trial_dir.name, f"its folder is gone: {trial_dir}")
-            return
-        storage_error = self.shared.pull_ended_trial(trial_dir)
-        error = error or storage_error
-        result, failure = folder.read_result(trial_dir), folder.read_failure(trial_dir)
-        if result is not None:
-            self.progress.finished(trial_dir.name, result)
-        elif failure is None and error is None and self.stopping.asked:
-            self.progress.stopped(trial_dir.name)
-        else:
-            if failure is None:  # the worker died before it could write one
-                failure = {"error": error or "its worker ended without a result"}
-                with suppress(OSError):  # of a full disk
-                    failure = folder.write_failure(trial_dir, failure["error"])
-                self.shared.push_failure(trial_dir)
-            self.progress.failed(trial_dir.name, failure["error"])
-            if self.fail_fast:
-                self.stopping.ask("a trial failed")
-        with self.stopping.delayed():
-            self.mlflow.sync(trial_dir, running=False)
-
-
-def _write_reports(study: Study, mlflow: "MlflowSync", data_dir: str | None, console: Console) -> "pd.DataFrame":
-    """Write the tables and the page, and log them. Return a row for each trial in the directory."""
+    Returns a row for each trial in the directory.
+    """
     from harness.analysis.table_files import print_leaderboard, write_leaderboard
+    from harness.tracking.mlflow_sync import print_how_to_open
 
     sweep_dir, uri = study.sweep_dir, study.shared.uri
     if not folder.trial_folders(sweep_dir):
         raise FileNotFoundError(errno.ENOENT, "the results directory is gone", str(sweep_dir))
     table, summaries = write_leaderboard(sweep_dir)
     print_leaderboard(table, summaries, console)
-    mlflow.finish(sweep_dir, table, study.unchanged_keys)
+    if mlflow is None:
+        print_how_to_open(str(mark.read()), console)
+    elif how_to_open := mlflow.finish(sweep_dir, table, mark.trials):
+        mark.write(how_to_open)
     if not up_to_date.is_up_to_date(sweep_dir, data_dir):  # last: figures take seconds
         start_call("harness.reports.sweep_page", "write_sweep", sweep_dir, data_dir)()
         up_to_date.mark_up_to_date(sweep_dir, data_dir)

@@ -33,7 +33,8 @@ def main(options: argparse.Namespace) -> int:
         socket.create_server((_HOST, options.port)).close()
     except (OSError, OverflowError):
         raise SettingError("--port", options.port, "a port that is free, from 1 to 65535") from None
-    from harness.tracking.client import find_experiment, is_server, open_store, resolve_uri
+    from harness.tracking.address import is_server, resolve_uri
+    from harness.tracking.client import find_experiment, open_store
     from harness.tracking.view import TAG, link
 
     uri = resolve_uri(options.tracking_uri)

@@ -14,6 +14,7 @@ from harness.launch.shared import SharedResults
 from harness.storage import folder, names
 from harness.storage.files import DamagedFileError
 from harness.storage.folder import Trial
+from harness.tracking.logged import LoggedMark
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,6 +50,10 @@ class Study:
         """The keys of the trials that the sweep file has without `--set`."""
         by_key = {folder.make_trial(config, self.data["fingerprint"]).key: config for config in self.sweep.trials}
         return {key for key, config in by_key.items() if config.profile == self.sweep.profile}
+
+    def mark(self, uri: str | None) -> LoggedMark:
+        """Return the mark of what the MLflow store has. uri: the value of --tracking-uri."""
+        return LoggedMark(self.sweep_dir, uri, self.row_names(), self.unchanged_keys)
 
     def row_names(self) -> dict[str, str]:
         """Return the name of each trial's row by its key, for these trials and all others in the directory."""

@@ -3,13 +3,12 @@
 This compares the sizes and times of files, as `make` does, and the versions of the code.
 """
 
-import hashlib
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 from harness.environment import data_directory, source_digest
-from harness.storage.files import write_text
+from harness.storage.files import digest_of_states, write_text
 
 REPORT, FIGURES = "report.html", "figures"
 _MADE_FROM = ".made-from"  # beside the figures: a digest
@@ -27,15 +26,9 @@ def mark_up_to_date(sweep_dir: Path, data_dir: str | None) -> None:
 
 
 def _digest(sweep_dir: Path, data_dir: str | None) -> str:
-    digest = hashlib.sha256()
     # the page shows paths relative to the working directory, and images of the data set
     made_by = (source_digest(), version("matplotlib"), version("pandas"), Path.cwd(), data_directory(data_dir))
-    digest.update("\n".join(map(str, made_by)).encode())
-    for path in sorted(_files(sweep_dir)):
-        if path.is_file():
-            status = path.stat()
-            digest.update(f"\n{path} {status.st_size} {status.st_mtime_ns}".encode())
-    return digest.hexdigest()
+    return digest_of_states(made_by, _files(sweep_dir))
 
 
 def _files(sweep_dir: Path) -> Iterator[Path]:

@@ -1,9 +1,10 @@
 """Write files atomically: under a temporary name, then renamed."""
 
+import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,16 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically. Raises ValueError for NaN and infinities, which JSON does not have."""
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def digest_of_states(facts: Iterable[object], paths: Iterable[Path]) -> str:
+    """Return a digest of facts, and of the sizes and times of the files among `paths`, as `make` compares them."""
+    digest = hashlib.sha256("\n".join(map(str, facts)).encode())
+    for path in sorted(paths):
+        if path.is_file():
+            status = path.stat()
+            digest.update(f"\n{path} {status.st_size} {status.st_mtime_ns}".encode())
+    return digest.hexdigest()
 
 
 def file_name(text: str) -> str:

@@ -31,8 +31,8 @@ from mlflow.exceptions import MlflowException
 from harness.errors import InputError
 from harness.masking import mask_secrets
 from harness.tracking import TrackingError
+from harness.tracking.address import SQLITE
 
-SQLITE = "sqlite:///"
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # that MLflow documents
 _MAX_RUNS = 50_000  # in one search
 
@@ -48,17 +48,6 @@ def tracking_errors(uri: str) -> Iterator[None]:
     except (MlflowException, sqlalchemy.exc.SQLAlchemyError, ImportError, OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise TrackingError(mask_secrets(f"MLflow store {uri} cannot be used: {reason}")) from error
-
-
-def resolve_uri(uri: str | None) -> str:
-    """Return the store's URI, by default $MLFLOW_TRACKING_URI, else ./mlflow.db; an SQLite file's path is absolute."""
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
-    return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).absolute()}" if uri.startswith(SQLITE) else uri
-
-
-def is_server(uri: str) -> bool:
-    """Return whether a store is a server, with pages of its own."""
-    return uri.startswith(("http://", "https://"))
 
 
 def connect(uri: str) -> MlflowClient:

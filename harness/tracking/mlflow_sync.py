@@ -43,28 +43,34 @@ class MlflowSync:
         """Log what the trial's folder has and MLflow lacks. running: whether a worker trains the trial now."""
         self._try(lambda: self.tracker.sync(trial_dir, self.rows.get(trial_dir.name), running))
 
-    def finish(self, sweep_dir: Path, table: Leaderboard, trials: Collection[str]) -> None:
+    def finish(self, sweep_dir: Path, table: Leaderboard, trials: Collection[str]) -> str | None:
         """Log whatever is missing, imported trials too, attach the tables and print how to open MLflow.
+
+        Returns how to open it if MLflow has everything, None if something could not be logged.
 
         Args:
             table: the sweep's leaderboard.
             trials: keys of the sweep file's own trials, of which the best network is registered.
         """
-        self.is_away = False
+        self.is_away, has_everything = False, True
         for trial_dir in folder.trial_folders(sweep_dir):
             try:
                 self.sync(trial_dir, running=False)
             except DamagedFileError as error:
+                has_everything = False
                 self.console.print(f"[yellow]warning[/] {escape(str(error))}", soft_wrap=True)
         self._try(lambda: self.tracker.sync_tables(sweep_dir))
         self._try(lambda: self.tracker.describe(describe_experiment(table)))
         if self.is_away:
-            return
+            return None
         try:
             self.tracker.register(trials)
         except TrackingError as error:  # a store without a registry is no failure
+            has_everything = False
             self.console.print(f"no network is registered as a model: {escape(str(error))}", soft_wrap=True)
-        self.console.print(f"\nMLflow:\n{escape(self.tracker.how_to_open())}", soft_wrap=True)
+        how_to_open = self.tracker.how_to_open()
+        print_how_to_open(how_to_open, self.console)
+        return how_to_open if has_everything else None
 
     def _try(self, action: Callable[[], Any]) -> None:
         if self.is_away:
@@ -75,3 +81,8 @@ class MlflowSync:
             self.is_away = True
             advice = "results are safe; the end of this command, or the same command later, logs what is missing"
             self.console.print(f"[yellow]warning[/] {escape(str(error))}; {advice}")
+
+
+def print_how_to_open(text: str, console: Console) -> None:
+    """Print how to open MLflow, as `Tracker.how_to_open` returns it."""
+    console.print(f"\nMLflow:\n{escape(text)}", soft_wrap=True)

@@ -15,13 +15,13 @@ from harness.masking import mask_secrets
 from harness.storage import folder, names
 from harness.storage.files import write_bytes, write_text
 from harness.storage.lease import LOCK, lock_directory
+from harness.tracking.address import resolve_uri
 from harness.tracking.client import (
     MlflowClient,
     all_runs,
     entities,
     find_experiment,
     open_store,
-    resolve_uri,
     tracking_errors,
 )
 from harness.tracking.store import ERROR_TAG

@@ -20,14 +20,12 @@ from harness.storage import folder
 from harness.storage.folder import Trial, TrialResult
 from harness.storage.names import EPOCH, TRAIN_EPS
 from harness.tracking import notes, view
+from harness.tracking.address import SQLITE, is_server, resolve_uri
 from harness.tracking.client import (
-    SQLITE,
     MlflowClient,
     all_runs,
     connect,
     entities,
-    is_server,
-    resolve_uri,
     tracking_errors,
 )
 from harness.tracking.model import log_network, register_best

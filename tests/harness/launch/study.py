@@ -110,7 +110,7 @@ class Study:
             speeds = self.history(made.key, names.TRAIN_EXAMPLES_PER_SECOND)  # of an epoch trained twice the first
             assert [epoch for epoch, _ in speeds] == epochs[1:]
         tables = {f"leaderboard.{kind}" for kind in ("md", "tex", "csv", "json")}
-        assert self.files() - set(printed) == {".lock", "report.html", "figures", *tables}
+        assert self.files() - set(printed) == {".lock", ".logged", "report.html", "figures", *tables}
 
     def files(self):
         """What lies in the sweep's directory besides the trials."""

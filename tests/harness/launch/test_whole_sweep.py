@@ -1,5 +1,6 @@
 """`python -m harness.run` from a sweep file to MLflow and the leaderboard, and the same command again."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -63,22 +64,61 @@ def test_a_second_call_logs_what_mlflow_lost_and_does_nothing_else(copied, no_ra
     copied.assert_complete()
 
 
-def test_a_third_call_changes_no_file_and_imports_neither_torch_nor_ray(copied, no_ray):
-    """In a process of its own. The second call has drawn the figures for the directory that the study was copied to."""
-    assert copied.main() == 0
-    before = snapshot(copied.root)
+def run_again(study):
+    """Run the command in a process of its own; return what it prints and which large packages it imports."""
     script = (
         "import sys\n"
         "from harness.command_line import main\n"
         "status = main('run', sys.argv[1:])\n"
-        "print(status, [name for name in ('torch', 'ray', 'matplotlib') if name in sys.modules])\n"
+        "print(status, *[name for name in ('torch', 'ray', 'mlflow', 'matplotlib') if name in sys.modules])\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, *copied.options], capture_output=True, text=True, timeout=120)
-    assert done.stdout.splitlines()[-1] == "0 []", done.stderr
-    assert "2 trials, 2 finished already" in done.stdout
+    done = subprocess.run([sys.executable, "-c", script, *study.options], capture_output=True, text=True, timeout=120)
+    *printed, last = done.stdout.splitlines()
+    status, *imported = last.split()
+    assert status == "0", done.stderr
+    return "\n".join(printed), imported
+
+
+def test_a_third_call_changes_no_file_and_imports_neither_torch_ray_nor_mlflow(copied, no_ray, capsys):
+    """In a process of its own. The second call has drawn the figures for the directory that the study was copied to."""
+    assert copied.main() == 0
+    before, second = snapshot(copied.root), capsys.readouterr().out
+    third, imported = run_again(copied)
+    assert imported == []
+    assert "2 trials, 2 finished already" in third
+    for part in ("MLflow:\nuv run python -m harness.ui tiny --tracking-uri", "compareRunsMode=CHART\n\nAll results"):
+        assert part in second and part in third
     after = snapshot(copied.root)
     lock = copied.directory / ".lock"  # which names the process while it runs
     assert {**after, lock: None} == {**before, lock: None}
+
+
+def add_a_trial(study):
+    trial = study.trials["cnn5", 0]
+    other = folder.make_trial(dataclasses.replace(trial.config, seed=9), trial.fingerprint)
+    folder.claim(folder.trial_dir(study.directory, other.key), other)
+
+
+CHANGES = {
+    "a run deleted in MLflow": lambda study: MlflowClient(study.store).delete_run(
+        next(iter(study.runs.values())).info.run_id
+    ),
+    "another sweep's run": lambda study: MlflowClient(study.store).create_experiment("another"),
+    "no store": lambda study: (study.root / "mlflow.db").unlink(),
+    "a result written again": lambda study: (study.trial_dirs["cnn5", 0] / folder.RESULT).touch(),
+    "a trial from elsewhere": add_a_trial,
+    "a table edited": lambda study: (study.directory / "leaderboard.md").write_text(""),
+    "a damaged mark": lambda study: (study.directory / ".logged").write_text("{"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_changes_results_or_store_is_logged_by_the_next_call(copied, no_ray, change):
+    assert copied.main() == 0
+    CHANGES[change](copied)
+    assert copied.main() == 0
+    assert {trial.key for trial in copied.trials.values()} <= copied.runs.keys()
+    assert all(run.info.status in ("FINISHED", "KILLED") for run in copied.runs.values())
 
 
 def test_a_changed_result_is_drawn_again(copied, no_ray, capsys):
