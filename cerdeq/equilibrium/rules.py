@@ -37,7 +37,7 @@ def _interval(ctx: Context, x: Interval, module: FixedPoint) -> Interval:
     start = relu_box(ctx, *h)
     if module.warm_start and clean is not None:
         start = clean.detach(), torch.zeros_like(clean)
-    preactivation = apply_lifted(weight, _lifted(ctx, module, weight, h, start), h)
+    preactivation = apply_lifted(weight, _iterate(ctx, module, weight, h, start), h)
     ctx.preactivations[ctx.step] = Box(*preactivation)
     return Interval(*relu_box(ctx, *preactivation), clean)
 
@@ -57,7 +57,7 @@ def _weight(ctx: Context, module: FixedPoint) -> Tensor:
     return ctx.saved[ctx.step]
 
 
-def _lifted(ctx: Context, module: FixedPoint, weight: Tensor, h: Ends, solution: Ends) -> Ends:
+def _iterate(ctx: Context, module: FixedPoint, weight: Tensor, h: Ends, solution: Ends) -> Ends:
     """Return the lifted equilibrium after the module's iterations from `solution`, differentiable as it says."""
     with torch.set_grad_enabled(module.unrolled and torch.is_grad_enabled()):
         for _ in range(module.iterations):

@@ -172,7 +172,7 @@ def specified(ctx: Context, x: Interval, spec: Tensor) -> Interval:
 def add(ctx: Context, x: Any, y: Any, alpha: float = 1) -> Interval:
     """x + alpha y, of Intervals or of an Interval and a constant."""
     like = x if isinstance(x, Interval) else y
-    a, b = _lifted(x, like), _lifted(y, like)
+    a, b = _as_interval(x, like), _as_interval(y, like)
     center = a.center + alpha * b.center
     radius = widen_terms(ctx, a.center, a.radius, 4) + abs(alpha) * widen_terms(ctx, b.center, b.radius, 4)
     radius = _underflowed(ctx, widen_sum(ctx, radius, 2), b)
@@ -185,7 +185,7 @@ def subtract(ctx: Context, x: Any, y: Any, alpha: float = 1) -> Interval:
     return add(ctx, x, y, -alpha)
 
 
-def _lifted(x: Any, like: Interval) -> Interval:
+def _as_interval(x: Any, like: Interval) -> Interval:
     """Return x itself, or a constant as an Interval of radius 0, in the precision of `like`."""
     if isinstance(x, Interval):
         return x
@@ -256,7 +256,7 @@ def adaptive_avg_pool2d(ctx: Context, x: Interval, output_size) -> Interval:
 def concatenate(ctx: Context, tensors: Any, dim: int = 0) -> Interval:
     """Concatenation of Intervals and constants; no arithmetic."""
     like = next(value for value in tensors if isinstance(value, Interval))
-    parts = [_lifted(value, like) for value in tensors]
+    parts = [_as_interval(value, like) for value in tensors]
     center, radius = (torch.cat([getattr(p, end) for p in parts], dim) for end in ("center", "radius"))
     clean = None if like.clean is None else torch.cat([p.clean_value() for p in parts], dim)
     radius = widen_sum(ctx, widen_terms(ctx, center, radius, 0), 0)  # a constant may be of another precision

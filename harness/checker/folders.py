@@ -72,7 +72,7 @@ def trial_dir_of(verdict_dir: Path) -> Path:
     return certification.trial_of(verdict_dir) if is_certification(verdict_dir) else verdict_dir
 
 
-def check_places(verdict_dir: Path) -> list[str]:
+def check_entries(verdict_dir: Path) -> list[str]:
     """Check that a folder, and its trial's, hold files and folders only, and no file of the other kind of folder."""
     foreign, kind = (
         (folder.TRIAL, "certification") if is_certification(verdict_dir) else (certification.CERTIFICATION, "trial")

@@ -25,7 +25,7 @@ from harness.errors import InputError, error_line
 from harness.evaluation.network import load_network
 from harness.storage import folder, names
 
-_IBP, _NO_PREDICTION = "ibp", -1
+_IBP = "ibp"
 _BATCH = 20  # images
 _AGREEMENT = 1e-4  # allowed difference from recorded margins of IBP, relative to 1 + their size
 
@@ -137,7 +137,7 @@ def check_counterexamples(verdicts: pd.DataFrame, counterexamples: Tensors) -> l
 def check_prediction(row: Mapping[str, Any], lower: float) -> str:
     """Check that the prediction is right exactly where it is proved to be. lower: of the smallest margin there."""
     is_right = row[names.PREDICTION] == row[names.LABEL]
-    if row[names.PREDICTION] == _NO_PREDICTION:
+    if row[names.PREDICTION] == names.NO_PREDICTION:
         return "" if lower > 0 else "without a prediction, though the network misclassifies it; two errors leave it out"
     if is_right == (lower > 0):
         return ""

@@ -11,7 +11,7 @@ import pandas as pd
 from harness.data import Split
 from harness.storage import names
 
-_CLEAN, _ATTACK, _NO_PREDICTION = "clean", "attack", -1
+_CLEAN, _ATTACK = "clean", "attack"
 _INTEGERS, _TEXTS = (names.INDEX, names.LABEL, names.PREDICTION), (names.VERDICT, names.STAGE)
 _WITHOUT_PREDICTION = (names.OUT_OF_MEMORY, names.FAILED)
 
@@ -62,7 +62,7 @@ def check_values(verdicts: pd.DataFrame, stages: Sequence[str]) -> list[str]:
 def check_predictions(verdicts: pd.DataFrame) -> list[str]:
     """Check that the prediction differs from the label of misclassified images, and of no others."""
     is_right = verdicts[names.PREDICTION] == verdicts[names.LABEL]
-    has_none = (verdicts[names.PREDICTION] == _NO_PREDICTION) & verdicts[names.VERDICT].isin(_WITHOUT_PREDICTION)
+    has_none = (verdicts[names.PREDICTION] == names.NO_PREDICTION) & verdicts[names.VERDICT].isin(_WITHOUT_PREDICTION)
     wrong = verdicts[(is_right == (verdicts[names.VERDICT] == names.MISCLASSIFIED)) & ~has_none]
     return [
         f"image {index}: {describe(row)}, but prediction {row[names.PREDICTION]} and label {row[names.LABEL]}"

@@ -73,7 +73,7 @@ def recheck(
     Raises:
         InputError: for unreadable files, missing data, and plugins that differ.
     """
-    if problems := folders.check_places(verdict_dir) or folders.check_finished(verdict_dir):
+    if problems := folders.check_entries(verdict_dir) or folders.check_finished(verdict_dir):
         return RecheckResult(0, 0, problems)
     claim = folders.read_claim(verdict_dir)
     problems = folders.check_trial(claim) + folders.check_result(claim)

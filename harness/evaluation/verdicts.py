@@ -17,8 +17,6 @@ from harness.evaluation.network import PreparedNetwork, prepare_network
 from harness.evaluation.stages import FUNCTIONS, images_at_once
 from harness.storage import names
 
-NO_PREDICTION = -1  # of an example whose clean margins cannot be computed
-
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -84,7 +82,7 @@ def _evaluate_batch(
     ledger = Ledger(len(labels))
     bounds, bounded = bound_batch(network.program, x, labels, config, ledger)
     batch = Batch(network, x, labels, first, config, ledger, bounded)
-    prediction = torch.where(bounded, bounds.prediction(labels), NO_PREDICTION)
+    prediction = torch.where(bounded, bounds.prediction(labels), names.NO_PREDICTION)
     ledger.decide(CLEAN, names.MISCLASSIFIED, bounded & (prediction != labels))
     lower = {IBP: bounds.lower.amin(1)}
     attack_margin, evidence = attack_batch(batch, lower[IBP] > 0)

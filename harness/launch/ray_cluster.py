@@ -40,7 +40,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from harness.errors import InputError
 from harness.storage.remote import check
 
-MAX_RETRIES = 2
+WORKER_RETRIES = 2  # of an item whose worker died
 _MARKER = ".shared-"
 CONNECTION_SECONDS = 5.0  # to try for; Ray itself would try for two minutes
 
@@ -108,7 +108,7 @@ def check_storage(directory: Path, data_dir: str, uri: str | None = None) -> Non
     marker.touch()
     needed = [marker] if uri is None else []
     needed += [Path(data_dir)] if Path(data_dir).exists() else []
-    probe = ray.remote(num_cpus=0, max_retries=MAX_RETRIES)(_find_missing)
+    probe = ray.remote(num_cpus=0, max_retries=WORKER_RETRIES)(_find_missing)
     answers = []
     for node in _nodes():
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)

@@ -18,7 +18,7 @@ from typing import Any
 
 # isort: off
 from harness.launch.ray_cluster import (  # before Ray itself
-    MAX_RETRIES,
+    WORKER_RETRIES,
     ResourceError,
     check_resources,
     check_storage,
@@ -42,6 +42,7 @@ from harness.launch.work import RAY_STATE, OnEnd, OnReport, RayOptions, Work
 # Torch is imported late, in workers: the driver does without it.
 
 LOG = "ray.log"
+RESTARTS = 2  # of a Ray on this machine that died
 _ERROR = "error_of_item"
 
 
@@ -91,7 +92,7 @@ class _Callback(TrialProgressCallback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Pass on that a worker has died, or raised, for the last time."""
         with _through_tune():
-            self.on_end(_item(trial), f"its worker failed {MAX_RETRIES + 1} times: {_reason(trial)}")
+            self.on_end(_item(trial), f"its worker failed {WORKER_RETRIES + 1} times: {_reason(trial)}")
 
 
 class _NextItem(Searcher):
@@ -161,7 +162,7 @@ def run_on_ray(
         except RayDiedError as error:
             if options.address:
                 raise RayDiedError(f"{error}; start the cluster again, then the same command continues") from None
-            if deaths > MAX_RETRIES:
+            if deaths > RESTARTS:
                 raise RayDiedError(f"{error}, {deaths} times now; the same command continues") from None
             print(f"{error}; Ray is started again and continues from what is saved", file=sys.stderr)
         except ResourceError as error:
@@ -200,7 +201,7 @@ def _run_until_death(
             run_config=RunConfig(
                 name=str(time.time_ns()),
                 storage_path=str((directory / RAY_STATE).absolute()),
-                failure_config=FailureConfig(max_failures=MAX_RETRIES),
+                failure_config=FailureConfig(max_failures=WORKER_RETRIES),
                 callbacks=[_Callback(on_report, on_end, Liveness(is_local=options.address is None))],
                 verbose=0,
             ),

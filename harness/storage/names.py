@@ -63,6 +63,8 @@ MISCLASSIFIED, FALSIFIED, CERTIFIED = "misclassified", "falsified", "certified"
 UNKNOWN, TIMEOUT, OUT_OF_MEMORY, FAILED = "unknown", "timeout", "out of memory", "failed"
 UNDECIDED = (UNKNOWN, TIMEOUT, OUT_OF_MEMORY, FAILED)
 VERDICTS = (MISCLASSIFIED, FALSIFIED, CERTIFIED, *UNDECIDED)
+NO_PREDICTION = -1
+"""The prediction of an example whose clean margins cannot be computed."""
 
 
 def margin_column(stage: str) -> str:

@@ -43,7 +43,7 @@ class Lie:
 
 
 FOLDERS, RECORDS, IMAGES = ("harness.checker." + name for name in ("folders", "records", "images"))
-PLACES, TRIAL, CERTIFICATION = f"{FOLDERS}.check_places", f"{FOLDERS}.check_trial", f"{FOLDERS}.check_certification"
+ENTRIES, TRIAL, CERTIFICATION = f"{FOLDERS}.check_entries", f"{FOLDERS}.check_trial", f"{FOLDERS}.check_certification"
 UNFINISHED, RESULT = f"{FOLDERS}.check_finished", f"{FOLDERS}.check_result"
 METRICS, OTHER_METRICS = f"{RECORDS}.check_metrics", f"{RECORDS}.check_other_stages"
 LEADERBOARD, PLUGINS = "harness.recheck.check_leaderboard", f"{FOLDERS}.check_plugins"
@@ -154,17 +154,17 @@ KEY = "harness.storage.folder.require"
 LIES = {
     # A folder is what its path says.
     "another trial's verdicts as a certification": Lie(
-        pose_as_certification, "certification.json does not belong in a trial's folder", PLACES
+        pose_as_certification, "certification.json does not belong in a trial's folder", ENTRIES
     ),
     "a certification.json in a trial's folder": Lie(
         lambda sweep: shutil.copy(sweep.certified / certification.CERTIFICATION, sweep.cnn5),
         "certification.json does not belong in a trial's folder",
-        PLACES,
+        ENTRIES,
     ),
     "a trial.json in a certification's folder": Lie(
         lambda sweep: shutil.copy(sweep.cnn5 / folder.TRIAL, sweep.certified),
         "trial.json does not belong in a certification's folder",
-        PLACES,
+        ENTRIES,
         "certified",
     ),
     "a file among trials": Lie(
@@ -176,14 +176,14 @@ LIES = {
     "a pipe": Lie(
         lay_pipe(folder.CERTIFICATES),
         "certificates.safetensors is neither a file nor a folder",
-        PLACES,
+        ENTRIES,
         accept=remove_pipes,
     ),
     "a pipe for a config": Lie(
-        lay_pipe(folder.TRIAL), "trial.json is neither a file nor a folder", PLACES, "key", accept=remove_pipes
+        lay_pipe(folder.TRIAL), "trial.json is neither a file nor a folder", ENTRIES, "key", accept=remove_pipes
     ),
     "a link into nothing": Lie(
-        lambda sweep: (sweep.cnn5 / "shards").symlink_to("nowhere"), "shards is neither a file nor a folder", PLACES
+        lambda sweep: (sweep.cnn5 / "shards").symlink_to("nowhere"), "shards is neither a file nor a folder", ENTRIES
     ),
     "a copy of a trial under another name": Lie(
         lambda sweep: shutil.copytree(sweep.cnn5, sweep.cnn5.with_name("copy")),

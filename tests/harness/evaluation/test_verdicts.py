@@ -24,7 +24,7 @@ from harness.evaluation.equilibria import recurrence_report
 from harness.evaluation.ibp import Bounds, errors_without_attack
 from harness.evaluation.ledger import SoundnessError
 from harness.evaluation.network import load_network
-from harness.evaluation.verdicts import NO_PREDICTION, evaluate
+from harness.evaluation.verdicts import evaluate
 from harness.storage import folder, names
 from harness.training.monitor import parametrisation_metrics
 
@@ -244,7 +244,7 @@ def test_an_image_whose_clean_solve_fails_is_not_misclassified(problem, change_b
     change_bounds(fail)
     table = evaluate(*arguments).verdicts
     row, decisions = table.loc[5], [names.PREDICTION, names.VERDICT, names.STAGE]
-    assert row[decisions].tolist() == [NO_PREDICTION, names.FAILED, "clean"]
+    assert row[decisions].tolist() == [names.NO_PREDICTION, names.FAILED, "clean"]
     assert row[names.REASON] == "ArithmeticError: no equilibrium"
     assert row[[MARGIN, "margin_crown-ibp", names.ATTACK_MARGIN, names.WIDTH]].isna().all()
     assert table.drop(index=5)[decisions].equals(expected.drop(index=5)[decisions])

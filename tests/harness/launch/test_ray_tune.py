@@ -116,7 +116,7 @@ def test_items_that_fail_are_retried_and_a_trial_reports_its_epochs(
     """On two CPUs each, with one retry. What Tune prints would tear the bars."""
     trial = folder.make_trial(tiny_trial(width=0.05), load("digits").fingerprint)
     files.write_json((trained := tmp_path / "results/trained") / folder.TRIAL, folder.trial_json(trial))
-    monkeypatch.setattr(ray_tune, "MAX_RETRIES", 1)
+    monkeypatch.setattr(ray_tune, "WORKER_RETRIES", 1)
     events = call(tmp_path, ["raises", "refuses", "recovers", "trained"], work, cpu=2)
     attempts = {path.parent.name: len(path.read_text()) for path in (tmp_path / "results").glob("*/attempts")}
     assert attempts == {"raises": 2, "refuses": 1, "recovers": 2}

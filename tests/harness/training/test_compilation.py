@@ -36,10 +36,10 @@ def test_steps_are_compiled_if_that_gains_time_or_earlier_epochs_were(mode, devi
 
 
 def test_steps_are_eager_if_compiling_does_not_work(tiny_trial, tmp_path, monkeypatch):
-    def broken(*arguments):
+    def fail(*arguments):
         raise RuntimeError("no C++ compiler\nand much more")
 
-    monkeypatch.setattr(objective, "compiled_loss", lambda loss: broken)
+    monkeypatch.setattr(objective, "compiled_loss", lambda loss: fail)
     result = run_trial(tiny_trial(width=0.05, train={"compile": "always"}), tmp_path)
     assert result.warnings == ["compiled steps given up: RuntimeError: no C++ compiler and much more"]
     assert [row[names.TRAIN_COMPILED] for row in folder.read_epochs(tmp_path)[1:]] == [0.0] * 3
@@ -72,15 +72,15 @@ def test_a_compiled_trial_is_repeated_and_resumed_to_the_same_bits(tmp_path, tin
     if compiler_problem("cpu") is not None:
         pytest.skip("no C++ compiler that torch can use")
     config = tiny_trial("cnn5", width=0.05, method=method, train={"compile": "always"})
-    run_trial(config, directory=tmp_path / "unbroken")
+    run_trial(config, directory=tmp_path / "uninterrupted")
     with pytest.raises(Killed):
-        run_trial(config, directory=tmp_path / "broken", report=kill, clock=Clock(keep_every=0))
-    assert [row[names.EPOCH] for row in folder.read_epochs(tmp_path / "broken")] == [0, 1, 2]
-    run_trial(config, directory=tmp_path / "broken")
+        run_trial(config, directory=tmp_path / "interrupted", report=kill, clock=Clock(keep_every=0))
+    assert [row[names.EPOCH] for row in folder.read_epochs(tmp_path / "interrupted")] == [0, 1, 2]
+    run_trial(config, directory=tmp_path / "interrupted")
     run_trial(tiny_trial("cnn5", width=0.05, method=method), directory=tmp_path / "eager")
-    unbroken, broken, eager = (load_file(tmp_path / name / folder.WEIGHTS) for name in ("unbroken", "broken", "eager"))
+    unbroken, broken, eager = (load_file(tmp_path / name / folder.WEIGHTS) for name in ("uninterrupted", "interrupted", "eager"))
     assert all(torch.equal(unbroken[name], broken[name]) for name in unbroken)
-    for name in ("unbroken", "broken"):
+    for name in ("uninterrupted", "interrupted"):
         compiled = [row[names.TRAIN_COMPILED] for row in folder.read_epochs(tmp_path / name)[1:]]
         assert compiled == [1.0] * config.train.epochs
     torch.testing.assert_close(unbroken, eager, rtol=0.2, atol=1e-2)
