@@ -78,9 +78,10 @@ def test_a_compiled_trial_is_repeated_and_resumed_to_the_same_bits(tmp_path, tin
     assert [row[names.EPOCH] for row in folder.read_epochs(tmp_path / "interrupted")] == [0, 1, 2]
     run_trial(config, directory=tmp_path / "interrupted")
     run_trial(tiny_trial("cnn5", width=0.05, method=method), directory=tmp_path / "eager")
-    unbroken, broken, eager = (load_file(tmp_path / name / folder.WEIGHTS) for name in ("uninterrupted", "interrupted", "eager"))
-    assert all(torch.equal(unbroken[name], broken[name]) for name in unbroken)
+    ways = ("uninterrupted", "interrupted", "eager")
+    whole, resumed, eager = (load_file(tmp_path / way / folder.WEIGHTS) for way in ways)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     for name in ("uninterrupted", "interrupted"):
         compiled = [row[names.TRAIN_COMPILED] for row in folder.read_epochs(tmp_path / name)[1:]]
         assert compiled == [1.0] * config.train.epochs
-    torch.testing.assert_close(unbroken, eager, rtol=0.2, atol=1e-2)
+    torch.testing.assert_close(whole, eager, rtol=0.2, atol=1e-2)
