@@ -152,7 +152,7 @@ def specified_linear(ctx: Context, x: Interval, spec: Tensor, weight, bias=None)
         # Of products of spec and weights, and of numbers of spec, that are rounded to a subnormal number or 0.
         radius = radius + spec.shape[2] * limits.tiny * (size @ (1 + weight.abs().sum(0))).unsqueeze(1)
         if bias is not None:
-            radius = radius + (terms + spec.shape[2] + 4) * limits.eps * (spec.abs() @ bias.abs())
+            radius = radius + (spec.shape[2] + 4) * limits.eps * (spec.abs() @ bias.abs())
             radius = radius + limits.tiny * bias.abs().sum()
     return Interval(center, widen_sum(ctx, radius, terms * spec.shape[2]), clean)
 
