@@ -85,7 +85,7 @@ def _perron_vector(matrix: Tensor, floor: float) -> Tensor:
 def _product_rounded_up(matrix: Tensor, v: Tensor, terms: int) -> Tensor:
     """Return at least A v, where A's entries are themselves sums, `terms` products in all, and one rounding more."""
     limits = torch.finfo(torch.float64)
-    return (matrix @ v) * (1 + (terms + 8) * limits.eps) + (terms + 8) * limits.tiny
+    return (matrix @ v) * (1 + (terms + 8) * limits.eps) + limits.tiny
 
 
 def interval_step(weight: Tensor, h: Box, z: Box) -> Box:
@@ -100,7 +100,7 @@ def preactivation_box(weight: Tensor, h: Box, z: Box) -> Box:
     terms = weight[0].numel() + 1
     center = apply_weight(weight, z.center) + h.center
     radius = apply_weight(weight.abs(), widen_terms(ctx, z.center, z.radius, terms))
-    return Box(center, widen_sum(ctx, radius + widen_terms(ctx, h.center, h.radius, terms), terms))
+    return Box(center, widen_sum(ctx, radius + widen_terms(ctx, h.center, h.radius, 1), terms))
 
 
 def reachable_preactivation(weight: Tensor, h: Box, z: Box) -> Box:

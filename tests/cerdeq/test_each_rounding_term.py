@@ -17,7 +17,7 @@ from cerdeq.boxes import LinfBall, narrowed, outward_ends
 from cerdeq.equilibrium import certificate
 from cerdeq.equilibrium.rules import _rounded_up
 from cerdeq.rules import batch_norm, interval
-from cerdeq.rules.activations import max_pool2d, relu_box
+from cerdeq.rules.activations import leaky_relu, max_pool2d, relu_box
 
 
 @precisions
@@ -103,6 +103,28 @@ def test_factors_that_underflow_are_counted_for_centre_and_radius():
         assert bound <= min(sign * value for value in values)
 
 
+def test_an_eps_of_batch_norm_that_float32_rounds_to_few_digits_bounds_nothing():
+    """1e-44 becomes 9.8e-45; -0.9 leaves nothing beside a variance of 0.9 but its rounding."""
+    one, zero = torch.ones(1, 1), torch.zeros(1)
+    for variance, eps in ((0.0, 1e-44), (0.0, 1e-40), (0.9, -0.9)):
+        statistics = zero, torch.full((1,), variance)
+        normed = batch_norm.interval(sound(), box_of(1e-3 * one), *statistics, eps=eps)
+        assert not normed.radius.isfinite().any()
+        pulled = batch_norm.backward(Backward(True), one[None], box_of(1e-3 * one), *statistics, eps=eps)
+        assert not pulled.constant.isfinite().any()
+
+
+@precisions
+def test_merged_weights_and_biases_count_all_outputs(dtype):
+    """As many as the spec has; a sum is over outputs alone, of one input."""
+    spec, ones, total = lost(dtype)[None, None], torch.ones(COUNT, 1, dtype=dtype), [sum(fractions(lost(dtype)))]
+    one = torch.ones(1, 1, dtype=dtype)
+    for sign in (1, -1):
+        values = [sign * value for value in total]
+        assert contains(interval.specified_linear(sound(), box_of(one), sign * spec, ones), values)
+        assert contains(interval.specified_linear(sound(), box_of(0 * one), sign * spec, ones, ones[:, 0]), values)
+
+
 @precisions
 def test_merged_weights_count_their_products_over_wide_boxes(dtype):
     """Two rows that cancel: all that is left of the merged weight is rounding, times the radius."""
@@ -129,6 +151,8 @@ def test_merged_weights_that_underflow_are_counted():
         if weight is small:
             assert contains(interval.specified_linear(sound(), box_of(zero, x), spec, weight, bias), [-exact], [exact])
     assert contains(interval.specified(sound(), box_of(large), double), [value * Fraction(1e-50)])
+    reach = value * Fraction(1e-50)
+    assert contains(interval.specified(sound(), box_of(zero, large), double), [-reach], [reach])
 
 
 @precisions
@@ -144,6 +168,24 @@ def test_ends_and_boxes_between_them_are_rounded_outwards(dtype):
     assert encloses(narrowed(Box(one, one * 1e9), 0 * one, one), Exact([Fraction(0)], fractions(one[0])))
     after = Box(*relu_box(sound(), center, radius))
     assert encloses(after, exact.relu())
+
+
+@precisions
+def test_boxes_between_rounded_ends_contain_the_exact_ones(dtype):
+    """The ends of a box, each rounded to nearest, and none of them outwards."""
+    box = Box(torch.randn(1, 200, dtype=dtype), 10 ** -torch.linspace(0, 9, 200, dtype=dtype)[None])
+    assert encloses(narrowed(Box(box.center, torch.full_like(box.radius, 1e9)), box.lower, box.upper), Exact.of(box))
+
+
+@precisions
+def test_leaky_relus_count_the_rounding_of_either_end(dtype):
+    """Where the other end is 0."""
+    size = torch.rand(1, 100, dtype=dtype)
+    for center, slope in ((-size, 0.1), (size, 0.1), (-size, -0.1)):
+        box, factor = Box(center, size), Fraction(slope)
+        ends = [[p if p > 0 else factor * p for p in row] for row in (Exact.of(box).low, Exact.of(box).high)]
+        exact = Exact(*([choose(pair) for pair in zip(*ends, strict=True)] for choose in (min, max)))
+        assert encloses(leaky_relu(sound(), box_of(center, size), slope).box, exact)
 
 
 @precisions
