@@ -85,6 +85,26 @@ def test_products_that_underflow_are_counted():
     assert contains(pooled, [Fraction(0)], [Fraction(subnormal)])
 
 
+@precisions
+def test_inputs_so_small_that_the_share_of_their_rounding_underflows_are_counted(dtype):
+    """Before weights so large that it matters, in pairs that cancel."""
+    limits, generator = torch.finfo(dtype), torch.Generator().manual_seed(0)
+    smallest, large = limits.tiny * limits.eps, {torch.float32: 1e30, torch.float64: 1e300}[dtype]
+    first, half = torch.randn(8, 20, dtype=dtype, generator=generator), smallest * torch.arange(1, 21, dtype=dtype)
+    weight, point = large * torch.cat([first, -first * (1 + limits.eps)], 1), torch.cat([half, half])
+    rows, values = fractions(weight), fractions(point)
+    exact = [sum(w * v for w, v in zip(row, values, strict=True)) for row in rows]
+    assert contains(interval.linear(sound(), box_of(point[None]), weight), exact)
+    wide = [sum(abs(w) * v for w, v in zip(row, values, strict=True)) for row in rows]
+    assert contains(interval.linear(sound(), box_of(0 * point[None], point[None]), weight), [-v for v in wide], wide)
+
+
+def test_more_outputs_than_a_merged_spec_counts_are_refused():
+    zero = torch.zeros(1, 1)
+    with pytest.raises(interval.PrecisionError, match="too many to round outwards"):
+        interval.specified_linear(sound(), box_of(zero), zero.expand(1, 1, 2**22), zero.expand(2**22, 1))
+
+
 def test_factors_that_underflow_are_counted_for_centre_and_radius():
     """A factor that float32 rounds to 0, beside a large value."""
     large, zero = torch.tensor([[1e30]]), torch.zeros(1, 1)
@@ -104,9 +124,9 @@ def test_factors_that_underflow_are_counted_for_centre_and_radius():
 
 
 def test_an_eps_of_batch_norm_that_float32_rounds_to_few_digits_bounds_nothing():
-    """1e-44 becomes 9.8e-45; -0.9 leaves nothing beside a variance of 0.9 but its rounding."""
+    """1e-44 becomes 9.8e-45; beside -0.9 little is left of a variance of 0.9000001 but the rounding of both."""
     one, zero = torch.ones(1, 1), torch.zeros(1)
-    for variance, eps in ((0.0, 1e-44), (0.0, 1e-40), (0.9, -0.9)):
+    for variance, eps in ((0.0, 1e-44), (0.0, 1e-40), (0.9000001, -0.9)):
         statistics = zero, torch.full((1,), variance)
         normed = batch_norm.interval(sound(), box_of(1e-3 * one), *statistics, eps=eps)
         assert not normed.radius.isfinite().any()

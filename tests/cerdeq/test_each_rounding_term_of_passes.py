@@ -9,7 +9,7 @@ from fractions import Fraction
 import pytest
 import torch
 from lost_digits import assert_below, both_signs, box_of, lost, precisions, sound
-from oracles import Exact, Lambda, fractions
+from oracles import Exact, Lambda, encloses, fractions
 from torch import nn
 
 from cerdeq import Box, bound
@@ -18,7 +18,7 @@ from cerdeq.bounds.backward import joint_lower_bound
 from cerdeq.bounds.patches import Patches, dense, merged, one_hot, rounding
 from cerdeq.branch.counterexample import _prove_point
 from cerdeq.branch.leaves import Problem
-from cerdeq.equilibrium import adjoint
+from cerdeq.equilibrium import FixedPoint, adjoint, rules
 from cerdeq.rules import relaxation
 
 LONG = 200  # steps: more than the roundings that the slack of a few operators covers
@@ -104,6 +104,17 @@ def test_counterexamples_lie_in_the_box(name):
         point = _prove_point(problem, start)
         if point is not None:
             assert abs(fractions(point)[0][0] - fractions(center)[0][0]) <= fractions(radius)[0][0]
+
+
+@pytest.mark.parametrize("weight", [0.3, 0.9])
+def test_boxes_of_equilibria_that_crown_tightens_are_rounded_up_to_float32(weight):
+    """Of points, so that nothing but rounding is left after images in float64."""
+    point, h = FixedPoint(torch.tensor([[weight]]), 1, 1).eval(), box_of(1 + torch.rand(30, 1))
+    z = rules._interval(sound(), h, point)
+    refined = rules._refine(lambda box, *arguments: box, z, h, point)
+    for example, value in enumerate(fractions(h.center[:, 0])):
+        exact = [value / (1 - fractions(point.weight.detach())[0][0])]
+        assert encloses(refined.box, Exact(exact, exact), example)
 
 
 def exact_adjoint(multiplier, preactivation, dtype, splits=None):
