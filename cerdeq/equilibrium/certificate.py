@@ -100,7 +100,7 @@ def preactivation_box(weight: Tensor, h: Box, z: Box) -> Box:
     terms = weight[0].numel() + 1
     center = apply_weight(weight, z.center) + h.center
     radius = apply_weight(weight.abs(), widen_terms(ctx, z.center, z.radius, terms))
-    return Box(center, widen_sum(ctx, radius + widen_terms(ctx, h.center, h.radius, 1), terms))
+    return Box(center, widen_sum(ctx, radius + widen_terms(ctx, h.center, h.radius, terms), terms))
 
 
 def reachable_preactivation(weight: Tensor, h: Box, z: Box) -> Box:
