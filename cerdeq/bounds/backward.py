@@ -55,7 +55,7 @@ def joint_lower_bound(program: Program, values: list[Any], functional: Functiona
     sizes = last.abs()
     constants += [dot(ctx, last, x.center), -dot(ctx, sizes, x.radius), -slack(ctx, last, magnitude(x), 1, sizes)]
     terms = torch.stack([constant.double() for constant in constants])
-    total = terms.sum(0) - 2 * (len(constants) + 2) * torch.finfo(torch.float64).eps * terms.abs().sum(0)
+    total = terms.sum(0) - 2 * len(constants) * torch.finfo(torch.float64).eps * terms.abs().sum(0)
     return torch.where(total.isfinite(), total, -torch.inf)
 
 

@@ -115,13 +115,13 @@ def _bound(
     residual = coefficients + transposed(weight, pulled) - multiplier
     constant = constant + dot(ctx, residual, z.center) - dot(ctx, residual.abs(), z.radius)
     if ctx.sound:
-        size, terms = magnitude(z), weight[0].numel() + 8
-        reach = preactivation.center.abs() + preactivation.radius + around.offset.abs()
+        size = magnitude(z)
+        reach = preactivation.center.abs() + preactivation.radius
         constant = constant - slack(ctx, multiplier, reach, 4)
         if splits is not None:
             constant = constant - slack(ctx, splits, reach, 4)
-        constant = constant - slack(ctx, pulled, apply_weight(weight.abs(), size), 2 * terms)
-        constant = constant - slack(ctx, coefficients.abs() + multiplier.abs() + residual.abs(), size, 8)
+        constant = constant - slack(ctx, pulled, apply_weight(weight.abs(), size), weight[0].numel())
+        constant = constant - slack(ctx, residual, size, 8)
     return Pulled((pulled,), constant)
 
 

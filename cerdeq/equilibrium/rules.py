@@ -5,7 +5,7 @@ from torch import Tensor
 
 from cerdeq.bounds.patches import Coefficients, dense
 from cerdeq.bounds.tighten import Tighter
-from cerdeq.boxes import Box, narrowed, outward_ends
+from cerdeq.boxes import Box, narrowed
 from cerdeq.equilibrium.adjoint import pull_back, transposed
 from cerdeq.equilibrium.certificate import (
     intersect_with_image,
@@ -83,7 +83,7 @@ def _refine(tighter: Tighter, z: Interval, h: Interval, module: FixedPoint) -> I
         return [transposed(module.weight, rows), rows]
 
     p = tighter(p, crossing(p), functionals)
-    proved = intersect_with_image(weight, h_box, narrowed(proved, *(torch.relu(end) for end in outward_ends(p))))
+    proved = intersect_with_image(weight, h_box, narrowed(proved, torch.relu(p.lower), torch.relu(p.upper)))
     return Interval(proved.center.to(z.center), _rounded_up(proved.radius, proved.center, z.radius), z.clean)
 
 

@@ -27,6 +27,7 @@ def interval(
     radius = widen_terms(ctx, reach, x.radius, 8) * scale.abs()
     if ctx.sound:  # of a scale that is rounded to a subnormal number or 0
         radius = radius + torch.finfo(radius.dtype).tiny * (reach + x.radius)
+        radius = torch.where(_loses_digits(statistics[1], eps).view(scale.shape), torch.inf, radius)
     return Interval(center, widen_sum(ctx, radius, 8, shift), clean)
 
 
@@ -51,7 +52,8 @@ def backward(
     offset = shift - mean * scale
     if ctx.sound:
         reach = ctx.constant("reach", lambda: magnitude(x) + mean.abs())
-        result = ctx.constant("largest", lambda: reach * scale.abs() + shift.abs())
+        lost = _loses_digits(statistics[1], eps).view(scale.shape)
+        result = ctx.constant("largest", lambda: torch.where(lost, torch.inf, reach * scale.abs() + shift.abs()))
         constant = dot(ctx, coefficients, offset.expand_as(x.center)) - slack(ctx, coefficients, result, 8)
         constant = constant - 2 * dot(ctx, coefficients.abs(), torch.finfo(reach.dtype).tiny * reach)
     else:
@@ -67,6 +69,13 @@ def _normalisation(statistics: Statistics, weight, bias, eps: float, like: Tenso
     shift = torch.zeros_like(scale) if bias is None else bias
     shape = (1, -1) + (1,) * (like.dim() - 2)
     return mean.view(shape), scale.view(shape), shift.view(shape)
+
+
+def _loses_digits(variance: Tensor, eps: float) -> Tensor:
+    """Return where variance + eps may be off by more than its last digits: eps itself is rounded to its precision."""
+    if eps < 0:
+        return torch.ones_like(variance, dtype=torch.bool)
+    return ~(variance + eps >= torch.finfo(variance.dtype).tiny)
 
 
 def _batch_statistics(ctx: Context, clean: Tensor, running: Statistics, momentum: float) -> Statistics:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cerdeq.boxes import Box, outward_ends
+from cerdeq.boxes import Box
 from cerdeq.rules.interval import Interval, pair
 from cerdeq.rules.linear import Backward, Pulled, dot, magnitude, per_row, slack
 
@@ -41,9 +41,9 @@ def lines(ctx: Backward, box: Box, negative_slope: float = 0.0) -> Lines:
 
     If 0 is not inside the interval, or ctx.splits fixes the sign of p, all lines are the function itself. The free
     slope lies between `negative_slope` and 1: as ctx.slopes says, else at the end with the smaller enclosed area.
-    Offsets are rounded away from the function if `ctx.sound`; slopes may be rounded, an error for `slack`.
+    Slopes and offsets are rounded to nearest, an error for the `slack` of whoever uses them.
     """
-    low, high = _cut(ctx, *(outward_ends(box) if ctx.sound else (box.lower, box.upper)))
+    low, high = _cut(ctx, box.lower, box.upper)
     # Factors of 0 and 1, not masks: compiled CPU code takes 50 times as long to store booleans as floats.
     below, above = low.clamp(max=0), high.clamp(min=0)
     crossing = torch.sign(above) * torch.sign(-below)
@@ -55,9 +55,6 @@ def lines(ctx: Backward, box: Box, negative_slope: float = 0.0) -> Lines:
     gaps = (1 - slope) * above, (negative_slope - slope) * below
     offset = crossing * (torch.maximum(*gaps) if convex else torch.minimum(*gaps))
     if ctx.sound:
-        limits = torch.finfo(offset.dtype)
-        away = crossing * (8 * limits.eps * (gaps[0].abs() + gaps[1].abs() + above - below) + limits.tiny)
-        offset = offset + away if convex else offset - away
         offset = torch.where(low <= high, offset, torch.nan)  # not a box
     share = free_choice(ctx, ctx.step, per_row((high > -low).to(low)))
     free = per_row(exact) + per_row(crossing) * (negative_slope + share * (1 - negative_slope) - per_row(exact))
@@ -152,7 +149,7 @@ def leaky_relu(
         ctx.seen[ctx.step] = coefficients, around
     sizes = coefficients.abs() if ctx.sound else None
     pulled, constant = through(ctx, around, coefficients, sizes)
-    size = magnitude(x) * max(1.0, abs(negative_slope)) + around.offset.abs()
+    size = magnitude(x) * max(1.0, abs(negative_slope))
     if (splits := split_terms(ctx)) is not None:
         pulled, constant = pulled - splits, constant - slack(ctx, splits, size, 4)
     return Pulled((pulled,), constant - slack(ctx, coefficients, size, 4, sizes))
@@ -172,7 +169,7 @@ def max_pool2d(
     From above by the same element if its lower end reaches every other's upper end, else by the largest upper end, a
     constant (Singh et al. 2019).
     """
-    low, high = outward_ends(x.box) if ctx.sound else (x.box.lower, x.box.upper)
+    low, high = x.box.lower, x.box.upper
     windows = Windows(coefficients.shape[3:], kernel_size, stride or kernel_size, padding, dilation)
     floor, element = windows.of(low.clamp(min=torch.finfo(low.dtype).min), -torch.inf).max(4)
     lows, highs = windows.of(low, -torch.inf), windows.of(high, -torch.inf)
@@ -182,7 +179,7 @@ def max_pool2d(
     ceiling = torch.where(proper, ceiling, torch.nan)
     positive, negative = coefficients.clamp(min=0), coefficients.clamp(max=0)
     pulled = windows.scattered(positive + negative * per_row(decided.to(coefficients)), element, low.shape[2:])
-    size = torch.maximum(windows.of(magnitude(x), 0).amax(4), ceiling.abs())
+    size = windows.of(magnitude(x), 0).amax(4)
     return Pulled((pulled,), dot(ctx, negative, ceiling) - slack(ctx, coefficients, size, highs.shape[4]))
 
 

@@ -17,7 +17,7 @@ from cerdeq.boxes import LinfBall, narrowed, outward_ends
 from cerdeq.equilibrium import certificate
 from cerdeq.equilibrium.rules import _rounded_up
 from cerdeq.rules import batch_norm, interval
-from cerdeq.rules.activations import max_pool2d, relu_box
+from cerdeq.rules.activations import leaky_relu, max_pool2d, relu_box
 
 
 @precisions
@@ -85,6 +85,26 @@ def test_products_that_underflow_are_counted():
     assert contains(pooled, [Fraction(0)], [Fraction(subnormal)])
 
 
+@precisions
+def test_inputs_so_small_that_the_share_of_their_rounding_underflows_are_counted(dtype):
+    """Before weights so large that it matters, in pairs that cancel."""
+    limits, generator = torch.finfo(dtype), torch.Generator().manual_seed(0)
+    smallest, large = limits.tiny * limits.eps, {torch.float32: 1e30, torch.float64: 1e300}[dtype]
+    first, half = torch.randn(8, 20, dtype=dtype, generator=generator), smallest * torch.arange(1, 21, dtype=dtype)
+    weight, point = large * torch.cat([first, -first * (1 + limits.eps)], 1), torch.cat([half, half])
+    rows, values = fractions(weight), fractions(point)
+    exact = [sum(w * v for w, v in zip(row, values, strict=True)) for row in rows]
+    assert contains(interval.linear(sound(), box_of(point[None]), weight), exact)
+    wide = [sum(abs(w) * v for w, v in zip(row, values, strict=True)) for row in rows]
+    assert contains(interval.linear(sound(), box_of(0 * point[None], point[None]), weight), [-v for v in wide], wide)
+
+
+def test_more_outputs_than_a_merged_spec_counts_are_refused():
+    zero = torch.zeros(1, 1)
+    with pytest.raises(interval.PrecisionError, match="too many to round outwards"):
+        interval.specified_linear(sound(), box_of(zero), zero.expand(1, 1, 2**22), zero.expand(2**22, 1))
+
+
 def test_factors_that_underflow_are_counted_for_centre_and_radius():
     """A factor that float32 rounds to 0, beside a large value."""
     large, zero = torch.tensor([[1e30]]), torch.zeros(1, 1)
@@ -101,6 +121,28 @@ def test_factors_that_underflow_are_counted_for_centre_and_radius():
         pulled = batch_norm.backward(Backward(True), row, box_of(large), zero[0], variance, weight, None, eps=0.0)
         bound = fractions(pulled.coefficients[0])[0][0][0] * fractions(large)[0][0] + fractions(pulled.constant)[0][0]
         assert bound <= min(sign * value for value in values)
+
+
+def test_an_eps_of_batch_norm_that_float32_rounds_to_few_digits_bounds_nothing():
+    """1e-44 becomes 9.8e-45; beside -0.9 little is left of a variance of 0.9000001 but the rounding of both."""
+    one, zero = torch.ones(1, 1), torch.zeros(1)
+    for variance, eps in ((0.0, 1e-44), (0.0, 1e-40), (0.9000001, -0.9)):
+        statistics = zero, torch.full((1,), variance)
+        normed = batch_norm.interval(sound(), box_of(1e-3 * one), *statistics, eps=eps)
+        assert not normed.radius.isfinite().any()
+        pulled = batch_norm.backward(Backward(True), one[None], box_of(1e-3 * one), *statistics, eps=eps)
+        assert not pulled.constant.isfinite().any()
+
+
+@precisions
+def test_merged_weights_and_biases_count_all_outputs(dtype):
+    """As many as the spec has; a sum is over outputs alone, of one input."""
+    spec, ones, total = lost(dtype)[None, None], torch.ones(COUNT, 1, dtype=dtype), [sum(fractions(lost(dtype)))]
+    one = torch.ones(1, 1, dtype=dtype)
+    for sign in (1, -1):
+        values = [sign * value for value in total]
+        assert contains(interval.specified_linear(sound(), box_of(one), sign * spec, ones), values)
+        assert contains(interval.specified_linear(sound(), box_of(0 * one), sign * spec, ones, ones[:, 0]), values)
 
 
 @precisions
@@ -129,6 +171,8 @@ def test_merged_weights_that_underflow_are_counted():
         if weight is small:
             assert contains(interval.specified_linear(sound(), box_of(zero, x), spec, weight, bias), [-exact], [exact])
     assert contains(interval.specified(sound(), box_of(large), double), [value * Fraction(1e-50)])
+    reach = value * Fraction(1e-50)
+    assert contains(interval.specified(sound(), box_of(zero, large), double), [-reach], [reach])
 
 
 @precisions
@@ -144,6 +188,24 @@ def test_ends_and_boxes_between_them_are_rounded_outwards(dtype):
     assert encloses(narrowed(Box(one, one * 1e9), 0 * one, one), Exact([Fraction(0)], fractions(one[0])))
     after = Box(*relu_box(sound(), center, radius))
     assert encloses(after, exact.relu())
+
+
+@precisions
+def test_boxes_between_rounded_ends_contain_the_exact_ones(dtype):
+    """The ends of a box, each rounded to nearest, and none of them outwards."""
+    box = Box(torch.randn(1, 200, dtype=dtype), 10 ** -torch.linspace(0, 9, 200, dtype=dtype)[None])
+    assert encloses(narrowed(Box(box.center, torch.full_like(box.radius, 1e9)), box.lower, box.upper), Exact.of(box))
+
+
+@precisions
+def test_leaky_relus_count_the_rounding_of_either_end(dtype):
+    """Where the other end is 0."""
+    size = torch.rand(1, 100, dtype=dtype)
+    for center, slope in ((-size, 0.1), (size, 0.1), (-size, -0.1)):
+        box, factor = Box(center, size), Fraction(slope)
+        ends = [[p if p > 0 else factor * p for p in row] for row in (Exact.of(box).low, Exact.of(box).high)]
+        exact = Exact(*([choose(pair) for pair in zip(*ends, strict=True)] for choose in (min, max)))
+        assert encloses(leaky_relu(sound(), box_of(center, size), slope).box, exact)
 
 
 @precisions

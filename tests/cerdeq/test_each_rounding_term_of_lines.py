@@ -17,6 +17,7 @@ from cerdeq.bounds.backward import joint_lower_bound
 from cerdeq.bounds.graph import trace
 from cerdeq.equilibrium import adjoint
 from cerdeq.rules import batch_norm, interval, linear, relaxation
+from cerdeq.rules.interval import PrecisionError
 
 
 @precisions
@@ -149,10 +150,37 @@ def test_multipliers_of_splits_count_their_product(sign, dtype):
 
 
 @precisions
-def test_slopes_count_their_product(dtype):
+@pytest.mark.parametrize("slope", [0.1, 1000.1])
+def test_slopes_count_their_product(slope, dtype):
     """Where the activation does not cross 0, so that no offset covers it."""
     p, a = -torch.ones(1, 1, dtype=dtype), torch.randn(1, 60, 1, dtype=dtype)
-    assert_below(relaxation.leaky_relu(Backward(True), a, box_of(p), 0.1), a, [-Fraction(0.1)], [-1])
+    assert_below(relaxation.leaky_relu(Backward(True), a, box_of(p), slope), a, [-Fraction(slope)], [-1])
+
+
+def test_constants_are_summed_in_float64(monkeypatch):
+    """However few digits coefficients have: rules count the rounding of float32 for products, not for sums."""
+    values, ones = lost(torch.float32), torch.ones(1, 1, COUNT)
+    allowed = COUNT * Fraction(torch.finfo(torch.float64).eps)
+    total = sum(fractions(values))
+    assert abs(fractions(linear.dot(Backward(True), ones, values[None]))[0][0] - total) <= allowed
+    monkeypatch.setattr(linear, "_rounding", lambda *arguments: torch.zeros(()))
+    add = linear.combination(lambda x, y: [(x, 1), (y, 1)], interval.add)
+    constant = add(Backward(True), ones, box_of(0 * values[None]), values).constant
+    assert abs(fractions(constant)[0][0] - total) <= allowed
+
+
+def test_underflow_of_every_product_is_counted():
+    """Products that float32 rounds to 0, half of the smallest number each: for each coefficient and each magnitude."""
+    count, terms, large = 2**20, 2**9, 1e3
+    zeros, full = torch.zeros(1, 1, count), torch.full((1, 1, count), large)
+    lost_in_all = terms * Fraction(2) ** -150 * count * Fraction(large)
+    for coefficients, magnitude in ((zeros, full[0]), (full, zeros[0])):
+        assert fractions(linear.slack(Backward(True), coefficients, magnitude, terms))[0][0] >= lost_in_all
+
+
+def test_more_products_than_underflow_is_counted_for_are_refused():
+    with pytest.raises(PrecisionError, match="too many to round outwards"):
+        linear.slack(Backward(True), torch.zeros(1).expand(1, 1, 2**27), torch.zeros(1, 1), 1)
 
 
 @precisions
