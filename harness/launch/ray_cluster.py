@@ -67,6 +67,13 @@ def cluster(address: str | None, log: Path | None = None) -> Iterator[dict[str, 
                 ray.shutdown()
 
 
+def kill_started() -> None:
+    """Kill the servers of a Ray that this process has started, from any thread; workers die with the raylet."""
+    node = worker._global_node
+    if node is not None and node.is_head():
+        node.kill_all_processes(check_alive=False, allow_graceful=False)
+
+
 def cluster_has_gpu(address: str) -> bool:
     """Return True if the Ray cluster at `address` has a GPU."""
     with cluster(address) as resources:
