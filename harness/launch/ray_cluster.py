@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -50,28 +50,25 @@ class ResourceError(InputError):
 
 
 @contextmanager
-def cluster(address: str | None, log: Path | None = None) -> Iterator[dict[str, float]]:
+def cluster(
+    address: str | None, log: Path | None = None, watch: AbstractContextManager[None] | None = None
+) -> Iterator[dict[str, float]]:
     """Start Ray, or connect to it, within the block, unless this process has it already; yield its resources.
 
-    address: of a running cluster; None starts one here. log: the file for what Ray itself prints.
+    address: of a running cluster; None starts one here. log: the file for what Ray itself prints. watch: a context
+    for the start.
     Raises ResourceError if no cluster answers there, or it asks for a token.
     """
     started = not ray.is_initialized()
     with _redirect_stderr(log if started else None) as printed:
         if started:
-            _connect(address, printed)
+            with watch or nullcontext():
+                _connect(address, printed)
         try:
             yield ray.cluster_resources()
         finally:
             if started:
                 ray.shutdown()
-
-
-def kill_started() -> None:
-    """Kill the servers of a Ray that this process has started, from any thread; workers die with the raylet."""
-    node = worker._global_node
-    if node is not None and node.is_head():
-        node.kill_all_processes(check_alive=False, allow_graceful=False)
 
 
 def cluster_has_gpu(address: str) -> bool:

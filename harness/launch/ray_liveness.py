@@ -11,17 +11,18 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
 from harness.command_line import FAILED
-from harness.launch.ray_cluster import CONNECTION_SECONDS, MAX_RETRIES, host_and_port, kill_started, ray
+from harness.launch.ray_cluster import CONNECTION_SECONDS, MAX_RETRIES, host_and_port, ray
 
 _PERIOD = 1.0  # seconds between two checks
 _PATIENCE = 2.0  # seconds without an answer, of a server on this machine
-_NETWORK_PATIENCE = 30.0  # on another machine; after 60 s Ray ends the driver without a message
+_NETWORK_PATIENCE = 30.0  # of the head of a cluster; after 60 s Ray ends the driver without a message
+_SERVERS = ("gcs_server", "raylet")
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 _DEATHS = "HARNESS_RAY_DEATHS"  # the environment variable by which a command that starts again counts
 _ending = threading.Lock()  # two threads may notice at once
@@ -31,18 +32,30 @@ class RayDiedError(ConnectionError):
     """The head of the cluster, or the raylet that serves this process, is dead."""
 
 
-class Liveness:
-    """Checks the two servers that a driver waits for: gcs_server at the head of the cluster, and its machine's raylet.
+class StartedServers:
+    """Checks gcs_server and the raylet of a Ray that this process starts, or has started: they are its children."""
 
-    is_local: the head is this machine.
-    """
+    def __init__(self) -> None:
+        self.servers: dict[int, str] = {}
 
-    def __init__(self, is_local: bool):
+    def check(self) -> None:
+        """Look for new servers. Raises RayDiedError if one that was there has ended."""
+        running = {child: name for child, name in _children() if name in _SERVERS}
+        for child, name in self.servers.items():
+            if child not in running:
+                raise RayDiedError(f"Ray has died: its {name} has ended")
+        self.servers = running
+
+
+class ClusterServers:
+    """Checks the servers that a driver of a cluster waits for: gcs_server at its head, and this machine's raylet."""
+
+    def __init__(self) -> None:
         """Look up the servers. Ray must be up."""
         context = ray.get_runtime_context()
         raylet = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
         self.servers = {
-            "gcs_server": (host_and_port(context.gcs_address), _PATIENCE if is_local else _NETWORK_PATIENCE),
+            "gcs_server": (host_and_port(context.gcs_address), _NETWORK_PATIENCE),
             "raylet": ((raylet["NodeManagerAddress"], raylet["NodeManagerPort"]), _PATIENCE),
         }
         self.silent_since: dict[str, float] = {}
@@ -60,17 +73,17 @@ class Liveness:
 
 
 @contextmanager
-def watching(address: str | None, stop_file: Path) -> Iterator[None]:
-    """Within the block, let a thread call `start_again` with these arguments once Ray is dead. Ray must be up."""
-    liveness, has_ended = Liveness(is_local=address is None), threading.Event()
+def watching(check: Callable[[], None], end: Callable[[RayDiedError], None]) -> Iterator[None]:
+    """Within the block, let a thread call `check` each second, and `end` with the RayDiedError that it raises."""
+    has_ended = threading.Event()
 
     def watch() -> None:
         while not has_ended.wait(_PERIOD):
             try:
-                liveness.check()
+                check()
             except RayDiedError as error:
                 if not has_ended.is_set():
-                    start_again(error, address, stop_file)
+                    end(error)
 
     threading.Thread(target=watch, daemon=True).start()
     try:
@@ -103,7 +116,9 @@ def start_again(error: RayDiedError, address: str | None, stop_file: Path) -> No
     print(message, file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-    kill_started()
+    for child, _ in _children():  # workers end with the raylet
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
     if ends:
         os._exit(FAILED)
     with suppress(OSError, ValueError):  # a stream that is no file
@@ -113,6 +128,17 @@ def start_again(error: RayDiedError, address: str | None, stop_file: Path) -> No
             if int(number.name) > 2:
                 os.set_inheritable(int(number.name), False)  # Ray's connections
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, _DEATHS: str(deaths)})
+
+
+def _children() -> Iterator[tuple[int, str]]:
+    """Yield the number and the name of each running process that this one has started."""
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # the thread has ended
+            for child in (task / "children").read_text().split():
+                with suppress(OSError):  # the process has ended
+                    before, _, after = Path(f"/proc/{child}/stat").read_text().rpartition(")")
+                    if after.split()[0] not in "ZX":
+                        yield int(child), before.partition("(")[2]
 
 
 def end_with_raylet() -> None:

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,15 @@ from ray.tune.search import Searcher
 
 from harness.clock import Stopped
 from harness.errors import error_line
-from harness.launch.ray_liveness import RayDiedError, count_deaths, end_with_raylet, start_again, watching
+from harness.launch.ray_liveness import (
+    ClusterServers,
+    RayDiedError,
+    StartedServers,
+    count_deaths,
+    end_with_raylet,
+    start_again,
+    watching,
+)
 from harness.launch.work import RAY_STATE, OnEnd, OnReport, RayOptions, Work
 from harness.storage import folder
 
@@ -157,7 +166,13 @@ def _run_until_death(
 ) -> None:
     """Do items as `run_on_ray` does. Raises RayDiedError once Ray has died."""
     cpu, gpu, at_once = options.cpu, options.gpu, options.at_once
-    with cluster(options.address, directory / LOG) as resources:
+    end = partial(start_again, address=options.address, stop_file=directory / folder.STOP)
+    check = None if options.address else StartedServers().check
+    started = watching(check, end) if check else None
+    with (
+        cluster(options.address, directory / LOG, started) as resources,
+        watching(check or ClusterServers().check, end),
+    ):
         check_resources(resources, cpu, gpu)
         if options.address:
             check_storage(directory, options.data_dir, options.uri)
@@ -183,8 +198,7 @@ def _run_until_death(
             ),
         )
         try:
-            with watching(options.address, directory / folder.STOP):
-                tuner.fit()
+            tuner.fit()
         except _CallbackError as error:
             raise error.__cause__ or error from None
         except RayError as error:  # not an item's: Tune handles those

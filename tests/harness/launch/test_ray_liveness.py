@@ -12,27 +12,25 @@ from study import SETTINGS
 
 from harness.launch import ray_liveness
 from harness.launch.ray_cluster import ray
-from harness.launch.ray_liveness import Liveness, RayDiedError, start_again
+from harness.launch.ray_liveness import ClusterServers, RayDiedError, start_again
 
 BLOCKED = """
-import os, sys, threading
+import os, shutil, subprocess, sys, threading
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
-from harness.launch import ray_liveness
-from harness.launch.ray_cluster import ray
+from harness.launch.ray_liveness import StartedServers, count_deaths, start_again, watching
 
 os.write(2, b"started\\n")
-if ray_liveness.count_deaths():
-    print("deaths:", ray_liveness.count_deaths(), "arguments:", sys.argv[1:])
+if count_deaths():
+    print("deaths:", count_deaths(), "arguments:", sys.argv[1:])
     print("open:", any(os.path.realpath(link).endswith("/held") for link in Path("/proc/self/fd").iterdir()))
     sys.exit(0)
 os.set_inheritable(os.open(sys.argv[1], os.O_CREAT | os.O_RDWR), True)  # as Ray's connections
 sys.stderr = os.fdopen(os.dup(2), "w")
 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # as Ray's log
-node = {"NodeID": "1", "NodeManagerAddress": "127.0.0.1", "NodeManagerPort": 1}  # where nothing listens
-ray.get_runtime_context = lambda: SimpleNamespace(gcs_address="127.0.0.1:1", get_node_id=lambda: "1")
-ray.nodes = lambda: [node]
-with ray_liveness.watching(None, Path(sys.argv[1] + ".stop")):
+server = shutil.copy(shutil.which("sleep"), Path(sys.argv[1]).with_name("gcs_server"))
+with watching(StartedServers().check, partial(start_again, address=None, stop_file=Path(sys.argv[1] + ".stop"))):
+    subprocess.Popen([server, "3"])
     threading.Semaphore(0).acquire()
 """
 
@@ -45,7 +43,7 @@ def test_a_command_that_waits_for_a_dead_ray_starts_again_with_its_own_output_an
     assert done.stdout == f"deaths: 1 arguments: {command[3:]}\nopen: False\n"
     first, died, second = done.stderr.splitlines()
     assert first == second == "started"
-    assert died.startswith("Ray has died: its gcs_server does not answer") and "Ray is started again" in died
+    assert died == "Ray has died: its gcs_server has ended; Ray is started again and continues from what is saved"
 
 
 @pytest.mark.parametrize(
@@ -63,7 +61,8 @@ def test_ray_is_started_again_twice_unless_it_is_a_cluster_or_trials_are_to_stop
 ):
     calls = []
     monkeypatch.setattr(ray_liveness, "_ending", SimpleNamespace(acquire=lambda: calls.append("once")))
-    monkeypatch.setattr(ray_liveness, "kill_started", lambda: calls.append("servers killed"))
+    monkeypatch.setattr(ray_liveness, "_children", lambda: [(123, "raylet")])
+    monkeypatch.setattr(os, "kill", lambda *killed: calls.append(killed))
     monkeypatch.setattr(os, "set_inheritable", lambda *_: None)
     monkeypatch.setattr(os, "dup2", lambda *_: None)
     monkeypatch.setattr(os, "_exit", lambda status: sys.exit(status))
@@ -75,7 +74,7 @@ def test_ray_is_started_again_twice_unless_it_is_a_cluster_or_trials_are_to_stop
         start_again(RayDiedError("gone"), address, tmp_path / ".stop")
     assert ended.value.code == (1 if ends else str(int(deaths) + 1))
     assert capsys.readouterr().err == f"{message}\n"
-    assert calls == ["once", "servers killed"]
+    assert calls == ["once", (123, 9)]
 
 
 def test_a_server_that_no_longer_answers_is_noticed(monkeypatch):
@@ -85,7 +84,7 @@ def test_a_server_that_no_longer_answers_is_noticed(monkeypatch):
         context = SimpleNamespace(gcs_address=f"127.0.0.1:{head.getsockname()[1]}", get_node_id=lambda: "1")
         monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
         monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": "0"}, {"NodeID": "1", **ports}])
-        liveness = Liveness(is_local=True)
+        liveness = ClusterServers()
         liveness.check()
         raylet.close()
         liveness.check()

@@ -20,7 +20,7 @@ from harness.device import NoGpuError
 from harness.environment import source_digest
 from harness.launch import ray_cluster, ray_tune
 from harness.launch.ray_cluster import ResourceError, ray
-from harness.launch.ray_liveness import RayDiedError
+from harness.launch.ray_liveness import RayDiedError, StartedServers
 from harness.launch.work import RayOptions, train_item
 from harness.storage import files, folder, names
 
@@ -226,7 +226,7 @@ def test_ray_is_stopped_exactly_where_it_was_started(tmp_path, monkeypatch, is_u
     monkeypatch.setattr(ray, "shutdown", lambda: calls.append("shutdown"))
     monkeypatch.setattr(ray_cluster.socket, "create_connection", lambda *_: io.BytesIO())
     monkeypatch.setattr(ray_tune, "check_storage", lambda *_: None)
-    monkeypatch.setattr(ray_tune, "watching", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(ray_tune, "ClusterServers", StartedServers)
 
     def fit(self):
         if error:
@@ -255,7 +255,7 @@ def test_an_error_of_ray_itself_is_its_death(tmp_path, two_machines, monkeypatch
     def fit(self):
         raise ray.exceptions.RaySystemError("WrongClusterID: GCS has restarted")
 
-    monkeypatch.setattr(ray_tune, "watching", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(ray_tune, "ClusterServers", StartedServers)
     monkeypatch.setattr(ray_tune, "check_storage", lambda *_: None)
 
     def start_again(error, address, stop_file):
