@@ -215,7 +215,7 @@ def _run(
 
     Raises:
         KeyboardInterrupt: a second Ctrl-C, or one after SIGTERM.
-        RayDiedError: Ray has died, on this machine several times.
+        RayDiedError: Ray has died and cannot be started again.
     """
     sweep_dir = study.sweep_dir
     trials = study.longest_first(study.to_run(retry_failed))
