@@ -250,7 +250,7 @@ def _run(
 
     Raises:
         KeyboardInterrupt: a second Ctrl-C, or one after SIGTERM.
-        RayDiedError: Ray has died, on this machine several times.
+        RayDiedError: Ray has died and cannot be started again.
     """
     from harness.launch.ray_tune import RayDiedError, run_on_ray
 

@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -50,16 +50,20 @@ class ResourceError(InputError):
 
 
 @contextmanager
-def cluster(address: str | None, log: Path | None = None) -> Iterator[None]:
+def cluster(
+    address: str | None, log: Path | None = None, watch: AbstractContextManager[None] | None = None
+) -> Iterator[None]:
     """Start Ray, or connect to it, within the block, unless this process has it already.
 
-    address: of a running cluster; None starts one here. log: the file for what Ray itself prints.
+    address: of a running cluster; None starts one here. log: the file for what Ray itself prints. watch: a context
+    for the start.
     Raises ResourceError if no cluster answers there, or it asks for a token.
     """
     started = not ray.is_initialized()
     with _redirect_stderr(log if started else None) as printed:
         if started:
-            _connect(address, printed)
+            with watch or nullcontext():
+                _connect(address, printed)
         try:
             yield
         finally:

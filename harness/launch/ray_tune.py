@@ -7,12 +7,10 @@ lie on storage that all of them share, or at an address.
 
 import logging
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +34,21 @@ from ray.tune.search import Searcher
 
 from harness.clock import Stopped
 from harness.errors import error_line
-from harness.launch.ray_liveness import Liveness, RayDiedError, end_with_raylet
+from harness.launch.ray_liveness import (
+    ClusterServers,
+    RayDiedError,
+    StartedServers,
+    count_deaths,
+    end_with_raylet,
+    start_again,
+    watching,
+)
 from harness.launch.work import RAY_STATE, OnEnd, OnReport, RayOptions, Work
+from harness.storage import folder
 
 # Torch is imported late, in workers: the driver does without it.
 
 LOG = "ray.log"
-RESTARTS = 2  # of a Ray on this machine that died
 _ERROR = "error_of_item"
 
 
@@ -59,22 +65,17 @@ def _through_tune() -> Iterator[None]:
 
 
 class _Callback(TrialProgressCallback):
-    """Calls back for reports and ends of items, prints nothing, and ends Tune once Ray is dead.
+    """Calls back for reports and ends of items, and prints nothing.
 
     Without a callback of this base class Tune adds one, which prints a line for each trial even if verbose=0.
     """
 
-    def __init__(self, on_report: OnReport, on_end: OnEnd, liveness: Liveness):
-        self.on_report, self.on_end, self.liveness = on_report, on_end, liveness
+    def __init__(self, on_report: OnReport, on_end: OnEnd):
+        self.on_report, self.on_end = on_report, on_end
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing to pickle: Tune saves callbacks, and we never restore them."""
         return {}
-
-    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Raise RayDiedError if Ray is dead. Tune calls this ten times a second."""
-        with _through_tune():
-            self.liveness.check()
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -109,7 +110,7 @@ class _NextItem(Searcher):
     def suggest(self, trial_id: str) -> Any:
         """Return the next item."""
         item = self.supply()
-        return Searcher.FINISHED if item is None else {"item": str(item)}
+        return Searcher.FINISHED if item is None else {"item": str(item.absolute())}
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         """Do nothing: `_Callback` passes on the end."""
@@ -126,7 +127,7 @@ def run_on_ray(
     options: RayOptions,
     directory: Path,
 ) -> None:
-    """Run items in workers until all have ended. If Ray dies on this machine, start it again.
+    """Run items in workers until all have ended. If Ray dies on this machine, the command starts again.
 
     Args:
         items: paths, or a function that returns the next one, and None after the last.
@@ -137,38 +138,22 @@ def run_on_ray(
 
     Raises:
         ResourceError: no machine has what an item reserves, or a machine of a cluster lacks the items' files.
-        RayDiedError: the cluster has died, or Ray on this machine too often.
+        RayDiedError: a call to the cluster says that it has died, or Ray died on this machine and cannot be started.
+            Where Ray does not say so, the process starts again, or ends with status 1.
         Exception: of `on_report` or `on_end`.
     """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    (directory / LOG).unlink(missing_ok=True)
-    supply = items if callable(items) else None
-    left = [] if callable(items) else [item.absolute() for item in items]  # of a function: those that have begun
-
-    def begin_next() -> Path | None:
-        if (item := supply and supply()) is not None:
-            left.append(item := item.absolute())
-        return item
-
-    def end(item: Path, error: str | None) -> None:
-        on_end(item, error)
-        left.remove(item)
-
-    for deaths in count(1):
-        again = list(left)
-        source = partial(next, chain(again, iter(begin_next, None)), None) if supply else again
-        try:
-            return _run_until_death(source, work, on_report, end, options, directory)
-        except RayDiedError as error:
-            if options.address:
-                raise RayDiedError(f"{error}; start the cluster again, then the same command continues") from None
-            if deaths > RESTARTS:
-                raise RayDiedError(f"{error}, {deaths} times now; the same command continues") from None
-            print(f"{error}; Ray is started again and continues from what is saved", file=sys.stderr)
-        except ResourceError as error:
-            if deaths == 1:
-                raise
-            raise RayDiedError(f"Ray has died and cannot be started again: {error}") from None
+    stop_file, deaths = directory / folder.STOP, count_deaths()
+    if not deaths:
+        (directory / LOG).unlink(missing_ok=True)
+    try:
+        _run_until_death(items, work, on_report, on_end, options, directory)
+    except RayDiedError as error:
+        start_again(error, options.address, stop_file)
+    except ResourceError as error:
+        if not deaths:
+            raise
+        raise RayDiedError(f"Ray has died and cannot be started again: {error}") from None
 
 
 def _run_until_death(
@@ -181,7 +166,13 @@ def _run_until_death(
 ) -> None:
     """Do items as `run_on_ray` does. Raises RayDiedError once Ray has died."""
     cpu, gpu, at_once = options.cpu, options.gpu, options.at_once
-    with cluster(options.address, directory / LOG):
+    end = partial(start_again, address=options.address, stop_file=directory / folder.STOP)
+    check = None if options.address else StartedServers().check
+    started = watching(check, end) if check else None
+    with (
+        cluster(options.address, directory / LOG, started),
+        watching(check or ClusterServers().check, end),
+    ):
         check_resources(cpu, gpu)
         if options.address:
             check_storage(directory, options.data_dir, options.uri)
@@ -191,7 +182,7 @@ def _run_until_death(
             at_once = min(fitting, at_once or fitting)
             tuning = {"search_alg": _NextItem(items), "num_samples": -1}
         else:
-            space = {"item": tune.grid_search([str(item) for item in items])}
+            space = {"item": tune.grid_search([str(item.absolute()) for item in items])}
         tuner = Tuner(
             tune.with_resources(_trainable(work), {"cpu": cpu, "gpu": gpu}),
             param_space=space,
@@ -202,7 +193,7 @@ def _run_until_death(
                 name=str(time.time_ns()),
                 storage_path=str((directory / RAY_STATE).absolute()),
                 failure_config=FailureConfig(max_failures=WORKER_RETRIES),
-                callbacks=[_Callback(on_report, on_end, Liveness(is_local=options.address is None))],
+                callbacks=[_Callback(on_report, on_end)],
                 verbose=0,
             ),
         )

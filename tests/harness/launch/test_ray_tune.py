@@ -5,7 +5,6 @@ import io
 import json
 import logging
 import os
-import socket
 import sys
 import time
 from collections import defaultdict
@@ -19,9 +18,9 @@ import torch
 from harness.data import load
 from harness.device import NoGpuError
 from harness.environment import source_digest
-from harness.launch import ray_cluster, ray_liveness, ray_tune
+from harness.launch import ray_cluster, ray_tune
 from harness.launch.ray_cluster import ResourceError, ray
-from harness.launch.ray_liveness import Liveness, RayDiedError
+from harness.launch.ray_liveness import RayDiedError, StartedServers
 from harness.launch.work import RayOptions, train_item
 from harness.storage import files, folder, names
 
@@ -229,7 +228,7 @@ def test_ray_is_stopped_exactly_where_it_was_started(tmp_path, monkeypatch, is_u
     monkeypatch.setattr(ray, "shutdown", lambda: calls.append("shutdown"))
     monkeypatch.setattr(ray_cluster.socket, "create_connection", lambda *_: io.BytesIO())
     monkeypatch.setattr(ray_tune, "check_storage", lambda *_: None)
-    monkeypatch.setattr(ray_tune, "Liveness", lambda is_local: None)
+    monkeypatch.setattr(ray_tune, "ClusterServers", StartedServers)
 
     def fit(self):
         if error:
@@ -242,62 +241,30 @@ def test_ray_is_stopped_exactly_where_it_was_started(tmp_path, monkeypatch, is_u
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["one"]
 
 
-@pytest.fixture
-def dying(monkeypatch):
-    """A Ray that dies once an item has ended, and the items that it gets each time."""
-    runs = []
-
-    def run(items, work, on_report, on_end, options, directory):
-        left = list(iter(items, None)) if callable(items) else items
-        runs.append([item.name for item in left])
-        if left:
-            on_end(left[0], None)
-            raise RayDiedError("Ray has died: it does not answer")
-
-    monkeypatch.setattr(ray_tune, "_run_until_death", run)
-    return runs
-
-
-@pytest.mark.parametrize("is_supply", [False, True])
-def test_a_ray_that_dies_is_replaced_twice_by_one_that_gets_what_has_not_ended(tmp_path, dying, capsys, is_supply):
-    paths, ends = [tmp_path / name for name in "abcd"], []
-    items = partial(next, iter(paths), None) if is_supply else paths
-    with pytest.raises(RayDiedError, match=r"does not answer, 3 times now; the same command continues"):
-        ray_tune.run_on_ray(items, print, print, lambda item, error: ends.append(item), RayOptions(1, 0, ""), tmp_path)
-    assert dying == [["a", "b", "c", "d"], ["b", "c", "d"], ["c", "d"]]
-    assert ends == paths[:3]
-    assert capsys.readouterr().err.count("does not answer; Ray is started again") == 2
-
-
-def test_a_cluster_that_dies_is_not_ours_to_start(tmp_path, dying):
-    with pytest.raises(RayDiedError, match="start the cluster again"):
-        call(tmp_path, ["a", "b"], print, address="10.0.0.1:6379")
-    assert len(dying) == 1
+def test_a_ray_that_cannot_be_started_again_is_no_wrong_input(tmp_path, monkeypatch):
+    """Its exit status is 1, and what the dead one printed stays."""
+    (tmp_path / ray_tune.LOG).write_text("of the dead one")
+    monkeypatch.setenv("HARNESS_RAY_DEATHS", "1")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with pytest.raises(RayDiedError, match="cannot be started again: Ray cannot be started here: division by zero"):
+        ray_tune.run_on_ray([tmp_path / "one"], print, print, print, RayOptions(1, 0, ""), tmp_path)
+    assert (tmp_path / ray_tune.LOG).read_text() == "of the dead one"
 
 
 def test_an_error_of_ray_itself_is_its_death(tmp_path, two_machines, monkeypatch):
     def fit(self):
         raise ray.exceptions.RaySystemError("WrongClusterID: GCS has restarted")
 
-    monkeypatch.setattr(ray_tune, "Liveness", lambda is_local: None)
+    monkeypatch.setattr(ray_tune, "ClusterServers", StartedServers)
     monkeypatch.setattr(ray_tune, "check_storage", lambda *_: None)
+
+    def start_again(error, address, stop_file):
+        assert address == "10.0.0.1:6379" and stop_file == tmp_path / "results" / folder.STOP
+        raise error
+
     monkeypatch.setattr(ray_tune.Tuner, "fit", fit)
-    with pytest.raises(RayDiedError, match=r"Ray has died: RaySystemError.*WrongClusterID.*start the cluster again"):
+    monkeypatch.setattr(ray_tune, "start_again", start_again)
+    with pytest.raises(RayDiedError, match=r"Ray has died: RaySystemError.*WrongClusterID"):
         call(tmp_path, ["one"], print, address="10.0.0.1:6379")
-
-
-def test_a_server_that_no_longer_answers_is_noticed(monkeypatch):
-    monkeypatch.setattr(ray_liveness, "_PERIOD", 0.0)
-    monkeypatch.setattr(ray_liveness, "_PATIENCE", 0.1)
-    with socket.create_server(("127.0.0.1", 0)) as head, socket.create_server(("127.0.0.1", 0)) as raylet:
-        ports = {"NodeManagerAddress": "127.0.0.1", "NodeManagerPort": raylet.getsockname()[1]}
-        context = SimpleNamespace(gcs_address=f"127.0.0.1:{head.getsockname()[1]}", get_node_id=lambda: "1")
-        monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
-        monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": "0"}, {"NodeID": "1", **ports}])
-        liveness = Liveness(is_local=True)
-        liveness.check()
-        raylet.close()
-        liveness.check()
-        time.sleep(0.15)
-        with pytest.raises(RayDiedError, match="its raylet does not answer"):
-            liveness.check()
