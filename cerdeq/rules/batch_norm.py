@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from cerdeq.rules.interval import Context, Interval, widen_sum, widen_terms
-from cerdeq.rules.linear import Backward, Pulled, dot, magnitude, per_row, slack
+from cerdeq.rules.linear import Backward, Pulled, magnitude, per_row, rounded_constant, rounding_costs
 
 Statistics = tuple[Tensor, Tensor]  # mean and variance of each channel, [C]
 
@@ -50,10 +50,13 @@ def backward(
     mean, scale, shift = _normalisation(statistics, weight, bias, eps, x.center)
     offset = shift - mean * scale
     if ctx.sound:
-        reach = ctx.constant("reach", lambda: magnitude(x) + mean.abs())
-        result = ctx.constant("largest", lambda: reach * scale.abs() + shift.abs())
-        constant = dot(ctx, coefficients, offset.expand_as(x.center)) - slack(ctx, coefficients, result, 8)
-        constant = constant - 2 * dot(ctx, coefficients.abs(), torch.finfo(reach.dtype).tiny * reach)
+
+        def costs() -> tuple[Tensor, Tensor]:
+            reach = magnitude(x) + mean.abs()
+            each, rest = rounding_costs(reach * scale.abs() + shift.abs(), 8)
+            return each + 2 * torch.finfo(reach.dtype).tiny * reach, rest  # a scale may be rounded to 0
+
+        constant = rounded_constant(ctx, coefficients, ctx.constant("costs", costs), offset.expand_as(x.center))
     else:
         constant = (coefficients.flatten(2).unflatten(2, (len(shift.flatten()), -1)).sum(3) * offset.flatten()).sum(2)
     return Pulled((coefficients * per_row(scale),), constant)

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from cerdeq.boxes import Box, outward_ends
 from cerdeq.rules.interval import Interval, pair
-from cerdeq.rules.linear import Backward, Pulled, dot, magnitude, per_row, slack
+from cerdeq.rules.linear import Backward, Pulled, dot, magnitude, per_row, rounding_costs, slack
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Lines:
 
     All [B, *shape], the free slope [B, 1 or K, *shape]. f lies below the chord where `convex`, above it otherwise.
     low, high: the interval, cut where the pass says of which sign p is.
+    mean, gap: of the slopes, their mean and half of lower less upper, both [B, 1 or K, *shape].
     """
 
     slope: Tensor
@@ -28,6 +29,18 @@ class Lines:
     low: Tensor
     high: Tensor
     negative_slope: float
+    mean: Tensor
+    gap: Tensor
+
+    @property
+    def sign(self) -> int:
+        """-1 if the chord is the upper line, 1 if it is the lower one."""
+        return -1 if self.convex else 1
+
+    @property
+    def half(self) -> Tensor:
+        """Half the chord's offset."""
+        return self.offset / 2
 
     def distance(self, p: Tensor, upper: Tensor) -> Tensor:
         """Return how far the line on one side, above f where `upper`, is from f at p [B, *shape], for one row."""
@@ -61,7 +74,8 @@ def lines(ctx: Backward, box: Box, negative_slope: float = 0.0) -> Lines:
         offset = torch.where(low <= high, offset, torch.nan)  # not a box
     share = free_choice(ctx, ctx.step, per_row((high > -low).to(low)))
     free = per_row(exact) + per_row(crossing) * (negative_slope + share * (1 - negative_slope) - per_row(exact))
-    return Lines(slope, offset, free, convex, low, high, negative_slope)
+    mean, gap = (free + per_row(slope)) / 2, (per_row(slope) - free) * ((-1 if convex else 1) / 2)
+    return Lines(slope, offset, free, convex, low, high, negative_slope, mean, gap)
 
 
 def _cut(ctx: Backward, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,13 +121,11 @@ def through(ctx: Backward, around: Lines, coefficients: Tensor, sizes: Tensor | 
     Positive ones take the lower line, negative ones the upper: the lines' mean times the coefficients, and half their
     difference times the magnitudes. sizes: |coefficients|, where they are at hand.
     """
-    chord, sign = per_row(around.slope), -1 if around.convex else 1
-    mean, gap = (around.free + chord) / 2, (chord - around.free) * (sign / 2)
     if not ctx.sound:
-        return _Through.apply(coefficients, mean, gap, around.offset / 2, sign)
-    sizes, half = coefficients.abs() if sizes is None else sizes, around.offset / 2
-    constant = dot(ctx, coefficients, half) + sign * dot(ctx, sizes, half)
-    return (coefficients * mean).addcmul_(sizes, gap), constant
+        return _Through.apply(coefficients, around.mean, around.gap, around.half, around.sign)
+    sizes = coefficients.abs() if sizes is None else sizes
+    constant = dot(ctx, coefficients, around.half) + around.sign * dot(ctx, sizes, around.half)
+    return (coefficients * around.mean).addcmul_(sizes, around.gap), constant
 
 
 class _Through(torch.autograd.Function):
@@ -150,12 +162,31 @@ def leaky_relu(
     around = ctx.constant("lines", lambda: lines(ctx, x.box, negative_slope))
     if ctx.seen is not None:
         ctx.seen[ctx.step] = coefficients, around
-    sizes = coefficients.abs() if ctx.sound else None
-    pulled, constant = through(ctx, around, coefficients, sizes)
-    size = magnitude(x) * max(1.0, abs(negative_slope)) + around.offset.abs()
+    if ctx.sound:
+        pulled, constant = _sound_through(ctx, around, coefficients, x)
+    else:
+        pulled, constant = through(ctx, around, coefficients)
     if (splits := split_terms(ctx)) is not None:
-        pulled, constant = pulled - splits, constant - slack(ctx, splits, size, 4)
-    return Pulled((pulled,), constant - slack(ctx, coefficients, size, 4, sizes))
+        pulled, constant = pulled - splits, constant - slack(ctx, splits, _reach(around, x), 4)
+    return Pulled((pulled,), constant)
+
+
+def _sound_through(ctx: Backward, around: Lines, coefficients: Tensor, x: Interval) -> tuple[Tensor, Tensor]:
+    """Return what `through` does, the constant less the costs of rounding, in fewer passes over coefficients."""
+
+    def weights() -> tuple[Tensor, Tensor, Tensor]:
+        costs, rest = rounding_costs(_reach(around, x), 5)  # one more for the difference below
+        return around.half, around.sign * around.half - costs, rest
+
+    half, of_sizes, rest = ctx.constant("weights", weights)
+    sizes = coefficients.abs()
+    constant = dot(ctx, coefficients, half) + dot(ctx, sizes, of_sizes) - rest
+    return (coefficients * around.mean).addcmul_(sizes, around.gap), constant
+
+
+def _reach(around: Lines, x: Interval) -> Tensor:
+    """Return the largest magnitudes on the lines around an activation."""
+    return magnitude(x) * max(1.0, abs(around.negative_slope)) + around.offset.abs()
 
 
 def relu(ctx: Backward, coefficients: Tensor, x: Interval, inplace: bool = False) -> Pulled:
