@@ -181,7 +181,7 @@ def _sound_through(ctx: Backward, around: Lines, coefficients: Tensor, x: Interv
     half, of_sizes, rest = ctx.constant("weights", weights)
     sizes = coefficients.abs()
     constant = dot(ctx, coefficients, half) + dot(ctx, sizes, of_sizes) - rest
-    return (coefficients * around.mean).addcmul_(sizes, around.gap), constant
+    return sizes.mul_(around.gap).addcmul_(coefficients, around.mean), constant
 
 
 def _reach(around: Lines, x: Interval) -> Tensor:
