@@ -12,8 +12,6 @@ For inputs with s_i p_i >= 0 for some units alone, D(L) - sum b_i s_i e_i takes 
 lines around those units are exact, and z_i = 0 where s_i = -1.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -22,7 +20,7 @@ from cerdeq.boxes import Box
 from cerdeq.equilibrium.certificate import reachable_preactivation
 from cerdeq.equilibrium.recurrence import apply_lifted, apply_transposed, apply_weight
 from cerdeq.rules.interval import Interval
-from cerdeq.rules.linear import Backward, Pulled, dot, magnitude, slack
+from cerdeq.rules.linear import Backward, Pulled, dot, magnitude, rounded_constant, rounding_costs
 from cerdeq.rules.precision import uncounted_rounding
 from cerdeq.rules.relaxation import Lines, free_choice, line_share_name, lines, split_terms, through
 
@@ -42,26 +40,25 @@ def pull_back(ctx: Backward, coefficients: Tensor, h: Interval, weight: Tensor, 
     """
     assert ctx.output is not None, "the pass sets it"
     z = _without_inactive(ctx, ctx.output)
-    if iterations is None:
-        preactivation = reachable_preactivation(weight, h.box, z.box)
-    else:
-        preactivation = Box(*apply_lifted(weight, (z.center, z.radius), (h.center, h.radius)))
-    around = lines(ctx, preactivation)
-    line_share, splits = _line_share(ctx, coefficients), split_terms(ctx)
 
-    def step(multiplier: Tensor) -> Tensor:
+    def preactivation_and_lines() -> tuple[Box, Lines]:
+        if iterations is None:
+            box = reachable_preactivation(weight, h.box, z.box)
+        else:
+            box = Box(*apply_lifted(weight, (z.center, z.radius), (h.center, h.radius)))
+        return box, lines(ctx, box)
+
+    preactivation, around = ctx.constant("preactivation", preactivation_and_lines)
+    line_share, splits = _line_share(ctx, coefficients), split_terms(ctx)
+    multiplier, steps = coefficients, iterations
+    if steps is None:
+        with torch.no_grad(), uncounted_rounding():
+            multiplier, is_rounded = _settled(ctx, coefficients, around, weight, z.radius, line_share, splits)
+        steps = int(is_rounded) if ctx.sound else _SEARCH_STEPS
+    for _ in range(steps):
         pulled, _ = through(ctx, around, multiplier)
         following = coefficients + transposed(weight, pulled if splits is None else pulled - splits)
-        return following if line_share is None else line_share * following
-
-    multiplier = coefficients
-    if iterations is None:
-        with torch.no_grad(), uncounted_rounding():
-            tolerance = _LEAF_TOLERANCE[z.radius.dtype] if ctx.splits else _TOLERANCE
-            multiplier = _settled(step, coefficients, z.radius, tolerance)
-        iterations = 0 if ctx.sound else _SEARCH_STEPS
-    for _ in range(iterations):
-        multiplier = step(multiplier)
+        multiplier = following if line_share is None else line_share * following
     if ctx.seen is not None:
         ctx.seen[ctx.step] = multiplier, around
     return _bound(ctx, coefficients, multiplier, around, weight, z, preactivation, splits)
@@ -82,22 +79,32 @@ def _line_share(ctx: Backward, coefficients: Tensor) -> Tensor | None:
     return 1 - _SPARE * (1 - free_choice(ctx, name, coefficients.new_ones(coefficients[:, :1].shape)))
 
 
-def _settled(step: Callable[[Tensor], Tensor], coefficients: Tensor, radius: Tensor, tolerance: float) -> Tensor:
-    """Return the multiplier after as many steps as it needs.
+def _settled(
+    ctx: Backward, coefficients: Tensor, around: Lines, weight: Tensor, radius: Tensor, line_share: Tensor | None,
+    splits: Tensor | None,
+) -> tuple[Tensor, bool]:  # fmt: skip
+    """Return the multiplier after as many steps as it needs, and whether it is less precise than the coefficients.
 
-    A row stops when the cost of its residual, |L' - L| . radius, is a small part of the cost of the box alone,
+    No proof; in float32, unless the pass has splits. A row stops when the cost of its residual, |L' - L| . radius, is a small part of the cost of the box alone,
     |a| . radius. It does not depend on other rows.
     """
-    multiplier = coefficients
-    allowed = tolerance * _cost(coefficients, radius)
+    dtype = coefficients.dtype if ctx.splits else torch.float32
+    start, mean, gap, small, radius = (t.to(dtype) for t in (coefficients, around.mean, around.gap, weight, radius))
+    splits, line_share = (None if t is None else t.to(dtype) for t in (splits, line_share))
+    multiplier = start
+    allowed = (_LEAF_TOLERANCE[dtype] if ctx.splits else _TOLERANCE) * _cost(start, radius)
     moving = multiplier.new_ones(multiplier.shape[:2], dtype=torch.bool)
     for count in range(1, _LIMIT + 1):
-        following = step(multiplier)
+        pulled = (multiplier.abs() * gap).addcmul_(multiplier, mean)
+        following = start + transposed(small, pulled if splits is None else pulled - splits)
+        following = following if line_share is None else line_share * following
         moving = moving & (_cost(following - multiplier, radius) > allowed)
         if is_host_reading(count, moving.device) and not bool(moving.any()):
             break
         multiplier = torch.where(moving.view(*moving.shape, *[1] * (following.dim() - 2)), following, multiplier)
-    return multiplier
+    multiplier = multiplier.to(coefficients.dtype)
+    multiplier = torch.where(multiplier.isfinite(), multiplier, coefficients)  # float32's range is smaller
+    return multiplier, dtype != coefficients.dtype
 
 
 def _cost(coefficients: Tensor, radius: Tensor) -> Tensor:
@@ -109,20 +116,42 @@ def _bound(
     ctx: Backward, coefficients: Tensor, multiplier: Tensor, around: Lines, weight: Tensor, z: Interval,
     preactivation: Box, splits: Tensor | None = None,
 ) -> Pulled:  # fmt: skip
+    if ctx.sound:
+        return _sound_bound(ctx, coefficients, multiplier, around, weight, z, preactivation, splits)
     pulled, constant = through(ctx, around, multiplier)
-    if splits is not None:
-        pulled = pulled - splits
+    pulled = pulled if splits is None else pulled - splits
     residual = coefficients + transposed(weight, pulled) - multiplier
     constant = constant + dot(ctx, residual, z.center) - dot(ctx, residual.abs(), z.radius)
-    if ctx.sound:
+    return Pulled((pulled,), constant)
+
+
+def _sound_bound(
+    ctx: Backward, coefficients: Tensor, multiplier: Tensor, around: Lines, weight: Tensor, z: Interval,
+    preactivation: Box, splits: Tensor | None,
+) -> Pulled:  # fmt: skip
+    """Return what `_bound` does, the constant less the costs of rounding."""
+
+    def costs() -> dict[str, tuple[Tensor, Tensor]]:
         size, terms = magnitude(z), weight[0].numel() + 8
         reach = preactivation.center.abs() + preactivation.radius + around.offset.abs()
-        constant = constant - slack(ctx, multiplier, reach, 4)
-        if splits is not None:
-            constant = constant - slack(ctx, splits, reach, 4)
-        constant = constant - slack(ctx, pulled, apply_weight(weight.abs(), size), 2 * terms)
-        constant = constant - slack(ctx, coefficients.abs() + multiplier.abs() + residual.abs(), size, 8)
-    return Pulled((pulled,), constant)
+        of_z, of_p = rounding_costs(size, 9), rounding_costs(reach, 5)  # one more each for the sums below
+        return {
+            "coefficients": of_z,
+            "splits": of_p,
+            "multiplier": (of_p[0] + of_z[0] - around.sign * around.half, of_p[1] + of_z[1]),
+            "pulled": rounding_costs(apply_weight(weight.abs(), size), 2 * terms),
+            "residual": (of_z[0] + z.radius, of_z[1]),
+        }
+
+    cost = ctx.constant("costs", costs)
+    pulled = (multiplier.abs() * around.gap).addcmul_(multiplier, around.mean)
+    constant = rounded_constant(ctx, multiplier, cost["multiplier"], around.half)
+    constant = constant + rounded_constant(ctx, coefficients, cost["coefficients"])
+    if splits is not None:
+        pulled, constant = pulled - splits, constant + rounded_constant(ctx, splits, cost["splits"])
+    residual = coefficients + transposed(weight, pulled) - multiplier
+    constant = constant + rounded_constant(ctx, pulled, cost["pulled"])
+    return Pulled((pulled,), constant + rounded_constant(ctx, residual, cost["residual"], z.center))
 
 
 def transposed(weight: Tensor, coefficients: Tensor) -> Tensor:
