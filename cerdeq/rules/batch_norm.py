@@ -56,7 +56,8 @@ def backward(
             each, rest = rounding_costs(reach * scale.abs() + shift.abs(), 8)
             return each + 2 * torch.finfo(reach.dtype).tiny * reach, rest  # a scale may be rounded to 0
 
-        constant = rounded_constant(ctx, coefficients, ctx.constant("costs", costs), offset.expand_as(x.center))
+        everywhere = offset.expand(len(coefficients), *coefficients.shape[2:])
+        constant = rounded_constant(ctx, coefficients, ctx.constant("costs", costs), everywhere)
     else:
         constant = (coefficients.flatten(2).unflatten(2, (len(shift.flatten()), -1)).sum(3) * offset.flatten()).sum(2)
     return Pulled((coefficients * per_row(scale),), constant)

@@ -63,7 +63,10 @@ class Backward:
     constants: dict[tuple[str, str], Any] = field(default_factory=dict)
 
     def constant(self, name: str, compute: Callable[[], Any]) -> Any:
-        """Return what `compute` returns for this step, computed once for all passes that share `constants`."""
+        """Return what `compute` returns for this step, computed once for all passes that share `constants`.
+
+        In a tuple it returns tensors [B, *shape], [B, 1, *shape] or [B, 1].
+        """
         key = self.step, name
         if key not in self.constants:
             self.constants[key] = compute()
@@ -221,7 +224,7 @@ def conv2d(
 ) -> Pulled:
     """2-d convolution: the transposed convolution of the coefficients, so that they stay images."""
     kernel, stride, dilation = weight.shape[2:], pair(stride), pair(dilation)
-    before, after = paddings(padding, kernel, dilation)
+    before, _ = paddings(padding, kernel, dilation)
     axes = zip(x.center.shape[2:], coefficients.shape[3:], stride, dilation, kernel, before, strict=True)
     rest = [size - ((n - 1) * s + d * (k - 1) + 1 - 2 * p) for size, n, s, d, k, p in axes]
     unreached = [max(0, missing) for missing in rest]
@@ -234,15 +237,24 @@ def conv2d(
         constant = coefficients.new_zeros(coefficients.shape[:2])
         return Pulled((pulled,), constant if bias is None else (coefficients.flatten(3).sum(3) * bias).sum(2))
 
+    return Pulled((pulled,), conv2d_constant(ctx, coefficients, x, weight, bias, stride, padding, dilation, groups))
+
+
+def conv2d_constant(
+    ctx: Backward, coefficients: Tensor, x: Interval, weight, bias, stride, padding, dilation, groups
+) -> Tensor:
+    """Return the constant of a sound convolution's rule, [B, K]."""
+
     def costs() -> tuple[Tensor, Tensor]:
+        before, after = paddings(padding, weight.shape[2:], pair(dilation))
         reach = F.pad(magnitude(x), (before[1], after[1], before[0], after[0]))
         result = convolution.conv2d(reach, weight.abs(), None, stride, 0, dilation, groups)
         result = result if bias is None else result + bias.abs().view(1, -1, 1, 1)
         return rounding_costs(result, weight[:, 0].numel() // groups + weight[0].numel())
 
-    each, rest_of_costs = ctx.constant("costs", costs)
+    each, rest = ctx.constant("costs", costs)
     offset = None if bias is None else bias.view(1, -1, 1, 1).expand_as(each)
-    return Pulled((pulled,), rounded_constant(ctx, coefficients, (each, rest_of_costs), offset))
+    return rounded_constant(ctx, coefficients, (each, rest), offset)
 
 
 def linear(ctx: Backward, coefficients: Tensor, x: Interval, weight, bias=None) -> Pulled:

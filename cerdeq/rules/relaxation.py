@@ -174,14 +174,14 @@ def leaky_relu(
 def _sound_through(ctx: Backward, around: Lines, coefficients: Tensor, x: Interval) -> tuple[Tensor, Tensor]:
     """Return what `through` does, the constant less the costs of rounding, in fewer passes over coefficients."""
 
-    def weights() -> tuple[Tensor, Tensor, Tensor]:
+    def weights() -> tuple[Tensor, ...]:
         costs, rest = rounding_costs(_reach(around, x), 5)  # one more for the difference below
-        return around.half, around.sign * around.half - costs, rest
+        return around.mean, around.gap, around.half, around.sign * around.half - costs, rest
 
-    half, of_sizes, rest = ctx.constant("weights", weights)
+    mean, gap, half, of_sizes, rest = ctx.constant("weights", weights)
     sizes = coefficients.abs()
     constant = dot(ctx, coefficients, half) + dot(ctx, sizes, of_sizes) - rest
-    return sizes.mul_(around.gap).addcmul_(coefficients, around.mean), constant
+    return sizes.mul_(gap).addcmul_(coefficients, mean), constant
 
 
 def _reach(around: Lines, x: Interval) -> Tensor:
