@@ -151,7 +151,7 @@ class _Through(torch.autograd.Function):
         shared = of_constant * per_row(half)
         of_a = of_pulled * mean + shared + signs * (of_pulled * gap + ctx.sign * shared)
         products = of_pulled * a
-        of_half = (of_constant * (a + ctx.sign * a.abs())).sum(1)
+        of_half = (of_constant * (a + ctx.sign * a.abs())).sum(1) if ctx.needs_input_grad[3] else None
         return of_a, products.sum_to_size(mean.shape), (products * signs).sum_to_size(gap.shape), of_half, None
 
 
