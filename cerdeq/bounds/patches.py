@@ -221,7 +221,9 @@ def _pull_windows(
         constant = conv2d_constant(_over_windows(ctx, patches), rows, x, weight, bias, *options)
         pulled = convolution.conv_transpose2d(rows.squeeze(1), weight, stride, 0, 0, groups, dilation)
     else:
-        part = record.backward(replace(ctx, constants={}), rows, _under(below, x), weight, bias, stride, 0, dilation, groups)
+        part = record.backward(
+            replace(ctx, constants={}), rows, _under(below, x), weight, bias, stride, 0, dilation, groups
+        )
         pulled, constant = part.coefficients[0].squeeze(1), part.constant
     values = pulled.unflatten(0, shape) * below.inside()
     return Pulled((replace(below, values=values),), constant.view(shape))  # type: ignore[arg-type]

@@ -85,8 +85,8 @@ def _settled(
 ) -> tuple[Tensor, bool]:  # fmt: skip
     """Return the multiplier after as many steps as it needs, and whether it is less precise than the coefficients.
 
-    No proof; in float32, unless the pass has splits. A row stops when the cost of its residual, |L' - L| . radius, is a small part of the cost of the box alone,
-    |a| . radius. It does not depend on other rows.
+    No proof; in float32, unless the pass has splits. A row stops when the cost of its residual, |L' - L| . radius, is a
+    small part of the cost of the box alone, |a| . radius. It does not depend on other rows.
     """
     dtype = coefficients.dtype if ctx.splits else torch.float32
     start, mean, gap, small, radius = (t.to(dtype) for t in (coefficients, around.mean, around.gap, weight, radius))
