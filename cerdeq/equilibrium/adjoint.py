@@ -53,8 +53,8 @@ def pull_back(ctx: Backward, coefficients: Tensor, h: Interval, weight: Tensor, 
     multiplier, steps = coefficients, iterations
     if steps is None:
         with torch.no_grad(), uncounted_rounding():
-            multiplier, is_rounded = _settled(ctx, coefficients, around, weight, z.radius, line_share, splits)
-        steps = int(is_rounded) if ctx.sound else _SEARCH_STEPS
+            multiplier = _settled(ctx, coefficients, around, weight, z.radius, line_share, splits)
+        steps = 0 if ctx.sound else _SEARCH_STEPS
     for _ in range(steps):
         pulled, _ = through(ctx, around, multiplier)
         following = coefficients + transposed(weight, pulled if splits is None else pulled - splits)
@@ -82,29 +82,24 @@ def _line_share(ctx: Backward, coefficients: Tensor) -> Tensor | None:
 def _settled(
     ctx: Backward, coefficients: Tensor, around: Lines, weight: Tensor, radius: Tensor, line_share: Tensor | None,
     splits: Tensor | None,
-) -> tuple[Tensor, bool]:  # fmt: skip
-    """Return the multiplier after as many steps as it needs, and whether it is less precise than the coefficients.
+) -> Tensor:  # fmt: skip
+    """Return the multiplier after as many steps as it needs. No proof.
 
-    No proof; in float32, unless the pass has splits. A row stops when the cost of its residual, |L' - L| . radius, is a
-    small part of the cost of the box alone, |a| . radius. It does not depend on other rows.
+    A row stops when the cost of its residual, |L' - L| . radius, is a small part of the cost of the box alone,
+    |a| . radius. It does not depend on other rows.
     """
-    dtype = coefficients.dtype if ctx.splits else torch.float32
-    start, mean, gap, small, radius = (t.to(dtype) for t in (coefficients, around.mean, around.gap, weight, radius))
-    splits, line_share = (None if t is None else t.to(dtype) for t in (splits, line_share))
-    multiplier = start
-    allowed = (_LEAF_TOLERANCE[dtype] if ctx.splits else _TOLERANCE) * _cost(start, radius)
+    multiplier = coefficients
+    allowed = (_LEAF_TOLERANCE[radius.dtype] if ctx.splits else _TOLERANCE) * _cost(coefficients, radius)
     moving = multiplier.new_ones(multiplier.shape[:2], dtype=torch.bool)
     for count in range(1, _LIMIT + 1):
-        pulled = (multiplier.abs() * gap).addcmul_(multiplier, mean)
-        following = start + transposed(small, pulled if splits is None else pulled - splits)
+        pulled = (multiplier.abs() * around.gap).addcmul_(multiplier, around.mean)
+        following = coefficients + transposed(weight, pulled if splits is None else pulled - splits)
         following = following if line_share is None else line_share * following
         moving = moving & (_cost(following - multiplier, radius) > allowed)
         if is_host_reading(count, moving.device) and not bool(moving.any()):
             break
         multiplier = torch.where(moving.view(*moving.shape, *[1] * (following.dim() - 2)), following, multiplier)
-    multiplier = multiplier.to(coefficients.dtype)
-    multiplier = torch.where(multiplier.isfinite(), multiplier, coefficients)  # float32's range is smaller
-    return multiplier, dtype != coefficients.dtype
+    return multiplier
 
 
 def _cost(coefficients: Tensor, radius: Tensor) -> Tensor:
