@@ -12,6 +12,8 @@ For inputs with s_i p_i >= 0 for some units alone, D(L) - sum b_i s_i e_i takes 
 lines around those units are exact, and z_i = 0 where s_i = -1.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -50,15 +52,19 @@ def pull_back(ctx: Backward, coefficients: Tensor, h: Interval, weight: Tensor, 
 
     preactivation, around = ctx.constant("preactivation", preactivation_and_lines)
     line_share, splits = _line_share(ctx, coefficients), split_terms(ctx)
+
+    def step(pulled: Tensor) -> Tensor:
+        following = coefficients + transposed(weight, pulled if splits is None else pulled - splits)
+        return following if line_share is None else line_share * following
+
     multiplier, steps = coefficients, iterations
     if steps is None:
         with torch.no_grad(), uncounted_rounding():
-            multiplier = _settled(ctx, coefficients, around, weight, z.radius, line_share, splits)
+            tolerance = _LEAF_TOLERANCE[z.radius.dtype] if ctx.splits else _TOLERANCE
+            multiplier = _settled(lambda m: step(_lower_slopes(around, m)), coefficients, z.radius, tolerance)
         steps = 0 if ctx.sound else _SEARCH_STEPS
     for _ in range(steps):
-        pulled, _ = through(ctx, around, multiplier)
-        following = coefficients + transposed(weight, pulled if splits is None else pulled - splits)
-        multiplier = following if line_share is None else line_share * following
+        multiplier = step(through(ctx, around, multiplier)[0])
     if ctx.seen is not None:
         ctx.seen[ctx.step] = multiplier, around
     return _bound(ctx, coefficients, multiplier, around, weight, z, preactivation, splits)
@@ -79,22 +85,22 @@ def _line_share(ctx: Backward, coefficients: Tensor) -> Tensor | None:
     return 1 - _SPARE * (1 - free_choice(ctx, name, coefficients.new_ones(coefficients[:, :1].shape)))
 
 
-def _settled(
-    ctx: Backward, coefficients: Tensor, around: Lines, weight: Tensor, radius: Tensor, line_share: Tensor | None,
-    splits: Tensor | None,
-) -> Tensor:  # fmt: skip
-    """Return the multiplier after as many steps as it needs. No proof.
+def _lower_slopes(around: Lines, multiplier: Tensor) -> Tensor:
+    """Return D(L), without its constant and without a gradient."""
+    return (multiplier.abs() * around.gap).addcmul_(multiplier, around.mean)
+
+
+def _settled(step: Callable[[Tensor], Tensor], coefficients: Tensor, radius: Tensor, tolerance: float) -> Tensor:
+    """Return the multiplier after as many steps as it needs.
 
     A row stops when the cost of its residual, |L' - L| . radius, is a small part of the cost of the box alone,
     |a| . radius. It does not depend on other rows.
     """
     multiplier = coefficients
-    allowed = (_LEAF_TOLERANCE[radius.dtype] if ctx.splits else _TOLERANCE) * _cost(coefficients, radius)
+    allowed = tolerance * _cost(coefficients, radius)
     moving = multiplier.new_ones(multiplier.shape[:2], dtype=torch.bool)
     for count in range(1, _LIMIT + 1):
-        pulled = (multiplier.abs() * around.gap).addcmul_(multiplier, around.mean)
-        following = coefficients + transposed(weight, pulled if splits is None else pulled - splits)
-        following = following if line_share is None else line_share * following
+        following = step(multiplier)
         moving = moving & (_cost(following - multiplier, radius) > allowed)
         if is_host_reading(count, moving.device) and not bool(moving.any()):
             break
@@ -139,7 +145,7 @@ def _sound_bound(
         }
 
     cost = ctx.constant("costs", costs)
-    pulled = (multiplier.abs() * around.gap).addcmul_(multiplier, around.mean)
+    pulled = _lower_slopes(around, multiplier)
     constant = rounded_constant(ctx, multiplier, cost["multiplier"], around.half)
     constant = constant + rounded_constant(ctx, coefficients, cost["coefficients"])
     if splits is not None:
