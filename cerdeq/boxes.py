@@ -40,10 +40,7 @@ def outward_ends(box: Box) -> tuple[Tensor, Tensor]:
 
 
 def narrowed(box: Box, low: Tensor, high: Tensor) -> Box:
-    """Return the smaller of `box` and [low, high], rounded outwards, element by element.
-
-    low, high: each may be rounded to nearest, which is counted.
-    """
+    """Return the smaller of `box` and [low, high], rounded outwards, element by element."""
     limits = torch.finfo(low.dtype)
     center, half = (low + high) / 2, (high - low) / 2
     radius = half.clamp(min=0) + 4 * limits.eps * (low.abs() + high.abs()) + limits.tiny

@@ -9,7 +9,7 @@ from torch import Tensor
 from cerdeq.bounds.graph import Program
 from cerdeq.bounds.patches import Coefficients, dense, merged, pull, rounding, window_sizes
 from cerdeq.rules.interval import Interval
-from cerdeq.rules.linear import Backward, dot, magnitude, slack
+from cerdeq.rules.linear import Backward, dot, magnitude, rounded_constant, rounding_costs
 
 Functional = dict[int, Coefficients]  # by a value's number
 _CPU_CACHE = 2**24  # bytes of a thread, in which a pass runs a few times faster
@@ -52,10 +52,12 @@ def joint_lower_bound(program: Program, values: list[Any], functional: Functiona
         ctx.seen[""] = last
     if not ctx.sound:
         return sum([*constants, dot(ctx, last, x.center)], -dot(ctx, last.abs(), x.radius))
-    sizes = last.abs()
-    constants += [dot(ctx, last, x.center), -dot(ctx, sizes, x.radius), -slack(ctx, last, magnitude(x), 1, sizes)]
+    ctx.step = ""
+    costs, rest = ctx.constant("costs", lambda: rounding_costs(magnitude(x), 1))
+    radius = ctx.constant("radius", lambda: x.radius + costs)
+    constants.append(rounded_constant(ctx, last, (radius, rest), x.center))
     terms = torch.stack([constant.double() for constant in constants])
-    total = terms.sum(0) - 2 * len(constants) * torch.finfo(torch.float64).eps * terms.abs().sum(0)
+    total = terms.sum(0) - 2 * (len(constants) + 2) * torch.finfo(torch.float64).eps * terms.abs().sum(0)
     return torch.where(total.isfinite(), total, -torch.inf)
 
 

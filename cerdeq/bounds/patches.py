@@ -6,6 +6,7 @@ under it, by the same rules as complete images.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cerdeq.bounds.graph import Program
+from cerdeq.rules import convolution
 from cerdeq.rules.convolution import paddings, pair
 from cerdeq.rules.interval import Interval
-from cerdeq.rules.linear import Backward, Pulled, linear, magnitude, slack
+from cerdeq.rules.linear import Backward, Pulled, conv2d_constant, linear, magnitude, slack
 from cerdeq.rules.operators import Operator
 
 _WINDOW_COPIES = 3  # of a window's coefficients beside their working copies: the boxes and lines under it
@@ -153,14 +155,45 @@ def _alike(patches: Patches, arguments: list[Any]) -> bool:
     return per_channel and all(tuple(box.center.shape[1:]) == image for box in boxes)
 
 
+@dataclass
+class _OverWindows(Backward):
+    """A sound pass over windows: constants are those of complete images, under each row's window."""
+
+    patches: Patches | None = None
+
+    def constant(self, name: str, compute: Callable[[], Any]) -> Any:
+        """Return `Backward.constant`, tensors of a tuple as [B K, *window], [B K, 1, *window] or [B K, 1]."""
+        value = super().constant(name, compute)
+        if not isinstance(value, tuple):
+            return value
+        assert self.patches is not None
+        images = [tensor.flatten(1, -3) for tensor in value if tensor.dim() > 2]
+        key = self.step, f"{name}/images"
+        if key not in self.constants:
+            self.constants[key] = torch.cat(images, dim=1)
+        under = iter(self.patches.under(self.constants[key]).split([image.shape[1] for image in images], dim=1))
+        rows = self.patches.top.shape[1]
+        return tuple(
+            next(under).unflatten(1, tensor.shape[1:-2]) if tensor.dim() > 2 else tensor.repeat_interleave(rows, 0)
+            for tensor in value
+        )
+
+
+def _over_windows(ctx: Backward, patches: Patches) -> Backward:
+    return _OverWindows(**vars(ctx), patches=patches)
+
+
 def _under(patches: Patches, x: Interval) -> Interval:
     return Interval(patches.under(x.center), patches.under(x.radius))
 
 
 def _pull_pixels(ctx: Backward, record: Operator, patches: Patches, arguments: list[Any], options: Any) -> Any:
     """Apply the rule of an operator that treats each pixel alike."""
-    ctx = replace(ctx, constants={})  # each row has boxes of its own
-    arguments = [_under(patches, arg) if isinstance(arg, Interval) else arg for arg in arguments]
+    if ctx.sound and record.by_constants:
+        ctx = _over_windows(ctx, patches)
+    else:
+        ctx = replace(ctx, constants={})  # each row has boxes of its own
+        arguments = [_under(patches, arg) if isinstance(arg, Interval) else arg for arg in arguments]
     pulled = record.backward(ctx, patches.values.flatten(0, 1).unsqueeze(1), *arguments, **options)  # type: ignore[misc]
     shape = patches.values.shape[:2]
     parts = [replace(patches, values=part.squeeze(1).unflatten(0, shape)) for part in pulled.coefficients]
@@ -183,10 +216,17 @@ def _pull_windows(
     top, left = patches.top * stride[0] - before[0], patches.left * stride[1] - before[1]
     below = Patches(empty, top, left, (image[0], image[1]))
     rows = patches.values.flatten(0, 1).unsqueeze(1)
-    ctx = replace(ctx, constants={})
-    pulled = record.backward(ctx, rows, _under(below, x), weight, bias, stride, 0, dilation, groups)
-    values = pulled.coefficients[0].squeeze(1).unflatten(0, shape) * below.inside()
-    return Pulled((replace(below, values=values),), pulled.constant.view(shape))  # type: ignore[arg-type]
+    if ctx.sound:
+        options = stride, padding, dilation, groups
+        constant = conv2d_constant(_over_windows(ctx, patches), rows, x, weight, bias, *options)
+        pulled = convolution.conv_transpose2d(rows.squeeze(1), weight, stride, 0, 0, groups, dilation)
+    else:
+        part = record.backward(
+            replace(ctx, constants={}), rows, _under(below, x), weight, bias, stride, 0, dilation, groups
+        )
+        pulled, constant = part.coefficients[0].squeeze(1), part.constant
+    values = pulled.unflatten(0, shape) * below.inside()
+    return Pulled((replace(below, values=values),), constant.view(shape))  # type: ignore[arg-type]
 
 
 def _grown(

@@ -11,7 +11,7 @@ from cerdeq.bounds.backward import Functional, chunked_lower_bound
 from cerdeq.bounds.forward import values_of
 from cerdeq.bounds.graph import Program
 from cerdeq.bounds.patches import Coefficients, one_hot
-from cerdeq.boxes import Box, narrowed
+from cerdeq.boxes import Box, narrowed, outward_ends
 from cerdeq.rules.interval import Context, Interval
 
 Tighter = Callable[[Box, Tensor, Callable[[Coefficients], list[Coefficients]]], Box]
@@ -101,7 +101,8 @@ def _tightened(
         return functional(one_hot(neurons, sign.expand(neurons.shape), box.center.shape[1:]))
 
     lower = chunked_lower_bound(program, values, rows, 2 * count, at, memory, are_units).to(box.center)
-    low, high = (end.flatten(1) for end in (box.lower, box.upper))
+    lower = lower - torch.finfo(lower.dtype).eps * lower.abs()  # down, from float64
+    low, high = (end.flatten(1) for end in outward_ends(box))
     low = low.scatter(1, index, torch.maximum(low.gather(1, index), lower[:, ::2]))
     high = high.scatter(1, index, torch.minimum(high.gather(1, index), -lower[:, 1::2]))
     return narrowed(box, low.view_as(box.center), high.view_as(box.center))

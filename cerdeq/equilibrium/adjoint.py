@@ -22,7 +22,7 @@ from cerdeq.boxes import Box
 from cerdeq.equilibrium.certificate import reachable_preactivation
 from cerdeq.equilibrium.recurrence import apply_lifted, apply_transposed, apply_weight
 from cerdeq.rules.interval import Interval
-from cerdeq.rules.linear import Backward, Pulled, dot, magnitude, slack
+from cerdeq.rules.linear import Backward, Pulled, dot, magnitude, rounded_constant, rounding_costs
 from cerdeq.rules.precision import uncounted_rounding
 from cerdeq.rules.relaxation import Lines, free_choice, line_share_name, lines, split_terms, through
 
@@ -42,26 +42,29 @@ def pull_back(ctx: Backward, coefficients: Tensor, h: Interval, weight: Tensor, 
     """
     assert ctx.output is not None, "the pass sets it"
     z = _without_inactive(ctx, ctx.output)
-    if iterations is None:
-        preactivation = reachable_preactivation(weight, h.box, z.box)
-    else:
-        preactivation = Box(*apply_lifted(weight, (z.center, z.radius), (h.center, h.radius)))
-    around = lines(ctx, preactivation)
+
+    def preactivation_and_lines() -> tuple[Box, Lines]:
+        if iterations is None:
+            box = reachable_preactivation(weight, h.box, z.box)
+        else:
+            box = Box(*apply_lifted(weight, (z.center, z.radius), (h.center, h.radius)))
+        return box, lines(ctx, box)
+
+    preactivation, around = ctx.constant("preactivation", preactivation_and_lines)
     line_share, splits = _line_share(ctx, coefficients), split_terms(ctx)
 
-    def step(multiplier: Tensor) -> Tensor:
-        pulled, _ = through(ctx, around, multiplier)
+    def step(pulled: Tensor) -> Tensor:
         following = coefficients + transposed(weight, pulled if splits is None else pulled - splits)
         return following if line_share is None else line_share * following
 
-    multiplier = coefficients
-    if iterations is None:
+    multiplier, steps = coefficients, iterations
+    if steps is None:
         with torch.no_grad(), uncounted_rounding():
             tolerance = _LEAF_TOLERANCE[z.radius.dtype] if ctx.splits else _TOLERANCE
-            multiplier = _settled(step, coefficients, z.radius, tolerance)
-        iterations = 0 if ctx.sound else _SEARCH_STEPS
-    for _ in range(iterations):
-        multiplier = step(multiplier)
+            multiplier = _settled(lambda m: step(_lower_slopes(around, m)), coefficients, z.radius, tolerance)
+        steps = 0 if ctx.sound else _SEARCH_STEPS
+    for _ in range(steps):
+        multiplier = step(through(ctx, around, multiplier)[0])
     if ctx.seen is not None:
         ctx.seen[ctx.step] = multiplier, around
     return _bound(ctx, coefficients, multiplier, around, weight, z, preactivation, splits)
@@ -80,6 +83,11 @@ def _line_share(ctx: Backward, coefficients: Tensor) -> Tensor | None:
     if ctx.choices is None and name not in ctx.slopes:
         return None
     return 1 - _SPARE * (1 - free_choice(ctx, name, coefficients.new_ones(coefficients[:, :1].shape)))
+
+
+def _lower_slopes(around: Lines, multiplier: Tensor) -> Tensor:
+    """Return D(L), without its constant and without a gradient."""
+    return (multiplier.abs() * around.gap).addcmul_(multiplier, around.mean)
 
 
 def _settled(step: Callable[[Tensor], Tensor], coefficients: Tensor, radius: Tensor, tolerance: float) -> Tensor:
@@ -109,20 +117,42 @@ def _bound(
     ctx: Backward, coefficients: Tensor, multiplier: Tensor, around: Lines, weight: Tensor, z: Interval,
     preactivation: Box, splits: Tensor | None = None,
 ) -> Pulled:  # fmt: skip
+    if ctx.sound:
+        return _sound_bound(ctx, coefficients, multiplier, around, weight, z, preactivation, splits)
     pulled, constant = through(ctx, around, multiplier)
-    if splits is not None:
-        pulled = pulled - splits
+    pulled = pulled if splits is None else pulled - splits
     residual = coefficients + transposed(weight, pulled) - multiplier
     constant = constant + dot(ctx, residual, z.center) - dot(ctx, residual.abs(), z.radius)
-    if ctx.sound:
-        size = magnitude(z)
-        reach = preactivation.center.abs() + preactivation.radius
-        constant = constant - slack(ctx, multiplier, reach, 4)
-        if splits is not None:
-            constant = constant - slack(ctx, splits, reach, 4)
-        constant = constant - slack(ctx, pulled, apply_weight(weight.abs(), size), weight[0].numel())
-        constant = constant - slack(ctx, residual, size, 8)
     return Pulled((pulled,), constant)
+
+
+def _sound_bound(
+    ctx: Backward, coefficients: Tensor, multiplier: Tensor, around: Lines, weight: Tensor, z: Interval,
+    preactivation: Box, splits: Tensor | None,
+) -> Pulled:  # fmt: skip
+    """Return what `_bound` does, the constant less the costs of rounding."""
+
+    def costs() -> dict[str, tuple[Tensor, Tensor]]:
+        size, terms = magnitude(z), weight[0].numel() + 8
+        reach = preactivation.center.abs() + preactivation.radius + around.offset.abs()
+        of_z, of_p = rounding_costs(size, 9), rounding_costs(reach, 5)  # one more each for the sums below
+        return {
+            "coefficients": of_z,
+            "splits": of_p,
+            "multiplier": (of_p[0] + of_z[0] - around.sign * around.half, of_p[1] + of_z[1]),
+            "pulled": rounding_costs(apply_weight(weight.abs(), size), 2 * terms),
+            "residual": (of_z[0] + z.radius, of_z[1]),
+        }
+
+    cost = ctx.constant("costs", costs)
+    pulled = _lower_slopes(around, multiplier)
+    constant = rounded_constant(ctx, multiplier, cost["multiplier"], around.half)
+    constant = constant + rounded_constant(ctx, coefficients, cost["coefficients"])
+    if splits is not None:
+        pulled, constant = pulled - splits, constant + rounded_constant(ctx, splits, cost["splits"])
+    residual = coefficients + transposed(weight, pulled) - multiplier
+    constant = constant + rounded_constant(ctx, pulled, cost["pulled"])
+    return Pulled((pulled,), constant + rounded_constant(ctx, residual, cost["residual"], z.center))
 
 
 def transposed(weight: Tensor, coefficients: Tensor) -> Tensor:

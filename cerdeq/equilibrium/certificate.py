@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cerdeq.bounds.host import is_host_reading
-from cerdeq.boxes import Box, narrowed
+from cerdeq.boxes import Box, narrowed, outward_ends
 from cerdeq.equilibrium.recurrence import apply_lifted, apply_weight, per_channel, per_example
 from cerdeq.equilibrium.refine import near_equilibrium
 from cerdeq.equilibrium.solver import solve_to_tolerance
@@ -85,7 +85,7 @@ def _perron_vector(matrix: Tensor, floor: float) -> Tensor:
 def _product_rounded_up(matrix: Tensor, v: Tensor, terms: int) -> Tensor:
     """Return at least A v, where A's entries are themselves sums, `terms` products in all, and one rounding more."""
     limits = torch.finfo(torch.float64)
-    return (matrix @ v) * (1 + (terms + 8) * limits.eps) + limits.tiny
+    return (matrix @ v) * (1 + (terms + 8) * limits.eps) + (terms + 8) * limits.tiny
 
 
 def interval_step(weight: Tensor, h: Box, z: Box) -> Box:
@@ -106,8 +106,8 @@ def preactivation_box(weight: Tensor, h: Box, z: Box) -> Box:
 def reachable_preactivation(weight: Tensor, h: Box, z: Box) -> Box:
     """Return `preactivation_box` cut by z's box: z = relu(p) makes p <= z, and p = z where z > 0."""
     p = preactivation_box(weight, h, z)
-    low = torch.where(z.lower > 0, torch.maximum(p.lower, z.lower), p.lower)
-    return narrowed(p, low, torch.minimum(p.upper, z.upper))
+    (low, high), (z_low, z_high) = outward_ends(p), outward_ends(z)
+    return narrowed(p, torch.where(z_low > 0, torch.maximum(low, z_low), low), torch.minimum(high, z_high))
 
 
 def verify_inclusion(weight: Tensor, h: Box, z: Box, v: Tensor) -> Tensor:
@@ -129,8 +129,7 @@ def verify_inclusion(weight: Tensor, h: Box, z: Box, v: Tensor) -> Tensor:
 def intersect_with_image(weight: Tensor, h: Box, z: Box) -> Box:
     """Return a proved box z intersected with F(z) a few times; the proof stays, since the equilibrium is in both."""
     for _ in range(_FINAL_STEPS):
-        image = interval_step(weight, h, z)
-        z = narrowed(z, image.lower, image.upper)
+        z = narrowed(z, *outward_ends(interval_step(weight, h, z)))
     return z
 
 

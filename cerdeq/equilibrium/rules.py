@@ -5,7 +5,7 @@ from torch import Tensor
 
 from cerdeq.bounds.patches import Coefficients, dense
 from cerdeq.bounds.tighten import Tighter
-from cerdeq.boxes import Box, narrowed
+from cerdeq.boxes import Box, narrowed, outward_ends
 from cerdeq.equilibrium.adjoint import pull_back, transposed
 from cerdeq.equilibrium.certificate import (
     intersect_with_image,
@@ -37,7 +37,7 @@ def _interval(ctx: Context, x: Interval, module: FixedPoint) -> Interval:
     start = relu_box(ctx, *h)
     if module.warm_start and clean is not None:
         start = clean.detach(), torch.zeros_like(clean)
-    preactivation = apply_lifted(weight, _iterate(ctx, module, weight, h, start), h)
+    preactivation = apply_lifted(weight, _lifted(ctx, module, weight, h, start), h)
     ctx.preactivations[ctx.step] = Box(*preactivation)
     return Interval(*relu_box(ctx, *preactivation), clean)
 
@@ -57,7 +57,7 @@ def _weight(ctx: Context, module: FixedPoint) -> Tensor:
     return ctx.saved[ctx.step]
 
 
-def _iterate(ctx: Context, module: FixedPoint, weight: Tensor, h: Ends, solution: Ends) -> Ends:
+def _lifted(ctx: Context, module: FixedPoint, weight: Tensor, h: Ends, solution: Ends) -> Ends:
     """Return the lifted equilibrium after the module's iterations from `solution`, differentiable as it says."""
     with torch.set_grad_enabled(module.unrolled and torch.is_grad_enabled()):
         for _ in range(module.iterations):
@@ -83,7 +83,7 @@ def _refine(tighter: Tighter, z: Interval, h: Interval, module: FixedPoint) -> I
         return [transposed(module.weight, rows), rows]
 
     p = tighter(p, crossing(p), functionals)
-    proved = intersect_with_image(weight, h_box, narrowed(proved, torch.relu(p.lower), torch.relu(p.upper)))
+    proved = intersect_with_image(weight, h_box, narrowed(proved, *(torch.relu(end) for end in outward_ends(p))))
     return Interval(proved.center.to(z.center), _rounded_up(proved.radius, proved.center, z.radius), z.clean)
 
 

@@ -72,7 +72,7 @@ def leaky_relu(ctx: Context, x: Interval, negative_slope: float = 0.01, inplace:
     lowest = torch.where(crossing, lowest.clamp(max=0), lowest)
     highest = torch.where(crossing, highest.clamp(min=0), highest)
     clean = None if x.clean is None else F.leaky_relu(x.clean, negative_slope)
-    return _between(ctx, lowest, highest, clean, reach=low.abs())
+    return _between(ctx, lowest, highest, clean, reach=low.abs() + high.abs())
 
 
 def _between(ctx: Context, low: Tensor, high: Tensor, clean: Tensor | None, reach: Tensor | float = 0.0) -> Interval:

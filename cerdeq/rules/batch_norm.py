@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from cerdeq.rules.interval import Context, Interval, widen_sum, widen_terms
-from cerdeq.rules.linear import Backward, Pulled, dot, magnitude, per_row, slack
+from cerdeq.rules.linear import Backward, Pulled, magnitude, per_row, rounded_constant, rounding_costs
 
 Statistics = tuple[Tensor, Tensor]  # mean and variance of each channel, [C]
 
@@ -51,11 +51,16 @@ def backward(
     mean, scale, shift = _normalisation(statistics, weight, bias, eps, x.center)
     offset = shift - mean * scale
     if ctx.sound:
-        reach = ctx.constant("reach", lambda: magnitude(x) + mean.abs())
-        lost = _loses_digits(statistics[1], eps).view(scale.shape)
-        result = ctx.constant("largest", lambda: torch.where(lost, torch.inf, reach * scale.abs() + shift.abs()))
-        constant = dot(ctx, coefficients, offset.expand_as(x.center)) - slack(ctx, coefficients, result, 8)
-        constant = constant - 2 * dot(ctx, coefficients.abs(), torch.finfo(reach.dtype).tiny * reach)
+
+        def costs() -> tuple[Tensor, Tensor]:
+            reach = magnitude(x) + mean.abs()
+            result = reach * scale.abs() + shift.abs()
+            lost = _loses_digits(statistics[1], eps).view(scale.shape)
+            each, rest = rounding_costs(torch.where(lost, torch.inf, result), 8)
+            return each + 2 * torch.finfo(reach.dtype).tiny * reach, rest  # a scale may be rounded to 0
+
+        everywhere = offset.expand(len(coefficients), *coefficients.shape[2:])
+        constant = rounded_constant(ctx, coefficients, ctx.constant("costs", costs), everywhere)
     else:
         constant = (coefficients.flatten(2).unflatten(2, (len(shift.flatten()), -1)).sum(3) * offset.flatten()).sum(2)
     return Pulled((coefficients * per_row(scale),), constant)

@@ -109,7 +109,7 @@ def widen_sum(ctx: Context, radius: Tensor, terms: int, offset: Tensor | None = 
     if not ctx.sound:
         return radius
     limits = torch.finfo(radius.dtype)
-    radius = radius + 2 * limits.tiny
+    radius = radius + 2 * (terms + 4) * limits.tiny
     return radius if offset is None else radius + (terms + 4) * limits.eps * offset.abs()
 
 
@@ -157,11 +157,11 @@ def specified_linear(ctx: Context, x: Interval, spec: Tensor, weight, bias=None)
         products = _rounding_factor(spec.shape[2], radius.dtype)
         radius = radius + products * margins(size, spec.abs() @ weight.abs())
         # Of products of spec and weights, and of numbers of spec, that are rounded to a subnormal number or 0.
-        radius = radius + limits.tiny * (size @ (1 + weight.abs().sum(0))).unsqueeze(1)
+        radius = radius + spec.shape[2] * limits.tiny * (size @ (1 + weight.abs().sum(0))).unsqueeze(1)
         if bias is not None:
-            radius = radius + products * (spec.abs() @ bias.abs())
+            radius = radius + (terms + spec.shape[2] + 4) * limits.eps * (spec.abs() @ bias.abs())
             radius = radius + limits.tiny * bias.abs().sum()
-    return Interval(center, widen_sum(ctx, radius, terms), clean)
+    return Interval(center, widen_sum(ctx, radius, terms * spec.shape[2]), clean)
 
 
 def specified(ctx: Context, x: Interval, spec: Tensor) -> Interval:

@@ -47,6 +47,8 @@ class Operator:
         argument or is made of a "single" one; None where neither is known.
     local: whether a pixel of the result comes from one "pixel" of an image, treated like every other, or from a
         "window" as of conv2d; None where neither is known.
+    by_constants: whether the sound backward rule reads boxes in `Backward.constant` alone, which returns a tuple; then
+        windows of an image need no boxes of their own.
     broadcasts: whether arguments of several shapes are broadcast.
     view: whether the result may share its input's memory.
     """
@@ -64,6 +66,7 @@ class Operator:
     allowed: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     affine: Literal["sums", "single"] | None = None
     local: Literal["pixel", "window"] | None = None
+    by_constants: bool = False
     broadcasts: bool = False
     view: bool = False
 
@@ -126,15 +129,15 @@ TABLE = (
     Operator(
         "batch_norm", batch_norm.interval, (F.batch_norm,),
         {nn.BatchNorm1d: _batch_norm_arguments, nn.BatchNorm2d: _batch_norm_arguments},
-        backward=batch_norm.backward, points=batch_norm.points, affine="single", local="pixel",
+        backward=batch_norm.backward, points=batch_norm.points, affine="single", local="pixel", by_constants=True,
     ),
     Operator(
         "relu", activations.relu, (F.relu, torch.relu, Tensor.relu), {nn.ReLU: _options()},
-        backward=relaxation.relu, unsettled=crossing, preactivation=_first, local="pixel",
+        backward=relaxation.relu, unsettled=crossing, preactivation=_first, local="pixel", by_constants=True,
     ),
     Operator(
         "leaky_relu", activations.leaky_relu, (F.leaky_relu,), {nn.LeakyReLU: _options("negative_slope")},
-        backward=relaxation.leaky_relu, unsettled=crossing, preactivation=_first, local="pixel",
+        backward=relaxation.leaky_relu, unsettled=crossing, preactivation=_first, local="pixel", by_constants=True,
     ),
     Operator(
         "max_pool2d", activations.max_pool2d, (F.max_pool2d, torch.max_pool2d),

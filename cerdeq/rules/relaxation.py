@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cerdeq.boxes import Box
+from cerdeq.boxes import Box, outward_ends
 from cerdeq.rules.interval import Interval, pair
-from cerdeq.rules.linear import Backward, Pulled, dot, magnitude, per_row, slack
+from cerdeq.rules.linear import Backward, Pulled, dot, magnitude, per_row, rounding_costs, slack
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Lines:
 
     All [B, *shape], the free slope [B, 1 or K, *shape]. f lies below the chord where `convex`, above it otherwise.
     low, high: the interval, cut where the pass says of which sign p is.
+    mean, gap: of the slopes, their mean and half of lower less upper, both [B, 1 or K, *shape].
     """
 
     slope: Tensor
@@ -28,6 +29,18 @@ class Lines:
     low: Tensor
     high: Tensor
     negative_slope: float
+    mean: Tensor
+    gap: Tensor
+
+    @property
+    def sign(self) -> int:
+        """-1 if the chord is the upper line, 1 if it is the lower one."""
+        return -1 if self.convex else 1
+
+    @property
+    def half(self) -> Tensor:
+        """Half the chord's offset."""
+        return self.offset / 2
 
     def distance(self, p: Tensor, upper: Tensor) -> Tensor:
         """Return how far the line on one side, above f where `upper`, is from f at p [B, *shape], for one row."""
@@ -41,9 +54,9 @@ def lines(ctx: Backward, box: Box, negative_slope: float = 0.0) -> Lines:
 
     If 0 is not inside the interval, or ctx.splits fixes the sign of p, all lines are the function itself. The free
     slope lies between `negative_slope` and 1: as ctx.slopes says, else at the end with the smaller enclosed area.
-    Slopes and offsets are rounded to nearest, an error for the `slack` of whoever uses them.
+    Offsets are rounded away from the function if `ctx.sound`; slopes may be rounded, an error for `slack`.
     """
-    low, high = _cut(ctx, box.lower, box.upper)
+    low, high = _cut(ctx, *(outward_ends(box) if ctx.sound else (box.lower, box.upper)))
     # Factors of 0 and 1, not masks: compiled CPU code takes 50 times as long to store booleans as floats.
     below, above = low.clamp(max=0), high.clamp(min=0)
     crossing = torch.sign(above) * torch.sign(-below)
@@ -55,10 +68,14 @@ def lines(ctx: Backward, box: Box, negative_slope: float = 0.0) -> Lines:
     gaps = (1 - slope) * above, (negative_slope - slope) * below
     offset = crossing * (torch.maximum(*gaps) if convex else torch.minimum(*gaps))
     if ctx.sound:
+        limits = torch.finfo(offset.dtype)
+        away = crossing * (8 * limits.eps * (gaps[0].abs() + gaps[1].abs() + above - below) + limits.tiny)
+        offset = offset + away if convex else offset - away
         offset = torch.where(low <= high, offset, torch.nan)  # not a box
     share = free_choice(ctx, ctx.step, per_row((high > -low).to(low)))
     free = per_row(exact) + per_row(crossing) * (negative_slope + share * (1 - negative_slope) - per_row(exact))
-    return Lines(slope, offset, free, convex, low, high, negative_slope)
+    mean, gap = (free + per_row(slope)) / 2, (per_row(slope) - free) * ((-1 if convex else 1) / 2)
+    return Lines(slope, offset, free, convex, low, high, negative_slope, mean, gap)
 
 
 def _cut(ctx: Backward, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,13 +121,11 @@ def through(ctx: Backward, around: Lines, coefficients: Tensor, sizes: Tensor | 
     Positive ones take the lower line, negative ones the upper: the lines' mean times the coefficients, and half their
     difference times the magnitudes. sizes: |coefficients|, where they are at hand.
     """
-    chord, sign = per_row(around.slope), -1 if around.convex else 1
-    mean, gap = (around.free + chord) / 2, (chord - around.free) * (sign / 2)
     if not ctx.sound:
-        return _Through.apply(coefficients, mean, gap, around.offset / 2, sign)
-    sizes, half = coefficients.abs() if sizes is None else sizes, around.offset / 2
-    constant = dot(ctx, coefficients, half) + sign * dot(ctx, sizes, half)
-    return (coefficients * mean).addcmul_(sizes, gap), constant
+        return _Through.apply(coefficients, around.mean, around.gap, around.half, around.sign)
+    sizes = coefficients.abs() if sizes is None else sizes
+    constant = dot(ctx, coefficients, around.half) + around.sign * dot(ctx, sizes, around.half)
+    return (coefficients * around.mean).addcmul_(sizes, around.gap), constant
 
 
 class _Through(torch.autograd.Function):
@@ -136,7 +151,7 @@ class _Through(torch.autograd.Function):
         shared = of_constant * per_row(half)
         of_a = of_pulled * mean + shared + signs * (of_pulled * gap + ctx.sign * shared)
         products = of_pulled * a
-        of_half = (of_constant * (a + ctx.sign * a.abs())).sum(1)
+        of_half = (of_constant * (a + ctx.sign * a.abs())).sum(1) if ctx.needs_input_grad[3] else None
         return of_a, products.sum_to_size(mean.shape), (products * signs).sum_to_size(gap.shape), of_half, None
 
 
@@ -147,12 +162,31 @@ def leaky_relu(
     around = ctx.constant("lines", lambda: lines(ctx, x.box, negative_slope))
     if ctx.seen is not None:
         ctx.seen[ctx.step] = coefficients, around
-    sizes = coefficients.abs() if ctx.sound else None
-    pulled, constant = through(ctx, around, coefficients, sizes)
-    size = magnitude(x) * max(1.0, abs(negative_slope))
+    if ctx.sound:
+        pulled, constant = _sound_through(ctx, around, coefficients, x)
+    else:
+        pulled, constant = through(ctx, around, coefficients)
     if (splits := split_terms(ctx)) is not None:
-        pulled, constant = pulled - splits, constant - slack(ctx, splits, size, 4)
-    return Pulled((pulled,), constant - slack(ctx, coefficients, size, 4, sizes))
+        pulled, constant = pulled - splits, constant - slack(ctx, splits, _reach(around, x), 4)
+    return Pulled((pulled,), constant)
+
+
+def _sound_through(ctx: Backward, around: Lines, coefficients: Tensor, x: Interval) -> tuple[Tensor, Tensor]:
+    """Return what `through` does, the constant less the costs of rounding, in fewer passes over coefficients."""
+
+    def weights() -> tuple[Tensor, ...]:
+        costs, rest = rounding_costs(_reach(around, x), 5)  # one more for the difference below
+        return around.mean, around.gap, around.half, around.sign * around.half - costs, rest
+
+    mean, gap, half, of_sizes, rest = ctx.constant("weights", weights)
+    sizes = coefficients.abs()
+    constant = dot(ctx, coefficients, half) + dot(ctx, sizes, of_sizes) - rest
+    return sizes.mul_(gap).addcmul_(coefficients, mean), constant
+
+
+def _reach(around: Lines, x: Interval) -> Tensor:
+    """Return the largest magnitudes on the lines around an activation."""
+    return magnitude(x) * max(1.0, abs(around.negative_slope)) + around.offset.abs()
 
 
 def relu(ctx: Backward, coefficients: Tensor, x: Interval, inplace: bool = False) -> Pulled:
@@ -169,7 +203,7 @@ def max_pool2d(
     From above by the same element if its lower end reaches every other's upper end, else by the largest upper end, a
     constant (Singh et al. 2019).
     """
-    low, high = x.box.lower, x.box.upper
+    low, high = outward_ends(x.box) if ctx.sound else (x.box.lower, x.box.upper)
     windows = Windows(coefficients.shape[3:], kernel_size, stride or kernel_size, padding, dilation)
     floor, element = windows.of(low.clamp(min=torch.finfo(low.dtype).min), -torch.inf).max(4)
     lows, highs = windows.of(low, -torch.inf), windows.of(high, -torch.inf)
@@ -179,7 +213,7 @@ def max_pool2d(
     ceiling = torch.where(proper, ceiling, torch.nan)
     positive, negative = coefficients.clamp(min=0), coefficients.clamp(max=0)
     pulled = windows.scattered(positive + negative * per_row(decided.to(coefficients)), element, low.shape[2:])
-    size = windows.of(magnitude(x), 0).amax(4)
+    size = torch.maximum(windows.of(magnitude(x), 0).amax(4), ceiling.abs())
     return Pulled((pulled,), dot(ctx, negative, ceiling) - slack(ctx, coefficients, size, highs.shape[4]))
 
 

@@ -1,5 +1,6 @@
 """Projected gradient descent (Madry et al. 2018): `last_point` attacks in training, `worst_point` in evaluation."""
 
+import itertools
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -50,17 +51,21 @@ def worst_point(
     logits = torch.cat([_logits(model, part) for part in x.split(at_once)])
     worst, smallest, others = x.clone(), margins(logits, labels), rank_classes(logits, labels)
     correct = ~_falsified(logits, smallest)
-    for restart in range(settings.attack_restarts):
-        for number, objective in enumerate(objectives(settings.attack, logits.shape[1])):
-            targets = correct.nonzero()[:, 0]
-            if not len(targets):
-                return worst
-            for rows in targets.split(at_once):
-                start = noise((seed, restart, number), indices[rows], x.shape[1:]).to(x, non_blocking=True)
-                search = _ascend_many(model, objective, x[rows], labels[rows], others[rows], eps, settings, start)
-                points, margin, falsified = search
-                _replace_worse(worst, smallest, rows, points, margin, margin < smallest[rows])
-                correct[rows] = ~falsified
+    functions = objectives(settings.attack, logits.shape[1])
+    ascents = list(itertools.product(range(settings.attack_restarts), range(len(functions))))
+    done = 0
+    while done < len(ascents) and len(targets := correct.nonzero()[:, 0]):
+        # Few examples ascend several times at once, but never more often than they have before: some of it is in vain.
+        group = ascents[done : done + max(1, min(done, at_once // len(targets)))]
+        done += len(group)
+        for rows in targets.split(at_once):
+            starts = [noise((seed, *ascent), indices[rows], x.shape[1:]) for ascent in group]
+            each = rows.repeat(len(group))
+            climb = [functions[number] for _, number in group], x[each], labels[each], others[each]
+            results = _ascend_many(model, *climb, eps, settings, torch.cat(starts).to(x, non_blocking=True))
+            for points, margin, falsified in zip(*(part.split(len(rows)) for part in results), strict=True):
+                _replace_worse(worst, smallest, rows, points, margin, correct[rows] & (margin < smallest[rows]))
+                correct[rows] &= ~falsified
     return worst
 
 
@@ -71,10 +76,10 @@ def noise(seeds: tuple[int, ...], indices: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _ascend_many(
-    model: nn.Module, objective: Objective, x: Tensor, labels: Tensor, others: Tensor, eps: Fraction,
+    model: nn.Module, functions: list[Objective], x: Tensor, labels: Tensor, others: Tensor, eps: Fraction,
     settings: EvaluationSettings, start: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Ascend from `start` (in units of the box) by all steps of one restart.
+    """Ascend from `start` (in units of the box) by all steps of one restart, equally many examples by each function.
 
     A falsified example leaves the batch when the host next reads from the device.
 
@@ -87,12 +92,14 @@ def _ascend_many(
     worst, smallest = x.clone(), torch.full_like(labels, torch.inf, dtype=x.dtype)
     falsified = torch.zeros_like(labels, dtype=torch.bool)
     rows = torch.arange(len(x), device=x.device)
+    choice = (rows // (len(x) // len(functions)))[None]
     keep(model, None)
     for step in range(steps + 1):
         point.requires_grad_(step < steps)
         with torch.set_grad_enabled(step < steps):
             logits = model(point)
-            height = objective(logits, labels, others).sum()
+            heights = torch.stack([function(logits, labels, others) for function in functions])
+            height = heights.gather(0, choice).sum()
         current, margin = point.detach(), margins(logits.detach(), labels)
         worse = (margin < smallest[rows]) & ~falsified[rows]
         _replace_worse(worst, smallest, rows, current, margin, worse)
@@ -106,6 +113,7 @@ def _ascend_many(
         point = _step(current, gradient, settings.attack_step * radius * (1 - step / steps), low, high)
         if len(stay) < len(rows):
             rows, point, low, high, labels, others = (part[stay] for part in (rows, point, low, high, labels, others))
+            choice = choice[:, stay]
             keep(model, stay)
     return worst, smallest, falsified
 

@@ -55,6 +55,20 @@ def test_steps_go_up_by_their_size_and_stay_within_the_ends():
     assert not point.requires_grad
 
 
+def test_ascents_at_once_give_the_points_of_one_after_the_other(monkeypatch):
+    """Also of examples that an early ascent of a group falsifies."""
+    model, x = small_network(4), images(6)
+    labels, settings = predicted(model, x), {"attack": "all", "attack_steps": 6, "attack_restarts": 4}
+    sizes, ascend_many = [], pgd._ascend_many
+    monkeypatch.setattr(pgd, "_ascend_many", lambda *given: sizes.append(len(given[1])) or ascend_many(*given))
+    together = attack_points(model, x, labels, **settings)
+    assert max(sizes) > 2
+    monkeypatch.setitem(pgd._AT_ONCE, "cpu", 1)
+    sizes.clear()
+    torch.testing.assert_close(attack_points(model, x, labels, **settings), together)
+    assert set(sizes) == {1} and 0 < (margins_at(model, together, labels) < 0).sum() < len(x)
+
+
 def test_starts_depend_on_the_seeds_and_each_image_alone():
     shape, indices = torch.Size((1, 4, 4)), torch.tensor([7, 3, 1000])
     starts = noise((5, 0, 0), indices, shape)
