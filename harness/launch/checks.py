@@ -27,6 +27,6 @@ def check_sweep(
         has_gpu = best_device().type == "cuda"
     sweep = load_sweep(path, profile, has_gpu, assignments)
     data = load(sweep.dataset, data_dir, writes)
-    # raises InputError if there are fewer images than a batch or the validation set needs
-    split_images(max(sweep.trials, key=lambda config: config.train.batch_size), data)
+    for config in sweep.trials:  # raises InputError if there are fewer images than a batch or a validation set needs
+        split_images(config, data)
     return sweep, data.summary() | {"title": data.info.title}, has_gpu
