@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +70,11 @@ def _flatten(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors in a value with their names; whatever is no tensor is left out."""
     if isinstance(value, Tensor):
         yield name, value.detach()
-    inside = (
-        value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
-    )
+    inside: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        inside = value.items()
+    elif isinstance(value, list | tuple):
+        inside = enumerate(value)
     for key, inner in inside:
         yield from _flatten(inner, f"{name}.{key}" if name else str(key))
 
@@ -125,7 +127,7 @@ def _normalisation(tensors: Tensors, expected: Tensors, checkpoint: Checkpoint) 
         return {}
     are_enough = mean is None or len(mean) == channels
     require("mean", mean, are_enough, f"{channels} number{'s' if channels > 1 else ''}, one for each channel")
-    values = {_MEAN: mean or (0.0,) * channels, _STD: std or (1.0,) * channels}
+    values = {_MEAN: mean or [0.0] * channels, _STD: std or [1.0] * channels}
     return {name: torch.tensor(numbers).view_as(expected[name]) for name, numbers in values.items()}
 
 

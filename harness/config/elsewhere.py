@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -30,11 +30,11 @@ class Checkpoint:
     keys: Keys = "by-name"
     """How tensors are matched to the network's: 'by-name', or 'by-order', which takes names of the file in any
     spelling, but as many tensors as the network has, in its order, of the same shapes."""
-    ignore: tuple[str, ...] = ()
+    ignore: list[str] = field(default_factory=list)
     """Tensors of the file that are not loaded, by their names in the file."""
-    mean: tuple[float, ...] | None = None
+    mean: list[float] | None = None
     """The network sees (pixel - mean) / std, pixels in [0, 1]: a mean for each channel. Null for 0."""
-    std: tuple[float, ...] | None = None
+    std: list[float] | None = None
     """A standard deviation for each channel, beside `mean`. Null for 1."""
     sha256: str = ""
     """The SHA-256 of the file; another file is refused. Empty for any file."""
@@ -44,9 +44,6 @@ class Checkpoint:
         require("keys", self.keys, self.keys in get_args(Keys), "'by-name' or 'by-order'")
         is_digest = not self.sha256 or re.fullmatch("[0-9a-f]{64}", self.sha256) is not None
         require("sha256", self.sha256, is_digest, "64 hexadecimal digits in lower case, or nothing")
-        for name in ("mean", "std", "ignore"):
-            if (value := getattr(self, name)) is not None:
-                object.__setattr__(self, name, tuple(value))
         mean, std = self.mean, self.std
         are_pairs = (mean is None) == (std is None) and len(mean or ()) == len(std or ())
         require("std", std, are_pairs, f"as many numbers as mean, {mean}")

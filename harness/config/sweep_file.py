@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from functools import partial
 from inspect import Parameter
+from os.path import abspath
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,9 @@ def _expand(
 ) -> Sweep:
     """Return the sweep that a file's content describes. Raises InputError, whose lines begin with `source`.
 
-    path: of the file, to which checkpoints are relative. note: ends each line. original: the sweep without `--set`. Trials that it has under no seed have the mark in their
-    profile, which is part of keys and stands over tables, so that no changed trial is mistaken for the file's.
+    path: of the file, to which checkpoints are relative. note: ends each line. original: the sweep without `--set`.
+    Trials that it has under no seed have the mark in their profile, which is part of keys and stands over tables, so
+    that no changed trial is mistaken for the file's.
     """
     sweep = parse_keys(content, profile, source, note)
     try:
@@ -198,7 +200,7 @@ def _resolve_elsewhere(
 
 def _checkpoint_file(directory: Path, entry: TrialEntry) -> Path:
     """Return the file of an entry's checkpoint. directory: of the sweep file."""
-    return (directory / entry.checkpoint.file).absolute() if entry.checkpoint else Path()
+    return Path(abspath(directory / entry.checkpoint.file)) if entry.checkpoint else Path()
 
 
 def _candidate(
