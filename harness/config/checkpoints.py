@@ -2,6 +2,7 @@
 
 import io
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def read_weights(path: Path, config: TrialConfig) -> Tensors:
         tensors = _select(_load(content, checkpoint), checkpoint)
         return _match(tensors, network.state_dict(), checkpoint)
     except InputError as error:
-        raise InputError(f"checkpoint: {path}: {error}, as {config.model!r} has it") from None
+        raise InputError(f"checkpoint: {path}: {error} (network {config.model!r})") from None
 
 
 def _load(content: bytes, checkpoint: Checkpoint) -> Tensors:
@@ -54,7 +55,8 @@ def _load(content: bytes, checkpoint: Checkpoint) -> Tensors:
             raise InputError(f"found a damaged safetensors file ({error_line(error)}), allowed: a whole one") from None
     allowed = "a safetensors file, or a torch file of tensors alone: torch.save(network.state_dict(), FILE)"
     try:
-        loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # such as that tensors are sparse
+            loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         return dict(_flatten(loaded, ""))
     except Exception as error:
         code = re.search(r"GLOBAL (\S+)", str(error))
@@ -98,7 +100,7 @@ def _match(tensors: Tensors, expected: Tensors, checkpoint: Checkpoint) -> Tenso
     tensors = _normalisation(tensors, expected, checkpoint) | tensors
     if missing := [name for name in expected if name not in tensors]:
         hint = "" if checkpoint.keys == "by-order" else ", or `keys: by-order`"
-        names = _names(tensors.keys() - {_MEAN, _STD})
+        names = _names(name for name in tensors if name not in (_MEAN, _STD))
         raise InputError(f"found no tensor {missing[0]} but {names}, allowed: {_kind(expected[missing[0]])}{hint}")
     if unexpected := [name for name in tensors if name not in expected]:
         allowed = f"{_names(expected)}; list a tensor that is not needed in `ignore`"

@@ -118,7 +118,7 @@ def test_published_numbers_survive_json_and_decide_no_key():
     assert from_dict(json.loads(json.dumps(to_dict(published)))).source == source
     assert published == elsewhere and trial_key(published, FINGERPRINT) == trial_key(elsewhere, FINGERPRINT)
     assert identity(published) == identity(elsewhere) and digest_content(published) == digest_content(elsewhere)
-    with pytest.raises(SettingError, match="source: .* the network is trained here"):
+    with pytest.raises(SettingError, match=r"source: .* the network is trained here"):
         dataclasses.replace(GOLDEN, source=source)
 
 
