@@ -7,8 +7,6 @@ from torch import nn
 from baselines.registry import register
 from cerdeq.layers import Named, Shape, scale_channels
 
-_Convolution = tuple[int, int, int]  # channels at width 1, stride, padding; kernels are 4x4
-
 
 @register("fc")
 def fc(shape: Shape, classes: int, width: float = 1.0, hidden: list[int] | None = None) -> nn.Sequential:
@@ -28,28 +26,20 @@ def cnn_a(shape: Shape, classes: int, width: float = 1.0) -> nn.Sequential:
 
     Two 4x4 convolutions of 16 and 32 channels, stride 2 and padding 1, a linear layer of 100, the classifier.
     """
-    return _network(shape, classes, width, [(16, 2, 1), (32, 2, 1)], [100])
+    return _network(shape, classes, width, [16, 32], [100])
 
 
-@register("convplus")
-def convplus(shape: Shape, classes: int, width: float = 1.0) -> nn.Sequential:
-    """Return CONV+ of Jovanović et al. (TMLR 2022), also DM-Small of Gowal et al. (2018).
+def _network(shape: Shape, classes: int, width: float, convolutions: list[int], hidden: list[int]) -> nn.Sequential:
+    """Return convolutions, flattening, linear layers and the classifier, with ReLUs between.
 
-    Two 4x4 convolutions of 16 and 32 channels, strides 2 and 1, no padding, a linear layer of 100, the classifier.
+    convolutions, hidden: channels and units at width 1. Convolutions are 4x4, of stride 2 and padding 1.
     """
-    return _network(shape, classes, width, [(16, 2, 0), (32, 1, 0)], [100])
-
-
-def _network(
-    shape: Shape, classes: int, width: float, convolutions: list[_Convolution], hidden: list[int]
-) -> nn.Sequential:
-    """Return convolutions, flattening, linear layers of `hidden` units and the classifier, with ReLUs between."""
     layers: Named = []
     channels, side = shape[0], shape[1]
-    for number, (base, stride, padding) in enumerate(convolutions, start=1):
-        outputs = scale_channels(base, width)
-        layers += [(f"conv{number}", nn.Conv2d(channels, outputs, 4, stride, padding)), (f"relu{number}", nn.ReLU())]
-        channels, side = outputs, (side + 2 * padding - 4) // stride + 1
+    for number, base in enumerate(convolutions, start=1):
+        convolution = nn.Conv2d(channels, scale_channels(base, width), 4, stride=2, padding=1)
+        layers += [(f"conv{number}", convolution), (f"relu{number}", nn.ReLU())]
+        channels, side = convolution.out_channels, side // 2
     layers.append(("flatten", nn.Flatten()))
     features = channels * side * side
     for number, base in enumerate(hidden, start=1):

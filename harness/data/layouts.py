@@ -119,7 +119,7 @@ def mat_files(info: Dataset, folder: Path) -> Source | None:
         from scipy.io import loadmat
 
         content = loadmat(path, variable_names=["X", "y"])
-        return content["X"].transpose(3, 2, 0, 1), content["y"].reshape(-1) % 10
+        return np.ascontiguousarray(content["X"].transpose(3, 2, 0, 1)), content["y"].reshape(-1) % 10
 
     train_shard, test_shard = (Shard((path,), partial(read, path)) for path in (train, test))
     return Source(folder, (train_shard,), (test_shard,))
