@@ -225,9 +225,10 @@ def _run(
     _print_left_out(study, trials, console)
     for trial in study.trials:
         folder.claim(study.trial_dirs[trial.key], trial)
-        if trial in trials and trial.config.checkpoint is not None:
-            path = study.sweep.checkpoints[trial.config.checkpoint.sha256]
-            folder.copy_checkpoint(trial.config.checkpoint, path, study.trial_dirs[trial.key] / folder.SOURCE)
+    for trial in trials:
+        if (checkpoint := trial.config.checkpoint) is not None:
+            path = study.sweep.checkpoints[checkpoint.sha256]
+            folder.copy_checkpoint(checkpoint, path, study.trial_dirs[trial.key] / folder.SOURCE)
     study.shared.push_trials()
     shutil.rmtree(sweep_dir / RAY_STATE, ignore_errors=True)  # of a driver that was killed
     for directory in (sweep_dir, sweep_dir / up_to_date.FIGURES):

@@ -19,7 +19,7 @@ from harness.analysis.columns import COLUMNS, ERRORS, INTEGER, Column
 from harness.analysis.trials import CHOSEN, LABEL, PUBLISHED, read_trials, setting_columns
 from harness.config.elsewhere import TRAINED_ELSEWHERE
 from harness.config.settings import STAGES, Radius
-from harness.config.trial import FULL_PROFILE
+from harness.config.trial import FULL_PROFILE, is_of_training
 from harness.errors import InputError
 from harness.storage import names
 
@@ -53,7 +53,12 @@ class Section:
 
     def _differing(self, columns: list[str]) -> list[str]:
         own = self.rows[self.rows["source"].isna()]
-        return [name for name in columns if own[name].nunique(dropna=False) > 1]
+        trained = own[own["method"] != TRAINED_ELSEWHERE]
+
+        def differs(name: str) -> bool:
+            return (trained if is_of_training(name) else own)[name].nunique(dropna=False) > 1
+
+        return [name for name in columns if differs(name)]
 
     @property
     def published(self) -> list[bool]:
@@ -251,13 +256,13 @@ def _notes(profile: str, trials: pd.DataFrame, is_full_size: bool) -> list[str]:
         texts = ("all" if pd.isna(value) else f"{value:,}" for value in values.drop_duplicates().sort_values())
         return " or ".join(texts)
 
-    images, held_out = trials["train_images"], trials["validation_images"]
-    tests = trials["evaluation.test_images"][held_out == 0]
     is_elsewhere = trials["method"] == TRAINED_ELSEWHERE
     trained = trials[~is_elsewhere]
+    images, held_out = trained["train_images"], trials["validation_images"]
+    tests = trials["evaluation.test_images"][held_out == 0]
     size = f"width {span(trials['width'])}"
     if len(trained):
-        size += f", train images {span(trained['train_images'])}, epochs {span(trained['train.epochs'])}"
+        size += f", train images {span(images)}, epochs {span(trained['train.epochs'])}"
     which = "All" if (held_out > 0).all() else "Some"
     chosen = trials.drop_duplicates("row")[CHOSEN] if CHOSEN in trials else pd.Series(dtype=object)
     searched = f"{'All' if chosen.notna().all() else 'Some'} rows' settings were chosen by a search"

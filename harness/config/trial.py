@@ -118,10 +118,15 @@ def identity(config: TrialConfig) -> str:
 def rows(configs: Sequence[TrialConfig]) -> list[str]:
     """Return the name of each config's row, with the settings in which the configs differ."""
     settings = [flat_settings(config) for config in configs]
-    names = settings[0] if settings else []
-    differing = [name for name in names if any(own[name] != settings[0][name] for own in settings)]
+    trained = [own for config, own in zip(configs, settings, strict=True) if not config.is_trained_elsewhere]
+
+    def differs(name: str) -> bool:
+        users = trained if is_of_training(name) else settings
+        return any(own[name] != users[0][name] for own in users)
+
+    differing = [name for name in (settings[0] if settings else []) if differs(name)]
     differences = [
-        {name: own[name] for name in differing if not (config.is_trained_elsewhere and _is_of_training(name))}
+        {name: own[name] for name in differing if not (config.is_trained_elsewhere and is_of_training(name))}
         for config, own in zip(configs, settings, strict=True)
     ]
     return [_row(config, own) for config, own in zip(configs, differences, strict=True)]
@@ -152,11 +157,11 @@ def flat_settings(config: TrialConfig) -> dict[str, Any]:
     settings = {name: value for name, value in to_dict(config).items() if name not in left_out}
     flat = flatten(settings) | {"plugins": plugins}
     if config.is_trained_elsewhere:
-        flat |= {name: None for name in flat if _is_of_training(name)}
+        flat |= {name: None for name in flat if is_of_training(name)}
     return flat
 
 
-def _is_of_training(setting: str) -> bool:
+def is_of_training(setting: str) -> bool:
     """Return whether a setting, by its flat name, matters in training alone."""
     return setting == "train_images" or setting.startswith("train.")
 

@@ -125,10 +125,11 @@ def test_published_numbers_survive_json_and_decide_no_key():
 def test_the_label_of_a_network_trained_elsewhere_names_its_file_and_no_recipe():
     elsewhere = changed(GOLDEN, "checkpoint", OTHER["checkpoint"])
     other = dataclasses.replace(elsewhere, checkpoint=dataclasses.replace(elsewhere.checkpoint, prefix="other."))
-    mixed = dataclasses.replace(GOLDEN, train=TrainSettings())
-    names = labels([elsewhere, other, mixed])
-    assert len(set(names)) == 3 and all("checkpoint=net.pt@" in name for name in names[:2])
-    assert "train." not in names[0] and "train.epochs=160" in names[2]
+    trained = [GOLDEN, dataclasses.replace(GOLDEN, train=dataclasses.replace(GOLDEN.train, kappa=0.25))]
+    names = labels([elsewhere, other, *trained])
+    assert len(set(names)) == 4 and all("checkpoint=net.pt@" in name for name in names[:2])
+    assert "train." not in names[0] and names[3].endswith(" train.kappa=0.25 seed 3")
+    assert labels([elsewhere, GOLDEN])[1] == GOLDEN.label
     assert elsewhere.epochs == 0
 
 

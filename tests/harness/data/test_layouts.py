@@ -58,7 +58,8 @@ def test_fashion_mnist_is_read_from_its_own_folder(small, tmp_path):
     fake_mnist(tmp_path)
     with pytest.raises(InputError, match=r"(?s)Fashion-MNIST was not found.*FashionMNIST/raw"):
         load("fashion-mnist", tmp_path, writes=False)
-    check_arrays(load("fashion-mnist", tmp_path), fake_mnist(tmp_path, folder="FashionMNIST"))
+    arrays = fake_mnist(tmp_path, folder="FashionMNIST")
+    check_arrays(load("fashion-mnist", tmp_path), arrays)
 
 
 def test_svhn_is_read_as_published(small, tmp_path):
