@@ -58,6 +58,17 @@ _DATASETS = (
     ),
     Dataset("mnist", "MNIST", (1, 28, 28), 10, (0.0,), (1.0,), 60_000, 10_000, folders=("mnist",)),
     Dataset(
+        "fashion-mnist", "Fashion-MNIST", (1, 28, 28), 10, (0.2861,), (0.3530,), 60_000, 10_000,
+        folders=("fashion-mnist", "fashion-mnist/fashion_mnist"),
+        class_names=(
+            "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
+        ),
+    ),
+    Dataset(
+        "svhn", "SVHN", (3, 32, 32), 10, (0.4377, 0.4438, 0.4728), (0.1980, 0.2011, 0.1970), 73_257, 26_032,
+        folders=("svhn", "svhn/cropped_digits"),
+    ),
+    Dataset(
         "tiny-imagenet", "Tiny ImageNet", (3, 64, 64), 200, (0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262),
         100_000, 10_000, flip=True, crop_padding=4,
         folders=("tiny-imagenet", "tiny-imagenet/data", "tiny-imagenet-200"), test_split="valid",

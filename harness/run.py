@@ -85,7 +85,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--export",
         type=Path,
         metavar="DIR",
-        help="write one file for each trial, for `python -m harness.trial`, and stop",
+        help="write one file for each trial and its checkpoint, if any, for `python -m harness.trial`, and stop",
     )
 
 
@@ -138,7 +138,7 @@ def main(options: argparse.Namespace) -> int:
     by_key = dict(zip((trial.key for trial in all_trials), labels(sweep.trials), strict=True))
     trials = _select(all_trials, by_key, options.only)
     if export:
-        return _export(trials, export)
+        return _export(trials, sweep, export)
     shared.prepare(writes=not is_dry)
     _check_owner(shared.sweep_dir, sweep)
     study = Study(sweep, data, trials, by_key, shared)
@@ -221,13 +221,16 @@ def _select(trials: list[Trial], by_key: dict[str, str], patterns: list[str]) ->
     return [trial for trial in trials if trial.key in keys]
 
 
-def _export(trials: list[Trial], directory: Path) -> int:
+def _export(trials: list[Trial], sweep: Sweep, directory: Path) -> int:
     make_directory(directory)
     print(f"profile '{trials[0].config.profile}'", file=sys.stderr)
     for trial in trials:
         config = trial.config
         path = directory / file_name(f"{config.model}-{config.method}-seed{config.seed}-{trial.key}.json")
         write_json(path, folder.trial_json(trial))
+        if config.checkpoint is not None:
+            source = sweep.checkpoints[config.checkpoint.sha256]
+            folder.copy_checkpoint(config.checkpoint, source, folder.exported_checkpoint(path))
         print(path)
     return OK
 
@@ -237,6 +240,10 @@ def _prepare_folders(study: Study, to_run: list[Trial], console: Console) -> Non
     _print_left_out(study, to_run, console)
     for trial in study.trials:
         folder.claim(study.trial_dirs[trial.key], trial)
+    for trial in trials:
+        if (checkpoint := trial.config.checkpoint) is not None:
+            path = study.sweep.checkpoints[checkpoint.sha256]
+            folder.copy_checkpoint(checkpoint, path, study.trial_dirs[trial.key] / folder.SOURCE)
     study.shared.push_trials()
     shutil.rmtree(study.sweep_dir / RAY_STATE, ignore_errors=True)  # of a driver that was killed
     for directory in (study.sweep_dir, study.sweep_dir / up_to_date.FIGURES):

@@ -63,7 +63,7 @@ def _state(trial_dir: Path, config: TrialConfig | None, run: dict[str, object] |
     try:
         if config is None:
             raise DamagedFileError(folder.TRIAL)
-        state = state_of(trial_dir, config.train.epochs, run)
+        state = state_of(trial_dir, config.epochs, run)
     except DamagedFileError as error:
         return State("cannot be read", str(error), None)
     if folder.is_stale(trial_dir):

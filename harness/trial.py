@@ -17,6 +17,7 @@ from rich.console import Console
 from harness import command_line
 from harness.clock import Stopped
 from harness.command_line import FAILED, OK, add_data_dir, add_results_dir
+from harness.config.elsewhere import read_file
 from harness.config.trial import RECIPE_VERSION, labels
 from harness.environment import device_title
 from harness.errors import InputError, SettingError, require
@@ -56,6 +57,7 @@ def main(options: argparse.Namespace) -> int:
         folder.refuse_another(trial_dirs[path], trial)
         if not _print_result(by_dir[trial_dirs[path]], trial_dirs[path]):
             to_run[path] = trial
+    checkpoints = {path: _find_checkpoint(Path(path), trial_dirs[path], trial) for path, trial in to_run.items()}
     data_sets = load_data(to_run, data_dir)
     for path, trial in to_run.items():
         try:
@@ -66,6 +68,9 @@ def main(options: argparse.Namespace) -> int:
     for trial_dir, trial in unfinished.items():
         make_directory(trial_dir)
         folder.claim(trial_dir, trial)
+    for path, checkpoint in checkpoints.items():
+        if (config := to_run[path].config).checkpoint is not None:
+            folder.copy_checkpoint(config.checkpoint, checkpoint, trial_dirs[path] / folder.SOURCE)
     failed = {trial_dir for trial_dir in unfinished if folder.read_failure(trial_dir) is not None}
     if unfinished:
         print(f"device: {device_title(best_device())}", flush=True)
@@ -73,7 +78,7 @@ def main(options: argparse.Namespace) -> int:
 
         def train(trial_dir: Path, report: "Report") -> None:
             if not stopping.asked:
-                _train(by_dir[trial_dir], trial_dir, unfinished[trial_dir].config.train.epochs, data_dir, stopping)
+                _train(by_dir[trial_dir], trial_dir, unfinished[trial_dir].config.epochs, data_dir, stopping)
 
         def on_end(trial_dir: Path, error: str | None) -> None:
             if error is not None:
@@ -142,6 +147,18 @@ def _print_summary(by_dir: dict[Path, str], failed: set[Path]) -> None:
         if trial_dirs:
             matching = ", ".join(label for trial_dir, label in by_dir.items() if trial_dir in trial_dirs)
             print(f"{len(trial_dirs)} of {len(by_dir)} {outcome}" + ("" if outcome == "finished" else f": {matching}"))
+
+
+def _find_checkpoint(path: Path, trial_dir: Path, trial: folder.Trial) -> Path:
+    """Return the file of a trial's checkpoint: beside the trial's JSON file, or in its folder from an earlier run.
+
+    Raises InputError if there is none, or another one.
+    """
+    stored = trial_dir / folder.SOURCE
+    checkpoint = stored if stored.exists() else folder.exported_checkpoint(path)
+    if trial.config.checkpoint is not None:
+        read_file(checkpoint, trial.config.checkpoint)
+    return checkpoint
 
 
 def _load_trial(path: Path) -> folder.Trial:

@@ -16,9 +16,10 @@ from typing import Any
 import pandas as pd
 
 from harness.analysis.columns import COLUMNS, ERRORS, INTEGER, Column
-from harness.analysis.trials import CHOSEN, LABEL, read_trials, setting_columns
+from harness.analysis.trials import CHOSEN, LABEL, PUBLISHED, read_trials, setting_columns
+from harness.config.elsewhere import TRAINED_ELSEWHERE
 from harness.config.settings import STAGES, Radius
-from harness.config.trial import FULL_PROFILE
+from harness.config.trial import FULL_PROFILE, is_of_training
 from harness.errors import InputError
 from harness.storage import names
 
@@ -52,7 +53,12 @@ class Section:
 
     def _differing(self, columns: list[str]) -> list[str]:
         own = self.rows[self.rows["source"].isna()]
-        return [name for name in columns if own[name].nunique(dropna=False) > 1]
+        trained = own[own["method"] != TRAINED_ELSEWHERE]
+
+        def differs(name: str) -> bool:
+            return (trained if is_of_training(name) else own)[name].nunique(dropna=False) > 1
+
+        return [name for name in columns if differs(name)]
 
     @property
     def published(self) -> list[bool]:
@@ -89,6 +95,7 @@ class Section:
             if column.is_required or (column.name in rows and rows[column.name].notna().any())
         }
         columns |= {column.title: numbers[column.title] for column in ERRORS if column.title in numbers}
+        columns |= {name: rows[name] for name in PUBLISHED if name in rows and rows[name].notna().any()}
         seeds = rows["seeds"].map(str)
         seeds = seeds.where(rows["seeds"] == rows["seeds_started"], seeds + " of " + rows["seeds_started"].map(str))
         columns |= {"seeds": seeds.where(own), "source": rows["source"]}
@@ -174,8 +181,8 @@ def _rows(trials: pd.DataFrame) -> pd.DataFrame:
     rows["warnings"] = pd.Series({row: _warnings(part) for row, part in groups}, rows.index, dtype=object)
     rows["source"] = pd.Series(None, rows.index, dtype=object)
     numbers = [column for name in metrics for column in (name, f"{name}_std")]
-    settings, chosen = setting_columns(trials), [CHOSEN] if CHOSEN in rows else []
-    return rows[[*LABEL, "width", *numbers, "seeds", "seeds_started", *settings, *chosen, "warnings", "source"]]
+    settings, further = setting_columns(trials), [name for name in (CHOSEN, *PUBLISHED) if name in rows]
+    return rows[[*LABEL, "width", *numbers, "seeds", "seeds_started", *settings, *further, "warnings", "source"]]
 
 
 def _warnings(trials: pd.DataFrame) -> list[str]:
@@ -249,9 +256,13 @@ def _notes(profile: str, trials: pd.DataFrame, is_full_size: bool) -> list[str]:
         texts = ("all" if pd.isna(value) else f"{value:,}" for value in values.drop_duplicates().sort_values())
         return " or ".join(texts)
 
-    images, held_out = trials["train_images"], trials["validation_images"]
+    is_elsewhere = trials["method"] == TRAINED_ELSEWHERE
+    trained = trials[~is_elsewhere]
+    images, held_out = trained["train_images"], trials["validation_images"]
     tests = trials["evaluation.test_images"][held_out == 0]
-    size = f"width {span(trials['width'])}, train images {span(images)}, epochs {span(trials['train.epochs'])}"
+    size = f"width {span(trials['width'])}"
+    if len(trained):
+        size += f", train images {span(images)}, epochs {span(trained['train.epochs'])}"
     which = "All" if (held_out > 0).all() else "Some"
     chosen = trials.drop_duplicates("row")[CHOSEN] if CHOSEN in trials else pd.Series(dtype=object)
     searched = f"{'All' if chosen.notna().all() else 'Some'} rows' settings were chosen by a search"
@@ -262,6 +273,9 @@ def _notes(profile: str, trials: pd.DataFrame, is_full_size: bool) -> list[str]:
         f"{which} errors are measured on {span(held_out[held_out > 0])} validation images held out of training, "
         "not on test images.": (held_out > 0).any(),
         **{f"{searched} ({text}), then trained anew.": True for text in chosen.dropna().unique()},
+        "Networks trained elsewhere are evaluated here; `published` columns have their papers' numbers.": (
+            is_elsewhere.any()
+        ),
         "No trial has finished yet.": trials["problem"].notna().all(),
     }
     return [note for note, holds in notes.items() if holds]

@@ -17,6 +17,7 @@ from rich.console import Console
 from harness.analysis.columns import ERRORS
 from harness.analysis.leaderboard import Leaderboard, Section, build_leaderboard, row_label, stages_table
 from harness.analysis.summary import SUMMARY_LEGEND, Summary, summaries_of
+from harness.analysis.trials import PUBLISHED
 from harness.storage.files import write_text
 from harness.terminal import one_line, print_table
 
@@ -116,9 +117,10 @@ def full_table(section: Section, summary: Summary) -> pd.DataFrame:
 
 
 def short_table(section: Section, summary: Summary) -> pd.DataFrame:
-    """Return a section's ranks, labels, errors and seeds as text."""
+    """Return a section's ranks, labels, errors, published errors of networks trained elsewhere, and seeds as text."""
     table = full_table(section, summary)
-    return table[["#", "row", *(column.title for column in ERRORS if column.title in table), "seeds"]]
+    published = [name for name in PUBLISHED if name in table and name.endswith("error")]
+    return table[["#", "row", *(column.title for column in ERRORS if column.title in table), *published, "seeds"]]
 
 
 def _markdown(leaderboard: Leaderboard, summaries: dict[str, Summary]) -> str:

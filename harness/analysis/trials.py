@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from harness.analysis.columns import COLUMNS, numbers_of
+from harness.config.elsewhere import Source, without_source
 from harness.config.settings import BAB, EvaluationSettings
 from harness.config.trial import RECIPE_VERSION, TrialConfig, flat_settings, to_dict
 from harness.errors import InputError
@@ -14,9 +15,11 @@ from harness.storage import certification, folder, names
 
 LABEL = ["model", "method", "options"]
 CHOSEN = "chosen by"  # column: how a search chose the row's settings
+PUBLISHED = ("published certified error", "published standard error", "published as")
+"""Columns of networks trained elsewhere: what their paper says."""
 NOT_COUNTED = "not counted: "  # the problem of a trial whose files cannot be right
 TWICE = f"{NOT_COUNTED}another folder has the same trial"
-_NO_SETTINGS = ("row", "trial_dir", "certified", "evaluated_by", "result", "seed", "problem", "warnings")
+_NO_SETTINGS = ("row", "trial_dir", "certified", "evaluated_by", "result", "seed", "problem", "warnings", *PUBLISHED)
 
 
 def evaluated_by(config: TrialConfig, certified: bool) -> str:
@@ -88,7 +91,7 @@ def _read(path: Path, file: Path) -> dict[str, Any]:
 def _settings(trial: folder.Trial, evaluation: str) -> dict[str, Any]:
     config = trial.config
     version = {"recipe_version": trial.recipe_version, "fingerprint": trial.fingerprint}
-    all_but_seed = {name: value for name, value in to_dict(config).items() if name != "seed"}
+    all_but_seed = {name: value for name, value in without_source(to_dict(config)).items() if name != "seed"}
     flat = flat_settings(config) | version
     return {
         "row": json.dumps([all_but_seed, version, evaluation], sort_keys=True),
@@ -98,7 +101,17 @@ def _settings(trial: folder.Trial, evaluation: str) -> dict[str, Any]:
         "method": config.method,
         "options": " ".join(f"{name}={value}" for name, value in config.named_options.items()),
         **{name: str(value) if isinstance(value, list) else value for name, value in flat.items()},
+        **_published(config.source),
     }
+
+
+def _published(source: Source | None) -> dict[str, Any]:
+    """Return what stands beside a network trained elsewhere; nothing for other networks."""
+    if source is None:
+        return {}
+    accuracies = source.certified_accuracy, source.clean_accuracy
+    errors = [None if accuracy is None else round(100 - accuracy, 6) for accuracy in accuracies]
+    return dict(zip(PUBLISHED, [*errors, f"{source.method}, {source.paper}"], strict=True))
 
 
 def _outcome(path: Path, trial: folder.Trial) -> dict[str, Any]:
@@ -126,7 +139,8 @@ def _progress(path: Path, trial: folder.Trial) -> str:
     if (path / certification.CERTIFICATION).exists():
         shards = certification.read_certification(path).shards
         return f"{shards - len(certification.missing(path))} of {shards} shards of {path.name}"
-    epochs = trial.config.train.epochs
+    if not (epochs := trial.config.epochs):
+        return "not evaluated yet"
     return f"{max((row[names.EPOCH] for row in folder.read_epochs(path)), default=0)} of {epochs} epochs"
 
 

@@ -9,6 +9,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import safetensors.torch
+import torch
+
+from harness.config.checkpoints import read_weights
 from harness.config.trial import TrialConfig
 from harness.errors import InputError
 from harness.storage import certification, folder
@@ -151,6 +155,18 @@ def check_weights(verdict_dir: Path) -> list[str]:
     """Check that the trial's weights are stored."""
     has_weights = (trial_dir_of(verdict_dir) / folder.WEIGHTS).is_file()
     return [] if has_weights else [f"{folder.WEIGHTS} is not stored here"]
+
+
+def check_checkpoint(claim: Claim) -> list[str]:
+    """Check that the weights of a network trained elsewhere are those of its checkpoint, if that is stored."""
+    trial_dir = trial_dir_of(claim.verdict_dir)
+    path = trial_dir / folder.SOURCE
+    if claim.config.checkpoint is None or not path.is_file():
+        return []
+    stored = safetensors.torch.load_file(trial_dir / folder.WEIGHTS)
+    expected = read_weights(path, claim.config)
+    is_same = stored.keys() == expected.keys() and all(torch.equal(stored[name], expected[name]) for name in expected)
+    return [] if is_same else [f"{folder.WEIGHTS} does not hold the weights of {folder.SOURCE}"]
 
 
 def _entries(directory: Path) -> list[Path]:

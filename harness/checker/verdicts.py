@@ -91,6 +91,8 @@ def recheck(
         return RecheckResult(0, len(test), problems)
     if problems := folders.check_weights(verdict_dir):
         return RecheckResult(0, len(test), problems, has_weights=False)
+    if problems := folders.check_checkpoint(claim):
+        return RecheckResult(0, len(test), problems)
     network = load_checked_network(folders.trial_dir_of(verdict_dir) / folder.WEIGHTS, claim.config, test)
     counterexamples = read_tensors(verdict_dir / folder.COUNTEREXAMPLES)
     certificates = split_by_example(read_tensors(verdict_dir / folder.CERTIFICATES))
@@ -116,7 +118,7 @@ def check_data(data: Data, claim: Claim) -> list[str]:
 def _evaluated_images(data: Data, claim: Claim) -> Split:
     """Return the images of all verdicts. A trial evaluates all of its held-out images, a certification the first."""
     config: TrialConfig = claim.config
-    _, held_out = data.training_images(config.train_images, config.validation_images)
+    held_out = data.held_out_images(config.validation_images)
     count = config.evaluation.test_images
     if held_out is None:
         return data.test_images(count)

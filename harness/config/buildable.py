@@ -1,5 +1,7 @@
 """Whether a trial can run, and which of its settings change nothing: found out without computing anything."""
 
+from dataclasses import fields
+
 import torch
 from torch import nn
 
@@ -7,7 +9,7 @@ from baselines import build
 from cerdeq.bounds import BOUNDS, trace
 from cerdeq.equilibrium import FixedPoint
 from cerdeq.equilibrium.weights import Parametrisation
-from harness.config.settings import STAGES_BY_SETTING
+from harness.config.settings import STAGES_BY_SETTING, TrainSettings
 from harness.config.trial import TrialConfig
 from harness.errors import InputError, error_line
 from harness.methods import make_method
@@ -19,14 +21,16 @@ def check_buildable(config: TrialConfig) -> nn.Module:
     Raises InputError for an option that does not exist or is out of range, for an operator without a rule, and for
     anything else that a user's network raises where tensors have no values.
     """
-    try:
-        method = make_method(config.method, config.method_options)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"method_options: {error}") from None
+    linear = needs_linear(config.evaluation.stages)
+    if not config.is_trained_elsewhere:
+        try:
+            linear = make_method(config.method, config.method_options).linear or linear
+        except (TypeError, ValueError) as error:
+            raise InputError(f"method_options: {error}") from None
     try:
         with torch.device("meta"):
             network = build(config.model, config.dataset, config.width, **config.options)
-        trace(network.eval(), linear=method.linear or needs_linear(config.evaluation.stages))
+        trace(network.eval(), linear)
     except (TypeError, ValueError) as error:
         raise InputError(f"options: {error}") from None
     except Exception as error:
@@ -45,6 +49,9 @@ def ignored_settings(config: TrialConfig, network: nn.Module) -> dict[str, str]:
 
     network: the trial's, on any device. Evaluation settings: `ignored_evaluation`.
     """
+    if config.is_trained_elsewhere:
+        reason = "the network is trained elsewhere"
+        return {f"train.{setting.name}": reason for setting in fields(TrainSettings)}
     method, train, modules = make_method(config.method, config.method_options), config.train, list(network.modules())
     equilibria = [module for module in modules if isinstance(module, FixedPoint)]
     has_batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules)

@@ -14,12 +14,14 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from baselines import network_names, options_of
+from harness.config.elsewhere import Checkpoint, Source
 from harness.config.settings import TrainSettings
 from harness.config.sweep_text import merge, nest
 from harness.errors import require
 from harness.methods import METHODS, method_options
 
 ZIP = "zip"
+_SETTINGS: dict[str, type] = {"train": TrainSettings, "checkpoint": Checkpoint, "source": Source}
 LARGEST = 10_000
 """How many trials an entry may stand for under one seed."""
 
@@ -76,7 +78,7 @@ def _lists(entry: dict[str, Any]) -> dict[str, list[Any]]:
 
 def _is_list(entry: dict[str, Any], section: str, name: str) -> bool:
     """Return whether an option or setting of an entry is a list by its type."""
-    owners: list[Mapping[str, Parameter]] = [signature(TrainSettings).parameters]
+    owners: list[Mapping[str, Parameter]] = [signature(_SETTINGS.get(section, TrainSettings)).parameters]
     if section == "options":
         owners = [options_of(model) for model in names_in(entry, "model") if model in network_names()]
     elif section == "method_options":

@@ -1,7 +1,7 @@
 """Read a sweep file under each of its profiles and check its keys, without torch, so that wrong keys fail at once."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class Sweep:
     changed: the settings of `--set` as text, or "". Trials that `--set` changed have it in their profile.
     search: how settings are searched; None without a search.
     searched: the entries of `trials` whose settings are searched; empty without a search.
+    checkpoints: the files of networks trained elsewhere, by their SHA-256.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Sweep:
     changed: str = ""
     search: SearchSettings | None = None
     searched: tuple[Searched, ...] = ()
+    checkpoints: Mapping[str, Path] = field(default_factory=dict)
 
 
 def read_profiles(path: Path) -> tuple[dict[str, dict[str, Any]], str]:

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from baselines import DATASETS, network_names, options_of
+from harness.config.elsewhere import Checkpoint, Source
 from harness.config.grid import ZIP, takes_list
 from harness.config.settings import STAGES, TrainSettings
 from harness.config.sweep_keys import FIXED, SweepFile, TrialEntry, options_model
@@ -23,6 +24,11 @@ def sweep_schema() -> Schema:
     schema = _shorten(SweepFile.model_json_schema())
     schema["anyOf"] = [{"required": schema.pop("required")}, {"required": [INCLUDE]}]
     keys, entry = schema["properties"], _shorten(TrialEntry.model_json_schema())
+    inside = entry.pop("$defs")
+    for kind in (Checkpoint, Source):
+        own = inside[kind.__name__]
+        own["properties"] = _or_lists(own["properties"], inspect.signature(kind).parameters)
+    schema["$defs"] |= inside
     schema["$defs"]["TrialEntry"], keys["trials"]["items"] = entry, _reference("TrialEntry")
     schema["$defs"]["EvaluationSettings"]["properties"]["stages"]["items"]["enum"] = list(STAGES)
     registered = {"dataset": _allow_any_name(keys["dataset"], DATASETS)}

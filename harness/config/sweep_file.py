@@ -4,12 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from functools import partial
 from inspect import Parameter
+from os.path import abspath
 from pathlib import Path
 from typing import Any
 
 from baselines import options_of
 from harness.config import plugins
 from harness.config.buildable import check_buildable, ignored_evaluation, ignored_settings
+from harness.config.checkpoints import read_weights
+from harness.config.elsewhere import TRAINED_ELSEWHERE, digest_of, read_file
 from harness.config.grid import expand, names_in
 from harness.config.profiles import (
     ASSIGNED,
@@ -38,44 +41,67 @@ def load_sweep(path: Path, profile: str | None, has_gpu: bool, assignments: Sequ
     `--set`, the key, what was found, what is allowed.
     """
     contents, note = read_profiles(path)
-    sweeps = {name: _expand(content, name, path, note) for name, content in contents.items()}
+    sweeps = {name: _expand(content, name, path, path, note) for name, content in contents.items()}
     selected = profile or (CPU_PROFILE if CPU_PROFILE in contents and not has_gpu else FULL_PROFILE)
     require_profile(path, selected, list(contents))
     if not assignments:
         return sweeps[selected]
     changes = changes_of(assignments)
     return _expand(
-        merge(contents[selected], changes), selected, ASSIGNED, note, sweeps[selected], profile_mark(changes)
+        merge(contents[selected], changes), selected, path, ASSIGNED, note, sweeps[selected], profile_mark(changes)
     )
 
 
 def _expand(
-    content: dict[str, Any], profile: str, source: Path | str, note: str, original: Sweep | None = None, mark: str = ""
+    content: dict[str, Any],
+    profile: str,
+    path: Path,
+    source: Path | str,
+    note: str,
+    original: Sweep | None = None,
+    mark: str = "",
 ) -> Sweep:
     """Return the sweep that a file's content describes. Raises InputError, whose lines begin with `source`.
 
-    note: ends each line. original: the sweep without `--set`. Trials that it has under no seed have the mark in their
-    profile, which is part of keys and stands over tables, so that no changed trial is mistaken for the file's.
+    path: of the file, to which checkpoints are relative. note: ends each line. original: the sweep without `--set`.
+    Trials that it has under no seed have the mark in their profile, which is part of keys and stands over tables, so
+    that no changed trial is mistaken for the file's.
     """
     sweep = parse_keys(content, profile, source, note)
     try:
-        expanded = _expand_entries(sweep, profile)
+        expanded = _expand_entries(sweep, profile, path.parent)
         _refuse(_ignored_by_all(sweep, content, expanded))
         unmarked = {identity(trial) for trial in original.trials} if original else set()
         trials, searched = [], []
         for trial, ignored, entry in expanded:
             if original and identity(trial) not in unmarked:
                 trial = replace(trial, profile=f"{profile} {mark}")
-            trials += [replace(trial, seed=seed) for seed in sweep.seeds]
+            seeds = sweep.seeds[:1] if trial.is_trained_elsewhere else sweep.seeds
+            trials += [replace(trial, seed=seed) for seed in seeds]
             if sweep.search is not None:
                 spaces = spaces_of(sweep.search.spaces, trial, ignored)
-                searched.append(Searched(trial, spaces, partial(_candidate, profile, sweep, entry)))
+                candidate = partial(_candidate, profile, sweep, entry, path.parent)
+                searched.append(Searched(trial, spaces, candidate))
         if sweep.search is not None:
             check_search(sweep.search, sweep.validation_images, len(sweep.seeds), searched)
     except InputError as error:
         raise name_source(error, profile, source, note) from None
+    checkpoints = {
+        trial.checkpoint.sha256: _checkpoint_file(path.parent, entry)
+        for trial, _, entry in expanded
+        if trial.checkpoint is not None
+    }
     return Sweep(
-        sweep.name, profile, sweep.dataset, sweep.eps, sweep.resources, trials, mark, sweep.search, tuple(searched)
+        sweep.name,
+        profile,
+        sweep.dataset,
+        sweep.eps,
+        sweep.resources,
+        trials,
+        mark,
+        sweep.search,
+        tuple(searched),
+        checkpoints,
     )
 
 
@@ -83,8 +109,11 @@ Expanded = tuple[TrialConfig, dict[str, str], TrialEntry]
 """A trial under seed 0, the settings that it ignores, with reasons, and its entry without lists."""
 
 
-def _expand_entries(sweep: SweepFile, profile: str) -> list[Expanded]:
-    """Return all that the sweep's `trials` stand for. Raises InputError with the first wrong trial of each entry."""
+def _expand_entries(sweep: SweepFile, profile: str, directory: Path) -> list[Expanded]:
+    """Return all that the sweep's `trials` stand for. Raises InputError with the first wrong trial of each entry.
+
+    directory: of the sweep file.
+    """
     expanded: list[Expanded] = []
     first: dict[str, str] = {}
     problems = []
@@ -96,7 +125,7 @@ def _expand_entries(sweep: SweepFile, profile: str) -> list[Expanded]:
             for content, values in expand(lists):
                 choice = f" (with {', '.join(f'{key} {value}' for key, value in values.items())})" if values else ""
                 entry = validate(TrialEntry, content)
-                trial, ignored = _resolve(profile, sweep, entry)
+                trial, ignored = _resolve(profile, sweep, entry, directory)
                 same = first.get(identity(trial), "")
                 require("model", entry.model, not same, f"a trial that differs from {same}")
                 first[identity(trial)] = f"trials.{number}{choice}"
@@ -113,8 +142,11 @@ def _refuse(problems: list[str]) -> None:
         raise InputError("\n".join(dict.fromkeys(problems)))
 
 
-def _resolve(profile: str, sweep: SweepFile, entry: TrialEntry) -> tuple[TrialConfig, dict[str, str]]:
+def _resolve(profile: str, sweep: SweepFile, entry: TrialEntry, directory: Path) -> tuple[TrialConfig, dict[str, str]]:
     """Return the entry's trial under seed 0, and the settings that it ignores, with reasons. Raises InputError."""
+    entry.check_keys()
+    if entry.is_trained_elsewhere:
+        return _resolve_elsewhere(profile, sweep, entry, directory)
     settings = dict(sweep) | dict(entry)
     settings |= {
         "sweep": sweep.name,
@@ -137,12 +169,48 @@ def _resolve(profile: str, sweep: SweepFile, entry: TrialEntry) -> tuple[TrialCo
     return trial, ignored
 
 
-def _candidate(profile: str, sweep: SweepFile, entry: TrialEntry, settings: dict[str, Any]) -> TrialConfig:
+def _resolve_elsewhere(
+    profile: str, sweep: SweepFile, entry: TrialEntry, directory: Path
+) -> tuple[TrialConfig, dict[str, str]]:
+    """Return what `_resolve` does for a network that is not trained, after checking the weights. Raises InputError."""
+    require("model", entry.model, sweep.search is None, "networks without a checkpoint beside `search`, which trains")
+    trial = TrialConfig(
+        sweep=sweep.name,
+        profile=profile,
+        dataset=sweep.dataset,
+        eps=sweep.eps,
+        seed=0,
+        model=entry.model,
+        method=TRAINED_ELSEWHERE,
+        options=_changed_options("options", entry.options, options_of(entry.model)),
+        width=entry.width or sweep.width,
+        validation_images=sweep.validation_images,
+        evaluation=sweep.evaluation,
+        plugins=plugins.digests(sweep.plugins),
+        source=entry.source,
+    )
+    network = check_buildable(trial)
+    if entry.checkpoint is not None:
+        path = _checkpoint_file(directory, entry)
+        digest = digest_of(read_file(path, entry.checkpoint))
+        trial = replace(trial, checkpoint=replace(entry.checkpoint, file=path.name, sha256=digest))
+        read_weights(path, trial)
+    return trial, ignored_settings(trial, network)
+
+
+def _checkpoint_file(directory: Path, entry: TrialEntry) -> Path:
+    """Return the file of an entry's checkpoint. directory: of the sweep file."""
+    return Path(abspath(directory / entry.checkpoint.file)) if entry.checkpoint else Path()
+
+
+def _candidate(
+    profile: str, sweep: SweepFile, entry: TrialEntry, directory: Path, settings: dict[str, Any]
+) -> TrialConfig:
     """Return the entry's trial under seed 0 with these settings, by their keys in the entry. Raises InputError."""
     content = entry.model_dump()
     for key, value in settings.items():
         content = merge(content, nest(key.split("."), value))
-    return _resolve(profile, sweep, validate(TrialEntry, content))[0]
+    return _resolve(profile, sweep, validate(TrialEntry, content), directory)[0]
 
 
 def _changed_options(section: str, options: dict[str, Any], allowed: Mapping[str, Parameter]) -> dict[str, Any]:
@@ -171,6 +239,12 @@ def _ignored_by_all(sweep: SweepFile, content: dict[str, Any], expanded: list[Ex
     evaluation = {f"evaluation.{name}": value for name, value in content.get("evaluation", {}).items() if value}
     lines = [f"{line}; no other trial uses it" for line in _describe_ignored(recipe, shared)]
     lines += _describe_ignored(evaluation, ignored_evaluation(trial))
+    if all(trial.is_trained_elsewhere for trial, _, _ in expanded):
+        allowed = "for no entry of trials is trained"
+        if content.get("train_images") is not None:
+            lines.append(f"train_images: found {shorten(content['train_images'])}, allowed: nothing, {allowed}")
+        if len(sweep.seeds) > 1:
+            lines.append(f"seeds: found {shorten(sweep.seeds)}, allowed: one seed, {allowed}")
     if "width" in content and all(entry.width is not None for _, _, entry in expanded):
         lines.append(f"width: found {shorten(content['width'])}, allowed: nothing, for each of trials has its own")
     return lines

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError, create_model
 
 from baselines import DATASETS, UnknownNameError, network_names, unknown_network
+from harness.config.elsewhere import Checkpoint, Source
 from harness.config.search import Asha, SearchSettings, Space
 from harness.config.settings import STRICT, EvaluationSettings, Radius, TrainSettings
 from harness.config.trial import LARGEST_SEED, LARGEST_WIDTH, LONGEST_NAME, NAME_PATTERN
@@ -43,18 +44,22 @@ def _check_seeds(seeds: list[int]) -> list[int]:
     return seeds
 
 
+def _name_file(checkpoint: object) -> object:
+    return {"file": checkpoint} if isinstance(checkpoint, str) else checkpoint
+
+
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 
 
 class TrialEntry(BaseModel):
-    """One network with one training method, trained with each of the sweep's seeds."""
+    """One network with one training method, trained with each of the sweep's seeds; or one trained elsewhere."""
 
     model_config = STRICT
 
     model: Annotated[str, _registered("network", network_names)]
     """The network; `module:function` for a function of a plugin that is not registered."""
-    method: Annotated[str, _registered("training method", _method_names)]
-    """The training method."""
+    method: Annotated[str, _registered("training method", _method_names)] = ""
+    """The training method; required, except beside `checkpoint`."""
     options: dict[str, Any] = Field(default_factory=dict)
     """The network's options, where they differ from their defaults."""
     method_options: dict[str, Any] = Field(default_factory=dict)
@@ -63,8 +68,33 @@ class TrialEntry(BaseModel):
     """Factor of the network's channels; null for the sweep's `width`."""
     train: dict[str, Any] = Field(default_factory=dict)
     """What this entry changes of the recipe; it overrides the sweep's `train` and a profile's."""
+    checkpoint: Annotated[Checkpoint | None, BeforeValidator(_name_file, Checkpoint | str | None)] = None
+    """A file with the weights of a network that was trained elsewhere, or a mapping with `file`, below. The network is
+    not trained; it is evaluated once, under the first seed."""
+    source: Source | None = None
+    """Where a network trained elsewhere was published, and its published numbers."""
     zip: list[str] = Field(default_factory=list)
     """Lists of the entry that advance together, such as [model, options.margin]: first values, then second ones."""
+
+    @property
+    def is_trained_elsewhere(self) -> bool:
+        """True if the network comes from a file."""
+        return self.checkpoint is not None
+
+    def check_keys(self) -> None:
+        """Refuse a training method or its settings for a network trained elsewhere, and a source for any other.
+
+        Raises InputError.
+        """
+        if not self.is_trained_elsewhere:
+            if not self.method:
+                raise InputError("method: missing")
+            allowed = "nothing, for the network is trained here, without `checkpoint`"
+            require("source", self.source and vars(self.source), self.source is None, allowed)
+            return
+        for key in ("method", "method_options", "train"):
+            value = getattr(self, key)
+            require(key, value, not value, "nothing beside `checkpoint`, for the network is not trained")
 
 
 class Resources(BaseModel):
@@ -121,7 +151,7 @@ FIXED = frozenset({"name", "dataset", "eps", "profiles", "include", "plugins"})
 
 _SECTIONS: dict[Any, Any] = {
     "train": TrainSettings, "evaluation": EvaluationSettings, "resources": Resources, "search": SearchSettings,
-    "spaces": Space, "asha": Asha,
+    "spaces": Space, "asha": Asha, "checkpoint": Checkpoint, "source": Source,
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from harness.config.elsewhere import TRAINED_ELSEWHERE, Checkpoint, Source, without_source
 from harness.config.settings import EvaluationSettings, Radius, TrainSettings
 from harness.errors import require
 from harness.typed import check_types
@@ -38,6 +39,8 @@ class TrialConfig:
     validation_images: above 0, so many training images are held out and evaluated instead of the test split.
     train, evaluation: the recipe, and how the trained network is evaluated.
     plugins: modules of users that the trial needs, each with the digest of its source (harness.config.plugins).
+    checkpoint: the file with the weights of a network that was trained elsewhere; None trains the network.
+    source: where a network trained elsewhere was published. It decides no number: equal configs may differ in it.
     """
 
     sweep: str
@@ -55,6 +58,8 @@ class TrialConfig:
     train: TrainSettings = field(default_factory=TrainSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     plugins: dict[str, str] = field(default_factory=dict)
+    checkpoint: Checkpoint | None = None
+    source: Source | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eps", Radius(self.eps))
@@ -67,8 +72,21 @@ class TrialConfig:
         batch = self.train.batch_size
         require("train.batch_size", batch, images is None or batch <= images, f"at most the {images} training images")
         require("validation_images", self.validation_images, self.validation_images >= 0, "an integer of at least 0")
+        is_elsewhere = self.is_trained_elsewhere
+        require("method", self.method, self.checkpoint is None or is_elsewhere, f"{TRAINED_ELSEWHERE!r}")
+        require("source", self.source, self.source is None or is_elsewhere, "null, for the network is trained here")
         if self.train.eps == self.eps:
             object.__setattr__(self, "train", dataclasses.replace(self.train, eps=None))  # one trial, one key
+
+    @property
+    def is_trained_elsewhere(self) -> bool:
+        """True if the trial's network comes from a file and is only evaluated."""
+        return self.method == TRAINED_ELSEWHERE
+
+    @property
+    def epochs(self) -> int:
+        """The number of epochs that the network is trained; 0 for one trained elsewhere."""
+        return 0 if self.is_trained_elsewhere else self.train.epochs
 
     @property
     def train_eps(self) -> Radius:
@@ -77,8 +95,9 @@ class TrialConfig:
 
     @property
     def named_options(self) -> dict[str, Any]:
-        """The options of network and method together, in the order of their names."""
-        return dict(sorted((self.options | self.method_options).items()))
+        """The options of network and method and the checkpoint together, in the order of their names."""
+        checkpoint = {"checkpoint": self.checkpoint.label} if self.checkpoint else {}
+        return dict(sorted((self.options | self.method_options | checkpoint).items()))
 
     @property
     def row(self) -> str:
@@ -93,15 +112,23 @@ class TrialConfig:
 
 def identity(config: TrialConfig) -> str:
     """Return the same text for trials that differ in their seeds alone."""
-    return json.dumps(to_dict(dataclasses.replace(config, seed=0)), sort_keys=True)
+    return json.dumps(without_source(to_dict(dataclasses.replace(config, seed=0))), sort_keys=True)
 
 
 def rows(configs: Sequence[TrialConfig]) -> list[str]:
     """Return the name of each config's row, with the settings in which the configs differ."""
     settings = [flat_settings(config) for config in configs]
-    names = settings[0] if settings else []
-    differing = [name for name in names if any(own[name] != settings[0][name] for own in settings)]
-    differences = [{name: own[name] for name in differing} for own in settings]
+    trained = [own for config, own in zip(configs, settings, strict=True) if not config.is_trained_elsewhere]
+
+    def differs(name: str) -> bool:
+        users = trained if is_of_training(name) else settings
+        return any(own[name] != users[0][name] for own in users)
+
+    differing = [name for name in (settings[0] if settings else []) if differs(name)]
+    differences = [
+        {name: own[name] for name in differing if not (config.is_trained_elsewhere and is_of_training(name))}
+        for config, own in zip(configs, settings, strict=True)
+    ]
     return [_row(config, own) for config, own in zip(configs, differences, strict=True)]
 
 
@@ -123,12 +150,20 @@ def _row(config: TrialConfig, differing: dict[str, Any]) -> str:
 def flat_settings(config: TrialConfig) -> dict[str, Any]:
     """Return all that decides a trial, flat and as in JSON, except network, method, their options and the seed.
 
-    Plugins are one text, empty where there are none.
+    Plugins are one text, empty where there are none. The recipe is None for a network trained elsewhere.
     """
-    left_out = ("model", "options", "method", "method_options", "seed", "plugins")
+    left_out = ("model", "options", "method", "method_options", "seed", "plugins", "checkpoint", "source")
     plugins = " ".join(f"{name}@{digest}" for name, digest in sorted(config.plugins.items()))
     settings = {name: value for name, value in to_dict(config).items() if name not in left_out}
-    return flatten(settings) | {"plugins": plugins}
+    flat = flatten(settings) | {"plugins": plugins}
+    if config.is_trained_elsewhere:
+        flat |= {name: None for name in flat if is_of_training(name)}
+    return flat
+
+
+def is_of_training(setting: str) -> bool:
+    """Return whether a setting, by its flat name, matters in training alone."""
+    return setting == "train_images" or setting.startswith("train.")
 
 
 def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -142,10 +177,10 @@ def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def to_dict(config: TrialConfig) -> dict[str, Any]:
     """Return a JSON-ready dictionary that `from_dict` turns back into an equal config.
 
-    It has no `plugins` where there are none: keys and digests of such trials are older than plugins.
+    It has no `plugins`, `checkpoint` or `source` where there are none: keys and digests of trials are older than these.
     """
     content = json.loads(json.dumps(dataclasses.asdict(config), default=_encode_radius))
-    return content if config.plugins else {name: value for name, value in content.items() if name != "plugins"}
+    return {name: value for name, value in content.items() if value or name not in _YOUNGER_FIELDS}
 
 
 def digest_content(config: TrialConfig) -> dict[str, Any]:
@@ -153,12 +188,15 @@ def digest_content(config: TrialConfig) -> dict[str, Any]:
 
     It is `to_dict` without settings at their defaults that are younger than the first digests.
     """
-    content = to_dict(config)
+    content = without_source(to_dict(config))
     for section, name in _YOUNGER_SETTINGS:
         if name not in _changed_settings(getattr(config, section)):
             del content[section][name]
     return content
 
+
+_YOUNGER_FIELDS = ("plugins", "checkpoint", "source")
+"""Fields of a config that were added after the first keys."""
 
 _YOUNGER_SETTINGS = (("evaluation", "attack_step"), ("train", "kappa_start"))
 """Settings that were added after the first digests of configs, by section."""
@@ -178,10 +216,13 @@ def from_dict(data: dict[str, Any]) -> TrialConfig:
     if _OLD_STAGES in evaluation:
         evaluation["stages"] = evaluation.pop(_OLD_STAGES)
     evaluation["stages"] = tuple(evaluation["stages"])
-    sections = {
+    sections: dict[str, Any] = {
         "train": TrainSettings(**check_types(TrainSettings, train)),
         "evaluation": EvaluationSettings(**check_types(EvaluationSettings, evaluation)),
     }
+    for name, kind in (("checkpoint", Checkpoint), ("source", Source)):
+        if data.get(name) is not None:
+            sections[name] = kind(**check_types(kind, data[name]))
     return TrialConfig(**data | sections)
 
 
@@ -195,7 +236,7 @@ def trial_key(config: TrialConfig, fingerprint: str) -> str:
     Settings at their defaults are left out, so that a new setting changes no existing key. A changed default must raise
     the recipe version (tests/harness/golden records all defaults).
     """
-    content = to_dict(config)
+    content = without_source(to_dict(config))
     content |= {"train": _changed_settings(config.train), "evaluation": _changed_settings(config.evaluation)}
     if "stages" in content["evaluation"]:
         content["evaluation"][_OLD_STAGES] = content["evaluation"].pop("stages")

@@ -82,9 +82,12 @@ def cifar_batches(info: Dataset, folder: Path) -> Source | None:
     return Source(folder, (Shard(files, partial(read, True)),), (Shard(files, partial(read, False)),))
 
 
-def idx_files(info: Dataset, folder: Path) -> Source | None:
-    """Return MNIST in torchvision's layout: four idx files, plain or gzipped. The folder may be read-only."""
-    raw = folder / "MNIST" / "raw"
+def idx_files(name: str, info: Dataset, folder: Path) -> Source | None:
+    """Return MNIST or a set of its format in torchvision's layout: four idx files, plain or gzipped.
+
+    name: torchvision's, of the folder. The folder may be read-only.
+    """
+    raw = folder / name / "raw"
     if not raw.is_dir():
         return None
 
@@ -104,6 +107,22 @@ def _read_idx(path: Path) -> np.ndarray:
             raise InputError(f"{path}: not an idx file of unsigned bytes")
         shape = np.frombuffer(content, ">i4", content[3], offset=4)
         return np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
+
+
+def mat_files(info: Dataset, folder: Path) -> Source | None:
+    """Return SVHN as published: train_32x32.mat and test_32x32.mat, in which the label 10 means 0."""
+    train, test = (folder / f"{split}_32x32.mat" for split in ("train", "test"))
+    if not (train.is_file() or test.is_file()):
+        return None
+
+    def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
+        from scipy.io import loadmat
+
+        content = loadmat(path, variable_names=["X", "y"])
+        return np.ascontiguousarray(content["X"].transpose(3, 2, 0, 1)), content["y"].reshape(-1) % 10
+
+    train_shard, test_shard = (Shard((path,), partial(read, path)) for path in (train, test))
+    return Source(folder, (train_shard,), (test_shard,))
 
 
 def image_folders(info: Dataset, folder: Path) -> Source | None:
@@ -202,6 +221,13 @@ def _fetch_by_torchvision(name: str, folder: Path) -> None:
     getattr(torchvision.datasets, name)(folder, download=True)
 
 
+def _fetch_svhn(folder: Path) -> None:
+    from torchvision.datasets import SVHN
+
+    for split in ("train", "test"):
+        SVHN(folder / "svhn", split=split, download=True)
+
+
 def _fetch_tiny_imagenet(folder: Path) -> None:
     from torchvision.datasets.utils import download_and_extract_archive
 
@@ -219,7 +245,15 @@ class Original:
 
 ORIGINALS = {
     "cifar10": Original("cifar-10-batches-py/", cifar_batches, partial(_fetch_by_torchvision, "CIFAR10")),
-    "mnist": Original("MNIST/raw/*-ubyte or *-ubyte.gz", idx_files, partial(_fetch_by_torchvision, "MNIST")),
+    "mnist": Original(
+        "MNIST/raw/*-ubyte or *-ubyte.gz", partial(idx_files, "MNIST"), partial(_fetch_by_torchvision, "MNIST")
+    ),
+    "fashion-mnist": Original(
+        "FashionMNIST/raw/*-ubyte or *-ubyte.gz",
+        partial(idx_files, "FashionMNIST"),
+        partial(_fetch_by_torchvision, "FashionMNIST"),
+    ),
+    "svhn": Original("train_32x32.mat, test_32x32.mat", mat_files, _fetch_svhn),
     "tiny-imagenet": Original("wnids.txt, train/, val/", image_folders, _fetch_tiny_imagenet),
     "digits": Original("the package scikit-learn", sklearn_digits),
 }

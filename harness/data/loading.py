@@ -69,12 +69,17 @@ class Data:
 
         Raises InputError if there are too few images, or if `count` is None and shards of the split are missing.
         """
+        held_out = self.held_out_images(validation)
+        available = len(self.train) - validation
+        count = self._check_count("train", self.info.train_size, self.train, count, available)
+        return self.train.part(0, count), held_out
+
+    def held_out_images(self, validation: int) -> Split | None:
+        """Return the last `validation` train images (None if 0). Raises InputError if that leaves none to train on."""
         available = len(self.train) - validation
         allowed = f"at most {len(self.train) - 1}; {self.info.title}: {len(self.train):,} train images"
         require("validation_images", validation, available >= 1, allowed)
-        count = self._check_count("train", self.info.train_size, self.train, count, available)
-        held_out = self.train.part(available, len(self.train)) if validation else None
-        return self.train.part(0, count), held_out
+        return self.train.part(available, len(self.train)) if validation else None
 
     def test_images(self, count: int | None = None) -> Split:
         """Return the first `count` test images (None: all).

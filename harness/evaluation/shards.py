@@ -44,7 +44,7 @@ def evaluation_images(data: Data, config: TrialConfig) -> Split:
     Raises:
         InputError: there are fewer images than `test_images` says.
     """
-    _, held_out = data.training_images(config.train_images, config.validation_images)
+    held_out = data.held_out_images(config.validation_images)
     count = config.evaluation.test_images
     if held_out is None or count is None:
         return held_out or data.test_images(count)

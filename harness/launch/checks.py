@@ -33,7 +33,8 @@ def check_sweep(
     sweep = load_sweep(path, profile, machine["GPU"] > 0, assignments)
     data = load(sweep.dataset, data_dir, writes)
     try:
-        split_images(max(sweep.trials, key=lambda config: config.train.batch_size), data)
+        for config in sweep.trials:  # raises for fewer images than a batch or a validation set needs
+            split_images(config, data)
     except InputError as error:
         raise name_source(error, sweep.profile, describe_source(path, assignments), "") from None
     return sweep, data.summary() | {"title": data.info.title}, machine

@@ -31,7 +31,7 @@ def print_header(study: Study, gpus: float, asked_profile: str | None, console: 
         lines.append("no GPU here: trials train on the CPU")
     if sweep.profile != FULL_PROFILE:
         widths = ", ".join(f"{width:g}" for width in sorted({trial.width for trial in sweep.trials}))
-        epochs = ", ".join(str(count) for count in sorted({trial.train.epochs for trial in sweep.trials}))
+        epochs = ", ".join(str(count) for count in sorted({trial.epochs for trial in sweep.trials}))
         lines.append(
             f"profile '{escape(sweep.profile)}': width {widths}, {config.train_images or 'all'} training images, "
             f"{epochs} epochs; its numbers are not comparable with published ones"
@@ -52,7 +52,7 @@ def show(study: Study, retry_failed: bool, ray_address: str | None, console: Con
     left = study.seconds_left([trial for trial in study.trials if trial.key in to_run])
     rows = []
     for trial in study.trials:
-        state = state_of(study.trial_dirs[trial.key], trial.config.train.epochs, holder(study.sweep_dir))
+        state = state_of(study.trial_dirs[trial.key], trial.config.epochs, holder(study.sweep_dir))
         seconds = left.get(trial.key)
         time = "" if trial.key not in to_run else "unknown" if seconds is None else minutes(seconds)
         would_run = "yes" if trial.key in to_run else "no"

@@ -98,7 +98,7 @@ class SweepProgress(Bars):
     def __init__(self, trials: list[Trial], labels: dict[str, str], console: Console):
         super().__init__(console)
         self.labels = labels
-        self.epochs = {trial.key: trial.config.train.epochs for trial in trials}
+        self.epochs = {trial.key: trial.config.epochs for trial in trials}
         self.done = dict.fromkeys(self.epochs, 0)  # epochs, and one for evaluation
         self.ended = 0
         self._move_all()

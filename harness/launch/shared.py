@@ -67,7 +67,8 @@ class SharedResults:
         return nullcontext() if self.uri is None else lock_address(self.uri)
 
     def push_trials(self) -> None:
-        """Push each trial's trial.json, which workers begin with."""
+        """Push each trial's trial.json and checkpoint, which workers begin with."""
+        self._push("trials", folder.SOURCE)
         self._push("trials", folder.TRIAL)
 
     def push_failure(self, trial_dir: Path) -> None:

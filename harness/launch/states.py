@@ -25,7 +25,7 @@ class State:
 
 
 def state_of(trial_dir: Path, epochs: int, holder: dict[str, Any] | None) -> State:
-    """Return the state of a trial of so many epochs. Raises DamagedFileError.
+    """Return the state of a trial of so many epochs, 0 for a network trained elsewhere. Raises DamagedFileError.
 
     holder: of the sweep's directory, from `lease.holder`. A trial counts as running if the holder has written to its
     folder since it began, also when its worker has just died.
@@ -39,5 +39,7 @@ def state_of(trial_dir: Path, epochs: int, holder: dict[str, Any] | None) -> Sta
     if age is None:
         return State(WAITING, "", age)
     done = max((row[names.EPOCH] for row in folder.read_epochs(trial_dir)), default=0)
-    description = f"epoch {done} of {epochs}" + (", being evaluated" if (trial_dir / folder.SHARDS).exists() else "")
+    parts = [f"epoch {done} of {epochs}"] if epochs else []
+    parts += ["being evaluated"] if (trial_dir / folder.SHARDS).exists() else []
+    description = ", ".join(parts)
     return State(RUNNING if holder and max(times) >= holder["since"] else UNFINISHED, description, age)

@@ -117,8 +117,9 @@ def _measured_seconds(sweep_dir: Path) -> dict[str, list[tuple[float, float]]]:
         except DamagedFileError:
             continue
         seconds = [row[names.TRAIN_EPOCH_SECONDS] for row in epochs if names.TRAIN_EPOCH_SECONDS in row]
-        if result is not None and seconds:
-            measured[identity(config)].append((mean(seconds), result.metrics.get(names.EVALUATION_SECONDS) or 0.0))
+        if result is not None and (seconds or config.is_trained_elsewhere):
+            epoch = mean(seconds) if seconds else 0.0
+            measured[identity(config)].append((epoch, result.metrics.get(names.EVALUATION_SECONDS) or 0.0))
     return measured
 
 
@@ -128,4 +129,4 @@ def _seconds_left(trial: Trial, trial_dir: Path, measured: dict[str, list[tuple[
         return None
     done = max((row[names.EPOCH] for row in folder.read_epochs(trial_dir)), default=0)
     epoch, evaluation = (mean(values) for values in zip(*of_row, strict=True))
-    return epoch * (trial.config.train.epochs - done) + evaluation
+    return epoch * (trial.config.epochs - done) + evaluation

@@ -13,6 +13,7 @@
     log.txt              log messages with times
     failure.json         why the trial failed
     chosen.json          how a search chose the trial's settings, if it did
+    source.checkpoint    the file that the weights of a network trained elsewhere come from
 
 Every file is written atomically. `training.trial` writes result.json and failure.json; the driver writes failure.json
 if the worker died.
@@ -25,10 +26,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.config.elsewhere import Checkpoint, digest_of, read_file
 from harness.config.trial import RECIPE_VERSION, TrialConfig, from_dict, to_dict, trial_key
 from harness.errors import SettingError, require, shorten
 from harness.masking import mask_secrets
-from harness.storage.files import DamagedFileError, parse_json, write_json, write_text
+from harness.storage.files import DamagedFileError, parse_json, write_bytes, write_json, write_text
 from harness.storage.names import EPOCH
 from harness.storage.parquet import read_table
 from harness.typed import check_types
@@ -42,6 +44,7 @@ SHARDS, VERDICTS, RESULT, FAILURE = "shards", "verdicts.parquet", "result.json",
 LOG = "log.txt"
 CHOSEN = "chosen.json"
 WITHOUT = "without.txt"
+SOURCE = "source.checkpoint"
 STOP = ".stop"
 """A file in the sweep's directory: while it exists, trials stop after their epoch or batch of evaluation."""
 COUNTEREXAMPLES = "counterexamples.safetensors"
@@ -126,11 +129,22 @@ def _require_name(key: str) -> None:
 
 
 def claim(directory: Path, trial: Trial) -> None:
-    """Make `directory` the trial's folder. Raises SettingError if it is another trial's."""
+    """Make `directory` the trial's folder, with today's `source`. Raises SettingError if it is another trial's."""
     refuse_another(directory, trial)
     path = Path(directory) / TRIAL
-    if not path.exists():
+    if not path.exists() or read_trial(path).config.source != trial.config.source:
         write_json(path, trial_json(trial))
+
+
+def copy_checkpoint(checkpoint: Checkpoint, path: Path, to: Path) -> None:
+    """Copy the file of a network trained elsewhere. Raises InputError if there is none, or another one."""
+    if not (to.exists() and digest_of(to.read_bytes()) == checkpoint.sha256):
+        write_bytes(to, read_file(path, checkpoint))
+
+
+def exported_checkpoint(path: Path) -> Path:
+    """Return where the checkpoint of an exported trial lies, beside its JSON file."""
+    return path.with_suffix(".checkpoint")
 
 
 def refuse_another(directory: Path, trial: Trial) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from cerdeq.equilibrium import FixedPoint, fold
 from harness.clock import Clock
+from harness.config.checkpoints import read_weights
 from harness.config.plugins import load_for
 from harness.config.trial import TrialConfig
 from harness.data import Data, Split, load
@@ -52,6 +53,8 @@ def run_trial(
     clock: Clock | None = None,
 ) -> folder.TrialResult:
     """Train and evaluate `config` in its folder `directory`, and return the result; go on from what is saved there.
+
+    The folder of a network that was trained elsewhere must hold its checkpoint (`folder.copy_checkpoint`).
 
     Args:
         report: called with each epoch's row.
@@ -108,10 +111,13 @@ def run_folder(
 
 
 def split_images(config: TrialConfig, data: Data) -> tuple[Split, Split]:
-    """Return the images that the trial is trained on, and those that it is evaluated on.
+    """Return the images that the trial is trained on, none if that was elsewhere, and those that it is evaluated on.
 
     Raises InputError if there are fewer than the config asks for.
     """
+    if config.is_trained_elsewhere:
+        held_out = data.held_out_images(config.validation_images)
+        return data.train.part(0, 0), held_out or data.test_images(config.evaluation.test_images)
     training, held_out = data.training_images(config.train_images, config.validation_images)
     batch, available = config.train.batch_size, len(training)
     require("train.batch_size", batch, batch <= available, f"at most the {available} training images")
@@ -139,7 +145,10 @@ def _train_and_evaluate(
     device = best_device()
     environment = describe_environment(device)
     _log.debug("%s: %s", trial.config.label, environment)
-    network_metrics = _train(trial.config, training, trial_dir, device, report, clock)
+    if trial.config.is_trained_elsewhere:
+        network_metrics = _copy_weights(trial.config, trial_dir)
+    else:
+        network_metrics = _train(trial.config, training, trial_dir, device, report, clock)
     free_memory()
     metrics, messages = _evaluate(trial, test, trial_dir, device, environment, network_metrics, evaluated, clock)
     return folder.TrialResult(trial.key, metrics, environment, data.summary(), messages)
@@ -161,6 +170,14 @@ def _train(
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in trained.state_dict().items()}
     write_atomically(trial_dir / folder.WEIGHTS, lambda path: save_file(state, path))
     return metrics
+
+
+def _copy_weights(config: TrialConfig, trial_dir: Path) -> dict[str, float]:
+    """Write the weights of a network trained elsewhere, from the checkpoint in its folder; return its metrics."""
+    state = read_weights(trial_dir / folder.SOURCE, config)
+    write_atomically(trial_dir / folder.WEIGHTS, lambda path: save_file(state, path))
+    model = load_network(config, trial_dir / folder.WEIGHTS)
+    return {names.PARAMETERS: sum(parameter.numel() for parameter in model.parameters())}
 
 
 def _evaluate(

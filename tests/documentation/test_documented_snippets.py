@@ -9,9 +9,11 @@ from importlib import import_module
 from itertools import groupby
 
 import pytest
+import torch
 import yaml
 from pages import ROOT, blocks, files
 
+from baselines import build
 from harness.config.sweep_file import load_sweep
 
 PYTHON = blocks("python")
@@ -49,6 +51,7 @@ OF_PLUGINS = files(ROOT / "docs/adding.md")["study.yaml"]
 def test_sweep_files_are_read(block, tmp_path):
     path = tmp_path / "study.yaml"
     path.write_text(block.text)
+    torch.save({**build("conv", "mnist")[1:].state_dict()}, tmp_path / "net.pt")  # where the file names a checkpoint
     assert load_sweep(path, None, has_gpu=True).trials
 
 

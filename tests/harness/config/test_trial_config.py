@@ -9,8 +9,9 @@ import pytest
 from cerdeq.bounds import BOUNDS
 from harness.config import trial
 from harness.config.buildable import check_buildable
+from harness.config.elsewhere import TRAINED_ELSEWHERE, Checkpoint, Source
 from harness.config.settings import STAGES, EvaluationSettings, TrainSettings
-from harness.config.trial import TrialConfig, from_dict, labels, to_dict, trial_key
+from harness.config.trial import TrialConfig, digest_content, from_dict, identity, labels, to_dict, trial_key
 from harness.errors import SettingError
 from harness.storage import folder
 
@@ -75,7 +76,10 @@ OTHER = {
     "evaluation.bab_branches": 7,
     "evaluation.certificates": True,
     "plugins": {"my_package.nets": "0123456789abcdef"},
+    "checkpoint": Checkpoint("net.pt", prefix="net.", mean=[0.5], std=[0.25], sha256="0" * 64),
 }
+ELSEWHERE = ("checkpoint", "source")
+"""Fields of networks trained elsewhere alone."""
 
 
 def changed(config, name, value):
@@ -83,7 +87,8 @@ def changed(config, name, value):
     section, _, field = name.rpartition(".")
     if section:
         value = dataclasses.replace(getattr(config, section), **{field: value})
-    return dataclasses.replace(config, **{section or field: value})
+    method = {"method": TRAINED_ELSEWHERE} if field in ELSEWHERE else {}
+    return dataclasses.replace(config, **{section or field: value}, **method)
 
 
 def test_the_stages_are_the_bounds_of_the_mathematics():
@@ -94,7 +99,7 @@ def test_every_field_is_in_the_list_of_other_values():
     sections = {"train": TrainSettings, "evaluation": EvaluationSettings}
     names = {field.name for field in dataclasses.fields(TrialConfig)} - sections.keys()
     names |= {f"{section}.{field.name}" for section, kind in sections.items() for field in dataclasses.fields(kind)}
-    assert set(OTHER) == names
+    assert set(OTHER) == names - {"source"}
 
 
 @pytest.mark.parametrize("name", OTHER)
@@ -104,6 +109,28 @@ def test_every_field_changes_the_key_and_survives_json(name):
     assert trial_key(other, FINGERPRINT) != trial_key(GOLDEN, FINGERPRINT)
     written = json.loads(json.dumps(to_dict(other), allow_nan=False))
     assert from_dict(written) == other and to_dict(from_dict(written)) == written
+
+
+def test_published_numbers_survive_json_and_decide_no_key():
+    elsewhere = changed(GOLDEN, "checkpoint", OTHER["checkpoint"])
+    source = Source("Someone 2022", "Box", certified_accuracy=86.8)
+    published = dataclasses.replace(elsewhere, source=source)
+    assert from_dict(json.loads(json.dumps(to_dict(published)))).source == source
+    assert published == elsewhere and trial_key(published, FINGERPRINT) == trial_key(elsewhere, FINGERPRINT)
+    assert identity(published) == identity(elsewhere) and digest_content(published) == digest_content(elsewhere)
+    with pytest.raises(SettingError, match=r"source: .* the network is trained here"):
+        dataclasses.replace(GOLDEN, source=source)
+
+
+def test_the_label_of_a_network_trained_elsewhere_names_its_file_and_no_recipe():
+    elsewhere = changed(GOLDEN, "checkpoint", OTHER["checkpoint"])
+    other = dataclasses.replace(elsewhere, checkpoint=dataclasses.replace(elsewhere.checkpoint, prefix="other."))
+    trained = [GOLDEN, dataclasses.replace(GOLDEN, train=dataclasses.replace(GOLDEN.train, kappa=0.25))]
+    names = labels([elsewhere, other, *trained])
+    assert len(set(names)) == 4 and all("checkpoint=net.pt@" in name for name in names[:2])
+    assert "train." not in names[0] and names[3].endswith(" train.kappa=0.25 seed 3")
+    assert labels([elsewhere, GOLDEN])[1] == GOLDEN.label
+    assert elsewhere.epochs == 0
 
 
 def test_the_key_is_golden_and_differs_with_the_data_and_the_recipe_version(monkeypatch):

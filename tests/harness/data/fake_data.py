@@ -10,11 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
+from scipy.io import savemat
 
 from baselines.datasets import DATASETS
 
 PARQUET = "cifar10/plain_text"
-SIZES = {"cifar10": (20, 6), "mnist": (9, 4), "tiny-imagenet": (8, 4)}
+SIZES = {"cifar10": (20, 6), "mnist": (9, 4), "fashion-mnist": (9, 4), "svhn": (7, 3), "tiny-imagenet": (8, 4)}
 
 
 def pixels(name, count, seed=0):
@@ -58,8 +59,8 @@ def write_idx(path, array):
     path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
 
 
-def fake_mnist(root, suffix=".gz"):
-    raw = root / "MNIST" / "raw"
+def fake_mnist(root, suffix=".gz", folder="MNIST"):
+    raw = root / folder / "raw"
     raw.mkdir(parents=True)
     arrays = []
     for seed, (split, count) in enumerate(zip(("train", "t10k"), SIZES["mnist"], strict=True)):
@@ -94,6 +95,18 @@ def fake_cifar(root, monkeypatch):
     digest = write("batches.meta", {"label_names": [str(label) for label in range(10)]})
     monkeypatch.setattr(CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": digest})
     return images, labels, test_images, test_labels
+
+
+def fake_svhn(root):
+    """SVHN as published: images last, labels from 1 to 10, which stands for 0."""
+    root.mkdir(parents=True, exist_ok=True)
+    arrays = []
+    for seed, (split, count) in enumerate(zip(("train", "test"), SIZES["svhn"], strict=True)):
+        images, labels = pixels("svhn", count, seed)
+        content = {"X": images.transpose(2, 3, 1, 0), "y": np.where(labels == 0, 10, labels).astype(np.uint8)[:, None]}
+        savemat(root / f"{split}_32x32.mat", content)
+        arrays += [images, labels]
+    return arrays
 
 
 def fake_tiny_imagenet(root):

@@ -16,6 +16,7 @@ from fake_data import (
     fake_cifar,
     fake_mnist,
     fake_parquet,
+    fake_svhn,
     fake_tiny_imagenet,
     pixels,
     write_idx,
@@ -51,6 +52,25 @@ def test_idx_files_are_read_where_nothing_can_be_written(small, tmp_path, suffix
     finally:
         for path in folders:
             path.chmod(0o755)
+
+
+def test_fashion_mnist_is_read_from_its_own_folder(small, tmp_path):
+    fake_mnist(tmp_path)
+    with pytest.raises(InputError, match=r"(?s)Fashion-MNIST was not found.*FashionMNIST/raw"):
+        load("fashion-mnist", tmp_path, writes=False)
+    arrays = fake_mnist(tmp_path, folder="FashionMNIST")
+    check_arrays(load("fashion-mnist", tmp_path), arrays)
+
+
+def test_svhn_is_read_as_published(small, tmp_path):
+    arrays = fake_svhn(tmp_path / "svhn")
+    check_arrays(load("svhn", tmp_path), arrays)
+    (tmp_path / "svhn/test_32x32.mat").unlink()
+    with pytest.raises(InputError, match=r"test_32x32\.mat: cannot be read: FileNotFoundError"):
+        load("svhn", tmp_path)
+    (tmp_path / "svhn/test_32x32.mat").write_bytes(b"no file of MATLAB")
+    with pytest.raises(InputError, match=r"test_32x32\.mat: cannot be read"):
+        load("svhn", tmp_path)
 
 
 def test_idx_files_that_do_not_fit_together_are_refused(small, tmp_path):

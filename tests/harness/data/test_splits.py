@@ -76,6 +76,8 @@ def test_training_and_validation_images_do_not_overlap(small, tmp_path):
     np.testing.assert_array_equal(train.images, images[:15])
     np.testing.assert_array_equal(held_out.images, images[15:])
     np.testing.assert_array_equal(held_out.labels, labels[15:])
+    np.testing.assert_array_equal(data.held_out_images(5).images, held_out.images)
+    assert data.held_out_images(0) is None
     train, held_out = data.training_images(4, validation=16)
     np.testing.assert_array_equal(train.labels, labels[:4])
     assert len(held_out) == 16

@@ -1,0 +1,49 @@
+"""Small networks of the literature whose trained weights are published: no batch norm."""
+
+from collections import OrderedDict
+
+from torch import nn
+
+from baselines.registry import register
+from cerdeq.layers import Named, Shape, scale_channels
+
+
+@register("fc")
+def fc(shape: Shape, classes: int, width: float = 1.0, hidden: list[int] | None = None) -> nn.Sequential:
+    """Return a fully connected network.
+
+    hidden: the units of each hidden layer; None for FC of Jovanović et al. (TMLR 2022): 400, 200, 100, 100.
+    """
+    hidden = [400, 200, 100, 100] if hidden is None else hidden
+    if not hidden or min(hidden) < 1:
+        raise ValueError(f"hidden must be numbers of at least 1, at least one, found {hidden}")
+    return _network(shape, classes, width, [], hidden)
+
+
+@register("cnn-a")
+def cnn_a(shape: Shape, classes: int, width: float = 1.0) -> nn.Sequential:
+    """Return CNN-A of Dathathri et al. (2020), also the small network of Wong and Kolter (2018).
+
+    Two 4x4 convolutions of 16 and 32 channels, stride 2 and padding 1, a linear layer of 100, the classifier.
+    """
+    return _network(shape, classes, width, [16, 32], [100])
+
+
+def _network(shape: Shape, classes: int, width: float, convolutions: list[int], hidden: list[int]) -> nn.Sequential:
+    """Return convolutions, flattening, linear layers and the classifier, with ReLUs between.
+
+    convolutions, hidden: channels and units at width 1. Convolutions are 4x4, of stride 2 and padding 1.
+    """
+    layers: Named = []
+    channels, side = shape[0], shape[1]
+    for number, base in enumerate(convolutions, start=1):
+        convolution = nn.Conv2d(channels, scale_channels(base, width), 4, stride=2, padding=1)
+        layers += [(f"conv{number}", convolution), (f"relu{number}", nn.ReLU())]
+        channels, side = convolution.out_channels, side // 2
+    layers.append(("flatten", nn.Flatten()))
+    features = channels * side * side
+    for number, base in enumerate(hidden, start=1):
+        units = scale_channels(base, width)
+        layers += [(f"linear{number}", nn.Linear(features, units)), (f"relu_linear{number}", nn.ReLU())]
+        features = units
+    return nn.Sequential(OrderedDict([*layers, ("classifier", nn.Linear(features, classes))]))

@@ -1,0 +1,93 @@
+"""Fetch the published weights that sweeps/published-*.yaml evaluate: `python sweeps/fetch_checkpoints.py`.
+
+They go to the folder `checkpoints` beside the project's, where the sweep files look for them. They are not part of this
+project: for their licences see their repositories. Needs git and the network, or mirrors of the repositories by git's
+own setting `url.<mirror>.insteadOf`. A file that is there already is not fetched again.
+"""
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+FOLDER = Path(__file__).resolve().parents[2] / "checkpoints"
+ORIGINS = {  # folder: repository, commit
+    "paradox": ("https://github.com/eth-sri/paradox", "82c74cd5c91cc2481520bfc6d1592d2b6197bbd5"),
+    "convex_adversarial": (
+        "https://github.com/locuslab/convex_adversarial", "2cd8149249b9e90383af10fc7e9b9fe90166813e",
+    ),
+    "alpha-beta-crown": (
+        "https://github.com/Verified-Intelligence/alpha-beta-CROWN", "8250d5fbd530c76e5e3243db28b3cad5fbaef740",
+    ),
+}  # fmt: skip
+FILES = {  # folder here, folder of the repository: file, bytes, SHA-256
+    ("paradox", "pretrained"): """
+        mnist_CONV_box.pt 1262967 f5ef2e4501299d30573856a1c127fbe11930ab1919788c3affa48c581204c7f8
+        mnist_CONV_crown.pt 1262967 1ff05f5db6d68a7b299e9348355a5ce9ee2b42556360178535cf6b9571d9f1f5
+        mnist_CONV_crownibp1to0.pt 1262967 0405fbb5ba45098de208d4548447d9de653c482a35a4ecf610e6b93771cb7d51
+        mnist_CONV_crownibp1to1.pt 1262967 e5a2976d9613e7e5ad0f0794e4d0677b7983c62b7a1b66f69f05ab0b5a1bc3ec
+        mnist_CONV_hbox.pt 1262967 0d3fad7b0dc57069c11bbbb84a3951cc9dee2fa3fa80a6292110f87077c8f410
+        mnist_CONV_zono.pt 1262967 876bc08baf2da84c93d44dbdfeb2eeac98fa6b7cc210d033592ee90453d5cea9
+        mnist_FC_box.pt 1705947 e63eb6de5b0e7aed5c303ef3b07724c4d8838e3dd9a88f1854b10588e62f5d9f
+        mnist_FC_crown.pt 1705947 e92b428dac7dee506414b8688df1bb34b4cdd7127561291b1131124b1f8782a4
+        mnist_FC_crownibp1to0.pt 1705947 356d933105480aa925747ac92066000d0d417495e49085f71153e56c6a41e9e7
+        mnist_FC_crownibp1to1.pt 1705947 e97281b0929bba9b3c386229486784177a4bdd113607ccaad001fd67e6ccbbf4
+        mnist_FC_hbox.pt 1705947 e28243809c52ca6fe74af6e70475449247262cb9fc01a4115238b57763d8840b
+        mnist_FC_zono.pt 1705947 a7a64318d131cd8f18f415360901d6994a83f4f0ea48b08ba2d4ac32c09407f8
+    """,
+    ("convex_adversarial", "models"): """
+        mnist.pth 666692 95014ab0c04c73f48b3be0cb7acc42aff60ce4420c6c43bec25e9a1447279e08
+    """,
+    ("convex_adversarial", "models_scaled"): """
+        mnist_small_0_3.pth 2272496 1f2bc54fa1506831b73bbd28c6669eaa487ab78bcd97455390f8d7cb9c7ed3ca
+    """,
+    ("alpha-beta-crown", "complete_verifier/models/sdp"): """
+        mnist_cnn_a_adv.model 668471 3a1dbfc656e45be2cf6e8ae709c43da0fa0f3b71762c8a0842df72868f2b3459
+    """,
+}
+
+
+def main() -> int:
+    """Fetch the files that are missing; return 1 if one of them is not the one on record."""
+    count = 0
+    wrong = []
+    for (folder, below), lines in FILES.items():
+        files = [line.split() for line in lines.strip().splitlines()]
+        count += len(files)
+        missing = [file for file in files if not _is_there(FOLDER / folder / file[0], file[2])]
+        if missing:
+            wrong += _fetch(folder, below, missing)
+    print(f"{count - len(wrong)} of {count} files are in {FOLDER}", *wrong, sep="\n")
+    return 1 if wrong else 0
+
+
+def _is_there(path: Path, digest: str) -> bool:
+    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest
+
+
+def _fetch(folder: str, below: str, files: list[list[str]]) -> list[str]:
+    """Fetch files of a repository; return a line for each that is not the one on record, and is not kept."""
+    url, commit = ORIGINS[folder]
+    wrong = []
+    with TemporaryDirectory() as clone:
+        _git(clone, "init", "--quiet")
+        _git(clone, "remote", "add", "origin", url)
+        _git(clone, "fetch", "--quiet", "--depth=1", "--filter=blob:none", "origin", commit)
+        for name, size, digest in files:
+            content = _git(clone, "show", f"{commit}:{below}/{name}")
+            if (len(content), hashlib.sha256(content).hexdigest()) == (int(size), digest):
+                (FOLDER / folder).mkdir(parents=True, exist_ok=True)
+                (FOLDER / folder / name).write_bytes(content)
+            else:
+                wrong.append(f"{url} {below}/{name}: found {len(content)} bytes, not the {size} of SHA-256 {digest}")
+    return wrong
+
+
+def _git(directory: str, *arguments: str) -> bytes:
+    """Return what git prints. Raises CalledProcessError, after git's own message."""
+    return subprocess.run(["git", "-C", directory, *arguments], check=True, stdout=subprocess.PIPE).stdout
+
+
+if __name__ == "__main__":
+    sys.exit(main())
