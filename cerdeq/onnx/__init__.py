@@ -1,0 +1,41 @@
+"""Networks in ONNX files: read as modules that `bound` and `verify` take, and written. Needs the extra `onnx`."""
+
+from collections.abc import Sequence
+from os import PathLike
+
+from torch import nn
+
+from cerdeq.onnx.errors import OnnxError
+
+
+def load_onnx(path: str | PathLike[str]) -> nn.Module:
+    """Return the network of an ONNX file, in evaluation mode and float32: inputs [B, *shape] to outputs [B, *shape].
+
+    Its layers are torch's own, so that `bound` and `verify` take it; its attribute `input_shape` is that of one input.
+    Its outputs are compared with those of onnxruntime at random points. Dimension 0 is the batch, also in a file that
+    is for one input alone.
+
+    Raises OnnxError for a file that is malformed or larger than 500 MB, numbers that are no float32 or not finite,
+    several inputs or outputs, shapes that are not fixed, an operator without a layer, other outputs than onnxruntime's,
+    and if the packages `onnx` and `onnxruntime` are missing.
+    """
+    _require_packages()
+    from cerdeq.onnx.compare import refuse_other_outputs
+    from cerdeq.onnx.file import read_file
+    from cerdeq.onnx.graph import network_of
+
+    file = read_file(path)
+    network = network_of(file)
+    refuse_other_outputs(network, file)
+    return network
+
+
+def _require_packages() -> None:
+    """Raise OnnxError if a package of the extra is missing."""
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError as error:
+        raise OnnxError(
+            f"ONNX files need the packages onnx and onnxruntime: install the extra `onnx` ({error})"
+        ) from None
