@@ -141,8 +141,6 @@ OPERATORS = [
     Net("bias behind dropout", [
         ("MatMul", ["x", "w"], {}), ("Dropout", ["y1"], {}), ("Add", ["y2", "b"], {}), ("Sub", ["y3", "y1"], {})
     ], VECTOR, {"w": MATRIX, "b": BIAS}),
-    Net("bias of the output's value", [("MatMul", ["x", "w"], {}), ("Add", ["y1", "b"], {}), ("Relu", ["y1"], {})],
-        VECTOR, {"w": MATRIX, "b": BIAS}),
     Net("two biases", [("MatMul", ["x", "w"], {}), ("Add", ["y1", "b"], {}), ("Add", ["b", "y2"], {})],
         VECTOR, {"w": MATRIX, "b": BIAS}),
 ]  # fmt: skip
