@@ -44,7 +44,7 @@ class _Reader:
         output = self.arguments[self.file.output]
         if not isinstance(output, Value):
             raise OnnxError("the output does not depend on the input")
-        return OnnxNetwork(self.layers, self.sources, output.number, self.file.shape)
+        return OnnxNetwork(self.layers, self.sources, output.number, (self.file.shape, output.shape))
 
     def read(self, position: int, proto: onnx.NodeProto) -> None:
         where = f"operator {proto.op_type} at node {proto.name or f'number {position}'!r}"
