@@ -50,9 +50,7 @@ def test_a_file_keeps_the_contract_of_networks(tmp_path):
 
 def test_what_does_not_fit_the_data_set_is_refused(tmp_path):
     path = file_for((1, 8, 8), tmp_path)
-    with pytest.raises(
-        OnnxError, match=r"found inputs \[1, 8, 8\], allowed: \[1, 28, 28\] or \[28, 28, 1\]"
-    ):
+    with pytest.raises(OnnxError, match=r"found inputs \[1, 8, 8\], allowed: \[1, 28, 28\] or \[28, 28, 1\]"):
         build("onnx", "mnist", file=path)
     with pytest.raises(OnnxError, match=r"width: found 0\.5, allowed: 1"):
         build("onnx", "digits", 0.5, file=path)
