@@ -82,7 +82,7 @@ class _Reader:
         layer = LAYERS[node.operator](node)
         if layer is None:
             return values[0]
-        result = layer.eval()(*[torch.zeros(_EXAMPLES, *value.shape) for value in values])
+        result = layer.eval()(*[torch.zeros(_EXAMPLES, *value.shape, dtype=torch.float32) for value in values])
         if result.dim() < 2 or len(result) != _EXAMPLES:
             raise OnnxError(f"found a result of shape {list(result.shape)} of {_EXAMPLES} inputs: the batch is mixed")
         self.layers[name] = layer
