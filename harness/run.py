@@ -240,7 +240,7 @@ def _prepare_folders(study: Study, to_run: list[Trial], console: Console) -> Non
     _print_left_out(study, to_run, console)
     for trial in study.trials:
         folder.claim(study.trial_dirs[trial.key], trial)
-    for trial in trials:
+    for trial in to_run:
         if (checkpoint := trial.config.checkpoint) is not None:
             path = study.sweep.checkpoints[checkpoint.sha256]
             folder.copy_checkpoint(checkpoint, path, study.trial_dirs[trial.key] / folder.SOURCE)

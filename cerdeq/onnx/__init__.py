@@ -1,0 +1,70 @@
+"""Networks in ONNX files: read as modules that `bound` and `verify` take, and written. Needs the extra `onnx`."""
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+
+from torch import nn
+
+from cerdeq.onnx.errors import OnnxError
+from cerdeq.onnx.layers import OnnxNetwork
+
+
+def load_onnx(path: str | PathLike[str]) -> OnnxNetwork:
+    """Return the network of an ONNX file, in evaluation mode and float32: inputs [B, *shape] to outputs [B, *shape].
+
+    Its layers are torch's own, so that `bound` and `verify` take it. Its `input_shape` and `output_shape` are those of
+    one example. Dimension 0 is the batch, also in a file for one input alone. Outputs are compared with onnxruntime's
+    at random points.
+
+    Raises OnnxError for a file that is malformed or larger than 500 MB, numbers that are no float32 or not finite,
+    several inputs or outputs, shapes that are not fixed, an operator without a layer, other outputs than onnxruntime's,
+    and if the packages `onnx` and `onnxruntime` are missing.
+    """
+    _require_packages()
+    from cerdeq.onnx.compare import refuse_other_outputs
+    from cerdeq.onnx.file import read_file
+    from cerdeq.onnx.graph import network_of
+
+    file = read_file(path)
+    network = network_of(file)
+    refuse_other_outputs(network, file)
+    return network
+
+
+def export_onnx(network: nn.Module, path: str | PathLike[str], input_shape: Sequence[int]) -> None:
+    """Write a network in float32 and evaluation mode to an ONNX file, for batches of any size.
+
+    The file is read again by `load_onnx`, which compares it with onnxruntime, and compared with the network.
+
+    Args:
+        input_shape: of one input, such as (3, 32, 32).
+
+    Raises OnnxError for a network in another precision or in training mode, for an operator that ONNX files here do not
+    have, such as an equilibrium, and if the packages `onnx` and `onnxruntime` are missing.
+    """
+    _require_packages()
+    from cerdeq.onnx.compare import refuse_another_network
+    from cerdeq.onnx.export import write_file
+
+    path, shape = Path(path), tuple(input_shape)
+    draft = path.with_name(f"{path.name}.part")
+    try:
+        write_file(network, draft, shape)
+        refuse_another_network(load_onnx(draft), network, shape, draft)
+        draft.replace(path)
+    except OSError as error:
+        raise OnnxError(f"{path}: cannot be written: {error.strerror}") from None
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _require_packages() -> None:
+    """Raise OnnxError if a package of the extra is missing."""
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError as error:
+        raise OnnxError(
+            f"ONNX files need the packages onnx and onnxruntime: install the extra `onnx` ({error})"
+        ) from None

@@ -1,0 +1,345 @@
+"""One function for each operator: from a node to the layer that computes it, None if the node returns its value.
+
+What an operator means: https://onnx.ai/onnx/operators. A function raises OnnxError for attributes that it has no layer
+for. Layers are torch's own where these exist, so that bounds and the checker know them.
+"""
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cerdeq.onnx.errors import OnnxError
+from cerdeq.onnx.layers import Combined, Concatenate, Pad, Permute, WithConstant
+from cerdeq.onnx.shapes import MOVES, moved, pads_of, reshaped
+
+
+@dataclass(frozen=True)
+class Value:
+    """A value that depends on the input. number: as in OnnxNetwork. shape: of one example."""
+
+    number: int
+    shape: tuple[int, ...]
+
+
+Argument = Value | np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of the file.
+
+    inputs: None for an optional one that is left out. makers: the layers that made its inputs, of inputs that no other
+    node takes. opset: of the file. is_batched: whether the file takes several inputs at once.
+    """
+
+    operator: str
+    attributes: dict[str, Any]
+    inputs: list[Argument]
+    makers: list[nn.Module]
+    opset: int
+    is_batched: bool
+
+    @property
+    def value(self) -> Value:
+        """The first input. Raises OnnxError if it does not depend on the network's input."""
+        if not isinstance(self.inputs[0], Value):
+            raise OnnxError("found a constant as first input, allowed: a value that depends on the network's input")
+        return self.inputs[0]
+
+    def attribute(self, name: str, default: Any) -> Any:
+        """Return an attribute; numbers are of float32, as ONNX's are."""
+        value = self.attributes.get(name, default)
+        if isinstance(value, float):
+            return float(np.float32(value))
+        return value.decode() if isinstance(value, bytes) else value
+
+    def constant(self, position: int) -> np.ndarray | None:
+        """Return an input that must be constant, None if it is left out."""
+        argument = self.inputs[position] if position < len(self.inputs) else None
+        if isinstance(argument, Value):
+            raise OnnxError(f"input {position} depends on the network's input, allowed: a constant")
+        return argument
+
+    def required(self, position: int) -> np.ndarray:
+        """Return an input that must be constant and may not be left out."""
+        array = self.constant(position)
+        if array is None:
+            raise OnnxError(f"input {position} is missing")
+        return array
+
+    def numbers(self, position: int) -> Tensor | None:
+        """Return a constant input of float32, None if it is left out."""
+        array = self.constant(position)
+        if array is not None and array.dtype != np.float32:
+            raise OnnxError(f"input {position}: found numbers of {array.dtype}, allowed: float32")
+        return None if array is None else torch.tensor(array)  # a copy: the file's are read-only
+
+    def weight(self, position: int) -> Tensor:
+        """Return a constant input of float32 that may not be left out."""
+        self.required(position)
+        numbers = self.numbers(position)
+        assert numbers is not None
+        return numbers
+
+    def allow(self, name: str, default: Any, *allowed: Any) -> None:
+        """Raise OnnxError unless an attribute has one of the allowed values."""
+        value = self.attribute(name, default)
+        if value not in allowed:
+            raise OnnxError(f"found {name} = {value!r}, allowed: {', '.join(map(repr, allowed))}")
+
+
+Layer = Callable[[Node], nn.Module | None]
+
+
+def constant_result(node: Node) -> np.ndarray:
+    """Return the result of a node whose inputs are all constant: of one that does no arithmetic."""
+    if node.operator == "Constant":
+        name, value = next(iter(node.attributes.items()))
+        if name not in ("value", "value_float", "value_floats", "value_int", "value_ints"):
+            raise OnnxError(f"found {name}, allowed: a tensor or numbers")
+        kind = np.float32 if "float" in name else None
+        return np.asarray(value, dtype=kind)
+    first = node.constant(0)
+    if first is None or node.operator not in MOVES | {"Transpose", "Identity"}:
+        allowed = ", ".join(sorted(MOVES | {"Transpose", "Identity", "Constant"}))
+        raise OnnxError(f"found only constant inputs; of constants are allowed: {allowed}")
+    if node.operator == "Transpose":
+        return first.transpose(node.attribute("perm", None))
+    return first if node.operator == "Identity" else first.reshape(moved(node, first.shape))
+
+
+def _module(make: Callable[..., Any], options: dict[str, Any], **tensors: Tensor | None) -> Any:
+    """Return a module with these parameters and buffers. It draws no random numbers."""
+    module = make(**options, device="meta")
+    for name, tensor in tensors.items():
+        is_buffer = name in module._buffers
+        setattr(module, name, tensor if is_buffer or tensor is None else nn.Parameter(tensor))
+    return module
+
+
+def _two_dimensional(node: Node) -> None:
+    if len(node.value.shape) != 3:
+        raise OnnxError(f"found inputs of shape {list(node.value.shape)}, allowed: images, [channels, height, width]")
+
+
+def _conv(node: Node) -> nn.Module:
+    _two_dimensional(node)
+    weight, bias = node.weight(1), node.numbers(2)
+    if weight.dim() != 4:
+        raise OnnxError(f"found a kernel of shape {list(weight.shape)}, allowed: 2-d convolutions")
+    stride, dilation = node.attribute("strides", [1, 1]), node.attribute("dilations", [1, 1])
+    before, after = pads_of(node, weight.shape[2:], stride, dilation)
+    groups = node.attribute("group", 1)
+    conv = _module(
+        nn.Conv2d,
+        {
+            "in_channels": weight.shape[1] * groups,
+            "out_channels": len(weight),
+            "kernel_size": tuple(weight.shape[2:]),
+            "stride": tuple(stride),
+            "padding": before if before == after else 0,
+            "dilation": tuple(dilation),
+            "groups": groups,
+        },
+        weight=weight,
+        bias=bias,
+    )
+    return conv if before == after else _padded(before, after, conv)
+
+
+def _padded(before: tuple[int, ...], after: tuple[int, ...], layer: nn.Module) -> nn.Module:
+    """Return a layer behind zeros around an image."""
+    return nn.Sequential(Pad((before[1], after[1], before[0], after[0]), 0.0), layer)
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """Return the layer of a weight [outputs, inputs]."""
+    sizes = {"in_features": weight.shape[1], "out_features": weight.shape[0]}
+    return _module(nn.Linear, sizes, weight=weight.contiguous(), bias=bias)
+
+
+def _gemm(node: Node) -> nn.Module:
+    node.allow("alpha", 1.0, 1.0)
+    node.allow("beta", 1.0, 1.0)
+    node.allow("transA", 0, 0)
+    weight, bias = node.weight(1), node.numbers(2)
+    if len(node.value.shape) != 1 or weight.dim() != 2:
+        raise OnnxError(f"found inputs of shape {list(node.value.shape)}, allowed: vectors")
+    weight = weight if node.attribute("transB", 0) else weight.T
+    if bias is not None:
+        if bias.dim() == 2 and len(bias) != 1:
+            raise OnnxError(f"found a bias of shape {list(bias.shape)}, allowed: one for all examples")
+        bias = bias.expand(1, len(weight))[0].clone()
+    return _linear(weight, bias)
+
+
+def _matmul(node: Node) -> nn.Module:
+    weight = node.weight(1) if isinstance(node.inputs[0], Value) else None
+    if weight is None or weight.dim() != 2:
+        raise OnnxError("allowed: a value times a constant matrix")
+    return _linear(weight.T, None)
+
+
+def _batch_norm(node: Node) -> nn.Module:
+    node.allow("training_mode", 0, 0)
+    node.allow("spatial", 1, 1)
+    make = nn.BatchNorm2d if len(node.value.shape) == 3 else nn.BatchNorm1d
+    scale, bias, mean, variance = (node.weight(position) for position in range(1, 5))
+    if bool((variance < 0).any()):
+        raise OnnxError("found a negative variance")
+    options = {"num_features": len(scale), "eps": node.attribute("epsilon", 1e-5)}
+    statistics = {"running_mean": mean, "running_var": variance, "num_batches_tracked": torch.tensor(0)}
+    return _module(make, options, weight=scale, bias=bias, **statistics)
+
+
+def _arithmetic(function: Callable[[Any, Any], Any]) -> Layer:
+    """Return the layers of a sum, difference, product or quotient of two values, or of a value and a constant."""
+
+    def layer(node: Node) -> nn.Module | None:
+        values = [argument for argument in node.inputs if isinstance(argument, Value)]
+        if len(values) == 2:
+            if function not in (operator.add, operator.sub):
+                raise OnnxError("found two values that depend on the network's input, allowed: a value and a constant")
+            return Combined(function)
+        is_first = node.inputs[0] is not values[0]
+        constant = node.weight(0 if is_first else 1)
+        if constant.dim() > len(values[0].shape) + 1 or (
+            constant.dim() == len(values[0].shape) + 1 and len(constant) > 1
+        ):
+            raise OnnxError(f"found a constant of shape {list(constant.shape)}, allowed: the same for all examples")
+        if function is operator.truediv and (is_first or bool((constant == 0).any())):
+            raise OnnxError("allowed: a value divided by a constant without zeros")
+        if function is operator.add and _is_bias(node, constant):
+            return None
+        return WithConstant(function, constant, is_first)
+
+    return layer
+
+
+def _is_bias(node: Node, constant: Tensor) -> bool:
+    """Return whether a constant could be made the bias of the layer that computes the value."""
+    layer = node.makers[0] if node.makers else None
+    if not isinstance(layer, nn.Linear | nn.Conv2d) or layer.bias is not None:
+        return False
+    channels, ones = len(layer.weight), (1, 1) if isinstance(layer, nn.Conv2d) else ()
+    if constant.shape[-1 - len(ones) :] != (channels, *ones) or constant.numel() != channels:
+        return False
+    layer.bias = nn.Parameter(constant.flatten())
+    return True
+
+
+def _leaky_relu(node: Node) -> nn.Module:
+    return nn.LeakyReLU(node.attribute("alpha", 0.01))
+
+
+def _pool(node: Node) -> tuple[Any, Any, tuple[int, ...], tuple[int, ...]]:
+    """Return kernel, stride, and padding before and after."""
+    _two_dimensional(node)
+    node.allow("ceil_mode", 0, 0)
+    kernel = tuple(node.attribute("kernel_shape", None))
+    stride, dilation = tuple(node.attribute("strides", [1, 1])), tuple(node.attribute("dilations", [1, 1]))
+    return kernel, stride, *pads_of(node, kernel, stride, dilation)
+
+
+def _square(sizes: tuple[int, ...]) -> Any:
+    """Return one number for two equal ones: the checker knows these windows alone."""
+    return sizes[0] if sizes[0] == sizes[1] else sizes
+
+
+def _average_pool(node: Node) -> nn.Module:
+    if any(size != 1 for size in node.attribute("dilations", [1, 1])):
+        raise OnnxError("found dilations, allowed: none")
+    kernel, stride, before, after = _pool(node)
+    count = bool(node.attribute("count_include_pad", 0))
+    if before == after:
+        return nn.AvgPool2d(_square(kernel), _square(stride), _square(before), count_include_pad=count)
+    if not count:
+        raise OnnxError(f"found padding {before} before and {after} after, allowed: equal ones")
+    return _padded(before, after, nn.AvgPool2d(_square(kernel), _square(stride)))
+
+
+def _max_pool(node: Node) -> nn.Module:
+    kernel, stride, before, after = _pool(node)
+    if before != after:
+        raise OnnxError(f"found padding {before} before and {after} after, allowed: equal ones")
+    return nn.MaxPool2d(kernel, stride, before, tuple(node.attribute("dilations", [1, 1])))
+
+
+def _global_average_pool(node: Node) -> nn.Module:
+    _two_dimensional(node)
+    _, height, width = node.value.shape
+    return nn.AvgPool2d(height) if height == width else nn.AdaptiveAvgPool2d(1)
+
+
+def _transpose(node: Node) -> nn.Module | None:
+    rank = len(node.value.shape) + 1
+    order = tuple(node.attribute("perm", range(rank)[::-1]))
+    if order[0] != 0:
+        raise OnnxError(f"found perm = {list(order)}, allowed: 0, the batch, first")
+    return None if order == tuple(range(rank)) else Permute(order)
+
+
+def _pad(node: Node) -> nn.Module | None:
+    node.allow("mode", "constant", "constant")
+    rank = len(node.value.shape) + 1
+    if node.opset < 11:
+        pads, value = list(node.attribute("pads", None)), node.attribute("value", 0.0)
+    else:
+        pads, filling = list(node.required(1)), node.numbers(2)
+        value = 0.0 if filling is None else filling.item()
+    chosen = node.constant(3)
+    axes = list(range(rank)) if chosen is None else [int(axis) % rank for axis in chosen]
+    ends = [(0, 0)] * rank
+    for axis, before, after in zip(axes, pads[: len(axes)], pads[len(axes) :], strict=True):
+        ends[axis] = int(before), int(after)
+    if ends[0] != (0, 0) or min(map(min, ends)) < 0:
+        raise OnnxError(f"found pads {list(map(int, pads))}, allowed: at least 0, and 0 of the batch")
+    flat = tuple(size for pair in ends[:0:-1] for size in pair)
+    return Pad(flat, value) if any(flat) else None
+
+
+def _concat(node: Node) -> nn.Module:
+    values = [argument for argument in node.inputs if isinstance(argument, Value)]
+    dim = node.attribute("axis", None) % (len(values[0].shape) + 1)
+    if len(values) != len(node.inputs) or dim == 0:
+        raise OnnxError("allowed: values that depend on the network's input, along another dimension than the batch")
+    return Concatenate(dim)
+
+
+def _dropout(node: Node) -> None:
+    training = node.constant(2)
+    if training is not None and bool(training):
+        raise OnnxError("found training_mode = true, allowed: false")
+
+
+def _softmax(node: Node) -> None:
+    raise OnnxError("not supported. If it is the last operator, remove it: certify the logits, whose order is the same")
+
+
+LAYERS: dict[str, Layer] = {
+    "Conv": _conv,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+    "BatchNormalization": _batch_norm,
+    "Add": _arithmetic(operator.add),
+    "Sub": _arithmetic(operator.sub),
+    "Mul": _arithmetic(operator.mul),
+    "Div": _arithmetic(operator.truediv),
+    "Relu": lambda node: nn.ReLU(),
+    "LeakyRelu": _leaky_relu,
+    "AveragePool": _average_pool,
+    "MaxPool": _max_pool,
+    "GlobalAveragePool": _global_average_pool,
+    "Transpose": _transpose,
+    "Pad": _pad,
+    "Concat": _concat,
+    "Dropout": _dropout,
+    "Identity": lambda node: None,
+    "Softmax": _softmax,
+    **dict.fromkeys(MOVES, reshaped),
+}
