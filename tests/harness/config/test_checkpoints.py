@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from small_sweep import changed, refusal, trials_of, write
 
 from baselines import build
+from cerdeq import export_onnx
 from cerdeq.equilibrium import fold
 from harness.config.checkpoints import read_weights
 from harness.config.elsewhere import digest_of
@@ -52,6 +53,17 @@ def assert_same(weights, tensors, mean=0.0, std=1.0):
     assert own.keys() == tensors.keys() and all(torch.equal(own[name], tensors[name]) for name in own)
     torch.testing.assert_close(weights["normalize.mean"].item(), mean)
     torch.testing.assert_close(weights["normalize.std"].item(), std)
+
+
+def test_an_onnx_file_is_a_checkpoint_of_its_own_network(tmp_path):
+    network, path = build("conv", "digits", WIDTH)[1:].eval(), tmp_path / "net.onnx"
+    export_onnx(network, path, (1, 8, 8))
+    keys = {"model": "onnx", "checkpoint": "net.onnx", "width": 1, "options": {"file": str(path)}}
+    own = [tensor for name, tensor in read(tmp_path, content(**keys)).items() if not name.startswith("normalize.")]
+    assert all(torch.equal(*pair) for pair in zip(own, network.state_dict().values(), strict=True))
+    other = tmp_path / "other.onnx"
+    other.write_bytes(path.read_bytes()[:-40])
+    assert "other.onnx: " in refusal(tmp_path, content(**keys | {"checkpoint": "other.onnx"}))
 
 
 def test_a_trial_has_the_file_s_digest_and_one_seed(tmp_path, saved):
