@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from cerdeq import OnnxError, load_onnx, verify
+from cerdeq.bounds import UnsupportedOperator
 from harness.errors import InputError
 from harness.properties.cases import Case, Property
 from harness.properties.counterexample import Counterexample, decimals_inside, exact_outputs, why_not_confirmed
@@ -40,6 +41,15 @@ class Answer:
     detail: str = ""
     counterexample: Counterexample | None = None
 
+    @property
+    def counterexample_text(self) -> str:
+        """The counterexample as the competition writes it; empty if there is none."""
+        return self.counterexample.to_text() if self.counterexample else ""
+
+    def to_text(self) -> str:
+        """Return the answer as the competition writes it: the status, then the counterexample."""
+        return "".join(f"{line}\n" for line in (self.status, self.counterexample_text) if line)
+
 
 def solve_files(network_path: Path, property_path: Path, seconds: float) -> Answer:
     """Return the answer to an instance of an ONNX and a VNN-LIB file, whose loading counts. Raises InputError."""
@@ -56,7 +66,10 @@ def solve_files(network_path: Path, property_path: Path, seconds: float) -> Answ
     def run(points: np.ndarray) -> np.ndarray:
         return onnxruntime_outputs(read_file(network_path), points)
 
-    answer = solve(property_, network, run, seconds - (time.monotonic() - began))
+    try:
+        answer = solve(property_, network, run, seconds - (time.monotonic() - began))
+    except UnsupportedOperator as error:
+        raise InputError(f"{network_path}: {error}") from None
     return replace(answer, seconds=time.monotonic() - began)
 
 
@@ -106,7 +119,7 @@ def _solve_box(cases: Sequence[Case], network: nn.Module, run: RunInFloat32, sec
     if result.status[0] == "falsified":
         return _confirm(cases, network, run, result.counterexample, branches)
     status = _STATUSES[result.status[0]]
-    return Answer(status, branches=branches, detail="" if status == UNSAT else result.status[0])
+    return Answer(status, branches=branches, detail=result.status[0] if status == UNKNOWN else "")
 
 
 def _confirm(
