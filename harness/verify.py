@@ -27,7 +27,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help=seconds)
     output = "for one property: also write the answer to this file, as the competition does"
     parser.add_argument("--output", type=Path, metavar="FILE", help=output)
-    parser.add_argument("--results-dir", type=Path, metavar="DIRECTORY", help="for a CSV file: default: results/<its name>")
+    parser.add_argument(
+        "--results-dir", type=Path, metavar="DIRECTORY", help="for a CSV file: default: results/<its name>"
+    )
     parser.add_argument("--workers", type=int, help="for a CSV file: instances at a time; default: one a core or GPU")
 
 
@@ -45,7 +47,8 @@ def main(options: argparse.Namespace) -> int:
     require("FILE", names, len(names) == 2, "NETWORK.onnx PROPERTY.vnnlib, or INSTANCES.csv")
     for option, value in (("--results-dir", options.results_dir), ("--workers", workers)):
         require(option, value, value is None, "with a CSV file only")
-    return _solve_one(*options.files, _DEFAULT_SECONDS if seconds is None else seconds, options.output)
+    network, property_path = options.files
+    return _solve_one(network, property_path, _DEFAULT_SECONDS if seconds is None else seconds, options.output)
 
 
 def _solve_one(network: Path, property_path: Path, seconds: float, output: Path | None) -> int:

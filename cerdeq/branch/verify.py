@@ -1,4 +1,4 @@
-"""`verify`: decide whether a specification holds over a whole region, by cheap bounds, an attack, then branch and bound."""
+"""`verify`: decide whether a specification holds over a region, by cheap bounds, an attack, then branch and bound."""
 
 import copy
 from dataclasses import dataclass

@@ -72,8 +72,8 @@ class _Atom:
 def property_of(expressions: Iterable[Expression]) -> Property:
     """Return the property of the expressions of a file.
 
-    Raises InputError for anything but declarations of X_i and Y_i and assertions of and, or, <=, >= of linear terms, for
-    input constraints that are not bounds, for inputs without bounds, and if no case has an input that it allows.
+    Raises InputError for anything but declarations of X_i and Y_i and assertions of and, or, <=, >= of linear terms; for
+    input constraints that are no bounds, inputs without bounds, and if the boxes of all cases are empty.
     """
     declared, assertions = dict[Variable, None](), list[Expression]()
     for expression in expressions:
@@ -115,7 +115,9 @@ def _count(kind: str, declared: dict[Variable, None]) -> int:
     if not numbers:
         raise InputError(f"found no declaration of {kind}_0")
     if len(numbers) != max(numbers) + 1:
-        raise InputError(f"found {len(numbers)} declarations of {kind}_i up to {kind}_{max(numbers)}, allowed: all of them")
+        raise InputError(
+            f"found {len(numbers)} declarations of {kind}_i up to {kind}_{max(numbers)}, allowed: all of them"
+        )
     return len(numbers)
 
 

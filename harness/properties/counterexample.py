@@ -24,7 +24,9 @@ class Counterexample:
 
     def to_text(self) -> str:
         """Return the counterexample as the competition writes it."""
-        lines = [f"({kind}_{n} {v})" for kind, vs in (("X", self.inputs), ("Y", self.outputs)) for n, v in enumerate(vs)]
+        lines = [
+            f"({kind}_{n} {v})" for kind, vs in (("X", self.inputs), ("Y", self.outputs)) for n, v in enumerate(vs)
+        ]
         return "(" + "\n".join(lines) + ")"
 
 

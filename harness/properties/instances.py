@@ -47,7 +47,9 @@ def read_instances(path: Path, seconds: float | None = None) -> list[Instance]:
         rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"))))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
-    instances = [_instance(row, f"{path}, line {number}", path.parent, seconds) for number, row in enumerate(rows, 1) if row]
+    instances = [
+        _instance(row, f"{path}, line {number}", path.parent, seconds) for number, row in enumerate(rows, 1) if row
+    ]
     if not instances:
         raise InputError(f"{path} holds no instances: found no rows, allowed: onnx,vnnlib,timeout")
     return instances
@@ -60,10 +62,10 @@ def _instance(row: list[str], where: str, folder: Path, seconds: float | None) -
     except ValueError:
         timeout = 0.0
     require(f"{where}, timeout", row[2], 0 < timeout < float("inf"), "seconds above 0")
-    paths = [(folder / name.strip()).absolute() for name in row[:2]]
-    for name, file in zip(row, paths, strict=False):
+    onnx, vnnlib = ((folder / name.strip()).absolute() for name in row[:2])
+    for name, file in zip(row, (onnx, vnnlib), strict=False):
         require(where, name, file.is_file(), "a file, relative to the CSV file")
-    return Instance(*map(str, paths), timeout if seconds is None else seconds)
+    return Instance(str(onnx), str(vnnlib), timeout if seconds is None else seconds)
 
 
 def solve_instances(
@@ -82,7 +84,9 @@ def solve_instances(
         items = {directory / INSTANCES / f"{number:05}.json": request for number, request in enumerate(requests, 1)}
         records = {item: _read(item, request) for item, request in items.items()}
         todo = [item for item, record in records.items() if record is None]
-        console.print(f"{len(instances)} instances, {len(instances) - len(todo)} of them answered already", markup=False)
+        console.print(
+            f"{len(instances)} instances, {len(instances) - len(todo)} of them answered already", markup=False
+        )
         _solve_missing(todo, items, records, directory, workers, console)
         return _report([record for record in records.values() if record], len(items), directory, console)
 

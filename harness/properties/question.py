@@ -34,7 +34,11 @@ class Violations(nn.Module):
         weight, bias = zip(*(_scaled(c, outputs) for case in cases for c in case.constraints), strict=True)
         self.values = nn.Linear(outputs, len(bias), dtype=torch.float64)
         self.values.weight.data, self.values.bias.data = torch.stack(weight), torch.tensor(bias, dtype=torch.float64)
-        self.first, self.difference, counts = nn.ModuleList(), nn.ModuleList(), [len(case.constraints) for case in cases]
+        self.first, self.difference, counts = (
+            nn.ModuleList(),
+            nn.ModuleList(),
+            [len(case.constraints) for case in cases],
+        )
         while max(counts) > 1:
             first, difference = _pairs(counts)
             self.first.append(first)

@@ -30,8 +30,8 @@ RunInFloat32 = Callable[[np.ndarray], np.ndarray]
 class Answer:
     """The answer to an instance.
 
-    status: SAT: an input satisfies the property, a counterexample. UNSAT: none does. UNKNOWN, TIMEOUT: neither is proved.
-        ERROR: the instance failed.
+    status: SAT if an input satisfies the property, a counterexample; UNSAT if none does; UNKNOWN or TIMEOUT if neither
+        is proved; ERROR if the instance failed.
     seconds: that it took. branches: leaves that were bounded. detail: why the status is not SAT or UNSAT.
     """
 

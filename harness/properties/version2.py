@@ -21,8 +21,8 @@ def is_version2(text: str) -> bool:
 def expressions_of(text: str) -> Iterator[Expression]:
     """Yield the expressions of version 1.0 that say the same as a text of version 2.0.
 
-    Raises InputError if the package `vnnlib` is missing or refuses the text, and for what version 1.0 cannot say: several
-    networks, inputs or outputs, hidden values, and strict inequalities.
+    Raises InputError if the package `vnnlib` is missing or refuses the text, and for what version 1.0 cannot say:
+    several networks, inputs or outputs, hidden values, and strict inequalities.
     """
     try:
         import vnnlib
@@ -40,7 +40,8 @@ def expressions_of(text: str) -> Iterator[Expression]:
         raise InputError(f"found a network with {found}, allowed: one of each")
     shapes = {"Input": network.inputs[0].shape, "Output": network.outputs[0].shape}
     for kind, shape in zip("XY", shapes.values(), strict=True):
-        yield from (["declare-const", f"{kind}_{number}", "Real"] for number in range(prod(shape)))
+        for number in range(prod(shape)):
+            yield ["declare-const", f"{kind}_{number}", "Real"]
     for assertion in query.assertions:
         yield ["assert", _expression(assertion.expr, shapes)]
 
@@ -70,4 +71,6 @@ def _expression(node: Any, shapes: dict[str, list[int]]) -> Expression:
             return ["and", ["<=", *children], [">=", *children]]
         case _ if kind in _SYMBOLS:
             return [_SYMBOLS[kind], *children]
-    raise InputError(f"found {shorten(str(node))}, allowed: and, or, <=, >=, ==, +, -, * of inputs, outputs and numbers")
+    raise InputError(
+        f"found {shorten(str(node))}, allowed: and, or, <=, >=, ==, +, -, * of inputs, outputs and numbers"
+    )

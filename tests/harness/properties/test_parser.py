@@ -1,5 +1,6 @@
 """VNN-LIB files: what they mean is compared with an evaluation of their expressions at random points."""
 
+import contextlib
 import gzip
 from fractions import Fraction
 
@@ -58,6 +59,7 @@ def to_text(expression):
 
 
 tenths = st.integers(-12, 12).map(lambda n: f"{'-' if n < 0 else ''}{abs(n) // 10}.{abs(n) % 10}")
+connectives = st.sampled_from(["and", "or"])
 compare = st.sampled_from(["<=", ">="])
 inputs = st.builds(lambda op, n, end: [op, f"X_{n}", end], compare, st.integers(0, 1), tenths)
 products = st.builds(lambda factor, n: ["*", factor, f"Y_{n}"], tenths.filter(lambda t: float(t)), st.integers(0, 1))
@@ -65,9 +67,11 @@ terms = st.sampled_from(["Y_0", "Y_1"]) | products | st.builds(lambda a, b: ["+"
 outputs = st.builds(lambda op, a, b: [op, a, b], compare, terms, tenths)
 expressions = st.recursive(
     inputs | outputs,
-    lambda inner: st.builds(lambda op, parts: [op, *parts], st.sampled_from(["and", "or"]), st.lists(inner, min_size=1, max_size=3)),
+    lambda inner: st.lists(inner, min_size=1, max_size=3).flatmap(
+        lambda parts: connectives.map(lambda op: [op, *parts])
+    ),
     max_leaves=8,
-)  # fmt: skip
+)
 points = st.fixed_dictionaries(
     {f"{kind}_{n}": st.integers(-12, 12).map(lambda k: Fraction(k, 10)) for kind in "XY" for n in range(2)}
 )
@@ -93,10 +97,8 @@ def test_cases_mean_what_the_assertions_say(assertions, points):
 @settings(max_examples=200, deadline=None)
 @given(st.text(alphabet="()XY_0123 <>=andor;\n+-*.e", max_size=60))
 def test_any_text_is_read_or_refused(text):
-    try:
+    with contextlib.suppress(InputError):
         read(BOX + OUTPUTS + text)
-    except InputError:
-        pass
 
 
 def test_decimals_are_exact():
@@ -140,7 +142,7 @@ def test_a_case_with_an_empty_box_is_no_case():
         ("(declare-const Z Real)", "found a declaration of 'Z'"),
         ("(declare-const Y_2 Int)", "found (declare-const Y_2 Int)"),
         ("(check-sat)", "found (check-sat), allowed: (declare-const X_0 Real), (assert ...)"),
-        (f"(assert (or {'(<= Y_0 0)' * 200}))(assert (or {'(<= Y_1 0)' * 200}))", "has 40000 cases, allowed: up to 20000"),
+        (f"(assert (or {'(<= Y_0 0)' * 200}))" * 2, "has 40000 cases, allowed: up to 20000"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_refused(text, message):

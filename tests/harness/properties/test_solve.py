@@ -41,7 +41,9 @@ def run(network, points):
 
 def property_text(random):
     """Return a property of random boxes and constraints, all numbers tenths: two boxes, conjunctions of up to four."""
-    lines = [f"(declare-const {kind}_{n} Real)" for kind, count in (("X", INPUTS), ("Y", OUTPUTS)) for n in range(count)]
+    lines = [
+        f"(declare-const {kind}_{n} Real)" for kind, count in (("X", INPUTS), ("Y", OUTPUTS)) for n in range(count)
+    ]
     for n in range(INPUTS):
         low, high = sorted(random.integers(-12, 13, 2))
         lines += [f"(assert (>= X_{n} {low / 10}))", f"(assert (<= X_{n} {high / 10}))"]
@@ -58,10 +60,15 @@ def property_text(random):
 
 
 def check_counterexample(property_, weights, answer):
-    """Check that the decimals lie in a box exactly and that, in exact arithmetic, the outputs satisfy one of its cases."""
-    hidden, bias, out, offset = ([[*map(Fraction, row)] if np.ndim(row) else Fraction(row) for row in w] for w in weights)
+    """Check in exact arithmetic that the decimals lie in a case's box and that their outputs satisfy it."""
+    hidden, bias, out, offset = (
+        [[*map(Fraction, row)] if np.ndim(row) else Fraction(row) for row in w] for w in weights
+    )
     x = [Fraction(text) for text in answer.counterexample.inputs]
-    z = [max(Fraction(0), sum(a * b for a, b in zip(row, x, strict=True)) + c) for row, c in zip(hidden, bias, strict=True)]
+    z = [
+        max(Fraction(0), sum(a * b for a, b in zip(row, x, strict=True)) + c)
+        for row, c in zip(hidden, bias, strict=True)
+    ]
     y = [sum(a * b for a, b in zip(row, z, strict=True)) + c for row, c in zip(out, offset, strict=True)]
     assert any(
         all(a <= b <= c for a, b, c in zip(case.box.lower, x, case.box.upper, strict=True))
@@ -134,10 +141,10 @@ def test_rounding_up_is_the_smallest_float_above(number):
 
 
 def random_case(random):
-    constraints = [
-        Constraint({int(n): Fraction(int(random.integers(1, 9)), 10) for n in random.permutation(OUTPUTS)[:2]}, Fraction(k, 7))
-        for k in range(random.integers(1, 8))
-    ]  # fmt: skip
+    constraints = []
+    for number in range(random.integers(1, 8)):
+        factors = {int(n): Fraction(int(random.integers(1, 9)), 10) for n in random.permutation(OUTPUTS)[:2]}
+        constraints.append(Constraint(factors, Fraction(number, 7)))
     return Case(InputBox((), ()), tuple(constraints))
 
 
@@ -206,7 +213,7 @@ def test_without_time_nothing_is_decided_by_search():
 
 def test_other_shapes_and_long_coefficients_are_refused():
     network = identity()
-    with pytest.raises(InputError, match="p.vnnlib: found 2 inputs and 3 outputs, allowed: 3 inputs|allowed: 3 and 3"):
+    with pytest.raises(InputError, match="found 2 inputs and 3 outputs, allowed: 3 and 3"):
         network.input_shape = (3,)
         network[0] = nn.Linear(3, 3)
         check_shapes(case_of("1"), network, "p.vnnlib")
