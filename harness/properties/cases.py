@@ -72,8 +72,8 @@ class _Atom:
 def property_of(expressions: Iterable[Expression]) -> Property:
     """Return the property of the expressions of a file.
 
-    Raises InputError for anything but declarations of X_i and Y_i and assertions of and, or, <=, >= of linear terms; for
-    input constraints that are no bounds, inputs without bounds, and if the boxes of all cases are empty.
+    Raises InputError for anything but declarations of X_i and Y_i and assertions of and, or, <= and >= of linear
+    terms; for input constraints that are no bounds, inputs without bounds, and if the boxes of all cases are empty.
     """
     declared, assertions = dict[Variable, None](), list[Expression]()
     for expression in expressions:
