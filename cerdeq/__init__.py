@@ -4,4 +4,4 @@ from cerdeq.bounds import bound, margin_spec
 from cerdeq.boxes import Box, LinfBall
 from cerdeq.branch import Verification, verify
 from cerdeq.equilibrium import Equilibrium
-from cerdeq.onnx import OnnxError, load_onnx
+from cerdeq.onnx import OnnxError, export_onnx, load_onnx

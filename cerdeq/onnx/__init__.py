@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from os import PathLike
+from pathlib import Path
 
 from torch import nn
 
@@ -28,6 +29,33 @@ def load_onnx(path: str | PathLike[str]) -> nn.Module:
     network = network_of(file)
     refuse_other_outputs(network, file)
     return network
+
+
+def export_onnx(network: nn.Module, path: str | PathLike[str], input_shape: Sequence[int]) -> None:
+    """Write a network in float32 and evaluation mode to an ONNX file, for batches of any size.
+
+    The file is read again by `load_onnx`, which compares it with onnxruntime, and compared with the network.
+
+    Args:
+        input_shape: of one input, such as (3, 32, 32).
+
+    Raises OnnxError for a network in another precision or in training mode, for an operator that ONNX files here do not
+    have, such as an equilibrium, and if the packages `onnx` and `onnxruntime` are missing.
+    """
+    _require_packages()
+    from cerdeq.onnx.compare import refuse_another_network
+    from cerdeq.onnx.export import write_file
+
+    path, shape = Path(path), tuple(input_shape)
+    draft = path.with_name(f"{path.name}.part")
+    try:
+        write_file(network, draft, shape)
+        refuse_another_network(load_onnx(draft), network, shape, draft)
+        draft.replace(path)
+    except OSError as error:
+        raise OnnxError(f"{path}: cannot be written: {error.strerror}") from None
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _require_packages() -> None:

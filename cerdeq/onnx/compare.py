@@ -1,8 +1,11 @@
 """An imported network against onnxruntime."""
 
+from pathlib import Path
+
 import numpy as np
 import onnxruntime
 import torch
+from torch import nn
 
 from cerdeq.onnx.errors import OnnxError
 from cerdeq.onnx.file import File
@@ -13,19 +16,36 @@ _POINTS, _TOLERANCE = 8, 1e-4  # of outputs, relative to the largest
 
 def refuse_other_outputs(network: OnnxNetwork, file: File) -> None:
     """Raise OnnxError if the network and onnxruntime differ at random points, by more than rounding in float32."""
+    points = _points(file.shape)
+    _compare(file.path, _outputs(network, points), onnxruntime_outputs(file, points), "onnxruntime")
+
+
+def refuse_another_network(written: nn.Module, network: nn.Module, shape: tuple[int, ...], path: Path) -> None:
+    """Raise OnnxError if a network that was written to a file, and read, differs from the original at such points."""
+    points = _points(shape)
+    _compare(path, _outputs(written, points), _outputs(network, points), "the original")
+
+
+def _points(shape: tuple[int, ...]) -> np.ndarray:
+    """Return random inputs [N, *shape]: half of them pixels in [0, 1], half of normal distribution."""
     generator = np.random.default_rng(0)
-    half = generator.random((_POINTS // 2, *file.shape))
-    points = np.concatenate([half, generator.normal(size=half.shape)]).astype(np.float32)
-    expected = onnxruntime_outputs(file, points)
+    pixels = generator.random((_POINTS // 2, *shape))
+    return np.concatenate([pixels, generator.normal(size=pixels.shape)]).astype(np.float32)
+
+
+def _outputs(network: nn.Module, points: np.ndarray) -> np.ndarray:
     with torch.no_grad():
-        computed = network(torch.from_numpy(points)).numpy()
+        return network(torch.from_numpy(points)).numpy()
+
+
+def _compare(path: Path, computed: np.ndarray, expected: np.ndarray, name: str) -> None:
     if computed.shape != expected.shape:
-        raise OnnxError(f"{file.path}: read with outputs {computed.shape}, onnxruntime has {expected.shape}")
+        raise OnnxError(f"{path}: the network has outputs {list(computed.shape)}, {name} {list(expected.shape)}")
     difference, scale = np.abs(computed - expected).max(), np.abs(expected).max()
     if not difference <= _TOLERANCE * scale:  # also where one is not a number
         raise OnnxError(
-            f"{file.path}: the network that was read computes other outputs than onnxruntime: they differ by up to "
-            f"{difference:.3g}, outputs by onnxruntime are up to {scale:.3g}; please report this file"
+            f"{path}: the network computes other outputs than {name}: they differ by up to {difference:.3g}, allowed: "
+            f"{_TOLERANCE:g} times {scale:.3g}, the largest output; please report this file"
         )
 
 

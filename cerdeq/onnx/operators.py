@@ -52,8 +52,10 @@ class Node:
         return self.inputs[0]
 
     def attribute(self, name: str, default: Any) -> Any:
-        """Return an attribute."""
+        """Return an attribute; numbers are of float32, as ONNX's are."""
         value = self.attributes.get(name, default)
+        if isinstance(value, float):
+            return float(np.float32(value))
         return value.decode() if isinstance(value, bytes) else value
 
     def constant(self, position: int) -> np.ndarray | None:

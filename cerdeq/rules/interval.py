@@ -132,6 +132,13 @@ def linear(ctx: Context, x: Interval, weight, bias=None) -> Interval:
     return Interval(center, widen_sum(ctx, radius, terms, bias), clean)
 
 
+def matmul(ctx: Context, x: Interval, weight) -> Interval:
+    """Product of rows x [B, ..., M] and a constant matrix [M, N]."""
+    if weight.dim() != 2:
+        raise ValueError(f"no bound rule for products with a constant of shape {list(weight.shape)}, only for matrices")
+    return linear(ctx, x, weight.T)
+
+
 def specified_linear(ctx: Context, x: Interval, spec: Tensor, weight, bias=None) -> Interval:
     """`spec` [B, K, N] merged into a last linear layer [N, M] before its weights are taken absolutely: [B, K]."""
     spec = spec.to(weight)
@@ -272,6 +279,44 @@ def reshape(ctx: Context, x: Interval, *shape: Any) -> Interval:
     """Reshape and view; no arithmetic."""
     sizes = shape[0] if isinstance(shape[0], list | tuple) else shape
     return _moved(x, lambda value: value.reshape(sizes))
+
+
+def permute(ctx: Context, x: Interval, *dims: Any) -> Interval:
+    """Permuted dimensions; no arithmetic."""
+    order = permutation(x, *dims)
+    return _moved(x, lambda value: value.permute(order))
+
+
+def permutation(x: Interval, *dims: Any) -> tuple[int, ...]:
+    """Return the dimensions in their new order, from the arguments of `permute`. The batch must stay first."""
+    order = dims[0] if isinstance(dims[0], list | tuple) else dims
+    order = tuple(dim % x.center.dim() for dim in order)
+    if order[0] != 0:
+        raise ValueError(f"no bound rule for permute to {list(order)}: dimension 0, the batch, must stay first")
+    return order
+
+
+def transpose(ctx: Context, x: Interval, dim0: int, dim1: int) -> Interval:
+    """Two exchanged dimensions; no arithmetic."""
+    return permute(ctx, x, exchange(x, dim0, dim1))
+
+
+def exchange(x: Interval, dim0: int, dim1: int) -> list[int]:
+    """Return the dimensions of x in order, but for these two, which are exchanged."""
+    order = list(range(x.center.dim()))
+    order[dim0], order[dim1] = order[dim1], order[dim0]
+    return order
+
+
+def pad(ctx: Context, x: Interval, pad, mode: str = "constant", value: float | None = None) -> Interval:
+    """Padding by a constant, of any dimension but the batch."""
+    if len(pad) // 2 >= x.center.dim():
+        raise ValueError(f"no bound rule for padding {list(pad)}, which changes dimension 0, the batch")
+    center, clean = _affine(x, lambda part: F.pad(part, pad, value=value))
+    radius = F.pad(x.radius, pad)
+    if value:  # it may be of another precision
+        radius = widen_sum(ctx, widen_terms(ctx, center, radius, 0), 0)
+    return Interval(center, radius, clean)
 
 
 def _moved(x: Interval, function) -> Interval:

@@ -21,7 +21,7 @@ from torch.func import vjp, vmap
 
 from cerdeq.rules import convolution
 from cerdeq.rules.convolution import paddings
-from cerdeq.rules.interval import Context, Interval, PrecisionError, pair, tensor_like
+from cerdeq.rules.interval import Context, Interval, PrecisionError, exchange, pair, permutation, tensor_like
 from cerdeq.rules.precision import without_autocast
 
 
@@ -250,3 +250,21 @@ def reshape(ctx: Backward, coefficients: Tensor, x: Interval, *args: Any, **kwar
     """Identity, flatten, reshape and view: no arithmetic."""
     pulled = coefficients.reshape(*coefficients.shape[:2], *x.center.shape[1:])
     return Pulled((pulled,), coefficients.new_zeros(coefficients.shape[:2]))
+
+
+def matmul(ctx: Backward, coefficients: Tensor, x: Interval, weight) -> Pulled:
+    """Product of rows and a constant matrix."""
+    return linear(ctx, coefficients, x, weight.T)
+
+
+def permute(ctx: Backward, coefficients: Tensor, x: Interval, *dims: Any) -> Pulled:
+    """Permuted dimensions: no arithmetic."""
+    order = permutation(x, *dims)
+    back = sorted(range(1, len(order)), key=order.__getitem__)  # where each dimension went
+    pulled = coefficients.permute(0, 1, *[dim + 1 for dim in back])
+    return Pulled((pulled,), coefficients.new_zeros(coefficients.shape[:2]))
+
+
+def transpose(ctx: Backward, coefficients: Tensor, x: Interval, dim0: int, dim1: int) -> Pulled:
+    """Two exchanged dimensions: no arithmetic."""
+    return permute(ctx, coefficients, x, exchange(x, dim0, dim1))

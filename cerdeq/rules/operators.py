@@ -124,6 +124,10 @@ TABLE = (
         backward=linear.linear, affine="sums",
     ),
     Operator(
+        "matmul", interval.matmul, (operator.matmul, torch.matmul, Tensor.matmul),
+        backward=linear.matmul, affine="sums",
+    ),
+    Operator(
         "batch_norm", batch_norm.interval, (F.batch_norm,),
         {nn.BatchNorm1d: _batch_norm_arguments, nn.BatchNorm2d: _batch_norm_arguments},
         backward=batch_norm.backward, points=batch_norm.points, affine="single", local="pixel",
@@ -191,6 +195,18 @@ TABLE = (
     Operator(
         "reshape", interval.reshape, (torch.reshape, Tensor.reshape, Tensor.view),
         backward=linear.reshape, affine="single", view=True,
+    ),
+    Operator(
+        "permute", interval.permute, (torch.permute, Tensor.permute),
+        backward=linear.permute, affine="single", view=True,
+    ),
+    Operator(
+        "transpose", interval.transpose, (torch.transpose, Tensor.transpose),
+        backward=linear.transpose, affine="single", view=True,
+    ),
+    Operator(
+        "pad", interval.pad, (F.pad,),
+        backward=linear.affine(F.pad, interval.pad, _once), allowed={"mode": ("constant",)}, affine="single",
     ),
     Operator(
         "identity", interval.identity, (), {nn.Identity: _options()},

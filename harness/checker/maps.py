@@ -51,7 +51,13 @@ def matrix(weight: Array, x: Array) -> Array:
 
 def linear(layer: nn.Linear) -> Map:
     """Return the map of a fully connected layer."""
-    weight, bias = array(layer.weight), _bias(layer)
+    return product(array(layer.weight), _bias(layer))
+
+
+def product(weight: Array, bias: Array) -> Map:
+    """Return the map of weight [N, M] times the last dimension, plus bias."""
+    if weight.ndim != 2:
+        raise UnknownLayerError(f"a product with a constant of shape {list(weight.shape)}")
     return Map(
         lambda x: affine(x, weight, bias, matrix, weight.shape[1]),
         lambda a, shapes: (a @ weight,),
@@ -132,6 +138,55 @@ def flatten(layer: nn.Flatten) -> Map:
     )
 
 
+def reshape(sizes: tuple[int, ...]) -> Map:
+    """Return the map that reshapes each example to `sizes`."""
+
+    def reshaped(values: Array) -> Array:
+        if values[0].size != np.prod(sizes):
+            raise UnknownLayerError(f"examples of shape {list(values.shape[1:])} reshaped to {list(sizes)}")
+        return values.reshape(len(values), *sizes)
+
+    return Map(
+        lambda x: Box(reshaped(x.center), reshaped(x.radius)),
+        lambda a, shapes: (a.reshape(len(a), *shapes[0]),),
+        None,
+        np.zeros(()),
+    )
+
+
+def permute(order: tuple[int, ...]) -> Map:
+    """Return the map that reorders dimensions; dimension 0, the batch, is the first."""
+    back = tuple(np.argsort(order))
+
+    def permuted(values: Array) -> Array:
+        if sorted(order) != list(range(values.ndim)) or order[0] != 0:
+            raise UnknownLayerError(f"dimensions of {list(values.shape[1:])} in the order {list(order)}")
+        return values.transpose(order)
+
+    return Map(
+        lambda x: Box(permuted(x.center), permuted(x.radius)),
+        lambda a, shapes: (a.transpose(back),),
+        None,
+        np.zeros(()),
+    )
+
+
+def pad(sizes: tuple[int, ...]) -> Map:
+    """Return the map that puts zeros around a value. sizes: before and after, of the last dimension first."""
+    ends = list(zip(sizes[::2], sizes[1::2], strict=True))[::-1]
+
+    def padded(values: Array) -> Array:
+        if min(sizes) < 0 or len(ends) >= values.ndim:
+            raise UnknownLayerError(f"padding {list(sizes)} of a value of shape {list(values.shape[1:])}")
+        return np.pad(values, [(0, 0)] * (values.ndim - len(ends)) + ends)
+
+    def back(a: Array, shapes: list[Shape]) -> tuple[Array]:
+        inner = [slice(before, size - after) for size, (before, after) in zip(a.shape[-len(ends) :], ends, strict=True)]
+        return (a[..., *inner],)
+
+    return Map(lambda x: Box(padded(x.center), padded(x.radius)), back, None, np.zeros(()))
+
+
 def add_constant(constant: Array) -> Map:
     """Return the map x + constant."""
 
@@ -144,6 +199,36 @@ def add_constant(constant: Array) -> Map:
         lambda a, shapes: (a,),
         lambda m: np.abs(constant),
         constant,
+    )
+
+
+def subtract_from_constant(constant: Array) -> Map:
+    """Return the map constant - x."""
+
+    def box(x: Box) -> Box:
+        _refuse_broadcast(constant, x.center)
+        return widen_for_rounding(constant - x.center, x.radius)
+
+    return Map(
+        box,
+        lambda a, shapes: (-a,),
+        lambda m: np.abs(constant),
+        constant,
+    )
+
+
+def multiply_by_constant(constant: Array) -> Map:
+    """Return the map x * constant."""
+
+    def box(x: Box) -> Box:
+        _refuse_broadcast(constant, x.center)
+        return widen_for_rounding(x.center * constant, x.radius * np.abs(constant))
+
+    return Map(
+        box,
+        lambda a, shapes: (a * constant,),
+        lambda m: m * np.abs(constant),
+        np.zeros(()),
     )
 
 

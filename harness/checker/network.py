@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from cerdeq import bounds
 from cerdeq.bounds import Program, Reference, trace
@@ -137,13 +138,33 @@ def _operation_of(step: bounds.Step, constants: dict[int, Array]) -> Map | Activ
             return maps.add_constant(constant)
         case (operator.sub | operator.isub, [Reference(), np.ndarray() as constant]):
             return maps.add_constant(-constant)
+        case (operator.sub, [np.ndarray() as constant, Reference()]):
+            return maps.subtract_from_constant(constant)
+        case (operator.mul | operator.imul, [Reference(), np.ndarray() as constant]):
+            return maps.multiply_by_constant(constant)
+        case (operator.mul, [np.ndarray() as constant, Reference()]):
+            return maps.multiply_by_constant(constant)
         case (operator.truediv | operator.itruediv, [Reference(), np.ndarray() as constant]):
             return maps.divide_by_constant(constant)
         case (torch.cat, [[*parts], int() as dim]) if dim > 0 and not step.kwargs and len(step.sources) == len(parts):
             return maps.concatenate(dim)
+        case (operator.matmul | torch.matmul, [Reference(), np.ndarray() as constant]) if not step.kwargs:
+            return maps.product(constant.T, np.zeros(1))
+        case (torch.reshape | Tensor.reshape | Tensor.view, [Reference(), -1, *sizes]) if _are_sizes(sizes):
+            return maps.reshape(tuple(sizes))
+        case (torch.permute | Tensor.permute, [Reference(), *order]) if _are_sizes(order):
+            return maps.permute(tuple(order))
+        case (F.pad, [Reference(), [*sizes]]) if _are_sizes(sizes) and step.kwargs in _ZERO_PADDING:
+            return maps.pad(tuple(sizes))
     raise UnknownLayerError(f"{step.name}, {step.target},")
 
 
+def _are_sizes(values: list[Any]) -> bool:
+    """Return whether all values are integers of at least 0: no sizes that the network computes."""
+    return all(type(value) is int and value >= 0 for value in values)
+
+
+_ZERO_PADDING = [{"mode": "constant", "value": None}, {"mode": "constant", "value": 0.0}]
 _MODULES: dict[type, Callable[..., Map | Activation]] = {
     nn.Linear: maps.linear,
     nn.Conv2d: maps.convolution,

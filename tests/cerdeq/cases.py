@@ -87,6 +87,11 @@ AFFINE = {
         Case("function", function(F.linear, weight=(3, 5), bias=(3,)), VECTOR),
         Case("function of a changed weight", function(lambda x, w: F.linear(x, w.abs() * 2), w=(3, 5)), VECTOR),
     ],
+    "matmul": [
+        Case("operator", function(lambda x, w: x @ w, w=(5, 3)), VECTOR),
+        Case("last dimension", function(lambda x, w: torch.matmul(x, w), w=(6, 3)), IMAGE),
+        Case("method", function(lambda x, w: x.matmul(w), w=(5, 1)), VECTOR),
+    ],
     "batch_norm": [
         Case("1d", normed(lambda: nn.BatchNorm1d(5)), VECTOR),
         Case("1d of sequences", normed(lambda: nn.BatchNorm1d(3)), (3, 4)),
@@ -173,6 +178,21 @@ AFFINE = {
         Case("view", function(lambda x: x.view(x.size(0), -1)), IMAGE),
         Case("view, tuple", function(lambda x: x.view((-1, 7, 4, 6))), IMAGE),
         Case("view, sizes", function(lambda x: x.view(x.size()[0], x.size(1) * x.shape[2], x.shape[-1])), IMAGE),
+    ],
+    "permute": [
+        Case("function", function(lambda x: torch.permute(x, (0, 2, 3, 1))), IMAGE),
+        Case("method", function(lambda x: x.permute(0, 3, 1, 2)), IMAGE),
+        Case("method, from the end", function(lambda x: x.permute([0, -1, 2, -3])), IMAGE),
+    ],
+    "transpose": [
+        Case("function", function(lambda x: torch.transpose(x, 1, 2)), IMAGE),
+        Case("method, from the end", function(lambda x: x.transpose(-1, 1)), IMAGE),
+    ],
+    "pad": [
+        Case("zeros", function(lambda x: F.pad(x, (1, 0, 2, 3))), IMAGE),
+        Case("a number", function(lambda x: F.pad(x, (1, 2), value=-0.3)), VECTOR),
+        Case("channels", function(lambda x: F.pad(x, [0, 0, 0, 1, 1, 0], "constant", 0.7)), IMAGE),
+        Case("cropped", function(lambda x: F.pad(x, (-1, 0, 2, -2))), IMAGE),
     ],
     "identity": [
         Case("identity", lambda: nn.Sequential(nn.Identity()), VECTOR),

@@ -181,6 +181,25 @@ def test_values_that_mix_the_examples_of_a_batch_are_refused(method):
             pytest.fail(name)
 
 
+REFUSED_ARGUMENTS = {
+    "batch moved": (lambda module, x: x.permute(1, 0, 2), "the batch, must stay first"),
+    "batch moved, from the end": (lambda module, x: x.transpose(-3, 1), "the batch, must stay first"),
+    "batch padded": (lambda module, x: F.pad(x, (0, 0, 0, 0, 1, 0)), "the batch"),
+    "reflected": (lambda module, x: F.pad(x, (1, 1), mode="reflect"), "mode='reflect'"),
+    "matrices of a batch": (lambda module, x: x @ module.c, r"\[2, 4, 3\], only for matrices"),
+    "constant first": (lambda module, x: module.c.sum(0) @ x, "of these bounded values"),
+    "product of two values": (lambda module, x: x @ x, "of these bounded values"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_ARGUMENTS)
+@pytest.mark.parametrize("method", ["ibp", "crown"])
+def test_arguments_without_a_rule_are_refused(name, method):
+    forward, message = REFUSED_ARGUMENTS[name]
+    with pytest.raises((UnsupportedOperator, ValueError), match=message):
+        bound(Lambda(forward, c=torch.randn(2, 4, 3)).double().eval(), random_box(2, 4, 4), method)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Functions that torch.fx does not see as they are
 

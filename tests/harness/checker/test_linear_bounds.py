@@ -5,6 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -42,6 +43,18 @@ class Biased(nn.Module):
         return x + self.bias
 
 
+class Calls(nn.Module):
+    """`function(x, c)`, in torch and in fractions."""
+
+    def __init__(self, function, *shape, exact_function=None):
+        super().__init__()
+        self.function, self.exact_function = function, exact_function or function
+        self.c = nn.Parameter(torch.randn(shape))
+
+    def forward(self, x):
+        return self.function(x, self.c)
+
+
 def norm(dimensions):
     """Return batch norm of variances whose roots are rational, which exact arithmetic can follow."""
     layer = (nn.BatchNorm2d if dimensions == 2 else nn.BatchNorm1d)(2, eps=0.25).double()
@@ -65,6 +78,25 @@ AFFINE = {
     "residual": lambda: [Residual(nn.Conv2d(2, 2, 3, padding=1)), nn.Flatten()],
     "concatenated": lambda: [Concatenated(nn.Conv2d(2, 1, 1)), nn.Flatten()],
     "bias": lambda: [Biased(), nn.Flatten()],
+    "product": lambda: [Calls(lambda x, c: x * c, 2, 1, 1), nn.Flatten()],
+    "difference": lambda: [Calls(lambda x, c: c - x, 2, 1, 1), nn.Flatten()],
+    "matrix": lambda: [nn.Flatten(), Calls(lambda x, c: x @ c, 18, 5)],
+    "matrix of the last dimension": lambda: [Calls(lambda x, c: x @ c, 3, 5), nn.Flatten()],
+    "permuted": lambda: [
+        Calls(lambda x, c: x.permute(0, 3, 1, 2), 1, exact_function=lambda x, c: x.transpose(0, 3, 1, 2)),
+        nn.Conv2d(3, 2, 2),
+        nn.Flatten(),
+    ],
+    "reshaped": lambda: [Calls(lambda x, c: x.reshape(-1, 3, 3, 2), 1), nn.Conv2d(3, 2, 2), nn.Flatten()],
+    "padded": lambda: [
+        Calls(
+            lambda x, c: F.pad(x, (1, 0, 0, 2)),
+            1,
+            exact_function=lambda x, c: np.pad(x, ((0, 0), (0, 0), (0, 2), (1, 0)), constant_values=Fraction(0)),
+        ),
+        nn.Conv2d(2, 2, 2),
+        nn.Flatten(),
+    ],
     "deep": lambda: [
         nn.Conv2d(2, 2, 3, padding=1),
         Residual(nn.Conv2d(2, 2, 1)),
@@ -112,6 +144,8 @@ def exact(layer, x):
             return exact(layer.inner, x) + x
         case Biased():
             return x + exact_numbers(layer.bias)
+        case Calls():
+            return layer.exact_function(x, exact_numbers(layer.c))
         case nn.Flatten():
             return x.reshape(len(x), -1)
     raise AssertionError(f"{layer} has no exact rule")

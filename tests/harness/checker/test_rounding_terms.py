@@ -78,8 +78,12 @@ def test_what_widens_covers_its_centre_its_radius_and_underflow():
     assert holds(affine(point(1.0), a.T * U / 8, b[0], maps.matrix, 1), *[exact(a[0] * U / 8) + exact(b[0])] * 2)
     reach = exact(np.abs(a)) + exact(wide)
     assert holds(sum_of(Box(zeros, np.abs(a)), Box(zeros, wide)), -reach, reach)
-    half = maps.divide_by_constant(np.array(2.0)).box(point(3 * SMALLEST))
-    assert holds(half, [Fraction(3 * SMALLEST) / 2], [Fraction(3 * SMALLEST) / 2])
+    assert holds(maps.subtract_from_constant(b).box(Box(a, zeros)), exact(b) - exact(a), exact(b) - exact(a))
+    for half in (maps.divide_by_constant(np.array(2.0)), maps.multiply_by_constant(np.array(0.5))):
+        assert holds(half.box(point(3 * SMALLEST)), [Fraction(3 * SMALLEST) / 2], [Fraction(3 * SMALLEST) / 2])
+    products, size = maps.multiply_by_constant(b).box, exact(np.abs(a)) * exact(np.abs(b))
+    assert holds(products(Box(a, zeros)), exact(a) * exact(b), exact(a) * exact(b))
+    assert holds(products(Box(zeros, np.abs(a))), -size, size)
     assert widen_for_rounding(np.ones(1), np.zeros(1), np.full(1, 1e9)).radius[0] >= 1e9 * U
 
 
@@ -192,7 +196,9 @@ def norm_of(mean, bias):
     return layer
 
 
-@pytest.mark.parametrize("kind", ["linear", "convolution", "bias of a norm", "mean of a norm", "constant"])
+@pytest.mark.parametrize(
+    "kind", ["linear", "convolution", "bias of a norm", "mean of a norm", "constant", "difference"]
+)
 def test_constants_of_maps_are_counted_where_images_are_zero(kind):
     size, b = 50, random(50)
     zero = Box(np.zeros((1, size, 1, 1)), np.zeros((1, size, 1, 1)))
@@ -210,12 +216,14 @@ def test_constants_of_maps_are_counted_where_images_are_zero(kind):
             operation, value = maps.batch_norm(norm_of(b, np.zeros(size))), exact(-b) / 2
         case "constant":
             operation = maps.add_constant(b.reshape(shape))
+        case "difference":
+            operation = maps.subtract_from_constant(b.reshape(shape))
     rows = random(40, size, seed=3)
     rows -= (rows @ b)[:, None] * b / (b @ b)  # all that is left is rounding
     assert_below(pulled_through(operation, rows.reshape(-1, *shape), zero), rows, value, exact(np.zeros(size)))
 
 
-@pytest.mark.parametrize("kind", ["linear", "convolution", "norm", "quotient"])
+@pytest.mark.parametrize("kind", ["linear", "convolution", "norm", "quotient", "product"])
 def test_products_with_values_are_counted(kind):
     size, x, rows = 20, random(20), random(60, 20, seed=1)
     weight, factor = random(size, size, seed=2), 1 + np.abs(random(size, seed=3))
@@ -231,6 +239,7 @@ def test_products_with_values_are_counted(kind):
         "convolution": (maps.convolution(conv), exact(weight) @ exact(x)),
         "norm": (maps.batch_norm(norm), exact(factor) / 2 * exact(x)),
         "quotient": (maps.divide_by_constant(factor.reshape(-1, 1, 1)), exact(x) / exact(factor)),
+        "product": (maps.multiply_by_constant(factor.reshape(-1, 1, 1)), exact(x) * exact(factor)),
     }[kind]
     shape = (size,) if kind == "linear" else (size, 1, 1)
     box = Box(x.reshape(1, *shape), np.zeros((1, *shape)))

@@ -1,0 +1,241 @@
+"""ONNX files: every operator against onnxruntime, bounds against its outputs, and what is refused."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper
+from onnx_files import (
+    BIAS,
+    KERNEL,
+    MATRIX,
+    NORM,
+    OPERATORS,
+    VECTOR,
+    Net,
+    integers,
+    model_of,
+    numbers,
+    one,
+    onnx_file,
+)
+from oracles import assert_contains, points_of, random_box
+from torch import nn
+
+import cerdeq.onnx.file
+from cerdeq import Box, OnnxError, bound, load_onnx
+from cerdeq.onnx.operators import LAYERS
+from harness.checker.network import Network
+
+
+def by_onnxruntime(path, x):
+    """Return outputs of points x, one at a time: as of a file that is for one input."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(np.concatenate([session.run(None, {"x": point[None].numpy()})[0] for point in x]))
+
+
+def test_every_operator_has_a_net():
+    operators = {node[0] for net in OPERATORS for node in net.nodes}
+    assert operators - {"Constant"} == LAYERS.keys() - {"Softmax"}
+
+
+@pytest.mark.parametrize("net", OPERATORS, ids=lambda net: net.name)
+def test_operators_compute_and_bound_what_onnxruntime_computes(net, tmp_path):
+    """The bounds of CROWN are of the same network, which goes another way there than `forward`."""
+    path = onnx_file(net, tmp_path)
+    network = load_onnx(path)
+    shape = tuple(size for size in net.shape[1:])
+    assert network.input_shape == shape and not any(module.training for module in network.modules())
+    box = random_box(3, *shape, dtype=torch.float32)
+    points = points_of(box, 20)
+    expected = by_onnxruntime(path, points.flatten(0, 1)).unflatten(0, (20, 3))
+    with torch.no_grad():
+        torch.testing.assert_close(network(points.flatten(0, 1)), expected.flatten(0, 1), rtol=1e-4, atol=1e-5)
+    for method in ("ibp", "crown"):
+        lower, upper = bound(network, box, method)
+        assert_contains(lower, upper, expected, 1e-5)
+    lower, upper = bound(network.double(), Box(box.center.double(), torch.zeros(3, *shape).double()))
+    assert (upper - lower).max() < 1e-9
+
+
+def test_a_bias_becomes_part_of_its_layer(tmp_path):
+    """So that the last layer is one that margins are merged with, by bounds and by the checker."""
+    net = Net("mlp", [("Flatten", ["x"], {}), ("MatMul", ["y1", "w"], {}), ("Add", ["y2", "b"], {})],
+              constants={"w": numbers(120, 3), "b": BIAS})  # fmt: skip
+    network = load_onnx(onnx_file(net, tmp_path))
+    assert [type(module) for module in network.children()] == [nn.Flatten, nn.Linear]
+    assert len(Network(network.double()).steps) == 2
+
+
+def test_a_network_is_loaded_with_weights_on_every_default_device_and_draws_no_random_numbers(tmp_path):
+    path, before = onnx_file(one("Conv", KERNEL), tmp_path), torch.get_rng_state()
+    with torch.device("meta"):
+        network = load_onnx(path)
+    assert {parameter.device.type for parameter in network.parameters()} == {"cpu"}
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+REFUSED = {
+    "not supported; supported operators: Add": one("Sigmoid"),
+    r"operator Sigmoid at node 'node1'": one("Sigmoid"),
+    "remove it: certify the logits": one("Softmax"),
+    "alpha = 2.0, allowed: 1.0": one("Gemm", MATRIX, BIAS, alpha=2.0, shape=VECTOR),
+    "transA = 1": one("Gemm", numbers(1, 3), transA=1, shape=(1, 1)),
+    "one for all examples": one("Gemm", MATRIX, numbers(2, 3), shape=VECTOR),
+    "a value and a constant": Net("", [("Relu", ["x"], {}), ("Mul", ["x", "y1"], {})]),
+    "without zeros": one("Div", np.zeros(1, np.float32)),
+    "divided by a constant": one("Div", numbers(1), "x"),
+    "the same for all examples": one("Add", numbers(2, 4, 6, 5)),
+    "times a constant matrix": one("MatMul", numbers(2, 6), "x", shape=("batch", 6, 5)),
+    "depends on the network's input": Net("", [("Flatten", ["x"], {}), ("MatMul", ["y1", "y1"], {})], ("batch", 1)),
+    "allowed: images": one("Conv", numbers(3, 4, 2), shape=("batch", 4, 6)),
+    "batch must stay dimension 0": one("Reshape", integers(-1, 60)),
+    "a batch of 2 reshaped": one("Reshape", integers(1, -1)),
+    "batch of 2 reshaped to": one("Flatten", axis=0),
+    "reshaped to .120": one("Reshape", integers(-1), shape=(1, 4, 6, 5)),
+    "the batch, first": one("Transpose", perm=[1, 0, 2, 3]),
+    "0 of the batch": one("Pad", integers(1, 0, 0, 0, 0, 0, 0, 0)),
+    "at least 0": one("Pad", integers(0, 0, -1, 0, 0, 0, 0, 0)),
+    "mode = 'reflect'": one("Pad", integers(0, 0, 1, 0, 0, 0, 0, 0), mode="reflect"),
+    "along another dimension": one("Concat", "x", "x", axis=0),
+    "ceil_mode = 1": one("MaxPool", kernel_shape=[2, 2], ceil_mode=1),
+    "equal ones": one("MaxPool", kernel_shape=[2, 2], pads=[1, 0, 0, 0]),
+    r"padding \(1, 0\) before and \(0, 0\) after": one("AveragePool", kernel_shape=[2, 2], pads=[1, 0, 0, 0]),
+    "training_mode = true": one("Dropout", "", np.array(True)),
+    "training_mode = 1": one("BatchNormalization", *NORM, training_mode=1),
+    "negative variance": one("BatchNormalization", *NORM[:3], -NORM[3]),
+    "does not depend on the input": Net("", [("Identity", ["c"], {})], constants={"c": numbers(1, 3)}),
+    "of constants are allowed": Net("", [("Add", ["c", "c"], {}), ("Add", ["x", "y1"], {})], constants={"c": BIAS}),
+    "opset 6, allowed: 7": one("Relu", opset=6),
+    r"node 'node1': Given groups=1, weight of size \[3, 5, 3, 3\], expected": one("Conv", numbers(3, 5, 3, 3)),
+    "fixed sizes after the batch": one("Relu", shape=("batch", "channels", 3)),
+    "a batch of 7": one("Relu", shape=(7, 3)),
+    "the first is the batch": one("Relu", shape=(3,)),
+    "DOUBLE, allowed: FLOAT": one("Add", np.ones(5)),
+    "initializer 'c0': found NaN": one("Add", np.array([1, np.nan], np.float32)),
+    "numbers of int64, allowed: float32": one("Add", integers(1)),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_has_no_layer_is_refused_by_name(message, tmp_path):
+    path = onnx_file(REFUSED[message], tmp_path)
+    with pytest.raises(OnnxError, match=message) as refusal:
+        load_onnx(path)
+    assert str(refusal.value).startswith(f"{path}: ")
+
+
+def double_input(model):
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.DOUBLE
+
+
+def second_input(model):
+    model.graph.input.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, ("batch", 3)))
+
+
+def second_output(model):
+    model.graph.output.append(helper.make_tensor_value_info("x", TensorProto.FLOAT, ("batch", 3)))
+
+
+def newer_opset(model):
+    model.opset_import[0].version = 999
+
+
+def no_opset(model):
+    model.opset_import[0].domain = "com.example"
+
+
+def own_operator(model):
+    model.graph.node[0].domain = "com.example"
+    model.opset_import.append(helper.make_opsetid("com.example", 1))
+
+
+def second_output_used(model):
+    model.graph.node[0].CopyFrom(helper.make_node("Dropout", ["x"], ["y", "y1"]))
+
+
+def lost_node(model):
+    del model.graph.node[0]
+
+
+def lost_external_data(model):
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="weights.bin")
+
+
+def external_data_elsewhere(model):
+    lost_external_data(model)
+    model.graph.initializer[0].external_data[0].value = "../../../../etc/hostname"
+
+
+DAMAGED = {
+    "input 'x': found another type": double_input,
+    "found 2 inputs and 1 outputs": second_input,
+    "found 1 inputs and 2 outputs": second_output,
+    "found opset 999": newer_opset,
+    "names no opset": no_opset,
+    "operator Conv at node 'node1': found domain 'com.example'": own_operator,
+    r"operator Dropout at node 'number 1': found uses of its other outputs \['y1'\]": second_output_used,
+    "not a valid ONNX model": lost_node,
+    "external data cannot be read: .*weights.bin": lost_external_data,
+    "external data cannot be read": external_data_elsewhere,
+}
+
+
+@pytest.mark.parametrize("message", DAMAGED)
+def test_damaged_files_are_refused(message, tmp_path):
+    model = model_of(one("Conv", KERNEL))
+    DAMAGED[message](model)
+    (tmp_path / "net.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(OnnxError, match=message):
+        load_onnx(tmp_path / "net.onnx")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 100, b"no network", None], ids=["empty", "zeros", "text", "folder"])
+def test_other_files_are_refused(content, tmp_path):
+    path = tmp_path / "net.onnx"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(OnnxError, match=r"net\.onnx: not a"):
+        load_onnx(path)
+    with pytest.raises(OnnxError, match=r"other\.onnx: cannot be read: No such file"):
+        load_onnx(tmp_path / "other.onnx")
+
+
+def test_a_truncated_file_is_refused(tmp_path):
+    path = onnx_file(one("Conv", KERNEL), tmp_path)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(OnnxError):
+        load_onnx(path)
+
+
+def test_a_large_file_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "net.onnx"
+    with path.open("wb") as file:
+        file.truncate(1_000_000_000)  # takes no room
+    with pytest.raises(OnnxError, match="found 1000 MB, allowed: up to 500 MB"):
+        load_onnx(path)
+
+
+def test_external_data_is_read_and_counted(tmp_path, monkeypatch):
+    path, weight = tmp_path / "net.onnx", numbers(120, 30)
+    net = Net("", [("Flatten", ["x"], {}), ("MatMul", ["y1", "w"], {})], constants={"w": weight})
+    onnx.save(model_of(net), path, save_as_external_data=True, location="weights.bin")
+    assert torch.equal(load_onnx(path).matmul2.weight, torch.from_numpy(weight.T))
+    monkeypatch.setattr(cerdeq.onnx.file, "LARGEST_FILE", 4000)
+    with pytest.raises(OnnxError, match="allowed: up to"):
+        load_onnx(path)
+
+
+def test_a_network_that_was_read_wrongly_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(LAYERS, "LeakyRelu", lambda node: nn.LeakyReLU(0.02))
+    with pytest.raises(OnnxError, match=r"they differ by up to 0\.0"):
+        load_onnx(onnx_file(one("LeakyRelu"), tmp_path))
+
+
+def test_missing_packages_are_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    with pytest.raises(OnnxError, match="install the extra `onnx`"):
+        load_onnx(tmp_path / "net.onnx")

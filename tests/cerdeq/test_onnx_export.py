@@ -1,0 +1,78 @@
+"""Networks written as ONNX files and read again: the same outputs, and the same bounds but for rounding."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracles import Lambda
+from torch import nn
+
+from baselines import build, network_names, required_options
+from baselines.contract import with_statistics
+from cerdeq import LinfBall, OnnxError, bound, export_onnx, load_onnx
+from cerdeq.equilibrium import Equilibrium
+
+
+def explicit_networks():
+    """Return the first network of each kind that has no equilibrium. Networks of a kind are made of the same layers."""
+    first = {name.rstrip("0123456789"): name for name in reversed(network_names()) if not required_options(name)}
+    models = {name: build(name, "digits", 0.1) for name in first.values()}
+    return {name: m for name, m in models.items() if not any(isinstance(part, Equilibrium) for part in m.modules())}
+
+
+NETWORKS = explicit_networks()
+LAYERS = {
+    "leaky, max pooling": nn.Sequential(nn.Conv2d(1, 2, 3, padding="same"), nn.LeakyReLU(0.3), nn.MaxPool2d(2, 1, 1)),
+    "pools": nn.Sequential(nn.AvgPool2d(3, 2, 1, count_include_pad=False), nn.Dropout(), nn.AdaptiveAvgPool2d(1)),
+    "norms": nn.Sequential(nn.BatchNorm2d(1, affine=False), nn.Flatten(), nn.BatchNorm1d(64)),
+    "linear layers of images": nn.Sequential(nn.Linear(8, 3), nn.ReLU(), nn.Linear(3, 2, bias=False)),
+    "arithmetic": Lambda(lambda m, x: (m.c - x * 2) / m.c - 3 + (-x) * m.c - x, c=torch.rand(8) + 1),
+    "shapes": Lambda(lambda m, x: F.pad(x, (1, 2, 0, 3), value=0.5).permute(0, 2, 3, 1).flatten(2).transpose(1, 2)),
+    "views": Lambda(
+        lambda m, x: torch.cat([x.view(x.size(0), 2, -1), x.reshape(-1, 2, 32) @ m.w], 2), w=torch.rand(32, 5)
+    ),
+    "one layer": nn.Linear(8, 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, *LAYERS])
+def test_networks_survive_being_written_and_read(name, tmp_path):
+    if name in NETWORKS:
+        network = with_statistics(NETWORKS[name].double(), "digits").float()
+    else:
+        network = LAYERS[name]
+        network(torch.rand(4, 1, 8, 8))  # moves the statistics of norms
+        network.eval()
+    export_onnx(network, tmp_path / "net.onnx", (1, 8, 8))
+    loaded, x = load_onnx(tmp_path / "net.onnx"), torch.rand(3, 1, 8, 8)
+    assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x), network(x))
+    for method in ("ibp", "crown-ibp"):
+        expected = bound(network, LinfBall(x, 0.01), method)
+        torch.testing.assert_close(bound(loaded, LinfBall(x, 0.01), method), expected, rtol=1e-4, atol=1e-5)
+
+
+REFUSED = {
+    "no ONNX operator for fixed_point": lambda: build("cerdeq", "digits", 0.1).eval(),
+    "torch.float64, allowed: torch.float32": lambda: nn.Linear(8, 2).double().eval(),
+    "in training mode": lambda: nn.Linear(8, 2),
+    "no bound rule for sigmoid": lambda: Lambda(lambda m, x: x.sigmoid()).eval(),
+    "ceil_mode=False": lambda: nn.MaxPool2d(2, ceil_mode=True).eval(),
+    "divisor_override=None": lambda: nn.AvgPool2d(2, divisor_override=3).eval(),
+    "output_size=1": lambda: nn.AdaptiveAvgPool2d(2).eval(),
+    "alpha=1": lambda: Lambda(lambda m, x: torch.add(x, x, alpha=2)).eval(),
+    "dimension 0": lambda: nn.Flatten(0).eval(),
+    "the same for all examples": lambda: Lambda(lambda m, x: x + m.c, c=torch.ones(2, 1, 1, 1)).eval(),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_networks_that_no_file_can_hold_are_refused(message, tmp_path):
+    with pytest.raises(OnnxError, match=message):
+        export_onnx(REFUSED[message](), tmp_path / "net.onnx", (1, 8, 8))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path):
+    with pytest.raises(OnnxError, match=r"folder/net.onnx: cannot be written: No such file"):
+        export_onnx(nn.Linear(8, 2).eval(), tmp_path / "folder" / "net.onnx", (8,))
