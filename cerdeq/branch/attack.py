@@ -16,7 +16,7 @@ from cerdeq.branch.leaves import Problem
 from cerdeq.rules.precision import uncounted_rounding
 
 _FEWEST, _MOST, _BYTES = 10, 100, 2**26  # starts; of the values of all starts
-_DIVERSIFYING, _DESCENDING = 3, 20  # steps
+_DIVERSIFYING, _DESCENDING = 3, 40  # steps
 _FIRST_STEP = 0.5  # of the box's radius
 
 

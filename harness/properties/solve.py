@@ -68,7 +68,7 @@ def solve_files(network_path: Path, property_path: Path, seconds: float) -> Answ
 
     try:
         answer = solve(property_, network, run, seconds - (time.monotonic() - began))
-    except UnsupportedOperator as error:
+    except (UnsupportedOperator, OnnxError) as error:
         raise InputError(f"{network_path}: {error}") from None
     return replace(answer, seconds=time.monotonic() - began)
 
