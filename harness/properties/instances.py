@@ -80,7 +80,11 @@ def solve_instances(
     with lock_directory(directory):
         (directory / INSTANCES).mkdir(exist_ok=True)
         remove_unfinished(directory / INSTANCES)
-        requests = [asdict(instance) | _digests(instance) for instance in instances]
+        digest = cache(_digest)  # many instances share a network
+        requests = [
+            asdict(each) | {"onnx_sha256": digest(each.onnx), "vnnlib_sha256": digest(each.vnnlib)}
+            for each in instances
+        ]
         items = {directory / INSTANCES / f"{number:05}.json": request for number, request in enumerate(requests, 1)}
         records = {item: _read(item, request) for item, request in items.items()}
         todo = [item for item, record in records.items() if record is None]
@@ -106,7 +110,8 @@ def _solve_missing(
         note = ", ".join(f"{count} {result}" for result, count in sorted(counts.items()))
         bars.move("instances", counts.total(), len(items), note)
         if not console.is_terminal:
-            line = f"{_name(record['vnnlib'])}: {record['result']}, {record['seconds']:.1f} s"
+            question = f"{_name(record['onnx'])} {_name(record['vnnlib'])}"
+            line = f"{question}: {record['result']}, {record['seconds']:.1f} s"
             console.print(printable(line), markup=False, soft_wrap=True)
 
     with Bars(console) as bars:
@@ -143,11 +148,6 @@ def _solve_item(item: Path, report: object, requests: dict[str, Record]) -> None
     write_json(item, request | outcome | {"counterexample": counterexample})
 
 
-def _digests(instance: Instance) -> Record:
-    return {f"{name}_sha256": _digest(getattr(instance, name)) for name in ("onnx", "vnnlib")}
-
-
-@cache
 def _digest(path: str) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
