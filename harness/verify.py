@@ -25,7 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help=files)
     seconds = "seconds of each instance; default: 60, or the third column of the CSV file"
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help=seconds)
-    output = "for one property: also write the answer to this file, as the competition does"
+    output = "for one property: write the answer to this file, as the competition does, and print its first line alone"
     parser.add_argument("--output", type=Path, metavar="FILE", help=output)
     parser.add_argument(
         "--results-dir", type=Path, metavar="DIRECTORY", help="for a CSV file: default: results/<its name>"
@@ -55,10 +55,9 @@ def _solve_one(network: Path, property_path: Path, seconds: float, output: Path 
     from harness.properties.solve import ERROR, solve_files
 
     answer = solve_files(network, property_path, seconds)
-    text = answer.to_text()
     if output is not None:
-        write_text(output, text)
-    print(text, end="")
+        write_text(output, answer.to_text())
+    print(answer.status if output is not None else answer.to_text().rstrip())
     details = [f"{answer.seconds:.1f} s", f"{answer.branches} branches", *filter(None, [answer.detail])]
     new_console().print(printable(f"; {', '.join(details)}"), markup=False, soft_wrap=True)
     return FAILED if answer.status == ERROR else OK

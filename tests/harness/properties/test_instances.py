@@ -47,6 +47,8 @@ def test_one_property_is_decided_and_its_answer_written(files, capsys):
         assert verify(files / "net.onnx", files / f"{name}.vnnlib", "--output", files / "answer.txt") == 0
         answer = (files / "answer.txt").read_text()
         assert answer.splitlines()[0] == name
+        assert capsys.readouterr().out.startswith(f"{name}\n; ")
+        assert verify(files / "net.onnx", files / f"{name}.vnnlib") == 0
         assert capsys.readouterr().out.startswith(answer)
         if name == "sat":
             values = dict(line.strip("()").split() for line in answer.splitlines()[1:])
