@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 
 from harness import command_line
-from harness.command_line import FAILED, OK
+from harness.command_line import OK
 from harness.errors import require
 from harness.storage.files import write_text
 from harness.terminal import new_console, printable
@@ -52,7 +52,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _solve_one(network: Path, property_path: Path, seconds: float, output: Path | None) -> int:
-    from harness.properties.solve import ERROR, solve_files
+    from harness.properties.solve import solve_files
 
     answer = solve_files(network, property_path, seconds)
     if output is not None:
@@ -60,7 +60,7 @@ def _solve_one(network: Path, property_path: Path, seconds: float, output: Path 
     print(answer.status if output is not None else answer.to_text().rstrip())
     details = [f"{answer.seconds:.1f} s", f"{answer.branches} branches", *filter(None, [answer.detail])]
     new_console().print(printable(f"; {', '.join(details)}"), markup=False, soft_wrap=True)
-    return FAILED if answer.status == ERROR else OK
+    return OK
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from harness.properties.counterexample import Counterexample, decimals_inside, e
 from harness.properties.files import read_property
 from harness.properties.question import region_of, with_violations
 
-SAT, UNSAT, UNKNOWN, TIMEOUT, ERROR = "sat", "unsat", "unknown", "timeout", "error"
+SAT, UNSAT, UNKNOWN, TIMEOUT = "sat", "unsat", "unknown", "timeout"
 _STATUSES = {"certified": UNSAT, "unknown": UNKNOWN, "timeout": TIMEOUT, "out of memory": UNKNOWN}
 
 RunInFloat32 = Callable[[np.ndarray], np.ndarray]
@@ -31,8 +31,8 @@ class Answer:
     """The answer to an instance.
 
     status: SAT if an input satisfies the property, a counterexample; UNSAT if none does; UNKNOWN or TIMEOUT if neither
-        is proved; ERROR if the instance failed.
-    seconds: that it took. branches: leaves that were bounded. detail: why the status is not SAT or UNSAT.
+        is proved.
+    seconds: that it took. branches: leaves that were bounded. detail: why the status is UNKNOWN.
     """
 
     status: str
@@ -60,7 +60,7 @@ def solve_files(network_path: Path, property_path: Path, seconds: float) -> Answ
     except OnnxError as error:
         raise InputError(str(error)) from None
     check_shapes(property_, network, f"{property_path} for {network_path}")
-    from cerdeq.onnx.compare import onnxruntime_outputs
+    from cerdeq.onnx.compare import onnxruntime_outputs  # imported here, since `load_onnx` says if packages are missing
     from cerdeq.onnx.file import read_file
 
     def run(points: np.ndarray) -> np.ndarray:
