@@ -7,14 +7,15 @@ from pathlib import Path
 from torch import nn
 
 from cerdeq.onnx.errors import OnnxError
+from cerdeq.onnx.layers import OnnxNetwork
 
 
-def load_onnx(path: str | PathLike[str]) -> nn.Module:
+def load_onnx(path: str | PathLike[str]) -> OnnxNetwork:
     """Return the network of an ONNX file, in evaluation mode and float32: inputs [B, *shape] to outputs [B, *shape].
 
-    Its layers are torch's own, so that `bound` and `verify` take it; its attribute `input_shape` is that of one input.
-    Its outputs are compared with those of onnxruntime at random points. Dimension 0 is the batch, also in a file that
-    is for one input alone.
+    Its layers are torch's own, so that `bound` and `verify` take it. Its `input_shape` and `output_shape` are those of
+    one example. Dimension 0 is the batch, also in a file for one input alone. Outputs are compared with onnxruntime's
+    at random points.
 
     Raises OnnxError for a file that is malformed or larger than 500 MB, numbers that are no float32 or not finite,
     several inputs or outputs, shapes that are not fixed, an operator without a layer, other outputs than onnxruntime's,

@@ -62,15 +62,16 @@ class _Writer:
 
 def write_file(network: nn.Module, path: Path, input_shape: tuple[int, ...]) -> None:
     """Write a network to an ONNX file, for batches of any size. Raises OnnxError as `export_onnx` says."""
-    dtypes = {value.dtype for value in network.state_dict().values() if value.is_floating_point()}
-    if not dtypes <= {torch.float32}:
-        raise OnnxError(f"found a network in {', '.join(map(str, dtypes))}, allowed: torch.float32")
+    for name, tensor in network.state_dict().items():
+        is_float32 = tensor.dtype == torch.float32 or not tensor.is_floating_point()
+        if not is_float32 or tensor.device.type != "cpu":
+            raise OnnxError(f"{name}: found {tensor.dtype} on {tensor.device}, allowed: torch.float32 on cpu")
     try:
         refuse_training(network)
         program = trace(network)
     except (UnsupportedOperator, ValueError) as error:
         raise OnnxError(f"the network cannot be written: {error}") from None
-    writer, example = _Writer(), torch.zeros(_EXAMPLES, *input_shape)
+    writer, example = _Writer(), torch.zeros(_EXAMPLES, *input_shape, dtype=torch.float32)
     values: list[Any] = [_Value("input", example)]
     with torch.no_grad():
         for step in program.steps:

@@ -53,6 +53,8 @@ def _read(path: Path) -> File:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError) as error:
         raise OnnxError(f"not a valid ONNX model: {' '.join(str(error).split())[:300]}") from None
+    if model.functions:  # they may replace ONNX's own operators
+        raise OnnxError(f"found its own operator {model.functions[0].name!r}, allowed: the operators of ONNX itself")
     if graph.sparse_initializer:
         raise OnnxError("found sparse numbers, allowed: dense ones")
     constants = {tensor.name: array_of(tensor, f"initializer {tensor.name!r}") for tensor in graph.initializer}
@@ -110,6 +112,8 @@ def array_of(tensor: TensorProto, name: str) -> np.ndarray:
     if tensor.data_type != TensorProto.FLOAT and tensor.data_type not in _INTEGERS:
         kind = TensorProto.DataType.Name(tensor.data_type)
         raise OnnxError(f"{name}: found numbers of type {kind}, allowed: FLOAT (float32); convert the network")
+    if external_data_helper.uses_external_data(tensor):
+        raise OnnxError(f"{name}: found external data, allowed: of initializers alone")
     try:
         array = numpy_helper.to_array(tensor)
     except (ValueError, TypeError) as error:

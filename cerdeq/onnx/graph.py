@@ -44,7 +44,7 @@ class _Reader:
         output = self.arguments[self.file.output]
         if not isinstance(output, Value):
             raise OnnxError("the output does not depend on the input")
-        return OnnxNetwork(self.layers, self.sources, output.number, self.file.shape)
+        return OnnxNetwork(self.layers, self.sources, output.number, (self.file.shape, output.shape))
 
     def read(self, position: int, proto: onnx.NodeProto) -> None:
         where = f"operator {proto.op_type} at node {proto.name or f'number {position}'!r}"
@@ -82,7 +82,7 @@ class _Reader:
         layer = LAYERS[node.operator](node)
         if layer is None:
             return values[0]
-        result = layer.eval()(*[torch.zeros(_EXAMPLES, *value.shape) for value in values])
+        result = layer.eval()(*[torch.zeros(_EXAMPLES, *value.shape, dtype=torch.float32) for value in values])
         if result.dim() < 2 or len(result) != _EXAMPLES:
             raise OnnxError(f"found a result of shape {list(result.shape)} of {_EXAMPLES} inputs: the batch is mixed")
         self.layers[name] = layer

@@ -7,20 +7,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Shape = tuple[int, ...]
+
 
 class OnnxNetwork(nn.Module):
     """Layers, each applied to earlier values. Value 0 is the input, value i + 1 the result of layer i.
 
-    layers: by name. sources: for each layer, the numbers of the values that it takes. input_shape: of one input.
+    layers: by name. sources: for each layer, the numbers of the values that it takes. output: the number of the result.
+    input_shape, output_shape: of one example.
     """
 
     def __init__(
-        self, layers: dict[str, nn.Module], sources: list[tuple[int, ...]], output: int, shape: tuple[int, ...]
+        self, layers: dict[str, nn.Module], sources: list[tuple[int, ...]], output: int, shapes: tuple[Shape, Shape]
     ):
         super().__init__()
         for name, layer in layers.items():
             self.add_module(name, layer)
-        self.sources, self.output, self.input_shape = dict(zip(layers, sources, strict=True)), output, shape
+        self.sources, self.output = dict(zip(layers, sources, strict=True)), output
+        self.input_shape, self.output_shape = shapes
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs [B, ...] of inputs x [B, *input_shape]."""

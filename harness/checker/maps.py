@@ -181,8 +181,9 @@ def pad(sizes: tuple[int, ...]) -> Map:
         return np.pad(values, [(0, 0)] * (values.ndim - len(ends)) + ends)
 
     def back(a: Array, shapes: list[Shape]) -> tuple[Array]:
-        inner = [slice(before, size - after) for size, (before, after) in zip(a.shape[-len(ends) :], ends, strict=True)]
-        return (a[..., *inner],)
+        outer = [(0, 0)] * (a.ndim - len(ends)) + ends
+        inner = [slice(before, size - after) for size, (before, after) in zip(a.shape, outer, strict=True)]
+        return (a[tuple(inner)],)
 
     return Map(lambda x: Box(padded(x.center), padded(x.radius)), back, None, np.zeros(()))
 

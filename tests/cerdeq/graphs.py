@@ -239,6 +239,13 @@ NETWORKS = {
         (1, 3, 3),
     ),
     "reshape": around(lambda x: x.reshape(x.size(0), 4, 2).flatten(1, -1), SMALL, 8),
+    "matrix": around(lambda x, m: x @ m, m=MATRIX),
+    "permute": around(lambda x: x.permute(0, 3, 1, 2), SMALL, 8),
+    "transpose": around(lambda x: x.transpose(1, -1), SMALL, 8),
+    "pad": around(lambda x: F.pad(x, (1, 0, 0, 1), value=0.3), (1, 2, 2), 9),
+    "moved": around(
+        lambda x, m: F.pad(x.permute(0, 3, 2, 1), (1, 1), value=-0.2) @ m, (1, 2, 2), 8, m=MATRIX[:3, :2]
+    ),
     "constants": around(lambda x, c: 1 - (2 - (c - x) * 3 / c.add(2.5)) + -x * c, c=CONSTANT),
     "constants on images": around(lambda x, c: torch.sub(c, c * x, alpha=0.3) / -0.5, SMALL, 8, c=PLANES),
     "negative": around(torch.neg),

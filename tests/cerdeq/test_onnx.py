@@ -5,7 +5,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx_files import (
     BIAS,
     KERNEL,
@@ -70,8 +70,12 @@ def test_a_bias_becomes_part_of_its_layer(tmp_path):
 
 def test_a_network_is_loaded_with_weights_on_every_default_device_and_draws_no_random_numbers(tmp_path):
     path, before = onnx_file(one("Conv", KERNEL), tmp_path), torch.get_rng_state()
-    with torch.device("meta"):
-        network = load_onnx(path)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            network = load_onnx(path)
+    finally:
+        torch.set_default_dtype(torch.float32)
     assert {parameter.device.type for parameter in network.parameters()} == {"cpu"}
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -155,6 +159,21 @@ def second_output_used(model):
     model.graph.node[0].CopyFrom(helper.make_node("Dropout", ["x"], ["y", "y1"]))
 
 
+def replaced_operator(model):
+    nodes = [helper.make_node("Relu", ["a"], ["b"])]
+    opsets = [helper.make_opsetid("", 20)]
+    model.functions.append(helper.make_function("com.example", "Conv", ["a", "w"], ["b"], nodes, opsets))
+
+
+def external_attribute(model):
+    tensor = numpy_helper.from_array(numbers(3))
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["c"], value=tensor))
+    stored = model.graph.node[0].attribute[0].t
+    stored.ClearField("raw_data")
+    stored.data_location = TensorProto.EXTERNAL
+    stored.external_data.add(key="location", value="weights.bin")
+
+
 def lost_node(model):
     del model.graph.node[0]
 
@@ -179,6 +198,8 @@ DAMAGED = {
     "names no opset": no_opset,
     "operator Conv at node 'node1': found domain 'com.example'": own_operator,
     r"operator Dropout at node 'number 1': found uses of its other outputs \['y1'\]": second_output_used,
+    "found its own operator 'Conv'": replaced_operator,
+    r"found external data|not a valid ONNX model: .*weights\.bin": external_attribute,
     "not a valid ONNX model": lost_node,
     "external data cannot be read: .*weights.bin": lost_external_data,
     "external data cannot be read": external_data_elsewhere,

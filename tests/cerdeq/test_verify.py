@@ -25,6 +25,7 @@ FRACTIONS = (-0.5, -0.02, 0.02, 0.5)  # of alpha-CROWN's gap: how far the least 
 NEAREST = (-0.02, 0.02)
 EXPLICIT = [
     "deep", "convolution padded", "residual", "dense", "shared", "broadcast", "leaky 0.1", "leaky 1.5", "leaky -0.5",
+    "moved",
 ]  # fmt: skip
 ONE = torch.ones(1, 1, 1, dtype=torch.float64)
 

@@ -1,0 +1,44 @@
+"""Networks of ONNX files, for data sets whose images they take."""
+
+from collections import OrderedDict
+from pathlib import Path
+
+from torch import nn
+
+from baselines.registry import register
+from cerdeq.layers import Shape
+from cerdeq.onnx import OnnxError, load_onnx
+from cerdeq.onnx.layers import Permute, Reshape
+
+
+@register("onnx")
+def onnx(shape: Shape, classes: int, width: float = 1.0, *, file: str) -> nn.Sequential:
+    """Return the network of an ONNX file, with the file's weights.
+
+    file: its path, relative to the working directory. Its inputs may be images as [channels, height, width] or as
+    [height, width, channels]; where there is one channel, pixels in any other shape, row by row.
+
+    Raises OnnxError for a file that `cerdeq.load_onnx` refuses, other inputs or outputs, and another width than 1.
+    """
+    if width != 1:
+        raise OnnxError(f"width: found {width}, allowed: 1, for the file has the width")
+    network = load_onnx(Path(file))
+    if network.output_shape != (classes,):
+        raise OnnxError(f"{file}: found outputs {list(network.output_shape)}, allowed: [{classes}], one for each class")
+    layout = _layout(network.input_shape, shape, file)
+    return nn.Sequential(OrderedDict([*([] if layout is None else [("layout", layout)]), ("network", network)]))
+
+
+def _layout(inputs: tuple[int, ...], image: Shape, file: str) -> nn.Module | None:
+    """Return the layer from images to what the network takes, None if these are the same."""
+    channels, height, width = image
+    if inputs == image:
+        return None
+    if inputs == (height, width, channels):
+        return Permute((0, 2, 3, 1))
+    if channels == 1 and inputs == (height * width,):
+        return nn.Flatten()
+    if channels == 1 and sorted(size for size in inputs if size > 1) in ([height, width], [height * width]):
+        return Reshape(inputs)
+    allowed = f"{list(image)} or {[height, width, channels]}"
+    raise OnnxError(f"{file}: found inputs {list(inputs)}, allowed: {allowed}, the data set's images")
