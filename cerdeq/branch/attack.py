@@ -15,7 +15,7 @@ from cerdeq.branch.counterexample import prove_point
 from cerdeq.branch.leaves import Problem
 from cerdeq.rules.precision import uncounted_rounding
 
-_FEWEST, _MOST, _BYTES = 10, 100, 2**26  # starts; of the values of all starts
+_FEWEST, _MOST, _BYTES = 10, 1000, 2**22  # starts; of the values of all starts: less than a second on a core
 _DIVERSIFYING, _DESCENDING = 3, 40  # steps
 _FIRST_STEPS = (0.5, 0.25, 0.125, 0.0625)  # of the box's radius: large ones leave narrow dents again
 
