@@ -32,6 +32,7 @@ COMMANDS = {
     "run": "train and certify every trial of a sweep, log them, write the leaderboard",
     "trial": "train and certify exported trials, without Ray, MLflow or pydantic",
     "certify": "certify finished trials further: more stages, branch and bound",
+    "verify": "decide VNN-LIB properties of ONNX networks, one or a competition's list",
     "status": "show what is finished, running or failed, and the disk space",
     "schema": "print the JSON schema of sweep files, for editors",
     "tables": "write a sweep's leaderboard again, also from MLflow alone",

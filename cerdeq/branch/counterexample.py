@@ -28,10 +28,10 @@ def find_counterexample(proof: Problem, search: Problem, points: Tensor, values:
         next_point = point - box.radius / 2 * (1 - step / _STEPS) * gradient.sign()
         point = torch.minimum(torch.maximum(next_point, box.center - box.radius), box.center + box.radius)
         value = search.at(point)[0].amin()
-    return _prove_point(proof, point) if value < 0 else None
+    return prove_point(proof, point) if value < 0 else None
 
 
-def _prove_point(proof: Problem, point: Tensor) -> Tensor | None:
+def prove_point(proof: Problem, point: Tensor) -> Tensor | None:
     """Move the point safely inside the box. Return it if a row is proved to be negative there, else None."""
     box = proof.values[0]
     reach = (box.radius * (1 - 1e-9) - 4 * torch.finfo(torch.float64).eps * box.center.abs()).clamp(min=0)

@@ -1,4 +1,4 @@
-"""`verify`: decide whether a specification holds over a whole region, by cheap bounds, then by branch and bound."""
+"""`verify`: decide whether a specification holds over a region, by cheap bounds, an attack, then branch and bound."""
 
 import copy
 from dataclasses import dataclass
@@ -13,7 +13,8 @@ from cerdeq.bounds.forward import values_of
 from cerdeq.bounds.graph import Program, refuse_another_function
 from cerdeq.bounds.memory import default_memory, is_out_of_memory
 from cerdeq.boxes import Box
-from cerdeq.branch.decide import CERTIFIED, OUT_OF_MEMORY, Budget, Decision, decide
+from cerdeq.branch.attack import first_attack
+from cerdeq.branch.decide import CERTIFIED, FALSIFIED, OUT_OF_MEMORY, Budget, Decision, decide
 from cerdeq.branch.leaves import Problem
 from cerdeq.rules.interval import Context, Interval, PrecisionError
 from cerdeq.rules.precision import counted_rounding
@@ -84,7 +85,7 @@ def _decide_one(
     program: Program, float32: Program | None, x: Interval, spec: Tensor, lower: Tensor, budget: Budget,
     certificates: bool,
 ) -> Decision:  # fmt: skip
-    """Run branch and bound on one example, over boxes that CROWN tightens.
+    """Attack one example, then run branch and bound on it, over boxes that CROWN tightens.
 
     x: [1, ...] and spec [1, K, N], float64. lower: [K], the bounds proved so far.
     """
@@ -92,12 +93,13 @@ def _decide_one(
     try:
         with counted_rounding(x.center.device.type):
             question = Question(program, values_of(program, x, Context(sound=True)), spec, 0.0, memory, float32)
+            proof, search = _problems(question)
+            rows = (~(lower > 0)).nonzero()[:, 0]
+            if (point := first_attack(proof, search, rows, lambda: budget.is_late)) is not None:
+                return Decision(FALSIFIED, lower, point)
             question = tightened(question, program if float32 is None else float32)
             lower = question.raised(lower[None].clone(), linear)[0]
-            proof = search = Problem(program, question.values, spec[0])
-            if float32 is not None:
-                search = Problem(float32, cast_to_float32(float32, question.values), spec[0].float())
-            return decide(proof, search, lower, budget, memory, certificates)
+            return decide(*_problems(question), lower, budget, memory, certificates)
     except PrecisionError:
         if float32 is None:
             raise
@@ -106,3 +108,12 @@ def _decide_one(
             return Decision(OUT_OF_MEMORY, lower)
         raise
     return _decide_one(program, None, x, spec, lower, budget, certificates)  # sums too long for float32
+
+
+def _problems(question: Question) -> tuple[Problem, Problem]:
+    """Return a question about one example for proofs, and for the search: in float32 if it may."""
+    proof = Problem(question.program, question.values, question.spec[0])
+    if question.float32 is None:
+        return proof, proof
+    values = cast_to_float32(question.float32, question.values)
+    return proof, Problem(question.float32, values, question.spec[0].float())

@@ -1,0 +1,63 @@
+"""The first attack: gradient steps from many starts at once, before branch and bound.
+
+Half of the starts are random points. The others then take steps along a random direction of the outputs, as in output
+diversified initialisation (Tashiro et al. 2020). The same question has the same starts.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from cerdeq.bounds.memory import bytes_per_example
+from cerdeq.branch.counterexample import prove_point
+from cerdeq.branch.leaves import Problem
+from cerdeq.rules.precision import uncounted_rounding
+
+_FEWEST, _MOST, _BYTES = 10, 1000, 2**22  # starts; of the values of all starts: less than a second on a core
+_DIVERSIFYING, _DESCENDING = 3, 40  # steps
+_FIRST_STEPS = (0.5, 0.25, 0.125, 0.0625)  # of the box's radius: large ones leave narrow dents again
+
+
+def first_attack(proof: Problem, search: Problem, rows: Tensor, is_late: Callable[[], bool]) -> Tensor | None:
+    """Return a point [1, ...] of the box at which a row is proved to be negative, or None.
+
+    proof, search: the question, as in `decide`. rows: [R], those to attack; every start descends one of them.
+    """
+    starts = max(_FEWEST, min(_MOST, _BYTES // max(1, bytes_per_example(search.values))))
+    box, generator = search.values[0], torch.Generator().manual_seed(0)
+    outputs = replace(search, spec=torch.eye(search.spec.shape[1]).to(search.spec))
+    shape = starts, *box.center.shape[1:]
+    points = box.center + box.radius * (2 * torch.rand(shape, generator=generator).to(box.center) - 1)
+    directions = 2 * torch.rand(starts, search.spec.shape[1], generator=generator).to(search.spec) - 1
+    numbers = torch.arange(starts, device=rows.device)
+    target = torch.eye(len(search.spec)).to(search.spec)[rows[numbers % len(rows)]]
+    rounds = numbers // len(rows)  # each row gets starts of every kind
+    sizes = torch.tensor(_FIRST_STEPS).to(box.center)[rounds % len(_FIRST_STEPS)]
+    directions[rounds % 2 == 1] = 0
+    sizes = sizes.view(-1, *[1] * (box.center.dim() - 1))
+    with uncounted_rounding():
+        for _ in range(_DIVERSIFYING):
+            points, _ = _step(outputs, points, directions, _FIRST_STEPS[0])
+        for step in range(_DESCENDING):
+            if is_late():
+                return None
+            before = points
+            points, values = _step(search, points, target, sizes * (1 - step / _DESCENDING))
+            lowest = values.amin(1)
+            if lowest.min() < 0 and (point := prove_point(proof, before[lowest.argmin()][None])) is not None:
+                return point
+    return None
+
+
+def _step(problem: Problem, points: Tensor, weights: Tensor, size: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Return points [D, ...] after a signed step down their weighted rows [D, K], and all rows' values before it."""
+    box = problem.values[0]
+    with torch.enable_grad():
+        free = points.detach().requires_grad_()
+        values, _ = problem.at(free)
+        (gradient,) = torch.autograd.grad((values * weights).sum(), free)
+    moved = points - size * box.radius * gradient.sign()
+    inside = torch.minimum(torch.maximum(moved, box.center - box.radius), box.center + box.radius)
+    return inside, values.detach()

@@ -1,0 +1,1 @@
+"""Properties in VNN-LIB files: read, decided, and their counterexamples confirmed."""

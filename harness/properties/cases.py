@@ -1,0 +1,248 @@
+"""A property as a list of cases: a box of inputs and linear constraints on outputs, in exact numbers.
+
+A property describes counterexamples. It is satisfied by an input that satisfies one of its cases: the input lies in the
+case's box, and its outputs satisfy all constraints of the case.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import product
+from math import prod
+
+from harness.errors import InputError, shorten
+from harness.properties.expressions import Expression, to_text
+
+MOST_CASES = 20_000
+LARGEST = 10**30  # an input's bound
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")
+_VARIABLE = re.compile(r"([XY])_(0|[1-9]\d{0,8})")
+
+Variable = tuple[str, int]  # such as ("X", 0)
+Form = dict[Variable, Fraction]
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """coefficients . outputs <= bound. coefficients: of some outputs, by their number."""
+
+    coefficients: dict[int, Fraction]
+    bound: Fraction
+
+
+@dataclass(frozen=True)
+class InputBox:
+    """The inputs from `lower` to `upper`, element by element."""
+
+    lower: tuple[Fraction, ...]
+    upper: tuple[Fraction, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A description of counterexamples: their inputs lie in the box, all constraints hold for their outputs."""
+
+    box: InputBox
+    constraints: tuple[Constraint, ...]
+
+
+@dataclass(frozen=True)
+class Property:
+    """A property of a network with so many inputs and outputs. Cases with equal boxes hold the same InputBox."""
+
+    inputs: int
+    outputs: int
+    cases: tuple[Case, ...]
+
+
+@dataclass(frozen=True)
+class _Atom:
+    """form <= bound, where the form has variables of one kind. text: for messages."""
+
+    form: Form
+    bound: Fraction
+    text: str
+
+    @property
+    def is_of_inputs(self) -> bool:
+        return next(iter(self.form))[0] == "X"
+
+
+def property_of(expressions: Iterable[Expression]) -> Property:
+    """Return the property of the expressions of a file.
+
+    Raises InputError for anything but declarations of X_i and Y_i and assertions of and, or, <= and >= of linear
+    terms; for input constraints that are no bounds, inputs without bounds, and if the boxes of all cases are empty.
+    """
+    declared, assertions = dict[Variable, None](), list[Expression]()
+    for expression in expressions:
+        match expression:
+            case ["declare-const", str() as name, "Real"]:
+                declared[_declared(name, declared)] = None
+            case ["assert", assertion]:
+                assertions.append(assertion)
+            case _:
+                found = to_text(expression)
+                raise InputError(f"found {found}, allowed: (declare-const X_0 Real), (assert ...)")
+    inputs, outputs = (_count(kind, declared) for kind in "XY")
+    shared, choices = list[_Atom](), list[list[list[_Atom]]]()
+    for assertion in assertions:
+        conjunctions = _conjunctions(assertion, declared)
+        if len(conjunctions) == 1:
+            shared += conjunctions[0]
+        else:
+            choices.append(conjunctions)
+    _refuse_many(prod(map(len, choices)), "the property")
+    return Property(inputs, outputs, tuple(_cases(shared, choices, inputs)))
+
+
+def _declared(name: str, declared: dict[Variable, None]) -> Variable:
+    variable = _variable(name)
+    if variable is None or variable in declared:
+        raise InputError(f"found a declaration of {shorten(name)}, allowed: each of X_0, X_1, ..., Y_0, Y_1, ... once")
+    return variable
+
+
+def _variable(name: str) -> Variable | None:
+    match = _VARIABLE.fullmatch(name)
+    return (match[1], int(match[2])) if match else None
+
+
+def _count(kind: str, declared: dict[Variable, None]) -> int:
+    """Return how many inputs or outputs are declared. Raises InputError if there is none or one is left out."""
+    numbers = [number for name, number in declared if name == kind]
+    if not numbers:
+        raise InputError(f"found no declaration of {kind}_0")
+    if len(numbers) != max(numbers) + 1:
+        raise InputError(
+            f"found {len(numbers)} declarations of {kind}_i up to {kind}_{max(numbers)}, allowed: all of them"
+        )
+    return len(numbers)
+
+
+def _conjunctions(expression: Expression, declared: dict[Variable, None]) -> list[list[_Atom]]:
+    """Return an assertion as a disjunction of conjunctions."""
+    match expression:
+        case ["or", _, *_]:
+            return [part for each in expression[1:] for part in _conjunctions(each, declared)]
+        case ["and", _, *_]:
+            parts = [_conjunctions(each, declared) for each in expression[1:]]
+            _refuse_many(prod(map(len, parts)), to_text(expression))
+            return [[atom for part in choice for atom in part] for choice in product(*parts)]
+        case ["<=", left, right]:
+            return [[_atom(left, right, declared, expression)]]
+        case [">=", left, right]:
+            return [[_atom(right, left, declared, expression)]]
+    raise InputError(f"found {to_text(expression)}, allowed: (and ...), (or ...), (<= a b), (>= a b)")
+
+
+def _refuse_many(cases: int, what: str) -> None:
+    if cases > MOST_CASES:
+        raise InputError(f"{what} has {cases} cases, allowed: up to {MOST_CASES}")
+
+
+def _atom(left: Expression, right: Expression, declared: dict[Variable, None], expression: Expression) -> _Atom:
+    """Return left <= right."""
+    text = to_text(expression)
+    difference = _sum([_linear(left, declared, text), _negative(_linear(right, declared, text))])
+    bound = -difference.pop(_CONSTANT, Fraction(0))
+    kinds = {kind for kind, _ in difference}
+    if len(kinds) != 1:
+        found = "inputs and outputs" if kinds else "no variable"
+        raise InputError(f"found {found} in {text}, allowed: a constraint on inputs or on outputs")
+    if kinds == {"X"} and len(difference) > 1:
+        raise InputError(f"found {text}, allowed: bounds of single inputs (the inputs of a case are a box)")
+    return _Atom(difference, bound, text)
+
+
+_CONSTANT: Variable = ("", 0)
+
+
+def _linear(term: Expression, declared: dict[Variable, None], text: str) -> Form:
+    """Return a term as coefficients of variables; the constant is that of the variable _CONSTANT."""
+    match term:
+        case str():
+            if _NUMBER.fullmatch(term):
+                return {_CONSTANT: Fraction(term)}
+            variable = _variable(term)
+            if variable in declared:
+                assert variable is not None
+                return {variable: Fraction(1)}
+            raise InputError(f"found {shorten(term)} in {text}, allowed: numbers and declared variables")
+        case ["+", _, *_]:
+            return _sum(_linear(each, declared, text) for each in term[1:])
+        case ["-", first, *others]:
+            parts = [_linear(each, declared, text) for each in others]
+            first_part = _linear(first, declared, text)
+            return _sum([first_part, *map(_negative, parts)]) if parts else _negative(first_part)
+        case ["*", left, right]:
+            parts = [_linear(left, declared, text), _linear(right, declared, text)]
+            for factor, other in (parts, parts[::-1]):
+                if factor.keys() <= {_CONSTANT}:
+                    number = factor.get(_CONSTANT, Fraction(0))
+                    return _sum([{variable: number * value for variable, value in other.items()}])
+    raise InputError(f"found {to_text(term)} in {text}, allowed: linear terms of +, - and *")
+
+
+def _sum(forms: Iterable[Form]) -> Form:
+    total: Form = {}
+    for form in forms:
+        for variable, value in form.items():
+            total[variable] = total.get(variable, Fraction(0)) + value
+    return {variable: value for variable, value in total.items() if value}
+
+
+def _negative(form: Form) -> Form:
+    return {variable: -value for variable, value in form.items()}
+
+
+def _cases(shared: list[_Atom], choices: list[list[list[_Atom]]], inputs: int) -> list[Case]:
+    """Return the cases whose boxes are not empty."""
+    low, high, constraints = _narrowed([None] * inputs, [None] * inputs, shared)
+    boxes, shared_box = dict[InputBox, InputBox](), None
+    cases, first_empty = list[Case](), ""
+    for choice in product(*choices):
+        atoms = [atom for part in choice for atom in part]
+        has_own_box = any(atom.is_of_inputs for atom in atoms)
+        own_low, own_high, own = _narrowed(low, high, atoms)
+        if (box := None if has_own_box else shared_box) is None:
+            if empty := next(_empty(own_low, own_high), ""):
+                first_empty = first_empty or empty
+                continue
+            box = InputBox(tuple(own_low), tuple(own_high))  # type: ignore[arg-type]
+            box = boxes.setdefault(box, box)
+            shared_box = shared_box if has_own_box else box
+        cases.append(Case(box, (*constraints, *own)))
+    if not cases:
+        raise InputError(f"the box of inputs is empty: {first_empty}")
+    return cases
+
+
+def _narrowed(
+    low: list[Fraction | None], high: list[Fraction | None], atoms: list[_Atom]
+) -> tuple[list[Fraction | None], list[Fraction | None], list[Constraint]]:
+    """Return the bounds of inputs narrowed by the atoms, and the atoms on outputs as constraints."""
+    low, high, constraints = list(low), list(high), list[Constraint]()
+    for atom in atoms:
+        if not atom.is_of_inputs:
+            constraints.append(Constraint({number: value for (_, number), value in atom.form.items()}, atom.bound))
+            continue
+        ((_, number), factor), *_ = atom.form.items()
+        end = atom.bound / factor
+        if abs(end) > LARGEST:
+            raise InputError(f"found {atom.text}, allowed: bounds of inputs up to 1e30")
+        ends, better = (high, min) if factor > 0 else (low, max)
+        before = ends[number]
+        ends[number] = end if before is None else better(before, end)
+    return low, high, constraints
+
+
+def _empty(low: Iterable[Fraction | None], high: Iterable[Fraction | None]) -> Iterator[str]:
+    """Yield why there is no input within these bounds. Raises InputError for an input without bounds."""
+    for number, (start, stop) in enumerate(zip(low, high, strict=True)):
+        if start is None or stop is None:
+            side = "lower" if start is None else "upper"
+            raise InputError(f"found no {side} bound of X_{number}, allowed: bounds of every input")
+        if start > stop:
+            yield f"X_{number} is at least {float(start)} and at most {float(stop)}"

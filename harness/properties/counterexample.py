@@ -1,0 +1,97 @@
+"""Counterexamples: a point of exact decimals, confirmed in exact arithmetic and by onnxruntime in float32."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cerdeq.bounds import Context, Interval, propagate, trace
+from cerdeq.boxes import outward_ends
+from harness.properties.cases import Case, Constraint, InputBox
+from harness.properties.question import round_up
+
+
+@dataclass(frozen=True)
+class Counterexample:
+    """inputs: exact decimals. outputs: of onnxruntime at these inputs, rounded to float32."""
+
+    inputs: list[str]
+    outputs: list[str]
+
+    def to_text(self) -> str:
+        """Return the counterexample as the competition writes it."""
+        lines = [
+            f"({kind}_{n} {v})" for kind, vs in (("X", self.inputs), ("Y", self.outputs)) for n, v in enumerate(vs)
+        ]
+        return "(" + "\n".join(lines) + ")"
+
+
+def decimals_inside(point: Tensor, box: InputBox) -> list[str]:
+    """Return decimals that lie in the exact box, each near an element of the point [1, ...].
+
+    They are the shortest ones of a float32, where a float32 near the point has one in the box. Raises ValueError if the
+    box has an element without any decimal, such as 1/3.
+    """
+    elements = zip(point.flatten().tolist(), box.lower, box.upper, strict=True)
+    return [next(text for text in _candidates(*ends) if ends[1] <= Fraction(text) <= ends[2]) for ends in elements]
+
+
+def _candidates(value: float, low: Fraction, high: Fraction) -> Iterator[str]:
+    nearest = np.float32(float(min(max(Fraction(value), low), high)))
+    for number in (nearest, np.nextafter(nearest, np.float32(-np.inf)), np.nextafter(nearest, np.float32(np.inf))):
+        yield str(number)
+    yield decimal_between(low, high)
+
+
+def decimal_between(low: Fraction, high: Fraction) -> str:
+    """Return the decimal of the fewest digits from low to high. Raises ValueError if none has up to 1000 digits."""
+    for digits in range(1001):
+        scaled = -(-low * 10**digits // 1)
+        if scaled <= high * 10**digits:
+            text = str(abs(scaled)).rjust(digits + 1, "0")
+            split = len(text) - digits
+            return f"{'-' if scaled < 0 else ''}{text[:split]}.{text[split:] or '0'}"
+    raise ValueError(f"there is no decimal from {low} to {high}")
+
+
+def exact_outputs(network: nn.Module, inputs: Sequence[str], shape: tuple[int, ...]) -> tuple[list[float], list[float]]:
+    """Return lower and upper bounds of each of the network's outputs at these decimals, in real arithmetic."""
+    exact = [Fraction(text) for text in inputs]
+    center = [float(number) for number in exact]
+    radius = [round_up(abs(number - Fraction(c)), np.float64) for number, c in zip(exact, center, strict=True)]
+    point = Interval(*(torch.tensor(part, dtype=torch.float64).view(1, *shape) for part in (center, radius)))
+    with torch.no_grad():
+        box = propagate(trace(copy.deepcopy(network).double()), point, Context(sound=True)).box
+    lower, upper = (end.flatten().tolist() for end in outward_ends(box))
+    return lower, upper
+
+
+def holds_at(constraints: Sequence[Constraint], lower: Sequence[float], upper: Sequence[float]) -> bool:
+    """Return whether constraints hold for all outputs between `lower` and `upper`, compared exactly."""
+    if not np.isfinite([*lower, *upper]).all():
+        return False
+    return all(
+        sum(value * Fraction((upper if value > 0 else lower)[n]) for n, value in constraint.coefficients.items())
+        <= constraint.bound
+        for constraint in constraints
+    )
+
+
+def why_not_confirmed(
+    cases: Sequence[Case], exact: tuple[list[float], list[float]], float32: Sequence[float]
+) -> str:  # fmt: skip
+    """Return why a point of the cases' box is not a counterexample; empty if it is.
+
+    It is one if all constraints of a case hold in exact arithmetic and for the outputs in float32. exact: bounds of its
+    outputs in exact arithmetic. float32: its outputs by onnxruntime.
+    """
+    holding = [case for case in cases if holds_at(case.constraints, *exact)]
+    if not holding:
+        return "no case is proved at the point that was found, rounded to decimals"
+    if not any(holds_at(case.constraints, float32, float32) for case in holding):
+        return "a counterexample in exact arithmetic, which onnxruntime's rounding in float32 does not confirm"
+    return ""

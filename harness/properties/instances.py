@@ -1,0 +1,194 @@
+"""The instances of a competition's CSV file: solved side by side, stored one file each, and their table."""
+
+import csv
+import hashlib
+import io
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rich.console import Console
+
+from harness.command_line import FAILED, OK
+from harness.errors import InputError, require
+from harness.launch.progress import Bars
+from harness.launch.work import OnEnd, RayOptions, run_here
+from harness.storage.files import DamagedFileError, parse_json, remove_unfinished, write_json, write_text
+from harness.storage.lease import lock_directory
+from harness.terminal import one_line, print_table, printable
+
+ERROR = "error"
+RESULTS, INSTANCES = "results.csv", "instances"
+_COLUMNS = ("onnx", "vnnlib", "timeout", "result", "seconds", "branches", "detail")
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A row of the file. onnx, vnnlib: absolute paths. timeout: seconds."""
+
+    onnx: str
+    vnnlib: str
+    timeout: float
+
+
+def read_instances(path: Path, seconds: float | None = None) -> list[Instance]:
+    """Return the instances of a CSV file without a header: onnx, vnnlib and timeout, paths relative to the file.
+
+    seconds: replaces all timeouts. Raises InputError for a row that is malformed, or whose files do not exist.
+    """
+    try:
+        rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"))))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    instances = [
+        _instance(row, f"{path}, line {number}", path.parent, seconds) for number, row in enumerate(rows, 1) if row
+    ]
+    if not instances:
+        raise InputError(f"{path} holds no instances: found no rows, allowed: onnx,vnnlib,timeout")
+    return instances
+
+
+def _instance(row: list[str], where: str, folder: Path, seconds: float | None) -> Instance:
+    require(where, row, len(row) == 3, "onnx,vnnlib,timeout")
+    try:
+        timeout = float(row[2])
+    except ValueError:
+        timeout = 0.0
+    require(f"{where}, timeout", row[2], 0 < timeout < float("inf"), "seconds above 0")
+    onnx, vnnlib = ((folder / name.strip()).absolute() for name in row[:2])
+    for name, file in zip(row, (onnx, vnnlib), strict=False):
+        require(where, name, file.is_file(), "a file, relative to the CSV file")
+    return Instance(str(onnx), str(vnnlib), timeout if seconds is None else seconds)
+
+
+def solve_instances(
+    path: Path, directory: Path | None, seconds: float | None, workers: int | None, console: Console
+) -> int:  # fmt: skip
+    """Solve the instances of a file that have no answer in the directory yet; returns the exit status.
+
+    The answers of a file whose bytes changed, or of another timeout, and errors are replaced. Raises InputError.
+    """
+    instances = read_instances(path, seconds)
+    directory = (directory or Path("results") / path.stem).absolute()
+    with lock_directory(directory):
+        (directory / INSTANCES).mkdir(exist_ok=True)
+        remove_unfinished(directory / INSTANCES)
+        digest = cache(_digest)  # many instances share a network
+        requests = [
+            asdict(each) | {"onnx_sha256": digest(each.onnx), "vnnlib_sha256": digest(each.vnnlib)}
+            for each in instances
+        ]
+        items = {directory / INSTANCES / f"{number:05}.json": request for number, request in enumerate(requests, 1)}
+        records = {item: _read(item, request) for item, request in items.items()}
+        todo = [item for item, record in records.items() if record is None]
+        console.print(
+            f"{len(instances)} instances, {len(instances) - len(todo)} of them answered already", markup=False
+        )
+        _solve_missing(todo, items, records, directory, workers, console)
+        return _report([record for record in records.values() if record], len(items), directory, console)
+
+
+def _solve_missing(
+    todo: list[Path], items: dict[Path, Record], records: dict[Path, Record | None], directory: Path,
+    workers: int | None, console: Console,
+) -> None:  # fmt: skip
+    """Solve instances and put their records into `records`; results.csv is written again after each."""
+
+    def on_end(item: Path, error: str | None) -> None:
+        if error is not None:
+            write_json(item, items[item] | {"result": ERROR, "seconds": 0.0, "branches": 0, "detail": error})
+        record = records[item] = _stored(item)
+        _write_results([record for record in records.values() if record], directory)
+        counts = Counter(record["result"] for record in records.values() if record)
+        note = ", ".join(f"{count} {result}" for result, count in sorted(counts.items()))
+        bars.move("instances", counts.total(), len(items), note)
+        if not console.is_terminal:
+            question = f"{_name(record['onnx'])} {_name(record['vnnlib'])}"
+            line = f"{question}: {record['result']}, {record['seconds']:.1f} s"
+            console.print(printable(line), markup=False, soft_wrap=True)
+
+    with Bars(console) as bars:
+        if todo:
+            _run(todo, partial(_solve_item, requests={str(item): items[item] for item in todo}), on_end, workers)
+
+
+def _run(items: list[Path], work: Callable[..., None], on_end: OnEnd, workers: int | None) -> None:
+    """Do items under Ray, or in this process if only one is to be done at a time."""
+    import torch
+
+    gpus = torch.cuda.device_count()
+    at_once = min(len(items), workers or gpus or len(os.sched_getaffinity(0)))
+    if at_once <= 1:
+        return run_here(items, work, lambda item, row: None, on_end)
+    from harness.launch.ray_tune import run_on_ray
+
+    options = RayOptions(cpu=1, gpu=min(1.0, gpus / at_once), data_dir="", at_once=at_once)
+    with TemporaryDirectory(prefix="harness-") as scratch:
+        run_on_ray(items, work, lambda item, row: None, on_end, options, Path(scratch))
+
+
+def _solve_item(item: Path, report: object, requests: dict[str, Record]) -> None:
+    """Solve the instance whose record is to be written to `item`, and write it."""
+    from harness.properties.solve import solve_files
+
+    request = requests[str(item)]
+    try:
+        answer = solve_files(Path(request["onnx"]), Path(request["vnnlib"]), request["timeout"])
+        detail, result, counterexample = answer.detail, answer.status, answer.counterexample_text
+        outcome = {"result": result, "seconds": answer.seconds, "branches": answer.branches, "detail": detail}
+    except InputError as error:
+        outcome, counterexample = {"result": ERROR, "seconds": 0.0, "branches": 0, "detail": str(error)}, ""
+    write_json(item, request | outcome | {"counterexample": counterexample})
+
+
+def _digest(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(item: Path, request: Record) -> Record | None:
+    """Return the record of a request, or None if there is none, or it is an error's or another request's."""
+    try:
+        record = _stored(item)
+    except DamagedFileError:
+        return None
+    is_same = all(record.get(name) == value for name, value in request.items())
+    return record if is_same and record["result"] != ERROR else None
+
+
+def _stored(item: Path) -> Record:
+    return parse_json(item, lambda content: {name: content[name] for name in content.keys() | _COLUMNS})
+
+
+def _write_results(records: Sequence[Record], directory: Path) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(record | {"seconds": f"{record['seconds']:.2f}"} for record in records)
+    write_text(directory / RESULTS, text.getvalue())
+
+
+def _report(records: Sequence[Record], total: int, directory: Path, console: Console) -> int:
+    """Write results.csv, print the table and a summary; returns the exit status."""
+    _write_results(records, directory)
+    rows = [
+        (_name(r["onnx"]), _name(r["vnnlib"]), r["result"], f"{r['seconds']:.1f}", str(r["branches"]), r["detail"])
+        for r in records
+    ]
+    titles = "network", "property", "result", "seconds", "branches", "detail"
+    print_table(console, titles, ([one_line(printable(cell)) for cell in row] for row in rows))
+    counts = Counter(record["result"] for record in records)
+    summary = ", ".join(f"{count} {result}" for result, count in sorted(counts.items()))
+    console.print(f"{summary} -> {directory / RESULTS}", markup=False, soft_wrap=True)
+    return OK if len(records) == total and not counts[ERROR] else FAILED
+
+
+def _name(path: str) -> str:
+    return Path(path).name

@@ -1,0 +1,116 @@
+"""Cases of one box as a question for `cerdeq.verify`: are all outputs of a network positive over the whole box?
+
+The network is the given one, then for each case the largest of its constraints' values, coefficients . outputs - bound.
+No input satisfies the case if that is positive everywhere. The maximum is made of ReLUs, max(a, b) = a + relu(b - a),
+so that branch and bound splits it as any other layer: a slope of these ReLUs is a weight of the constraints, and splits
+make the bound of a conjunction exact.
+"""
+
+import copy
+from collections.abc import Sequence
+from fractions import Fraction
+from math import lcm, prod
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cerdeq import Box
+from harness.errors import InputError
+from harness.properties.cases import Case, Constraint, InputBox
+
+_LARGEST = 2**53  # of integers that are float64
+
+
+class Violations(nn.Module):
+    """Outputs [B, N] -> for each case the largest value of its constraints, at least, [B, cases], in float64.
+
+    Bounds of constraints are rounded up to float32, so that values are rounded down; coefficients are exact. Each
+    constraint is scaled by a positive number. Raises InputError for a coefficient that is not exact in float64.
+    """
+
+    def __init__(self, cases: Sequence[Case], outputs: int):
+        super().__init__()
+        weight, bias = zip(*(_scaled(c, outputs) for case in cases for c in case.constraints), strict=True)
+        self.values = nn.Linear(outputs, len(bias), dtype=torch.float64)
+        self.values.weight.data, self.values.bias.data = torch.stack(weight), torch.tensor(bias, dtype=torch.float64)
+        self.first, self.difference, counts = (
+            nn.ModuleList(),
+            nn.ModuleList(),
+            [len(case.constraints) for case in cases],
+        )
+        while max(counts) > 1:
+            first, difference = _pairs(counts)
+            self.first.append(first)
+            self.difference.append(difference)
+            counts = [(count + 1) // 2 for count in counts]
+
+    def forward(self, outputs: Tensor) -> Tensor:
+        """Return the largest values."""
+        values = self.values(outputs)
+        for first, difference in zip(self.first, self.difference, strict=True):
+            values = first(values) + torch.relu(difference(values))
+        return values
+
+
+def with_violations(network: nn.Module, cases: Sequence[Case], outputs: int) -> nn.Module:
+    """Return the network in float64, then `Violations` of the cases. Raises InputError as these do."""
+    return nn.Sequential(copy.deepcopy(network).double(), nn.Flatten(), Violations(cases, outputs)).eval()
+
+
+def region_of(box: InputBox, shape: tuple[int, ...]) -> Box:
+    """Return a box [1, *shape] in float64 that contains the exact one.
+
+    Raises InputError if the box has another number of inputs.
+    """
+    if len(box.lower) != prod(shape):
+        raise InputError(f"found {len(box.lower)} inputs, allowed: {prod(shape)}, those of the network, {list(shape)}")
+    centers, radii = [], []
+    for low, high in zip(box.lower, box.upper, strict=True):
+        center = float((low + high) / 2)
+        centers.append(center)
+        radii.append(round_up(max(high - Fraction(center), Fraction(center) - low), np.float64))
+    return Box(*(torch.tensor(ends, dtype=torch.float64).view(1, *shape) for ends in (centers, radii)))
+
+
+def round_up(number: Fraction, kind: type[np.floating]) -> float:
+    """Return the smallest float of a kind that is at least `number`."""
+    rounded = kind(float(number))
+    return float(rounded if Fraction(float(rounded)) >= number else np.nextafter(rounded, kind(np.inf)))
+
+
+def _scaled(constraint: Constraint, outputs: int) -> tuple[Tensor, float]:
+    """Return coefficients [outputs] and constant of a constraint's value, scaled so that coefficients are exact."""
+    scale = lcm(*(value.denominator for value in constraint.coefficients.values()))
+    if scale & (scale - 1) == 0:
+        scale = 1  # powers of 2 are exact as they are
+    weight = torch.zeros(outputs, dtype=torch.float64)
+    for number, value in constraint.coefficients.items():
+        weight[number] = float(value * scale)
+        if Fraction(weight[number].item()) != value * scale:
+            raise InputError(f"found {float(value)} Y_{number}, allowed: coefficients of up to 15 digits")
+    bound = constraint.bound * scale
+    if abs(bound) > 10**30:
+        raise InputError(f"found a constraint with the bound {float(constraint.bound)}, allowed: up to 1e30")
+    return weight, -round_up(bound, np.float32)
+
+
+def _pairs(counts: list[int]) -> tuple[nn.Linear, nn.Linear]:
+    """Return two linear layers that halve the values of each case: a and b - a of pairs; a value left over and 0.
+
+    counts: of values of each case.
+    """
+    first, difference, number = list[Tensor](), list[Tensor](), 0
+    units = torch.eye(sum(counts), dtype=torch.float64)
+    for count in counts:
+        for pair in units[number : number + count].split(2):
+            first.append(pair[0])
+            difference.append(pair[-1] - pair[0])
+        number += count
+    return _without_bias(torch.stack(first)), _without_bias(torch.stack(difference))
+
+
+def _without_bias(weight: Tensor) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=weight.dtype)
+    layer.weight.data = weight
+    return layer

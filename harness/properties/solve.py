@@ -1,0 +1,144 @@
+"""Decide a property of a network: sat, unsat, unknown or timeout."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from cerdeq import OnnxError, load_onnx, verify
+from cerdeq.bounds import UnsupportedOperator
+from harness.errors import InputError
+from harness.properties.cases import Case, Property
+from harness.properties.counterexample import Counterexample, decimals_inside, exact_outputs, why_not_confirmed
+from harness.properties.files import read_property
+from harness.properties.question import region_of, with_violations
+
+SAT, UNSAT, UNKNOWN, TIMEOUT = "sat", "unsat", "unknown", "timeout"
+_STATUSES = {"certified": UNSAT, "unknown": UNKNOWN, "timeout": TIMEOUT, "out of memory": UNKNOWN}
+
+RunInFloat32 = Callable[[np.ndarray], np.ndarray]
+"""Inputs [B, *shape] in float32 -> outputs [B, ...], as the network's own runtime computes them."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to an instance.
+
+    status: SAT if an input satisfies the property, a counterexample; UNSAT if none does; UNKNOWN or TIMEOUT if neither
+        is proved.
+    seconds: that it took. branches: leaves that were bounded. detail: why the status is UNKNOWN.
+    """
+
+    status: str
+    seconds: float = 0.0
+    branches: int = 0
+    detail: str = ""
+    counterexample: Counterexample | None = None
+
+    @property
+    def counterexample_text(self) -> str:
+        """The counterexample as the competition writes it; empty if there is none."""
+        return self.counterexample.to_text() if self.counterexample else ""
+
+    def to_text(self) -> str:
+        """Return the answer as the competition writes it: the status, then the counterexample."""
+        return "".join(f"{line}\n" for line in (self.status, self.counterexample_text) if line)
+
+
+def solve_files(network_path: Path, property_path: Path, seconds: float) -> Answer:
+    """Return the answer to an instance of an ONNX and a VNN-LIB file, whose loading counts. Raises InputError."""
+    began = time.monotonic()
+    property_ = read_property(property_path)
+    try:
+        network = load_onnx(network_path)
+    except OnnxError as error:
+        raise InputError(str(error)) from None
+    check_shapes(property_, network, f"{property_path} for {network_path}")
+    from cerdeq.onnx.compare import onnxruntime_outputs  # imported here, since `load_onnx` says if packages are missing
+    from cerdeq.onnx.file import read_file
+
+    def run(points: np.ndarray) -> np.ndarray:
+        return onnxruntime_outputs(read_file(network_path), points)
+
+    try:
+        answer = solve(property_, network, run, seconds - (time.monotonic() - began))
+    except (UnsupportedOperator, OnnxError) as error:
+        raise InputError(f"{network_path}: {error}") from None
+    return replace(answer, seconds=time.monotonic() - began)
+
+
+def check_shapes(property_: Property, network: nn.Module, where: str) -> None:
+    """Raise InputError unless the network has as many inputs and outputs as the property declares."""
+    inputs, outputs = prod(network.input_shape), _output_count(network)  # type: ignore[arg-type]
+    found, allowed = (property_.inputs, property_.outputs), (inputs, outputs)
+    if found != allowed:
+        sizes = f"{found[0]} inputs and {found[1]} outputs, allowed: {inputs} and {outputs}, as the network has"
+        raise InputError(f"{where}: found {sizes}")
+
+
+def solve(property_: Property, network: nn.Module, run: RunInFloat32, seconds: float) -> Answer:
+    """Return the answer. Its boxes are searched one after the other, each for its share of the time that is left.
+
+    network: with an attribute `input_shape`, of one input. Raises InputError for coefficients with too many digits.
+    """
+    began, branches, answers = time.monotonic(), 0, list[Answer]()
+    groups = [list(group) for _, group in groupby(sorted(property_.cases, key=_box), key=_box)]
+    for number, cases in enumerate(groups):
+        left = seconds - (time.monotonic() - began)
+        answer = _solve_box(cases, network, run, max(0.0, left) / (len(groups) - number))
+        branches += answer.branches
+        answers.append(answer)
+        if answer.status == SAT:
+            break
+    return replace(min(answers, key=_rank), seconds=time.monotonic() - began, branches=branches)
+
+
+def _box(case: Case) -> int:
+    return id(case.box)
+
+
+def _rank(answer: Answer) -> int:
+    return [SAT, TIMEOUT, UNKNOWN, UNSAT].index(answer.status)
+
+
+def _solve_box(cases: Sequence[Case], network: nn.Module, run: RunInFloat32, seconds: float) -> Answer:
+    """Return the answer to cases that share a box."""
+    region = region_of(cases[0].box, network.input_shape)  # type: ignore[arg-type]
+    if not all(case.constraints for case in cases):  # every input of the box satisfies such a case
+        return _confirm(cases, network, run, region.center, 0)
+    extended = with_violations(network, cases, _output_count(network))
+    spec = torch.eye(len(cases), dtype=torch.float64)[None]
+    result = verify(extended, region, spec, seconds=seconds)
+    branches = int(result.branches[0])
+    if result.status[0] == "falsified":
+        return _confirm(cases, network, run, result.counterexample, branches)
+    status = _STATUSES[result.status[0]]
+    return Answer(status, branches=branches, detail=result.status[0] if status == UNKNOWN else "")
+
+
+def _confirm(
+    cases: Sequence[Case], network: nn.Module, run: RunInFloat32, point: torch.Tensor, branches: int
+) -> Answer:  # fmt: skip
+    """Return SAT with the counterexample near a point of the box, or UNKNOWN if it is not confirmed."""
+    shape = tuple(point.shape[1:])
+    try:
+        inputs = decimals_inside(point, cases[0].box)
+    except ValueError as error:
+        return Answer(UNKNOWN, branches=branches, detail=str(error))
+    rounded = np.array([np.float32(text) for text in inputs]).reshape(1, *shape)
+    float32 = run(rounded).ravel()
+    reason = why_not_confirmed(cases, exact_outputs(network, inputs, shape), float32.tolist())
+    if reason:
+        return Answer(UNKNOWN, branches=branches, detail=reason)
+    return Answer(SAT, branches=branches, counterexample=Counterexample(inputs, [str(value) for value in float32]))
+
+
+def _output_count(network: nn.Module) -> int:
+    with torch.no_grad():
+        return network(torch.zeros(1, *network.input_shape)).numel()  # type: ignore[misc]

@@ -1,0 +1,69 @@
+"""The first attack of `verify`: what it finds is a counterexample, and it finds narrow ones that corners miss."""
+
+from unittest.mock import patch
+
+import pytest
+import torch
+from test_verify import graph_case, near_the_edge, problem_of
+from torch import nn
+
+from cerdeq import Box, verify
+from cerdeq.branch import attack
+from cerdeq.branch.attack import first_attack
+
+
+def never():
+    return False
+
+
+def tent():
+    """A network that is 1 - relu(1 - 4 |x - 0.3|): positive but for a narrow dent inside of the box [-1, 1]."""
+    network = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1), nn.ReLU(), nn.Linear(1, 1)).double().eval()
+    first, second, third = network[0], network[2], network[4]
+    first.weight.data, first.bias.data = torch.tensor([[1.0], [-1.0]]).double(), torch.tensor([-0.3, 0.3]).double()
+    second.weight.data, second.bias.data = torch.full((1, 2), -4.0).double(), torch.ones(1).double()
+    third.weight.data, third.bias.data = torch.tensor([[-1.0]]).double(), torch.tensor([0.9]).double()
+    return network, Box(torch.zeros(1, 1).double(), torch.ones(1, 1).double())
+
+
+def test_a_dent_between_the_corners_is_found():
+    network, region = tent()
+    problem = problem_of(network, region, torch.ones(1, 1).double())
+    with torch.no_grad():
+        point = first_attack(problem, problem, torch.tensor([0]), never)
+        assert point is not None and abs(float(point) - 0.3) < 0.025 and network(point) < 0
+    result = verify(network, region, torch.ones(1, 1, 1).double(), branches=1)
+    assert result.status == ["falsified"] and result.branches.tolist() == [0]
+
+
+@pytest.mark.parametrize("name", ["deep", "convolution padded"])
+def test_it_finds_counterexamples_and_nothing_where_there_are_none(name):
+    graph, region, spec, minimum = graph_case(name, 0)
+    for value, shifted, _ in near_the_edge(graph, region, spec, minimum):
+        problem = problem_of(shifted, region, spec[0])
+        with torch.no_grad():
+            point = first_attack(problem, problem, torch.tensor([0]), never)
+        if value > 0:
+            assert point is None
+        elif point is not None:
+            assert (problem.at(point)[0] < 0).any()
+            assert ((point - region.center).abs() <= region.radius).all()
+
+
+def test_it_is_the_same_each_time_and_leaves_random_numbers_alone():
+    network, region = tent()
+    problem = problem_of(network, region, torch.ones(1, 1).double())
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        points = [first_attack(problem, problem, torch.tensor([0]), never) for _ in range(2)]
+    assert torch.equal(*points) and torch.equal(torch.get_rng_state(), state)
+
+
+def test_only_the_given_rows_are_attacked_and_late_attacks_end():
+    network, region = tent()
+    problem = problem_of(network, region, torch.tensor([[1.0], [0.0]]).double())
+    with torch.no_grad(), patch.object(attack, "_step", wraps=attack._step) as step:
+        assert first_attack(problem, problem, torch.tensor([1]), lambda: True) is None
+        assert step.call_count <= 3, "only steps that diversify"
+        first_attack(problem, problem, torch.tensor([1]), never)
+    assert step.call_args.args[2][:, 0].eq(0).all() and step.call_args.args[2][:, 1].eq(1).all()

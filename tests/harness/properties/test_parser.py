@@ -1,0 +1,207 @@
+"""VNN-LIB files: what they mean is compared with an evaluation of their expressions at random points."""
+
+import contextlib
+import gzip
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.errors import InputError
+from harness.properties.cases import property_of
+from harness.properties.expressions import parse
+from harness.properties.files import read_property
+
+BOX = "".join(f"(declare-const X_{n} Real)(assert (<= X_{n} 1))(assert (>= X_{n} -1.0))" for n in range(2))
+OUTPUTS = "".join(f"(declare-const Y_{n} Real)" for n in range(2))
+
+
+def read(text):
+    return property_of(parse(text))
+
+
+def value(term, point):
+    match term:
+        case str():
+            return point[term] if term in point else Fraction(term)
+        case ["+", *terms]:
+            return sum(value(each, point) for each in terms)
+        case ["-", first, *others]:
+            return value(first, point) - sum(value(each, point) for each in others) if others else -value(first, point)
+        case ["*", left, right]:
+            return value(left, point) * value(right, point)
+
+
+def is_true(expression, point):
+    match expression:
+        case ["and", *parts]:
+            return all(is_true(part, point) for part in parts)
+        case ["or", *parts]:
+            return any(is_true(part, point) for part in parts)
+        case ["<=", left, right]:
+            return value(left, point) <= value(right, point)
+        case [">=", left, right]:
+            return value(left, point) >= value(right, point)
+
+
+def satisfies(case, point):
+    inputs = [point[f"X_{n}"] for n in range(2)]
+    inside = all(a <= x <= b for a, x, b in zip(case.box.lower, inputs, case.box.upper, strict=True))
+    return inside and all(
+        sum(factor * point[f"Y_{n}"] for n, factor in constraint.coefficients.items()) <= constraint.bound
+        for constraint in case.constraints
+    )
+
+
+def to_text(expression):
+    return expression if isinstance(expression, str) else f"({' '.join(map(to_text, expression))})"
+
+
+tenths = st.integers(-12, 12).map(lambda n: f"{'-' if n < 0 else ''}{abs(n) // 10}.{abs(n) % 10}")
+connectives = st.sampled_from(["and", "or"])
+compare = st.sampled_from(["<=", ">="])
+inputs = st.builds(lambda op, n, end: [op, f"X_{n}", end], compare, st.integers(0, 1), tenths)
+products = st.builds(lambda factor, n: ["*", factor, f"Y_{n}"], tenths.filter(lambda t: float(t)), st.integers(0, 1))
+terms = st.sampled_from(["Y_0", "Y_1"]) | products | st.builds(lambda a, b: ["+", "Y_0", a, b], products, tenths)
+outputs = st.builds(lambda op, a, b: [op, a, b], compare, terms, tenths)
+expressions = st.recursive(
+    inputs | outputs,
+    lambda inner: st.lists(inner, min_size=1, max_size=3).flatmap(
+        lambda parts: connectives.map(lambda op: [op, *parts])
+    ),
+    max_leaves=8,
+)
+points = st.fixed_dictionaries(
+    {f"{kind}_{n}": st.integers(-12, 12).map(lambda k: Fraction(k, 10)) for kind in "XY" for n in range(2)}
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(expressions, min_size=1, max_size=3), st.lists(points, min_size=5, max_size=5))
+def test_cases_mean_what_the_assertions_say(assertions, points):
+    text = BOX + OUTPUTS + "".join(f"(assert {to_text(each)})\n" for each in assertions)
+    try:
+        cases = read(text).cases
+    except InputError as error:
+        assert "empty" in str(error) or "no variable" in str(error)
+        cases = ()
+        if "no variable" in str(error):
+            return
+    for point in points:
+        inside = all(-1 <= point[f"X_{n}"] <= 1 for n in range(2))
+        expected = inside and all(is_true(each, point) for each in assertions)
+        assert any(satisfies(case, point) for case in cases) == expected
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(alphabet="()XY_0123 <>=andor;\n+-*.e", max_size=60))
+def test_any_text_is_read_or_refused(text):
+    with contextlib.suppress(InputError):
+        read(BOX + OUTPUTS + text)
+
+
+def test_decimals_are_exact():
+    text = BOX.replace("X_0 1)", "X_0 0.1)") + OUTPUTS + "(assert (<= Y_0 1.00000000000000000001e-3))"
+    (case,) = read(text).cases
+    assert case.box.upper == (Fraction(1, 10), 1)
+    assert case.constraints[0].bound == Fraction("1.00000000000000000001e-3")
+
+
+def test_cases_with_equal_boxes_share_it():
+    disjuncts = "(and (<= X_0 0.5) (<= Y_0 0)) (and (<= X_0 0.50) (<= Y_1 0)) (and (<= X_0 0.2) (<= Y_1 0))"
+    first, second, third = read(f"{BOX}{OUTPUTS}(assert (or {disjuncts}))").cases
+    assert first.box is second.box and third.box is not first.box
+
+
+def test_a_case_with_an_empty_box_is_no_case():
+    (case,) = read(f"{BOX}{OUTPUTS}(assert (or (and (>= X_0 2) (<= Y_0 0)) (<= Y_1 3)))").cases
+    assert case.constraints[0].bound == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("(assert (<= Y_0 0)", "line 1: found an opening bracket without a closing one"),
+        ("\n(assert (<= Y_0 0)))", "line 2: found a closing bracket without an opening one"),
+        ("nonsense", "line 1: found 'nonsense' outside of brackets"),
+        ("(" * 200, "more than 100 brackets"),
+        ("(assert (< Y_0 0))", "found (< Y_0 0), allowed: (and ...), (or ...), (<= a b), (>= a b)"),
+        ("(assert (<= Y_7 0))", "found 'Y_7' in (<= Y_7 0), allowed: numbers and declared variables"),
+        ("(assert (<= Y_0 1/3))", "found '1/3'"),
+        ("(assert (<= Y_0 1e9999999999))", "found '1e9999999999'"),
+        ("(assert (<= Y_0 X_0))", "found inputs and outputs in (<= Y_0 X_0)"),
+        ("(assert (<= X_1 X_0))", "bounds of single inputs"),
+        ("(assert (<= 0 1))", "found no variable"),
+        ("(assert (<= (* Y_0 Y_1) 1))", "found (* Y_0 Y_1)"),
+        ("(assert (>= X_0 1.5))", "the box of inputs is empty: X_0 is at least 1.5 and at most 1.0"),
+        ("(assert (>= X_0 1e31))", "allowed: bounds of inputs up to 1e30"),
+        ("(declare-const X_2 Real)", "found no lower bound of X_2"),
+        ("(declare-const X_4 Real)", "found 3 declarations of X_i up to X_4"),
+        ("(declare-const X_0 Real)", "found a declaration of 'X_0'"),
+        ("(declare-const Z Real)", "found a declaration of 'Z'"),
+        ("(declare-const Y_2 Int)", "found (declare-const Y_2 Int)"),
+        ("(check-sat)", "found (check-sat), allowed: (declare-const X_0 Real), (assert ...)"),
+        (f"(assert (or {'(<= Y_0 0)' * 200}))" * 2, "has 40000 cases, allowed: up to 20000"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_is_refused(text, message):
+    with pytest.raises(InputError) as error:
+        read(BOX + OUTPUTS + text)
+    assert message in str(error.value)
+
+
+def test_without_outputs_a_property_is_refused():
+    with pytest.raises(InputError, match="found no declaration of Y_0"):
+        read(BOX)
+
+
+def test_packed_files_and_errors_name_the_file(tmp_path):
+    text = f"; a comment ( ;\n{BOX}{OUTPUTS}(assert (<= Y_0 0)) ; the end"
+    packed, plain, broken = tmp_path / "p.vnnlib.gz", tmp_path / "p.vnnlib", tmp_path / "broken.vnnlib.gz"
+    packed.write_bytes(gzip.compress(text.encode()))
+    plain.write_text(text)
+    broken.write_bytes(b"no gzip")
+    assert read_property(packed) == read_property(plain)
+    for path in (broken, tmp_path / "missing.vnnlib", tmp_path):
+        with pytest.raises(InputError, match=str(path)):
+            read_property(path)
+
+
+VERSION2 = """; a comment
+(vnnlib-version <2.0>)
+(declare-network n (declare-input A float32 [1,2]) (declare-output B float32 [2]))
+(assert (and (<= A[0,0] 0.1) (>= A[0,0] (- 0.3)) (<= A[0,1] 0.1) (>= A[0,1] -0.3)))
+(assert (or (<= B[0] -3.0) (and (>= B[0] 0.12345678901234567890) (>= (+ (* 2.0 B[1]) B[0]) 0.3) (== B[1] 0.5))))
+"""
+VERSION1 = """
+(declare-const X_0 Real)(declare-const X_1 Real)(declare-const Y_0 Real)(declare-const Y_1 Real)
+(assert (<= X_0 0.1))(assert (>= X_0 -0.3))(assert (<= X_1 0.1))(assert (>= X_1 -0.3))
+(assert (or (<= Y_0 -3.0)
+ (and (>= Y_0 0.12345678901234567890) (>= (+ (* 2.0 Y_1) Y_0) 0.3) (<= Y_1 0.5) (>= Y_1 0.5))))
+"""
+
+
+def test_version_2_says_the_same(tmp_path):
+    pytest.importorskip("vnnlib")
+    first, second = tmp_path / "1.vnnlib", tmp_path / "2.vnnlib"
+    first.write_text(VERSION1)
+    second.write_text(VERSION2)
+    assert read_property(first) == read_property(second)
+    for before, after, message in [
+        ("<= B[0] -3.0", "< B[0] -3.0", "found .*allowed: and, or"),
+        ("[1,2]", "[1,3]", "found no lower bound of X_2"),
+        ("(<= A[0,0] 0.1)", "(<= A[0,7] 0.1)", "not VNN-LIB 2.0: line"),
+        ("(declare-output B", "(declare-input C float32 [1]) (declare-output B", "found a network with 2 inputs"),
+    ]:
+        second.write_text(VERSION2.replace(before, after))
+        with pytest.raises(InputError, match=message):
+            read_property(second)
+
+
+def test_version_2_without_its_package_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "vnnlib", None)
+    path = tmp_path / "2.vnnlib"
+    path.write_text(VERSION2)
+    with pytest.raises(InputError, match="install the extra `vnnlib`"):
+        read_property(path)
