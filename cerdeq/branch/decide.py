@@ -27,7 +27,7 @@ from cerdeq.branch.counterexample import find_counterexample
 from cerdeq.branch.hidden import HiddenBounds
 from cerdeq.branch.leaves import Layout, Leaves, Problem, certificate_tensors, concatenate, root_leaves
 from cerdeq.branch.polytope import solve_leaf
-from cerdeq.branch.split import split
+from cerdeq.branch.split import Candidates, concatenate_candidates, split
 
 CERTIFIED, FALSIFIED, UNKNOWN, TIMEOUT, OUT_OF_MEMORY = "certified", "falsified", "unknown", "timeout", "out of memory"
 
@@ -83,7 +83,7 @@ def decide(
     lower: the bounds [K] proved so far. memory: about how many bytes to use. certificates: whether to return one.
     """
     batch_size = _batch_size(search, memory)
-    hidden, leaves_each = HiddenBounds(proof, search, batch_size), _FIRST_LEAVES
+    hidden, leaves_each = HiddenBounds(proof, search, batch_size, memory), _FIRST_LEAVES
     turn = _FIRST_TURN * hidden.row_count
 
     def progress(leaves: int) -> bool:
@@ -106,7 +106,7 @@ def decide(
 
 
 def _decide_over(
-    proof: Problem, search: Problem, lower: Tensor, budget: Budget, end: int | None, batch_size: int, memory: int,
+    proof: Problem, search: Problem, lower: Tensor, budget: Budget, end: float | None, batch_size: int, memory: int,
     certificates: bool,
 ) -> Decision:  # fmt: skip
     """Return the decision over these boxes. It is TIMEOUT, too, if as many branches as `end` are used."""
@@ -114,7 +114,7 @@ def _decide_over(
     if not len(rows):
         return Decision(CERTIFIED, lower)
     layout, leaves = root_leaves(search, rows)
-    queue: list[tuple[float, int, Leaves, Tensor]] = []  # a heap, the worst leaf first
+    queue: list[tuple[float, int, Leaves, Candidates]] = []  # a heap, the worst leaf first
     row_bounds, closed = torch.full_like(lower, torch.inf), [leaves.of(slice(0))]
     numbers, iterations, has_unsplittable = itertools.count(), _ROOT_ITERATIONS, False
     while True:
@@ -126,7 +126,7 @@ def _decide_over(
             if (point := find_counterexample(proof, search, ascent.points, ascent.values)) is not None:
                 return Decision(FALSIFIED, lower, point)
             ascent = replace(ascent, leaves=_prove_leaves(proof, layout, ascent.leaves))
-            bounds, next_units = ascent.leaves.lower.tolist(), ascent.candidates[:, 0].tolist()
+            bounds, next_units = ascent.leaves.lower.tolist(), ascent.candidates.units[:, 0].tolist()
             proved = ascent.leaves.of((ascent.leaves.lower > 0).nonzero()[:, 0])
             row_bounds.scatter_reduce_(0, proved.row, proved.lower, "amin")
             if certificates:
@@ -138,7 +138,7 @@ def _decide_over(
                     has_unsplittable = True
                     continue
                 leaf = ascent.leaves.of(slice(number, number + 1))
-                heapq.heappush(queue, (bound, next(numbers), leaf, ascent.candidates[number]))
+                heapq.heappush(queue, (bound, next(numbers), leaf, ascent.candidates.of(slice(number, number + 1))))
         if not queue and not has_unsplittable:
             tensors = certificate_tensors(layout, concatenate(closed)) if certificates else {}
             return Decision(CERTIFIED, torch.where(lower > 0, lower, row_bounds), certificate=tensors)
@@ -150,7 +150,7 @@ def _decide_over(
             return Decision(OUT_OF_MEMORY, lower)
         popped = [heapq.heappop(queue) for _ in range(min(len(queue), max(1, batch_size // 2)))]
         parents = concatenate([leaf for *_, leaf, _ in popped])
-        candidates = torch.stack([units for *_, units in popped])
+        candidates = concatenate_candidates([candidates for *_, candidates in popped])
         leaves, iterations = split(search, layout, parents, candidates, batch_size), _ITERATIONS
 
 
@@ -163,7 +163,7 @@ def _batch_size(search: Problem, memory: int) -> int:
 
 def _solve_unsplittable(proof: Problem, search: Problem, layout: Layout, ascent: Ascent, batch_size: int) -> Ascent:
     """Solve exactly the leaves whose bound is not above 0 and that have nothing left to split; return all leaves."""
-    is_unsplittable = (ascent.candidates[:, 0] < 0) & ~(ascent.leaves.lower > 0)
+    is_unsplittable = (ascent.candidates.units[:, 0] < 0) & ~(ascent.leaves.lower > 0)
     parts, points, values = [], ascent.points.clone(), ascent.values.clone()
     for number, exact in enumerate(is_unsplittable.tolist()):
         leaf = ascent.leaves.of(slice(number, number + 1))

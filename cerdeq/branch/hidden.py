@@ -20,13 +20,15 @@ from cerdeq.bounds.tighten import is_exact
 from cerdeq.boxes import narrowed, outward_ends
 from cerdeq.branch.ascent import ascend_leaves
 from cerdeq.branch.leaves import Layout, Leaves, Problem, certificate_tensors, concatenate, root_leaves
-from cerdeq.branch.split import split
+from cerdeq.branch.split import Candidates, concatenate_candidates, no_candidates, split
 from cerdeq.rules.interval import Context, Interval
 from cerdeq.rules.operators import crossing
 
 HIDDEN = "hidden"  # the first part of these tensors' names in a certificate
 ROOT_ITERATIONS, ITERATIONS = 20, 5  # of the ascent of a row's root, and of later leaves
-_LARGEST = 2**22  # coefficients of a layer's rows at any layer before: a limit of time, and of a certificate's size
+_LARGEST = 2**18  # coefficients of a layer's rows at any layer before; convolutions have more, and take too long
+
+_LAG = 16  # a layer with most units unstable has fewer leaves by this factor: layers before it come first
 
 Progress = Callable[[int], bool]  # takes the number of leaves that were bounded, returns whether the search must end
 
@@ -35,27 +37,35 @@ Progress = Callable[[int], bool]  # takes the number of leaves that were bounded
 class _Rows:
     """The leaves of one layer's rows: row 2 k is the k-th of these units, row 2 k + 1 its negative.
 
-    units: [U], flat numbers. candidates: [D, C], the units to split next in each leaf, -1 for none.
+    units: [U], flat numbers. candidates: the units to split next in each leaf.
     """
 
     units: Tensor
     layout: Layout
     leaves: Leaves
-    candidates: Tensor
+    candidates: Candidates
+
+    def of(self, mask: Tensor) -> "_Rows":
+        """Return the leaves where the mask [D] is True."""
+        return replace(self, leaves=self.leaves.of(mask.nonzero()[:, 0]), candidates=self.candidates.of(mask))
 
 
 class HiddenBounds:
-    """The leaves of all layers of one image, more with each call of `tighten`."""
+    """The leaves of all layers of one image, more with each call of `tighten`.
 
-    def __init__(self, proof: Problem, search: Problem, batch_size: int):
-        """proof, search: as in `decide`. batch_size: how many leaves to bound together."""
-        self._proof, self._search, self._batch_size = proof, search, batch_size
+    numbers: of the values that it tightens. row_count: the number of rows of all of them.
+    """
+
+    def __init__(self, proof: Problem, search: Problem, batch_size: int, memory: int):
+        """proof, search, memory: as in `decide`. batch_size: how many leaves to bound together."""
+        self._proof, self._search, self._batch_size, self._memory = proof, search, batch_size, memory
         self._units, self._rows, most_before = dict[int, Tensor](), dict[int, _Rows](), 0
         for number in _inputs_of_activations(proof.program):
             units = crossing(proof.values[number].box)[0].flatten().nonzero()[:, 0]
             most_before = max(most_before, proof.values[number].center.numel())
             if len(units) and 2 * len(units) * most_before <= _LARGEST and not is_exact(proof.program, number):
                 self._units[number] = units
+        self.numbers = list(self._units)
         self.row_count = 2 * sum(len(units) for units in self._units.values())
 
     def tighten(self, leaves_each: int, progress: Progress) -> tuple[Problem, Problem]:
@@ -86,7 +96,7 @@ class HiddenBounds:
         A row, here int32, is 2 n for unit n of the activation's input and 2 n + 1 for its negative. Signs and
         multipliers of a layer are left out if nothing in it is split.
         """
-        tensors = {}
+        tensors = dict[str, Tensor]()
         steps = _inputs_of_activations(self._proof.program)
         for number, rows in self._rows.items():
             stored = certificate_tensors(rows.layout, rows.leaves)
@@ -129,45 +139,90 @@ class HiddenBounds:
         rows = self._rows.get(number)
         if rows is None:
             layout, leaves = root_leaves(search, torch.arange(2 * len(self._units[number])))
-            rows = _Rows(self._units[number], layout, *self._ascend(search, layout, leaves, ROOT_ITERATIONS, progress))
+            rows = _Rows(self._units[number], layout, leaves, no_candidates(leaves))
+            unstable = _are_unstable(rows)[leaves.row]
+            if unstable.any():
+                ascended = self._ascend(search, layout, rows.of(unstable).leaves, ROOT_ITERATIONS, progress)
+                rows = _joined(rows.of(~unstable), _Rows(rows.units, layout, *ascended))
+        lower = rows.leaves.lower.masked_fill(_are_empty(search, rows), torch.inf)
+        rows = replace(rows, leaves=replace(rows.leaves, lower=lower))
+        before = rows
+        size, row_bytes = search.values[number].center.numel(), rows.leaves.of(slice(1)).nbytes
+        largest = self._memory // (2 * len(self.numbers) * len(rows.units) * 2 * row_bytes)
         while not progress(0):
-            to_split = _worst_half(rows, leaves_each)
+            share = 1 if int(_are_unstable(rows).sum()) <= size else _LAG
+            to_split = _worst_half(rows, min(leaves_each // share, largest))
             if not to_split.any():
                 break
-            parents, candidates = rows.leaves.of(to_split.nonzero()[:, 0]), rows.candidates[to_split]
+            parents, candidates = rows.leaves.of(to_split.nonzero()[:, 0]), rows.candidates.of(to_split)
             cases = split(search, rows.layout, parents, candidates, self._batch_size)
             leaves, candidates = self._ascend(search, rows.layout, cases, ITERATIONS, progress)
-            kept = rows.leaves.of((~to_split).nonzero()[:, 0]), rows.candidates[~to_split]
-            rows = replace(rows, leaves=concatenate([kept[0], leaves]), candidates=torch.cat([kept[1], candidates]))
-        return rows
+            rows = _joined(rows.of(~to_split), replace(rows, leaves=leaves, candidates=candidates))
+        worse = _row_bounds(rows) < _row_bounds(before)  # an ascent may end below the bound that it began from
+        return _joined(before.of(worse[before.leaves.row]), rows.of(~worse[rows.leaves.row]))
 
     def _ascend(
         self, search: Problem, layout: Layout, leaves: Leaves, iterations: int, progress: Progress
-    ) -> tuple[Leaves, Tensor]:
-        """Return the leaves after their ascent, and the units to split next in each."""
+    ) -> tuple[Leaves, Candidates]:
+        """Return the leaves after their ascent, with the bounds of their own choices, and the units to split next."""
+        leaves = replace(leaves, lower=torch.full_like(leaves.lower, -torch.inf))
         parts = []
         for start in range(0, len(leaves.row), self._batch_size):
             batch = leaves.of(slice(start, start + self._batch_size))
             parts.append(ascend_leaves(search, layout, batch, iterations, lambda: progress(0)))
             progress(len(batch.row))
-        return concatenate([part.leaves for part in parts]), torch.cat([part.candidates for part in parts])
+        return concatenate([part.leaves for part in parts]), concatenate_candidates([p.candidates for p in parts])
 
     def _proved(self, proof: Problem, rows: _Rows) -> Tensor:
         """Return the proved bounds of the rows, [2 U]: of each the smallest of its leaves."""
         lower = torch.full((2 * len(rows.units),), torch.inf, dtype=torch.float64, device=rows.units.device)
-        for start in range(0, len(rows.leaves.row), self._batch_size):
-            batch = rows.leaves.of(slice(start, start + self._batch_size))
+        leaves = rows.leaves.of((~_are_empty(proof, rows)).nonzero()[:, 0])
+        for start in range(0, len(leaves.row), self._batch_size):
+            batch = leaves.of(slice(start, start + self._batch_size))
             lower.scatter_reduce_(0, batch.row, proof.lower(batch, rows.layout, sound=True), "amin")
-        return lower
+        return torch.where(lower.isfinite(), lower, -torch.inf)
+
+
+def _are_empty(problem: Problem, rows: _Rows) -> Tensor:
+    """Return which leaves are empty, bool [D]: boxes say that a unit has the other sign.
+
+    Boxes become tighter after a leaf was split. The lines of a unit with the other sign would bound nothing well.
+    """
+    numbers = {step: number for number, step in _inputs_of_activations(problem.program).items()}
+    empty = torch.zeros_like(rows.leaves.row, dtype=torch.bool)
+    for columns in rows.layout.units:
+        if columns.name in numbers:
+            low, high = outward_ends(problem.values[numbers[columns.name]].box)
+            low, high = (end.flatten()[columns.elements] for end in (low, high))
+            signs = rows.leaves.signs[:, columns.start : columns.stop]
+            empty |= (((signs > 0) & (high < 0)) | ((signs < 0) & (low > 0))).any(1)
+    return empty
+
+
+def _joined(first: _Rows, second: _Rows) -> _Rows:
+    """Return the leaves of both parts of a layer."""
+    candidates = concatenate_candidates([first.candidates, second.candidates])
+    return replace(first, leaves=concatenate([first.leaves, second.leaves]), candidates=candidates)
+
+
+def _row_bounds(rows: _Rows) -> Tensor:
+    """Return the search's bounds of the rows, [2 U]."""
+    lower = rows.leaves.lower.new_full((2 * len(rows.units),), torch.inf)
+    return lower.scatter_reduce(0, rows.leaves.row, rows.leaves.lower, "amin")
+
+
+def _are_unstable(rows: _Rows) -> Tensor:
+    """Return the rows of units that may have either sign, as far as the search knows: bool [2 U]."""
+    return (~(_row_bounds(rows) > 0)).view(-1, 2).all(1).repeat_interleave(2)
 
 
 def _worst_half(rows: _Rows, leaves_each: int) -> Tensor:
     """Return which leaves to split, bool [D]: of each row the worse half, at least one, up to `leaves_each` leaves.
 
-    A leaf whose bound is above 0 is done, since its unit has one sign there; so is one with nothing to split.
+    A leaf is done if its unit has one sign there or everywhere, or if it has nothing to split.
     """
     lower, row = rows.leaves.lower, rows.leaves.row
-    is_open = ~(lower > 0) & (rows.candidates[:, 0] >= 0)
+    is_open = ~(lower > 0) & _are_unstable(rows)[row] & (rows.candidates.units[:, 0] >= 0)
     order = torch.where(is_open, lower, torch.inf).argsort(stable=True)
     order = order[row[order].argsort(stable=True)]  # by row, the worst leaf first
     counts = torch.bincount(row, minlength=2 * len(rows.units))

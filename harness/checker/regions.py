@@ -65,22 +65,24 @@ def _equilibrium(network: Network, region: Region, number: int, weight: Array, s
 def _tighten_by_leaves(network: Network, region: Region, source: int, certificate: Certificate) -> Box:
     """Return the box of a value, tightened to the smallest bounds of each row's leaves."""
     box, count = region.values[source], rows_at_once(region)
-    shapes = {
-        step.name: region.values[step.sources[0]].center.shape[1:]
-        for step in network.steps[: len(region.values) - 1]
-        if isinstance(step.operation, Activation)
-    }
+    shapes, inputs = dict[str, tuple[int, ...]](), dict[str, Box]()
+    for step in network.steps[: len(region.values) - 1]:
+        if isinstance(step.operation, Activation):
+            shapes[step.name] = region.values[step.sources[0]].center.shape[1:]
+            if step.operation.weight is None:
+                inputs[step.name] = region.values[step.sources[0]]
+    remaining = np.flatnonzero(~certificate.are_empty(inputs))
     bounds = np.full(2 * box.center.size, np.inf)
-    for start in range(0, len(certificate.rows), count):
-        leaves = np.arange(start, min(start + count, len(certificate.rows)))
+    for start in range(0, len(remaining), count):
+        leaves = remaining[start : start + count]
         neurons, signs = certificate.rows[leaves] // 2, 1.0 - 2 * (certificate.rows[leaves] % 2)
         rows = np.zeros((len(leaves), box.center.size))
         rows[np.arange(len(leaves)), neurons] = signs
         functional = {source: rows.reshape(-1, *box.center.shape[1:])}
         low = lower_bounds(network, region, functional, certificate.leaves(leaves, shapes))
         np.minimum.at(bounds, certificate.rows[leaves], low)
-    bounds = np.where(np.isin(np.arange(len(bounds)), certificate.rows), bounds, -np.inf).reshape(-1, 2)
-    low, high = (end.reshape(box.center.shape) for end in (bounds[:, 0], -bounds[:, 1]))
+    bounds = np.where(np.isfinite(bounds), bounds, -np.inf)
+    low, high = (end.reshape(box.center.shape) for end in (bounds[::2], -bounds[1::2]))
     return intersect(box, between(np.maximum(box.lower, low), np.minimum(box.upper, high)))
 
 
