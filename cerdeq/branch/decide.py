@@ -33,7 +33,7 @@ CERTIFIED, FALSIFIED, UNKNOWN, TIMEOUT, OUT_OF_MEMORY = "certified", "falsified"
 
 _CPU_CACHE, _MOST_AT_ONCE = 2**25, 256
 _ROOT_ITERATIONS, _ITERATIONS = 40, 5
-_FIRST_TURN = 1.0  # leaves of the first search for each row of hidden units
+_FIRST_TURN, _FEWEST_ROWS = 1.0, 512  # leaves of the first search for each row of hidden units, for at least so many
 _TURN = 0.5  # leaves of each search for each leaf by which hidden boxes were tightened before it
 _FIRST_LEAVES, _GROWTH = 16, 4  # of a hidden row: at first, and how many times more in each turn
 
@@ -84,7 +84,7 @@ def decide(
     """
     batch_size = _batch_size(search, memory)
     hidden, leaves_each = HiddenBounds(proof, search, batch_size, memory), _FIRST_LEAVES
-    turn = _FIRST_TURN * hidden.row_count
+    turn = _FIRST_TURN * max(_FEWEST_ROWS, hidden.row_count) if hidden.row_count else 0
 
     def progress(leaves: int) -> bool:
         budget.used += leaves
@@ -97,7 +97,7 @@ def decide(
             break
         before = budget.used
         proof, search = hidden.tighten(leaves_each, progress)
-        leaves_each, turn = _GROWTH * leaves_each, max(turn, _TURN * (budget.used - before))
+        leaves_each, turn = _GROWTH * leaves_each, max(2 * turn, _TURN * (budget.used - before))
         if budget.used == before:  # nothing is left to split in hidden rows
             turn = 0
     if decision.status == CERTIFIED and decision.certificate:

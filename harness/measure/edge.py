@@ -14,7 +14,7 @@ from torch import nn
 from cerdeq import Box, LinfBall
 from cerdeq.equilibrium import FixedPoint
 
-_INPUTS, _UNITS, _RADIUS = 5, 8, 0.3
+_INPUTS, _UNITS, _RADIUS = 5, 8, 0.2
 _RHO = 0.7  # the spectral radius of |W| of equilibria
 _SPARE = 1e-6  # added to bounds that a solver computes
 
