@@ -5,6 +5,7 @@ Adam). Figures are medians.
 bounds: how tight each bound is on the trained networks of --trained, what it certifies and takes.
 evaluation: what evaluating these networks takes, beside the first of them.
 auto_lirpa: CROWN beside auto_LiRPA's, if that can be imported.
+verifier: small networks near the edge of robustness, decided by branch and bound.
 """
 
 import argparse
@@ -25,7 +26,13 @@ from harness.terminal import new_console, print_table
 
 Rows = list[dict[str, Any]]
 
-SECTIONS = ("bounds", "evaluation", "auto_lirpa", "steps")  # in this order: the first two may refuse their input
+SECTIONS = (
+    "bounds",
+    "evaluation",
+    "auto_lirpa",
+    "verifier",
+    "steps",
+)  # in this order: the first two may refuse their input
 _BOUNDS = [stage for stage in STAGES if stage != BAB]
 _SIZES = {
     "cpu": {"width": 0.25, "batch_size": 64, "rounds": 5},
@@ -48,7 +55,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trained", nargs="+", type=Path, default=[], metavar="TRIAL_DIR", help=trained)
     parser.add_argument("--bounds", nargs="+", choices=_BOUNDS, default=_BOUNDS, help="default: all")
     parser.add_argument(
-        "--images", type=int, default=20, help="number of images of all sections but steps; default: 20"
+        "--images", type=int, default=20, help="number of images, or of networks of the section verifier; default: 20"
     )
     parser.add_argument("--json", type=Path, help="also write all numbers to this file")
     add_data_dir(parser)
@@ -62,6 +69,7 @@ def main(options: argparse.Namespace) -> int:
     from harness.measure.auto_lirpa import is_installed, measure_auto_lirpa
     from harness.measure.bounds import measure_bounds, measure_evaluation
     from harness.measure.steps import compiler_problem, measure_steps
+    from harness.measure.verifier import measure_verifier
 
     for model in options.models:
         require("models", model, model in network_names(), f"of {', '.join(network_names())}")
@@ -79,6 +87,7 @@ def main(options: argparse.Namespace) -> int:
         "bounds": measure_bounds,
         "evaluation": measure_evaluation,
         "auto_lirpa": measure_auto_lirpa,
+        "verifier": measure_verifier,
         "steps": measure_steps,
     }
     measured = {name: measure[name](options, device) for name in sections}

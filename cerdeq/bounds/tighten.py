@@ -35,7 +35,7 @@ def tightened_values(program: Program, x: Interval, memory: int) -> list[Any]:
         _, options = step.call(values)
         for source in set(step.sources) - done:
             done.add(source)
-            if _is_exact(program, source):
+            if is_exact(program, source):
                 continue
             x = values[source]
             unsettled = record.unsettled(x.box, **options)
@@ -60,7 +60,7 @@ def tightened_values(program: Program, x: Interval, memory: int) -> list[Any]:
     return values_of(program, x, Context(sound=True), tighten_inputs, tighten_result)
 
 
-def _is_exact(program: Program, number: int) -> bool:
+def is_exact(program: Program, number: int) -> bool:
     """Return whether IBP's box of a value is the smallest there is, but for rounding.
 
     It is if the value comes from the input by one affine operator, and by operators that treat elements one by one.

@@ -10,7 +10,7 @@ from torch import Tensor
 from cerdeq.bounds.host import is_host_reading
 from cerdeq.bounds.optimise import adam_step
 from cerdeq.branch.leaves import Layout, Leaves, Problem
-from cerdeq.branch.split import ranked_units
+from cerdeq.branch.split import Candidates, ranked_units
 from cerdeq.rules.precision import uncounted_rounding
 
 _RATE = 0.5  # of that for slopes alone
@@ -20,13 +20,13 @@ _RATE = 0.5  # of that for slopes alone
 class Ascent:
     """D leaves after the ascent of their bounds.
 
-    candidates: [D, C], the units to split next, best first, -1 for none.
+    candidates: the units to split next.
     points: [D, ...], the inputs that minimise their linear bounds.
     values: [D, K], all rows of the spec there.
     """
 
     leaves: Leaves
-    candidates: Tensor
+    candidates: Candidates
     points: Tensor
     values: Tensor
 

@@ -8,6 +8,9 @@ them.
 The search runs in float32 if it can. It proves nothing. A leaf is closed by a bound in float64 with rounding counted
 outwards, whose slopes are rounded to eight bits so that a certificate can store them. An image is falsified only by a
 point whose value is proved.
+
+If that takes long, the boxes of hidden units are tightened, and the search begins again over these. Both take turns,
+each longer than before, so that neither takes much more of the time than the other.
 """
 
 import heapq
@@ -21,14 +24,18 @@ from torch import Tensor
 from cerdeq.bounds.memory import SEARCH_COPIES, bytes_per_example
 from cerdeq.branch.ascent import Ascent, ascend_leaves
 from cerdeq.branch.counterexample import find_counterexample
+from cerdeq.branch.hidden import HiddenBounds
 from cerdeq.branch.leaves import Layout, Leaves, Problem, certificate_tensors, concatenate, root_leaves
 from cerdeq.branch.polytope import solve_leaf
-from cerdeq.branch.split import split
+from cerdeq.branch.split import Candidates, concatenate_candidates, split
 
 CERTIFIED, FALSIFIED, UNKNOWN, TIMEOUT, OUT_OF_MEMORY = "certified", "falsified", "unknown", "timeout", "out of memory"
 
 _CPU_CACHE, _MOST_AT_ONCE = 2**25, 256
 _ROOT_ITERATIONS, _ITERATIONS = 40, 5
+_FIRST_TURN, _FEWEST_ROWS = 1.0, 512  # leaves of the first search for each row of hidden units, for at least so many
+_TURN = 0.5  # leaves of each search for each leaf by which hidden boxes were tightened before it
+_FIRST_LEAVES, _GROWTH = 16, 4  # of a hidden row: at first, and how many times more in each turn
 
 
 @dataclass
@@ -75,12 +82,39 @@ def decide(
     proof: the question in float64, with values of a sound pass. search: the same question for the search.
     lower: the bounds [K] proved so far. memory: about how many bytes to use. certificates: whether to return one.
     """
+    batch_size = _batch_size(search, memory)
+    hidden, leaves_each = HiddenBounds(proof, search, batch_size, memory), _FIRST_LEAVES
+    turn = _FIRST_TURN * max(_FEWEST_ROWS, hidden.row_count) if hidden.row_count else 0
+
+    def progress(leaves: int) -> bool:
+        budget.used += leaves
+        return budget.is_exhausted
+
+    while True:
+        end = budget.used + turn if turn else None
+        decision = _decide_over(proof, search, lower, budget, end, batch_size, memory, certificates)
+        if decision.status not in (TIMEOUT, UNKNOWN) or budget.is_exhausted or not turn:
+            break
+        before = budget.used
+        proof, search = hidden.tighten(leaves_each, progress)
+        leaves_each, turn = _GROWTH * leaves_each, max(2 * turn, _TURN * (budget.used - before))
+        if budget.used == before:  # nothing is left to split in hidden rows
+            turn = 0
+    if decision.status == CERTIFIED and decision.certificate:
+        decision = replace(decision, certificate=decision.certificate | hidden.certificate())
+    return decision
+
+
+def _decide_over(
+    proof: Problem, search: Problem, lower: Tensor, budget: Budget, end: float | None, batch_size: int, memory: int,
+    certificates: bool,
+) -> Decision:  # fmt: skip
+    """Return the decision over these boxes. It is TIMEOUT, too, if as many branches as `end` are used."""
     rows = (~(lower > 0)).nonzero()[:, 0]
     if not len(rows):
         return Decision(CERTIFIED, lower)
     layout, leaves = root_leaves(search, rows)
-    batch_size = _batch_size(search, memory)
-    queue: list[tuple[float, int, Leaves, Tensor]] = []  # a heap, the worst leaf first
+    queue: list[tuple[float, int, Leaves, Candidates]] = []  # a heap, the worst leaf first
     row_bounds, closed = torch.full_like(lower, torch.inf), [leaves.of(slice(0))]
     numbers, iterations, has_unsplittable = itertools.count(), _ROOT_ITERATIONS, False
     while True:
@@ -92,7 +126,7 @@ def decide(
             if (point := find_counterexample(proof, search, ascent.points, ascent.values)) is not None:
                 return Decision(FALSIFIED, lower, point)
             ascent = replace(ascent, leaves=_prove_leaves(proof, layout, ascent.leaves))
-            bounds, next_units = ascent.leaves.lower.tolist(), ascent.candidates[:, 0].tolist()
+            bounds, next_units = ascent.leaves.lower.tolist(), ascent.candidates.units[:, 0].tolist()
             proved = ascent.leaves.of((ascent.leaves.lower > 0).nonzero()[:, 0])
             row_bounds.scatter_reduce_(0, proved.row, proved.lower, "amin")
             if certificates:
@@ -104,19 +138,19 @@ def decide(
                     has_unsplittable = True
                     continue
                 leaf = ascent.leaves.of(slice(number, number + 1))
-                heapq.heappush(queue, (bound, next(numbers), leaf, ascent.candidates[number]))
+                heapq.heappush(queue, (bound, next(numbers), leaf, ascent.candidates.of(slice(number, number + 1))))
         if not queue and not has_unsplittable:
             tensors = certificate_tensors(layout, concatenate(closed)) if certificates else {}
             return Decision(CERTIFIED, torch.where(lower > 0, lower, row_bounds), certificate=tensors)
         if not queue:
             return Decision(UNKNOWN, lower)
-        if budget.is_exhausted:
+        if budget.is_exhausted or (end is not None and budget.used >= end):
             return Decision(TIMEOUT, lower)
         if (len(queue) + sum(len(leaves.row) for leaves in closed)) * queue[0][2].nbytes > memory:
             return Decision(OUT_OF_MEMORY, lower)
         popped = [heapq.heappop(queue) for _ in range(min(len(queue), max(1, batch_size // 2)))]
         parents = concatenate([leaf for *_, leaf, _ in popped])
-        candidates = torch.stack([units for *_, units in popped])
+        candidates = concatenate_candidates([candidates for *_, candidates in popped])
         leaves, iterations = split(search, layout, parents, candidates, batch_size), _ITERATIONS
 
 
@@ -129,7 +163,7 @@ def _batch_size(search: Problem, memory: int) -> int:
 
 def _solve_unsplittable(proof: Problem, search: Problem, layout: Layout, ascent: Ascent, batch_size: int) -> Ascent:
     """Solve exactly the leaves whose bound is not above 0 and that have nothing left to split; return all leaves."""
-    is_unsplittable = (ascent.candidates[:, 0] < 0) & ~(ascent.leaves.lower > 0)
+    is_unsplittable = (ascent.candidates.units[:, 0] < 0) & ~(ascent.leaves.lower > 0)
     parts, points, values = [], ascent.points.clone(), ascent.values.clone()
     for number, exact in enumerate(is_unsplittable.tolist()):
         leaf = ascent.leaves.of(slice(number, number + 1))

@@ -135,6 +135,14 @@ class Layout:
         ends = [like.new_full((len(c.elements),), torch.inf if c.name in splits else 1.0) for c in self.choices]
         return torch.cat(ends) if ends else like.new_zeros(0)
 
+    @property
+    def multiplier_columns(self) -> Tensor:
+        """The column of each unit's multiplier among the choices, [units]."""
+        splits = {split_name(columns.name) for columns in self.units}
+        return torch.cat(
+            [torch.arange(c.start, c.stop, device=c.elements.device) for c in self.choices if c.name in splits]
+        )
+
     def round_choices(self, leaves: Leaves) -> Leaves:
         """Round choices to what `certificate_tensors` stores: eight bits, multipliers of splits in float32."""
         small = self.largest(leaves.choices) <= 1

@@ -8,7 +8,7 @@ smart branching (De Palma et al. 2021).
 """
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,53 +24,102 @@ _FILLED = 8  # with fewer leaves than this, several units of each are split at o
 _NEITHER = 1e-30  # the cost of units that cost nothing: they come last
 
 
-def ranked_units(layout: Layout, seen: dict[str, Any], preactivations: dict[str, Tensor]) -> Tensor:
-    """Return the unstable units [D, C] of each leaf, the highest cost first, -1 for none.
+@dataclass(frozen=True)
+class Candidates:
+    """The units to split next in each of D leaves.
+
+    units: [D, C], best first, -1 for none. multipliers: [D, C, 2], where the multiplier of a split starts in the case
+    of at least 0 and in the other one: so that a free line has the coefficient that it had before the split.
+    """
+
+    units: Tensor
+    multipliers: Tensor
+
+    def of(self, numbers: Tensor | slice) -> "Candidates":
+        """Return those of the leaves with these numbers."""
+        return Candidates(self.units[numbers], self.multipliers[numbers])
+
+
+def no_candidates(leaves: Leaves) -> Candidates:
+    """Return candidates of leaves that are not to be split."""
+    units = torch.full((len(leaves.row), _REMEMBERED), -1, device=leaves.row.device)
+    return Candidates(units, leaves.choices.new_zeros(*units.shape, 2))
+
+
+def concatenate_candidates(parts: list[Candidates]) -> Candidates:
+    """Return the candidates of all leaves of the parts."""
+    return Candidates(torch.cat([part.units for part in parts]), torch.cat([part.multipliers for part in parts]))
+
+
+def ranked_units(layout: Layout, seen: dict[str, Any], preactivations: dict[str, Tensor]) -> Candidates:
+    """Return the unstable units of each leaf, the highest cost first.
 
     seen: of a backward pass. preactivations: by step, [D, *shape], at the inputs that minimise the bounds.
     """
     costs = [seen[""].new_zeros(len(seen[""]), 0)]
+    starts = [seen[""].new_zeros(len(seen[""]), 0, 2)]
     for columns in layout.units:
         coefficients, around = seen[columns.name]
         a = coefficients[:, 0]
         at_worst = around.offset.abs() * ((a < 0) == around.convex)
         cost = a.abs() * (around.distance(preactivations[columns.name], upper=a < 0) + at_worst)
         costs.append((unstable_units(around) * (cost + _NEITHER)).flatten(1)[:, columns.elements])
-    all_costs = torch.cat(costs, dim=1)
-    best = F.pad(all_costs, (0, max(0, _REMEMBERED - all_costs.shape[1]))).topk(_REMEMBERED, dim=1)
-    return torch.where(best.values > 0, best.indices, -1)
+        through_free, free = a * ((a > 0) == around.convex), around.free[:, 0]
+        both = torch.stack([through_free * (1 - free), through_free * (free - around.negative_slope)], dim=-1)
+        starts.append(both.clamp(min=0).flatten(1, -2)[:, columns.elements])
+    missing = max(0, _REMEMBERED - sum(part.shape[1] for part in costs))
+    best = F.pad(torch.cat(costs, dim=1), (0, missing)).topk(_REMEMBERED, dim=1)
+    multipliers = F.pad(torch.cat(starts, dim=1), (0, 0, 0, missing))
+    multipliers = multipliers.gather(1, best.indices[..., None].expand(-1, -1, 2))
+    return Candidates(torch.where(best.values > 0, best.indices, -1), multipliers)
 
 
-def split(search: Problem, layout: Layout, leaves: Leaves, candidates: Tensor, batch_size: int) -> Leaves:
+def split(search: Problem, layout: Layout, leaves: Leaves, candidates: Candidates, batch_size: int) -> Leaves:
     """Return both cases of each leaf's best unit, or all cases of several units where there are few leaves.
 
-    candidates: [D, C] of `ranked_units`, at least one for each leaf. batch_size: how many leaves to bound together.
+    candidates: at least one for each leaf. batch_size: how many leaves to bound together.
     """
     candidates = _sort_candidates(search, layout, leaves, candidates, batch_size)
-    depth = max(1, int(math.log2(min(batch_size, _FILLED) / len(candidates))))
-    return make_cases(leaves, candidates[:, :depth])
+    depth = max(1, int(math.log2(min(batch_size, _FILLED) / len(leaves.row))))
+    return make_cases(layout, leaves, candidates, depth)
 
 
-def _sort_candidates(search: Problem, layout: Layout, leaves: Leaves, candidates: Tensor, batch_size: int) -> Tensor:
+def _sort_candidates(
+    search: Problem, layout: Layout, leaves: Leaves, candidates: Candidates, batch_size: int
+) -> Candidates:
     """Return the candidates, the first few sorted by the bounds of their cases before any ascent."""
-    first = candidates[:, :_COMPARED]
-    cases = concatenate([make_cases(leaves, units[:, None].clamp(min=0)) for units in first.T])
+    first = candidates.units[:, :_COMPARED]
+    singles = [
+        Candidates(units[:, None].clamp(min=0), candidates.multipliers[:, n : n + 1]) for n, units in enumerate(first.T)
+    ]
+    cases = concatenate([make_cases(layout, leaves, single, 1) for single in singles])
     parts = [cases.of(slice(start, start + batch_size)) for start in range(0, len(cases.row), batch_size)]
     with uncounted_rounding():
         lower = torch.cat([search.lower(part, layout, sound=False) for part in parts])
     pairs = lower.clamp(max=0).view(first.shape[1], 2, len(first))
     scores = torch.where(first.T >= 0, pairs.amin(1) + 0.1 * pairs.amax(1), -torch.inf)
     order = scores.argsort(dim=0, descending=True, stable=True).T
-    return torch.cat([first.gather(1, order), candidates[:, _COMPARED:]], dim=1)
+    order = torch.cat([order, torch.arange(_COMPARED, candidates.units.shape[1]).to(order).expand(len(order), -1)], 1)
+    multipliers = candidates.multipliers.gather(1, order[..., None].expand(-1, -1, 2))
+    return Candidates(candidates.units.gather(1, order), multipliers)
 
 
-def make_cases(leaves: Leaves, units: Tensor) -> Leaves:
-    """Return the leaves with all combinations of signs of their units [D, depth], -1 for none; first all at least 0."""
-    signs, exists = leaves.signs, leaves.row >= 0
-    for column in units.T:
-        named = column.repeat(len(signs) // len(column))[:, None]
-        index, before = named.clamp(min=0), signs.gather(1, named.clamp(min=0))
-        signs = torch.cat([signs.scatter(1, index, torch.where(named >= 0, sign, before)) for sign in (1, -1)])
+def make_cases(layout: Layout, leaves: Leaves, candidates: Candidates, depth: int) -> Leaves:
+    """Return the leaves with all combinations of signs of their first `depth` candidates; first all at least 0."""
+    signs, choices, exists = leaves.signs, leaves.choices, leaves.row >= 0
+    for number in range(min(depth, candidates.units.shape[1])):
+        copies = len(signs) // len(leaves.row)
+        named = candidates.units[:, number].repeat(copies)[:, None]
+        starts = candidates.multipliers[:, number].to(choices).repeat(copies, 1)
+        index = named.clamp(min=0)
+        column = layout.multiplier_columns[index]
+        signs = torch.cat([_with(signs, index, named >= 0, signs.new_full(named.shape, sign)) for sign in (1, -1)])
+        choices = torch.cat([_with(choices, column, named >= 0, starts[:, side : side + 1]) for side in (0, 1)])
         exists = torch.cat([exists, exists & (named[:, 0] >= 0)])
     cases = exists.nonzero()[:, 0]
-    return replace(leaves.of(cases % len(leaves.row)), signs=signs[cases])
+    return replace(leaves.of(cases % len(leaves.row)), signs=signs[cases], choices=choices[cases])
+
+
+def _with(rows: Tensor, index: Tensor, is_set: Tensor, values: Tensor) -> Tensor:
+    """Return rows [D, n] with values [D, 1] at index [D, 1] where `is_set`."""
+    return rows.scatter(1, index, torch.where(is_set, values, rows.gather(1, index)))

@@ -9,6 +9,9 @@
     {index}/{step}/multipliers  float32 [L, U]  of each split, at least 0
     {index}/{step}/kept         uint8 [L, N]  optional, for equilibria: factors of the multiplier iteration
 
+Tensors `{index}/hidden/{activation}/...` of the same kinds bound the input p of this activation: row, here int32, is
+2 n for a lower bound of p_n, 2 n + 1 for one of -p_n. Signs and multipliers may be missing where nothing is split.
+
 The checker trusts none of them: any slope, factor and multiplier of at least 0 is sound, and it checks that the leaves
 of a row cover the whole box.
 """
@@ -20,11 +23,12 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from harness.checker.boxes import Array
+from harness.checker.boxes import Array, Box
 from harness.checker.relaxation import Leaves
 from harness.errors import InputError, error_line
 
 ROW, NEURONS, SLOPES, SIGNS, MULTIPLIERS, FACTORS = "row", "neurons", "slopes", "signs", "multipliers", "kept"
+HIDDEN = "hidden"
 _TYPES = {NEURONS: np.int32, SLOPES: np.uint8, SIGNS: np.int8, MULTIPLIERS: np.float32, FACTORS: np.uint8}
 _SPARE = 0.05  # a factor is at least 1 less this
 
@@ -46,6 +50,18 @@ class Certificate:
         """Return the choices of the leaves with these numbers at each step. shapes: of the steps' pre-activations."""
         return {step: _spread(fields, leaf_numbers, shapes[step]) for step, fields in self.steps.items()}
 
+    def are_empty(self, inputs: dict[str, Box]) -> Array:
+        """Return which leaves are empty, bool [L]: the box of a split neuron lies on the other side of 0.
+
+        inputs: boxes [1, *shape] of inputs of activations, by the step's name.
+        """
+        empty = np.zeros(len(self.rows), dtype=bool)
+        for step, fields in self.steps.items():
+            if step in inputs and SIGNS in fields:
+                low, high = (end.ravel()[fields[NEURONS]] for end in (inputs[step].lower, inputs[step].upper))
+                empty |= (((fields[SIGNS] > 0) & (high < 0)) | ((fields[SIGNS] < 0) & (low > 0))).any(1)
+        return empty
+
 
 def read_tensors(path: Path) -> Tensors:
     """Return the tensors of a file by their names; none if there is no file. Raises InputError."""
@@ -66,18 +82,35 @@ def split_by_example(tensors: Tensors) -> dict[str, Tensors]:
     return examples
 
 
-def check_certificate(tensors: Tensors, shapes: dict[str, tuple[int, ...]], margins: int) -> Certificate:
-    """Check an example's tensors and return the certificate that they hold.
+def split_by_layer(tensors: Tensors) -> tuple[Tensors, dict[str, Tensors]]:
+    """Return an example's tensors of its margins, and those of hidden layers by the activation that follows."""
+    margins, layers = Tensors(), defaultdict[str, Tensors](Tensors)
+    for name, tensor in tensors.items():
+        first, _, rest = name.partition("/")
+        if first == HIDDEN and "/" in rest:
+            step, _, field = rest.partition("/")
+            layers[step][field] = tensor
+        else:
+            margins[name] = tensor
+    return margins, dict(layers)
+
+
+def check_certificate(
+    tensors: Tensors, shapes: dict[str, tuple[int, ...]], margins: int, row_type: type = np.int16
+) -> Certificate:
+    """Check tensors of the margins or of a hidden layer, and return the certificate that they hold.
 
     Args:
         shapes: of the pre-activation of each activation, by the step's name.
         margins: the number of rows.
+        row_type: of the tensor of rows.
 
     Raises:
         RefusedError: if a tensor is malformed or the leaves of a row do not cover it.
     """
     rows = tensors.get(ROW, np.zeros(0))
-    _require(rows.dtype == np.int16 and rows.ndim == 1 and len(rows) > 0, "it has no tensor of rows, int16 [L]")
+    is_row = rows.dtype == row_type and rows.ndim == 1 and len(rows) > 0
+    _require(is_row, f"it has no tensor of rows, {np.dtype(row_type)} [L]")
     _require(bool(((rows >= 0) & (rows < margins)).all()), f"a leaf has a row that is not in 0 to {margins - 1}")
     steps = defaultdict[str, Tensors](dict)
     for name, tensor in tensors.items():
@@ -88,7 +121,7 @@ def check_certificate(tensors: Tensors, shapes: dict[str, tuple[int, ...]], marg
             steps[step][field] = tensor
     for step, fields in steps.items():
         _check_step(step, fields, len(rows), int(np.prod(shapes[step])))
-    signs = [fields[SIGNS] for fields in steps.values()]
+    signs = [fields[SIGNS] for fields in steps.values() if SIGNS in fields]
     splits = np.concatenate(signs, axis=1) if signs else np.zeros((len(rows), 0))
     for row in np.unique(rows):
         _require(covers_everything(splits[rows == row]), f"the leaves of row {row} do not cover it")
@@ -116,14 +149,17 @@ def covers_everything(splits: Array) -> bool:
 
 def _check_step(step: str, fields: Tensors, leaves: int, size: int) -> None:
     neurons = fields.get(NEURONS, np.zeros(0))
-    _require({NEURONS, SLOPES, SIGNS, MULTIPLIERS} <= fields.keys(), f"{step}: a tensor is missing")
+    is_complete = {NEURONS, SLOPES} <= fields.keys() and (SIGNS in fields) == (MULTIPLIERS in fields)
+    _require(is_complete, f"{step}: a tensor is missing")
     _require(neurons.ndim == 1 and len(np.unique(neurons)) == len(neurons), f"{step}: a neuron is listed twice")
     _require(bool(((neurons >= 0) & (neurons < size)).all()), f"{step}: a neuron is not in 0 to {size - 1}")
-    for field in (SLOPES, SIGNS, MULTIPLIERS):
+    for field in {SLOPES, SIGNS, MULTIPLIERS} & fields.keys():
         expected = leaves, len(neurons)
         _require(fields[field].shape == expected, f"{step}: {field} have another shape than {expected}")
     factors_fit = FACTORS not in fields or fields[FACTORS].shape == (leaves, size)
     _require(factors_fit, f"{step}: {FACTORS} has another shape than {(leaves, size)}")
+    if SIGNS not in fields:
+        return
     _require(bool(np.isin(fields[SIGNS], (-1, 0, 1)).all()), f"{step}: a sign is not -1, 0 or 1")
     allowed = np.isfinite(fields[MULTIPLIERS]) & (fields[MULTIPLIERS] >= 0)
     _require(bool(allowed.all()), f"{step}: a multiplier is below 0 or not finite")
@@ -132,7 +168,8 @@ def _check_step(step: str, fields: Tensors, leaves: int, size: int) -> None:
 def _spread(fields: Tensors, leaf_numbers: Array, shape: tuple[int, ...]) -> Leaves:
     def full(field: str, default: float, scale: float = 1.0) -> Array:
         values = np.full((len(leaf_numbers), int(np.prod(shape))), default, dtype=np.float64)
-        values[:, fields[NEURONS]] = fields[field][leaf_numbers] / scale
+        if field in fields:
+            values[:, fields[NEURONS]] = fields[field][leaf_numbers] / scale
         return values.reshape(-1, *shape)
 
     factors = np.ones((1, *shape))

@@ -6,7 +6,14 @@ from fractions import Fraction
 import numpy as np
 
 from harness.checker.boxes import Array, Box
-from harness.checker.certificates import Certificate, RefusedError, Tensors, check_certificate
+from harness.checker.certificates import (
+    HIDDEN,
+    Certificate,
+    RefusedError,
+    Tensors,
+    check_certificate,
+    split_by_layer,
+)
 from harness.checker.linear import Region, lower_bounds, rows_at_once
 from harness.checker.network import Activation, Network
 from harness.checker.regions import interval_region, tightened_region
@@ -44,12 +51,30 @@ def prove(network: Network, images: Box, label: int, tensors: Tensors | None = N
         return Proof("", float(lower.min()))
     shapes = _preactivation_shapes(network, region)
     try:
-        certificate = check_certificate(tensors, shapes, len(lower))
+        certificate = check_certificate(split_by_layer(tensors)[0], shapes, len(lower))
+        region = region_with_hidden(network, images, tensors, region)
     except RefusedError as error:
         return Proof("", float(lower.min()), str(error))
     for row in np.intersect1d(certificate.rows, np.flatnonzero(~(lower > 0))):
         lower[row] = max(lower[row], _minimum_over_leaves(network, region, label, row, certificate, shapes))
     return Proof(CERTIFICATE if (lower > 0).all() else "", float(lower.min()))
+
+
+def region_with_hidden(network: Network, images: Box, tensors: Tensors, region: Region | None = None) -> Region:
+    """Return boxes that a certificate's hidden layers tighten. region: as `tightened_region` returns it without them.
+
+    Raises RefusedError.
+    """
+    region = region or tightened_region(network, images)
+    layers, shapes = split_by_layer(tensors)[1], _preactivation_shapes(network, region)
+    if unknown := sorted(layers.keys() - shapes.keys()):
+        raise RefusedError(f"{HIDDEN}/{unknown[0]} names no activation of the network")
+    hidden, before = dict[str, Certificate](), dict[str, tuple[int, ...]]()
+    for step, shape in shapes.items():  # a layer's leaves may name the layers before it alone
+        if step in layers:
+            hidden[step] = check_certificate(layers[step], before, 2 * int(np.prod(shape)), np.int32)
+        before[step] = shape
+    return tightened_region(network, images, hidden) if hidden else region
 
 
 def why_not_falsified(network: Network, pixels: Array, label: int, k: Array | None, eps: Fraction) -> str:

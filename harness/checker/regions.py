@@ -3,6 +3,7 @@
 import numpy as np
 
 from harness.checker.boxes import Array, Box, between, intersect, relu
+from harness.checker.certificates import Certificate
 from harness.checker.equilibrium import apply_recurrence_back, preactivation, tighten_by_map
 from harness.checker.linear import Region, lower_bounds, rows_at_once
 from harness.checker.network import Activation, Network, result_box
@@ -18,11 +19,14 @@ def interval_region(network: Network, images: Box) -> Region:
     return region
 
 
-def tightened_region(network: Network, images: Box) -> Region:
+def tightened_region(network: Network, images: Box, hidden: dict[str, Certificate] | None = None) -> Region:
     """Return boxes in which linear bounds tighten the unstable inputs of activations and the inside of equilibria.
 
     The first activation's input keeps its intervals: it is usually one matrix product of the images, for which they are
     exact.
+
+    Args:
+        hidden: certificates of the inputs of ReLUs, by the step's name, which tighten them further.
     """
     region, tightened = Region([images], {}), {0}
     for number, step in enumerate(network.steps[:-1], start=1):
@@ -34,6 +38,8 @@ def tightened_region(network: Network, images: Box) -> Region:
         if step.operation.weight is None:
             if source not in tightened and not is_first:
                 h = region.values[source] = _tighten(network, region, h, _is_unstable(h), {source: None})
+            if source not in tightened and hidden and step.name in hidden:
+                h = region.values[source] = _tighten_by_leaves(network, region, source, hidden[step.name])
             region.values.append(relu(h))
         else:
             region.values.append(_equilibrium(network, region, number, step.operation.weight, source, is_first))
@@ -54,6 +60,30 @@ def _equilibrium(network: Network, region: Region, number: int, weight: Array, s
     z = tighten_by_map(weight, h, intersect(z, relu(p)))
     region.preactivations[number] = intersect(p, preactivation(weight, h, z))
     return z
+
+
+def _tighten_by_leaves(network: Network, region: Region, source: int, certificate: Certificate) -> Box:
+    """Return the box of a value, tightened to the smallest bounds of each row's leaves."""
+    box, count = region.values[source], rows_at_once(region)
+    shapes, inputs = dict[str, tuple[int, ...]](), dict[str, Box]()
+    for step in network.steps[: len(region.values) - 1]:
+        if isinstance(step.operation, Activation):
+            shapes[step.name] = region.values[step.sources[0]].center.shape[1:]
+            if step.operation.weight is None:
+                inputs[step.name] = region.values[step.sources[0]]
+    remaining = np.flatnonzero(~certificate.are_empty(inputs))
+    bounds = np.full(2 * box.center.size, np.inf)
+    for start in range(0, len(remaining), count):
+        leaves = remaining[start : start + count]
+        neurons, signs = certificate.rows[leaves] // 2, 1.0 - 2 * (certificate.rows[leaves] % 2)
+        rows = np.zeros((len(leaves), box.center.size))
+        rows[np.arange(len(leaves)), neurons] = signs
+        functional = {source: rows.reshape(-1, *box.center.shape[1:])}
+        low = lower_bounds(network, region, functional, certificate.leaves(leaves, shapes))
+        np.minimum.at(bounds, certificate.rows[leaves], low)
+    bounds = np.where(np.isfinite(bounds), bounds, -np.inf)
+    low, high = (end.reshape(box.center.shape) for end in (bounds[::2], -bounds[1::2]))
+    return intersect(box, between(np.maximum(box.lower, low), np.minimum(box.upper, high)))
 
 
 def _is_unstable(p: Box) -> Array:

@@ -17,8 +17,9 @@ from torch import nn
 
 from cerdeq import Box, LinfBall, bound, margin_spec, verify
 from cerdeq.bounds import Context, Interval, trace, values_of
-from cerdeq.branch.leaves import Leaves, Problem, certificate_tensors, root_leaves
-from cerdeq.branch.split import make_cases
+from cerdeq.branch.leaves import Columns, Layout, Leaves, Problem, certificate_tensors, root_leaves
+from cerdeq.branch.split import Candidates, make_cases
+from cerdeq.rules.relaxation import split_name
 
 SECONDS = 60  # ample: cases here take a few
 FRACTIONS = (-0.5, -0.02, 0.02, 0.5)  # of alpha-CROWN's gap: how far the least value is moved from 0
@@ -157,13 +158,21 @@ def test_leaves_of_equilibria_are_bounded_whatever_is_chosen(kernel, count):
 
 
 def test_cases_of_units_are_all_of_them_once():
-    leaves = Leaves(torch.arange(2), torch.zeros(2, 4, dtype=torch.int8), torch.rand(2, 3), torch.zeros(2))
-    cases = make_cases(leaves, torch.tensor([[0, 2, 3], [1, -1, -1]]))
+    columns = [Columns("relu", torch.Size([4]), torch.arange(4), 0)]
+    layout = Layout(columns, [Columns(split_name("relu"), torch.Size([4]), torch.arange(4), 1)], torch.ones(2, 5))
+    leaves = Leaves(torch.arange(2), torch.zeros(2, 4, dtype=torch.int8), torch.rand(2, 5), torch.zeros(2))
+    candidates = Candidates(torch.tensor([[0, 2, 3], [1, -1, -1]]), torch.rand(2, 3, 2))
+    cases = make_cases(layout, leaves, candidates, 3)
     result = [(int(row), tuple(signs.tolist())) for row, signs in zip(cases.row, cases.signs, strict=True)]
     assert sorted(result) == sorted(
         [(0, (a, 0, b, c)) for a, b, c in itertools.product((-1, 1), repeat=3)] + [(1, (0, a, 0, 0)) for a in (-1, 1)]
     )
-    assert all(torch.equal(cases.choices[n], leaves.choices[row]) for n, (row, _) in enumerate(result))
+    for n, (row, signs) in enumerate(result):
+        expected = leaves.choices[row].clone()
+        for place, unit in enumerate(candidates.units[row].tolist()):
+            if unit >= 0:
+                expected[1 + unit] = candidates.multipliers[row, place, int(signs[unit] < 0)]
+        assert torch.equal(cases.choices[n], expected)
 
 
 def hard(seed=1):
@@ -270,7 +279,8 @@ def test_a_certificate_keeps_what_was_proved():
                 len(tensors["row"]),
                 len(tensors[f"{columns.name}/neurons"]),
             )
-        signs = torch.cat([tensors[name] for name in tensors if name.endswith("/signs")], dim=1)
+        own = [name for name in tensors if name.endswith("/signs") and not name.startswith("hidden/")]
+        signs = torch.cat([tensors[name] for name in own], dim=1)
         for row in tensors["row"].unique():
             volume = (0.5 ** (signs[tensors["row"] == row] != 0).sum(1)).sum()
             assert volume == 1  # of the cube of signs: with no two leaves alike, a cover

@@ -50,6 +50,14 @@ def test_the_measured_bounds_are_those_of_the_verdicts(trained, tmp_path):
     assert crown_ibp["certified %"] >= ibp["certified %"]
 
 
+def test_networks_near_the_edge_are_decided(tmp_path):
+    options = ["--only", "verifier", "--images", "2", "--json", str(tmp_path / "figures.json")]
+    assert main("benchmark", options) == 0
+    rows = json.loads((tmp_path / "figures.json").read_text())["verifier"]
+    assert [row["network"] for row in rows] == ["2 layers, explicit", "2 layers, equilibrium"]
+    assert all(row["decided"] == 1 and row["wrong"] == 0 for row in rows)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

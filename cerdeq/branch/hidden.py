@@ -1,0 +1,246 @@
+"""Tighter boxes of hidden units, by the search that decides rows of the specification.
+
+A row is a pre-activation or its negative. Its root is alpha-CROWN with slopes of its own; splits of earlier layers
+tighten it further. Layers come in order, so that each is bounded over the tighter boxes of those before. A row's bound
+is the smallest of its leaves' bounds, in float64 with rounding counted. A certificate stores these leaves as it stores
+those of the specification.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cerdeq.bounds.float32 import cast_to_float32
+from cerdeq.bounds.forward import values_of
+from cerdeq.bounds.graph import Program
+from cerdeq.bounds.tighten import is_exact
+from cerdeq.boxes import narrowed, outward_ends
+from cerdeq.branch.ascent import ascend_leaves
+from cerdeq.branch.leaves import Layout, Leaves, Problem, certificate_tensors, concatenate, root_leaves
+from cerdeq.branch.split import Candidates, concatenate_candidates, no_candidates, split
+from cerdeq.rules.interval import Context, Interval
+from cerdeq.rules.operators import crossing
+
+HIDDEN = "hidden"  # the first part of these tensors' names in a certificate
+ROOT_ITERATIONS, ITERATIONS = 20, 5  # of the ascent of a row's root, and of later leaves
+_LARGEST = 2**18  # coefficients of a layer's rows at any layer before; convolutions have more, and take too long
+
+_LAG = 16  # a layer with most units unstable has fewer leaves by this factor: layers before it come first
+
+Progress = Callable[[int], bool]  # takes the number of leaves that were bounded, returns whether the search must end
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The leaves of one layer's rows: row 2 k is the k-th of these units, row 2 k + 1 its negative.
+
+    units: [U], flat numbers. candidates: the units to split next in each leaf.
+    """
+
+    units: Tensor
+    layout: Layout
+    leaves: Leaves
+    candidates: Candidates
+
+    def of(self, mask: Tensor) -> "_Rows":
+        """Return the leaves where the mask [D] is True."""
+        return replace(self, leaves=self.leaves.of(mask.nonzero()[:, 0]), candidates=self.candidates.of(mask))
+
+
+class HiddenBounds:
+    """The leaves of all layers of one image, more with each call of `tighten`.
+
+    numbers: of the values that it tightens. row_count: the number of rows of all of them.
+    """
+
+    def __init__(self, proof: Problem, search: Problem, batch_size: int, memory: int):
+        """proof, search, memory: as in `decide`. batch_size: how many leaves to bound together."""
+        self._proof, self._search, self._batch_size, self._memory = proof, search, batch_size, memory
+        self._units, self._rows, most_before = dict[int, Tensor](), dict[int, _Rows](), 0
+        for number in _inputs_of_activations(proof.program):
+            units = crossing(proof.values[number].box)[0].flatten().nonzero()[:, 0]
+            most_before = max(most_before, proof.values[number].center.numel())
+            if len(units) and 2 * len(units) * most_before <= _LARGEST and not is_exact(proof.program, number):
+                self._units[number] = units
+        self.numbers = list(self._units)
+        self.row_count = 2 * sum(len(units) for units in self._units.values())
+
+    def tighten(self, leaves_each: int, progress: Progress) -> tuple[Problem, Problem]:
+        """Return `proof` and `search` over boxes that are tightened by up to `leaves_each` leaves of each row.
+
+        If the search ends early, the remaining layers keep the leaves that they have.
+        """
+        proof, program, done = self._proof, self._proof.program, set[int]()
+
+        def before(number: int, values: list[Any]) -> None:
+            for source in {*program.steps[number - 1].sources} & self._units.keys() - done:
+                done.add(source)
+                values[source] = self._tightened(source, values, leaves_each, progress)
+
+        def after(number: int, values: list[Any]) -> None:
+            if isinstance(values[number], Interval):
+                low, high = outward_ends(proof.values[number].box)
+                box = narrowed(values[number].box, low, high)
+                values[number] = Interval(box.center, box.radius)
+
+        values = values_of(program, proof.values[0], Context(sound=True), before, after)
+        tight = replace(proof, values=values)
+        return tight, tight if self._search is proof else replace(self._search, values=self._rounded(values))
+
+    def certificate(self) -> dict[str, Tensor]:
+        """Return the tensors "hidden/<step>/<name>", for names as in `certificate_tensors`, by the activation's step.
+
+        A row, here int32, is 2 n for unit n of the activation's input and 2 n + 1 for its negative. Signs and
+        multipliers of a layer are left out if nothing in it is split.
+        """
+        tensors = dict[str, Tensor]()
+        steps = _inputs_of_activations(self._proof.program)
+        for number, rows in self._rows.items():
+            stored = certificate_tensors(rows.layout, rows.leaves)
+            row = rows.leaves.row
+            stored["row"] = (2 * rows.units[row // 2] + row % 2).int().cpu()
+            for columns in rows.layout.units:
+                if not stored[f"{columns.name}/signs"].any():
+                    del stored[f"{columns.name}/signs"], stored[f"{columns.name}/multipliers"]
+            tensors |= {f"{HIDDEN}/{steps[number]}/{name}": tensor for name, tensor in stored.items()}
+        return tensors
+
+    def _rounded(self, values: list[Any]) -> list[Any]:
+        """Return the first values of a pass for the search."""
+        return values if self._search is self._proof else cast_to_float32(self._search.program, values)
+
+    def _tightened(self, number: int, values: list[Any], leaves_each: int, progress: Progress) -> Interval:
+        """Return the box of a value, tightened by its rows. values: all up to it."""
+        units, box = self._units[number], values[number].box
+        spec = torch.zeros(2 * len(units), box.center.numel(), dtype=box.center.dtype, device=box.center.device)
+        spec[torch.arange(len(spec)), units.repeat_interleave(2)] = spec.new_tensor([1.0, -1.0]).repeat(len(units))
+        proof = Problem(_up_to(self._proof.program, number), values[: number + 1], spec)
+        search = proof
+        if self._search is not self._proof:
+            program = _up_to(self._search.program, number)
+            search = Problem(program, cast_to_float32(program, proof.values), spec.float())
+        if not progress(0):
+            rows = self._grow(number, search, leaves_each, progress)
+            self._rows[number] = replace(rows, leaves=rows.layout.round_choices(rows.leaves))
+        if number not in self._rows:
+            return values[number]
+        lower = self._proved(proof, self._rows[number]).to(box.center)
+        low, high = (end.flatten().clone() for end in outward_ends(box))
+        low[units] = torch.maximum(low[units], lower[::2])
+        high[units] = torch.minimum(high[units], -lower[1::2])
+        tight = narrowed(box, low.view_as(box.center), high.view_as(box.center))
+        return Interval(tight.center, tight.radius)
+
+    def _grow(self, number: int, search: Problem, leaves_each: int, progress: Progress) -> _Rows:
+        """Return the rows with leaves split until each has `leaves_each`, worst leaves first; nothing is proved."""
+        rows = self._rows.get(number)
+        if rows is None:
+            layout, leaves = root_leaves(search, torch.arange(2 * len(self._units[number])))
+            rows = _Rows(self._units[number], layout, leaves, no_candidates(leaves))
+            unstable = _are_unstable(rows)[leaves.row]
+            if unstable.any():
+                ascended = self._ascend(search, layout, rows.of(unstable).leaves, ROOT_ITERATIONS, progress)
+                rows = _joined(rows.of(~unstable), _Rows(rows.units, layout, *ascended))
+        lower = rows.leaves.lower.masked_fill(_are_empty(search, rows), torch.inf)
+        rows = replace(rows, leaves=replace(rows.leaves, lower=lower))
+        before = rows
+        size, row_bytes = search.values[number].center.numel(), rows.leaves.of(slice(1)).nbytes
+        largest = self._memory // (2 * len(self.numbers) * len(rows.units) * 2 * row_bytes)
+        while not progress(0):
+            share = 1 if int(_are_unstable(rows).sum()) <= size else _LAG
+            to_split = _worst_half(rows, min(leaves_each // share, largest))
+            if not to_split.any():
+                break
+            parents, candidates = rows.leaves.of(to_split.nonzero()[:, 0]), rows.candidates.of(to_split)
+            cases = split(search, rows.layout, parents, candidates, self._batch_size)
+            leaves, candidates = self._ascend(search, rows.layout, cases, ITERATIONS, progress)
+            rows = _joined(rows.of(~to_split), replace(rows, leaves=leaves, candidates=candidates))
+        worse = _row_bounds(rows) < _row_bounds(before)  # an ascent may end below the bound that it began from
+        return _joined(before.of(worse[before.leaves.row]), rows.of(~worse[rows.leaves.row]))
+
+    def _ascend(
+        self, search: Problem, layout: Layout, leaves: Leaves, iterations: int, progress: Progress
+    ) -> tuple[Leaves, Candidates]:
+        """Return the leaves after their ascent, with the bounds of their own choices, and the units to split next."""
+        leaves = replace(leaves, lower=torch.full_like(leaves.lower, -torch.inf))
+        parts = []
+        for start in range(0, len(leaves.row), self._batch_size):
+            batch = leaves.of(slice(start, start + self._batch_size))
+            parts.append(ascend_leaves(search, layout, batch, iterations, lambda: progress(0)))
+            progress(len(batch.row))
+        return concatenate([part.leaves for part in parts]), concatenate_candidates([p.candidates for p in parts])
+
+    def _proved(self, proof: Problem, rows: _Rows) -> Tensor:
+        """Return the proved bounds of the rows, [2 U]: of each the smallest of its leaves."""
+        lower = torch.full((2 * len(rows.units),), torch.inf, dtype=torch.float64, device=rows.units.device)
+        leaves = rows.leaves.of((~_are_empty(proof, rows)).nonzero()[:, 0])
+        for start in range(0, len(leaves.row), self._batch_size):
+            batch = leaves.of(slice(start, start + self._batch_size))
+            lower.scatter_reduce_(0, batch.row, proof.lower(batch, rows.layout, sound=True), "amin")
+        return torch.where(lower.isfinite(), lower, -torch.inf)
+
+
+def _are_empty(problem: Problem, rows: _Rows) -> Tensor:
+    """Return which leaves are empty, bool [D]: boxes say that a unit has the other sign.
+
+    Boxes become tighter after a leaf was split. The lines of a unit with the other sign would bound nothing well.
+    """
+    numbers = {step: number for number, step in _inputs_of_activations(problem.program).items()}
+    empty = torch.zeros_like(rows.leaves.row, dtype=torch.bool)
+    for columns in rows.layout.units:
+        if columns.name in numbers:
+            low, high = outward_ends(problem.values[numbers[columns.name]].box)
+            low, high = (end.flatten()[columns.elements] for end in (low, high))
+            signs = rows.leaves.signs[:, columns.start : columns.stop]
+            empty |= (((signs > 0) & (high < 0)) | ((signs < 0) & (low > 0))).any(1)
+    return empty
+
+
+def _joined(first: _Rows, second: _Rows) -> _Rows:
+    """Return the leaves of both parts of a layer."""
+    candidates = concatenate_candidates([first.candidates, second.candidates])
+    return replace(first, leaves=concatenate([first.leaves, second.leaves]), candidates=candidates)
+
+
+def _row_bounds(rows: _Rows) -> Tensor:
+    """Return the search's bounds of the rows, [2 U]."""
+    lower = rows.leaves.lower.new_full((2 * len(rows.units),), torch.inf)
+    return lower.scatter_reduce(0, rows.leaves.row, rows.leaves.lower, "amin")
+
+
+def _are_unstable(rows: _Rows) -> Tensor:
+    """Return the rows of units that may have either sign, as far as the search knows: bool [2 U]."""
+    return (~(_row_bounds(rows) > 0)).view(-1, 2).all(1).repeat_interleave(2)
+
+
+def _worst_half(rows: _Rows, leaves_each: int) -> Tensor:
+    """Return which leaves to split, bool [D]: of each row the worse half, at least one, up to `leaves_each` leaves.
+
+    A leaf is done if its unit has one sign there or everywhere, or if it has nothing to split.
+    """
+    lower, row = rows.leaves.lower, rows.leaves.row
+    is_open = ~(lower > 0) & _are_unstable(rows)[row] & (rows.candidates.units[:, 0] >= 0)
+    order = torch.where(is_open, lower, torch.inf).argsort(stable=True)
+    order = order[row[order].argsort(stable=True)]  # by row, the worst leaf first
+    counts = torch.bincount(row, minlength=2 * len(rows.units))
+    rank = torch.empty_like(row)
+    rank[order] = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row[order]]
+    return is_open & (rank < torch.minimum((counts + 1) // 2, leaves_each - counts)[row])
+
+
+def _inputs_of_activations(program: Program) -> dict[int, str]:
+    """Return the numbers of the values that ReLUs read, in order, each with the first such step's name."""
+    inputs = dict[int, str]()
+    for step in program.steps:
+        record = step.record
+        if record is not None and record.unsettled is not None and record.preactivation and record.refine is None:
+            inputs.setdefault(step.sources[0], step.name)
+    return inputs
+
+
+def _up_to(program: Program, number: int) -> Program:
+    """Return the program that computes an earlier value."""
+    return Program(program.steps[:number], number)
