@@ -174,7 +174,8 @@ def _interval_ends_in_batches(program: Program, x: Interval) -> Ends:
 
 
 def _ibp(question: Question) -> Tensor:
-    return output_of(question.program, question.values, Context(sound=True), question.spec).box.lower
+    lower, _ = outward_ends(output_of(question.program, question.values, Context(sound=True), question.spec).box)
+    return lower
 
 
 def _crown_ibp(question: Question) -> Tensor:

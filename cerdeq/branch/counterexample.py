@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from cerdeq.bounds.forward import propagate
+from cerdeq.boxes import outward_ends
 from cerdeq.branch.leaves import Problem
 from cerdeq.rules.interval import Context, Interval
 
@@ -36,4 +37,5 @@ def _prove_point(proof: Problem, point: Tensor) -> Tensor | None:
     reach = (box.radius * (1 - 1e-9) - 4 * torch.finfo(torch.float64).eps * box.center.abs()).clamp(min=0)
     inside = box.center + torch.minimum(torch.maximum(point.double() - box.center, -reach), reach)
     value = propagate(proof.program, Interval(inside, torch.zeros_like(inside)), Context(sound=True), proof.spec[None])
-    return inside if bool((value.box.upper < 0).any()) else None
+    _, upper = outward_ends(value.box)
+    return inside if bool((upper < 0).any()) else None
