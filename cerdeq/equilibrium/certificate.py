@@ -85,7 +85,7 @@ def _perron_vector(matrix: Tensor, floor: float) -> Tensor:
 def _product_rounded_up(matrix: Tensor, v: Tensor, terms: int) -> Tensor:
     """Return at least A v, where A's entries are themselves sums, `terms` products in all, and one rounding more."""
     limits = torch.finfo(torch.float64)
-    return (matrix @ v) * (1 + (terms + 8) * limits.eps) + limits.tiny
+    return (matrix @ v) * (1 + (terms + 8) * limits.eps) + (terms + 8) * limits.tiny
 
 
 def interval_step(weight: Tensor, h: Box, z: Box) -> Box:

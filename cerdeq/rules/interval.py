@@ -86,14 +86,14 @@ class PrecisionError(ValueError):
 def widen_terms(ctx: Context, center: Tensor, radius: Tensor, terms: int) -> Tensor:
     """Return the radius of what goes into a sum of `terms` products, widened for its rounding if `ctx.sound`.
 
-    It is widened by twice gamma on the magnitude of every value in the box; by the smallest number if that underflows,
-    since a large factor may follow.
+    It is widened by twice gamma on the magnitude of every value in the box; by the smallest normal number if that
+    underflows, since a large factor may follow.
     """
     if not ctx.sound:
         return radius
     limits, size = torch.finfo(radius.dtype), center.abs() + 2 * radius
     slack = _rounding_factor(terms, radius.dtype) * size
-    return radius + torch.where(size == 0, 0, slack.clamp(min=limits.tiny * limits.eps))
+    return radius + torch.where(size == 0, 0, slack.clamp(min=limits.tiny))
 
 
 def _rounding_factor(terms: int, dtype: torch.dtype) -> float:
@@ -109,7 +109,7 @@ def widen_sum(ctx: Context, radius: Tensor, terms: int, offset: Tensor | None = 
     if not ctx.sound:
         return radius
     limits = torch.finfo(radius.dtype)
-    radius = radius + 2 * limits.tiny
+    radius = radius + 2 * (terms + 4) * limits.tiny
     return radius if offset is None else radius + (terms + 4) * limits.eps * offset.abs()
 
 
@@ -157,11 +157,11 @@ def specified_linear(ctx: Context, x: Interval, spec: Tensor, weight, bias=None)
         products = _rounding_factor(spec.shape[2], radius.dtype)
         radius = radius + products * margins(size, spec.abs() @ weight.abs())
         # Of products of spec and weights, and of numbers of spec, that are rounded to a subnormal number or 0.
-        radius = radius + limits.tiny * (size @ (1 + weight.abs().sum(0))).unsqueeze(1)
+        radius = radius + spec.shape[2] * limits.tiny * (size @ (1 + weight.abs().sum(0))).unsqueeze(1)
         if bias is not None:
             radius = radius + products * (spec.abs() @ bias.abs())
             radius = radius + limits.tiny * bias.abs().sum()
-    return Interval(center, widen_sum(ctx, radius, terms), clean)
+    return Interval(center, widen_sum(ctx, radius, terms * spec.shape[2]), clean)
 
 
 def specified(ctx: Context, x: Interval, spec: Tensor) -> Interval:

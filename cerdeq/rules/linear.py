@@ -99,12 +99,11 @@ def slack(ctx: Backward, coefficients: Tensor, magnitude: Tensor, terms: int, si
         return coefficients.new_zeros(())
     limits, size = torch.finfo(coefficients.dtype), coefficients[0, 0].numel()
     factor = 2 * (terms + 8) * limits.eps + 2 * size * torch.finfo(torch.float64).eps
-    if factor > 0.25 or size * limits.eps > 8:  # the latter: more products may underflow than are counted below
-        numbers = f"{terms} terms in sums of {size} numbers"
-        raise PrecisionError(f"{numbers} are too many to round outwards in {coefficients.dtype}; use float64")
+    if factor > 0.25:
+        raise PrecisionError(f"{terms} terms are too many to round outwards in {coefficients.dtype}; use float64")
     sizes = coefficients.abs() if sizes is None else sizes
     total = magnitude.double().flatten(1).sum(1)
-    underflow = 8 * limits.tiny * (1 + total)[:, None] * (1 + sizes.flatten(2).sum(2))
+    underflow = 8 * (terms + size) * limits.tiny * (1 + total)[:, None] * (1 + sizes.flatten(2).sum(2))
     return factor * dot(ctx, sizes, magnitude) + underflow
 
 
