@@ -168,9 +168,9 @@ def test_factors_that_underflow_are_counted_for_centre_and_radius():
 
 
 def test_an_eps_of_batch_norm_that_float32_rounds_to_few_digits_bounds_nothing():
-    """1e-44 becomes 9.8e-45; beside -0.9 little is left of a variance of 0.9000001 but the rounding of both."""
+    """1e-44 becomes 9.8e-45; 0.9 and a bit less 0.9 is little but the rounding of both; 1e39 is infinite."""
     one, zero = torch.ones(1, 1), torch.zeros(1)
-    for variance, eps in ((0.0, 1e-44), (0.0, 1e-40), (0.9000001, -0.9)):
+    for variance, eps in ((0.0, 1e-44), (0.0, 1e-40), (0.9000001, -0.9), (-0.8999999, 0.9), (0.9, 1e39)):
         statistics = zero, torch.full((1,), variance)
         normed = batch_norm.interval(sound(), box_of(1e-3 * one), *statistics, eps=eps)
         assert not normed.radius.isfinite().any()
