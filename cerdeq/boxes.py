@@ -34,7 +34,10 @@ class Box:
 
 
 def outward_ends(box: Box) -> tuple[Tensor, Tensor]:
-    """Return the lower and the upper end, rounded outwards."""
+    """Return the lower and the upper end, rounded outwards.
+
+    A lower end of infinity and an upper one of -infinity become NaN, since a sum that has overflowed bounds nothing.
+    """
     lower, upper, slack = box.lower, box.upper, 2 * torch.finfo(box.center.dtype).eps
     return lower - slack * lower.abs(), upper + slack * upper.abs()
 

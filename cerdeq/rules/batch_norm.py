@@ -78,9 +78,8 @@ def _normalisation(statistics: Statistics, weight, bias, eps: float, like: Tenso
 
 def _loses_digits(variance: Tensor, eps: float) -> Tensor:
     """Return where variance + eps may be off by more than its last digits: eps itself is rounded to its precision."""
-    if eps < 0:
-        return torch.ones_like(variance, dtype=torch.bool)
-    return ~(variance + eps >= torch.finfo(variance.dtype).tiny)
+    limits, total = torch.finfo(variance.dtype), variance + eps
+    return ~((total >= limits.tiny) & (total <= limits.max) & (variance >= 0) & (eps >= 0))
 
 
 def _batch_statistics(ctx: Context, clean: Tensor, running: Statistics, momentum: float) -> Statistics:

@@ -86,14 +86,14 @@ class PrecisionError(ValueError):
 def widen_terms(ctx: Context, center: Tensor, radius: Tensor, terms: int) -> Tensor:
     """Return the radius of what goes into a sum of `terms` products, widened for its rounding if `ctx.sound`.
 
-    It is widened by twice gamma on the magnitude of every value in the box; by the smallest number if that underflows,
-    since a large factor may follow.
+    It is widened by twice gamma on the magnitude of every value in the box; by the smallest normal number if that
+    underflows, since a large factor may follow.
     """
     if not ctx.sound:
         return radius
     limits, size = torch.finfo(radius.dtype), center.abs() + 2 * radius
     slack = _rounding_factor(terms, radius.dtype) * size
-    return radius + torch.where(size == 0, 0, slack.clamp(min=limits.tiny * limits.eps))
+    return radius + torch.where(size == 0, 0, slack.clamp(min=limits.tiny))
 
 
 def _rounding_factor(terms: int, dtype: torch.dtype) -> float:

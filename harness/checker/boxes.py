@@ -65,10 +65,14 @@ def ball(pixels: Array, eps: float) -> Box:
 
 
 def affine(x: Box, weight: Array, bias: Array | None, apply: Callable[[Array, Array], Array], terms: int) -> Box:
-    """Return the box of W x + b. `apply(W, x)` sums `terms` products for each element; the bias is broadcast."""
+    """Return the box of W x + b. `apply(W, x)` sums `terms` products for each element; the bias is broadcast.
+
+    The share of an element's rounding is at least TINY, unless it is 0: a large weight may follow.
+    """
     relative = SLACK * (terms + 2) * U
-    center = apply(weight, x.center)
-    radius = apply(np.abs(weight), x.radius + relative * np.abs(x.center)) * (1 + relative) + (terms + 2) * TINY
+    center, share = apply(weight, x.center), np.maximum(relative * np.abs(x.center), TINY)
+    reach = x.radius + np.where(x.center == 0, 0, share)
+    radius = apply(np.abs(weight), reach) * (1 + relative) + (terms + 2) * TINY
     return widen_for_rounding(center if bias is None else center + bias, radius)
 
 
@@ -83,11 +87,12 @@ def relu(x: Box) -> Box:
 
 
 def normalise(x: Box, mean: Array, variance: Array, eps: float, weight: Array, bias: Array) -> Box:
-    """Return the box of (x - mean) / sqrt(variance + eps) * weight + bias."""
-    factor = weight / np.sqrt(variance + eps)
-    product = (x.center - mean) * factor
+    """Return the box of (x - mean) / sqrt(variance + eps) * weight + bias. The factor may underflow."""
+    factor, distance = weight / np.sqrt(variance + eps), x.center - mean
+    product = distance * factor
     center = product + bias
-    return widen_for_rounding(center, x.radius * np.abs(factor), np.abs(product) + np.abs(center))
+    radius = x.radius * np.abs(factor) + TINY * (np.abs(distance) + x.radius)
+    return widen_for_rounding(center, radius, np.abs(product) + np.abs(center))
 
 
 def intersect(a: Box, b: Box) -> Box:

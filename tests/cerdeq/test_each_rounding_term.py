@@ -85,6 +85,50 @@ def test_products_that_underflow_are_counted():
     assert contains(pooled, [Fraction(0)], [Fraction(subnormal)])
 
 
+@pytest.fixture
+def flushed():
+    """Compute as processors do that flush subnormal numbers."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush subnormal numbers")
+    yield
+    torch.set_flush_denormal(False)
+    torch.set_num_threads(threads)
+
+
+@precisions
+def test_every_product_that_is_flushed_is_counted(dtype, flushed):
+    """Of numbers 0.9 and `tiny`, and of 0.9 and 1 times its root."""
+    tiny, root = torch.finfo(dtype).tiny, torch.finfo(dtype).tiny ** 0.5
+    one, many, x = (torch.full((1, n), v, dtype=dtype) for n, v in ((1, 1.0), (COUNT, 0.9), (COUNT, tiny)))
+    spec, column, none = root * torch.ones(1, 1, COUNT, dtype=dtype), root * many.T, torch.zeros(COUNT, 1, dtype=dtype)
+    boxes = {
+        "linear": interval.linear(sound(), box_of(x), many),
+        "specified": interval.specified(sound(), box_of(x), many[None]),
+        "merged": interval.specified_linear(sound(), box_of(x), one[None], many),
+        "merged outputs": interval.specified_linear(sound(), box_of(1024 * one), spec, column),
+        "merged biases": interval.specified_linear(sound(), box_of(0 * one), spec, none, column[:, 0]),
+    }
+    v = torch.full((COUNT,), torch.finfo(torch.float64).tiny, dtype=torch.float64)
+    product = certificate._product_rounded_up(many.double().expand(COUNT, COUNT), v, COUNT)
+    torch.set_flush_denormal(False)
+    factor = COUNT * fractions(many)[0][0]
+    for name, box in boxes.items():
+        assert contains(box, [(1024 if name == "merged outputs" else 1) * factor * Fraction(tiny)]), name
+    assert fractions(product)[0] >= factor * fractions(v)[0]
+
+
+@precisions
+def test_inputs_whose_share_of_rounding_is_flushed_are_counted(dtype, flushed):
+    limits = torch.finfo(dtype)
+    weight, point = torch.tensor([[1e10 / 3, -1e10 / 3]], dtype=dtype), torch.full((1, 2), limits.tiny, dtype=dtype)
+    point *= torch.tensor([1.1, 1.7], dtype=dtype)
+    box = interval.linear(sound(), box_of(point), weight)
+    torch.set_flush_denormal(False)
+    assert contains(box, [sum(w * v for w, v in zip(fractions(weight)[0], fractions(point)[0], strict=True))])
+
+
 @precisions
 def test_inputs_so_small_that_the_share_of_their_rounding_underflows_are_counted(dtype):
     """Before weights so large that it matters, in pairs that cancel."""
@@ -124,9 +168,9 @@ def test_factors_that_underflow_are_counted_for_centre_and_radius():
 
 
 def test_an_eps_of_batch_norm_that_float32_rounds_to_few_digits_bounds_nothing():
-    """1e-44 becomes 9.8e-45; beside -0.9 little is left of a variance of 0.9000001 but the rounding of both."""
+    """1e-44 becomes 9.8e-45; 0.9 and a bit less 0.9 is little but the rounding of both; 1e39 is infinite."""
     one, zero = torch.ones(1, 1), torch.zeros(1)
-    for variance, eps in ((0.0, 1e-44), (0.0, 1e-40), (0.9000001, -0.9)):
+    for variance, eps in ((0.0, 1e-44), (0.0, 1e-40), (0.9000001, -0.9), (-0.8999999, 0.9), (0.9, 1e39)):
         statistics = zero, torch.full((1,), variance)
         normed = batch_norm.interval(sound(), box_of(1e-3 * one), *statistics, eps=eps)
         assert not normed.radius.isfinite().any()

@@ -13,8 +13,9 @@ from oracles import Exact, Lambda, encloses, fractions
 from torch import nn
 
 from cerdeq import Box, bound
-from cerdeq.bounds import Backward, trace, values_of
+from cerdeq.bounds import BOUNDS, Backward, trace, values_of
 from cerdeq.bounds.backward import joint_lower_bound
+from cerdeq.bounds.bounds import lower_bounds
 from cerdeq.bounds.patches import Patches, dense, merged, one_hot, rounding
 from cerdeq.branch.counterexample import _prove_point
 from cerdeq.branch.leaves import Problem
@@ -87,6 +88,16 @@ def test_ends_by_ibp_are_rounded_outwards(dtype):
     """Of a network that only moves values, whose box is that of its input."""
     box = Box(torch.randn(1, 50, dtype=dtype), torch.rand(1, 50, dtype=dtype))
     assert Exact.of(box).inside(*bound(nn.Identity().eval(), box))
+
+
+@precisions
+def test_a_sum_that_overflows_on_its_way_proves_nothing(dtype):
+    """4 v - 3 v - 3 v, which is -2 v, where 4 v is infinite: not that it is positive, nor its negative negative."""
+    x = torch.full((1, 3), 0.3 * torch.finfo(dtype).max, dtype=dtype)
+    program, spec = trace(nn.Identity().eval(), linear=True), torch.tensor([[[4.0, -3.0, -3.0]]], dtype=dtype)
+    for method in BOUNDS:
+        assert not (lower_bounds(program, box_of(x), spec, method) > 0).any()
+    assert _prove_point(Problem(program, values_of(program, box_of(x), sound()), -spec[0]), x) is None
 
 
 COUNTEREXAMPLES = {  # the centre and the radius of a box, and a point to be moved inside

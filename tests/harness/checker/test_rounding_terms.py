@@ -106,6 +106,26 @@ def test_a_sum_of_products_counts_each_that_underflows_to_zero():
     assert holds(affine(x, weight, None, flushed, COUNT), value, value)
 
 
+def test_inputs_so_small_that_the_share_of_their_rounding_underflows_are_counted():
+    """Before weights so large that it matters, in pairs that cancel."""
+    first, half = random(8, 20), SMALLEST * np.arange(1, 21)
+    weight, x = 1e300 * np.concatenate([first, -first * (1 + 2 * U)], 1), point(*half, *half)
+    value = exact(weight) @ exact(x.center[0])
+    assert holds(affine(x, weight, None, maps.matrix, 40), value, value)
+
+
+@pytest.mark.parametrize("weight", [3.7 * SMALLEST, 1e-200])
+def test_a_factor_of_batch_norm_that_underflows_is_counted(weight):
+    """Beside a large value, and beside a large box."""
+    large, zero, one = np.full((1, 1), 1e250), np.zeros(1), np.ones(1)
+    variance = np.full(1, 1e256 if weight == 1e-200 else 3.0)
+    for x in (Box(large, 0 * large), Box(0 * large, large)):
+        box = normalise(x, zero, variance, 0.0, weight * one, zero)
+        root = Fraction(isqrt(int(Fraction(variance[0]) * 2**400)), 2**200)
+        high = Fraction(float(large[0, 0])) * Fraction(weight) / root
+        assert holds(box, [high if x.radius[0, 0] == 0 else -high], [high])
+
+
 def test_batch_norm_counts_every_rounding():
     """Where product and bias cancel, and where the bias is all that there is."""
     count = 200
