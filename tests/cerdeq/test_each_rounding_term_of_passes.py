@@ -15,7 +15,7 @@ from torch import nn
 from cerdeq import Box, bound
 from cerdeq.bounds import BOUNDS, Backward, trace, values_of
 from cerdeq.bounds.backward import joint_lower_bound
-from cerdeq.bounds.bounds import lower_bounds
+from cerdeq.bounds.bounds import larger, lower_bounds
 from cerdeq.bounds.patches import Patches, dense, merged, one_hot, rounding
 from cerdeq.branch.counterexample import _prove_point
 from cerdeq.branch.leaves import Problem
@@ -88,6 +88,12 @@ def test_ends_by_ibp_are_rounded_outwards(dtype):
     """Of a network that only moves values, whose box is that of its input."""
     box = Box(torch.randn(1, 50, dtype=dtype), torch.rand(1, 50, dtype=dtype))
     assert Exact.of(box).inside(*bound(nn.Identity().eval(), box))
+
+
+def test_bounds_in_float64_are_rounded_down_to_float32():
+    for other in (torch.randn(1, 50, dtype=torch.float64), torch.full((1, 1), -1e-46, dtype=torch.float64)):
+        rounded = larger(torch.full_like(other, -torch.inf).float(), other)
+        assert all(low <= value for low, value in zip(fractions(rounded[0]), fractions(other[0]), strict=True))
 
 
 @precisions
