@@ -9,10 +9,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import safetensors.torch
-import torch
-
-from harness.config.checkpoints import read_weights
 from harness.config.trial import TrialConfig
 from harness.errors import InputError
 from harness.storage import certification, folder
@@ -163,6 +159,11 @@ def check_checkpoint(claim: Claim) -> list[str]:
     path = trial_dir / folder.SOURCE
     if claim.config.checkpoint is None or not path.is_file():
         return []
+    import safetensors.torch  # imported late, as torch takes seconds
+    import torch
+
+    from harness.config.checkpoints import read_weights
+
     stored = safetensors.torch.load_file(trial_dir / folder.WEIGHTS)
     expected = read_weights(path, claim.config)
     is_same = stored.keys() == expected.keys() and all(torch.equal(stored[name], expected[name]) for name in expected)

@@ -17,7 +17,7 @@ from cerdeq.bounds import BOUNDS, Backward, trace, values_of
 from cerdeq.bounds.backward import joint_lower_bound
 from cerdeq.bounds.bounds import larger, lower_bounds
 from cerdeq.bounds.patches import Patches, dense, merged, one_hot, rounding
-from cerdeq.branch.counterexample import _prove_point
+from cerdeq.branch.counterexample import prove_point
 from cerdeq.branch.leaves import Problem
 from cerdeq.equilibrium import FixedPoint, adjoint, rules
 from cerdeq.rules import relaxation
@@ -103,7 +103,7 @@ def test_a_sum_that_overflows_on_its_way_proves_nothing(dtype):
     program, spec = trace(nn.Identity().eval(), linear=True), torch.tensor([[[4.0, -3.0, -3.0]]], dtype=dtype)
     for method in BOUNDS:
         assert not (lower_bounds(program, box_of(x), spec, method) > 0).any()
-    assert _prove_point(Problem(program, values_of(program, box_of(x), sound()), -spec[0]), x) is None
+    assert prove_point(Problem(program, values_of(program, box_of(x), sound()), -spec[0]), x) is None
 
 
 COUNTEREXAMPLES = {  # the centre and the radius of a box, and a point to be moved inside
@@ -118,7 +118,7 @@ def test_counterexamples_lie_in_the_box(name):
     program, x = trace(nn.Sequential(nn.Identity()).eval(), linear=True), box_of(center, radius)
     for sign in (1.0, -1.0):
         problem = Problem(program, values_of(program, x, sound()), torch.tensor([[sign]], dtype=torch.float64))
-        point = _prove_point(problem, start)
+        point = prove_point(problem, start)
         if point is not None:
             assert abs(fractions(point)[0][0] - fractions(center)[0][0]) <= fractions(radius)[0][0]
 

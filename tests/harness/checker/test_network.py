@@ -89,7 +89,7 @@ def test_margins_lie_below_attacks_and_where_ibp_s_and_crown_s_do(name, options)
     for a, b in zip(*(region.values for region in regions), strict=True):
         assert (b.lower >= a.lower - 1e-9).all() and (b.upper <= a.upper + 1e-9).all()
     loose_size, tight_size = (sum(box.radius.sum() for box in region.values) for region in regions)
-    assert tight_size <= loose_size  # equal where nothing behind the first activation is unstable
+    assert tight_size <= loose_size * (1 + 1e-12)  # equal where nothing behind the first activation is unstable
 
 
 class TwoInputs(torch.nn.Module):

@@ -51,6 +51,8 @@ ELSEWHERE = {
     "plugins": "config/test_trial_config.py",
     "profile": "analysis/test_leaderboard.py",
     "dataset": "data/test_real_data.py",
+    "checkpoint": "config/test_checkpoints.py",
+    "source": "config/test_checkpoints.py",
     "train_images": "data/test_splits.py",
     "validation_images": "data/test_splits.py",
     "train.eps": "training/test_recipe.py",
