@@ -126,16 +126,7 @@ def flatten(layer: nn.Flatten) -> Map:
     """Return the map that flattens each example."""
     if (layer.start_dim, layer.end_dim) != (1, -1):
         raise UnknownLayerError(f"{layer}")
-
-    def one_row(values: Array) -> Array:
-        return values.reshape(len(values), -1)
-
-    return Map(
-        lambda x: Box(one_row(x.center), one_row(x.radius)),
-        lambda a, shapes: (a.reshape(len(a), *shapes[0]),),
-        None,
-        np.zeros(()),
-    )
+    return _reshaping(lambda values: values.reshape(len(values), -1))
 
 
 def reshape(sizes: tuple[int, ...]) -> Map:
@@ -146,6 +137,11 @@ def reshape(sizes: tuple[int, ...]) -> Map:
             raise UnknownLayerError(f"examples of shape {list(values.shape[1:])} reshaped to {list(sizes)}")
         return values.reshape(len(values), *sizes)
 
+    return _reshaping(reshaped)
+
+
+def _reshaping(reshaped: Callable[[Array], Array]) -> Map:
+    """Return the map that `reshaped` is: the same numbers in the same order."""
     return Map(
         lambda x: Box(reshaped(x.center), reshaped(x.radius)),
         lambda a, shapes: (a.reshape(len(a), *shapes[0]),),

@@ -105,10 +105,10 @@ def _solve_missing(
         if error is not None:
             write_json(item, items[item] | {"result": ERROR, "seconds": 0.0, "branches": 0, "detail": error})
         record = records[item] = _stored(item)
-        _write_results([record for record in records.values() if record], directory)
-        counts = Counter(record["result"] for record in records.values() if record)
-        note = ", ".join(f"{count} {result}" for result, count in sorted(counts.items()))
-        bars.move("instances", counts.total(), len(items), note)
+        answered = [record for record in records.values() if record]
+        _write_results(answered, directory)
+        counts = _counts(answered)
+        bars.move("instances", counts.total(), len(items), _in_words(counts))
         if not console.is_terminal:
             question = f"{_name(record['onnx'])} {_name(record['vnnlib'])}"
             line = f"{question}: {record['result']}, {record['seconds']:.1f} s"
@@ -184,10 +184,17 @@ def _report(records: Sequence[Record], total: int, directory: Path, console: Con
     ]
     titles = "network", "property", "result", "seconds", "branches", "detail"
     print_table(console, titles, ([one_line(printable(cell)) for cell in row] for row in rows))
-    counts = Counter(record["result"] for record in records)
-    summary = ", ".join(f"{count} {result}" for result, count in sorted(counts.items()))
-    console.print(f"{summary} -> {directory / RESULTS}", markup=False, soft_wrap=True)
+    counts = _counts(records)
+    console.print(f"{_in_words(counts)} -> {directory / RESULTS}", markup=False, soft_wrap=True)
     return OK if len(records) == total and not counts[ERROR] else FAILED
+
+
+def _counts(records: Sequence[Record]) -> Counter[str]:
+    return Counter(record["result"] for record in records)
+
+
+def _in_words(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {result}" for result, count in sorted(counts.items()))
 
 
 def _name(path: str) -> str:
