@@ -14,8 +14,12 @@ from harness.storage import certification, folder, names
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 STUDIES = sorted(path.parent for path in RESULTS.glob("published/[!.]*/trials"))
-WITH_WEIGHTS = ("longer-cifar10/trials/2a1ddcef30d45f24", "reduced-mnist/trials/108064df97a35809")
-TRIALS = [RESULTS / "published" / name for name in WITH_WEIGHTS]
+CERTIFIED_FURTHER = ("longer-cifar10/trials/2a1ddcef30d45f24", "reduced-mnist/trials/108064df97a35809")
+FULL_LENGTH = (
+    "mnist-conv/trials/06adfaaa042515eb", "mnist-conv/trials/40cd17e1fb92ebfa",
+    "mnist-conv/trials/5ccd888ac2a21ce6", "mnist-conv/trials/c1952c6432522aec",
+)  # fmt: skip
+TRIALS = [RESULTS / "published" / name for name in (*CERTIFIED_FURTHER, *FULL_LENGTH)]
 CERTIFICATIONS = [directory for trial_dir in TRIALS for directory in certification.folders(trial_dir)]
 IMAGES = 10
 
@@ -26,8 +30,8 @@ def name(path):
 
 def test_weights_and_certificates_exist():
     assert {path.parent for path in RESULTS.glob(f"published/*/trials/*/{folder.WEIGHTS}")} == set(TRIALS)
-    assert len(CERTIFICATIONS) == len(TRIALS)
-    for directory in CERTIFICATIONS:
+    assert len(CERTIFICATIONS) == len(CERTIFIED_FURTHER)
+    for directory in (*CERTIFICATIONS, *(RESULTS / "published" / name for name in FULL_LENGTH)):
         assert (directory / folder.CERTIFICATES).is_file()
     for directory in (*TRIALS, *CERTIFICATIONS):
         assert (directory / folder.COUNTEREXAMPLES).is_file()
