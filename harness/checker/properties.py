@@ -54,7 +54,7 @@ def confirm_unsat(property_: Property, model: nn.Module, run: RunInFloat32, tens
         if proof.refused:
             raise NotConfirmedError(f"certificate refused: {proof.refused}")
         if not proof.proved_by:
-            raise NotConfirmedError(f"the largest violation of a case is only proved to be at least {proof.minimum:.6g}")
+            raise NotConfirmedError(f"the violation of a case is at least {proof.minimum:.6g}, and must be above 0")
         ways.append(proof.proved_by)
     return max(ways, key=CERTIFICATE.__eq__)
 
@@ -94,7 +94,7 @@ def _point(text: str, property_: Property) -> tuple[list[Fraction], list[Fractio
 
 
 def _refuse_other_outputs(model: nn.Module, run: RunInFloat32, points: Array) -> None:
-    """Raise UnknownLayerError if the network's own runtime computes other outputs of points than the checker's steps."""
+    """Raise UnknownLayerError if the network's own runtime computes other outputs than the checker's steps."""
     points = points.astype(np.float32)
     exact = boxes_of(read_steps(model)[0], Box(points.astype(np.float64), np.zeros(points.shape)))[-1]
     _refuse_disagreement(exact, run(points).ravel())

@@ -1,6 +1,6 @@
 """A property as a network: for each case of a box the largest value of its constraints, coefficients . outputs - bound.
 
-No input of the box satisfies a case if that is above 0 everywhere. The maximum is a tree of max(a, b) = a + relu(b - a).
+No input of the box satisfies a case if that is above 0 everywhere. The largest is made of max(a, b) = a + relu(b - a).
 All numbers come from the property file, by this code alone. Only the order of pairs, the scale of constraints and the
 names of ReLUs, `network.<path>` and `violations.relu.<level>`, are those of the question that branch and bound decides:
 otherwise its leaves would not fit.
