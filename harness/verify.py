@@ -42,7 +42,7 @@ def main(options: argparse.Namespace) -> int:
     if len(files) == 2:
         require("--workers", workers, workers is None, "with a CSV file only")
         if directory is None:
-            return _solve_one(*files, _DEFAULT_SECONDS if seconds is None else seconds, options.output)
+            return _solve_one(files[0], files[1], seconds or _DEFAULT_SECONDS, options.output)
     found = options.output
     require("--output", found, found is None, "with one property and no --results-dir, which has a file for each")
     from harness.properties.instances import Instance, read_instances, solve_instances
@@ -53,7 +53,7 @@ def main(options: argparse.Namespace) -> int:
     for file in files:
         require("FILE", str(file), file.is_file(), "a file that exists")
     network, property_path = (str(file.absolute()) for file in files)
-    instance = Instance(network, property_path, _DEFAULT_SECONDS if seconds is None else seconds)
+    instance = Instance(network, property_path, seconds or _DEFAULT_SECONDS)
     return solve_instances([instance], directory, 1, new_console())
 
 

@@ -1,6 +1,7 @@
 """Prove the answer to a property again: that no input satisfies it, or that its counterexample does."""
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable
 from fractions import Fraction
 from math import prod
 
@@ -13,11 +14,10 @@ from harness.checker.maps import UnknownLayerError
 from harness.checker.network import boxes_of, read_steps
 from harness.checker.proofs import CERTIFICATE, prove_rows
 from harness.checker.violations import box_around, round_down, violations_network
-from harness.errors import InputError
 from harness.properties.cases import Property
-from harness.properties.expressions import parse
 
 _AGREEMENT = 1e-4  # of outputs in float32, relative to 1 + their size, beside their proved boxes
+_VALUE = re.compile(r"\(([XY]_\d+) ([^\s()]+)\)")
 
 RunInFloat32 = Callable[[Array], Array]
 """Inputs [B, *shape] in float32 -> outputs [B, ...], as the network's own runtime computes them."""
@@ -46,7 +46,9 @@ def confirm_unsat(property_: Property, model: nn.Module, run: RunInFloat32, tens
     shape, certificates, ways = model.input_shape, split_by_example(tensors), list[str]()
     for number, cases in enumerate(property_.groups):
         box = box_around(cases[0].box, shape)  # type: ignore[arg-type]
-        _refuse_other_outputs(model, run, np.concatenate([box.lower, box.upper]))
+        corners = np.concatenate([box.lower, box.upper]).astype(np.float32)
+        exact = boxes_of(read_steps(model)[0], Box(corners.astype(np.float64), np.zeros(corners.shape)))[-1]
+        _refuse_other_outputs(exact, run(corners).ravel())
         if not all(case.constraints for case in cases):
             raise NotConfirmedError("a case has no constraints on outputs: every input of its box satisfies it")
         network = violations_network(model, cases, property_.outputs)
@@ -69,13 +71,14 @@ def confirm_sat(property_: Property, model: nn.Module, run: RunInFloat32, text: 
         np.array([sign * round_down(sign * x, np.float64) for x in inputs]).reshape(1, *model.input_shape)  # type: ignore[misc]
         for sign in (1, -1)
     )
-    exact = boxes_of(read_steps(model)[0], between(lower, upper))[-1]
-    float32 = run(np.array([np.float32(float(x)) for x in inputs]).reshape(lower.shape)).ravel()
-    _refuse_disagreement(exact, float32)
-    _refuse_disagreement(exact, np.array([float(y) for y in outputs]))
     cases = [case for case in property_.cases if case.box.contains(inputs)]
     if not cases:
         raise NotConfirmedError("the counterexample lies in the box of no case")
+    exact = boxes_of(read_steps(model)[0], between(lower, upper))[-1]
+    float32 = run(np.array([np.float32(float(x)) for x in inputs]).reshape(lower.shape)).ravel()
+    _refuse_other_outputs(exact, float32)
+    if not _agree(exact, np.array([float(y) for y in outputs])):
+        raise NotConfirmedError("the stored outputs are not the network's")
     ends = exact.lower.ravel().tolist(), exact.upper.ravel().tolist()
     if not any(case.holds(*ends) and case.holds(float32.tolist(), float32.tolist()) for case in cases):
         raise NotConfirmedError("no case is proved to hold at the counterexample, in exact arithmetic and in float32")
@@ -84,23 +87,20 @@ def confirm_sat(property_: Property, model: nn.Module, run: RunInFloat32, text: 
 def _point(text: str, property_: Property) -> tuple[list[Fraction], list[Fraction]]:
     """Return the inputs and outputs of a counterexample."""
     try:
-        (pairs,) = parse(text)
-        values = {name: Fraction(value) for name, value in pairs}  # type: ignore[arg-type, misc]
-        counts = {"X": property_.inputs, "Y": property_.outputs}
-        inputs, outputs = ([values[f"{kind}_{n}"] for n in range(count)] for kind, count in counts.items())
-        return inputs, outputs
-    except (InputError, ValueError, TypeError, KeyError, ZeroDivisionError) as error:
+        values = {name: Fraction(value) for name, value in _VALUE.findall(text)}
+        inputs = [values[f"X_{number}"] for number in range(property_.inputs)]
+        return inputs, [values[f"Y_{number}"] for number in range(property_.outputs)]
+    except (ValueError, TypeError, KeyError, ZeroDivisionError) as error:
         raise NotConfirmedError(f"the counterexample is malformed: {type(error).__name__}: {error}") from None
 
 
-def _refuse_other_outputs(model: nn.Module, run: RunInFloat32, points: Array) -> None:
+def _refuse_other_outputs(exact: Box, outputs: Array) -> None:
     """Raise UnknownLayerError if the network's own runtime computes other outputs than the checker's steps."""
-    points = points.astype(np.float32)
-    exact = boxes_of(read_steps(model)[0], Box(points.astype(np.float64), np.zeros(points.shape)))[-1]
-    _refuse_disagreement(exact, run(points).ravel())
-
-
-def _refuse_disagreement(exact: Box, outputs: Sequence[float] | Array) -> None:
-    difference = np.abs(outputs - exact.center.ravel())
-    if not (difference <= exact.radius.ravel() + _AGREEMENT * (1 + np.abs(exact.center.ravel()))).all():
+    if not _agree(exact, outputs):
         raise UnknownLayerError("the network, whose outputs in float32 differ from the checker's,")
+
+
+def _agree(exact: Box, outputs: Array) -> bool:
+    """Return whether outputs in float32 are near the exact ones."""
+    center, radius = exact.center.ravel(), exact.radius.ravel()
+    return bool((np.abs(outputs - center) <= radius + _AGREEMENT * (1 + np.abs(center))).all())
