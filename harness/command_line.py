@@ -40,7 +40,7 @@ COMMANDS = {
     "publish": "copy a sweep's results to results/published, small enough for git",
     "ui": "serve MLflow's pages and print links to a sweep's charts",
     "paired": "compare the rows of a leaderboard, image by image and over seeds",
-    "recheck": "prove a sweep's verdicts again, with separate code",
+    "recheck": "prove a sweep's verdicts, or answers of verify, again, with separate code",
     "benchmark": "measure what training steps and bounds cost on this machine",
 }
 """What each command does; `python -m harness.NAME` is the module harness/NAME.py."""

@@ -1,5 +1,8 @@
 """`python -m harness.recheck results/<sweep>`: prove a sweep's verdicts again from stored weights, images and labels.
 
+For a results directory of `harness.verify` it proves each `sat` and `unsat` again, from the network's and the
+property's files.
+
 The checker computes in NumPy, float64, with every rounding error counted outwards. It shares with training and
 evaluation only the definitions of networks, `cerdeq.bounds.trace` (which lists a network's steps) and the reading of
 files. The check of leaderboards calls the code that writes them. The checker confirms
@@ -16,6 +19,7 @@ status: 0 if everything is confirmed, 1 if not, 2 for bad input.
 
 import argparse
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +35,7 @@ from harness.terminal import new_console, print_table, printable
 
 # What imports torch or pandas is imported late: it takes seconds.
 if TYPE_CHECKING:
+    from harness.checker.instances import CheckedAnswer
     from harness.checker.verdicts import RecheckResult
     from harness.data import Data
 
@@ -50,11 +55,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Run the command and return the exit status. Raises InputError where nothing can be checked."""
     require("--images", options.images, options.images is None or options.images >= 1, "at least 1")
+    if answers := folders.find_answers(options.directory):
+        return _recheck_answers(options, answers)
     trusted = list(dict.fromkeys(options.plugin))
     _trust_plugins(trusted, options.directory)
     verdict_dirs = folders.find_folders(options.directory)
     if not verdict_dirs:
-        raise InputError(f"{options.directory} holds no trials: there is no {options.directory}/trials/<key>")
+        raise InputError(f"{options.directory} holds no trials or instances: no trials/<key>, no instances/*.json")
     configs, trial_labels = _read_labels(list(verdict_dirs))
     trial_dirs = list(verdict_dirs)
     if options.only:
@@ -83,6 +90,39 @@ def main(options: argparse.Namespace) -> int:
     for line in [*lines, *others, summary + trust]:
         console.print(printable(line), markup=False, soft_wrap=True)
     return OK if not others and all(result.is_confirmed for result in results) else FAILED
+
+
+def _recheck_answers(options: argparse.Namespace, records: list[Path]) -> int:
+    """Recheck a results directory of `harness.verify`; print a line for each answer, then how many are confirmed."""
+    for option, value in (("--images", options.images), ("--plugin", options.plugin or None)):
+        require(option, value, value is None, "with a sweep's results only")
+    from harness.checker.instances import check_answers, check_table, name_of
+
+    if options.only:
+        records = select_by_pattern("--only", options.only, {path: (name_of(path), path.stem) for path in records})
+    console, claims = new_console(), list["CheckedAnswer"]()
+    for answer in check_answers(records):
+        outcome = f"confirmed by {answer.proved_by}" if answer.proved_by else f"not confirmed: {answer.problem}"
+        line = f"{answer.name}: {answer.result}" + (f" {outcome}, {answer.seconds:.1f} s" if answer.is_claim else "")
+        console.print(printable(line), markup=False, soft_wrap=True)
+        claims += [answer] if answer.is_claim else []
+    others = [] if options.only else check_table(options.directory)
+    for line in [*others, _count_answers(claims, len(records))]:
+        console.print(printable(line), markup=False, soft_wrap=True)
+    return OK if not others and all(answer.proved_by for answer in claims) else FAILED
+
+
+def _count_answers(claims: list["CheckedAnswer"], total: int) -> str:
+    """Return how many answers of each kind are confirmed, and by what."""
+    parts = []
+    for result in dict.fromkeys(answer.result for answer in claims):
+        proofs = [answer.proved_by for answer in claims if answer.result == result]
+        ways = Counter(filter(None, proofs))
+        by = f" ({', '.join(f'{count} by {way}' for way, count in ways.items())})" if ways else ""
+        parts.append(f"{ways.total()} of {len(proofs)} {result} confirmed{by}")
+    if total > len(claims):
+        parts.append(f"{total - len(claims)} other answers claim nothing")
+    return "; ".join(parts)
 
 
 def check_leaderboard(sweep_dir: Path) -> list[str]:

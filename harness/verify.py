@@ -2,7 +2,8 @@
 
 The answer is sat (an input satisfies the property: a counterexample was found and confirmed), unsat (it is proved that
 no input does), unknown or timeout. For a CSV file (onnx,vnnlib,timeout; paths relative to it) the command writes
-instances/ and results.csv into the results directory, and the same command continues after a stop.
+instances/ and results.csv into the results directory, and the same command continues after a stop. There each answer is
+stored with its counterexample or certificate, and `python -m harness.recheck DIRECTORY` proves it again.
 """
 
 import argparse
@@ -27,28 +28,33 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help=seconds)
     output = "for one property: write the answer to this file, as the competition does, and print its first line alone"
     parser.add_argument("--output", type=Path, metavar="FILE", help=output)
-    parser.add_argument(
-        "--results-dir", type=Path, metavar="DIRECTORY", help="for a CSV file: default: results/<its name>"
-    )
+    directory = "write answers and certificates, which harness.recheck checks; default: results/<name of the CSV file>"
+    parser.add_argument("--results-dir", type=Path, metavar="DIRECTORY", help=directory)
     parser.add_argument("--workers", type=int, help="for a CSV file: instances at a time; default: one a core or GPU")
 
 
 def main(options: argparse.Namespace) -> int:
     """Decide one property, or all of a CSV file; returns the exit status. Raises InputError."""
-    seconds, workers = options.timeout, options.workers
+    seconds, workers, directory, files = options.timeout, options.workers, options.results_dir, options.files
     require("--timeout", seconds, seconds is None or (0 < seconds < math.inf), "a number above 0")
     require("--workers", workers, workers is None or workers > 0, "a number above 0")
-    if len(options.files) == 1:
-        require("--output", options.output, options.output is None, "with one property only; see --results-dir")
-        from harness.properties.instances import solve_instances
+    require("FILE", list(map(str, files)), len(files) <= 2, "NETWORK.onnx PROPERTY.vnnlib, or INSTANCES.csv")
+    if len(files) == 2:
+        require("--workers", workers, workers is None, "with a CSV file only")
+        if directory is None:
+            return _solve_one(files[0], files[1], seconds or _DEFAULT_SECONDS, options.output)
+    found = options.output
+    require("--output", found, found is None, "with one property and no --results-dir, which has a file for each")
+    from harness.properties.instances import Instance, read_instances, solve_instances
 
-        return solve_instances(options.files[0], options.results_dir, seconds, workers, new_console())
-    names = list(map(str, options.files))
-    require("FILE", names, len(names) == 2, "NETWORK.onnx PROPERTY.vnnlib, or INSTANCES.csv")
-    for option, value in (("--results-dir", options.results_dir), ("--workers", workers)):
-        require(option, value, value is None, "with a CSV file only")
-    network, property_path = options.files
-    return _solve_one(network, property_path, _DEFAULT_SECONDS if seconds is None else seconds, options.output)
+    if len(files) == 1:
+        instances, default = read_instances(files[0], seconds), Path("results") / files[0].stem
+        return solve_instances(instances, directory or default, workers, new_console())
+    for file in files:
+        require("FILE", str(file), file.is_file(), "a file that exists")
+    network, property_path = (str(file.absolute()) for file in files)
+    instance = Instance(network, property_path, seconds or _DEFAULT_SECONDS)
+    return solve_instances([instance], directory, 1, new_console())
 
 
 def _solve_one(network: Path, property_path: Path, seconds: float, output: Path | None) -> int:

@@ -65,7 +65,8 @@ class Decision:
     status: CERTIFIED, FALSIFIED or the reason for neither.
     lower: proved lower bounds [K].
     point: if FALSIFIED, an adversarial example [1, ...].
-    certificate: if CERTIFIED and requested, `certificate_tensors` of the leaves; empty if no leaves were needed.
+    certificate: if CERTIFIED and requested, `certificate_tensors` of the leaves; empty if no leaves were needed or if
+        they do not fit into memory.
     """
 
     status: str
@@ -146,8 +147,11 @@ def _decide_over(
             return Decision(UNKNOWN, lower)
         if budget.is_exhausted or (end is not None and budget.used >= end):
             return Decision(TIMEOUT, lower)
-        if (len(queue) + sum(len(leaves.row) for leaves in closed)) * queue[0][2].nbytes > memory:
+        memory_left = memory - len(queue) * queue[0][2].nbytes
+        if memory_left < 0:
             return Decision(OUT_OF_MEMORY, lower)
+        if sum(leaves.nbytes for leaves in closed) > memory_left:  # the answer matters more than its certificate
+            certificates, closed = False, closed[:1]
         popped = [heapq.heappop(queue) for _ in range(min(len(queue), max(1, batch_size // 2)))]
         parents = concatenate([leaf for *_, leaf, _ in popped])
         candidates = concatenate_candidates([candidates for *_, candidates in popped])

@@ -30,7 +30,7 @@ class Verification:
         else NaN.
     branches: [B], the number of leaves that were bounded.
     certificates: of each example `cerdeq.branch.leaves.certificate_tensors` of its leaves; empty if they were not
-        requested or if linear bounds were enough.
+        requested, if linear bounds were enough, or if the leaves do not fit into memory.
     """
 
     status: list[str]

@@ -16,7 +16,7 @@ from harness.checker.boxes import Array, Box, ball
 from harness.checker.certificates import Tensors
 from harness.checker.equilibrium import NotProvedError, contraction
 from harness.checker.maps import UnknownLayerError
-from harness.checker.network import Activation, Network
+from harness.checker.network import Activation, Network, read_network
 from harness.checker.proofs import prove, why_not_falsified
 from harness.checker.records import describe
 from harness.config.trial import TrialConfig
@@ -93,7 +93,7 @@ def load_checked_network(path: Path, config: TrialConfig, test: Split) -> Networ
         model = load_network(config, path)
         if problems := check_finite(model):
             raise InputError(f"{path}: {problems[0]}")
-        network = Network(model)
+        network = read_network(model)
         network.refuse_other_logits(model, test.images[:2].double().numpy() / 255)
         return network
     except InputError:

@@ -7,6 +7,7 @@ computes is defined in this package.
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -46,27 +47,16 @@ class Step:
     sources: tuple[int, ...]
 
 
+@dataclass(frozen=True)
 class Network:
-    """A network in evaluation mode that takes images [B, C, H, W] and ends in a linear layer.
+    """A network in evaluation mode that takes images [B, C, H, W].
 
-    Raises UnknownLayerError for a layer or operator without a rule.
+    weight [K, N], bias [K]: of the last step, which is linear.
     """
 
-    def __init__(self, model: nn.Module):
-        program, numbers, constants = _read(model), {0: 0}, dict[int, Array]()
-        self.steps = list[Step]()
-        for number, step in enumerate(program.steps, start=1):
-            if step.record is not None:
-                operation = _operation_of(step, constants)
-                self.steps.append(Step(step.name, operation, tuple(numbers[source] for source in step.sources)))
-                numbers[number] = len(self.steps)
-            elif not step.args and not step.kwargs:  # a parameter or buffer; no numbers that the model computes
-                constants[number] = array(step.target())
-        classifier = program.steps[-1].target
-        if not isinstance(classifier, nn.Linear) or program.output != len(program.steps):
-            raise UnknownLayerError(f"{program.steps[-1].name} is the last layer, and not linear")
-        bias = classifier.bias if classifier.bias is not None else torch.zeros(classifier.out_features)
-        self.weight, self.bias = array(classifier.weight), array(bias)
+    steps: list[Step]
+    weight: Array
+    bias: Array
 
     def refuse_other_logits(self, model: nn.Module, images: Array) -> None:
         """Raise UnknownLayerError if the model computes other logits of images [B, C, H, W] than these steps.
@@ -90,20 +80,59 @@ class Network:
 
     def boxes(self, images: Box) -> list[Box]:
         """Return the box of every value but the logits, by intervals."""
-        values = [images]
-        for step in self.steps[:-1]:
-            values.append(result_box(step, *[values[source] for source in step.sources]))
-        return values
+        return boxes_of(self.steps[:-1], images)
 
     def margins(self, values: list[Box], labels: Array) -> Box:
         """Return the box of the margins over every other class, [B, K - 1]. values: as from `boxes`."""
-        others = np.stack([np.delete(np.arange(len(self.bias)), label) for label in labels])
-        weight = self.weight[labels][:, None] - self.weight[others]
-        bias = self.bias[labels][:, None] - self.bias[others]
+        return self.rows(values, np.stack([self.margin_spec(label) for label in labels]))
+
+    def margin_spec(self, label: int) -> Array:
+        """Return the margins over every other class as rows of the logits, [K - 1, K]."""
+        units = np.eye(len(self.bias))
+        return units[label] - np.delete(units, label, axis=0)
+
+    def rows(self, values: list[Box], spec: Array) -> Box:
+        """Return the box of rows of outputs, [B, R]. values: as from `boxes`.
+
+        spec: [B, R, K]; each row is an output, or the difference of two: more would be rounded more than once.
+        """
         features, terms = values[self.steps[-1].sources[0]], self.weight.shape[1]
         if features.center.ndim != 2:
             raise UnknownLayerError(f"a last layer of values of shape {list(features.center.shape[1:])}")
-        return affine(features, weight, bias, lambda w, x: np.einsum("bkn,bn->bk", w, x), terms)
+        product = partial(np.einsum, "brn,bn->br")
+        return affine(features, spec @ self.weight, spec @ self.bias, product, terms)
+
+
+def read_network(model: nn.Module) -> Network:
+    """Return the network of a module. Raises UnknownLayerError for a layer or operator without a rule."""
+    steps, last = read_steps(model)
+    if not isinstance(last, nn.Linear):
+        raise UnknownLayerError(f"{steps[-1].name} is the last layer, and not linear")
+    bias = last.bias if last.bias is not None else torch.zeros(last.out_features)
+    return Network(steps, array(last.weight), array(bias))
+
+
+def read_steps(model: nn.Module) -> tuple[list[Step], Any]:
+    """Return the steps of a module, and what the last one calls. Raises UnknownLayerError as `read_network`."""
+    program, numbers, constants, steps = _read(model), {0: 0}, dict[int, Array](), list[Step]()
+    for number, step in enumerate(program.steps, start=1):
+        if step.record is not None:
+            operation = _operation_of(step, constants)
+            steps.append(Step(step.name, operation, tuple(numbers[source] for source in step.sources)))
+            numbers[number] = len(steps)
+        elif not step.args and not step.kwargs:  # a parameter or buffer; no numbers that the model computes
+            constants[number] = array(step.target())
+    if not steps or numbers.get(program.output) != len(steps):
+        raise UnknownLayerError("an output that is not the last layer's")
+    return steps, program.steps[-1].target
+
+
+def boxes_of(steps: list[Step], images: Box) -> list[Box]:
+    """Return the box of every value, by intervals: of the images, and of each step's result."""
+    values = [images]
+    for step in steps:
+        values.append(result_box(step, *[values[source] for source in step.sources]))
+    return values
 
 
 def result_box(step: Step, *sources: Box) -> Box:

@@ -1,4 +1,4 @@
-"""Prove one example: all of its margins positive, or one of them negative at a counterexample."""
+"""Prove one example: all margins, or other rows of outputs, positive; or one margin negative at a counterexample."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -27,8 +27,8 @@ _LEVELS = 32767
 class Proof:
     """The result for one example.
 
-    proved_by: what proved all margins positive: LINEAR, CERTIFICATE or "".
-    minimum: a lower bound of the smallest margin.
+    proved_by: what proved all rows positive: LINEAR, CERTIFICATE or "".
+    minimum: a lower bound of the smallest row.
     refused: why the certificate was refused, or "".
     """
 
@@ -38,13 +38,21 @@ class Proof:
 
 
 def prove(network: Network, images: Box, label: int, tensors: Tensors | None = None) -> Proof:
-    """Return a proof for all images in the box [1, C, H, W], the cheapest method first. tensors: of a certificate."""
-    lower = np.full(len(network.bias) - 1, -np.inf)
+    """Return a proof of all margins for all images in the box [1, C, H, W]. tensors: of a certificate."""
+    return prove_rows(network, images, network.margin_spec(label), tensors)
+
+
+def prove_rows(network: Network, images: Box, spec: Array, tensors: Tensors | None = None) -> Proof:
+    """Return a proof of rows of outputs for all images in the box, the cheapest method first.
+
+    spec: [R, K], as for `Network.rows`. tensors: of a certificate.
+    """
+    lower = np.full(len(spec), -np.inf)
     for region_of in (interval_region, tightened_region):
         region = region_of(network, images)
-        lower = np.fmax(lower, network.margins(region.values, np.array([label])).lower[0])
+        lower = np.fmax(lower, network.rows(region.values, spec[None]).lower[0])
         if len(unproved := np.flatnonzero(~(lower > 0))):
-            lower[unproved] = np.fmax(lower[unproved], _bounds(network, region, label, unproved, {}))
+            lower[unproved] = np.fmax(lower[unproved], _bounds(network, region, spec[unproved], {}))
         if (lower > 0).all():
             return Proof(LINEAR, float(lower.min()))
     if tensors is None:
@@ -56,7 +64,7 @@ def prove(network: Network, images: Box, label: int, tensors: Tensors | None = N
     except RefusedError as error:
         return Proof("", float(lower.min()), str(error))
     for row in np.intersect1d(certificate.rows, np.flatnonzero(~(lower > 0))):
-        lower[row] = max(lower[row], _minimum_over_leaves(network, region, label, row, certificate, shapes))
+        lower[row] = max(lower[row], _minimum_over_leaves(network, region, spec, row, certificate, shapes))
     return Proof(CERTIFICATE if (lower > 0).all() else "", float(lower.min()))
 
 
@@ -98,24 +106,27 @@ def why_not_falsified(network: Network, pixels: Array, label: int, k: Array | No
 
 
 def _minimum_over_leaves(
-    network: Network, region: Region, label: int, row: int, certificate: Certificate, shapes: dict[str, tuple[int, ...]]
+    network: Network,
+    region: Region,
+    spec: Array,
+    row: int,
+    certificate: Certificate,
+    shapes: dict[str, tuple[int, ...]],
 ) -> float:
-    """Return the smallest bound of a margin over the leaves of its row. It stops at the first bound not above 0."""
+    """Return the smallest bound of a row over the leaves of its row. It stops at the first bound not above 0."""
     leaves, count = np.flatnonzero(certificate.rows == row), rows_at_once(region)
     minimum = np.inf
     for start in range(0, len(leaves), count):
         batch = leaves[start : start + count]
         choices = certificate.leaves(batch, shapes)
-        minimum = min(minimum, _bounds(network, region, label, np.full(len(batch), row), choices).min())
+        minimum = min(minimum, _bounds(network, region, spec[np.full(len(batch), row)], choices).min())
         if not minimum > 0:
             break
     return minimum
 
 
-def _bounds(network: Network, region: Region, label: int, rows: Array, leaves: dict[str, Leaves]) -> Array:
-    """Return linear bounds [K] of the margins of these rows, over the region or each in its leaf."""
-    others = np.delete(np.eye(len(network.bias)), label, axis=0)
-    spec = np.eye(len(network.bias))[label] - others[rows]
+def _bounds(network: Network, region: Region, spec: Array, leaves: dict[str, Leaves]) -> Array:
+    """Return linear bounds of the rows of `spec`, over the region or each in its leaf."""
     return lower_bounds(network, region, {len(network.steps): spec}, leaves)
 
 

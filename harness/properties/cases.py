@@ -5,11 +5,11 @@ case's box, and its outputs satisfy all constraints of the case.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
-from math import prod
+from math import isfinite, prod
 
 from harness.errors import InputError, shorten
 from harness.properties.expressions import Expression, to_text
@@ -38,6 +38,10 @@ class InputBox:
     lower: tuple[Fraction, ...]
     upper: tuple[Fraction, ...]
 
+    def contains(self, point: Sequence[Fraction]) -> bool:
+        """Return whether a point lies in the box."""
+        return all(low <= x <= high for low, x, high in zip(self.lower, point, self.upper, strict=True))
+
 
 @dataclass(frozen=True)
 class Case:
@@ -45,6 +49,16 @@ class Case:
 
     box: InputBox
     constraints: tuple[Constraint, ...]
+
+    def holds(self, lower: Sequence[float], upper: Sequence[float]) -> bool:
+        """Return whether all constraints hold for all outputs between `lower` and `upper`, compared exactly."""
+        if not all(map(isfinite, (*lower, *upper))):
+            return False
+        return all(
+            sum(value * Fraction((upper if value > 0 else lower)[n]) for n, value in constraint.coefficients.items())
+            <= constraint.bound
+            for constraint in self.constraints
+        )
 
 
 @dataclass(frozen=True)
@@ -54,6 +68,14 @@ class Property:
     inputs: int
     outputs: int
     cases: tuple[Case, ...]
+
+    @property
+    def groups(self) -> list[list[Case]]:
+        """The cases, those of one box together, in the order of the file."""
+        groups = dict[int, list[Case]]()
+        for case in self.cases:
+            groups.setdefault(id(case.box), []).append(case)
+        return list(groups.values())
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cerdeq.bounds import Context, Interval, propagate, trace
 from cerdeq.boxes import outward_ends
-from harness.properties.cases import Case, Constraint, InputBox
+from harness.properties.cases import Case, InputBox
 from harness.properties.question import round_up
 
 
@@ -70,17 +70,6 @@ def exact_outputs(network: nn.Module, inputs: Sequence[str], shape: tuple[int, .
     return lower, upper
 
 
-def holds_at(constraints: Sequence[Constraint], lower: Sequence[float], upper: Sequence[float]) -> bool:
-    """Return whether constraints hold for all outputs between `lower` and `upper`, compared exactly."""
-    if not np.isfinite([*lower, *upper]).all():
-        return False
-    return all(
-        sum(value * Fraction((upper if value > 0 else lower)[n]) for n, value in constraint.coefficients.items())
-        <= constraint.bound
-        for constraint in constraints
-    )
-
-
 def why_not_confirmed(
     cases: Sequence[Case], exact: tuple[list[float], list[float]], float32: Sequence[float]
 ) -> str:  # fmt: skip
@@ -89,9 +78,9 @@ def why_not_confirmed(
     It is one if all constraints of a case hold in exact arithmetic and for the outputs in float32. exact: bounds of its
     outputs in exact arithmetic. float32: its outputs by onnxruntime.
     """
-    holding = [case for case in cases if holds_at(case.constraints, *exact)]
+    holding = [case for case in cases if case.holds(*exact)]
     if not holding:
         return "no case is proved at the point that was found, rounded to decimals"
-    if not any(holds_at(case.constraints, float32, float32) for case in holding):
+    if not any(case.holds(float32, float32) for case in holding):
         return "a counterexample in exact arithmetic, which onnxruntime's rounding in float32 does not confirm"
     return ""

@@ -18,7 +18,14 @@ from harness.command_line import FAILED, OK
 from harness.errors import InputError, require
 from harness.launch.progress import Bars
 from harness.launch.work import OnEnd, RayOptions, run_here
-from harness.storage.files import DamagedFileError, parse_json, remove_unfinished, write_json, write_text
+from harness.storage.files import (
+    DamagedFileError,
+    parse_json,
+    remove_unfinished,
+    write_atomically,
+    write_json,
+    write_text,
+)
 from harness.storage.lease import lock_directory
 from harness.terminal import one_line, print_table, printable
 
@@ -68,19 +75,16 @@ def _instance(row: list[str], where: str, folder: Path, seconds: float | None) -
     return Instance(str(onnx), str(vnnlib), timeout if seconds is None else seconds)
 
 
-def solve_instances(
-    path: Path, directory: Path | None, seconds: float | None, workers: int | None, console: Console
-) -> int:  # fmt: skip
-    """Solve the instances of a file that have no answer in the directory yet; returns the exit status.
+def solve_instances(instances: Sequence[Instance], directory: Path, workers: int | None, console: Console) -> int:
+    """Solve the instances that have no answer in the directory yet; returns the exit status.
 
     The answers of a file whose bytes changed, or of another timeout, and errors are replaced. Raises InputError.
     """
-    instances = read_instances(path, seconds)
-    directory = (directory or Path("results") / path.stem).absolute()
+    directory = directory.absolute()
     with lock_directory(directory):
         (directory / INSTANCES).mkdir(exist_ok=True)
         remove_unfinished(directory / INSTANCES)
-        digest = cache(_digest)  # many instances share a network
+        digest = cache(digest_of)  # many instances share a network
         requests = [
             asdict(each) | {"onnx_sha256": digest(each.onnx), "vnnlib_sha256": digest(each.vnnlib)}
             for each in instances
@@ -104,9 +108,9 @@ def _solve_missing(
     def on_end(item: Path, error: str | None) -> None:
         if error is not None:
             write_json(item, items[item] | {"result": ERROR, "seconds": 0.0, "branches": 0, "detail": error})
-        record = records[item] = _stored(item)
+        record = records[item] = read_record(item)
         answered = [record for record in records.values() if record]
-        _write_results(answered, directory)
+        write_text(directory / RESULTS, results_text(answered))
         counts = _counts(answered)
         bars.move("instances", counts.total(), len(items), _in_words(counts))
         if not console.is_terminal:
@@ -136,19 +140,36 @@ def _run(items: list[Path], work: Callable[..., None], on_end: OnEnd, workers: i
 
 def _solve_item(item: Path, report: object, requests: dict[str, Record]) -> None:
     """Solve the instance whose record is to be written to `item`, and write it."""
-    from harness.properties.solve import solve_files
+    from safetensors.torch import save_file
 
-    request = requests[str(item)]
+    from harness.properties.solve import Answer, solve_files
+
+    request, certificate = requests[str(item)], certificate_path(item)
+    certificate.unlink(missing_ok=True)
     try:
-        answer = solve_files(Path(request["onnx"]), Path(request["vnnlib"]), request["timeout"])
-        detail, result, counterexample = answer.detail, answer.status, answer.counterexample_text
-        outcome = {"result": result, "seconds": answer.seconds, "branches": answer.branches, "detail": detail}
+        answer = solve_files(Path(request["onnx"]), Path(request["vnnlib"]), request["timeout"], certificates=True)
     except InputError as error:
-        outcome, counterexample = {"result": ERROR, "seconds": 0.0, "branches": 0, "detail": str(error)}, ""
-    write_json(item, request | outcome | {"counterexample": counterexample})
+        answer = Answer(ERROR, detail=str(error))
+    if answer.certificate:
+        write_atomically(certificate, partial(save_file, answer.certificate))
+    outcome = {
+        "result": answer.status,
+        "seconds": answer.seconds,
+        "branches": answer.branches,
+        "detail": answer.detail,
+        "counterexample": answer.counterexample_text,
+        "certificate_sha256": digest_of(certificate) if answer.certificate else "",
+    }
+    write_json(item, request | outcome)
 
 
-def _digest(path: str) -> str:
+def certificate_path(item: Path) -> Path:
+    """Return where the certificate of the record in `item` lies."""
+    return item.with_suffix(".safetensors")
+
+
+def digest_of(path: str | Path) -> str:
+    """Return the SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -156,28 +177,30 @@ def _digest(path: str) -> str:
 def _read(item: Path, request: Record) -> Record | None:
     """Return the record of a request, or None if there is none, or it is an error's or another request's."""
     try:
-        record = _stored(item)
+        record = read_record(item)
     except DamagedFileError:
         return None
     is_same = all(record.get(name) == value for name, value in request.items())
     return record if is_same and record["result"] != ERROR else None
 
 
-def _stored(item: Path) -> Record:
+def read_record(item: Path) -> Record:
+    """Return an instance's record. Raises DamagedFileError."""
     return parse_json(item, lambda content: {name: content[name] for name in content.keys() | _COLUMNS})
 
 
-def _write_results(records: Sequence[Record], directory: Path) -> None:
+def results_text(records: Sequence[Record]) -> str:
+    """Return the content of results.csv."""
     text = io.StringIO()
     writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(record | {"seconds": f"{record['seconds']:.2f}"} for record in records)
-    write_text(directory / RESULTS, text.getvalue())
+    return text.getvalue()
 
 
 def _report(records: Sequence[Record], total: int, directory: Path, console: Console) -> int:
     """Write results.csv, print the table and a summary; returns the exit status."""
-    _write_results(records, directory)
+    write_text(directory / RESULTS, results_text(records))
     rows = [
         (_name(r["onnx"]), _name(r["vnnlib"]), r["result"], f"{r['seconds']:.1f}", str(r["branches"]), r["detail"])
         for r in records

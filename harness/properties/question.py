@@ -7,6 +7,7 @@ make the bound of a conjunction exact.
 """
 
 import copy
+from collections import OrderedDict
 from collections.abc import Sequence
 from fractions import Fraction
 from math import lcm, prod
@@ -19,7 +20,7 @@ from cerdeq import Box
 from harness.errors import InputError
 from harness.properties.cases import Case, Constraint, InputBox
 
-_LARGEST = 2**53  # of integers that are float64
+NETWORK, VIOLATIONS = "network", "violations"  # in names of steps
 
 
 class Violations(nn.Module):
@@ -34,28 +35,30 @@ class Violations(nn.Module):
         weight, bias = zip(*(_scaled(c, outputs) for case in cases for c in case.constraints), strict=True)
         self.values = nn.Linear(outputs, len(bias), dtype=torch.float64)
         self.values.weight.data, self.values.bias.data = torch.stack(weight), torch.tensor(bias, dtype=torch.float64)
-        self.first, self.difference, counts = (
-            nn.ModuleList(),
-            nn.ModuleList(),
-            [len(case.constraints) for case in cases],
-        )
+        self.first, self.difference, self.relu = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        counts = [len(case.constraints) for case in cases]
         while max(counts) > 1:
             first, difference = _pairs(counts)
             self.first.append(first)
             self.difference.append(difference)
+            self.relu.append(nn.ReLU())
             counts = [(count + 1) // 2 for count in counts]
 
     def forward(self, outputs: Tensor) -> Tensor:
         """Return the largest values."""
         values = self.values(outputs)
-        for first, difference in zip(self.first, self.difference, strict=True):
-            values = first(values) + torch.relu(difference(values))
+        for first, difference, relu in zip(self.first, self.difference, self.relu, strict=True):
+            values = first(values) + relu(difference(values))
         return values
 
 
 def with_violations(network: nn.Module, cases: Sequence[Case], outputs: int) -> nn.Module:
-    """Return the network in float64, then `Violations` of the cases. Raises InputError as these do."""
-    return nn.Sequential(copy.deepcopy(network).double(), nn.Flatten(), Violations(cases, outputs)).eval()
+    """Return the network in float64, then `Violations` of the cases. Raises InputError as these do.
+
+    Certificates name its ReLUs `network.<path>` and `violations.relu.<level>`.
+    """
+    layers = {NETWORK: copy.deepcopy(network).double(), "flatten": nn.Flatten(), VIOLATIONS: Violations(cases, outputs)}
+    return nn.Sequential(OrderedDict(layers)).eval()
 
 
 def region_of(box: InputBox, shape: tuple[int, ...]) -> Box:

@@ -2,8 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from itertools import groupby
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 
@@ -33,6 +32,7 @@ class Answer:
     status: SAT if an input satisfies the property, a counterexample; UNSAT if none does; UNKNOWN or TIMEOUT if neither
         is proved.
     seconds: that it took. branches: leaves that were bounded. detail: why the status is UNKNOWN.
+    certificate: of UNSAT, if requested: the certificate of each box, whose tensors begin with `<number of the box>/`.
     """
 
     status: str
@@ -40,6 +40,7 @@ class Answer:
     branches: int = 0
     detail: str = ""
     counterexample: Counterexample | None = None
+    certificate: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def counterexample_text(self) -> str:
@@ -51,7 +52,7 @@ class Answer:
         return "".join(f"{line}\n" for line in (self.status, self.counterexample_text) if line)
 
 
-def solve_files(network_path: Path, property_path: Path, seconds: float) -> Answer:
+def solve_files(network_path: Path, property_path: Path, seconds: float, certificates: bool = False) -> Answer:
     """Return the answer to an instance of an ONNX and a VNN-LIB file, whose loading counts. Raises InputError."""
     began = time.monotonic()
     property_ = read_property(property_path)
@@ -67,7 +68,7 @@ def solve_files(network_path: Path, property_path: Path, seconds: float) -> Answ
         return onnxruntime_outputs(read_file(network_path), points)
 
     try:
-        answer = solve(property_, network, run, seconds - (time.monotonic() - began))
+        answer = solve(property_, network, run, seconds - (time.monotonic() - began), certificates)
     except (UnsupportedOperator, OnnxError) as error:
         raise InputError(f"{network_path}: {error}") from None
     return replace(answer, seconds=time.monotonic() - began)
@@ -82,44 +83,45 @@ def check_shapes(property_: Property, network: nn.Module, where: str) -> None:
         raise InputError(f"{where}: found {sizes}")
 
 
-def solve(property_: Property, network: nn.Module, run: RunInFloat32, seconds: float) -> Answer:
+def solve(
+    property_: Property, network: nn.Module, run: RunInFloat32, seconds: float, certificates: bool = False
+) -> Answer:  # fmt: skip
     """Return the answer. Its boxes are searched one after the other, each for its share of the time that is left.
 
     network: with an attribute `input_shape`, of one input. Raises InputError for coefficients with too many digits.
     """
-    began, branches, answers = time.monotonic(), 0, list[Answer]()
-    groups = [list(group) for _, group in groupby(sorted(property_.cases, key=_box), key=_box)]
+    began, answers, certificate, groups = time.monotonic(), list[Answer](), dict[str, torch.Tensor](), property_.groups
     for number, cases in enumerate(groups):
         left = seconds - (time.monotonic() - began)
-        answer = _solve_box(cases, network, run, max(0.0, left) / (len(groups) - number))
-        branches += answer.branches
-        answers.append(answer)
-        if answer.status == SAT:
+        answers.append(_solve_box(cases, network, run, max(0.0, left) / (len(groups) - number), certificates))
+        certificate |= {f"{number}/{name}": tensor for name, tensor in answers[-1].certificate.items()}
+        if answers[-1].status == SAT:
             break
-    return replace(min(answers, key=_rank), seconds=time.monotonic() - began, branches=branches)
-
-
-def _box(case: Case) -> int:
-    return id(case.box)
+    worst, branches = min(answers, key=_rank), sum(answer.branches for answer in answers)
+    certificate = certificate if worst.status == UNSAT else {}
+    return replace(worst, seconds=time.monotonic() - began, branches=branches, certificate=certificate)
 
 
 def _rank(answer: Answer) -> int:
     return [SAT, TIMEOUT, UNKNOWN, UNSAT].index(answer.status)
 
 
-def _solve_box(cases: Sequence[Case], network: nn.Module, run: RunInFloat32, seconds: float) -> Answer:
+def _solve_box(
+    cases: Sequence[Case], network: nn.Module, run: RunInFloat32, seconds: float, certificates: bool
+) -> Answer:  # fmt: skip
     """Return the answer to cases that share a box."""
     region = region_of(cases[0].box, network.input_shape)  # type: ignore[arg-type]
     if not all(case.constraints for case in cases):  # every input of the box satisfies such a case
         return _confirm(cases, network, run, region.center, 0)
     extended = with_violations(network, cases, _output_count(network))
     spec = torch.eye(len(cases), dtype=torch.float64)[None]
-    result = verify(extended, region, spec, seconds=seconds)
+    result = verify(extended, region, spec, seconds=seconds, certificates=certificates)
     branches = int(result.branches[0])
     if result.status[0] == "falsified":
         return _confirm(cases, network, run, result.counterexample, branches)
     status = _STATUSES[result.status[0]]
-    return Answer(status, branches=branches, detail=result.status[0] if status == UNKNOWN else "")
+    detail = result.status[0] if status == UNKNOWN else ""
+    return Answer(status, branches=branches, detail=detail, certificate=result.certificates[0])
 
 
 def _confirm(

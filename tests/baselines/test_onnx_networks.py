@@ -8,7 +8,7 @@ from baselines import build
 from baselines.contract import check_network
 from cerdeq import OnnxError, export_onnx
 from cerdeq.onnx.layers import Permute, Reshape
-from harness.checker.network import Network
+from harness.checker.network import read_network
 
 NETWORK = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 10)).eval()
 LAYOUTS = {
@@ -32,7 +32,7 @@ def test_images_reach_the_network_in_its_layout(shape, tmp_path):
     x = torch.rand(3, 1, 8, 8)
     with torch.no_grad():
         torch.testing.assert_close(model(x), NETWORK(model.normalize(x)))
-    network = Network(model.double())
+    network = read_network(model.double())
     network.refuse_other_logits(model, x.double().numpy())
 
 

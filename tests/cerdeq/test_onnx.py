@@ -26,7 +26,7 @@ from torch import nn
 import cerdeq.onnx.file
 from cerdeq import Box, OnnxError, bound, load_onnx
 from cerdeq.onnx.operators import LAYERS
-from harness.checker.network import Network
+from harness.checker.network import read_network
 
 
 def by_onnxruntime(path, x):
@@ -65,7 +65,7 @@ def test_a_bias_becomes_part_of_its_layer(tmp_path):
               constants={"w": numbers(120, 3), "b": BIAS})  # fmt: skip
     network = load_onnx(onnx_file(net, tmp_path))
     assert [type(module) for module in network.children()] == [nn.Flatten, nn.Linear]
-    assert len(Network(network.double()).steps) == 2
+    assert len(read_network(network.double()).steps) == 2
 
 
 def test_a_network_is_loaded_with_weights_on_every_default_device_and_draws_no_random_numbers(tmp_path):

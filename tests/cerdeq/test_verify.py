@@ -230,6 +230,14 @@ def test_memory_ends_the_search_and_says_so():
         assert "out of memory" in verify(model, region, spec).status
 
 
+def test_an_answer_does_not_depend_on_whether_its_certificate_fits_into_memory():
+    model, region, spec = hard()
+    with patch("cerdeq.branch.verify.default_memory", lambda device: 4000):
+        alone, with_certificates = (verify(model, region, spec, certificates=c) for c in (False, True))
+    assert alone.status == with_certificates.status and "certified" in alone.status
+    assert {} in with_certificates.certificates
+
+
 def test_networks_that_cannot_be_split_further_are_unknown_and_nothing_else():
     """Of a max pool's relaxation nothing is split."""
     graph, region, spec, minimum = graph_case("max pool overlapping", 1)

@@ -13,7 +13,7 @@ from cerdeq.equilibrium import FixedPoint
 from harness.checker.boxes import ball
 from harness.checker.certificates import covers_everything, read_tensors, split_by_example
 from harness.checker.linear import lower_bounds
-from harness.checker.network import Network
+from harness.checker.network import read_network
 from harness.checker.proofs import CERTIFICATE, prove
 from harness.checker.regions import interval_region, tightened_region
 from harness.checker.relaxation import Leaves
@@ -86,7 +86,7 @@ def shapes(region, network):
 def test_leaves_of_known_signs_reach_their_exact_minima(name):
     """No lower than the float32 of multipliers costs; the smallest of all leaves is the exact minimum."""
     model = small(name)
-    network, spec = Network(model), spec_of(0)
+    network, spec = read_network(model), spec_of(0)
     region = interval_region(network, BOX)
     shape_of = shapes(region, network)
     exact, bounds = [], []
@@ -109,7 +109,7 @@ def test_any_choices_of_leaves_are_sound(name, data, seed):
     """Slopes beyond [0, 1] are clamped; signs are those of a point, or none."""
     torch.manual_seed(seed % 7)
     random, model = np.random.default_rng(seed), small(name)
-    network = Network(model)
+    network = read_network(model)
     region = data.draw(st.sampled_from([interval_region, tightened_region]))(network, BOX)
     shape_of, leaves = shapes(region, network), {}
     corner = random.choice([-1, 1, 0.3], size=(1, *SHAPE))
@@ -129,11 +129,11 @@ def test_any_choices_of_leaves_are_sound(name, data, seed):
 def test_certificates_prove_what_is_true_and_nothing_else(name):
     model = small(name)
     set_margins(model, 0.02)
-    assert prove(Network(model), BOX, LABEL).proved_by == "", "the test needs a case for a certificate"
+    assert prove(read_network(model), BOX, LABEL).proved_by == "", "the test needs a case for a certificate"
     tensors = full_certificate(model, BOX, {row: spec_of(other) for row, other in enumerate(OTHERS)})
-    assert prove(Network(model), BOX, LABEL, tensors).proved_by == CERTIFICATE
+    assert prove(read_network(model), BOX, LABEL, tensors).proved_by == CERTIFICATE
     model[-1].bias[2] += 0.03
-    proof = prove(Network(model), BOX, LABEL, tensors)
+    proof = prove(read_network(model), BOX, LABEL, tensors)
     assert proof.proved_by == "" and proof.minimum < -0.005 and not proof.refused
 
 
@@ -196,14 +196,14 @@ def test_faulty_certificates_are_refused(proved, fault):
     change, message = FAULTS[fault]
     faulty = {name: tensor.copy() for name, tensor in tensors.items()}
     change(faulty)
-    proof = prove(Network(model), BOX, LABEL, faulty)
+    proof = prove(read_network(model), BOX, LABEL, faulty)
     assert proof.proved_by == "" and message in proof.refused
 
 
 def test_other_numbers_in_a_certificate_prove_less_and_never_more(proved):
     """Multipliers and signs of other leaves are sound, and not enough here."""
     model, tensors = proved
-    network = Network(model)
+    network = read_network(model)
     assert prove(network, BOX, LABEL, tensors).proved_by == CERTIFICATE
     others = tensors | {"2/multipliers": tensors["2/multipliers"][::-1]}
     assert prove(network, BOX, LABEL, others).proved_by == ""
@@ -212,7 +212,7 @@ def test_other_numbers_in_a_certificate_prove_less_and_never_more(proved):
     assert prove(network, BOX, LABEL, tensors | {"2/kept": factors}).proved_by == CERTIFICATE
     assert prove(network, ball(np.array([[[[100.0, 30.0, 200.0]]]]), 0.2 + 1 / 255), LABEL, tensors).proved_by == ""
     model[-1].weight[OTHERS] += 1e-3
-    assert prove(Network(model), BOX, LABEL, tensors).proved_by == ""
+    assert prove(read_network(model), BOX, LABEL, tensors).proved_by == ""
     model[-1].weight[OTHERS] -= 1e-3
 
 
@@ -220,9 +220,9 @@ def test_a_row_without_leaves_needs_a_proof_of_its_own(proved):
     model, tensors = proved
     first = tensors["row"] == 0
     part = {name: t if name == "2/neurons" else t[first] for name, t in tensors.items()}
-    assert prove(Network(model), BOX, LABEL, part).proved_by == ""
+    assert prove(read_network(model), BOX, LABEL, part).proved_by == ""
     model[-1].bias[2] -= 10
-    assert prove(Network(model), BOX, LABEL, part).proved_by == CERTIFICATE
+    assert prove(read_network(model), BOX, LABEL, part).proved_by == CERTIFICATE
     model[-1].bias[2] += 10
 
 

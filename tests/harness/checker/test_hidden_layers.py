@@ -13,7 +13,7 @@ from cerdeq.bounds import Context, Interval, trace, values_of
 from cerdeq.branch.hidden import HiddenBounds
 from cerdeq.branch.leaves import Problem
 from harness.checker import boxes
-from harness.checker.network import Network
+from harness.checker.network import read_network
 from harness.checker.proofs import CERTIFICATE, prove, region_with_hidden
 from harness.checker.regions import tightened_region
 
@@ -49,7 +49,7 @@ def hidden_bounds(model, x, leaves_each):
 def test_the_checker_proves_cerdeqs_boxes(seed):
     model, x = chain(seed)
     values, tensors = hidden_bounds(model, x, 8)
-    network = Network(model)
+    network = read_network(model)
     region, plain = region_with_hidden(network, checked(x), tensors), tightened_region(network, checked(x))
     assert {name.split("/")[1] for name in tensors} == {"4", "6"}, "the first layer's box is exact"
     for number in (4, 6):
@@ -68,7 +68,7 @@ def test_boxes_contain_points_whatever_the_leaves_choose(seed):
             tensors[name] = random.integers(0, 256, tensor.shape, dtype=np.uint8)
         if name.endswith("/multipliers"):
             tensors[name] = tensor + random.exponential(size=tensor.shape).astype(np.float32)
-    region = region_with_hidden(Network(model), checked(x), tensors)
+    region = region_with_hidden(read_network(model), checked(x), tensors)
     points = x + RADIUS * (2 * torch.rand(4000, 1, 2, 2, dtype=torch.float64) - 1)
     for number in range(2, len(model)):
         exact = model[:number](points).numpy()
@@ -89,7 +89,7 @@ def proved():
             result = verify(model, region, spec, seconds=60, certificates=True)
         tensors = {name: tensor.numpy() for name, tensor in result.certificates[0].items()}
         if result.status == ["certified"] and any(name.startswith("hidden/") for name in tensors):
-            return Network(model), checked(x), 1, tensors
+            return read_network(model), checked(x), 1, tensors
     raise AssertionError("no network needed hidden layers")
 
 

@@ -15,7 +15,7 @@ from cerdeq.equilibrium import FixedPoint
 from harness.checker import linear
 from harness.checker.boxes import Box, ball, convolve
 from harness.checker.linear import lower_bounds
-from harness.checker.network import Activation, Network
+from harness.checker.network import Activation, read_network
 from harness.checker.regions import interval_region, tightened_region
 from harness.checker.relaxation import Leaves, lines
 
@@ -167,7 +167,7 @@ def test_affine_networks_are_bounded_by_their_exact_minima_less_rounding(name, s
     """Where the bound is the minimum itself, rounding that is not counted shows in every second row."""
     model = with_classifier(AFFINE[name](), (2, 3, 3))
     x = torch.rand(1, 2, 3, 3).double()
-    network, box = Network(model), exact_box(size * x.numpy(), 0.25)
+    network, box = read_network(model), exact_box(size * x.numpy(), 0.25)
     spec = np.random.default_rng(0).normal(size=(12, 3))
     lowers = lower_bounds(network, interval_region(network, box), {len(network.steps): spec}, {})
     slopes = torch.autograd.functional.jacobian(lambda v: model(v)[0], x)[:, 0].flatten(1).numpy()
@@ -186,7 +186,7 @@ def test_rounding_is_counted_where_everything_cancels(name):
     pixels = np.zeros(18)
     pixels[[7, 10]] = 1e6 * random.uniform(0.5, 1, 2)
     x = torch.from_numpy(pixels.reshape(1, 2, 3, 3))
-    network = Network(nn.Sequential(*body, nn.Linear(body(x).shape[1], 3).double()).eval())
+    network = read_network(nn.Sequential(*body, nn.Linear(body(x).shape[1], 3).double()).eval())
     slopes = torch.autograd.functional.jacobian(lambda v: body(v)[0], x)[:, 0].flatten(1).numpy()
     basis, _ = np.linalg.qr(slopes[:, [7, 10]])
     rows = random.normal(size=(30, len(slopes)))
@@ -206,7 +206,7 @@ def test_equilibria_that_are_affine_are_bounded_by_their_exact_minima_less_round
     with torch.no_grad():
         inject.weight.abs_()
         inject.bias.abs_()
-    network = Network(nn.Sequential(nn.Flatten(), inject, FixedPoint(weight, 1, 1), classifier).eval())
+    network = read_network(nn.Sequential(nn.Flatten(), inject, FixedPoint(weight, 1, 1), classifier).eval())
     box = exact_box(np.full((1, 1, 2, 2), 0.5), 0.25)
     spec = np.random.default_rng(0).normal(size=(20, 2))
     lowers = lower_bounds(network, interval_region(network, box), {4: spec}, {})
@@ -226,7 +226,7 @@ def test_rounding_in_w_is_counted_where_its_columns_cancel(monkeypatch):
     weight[2, :2], scale = (1e4 * random.uniform(1, 2), -1e4 * random.uniform(1, 2)), random.uniform(1, 2)
     weight[3, :2] = scale * weight[2, :2]
     model = nn.Sequential(nn.Flatten(), FixedPoint(torch.from_numpy(weight), 1, 1), nn.Linear(4, 2).double())
-    network = Network(model.eval())
+    network = read_network(model.eval())
     images = np.array([0.5, -0.5 * weight[2, 0] / weight[2, 1], 0.5, 0.5]).reshape(1, 1, 1, 4)
     last = random.normal(size=(60, 1))
     rows = np.concatenate([np.zeros((60, 2)), last, -last / scale], 1)
@@ -251,7 +251,7 @@ def corners(box):
 def test_each_part_of_a_bound_counts_its_own_rounding():
     """In exact arithmetic, without what later parts count in addition."""
     box, a = random_box(1), -np.random.default_rng(2).random((400, 1))
-    network = Network(nn.Sequential(nn.ReLU(), nn.Linear(1, 2)).eval())
+    network = read_network(nn.Sequential(nn.ReLU(), nn.Linear(1, 2)).eval())
     pulled = linear.pull_back(network.steps[0], a, linear.Region([box, box], {}), 1, None)
     values, (slopes,) = exact_numbers(a), map(exact_numbers, pulled.coefficients)
     constants, losses = exact_numbers(pulled.constant), exact_numbers(pulled.rounding_loss)
@@ -307,7 +307,7 @@ def test_regions_and_bounds_hold_equilibria(kernel, rho):
     stem = [nn.Flatten(), nn.Linear(16, 6), nn.ReLU(), nn.Linear(6, 4)]
     stem = stem if kernel is None else [nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 4, 1)]
     model = with_classifier([*stem, FixedPoint(weight, 1, 1), nn.Flatten()], (1, 4, 4))
-    network, images = Network(model), ball(np.full((1, 1, 4, 4), 128.0), 0.3)
+    network, images = read_network(model), ball(np.full((1, 1, 4, 4), 128.0), 0.3)
     number = next(
         n
         for n, s in enumerate(network.steps, 1)
@@ -334,7 +334,7 @@ def test_regions_and_bounds_hold_equilibria(kernel, rho):
 
 
 def test_what_is_not_finite_or_huge_is_not_bounded():
-    network = Network(with_classifier([nn.Flatten(), nn.Linear(4, 3)], (1, 2, 2)))
+    network = read_network(with_classifier([nn.Flatten(), nn.Linear(4, 3)], (1, 2, 2)))
     for radius in (np.inf, np.nan, 1e101):
         box = Box(np.zeros((1, 1, 2, 2)), np.full((1, 1, 2, 2), radius))
         region = linear.Region([box, box, box], {})

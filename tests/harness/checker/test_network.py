@@ -13,7 +13,7 @@ from harness.checker import equilibrium as equilibrium_module
 from harness.checker.boxes import Box, ball
 from harness.checker.equilibrium import NotProvedError, contraction, equilibrium
 from harness.checker.linear import lower_bounds
-from harness.checker.network import Network, UnknownLayerError
+from harness.checker.network import UnknownLayerError, read_network
 from harness.checker.regions import interval_region, tightened_region
 
 EPS = Fraction(1, 100)
@@ -68,7 +68,8 @@ def test_margins_lie_below_attacks_and_where_ibp_s_and_crown_s_do(name, options)
     """Two derivations of each bound. Tighter boxes are no looser."""
     model = network_of(name, **options)
     pixels, labels = torch.randint(0, 256, (2, 1, 8, 8)), torch.tensor([3, 0])
-    network, exact, spec, x = Network(model), model.double(), margin_spec(labels, 10).double(), pixels.double() / 255
+    network, exact = read_network(model), model.double()
+    spec, x = margin_spec(labels, 10).double(), pixels.double() / 255
 
     def margins_of(points):
         return (spec @ exact(points)[..., None])[..., 0]
@@ -107,7 +108,7 @@ REFUSED = {
 @pytest.mark.parametrize("message", REFUSED)
 def test_a_network_without_a_rule_is_refused(message):
     with pytest.raises(UnknownLayerError, match=message):
-        Network(REFUSED[message].eval())
+        read_network(REFUSED[message].eval())
 
 
 @pytest.mark.parametrize("h", [-1.0, 0.0])

@@ -10,7 +10,7 @@ from cerdeq import bound, margin_spec
 from harness.checker.boxes import Box
 from harness.checker.linear import lower_bounds
 from harness.checker.maps import UnknownLayerError
-from harness.checker.network import Network
+from harness.checker.network import read_network
 from harness.checker.regions import tightened_region
 
 EPS, LABEL = 0.1, 1
@@ -27,7 +27,7 @@ def margins_by_certifier(model, x, radius):
 
 def margins_by_checker(model, x, radius):
     try:
-        network = Network(model)
+        network = read_network(model)
         network.refuse_other_logits(model, x.numpy())
     except (UnknownLayerError, RuntimeError) as error:
         return str(error)

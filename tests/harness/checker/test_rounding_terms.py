@@ -15,7 +15,7 @@ from harness.checker import boxes, equilibrium, linear, maps
 from harness.checker.boxes import TINY, Box, U, affine, ball, between, inside, normalise, widen_for_rounding
 from harness.checker.equilibrium import NotProvedError
 from harness.checker.linear import Region, minimum_over_box, pull_back, sum_rounded_down
-from harness.checker.network import Activation, Network, Step
+from harness.checker.network import Activation, Step, read_network
 from harness.checker.relaxation import LARGEST, Leaves, lines, rounding_loss
 
 SMALLEST = 2.0**-1074
@@ -159,7 +159,7 @@ def test_margins_say_how_many_terms_their_sums_have():
     size = 4096
     model = nn.Sequential(nn.Flatten(), nn.Linear(size, 2, bias=False)).double().eval()
     model[1].weight.data = torch.stack([torch.ones(size), torch.zeros(size)]).double()
-    network, x = Network(model), np.array([[1.0, *[U] * (size - 1)]])
+    network, x = read_network(model), np.array([[1.0, *[U] * (size - 1)]])
     value = [sum(exact(x.ravel()))]
     assert holds(network.margins([None, Box(x, 0 * x)], np.array([0])), value, value)
 
@@ -279,7 +279,7 @@ class Thrice(nn.Module):
 
 def test_coefficients_of_a_value_that_is_used_often_count_their_sum():
     """The first two are rounded, and the third cancels what is left of them."""
-    network = Network(nn.Sequential(nn.Flatten(), Thrice(), nn.Linear(3, 2)).double().eval())
+    network = read_network(nn.Sequential(nn.Flatten(), Thrice(), nn.Linear(3, 2)).double().eval())
     one, rows = np.ones((1, 1, 1, 1)), np.array([[1.0, 1.5 * U, -1.0], [1.0, 0.5 * U, -1.0]])
     region = Region(network.boxes(Box(one, 0 * one)), {})
     for sign in (1.0, -1.0):

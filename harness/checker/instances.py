@@ -1,0 +1,113 @@
+"""Prove the answers in the results directory of `harness.verify` again, from the files of networks and properties."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from cerdeq import OnnxError, load_onnx
+from harness.checker.certificates import Tensors, read_tensors
+from harness.checker.folders import find_answers
+from harness.checker.maps import UnknownLayerError
+from harness.checker.properties import NotConfirmedError, check_shapes, confirm_sat, confirm_unsat
+from harness.errors import InputError, error_line
+from harness.properties.files import read_property
+from harness.properties.instances import (
+    INSTANCES,
+    RESULTS,
+    Record,
+    certificate_path,
+    digest_of,
+    read_record,
+    results_text,
+)
+from harness.properties.solve import SAT, UNSAT
+
+COUNTEREXAMPLE = "counterexample"
+_CLAIMS = {SAT, UNSAT}
+
+
+@dataclass(frozen=True)
+class CheckedAnswer:
+    """An answer, checked.
+
+    name: of its network and property. result: that is recorded. proved_by: what proved it, "" if it is not confirmed.
+    problem: why it is not confirmed. seconds: of the check.
+    """
+
+    name: str
+    result: str
+    proved_by: str = ""
+    problem: str = ""
+    seconds: float = 0.0
+
+    @property
+    def is_claim(self) -> bool:
+        """True if the answer claims something. What cannot be read may have been such an answer."""
+        return self.result in _CLAIMS or bool(self.problem)
+
+
+def name_of(path: Path) -> str:
+    """Return the names of a record's network and property; the record's own if it cannot be read."""
+    try:
+        record = read_record(path)
+        return f"{Path(record['onnx']).name} {Path(record['vnnlib']).name}"
+    except (InputError, TypeError):
+        return path.name
+
+
+def check_answers(records: list[Path]) -> Iterator[CheckedAnswer]:
+    """Check each answer; whatever its files hold, the others are checked after it."""
+    for path in records:
+        name, result, began = name_of(path), "unreadable", time.monotonic()
+        try:
+            record = read_record(path)
+            result = str(record["result"])
+            proved_by = _confirm(path, record) if result in _CLAIMS else ""
+            yield CheckedAnswer(name, result, proved_by, seconds=time.monotonic() - began)
+        except UnknownLayerError as error:
+            yield CheckedAnswer(name, result, problem=f"{error} cannot be rechecked", seconds=time.monotonic() - began)
+        except Exception as error:  # damaged files may raise anything
+            is_message = isinstance(error, InputError | NotConfirmedError | OnnxError)
+            problem = " ".join(str(error).split()) if is_message else error_line(error)
+            yield CheckedAnswer(name, result, problem=problem, seconds=time.monotonic() - began)
+
+
+def check_table(directory: Path) -> list[str]:
+    """Check that results.csv follows from the records."""
+    try:
+        expected = results_text([read_record(path) for path in find_answers(directory)])
+        same = (directory / RESULTS).read_text(encoding="utf-8") == expected
+    except Exception as error:  # as `check_answers`
+        return [f"{RESULTS} is not checked: {error_line(error)}"]
+    return [] if same else [f"{RESULTS} does not follow from {INSTANCES}/"]
+
+
+def _confirm(path: Path, record: Record) -> str:
+    """Prove a record's claim; return what proved it. Raises as `confirm_unsat`, and InputError or OnnxError."""
+    from cerdeq.onnx.compare import onnxruntime_outputs  # late: `load_onnx` says if packages are missing
+    from cerdeq.onnx.file import read_file
+
+    for kind in ("onnx", "vnnlib"):
+        if digest_of(record[kind]) != record[f"{kind}_sha256"]:
+            raise NotConfirmedError(f"{record[kind]} has changed since it was verified")
+    property_, model = read_property(Path(record["vnnlib"])), load_onnx(record["onnx"])
+    run = partial(onnxruntime_outputs, read_file(record["onnx"]))
+    check_shapes(property_, model)
+    if record["result"] == SAT:
+        confirm_sat(property_, model, run, record["counterexample"])
+        return COUNTEREXAMPLE
+    return confirm_unsat(property_, model, run, _certificate(path, record))
+
+
+def _certificate(path: Path, record: Record) -> Tensors:
+    """Return the tensors of a record's certificate. Raises NotConfirmedError if its file is missing or has changed."""
+    certificate, digest = certificate_path(path), record.get("certificate_sha256", "")
+    if not digest:
+        return {}
+    if not certificate.is_file():
+        raise NotConfirmedError(f"{certificate.name} is missing")
+    if digest_of(certificate) != digest:
+        raise NotConfirmedError(f"{certificate.name} has changed since it was written")
+    return read_tensors(certificate)

@@ -1,0 +1,106 @@
+"""Prove the answer to a property again: that no input satisfies it, or that its counterexample does."""
+
+import re
+from collections.abc import Callable
+from fractions import Fraction
+from math import prod
+
+import numpy as np
+from torch import nn
+
+from harness.checker.boxes import Array, Box, between
+from harness.checker.certificates import Tensors, split_by_example
+from harness.checker.maps import UnknownLayerError
+from harness.checker.network import boxes_of, read_steps
+from harness.checker.proofs import CERTIFICATE, prove_rows
+from harness.checker.violations import box_around, round_down, violations_network
+from harness.properties.cases import Property
+
+_AGREEMENT = 1e-4  # of outputs in float32, relative to 1 + their size, beside their proved boxes
+_VALUE = re.compile(r"\(([XY]_\d+) ([^\s()]+)\)")
+
+RunInFloat32 = Callable[[Array], Array]
+"""Inputs [B, *shape] in float32 -> outputs [B, ...], as the network's own runtime computes them."""
+
+
+class NotConfirmedError(Exception):
+    """The answer is not proved; the message says why."""
+
+
+def check_shapes(property_: Property, model: nn.Module) -> None:
+    """Raise NotConfirmedError unless the network has as many inputs and outputs as the property declares."""
+    sizes = prod(model.input_shape), prod(model.output_shape)  # type: ignore[arg-type]
+    if (property_.inputs, property_.outputs) != sizes:
+        raise NotConfirmedError(f"the property has other numbers of inputs and outputs than the network, {sizes}")
+
+
+def confirm_unsat(property_: Property, model: nn.Module, run: RunInFloat32, tensors: Tensors) -> str:
+    """Prove that no input satisfies the property; return what proved it.
+
+    tensors: the certificates of its boxes, each by the number of its box among the groups of cases.
+
+    Raises:
+        NotConfirmedError: without a proof.
+        UnknownLayerError: for a layer without a rule.
+    """
+    shape, certificates, ways = model.input_shape, split_by_example(tensors), list[str]()
+    for number, cases in enumerate(property_.groups):
+        box = box_around(cases[0].box, shape)  # type: ignore[arg-type]
+        corners = np.concatenate([box.lower, box.upper]).astype(np.float32)
+        exact = boxes_of(read_steps(model)[0], Box(corners.astype(np.float64), np.zeros(corners.shape)))[-1]
+        _refuse_other_outputs(exact, run(corners).ravel())
+        if not all(case.constraints for case in cases):
+            raise NotConfirmedError("a case has no constraints on outputs: every input of its box satisfies it")
+        network = violations_network(model, cases, property_.outputs)
+        proof = prove_rows(network, box, np.eye(len(cases)), certificates.get(str(number)))
+        if proof.refused:
+            raise NotConfirmedError(f"certificate refused: {proof.refused}")
+        if not proof.proved_by:
+            raise NotConfirmedError(f"the violation of a case is at least {proof.minimum:.6g}, and must be above 0")
+        ways.append(proof.proved_by)
+    return max(ways, key=CERTIFICATE.__eq__)
+
+
+def confirm_sat(property_: Property, model: nn.Module, run: RunInFloat32, text: str) -> None:
+    """Prove that the point of a counterexample, as the competition writes it, satisfies the property.
+
+    A case must hold for the exact outputs, and for those of the network's own runtime. Raises as `confirm_unsat`.
+    """
+    inputs, outputs = _point(text, property_)
+    lower, upper = (
+        np.array([sign * round_down(sign * x, np.float64) for x in inputs]).reshape(1, *model.input_shape)  # type: ignore[misc]
+        for sign in (1, -1)
+    )
+    cases = [case for case in property_.cases if case.box.contains(inputs)]
+    if not cases:
+        raise NotConfirmedError("the counterexample lies in the box of no case")
+    exact = boxes_of(read_steps(model)[0], between(lower, upper))[-1]
+    float32 = run(np.array([np.float32(float(x)) for x in inputs]).reshape(lower.shape)).ravel()
+    _refuse_other_outputs(exact, float32)
+    if not _agree(exact, np.array([float(y) for y in outputs])):
+        raise NotConfirmedError("the stored outputs are not the network's")
+    ends = exact.lower.ravel().tolist(), exact.upper.ravel().tolist()
+    if not any(case.holds(*ends) and case.holds(float32.tolist(), float32.tolist()) for case in cases):
+        raise NotConfirmedError("no case is proved to hold at the counterexample, in exact arithmetic and in float32")
+
+
+def _point(text: str, property_: Property) -> tuple[list[Fraction], list[Fraction]]:
+    """Return the inputs and outputs of a counterexample."""
+    try:
+        values = {name: Fraction(value) for name, value in _VALUE.findall(text)}
+        inputs = [values[f"X_{number}"] for number in range(property_.inputs)]
+        return inputs, [values[f"Y_{number}"] for number in range(property_.outputs)]
+    except (ValueError, TypeError, KeyError, ZeroDivisionError) as error:
+        raise NotConfirmedError(f"the counterexample is malformed: {type(error).__name__}: {error}") from None
+
+
+def _refuse_other_outputs(exact: Box, outputs: Array) -> None:
+    """Raise UnknownLayerError if the network's own runtime computes other outputs than the checker's steps."""
+    if not _agree(exact, outputs):
+        raise UnknownLayerError("the network, whose outputs in float32 differ from the checker's,")
+
+
+def _agree(exact: Box, outputs: Array) -> bool:
+    """Return whether outputs in float32 are near the exact ones."""
+    center, radius = exact.center.ravel(), exact.radius.ravel()
+    return bool((np.abs(outputs - center) <= radius + _AGREEMENT * (1 + np.abs(center))).all())

@@ -1,0 +1,88 @@
+"""A property as a network: for each case of a box the largest value of its constraints, coefficients . outputs - bound.
+
+No input of the box satisfies a case if that is above 0 everywhere. The largest is made of max(a, b) = a + relu(b - a).
+All numbers come from the property file, by this code alone. Only the order of pairs, the scale of constraints and the
+names of ReLUs, `network.<path>` and `violations.relu.<level>`, are those of the question that branch and bound decides:
+otherwise its leaves would not fit.
+"""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from math import lcm
+
+import numpy as np
+from torch import nn
+
+from harness.checker import maps
+from harness.checker.boxes import Array, Box, between
+from harness.checker.maps import UnknownLayerError
+from harness.checker.network import Activation, Network, Step, read_steps
+from harness.properties.cases import Case, Constraint, InputBox
+
+
+def violations_network(model: nn.Module, cases: Sequence[Case], outputs: int) -> Network:
+    """Return the network of the cases' largest values, [B, cases]. Every case has a constraint.
+
+    Raises UnknownLayerError for a layer without a rule, and for a coefficient that float64 does not hold.
+    """
+    steps = [Step(f"network.{step.name}", step.operation, step.sources) for step in read_steps(model)[0]]
+
+    def add(operation: maps.Map | Activation, *sources: int, name: str = "") -> int:
+        steps.append(Step(name, operation, sources))
+        return len(steps)
+
+    rows = [_row(constraint, outputs) for case in cases for constraint in case.constraints]
+    weight, bias = np.array([weight for weight, _ in rows]), np.array([bias for _, bias in rows])
+    values = add(maps.product(weight, bias), add(maps.flatten(nn.Flatten()), len(steps)))
+    counts, level = [len(case.constraints) for case in cases], 0
+    while max(counts) > 1:
+        a, b = _pairs(counts)
+        larger_by = add(Activation(None), add(_sum(b - a), values), name=f"violations.relu.{level}")
+        values = add(maps.add_values(), add(_sum(a), values), larger_by)
+        counts, level = [(count + 1) // 2 for count in counts], level + 1
+    add(_sum(np.eye(len(cases))), values)
+    return Network(steps, np.eye(len(cases)), np.zeros(len(cases)))
+
+
+def box_around(box: InputBox, shape: tuple[int, ...]) -> Box:
+    """Return a box [1, *shape] that contains the exact one."""
+    lower = np.array([round_down(end, np.float64) for end in box.lower])
+    upper = np.array([-round_down(-end, np.float64) for end in box.upper])
+    return between(lower.reshape(1, *shape), upper.reshape(1, *shape))
+
+
+def round_down(number: Fraction, kind: type[np.floating]) -> float:
+    """Return the largest float of a kind that is at most `number`."""
+    nearest = kind(float(number))
+    return float(nearest if Fraction(float(nearest)) <= number else np.nextafter(nearest, kind(-np.inf)))
+
+
+def _row(constraint: Constraint, outputs: int) -> tuple[Array, float]:
+    """Return a constraint's coefficients [outputs], scaled by a positive number, and at most its scaled -bound."""
+    scale = lcm(*(value.denominator for value in constraint.coefficients.values()))
+    scale = 1 if scale & (scale - 1) == 0 else scale  # powers of 2 are exact as they are
+    weight = np.zeros(outputs)
+    for number, value in constraint.coefficients.items():
+        weight[number] = float(value * scale)
+        if Fraction(weight[number]) != value * scale:
+            raise UnknownLayerError(f"the coefficient {float(value)} of Y_{number}")
+    return weight, round_down(-constraint.bound * scale, np.float32)
+
+
+def _sum(weight: Array) -> maps.Map:
+    return maps.product(weight, np.zeros(len(weight)))
+
+
+def _pairs(counts: Sequence[int]) -> tuple[Array, Array]:
+    """Return the first and the second of each pair of values, [pairs, values]; a value left over is a pair with itself.
+
+    counts: of values of each case, which come one case after the other.
+    """
+    first, second, start = list[int](), list[int](), 0
+    for count in counts:
+        numbers = range(start, start + count)
+        first += numbers[::2]
+        second += [min(number + 1, numbers[-1]) for number in numbers[::2]]
+        start += count
+    units = np.eye(start)
+    return units[first], units[second]

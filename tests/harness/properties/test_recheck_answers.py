@@ -1,0 +1,339 @@
+"""The checker on answers to properties: it confirms what is true, and never what exact answers contradict."""
+
+import functools
+import json
+from dataclasses import replace
+from fractions import Fraction
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from enumeration import smallest_violation
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+from small_properties import INPUTS, OUTPUTS, network_of, property_text, run
+from torch import nn
+
+from harness.checker.boxes import Box
+from harness.checker.maps import UnknownLayerError
+from harness.checker.properties import NotConfirmedError, confirm_sat, confirm_unsat
+from harness.checker.violations import box_around, round_down, violations_network
+from harness.command_line import main
+from harness.errors import InputError
+from harness.properties.cases import Case, Constraint, InputBox, Property, property_of
+from harness.properties.counterexample import decimal_between
+from harness.properties.expressions import parse
+from harness.properties.solve import solve
+
+SECONDS = 60
+TINY = Fraction(1, 10**6)
+
+
+@functools.cache
+def answered(seed):
+    """Return a network, a property and its answer, and the exact smallest violation; None if the boxes are empty."""
+    network, weights = network_of(seed)
+    try:
+        property_ = property_of(parse(property_text(np.random.default_rng(seed))))
+    except InputError:
+        return None
+    violation = min(smallest_violation(weights, case) for case in property_.cases)
+    answer = solve(property_, network, partial(run, network), SECONDS, certificates=True)
+    return network, property_, answer, violation
+
+
+def tensors_of(answer):
+    return {name: tensor.numpy() for name, tensor in answer.certificate.items()}
+
+
+def proved_by(network, property_, tensors):
+    """Return what proves that no input satisfies the property; "" if nothing does."""
+    try:
+        return confirm_unsat(property_, network, partial(run, network), tensors)
+    except NotConfirmedError:
+        return ""
+
+
+def with_bounds_raised(property_, by):
+    """Return the property with all bounds of constraints raised: every violation is smaller by as much."""
+    cases = tuple(
+        Case(case.box, tuple(Constraint(c.coefficients, c.bound + by) for c in case.constraints))
+        for case in property_.cases
+    )
+    return replace(property_, cases=cases)
+
+
+def check_seeds(seeds):
+    """Check answers, and slightly different properties with the same certificate; return what proved the answers."""
+    ways = []
+    for seed in filter(answered, seeds):
+        network, property_, answer, violation = answered(seed)
+        if answer.status == "unsat":
+            tensors = tensors_of(answer)
+            ways.append(proved_by(network, property_, tensors))
+            assert ways[-1], (seed, violation)
+            sat = with_bounds_raised(property_, Fraction(violation) + TINY)
+            assert not proved_by(network, sat, tensors), seed
+        elif violation < -1e-9:
+            assert not proved_by(network, property_, {}), seed
+            confirm_sat(property_, network, partial(run, network), answer.counterexample_text)
+    return ways
+
+
+def test_answers_are_confirmed_and_certificates_prove_no_other_property():
+    ways = check_seeds(range(40))
+    assert {"linear", "certificate"} <= set(ways), ways
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_two_hundred_answers_are_confirmed():
+    check_seeds(range(100, 300))
+
+
+@functools.cache
+def certified():
+    """Return network, property, tensors and exact smallest violation of answers that need leaves.
+
+    Bounds are moved until the smallest violation is about 0.01.
+    """
+    found = []
+    for seed in filter(answered, range(20)):
+        network, property_, _, violation = answered(seed)
+        by = Fraction(round(violation, 6)).limit_denominator(10**6) - Fraction(1, 100)
+        property_ = with_bounds_raised(property_, by)
+        answer = solve(property_, network, partial(run, network), SECONDS, certificates=True)
+        tensors = tensors_of(answer)
+        is_split = any(name.endswith("/signs") and tensor.any() for name, tensor in tensors.items())
+        if is_split and not proved_by(network, property_, {}):
+            assert proved_by(network, property_, tensors) == "certificate"
+            found.append((network, property_, tensors, violation - float(by)))
+    assert len(found) > 3
+    return found
+
+
+def test_incomplete_and_malformed_certificates_confirm_nothing():
+    refused = []
+    for network, property_, tensors, _ in certified():
+        for name, tensor in tensors.items():
+            faulty = [{k: v for k, v in tensors.items() if k != name}]
+            field = name.rpartition("/")[2]
+            if field == "signs" and tensor.any() and "hidden" not in name:
+                box = name.partition("/")[0]
+                fields = {k: v for k, v in tensors.items() if k.startswith(f"{box}/") and "hidden" not in k}
+                per_leaf = {k: v[1:] for k, v in fields.items() if not k.endswith("neurons")}
+                faulty += [tensors | per_leaf, tensors | {name: np.abs(tensor)}, tensors | {name: 0 * tensor}]
+            if field == "multipliers" and tensor.any():
+                faulty.append(tensors | {name: -tensor})
+            for other in faulty:
+                refused.append(not proved_by(network, property_, other))
+    assert len(refused) > 20 and all(refused), refused
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 10**6))
+def test_other_numbers_in_a_certificate_never_prove_a_property_that_an_input_satisfies(seed):
+    random = np.random.default_rng(seed)
+    network, property_, tensors, violation = certified()[seed % len(certified())]
+    by = Fraction(violation) + random.choice([TINY, Fraction(1, 10)])
+    for name, tensor in tensors.items():
+        if random.integers(2):
+            others = random.permutation(tensor.ravel()).reshape(tensor.shape).astype(tensor.dtype)
+            noise = {"slopes": 256, "multipliers": 3}.get(name.rpartition("/")[2])
+            if noise and random.integers(2):
+                others = random.integers(0, noise, tensor.shape).astype(tensor.dtype)
+            tensors = tensors | {name: others}
+    assert not proved_by(network, with_bounds_raised(property_, by), tensors)
+
+
+def test_a_larger_box_that_holds_a_counterexample_is_not_proved():
+    larger_ones = 0
+    for network, property_, tensors, _ in certified():
+        weights = [p.detach().double().numpy() for p in network.parameters()]
+        for by in (Fraction(1, 5), Fraction(1), Fraction(4)):
+            boxes = {id(c.box): InputBox(tuple(x - by for x in c.box.lower), tuple(x + by for x in c.box.upper))
+                     for c in property_.cases}  # fmt: skip
+            larger = replace(property_, cases=tuple(Case(boxes[id(c.box)], c.constraints) for c in property_.cases))
+            if min(smallest_violation(weights, case) for case in larger.cases) < -1e-9:
+                larger_ones += 1
+                assert not proved_by(network, larger, tensors)
+    assert larger_ones >= 3
+
+
+def test_a_case_without_constraints_is_never_proved():
+    network, property_, tensors, _ = certified()[0]
+    cases = (*property_.cases, Case(property_.cases[0].box, ()))
+    assert not proved_by(network, replace(property_, cases=cases), tensors)
+    assert not proved_by(network, Property(INPUTS, OUTPUTS, cases[-1:]), tensors)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_values_of_cases_are_the_largest_exact_violations(seed):
+    """Up to the positive scale of each constraint: the sign, and 0 never above."""
+    random, network = np.random.default_rng(seed), nn.Sequential(nn.Identity()).eval()
+    cases = []
+    for count in random.integers(1, 8, 3):
+        constraints = []
+        for _ in range(count):
+            factors = {int(n): Fraction(int(random.integers(-9, 10)) or 1, 10) for n in random.permutation(OUTPUTS)[:2]}
+            constraints.append(Constraint(factors, Fraction(int(random.integers(-20, 21)), 7)))
+        cases.append(Case(InputBox((), ()), tuple(constraints)))
+    outputs = random.integers(-16, 17, (50, OUTPUTS)) / 8
+    checked = violations_network(network, cases, OUTPUTS)
+    box = checked.rows(checked.boxes(Box(outputs, np.zeros(outputs.shape))), np.eye(len(cases))[None])
+    for lower, upper, y in zip(box.lower, box.upper, outputs, strict=True):
+        for low, high, case in zip(lower, upper, cases, strict=True):
+            exact = max(sum(f * Fraction(y[n]) for n, f in c.coefficients.items()) - c.bound for c in case.constraints)
+            assert (low > 0) <= (exact > 0)
+            assert (low > 0) == (exact > 0) or abs(exact) < 1e-5
+            assert high - low < 1e-9
+
+
+@given(st.fractions(-10, 10), st.fractions(0, 1))
+def test_the_box_contains_the_exact_one(low, width):
+    box = box_around(InputBox((low,), (low + width,)), (1,))
+    center, radius = Fraction(box.center.item()), Fraction(box.radius.item())
+    assert center - radius <= low and low + width <= center + radius
+    for kind in (np.float32, np.float64):
+        assert Fraction(round_down(low, kind)) <= low < Fraction(float(np.nextafter(kind(round_down(low, kind)), 9e9)))
+
+
+def test_another_runtime_is_noticed():
+    network, property_, tensors, _ = certified()[0]
+    with pytest.raises(UnknownLayerError, match="outputs in float32 differ"):
+        confirm_unsat(property_, network, lambda points: run(network, points) + 0.01, tensors)
+
+
+BOX = "".join(f"(declare-const X_{n} Real)(assert (<= X_{n} 0.7))(assert (>= X_{n} 0.1))\n" for n in range(2))
+DECLARED = "(declare-const Y_0 Real)(declare-const Y_1 Real)\n"
+SAT, UNSAT = "(assert (>= Y_0 0.6))", "(assert (and (<= Y_0 0.05) (>= Y_0 -0.5)))"
+
+
+def text_of(property_):
+    """Return a property as a file of version 1.0. Its numbers are decimals."""
+    lines = [
+        f"(declare-const {kind}_{n} Real)"
+        for kind, count in zip("XY", (INPUTS, OUTPUTS), strict=True)
+        for n in range(count)
+    ]
+    cases = []
+    for case in property_.cases:
+        ends = [("<=", case.box.upper), (">=", case.box.lower)]
+        atoms = [f"({sign} X_{n} {decimal(x)})" for sign, values in ends for n, x in enumerate(values)]
+        for c in case.constraints:
+            terms = " ".join(f"(* {decimal(factor)} Y_{n})" for n, factor in c.coefficients.items())
+            atoms.append(f"(<= (+ {terms}) {decimal(c.bound)})")
+        cases.append(f"(and {' '.join(atoms)})")
+    return "\n".join([*lines, f"(assert (or {' '.join(cases)}))"])
+
+
+def decimal(number):
+    return decimal_between(number, number)
+
+
+@pytest.fixture
+def results(tmp_path):
+    """The results of three instances: sat, unsat by linear bounds, and unsat by splits."""
+    pytest.importorskip("onnxruntime")
+    from cerdeq import export_onnx
+
+    network = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)).eval()
+    for layer in network[::2]:
+        layer.weight.data, layer.bias.data = torch.eye(2), torch.zeros(2)
+    export_onnx(network, tmp_path / "net.onnx", (2,))
+    network, property_, *_ = certified()[0]
+    export_onnx(network, tmp_path / "random.onnx", (INPUTS,))
+    (tmp_path / "sat.vnnlib").write_text(BOX + DECLARED + SAT)
+    (tmp_path / "easy.vnnlib").write_text(BOX + DECLARED + UNSAT)
+    (tmp_path / "hard.vnnlib").write_text(text_of(property_))
+    (tmp_path / "list.csv").write_text("net.onnx,sat.vnnlib,60\nnet.onnx,easy.vnnlib,60\nrandom.onnx,hard.vnnlib,60\n")
+    arguments = tmp_path / "list.csv", "--results-dir", tmp_path / "results", "--workers", "1"
+    assert main("verify", list(map(str, arguments))) == 0
+    return tmp_path / "results"
+
+
+def recheck(directory, *options):
+    return main("recheck", [str(directory), *options])
+
+
+def test_answers_of_a_list_are_confirmed(results, capsys):
+    assert recheck(results) == 0
+    *_, summary = capsys.readouterr().out.splitlines()
+    sat, unsat = "1 of 1 sat confirmed (1 by counterexample)", "2 of 2 unsat confirmed (1 by linear, 1 by certificate)"
+    assert summary == f"{sat}; {unsat}"
+    assert recheck(results, "--only", "*easy*") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "1 of 1 unsat confirmed (1 by linear)"
+    assert recheck(results, "--images", "3") == 2
+
+
+def change_record(results, change):
+    number, fields = change
+    path = results / "instances" / f"{number:05}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def change_certificate(results):
+    path = results / "instances" / "00003.safetensors"
+    tensors = load_file(path)
+    name = next(name for name, tensor in tensors.items() if name.endswith("/slopes") and tensor.size)
+    save_file(tensors | {name: 255 - tensors[name]}, path)
+
+
+def point(x0, x1, y0, y1):
+    return f"((X_0 {x0})\n(X_1 {x1})\n(Y_0 {y0})\n(Y_1 {y1}))"
+
+
+RECORDS = {
+    "no case is proved to hold": (1, {"counterexample": point(0.2, 0.2, 0.2, 0.2)}),
+    "the counterexample lies in the box of no case": (1, {"counterexample": point(0.9, 0.2, 0.9, 1.1)}),
+    "the stored outputs are not the network's": (1, {"counterexample": point(0.7, 0.2, 9, 0.7)}),
+    "the counterexample is malformed": (1, {"counterexample": "((X_0 0.7))"}),
+    "sat not confirmed: the counterexample": (2, {"result": "sat"}),
+    "unsat not confirmed: the violation of a case": (1, {"result": "unsat"}),
+    "results.csv does not follow": (2, {"seconds": 99.0}),
+}
+CHANGES = {
+    "net.onnx has changed": lambda r: (r.parent / "net.onnx").write_bytes((r.parent / "net.onnx").read_bytes() + b"\0"),
+    "easy.vnnlib has changed": lambda r: (r.parent / "easy.vnnlib").write_text(BOX + DECLARED + SAT),
+    "FileNotFoundError": lambda r: (r.parent / "hard.vnnlib").unlink(),
+    "00003.safetensors is missing": lambda r: (r / "instances" / "00003.safetensors").unlink(),
+    "00003.safetensors has changed": change_certificate,
+    "00002.json: unreadable not confirmed": lambda r: (r / "instances" / "00002.json").write_text("{"),
+    **{message: partial(change_record, change=change) for message, change in RECORDS.items()},
+}
+
+
+@pytest.mark.parametrize("message", CHANGES)
+def test_changed_files_are_named(results, capsys, message):
+    assert recheck(results) == 0
+    capsys.readouterr()
+    CHANGES[message](results)
+    assert recheck(results) == 1
+    assert message in capsys.readouterr().out
+
+
+def test_one_property_with_a_results_directory_is_a_list_of_one(results, capsys):
+    folder, directory = results.parent, results.parent / "one"
+    files = str(folder / "random.onnx"), str(folder / "hard.vnnlib")
+    assert main("verify", [*files, "--results-dir", str(directory)]) == 0
+    assert recheck(directory) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("1 of 1 unsat confirmed")
+    assert main("verify", [*files, "--results-dir", str(directory), "--output", "x"]) == 2
+    assert main("verify", [files[0], "no.vnnlib", "--results-dir", str(directory)]) == 2
+
+
+def test_layers_without_a_rule_are_not_confirmed(results, capsys):
+    from cerdeq import export_onnx
+
+    network = nn.Sequential(nn.Linear(2, 2), nn.LeakyReLU(0.1), nn.Linear(2, 2)).eval()
+    export_onnx(network, results.parent / "leaky.onnx", (2,))
+    (results.parent / "far.vnnlib").write_text(BOX + DECLARED + "(assert (>= Y_0 1000.0))")
+    directory = results.parent / "leaky"
+    files = str(results.parent / "leaky.onnx"), str(results.parent / "far.vnnlib")
+    assert main("verify", [*files, "--results-dir", str(directory)]) == 0
+    capsys.readouterr()
+    assert recheck(directory) == 1
+    printed = capsys.readouterr().out
+    assert "LeakyReLU" in printed and "cannot be rechecked" in printed and "0 of 1 unsat confirmed" in printed
