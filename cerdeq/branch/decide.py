@@ -28,10 +28,11 @@ from cerdeq.branch.hidden import HiddenBounds
 from cerdeq.branch.leaves import Layout, Leaves, Problem, certificate_tensors, concatenate, root_leaves
 from cerdeq.branch.polytope import solve_leaf
 from cerdeq.branch.split import Candidates, concatenate_candidates, split
+from cerdeq.branch.threads import map_parts, slices
 
 CERTIFIED, FALSIFIED, UNKNOWN, TIMEOUT, OUT_OF_MEMORY = "certified", "falsified", "unknown", "timeout", "out of memory"
 
-_CPU_CACHE, _MOST_AT_ONCE = 2**25, 256
+_CPU_CACHE, _MOST_AT_ONCE, _BATCHES = 2**26, 256, 4
 _ROOT_ITERATIONS, _ITERATIONS = 40, 5
 _FIRST_TURN, _FEWEST_ROWS = 1.0, 512  # leaves of the first search for each row of hidden units, for at least so many
 _TURN = 0.5  # leaves of each search for each leaf by which hidden boxes were tightened before it
@@ -119,14 +120,12 @@ def _decide_over(
     row_bounds, closed = torch.full_like(lower, torch.inf), [leaves.of(slice(0))]
     numbers, iterations, has_unsplittable = itertools.count(), _ROOT_ITERATIONS, False
     while True:
-        for start in range(0, len(leaves.row), batch_size):
-            batch = leaves.of(slice(start, start + batch_size))
-            ascent = ascend_leaves(search, layout, batch, iterations, lambda: budget.is_late)
-            ascent = _solve_unsplittable(proof, search, layout, ascent, batch_size)
-            budget.used += len(ascent.leaves.row)
-            if (point := find_counterexample(proof, search, ascent.points, ascent.values)) is not None:
-                return Decision(FALSIFIED, lower, point)
-            ascent = replace(ascent, leaves=_prove_leaves(proof, layout, ascent.leaves))
+        ascents = _bound_leaves(proof, search, layout, leaves, iterations, budget, batch_size)
+        points, values = (torch.cat([getattr(ascent, name) for ascent in ascents]) for name in ("points", "values"))
+        budget.used += len(points)
+        if (point := find_counterexample(proof, search, points, values)) is not None:
+            return Decision(FALSIFIED, lower, point)
+        for ascent in ascents:
             bounds, next_units = ascent.leaves.lower.tolist(), ascent.candidates.units[:, 0].tolist()
             proved = ascent.leaves.of((ascent.leaves.lower > 0).nonzero()[:, 0])
             row_bounds.scatter_reduce_(0, proved.row, proved.lower, "amin")
@@ -152,10 +151,23 @@ def _decide_over(
             return Decision(OUT_OF_MEMORY, lower)
         if sum(leaves.nbytes for leaves in closed) > memory_left:  # the answer matters more than its certificate
             certificates, closed = False, closed[:1]
-        popped = [heapq.heappop(queue) for _ in range(min(len(queue), max(1, batch_size // 2)))]
+        popped = [heapq.heappop(queue) for _ in range(min(len(queue), max(1, _BATCHES * batch_size // 2)))]
         parents = concatenate([leaf for *_, leaf, _ in popped])
         candidates = concatenate_candidates([candidates for *_, candidates in popped])
         leaves, iterations = split(search, layout, parents, candidates, batch_size), _ITERATIONS
+
+
+def _bound_leaves(
+    proof: Problem, search: Problem, layout: Layout, leaves: Leaves, iterations: int, budget: Budget, batch_size: int
+) -> list[Ascent]:
+    """Return the leaves in parts, their bounds improved and, where above 0, proved."""
+
+    def bound(part: slice) -> Ascent:
+        ascent = ascend_leaves(search, layout, leaves.of(part), iterations, lambda: budget.is_late)
+        ascent = _solve_unsplittable(proof, search, layout, ascent, batch_size)
+        return replace(ascent, leaves=_prove_leaves(proof, layout, ascent.leaves))
+
+    return map_parts(bound, slices(len(leaves.row), batch_size), leaves.row.device)
 
 
 def _batch_size(search: Problem, memory: int) -> int:

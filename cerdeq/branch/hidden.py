@@ -18,15 +18,16 @@ from cerdeq.bounds.forward import values_of
 from cerdeq.bounds.graph import Program
 from cerdeq.bounds.tighten import is_exact
 from cerdeq.boxes import narrowed, outward_ends
-from cerdeq.branch.ascent import ascend_leaves
+from cerdeq.branch.ascent import Ascent, ascend_leaves
 from cerdeq.branch.leaves import Layout, Leaves, Problem, certificate_tensors, concatenate, root_leaves
 from cerdeq.branch.split import Candidates, concatenate_candidates, no_candidates, split
+from cerdeq.branch.threads import map_parts, slices
 from cerdeq.rules.interval import Context, Interval
 from cerdeq.rules.operators import crossing
 
 HIDDEN = "hidden"  # the first part of these tensors' names in a certificate
 ROOT_ITERATIONS, ITERATIONS = 20, 5  # of the ascent of a row's root, and of later leaves
-_LARGEST = 2**18  # coefficients of a layer's rows at any layer before; convolutions have more, and take too long
+_LARGEST = 2**18  # coefficients of a layer's rows at any layer before; convolutions mostly have more
 
 _LAG = 16  # a layer with most units unstable has fewer leaves by this factor: layers before it come first
 
@@ -63,8 +64,11 @@ class HiddenBounds:
         for number in _inputs_of_activations(proof.program):
             units = crossing(proof.values[number].box)[0].flatten().nonzero()[:, 0]
             most_before = max(most_before, proof.values[number].center.numel())
-            if len(units) and 2 * len(units) * most_before <= _LARGEST and not is_exact(proof.program, number):
+            if len(units) and not is_exact(proof.program, number):
                 self._units[number] = units
+                if 2 * len(units) * most_before > _LARGEST:
+                    self._units = {}  # boxes of later layers alone are not worth the time
+                    break
         self.numbers = list(self._units)
         self.row_count = 2 * sum(len(units) for units in self._units.values())
 
@@ -166,20 +170,25 @@ class HiddenBounds:
     ) -> tuple[Leaves, Candidates]:
         """Return the leaves after their ascent, with the bounds of their own choices, and the units to split next."""
         leaves = replace(leaves, lower=torch.full_like(leaves.lower, -torch.inf))
-        parts = []
-        for start in range(0, len(leaves.row), self._batch_size):
-            batch = leaves.of(slice(start, start + self._batch_size))
-            parts.append(ascend_leaves(search, layout, batch, iterations, lambda: progress(0)))
-            progress(len(batch.row))
+
+        def bound(part: slice) -> Ascent:
+            ascent = ascend_leaves(search, layout, leaves.of(part), iterations, lambda: progress(0))
+            progress(len(ascent.leaves.row))
+            return ascent
+
+        parts = map_parts(bound, slices(len(leaves.row), self._batch_size), leaves.row.device)
         return concatenate([part.leaves for part in parts]), concatenate_candidates([p.candidates for p in parts])
 
     def _proved(self, proof: Problem, rows: _Rows) -> Tensor:
         """Return the proved bounds of the rows, [2 U]: of each the smallest of its leaves."""
         lower = torch.full((2 * len(rows.units),), torch.inf, dtype=torch.float64, device=rows.units.device)
         leaves = rows.leaves.of((~_are_empty(proof, rows)).nonzero()[:, 0])
-        for start in range(0, len(leaves.row), self._batch_size):
-            batch = leaves.of(slice(start, start + self._batch_size))
-            lower.scatter_reduce_(0, batch.row, proof.lower(batch, rows.layout, sound=True), "amin")
+
+        def prove(part: slice) -> Tensor:
+            return proof.lower(leaves.of(part), rows.layout, sound=True)
+
+        bounds = map_parts(prove, slices(len(leaves.row), self._batch_size), leaves.row.device)
+        lower.scatter_reduce_(0, leaves.row, torch.cat([*bounds, lower[:0]]), "amin")
         return torch.where(lower.isfinite(), lower, -torch.inf)
 
 

@@ -24,6 +24,7 @@ class Columns:
     """The columns of packed rows, from `start` on, that hold some elements of one tensor.
 
     name, shape: of the tensor [*shape]. elements: flat indices into it. elsewhere: the value of its other elements.
+    is_of_relu: whether it belongs to a ReLU, so that the search needs these elements alone.
     """
 
     name: str
@@ -31,14 +32,17 @@ class Columns:
     elements: Tensor
     start: int
     elsewhere: float = 0.0
+    is_of_relu: bool = True
 
     @property
     def stop(self) -> int:
         """One past the last column."""
         return self.start + len(self.elements)
 
-    def spread(self, rows: Tensor) -> Tensor:
-        """Packed rows [D, columns] -> [D, *shape]."""
+    def of(self, rows: Tensor, sound: bool) -> Tensor:
+        """Packed rows [D, columns] -> [D, *shape], or [D, elements] where a pass needs no others."""
+        if self.is_of_relu and not sound:
+            return rows[:, self.start : self.stop]
         tensor = rows.new_full((len(rows), self.shape.numel()), self.elsewhere)
         return tensor.index_copy(1, self.elements, rows[:, self.start : self.stop]).unflatten(1, self.shape)
 
@@ -110,9 +114,10 @@ class Problem:
         seen: as in Backward.
         """
         choices, signs = leaves.choices.to(self.spec), leaves.signs.to(self.spec)
-        slopes = {columns.name: columns.spread(choices).unsqueeze(1) for columns in layout.choices}
-        splits = {columns.name: columns.spread(signs) for columns in layout.units}
-        ctx = Backward(sound, slopes=slopes, splits=splits, seen=seen)
+        slopes = {columns.name: columns.of(choices, sound).unsqueeze(1) for columns in layout.choices}
+        splits = {columns.name: columns.of(signs, sound) for columns in layout.units}
+        units = {c.name: c.elements for c in layout.units if c.is_of_relu and not sound}
+        ctx = Backward(sound, slopes=slopes, splits=splits, units=units, seen=seen)
         values = self.repeat_values(len(leaves.row))
         return linear_lower_bound(self.program, values, self.rows(leaves.row), self.program.output, ctx)[:, 0]
 
@@ -161,9 +166,9 @@ def root_leaves(problem: Problem, rows: Tensor) -> tuple[Layout, Leaves]:
     choices: list[Columns] = []
     defaults, first, sizes = ctx.choices or {}, [], []
     for step, (coefficients, around) in ((step, pair) for step, pair in seen.items() if step):
-        unstable = unstable_units(around)[0]
+        unstable, is_of_relu = unstable_units(around)[0], line_share_name(step) not in defaults
         elements = unstable.flatten().nonzero()[:, 0]
-        units.append(Columns(step, unstable.shape, elements, units[-1].stop if units else 0))
+        units.append(Columns(step, unstable.shape, elements, units[-1].stop if units else 0, is_of_relu=is_of_relu))
         slopes = defaults[step][0].flatten()[elements]
         free = {step: (elements, slopes, 0.0), split_name(step): (elements, torch.zeros_like(slopes), 0.0)}
         if (line_share := defaults.get(line_share_name(step))) is not None:
@@ -171,7 +176,7 @@ def root_leaves(problem: Problem, rows: Tensor) -> tuple[Layout, Leaves]:
             free[line_share_name(step)] = torch.arange(len(share), device=share.device), share, 1.0
         for name, (members, values, elsewhere) in free.items():
             start = choices[-1].stop if choices else 0
-            choices.append(Columns(name, unstable.shape, members, start, elsewhere))
+            choices.append(Columns(name, unstable.shape, members, start, elsewhere, is_of_relu))
             first.append(values)
             size = coefficients.flatten(2).abs().amax(2) if name == split_name(step) else lower.new_ones(len(rows), 1)
             sizes.append(size.expand(-1, len(values)))

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cerdeq.branch.leaves import Layout, Leaves, Problem, concatenate, unstable_units
+from cerdeq.branch.threads import map_parts, slices
 from cerdeq.rules.precision import uncounted_rounding
 
 _REMEMBERED = 8  # candidates of each leaf
@@ -60,13 +61,17 @@ def ranked_units(layout: Layout, seen: dict[str, Any], preactivations: dict[str,
     starts = [seen[""].new_zeros(len(seen[""]), 0, 2)]
     for columns in layout.units:
         coefficients, around = seen[columns.name]
-        a = coefficients[:, 0]
+        a, p = coefficients[:, 0], preactivations[columns.name].flatten(1)
+        p = p[:, columns.elements] if columns.is_of_relu else p.view_as(a)
         at_worst = around.offset.abs() * ((a < 0) == around.convex)
-        cost = a.abs() * (around.distance(preactivations[columns.name], upper=a < 0) + at_worst)
-        costs.append((unstable_units(around) * (cost + _NEITHER)).flatten(1)[:, columns.elements])
+        cost = unstable_units(around) * (a.abs() * (around.distance(p, upper=a < 0) + at_worst) + _NEITHER)
         through_free, free = a * ((a > 0) == around.convex), around.free[:, 0]
         both = torch.stack([through_free * (1 - free), through_free * (free - around.negative_slope)], dim=-1)
-        starts.append(both.clamp(min=0).flatten(1, -2)[:, columns.elements])
+        both = both.clamp(min=0)
+        if not columns.is_of_relu:
+            cost, both = cost.flatten(1)[:, columns.elements], both.flatten(1, -2)[:, columns.elements]
+        costs.append(cost)
+        starts.append(both)
     missing = max(0, _REMEMBERED - sum(part.shape[1] for part in costs))
     best = F.pad(torch.cat(costs, dim=1), (0, missing)).topk(_REMEMBERED, dim=1)
     multipliers = F.pad(torch.cat(starts, dim=1), (0, 0, 0, missing))
@@ -93,9 +98,12 @@ def _sort_candidates(
         Candidates(units[:, None].clamp(min=0), candidates.multipliers[:, n : n + 1]) for n, units in enumerate(first.T)
     ]
     cases = concatenate([make_cases(layout, leaves, single, 1) for single in singles])
-    parts = [cases.of(slice(start, start + batch_size)) for start in range(0, len(cases.row), batch_size)]
-    with uncounted_rounding():
-        lower = torch.cat([search.lower(part, layout, sound=False) for part in parts])
+
+    def bound(part: slice) -> Tensor:
+        with uncounted_rounding():
+            return search.lower(cases.of(part), layout, sound=False)
+
+    lower = torch.cat(map_parts(bound, slices(len(cases.row), batch_size), cases.row.device))
     pairs = lower.clamp(max=0).view(first.shape[1], 2, len(first))
     scores = torch.where(first.T >= 0, pairs.amin(1) + 0.1 * pairs.amax(1), -torch.inf)
     order = scores.argsort(dim=0, descending=True, stable=True).T

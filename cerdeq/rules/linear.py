@@ -46,6 +46,8 @@ class Backward:
     saved: `Context.saved` of the forward pass.
     splits: by step with an activation, [B, *shape]: 1 for inputs with a pre-activation of at least 0 alone, -1 for
         those with one of at most 0, else 0. The bound holds for inputs that meet all of them.
+    units: by step with a ReLU, flat numbers [U] of its unstable units, where all examples have one box: slopes and
+        splits of the step are of these units alone, [B, K, U] and [B, U], and so is what `seen` receives.
     seen: if a dictionary, receives by step the coefficients of an activation and the lines around it, and under "" the
         input's coefficients.
     constants: by step and name, what does not depend on coefficients. Passes over the same values and slopes may
@@ -59,6 +61,7 @@ class Backward:
     choices: dict[str, Tensor] | None = None
     saved: dict[str, Any] = field(default_factory=dict)
     splits: dict[str, Tensor] = field(default_factory=dict)
+    units: dict[str, Tensor] = field(default_factory=dict)
     seen: dict[str, Any] | None = None
     constants: dict[tuple[str, str], Any] = field(default_factory=dict)
 

@@ -139,26 +139,70 @@ class _Through(torch.autograd.Function):
     def forward(ctx: Any, a: Tensor, mean: Tensor, gap: Tensor, half: Tensor, sign: int) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(a, mean, gap, half)
         ctx.sign = sign
-        sizes, pass_back = a.abs(), Backward(sound=False)
-        constant = dot(pass_back, a, half) + sign * dot(pass_back, sizes, half)
-        return torch.addcmul(a * mean, sizes, gap), constant
+        return _pulled_through(a, mean, gap, half, sign)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_pulled: Tensor, of_constant: Tensor) -> tuple[Tensor | None, ...]:
-        a, mean, gap, half = ctx.saved_tensors
-        signs, of_constant = a.sgn(), of_constant.view(*of_constant.shape, *[1] * (a.dim() - 2))
-        shared = of_constant * per_row(half)
-        of_a = of_pulled * mean + shared + signs * (of_pulled * gap + ctx.sign * shared)
-        products = of_pulled * a
-        of_half = (of_constant * (a + ctx.sign * a.abs())).sum(1) if ctx.needs_input_grad[3] else None
-        return of_a, products.sum_to_size(mean.shape), (products * signs).sum_to_size(gap.shape), of_half, None
+        return *_gradients_through(*ctx.saved_tensors, ctx.sign, of_pulled, of_constant, ctx.needs_input_grad[3]), None
+
+
+class _ThroughUnits(torch.autograd.Function):
+    """`_Through` at some units less `splits` [B, K, U], and at the others A times `exact` [1, *shape]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, a: Tensor, mean: Tensor, gap: Tensor, splits: Tensor, half: Tensor, sign: int, units: Tensor,
+        exact: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        of_units = a.flatten(2).index_select(2, units)
+        ctx.save_for_backward(of_units, mean, gap, half, units, exact)
+        ctx.sign = sign
+        pulled, constant = _pulled_through(of_units, mean, gap, half, sign)
+        return _replaced(a * exact, units, pulled - splits), constant
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_pulled: Tensor, of_constant: Tensor) -> tuple[Tensor | None, ...]:
+        *saved, units, exact = ctx.saved_tensors
+        of_units = of_pulled.flatten(2).index_select(2, units)
+        of_a, of_mean, of_gap, _ = _gradients_through(*saved, ctx.sign, of_units, of_constant, False)
+        return _replaced(of_pulled * exact, units, of_a), of_mean, of_gap, -of_units, None, None, None, None
+
+
+def _replaced(coefficients: Tensor, units: Tensor, values: Tensor) -> Tensor:
+    """Write values [B, K, U] at these units into coefficients [B, K, *shape], and return them."""
+    coefficients = coefficients.contiguous()
+    coefficients.flatten(2).index_copy_(2, units, values)
+    return coefficients
+
+
+def _pulled_through(a: Tensor, mean: Tensor, gap: Tensor, half: Tensor, sign: int) -> tuple[Tensor, Tensor]:
+    """Return `_Through` without gradients."""
+    sizes, pass_back = a.abs(), Backward(sound=False)
+    constant = dot(pass_back, a, half) + sign * dot(pass_back, sizes, half)
+    return torch.addcmul(a * mean, sizes, gap), constant
+
+
+def _gradients_through(
+    a: Tensor, mean: Tensor, gap: Tensor, half: Tensor, sign: int, of_pulled: Tensor, of_constant: Tensor,
+    for_half: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
+    """Return the gradients of a, mean, gap and, if wanted, half."""
+    signs, of_constant = a.sgn(), of_constant.view(*of_constant.shape, *[1] * (a.dim() - 2))
+    shared = of_constant * per_row(half)
+    of_a = of_pulled * mean + shared + signs * (of_pulled * gap + sign * shared)
+    products = of_pulled * a
+    of_half = (of_constant * (a + sign * a.abs())).sum(1) if for_half else None
+    return of_a, products.sum_to_size(mean.shape), (products * signs).sum_to_size(gap.shape), of_half
 
 
 def leaky_relu(
     ctx: Backward, coefficients: Tensor, x: Interval, negative_slope: float = 0.01, inplace: bool = False
 ) -> Pulled:
     """Leaky ReLU of any slope."""
+    if (units := ctx.units.get(ctx.step)) is not None:
+        return _through_units(ctx, units, coefficients, x, negative_slope)
     around = ctx.constant("lines", lambda: lines(ctx, x.box, negative_slope))
     if ctx.seen is not None:
         ctx.seen[ctx.step] = coefficients, around
@@ -169,6 +213,23 @@ def leaky_relu(
     if (splits := split_terms(ctx)) is not None:
         pulled, constant = pulled - splits, constant - slack(ctx, splits, _reach(around, x), 4)
     return Pulled((pulled,), constant)
+
+
+def _through_units(
+    ctx: Backward, units: Tensor, coefficients: Tensor, x: Interval, negative_slope: float
+) -> Pulled:  # fmt: skip
+    """Return what `leaky_relu` does, in a few passes over its unstable units; rounding is not counted."""
+    box = x.of(slice(0, 1)).box
+    around = lines(ctx, Box(*(end.flatten(1)[:, units] for end in (box.center, box.radius))), negative_slope)
+    if ctx.seen is not None:
+        ctx.seen[ctx.step] = coefficients.flatten(2)[..., units], around
+    exact = torch.where(box.lower < 0, negative_slope, 1.0).to(coefficients)
+    splits = split_terms(ctx)
+    splits = around.mean.new_zeros(()) if splits is None else splits
+    pulled = _ThroughUnits.apply(
+        coefficients, around.mean, around.gap, splits, around.half, around.sign, units, exact.unsqueeze(1)
+    )
+    return Pulled((pulled[0],), pulled[1])
 
 
 def _sound_through(ctx: Backward, around: Lines, coefficients: Tensor, x: Interval) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,43 @@
+"""Parts of a search side by side: the operators of a leaf are too small to keep several cores busy one by one."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+from cerdeq.rules.precision import counted_rounding
+
+_MOST = 4  # more would wait for Python's lock
+_SMALLEST_PART, _PARTS = 32, 4  # leaves; parts of few leaves
+
+Part, Result = TypeVar("Part"), TypeVar("Result")
+
+
+def slices(count: int, batch_size: int) -> list[slice]:
+    """Return slices of `count` leaves, of at most `batch_size` each, several if there are enough leaves.
+
+    They do not depend on the number of threads, so that no number does.
+    """
+    parts = max(-(-count // batch_size), min(_PARTS, count // _SMALLEST_PART), 1)
+    size = max(1, -(-count // parts))
+    return [slice(start, start + size) for start in range(0, count, size)]
+
+
+def map_parts(function: Callable[[Part], Result], parts: Sequence[Part], device: torch.device) -> list[Result]:
+    """Return the function's result of each part, in order; on a CPU in up to as many threads as torch has."""
+    threads = torch.get_num_threads()
+    workers = min(_MOST, threads, len(parts))
+    if workers < 2 or device.type != "cpu":
+        return [function(part) for part in parts]
+
+    def run(part: Part) -> Result:
+        torch.set_num_threads(threads // workers)
+        with torch.no_grad(), counted_rounding("cpu"):  # a new thread has torch's defaults
+            return function(part)
+
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            return list(pool.map(run, parts))
+    finally:
+        torch.set_num_threads(threads)
