@@ -206,6 +206,41 @@ def test_another_runtime_is_noticed():
         confirm_unsat(property_, network, lambda points: run(network, points) + 0.01, tensors)
 
 
+def test_a_counterexample_must_hold_in_both_arithmetics():
+    """The exact first output is 0.5."""
+    network = nn.Sequential(nn.Linear(INPUTS, OUTPUTS)).eval()
+    network[0].weight.data, network[0].bias.data = torch.eye(OUTPUTS, INPUTS), torch.zeros(OUTPUTS)
+    network.input_shape, box = (INPUTS,), InputBox((Fraction(0),) * INPUTS, (Fraction(1),) * INPUTS)
+    text = "((X_0 0.5)\n(X_1 0.25)\n(Y_0 0.5)\n(Y_1 0.25)\n(Y_2 0.0))"
+    no_case, other = (NotConfirmedError, "no case is proved"), (UnknownLayerError, "outputs in float32 differ")
+    for bound, shift, refusal in [
+        ("0.50001", 0.0, None),
+        ("0.50001", 2e-5, no_case),
+        ("0.49999", -2e-5, no_case),
+        ("0.49999", 0.0, no_case),
+        ("0.8", 0.01, other),
+    ]:
+        case = Case(box, (Constraint({0: Fraction(1)}, Fraction(bound)),))
+        arguments = (
+            Property(INPUTS, OUTPUTS, (case,)),
+            network,
+            lambda points, by=shift: run(network, points) + by,
+            text,
+        )
+        if refusal is None:
+            confirm_sat(*arguments)
+            continue
+        with pytest.raises(refusal[0], match=refusal[1]):
+            confirm_sat(*arguments)
+
+
+def test_a_refused_certificate_is_said_to_be_refused():
+    network, property_, tensors, _ = certified()[0]
+    faulty = tensors | {next(iter(tensors)).partition("/")[0] + "/unknown/slopes": np.zeros((1, 1), np.uint8)}
+    with pytest.raises(NotConfirmedError, match="certificate refused: unknown/slopes names no activation"):
+        confirm_unsat(property_, network, partial(run, network), faulty)
+
+
 BOX = "".join(f"(declare-const X_{n} Real)(assert (<= X_{n} 0.7))(assert (>= X_{n} 0.1))\n" for n in range(2))
 DECLARED = "(declare-const Y_0 Real)(declare-const Y_1 Real)\n"
 SAT, UNSAT = "(assert (>= Y_0 0.6))", "(assert (and (<= Y_0 0.05) (>= Y_0 -0.5)))"
