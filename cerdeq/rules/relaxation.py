@@ -144,7 +144,9 @@ class _Through(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_pulled: Tensor, of_constant: Tensor) -> tuple[Tensor | None, ...]:
-        return *_gradients_through(*ctx.saved_tensors, ctx.sign, of_pulled, of_constant, ctx.needs_input_grad[3]), None
+        a, mean, gap, half = ctx.saved_tensors
+        for_half = ctx.needs_input_grad[3]
+        return *_gradients_through(a, mean, gap, half, ctx.sign, of_pulled, of_constant, for_half), None
 
 
 class _ThroughUnits(torch.autograd.Function):
@@ -164,9 +166,9 @@ class _ThroughUnits(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_pulled: Tensor, of_constant: Tensor) -> tuple[Tensor | None, ...]:
-        *saved, units, exact = ctx.saved_tensors
+        a, mean, gap, half, units, exact = ctx.saved_tensors
         of_units = of_pulled.flatten(2).index_select(2, units)
-        of_a, of_mean, of_gap, _ = _gradients_through(*saved, ctx.sign, of_units, of_constant, False)
+        of_a, of_mean, of_gap, _ = _gradients_through(a, mean, gap, half, ctx.sign, of_units, of_constant, False)
         return _replaced(of_pulled * exact, units, of_a), of_mean, of_gap, -of_units, None, None, None, None
 
 
