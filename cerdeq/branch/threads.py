@@ -11,7 +11,8 @@ from cerdeq.rules.precision import counted_rounding
 _MOST = 4  # more would wait for Python's lock
 _SMALLEST_PART, _PARTS = 32, 4  # leaves; parts of few leaves
 
-Part, Result = TypeVar("Part"), TypeVar("Result")
+Part = TypeVar("Part")
+Result = TypeVar("Result")
 
 
 def slices(count: int, batch_size: int) -> list[slice]:
