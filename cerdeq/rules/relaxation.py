@@ -225,7 +225,7 @@ def _through_units(
     around = lines(ctx, Box(*(end.flatten(1)[:, units] for end in (box.center, box.radius))), negative_slope)
     if ctx.seen is not None:
         ctx.seen[ctx.step] = coefficients.flatten(2)[..., units], around
-    exact = torch.where(box.lower < 0, negative_slope, 1.0).to(coefficients)
+    exact = torch.where(box.lower < 0, negative_slope, torch.ones_like(box.lower))
     splits = split_terms(ctx)
     splits = around.mean.new_zeros(()) if splits is None else splits
     pulled = _ThroughUnits.apply(
