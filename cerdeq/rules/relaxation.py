@@ -145,8 +145,8 @@ class _Through(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, of_pulled: Tensor, of_constant: Tensor) -> tuple[Tensor | None, ...]:
         a, mean, gap, half = ctx.saved_tensors
-        for_half = ctx.needs_input_grad[3]
-        return *_gradients_through(a, mean, gap, half, ctx.sign, of_pulled, of_constant, for_half), None
+        outer = of_pulled, of_constant
+        return *_gradients_through(a, mean, gap, half, ctx.sign, outer, ctx.needs_input_grad[3]), None
 
 
 class _ThroughUnits(torch.autograd.Function):
@@ -168,7 +168,7 @@ class _ThroughUnits(torch.autograd.Function):
     def backward(ctx: Any, of_pulled: Tensor, of_constant: Tensor) -> tuple[Tensor | None, ...]:
         a, mean, gap, half, units, exact = ctx.saved_tensors
         of_units = of_pulled.flatten(2).index_select(2, units)
-        of_a, of_mean, of_gap, _ = _gradients_through(a, mean, gap, half, ctx.sign, of_units, of_constant, False)
+        of_a, of_mean, of_gap, _ = _gradients_through(a, mean, gap, half, ctx.sign, (of_units, of_constant), False)
         return _replaced(of_pulled * exact, units, of_a), of_mean, of_gap, -of_units, None, None, None, None
 
 
@@ -187,10 +187,10 @@ def _pulled_through(a: Tensor, mean: Tensor, gap: Tensor, half: Tensor, sign: in
 
 
 def _gradients_through(
-    a: Tensor, mean: Tensor, gap: Tensor, half: Tensor, sign: int, of_pulled: Tensor, of_constant: Tensor,
-    for_half: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """Return the gradients of a, mean, gap and, if wanted, half."""
+    a: Tensor, mean: Tensor, gap: Tensor, half: Tensor, sign: int, outer: tuple[Tensor, Tensor], for_half: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return the gradients of a, mean, gap and, if wanted, half, from those of both results."""
+    of_pulled, of_constant = outer
     signs, of_constant = a.sgn(), of_constant.view(*of_constant.shape, *[1] * (a.dim() - 2))
     shared = of_constant * per_row(half)
     of_a = of_pulled * mean + shared + signs * (of_pulled * gap + sign * shared)
@@ -225,7 +225,7 @@ def _through_units(
     around = lines(ctx, Box(*(end.flatten(1)[:, units] for end in (box.center, box.radius))), negative_slope)
     if ctx.seen is not None:
         ctx.seen[ctx.step] = coefficients.flatten(2)[..., units], around
-    exact = torch.where(box.lower < 0, negative_slope, 1.0).to(coefficients)
+    exact = torch.where(box.lower < 0, negative_slope, torch.ones_like(box.lower))
     splits = split_terms(ctx)
     splits = around.mean.new_zeros(()) if splits is None else splits
     pulled = _ThroughUnits.apply(
