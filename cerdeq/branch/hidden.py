@@ -65,10 +65,10 @@ class HiddenBounds:
             units = crossing(proof.values[number].box)[0].flatten().nonzero()[:, 0]
             most_before = max(most_before, proof.values[number].center.numel())
             if len(units) and not is_exact(proof.program, number):
-                self._units[number] = units
                 if 2 * len(units) * most_before > _LARGEST:
                     self._units = {}  # boxes of later layers alone are not worth the time
                     break
+                self._units[number] = units
         self.numbers = list(self._units)
         self.row_count = 2 * sum(len(units) for units in self._units.values())
 
@@ -172,11 +172,10 @@ class HiddenBounds:
         leaves = replace(leaves, lower=torch.full_like(leaves.lower, -torch.inf))
 
         def bound(part: slice) -> Ascent:
-            ascent = ascend_leaves(search, layout, leaves.of(part), iterations, lambda: progress(0))
-            progress(len(ascent.leaves.row))
-            return ascent
+            return ascend_leaves(search, layout, leaves.of(part), iterations, lambda: progress(0))
 
         parts = map_parts(bound, slices(len(leaves.row), self._batch_size), leaves.row.device)
+        progress(len(leaves.row))
         return concatenate([part.leaves for part in parts]), concatenate_candidates([p.candidates for p in parts])
 
     def _proved(self, proof: Problem, rows: _Rows) -> Tensor:

@@ -81,6 +81,28 @@ def test_threads_change_no_number(kind):
         torch.testing.assert_close(one.points, several.points, rtol=1e-12, atol=1e-12)
 
 
+@torch.no_grad()
+def test_threads_do_not_change_what_a_limit_of_branches_stops():
+    problem, before, results = problem_of("deep"), torch.get_num_threads(), []
+    hidden, (layout, root) = HiddenBounds(problem, problem, 16, 2**28), root_leaves(problem, torch.arange(3))
+    leaves = root.of(torch.arange(96) % 3)
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            budget = Budget(None, 1)  # the first part to end exhausts it
+
+            def progress(done, budget=budget):
+                budget.used += done
+                return budget.is_exhausted
+
+            results.append((hidden._ascend(problem, layout, leaves, 20, progress)[0].lower, budget.used))
+    finally:
+        torch.set_num_threads(before)
+    (one, used), (several, used_by_several) = results
+    torch.testing.assert_close(one, several, rtol=1e-12, atol=1e-12)
+    assert used == used_by_several == len(leaves.row)
+
+
 def test_parts_cover_all_leaves_in_order():
     for count in (1, 7, 64, 100, 129, 1000):
         parts = threads.slices(count, 128)
