@@ -55,8 +55,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Run the command and return the exit status. Raises InputError where nothing can be checked."""
     require("--images", options.images, options.images is None or options.images >= 1, "at least 1")
-    if answers := folders.find_answers(options.directory):
-        return _recheck_answers(options, answers)
+    from harness.properties.instances import find_records
+
+    if records := find_records(options.directory):
+        return _recheck_answers(options, records)
     trusted = list(dict.fromkeys(options.plugin))
     _trust_plugins(trusted, options.directory)
     verdict_dirs = folders.find_folders(options.directory)

@@ -14,7 +14,7 @@ from harness.errors import InputError
 from harness.storage import certification, folder
 from harness.storage.folder import Trial, TrialResult
 
-_TRIALS, _CERTIFIED, _INSTANCES = "trials", "certified", "instances"
+_TRIALS, _CERTIFIED = "trials", "certified"
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,6 @@ def find_folders(sweep_dir: Path) -> dict[Path, list[Path]]:
     """Return, for each trial's folder, the folders with verdicts: itself and its certifications."""
     trial_dirs = [path for path in _entries(sweep_dir / _TRIALS) if path.is_dir()]
     return {path: [path, *(p for p in _entries(path / _CERTIFIED) if p.is_dir())] for path in trial_dirs}
-
-
-def find_answers(directory: Path) -> list[Path]:
-    """Return the records of a results directory of `harness.verify`, one for each instance; none in another one."""
-    return sorted((directory / _INSTANCES).glob("*.json"))
 
 
 def check_strays(sweep_dir: Path) -> list[str]:

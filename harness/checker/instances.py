@@ -8,9 +8,8 @@ from pathlib import Path
 
 from cerdeq import OnnxError, load_onnx
 from harness.checker.certificates import Tensors, read_tensors
-from harness.checker.folders import find_answers
 from harness.checker.maps import UnknownLayerError
-from harness.checker.properties import NotConfirmedError, check_shapes, confirm_sat, confirm_unsat
+from harness.checker.properties import NotConfirmedError, confirm_sat, confirm_unsat
 from harness.errors import InputError, error_line
 from harness.properties.files import read_property
 from harness.properties.instances import (
@@ -19,10 +18,11 @@ from harness.properties.instances import (
     Record,
     certificate_path,
     digest_of,
+    find_records,
     read_record,
     results_text,
 )
-from harness.properties.solve import SAT, UNSAT
+from harness.properties.solve import SAT, UNSAT, check_shapes
 
 COUNTEREXAMPLE = "counterexample"
 _CLAIMS = {SAT, UNSAT}
@@ -77,7 +77,7 @@ def check_answers(records: list[Path]) -> Iterator[CheckedAnswer]:
 def check_table(directory: Path) -> list[str]:
     """Check that results.csv follows from the records."""
     try:
-        expected = results_text([read_record(path) for path in find_answers(directory)])
+        expected = results_text([read_record(path) for path in find_records(directory)])
         same = (directory / RESULTS).read_text(encoding="utf-8") == expected
     except Exception as error:  # as `check_answers`
         return [f"{RESULTS} is not checked: {error_line(error)}"]
@@ -94,7 +94,7 @@ def _confirm(path: Path, record: Record) -> str:
             raise NotConfirmedError(f"{record[kind]} has changed since it was verified")
     property_, model = read_property(Path(record["vnnlib"])), load_onnx(record["onnx"])
     run = partial(onnxruntime_outputs, read_file(record["onnx"]))
-    check_shapes(property_, model)
+    check_shapes(property_, model, f"{record['vnnlib']} for {record['onnx']}")
     if record["result"] == SAT:
         confirm_sat(property_, model, run, record["counterexample"])
         return COUNTEREXAMPLE

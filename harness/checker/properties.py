@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable
 from fractions import Fraction
-from math import prod
 
 import numpy as np
 from torch import nn
@@ -27,13 +26,6 @@ class NotConfirmedError(Exception):
     """The answer is not proved; the message says why."""
 
 
-def check_shapes(property_: Property, model: nn.Module) -> None:
-    """Raise NotConfirmedError unless the network has as many inputs and outputs as the property declares."""
-    sizes = prod(model.input_shape), prod(model.output_shape)  # type: ignore[arg-type]
-    if (property_.inputs, property_.outputs) != sizes:
-        raise NotConfirmedError(f"the property has other numbers of inputs and outputs than the network, {sizes}")
-
-
 def confirm_unsat(property_: Property, model: nn.Module, run: RunInFloat32, tensors: Tensors) -> str:
     """Prove that no input satisfies the property; return what proved it.
 
@@ -43,15 +35,15 @@ def confirm_unsat(property_: Property, model: nn.Module, run: RunInFloat32, tens
         NotConfirmedError: without a proof.
         UnknownLayerError: for a layer without a rule.
     """
-    shape, certificates, ways = model.input_shape, split_by_example(tensors), list[str]()
+    (steps, _), certificates, ways = read_steps(model), split_by_example(tensors), list[str]()
     for number, cases in enumerate(property_.groups):
-        box = box_around(cases[0].box, shape)  # type: ignore[arg-type]
+        box = box_around(cases[0].box, model.input_shape)  # type: ignore[arg-type]
         corners = np.concatenate([box.lower, box.upper]).astype(np.float32)
-        exact = boxes_of(read_steps(model)[0], Box(corners.astype(np.float64), np.zeros(corners.shape)))[-1]
+        exact = boxes_of(steps, Box(corners.astype(np.float64), np.zeros(corners.shape)))[-1]
         _refuse_other_outputs(exact, run(corners).ravel())
         if not all(case.constraints for case in cases):
             raise NotConfirmedError("a case has no constraints on outputs: every input of its box satisfies it")
-        network = violations_network(model, cases, property_.outputs)
+        network = violations_network(steps, cases, property_.outputs)
         proof = prove_rows(network, box, np.eye(len(cases)), certificates.get(str(number)))
         if proof.refused:
             raise NotConfirmedError(f"certificate refused: {proof.refused}")

@@ -16,16 +16,16 @@ from torch import nn
 from harness.checker import maps
 from harness.checker.boxes import Array, Box, between
 from harness.checker.maps import UnknownLayerError
-from harness.checker.network import Activation, Network, Step, read_steps
+from harness.checker.network import Activation, Network, Step
 from harness.properties.cases import Case, Constraint, InputBox
 
 
-def violations_network(model: nn.Module, cases: Sequence[Case], outputs: int) -> Network:
+def violations_network(network: Sequence[Step], cases: Sequence[Case], outputs: int) -> Network:
     """Return the network of the cases' largest values, [B, cases]. Every case has a constraint.
 
-    Raises UnknownLayerError for a layer without a rule, and for a coefficient that float64 does not hold.
+    network: its steps, which end in the outputs. Raises UnknownLayerError for a coefficient that float64 does not hold.
     """
-    steps = [Step(f"network.{step.name}", step.operation, step.sources) for step in read_steps(model)[0]]
+    steps = [Step(f"network.{step.name}", step.operation, step.sources) for step in network]
 
     def add(operation: maps.Map | Activation, *sources: int, name: str = "") -> int:
         steps.append(Step(name, operation, sources))

@@ -163,6 +163,11 @@ def _solve_item(item: Path, report: object, requests: dict[str, Record]) -> None
     write_json(item, request | outcome)
 
 
+def find_records(directory: Path) -> list[Path]:
+    """Return the records of a results directory, one for each instance; none in a directory of another command."""
+    return sorted((directory / INSTANCES).glob("*.json"))
+
+
 def certificate_path(item: Path) -> Path:
     """Return where the certificate of the record in `item` lies."""
     return item.with_suffix(".safetensors")

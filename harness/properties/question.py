@@ -20,8 +20,6 @@ from cerdeq import Box
 from harness.errors import InputError
 from harness.properties.cases import Case, Constraint, InputBox
 
-NETWORK, VIOLATIONS = "network", "violations"  # in names of steps
-
 
 class Violations(nn.Module):
     """Outputs [B, N] -> for each case the largest value of its constraints, at least, [B, cases], in float64.
@@ -57,7 +55,8 @@ def with_violations(network: nn.Module, cases: Sequence[Case], outputs: int) -> 
 
     Certificates name its ReLUs `network.<path>` and `violations.relu.<level>`.
     """
-    layers = {NETWORK: copy.deepcopy(network).double(), "flatten": nn.Flatten(), VIOLATIONS: Violations(cases, outputs)}
+    inner, violations = copy.deepcopy(network).double(), Violations(cases, outputs)
+    layers = {"network": inner, "flatten": nn.Flatten(), "violations": violations}
     return nn.Sequential(OrderedDict(layers)).eval()
 
 

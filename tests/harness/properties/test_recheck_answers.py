@@ -18,6 +18,7 @@ from torch import nn
 
 from harness.checker.boxes import Box
 from harness.checker.maps import UnknownLayerError
+from harness.checker.network import read_steps
 from harness.checker.properties import NotConfirmedError, confirm_sat, confirm_unsat
 from harness.checker.violations import box_around, round_down, violations_network
 from harness.command_line import main
@@ -181,7 +182,7 @@ def test_values_of_cases_are_the_largest_exact_violations(seed):
             constraints.append(Constraint(factors, Fraction(int(random.integers(-20, 21)), 7)))
         cases.append(Case(InputBox((), ()), tuple(constraints)))
     outputs = random.integers(-16, 17, (50, OUTPUTS)) / 8
-    checked = violations_network(network, cases, OUTPUTS)
+    checked = violations_network(read_steps(network)[0], cases, OUTPUTS)
     box = checked.rows(checked.boxes(Box(outputs, np.zeros(outputs.shape))), np.eye(len(cases))[None])
     for lower, upper, y in zip(box.lower, box.upper, outputs, strict=True):
         for low, high, case in zip(lower, upper, cases, strict=True):
