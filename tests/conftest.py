@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import os
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -103,3 +104,10 @@ def tiny_trial():
         return dataclasses.replace(config, **changes)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def leaves_alone():
+    """Let branch and bound search leaves alone, however few inputs a network has."""
+    with patch("cerdeq.branch.inputs._MOST_INPUTS", -1):
+        yield

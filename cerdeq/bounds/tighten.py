@@ -21,10 +21,11 @@ The box is of a value that is linear in an operator's result and arguments: `fun
 these, from coefficients of the value."""
 
 
-def tightened_values(program: Program, x: Interval, memory: int) -> list[Any]:
+def tightened_values(program: Program, x: Interval, memory: int, all_units: bool = False) -> list[Any]:
     """Return a sound forward pass in which CROWN bounds first tighten every relaxation's input box.
 
-    They do so only where the operator says that it matters: for a ReLU, where the box has 0 inside.
+    They do so where the operator says that its relaxation depends on it: for a ReLU, where the box has 0 inside. With
+    `all_units` they do so everywhere, since intervals through the other units help the units after them.
     """
     done = {0}
 
@@ -38,7 +39,7 @@ def tightened_values(program: Program, x: Interval, memory: int) -> list[Any]:
             if is_exact(program, source):
                 continue
             x = values[source]
-            unsettled = record.unsettled(x.box, **options)
+            unsettled = x.radius > 0 if all_units else record.unsettled(x.box, **options)
             functional = partial(_functional_of, source)
             box = _tightened(program, values, source, x.box, unsettled, functional, memory, are_units=True)
             values[source] = Interval(box.center, box.radius, x.clean)

@@ -9,14 +9,14 @@ The search runs in float32 if it can. It proves nothing. A leaf is closed by a b
 outwards, whose slopes are rounded to eight bits so that a certificate can store them. An image is falsified only by a
 point whose value is proved.
 
-If that takes long, the boxes of hidden units are tightened, and the search begins again over these. Both take turns,
-each longer than before, so that neither takes much more of the time than the other.
+If the search uses many leaves, the boxes of hidden units are tightened and the search starts again over them. The two
+alternate; each turn is longer than the one before. If there are few inputs, the search alternates with one over parts
+of the input box instead.
 """
 
 import heapq
 import itertools
-import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -24,56 +24,21 @@ from torch import Tensor
 from cerdeq.bounds.memory import SEARCH_COPIES, bytes_per_example
 from cerdeq.branch.ascent import Ascent, ascend_leaves
 from cerdeq.branch.counterexample import find_counterexample
+from cerdeq.branch.decision import CERTIFIED, FALSIFIED, OUT_OF_MEMORY, TIMEOUT, UNKNOWN, Budget, Decision
 from cerdeq.branch.hidden import HiddenBounds
+from cerdeq.branch.inputs import InputSearch, has_few_inputs
 from cerdeq.branch.leaves import Layout, Leaves, Problem, certificate_tensors, concatenate, root_leaves
 from cerdeq.branch.polytope import solve_leaf
 from cerdeq.branch.split import Candidates, concatenate_candidates, split
 from cerdeq.branch.threads import map_parts, slices
 
-CERTIFIED, FALSIFIED, UNKNOWN, TIMEOUT, OUT_OF_MEMORY = "certified", "falsified", "unknown", "timeout", "out of memory"
-
 _CPU_CACHE, _MOST_AT_ONCE, _BATCHES = 2**26, 256, 4
 _ROOT_ITERATIONS, _ITERATIONS = 40, 5
-_FIRST_TURN, _FEWEST_ROWS = 1.0, 512  # leaves of the first search for each row of hidden units, for at least so many
+_FEWEST_LEAVES = 512  # of the first search
+_FIRST_TURN = 1.0  # leaves of the first search for each row of hidden units, if these are more
 _TURN = 0.5  # leaves of each search for each leaf by which hidden boxes were tightened before it
+_PARTS, _LAST_PARTS = 2, 16  # of the input box for each leaf of a search; of one that has split everything
 _FIRST_LEAVES, _GROWTH = 16, 4  # of a hidden row: at first, and how many times more in each turn
-
-
-@dataclass
-class Budget:
-    """The limits of one image: seconds, and branches, each the bounding of one leaf; None for no limit."""
-
-    seconds: float | None
-    branches: int | None
-    began: float = field(default_factory=time.monotonic)
-    used: int = 0
-
-    @property
-    def is_exhausted(self) -> bool:
-        """True if a limit is reached."""
-        return self.is_late or (self.branches is not None and self.used >= self.branches)
-
-    @property
-    def is_late(self) -> bool:
-        """True if the time is up."""
-        return self.seconds is not None and time.monotonic() - self.began >= self.seconds
-
-
-@dataclass(frozen=True)
-class Decision:
-    """The result for one image.
-
-    status: CERTIFIED, FALSIFIED or the reason for neither.
-    lower: proved lower bounds [K].
-    point: if FALSIFIED, an adversarial example [1, ...].
-    certificate: if CERTIFIED and requested, `certificate_tensors` of the leaves; empty if no leaves were needed or if
-        they do not fit into memory.
-    """
-
-    status: str
-    lower: Tensor
-    point: Tensor | None = None
-    certificate: dict[str, Tensor] = field(default_factory=dict)
 
 
 def decide(
@@ -84,9 +49,40 @@ def decide(
     proof: the question in float64, with values of a sound pass. search: the same question for the search.
     lower: the bounds [K] proved so far. memory: about how many bytes to use. certificates: whether to return one.
     """
+    if bool((lower > 0).all()):
+        return Decision(CERTIFIED, lower)
+    if has_few_inputs(proof):
+        return _decide_with_parts(proof, search, lower, budget, memory, certificates)
+    return _decide_with_hidden_boxes(proof, search, lower, budget, memory, certificates)
+
+
+def _decide_with_parts(
+    proof: Problem, search: Problem, lower: Tensor, budget: Budget, memory: int, certificates: bool
+) -> Decision:  # fmt: skip
+    """Return the decision of two searches in turn: over parts of the input box, and over leaves."""
+    input_search, batch_size, turn = InputSearch(proof, lower, memory), _batch_size(search, memory), _FEWEST_LEAVES
+    while True:
+        decision = input_search.run(budget, budget.used + _PARTS * turn)
+        if decision.status == CERTIFIED and certificates:
+            return replace(decision, certificate=input_search.certificate())
+        if decision.status == TIMEOUT and not budget.is_exhausted:
+            end = budget.used + turn
+            decision = _decide_over(proof, search, lower, budget, end, batch_size, memory, certificates)
+        if decision.status == UNKNOWN:  # leaves cannot be split further
+            last = input_search.run(budget, budget.used + _LAST_PARTS * turn)
+            return decision if last.status == TIMEOUT else last
+        if decision.status != TIMEOUT or budget.is_exhausted:
+            return decision
+        turn *= 2
+
+
+def _decide_with_hidden_boxes(
+    proof: Problem, search: Problem, lower: Tensor, budget: Budget, memory: int, certificates: bool
+) -> Decision:  # fmt: skip
+    """Return the decision of searches over leaves, each over tighter boxes of hidden units than the one before."""
     batch_size = _batch_size(search, memory)
     hidden, leaves_each = HiddenBounds(proof, search, batch_size, memory), _FIRST_LEAVES
-    turn = _FIRST_TURN * max(_FEWEST_ROWS, hidden.row_count) if hidden.row_count else 0
+    turn = _FIRST_TURN * max(_FEWEST_LEAVES, hidden.row_count) if hidden.row_count else 0
 
     def progress(leaves: int) -> bool:
         budget.used += leaves
@@ -112,10 +108,7 @@ def _decide_over(
     certificates: bool,
 ) -> Decision:  # fmt: skip
     """Return the decision over these boxes. It is TIMEOUT, too, if as many branches as `end` are used."""
-    rows = (~(lower > 0)).nonzero()[:, 0]
-    if not len(rows):
-        return Decision(CERTIFIED, lower)
-    layout, leaves = root_leaves(search, rows)
+    layout, leaves = root_leaves(search, (~(lower > 0)).nonzero()[:, 0])
     queue: list[tuple[float, int, Leaves, Candidates]] = []  # a heap, the worst leaf first
     row_bounds, closed = torch.full_like(lower, torch.inf), [leaves.of(slice(0))]
     numbers, iterations, has_unsplittable = itertools.count(), _ROOT_ITERATIONS, False

@@ -14,7 +14,8 @@ from cerdeq.bounds.graph import Program, refuse_another_function
 from cerdeq.bounds.memory import default_memory, is_out_of_memory
 from cerdeq.boxes import Box
 from cerdeq.branch.attack import first_attack
-from cerdeq.branch.decide import CERTIFIED, FALSIFIED, OUT_OF_MEMORY, Budget, Decision, decide
+from cerdeq.branch.decide import decide
+from cerdeq.branch.decision import CERTIFIED, FALSIFIED, OUT_OF_MEMORY, Budget, Decision
 from cerdeq.branch.leaves import Problem
 from cerdeq.rules.interval import Context, Interval, PrecisionError
 from cerdeq.rules.precision import counted_rounding
@@ -28,9 +29,9 @@ class Verification:
     lower: [B, K] in float64, proved lower bounds of the specification over the region.
     counterexample: [B, ...] in float64: if falsified, a point of the region at which a row is proved to be negative;
         else NaN.
-    branches: [B], the number of leaves that were bounded.
-    certificates: of each example `cerdeq.branch.leaves.certificate_tensors` of its leaves; empty if they were not
-        requested, if linear bounds were enough, or if the leaves do not fit into memory.
+    branches: [B], the number of leaves, and of parts of the input box, that were bounded.
+    certificates: of each example the `certificate` of its `Decision`; empty if they were not requested, if linear
+        bounds were enough, or if the leaves do not fit into memory.
     """
 
     status: list[str]

@@ -12,6 +12,8 @@
 Tensors `{index}/hidden/{activation}/...` of the same kinds bound the input p of this activation: row, here int32, is
 2 n for a lower bound of p_n, 2 n + 1 for one of -p_n. Signs and multipliers may be missing where nothing is split.
 
+An example that is proved over parts of its box has one tensor instead, `{index}/splits` (harness/checker/parts.py).
+
 The checker trusts none of them: any slope, factor and multiplier of at least 0 is sound, and it checks that the leaves
 of a row cover the whole box.
 """

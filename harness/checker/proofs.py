@@ -16,11 +16,13 @@ from harness.checker.certificates import (
 )
 from harness.checker.linear import Region, lower_bounds, rows_at_once
 from harness.checker.network import Activation, Network
+from harness.checker.parts import SPLITS, halves_of, parts_of
 from harness.checker.regions import interval_region, tightened_region
 from harness.checker.relaxation import Leaves
 
 LINEAR, CERTIFICATE = "linear", "certificate"
 _LEVELS = 32767
+_MORE_SPLITS = 12  # of a part that the certificate leaves whole, since the checker's bounds are not the search's
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ def prove_rows(network: Network, images: Box, spec: Array, tensors: Tensors | No
             return Proof(LINEAR, float(lower.min()))
     if tensors is None:
         return Proof("", float(lower.min()))
+    if SPLITS in tensors:
+        return _prove_by_parts(network, images, spec, lower, tensors[SPLITS])
     shapes = _preactivation_shapes(network, region)
     try:
         certificate = check_certificate(split_by_layer(tensors)[0], shapes, len(lower))
@@ -66,6 +70,36 @@ def prove_rows(network: Network, images: Box, spec: Array, tensors: Tensors | No
     for row in np.intersect1d(certificate.rows, np.flatnonzero(~(lower > 0))):
         lower[row] = max(lower[row], _minimum_over_leaves(network, region, spec, row, certificate, shapes))
     return Proof(CERTIFICATE if (lower > 0).all() else "", float(lower.min()))
+
+
+def _prove_by_parts(network: Network, images: Box, spec: Array, lower: Array, splits: Array) -> Proof:
+    """Return a proof of the rows over each part of the box. lower: their bounds over the whole box."""
+    unproved = np.flatnonzero(~(lower > 0))
+    minima = np.full(len(unproved), np.inf)
+    try:
+        for part in parts_of(images, splits):
+            minima = np.minimum(minima, _minima_over_part(network, part, images, spec[unproved], _MORE_SPLITS))
+            if not (minima > 0).all():
+                break
+    except RefusedError as error:
+        return Proof("", float(lower.min()), str(error))
+    lower[unproved] = np.fmax(lower[unproved], minima)
+    return Proof(CERTIFICATE if (lower > 0).all() else "", float(lower.min()))
+
+
+def _minima_over_part(network: Network, part: Box, images: Box, spec: Array, splits: int) -> Array:
+    """Return bounds of the rows over a part of the box, of its halves if that is needed, up to `splits` times.
+
+    It stops at the first part that is not proved.
+    """
+    minima = _bounds(network, tightened_region(network, part, all_units=True), spec, {})
+    if (minima > 0).all() or not splits:
+        return minima
+    first, second = halves_of(part, images)
+    minima = _minima_over_part(network, first, images, spec, splits - 1)
+    if not (minima > 0).all():
+        return minima
+    return np.minimum(minima, _minima_over_part(network, second, images, spec, splits - 1))
 
 
 def region_with_hidden(network: Network, images: Box, tensors: Tensors, region: Region | None = None) -> Region:

@@ -19,7 +19,9 @@ def interval_region(network: Network, images: Box) -> Region:
     return region
 
 
-def tightened_region(network: Network, images: Box, hidden: dict[str, Certificate] | None = None) -> Region:
+def tightened_region(
+    network: Network, images: Box, hidden: dict[str, Certificate] | None = None, all_units: bool = False
+) -> Region:
     """Return boxes in which linear bounds tighten the unstable inputs of activations and the inside of equilibria.
 
     The first activation's input keeps its intervals: it is usually one matrix product of the images, for which they are
@@ -27,6 +29,7 @@ def tightened_region(network: Network, images: Box, hidden: dict[str, Certificat
 
     Args:
         hidden: certificates of the inputs of ReLUs, by the step's name, which tighten them further.
+        all_units: whether to tighten the stable inputs of ReLUs, too.
     """
     region, tightened = Region([images], {}), {0}
     for number, step in enumerate(network.steps[:-1], start=1):
@@ -37,7 +40,8 @@ def tightened_region(network: Network, images: Box, hidden: dict[str, Certificat
         (source,), (h,), is_first = step.sources, boxes, len(tightened) == 1
         if step.operation.weight is None:
             if source not in tightened and not is_first:
-                h = region.values[source] = _tighten(network, region, h, _is_unstable(h), {source: None})
+                mask = h.radius > 0 if all_units else _is_unstable(h)
+                h = region.values[source] = _tighten(network, region, h, mask, {source: None})
             if source not in tightened and hidden and step.name in hidden:
                 h = region.values[source] = _tighten_by_leaves(network, region, source, hidden[step.name])
             region.values.append(relu(h))

@@ -15,6 +15,8 @@ from cerdeq.bounds.float32 import cast_to_float32
 from cerdeq.branch.hidden import HiddenBounds
 from cerdeq.branch.leaves import Problem
 
+pytestmark = pytest.mark.usefixtures("leaves_alone")
+
 
 def problem_of(graph, region):
     program = trace(graph, linear=True)

@@ -21,6 +21,7 @@ from cerdeq.branch.leaves import Columns, Layout, Leaves, Problem, certificate_t
 from cerdeq.branch.split import Candidates, make_cases
 from cerdeq.rules.relaxation import split_name
 
+pytestmark = pytest.mark.usefixtures("leaves_alone")
 SECONDS = 60  # ample: cases here take a few
 FRACTIONS = (-0.5, -0.02, 0.02, 0.5)  # of alpha-CROWN's gap: how far the least value is moved from 0
 NEAREST = (-0.02, 0.02)

@@ -17,6 +17,7 @@ from harness.checker.network import read_network
 from harness.checker.proofs import CERTIFICATE, prove, region_with_hidden
 from harness.checker.regions import tightened_region
 
+pytestmark = pytest.mark.usefixtures("leaves_alone")
 SIZES, RADIUS = (4, 8, 8, 8, 3), 0.5
 
 

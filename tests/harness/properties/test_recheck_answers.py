@@ -28,6 +28,7 @@ from harness.properties.counterexample import decimal_between
 from harness.properties.expressions import parse
 from harness.properties.solve import solve
 
+pytestmark = pytest.mark.usefixtures("leaves_alone")
 SECONDS = 60
 TINY = Fraction(1, 10**6)
 

@@ -1,0 +1,133 @@
+"""The search over parts of the input box: against exact minima, points of the parts, and its own splits."""
+
+import pytest
+import torch
+from gaps import solved
+from graphs import deep
+from oracles import points_of
+from test_verify import NEAREST, ONE, cases_of, graph_case, near_the_edge, problem_of
+from torch import nn
+
+from cerdeq import Box, verify
+from cerdeq.branch.decision import CERTIFIED, FALSIFIED, TIMEOUT, Budget
+from cerdeq.branch.inputs import SPLITS, InputSearch, has_few_inputs
+
+UNPROVED = torch.full((1,), -torch.inf, dtype=torch.float64)
+SECONDS = 60  # ample: cases here take a few
+
+
+def search_of(model, region, spec=ONE):
+    return InputSearch(problem_of(model, region, spec[0]), UNPROVED, 2**28)
+
+
+@torch.no_grad()
+def check_decided(graph, region, spec, minimum):
+    """Check that the search alone decides cases near the edge, and that its bounds and points are right."""
+    for value, shifted, _ in near_the_edge(graph, region, spec, minimum, NEAREST):
+        decision = search_of(shifted, region, spec).run(Budget(SECONDS, None), torch.inf)
+        assert decision.status == (CERTIFIED if value > 0 else FALSIFIED), (value, decision)
+        if value > 0:
+            assert 0 < decision.lower.item() <= value + 1e-12
+        else:
+            assert ((decision.point - region.center).abs() <= region.radius).all()
+            assert (spec[0] @ shifted(decision.point).flatten()).item() < 0
+
+
+@pytest.mark.parametrize("name", ["deep", "convolution padded", "dense", "residual", "leaky -0.5"])
+def test_networks_near_the_edge_are_decided(name):
+    check_decided(*graph_case(name, 0))
+
+
+@pytest.mark.parametrize(("kind", "w", "rho"), [("dense", "signed", 0.97), ("1 channel", "non-negative", 0.3)])
+def test_equilibria_near_the_edge_are_decided(kind, w, rho):
+    graph, region, minimum = list(cases_of(solved(kind, w, rho, seed=0, units=4)))[1]
+    check_decided(graph, region, ONE, minimum)
+
+
+def recorded_run(search, budget):
+    """Run the search; return the decision, and by number the ends and the bounds of every part."""
+    parts, bound = {}, search._bound
+
+    def record(batch):
+        bounds = bound(batch)
+        for number, *part in zip(batch.number.tolist(), batch.low, batch.high, bounds.lower, strict=True):
+            assert number not in parts, "a part is bounded twice"
+            parts[number] = part
+        return bounds
+
+    search._bound = record
+    with torch.no_grad():
+        return search.run(budget, torch.inf), parts
+
+
+@torch.no_grad()
+def case_with_many_parts(seed):
+    """Return a network whose first output is just above 0 over the box, the box, and the spec."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(deep(), nn.ReLU(), nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2)).double().eval()
+    for parameter in model.parameters():
+        parameter.mul_(2).requires_grad_(False)
+    region = Box(torch.randn(1, 3, dtype=torch.float64), torch.ones(1, 3, dtype=torch.float64))
+    values = model(points_of(region, 50000)[:, 0])[:, 0]
+    model[-1].bias[0] += 0.05 * values.std() - values.min()
+    return model, region, torch.tensor([[[1.0, 0.0]]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 6])
+def test_bounds_hold_at_points_of_parts_and_parts_cover_the_box(seed):
+    model, region, spec = case_with_many_parts(seed)
+    search = search_of(model, region, spec)
+    decision, parts = recorded_run(search, Budget(None, 10**5))
+    assert decision.status == CERTIFIED and len(parts) > 20
+    for low, high, lower in parts.values():
+        points = low + torch.rand(200, 3, dtype=torch.float64) * (high - low)
+        points[:8] = torch.where(torch.cartesian_prod(*[torch.tensor([True, False])] * 3), low, high)
+        assert (model(points)[:, 0] >= lower).all()
+    assert (parts[0][0] <= region.lower).all() and (parts[0][1] >= region.upper).all()
+    for split, (number, halved) in enumerate(search.certificate()[SPLITS].tolist()):
+        (low, high, _), (below, above) = parts[number], (parts[2 * split + 1], parts[2 * split + 2])
+        others = torch.arange(3) != halved
+        for half in (below, above):
+            assert torch.equal(half[0][others], low[others]) and torch.equal(half[1][others], high[others])
+        assert below[0][halved] == low[halved] and above[1][halved] == high[halved]
+        assert below[1][halved] == above[0][halved]
+
+
+@torch.no_grad()
+def test_a_limit_ends_the_search_which_goes_on_where_it_was():
+    case, budget, other = case_with_many_parts(0), Budget(None, 10**6), Budget(None, 10**6)
+    search, at_once = search_of(*case), search_of(*case)
+    assert search.run(budget, 10).status == TIMEOUT and 10 <= budget.used < 30
+    decision = search.run(budget, torch.inf)
+    assert at_once.run(other, torch.inf).status == decision.status == CERTIFIED and other.used == budget.used
+    assert torch.equal(search.certificate()[SPLITS], at_once.certificate()[SPLITS])
+
+
+def test_it_is_used_for_few_inputs_that_are_not_fixed():
+    model = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 1)).double().eval().requires_grad_(False)
+    few, many = torch.zeros(1, 12).double(), torch.ones(1, 12).double()
+    few[:, :3] = 1
+    for radius, expected in ((few, True), (many, False)):
+        assert has_few_inputs(problem_of(model, Box(torch.zeros(1, 12).double(), radius), ONE[0])) == expected
+
+
+def test_rows_that_crown_proves_need_no_parts():
+    model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).double().eval()
+    for seed in range(30):
+        torch.manual_seed(seed)
+        for parameter in model.parameters():
+            nn.init.normal_(parameter)
+        region = Box(torch.zeros(1, 2).double(), torch.full((1, 2), 0.3).double())
+        result = verify(model, region, torch.eye(2).double()[None], seconds=None, branches=200)
+        assert result.status[0] in ("certified", "falsified", "timeout")
+
+
+@pytest.mark.parametrize("center", [1e16, 1e-150])
+def test_parts_of_large_and_tiny_numbers_hold_their_ends(center):
+    model = nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1)).double().eval().requires_grad_(False)
+    for parameter, value in zip(model.parameters(), (1.0, 0.0, 1.0, 0.0), strict=True):
+        parameter.fill_(value)
+    search = search_of(model, Box(*torch.tensor([[[center]], [[center / 3]]], dtype=torch.float64)))
+    _, parts = recorded_run(search, Budget(None, 1))
+    for low, high, lower in parts.values():
+        assert lower <= low and low <= center <= high

@@ -1,0 +1,133 @@
+"""Certificates of the search over parts of the input box: confirmed where they are right, refused elsewhere."""
+
+import copy
+import itertools
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cerdeq import Box, verify
+from harness.checker import boxes
+from harness.checker.certificates import RefusedError
+from harness.checker.network import read_network
+from harness.checker.parts import SPLITS, halves_of, parts_of
+from harness.checker.proofs import CERTIFICATE, prove_rows
+from harness.measure.edge import edge_case
+
+ROW = np.eye(1)
+
+
+@pytest.fixture(scope="module")
+def proved():
+    """Return a network, a box and the certificate of its parts; the output's exact minimum is just above 0."""
+    case = edge_case(6, False, 0, 0.1)
+    result = verify(case.model, case.region, torch.ones(1, 1, 1, dtype=torch.float64), None, 10**4, certificates=True)
+    (certificate,) = result.certificates
+    assert result.status == ["certified"] and certificate.keys() == {SPLITS}
+    return case.model, case.region, {SPLITS: certificate[SPLITS].numpy()}
+
+
+def checked(region):
+    return boxes.Box(region.center.numpy(), region.radius.numpy())
+
+
+def test_a_proof_by_parts_is_confirmed_and_needs_them(proved):
+    model, region, tensors = proved
+    assert prove_rows(read_network(model), checked(region), ROW, tensors).proved_by == CERTIFICATE
+    assert prove_rows(read_network(model), checked(region), ROW).proved_by == ""
+
+
+def test_an_equilibrium_is_proved_by_parts():
+    case = edge_case(6, True, 0, 0.1)
+    result = verify(case.model, case.region, torch.ones(1, 1, 1, dtype=torch.float64), None, 2000, certificates=True)
+    tensors = {name: tensor.numpy() for name, tensor in result.certificates[0].items()}
+    assert result.status == ["certified"] and tensors.keys() == {SPLITS}
+    assert prove_rows(read_network(case.model), checked(case.region), ROW, tensors).proved_by == CERTIFICATE
+
+
+def test_no_splits_prove_what_is_false(proved):
+    model, region, tensors = proved
+    points = region.center + region.radius * (2 * torch.rand(20000, 5, dtype=torch.float64) - 1)
+    shifted = copy.deepcopy(model)
+    shifted[-1].bias -= model(points).amin() + 1e-6
+    random = np.random.default_rng(0)
+    for _ in range(3):
+        splits = tensors[SPLITS].copy()
+        splits[:, 1] = random.integers(0, 5, len(splits))
+        proof = prove_rows(read_network(shifted), checked(region), ROW, {SPLITS: splits})
+        assert proof.proved_by == "" and proof.minimum <= 0
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        (np.zeros((3, 2), np.int64), "int64"),
+        (np.zeros((2, 3), np.int32), "expected int32"),
+        (np.zeros(2, np.int32), "expected int32"),
+        (np.array([[0, 0], [0, 1]], np.int32), "no part 0"),
+        (np.array([[1, 0]], np.int32), "no part 1"),
+        (np.array([[0, 5]], np.int32), "an input 5"),
+        (np.array([[0, -1]], np.int32), "an input -1"),
+    ],
+)
+def test_faulty_splits_are_refused(proved, splits, message):
+    model, region, _ = proved
+    assert message in prove_rows(read_network(model), checked(region), ROW, {SPLITS: splits}).refused
+    with pytest.raises(RefusedError):
+        parts_of(checked(region), splits)
+
+
+def contains(parts, point):
+    """Return whether a part holds the exact point."""
+    ends = ((part.center.ravel().tolist(), part.radius.ravel().tolist()) for part in parts)
+    return any(all(abs(x - Fraction(c)) <= Fraction(r) for x, c, r in zip(point, *pair, strict=True)) for pair in ends)
+
+
+def test_parts_cover_the_box_exactly():
+    random = np.random.default_rng(1)
+    for scale in (1.0, 1e-200, 1e17):
+        center = scale * random.normal(size=(1, 3))
+        box = boxes.Box(center, scale * np.array([[0.3, 1e-17, 0.0]]))
+        splits, alive = [], [0]
+        for split in range(40):
+            splits.append((alive.pop(random.integers(len(alive))), random.integers(3)))
+            alive += [2 * split + 1, 2 * split + 2]
+        parts = list(parts_of(box, np.array(splits, np.int32)))
+        assert len(parts) == 41
+        ends = [
+            (Fraction(c) - Fraction(r), Fraction(c) + Fraction(r))
+            for c, r in zip(center[0], box.radius[0], strict=True)
+        ]
+        grid = [[low + share * (high - low) for share in map(Fraction, (0, 0.25, 0.5, 0.75, 1))] for low, high in ends]
+        assert all(contains(parts, point) for point in itertools.product(*grid))
+        halves = halves_of(parts[0], box)
+        assert all(
+            contains(
+                halves,
+                [
+                    Fraction(c) + share * Fraction(r)
+                    for c, r in zip(parts[0].center[0], parts[0].radius[0], strict=True)
+                ],
+            )
+            for share in (-1, 0, 1)
+        )
+
+
+def test_several_rows_are_proved_together():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).double().eval()
+    model.requires_grad_(False)
+    region = Box(torch.zeros(1, 2, dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64))
+    points = 2 * torch.rand(50000, 2, dtype=torch.float64) - 1
+    values = model(points)
+    model[-1].bias += 0.05 * values.std(0) - values.amin(0)
+    spec = torch.eye(2, dtype=torch.float64)
+    result = verify(model, region, spec[None], None, 10**4, certificates=True)
+    tensors = {name: tensor.numpy() for name, tensor in result.certificates[0].items()}
+    assert result.status == ["certified"] and tensors.keys() == {SPLITS}
+    assert (result.lower[0] <= model(points).amin(0)).all()
+    proof = prove_rows(read_network(model), checked(region), np.eye(2), tensors)
+    assert proof.proved_by == CERTIFICATE and proof.minimum <= float(model(points).amin())

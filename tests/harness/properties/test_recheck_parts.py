@@ -1,0 +1,39 @@
+"""The checker on answers that the search over parts of the input box proved."""
+
+from fractions import Fraction
+from functools import partial
+
+import numpy as np
+import pytest
+from enumeration import smallest_violation
+from small_properties import network_of, property_text, run
+from test_recheck_answers import TINY, tensors_of, with_bounds_raised
+
+from harness.checker.parts import SPLITS
+from harness.checker.properties import NotConfirmedError, confirm_unsat
+from harness.errors import InputError
+from harness.properties.cases import property_of
+from harness.properties.expressions import parse
+from harness.properties.solve import UNSAT, solve
+
+
+def test_answers_by_parts_are_confirmed_and_prove_no_other_property():
+    confirmed = 0
+    for seed in range(120):
+        network, weights = network_of(seed)
+        try:
+            property_ = property_of(parse(property_text(np.random.default_rng(seed))))
+        except InputError:  # an empty box
+            continue
+        answer = solve(property_, network, partial(run, network), 60, certificates=True)
+        tensors = tensors_of(answer)
+        if answer.status != UNSAT or not any(name.endswith(SPLITS) for name in tensors):
+            continue
+        confirm_unsat(property_, network, partial(run, network), tensors)
+        confirmed += 1
+        violation = min(smallest_violation(weights, case) for case in property_.cases)  # exact
+        with pytest.raises(NotConfirmedError):
+            confirm_unsat(
+                with_bounds_raised(property_, Fraction(violation) + TINY), network, partial(run, network), tensors
+            )
+    assert confirmed >= 3
