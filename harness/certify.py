@@ -1,8 +1,8 @@
 """Certify finished trials further, without training: other stages, branch and bound, more images.
 
 Writes certified/<name>/ into each trial's folder: verdicts, seconds and a result, which the leaderboard shows in a
-section of their own. Images are evaluated in shards, side by side on several processors. After a stop the same
-command goes on with the missing shards, to the same verdicts except those that end by the clock. Unfinished trials are
+section of their own. Several processes evaluate shards of the images. Run the same command again after a stop: it
+evaluates the missing shards. Verdicts are the same, except where a time limit ends the search. Unfinished trials are
 skipped.
 """
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from harness import command_line
 from harness.clock import Stopped
 from harness.command_line import FAILED, OK, add_data_dir, add_results_dir
-from harness.config.elsewhere import read_file
+from harness.config.checkpoint_settings import read_file
 from harness.config.trial import RECIPE_VERSION, labels
 from harness.environment import device_title
 from harness.errors import InputError, SettingError, require

@@ -2,8 +2,9 @@
 
 The answer is sat (an input satisfies the property: a counterexample was found and confirmed), unsat (it is proved that
 no input does), unknown or timeout. For a CSV file (onnx,vnnlib,timeout; paths relative to it) the command writes
-instances/ and results.csv into the results directory, and the same command continues after a stop. There each answer is
-stored with its counterexample or certificate, and `python -m harness.recheck DIRECTORY` proves it again.
+instances/ and results.csv into the results directory. instances/ has each answer with its counterexample or
+certificate; `python -m harness.recheck DIRECTORY` proves them again. Run the same command again after a stop: it
+continues.
 """
 
 import argparse
@@ -26,11 +27,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help=files)
     seconds = "seconds of each instance; default: 60, or the third column of the CSV file"
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help=seconds)
-    output = "for one property: write the answer to this file, as the competition does, and print its first line alone"
+    output = "for one property: write the answer to this file, in VNN-COMP's format; only the status is printed"
     parser.add_argument("--output", type=Path, metavar="FILE", help=output)
-    directory = "write answers and certificates, which harness.recheck checks; default: results/<name of the CSV file>"
+    directory = "write answers and certificates here, for harness.recheck; default: results/<name of the CSV file>"
     parser.add_argument("--results-dir", type=Path, metavar="DIRECTORY", help=directory)
-    parser.add_argument("--workers", type=int, help="for a CSV file: instances at a time; default: one a core or GPU")
+    at_a_time = "for a CSV file: number of instances at a time; default: the number of GPUs or, without any, of cores"
+    parser.add_argument("--workers", type=int, help=at_a_time)
 
 
 def main(options: argparse.Namespace) -> int:
@@ -40,11 +42,12 @@ def main(options: argparse.Namespace) -> int:
     require("--workers", workers, workers is None or workers > 0, "a number above 0")
     require("FILE", list(map(str, files)), len(files) <= 2, "NETWORK.onnx PROPERTY.vnnlib, or INSTANCES.csv")
     if len(files) == 2:
-        require("--workers", workers, workers is None, "with a CSV file only")
+        require("--workers", workers, workers is None, "nothing for a single property; --workers needs a CSV file")
         if directory is None:
             return _solve_one(files[0], files[1], seconds or _DEFAULT_SECONDS, options.output)
-    found = options.output
-    require("--output", found, found is None, "with one property and no --results-dir, which has a file for each")
+    output = None if options.output is None else str(options.output)
+    allowed = "nothing with a CSV file or --results-dir: these write one file for each answer"
+    require("--output", output, output is None, allowed)
     from harness.properties.instances import Instance, read_instances, solve_instances
 
     if len(files) == 1:

@@ -1,8 +1,8 @@
 """Fetch the published weights that sweeps/published-*.yaml evaluate: `python sweeps/fetch_checkpoints.py`.
 
-They go to the folder `checkpoints` beside the project's, where the sweep files look for them. They are not part of this
-project: for their licences see their repositories. Needs git and the network, or mirrors of the repositories by git's
-own setting `url.<mirror>.insteadOf`. A file that is there already is not fetched again.
+The files go to ../checkpoints, where the sweep files look for them. They are not part of this project; their licences
+are in their repositories. The script needs git and network access. To use a mirror, set git's
+`url.<mirror>.insteadOf`. Files that exist with the right SHA-256 are skipped.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ ORIGINS = {  # folder: repository, commit
         "https://github.com/Verified-Intelligence/alpha-beta-CROWN", "8250d5fbd530c76e5e3243db28b3cad5fbaef740",
     ),
 }  # fmt: skip
-FILES = {  # folder here, folder of the repository: file, bytes, SHA-256
+FILES = {  # (folder under checkpoints/, folder in the repository): lines of name, bytes, SHA-256
     ("paradox", "pretrained"): """
         mnist_CONV_box.pt 1262967 f5ef2e4501299d30573856a1c127fbe11930ab1919788c3affa48c581204c7f8
         mnist_CONV_crown.pt 1262967 1ff05f5db6d68a7b299e9348355a5ce9ee2b42556360178535cf6b9571d9f1f5
@@ -49,39 +49,44 @@ FILES = {  # folder here, folder of the repository: file, bytes, SHA-256
 
 
 def main() -> int:
-    """Fetch the files that are missing; return 1 if one of them is not the one on record."""
+    """Download the missing files; return 1 if git fails or a SHA-256 differs."""
     count = 0
-    wrong = []
-    for (folder, below), lines in FILES.items():
+    errors = []
+    for (folder, repository_folder), lines in FILES.items():
         files = [line.split() for line in lines.strip().splitlines()]
         count += len(files)
         missing = [file for file in files if not _is_there(FOLDER / folder / file[0], file[2])]
         if missing:
-            wrong += _fetch(folder, below, missing)
-    print(f"{count - len(wrong)} of {count} files are in {FOLDER}", *wrong, sep="\n")
-    return 1 if wrong else 0
+            try:
+                errors += _fetch(folder, repository_folder, missing)
+            except subprocess.CalledProcessError:
+                print(f"{ORIGINS[folder][0]}: git failed; check the network, or set a mirror")
+                return 1
+    print(f"{count - len(errors)} of {count} files are in {FOLDER}", *errors, sep="\n")
+    return 1 if errors else 0
 
 
 def _is_there(path: Path, digest: str) -> bool:
     return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest
 
 
-def _fetch(folder: str, below: str, files: list[list[str]]) -> list[str]:
-    """Fetch files of a repository; return a line for each that is not the one on record, and is not kept."""
+def _fetch(folder: str, repository_folder: str, files: list[list[str]]) -> list[str]:
+    """Download files of one repository. Return an error line for each whose SHA-256 differs; it is not written."""
     url, commit = ORIGINS[folder]
-    wrong = []
+    errors = []
     with TemporaryDirectory() as clone:
         _git(clone, "init", "--quiet")
         _git(clone, "remote", "add", "origin", url)
         _git(clone, "fetch", "--quiet", "--depth=1", "--filter=blob:none", "origin", commit)
         for name, size, digest in files:
-            content = _git(clone, "show", f"{commit}:{below}/{name}")
+            content = _git(clone, "show", f"{commit}:{repository_folder}/{name}")
             if (len(content), hashlib.sha256(content).hexdigest()) == (int(size), digest):
                 (FOLDER / folder).mkdir(parents=True, exist_ok=True)
                 (FOLDER / folder / name).write_bytes(content)
             else:
-                wrong.append(f"{url} {below}/{name}: found {len(content)} bytes, not the {size} of SHA-256 {digest}")
-    return wrong
+                found = f"found {len(content)} bytes, not the {size} of SHA-256 {digest}"
+                errors.append(f"{url} {repository_folder}/{name}: {found}")
+    return errors
 
 
 def _git(directory: str, *arguments: str) -> bytes:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cerdeq.bounds.graph import Program
-from cerdeq.bounds.patches import Coefficients, dense, merged, pull, rounding, window_sizes
+from cerdeq.bounds.patches import Coefficients, add_coefficients, dense, pull, rounding, window_sizes
 from cerdeq.rules.interval import Interval
 from cerdeq.rules.linear import Backward, dot, magnitude, rounded_constant, rounding_costs
 
@@ -44,7 +44,7 @@ def joint_lower_bound(program: Program, values: list[Any], functional: Functiona
             if not ctx.sound and isinstance(part, Tensor):
                 part = part.to(values[source].center.dtype)  # autocast's products
             if source in pending:
-                part = merged(pending[source], part)
+                part = add_coefficients(pending[source], part)
                 constants.append(-rounding(ctx, part, values[source]))
             pending[source] = part
     x, last = values[0], dense(pending[0])

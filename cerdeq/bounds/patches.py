@@ -112,12 +112,12 @@ def pull(ctx: Backward, record: Operator, coefficients: Coefficients, arguments:
     return record.backward(ctx, dense(coefficients), *arguments, **options)
 
 
-def merged(a: Coefficients, b: Coefficients) -> Coefficients:
+def add_coefficients(a: Coefficients, b: Coefficients) -> Coefficients:
     """Return the sum of two coefficients of one value; windows stay windows if they lie alike."""
     if isinstance(a, Patches) and isinstance(b, Patches):
         down, right = (a.top - b.top).unique(), (a.left - b.left).unique()
         if len(down) == len(right) == 1:
-            return _overlaid(a, b, int(down), int(right))
+            return _add_windows(a, b, int(down), int(right))
     return dense(a) + dense(b)
 
 
@@ -134,7 +134,7 @@ def rounding(ctx: Backward, coefficients: Coefficients, x: Interval) -> Tensor:
     return slack(ctx, rows, magnitude(_under(coefficients, x)), 1).view(coefficients.values.shape[:2])
 
 
-def _overlaid(a: Patches, b: Patches, down: int, right: int) -> Patches:
+def _add_windows(a: Patches, b: Patches, down: int, right: int) -> Patches:
     """Return the sum in one window; a begins `down` rows below and `right` columns right of b."""
     top, left = max(0, down), max(0, right)
     (ha, wa), (hb, wb) = a.values.shape[3:], b.values.shape[3:]
@@ -208,7 +208,7 @@ def _pull_windows(
     assert record.backward is not None
     stride, dilation, image = pair(stride), pair(dilation), x.center.shape[2:]
     before, _ = paddings(padding, weight.shape[2:], dilation)
-    size = _grown(patches.values.shape[3:], x, weight, bias, stride, padding, dilation, groups)
+    size = _input_window(patches.values.shape[3:], x, weight, bias, stride, padding, dilation, groups)
     if math.prod(size) >= math.prod(image):
         return record.backward(ctx, patches.dense(), x, weight, bias, stride, padding, dilation, groups)
     shape = patches.values.shape[:2]
@@ -229,7 +229,7 @@ def _pull_windows(
     return Pulled((replace(below, values=values),), constant.view(shape))  # type: ignore[arg-type]
 
 
-def _grown(
+def _input_window(
     window: tuple[int, ...], x: Interval, weight, bias=None, stride=1, padding=0, dilation=1, groups=1
 ) -> tuple[int, ...]:
     """Return the size of the window of a convolution's input that a window of its result depends on."""
@@ -250,7 +250,7 @@ def window_sizes(program: Program, values: list[Any], at: int) -> list[float]:
         window = windows[number]
         if step.record.local == "window":
             arguments, options = step.call(values)
-            window = _grown(window, *arguments, **options)
+            window = _input_window(window, *arguments, **options)
         windows |= {s: window if s not in windows else tuple(map(max, window, windows[s])) for s in step.sources}
     sizes = [math.inf] * len(values)
     for number, window in windows.items():

@@ -32,7 +32,7 @@ def find_counterexample(proof: Problem, search: Problem, points: Tensor, values:
 
 
 def prove_point(proof: Problem, point: Tensor) -> Tensor | None:
-    """Move the point safely inside the box. Return it if a row is proved to be negative there, else None."""
+    """Move the point inside the box by more than rounding. Return it if a row is proved negative there, else None."""
     box = proof.values[0]
     reach = (box.radius * (1 - 1e-9) - 4 * torch.finfo(torch.float64).eps * box.center.abs()).clamp(min=0)
     inside = box.center + torch.minimum(torch.maximum(point.double() - box.center, -reach), reach)

@@ -23,8 +23,8 @@ from cerdeq.rules.relaxation import Lines, line_share_name, split_name
 class Columns:
     """The columns of packed rows, from `start` on, that hold some elements of one tensor.
 
-    name, shape: of the tensor [*shape]. elements: flat indices into it. elsewhere: the value of its other elements.
-    is_of_relu: whether it belongs to a ReLU, so that the search needs these elements alone.
+    name, shape: of the tensor [*shape]. elements: flat indices into it. elsewhere: the value of the elements that are
+    not stored. is_of_relu: True if the tensor belongs to a ReLU; then the search needs only these elements.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Columns:
         return self.start + len(self.elements)
 
     def of(self, rows: Tensor, sound: bool) -> Tensor:
-        """Packed rows [D, columns] -> [D, *shape], or [D, elements] where a pass needs no others."""
+        """Unpack rows [D, columns]: to [D, *shape], or in a search of a ReLU to [D, elements]."""
         if self.is_of_relu and not sound:
             return rows[:, self.start : self.stop]
         tensor = rows.new_full((len(rows), self.shape.numel()), self.elsewhere)
@@ -124,10 +124,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Layout:
-    """How the leaves of an image are packed.
+    """The packing of one image's leaves.
 
-    units: the columns of units that may be split, a record a step. choices: the columns of free choices, by their name
-    among a pass's slopes. scales: [K, choices], the size of each choice for each row of the spec.
+    units: the columns of the units that may be split, one Columns for each step. choices: the columns of free choices,
+    by their name among a pass's slopes. scales: [K, choices], the size of each choice for each row of the spec.
     """
 
     units: list[Columns]

@@ -22,15 +22,15 @@ from cerdeq.rules.precision import uncounted_rounding
 _REMEMBERED = 8  # candidates of each leaf
 _COMPARED = 3  # candidates whose cases are bounded
 _FILLED = 8  # with fewer leaves than this, several units of each are split at once
-_NEITHER = 1e-30  # the cost of units that cost nothing: they come last
+_SMALLEST_COST = 1e-30  # added to each cost, so that units with cost 0 can still be split, last
 
 
 @dataclass(frozen=True)
 class Candidates:
     """The units to split next in each of D leaves.
 
-    units: [D, C], best first, -1 for none. multipliers: [D, C, 2], where the multiplier of a split starts in the case
-    of at least 0 and in the other one: so that a free line has the coefficient that it had before the split.
+    units: [D, C], best first, -1 for none. multipliers: [D, C, 2], the first multiplier in the cases p >= 0 and p <= 0.
+    With it, the bound's coefficient on p is the same as before the split.
     """
 
     units: Tensor
@@ -64,7 +64,7 @@ def ranked_units(layout: Layout, seen: dict[str, Any], preactivations: dict[str,
         a, p = coefficients[:, 0], preactivations[columns.name].flatten(1)
         p = p[:, columns.elements] if columns.is_of_relu else p.view_as(a)
         at_worst = around.offset.abs() * ((a < 0) == around.convex)
-        cost = unstable_units(around) * (a.abs() * (around.distance(p, upper=a < 0) + at_worst) + _NEITHER)
+        cost = unstable_units(around) * (a.abs() * (around.distance(p, upper=a < 0) + at_worst) + _SMALLEST_COST)
         through_free, free = a * ((a > 0) == around.convex), around.free[:, 0]
         both = torch.stack([through_free * (1 - free), through_free * (free - around.negative_slope)], dim=-1)
         both = both.clamp(min=0)
@@ -113,7 +113,10 @@ def _sort_candidates(
 
 
 def make_cases(layout: Layout, leaves: Leaves, candidates: Candidates, depth: int) -> Leaves:
-    """Return the leaves with all combinations of signs of their first `depth` candidates; first all at least 0."""
+    """Return the leaves with every combination of signs of their first `depth` candidates.
+
+    The leaves with all signs 1 come first.
+    """
     signs, choices, exists = leaves.signs, leaves.choices, leaves.row >= 0
     for number in range(min(depth, candidates.units.shape[1])):
         copies = len(signs) // len(leaves.row)

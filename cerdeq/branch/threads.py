@@ -1,4 +1,4 @@
-"""Parts of a search side by side: the operators of a leaf are too small to keep several cores busy one by one."""
+"""Run parts of a search in several threads: the tensors of one leaf are too small to occupy several cores."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,8 +8,8 @@ import torch
 
 from cerdeq.rules.precision import counted_rounding
 
-_MOST = 4  # more would wait for Python's lock
-_SMALLEST_PART, _PARTS = 32, 4  # leaves; parts of few leaves
+_MOST = 4  # threads: more would wait for Python's lock
+_SMALLEST_PART, _PARTS = 32, 4  # fewest leaves of a part; number of parts if all leaves fit into one batch
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 def slices(count: int, batch_size: int) -> list[slice]:
     """Return slices of `count` leaves, of at most `batch_size` each, several if there are enough leaves.
 
-    They do not depend on the number of threads, so that no number does.
+    The slices do not depend on the number of threads, so results do not either.
     """
     parts = max(-(-count // batch_size), min(_PARTS, count // _SMALLEST_PART), 1)
     size = max(1, -(-count // parts))

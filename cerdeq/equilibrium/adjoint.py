@@ -54,14 +54,14 @@ def pull_back(ctx: Backward, coefficients: Tensor, h: Interval, weight: Tensor, 
     line_share, splits = _line_share(ctx, coefficients), split_terms(ctx)
 
     def step(pulled: Tensor) -> Tensor:
-        following = coefficients + transposed(weight, pulled if splits is None else pulled - splits)
+        following = coefficients + transpose_product(weight, pulled if splits is None else pulled - splits)
         return following if line_share is None else line_share * following
 
     multiplier, steps = coefficients, iterations
     if steps is None:
         with torch.no_grad(), uncounted_rounding():
             tolerance = _LEAF_TOLERANCE[z.radius.dtype] if ctx.splits else _TOLERANCE
-            multiplier = _settled(lambda m: step(_lower_slopes(around, m)), coefficients, z.radius, tolerance)
+            multiplier = _iterate(lambda m: step(_lower_slopes(around, m)), coefficients, z.radius, tolerance)
         steps = 0 if ctx.sound else _SEARCH_STEPS
     for _ in range(steps):
         multiplier = step(through(ctx, around, multiplier)[0])
@@ -90,8 +90,8 @@ def _lower_slopes(around: Lines, multiplier: Tensor) -> Tensor:
     return (multiplier.abs() * around.gap).addcmul_(multiplier, around.mean)
 
 
-def _settled(step: Callable[[Tensor], Tensor], coefficients: Tensor, radius: Tensor, tolerance: float) -> Tensor:
-    """Return the multiplier after as many steps as it needs.
+def _iterate(step: Callable[[Tensor], Tensor], coefficients: Tensor, radius: Tensor, tolerance: float) -> Tensor:
+    """Return the multiplier after as many steps as each row needs.
 
     A row stops when the cost of its residual, |L' - L| . radius, is a small part of the cost of the box alone,
     |a| . radius. It does not depend on other rows.
@@ -121,7 +121,7 @@ def _bound(
         return _sound_bound(ctx, coefficients, multiplier, around, weight, z, preactivation, splits)
     pulled, constant = through(ctx, around, multiplier)
     pulled = pulled if splits is None else pulled - splits
-    residual = coefficients + transposed(weight, pulled) - multiplier
+    residual = coefficients + transpose_product(weight, pulled) - multiplier
     constant = constant + dot(ctx, residual, z.center) - dot(ctx, residual.abs(), z.radius)
     return Pulled((pulled,), constant)
 
@@ -150,11 +150,11 @@ def _sound_bound(
     constant = constant + rounded_constant(ctx, coefficients, cost["coefficients"])
     if splits is not None:
         pulled, constant = pulled - splits, constant + rounded_constant(ctx, splits, cost["splits"])
-    residual = coefficients + transposed(weight, pulled) - multiplier
+    residual = coefficients + transpose_product(weight, pulled) - multiplier
     constant = constant + rounded_constant(ctx, pulled, cost["pulled"])
     return Pulled((pulled,), constant + rounded_constant(ctx, residual, cost["residual"], z.center))
 
 
-def transposed(weight: Tensor, coefficients: Tensor) -> Tensor:
+def transpose_product(weight: Tensor, coefficients: Tensor) -> Tensor:
     """Return W^T on coefficients [B, K, *shape]."""
     return apply_transposed(weight, coefficients.flatten(0, 1)).unflatten(0, coefficients.shape[:2])

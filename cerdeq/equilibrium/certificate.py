@@ -71,7 +71,8 @@ def contraction(weight: Tensor) -> Contraction:
 def _perron_vector(matrix: Tensor, floor: float) -> Tensor:
     """Return about the right Perron vector of a non-negative matrix, no entry far below `floor` times the largest.
 
-    A smaller floor allows worse scaled rows and columns, but entries that are almost 0 widen_sum more slowly.
+    A smaller floor allows matrices whose rows and columns have very different sizes. But entries that are almost 0 then
+    grow more slowly.
     """
     v = torch.ones(len(matrix), dtype=torch.float64, device=matrix.device)
     for _ in range(_POWER_ITERATIONS):

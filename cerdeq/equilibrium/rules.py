@@ -6,7 +6,7 @@ from torch import Tensor
 from cerdeq.bounds.patches import Coefficients, dense
 from cerdeq.bounds.tighten import Tighter
 from cerdeq.boxes import Box, narrowed, outward_ends
-from cerdeq.equilibrium.adjoint import pull_back, transposed
+from cerdeq.equilibrium.adjoint import pull_back, transpose_product
 from cerdeq.equilibrium.certificate import (
     intersect_with_image,
     preactivation_box,
@@ -80,7 +80,7 @@ def _refine(tighter: Tighter, z: Interval, h: Interval, module: FixedPoint) -> I
 
     def functionals(rows: Coefficients) -> list[Coefficients]:
         rows = dense(rows).to(z.center)
-        return [transposed(module.weight, rows), rows]
+        return [transpose_product(module.weight, rows), rows]
 
     p = tighter(p, crossing(p), functionals)
     proved = intersect_with_image(weight, h_box, narrowed(proved, *(torch.relu(end) for end in outward_ends(p))))

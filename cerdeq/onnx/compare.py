@@ -21,7 +21,7 @@ def refuse_other_outputs(network: OnnxNetwork, file: File) -> None:
 
 
 def refuse_another_network(written: nn.Module, network: nn.Module, shape: tuple[int, ...], path: Path) -> None:
-    """Raise OnnxError if a network that was written to a file, and read, differs from the original at such points."""
+    """Raise OnnxError if a network that was written to a file, and read, differs from the original at random points."""
     points = _points(shape)
     _compare(path, _outputs(written, points), _outputs(network, points), "the original")
 

@@ -21,8 +21,8 @@ class File:
     """A file with one input and one output.
 
     path: for messages. opset: the version of its operators. constants: its stored numbers, by name. input, output:
-    their names. shape: of one input, without the batch. is_batched: whether it takes any number of inputs at once;
-    else one.
+    their names. shape: of one input, without the batch. is_batched: True if the batch may have any size; False if it
+    must be 1.
     """
 
     path: Path
@@ -124,7 +124,7 @@ def array_of(tensor: TensorProto, name: str) -> np.ndarray:
 
 
 def _shape(value: onnx.ValueInfoProto) -> tuple[tuple[int, ...], bool]:
-    """Return the shape of one input, and whether the file takes several at once."""
+    """Return the shape of one input, and whether the batch may have any size."""
     name, kind = f"input {value.name!r}", value.type.tensor_type
     if not value.type.HasField("tensor_type") or kind.elem_type != TensorProto.FLOAT:
         raise OnnxError(f"{name}: found another type, allowed: a tensor of FLOAT (float32)")
@@ -132,8 +132,8 @@ def _shape(value: onnx.ValueInfoProto) -> tuple[tuple[int, ...], bool]:
         raise OnnxError(f"{name}: found no shape of 2 or more dimensions; the first is the batch")
     first, *sizes = (dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim)
     if not all(sizes):
-        found = [dim.dim_param or dim.dim_value for dim in kind.shape.dim]
-        raise OnnxError(f"{name}: found shape {found}, allowed: fixed sizes after the batch")
+        shape = [dim.dim_param or dim.dim_value for dim in kind.shape.dim]
+        raise OnnxError(f"{name}: found shape {shape}, allowed: fixed sizes after the batch")
     if first not in (None, 0, 1):
         raise OnnxError(f"{name}: found a batch of {first}, allowed: 1, or any number")
     return tuple(size for size in sizes if size), first != 1

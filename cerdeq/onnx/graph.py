@@ -26,8 +26,8 @@ def network_of(file: File) -> OnnxNetwork:
 class _Reader:
     """Reads nodes in order.
 
-    arguments: values and constants by name. layers: by name. sources: the values that each takes. made_by: by the name
-    of a result, the layer that makes it. uses: how often each name is taken.
+    arguments: values and constants by name. layers: by name. sources: the values that each layer reads. made_by: the
+    layer that computes a result, by the result's name. uses: how many nodes read each name.
     """
 
     def __init__(self, file: File):
@@ -66,7 +66,7 @@ class _Reader:
             raise OnnxError(f"found domain {proto.domain!r}, allowed: the operators of ONNX itself")
         used = [name for name in proto.output[1:] if self.uses[name]]
         if used:
-            raise OnnxError(f"found uses of its other outputs {used}, allowed: of its first")
+            raise OnnxError(f"another node reads the outputs {used}, allowed: only the first output is used")
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in proto.attribute}
         for name, value in attributes.items():
             if isinstance(value, onnx.TensorProto):
@@ -84,7 +84,8 @@ class _Reader:
             return values[0]
         result = layer.eval()(*[torch.zeros(_EXAMPLES, *value.shape, dtype=torch.float32) for value in values])
         if result.dim() < 2 or len(result) != _EXAMPLES:
-            raise OnnxError(f"found a result of shape {list(result.shape)} of {_EXAMPLES} inputs: the batch is mixed")
+            shape = list(result.shape)
+            raise OnnxError(f"{_EXAMPLES} examples give a result of shape {shape}: dimension 0 must stay the batch")
         self.layers[name] = layer
         self.sources.append(tuple(value.number for value in values))
         return Value(len(self.layers), tuple(result.shape[1:]))

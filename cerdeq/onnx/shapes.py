@@ -1,4 +1,4 @@
-"""Shapes: operators that move no number in memory, and the padding of convolutions and pools."""
+"""Operators that change only the shape, and the padding of convolutions and pools."""
 
 from typing import TYPE_CHECKING
 

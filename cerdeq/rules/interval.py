@@ -189,7 +189,7 @@ def add(ctx: Context, x: Any, y: Any, alpha: float = 1) -> Interval:
     a, b = _as_interval(x, like), _as_interval(y, like)
     center = a.center + alpha * b.center
     radius = widen_terms(ctx, a.center, a.radius, 4) + abs(alpha) * widen_terms(ctx, b.center, b.radius, 4)
-    radius = _underflowed(ctx, widen_sum(ctx, radius, 2), b)
+    radius = _add_underflow(ctx, widen_sum(ctx, radius, 2), b)
     clean = None if like.clean is None else a.clean_value() + alpha * b.clean_value()
     return Interval(center, radius, clean)
 
@@ -228,11 +228,11 @@ def multiply(ctx: Context, x: Any, y: Any) -> Interval:
     factor = tensor_like(factor, interval.center)
     clean = None if interval.clean is None else interval.clean * factor
     radius = widen_terms(ctx, interval.center, interval.radius, 4) * factor.abs()
-    radius = _underflowed(ctx, widen_sum(ctx, radius, 1), interval)
+    radius = _add_underflow(ctx, widen_sum(ctx, radius, 1), interval)
     return Interval(interval.center * factor, radius, clean)
 
 
-def _underflowed(ctx: Context, radius: Tensor, x: Interval) -> Tensor:
+def _add_underflow(ctx: Context, radius: Tensor, x: Interval) -> Tensor:
     """Return `radius`, widened if `ctx.sound` for a factor of x that is rounded to a subnormal number or 0."""
     if not ctx.sound:
         return radius
@@ -279,19 +279,19 @@ def concatenate(ctx: Context, tensors: Any, dim: int = 0) -> Interval:
 
 def flatten(ctx: Context, x: Interval, start_dim: int = 0, end_dim: int = -1) -> Interval:
     """Flatten; no arithmetic."""
-    return _moved(x, lambda value: value.flatten(start_dim, end_dim))
+    return _rearrange(x, lambda value: value.flatten(start_dim, end_dim))
 
 
 def reshape(ctx: Context, x: Interval, *shape: Any) -> Interval:
     """Reshape and view; no arithmetic."""
     sizes = shape[0] if isinstance(shape[0], list | tuple) else shape
-    return _moved(x, lambda value: value.reshape(sizes))
+    return _rearrange(x, lambda value: value.reshape(sizes))
 
 
 def permute(ctx: Context, x: Interval, *dims: Any) -> Interval:
     """Permuted dimensions; no arithmetic."""
     order = permutation(x, *dims)
-    return _moved(x, lambda value: value.permute(order))
+    return _rearrange(x, lambda value: value.permute(order))
 
 
 def permutation(x: Interval, *dims: Any) -> tuple[int, ...]:
@@ -326,7 +326,8 @@ def pad(ctx: Context, x: Interval, pad, mode: str = "constant", value: float | N
     return Interval(center, radius, clean)
 
 
-def _moved(x: Interval, function) -> Interval:
+def _rearrange(x: Interval, function) -> Interval:
+    """Apply a function that only moves numbers to the centre, the radius and the clean value."""
     return Interval(function(x.center), function(x.radius), None if x.clean is None else function(x.clean))
 
 

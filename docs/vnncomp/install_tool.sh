@@ -1,5 +1,5 @@
 #!/bin/bash
-# install_tool.sh v1: install this project with the extra `onnx` into .venv, at the root of the repository.
+# install_tool.sh v1: install this project with the extras `onnx` and `vnnlib` into .venv, at the root of the repository.
 set -eu
 [ "${1:-}" = v1 ] || { echo "found version '${1:-}', allowed: v1" >&2; exit 1; }
 cd "$(dirname "$(realpath "$0")")/../.."

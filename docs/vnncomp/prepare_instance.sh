@@ -1,5 +1,6 @@
 #!/bin/bash
-# prepare_instance.sh v1 CATEGORY NETWORK.onnx PROPERTY.vnnlib: check that the files exist, and warm the disk's cache.
+# prepare_instance.sh v1 CATEGORY NETWORK.onnx PROPERTY.vnnlib: check that the files exist.
+# It also imports the packages once, so that they lie in the disk's cache.
 set -eu
 [ "${1:-}" = v1 ] || { echo "found version '${1:-}', allowed: v1" >&2; exit 1; }
 for file in "$3" "$4"; do

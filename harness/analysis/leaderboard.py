@@ -17,7 +17,7 @@ import pandas as pd
 
 from harness.analysis.columns import COLUMNS, ERRORS, INTEGER, Column
 from harness.analysis.trials import CHOSEN, LABEL, PUBLISHED, read_trials, setting_columns
-from harness.config.elsewhere import TRAINED_ELSEWHERE
+from harness.config.checkpoint_settings import TRAINED_ELSEWHERE
 from harness.config.settings import STAGES, Radius
 from harness.config.trial import FULL_PROFILE, is_of_training
 from harness.errors import InputError

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from harness.analysis.columns import COLUMNS, numbers_of
-from harness.config.elsewhere import Source, without_source
+from harness.config.checkpoint_settings import Source, without_source
 from harness.config.settings import BAB, EvaluationSettings
 from harness.config.trial import RECIPE_VERSION, TrialConfig, flat_settings, to_dict
 from harness.errors import InputError

@@ -21,7 +21,7 @@ _TRIALS, _CERTIFIED = "trials", "certified"
 class Claim:
     """A finished trial or certification as its files describe it.
 
-    own: what the trial.json says. trial: what is claimed, for a certification with its own evaluation.
+    own: the trial of trial.json. trial: the same; for a certification with the certification's evaluation settings.
     """
 
     verdict_dir: Path
@@ -162,7 +162,7 @@ def check_checkpoint(claim: Claim) -> list[str]:
     import safetensors.torch  # imported late, as torch takes seconds
     import torch
 
-    from harness.config.checkpoints import read_weights
+    from harness.config.checkpoint_weights import read_weights
 
     stored = safetensors.torch.load_file(trial_dir / folder.WEIGHTS)
     expected = read_weights(path, claim.config)

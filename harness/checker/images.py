@@ -138,7 +138,8 @@ def check_prediction(row: Mapping[str, Any], lower: float) -> str:
     """Check that the prediction is right exactly where it is proved to be. lower: of the smallest margin there."""
     is_right = row[names.PREDICTION] == row[names.LABEL]
     if row[names.PREDICTION] == names.NO_PREDICTION:
-        return "" if lower > 0 else "without a prediction, though the network misclassifies it; two errors leave it out"
+        problem = "no prediction is recorded, but the prediction is not proved to be right: the standard and the attack"
+        return "" if lower > 0 else f"{problem} error must count this image"
     if is_right == (lower > 0):
         return ""
     return f"recorded as {'right' if is_right else 'wrong'}, but at the image {_describe_bound(lower)}"

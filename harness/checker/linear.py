@@ -48,7 +48,7 @@ def lower_bounds(network: Network, region: Region, functional: dict[int, Array],
     """Return lower bounds [K] of the functional over the region; -inf without a proof.
 
     functional: coefficients [K, *shape] by the number of their value. leaves: by the step's name, the leaf of each row;
-    without any, rows are bounded over the whole region.
+    without any, rows are bounded over the region itself.
     """
     if not all((magnitude(box) <= LARGEST).all() for box in [*region.values, *region.preactivations.values()]):
         return np.full(len(next(iter(functional.values()))), -np.inf)

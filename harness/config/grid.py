@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from baselines import network_names, options_of
-from harness.config.elsewhere import Checkpoint, Source
+from harness.config.checkpoint_settings import Checkpoint, Source
 from harness.config.settings import TrainSettings
 from harness.config.sweep_text import merge, nest
 from harness.errors import require

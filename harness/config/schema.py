@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from baselines import DATASETS, network_names, options_of
-from harness.config.elsewhere import Checkpoint, Source
+from harness.config.checkpoint_settings import Checkpoint, Source
 from harness.config.grid import ZIP, takes_list
 from harness.config.settings import STAGES, TrainSettings
 from harness.config.sweep_keys import FIXED, SweepFile, TrialEntry, options_model

@@ -11,8 +11,8 @@ from typing import Any
 from baselines import options_of
 from harness.config import plugins
 from harness.config.buildable import check_buildable, ignored_evaluation, ignored_settings
-from harness.config.checkpoints import read_weights
-from harness.config.elsewhere import TRAINED_ELSEWHERE, digest_of, read_file
+from harness.config.checkpoint_settings import TRAINED_ELSEWHERE, digest_of, read_file
+from harness.config.checkpoint_weights import read_weights
 from harness.config.grid import expand, names_in
 from harness.config.profiles import (
     ASSIGNED,

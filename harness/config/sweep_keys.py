@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError, create_model
 
 from baselines import DATASETS, UnknownNameError, network_names, unknown_network
-from harness.config.elsewhere import Checkpoint, Source
+from harness.config.checkpoint_settings import Checkpoint, Source
 from harness.config.search import Asha, SearchSettings, Space
 from harness.config.settings import STRICT, EvaluationSettings, Radius, TrainSettings
 from harness.config.trial import LARGEST_SEED, LARGEST_WIDTH, LONGEST_NAME, NAME_PATTERN

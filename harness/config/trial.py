@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.config.elsewhere import TRAINED_ELSEWHERE, Checkpoint, Source, without_source
+from harness.config.checkpoint_settings import TRAINED_ELSEWHERE, Checkpoint, Source, without_source
 from harness.config.settings import EvaluationSettings, Radius, TrainSettings
 from harness.errors import require
 from harness.typed import check_types

@@ -80,7 +80,10 @@ class Property:
 
 @dataclass(frozen=True)
 class _Atom:
-    """form <= bound, where the form has variables of one kind. text: for messages."""
+    """The constraint form <= bound. Its variables are all inputs or all outputs.
+
+    text: the expression in the file, for messages.
+    """
 
     form: Form
     bound: Fraction
@@ -95,7 +98,8 @@ def property_of(expressions: Iterable[Expression]) -> Property:
     """Return the property of the expressions of a file.
 
     Raises InputError for anything but declarations of X_i and Y_i and assertions of and, or, <= and >= of linear
-    terms; for input constraints that are no bounds, inputs without bounds, and if the boxes of all cases are empty.
+    terms; for constraints on inputs that are not bounds of one input, for inputs without bounds, and if the box of
+    every case is empty.
     """
     declared, assertions = dict[Variable, None](), list[Expression]()
     for expression in expressions:
@@ -116,7 +120,7 @@ def property_of(expressions: Iterable[Expression]) -> Property:
         else:
             choices.append(conjunctions)
     _refuse_many(prod(map(len, choices)), "the property")
-    return Property(inputs, outputs, tuple(_cases(shared, choices, inputs)))
+    return Property(inputs, outputs, tuple(_make_cases(shared, choices, inputs)))
 
 
 def _declared(name: str, declared: dict[Variable, None]) -> Variable:
@@ -165,7 +169,7 @@ def _refuse_many(cases: int, what: str) -> None:
 
 
 def _atom(left: Expression, right: Expression, declared: dict[Variable, None], expression: Expression) -> _Atom:
-    """Return left <= right."""
+    """Return the constraint left <= right. Raises InputError if it is not on one input, or on outputs."""
     text = to_text(expression)
     difference = _sum([_linear(left, declared, text), _negative(_linear(right, declared, text))])
     bound = -difference.pop(_CONSTANT, Fraction(0))
@@ -182,7 +186,7 @@ _CONSTANT: Variable = ("", 0)
 
 
 def _linear(term: Expression, declared: dict[Variable, None], text: str) -> Form:
-    """Return a term as coefficients of variables; the constant is that of the variable _CONSTANT."""
+    """Return a linear term as coefficients by variable. Its constant is stored under the key _CONSTANT."""
     match term:
         case str():
             if _NUMBER.fullmatch(term):
@@ -219,29 +223,29 @@ def _negative(form: Form) -> Form:
     return {variable: -value for variable, value in form.items()}
 
 
-def _cases(shared: list[_Atom], choices: list[list[list[_Atom]]], inputs: int) -> list[Case]:
+def _make_cases(shared: list[_Atom], choices: list[list[list[_Atom]]], inputs: int) -> list[Case]:
     """Return the cases whose boxes are not empty."""
-    low, high, constraints = _narrowed([None] * inputs, [None] * inputs, shared)
+    low, high, constraints = _apply_atoms([None] * inputs, [None] * inputs, shared)
     boxes, shared_box = dict[InputBox, InputBox](), None
-    cases, first_empty = list[Case](), ""
+    cases, first_reason = list[Case](), ""
     for choice in product(*choices):
         atoms = [atom for part in choice for atom in part]
         has_own_box = any(atom.is_of_inputs for atom in atoms)
-        own_low, own_high, own = _narrowed(low, high, atoms)
+        own_low, own_high, own = _apply_atoms(low, high, atoms)
         if (box := None if has_own_box else shared_box) is None:
-            if empty := next(_empty(own_low, own_high), ""):
-                first_empty = first_empty or empty
+            if reason := next(_reasons_of_emptiness(own_low, own_high), ""):
+                first_reason = first_reason or reason
                 continue
             box = InputBox(tuple(own_low), tuple(own_high))  # type: ignore[arg-type]
             box = boxes.setdefault(box, box)
             shared_box = shared_box if has_own_box else box
         cases.append(Case(box, (*constraints, *own)))
     if not cases:
-        raise InputError(f"the box of inputs is empty: {first_empty}")
+        raise InputError(f"the box of inputs is empty: {first_reason}")
     return cases
 
 
-def _narrowed(
+def _apply_atoms(
     low: list[Fraction | None], high: list[Fraction | None], atoms: list[_Atom]
 ) -> tuple[list[Fraction | None], list[Fraction | None], list[Constraint]]:
     """Return the bounds of inputs narrowed by the atoms, and the atoms on outputs as constraints."""
@@ -260,7 +264,7 @@ def _narrowed(
     return low, high, constraints
 
 
-def _empty(low: Iterable[Fraction | None], high: Iterable[Fraction | None]) -> Iterator[str]:
+def _reasons_of_emptiness(low: Iterable[Fraction | None], high: Iterable[Fraction | None]) -> Iterator[str]:
     """Yield why there is no input within these bounds. Raises InputError for an input without bounds."""
     for number, (start, stop) in enumerate(zip(low, high, strict=True)):
         if start is None or stop is None:

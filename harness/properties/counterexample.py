@@ -31,10 +31,10 @@ class Counterexample:
 
 
 def decimals_inside(point: Tensor, box: InputBox) -> list[str]:
-    """Return decimals that lie in the exact box, each near an element of the point [1, ...].
+    """Return decimals inside the exact box, one near each element of the point [1, ...].
 
-    They are the shortest ones of a float32, where a float32 near the point has one in the box. Raises ValueError if the
-    box has an element without any decimal, such as 1/3.
+    If a nearby float32 lies in the box, its shortest decimal is used. Raises ValueError if the box has an element
+    without any decimal, such as 1/3.
     """
     elements = zip(point.flatten().tolist(), box.lower, box.upper, strict=True)
     return [next(text for text in _candidates(*ends) if ends[1] <= Fraction(text) <= ends[2]) for ends in elements]
@@ -80,7 +80,7 @@ def why_not_confirmed(
     """
     holding = [case for case in cases if case.holds(*exact)]
     if not holding:
-        return "no case is proved at the point that was found, rounded to decimals"
+        return "the counterexample was rounded to decimals in the box; no case is proved to hold there"
     if not any(case.holds(float32, float32) for case in holding):
-        return "a counterexample in exact arithmetic, which onnxruntime's rounding in float32 does not confirm"
+        return "the counterexample holds in real arithmetic but not for onnxruntime's float32 outputs"
     return ""

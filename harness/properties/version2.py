@@ -36,8 +36,8 @@ def expressions_of(text: str) -> Iterator[Expression]:
         raise InputError(f"found {len(query.networks)} networks, allowed: one")
     (network,) = query.networks
     if len(network.inputs) != 1 or len(network.outputs) != 1:
-        found = f"{len(network.inputs)} inputs and {len(network.outputs)} outputs"
-        raise InputError(f"found a network with {found}, allowed: one of each")
+        counts = f"{len(network.inputs)} inputs and {len(network.outputs)} outputs"
+        raise InputError(f"found a network with {counts}, allowed: one of each")
     shapes = {"Input": network.inputs[0].shape, "Output": network.outputs[0].shape}
     for kind, shape in zip("XY", shapes.values(), strict=True):
         for number in range(prod(shape)):

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.config.elsewhere import Checkpoint, digest_of, read_file
+from harness.config.checkpoint_settings import Checkpoint, digest_of, read_file
 from harness.config.trial import RECIPE_VERSION, TrialConfig, from_dict, to_dict, trial_key
 from harness.errors import SettingError, require, shorten
 from harness.masking import mask_secrets

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from cerdeq.equilibrium import FixedPoint, fold
 from harness.clock import Clock
-from harness.config.checkpoints import read_weights
+from harness.config.checkpoint_weights import read_weights
 from harness.config.plugins import load_for
 from harness.config.trial import TrialConfig
 from harness.data import Data, Split, load

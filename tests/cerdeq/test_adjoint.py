@@ -99,7 +99,7 @@ def test_the_adjoint_counts_its_own_rounding(kind):
     ctx = Backward(sound=True, step="here", output=z)
     around, multiplier = lines(ctx, preactivation), coefficients
     for _ in range(200):
-        multiplier = coefficients + adjoint.transposed(weight, adjoint.through(ctx, around, multiplier)[0])
+        multiplier = coefficients + adjoint.transpose_product(weight, adjoint.through(ctx, around, multiplier)[0])
     pulled = adjoint._bound(ctx, coefficients, multiplier, around, weight, z, preactivation)
     left = (coefficients.double() * solved.unsqueeze(1)).flatten(2).sum(2)
     right = (pulled.coefficients[0].double() * h.double().unsqueeze(1)).flatten(2).sum(2) + pulled.constant

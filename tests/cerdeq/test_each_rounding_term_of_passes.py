@@ -16,7 +16,7 @@ from cerdeq import Box, bound
 from cerdeq.bounds import BOUNDS, Backward, trace, values_of
 from cerdeq.bounds.backward import joint_lower_bound
 from cerdeq.bounds.bounds import larger, lower_bounds
-from cerdeq.bounds.patches import Patches, dense, merged, one_hot, rounding
+from cerdeq.bounds.patches import Patches, add_coefficients, dense, one_hot, rounding
 from cerdeq.branch.counterexample import prove_point
 from cerdeq.branch.leaves import Problem
 from cerdeq.equilibrium import FixedPoint, adjoint, rules
@@ -55,7 +55,7 @@ def test_sums_of_coefficients_count_their_rounding(form, dtype):
         for corner in ((0, 1), (1, 2))
     ]
     a, b = windows if form == "windows" else map(dense, windows)
-    total, x = merged(a, b), torch.randn(1, 2, 5, 5, dtype=dtype)
+    total, x = add_coefficients(a, b), torch.randn(1, 2, 5, 5, dtype=dtype)
     assert isinstance(total, Patches) == (form == "windows")
     cost, pixels = fractions(rounding(Backward(True), total, box_of(x)))[0], fractions(x.flatten())
     rows = zip(*(fractions(dense(part)[0].flatten(1)) for part in (a, b, total)), cost, strict=True)

@@ -197,7 +197,7 @@ DAMAGED = {
     "found opset 999": newer_opset,
     "names no opset": no_opset,
     "operator Conv at node 'node1': found domain 'com.example'": own_operator,
-    r"operator Dropout at node 'number 1': found uses of its other outputs \['y1'\]": second_output_used,
+    r"operator Dropout at node 'number 1': another node reads the outputs \['y1'\]": second_output_used,
     "found its own operator 'Conv'": replaced_operator,
     r"found external data|not a valid ONNX model: .*weights\.bin": external_attribute,
     "not a valid ONNX model": lost_node,

@@ -274,7 +274,7 @@ def test_multipliers_are_the_same_bit_by_bit(monkeypatch):
     rates = torch.linspace(0.1, 0.95, 12).view(3, 4, 1)
 
     def settled():
-        return adjoint._settled(lambda multiplier: coefficients + rates * multiplier, coefficients, radius, 1e-5)
+        return adjoint._iterate(lambda multiplier: coefficients + rates * multiplier, coefficients, radius, 1e-5)
 
     expected = settled()
     read_as_on_a_gpu(monkeypatch, adjoint)

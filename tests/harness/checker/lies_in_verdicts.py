@@ -103,7 +103,7 @@ LIES = {
         change_row(names.MISCLASSIFIED, stage="crown-ibp"), "misclassified by 'crown-ibp', expected clean", VALUES
     ),
     "wrong called failed": Lie(
-        change_table(fail_misclassified), "without a prediction, though the network misclassifies it", PREDICTED
+        change_table(fail_misclassified), "no prediction is recorded, but the prediction is not proved to be", PREDICTED
     ),
     "a later stage called ibp": Lie(
         change_row("crown-ibp", stage="ibp", margin_ibp=0.1, margin_crown__ibp=np.nan), NOT_PROVED_BY_IBP, IBP

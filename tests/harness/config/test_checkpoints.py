@@ -12,8 +12,8 @@ from small_sweep import changed, refusal, trials_of, write
 from baselines import build
 from cerdeq import export_onnx
 from cerdeq.equilibrium import fold
-from harness.config.checkpoints import read_weights
-from harness.config.elsewhere import digest_of
+from harness.config.checkpoint_settings import digest_of
+from harness.config.checkpoint_weights import read_weights
 from harness.config.sweep_file import load_sweep
 
 WIDTH = 0.1
@@ -125,7 +125,8 @@ def test_by_order_takes_a_plain_sequential(tmp_path, saved):
     message = refusal(tmp_path, content(checkpoint={"file": "net.pt", "keys": "by-order"}))
     assert "found 7 tensors, 0.weight, 0.bias" in message and "allowed: 6, conv.weight" in message
     message = refusal(tmp_path, content())
-    assert "found no tensor conv.weight but 0.weight" in message and "`keys: by-order`" in message
+    assert "the file has no tensor conv.weight (" in message and "it has 0.weight" in message
+    assert "write `keys: by-order`" in message
 
 
 class Code:
@@ -190,14 +191,14 @@ FILES = [
     (write_part, "found a file that torch cannot read"),
     (write_text, "found a file that torch cannot read"),
     (loop, "found a file that torch cannot read"),
-    (write_damaged_safetensors, "found a damaged safetensors file", "allowed: a whole one"),
-    (write_changed(linear1__bias=None), "found no tensor linear1.bias but conv.weight", "allowed: float32 [10]"),
+    (write_damaged_safetensors, "found a damaged safetensors file", "allowed: an undamaged file"),
+    (write_changed(linear1__bias=None), "the file has no tensor linear1.bias (float32 [10])", "it has conv.weight"),
     (write_changed(other=torch.ones(2)), "found the tensor other, allowed: ", "list a tensor that is not needed"),
     (write_unlike("conv.bias", lambda t: t.double()), "conv.bias: found float64 [2], allowed: float32 [2]"),
     (write_unlike("conv.bias", lambda t: t[:, None]), "conv.bias: found float32 [2, 1], allowed: float32 [2]"),
     (write_unlike("conv.bias", lambda t: t.to_sparse()), "conv.bias: found sparse_coo float32 [2]"),
     (write_unlike("conv.bias", lambda t: t * torch.nan), "conv.bias: found NaN or infinity, allowed: finite numbers"),
-    (write_changed(normalize__mean=torch.zeros(1, 1, 1)), "found no tensor normalize.std"),
+    (write_changed(normalize__mean=torch.zeros(1, 1, 1)), "the file has no tensor normalize.std"),
 ]
 
 

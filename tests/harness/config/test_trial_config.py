@@ -9,7 +9,7 @@ import pytest
 from cerdeq.bounds import BOUNDS
 from harness.config import trial
 from harness.config.buildable import check_buildable
-from harness.config.elsewhere import TRAINED_ELSEWHERE, Checkpoint, Source
+from harness.config.checkpoint_settings import TRAINED_ELSEWHERE, Checkpoint, Source
 from harness.config.settings import STAGES, EvaluationSettings, TrainSettings
 from harness.config.trial import TrialConfig, digest_content, from_dict, identity, labels, to_dict, trial_key
 from harness.errors import SettingError

@@ -110,7 +110,7 @@ def test_instances_are_solved_side_by_side(files):
         ("", ["list.csv", "--timeout", "nan"], "--timeout: found nan"),
         ("", ["list.csv", "--workers", "0"], "--workers: found 0"),
         ("", ["list.csv", "--output", "x"], "--output: found"),
-        ("", ["net.onnx", "sat.vnnlib", "--workers", "2"], "--workers: found 2, allowed: with a CSV file only"),
+        ("", ["net.onnx", "sat.vnnlib", "--workers", "2"], "--workers: found 2, allowed: nothing for a single"),
         ("", ["net.onnx", "sat.vnnlib", "list.csv"], "FILE: found"),
         ("", ["missing.csv"], "missing.csv cannot be read"),
         ("", ["net.onnx"], "net.onnx cannot be read"),

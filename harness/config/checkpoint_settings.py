@@ -25,17 +25,17 @@ class Checkpoint:
     file: str
     """The file with the weights, relative to the sweep file: safetensors, or a torch file that holds only tensors."""
     prefix: str = ""
-    """Only tensors whose names begin with this are loaded, without it. Names inside of mappings are joined by dots,
-    such as `state_dict.conv.weight`."""
+    """Only tensors whose names begin with this are loaded. The prefix is removed from their names. The names of nested
+    mappings are joined by dots, such as `state_dict.conv.weight`."""
     keys: Keys = "by-name"
     """How tensors are matched to the network's: 'by-name', or 'by-order', which takes names of the file in any
     spelling, but as many tensors as the network has, in its order, of the same shapes."""
     ignore: list[str] = field(default_factory=list)
     """Tensors of the file that are not loaded, by their names in the file."""
     mean: list[float] | None = None
-    """The network sees (pixel - mean) / std, pixels in [0, 1]: a mean for each channel. Null for 0."""
+    """A mean for each channel: the network sees (pixel - mean) / std, pixels in [0, 1]. Null means mean 0 and std 1."""
     std: list[float] | None = None
-    """A standard deviation for each channel, beside `mean`. Null for 1."""
+    """A standard deviation for each channel, if `mean` is set."""
     sha256: str = ""
     """The SHA-256 of the file; another file is refused. Empty for any file."""
 
@@ -99,5 +99,5 @@ def read_file(path: Path, checkpoint: Checkpoint) -> bytes:
 
 
 def without_source(content: dict[str, Any]) -> dict[str, Any]:
-    """Return a config's dictionary without published numbers, which decide none of a trial's."""
+    """Return a config's dictionary without `source`: published numbers change nothing in a trial."""
     return {name: value for name, value in content.items() if name != "source"}

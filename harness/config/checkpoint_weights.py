@@ -14,7 +14,7 @@ from torch import Tensor
 from baselines import build
 from cerdeq.equilibrium import fold
 from cerdeq.onnx import OnnxError, load_onnx
-from harness.config.elsewhere import Checkpoint, read_file
+from harness.config.checkpoint_settings import Checkpoint, read_file
 from harness.config.trial import TrialConfig
 from harness.errors import InputError, error_line, require
 
@@ -28,12 +28,11 @@ _SHOWN = 6
 def read_weights(path: Path, config: TrialConfig) -> Tensors:
     """Return the tensors of a trial's network, its normalisation included, from the file of its checkpoint.
 
-    Raises InputError where the file cannot be read, is another one, or does not hold exactly the network's tensors,
-    finite, in their shapes and types.
+    config: of a network trained elsewhere. Raises InputError where the file cannot be read, is another one, or does not
+    hold exactly the network's tensors, finite, in their shapes and types.
     """
     checkpoint = config.checkpoint
-    if checkpoint is None:
-        raise InputError(f"{config.label}: found no checkpoint, allowed: a network trained elsewhere")
+    assert checkpoint is not None
     content = read_file(path, checkpoint)
     with torch.random.fork_rng(devices=[]):
         network = build(config.model, config.dataset, config.width, **config.options)
@@ -55,14 +54,16 @@ def _load_onnx(path: Path) -> Tensors:
 
 
 def _load(content: bytes, checkpoint: Checkpoint) -> Tensors:
-    """Return all tensors of a file, names inside of mappings joined by dots."""
+    """Return all tensors of a file. The names of nested mappings are joined by dots."""
     if content[8:9] == b"{":  # a header in JSON follows its length
         by_order = checkpoint.keys == "by-order"
         require("keys", "by-order", not by_order, "by-name, for safetensors files do not keep the order of tensors")
         try:
             return safetensors.torch.load(content)
         except safetensors.SafetensorError as error:
-            raise InputError(f"found a damaged safetensors file ({error_line(error)}), allowed: a whole one") from None
+            raise InputError(
+                f"found a damaged safetensors file ({error_line(error)}), allowed: an undamaged file"
+            ) from None
     allowed = "a safetensors file, or a torch file of tensors alone: torch.save(network.state_dict(), FILE)"
     try:
         with warnings.catch_warnings(action="ignore"):  # such as that tensors are sparse
@@ -92,15 +93,17 @@ def _flatten(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def _select(tensors: Tensors, checkpoint: Checkpoint) -> Tensors:
-    """Return the tensors that are loaded, without the prefix. Raises InputError for a prefix or name that none has."""
+    """Return the tensors to load, without the prefix in their names.
+
+    Raises InputError if no tensor has the prefix or a name of `ignore`.
+    """
     names = _names(tensors)
     for name in checkpoint.ignore:
         require("ignore", name, name in tensors, f"a tensor of the file: {names}")
     prefix = checkpoint.prefix
     selected = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     require("prefix", prefix, bool(selected), f"one that tensors of the file have: {names}")
-    kept = {name: tensor for name, tensor in selected.items() if name not in checkpoint.ignore}
-    return {name.removeprefix(prefix): tensor for name, tensor in kept.items()}
+    return {name.removeprefix(prefix): selected[name] for name in selected if name not in checkpoint.ignore}
 
 
 def _match(tensors: Tensors, expected: Tensors, checkpoint: Checkpoint) -> Tensors:
@@ -109,16 +112,16 @@ def _match(tensors: Tensors, expected: Tensors, checkpoint: Checkpoint) -> Tenso
         tensors = _rename(tensors, [name for name in expected if name not in (_MEAN, _STD)])
     tensors = _normalisation(tensors, expected, checkpoint) | tensors
     if missing := [name for name in expected if name not in tensors]:
-        hint = "" if checkpoint.keys == "by-order" else ", or `keys: by-order`"
+        hint = "" if checkpoint.keys == "by-order" else ". If only the names differ, write `keys: by-order`"
         names = _names(name for name in tensors if name not in (_MEAN, _STD))
-        raise InputError(f"found no tensor {missing[0]} but {names}, allowed: {_kind(expected[missing[0]])}{hint}")
+        raise InputError(f"the file has no tensor {missing[0]} ({_kind(expected[missing[0]])}); it has {names}{hint}")
     if unexpected := [name for name in tensors if name not in expected]:
         allowed = f"{_names(expected)}; list a tensor that is not needed in `ignore`"
         raise InputError(f"found the tensor {unexpected[0]}, allowed: {allowed}")
     for name, tensor in tensors.items():
-        found, allowed = _kind(tensor), _kind(expected[name])
-        if found != allowed:
-            raise InputError(f"tensor {name}: found {found}, allowed: {allowed}")
+        kind, allowed = _kind(tensor), _kind(expected[name])
+        if kind != allowed:
+            raise InputError(f"tensor {name}: found {kind}, allowed: {allowed}")
         if not tensor.isfinite().all():
             raise InputError(f"tensor {name}: found NaN or infinity, allowed: finite numbers")
     return {name: tensors[name].clone().contiguous() for name in expected}
