@@ -1,0 +1,48 @@
+"""results/COMPETITIONS.md agrees with its tables, and `sweeps/compare_answers.py` counts what contradicts."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TABLES = sorted((ROOT / "results" / "published" / "competitions").glob("*.csv"))
+SOLVED = ["sat", "unsat"]
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_the_page_says_what_the_table_holds(path):
+    table = pd.read_csv(path, keep_default_na=False)
+    both = table[table["result"].isin(SOLVED) & table["published"].isin(SOLVED)]
+    assert len(both) > 5 and (both["result"] == both["published"]).all() and (table["timeout"] == 30).all()
+    (line,) = re.findall(rf"^.*\(published/competitions/{path.name}\).*$", page(), re.MULTILINE)
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    counts = [len(table), *((table["result"] == answer).sum() for answer in SOLVED), table["result"].isin(SOLVED).sum()]
+    assert list(map(int, cells[2:6])) == counts
+    assert int(cells[7]) == (table["tools"] > 0).sum() and cells[8] == "0"
+    assert int(cells[9]) == round(table["seconds"][table["result"].isin(SOLVED)].sum())
+
+
+def page():
+    return (ROOT / "results" / "COMPETITIONS.md").read_text()
+
+
+def test_the_page_names_every_table():
+    assert len(TABLES) == 5 and all(f"(published/competitions/{path.name})" in page() for path in TABLES)
+
+
+@pytest.mark.parametrize(("answer", "status"), [("unsat", 0), ("sat", 1)])
+def test_contradictions_are_counted(tmp_path, answer, status):
+    rows = ["onnx,vnnlib,timeout,result,seconds,branches,detail"]
+    rows += [f"/a/net.onnx,/a/p.vnnlib,30,{answer},1.5,3,", "/a/net.onnx,/a/q.vnnlib,30,timeout,30,9,", ""]
+    (tmp_path / "results.csv").write_text("\n".join(rows))
+    (tmp_path / "one.csv").write_text("set,./net.onnx,./p.vnnlib,1,holds,2\nset,./net.onnx,./q.vnnlib,1,SAT,2\n")
+    (tmp_path / "two.csv").write_text("set,./net.onnx,./p.vnnlib,1,timeout,2\nset,./net.onnx,./q.vnnlib,1,UNSAT,2\n")
+    command = [sys.executable, ROOT / "sweeps" / "compare_answers.py", "results.csv", "--answers", "one.csv", "two.csv"]
+    run = subprocess.run([*command, "--output", "table.csv"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == status and f"contradictions: {status}" in run.stdout
+    table = pd.read_csv(tmp_path / "table.csv", keep_default_na=False)
+    assert table["published"].tolist() == ["unsat", "disputed"] and table["tools"].tolist() == [1, 2]
