@@ -88,6 +88,12 @@ REFUSED = {
     "transA = 1": one("Gemm", numbers(1, 3), transA=1, shape=(1, 1)),
     "one for all examples": one("Gemm", MATRIX, numbers(2, 3), shape=VECTOR),
     "a value and a constant": Net("", [("Relu", ["x"], {}), ("Mul", ["x", "y1"], {})]),
+    r"operator Sub at node 'node3': found values of shapes \[2\] and \[2, 2\]": Net(
+        "",
+        [("MatMul", ["x", "w"], {}), ("Squeeze", ["y1", "axis"], {}), ("Sub", ["y2", "x"], {})],
+        ("batch", 2, 2),
+        {"w": numbers(2, 1), "axis": integers(2)},
+    ),
     "without zeros": one("Div", np.zeros(1, np.float32)),
     "divided by a constant": one("Div", numbers(1), "x"),
     "the same for all examples": one("Add", numbers(2, 4, 6, 5)),
