@@ -114,7 +114,7 @@ def _sort_candidates(
 
 def make_cases(layout: Layout, leaves: Leaves, candidates: Candidates, depth: int) -> Leaves:
     """Return the leaves with all combinations of signs of their first `depth` candidates; first all at least 0."""
-    signs, choices, exists = leaves.signs, leaves.choices, leaves.row >= 0
+    signs, choices, exists = leaves.signs, leaves.choices, torch.ones_like(leaves.row, dtype=torch.bool)
     for number in range(min(depth, candidates.units.shape[1])):
         copies = len(signs) // len(leaves.row)
         named = candidates.units[:, number].repeat(copies)[:, None]

@@ -21,7 +21,7 @@ from cerdeq import Box
 from harness.errors import InputError
 from harness.properties.cases import LARGEST, Case, Constraint, InputBox
 
-_COEFFICIENTS = "up to 15 digits, all of a constraint of about the same size"
+_COEFFICIENTS = "coefficients of up to 15 digits, all of a constraint of about the same size"
 
 
 class Violations(nn.Module):

@@ -25,6 +25,8 @@ from torch import nn
 
 import cerdeq.onnx.file
 from cerdeq import Box, OnnxError, bound, load_onnx
+from cerdeq.onnx.compare import onnxruntime_of
+from cerdeq.onnx.file import read_file
 from cerdeq.onnx.operators import LAYERS
 from harness.checker.network import read_network
 
@@ -57,6 +59,15 @@ def test_operators_compute_and_bound_what_onnxruntime_computes(net, tmp_path):
         assert_contains(lower, upper, expected, 1e-5)
     lower, upper = bound(network.double(), Box(box.center.double(), torch.zeros(3, *shape).double()))
     assert (upper - lower).max() < 1e-9
+
+
+def test_one_session_of_onnxruntime_runs_all_points(tmp_path, monkeypatch):
+    made, original = [], onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *args, **kw: made.append(1) or original(*args, **kw))
+    run = onnxruntime_of(read_file(onnx_file(one("Relu", shape=VECTOR), tmp_path)))
+    for sign in (1, -1):
+        assert (run(np.full((2, 5), sign, np.float32)) == max(sign, 0)).all()
+    assert len(made) == 1
 
 
 def test_a_bias_becomes_part_of_its_layer(tmp_path):
