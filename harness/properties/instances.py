@@ -3,13 +3,11 @@
 import csv
 import hashlib
 import io
-import os
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
@@ -17,7 +15,7 @@ from rich.console import Console
 from harness.command_line import FAILED, OK
 from harness.errors import InputError, require
 from harness.launch.progress import Bars
-from harness.launch.work import OnEnd, RayOptions, run_here
+from harness.launch.work import run_items
 from harness.storage.files import (
     DamagedFileError,
     parse_json,
@@ -144,22 +142,8 @@ def _solve_missing(
 
     with Bars(console) as bars:
         if todo:
-            _run(todo, partial(_solve_item, requests={str(item): items[item] for item in todo}), on_end, workers)
-
-
-def _run(items: list[Path], work: Callable[..., None], on_end: OnEnd, workers: int | None) -> None:
-    """Do items under Ray, or in this process if only one is to be done at a time."""
-    import torch
-
-    gpus = torch.cuda.device_count()
-    at_once = min(len(items), workers or gpus or len(os.sched_getaffinity(0)))
-    if at_once <= 1:
-        return run_here(items, work, lambda item, row: None, on_end)
-    from harness.launch.ray_tune import run_on_ray
-
-    options = RayOptions(cpu=1, gpu=min(1.0, gpus / at_once), data_dir="", at_once=at_once)
-    with TemporaryDirectory(prefix="harness-") as scratch:
-        run_on_ray(items, work, lambda item, row: None, on_end, options, Path(scratch))
+            work = partial(_solve_item, requests={str(item): items[item] for item in todo})
+            run_items(todo, work, on_end, "", workers)
 
 
 def _solve_item(item: Path, report: object, requests: dict[str, Record]) -> None:
