@@ -16,7 +16,7 @@ from values import Values
 
 from cerdeq import Box, verify
 from cerdeq.bounds import bounds, optimise
-from cerdeq.branch import decide, hidden
+from cerdeq.branch import attack, decide, hidden
 from cerdeq.equilibrium import fold
 from harness.data import load
 from harness.evaluation import stages, verdicts
@@ -114,6 +114,7 @@ def test_boxes_of_hidden_units_are_tightened_on_the_device(monkeypatch):
 
     monkeypatch.setattr(hidden.HiddenBounds, "_grow", grow)
     monkeypatch.setattr(decide, "_FIRST_TURN", 1e-3)  # hidden layers at once
+    monkeypatch.setattr(attack, "_DESCENDING", 1)
     monkeypatch.setattr(hidden, "ROOT_ITERATIONS", 1)
     monkeypatch.setattr(decide, "_ROOT_ITERATIONS", 1)
     with Values():
