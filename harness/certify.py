@@ -8,14 +8,12 @@ skipped.
 
 import argparse
 import math
-import os
 import sys
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -27,7 +25,7 @@ from harness.config.trial import RECIPE_VERSION, TrialConfig, labels
 from harness.environment import data_directory, device_title
 from harness.errors import InputError, require
 from harness.launch.progress import Bars
-from harness.launch.work import OnEnd, RayOptions, Work, certify_item, load_data, run_here
+from harness.launch.work import certify_item, load_data, run_items
 from harness.masking import mask_secrets
 from harness.storage import certification, folder, names
 from harness.storage.lease import lock_directory
@@ -204,24 +202,8 @@ def _certify(jobs: list[Job], data_dir: str | None, workers: int | None, console
 
     with Bars(console) as bars:
         show()
-        _run_shards(list(images), partial(certify_item, data_dir=data_dir), on_end, data_dir, workers)
+        run_items(list(images), partial(certify_item, data_dir=data_dir), on_end, data_dir, workers)
     return errors
-
-
-def _run_shards(shards: list[Path], work: Work, on_end: OnEnd, data_dir: str, workers: int | None) -> None:
-    """Do shards under Ray, or in this process if only one is to be done at a time."""
-    import torch
-
-    gpus = torch.cuda.device_count()
-    at_once = min(len(shards), workers or gpus or len(os.sched_getaffinity(0)))
-    if at_once <= 1:
-        run_here(shards, work, lambda shard, row: None, on_end)
-        return
-    from harness.launch.ray_tune import run_on_ray
-
-    options = RayOptions(cpu=1, gpu=min(1.0, gpus / at_once), data_dir=data_dir, at_once=at_once)
-    with TemporaryDirectory(prefix="harness-") as directory:
-        run_on_ray(shards, work, lambda shard, row: None, on_end, options, Path(directory))
 
 
 def _describe_outcome(job: Job, errors: dict[Path, str]) -> list[str]:
@@ -247,7 +229,7 @@ def _write_reports(jobs: list[Job], data_dir: str | None, console: Console) -> N
     from harness.reports import sweep_page
 
     for sweep_dir in dict.fromkeys(
-        job.trial_dir.parent.parent for job in jobs if job.trial_dir.parent.name == "trials"
+        job.trial_dir.parent.parent for job in jobs if job.trial_dir.parent.name == folder.TRIALS
     ):
         print_leaderboard(*sweep_page.write_sweep(sweep_dir, data_dir), console)
         console.print(sweep_dir / sweep_page.REPORT, soft_wrap=True)

@@ -57,11 +57,14 @@ def main(options: argparse.Namespace) -> int:
     require("--images", options.images, options.images is None or options.images >= 1, "at least 1")
     from harness.properties.instances import find_records
 
-    if records := find_records(options.directory):
+    records, verdict_dirs = find_records(options.directory), folders.find_folders(options.directory)
+    if records and verdict_dirs:
+        found = f"{options.directory} holds both trials/ and instances/"
+        raise InputError(f"{found}: move one of them to another directory, and recheck each")
+    if records:
         return _recheck_answers(options, records)
     trusted = list(dict.fromkeys(options.plugin))
     _trust_plugins(trusted, options.directory)
-    verdict_dirs = folders.find_folders(options.directory)
     if not verdict_dirs:
         raise InputError(f"{options.directory} holds no trials or instances: no trials/<key>, no instances/*.json")
     configs, trial_labels = _read_labels(list(verdict_dirs))
@@ -116,6 +119,8 @@ def _recheck_answers(options: argparse.Namespace, records: list[Path]) -> int:
 
 def _count_answers(claims: list["CheckedAnswer"], total: int) -> str:
     """Return how many answers of each kind are confirmed, and by what."""
+    if not claims:
+        return "no answer claims sat or unsat: nothing was proved"
     parts = []
     for result in dict.fromkeys(answer.result for answer in claims):
         proofs = [answer.proved_by for answer in claims if answer.result == result]

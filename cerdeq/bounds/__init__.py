@@ -36,7 +36,7 @@ def bound(model: nn.Module, region: Box, method: str = "ibp", spec: Tensor | Non
     check_question(model, region, spec)
     program = trace(model, linear=linear)
     lower, upper = both_ends(program, Interval(region.center, region.radius), spec, method)
-    refuse_another_function(model, program, region.center)
+    refuse_another_function(model, program, region)
     return torch.where(lower.isnan(), -torch.inf, lower), torch.where(upper.isnan(), torch.inf, upper)
 
 

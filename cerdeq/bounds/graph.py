@@ -25,6 +25,8 @@ from cerdeq.bounds.refusals import (
     state_of,
     target_of,
 )
+from cerdeq.boxes import Box
+from cerdeq.rules.interval import Interval
 from cerdeq.rules.operators import Operator, UnsupportedOperator, module_arguments, of_function, of_module
 from cerdeq.rules.precision import counted_rounding
 
@@ -157,12 +159,14 @@ def run(program: Program, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def refuse_another_function(model: nn.Module, program: Program, x: Tensor) -> None:
-    """Raise UnsupportedOperator if the program and the model differ at x [B, ...].
+def refuse_another_function(model: nn.Module, program: Program, region: Box | Interval) -> None:
+    """Raise UnsupportedOperator if the program and the model differ at points of the region [B, ...].
 
     Python code that tests a value's type, such as `isinstance(x, Tensor)`, takes another branch under torch.fx. And the
-    value of one example must not depend on the number of examples beside it. Two examples are compared.
+    value of one example must not depend on the number of examples beside it. Two inputs are compared: the centres of
+    two examples, or the centre and the lowest corner of one.
     """
+    x = torch.cat([region.center[:2], (region.center - region.radius)[:1]])
     x = x[x.flatten(1).isfinite().all(1)][:2]
     if not len(x):
         return

@@ -40,7 +40,7 @@ def first_attack(proof: Problem, search: Problem, rows: Tensor, is_late: Callabl
     with uncounted_rounding():
         for _ in range(_DIVERSIFYING):
             points, _ = _step(outputs, points, directions, _FIRST_STEPS[0])
-        for step in range(_DESCENDING):
+        for step in range(_DESCENDING + 1):  # the last one has size 0: it only evaluates
             if is_late():
                 return None
             before = points

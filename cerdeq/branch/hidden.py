@@ -142,8 +142,9 @@ class HiddenBounds:
         """Return the rows with leaves split until each has `leaves_each`, worst leaves first; nothing is proved."""
         rows = self._rows.get(number)
         if rows is None:
-            layout, leaves = root_leaves(search, torch.arange(2 * len(self._units[number])))
-            rows = _Rows(self._units[number], layout, leaves, no_candidates(leaves))
+            units = self._units[number]
+            layout, leaves = root_leaves(search, torch.arange(2 * len(units), device=units.device))
+            rows = _Rows(units, layout, leaves, no_candidates(leaves))
             unstable = _are_unstable(rows)[leaves.row]
             if unstable.any():
                 ascended = self._ascend(search, layout, rows.of(unstable).leaves, ROOT_ITERATIONS, progress)

@@ -143,10 +143,9 @@ class Layout:
     @property
     def multiplier_columns(self) -> Tensor:
         """The column of each unit's multiplier among the choices, [units]."""
-        splits = {split_name(columns.name) for columns in self.units}
-        return torch.cat(
-            [torch.arange(c.start, c.stop, device=c.elements.device) for c in self.choices if c.name in splits]
-        )
+        splits, device = {split_name(columns.name) for columns in self.units}, self.scales.device
+        numbers = [torch.arange(c.start, c.stop, device=device) for c in self.choices if c.name in splits]
+        return torch.cat(numbers) if numbers else torch.arange(0, device=device)
 
     def round_choices(self, leaves: Leaves) -> Leaves:
         """Round choices to what `certificate_tensors` stores: eight bits, multipliers of splits in float32."""

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from cerdeq.branch.leaves import Layout, Leaves, Problem
-from cerdeq.rules.relaxation import split_name
 
 _LARGEST = 10**7  # numbers in a program
 
@@ -25,10 +24,7 @@ def solve_leaf(problem: Problem, layout: Layout, leaf: Leaves, batch_size: int) 
     """
     from scipy.optimize import linprog  # imported here, since bounds must work without scipy
 
-    multipliers, box = {split_name(columns.name) for columns in layout.units}, problem.values[0]
-    multiplier_columns = torch.tensor(
-        [n for c in layout.choices if c.name in multipliers for n in range(c.start, c.stop)]
-    )
+    multiplier_columns, box = layout.multiplier_columns, problem.values[0]
     if not 0 < len(multiplier_columns) * box.center.numel() <= _LARGEST:
         return None
     leaf = replace(leaf, choices=leaf.choices.clone())

@@ -117,7 +117,7 @@ def make_cases(layout: Layout, leaves: Leaves, candidates: Candidates, depth: in
 
     The leaves with all signs 1 come first.
     """
-    signs, choices, exists = leaves.signs, leaves.choices, leaves.row >= 0
+    signs, choices, exists = leaves.signs, leaves.choices, torch.ones_like(leaves.row, dtype=torch.bool)
     for number in range(min(depth, candidates.units.shape[1])):
         copies = len(signs) // len(leaves.row)
         named = candidates.units[:, number].repeat(copies)[:, None]

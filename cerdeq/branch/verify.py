@@ -68,7 +68,7 @@ def verify(
         x = Interval(region.center.clone().double(), region.radius.clone().double())
         program, float32 = trace(model, linear=True), in_float32(model, linear=True)
         lower = lower_bounds(program, x, spec, "crown-ibp", target=0.0, float32=float32)
-        refuse_another_function(model, program, x.center)
+        refuse_another_function(model, program, x)
         status = [CERTIFIED] * len(spec)
         points, branches_used = torch.full_like(x.center, torch.nan), torch.zeros(len(spec), dtype=torch.long)
         tensors: list[dict[str, Tensor]] = [{} for _ in status]

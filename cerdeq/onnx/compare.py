@@ -1,5 +1,7 @@
 """An imported network against onnxruntime."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ _POINTS, _TOLERANCE = 8, 1e-4  # of outputs, relative to the largest
 def refuse_other_outputs(network: OnnxNetwork, file: File) -> None:
     """Raise OnnxError if the network and onnxruntime differ at random points, by more than rounding in float32."""
     points = _points(file.shape)
-    _compare(file.path, _outputs(network, points), onnxruntime_outputs(file, points), "onnxruntime")
+    _compare(file.path, _outputs(network, points), onnxruntime_of(file)(points), "onnxruntime")
 
 
 def refuse_another_network(written: nn.Module, network: nn.Module, shape: tuple[int, ...], path: Path) -> None:
@@ -49,16 +51,27 @@ def _compare(path: Path, computed: np.ndarray, expected: np.ndarray, name: str) 
         )
 
 
-def onnxruntime_outputs(file: File, points: np.ndarray) -> np.ndarray:
-    """Return the outputs of points [N, *shape] by onnxruntime, float32."""
+def onnxruntime_of(file: File) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function from points [N, *shape] to their outputs by onnxruntime, float32; both raise OnnxError."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(
-            file.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+    with _named_errors(file.path):
+        content, providers = file.model.SerializeToString(), ["CPUExecutionProvider"]
+        session = onnxruntime.InferenceSession(content, options, providers=providers)
+
+    def run(points: np.ndarray) -> np.ndarray:
         batches = [points] if file.is_batched else np.split(points, len(points))
-        return np.concatenate([session.run(None, {file.input: batch})[0] for batch in batches])
-    except Exception as error:  # onnxruntime's errors share no class
-        raise OnnxError(f"{file.path}: onnxruntime cannot run it: {' '.join(str(error).split())[:300]}") from None
+        with _named_errors(file.path):
+            return np.concatenate([session.run(None, {file.input: batch})[0] for batch in batches])
+
+    return run
+
+
+@contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    """Raise OnnxError, with the file's path, for any error of onnxruntime; these share no class."""
+    try:
+        yield
+    except Exception as error:
+        raise OnnxError(f"{path}: onnxruntime cannot run it: {' '.join(str(error).split())[:300]}") from None

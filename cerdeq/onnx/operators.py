@@ -205,6 +205,9 @@ def _arithmetic(function: Callable[[Any, Any], Any]) -> Layer:
         if len(values) == 2:
             if function not in (operator.add, operator.sub):
                 raise OnnxError("found two values that depend on the network's input, allowed: a value and a constant")
+            first, second = (list(value.shape) for value in values)
+            if len(first) != len(second):  # numbers of one example would be added to another one's
+                raise OnnxError(f"found values of shapes {first} and {second}, allowed: equally many dimensions")
             return Combined(function)
         is_first = node.inputs[0] is not values[0]
         constant = node.weight(0 if is_first else 1)

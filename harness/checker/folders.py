@@ -14,7 +14,7 @@ from harness.errors import InputError
 from harness.storage import certification, folder
 from harness.storage.folder import Trial, TrialResult
 
-_TRIALS, _CERTIFIED = "trials", "certified"
+_CERTIFIED = "certified"
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class Claim:
 
 def find_folders(sweep_dir: Path) -> dict[Path, list[Path]]:
     """Return, for each trial's folder, the folders with verdicts: itself and its certifications."""
-    trial_dirs = [path for path in _entries(sweep_dir / _TRIALS) if path.is_dir()]
+    trial_dirs = [path for path in _entries(sweep_dir / folder.TRIALS) if path.is_dir()]
     return {path: [path, *(p for p in _entries(path / _CERTIFIED) if p.is_dir())] for path in trial_dirs}
 
 
 def check_strays(sweep_dir: Path) -> list[str]:
     """Check that folders of trials hold folders only."""
-    parents = [sweep_dir / _TRIALS, *(sweep_dir / _TRIALS).glob(f"*/{_CERTIFIED}")]
+    parents = [sweep_dir / folder.TRIALS, *(sweep_dir / folder.TRIALS).glob(f"*/{_CERTIFIED}")]
     strays = [path for parent in parents for path in _entries(parent) if not path.is_dir()]
     return [f"{path.relative_to(sweep_dir)} is not a folder" for path in strays]
 

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from cerdeq import OnnxError, load_onnx
@@ -86,14 +85,14 @@ def check_table(directory: Path) -> list[str]:
 
 def _confirm(path: Path, record: Record) -> str:
     """Prove a record's claim; return what proved it. Raises as `confirm_unsat`, and InputError or OnnxError."""
-    from cerdeq.onnx.compare import onnxruntime_outputs  # late: `load_onnx` says if packages are missing
+    from cerdeq.onnx.compare import onnxruntime_of  # late: `load_onnx` says if packages are missing
     from cerdeq.onnx.file import read_file
 
     for kind in ("onnx", "vnnlib"):
         if digest_of(record[kind]) != record[f"{kind}_sha256"]:
             raise NotConfirmedError(f"{record[kind]} has changed since it was verified")
     property_, model = read_property(Path(record["vnnlib"])), load_onnx(record["onnx"])
-    run = partial(onnxruntime_outputs, read_file(record["onnx"]))
+    run = onnxruntime_of(read_file(record["onnx"]))
     check_shapes(property_, model, f"{record['vnnlib']} for {record['onnx']}")
     if record["result"] == SAT:
         confirm_sat(property_, model, run, record["counterexample"])

@@ -84,7 +84,7 @@ def pull_back(step: Step, a: Array, region: Region, number: int, leaves: Leaves 
         if step.operation.size is None:
             return Pulled(back, np.zeros(len(a)), np.zeros(len(a)))
         size = step.operation.size(*[magnitude(box) for box in boxes])
-        return Pulled(back, dot(a, step.operation.offset), rounding_loss(a, size))
+        return Pulled(back, dot(a, step.operation.offset(a.shape)), rounding_loss(a, size))
     weight = step.operation.weight
     if weight is None:
         return _pull_through_relu(a, boxes[0], leaves)

@@ -25,7 +25,7 @@ class Map:
     back: from coefficients A [K, *shape of y] and the shapes of x to about A W, [K, *shape of x] for each.
     size: from m [1, *shape], |x| <= m, to at least |W| m + |b| and the magnitudes of all that b was computed from; what
         takes no rounding may be left out, and None if nothing does.
-    offset: about b, to be broadcast.
+    offset: from the shape of y to about b, to be broadcast.
 
     An element of A W is a sum of at most as many products as y has elements. Beside that sum, it and b take up to six
     roundings: `rounding_loss` counts these.
@@ -34,7 +34,7 @@ class Map:
     box: Callable[..., Box]
     back: Callable[[Array, list[Shape]], tuple[Array, ...]]
     size: Callable[..., Array] | None
-    offset: Array
+    offset: Callable[[Shape], Array] = lambda shape: np.zeros(())
 
 
 def array(tensor: torch.Tensor) -> Array:
@@ -62,7 +62,7 @@ def product(weight: Array, bias: Array) -> Map:
         lambda x: affine(x, weight, bias, matrix, weight.shape[1]),
         lambda a, shapes: (a @ weight,),
         lambda m: matrix(np.abs(weight), m) + np.abs(bias),
-        bias,
+        lambda shape: bias,
     )
 
 
@@ -75,29 +75,38 @@ def convolution(layer: nn.Conv2d) -> Map:
     weight, bias, geometry = array(layer.weight), _bias(layer, 1, 1), (stride, int(padding[0]), layer.groups)
 
     def apply(w: Array, values: Array) -> Array:
+        _require_images(layer, values)
         return convolve(w, values, *geometry)
 
     return Map(
         lambda x: affine(x, weight, bias, apply, weight[0].size),
         lambda a, shapes: (convolve_back(weight, a, shapes[0], *geometry),),
         lambda m: apply(np.abs(weight), m) + np.abs(bias),
-        bias,
+        lambda shape: bias,
     )
 
 
 def batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d) -> Map:
-    """Return the map of batch norm with running statistics."""
+    """Return the map of batch norm with running statistics: of dimension 1, whatever dimensions come after it."""
     numbers = layer.running_mean, layer.running_var, layer.weight, layer.bias
     if any(tensor is None for tensor in numbers):
         raise UnknownLayerError(f"{layer}")
-    shape = (-1, 1, 1) if isinstance(layer, nn.BatchNorm2d) else (-1,)
-    mean, variance, weight, bias = (array(tensor).reshape(shape) for tensor in numbers if tensor is not None)
+    mean, variance, weight, bias = (array(tensor) for tensor in numbers if tensor is not None)
     factor = weight / np.sqrt(variance + layer.eps)
+
+    def box(x: Box) -> Box:
+        mu, var, scale, shift = (_per_channel(values, x.center.shape) for values in (mean, variance, weight, bias))
+        return normalise(x, mu, var, layer.eps, scale, shift)
+
+    def size(m: Array) -> Array:
+        mu, scale, shift = (_per_channel(np.abs(values), m.shape) for values in (mean, factor, bias))
+        return (m + mu) * scale + shift
+
     return Map(
-        lambda x: normalise(x, mean, variance, layer.eps, weight, bias),
-        lambda a, shapes: (a * factor,),
-        lambda m: (m + np.abs(mean)) * np.abs(factor) + np.abs(bias),
-        bias - mean * factor,
+        box,
+        lambda a, shapes: (a * _per_channel(factor, a.shape),),
+        size,
+        lambda shape: _per_channel(bias - mean * factor, shape),
     )
 
 
@@ -110,6 +119,7 @@ def pool(layer: nn.AvgPool2d) -> Map:
     weight = np.full((1, 1, size, size), 1 / size**2)
 
     def apply(kernel: Array, values: Array) -> Array:
+        _require_images(layer, values)
         rows, columns = (side // size * size for side in values.shape[2:])
         flatten = values[:, :, :rows, :columns].reshape(-1, 1, rows, columns)
         return convolve(kernel, flatten, size, 0).reshape(*values.shape[:2], rows // size, columns // size)
@@ -119,7 +129,7 @@ def pool(layer: nn.AvgPool2d) -> Map:
         left = [(0, concatenated - part) for concatenated, part in zip(shapes[0][1:], spread.shape[2:], strict=True)]
         return (np.pad(spread, ((0, 0), (0, 0), *left)),)
 
-    return Map(lambda x: affine(x, weight, None, apply, size**2), back, lambda m: apply(weight, m), np.zeros(()))
+    return Map(lambda x: affine(x, weight, None, apply, size**2), back, lambda m: apply(weight, m))
 
 
 def flatten(layer: nn.Flatten) -> Map:
@@ -146,7 +156,6 @@ def _reshaping(reshaped: Callable[[Array], Array]) -> Map:
         lambda x: Box(reshaped(x.center), reshaped(x.radius)),
         lambda a, shapes: (a.reshape(len(a), *shapes[0]),),
         None,
-        np.zeros(()),
     )
 
 
@@ -163,7 +172,6 @@ def permute(order: tuple[int, ...]) -> Map:
         lambda x: Box(permuted(x.center), permuted(x.radius)),
         lambda a, shapes: (a.transpose(back),),
         None,
-        np.zeros(()),
     )
 
 
@@ -181,7 +189,7 @@ def pad(sizes: tuple[int, ...]) -> Map:
         inner = [slice(before, size - after) for size, (before, after) in zip(a.shape, outer, strict=True)]
         return (a[tuple(inner)],)
 
-    return Map(lambda x: Box(padded(x.center), padded(x.radius)), back, None, np.zeros(()))
+    return Map(lambda x: Box(padded(x.center), padded(x.radius)), back, None)
 
 
 def add_constant(constant: Array) -> Map:
@@ -195,7 +203,7 @@ def add_constant(constant: Array) -> Map:
         box,
         lambda a, shapes: (a,),
         lambda m: np.abs(constant),
-        constant,
+        lambda shape: constant,
     )
 
 
@@ -210,7 +218,7 @@ def subtract_from_constant(constant: Array) -> Map:
         box,
         lambda a, shapes: (-a,),
         lambda m: np.abs(constant),
-        constant,
+        lambda shape: constant,
     )
 
 
@@ -225,7 +233,6 @@ def multiply_by_constant(constant: Array) -> Map:
         box,
         lambda a, shapes: (a * constant,),
         lambda m: m * np.abs(constant),
-        np.zeros(()),
     )
 
 
@@ -240,7 +247,6 @@ def divide_by_constant(constant: Array) -> Map:
         box,
         lambda a, shapes: (a / constant,),
         lambda m: m / np.abs(constant),
-        np.zeros(()),
     )
 
 
@@ -256,7 +262,6 @@ def add_values() -> Map:
         box,
         lambda a, shapes: (a, a),
         None,
-        np.zeros(()),
     )
 
 
@@ -274,8 +279,18 @@ def concatenate(dim: int) -> Map:
         lambda *parts: Box(concatenated(*[x.center for x in parts]), concatenated(*[x.radius for x in parts])),
         back,
         None,
-        np.zeros(()),
     )
+
+
+def _require_images(layer: nn.Module, values: Array) -> None:
+    """Raise UnknownLayerError for a value of other dimensions than [B, C, H, W]."""
+    if values.ndim != 4:
+        raise UnknownLayerError(f"{layer} for a value of shape {list(values.shape[1:])}")
+
+
+def _per_channel(values: Array, shape: Shape) -> Array:
+    """Return values [C] so that they are broadcast along dimension 1 of a value of this shape, [B, C, ...]."""
+    return values.reshape(-1, *[1] * (len(shape) - 2))
 
 
 def _bias(layer: nn.Linear | nn.Conv2d, *ones: int) -> Array:

@@ -16,6 +16,7 @@ from harness.checker.violations import box_around, round_down, violations_networ
 from harness.properties.cases import Property
 
 _AGREEMENT = 1e-4  # of outputs in float32, relative to 1 + their size, beside their proved boxes
+_POINTS = 8  # random points of a box
 _VALUE = re.compile(r"\(([XY]_\d+) ([^\s()]+)\)")
 
 RunInFloat32 = Callable[[Array], Array]
@@ -38,9 +39,9 @@ def confirm_unsat(property_: Property, model: nn.Module, run: RunInFloat32, tens
     (steps, _), certificates, ways = read_steps(model), split_by_example(tensors), list[str]()
     for number, cases in enumerate(property_.groups):
         box = box_around(cases[0].box, model.input_shape)  # type: ignore[arg-type]
-        corners = np.concatenate([box.lower, box.upper]).astype(np.float32)
-        exact = boxes_of(steps, Box(corners.astype(np.float64), np.zeros(corners.shape)))[-1]
-        _refuse_other_outputs(exact, run(corners).ravel())
+        points = _points_of(box)
+        exact = boxes_of(steps, Box(points.astype(np.float64), np.zeros(points.shape)))[-1]
+        _refuse_other_outputs(exact, run(points).ravel())
         if not all(case.constraints for case in cases):
             raise NotConfirmedError("a case has no constraints on outputs: every input of its box satisfies it")
         network = violations_network(steps, cases, property_.outputs)
@@ -74,6 +75,13 @@ def confirm_sat(property_: Property, model: nn.Module, run: RunInFloat32, text: 
     ends = exact.lower.ravel().tolist(), exact.upper.ravel().tolist()
     if not any(case.holds(*ends) and case.holds(float32.tolist(), float32.tolist()) for case in cases):
         raise NotConfirmedError("no case is proved to hold at the counterexample, in exact arithmetic and in float32")
+
+
+def _points_of(box: Box) -> Array:
+    """Return points of a box [1, *shape] in float32: its lowest and its highest corner, and random ones."""
+    shares = np.random.default_rng(0).random((_POINTS, *box.center.shape[1:]))
+    points = box.center + box.radius * (2 * shares - 1)
+    return np.concatenate([box.lower, box.upper, points]).astype(np.float32)
 
 
 def _point(text: str, property_: Property) -> tuple[list[Fraction], list[Fraction]]:

@@ -17,7 +17,7 @@ from harness.checker import maps
 from harness.checker.boxes import Array, Box, between
 from harness.checker.maps import UnknownLayerError
 from harness.checker.network import Activation, Network, Step
-from harness.properties.cases import Case, Constraint, InputBox
+from harness.properties.cases import LARGEST, Case, Constraint, InputBox
 
 
 def violations_network(network: Sequence[Step], cases: Sequence[Case], outputs: int) -> Network:
@@ -63,9 +63,11 @@ def _row(constraint: Constraint, outputs: int) -> tuple[Array, float]:
     scale = 1 if scale & (scale - 1) == 0 else scale  # powers of 2 are exact as they are
     weight = np.zeros(outputs)
     for number, value in constraint.coefficients.items():
+        if abs(value * scale) > LARGEST or Fraction(float(value * scale)) != value * scale:
+            raise UnknownLayerError(f"a coefficient of Y_{number} that float64 does not hold")
         weight[number] = float(value * scale)
-        if Fraction(weight[number]) != value * scale:
-            raise UnknownLayerError(f"the coefficient {float(value)} of Y_{number}")
+    if abs(constraint.bound * scale) > LARGEST:
+        raise UnknownLayerError("a bound of a constraint above 1e30")
     return weight, round_down(-constraint.bound * scale, np.float32)
 
 

@@ -87,9 +87,9 @@ def _expand(
     except InputError as error:
         raise name_source(error, profile, source, note) from None
     checkpoints = {
-        trial.checkpoint.sha256: _checkpoint_file(path.parent, entry)
+        trial.checkpoint.sha256: _checkpoint_file(path.parent, entry.checkpoint.file)
         for trial, _, entry in expanded
-        if trial.checkpoint is not None
+        if trial.checkpoint is not None and entry.checkpoint is not None
     }
     return Sweep(
         sweep.name,
@@ -189,18 +189,18 @@ def _resolve_elsewhere(
         plugins=plugins.digests(sweep.plugins),
         source=entry.source,
     )
-    network = check_buildable(trial)
-    if entry.checkpoint is not None:
-        path = _checkpoint_file(directory, entry)
-        digest = digest_of(read_file(path, entry.checkpoint))
-        trial = replace(trial, checkpoint=replace(entry.checkpoint, file=path.name, sha256=digest))
-        read_weights(path, trial)
+    network, checkpoint = check_buildable(trial), entry.checkpoint
+    assert checkpoint is not None
+    path = _checkpoint_file(directory, checkpoint.file)
+    digest = digest_of(read_file(path, checkpoint))
+    trial = replace(trial, checkpoint=replace(checkpoint, file=path.name, sha256=digest))
+    read_weights(path, trial)
     return trial, ignored_settings(trial, network)
 
 
-def _checkpoint_file(directory: Path, entry: TrialEntry) -> Path:
-    """Return the file of an entry's checkpoint. directory: of the sweep file."""
-    return Path(abspath(directory / entry.checkpoint.file)) if entry.checkpoint else Path()
+def _checkpoint_file(directory: Path, file: str) -> Path:
+    """Return the path of a checkpoint's file. directory: of the sweep file."""
+    return Path(abspath(directory / file))
 
 
 def _candidate(

@@ -21,6 +21,7 @@ from harness.storage import names
 _IMAGES_OF_A_SLOW_STAGE = 20  # so that a kill loses little
 _CERTIFIED, _FALSIFIED, _UNKNOWN = "certified", "falsified", "unknown"  # statuses of cerdeq.verify
 _LIMITS = {"timeout": names.TIMEOUT, "out of memory": names.OUT_OF_MEMORY}  # statuses of a search that was cut short
+_MOVED = "the counterexample does not survive rounding to a multiple of eps / 32767, as which it is stored"
 _CERTIFICATES = "certificates"  # the setting, and the name of the seconds spent on them
 
 
@@ -62,9 +63,12 @@ def _branch_and_bound(batch: Batch) -> StageResult:
         verification, encoded, margin = _verify(batch, example), None, torch.nan
         status, bound = verification.status[0], float(verification.lower[0].amin())
         if status == _FALSIFIED:
-            image, eps = batch.images[example], batch.config.eps
-            encoded = encode(verification.counterexample.to(image), image, eps)
+            image, eps, point = batch.images[example], batch.config.eps, verification.counterexample
+            encoded = encode(point.to(image), image, eps)
             margin = float(margins_at(batch.network, decode(encoded, image, eps), batch.labels[example]))
+            if not margin < 0 and float(margins_at(batch.network, point.to(image), batch.labels[example])) < 0:
+                status, encoded, margin = _UNKNOWN, None, torch.nan
+                batch.ledger.note(BAB, names.UNKNOWN, int(example), _MOVED)
         undecided = status in (_UNKNOWN, *_LIMITS) and not bound > 0
         if not {_CERTIFIED: bound > 0, _FALSIFIED: margin < 0}.get(status, undecided):
             raise ValueError(f"branch and bound says {status}, with a bound of {bound:g} and a margin of {margin:g}")

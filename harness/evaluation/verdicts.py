@@ -1,11 +1,13 @@
 """The evaluation of a network: one verdict for each example, from the first stage that can decide it."""
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from cerdeq import LinfBall
 from cerdeq.bounds import refuse_another_function
 from cerdeq.equilibrium import NotConvergedError
 from harness.config.trial import TrialConfig
@@ -54,7 +56,7 @@ def evaluate_part(
         SoundnessError: an example is both certified and falsified.
         UnsupportedOperator: torch.fx saw another function than the network is.
     """
-    _refuse_another_function(network, images)
+    _refuse_another_function(network, images[:2], config.eps)
     size = images_at_once(config.evaluation, config.evaluation.batch_size)
     parts = [_evaluate_batch(network, x, y, first + start, config) for start, x, y in batches(images, labels, size)]
     tables, bounds, seconds, evidence = zip(*parts, strict=True)
@@ -67,10 +69,10 @@ def evaluate_part(
     return Evaluation(verdicts, joined.layers, float(clean.mean()), spread, sum_rows(seconds), all_evidence)
 
 
-def _refuse_another_function(network: PreparedNetwork, images: Tensor) -> None:
-    """Compare the network with its program at the first images (uint8 [N, C, H, W])."""
+def _refuse_another_function(network: PreparedNetwork, images: Tensor, eps: Fraction) -> None:
+    """Compare the network with its program at balls around images (uint8 [N, C, H, W])."""
     try:
-        refuse_another_function(network.model, network.program, images[:2].double() / 255)
+        refuse_another_function(network.model, network.program, LinfBall(images.double() / 255, eps))
     except NotConvergedError:
         return  # there is nothing to compare: the network has no output, but bounds
 

@@ -15,7 +15,7 @@ from harness.errors import InputError, shorten
 from harness.properties.expressions import Expression, to_text
 
 MOST_CASES = 20_000
-LARGEST = 10**30  # an input's bound
+LARGEST = 10**30  # a number of a property
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")
 _VARIABLE = re.compile(r"([XY])_(0|[1-9]\d{0,8})")
 

@@ -3,13 +3,11 @@
 import csv
 import hashlib
 import io
-import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
@@ -17,7 +15,7 @@ from rich.console import Console
 from harness.command_line import FAILED, OK
 from harness.errors import InputError, require
 from harness.launch.progress import Bars
-from harness.launch.work import OnEnd, RayOptions, run_here
+from harness.launch.work import run_items
 from harness.storage.files import (
     DamagedFileError,
     parse_json,
@@ -26,6 +24,7 @@ from harness.storage.files import (
     write_json,
     write_text,
 )
+from harness.storage.folder import TRIALS
 from harness.storage.lease import lock_directory
 from harness.terminal import one_line, print_table, printable
 
@@ -78,10 +77,15 @@ def _instance(row: list[str], where: str, folder: Path, seconds: float | None) -
 def solve_instances(instances: Sequence[Instance], directory: Path, workers: int | None, console: Console) -> int:
     """Solve the instances that have no answer in the directory yet; returns the exit status.
 
-    The answers of a file whose bytes changed, or of another timeout, and errors are replaced. Raises InputError.
+    The answers of a file whose bytes changed, or of another timeout, and errors are replaced. Raises InputError if the
+    directory holds a sweep, or answers to other instances.
     """
     directory = directory.absolute()
+    if (directory / TRIALS).exists():
+        raise InputError(f"{directory} holds {TRIALS}/ of a sweep: choose another --results-dir")
     with lock_directory(directory):
+        paths = [directory / INSTANCES / f"{number:05}.json" for number in range(1, len(instances) + 1)]
+        _refuse_other_answers(directory, paths, instances)
         (directory / INSTANCES).mkdir(exist_ok=True)
         remove_unfinished(directory / INSTANCES)
         digest = cache(digest_of)  # many instances share a network
@@ -89,7 +93,7 @@ def solve_instances(instances: Sequence[Instance], directory: Path, workers: int
             asdict(each) | {"onnx_sha256": digest(each.onnx), "vnnlib_sha256": digest(each.vnnlib)}
             for each in instances
         ]
-        items = {directory / INSTANCES / f"{number:05}.json": request for number, request in enumerate(requests, 1)}
+        items = dict(zip(paths, requests, strict=True))
         records = {item: _read(item, request) for item, request in items.items()}
         todo = [item for item, record in records.items() if record is None]
         console.print(
@@ -97,6 +101,24 @@ def solve_instances(instances: Sequence[Instance], directory: Path, workers: int
         )
         _solve_missing(todo, items, records, directory, workers, console)
         return _report([record for record in records.values() if record], len(items), directory, console)
+
+
+def _refuse_other_answers(directory: Path, paths: Collection[Path], instances: Sequence[Instance]) -> None:
+    """Raise InputError if a record in the directory answers none of the instances, whose records lie at `paths`."""
+    pairs = {(each.onnx, each.vnnlib) for each in instances}
+    others = [path for path in find_records(directory) if path not in paths or not _may_be_replaced(path, pairs)]
+    if others:
+        advice = "choose another --results-dir, or delete them"
+        raise InputError(f"found {len(others)} answers to other instances, such as {others[0]}: {advice}")
+
+
+def _may_be_replaced(path: Path, pairs: Collection[tuple[str, str]]) -> bool:
+    """Return whether a record is damaged, an error, or the answer to one of the pairs of network and property."""
+    try:
+        record = read_record(path)
+    except DamagedFileError:
+        return True
+    return record["result"] == ERROR or (str(record["onnx"]), str(record["vnnlib"])) in pairs
 
 
 def _solve_missing(
@@ -120,22 +142,8 @@ def _solve_missing(
 
     with Bars(console) as bars:
         if todo:
-            _run(todo, partial(_solve_item, requests={str(item): items[item] for item in todo}), on_end, workers)
-
-
-def _run(items: list[Path], work: Callable[..., None], on_end: OnEnd, workers: int | None) -> None:
-    """Do items under Ray, or in this process if only one is to be done at a time."""
-    import torch
-
-    gpus = torch.cuda.device_count()
-    at_once = min(len(items), workers or gpus or len(os.sched_getaffinity(0)))
-    if at_once <= 1:
-        return run_here(items, work, lambda item, row: None, on_end)
-    from harness.launch.ray_tune import run_on_ray
-
-    options = RayOptions(cpu=1, gpu=min(1.0, gpus / at_once), data_dir="", at_once=at_once)
-    with TemporaryDirectory(prefix="harness-") as scratch:
-        run_on_ray(items, work, lambda item, row: None, on_end, options, Path(scratch))
+            work = partial(_solve_item, requests={str(item): items[item] for item in todo})
+            run_items(todo, work, on_end, "", workers)
 
 
 def _solve_item(item: Path, report: object, requests: dict[str, Record]) -> None:

@@ -9,8 +9,9 @@ make the bound of a conjunction exact.
 import copy
 from collections import OrderedDict
 from collections.abc import Sequence
+from decimal import Decimal
 from fractions import Fraction
-from math import lcm, prod
+from math import lcm
 
 import numpy as np
 import torch
@@ -18,7 +19,9 @@ from torch import Tensor, nn
 
 from cerdeq import Box
 from harness.errors import InputError
-from harness.properties.cases import Case, Constraint, InputBox
+from harness.properties.cases import LARGEST, Case, Constraint, InputBox
+
+_COEFFICIENTS = "coefficients of up to 15 digits, all of a constraint of about the same size"
 
 
 class Violations(nn.Module):
@@ -61,12 +64,7 @@ def with_violations(network: nn.Module, cases: Sequence[Case], outputs: int) -> 
 
 
 def region_of(box: InputBox, shape: tuple[int, ...]) -> Box:
-    """Return a box [1, *shape] in float64 that contains the exact one.
-
-    Raises InputError if the box has another number of inputs.
-    """
-    if len(box.lower) != prod(shape):
-        raise InputError(f"found {len(box.lower)} inputs, allowed: {prod(shape)}, those of the network, {list(shape)}")
+    """Return a box [1, *shape] in float64 that contains the exact one."""
     centers, radii = [], []
     for low, high in zip(box.lower, box.upper, strict=True):
         center = float((low + high) / 2)
@@ -88,13 +86,19 @@ def _scaled(constraint: Constraint, outputs: int) -> tuple[Tensor, float]:
         scale = 1  # powers of 2 are exact as they are
     weight = torch.zeros(outputs, dtype=torch.float64)
     for number, value in constraint.coefficients.items():
-        weight[number] = float(value * scale)
-        if Fraction(weight[number].item()) != value * scale:
-            raise InputError(f"found {float(value)} Y_{number}, allowed: coefficients of up to 15 digits")
+        scaled = value * scale
+        if abs(scaled) > LARGEST or Fraction(float(scaled)) != scaled:
+            raise InputError(f"found the coefficient {_short(value)} of Y_{number}, allowed: {_COEFFICIENTS}")
+        weight[number] = float(scaled)
     bound = constraint.bound * scale
-    if abs(bound) > 10**30:
-        raise InputError(f"found a constraint with the bound {float(constraint.bound)}, allowed: up to 1e30")
+    if abs(bound) > LARGEST:
+        raise InputError(f"found a constraint with the bound {_short(constraint.bound)}, allowed: up to 1e30")
     return weight, -round_up(bound, np.float32)
+
+
+def _short(number: Fraction) -> str:
+    """Return the number, up to 28 digits, for messages; it may be too large for a float."""
+    return str((Decimal(number.numerator) / number.denominator).normalize())
 
 
 def _pairs(counts: list[int]) -> tuple[nn.Linear, nn.Linear]:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from math import prod
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from cerdeq import OnnxError, load_onnx, verify
 from cerdeq.bounds import UnsupportedOperator
+from cerdeq.onnx import OnnxNetwork
 from harness.errors import InputError
 from harness.properties.cases import Case, Property
 from harness.properties.counterexample import Counterexample, decimals_inside, exact_outputs, why_not_confirmed
@@ -61,11 +63,13 @@ def solve_files(network_path: Path, property_path: Path, seconds: float, certifi
     except OnnxError as error:
         raise InputError(str(error)) from None
     check_shapes(property_, network, f"{property_path} for {network_path}")
-    from cerdeq.onnx.compare import onnxruntime_outputs  # imported here, since `load_onnx` says if packages are missing
+    from cerdeq.onnx.compare import onnxruntime_of  # imported here, since `load_onnx` says if packages are missing
     from cerdeq.onnx.file import read_file
 
+    runtime = cache(lambda: onnxruntime_of(read_file(network_path)))  # most properties need none
+
     def run(points: np.ndarray) -> np.ndarray:
-        return onnxruntime_outputs(read_file(network_path), points)
+        return runtime()(points)
 
     try:
         answer = solve(property_, network, run, seconds - (time.monotonic() - began), certificates)
@@ -74,9 +78,9 @@ def solve_files(network_path: Path, property_path: Path, seconds: float, certifi
     return replace(answer, seconds=time.monotonic() - began)
 
 
-def check_shapes(property_: Property, network: nn.Module, where: str) -> None:
+def check_shapes(property_: Property, network: OnnxNetwork, where: str) -> None:
     """Raise InputError unless the network has as many inputs and outputs as the property declares."""
-    inputs, outputs = prod(network.input_shape), _output_count(network)  # type: ignore[arg-type]
+    inputs, outputs = prod(network.input_shape), prod(network.output_shape)
     found, allowed = (property_.inputs, property_.outputs), (inputs, outputs)
     if found != allowed:
         sizes = f"{found[0]} inputs and {found[1]} outputs, allowed: {inputs} and {outputs}, as the network has"
@@ -93,7 +97,8 @@ def solve(
     began, answers, certificate, groups = time.monotonic(), list[Answer](), dict[str, torch.Tensor](), property_.groups
     for number, cases in enumerate(groups):
         left = seconds - (time.monotonic() - began)
-        answers.append(_solve_box(cases, network, run, max(0.0, left) / (len(groups) - number), certificates))
+        share = max(0.0, left) / (len(groups) - number)
+        answers.append(_solve_box(cases, network, property_.outputs, run, share, certificates))
         certificate |= {f"{number}/{name}": tensor for name, tensor in answers[-1].certificate.items()}
         if answers[-1].status == SAT:
             break
@@ -107,13 +112,13 @@ def _rank(answer: Answer) -> int:
 
 
 def _solve_box(
-    cases: Sequence[Case], network: nn.Module, run: RunInFloat32, seconds: float, certificates: bool
+    cases: Sequence[Case], network: nn.Module, outputs: int, run: RunInFloat32, seconds: float, certificates: bool
 ) -> Answer:  # fmt: skip
     """Return the answer to cases that share a box."""
     region = region_of(cases[0].box, network.input_shape)  # type: ignore[arg-type]
     if not all(case.constraints for case in cases):  # every input of the box satisfies such a case
         return _confirm(cases, network, run, region.center, 0)
-    extended = with_violations(network, cases, _output_count(network))
+    extended = with_violations(network, cases, outputs)
     spec = torch.eye(len(cases), dtype=torch.float64)[None]
     result = verify(extended, region, spec, seconds=seconds, certificates=certificates)
     branches = int(result.branches[0])
@@ -139,8 +144,3 @@ def _confirm(
     if reason:
         return Answer(UNKNOWN, branches=branches, detail=reason)
     return Answer(SAT, branches=branches, counterexample=Counterexample(inputs, [str(value) for value in float32]))
-
-
-def _output_count(network: nn.Module) -> int:
-    with torch.no_grad():
-        return network(torch.zeros(1, *network.input_shape)).numel()  # type: ignore[misc]

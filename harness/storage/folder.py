@@ -38,6 +38,8 @@ from harness.typed import check_types
 if TYPE_CHECKING:
     import pandas as pd
 
+TRIALS = "trials"
+"""A folder of the sweep's directory, with a folder for each trial."""
 TRIAL, EPOCHS, WEIGHTS = "trial.json", "epochs.jsonl", "weights.safetensors"
 CHECKPOINT = "checkpoint.pt"
 SHARDS, VERDICTS, RESULT, FAILURE = "shards", "verdicts.parquet", "result.json", "failure.json"
@@ -120,7 +122,7 @@ def _parse_trial(content: Any) -> Trial:
 def trial_dir(sweep_dir: Path, key: str) -> Path:
     """Return the folder of the trial `key` in a sweep's directory. Raises SettingError if the key is no file name."""
     _require_name(key)
-    return Path(sweep_dir) / "trials" / key
+    return Path(sweep_dir) / TRIALS / key
 
 
 def _require_name(key: str) -> None:

@@ -67,3 +67,13 @@ def test_only_the_given_rows_are_attacked_and_late_attacks_end():
         assert step.call_count <= 3, "only steps that diversify"
         first_attack(problem, problem, torch.tensor([1]), never)
     assert step.call_args.args[2][:, 0].eq(0).all() and step.call_args.args[2][:, 1].eq(1).all()
+
+
+def test_the_points_after_the_last_step_are_tried():
+    """One start, near 0; one step of 0.5 along a line that is negative below -0.25."""
+    network, region = nn.Linear(1, 1).double().eval(), Box(torch.zeros(1, 1).double(), torch.ones(1, 1).double())
+    network.weight.data, network.bias.data = torch.ones(1, 1).double(), torch.tensor([0.25]).double()
+    problem = problem_of(network, region, torch.ones(1, 1).double())
+    with torch.no_grad(), patch.multiple(attack, _MOST=1, _FEWEST=1, _DIVERSIFYING=0, _DESCENDING=1):
+        point = first_attack(problem, problem, torch.tensor([0]), never)
+    assert point is not None and network(point) < 0

@@ -25,6 +25,8 @@ from torch import nn
 
 import cerdeq.onnx.file
 from cerdeq import Box, OnnxError, bound, load_onnx
+from cerdeq.onnx.compare import onnxruntime_of
+from cerdeq.onnx.file import read_file
 from cerdeq.onnx.operators import LAYERS
 from harness.checker.network import read_network
 
@@ -59,6 +61,15 @@ def test_operators_compute_and_bound_what_onnxruntime_computes(net, tmp_path):
     assert (upper - lower).max() < 1e-9
 
 
+def test_one_session_of_onnxruntime_runs_all_points(tmp_path, monkeypatch):
+    made, original = [], onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *args, **kw: made.append(1) or original(*args, **kw))
+    run = onnxruntime_of(read_file(onnx_file(one("Relu", shape=VECTOR), tmp_path)))
+    for sign in (1, -1):
+        assert (run(np.full((2, 5), sign, np.float32)) == max(sign, 0)).all()
+    assert len(made) == 1
+
+
 def test_a_bias_becomes_part_of_its_layer(tmp_path):
     """So that the last layer is one that margins are merged with, by bounds and by the checker."""
     net = Net("mlp", [("Flatten", ["x"], {}), ("MatMul", ["y1", "w"], {}), ("Add", ["y2", "b"], {})],
@@ -88,6 +99,12 @@ REFUSED = {
     "transA = 1": one("Gemm", numbers(1, 3), transA=1, shape=(1, 1)),
     "one for all examples": one("Gemm", MATRIX, numbers(2, 3), shape=VECTOR),
     "a value and a constant": Net("", [("Relu", ["x"], {}), ("Mul", ["x", "y1"], {})]),
+    r"operator Sub at node 'node3': found values of shapes \[2\] and \[2, 2\]": Net(
+        "",
+        [("MatMul", ["x", "w"], {}), ("Squeeze", ["y1", "axis"], {}), ("Sub", ["y2", "x"], {})],
+        ("batch", 2, 2),
+        {"w": numbers(2, 1), "axis": integers(2)},
+    ),
     "without zeros": one("Div", np.zeros(1, np.float32)),
     "divided by a constant": one("Div", numbers(1), "x"),
     "the same for all examples": one("Add", numbers(2, 4, 6, 5)),

@@ -111,6 +111,14 @@ def test_a_network_without_a_rule_is_refused(message):
         read_network(REFUSED[message].eval())
 
 
+@pytest.mark.parametrize("layer", [torch.nn.Conv2d(2, 2, 1), torch.nn.AvgPool2d(2)])
+def test_a_layer_of_images_is_refused_for_sequences(layer):
+    """Torch takes their first dimension for channels."""
+    network = read_network(torch.nn.Sequential(layer, torch.nn.Flatten(), torch.nn.Linear(4, 2)).eval())
+    with pytest.raises(UnknownLayerError, match=r"for a value of shape \[2, 4\]"):
+        network.boxes(Box(np.zeros((2, 2, 4)), np.zeros((2, 2, 4))))
+
+
 @pytest.mark.parametrize("h", [-1.0, 0.0])
 def test_equilibria_of_dead_units_are_zero(h):
     box = equilibrium(np.array([[0.3, -0.5], [0.2, 0.1]]), Box(np.full((1, 2), h), np.zeros((1, 2))))

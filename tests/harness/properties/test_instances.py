@@ -85,6 +85,25 @@ def test_a_list_continues_where_it_stopped(files, monkeypatch, capsys):
     assert {row["timeout"] for row in rows_of(directory)} == {"30.0"}
 
 
+def test_answers_to_other_instances_are_not_replaced(files, capsys):
+    directory, lines = files / "results", (files / "list.csv").read_text().splitlines(keepends=True)
+    run = functools.partial(verify, files / "list.csv", "--results-dir", directory, "--workers", "1")
+    assert run() == 0
+    before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    (files / "list.csv").write_text(lines[0])
+    assert run() == 2, "the second row's answer belongs to no row"
+    assert "instances/00002.json" in capsys.readouterr().err
+    assert verify(files / "net.onnx", files / "unsat.vnnlib", "--results-dir", directory) == 2
+    (files / "list.csv").write_text(lines[1])
+    assert run() == 2
+    assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before
+    assert main("recheck", [str(directory)]) == 0
+    (directory / "instances" / "00002.json").unlink()
+    (files / "list.csv").write_text(lines[0])
+    assert run() == 0 and [row["result"] for row in rows_of(directory)] == ["sat"]
+    assert main("recheck", [str(directory)]) == 0
+
+
 def test_an_instance_that_fails_is_an_error_and_the_others_are_answered(files, capsys):
     (files / "sat.vnnlib").write_text("(assert")
     arguments = files / "list.csv", "--results-dir", files / "results", "--workers", "1"
@@ -122,6 +141,9 @@ def test_instances_are_solved_side_by_side(files):
         ("list.csv:net.onnx,sat.vnnlib,soon\n", ["list.csv"], "list.csv, line 1, timeout: found 'soon'"),
         ("list.csv:net.onnx,no.vnnlib,9\n", ["list.csv"], "list.csv, line 1: found 'no.vnnlib', allowed: a file"),
         ("sat.vnnlib:(declare-const Y_2 Real)", ["net.onnx", "sat.vnnlib"], "2 inputs and 3 outputs, allowed: 2 and 2"),
+        ("sat.vnnlib:(assert (>= Y_0 1e400))", ["net.onnx", "sat.vnnlib"], "the bound -1E+400, allowed: up to 1e30"),
+        ("sat.vnnlib:(assert (<= (* 1e400 Y_0) 0))", ["net.onnx", "sat.vnnlib"], "found the coefficient 1E+400 of Y_0"),
+        ("sat.vnnlib:(assert (<= (+ Y_0 (* 1e-400 Y_1)) 0))", ["net.onnx", "sat.vnnlib"], "the coefficient 1 of Y_0"),
         ("sat.vnnlib:(assert (>= X_0 0.8))", ["net.onnx", "sat.vnnlib"], "box of inputs is empty: X_0 is at least 0.8"),
     ],
 )  # fmt: skip

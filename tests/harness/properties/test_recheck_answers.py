@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from small_properties import INPUTS, OUTPUTS, network_of, property_text, run
 from torch import nn
 
+from cerdeq.onnx.layers import Reshape
 from harness.checker.boxes import Box
 from harness.checker.maps import UnknownLayerError
 from harness.checker.network import read_steps
@@ -202,10 +203,41 @@ def test_the_box_contains_the_exact_one(low, width):
         assert Fraction(round_down(low, kind)) <= low < Fraction(float(np.nextafter(kind(round_down(low, kind)), 9e9)))
 
 
+@pytest.mark.parametrize("constraint", [({0: 10**400}, 0), ({0: 1}, 10**400), ({0: 1}, 10**39)])
+def test_numbers_beyond_those_of_floats_are_refused(constraint):
+    """float32 holds numbers up to 3.4e38, float64 up to 1.8e308."""
+    network, property_, *_ = certified()[0]
+    coefficients = {number: Fraction(value) for number, value in constraint[0].items()}
+    case = Case(property_.cases[0].box, (Constraint(coefficients, Fraction(constraint[1])),))
+    with pytest.raises(UnknownLayerError):
+        confirm_unsat(replace(property_, cases=(case,)), network, partial(run, network), {})
+
+
 def test_another_runtime_is_noticed():
+    """Also one that differs only between the two corners where all inputs are lowest or highest."""
     network, property_, tensors, _ = certified()[0]
-    with pytest.raises(UnknownLayerError, match="outputs in float32 differ"):
-        confirm_unsat(property_, network, lambda points: run(network, points) + 0.01, tensors)
+    corners = np.concatenate([[case.box.lower, case.box.upper] for case in property_.cases]).astype(np.float64)
+
+    def differ_inside(points):
+        is_corner = np.isclose(points[:, None], corners).all(2).any(1)
+        return run(network, points) + np.where(is_corner, 0, np.float32(0.01))[:, None]
+
+    for other in (lambda points: run(network, points) + 0.01, differ_inside):
+        with pytest.raises(UnknownLayerError, match="outputs in float32 differ"):
+            confirm_unsat(property_, network, other, tensors)
+
+
+def test_batch_norm_of_sequences_is_that_of_torch():
+    """Y_0 = 100 (X_0 - X_1) + 150, from -50 to 350; with the scale of the other channel it would be above 148."""
+    norm = nn.BatchNorm1d(2, eps=0.0)
+    norm.weight.data = torch.tensor([1.0, 100.0])
+    network = nn.Sequential(nn.Linear(2, 4), Reshape((2, 2)), norm, nn.Flatten(), nn.Linear(4, 1)).eval()
+    network[0].weight.data, network[0].bias.data = torch.tensor([[1.0, -1.0]] * 4), torch.zeros(4)
+    network[4].weight.data, network[4].bias.data = torch.eye(4)[2:3], torch.tensor([150.0])
+    network.input_shape, box = (2,), InputBox((Fraction(-1),) * 2, (Fraction(1),) * 2)
+    for bound, way in ((0, ""), (-51, "linear")):
+        case = Case(box, (Constraint({0: Fraction(1)}, Fraction(bound)),))
+        assert proved_by(network, Property(2, 1, (case,)), {}) == way
 
 
 def test_a_counterexample_must_hold_in_both_arithmetics():
@@ -349,6 +381,24 @@ def test_changed_files_are_named(results, capsys, message):
     CHANGES[message](results)
     assert recheck(results) == 1
     assert message in capsys.readouterr().out
+
+
+def test_answers_beside_trials_are_refused(results, capsys):
+    """Otherwise one harmless answer would hide a sweep from the recheck."""
+    (results / "trials" / "0123456789ab").mkdir(parents=True)
+    assert recheck(results) == 2
+    assert "holds both trials/ and instances/" in capsys.readouterr().err
+    assert main("verify", [str(results.parent / "list.csv"), "--results-dir", str(results)]) == 2
+    assert "holds trials/" in capsys.readouterr().err
+
+
+def test_answers_that_claim_nothing_are_no_success(results, capsys):
+    for number in (1, 2, 3):
+        change_record(results, (number, {"result": "timeout"}))
+    text = (results / "results.csv").read_text()
+    (results / "results.csv").write_text(text.replace(",sat,", ",timeout,").replace(",unsat,", ",timeout,"))
+    assert recheck(results) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "no answer claims sat or unsat: nothing was proved"
 
 
 def test_one_property_with_a_results_directory_is_a_list_of_one(results, capsys):

@@ -177,8 +177,7 @@ def test_without_time_nothing_is_decided_by_search():
 def test_other_shapes_and_long_coefficients_are_refused():
     network = identity()
     with pytest.raises(InputError, match="found 2 inputs and 3 outputs, allowed: 3 and 3"):
-        network.input_shape = (3,)
-        network[0] = nn.Linear(3, 3)
+        network.input_shape, network.output_shape = (3,), (3,)
         check_shapes(case_of("1"), network, "p.vnnlib")
     with pytest.raises(InputError, match="coefficients of up to 15 digits"):
         with_violations(identity(), case_of("1", "0.12345678901234567").cases, OUTPUTS)

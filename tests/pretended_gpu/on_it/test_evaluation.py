@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -10,10 +11,12 @@ import torch
 from controls import counted, failing
 from pandas.testing import assert_frame_equal
 from steppers import stepper_of, take_steps
+from torch import nn
 from values import Values
 
+from cerdeq import Box, verify
 from cerdeq.bounds import bounds, optimise
-from cerdeq.branch import decide
+from cerdeq.branch import attack, decide, hidden
 from cerdeq.equilibrium import fold
 from harness.data import load
 from harness.evaluation import stages, verdicts
@@ -91,6 +94,33 @@ def test_the_host_waits_seldom_and_the_verdicts_are_those_of_a_cpu(trained, monk
     assert_frame_equal(evaluation.verdicts, expected.verdicts, rtol=1e-4, atol=1e-4)
     waits = {stage: added["synchronisations"] for stage, added in counts.items()}
     assert all(waits[stage] <= most for stage, most in MOST_WAITS[name].items()), waits
+
+
+def test_boxes_of_hidden_units_are_tightened_on_the_device(monkeypatch):
+    torch.manual_seed(1)
+    layers = [part for sizes in itertools.pairwise((12, 10, 10, 10)) for part in (nn.Linear(*sizes), nn.ReLU())]
+    model, tightened = nn.Sequential(*layers, nn.Linear(10, 1)).double().eval(), []
+    points = 2 * torch.rand(20000, 12, dtype=torch.float64) - 1
+    points[:10000] = points[:10000].sign()
+    with torch.no_grad():
+        for layer in layers[::2]:
+            layer.weight *= 2
+        model[-1].bias += model(points).std() - model(points).min()
+    original = hidden.HiddenBounds._grow
+
+    def grow(*arguments):
+        tightened.append(original(*arguments))
+        return tightened[-1]
+
+    monkeypatch.setattr(hidden.HiddenBounds, "_grow", grow)
+    monkeypatch.setattr(decide, "_FIRST_TURN", 1e-3)  # hidden layers at once
+    monkeypatch.setattr(attack, "_DESCENDING", 1)
+    monkeypatch.setattr(hidden, "ROOT_ITERATIONS", 1)
+    monkeypatch.setattr(decide, "_ROOT_ITERATIONS", 1)
+    with Values():
+        center, spec = torch.zeros(1, 12, dtype=torch.float64).cuda(), torch.ones(1, 1, 1, dtype=torch.float64).cuda()
+        verify(model.cuda(), Box(center, torch.ones_like(center)), spec, seconds=None, branches=20)
+    assert tightened and {rows.leaves.row.device.type for rows in tightened} == {"cuda"}
 
 
 FAULTS = {  # what runs out of memory while a fault is on; libraries and contexts are asked for in new threads
