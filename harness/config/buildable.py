@@ -9,7 +9,7 @@ from baselines import build
 from cerdeq.bounds import BOUNDS, trace
 from cerdeq.equilibrium import FixedPoint
 from cerdeq.equilibrium.weights import Parametrisation
-from harness.config.settings import STAGES_BY_SETTING, TrainSettings
+from harness.config.settings import RAMP, STAGES_BY_SETTING, TrainSettings
 from harness.config.trial import TrialConfig
 from harness.errors import InputError, error_line
 from harness.methods import make_method
@@ -58,7 +58,7 @@ def ignored_settings(config: TrialConfig, network: nn.Module) -> dict[str, str]:
     by_method = {
         f"{'method_options' if name in vars(method) else 'train'}.{name}": f"{config.method!r}: {reason}"
         for name, reason in method.ignored().items()
-        if name not in ("ramp_start", "ramp_epochs") or not _follows_eps(modules)
+        if name not in RAMP or not _follows_eps(modules)
     }
     no_ramp = train.ramp_start == 1 and train.ramp_epochs == 0
     needs_ramp = "it matters only while eps grows, and there is no ramp"
@@ -71,6 +71,7 @@ def ignored_settings(config: TrialConfig, network: nn.Module) -> dict[str, str]:
         ("train.regularise_equilibria", not equilibria, f"{config.model!r}: it has no equilibrium"),
         ("train.regularisation", no_ramp, needs_ramp),
         ("train.kappa_start", no_ramp, needs_ramp),
+        ("train.ramp_shape", train.ramp_epochs == 0, "there is no ramp: ramp_epochs is 0"),
         ("train.recompute_statistics", not has_batch_norm, f"{config.model!r}: it has no batch norm"),
         ("options.early_iterations", equilibria and no_ramp, needs_ramp),
         ("options.margin_start", equilibria and no_ramp, needs_ramp),

@@ -48,6 +48,8 @@ Attack = Literal["margin", "all"]
 Precision = Literal["tf32", "float32", "bf16", "auto"]
 CompileMode = Literal["auto", "always", "never"]
 Initialisation = Literal["ibp", "default"]
+RampShape = Literal["smooth", "linear"]
+RAMP = ("ramp_start", "ramp_epochs", "ramp_shape")  # settings of the ramp
 LARGEST_EPOCHS = 1_000_000
 
 STRICT: Any = {"extra": "forbid", "strict": True, "allow_inf_nan": False, "use_attribute_docstrings": True}
@@ -107,6 +109,8 @@ class TrainSettings:
     """The epoch in which eps begins to grow."""
     ramp_epochs: int = 80
     """Epochs over which eps grows; 0 means no ramp."""
+    ramp_shape: RampShape = "smooth"
+    """How eps grows: 'smooth' is a quartic, then a straight line (Xu et al. 2020); 'linear' is a straight line."""
     eps: Radius | None = None
     """The training radius; null for the evaluation radius."""
     kappa: float = 0.0
@@ -154,6 +158,7 @@ class TrainSettings:
         last = self.ramp_start - 1 + self.ramp_epochs
         ends = f"a ramp that ends by epoch {self.epochs}; this one ends in {last}, ramp_start - 1 + ramp_epochs"
         require("ramp_epochs", self.ramp_epochs, last <= self.epochs, ends)
+        require("ramp_shape", self.ramp_shape, self.ramp_shape in get_args(RampShape), "'smooth' or 'linear'")
         if self.eps is not None:
             object.__setattr__(self, "eps", Radius(self.eps))
         require("kappa", self.kappa, 0 <= self.kappa <= 1, "from 0 to 1")

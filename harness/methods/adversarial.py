@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cerdeq.bounds import Context, Program, points_of
 from harness.attacks.pgd import last_point
+from harness.config.settings import RAMP
 from harness.errors import require
 from harness.methods.method import Method, register
 from harness.methods.passes import Batch, Losses, losses_without_bounds
@@ -28,7 +29,7 @@ class Plain(Method):
 
     def ignored(self) -> dict[str, str]:
         """Return the settings of bounds and of the radius, which this method does not use."""
-        radius = dict.fromkeys(("eps", "ramp_start", "ramp_epochs"), "it trains for no radius")
+        radius = dict.fromkeys(("eps", *RAMP), "it trains for no radius")
         kappas = dict.fromkeys(("kappa", "kappa_start"), "its whole loss is the clean cross entropy")
         return NEEDS_BOUNDS | radius | kappas
 

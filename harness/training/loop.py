@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from baselines import DATASETS, build
 from cerdeq.bounds.memory import is_out_of_memory
 from harness.clock import Clock, Stopped
+from harness.config.settings import RampShape
 from harness.config.trial import TrialConfig
 from harness.device import tf32
 from harness.errors import SettingError
@@ -200,7 +201,7 @@ def _train_epoch(stepper: Stepper, epoch: int, trial_dir: Path) -> dict[str, Any
     """Train one epoch and return its row."""
     config, settings = stepper.config, stepper.config.train
     steps = len(stepper.images) // settings.batch_size
-    ramp = Ramp(float(config.train_eps), settings.ramp_start, settings.ramp_epochs, steps)
+    ramp = Ramp(float(config.train_eps), settings.ramp_start, settings.ramp_epochs, steps, settings.ramp_shape)
     rate = learning_rate(settings.learning_rate, settings.decay_epochs, settings.decay_factor, epoch)
     draws = _draws(stepper, epoch)
     torch.manual_seed(seed_of(config.seed, epoch) + _ATTACK_SEEDS)  # the starts of attacks, also after a restart
@@ -231,15 +232,16 @@ def _train_epoch(stepper: Stepper, epoch: int, trial_dir: Path) -> dict[str, Any
 
 @dataclass(frozen=True)
 class Ramp:
-    """The smoothed ramp of eps (Xu et al. 2020): a quartic up to a quarter of the way, then straight, slopes matching.
+    """The ramp of eps. 'smooth': a quartic up to a quarter of the way, then straight, slopes matching (Xu et al. 2020).
 
-    start: its first epoch, counted from 1. length: in epochs. steps: optimiser steps an epoch.
+    start: its first epoch, counted from 1. length: in epochs. steps: optimiser steps an epoch. shape: the setting.
     """
 
     eps: float
     start: int
     length: int
     steps: int
+    shape: RampShape = "smooth"
 
     def __call__(self, step: int) -> float:
         """Return eps at `step`, in pixel units; at least EPS_FLOOR, since regularisers divide by radii."""
@@ -249,7 +251,7 @@ class Ramp:
             return self.eps
         middle = first + int(0.25 * (last - first))
         done = max(step - first, 0)
-        if middle == first:
+        if middle == first or self.shape == "linear":
             return max(EPS_FLOOR, self.eps * done / max(1, last - first))  # without a ramp, before its start: 0
         cube = (middle - first) ** 3
         slope = self.eps / (4 * cube * (last - middle) + cube * (middle - first))

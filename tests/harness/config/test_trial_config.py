@@ -52,6 +52,7 @@ OTHER = {
     "train.decay_factor": 0.1,
     "train.ramp_start": 1,
     "train.ramp_epochs": 4,
+    "train.ramp_shape": "linear",
     "train.eps": "1/10",
     "train.kappa": 0.2,
     "train.kappa_start": 0.9,

@@ -36,6 +36,7 @@ TRAINED = {
     "train.decay_factor": 0.9,
     "train.ramp_start": 2,
     "train.ramp_epochs": 0,
+    "train.ramp_shape": "linear",
     "train.regularisation": 0.0,
     "train.initialisation": "default",
 }

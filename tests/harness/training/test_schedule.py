@@ -28,6 +28,12 @@ def test_the_ramp_is_a_quartic_then_a_line_of_the_same_slope():
         assert ramp(step) == pytest.approx(max(expected, EPS_FLOOR), rel=1e-9)
 
 
+def test_a_linear_ramp_is_a_straight_line():
+    ramp = Ramp(0.3, 2, 5, 10, "linear")
+    assert [ramp(step) for step in (0, 10, 35, 60, 70)] == pytest.approx([EPS_FLOOR, EPS_FLOOR, 0.15, 0.3, 0.3])
+    assert [ramp(step + 1) - ramp(step) for step in range(11, 60)] == pytest.approx([0.3 / 50] * 49)
+
+
 def test_the_ramp_never_falls_and_ends_at_exactly_eps():
     ramp = Ramp(8 / 255, 1, 5, 10)
     values = [ramp(step) for step in range(80)]
