@@ -26,20 +26,33 @@ def cnn_a(shape: Shape, classes: int, width: float = 1.0) -> nn.Sequential:
 
     Two 4x4 convolutions of 16 and 32 channels, stride 2 and padding 1, a linear layer of 100, the classifier.
     """
-    return _network(shape, classes, width, [16, 32], [100])
+    return _network(shape, classes, width, [(16, 2, 1), (32, 2, 1)], [100])
 
 
-def _network(shape: Shape, classes: int, width: float, convolutions: list[int], hidden: list[int]) -> nn.Sequential:
-    """Return convolutions, flattening, linear layers and the classifier, with ReLUs between.
+@register("convplus")
+def convplus(shape: Shape, classes: int, width: float = 1.0) -> nn.Sequential:
+    """Return CONV+ of Jovanović et al. (TMLR 2022), the small network of Gowal et al. (2018).
 
-    convolutions, hidden: channels and units at width 1. Convolutions are 4x4, of stride 2 and padding 1.
+    Two 4x4 convolutions of 16 and 32 channels, strides 2 and 1, without padding, a linear layer of 100, the classifier.
+    """
+    return _network(shape, classes, width, [(16, 2, 0), (32, 1, 0)], [100])
+
+
+def _network(
+    shape: Shape, classes: int, width: float, convolutions: list[tuple[int, int, int]], hidden: list[int]
+) -> nn.Sequential:
+    """Return 4x4 convolutions, flattening, linear layers and the classifier, with ReLUs between.
+
+    convolutions: channels at width 1, stride and padding. hidden: units at width 1. Where an image is smaller than 4x4,
+    the kernel is as small.
     """
     layers: Named = []
     channels, side = shape[0], shape[1]
-    for number, base in enumerate(convolutions, start=1):
-        convolution = nn.Conv2d(channels, scale_channels(base, width), 4, stride=2, padding=1)
+    for number, (base, stride, padding) in enumerate(convolutions, start=1):
+        kernel = min(4, side + 2 * padding)
+        convolution = nn.Conv2d(channels, scale_channels(base, width), kernel, stride=stride, padding=padding)
         layers += [(f"conv{number}", convolution), (f"relu{number}", nn.ReLU())]
-        channels, side = convolution.out_channels, side // 2
+        channels, side = convolution.out_channels, (side + 2 * padding - kernel) // stride + 1
     layers.append(("flatten", nn.Flatten()))
     features = channels * side * side
     for number, base in enumerate(hidden, start=1):

@@ -35,6 +35,11 @@ FILES = {  # (folder under checkpoints/, folder in the repository): lines of nam
         mnist_FC_crownibp1to1.pt 1705947 e97281b0929bba9b3c386229486784177a4bdd113607ccaad001fd67e6ccbbf4
         mnist_FC_hbox.pt 1705947 e28243809c52ca6fe74af6e70475449247262cb9fc01a4115238b57763d8840b
         mnist_FC_zono.pt 1705947 a7a64318d131cd8f18f415360901d6994a83f4f0ea48b08ba2d4ac32c09407f8
+        cifar_box.pt 1887433 873cc7e96cf357409cecbfb62852055ff1f401d1fef274330fdc63e6b2df3c99
+        cifar_chbox.pt 1887433 b4c59ab6786927da6fd7d6cbbe3e268c4f9183d6c133c00943a154bf22822fbb
+        cifar_crowinbp1to1.pt 1887433 9a01a423a81da62032e0cbb5e6e613e4f6b591e0373bd470a8df5358abbf5edc
+        cifar_crownibp1to0.pt 1887433 43e55904d5af2b6b83dce3373c83e700b3484ee1e36ba9ce34d979ac48d7b710
+        cifar_czono.pt 1887433 ef02b3ee262968d53d9ae71bdaac80611a4d2eb4b20018faf7fe574463c0a0bc
     """,
     ("convex_adversarial", "models"): """
         mnist.pth 666692 95014ab0c04c73f48b3be0cb7acc42aff60ce4420c6c43bec25e9a1447279e08
