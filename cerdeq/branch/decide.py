@@ -26,7 +26,7 @@ from cerdeq.branch.ascent import Ascent, ascend_leaves
 from cerdeq.branch.counterexample import find_counterexample
 from cerdeq.branch.decision import CERTIFIED, FALSIFIED, OUT_OF_MEMORY, TIMEOUT, UNKNOWN, Budget, Decision
 from cerdeq.branch.hidden import HiddenBounds
-from cerdeq.branch.inputs import InputSearch, has_few_inputs
+from cerdeq.branch.inputs import InputSearch, is_searched_by_parts
 from cerdeq.branch.leaves import Layout, Leaves, Problem, certificate_tensors, concatenate, root_leaves
 from cerdeq.branch.polytope import solve_leaf
 from cerdeq.branch.split import Candidates, concatenate_candidates, split
@@ -37,7 +37,7 @@ _ROOT_ITERATIONS, _ITERATIONS = 40, 5
 _FEWEST_LEAVES = 512  # of the first search
 _FIRST_TURN = 1.0  # leaves of the first search for each row of hidden units, if these are more
 _TURN = 0.5  # leaves of each search for each leaf by which hidden boxes were tightened before it
-_PARTS, _LAST_PARTS = 2, 16  # of the input box for each leaf of a search; of one that has split everything
+_PARTS = 2  # of the input box for each leaf of a search
 _FIRST_LEAVES, _GROWTH = 16, 4  # of a hidden row: at first, and how many times more in each turn
 
 
@@ -51,7 +51,7 @@ def decide(
     """
     if bool((lower > 0).all()):
         return Decision(CERTIFIED, lower)
-    if has_few_inputs(proof):
+    if is_searched_by_parts(proof):
         return _decide_with_parts(proof, search, lower, budget, memory, certificates)
     return _decide_with_hidden_boxes(proof, search, lower, budget, memory, certificates)
 
@@ -61,18 +61,19 @@ def _decide_with_parts(
 ) -> Decision:  # fmt: skip
     """Return the decision of two searches in turn: over parts of the input box, and over leaves."""
     input_search, batch_size, turn = InputSearch(proof, lower, memory), _batch_size(search, memory), _FEWEST_LEAVES
+    can_split_leaves = True
     while True:
         decision = input_search.run(budget, budget.used + _PARTS * turn)
         if decision.status == CERTIFIED and certificates:
             return replace(decision, certificate=input_search.certificate())
-        if decision.status == TIMEOUT and not budget.is_exhausted:
-            end = budget.used + turn
-            decision = _decide_over(proof, search, lower, budget, end, batch_size, memory, certificates)
-        if decision.status == UNKNOWN:  # leaves cannot be split further
-            last = input_search.run(budget, budget.used + _LAST_PARTS * turn)
-            return decision if last.status == TIMEOUT else last
         if decision.status != TIMEOUT or budget.is_exhausted:
             return decision
+        if can_split_leaves:
+            end = budget.used + turn
+            decision = _decide_over(proof, search, lower, budget, end, batch_size, memory, certificates)
+            if decision.status not in (TIMEOUT, UNKNOWN) or budget.is_exhausted:
+                return decision
+            can_split_leaves = decision.status == TIMEOUT
         turn *= 2
 
 

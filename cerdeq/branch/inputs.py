@@ -24,6 +24,7 @@ from cerdeq.rules.linear import Backward
 
 SPLITS = "splits"  # the tensor of a certificate
 _MOST_INPUTS = 8  # halves of more inputs are too many
+_MOST_VALUES = 2**12  # of all layers together: of larger networks, bounding all units of a part takes too long
 _MOST_AT_ONCE = 512  # parts
 _SMALLEST_SLOPE = 0.01  # of the largest one's: so that every input is halved in the end
 
@@ -56,9 +57,12 @@ class _Bounds:
     points: Tensor
 
 
-def has_few_inputs(problem: Problem) -> bool:
-    """Return whether the box has so few inputs that are not fixed that searching its parts may pay."""
-    return int((problem.values[0].radius > 0).sum()) <= _MOST_INPUTS
+def is_searched_by_parts(problem: Problem) -> bool:
+    """Return whether to search parts of the box: there are few inputs that are not fixed, and the network is small."""
+    box, limits = problem.values[0], torch.finfo(torch.float64)
+    is_free = box.radius > 4 * limits.eps * box.center.abs() + limits.tiny  # a fixed one has the radius of its rounding
+    values = sum(value.center.numel() for value in problem.values if isinstance(value, Interval))
+    return int(is_free.sum()) <= _MOST_INPUTS and values <= _MOST_VALUES
 
 
 class InputSearch:

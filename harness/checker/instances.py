@@ -12,6 +12,7 @@ from harness.checker.properties import NotConfirmedError, confirm_sat, confirm_u
 from harness.errors import InputError, error_line
 from harness.properties.files import read_property
 from harness.properties.instances import (
+    ERROR,
     INSTANCES,
     RESULTS,
     Record,
@@ -21,10 +22,10 @@ from harness.properties.instances import (
     read_record,
     results_text,
 )
-from harness.properties.solve import SAT, UNSAT, check_shapes
+from harness.properties.solve import SAT, TIMEOUT, UNKNOWN, UNSAT, check_shapes
 
 COUNTEREXAMPLE = "counterexample"
-_CLAIMS = {SAT, UNSAT}
+_CLAIMS, _OTHERS = {SAT, UNSAT}, {UNKNOWN, TIMEOUT, ERROR}
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ def check_answers(records: list[Path]) -> Iterator[CheckedAnswer]:
         try:
             record = read_record(path)
             result = str(record["result"])
+            if record["result"] not in (*_CLAIMS, *_OTHERS):
+                raise NotConfirmedError("this is no answer")
             proved_by = _confirm(path, record) if result in _CLAIMS else ""
             yield CheckedAnswer(name, result, proved_by, seconds=time.monotonic() - began)
         except UnknownLayerError as error:
@@ -89,6 +92,8 @@ def _confirm(path: Path, record: Record) -> str:
     from cerdeq.onnx.file import read_file
 
     for kind in ("onnx", "vnnlib"):
+        if not Path(record[kind]).is_file():
+            raise NotConfirmedError(f"{record[kind]} is missing: put it back, or run harness.verify again")
         if digest_of(record[kind]) != record[f"{kind}_sha256"]:
             raise NotConfirmedError(f"{record[kind]} has changed since it was verified")
     property_, model = read_property(Path(record["vnnlib"])), load_onnx(record["onnx"])

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from harness.checker.boxes import Array, Box, between
+from harness.checker.boxes import TINY, Array, Box, U, between
 from harness.checker.certificates import RefusedError
 
 SPLITS = "splits"
+_MOST_SPLITS = 2**20  # so that their parts fit into memory
 
 
 def parts_of(box: Box, splits: Array) -> Iterator[Box]:
@@ -16,10 +17,12 @@ def parts_of(box: Box, splits: Array) -> Iterator[Box]:
     splits: int32 [S, 2], of each split the number of a part and the input along which it is halved. The box is part 0;
     the halves of the k-th split are parts 2 k + 1 and 2 k + 2.
 
-    Raises RefusedError for splits of another kind, of a part that does not exist, or of an input that does not.
+    Raises RefusedError for splits of another kind, too many of them, or of a part or an input that does not exist.
     """
     if splits.dtype != np.int32 or splits.ndim != 2 or splits.shape[1] != 2:
         raise RefusedError(f"{SPLITS} is {splits.dtype} {list(splits.shape)}, expected int32 [S, 2]")
+    if len(splits) > _MOST_SPLITS:
+        raise RefusedError(f"{SPLITS} has {len(splits):,} rows, allowed: up to {_MOST_SPLITS:,}")
     parts = {0: (box.lower.ravel(), box.upper.ravel())}
     for split, (number, dimension) in enumerate(splits.tolist()):
         if number not in parts or not 0 <= dimension < box.center.size:
@@ -30,7 +33,8 @@ def parts_of(box: Box, splits: Array) -> Iterator[Box]:
 
 def halves_of(part: Box, box: Box) -> tuple[Box, Box]:
     """Return halves that cover the part, along the input in which it is widest, relative to the box."""
-    share = np.divide(part.radius, box.radius, where=box.radius > 0, out=np.zeros_like(box.radius))
+    is_free = box.radius > 8 * U * np.abs(box.center) + TINY  # a fixed input has the radius of its rounding
+    share = np.divide(part.radius, box.radius, where=is_free, out=np.zeros_like(box.radius))
     pairs = _halves(part.lower.ravel(), part.upper.ravel(), int(share.argmax()))
     first, second = (between(*(end.reshape(box.center.shape) for end in ends)) for ends in pairs)
     return first, second

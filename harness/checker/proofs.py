@@ -59,7 +59,7 @@ def prove_rows(network: Network, images: Box, spec: Array, tensors: Tensors | No
             return Proof(LINEAR, float(lower.min()))
     if tensors is None:
         return Proof("", float(lower.min()))
-    if SPLITS in tensors:
+    if tensors.keys() == {SPLITS}:
         return _prove_by_parts(network, images, spec, lower, tensors[SPLITS])
     shapes = _preactivation_shapes(network, region)
     try:

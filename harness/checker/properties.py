@@ -17,7 +17,7 @@ from harness.properties.cases import Property
 
 _AGREEMENT = 1e-4  # of outputs in float32, relative to 1 + their size, beside their proved boxes
 _POINTS = 8  # random points of a box
-_VALUE = re.compile(r"\(([XY]_\d+) ([^\s()]+)\)")
+_VALUE = re.compile(r"\(([XY]_\d+) ([+-]?[\d.]{1,4000}(?:[eE][+-]?\d{1,3})?)\)")
 
 RunInFloat32 = Callable[[Array], Array]
 """Inputs [B, *shape] in float32 -> outputs [B, ...], as the network's own runtime computes them."""
@@ -87,7 +87,10 @@ def _points_of(box: Box) -> Array:
 def _point(text: str, property_: Property) -> tuple[list[Fraction], list[Fraction]]:
     """Return the inputs and outputs of a counterexample."""
     try:
-        values = {name: Fraction(value) for name, value in _VALUE.findall(text)}
+        pairs = _VALUE.findall(text)
+        values = {name: Fraction(value) for name, value in pairs}
+        if len(pairs) != property_.inputs + property_.outputs:
+            raise ValueError(f"it has {len(pairs)} values")
         inputs = [values[f"X_{number}"] for number in range(property_.inputs)]
         return inputs, [values[f"Y_{number}"] for number in range(property_.outputs)]
     except (ValueError, TypeError, KeyError, ZeroDivisionError) as error:

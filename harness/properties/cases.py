@@ -16,7 +16,7 @@ from harness.properties.expressions import Expression, to_text
 
 MOST_CASES = 20_000
 LARGEST = 10**30  # a number of a property
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")
+_NUMBER = re.compile(r"(?=.{1,4000}$)[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")  # Python reads 4,300 digits
 _VARIABLE = re.compile(r"([XY])_(0|[1-9]\d{0,8})")
 
 Variable = tuple[str, int]  # such as ("X", 0)

@@ -173,7 +173,7 @@ def _solve_item(item: Path, report: object, requests: dict[str, Record]) -> None
 
 def find_records(directory: Path) -> list[Path]:
     """Return the records of a results directory, one for each instance; none in a directory of another command."""
-    return sorted((directory / INSTANCES).glob("*.json"))
+    return sorted(path for path in (directory / INSTANCES).glob("*.json") if path.is_file())
 
 
 def certificate_path(item: Path) -> Path:

@@ -10,7 +10,7 @@ from torch import nn
 
 from cerdeq import Box, verify
 from cerdeq.branch.decision import CERTIFIED, FALSIFIED, TIMEOUT, Budget
-from cerdeq.branch.inputs import SPLITS, InputSearch, has_few_inputs
+from cerdeq.branch.inputs import SPLITS, InputSearch, is_searched_by_parts
 
 UNPROVED = torch.full((1,), -torch.inf, dtype=torch.float64)
 SECONDS = 60  # ample: cases here take a few
@@ -105,10 +105,16 @@ def test_a_limit_ends_the_search_which_goes_on_where_it_was():
 
 def test_it_is_used_for_few_inputs_that_are_not_fixed():
     model = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 1)).double().eval().requires_grad_(False)
-    few, many = torch.zeros(1, 12).double(), torch.ones(1, 12).double()
-    few[:, :3] = 1
+    few, many = torch.full((1, 12), 1e-17, dtype=torch.float64), torch.ones(1, 12).double()
+    few[:, :3] = 1  # the others are fixed at numbers that float64 rounds
     for radius, expected in ((few, True), (many, False)):
-        assert has_few_inputs(problem_of(model, Box(torch.zeros(1, 12).double(), radius), ONE[0])) == expected
+        region = Box(torch.full((1, 12), 0.1, dtype=torch.float64), radius)
+        assert is_searched_by_parts(problem_of(model, region, ONE[0])) == expected
+
+
+def test_large_networks_are_searched_by_leaves():
+    model = nn.Sequential(nn.Linear(2, 5000), nn.ReLU(), nn.Linear(5000, 1)).double().eval().requires_grad_(False)
+    assert not is_searched_by_parts(problem_of(model, Box(*torch.ones(2, 1, 2, dtype=torch.float64)), ONE[0]))
 
 
 def test_rows_that_crown_proves_need_no_parts():

@@ -67,6 +67,7 @@ def test_no_splits_prove_what_is_false(proved):
         (np.zeros((3, 2), np.int64), "int64"),
         (np.zeros((2, 3), np.int32), "expected int32"),
         (np.zeros(2, np.int32), "expected int32"),
+        (np.zeros((2**20 + 1, 2), np.int32), "up to 1,048,576"),
         (np.array([[0, 0], [0, 1]], np.int32), "no part 0"),
         (np.array([[1, 0]], np.int32), "no part 1"),
         (np.array([[0, 5]], np.int32), "an input 5"),
@@ -114,6 +115,19 @@ def test_parts_cover_the_box_exactly():
             )
             for share in (-1, 0, 1)
         )
+
+
+def test_fixed_inputs_are_not_halved():
+    box = boxes.Box(np.full((1, 3), 0.1), np.array([[0.2, 1e-17, 0.0]]))
+    (part,) = parts_of(box, np.zeros((0, 2), np.int32))
+    first, second = halves_of(part, box)
+    assert first.upper[0, 0] < 0.11 and second.lower[0, 0] > 0.09
+
+
+def test_other_tensors_beside_splits_are_refused(proved):
+    model, region, tensors = proved
+    proof = prove_rows(read_network(model), checked(region), ROW, tensors | {"row": np.zeros(1, np.int16)})
+    assert proof.proved_by == "" and "splits" in proof.refused
 
 
 def test_several_rows_are_proved_together():

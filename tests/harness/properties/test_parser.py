@@ -130,6 +130,7 @@ def test_a_case_with_an_empty_box_is_no_case():
         ("(assert (<= Y_7 0))", "found 'Y_7' in (<= Y_7 0), allowed: numbers and declared variables"),
         ("(assert (<= Y_0 1/3))", "found '1/3'"),
         ("(assert (<= Y_0 1e9999999999))", "found '1e9999999999'"),
+        (f"(assert (<= Y_0 0.{5000 * '3'}))", "found '0.333"),
         ("(assert (<= Y_0 X_0))", "found inputs and outputs in (<= Y_0 X_0)"),
         ("(assert (<= X_1 X_0))", "bounds of single inputs"),
         ("(assert (<= 0 1))", "found no variable"),

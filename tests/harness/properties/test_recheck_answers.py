@@ -359,6 +359,7 @@ RECORDS = {
     "the counterexample lies in the box of no case": (1, {"counterexample": point(0.9, 0.2, 0.9, 1.1)}),
     "the stored outputs are not the network's": (1, {"counterexample": point(0.7, 0.2, 9, 0.7)}),
     "the counterexample is malformed": (1, {"counterexample": "((X_0 0.7))"}),
+    "this is no answer": (1, {"result": "UNSAT"}),
     "sat not confirmed: the counterexample": (2, {"result": "sat"}),
     "unsat not confirmed: the violation of a case": (1, {"result": "unsat"}),
     "results.csv does not follow": (2, {"seconds": 99.0}),
@@ -366,7 +367,7 @@ RECORDS = {
 CHANGES = {
     "net.onnx has changed": lambda r: (r.parent / "net.onnx").write_bytes((r.parent / "net.onnx").read_bytes() + b"\0"),
     "easy.vnnlib has changed": lambda r: (r.parent / "easy.vnnlib").write_text(BOX + DECLARED + SAT),
-    "FileNotFoundError": lambda r: (r.parent / "hard.vnnlib").unlink(),
+    "hard.vnnlib is missing": lambda r: (r.parent / "hard.vnnlib").unlink(),
     "00003.safetensors is missing": lambda r: (r / "instances" / "00003.safetensors").unlink(),
     "00003.safetensors has changed": change_certificate,
     "00002.json: unreadable not confirmed": lambda r: (r / "instances" / "00002.json").write_text("{"),

@@ -25,7 +25,7 @@ def test_answers_by_parts_are_confirmed_and_prove_no_other_property():
             property_ = property_of(parse(property_text(np.random.default_rng(seed))))
         except InputError:  # an empty box
             continue
-        answer = solve(property_, network, partial(run, network), 60, certificates=True)
+        answer = solve(property_, network, partial(run, network), 5, certificates=True)
         tensors = tensors_of(answer)
         if answer.status != UNSAT or not any(name.endswith(SPLITS) for name in tensors):
             continue
