@@ -198,7 +198,7 @@ def digest_content(config: TrialConfig) -> dict[str, Any]:
 _YOUNGER_FIELDS = ("plugins", "checkpoint", "source")
 """Fields of a config that were added after the first keys."""
 
-_YOUNGER_SETTINGS = (("evaluation", "attack_step"), ("train", "kappa_start"))
+_YOUNGER_SETTINGS = (("evaluation", "attack_step"), ("train", "kappa_start"), ("train", "ramp_shape"))
 """Settings that were added after the first digests of configs, by section."""
 
 

@@ -114,7 +114,9 @@ def test_deep_tied_networks_tend_to_the_equilibrium():
     assert (errors[0] > 1e-4).all() and errors[-1][0] < 1e-10 and (errors[-1] < 1e-6).all()
 
 
-@pytest.mark.parametrize("name", sorted({*NAMED} - {"wideresnet8", "densenet", "conv", "convdeq", "fc", "cnn-a"}))
+@pytest.mark.parametrize(
+    "name", sorted({*NAMED} - {"wideresnet8", "densenet", "conv", "convdeq", "fc", "cnn-a", "convplus"})
+)
 def test_large_images_are_halved_once_more(name):
     """Heads see as many features of Tiny ImageNet as of CIFAR-10, or a study of depth would compare heads."""
     sizes = []

@@ -13,6 +13,7 @@ from torch import nn
 
 from cerdeq import Box, bound
 from cerdeq.bounds import Context, Interval, propagate, trace
+from cerdeq.boxes import outward_ends
 
 
 def exact_bounds(model: nn.Sequential, box: Box) -> Exact:
@@ -119,7 +120,7 @@ def test_constants_below_the_precision_are_counted(name):
 def test_a_constant_of_a_concatenation_that_underflows_is_counted():
     constant = torch.full((1, 1), 1e-50, dtype=torch.float64)
     box = Box(torch.ones(1, 1), torch.zeros(1, 1))
-    lower, upper = bound(Lambda(lambda module, x: torch.cat([x, constant], 1)).eval(), box)
+    lower, upper = outward_ends(rule_image(Lambda(lambda module, x: torch.cat([x, constant], 1)).eval(), box))
     values = [Fraction(1), Fraction(1e-50)]
     assert Exact(values, values).inside(lower, upper)
 
@@ -168,7 +169,8 @@ def test_what_only_moves_values_contains_the_exact_rational_interval(size, dtype
     low, high = Exact.of(box).low, Exact.of(box).high
     constant = [Fraction(third.item())]
     exact = Exact([-v for v in high] + constant + low, [-v for v in low] + constant + high)
-    assert encloses(rule_image(model, box), exact) and exact.inside(*bound(model, box))
+    image = rule_image(model, box)  # `bound` refuses constants of one example
+    assert encloses(image, exact) and exact.inside(*outward_ends(image))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
