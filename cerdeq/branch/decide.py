@@ -27,9 +27,10 @@ from cerdeq.branch.counterexample import find_counterexample
 from cerdeq.branch.decision import CERTIFIED, FALSIFIED, OUT_OF_MEMORY, TIMEOUT, UNKNOWN, Budget, Decision
 from cerdeq.branch.hidden import HiddenBounds
 from cerdeq.branch.inputs import InputSearch, is_searched_by_parts
-from cerdeq.branch.leaves import Layout, Leaves, Problem, certificate_tensors, concatenate, root_leaves
+from cerdeq.branch.leaves import Layout, Leaves, Problem, certificate_tensors, root_leaves
 from cerdeq.branch.polytope import solve_leaf
-from cerdeq.branch.split import Candidates, concatenate_candidates, split
+from cerdeq.branch.split import Candidates, split
+from cerdeq.branch.tensor_rows import concatenate
 from cerdeq.branch.threads import map_parts, slices
 
 _CPU_CACHE, _MOST_AT_ONCE, _BATCHES = 2**26, 256, 4
@@ -147,7 +148,7 @@ def _decide_over(
             certificates, closed = False, closed[:1]
         popped = [heapq.heappop(queue) for _ in range(min(len(queue), max(1, _BATCHES * batch_size // 2)))]
         parents = concatenate([leaf for *_, leaf, _ in popped])
-        candidates = concatenate_candidates([candidates for *_, candidates in popped])
+        candidates = concatenate([candidates for *_, candidates in popped])
         leaves, iterations = split(search, layout, parents, candidates, batch_size), _ITERATIONS
 
 

@@ -19,8 +19,9 @@ from cerdeq.bounds.graph import Program
 from cerdeq.bounds.tighten import is_exact
 from cerdeq.boxes import narrowed, outward_ends
 from cerdeq.branch.ascent import Ascent, ascend_leaves
-from cerdeq.branch.leaves import Layout, Leaves, Problem, certificate_tensors, concatenate, root_leaves
-from cerdeq.branch.split import Candidates, concatenate_candidates, no_candidates, split
+from cerdeq.branch.leaves import Layout, Leaves, Problem, certificate_tensors, root_leaves
+from cerdeq.branch.split import Candidates, no_candidates, split
+from cerdeq.branch.tensor_rows import concatenate
 from cerdeq.branch.threads import map_parts, slices
 from cerdeq.rules.interval import Context, Interval
 from cerdeq.rules.operators import crossing
@@ -177,7 +178,7 @@ class HiddenBounds:
 
         parts = map_parts(bound, slices(len(leaves.row), self._batch_size), leaves.row.device)
         progress(len(leaves.row))
-        return concatenate([part.leaves for part in parts]), concatenate_candidates([p.candidates for p in parts])
+        return concatenate([part.leaves for part in parts]), concatenate([p.candidates for p in parts])
 
     def _proved(self, proof: Problem, rows: _Rows) -> Tensor:
         """Return the proved bounds of the rows, [2 U]: of each the smallest of its leaves."""
@@ -210,7 +211,7 @@ def _are_empty(problem: Problem, rows: _Rows) -> Tensor:
 
 def _joined(first: _Rows, second: _Rows) -> _Rows:
     """Return the leaves of both parts of a layer."""
-    candidates = concatenate_candidates([first.candidates, second.candidates])
+    candidates = concatenate([first.candidates, second.candidates])
     return replace(first, leaves=concatenate([first.leaves, second.leaves]), candidates=candidates)
 
 

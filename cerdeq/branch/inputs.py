@@ -12,25 +12,26 @@ import torch
 from torch import Tensor
 
 from cerdeq.bounds.backward import linear_lower_bound
-from cerdeq.bounds.memory import examples_at_once
+from cerdeq.bounds.memory import bytes_per_example, examples_at_once
 from cerdeq.bounds.tighten import tightened_values
 from cerdeq.boxes import outward_ends
 from cerdeq.branch.counterexample import find_counterexample
 from cerdeq.branch.decision import CERTIFIED, FALSIFIED, TIMEOUT, Budget, Decision
 from cerdeq.branch.leaves import Problem
+from cerdeq.branch.tensor_rows import TensorRows, concatenate
 from cerdeq.branch.threads import map_parts, slices
 from cerdeq.rules.interval import Interval
 from cerdeq.rules.linear import Backward
 
 SPLITS = "splits"  # the tensor of a certificate
 _MOST_INPUTS = 8  # halves of more inputs are too many
-_MOST_VALUES = 2**12  # of all layers together: of larger networks, bounding all units of a part takes too long
+_MOST_BYTES = 2**15  # of the values of all layers: of larger networks, bounding all units of a part takes too long
 _MOST_AT_ONCE = 512  # parts
 _SMALLEST_SLOPE = 0.01  # of the largest one's: so that every input is halved in the end
 
 
 @dataclass(frozen=True)
-class _Parts:
+class _Parts(TensorRows):
     """D parts of the input box.
 
     low, high: their ends [D, n].
@@ -43,13 +44,9 @@ class _Parts:
     parent_lower: Tensor
     number: Tensor
 
-    def of(self, positions: Tensor) -> "_Parts":
-        """Return the parts at these positions."""
-        return _Parts(*(tensor[positions] for tensor in vars(self).values()))
-
 
 @dataclass(frozen=True)
-class _Bounds:
+class _Bounds(TensorRows):
     """Of D parts: lower [D, R], bounds of the rows; halved [D], the input to halve; points [D, ...] of small values."""
 
     lower: Tensor
@@ -61,8 +58,7 @@ def is_searched_by_parts(problem: Problem) -> bool:
     """Return whether to search parts of the box: there are few inputs that are not fixed, and the network is small."""
     box, limits = problem.values[0], torch.finfo(torch.float64)
     is_free = box.radius > 4 * limits.eps * box.center.abs() + limits.tiny  # a fixed one has the radius of its rounding
-    values = sum(value.center.numel() for value in problem.values if isinstance(value, Interval))
-    return int(is_free.sum()) <= _MOST_INPUTS and values <= _MOST_VALUES
+    return int(is_free.sum()) <= _MOST_INPUTS and bytes_per_example(problem.values) <= _MOST_BYTES
 
 
 class InputSearch:
@@ -88,7 +84,7 @@ class InputSearch:
             order = self._queue.parent_lower.argsort()
             parts, queue = self._queue.of(order[: self._at_once]), self._queue.of(order[self._at_once :])
             bounds = self._bound(parts)
-            budget.used += len(order[: self._at_once])
+            budget.used += len(parts.number)
             values, _ = self._proof.at(bounds.points)
             if (point := find_counterexample(self._proof, self._proof, bounds.points, values)) is not None:
                 return Decision(FALSIFIED, self._lower, point)
@@ -96,7 +92,7 @@ class InputSearch:
             self._row_bounds = torch.cat([self._row_bounds[None], bounds.lower[is_proved]]).amin(0)
             is_open = (~is_proved).nonzero()[:, 0]
             parts = replace(parts, parent_lower=bounds.lower.amin(1)).of(is_open)
-            self._queue = _concatenate([queue, *self._halve(parts, bounds.halved[is_open])])
+            self._queue = concatenate([queue, *self._halve(parts, bounds.halved[is_open])])
             if not len(self._queue.parent_lower):
                 return Decision(CERTIFIED, self._lower.index_copy(0, self._rows, self._row_bounds))
             if budget.is_exhausted or budget.used >= end:
@@ -109,11 +105,10 @@ class InputSearch:
     def _bound(self, parts: _Parts) -> _Bounds:
         """Return bounds of the parts."""
         cuts = slices(len(parts.number), self._at_once)
-        bounds = map_parts(lambda cut: self._bound_at_once(parts.low[cut], parts.high[cut]), cuts, parts.low.device)
-        return _Bounds(*(torch.cat([getattr(part, name) for part in bounds]) for name in vars(bounds[0])))
+        return concatenate(map_parts(lambda cut: self._bound_at_once(parts.of(cut)), cuts, parts.low.device))
 
-    def _bound_at_once(self, low: Tensor, high: Tensor) -> _Bounds:
-        program, rows = self._proof.program, self._proof.spec[self._rows]
+    def _bound_at_once(self, parts: _Parts) -> _Bounds:
+        program, rows, low, high = self._proof.program, self._proof.spec[self._rows], parts.low, parts.high
         center = low / 2 + high / 2
         radius = torch.maximum(high - center, center - low)
         outward = torch.nextafter(radius, torch.full_like(radius, torch.inf))
@@ -137,7 +132,3 @@ class InputSearch:
         self._splits.append(torch.stack([parts.number, inputs], dim=1))
         lower_half = replace(parts, high=parts.high.scatter(1, column, middle), number=number + 1)
         return lower_half, replace(parts, low=parts.low.scatter(1, column, middle), number=number + 2)
-
-
-def _concatenate(parts: list[_Parts]) -> _Parts:
-    return _Parts(*(torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0])))

@@ -14,6 +14,7 @@ from torch import Tensor
 from cerdeq.bounds.backward import linear_lower_bound
 from cerdeq.bounds.forward import with_boxes
 from cerdeq.bounds.graph import Program
+from cerdeq.branch.tensor_rows import TensorRows
 from cerdeq.rules.interval import Interval
 from cerdeq.rules.linear import Backward
 from cerdeq.rules.relaxation import Lines, line_share_name, split_name
@@ -48,7 +49,7 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Leaves:
+class Leaves(TensorRows):
     """D leaves.
 
     row: [D], the index of a row of `spec`.
@@ -62,19 +63,10 @@ class Leaves:
     choices: Tensor
     lower: Tensor
 
-    def of(self, numbers: Tensor | slice) -> "Leaves":
-        """Return the leaves with these numbers, in this order."""
-        return Leaves(self.row[numbers], self.signs[numbers], self.choices[numbers], self.lower[numbers])
-
     @property
     def nbytes(self) -> int:
         """Their size in bytes."""
         return sum(tensor.nbytes for tensor in vars(self).values())
-
-
-def concatenate(parts: list[Leaves]) -> Leaves:
-    """Return all leaves of the parts in one."""
-    return Leaves(*(torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0])))
 
 
 @dataclass(frozen=True)

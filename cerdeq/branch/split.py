@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cerdeq.branch.leaves import Layout, Leaves, Problem, concatenate, unstable_units
+from cerdeq.branch.leaves import Layout, Leaves, Problem, unstable_units
+from cerdeq.branch.tensor_rows import TensorRows, concatenate
 from cerdeq.branch.threads import map_parts, slices
 from cerdeq.rules.precision import uncounted_rounding
 
@@ -26,7 +27,7 @@ _SMALLEST_COST = 1e-30  # added to each cost, so that units with cost 0 can stil
 
 
 @dataclass(frozen=True)
-class Candidates:
+class Candidates(TensorRows):
     """The units to split next in each of D leaves.
 
     units: [D, C], best first, -1 for none. multipliers: [D, C, 2], the first multiplier in the cases p >= 0 and p <= 0.
@@ -36,20 +37,11 @@ class Candidates:
     units: Tensor
     multipliers: Tensor
 
-    def of(self, numbers: Tensor | slice) -> "Candidates":
-        """Return those of the leaves with these numbers."""
-        return Candidates(self.units[numbers], self.multipliers[numbers])
-
 
 def no_candidates(leaves: Leaves) -> Candidates:
     """Return candidates of leaves that are not to be split."""
     units = torch.full((len(leaves.row), _REMEMBERED), -1, device=leaves.row.device)
     return Candidates(units, leaves.choices.new_zeros(*units.shape, 2))
-
-
-def concatenate_candidates(parts: list[Candidates]) -> Candidates:
-    """Return the candidates of all leaves of the parts."""
-    return Candidates(torch.cat([part.units for part in parts]), torch.cat([part.multipliers for part in parts]))
 
 
 def ranked_units(layout: Layout, seen: dict[str, Any], preactivations: dict[str, Tensor]) -> Candidates:

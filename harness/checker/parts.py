@@ -23,24 +23,24 @@ def parts_of(box: Box, splits: Array) -> Iterator[Box]:
         raise RefusedError(f"{SPLITS} is {splits.dtype} {list(splits.shape)}, expected int32 [S, 2]")
     if len(splits) > _MOST_SPLITS:
         raise RefusedError(f"{SPLITS} has {len(splits):,} rows, allowed: up to {_MOST_SPLITS:,}")
-    parts = {0: (box.lower.ravel(), box.upper.ravel())}
+    parts = {0: (box.lower, box.upper)}
     for split, (number, dimension) in enumerate(splits.tolist()):
         if number not in parts or not 0 <= dimension < box.center.size:
             raise RefusedError(f"{SPLITS}: there is no part {number} with an input {dimension}")
         parts[2 * split + 1], parts[2 * split + 2] = _halves(*parts.pop(number), dimension)
-    return (between(*(end.reshape(box.center.shape) for end in ends)) for ends in parts.values())
+    return (between(*ends) for ends in parts.values())
 
 
 def halves_of(part: Box, box: Box) -> tuple[Box, Box]:
     """Return halves that cover the part, along the input in which it is widest, relative to the box."""
     is_free = box.radius > 8 * U * np.abs(box.center) + TINY  # a fixed input has the radius of its rounding
     share = np.divide(part.radius, box.radius, where=is_free, out=np.zeros_like(box.radius))
-    pairs = _halves(part.lower.ravel(), part.upper.ravel(), int(share.argmax()))
-    first, second = (between(*(end.reshape(box.center.shape) for end in ends)) for ends in pairs)
-    return first, second
+    first, second = _halves(part.lower, part.upper, int(share.argmax()))
+    return between(*first), between(*second)
 
 
 def _halves(low: Array, high: Array, dimension: int) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """Return the ends of both halves along an input, by its flat number."""
     below, above = high.copy(), low.copy()
-    below[dimension] = above[dimension] = low[dimension] / 2 + high[dimension] / 2
+    below.flat[dimension] = above.flat[dimension] = low.flat[dimension] / 2 + high.flat[dimension] / 2
     return (low, below), (above, high)

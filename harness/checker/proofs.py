@@ -59,32 +59,30 @@ def prove_rows(network: Network, images: Box, spec: Array, tensors: Tensors | No
             return Proof(LINEAR, float(lower.min()))
     if tensors is None:
         return Proof("", float(lower.min()))
-    if tensors.keys() == {SPLITS}:
-        return _prove_by_parts(network, images, spec, lower, tensors[SPLITS])
-    shapes = _preactivation_shapes(network, region)
-    try:
-        certificate = check_certificate(split_by_layer(tensors)[0], shapes, len(lower))
-        region = region_with_hidden(network, images, tensors, region)
-    except RefusedError as error:
-        return Proof("", float(lower.min()), str(error))
-    for row in np.intersect1d(certificate.rows, np.flatnonzero(~(lower > 0))):
-        lower[row] = max(lower[row], _minimum_over_leaves(network, region, spec, row, certificate, shapes))
-    return Proof(CERTIFICATE if (lower > 0).all() else "", float(lower.min()))
-
-
-def _prove_by_parts(network: Network, images: Box, spec: Array, lower: Array, splits: Array) -> Proof:
-    """Return a proof of the rows over each part of the box. lower: their bounds over the whole box."""
     unproved = np.flatnonzero(~(lower > 0))
-    minima = np.full(len(unproved), np.inf)
     try:
-        for part in parts_of(images, splits):
-            minima = np.minimum(minima, _minima_over_part(network, part, images, spec[unproved], _MORE_SPLITS))
-            if not (minima > 0).all():
-                break
+        if tensors.keys() == {SPLITS}:
+            minima = _minima_over_parts(network, images, spec[unproved], tensors[SPLITS])
+            lower[unproved] = np.fmax(lower[unproved], minima)
+        else:
+            shapes = _preactivation_shapes(network, region)
+            certificate = check_certificate(split_by_layer(tensors)[0], shapes, len(lower))
+            region = region_with_hidden(network, images, tensors, region)
+            for row in np.intersect1d(certificate.rows, unproved):
+                lower[row] = max(lower[row], _minimum_over_leaves(network, region, spec, row, certificate, shapes))
     except RefusedError as error:
         return Proof("", float(lower.min()), str(error))
-    lower[unproved] = np.fmax(lower[unproved], minima)
     return Proof(CERTIFICATE if (lower > 0).all() else "", float(lower.min()))
+
+
+def _minima_over_parts(network: Network, images: Box, spec: Array, splits: Array) -> Array:
+    """Return the smallest bounds of the rows over the parts of the box, up to the first part that is not proved."""
+    minima = np.full(len(spec), np.inf)
+    for part in parts_of(images, splits):
+        minima = np.minimum(minima, _minima_over_part(network, part, images, spec, _MORE_SPLITS))
+        if not (minima > 0).all():
+            break
+    return minima
 
 
 def _minima_over_part(network: Network, part: Box, images: Box, spec: Array, splits: int) -> Array:

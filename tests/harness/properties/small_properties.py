@@ -4,6 +4,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from harness.errors import InputError
+from harness.properties.cases import property_of
+from harness.properties.expressions import parse
+
 INPUTS, HIDDEN, OUTPUTS = 2, 6, 3
 
 
@@ -42,3 +46,11 @@ def property_text(random):
             constraints.append(f"({random.choice(['<=', '>='])} Y_{a} {right[random.integers(2)]})")
         cases.append(f"(and {' '.join(constraints)})")
     return "\n".join([*lines, f"(assert (or {' '.join(cases)}))"])
+
+
+def property_of_seed(seed):
+    """Return a property of `property_text`; None if its boxes are empty."""
+    try:
+        return property_of(parse(property_text(np.random.default_rng(seed))))
+    except InputError:
+        return None

@@ -13,7 +13,7 @@ from enumeration import smallest_violation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
-from small_properties import INPUTS, OUTPUTS, network_of, property_text, run
+from small_properties import INPUTS, OUTPUTS, network_of, property_of_seed, run
 from torch import nn
 
 from cerdeq.onnx.layers import Reshape
@@ -23,10 +23,8 @@ from harness.checker.network import read_steps
 from harness.checker.properties import NotConfirmedError, confirm_sat, confirm_unsat
 from harness.checker.violations import box_around, round_down, violations_network
 from harness.command_line import main
-from harness.errors import InputError
-from harness.properties.cases import Case, Constraint, InputBox, Property, property_of
+from harness.properties.cases import Case, Constraint, InputBox, Property
 from harness.properties.counterexample import decimal_between
-from harness.properties.expressions import parse
 from harness.properties.solve import solve
 
 pytestmark = pytest.mark.usefixtures("leaves_alone")
@@ -38,9 +36,8 @@ TINY = Fraction(1, 10**6)
 def answered(seed):
     """Return a network, a property and its answer, and the exact smallest violation; None if the boxes are empty."""
     network, weights = network_of(seed)
-    try:
-        property_ = property_of(parse(property_text(np.random.default_rng(seed))))
-    except InputError:
+    property_ = property_of_seed(seed)
+    if property_ is None:
         return None
     violation = min(smallest_violation(weights, case) for case in property_.cases)
     answer = solve(property_, network, partial(run, network), SECONDS, certificates=True)
