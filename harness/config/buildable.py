@@ -5,13 +5,13 @@ from dataclasses import fields
 import torch
 from torch import nn
 
-from baselines import build
+from baselines import DATASETS, build
 from cerdeq.bounds import BOUNDS, trace
 from cerdeq.equilibrium import FixedPoint
 from cerdeq.equilibrium.weights import Parametrisation
 from harness.config.settings import RAMP, STAGES_BY_SETTING, TrainSettings
 from harness.config.trial import TrialConfig
-from harness.errors import InputError, error_line
+from harness.errors import InputError, error_line, require
 from harness.methods import make_method
 
 
@@ -36,6 +36,11 @@ def check_buildable(config: TrialConfig) -> nn.Module:
     except Exception as error:
         cause = error_line(error)
         raise InputError(f"model: {config.model!r} cannot be built on torch's device 'meta': {cause}") from None
+    channels = DATASETS[config.dataset].shape[0]
+    for name in ("mean", "std"):
+        values = getattr(config.train, name)
+        is_right = values is None or len(values) == channels
+        require(f"train.{name}", list(values or ()), is_right, f"a number for each channel, {channels} in all")
     return network
 
 

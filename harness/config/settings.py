@@ -143,6 +143,10 @@ class TrainSettings:
     initialisation: Initialisation = "ibp"
     """'ibp' draws weights that keep the width of boxes (Shi et al. 2021), 'default' keeps torch's own. With
     batch norm, which cancels the scale of weights, this matters little."""
+    mean: tuple[float, ...] | None = None
+    """A mean for each channel: the network sees (pixel - mean) / std, pixels in [0, 1]. Null for the data set's."""
+    std: tuple[float, ...] | None = None
+    """A standard deviation for each channel, likewise."""
 
     def __post_init__(self) -> None:
         epochs = 1 <= self.epochs <= LARGEST_EPOCHS
@@ -178,6 +182,10 @@ class TrainSettings:
         require("compile", self.compile, self.compile in get_args(CompileMode), "'auto', 'always' or 'never'")
         initialisation = self.initialisation
         require("initialisation", initialisation, initialisation in get_args(Initialisation), "'ibp' or 'default'")
+        mean, std = list(self.mean or ()), list(self.std or ())
+        require("mean", mean, all(map(math.isfinite, mean)), "finite numbers, or null for the data set's")
+        is_positive = all(0 < value < math.inf for value in std)
+        require("std", std, is_positive, "finite numbers above 0, or null for the data set's")
 
 
 @dataclass(frozen=True)

@@ -198,7 +198,10 @@ def digest_content(config: TrialConfig) -> dict[str, Any]:
 _YOUNGER_FIELDS = ("plugins", "checkpoint", "source")
 """Fields of a config that were added after the first keys."""
 
-_YOUNGER_SETTINGS = (("evaluation", "attack_step"), ("train", "kappa_start"), ("train", "ramp_shape"))
+_YOUNGER_SETTINGS = (
+    ("evaluation", "attack_step"), ("train", "kappa_start"), ("train", "ramp_shape"),
+    ("train", "mean"), ("train", "std"),
+)  # fmt: skip
 """Settings that were added after the first digests of configs, by section."""
 
 
@@ -212,7 +215,7 @@ def from_dict(data: dict[str, Any]) -> TrialConfig:
     """Return the config that `to_dict` wrote. Raises SettingError or TypeError where keys or values do not fit."""
     check_types(TrialConfig, data)
     train, evaluation = dict(data["train"]), dict(data["evaluation"])
-    train["decay_epochs"] = tuple(train["decay_epochs"])
+    train |= {name: tuple(train[name]) for name in ("decay_epochs", "mean", "std") if train.get(name) is not None}
     if _OLD_STAGES in evaluation:
         evaluation["stages"] = evaluation.pop(_OLD_STAGES)
     evaluation["stages"] = tuple(evaluation["stages"])

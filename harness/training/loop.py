@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from baselines import DATASETS, build
+from baselines.normalize import Normalize
 from cerdeq.bounds.memory import is_out_of_memory
 from harness.clock import Clock, Stopped
 from harness.config.settings import RampShape
@@ -108,6 +109,8 @@ def _train(
     config = replace(config, train=replace(config.train, precision=precision))
     torch.manual_seed(config.seed)
     model = build(config.model, config.dataset, config.width, **config.options)
+    data = DATASETS[config.dataset]
+    model.normalize = Normalize(config.train.mean or data.mean, config.train.std or data.std)
     if config.train.initialisation == "ibp":
         initialise(model)
     model.to(device).to(memory_format=torch.channels_last).train()

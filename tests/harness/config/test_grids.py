@@ -56,7 +56,7 @@ def test_mappings_may_be_listed_and_hold_lists(tmp_path):
 
 
 def test_which_settings_are_lists_by_their_type():
-    for kind, lists in ((TrainSettings, {"decay_epochs"}), (EvaluationSettings, {"stages"})):
+    for kind, lists in ((TrainSettings, {"decay_epochs", "mean", "std"}), (EvaluationSettings, {"stages"})):
         parameters = signature(kind).parameters
         assert {name for name, parameter in parameters.items() if takes_list(parameter.annotation)} == lists
 

@@ -66,6 +66,8 @@ OTHER = {
     "train.precision": "float32",
     "train.compile": "never",
     "train.initialisation": "default",
+    "train.mean": (0.5,),
+    "train.std": (0.25,),
     "evaluation.stages": ("ibp", "crown"),
     "evaluation.test_images": None,
     "evaluation.batch_size": 100,

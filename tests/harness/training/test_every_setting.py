@@ -39,6 +39,8 @@ TRAINED = {
     "train.ramp_shape": "linear",
     "train.regularisation": 0.0,
     "train.initialisation": "default",
+    "train.mean": (0.5,),
+    "train.std": (0.25,),
 }
 EVALUATED = {
     "evaluation.stages": ("ibp", "crown"),

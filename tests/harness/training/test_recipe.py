@@ -9,7 +9,8 @@ from torch import nn
 
 from baselines import build
 from harness.data import load
-from harness.storage.folder import CHECKPOINT, EPOCHS
+from harness.evaluation.network import load_network
+from harness.storage.folder import CHECKPOINT, EPOCHS, WEIGHTS
 from harness.training import run_trial
 from harness.training.augment import augment
 from harness.training.loop import train
@@ -45,6 +46,16 @@ def test_crown_ibp_goes_on_as_ibp_when_beta_is_0(tiny_trial):
     for eps in (1 / 64, 1 / 32):
         ends_at_0(choices_of(ends_at_0), eps, 5e-4)
     assert called == ["crown-ibp", "ibp"]
+
+
+def test_the_trained_network_normalises_pixels_as_the_recipe_says(tiny_trial, tmp_path):
+    config = tiny_trial(train={"mean": (0.25,), "std": (0.5,)})
+    run_trial(config, tmp_path, lambda row: None)
+    for network in (trained(config, tmp_path / "again")[0], load_network(config, tmp_path / WEIGHTS)):
+        x = torch.rand(2, 1, 8, 8).to(network.normalize.mean)
+        torch.testing.assert_close(network.normalize(x), (x - 0.25) / 0.5)
+    ours = build(config.model, config.dataset, config.width)
+    assert ours.normalize.std.item() != 0.5
 
 
 @pytest.mark.parametrize("method", ["mtl-ibp", pytest.param("sabr", marks=pytest.mark.slow)])
