@@ -13,7 +13,13 @@ from cerdeq.branch.leaves import Layout, Leaves, Problem
 from cerdeq.branch.split import Candidates, ranked_units
 from cerdeq.rules.precision import uncounted_rounding
 
-_RATE = 0.5  # of that for slopes alone
+
+@dataclass(frozen=True)
+class Steps:
+    """How leaves are ascended: the number of steps, and the rate of the first one, in units of alpha-CROWN's."""
+
+    count: int
+    rate: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -32,13 +38,13 @@ class Ascent:
 
 
 def ascend_leaves(
-    search: Problem, layout: Layout, leaves: Leaves, iterations: int, is_late: Callable[[], bool]
+    search: Problem, layout: Layout, leaves: Leaves, steps: Steps, is_late: Callable[[], bool]
 ) -> Ascent:  # fmt: skip
-    """Improve the choices of each leaf until its bound is above 0, for `iterations` steps or until `is_late()`."""
+    """Improve the choices of each leaf until its bound is above 0, for these steps or until `is_late()`."""
     choices, best, lower = leaves.choices.to(search.spec, copy=True), leaves.choices.clone(), leaves.lower.clone()
     moments = torch.zeros_like(choices), torch.zeros_like(choices)
     largest, active = layout.largest(choices), torch.arange(len(lower), device=lower.device)
-    for iteration in range(iterations if layout.choices else 0):
+    for iteration in range(steps.count if layout.choices else 0):
         is_open = ~(lower[active] > 0)
         if is_host_reading(iteration, active.device) and len(stay := is_open.nonzero()[:, 0]) < len(active):
             active, is_open, choices = active[stay], is_open[stay], choices[stay]
@@ -54,7 +60,7 @@ def ascend_leaves(
         better = (lower_now > lower[active]) & is_open
         lower[active] = torch.where(better, lower_now, lower[active])
         best[active] = torch.where(better[:, None], choices.to(best), best[active])
-        adam_step(choices, gradient, moments, iteration, _RATE * layout.scales[subset.row], largest)
+        adam_step(choices, gradient, moments, iteration, steps.rate * layout.scales[subset.row], largest)
     return _evaluate_leaves(search, layout, replace(leaves, choices=best, lower=lower))
 
 

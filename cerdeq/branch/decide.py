@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from cerdeq.bounds.memory import SEARCH_COPIES, bytes_per_example
-from cerdeq.branch.ascent import Ascent, ascend_leaves
+from cerdeq.branch.ascent import Ascent, Steps, ascend_leaves
 from cerdeq.branch.counterexample import find_counterexample
 from cerdeq.branch.decision import CERTIFIED, FALSIFIED, OUT_OF_MEMORY, TIMEOUT, UNKNOWN, Budget, Decision
 from cerdeq.branch.hidden import HiddenBounds
@@ -34,7 +34,7 @@ from cerdeq.branch.tensor_rows import concatenate
 from cerdeq.branch.threads import map_parts, slices
 
 _CPU_CACHE, _MOST_AT_ONCE, _BATCHES = 2**26, 256, 4
-_ROOT_ITERATIONS, _ITERATIONS = 40, 5
+_ROOT_STEPS, _STEPS = Steps(40, rate=1.0), Steps(5)
 _FEWEST_LEAVES = 512  # of the first search
 _FIRST_TURN = 1.0  # leaves of the first search for each row of hidden units, if these are more
 _TURN = 0.5  # leaves of each search for each leaf by which hidden boxes were tightened before it
@@ -113,9 +113,9 @@ def _decide_over(
     layout, leaves = root_leaves(search, (~(lower > 0)).nonzero()[:, 0])
     queue: list[tuple[float, int, Leaves, Candidates]] = []  # a heap, the worst leaf first
     row_bounds, closed = torch.full_like(lower, torch.inf), [leaves.of(slice(0))]
-    numbers, iterations, has_unsplittable = itertools.count(), _ROOT_ITERATIONS, False
+    numbers, steps, has_unsplittable = itertools.count(), _ROOT_STEPS, False
     while True:
-        ascents = _bound_leaves(proof, search, layout, leaves, iterations, budget, batch_size)
+        ascents = _bound_leaves(proof, search, layout, leaves, steps, budget, batch_size)
         points, values = (torch.cat([getattr(ascent, name) for ascent in ascents]) for name in ("points", "values"))
         budget.used += len(points)
         if (point := find_counterexample(proof, search, points, values)) is not None:
@@ -149,16 +149,16 @@ def _decide_over(
         popped = [heapq.heappop(queue) for _ in range(min(len(queue), max(1, _BATCHES * batch_size // 2)))]
         parents = concatenate([leaf for *_, leaf, _ in popped])
         candidates = concatenate([candidates for *_, candidates in popped])
-        leaves, iterations = split(search, layout, parents, candidates, batch_size), _ITERATIONS
+        leaves, steps = split(search, layout, parents, candidates, batch_size), _STEPS
 
 
 def _bound_leaves(
-    proof: Problem, search: Problem, layout: Layout, leaves: Leaves, iterations: int, budget: Budget, batch_size: int
+    proof: Problem, search: Problem, layout: Layout, leaves: Leaves, steps: Steps, budget: Budget, batch_size: int
 ) -> list[Ascent]:
     """Return the leaves in parts, their bounds improved and, where above 0, proved."""
 
     def bound(part: slice) -> Ascent:
-        ascent = ascend_leaves(search, layout, leaves.of(part), iterations, lambda: budget.is_late)
+        ascent = ascend_leaves(search, layout, leaves.of(part), steps, lambda: budget.is_late)
         ascent = _solve_unsplittable(proof, search, layout, ascent, batch_size)
         return replace(ascent, leaves=_prove_leaves(proof, layout, ascent.leaves))
 

@@ -18,7 +18,7 @@ from cerdeq.bounds.forward import values_of
 from cerdeq.bounds.graph import Program
 from cerdeq.bounds.tighten import is_exact
 from cerdeq.boxes import narrowed, outward_ends
-from cerdeq.branch.ascent import Ascent, ascend_leaves
+from cerdeq.branch.ascent import Ascent, Steps, ascend_leaves
 from cerdeq.branch.leaves import Layout, Leaves, Problem, certificate_tensors, root_leaves
 from cerdeq.branch.split import Candidates, no_candidates, split
 from cerdeq.branch.tensor_rows import concatenate
@@ -27,7 +27,7 @@ from cerdeq.rules.interval import Context, Interval
 from cerdeq.rules.operators import crossing
 
 HIDDEN = "hidden"  # the first part of these tensors' names in a certificate
-ROOT_ITERATIONS, ITERATIONS = 20, 5  # of the ascent of a row's root, and of later leaves
+ROOT_STEPS, STEPS = Steps(20), Steps(5)  # of the ascent of a row's root, and of later leaves
 _LARGEST = 2**18  # coefficients of a layer's rows at any layer before; convolutions mostly have more
 
 _LAG = 16  # a layer with most units unstable has fewer leaves by this factor: layers before it come first
@@ -148,7 +148,7 @@ class HiddenBounds:
             rows = _Rows(units, layout, leaves, no_candidates(leaves))
             unstable = _are_unstable(rows)[leaves.row]
             if unstable.any():
-                ascended = self._ascend(search, layout, rows.of(unstable).leaves, ROOT_ITERATIONS, progress)
+                ascended = self._ascend(search, layout, rows.of(unstable).leaves, ROOT_STEPS, progress)
                 rows = _joined(rows.of(~unstable), _Rows(rows.units, layout, *ascended))
         lower = rows.leaves.lower.masked_fill(_are_empty(search, rows), torch.inf)
         rows = replace(rows, leaves=replace(rows.leaves, lower=lower))
@@ -162,19 +162,19 @@ class HiddenBounds:
                 break
             parents, candidates = rows.leaves.of(to_split.nonzero()[:, 0]), rows.candidates.of(to_split)
             cases = split(search, rows.layout, parents, candidates, self._batch_size)
-            leaves, candidates = self._ascend(search, rows.layout, cases, ITERATIONS, progress)
+            leaves, candidates = self._ascend(search, rows.layout, cases, STEPS, progress)
             rows = _joined(rows.of(~to_split), replace(rows, leaves=leaves, candidates=candidates))
         worse = _row_bounds(rows) < _row_bounds(before)  # an ascent may end below the bound that it began from
         return _joined(before.of(worse[before.leaves.row]), rows.of(~worse[rows.leaves.row]))
 
     def _ascend(
-        self, search: Problem, layout: Layout, leaves: Leaves, iterations: int, progress: Progress
+        self, search: Problem, layout: Layout, leaves: Leaves, steps: Steps, progress: Progress
     ) -> tuple[Leaves, Candidates]:
         """Return the leaves after their ascent, with the bounds of their own choices, and the units to split next."""
         leaves = replace(leaves, lower=torch.full_like(leaves.lower, -torch.inf))
 
         def bound(part: slice) -> Ascent:
-            return ascend_leaves(search, layout, leaves.of(part), iterations, lambda: progress(0))
+            return ascend_leaves(search, layout, leaves.of(part), steps, lambda: progress(0))
 
         parts = map_parts(bound, slices(len(leaves.row), self._batch_size), leaves.row.device)
         progress(len(leaves.row))

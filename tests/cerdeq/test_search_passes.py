@@ -8,12 +8,18 @@ import torch
 from equilibria import folded_network
 from graphs import network
 from oracles import random_box
+from torch import nn
 
 from cerdeq.bounds import Context, Interval, trace, values_of
+from cerdeq.bounds.backward import linear_lower_bound
+from cerdeq.bounds.optimise import optimised_slopes
 from cerdeq.branch import threads
-from cerdeq.branch.decide import Budget, _bound_leaves
+from cerdeq.branch.ascent import Steps, ascend_leaves
+from cerdeq.branch.decide import _ROOT_STEPS, Budget, _bound_leaves
 from cerdeq.branch.hidden import HiddenBounds
 from cerdeq.branch.leaves import Problem, root_leaves
+from cerdeq.equilibrium import Equilibrium, fold
+from cerdeq.rules.linear import Backward
 
 KINDS = ["deep", "convolution padded", "residual", "leaky 0.1", "leaky 1.5", "leaky -0.5"]
 
@@ -43,6 +49,26 @@ def test_the_searchs_bound_is_the_proofs_but_for_rounding(kind):
     torch.testing.assert_close(search, proof, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("is_explicit", [True, False])
+@torch.no_grad()
+def test_the_root_is_bounded_as_tightly_as_by_alpha_crown(is_explicit):
+    """What alpha-CROWN certifies has a certificate then, which comes from a search."""
+    torch.manual_seed(0)
+    inject, settings = nn.Linear(60, 40), {"kernel_size": None, "parametrisation": "monotone", "gain": None}
+    middle = nn.Sequential(inject, nn.ReLU()) if is_explicit else Equilibrium(40, inject, margin=0.5, **settings)
+    graph = nn.Sequential(nn.Linear(10, 60), nn.ReLU(), middle, nn.Linear(40, 8)).double().eval()
+    fold(graph)
+    program, zeros = trace(graph, linear=True), torch.zeros(1, 10, dtype=torch.float64)
+    region, spec = Interval(zeros, torch.ones_like(zeros)), torch.eye(8, dtype=torch.float64)
+    problem = Problem(program, values_of(program, region, Context(sound=True)), spec)
+    layout, root = root_leaves(problem, torch.arange(8))
+    found = ascend_leaves(problem, layout, root, _ROOT_STEPS, lambda: False).leaves.lower
+    slopes = optimised_slopes(program, problem.values, spec[None], target=None)
+    passed = Backward(sound=False, slopes=slopes)
+    expected = linear_lower_bound(program, problem.values, spec[None], program.output, passed)[0]
+    assert (expected > root.lower).all() and (found >= expected).all()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_searchs_gradient_is_that_of_differences(kind):
     problem = problem_of(kind)
@@ -70,7 +96,7 @@ def test_threads_change_no_number(kind):
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
-            limits = layout, replace(leaves, signs=signs), 3, Budget(None, 1000), 16
+            limits = layout, replace(leaves, signs=signs), Steps(3), Budget(None, 1000), 16
             results.append(_bound_leaves(problem, problem, *limits))
             assert torch.get_num_threads() == count
     finally:
@@ -95,7 +121,7 @@ def test_threads_do_not_change_what_a_limit_of_branches_stops():
                 budget.used += done
                 return budget.is_exhausted
 
-            results.append((hidden._ascend(problem, layout, leaves, 20, progress)[0].lower, budget.used))
+            results.append((hidden._ascend(problem, layout, leaves, Steps(20), progress)[0].lower, budget.used))
     finally:
         torch.set_num_threads(before)
     (one, used), (several, used_by_several) = results

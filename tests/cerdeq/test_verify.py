@@ -225,7 +225,7 @@ def test_a_budget_ends_the_search_and_says_so():
 
 def test_memory_ends_the_search_and_says_so():
     model, region, spec = hard()
-    with patch("cerdeq.branch.verify.default_memory", lambda device: 2000):
+    with patch("cerdeq.branch.verify.default_memory", lambda device: 1000):
         assert "out of memory" in verify(model, Box(region.center[:1], region.radius[:1]), spec[:1]).status
     with patch("cerdeq.branch.verify.decide", side_effect=torch.OutOfMemoryError):
         assert "out of memory" in verify(model, region, spec).status

@@ -40,7 +40,12 @@ TYPES = [
     ("train.epochs", True, "train.epochs: found True", "integer"),
     ("train.decay_epochs", ["3"], "train.decay_epochs.0: found '3'", "integer"),
     ("trials.0.train", {"clip_norm": "x"}, "trials.0.train.clip_norm: found 'x'", "number"),
-    ("trials.0.train", {"mean": [0.1, 0.2]}, "trials.0.train.mean: found [0.1, 0.2]", "a number for each channel, 1 in all"),
+    (
+        "trials.0.train",
+        {"mean": [0.1, 0.2]},
+        "trials.0.train.mean: found [0.1, 0.2]",
+        "a number for each channel, 1 in all",
+    ),
     ("train.regularisation", float("nan"), "train.regularisation: found nan, allowed: a finite number"),
     ("trials.1.options", {"margin": True}, "trials.1.options.margin: found True", "number"),
     ("trials.1.options", {"margin": float("inf")}, "trials.1.options.margin"),
