@@ -17,7 +17,7 @@ from harness.properties.instances import (
     RESULTS,
     Record,
     certificate_path,
-    digest_of,
+    digest_of_file,
     find_records,
     read_record,
     results_text,
@@ -94,7 +94,7 @@ def _confirm(path: Path, record: Record) -> str:
     for kind in ("onnx", "vnnlib"):
         if not Path(record[kind]).is_file():
             raise NotConfirmedError(f"{record[kind]} is missing: put it back, or run harness.verify again")
-        if digest_of(record[kind]) != record[f"{kind}_sha256"]:
+        if digest_of_file(record[kind]) != record[f"{kind}_sha256"]:
             raise NotConfirmedError(f"{record[kind]} has changed since it was verified")
     property_, model = read_property(Path(record["vnnlib"])), load_onnx(record["onnx"])
     run = onnxruntime_of(read_file(record["onnx"]))
@@ -112,6 +112,6 @@ def _certificate(path: Path, record: Record) -> Tensors:
         return {}
     if not certificate.is_file():
         raise NotConfirmedError(f"{certificate.name} is missing")
-    if digest_of(certificate) != digest:
+    if digest_of_file(certificate) != digest:
         raise NotConfirmedError(f"{certificate.name} has changed since it was written")
     return read_tensors(certificate)

@@ -1,7 +1,6 @@
 """Prove the answer to a property again: that no input satisfies it, or that its counterexample does."""
 
 import re
-from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
@@ -13,14 +12,11 @@ from harness.checker.maps import UnknownLayerError
 from harness.checker.network import boxes_of, read_steps
 from harness.checker.proofs import CERTIFICATE, prove_rows
 from harness.checker.violations import box_around, round_down, violations_network
-from harness.properties.cases import Property
+from harness.properties.cases import Property, RunInFloat32
 
 _AGREEMENT = 1e-4  # of outputs in float32, relative to 1 + their size, beside their proved boxes
 _POINTS = 8  # random points of a box
 _VALUE = re.compile(r"\(([XY]_\d+) ([+-]?[\d.]{1,4000}(?:[eE][+-]?\d{1,3})?)\)")
-
-RunInFloat32 = Callable[[Array], Array]
-"""Inputs [B, *shape] in float32 -> outputs [B, ...], as the network's own runtime computes them."""
 
 
 class NotConfirmedError(Exception):

@@ -5,11 +5,13 @@ case's box, and its outputs satisfy all constraints of the case.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
 from math import isfinite, prod
+
+import numpy as np
 
 from harness.errors import InputError, shorten
 from harness.properties.expressions import Expression, to_text
@@ -21,6 +23,9 @@ _VARIABLE = re.compile(r"([XY])_(0|[1-9]\d{0,8})")
 
 Variable = tuple[str, int]  # such as ("X", 0)
 Form = dict[Variable, Fraction]
+
+RunInFloat32 = Callable[[np.ndarray], np.ndarray]
+"""Inputs [B, *shape] in float32 -> outputs [B, ...], as the network's own runtime computes them."""
 
 
 @dataclass(frozen=True)

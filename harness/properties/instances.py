@@ -88,7 +88,7 @@ def solve_instances(instances: Sequence[Instance], directory: Path, workers: int
         _refuse_other_answers(directory, paths, instances)
         (directory / INSTANCES).mkdir(exist_ok=True)
         remove_unfinished(directory / INSTANCES)
-        digest = cache(digest_of)  # many instances share a network
+        digest = cache(digest_of_file)  # many instances share a network
         requests = [
             asdict(each) | {"onnx_sha256": digest(each.onnx), "vnnlib_sha256": digest(each.vnnlib)}
             for each in instances
@@ -166,7 +166,7 @@ def _solve_item(item: Path, report: object, requests: dict[str, Record]) -> None
         "branches": answer.branches,
         "detail": answer.detail,
         "counterexample": answer.counterexample_text,
-        "certificate_sha256": digest_of(certificate) if answer.certificate else "",
+        "certificate_sha256": digest_of_file(certificate) if answer.certificate else "",
     }
     write_json(item, request | outcome)
 
@@ -181,7 +181,7 @@ def certificate_path(item: Path) -> Path:
     return item.with_suffix(".safetensors")
 
 
-def digest_of(path: str | Path) -> str:
+def digest_of_file(path: str | Path) -> str:
     """Return the SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,7 @@
 """Decide a property of a network: sat, unsat, unknown or timeout."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from math import prod
@@ -15,16 +15,13 @@ from cerdeq import OnnxError, load_onnx, verify
 from cerdeq.bounds import UnsupportedOperator
 from cerdeq.onnx import OnnxNetwork
 from harness.errors import InputError
-from harness.properties.cases import Case, Property
+from harness.properties.cases import Case, Property, RunInFloat32
 from harness.properties.counterexample import Counterexample, decimals_inside, exact_outputs, why_not_confirmed
 from harness.properties.files import read_property
 from harness.properties.question import region_of, with_violations
 
 SAT, UNSAT, UNKNOWN, TIMEOUT = "sat", "unsat", "unknown", "timeout"
 _STATUSES = {"certified": UNSAT, "unknown": UNKNOWN, "timeout": TIMEOUT, "out of memory": UNKNOWN}
-
-RunInFloat32 = Callable[[np.ndarray], np.ndarray]
-"""Inputs [B, *shape] in float32 -> outputs [B, ...], as the network's own runtime computes them."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The studies in results/published: a sample of verdicts is proved again; tables and results/*.md match the verdicts."""
+"""The studies in results/published: some verdicts are proved again; tables and results/*.md match the verdicts."""
 
 from pathlib import Path
 
