@@ -10,12 +10,21 @@ from cerdeq.layers import Named, Shape, scale_channels
 from cerdeq.models import takes_equilibrium_options
 
 
-def _stem(shape: Shape, width: float) -> tuple[Named, int]:
-    """Return a 4x4 convolution of 16 channels, stride 2 and padding 1, ReLU and flattening; the number of features."""
-    channels = scale_channels(16, width)
+def _hidden(shape: Shape, width: float, layers: int) -> tuple[Named, int, int]:
+    """Return a 4x4 convolution of 16 channels and stride 2, and all but the last of `layers` linear layers of 100.
+
+    Each has a ReLU. Also return the inputs and the outputs of the last linear layer. Raises ValueError for no layers.
+    """
+    if layers < 1:
+        raise ValueError(f"layers must be at least 1, found {layers}")
+    channels, hidden = scale_channels(16, width), scale_channels(100, width)
     convolution = nn.Conv2d(shape[0], channels, 4, stride=2, padding=1)
-    layers = [("conv", convolution), ("relu", nn.ReLU()), ("flatten", nn.Flatten())]
-    return layers, channels * (shape[1] // 2) * (shape[2] // 2)
+    named: Named = [("conv", convolution), ("relu", nn.ReLU()), ("flatten", nn.Flatten())]
+    features = channels * (shape[1] // 2) * (shape[2] // 2)
+    for number in range(1, layers):
+        named += [(f"linear{number}", nn.Linear(features, hidden)), (f"relu{number}", nn.ReLU())]
+        features = hidden
+    return named, features, hidden
 
 
 @register("conv")
@@ -24,24 +33,18 @@ def conv(shape: Shape, classes: int, width: float = 1.0, layers: int = 1) -> nn.
 
     layers: the number of linear layers of 100.
     """
-    if layers < 1:
-        raise ValueError(f"layers must be at least 1, found {layers}")
-    named, features = _stem(shape, width)
-    hidden = scale_channels(100, width)
-    for number in range(1, layers + 1):
-        named += [(f"linear{number}", nn.Linear(features, hidden)), (f"relu{number}", nn.ReLU())]
-        features = hidden
+    named, features, hidden = _hidden(shape, width, layers)
+    named += [(f"linear{layers}", nn.Linear(features, hidden)), (f"relu{layers}", nn.ReLU())]
     return nn.Sequential(OrderedDict([*named, ("classifier", nn.Linear(hidden, classes))]))
 
 
 @register("convdeq")
 @takes_equilibrium_options
-def convdeq(shape: Shape, classes: int, width: float = 1.0, **options) -> nn.Sequential:
-    """Return CONV with an Equilibrium of 100 units and a dense W for its linear layer: CONV itself if W = 0.
+def convdeq(shape: Shape, classes: int, width: float = 1.0, layers: int = 1, **options) -> nn.Sequential:
+    """Return CONV with an Equilibrium of 100 units and a dense W for its last linear layer: CONV itself if W = 0.
 
-    options: of `Equilibrium`.
+    layers: as in CONV. options: of `Equilibrium`.
     """
-    named, features = _stem(shape, width)
-    hidden = scale_channels(100, width)
+    named, features, hidden = _hidden(shape, width, layers)
     layer = Equilibrium(hidden, nn.Linear(features, hidden), kernel_size=None, **options)
     return nn.Sequential(OrderedDict([*named, ("equilibrium", layer), ("classifier", nn.Linear(hidden, classes))]))

@@ -126,6 +126,22 @@ def test_large_images_are_halved_once_more(name):
     assert sizes[0] == sizes[1]
 
 
+@pytest.mark.parametrize("layers", [1, 3])
+def test_convdeq_with_w_at_zero_is_conv_from_the_same_seed(layers):
+    networks = []
+    for name in ("convdeq", "conv"):
+        torch.manual_seed(1)
+        networks.append(small(name, "digits", layers=layers).eval())
+    model, explicit = networks
+    x = images("digits", 2)
+    assert not torch.allclose(model(x), explicit(x))
+    with torch.no_grad():
+        model.equilibrium.recurrence.parametrizations.weight.original.zero_()
+    torch.testing.assert_close(model(x), explicit(x))
+    with pytest.raises(ValueError, match="layers must be at least 1, found 0"):
+        small("convdeq", "digits", layers=0)
+
+
 def test_a_network_without_recurrence_is_the_network_with_w_at_zero():
     assert parameters_of("deqlate", "cifar10", recurrent=False) == parameters_of("cnn7", "cifar10")
     for name in ("cerdeq", "deqlate", "deq7"):
