@@ -10,7 +10,7 @@ from cerdeq.layers import Named, Shape, scale_channels
 from cerdeq.models import takes_equilibrium_options
 
 
-def _hidden(shape: Shape, width: float, layers: int) -> tuple[Named, int, int]:
+def _layers_before_last(shape: Shape, width: float, layers: int) -> tuple[Named, int, int]:
     """Return a 4x4 convolution of 16 channels and stride 2, and all but the last of `layers` linear layers of 100.
 
     Each has a ReLU. Also return the inputs and the outputs of the last linear layer. Raises ValueError for no layers.
@@ -33,7 +33,7 @@ def conv(shape: Shape, classes: int, width: float = 1.0, layers: int = 1) -> nn.
 
     layers: the number of linear layers of 100.
     """
-    named, features, hidden = _hidden(shape, width, layers)
+    named, features, hidden = _layers_before_last(shape, width, layers)
     named += [(f"linear{layers}", nn.Linear(features, hidden)), (f"relu{layers}", nn.ReLU())]
     return nn.Sequential(OrderedDict([*named, ("classifier", nn.Linear(hidden, classes))]))
 
@@ -45,6 +45,6 @@ def convdeq(shape: Shape, classes: int, width: float = 1.0, layers: int = 1, **o
 
     layers: as in CONV. options: of `Equilibrium`.
     """
-    named, features, hidden = _hidden(shape, width, layers)
+    named, features, hidden = _layers_before_last(shape, width, layers)
     layer = Equilibrium(hidden, nn.Linear(features, hidden), kernel_size=None, **options)
     return nn.Sequential(OrderedDict([*named, ("equilibrium", layer), ("classifier", nn.Linear(hidden, classes))]))

@@ -34,7 +34,8 @@ from cerdeq.branch.tensor_rows import concatenate
 from cerdeq.branch.threads import map_parts, slices
 
 _CPU_CACHE, _MOST_AT_ONCE, _BATCHES = 2**26, 256, 4
-_ROOT_STEPS, _STEPS = Steps(40, rate=1.0), Steps(5)
+_ROOT_STEPS = Steps(40, rate=1.0)  # alpha-CROWN's rate, so that what it certifies is certified at the root, too
+_STEPS = Steps(5)
 _FEWEST_LEAVES = 512  # of the first search
 _FIRST_TURN = 1.0  # leaves of the first search for each row of hidden units, if these are more
 _TURN = 0.5  # leaves of each search for each leaf by which hidden boxes were tightened before it

@@ -18,8 +18,9 @@ from harness.methods import make_method
 def check_buildable(config: TrialConfig) -> nn.Module:
     """Build the network without memory, look up the bound rules that training and evaluation need, and return it.
 
-    Raises InputError for an option that does not exist or is out of range, for an operator without a rule, and for
-    anything else that a user's network raises where tensors have no values.
+    Raises InputError for an option that does not exist or is out of range, for an operator without a rule, for a mean
+    or deviation of another number of channels, and for anything else that a user's network raises where tensors have
+    no values.
     """
     linear = needs_linear(config.evaluation.stages)
     if not config.is_trained_elsewhere:

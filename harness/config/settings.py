@@ -91,7 +91,8 @@ class Radius(Fraction):
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """The recipe, which the trials of a study share (Shi et al. 2021, section 4). Epochs count from 1."""
+    """The recipe of a study, of which an entry of `trials` can override keys (Shi et al. 2021, section 4). Epochs count
+    from 1."""
 
     __pydantic_config__: ClassVar = STRICT
 
@@ -116,11 +117,11 @@ class TrainSettings:
     kappa: float = 0.0
     """Weight of the clean cross entropy; the method's loss has weight 1 - kappa (Gowal et al. 2018)."""
     kappa_start: float | None = None
-    """The same weight while eps is 0: it moves in a straight line with eps to `kappa`. Null for `kappa` throughout."""
+    """The same weight while eps is 0; it changes linearly with eps to `kappa`. Null for `kappa` throughout."""
     l1: float = 0.0
     """Weight of the sum of absolute weights, over all parameters with two dimensions or more."""
     accumulate: int = 1
-    """Number of parts that each batch is split into; batch norm sees one part at a time."""
+    """Number of parts in which each batch is processed (gradient accumulation); batch norm sees one part at a time."""
     clip_norm: float | None = 10.0
     """Largest gradient norm; null clips nothing."""
     regularisation: float = 0.5
@@ -134,9 +135,9 @@ class TrainSettings:
     """Before evaluation, recompute batch norm's statistics on the whole training set, in whole batches, unaugmented
     (CTBench 2024). The metrics of each epoch still describe the network as it trains."""
     precision: Precision = "tf32"
-    """Precision of products in training steps: 'tf32', 'float32', or 'bf16', which keeps parameters, sums, margins and
-    the loss in float32; 'auto' is 'bf16' on machines where that is faster, else 'tf32', so numbers depend on the
-    machine. It does not affect evaluation."""
+    """Precision of matrix products in training steps: 'tf32', 'float32', or 'bf16', which keeps parameters, sums,
+    margins and the loss in float32; 'auto' is 'bf16' on machines where that is faster, else 'tf32', so numbers depend
+    on the machine. It does not affect evaluation."""
     compile: CompileMode = "auto"
     """Whether to compile training steps: 'auto' where compiling works and the trial is long enough to gain time,
     'always' where it works, 'never'. Numbers change by rounding alone, as on another machine."""
@@ -144,9 +145,10 @@ class TrainSettings:
     """'ibp' draws weights that keep the width of boxes (Shi et al. 2021), 'default' keeps torch's own. With
     batch norm, which cancels the scale of weights, this matters little."""
     mean: tuple[float, ...] | None = None
-    """A mean for each channel: the network sees (pixel - mean) / std, pixels in [0, 1]. Null for the data set's."""
+    """A mean for each channel: the network sees (pixel - mean) / std, pixels in [0, 1]. Null for the data set's: on
+    MNIST mean 0 and std 1."""
     std: tuple[float, ...] | None = None
-    """A standard deviation for each channel, likewise."""
+    """A standard deviation for each channel; null for the data set's."""
 
     def __post_init__(self) -> None:
         epochs = 1 <= self.epochs <= LARGEST_EPOCHS
@@ -207,8 +209,8 @@ class EvaluationSettings:
     attack_steps: int = 40
     """Steps from each start."""
     attack_step: float = 0.25
-    """Size of the first step as a fraction of eps; the sizes fall linearly to 0. Their sum, about attack_step *
-    attack_steps / 2, must be well above 2 to cross the ball: with 10 steps use 1."""
+    """Size of the first step as a fraction of eps; the sizes fall linearly to 0. Their sum, attack_step *
+    (attack_steps + 1) / 2, must be well above 2 to cross the ball: with 10 steps use 1."""
     attack_restarts: int = 3
     """Starts for each of the attack's objectives."""
     bab_seconds: float | None = 60.0

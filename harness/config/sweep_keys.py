@@ -178,7 +178,7 @@ def validate(kind: Any, value: Any, *section: str) -> Any:
 
 @lru_cache(32)
 def _adapter(kind: Any) -> TypeAdapter[Any]:
-    """Return what validates a class; making it takes 15 ms."""
+    """Return pydantic's validator of a class. The classes of sweep files are used again and again, and stay cached."""
     return TypeAdapter(kind)
 
 

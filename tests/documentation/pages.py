@@ -1,4 +1,4 @@
-"""README, docs and RESULTS.md as their blocks, inline code and links."""
+"""README, docs and results/*.md as their blocks, inline code and links."""
 
 import re
 from dataclasses import dataclass

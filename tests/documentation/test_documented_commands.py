@@ -1,4 +1,4 @@
-"""Commands of README, docs and RESULTS.md: each is parsed and names what exists; cheap ones are run.
+"""Commands of README, docs and results/*.md: each is parsed and names what exists; cheap ones are run.
 
 Sweep files load: tests/harness/config/test_sweep_to_trials.py.
 """

@@ -81,7 +81,7 @@ def counts_by_stage(monkeypatch):
 def test_the_host_waits_seldom_and_the_verdicts_are_those_of_a_cpu(trained, monkeypatch, name):
     config, model, images, labels = trained(name)
     monkeypatch.setattr(optimise, "ITERATIONS", ASCENT)
-    monkeypatch.setattr(decide, "_ROOT_STEPS", Steps(ASCENT))
+    monkeypatch.setattr(decide, "_ROOT_STEPS", replace(decide._ROOT_STEPS, count=ASCENT))
     expected = verdicts.evaluate_part(
         verdicts.prepare_network(copy.deepcopy(model).cpu(), STAGES), images, labels, 0, config
     )
