@@ -91,6 +91,7 @@ def test_its_trials_end_on_gpus_with_errors_that_mean_something(finished):
         assert len(result.warnings) == 1 and result.warnings[0].startswith("CUDA graphs given up: ")
 
 
+@pytest.mark.slow
 def test_certify_spreads_its_shards_over_the_gpus(finished):
     assert_succeeded(
         finished.run(

@@ -90,6 +90,7 @@ def test_fused_adam_that_fails_is_given_up_and_has_counted_no_step(tiny_trial, n
     assert all(parameter.isfinite().all() for parameter in stepper.model.parameters())
 
 
+@pytest.mark.slow
 def test_a_killed_trial_without_fused_adam_goes_on_to_the_same_end(tiny_trial, tmp_path, no_fused_adam):
     class Killed(BaseException):
         pass

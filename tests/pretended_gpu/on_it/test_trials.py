@@ -37,6 +37,7 @@ def test_a_trial_ends_as_on_a_cpu(tiny_trial, tmp_path, monkeypatch, network, op
     assert losses[0][1:] == pytest.approx(losses[1][1:], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_trial_that_was_killed_goes_on_from_its_checkpoint(tiny_trial, tmp_path):
     config = tiny_trial(width=0.05, train={**NOT_COMPILED, "ema_decay": 0.9})
     run_on_gpu(config, tmp_path / "unbroken")
