@@ -185,9 +185,10 @@ class TrainSettings:
         initialisation = self.initialisation
         require("initialisation", initialisation, initialisation in get_args(Initialisation), "'ibp' or 'default'")
         mean, std = list(self.mean or ()), list(self.std or ())
-        require("mean", mean, all(map(math.isfinite, mean)), "finite numbers, or null for the data set's")
-        is_positive = all(0 < value < math.inf for value in std)
-        require("std", std, is_positive, "finite numbers above 0, or null for the data set's")
+        is_small = all(abs(value) <= 1e6 for value in mean)
+        require("mean", mean, is_small, "numbers from -1e6 to 1e6, or null for the data set's")
+        is_positive = all(1e-6 <= value <= 1e6 for value in std)  # in float32 much smaller ones are 0
+        require("std", std, is_positive, "numbers from 1e-6 to 1e6, or null for the data set's")
 
 
 @dataclass(frozen=True)
