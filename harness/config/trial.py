@@ -215,7 +215,8 @@ def from_dict(data: dict[str, Any]) -> TrialConfig:
     """Return the config that `to_dict` wrote. Raises SettingError or TypeError where keys or values do not fit."""
     check_types(TrialConfig, data)
     train, evaluation = dict(data["train"]), dict(data["evaluation"])
-    train |= {name: tuple(train[name]) for name in ("decay_epochs", "mean", "std") if train.get(name) is not None}
+    train["decay_epochs"] = tuple(train["decay_epochs"])
+    train |= {name: tuple(train[name]) for name in ("mean", "std") if train.get(name) is not None}
     if _OLD_STAGES in evaluation:
         evaluation["stages"] = evaluation.pop(_OLD_STAGES)
     evaluation["stages"] = tuple(evaluation["stages"])
