@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from harness.figures import error_figures, images, networks, searches
+from harness.figures import error_figures, images, lengths, networks, searches
 from harness.figures.section_data import SectionData
 from harness.storage.files import DamagedFileError
 
@@ -41,6 +41,7 @@ class Kind:
 FIGURES = (
     Kind("Certified against standard error", error_figures.tradeoff),
     Kind("Errors of each trained network", error_figures.seeds),
+    Kind("Errors against the length of training", lengths.length, broad=True),
     Kind("What each stage decides", error_figures.stages),
     Kind("Time of each stage", error_figures.time),
     Kind("Bound width against depth", networks.depth, of_trials=True, broad=True),

@@ -29,6 +29,11 @@ CHECKPOINTS = PROJECT.parent / "checkpoints"
 RECORD = Path(__file__).with_name("sweep_keys.json")
 
 
+def lacks_checkpoints(path):
+    """True if the sweep evaluates checkpoints and they were not fetched."""
+    return path.stem.startswith("published-") and not CHECKPOINTS.is_dir()
+
+
 def digest(trials):
     """How many trials, and a hash of all their keys."""
     keys = sorted(trial_key(trial, "data") for trial in trials)
@@ -125,7 +130,7 @@ def _build_each_network_once(monkeypatch):
 @pytest.mark.usefixtures("_build_each_network_once")
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.name)
 def test_the_project_s_own_sweeps_load_under_each_profile(path):
-    if path.stem.startswith("published-") and not CHECKPOINTS.is_dir():
+    if lacks_checkpoints(path):
         pytest.skip(f"there is no {CHECKPOINTS}: sweeps/fetch_checkpoints.py fetches it")
     recorded = json.loads(RECORD.read_text())[path.stem]
     assert list(recorded) == ["full", *read(path)[0].get("profiles", {})]
@@ -136,6 +141,10 @@ def test_the_project_s_own_sweeps_load_under_each_profile(path):
 
 
 if __name__ == "__main__":
-    profiles = {path: ["full", *read(path)[0].get("profiles", {})] for path in SWEEPS}
-    made = {path.stem: {p: digest(load_sweep(path, p, True).trials) for p in profiles[path]} for path in SWEEPS}
-    RECORD.write_text(json.dumps(made, indent=1) + "\n")
+    made = json.loads(RECORD.read_text())
+    made = {path.stem: made[path.stem] for path in SWEEPS if lacks_checkpoints(path)}
+    for path in SWEEPS:
+        if not lacks_checkpoints(path):
+            profiles = ["full", *read(path)[0].get("profiles", {})]
+            made[path.stem] = {profile: digest(load_sweep(path, profile, True).trials) for profile in profiles}
+    RECORD.write_text(json.dumps(dict(sorted(made.items())), indent=1) + "\n")

@@ -2,24 +2,25 @@
 
 import os
 import shutil
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from made_studies import make, make_many
+from made_studies import add, make, make_many, right
 from safetensors.torch import save_file
 
 from harness.analysis.leaderboard import build_leaderboard
-from harness.figures import error_figures, images, style
+from harness.config.settings import TrainSettings
+from harness.figures import error_figures, images, lengths, style
 from harness.figures.catalogue import FIGURES, figures_of
 from harness.figures.section_data import SectionData
 from harness.storage import folder, names
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-ELSEWHERE = {"counterexamples", "search", "importance"}  # the study has no images and was not searched
+ELSEWHERE = {"counterexamples", "search", "importance", "length"}  # the study has no images, search or second length
 
 
 def section_of(sweep):
@@ -92,6 +93,21 @@ def test_depth_shows_widths_before_and_after_training(drawn):
     points = {(x, y) for line in before.lines if line.get_marker() != "None" for x, y in line.get_xydata()}
     assert points == {(5.0, 5000.0), (6.0, 5000.0)}
     assert sum(list(line.get_xdata()) == [0, 1] for line in before.lines) == 2  # cerdeq by two methods
+
+
+def test_length_has_a_line_for_each_network_and_a_point_for_each_length(tmp_path):
+    """Rows are joined across schedules, and only across those."""
+    for epochs, clip_norm, seed in product((10, 40), (10.0, None), range(2)):
+        train = TrainSettings(epochs=epochs, ramp_epochs=epochs // 2, decay_epochs=(epochs - 2,), clip_norm=clip_norm)
+        add(tmp_path / "study", right(100 + epochs + 2 * seed), seed=seed, train=train)
+    add(tmp_path / "study", right(90), model="cnn7", train=TrainSettings(epochs=10, ramp_epochs=5, decay_epochs=(8,)))
+    certified, standard = lengths.length(section_of(tmp_path / "study")).axes
+    points = [[tuple(point) for point in line.get_xydata()] for line in certified.lines]
+    assert np.concatenate(sorted(points)) == pytest.approx(np.array([(10, 44.5), (40, 29.5)] * 2 + [(10, 55.0)]))
+    assert [label.get_text() for label in certified.get_xticklabels()] == ["10", "40"]
+    bars = sorted(np.ptp(segment[:, 1]) for bar in certified.collections for segment in bar.get_segments())
+    assert bars == pytest.approx([0] + [2**0.5] * 4)
+    assert len(standard.lines) == 3
 
 
 def test_adversarial_examples_are_shown_with_the_network_s_prediction(tmp_path):

@@ -1,0 +1,49 @@
+"""Errors against the length of training."""
+
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+from harness.analysis.trials import LABEL
+from harness.figures.section_data import SectionData
+from harness.figures.style import COLOURS, MARKERS, add_legend, panels
+from harness.storage import names
+
+_EPOCHS = "train.epochs"
+_SCHEDULE = (_EPOCHS, "train.ramp_start", "train.ramp_epochs", "train.decay_epochs")  # set anew for each length
+_ERRORS = {names.CERTIFIED_ERROR: "certified error, %", names.STANDARD_ERROR: "standard error, %"}
+
+
+def length(data: SectionData) -> Figure | None:
+    """Each point is a row with a schedule of its own. Bars: sample deviation over seeds. At most eight lines."""
+    rows = data.section.own.dropna(subset=[_EPOCHS, *_ERRORS])  # networks trained elsewhere have no length
+    texts = data.section.cells.loc[rows.index]
+    settings = [name for name in ("width", *data.section.differing) if name not in _SCHEDULE]
+    others = [name for name in settings if texts[name].nunique() > 1]
+    lines = rows.assign(line=[_line(row, others) for row in texts.to_dict("records")])
+    if lines.groupby("line")[_EPOCHS].nunique().le(1).all():
+        return None
+    looks: dict[str, dict[str, Any]] = {
+        name: {"color": colour, "marker": marker}
+        for name, colour, marker in zip(dict.fromkeys(lines["line"]), COLOURS, MARKERS, strict=False)
+    }
+    figure, axes = panels(2, 2, width=9)
+    for panel, (error, title) in zip(axes, _ERRORS.items(), strict=True):
+        for name, look in looks.items():
+            line = lines[lines["line"] == name].sort_values(_EPOCHS)
+            deviations = line[f"{error}_std"].fillna(0.0)
+            panel.errorbar(line[_EPOCHS].astype(float), line[error], yerr=deviations, **look, ms=5, lw=1.2)
+        lengths = sorted(lines[_EPOCHS].unique())
+        panel.set_xscale("log")
+        panel.set_xticks(lengths, map(str, lengths))
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.set(xlabel="epochs of training")
+        panel.set_title(title, loc="left")
+    add_legend(figure, looks)
+    return figure
+
+
+def _line(row: dict[Any, str], settings: list[str]) -> str:
+    """Return what names a row's line: the row's label without its schedule."""
+    return " ".join([*(row[name] for name in LABEL if row[name]), *(f"{name}={row[name]}" for name in settings)])
