@@ -24,8 +24,10 @@ SWEEP = {
     "eps": "1/16",
     "seeds": [0],
     "width": 0.05,
+    "train_images": 400,
     "train": {
-        "epochs": 3, "batch_size": 64, "ramp_start": 1, "ramp_epochs": 2, "decay_epochs": [], "compile": "never",
+        "epochs": 3, "batch_size": 64, "learning_rate": 5e-3, "ramp_start": 2, "ramp_epochs": 2, "decay_epochs": [],
+        "compile": "never",
     },
     "evaluation": {"stages": ["ibp", "crown-ibp"], "test_images": 60, "attack_steps": 2, "attack_restarts": 1},
     "trials": [{"model": ["cnn5", "cerdeq"], "method": "ibp"}],

@@ -113,10 +113,15 @@ def test_options_of_methods_are_part_of_a_trial(tmp_path):
     assert trials[1].label == "cnn5 crown-ibp loss_fusion=False seed 0"
 
 
+@pytest.fixture(scope="module")
+def networks():
+    """The networks that were built, by what decides whether they can be."""
+    return {}
+
+
 @pytest.fixture
-def _build_each_network_once(monkeypatch):
-    """Loading a file builds each network under each of its profiles."""
-    networks = {}
+def _build_each_network_once(monkeypatch, networks):
+    """Loading a file builds each network under each of its profiles, and files share networks."""
 
     def check(trial):
         key = trial.model, trial.dataset, str(trial.options), trial.method, str(trial.method_options)
