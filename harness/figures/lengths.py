@@ -11,12 +11,15 @@ from harness.figures.style import COLOURS, MARKERS, add_legend, panels
 from harness.storage import names
 
 _EPOCHS = "train.epochs"
-_SCHEDULE = (_EPOCHS, "train.ramp_start", "train.ramp_epochs", "train.decay_epochs")  # set anew for each length
+_SCHEDULE = (_EPOCHS, "train.ramp_start", "train.ramp_epochs", "train.decay_epochs")  # they change with the length
 _ERRORS = {names.CERTIFIED_ERROR: "certified error, %", names.STANDARD_ERROR: "standard error, %"}
 
 
 def length(data: SectionData) -> Figure | None:
-    """Each point is a row with a schedule of its own. Bars: sample deviation over seeds. At most eight lines."""
+    """Errors after training of different lengths, each with its own schedule.
+
+    Bars: sample deviation over seeds; rows of one seed have none. At most the eight best networks.
+    """
     rows = data.section.own.dropna(subset=[_EPOCHS, *_ERRORS])  # networks trained elsewhere have no length
     texts = data.section.cells.loc[rows.index]
     settings = [name for name in ("width", *data.section.differing) if name not in _SCHEDULE]
@@ -32,8 +35,7 @@ def length(data: SectionData) -> Figure | None:
     for panel, (error, title) in zip(axes, _ERRORS.items(), strict=True):
         for name, look in looks.items():
             line = lines[lines["line"] == name].sort_values(_EPOCHS)
-            deviations = line[f"{error}_std"].fillna(0.0)
-            panel.errorbar(line[_EPOCHS].astype(float), line[error], yerr=deviations, **look, ms=5, lw=1.2)
+            panel.errorbar(line[_EPOCHS].astype(float), line[error], yerr=line[f"{error}_std"], **look, ms=5, lw=1.2)
         lengths = sorted(lines[_EPOCHS].unique())
         panel.set_xscale("log")
         panel.set_xticks(lengths, map(str, lengths))
@@ -45,5 +47,5 @@ def length(data: SectionData) -> Figure | None:
 
 
 def _line(row: dict[Any, str], settings: list[str]) -> str:
-    """Return what names a row's line: the row's label without its schedule."""
+    """Return the legend entry of a row: its label without the schedule."""
     return " ".join([*(row[name] for name in LABEL if row[name]), *(f"{name}={row[name]}" for name in settings)])

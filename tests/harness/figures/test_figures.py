@@ -105,8 +105,8 @@ def test_length_has_a_line_for_each_network_and_a_point_for_each_length(tmp_path
     points = [[tuple(point) for point in line.get_xydata()] for line in certified.lines]
     assert np.concatenate(sorted(points)) == pytest.approx(np.array([(10, 44.5), (40, 29.5)] * 2 + [(10, 55.0)]))
     assert [label.get_text() for label in certified.get_xticklabels()] == ["10", "40"]
-    bars = sorted(np.ptp(segment[:, 1]) for bar in certified.collections for segment in bar.get_segments())
-    assert bars == pytest.approx([0] + [2**0.5] * 4)
+    bars = [segment for bar in certified.collections for segment in bar.get_segments() if len(segment)]
+    assert [np.ptp(bar[:, 1]) for bar in bars] == pytest.approx([2**0.5] * 4), "the row of one seed has no bar"
     assert len(standard.lines) == 3
 
 
