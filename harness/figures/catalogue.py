@@ -41,9 +41,9 @@ class Kind:
 FIGURES = (
     Kind("Certified against standard error", error_figures.tradeoff),
     Kind("Errors of each trained network", error_figures.seeds),
-    Kind("Errors against the length of training", lengths.length, broad=True),
     Kind("What each stage decides", error_figures.stages),
     Kind("Time of each stage", error_figures.time),
+    Kind("Errors against the length of training", lengths.length, broad=True),
     Kind("Bound width against depth", networks.depth, of_trials=True, broad=True),
     Kind("Bound width, layer by layer", networks.layers, of_trials=True, broad=True),
     Kind("States of ReLUs", networks.relus, of_trials=True, broad=True),
