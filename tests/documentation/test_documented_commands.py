@@ -12,6 +12,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from fetched_checkpoints import why_not_loadable
 from pages import ROOT, blocks, inline
 
 from harness.command_line import COMMANDS, main, parser_of, select_by_pattern
@@ -22,7 +23,6 @@ from harness.storage import folder
 
 GROUPS = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
 GOLDEN = ROOT / "tests/harness/golden"
-CHECKPOINTS = ROOT.parent / "checkpoints"
 CHEAP = ("schema", "status", "tables", "paired")
 PATTERNS = {"run": "only", "recheck": "only", "publish": "weights"}
 NEEDS_MORE = {"--baseline", "--from-mlflow", "s3://bucket/prefix/cifar10"}
@@ -64,8 +64,8 @@ def labels_of(path):
         trials = [folder.read_trial(trial_dir / folder.TRIAL) for trial_dir in folder.trial_folders(ROOT / path)]
         configs = [trial.config for trial in trials]
     else:
-        if path.stem.startswith("published-") and not CHECKPOINTS.is_dir():
-            pytest.skip(f"there is no {CHECKPOINTS}: sweeps/fetch_checkpoints.py fetches it")
+        if reason := why_not_loadable(path.stem):
+            pytest.skip(reason)
         configs = load_sweep(ROOT / "sweeps" / f"{path.stem}.yaml", "full", True).trials
     return {label: (label,) for label in labels(configs)}
 

@@ -2,7 +2,7 @@
 
 sweep_keys.json says which trials the project's own files have under each profile, so that a change of how they are
 written leaves those as they are. Where they are meant to change, write it anew by
-`PYTHONPATH=tests/harness python tests/harness/config/test_sweep_to_trials.py`.
+`PYTHONPATH=tests:tests/harness python tests/harness/config/test_sweep_to_trials.py`.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 
 import pytest
+from fetched_checkpoints import why_not_loadable
 from small_sweep import BASE, changed, trials_of, write
 from test_trial_config import ELSEWHERE, OTHER
 
@@ -25,13 +26,12 @@ from harness.errors import InputError
 
 PROJECT = Path(__file__).resolve().parents[3]
 SWEEPS = sorted((PROJECT / "sweeps").glob("*.yaml"))
-CHECKPOINTS = PROJECT.parent / "checkpoints"
 RECORD = Path(__file__).with_name("sweep_keys.json")
 
 
-def lacks_checkpoints(path):
-    """True if the sweep evaluates checkpoints and they were not fetched."""
-    return path.stem.startswith("published-") and not CHECKPOINTS.is_dir()
+def profiles_of(path):
+    """The names of a sweep file's profiles."""
+    return ["full", *read(path)[0].get("profiles", {})]
 
 
 def digest(trials):
@@ -135,10 +135,10 @@ def _build_each_network_once(monkeypatch, networks):
 @pytest.mark.usefixtures("_build_each_network_once")
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.name)
 def test_the_project_s_own_sweeps_load_under_each_profile(path):
-    if lacks_checkpoints(path):
-        pytest.skip(f"there is no {CHECKPOINTS}: sweeps/fetch_checkpoints.py fetches it")
+    if reason := why_not_loadable(path.stem):
+        pytest.skip(reason)
     recorded = json.loads(RECORD.read_text())[path.stem]
-    assert list(recorded) == ["full", *read(path)[0].get("profiles", {})]
+    assert list(recorded) == profiles_of(path)
     for profile in recorded:
         sweep = load_sweep(path, profile, True)
         assert (sweep.name, sweep.profile) == (path.stem, profile)
@@ -146,10 +146,11 @@ def test_the_project_s_own_sweeps_load_under_each_profile(path):
 
 
 if __name__ == "__main__":
-    made = json.loads(RECORD.read_text())
-    made = {path.stem: made[path.stem] for path in SWEEPS if lacks_checkpoints(path)}
-    for path in SWEEPS:
-        if not lacks_checkpoints(path):
-            profiles = ["full", *read(path)[0].get("profiles", {})]
-            made[path.stem] = {profile: digest(load_sweep(path, profile, True).trials) for profile in profiles}
-    RECORD.write_text(json.dumps(dict(sorted(made.items())), indent=1) + "\n")
+    before = json.loads(RECORD.read_text())
+    made = {
+        path.stem: before[path.stem]
+        if why_not_loadable(path.stem)
+        else {profile: digest(load_sweep(path, profile, True).trials) for profile in profiles_of(path)}
+        for path in SWEEPS
+    }
+    RECORD.write_text(json.dumps(made, indent=1) + "\n")
