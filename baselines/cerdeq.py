@@ -3,5 +3,5 @@
 from baselines.registry import register
 from cerdeq import models
 
-for _builder in (models.cerdeq, models.deqlate, models.deq7):
+for _builder in (models.cerdeq, models.deqlate, models.deqscales, models.deqdense, models.deq7):
     register(_builder.__name__)(_builder)

@@ -39,7 +39,7 @@ def conv(shape: Shape, classes: int, width: float = 1.0, layers: int = 1) -> nn.
 
 
 @register("convdeq")
-@takes_equilibrium_options
+@takes_equilibrium_options("kernel_size")
 def convdeq(shape: Shape, classes: int, width: float = 1.0, layers: int = 1, **options) -> nn.Sequential:
     """Return CONV with an Equilibrium of 100 units and a dense W for its last linear layer: CONV itself if W = 0.
 

@@ -1,53 +1,95 @@
 """CerDEQ networks: a stem of convolutions, one or two equilibria, a linear head. Their inputs are normalised pixels."""
 
 import inspect
+import math
+from collections import OrderedDict
 from collections.abc import Callable
 
-from torch import nn
+from torch import Tensor, nn
 
 from cerdeq.equilibrium import Equilibrium
-from cerdeq.layers import Named, Plan, Shape, add_head, convolutions, extra_stride, scale_channels, size_after
+from cerdeq.layers import (
+    Named,
+    Plan,
+    Shape,
+    add_extra_stride,
+    add_head,
+    convolutions,
+    extra_stride,
+    scale_channels,
+    size_after,
+)
+
+Builder = Callable[..., nn.Sequential]
 
 
-def takes_equilibrium_options(builder: Callable[..., nn.Sequential]) -> Callable[..., nn.Sequential]:
-    """Decorate a builder: its signature lists the options of `Equilibrium` in place of **options."""
-    own = [p for p in inspect.signature(builder).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    fixed = {"channels", "inject", "kernel_size"} | {p.name for p in own}
-    layer = [p for p in inspect.signature(Equilibrium).parameters.values() if p.name not in fixed]
-    builder.__signature__ = inspect.Signature([*own, *layer])  # type: ignore[attr-defined]
-    return builder
+def takes_equilibrium_options(*fixed: str) -> Callable[[Builder], Builder]:
+    """Return a decorator of builders: a signature lists the options of `Equilibrium`, less `fixed`, for **options."""
+
+    def decorate(builder: Builder) -> Builder:
+        own = [p for p in inspect.signature(builder).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        left_out = {"channels", "inject", *fixed, *(p.name for p in own)}
+        layer = [p for p in inspect.signature(Equilibrium).parameters.values() if p.name not in left_out]
+        builder.__signature__ = inspect.Signature([*own, *layer])  # type: ignore[attr-defined]
+        return builder
+
+    return decorate
+
+
+class ImageInjection(nn.Module):
+    """conv(stem(x)) + conv_image(x): an injection that sees the image again, at the resolution of the features."""
+
+    def __init__(self, stem: nn.Module, conv: nn.Module, conv_image: nn.Module):
+        super().__init__()
+        self.stem, self.conv, self.conv_image = stem, conv, conv_image
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: images [B, C, H, W] -> [B, channels, H / stride, W / stride]."""
+        return self.conv(self.stem(x)) + self.conv_image(x)
 
 
 def equilibrium(
-    name: str, inputs: int, channels: int, stride: int = 1, norm: bool = True, recurrent: bool = True, **options
+    name: str, conv: nn.Module, channels: int, norm: bool = True, recurrent: bool = True, **options
 ) -> Named:
-    """Return an Equilibrium whose injection is a 3x3 convolution and batch norm; W = 0 if not `recurrent`."""
+    """Return an Equilibrium whose injection is `conv` and batch norm; W = 0 if not `recurrent`."""
     if options and not recurrent:
         raise ValueError(f"recurrent: false allows no options of the equilibrium, found {', '.join(options)}")
-    conv = nn.Conv2d(inputs, channels, 3, stride=stride, padding=1)
+    if options.get("kernel_size", 3) is None:
+        raise ValueError("kernel_size must be odd, found None: W is a convolution")
     inject = nn.Sequential(conv, nn.BatchNorm2d(channels) if norm else nn.Identity())
     return [(name, Equilibrium(channels, inject, **options) if recurrent else nn.Sequential(inject, nn.ReLU()))]
 
 
+def conv3(inputs: int, channels: int, stride: int = 1) -> nn.Conv2d:
+    """Return a 3x3 convolution with padding 1."""
+    return nn.Conv2d(inputs, channels, 3, stride=stride, padding=1)
+
+
 def _late(
     stem: Plan, shape: Shape, classes: int, width: float,
-    equilibria: int, pool: bool, **options,
+    equilibria: int, pool: bool, image: bool = False, **options,
 ) -> nn.Sequential:  # fmt: skip
     """Return the stem, (channels, stride) for each convolution, then equilibria of 128 channels and the head."""
     if equilibria not in (1, 2):
         raise ValueError(f"equilibria must be 1 or 2, found {equilibria}")
     layers = convolutions(shape[0], stem, width)
     inputs, channels, stride = scale_channels(stem[-1][0], width), scale_channels(128, width), extra_stride(shape)
-    layers += equilibrium("equilibrium", inputs, channels, stride, **options)
+    conv: nn.Module = conv3(inputs, channels, stride)
+    if image:
+        all_strides = math.prod(each for _, each in stem) * stride
+        stem_of_injection = nn.Sequential(OrderedDict(layers))
+        layers, conv = [], ImageInjection(stem_of_injection, conv, conv3(shape[0], channels, all_strides))
+    layers += equilibrium("equilibrium", conv, channels, **options)
     if equilibria == 2:
-        layers += equilibrium("equilibrium2", channels, channels, **options)
+        layers += equilibrium("equilibrium2", conv3(channels, channels), channels, **options)
     return add_head(layers, channels, size_after(shape, [*stem, (128, stride)]), classes, width, pool)
 
 
-@takes_equilibrium_options
+@takes_equilibrium_options()
 def cerdeq(
     shape: Shape, classes: int, width: float = 1.0,
-    equilibria: int = 1, pool: bool = False, norm: bool = True, recurrent: bool = True, **options,
+    equilibria: int = 1, pool: bool = False, norm: bool = True, image: bool = False, recurrent: bool = True,
+    **options,
 ) -> nn.Sequential:  # fmt: skip
     """Return CerDEQ: convolutions 64, 64, 128 (stride 2), an Equilibrium of 128 channels, a linear layer of 512.
 
@@ -60,14 +102,15 @@ def cerdeq(
         equilibria: 1, or 2 in a row.
         pool: whether to put 2x2 average pooling before the linear layer.
         norm: whether the injection has batch norm.
+        image: whether the first injection also sees the image, by a strided convolution.
         recurrent: False for no recurrence (W = 0), which makes the network explicit.
         options: of `Equilibrium`.
     """
     stem = [(64, 1), (64, 1), (128, 2)]
-    return _late(stem, shape, classes, width, equilibria, pool, norm=norm, recurrent=recurrent, **options)
+    return _late(stem, shape, classes, width, equilibria, pool, image, norm=norm, recurrent=recurrent, **options)
 
 
-@takes_equilibrium_options
+@takes_equilibrium_options()
 def deqlate(
     shape: Shape, classes: int, width: float = 1.0,
     equilibria: int = 1, pool: bool = False, norm: bool = True, recurrent: bool = True, **options,
@@ -77,7 +120,43 @@ def deqlate(
     return _late(stem, shape, classes, width, equilibria, pool, norm=norm, recurrent=recurrent, **options)
 
 
-@takes_equilibrium_options
+@takes_equilibrium_options()
+def deqscales(
+    shape: Shape, classes: int, width: float = 1.0,
+    pool: bool = False, norm: bool = True, recurrent: bool = True, **options,
+) -> nn.Sequential:  # fmt: skip
+    """Return a network of equilibria at two resolutions: convolutions 64, 64, Equilibrium(128), Equilibrium(256), 512.
+
+    Both injections have stride 2. Multiscale equilibria (Bai, Koltun and Kolter 2020) are solved together; these are
+    solved one after the other. For images larger than 32 pixels the second convolution has stride 2. Arguments as in
+    `cerdeq`.
+    """
+    stem, scales = [(64, 1), (64, extra_stride(shape))], [(128, 2), (256, 2)]
+    layers, inputs = convolutions(shape[0], stem, width), scale_channels(64, width)
+    for number, (outputs, stride) in enumerate(scales, start=1):
+        channels = scale_channels(outputs, width)
+        conv = conv3(inputs, channels, stride)
+        layers += equilibrium(f"equilibrium{number}", conv, channels, norm=norm, recurrent=recurrent, **options)
+        inputs = channels
+    return add_head(layers, inputs, size_after(shape, [*stem, *scales]), classes, width, pool)
+
+
+@takes_equilibrium_options("kernel_size")
+def deqdense(shape: Shape, classes: int, width: float = 1.0, pool: bool = False, **options) -> nn.Sequential:
+    """Return CNN-7 with an Equilibrium for its linear layer of 512, W a dense matrix: CNN-7 itself if W = 0.
+
+    Arguments as in `cerdeq`.
+    """
+    plan = add_extra_stride([(64, 1), (64, 1), (128, 2), (128, 1), (128, 1)], shape)
+    layers = convolutions(shape[0], plan, width)
+    network = add_head(layers, scale_channels(128, width), size_after(shape, plan), classes, width, pool)
+    inject = nn.Sequential(*map(network.get_submodule, ("linear", "norm_linear")))
+    network.linear = Equilibrium(scale_channels(512, width), inject, kernel_size=None, **options)
+    del network.norm_linear, network.relu_linear
+    return network
+
+
+@takes_equilibrium_options()
 def deq7(
     shape: Shape, classes: int, width: float = 1.0,
     pool: bool = False, norm: bool = True, recurrent: bool = True, **options,
@@ -86,7 +165,9 @@ def deq7(
 
     For images larger than 32 pixels the last convolution has stride 2. Arguments as in `cerdeq`.
     """
-    first = equilibrium("equilibrium", shape[0], scale_channels(64, width), norm=norm, recurrent=recurrent, **options)
+    channels = scale_channels(64, width)
+    conv = conv3(shape[0], channels)
+    first = equilibrium("equilibrium", conv, channels, norm=norm, recurrent=recurrent, **options)
     return deq7_around(first, shape, classes, width, pool)
 
 

@@ -140,7 +140,7 @@ class Equilibrium(nn.Module):
     inject: any traceable module from x to [B, channels, H, W], or [B, channels] for a dense W.
     kernel_size: odd, of a W that is a zero-padded stride-1 convolution; None for a dense one.
     parametrisation: a name in PARAMETRISATIONS, which says how W is made.
-    margin, gain, margin_start: of the parametrisation, as in `cerdeq.equilibrium.weights`.
+    margin, gain, margin_start, channel_gain: of the parametrisation, as in `cerdeq.equilibrium.weights`.
     groups: for "orthogonal" alone, the number of blocks of channels that W does not connect.
     The others as in `FixedPoint`.
 
@@ -149,7 +149,8 @@ class Equilibrium(nn.Module):
 
     def __init__(
         self, channels: int, inject: nn.Module, kernel_size: int | None = 3, parametrisation: str = "perron",
-        margin: float = 0.3, gain: float | None = 0.5, groups: int = 1, margin_start: float | None = None,
+        margin: float = 0.3, gain: float | None = 0.5, channel_gain: bool = False, groups: int = 1,
+        margin_start: float | None = None,
         iterations: int = 10, backward_iterations: int = 6, early_iterations: int | None = None,
         gradient: str = "implicit", warm_start: bool = False,
     ):  # fmt: skip
@@ -170,7 +171,7 @@ class Equilibrium(nn.Module):
         free /= free[0].numel()
         self.inject = inject
         self.recurrence = FixedPoint(free, iterations, backward_iterations, early_iterations, gradient, warm_start)
-        shape = PARAMETRISATIONS[parametrisation](channels, margin, gain, margin_start)
+        shape = PARAMETRISATIONS[parametrisation](channels, margin, gain, margin_start, channel_gain)
         # unsafe: no trial run, which in training moves W on; on the device "meta" it would import torch's compiler, too
         parametrize.register_parametrization(self.recurrence, "weight", shape, unsafe=groups > 1 or free.is_meta)
 

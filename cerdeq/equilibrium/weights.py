@@ -24,29 +24,38 @@ class Parametrisation(nn.Module, ABC):
     The learned gain g in (0, 1) is a sigmoid, since a clamped one sticks at 0. It lets W leave its bound even if C is
     at it.
 
+    With a gain for each output channel, W = diag(g) C(M): |W| <= |C(M)| element by element, so the bound holds as well.
+
     channels: of W.
     margin: the margin after training; `advance` moves it there.
     gain: first value of g, None for g = 1 throughout.
     margin_start: the margin before training, None for `margin`.
+    channel_gain: whether each output channel has its own gain.
 
-    Raises ValueError for values outside (0, 1).
+    Raises ValueError for values outside (0, 1), and for channel_gain without a gain.
     """
 
     margin: Tensor
 
-    def __init__(self, channels: int, margin: float, gain: float | None, margin_start: float | None = None):
+    def __init__(
+        self, channels: int, margin: float, gain: float | None, margin_start: float | None = None,
+        channel_gain: bool = False,
+    ):  # fmt: skip
         super().__init__()
         start = margin if margin_start is None else margin_start
         for name, value in (("margin", margin), ("margin_start", start), ("gain", 0.5 if gain is None else gain)):
             if not 0 < value < 1:
                 raise ValueError(f"{name} must lie in (0, 1), found {value}")
+        if channel_gain and gain is None:
+            raise ValueError("channel_gain: true needs a gain in (0, 1), found gain None")
         self.margins = start, margin
-        self.gain_logit = None if gain is None else nn.Parameter(torch.tensor(math.log(gain / (1 - gain))))
+        size = (channels,) if channel_gain else ()
+        self.gain_logit = None if gain is None else nn.Parameter(torch.full(size, math.log(gain / (1 - gain))))
         self.register_buffer("margin", torch.tensor(start))
 
     @property
     def gain(self) -> Tensor:
-        """Return the gain g, a scalar in (0, 1]."""
+        """Return the gain g in (0, 1], a scalar, or [C] with a gain for each channel."""
         return self.margin.new_ones(()) if self.gain_logit is None else torch.sigmoid(self.gain_logit)
 
     def advance(self, progress: float) -> None:
@@ -57,7 +66,7 @@ class Parametrisation(nn.Module, ABC):
     def forward(self, kernel: Tensor) -> Tensor:
         """Return W from the free kernel M."""
         with without_autocast(kernel):  # in bfloat16 the bound would not hold
-            return self.gain * self.contractive(kernel)
+            return self.gain.view(-1, *[1] * (kernel.dim() - 1)) * self.contractive(kernel)
 
     @abstractmethod
     def contractive(self, kernel: Tensor) -> Tensor:
@@ -79,8 +88,11 @@ class Perron(Parametrisation):
     left: Tensor
     right: Tensor
 
-    def __init__(self, channels: int, margin: float, gain: float | None, margin_start: float | None = None):
-        super().__init__(channels, margin, gain, margin_start)
+    def __init__(
+        self, channels: int, margin: float, gain: float | None, margin_start: float | None = None,
+        channel_gain: bool = False,
+    ):  # fmt: skip
+        super().__init__(channels, margin, gain, margin_start, channel_gain)
         self.register_buffer("left", torch.ones(channels))
         self.register_buffer("right", torch.ones(channels))
 

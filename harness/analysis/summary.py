@@ -19,7 +19,7 @@ SUMMARY_LEGEND = (
 )
 _LEVEL = 0.05
 _MOST_NAMED = 3
-_CERDEQ = ("cerdeq", "deqlate", "deq7")
+_CERDEQ = ("cerdeq", "deqlate", "deqscales", "deqdense", "deq7")
 _NO_RECURRENCE = "recurrent=False"  # makes CerDEQ an explicit network
 
 

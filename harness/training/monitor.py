@@ -61,7 +61,7 @@ def parametrisation_metrics(model: nn.Module) -> dict[str, float]:
     ]
     if not parts:
         return {}
-    gain = max(part.gain.item() for part in parts)
+    gain = max(part.gain.max().item() for part in parts)
     return {names.GAIN: gain, names.MARGIN: min(part.margin.item() for part in parts)}
 
 

@@ -1,6 +1,7 @@
 """The architectures: layers and numbers of parameters as published, and what ties the networks to each other."""
 
 import itertools
+import re
 
 import pytest
 import torch
@@ -115,7 +116,7 @@ def test_deep_tied_networks_tend_to_the_equilibrium():
 
 
 @pytest.mark.parametrize(
-    "name", sorted({*NAMED} - {"wideresnet8", "densenet", "conv", "convdeq", "fc", "cnn-a", "convplus"})
+    "name", sorted({*NAMED} - {"wideresnet8", "densenet", "conv", "convdeq", "deqdense", "fc", "cnn-a", "convplus"})
 )
 def test_large_images_are_halved_once_more(name):
     """Heads see as many features of Tiny ImageNet as of CIFAR-10, or a study of depth would compare heads."""
@@ -142,14 +143,61 @@ def test_convdeq_with_w_at_zero_is_conv_from_the_same_seed(layers):
         small("convdeq", "digits", layers=0)
 
 
+def test_deqdense_with_w_at_zero_is_cnn7_from_the_same_seed():
+    networks = []
+    for name in ("deqdense", "cnn7"):
+        torch.manual_seed(1)
+        networks.append(small(name, "digits").eval())
+    model, explicit = networks
+    x = images("digits", 2)
+    assert not torch.allclose(model(x), explicit(x))
+    with torch.no_grad():
+        model.linear.recurrence.parametrizations.weight.original.zero_()
+    torch.testing.assert_close(model(x), explicit(x))
+
+
+def test_deqscales_has_equilibria_at_two_resolutions():
+    model, sizes = small("deqscales", "cifar10").eval(), []
+    for module in model.modules():
+        if isinstance(module, Equilibrium):
+            module.register_forward_hook(lambda _, __, z: sizes.append(list(z.shape[2:])))
+    model(images("cifar10", 1))
+    assert sizes == [[16, 16], [8, 8]]
+
+
+@pytest.mark.parametrize("dataset", ["digits", "tiny-imagenet"])
+def test_an_injection_can_see_the_image_again(dataset):
+    """If the stem's last layer is 0, the logits still depend on the image."""
+    for image in (False, True):
+        model = small("cerdeq", dataset, image=image).eval()
+        stem = model.equilibrium.inject[0].stem if image else model
+        with torch.no_grad():
+            stem.norm3.weight.zero_()
+        logits = model(images(dataset, 2))
+        assert torch.allclose(logits[0], logits[1]) != image
+
+
+@pytest.mark.parametrize("name", ["cerdeq", "deqlate", "deq7", "deqscales"])
+def test_a_convolutional_equilibrium_takes_odd_kernels_alone(name):
+    model = small(name, "digits", kernel_size=1)
+    kernels = [m.recurrence.weight.shape[2:] for m in model.modules() if isinstance(m, Equilibrium)]
+    assert {tuple(kernel) for kernel in kernels} == {(1, 1)}
+    for kernel in (2, None):
+        with pytest.raises(ValueError, match=f"kernel_size must be odd, found {kernel}"):
+            small(name, "digits", kernel_size=kernel)
+
+
 def test_a_network_without_recurrence_is_the_network_with_w_at_zero():
     assert parameters_of("deqlate", "cifar10", recurrent=False) == parameters_of("cnn7", "cifar10")
-    for name in ("cerdeq", "deqlate", "deq7"):
-        model, explicit = small(name, "digits"), small(name, "digits", recurrent=False)
+    cases = [(name, {}) for name in ("cerdeq", "deqlate", "deq7", "deqscales")]
+    for name, options in [*cases, ("cerdeq", {"image": True})]:
+        model, explicit = small(name, "digits", **options), small(name, "digits", recurrent=False, **options)
         with_statistics(model, "digits")
         with torch.no_grad():
-            model.equilibrium.recurrence.parametrizations.weight.original.zero_()
-        state = {key.replace("equilibrium.inject", "equilibrium.0"): value for key, value in model.state_dict().items()}
+            for module in model.modules():
+                if isinstance(module, Equilibrium):
+                    module.recurrence.parametrizations.weight.original.zero_()
+        state = {re.sub(r"(equilibrium\d?).inject", r"\1.0", key): value for key, value in model.state_dict().items()}
         left = explicit.eval().load_state_dict(state, strict=False)
         assert not left.missing_keys and all("recurrence" in key for key in left.unexpected_keys)
         x = images("digits", 2)

@@ -26,6 +26,8 @@ VARIANTS = [
     *[("cerdeq", "digits", {"parametrisation": name}) for name in PARAMETRISATIONS],
     ("deqlate", "digits", {"parametrisation": "orthogonal", "groups": 4}),
     ("cerdeq", "digits", {"gradient": "unrolled", "warm_start": True}),
+    ("cerdeq", "digits", {"image": True, "channel_gain": True, "kernel_size": 1}),
+    ("deqscales", "digits", {"recurrent": False}),
     ("cerdeq", "digits", {"margin_start": 0.9, "early_iterations": 2, "equilibria": 2}),
 ]
 DEEP = [(name, "digits", {"depth": depth}) for name, depths in DEPTHS.items() for depth in (depths[0], depths[-1])]

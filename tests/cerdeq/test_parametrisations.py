@@ -66,6 +66,22 @@ def test_the_gain_scales_w(name, gain):
     assert contraction(with_gain.eval()(kernel).detach()).rate <= gain * 0.7 * (1 + 1e-6)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_gains_of_channels_scale_the_rows_of_w_within_its_bound(name, shape):
+    kernel, plain = random_kernel(shape, 100.0), build_part(name, shape[0])
+    part = PARAMETRISATIONS[name](shape[0], 0.3, 0.5, channel_gain=True)
+    with torch.no_grad():
+        part.gain_logit.copy_(torch.linspace(-3, 20, shape[0]))  # in float32 the last gain is 1
+    part, plain = after_training(part, kernel), after_training(plain, kernel)
+    assert part.gain.shape == shape[:1] and part.gain[-1] == 1
+    rows = zip(part(kernel), part.gain, plain(kernel), strict=True)
+    assert all(torch.equal(row, gain * other) for row, gain, other in rows)
+    assert contraction(part(kernel).detach()).rate <= 0.7
+    with pytest.raises(ValueError, match="channel_gain: true needs a gain"):
+        PARAMETRISATIONS[name](shape[0], 0.3, None, channel_gain=True)
+
+
 @pytest.mark.parametrize(("size", "groups", "kernel"), [(8, 1, 3), (8, 2, 3), (8, 4, 3), (6, 3, None), (6, 1, None)])
 def test_an_orthogonal_w_has_orthonormal_rows_within_its_groups(size, groups, kernel):
     each = size // groups

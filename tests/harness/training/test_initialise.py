@@ -1,6 +1,8 @@
 """IBP-aware initialisation."""
 
 import math
+import re
+from functools import partial
 
 import pytest
 import torch
@@ -57,11 +59,12 @@ def test_a_layer_that_is_applied_several_times_is_drawn_once(depth, expected):
     assert torch.equal(deeper.linear.weight, model.linear.weight), "the same draws at every depth"
 
 
-@pytest.mark.parametrize("name", ["cerdeq", "deqlate", "deq7"])
+@pytest.mark.parametrize("name", ["cerdeq", "deqlate", "deq7", "deqscales"])
 def test_a_network_without_recurrence_starts_from_the_same_weights(name):
     """Paired comparisons by seed are of the recurrence, not of two draws. The recurrent kernel keeps its own draw."""
     explicit, _ = initialised(name, 0.1, recurrent=False)
-    shared = {key.replace("equilibrium.0", "equilibrium.inject"): value for key, value in explicit.state_dict().items()}
+    renamed = partial(re.sub, r"(equilibrium\d?).0", r"\1.inject")
+    shared = {renamed(key): value for key, value in explicit.state_dict().items()}
     for parametrisation in PARAMETRISATIONS:
         network, before = initialised(name, 0.1, parametrisation=parametrisation)
         state = network.state_dict()
