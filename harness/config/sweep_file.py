@@ -33,6 +33,12 @@ from harness.errors import InputError, require, shorten
 from harness.methods import method_options
 
 
+def load_profiles(path: Path) -> dict[str, Sweep]:
+    """Return a file's sweep under each of its profiles, by name. Raises InputError as `load_sweep` does."""
+    contents, note = read_profiles(path)
+    return {name: _expand(content, name, path, path, note) for name, content in contents.items()}
+
+
 def load_sweep(path: Path, profile: str | None, has_gpu: bool, assignments: Sequence[str] = ()) -> Sweep:
     """Read a sweep file, check it under each of its profiles, and expand it under one.
 
@@ -40,12 +46,12 @@ def load_sweep(path: Path, profile: str | None, has_gpu: bool, assignments: Sequ
     `--set`, KEY=VALUE each, applied after the profile. Raises InputError, with a line for each problem: the file or
     `--set`, the key, what was found, what is allowed.
     """
-    contents, note = read_profiles(path)
-    sweeps = {name: _expand(content, name, path, path, note) for name, content in contents.items()}
-    selected = profile or (CPU_PROFILE if CPU_PROFILE in contents and not has_gpu else FULL_PROFILE)
-    require_profile(path, selected, list(contents))
+    sweeps = load_profiles(path)
+    selected = profile or (CPU_PROFILE if CPU_PROFILE in sweeps and not has_gpu else FULL_PROFILE)
+    require_profile(path, selected, list(sweeps))
     if not assignments:
         return sweeps[selected]
+    contents, note = read_profiles(path)
     changes = changes_of(assignments)
     return _expand(
         merge(contents[selected], changes), selected, path, ASSIGNED, note, sweeps[selected], profile_mark(changes)

@@ -79,6 +79,7 @@ def finished(tmp_path_factory):
     return machine
 
 
+@pytest.mark.slow
 def test_each_trial_sees_the_gpu_that_ray_gave_it(finished):
     calls = finished.calls("run_folder")
     assert len(calls) == 2 and all(call["count"] == 1 for call in calls)
@@ -86,6 +87,7 @@ def test_each_trial_sees_the_gpu_that_ray_gave_it(finished):
     assert all(0.98 < call["share"] < 1 for call in calls), "all of the card but a context"
 
 
+@pytest.mark.slow
 def test_its_trials_end_on_gpus_with_errors_that_mean_something(finished):
     for result in finished.results():
         assert result.environment["device"] == "NVIDIA H200 (pretended)"

@@ -19,19 +19,13 @@ from test_trial_config import ELSEWHERE, OTHER
 from harness.config import sweep_file
 from harness.config.buildable import check_buildable
 from harness.config.settings import EvaluationSettings, TrainSettings
-from harness.config.sweep_file import load_sweep
-from harness.config.sweep_text import read
+from harness.config.sweep_file import load_profiles, load_sweep
 from harness.config.trial import TrialConfig, trial_key
 from harness.errors import InputError
 
 PROJECT = Path(__file__).resolve().parents[3]
 SWEEPS = sorted((PROJECT / "sweeps").glob("*.yaml"))
 RECORD = Path(__file__).with_name("sweep_keys.json")
-
-
-def profiles_of(path):
-    """The names of a sweep file's profiles."""
-    return ["full", *read(path)[0].get("profiles", {})]
 
 
 def digest(trials):
@@ -137,12 +131,10 @@ def _build_each_network_once(monkeypatch, networks):
 def test_the_project_s_own_sweeps_load_under_each_profile(path):
     if reason := why_not_loadable(path.stem):
         pytest.skip(reason)
-    recorded = json.loads(RECORD.read_text())[path.stem]
-    assert list(recorded) == profiles_of(path)
-    for profile in recorded:
-        sweep = load_sweep(path, profile, True)
-        assert (sweep.name, sweep.profile) == (path.stem, profile)
-        assert digest(sweep.trials) == recorded[profile], __doc__
+    sweeps = load_profiles(path)
+    assert all((sweep.name, sweep.profile) == (path.stem, profile) for profile, sweep in sweeps.items())
+    digests = {profile: digest(sweep.trials) for profile, sweep in sweeps.items()}
+    assert digests == json.loads(RECORD.read_text())[path.stem], __doc__
 
 
 if __name__ == "__main__":
@@ -150,7 +142,7 @@ if __name__ == "__main__":
     made = {
         path.stem: before[path.stem]
         if why_not_loadable(path.stem)
-        else {profile: digest(load_sweep(path, profile, True).trials) for profile in profiles_of(path)}
+        else {profile: digest(sweep.trials) for profile, sweep in load_profiles(path).items()}
         for path in SWEEPS
     }
     RECORD.write_text(json.dumps(made, indent=1) + "\n")

@@ -23,10 +23,12 @@ def run_on_gpu(config, directory, *arguments, **named):
 
 
 @pytest.mark.parametrize(
-    ("network", "options"), [("cnn5", {}), ("cerdeq", {"iterations": 5, "backward_iterations": 5})]
+    ("network", "options"),
+    [pytest.param("cnn5", {}, marks=pytest.mark.slow), ("cerdeq", {"iterations": 5, "backward_iterations": 5})],
 )
 def test_a_trial_ends_as_on_a_cpu(tiny_trial, tmp_path, monkeypatch, network, options):
-    config = tiny_trial(network, width=0.05, options=options, train={**NOT_COMPILED, "precision": "float32"})
+    settings = {**NOT_COMPILED, "precision": "float32"}
+    config = tiny_trial(network, width=0.05, train_images=128, options=options, train=settings)
     result = run_on_gpu(config, tmp_path / "gpu")
     monkeypatch.setattr(trial_module, "best_device", lambda: torch.device("cpu"))
     expected = run_trial(config, tmp_path / "cpu")
