@@ -42,7 +42,7 @@ def outward_ends(box: Box) -> tuple[Tensor, Tensor]:
     return lower - slack * lower.abs(), upper + slack * upper.abs()
 
 
-def narrowed(box: Box, low: Tensor, high: Tensor) -> Box:
+def smaller_box(box: Box, low: Tensor, high: Tensor) -> Box:
     """Return the smaller of `box` and [low, high], rounded outwards, element by element."""
     limits = torch.finfo(low.dtype)
     center, half = (low + high) / 2, (high - low) / 2

@@ -211,12 +211,12 @@ def _raised_over(
     question: Question, lower: Tensor, improve: Callable[[Question, Tensor], Tensor], examples: Tensor, program: Program
 ) -> Tensor:
     """Raise `lower` of these examples over the boxes that `program` tightens."""
-    tight = tightened(question.of(examples), program)
+    tight = tighten(question.of(examples), program)
     lower[examples] = improve(tight, tight.raised(larger(lower[examples], _ibp(tight)), linear))
     return lower
 
 
-def tightened(question: Question, program: Program) -> Question:
+def tighten(question: Question, program: Program) -> Question:
     """Return the question over boxes that CROWN has tightened, by the question's program or by its float32 one."""
     if program is not question.float32:
         return replace(question, values=tightened_values(program, question.values[0], question.memory))

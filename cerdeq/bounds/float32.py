@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from cerdeq.bounds.forward import with_boxes
 from cerdeq.bounds.graph import Program, Step, trace
-from cerdeq.boxes import narrowed, outward_ends
+from cerdeq.boxes import outward_ends, smaller_box
 from cerdeq.rules.interval import Interval
 from cerdeq.rules.linear import nested_items
 
@@ -77,7 +77,7 @@ def cut_by_float32(program: Program, values: list[Any], others: list[Any]) -> li
     """Return a float64 pass: the boxes of `values` cut by those of `others`, a float32 pass over the same inputs."""
 
     def cut(value: Interval, number: int) -> Interval:
-        box = narrowed(value.box, *outward_ends(others[number].box.double()))
+        box = smaller_box(value.box, *outward_ends(others[number].box.double()))
         return Interval(box.center, box.radius)
 
     return with_boxes(program, values, cut)

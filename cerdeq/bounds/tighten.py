@@ -11,7 +11,7 @@ from cerdeq.bounds.backward import Functional, chunked_lower_bound
 from cerdeq.bounds.forward import values_of
 from cerdeq.bounds.graph import Program
 from cerdeq.bounds.patches import Coefficients, one_hot
-from cerdeq.boxes import Box, narrowed, outward_ends
+from cerdeq.boxes import Box, outward_ends, smaller_box
 from cerdeq.rules.interval import Context, Interval
 
 Tighter = Callable[[Box, Tensor, Callable[[Coefficients], list[Coefficients]]], Box]
@@ -106,4 +106,4 @@ def _tightened(
     low, high = (end.flatten(1) for end in outward_ends(box))
     low = low.scatter(1, index, torch.maximum(low.gather(1, index), lower[:, ::2]))
     high = high.scatter(1, index, torch.minimum(high.gather(1, index), -lower[:, 1::2]))
-    return narrowed(box, low.view_as(box.center), high.view_as(box.center))
+    return smaller_box(box, low.view_as(box.center), high.view_as(box.center))

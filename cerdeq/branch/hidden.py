@@ -17,7 +17,7 @@ from cerdeq.bounds.float32 import cast_to_float32
 from cerdeq.bounds.forward import values_of
 from cerdeq.bounds.graph import Program
 from cerdeq.bounds.tighten import is_exact
-from cerdeq.boxes import narrowed, outward_ends
+from cerdeq.boxes import outward_ends, smaller_box
 from cerdeq.branch.ascent import Ascent, Steps, ascend_leaves
 from cerdeq.branch.leaves import Layout, Leaves, Problem, certificate_tensors, root_leaves
 from cerdeq.branch.split import Candidates, no_candidates, split
@@ -88,7 +88,7 @@ class HiddenBounds:
         def after(number: int, values: list[Any]) -> None:
             if isinstance(values[number], Interval):
                 low, high = outward_ends(proof.values[number].box)
-                box = narrowed(values[number].box, low, high)
+                box = smaller_box(values[number].box, low, high)
                 values[number] = Interval(box.center, box.radius)
 
         values = values_of(program, proof.values[0], Context(sound=True), before, after)
@@ -136,7 +136,7 @@ class HiddenBounds:
         low, high = (end.flatten().clone() for end in outward_ends(box))
         low[units] = torch.maximum(low[units], lower[::2])
         high[units] = torch.minimum(high[units], -lower[1::2])
-        tight = narrowed(box, low.view_as(box.center), high.view_as(box.center))
+        tight = smaller_box(box, low.view_as(box.center), high.view_as(box.center))
         return Interval(tight.center, tight.radius)
 
     def _grow(self, number: int, search: Problem, leaves_each: int, progress: Progress) -> _Rows:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cerdeq.bounds import check_question, trace
-from cerdeq.bounds.bounds import Question, linear, lower_bounds, tightened
+from cerdeq.bounds.bounds import Question, linear, lower_bounds, tighten
 from cerdeq.bounds.float32 import cast_to_float32, in_float32
 from cerdeq.bounds.forward import values_of
 from cerdeq.bounds.graph import Program, refuse_another_function
@@ -98,7 +98,7 @@ def _decide_one(
             rows = (~(lower > 0)).nonzero()[:, 0]
             if (point := first_attack(proof, search, rows, lambda: budget.is_late)) is not None:
                 return Decision(FALSIFIED, lower, point)
-            question = tightened(question, program if float32 is None else float32)
+            question = tighten(question, program if float32 is None else float32)
             lower = question.raised(lower[None].clone(), linear)[0]
             return decide(*_problems(question), lower, budget, memory, certificates)
     except PrecisionError:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cerdeq.bounds.host import is_host_reading
-from cerdeq.boxes import Box, narrowed, outward_ends
+from cerdeq.boxes import Box, outward_ends, smaller_box
 from cerdeq.equilibrium.recurrence import apply_lifted, apply_weight, per_channel, per_example
 from cerdeq.equilibrium.refine import near_equilibrium
 from cerdeq.equilibrium.solver import solve_to_tolerance
@@ -108,7 +108,7 @@ def reachable_preactivation(weight: Tensor, h: Box, z: Box) -> Box:
     """Return `preactivation_box` cut by z's box: z = relu(p) makes p <= z, and p = z where z > 0."""
     p = preactivation_box(weight, h, z)
     (low, high), (z_low, z_high) = outward_ends(p), outward_ends(z)
-    return narrowed(p, torch.where(z_low > 0, torch.maximum(low, z_low), low), torch.minimum(high, z_high))
+    return smaller_box(p, torch.where(z_low > 0, torch.maximum(low, z_low), low), torch.minimum(high, z_high))
 
 
 def verify_inclusion(weight: Tensor, h: Box, z: Box, v: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ def verify_inclusion(weight: Tensor, h: Box, z: Box, v: Tensor) -> Tensor:
 def intersect_with_image(weight: Tensor, h: Box, z: Box) -> Box:
     """Return a proved box z intersected with F(z) a few times; the proof stays, since the equilibrium is in both."""
     for _ in range(_FINAL_STEPS):
-        z = narrowed(z, *outward_ends(interval_step(weight, h, z)))
+        z = smaller_box(z, *outward_ends(interval_step(weight, h, z)))
     return z
 
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from cerdeq.bounds.patches import Coefficients, dense
 from cerdeq.bounds.tighten import Tighter
-from cerdeq.boxes import Box, narrowed, outward_ends
+from cerdeq.boxes import Box, outward_ends, smaller_box
 from cerdeq.equilibrium.adjoint import pull_back, transpose_product
 from cerdeq.equilibrium.certificate import (
     intersect_with_image,
@@ -83,7 +83,7 @@ def _refine(tighter: Tighter, z: Interval, h: Interval, module: FixedPoint) -> I
         return [transpose_product(module.weight, rows), rows]
 
     p = tighter(p, crossing(p), functionals)
-    proved = intersect_with_image(weight, h_box, narrowed(proved, *(torch.relu(end) for end in outward_ends(p))))
+    proved = intersect_with_image(weight, h_box, smaller_box(proved, *(torch.relu(end) for end in outward_ends(p))))
     return Interval(proved.center.to(z.center), _rounded_up(proved.radius, proved.center, z.radius), z.clean)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cerdeq.onnx.errors import OnnxError
 from cerdeq.onnx.layers import Combined, Concatenate, Pad, Permute, WithConstant
-from cerdeq.onnx.shapes import MOVES, moved, pads_of, reshaped
+from cerdeq.onnx.shapes import MOVES, pads_of, reshape_layer, shape_after
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def constant_result(node: Node) -> np.ndarray:
         raise OnnxError(f"found only constant inputs; of constants are allowed: {allowed}")
     if node.operator == "Transpose":
         return first.transpose(node.attribute("perm", None))
-    return first if node.operator == "Identity" else first.reshape(moved(node, first.shape))
+    return first if node.operator == "Identity" else first.reshape(shape_after(node, first.shape))
 
 
 def _module(make: Callable[..., Any], options: dict[str, Any], **tensors: Tensor | None) -> Any:
@@ -344,5 +344,5 @@ LAYERS: dict[str, Layer] = {
     "Dropout": _dropout,
     "Identity": lambda node: None,
     "Softmax": _softmax,
-    **dict.fromkeys(MOVES, reshaped),
+    **dict.fromkeys(MOVES, reshape_layer),
 }

@@ -15,10 +15,10 @@ MOVES = {"Flatten", "Reshape", "Squeeze", "Unsqueeze"}
 Sizes = tuple[int, ...]
 
 
-def reshaped(node: "Node") -> nn.Module | None:
+def reshape_layer(node: "Node") -> nn.Module | None:
     """Return the layer of a node that reshapes. Raises OnnxError if it mixes the batch with other dimensions."""
     shape, batches = node.value.shape, (2, 3) if node.is_batched else (1,)
-    results = [moved(node, (batch, *shape)) for batch in batches]
+    results = [shape_after(node, (batch, *shape)) for batch in batches]
     if any(result[:1] != (batch,) for result, batch in zip(results, batches, strict=True)) or len(results[0]) < 2:
         raise OnnxError(
             f"found a batch of {batches[0]} reshaped to {list(results[0])}: the batch must stay dimension 0"
@@ -29,7 +29,7 @@ def reshaped(node: "Node") -> nn.Module | None:
     return nn.Flatten() if len(new) == 1 else Reshape(new)
 
 
-def moved(node: "Node", shape: Sizes) -> Sizes:
+def shape_after(node: "Node", shape: Sizes) -> Sizes:
     """Return the shape of the result, of a node in MOVES and its first input's complete shape."""
     if node.operator == "Flatten":
         axis = node.attribute("axis", 1)

@@ -142,18 +142,18 @@ def flatten(layer: nn.Flatten) -> Map:
 def reshape(sizes: tuple[int, ...]) -> Map:
     """Return the map that reshapes each example to `sizes`."""
 
-    def reshaped(values: Array) -> Array:
+    def to_sizes(values: Array) -> Array:
         if values[0].size != np.prod(sizes):
             raise UnknownLayerError(f"examples of shape {list(values.shape[1:])} reshaped to {list(sizes)}")
         return values.reshape(len(values), *sizes)
 
-    return _reshaping(reshaped)
+    return _reshaping(to_sizes)
 
 
-def _reshaping(reshaped: Callable[[Array], Array]) -> Map:
-    """Return the map that `reshaped` is: the same numbers in the same order."""
+def _reshaping(move: Callable[[Array], Array]) -> Map:
+    """Return the map that `move` is: the same numbers in the same order."""
     return Map(
-        lambda x: Box(reshaped(x.center), reshaped(x.radius)),
+        lambda x: Box(move(x.center), move(x.radius)),
         lambda a, shapes: (a.reshape(len(a), *shapes[0]),),
         None,
     )

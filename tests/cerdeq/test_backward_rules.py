@@ -12,7 +12,7 @@ from oracles import DTYPES, dense_affine, fractions, random_box
 from cerdeq import Box
 from cerdeq.bounds import Backward, Context, Interval, bounds, trace
 from cerdeq.bounds.forward import values_of
-from cerdeq.boxes import narrowed
+from cerdeq.boxes import smaller_box
 
 
 def last_step(model, x):
@@ -86,7 +86,7 @@ def test_max_pooling_counts_its_own_rounding():
 def test_tightened_boxes_and_larger_bounds_are_rounded_outwards(dtype):
     x, ends = wild_box(300, dtype), torch.randn(300, 2, 1, dtype=dtype).sort(1).values
     low, high = (x.center + x.radius * end for end in ends.unbind(1))
-    new = narrowed(Box(x.center, x.radius), low, high)
+    new = smaller_box(Box(x.center, x.radius), low, high)
     for c, r, old_c, old_r, lo, hi in zip(
         *(fractions(part.flatten()) for part in (new.center, new.radius, x.center, x.radius, low, high)), strict=True
     ):

@@ -13,7 +13,7 @@ from oracles import Exact, encloses, fractions, root_below_and_above
 from cerdeq import Box
 from cerdeq.bounds import Backward
 from cerdeq.bounds.float32 import float32_box_around
-from cerdeq.boxes import LinfBall, narrowed, outward_ends
+from cerdeq.boxes import LinfBall, outward_ends, smaller_box
 from cerdeq.equilibrium import certificate
 from cerdeq.equilibrium.rules import _rounded_up
 from cerdeq.rules import batch_norm, interval
@@ -226,10 +226,10 @@ def test_ends_and_boxes_between_them_are_rounded_outwards(dtype):
     exact = Exact.of(box)
     assert exact.inside(*outward_ends(box))
     low, high = (torch.sort(torch.randn(2, 200, dtype=dtype), 0).values[:, None]).unbind()
-    both = narrowed(Box(center, torch.full_like(radius, 1e9)), low, high)
+    both = smaller_box(Box(center, torch.full_like(radius, 1e9)), low, high)
     assert encloses(both, Exact(fractions(low[0]), fractions(high[0])))
     one = torch.full((1, 1), 2.0**-149 if dtype == torch.float32 else 2.0**-1074, dtype=dtype)
-    assert encloses(narrowed(Box(one, one * 1e9), 0 * one, one), Exact([Fraction(0)], fractions(one[0])))
+    assert encloses(smaller_box(Box(one, one * 1e9), 0 * one, one), Exact([Fraction(0)], fractions(one[0])))
     after = Box(*relu_box(sound(), center, radius))
     assert encloses(after, exact.relu())
 
@@ -238,7 +238,7 @@ def test_ends_and_boxes_between_them_are_rounded_outwards(dtype):
 def test_boxes_between_rounded_ends_contain_the_exact_ones(dtype):
     """The ends of a box, each rounded to nearest, and none of them outwards."""
     box = Box(torch.randn(1, 200, dtype=dtype), 10 ** -torch.linspace(0, 9, 200, dtype=dtype)[None])
-    assert encloses(narrowed(Box(box.center, torch.full_like(box.radius, 1e9)), box.lower, box.upper), Exact.of(box))
+    assert encloses(smaller_box(Box(box.center, torch.full_like(box.radius, 1e9)), box.lower, box.upper), Exact.of(box))
 
 
 @precisions
