@@ -37,7 +37,9 @@ Holm: the p value before it, corrected for all comparisons here"""
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_sweep_directories(parser, "of several, rows are compared across them, too, and the first keeps the file")
-    parser.add_argument("--baseline", metavar="ROW", help="a row as the leaderboard prints it; default: all pairs")
+    parser.add_argument(
+        "--baseline", metavar="PATTERN", help="the row to compare with: its label, or a pattern; default: all pairs"
+    )
     add_patterns(parser, "--only", "only rows whose label")
     parser.add_argument("--metric", choices=list(METRICS), default="certified", help="which error; default: certified")
 

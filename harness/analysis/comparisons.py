@@ -12,7 +12,7 @@ from scipy import special  # scipy.stats takes seconds to import
 
 from harness.analysis.leaderboard import Section
 from harness.command_line import select_by_pattern
-from harness.errors import InputError, SettingError
+from harness.errors import InputError, require
 from harness.storage import folder, names
 
 ALL = "all"  # the column `seed` of the line for all seeds together
@@ -34,15 +34,18 @@ def compare(
     """Return the comparisons of rows, a line for all seeds and one for each seed, and what was left out.
 
     Without a baseline every row is compared with every other of its section and method, else each row with the
-    baseline. only: patterns of the labels of rows that are compared.
+    baseline. baseline, only: patterns of labels; the baseline's is of one row.
     Raises InputError where there is nothing to compare.
     """
     labels = list(dict.fromkeys(label for section in sections for label in section.own["label"]))
     if not labels:
         raise InputError("nothing to compare: no trial has finished")
-    if baseline is not None and baseline not in labels:
-        raise SettingError("--baseline", baseline, f"a row of the leaderboard: {'; '.join(labels)}")
-    selected = select_by_pattern("--only", only, {label: (label,) for label in labels}) if only else labels
+    own_names = {label: (label,) for label in labels}
+    if baseline is not None:
+        matching = select_by_pattern("--baseline", [baseline], own_names)
+        require("--baseline", baseline, len(matching) == 1, f"one row; it matches: {'; '.join(matching)}")
+        baseline = matching[0]
+    selected = select_by_pattern("--only", only, own_names) if only else labels
     counts, notes = list[pd.DataFrame](), list[str]()
     read = cache(partial(_read_right, errors=METRICS[metric]))  # each file is read once
     for section in sections:
