@@ -1,4 +1,4 @@
-"""CerDEQ networks: a stem of convolutions, one or two equilibria, a linear head. Their inputs are normalised pixels."""
+"""Networks with an equilibrium layer: CerDEQ, variants of CNN-7, and DEQ-7. Their inputs are normalised pixels."""
 
 import inspect
 import math
@@ -24,7 +24,7 @@ Builder = Callable[..., nn.Sequential]
 
 
 def takes_equilibrium_options(*fixed: str) -> Callable[[Builder], Builder]:
-    """Return a decorator of builders: a signature lists the options of `Equilibrium`, less `fixed`, for **options."""
+    """Return a decorator: **options in a builder's signature become the options of `Equilibrium`, except `fixed`."""
 
     def decorate(builder: Builder) -> Builder:
         own = [p for p in inspect.signature(builder).parameters.values() if p.kind is not p.VAR_KEYWORD]
@@ -48,10 +48,10 @@ class ImageInjection(nn.Module):
         return self.conv(self.stem(x)) + self.conv_image(x)
 
 
-def equilibrium(
+def equilibrium_layer(
     name: str, conv: nn.Module, channels: int, norm: bool = True, recurrent: bool = True, **options
 ) -> Named:
-    """Return an Equilibrium whose injection is `conv` and batch norm; W = 0 if not `recurrent`."""
+    """Return the named layer: an Equilibrium that injects norm(conv(x)), or relu(norm(conv(x))) if not `recurrent`."""
     if options and not recurrent:
         raise ValueError(f"recurrent: false allows no options of the equilibrium, found {', '.join(options)}")
     if options.get("kernel_size", 3) is None:
@@ -65,11 +65,14 @@ def conv3(inputs: int, channels: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, channels, 3, stride=stride, padding=1)
 
 
-def _late(
+def _stem_and_equilibria(
     stem: Plan, shape: Shape, classes: int, width: float,
     equilibria: int, pool: bool, image: bool = False, **options,
 ) -> nn.Sequential:  # fmt: skip
-    """Return the stem, (channels, stride) for each convolution, then equilibria of 128 channels and the head."""
+    """Return a network: the convolutions of `stem`, one or two equilibria of 128 channels, the head.
+
+    stem: (channels, stride) of each convolution. The others as in `cerdeq`.
+    """
     if equilibria not in (1, 2):
         raise ValueError(f"equilibria must be 1 or 2, found {equilibria}")
     layers = convolutions(shape[0], stem, width)
@@ -79,9 +82,9 @@ def _late(
         all_strides = math.prod(each for _, each in stem) * stride
         stem_of_injection = nn.Sequential(OrderedDict(layers))
         layers, conv = [], ImageInjection(stem_of_injection, conv, conv3(shape[0], channels, all_strides))
-    layers += equilibrium("equilibrium", conv, channels, **options)
+    layers += equilibrium_layer("equilibrium", conv, channels, **options)
     if equilibria == 2:
-        layers += equilibrium("equilibrium2", conv3(channels, channels), channels, **options)
+        layers += equilibrium_layer("equilibrium2", conv3(channels, channels), channels, **options)
     return add_head(layers, channels, size_after(shape, [*stem, (128, stride)]), classes, width, pool)
 
 
@@ -94,7 +97,8 @@ def cerdeq(
     """Return CerDEQ: convolutions 64, 64, 128 (stride 2), an Equilibrium of 128 channels, a linear layer of 512.
 
     This is our reading of CerDEQ (Li, Wang and Lin, ICML 2022), of which only the abstract was available. For images
-    larger than 32 pixels the injection has stride 2.
+    larger than 32 pixels the injection has stride 2. The published results call it "CerDEQ, orthogonal" with the
+    options parametrisation="orthogonal", groups=8, margin=0.1, gain=None.
 
     Args:
         shape: (C, H, W) of an image.
@@ -102,12 +106,15 @@ def cerdeq(
         equilibria: 1, or 2 in a row.
         pool: whether to put 2x2 average pooling before the linear layer.
         norm: whether the injection has batch norm.
-        image: whether the first injection also sees the image, by a strided convolution.
+        image: whether the first injection also sees the image, by a 3x3 convolution with the stride of all layers
+            before. The stem is then a part of the injection.
         recurrent: False for no recurrence (W = 0), which makes the network explicit.
         options: of `Equilibrium`.
     """
     stem = [(64, 1), (64, 1), (128, 2)]
-    return _late(stem, shape, classes, width, equilibria, pool, image, norm=norm, recurrent=recurrent, **options)
+    return _stem_and_equilibria(
+        stem, shape, classes, width, equilibria, pool, image, norm=norm, recurrent=recurrent, **options
+    )
 
 
 @takes_equilibrium_options()
@@ -115,9 +122,14 @@ def deqlate(
     shape: Shape, classes: int, width: float = 1.0,
     equilibria: int = 1, pool: bool = False, norm: bool = True, recurrent: bool = True, **options,
 ) -> nn.Sequential:  # fmt: skip
-    """Return CNN-7 with an Equilibrium for its last convolution: CNN-7 itself if W = 0. Arguments as in `cerdeq`."""
+    """Return CNN-7 with an Equilibrium for its last convolution: CNN-7 itself if W = 0. Arguments as in `cerdeq`.
+
+    With two equilibria, or without `norm`, no W makes it CNN-7.
+    """
     stem = [(64, 1), (64, 1), (128, 2), (128, 1)]
-    return _late(stem, shape, classes, width, equilibria, pool, norm=norm, recurrent=recurrent, **options)
+    return _stem_and_equilibria(
+        stem, shape, classes, width, equilibria, pool, norm=norm, recurrent=recurrent, **options
+    )
 
 
 @takes_equilibrium_options()
@@ -128,15 +140,15 @@ def deqscales(
     """Return a network of equilibria at two resolutions: convolutions 64, 64, Equilibrium(128), Equilibrium(256), 512.
 
     Both injections have stride 2. Multiscale equilibria (Bai, Koltun and Kolter 2020) are solved together; these are
-    solved one after the other. For images larger than 32 pixels the second convolution has stride 2. Arguments as in
-    `cerdeq`.
+    solved one after the other. The network has about half of CerDEQ's parameters. For images larger than 32 pixels the
+    second convolution has stride 2. Arguments as in `cerdeq`.
     """
     stem, scales = [(64, 1), (64, extra_stride(shape))], [(128, 2), (256, 2)]
     layers, inputs = convolutions(shape[0], stem, width), scale_channels(64, width)
     for number, (outputs, stride) in enumerate(scales, start=1):
         channels = scale_channels(outputs, width)
         conv = conv3(inputs, channels, stride)
-        layers += equilibrium(f"equilibrium{number}", conv, channels, norm=norm, recurrent=recurrent, **options)
+        layers += equilibrium_layer(f"equilibrium{number}", conv, channels, norm=norm, recurrent=recurrent, **options)
         inputs = channels
     return add_head(layers, inputs, size_after(shape, [*stem, *scales]), classes, width, pool)
 
@@ -145,7 +157,7 @@ def deqscales(
 def deqdense(shape: Shape, classes: int, width: float = 1.0, pool: bool = False, **options) -> nn.Sequential:
     """Return CNN-7 with an Equilibrium for its linear layer of 512, W a dense matrix: CNN-7 itself if W = 0.
 
-    Arguments as in `cerdeq`.
+    options: of `Equilibrium`, except kernel_size. pool: as in `cerdeq`.
     """
     plan = add_extra_stride([(64, 1), (64, 1), (128, 2), (128, 1), (128, 1)], shape)
     layers = convolutions(shape[0], plan, width)
@@ -163,11 +175,12 @@ def deq7(
 ) -> nn.Sequential:  # fmt: skip
     """Return the DEQ-7 of IBP-MonDEQ (Wei and Kolter 2022): Equilibrium(64), then 128 (stride 2), 128, 128, 512.
 
-    For images larger than 32 pixels the last convolution has stride 2. Arguments as in `cerdeq`.
+    Batch norm follows the equilibrium. For images larger than 32 pixels the last convolution has stride 2. Arguments as
+    in `cerdeq`.
     """
     channels = scale_channels(64, width)
     conv = conv3(shape[0], channels)
-    first = equilibrium("equilibrium", conv, channels, norm=norm, recurrent=recurrent, **options)
+    first = equilibrium_layer("equilibrium", conv, channels, norm=norm, recurrent=recurrent, **options)
     return deq7_around(first, shape, classes, width, pool)
 
 

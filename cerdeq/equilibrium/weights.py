@@ -21,8 +21,8 @@ _RESERVE = 1e-5  # for rounding in float32, so that the bound can be proved on t
 class Parametrisation(nn.Module, ABC):
     """W = g C(M), C(M) a kernel with rho(|C(M)|) <= 1 - margin, whatever M is.
 
-    The learned gain g in (0, 1) is a sigmoid, since a clamped one sticks at 0. It lets W leave its bound even if C is
-    at it.
+    The gain g is the sigmoid of a parameter: a clamped parameter would get no gradient at 0. With g < 1, rho(|W|) is
+    below the bound even where rho(|C(M)|) is at it.
 
     With a gain for each output channel, W = diag(g) C(M): |W| <= |C(M)| element by element, so the bound holds as well.
 
@@ -59,7 +59,7 @@ class Parametrisation(nn.Module, ABC):
         return self.margin.new_ones(()) if self.gain_logit is None else torch.sigmoid(self.gain_logit)
 
     def advance(self, progress: float) -> None:
-        """Set the margin for eps at `progress` (0 to 1) of its target."""
+        """Set the margin for a training step whose eps is `progress` (0 to 1) of its target."""
         start, end = self.margins
         self.margin.fill_(start + (end - start) * min(max(progress, 0.0), 1.0))
 
@@ -73,7 +73,7 @@ class Parametrisation(nn.Module, ABC):
         """Return C(M)."""
 
     def limit(self) -> Tensor:
-        """Return the limit of rho(|W|), less a reserve for rounding."""
+        """Return the largest rho(|C(M)|) that is allowed: 1 - margin, less a reserve for rounding."""
         return (1 - self.margin) * (1 - _RESERVE)
 
 
@@ -96,21 +96,21 @@ class Perron(Parametrisation):
         self.register_buffer("left", torch.ones(channels))
         self.register_buffer("right", torch.ones(channels))
 
-    def shaped(self, kernel: Tensor) -> Tensor:
+    def unscaled(self, kernel: Tensor) -> Tensor:
         """Return N, before it is scaled under its bound."""
         return kernel
 
     def contractive(self, kernel: Tensor) -> Tensor:
         """Return C(M)."""
-        shaped = self.shaped(kernel)
-        matrix = channel_matrix(shaped)
+        unscaled = self.unscaled(kernel)
+        matrix = channel_matrix(unscaled)
         if self.training:
             self._follow(matrix.detach())
         left, right = self.left.clone(), self.right.clone()
         estimate = (left @ matrix @ right) / (left @ right)
         proved = ((matrix @ right) / right).amax()
-        bound = (estimate + (proved - estimate).detach()).clamp(min=1e-12)
-        return shaped * torch.clamp(self.limit() / bound, max=1.0)
+        bound = (estimate + (proved - estimate).detach()).clamp(min=1e-12)  # the gradient is the estimate's
+        return unscaled * torch.clamp(self.limit() / bound, max=1.0)
 
     @torch.no_grad()
     def _follow(self, matrix: Tensor) -> None:
@@ -125,10 +125,10 @@ class Perron(Parametrisation):
 class NonNegative(Perron):
     """`Perron` of N = n M^2, element by element, n the fan-in, so that N starts at the size of M.
 
-    W >= 0 makes the layer monotone: its interval equilibrium is exact, [z(lower h), z(upper h)].
+    W >= 0 makes z increase with h: its interval equilibrium is exact, [z(lower h), z(upper h)].
     """
 
-    def shaped(self, kernel: Tensor) -> Tensor:
+    def unscaled(self, kernel: Tensor) -> Tensor:
         """Return N."""
         return kernel[0].numel() * kernel.square()
 
@@ -137,11 +137,12 @@ class Orthogonal(Perron):
     """`Perron` of N with orthonormal rows: CerDEQ's weight orthogonalisation (Li, Wang and Lin 2022; our reading).
 
     M: [C, C / groups, ...]. N is block diagonal, each group's rows made orthonormal as a matrix by Newton-Schulz
-    iteration (Bjorck and Bowie 1971), exactly so where M's rows are not close to dependent. rho(|N|) falls like the
-    square root of a group's fan-in, and with it how much W shrinks to its bound.
+    iteration (Bjorck and Bowie 1971), exactly so where M's rows are not close to dependent. rho(|N|) grows like the
+    square root of a group's fan-in, so more groups need less scaling. W is N scaled down: its rows are orthogonal
+    within a group, of equal norms below 1.
     """
 
-    def shaped(self, kernel: Tensor) -> Tensor:
+    def unscaled(self, kernel: Tensor) -> Tensor:
         """Return N, [C, C, ...]."""
         channels, inputs = kernel.shape[:2]
         rows = kernel.reshape(channels // inputs, inputs, -1)

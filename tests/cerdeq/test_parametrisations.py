@@ -87,7 +87,7 @@ def test_an_orthogonal_w_has_orthonormal_rows_within_its_groups(size, groups, ke
     each = size // groups
     shape = (size, each) if kernel is None else (size, each, kernel, kernel)
     part = Orthogonal(size, 0.3, None)
-    rows = part.shaped(torch.randn(shape, dtype=torch.float64))
+    rows = part.unscaled(torch.randn(shape, dtype=torch.float64))
     matrix = rows.reshape(size, -1).numpy()
     np.testing.assert_allclose(matrix @ matrix.T, np.eye(size), atol=2e-3 if kernel is None else 1e-6)
     blocks = rows.reshape(groups, each, groups, each, -1)
