@@ -77,7 +77,7 @@ def counts_by_stage(monkeypatch):
     return counts
 
 
-@pytest.mark.parametrize("name", EPS)
+@pytest.mark.parametrize("name", [pytest.param("cnn5", marks=pytest.mark.slow), "cerdeq"])
 def test_the_host_waits_seldom_and_the_verdicts_are_those_of_a_cpu(trained, monkeypatch, name):
     config, model, images, labels = trained(name)
     monkeypatch.setattr(optimise, "ITERATIONS", ASCENT)

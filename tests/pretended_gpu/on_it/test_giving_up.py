@@ -35,7 +35,7 @@ def eager_fails(monkeypatch):
     return install
 
 
-@pytest.mark.parametrize("method", ["ibp", "pgd"])
+@pytest.mark.parametrize("method", ["ibp", pytest.param("pgd", marks=pytest.mark.slow)])
 def test_a_capture_that_fails_is_given_up_and_steps_go_on(tiny_trial, method):
     """Attacks draw random numbers, which a capture that fails may leave unusable."""
     stepper = stepper_of(tiny_trial(method=method), "cuda")
