@@ -5,9 +5,7 @@ from functools import partial
 from torch import nn
 
 from baselines.registry import register
-from cerdeq.layers import Shape, add_extra_stride, add_head, convolutions, scale_channels, size_after
-
-_CNN7 = [(64, 1), (64, 1), (128, 2), (128, 1), (128, 1)]
+from cerdeq.layers import CNN7, Shape, add_extra_stride, add_head, convolutions, scale_channels, size_after
 
 
 @register("cnn")
@@ -21,7 +19,7 @@ def cnn(shape: Shape, classes: int, width: float = 1.0, pool: bool = False, *, d
     """
     if depth < 5:
         raise ValueError(f"depth must be at least 5, found {depth}")
-    plan = add_extra_stride(_CNN7[: depth - 2], shape) + [(128, 1)] * (depth - 7)
+    plan = add_extra_stride(CNN7[: depth - 2], shape) + [(128, 1)] * (depth - 7)
     layers = convolutions(shape[0], plan, width)
     return add_head(layers, scale_channels(plan[-1][0], width), size_after(shape, plan), classes, width, pool)
 

@@ -9,16 +9,27 @@ Named = list[tuple[str, nn.Module]]
 Plan = list[tuple[int, int]]  # (channels at width 1, stride) of each convolution or block
 Shape = tuple[int, int, int]  # (channels, height, width)
 
+CNN7: Plan = [(64, 1), (64, 1), (128, 2), (128, 1), (128, 1)]
+"""The convolutions of CNN-7 (Shi et al. 2021), of which other networks keep the first ones."""
+
 
 def scale_channels(channels: int, width: float) -> int:
     """Return a channel count times the width factor, at least 1."""
     return max(1, round(channels * width))
 
 
+def conv3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    """Return a 3x3 convolution with padding 1."""
+    return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1)
+
+
 def convolution(name: str, inputs: int, outputs: int, stride: int = 1) -> Named:
     """Return a 3x3 convolution with padding 1, batch norm, ReLU."""
-    conv = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1)
-    return [(f"conv{name}", conv), (f"norm{name}", nn.BatchNorm2d(outputs)), (f"relu{name}", nn.ReLU())]
+    return [
+        (f"conv{name}", conv3(inputs, outputs, stride)),
+        (f"norm{name}", nn.BatchNorm2d(outputs)),
+        (f"relu{name}", nn.ReLU()),
+    ]
 
 
 def convolutions(inputs: int, plan: Plan, width: float) -> Named:

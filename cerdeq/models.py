@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 from cerdeq.equilibrium import Equilibrium
 from cerdeq.layers import (
+    CNN7,
     Named,
     Plan,
     Shape,
     add_extra_stride,
     add_head,
+    conv3,
     convolutions,
     extra_stride,
     scale_channels,
@@ -58,11 +60,6 @@ def equilibrium_layer(
         raise ValueError("kernel_size must be odd, found None: W is a convolution")
     inject = nn.Sequential(conv, nn.BatchNorm2d(channels) if norm else nn.Identity())
     return [(name, Equilibrium(channels, inject, **options) if recurrent else nn.Sequential(inject, nn.ReLU()))]
-
-
-def conv3(inputs: int, channels: int, stride: int = 1) -> nn.Conv2d:
-    """Return a 3x3 convolution with padding 1."""
-    return nn.Conv2d(inputs, channels, 3, stride=stride, padding=1)
 
 
 def _stem_and_equilibria(
@@ -111,9 +108,8 @@ def cerdeq(
         recurrent: False for no recurrence (W = 0), which makes the network explicit.
         options: of `Equilibrium`.
     """
-    stem = [(64, 1), (64, 1), (128, 2)]
     return _stem_and_equilibria(
-        stem, shape, classes, width, equilibria, pool, image, norm=norm, recurrent=recurrent, **options
+        CNN7[:3], shape, classes, width, equilibria, pool, image, norm=norm, recurrent=recurrent, **options
     )
 
 
@@ -126,9 +122,8 @@ def deqlate(
 
     With two equilibria, or without `norm`, no W makes it CNN-7.
     """
-    stem = [(64, 1), (64, 1), (128, 2), (128, 1)]
     return _stem_and_equilibria(
-        stem, shape, classes, width, equilibria, pool, norm=norm, recurrent=recurrent, **options
+        CNN7[:4], shape, classes, width, equilibria, pool, norm=norm, recurrent=recurrent, **options
     )
 
 
@@ -159,7 +154,7 @@ def deqdense(shape: Shape, classes: int, width: float = 1.0, pool: bool = False,
 
     options: of `Equilibrium`, except kernel_size. pool: as in `cerdeq`.
     """
-    plan = add_extra_stride([(64, 1), (64, 1), (128, 2), (128, 1), (128, 1)], shape)
+    plan = add_extra_stride(CNN7, shape)
     layers = convolutions(shape[0], plan, width)
     network = add_head(layers, scale_channels(128, width), size_after(shape, plan), classes, width, pool)
     inject = nn.Sequential(*map(network.get_submodule, ("linear", "norm_linear")))

@@ -35,8 +35,7 @@ from harness.methods import method_options
 
 def load_profiles(path: Path) -> dict[str, Sweep]:
     """Return a file's sweep under each of its profiles, by name. Raises InputError as `load_sweep` does."""
-    contents, note = read_profiles(path)
-    return {name: _expand(content, name, path, path, note) for name, content in contents.items()}
+    return _expand_profiles(path, *read_profiles(path))
 
 
 def load_sweep(path: Path, profile: str | None, has_gpu: bool, assignments: Sequence[str] = ()) -> Sweep:
@@ -46,16 +45,20 @@ def load_sweep(path: Path, profile: str | None, has_gpu: bool, assignments: Sequ
     `--set`, KEY=VALUE each, applied after the profile. Raises InputError, with a line for each problem: the file or
     `--set`, the key, what was found, what is allowed.
     """
-    sweeps = load_profiles(path)
+    contents, note = read_profiles(path)
+    sweeps = _expand_profiles(path, contents, note)
     selected = profile or (CPU_PROFILE if CPU_PROFILE in sweeps and not has_gpu else FULL_PROFILE)
     require_profile(path, selected, list(sweeps))
     if not assignments:
         return sweeps[selected]
-    contents, note = read_profiles(path)
     changes = changes_of(assignments)
     return _expand(
         merge(contents[selected], changes), selected, path, ASSIGNED, note, sweeps[selected], profile_mark(changes)
     )
+
+
+def _expand_profiles(path: Path, contents: dict[str, dict[str, Any]], note: str) -> dict[str, Sweep]:
+    return {name: _expand(content, name, path, path, note) for name, content in contents.items()}
 
 
 def _expand(

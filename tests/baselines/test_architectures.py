@@ -127,33 +127,32 @@ def test_large_images_are_halved_once_more(name):
     assert sizes[0] == sizes[1]
 
 
-@pytest.mark.parametrize("layers", [1, 3])
-def test_convdeq_with_w_at_zero_is_conv_from_the_same_seed(layers):
+@pytest.mark.parametrize(
+    ("name", "explicit", "options"),
+    [("convdeq", "conv", {"layers": 1}), ("convdeq", "conv", {"layers": 3}), ("deqdense", "cnn7", {})],
+)
+def test_a_dense_equilibrium_with_w_at_zero_is_the_explicit_layer_from_the_same_seed(name, explicit, options):
     networks = []
-    for name in ("convdeq", "conv"):
+    for each in (name, explicit):
         torch.manual_seed(1)
-        networks.append(small(name, "digits", layers=layers).eval())
-    model, explicit = networks
+        networks.append(small(each, "digits", **options).eval())
+    model, expected = networks
     x = images("digits", 2)
-    assert not torch.allclose(model(x), explicit(x))
-    with torch.no_grad():
-        model.equilibrium.recurrence.parametrizations.weight.original.zero_()
-    torch.testing.assert_close(model(x), explicit(x))
+    assert not torch.allclose(model(x), expected(x))
+    set_w_to_zero(model)
+    torch.testing.assert_close(model(x), expected(x))
+
+
+def test_convdeq_needs_a_linear_layer():
     with pytest.raises(ValueError, match="layers must be at least 1, found 0"):
         small("convdeq", "digits", layers=0)
 
 
-def test_deqdense_with_w_at_zero_is_cnn7_from_the_same_seed():
-    networks = []
-    for name in ("deqdense", "cnn7"):
-        torch.manual_seed(1)
-        networks.append(small(name, "digits").eval())
-    model, explicit = networks
-    x = images("digits", 2)
-    assert not torch.allclose(model(x), explicit(x))
-    with torch.no_grad():
-        model.linear.recurrence.parametrizations.weight.original.zero_()
-    torch.testing.assert_close(model(x), explicit(x))
+@torch.no_grad()
+def set_w_to_zero(model):
+    for module in model.modules():
+        if isinstance(module, Equilibrium):
+            module.recurrence.parametrizations.weight.original.zero_()
 
 
 def test_deqscales_has_equilibria_at_two_resolutions():
@@ -193,10 +192,7 @@ def test_a_network_without_recurrence_is_the_network_with_w_at_zero():
     for name, options in [*cases, ("cerdeq", {"image": True})]:
         model, explicit = small(name, "digits", **options), small(name, "digits", recurrent=False, **options)
         with_statistics(model, "digits")
-        with torch.no_grad():
-            for module in model.modules():
-                if isinstance(module, Equilibrium):
-                    module.recurrence.parametrizations.weight.original.zero_()
+        set_w_to_zero(model)
         state = {re.sub(r"(equilibrium\d?).inject", r"\1.0", key): value for key, value in model.state_dict().items()}
         left = explicit.eval().load_state_dict(state, strict=False)
         assert not left.missing_keys and all("recurrence" in key for key in left.unexpected_keys)

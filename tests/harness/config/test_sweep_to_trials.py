@@ -24,7 +24,7 @@ from harness.config.trial import TrialConfig, trial_key
 from harness.errors import InputError
 
 PROJECT = Path(__file__).resolve().parents[3]
-SWEEPS = sorted((PROJECT / "sweeps").glob("*.yaml"))
+SWEEPS = sorted((PROJECT / "sweeps").glob("*.yaml"), key=lambda path: path.stem)
 RECORD = Path(__file__).with_name("sweep_keys.json")
 
 
