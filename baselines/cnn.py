@@ -9,19 +9,18 @@ from cerdeq.layers import CNN7, Shape, add_extra_stride, add_head, convolutions,
 
 
 @register("cnn")
-def cnn(shape: Shape, classes: int, width: float = 1.0, pool: bool = False, *, depth: int) -> nn.Sequential:
+def cnn(shape: Shape, classes: int, width: float = 1.0, *, depth: int) -> nn.Sequential:
     """Return `depth` - 2 convolutions, a linear layer of 512 and a classifier.
 
     Batch norm and ReLU follow each hidden layer. Depth 7 is CNN-7: channels 64 64 128 128 128, strides 1 1 2 1 1.
     Shallower networks, down to depth 5, leave out its last convolutions; deeper networks repeat the last. Images larger
-    than 32 pixels are halved once more, in the last stride-1 convolution of CNN-7's part. pool: 2x2 average pooling
-    before the linear layer.
+    than 32 pixels are halved once more, in the last stride-1 convolution of CNN-7's part.
     """
     if depth < 5:
         raise ValueError(f"depth must be at least 5, found {depth}")
     plan = add_extra_stride(CNN7[: depth - 2], shape) + [(128, 1)] * (depth - 7)
     layers = convolutions(shape[0], plan, width)
-    return add_head(layers, scale_channels(plan[-1][0], width), size_after(shape, plan), classes, width, pool)
+    return add_head(layers, scale_channels(plan[-1][0], width), size_after(shape, plan), classes, width)
 
 
 for _depth in (5, 7, 11):

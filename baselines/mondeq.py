@@ -24,7 +24,7 @@ class Bias(nn.Module):
 @register("mondeq")
 def mondeq(
     shape: Shape, classes: int, width: float = 1.0,
-    margin: float = 0.5, iterations: int = 16, backward_iterations: int = 16, pool: bool = False,
+    margin: float = 0.5, iterations: int = 16, backward_iterations: int = 16,
 ) -> nn.Sequential:  # fmt: skip
     """Return DEQ-7 as published: a monotone W without gain, the injection relu(norm(U x)) + b.
 
@@ -38,4 +38,4 @@ def mondeq(
         channels, inject, parametrisation="monotone", margin=margin, gain=None,
         iterations=iterations, backward_iterations=backward_iterations,
     )  # fmt: skip
-    return deq7_around([("equilibrium", layer)], shape, classes, width, pool)
+    return deq7_around([("equilibrium", layer)], shape, classes, width)

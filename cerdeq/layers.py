@@ -43,7 +43,7 @@ def convolutions(inputs: int, plan: Plan, width: float) -> Named:
 
 
 def add_head(
-    layers: Named, channels: int, size: list[int], classes: int, width: float, pool: bool = False, norm: bool = True
+    layers: Named, channels: int, size: list[int], classes: int, width: float, norm: bool = True
 ) -> nn.Sequential:
     """Return a network of the layers and a head: flatten, linear, batch norm, ReLU, classifier.
 
@@ -51,11 +51,8 @@ def add_head(
 
     Args:
         layers: their output is [B, channels, *size].
-        pool: whether to put 2x2 average pooling before the head; it drops an odd last row or column.
         norm: whether to put batch norm after the linear layer.
     """
-    if pool:
-        layers, size = [*layers, ("pool", nn.AvgPool2d(2))], [side // 2 for side in size]
     hidden = scale_channels(512, width)
     head = [
         ("flatten", nn.Flatten()),

@@ -64,7 +64,7 @@ def equilibrium_layer(
 
 def _stem_and_equilibria(
     stem: Plan, shape: Shape, classes: int, width: float,
-    equilibria: int, pool: bool, image: bool = False, **options,
+    equilibria: int, image: bool = False, **options,
 ) -> nn.Sequential:  # fmt: skip
     """Return a network: the convolutions of `stem`, one or two equilibria of 128 channels, the head.
 
@@ -82,13 +82,13 @@ def _stem_and_equilibria(
     layers += equilibrium_layer("equilibrium", conv, channels, **options)
     if equilibria == 2:
         layers += equilibrium_layer("equilibrium2", conv3(channels, channels), channels, **options)
-    return add_head(layers, channels, size_after(shape, [*stem, (128, stride)]), classes, width, pool)
+    return add_head(layers, channels, size_after(shape, [*stem, (128, stride)]), classes, width)
 
 
 @takes_equilibrium_options()
 def cerdeq(
     shape: Shape, classes: int, width: float = 1.0,
-    equilibria: int = 1, pool: bool = False, norm: bool = True, image: bool = False, recurrent: bool = True,
+    equilibria: int = 1, norm: bool = True, image: bool = False, recurrent: bool = True,
     **options,
 ) -> nn.Sequential:  # fmt: skip
     """Return CerDEQ: convolutions 64, 64, 128 (stride 2), an Equilibrium of 128 channels, a linear layer of 512.
@@ -101,7 +101,6 @@ def cerdeq(
         shape: (C, H, W) of an image.
         width: a factor of all channel counts.
         equilibria: 1, or 2 in a row.
-        pool: whether to put 2x2 average pooling before the linear layer.
         norm: whether the injection has batch norm.
         image: whether the first injection also sees the image, by a 3x3 convolution with the stride of all layers
             before. The stem is then a part of the injection.
@@ -109,28 +108,26 @@ def cerdeq(
         options: of `Equilibrium`.
     """
     return _stem_and_equilibria(
-        CNN7[:3], shape, classes, width, equilibria, pool, image, norm=norm, recurrent=recurrent, **options
+        CNN7[:3], shape, classes, width, equilibria, image, norm=norm, recurrent=recurrent, **options
     )
 
 
 @takes_equilibrium_options()
 def deqlate(
     shape: Shape, classes: int, width: float = 1.0,
-    equilibria: int = 1, pool: bool = False, norm: bool = True, recurrent: bool = True, **options,
+    equilibria: int = 1, norm: bool = True, recurrent: bool = True, **options,
 ) -> nn.Sequential:  # fmt: skip
     """Return CNN-7 with an Equilibrium for its last convolution: CNN-7 itself if W = 0. Arguments as in `cerdeq`.
 
     With two equilibria, or without `norm`, no W makes it CNN-7.
     """
-    return _stem_and_equilibria(
-        CNN7[:4], shape, classes, width, equilibria, pool, norm=norm, recurrent=recurrent, **options
-    )
+    return _stem_and_equilibria(CNN7[:4], shape, classes, width, equilibria, norm=norm, recurrent=recurrent, **options)
 
 
 @takes_equilibrium_options()
 def deqscales(
     shape: Shape, classes: int, width: float = 1.0,
-    pool: bool = False, norm: bool = True, recurrent: bool = True, **options,
+    norm: bool = True, recurrent: bool = True, **options,
 ) -> nn.Sequential:  # fmt: skip
     """Return a network of equilibria at two resolutions: convolutions 64, 64, Equilibrium(128), Equilibrium(256), 512.
 
@@ -145,18 +142,18 @@ def deqscales(
         conv = conv3(inputs, channels, stride)
         layers += equilibrium_layer(f"equilibrium{number}", conv, channels, norm=norm, recurrent=recurrent, **options)
         inputs = channels
-    return add_head(layers, inputs, size_after(shape, [*stem, *scales]), classes, width, pool)
+    return add_head(layers, inputs, size_after(shape, [*stem, *scales]), classes, width)
 
 
 @takes_equilibrium_options("kernel_size")
-def deqdense(shape: Shape, classes: int, width: float = 1.0, pool: bool = False, **options) -> nn.Sequential:
+def deqdense(shape: Shape, classes: int, width: float = 1.0, **options) -> nn.Sequential:
     """Return CNN-7 with an Equilibrium for its linear layer of 512, W a dense matrix: CNN-7 itself if W = 0.
 
-    options: of `Equilibrium`, except kernel_size. pool: as in `cerdeq`.
+    options: of `Equilibrium`, except kernel_size.
     """
     plan = add_extra_stride(CNN7, shape)
     layers = convolutions(shape[0], plan, width)
-    network = add_head(layers, scale_channels(128, width), size_after(shape, plan), classes, width, pool)
+    network = add_head(layers, scale_channels(128, width), size_after(shape, plan), classes, width)
     inject = nn.Sequential(*map(network.get_submodule, ("linear", "norm_linear")))
     network.linear = Equilibrium(scale_channels(512, width), inject, kernel_size=None, **options)
     del network.norm_linear, network.relu_linear
@@ -166,7 +163,7 @@ def deqdense(shape: Shape, classes: int, width: float = 1.0, pool: bool = False,
 @takes_equilibrium_options()
 def deq7(
     shape: Shape, classes: int, width: float = 1.0,
-    pool: bool = False, norm: bool = True, recurrent: bool = True, **options,
+    norm: bool = True, recurrent: bool = True, **options,
 ) -> nn.Sequential:  # fmt: skip
     """Return the DEQ-7 of IBP-MonDEQ (Wei and Kolter 2022): Equilibrium(64), then 128 (stride 2), 128, 128, 512.
 
@@ -176,12 +173,12 @@ def deq7(
     channels = scale_channels(64, width)
     conv = conv3(shape[0], channels)
     first = equilibrium_layer("equilibrium", conv, channels, norm=norm, recurrent=recurrent, **options)
-    return deq7_around(first, shape, classes, width, pool)
+    return deq7_around(first, shape, classes, width)
 
 
-def deq7_around(first: Named, shape: Shape, classes: int, width: float, pool: bool) -> nn.Sequential:
+def deq7_around(first: Named, shape: Shape, classes: int, width: float) -> nn.Sequential:
     """Return DEQ-7 with the layers `first` for its equilibrium."""
     inputs = scale_channels(64, width)
     plan = [(128, 2), (128, 1), (128, extra_stride(shape))]
     layers = [*first, ("norm_equilibrium", nn.BatchNorm2d(inputs)), *convolutions(inputs, plan, width)]
-    return add_head(layers, scale_channels(128, width), size_after(shape, plan), classes, width, pool)
+    return add_head(layers, scale_channels(128, width), size_after(shape, plan), classes, width)

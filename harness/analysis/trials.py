@@ -141,7 +141,7 @@ def _progress(path: Path, trial: folder.Trial) -> str:
         return f"{shards - len(certification.missing(path))} of {shards} shards of {path.name}"
     if not (epochs := trial.config.epochs):
         return "not evaluated yet"
-    return f"{max((row[names.EPOCH] for row in folder.read_epochs(path)), default=0)} of {epochs} epochs"
+    return f"{folder.last_epoch(path)} of {epochs} epochs"
 
 
 def setting_columns(trials: pd.DataFrame) -> list[str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -13,7 +13,6 @@ from harness.errors import InputError, require
 from harness.storage.names import CERTIFIED_ERROR, STANDARD_ERROR
 
 Sampler = Literal["tpe", "nsga2", "random"]
-SAMPLERS = get_args(Sampler)
 Objective = Literal[CERTIFIED_ERROR, STANDARD_ERROR]  # type: ignore[valid-type]
 Number = TypeVar("Number", int, float)
 Ends = Annotated[list[Number], Field(min_length=2, max_length=2)]

@@ -19,12 +19,12 @@ import pyarrow
 from harness.clock import Clock
 from harness.errors import InputError
 from harness.masking import mask_secrets
-from harness.storage import folder, remote
+from harness.storage import folder, names, remote
 from harness.storage.files import write_text
 from harness.storage.lease import holder, lock_address
 
 if TYPE_CHECKING:
-    from harness.training.trial import EvaluationProgress, Report
+    from harness.training.trial import Report
 
 # harness.training is imported late: it imports torch, which the driver does without.
 
@@ -155,9 +155,7 @@ def update_mirror(uri: str, sweep_dir: Path) -> None:
         raise InputError(f"{message}; copy these trials back, or move the directory away to train them again")
 
 
-def run_trial_at(
-    uri: str, key: str, report: "Report", data_dir: str | None, evaluated: "EvaluationProgress", code: str | None
-) -> None:
+def run_trial_at(uri: str, key: str, report: "Report", data_dir: str | None, code: str | None) -> None:
     """Run `run_folder` for a trial at a sweep's address, in a temporary directory.
 
     The trial's folder is pushed before each report of an epoch, now and then during evaluation, and at the end, also
@@ -179,18 +177,14 @@ def run_trial_at(
             except OSError as error:
                 _log.warning("not pushed yet: %s", mask_secrets(str(error)))
 
-        def on_epoch(row: dict[str, Any]) -> None:
-            push_or_warn()
-            report(row)
-
-        def on_evaluated(done: int, images: int) -> None:
-            if clock.due():
+        def push_and_report(row: dict[str, Any]) -> None:
+            if names.EPOCH in row or clock.due():
                 push_or_warn()
-            evaluated(done, images)
+            report(row)
 
         remote.pull(uri, sweep_dir, below)
         try:
-            run_folder(trial_dir, on_epoch, data_dir, on_evaluated, Clock(asked=lambda: is_stopped(uri)), code)
+            run_folder(trial_dir, push_and_report, data_dir, Clock(asked=lambda: is_stopped(uri)), code)
         finally:
             remote.retry_storage(push)
             if folder.read_result(trial_dir) is not None:
@@ -212,11 +206,11 @@ def _pull(uri: str, sweep_dir: Path, below: str = "") -> set[str]:
     def is_wanted(name: str) -> bool:
         return PurePosixPath(name).name not in _WORKERS_FILES and f"/{folder.SHARDS}/" not in name
 
-    names = remote.pull(uri, sweep_dir, below, is_wanted)
+    remote_names = remote.pull(uri, sweep_dir, below, is_wanted)
     for path in (sweep_dir / below).rglob(folder.FAILURE):
-        if path.relative_to(sweep_dir).as_posix() not in names:
+        if path.relative_to(sweep_dir).as_posix() not in remote_names:
             path.unlink(missing_ok=True)
-    return names
+    return remote_names
 
 
 def _name(trial_dir: Path) -> str:

@@ -38,7 +38,7 @@ def state_of(trial_dir: Path, epochs: int, holder: dict[str, Any] | None) -> Sta
         return State(FAILED, str(failure["error"]), age)
     if age is None:
         return State(WAITING, "", age)
-    done = max((row[names.EPOCH] for row in folder.read_epochs(trial_dir)), default=0)
+    done = folder.last_epoch(trial_dir)
     parts = [f"epoch {done} of {epochs}"] if epochs else []
     parts += ["being evaluated"] if (trial_dir / folder.SHARDS).exists() else []
     description = ", ".join(parts)

@@ -127,6 +127,6 @@ def _seconds_left(trial: Trial, trial_dir: Path, measured: dict[str, list[tuple[
     of_row = measured.get(identity(trial.config))
     if of_row is None:
         return None
-    done = max((row[names.EPOCH] for row in folder.read_epochs(trial_dir)), default=0)
+    done = folder.last_epoch(trial_dir)
     epoch, evaluation = (mean(values) for values in zip(*of_row, strict=True))
     return epoch * (trial.config.epochs - done) + evaluation

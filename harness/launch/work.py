@@ -18,7 +18,7 @@ from harness.clock import Clock, Stopped
 from harness.config.plugins import load_for
 from harness.errors import InputError, error_line, require
 from harness.launch.shared import is_stopped, run_trial_at
-from harness.storage import folder, names
+from harness.storage import folder
 
 if TYPE_CHECKING:
     from harness.data import Data
@@ -95,16 +95,12 @@ def train_item(
     asked = asked or (partial(is_stopped, uri) if uri else folder.stop_file(trial_dir).exists)
     if asked():
         return
-
-    def evaluated(done: int, images: int) -> None:
-        report({names.EVALUATED: done, names.IMAGES: images})
-
     if uri:
-        run_trial_at(uri, trial_dir.name, report, data_dir, evaluated, code)
+        run_trial_at(uri, trial_dir.name, report, data_dir, code)
     elif (trial_dir / CANDIDATE).exists():
-        run_candidate(trial_dir, report, data_dir, evaluated, code)
+        run_candidate(trial_dir, report, data_dir, code)
     else:
-        run_folder(trial_dir, report, data_dir, evaluated, Clock(asked=asked), code)
+        run_folder(trial_dir, report, data_dir, Clock(asked=asked), code)
 
 
 def certify_item(shard: Path, report: "Report", data_dir: str | None) -> None:

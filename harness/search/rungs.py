@@ -18,7 +18,7 @@ from harness.evaluation.ibp import errors_without_attack
 from harness.storage import folder, names
 from harness.storage.files import parse_json, write_json
 from harness.training import checkpoint, run_folder
-from harness.training.trial import EvaluationProgress, Report
+from harness.training.trial import Report
 
 CANDIDATE, SEARCH = "candidate.json", "search.json"
 
@@ -41,9 +41,7 @@ def has_ended(trial_dir: Path) -> bool:
     return fails_again or is_candidate_stopped(trial_dir) or folder.read_result(trial_dir) is not None
 
 
-def run_candidate(
-    trial_dir: Path, report: Report, data_dir: str | None, evaluated: EvaluationProgress, code: str | None = None
-) -> None:
+def run_candidate(trial_dir: Path, report: Report, data_dir: str | None, code: str | None = None) -> None:
     """Train a candidate as `run_folder` does, up to the rung where it is stopped.
 
     At each rung it reports the epoch and the certified error. `report` returns once the driver has decided whether the
@@ -58,12 +56,12 @@ def run_candidate(
         if checkpoint.epochs_done(trial_dir) < rung:
             clock = Clock(asked=folder.stop_file(trial_dir).exists, until=rung)
             with suppress(Stopped):
-                run_folder(trial_dir, report, data_dir, evaluated, clock, code)
+                run_folder(trial_dir, report, data_dir, clock, code)
             if checkpoint.epochs_done(trial_dir) < rung:
                 raise Stopped
         report({names.RUNG: rung, names.CERTIFIED_ERROR: _certified_error(trial.config, trial_dir, data_dir)})
     if not is_candidate_stopped(trial_dir):
-        run_folder(trial_dir, report, data_dir, evaluated, code=code)
+        run_folder(trial_dir, report, data_dir, code=code)
 
 
 def _rungs(trial_dir: Path, epochs: int) -> list[int]:

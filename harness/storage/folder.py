@@ -249,6 +249,11 @@ def read_epochs(directory: Path) -> list[dict[str, Any]]:
         raise DamagedFileError(f"{path} cannot be read: {error}") from error
 
 
+def last_epoch(directory: Path) -> int:
+    """Return the number of the trial's last finished epoch, 0 before the first. Raises DamagedFileError."""
+    return max((row[EPOCH] for row in read_epochs(directory)), default=0)
+
+
 def _check_row(row: Any) -> dict[str, Any]:
     if type(row) is not dict or type(row.get(EPOCH)) is not int:
         raise ValueError(f"{shorten(row)} is not an epoch's row")

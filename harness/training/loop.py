@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from harness.config.settings import RampShape
 from harness.config.trial import TrialConfig
 from harness.device import tf32
 from harness.errors import SettingError
+from harness.evaluation.metrics import finite_or_none
 from harness.memory import free_memory
 from harness.storage import names
 from harness.storage.folder import add_failed_optimisations, read_epochs, read_failed_optimisations, write_epoch
@@ -41,13 +41,13 @@ Report = Callable[[dict[str, Any]], None]
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss became infinite or NaN, in `epoch` (from 1). last_finite: the last finite values."""
+    """The loss became infinite or NaN in an epoch, from 1. last_finite: the last finite values."""
 
     def __init__(self, epoch: int, step: int, last_finite: dict[str, Any]):
         super().__init__(
             f"the loss became non-finite in epoch {epoch}, step {step} of the epoch; last finite values: {last_finite}"
         )
-        self.epoch, self.last_finite = epoch, last_finite
+        self.last_finite = last_finite
 
 
 def train(
@@ -122,7 +122,7 @@ def _train(
     done = checkpoint.restore(trial_dir, parts, device)
     if done == 0 and not read_epochs(trial_dir):
         untrained = monitor_untrained(config, model, images[:_MONITORED], labels[:_MONITORED])
-        row = _finite({names.EPOCH: 0, names.TRAIN_EPS: 0.0, **untrained})
+        row = {names.EPOCH: 0, **finite_or_none({names.TRAIN_EPS: 0.0, **untrained})}
         write_epoch(trial_dir, row)
         report(row)
     if done < last:
@@ -218,8 +218,7 @@ def _train_epoch(stepper: Stepper, epoch: int, trial_dir: Path) -> dict[str, Any
     seconds = time.perf_counter() - started
     _refuse_non_finite(stepper.model, loss, epoch, trial_dir)
     seen = steps * settings.batch_size
-    row = {
-        names.EPOCH: epoch,
+    metrics = {
         names.TRAIN_LOSS: float(loss.mean()),
         names.TRAIN_EPS: eps,
         names.TRAIN_LEARNING_RATE: rate,
@@ -230,7 +229,7 @@ def _train_epoch(stepper: Stepper, epoch: int, trial_dir: Path) -> dict[str, Any
         names.TRAIN_EXAMPLES_PER_SECOND: seen / seconds,
         **monitor_bounds(config, stepper.model, stepper.images[:_MONITORED], stepper.labels[:_MONITORED]),
     }
-    return _finite(row)
+    return {names.EPOCH: epoch, **finite_or_none(metrics)}
 
 
 @dataclass(frozen=True)
@@ -265,11 +264,6 @@ class Ramp:
 def learning_rate(base: float, decay_epochs: tuple[int, ...], factor: float, epoch: int) -> float:
     """Return the learning rate in `epoch` (from 1): `base` multiplied by `factor` once each decay epoch has passed."""
     return base * factor ** sum(epoch > decay for decay in decay_epochs)
-
-
-def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    """Return the row with None for numbers that are not finite, which JSON does not have."""
-    return {name: value if math.isfinite(value) else None for name, value in row.items()}
 
 
 def _refuse_non_finite(model: nn.Module, loss: Tensor, epoch: int, trial_dir: Path) -> None:

@@ -41,7 +41,6 @@ FAILS_AGAIN = (InputError, *REPEATED)
 """Errors that a retry would raise again."""
 
 Report = Callable[[dict[str, Any]], None]
-EvaluationProgress = Callable[[int, int], None]
 
 
 def run_trial(
@@ -49,7 +48,6 @@ def run_trial(
     directory: Path,
     report: Report = lambda row: None,
     data_dir: str | None = None,
-    evaluated: EvaluationProgress = lambda done, images: None,
     clock: Clock | None = None,
 ) -> folder.TrialResult:
     """Train and evaluate `config` in its folder `directory`, and return the result; go on from what is saved there.
@@ -57,9 +55,9 @@ def run_trial(
     The folder of a network that was trained elsewhere must hold its checkpoint (`folder.copy_checkpoint`).
 
     Args:
-        report: called with each epoch's row.
+        report: called with each epoch's row, then with the numbers of evaluated and of all images, {"evaluated": ...,
+            "images": ...}, before the first batch and after each.
         data_dir: as --data-dir.
-        evaluated: called with the numbers of evaluated and of all images, before the first batch and after each.
         clock: when to stop and when to save; by default never, and twice a minute.
 
     Raises:
@@ -69,14 +67,13 @@ def run_trial(
     """
     load_for(config)
     folder.claim(directory, folder.make_trial(config, load(config.dataset, data_dir).fingerprint))
-    return run_folder(directory, report, data_dir, evaluated, clock or Clock())
+    return run_folder(directory, report, data_dir, clock or Clock())
 
 
 def run_folder(
     directory: Path,
     report: Report,
     data_dir: str | None,
-    evaluated: EvaluationProgress = lambda done, images: None,
     clock: Clock | None = None,
     code: str | None = None,
 ) -> folder.TrialResult:
@@ -102,7 +99,7 @@ def run_folder(
         remove_unfinished(directory)
         if (result := folder.read_result(directory)) is None:
             with reuse_freed_memory():
-                result = _train_and_evaluate(trial, data, directory, report, evaluated, clock)
+                result = _train_and_evaluate(trial, data, directory, report, clock)
             folder.write_result(directory, result)
         (directory / folder.FAILURE).unlink(missing_ok=True)  # last: a trial counts as failed until it is done
         (directory / folder.WITHOUT).unlink(missing_ok=True)
@@ -139,7 +136,7 @@ def _log_and_record_failure(trial_dir: Path) -> Iterator[None]:
 
 
 def _train_and_evaluate(
-    trial: folder.Trial, data: Data, trial_dir: Path, report: Report, evaluated: EvaluationProgress, clock: Clock
+    trial: folder.Trial, data: Data, trial_dir: Path, report: Report, clock: Clock
 ) -> folder.TrialResult:
     training, test = split_images(trial.config, data)
     device = best_device()
@@ -150,7 +147,7 @@ def _train_and_evaluate(
     else:
         network_metrics = _train(trial.config, training, trial_dir, device, report, clock)
     free_memory()
-    metrics, messages = _evaluate(trial, test, trial_dir, device, environment, network_metrics, evaluated, clock)
+    metrics, messages = _evaluate(trial, test, trial_dir, device, environment, network_metrics, report, clock)
     return folder.TrialResult(trial.key, metrics, environment, data.summary(), messages)
 
 
@@ -187,7 +184,7 @@ def _evaluate(
     device: torch.device,
     environment: dict[str, str],
     network_metrics: dict[str, float],
-    evaluated: EvaluationProgress,
+    report: Report,
     clock: Clock,
 ) -> tuple[dict[str, float | None], list[str]]:
     """Evaluate the network whose weights the folder holds, write verdicts and evidence, return metrics and warnings."""
@@ -202,7 +199,7 @@ def _evaluate(
     missing = certification.missing_shards(trial_dir, len(parts), digest)
     done = len(test) - sum(len(parts[number]) for number in missing)
     if missing:
-        evaluated(done, len(test))
+        report({names.EVALUATED: done, names.IMAGES: len(test)})
     for number in missing:
         clock.check()
         folder.require_there(trial_dir)
@@ -212,7 +209,7 @@ def _evaluate(
             certification.remove_shards(trial_dir)
             raise
         done += len(parts[number])
-        evaluated(done, len(test))
+        report({names.EVALUATED: done, names.IMAGES: len(test)})
     evaluation = merge_shards(trial_dir, len(parts))
     if any(isinstance(module, FixedPoint) for module in model.modules()):
         clock.check()

@@ -19,10 +19,9 @@ SHALLOW = [(name, "digits", {}) for name in NAMED]
 LARGE = [("cnn7", "cifar10", {}), ("cerdeq", "mnist", {})]
 LARGE += [(name, "tiny-imagenet", {}) for name in NAMED if name not in ("cnn5", "cnn11")]  # it has layers of its own
 VARIANTS = [
-    ("cerdeq", "mnist", {"pool": True, "equilibria": 2}),
+    ("cerdeq", "mnist", {"equilibria": 2}),
     ("deqlate", "digits", {"recurrent": False, "equilibria": 2, "norm": False}),
     ("deq7", "digits", {"norm": False, "gain": None}),
-    ("mondeq", "digits", {"pool": True}),
     *[("cerdeq", "digits", {"parametrisation": name}) for name in PARAMETRISATIONS],
     ("deqlate", "digits", {"parametrisation": "orthogonal", "groups": 4}),
     ("cerdeq", "digits", {"gradient": "unrolled", "warm_start": True}),

@@ -44,7 +44,7 @@ def test_an_unknown_data_set_is_refused_with_the_nearest():
 
 
 def test_an_unknown_option_is_refused_with_the_known_ones():
-    with pytest.raises(UnknownOptionError, match=r"unknown option 'marign' of cnn7; allowed: pool$") as error:
+    with pytest.raises(UnknownOptionError, match=r"unknown option 'marign' of cnn7; allowed: none$") as error:
         build("cnn7", dataset="digits", marign=0.3)
     assert error.value.option == "marign" and isinstance(error.value, TypeError)
     with pytest.raises(UnknownOptionError, match=r"unknown option 'size' of a thing; allowed: equilibria, "):
@@ -92,7 +92,7 @@ def test_options_reach_the_equilibrium():
 def test_every_option_of_an_equilibrium_is_an_option_of_its_networks():
     layer = set(inspect.signature(Equilibrium).parameters) - {"channels", "inject", "kernel_size"}
     for name in ("cerdeq", "deqlate", "deq7"):
-        assert layer | {"pool", "norm", "recurrent"} <= options_of(name).keys()
+        assert layer | {"norm", "recurrent"} <= options_of(name).keys()
         assert options_of(name)["margin"].default == 0.3
     assert options_of("resnet9") == {}
 

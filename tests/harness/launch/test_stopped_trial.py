@@ -46,23 +46,26 @@ class StopAfter(Clock):
         return self.questions < 0
 
 
+def batches(rows):
+    """Return the numbers of evaluated and of all images that a trial reported."""
+    return [(row[names.EVALUATED], row[names.IMAGES]) for row in rows if names.EVALUATED in row]
+
+
 @pytest.mark.parametrize("model", ["cnn5", "cerdeq"])
 def test_a_trial_done_in_pieces_ends_like_one_done_at_once(tiny_trial, tmp_path, model):
     """Each call ends after one epoch, one batch, or what equilibria do; nothing is done twice."""
     config = tiny_trial(model, width=0.05, eps="1/4", train={"eps": "1/32"})
     at_once = run_trial(config, tmp_path / "at_once")
-    epochs, batches, calls = [], [], 0
+    rows, calls = [], 0
     while folder.read_result(tmp_path / "pieces") is None:
         calls += 1
         try:
-            run_trial(
-                config, tmp_path / "pieces", epochs.append, evaluated=lambda *b: batches.append(b), clock=StopAfter(1)
-            )
+            run_trial(config, tmp_path / "pieces", rows.append, clock=StopAfter(1))
         except Stopped:
             assert folder.read_failure(tmp_path / "pieces") is None
     assert calls == 3 + 2 + (model == "cerdeq")
-    assert [row[names.EPOCH] for row in epochs] == [0, 1, 2, 3]
-    assert dict.fromkeys(batches) == dict.fromkeys([(0, 60), (40, 60), (60, 60)])
+    assert [row[names.EPOCH] for row in rows if names.EPOCH in row] == [0, 1, 2, 3]
+    assert dict.fromkeys(batches(rows)) == dict.fromkeys([(0, 60), (40, 60), (60, 60)])
     pieces = folder.read_result(tmp_path / "pieces")
     metrics = {name: value for name, value in at_once.metrics.items() if "seconds" not in name}
     assert metrics == {name: pieces.metrics[name] for name in metrics} and len(metrics) > 10
@@ -94,9 +97,9 @@ def test_batches_that_are_damaged_or_of_other_weights_are_evaluated_again(begun,
         begun = dataclasses.replace(begun, seed=1)
     else:
         (tmp_path / folder.SHARDS / damaged).write_bytes(b"nothing")
-    batches = []
-    run_trial(begun, tmp_path, evaluated=lambda *batch: batches.append(batch))
-    assert batches == [(0, 60), (40, 60), (60, 60)]
+    rows = []
+    run_trial(begun, tmp_path, rows.append)
+    assert batches(rows) == [(0, 60), (40, 60), (60, 60)]
 
 
 def test_several_trials_in_order_one_finished_one_that_fails(exported, tmp_path, capsys):

@@ -25,7 +25,7 @@ def trial_dir(tmp_path):
 
 
 def run(trial_dir, report):
-    run_candidate(trial_dir, report, None, lambda done, images: None)
+    run_candidate(trial_dir, report, None)
 
 
 def epochs(trial_dir):

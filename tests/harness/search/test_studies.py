@@ -1,10 +1,12 @@
 """Proposals lie in their spaces, are new, and are the same for the same candidates, also after kills."""
 
+from typing import get_args
+
 import pytest
 from optuna.trial import TrialState
 from search_cases import SPACES, new_study, searched_sweep
 
-from harness.config.search import SAMPLERS
+from harness.config.search import Sampler
 from harness.search.results import importances
 from harness.search.studies import JOURNAL, candidates_of, propose
 
@@ -21,7 +23,7 @@ def proposals(study, sweep, count, error=batch_error):
     return [candidate.user_attrs["settings"] for candidate in candidates_of(study)]
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", get_args(Sampler))
 def test_proposals_lie_in_their_spaces_and_survive_kills(tmp_path, sampler):
     sweep = searched_sweep(tmp_path, sampler=sampler)
     proposed = proposals(new_study(tmp_path / "one", sweep), sweep, 14)

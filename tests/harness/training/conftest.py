@@ -4,17 +4,18 @@ import functools
 
 import pytest
 
+from harness.storage import names
 from harness.training import run_trial
 
 
 @pytest.fixture(scope="session")
 def whole_trial(tiny_trial, tmp_path_factory):
-    """A function of a network to the folder of a tiny trial of it, which no test may change, and the rows it told."""
+    """A function of a network to the folder of a tiny trial of it, which no test may change, and its epochs' rows."""
 
     @functools.cache
     def of(model):
         rows, place = [], tmp_path_factory.mktemp(f"whole-{model}")
         run_trial(tiny_trial(model), directory=place, report=rows.append)
-        return place, rows
+        return place, [row for row in rows if names.EPOCH in row]
 
     return of
