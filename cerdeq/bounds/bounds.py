@@ -12,8 +12,8 @@ from cerdeq.bounds.float32 import cast_to_float32, cut_by_float32, float32_box_a
 from cerdeq.bounds.forward import output_of, propagate, values_of
 from cerdeq.bounds.graph import Program
 from cerdeq.bounds.memory import SEARCH_COPIES, bytes_per_example, default_memory, examples_at_once, without_overrun
-from cerdeq.bounds.optimise import examples_of, optimised_slopes
-from cerdeq.bounds.tighten import tightened_values
+from cerdeq.bounds.optimise import examples_of, optimise_slopes
+from cerdeq.bounds.tighten import tighten_boxes
 from cerdeq.boxes import outward_ends
 from cerdeq.rules.interval import Context, Interval, PrecisionError
 from cerdeq.rules.linear import Backward
@@ -54,7 +54,7 @@ class Question:
         spec = self.spec[examples] if isinstance(rows, slice) else self.spec[examples[:, None], rows]
         return replace(self, values=values, spec=spec)
 
-    def raised(self, lower: Tensor, bound: Callable[["Question"], Tensor]) -> Tensor:
+    def raise_bounds(self, lower: Tensor, bound: Callable[["Question"], Tensor]) -> Tensor:
         """Return `lower` [B, K], raised by `bound` where it is not above the target."""
         if self.target is None:
             return larger(lower, bound(self))
@@ -179,7 +179,7 @@ def _ibp(question: Question) -> Tensor:
 
 
 def _crown_ibp(question: Question) -> Tensor:
-    return question.raised(_ibp(question), linear)
+    return question.raise_bounds(_ibp(question), linear)
 
 
 def _crown(question: Question) -> Tensor:
@@ -189,8 +189,8 @@ def _crown(question: Question) -> Tensor:
 def _alpha_crown(question: Question) -> Tensor:
     lower = _crown_ibp(question)
     if question.target is not None:  # slopes cost less than boxes, and are often enough
-        lower = question.raised(lower, _with_optimised_slopes)
-    return _over_tighter_boxes(question, lower, lambda tight, lower: tight.raised(lower, _with_optimised_slopes))
+        lower = question.raise_bounds(lower, _with_optimised_slopes)
+    return _over_tighter_boxes(question, lower, lambda tight, lower: tight.raise_bounds(lower, _with_optimised_slopes))
 
 
 def _over_tighter_boxes(question: Question, lower: Tensor, improve: Callable[[Question, Tensor], Tensor]) -> Tensor:
@@ -212,15 +212,15 @@ def _raised_over(
 ) -> Tensor:
     """Raise `lower` of these examples over the boxes that `program` tightens."""
     tight = tighten(question.of(examples), program)
-    lower[examples] = improve(tight, tight.raised(larger(lower[examples], _ibp(tight)), linear))
+    lower[examples] = improve(tight, tight.raise_bounds(larger(lower[examples], _ibp(tight)), linear))
     return lower
 
 
 def tighten(question: Question, program: Program) -> Question:
     """Return the question over boxes that CROWN has tightened, by the question's program or by its float32 one."""
     if program is not question.float32:
-        return replace(question, values=tightened_values(program, question.values[0], question.memory))
-    boxes = tightened_values(program, float32_box_around(question.values[0]), question.memory)
+        return replace(question, values=tighten_boxes(program, question.values[0], question.memory))
+    boxes = tighten_boxes(program, float32_box_around(question.values[0]), question.memory)
     return replace(question, values=cut_by_float32(question.program, question.values, boxes))
 
 
@@ -249,7 +249,7 @@ def _with_optimised_slopes(question: Question) -> Tensor:
         search_values = values if search_program is program else cast_to_float32(search_program, values)
         for first, last in in_chunks(spec.shape[1], at_once // len(examples)):
             rows = spec[examples, first:last].unflatten(2, shape)
-            slopes = optimised_slopes(search_program, search_values, rows.to(search_values[0].center), question.target)
+            slopes = optimise_slopes(search_program, search_values, rows.to(search_values[0].center), question.target)
             proof = Backward(sound=True, slopes={name: slope.to(spec) for name, slope in slopes.items()})
             lower[examples, first:last] = linear_lower_bound(program, values, rows, program.output, proof)
     return lower

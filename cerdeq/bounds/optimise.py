@@ -20,7 +20,7 @@ _RATE, _DECAY = 0.25, 0.93
 _MOMENTS = 0.9, 0.999
 
 
-def optimised_slopes(program: Program, values: list[Any], spec: Tensor, target: float | None) -> dict[str, Tensor]:
+def optimise_slopes(program: Program, values: list[Any], spec: Tensor, target: float | None) -> dict[str, Tensor]:
     """Return the slopes [B, K, *shape] with each row's best bound, for each relaxation of the program by step name.
 
     values: of a forward pass; spec: [B, K, N] of the output. Each row has slopes of its own. With a `target`, rows

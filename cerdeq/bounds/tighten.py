@@ -21,7 +21,7 @@ The box is of a value that is linear in an operator's result and arguments: `fun
 these, from coefficients of the value."""
 
 
-def tightened_values(program: Program, x: Interval, memory: int, all_units: bool = False) -> list[Any]:
+def tighten_boxes(program: Program, x: Interval, memory: int, all_units: bool = False) -> list[Any]:
     """Return a sound forward pass in which CROWN bounds first tighten every relaxation's input box.
 
     They do so where the operator says that its relaxation depends on it: for a ReLU, where the box has 0 inside. With
@@ -41,7 +41,7 @@ def tightened_values(program: Program, x: Interval, memory: int, all_units: bool
             x = values[source]
             unsettled = x.radius > 0 if all_units else record.unsettled(x.box, **options)
             functional = partial(_functional_of, source)
-            box = _tightened(program, values, source, x.box, unsettled, functional, memory, are_units=True)
+            box = _tighten_box(program, values, source, x.box, unsettled, functional, memory, are_units=True)
             values[source] = Interval(box.center, box.radius, x.clean)
 
     def tighten_result(number: int, values: list[Any]) -> None:
@@ -53,7 +53,7 @@ def tightened_values(program: Program, x: Interval, memory: int, all_units: bool
             def functional(rows: Coefficients) -> Functional:
                 return dict(zip((number, *step.sources), functionals(rows), strict=True))
 
-            return _tightened(program, values, number, box, unsettled, functional, memory)
+            return _tighten_box(program, values, number, box, unsettled, functional, memory)
 
         arguments, options = step.call(values)
         values[number] = record.refine(tighter, values[number], *arguments, **options)
@@ -80,7 +80,7 @@ def _functional_of(number: int, rows: Coefficients) -> Functional:
     return {number: rows}
 
 
-def _tightened(
+def _tighten_box(
     program: Program, values: list[Any], at: int, box: Box, unsettled: Tensor,
     functional: Callable[[Coefficients], Functional], memory: int, are_units: bool = False,
 ) -> Box:  # fmt: skip

@@ -83,7 +83,7 @@ class HiddenBounds:
         def before(number: int, values: list[Any]) -> None:
             for source in {*program.steps[number - 1].sources} & self._units.keys() - done:
                 done.add(source)
-                values[source] = self._tightened(source, values, leaves_each, progress)
+                values[source] = self._tighten_layer(source, values, leaves_each, progress)
 
         def after(number: int, values: list[Any]) -> None:
             if isinstance(values[number], Interval):
@@ -93,7 +93,7 @@ class HiddenBounds:
 
         values = values_of(program, proof.values[0], Context(sound=True), before, after)
         tight = replace(proof, values=values)
-        return tight, tight if self._search is proof else replace(self._search, values=self._rounded(values))
+        return tight, tight if self._search is proof else replace(self._search, values=self._cast_for_search(values))
 
     def certificate(self) -> dict[str, Tensor]:
         """Return the tensors "hidden/<step>/<name>", for names as in `certificate_tensors`, by the activation's step.
@@ -113,11 +113,11 @@ class HiddenBounds:
             tensors |= {f"{HIDDEN}/{steps[number]}/{name}": tensor for name, tensor in stored.items()}
         return tensors
 
-    def _rounded(self, values: list[Any]) -> list[Any]:
+    def _cast_for_search(self, values: list[Any]) -> list[Any]:
         """Return the first values of a pass for the search."""
         return values if self._search is self._proof else cast_to_float32(self._search.program, values)
 
-    def _tightened(self, number: int, values: list[Any], leaves_each: int, progress: Progress) -> Interval:
+    def _tighten_layer(self, number: int, values: list[Any], leaves_each: int, progress: Progress) -> Interval:
         """Return the box of a value, tightened by its rows. values: all up to it."""
         units, box = self._units[number], values[number].box
         spec = torch.zeros(2 * len(units), box.center.numel(), dtype=box.center.dtype, device=box.center.device)
@@ -132,7 +132,7 @@ class HiddenBounds:
             self._rows[number] = replace(rows, leaves=rows.layout.round_choices(rows.leaves))
         if number not in self._rows:
             return values[number]
-        lower = self._proved(proof, self._rows[number]).to(box.center)
+        lower = self._prove(proof, self._rows[number]).to(box.center)
         low, high = (end.flatten().clone() for end in outward_ends(box))
         low[units] = torch.maximum(low[units], lower[::2])
         high[units] = torch.minimum(high[units], -lower[1::2])
@@ -149,7 +149,7 @@ class HiddenBounds:
             unstable = _are_unstable(rows)[leaves.row]
             if unstable.any():
                 ascended = self._ascend(search, layout, rows.of(unstable).leaves, ROOT_STEPS, progress)
-                rows = _joined(rows.of(~unstable), _Rows(rows.units, layout, *ascended))
+                rows = _concatenate_rows(rows.of(~unstable), _Rows(rows.units, layout, *ascended))
         lower = rows.leaves.lower.masked_fill(_are_empty(search, rows), torch.inf)
         rows = replace(rows, leaves=replace(rows.leaves, lower=lower))
         before = rows
@@ -163,9 +163,9 @@ class HiddenBounds:
             parents, candidates = rows.leaves.of(to_split.nonzero()[:, 0]), rows.candidates.of(to_split)
             cases = split(search, rows.layout, parents, candidates, self._batch_size)
             leaves, candidates = self._ascend(search, rows.layout, cases, STEPS, progress)
-            rows = _joined(rows.of(~to_split), replace(rows, leaves=leaves, candidates=candidates))
+            rows = _concatenate_rows(rows.of(~to_split), replace(rows, leaves=leaves, candidates=candidates))
         worse = _row_bounds(rows) < _row_bounds(before)  # an ascent may end below the bound that it began from
-        return _joined(before.of(worse[before.leaves.row]), rows.of(~worse[rows.leaves.row]))
+        return _concatenate_rows(before.of(worse[before.leaves.row]), rows.of(~worse[rows.leaves.row]))
 
     def _ascend(
         self, search: Problem, layout: Layout, leaves: Leaves, steps: Steps, progress: Progress
@@ -180,7 +180,7 @@ class HiddenBounds:
         progress(len(leaves.row))
         return concatenate([part.leaves for part in parts]), concatenate([p.candidates for p in parts])
 
-    def _proved(self, proof: Problem, rows: _Rows) -> Tensor:
+    def _prove(self, proof: Problem, rows: _Rows) -> Tensor:
         """Return the proved bounds of the rows, [2 U]: of each the smallest of its leaves."""
         lower = torch.full((2 * len(rows.units),), torch.inf, dtype=torch.float64, device=rows.units.device)
         leaves = rows.leaves.of((~_are_empty(proof, rows)).nonzero()[:, 0])
@@ -209,7 +209,7 @@ def _are_empty(problem: Problem, rows: _Rows) -> Tensor:
     return empty
 
 
-def _joined(first: _Rows, second: _Rows) -> _Rows:
+def _concatenate_rows(first: _Rows, second: _Rows) -> _Rows:
     """Return the leaves of both parts of a layer."""
     candidates = concatenate([first.candidates, second.candidates])
     return replace(first, leaves=concatenate([first.leaves, second.leaves]), candidates=candidates)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cerdeq.bounds.backward import linear_lower_bound
 from cerdeq.bounds.memory import bytes_per_example, examples_at_once
-from cerdeq.bounds.tighten import tightened_values
+from cerdeq.bounds.tighten import tighten_boxes
 from cerdeq.boxes import outward_ends
 from cerdeq.branch.counterexample import find_counterexample
 from cerdeq.branch.decision import CERTIFIED, FALSIFIED, TIMEOUT, Budget, Decision
@@ -114,7 +114,7 @@ class InputSearch:
         outward = torch.nextafter(radius, torch.full_like(radius, torch.inf))
         shape = self._proof.values[0].center.shape[1:]
         box = Interval(center.unflatten(1, shape), outward.unflatten(1, shape))
-        values = tightened_values(program, box, self._memory, all_units=True)
+        values = tighten_boxes(program, box, self._memory, all_units=True)
         coefficients = rows.unflatten(1, values[program.output].center.shape[1:])
         coefficients = coefficients.expand(len(low), *coefficients.shape)
         seen: dict[str, Any] = {}

@@ -99,7 +99,7 @@ def _decide_one(
             if (point := first_attack(proof, search, rows, lambda: budget.is_late)) is not None:
                 return Decision(FALSIFIED, lower, point)
             question = tighten(question, program if float32 is None else float32)
-            lower = question.raised(lower[None].clone(), linear)[0]
+            lower = question.raise_bounds(lower[None].clone(), linear)[0]
             return decide(*_problems(question), lower, budget, memory, certificates)
     except PrecisionError:
         if float32 is None:

@@ -159,13 +159,13 @@ def verified_box(weight: Tensor, h: Box, proof: Contraction | None = None) -> Bo
         if not proof.rate < 1:
             raise NotContractiveError(f"rho(|W|) < 1 is not proved: the bound is {proof.rate:.6f}")
         weight, h = weight.double(), h.double()
-        z = _widened(weight, h, _guess(weight, h), proof)
+        z = _widen(weight, h, _guess(weight, h), proof)
         proved = verify_inclusion(weight, h, z, proof.v)
         if not bool(proved.all()):
             z = _select(proved, z, closed_form_box(weight, h, proof))
             proved = verify_inclusion(weight, h, z, proof.v)
-        z = _mapped(weight, h, z, proof)
-        z = _widened(weight, h, z, proof)  # by rounding errors, so that the check accepts the returned box
+        z = _apply_map(weight, h, z, proof)
+        z = _widen(weight, h, z, proof)  # by rounding errors, so that the check accepts the returned box
         return Box(z.center, torch.where(per_example(proved, z.radius), z.radius, torch.inf))
 
 
@@ -177,7 +177,7 @@ def _guess(weight: Tensor, h: Box) -> Box:
     return interval_equilibrium(weight, h)
 
 
-def _mapped(weight: Tensor, h: Box, z: Box, proof: Contraction) -> Box:
+def _apply_map(weight: Tensor, h: Box, z: Box, proof: Contraction) -> Box:
     """Return a proved box z mapped through F twice, and again as long as it shrinks as fast as errors of the guess.
 
     Only boxes as small as those errors, such as those of points, are mapped often, down to 1e-10 of their centre. Each
@@ -211,7 +211,7 @@ def interval_equilibrium(weight: Tensor, h: Box) -> Box:
     return Box(c, r)
 
 
-def _widened(weight: Tensor, h: Box, z: Box, proof: Contraction) -> Box:
+def _widen(weight: Tensor, h: Box, z: Box, proof: Contraction) -> Box:
     """Return z, widened so that it includes F(z) with a reserve for rounding; unchanged if it does already.
 
     With e the excess of F(z) over z, each channel's largest, and A the channel matrix, u = (I - A)^-1 e is enough: F of

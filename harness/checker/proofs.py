@@ -17,7 +17,7 @@ from harness.checker.certificates import (
 from harness.checker.linear import Region, lower_bounds, rows_at_once
 from harness.checker.network import Activation, Network
 from harness.checker.parts import SPLITS, halves_of, parts_of
-from harness.checker.regions import interval_region, tightened_region
+from harness.checker.regions import interval_region, tight_region
 from harness.checker.relaxation import Leaves
 
 LINEAR, CERTIFICATE = "linear", "certificate"
@@ -50,7 +50,7 @@ def prove_rows(network: Network, images: Box, spec: Array, tensors: Tensors | No
     spec: [R, K], as for `Network.rows`. tensors: of a certificate.
     """
     lower = np.full(len(spec), -np.inf)
-    for region_of in (interval_region, tightened_region):
+    for region_of in (interval_region, tight_region):
         region = region_of(network, images)
         lower = np.fmax(lower, network.rows(region.values, spec[None]).lower[0])
         if len(unproved := np.flatnonzero(~(lower > 0))):
@@ -90,7 +90,7 @@ def _minima_over_part(network: Network, part: Box, images: Box, spec: Array, spl
 
     It stops at the first part that is not proved.
     """
-    minima = _bounds(network, tightened_region(network, part, all_units=True), spec, {})
+    minima = _bounds(network, tight_region(network, part, all_units=True), spec, {})
     if (minima > 0).all() or not splits:
         return minima
     first, second = halves_of(part, images)
@@ -101,11 +101,11 @@ def _minima_over_part(network: Network, part: Box, images: Box, spec: Array, spl
 
 
 def region_with_hidden(network: Network, images: Box, tensors: Tensors, region: Region | None = None) -> Region:
-    """Return boxes that a certificate's hidden layers tighten. region: as `tightened_region` returns it without them.
+    """Return boxes that a certificate's hidden layers tighten. region: as `tight_region` returns it without them.
 
     Raises RefusedError.
     """
-    region = region or tightened_region(network, images)
+    region = region or tight_region(network, images)
     layers, shapes = split_by_layer(tensors)[1], _preactivation_shapes(network, region)
     if unknown := sorted(layers.keys() - shapes.keys()):
         raise RefusedError(f"{HIDDEN}/{unknown[0]} names no activation of the network")
@@ -114,7 +114,7 @@ def region_with_hidden(network: Network, images: Box, tensors: Tensors, region: 
         if step in layers:
             hidden[step] = check_certificate(layers[step], before, 2 * int(np.prod(shape)), np.int32)
         before[step] = shape
-    return tightened_region(network, images, hidden) if hidden else region
+    return tight_region(network, images, hidden) if hidden else region
 
 
 def why_not_falsified(network: Network, pixels: Array, label: int, k: Array | None, eps: Fraction) -> str:

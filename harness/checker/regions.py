@@ -19,7 +19,7 @@ def interval_region(network: Network, images: Box) -> Region:
     return region
 
 
-def tightened_region(
+def tight_region(
     network: Network, images: Box, hidden: dict[str, Certificate] | None = None, all_units: bool = False
 ) -> Region:
     """Return boxes in which linear bounds tighten the unstable inputs of activations and the inside of equilibria.

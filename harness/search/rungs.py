@@ -77,7 +77,7 @@ def _certified_error(config: TrialConfig, trial_dir: Path, data_dir: str | None)
     """Return the certified error, in percent, of the checkpoint's network on the validation images, by IBP."""
     device = best_device()
     model = build(config.model, config.dataset, config.width, **config.options).to(device)
-    checkpoint.load_network(trial_dir, model, device)
+    checkpoint.restore_network(trial_dir, model, device)
     fold(model)
     _, validation = load(config.dataset, data_dir).training_images(config.train_images, config.validation_images)
     if validation is None:

@@ -1,17 +1,21 @@
 """The checkpoint of a training in progress: replaced whole or not at all, read as tensors only."""
 
 import copy
+import errno
 import logging
+import zipfile
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from harness.storage.files import DamagedFileError
+from cerdeq.bounds.memory import is_out_of_memory
+from harness.errors import first_words
+from harness.storage.files import DamagedFileError, write_atomically
 from harness.storage.folder import CHECKPOINT
-from harness.storage.tensors import read_tensors, write_tensors
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -20,7 +24,14 @@ _log = logging.getLogger(__name__)
 def save(trial_dir: Path, epoch: int, parts: dict[str, Any]) -> None:
     """Write the state of all parts (networks and the optimiser, by name) after `epoch` epochs. Raises OSError."""
     state = {"epoch": epoch, **{name: part.state_dict() for name, part in parts.items()}}
-    write_tensors(trial_dir / CHECKPOINT, state)
+
+    def write(temporary: Path) -> None:
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as error:  # torch raises it for a full disk, too
+            raise OSError(errno.EIO, first_words(error)) from error
+
+    write_atomically(trial_dir / CHECKPOINT, write)
 
 
 def restore(trial_dir: Path, parts: dict[str, Any], device: torch.device) -> int:
@@ -49,7 +60,7 @@ def epochs_done(trial_dir: Path) -> int:
     return _read(trial_dir, torch.device("cpu"), _read_epoch) or 0
 
 
-def load_network(trial_dir: Path, model: nn.Module, device: torch.device) -> None:
+def restore_network(trial_dir: Path, model: nn.Module, device: torch.device) -> None:
     """Load the network that would be evaluated from the checkpoint. Raises DamagedFileError if there is none."""
 
     def load(state: dict[str, Any]) -> int:
@@ -61,14 +72,26 @@ def load_network(trial_dir: Path, model: nn.Module, device: torch.device) -> Non
 
 
 def _read(trial_dir: Path, device: torch.device, load: Callable[[dict[str, Any]], T]) -> T | None:
-    """Return what `load` returns for the checkpoint; None if there is none, or a damaged one, which is removed."""
+    """Return what `load` returns for the checkpoint; None if there is none, or a damaged one, which is removed.
+
+    No code in the file runs.
+    """
+    path = trial_dir / CHECKPOINT
     try:
-        return read_tensors(trial_dir / CHECKPOINT, device, load)
+        content = BytesIO(path.read_bytes())
     except FileNotFoundError:
         return None
-    except DamagedFileError as error:
-        _log.info("%s; it is removed", error)
-        (trial_dir / CHECKPOINT).unlink()
+    try:
+        with zipfile.ZipFile(content) as archive:
+            if (name := archive.testzip()) is not None:  # torch does not check it
+                raise ValueError(f"{name} does not match its checksum")
+        content.seek(0)
+        return load(torch.load(content, map_location=device, weights_only=True))
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        _log.info("%s cannot be read: %s: %s; it is removed", path, type(error).__name__, first_words(error))
+        path.unlink()
         return None
 
 

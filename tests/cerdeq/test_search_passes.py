@@ -12,7 +12,7 @@ from torch import nn
 
 from cerdeq.bounds import Context, Interval, trace, values_of
 from cerdeq.bounds.backward import linear_lower_bound
-from cerdeq.bounds.optimise import optimised_slopes
+from cerdeq.bounds.optimise import optimise_slopes
 from cerdeq.branch import threads
 from cerdeq.branch.ascent import Steps, ascend_leaves
 from cerdeq.branch.decide import _ROOT_STEPS, Budget, _bound_leaves
@@ -63,7 +63,7 @@ def test_the_root_is_bounded_as_tightly_as_by_alpha_crown(is_explicit):
     problem = Problem(program, values_of(program, region, Context(sound=True)), spec)
     layout, root = root_leaves(problem, torch.arange(8))
     lower = ascend_leaves(problem, layout, root, _ROOT_STEPS, lambda: False).leaves.lower
-    context = Backward(sound=False, slopes=optimised_slopes(program, problem.values, spec[None], target=None))
+    context = Backward(sound=False, slopes=optimise_slopes(program, problem.values, spec[None], target=None))
     alpha_crown = linear_lower_bound(program, problem.values, spec[None], program.output, context)[0]
     assert (alpha_crown > root.lower + 0.1).all() and (lower >= alpha_crown - 1e-9).all()
 

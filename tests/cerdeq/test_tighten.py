@@ -31,13 +31,13 @@ def test_a_box_thatis_exact_is_not_tightened_and_others_are(first, monkeypatch):
     layers = {"conv": lambda: nn.Conv2d(2, 2, 3, padding=1), "norm": lambda: nn.BatchNorm2d(2), "residual": Residual}
     model = network([layers[name]() for name in first.split()])
     ball = LinfBall(torch.rand(2, 2, 6, 6, dtype=torch.float64), 0.1)
-    calls, original = [], tighten._tightened
+    calls, original = [], tighten._tighten_box
 
     def recorded(*arguments, **options):
         calls.append(arguments)
         return original(*arguments, **options)
 
-    monkeypatch.setattr(tighten, "_tightened", recorded)
+    monkeypatch.setattr(tighten, "_tighten_box", recorded)
     ends = bound(model, ball, "crown")
     assert len(calls) == (1 if "norm" in first else 2)
     monkeypatch.setattr(tighten, "is_exact", lambda program, number: False)

@@ -15,7 +15,7 @@ from harness.checker.certificates import covers_everything, read_tensors, split_
 from harness.checker.linear import lower_bounds
 from harness.checker.network import read_network
 from harness.checker.proofs import CERTIFICATE, prove
-from harness.checker.regions import interval_region, tightened_region
+from harness.checker.regions import interval_region, tight_region
 from harness.checker.relaxation import Leaves
 
 BOX, LABEL, OTHERS = ball(np.array([[[[100.0, 30.0, 200.0]]]]), 0.2), 1, [0, 2]
@@ -110,7 +110,7 @@ def test_any_choices_of_leaves_are_sound(name, data, seed):
     torch.manual_seed(seed % 7)
     random, model = np.random.default_rng(seed), small(name)
     network = read_network(model)
-    region = data.draw(st.sampled_from([interval_region, tightened_region]))(network, BOX)
+    region = data.draw(st.sampled_from([interval_region, tight_region]))(network, BOX)
     shape_of, leaves = shapes(region, network), {}
     corner = random.choice([-1, 1, 0.3], size=(1, *SHAPE))
     x = BOX.center + BOX.radius * corner

@@ -15,7 +15,7 @@ from cerdeq.branch.leaves import Problem
 from harness.checker import boxes
 from harness.checker.network import read_network
 from harness.checker.proofs import CERTIFICATE, prove, region_with_hidden
-from harness.checker.regions import tightened_region
+from harness.checker.regions import tight_region
 
 pytestmark = pytest.mark.usefixtures("leaves_alone")
 SIZES, RADIUS = (4, 8, 8, 8, 3), 0.5
@@ -51,7 +51,7 @@ def test_the_checker_proves_cerdeqs_boxes(seed):
     model, x = chain(seed)
     values, tensors = hidden_bounds(model, x, 8)
     network = read_network(model)
-    region, plain = region_with_hidden(network, checked(x), tensors), tightened_region(network, checked(x))
+    region, plain = region_with_hidden(network, checked(x), tensors), tight_region(network, checked(x))
     assert {name.split("/")[1] for name in tensors} == {"4", "6"}, "the first layer's box is exact"
     for number in (4, 6):
         box, proved = region.values[number], values[number].box

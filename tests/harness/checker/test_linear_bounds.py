@@ -16,7 +16,7 @@ from harness.checker import linear
 from harness.checker.boxes import Box, ball, convolve
 from harness.checker.linear import lower_bounds
 from harness.checker.network import Activation, read_network
-from harness.checker.regions import interval_region, tightened_region
+from harness.checker.regions import interval_region, tight_region
 from harness.checker.relaxation import Leaves, lines
 
 
@@ -329,15 +329,13 @@ def test_regions_and_bounds_hold_equilibria(kernel, rho):
     spec = np.array([[1.0, -1, 0], [-1, 0, 1], [0, 1, -1]])
     outputs = model[number:](z).numpy() @ spec.T
     bounds = []
-    for region in (interval_region(network, images), tightened_region(network, images)):
+    for region in (interval_region(network, images), tight_region(network, images)):
         for box, points in ((region.values[number], z), (region.preactivations[number], p)):
             assert (box.lower <= points.numpy() + 1e-9).all() and (points.numpy() <= box.upper + 1e-9).all()
         bounds.append(lower_bounds(network, region, {len(network.steps): spec}, {}))
         assert np.isfinite(bounds[-1]).all() and (bounds[-1] <= outputs.min(0) + 1e-9).all()
     assert (bounds[1] >= bounds[0] - 1e-6).all()
-    loose, tight = (
-        region(network, images).values[number].radius.sum() for region in (interval_region, tightened_region)
-    )
+    loose, tight = (region(network, images).values[number].radius.sum() for region in (interval_region, tight_region))
     assert tight < 0.99 * loose
 
 

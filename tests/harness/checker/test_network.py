@@ -14,7 +14,7 @@ from harness.checker.boxes import Box, ball
 from harness.checker.equilibrium import NotProvedError, contraction, equilibrium
 from harness.checker.linear import lower_bounds
 from harness.checker.network import UnknownLayerError, read_network
-from harness.checker.regions import interval_region, tightened_region
+from harness.checker.regions import interval_region, tight_region
 
 EPS = Fraction(1, 100)
 OPTIONS = [("cerdeq", {"parametrisation": name}) for name in ("nonnegative", "monotone", "orthogonal")]
@@ -83,7 +83,7 @@ def test_margins_lie_below_attacks_and_where_ibp_s_and_crown_s_do(monkeypatch, n
     worst, ibp = attack(margins_of, x), network.margins(network.boxes(images), labels.numpy()).lower
     np.testing.assert_allclose(ibp, bound(exact, LinfBall(x, EPS), "ibp", spec)[0].numpy(), rtol=1e-4, atol=1e-4)
     first = Box(images.center[:1], images.radius[:1])
-    regions = [interval_region(network, first), tightened_region(network, first)]
+    regions = [interval_region(network, first), tight_region(network, first)]
     functional = {len(network.steps): spec[0].numpy()}
     loose, tight = (lower_bounds(network, region, functional, {}) for region in regions)
     assert (ibp <= worst + 1e-9).all() and (loose <= worst[0] + 1e-9).all() and (tight <= worst[0] + 1e-9).all()

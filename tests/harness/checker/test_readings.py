@@ -11,7 +11,7 @@ from harness.checker.boxes import Box
 from harness.checker.linear import lower_bounds
 from harness.checker.maps import UnknownLayerError
 from harness.checker.network import read_network
-from harness.checker.regions import tightened_region
+from harness.checker.regions import tight_region
 
 EPS, LABEL = 0.1, 1
 
@@ -33,7 +33,7 @@ def margins_by_checker(model, x, radius):
         return str(error)
     spec, ends = np.delete(np.eye(3)[LABEL] - np.eye(3), LABEL, 0), []
     for image in x.numpy():
-        region = tightened_region(network, Box(image[None], np.full_like(image[None], radius)))
+        region = tight_region(network, Box(image[None], np.full_like(image[None], radius)))
         box = network.margins(region.values, np.array([LABEL]))
         low, high = np.split(lower_bounds(network, region, {len(network.steps): np.concatenate([spec, -spec])}, {}), 2)
         ends.append((np.maximum(low, box.lower[0]), np.minimum(-high, box.upper[0])))
