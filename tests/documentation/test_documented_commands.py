@@ -3,6 +3,7 @@
 Sweep files load: tests/harness/config/test_sweep_to_trials.py.
 """
 
+import functools
 import re
 import shlex
 import shutil
@@ -58,6 +59,7 @@ RUN_HERE = {
 }
 
 
+@functools.cache
 def labels_of(path):
     """The labels of a sweep's trials: of its file, or of published results."""
     if str(path).startswith(PUBLISHED):
@@ -109,11 +111,12 @@ def test_a_documented_command_can_be_given(words):
 
 
 @pytest.fixture
-def studies(tmp_path, monkeypatch):
-    """A working directory in which each results/<sweep> has two small trials."""
+def studies(tmp_path, monkeypatch, command):
+    """A working directory in which each results/<sweep> that the command names has two small trials."""
     for path in (ROOT / "sweeps").glob("*.yaml"):
-        for trial in ("cnn5", "cerdeq"):
-            shutil.copytree(GOLDEN / trial, tmp_path / "results" / path.stem / "trials" / trial)
+        if f"results/{path.stem}" in command or "results/*" in command:
+            for trial in ("cnn5", "cerdeq"):
+                shutil.copytree(GOLDEN / trial, tmp_path / "results" / path.stem / "trials" / trial)
     monkeypatch.chdir(tmp_path)
 
 

@@ -22,6 +22,7 @@ from harness.config.settings import EvaluationSettings, TrainSettings
 from harness.config.sweep_file import load_profiles, load_sweep
 from harness.config.trial import TrialConfig, trial_key
 from harness.errors import InputError
+from harness.methods import make_method
 
 PROJECT = Path(__file__).resolve().parents[3]
 SWEEPS = sorted((PROJECT / "sweeps").glob("*.yaml"), key=lambda path: path.stem)
@@ -43,7 +44,7 @@ def test_trials_are_in_the_file_s_order_seeds_inside(tmp_path):
 def test_every_field_reaches_the_trial(tmp_path):
     """`OTHER` has a value for every field that is not its default; these fit together."""
     values = OTHER | {
-        "options": {"margin": 0.2, "gain": None, "early_iterations": 2, "equilibria": 2, "groups": 4, "pool": True},
+        "options": {"margin": 0.2, "gain": None, "early_iterations": 2, "equilibria": 2, "groups": 4, "norm": False},
         "train_images": 77,
         "train.regularisation": 0.25,
         "evaluation.stages": ("ibp", "crown", "bab"),
@@ -115,12 +116,17 @@ def networks():
 
 @pytest.fixture
 def _build_each_network_once(monkeypatch, networks):
-    """Loading a file builds each network under each of its profiles, and files share networks."""
+    """Loading a file builds each network under each of its profiles, and files share networks.
+
+    The stages include CROWN-IBP's, so that the rules of all methods are looked up.
+    """
 
     def check(trial):
-        key = trial.model, trial.dataset, str(trial.options), trial.method, str(trial.method_options)
+        make_method(trial.method, trial.method_options)
+        key = trial.model, trial.dataset, str(trial.options)
         if key not in networks:
-            networks[key] = check_buildable(trial)
+            evaluation = dataclasses.replace(trial.evaluation, stages=("ibp", "crown-ibp"), bab_seconds=None)
+            networks[key] = check_buildable(dataclasses.replace(trial, evaluation=evaluation))
         return networks[key]
 
     monkeypatch.setattr(sweep_file, "check_buildable", check)

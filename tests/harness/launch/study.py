@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
+from unittest.mock import patch
 
 import yaml
 from mlflow import MlflowClient
@@ -10,6 +12,8 @@ from mlflow import MlflowClient
 from harness.command_line import main
 from harness.config.sweep_file import load_sweep
 from harness.data import load
+from harness.launch import ray_tune
+from harness.launch.work import run_here
 from harness.storage import folder, names
 
 SETTINGS = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "CERDEQ_DATA")
@@ -33,6 +37,17 @@ LONG = {  # some seconds of training, so that there is a middle to be killed in
     "train": {**TINY["train"], "epochs": 24},
     "trials": [{"model": "cnn7", "method": "ibp"}],
 }
+
+
+@contextmanager
+def without_ray():
+    """Trials are run in this process, one by one."""
+
+    def run_on_ray(folders, work, on_report, on_end, options, directory):
+        run_here(folders, work, on_report, on_end)
+
+    with patch.object(ray_tune, "run_on_ray", run_on_ray):
+        yield
 
 
 class Study:

@@ -9,10 +9,8 @@ import time
 import pytest
 import torch
 from processes import alive, wait_for, workers
-from study import LONG, TINY, Study, snapshot
+from study import LONG, TINY, Study, snapshot, without_ray
 
-from harness.launch import ray_tune
-from harness.launch.work import run_here
 from harness.storage import folder, names
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
@@ -24,23 +22,14 @@ def without_seconds(metrics):
     return {name: value for name, value in metrics.items() if not name.startswith(timed)}
 
 
-@pytest.fixture
-def without_ray(monkeypatch):
-    """Trials are run in this process, one by one."""
-
-    def run_on_ray(folders, work, on_report, on_end, options, directory):
-        run_here(folders, work, on_report, on_end)
-
-    monkeypatch.setattr(ray_tune, "run_on_ray", run_on_ray)
-
-
-def test_a_missing_result_alone_is_made_again(copied, without_ray):
+def test_a_missing_result_alone_is_made_again(copied):
     unfinished, other = copied.trial_dirs["cerdeq", 0], copied.trial_dirs["cnn5", 0]
     result = folder.read_result(unfinished)
     (unfinished / folder.RESULT).unlink()
     others, before = snapshot(other), snapshot(unfinished)
     run_ids = {key: run.info.run_id for key, run in copied.runs.items()}
-    assert copied.main() == 0
+    with without_ray():
+        assert copied.main() == 0
     copied.assert_complete()
     assert snapshot(other) == others
     after = snapshot(unfinished)
@@ -51,11 +40,12 @@ def test_a_missing_result_alone_is_made_again(copied, without_ray):
     assert {key: run.info.run_id for key, run in copied.runs.items()} == run_ids
 
 
-def test_more_seeds_train_only_the_new_ones(copied, without_ray):
+def test_more_seeds_train_only_the_new_ones(copied):
     """The sweep file grows: what is there stays."""
     before = snapshot(copied.directory / "trials")
     study = Study(copied.root, {**TINY, "seeds": [0, 1], "trials": TINY["trials"][:1]}, copied.store)
-    assert study.main() == 0
+    with without_ray():
+        assert study.main() == 0
     after = snapshot(copied.directory / "trials")
     assert {path: after[path] for path in before} == before
     assert folder.read_result(study.trial_dirs["cnn5", 1]) is not None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 
 import pandas as pd
@@ -51,7 +52,7 @@ def batches(rows):
     return [(row[names.EVALUATED], row[names.IMAGES]) for row in rows if names.EVALUATED in row]
 
 
-@pytest.mark.parametrize("model", ["cnn5", "cerdeq"])
+@pytest.mark.parametrize("model", [pytest.param("cnn5", marks=pytest.mark.slow), "cerdeq"])
 def test_a_trial_done_in_pieces_ends_like_one_done_at_once(tiny_trial, tmp_path, model):
     """Each call ends after one epoch, one batch, or what equilibria do; nothing is done twice."""
     config = tiny_trial(model, width=0.05, eps="1/4", train={"eps": "1/32"})
@@ -79,13 +80,21 @@ def test_a_trial_done_in_pieces_ends_like_one_done_at_once(tiny_trial, tmp_path,
     assert not (tmp_path / "pieces" / folder.SHARDS).exists()
 
 
-@pytest.fixture
-def begun(tiny_trial, tmp_path):
-    """A trial that was stopped after its first batch of evaluation."""
-    config = tiny_trial(width=0.05)
+@pytest.fixture(scope="module")
+def stopped(tiny_trial, tmp_path_factory):
+    """A trial that was stopped after its first batch of evaluation, and its folder, which no test may change."""
+    config, trial_dir = tiny_trial(width=0.05), tmp_path_factory.mktemp("stopped")
     with pytest.raises(Stopped):
-        run_trial(config, tmp_path, clock=StopAfter(4))
-    assert len(list((tmp_path / folder.SHARDS).glob("*.json"))) == 1
+        run_trial(config, trial_dir, clock=StopAfter(4))
+    assert len(list((trial_dir / folder.SHARDS).glob("*.json"))) == 1
+    return config, trial_dir
+
+
+@pytest.fixture
+def begun(stopped, tmp_path):
+    """The trial of a copy of that folder in tmp_path."""
+    config, trial_dir = stopped
+    shutil.copytree(trial_dir, tmp_path, dirs_exist_ok=True)
     return config
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from study import TINY, Study
+from study import TINY, Study, without_ray
 
 from baselines import build
 from harness.command_line import main
@@ -19,7 +19,7 @@ PUBLISHED = ["published certified error", "published standard error", "published
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory, store, cluster):
+def study(tmp_path_factory, store):
     """A finished sweep of one checkpoint and one network that is trained."""
     directory = tmp_path_factory.mktemp("elsewhere")
     network = build("conv", "digits", 0.1)
@@ -28,7 +28,8 @@ def study(tmp_path_factory, store, cluster):
     checkpoint = {"file": "net.pt", "prefix": "net.", "mean": [0.25], "std": [0.5]}
     entry = {"model": "conv", "width": 0.1, "checkpoint": checkpoint, "source": SOURCE}
     made = Study(directory, TINY | {"name": "elsewhere", "trials": [entry, TINY["trials"][0]]}, store)
-    assert made.main() == 0
+    with without_ray():
+        assert made.main() == 0
     return made
 
 

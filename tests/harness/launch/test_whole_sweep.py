@@ -112,7 +112,12 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
+OFTEN = ("a run deleted in MLflow", "a result written again", "a trial from elsewhere")
+
+
+@pytest.mark.parametrize(
+    "change", [pytest.param(change, marks=() if change in OFTEN else pytest.mark.slow) for change in CHANGES]
+)
 def test_what_changes_results_or_store_is_logged_by_the_next_call(copied, no_ray, change):
     assert copied.main() == 0
     CHANGES[change](copied)

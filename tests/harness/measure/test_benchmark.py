@@ -50,6 +50,7 @@ def test_the_measured_bounds_are_those_of_the_verdicts(trained, tmp_path):
     assert crown_ibp["certified %"] >= ibp["certified %"]
 
 
+@pytest.mark.slow
 def test_networks_near_the_edge_are_decided(tmp_path):
     options = ["--only", "verifier", "--images", "2", "--json", str(tmp_path / "figures.json")]
     assert main("benchmark", options) == 0

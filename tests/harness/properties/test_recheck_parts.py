@@ -12,14 +12,14 @@ from harness.checker.parts import SPLITS
 from harness.checker.properties import NotConfirmedError, confirm_unsat
 from harness.properties.solve import UNSAT, solve
 
+BY_PARTS = (26, 36, 44, 53, 57, 67)  # seeds of answers that need parts of the box
+
 
 def test_answers_by_parts_are_confirmed_and_prove_no_other_property():
     confirmed = 0
-    for seed in range(120):
+    for seed in BY_PARTS:
         network, weights = network_of(seed)
         property_ = property_of_seed(seed)
-        if property_ is None:
-            continue
         answer = solve(property_, network, partial(run, network), 5, certificates=True)
         tensors = tensors_of(answer)
         if answer.status != UNSAT or not any(name.endswith(SPLITS) for name in tensors):
