@@ -23,7 +23,7 @@ KEYS = [
     ("trials.0.model", 7, "trials.0.model: found 7", "cnn7"),
     ("trials.0.method", "ibpp", "trials.0.method: found 'ibpp', allowed: ", "'ibp'?"),
     ("dataset", "cifar-10", "dataset: found 'cifar-10', allowed: ", "'cifar10'?"),
-    ("trials.0.options", {"margin": 0.1}, "trials.0.options.margin: unknown key; allowed: pool"),
+    ("trials.0.options", {"margin": 0.1}, "trials.0.options.margin: unknown key; allowed: none"),
     ("trials.0.method_options", {"alpha": 1}, "trials.0.method_options.alpha: unknown key; allowed: none"),
     ("trials.0.model", "cnn", "trials.0.options.depth: missing"),
     ("name", "../x", "name: found '../x'"),
