@@ -49,7 +49,7 @@ def _counts_by_stage(verdicts: pd.DataFrame, stages: tuple[str, ...]) -> dict[st
 
 
 def finite_or_none(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """Return the metrics for result.json, with None for infinities and NaN."""
+    """Return the metrics as floats, with None for infinities and NaN, which JSON does not have."""
     return {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
 
 

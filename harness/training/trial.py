@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from harness.memory import free_memory, reuse_freed_memory
 from harness.storage import certification, folder, names
 from harness.storage.files import remove_unfinished, write_atomically
 from harness.training.log import log_to_folder
-from harness.training.loop import NonFiniteLossError, divided_batches, train
+from harness.training.loop import NonFiniteLossError, Report, divided_batches, train
 from harness.training.monitor import parametrisation_metrics
 
 _log = logging.getLogger(__name__)
@@ -39,8 +39,6 @@ REPEATED = (NonFiniteLossError, SoundnessError)
 """Errors that the same trial would end with again."""
 FAILS_AGAIN = (InputError, *REPEATED)
 """Errors that a retry would raise again."""
-
-Report = Callable[[dict[str, Any]], None]
 
 
 def run_trial(

@@ -22,7 +22,7 @@ OPTIONS += [("cerdeq", {"image": True, "channel_gain": True, "kernel_size": 1})]
 OPTIONS += [("cerdeq", {"equilibria": 2, "margin": 0.05, "gain": None})]
 
 
-def sample_networks(slow_kinds=()):
+def sample_networks():
     """Return parameters (name, options): by default the first network of each kind; others are slow.
 
     Networks of a kind share their name but for its digits, and are made of the same layers.
@@ -32,8 +32,7 @@ def sample_networks(slow_kinds=()):
     first = {}
     for name in shallow:
         first.setdefault(name.rstrip("0123456789"), name)
-    fast = {name for kind, name in first.items() if kind not in slow_kinds}
-    plain = [pytest.param(name, {}, marks=() if name in fast else pytest.mark.slow) for name in shallow]
+    plain = [pytest.param(name, {}, marks=() if name in first.values() else pytest.mark.slow) for name in shallow]
     return plain + [pytest.param(*case) for case in OPTIONS]
 
 
@@ -64,7 +63,7 @@ def attack(margins_of, x, steps=5):
     return smallest.numpy()
 
 
-@pytest.mark.parametrize(("name", "options"), sample_networks(slow_kinds=("densenet",)))
+@pytest.mark.parametrize(("name", "options"), sample_networks())
 def test_margins_lie_below_attacks_and_where_ibp_s_and_crown_s_do(monkeypatch, name, options):
     monkeypatch.setattr(adjoint, "_TOLERANCE", 1e-6)  # at its 1e-4, CROWN alone stops that far from its limit
     """Two derivations of each bound. Tighter boxes are no looser."""

@@ -22,7 +22,6 @@ from harness.config.settings import EvaluationSettings, TrainSettings
 from harness.config.sweep_file import load_profiles, load_sweep
 from harness.config.trial import TrialConfig, trial_key
 from harness.errors import InputError
-from harness.methods import make_method
 
 PROJECT = Path(__file__).resolve().parents[3]
 SWEEPS = sorted((PROJECT / "sweeps").glob("*.yaml"), key=lambda path: path.stem)
@@ -116,17 +115,12 @@ def networks():
 
 @pytest.fixture
 def _build_each_network_once(monkeypatch, networks):
-    """Loading a file builds each network under each of its profiles, and files share networks.
-
-    The stages include CROWN-IBP's, so that the rules of all methods are looked up.
-    """
+    """Loading a file builds each network under each of its profiles, and files share networks."""
 
     def check(trial):
-        make_method(trial.method, trial.method_options)
-        key = trial.model, trial.dataset, str(trial.options)
+        key = trial.model, trial.dataset, str(trial.options), trial.method, str(trial.method_options)
         if key not in networks:
-            evaluation = dataclasses.replace(trial.evaluation, stages=("ibp", "crown-ibp"), bab_seconds=None)
-            networks[key] = check_buildable(dataclasses.replace(trial, evaluation=evaluation))
+            networks[key] = check_buildable(trial)
         return networks[key]
 
     monkeypatch.setattr(sweep_file, "check_buildable", check)

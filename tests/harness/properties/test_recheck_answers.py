@@ -1,8 +1,6 @@
 """The checker on answers to properties: it confirms what is true, and never what exact answers contradict."""
 
 import functools
-import json
-import shutil
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
@@ -10,11 +8,11 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from answers import TINY, answered, certified_answers, proved_by, tensors_of, with_bounds_raised
 from enumeration import smallest_violation
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load_file, save_file
-from small_properties import INPUTS, OUTPUTS, network_of, property_of_seed, run
+from small_properties import INPUTS, OUTPUTS, run
 from torch import nn
 
 from cerdeq.onnx.layers import Reshape
@@ -23,47 +21,9 @@ from harness.checker.maps import UnknownLayerError
 from harness.checker.network import read_steps
 from harness.checker.properties import NotConfirmedError, confirm_sat, confirm_unsat
 from harness.checker.violations import box_around, round_down, violations_network
-from harness.command_line import main
 from harness.properties.cases import Case, Constraint, InputBox, Property
-from harness.properties.counterexample import decimal_between
-from harness.properties.solve import solve
 
 pytestmark = pytest.mark.usefixtures("leaves_alone")
-SECONDS = 60
-TINY = Fraction(1, 10**6)
-
-
-@functools.cache
-def answered(seed):
-    """Return a network, a property and its answer, and the exact smallest violation; None if the boxes are empty."""
-    network, weights = network_of(seed)
-    property_ = property_of_seed(seed)
-    if property_ is None:
-        return None
-    violation = min(smallest_violation(weights, case) for case in property_.cases)
-    answer = solve(property_, network, partial(run, network), SECONDS, certificates=True)
-    return network, property_, answer, violation
-
-
-def tensors_of(answer):
-    return {name: tensor.numpy() for name, tensor in answer.certificate.items()}
-
-
-def proved_by(network, property_, tensors):
-    """Return what proves that no input satisfies the property; "" if nothing does."""
-    try:
-        return confirm_unsat(property_, network, partial(run, network), tensors)
-    except NotConfirmedError:
-        return ""
-
-
-def with_bounds_raised(property_, by):
-    """Return the property with all bounds of constraints raised: every violation is smaller by as much."""
-    cases = tuple(
-        Case(case.box, tuple(Constraint(c.coefficients, c.bound + by) for c in case.constraints))
-        for case in property_.cases
-    )
-    return replace(property_, cases=cases)
 
 
 def check_seeds(seeds):
@@ -96,23 +56,9 @@ def test_two_hundred_answers_are_confirmed():
 
 @functools.cache
 def certified():
-    """Return network, property, tensors and exact smallest violation of answers that need leaves.
-
-    Bounds are moved until the smallest violation is about 0.01.
-    """
-    found = []
-    for seed in filter(answered, range(20)):
-        network, property_, _, violation = answered(seed)
-        by = Fraction(round(violation, 6)).limit_denominator(10**6) - Fraction(1, 100)
-        property_ = with_bounds_raised(property_, by)
-        answer = solve(property_, network, partial(run, network), SECONDS, certificates=True)
-        tensors = tensors_of(answer)
-        is_split = any(name.endswith("/signs") and tensor.any() for name, tensor in tensors.items())
-        if is_split and not proved_by(network, property_, {}):
-            assert proved_by(network, property_, tensors) == "certificate"
-            found.append((network, property_, tensors, violation - float(by)))
-    assert len(found) > 3
-    return found
+    answers = [*certified_answers()]
+    assert len(answers) > 3
+    return answers
 
 
 def test_incomplete_and_malformed_certificates_confirm_nothing():
@@ -271,163 +217,3 @@ def test_a_refused_certificate_is_said_to_be_refused():
     faulty = tensors | {next(iter(tensors)).partition("/")[0] + "/unknown/slopes": np.zeros((1, 1), np.uint8)}
     with pytest.raises(NotConfirmedError, match="certificate refused: unknown/slopes names no activation"):
         confirm_unsat(property_, network, partial(run, network), faulty)
-
-
-BOX = "".join(f"(declare-const X_{n} Real)(assert (<= X_{n} 0.7))(assert (>= X_{n} 0.1))\n" for n in range(2))
-DECLARED = "(declare-const Y_0 Real)(declare-const Y_1 Real)\n"
-SAT, UNSAT = "(assert (>= Y_0 0.6))", "(assert (and (<= Y_0 0.05) (>= Y_0 -0.5)))"
-
-
-def text_of(property_):
-    """Return a property as a file of version 1.0. Its numbers are decimals."""
-    lines = [
-        f"(declare-const {kind}_{n} Real)"
-        for kind, count in zip("XY", (INPUTS, OUTPUTS), strict=True)
-        for n in range(count)
-    ]
-    cases = []
-    for case in property_.cases:
-        ends = [("<=", case.box.upper), (">=", case.box.lower)]
-        atoms = [f"({sign} X_{n} {decimal(x)})" for sign, values in ends for n, x in enumerate(values)]
-        for c in case.constraints:
-            terms = " ".join(f"(* {decimal(factor)} Y_{n})" for n, factor in c.coefficients.items())
-            atoms.append(f"(<= (+ {terms}) {decimal(c.bound)})")
-        cases.append(f"(and {' '.join(atoms)})")
-    return "\n".join([*lines, f"(assert (or {' '.join(cases)}))"])
-
-
-def decimal(number):
-    return decimal_between(number, number)
-
-
-@pytest.fixture(scope="module")
-def answers(tmp_path_factory):
-    """The answers to three instances: sat, unsat by linear bounds, and unsat by splits. No test may change them."""
-    pytest.importorskip("onnxruntime")
-    from cerdeq import export_onnx
-
-    directory = tmp_path_factory.mktemp("answers")
-    network = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)).eval()
-    for layer in network[::2]:
-        layer.weight.data, layer.bias.data = torch.eye(2), torch.zeros(2)
-    export_onnx(network, directory / "net.onnx", (2,))
-    network, property_, *_ = certified()[0]
-    export_onnx(network, directory / "random.onnx", (INPUTS,))
-    (directory / "sat.vnnlib").write_text(BOX + DECLARED + SAT)
-    (directory / "easy.vnnlib").write_text(BOX + DECLARED + UNSAT)
-    (directory / "hard.vnnlib").write_text(text_of(property_))
-    (directory / "list.csv").write_text("net.onnx,sat.vnnlib,60\nnet.onnx,easy.vnnlib,60\nrandom.onnx,hard.vnnlib,60\n")
-    arguments = directory / "list.csv", "--results-dir", directory / "results", "--workers", "1"
-    assert main("verify", list(map(str, arguments))) == 0
-    return directory
-
-
-@pytest.fixture
-def results(answers, tmp_path):
-    """A copy of the results beside a copy of the files that they name."""
-    shutil.copytree(answers, tmp_path, dirs_exist_ok=True)
-    for path in tmp_path.glob("results/**/*.[cj]s*"):
-        path.write_text(path.read_text().replace(str(answers), str(tmp_path)))
-    return tmp_path / "results"
-
-
-def recheck(directory, *options):
-    return main("recheck", [str(directory), *options])
-
-
-def test_answers_of_a_list_are_confirmed(results, capsys):
-    assert recheck(results) == 0
-    *_, summary = capsys.readouterr().out.splitlines()
-    sat, unsat = "1 of 1 sat confirmed (1 by counterexample)", "2 of 2 unsat confirmed (1 by linear, 1 by certificate)"
-    assert summary == f"{sat}; {unsat}"
-    assert recheck(results, "--only", "*easy*") == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "1 of 1 unsat confirmed (1 by linear)"
-    assert recheck(results, "--images", "3") == 2
-
-
-def change_record(results, change):
-    number, fields = change
-    path = results / "instances" / f"{number:05}.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-
-def change_certificate(results):
-    path = results / "instances" / "00003.safetensors"
-    tensors = load_file(path)
-    name = next(name for name, tensor in tensors.items() if name.endswith("/slopes") and tensor.size)
-    save_file(tensors | {name: 255 - tensors[name]}, path)
-
-
-def point(x0, x1, y0, y1):
-    return f"((X_0 {x0})\n(X_1 {x1})\n(Y_0 {y0})\n(Y_1 {y1}))"
-
-
-RECORDS = {
-    "no case is proved to hold": (1, {"counterexample": point(0.2, 0.2, 0.2, 0.2)}),
-    "the counterexample lies in the box of no case": (1, {"counterexample": point(0.9, 0.2, 0.9, 1.1)}),
-    "the stored outputs are not the network's": (1, {"counterexample": point(0.7, 0.2, 9, 0.7)}),
-    "the counterexample is malformed": (1, {"counterexample": "((X_0 0.7))"}),
-    "this is no answer": (1, {"result": "UNSAT"}),
-    "sat not confirmed: the counterexample": (2, {"result": "sat"}),
-    "unsat not confirmed: the violation of a case": (1, {"result": "unsat"}),
-    "results.csv does not follow": (2, {"seconds": 99.0}),
-}
-CHANGES = {
-    "net.onnx has changed": lambda r: (r.parent / "net.onnx").write_bytes((r.parent / "net.onnx").read_bytes() + b"\0"),
-    "easy.vnnlib has changed": lambda r: (r.parent / "easy.vnnlib").write_text(BOX + DECLARED + SAT),
-    "hard.vnnlib is missing": lambda r: (r.parent / "hard.vnnlib").unlink(),
-    "00003.safetensors is missing": lambda r: (r / "instances" / "00003.safetensors").unlink(),
-    "00003.safetensors has changed": change_certificate,
-    "00002.json: unreadable not confirmed": lambda r: (r / "instances" / "00002.json").write_text("{"),
-    **{message: partial(change_record, change=change) for message, change in RECORDS.items()},
-}
-
-
-@pytest.mark.parametrize("message", CHANGES)
-def test_changed_files_are_named(results, capsys, message):
-    CHANGES[message](results)
-    assert recheck(results) == 1
-    assert message in capsys.readouterr().out
-
-
-def test_answers_beside_trials_are_refused(results, capsys):
-    """Otherwise one harmless answer would hide a sweep from the recheck."""
-    (results / "trials" / "0123456789ab").mkdir(parents=True)
-    assert recheck(results) == 2
-    assert "holds both trials/ and instances/" in capsys.readouterr().err
-    assert main("verify", [str(results.parent / "list.csv"), "--results-dir", str(results)]) == 2
-    assert "holds trials/" in capsys.readouterr().err
-
-
-def test_answers_that_claim_nothing_are_no_success(results, capsys):
-    for number in (1, 2, 3):
-        change_record(results, (number, {"result": "timeout"}))
-    text = (results / "results.csv").read_text()
-    (results / "results.csv").write_text(text.replace(",sat,", ",timeout,").replace(",unsat,", ",timeout,"))
-    assert recheck(results) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "no answer claims sat or unsat: nothing was proved"
-
-
-def test_one_property_with_a_results_directory_is_a_list_of_one(results, capsys):
-    folder, directory = results.parent, results.parent / "one"
-    files = str(folder / "random.onnx"), str(folder / "hard.vnnlib")
-    assert main("verify", [*files, "--results-dir", str(directory)]) == 0
-    assert recheck(directory) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("1 of 1 unsat confirmed")
-    assert main("verify", [*files, "--results-dir", str(directory), "--output", "x"]) == 2
-    assert main("verify", [files[0], "no.vnnlib", "--results-dir", str(directory)]) == 2
-
-
-def test_layers_without_a_rule_are_not_confirmed(results, capsys):
-    from cerdeq import export_onnx
-
-    network = nn.Sequential(nn.Linear(2, 2), nn.LeakyReLU(0.1), nn.Linear(2, 2)).eval()
-    export_onnx(network, results.parent / "leaky.onnx", (2,))
-    (results.parent / "far.vnnlib").write_text(BOX + DECLARED + "(assert (>= Y_0 1000.0))")
-    directory = results.parent / "leaky"
-    files = str(results.parent / "leaky.onnx"), str(results.parent / "far.vnnlib")
-    assert main("verify", [*files, "--results-dir", str(directory)]) == 0
-    capsys.readouterr()
-    assert recheck(directory) == 1
-    printed = capsys.readouterr().out
-    assert "LeakyReLU" in printed and "cannot be rechecked" in printed and "0 of 1 unsat confirmed" in printed

@@ -4,9 +4,9 @@ from fractions import Fraction
 from functools import partial
 
 import pytest
+from answers import TINY, tensors_of, with_bounds_raised
 from enumeration import smallest_violation
 from small_properties import network_of, property_of_seed, run
-from test_recheck_answers import TINY, tensors_of, with_bounds_raised
 
 from harness.checker.parts import SPLITS
 from harness.checker.properties import NotConfirmedError, confirm_unsat

@@ -5,16 +5,13 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from steppers import Killed, kill
 
 from harness.clock import Clock
 from harness.data import load
 from harness.storage import folder, names
 from harness.training import checkpoint, run_trial
 from harness.training.loop import train
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: no handler of the project's catches it."""
 
 
 def saving_each_time():
@@ -37,10 +34,6 @@ def without_times(rows):
 
 @pytest.mark.parametrize("model", [pytest.param("cnn5", marks=pytest.mark.slow), "cerdeq"])
 def test_a_trial_that_was_killed_goes_on_to_the_very_same_weights(tmp_path, tiny_trial, whole_trial, model):
-    def kill(row):
-        if row.get(names.EPOCH) == 2:
-            raise Killed
-
     with pytest.raises(Killed):
         run_trial(tiny_trial(model), directory=tmp_path, report=kill, clock=saving_each_time())
     rows, half_written = [], tmp_path / f".{folder.EPOCHS}.1.tmp"
@@ -155,10 +148,6 @@ def killed_trial(tiny_trial, tmp_path_factory):
     """The folder of a trial that was killed after its second epoch; no test may change it."""
     trial_dir = tmp_path_factory.mktemp("killed")
 
-    def kill(row):
-        if row.get(names.EPOCH) == 2:
-            raise Killed
-
     with pytest.raises(Killed):
         run_trial(tiny_trial(), trial_dir, kill, clock=saving_each_time())
     return trial_dir
@@ -184,10 +173,6 @@ def test_training_starts_again_if_its_checkpoint_is_damaged(
 def test_a_broken_training_goes_on_as_if_it_had_not_been(tiny_trial, tmp_path, method):
     """Random starts and averages included."""
     config = tiny_trial(method=method, train={"ema_decay": 0.9})
-
-    def kill(row):
-        if row.get(names.EPOCH) == 2:
-            raise Killed
 
     images, labels = images_of_320()
     with pytest.raises(Killed):

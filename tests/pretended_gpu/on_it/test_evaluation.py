@@ -27,7 +27,7 @@ from harness.storage import names
 pytestmark = pytest.mark.filterwarnings("default")
 
 STAGES = ("ibp", "crown-ibp", "alpha-crown", "bab")
-IMAGES, ASCENT = 4, 2  # ASCENT: steps of searches for slopes, which take 30 to 40
+IMAGES, ASCENT = 4, 4  # ASCENT: steps of searches for slopes, which take 30 to 40
 EPS = {"cnn5": "1/16", "cerdeq": "1/32"}  # for which each stage has images to decide
 MOST_WAITS = {  # synchronisations for a batch
     "cnn5": {"clean and ibp": 8, "attack": 20, "crown-ibp": 10, "alpha-crown": 40, "bab": 50},
@@ -43,7 +43,7 @@ def trained(tiny_trial):
     def make(name):
         config = tiny_trial(name, eps=EPS[name])
         settings = replace(
-            config.evaluation, stages=STAGES, attack="margin", attack_steps=8, bab_seconds=None, bab_branches=2
+            config.evaluation, stages=STAGES, attack="margin", attack_steps=8, bab_seconds=None, bab_branches=4
         )
         stepper = stepper_of(config)
         for _ in range(12):

@@ -5,11 +5,11 @@ import pytest
 import torch
 from controls import counted, failing
 from safetensors.torch import load_file
-from steppers import stepper_of, take_steps
+from steppers import Killed, kill, stepper_of, take_steps
 from values import Values
 
 from harness.clock import Clock
-from harness.storage import folder, names
+from harness.storage import folder
 from harness.training import objective, run_trial
 from harness.training.capture import CapturedStep
 from harness.training.step import Stepper, is_out_of_memory
@@ -92,13 +92,6 @@ def test_fused_adam_that_fails_is_given_up_and_has_counted_no_step(tiny_trial, n
 
 @pytest.mark.slow
 def test_a_killed_trial_without_fused_adam_goes_on_to_the_same_end(tiny_trial, tmp_path, no_fused_adam):
-    class Killed(BaseException):
-        pass
-
-    def kill(row):
-        if row.get(names.EPOCH) == 2:
-            raise Killed
-
     config = tiny_trial(width=0.05, train=NOT_COMPILED | {"ema_decay": 0.9})
     with Values(), failing("capture"):
         run_trial(config, tmp_path / "quiet")
