@@ -57,7 +57,7 @@ def equilibrium_layer(
     if options and not recurrent:
         raise ValueError(f"recurrent: false allows no options of the equilibrium, found {', '.join(options)}")
     if options.get("kernel_size", 3) is None:
-        raise ValueError("kernel_size must be odd, found None: W is a convolution")
+        raise ValueError("kernel_size must be odd and at least 1, found None: W is a convolution")
     inject = nn.Sequential(conv, nn.BatchNorm2d(channels) if norm else nn.Identity())
     return [(name, Equilibrium(channels, inject, **options) if recurrent else nn.Sequential(inject, nn.ReLU()))]
 

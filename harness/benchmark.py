@@ -1,7 +1,7 @@
 """`python -m harness.benchmark`: what training steps and bounds cost on this machine.
 
 steps: training steps of every kind beside plain training of the same network (torch's forward pass, cross entropy and
-Adam). Figures are medians.
+Adam), which is always measured. Figures are medians. On a GPU each kind compiles for minutes; --kinds selects some.
 bounds: how tight each bound is on the trained networks of --trained, what it certifies and takes.
 evaluation: what evaluating these networks takes, beside the first of them.
 auto_lirpa: CROWN beside auto_LiRPA's, if that can be imported.
@@ -15,7 +15,7 @@ from typing import Any
 
 from baselines import DATASETS, network_names
 from harness import command_line
-from harness.command_line import OK, add_data_dir
+from harness.command_line import OK, add_data_dir, add_patterns, select_by_pattern
 from harness.config.settings import BAB, STAGES
 from harness.environment import describe_environment, device_title
 from harness.errors import require
@@ -51,6 +51,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=float, help=f"factor of channels; width and batch by default: {sizes}")
     parser.add_argument("--batch-size", type=int, help="batch size of the section steps")
     parser.add_argument("--rounds", type=int, help="repetitions of each step; the table shows medians")
+    add_patterns(parser, "--kinds", "section steps: only kinds (such as 'ibp compiled') whose name")
     trained = "trial folders for the sections bounds and evaluation: results/<sweep>/trials/<key>"
     parser.add_argument("--trained", nargs="+", type=Path, default=[], metavar="TRIAL_DIR", help=trained)
     parser.add_argument("--bounds", nargs="+", choices=_BOUNDS, default=_BOUNDS, help="default: all")
@@ -68,11 +69,13 @@ def main(options: argparse.Namespace) -> int:
     from harness.device import best_device
     from harness.measure.auto_lirpa import is_installed, measure_auto_lirpa
     from harness.measure.bounds import measure_bounds, measure_evaluation
-    from harness.measure.steps import compiler_problem, measure_steps
+    from harness.measure.steps import KINDS, PLAIN, compiler_problem, measure_steps
     from harness.measure.verifier import measure_verifier
 
     for model in options.models:
         require("models", model, model in network_names(), f"of {', '.join(network_names())}")
+    kinds = {kind: [kind] for kind in KINDS}
+    options.kinds = select_by_pattern("--kinds", [PLAIN, *options.kinds] if options.kinds else ["*"], kinds)
     possible = {"bounds": options.trained, "evaluation": options.trained, "auto_lirpa": is_installed()}
     sections = [name for name in options.only if possible.get(name, True)]
     device, console = best_device(), new_console()
@@ -81,7 +84,8 @@ def main(options: argparse.Namespace) -> int:
             setattr(options, name, value)
     size = f"{options.dataset}, width {options.width:g}, batch {options.batch_size}"
     console.print(f"{device_title(device)}, torch {torch.__version__}; steps: {size}", markup=False)
-    if "steps" in sections and (problem := compiler_problem(device.type)) is not None:
+    compiles = "steps" in sections and any(KINDS[kind].compiled for kind in options.kinds)
+    if compiles and (problem := compiler_problem(device.type)) is not None:
         console.print(f"no compiled steps, since compiling does not work here: {problem}", markup=False)
     measure = {
         "bounds": measure_bounds,

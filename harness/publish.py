@@ -25,7 +25,7 @@ from harness.storage.files import make_directory
 from harness.storage.parquet import read_table, write_table
 from harness.terminal import new_console
 
-LIMIT = 25 * 2**20  # bytes
+LIMIT_MIB = 36
 _TRIAL_FILES = (folder.TRIAL, folder.EPOCHS)
 _CERTIFICATION_FILES = (certification.CERTIFICATION, certification.TIMINGS)
 _PROOF_FILES = (folder.WEIGHTS, folder.COUNTEREXAMPLES, folder.CERTIFICATES)
@@ -42,7 +42,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Return the exit status. Raises InputError where nothing has finished, or it comes to more than LIMIT bytes."""
+    """Return the exit status. Raises InputError if no trial has finished, or if the copy exceeds LIMIT_MIB."""
     from harness.reports.sweep_page import write_sweep  # imports torch and matplotlib
 
     target = options.to / options.directory.resolve().name
@@ -63,8 +63,10 @@ def main(options: argparse.Namespace) -> int:
             _copy(path, folder.trial_dir(directory, path.name), path in proved)
         write_sweep(directory, options.data_dir)
         size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
-        if size > LIMIT:
-            raise InputError(f"the copy would have {size / 2**20:.1f} MiB, the limit is 25: select fewer --weights")
+        if size > LIMIT_MIB * 2**20:
+            raise InputError(
+                f"the copy would have {size / 2**20:.1f} MiB, the limit is {LIMIT_MIB} MiB: select fewer --weights"
+            )
     left_out = len(trial_dirs) - len(finished)
     console = new_console()
     console.print(f"{len(finished)} trials, {left_out} unfinished ones skipped, {len(proved)} with their weights")

@@ -138,7 +138,7 @@ class Equilibrium(nn.Module):
 
     channels: of z.
     inject: any traceable module from x to [B, channels, H, W], or [B, channels] for a dense W.
-    kernel_size: odd, of a W that is a zero-padded stride-1 convolution; None for a dense one.
+    kernel_size: odd, at least 1, of a W that is a zero-padded stride-1 convolution; None for a dense one.
     parametrisation: a name in PARAMETRISATIONS, which says how W is made.
     margin, gain, margin_start, channel_gain: of the parametrisation, as in `cerdeq.equilibrium.weights`.
     groups: for "orthogonal" alone, the number of blocks of channels that W does not connect.
@@ -157,8 +157,8 @@ class Equilibrium(nn.Module):
         super().__init__()
         if parametrisation not in PARAMETRISATIONS:
             raise ValueError(f"unknown parametrisation {parametrisation!r}; known: {', '.join(PARAMETRISATIONS)}")
-        if kernel_size is not None and kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd, found {kernel_size}")
+        if kernel_size is not None and (kernel_size < 1 or kernel_size % 2 == 0):
+            raise ValueError(f"kernel_size must be odd and at least 1, found {kernel_size}")
         if groups < 1 or channels % groups or (groups > 1 and parametrisation != "orthogonal"):
             raise ValueError(
                 f"groups must divide {channels} channels, and be 1 unless parametrisation is orthogonal; found {groups}"

@@ -19,7 +19,7 @@ from harness.analysis.columns import COLUMNS, ERRORS, INTEGER, Column
 from harness.analysis.trials import CHOSEN, LABEL, PUBLISHED, read_trials, setting_columns
 from harness.config.checkpoint_settings import TRAINED_ELSEWHERE
 from harness.config.settings import STAGES, Radius
-from harness.config.trial import FULL_PROFILE, is_of_training
+from harness.config.trial import FULL_PROFILE, is_of_training, missing_text, value_text
 from harness.errors import InputError
 from harness.storage import names
 
@@ -88,7 +88,7 @@ class Section:
         rows, own = self.rows, self.rows["source"].isna()
         ranked = own & rows[names.CERTIFIED_ERROR].notna()
         columns = {"#": ranked.cumsum().where(ranked)} | {name: rows[name] for name in [*LABEL, "width"]}
-        columns |= {name: rows[name].where(rows[name].notna() | ~own, absent(name)) for name in self.differing}
+        columns |= {name: rows[name].where(rows[name].notna() | ~own, missing_text(name)) for name in self.differing}
         numbers = {
             column.title: pd.Series(_mean_and_std(rows, column), rows.index, dtype=object)
             for column in COLUMNS
@@ -105,19 +105,16 @@ class Section:
 
     @cached_property
     def labels(self) -> list[str]:
-        """Each row's network, method, and what sets it apart from other rows of the same; a published row's source."""
+        """Each row's network, method, options, and the settings in which rows differ; a published row's source."""
         settings = self._differing(["width", *self.settings])
-        rows = self.cells.to_dict("records")
-        kinds = [(row["model"], row["method"]) for row in rows]
-        words = [[*row["options"].split(), *(f"{name}={row[name]}" for name in settings if row[name])] for row in rows]
-        common = {
-            kind: set.intersection(*(set(its) for its, other in zip(words, kinds, strict=True) if other == kind))
-            for kind in kinds
-        }
-        return [
-            row_label(row) if published else " ".join([*kind, *(word for word in its if word not in common[kind])])
-            for row, kind, its, published in zip(rows, kinds, words, self.published, strict=True)
-        ]
+
+        def differing_settings(row: dict[Any, str]) -> list[str]:
+            is_trained = row["method"] != TRAINED_ELSEWHERE
+            return [
+                f"{name}={row[name]}" for name in settings if row[name] and (is_trained or not is_of_training(name))
+            ]
+
+        return [" ".join([row_label(row), *differing_settings(row)]) for row in self.cells.to_dict("records")]
 
     @property
     def warnings(self) -> list[str]:
@@ -281,16 +278,9 @@ def _notes(profile: str, trials: pd.DataFrame, is_full_size: bool) -> list[str]:
     return [note for note, holds in notes.items() if holds]
 
 
-def absent(setting: str) -> str:
-    """Return what stands for a setting that is None."""
-    return "all" if setting.endswith("_images") else "none"
-
-
 def as_text(value: Any) -> str:
     """Return a cell's text; empty for what is missing."""
-    if pd.isna(value):
-        return ""
-    return f"{value:g}" if isinstance(value, float) else " ".join(str(value).split())
+    return "" if pd.isna(value) else value_text(value)
 
 
 def row_label(row: dict[str, Any]) -> str:
@@ -322,8 +312,8 @@ def stages_table(section: Section) -> pd.DataFrame:
 def _stage_cell(metrics: dict[Any, float], stage: str) -> str:
     """Return '50 of 90, 1.2 s'; empty for a stage that did not run."""
     decided, examples = metrics.get(names.decided_by(stage)), metrics.get(names.examples_at(stage))
-    seconds = metrics.get(names.seconds_of(stage))
+    seconds = metrics.get(names.seconds_of(stage), math.nan)
     if pd.isna(decided) or pd.isna(examples):
         return ""
-    duration = "" if seconds is None else f", {seconds:.2g} s" if seconds < 10 else f", {seconds:,.0f} s"
+    duration = "" if math.isnan(seconds) else f", {seconds:.2g} s" if seconds < 10 else f", {seconds:,.0f} s"
     return f"{decided:,.0f} of {examples:,.0f}{duration}"

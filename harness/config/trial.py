@@ -143,8 +143,19 @@ def label_of_row(row: str, config: TrialConfig) -> str:
 
 
 def _row(config: TrialConfig, differing: dict[str, Any]) -> str:
-    settings = config.named_options | differing
+    texts = {name: missing_text(name) if value is None else value_text(value) for name, value in differing.items()}
+    settings = config.named_options | {name: text for name, text in texts.items() if text}
     return " ".join([config.model, config.method, *(f"{name}={value}" for name, value in settings.items())])
+
+
+def missing_text(setting: str) -> str:
+    """Return what labels and tables show for a setting, by its flat name, that is None."""
+    return "all" if setting.endswith("_images") else "none"
+
+
+def value_text(value: Any) -> str:
+    """Return a value as labels and tables show it."""
+    return f"{value:g}" if isinstance(value, float) else " ".join(str(value).split())
 
 
 def flat_settings(config: TrialConfig) -> dict[str, Any]:

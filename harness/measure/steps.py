@@ -1,9 +1,13 @@
-"""The section `steps`: training steps of every kind, beside plain training of the same network."""
+"""The section `steps`: training steps of every kind, beside plain training of the same network.
+
+Products are in TF32 on a GPU, as the recipes say, and in float32 on a CPU; in bf16 where a row says so.
+"""
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, TypeVar
 
@@ -14,7 +18,7 @@ from torch import nn
 from baselines import DATASETS, build
 from harness.config.settings import Radius, TrainSettings
 from harness.config.trial import TrialConfig
-from harness.device import without_faulty_onednn
+from harness.device import tf32, without_faulty_onednn
 from harness.errors import first_words
 from harness.memory import reuse_freed_memory
 from harness.training.augment import augment, draw
@@ -24,13 +28,32 @@ from harness.training.step import Stepper, make_optimiser
 K = TypeVar("K")
 Step = Callable[[], object]
 
-BOUNDS: dict[str, tuple[str, dict[str, Any]]] = {
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of step. method: None for torch's own step without bounds."""
+
+    method: str | None
+    options: dict[str, Any]
+    precision: str = "tf32"
+    compiled: bool = False
+
+
+PLAIN = "plain eager"
+"""The kind that all others are compared with."""
+_METHODS: dict[str, tuple[str | None, dict[str, Any]]] = {
+    "plain": (None, {}),
     "ibp": ("ibp", {}),
     "crown-ibp": ("crown-ibp", {}),
     "crown-ibp unfused": ("crown-ibp", {"loss_fusion": False}),
 }
-"""The kinds of bounds whose steps are timed: a method and its options."""
-_ATTACKING = ("sabr", "mtl-ibp", "pgd")
+KINDS = {
+    f"{title}{suffix} {ending}": Kind(method, options, precision, compiled)
+    for ending, compiled in (("eager", False), ("compiled", True))
+    for suffix, precision in (("", "tf32"), (" bf16", "bf16"))
+    for title, (method, options) in _METHODS.items()
+} | {f"{method} eager": Kind(method, {}) for method in ("sabr", "mtl-ibp", "pgd")}
+"""All kinds, by name. Whole steps are captured in a CUDA graph on a GPU, compiled or not; torch's own are not."""
 _EPS, _RATE = 0.01, 5e-4
 _IMAGES = 4096
 _WARM_UP = 2  # rounds that are not counted
@@ -47,17 +70,22 @@ def compiler_problem(device: str) -> str | None:
 
 
 def measure_steps(options: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
-    """Return a row for each kind of step of each network."""
-    compiled = (False, True) if compiler_problem(device.type) is None else (False,)
+    """Return a row for each kind of step in `options.kinds` of each network."""
+    selected = {name: KINDS[name] for name in options.kinds}
+    kinds = {
+        name: kind for name, kind in selected.items() if not kind.compiled or compiler_problem(device.type) is None
+    }
     networks, rows = TimedNetworks(options, device), []
     with reuse_freed_memory():
         for name in options.models:
-            kinds = _steps_by_kind(networks, name, compiled)
-            median_seconds(kinds, _WARM_UP, device)
-            medians = median_seconds(kinds, options.rounds, device)
+            steps = {title: networks.step(name, kind) for title, kind in kinds.items()}
+            with tf32(device, enabled=True):
+                median_seconds(steps, _WARM_UP, device)
+                medians = median_seconds(steps, options.rounds, device)
             for kind, seconds in medians.items():
-                speed, cost = options.batch_size / seconds, seconds / medians["plain eager"]
-                rows.append({"network": name, "step": kind, "examples/s": speed, "cost over plain": cost})
+                speed, cost = options.batch_size / seconds, seconds / medians[PLAIN]
+                numbers = {"ms": 1000 * seconds, "examples/s": speed, "cost over plain": cost}
+                rows.append({"network": name, "step": kind, **numbers})
     return rows
 
 
@@ -91,7 +119,25 @@ class TimedNetworks:
         self.labels = torch.randint(0, dataset.classes, (_IMAGES,), generator=generator).to(device)
         self.batch = draw(_IMAGES, dataset.crop_padding, dataset.flip, 0, 1, device).batch(0, options.batch_size)
 
-    def plain_step(self, name: str, precision: str, compiled: bool) -> Step:
+    def step(self, name: str, kind: Kind) -> Step:
+        """Return a step of one kind of the network called `name`."""
+        if kind.method is None:
+            return self._plain_step(name, kind.precision, kind.compiled)
+        stepper = self.stepper(name, kind.method, kind.options, kind.precision, kind.compiled)
+        return partial(stepper, self.batch, _EPS, _RATE)
+
+    def stepper(
+        self, name: str, method: str, options: dict[str, Any], precision: str = "tf32", compiled: bool = False
+    ) -> Stepper:
+        """Return a Stepper of the network called `name`; on a GPU it captures its steps in a CUDA graph."""
+        train = TrainSettings(batch_size=self.options.batch_size, precision=precision)  # type: ignore[arg-type]
+        config = TrialConfig(
+            "benchmark", "full", self.options.dataset, Radius("8/255"), 0, name, method, {}, options,
+            self.options.width, train=train,
+        )  # fmt: skip
+        return Stepper(config, self._model(name), self.images, self.labels, compiled=compiled)
+
+    def _plain_step(self, name: str, precision: str, compiled: bool) -> Step:
         """Return torch's own step: forward pass, cross entropy and Adam; never captured in a CUDA graph."""
         model = self._model(name)
         optimiser = make_optimiser(model, self.device)
@@ -108,34 +154,8 @@ class TimedNetworks:
 
         return step
 
-    def stepper(
-        self, name: str, method: str, options: dict[str, Any], precision: str = "float32", compiled: bool = False
-    ) -> Stepper:
-        """Return what takes the harness's steps; they are captured in a CUDA graph on a GPU."""
-        train = TrainSettings(batch_size=self.options.batch_size, precision=precision)  # type: ignore[arg-type]
-        config = TrialConfig(
-            "benchmark", "full", self.options.dataset, Radius("8/255"), 0, name, method, {}, options,
-            self.options.width, train=train,
-        )  # fmt: skip
-        return Stepper(config, self._model(name), self.images, self.labels, compiled=compiled)
-
     def _model(self, name: str) -> nn.Sequential:
         torch.manual_seed(0)
         model = build(name, self.options.dataset, self.options.width)
         initialise(model)
         return model.to(self.device).to(memory_format=torch.channels_last).train()
-
-
-def _steps_by_kind(networks: TimedNetworks, name: str, compiled: tuple[bool, ...]) -> dict[str, Step]:
-    """Return every kind of step of one network: plain training, each kind of bounds, each attack."""
-    kinds: dict[str, Step] = {}
-    for is_compiled in compiled:
-        for precision in ("float32", "bf16"):
-            ending = (" bf16" if precision == "bf16" else "") + (" compiled" if is_compiled else " eager")
-            kinds["plain" + ending] = networks.plain_step(name, precision, is_compiled)
-            for title, (method, options) in BOUNDS.items():
-                stepper = networks.stepper(name, method, options, precision, is_compiled)
-                kinds[title + ending] = partial(stepper, networks.batch, _EPS, _RATE)
-    for method in _ATTACKING:
-        kinds[f"{method} eager"] = partial(networks.stepper(name, method, {}), networks.batch, _EPS, _RATE)
-    return kinds

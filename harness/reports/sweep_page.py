@@ -7,10 +7,11 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from harness.analysis.leaderboard import Leaderboard, Section, absent, as_text, stages_table
+from harness.analysis.leaderboard import Leaderboard, Section, as_text, stages_table
 from harness.analysis.summary import Summary
 from harness.analysis.table_files import FAILURES, LEGEND, STAGES_LEGEND, full_table, write_leaderboard
 from harness.config.settings import BAB, EvaluationSettings
+from harness.config.trial import missing_text
 from harness.figures import style
 from harness.figures.catalogue import figures_of
 from harness.figures.section_data import SectionData
@@ -79,7 +80,7 @@ def _part(section: Section, summary: Summary) -> dict[str, Any]:
         "cells": cells[main + hidden],
         "hidden": hidden,
         "stages": stages_table(section),
-        "shared": {name: as_text(section.own[name].iloc[0]) or absent(name) for name in shared},
+        "shared": {name: as_text(section.own[name].iloc[0]) or missing_text(name) for name in shared},
         "environments": {name: ", ".join(map(str, its.dropna().unique())) for name, its in environments.items()},
         "commands": {label: _commands(list(trial_dirs)) for label, trial_dirs in rows},
     }

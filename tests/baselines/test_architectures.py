@@ -181,8 +181,8 @@ def test_a_convolutional_equilibrium_takes_odd_kernels_alone(name):
     model = small(name, "digits", kernel_size=1)
     kernels = [m.recurrence.weight.shape[2:] for m in model.modules() if isinstance(m, Equilibrium)]
     assert {tuple(kernel) for kernel in kernels} == {(1, 1)}
-    for kernel in (2, None):
-        with pytest.raises(ValueError, match=f"kernel_size must be odd, found {kernel}"):
+    for kernel in (2, -3, None):
+        with pytest.raises(ValueError, match=f"kernel_size must be odd and at least 1, found {kernel}"):
             small(name, "digits", kernel_size=kernel)
 
 

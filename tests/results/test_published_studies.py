@@ -16,8 +16,9 @@ RESULTS = Path(__file__).resolve().parents[2] / "results"
 STUDIES = sorted(path.parent for path in RESULTS.glob("published/[!.]*/trials"))
 CERTIFIED_FURTHER = ("longer-cifar10/trials/2a1ddcef30d45f24", "reduced-mnist/trials/108064df97a35809")
 FULL_LENGTH = sorted(RESULTS.glob("published/mnist-conv/trials/*"))
-FORTY_EPOCHS = [f"length-cifar10/trials/{key}" for key in ("96574009dc62543c", "96b288b8d78f2bed", "c0013f04572ff2a6")]
-TRIALS = [*(RESULTS / "published" / name for name in (*CERTIFIED_FURTHER, *FORTY_EPOCHS)), *FULL_LENGTH]
+LONGEST_KEYS = "96574009dc62543c", "96b288b8d78f2bed", "c0013f04572ff2a6", "f51ef0b435b4e828", "13afacd2f3e0fa60"
+LONGEST = [f"length-cifar10/trials/{key}" for key in LONGEST_KEYS]
+TRIALS = [*(RESULTS / "published" / name for name in (*CERTIFIED_FURTHER, *LONGEST)), *FULL_LENGTH]
 CERTIFICATIONS = [directory for trial_dir in TRIALS for directory in certification.folders(trial_dir)]
 IMAGES = 10
 

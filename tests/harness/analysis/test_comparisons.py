@@ -103,7 +103,7 @@ def test_a_baseline_may_be_a_pattern_of_one_row(tmp_path, capsys):
     for model, epochs in (("cnn7", 160), ("cnn7", 320), ("cnn9", 320)):
         add_verdicts(tmp_path, [RIGHT, WRONG], model=model, train=TrainSettings(epochs=epochs))
     lines, _ = compare_rows(tmp_path, baseline="cnn7 *epochs=320", only=["cnn9 *"])
-    assert set(lines["row"]) == {"cnn9 ibp"} and set(lines["other"]) == {"cnn7 ibp train.epochs=320"}
+    assert set(lines["row"]) == {"cnn9 ibp train.epochs=320"} and set(lines["other"]) == {"cnn7 ibp train.epochs=320"}
     message = refusal(tmp_path, capsys, "--baseline", "cnn7 *")
     assert "--baseline: found 'cnn7 *', allowed: one row; it matches: cnn7 ibp train.epochs=" in message
 

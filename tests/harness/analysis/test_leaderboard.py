@@ -13,6 +13,7 @@ from harness.analysis.leaderboard import build_leaderboard
 from harness.analysis.table_files import write_leaderboard
 from harness.config.settings import EvaluationSettings, Radius, TrainSettings
 from harness.config.trial import RECIPE_VERSION
+from harness.config.trial import rows as rows_of
 from harness.storage import files, folder, names
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -56,6 +57,18 @@ def test_nothing_but_seeds_is_averaged(sweep, difference):
     rows = [row for section in build_leaderboard(sweep).sections for row in section.rows.to_dict("records")]
     assert sorted(row[names.CERTIFIED_ERROR] for row in rows) == [60.0, 70.0]
     assert all(np.isnan(row["certified_error_std"]) and row["seeds"] == 1 for row in rows)
+
+
+def test_labels_are_those_of_the_other_commands(sweep):
+    """Options that all rows of a network share are in both, and values are written alike."""
+    changes = [
+        {"model": "cerdeq", "options": {"margin": 0.1}},
+        {"model": "cerdeq", "options": {"margin": 0.1, "recurrent": False}, "train": TrainSettings(clip_norm=None)},
+        {"train": TrainSettings(kappa=0.25, decay_epochs=(60, 70)), "train_images": 1000},
+    ]
+    paths = [add(sweep, metrics(60.0 + number), **change) for number, change in enumerate(changes)]
+    configs = [folder.read_trial(path / folder.TRIAL).config for path in paths]
+    assert only_section(sweep).labels == rows_of(configs)
 
 
 def test_settings_in_which_rows_differ_are_shown_and_label_them(sweep):

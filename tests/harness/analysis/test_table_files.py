@@ -97,8 +97,10 @@ def test_what_stages_decided_stands_below_the_rows_that_have_it(sweep):
     for seed, decided in enumerate((60, 40)):
         add(sweep, metrics(60.0, **counts | {names.decided_by("ibp"): decided}), seed=seed)
     add(sweep, metrics(70.0), model="cnn5")
+    add(sweep, metrics(80.0, **{names.examples_at("ibp"): 0, names.decided_by("ibp"): 0}), model="cnn9")
     write_leaderboard(sweep)
     assert "| cnn7 ibp | 50 of 90, 1,234 s |" in text(sweep, "md")
+    assert "| cnn9 ibp | 0 of 0            |" in text(sweep, "md")
     assert "| cnn5 ibp |" not in text(sweep, "md")
 
 

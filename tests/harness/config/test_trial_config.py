@@ -180,7 +180,7 @@ def test_labels_name_the_settings_in_which_trials_differ():
     assert labels([GOLDEN, dataclasses.replace(GOLDEN, seed=4)])[0] == GOLDEN.label
     mixed = dataclasses.replace(GOLDEN, seed=4, train=dataclasses.replace(GOLDEN.train, kappa=0.25))
     assert labels([GOLDEN, mixed]) == [
-        "cerdeq ibp gain=None margin=0.1 train.kappa=0.0 seed 3",
+        "cerdeq ibp gain=None margin=0.1 train.kappa=0 seed 3",
         "cerdeq ibp gain=None margin=0.1 train.kappa=0.25 seed 4",
     ]
     own = dataclasses.replace(GOLDEN, plugins={"nets": "0" * 16})

@@ -25,13 +25,21 @@ def test_all_kinds_of_steps_are_compared_with_plain_training(monkeypatch, tmp_pa
     assert main("benchmark", [*SMALL, "--only", "steps", "--json", str(tmp_path / "figures.json")]) == 0
     written = json.loads((tmp_path / "figures.json").read_text())
     rows = {row["step"]: row for row in written["steps"]}
-    kinds = {f"{kind}{precision} eager" for kind in ("plain", *steps.BOUNDS) for precision in ("", " bf16")}
+    bounding = ("plain", "ibp", "crown-ibp", "crown-ibp unfused")
+    kinds = {f"{kind}{precision} eager" for kind in bounding for precision in ("", " bf16")}
     assert set(rows) == {*kinds, "sabr eager", "mtl-ibp eager", "pgd eager"}
     for kind, row in rows.items():
         assert row["examples/s"] == pytest.approx(rows["plain eager"]["examples/s"] / row["cost over plain"]), kind
     assert written["options"]["batch_size"] == 8
     printed = capsys.readouterr().out
     assert all(kind in printed for kind in rows)
+
+
+def test_selected_kinds_of_steps_are_measured_beside_plain_training(tmp_path):
+    options = ["--only", "steps", "--kinds", "ibp eager", "--kinds", "sabr *", "--json", str(tmp_path / "figures.json")]
+    assert main("benchmark", [*SMALL, *options]) == 0
+    rows = json.loads((tmp_path / "figures.json").read_text())["steps"]
+    assert [row["step"] for row in rows] == ["plain eager", "ibp eager", "sabr eager"]
 
 
 def test_the_measured_bounds_are_those_of_the_verdicts(trained, tmp_path):
@@ -63,6 +71,7 @@ def test_networks_near_the_edge_are_decided(tmp_path):
     ("options", "message"),
     [
         (["vgg"], "models"),
+        (["--kinds", "ibp"], "plain eager; ibp eager"),
         (["--trained", "{trained}", "--images", "100000"], "100000"),
         (["--trained", "{trained}/none"], "trial.json"),
     ],

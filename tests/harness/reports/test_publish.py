@@ -65,9 +65,9 @@ def test_results_are_copied_with_the_proofs_of_selected_trials(study, published,
 
 def test_a_study_too_large_for_git_replaces_nothing(study, published, monkeypatch, capsys):
     sweep, _, target = study
-    monkeypatch.setattr(publish, "LIMIT", 1000)
+    monkeypatch.setattr(publish, "LIMIT_MIB", 0.001)
     assert run(sweep, target) == 2
-    assert "the limit is 25" in capsys.readouterr().err
+    assert "the limit is 0.001 MiB" in capsys.readouterr().err
     assert published() == ["study", "study/old"]
 
 

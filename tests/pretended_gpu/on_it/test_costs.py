@@ -1,8 +1,13 @@
 """A step's kernels do not become many more unnoticed: docs/gpu-cost.md says what they cost."""
 
+from argparse import Namespace
+
 import pytest
+import torch
 from count_costs import captured_kernels
 from steppers import choices_of, stepper_of
+
+from harness.measure import steps
 
 pytestmark = pytest.mark.filterwarnings("default")
 HOST = 12  # launches of a captured step: copies of the batch's choices, one graph, the report
@@ -35,3 +40,14 @@ def test_an_iteration_of_an_equilibrium_has_few_kernels(tiny_trial, counts):
 def test_a_compiled_step_has_a_fraction_of_the_kernels(tiny_trial):
     eager, compiled = (counts_of(tiny_trial, "cnn5", compiled=flag)[0] for flag in (False, True))
     assert compiled <= eager / 4
+
+
+def test_the_benchmark_takes_steps_in_the_recipe_s_tf32(monkeypatch):
+    def tf32_is_on():
+        return torch.get_float32_matmul_precision() == "high" and torch.backends.cudnn.allow_tf32
+
+    states = []
+    monkeypatch.setattr(steps.TimedNetworks, "step", lambda *_: lambda: states.append(tf32_is_on()))
+    options = Namespace(models=["cnn5"], kinds=[steps.PLAIN], rounds=1, dataset="digits", width=0.05, batch_size=8)
+    steps.measure_steps(options, torch.device("cuda"))
+    assert states and all(states) and not tf32_is_on()
