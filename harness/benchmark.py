@@ -87,6 +87,7 @@ def main(options: argparse.Namespace) -> int:
     compiles = "steps" in sections and any(KINDS[kind].compiled for kind in options.kinds)
     if compiles and (problem := compiler_problem(device.type)) is not None:
         console.print(f"no compiled steps, since compiling does not work here: {problem}", markup=False)
+        options.kinds = [kind for kind in options.kinds if not KINDS[kind].compiled]
     measure = {
         "bounds": measure_bounds,
         "evaluation": measure_evaluation,

@@ -19,7 +19,7 @@ from harness.analysis.columns import COLUMNS, ERRORS, INTEGER, Column
 from harness.analysis.trials import CHOSEN, LABEL, PUBLISHED, read_trials, setting_columns
 from harness.config.checkpoint_settings import TRAINED_ELSEWHERE
 from harness.config.settings import STAGES, Radius
-from harness.config.trial import FULL_PROFILE, is_of_training, missing_text, value_text
+from harness.config.trial import FULL_PROFILE, is_of_training, label_settings, missing_text, value_text
 from harness.errors import InputError
 from harness.storage import names
 
@@ -107,14 +107,10 @@ class Section:
     def labels(self) -> list[str]:
         """Each row's network, method, options, and the settings in which rows differ; a published row's source."""
         settings = self._differing(["width", *self.settings])
-
-        def differing_settings(row: dict[Any, str]) -> list[str]:
-            is_trained = row["method"] != TRAINED_ELSEWHERE
-            return [
-                f"{name}={row[name]}" for name in settings if row[name] and (is_trained or not is_of_training(name))
-            ]
-
-        return [" ".join([row_label(row), *differing_settings(row)]) for row in self.cells.to_dict("records")]
+        return [
+            " ".join([row_label(row), *label_settings(row["method"], {name: row[name] for name in settings})])
+            for row in self.cells.to_dict("records")
+        ]
 
     @property
     def warnings(self) -> list[str]:

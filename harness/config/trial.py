@@ -126,8 +126,8 @@ def rows(configs: Sequence[TrialConfig]) -> list[str]:
 
     differing = [name for name in (settings[0] if settings else []) if differs(name)]
     differences = [
-        {name: own[name] for name in differing if not (config.is_trained_elsewhere and is_of_training(name))}
-        for config, own in zip(configs, settings, strict=True)
+        {name: missing_text(name) if own[name] is None else value_text(own[name]) for name in differing}
+        for own in settings
     ]
     return [_row(config, own) for config, own in zip(configs, differences, strict=True)]
 
@@ -142,10 +142,18 @@ def label_of_row(row: str, config: TrialConfig) -> str:
     return f"{row} seed {config.seed}"
 
 
-def _row(config: TrialConfig, differing: dict[str, Any]) -> str:
-    texts = {name: missing_text(name) if value is None else value_text(value) for name, value in differing.items()}
-    settings = config.named_options | {name: text for name, text in texts.items() if text}
-    return " ".join([config.model, config.method, *(f"{name}={value}" for name, value in settings.items())])
+def _row(config: TrialConfig, differing: dict[str, str]) -> str:
+    options = [f"{name}={value}" for name, value in config.named_options.items()]
+    return " ".join([config.model, config.method, *options, *label_settings(config.method, differing)])
+
+
+def label_settings(method: str, differing: dict[str, str]) -> list[str]:
+    """Return the settings in which rows differ, as the label of a row of this method shows them: 'train.epochs=160'.
+
+    differing: text by flat name; empty text is left out, and so is training for a network trained elsewhere.
+    """
+    has_recipe = method != TRAINED_ELSEWHERE
+    return [f"{name}={text}" for name, text in differing.items() if text and (has_recipe or not is_of_training(name))]
 
 
 def missing_text(setting: str) -> str:

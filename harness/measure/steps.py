@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from baselines import DATASETS, build
-from harness.config.settings import Radius, TrainSettings
+from harness.config.settings import Precision, Radius, TrainSettings
 from harness.config.trial import TrialConfig
 from harness.device import tf32, without_faulty_onednn
 from harness.errors import first_words
@@ -31,26 +31,27 @@ Step = Callable[[], object]
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of step. method: None for torch's own step without bounds."""
+    """A kind of step. method, options: of training; the method is empty for torch's own step without bounds."""
 
-    method: str | None
+    method: str
     options: dict[str, Any]
-    precision: str = "tf32"
+    precision: Precision = "tf32"
     compiled: bool = False
 
 
 PLAIN = "plain eager"
 """The kind that all others are compared with."""
-_METHODS: dict[str, tuple[str | None, dict[str, Any]]] = {
-    "plain": (None, {}),
+_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "plain": ("", {}),
     "ibp": ("ibp", {}),
     "crown-ibp": ("crown-ibp", {}),
     "crown-ibp unfused": ("crown-ibp", {"loss_fusion": False}),
 }
+_PRECISIONS: dict[str, Precision] = {"": "tf32", " bf16": "bf16"}
 KINDS = {
     f"{title}{suffix} {ending}": Kind(method, options, precision, compiled)
     for ending, compiled in (("eager", False), ("compiled", True))
-    for suffix, precision in (("", "tf32"), (" bf16", "bf16"))
+    for suffix, precision in _PRECISIONS.items()
     for title, (method, options) in _METHODS.items()
 } | {f"{method} eager": Kind(method, {}) for method in ("sabr", "mtl-ibp", "pgd")}
 """All kinds, by name. Whole steps are captured in a CUDA graph on a GPU, compiled or not; torch's own are not."""
@@ -59,7 +60,6 @@ _IMAGES = 4096
 _WARM_UP = 2  # rounds that are not counted
 
 
-@cache
 def compiler_problem(device: str) -> str | None:
     """Return why torch cannot compile for a type of device here, in a line, or None if it can."""
     try:
@@ -71,14 +71,10 @@ def compiler_problem(device: str) -> str | None:
 
 def measure_steps(options: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
     """Return a row for each kind of step in `options.kinds` of each network."""
-    selected = {name: KINDS[name] for name in options.kinds}
-    kinds = {
-        name: kind for name, kind in selected.items() if not kind.compiled or compiler_problem(device.type) is None
-    }
     networks, rows = TimedNetworks(options, device), []
     with reuse_freed_memory():
         for name in options.models:
-            steps = {title: networks.step(name, kind) for title, kind in kinds.items()}
+            steps = {kind: networks.step(name, KINDS[kind]) for kind in options.kinds}
             with tf32(device, enabled=True):
                 median_seconds(steps, _WARM_UP, device)
                 medians = median_seconds(steps, options.rounds, device)
@@ -121,32 +117,29 @@ class TimedNetworks:
 
     def step(self, name: str, kind: Kind) -> Step:
         """Return a step of one kind of the network called `name`."""
-        if kind.method is None:
-            return self._plain_step(name, kind.precision, kind.compiled)
-        stepper = self.stepper(name, kind.method, kind.options, kind.precision, kind.compiled)
-        return partial(stepper, self.batch, _EPS, _RATE)
+        if not kind.method:
+            return self._plain_step(name, kind)
+        return partial(self.stepper(name, kind), self.batch, _EPS, _RATE)
 
-    def stepper(
-        self, name: str, method: str, options: dict[str, Any], precision: str = "tf32", compiled: bool = False
-    ) -> Stepper:
+    def stepper(self, name: str, kind: Kind) -> Stepper:
         """Return a Stepper of the network called `name`; on a GPU it captures its steps in a CUDA graph."""
-        train = TrainSettings(batch_size=self.options.batch_size, precision=precision)  # type: ignore[arg-type]
+        train = TrainSettings(batch_size=self.options.batch_size, precision=kind.precision)
         config = TrialConfig(
-            "benchmark", "full", self.options.dataset, Radius("8/255"), 0, name, method, {}, options,
+            "benchmark", "full", self.options.dataset, Radius("8/255"), 0, name, kind.method, {}, kind.options,
             self.options.width, train=train,
         )  # fmt: skip
-        return Stepper(config, self._model(name), self.images, self.labels, compiled=compiled)
+        return Stepper(config, self._model(name), self.images, self.labels, compiled=kind.compiled)
 
-    def _plain_step(self, name: str, precision: str, compiled: bool) -> Step:
+    def _plain_step(self, name: str, kind: Kind) -> Step:
         """Return torch's own step: forward pass, cross entropy and Adam; never captured in a CUDA graph."""
         model = self._model(name)
         optimiser = make_optimiser(model, self.device)
-        forward = torch.compile(model, dynamic=False) if compiled else model
+        forward = torch.compile(model, dynamic=False) if kind.compiled else model
 
         def step() -> None:
             x = augment(self.images, *self.batch).contiguous(memory_format=torch.channels_last)
             optimiser.zero_grad(set_to_none=True)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=kind.precision == "bf16"):
                 logits = forward(x)
             with without_faulty_onednn(model):
                 F.cross_entropy(logits.float(), self.labels[self.batch[0]]).backward()

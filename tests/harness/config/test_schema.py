@@ -74,7 +74,7 @@ def test_a_wrong_file_is_refused(change, schema):
 
 @pytest.mark.parametrize("change", RIGHT, ids=str)
 def test_a_right_file_is_accepted(change, schema):
-    schema.validate(changed(change))
+    assert list(schema.iter_errors(changed(change))) == []
 
 
 def test_plugins_add_networks_and_an_included_file_may_have_any_key(schema):

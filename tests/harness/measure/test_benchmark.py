@@ -25,8 +25,8 @@ def test_all_kinds_of_steps_are_compared_with_plain_training(monkeypatch, tmp_pa
     assert main("benchmark", [*SMALL, "--only", "steps", "--json", str(tmp_path / "figures.json")]) == 0
     written = json.loads((tmp_path / "figures.json").read_text())
     rows = {row["step"]: row for row in written["steps"]}
-    bounding = ("plain", "ibp", "crown-ibp", "crown-ibp unfused")
-    kinds = {f"{kind}{precision} eager" for kind in bounding for precision in ("", " bf16")}
+    methods = ("plain", "ibp", "crown-ibp", "crown-ibp unfused")
+    kinds = {f"{kind}{precision} eager" for kind in methods for precision in ("", " bf16")}
     assert set(rows) == {*kinds, "sabr eager", "mtl-ibp eager", "pgd eager"}
     for kind, row in rows.items():
         assert row["examples/s"] == pytest.approx(rows["plain eager"]["examples/s"] / row["cost over plain"]), kind
