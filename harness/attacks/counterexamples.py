@@ -1,12 +1,15 @@
-"""How adversarial points are stored: a whole number of 32767ths of eps for each pixel.
+"""How adversarial points are stored: a whole number of 32767ths of eps for each pixel, or, at a corner, its signs.
 
 The point of k at the image x = pixel / 255 is x + k r / 32767, clipped to [0, 1], in float64: three operations that
 every machine rounds alike. r is eps less 2^-50, which is more than all that is rounded: x by 2^-54, r / 32767 and its
 product with k by 2^-53 of at most 1 each, the sum by 2^-53, r itself by 2^-54. So the point lies in the exact ball.
 """
 
+from collections.abc import Sequence
 from fractions import Fraction
+from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +28,29 @@ def decode(k: Tensor, x: Tensor, eps: Fraction) -> Tensor:
     x: pixel / 255, rounded to float64, of the same shape; eps: above 2^-50 and at most 1.
     """
     return (x + k.double() * _step(eps)).clamp(0, 1)
+
+
+def corners(k: Tensor, x: Tensor) -> Tensor:
+    """Return the corners of the balls (int16, each -32767 or 32767) nearest to the points of k, after clipping.
+
+    k: int16; x: float64, as in `decode`.
+    """
+    return torch.where((k > 0) | ((k == 0) & (x > 0.5)), LEVELS, -LEVELS).to(torch.int16)
+
+
+def pack(k: Tensor) -> Tensor:
+    """Return what a file stores of k (int16): of a corner its signs, uint8 [N / 8] for N pixels; else k itself."""
+    if bool((k.abs() < LEVELS).any()):
+        return k.clone()  # files hold no views
+    return torch.from_numpy(np.packbits((k > 0).numpy()))
+
+
+def unpack(stored: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return the k of an image of the given shape from what `pack` returned for it."""
+    if stored.dtype != torch.uint8:
+        return stored
+    signs = torch.from_numpy(np.unpackbits(stored.numpy(), count=prod(shape)).reshape(shape))
+    return torch.where(signs.bool(), LEVELS, -LEVELS).to(torch.int16)
 
 
 def _step(eps: Fraction) -> float:

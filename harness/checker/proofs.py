@@ -117,15 +117,25 @@ def region_with_hidden(network: Network, images: Box, tensors: Tensors, region: 
     return tight_region(network, images, hidden) if hidden else region
 
 
-def why_not_falsified(network: Network, pixels: Array, label: int, k: Array | None, eps: Fraction) -> str:
+def why_not_falsified(network: Network, pixels: Array, label: int, stored: Array | None, eps: Fraction) -> str:
     """Return why a counterexample does not falsify the image [C, H, W], grey levels 0 to 255; empty if it does.
 
-    Exact arithmetic checks that its point lies in the ball. k: int16, each moves a pixel by about k eps / 32767.
+    Exact arithmetic checks that its point lies in the ball.
+
+    stored: int16 k [C, H, W], each moves a pixel by about k eps / 32767; or the signs of a corner, where each k is
+        32767 (bit 1) or -32767, uint8 [C H W / 8].
     """
-    if k is None:
+    if stored is None:
         return "there is no counterexample"
-    if k.dtype != np.int16 or k.shape != pixels.shape:
-        return f"the counterexample is {k.dtype} {k.shape}, expected int16 {pixels.shape}"
+    kind, signs = (stored.dtype, stored.shape), (-(-pixels.size // 8),)
+    if kind == (np.uint8, signs):
+        bits = np.unpackbits(stored, count=pixels.size).reshape(pixels.shape)
+        k = np.where(bits == 1, _LEVELS, -_LEVELS)
+    elif kind == (np.int16, pixels.shape):
+        k = stored
+    else:
+        expected = f"expected int16 {pixels.shape} or uint8 {signs}"
+        return f"the counterexample is {stored.dtype} {stored.shape}, {expected}"
     step = float(eps - Fraction(1, 2**50)) / _LEVELS
     point = np.clip(pixels / np.float64(255) + k * step, 0, 1)
     pairs = zip(point.ravel().tolist(), pixels.ravel().tolist(), strict=True)

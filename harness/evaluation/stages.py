@@ -12,9 +12,9 @@ from torch import Tensor
 
 import cerdeq
 from cerdeq.bounds import BOUNDS, Interval, lower_bounds
-from harness.attacks.counterexamples import decode, encode
+from harness.attacks.counterexamples import pack
 from harness.config.settings import BAB, STAGES, EvaluationSettings
-from harness.evaluation.attack import margins_at
+from harness.evaluation.attack import margins_at, storable
 from harness.evaluation.batch import Batch, Evidence, StageResult
 from harness.storage import names
 
@@ -60,22 +60,23 @@ def _branch_and_bound(batch: Batch) -> StageResult:
     lower, upper, branches, evidence = batch.nan(), batch.nan(), batch.nan(), Evidence()
 
     def ask(example: Tensor) -> None:
-        verification, encoded, margin = _verify(batch, example), None, torch.nan
+        verification, k, margin = _verify(batch, example), None, torch.nan
         status, bound = verification.status[0], float(verification.lower[0].amin())
         if status == _FALSIFIED:
-            image, eps, point = batch.images[example], batch.config.eps, verification.counterexample
-            encoded = encode(point.to(image), image, eps)
-            margin = float(margins_at(batch.network, decode(encoded, image, eps), batch.labels[example]))
-            if not margin < 0 and float(margins_at(batch.network, point.to(image), batch.labels[example])) < 0:
-                status, encoded, margin = _UNKNOWN, None, torch.nan
+            image, label, eps = batch.images[example], batch.labels[example], batch.config.eps
+            point = verification.counterexample.to(image)
+            margins, k = storable(batch.network, point, image, label, eps)
+            margin = float(margins)
+            if not margin < 0 and float(margins_at(batch.network, point, label)) < 0:
+                status, k, margin = _UNKNOWN, None, torch.nan
                 batch.ledger.note(BAB, names.UNKNOWN, int(example), _MOVED)
         undecided = status in (_UNKNOWN, *_LIMITS) and not bound > 0
         if not {_CERTIFIED: bound > 0, _FALSIFIED: margin < 0}.get(status, undecided):
             raise ValueError(f"branch and bound says {status}, with a bound of {bound:g} and a margin of {margin:g}")
         lower[example], upper[example], branches[example] = bound, margin, float(verification.branches[0])
         evidence.update(_name_tensors(batch, example, verification))
-        if encoded is not None:
-            evidence[str(batch.first + int(example))] = encoded[0].cpu()
+        if k is not None:
+            evidence[str(batch.first + int(example))] = pack(k[0].cpu())
         if status in _LIMITS:
             batch.ledger.note(BAB, _LIMITS[status], int(example))
 

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from harness.attacks.counterexamples import decode
+from harness.attacks.counterexamples import decode, unpack
 from harness.data import load
 from harness.errors import InputError
 from harness.evaluation.network import load_network
@@ -42,7 +42,8 @@ def counterexamples(data: SectionData) -> Figure | None:
     test = evaluation_images(dataset, trial.config)
     indices = sorted(map(int, points))[:_MOST]
     images = test.images[indices].double() / 255
-    adversarial = decode(torch.stack([points[str(index)] for index in indices]), images, trial.config.eps)
+    k = torch.stack([unpack(points[str(index)], images.shape[1:]) for index in indices])
+    adversarial = decode(k, images, trial.config.eps)
     with torch.no_grad():
         predicted = network(adversarial).argmax(1)
     difference = 0.5 + (adversarial - images) / (2 * float(trial.config.eps))

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.attacks.counterexamples import LEVELS, decode, encode
+from harness.attacks.counterexamples import LEVELS, corners, decode, encode, pack, unpack
 
 seeded = settings(derandomize=True, deadline=None, max_examples=60)
 radii = st.sampled_from([Fraction(8, 255), Fraction(1, 255), Fraction(1), Fraction(3, 10), Fraction(1, 10**6)]) | (
@@ -56,3 +56,26 @@ def test_points_beyond_the_ball_are_moved_into_it():
     k = encode(torch.tensor([0.9, -7.0, 1.5]), x, eps)
     assert k.tolist() == [LEVELS, -LEVELS, LEVELS]
     torch.testing.assert_close(decode(k, x, eps), torch.tensor([0.6, 0.4, 1.0], dtype=torch.float64))
+
+
+@seeded
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=3), st.integers(0, 100), st.booleans())
+def test_what_is_stored_is_unpacked_to_itself(shape, seed, is_corner):
+    """The signs of a corner take a bit a pixel."""
+    signs = torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    k = (LEVELS * signs).to(torch.int16)
+    if not is_corner:
+        k.flatten()[seed % k.numel()] = seed - 50
+    stored = pack(k)
+    assert (stored.dtype, stored.numel()) == ((torch.uint8, -(-k.numel() // 8)) if is_corner else (k.dtype, k.numel()))
+    assert torch.equal(unpack(stored, shape), k)
+
+
+def test_the_nearest_corner_of_a_clipped_point_is_clipped_to_it():
+    """At a black or white pixel the point may lie on the end of the pixels' range, where k is 0."""
+    x = torch.tensor([0.0, 1.0, 0.0, 1.0, 0.5, 0.5], dtype=torch.float64)
+    k = torch.tensor([0, 0, 5, -5, 5, -5], dtype=torch.int16)
+    corner = corners(k, x)
+    assert corner.dtype == torch.int16
+    assert corner.tolist() == [-LEVELS, LEVELS, LEVELS, -LEVELS, LEVELS, -LEVELS]
+    assert decode(corner, x, Fraction(1, 10))[:2].tolist() == [0, 1]

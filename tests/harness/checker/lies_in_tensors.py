@@ -10,6 +10,7 @@ from lies_in_folders import IMAGES, Lie
 from lies_in_verdicts import IBP, IBP_MARGIN, NOT_CONFIRMED, NOT_PROVED_BY_IBP, PREDICTED, PROVE, proved
 from lying_sweep import Change, Sweep, change_config, change_tensors
 
+from harness.attacks.counterexamples import pack, unpack
 from harness.storage import folder
 
 TENSORS, FINITE, CONTRACTION = (
@@ -44,8 +45,12 @@ def swap(first: str, second: str) -> Callable[[dict[str, Any]], None]:
 
 
 def change_points(change: Callable[[torch.Tensor], Any]) -> Change:
-    """Replace every counterexample."""
-    return change_tensors(folder.COUNTEREXAMPLES, lambda points: {index: change(k) for index, k in points.items()})
+    """Replace every counterexample: int16 [1, 8, 8] is passed."""
+
+    def replaced(points: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {index: change(unpack(stored, (1, 8, 8))) for index, stored in points.items()}
+
+    return change_tensors(folder.COUNTEREXAMPLES, replaced)
 
 
 def rotate_points(points: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -182,6 +187,17 @@ LIES = {
     "counterexamples as float64": Lie(change_points(lambda k: k.double()), "the counterexample is float64", FALSIFIED),
     "counterexamples of another shape": Lie(
         change_points(lambda k: k[0]), "(8, 8), expected int16 (1, 8, 8)", FALSIFIED
+    ),
+    "signs of another shape": Lie(
+        change_points(lambda k: pack(k.sign() * 32767)[None]), "expected int16 (1, 8, 8) or uint8 (8,)", FALSIFIED
+    ),
+    "too few signs": Lie(
+        change_points(lambda k: pack(k.sign() * 32767)[:7]), "expected int16 (1, 8, 8) or uint8 (8,)", FALSIFIED
+    ),
+    "the opposite corner": Lie(
+        change_points(lambda k: pack(-32767 * k.sign().where(k != 0, k.new_ones(())))),
+        "no margin is proved to be below 0",
+        FALSIFIED,
     ),
     "counterexamples of other images": Lie(
         change_tensors(folder.COUNTEREXAMPLES, rotate_points), "no margin is proved to be below 0", FALSIFIED

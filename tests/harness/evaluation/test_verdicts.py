@@ -1,6 +1,5 @@
 """Verdicts come from the first stage that decides an example, and agree with other ways to compute them."""
 
-import itertools
 from dataclasses import fields, replace
 from fractions import Fraction
 from itertools import pairwise
@@ -16,15 +15,16 @@ from cerdeq import Box
 from cerdeq.bounds import trace
 from cerdeq.bounds.float32 import in_float32
 from cerdeq.equilibrium import rules
-from harness.attacks.counterexamples import decode
+from harness.attacks.counterexamples import LEVELS, corners, decode, unpack
 from harness.attacks.objectives import margins
 from harness.config.settings import EvaluationSettings
 from harness.data import load
 from harness.evaluation import attack, ibp, network, stages
+from harness.evaluation.attack import margins_at, storable
 from harness.evaluation.equilibria import recurrence_report
 from harness.evaluation.ibp import Bounds, errors_without_attack
 from harness.evaluation.ledger import SoundnessError
-from harness.evaluation.network import load_network
+from harness.evaluation.network import load_network, prepare_network
 from harness.evaluation.verdicts import evaluate
 from harness.storage import folder, names
 from harness.training.monitor import parametrisation_metrics
@@ -159,12 +159,30 @@ def test_each_falsified_example_has_a_counterexample_that_the_network_gets_wrong
     table = evaluation.verdicts
     falsified = table.loc[table[names.VERDICT] == names.FALSIFIED, names.INDEX].tolist()
     assert list(evaluation.evidence) == [str(index) for index in falsified] and 5 < len(falsified) <= 80
-    k = torch.stack([evaluation.evidence[str(index)] for index in falsified])
+    stored = [evaluation.evidence[str(index)] for index in falsified]
+    k = torch.stack([unpack(tensor, images.shape[1:]) for tensor in stored])
     with torch.no_grad():
         at_points = margins(model(decode(k, images[falsified].double() / 255, config.eps)), labels[falsified])
     recorded = torch.tensor(table.loc[falsified, names.ATTACK_MARGIN].to_numpy())
     assert k.dtype == torch.int16 and ((at_points <= recorded) & (recorded < 0)).all()
     torch.testing.assert_close(at_points, recorded, atol=1e-3, rtol=1e-6)
+    at_corner = (k.abs() == LEVELS).flatten(1).all(1).tolist()
+    assert at_corner == [tensor.dtype == torch.uint8 for tensor in stored] and any(at_corner)
+
+
+def test_a_counterexample_that_no_corner_replaces_is_stored_itself(problem):
+    """The images themselves, labelled by their second class, so that they are misclassified; some corners are not."""
+    model, images, _, config = problem("cnn5", eps="1/2")
+    prepared, x = prepare_network(model, ("ibp",)), images.double() / 255
+    with torch.no_grad():
+        second = model(x).topk(2).indices[:, 1]
+    margin, k = storable(prepared, x, x, second, config.eps)
+    at_corner = (k.abs() == LEVELS).flatten(1).all(1)
+    assert (margin < 0).all() and at_corner.any() and not at_corner.all()
+    assert (k[~at_corner] == 0).all()
+    corner = corners(torch.zeros_like(k), x)
+    assert (margins_at(prepared, decode(corner, x, config.eps), second)[~at_corner] >= 0).all()
+    assert (k[at_corner] == corner[at_corner]).all()
 
 
 def test_a_counterexample_that_is_not_proved_falsifies_nothing(problem, monkeypatch):
@@ -306,11 +324,11 @@ def test_the_status_of_branch_and_bound_becomes_the_verdict(answer, problem, mon
     config, calls = with_settings(config, stages=("ibp", "bab"), attack_steps=1, bab_branches=40), []
     monkeypatch.setattr("harness.evaluation.ledger.free_memory", lambda: None)
     monkeypatch.setattr(attack, "worst_point", lambda model, x, *_: x)  # falsifies nothing
-    if answer == "falsified":
-        monkeypatch.setattr(stages, "margins_at", lambda *_: torch.tensor([-0.25], dtype=torch.float64))
-    if "rounding" in answer:  # the margin is below 0 at the point itself, and above 0 at the stored one
-        margins = itertools.cycle([torch.tensor([0.25]).double(), torch.tensor([-0.25]).double()])
-        monkeypatch.setattr(stages, "margins_at", lambda *_: next(margins))
+    # The margin is -0.25 at the point itself, and this one at the point that is stored:
+    if margin := {"falsified": -0.25, "falsified with a point that rounding moves": 0.25}.get(answer):
+        k = torch.zeros((1, 1, 8, 8), dtype=torch.int16)
+        monkeypatch.setattr(stages, "storable", lambda *_: (torch.tensor([margin]).double(), k))
+        monkeypatch.setattr(stages, "margins_at", lambda *_: torch.tensor([-0.25]).double())
 
     def verify(model, region, spec, seconds, branches, certificates):
         calls.append((len(spec), seconds, branches, next(model.parameters()).dtype))

@@ -13,6 +13,7 @@ from made_studies import add, make, make_many, right
 from safetensors.torch import save_file
 
 from harness.analysis.leaderboard import build_leaderboard
+from harness.attacks.counterexamples import pack
 from harness.config.settings import TrainSettings
 from harness.figures import error_figures, images, lengths, style
 from harness.figures.catalogue import FIGURES, figures_of
@@ -113,7 +114,7 @@ def test_length_has_a_line_for_each_network_and_a_point_for_each_length(tmp_path
 def test_adversarial_examples_are_shown_with_the_network_s_prediction(tmp_path):
     shutil.copytree(GOLDEN / "cnn5", tmp_path / "golden/trials/x")
     point = torch.full((1, 8, 8), 32767, dtype=torch.int16)
-    save_file({"3": point, "10": -point}, tmp_path / "golden/trials/x" / folder.COUNTEREXAMPLES)
+    save_file({"3": point, "10": pack(-point)}, tmp_path / "golden/trials/x" / folder.COUNTEREXAMPLES)
     figure = images.counterexamples(section_of(tmp_path / "golden"))
     assert [axes.get_title().split(":")[0] for axes in figure.axes[:2]] == ["3", "10"]
     original, adversarial, difference = (figure.axes[row * 2].images[0].get_array() for row in range(3))
