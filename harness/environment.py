@@ -32,12 +32,19 @@ def describe_environment(device: "torch.device") -> dict[str, str]:
     import torch
 
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {platform.machine()}",
+        "device": device_name(device),
         "threads": str(torch.get_num_threads()),
         "python": platform.python_version(),
         **{package: installed for package in _PACKAGES if (installed := _version(package))},
         "code": code_version(),
     }
+
+
+def device_name(device: "torch.device") -> str:
+    """Return the name of a GPU, or the kind of CPU."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {platform.machine()}"
 
 
 def device_title(device: "torch.device") -> str:

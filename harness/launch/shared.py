@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 MARK = ".remote"
 """The file in a mirror that holds the address."""
-_WORKERS_FILES = (folder.CHECKPOINT, folder.WITHOUT)
+_WORKERS_FILES = (folder.CHECKPOINT, folder.WITHOUT, folder.TRAINED_ON)
 _MIRRORS = Path("results")
 
 _log = logging.getLogger(__name__)

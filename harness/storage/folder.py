@@ -4,6 +4,7 @@
     epochs.jsonl         one line for each epoch; epoch 0 is the untrained network
     checkpoint.pt        network, optimiser, epoch: a retry goes on from here and writes later rows again
     without.txt          optimisations that failed and that training does without, one a line; until the end
+    trained_on.txt       devices that it was trained on, one a line; until the end
     shards/              verdicts so far, during evaluation, as in a certification
     weights.safetensors  the final network, parametrisations folded in
     verdicts.parquet     one row for each test image
@@ -46,6 +47,7 @@ SHARDS, VERDICTS, RESULT, FAILURE = "shards", "verdicts.parquet", "result.json",
 LOG = "log.txt"
 CHOSEN = "chosen.json"
 WITHOUT = "without.txt"
+TRAINED_ON = "trained_on.txt"
 SOURCE = "source.checkpoint"
 STOP = ".stop"
 """A file in the sweep's directory: while it exists, trials stop after their epoch or batch of evaluation."""
@@ -273,15 +275,33 @@ def write_epoch(directory: Path, row: dict[str, Any]) -> None:
 
 def read_failed_optimisations(directory: Path) -> list[str]:
     """Return a line for each optimisation that failed and that the trial is trained without."""
-    path = Path(directory) / WITHOUT
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return _read_lines(Path(directory) / WITHOUT)
 
 
 def add_failed_optimisations(directory: Path, lines: list[str]) -> None:
     """Add lines to those that `read_failed_optimisations` returns; a line that is there is not added again."""
-    before = read_failed_optimisations(directory)
+    _add_lines(Path(directory) / WITHOUT, lines)
+
+
+def read_training_devices(directory: Path) -> list[str]:
+    """Return the devices that the trial was trained on so far, in order."""
+    return _read_lines(Path(directory) / TRAINED_ON)
+
+
+def add_training_device(directory: Path, device: str) -> None:
+    """Add a device to those that `read_training_devices` returns, unless it is there."""
+    _add_lines(Path(directory) / TRAINED_ON, [device])
+
+
+def _read_lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def _add_lines(path: Path, lines: list[str]) -> None:
+    """Add lines to a file; a line that is there is not added again."""
+    before = _read_lines(path)
     if added := [line for line in lines if line not in before]:
-        write_text(Path(directory) / WITHOUT, "".join(line + "\n" for line in before + added))
+        write_text(path, "".join(line + "\n" for line in before + added))
 
 
 def trial_folders(sweep_dir: Path) -> list[Path]:

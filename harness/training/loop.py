@@ -18,11 +18,18 @@ from harness.clock import Clock, Stopped
 from harness.config.settings import RampShape
 from harness.config.trial import TrialConfig
 from harness.device import tf32
+from harness.environment import device_name
 from harness.errors import SettingError
 from harness.evaluation.metrics import finite_or_none
 from harness.memory import free_memory
 from harness.storage import names
-from harness.storage.folder import add_failed_optimisations, read_epochs, read_failed_optimisations, write_epoch
+from harness.storage.folder import (
+    add_failed_optimisations,
+    add_training_device,
+    read_epochs,
+    read_failed_optimisations,
+    write_epoch,
+)
 from harness.training import checkpoint
 from harness.training.augment import Draws, draw, seed_of
 from harness.training.compilation import decide
@@ -127,6 +134,7 @@ def _train(
         report(row)
     if done < last:
         clock.check()
+        add_training_device(trial_dir, device_name(device))
         if asked == "bf16" and device.type == "cpu":
             _warn_of_slow_bf16(trial_dir)
         _decide_compilation(stepper, _compiled_before(trial_dir, done))

@@ -100,7 +100,8 @@ def run_folder(
                 result = _train_and_evaluate(trial, data, directory, report, clock)
             folder.write_result(directory, result)
         (directory / folder.FAILURE).unlink(missing_ok=True)  # last: a trial counts as failed until it is done
-        (directory / folder.WITHOUT).unlink(missing_ok=True)
+        for temporary in (folder.WITHOUT, folder.TRAINED_ON):
+            (directory / temporary).unlink(missing_ok=True)
         certification.remove_shards(directory)
         return result
 
@@ -145,6 +146,9 @@ def _train_and_evaluate(
     else:
         network_metrics = _train(trial.config, training, trial_dir, device, report, clock)
     free_memory()
+    devices = folder.read_training_devices(trial_dir)
+    if devices not in ([], [environment["device"]]):
+        environment["trained_on"] = ", ".join(devices)
     metrics, messages = _evaluate(trial, test, trial_dir, device, environment, network_metrics, report, clock)
     return folder.TrialResult(trial.key, metrics, environment, data.summary(), messages)
 

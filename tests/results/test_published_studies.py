@@ -16,8 +16,11 @@ RESULTS = Path(__file__).resolve().parents[2] / "results"
 STUDIES = sorted(path.parent for path in RESULTS.glob("published/[!.]*/trials"))
 CERTIFIED_FURTHER = ("longer-cifar10/trials/2a1ddcef30d45f24", "reduced-mnist/trials/108064df97a35809")
 FULL_LENGTH = sorted(RESULTS.glob("published/mnist-conv/trials/*"))
-LONGEST_KEYS = "96574009dc62543c", "96b288b8d78f2bed", "c0013f04572ff2a6", "f51ef0b435b4e828", "13afacd2f3e0fa60"
-LONGEST = [f"length-cifar10/trials/{key}" for key in LONGEST_KEYS]
+LONGEST_KEYS = """
+    96574009dc62543c 96b288b8d78f2bed c0013f04572ff2a6 f51ef0b435b4e828 13afacd2f3e0fa60 1c204e5b80d69693
+    265a31d80a04e79b a17fc5aeb06fa554
+"""
+LONGEST = [f"length-cifar10/trials/{key}" for key in LONGEST_KEYS.split()]
 TRIALS = [*(RESULTS / "published" / name for name in (*CERTIFIED_FURTHER, *LONGEST)), *FULL_LENGTH]
 CERTIFICATIONS = [directory for trial_dir in TRIALS for directory in certification.folders(trial_dir)]
 IMAGES = 10

@@ -46,6 +46,17 @@ def test_a_trial_that_was_killed_goes_on_to_the_very_same_weights(tmp_path, tiny
     assert [row[names.EPOCH] for row in folder.read_epochs(tmp_path)] == [0, 1, 2, 3]
 
 
+def test_the_result_names_the_devices_of_training_if_evaluation_has_another_one(tmp_path, tiny_trial, whole_trial):
+    assert "trained_on" not in folder.read_result(whole_trial("cnn5")[0]).environment
+    with pytest.raises(Killed):
+        run_trial(tiny_trial("cnn5"), directory=tmp_path, report=kill, clock=saving_each_time())
+    here = (tmp_path / folder.TRAINED_ON).read_text()
+    (tmp_path / folder.TRAINED_ON).write_text("NVIDIA H200\n")
+    result = run_trial(tiny_trial("cnn5"), directory=tmp_path)
+    assert result.environment["trained_on"] == f"NVIDIA H200, {here.strip()}"
+    assert here.strip() == result.environment["device"] and not (tmp_path / folder.TRAINED_ON).exists()
+
+
 def test_a_trial_killed_before_its_first_checkpoint_writes_the_untrained_network_once(tmp_path, tiny_trial):
     def kill(row):
         raise Killed
