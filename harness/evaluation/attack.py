@@ -52,21 +52,17 @@ def attack_batch(batch: Batch, proved: Tensor) -> tuple[Tensor, Evidence]:
 def storable(
     network: PreparedNetwork, points: Tensor, x: Tensor, labels: Tensor, eps: Fraction
 ) -> tuple[Tensor, Tensor]:
-    """Return the points that can be stored near points [B, C, H, W], and their margins.
+    """Return the smallest margins [B] at points [B, C, H, W], rounded to k, and the k to store, int16 [B, C, H, W].
 
-    That is a corner of the ball where one is proved adversarial, since it takes a 16th of the bytes.
-
-    Returns:
-        The smallest margins [B] as `margins_at` returns them; and k, int16 [B, C, H, W].
+    If the nearest corner of the ball is proved adversarial, too, its k is returned: it takes a 16th of the bytes.
     """
     k = encode(points, x, eps)
     margin = margins_at(network, decode(k, x, eps), labels)
     adversarial = (margin < 0).nonzero()[:, 0]
     if len(adversarial):
         at_corners = corners(k[adversarial], x[adversarial])
-        corner_margin = margins_at(network, decode(at_corners, x[adversarial], eps), labels[adversarial])
-        proved = corner_margin < 0
-        k[adversarial[proved]], margin[adversarial[proved]] = at_corners[proved], corner_margin[proved]
+        proved = margins_at(network, decode(at_corners, x[adversarial], eps), labels[adversarial]) < 0
+        k[adversarial[proved]] = at_corners[proved]
     return margin, k
 
 
