@@ -4,7 +4,7 @@
     epochs.jsonl         one line for each epoch; epoch 0 is the untrained network
     checkpoint.pt        network, optimiser, epoch: a retry goes on from here and writes later rows again
     without.txt          optimisations that failed and that training does without, one a line; until the end
-    trained_on.txt       devices that it was trained on, one a line; until the end
+    trained_on.txt       devices that it was trained on, one a line
     shards/              verdicts so far, during evaluation, as in a certification
     weights.safetensors  the final network, parametrisations folded in
     verdicts.parquet     one row for each test image

@@ -100,8 +100,7 @@ def run_folder(
                 result = _train_and_evaluate(trial, data, directory, report, clock)
             folder.write_result(directory, result)
         (directory / folder.FAILURE).unlink(missing_ok=True)  # last: a trial counts as failed until it is done
-        for temporary in (folder.WITHOUT, folder.TRAINED_ON):
-            (directory / temporary).unlink(missing_ok=True)
+        (directory / folder.WITHOUT).unlink(missing_ok=True)
         certification.remove_shards(directory)
         return result
 

@@ -105,7 +105,7 @@ def test_a_sweep_goes_on_from_machine_to_machine_to_the_very_same_end(tmp_path, 
     trials = {name for name in before if "/trials/" in name}
     assert {name.rpartition("/")[2] for name in trials} == {
         *(folder.LOG, folder.TRIAL, folder.EPOCHS, folder.CHECKPOINT, folder.WEIGHTS, folder.VERDICTS),
-        *(folder.COUNTEREXAMPLES, folder.RESULT),
+        *(folder.COUNTEREXAMPLES, folder.RESULT, folder.TRAINED_ON),
     }
     assert {f"{PREFIX}/elsewhere/leaderboard.md", f"{PREFIX}/elsewhere/report.html"} <= before.keys()
     again = subprocess.run(command, cwd=one.root, capture_output=True, text=True, timeout=600, check=False)
