@@ -25,7 +25,7 @@ from harness.storage.files import make_directory
 from harness.storage.parquet import read_table, write_table
 from harness.terminal import new_console
 
-LIMIT_MIB = 64
+LIMIT_MIB = 80
 _TRIAL_FILES = (folder.TRIAL, folder.EPOCHS)
 _CERTIFICATION_FILES = (certification.CERTIFICATION, certification.TIMINGS)
 _PROOF_FILES = (folder.WEIGHTS, folder.COUNTEREXAMPLES, folder.CERTIFICATES)
