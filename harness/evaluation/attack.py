@@ -62,7 +62,7 @@ def storable(
     if len(adversarial):
         at_corners = corners(k[adversarial], x[adversarial])
         proved = margins_at(network, decode(at_corners, x[adversarial], eps), labels[adversarial]) < 0
-        k[adversarial[proved]] = at_corners[proved]
+        k[adversarial] = torch.where(proved.view(-1, 1, 1, 1), at_corners, k[adversarial])
     return margin, k
 
 
