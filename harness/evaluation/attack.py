@@ -38,14 +38,17 @@ def attack_batch(batch: Batch, proved: Tensor) -> tuple[Tensor, Evidence]:
             x, labels = batch.images[examples], batch.labels[examples]
             indices, model = batch.first + examples, batch.network.attack_model
             points = worst_point(model, x.float(), labels, config.eps, settings, config.seed, indices)
-            return storable(batch.network, points, x, labels, config.eps)
+            k = encode(points, x, config.eps)
+            return margins_at(batch.network, decode(k, x, config.eps), labels), k
 
         for examples, (margin, k) in batch.ledger.answers(ATTACK, ask, targets.nonzero()[:, 0]):
             attack_margin[examples] = margin
             falsified = (margin < 0).nonzero()[:, 0]
             if len(falsified):
                 indices = map(str, (batch.first + examples[falsified]).tolist())
-                evidence |= dict(zip(indices, map(pack, k[falsified].cpu()), strict=True))
+                of = examples[falsified]
+                stored = prefer_corners(batch.network, k[falsified], batch.images[of], batch.labels[of], config.eps)
+                evidence |= dict(zip(indices, map(pack, stored.cpu()), strict=True))
     return attack_margin, evidence
 
 
@@ -60,10 +63,15 @@ def storable(
     margin = margins_at(network, decode(k, x, eps), labels)
     adversarial = (margin < 0).nonzero()[:, 0]
     if len(adversarial):
-        at_corners = corners(k[adversarial], x[adversarial])
-        proved = margins_at(network, decode(at_corners, x[adversarial], eps), labels[adversarial]) < 0
-        k[adversarial] = torch.where(proved.view(-1, 1, 1, 1), at_corners, k[adversarial])
+        k[adversarial] = prefer_corners(network, k[adversarial], x[adversarial], labels[adversarial], eps)
     return margin, k
+
+
+def prefer_corners(network: PreparedNetwork, k: Tensor, x: Tensor, labels: Tensor, eps: Fraction) -> Tensor:
+    """Return k, int16 [B, C, H, W], replaced by the nearest corner where that is proved adversarial."""
+    at_corners = corners(k, x)
+    proved = margins_at(network, decode(at_corners, x, eps), labels) < 0
+    return torch.where(proved.view(-1, 1, 1, 1), at_corners, k)
 
 
 @torch.no_grad()
