@@ -27,7 +27,7 @@ from harness.storage import folder, names
 
 _IBP = "ibp"
 _BATCH = 20  # images
-_AGREEMENT = 1e-4  # allowed difference from recorded margins of IBP, relative to 1 + their size
+_HIGHER, _LOWER = 1e-4, 1e-3  # how far a recorded margin of IBP may differ, relative to 1 + the checker's size
 
 
 @dataclass(frozen=True)
@@ -153,11 +153,15 @@ def check_ibp(row: Mapping[str, Any], lower: float) -> str:
 
 
 def check_ibp_margin(row: Mapping[str, Any], lower: float) -> str:
-    """Check IBP's margin, where one is recorded: NaN and -inf claim nothing."""
+    """Check IBP's margin, where one is recorded: NaN and -inf claim nothing.
+
+    A lower margin claims less than the checker proves. Boxes of an equilibrium are wider in the evaluation, which starts
+    from a float32 guess: that lowers margins by up to 2e-4.
+    """
     recorded = float(row[names.margin_column(_IBP)])
     if np.isnan(recorded) or recorded == -np.inf:
         return ""
-    if isfinite(lower) and abs(lower - recorded) <= _AGREEMENT * (1 + abs(lower)):
+    if isfinite(lower) and -_LOWER <= (recorded - lower) / (1 + abs(lower)) <= _HIGHER:
         return ""
     return f"{_IBP}'s margin is recorded as {recorded:.6g}, but the checker's is {lower:.6g}"
 
