@@ -1,10 +1,10 @@
 """`python -m harness.publish results/<sweep>`: copy a sweep's results to results/published, small enough for git.
 
-Copies of every finished trial and certification: config, epochs, result, and verdicts (widths of bounds in single
-precision). With --weights it also copies the weights, counterexamples and certificates by which `harness.recheck`
-proves the verdicts. Tables, page and figures are written anew there. A study published before under that name is
-replaced; it stays as it was where anything fails. If the command is killed, the old study is left beside it under a
-hidden name, and the next call says so.
+Copies of every finished trial and certification: config, epochs, how a search chose it, result, and verdicts (widths of
+bounds in single precision). With --weights it also copies the weights, counterexamples and certificates by which
+`harness.recheck` proves the verdicts. Tables, page and figures are written anew there. A study published before under
+that name is replaced; it stays as it was where anything fails. If the command is killed, the old study is left beside
+it under a hidden name, and the next call says so.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from harness.storage.parquet import read_table, write_table
 from harness.terminal import new_console
 
 LIMIT_MIB = 80
-_TRIAL_FILES = (folder.TRIAL, folder.EPOCHS)
+_TRIAL_FILES = (folder.TRIAL, folder.EPOCHS, folder.CHOSEN)
 _CERTIFICATION_FILES = (certification.CERTIFICATION, certification.TIMINGS)
 _PROOF_FILES = (folder.WEIGHTS, folder.COUNTEREXAMPLES, folder.CERTIFICATES)
 

@@ -30,12 +30,14 @@ def decode(k: Tensor, x: Tensor, eps: Fraction) -> Tensor:
     return (x + k.double() * _step(eps)).clamp(0, 1)
 
 
-def corners(k: Tensor, x: Tensor) -> Tensor:
-    """Return the corners of the balls (int16, each -32767 or 32767) nearest to the points of k, after clipping.
+def corners(k: Tensor, x: Tensor, eps: Fraction) -> Tensor:
+    """Return the corners of the clipped balls (int16, each -32767 or 32767) nearest to the points of k.
 
     k: int16; x: float64, as in `decode`.
     """
-    return torch.where((k > 0) | ((k == 0) & (x > 0.5)), LEVELS, -LEVELS).to(torch.int16)
+    low, high = (decode(torch.full_like(k, level), x, eps) for level in (-LEVELS, LEVELS))
+    point = decode(k, x, eps)
+    return torch.where(high - point < point - low, LEVELS, -LEVELS).to(torch.int16)
 
 
 def pack(k: Tensor) -> Tensor:
@@ -46,9 +48,16 @@ def pack(k: Tensor) -> Tensor:
 
 
 def unpack(stored: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return the k of an image of the given shape from what `pack` returned for it."""
-    if stored.dtype != torch.uint8:
+    """Return the k of an image of the given shape from what `pack` returned for it.
+
+    Raises ValueError if it is of another type or size.
+    """
+    kind, size = (stored.dtype, tuple(stored.shape)), -(-prod(shape) // 8)
+    if kind == (torch.int16, tuple(shape)):
         return stored
+    if kind != (torch.uint8, (size,)):
+        found = f"{stored.dtype} {list(stored.shape)}"
+        raise ValueError(f"a counterexample is {found}, expected int16 {list(shape)} or uint8 [{size}]")
     signs = torch.from_numpy(np.unpackbits(stored.numpy(), count=prod(shape)).reshape(shape))
     return torch.where(signs.bool(), LEVELS, -LEVELS).to(torch.int16)
 

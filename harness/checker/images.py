@@ -153,13 +153,13 @@ def check_ibp(row: Mapping[str, Any], lower: float) -> str:
 
 
 def check_ibp_margin(row: Mapping[str, Any], lower: float) -> str:
-    """Check IBP's margin, where one is recorded: NaN and -inf claim nothing.
+    """Check IBP's margin. One that is not recorded, NaN or -inf, claims that IBP does not certify the image.
 
-    A lower margin claims less than the checker proves. Boxes of an equilibrium are wider in the evaluation, which starts
-    from a float32 guess: that lowers margins by up to 2e-4.
+    A lower margin claims less than the checker proves. Evaluation starts from a float32 guess of an equilibrium's box,
+    so the box is wider: that lowers margins by up to 2e-4.
     """
     recorded = float(row[names.margin_column(_IBP)])
-    if np.isnan(recorded) or recorded == -np.inf:
+    if (np.isnan(recorded) or recorded == -np.inf) and lower <= _LOWER:
         return ""
     if isfinite(lower) and -_LOWER <= (recorded - lower) / (1 + abs(lower)) <= _HIGHER:
         return ""

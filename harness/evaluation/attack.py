@@ -31,7 +31,7 @@ def attack_batch(batch: Batch, proved: Tensor) -> tuple[Tensor, Evidence]:
     """
     config, undecided = batch.config, batch.undecided
     weakest = replace(config.evaluation, attack="margin", attack_restarts=1)  # a check of the bound: it finds only bugs
-    attack_margin, evidence = batch.nan(), Evidence()
+    attack_margin, k_of = batch.nan(), torch.zeros_like(batch.images, dtype=torch.int16)
     for targets, settings in ((undecided & ~proved, config.evaluation), (undecided & proved, weakest)):
 
         def ask(examples: Tensor, settings: EvaluationSettings = settings) -> tuple[Tensor, Tensor]:
@@ -42,14 +42,17 @@ def attack_batch(batch: Batch, proved: Tensor) -> tuple[Tensor, Evidence]:
             return margins_at(batch.network, decode(k, x, config.eps), labels), k
 
         for examples, (margin, k) in batch.ledger.answers(ATTACK, ask, targets.nonzero()[:, 0]):
-            attack_margin[examples] = margin
-            falsified = (margin < 0).nonzero()[:, 0]
-            if len(falsified):
-                indices = map(str, (batch.first + examples[falsified]).tolist())
-                of = examples[falsified]
-                stored = prefer_corners(batch.network, k[falsified], batch.images[of], batch.labels[of], config.eps)
-                evidence |= dict(zip(indices, map(pack, stored.cpu()), strict=True))
-    return attack_margin, evidence
+            attack_margin[examples], k_of[examples] = margin, k
+
+    def ask_corners(examples: Tensor) -> Tensor:
+        x, labels = batch.images[examples], batch.labels[examples]
+        return prefer_corners(batch.network, k_of[examples], x, labels, config.eps)
+
+    falsified = (attack_margin < 0).nonzero()[:, 0]
+    for examples, k in batch.ledger.answers(ATTACK, ask_corners, falsified):
+        k_of[examples] = k
+    indices = map(str, (batch.first + falsified).tolist())
+    return attack_margin, dict(zip(indices, map(pack, k_of[falsified].cpu()), strict=True))
 
 
 def storable(
@@ -69,7 +72,7 @@ def storable(
 
 def prefer_corners(network: PreparedNetwork, k: Tensor, x: Tensor, labels: Tensor, eps: Fraction) -> Tensor:
     """Return k, int16 [B, C, H, W], replaced by the nearest corner where that is proved adversarial."""
-    at_corners = corners(k, x)
+    at_corners = corners(k, x, eps)
     proved = margins_at(network, decode(at_corners, x, eps), labels) < 0
     return torch.where(proved.view(-1, 1, 1, 1), at_corners, k)
 

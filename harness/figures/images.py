@@ -32,17 +32,20 @@ def counterexamples(data: SectionData) -> Figure | None:
         dataset = load(trial.config.dataset, data.data_dir)
     except InputError:  # the images are not here
         return None
+    if dataset.fingerprint != trial.fingerprint:
+        return None
+    test = evaluation_images(dataset, trial.config)
     try:
         points = load_file(trial_dir / folder.COUNTEREXAMPLES)
         network = load_network(trial.config, trial_dir / folder.WEIGHTS)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        indices = sorted(map(int, points))[:_MOST]
+        images = test.images[indices].double() / 255
+        levels = [unpack(points[str(index)], images.shape[1:]) for index in indices]
+    except (OSError, ValueError, RuntimeError, LookupError, SafetensorError) as error:
         raise DamagedFileError(f"{trial_dir}: {type(error).__name__}: {error}") from error
-    if dataset.fingerprint != trial.fingerprint or not points:
+    if not indices:
         return None
-    test = evaluation_images(dataset, trial.config)
-    indices = sorted(map(int, points))[:_MOST]
-    images = test.images[indices].double() / 255
-    k = torch.stack([unpack(points[str(index)], images.shape[1:]) for index in indices])
+    k = torch.stack(levels)
     adversarial = decode(k, images, trial.config.eps)
     with torch.no_grad():
         predicted = network(adversarial).argmax(1)

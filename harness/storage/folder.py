@@ -294,7 +294,14 @@ def add_training_device(directory: Path, device: str) -> None:
 
 
 def _read_lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    """Return the lines of a file, each once; none if there is no file. Raises DamagedFileError."""
+    if not path.exists():
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DamagedFileError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+    return list(dict.fromkeys(line for line in lines if line))
 
 
 def _add_lines(path: Path, lines: list[str]) -> None:

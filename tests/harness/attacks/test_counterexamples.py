@@ -3,6 +3,7 @@
 from fractions import Fraction
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -71,11 +72,28 @@ def test_what_is_stored_is_unpacked_to_itself(shape, seed, is_corner):
     assert torch.equal(unpack(stored, shape), k)
 
 
-def test_the_nearest_corner_of_a_clipped_point_is_clipped_to_it():
-    """At a black or white pixel the point may lie on the end of the pixels' range, where k is 0."""
-    x = torch.tensor([0.0, 1.0, 0.0, 1.0, 0.5, 0.5], dtype=torch.float64)
-    k = torch.tensor([0, 0, 5, -5, 5, -5], dtype=torch.int16)
-    corner = corners(k, x)
+def test_the_nearest_corner_is_that_of_the_clipped_ball():
+    """At a black pixel the ball begins at the pixel itself, so points in its lower half are nearest to k = 0."""
+    x = torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.5, 0.5], dtype=torch.float64)
+    k = torch.tensor([0, 0, 5, -5, 20000, -20000, 5, -5], dtype=torch.int16)
+    corner = corners(k, x, Fraction(3, 10))
     assert corner.dtype == torch.int16
-    assert corner.tolist() == [-LEVELS, LEVELS, LEVELS, -LEVELS, LEVELS, -LEVELS]
-    assert decode(corner, x, Fraction(1, 10))[:2].tolist() == [0, 1]
+    assert corner.tolist() == [LEVELS * sign for sign in (-1, 1, -1, 1, 1, -1, 1, -1)]
+    assert decode(corner, x, Fraction(3, 10))[:4].tolist() == [0, 1, 0, 1]
+
+
+@seeded
+@given(radii, st.integers(0, 100))
+def test_no_other_corner_is_nearer(eps, seed):
+    k, x = levels_of(seed), PIXELS.double() / 255
+    points, corner = decode(k, x, eps), corners(k, x, eps)
+    distance, other = ((decode(which, x, eps) - points).abs() for which in (corner, -corner))
+    assert (distance <= other).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 3), (9,), (1, 3, 4)])
+@pytest.mark.parametrize("stored", [torch.zeros(1, 3, 2), torch.zeros(3)])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int8])
+def test_tensors_of_another_size_are_no_counterexamples(shape, stored, dtype):
+    with pytest.raises(ValueError, match="counterexample"):
+        unpack(stored.to(dtype), shape)

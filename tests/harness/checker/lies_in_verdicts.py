@@ -157,6 +157,16 @@ LIES = {
     "no margin of a certified image": Lie(
         change_row("ibp", margin_ibp=np.nan), "certified by ibp, but margin_ibp is recorded as nan", SIGNS
     ),
+    "certified by ibp called unknown": Lie(
+        change_row("ibp", verdict=names.UNKNOWN, stage="none", margin_ibp=-np.inf),
+        "ibp's margin is recorded as -inf, but the checker's is",
+        IBP_MARGIN,
+    ),
+    "certified by ibp, credited to a later stage": Lie(
+        change_row("ibp", stage="crown-ibp", margin_ibp=np.nan, **{"margin_crown__ibp": 0.1}),
+        "ibp's margin is recorded as nan, but the checker's is",
+        IBP_MARGIN,
+    ),
     "an infinite margin": Lie(
         change_row("ibp", margin_ibp=np.inf), "ibp's margin is recorded as inf, but the checker's", IBP_MARGIN
     ),

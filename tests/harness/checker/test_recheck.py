@@ -168,3 +168,9 @@ def test_what_branch_and_bound_certified_of_an_equilibrium_is_confirmed_leaf_by_
 def test_a_recorded_margin_may_be_lower_than_the_checkers_by_more_than_it_may_be_higher(lower, difference, accepted):
     recorded = lower + difference * (1 + abs(lower))
     assert (check_ibp_margin({names.margin_column("ibp"): recorded}, lower) == "") == accepted
+
+
+@pytest.mark.parametrize(("lower", "accepted"), [(-0.5, True), (5e-4, True), (0.5, False), (float("inf"), False)])
+@pytest.mark.parametrize("recorded", [float("nan"), -float("inf")])
+def test_an_image_that_the_checker_proves_has_a_recorded_margin(recorded, lower, accepted):
+    assert (check_ibp_margin({names.margin_column("ibp"): recorded}, lower) == "") == accepted

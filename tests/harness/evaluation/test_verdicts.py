@@ -169,7 +169,7 @@ def test_each_falsified_example_has_a_counterexample_that_the_network_gets_wrong
     assert k.dtype == torch.int16 and (at_points < 0).all() and (recorded < 0).all()
     at_corner = (k.abs() == LEVELS).flatten(1).all(1)
     assert at_corner.tolist() == [tensor.dtype == torch.uint8 for tensor in stored] and at_corner.any()
-    monkeypatch.setattr(attack, "corners", lambda k, x: k)
+    monkeypatch.setattr(attack, "corners", lambda k, x, eps: k)
     alone = evaluate(model, images, labels, config)
     pd.testing.assert_frame_equal(alone.verdicts, table)
     k = torch.stack([alone.evidence[str(index)] for index in falsified])
@@ -190,9 +190,23 @@ def test_a_counterexample_that_no_corner_replaces_is_stored_itself(problem):
     at_corner = (k.abs() == LEVELS).flatten(1).all(1)
     assert (margin < 0).all() and at_corner.any() and not at_corner.all()
     assert (k[~at_corner] == 0).all()
-    corner = corners(torch.zeros_like(k), x)
+    corner = corners(torch.zeros_like(k), x, config.eps)
     assert (margins_at(prepared, decode(corner, x, config.eps), second)[~at_corner] >= 0).all()
     assert (k[at_corner] == corner[at_corner]).all()
+
+
+def test_where_corners_raise_an_error_the_attack_s_points_are_stored(problem, monkeypatch):
+    arguments = problem("cnn5", eps="1/2")
+    expected = evaluate(*arguments)
+
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(attack, "corners", fail)
+    evaluation = evaluate(*arguments)
+    pd.testing.assert_frame_equal(evaluation.verdicts, expected.verdicts)
+    assert evaluation.evidence.keys() == expected.evidence.keys() and evaluation.evidence
+    assert {tensor.dtype for tensor in evaluation.evidence.values()} == {torch.int16}
 
 
 def test_a_counterexample_that_is_not_proved_falsifies_nothing(problem, monkeypatch):

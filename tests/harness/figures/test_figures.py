@@ -19,6 +19,7 @@ from harness.figures import error_figures, images, lengths, style
 from harness.figures.catalogue import FIGURES, figures_of
 from harness.figures.section_data import SectionData
 from harness.storage import folder, names
+from harness.storage.files import DamagedFileError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 ELSEWHERE = {"counterexamples", "search", "importance", "length"}  # the study has no images, search or second length
@@ -120,6 +121,15 @@ def test_adversarial_examples_are_shown_with_the_network_s_prediction(tmp_path):
     original, adversarial, difference = (figure.axes[row * 2].images[0].get_array() for row in range(3))
     assert adversarial.max() <= 1 and (adversarial >= original - 1e-12).all()
     assert difference.max() == pytest.approx(1.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("stored", [{"3": torch.ones(3)}, {"3/x": torch.ones(1)}, {"5000": torch.ones(1, 8, 8)}])
+def test_adversarial_examples_that_cannot_be_read_are_named(tmp_path, stored):
+    trial_dir = tmp_path / "golden/trials/x"
+    shutil.copytree(GOLDEN / "cnn5", trial_dir)
+    save_file({name: tensor.to(torch.int16) for name, tensor in stored.items()}, trial_dir / folder.COUNTEREXAMPLES)
+    with pytest.raises(DamagedFileError, match=str(trial_dir)):
+        images.counterexamples(section_of(tmp_path / "golden"))
 
 
 @pytest.mark.parametrize("name", [folder.COUNTEREXAMPLES, folder.EPOCHS])

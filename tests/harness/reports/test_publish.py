@@ -23,6 +23,7 @@ def study(tmp_path, monkeypatch):
     for path in trial_dirs:
         for name in (folder.CHECKPOINT, folder.WEIGHTS, folder.COUNTEREXAMPLES):
             (path / name).write_bytes(bytes(1000))
+        folder.write_chosen(path, {"text": "a search"})
     (trial_dirs[2] / folder.RESULT).unlink()
     return sweep, trial_dirs, tmp_path / "published"
 
@@ -47,7 +48,10 @@ def test_results_are_copied_with_the_proofs_of_selected_trials(study, published,
     folder.write_result(trial_dirs[0], dataclasses.replace(result, data=data))
     assert run(sweep, target, "--weights", "* seed 1") == 0
     assert "2 trials, 1 unfinished ones skipped, 1 with their weights" in capsys.readouterr().out
-    files, proofs = {folder.TRIAL, folder.EPOCHS, folder.VERDICTS}, {folder.WEIGHTS, folder.COUNTEREXAMPLES}
+    files, proofs = (
+        {folder.TRIAL, folder.EPOCHS, folder.CHOSEN, folder.VERDICTS},
+        {folder.WEIGHTS, folder.COUNTEREXAMPLES},
+    )
     for path, names in ((trial_dirs[0], files), (trial_dirs[1], files | proofs)):
         copy = target / "study/trials" / path.name
         assert {file.name for file in copy.iterdir()} == names | {folder.RESULT}

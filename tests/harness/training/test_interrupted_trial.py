@@ -10,6 +10,7 @@ from steppers import Killed, kill
 from harness.clock import Clock
 from harness.data import load
 from harness.storage import folder, names
+from harness.storage.files import DamagedFileError
 from harness.training import checkpoint, run_trial
 from harness.training.loop import train
 
@@ -51,10 +52,16 @@ def test_the_result_names_the_devices_of_training_if_evaluation_has_another_one(
     with pytest.raises(Killed):
         run_trial(tiny_trial("cnn5"), directory=tmp_path, report=kill, clock=saving_each_time())
     here = (tmp_path / folder.TRAINED_ON).read_text()
-    (tmp_path / folder.TRAINED_ON).write_text("NVIDIA H200\n")
+    (tmp_path / folder.TRAINED_ON).write_text("NVIDIA H200\n\nNVIDIA H200\n")
     result = run_trial(tiny_trial("cnn5"), directory=tmp_path)
     assert result.environment["trained_on"] == f"NVIDIA H200, {here.strip()}"
     assert here.strip() == result.environment["device"]
+
+
+def test_a_list_of_devices_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / folder.TRAINED_ON).write_bytes(b"\xff")
+    with pytest.raises(DamagedFileError, match="cannot be read: UnicodeDecodeError"):
+        folder.read_training_devices(tmp_path)
 
 
 def test_a_trial_killed_before_its_first_checkpoint_writes_the_untrained_network_once(tmp_path, tiny_trial):
