@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.checker.boxes import SLACK, Array, Box, U, magnitude
-from harness.checker.equilibrium import apply_recurrence, apply_recurrence_back
+from harness.checker.boxes import SLACK, Array, Box, U, intersect, magnitude
+from harness.checker.equilibrium import apply_recurrence, apply_recurrence_back, preactivation
 from harness.checker.maps import Map
 from harness.checker.network import Network, Step
 from harness.checker.relaxation import LARGEST, Leaves, Lines, dot, lines, rounding_loss
@@ -88,7 +88,7 @@ def pull_back(step: Step, a: Array, region: Region, number: int, leaves: Leaves 
     weight = step.operation.weight
     if weight is None:
         return _pull_through_relu(a, boxes[0], leaves)
-    return _pull_through_equilibrium(weight, a, region.preactivations[number], region.values[number], leaves)
+    return _pull_through_equilibrium(weight, a, boxes[0], region.preactivations[number], region.values[number], leaves)
 
 
 def _pull_through_relu(a: Array, p: Box, leaves: Leaves | None) -> Pulled:
@@ -98,18 +98,22 @@ def _pull_through_relu(a: Array, p: Box, leaves: Leaves | None) -> Pulled:
     return Pulled((slopes - split_terms,), constant, loss)
 
 
-def _pull_through_equilibrium(weight: Array, a: Array, p: Box, z: Box, leaves: Leaves | None) -> Pulled:
-    """Return a functional of h. docs/developers/mathematics.md proves that these costs cover every rounding."""
-    around, split_terms = lines(p, leaves), 0.0 if leaves is None else leaves.split_terms
-    size = magnitude(z)
+def _pull_through_equilibrium(weight: Array, a: Array, h: Box, p: Box, z: Box, leaves: Leaves | None) -> Pulled:
+    """Return a functional of h. docs/developers/mathematics.md proves that these costs cover every rounding.
+
+    In a leaf, z = 0 where p <= 0 is fixed. This makes the boxes of z and of p = W z + h smaller.
+    """
+    size, size_of_p, split_terms = magnitude(z), magnitude(p), 0.0 if leaves is None else leaves.split_terms
     if leaves is not None:
         z = Box(np.where(leaves.signs < 0, 0, z.center), np.where(leaves.signs < 0, 0, z.radius))
+        p = intersect(p, preactivation(weight, h, z))
+    around = lines(p, leaves)
     multiplier = _find_multiplier(weight, a, around, z, leaves)
     slopes, constant = around.bound_from_below(multiplier)
     pulled = slopes - split_terms
     residual = a + apply_recurrence_back(weight, pulled) - multiplier
     minimum, cost = minimum_over_box(residual, z)
-    cost = cost + rounding_loss(np.abs(multiplier) + np.abs(split_terms), magnitude(p))
+    cost = cost + rounding_loss(np.abs(multiplier) + np.abs(split_terms), size_of_p)
     cost = cost + rounding_loss(pulled, apply_recurrence(np.abs(weight), size))
     return Pulled((pulled,), constant + minimum, cost)
 

@@ -339,6 +339,22 @@ def test_regions_and_bounds_hold_equilibria(kernel, rho):
     assert tight < 0.99 * loose
 
 
+def test_a_unit_that_is_off_in_a_leaf_leaves_the_others_alone():
+    """z_2 = relu(x_2 - z_1 / 2): where z_1 = 0 its input is at least 0.1, elsewhere it may be below 0."""
+    weight = torch.tensor([[0.0, 0.0], [-0.5, 0.0]]).double()
+    inject, classifier = nn.Linear(2, 2).double(), nn.Linear(2, 2).double()
+    for layer in (inject, classifier):
+        nn.init.eye_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    network = read_network(nn.Sequential(nn.Flatten(), inject, FixedPoint(weight, 1, 1), classifier).eval())
+    box = exact_box(np.array([[[[0.0, 0.15]]]]), np.array([[[[1.0, 0.05]]]]))
+    signs, one = np.array([[-1.0, 0.0]]), np.ones((1, 2))
+    leaves = {network.steps[2].name: Leaves(np.nan * one, signs, 0 * one, one)}
+    spec, region = np.array([[0.0, 1.0]]), interval_region(network, box)
+    assert lower_bounds(network, region, {4: spec}, {}) <= 0
+    assert lower_bounds(network, region, {4: spec}, leaves) == pytest.approx(0.1, abs=1e-12)
+
+
 def test_what_is_not_finite_or_huge_is_not_bounded():
     network = read_network(with_classifier([nn.Flatten(), nn.Linear(4, 3)], (1, 2, 2)))
     for radius in (np.inf, np.nan, 1e101):
