@@ -38,8 +38,7 @@ def attack_batch(batch: Batch, proved: Tensor) -> tuple[Tensor, Evidence]:
             x, labels = batch.images[examples], batch.labels[examples]
             indices, model = batch.first + examples, batch.network.attack_model
             points = worst_point(model, x.float(), labels, config.eps, settings, config.seed, indices)
-            k = encode(points, x, config.eps)
-            return margins_at(batch.network, decode(k, x, config.eps), labels), k
+            return margins_as_stored(batch.network, points, x, labels, config.eps)
 
         for examples, (margin, k) in batch.ledger.answers(ATTACK, ask, targets.nonzero()[:, 0]):
             attack_margin[examples], k_of[examples] = margin, k
@@ -55,15 +54,22 @@ def attack_batch(batch: Batch, proved: Tensor) -> tuple[Tensor, Evidence]:
     return attack_margin, dict(zip(indices, map(pack, k_of[falsified].cpu()), strict=True))
 
 
+def margins_as_stored(
+    network: PreparedNetwork, points: Tensor, x: Tensor, labels: Tensor, eps: Fraction
+) -> tuple[Tensor, Tensor]:
+    """Return the smallest margins [B] at points [B, C, H, W], rounded to k, and these k, int16 [B, C, H, W]."""
+    k = encode(points, x, eps)
+    return margins_at(network, decode(k, x, eps), labels), k
+
+
 def storable(
     network: PreparedNetwork, points: Tensor, x: Tensor, labels: Tensor, eps: Fraction
 ) -> tuple[Tensor, Tensor]:
-    """Return the smallest margins [B] at points [B, C, H, W], rounded to k, and the k to store, int16 [B, C, H, W].
+    """Return the same margins as `margins_as_stored`, and the k to store.
 
     If the nearest corner of the ball is proved adversarial, too, its k is returned: it takes a 16th of the bytes.
     """
-    k = encode(points, x, eps)
-    margin = margins_at(network, decode(k, x, eps), labels)
+    margin, k = margins_as_stored(network, points, x, labels, eps)
     adversarial = (margin < 0).nonzero()[:, 0]
     if len(adversarial):
         k[adversarial] = prefer_corners(network, k[adversarial], x[adversarial], labels[adversarial], eps)

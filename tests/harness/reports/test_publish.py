@@ -48,10 +48,8 @@ def test_results_are_copied_with_the_proofs_of_selected_trials(study, published,
     folder.write_result(trial_dirs[0], dataclasses.replace(result, data=data))
     assert run(sweep, target, "--weights", "* seed 1") == 0
     assert "2 trials, 1 unfinished ones skipped, 1 with their weights" in capsys.readouterr().out
-    files, proofs = (
-        {folder.TRIAL, folder.EPOCHS, folder.CHOSEN, folder.VERDICTS},
-        {folder.WEIGHTS, folder.COUNTEREXAMPLES},
-    )
+    files = {folder.TRIAL, folder.EPOCHS, folder.CHOSEN, folder.VERDICTS}
+    proofs = {folder.WEIGHTS, folder.COUNTEREXAMPLES}
     for path, names in ((trial_dirs[0], files), (trial_dirs[1], files | proofs)):
         copy = target / "study/trials" / path.name
         assert {file.name for file in copy.iterdir()} == names | {folder.RESULT}
