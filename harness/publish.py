@@ -25,7 +25,7 @@ from harness.storage.files import make_directory
 from harness.storage.parquet import read_table, write_table
 from harness.terminal import new_console
 
-LIMIT_MIB = 80
+LIMIT_MIB = 120
 _TRIAL_FILES = (folder.TRIAL, folder.EPOCHS, folder.CHOSEN)
 _CERTIFICATION_FILES = (certification.CERTIFICATION, certification.TIMINGS)
 _PROOF_FILES = (folder.WEIGHTS, folder.COUNTEREXAMPLES, folder.CERTIFICATES)

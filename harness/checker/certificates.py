@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from harness.checker.boxes import Array, Box
+from harness.checker.boxes import Array
 from harness.checker.relaxation import Leaves
 from harness.errors import InputError, error_line
 
@@ -51,18 +51,6 @@ class Certificate:
     def leaves(self, leaf_numbers: Array, shapes: dict[str, tuple[int, ...]]) -> dict[str, Leaves]:
         """Return the choices of the leaves with these numbers at each step. shapes: of the steps' pre-activations."""
         return {step: _spread(fields, leaf_numbers, shapes[step]) for step, fields in self.steps.items()}
-
-    def are_empty(self, inputs: dict[str, Box]) -> Array:
-        """Return which leaves are empty, bool [L]: the box of a split neuron lies on the other side of 0.
-
-        inputs: boxes [1, *shape] of inputs of activations, by the step's name.
-        """
-        empty = np.zeros(len(self.rows), dtype=bool)
-        for step, fields in self.steps.items():
-            if step in inputs and SIGNS in fields:
-                low, high = (end.ravel()[fields[NEURONS]] for end in (inputs[step].lower, inputs[step].upper))
-                empty |= (((fields[SIGNS] > 0) & (high < 0)) | ((fields[SIGNS] < 0) & (low > 0))).any(1)
-        return empty
 
 
 def read_tensors(path: Path) -> Tensors:

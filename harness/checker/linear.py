@@ -37,21 +37,26 @@ class Region:
 
 @dataclass(frozen=True)
 class Pulled:
-    """A functional of a step's sources: their coefficients, a constant [K] and the cost of rounding [K]."""
+    """A functional of a step's sources: their coefficients, a constant [K] and the cost of rounding [K].
+
+    empty: which rows have a leaf that the step proves to be empty, bool [K].
+    """
 
     coefficients: tuple[Array, ...]
     constant: Array
     rounding_loss: Array
+    empty: Array | bool = False
 
 
 def lower_bounds(network: Network, region: Region, functional: dict[int, Array], leaves: dict[str, Leaves]) -> Array:
-    """Return lower bounds [K] of the functional over the region; -inf without a proof.
+    """Return lower bounds [K] of the functional over the region; -inf without a proof, inf for an empty leaf.
 
     functional: coefficients [K, *shape] by the number of their value. leaves: by the step's name, the leaf of each row;
     without any, rows are bounded over the region itself.
     """
+    empty = np.zeros(len(next(iter(functional.values()))), bool)
     if not all((magnitude(box) <= LARGEST).all() for box in [*region.values, *region.preactivations.values()]):
-        return np.full(len(next(iter(functional.values()))), -np.inf)
+        return np.full(len(empty), -np.inf)
     rows, constants, losses = dict(functional), list[Array](), list[Array]()
     with np.errstate(over="ignore", invalid="ignore"):
         for number in range(max(rows), 0, -1):
@@ -61,6 +66,7 @@ def lower_bounds(network: Network, region: Region, functional: dict[int, Array],
             pulled = pull_back(step, rows.pop(number), region, number, leaves.get(step.name))
             constants.append(pulled.constant)
             losses.append(pulled.rounding_loss)
+            empty |= pulled.empty
             for source, coefficients in zip(step.sources, pulled.coefficients, strict=True):
                 box = region.values[source]
                 if source in rows:
@@ -68,7 +74,7 @@ def lower_bounds(network: Network, region: Region, functional: dict[int, Array],
                     losses.append(rounding_loss(coefficients, magnitude(box)))
                 rows[source] = coefficients
         minimum, cost = minimum_over_box(rows[0], region.values[0])
-        return sum_rounded_down(np.array([*constants, minimum]), np.array([*losses, cost]))
+        return np.where(empty, np.inf, sum_rounded_down(np.array([*constants, minimum]), np.array([*losses, cost])))
 
 
 def rows_at_once(region: Region) -> int:
@@ -95,7 +101,7 @@ def _pull_through_relu(a: Array, p: Box, leaves: Leaves | None) -> Pulled:
     around, split_terms = lines(p, leaves), 0.0 if leaves is None else leaves.split_terms
     slopes, constant = around.bound_from_below(a)
     loss = rounding_loss(np.abs(a) + np.abs(split_terms), magnitude(p))
-    return Pulled((slopes - split_terms,), constant, loss)
+    return Pulled((slopes - split_terms,), constant, loss, leaves is not None and leaves.are_empty(p))
 
 
 def _pull_through_equilibrium(weight: Array, a: Array, h: Box, p: Box, z: Box, leaves: Leaves | None) -> Pulled:
@@ -115,7 +121,7 @@ def _pull_through_equilibrium(weight: Array, a: Array, h: Box, p: Box, z: Box, l
     minimum, cost = minimum_over_box(residual, z)
     cost = cost + rounding_loss(np.abs(multiplier) + np.abs(split_terms), size_of_p)
     cost = cost + rounding_loss(pulled, apply_recurrence(np.abs(weight), size))
-    return Pulled((pulled,), constant + minimum, cost)
+    return Pulled((pulled,), constant + minimum, cost, leaves is not None and leaves.are_empty(p))
 
 
 def _find_multiplier(weight: Array, a: Array, around: Lines, z: Box, leaves: Leaves | None) -> Array:

@@ -15,9 +15,9 @@ from harness.checker.certificates import (
     split_by_layer,
 )
 from harness.checker.linear import Region, lower_bounds, rows_at_once
-from harness.checker.network import Activation, Network
+from harness.checker.network import Network
 from harness.checker.parts import SPLITS, halves_of, parts_of
-from harness.checker.regions import interval_region, tight_region
+from harness.checker.regions import activation_shapes, interval_region, tight_region
 from harness.checker.relaxation import Leaves
 
 LINEAR, CERTIFICATE = "linear", "certificate"
@@ -65,7 +65,7 @@ def prove_rows(network: Network, images: Box, spec: Array, tensors: Tensors | No
             minima = _minima_over_parts(network, images, spec[unproved], tensors[SPLITS])
             lower[unproved] = np.fmax(lower[unproved], minima)
         else:
-            shapes = _preactivation_shapes(network, region)
+            shapes = activation_shapes(network, region)
             certificate = check_certificate(split_by_layer(tensors)[0], shapes, len(lower))
             region = region_with_hidden(network, images, tensors, region)
             for row in np.intersect1d(certificate.rows, unproved):
@@ -106,7 +106,7 @@ def region_with_hidden(network: Network, images: Box, tensors: Tensors, region: 
     Raises RefusedError.
     """
     region = region or tight_region(network, images)
-    layers, shapes = split_by_layer(tensors)[1], _preactivation_shapes(network, region)
+    layers, shapes = split_by_layer(tensors)[1], activation_shapes(network, region)
     if unknown := sorted(layers.keys() - shapes.keys()):
         raise RefusedError(f"{HIDDEN}/{unknown[0]} names no activation of the network")
     hidden, before = dict[str, Certificate](), dict[str, tuple[int, ...]]()
@@ -170,9 +170,3 @@ def _minimum_over_leaves(
 def _bounds(network: Network, region: Region, spec: Array, leaves: dict[str, Leaves]) -> Array:
     """Return linear bounds of the rows of `spec`, over the region or each in its leaf."""
     return lower_bounds(network, region, {len(network.steps): spec}, leaves)
-
-
-def _preactivation_shapes(network: Network, region: Region) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every activation's pre-activation, by the step's name."""
-    pairs = zip(network.steps[:-1], region.values[1:], strict=True)
-    return {step.name: z.center.shape[1:] for step, z in pairs if isinstance(step.operation, Activation)}

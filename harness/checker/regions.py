@@ -66,19 +66,18 @@ def _equilibrium(network: Network, region: Region, number: int, weight: Array, s
     return z
 
 
+def activation_shapes(network: Network, region: Region) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each activation whose box the region has, by the step's name."""
+    steps = zip(network.steps, region.values[1:], strict=False)
+    return {step.name: z.center.shape[1:] for step, z in steps if isinstance(step.operation, Activation)}
+
+
 def _tighten_by_leaves(network: Network, region: Region, source: int, certificate: Certificate) -> Box:
     """Return the box of a value, tightened to the smallest bounds of each row's leaves."""
-    box, count = region.values[source], rows_at_once(region)
-    shapes, inputs = dict[str, tuple[int, ...]](), dict[str, Box]()
-    for step in network.steps[: len(region.values) - 1]:
-        if isinstance(step.operation, Activation):
-            shapes[step.name] = region.values[step.sources[0]].center.shape[1:]
-            if step.operation.weight is None:
-                inputs[step.name] = region.values[step.sources[0]]
-    remaining = np.flatnonzero(~certificate.are_empty(inputs))
-    bounds = np.full(2 * box.center.size, np.inf)
-    for start in range(0, len(remaining), count):
-        leaves = remaining[start : start + count]
+    box, shapes, count = region.values[source], activation_shapes(network, region), rows_at_once(region)
+    bounds, numbers = np.full(2 * box.center.size, np.inf), np.arange(len(certificate.rows))
+    for start in range(0, len(numbers), count):
+        leaves = numbers[start : start + count]
         neurons, signs = certificate.rows[leaves] // 2, 1.0 - 2 * (certificate.rows[leaves] % 2)
         rows = np.zeros((len(leaves), box.center.size))
         rows[np.arange(len(leaves)), neurons] = signs

@@ -31,6 +31,11 @@ class Leaves:
         """Multipliers times signs: the coefficients of p that a functional loses in a leaf."""
         return self.multipliers * self.signs
 
+    def are_empty(self, p: Box) -> Array:
+        """Return which leaves have no input, bool [K]: the box of a split neuron lies on the other side of 0."""
+        largest: Array = np.maximum(self.signs * p.lower, self.signs * p.upper)
+        return np.any((largest < 0).reshape(len(largest), -1), axis=1)
+
 
 @dataclass(frozen=True)
 class Lines:
