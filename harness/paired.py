@@ -36,11 +36,12 @@ Holm: the p value before it, corrected for all comparisons here"""
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    add_sweep_directories(parser, "of several, rows are compared across them, too, and the first keeps the file")
+    add_sweep_directories(parser, "of several, rows are compared across them, too; paired.csv is written to the first")
     parser.add_argument(
         "--baseline", metavar="PATTERN", help="the row to compare with: its label, or a pattern; default: all pairs"
     )
     add_patterns(parser, "--only", "only rows whose label")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[], metavar="SEED", help="only these; default: all")
     parser.add_argument("--metric", choices=list(METRICS), default="certified", help="which error; default: certified")
 
 
@@ -51,7 +52,7 @@ def main(options: argparse.Namespace) -> int:
     faulty = trials[trials["problem"].str.startswith(NOT_COUNTED, na=False)]
     for path, problem in faulty[["trial_dir", "problem"]].to_numpy():
         print(f"left out: {path}: {problem}")
-    lines, notes = compare(leaderboard.sections, options.metric, options.baseline, options.only)
+    lines, notes = compare(leaderboard.sections, options.metric, options.baseline, options.only, options.seeds)
     path = options.directories[0] / FILE
     write_text(path, lines.to_csv(index=False, lineterminator="\n"))
     console = new_console()

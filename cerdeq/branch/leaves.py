@@ -183,7 +183,7 @@ def certificate_tensors(layout: Layout, leaves: Leaves) -> dict[str, Tensor]:
 
     "row": int16 [D]. Of each step with units: "<step>/neurons", int32 [U], their elements; "<step>/slopes", uint8
     [D, U], in units of 1 / 255; "<step>/signs", int8 [D, U]; "<step>/multipliers", float32 [D, U]; of equilibria
-    "<step>/kept" too, uint8 [D, elements], in units of 1 / 255.
+    "<step>/line_shares" too, uint8 [D, elements], in units of 1 / 255.
     """
     tensors = {"row": leaves.row.short()}
     free = {columns.name: leaves.choices[:, columns.start : columns.stop] for columns in layout.choices}
@@ -194,7 +194,7 @@ def certificate_tensors(layout: Layout, leaves: Leaves) -> dict[str, Tensor]:
         tensors[f"{step}/signs"] = leaves.signs[:, columns.start : columns.stop]
         tensors[f"{step}/multipliers"] = free[split_name(step)].float()
         if line_share_name(step) in free:
-            tensors[f"{step}/kept"] = (free[line_share_name(step)] * 255).round().byte()
+            tensors[f"{step}/line_shares"] = (free[line_share_name(step)] * 255).round().byte()
     return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
 

@@ -5,9 +5,17 @@ from cerdeq.equilibrium.certificate import (
     Contraction,
     NotContractiveError,
     contraction,
-    interval_equilibrium,
     verified_box,
     verify_inclusion,
 )
-from cerdeq.equilibrium.layer import Equilibrium, FixedPoint, NotConvergedError, advance, fold, keep, use_attack_solvers
+from cerdeq.equilibrium.layer import (
+    Equilibrium,
+    FixedPoint,
+    NotConvergedError,
+    advance,
+    fold,
+    replace_fixed_points,
+    restrict_solutions,
+    use_attack_solvers,
+)
 from cerdeq.equilibrium.solver import Solution

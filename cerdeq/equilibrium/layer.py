@@ -196,15 +196,14 @@ def fold(model: nn.Module) -> None:
         layer.parametrizations.eval()  # type: ignore[union-attr]  # in training, reading W would change it
         return layer.plain()
 
-    _replace_fixed_points(model, plain)
+    replace_fixed_points(model, plain)
 
 
-def _replace_fixed_points(model: nn.Module, replacement: Callable[[FixedPoint], nn.Module]) -> None:
+def replace_fixed_points(model: nn.Module, replacement: Callable[[FixedPoint], nn.Module]) -> None:
     """Put its replacement in place of every FixedPoint below `model`."""
-    for parent in list(model.modules()):
-        for name, layer in list(parent.named_children()):
-            if isinstance(layer, FixedPoint):
-                setattr(parent, name, replacement(layer))
+    for name, layer in list(model.named_modules(remove_duplicate=False)):
+        if name and isinstance(layer, FixedPoint):
+            model.set_submodule(name, replacement(layer))
 
 
 def advance(model: nn.Module, progress: float) -> None:
@@ -214,7 +213,7 @@ def advance(model: nn.Module, progress: float) -> None:
             module.advance(progress)
 
 
-class _Follower(nn.Module):
+class _WarmStartedFixedPoint(nn.Module):
     """About the equilibrium of h, from the last solution of that shape; differentiable in h."""
 
     def __init__(self, module: FixedPoint):
@@ -242,11 +241,11 @@ def use_attack_solvers(model: nn.Module) -> None:
     nothing is proved: check the result with the original network.
     """
     fold(model)
-    _replace_fixed_points(model, _Follower)
+    replace_fixed_points(model, _WarmStartedFixedPoint)
 
 
-def keep(model: nn.Module, stay: Tensor | None) -> None:
-    """Forget the last solutions of all examples but those in `stay`, the next batch; of all where it is None."""
+def restrict_solutions(model: nn.Module, examples: Tensor | None) -> None:
+    """Forget the last solutions of all but these examples, the next batch; of all examples for None."""
     for module in model.modules():
-        if isinstance(module, _Follower):
-            module.last = None if stay is None or module.last is None else module.last[stay]
+        if isinstance(module, _WarmStartedFixedPoint):
+            module.last = None if examples is None or module.last is None else module.last[examples]

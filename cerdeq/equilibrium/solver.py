@@ -59,27 +59,27 @@ def solve_to_tolerance(
     iterations = torch.zeros(len(start), dtype=torch.long, device=start.device)
     tolerance = torch.as_tensor(tolerance, dtype=start.dtype, device=start.device).expand(len(start))
     proposer = SOLVERS[solver](start)
-    rows, goal, z = torch.arange(len(start), device=start.device), tolerance, start
-    active = torch.ones_like(rows, dtype=torch.bool)
+    ids, goals, z = torch.arange(len(start), device=start.device), tolerance, start
+    active = torch.ones_like(ids, dtype=torch.bool)
     for count in range(1, limit + 1):
-        if len(rows) == 0:
+        if len(ids) == 0:
             break
         image = step(z, h)
         difference = image - z
         distance = _size(difference)
         relative = distance / (_size(image) + torch.finfo(image.dtype).tiny)
         z, possible = proposer.propose(image, difference, distance)
-        going = active & possible & ~(relative <= goal) & (count < limit)
-        ended, active = active & ~going, going
-        stay = active.nonzero()[:, 0] if is_host_reading(count, z.device) else None
-        if stay is not None and len(stay) == len(rows):
+        continues = active & possible & ~(relative <= goals) & (count < limit)
+        ended, active = active & ~continues, continues
+        remaining = active.nonzero()[:, 0] if is_host_reading(count, z.device) else None
+        if remaining is not None and len(remaining) == len(ids):
             continue
-        value[rows] = torch.where(per_example(ended, z), image, value[rows])
-        residual[rows] = torch.where(ended, relative, residual[rows])
-        iterations[rows] = torch.where(ended, count, iterations[rows])
-        if stay is not None:
-            rows, goal, z, h, active = (part[stay] for part in (rows, goal, z, h, active))
-            proposer.keep(stay)
+        value[ids] = torch.where(per_example(ended, z), image, value[ids])
+        residual[ids] = torch.where(ended, relative, residual[ids])
+        iterations[ids] = torch.where(ended, count, iterations[ids])
+        if remaining is not None:
+            ids, goals, z, h, active = (part[remaining] for part in (ids, goals, z, h, active))
+            proposer.restrict(remaining)
     return Solution(value, residual, iterations, residual <= tolerance)
 
 
@@ -94,8 +94,8 @@ class Proposer(Protocol):
     def propose(self, image: Tensor, difference: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
         """Return the next iterates [B, ...] after f(z), f(z) - z and its size [B], and which examples have one."""
 
-    def keep(self, stay: Tensor) -> None:
-        """Forget all examples but those numbered in `stay`."""
+    def restrict(self, examples: Tensor) -> None:
+        """Forget all but these examples, by their numbers in the batch."""
 
 
 class _Picard:
@@ -107,12 +107,12 @@ class _Picard:
     def propose(self, image: Tensor, difference: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
         return image, distance.isfinite()
 
-    def keep(self, stay: Tensor) -> None:
+    def restrict(self, examples: Tensor) -> None:
         pass
 
 
 class _Anderson:
-    """f(z) less the mix of its last moves whose residuals' moves cancel the residual, in least squares.
+    """f(z) less the mix of its last changes whose residuals' changes cancel the residual, in least squares.
 
     Histories are rings of _MEMORY slots, with one current slot for all examples; `valid` says which slots belong to an
     example's history since it last restarted. If none does, the mix is 0 and the next iterate is f(z).
@@ -122,48 +122,49 @@ class _Anderson:
         flat = start.flatten(1)
         batch, size = flat.shape
         self.image = flat  # of the last accepted iterate
-        self.moves = flat.new_zeros(batch, _MEMORY, size)  # of images
-        self.turns = flat.new_zeros(batch, _MEMORY + 1, size)  # moves of f(z) - z; in the last row f(z) - z
+        self.changes = flat.new_zeros(batch, _MEMORY, size)  # of f(z)
+        self.residuals = flat.new_zeros(batch, _MEMORY + 1, size)  # changes of f(z) - z; last, f(z) - z itself
         self.valid = torch.zeros(batch, _MEMORY, dtype=torch.bool, device=start.device)
-        self.linked = self.valid[:, 0].clone()
-        self.accelerated = self.linked
-        self.bound = flat.new_full((batch,), torch.inf)
+        self.follows = self.valid[:, 0].clone()  # whether the iterate before was accepted
+        self.accelerated = self.follows
+        self.limit = flat.new_full((batch,), torch.inf)  # of the residual of an accelerated iterate
         self.slot = 0
 
     def propose(self, image: Tensor, difference: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
-        accepted = ~self.accelerated | (distance <= self.bound)
+        accepted = ~self.accelerated | (distance <= self.limit)
         self._remember(accepted, image.flatten(1), difference.flatten(1))
-        tighter = torch.minimum(_DECAY * self.bound, _GROWTH * distance)
-        self.bound = torch.where(accepted & (self.accelerated | self.bound.isinf()), tighter, self.bound)
+        tighter = torch.minimum(_DECAY * self.limit, _GROWTH * distance)
+        self.limit = torch.where(accepted & (self.accelerated | self.limit.isinf()), tighter, self.limit)
         self.accelerated = self.valid.any(1)
-        mixed = torch.baddbmm(self.image[:, None], self._mix(), self.moves, alpha=-1)
+        mixed = torch.baddbmm(self.image[:, None], self._mix(), self.changes, alpha=-1)
         return mixed.view_as(image), distance.isfinite() | ~accepted
 
     def _remember(self, accepted: Tensor, image: Tensor, difference: Tensor) -> None:
         """Add f(z) and f(z) - z, [B, N], to the histories; if not accepted, restart from the last accepted f(z)."""
         image = torch.where(accepted[:, None], image, self.image)
-        self.moves[:, self.slot] = image - self.image
-        self.turns[:, self.slot] = difference - self.turns[:, -1]
-        self.turns[:, -1] = difference
-        self.valid[:, self.slot] = self.linked
+        self.changes[:, self.slot] = image - self.image
+        self.residuals[:, self.slot] = difference - self.residuals[:, -1]
+        self.residuals[:, -1] = difference
+        self.valid[:, self.slot] = self.follows
         self.valid &= accepted[:, None]
-        self.image, self.linked = image, accepted
+        self.image, self.follows = image, accepted
         self.slot = (self.slot + 1) % _MEMORY
 
     def _mix(self) -> Tensor:
-        """Return the coefficients of the moves, [B, 1, _MEMORY]: regularised least squares with unit columns."""
+        """Return the coefficients of the changes, [B, 1, _MEMORY]: regularised least squares with unit columns."""
         invalid = ~self.valid[:, :, None]
-        products = torch.bmm(self.turns, self.turns.mT).double()
+        products = torch.bmm(self.residuals, self.residuals.mT).double()
         gram = products[:, :-1, :-1].masked_fill(invalid | invalid.mT, 0)
         length = gram.diagonal(dim1=1, dim2=2).sqrt()[:, :, None]
         length = torch.where(length > 0, length, 1)
-        ridge = _RIDGE * torch.finfo(self.turns.dtype).eps * torch.eye(_MEMORY, dtype=gram.dtype, device=gram.device)
+        eps = torch.finfo(self.residuals.dtype).eps
+        ridge = _RIDGE * eps * torch.eye(_MEMORY, dtype=gram.dtype, device=gram.device)
         target = products[:, :-1, -1:].masked_fill(invalid, 0) / length
-        return (torch.linalg.solve_ex(gram / length / length.mT + ridge, target).result / length).mT.to(self.turns)
+        return (torch.linalg.solve_ex(gram / length / length.mT + ridge, target).result / length).mT.to(self.residuals)
 
-    def keep(self, stay: Tensor) -> None:
-        for name in ("image", "moves", "turns", "valid", "linked", "accelerated", "bound"):
-            setattr(self, name, getattr(self, name)[stay])
+    def restrict(self, examples: Tensor) -> None:
+        for name in ("image", "changes", "residuals", "valid", "follows", "accelerated", "limit"):
+            setattr(self, name, getattr(self, name)[examples])
 
 
 SOLVERS: dict[str, Callable[[Tensor], Proposer]] = {"picard": _Picard, "anderson": _Anderson}

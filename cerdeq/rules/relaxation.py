@@ -104,7 +104,7 @@ def split_name(step: str) -> str:
 
 def line_share_name(step: str) -> str:
     """Return the name of an equilibrium's free choices: how much of each coefficient goes through the lines."""
-    return f"{step}/multiplier"
+    return f"{step}/line_share"
 
 
 def free_choice(ctx: Backward, name: str, default: Tensor) -> Tensor:

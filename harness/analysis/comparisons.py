@@ -1,6 +1,7 @@
 """Paired comparisons of a leaderboard's rows: the same test images, the same seeds."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from itertools import combinations
 from pathlib import Path
@@ -29,17 +30,22 @@ _COLUMNS = [
 
 
 def compare(
-    sections: Sequence[Section], metric: str = "certified", baseline: str | None = None, only: Sequence[str] = ()
+    sections: Sequence[Section],
+    metric: str = "certified",
+    baseline: str | None = None,
+    only: Sequence[str] = (),
+    seeds: Collection[int] = (),
 ) -> tuple[pd.DataFrame, list[str]]:
     """Return the comparisons of rows, a line for all seeds and one for each seed, and what was left out.
 
     Without a baseline every row is compared with every other of its section and method, else each row with the
-    baseline. baseline, only: patterns of labels; the baseline's is of one row.
+    baseline. baseline, only: patterns of labels; the baseline's is of one row. seeds: only these; default: all.
     Raises InputError where there is nothing to compare.
     """
     labels = list(dict.fromkeys(label for section in sections for label in section.own["label"]))
     if not labels:
         raise InputError("nothing to compare: no trial has finished")
+    sections = _with_seeds(sections, seeds) if seeds else sections
     own_names = {label: (label,) for label in labels}
     if baseline is not None:
         matching = select_by_pattern("--baseline", [baseline], own_names)
@@ -60,6 +66,13 @@ def compare(
         why = notes or [f"no two of these rows have one training method; rows for --baseline: {'; '.join(labels)}"]
         raise InputError("\n".join(["nothing to compare", *why]))
     return paired_tests(pd.concat(counts).assign(metric=metric)), notes
+
+
+def _with_seeds(sections: Sequence[Section], seeds: Collection[int]) -> list[Section]:
+    existing = sorted({int(seed) for section in sections for seed in section.finished["seed"]})
+    for seed in seeds:
+        require("--seeds", seed, seed in existing, f"some of {', '.join(map(str, existing))}")
+    return [replace(section, finished=section.finished[section.finished["seed"].isin(seeds)]) for section in sections]
 
 
 def _pairs(section: Section, selected: list[str], baseline: str | None) -> list[tuple[str, str]]:

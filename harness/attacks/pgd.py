@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cerdeq.bounds.host import is_host_reading
-from cerdeq.equilibrium import keep
+from cerdeq.equilibrium import restrict_solutions
 from harness.attacks.objectives import Objective, margins, objectives, rank_classes
 from harness.config.settings import EvaluationSettings
 from harness.subnormals import without_subnormals
@@ -93,7 +93,7 @@ def _ascend_many(
     falsified = torch.zeros_like(labels, dtype=torch.bool)
     rows = torch.arange(len(x), device=x.device)
     choice = (rows // (len(x) // len(functions)))[None]
-    keep(model, None)
+    restrict_solutions(model, None)
     for step in range(steps + 1):
         point.requires_grad_(step < steps)
         with torch.set_grad_enabled(step < steps):
@@ -114,13 +114,13 @@ def _ascend_many(
         if len(stay) < len(rows):
             rows, point, low, high, labels, others = (part[stay] for part in (rows, point, low, high, labels, others))
             choice = choice[:, stay]
-            keep(model, stay)
+            restrict_solutions(model, stay)
     return worst, smallest, falsified
 
 
 @torch.no_grad()
 def _logits(model: nn.Module, x: Tensor) -> Tensor:
-    keep(model, None)
+    restrict_solutions(model, None)
     return model(x)
 
 

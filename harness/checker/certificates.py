@@ -7,7 +7,7 @@
     {index}/{step}/slopes       uint8 [L, U]  free lower slopes times 255; other neurons have the default
     {index}/{step}/signs        int8 [L, U]   1 or -1: the leaf is where sign * p >= 0; 0: not split
     {index}/{step}/multipliers  float32 [L, U]  of each split, at least 0
-    {index}/{step}/kept         uint8 [L, N]  optional, for equilibria: factors of the multiplier iteration
+    {index}/{step}/line_shares  uint8 [L, N]  optional, for equilibria: how much of each multiplier the lines take
 
 Tensors `{index}/hidden/{activation}/...` of the same kinds bound the input p of this activation: row, here int32, is
 2 n for a lower bound of p_n, 2 n + 1 for one of -p_n. Signs and multipliers may be missing where nothing is split.
@@ -29,9 +29,10 @@ from harness.checker.boxes import Array
 from harness.checker.relaxation import Leaves
 from harness.errors import InputError, error_line
 
-ROW, NEURONS, SLOPES, SIGNS, MULTIPLIERS, FACTORS = "row", "neurons", "slopes", "signs", "multipliers", "kept"
+ROW, NEURONS, SLOPES = "row", "neurons", "slopes"
+SIGNS, MULTIPLIERS, LINE_SHARES = "signs", "multipliers", "line_shares"
 HIDDEN = "hidden"
-_TYPES = {NEURONS: np.int32, SLOPES: np.uint8, SIGNS: np.int8, MULTIPLIERS: np.float32, FACTORS: np.uint8}
+_TYPES = {NEURONS: np.int32, SLOPES: np.uint8, SIGNS: np.int8, MULTIPLIERS: np.float32, LINE_SHARES: np.uint8}
 _SPARE = 0.05  # a factor is at least 1 less this
 
 Tensors = dict[str, Array]
@@ -146,8 +147,8 @@ def _check_step(step: str, fields: Tensors, leaves: int, size: int) -> None:
     for field in {SLOPES, SIGNS, MULTIPLIERS} & fields.keys():
         expected = leaves, len(neurons)
         _require(fields[field].shape == expected, f"{step}: {field} have another shape than {expected}")
-    factors_fit = FACTORS not in fields or fields[FACTORS].shape == (leaves, size)
-    _require(factors_fit, f"{step}: {FACTORS} has another shape than {(leaves, size)}")
+    shares_fit = LINE_SHARES not in fields or fields[LINE_SHARES].shape == (leaves, size)
+    _require(shares_fit, f"{step}: {LINE_SHARES} has another shape than {(leaves, size)}")
     if SIGNS not in fields:
         return
     _require(bool(np.isin(fields[SIGNS], (-1, 0, 1)).all()), f"{step}: a sign is not -1, 0 or 1")
@@ -162,10 +163,10 @@ def _spread(fields: Tensors, leaf_numbers: Array, shape: tuple[int, ...]) -> Lea
             values[:, fields[NEURONS]] = fields[field][leaf_numbers] / scale
         return values.reshape(-1, *shape)
 
-    factors = np.ones((1, *shape))
-    if FACTORS in fields:
-        factors = 1 - _SPARE * (1 - fields[FACTORS][leaf_numbers].reshape(-1, *shape) / 255)
-    return Leaves(full(SLOPES, np.nan, 255), full(SIGNS, 0), full(MULTIPLIERS, 0), factors)
+    line_shares = np.ones((1, *shape))
+    if LINE_SHARES in fields:
+        line_shares = 1 - _SPARE * (1 - fields[LINE_SHARES][leaf_numbers].reshape(-1, *shape) / 255)
+    return Leaves(full(SLOPES, np.nan, 255), full(SIGNS, 0), full(MULTIPLIERS, 0), line_shares)
 
 
 def _require(holds: bool, why: str) -> None:

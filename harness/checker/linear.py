@@ -125,11 +125,12 @@ def _pull_through_equilibrium(weight: Array, a: Array, h: Box, p: Box, z: Box, l
 
 
 def _find_multiplier(weight: Array, a: Array, around: Lines, z: Box, leaves: Leaves | None) -> Array:
-    """Iterate L = factors (a + W^T (D(L) - B)). The bound is sound for any L."""
-    factors, split_terms = (1.0, 0.0) if leaves is None else (leaves.factors, leaves.split_terms)
+    """Return the L that the iteration L <- line_shares (a + W^T (D(L) - B)) ends with. Any L is sound."""
+    line_shares, split_terms = (1.0, 0.0) if leaves is None else (leaves.line_shares, leaves.split_terms)
     multiplier, allowed = a, _TOLERANCE * dot(np.abs(a), z.radius)
     for _ in range(_LIMIT):
-        following = factors * (a + apply_recurrence_back(weight, around.bound_from_below(multiplier)[0] - split_terms))
+        pulled = around.bound_from_below(multiplier)[0] - split_terms
+        following = line_shares * (a + apply_recurrence_back(weight, pulled))
         change, multiplier = dot(np.abs(following - multiplier), z.radius), following
         if not (change > allowed).any():
             break

@@ -30,7 +30,7 @@ class Proof:
     """The result for one example.
 
     proved_by: what proved all rows positive: LINEAR, CERTIFICATE or "".
-    minimum: a lower bound of the smallest row.
+    minimum: the smallest bound of a row that was computed. If it is not above 0, later leaves and parts were left out.
     refused: why the certificate was refused, or "".
     """
 

@@ -45,7 +45,7 @@ def confirm_unsat(property_: Property, model: nn.Module, run: RunInFloat32, tens
         if proof.refused:
             raise NotConfirmedError(f"certificate refused: {proof.refused}")
         if not proof.proved_by:
-            raise NotConfirmedError(f"the violation of a case is at least {proof.minimum:.6g}, and must be above 0")
+            raise NotConfirmedError(f"the violation of a case has the bound {proof.minimum:.6g}, allowed: above 0")
         ways.append(proof.proved_by)
     return max(ways, key=CERTIFICATE.__eq__)
 

@@ -18,13 +18,13 @@ class Leaves:
     """The choices of K leaves at one activation of *shape; any numbers are sound.
 
     slopes: [K, *shape], free slopes, NaN for the default. signs: [K, *shape], the leaf is where signs * p >= 0.
-    multipliers: [K, *shape], at least 0. factors: [K, *shape], of the multiplier iteration of an equilibrium.
+    multipliers: [K, *shape], at least 0. line_shares: [K, *shape], of an equilibrium's multiplier iteration.
     """
 
     slopes: Array
     signs: Array
     multipliers: Array
-    factors: Array
+    line_shares: Array
 
     @property
     def split_terms(self) -> Array:

@@ -62,7 +62,7 @@ def margins_as_stored(
     return margins_at(network, decode(k, x, eps), labels), k
 
 
-def storable(
+def point_to_store(
     network: PreparedNetwork, points: Tensor, x: Tensor, labels: Tensor, eps: Fraction
 ) -> tuple[Tensor, Tensor]:
     """Return the same margins as `margins_as_stored`, and the k to store.

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from cerdeq.equilibrium import FixedPoint, NotConvergedError, Solution, contraction
+from cerdeq.equilibrium import FixedPoint, NotConvergedError, Solution, contraction, replace_fixed_points
 from harness.config.trial import TrialConfig
 from harness.evaluation.ibp import errors_without_attack
 from harness.storage import names
@@ -23,13 +23,14 @@ def recurrence_report(model: nn.Module, images: Tensor, labels: Tensor, config: 
     Args:
         model: float64, in evaluation mode.
     """
-    points = [module for module in model.modules() if isinstance(module, FixedPoint)]
-    if not points:
+    fixed_points = [module for module in model.modules() if isinstance(module, FixedPoint)]
+    if not fixed_points:
         return {}
+    solves = pd.DataFrame([_solve_metrics(model, module, images[:_SOLVED_IMAGES]) for module in fixed_points])
     standard, certified = errors_without_attack(_without_recurrence(model), images, labels, config)
     return {
-        names.RHO_BOUND: max(contraction(module.weight).rate for module in points),
-        **pd.DataFrame([_solve_metrics(model, module, images[:_SOLVED_IMAGES]) for module in points]).max().to_dict(),
+        names.RHO_BOUND: max(contraction(module.weight).rate for module in fixed_points),
+        **solves.max().to_dict(),
         names.STANDARD_ERROR_W0: standard,
         names.CERTIFIED_ERROR_W0: certified,
     }
@@ -38,9 +39,7 @@ def recurrence_report(model: nn.Module, images: Tensor, labels: Tensor, config: 
 def _without_recurrence(model: nn.Module) -> nn.Module:
     """Return a copy of the network with W = 0, where relu(W z + h) is relu(h)."""
     network = copy.deepcopy(model)
-    for name, layer in list(network.named_modules(remove_duplicate=False)):
-        if isinstance(layer, FixedPoint):
-            network.set_submodule(name, nn.ReLU())
+    replace_fixed_points(network, lambda layer: nn.ReLU())
     return network
 
 

@@ -56,11 +56,11 @@ def certification_of(trial_dir: Path, config: TrialConfig, data: Data) -> tuple[
     """Return a finished trial with another config, and the certification that evaluates it by that config."""
     trial = replace(folder.read_trial(trial_dir / folder.TRIAL), config=config)
     content = json.dumps([digest_content(config), data.fingerprint, trial.recipe_version, trial.key], sort_keys=True)
-    stands_for = hashlib.sha256((trial_dir / folder.WEIGHTS).read_bytes() + content.encode()).hexdigest()
+    input_digest = hashlib.sha256((trial_dir / folder.WEIGHTS).read_bytes() + content.encode()).hexdigest()
     versions = {name: value for name, value in describe_environment(best_device()).items() if name != "threads"}
-    digest = hashlib.sha256("\n".join([stands_for, *versions.values()]).encode()).hexdigest()
+    digest = hashlib.sha256("\n".join([input_digest, *versions.values()]).encode()).hexdigest()
     per_shard = images_at_once(config.evaluation, _PER_SHARD)
-    return trial, Certification(len(evaluation_images(data, config)), per_shard, stands_for, digest)
+    return trial, Certification(len(evaluation_images(data, config)), per_shard, input_digest, digest)
 
 
 def certify_shard(directory: Path, number: int, data_dir: str | None) -> None:
@@ -91,8 +91,8 @@ def evaluate_shard(
     evaluation = evaluate_part(network, part.images.to(device), part.labels.to(device), first, config)
     spread = finite_or_none({"clean_mean": evaluation.clean_mean, "clean_spread": evaluation.clean_spread})
     metrics = {"seconds": evaluation.seconds, "layers": finite_or_none(evaluation.layers), **spread}
-    write_evidence = partial(save_file, evaluation.evidence)
-    certification.write_shard(directory, number, evaluation.verdicts, write_evidence, digest=digest, **metrics)
+    save_evidence = partial(save_file, evaluation.evidence)
+    certification.write_shard(directory, number, evaluation.verdicts, save_evidence, digest=digest, **metrics)
 
 
 def merge_shards(directory: Path, count: int) -> Evaluation:

@@ -14,7 +14,7 @@ import cerdeq
 from cerdeq.bounds import BOUNDS, Interval, lower_bounds
 from harness.attacks.counterexamples import pack
 from harness.config.settings import BAB, STAGES, EvaluationSettings
-from harness.evaluation.attack import margins_at, storable
+from harness.evaluation.attack import margins_at, point_to_store
 from harness.evaluation.batch import Batch, Evidence, StageResult
 from harness.storage import names
 
@@ -65,7 +65,7 @@ def _branch_and_bound(batch: Batch) -> StageResult:
         if status == _FALSIFIED:
             image, label, eps = batch.images[example], batch.labels[example], batch.config.eps
             point = verification.counterexample.to(image)
-            margins, k = storable(batch.network, point, image, label, eps)
+            margins, k = point_to_store(batch.network, point, image, label, eps)
             margin = float(margins)
             if not margin < 0 and float(margins_at(batch.network, point, label)) < 0:
                 status, k, margin = _UNKNOWN, None, torch.nan

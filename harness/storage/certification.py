@@ -37,13 +37,13 @@ class Certification:
     """What certification.json holds besides the trial.
 
     images, per_shard: the number of images, and of those in a shard.
-    stands_for: a digest of weights, data, settings and recipe version, which determine the verdicts.
+    input_digest: a digest of weights, data, settings and recipe version, which determine the verdicts.
     digest: of that and of the device and the versions that compute them.
     """
 
     images: int
     per_shard: int
-    stands_for: str
+    input_digest: str
     digest: str
 
     @property
@@ -109,7 +109,7 @@ def claim(directory: Path, trial: Trial, certification: Certification) -> str:
     with suppress(DamagedFileError):  # a missing file, too
         before = read_certification(directory)
     if before is not None:
-        is_same = before.stands_for == certification.stands_for
+        is_same = before.input_digest == certification.input_digest
         if is_same and (before.digest == certification.digest or folder.read_result(directory) is not None):
             return ""
         message = "begun anew: " + ("other versions or device" if is_same else "other weights or data")

@@ -72,6 +72,22 @@ def test_seeds_of_one_side_alone_are_left_out_and_named(tmp_path):
     assert notes == ["seed 2 of cnn7 ibp, which cnn9 ibp lacks", "seed 0 of cnn9 ibp, which cnn7 ibp lacks"]
 
 
+def test_only_the_selected_seeds_are_compared(tmp_path):
+    for seed in (0, 1, 2):
+        add_verdicts(tmp_path, [RIGHT] * seed + [WRONG] * (4 - seed), model="cnn9", seed=seed)
+        add_verdicts(tmp_path, [WRONG] * 4, seed=seed)
+    lines, notes = compare_rows(tmp_path, seeds=[1, 2])
+    assert lines["seed"].tolist() == ["all", 1, 2] and notes == []
+    assert lines["difference"].tolist() == pytest.approx([-37.5, -25, -50])
+
+
+def test_a_seed_that_no_trial_has_is_refused(tmp_path, capsys):
+    for model in ("cnn9", "cnn7"):
+        add_verdicts(tmp_path, [RIGHT], model=model)
+    assert main("paired", [str(tmp_path), "--seeds", "0", "7"]) == 2
+    assert "--seeds: found 7, allowed: some of 0" in capsys.readouterr().err
+
+
 def test_holm_s_correction_is_that_worked_out_by_hand():
     """0.01 * 3, 0.02 * 2, and 0.03 * 1, which may not be below the one before; what is missing is no test."""
     corrected = holm(pd.Series([0.03, np.nan, 0.01, 0.02]))

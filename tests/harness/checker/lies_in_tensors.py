@@ -76,8 +76,8 @@ def rotate_certificates(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Ten
 def drop_leaves(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Drop the first leaf of each certificate that has several."""
     one = {name.partition("/")[0] for name, tensor in tensors.items() if name.endswith("/row") and len(tensor) == 1}
-    kept = {name for name in tensors if name.partition("/")[0] in one or name.endswith("/neurons")}
-    return {name: tensor if name in kept else tensor[1:] for name, tensor in tensors.items()}
+    unchanged = {name for name in tensors if name.partition("/")[0] in one or name.endswith("/neurons")}
+    return {name: tensor if name in unchanged else tensor[1:] for name, tensor in tensors.items()}
 
 
 def randomise(tensor: torch.Tensor) -> torch.Tensor:

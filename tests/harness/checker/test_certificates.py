@@ -72,10 +72,10 @@ def set_margins(model, smallest):
         model[-1].bias[other] -= smallest - minimum
 
 
-def leaf(signs, multipliers, slopes=0.3, factors=1.0):
+def leaf(signs, multipliers, slopes=0.3, line_shares=1.0):
     """Return one leaf at an activation."""
     ones = np.ones((1, *signs.shape))
-    return Leaves(slopes * ones, signs[None].astype(float), multipliers[None], factors * ones)
+    return Leaves(slopes * ones, signs[None].astype(float), multipliers[None], line_shares * ones)
 
 
 def shapes(region, network):
@@ -186,7 +186,7 @@ FAULTS = {
     "no rows": (lambda tensors: tensors.clear(), "rows"),
     "no signs": (lambda tensors: tensors.pop("2/signs"), "missing"),
     "a step that is none": (lambda tensors: tensors.update({"3/signs": tensors["2/signs"]}), "no activation"),
-    "factors of another shape": (lambda tensors: tensors.update({"2/kept": tensors["2/slopes"][:1]}), "another shape"),
+    "fewer line shares": (lambda tensors: tensors.update({"2/line_shares": tensors["2/slopes"][:1]}), "another shape"),
 }
 
 
@@ -208,8 +208,8 @@ def test_other_numbers_in_a_certificate_prove_less_and_never_more(proved):
     others = tensors | {"2/multipliers": tensors["2/multipliers"][::-1]}
     assert prove(network, BOX, LABEL, others).proved_by == ""
     assert prove(network, BOX, LABEL, tensors | {"2/signs": -tensors["2/signs"]}).proved_by == ""
-    factors = np.full((len(tensors["row"]), 5), 255, dtype=np.uint8)
-    assert prove(network, BOX, LABEL, tensors | {"2/kept": factors}).proved_by == CERTIFICATE
+    shares = np.full((len(tensors["row"]), 5), 255, dtype=np.uint8)
+    assert prove(network, BOX, LABEL, tensors | {"2/line_shares": shares}).proved_by == CERTIFICATE
     assert prove(network, ball(np.array([[[[100.0, 30.0, 200.0]]]]), 0.2 + 1 / 255), LABEL, tensors).proved_by == ""
     model[-1].weight[OTHERS] += 1e-3
     assert prove(read_network(model), BOX, LABEL, tensors).proved_by == ""

@@ -361,6 +361,16 @@ def _network_of_two_units(recurrence: float):
     return read_network(nn.Sequential(nn.Flatten(), inject, activation, classifier).eval())
 
 
+@pytest.mark.parametrize(("spec", "exact"), [([0.0, 1.0], 0.0), ([0.0, -1.0], -0.2)])
+def test_a_unit_that_is_on_in_a_leaf_still_feeds_the_others(spec, exact):
+    """z_2 = relu(x_2 - z_1 / 2) for z_1 in [0, 1] and x_2 in [0.1, 0.2]: from 0 to 0.2."""
+    network, one = _network_of_two_units(-0.5), np.ones((1, 2))
+    box = exact_box(np.array([[[[0.0, 0.15]]]]), np.array([[[[1.0, 0.05]]]]))
+    leaves = {network.steps[2].name: Leaves(np.nan * one, np.array([[1.0, 0.0]]), 0 * one, one)}
+    bound = lower_bounds(network, interval_region(network, box), {4: np.array([spec])}, leaves)
+    assert -1 < bound[0] <= exact + 1e-12
+
+
 @pytest.mark.parametrize("recurrence", [0, -0.5])
 @pytest.mark.parametrize(("signs", "is_empty"), [([-1, 0], True), ([0, 1], True), ([1, 0], False), ([0, -1], False)])
 def test_only_an_empty_leaf_has_no_limit(recurrence, signs, is_empty):

@@ -21,7 +21,7 @@ from harness.attacks.objectives import margins
 from harness.config.settings import EvaluationSettings
 from harness.data import load
 from harness.evaluation import attack, ibp, network, stages
-from harness.evaluation.attack import margins_at, storable
+from harness.evaluation.attack import margins_at, point_to_store
 from harness.evaluation.equilibria import recurrence_report
 from harness.evaluation.ibp import Bounds, errors_without_attack
 from harness.evaluation.ledger import SoundnessError
@@ -186,7 +186,7 @@ def test_a_counterexample_that_no_corner_replaces_is_stored_itself(problem):
     prepared, x = prepare_network(model, ("ibp",)), images.double() / 255
     with torch.no_grad():
         second = model(x).topk(2).indices[:, 1]
-    margin, k = storable(prepared, x, x, second, config.eps)
+    margin, k = point_to_store(prepared, x, x, second, config.eps)
     at_corner = (k.abs() == LEVELS).flatten(1).all(1)
     assert (margin < 0).all() and at_corner.any() and not at_corner.all()
     assert (k[~at_corner] == 0).all()
@@ -351,7 +351,7 @@ def test_the_status_of_branch_and_bound_becomes_the_verdict(answer, problem, mon
     # The margin is -0.25 at the point itself, and this one at the point that is stored:
     if margin := {"falsified": -0.25, "falsified with a point that rounding moves": 0.25}.get(answer):
         k = torch.zeros((1, 1, 8, 8), dtype=torch.int16)
-        monkeypatch.setattr(stages, "storable", lambda *_: (torch.tensor([margin]).double(), k))
+        monkeypatch.setattr(stages, "point_to_store", lambda *_: (torch.tensor([margin]).double(), k))
         monkeypatch.setattr(stages, "margins_at", lambda *_: torch.tensor([-0.25]).double())
 
     def verify(model, region, spec, seconds, branches, certificates):
