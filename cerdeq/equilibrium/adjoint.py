@@ -115,7 +115,7 @@ def _cost(coefficients: Tensor, radius: Tensor) -> Tensor:
 
 def _bound(
     ctx: Backward, coefficients: Tensor, multiplier: Tensor, around: Lines, weight: Tensor, z: Interval,
-    preactivation: Box, splits: Tensor | None,
+    preactivation: Box, splits: Tensor | None = None,
 ) -> Pulled:  # fmt: skip
     if ctx.sound:
         return _sound_bound(ctx, coefficients, multiplier, around, weight, z, preactivation, splits)
