@@ -61,7 +61,7 @@ COLUMNS = (
 def numbers_of(result: TrialResult) -> dict[str, float]:
     """Return the finite numbers of a trial for COLUMNS, by their names."""
     metrics = dict(result.metrics)
-    seconds, images = metrics.get(names.EVALUATION_SECONDS), metrics.get(names.examples_at("clean"))
+    seconds, images = metrics.get(names.EVALUATION_SECONDS), metrics.get(names.examples_at(names.CLEAN))
     if seconds is not None and images:
         metrics[_SECONDS_PER_IMAGE] = seconds / images
     values = {column.name: metrics.get(column.name) for column in COLUMNS}

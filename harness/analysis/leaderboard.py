@@ -299,7 +299,8 @@ def stages_table(section: Section) -> pd.DataFrame:
     """Return what each stage decided and took: a row of text for each row that has such numbers, a column a stage."""
     means = section.trials.groupby("label", sort=False).mean(numeric_only=True)
     cells = {
-        stage: [_stage_cell(row, stage) for row in means.to_dict("records")] for stage in ("clean", "attack", *STAGES)
+        stage: [_stage_cell(row, stage) for row in means.to_dict("records")]
+        for stage in (names.CLEAN, names.ATTACK, *STAGES)
     }
     table = pd.DataFrame({"row": means.index} | {stage: texts for stage, texts in cells.items() if any(texts)})
     return table[table.drop(columns="row").any(axis=1)]

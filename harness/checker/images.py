@@ -25,7 +25,6 @@ from harness.errors import InputError, error_line
 from harness.evaluation.network import load_network
 from harness.storage import folder, names
 
-_IBP = "ibp"
 _BATCH = 20  # images
 _HIGHER, _LOWER = 1e-4, 1e-3  # how far a recorded margin of IBP may differ, relative to 1 + the checker's size
 
@@ -57,8 +56,8 @@ class Checker:
             return f"image {index}: falsified, not confirmed: {why}" if why else "", ""
         if row[names.VERDICT] != names.CERTIFIED:
             return "", ""
-        if row[names.STAGE] == _IBP or lower > 0:
-            return "", _IBP
+        if row[names.STAGE] == names.IBP or lower > 0:
+            return "", names.IBP
         proof = prove(self.network, ball(pixels[None], float(self.eps)), label, self.certificates.get(index))
         if proof.proved_by:
             return "", proof.proved_by
@@ -147,8 +146,8 @@ def check_prediction(row: Mapping[str, Any], lower: float) -> str:
 
 def check_ibp(row: Mapping[str, Any], lower: float) -> str:
     """Check an image that IBP certified. lower: of the smallest margin over its ball."""
-    if row[names.VERDICT] == names.CERTIFIED and row[names.STAGE] == _IBP and not lower > 0:
-        return f"certified by {_IBP}, but {_describe_bound(lower)}"
+    if row[names.VERDICT] == names.CERTIFIED and row[names.STAGE] == names.IBP and not lower > 0:
+        return f"certified by {names.IBP}, but {_describe_bound(lower)}"
     return ""
 
 
@@ -158,12 +157,12 @@ def check_ibp_margin(row: Mapping[str, Any], lower: float) -> str:
     A lower margin claims less than the checker proves. Evaluation starts from a float32 guess of an equilibrium's box,
     so the box is wider: that lowers margins by up to 2e-4.
     """
-    recorded = float(row[names.margin_column(_IBP)])
+    recorded = float(row[names.margin_column(names.IBP)])
     if (np.isnan(recorded) or recorded == -np.inf) and lower <= _LOWER:
         return ""
     if isfinite(lower) and -_LOWER <= (recorded - lower) / (1 + abs(lower)) <= _HIGHER:
         return ""
-    return f"{_IBP}'s margin is recorded as {recorded:.6g}, but the checker's is {lower:.6g}"
+    return f"{names.IBP}'s margin is recorded as {recorded:.6g}, but the checker's is {lower:.6g}"
 
 
 def check_other_margins(row: Mapping[str, Any], upper: float, stages: Sequence[str]) -> str:

@@ -11,7 +11,6 @@ import pandas as pd
 from harness.data import Split
 from harness.storage import names
 
-_CLEAN, _ATTACK = "clean", "attack"
 _INTEGERS, _TEXTS = (names.INDEX, names.LABEL, names.PREDICTION), (names.VERDICT, names.STAGE)
 _WITHOUT_PREDICTION = (names.OUT_OF_MEMORY, names.FAILED)
 
@@ -49,7 +48,11 @@ def check_labels(verdicts: pd.DataFrame, test: Split) -> list[str]:
 
 def check_values(verdicts: pd.DataFrame, stages: Sequence[str]) -> list[str]:
     """Check that each verdict is a known one, reached by a stage that can reach it."""
-    possible = {names.MISCLASSIFIED: [_CLEAN], names.FALSIFIED: [_ATTACK, *stages], names.CERTIFIED: [*stages]}
+    possible = {
+        names.MISCLASSIFIED: [names.CLEAN],
+        names.FALSIFIED: [names.ATTACK, *stages],
+        names.CERTIFIED: [*stages],
+    }
     problems = []
     for index, verdict, stage in zip(verdicts.index, verdicts[names.VERDICT], verdicts[names.STAGE], strict=True):
         if verdict not in names.VERDICTS:
@@ -109,7 +112,7 @@ def check_metrics(verdicts: pd.DataFrame, metrics: Mapping[str, float | None], s
 def check_other_stages(metrics: Mapping[str, float | None], stages: Sequence[str]) -> list[str]:
     """Check that there are no errors and counts of stages that the trial does not have."""
     ran = {names.certified_by(""): stages} | dict.fromkeys(
-        (names.examples_at(""), names.decided_by("")), (_CLEAN, _ATTACK, *stages)
+        (names.examples_at(""), names.decided_by("")), (names.CLEAN, names.ATTACK, *stages)
     )
     return [
         f"{name}: recorded, but {name.removeprefix(prefix)} is not a stage of this trial"
@@ -145,7 +148,7 @@ def _shares_and_counts(verdicts: pd.DataFrame, stages: Sequence[str]) -> dict[st
 
 def _counts(verdicts: pd.DataFrame, undecided: pd.Series, stages: Sequence[str]) -> Iterator[tuple[str, float]]:
     left = len(verdicts)
-    for stage in (_CLEAN, _ATTACK, *stages):
+    for stage in (names.CLEAN, names.ATTACK, *stages):
         decided = int(((verdicts[names.STAGE] == stage) & ~undecided).sum())
         yield names.examples_at(stage), left
         yield names.decided_by(stage), decided

@@ -16,8 +16,7 @@ from harness.attacks.pgd import worst_point
 from harness.config.settings import EvaluationSettings
 from harness.evaluation.batch import Batch, Evidence
 from harness.evaluation.network import PreparedNetwork
-
-ATTACK = "attack"
+from harness.storage import names
 
 
 def attack_batch(batch: Batch, proved: Tensor) -> tuple[Tensor, Evidence]:
@@ -40,7 +39,7 @@ def attack_batch(batch: Batch, proved: Tensor) -> tuple[Tensor, Evidence]:
             points = worst_point(model, x.float(), labels, config.eps, settings, config.seed, indices)
             return margins_as_stored(batch.network, points, x, labels, config.eps)
 
-        for examples, (margin, k) in batch.ledger.answers(ATTACK, ask, targets.nonzero()[:, 0]):
+        for examples, (margin, k) in batch.ledger.answers(names.ATTACK, ask, targets.nonzero()[:, 0]):
             attack_margin[examples], k_of[examples] = margin, k
 
     def ask_corners(examples: Tensor) -> Tensor:
@@ -48,7 +47,7 @@ def attack_batch(batch: Batch, proved: Tensor) -> tuple[Tensor, Evidence]:
         return prefer_corners(batch.network, k_of[examples], x, labels, config.eps)
 
     falsified = (attack_margin < 0).nonzero()[:, 0]
-    for examples, k in batch.ledger.answers(ATTACK, ask_corners, falsified):
+    for examples, k in batch.ledger.answers(names.ATTACK, ask_corners, falsified):
         k_of[examples] = k
     indices = map(str, (batch.first + falsified).tolist())
     return attack_margin, dict(zip(indices, map(pack, k_of[falsified].cpu()), strict=True))

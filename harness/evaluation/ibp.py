@@ -17,8 +17,6 @@ from harness.config.trial import TrialConfig
 from harness.evaluation.ledger import Ledger, timed
 from harness.storage import names
 
-IBP = "ibp"
-CLEAN = "clean"  # the stage that computes predictions
 _TENSORS = ("lower", "width", "clean", "clean_lower")  # fields of Bounds
 
 
@@ -70,8 +68,8 @@ def bound_batch(
     def ask(examples: Tensor) -> Bounds:
         return bound_margins(program, images[examples], labels[examples], classes, config.eps, ledger.seconds)
 
-    answers = ledger.answers(CLEAN, ask, torch.arange(len(labels), device=images.device))
-    ledger.seconds[CLEAN] -= ledger.seconds.get(IBP, 0.0)
+    answers = ledger.answers(names.CLEAN, ask, torch.arange(len(labels), device=images.device))
+    ledger.seconds[names.CLEAN] -= ledger.seconds.get(names.IBP, 0.0)
     if not answers and len(labels) > 1:
         raise RuntimeError(f"none of {len(labels)} images can be evaluated: {ledger.reason[0]}")
     bounded = torch.zeros_like(labels, dtype=torch.bool)
@@ -127,7 +125,7 @@ def _bound_slice(
     """Return `bound_margins` of all examples at once. The clean value is the centre of a point's proved box."""
     ball, ctx = LinfBall(x, eps), Context(sound=True)
     spec = margin_spec(labels, classes)
-    with timed(seconds, IBP, x.device):
+    with timed(seconds, names.IBP, x.device):
         output = propagate(program, Interval(ball.center, ball.radius), ctx, spec)
         lower, _ = outward_ends(output.box)
     point = propagate(program, Interval(x, torch.zeros_like(x)), Context(sound=True), spec)

@@ -5,8 +5,6 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from harness.evaluation.attack import ATTACK
-from harness.evaluation.ibp import CLEAN
 from harness.evaluation.verdicts import Evaluation
 from harness.storage import names
 
@@ -41,7 +39,7 @@ def _counts_by_stage(verdicts: pd.DataFrame, stages: tuple[str, ...]) -> dict[st
     by_stage = verdicts[names.STAGE].where(~verdicts[names.VERDICT].isin(names.UNDECIDED)).value_counts()
     undecided = len(verdicts)
     counts: dict[str, int] = {}
-    for stage in (CLEAN, ATTACK, *stages):
+    for stage in (names.CLEAN, names.ATTACK, *stages):
         decided = int(by_stage.get(stage, 0))
         counts |= {names.examples_at(stage): undecided, names.decided_by(stage): decided}
         undecided -= decided

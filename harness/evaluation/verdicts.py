@@ -11,9 +11,9 @@ from cerdeq import LinfBall
 from cerdeq.bounds import refuse_another_function
 from cerdeq.equilibrium import NotConvergedError
 from harness.config.trial import TrialConfig
-from harness.evaluation.attack import ATTACK, attack_batch
+from harness.evaluation.attack import attack_batch
 from harness.evaluation.batch import Batch, Evidence
-from harness.evaluation.ibp import CLEAN, IBP, Bounds, batches, bound_batch, join_bounds, sum_rows
+from harness.evaluation.ibp import Bounds, batches, bound_batch, join_bounds, sum_rows
 from harness.evaluation.ledger import Ledger, SoundnessError
 from harness.evaluation.network import PreparedNetwork, prepare_network
 from harness.evaluation.stages import FUNCTIONS, images_at_once
@@ -85,14 +85,14 @@ def _evaluate_batch(
     bounds, bounded = bound_batch(network.program, x, labels, config, ledger)
     batch = Batch(network, x, labels, first, config, ledger, bounded)
     prediction = torch.where(bounded, bounds.prediction(labels), names.NO_PREDICTION)
-    ledger.decide(CLEAN, names.MISCLASSIFIED, bounded & (prediction != labels))
-    lower = {IBP: bounds.lower.amin(1)}
-    attack_margin, evidence = attack_batch(batch, lower[IBP] > 0)
-    ledger.decide(ATTACK, names.FALSIFIED, attack_margin < 0)
-    ledger.decide(IBP, names.CERTIFIED, lower[IBP] > 0)
+    ledger.decide(names.CLEAN, names.MISCLASSIFIED, bounded & (prediction != labels))
+    lower = {names.IBP: bounds.lower.amin(1)}
+    attack_margin, evidence = attack_batch(batch, lower[names.IBP] > 0)
+    ledger.decide(names.ATTACK, names.FALSIFIED, attack_margin < 0)
+    ledger.decide(names.IBP, names.CERTIFIED, lower[names.IBP] > 0)
     further_columns: dict[str, Tensor] = {}
     for stage in config.evaluation.stages:
-        if stage == IBP:
+        if stage == names.IBP:
             continue
         result = FUNCTIONS[stage](batch)
         ledger.decide(stage, names.CERTIFIED, result.lower > 0)

@@ -16,8 +16,8 @@ from harness.storage import names
 _BAR, _LONGEST = 0.36, 32  # inches of a row, characters of a line
 _MOST_BARS = 30
 _ERRORS = [names.STANDARD_ERROR, names.CERTIFIED_ERROR]
-_STAGES = ("clean", "attack", *STAGES)
-_DECISIONS = {"clean": "misclassified", "attack": "falsified"}  # others are called like their stages
+_STAGES = (names.CLEAN, names.ATTACK, *STAGES)
+_DECISIONS = {names.CLEAN: names.MISCLASSIFIED, names.ATTACK: names.FALSIFIED}  # others are called like their stages
 _OTHER = "#44aa99"  # a stage that has no colour of its own
 _COLOURS = {
     "misclassified": "#b9bfc6",
@@ -108,7 +108,7 @@ def stages(data: SectionData) -> Figure | None:
     ran = [stage for stage in _STAGES if names.decided_by(stage) in data.trials]
     if not ran:
         return None
-    images = names.examples_at("clean")
+    images = names.examples_at(names.CLEAN)
     counts = data.trials.groupby("label", sort=False)[[images, *map(names.decided_by, ran)]].sum().head(_MOST_BARS)
     figure, (axes,) = panels(height=1.3 + _BAR * len(counts))
     left = pd.Series(0.0, counts.index)
@@ -136,7 +136,7 @@ def time(data: SectionData) -> Figure | None:
     figure, (axes,) = panels(height=4.6)
     means = trials.groupby("label", sort=False).mean(numeric_only=True)
     for label, row in means.iterrows():
-        images = row[names.examples_at("clean")]
+        images = row[names.examples_at(names.CLEAN)]
         seconds = np.cumsum([row[names.seconds_of(stage)] for stage in ran]) / images
         decided = 100 * np.cumsum([row[names.decided_by(stage)] for stage in ran]) / images
         axes.plot(seconds, decided, **data.looks[str(label)], ms=5, lw=1.2)

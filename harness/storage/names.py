@@ -58,6 +58,9 @@ ATTACK_MARGIN = "attack_margin"
 WIDTH = "width"
 BRANCHES = "branches"  # of branch and bound, where it was asked
 
+# Stages of every evaluation, values of the column STAGE. Further ones: STAGES in harness/config/settings.py.
+CLEAN, ATTACK, IBP = "clean", "attack", "ibp"
+
 # Verdicts, the values of the column VERDICT; each image has one. UNDECIDED: neither certified nor falsified.
 MISCLASSIFIED, FALSIFIED, CERTIFIED = "misclassified", "falsified", "certified"
 UNKNOWN, TIMEOUT, OUT_OF_MEMORY, FAILED = "unknown", "timeout", "out of memory", "failed"
