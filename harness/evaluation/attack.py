@@ -42,15 +42,25 @@ def attack_batch(batch: Batch, proved: Tensor) -> tuple[Tensor, Evidence]:
         for examples, (margin, k) in batch.ledger.answers(names.ATTACK, ask, targets.nonzero()[:, 0]):
             attack_margin[examples], k_of[examples] = margin, k
 
-    def ask_corners(examples: Tensor) -> Tensor:
-        x, labels = batch.images[examples], batch.labels[examples]
-        return prefer_corners(batch.network, k_of[examples], x, labels, config.eps)
+    return attack_margin, counterexamples(batch, names.ATTACK, attack_margin < 0, k_of)
 
-    falsified = (attack_margin < 0).nonzero()[:, 0]
-    for examples, k in batch.ledger.answers(names.ATTACK, ask_corners, falsified):
-        k_of[examples] = k
-    indices = map(str, (batch.first + falsified).tolist())
-    return attack_margin, dict(zip(indices, map(pack, k_of[falsified].cpu()), strict=True))
+
+def counterexamples(batch: Batch, stage: str, falsified: Tensor, k_of: Tensor) -> Evidence:
+    """Return the counterexamples to store of the examples that a stage falsified, bool [B].
+
+    If the nearest corner of the ball is proved adversarial, too, it is stored: it takes a 16th of the bytes. Otherwise,
+    and if corners cannot be tried, the stage's own point is, k_of: int16 [B, C, H, W].
+    """
+
+    def ask(examples: Tensor) -> Tensor:
+        x, labels = batch.images[examples], batch.labels[examples]
+        return prefer_corners(batch.network, k_of[examples], x, labels, batch.config.eps)
+
+    stored, numbers = k_of.clone(), falsified.nonzero()[:, 0]
+    for examples, k in batch.ledger.answers(stage, ask, numbers):
+        stored[examples] = k
+    indices = map(str, (batch.first + numbers).tolist())
+    return dict(zip(indices, map(pack, stored[numbers].cpu()), strict=True))
 
 
 def margins_as_stored(
@@ -59,20 +69,6 @@ def margins_as_stored(
     """Return the smallest margins [B] at points [B, C, H, W], rounded to k, and these k, int16 [B, C, H, W]."""
     k = encode(points, x, eps)
     return margins_at(network, decode(k, x, eps), labels), k
-
-
-def point_to_store(
-    network: PreparedNetwork, points: Tensor, x: Tensor, labels: Tensor, eps: Fraction
-) -> tuple[Tensor, Tensor]:
-    """Return the same margins as `margins_as_stored`, and the k to store.
-
-    If the nearest corner of the ball is proved adversarial, too, its k is returned: it takes a 16th of the bytes.
-    """
-    margin, k = margins_as_stored(network, points, x, labels, eps)
-    adversarial = (margin < 0).nonzero()[:, 0]
-    if len(adversarial):
-        k[adversarial] = prefer_corners(network, k[adversarial], x[adversarial], labels[adversarial], eps)
-    return margin, k
 
 
 def prefer_corners(network: PreparedNetwork, k: Tensor, x: Tensor, labels: Tensor, eps: Fraction) -> Tensor:

@@ -12,9 +12,8 @@ from torch import Tensor
 
 import cerdeq
 from cerdeq.bounds import BOUNDS, Interval, lower_bounds
-from harness.attacks.counterexamples import pack
 from harness.config.settings import BAB, STAGES, EvaluationSettings
-from harness.evaluation.attack import margins_at, point_to_store
+from harness.evaluation.attack import counterexamples, margins_as_stored, margins_at
 from harness.evaluation.batch import Batch, Evidence, StageResult
 from harness.storage import names
 
@@ -58,30 +57,30 @@ def _certificates(batch: Batch, examples: Tensor) -> Evidence:
 def _branch_and_bound(batch: Batch) -> StageResult:
     """Return what branch and bound finds of the undecided examples, one image at a time."""
     lower, upper, branches, evidence = batch.nan(), batch.nan(), batch.nan(), Evidence()
+    k_of = torch.zeros_like(batch.images, dtype=torch.int16)
 
     def ask(example: Tensor) -> None:
-        verification, k, margin = _verify(batch, example), None, torch.nan
+        verification, margin = _verify(batch, example), torch.nan
         status, bound = verification.status[0], float(verification.lower[0].amin())
         if status == _FALSIFIED:
             image, label, eps = batch.images[example], batch.labels[example], batch.config.eps
             point = verification.counterexample.to(image)
-            margins, k = point_to_store(batch.network, point, image, label, eps)
+            margins, k_of[example] = margins_as_stored(batch.network, point, image, label, eps)
             margin = float(margins)
             if not margin < 0 and float(margins_at(batch.network, point, label)) < 0:
-                status, k, margin = _UNKNOWN, None, torch.nan
+                status, margin = _UNKNOWN, torch.nan
                 batch.ledger.note(BAB, names.UNKNOWN, int(example), _MOVED)
         undecided = status in (_UNKNOWN, *_LIMITS) and not bound > 0
         if not {_CERTIFIED: bound > 0, _FALSIFIED: margin < 0}.get(status, undecided):
             raise ValueError(f"branch and bound says {status}, with a bound of {bound:g} and a margin of {margin:g}")
         lower[example], upper[example], branches[example] = bound, margin, float(verification.branches[0])
         evidence.update(_name_tensors(batch, example, verification))
-        if k is not None:
-            evidence[str(batch.first + int(example))] = pack(k[0].cpu())
         if status in _LIMITS:
             batch.ledger.note(BAB, _LIMITS[status], int(example))
 
     for example in batch.undecided.nonzero():
         batch.ledger.answers(BAB, ask, example)
+    evidence |= counterexamples(batch, BAB, upper < 0, k_of)
     return StageResult(lower, upper, {names.BRANCHES: branches}, evidence)
 
 

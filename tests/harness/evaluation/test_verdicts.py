@@ -21,7 +21,7 @@ from harness.attacks.objectives import margins
 from harness.config.settings import EvaluationSettings
 from harness.data import load
 from harness.evaluation import attack, ibp, network, stages
-from harness.evaluation.attack import margins_at, point_to_store
+from harness.evaluation.attack import margins_as_stored, margins_at, prefer_corners
 from harness.evaluation.equilibria import recurrence_report
 from harness.evaluation.ibp import Bounds, errors_without_attack
 from harness.evaluation.ledger import SoundnessError
@@ -186,7 +186,8 @@ def test_a_counterexample_that_no_corner_replaces_is_stored_itself(problem):
     prepared, x = prepare_network(model, ("ibp",)), images.double() / 255
     with torch.no_grad():
         second = model(x).topk(2).indices[:, 1]
-    margin, k = point_to_store(prepared, x, x, second, config.eps)
+    margin, k = margins_as_stored(prepared, x, x, second, config.eps)
+    k = prefer_corners(prepared, k, x, second, config.eps)
     at_corner = (k.abs() == LEVELS).flatten(1).all(1)
     assert (margin < 0).all() and at_corner.any() and not at_corner.all()
     assert (k[~at_corner] == 0).all()
@@ -206,6 +207,21 @@ def test_where_corners_raise_an_error_the_attack_s_points_are_stored(problem, mo
     evaluation = evaluate(*arguments)
     pd.testing.assert_frame_equal(evaluation.verdicts, expected.verdicts)
     assert evaluation.evidence.keys() == expected.evidence.keys() and evaluation.evidence
+    assert {tensor.dtype for tensor in evaluation.evidence.values()} == {torch.int16}
+
+
+def test_where_corners_raise_an_error_branch_and_bound_s_points_are_stored(problem, monkeypatch):
+    model, images, labels, config = problem("cnn5", count=25, eps="1/4")
+    config = with_settings(config, stages=("ibp", "bab"), attack_steps=1, bab_branches=40)
+    monkeypatch.setattr(attack, "worst_point", lambda model, x, *_: x)  # falsifies nothing
+    expected = evaluate(model, images, labels, config)
+    monkeypatch.setattr(attack, "corners", lambda *arguments: 1 / 0)
+    evaluation = evaluate(model, images, labels, config)
+    pd.testing.assert_frame_equal(evaluation.verdicts, expected.verdicts)
+    assert (evaluation.verdicts[names.STAGE] == "bab").any() and names.FALSIFIED in set(
+        expected.verdicts[names.VERDICT]
+    )
+    assert evaluation.evidence.keys() == expected.evidence.keys()
     assert {tensor.dtype for tensor in evaluation.evidence.values()} == {torch.int16}
 
 
@@ -351,7 +367,7 @@ def test_the_status_of_branch_and_bound_becomes_the_verdict(answer, problem, mon
     # The margin is -0.25 at the point itself, and this one at the point that is stored:
     if margin := {"falsified": -0.25, "falsified with a point that rounding moves": 0.25}.get(answer):
         k = torch.zeros((1, 1, 8, 8), dtype=torch.int16)
-        monkeypatch.setattr(stages, "point_to_store", lambda *_: (torch.tensor([margin]).double(), k))
+        monkeypatch.setattr(stages, "margins_as_stored", lambda *_: (torch.tensor([margin]).double(), k))
         monkeypatch.setattr(stages, "margins_at", lambda *_: torch.tensor([-0.25]).double())
 
     def verify(model, region, spec, seconds, branches, certificates):
