@@ -24,8 +24,9 @@ from harness.config.settings import BAB, STAGES, STAGES_BY_SETTING
 from harness.config.trial import RECIPE_VERSION, TrialConfig, labels
 from harness.environment import data_directory, device_title
 from harness.errors import InputError, require
+from harness.launch.parallel import run_items
 from harness.launch.progress import Bars
-from harness.launch.work import certify_item, load_data, run_items
+from harness.launch.work import certify_item, load_data
 from harness.masking import mask_secrets
 from harness.storage import certification, folder, names
 from harness.storage.lease import lock_directory

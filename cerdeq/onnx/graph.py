@@ -9,7 +9,8 @@ from torch import nn
 from cerdeq.onnx.errors import OnnxError
 from cerdeq.onnx.file import File, array_of
 from cerdeq.onnx.layers import OnnxNetwork
-from cerdeq.onnx.operators import LAYERS, Argument, Node, Value, constant_result
+from cerdeq.onnx.node import Argument, Node, Value
+from cerdeq.onnx.operators import LAYERS, constant_result
 
 _EXAMPLES = 2  # that each layer is tried on
 

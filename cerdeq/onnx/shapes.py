@@ -1,21 +1,17 @@
 """Operators that change only the shape, and the padding of convolutions and pools."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from torch import nn
 
 from cerdeq.onnx.errors import OnnxError
 from cerdeq.onnx.layers import Reshape
-
-if TYPE_CHECKING:
-    from cerdeq.onnx.operators import Node
+from cerdeq.onnx.node import Node
 
 MOVES = {"Flatten", "Reshape", "Squeeze", "Unsqueeze"}
 Sizes = tuple[int, ...]
 
 
-def reshape_layer(node: "Node") -> nn.Module | None:
+def reshape_layer(node: Node) -> nn.Module | None:
     """Return the layer of a node that reshapes. Raises OnnxError if it mixes the batch with other dimensions."""
     shape, batches = node.value.shape, (2, 3) if node.is_batched else (1,)
     results = [shape_after(node, (batch, *shape)) for batch in batches]
@@ -29,7 +25,7 @@ def reshape_layer(node: "Node") -> nn.Module | None:
     return nn.Flatten() if len(new) == 1 else Reshape(new)
 
 
-def shape_after(node: "Node", shape: Sizes) -> Sizes:
+def shape_after(node: Node, shape: Sizes) -> Sizes:
     """Return the shape of the result, of a node in MOVES and its first input's complete shape."""
     if node.operator == "Flatten":
         axis = node.attribute("axis", 1)
@@ -46,14 +42,14 @@ def shape_after(node: "Node", shape: Sizes) -> Sizes:
     return tuple(np.expand_dims(np.empty(shape, bool), tuple(axes or ())).shape)
 
 
-def _reshape(node: "Node", shape: Sizes) -> Sizes:
+def _reshape(node: Node, shape: Sizes) -> Sizes:
     target = node.required(1)
     keeps_zero = node.attribute("allowzero", 0)
     sizes = [shape[i] if size == 0 and not keeps_zero else int(size) for i, size in enumerate(target)]
     return np.empty(shape, bool).reshape(sizes).shape
 
 
-def pads_of(node: "Node", kernel: Sizes, stride: Sizes, dilation: Sizes) -> tuple[Sizes, Sizes]:
+def pads_of(node: Node, kernel: Sizes, stride: Sizes, dilation: Sizes) -> tuple[Sizes, Sizes]:
     """Return the padding before and after of a 2-d window, for height and width."""
     kind = node.attribute("auto_pad", "NOTSET")
     if kind == "NOTSET":

@@ -5,13 +5,11 @@ takes items and a function that does one, and calls back for each report and at 
 executor, `ray_tune.run_on_ray` the other.
 """
 
-import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from harness.clock import Clock, Stopped
@@ -123,21 +121,3 @@ def run_here(items: Iterable[Path], work: Work, on_report: OnReport, on_end: OnE
             error = error_line(cause)
         free_memory()
         on_end(item, error)
-
-
-def run_items(items: list[Path], work: Work, on_end: OnEnd, data_dir: str, workers: int | None) -> None:
-    """Do items that report nothing: under Ray, or in this process if only one is to be done at a time.
-
-    workers: how many at a time; None for one on each GPU or, without any, on each core.
-    """
-    import torch
-
-    gpus = torch.cuda.device_count()
-    at_once = min(len(items), workers or gpus or len(os.sched_getaffinity(0)))
-    if at_once <= 1:
-        return run_here(items, work, lambda item, row: None, on_end)
-    from harness.launch.ray_tune import run_on_ray
-
-    options = RayOptions(cpu=1, gpu=min(1.0, gpus / at_once), data_dir=data_dir, at_once=at_once)
-    with TemporaryDirectory(prefix="harness-") as scratch:
-        run_on_ray(items, work, lambda item, row: None, on_end, options, Path(scratch))

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from harness.command_line import FAILED, OK
 from harness.errors import InputError, require
+from harness.launch.parallel import run_items
 from harness.launch.progress import Bars
-from harness.launch.work import run_items
 from harness.storage.files import (
     DamagedFileError,
     parse_json,
