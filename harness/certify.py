@@ -87,7 +87,7 @@ def main(options: argparse.Namespace) -> int:
         for job in jobs:
             locks.enter_context(lock_directory(job.directory))
             trial, expected = certification_of(job.trial_dir, job.config, job.data)
-            if message := certification.claim(job.directory, trial, expected):
+            if message := certification.take_over(job.directory, trial, expected):
                 _print_line(job, message, console)
         unfinished = [job for job in jobs if folder.read_result(job.directory) is None]
         if unfinished:

@@ -239,7 +239,7 @@ def _prepare_folders(study: Study, to_run: list[Trial], console: Console) -> Non
     """Make the trials' folders and remove what killed runs left; print which trials are not run."""
     _print_left_out(study, to_run, console)
     for trial in study.trials:
-        folder.claim(study.trial_dirs[trial.key], trial)
+        folder.take_over(study.trial_dirs[trial.key], trial)
     for trial in to_run:
         if (checkpoint := trial.config.checkpoint) is not None:
             path = study.sweep.checkpoints[checkpoint.sha256]

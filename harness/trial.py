@@ -67,7 +67,7 @@ def main(options: argparse.Namespace) -> int:
     unfinished = {trial_dirs[path]: trial for path, trial in to_run.items()}
     for trial_dir, trial in unfinished.items():
         make_directory(trial_dir)
-        folder.claim(trial_dir, trial)
+        folder.take_over(trial_dir, trial)
     for path, checkpoint in checkpoints.items():
         if (config := to_run[path].config).checkpoint is not None:
             folder.copy_checkpoint(config.checkpoint, checkpoint, trial_dirs[path] / folder.SOURCE)

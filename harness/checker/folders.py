@@ -18,21 +18,21 @@ _CERTIFIED = "certified"
 
 
 @dataclass(frozen=True)
-class Claim:
+class StoredResult:
     """A finished trial or certification as its files describe it.
 
-    own: the trial of trial.json. trial: the same; for a certification with the certification's evaluation settings.
+    trained: the trial of trial.json. evaluated: the same; of a certification, with its own evaluation settings.
     """
 
     verdict_dir: Path
-    own: Trial
-    trial: Trial
+    trained: Trial
+    evaluated: Trial
     result: TrialResult
 
     @property
     def config(self) -> TrialConfig:
-        """The config of the claim."""
-        return self.trial.config
+        """The config of the evaluation."""
+        return self.evaluated.config
 
 
 def find_folders(sweep_dir: Path) -> dict[Path, list[Path]]:
@@ -96,53 +96,53 @@ def check_finished(verdict_dir: Path) -> list[str]:
     return []
 
 
-def read_claim(verdict_dir: Path) -> Claim:
+def read_stored_result(verdict_dir: Path) -> StoredResult:
     """Read the config and the result of a finished trial or certification. Raises DamagedFileError."""
-    trial = own = folder.read_trial(trial_dir_of(verdict_dir) / folder.TRIAL)
+    trained = evaluated = folder.read_trial(trial_dir_of(verdict_dir) / folder.TRIAL)
     if is_certification(verdict_dir):
         certification.read_certification(verdict_dir)
-        trial = folder.read_certified_trial(verdict_dir / certification.CERTIFICATION)
+        evaluated = folder.read_certified_trial(verdict_dir / certification.CERTIFICATION)
     result = folder.read_result(verdict_dir)
     if result is None:
         raise InputError(f"{verdict_dir} is not finished")
-    return Claim(verdict_dir, own, trial, result)
+    return StoredResult(verdict_dir, trained, evaluated, result)
 
 
-def check_trial(claim: Claim) -> list[str]:
+def check_trial(stored: StoredResult) -> list[str]:
     """Check that a trial lies in the folder that its key names."""
-    trial_dir, key = trial_dir_of(claim.verdict_dir), claim.own.key
+    trial_dir, key = trial_dir_of(stored.verdict_dir), stored.trained.key
     return [] if trial_dir.name == key else [f"{folder.TRIAL} belongs in the folder {key}, not {trial_dir.name}"]
 
 
-def check_certification(claim: Claim) -> list[str]:
+def check_certification(stored: StoredResult) -> list[str]:
     """Check that a certification describes its trial, in all but the evaluation."""
-    expected = replace(claim.own, config=replace(claim.own.config, evaluation=claim.config.evaluation))
-    if claim.trial == expected:
+    expected = replace(stored.trained, config=replace(stored.trained.config, evaluation=stored.config.evaluation))
+    if stored.evaluated == expected:
         return []
     return [f"{certification.CERTIFICATION} describes another trial than the one that it belongs to"]
 
 
-def check_name(claim: Claim) -> list[str]:
+def check_name(stored: StoredResult) -> list[str]:
     """Check that a certification lies in the folder that its stages and images name."""
-    if not is_certification(claim.verdict_dir):
+    if not is_certification(stored.verdict_dir):
         return []
-    expected = certification.directory_of(trial_dir_of(claim.verdict_dir), claim.config.evaluation).name
-    if claim.verdict_dir.name == expected:
+    expected = certification.directory_of(trial_dir_of(stored.verdict_dir), stored.config.evaluation).name
+    if stored.verdict_dir.name == expected:
         return []
     return [f"{certification.CERTIFICATION} belongs in the folder {expected}"]
 
 
-def check_result(claim: Claim) -> list[str]:
+def check_result(stored: StoredResult) -> list[str]:
     """Check that the result is the trial's."""
-    key = claim.result.key
-    return [] if key == claim.own.key else [f"{folder.RESULT} belongs to another trial, {key}"]
+    key = stored.result.key
+    return [] if key == stored.trained.key else [f"{folder.RESULT} belongs to another trial, {key}"]
 
 
-def check_plugins(claim: Claim, trusted: Collection[str]) -> list[str]:
+def check_plugins(stored: StoredResult, trusted: Collection[str]) -> list[str]:
     """Check that a trial needs no code that is not trusted."""
     return [
         f"not checked: {folder.TRIAL} names the plugin {name}; if you trust it, add --plugin {name}"
-        for name in claim.config.plugins
+        for name in stored.config.plugins
         if name not in trusted
     ]
 
@@ -153,20 +153,20 @@ def check_weights(verdict_dir: Path) -> list[str]:
     return [] if has_weights else [f"{folder.WEIGHTS} is not stored here"]
 
 
-def check_checkpoint(claim: Claim) -> list[str]:
+def check_checkpoint(stored: StoredResult) -> list[str]:
     """Check that the weights of a network trained elsewhere are those of its checkpoint, if that is stored."""
-    trial_dir = trial_dir_of(claim.verdict_dir)
+    trial_dir = trial_dir_of(stored.verdict_dir)
     path = trial_dir / folder.SOURCE
-    if claim.config.checkpoint is None or not path.is_file():
+    if stored.config.checkpoint is None or not path.is_file():
         return []
     import safetensors.torch  # imported late, as torch takes seconds
     import torch
 
     from harness.config.checkpoint_weights import read_weights
 
-    stored = safetensors.torch.load_file(trial_dir / folder.WEIGHTS)
-    expected = read_weights(path, claim.config)
-    is_same = stored.keys() == expected.keys() and all(torch.equal(stored[name], expected[name]) for name in expected)
+    weights = safetensors.torch.load_file(trial_dir / folder.WEIGHTS)
+    expected = read_weights(path, stored.config)
+    is_same = weights.keys() == expected.keys() and all(torch.equal(weights[name], expected[name]) for name in expected)
     return [] if is_same else [f"{folder.WEIGHTS} does not hold the weights of {folder.SOURCE}"]
 
 

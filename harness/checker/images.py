@@ -61,7 +61,11 @@ class Checker:
         proof = prove(self.network, ball(pixels[None], float(self.eps)), label, self.certificates.get(index))
         if proof.proved_by:
             return "", proof.proved_by
-        why = f"certificate refused: {proof.refused}" if proof.refused else f"the bound is {proof.minimum:.6g}"
+        why = (
+            f"certificate refused: {proof.refused}"
+            if proof.refused
+            else f"the lower bound of a margin is {proof.minimum:.6g}"
+        )
         return f"image {index}: {describe(row)}, not confirmed: {why}", ""
 
     def check_all(self, test: Split, verdicts: pd.DataFrame) -> tuple[list[str], Counter[tuple[str, str]]]:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from harness.checker import folders, records
 from harness.checker.certificates import read_tensors, split_by_example
-from harness.checker.folders import Claim
+from harness.checker.folders import StoredResult
 from harness.checker.images import Checker, check_contraction, check_counterexamples, load_checked_network
 from harness.config.plugins import load_for
 from harness.config.trial import TrialConfig
@@ -75,30 +75,30 @@ def recheck(
     """
     if problems := folders.check_entries(verdict_dir) or folders.check_finished(verdict_dir):
         return RecheckResult(0, 0, problems)
-    claim = folders.read_claim(verdict_dir)
-    problems = folders.check_trial(claim) + folders.check_result(claim)
-    if problems := problems + (folders.check_certification(claim) or folders.check_name(claim)):
+    stored = folders.read_stored_result(verdict_dir)
+    problems = folders.check_trial(stored) + folders.check_result(stored)
+    if problems := problems + (folders.check_certification(stored) or folders.check_name(stored)):
         return RecheckResult(0, 0, problems)
-    if problems := folders.check_plugins(claim, trusted):
+    if problems := folders.check_plugins(stored, trusted):
         return RecheckResult(0, 0, problems)
-    load_for(claim.config)
-    data = load_data(claim.config.dataset)
-    if problems := check_data(data, claim):
+    load_for(stored.config)
+    data = load_data(stored.config.dataset)
+    if problems := check_data(data, stored):
         return RecheckResult(0, 0, problems)
-    stages, test = claim.config.evaluation.stages, _evaluated_images(data, claim)
+    stages, test = stored.config.evaluation.stages, _evaluated_images(data, stored)
     verdicts = folder.read_verdicts(verdict_dir, records.columns_of(stages))
-    if problems := _check_records(verdicts, test, claim):
+    if problems := _check_records(verdicts, test, stored):
         return RecheckResult(0, len(test), problems)
     if problems := folders.check_weights(verdict_dir):
         return RecheckResult(0, len(test), problems, has_weights=False)
-    if problems := folders.check_checkpoint(claim):
+    if problems := folders.check_checkpoint(stored):
         return RecheckResult(0, len(test), problems)
-    network = load_checked_network(folders.trial_dir_of(verdict_dir) / folder.WEIGHTS, claim.config, test)
+    network = load_checked_network(folders.trial_dir_of(verdict_dir) / folder.WEIGHTS, stored.config, test)
     counterexamples = read_tensors(verdict_dir / folder.COUNTEREXAMPLES)
     certificates = split_by_example(read_tensors(verdict_dir / folder.CERTIFICATES))
     if problems := check_contraction(network):
         return RecheckResult(0, len(test), problems)
-    checker = Checker(network, claim.config.eps, stages, counterexamples, certificates)
+    checker = Checker(network, stored.config.eps, stages, counterexamples, certificates)
     checked = verdicts[:limit]
     problems, proofs = checker.check_all(test, checked)
     problems = check_counterexamples(verdicts, counterexamples) + problems
@@ -108,26 +108,26 @@ def recheck(
     return RecheckResult(len(checked), len(test), problems, recorded, error, proofs)
 
 
-def check_data(data: Data, claim: Claim) -> list[str]:
+def check_data(data: Data, stored: StoredResult) -> list[str]:
     """Check that the data are those of the trial."""
-    if data.fingerprint == claim.own.fingerprint:
+    if data.fingerprint == stored.trained.fingerprint:
         return []
-    return [f"data: the fingerprint is {data.fingerprint}, expected the trial's, {claim.own.fingerprint}"]
+    return [f"data: the fingerprint is {data.fingerprint}, expected the trial's, {stored.trained.fingerprint}"]
 
 
-def _evaluated_images(data: Data, claim: Claim) -> Split:
+def _evaluated_images(data: Data, stored: StoredResult) -> Split:
     """Return the images of all verdicts. A trial evaluates all of its held-out images, a certification the first."""
-    config: TrialConfig = claim.config
+    config: TrialConfig = stored.config
     held_out = data.held_out_images(config.validation_images)
     count = config.evaluation.test_images
     if held_out is None:
         return data.test_images(count)
-    return held_out.part(0, count) if folders.is_certification(claim.verdict_dir) and count else held_out
+    return held_out.part(0, count) if folders.is_certification(stored.verdict_dir) and count else held_out
 
 
-def _check_records(verdicts: pd.DataFrame, test: Split, claim: Claim) -> list[str]:
+def _check_records(verdicts: pd.DataFrame, test: Split, stored: StoredResult) -> list[str]:
     """Return the problems of the table of verdicts, and of the metrics that follow from it."""
-    stages, metrics = claim.config.evaluation.stages, claim.result.metrics
+    stages, metrics = stored.config.evaluation.stages, stored.result.metrics
     if problems := records.check_columns(verdicts):
         return [f"{folder.VERDICTS}: {problem}" for problem in problems]
     if problems := records.check_index(verdicts, test):

@@ -127,7 +127,7 @@ class Search:
         unfinished = []
         for entry, study in enumerate(self.studies):
             for candidate in study.get_trials(states=[TrialState.RUNNING]):
-                trial_dirs = self.claim(entry, candidate)
+                trial_dirs = self.make_trial_dirs(entry, candidate)
                 self.conclude(entry, candidate.number)
                 unfinished += [trial_dir for trial_dir in trial_dirs if not has_ended(trial_dir)]
         for trial_dir in unfinished:
@@ -145,7 +145,7 @@ class Search:
                 continue
             searched, is_new = self.sweep.searched[entry], partial(self.is_new, entry)
             if candidate := propose(self.studies[entry], self.settings, entry, searched, is_new):
-                return self.claim(entry, candidate)
+                return self.make_trial_dirs(entry, candidate)
         return []
 
     def is_new(self, entry: int, settings: dict[str, Any]) -> bool:
@@ -163,14 +163,14 @@ class Search:
         seeds = self.seeds[: self.settings.seeds]
         return [folder.make_trial(replace(config, seed=seed), self.data.fingerprint) for seed in seeds]
 
-    def claim(self, entry: int, candidate: FrozenTrial) -> list[Path]:
+    def make_trial_dirs(self, entry: int, candidate: FrozenTrial) -> list[Path]:
         """Make the folders of a candidate's trials and return them; a folder that exists stays as it is."""
         trials = self.trials(entry, candidate.user_attrs["settings"])
         by_folder = {folder.trial_dir(self.directory, trial.key): trial for trial in trials}
         for trial_dir, trial in by_folder.items():
             if not (trial_dir / folder.TRIAL).exists():
                 write_json(trial_dir / CANDIDATE, {"entry": entry, "number": candidate.number, "stopped": False})
-                folder.claim(trial_dir, trial)
+                folder.take_over(trial_dir, trial)
         self.owners |= dict.fromkeys(by_folder, (entry, candidate.number))
         return list(by_folder)
 

@@ -99,7 +99,7 @@ def trial_of(directory: Path) -> Path:
     return directory.parent.parent
 
 
-def claim(directory: Path, trial: Trial, certification: Certification) -> str:
+def take_over(directory: Path, trial: Trial, certification: Certification) -> str:
     """Make `directory` the folder of this certification of a trial, without files of another one.
 
     Returns why files of another one were removed, or an empty text. Raises DamagedFileError if the result of this one

@@ -132,7 +132,7 @@ def _require_name(key: str) -> None:
     require("key", key, re.fullmatch(r"[A-Za-z0-9_-]{1,100}", key) is not None, "letters, digits, '_' and '-'")
 
 
-def claim(directory: Path, trial: Trial) -> None:
+def take_over(directory: Path, trial: Trial) -> None:
     """Make `directory` the trial's folder, with today's `source`. Raises SettingError if it is another trial's."""
     refuse_another(directory, trial)
     path = Path(directory) / TRIAL

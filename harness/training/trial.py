@@ -64,7 +64,7 @@ def run_trial(
         Stopped: the clock says so.
     """
     load_for(config)
-    folder.claim(directory, folder.make_trial(config, load(config.dataset, data_dir).fingerprint))
+    folder.take_over(directory, folder.make_trial(config, load(config.dataset, data_dir).fingerprint))
     return run_folder(directory, report, data_dir, clock or Clock())
 
 

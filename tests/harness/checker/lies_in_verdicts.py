@@ -47,7 +47,7 @@ LIES = {
     ),
     "unknown called crown-ibp": Lie(
         change_row(names.UNKNOWN, verdict=names.CERTIFIED, stage="crown-ibp", **{"margin_crown__ibp": 0.1}),
-        "certified by crown-ibp, not confirmed: the smallest margin",
+        "certified by crown-ibp, not confirmed: the lower bound of a margin is -",
         PROVE,
         accept=proved,
     ),

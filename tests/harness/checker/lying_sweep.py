@@ -63,7 +63,7 @@ def _make_trial(root: Path, name: str) -> str:
     trial = folder.make_trial(replace(config, sweep="study", evaluation=settings), data.fingerprint)
     trial_dir = folder.trial_dir(root, trial.key)
     trial_dir.mkdir(parents=True)
-    folder.claim(trial_dir, trial)
+    folder.take_over(trial_dir, trial)
     shutil.copy(GOLDEN / name / folder.WEIGHTS, trial_dir)
     network = prepare_network(load_network(trial.config, trial_dir / folder.WEIGHTS), STAGES[name])
     evaluate_shard(trial_dir, 0, network, data.test_images(IMAGES), 0, trial.config, "")
@@ -81,7 +81,7 @@ def _certify(trial_dir: Path) -> None:
     config = replace(config, evaluation=replace(config.evaluation, test_images=CERTIFIED_IMAGES, **stages))
     trial, stored = certification_of(trial_dir, config, data)
     directory = certification.directory_of(trial_dir, config.evaluation)
-    certification.claim(directory, trial, stored)
+    certification.take_over(directory, trial, stored)
     for number in range(stored.shards):
         certify_shard(directory, number, None)
     finish(directory, data)

@@ -55,7 +55,7 @@ def trained(tmp_path_factory, tiny_trial):
         trial = folder.make_trial(config, data.fingerprint)
         trial_dir = folder.trial_dir(sweep_dir, trial.key)
         if seed == 2:
-            folder.claim(trial_dir, trial)
+            folder.take_over(trial_dir, trial)
         else:
             run_trial(config, trial_dir)
     return sweep_dir

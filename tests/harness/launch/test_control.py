@@ -119,7 +119,7 @@ def test_the_longest_trials_start_first_and_failed_ones_last(unfinished, started
     study = Study(unfinished.root, {**TINY, "seeds": [0, 1]}, unfinished.store)
     for model, seconds in (("cnn5", 1.0), ("cerdeq", 100.0)):
         trial_dir, trial = study.trial_dirs[model, 1], study.trials[model, 1]
-        folder.claim(trial_dir, trial)
+        folder.take_over(trial_dir, trial)
         folder.write_epoch(trial_dir, {names.EPOCH: 1, names.TRAIN_EPOCH_SECONDS: seconds})
         folder.write_result(trial_dir, folder.TrialResult(trial.key, {}, {}, {}, []))
     assert unfinished.main() == 1

@@ -170,7 +170,7 @@ def test_what_would_fail_again_is_not_tried_again_and_its_folder_has_the_reason(
     if name == "diverges":
         config = replace(config, train=replace(config.train, regularisation=3e38))
     trial = folder.make_trial(config, load("digits").fingerprint if name == "diverges" else "of other data")
-    folder.claim(trial_dir := tmp_path / "tiny/trials/0", trial)
+    folder.take_over(trial_dir := tmp_path / "tiny/trials/0", trial)
     *_, last = do_in_worker(partial(train_item, data_dir=None))
     error = {"diverges": "NonFiniteLossError", "unreadable": "SettingError: data: found"}[name]
     assert error in last[ray_tune._ERROR] and error in folder.read_failure(trial_dir)["error"]

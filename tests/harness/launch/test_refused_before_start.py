@@ -95,7 +95,7 @@ def test_the_same_eps_written_another_way_is_the_same_sweep(nothing_starts, tmp_
 def trial_dir(tmp_path):
     """The folder of the first trial of BASE, begun."""
     trial = folder.make_trial(trials_of(tmp_path, BASE)[0], load("digits").fingerprint)
-    folder.claim(trial_dir := folder.trial_dir(tmp_path / "results/study", trial.key), trial)
+    folder.take_over(trial_dir := folder.trial_dir(tmp_path / "results/study", trial.key), trial)
     return trial_dir
 
 

@@ -28,7 +28,7 @@ def address(tmp_path, tiny_trial):
     """A trial at an address: its key, the address and its folder there."""
     trial = folder.make_trial(tiny_trial(), load("digits").fingerprint)
     trial_dir = folder.trial_dir(tmp_path / "bucket/tiny", trial.key)
-    folder.claim(trial_dir, trial)
+    folder.take_over(trial_dir, trial)
     return trial.key, f"file://{tmp_path}/bucket/tiny", trial_dir
 
 

@@ -34,7 +34,7 @@ def test_failed_and_unfinished_ones_are_shown_with_why_and_how_far(copied, capsy
         (trial_dir / folder.RESULT).unlink()
     trial = copied.trials["cnn5", 0]
     other = folder.make_trial(dataclasses.replace(trial.config, seed=9), trial.fingerprint)
-    folder.claim(folder.trial_dir(copied.directory, other.key), other)
+    folder.take_over(folder.trial_dir(copied.directory, other.key), other)
     folder.write_failure(copied.trial_dirs["cnn5", 0], "RuntimeError: of a kind")
     by_model, lines = status_of(copied, capsys)
     assert "failed" in by_model["cnn5"] and "RuntimeError: of a kind" in by_model["cnn5"]

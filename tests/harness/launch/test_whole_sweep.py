@@ -96,7 +96,7 @@ def test_a_third_call_changes_no_file_and_imports_neither_torch_ray_nor_mlflow(c
 def add_a_trial(study):
     trial = study.trials["cnn5", 0]
     other = folder.make_trial(dataclasses.replace(trial.config, seed=9), trial.fingerprint)
-    folder.claim(folder.trial_dir(study.directory, other.key), other)
+    folder.take_over(folder.trial_dir(study.directory, other.key), other)
 
 
 CHANGES = {

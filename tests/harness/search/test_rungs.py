@@ -20,7 +20,7 @@ def trial_dir(tmp_path):
     trial_dir = folder.trial_dir(tmp_path, trial.key)
     write_json(tmp_path / SEARCH, {"settings": {"asha": {"min_epochs": 1, "factor": 2}}})
     write_json(trial_dir / CANDIDATE, {"stopped": False})
-    folder.claim(trial_dir, trial)
+    folder.take_over(trial_dir, trial)
     return trial_dir
 
 
@@ -47,7 +47,7 @@ def test_it_reports_each_rung_again_after_a_kill_and_ends_as_the_same_trial(tria
     run(trial_dir, report)
     assert [row[names.RUNG] for row in reports] == [1, 1, 2] and reports[0] == reports[1]
     alone = tmp_path / "alone/trials" / trial_dir.name
-    folder.claim(alone, folder.read_trial(trial_dir / folder.TRIAL))
+    folder.take_over(alone, folder.read_trial(trial_dir / folder.TRIAL))
     run_folder(alone, lambda row: None, None)
     assert (trial_dir / folder.WEIGHTS).read_bytes() == (alone / folder.WEIGHTS).read_bytes()
     assert len(folder.read_verdicts(trial_dir, [names.INDEX])) == 50, "validation images"

@@ -60,7 +60,7 @@ def test_not_a_number_is_not_written_as_json(tmp_path):
 
 def test_a_trial_its_result_and_its_failure_are_read_as_they_were_written(tmp_path, trial):
     assert folder.read_result(tmp_path) is None and folder.read_failure(tmp_path) is None
-    folder.claim(tmp_path, trial)
+    folder.take_over(tmp_path, trial)
     result = TrialResult(trial.key, {names.CERTIFIED_ERROR: 100 / 3, names.GAIN: None}, {"torch": "2"}, {}, ["odd"])
     folder.write_result(tmp_path, result)
     failure = folder.write_failure(tmp_path, "RuntimeError: diverged", {names.TRAIN_LOSS: 2.5}, repeats=True)
@@ -73,7 +73,7 @@ def test_a_trial_its_result_and_its_failure_are_read_as_they_were_written(tmp_pa
 def test_a_result_with_the_names_of_an_earlier_version_is_refused_with_advice(tmp_path, trial, capsys):
     """Its verdicts say `attacked`: read as today's, no image would count as falsified."""
     trial_dir = folder.trial_dir(tmp_path, trial.key)
-    folder.claim(trial_dir, trial)
+    folder.take_over(trial_dir, trial)
     folder.write_result(trial_dir, TrialResult(trial.key, {names.CERTIFIED_ERROR: 50.0, "open": 10.0}, {}, {}, []))
     assert main("recheck", [str(tmp_path)]) == 1
     error = capsys.readouterr().out
@@ -88,13 +88,13 @@ def test_an_epoch_written_again_drops_the_rows_from_it_on(tmp_path):
 
 
 def test_a_folder_is_claimed_once_and_by_one_trial(tmp_path, trial, tiny_trial):
-    folder.claim(tmp_path, trial)
+    folder.take_over(tmp_path, trial)
     before = (tmp_path / folder.TRIAL).stat().st_mtime_ns
-    folder.claim(tmp_path, trial)
+    folder.take_over(tmp_path, trial)
     assert (tmp_path / folder.TRIAL).stat().st_mtime_ns == before
     other = folder.make_trial(tiny_trial(seed=1), "data")
     with pytest.raises(SettingError, match=f"that of trial {other.key}; it holds {trial.key}"):
-        folder.claim(tmp_path, other)
+        folder.take_over(tmp_path, other)
     assert folder.read_trial(tmp_path / folder.TRIAL) == trial
 
 
@@ -107,7 +107,7 @@ def test_a_trial_whose_settings_were_changed_by_hand_is_damaged(tmp_path, trial)
 
 
 def test_a_trial_of_another_recipe_is_stale_readable_or_not(tmp_path, trial):
-    folder.claim(tmp_path, trial)
+    folder.take_over(tmp_path, trial)
     assert not folder.is_stale(tmp_path)
     older = folder.trial_json(dataclasses.replace(trial, recipe_version=RECIPE_VERSION - 1))
     older["config"]["train"]["momentum"] = 0.9
@@ -117,6 +117,6 @@ def test_a_trial_of_another_recipe_is_stale_readable_or_not(tmp_path, trial):
 
 def test_the_trials_of_a_sweep_are_the_folders_with_a_trial_json_by_name(tmp_path, trial):
     for key in ("b", "a"):
-        folder.claim(folder.trial_dir(tmp_path, key), trial)
+        folder.take_over(folder.trial_dir(tmp_path, key), trial)
     (tmp_path / "trials/notes").mkdir()
     assert [trial_dir.name for trial_dir in folder.trial_folders(tmp_path)] == ["a", "b"]

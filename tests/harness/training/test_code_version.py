@@ -15,7 +15,7 @@ from harness.training.trial import FAILS_AGAIN
 
 
 def test_another_source_fails_before_training_and_is_not_tried_again(tmp_path, tiny_trial):
-    folder.claim(tmp_path, folder.make_trial(tiny_trial(), load("digits").fingerprint))
+    folder.take_over(tmp_path, folder.make_trial(tiny_trial(), load("digits").fingerprint))
     with pytest.raises(SettingError, match=f"code: found '{environment.source_digest()}'") as caught:
         run_folder(tmp_path, print, None, code="0" * 16)
     assert isinstance(caught.value, FAILS_AGAIN)
