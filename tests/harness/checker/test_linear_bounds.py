@@ -361,7 +361,7 @@ def _network_of_two_units(recurrence: float):
     return read_network(nn.Sequential(nn.Flatten(), inject, activation, classifier).eval())
 
 
-@pytest.mark.parametrize(("spec", "exact"), [([0.0, 1.0], 0.0), ([0.0, -1.0], -0.2)])
+@pytest.mark.parametrize(("spec", "exact"), [([0.0, 1.0], 0.0), ([0.0, -1.0], -0.2), ([-0.4, -1.0], -0.4)])
 def test_a_unit_that_is_on_in_a_leaf_still_feeds_the_others(spec, exact):
     """z_2 = relu(x_2 - z_1 / 2) for z_1 in [0, 1] and x_2 in [0.1, 0.2]: from 0 to 0.2."""
     network, one = _network_of_two_units(-0.5), np.ones((1, 2))
