@@ -14,8 +14,8 @@ Tensors `{index}/hidden/{activation}/...` of the same kinds bound the input p of
 
 An example that is proved over parts of its box has one tensor instead, `{index}/splits` (harness/checker/parts.py).
 
-The checker trusts none of them: any slope, factor and multiplier of at least 0 is sound, and it checks that the leaves
-of a row cover the whole box.
+The checker trusts none of them: any slope, line share and multiplier of at least 0 is sound, and it checks that the
+leaves of a row cover the whole box.
 """
 
 from collections import defaultdict
@@ -33,7 +33,7 @@ ROW, NEURONS, SLOPES = "row", "neurons", "slopes"
 SIGNS, MULTIPLIERS, LINE_SHARES = "signs", "multipliers", "line_shares"
 HIDDEN = "hidden"
 _TYPES = {NEURONS: np.int32, SLOPES: np.uint8, SIGNS: np.int8, MULTIPLIERS: np.float32, LINE_SHARES: np.uint8}
-_SPARE = 0.05  # a factor is at least 1 less this
+_SPARE = 0.05  # a line share is at least 1 less this
 
 Tensors = dict[str, Array]
 

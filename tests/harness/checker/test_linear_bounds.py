@@ -339,58 +339,6 @@ def test_regions_and_bounds_hold_equilibria(kernel, rho):
     assert tight < 0.99 * loose
 
 
-def test_a_unit_that_is_off_in_a_leaf_leaves_the_others_alone():
-    """z_2 = relu(x_2 - z_1 / 2): where z_1 = 0 its input is at least 0.1, elsewhere it may be below 0."""
-    network = _network_of_two_units(-0.5)
-    box = exact_box(np.array([[[[0.0, 0.15]]]]), np.array([[[[1.0, 0.05]]]]))
-    signs, one = np.array([[-1.0, 0.0]]), np.ones((1, 2))
-    leaves = {network.steps[2].name: Leaves(np.nan * one, signs, 0 * one, one)}
-    spec, region = np.array([[0.0, 1.0]]), interval_region(network, box)
-    assert lower_bounds(network, region, {4: spec}, {}) <= 0
-    assert lower_bounds(network, region, {4: spec}, leaves) == pytest.approx(0.1, abs=1e-12)
-
-
-def _network_of_two_units(recurrence: float):
-    """z_1 = relu(x_1), z_2 = relu(x_2 + recurrence z_1): an equilibrium, or an ordinary ReLU if recurrence is 0."""
-    weight = torch.tensor([[0.0, 0.0], [recurrence, 0.0]]).double()
-    inject, classifier = nn.Linear(2, 2).double(), nn.Linear(2, 2).double()
-    for layer in (inject, classifier):
-        nn.init.eye_(layer.weight)
-        nn.init.zeros_(layer.bias)
-    activation = FixedPoint(weight, 1, 1) if recurrence else nn.ReLU()
-    return read_network(nn.Sequential(nn.Flatten(), inject, activation, classifier).eval())
-
-
-@pytest.mark.parametrize(("spec", "exact"), [([0.0, 1.0], 0.0), ([0.0, -1.0], -0.2), ([-0.4, -1.0], -0.4)])
-def test_a_unit_that_is_on_in_a_leaf_still_feeds_the_others(spec, exact):
-    """z_2 = relu(x_2 - z_1 / 2) for z_1 in [0, 1] and x_2 in [0.1, 0.2]: from 0 to 0.2."""
-    network, one = _network_of_two_units(-0.5), np.ones((1, 2))
-    box = exact_box(np.array([[[[0.0, 0.15]]]]), np.array([[[[1.0, 0.05]]]]))
-    leaves = {network.steps[2].name: Leaves(np.nan * one, np.array([[1.0, 0.0]]), 0 * one, one)}
-    bound = lower_bounds(network, interval_region(network, box), {4: np.array([spec])}, leaves)
-    assert -1 < bound[0] <= exact + 1e-12
-
-
-@pytest.mark.parametrize("recurrence", [0, -0.5])
-@pytest.mark.parametrize(("signs", "is_empty"), [([-1, 0], True), ([0, 1], True), ([1, 0], False), ([0, -1], False)])
-def test_only_an_empty_leaf_has_no_limit(recurrence, signs, is_empty):
-    """x_1 is above 0 and x_2 below it, so the first unit is on and the second off."""
-    network, one = _network_of_two_units(recurrence), np.ones((1, 2))
-    box = exact_box(np.array([[[[0.5, -0.5]]]]), np.array([[[[0.25, 0.25]]]]))
-    region, spec = interval_region(network, box), np.array([[1.0, 1.0]])
-    leaves = {network.steps[2].name: Leaves(np.nan * one, np.array([signs], float), 0 * one, one)}
-    bound = lower_bounds(network, region, {4: spec}, leaves)
-    assert bound == (np.inf if is_empty else pytest.approx(0.25, abs=1e-9))
-
-
-def test_a_leaf_of_an_equilibrium_is_empty_where_units_that_are_off_leave_no_input():
-    """Without z_1, p_2 is at least 0.1: no input has both units off. Over the box itself p_2 may be below 0."""
-    network, one = _network_of_two_units(-0.5), np.ones((1, 2))
-    box = exact_box(np.array([[[[0.0, 0.15]]]]), np.array([[[[1.0, 0.05]]]]))
-    leaves = {network.steps[2].name: Leaves(np.nan * one, -one, 0 * one, one)}
-    assert lower_bounds(network, interval_region(network, box), {4: np.array([[0.0, 1.0]])}, leaves) == np.inf
-
-
 def test_what_is_not_finite_or_huge_is_not_bounded():
     network = read_network(with_classifier([nn.Flatten(), nn.Linear(4, 3)], (1, 2, 2)))
     for radius in (np.inf, np.nan, 1e101):

@@ -218,9 +218,7 @@ def test_where_corners_raise_an_error_branch_and_bound_s_points_are_stored(probl
     monkeypatch.setattr(attack, "corners", lambda *arguments: 1 / 0)
     evaluation = evaluate(model, images, labels, config)
     pd.testing.assert_frame_equal(evaluation.verdicts, expected.verdicts)
-    assert (evaluation.verdicts[names.STAGE] == "bab").any() and names.FALSIFIED in set(
-        expected.verdicts[names.VERDICT]
-    )
+    assert ((expected.verdicts[names.STAGE] == "bab") & (expected.verdicts[names.VERDICT] == names.FALSIFIED)).any()
     assert evaluation.evidence.keys() == expected.evidence.keys()
     assert {tensor.dtype for tensor in evaluation.evidence.values()} == {torch.int16}
 
