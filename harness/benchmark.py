@@ -16,9 +16,10 @@ from typing import Any
 from baselines import DATASETS, network_names
 from harness import command_line
 from harness.command_line import OK, add_data_dir, add_patterns, select_by_pattern
-from harness.config.settings import BAB, STAGES
+from harness.config.settings import STAGES
 from harness.environment import describe_environment, device_title
 from harness.errors import require
+from harness.storage import names
 from harness.storage.files import write_json
 from harness.terminal import new_console, print_table
 
@@ -33,7 +34,7 @@ SECTIONS = (
     "verifier",
     "steps",
 )  # in this order: the first two may refuse their input
-_BOUNDS = [stage for stage in STAGES if stage != BAB]
+_BOUNDS = [stage for stage in STAGES if stage != names.BAB]
 _SIZES = {
     "cpu": {"width": 0.25, "batch_size": 64, "rounds": 5},
     "cuda": {"width": 1.0, "batch_size": 256, "rounds": 20},

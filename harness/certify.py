@@ -20,7 +20,7 @@ from rich.console import Console
 
 from harness import command_line
 from harness.command_line import FAILED, OK, add_data_dir
-from harness.config.settings import BAB, STAGES, STAGES_BY_SETTING
+from harness.config.settings import STAGES, STAGES_BY_SETTING
 from harness.config.trial import RECIPE_VERSION, TrialConfig, labels
 from harness.environment import data_directory, device_title
 from harness.errors import InputError, require
@@ -56,7 +56,7 @@ class Job:
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("paths", type=Path, nargs="+", metavar="TRIAL_OR_SWEEP", help="folders of trials or of sweeps")
-    stages = ",".join(stage for stage in STAGES if stage != "crown")
+    stages = ",".join(stage for stage in STAGES if stage != names.CROWN)
     parser.add_argument("--stages", default=stages, help=f"stages of the verifier, in this order; default: {stages}")
     seconds = (
         f"limit of branch and bound for an image; default: {_DEFAULT_SECONDS:g}, or no limit where --branches is given"
@@ -158,7 +158,7 @@ def _certification_config(config: TrialConfig, options: argparse.Namespace) -> T
     """Return a trial's config with the stages, budget and images of the options. Raises SettingError."""
     stages, before = tuple(options.stages.split(",")), config.evaluation
     seconds = _DEFAULT_SECONDS if options.seconds is None and options.branches is None else options.seconds
-    budget = {"bab_seconds": seconds, "bab_branches": options.branches} if BAB in stages else {}
+    budget = {"bab_seconds": seconds, "bab_branches": options.branches} if names.BAB in stages else {}
     images = (None if config.validation_images else before.test_images) if options.images is None else options.images
     budget["certificates"] = options.certificates
     return replace(config, evaluation=replace(before, stages=stages, test_images=images, **budget))

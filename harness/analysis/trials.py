@@ -8,7 +8,7 @@ import pandas as pd
 
 from harness.analysis.columns import COLUMNS, numbers_of
 from harness.config.checkpoint_settings import Source, without_source
-from harness.config.settings import BAB, EvaluationSettings
+from harness.config.settings import EvaluationSettings
 from harness.config.trial import RECIPE_VERSION, TrialConfig, flat_settings, to_dict
 from harness.errors import InputError
 from harness.storage import certification, folder, names
@@ -28,7 +28,7 @@ def evaluated_by(config: TrialConfig, certified: bool) -> str:
     certified: whether it is the evaluation of `harness.certify`.
     """
     settings = config.evaluation
-    stages = [f"{stage} ({_budget(settings)})" if stage == BAB else stage for stage in settings.stages]
+    stages = [f"{stage} ({_budget(settings)})" if stage == names.BAB else stage for stage in settings.stages]
     limit = settings.test_images
     if config.validation_images:  # a trial evaluates all of them, whatever test_images says
         images = f"{config.validation_images:,} held-out images"

@@ -11,8 +11,7 @@ from itertools import pairwise
 from typing import Any, ClassVar, Literal, Self, get_args
 
 from harness.errors import SettingError, require
-
-BAB = "bab"
+from harness.storage import names
 
 
 @dataclass(frozen=True)
@@ -29,11 +28,11 @@ class Stage:
 
 
 STAGES = {
-    "ibp": Stage(),
-    "crown-ibp": Stage(),
-    "crown": Stage(("certificates",)),
-    "alpha-crown": Stage(("certificates",)),
-    BAB: Stage(("bab_seconds", "bab_branches", "certificates"), slow=True),
+    names.IBP: Stage(),
+    names.CROWN_IBP: Stage(),
+    names.CROWN: Stage(("certificates",)),
+    names.ALPHA_CROWN: Stage(("certificates",)),
+    names.BAB: Stage(("bab_seconds", "bab_branches", "certificates"), slow=True),
 }
 """The verifier's stages, cheapest first: the bounds of cerdeq.bounds, named here for code that runs without torch, and
 branch and bound."""
@@ -197,7 +196,7 @@ class EvaluationSettings:
 
     __pydantic_config__: ClassVar = STRICT
 
-    stages: tuple[str, ...] = ("ibp", "crown-ibp", "alpha-crown")
+    stages: tuple[str, ...] = (names.IBP, names.CROWN_IBP, names.ALPHA_CROWN)
     """The verifier's stages, 'ibp' first, in the order 'ibp', 'crown-ibp', 'crown', 'alpha-crown', 'bab' (branch and
     bound). Each stage tries the images that those before it left unknown."""
     test_images: int | None = None
@@ -223,7 +222,7 @@ class EvaluationSettings:
 
     def __post_init__(self) -> None:
         stages = list(self.stages)
-        fits = "ibp" in stages and stages == [stage for stage in STAGES if stage in stages]
+        fits = names.IBP in stages and stages == [stage for stage in STAGES if stage in stages]
         require("stages", stages, fits, f"ibp, then of these in order: {tuple(STAGES)}")
         images = self.test_images
         require("test_images", images, images is None or images >= 1, "an integer of at least 1, or null for all")
@@ -235,5 +234,5 @@ class EvaluationSettings:
         is_limit = seconds is None or 0 < seconds < math.inf
         require("bab_seconds", seconds, is_limit, "above 0 and finite, or null for no limit")
         require("bab_branches", branches, branches is None or branches >= 1, "an integer of at least 1, or null")
-        limited = BAB not in self.stages or seconds is not None or branches is not None
+        limited = names.BAB not in self.stages or seconds is not None or branches is not None
         require("bab_seconds", seconds, limited, "a number, since bab_branches is null")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import cerdeq
 from cerdeq.bounds import BOUNDS, Interval, lower_bounds
-from harness.config.settings import BAB, STAGES, EvaluationSettings
+from harness.config.settings import STAGES, EvaluationSettings
 from harness.evaluation.attack import counterexamples, margins_as_stored, margins_at
 from harness.evaluation.batch import Batch, Evidence, StageResult
 from harness.storage import names
@@ -69,18 +69,18 @@ def _branch_and_bound(batch: Batch) -> StageResult:
             margin = float(margins)
             if not margin < 0 and float(margins_at(batch.network, point, label)) < 0:
                 status, margin = _UNKNOWN, torch.nan
-                batch.ledger.note(BAB, names.UNKNOWN, int(example), _MOVED)
+                batch.ledger.note(names.BAB, names.UNKNOWN, int(example), _MOVED)
         undecided = status in (_UNKNOWN, *_LIMITS) and not bound > 0
         if not {_CERTIFIED: bound > 0, _FALSIFIED: margin < 0}.get(status, undecided):
             raise ValueError(f"branch and bound says {status}, with a bound of {bound:g} and a margin of {margin:g}")
         lower[example], upper[example], branches[example] = bound, margin, float(verification.branches[0])
         evidence.update(_name_tensors(batch, example, verification))
         if status in _LIMITS:
-            batch.ledger.note(BAB, _LIMITS[status], int(example))
+            batch.ledger.note(names.BAB, _LIMITS[status], int(example))
 
     for example in batch.undecided.nonzero():
-        batch.ledger.answers(BAB, ask, example)
-    evidence |= counterexamples(batch, BAB, upper < 0, k_of)
+        batch.ledger.answers(names.BAB, ask, example)
+    evidence |= counterexamples(batch, names.BAB, upper < 0, k_of)
     return StageResult(lower, upper, {names.BRANCHES: branches}, evidence)
 
 
@@ -99,6 +99,6 @@ def _name_tensors(batch: Batch, example: Tensor, verification: cerdeq.Verificati
 
 FUNCTIONS: dict[str, Callable[[Batch], StageResult]] = {
     **{name: partial(_bound, name) for name in BOUNDS},
-    BAB: _branch_and_bound,
+    names.BAB: _branch_and_bound,
 }
 """What each stage finds of the undecided examples of a batch."""

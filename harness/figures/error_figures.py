@@ -20,14 +20,14 @@ _STAGES = (names.CLEAN, names.ATTACK, *STAGES)
 _DECISIONS = {names.CLEAN: names.MISCLASSIFIED, names.ATTACK: names.FALSIFIED}  # others are called like their stages
 _OTHER = "#44aa99"  # a stage that has no colour of its own
 _COLOURS = {
-    "misclassified": "#b9bfc6",
-    "falsified": "#d55e00",
-    "ibp": "#7b5ea7",
-    "crown-ibp": "#0072b2",
-    "crown": "#4c97d0",
-    "alpha-crown": "#56b4e9",
-    "bab": "#a6dcff",
-    "unknown": "#f0e442",
+    names.MISCLASSIFIED: "#b9bfc6",
+    names.FALSIFIED: "#d55e00",
+    names.IBP: "#7b5ea7",
+    names.CROWN_IBP: "#0072b2",
+    names.CROWN: "#4c97d0",
+    names.ALPHA_CROWN: "#56b4e9",
+    names.BAB: "#a6dcff",
+    names.UNKNOWN: "#f0e442",
 }
 
 

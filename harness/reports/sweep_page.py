@@ -10,13 +10,13 @@ import pandas as pd
 from harness.analysis.leaderboard import Leaderboard, Section, as_text, stages_table
 from harness.analysis.summary import Summary
 from harness.analysis.table_files import FAILURES, LEGEND, STAGES_LEGEND, full_table, write_leaderboard
-from harness.config.settings import BAB, EvaluationSettings
+from harness.config.settings import EvaluationSettings
 from harness.config.trial import missing_text
 from harness.figures import style
 from harness.figures.catalogue import figures_of
 from harness.figures.section_data import SectionData
 from harness.reports.up_to_date import FIGURES, REPORT
-from harness.storage import certification, folder
+from harness.storage import certification, folder, names
 from harness.storage.files import write_text
 
 _MAIN = (
@@ -116,9 +116,9 @@ def _commands(trial_dirs: list[Path]) -> str:
 
 def _certify_options(settings: EvaluationSettings) -> list[str]:
     options = {"--stages": ",".join(settings.stages)}
-    if BAB in settings.stages and settings.bab_seconds:
+    if names.BAB in settings.stages and settings.bab_seconds:
         options["--seconds"] = f"{settings.bab_seconds:g}"
-    if BAB in settings.stages and settings.bab_branches:
+    if names.BAB in settings.stages and settings.bab_branches:
         options["--branches"] = str(settings.bab_branches)
     if settings.test_images:
         options["--images"] = str(settings.test_images)

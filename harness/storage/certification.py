@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.config.settings import BAB, EvaluationSettings
-from harness.storage import folder
+from harness.config.settings import EvaluationSettings
+from harness.storage import folder, names
 from harness.storage.files import DamagedFileError, parse_json, write_atomically, write_json
 from harness.storage.folder import Trial
 from harness.storage.parquet import read_table, write_table
@@ -84,7 +84,7 @@ def directory_of(trial_dir: Path, settings: EvaluationSettings) -> Path:
         budget += f"-{str(settings.bab_seconds).removesuffix('.0')}s"
     if settings.bab_branches is not None:
         budget += f"-{settings.bab_branches}branches"
-    stages = "+".join(stage + budget if stage == BAB else stage for stage in settings.stages)
+    stages = "+".join(stage + budget if stage == names.BAB else stage for stage in settings.stages)
     name = f"{stages}-{settings.test_images or 'all'}-images{'-certificates' * settings.certificates}"
     return trial_dir / "certified" / name
 

@@ -58,8 +58,9 @@ ATTACK_MARGIN = "attack_margin"
 WIDTH = "width"
 BRANCHES = "branches"  # of branch and bound, where it was asked
 
-# Stages of every evaluation, values of the column STAGE. Further ones: STAGES in harness/config/settings.py.
-CLEAN, ATTACK, IBP = "clean", "attack", "ibp"
+# Stages of an evaluation, values of the column STAGE. The verifier's are those of STAGES in harness/config/settings.py.
+CLEAN, ATTACK = "clean", "attack"
+IBP, CROWN_IBP, CROWN, ALPHA_CROWN, BAB = "ibp", "crown-ibp", "crown", "alpha-crown", "bab"
 
 # Verdicts, the values of the column VERDICT; each image has one. UNDECIDED: neither certified nor falsified.
 MISCLASSIFIED, FALSIFIED, CERTIFIED = "misclassified", "falsified", "certified"
