@@ -1,7 +1,7 @@
 """A training step captured in a CUDA graph, and the trial steps before it.
 
 Whole steps are captured, since `torch.compile(mode="reduce-overhead")` captures losses alone: it leaves 57 launches a
-step instead of 8, hundreds with an attack, and needs a compiler (docs/gpu-cost.md).
+step instead of 8, hundreds with an attack that is not compiled, and needs a compiler (docs/gpu-cost.md).
 """
 
 from collections.abc import Callable, Iterator

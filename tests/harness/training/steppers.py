@@ -41,6 +41,6 @@ def take_steps(stepper: Stepper, count: int, batch: int = 64) -> torch.Tensor:
 
 
 def assert_reports_agree(reports: torch.Tensor, others: torch.Tensor) -> None:
-    """Losses within 2 percent. Counts of errors within one image: compiled code rounds otherwise."""
+    """Assert that losses agree within 2 percent, and counts within one image: compiled code rounds differently."""
     torch.testing.assert_close(reports[:, 0], others[:, 0], rtol=2e-2, atol=2e-2, equal_nan=True)
     torch.testing.assert_close(reports[:, 1:], others[:, 1:], rtol=0, atol=1, equal_nan=True)
