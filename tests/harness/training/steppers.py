@@ -38,9 +38,3 @@ def choices_of(stepper: Stepper, size: int = 64, start: int = 0):
 
 def take_steps(stepper: Stepper, count: int, batch: int = 64) -> torch.Tensor:
     return torch.stack([stepper(choices_of(stepper, batch, batch * i), 0.01 * i + 1e-6, 5e-4) for i in range(count)])
-
-
-def assert_reports_agree(reports: torch.Tensor, others: torch.Tensor) -> None:
-    """Assert that losses agree within 2 percent, and counts within one image: compiled code rounds differently."""
-    torch.testing.assert_close(reports[:, 0], others[:, 0], rtol=2e-2, atol=2e-2, equal_nan=True)
-    torch.testing.assert_close(reports[:, 1:], others[:, 1:], rtol=0, atol=1, equal_nan=True)

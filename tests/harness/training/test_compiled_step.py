@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from steppers import BOUNDING, assert_reports_agree, stepper_of, take_steps
+from steppers import BOUNDING, stepper_of, take_steps
 
 EVERY = [(model, *method) for model in ("cnn5", "resnet9", "cerdeq") for method in BOUNDING]
 EVERY += [("cerdeq", method, {}) for method in ("sabr", "mtl-ibp", "pgd", "plain")]
@@ -79,7 +79,7 @@ def test_the_captured_step_is_the_eager_one(tiny_trial, model, method, options):
     for stepper in (captured, eager):
         torch.manual_seed(0)
         reports.append(take_steps(stepper, 6))
-    assert_reports_agree(*reports)
+    torch.testing.assert_close(*reports, rtol=2e-2, atol=2e-2, equal_nan=True)
     expected = eager.model.state_dict()
     for name, value in captured.model.state_dict().items():
         torch.testing.assert_close(value, expected[name], rtol=5e-2, atol=5e-3, msg=name)
