@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pandas as pd
 from harness.analysis.columns import COLUMNS, ERRORS, INTEGER, Column
 from harness.analysis.trials import CHOSEN, LABEL, PUBLISHED, read_trials, setting_columns
 from harness.config.checkpoint_settings import TRAINED_ELSEWHERE
-from harness.config.settings import STAGES, Radius
+from harness.config.settings import STAGES, Radius, describe_weak_attack
 from harness.config.trial import FULL_PROFILE, is_of_training, label_settings, missing_text, value_text
 from harness.errors import InputError
 from harness.storage import names
@@ -256,6 +257,8 @@ def _notes(profile: str, trials: pd.DataFrame, is_full_size: bool) -> list[str]:
     size = f"width {span(trials['width'])}"
     if len(trained):
         size += f", train images {span(images)}, epochs {span(trained['train.epochs'])}"
+    attacks = trials[["evaluation.attack_step", "evaluation.attack_steps"]].drop_duplicates()
+    weak_attacks = filter(None, starmap(describe_weak_attack, attacks.itertuples(index=False)))
     which = "All" if (held_out > 0).all() else "Some"
     chosen = trials.drop_duplicates("row")[CHOSEN] if CHOSEN in trials else pd.Series(dtype=object)
     searched = f"{'All' if chosen.notna().all() else 'Some'} rows' settings were chosen by a search"
@@ -265,6 +268,7 @@ def _notes(profile: str, trials: pd.DataFrame, is_full_size: bool) -> list[str]:
         f"Errors are measured on {span(tests)} of the test images, the first ones.": tests.notna().any(),
         f"{which} errors are measured on {span(held_out[held_out > 0])} validation images held out of training, "
         "not on test images.": (held_out > 0).any(),
+        **{f"In {'all' if len(attacks) == 1 else 'some'} rows, {text}.": True for text in weak_attacks},
         **{f"{searched} ({text}), then trained anew.": True for text in chosen.dropna().unique()},
         "Networks trained elsewhere are evaluated here; `published` columns have their papers' numbers.": (
             is_elsewhere.any()

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from harness.config.profiles import CPU_PROFILE
+from harness.config.settings import describe_weak_attack
 from harness.config.trial import FULL_PROFILE
 from harness.launch.progress import minutes
 from harness.launch.states import state_of
@@ -41,6 +42,9 @@ def print_header(study: Study, gpus: float, asked_profile: str | None, console: 
             f"{len(changed)} trials differ from the sweep file: tables list them under profile "
             f"'{escape(changed[0].config.profile)}'; their numbers are not comparable with published ones"
         )
+    attack = config.evaluation
+    if warning := describe_weak_attack(attack.attack_step, attack.attack_steps):
+        lines.append(f"warning: {warning}")
     console.print("\n".join(lines), soft_wrap=True)
 
 

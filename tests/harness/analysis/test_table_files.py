@@ -41,6 +41,23 @@ def test_notes_stand_above_the_numbers(sweep):
         assert page.index(note) < page.index("| certified error")
 
 
+@pytest.mark.parametrize(
+    ("attacks", "note"),
+    [
+        ([(10, 0.25)], "In all rows, the attack moves a pixel by at most 1.4 eps"),
+        ([(10, 0.25), (40, 0.25)], "In some rows, the attack moves a pixel by at most 1.4 eps"),
+        ([(3, 1.0), (40, 0.25)], ""),
+    ],
+)
+def test_a_note_says_that_an_attack_cannot_cross_the_ball(sweep, attacks, note):
+    """Crossing takes 2 eps; the sizes of the steps fall linearly from `attack_step` to 0."""
+    for seed, (steps, first) in enumerate(attacks):
+        settings = EvaluationSettings(attack_steps=steps, attack_step=first)
+        add(sweep, metrics(), seed=seed, evaluation=settings)
+    notes = "".join(build_leaderboard(sweep).sections[0].notes)
+    assert ("crossing the ball" in notes) == bool(note) and notes.startswith(note)
+
+
 def test_tables_are_aligned_and_nothing_in_them_is_markup(sweep):
     attack = "<script>alert('x')</script>"
     add(sweep, metrics(bound_width=0.0123456), options={"a|b": "*x*"}, profile=attack, warnings=[attack])
