@@ -5,6 +5,7 @@ import itertools
 import linecache
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from cerdeq.rules.precision import counted_rounding
 _NAMED_INPUTS = ("input", "other", "tensors")
 _OWN_FOLDERS = tuple(str(Path(file).parent) + os.sep for file in (torch.__file__, __file__))
 _NEAR = {torch.float32: 1e-3, torch.float64: 1e-6}
+_tracing = threading.RLock()  # while it traces, torch.fx replaces the calls of all modules of the process
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,11 @@ def trace(model: nn.Module, linear: bool = False) -> Program:
     linear: whether backward rules are needed as well. Raises UnsupportedOperator, and torch.fx's own errors if the
     model's control flow depends on its input.
     """
+    with _tracing:
+        return _trace(model, linear)
+
+
+def _trace(model: nn.Module, linear: bool) -> Program:
     refuse_unseen_code(model)
     held = state_of(model)
     root = model if of_module(model) is None else nn.Sequential(model)  # so that torch.fx calls it as a module
@@ -170,7 +177,7 @@ def refuse_another_function(model: nn.Module, program: Program, region: Box | In
     x = x[x.flatten(1).isfinite().all(1)][:2]
     if not len(x):
         return
-    with counted_rounding(x.device.type):
+    with counted_rounding(x.device.type), _tracing:
         one, together = model(x[:1].clone()), model(x.clone())
         traced = run(program, x)
     if one.shape != together[:1].shape or not _alike(one, together[:1]):

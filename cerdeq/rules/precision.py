@@ -1,11 +1,21 @@
 """Switches of torch's arithmetic: sound bounds count its rounding; parts of training must not run under autocast."""
 
+import functools
+import os
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
+
+
+class InexactProductsError(RuntimeError):
+    """Matrix products or convolutions round more than bounds count."""
 
 
 @contextmanager
@@ -13,14 +23,13 @@ def counted_rounding(device: str) -> Iterator[None]:
     """Within, sums of products are sums in some order, in the tensors' own precision.
 
     This turns off autocast, TF32 and bfloat16 in place of float32, and the libraries that may choose Winograd or FFT
-    convolutions: NNPACK on a CPU and cuDNN on CUDA. Matrix products take their place.
+    convolutions: NNPACK on a CPU and cuDNN on CUDA. Matrix products take their place. Most of these switches belong to
+    the process: they stay off until the last thread has left.
+
+    Raises InexactProductsError where libraries round more all the same.
     """
-    with ExitStack() as stack:
-        stack.enter_context(torch.autocast(device, enabled=False))
-        stack.enter_context(torch.backends.nnpack.flags(enabled=False))
-        _set_within(stack, torch.backends.cudnn, "enabled", False)
-        for operators in _ROUNDING:  # by operator: torch refuses to read wider switches once two of them differ
-            _set_within(stack, operators, "fp32_precision", "ieee")
+    with _switches.off(), torch.autocast(device, enabled=False):
+        check_products(device)
         yield
 
 
@@ -28,25 +37,138 @@ def counted_rounding(device: str) -> Iterator[None]:
 def uncounted_rounding() -> Iterator[None]:
     """Within, cuDNN is on even within `counted_rounding`: for searches, which prove nothing.
 
-    Without it CUDA convolves image by image.
+    Without it CUDA convolves image by image. It stays off while another thread counts rounding.
     """
-    with ExitStack() as stack:
-        _set_within(stack, torch.backends.cudnn, "enabled", True)
+    with _switches.searching():
         yield
 
 
-_ROUNDING: tuple[Any, ...] = (
-    torch.backends.cuda.matmul,
-    torch.backends.cudnn.conv,  # type: ignore[attr-defined]
-    torch.backends.mkldnn.conv,  # type: ignore[attr-defined]
-    torch.backends.mkldnn.matmul,  # type: ignore[attr-defined]
+class _Switches:
+    """Torch's switches of the process, and how many blocks of `counted_rounding` need them off."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.blocks = 0  # of all threads
+        self.own = threading.local()
+        self.restore = ExitStack()
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Switch everything off; the last block of all threads restores it.
+
+        Raises InexactProductsError if a switch is on at the end, since other code has changed it.
+        """
+        with self.lock:
+            if not self.blocks:
+                self.restore.enter_context(torch.backends.nnpack.flags(enabled=False))
+                for owner, name, _ in _OFF:
+                    self.restore.callback(setattr, owner, name, getattr(owner, name))
+                torch.backends.cudnn.enabled = False
+            was_searching = torch.backends.cudnn.enabled
+            for owner, name, value in _OFF:
+                setattr(owner, name, value)
+            self._count(1)
+        try:
+            yield
+            if any(getattr(owner, name) != value for owner, name, value in _OFF):
+                raise InexactProductsError("a switch of torch's precision was changed while a bound was proved")
+        finally:
+            with self.lock:
+                self._count(-1)
+                if not self.blocks:
+                    self.restore.close()
+                elif was_searching and self._is_alone():
+                    torch.backends.cudnn.enabled = True
+
+    @contextmanager
+    def searching(self) -> Iterator[None]:
+        """Switch cuDNN on within a block, if no other thread has one."""
+        with self.lock:
+            before = torch.backends.cudnn.enabled
+            if self._is_alone():
+                torch.backends.cudnn.enabled = True
+        try:
+            yield
+        finally:
+            with self.lock:
+                if self._is_alone():
+                    torch.backends.cudnn.enabled = before
+
+    def _count(self, step: int) -> None:
+        self.blocks += step
+        self.own.blocks = getattr(self.own, "blocks", 0) + step
+
+    def _is_alone(self) -> bool:
+        """Return whether this thread has blocks, and no other one has."""
+        return self.blocks == getattr(self.own, "blocks", 0) > 0
+
+
+_OFF: tuple[tuple[Any, str, Any], ...] = (
+    (torch.backends.cudnn, "enabled", False),
+    # By operator: torch refuses to read wider switches once two of them differ.
+    (torch.backends.cuda.matmul, "fp32_precision", "ieee"),
+    (torch.backends.cudnn.conv, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
+    (torch.backends.mkldnn.conv, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
+    (torch.backends.mkldnn.matmul, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
 )
+"""Switches of the process, by owner and name, with the values that they have while rounding is counted."""
+
+_switches = _Switches()
 
 
-def _set_within(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
-    """Set an attribute until the stack closes."""
-    stack.callback(setattr, owner, name, getattr(owner, name))
-    setattr(owner, name, value)
+_LOOSENING = {
+    "cpu": {"ONEDNN_DEFAULT_FPMATH_MODE": "STRICT", "DNNL_DEFAULT_FPMATH_MODE": "STRICT"},
+    "cuda": {"CUBLAS_EMULATE_SINGLE_PRECISION": "0", "CUBLAS_EMULATE_DOUBLE_PRECISION": "0"},
+}
+"""For each type of device: environment variables that loosen its products against torch's switches, with the value that
+does not."""
+
+
+@functools.cache
+def check_products(device: str) -> None:
+    """Compute products of known numbers on a device ("cpu", "cuda"), within `counted_rounding`.
+
+    Their sums are exact in the tensors' precision, in any order. Factors with fewer digits, Winograd's transforms, or
+    fixed-point numbers relative to the largest one give others.
+
+    Raises InexactProductsError for others, and for an environment variable that may cause them.
+    """
+    for name, allowed in _LOOSENING.get(device, {}).items():
+        if (value := os.environ.get(name, allowed)).upper() != allowed:
+            raise InexactProductsError(
+                f"{name}={value} lets libraries compute products with fewer digits, so bounds would not hold: unset it"
+            )
+    exact = [_is_exact(device, dtype, bits) for dtype, bits in ((torch.float32, 13), (torch.float64, 40))]
+    if not torch.stack(exact).all():
+        raise InexactProductsError(
+            f"products on the device {device!r} have fewer digits than their factors, so bounds would not hold: "
+            "look for environment variables of oneDNN, cuBLAS or cuDNN that allow this"
+        )
+
+
+def _is_exact(device: str, dtype: torch.dtype, bits: int) -> Tensor:
+    """Return whether convolutions and products of integers up to 2^bits with 1 and -1 are exact, a bool on the device.
+
+    One channel holds much larger numbers, which are multiplied by 0.
+    """
+    draw = np.random.default_rng(0)
+    images = draw.integers(-(2**bits), 2**bits, (4, 16, 8, 8))
+    images[:, 0] *= 2 ** (bits // 2)
+    weights = draw.choice([-1, 1], (16, 16, 3, 3))
+    weights[:, 0] = weights[0] = 0
+    windows = sliding_window_view(np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1))), (3, 3), axis=(2, 3))
+    rows, columns = windows.transpose(0, 2, 3, 1, 4, 5).reshape(256, 144), weights.reshape(16, 144).T
+    transposed = weights.transpose(1, 0, 2, 3)[:, :, ::-1, ::-1]
+    forward = np.einsum("bcijkl,ockl->boij", windows, weights)
+    as_tensor = functools.partial(torch.tensor, dtype=dtype, device=device)
+    x, w, w_transposed = as_tensor(images), as_tensor(weights), as_tensor(transposed.copy())
+    pairs = [
+        (F.conv2d(x, w, padding=1), forward),
+        (F.conv_transpose2d(x, w_transposed, padding=1), forward),
+        (as_tensor(rows) @ as_tensor(columns), rows @ columns),
+        (as_tensor(columns.T) @ as_tensor(rows.T), columns.T @ rows.T),
+    ]
+    return torch.stack([(computed == as_tensor(expected)).all() for computed, expected in pairs]).all()
 
 
 def without_autocast(like: Tensor) -> AbstractContextManager[Any]:

@@ -26,6 +26,7 @@ from harness.evaluation.network import load_network
 from harness.storage import folder, names
 
 _BATCH = 20  # images
+_COMPARED = 10  # images whose logits are compared with the module's
 _HIGHER, _LOWER = 1e-4, 1e-3  # how far a recorded margin of IBP may differ, relative to 1 + the checker's size
 
 
@@ -97,7 +98,7 @@ def load_checked_network(path: Path, config: TrialConfig, test: Split) -> Networ
         if problems := check_finite(model):
             raise InputError(f"{path}: {problems[0]}")
         network = read_network(model)
-        network.refuse_other_logits(model, test.images[:2].double().numpy() / 255)
+        network.refuse_other_logits(model, test.images[:_COMPARED].double().numpy() / 255)
         return network
     except InputError:
         raise

@@ -124,7 +124,7 @@ def read_steps(model: nn.Module) -> tuple[list[Step], Any]:
             constants[number] = array(step.target())
     if not steps or numbers.get(program.output) != len(steps):
         raise UnknownLayerError("an output that is not the last layer's")
-    return steps, program.steps[-1].target
+    return steps, program.steps[program.output - 1].target
 
 
 def boxes_of(steps: list[Step], images: Box) -> list[Box]:

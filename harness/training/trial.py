@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from cerdeq.equilibrium import FixedPoint, fold
+from cerdeq.rules.precision import counted_rounding
 from harness.clock import Clock
 from harness.config.checkpoint_weights import read_weights
 from harness.config.plugins import load_for
@@ -138,6 +139,8 @@ def _train_and_evaluate(
 ) -> folder.TrialResult:
     training, test = split_images(trial.config, data)
     device = best_device()
+    with counted_rounding(device.type):
+        pass  # what makes bounds impossible here is an error before training
     environment = describe_environment(device)
     _log.debug("%s: %s", trial.config.label, environment)
     if trial.config.is_trained_elsewhere:

@@ -1,15 +1,21 @@
 """While bounds are computed, every switch is off that makes torch round differently than they count."""
 
 import copy
+import os
+import subprocess
+import sys
+import threading
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from cerdeq import Box, LinfBall, bound
 from cerdeq.bounds import BOUNDS
 from cerdeq.equilibrium import certificate
-from cerdeq.rules.precision import counted_rounding
+from cerdeq.rules import precision
+from cerdeq.rules.precision import InexactProductsError, check_products, counted_rounding, uncounted_rounding
 
 OPERATORS = {
     "cuda.matmul": torch.backends.cuda.matmul,
@@ -67,3 +73,187 @@ def test_a_box_is_verified_with_rounding_counted_whoever_asks(monkeypatch):
     torch.backends.cudnn.conv.fp32_precision = "tf32"
     certificate.verified_box(0.2 * torch.rand(3, 3), Box(torch.rand(2, 3), torch.rand(2, 3)))
     assert set(switches) == {(False, "ieee")}
+
+
+@pytest.fixture
+def _unchecked():
+    """Products are checked in this test, and again in the next one that needs it."""
+    check_products.cache_clear()
+    yield
+    check_products.cache_clear()
+
+
+def test_switches_stay_off_until_the_last_thread_has_left():
+    """The first one to come is the first one to leave."""
+    torch.backends.mkldnn.conv.fp32_precision = "bf16"
+    first_is_in, second_is_in, first_has_left = (threading.Event() for _ in range(3))
+    seen = []
+
+    def first():
+        with counted_rounding("cpu"):
+            first_is_in.set()
+            second_is_in.wait(10)
+        first_has_left.set()
+
+    def second():
+        first_is_in.wait(10)
+        with counted_rounding("cpu"):
+            second_is_in.set()
+            first_has_left.wait(10)
+            seen.append((torch.backends.mkldnn.conv.fp32_precision, torch.backends.cudnn.enabled))
+
+    threads = [threading.Thread(target=target) for target in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert seen == [("ieee", False)]
+    assert (torch.backends.mkldnn.conv.fp32_precision, torch.backends.cudnn.enabled) == ("bf16", True)
+
+
+def test_a_switch_that_is_changed_in_a_proof_is_an_error():
+    with pytest.raises(InexactProductsError, match="was changed"), counted_rounding("cpu"):
+        torch.backends.mkldnn.conv.fp32_precision = "bf16"
+    assert torch.backends.cudnn.enabled
+
+
+def test_a_switch_that_is_changed_between_two_threads_proofs_is_off_in_the_second():
+    inside, done, seen = threading.Event(), threading.Event(), []
+
+    def wait_inside():
+        with pytest.raises(InexactProductsError), counted_rounding("cpu"):
+            inside.set()
+            done.wait(10)
+            torch.backends.mkldnn.conv.fp32_precision = "bf16"
+
+    thread = threading.Thread(target=wait_inside)
+    thread.start()
+    inside.wait(10)
+    torch.backends.mkldnn.conv.fp32_precision = "bf16"
+    with counted_rounding("cpu"):
+        seen.append(torch.backends.mkldnn.conv.fp32_precision)
+    done.set()
+    thread.join(20)
+    assert seen == ["ieee"]
+
+
+def test_cudnn_is_on_in_searches_and_off_in_proofs_within_them():
+    states = []
+
+    def note():
+        states.append(torch.backends.cudnn.enabled)
+
+    with counted_rounding("cpu"):
+        with uncounted_rounding():
+            note()
+            with counted_rounding("cpu"):
+                note()
+            note()
+            with uncounted_rounding():
+                note()
+            note()
+        note()
+    note()
+    assert states == [True, False, True, True, True, False, True]
+
+
+@pytest.mark.parametrize("search_ends_first", [True, False])
+def test_a_search_leaves_cudnn_off_for_another_thread_s_proof(search_ends_first):
+    searching, proving, searched, proved = (threading.Event() for _ in range(4))
+    states = []
+
+    def search():
+        with counted_rounding("cpu"):
+            with uncounted_rounding():
+                searching.set()
+                proving.wait(10)
+                if not search_ends_first:
+                    proved.wait(10)
+            with uncounted_rounding():
+                states.append(torch.backends.cudnn.enabled)
+            searched.set()
+            proved.wait(10)
+
+    def prove():
+        searching.wait(10)
+        with counted_rounding("cpu"):
+            states.append(torch.backends.cudnn.enabled)
+            proving.set()
+            if search_ends_first:
+                searched.wait(10)
+            with counted_rounding("cpu"):
+                states.append(torch.backends.cudnn.enabled)
+            states.append(torch.backends.cudnn.enabled)
+        proved.set()
+
+    threads = [threading.Thread(target=target) for target in (search, prove)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    in_proofs = [False] * 3
+    assert states == ([False, *in_proofs] if search_ends_first else [*in_proofs, True])
+    assert torch.backends.cudnn.enabled
+
+
+@pytest.mark.usefixtures("_unchecked")
+@pytest.mark.parametrize("function", ["conv2d", "conv_transpose2d"])
+@pytest.mark.parametrize("digits", [torch.bfloat16, torch.float32])
+def test_products_of_fewer_digits_are_noticed(function, digits, monkeypatch):
+    """bfloat16 in place of float32, and float32 in place of float64."""
+    exact = getattr(F, function)
+
+    def rounded(x, *arguments, **options):
+        is_wider = torch.finfo(x.dtype).eps < torch.finfo(digits).eps
+        return exact(x.to(digits).to(x.dtype) if is_wider else x, *arguments, **options)
+
+    monkeypatch.setattr(F, function, rounded)
+    with pytest.raises(InexactProductsError, match="fewer digits than their factors"), counted_rounding("cpu"):
+        pass
+    assert torch.backends.cudnn.enabled
+
+
+@pytest.mark.usefixtures("_unchecked")
+def test_products_in_fixed_point_numbers_are_noticed(monkeypatch):
+    """Whose digits are relative to the largest number of a row, as in emulated float64 products."""
+    multiply = torch.Tensor.__matmul__
+
+    def emulated(a, b):
+        unit = a.abs().amax(1, keepdim=True) * 2.0**-50
+        return multiply(torch.round(a / unit) * unit, b)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", emulated)
+    with pytest.raises(InexactProductsError, match="fewer digits"):
+        check_products("cpu")
+
+
+@pytest.mark.parametrize("names_are_known", [True, False])
+def test_an_environment_that_shortens_float32_products_is_refused(names_are_known):
+    """Whoever knows the variable, and whoever does not."""
+    code = (
+        "from cerdeq.rules import precision\n"
+        f"if not {names_are_known}: precision._LOOSENING.clear()\n"
+        "with precision.counted_rounding('cpu'): pass\n"
+    )
+    environment = {**os.environ, "ONEDNN_DEFAULT_FPMATH_MODE": "BF16"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    if done.returncode == 0 and not names_are_known:
+        pytest.skip("this CPU computes in float32 all the same")
+    assert "InexactProductsError" in done.stderr
+    assert ("ONEDNN_DEFAULT_FPMATH_MODE=BF16" in done.stderr) == names_are_known
+
+
+def test_two_threads_may_bound_at_the_same_time():
+    """torch.fx replaces the calls of all modules while it traces."""
+    box, results = Box(torch.full((1, 16), 0.1), torch.full((1, 16), 0.05)), []
+
+    def bound_often():
+        model = nn.Sequential(nn.Flatten(), nn.Linear(16, 20), nn.ReLU(), nn.Linear(20, 3)).eval()
+        results.append(len({tuple(bound(model, box, "ibp")[0].flatten().tolist()) for _ in range(20)}))
+
+    threads = [threading.Thread(target=bound_often) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert results == [1, 1]

@@ -143,3 +143,25 @@ def test_a_bad_guess_costs_only_tightness(monkeypatch):
     assert (loose.lower <= tight.lower + 1e-12).all() and (loose.upper >= tight.upper - 1e-12).all()
     monkeypatch.setattr(equilibrium_module, "inside", lambda inner, outer: np.zeros(len(inner.center), dtype=bool))
     assert np.isinf(equilibrium(weight, h).radius).all(), "no box is returned without a proof"
+
+
+class DeadLayer(torch.nn.Module):
+    """Its last call has no part in the output."""
+
+    def __init__(self):
+        super().__init__()
+        self.flatten, self.hidden, self.relu = torch.nn.Flatten(), torch.nn.Linear(64, 8), torch.nn.ReLU()
+        self.head, self.dead = torch.nn.Linear(8, 3), torch.nn.Linear(8, 3)
+        self.constant = torch.nn.Parameter(torch.zeros(1, 8))
+
+    def forward(self, x):
+        y = self.head(self.relu(self.hidden(self.flatten(x))))
+        self.dead(self.constant)
+        return y
+
+
+def test_the_last_layer_is_the_one_of_the_output():
+    model = DeadLayer().eval().double()
+    network = read_network(model)
+    assert np.array_equal(network.weight, model.head.weight.detach().numpy())
+    assert np.array_equal(network.bias, model.head.bias.detach().numpy())
