@@ -14,7 +14,6 @@ from torch import nn
 from cerdeq import Box, LinfBall, bound
 from cerdeq.bounds import BOUNDS
 from cerdeq.equilibrium import certificate
-from cerdeq.rules import precision
 from cerdeq.rules.precision import InexactProductsError, check_products, counted_rounding, uncounted_rounding
 
 OPERATORS = {
