@@ -197,7 +197,7 @@ def test_a_counterexample_that_no_corner_replaces_is_stored_itself(problem):
 
 
 def test_where_corners_raise_an_error_the_attack_s_points_are_stored(problem, monkeypatch):
-    arguments = problem("cnn5", eps="1/2")
+    arguments = problem("cnn5", count=12, eps="1/2")
     expected = evaluate(*arguments)
 
     def fail(*_):
