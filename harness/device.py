@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cerdeq.rules.precision import InexactProductsError, check_environment
 from harness.errors import InputError, first_words
 
 _CONTEXT = 2**30  # bytes of a GPU's memory: kernels, workspaces and graphs of a process, beside its tensors
@@ -28,7 +29,13 @@ def best_device() -> torch.device:
 
     Raises:
         NoGpuError: NVIDIA's driver lists a GPU and torch sees none. CUDA_VISIBLE_DEVICES="" means the CPU.
+        InputError: an environment variable shortens the factors of products.
     """
+    try:
+        for kind in ("cpu", "cuda"):
+            check_environment(kind)
+    except InexactProductsError as error:
+        raise InputError(str(error)) from None
     if not torch.cuda.is_available():
         _refuse_unusable_cards()
         return torch.device("cpu")

@@ -124,6 +124,15 @@ _LOOSENING = {
 does not."""
 
 
+def check_environment(device: str) -> None:
+    """Raise InexactProductsError for an environment variable that shortens factors on a device ("cpu", "cuda")."""
+    for name, allowed in _LOOSENING.get(device, {}).items():
+        if (value := os.environ.get(name, allowed)).upper() != allowed:
+            raise InexactProductsError(
+                f"{name}={value} lets libraries compute products with fewer digits, so bounds would not hold: unset it"
+            )
+
+
 @functools.cache
 def check_products(device: str) -> None:
     """Compute products of known numbers on a device ("cpu", "cuda"), within `counted_rounding`.
@@ -131,13 +140,9 @@ def check_products(device: str) -> None:
     Their sums are exact in the tensors' precision, in any order. Factors with fewer digits, Winograd's transforms, or
     fixed-point numbers relative to the largest one give others.
 
-    Raises InexactProductsError for others, and for an environment variable that may cause them.
+    Raises InexactProductsError for others, and as `check_environment` does.
     """
-    for name, allowed in _LOOSENING.get(device, {}).items():
-        if (value := os.environ.get(name, allowed)).upper() != allowed:
-            raise InexactProductsError(
-                f"{name}={value} lets libraries compute products with fewer digits, so bounds would not hold: unset it"
-            )
+    check_environment(device)
     exact = [_is_exact(device, dtype, bits) for dtype, bits in ((torch.float32, 13), (torch.float64, 40))]
     if not torch.stack(exact).all():
         raise InexactProductsError(

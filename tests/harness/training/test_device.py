@@ -1,6 +1,6 @@
 """TF32 in steps alone, since monitoring and evaluation need float32 products; oneDNN where it can be trusted; GPUs."""
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -9,16 +9,18 @@ from steppers import stepper_of, take_steps
 from baselines import build
 from harness.data import load
 from harness.device import NoGpuError, best_device, limit_gpu_memory, memory_share, tf32, without_faulty_onednn
+from harness.errors import InputError
 from harness.training import loop
 from harness.training.step import Stepper
 
 
 @pytest.fixture(autouse=True)
 def _restored():
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.deterministic
+    torch.backends.cudnn.allow_tf32 = True  # torch's default; it cannot be read if a test set it for convolutions alone
     yield
     torch.set_float32_matmul_precision(before[0])
-    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = before[1:]
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = True, before[1]
 
 
 def is_on():
@@ -32,6 +34,23 @@ def test_tf32_is_off_after_the_steps(enabled):
         assert is_on() == (enabled, enabled)
         raise ValueError("a step")
     assert is_on() == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "is_refused"),
+    [
+        ("ONEDNN_DEFAULT_FPMATH_MODE", "bf16", True),
+        ("DNNL_DEFAULT_FPMATH_MODE", "ANY", True),
+        ("CUBLAS_EMULATE_DOUBLE_PRECISION", "1", True),
+        ("ONEDNN_DEFAULT_FPMATH_MODE", "strict", False),
+        ("CUBLAS_EMULATE_SINGLE_PRECISION", "0", False),
+    ],
+)
+def test_an_environment_that_shortens_factors_is_refused(monkeypatch, name, value, is_refused):
+    """Before anything is trained: bounds would not hold."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=f"{name}={value} .*: unset it") if is_refused else nullcontext():
+        best_device()
 
 
 def test_every_use_of_a_gpu_begins_without_tf32_and_without_kernels_chosen_by_timing(monkeypatch):
