@@ -162,7 +162,8 @@ def options_model(options: Mapping[str, Parameter]) -> type[BaseModel]:
         name: (option.annotation, ... if option.default is option.empty else option.default)
         for name, option in options.items()
     }
-    return create_model("options", __config__=STRICT, **kinds)
+    # This class has no source. Searching it for docstrings takes most of the time of loading a file in a deep stack.
+    return create_model("options", __config__=STRICT | {"use_attribute_docstrings": False}, **kinds)
 
 
 def validate(kind: Any, value: Any, *section: str) -> Any:
