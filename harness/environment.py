@@ -41,10 +41,12 @@ def describe_environment(device: "torch.device") -> dict[str, str]:
 
 
 def device_name(device: "torch.device") -> str:
-    """Return the name of a GPU, or the kind of CPU."""
+    """Return the name of a GPU, or the kind of CPU with the vector instructions that torch uses, such as AVX512."""
     import torch
 
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {platform.machine()}"
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def device_title(device: "torch.device") -> str:

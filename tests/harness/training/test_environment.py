@@ -1,9 +1,10 @@
-"""A worker whose source is not the driver's trains nothing."""
+"""Where a number was computed. A worker whose source is not the driver's trains nothing."""
 
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 import harness
 from harness import environment
@@ -32,3 +33,12 @@ def test_the_digest_is_of_the_source_wherever_it_lies(tmp_path, monkeypatch):
     assert digest() == environment.source_digest()
     (tmp_path / "cerdeq/boxes.py").write_text("changed")
     assert digest() != environment.source_digest()
+
+
+def test_cpus_whose_rounding_differs_have_different_names(monkeypatch):
+    """The same seed gives other numbers there."""
+    names = set()
+    for capability in ("AVX2", "AVX512"):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
+        names.add(environment.describe_environment(torch.device("cpu"))["device"])
+    assert {name.rpartition(" ")[2] for name in names} == {"AVX2", "AVX512"}
