@@ -31,17 +31,22 @@ def best_device() -> torch.device:
         NoGpuError: NVIDIA's driver lists a GPU and torch sees none. CUDA_VISIBLE_DEVICES="" means the CPU.
         InputError: an environment variable shortens the factors of products.
     """
-    try:
-        for kind in ("cpu", "cuda"):
-            check_environment(kind)
-    except InexactProductsError as error:
-        raise InputError(str(error)) from None
+    refuse_short_factors()
     if not torch.cuda.is_available():
         _refuse_unusable_cards()
         return torch.device("cpu")
     torch.backends.cudnn.deterministic = True
     _switch_tf32(False)
     return torch.device("cuda")
+
+
+def refuse_short_factors() -> None:
+    """Raise InputError for an environment variable that shortens the factors of products, on a CPU or a GPU."""
+    try:
+        for kind in ("cpu", "cuda"):
+            check_environment(kind)
+    except InexactProductsError as error:
+        raise InputError(str(error)) from None
 
 
 def limit_gpu_memory(gpus: float) -> None:

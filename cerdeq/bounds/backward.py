@@ -22,7 +22,8 @@ def linear_lower_bound(
     """Return lower bounds [B, K] of coefficients [B, K, *shape] . value number `at`, over the input box.
 
     values: of a forward pass; the relaxations are made of its boxes. If `ctx.sound`, bounds are in float64, rounded
-    down, and -inf if they are not finite. Else they are differentiable, in the coefficients' precision.
+    down, and -inf if they are not finite; call it within `counted_rounding`. Else they are differentiable, in the
+    coefficients' precision.
     """
     return joint_lower_bound(program, values, {at: coefficients}, ctx)
 

@@ -74,7 +74,8 @@ class Bound:
 
     name: what users call it.
     linear: whether it needs backward rules.
-    lower: Question -> sound lower bounds [B, K], at least those of every bound before it in BOUNDS.
+    lower: Question -> sound lower bounds [B, K], at least those of every bound before it in BOUNDS. Called within
+        `counted_rounding`, as `lower_bounds` does.
     ends: what `both_ends` returns, if that is not made from `lower`.
     """
 

@@ -180,6 +180,8 @@ def refuse_another_function(model: nn.Module, program: Program, region: Box | In
     with counted_rounding(x.device.type), _tracing:
         one, together = model(x[:1].clone()), model(x.clone())
         traced = run(program, x)
+    if one.dtype not in _NEAR:
+        raise UnsupportedOperator(f"the model cannot be bounded: its outputs are {one.dtype}; use float32 or float64")
     if one.shape != together[:1].shape or not _alike(one, together[:1]):
         raise UnsupportedOperator(
             "the model cannot be bounded: the output of an image depends on other images in the batch"

@@ -116,24 +116,68 @@ def test_a_switch_that_is_changed_in_a_proof_is_an_error():
     assert torch.backends.cudnn.enabled
 
 
-def test_a_switch_that_is_changed_between_two_threads_proofs_is_off_in_the_second():
-    inside, done, seen = threading.Event(), threading.Event(), []
+def test_a_switch_that_is_changed_before_a_nested_proof_is_an_error():
+    """Even if the nested one would have switched it off."""
+    with pytest.raises(InexactProductsError, match="was changed"), counted_rounding("cpu"):
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+        with counted_rounding("cpu"):
+            torch.backends.mkldnn.matmul.fp32_precision = "ieee"
+    assert torch.backends.cudnn.enabled
+
+
+def test_a_switch_that_is_changed_between_two_threads_proofs_is_an_error_in_both():
+    inside, done, errors = threading.Event(), threading.Event(), []
 
     def wait_inside():
-        with pytest.raises(InexactProductsError), counted_rounding("cpu"):
+        with pytest.raises(InexactProductsError) as caught, counted_rounding("cpu"):
             inside.set()
             done.wait(10)
-            torch.backends.mkldnn.conv.fp32_precision = "bf16"
+        errors.append(caught.value)
 
     thread = threading.Thread(target=wait_inside)
     thread.start()
     inside.wait(10)
     torch.backends.mkldnn.conv.fp32_precision = "bf16"
-    with counted_rounding("cpu"):
-        seen.append(torch.backends.mkldnn.conv.fp32_precision)
+    with pytest.raises(InexactProductsError, match="was changed"), counted_rounding("cpu"):
+        pass
     done.set()
     thread.join(20)
-    assert seen == ["ieee"]
+    assert len(errors) == 1
+
+
+def flushes():
+    return sys.float_info.min * torch.tensor(0.5, dtype=torch.float64) == 0
+
+
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this CPU cannot flush subnormal numbers")
+@pytest.mark.parametrize("method", BOUNDS)
+@pytest.mark.parametrize("size", [1.0, 0.1])
+def test_bounds_hold_for_who_replaces_subnormal_numbers_by_0(method, size):
+    """The exact output is negative, since the subnormal pixel has a large weight."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 1, bias=False)).double().eval()
+    model[1].weight.data = torch.tensor([[-1e5, 1.0]], dtype=torch.float64)
+    x = torch.tensor([[2e-308 * size, 1e-305 * size]], dtype=torch.float64)
+    exact = -1e5 * 2e-308 * size + 1e-305 * size
+    torch.set_flush_denormal(True)
+    try:
+        (lower, upper), still_flushes = bound(model, Box(x, torch.zeros_like(x)), method), flushes()
+    finally:
+        torch.set_flush_denormal(False)
+    assert lower.item() <= exact <= upper.item() and exact < 0
+    assert still_flushes and not flushes()
+
+
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this CPU cannot flush subnormal numbers")
+def test_threads_that_replace_subnormal_numbers_by_0_are_noticed():
+    code = (
+        "import torch\n"
+        "torch.set_num_threads(2); torch.set_flush_denormal(True)\n"
+        "torch.ones(2**22) * 2; torch.set_flush_denormal(False)\n"
+        "from cerdeq.rules.precision import counted_rounding\n"
+        "with counted_rounding('cpu'): pass\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "InexactProductsError" in done.stderr and "replaces subnormal numbers" in done.stderr
 
 
 def test_cudnn_is_on_in_searches_and_off_in_proofs_within_them():
@@ -210,6 +254,34 @@ def test_products_of_fewer_digits_are_noticed(function, digits, monkeypatch):
     with pytest.raises(InexactProductsError, match="fewer digits than their factors"), counted_rounding("cpu"):
         pass
     assert torch.backends.cudnn.enabled
+
+
+def shortened(factor, bits):
+    """The number of a float32 that has so many digits."""
+    if factor.dtype != torch.float32:
+        return factor
+    mantissa, exponent = torch.frexp(factor)
+    return torch.ldexp(torch.round(mantissa * 2.0**bits) / 2.0**bits, exponent)
+
+
+@pytest.mark.usefixtures("_unchecked")
+@pytest.mark.parametrize("side", ["images", "weights"])
+@pytest.mark.parametrize("bits", [8, 16, 23])
+@pytest.mark.parametrize(
+    ("owner", "function"),
+    [(F, "conv2d"), (F, "conv_transpose2d"), (F, "linear"), (torch, "bmm"), (torch.Tensor, "__matmul__")],
+)
+def test_every_digit_of_each_factor_counts(owner, function, bits, side, monkeypatch):
+    """16: two bfloat16 numbers in place of a float32 one."""
+    exact = getattr(owner, function)
+
+    def rounded(x, w, *arguments, **options):
+        x, w = (shortened(x, bits), w) if side == "images" else (x, shortened(w, bits))
+        return exact(x, w, *arguments, **options)
+
+    monkeypatch.setattr(owner, function, rounded)
+    with pytest.raises(InexactProductsError, match="fewer digits than their factors"):
+        check_products("cpu")
 
 
 @pytest.mark.usefixtures("_unchecked")

@@ -240,6 +240,12 @@ def test_one_example_is_compared_at_another_point_of_its_box():
         bound(Lambda(forward).double().eval(), box, "ibp")
 
 
+def test_outputs_of_fewer_digits_than_float32_are_refused():
+    x = torch.rand(2, 4).half()
+    with pytest.raises(UnsupportedOperator, match=r"outputs are torch\.float16; use float32 or float64"):
+        bound(nn.Linear(4, 2).half().eval(), Box(x, torch.zeros_like(x)), "ibp")
+
+
 def test_a_region_that_is_no_box_and_a_spec_of_another_batch_are_refused():
     for radius in (-0.1, float("nan")):
         with pytest.raises(ValueError, match="radius"):

@@ -159,6 +159,15 @@ def test_wrong_requests_are_refused(files, monkeypatch, capsys, change, argument
     assert printed.out == "" and not (files / "results").exists()
 
 
+def test_an_environment_that_shortens_factors_is_refused_before_anything_starts(files, monkeypatch, capsys):
+    monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
+    monkeypatch.chdir(files)
+    for arguments in (["net.onnx", "sat.vnnlib"], ["list.csv"]):
+        assert verify(*arguments) == 2
+        assert "error: ONEDNN_DEFAULT_FPMATH_MODE=BF16" in capsys.readouterr().err
+    assert not (files / "results").exists()
+
+
 def test_the_scripts_of_the_competition(files):
     environment = os.environ | {"VNNCOMP_PYTHON": sys.executable}
 
