@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cerdeq.rules.precision import InexactProductsError, check_environment
+from cerdeq.rules.exact_products import InexactProductsError, check_environment
 from harness.errors import InputError, first_words
 
 _CONTEXT = 2**30  # bytes of a GPU's memory: kernels, workspaces and graphs of a process, beside its tensors
@@ -29,9 +29,9 @@ def best_device() -> torch.device:
 
     Raises:
         NoGpuError: NVIDIA's driver lists a GPU and torch sees none. CUDA_VISIBLE_DEVICES="" means the CPU.
-        InputError: an environment variable shortens the factors of products.
+        InputError: an environment variable allows products in reduced precision.
     """
-    refuse_short_factors()
+    refuse_reduced_precision()
     if not torch.cuda.is_available():
         _refuse_unusable_cards()
         return torch.device("cpu")
@@ -40,11 +40,10 @@ def best_device() -> torch.device:
     return torch.device("cuda")
 
 
-def refuse_short_factors() -> None:
-    """Raise InputError for an environment variable that shortens the factors of products, on a CPU or a GPU."""
+def refuse_reduced_precision() -> None:
+    """Raise InputError for an environment variable that allows products in reduced precision."""
     try:
-        for kind in ("cpu", "cuda"):
-            check_environment(kind)
+        check_environment()
     except InexactProductsError as error:
         raise InputError(str(error)) from None
 

@@ -41,9 +41,9 @@ def main(options: argparse.Namespace) -> int:
     require("--timeout", seconds, seconds is None or (0 < seconds < math.inf), "a number above 0")
     require("--workers", workers, workers is None or workers > 0, "a number above 0")
     require("FILE", list(map(str, files)), len(files) <= 2, "NETWORK.onnx PROPERTY.vnnlib, or INSTANCES.csv")
-    from harness.device import refuse_short_factors
+    from harness.device import refuse_reduced_precision
 
-    refuse_short_factors()
+    refuse_reduced_precision()
     if len(files) == 2:
         require("--workers", workers, workers is None, "nothing for a single property; --workers needs a CSV file")
         if directory is None:

@@ -34,7 +34,7 @@ from cerdeq.rules.precision import counted_rounding
 _NAMED_INPUTS = ("input", "other", "tensors")
 _OWN_FOLDERS = tuple(str(Path(file).parent) + os.sep for file in (torch.__file__, __file__))
 _NEAR = {torch.float32: 1e-3, torch.float64: 1e-6}
-_tracing = threading.RLock()  # while it traces, torch.fx replaces the calls of all modules of the process
+_trace_lock = threading.RLock()  # held while torch.fx traces: it patches the calls of all modules, for all threads
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def trace(model: nn.Module, linear: bool = False) -> Program:
     linear: whether backward rules are needed as well. Raises UnsupportedOperator, and torch.fx's own errors if the
     model's control flow depends on its input.
     """
-    with _tracing:
+    with _trace_lock:
         return _trace(model, linear)
 
 
@@ -177,7 +177,7 @@ def refuse_another_function(model: nn.Module, program: Program, region: Box | In
     x = x[x.flatten(1).isfinite().all(1)][:2]
     if not len(x):
         return
-    with counted_rounding(x.device.type), _tracing:
+    with counted_rounding(x.device.type), _trace_lock:
         one, together = model(x[:1].clone()), model(x.clone())
         traced = run(program, x)
     if one.dtype not in _NEAR:

@@ -58,10 +58,10 @@ STRICT: Any = {"extra": "forbid", "strict": True, "allow_inf_nan": False, "use_a
 def describe_weak_attack(first_step: float, steps: int) -> str:
     """Return a warning if the attack's steps cannot cross the ball, else "". first_step: in eps."""
     reach = first_step * (steps + 1) / 2
-    if reach >= 2:
+    if not reach < 2:
         return ""
     return (
-        f"the attack moves a pixel by at most {reach:.2g} eps, and crossing the ball takes 2 eps: "
+        f"the attack moves a pixel by at most {reach:.3g} eps, and crossing the ball takes 2 eps: "
         "attack errors may be too low (raise evaluation.attack_step)"
     )
 
@@ -221,8 +221,8 @@ class EvaluationSettings:
     """Steps from each start."""
     attack_step: float = 0.25
     """Size of the first step as a fraction of eps; the sizes fall linearly to 0. Their sum, attack_step *
-    (attack_steps + 1) / 2, must be well above 2 to cross the ball: with 10 steps use 1. If it is below 2, the run and
-    the leaderboard warn."""
+    (attack_steps + 1) / 2, must be above 2 to cross the ball: with 10 steps use 1. If it is below 2, the run and the
+    leaderboard warn."""
     attack_restarts: int = 3
     """Starts for each of the attack's objectives."""
     bab_seconds: float | None = 60.0

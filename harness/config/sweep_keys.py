@@ -162,7 +162,7 @@ def options_model(options: Mapping[str, Parameter]) -> type[BaseModel]:
         name: (option.annotation, ... if option.default is option.empty else option.default)
         for name, option in options.items()
     }
-    # This class has no source. Searching it for docstrings takes most of the time of loading a file in a deep stack.
+    # A generated class has no source: pydantic's search for its docstrings finds nothing, and is slow in a deep stack.
     return create_model("options", __config__=STRICT | {"use_attribute_docstrings": False}, **kinds)
 
 

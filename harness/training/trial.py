@@ -140,7 +140,7 @@ def _train_and_evaluate(
     training, test = split_images(trial.config, data)
     device = best_device()
     with counted_rounding(device.type):
-        pass  # what makes bounds impossible here is an error before training
+        pass  # raises InexactProductsError now rather than after training
     environment = describe_environment(device)
     _log.debug("%s: %s", trial.config.label, environment)
     if trial.config.is_trained_elsewhere:

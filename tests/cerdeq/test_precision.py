@@ -14,7 +14,8 @@ from torch import nn
 from cerdeq import Box, LinfBall, bound
 from cerdeq.bounds import BOUNDS
 from cerdeq.equilibrium import certificate
-from cerdeq.rules.precision import InexactProductsError, check_products, counted_rounding, uncounted_rounding
+from cerdeq.rules.exact_products import InexactProductsError, check_products
+from cerdeq.rules.precision import counted_rounding, uncounted_rounding
 
 OPERATORS = {
     "cuda.matmul": torch.backends.cuda.matmul,
@@ -76,14 +77,14 @@ def test_a_box_is_verified_with_rounding_counted_whoever_asks(monkeypatch):
 
 @pytest.fixture
 def _unchecked():
-    """Products are checked in this test, and again in the next one that needs it."""
+    """Run the check of products again in this test, and in the next one."""
     check_products.cache_clear()
     yield
     check_products.cache_clear()
 
 
 def test_switches_stay_off_until_the_last_thread_has_left():
-    """The first one to come is the first one to leave."""
+    """The thread that enters first leaves first."""
     torch.backends.mkldnn.conv.fp32_precision = "bf16"
     first_is_in, second_is_in, first_has_left = (threading.Event() for _ in range(3))
     seen = []
@@ -111,14 +112,14 @@ def test_switches_stay_off_until_the_last_thread_has_left():
 
 
 def test_a_switch_that_is_changed_in_a_proof_is_an_error():
-    with pytest.raises(InexactProductsError, match="was changed"), counted_rounding("cpu"):
+    with pytest.raises(InexactProductsError, match="was set to 'bf16' while"), counted_rounding("cpu"):
         torch.backends.mkldnn.conv.fp32_precision = "bf16"
     assert torch.backends.cudnn.enabled
 
 
 def test_a_switch_that_is_changed_before_a_nested_proof_is_an_error():
     """Even if the nested one would have switched it off."""
-    with pytest.raises(InexactProductsError, match="was changed"), counted_rounding("cpu"):
+    with pytest.raises(InexactProductsError, match="was set to 'bf16' while"), counted_rounding("cpu"):
         torch.backends.mkldnn.matmul.fp32_precision = "bf16"
         with counted_rounding("cpu"):
             torch.backends.mkldnn.matmul.fp32_precision = "ieee"
@@ -138,7 +139,7 @@ def test_a_switch_that_is_changed_between_two_threads_proofs_is_an_error_in_both
     thread.start()
     inside.wait(10)
     torch.backends.mkldnn.conv.fp32_precision = "bf16"
-    with pytest.raises(InexactProductsError, match="was changed"), counted_rounding("cpu"):
+    with pytest.raises(InexactProductsError, match="was set to 'bf16' while"), counted_rounding("cpu"):
         pass
     done.set()
     thread.join(20)
@@ -152,7 +153,7 @@ def flushes():
 @pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this CPU cannot flush subnormal numbers")
 @pytest.mark.parametrize("method", BOUNDS)
 @pytest.mark.parametrize("size", [1.0, 0.1])
-def test_bounds_hold_for_who_replaces_subnormal_numbers_by_0(method, size):
+def test_bounds_hold_after_set_flush_denormal(method, size):
     """The exact output is negative, since the subnormal pixel has a large weight."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(2, 1, bias=False)).double().eval()
     model[1].weight.data = torch.tensor([[-1e5, 1.0]], dtype=torch.float64)
@@ -167,17 +168,38 @@ def test_bounds_hold_for_who_replaces_subnormal_numbers_by_0(method, size):
     assert still_flushes and not flushes()
 
 
+WORKERS_THAT_FLUSH = {
+    "of the first thread": "start_workers()",
+    "of another thread": "bounds(); call = start_workers",
+    "of a pool that grew": "torch.set_num_threads(1); bounds(); start_workers()",
+}
+
+
 @pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this CPU cannot flush subnormal numbers")
-def test_threads_that_replace_subnormal_numbers_by_0_are_noticed():
-    code = (
-        "import torch\n"
-        "torch.set_num_threads(2); torch.set_flush_denormal(True)\n"
-        "torch.ones(2**22) * 2; torch.set_flush_denormal(False)\n"
-        "from cerdeq.rules.precision import counted_rounding\n"
-        "with counted_rounding('cpu'): pass\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "InexactProductsError" in done.stderr and "replaces subnormal numbers" in done.stderr
+@pytest.mark.parametrize("case", WORKERS_THAT_FLUSH)
+def test_worker_threads_that_flush_subnormal_numbers_are_noticed(case):
+    """Each thread has workers of its own, and torch may start more of them later."""
+    code = f"""
+import threading, torch
+from cerdeq.rules.exact_products import InexactProductsError
+from cerdeq.rules.precision import counted_rounding
+def bounds():
+    with counted_rounding("cpu"): pass
+def start_workers():
+    torch.set_flush_denormal(True); torch.set_num_threads(4); torch.ones(2**22) * 2; torch.set_flush_denormal(False)
+def finish():
+    call()
+    try: bounds()
+    except InexactProductsError as error: print(error)
+torch.set_num_threads(4)
+call = lambda: None
+{WORKERS_THAT_FLUSH[case]}
+thread = threading.Thread(target=finish)
+thread.start(); thread.join()
+finish() if call is not start_workers else None
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "worker threads flush subnormal numbers" in done.stdout
 
 
 def test_cudnn_is_on_in_searches_and_off_in_proofs_within_them():
@@ -201,7 +223,7 @@ def test_cudnn_is_on_in_searches_and_off_in_proofs_within_them():
 
 
 @pytest.mark.parametrize("search_ends_first", [True, False])
-def test_a_search_leaves_cudnn_off_for_another_thread_s_proof(search_ends_first):
+def test_a_search_does_not_switch_cudnn_on_during_a_proof_in_another_thread(search_ends_first):
     searching, proving, searched, proved = (threading.Event() for _ in range(4))
     states = []
 
@@ -242,7 +264,7 @@ def test_a_search_leaves_cudnn_off_for_another_thread_s_proof(search_ends_first)
 @pytest.mark.usefixtures("_unchecked")
 @pytest.mark.parametrize("function", ["conv2d", "conv_transpose2d"])
 @pytest.mark.parametrize("digits", [torch.bfloat16, torch.float32])
-def test_products_of_fewer_digits_are_noticed(function, digits, monkeypatch):
+def test_products_in_reduced_precision_are_noticed(function, digits, monkeypatch):
     """bfloat16 in place of float32, and float32 in place of float64."""
     exact = getattr(F, function)
 
@@ -251,13 +273,13 @@ def test_products_of_fewer_digits_are_noticed(function, digits, monkeypatch):
         return exact(x.to(digits).to(x.dtype) if is_wider else x, *arguments, **options)
 
     monkeypatch.setattr(F, function, rounded)
-    with pytest.raises(InexactProductsError, match="fewer digits than their factors"), counted_rounding("cpu"):
+    with pytest.raises(InexactProductsError, match="in reduced precision"), counted_rounding("cpu"):
         pass
     assert torch.backends.cudnn.enabled
 
 
-def shortened(factor, bits):
-    """The number of a float32 that has so many digits."""
+def round_to_bits(factor, bits):
+    """Round a float32 tensor to so many bits; return others unchanged."""
     if factor.dtype != torch.float32:
         return factor
     mantissa, exponent = torch.frexp(factor)
@@ -272,21 +294,21 @@ def shortened(factor, bits):
     [(F, "conv2d"), (F, "conv_transpose2d"), (F, "linear"), (torch, "bmm"), (torch.Tensor, "__matmul__")],
 )
 def test_every_digit_of_each_factor_counts(owner, function, bits, side, monkeypatch):
-    """16: two bfloat16 numbers in place of a float32 one."""
+    """bits=16: two bfloat16 numbers in place of a float32 one; 23: one bit less than float32."""
     exact = getattr(owner, function)
 
     def rounded(x, w, *arguments, **options):
-        x, w = (shortened(x, bits), w) if side == "images" else (x, shortened(w, bits))
+        x, w = (round_to_bits(x, bits), w) if side == "images" else (x, round_to_bits(w, bits))
         return exact(x, w, *arguments, **options)
 
     monkeypatch.setattr(owner, function, rounded)
-    with pytest.raises(InexactProductsError, match="fewer digits than their factors"):
+    with pytest.raises(InexactProductsError, match="in reduced precision"):
         check_products("cpu")
 
 
 @pytest.mark.usefixtures("_unchecked")
 def test_products_in_fixed_point_numbers_are_noticed(monkeypatch):
-    """Whose digits are relative to the largest number of a row, as in emulated float64 products."""
+    """Emulated float64 products, in fixed point relative to the largest number of a row."""
     multiply = torch.Tensor.__matmul__
 
     def emulated(a, b):
@@ -294,24 +316,24 @@ def test_products_in_fixed_point_numbers_are_noticed(monkeypatch):
         return multiply(torch.round(a / unit) * unit, b)
 
     monkeypatch.setattr(torch.Tensor, "__matmul__", emulated)
-    with pytest.raises(InexactProductsError, match="fewer digits"):
+    with pytest.raises(InexactProductsError, match="in reduced precision"):
         check_products("cpu")
 
 
-@pytest.mark.parametrize("names_are_known", [True, False])
-def test_an_environment_that_shortens_float32_products_is_refused(names_are_known):
-    """Whoever knows the variable, and whoever does not."""
+@pytest.mark.parametrize("is_listed", [True, False])
+def test_an_environment_that_reduces_precision_is_refused(is_listed):
+    """With the list of variables, and with an empty one."""
     code = (
-        "from cerdeq.rules import precision\n"
-        f"if not {names_are_known}: precision._LOOSENING.clear()\n"
+        "from cerdeq.rules import exact_products, precision\n"
+        f"if not {is_listed}: exact_products._STRICT_VALUES.clear()\n"
         "with precision.counted_rounding('cpu'): pass\n"
     )
     environment = {**os.environ, "ONEDNN_DEFAULT_FPMATH_MODE": "BF16"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    if done.returncode == 0 and not names_are_known:
+    if done.returncode == 0 and not is_listed:
         pytest.skip("this CPU computes in float32 all the same")
     assert "InexactProductsError" in done.stderr
-    assert ("ONEDNN_DEFAULT_FPMATH_MODE=BF16" in done.stderr) == names_are_known
+    assert ("ONEDNN_DEFAULT_FPMATH_MODE=BF16" in done.stderr) == is_listed
 
 
 def test_two_threads_may_bound_at_the_same_time():

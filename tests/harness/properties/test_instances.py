@@ -159,7 +159,7 @@ def test_wrong_requests_are_refused(files, monkeypatch, capsys, change, argument
     assert printed.out == "" and not (files / "results").exists()
 
 
-def test_an_environment_that_shortens_factors_is_refused_before_anything_starts(files, monkeypatch, capsys):
+def test_an_environment_that_reduces_precision_is_refused_before_anything_starts(files, monkeypatch, capsys):
     monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
     monkeypatch.chdir(files)
     for arguments in (["net.onnx", "sat.vnnlib"], ["list.csv"]):

@@ -46,7 +46,7 @@ def test_tf32_is_off_after_the_steps(enabled):
         ("CUBLAS_EMULATE_SINGLE_PRECISION", "0", False),
     ],
 )
-def test_an_environment_that_shortens_factors_is_refused(monkeypatch, name, value, is_refused):
+def test_an_environment_that_reduces_precision_is_refused(monkeypatch, name, value, is_refused):
     """Before anything is trained: bounds would not hold."""
     monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=f"{name}={value} .*: unset it") if is_refused else nullcontext():
