@@ -44,8 +44,8 @@ def test_notes_stand_above_the_numbers(sweep):
 @pytest.mark.parametrize(
     ("attacks", "note"),
     [
-        ([(10, 0.25)], "In all rows, the attack moves a pixel by at most 1.4 eps"),
-        ([(10, 0.25), (40, 0.25)], "In some rows, the attack moves a pixel by at most 1.4 eps"),
+        ([(10, 0.25)], "In all rows, the attack moves a pixel by at most 1.38 eps"),
+        ([(10, 0.25), (40, 0.25)], "In some rows, the attack moves a pixel by at most 1.38 eps"),
         ([(3, 1.0), (40, 0.25)], ""),
     ],
 )

@@ -167,7 +167,7 @@ def test_the_profile_is_printed_and_stands_in_every_table(tmp_path, store, no_ra
     assert study.main() == 0
     printed = capsys.readouterr().out
     assert "no GPU here: profile 'cpu' was picked" in printed
-    assert "warning: the attack moves a pixel by at most 0.38 eps" in printed, "two steps, of 0.25 and of 0.125 eps"
+    assert "warning: the attack moves a pixel by at most 0.375 eps" in printed, "two steps, of 0.25 and of 0.125 eps"
     for name in ("leaderboard.md", "report.html"):
         assert "not comparable with published" in (study.directory / name).read_text()
     for kind in ("csv", "json"):
