@@ -23,9 +23,8 @@ def counted_rounding(device: str) -> Iterator[None]:
     Raises InexactProductsError if products are still computed in reduced precision, or if a change of a switch is
     detected.
     """
-    with _switches.turned_off() as is_outermost, _without_flush_to_zero(), torch.autocast(device, enabled=False):
-        if is_outermost:
-            check_worker_threads()
+    with _switches.turned_off(), _without_flush_to_zero(), torch.autocast(device, enabled=False):
+        check_worker_threads()
         check_products(device)
         yield
 
@@ -42,15 +41,23 @@ def uncounted_rounding() -> Iterator[None]:
 
 @contextmanager
 def _without_flush_to_zero() -> Iterator[None]:
-    """Turn flush-to-zero off for this thread in the block, and restore it after."""
-    if not _flushes_to_zero():
-        yield
-        return
-    torch.set_flush_denormal(False)
+    """Turn flush-to-zero off for this thread in the block, and restore it after.
+
+    Raises InexactProductsError if it is on at the end.
+    """
+    was_on = _flushes_to_zero()
+    if was_on:
+        torch.set_flush_denormal(False)
     try:
         yield
+        if _flushes_to_zero():
+            raise InexactProductsError(
+                "subnormal numbers were flushed to zero while a bound was computed: do not call "
+                "torch.set_flush_denormal(True) until then"
+            )
     finally:
-        torch.set_flush_denormal(True)
+        if was_on:
+            torch.set_flush_denormal(True)
 
 
 def _flushes_to_zero() -> bool:
@@ -78,11 +85,11 @@ class _Switches:
         self.restore = ExitStack()
 
     @contextmanager
-    def turned_off(self) -> Iterator[bool]:
-        """Turn all switches off in the block; yield whether it is this thread's outermost one.
+    def turned_off(self) -> Iterator[None]:
+        """Turn all switches off in the block. The last block to end, in any thread, restores them.
 
-        The last block to end, in any thread, restores them. Raises InexactProductsError if a precision differs when a
-        further block begins, or if a switch differs when a block ends.
+        Raises InexactProductsError if a precision differs when a further block begins, or if a switch differs when a
+        block ends.
         """
         with self.lock:
             if self.blocks:
@@ -93,7 +100,7 @@ class _Switches:
             torch.backends.cudnn.enabled = False
             self._count(1)
         try:
-            yield self.thread.blocks == 1
+            yield
             _refuse_changes()
             if torch.backends.cudnn.enabled:
                 raise InexactProductsError(

@@ -168,6 +168,34 @@ def test_bounds_hold_after_set_flush_denormal(method, size):
     assert still_flushes and not flushes()
 
 
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this CPU cannot flush subnormal numbers")
+@pytest.mark.parametrize("was_on", [True, False])
+def test_flush_to_zero_within_a_proof_is_an_error(was_on):
+    torch.set_flush_denormal(was_on)
+    try:
+        with pytest.raises(InexactProductsError, match="flushed to zero"), counted_rounding("cpu"):
+            torch.set_flush_denormal(True)
+        assert flushes()
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def test_cudnn_and_autocast_are_off_in_a_proof():
+    with pytest.raises(InexactProductsError, match=r"cudnn\.enabled"), counted_rounding("cpu"):
+        torch.backends.cudnn.enabled = True
+    with torch.autocast("cpu", torch.bfloat16), counted_rounding("cpu"):
+        assert not torch.is_autocast_enabled("cpu")
+
+
+def test_a_search_outside_proofs_changes_nothing():
+    torch.backends.cudnn.enabled = False
+    try:
+        with uncounted_rounding():
+            assert not torch.backends.cudnn.enabled
+    finally:
+        torch.backends.cudnn.enabled = True
+
+
 WORKERS_THAT_FLUSH = {
     "of the first thread": "start_workers()",
     "of another thread": "bounds(); call = start_workers",
