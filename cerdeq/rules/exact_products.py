@@ -43,8 +43,12 @@ def check_products(device: str) -> None:
     Raises InexactProductsError if a product is not exact, and as `check_environment` does.
     """
     check_environment()
-    cases = [case for dtype, bits in ((torch.float32, 13), (torch.float64, 40)) for case in _cases(dtype, bits)]
-    if not torch.stack([_is_exact(device, *case) for case in cases]).all():
+    exact = [
+        _is_exact(device, dtype, images, weights)
+        for dtype, bits in ((torch.float32, 13), (torch.float64, 40))
+        for images, weights in _cases(dtype, bits)
+    ]
+    if not torch.stack(exact).all():
         raise InexactProductsError(
             f"matrix products or convolutions on the device {device!r} are computed in reduced precision, so bounds "
             "would not be sound: look for environment variables of oneDNN, cuBLAS or cuDNN that allow it"
@@ -71,7 +75,7 @@ _GRAIN = 2**15
 """Elements that torch gives to a thread on a CPU before it uses another one."""
 
 
-def _cases(dtype: torch.dtype, bits: int) -> list[tuple[torch.dtype, np.ndarray, np.ndarray]]:
+def _cases(dtype: torch.dtype, bits: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return images [4, 16, 8, 8] and weights [16, 16, 3, 3] of integers, whose convolutions are exact.
 
     1. Sums of many: integers of up to `bits` bits by 1 and -1. One channel holds much larger integers, multiplied by
@@ -87,9 +91,9 @@ def _cases(dtype: torch.dtype, bits: int) -> list[tuple[torch.dtype, np.ndarray,
     above = int(2 / torch.finfo(dtype).eps)
     full_images, full_weights = (generator.integers(above // 2, above, like.shape) | 1 for like in (images, weights))
     return [
-        (dtype, images, weights),
-        (dtype, full_images, _one_in_each(generator, weights)),
-        (dtype, _one_in_each(generator, images), full_weights),
+        (images, weights),
+        (full_images, _one_in_each(generator, weights)),
+        (_one_in_each(generator, images), full_weights),
     ]
 
 
@@ -109,13 +113,13 @@ def _is_exact(device: str, dtype: torch.dtype, images: np.ndarray, weights: np.n
     convolution = product.reshape(4, 8, 8, 16).transpose(0, 3, 1, 2)
     transposed = weights.transpose(1, 0, 2, 3)[:, :, ::-1, ::-1].copy()  # conv_transpose2d by it is conv2d by weights
     as_tensor = functools.partial(torch.tensor, dtype=dtype, device=device)
-    a, b = as_tensor(patches), as_tensor(kernels)
+    x, a, b, b_transposed = map(as_tensor, (images, patches, kernels, kernels.T.copy()))
     computed_and_expected = [
-        (F.conv2d(as_tensor(images), as_tensor(weights), padding=1), convolution),
-        (F.conv_transpose2d(as_tensor(images), as_tensor(transposed), padding=1), convolution),
+        (F.conv2d(x, as_tensor(weights), padding=1), convolution),
+        (F.conv_transpose2d(x, as_tensor(transposed), padding=1), convolution),
         (a @ b, product),
-        (b.T.contiguous() @ a.T, product.T),
-        (F.linear(a, b.T.contiguous()), product),
+        (b_transposed @ a.T, product.T),
+        (F.linear(a, b_transposed), product),
         (torch.bmm(a[None], b[None])[0], product),
     ]
     return torch.stack([(computed == as_tensor(expected)).all() for computed, expected in computed_and_expected]).all()

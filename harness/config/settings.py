@@ -58,7 +58,7 @@ STRICT: Any = {"extra": "forbid", "strict": True, "allow_inf_nan": False, "use_a
 def describe_weak_attack(first_step: float, steps: int) -> str:
     """Return a warning if the attack's steps cannot cross the ball, else "". first_step: in eps."""
     reach = first_step * (steps + 1) / 2
-    if not reach < 2:
+    if reach >= 2:
         return ""
     return (
         f"the attack moves a pixel by at most {reach:.3g} eps, and crossing the ball takes 2 eps: "

@@ -75,6 +75,18 @@ def test_a_box_is_verified_with_rounding_counted_whoever_asks(monkeypatch):
     assert set(switches) == {(False, "ieee")}
 
 
+flushing = pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this CPU cannot flush subnormal numbers")
+
+
+def run_in_threads(*functions):
+    """Call each function in a thread of its own and wait for all."""
+    threads = [threading.Thread(target=function) for function in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+
+
 @pytest.fixture
 def _unchecked():
     """Run the check of products again in this test, and in the next one."""
@@ -102,11 +114,7 @@ def test_switches_stay_off_until_the_last_thread_has_left():
             first_has_left.wait(10)
             seen.append((torch.backends.mkldnn.conv.fp32_precision, torch.backends.cudnn.enabled))
 
-    threads = [threading.Thread(target=target) for target in (first, second)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
+    run_in_threads(first, second)
     assert seen == [("ieee", False)]
     assert (torch.backends.mkldnn.conv.fp32_precision, torch.backends.cudnn.enabled) == ("bf16", True)
 
@@ -150,7 +158,7 @@ def flushes():
     return sys.float_info.min * torch.tensor(0.5, dtype=torch.float64) == 0
 
 
-@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this CPU cannot flush subnormal numbers")
+@flushing
 @pytest.mark.parametrize("method", BOUNDS)
 @pytest.mark.parametrize("size", [1.0, 0.1])
 def test_bounds_hold_after_set_flush_denormal(method, size):
@@ -168,7 +176,7 @@ def test_bounds_hold_after_set_flush_denormal(method, size):
     assert still_flushes and not flushes()
 
 
-@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this CPU cannot flush subnormal numbers")
+@flushing
 @pytest.mark.parametrize("was_on", [True, False])
 def test_flush_to_zero_within_a_proof_is_an_error(was_on):
     torch.set_flush_denormal(was_on)
@@ -203,7 +211,7 @@ WORKERS_THAT_FLUSH = {
 }
 
 
-@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this CPU cannot flush subnormal numbers")
+@flushing
 @pytest.mark.parametrize("case", WORKERS_THAT_FLUSH)
 def test_worker_threads_that_flush_subnormal_numbers_are_noticed(case):
     """Each thread has workers of its own, and torch may start more of them later."""
@@ -279,11 +287,7 @@ def test_a_search_does_not_switch_cudnn_on_during_a_proof_in_another_thread(sear
             states.append(torch.backends.cudnn.enabled)
         proved.set()
 
-    threads = [threading.Thread(target=target) for target in (search, prove)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
+    run_in_threads(search, prove)
     in_proofs = [False] * 3
     assert states == ([False, *in_proofs] if search_ends_first else [*in_proofs, True])
     assert torch.backends.cudnn.enabled
@@ -372,9 +376,5 @@ def test_two_threads_may_bound_at_the_same_time():
         model = nn.Sequential(nn.Flatten(), nn.Linear(16, 20), nn.ReLU(), nn.Linear(20, 3)).eval()
         results.append(len({tuple(bound(model, box, "ibp")[0].flatten().tolist()) for _ in range(20)}))
 
-    threads = [threading.Thread(target=bound_often) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
+    run_in_threads(bound_often, bound_often)
     assert results == [1, 1]
