@@ -10,5 +10,6 @@ from baselines.registry import (
     refuse_unknown_options,
     register,
     required_options,
+    suggestion,
     unknown_network,
 )

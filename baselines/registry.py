@@ -25,6 +25,12 @@ _NAME = r"[A-Za-z0-9][A-Za-z0-9_.:-]*"  # names are parts of file names, too
 _NORMALIZE = "normalize"
 
 
+def suggestion(name: object, names: list[str]) -> str:
+    """Return the end of a message that suggests the nearest of the names, or "" if none is near."""
+    near = difflib.get_close_matches(str(name).lower(), names, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
 class UnknownNameError(ValueError):
     """A name that is not registered; the message says what to write instead, or the nearest name and all names.
 
@@ -32,9 +38,7 @@ class UnknownNameError(ValueError):
     """
 
     def __init__(self, kind: str, name: object, names: list[str], hint: str = ""):
-        near = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.4)
-        hint = hint or (f"did you mean {near[0]!r}?" if near else "")
-        hint = f"; {hint}" if hint else ""
+        hint = f"; {hint}" if hint else suggestion(name, names)
         end = "" if hint.endswith("?") else "."
         super().__init__(f"unknown {kind} {name!r}{hint}{end} Known: {', '.join(names)}")
         self.allowed = f"{', '.join(names)}{hint}"
@@ -44,7 +48,8 @@ class UnknownOptionError(TypeError):
     """An option that its owner does not have; the message lists those it has. option: its name."""
 
     def __init__(self, option: str, owner: str, names: Iterable[str]):
-        super().__init__(f"unknown option {option!r} of {owner}; allowed: {', '.join(names) or 'none'}")
+        allowed = f"{', '.join(names) or 'none'}{suggestion(option, [*names])}"
+        super().__init__(f"unknown option {option!r} of {owner}; allowed: {allowed}")
         self.option = option
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError, create_model
 
-from baselines import DATASETS, UnknownNameError, network_names, unknown_network
+from baselines import DATASETS, UnknownNameError, network_names, suggestion, unknown_network
 from harness.config.checkpoint_settings import Checkpoint, Source
 from harness.config.search import Asha, SearchSettings, Space
 from harness.config.settings import STRICT, EvaluationSettings, Radius, TrainSettings
@@ -195,7 +195,8 @@ def _describe(error: Any, kind: Any, section: tuple[str, ...]) -> str:
         return f"{key}: renamed; write {RENAMED[key]}"
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         owner = [kind, *(_SECTIONS[part] for part in error["loc"][:-1] if part in _SECTIONS)][-1]
-        return f"{key}: unknown key; allowed: {', '.join(signature(owner).parameters) or 'none'}"
+        names = list(signature(owner).parameters)
+        return f"{key}: unknown key; allowed: {', '.join(names) or 'none'}{suggestion(location[-1], names)}"
     if isinstance(cause, UnknownNameError):
         return str(SettingError(key, error["input"], cause.allowed))
     allowed = error["msg"].removeprefix("Input should be ").replace("an object", "a mapping").replace("array", "list")

@@ -14,8 +14,8 @@ from cerdeq.rules import operators
 
 KEYS = [
     ("epochs", 3, "epochs: unknown key", "train", "profiles"),
-    ("train.epoch", 3, "train.epoch: unknown key", "learning_rate"),
-    ("trials.1.modle", "cnn5", "trials.1.modle: unknown key", "model", "width"),
+    ("train.epoch", 3, "train.epoch: unknown key", "learning_rate", "did you mean 'epochs'?"),
+    ("trials.1.modle", "cnn5", "trials.1.modle: unknown key", "model", "width", "did you mean 'model'?"),
     ("trials.1.train", {"epoch": 3}, "trials.1.train.epoch: unknown key"),
     ("evaluation.methods", ["ibp"], "evaluation.methods: renamed; write evaluation.stages"),
     ("trials.0.model", "cnn15", "trials.0.model: found 'cnn15'", "write `model: cnn, options: {depth: 15}`"),
