@@ -227,7 +227,7 @@ def _evaluate(
     }
     finite = finite_or_none(metrics)
     messages = [
-        *warnings(evaluation, finite),
+        *warnings(evaluation, finite, config.evaluation),
         *divided_batches(config, epochs),
         *folder.read_failed_optimisations(trial_dir),
     ]

@@ -4,7 +4,9 @@ import math
 
 import pandas as pd
 import pytest
+import torch
 
+from harness.config.settings import EvaluationSettings
 from harness.evaluation.metrics import final_metrics, warnings
 from harness.evaluation.verdicts import Evaluation
 from harness.storage import names
@@ -24,9 +26,9 @@ TABLE = pd.DataFrame(10 * OUTCOMES, columns=[names.VERDICT, names.STAGE, names.W
 TABLE = TABLE.assign(**{names.INDEX: TABLE.index, names.REASON: ""})
 
 
-def evaluation(table=TABLE, clean_spread=2.5):
+def evaluation(table=TABLE, clean_spread=2.5, evidence=None):
     seconds = {"clean": 0.5, "attack": 2.0, "ibp": 1.0, "crown": 4.0}
-    return Evaluation(table, {names.layer_width("relu1"): 0.5}, 0.0, clean_spread, seconds, {})
+    return Evaluation(table, {names.layer_width("relu1"): 0.5}, 0.0, clean_spread, seconds, evidence or {})
 
 
 def test_final_metrics_are_those_of_the_verdicts():
@@ -55,11 +57,24 @@ def test_final_metrics_are_those_of_the_verdicts():
 
 
 def test_warnings_name_collapse_failures_and_metrics_that_are_not_finite():
-    assert warnings(evaluation(), {"b": 0.0}) == []
+    assert warnings(evaluation(), {"b": 0.0}, EvaluationSettings()) == []
     table = TABLE.assign(**{names.PREDICTION: 3})
     table.loc[3, [names.VERDICT, names.STAGE, names.REASON]] = [names.FAILED, "bab", "ValueError: no"]
-    assert warnings(evaluation(table), {"a": None, "b": 0.0, "c": None}) == [
+    assert warnings(evaluation(table), {"a": None, "b": 0.0, "c": None}, EvaluationSettings()) == [
         "collapsed: predicts class 3 for 100.0 % of the images",
         "failed in bab: 1 examples, such as 3 (ValueError: no)",
         "not finite: a, c",
     ]
+
+
+def test_a_warning_names_certified_examples_that_lack_a_certificate_where_they_are_asked_for():
+    settings = EvaluationSettings(stages=STAGES, certificates=True)
+    by_crown = TABLE[TABLE[names.STAGE] == "crown"].index
+    counterexample = {"2": torch.zeros(1)}
+    evidence = counterexample | {f"{index}/lower": torch.zeros(1) for index in by_crown}
+    assert warnings(evaluation(evidence=evidence), {}, settings) == []
+    del evidence[f"{by_crown[3]}/lower"]
+    assert warnings(evaluation(evidence=evidence), {}, settings) == [
+        f"no certificate: 1 certified examples, such as {by_crown[3]}; harness.recheck may not confirm them"
+    ]
+    assert warnings(evaluation(), {}, EvaluationSettings(stages=STAGES)) == []
