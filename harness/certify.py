@@ -159,7 +159,7 @@ def _certification_config(config: TrialConfig, options: argparse.Namespace) -> T
     stages, before = tuple(options.stages.split(",")), config.evaluation
     seconds = _DEFAULT_SECONDS if options.seconds is None and options.branches is None else options.seconds
     budget = {"bab_seconds": seconds, "bab_branches": options.branches} if names.BAB in stages else {}
-    images = (None if config.validation_images else before.test_images) if options.images is None else options.images
+    images = config.evaluated_count if options.images is None else options.images
     budget["certificates"] = options.certificates
     return replace(config, evaluation=replace(before, stages=stages, test_images=images, **budget))
 

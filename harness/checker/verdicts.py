@@ -116,13 +116,11 @@ def check_data(data: Data, stored: StoredResult) -> list[str]:
 
 
 def _evaluated_images(data: Data, stored: StoredResult) -> Split:
-    """Return the images of all verdicts. A trial evaluates all of its held-out images, a certification the first."""
+    """Return the images of all verdicts."""
     config: TrialConfig = stored.config
-    held_out = data.held_out_images(config.validation_images)
-    count = config.evaluation.test_images
-    if held_out is None:
-        return data.test_images(count)
-    return held_out.part(0, count) if folders.is_certification(stored.verdict_dir) and count else held_out
+    is_certification = folders.is_certification(stored.verdict_dir)
+    count = config.evaluation.test_images if is_certification else config.evaluated_count
+    return data.evaluated_images(config.validation_images, count)
 
 
 def _check_records(verdicts: pd.DataFrame, test: Split, stored: StoredResult) -> list[str]:

@@ -89,6 +89,11 @@ class TrialConfig:
         return 0 if self.is_trained_elsewhere else self.train.epochs
 
     @property
+    def evaluated_count(self) -> int | None:
+        """The number of images that the trial evaluates, None for all: `test_images`, or all that are held out."""
+        return None if self.validation_images else self.evaluation.test_images
+
+    @property
     def train_eps(self) -> Radius:
         """The radius at the end of the training ramp."""
         return self.train.eps or self.eps

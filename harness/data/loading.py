@@ -81,6 +81,17 @@ class Data:
         require("validation_images", validation, available >= 1, allowed)
         return self.train.part(available, len(self.train)) if validation else None
 
+    def evaluated_images(self, validation: int, count: int | None) -> Split:
+        """Return the first `count` (None: all) of the last `validation` train images; if that is 0, of the test images.
+
+        Raises InputError if there are too few images.
+        """
+        held_out = self.held_out_images(validation)
+        if held_out is None:
+            return self.test_images(count)
+        require("images", count, count is None or count <= validation, f"at most the {validation} held out")
+        return held_out.part(0, validation if count is None else count)
+
     def test_images(self, count: int | None = None) -> Split:
         """Return the first `count` test images (None: all).
 

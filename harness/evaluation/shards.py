@@ -39,17 +39,8 @@ _NETWORK_METRICS = (  # which a certification copies from its trial
 
 
 def evaluation_images(data: Data, config: TrialConfig) -> Split:
-    """Return the images that a certification evaluates: the first test images, or the first held-out ones.
-
-    Raises:
-        InputError: there are fewer images than `test_images` says.
-    """
-    held_out = data.held_out_images(config.validation_images)
-    count = config.evaluation.test_images
-    if held_out is None or count is None:
-        return held_out or data.test_images(count)
-    require("images", count, count <= len(held_out), f"at most the {len(held_out)} held out")
-    return held_out.part(0, count)
+    """Return the images that a certification evaluates. Raises InputError if there are too few."""
+    return data.evaluated_images(config.validation_images, config.evaluation.test_images)
 
 
 def certification_of(trial_dir: Path, config: TrialConfig, data: Data) -> tuple[Trial, Certification]:

@@ -10,7 +10,6 @@ from harness.attacks.counterexamples import decode, unpack
 from harness.data import load
 from harness.errors import InputError
 from harness.evaluation.network import load_network
-from harness.evaluation.shards import evaluation_images
 from harness.figures.section_data import SectionData
 from harness.figures.style import panels
 from harness.storage import folder
@@ -34,7 +33,7 @@ def counterexamples(data: SectionData) -> Figure | None:
         return None
     if dataset.fingerprint != trial.fingerprint:
         return None
-    test = evaluation_images(dataset, trial.config)
+    test = dataset.evaluated_images(trial.config.validation_images, trial.config.evaluated_count)
     try:
         points = load_file(trial_dir / folder.COUNTEREXAMPLES)
         network = load_network(trial.config, trial_dir / folder.WEIGHTS)

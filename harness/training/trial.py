@@ -111,13 +111,13 @@ def split_images(config: TrialConfig, data: Data) -> tuple[Split, Split]:
 
     Raises InputError if there are fewer than the config asks for.
     """
+    evaluated = data.evaluated_images(config.validation_images, config.evaluated_count)
     if config.is_trained_elsewhere:
-        held_out = data.held_out_images(config.validation_images)
-        return data.train.part(0, 0), held_out or data.test_images(config.evaluation.test_images)
-    training, held_out = data.training_images(config.train_images, config.validation_images)
+        return data.train.part(0, 0), evaluated
+    training, _ = data.training_images(config.train_images, config.validation_images)
     batch, available = config.train.batch_size, len(training)
     require("train.batch_size", batch, batch <= available, f"at most the {available} training images")
-    return training, held_out or data.test_images(config.evaluation.test_images)
+    return training, evaluated
 
 
 @contextmanager

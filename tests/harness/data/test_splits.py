@@ -78,6 +78,11 @@ def test_training_and_validation_images_do_not_overlap(small, tmp_path):
     np.testing.assert_array_equal(held_out.labels, labels[15:])
     np.testing.assert_array_equal(data.held_out_images(5).images, held_out.images)
     assert data.held_out_images(0) is None
+    np.testing.assert_array_equal(data.evaluated_images(5, None).labels, labels[15:])
+    np.testing.assert_array_equal(data.evaluated_images(5, 2).labels, labels[15:17])
+    np.testing.assert_array_equal(data.evaluated_images(0, 2).labels, data.test_images().labels[:2])
+    with pytest.raises(InputError, match="images: found 6, allowed: at most the 5 held out"):
+        data.evaluated_images(5, 6)
     train, held_out = data.training_images(4, validation=16)
     np.testing.assert_array_equal(train.labels, labels[:4])
     assert len(held_out) == 16
