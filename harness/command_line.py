@@ -78,13 +78,13 @@ def add_patterns(parser: argparse.ArgumentParser, option: str, what: str) -> Non
 def select_by_pattern(option: str, patterns: Sequence[str], names: Mapping[Item, Sequence[str]]) -> list[Item]:
     """Return the items with a name that equals a pattern or, if none equals it, that matches it.
 
-    names: all names of each item. Raises SettingError, with the first names, for a pattern that selects nothing.
+    names: all names of each item. Raises SettingError, with all names, for a pattern that selects nothing.
     """
     selected = set[Item]()
     for pattern in patterns:
         items = {item for item in names if pattern in names[item]}
         items = items or {item for item in names if any(fnmatchcase(name, pattern) for name in names[item])}
-        require(option, pattern, bool(items), f"one of: {'; '.join(first for first, *_ in names.values())}")
+        require(option, pattern, bool(items), "\n  ".join(["one of", *map(", ".join, names.values())]))
         selected |= items
     return [item for item in names if item in selected]
 

@@ -5,8 +5,8 @@ the same training method; with --baseline, each row with it; with --only, these 
 compared across them, too. Rows must be evaluated on the same images in the same way.
 
 Each line compares one seed, or all together: the difference of the errors in points (negative where the first row is
-better), on how many images each row alone is right, and McNemar's exact test of these; for all seeds a paired t test,
-too. Holm's correction (1979) covers all comparisons printed, so choose the rows before you see their numbers.
+better) and on how many images each row alone is right. One seed has McNemar's exact test of these, several together a
+paired t test. Holm's correction (1979) covers all comparisons printed, so choose the rows before you see their numbers.
 
 The t test says whether training again would give the same order; it needs many seeds to see a small difference.
 McNemar's test of one seed is about these two trained networks.
@@ -26,12 +26,11 @@ from harness.storage.files import write_text
 from harness.terminal import new_console, print_table
 
 FILE = "paired.csv"
-_TITLES = ("", "difference", "first only", "second only", "McNemar p", "Holm", "t test p", "Holm")
+_TITLES = ("", "difference", "first only", "second only", "McNemar p", "McNemar Holm", "t test p", "t test Holm")
 _LEGEND = """\
 difference: the first row's error minus the second's, in points; mean ± sample standard deviation over the seeds
-first only, second only: images that only this row is right on
-McNemar p of all seeds: too small, since it takes one image under several seeds for several images
-Holm: the p value before it, corrected for all comparisons here"""
+first only, second only: images that are no error of this row, but one of the other row
+Holm: the p value before it, corrected for all comparisons here; McNemar's test is for single seeds"""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

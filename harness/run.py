@@ -223,7 +223,7 @@ def _select(trials: list[Trial], by_key: dict[str, str], patterns: list[str]) ->
 
 def _export(trials: list[Trial], sweep: Sweep, directory: Path) -> int:
     make_directory(directory)
-    print(f"profile '{trials[0].config.profile}'", file=sys.stderr)
+    print(f"{len(trials)} trials of profile '{trials[0].config.profile}'", file=sys.stderr)
     for trial in trials:
         config = trial.config
         path = directory / file_name(f"{config.model}-{config.method}-seed{config.seed}-{trial.key}.json")

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-WIDTH = 200  # characters a line, where the output is a file or a pipe
+WIDTH = 500  # characters a line, where the output is a file or a pipe
 LONGEST_LINE = 160
 
 

@@ -40,7 +40,8 @@ def main(options: argparse.Namespace) -> int:
     seconds, workers, directory, files = options.timeout, options.workers, options.results_dir, options.files
     require("--timeout", seconds, seconds is None or (0 < seconds < math.inf), "a number above 0")
     require("--workers", workers, workers is None or workers > 0, "a number above 0")
-    require("FILE", list(map(str, files)), len(files) <= 2, "NETWORK.onnx PROPERTY.vnnlib, or INSTANCES.csv")
+    is_complete = len(files) == 2 or (len(files) == 1 and files[0].suffix != ".onnx")
+    require("FILE", list(map(str, files)), is_complete, "NETWORK.onnx PROPERTY.vnnlib, or INSTANCES.csv")
     from harness.device import refuse_reduced_precision
 
     refuse_reduced_precision()

@@ -55,9 +55,11 @@ def check_question(model: nn.Module, region: Box, spec: Tensor | None) -> None:
 def margin_spec(labels: Tensor, classes: int) -> Tensor:
     """Return the margins of the true class over each other one: labels [B] -> spec [B, classes - 1, classes].
 
-    Row k of example b is the unit vector of its label minus that of the k-th other class. Raises ValueError if a label
-    is out of range.
+    Row k of example b is the unit vector of its label minus that of the k-th other class. Raises ValueError if labels
+    are no tensor of this shape, or out of range.
     """
+    if not isinstance(labels, Tensor) or labels.dim() != 1:
+        raise ValueError(f"labels must be an integer tensor [B], found {labels!r}")
     if not bool(((labels >= 0) & (labels < classes)).all()):
         raise ValueError(f"labels must lie in 0 to {classes - 1}, found {labels.min().item()} to {labels.max().item()}")
     return unchecked_margin_spec(labels, classes)

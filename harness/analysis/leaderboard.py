@@ -158,6 +158,7 @@ def build_leaderboard(directory: Path, *others: Path) -> Leaderboard:
     keys = [trials["dataset"], exact, trials["profile"], trials["evaluated_by"]]
     sections = [_section(key, part, rows, published) for key, part in sorted(trials.groupby(keys), key=_order)]
     failed = trials.loc[trials["problem"].notna(), [*LABEL, "width", "profile", "recipe_version", "seed", "problem"]]
+    failed = failed.sort_values([*LABEL, "seed"], ignore_index=True)
     return Leaderboard(directory, sections, failed.map(as_text), trials)
 
 

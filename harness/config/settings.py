@@ -235,7 +235,7 @@ class EvaluationSettings:
     def __post_init__(self) -> None:
         stages = list(self.stages)
         fits = names.IBP in stages and stages == [stage for stage in STAGES if stage in stages]
-        require("stages", stages, fits, f"ibp, then of these in order: {tuple(STAGES)}")
+        require("stages", stages, fits, f"'ibp' and any of the others, in this order: {', '.join(STAGES)}")
         images = self.test_images
         require("test_images", images, images is None or images >= 1, "an integer of at least 1, or null for all")
         require("attack", self.attack, self.attack in get_args(Attack), "'margin' or 'all'")

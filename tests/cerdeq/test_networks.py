@@ -74,6 +74,9 @@ def test_labels_out_of_range_are_refused():
     for labels in ([4], [-1]):
         with pytest.raises((ValueError, IndexError)):
             margin_spec(torch.tensor(labels), 4)
+    for labels in (3, [3], torch.tensor(3)):
+        with pytest.raises(ValueError, match=r"labels must be an integer tensor \[B\], found "):
+            margin_spec(labels, 4)
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -52,14 +52,14 @@ def test_several_seeds_give_scipy_s_p_values(tmp_path):
     assert (together["images"], together["row_alone"], together["other_alone"]) == (60, 14, 6)
     assert together["difference"] == pytest.approx(np.mean(points))
     assert together["difference_std"] == pytest.approx(np.std(points, ddof=1))
-    assert together["mcnemar_p"] == pytest.approx(stats.binomtest(14, 20).pvalue)
+    assert np.isnan(together["mcnemar_p"]) and np.isnan(together["mcnemar_holm"])
     assert together["t_p"] == pytest.approx(stats.ttest_rel([25, 50, 10], [45, 50, 30]).pvalue)
     assert lines.loc[[0, 1, 2], ["mcnemar_holm", "t_p", "t_holm"]].isna().all(axis=None)
 
 
 def test_no_difference_has_p_1_and_equal_differences_have_no_t_test(tmp_path):
     lines = compare_two(tmp_path / "a", (10, 0, 0, 10), (7, 0, 0, 13))
-    assert lines.loc["all", ["t_p", "t_holm", "mcnemar_holm", "difference_std"]].tolist() == [1, 1, 1, 0]
+    assert lines.loc["all", ["t_p", "t_holm", "difference_std"]].tolist() == [1, 1, 0]
     assert np.isnan(compare_two(tmp_path / "b", (10, 5, 1, 4), (10, 5, 1, 4)).loc["all", "t_p"])
 
 
@@ -178,7 +178,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path, capsys):
     assert "no two of these rows have one training method" in refusal(tmp_path, capsys)
     for option in ("--baseline", "--only"):
         message = refusal(tmp_path, capsys, option, "cnn8")
-        assert option in message and "'cnn8'" in message and "cnn7 crown-ibp; cnn7 ibp" in message
+        assert option in message and "'cnn8'" in message and "\n  cnn7 crown-ibp\n  cnn7 ibp\n" in message
 
 
 def test_rows_without_common_seeds_or_images_are_refused(tmp_path, capsys):

@@ -135,11 +135,16 @@ def test_failed_and_unfinished_trials_are_listed_and_counted(sweep):
         add(sweep, metrics(), seed=seed)
     add(sweep, failure="the loss is not finite", seed=2)
     folder.write_epoch(add(sweep, method="sabr"), {names.EPOCH: 1})
+    add(sweep, method="sabr", seed=1)
     leaderboard, _ = write_leaderboard(sweep)
     assert "| 2 of 3 |" in text(sweep, "md")
-    failures = {(f["method"], f["seed"]): f["problem"] for f in leaderboard.failures.to_dict("records")}
-    assert failures == {("ibp", "2"): "failed: the loss is not finite", ("sabr", "0"): "unfinished: 1 of 160 epochs"}
-    assert all(problem in text(sweep, "md") for problem in failures.values())
+    failures = leaderboard.failures[["method", "seed", "problem"]].to_numpy().tolist()
+    assert failures == [
+        ["ibp", "2", "failed: the loss is not finite"],
+        ["sabr", "0", "unfinished: 1 of 160 epochs"],
+        ["sabr", "1", "not begun"],
+    ]
+    assert all(problem in text(sweep, "md") for _, _, problem in failures)
 
 
 def test_a_sweep_without_a_finished_trial_has_a_table_that_says_so(sweep):

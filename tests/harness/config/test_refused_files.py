@@ -75,7 +75,7 @@ RANGES = [
     ("train.precision", "fp8", "'tf32', 'float32', 'bf16' or 'auto'"),
     ("train.compile", "yes", "'auto', 'always' or 'never'"),
     ("train.initialisation", "kaiming", "'ibp' or 'default'"),
-    ("evaluation.stages", ["crown-ibp", "ibp"], "in order"),
+    ("evaluation.stages", ["crown-ibp", "ibp"], "in this order: ibp, crown-ibp, crown"),
     ("evaluation.stages", ["ibp", "lp"], "alpha-crown"),
     ("evaluation.stages", ["crown"], "ibp"),
     ("evaluation.test_images", 0, "at least 1"),

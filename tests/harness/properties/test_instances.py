@@ -132,7 +132,7 @@ def test_instances_are_solved_side_by_side(files):
         ("", ["net.onnx", "sat.vnnlib", "--workers", "2"], "--workers: found 2, allowed: nothing for a single"),
         ("", ["net.onnx", "sat.vnnlib", "list.csv"], "FILE: found"),
         ("", ["missing.csv"], "missing.csv cannot be read"),
-        ("", ["net.onnx"], "net.onnx cannot be read"),
+        ("", ["net.onnx"], "found ['net.onnx'], allowed: NETWORK.onnx PROPERTY.vnnlib, or INSTANCES.csv"),
         ("", ["net.onnx", "missing.vnnlib"], "missing.vnnlib cannot be read: No such file or directory"),
         ("", ["missing.onnx", "sat.vnnlib"], "missing.onnx: cannot be read"),
         ("", ["sat.vnnlib", "sat.vnnlib"], "sat.vnnlib: not"),
