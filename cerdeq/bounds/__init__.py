@@ -12,8 +12,10 @@ from cerdeq.boxes import Box
 from cerdeq.rules.interval import Context, Interval
 from cerdeq.rules.linear import Backward, Pulled, affine, dot, magnitude, per_row, slack
 from cerdeq.rules.operators import Operator, UnsupportedOperator, register
+from cerdeq.rules.precision import uncompiled
 
 
+@uncompiled
 def bound(model: nn.Module, region: Box, method: str = "ibp", spec: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return lower and upper bounds, [B, K] each, of `spec` applied to the model's outputs, for all inputs in `region`.
 

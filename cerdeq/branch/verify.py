@@ -18,7 +18,7 @@ from cerdeq.branch.decide import decide
 from cerdeq.branch.decision import CERTIFIED, FALSIFIED, OUT_OF_MEMORY, Budget, Decision
 from cerdeq.branch.leaves import Problem
 from cerdeq.rules.interval import Context, Interval, PrecisionError
-from cerdeq.rules.precision import counted_rounding
+from cerdeq.rules.precision import counted_rounding, uncompiled
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Verification:
     certificates: list[dict[str, Tensor]]
 
 
+@uncompiled
 def verify(
     model: nn.Module, region: Box, spec: Tensor, seconds: float | None = 60.0, branches: int | None = None,
     certificates: bool = False,

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cerdeq import Box, LinfBall, bound
+from cerdeq import Box, LinfBall, bound, margin_spec, verify
 from cerdeq.bounds import BOUNDS
 from cerdeq.equilibrium import certificate
 from cerdeq.rules.exact_products import InexactProductsError, check_products
@@ -378,3 +378,26 @@ def test_two_threads_may_bound_at_the_same_time():
 
     run_in_threads(bound_often, bound_often)
     assert results == [1, 1]
+
+
+def lower_by_bound(model, region, spec):
+    return bound(model, region, "crown", spec)[0]
+
+
+def lower_by_verify(model, region, spec):
+    return verify(model, region, spec).lower
+
+
+@pytest.mark.parametrize("lower", [lower_by_bound, lower_by_verify])
+def test_torch_compile_leaves_bounds_as_they_are(lower):
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    region, spec = LinfBall(torch.rand(2, 3), 0.1), margin_spec(torch.tensor([0, 1]), 2)
+    compiled = []
+
+    def backend(graph, example_inputs):
+        compiled.extend(node.target for node in graph.graph.nodes if node.op.startswith("call"))
+        return graph.forward
+
+    negated = torch.compile(lambda spec: lower(model, region, spec).neg(), backend=backend)(spec)
+    assert torch.equal(negated, -lower(model, region, spec))
+    assert compiled == ["neg"]
