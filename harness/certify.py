@@ -136,7 +136,7 @@ def _finished_trials(paths: list[Path], console: Console) -> list[Path]:
 
 def _make_jobs(trial_dirs: list[Path], options: argparse.Namespace) -> list[Job]:
     """Return a job for each trial. Raises InputError if settings, data or weights do not fit."""
-    from harness.evaluation.shards import evaluation_images
+    from harness.evaluation.shards import certified_images
 
     trials = {}
     for trial_dir in trial_dirs:
@@ -149,7 +149,7 @@ def _make_jobs(trial_dirs: list[Path], options: argparse.Namespace) -> list[Job]
     all_labels = labels([trial.config for trial in trials.values()])
     for trial_dir, trial, label in zip(trial_dirs, trials.values(), all_labels, strict=True):
         config, data = trial.config, data_sets[trial.config.dataset]
-        evaluation_images(data, config)
+        certified_images(data, config)
         jobs.append(Job(trial_dir, label, data, config, certification.directory_of(trial_dir, config.evaluation)))
     return jobs
 
@@ -159,7 +159,7 @@ def _certification_config(config: TrialConfig, options: argparse.Namespace) -> T
     stages, before = tuple(options.stages.split(",")), config.evaluation
     seconds = _DEFAULT_SECONDS if options.seconds is None and options.branches is None else options.seconds
     budget = {"bab_seconds": seconds, "bab_branches": options.branches} if names.BAB in stages else {}
-    images = config.evaluated_count if options.images is None else options.images
+    images = config.trial_image_count if options.images is None else options.images
     budget["certificates"] = options.certificates
     return replace(config, evaluation=replace(before, stages=stages, test_images=images, **budget))
 

@@ -84,7 +84,7 @@ def select_by_pattern(option: str, patterns: Sequence[str], names: Mapping[Item,
     for pattern in patterns:
         items = {item for item in names if pattern in names[item]}
         items = items or {item for item in names if any(fnmatchcase(name, pattern) for name in names[item])}
-        require(option, pattern, bool(items), "\n  ".join(["one of", *map(", ".join, names.values())]))
+        require(option, pattern, bool(items), "\n  ".join(["one of", *map("  ".join, names.values())]))
         selected |= items
     return [item for item in names if item in selected]
 

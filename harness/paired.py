@@ -5,8 +5,9 @@ the same training method; with --baseline, each row with it; with --only, these 
 compared across them, too. Rows must be evaluated on the same images in the same way.
 
 Each line compares one seed, or all together: the difference of the errors in points (negative where the first row is
-better) and on how many images each row alone is right. One seed has McNemar's exact test of these, several together a
-paired t test. Holm's correction (1979) covers all comparisons printed, so choose the rows before you see their numbers.
+better) and on how many images each row alone is right. A single seed has McNemar's exact test of these, all together a
+paired t test. Holm's correction (1979) covers all p values of a test that are printed, so choose the rows before you
+see their numbers.
 
 The t test says whether training again would give the same order; it needs many seeds to see a small difference.
 McNemar's test of one seed is about these two trained networks.
@@ -29,8 +30,8 @@ FILE = "paired.csv"
 _TITLES = ("", "difference", "first only", "second only", "McNemar p", "McNemar Holm", "t test p", "t test Holm")
 _LEGEND = """\
 difference: the first row's error minus the second's, in points; mean ± sample standard deviation over the seeds
-first only, second only: images that are no error of this row, but one of the other row
-Holm: the p value before it, corrected for all comparisons here; McNemar's test is for single seeds"""
+first only, second only: images that this row alone is right on
+Holm: the p value before it, corrected for all p values of this test here"""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -40,7 +40,7 @@ def main(options: argparse.Namespace) -> int:
     seconds, workers, directory, files = options.timeout, options.workers, options.results_dir, options.files
     require("--timeout", seconds, seconds is None or (0 < seconds < math.inf), "a number above 0")
     require("--workers", workers, workers is None or workers > 0, "a number above 0")
-    is_complete = len(files) == 2 or (len(files) == 1 and files[0].suffix != ".onnx")
+    is_complete = len(files) == 2 or (len(files) == 1 and files[0].suffix.lower() not in (".onnx", ".vnnlib"))
     require("FILE", list(map(str, files)), is_complete, "NETWORK.onnx PROPERTY.vnnlib, or INSTANCES.csv")
     from harness.device import refuse_reduced_precision
 

@@ -14,6 +14,8 @@ from cerdeq.rules.linear import Backward, Pulled, affine, dot, magnitude, per_ro
 from cerdeq.rules.operators import Operator, UnsupportedOperator, register
 from cerdeq.rules.precision import uncompiled
 
+_LABEL_TYPES = (torch.int64, torch.int32)  # as an index, uint8 and bool would be masks
+
 
 @uncompiled
 def bound(model: nn.Module, region: Box, method: str = "ibp", spec: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -60,8 +62,9 @@ def margin_spec(labels: Tensor, classes: int) -> Tensor:
     Row k of example b is the unit vector of its label minus that of the k-th other class. Raises ValueError if labels
     are no tensor of this shape, or out of range.
     """
-    if not isinstance(labels, Tensor) or labels.dim() != 1:
-        raise ValueError(f"labels must be an integer tensor [B], found {labels!r}")
+    if not isinstance(labels, Tensor) or labels.dim() != 1 or labels.dtype not in _LABEL_TYPES:
+        found = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else repr(labels)
+        raise ValueError(f"labels must be an int64 or int32 tensor [B], found {found}")
     if not bool(((labels >= 0) & (labels < classes)).all()):
         raise ValueError(f"labels must lie in 0 to {classes - 1}, found {labels.min().item()} to {labels.max().item()}")
     return unchecked_margin_spec(labels, classes)

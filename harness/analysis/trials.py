@@ -120,7 +120,8 @@ def _outcome(path: Path, trial: folder.Trial) -> dict[str, Any]:
         return {"problem": f"{NOT_COUNTED}of recipe version {trial.recipe_version}, today's is {RECIPE_VERSION}"}
     result, failure = folder.read_result(path), folder.read_failure(path)
     if result is None:
-        return {"problem": f"failed: {failure['error']}" if failure else _progress(path, trial)}
+        problem = f"failed: {failure['error']}" if failure else f"unfinished: {_progress(path, trial)}"
+        return {"problem": problem}
     if result.key != trial.key:
         return {"problem": f"{NOT_COUNTED}{folder.RESULT} belongs to another trial, {result.key}"}
     numbers = numbers_of(result)
@@ -134,15 +135,13 @@ def _outcome(path: Path, trial: folder.Trial) -> dict[str, Any]:
 
 
 def _progress(path: Path, trial: folder.Trial) -> str:
-    """Return that a trial or certification is unfinished, and how far it is."""
+    """Return how far an unfinished trial, or certification, has come."""
     if (path / certification.CERTIFICATION).exists():
         shards = certification.read_certification(path).shards
-        return f"unfinished: {shards - len(certification.missing(path))} of {shards} shards of {path.name}"
-    if not any((path / name).exists() for name in (folder.LOG, folder.EPOCHS)):
-        return "not begun"
+        return f"{shards - len(certification.missing(path))} of {shards} shards of {path.name}"
     if not (epochs := trial.config.epochs):
-        return "unfinished: not evaluated yet"
-    return f"unfinished: {folder.last_epoch(path)} of {epochs} epochs"
+        return "not evaluated yet"
+    return f"{folder.last_epoch(path)} of {epochs} epochs"
 
 
 def setting_columns(trials: pd.DataFrame) -> list[str]:

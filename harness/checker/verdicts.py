@@ -119,7 +119,7 @@ def _evaluated_images(data: Data, stored: StoredResult) -> Split:
     """Return the images of all verdicts."""
     config: TrialConfig = stored.config
     is_certification = folders.is_certification(stored.verdict_dir)
-    count = config.evaluation.test_images if is_certification else config.evaluated_count
+    count = config.evaluation.test_images if is_certification else config.trial_image_count
     return data.evaluated_images(config.validation_images, count)
 
 

@@ -89,8 +89,11 @@ class TrialConfig:
         return 0 if self.is_trained_elsewhere else self.train.epochs
 
     @property
-    def evaluated_count(self) -> int | None:
-        """The number of images that the trial evaluates, None for all: `test_images`, or all that are held out."""
+    def trial_image_count(self) -> int | None:
+        """The number of images that the trial evaluates, None for all: `test_images`, or all that are held out.
+
+        A certification has a config of its own, whose `test_images` counts held-out images, too.
+        """
         return None if self.validation_images else self.evaluation.test_images
 
     @property

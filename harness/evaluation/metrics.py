@@ -53,7 +53,7 @@ def finite_or_none(metrics: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def warnings(evaluation: Evaluation, metrics: dict[str, float | None], settings: EvaluationSettings) -> list[str]:
-    """Return what a reader must know: a collapsed network, examples that failed or lack a certificate, infinities."""
+    """Return what a reader must know: a collapsed network, what failed, lacks a certificate or is not finite."""
     shares = evaluation.verdicts[names.PREDICTION].value_counts(normalize=True)
     missing = [name for name, value in metrics.items() if value is None]
     messages = []

@@ -38,7 +38,7 @@ _NETWORK_METRICS = (  # which a certification copies from its trial
 )
 
 
-def evaluation_images(data: Data, config: TrialConfig) -> Split:
+def certified_images(data: Data, config: TrialConfig) -> Split:
     """Return the images that a certification evaluates. Raises InputError if there are too few."""
     return data.evaluated_images(config.validation_images, config.evaluation.test_images)
 
@@ -51,7 +51,7 @@ def certification_of(trial_dir: Path, config: TrialConfig, data: Data) -> tuple[
     versions = {name: value for name, value in describe_environment(best_device()).items() if name != "threads"}
     digest = hashlib.sha256("\n".join([input_digest, *versions.values()]).encode()).hexdigest()
     per_shard = images_at_once(config.evaluation, _PER_SHARD)
-    return trial, Certification(len(evaluation_images(data, config)), per_shard, input_digest, digest)
+    return trial, Certification(len(certified_images(data, config)), per_shard, input_digest, digest)
 
 
 def certify_shard(directory: Path, number: int, data_dir: str | None) -> None:
@@ -121,7 +121,7 @@ def _load(directory: Path, digest: str, data_dir: str | None) -> tuple[TrialConf
         f"{digest}; weights, data or package versions differ between machines",
     )
     model = load_network(config, trial_dir / folder.WEIGHTS).to(best_device())
-    return config, prepare_network(model, config.evaluation.stages), evaluation_images(data, config)
+    return config, prepare_network(model, config.evaluation.stages), certified_images(data, config)
 
 
 @contextmanager

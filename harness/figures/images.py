@@ -33,7 +33,7 @@ def counterexamples(data: SectionData) -> Figure | None:
         return None
     if dataset.fingerprint != trial.fingerprint:
         return None
-    test = dataset.evaluated_images(trial.config.validation_images, trial.config.evaluated_count)
+    test = dataset.evaluated_images(trial.config.validation_images, trial.config.trial_image_count)
     try:
         points = load_file(trial_dir / folder.COUNTEREXAMPLES)
         network = load_network(trial.config, trial_dir / folder.WEIGHTS)

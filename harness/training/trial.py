@@ -111,7 +111,7 @@ def split_images(config: TrialConfig, data: Data) -> tuple[Split, Split]:
 
     Raises InputError if there are fewer than the config asks for.
     """
-    evaluated = data.evaluated_images(config.validation_images, config.evaluated_count)
+    evaluated = data.evaluated_images(config.validation_images, config.trial_image_count)
     if config.is_trained_elsewhere:
         return data.train.part(0, 0), evaluated
     training, _ = data.training_images(config.train_images, config.validation_images)

@@ -74,9 +74,10 @@ def test_labels_out_of_range_are_refused():
     for labels in ([4], [-1]):
         with pytest.raises((ValueError, IndexError)):
             margin_spec(torch.tensor(labels), 4)
-    for labels in (3, [3], torch.tensor(3)):
-        with pytest.raises(ValueError, match=r"labels must be an integer tensor \[B\], found "):
+    for labels in (3, [3], torch.tensor(3), torch.ones(4, dtype=torch.uint8), torch.ones(4) > 0, torch.ones(4)):
+        with pytest.raises(ValueError, match=r"labels must be an int64 or int32 tensor \[B\], found "):
             margin_spec(labels, 4)
+    assert torch.equal(margin_spec(torch.tensor([1, 3], dtype=torch.int32), 4), margin_spec(torch.tensor([1, 3]), 4))
 
 
 @pytest.mark.parametrize("bias", [True, False])

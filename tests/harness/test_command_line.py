@@ -112,5 +112,5 @@ def test_patterns_mean_by_any_name_and_each_must_mean_something():
     named[4] = ("cerdeq ibp groups=2 seed 0", "b3")  # which that, as a pattern, would match
     assert command_line.select_by_pattern("--only", [itself], named) == [2]
     assert command_line.select_by_pattern("--only", [], named) == []
-    with pytest.raises(SettingError, match=r"--only.*'cnn9\*'.*\n  cnn5 ibp seed 0, a0\n  cerdeq"):
+    with pytest.raises(SettingError, match=r"--only.*'cnn9\*'.*\n  cnn5 ibp seed 0  a0\n  cerdeq"):
         command_line.select_by_pattern("--only", ["cnn5*", "cnn9*"], named)

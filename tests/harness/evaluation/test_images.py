@@ -1,0 +1,33 @@
+"""Which images a trial, its certification and the checker look at, with and without held-out images."""
+
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from harness.certify import _certification_config
+from harness.checker.verdicts import _evaluated_images
+from harness.data import load
+from harness.evaluation.shards import certified_images
+from harness.training.trial import split_images
+
+TRIAL, CERTIFICATION = Path("trials/key"), Path("trials/key/certified/name")
+
+
+@pytest.mark.parametrize("images", [None, 10])
+@pytest.mark.parametrize("test_images", [None, 30])
+@pytest.mark.parametrize("held_out", [0, 40])
+def test_trial_certification_and_checker_agree_on_the_images(tiny_trial, held_out, test_images, images):
+    data, config = load("digits"), tiny_trial()
+    evaluation = dataclasses.replace(config.evaluation, test_images=test_images)
+    config = dataclasses.replace(config, validation_images=held_out, evaluation=evaluation)
+    options = SimpleNamespace(stages="ibp", seconds=None, branches=None, images=images, certificates=False)
+    certification = _certification_config(config, options)
+    of_trial = data.train.labels[-40:] if held_out else data.test.labels[:test_images]
+    of_certification = of_trial if images is None else of_trial[:images]
+    assert split_images(config, data)[1].labels.equal(of_trial)
+    assert certified_images(data, certification).labels.equal(of_certification)
+    for verdict_dir, its, expected in ((TRIAL, config, of_trial), (CERTIFICATION, certification, of_certification)):
+        stored = SimpleNamespace(config=its, verdict_dir=verdict_dir)
+        assert _evaluated_images(data, stored).labels.equal(expected)
