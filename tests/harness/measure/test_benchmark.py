@@ -71,7 +71,7 @@ def test_networks_near_the_edge_are_decided(tmp_path):
     ("options", "message"),
     [
         (["vgg"], "models"),
-        (["--kinds", "ibp"], "plain eager; ibp eager"),
+        (["--kinds", "ibp"], "plain eager\n  ibp eager"),
         (["--trained", "{trained}", "--images", "100000"], "100000"),
         (["--trained", "{trained}/none"], "trial.json"),
     ],
