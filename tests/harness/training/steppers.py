@@ -36,5 +36,9 @@ def choices_of(stepper: Stepper, size: int = 64, start: int = 0):
     return draw(len(stepper.images), 2, True, 0, 1, stepper.images.device).batch(start, size)
 
 
+def take_step(stepper: Stepper, index: int, batch: int = 64) -> torch.Tensor:
+    return stepper(choices_of(stepper, batch, batch * index), 0.01 * index + 1e-6, 5e-4)
+
+
 def take_steps(stepper: Stepper, count: int, batch: int = 64) -> torch.Tensor:
-    return torch.stack([stepper(choices_of(stepper, batch, batch * i), 0.01 * i + 1e-6, 5e-4) for i in range(count)])
+    return torch.stack([take_step(stepper, index, batch) for index in range(count)])
