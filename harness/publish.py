@@ -20,6 +20,7 @@ from harness import command_line
 from harness.command_line import OK, add_data_dir, add_patterns, add_sweep_directory, select_by_pattern
 from harness.config.trial import labels
 from harness.errors import InputError, require
+from harness.reports.up_to_date import REPORT
 from harness.storage import certification, folder, names
 from harness.storage.files import make_directory
 from harness.storage.parquet import read_table, write_table
@@ -48,6 +49,8 @@ def main(options: argparse.Namespace) -> int:
     target = options.to / options.directory.resolve().name
     directory = target.resolve()
     require("--to", options.to, directory != options.directory.resolve(), "another directory than the study's own")
+    may_replace = not directory.exists() or not any(directory.iterdir()) or _is_published(directory)
+    require("--to", options.to, may_replace, f"a directory whose {target.name} is empty, absent or a published study")
     trial_dirs = folder.trial_folders(options.directory)
     finished = [path for path in trial_dirs if folder.read_result(path) is not None and not folder.is_stale(path)]
     if not finished:
@@ -72,6 +75,11 @@ def main(options: argparse.Namespace) -> int:
     console.print(f"{len(finished)} trials, {left_out} unfinished ones skipped, {len(proved)} with their weights")
     console.print(escape(str(target)), soft_wrap=True)
     return OK
+
+
+def _is_published(directory: Path) -> bool:
+    """Return whether a directory is a study that this command wrote: results of a run have logs, too."""
+    return (directory / REPORT).is_file() and not any(directory.glob(f"trials/*/{folder.LOG}"))
 
 
 @contextmanager

@@ -65,7 +65,8 @@ def compare(
     if not any(map(len, counts)):
         why = notes or [f"no two of these rows have one training method; rows for --baseline: {'; '.join(labels)}"]
         raise InputError("\n".join(["nothing to compare", *why]))
-    return paired_tests(pd.concat(counts).assign(metric=metric)), notes
+    common = pd.concat([pair for pair in counts if len(pair)])  # empty ones would make integers floats
+    return paired_tests(common.assign(metric=metric)), notes
 
 
 def _with_seeds(sections: Sequence[Section], seeds: Collection[int]) -> list[Section]:

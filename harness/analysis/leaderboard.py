@@ -24,6 +24,8 @@ from harness.config.trial import FULL_PROFILE, is_of_training, label_settings, m
 from harness.errors import InputError
 from harness.storage import names
 
+FEWEST_SEEDS = 3
+"""So many seeds rank two rows."""
 _PUBLISHED_COLUMNS = ["dataset", "eps", "model", "method", names.STANDARD_ERROR, names.CERTIFIED_ERROR, "source"]
 
 
@@ -216,6 +218,7 @@ def _section(
 ) -> Section:
     dataset, eps, profile, stages = key
     limits = trials[["train_images", "evaluation.test_images"]].notna().to_numpy().any()
+    limits |= (trials["validation_images"] > 0).any()
     is_full_size = profile == FULL_PROFILE and bool((trials["width"] >= 1).all()) and not limits
     beside = published[(published["dataset"] == dataset) & (published["exact"] == eps)]
     own, beside = rows[rows.index.isin(trials["row"])], beside.reindex(columns=rows.columns)
@@ -239,9 +242,12 @@ def _best_first(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def is_incomparable(rows: pd.DataFrame) -> pd.Series:
-    """Return which rows have no certified error, or one seed where others have more; published rows name no seeds."""
-    seeds, unknown = pd.to_numeric(rows["seeds"]), rows[names.CERTIFIED_ERROR].isna()
-    return unknown | ((seeds == 1) & (seeds[~unknown] > 1).any())
+    """Return which rows have no certified error, or too few seeds for a test and fewer than others.
+
+    Published rows name no seeds.
+    """
+    seeds, unknown = pd.to_numeric(rows["seeds"]).clip(upper=FEWEST_SEEDS), rows[names.CERTIFIED_ERROR].isna()
+    return unknown | (seeds < seeds[~unknown].max())
 
 
 def _notes(profile: str, trials: pd.DataFrame, is_full_size: bool) -> list[str]:

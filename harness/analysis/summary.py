@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from harness.analysis.comparisons import ALL, compare
-from harness.analysis.leaderboard import Leaderboard, Section
+from harness.analysis.leaderboard import FEWEST_SEEDS, Leaderboard, Section
 from harness.errors import InputError
 from harness.storage import names
 
-FEWEST_SEEDS = 3  # that rank two rows
 SUMMARY_LEGEND = (
     "p: paired t test over the seeds that both rows have, corrected for the number of rows compared (Holm); "
     "significant below .05."
@@ -68,9 +67,13 @@ def _best_row_sentence(sentence: str, differences: pd.DataFrame) -> str:
         return _too_few_seeds_sentence(differences["seeds"].max())
     p = differences.loc[~few, "t_holm"]
     unranked = _row_names(few[few]) if few.sum() == 1 else f"{few.sum()} rows"
-    better, equal, untested = p[p < _LEVEL], p[p >= _LEVEL], p[p.isna()]
+    differ, equal, untested = p[p < _LEVEL], p[p >= _LEVEL], p[p.isna()]
+    is_better = differences.loc[differ.index, "difference"] > 0
+    better, worse = differ[is_better], differ[~is_better]
     parts = {
         f"significantly better than {_row_names(better)} ({_p(better.max(), len(better), '≤')})": better,
+        f"but significantly worse than {_row_names(worse)} over the seeds that both have "
+        f"({_p(worse.max(), len(worse), '≤')})": worse,
         f"no significant difference from {_row_names(equal)} ({_p(equal.min(), len(equal), '≥')})": equal,
         f"no t test, since the difference is the same at every seed: {_row_names(untested)}": untested,
         f"not ranked, with fewer than {FEWEST_SEEDS} seeds in common: {unranked}": few[few],

@@ -23,7 +23,7 @@ from harness.terminal import one_line, print_table
 
 LEGEND = (
     "Errors in percent; mean ± sample standard deviation over the seeds; best certified error first, but rows of one "
-    "seed after those of more. The robust error lies between the attack error and the certified error. "
+    "or two seeds after those of more. The robust error lies between the attack error and the certified error. "
     f"~: no significant difference from the first row. {SUMMARY_LEGEND} "
     "Rows in italics, with a source, are published numbers."
 )

@@ -28,8 +28,10 @@ def best_candidates(study: Study) -> list[FrozenTrial]:
 
     Where several candidates have the same values, the first one is returned.
     """
-    front = {tuple(trial.values): trial for trial in reversed(study.best_trials) if not has_failed(trial)}
-    return [front[values] for values in sorted(front)]
+    finished = finished_candidates(study)
+    front = {tuple(trial.values) for trial in _study_of(finished, study).best_trials} if finished else set()
+    first = {tuple(trial.values): trial for trial in reversed(finished)}
+    return [first[values] for values in sorted(front)]
 
 
 def finished_candidates(study: Study) -> list[FrozenTrial]:
@@ -45,13 +47,18 @@ def importances(study: Study, objective: int) -> dict[str, float]:
     finished = finished_candidates(study)
     if len(finished) < _MIN_FINISHED or len({trial.values[objective] for trial in finished}) == 1:
         return {}
-    copied = optuna.create_study(directions=study.directions)
-    copied.add_trials(finished)
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     shares = optuna.importance.get_param_importances(
-        copied, evaluator=evaluator, target=lambda trial: trial.values[objective]
+        _study_of(finished, study), evaluator=evaluator, target=lambda trial: trial.values[objective]
     )
     return {key: float(share) for key, share in shares.items()}
+
+
+def _study_of(candidates: list[FrozenTrial], study: Study) -> Study:
+    """Return a study of these candidates alone, in which they have other numbers."""
+    copied = optuna.create_study(directions=study.directions)
+    copied.add_trials(candidates)
+    return copied
 
 
 def hypervolume(points: Sequence[Sequence[float]]) -> float:

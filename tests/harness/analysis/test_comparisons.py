@@ -83,6 +83,13 @@ def test_only_the_selected_seeds_are_compared(tmp_path):
     assert lines["difference"].tolist() == pytest.approx([-37.5, -25, -50])
 
 
+def test_seeds_are_integers_where_other_rows_have_none_in_common(tmp_path):
+    for seed, model in ((0, "cnn7"), (0, "cnn5"), (5, "cnn3")):
+        add_verdicts(tmp_path, [RIGHT, WRONG], model=model, seed=seed)
+    lines, _ = compare_rows(tmp_path)
+    assert lines["seed"].map(str).tolist() == ["all", "0"] and lines["row_alone"].dtype == int
+
+
 def test_a_seed_that_no_trial_has_is_refused(tmp_path, capsys):
     for model in ("cnn9", "cnn7"):
         add_verdicts(tmp_path, [RIGHT], model=model)

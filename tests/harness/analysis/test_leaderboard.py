@@ -88,7 +88,7 @@ def test_options_in_another_order_are_the_same_row(sweep):
     assert (row["options"], row[names.CERTIFIED_ERROR]) == ("groups=2 margin=0.1", 65.0)
 
 
-def test_rows_stand_by_certified_error_then_those_of_one_seed_then_those_without(sweep):
+def test_rows_stand_by_certified_error_then_those_of_few_seeds_then_those_without(sweep):
     add(sweep, metrics(60.0), model="one")
     assert only_section(sweep).comparable["model"].tolist() == ["one"]
     for seed in range(2):
@@ -98,6 +98,21 @@ def test_rows_stand_by_certified_error_then_those_of_one_seed_then_those_without
     section = only_section(sweep)
     assert section.own["model"].tolist() == ["better", "worse", "one", "none"]
     assert section.comparable["model"].tolist() == ["better", "worse"]
+    for seed in range(3):
+        add(sweep, metrics(90.0), model="three", seed=seed)
+    for seed in range(4):
+        add(sweep, metrics(95.0), model="four", seed=seed)
+    section = only_section(sweep)
+    assert section.own["model"].tolist() == ["three", "four", "one", "better", "worse", "none"]
+    assert section.comparable["model"].tolist() == ["three", "four"]
+
+
+def test_held_out_errors_are_not_ranked_with_published_ones(sweep):
+    publish(sweep, "cifar10,8/255,CNN-7,IBP,50,64.72,Paper\n")
+    add(sweep, metrics(61.0), validation_images=500)
+    section = only_section(sweep)
+    assert not section.is_full_size and section.rows["source"].notna().tolist() == [False, True]
+    assert any("not comparable with published numbers" in note for note in section.notes)
 
 
 @pytest.mark.parametrize("value", [None, "absent"])

@@ -41,6 +41,28 @@ def test_of_many_rows_three_are_named_with_the_bound_of_all_p_values(tmp_path):
     assert line.endswith(" and 4 more (p ≥ 1.00)") and line.count(" ibp") == 4
 
 
+def test_the_best_mean_is_not_called_better_than_a_row_that_wins_on_common_seeds(tmp_path):
+    add_errors(tmp_path, [60, 61, 62, 40, 41, 42])
+    add_errors(tmp_path, [55, 56, 58], model="cerdeq")
+    summary = summary_of(tmp_path)
+    assert summary.lines == [
+        "best: cnn7 ibp, 51.0 %; but significantly worse than cerdeq ibp over the seeds that both have (p = .005)"
+    ]
+    assert summary.answer.startswith("Yes: cerdeq ibp") and summary.tied == []
+
+
+def test_a_row_of_two_seeds_leaves_the_ranking_to_rows_of_more(tmp_path):
+    add_errors(tmp_path, [40, 41], model="cnn9")
+    add_errors(tmp_path, [50, 51, 52, 50, 51])
+    add_errors(tmp_path, [60, 62, 61, 60, 63], model="cerdeq")
+    summary = summary_of(tmp_path)
+    assert summary.lines == [
+        "best: cnn7 ibp, 50.8 %; significantly better than cerdeq ibp (p < .001); "
+        "not ranked, with fewer than 3 seeds in common: cnn9 ibp"
+    ]
+    assert summary.answer.startswith("No: cerdeq ibp")
+
+
 def test_nothing_is_said_of_one_row(tmp_path):
     add_verdicts(tmp_path, [RIGHT, WRONG])
     assert summary_of(tmp_path).lines == []

@@ -33,6 +33,7 @@ def published(study):
     """A study published before."""
     _, _, target = study
     (target / "study").mkdir(parents=True)
+    (target / "study/report.html").write_text("")
     (target / "study/old").write_text("")
     return lambda: [str(path.relative_to(target)) for path in target.rglob("*")]
 
@@ -70,7 +71,7 @@ def test_a_study_too_large_for_git_replaces_nothing(study, published, monkeypatc
     monkeypatch.setattr(publish, "LIMIT_MIB", 0.001)
     assert run(sweep, target) == 2
     assert "the limit is 0.001 MiB" in capsys.readouterr().err
-    assert published() == ["study", "study/old"]
+    assert set(published()) == {"study", "study/old", "study/report.html"}
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,7 @@ def test_the_old_study_stays_where_the_command_ends_early(study, published, monk
 
     monkeypatch.setattr("harness.reports.sweep_page.write_sweep", fail)
     assert run(sweep, target) == status
-    assert published() == ["study", "study/old"]
+    assert set(published()) == {"study", "study/old", "study/report.html"}
 
 
 def test_a_study_that_a_killed_command_has_put_aside_is_left_and_named(study, published, capsys):
@@ -92,7 +93,7 @@ def test_a_study_that_a_killed_command_has_put_aside_is_left_and_named(study, pu
     (target / ".study.before").mkdir()
     assert run(sweep, target) == 2
     assert f"{target / '.study.before'} was put aside" in capsys.readouterr().err
-    assert set(published()) == {"study", "study/old", ".study.before"}
+    assert set(published()) == {"study", "study/old", "study/report.html", ".study.before"}
 
 
 def test_a_link_is_published_to_where_it_leads_and_a_study_never_onto_itself(study, capsys):
@@ -103,6 +104,18 @@ def test_a_link_is_published_to_where_it_leads_and_a_study_never_onto_itself(stu
     assert (target / "study").is_symlink() and (target / "elsewhere/report.html").is_file()
     assert run(target / "study", target) == 2
     assert "another directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", ["trials/a/log.txt", "notes.md"])
+def test_what_is_not_a_published_study_is_never_replaced(study, published, file, capsys):
+    sweep, _, target = study
+    path = target / "study" / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("")
+    if file == "notes.md":
+        (target / "study/report.html").unlink()
+    assert run(sweep, target) == 2
+    assert "whose study is empty, absent or a published study" in capsys.readouterr().err and path.exists()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,11 @@ from harness.search.results import best_candidates, hypervolume
 def study_of(*values, failed=()):
     study = optuna.create_study(directions=["minimize"] * len(values[0]))
     for number, pair in enumerate(values):
-        study.add_trial(create_trial(values=list(pair), user_attrs={"failure": True} if number in failed else {}))
+        study.add_trial(
+            create_trial(
+                values=list(pair), user_attrs={"settings": {}} | ({"failure": True} if number in failed else {})
+            )
+        )
     return study
 
 
@@ -30,6 +34,9 @@ def test_a_winner_has_finished():
     study.add_trial(create_trial(state=TrialState.PRUNED, value=0.0, intermediate_values={1: 0.0}))
     assert [one.number for one in best_candidates(study)] == [1]
     assert best_candidates(study_of((100.0,), failed=[0])) == []
+    assert [one.number for one in best_candidates(study_of((60.0,), (75.0,), (70.0,), failed=[0]))] == [2]
+    front = best_candidates(study_of((9.0, 9.0), (9.0, 20.0), (20.0, 10.0), failed=[0]))
+    assert [one.number for one in front] == [1, 2]
 
 
 def test_hypervolume_is_the_share_of_pairs_that_are_beaten():

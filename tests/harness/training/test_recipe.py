@@ -11,7 +11,7 @@ from baselines import build
 from harness.data import load
 from harness.evaluation.network import load_network
 from harness.storage.folder import CHECKPOINT, EPOCHS, WEIGHTS
-from harness.training import run_trial
+from harness.training import objective, run_trial
 from harness.training.augment import augment
 from harness.training.loop import train
 from harness.training.monitor import recompute_statistics
@@ -56,6 +56,16 @@ def test_the_trained_network_normalises_pixels_as_the_recipe_says(tiny_trial, tm
         torch.testing.assert_close(network.normalize(x), (x - 0.25) / 0.5)
     default_network = build(config.model, config.dataset, config.width)
     assert default_network.normalize.std.item() != 0.5
+
+
+def test_the_tightness_regulariser_sees_the_radius_of_the_normalised_input(tiny_trial, monkeypatch):
+    radii = []
+    monkeypatch.setattr(objective, "tightness", lambda entry, boxes: radii.append(entry.unique()) or entry.sum())
+    for std in ((0.5,), None):
+        loss_of(tiny_trial(train={"std": std, "regularisation": 0.5}))
+    default = build("cnn5", "digits", 0.1).normalize.std
+    for radius, std in zip(radii, (torch.tensor(0.5), default), strict=True):
+        torch.testing.assert_close(radius.max(), 0.01 / std.flatten()[0].to(radius))
 
 
 @pytest.mark.parametrize("method", ["mtl-ibp", pytest.param("sabr", marks=pytest.mark.slow)])
