@@ -170,8 +170,11 @@ def missing_text(setting: str) -> str:
 
 
 def value_text(value: Any) -> str:
-    """Return a value as labels and tables show it."""
-    return f"{value:g}" if isinstance(value, float) else " ".join(str(value).split())
+    """Return a value as labels and tables show it: a number so that no other one has its text."""
+    if not isinstance(value, float):
+        return " ".join(str(value).split())
+    short = f"{value:g}"
+    return short if float(short) == value else str(value)
 
 
 def flat_settings(config: TrialConfig) -> dict[str, Any]:

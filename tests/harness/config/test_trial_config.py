@@ -183,5 +183,8 @@ def test_labels_name_the_settings_in_which_trials_differ():
         "cerdeq ibp gain=None margin=0.1 train.kappa=0 seed 3",
         "cerdeq ibp gain=None margin=0.1 train.kappa=0.25 seed 4",
     ]
+    rates = [dataclasses.replace(GOLDEN.train, learning_rate=rate) for rate in (0.001, 0.0010000001)]
+    texts = labels([dataclasses.replace(GOLDEN, train=train) for train in rates])
+    assert [text.split()[-3] for text in texts] == ["train.learning_rate=0.001", "train.learning_rate=0.0010000001"]
     own = dataclasses.replace(GOLDEN, plugins={"nets": "0" * 16})
     assert labels([GOLDEN, own])[1] == "cerdeq ibp gain=None margin=0.1 plugins=nets@0000000000000000 seed 3"
