@@ -23,7 +23,7 @@ _NO_SETTINGS = ("row", "trial_dir", "certified", "evaluated_by", "result", "seed
 
 
 def evaluated_by(config: TrialConfig, certified: bool) -> str:
-    """Return the stages and the images, such as 'ibp > bab (60 s), first 1,000 test images'.
+    """Return stages, images and command, such as 'ibp > bab (60 s), first 1,000 test images, by harness.certify'.
 
     certified: whether it is the evaluation of `harness.certify`.
     """
@@ -35,7 +35,7 @@ def evaluated_by(config: TrialConfig, certified: bool) -> str:
         images = f"first {limit:,} of {images}" if certified and limit else images
     else:
         images = f"first {limit:,} test images" if limit else "all test images"
-    return f"{' > '.join(stages)}, {images}"
+    return ", ".join([" > ".join(stages), images, *(["by harness.certify"] if certified else [])])
 
 
 def _budget(settings: EvaluationSettings) -> str:

@@ -173,7 +173,8 @@ def fingerprint(train: Split, test: Split) -> str:
 
 def _cache_path(info: Dataset, source: Source) -> Path:
     """Return the cache's path, a hash of the entry and of its files' sizes and times: changed files have another."""
-    digest = hashlib.sha256(json.dumps([_CACHE_FORMAT, info.shape, info.train_size, info.test_size]).encode())
+    entry = [info.shape, info.classes, info.train_size, info.test_size, info.image_column, info.test_split]
+    digest = hashlib.sha256(json.dumps([_CACHE_FORMAT, *entry]).encode())
     for path in dict.fromkeys(path for shard in source.train + source.test for path in shard.files):
         with name_errors(path):
             stat = path.stat()

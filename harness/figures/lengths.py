@@ -18,7 +18,8 @@ _ERRORS = {names.CERTIFIED_ERROR: "certified error, %", names.STANDARD_ERROR: "s
 def length(data: SectionData) -> Figure | None:
     """Errors after training of different lengths, each with its own schedule.
 
-    Bars: sample deviation over seeds; rows of one seed have none. At most the eight best networks.
+    Bars: sample deviation over seeds; rows of one seed have none. At most the eight best networks. Points without a
+    line: schedules of one length differ.
     """
     rows = data.section.own.dropna(subset=[_EPOCHS, *_ERRORS])  # networks trained elsewhere have no length
     texts = data.section.cells.loc[rows.index]
@@ -35,7 +36,8 @@ def length(data: SectionData) -> Figure | None:
     for panel, (error, title) in zip(axes, _ERRORS.items(), strict=True):
         for name, look in looks.items():
             line = lines[lines["line"] == name].sort_values(_EPOCHS)
-            panel.errorbar(line[_EPOCHS].astype(float), line[error], yerr=line[f"{error}_std"], **look, ms=5, lw=1.2)
+            joined = {"ls": "-" if line[_EPOCHS].is_unique else "", "ms": 5, "lw": 1.2}
+            panel.errorbar(line[_EPOCHS].astype(float), line[error], yerr=line[f"{error}_std"], **look, **joined)
         lengths = sorted(lines[_EPOCHS].unique())
         panel.set_xscale("log")
         panel.set_xticks(lengths, map(str, lengths))

@@ -30,7 +30,10 @@ _TITLES = {
 
 
 def depth(data: SectionData) -> Figure | None:
-    """Width of the margins' bounds by IBP at the sweep's eps; equilibria are horizontal lines."""
+    """Width of the margins' bounds by IBP at the sweep's eps: means over seeds. Equilibria are horizontal lines.
+
+    Points without a line are rows of one network and depth that differ in other settings.
+    """
     if data.epochs.empty:
         return None
     trials = data.trials.merge(data.untrained[["label", "seed", names.BOUND_WIDTH]], on=["label", "seed"])
@@ -46,9 +49,11 @@ def depth(data: SectionData) -> Figure | None:
     for panel, column, title in zip(axes, ("bound_width_y", "bound_width_x"), ("before", "after"), strict=True):
         for (model, kind), part in trials.dropna(subset=column).groupby(["model", "kind"]):
             look = {"color": colours[model], "ls": dashes[kind], "lw": 1.2}
-            line = part.groupby("depth")[column].mean()
-            panel.plot(line.index, line, marker=markers[model], ms=5, **look)
-            for width in part[part["depth"].isna()].groupby("label")[column].mean():
+            rows = part.groupby("label")[["depth", column]].mean().sort_values("depth")
+            explicit = rows.dropna()
+            line = look if explicit["depth"].is_unique else look | {"ls": ""}
+            panel.plot(explicit["depth"], explicit[column], marker=markers[model], ms=5, **line)
+            for width in rows.loc[rows["depth"].isna(), column]:
                 panel.axhline(width, **look)
         panel.set(yscale="log", xlabel="depth, layers", xticks=sorted(trials["depth"].dropna().unique()))
         plain_ticks(panel.yaxis)
@@ -136,7 +141,9 @@ def curves(data: SectionData) -> Figure | None:
     """
     if data.epochs.empty:
         return None
-    epochs = data.epochs[data.epochs["label"].isin(data.section.own["label"].head(len(COLOURS)))]
+    labels = data.section.own["label"]
+    best = labels[labels.isin(data.epochs["label"])].head(len(COLOURS))  # networks trained elsewhere have no epochs
+    epochs = data.epochs[data.epochs["label"].isin(best)]
     metrics = [name for name in _TITLES if name in epochs and epochs[name].nunique() > 1]
     figure, axes = panels(len(metrics), 3, width=9, height=0.6 + 2.2 * -(-len(metrics) // 3))
     for panel, name in zip(axes, metrics, strict=True):

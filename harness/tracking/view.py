@@ -16,7 +16,7 @@ TAG = f"mlflow.sharedViewState.{KEY}"
 ROW_TAG = "row"  # what the view groups runs by
 
 _EXPANDED: dict[str, list[dict[str, Any]]] = {
-    "Final: of test images": [
+    "Final: of evaluated images": [
         {"type": "BAR", "metricKey": names.CERTIFIED_ERROR},
         {
             "type": "SCATTER",

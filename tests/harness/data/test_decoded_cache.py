@@ -2,10 +2,12 @@
 
 import os
 import re
+from dataclasses import replace
 
 import pytest
 from fake_data import PARQUET, check_arrays, fake_cifar, fake_parquet, pixels, write_parquet
 
+from baselines import DATASETS
 from harness.data import layouts, load
 from harness.errors import InputError
 
@@ -30,6 +32,14 @@ def test_decoded_images_are_read_from_the_cache_until_a_file_changes(caches, mon
     with pytest.raises(InputError, match="not callable"):
         load("cifar10", tmp_path)
     assert caches() == [cache]
+
+
+def test_a_data_set_whose_labels_or_column_change_is_decoded_again(caches, monkeypatch, tmp_path):
+    fake_parquet(tmp_path)
+    load("cifar10", tmp_path)
+    monkeypatch.setitem(DATASETS, "cifar10", replace(DATASETS["cifar10"], classes=2))
+    with pytest.raises(InputError, match="label"):
+        load("cifar10", tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage"])

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from harness.analysis.leaderboard import build_leaderboard
 from harness.attacks.counterexamples import pack
 from harness.config.settings import TrainSettings
-from harness.figures import error_figures, images, lengths, style
+from harness.figures import error_figures, images, lengths, networks, style
 from harness.figures.catalogue import FIGURES, figures_of
 from harness.figures.section_data import SectionData
 from harness.storage import folder, names
@@ -97,6 +97,28 @@ def test_depth_shows_widths_before_and_after_training(drawn):
     assert sum(list(line.get_xdata()) == [0, 1] for line in before.lines) == 2  # cerdeq by two methods
 
 
+def test_depth_has_a_point_for_each_row_and_joins_none_of_one_depth(tmp_path):
+    for epochs, model in ((10, "cnn5"), (40, "cnn5"), (10, "cnn7")):
+        train = TrainSettings(epochs=epochs, ramp_epochs=epochs // 2, decay_epochs=(epochs - 2,))
+        add(tmp_path / "study", right(100 + epochs), model=model, train=train)
+    data = section_of(tmp_path / "study")
+    data.trials[names.BOUND_WIDTH] = [1.0, 100.0, 3.0]
+    _, after = networks.depth(data).axes
+    (five, seven) = sorted(after.lines, key=lambda line: -len(line.get_xdata()))
+    assert sorted(five.get_ydata()) == [1, 100] and five.get_linestyle() == "None"
+    assert len(set(five.get_xdata())) == 1
+    assert list(seven.get_ydata()) == [3]
+
+
+def test_curves_are_those_of_the_best_rows_that_were_trained_here(tmp_path):
+    for number in range(len(style.COLOURS)):
+        path = add(tmp_path / "study", right(190 - number), model="cnn7", options={"depth": number + 2})
+        (path / folder.EPOCHS).unlink()
+    add(tmp_path / "study", right(20))
+    figure = networks.curves(section_of(tmp_path / "study"))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["cnn5 ibp"]
+
+
 def test_length_has_a_line_for_each_network_and_a_point_for_each_length(tmp_path):
     """Rows are joined across schedules, and only across those."""
     for epochs, clip_norm, seed in product((10, 40), (10.0, None), range(2)):
@@ -110,6 +132,15 @@ def test_length_has_a_line_for_each_network_and_a_point_for_each_length(tmp_path
     bars = [segment for bar in certified.collections for segment in bar.get_segments() if len(segment)]
     assert [np.ptp(bar[:, 1]) for bar in bars] == pytest.approx([2**0.5] * 4), "the row of one seed has no bar"
     assert len(standard.lines) == 3
+
+
+def test_length_joins_no_schedules_of_one_length(tmp_path):
+    for epochs, ramp_epochs in ((10, 2), (40, 2), (40, 20)):
+        train = TrainSettings(epochs=epochs, ramp_epochs=ramp_epochs, decay_epochs=(epochs - 2,))
+        add(tmp_path / "study", right(100 + ramp_epochs), train=train)
+    certified, _ = lengths.length(section_of(tmp_path / "study")).axes
+    (line,) = certified.lines
+    assert list(line.get_xdata()) == [10, 40, 40] and line.get_linestyle() == "None"
 
 
 def test_adversarial_examples_are_shown_with_the_network_s_prediction(tmp_path):

@@ -234,7 +234,17 @@ def test_branch_and_bound_decides_what_is_left_within_its_budget(sweep_dir, tria
     assert ended.any() and (table.loc[ended, names.BRANCHES] == 3).all()
     assert table.loc[~ended, names.BRANCHES].isna().all() and names.UNKNOWN not in set(table[names.VERDICT])
     headings = [section.heading for section in build_leaderboard(sweep_dir).sections]
-    assert "digits, eps 1/64, profile full, ibp > bab (1.5 s or 40 branches), first 20 test images" in headings
+    assert "digits, eps 1/64, profile full, ibp > bab (1.5 s or 40 branches), first 20 test images, by harness.certify" in headings
+
+
+def test_the_stages_of_the_trial_itself_are_a_section_of_their_own(sweep_dir, trial_dir):
+    assert run(trial_dir, stages="ibp,crown-ibp") == 0
+    leaderboard = build_leaderboard(sweep_dir)
+    assert [section.heading.partition("ibp, ")[2] for section in leaderboard.sections] == [
+        "first 30 test images",
+        "first 30 test images, by harness.certify",
+    ]
+    assert leaderboard.failures["problem"].str.contains("unfinished").all()
 
 
 def test_an_unsound_bound_stops_everything(sweep_dir, evaluate_with, capsys):
