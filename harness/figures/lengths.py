@@ -36,8 +36,8 @@ def length(data: SectionData) -> Figure | None:
     for panel, (error, title) in zip(axes, _ERRORS.items(), strict=True):
         for name, look in looks.items():
             line = lines[lines["line"] == name].sort_values(_EPOCHS)
-            joined = {"ls": "-" if line[_EPOCHS].is_unique else "", "ms": 5, "lw": 1.2}
-            panel.errorbar(line[_EPOCHS].astype(float), line[error], yerr=line[f"{error}_std"], **look, **joined)
+            look = look | {"ls": "-" if line[_EPOCHS].is_unique else "", "ms": 5, "lw": 1.2}
+            panel.errorbar(line[_EPOCHS].astype(float), line[error], yerr=line[f"{error}_std"], **look)
         lengths = sorted(lines[_EPOCHS].unique())
         panel.set_xscale("log")
         panel.set_xticks(lengths, map(str, lengths))
