@@ -29,7 +29,7 @@ def best_candidates(study: Study) -> list[FrozenTrial]:
     Where several candidates have the same values, the first one is returned.
     """
     finished = finished_candidates(study)
-    front = {tuple(trial.values) for trial in _study_of(finished, study).best_trials} if finished else set()
+    front = {tuple(trial.values) for trial in _study_of(finished, study).best_trials}
     first = {tuple(trial.values): trial for trial in reversed(finished)}
     return [first[values] for values in sorted(front)]
 

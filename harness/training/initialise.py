@@ -1,14 +1,28 @@
-"""Initialisation for certified training (Shi et al. 2021, section 4.1)."""
+"""The network before training, and initialisation for certified training (Shi et al. 2021, section 4.1)."""
 
 import math
 
 import torch
 from torch import nn
 
+from baselines import DATASETS, build
+from baselines.normalize import Normalize
 from cerdeq.bounds import Program, Reference, Step, trace
 from cerdeq.equilibrium import FixedPoint
+from harness.config.trial import TrialConfig
 
 _WEIGHTED = (nn.Conv2d, nn.Linear)
+
+
+def untrained_network(config: TrialConfig) -> nn.Sequential:
+    """Return the network that training starts from, on the CPU; weights are drawn from the trial's seed."""
+    torch.manual_seed(config.seed)
+    model = build(config.model, config.dataset, config.width, **config.options)
+    data = DATASETS[config.dataset]
+    model.normalize = Normalize(config.train.mean or data.mean, config.train.std or data.std)
+    if config.train.initialisation == "ibp":
+        initialise(model)
+    return model
 
 
 @torch.no_grad()

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from baselines import DATASETS, build
-from baselines.normalize import Normalize
+from baselines import DATASETS
 from cerdeq.bounds.memory import is_out_of_memory
 from harness.clock import Clock, Stopped
 from harness.config.settings import RampShape
@@ -33,7 +32,7 @@ from harness.storage.folder import (
 from harness.training import checkpoint
 from harness.training.augment import Draws, draw, seed_of
 from harness.training.compilation import decide
-from harness.training.initialise import initialise
+from harness.training.initialise import untrained_network
 from harness.training.monitor import monitor_bounds, monitor_untrained, recompute_statistics
 from harness.training.precision import choose_precision, describe_slow_bf16
 from harness.training.step import Stepper
@@ -114,12 +113,7 @@ def _train(
     device, last, asked = images.device, config.train.epochs, config.train.precision
     precision = choose_precision(asked, device, _bf16_before(trial_dir))
     config = replace(config, train=replace(config.train, precision=precision))
-    torch.manual_seed(config.seed)
-    model = build(config.model, config.dataset, config.width, **config.options)
-    data = DATASETS[config.dataset]
-    model.normalize = Normalize(config.train.mean or data.mean, config.train.std or data.std)
-    if config.train.initialisation == "ibp":
-        initialise(model)
+    model = untrained_network(config)
     model.to(device).to(memory_format=torch.channels_last).train()
     cannot_divide = divided or _with_smaller_parts(config) is None
     stepper = Stepper(config, model, images, labels, divided=cannot_divide)

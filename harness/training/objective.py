@@ -26,7 +26,7 @@ def make_objective(config: TrialConfig, method: Method, model: nn.Sequential, co
     attack_loss = compiled_loss(cross_entropies) if compiled else cross_entropies
     settings, info, target = config.train, DATASETS[config.dataset], float(config.train_eps)
     program = trace(model, linear=method.linear)
-    std = torch.tensor(settings.std or info.std, device=next(model.parameters()).device).view(-1, 1, 1)
+    std = model.get_submodule("normalize").get_buffer("std")
     regularised = [
         step.name for step in program.steps if settings.regularise_equilibria or not isinstance(step.target, FixedPoint)
     ]

@@ -2,11 +2,10 @@
 
 import torch
 
-from baselines import build
 from harness.data import load
 from harness.storage import names
 from harness.training.augment import draw
-from harness.training.initialise import initialise
+from harness.training.initialise import untrained_network
 from harness.training.step import Stepper
 
 BOUNDING = [("ibp", {}), ("crown-ibp", {}), ("crown-ibp", {"loss_fusion": False})]  # methods and their options
@@ -24,9 +23,7 @@ def kill(row) -> None:
 
 def stepper_of(config, device: str = "cpu", **options) -> Stepper:
     data = load(config.dataset)
-    torch.manual_seed(0)
-    model = build(config.model, config.dataset, config.width, **config.options)
-    initialise(model)
+    model = untrained_network(config)
     model.to(device, memory_format=torch.channels_last).train()
     return Stepper(config, model, data.train.images.to(device), data.train.labels.to(device), **options)
 
