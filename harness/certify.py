@@ -170,16 +170,17 @@ def _certify(jobs: list[Job], data_dir: str | None, workers: int | None, console
     Raises SoundnessError at the first one of a shard.
     """
     from harness.evaluation.ledger import SoundnessError
-    from harness.evaluation.shards import finish
+    from harness.evaluation.shards import finish_certification
 
     data_dir = str(data_directory(data_dir).absolute())  # workers have another working directory
     images, left = dict[Path, int](), dict[Path, int]()  # of each shard; shards left of each certification
     for job in jobs:
-        stored, missing = certification.read_certification(job.directory), certification.missing(job.directory)
+        stored = certification.read_certification(job.directory)
+        missing = certification.unfinished_shards(job.directory)
         images |= {certification.shard_path(job.directory, number): stored.count_images(number) for number in missing}
         left[job.directory] = len(missing)
         if not missing:
-            finish(job.directory, job.data)
+            finish_certification(job.directory, job.data)
     data, errors, verdicts = {job.directory: job.data for job in jobs}, dict[Path, str](), Counter[str]()
 
     def show() -> None:
@@ -198,7 +199,7 @@ def _certify(jobs: list[Job], data_dir: str | None, workers: int | None, console
         verdicts.update(certification.read_shard_verdicts(directory, int(shard.name))[names.VERDICT])
         left[directory] -= 1
         if not left[directory]:
-            finish(directory, data[directory])
+            finish_certification(directory, data[directory])
         show()
 
     with Bars(console) as bars:

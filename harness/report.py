@@ -62,7 +62,7 @@ def _write_overview(directory: Path, sweeps: "list[tuple[Leaderboard, dict[str, 
             summary = summaries[section.heading]
             cells = short_table(section, summary)
             cells = cells if section.is_full_size else cells.loc[section.own.index]  # published rows do not compare
-            published = section.published if section.is_full_size else []
+            published = section.is_published if section.is_full_size else []
             entry = {"sweep": leaderboard.sweep, "link": link, "section": section, "answer": summary.answer}
             entry |= {"cells": cells, "published": published}
             entries.setdefault((section.dataset, section.eps), []).append(entry)

@@ -146,7 +146,7 @@ def main(options: argparse.Namespace) -> int:
         folder.refuse_another(study.trial_dirs[trial.key], trial)
     if is_dry:
         plan.print_header(study, ray.gpu, options.profile, console)
-        plan.show(study, options.retry_failed, options.ray_address, console)
+        plan.print_plan(study, options.retry_failed, options.ray_address, console)
         return OK
     with lock_directory(shared.sweep_dir), shared.lock():
         plan.print_header(study, ray.gpu, options.profile, console)

@@ -20,19 +20,19 @@ _DIVERSIFYING, _DESCENDING = 3, 40  # steps
 _FIRST_STEPS = (0.5, 0.25, 0.125, 0.0625)  # of the box's radius: large ones leave narrow dents again
 
 
-def first_attack(proof: Problem, search: Problem, rows: Tensor, is_late: Callable[[], bool]) -> Tensor | None:
+def first_attack(exact: Problem, fast: Problem, rows: Tensor, is_late: Callable[[], bool]) -> Tensor | None:
     """Return a point [1, ...] of the box at which a row is proved to be negative, or None.
 
-    proof, search: the question, as in `decide`. rows: [R], those to attack; every start descends one of them.
+    exact, fast: the question, as in `decide`. rows: [R], those to attack; every start descends one of them.
     """
-    starts = max(_FEWEST, min(_MOST, _BYTES // max(1, bytes_per_example(search.values))))
-    box, generator = search.values[0], torch.Generator().manual_seed(0)
-    outputs = replace(search, spec=torch.eye(search.spec.shape[1]).to(search.spec))
+    starts = max(_FEWEST, min(_MOST, _BYTES // max(1, bytes_per_example(fast.values))))
+    box, generator = fast.values[0], torch.Generator().manual_seed(0)
+    outputs = replace(fast, spec=torch.eye(fast.spec.shape[1]).to(fast.spec))
     shape = starts, *box.center.shape[1:]
     points = box.center + box.radius * (2 * torch.rand(shape, generator=generator).to(box.center) - 1)
-    directions = 2 * torch.rand(starts, search.spec.shape[1], generator=generator).to(search.spec) - 1
+    directions = 2 * torch.rand(starts, fast.spec.shape[1], generator=generator).to(fast.spec) - 1
     numbers = torch.arange(starts, device=rows.device)
-    target = torch.eye(len(search.spec)).to(search.spec)[rows[numbers % len(rows)]]
+    target = torch.eye(len(fast.spec)).to(fast.spec)[rows[numbers % len(rows)]]
     rounds = numbers // len(rows)  # each row gets starts of every kind
     sizes = torch.tensor(_FIRST_STEPS).to(box.center)[rounds % len(_FIRST_STEPS)]
     directions[rounds % 2 == 1] = 0
@@ -44,9 +44,9 @@ def first_attack(proof: Problem, search: Problem, rows: Tensor, is_late: Callabl
             if is_late():
                 return None
             before = points
-            points, values = _step(search, points, target, sizes * (1 - step / _DESCENDING))
+            points, values = _step(fast, points, target, sizes * (1 - step / _DESCENDING))
             lowest = values.amin(1)
-            if lowest.min() < 0 and (point := prove_point(proof, before[lowest.argmin()][None])) is not None:
+            if lowest.min() < 0 and (point := prove_point(exact, before[lowest.argmin()][None])) is not None:
                 return point
     return None
 

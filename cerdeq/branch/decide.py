@@ -44,25 +44,25 @@ _FIRST_LEAVES, _GROWTH = 16, 4  # of a hidden row: at first, and how many times 
 
 
 def decide(
-    proof: Problem, search: Problem, lower: Tensor, budget: Budget, memory: int, certificates: bool = False
+    exact: Problem, fast: Problem, lower: Tensor, budget: Budget, memory: int, certificates: bool = False
 ) -> Decision:  # fmt: skip
     """Decide whether all rows of the spec are positive over the whole box of one image.
 
-    proof: the question in float64, with values of a sound pass. search: the same question for the search.
+    exact: the question in float64, with values of a sound pass. fast: the same question for the search.
     lower: the bounds [K] proved so far. memory: about how many bytes to use. certificates: whether to return one.
     """
     if bool((lower > 0).all()):
         return Decision(CERTIFIED, lower)
-    if is_searched_by_parts(proof):
-        return _decide_with_parts(proof, search, lower, budget, memory, certificates)
-    return _decide_with_hidden_boxes(proof, search, lower, budget, memory, certificates)
+    if is_searched_by_parts(exact):
+        return _decide_with_parts(exact, fast, lower, budget, memory, certificates)
+    return _decide_with_hidden_boxes(exact, fast, lower, budget, memory, certificates)
 
 
 def _decide_with_parts(
-    proof: Problem, search: Problem, lower: Tensor, budget: Budget, memory: int, certificates: bool
+    exact: Problem, fast: Problem, lower: Tensor, budget: Budget, memory: int, certificates: bool
 ) -> Decision:  # fmt: skip
     """Return the decision of two searches in turn: over parts of the input box, and over leaves."""
-    input_search, batch_size, turn = InputSearch(proof, lower, memory), _batch_size(search, memory), _FEWEST_LEAVES
+    input_search, batch_size, turn = InputSearch(exact, lower, memory), _batch_size(fast, memory), _FEWEST_LEAVES
     can_split_leaves = True
     while True:
         decision = input_search.run(budget, budget.used + _PARTS * turn)
@@ -72,7 +72,7 @@ def _decide_with_parts(
             return decision
         if can_split_leaves:
             end = budget.used + turn
-            decision = _decide_over(proof, search, lower, budget, end, batch_size, memory, certificates)
+            decision = _decide_over(exact, fast, lower, budget, end, batch_size, memory, certificates)
             if decision.status not in (TIMEOUT, UNKNOWN) or budget.is_exhausted:
                 return decision
             can_split_leaves = decision.status == TIMEOUT
@@ -80,24 +80,20 @@ def _decide_with_parts(
 
 
 def _decide_with_hidden_boxes(
-    proof: Problem, search: Problem, lower: Tensor, budget: Budget, memory: int, certificates: bool
+    exact: Problem, fast: Problem, lower: Tensor, budget: Budget, memory: int, certificates: bool
 ) -> Decision:  # fmt: skip
     """Return the decision of searches over leaves, each over tighter boxes of hidden units than the one before."""
-    batch_size = _batch_size(search, memory)
-    hidden, leaves_each = HiddenBounds(proof, search, batch_size, memory), _FIRST_LEAVES
+    batch_size = _batch_size(fast, memory)
+    hidden, leaves_each = HiddenBounds(exact, fast, batch_size, memory), _FIRST_LEAVES
     turn = _FIRST_TURN * max(_FEWEST_LEAVES, hidden.row_count) if hidden.row_count else 0
-
-    def progress(leaves: int) -> bool:
-        budget.used += leaves
-        return budget.is_exhausted
 
     while True:
         end = budget.used + turn if turn else None
-        decision = _decide_over(proof, search, lower, budget, end, batch_size, memory, certificates)
+        decision = _decide_over(exact, fast, lower, budget, end, batch_size, memory, certificates)
         if decision.status not in (TIMEOUT, UNKNOWN) or budget.is_exhausted or not turn:
             break
         before = budget.used
-        proof, search = hidden.tighten(leaves_each, progress)
+        exact, fast = hidden.tighten(leaves_each, budget)
         leaves_each, turn = _GROWTH * leaves_each, max(2 * turn, _TURN * (budget.used - before))
         if budget.used == before:  # nothing is left to split in hidden rows
             turn = 0
@@ -107,19 +103,19 @@ def _decide_with_hidden_boxes(
 
 
 def _decide_over(
-    proof: Problem, search: Problem, lower: Tensor, budget: Budget, end: float | None, batch_size: int, memory: int,
+    exact: Problem, fast: Problem, lower: Tensor, budget: Budget, end: float | None, batch_size: int, memory: int,
     certificates: bool,
 ) -> Decision:  # fmt: skip
     """Return the decision over these boxes. It is TIMEOUT, too, if as many branches as `end` are used."""
-    layout, leaves = root_leaves(search, (~(lower > 0)).nonzero()[:, 0])
+    layout, leaves = root_leaves(fast, (~(lower > 0)).nonzero()[:, 0])
     queue: list[tuple[float, int, Leaves, Candidates]] = []  # a heap, the worst leaf first
     row_bounds, closed = torch.full_like(lower, torch.inf), [leaves.of(slice(0))]
     numbers, steps, has_unsplittable = itertools.count(), _ROOT_STEPS, False
     while True:
-        ascents = _bound_leaves(proof, search, layout, leaves, steps, budget, batch_size)
+        ascents = _bound_leaves(exact, fast, layout, leaves, steps, budget, batch_size)
         points, values = (torch.cat([getattr(ascent, name) for ascent in ascents]) for name in ("points", "values"))
         budget.used += len(points)
-        if (point := find_counterexample(proof, search, points, values)) is not None:
+        if (point := find_counterexample(exact, fast, points, values)) is not None:
             return Decision(FALSIFIED, lower, point)
         for ascent in ascents:
             bounds, next_units = ascent.leaves.lower.tolist(), ascent.candidates.units[:, 0].tolist()
@@ -150,49 +146,49 @@ def _decide_over(
         popped = [heapq.heappop(queue) for _ in range(min(len(queue), max(1, _BATCHES * batch_size // 2)))]
         parents = concatenate([leaf for *_, leaf, _ in popped])
         candidates = concatenate([candidates for *_, candidates in popped])
-        leaves, steps = split(search, layout, parents, candidates, batch_size), _STEPS
+        leaves, steps = split(fast, layout, parents, candidates, batch_size), _STEPS
 
 
 def _bound_leaves(
-    proof: Problem, search: Problem, layout: Layout, leaves: Leaves, steps: Steps, budget: Budget, batch_size: int
+    exact: Problem, fast: Problem, layout: Layout, leaves: Leaves, steps: Steps, budget: Budget, batch_size: int
 ) -> list[Ascent]:
     """Return the leaves in parts, their bounds improved and, where above 0, proved."""
 
     def bound(part: slice) -> Ascent:
-        ascent = ascend_leaves(search, layout, leaves.of(part), steps, lambda: budget.is_late)
-        ascent = _solve_unsplittable(proof, search, layout, ascent, batch_size)
-        return replace(ascent, leaves=_prove_leaves(proof, layout, ascent.leaves))
+        ascent = ascend_leaves(fast, layout, leaves.of(part), steps, lambda: budget.is_late)
+        ascent = _solve_unsplittable(exact, fast, layout, ascent, batch_size)
+        return replace(ascent, leaves=_prove_leaves(exact, layout, ascent.leaves))
 
     return map_parts(bound, slices(len(leaves.row), batch_size), leaves.row.device)
 
 
-def _batch_size(search: Problem, memory: int) -> int:
+def _batch_size(fast: Problem, memory: int) -> int:
     """Return how many leaves to bound together."""
-    if search.spec.device.type == "cpu":
+    if fast.spec.device.type == "cpu":
         memory = min(memory, _CPU_CACHE)
-    return max(2, min(_MOST_AT_ONCE, memory // (SEARCH_COPIES * bytes_per_example(search.values))))
+    return max(2, min(_MOST_AT_ONCE, memory // (SEARCH_COPIES * bytes_per_example(fast.values))))
 
 
-def _solve_unsplittable(proof: Problem, search: Problem, layout: Layout, ascent: Ascent, batch_size: int) -> Ascent:
+def _solve_unsplittable(exact: Problem, fast: Problem, layout: Layout, ascent: Ascent, batch_size: int) -> Ascent:
     """Solve exactly the leaves whose bound is not above 0 and that have nothing left to split; return all leaves."""
     is_unsplittable = (ascent.candidates.units[:, 0] < 0) & ~(ascent.leaves.lower > 0)
     parts, points, values = [], ascent.points.clone(), ascent.values.clone()
-    for number, exact in enumerate(is_unsplittable.tolist()):
+    for number, has_no_split in enumerate(is_unsplittable.tolist()):
         leaf = ascent.leaves.of(slice(number, number + 1))
-        solution = solve_leaf(proof, layout, leaf, batch_size) if exact else None
+        solution = solve_leaf(exact, layout, leaf, batch_size) if has_no_split else None
         if solution is not None:
             leaf, points[number] = solution[0], solution[1][0].to(points)
-            values[number] = search.at(points[number : number + 1])[0][0]
+            values[number] = fast.at(points[number : number + 1])[0][0]
         parts.append(leaf)
     return replace(ascent, leaves=concatenate(parts), points=points, values=values)
 
 
-def _prove_leaves(proof: Problem, layout: Layout, leaves: Leaves) -> Leaves:
+def _prove_leaves(exact: Problem, layout: Layout, leaves: Leaves) -> Leaves:
     """Round the choices of the leaves that the search bounds above 0, and prove their bounds; return all leaves."""
     to_prove = (leaves.lower > 0).nonzero()[:, 0]
     if not len(to_prove):
         return leaves
     rounded = layout.round_choices(leaves.of(to_prove))
     choices, lower = leaves.choices.clone(), leaves.lower.clone()
-    choices[to_prove], lower[to_prove] = rounded.choices, proof.lower(rounded, layout, sound=True)
+    choices[to_prove], lower[to_prove] = rounded.choices, exact.lower(rounded, layout, sound=True)
     return replace(leaves, choices=choices, lower=lower)

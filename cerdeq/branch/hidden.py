@@ -6,7 +6,6 @@ is the smallest of its leaves' bounds, in float64 with rounding counted. A certi
 those of the specification.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +18,7 @@ from cerdeq.bounds.graph import Program
 from cerdeq.bounds.tighten import is_exact
 from cerdeq.boxes import outward_ends, smaller_box
 from cerdeq.branch.ascent import Ascent, Steps, ascend_leaves
+from cerdeq.branch.decision import Budget
 from cerdeq.branch.leaves import Layout, Leaves, Problem, certificate_tensors, root_leaves
 from cerdeq.branch.split import Candidates, no_candidates, split
 from cerdeq.branch.tensor_rows import concatenate
@@ -29,10 +29,7 @@ from cerdeq.rules.operators import crossing
 HIDDEN = "hidden"  # the first part of these tensors' names in a certificate
 ROOT_STEPS, STEPS = Steps(20), Steps(5)  # of the ascent of a row's root, and of later leaves
 _LARGEST = 2**18  # coefficients of a layer's rows at any layer before; convolutions mostly have more
-
 _LAG = 16  # a layer with most units unstable has fewer leaves by this factor: layers before it come first
-
-Progress = Callable[[int], bool]  # takes the number of leaves that were bounded, returns whether the search must end
 
 
 @dataclass(frozen=True)
@@ -58,14 +55,14 @@ class HiddenBounds:
     numbers: of the values that it tightens. row_count: the number of rows of all of them.
     """
 
-    def __init__(self, proof: Problem, search: Problem, batch_size: int, memory: int):
-        """proof, search, memory: as in `decide`. batch_size: how many leaves to bound together."""
-        self._proof, self._search, self._batch_size, self._memory = proof, search, batch_size, memory
+    def __init__(self, exact: Problem, fast: Problem, batch_size: int, memory: int):
+        """exact, fast, memory: as in `decide`. batch_size: how many leaves to bound together."""
+        self._exact, self._fast, self._batch_size, self._memory = exact, fast, batch_size, memory
         self._units, self._rows, most_before = dict[int, Tensor](), dict[int, _Rows](), 0
-        for number in _inputs_of_activations(proof.program):
-            units = crossing(proof.values[number].box)[0].flatten().nonzero()[:, 0]
-            most_before = max(most_before, proof.values[number].center.numel())
-            if len(units) and not is_exact(proof.program, number):
+        for number in _inputs_of_activations(exact.program):
+            units = crossing(exact.values[number].box)[0].flatten().nonzero()[:, 0]
+            most_before = max(most_before, exact.values[number].center.numel())
+            if len(units) and not is_exact(exact.program, number):
                 if 2 * len(units) * most_before > _LARGEST:
                     self._units = {}  # boxes of later layers alone are not worth the time
                     break
@@ -73,27 +70,27 @@ class HiddenBounds:
         self.numbers = list(self._units)
         self.row_count = 2 * sum(len(units) for units in self._units.values())
 
-    def tighten(self, leaves_each: int, progress: Progress) -> tuple[Problem, Problem]:
-        """Return `proof` and `search` over boxes that are tightened by up to `leaves_each` leaves of each row.
+    def tighten(self, leaves_each: int, budget: Budget) -> tuple[Problem, Problem]:
+        """Return `exact` and `fast` over boxes that are tightened by up to `leaves_each` leaves of each row.
 
         If the search ends early, the remaining layers keep the leaves that they have.
         """
-        proof, program, done = self._proof, self._proof.program, set[int]()
+        exact, program, done = self._exact, self._exact.program, set[int]()
 
         def before(number: int, values: list[Any]) -> None:
             for source in {*program.steps[number - 1].sources} & self._units.keys() - done:
                 done.add(source)
-                values[source] = self._tighten_layer(source, values, leaves_each, progress)
+                values[source] = self._tighten_layer(source, values, leaves_each, budget)
 
         def after(number: int, values: list[Any]) -> None:
             if isinstance(values[number], Interval):
-                low, high = outward_ends(proof.values[number].box)
+                low, high = outward_ends(exact.values[number].box)
                 box = smaller_box(values[number].box, low, high)
                 values[number] = Interval(box.center, box.radius)
 
-        values = values_of(program, proof.values[0], Context(sound=True), before, after)
-        tight = replace(proof, values=values)
-        return tight, tight if self._search is proof else replace(self._search, values=self._cast_for_search(values))
+        values = values_of(program, exact.values[0], Context(sound=True), before, after)
+        tight = replace(exact, values=values)
+        return tight, tight if self._fast is exact else replace(self._fast, values=self._cast_values(values))
 
     def certificate(self) -> dict[str, Tensor]:
         """Return the tensors "hidden/<step>/<name>", for names as in `certificate_tensors`, by the activation's step.
@@ -102,7 +99,7 @@ class HiddenBounds:
         multipliers of a layer are left out if nothing in it is split.
         """
         tensors = dict[str, Tensor]()
-        steps = _inputs_of_activations(self._proof.program)
+        steps = _inputs_of_activations(self._exact.program)
         for number, rows in self._rows.items():
             stored = certificate_tensors(rows.layout, rows.leaves)
             row = rows.leaves.row
@@ -113,80 +110,80 @@ class HiddenBounds:
             tensors |= {f"{HIDDEN}/{steps[number]}/{name}": tensor for name, tensor in stored.items()}
         return tensors
 
-    def _cast_for_search(self, values: list[Any]) -> list[Any]:
+    def _cast_values(self, values: list[Any]) -> list[Any]:
         """Return the first values of a pass for the search."""
-        return values if self._search is self._proof else cast_to_float32(self._search.program, values)
+        return values if self._fast is self._exact else cast_to_float32(self._fast.program, values)
 
-    def _tighten_layer(self, number: int, values: list[Any], leaves_each: int, progress: Progress) -> Interval:
+    def _tighten_layer(self, number: int, values: list[Any], leaves_each: int, budget: Budget) -> Interval:
         """Return the box of a value, tightened by its rows. values: all up to it."""
         units, box = self._units[number], values[number].box
         spec = torch.zeros(2 * len(units), box.center.numel(), dtype=box.center.dtype, device=box.center.device)
         spec[torch.arange(len(spec)), units.repeat_interleave(2)] = spec.new_tensor([1.0, -1.0]).repeat(len(units))
-        proof = Problem(_up_to(self._proof.program, number), values[: number + 1], spec)
-        search = proof
-        if self._search is not self._proof:
-            program = _up_to(self._search.program, number)
-            search = Problem(program, cast_to_float32(program, proof.values), spec.float())
-        if not progress(0):
-            rows = self._grow(number, search, leaves_each, progress)
+        exact = Problem(_up_to(self._exact.program, number), values[: number + 1], spec)
+        fast = exact
+        if self._fast is not self._exact:
+            program = _up_to(self._fast.program, number)
+            fast = Problem(program, cast_to_float32(program, exact.values), spec.float())
+        if not budget.is_exhausted:
+            rows = self._grow(number, fast, leaves_each, budget)
             self._rows[number] = replace(rows, leaves=rows.layout.round_choices(rows.leaves))
         if number not in self._rows:
             return values[number]
-        lower = self._prove(proof, self._rows[number]).to(box.center)
+        lower = self._prove(exact, self._rows[number]).to(box.center)
         low, high = (end.flatten().clone() for end in outward_ends(box))
         low[units] = torch.maximum(low[units], lower[::2])
         high[units] = torch.minimum(high[units], -lower[1::2])
         tight = smaller_box(box, low.view_as(box.center), high.view_as(box.center))
         return Interval(tight.center, tight.radius)
 
-    def _grow(self, number: int, search: Problem, leaves_each: int, progress: Progress) -> _Rows:
+    def _grow(self, number: int, fast: Problem, leaves_each: int, budget: Budget) -> _Rows:
         """Return the rows with leaves split until each has `leaves_each`, worst leaves first; nothing is proved."""
         rows = self._rows.get(number)
         if rows is None:
             units = self._units[number]
-            layout, leaves = root_leaves(search, torch.arange(2 * len(units), device=units.device))
+            layout, leaves = root_leaves(fast, torch.arange(2 * len(units), device=units.device))
             rows = _Rows(units, layout, leaves, no_candidates(leaves))
             unstable = _are_unstable(rows)[leaves.row]
             if unstable.any():
-                ascended = self._ascend(search, layout, rows.of(unstable).leaves, ROOT_STEPS, progress)
+                ascended = self._ascend(fast, layout, rows.of(unstable).leaves, ROOT_STEPS, budget)
                 rows = _concatenate_rows(rows.of(~unstable), _Rows(rows.units, layout, *ascended))
-        lower = rows.leaves.lower.masked_fill(_are_empty(search, rows), torch.inf)
+        lower = rows.leaves.lower.masked_fill(_are_empty(fast, rows), torch.inf)
         rows = replace(rows, leaves=replace(rows.leaves, lower=lower))
         before = rows
-        size, row_bytes = search.values[number].center.numel(), rows.leaves.of(slice(1)).nbytes
+        size, row_bytes = fast.values[number].center.numel(), rows.leaves.of(slice(1)).nbytes
         largest = self._memory // (2 * len(self.numbers) * len(rows.units) * 2 * row_bytes)
-        while not progress(0):
+        while not budget.is_exhausted:
             share = 1 if int(_are_unstable(rows).sum()) <= size else _LAG
             to_split = _worst_half(rows, min(leaves_each // share, largest))
             if not to_split.any():
                 break
             parents, candidates = rows.leaves.of(to_split.nonzero()[:, 0]), rows.candidates.of(to_split)
-            cases = split(search, rows.layout, parents, candidates, self._batch_size)
-            leaves, candidates = self._ascend(search, rows.layout, cases, STEPS, progress)
+            cases = split(fast, rows.layout, parents, candidates, self._batch_size)
+            leaves, candidates = self._ascend(fast, rows.layout, cases, STEPS, budget)
             rows = _concatenate_rows(rows.of(~to_split), replace(rows, leaves=leaves, candidates=candidates))
         worse = _row_bounds(rows) < _row_bounds(before)  # an ascent may end below the bound that it began from
         return _concatenate_rows(before.of(worse[before.leaves.row]), rows.of(~worse[rows.leaves.row]))
 
     def _ascend(
-        self, search: Problem, layout: Layout, leaves: Leaves, steps: Steps, progress: Progress
+        self, fast: Problem, layout: Layout, leaves: Leaves, steps: Steps, budget: Budget
     ) -> tuple[Leaves, Candidates]:
         """Return the leaves after their ascent, with the bounds of their own choices, and the units to split next."""
         leaves = replace(leaves, lower=torch.full_like(leaves.lower, -torch.inf))
 
         def bound(part: slice) -> Ascent:
-            return ascend_leaves(search, layout, leaves.of(part), steps, lambda: progress(0))
+            return ascend_leaves(fast, layout, leaves.of(part), steps, lambda: budget.is_exhausted)
 
         parts = map_parts(bound, slices(len(leaves.row), self._batch_size), leaves.row.device)
-        progress(len(leaves.row))
+        budget.used += len(leaves.row)
         return concatenate([part.leaves for part in parts]), concatenate([p.candidates for p in parts])
 
-    def _prove(self, proof: Problem, rows: _Rows) -> Tensor:
+    def _prove(self, exact: Problem, rows: _Rows) -> Tensor:
         """Return the proved bounds of the rows, [2 U]: of each the smallest of its leaves."""
         lower = torch.full((2 * len(rows.units),), torch.inf, dtype=torch.float64, device=rows.units.device)
-        leaves = rows.leaves.of((~_are_empty(proof, rows)).nonzero()[:, 0])
+        leaves = rows.leaves.of((~_are_empty(exact, rows)).nonzero()[:, 0])
 
         def prove(part: slice) -> Tensor:
-            return proof.lower(leaves.of(part), rows.layout, sound=True)
+            return exact.lower(leaves.of(part), rows.layout, sound=True)
 
         bounds = map_parts(prove, slices(len(leaves.row), self._batch_size), leaves.row.device)
         lower.scatter_reduce_(0, leaves.row, torch.cat([*bounds, lower[:0]]), "amin")

@@ -95,9 +95,9 @@ def _decide_one(
     try:
         with counted_rounding(x.center.device.type):
             question = Question(program, values_of(program, x, Context(sound=True)), spec, 0.0, memory, float32)
-            proof, search = _problems(question)
+            exact, fast = _problems(question)
             rows = (~(lower > 0)).nonzero()[:, 0]
-            if (point := first_attack(proof, search, rows, lambda: budget.is_late)) is not None:
+            if (point := first_attack(exact, fast, rows, lambda: budget.is_late)) is not None:
                 return Decision(FALSIFIED, lower, point)
             question = tighten(question, program if float32 is None else float32)
             lower = question.raise_bounds(lower[None].clone(), linear)[0]
@@ -114,8 +114,8 @@ def _decide_one(
 
 def _problems(question: Question) -> tuple[Problem, Problem]:
     """Return a question about one example for proofs, and for the search: in float32 if it may."""
-    proof = Problem(question.program, question.values, question.spec[0])
+    exact = Problem(question.program, question.values, question.spec[0])
     if question.float32 is None:
-        return proof, proof
+        return exact, exact
     values = cast_to_float32(question.float32, question.values)
-    return proof, Problem(question.float32, values, question.spec[0].float())
+    return exact, Problem(question.float32, values, question.spec[0].float())

@@ -16,8 +16,8 @@ from cerdeq.equilibrium.weights import PARAMETRISATIONS, Parametrisation
 
 _TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 _LIMIT = 20_000
-_FOLLOWER_TOLERANCE, _FOLLOWER_LIMIT = 1e-3, 100
-_FOLLOWER_PICARD_STEPS = 8  # mostly enough from the last solution, and a step takes a third of Anderson's time
+_ATTACK_TOLERANCE, _ATTACK_LIMIT = 1e-3, 100
+_ATTACK_PICARD_STEPS = 8  # mostly enough from the last solution, and a step takes a third of Anderson's time
 _SOLVER = "picard"  # where W has both signs, as many steps as Anderson, each at half the cost in a tenth of the memory
 GRADIENTS = ("implicit", "unrolled")
 
@@ -81,7 +81,7 @@ class FixedPoint(nn.Module):
         early, late = self.range
         self.iterations = (early, (early + late) // 2, late)[min(max(int(3 * progress), 0), 2)]
 
-    def plain(self) -> "FixedPoint":
+    def without_parametrisation(self) -> "FixedPoint":
         """Return a module of the same map whose W, as it is now, is a parameter without parametrisation."""
         early, late = self.range
         gradient = GRADIENTS[self.unrolled]
@@ -188,13 +188,13 @@ def fold(model: nn.Module) -> None:
     a FixedPoint.
     """
     if isinstance(model, FixedPoint) and parametrize.is_parametrized(model):
-        raise ValueError("a FixedPoint alone cannot be folded in place: call its plain()")
+        raise ValueError("a FixedPoint alone cannot be folded in place: call its without_parametrisation()")
 
     def plain(layer: FixedPoint) -> FixedPoint:
         if not parametrize.is_parametrized(layer):
             return layer
         layer.parametrizations.eval()  # type: ignore[union-attr]  # in training, reading W would change it
-        return layer.plain()
+        return layer.without_parametrisation()
 
     replace_fixed_points(model, plain)
 
@@ -213,7 +213,7 @@ def advance(model: nn.Module, progress: float) -> None:
             module.advance(progress)
 
 
-class _WarmStartedFixedPoint(nn.Module):
+class _AttackFixedPoint(nn.Module):
     """About the equilibrium of h, from the last solution of that shape; differentiable in h."""
 
     def __init__(self, module: FixedPoint):
@@ -225,12 +225,12 @@ class _WarmStartedFixedPoint(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         is_new = self.last is None or self.last.shape != h.shape
         start = torch.relu(h.detach()) if is_new or self.last is None else self.last
-        step, solve = partial(fixed_point_step, self.weight), partial(solve_to_tolerance, tolerance=_FOLLOWER_TOLERANCE)
+        step, solve = partial(fixed_point_step, self.weight), partial(solve_to_tolerance, tolerance=_ATTACK_TOLERANCE)
         with torch.no_grad():
-            solution = solve(step, start, h, limit=_FOLLOWER_PICARD_STEPS)
+            solution = solve(step, start, h, limit=_ATTACK_PICARD_STEPS)
             self.last, rest = solution.value, (~solution.converged).nonzero()[:, 0]
             if len(rest):
-                self.last[rest] = solve(step, self.last[rest], h[rest], limit=_FOLLOWER_LIMIT, solver="anderson").value
+                self.last[rest] = solve(step, self.last[rest], h[rest], limit=_ATTACK_LIMIT, solver="anderson").value
         return step(with_implicit_gradient(self.weight, h, self.last, self.backward_iterations), h)
 
 
@@ -241,11 +241,11 @@ def use_attack_solvers(model: nn.Module) -> None:
     nothing is proved: check the result with the original network.
     """
     fold(model)
-    replace_fixed_points(model, _WarmStartedFixedPoint)
+    replace_fixed_points(model, _AttackFixedPoint)
 
 
 def restrict_solutions(model: nn.Module, examples: Tensor | None) -> None:
     """Forget the last solutions of all but these examples, the next batch; of all examples for None."""
     for module in model.modules():
-        if isinstance(module, _WarmStartedFixedPoint):
+        if isinstance(module, _AttackFixedPoint):
             module.last = None if examples is None or module.last is None else module.last[examples]

@@ -1,1 +1,1 @@
-"""What results say: leaderboards, paired tests, depth."""
+"""What results say: leaderboards, paired tests, published numbers."""

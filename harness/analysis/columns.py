@@ -46,7 +46,7 @@ COLUMNS = (
     Column(names.PARAMETERS, "parameters", INTEGER, True),
     Column(names.TRAIN_SECONDS, "train seconds", INTEGER, True),
     Column(_SECONDS_PER_IMAGE, "evaluation seconds an image", THREE_DIGITS),
-    *(Column(names.certified_by(stage), f"certified error by {stage}", PERCENT) for stage in STAGES),
+    *(Column(names.certified_error_after(stage), f"certified error by {stage}", PERCENT) for stage in STAGES),
     Column(names.GAIN, "gain", THREE_DIGITS),
     Column(names.MARGIN, "margin", THREE_DIGITS),
     Column(names.RHO_BOUND, "rho bound", THREE_DIGITS),

@@ -17,16 +17,15 @@ from typing import Any
 import pandas as pd
 
 from harness.analysis.columns import COLUMNS, ERRORS, INTEGER, Column
+from harness.analysis.published import read_published_rows
 from harness.analysis.trials import CHOSEN, LABEL, PUBLISHED, read_trials, setting_columns
 from harness.config.checkpoint_settings import TRAINED_ELSEWHERE
 from harness.config.settings import STAGES, Radius, describe_weak_attack
 from harness.config.trial import FULL_PROFILE, is_of_training, label_settings, missing_text, value_text
-from harness.errors import InputError
 from harness.storage import names
 
 FEWEST_SEEDS = 3
-"""So many seeds rank two rows."""
-_PUBLISHED_COLUMNS = ["dataset", "eps", "model", "method", names.STANDARD_ERROR, names.CERTIFIED_ERROR, "source"]
+"""The smallest number of seeds that ranks two rows."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,8 @@ class Section:
         return [name for name in columns if differs(name)]
 
     @property
-    def published(self) -> list[bool]:
-        """Which rows are published ones."""
+    def is_published(self) -> list[bool]:
+        """For each row whether it is a published one."""
         return self.rows["source"].notna().tolist()
 
     @cached_property
@@ -127,13 +126,13 @@ class Leaderboard:
     """A sweep's leaderboard, or that of several together.
 
     directory: the sweep's, or the first one's.
-    failures: a row of text for each trial without usable numbers, the reason in `problem`.
+    uncounted: a row of text for each trial without usable numbers, the reason in `problem`.
     trials: a row for each trial, and for each certification, as `read_trials` returns them.
     """
 
     directory: Path
     sections: list[Section]
-    failures: pd.DataFrame
+    uncounted: pd.DataFrame
     trials: pd.DataFrame
 
     @property
@@ -154,7 +153,7 @@ def build_leaderboard(directory: Path, *others: Path) -> Leaderboard:
     Raises InputError where one has no trials, none can be read, or published.csv is faulty.
     """
     directory = Path(directory)
-    trials, published = read_trials(directory, *others), _published(directory)
+    trials, published = read_trials(directory, *others), read_published_rows(directory)
     rows = _rows(trials)
     exact = trials["eps"].map(Radius, na_action="ignore")
     keys = [trials["dataset"], exact, trials["profile"], trials["evaluated_by"]]
@@ -188,25 +187,6 @@ def _warnings(trials: pd.DataFrame) -> list[str]:
     return [f"{warning} (seed {', '.join(map(str, sorted(its)))})" for warning, its in seeds]
 
 
-def _published(directory: Path) -> pd.DataFrame:
-    """Return published numbers: of published.csv beside the sweep's directory, else the project's. `exact` is eps."""
-    own = Path(__file__).resolve().parents[2] / "results"
-    candidates = [parent / "published.csv" for parent in (directory.resolve().parent, own)]
-    if not (path := next((candidate for candidate in candidates if candidate.exists()), None)):
-        return pd.DataFrame(columns=[*_PUBLISHED_COLUMNS, "exact"], dtype=object)
-    published = pd.read_csv(path, dtype=dict.fromkeys(["dataset", "eps", *LABEL, "source"], str))
-    if missing := [name for name in _PUBLISHED_COLUMNS if name not in published]:
-        raise InputError(f"{path}: there is no column {', '.join(missing)}")
-    published["source"] = published["source"].fillna("source unknown")
-    if "verifier" in published:
-        published["source"] += (" (" + published["verifier"] + " verifier)").fillna("")
-    try:
-        published["exact"] = published["eps"].map(Radius)
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from None
-    return published.set_index("published " + published.index.astype(str))
-
-
 def _order(part: tuple[Any, pd.DataFrame]) -> tuple[Any, ...]:
     """Return the sort key of a section: full profile first, trials before certifications."""
     (dataset, eps, profile, stages), trials = part
@@ -220,9 +200,14 @@ def _section(
     limits = trials[["train_images", "evaluation.test_images"]].notna().to_numpy().any()
     limits |= (trials["validation_images"] > 0).any()
     is_full_size = profile == FULL_PROFILE and bool((trials["width"] >= 1).all()) and not limits
-    beside = published[(published["dataset"] == dataset) & (published["exact"] == eps)]
-    own, beside = rows[rows.index.isin(trials["row"])], beside.reindex(columns=rows.columns)
-    parts = [_best_first(pd.concat([own, beside]))] if is_full_size else [_best_first(own), _best_first(beside)]
+    listed = published[(published["dataset"] == dataset) & (published["exact"] == eps)]
+    own = rows[rows.index.isin(trials["row"])]
+    listed = listed.reindex(columns=rows.columns)
+    parts = (
+        [_best_first(pd.concat([own, listed]))]
+        if is_full_size
+        else [_best_first(own), _best_first(listed)]
+    )
     return Section(
         heading=f"{dataset}, eps {trials['eps'].iloc[0]}, profile {profile}, {stages}",
         dataset=dataset,
@@ -307,7 +292,7 @@ def _mean_and_std(rows: pd.DataFrame, column: Column) -> list[str]:
 
 
 def stages_table(section: Section) -> pd.DataFrame:
-    """Return what each stage decided and took: a row of text for each row that has such numbers, a column a stage."""
+    """Return what each stage decided and took: rows of text, one column per stage."""
     means = section.trials.groupby("label", sort=False).mean(numeric_only=True)
     cells = {
         stage: [_stage_cell(row, stage) for row in means.to_dict("records")]

@@ -30,7 +30,7 @@ LEGEND = (
 STAGES_LEGEND = (
     "For each stage: images that it decided, of the images that reached it, and seconds; means over the seeds."
 )
-FAILURES = "Trials without a result"
+UNCOUNTED = "Trials that the tables do not count"
 _LATEX_LEGEND = (
     "Mean ± sample deviation over seeds; bold: best; ~: no significant difference from the best row; italics: published"
 )
@@ -129,13 +129,13 @@ def _markdown(leaderboard: Leaderboard, summaries: dict[str, Summary]) -> str:
         summary = summaries[section.heading]
         parts += [f"## {markdown_text(section.heading)}\n"]
         parts += [f"**{markdown_text(note)}**\n" for note in section.notes]
-        parts += [markdown_table(full_table(section, summary).drop(columns="row"), section.published)]
+        parts += [markdown_table(full_table(section, summary).drop(columns="row"), section.is_published)]
         parts += [f"{markdown_text(line)}\n" for line in summary.lines]
         parts += [f"- Warning: {markdown_text(warning)}\n" for warning in section.warnings]
         if len(stages := stages_table(section)):
             parts += [f"{STAGES_LEGEND}\n", markdown_table(stages)]
-    if len(leaderboard.failures):
-        parts += [f"## {FAILURES}\n", markdown_table(leaderboard.failures)]
+    if len(leaderboard.uncounted):
+        parts += [f"## {UNCOUNTED}\n", markdown_table(leaderboard.uncounted)]
     return "\n".join([*parts, f"{LEGEND}\n"])
 
 
@@ -173,11 +173,11 @@ def _latex_table(section: Section, summary: Summary, label: str) -> str:
     for column in (column for column in ERRORS if column.title in table):
         best = section.own.index[section.own[column.name] == section.own[column.name].min()]
         table.loc[best, column.title] = table.loc[best, column.title].map(r"\textbf{{{}}}".format)
-    table[section.published] = table[section.published].map(lambda cell: rf"\textit{{{cell}}}" if cell else "")
+    table[section.is_published] = table[section.is_published].map(lambda cell: rf"\textit{{{cell}}}" if cell else "")
     lines = [" & ".join(cells) + r" \\" for cells in (table.columns, *table.to_numpy())]
     lines.insert(1, r"\midrule")
-    if not section.is_full_size and any(section.published):
-        lines.insert(-sum(section.published), r"\midrule")
+    if not section.is_full_size and any(section.is_published):
+        lines.insert(-sum(section.is_published), r"\midrule")
     comparable = "" if section.is_full_size else ", and not comparable with these"
     caption = f"Errors in percent: {section.heading}. {_LATEX_LEGEND}{comparable}."
     frame = [
@@ -212,14 +212,14 @@ def print_leaderboard(leaderboard: Leaderboard, summaries: dict[str, Summary], c
         say(f"\n{leaderboard.sweep}: {section.heading}", style="bold")
         for note in section.notes:
             say(note, style="yellow")
-        styles = ["italic" if is_published else "" for is_published in section.published]
+        styles = ["italic" if is_published else "" for is_published in section.is_published]
         print_table(console, list(table), table.to_numpy(), styles)
         for warning in section.warnings:
             say(one_line(f"Warning: {warning}"))
         for line in summary.lines:
             say(line)
-    if len(leaderboard.failures):
-        say(f"\n{FAILURES}", style="bold")
-    for trial in leaderboard.failures.to_dict("records"):
+    if len(leaderboard.uncounted):
+        say(f"\n{UNCOUNTED}", style="bold")
+    for trial in leaderboard.uncounted.to_dict("records"):
         say(one_line(f"{row_label(trial)} seed {trial['seed']}: {trial['problem']}"))
     say("", *leaderboard_files(leaderboard.directory), sep="\n")

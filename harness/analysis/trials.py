@@ -22,7 +22,7 @@ TWICE = f"{NOT_COUNTED}another folder has the same trial"
 _NO_SETTINGS = ("row", "trial_dir", "certified", "evaluated_by", "result", "seed", "problem", "warnings", *PUBLISHED)
 
 
-def evaluated_by(config: TrialConfig, certified: bool) -> str:
+def describe_evaluation(config: TrialConfig, certified: bool) -> str:
     """Return stages, images and command, such as 'ibp > bab (60 s), first 1,000 test images, by harness.certify'.
 
     certified: whether it is the evaluation of `harness.certify`.
@@ -80,7 +80,7 @@ def _read(path: Path, file: Path) -> dict[str, Any]:
     row |= {column.name: None for column in COLUMNS if column.is_required}
     try:
         trial = (folder.read_certified_trial if certified else folder.read_trial)(file)
-        row |= _settings(trial, evaluated_by(trial.config, certified))
+        row |= _settings(trial, describe_evaluation(trial.config, certified))
         if chosen := folder.read_chosen(certification.trial_of(path) if certified else path):
             row[CHOSEN] = chosen["text"]
         return row | _outcome(path, trial)
@@ -101,11 +101,11 @@ def _settings(trial: folder.Trial, evaluation: str) -> dict[str, Any]:
         "method": config.method,
         "options": " ".join(f"{name}={value}" for name, value in config.named_options.items()),
         **{name: str(value) if isinstance(value, list) else value for name, value in flat.items()},
-        **_published(config.source),
+        **_source_columns(config.source),
     }
 
 
-def _published(source: Source | None) -> dict[str, Any]:
+def _source_columns(source: Source | None) -> dict[str, Any]:
     """Return what stands beside a network trained elsewhere; nothing for other networks."""
     if source is None:
         return {}
@@ -138,7 +138,7 @@ def _progress(path: Path, trial: folder.Trial) -> str:
     """Return how far an unfinished trial, or certification, has come."""
     if (path / certification.CERTIFICATION).exists():
         shards = certification.read_certification(path).shards
-        return f"{shards - len(certification.missing(path))} of {shards} shards of {path.name}"
+        return f"{shards - len(certification.unfinished_shards(path))} of {shards} shards of {path.name}"
     if not (epochs := trial.config.epochs):
         return "not evaluated yet"
     return f"{folder.last_epoch(path)} of {epochs} epochs"

@@ -111,7 +111,7 @@ def check_metrics(verdicts: pd.DataFrame, metrics: Mapping[str, float | None], s
 
 def check_other_stages(metrics: Mapping[str, float | None], stages: Sequence[str]) -> list[str]:
     """Check that there are no errors and counts of stages that the trial does not have."""
-    ran = {names.certified_by(""): stages} | dict.fromkeys(
+    ran = {names.certified_error_after(""): stages} | dict.fromkeys(
         (names.examples_at(""), names.decided_by("")), (names.CLEAN, names.ATTACK, *stages)
     )
     return [
@@ -131,7 +131,7 @@ def _errors(verdicts: pd.DataFrame, stages: Sequence[str]) -> dict[str, float]:
         names.ATTACK_ERROR: verdict.isin([names.MISCLASSIFIED, names.FALSIFIED]),
         names.CERTIFIED_ERROR: ~certified,
         **{
-            names.certified_by(last): ~(certified & stage.isin(stages[:number]))
+            names.certified_error_after(last): ~(certified & stage.isin(stages[:number]))
             for number, last in enumerate(stages, start=1)
         },
     }

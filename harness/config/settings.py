@@ -209,7 +209,7 @@ class EvaluationSettings:
 
     stages: tuple[str, ...] = (names.IBP, names.CROWN_IBP, names.ALPHA_CROWN)
     """The verifier's stages, 'ibp' first, in the order 'ibp', 'crown-ibp', 'crown', 'alpha-crown', 'bab' (branch and
-    bound). Each stage tries the images that those before it left unknown."""
+    bound). Each stage tries the images that those before it left undecided."""
     test_images: int | None = None
     """Number of test images, the first ones; null takes all."""
     batch_size: int = 500

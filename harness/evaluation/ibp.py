@@ -14,7 +14,7 @@ from cerdeq.bounds import Context, Interval, Program, propagate, trace
 from cerdeq.bounds.memory import examples_in_cache
 from cerdeq.boxes import Box, outward_ends
 from harness.config.trial import TrialConfig
-from harness.evaluation.ledger import Ledger, timed
+from harness.evaluation.ledger import Ledger, add_seconds
 from harness.storage import names
 
 _TENSORS = ("lower", "width", "clean", "clean_lower")  # fields of Bounds
@@ -125,7 +125,7 @@ def _bound_slice(
     """Return `bound_margins` of all examples at once. The clean value is the centre of a point's proved box."""
     ball, ctx = LinfBall(x, eps), Context(sound=True)
     spec = margin_spec(labels, classes)
-    with timed(seconds, names.IBP, x.device):
+    with add_seconds(seconds, names.IBP, x.device):
         output = propagate(program, Interval(ball.center, ball.radius), ctx, spec)
         lower, _ = outward_ends(output.box)
     point = propagate(program, Interval(x, torch.zeros_like(x)), Context(sound=True), spec)

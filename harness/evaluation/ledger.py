@@ -25,7 +25,7 @@ class SoundnessError(AssertionError):
 
 
 @contextmanager
-def timed(seconds: dict[str, float], stage: str, device: torch.device) -> Iterator[None]:
+def add_seconds(seconds: dict[str, float], stage: str, device: torch.device) -> Iterator[None]:
     """Add the time of the block, including its work on the device, to the seconds of a stage."""
     started = time.perf_counter()
     try:
@@ -81,7 +81,7 @@ class Ledger:
         while queue:
             part = queue.pop()
             try:
-                with timed(self.seconds, stage, part.device):
+                with add_seconds(self.seconds, stage, part.device):
                     results.append((part, ask(part)))
                 continue
             except Exception as error:  # whatever it is, it concerns these examples alone

@@ -24,7 +24,7 @@ def final_metrics(evaluation: Evaluation, stages: tuple[str, ...]) -> dict[str, 
         names.UNDECIDED_ERROR: 100 * float(verdict.isin(names.UNDECIDED).mean()),
         **{names.share_of(kind): 100 * float((verdict == kind).mean()) for kind in names.UNDECIDED},
         **{
-            names.certified_by(stage): 100 * float((~(certified & decided_by.isin(stages[:number]))).mean())
+            names.certified_error_after(stage): 100 * float((~(certified & decided_by.isin(stages[:number]))).mean())
             for number, stage in enumerate(stages, start=1)
         },
         **_counts_by_stage(evaluation.verdicts, stages),

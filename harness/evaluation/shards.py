@@ -134,7 +134,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def finish(directory: Path, data: Data) -> None:
+def finish_certification(directory: Path, data: Data) -> None:
     """Write the table, the timings and the result of a certification whose shards are all there."""
     stored = certification.read_certification(directory)
     trial = folder.read_certified_trial(directory / certification.CERTIFICATION)

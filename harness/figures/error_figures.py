@@ -55,7 +55,7 @@ def tradeoff(data: SectionData) -> Figure | None:
         axes.errorbar(*point, yerr=y_deviation, xerr=x_deviation, **look, ms=7, lw=1)
         if look is not OTHERS:
             axes.annotate(str(rank), point, (5, 5), textcoords="offset points", fontsize=7, color=INK)
-    published = data.section.rows[data.section.published].dropna(subset=_ERRORS)
+    published = data.section.rows[data.section.is_published].dropna(subset=_ERRORS)
     if data.section.is_full_size and len(published):
         star: dict[str, Any] = {"marker": "*", "linestyle": "", "mfc": "none", "mec": INK}
         axes.plot(*published[_ERRORS].to_numpy().T, **star, ms=9, mew=0.8)
@@ -88,11 +88,11 @@ def seeds(data: SectionData) -> Figure | None:
     axes.plot(trials[names.ATTACK_ERROR], heights, "|", color=COLOURS[1], ms=8, mew=2)
     axes.plot(trials[names.CERTIFIED_ERROR], heights, "D", color=COLOURS[0], ms=5, mew=1)
     _label_rows(axes, labels)
-    axes.set_xlabel("error, %; a line a seed")
+    axes.set_xlabel("error, %; one line per seed")
     colours = {"standard": COLOURS[2], "attack": COLOURS[1], "certified": COLOURS[0]}
     markers = {"standard": "o", "attack": "|", "certified": "D"}
     entries = {name: {"color": colours[name], "marker": markers[name], "linestyle": ""} for name in colours}
-    add_legend(figure, entries | {"unknown": {"color": GREY, "lw": 2}})
+    add_legend(figure, entries | {"undecided": {"color": GREY, "lw": 2}})
     return figure
 
 
@@ -104,7 +104,7 @@ def _label_rows(axes: Axes, labels: list[str]) -> None:
 
 
 def stages(data: SectionData) -> Figure | None:
-    """Shares of all images. What no stage decides is unknown, and counts as an error. At most the thirty best rows."""
+    """Shares of all images, of at most the thirty best rows. Undecided images count as errors."""
     ran = [stage for stage in _STAGES if names.decided_by(stage) in data.trials]
     if not ran:
         return None
@@ -113,7 +113,7 @@ def stages(data: SectionData) -> Figure | None:
     figure, (axes,) = panels(height=1.3 + _BAR * len(counts))
     left = pd.Series(0.0, counts.index)
     shares = {_DECISIONS.get(stage, stage): 100 * counts[names.decided_by(stage)] / counts[images] for stage in ran}
-    shares["unknown"] = 100 - sum(shares.values())
+    shares["undecided"] = 100 - sum(shares.values())
     colours = {name: _COLOURS.get(name, _OTHER) for name in shares}
     for name, share in shares.items():
         axes.barh(range(len(counts)), share, left=left, color=colours[name], height=0.7)

@@ -48,7 +48,7 @@ def print_header(study: Study, gpus: float, asked_profile: str | None, console: 
     console.print("\n".join(lines), soft_wrap=True)
 
 
-def show(study: Study, retry_failed: bool, ray_address: str | None, console: Console) -> None:
+def print_plan(study: Study, retry_failed: bool, ray_address: str | None, console: Console) -> None:
     """Print a line for each trial, the resources and the time."""
     import torch  # imported late: only a dry run needs it
 

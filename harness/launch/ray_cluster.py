@@ -38,7 +38,7 @@ from ray._private import worker
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from harness.errors import InputError
-from harness.storage.remote import check
+from harness.storage.remote import check_address
 
 WORKER_RETRIES = 2  # of an item whose worker died
 _MARKER = ".shared-"
@@ -130,7 +130,7 @@ def _find_missing(paths: list[str], uri: str | None) -> str:
     """Return what this machine lacks of these paths and of the storage at `uri`; an empty text for nothing."""
     try:
         if uri is not None:
-            check(uri)
+            check_address(uri)
     except InputError as error:
         return f"cannot use the results: {error}; each machine needs credentials in its own environment"
     missing = ", ".join(path for path in paths if not Path(path).exists())

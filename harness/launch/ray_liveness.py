@@ -74,7 +74,7 @@ class ClusterServers:
 
 
 @contextmanager
-def watching(check: Callable[[], None], end: Callable[[RayDiedError], None]) -> Iterator[None]:
+def watch_servers(check: Callable[[], None], end: Callable[[RayDiedError], None]) -> Iterator[None]:
     """Within the block, let a thread call `check` each second, and `end` with the RayDiedError that it raises."""
     has_ended = threading.Event()
 
@@ -99,7 +99,7 @@ def count_deaths() -> int:
 
 
 def start_again(error: RayDiedError, address: str | None, stop_file: Path) -> NoReturn:
-    """Replace this process by the same command, which continues from what is saved. For files it is as if killed.
+    """Replace this process by the same command, which continues from what is saved. Files are left as after a kill.
 
     It ends with status 1 instead if Ray is a cluster at `address`, if trials are to stop (`stop_file` exists), or if
     Ray has died too often.

@@ -41,7 +41,7 @@ from harness.launch.ray_liveness import (
     count_deaths,
     end_with_raylet,
     start_again,
-    watching,
+    watch_servers,
 )
 from harness.launch.work import RAY_STATE, OnEnd, OnReport, RayOptions, Work
 from harness.storage import folder
@@ -168,10 +168,10 @@ def _run_until_death(
     cpu, gpu, at_once = options.cpu, options.gpu, options.at_once
     end = partial(start_again, address=options.address, stop_file=directory / folder.STOP)
     check = None if options.address else StartedServers().check
-    started = watching(check, end) if check else None
+    started = watch_servers(check, end) if check else None
     with (
         cluster(options.address, directory / LOG, started),
-        watching(check or ClusterServers().check, end),
+        watch_servers(check or ClusterServers().check, end),
     ):
         check_resources(cpu, gpu)
         if options.address:
@@ -213,14 +213,14 @@ def _trainable(work: Work) -> Callable[[dict[str, Any]], None]:
     def run_item(config: dict[str, Any]) -> None:
         end_with_raylet()
         from harness.memory import free_memory
-        from harness.training.trial import FAILS_AGAIN
+        from harness.training.trial import NOT_RETRIED
 
         assigned = ray.get_runtime_context().get_assigned_resources()
         _limit_torch(assigned.get("CPU", 1), assigned.get("GPU", 0))
         try:
             with suppress(Stopped):
                 work(Path(config["item"]), tune.report)
-        except FAILS_AGAIN as error:
+        except NOT_RETRIED as error:
             tune.report({_ERROR: error_line(error)})
         free_memory()
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 MARK = ".remote"
 """The file in a mirror that holds the address."""
-_WORKERS_FILES = (folder.CHECKPOINT, folder.WITHOUT, folder.TRAINED_ON)
+_WORKERS_FILES = (folder.CHECKPOINT, folder.TRAINING_WARNINGS, folder.TRAINED_ON)
 _MIRRORS = Path("results")
 
 _log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class SharedResults:
         Raises InputError if the storage cannot be used, or the directory is not a mirror of it.
         """
         if self.uri is not None:
-            remote.check(self.uri, writes)
+            remote.check_address(self.uri, writes)
             update_mirror(self.uri, self.sweep_dir)
 
     def lock(self) -> AbstractContextManager[None]:
@@ -129,7 +129,7 @@ def local_mirror(uri: str) -> Path:
     if not name:
         raise InputError(f"{mask_secrets(uri)} names no sweep")
     sweep_dir = (_MIRRORS / name).absolute()
-    remote.check(uri, writes=False)
+    remote.check_address(uri, writes=False)
     if holder(sweep_dir) is None:
         update_mirror(uri, sweep_dir)
     return sweep_dir

@@ -9,7 +9,7 @@ import pandas as pd
 
 from harness.analysis.leaderboard import Leaderboard, Section, as_text, stages_table
 from harness.analysis.summary import Summary
-from harness.analysis.table_files import FAILURES, LEGEND, STAGES_LEGEND, full_table, write_leaderboard
+from harness.analysis.table_files import LEGEND, STAGES_LEGEND, UNCOUNTED, full_table, write_leaderboard
 from harness.config.settings import EvaluationSettings
 from harness.config.trial import missing_text
 from harness.figures import style
@@ -60,7 +60,7 @@ def write_page(leaderboard: Leaderboard, summaries: dict[str, Summary], data_dir
         parts=parts,
         recheck=_recheck_command(leaderboard.directory),
         legend=LEGEND,
-        failures=FAILURES,
+        uncounted=UNCOUNTED,
         stages_legend=STAGES_LEGEND,
     )
     write_text(path, page)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+from harness.analysis.published import published_files
 from harness.environment import data_directory, source_digest
 from harness.storage.files import digest_of_states, write_text
 
@@ -37,5 +38,4 @@ def _files(sweep_dir: Path) -> Iterator[Path]:
         yield from (sweep_dir / name).rglob("*")
     yield from (sweep_dir / FIGURES).glob("[!.]*")
     yield sweep_dir / REPORT
-    for directory in (sweep_dir.parent, Path(__file__).parents[2] / "results"):
-        yield directory / "published.csv"
+    yield from published_files(sweep_dir)

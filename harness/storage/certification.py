@@ -133,7 +133,7 @@ def read_certification(directory: Path) -> Certification:
     return parse_json(directory / CERTIFICATION, parse)
 
 
-def missing(directory: Path) -> list[int]:
+def unfinished_shards(directory: Path) -> list[int]:
     """Return the shards of a certification that are left to do."""
     certification = read_certification(directory)
     return missing_shards(directory, certification.shards, certification.digest)

@@ -3,7 +3,7 @@
     trial.json           key, recipe version, data fingerprint, config: also what `--export` writes
     epochs.jsonl         one line for each epoch; epoch 0 is the untrained network
     checkpoint.pt        network, optimiser, epoch: a retry goes on from here and writes later rows again
-    without.txt          optimisations that failed and that training does without, one a line; until the end
+    training_warnings.txt   training: optimisations that failed, and slow bf16, one per line; until the end
     trained_on.txt       devices that it was trained on, one a line
     shards/              verdicts so far, during evaluation, as in a certification
     weights.safetensors  the final network, parametrisations folded in
@@ -46,7 +46,7 @@ CHECKPOINT = "checkpoint.pt"
 SHARDS, VERDICTS, RESULT, FAILURE = "shards", "verdicts.parquet", "result.json", "failure.json"
 LOG = "log.txt"
 CHOSEN = "chosen.json"
-WITHOUT = "without.txt"
+TRAINING_WARNINGS = "training_warnings.txt"
 TRAINED_ON = "trained_on.txt"
 SOURCE = "source.checkpoint"
 STOP = ".stop"
@@ -273,14 +273,14 @@ def write_epoch(directory: Path, row: dict[str, Any]) -> None:
     write_text(Path(directory) / EPOCHS, "".join(json.dumps(r, allow_nan=False) + "\n" for r in rows))
 
 
-def read_failed_optimisations(directory: Path) -> list[str]:
-    """Return a line for each optimisation that failed and that the trial is trained without."""
-    return _read_lines(Path(directory) / WITHOUT)
+def read_training_warnings(directory: Path) -> list[str]:
+    """Return the warnings of training so far, such as a line for each optimisation that failed."""
+    return _read_lines(Path(directory) / TRAINING_WARNINGS)
 
 
-def add_failed_optimisations(directory: Path, lines: list[str]) -> None:
-    """Add lines to those that `read_failed_optimisations` returns; a line that is there is not added again."""
-    _add_lines(Path(directory) / WITHOUT, lines)
+def add_training_warnings(directory: Path, lines: list[str]) -> None:
+    """Add lines to those that `read_training_warnings` returns; a line that is there is not added again."""
+    _add_lines(Path(directory) / TRAINING_WARNINGS, lines)
 
 
 def read_training_devices(directory: Path) -> list[str]:

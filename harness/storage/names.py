@@ -96,7 +96,7 @@ def seconds_of(stage: str) -> str:
     return f"stage_seconds/{stage}"
 
 
-def certified_by(stage: str) -> str:
+def certified_error_after(stage: str) -> str:
     """Return the metric name of the certified error that the verifier's stages up to `stage` leave."""
     return f"{CERTIFIED_ERROR}/{stage}"
 

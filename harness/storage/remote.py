@@ -46,7 +46,7 @@ def join(uri: str, name: str) -> str:
     return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{quote(name)}"))
 
 
-def check(uri: str, writes: bool = True) -> None:
+def check_address(uri: str, writes: bool = True) -> None:
     """Raise StorageError if an address cannot be listed or, with `writes`, written.
 
     Raises SettingError for an address with a secret, which would be stored with it.

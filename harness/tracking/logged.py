@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from harness.analysis.published import published_files
 from harness.environment import source_digest
 from harness.storage.files import digest_of_states, write_json
 from harness.tracking.address import SQLITE, resolve_uri
@@ -55,7 +56,6 @@ class LoggedMark:
         """Yield the files that are logged, those that tables are made from, and the database with its log."""
         yield from (self.sweep_dir / "trials").rglob("*")
         yield from self.sweep_dir.glob("leaderboard.*")
-        for directory in (self.sweep_dir.resolve().parent, Path(__file__).parents[2] / "results"):
-            yield directory / "published.csv"
+        yield from published_files(self.sweep_dir)
         database = resolve_uri(self.uri).removeprefix(SQLITE)
         yield from (Path(database), Path(f"{database}-wal"))

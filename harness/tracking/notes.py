@@ -5,7 +5,7 @@ import shlex
 from harness.analysis.leaderboard import Leaderboard, Section
 from harness.analysis.summary import Summary
 from harness.analysis.table_files import markdown_table, markdown_text, short_table
-from harness.analysis.trials import evaluated_by
+from harness.analysis.trials import describe_evaluation
 from harness.storage import folder
 from harness.storage.folder import Trial
 
@@ -16,9 +16,10 @@ _MAX_LENGTH = 5000  # characters that every store takes
 def describe_run(trial: Trial, row: str, run_id: str, uri: str) -> str:
     """Return a note with a trial's row, how it is evaluated, and how to run it again. uri: without a password."""
     config = trial.config
+    evaluation = markdown_text(describe_evaluation(config, certified=False))
     return (
         f"**{markdown_text(row)}**, seed {config.seed}: {config.dataset}, l-inf eps {config.eps}, profile "
-        f"{markdown_text(config.profile)}; evaluated by {markdown_text(evaluated_by(config, certified=False))}.\n\n"
+        f"{markdown_text(config.profile)}; evaluated by {evaluation}.\n\n"
         "To run it again on the same data:\n\n```sh\n"
         f"MLFLOW_TRACKING_URI={shlex.quote(uri)} uv run mlflow artifacts download -r {run_id} -a {folder.TRIAL} -d .\n"
         f"uv run python -m harness.trial {folder.TRIAL} --results-dir again\n```"
@@ -42,4 +43,4 @@ def describe_experiment(table: Leaderboard) -> str:
 
 def _short_table(section: Section) -> str:
     parts = [f"### {markdown_text(section.heading)}", *(f"**{markdown_text(note)}**" for note in section.notes)]
-    return "\n\n".join([*parts, markdown_table(short_table(section, Summary()), section.published)])
+    return "\n\n".join([*parts, markdown_table(short_table(section, Summary()), section.is_published)])

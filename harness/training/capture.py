@@ -48,7 +48,7 @@ def warm_up(step: Callable[[], object]) -> torch.cuda.Stream:
 
 
 @contextmanager
-def restored(tensors: list[Tensor]) -> Iterator[None]:
+def restore_afterwards(tensors: list[Tensor]) -> Iterator[None]:
     """Restore the values of tensors, and the random generators, at the end of the block."""
     with torch.no_grad():  # a clone with gradients would hold nodes of the stream that it was made on
         saved = [tensor.clone() for tensor in tensors]

@@ -13,7 +13,7 @@ WORTH_COMPILING = 300.0  # s of eager steps: compiling takes about 60 s on a CPU
 _LIMIT = 64  # of variants of one function: a network, a method and a count of iterations are one each
 
 
-def decide(
+def choose_compilation(
     mode: str, device: torch.device, before: bool | None, eager_seconds: Callable[[], float]
 ) -> tuple[bool, str]:
     """Return whether to compile a trial's steps, and the reason. Where that fails, the first step gives it up.
@@ -37,7 +37,7 @@ def decide(
     return seconds > WORTH_COMPILING, reason
 
 
-def prepare() -> None:
+def reset_compiler() -> None:
     """Remove from memory what was compiled for other trials of this process; the cache's files stay."""
     directory = cache_directory() / "compiled"
     with suppress(OSError):  # torch then has a directory of its own

@@ -23,15 +23,15 @@ from harness.evaluation.metrics import finite_or_none
 from harness.memory import free_memory
 from harness.storage import names
 from harness.storage.folder import (
-    add_failed_optimisations,
     add_training_device,
+    add_training_warnings,
     read_epochs,
-    read_failed_optimisations,
+    read_training_warnings,
     write_epoch,
 )
 from harness.training import checkpoint
 from harness.training.augment import Draws, draw, seed_of
-from harness.training.compilation import decide
+from harness.training.compilation import choose_compilation
 from harness.training.initialise import untrained_network
 from harness.training.monitor import monitor_bounds, monitor_untrained, recompute_statistics
 from harness.training.precision import choose_precision, describe_slow_bf16
@@ -138,8 +138,8 @@ def _train(
             row[names.TRAIN_ACCUMULATE] = config.train.accumulate
         if asked == "auto":
             row[names.TRAIN_BF16] = float(precision == "bf16")
-        add_failed_optimisations(trial_dir, stepper.failed_optimisations)
-        write_epoch(trial_dir, row)  # first: a row without its checkpoint is written again, a row never written is lost
+        add_training_warnings(trial_dir, stepper.failed_optimisations)
+        write_epoch(trial_dir, row)  # before the checkpoint: after a kill in between, both are made again
         stop = epoch < last and (epoch == clock.until or clock.asked())
         if epoch == last or stop or clock.due():
             checkpoint.save(trial_dir, epoch, parts)
@@ -160,10 +160,10 @@ def _bf16_before(trial_dir: Path) -> bool | None:
 
 def _warn_of_slow_bf16(trial_dir: Path) -> None:
     """Log it, once a trial, if bf16 is slower than float32 here; the result's warnings have it, too."""
-    has_warned = any(line.startswith("bf16") for line in read_failed_optimisations(trial_dir))
+    has_warned = any(line.startswith("bf16") for line in read_training_warnings(trial_dir))
     if not has_warned and (message := describe_slow_bf16()):
         _log.warning(message)
-        add_failed_optimisations(trial_dir, [message])
+        add_training_warnings(trial_dir, [message])
 
 
 def _compiled_before(trial_dir: Path, done: int) -> bool | None:
@@ -177,7 +177,7 @@ def _decide_compilation(stepper: Stepper, before: bool | None) -> None:
     settings = stepper.config.train
     steps = settings.epochs * (len(stepper.images) // settings.batch_size)
     device = stepper.images.device
-    compiled, reason = decide(settings.compile, device, before, lambda: steps * seconds_per_step(stepper))
+    compiled, reason = choose_compilation(settings.compile, device, before, lambda: steps * seconds_per_step(stepper))
     _log.info("%s steps: %s", "compiled" if compiled else "eager", reason)
     if compiled:
         stepper.set_compiled(True)

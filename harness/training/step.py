@@ -18,8 +18,8 @@ from harness.errors import first_words
 from harness.methods import make_method
 from harness.subnormals import without_subnormals
 from harness.training.augment import augment
-from harness.training.capture import CapturedStep, restored, warm_up
-from harness.training.compilation import prepare
+from harness.training.capture import CapturedStep, restore_afterwards, warm_up
+from harness.training.compilation import reset_compiler
 from harness.training.objective import Attack, Loss, make_objective
 
 _log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class Stepper:
         """Set whether the losses of training and of attacks are compiled, which happens at their first call."""
         self.compiled = compiled
         if compiled:
-            prepare()
+            reset_compiler()
         self.attacks: dict[str, Attack] = {}
         self.losses: dict[str, Loss] = {}
         for method in (self.method, self.method.at(1.0)):
@@ -143,7 +143,7 @@ class Stepper:
         while self.compiled or self.captured:
             suspect = FUSED
             try:
-                with restored(self._state()):
+                with restore_afterwards(self._state()):
                     self._step_on_zeros()
                     suspect = COMPILED if self.compiled else CHANNELS_LAST
                     self.eps.fill_(1e-6)

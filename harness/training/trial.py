@@ -36,10 +36,10 @@ from harness.training.monitor import parametrisation_metrics
 
 _log = logging.getLogger(__name__)
 
-REPEATED = (NonFiniteLossError, SoundnessError)
-"""Errors that the same trial would end with again."""
-FAILS_AGAIN = (InputError, *REPEATED)
-"""Errors that a retry would raise again."""
+DETERMINISTIC_ERRORS = (NonFiniteLossError, SoundnessError)
+"""Errors of a trial itself: it would end with them on any machine."""
+NOT_RETRIED = (InputError, *DETERMINISTIC_ERRORS)
+"""Errors after which Ray starts no other worker: those, and wrong input."""
 
 
 def run_trial(
@@ -101,7 +101,7 @@ def run_folder(
                 result = _train_and_evaluate(trial, data, directory, report, clock)
             folder.write_result(directory, result)
         (directory / folder.FAILURE).unlink(missing_ok=True)  # last: a trial counts as failed until it is done
-        (directory / folder.WITHOUT).unlink(missing_ok=True)
+        (directory / folder.TRAINING_WARNINGS).unlink(missing_ok=True)
         certification.remove_shards(directory)
         return result
 
@@ -127,7 +127,7 @@ def _log_and_record_failure(trial_dir: Path) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            message, repeats = f"{type(error).__name__}: {error}", isinstance(error, REPEATED)
+            message, repeats = f"{type(error).__name__}: {error}", isinstance(error, DETERMINISTIC_ERRORS)
             with suppress(OSError):  # of a full disk, say, or a folder that is gone
                 folder.require_there(trial_dir)
                 folder.write_failure(trial_dir, message, getattr(error, "last_finite", None), repeats)
@@ -229,7 +229,7 @@ def _evaluate(
     messages = [
         *warnings(evaluation, finite, config.evaluation),
         *divided_batches(config, epochs),
-        *folder.read_failed_optimisations(trial_dir),
+        *folder.read_training_warnings(trial_dir),
     ]
     for message in messages:
         _log.debug("warning: %s", message)

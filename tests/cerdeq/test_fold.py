@@ -66,9 +66,9 @@ def test_fold_finds_a_fixed_point_whoever_holds_it_and_leaves_other_parametrisat
 
 def test_a_bare_fixed_point_is_refused_since_nothing_holds_it():
     layer = small_network(3, 0.8)[0][0].recurrence
-    with pytest.raises(ValueError, match="plain"):
+    with pytest.raises(ValueError, match="without_parametrisation"):
         fold(layer)
-    assert not parametrize.is_parametrized(layer.plain())
+    assert not parametrize.is_parametrized(layer.without_parametrisation())
 
 
 def test_folding_a_copy_leaves_the_original_alone():

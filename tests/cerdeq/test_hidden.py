@@ -12,6 +12,7 @@ from oracles import random_box
 from cerdeq import verify
 from cerdeq.bounds import Context, Interval, trace, values_of
 from cerdeq.bounds.float32 import cast_to_float32
+from cerdeq.branch.decision import Budget
 from cerdeq.branch.hidden import HiddenBounds
 from cerdeq.branch.leaves import Problem
 
@@ -41,7 +42,7 @@ def test_hidden_boxes_contain_the_exact_ones_and_approach_them(seed):
     hidden = HiddenBounds(problem, problem, 16, 2**28)
     gaps = {}
     for leaves in (1, 64):
-        tight, _ = hidden.tighten(leaves, lambda count: False)
+        tight, _ = hidden.tighten(leaves, Budget(None, None))
         for number in hidden.numbers:
             low, high = exact_ends(graph, region, number)
             box = tight.values[number].box
@@ -60,14 +61,14 @@ def test_a_search_in_float32_proves_boxes_in_float64():
     graph, region = graph.float().double().eval(), random_box(1, *shape, scale=0.7)
     problem = problem_of(graph, region)
     program = trace(network("deep", 0)[0].float().eval(), linear=True)
-    search = Problem(program, cast_to_float32(program, problem.values), problem.spec.float())
-    hidden = HiddenBounds(problem, search, 16, 2**28)
-    proof, search = hidden.tighten(8, lambda count: False)
+    fast = Problem(program, cast_to_float32(program, problem.values), problem.spec.float())
+    hidden = HiddenBounds(problem, fast, 16, 2**28)
+    exact, fast = hidden.tighten(8, Budget(None, None))
     for number in hidden.numbers:
         low, high = exact_ends(graph, region, number)
-        box = proof.values[number].box
+        box = exact.values[number].box
         assert (box.lower[0] <= low + 1e-7).all() and (box.upper[0] >= high - 1e-7).all()
-        assert search.values[number].center.dtype == torch.float32
+        assert fast.values[number].center.dtype == torch.float32
 
 
 @torch.no_grad()
@@ -75,7 +76,7 @@ def test_a_search_that_ends_early_leaves_boxes_as_they_are():
     graph, shape = network("deep", 0)
     problem = problem_of(graph.double().eval(), random_box(1, *shape, scale=0.7))
     hidden = HiddenBounds(problem, problem, 16, 2**28)
-    tight, _ = hidden.tighten(8, lambda count: True)
+    tight, _ = hidden.tighten(8, Budget(None, 0))
     assert not hidden.certificate()
     for number in hidden.numbers:
         assert torch.equal(tight.values[number].center, problem.values[number].center)

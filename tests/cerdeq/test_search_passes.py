@@ -115,12 +115,7 @@ def test_threads_do_not_change_what_a_limit_of_branches_stops():
         for count in (1, 3):
             torch.set_num_threads(count)
             budget = Budget(None, 1)  # the first part to end exhausts it
-
-            def progress(done, budget=budget):
-                budget.used += done
-                return budget.is_exhausted
-
-            results.append((hidden._ascend(problem, layout, leaves, Steps(20), progress)[0].lower, budget.used))
+            results.append((hidden._ascend(problem, layout, leaves, Steps(20), budget)[0].lower, budget.used))
     finally:
         torch.set_num_threads(before)
     (one, used), (several, used_by_several) = results

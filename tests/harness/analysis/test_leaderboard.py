@@ -153,7 +153,7 @@ def test_failed_and_unfinished_trials_are_listed_and_counted(sweep):
     add(sweep, method="sabr", seed=1)
     leaderboard, _ = write_leaderboard(sweep)
     assert "| 2 of 3 |" in text(sweep, "md")
-    failures = leaderboard.failures[["method", "seed", "problem"]].to_numpy().tolist()
+    failures = leaderboard.uncounted[["method", "seed", "problem"]].to_numpy().tolist()
     assert failures == [
         ["ibp", "2", "failed: the loss is not finite"],
         ["sabr", "0", "unfinished: 1 of 160 epochs"],
@@ -179,7 +179,7 @@ def test_results_that_cannot_be_right_or_are_of_another_recipe_are_not_counted(s
     files.write_json(sweep / "trials/no-trial" / folder.TRIAL, {"key": "no-trial"})
     leaderboard = build_leaderboard(sweep)
     assert own(leaderboard)["model"].tolist() == ["cnn7"]
-    problems = dict(leaderboard.failures[["model", "problem"]].to_numpy())
+    problems = dict(leaderboard.uncounted[["model", "problem"]].to_numpy())
     assert set(problems) == {"unordered", "cnn7", "old", "unreadable", "foreign", "no-trial"}
     assert all(problem.startswith("not counted: ") for problem in problems.values())
     assert "attack <= certified" in problems["unordered"] and "another folder" in problems["cnn7"]

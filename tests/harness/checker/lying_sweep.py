@@ -15,7 +15,13 @@ from harness.config.trial import from_dict, trial_key
 from harness.data import load
 from harness.evaluation.metrics import final_metrics, finite_or_none
 from harness.evaluation.network import load_network, prepare_network
-from harness.evaluation.shards import certification_of, certify_shard, evaluate_shard, finish, merge_shards
+from harness.evaluation.shards import (
+    certification_of,
+    certify_shard,
+    evaluate_shard,
+    finish_certification,
+    merge_shards,
+)
 from harness.evaluation.verdicts import Evaluation
 from harness.storage import certification, folder, names
 
@@ -84,7 +90,7 @@ def _certify(trial_dir: Path) -> None:
     certification.take_over(directory, trial, stored)
     for number in range(stored.shards):
         certify_shard(directory, number, None)
-    finish(directory, data)
+    finish_certification(directory, data)
 
 
 Change = Callable[[Sweep], None]

@@ -100,7 +100,7 @@ def begun(trial_dir, monkeypatch):
         patch.setattr(certification, "write_shard", die)
         assert run(trial_dir) == 130
     directory = trial_dir / "certified" / NAME
-    assert certification.missing(directory) == [1, 2]
+    assert certification.unfinished_shards(directory) == [1, 2]
     return directory
 
 
@@ -141,7 +141,10 @@ def test_every_finished_trial_has_verdicts_timings_and_a_result(certified):
         assert set(table[names.VERDICT]) <= set(names.VERDICTS)
         pd.testing.assert_series_equal(table["margin_ibp"], own["margin_ibp"])
         result, trial = folder.read_result(directory), folder.read_result(trial_dir)
-        assert result.key == trial.key and result.metrics.keys() >= {names.certified_by("crown"), names.PARAMETERS}
+        assert result.key == trial.key and result.metrics.keys() >= {
+            names.certified_error_after("crown"),
+            names.PARAMETERS,
+        }
         for name in (names.STANDARD_ERROR, names.BOUND_WIDTH, names.TRAIN_SECONDS, names.BOUND_WIDTH_RELATIVE):
             assert result.metrics[name] == pytest.approx(trial.metrics[name], rel=1e-2)
         timings = pd.read_parquet(directory / certification.TIMINGS).groupby("stage")["seconds"].sum()
@@ -155,12 +158,12 @@ def test_killed_anywhere_it_goes_on_to_the_very_same_verdicts(certified, sweep_d
         raise KeyboardInterrupt
 
     trial_dir = certification.trial_of(begun)
-    assert "unfinished: 1 of 3 shards" in build_leaderboard(sweep_dir).failures["problem"].str.cat()
+    assert "unfinished: 1 of 3 shards" in build_leaderboard(sweep_dir).uncounted["problem"].str.cat()
     with monkeypatch.context() as patch:
         patch.setattr(folder, "write_result", die)
         assert run(trial_dir) == 130
     assert "the same command continues" in capsys.readouterr().err
-    assert certification.missing(begun) == []
+    assert certification.unfinished_shards(begun) == []
     for _ in range(2):
         assert run(trial_dir) == 0
     assert shards == [1, 2], "nothing is done twice"
@@ -185,7 +188,7 @@ def test_shards_of_other_weights_or_versions_are_done_again(sweep_dir, begun, sh
 def test_a_shard_whose_verdicts_were_changed_is_missing(begun):
     table = pd.read_parquet(begun / "shards/00000.parquet")
     table.assign(**{names.VERDICT: names.CERTIFIED}).to_parquet(begun / "shards/00000.parquet")
-    assert certification.missing(begun) == [0, 1, 2]
+    assert certification.unfinished_shards(begun) == [0, 1, 2]
 
 
 def test_an_image_whose_stage_fails_has_that_for_its_verdict(certified, trial_dir, monkeypatch, capsys):
@@ -245,7 +248,7 @@ def test_the_stages_of_the_trial_itself_are_a_section_of_their_own(sweep_dir, tr
         "first 30 test images",
         "first 30 test images, by harness.certify",
     ]
-    assert leaderboard.failures["problem"].str.contains("unfinished").all()
+    assert leaderboard.uncounted["problem"].str.contains("unfinished").all()
 
 
 def test_an_unsound_bound_stops_everything(sweep_dir, evaluate_with, capsys):
@@ -272,7 +275,7 @@ def test_a_shard_that_cannot_be_done_leaves_the_others(trial_dir, evaluate_with,
     evaluate_with(die)
     assert run(trial_dir) == 1
     assert "failed: RuntimeError: worker lost" in printed(capsys)
-    assert certification.missing(trial_dir / "certified" / NAME) == [1]
+    assert certification.unfinished_shards(trial_dir / "certified" / NAME) == [1]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ BLOCKED = """
 import os, shutil, subprocess, sys, threading
 from functools import partial
 from pathlib import Path
-from harness.launch.ray_liveness import StartedServers, count_deaths, start_again, watching
+from harness.launch.ray_liveness import StartedServers, count_deaths, start_again, watch_servers
 
 os.write(2, b"started\\n")
 if count_deaths():
@@ -29,7 +29,7 @@ os.set_inheritable(os.open(sys.argv[1], os.O_CREAT | os.O_RDWR), True)  # as Ray
 sys.stderr = os.fdopen(os.dup(2), "w")
 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # as Ray's log
 server = shutil.copy(shutil.which("sleep"), Path(sys.argv[1]).with_name("gcs_server"))
-with watching(StartedServers().check, partial(start_again, address=None, stop_file=Path(sys.argv[1] + ".stop"))):
+with watch_servers(StartedServers().check, partial(start_again, address=None, stop_file=Path(sys.argv[1] + ".stop"))):
     subprocess.Popen([server, "3"])
     threading.Semaphore(0).acquire()
 """

@@ -9,7 +9,7 @@ import pytest
 
 from harness.errors import InputError
 from harness.storage import folder, lease, remote
-from harness.storage.remote import check, join, pull, push
+from harness.storage.remote import check_address, join, pull, push
 
 NAMES = ["trials/a/result.json", "trials/a/epochs.jsonl", "trials/a/checkpoint.pt", "trials/a/certified/x/result.json"]
 ORDER = ["trials/a/epochs.jsonl", "trials/a/checkpoint.pt", "trials/a/certified/x/result.json", "trials/a/result.json"]
@@ -179,11 +179,11 @@ def test_files_and_folders_are_removed_if_they_exist(local, uri, bucket):
 @pytest.mark.parametrize("bad", ["nothing://here", "file:///proc/nowhere/results"])
 def test_a_storage_that_cannot_be_used_is_named_with_the_cause(bad):
     with pytest.raises(remote.StorageError, match=f"^{bad} cannot be used: .+"):
-        check(bad)
+        check_address(bad)
 
 
 def test_a_storage_is_checked_without_a_trace(uri, bucket):
-    check(uri)
+    check_address(uri)
     assert list(bucket.iterdir()) == []
 
 

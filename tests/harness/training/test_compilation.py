@@ -9,7 +9,7 @@ from harness.clock import Clock
 from harness.measure.steps import compiler_problem
 from harness.storage import folder, names
 from harness.training import loop, objective, run_trial
-from harness.training.compilation import WORTH_COMPILING, decide
+from harness.training.compilation import WORTH_COMPILING, choose_compilation
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 LONG, SHORT = 1.1 * WORTH_COMPILING, 0.9 * WORTH_COMPILING
@@ -32,7 +32,7 @@ def test_steps_are_compiled_if_that_gains_time_or_earlier_epochs_were(mode, devi
         assert seconds is not None, "a measurement that decides nothing"
         return seconds
 
-    assert decide(mode, device, before, eager_seconds)[0] == compiled
+    assert choose_compilation(mode, device, before, eager_seconds)[0] == compiled
 
 
 def test_steps_are_eager_if_compiling_does_not_work(tiny_trial, tmp_path, monkeypatch):

@@ -38,7 +38,7 @@ def test_a_trial_ends_as_on_a_cpu(tiny_trial, tmp_path, monkeypatch, network, op
     assert result.environment["device"] == "NVIDIA H200 (pretended)" != expected.environment["device"]
     (warning,) = set(result.warnings) - set(expected.warnings)
     assert warning.startswith("CUDA graphs given up: ")
-    assert not (tmp_path / "gpu" / folder.WITHOUT).exists()
+    assert not (tmp_path / "gpu" / folder.TRAINING_WARNINGS).exists()
     for name in (names.CERTIFIED_ERROR, names.STANDARD_ERROR, names.ATTACK_ERROR):
         assert abs(result.metrics[name] - expected.metrics[name]) < 4, name
     losses = [[row.get(names.TRAIN_LOSS) for row in folder.read_epochs(tmp_path / device)] for device in ("gpu", "cpu")]
