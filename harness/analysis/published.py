@@ -1,0 +1,41 @@
+"""Published numbers, of which published.csv has a row each."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.config.settings import Radius
+from harness.errors import InputError
+from harness.storage import names
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_COLUMNS = ["dataset", "eps", "model", "method", names.STANDARD_ERROR, names.CERTIFIED_ERROR, "source"]
+
+
+def published_files(sweep_dir: Path) -> list[Path]:
+    """Return where published numbers may lie: beside the sweep's directory, else in the project."""
+    directories = sweep_dir.resolve().parent, Path(__file__).resolve().parents[2] / "results"
+    return [directory / "published.csv" for directory in directories]
+
+
+def read_published_rows(sweep_dir: Path) -> "pd.DataFrame":
+    """Return the rows of the first of `published_files` that exists; their column `exact` has eps as a Radius.
+
+    Raises InputError for a missing column or an eps that is no radius.
+    """
+    import pandas as pd  # imported late: it takes a second
+
+    if not (path := next((file for file in published_files(sweep_dir) if file.exists()), None)):
+        return pd.DataFrame(columns=[*_COLUMNS, "exact"], dtype=object)
+    rows = pd.read_csv(path, dtype=dict.fromkeys(["dataset", "eps", "model", "method", "options", "source"], str))
+    if missing := [name for name in _COLUMNS if name not in rows]:
+        raise InputError(f"{path}: there is no column {', '.join(missing)}")
+    rows["source"] = rows["source"].fillna("source unknown")
+    if "verifier" in rows:
+        rows["source"] += (" (" + rows["verifier"] + " verifier)").fillna("")
+    try:
+        rows["exact"] = rows["eps"].map(Radius)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+    return rows.set_index("published " + rows.index.astype(str))
