@@ -203,11 +203,7 @@ def _section(
     listed = published[(published["dataset"] == dataset) & (published["exact"] == eps)]
     own = rows[rows.index.isin(trials["row"])]
     listed = listed.reindex(columns=rows.columns)
-    parts = (
-        [_best_first(pd.concat([own, listed]))]
-        if is_full_size
-        else [_best_first(own), _best_first(listed)]
-    )
+    parts = [_best_first(pd.concat([own, listed]))] if is_full_size else [_best_first(own), _best_first(listed)]
     return Section(
         heading=f"{dataset}, eps {trials['eps'].iloc[0]}, profile {profile}, {stages}",
         dataset=dataset,
