@@ -43,6 +43,7 @@ from harness.tracking.logged import LOGGED, LoggedMark
 if TYPE_CHECKING:
     import pandas as pd
 
+    from harness.launch.searching import Search
     from harness.tracking.mlflow_sync import MlflowSync
 
 # Wrong input is refused first, so what takes long to import is imported late: MLflow, pandas, Ray, Optuna. Only other
@@ -115,21 +116,11 @@ def main(options: argparse.Namespace) -> int:
     )
     lacks_candidates = False
     if sweep.search is not None:
-        require("--results-dir", options.results_dir, shared.uri is None, "a directory, for a sweep with `search`")
-        for option, value in (("--only", options.only), ("--export", export)):
-            require(option, value, not value, "a sweep without `search`, whose trials are in its file")
-        _check_owner(shared.sweep_dir, sweep)
-        from harness.data import load
-        from harness.launch.searching import Search
-        from harness.tracking.mlflow_sync import MlflowSync
-
-        images = load(sweep.dataset, options.data_dir, writes=not is_dry)
-        search = Search(sweep, images, shared.sweep_dir, console)
+        search = _make_search(sweep, shared, options, console)
         if is_dry:
             search.show()
             search.say("its winners become the trials; a dry run: nothing was started or written")
             return OK
-        MlflowSync.open(sweep.name, options.tracking_uri, {}, console)  # refuses a wrong store before hours of work
         winners = search.run(ray, options.fail_fast)
         if winners is None:
             return FAILED
@@ -148,14 +139,40 @@ def main(options: argparse.Namespace) -> int:
         plan.print_header(study, ray.gpu, options.profile, console)
         plan.print_plan(study, options.retry_failed, options.ray_address, console)
         return OK
-    with lock_directory(shared.sweep_dir), shared.lock():
+    is_complete = _run_study(study, ray, options, console)
+    return OK if is_complete and not lacks_candidates else FAILED
+
+
+def _make_search(sweep: Sweep, shared: SharedResults, options: argparse.Namespace, console: Console) -> "Search":
+    """Return the sweep's search. Raises InputError for options that it does not allow, or a wrong MLflow store."""
+    require("--results-dir", options.results_dir, shared.uri is None, "a directory, for a sweep with `search`")
+    for option, value in (("--only", options.only), ("--export", options.export)):
+        require(option, value, not value, "a sweep without `search`, whose trials are in its file")
+    _check_owner(shared.sweep_dir, sweep)
+    from harness.data import load
+    from harness.launch.searching import Search
+    from harness.tracking.mlflow_sync import MlflowSync
+
+    images = load(sweep.dataset, options.data_dir, writes=not options.dry_run)
+    search = Search(sweep, images, shared.sweep_dir, console)
+    if not options.dry_run:
+        MlflowSync.open(sweep.name, options.tracking_uri, {}, console)  # refuses a wrong store before hours of work
+    return search
+
+
+def _run_study(study: Study, ray: RayOptions, options: argparse.Namespace, console: Console) -> bool:
+    """Run the trials that are left, log them and write the reports; return True if everything is complete.
+
+    Raises Stopped if a signal has stopped the trials.
+    """
+    with lock_directory(study.sweep_dir), study.shared.lock():
         plan.print_header(study, ray.gpu, options.profile, console)
         to_run, mark = study.longest_first(study.to_run(options.retry_failed)), study.mark(options.tracking_uri)
         mlflow = None
         if to_run or mark.read() is None:
             from harness.tracking.mlflow_sync import MlflowSync
 
-            mlflow = MlflowSync.open(sweep.name, options.tracking_uri, mark.rows, console)
+            mlflow = MlflowSync.open(study.sweep.name, options.tracking_uri, mark.rows, console)
         _prepare_folders(study, to_run, console)
         is_interrupted = False
         if to_run and mlflow is not None:
@@ -165,7 +182,7 @@ def main(options: argparse.Namespace) -> int:
     if is_interrupted:
         raise Stopped
     is_away = mlflow is not None and mlflow.is_away
-    return FAILED if study.unfinished() or is_damaged or is_away or lacks_candidates else OK
+    return not (study.unfinished() or is_damaged or is_away)
 
 
 def _check(options: argparse.Namespace) -> tuple[Sweep, dict[str, Any], dict[str, float]]:
