@@ -60,8 +60,8 @@ def check_answers(seeds):
 
 
 def test_answers_are_the_exact_ones():
-    counts = check_answers(range(40))
-    assert counts["sat"] > 10 and counts["unsat"] > 5, counts
+    counts = check_answers(range(24))
+    assert counts["sat"] > 8 and counts["unsat"] > 3, counts
 
 
 @pytest.mark.slow

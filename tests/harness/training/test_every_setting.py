@@ -53,7 +53,7 @@ ELSEWHERE = {
     "sweep": "launch/test_whole_sweep.py",
     "plugins": "config/test_trial_config.py",
     "profile": "analysis/test_leaderboard.py",
-    "dataset": "data/test_real_data.py",
+    "dataset": "test_real_data.py",
     "checkpoint": "config/test_checkpoints.py",
     "source": "config/test_checkpoints.py",
     "train_images": "data/test_splits.py",
