@@ -63,10 +63,16 @@ def compare(
                 notes.append(f"{row} against {other}: {error}")
     notes = list(dict.fromkeys(notes))
     if not any(map(len, counts)):
-        why = notes or [f"no two of these rows have one training method; rows for --baseline: {'; '.join(labels)}"]
+        why = notes or [_why_no_pair(labels)]
         raise InputError("\n".join(["nothing to compare", *why]))
     common = pd.concat([pair for pair in counts if len(pair)])  # empty ones would make integers floats
     return paired_tests(common.assign(metric=metric)), notes
+
+
+def _why_no_pair(labels: list[str]) -> str:
+    if len(labels) == 1:
+        return f"there is only one row: {labels[0]}"
+    return f"no two of these rows have one training method; rows for --baseline: {'; '.join(labels)}"
 
 
 def _with_seeds(sections: Sequence[Section], seeds: Collection[int]) -> list[Section]:
@@ -153,7 +159,8 @@ def t_test(differences: SeriesGroupBy) -> pd.Series:
     return p.mask(differences.nunique() == 1, np.where((mean == 0) & (count > 1), 1.0, np.nan))
 
 
-def holm(p: pd.Series) -> pd.Series:
-    """Return p values corrected for their number (Holm 1979); NaN is no test."""
+def holm(p: pd.Series, tests: int | None = None) -> pd.Series:
+    """Return p values corrected for the number of tests (Holm 1979), default: of these p values; NaN is no test."""
     ordered = p.dropna().sort_values()
-    return (ordered * np.arange(len(ordered), 0, -1)).cummax().clip(upper=1).reindex(p.index)
+    tests = len(ordered) if tests is None else tests
+    return (ordered * (tests - np.arange(len(ordered)))).cummax().clip(upper=1).reindex(p.index)

@@ -4,17 +4,18 @@ The only place that writes such sentences: the terminal, the Markdown leaderboar
 """
 
 from dataclasses import dataclass, field
+from math import comb
 
 import pandas as pd
 
-from harness.analysis.comparisons import ALL, compare
+from harness.analysis.comparisons import ALL, compare, holm
 from harness.analysis.leaderboard import FEWEST_SEEDS, Leaderboard, Section
 from harness.errors import InputError
 from harness.storage import names
 
 SUMMARY_LEGEND = (
-    "p: paired t test over the seeds that both rows have, corrected for the number of rows compared (Holm); "
-    "significant below .05."
+    "p: paired t test over the seeds that both rows have, corrected for all pairs of rows (Holm), since the best row "
+    "is chosen by the same errors; significant below .05."
 )
 _LEVEL = 0.05
 _MOST_NAMED = 3
@@ -52,8 +53,10 @@ def summarise(section: Section) -> Summary:
         return Summary([f"not compared: {error}"], answer=_answer_on_cerdeq(section, None))
     seeds = lines[lines["seed"] != ALL].groupby("row").size()
     differences = lines[lines["seed"] == ALL].set_index("row").assign(seeds=seeds)
-    tested = differences[differences["seeds"] >= FEWEST_SEEDS]
-    tied = tested.index[tested["t_holm"] >= _LEVEL].tolist()
+    tested = differences[differences["seeds"] >= FEWEST_SEEDS].index
+    p = holm(differences.loc[tested, "t_p"], tests=comb(len(tested) + 1, 2))  # any pair could have had the best row
+    differences["t_holm"] = p.reindex(differences.index)
+    tied = tested[p >= _LEVEL].tolist()
     left_out = [f"left out: {note}" for note in notes if " against " in note]
     sentence = _best_row_sentence(f"best: {best['label']}, {best[names.CERTIFIED_ERROR]:.1f} %", differences)
     answer = _answer_on_cerdeq(section, differences)

@@ -19,6 +19,7 @@ from harness.checker.maps import UnknownLayerError
 from harness.checker.network import Activation, Network, read_network
 from harness.checker.proofs import prove, why_not_falsified
 from harness.checker.records import describe
+from harness.config.settings import STAGES
 from harness.config.trial import TrialConfig
 from harness.data import Split
 from harness.errors import InputError, error_line
@@ -135,6 +136,17 @@ def check_counterexamples(verdicts: pd.DataFrame, counterexamples: Tensors) -> l
         if value
         else f"{folder.COUNTEREXAMPLES} has a counterexample for {index!r}, but no image has this index"
         for index, value in others.items()
+    ]
+
+
+def check_certificates(verdicts: pd.DataFrame, certificates: Mapping[str, Tensors]) -> list[str]:
+    """Check that certificates are stored only for images that were certified by a stage which stores them."""
+    stages = [stage for stage, record in STAGES.items() if "certificates" in record.settings]
+    has_one = verdicts[verdicts[names.INDEX].astype(str).isin(certificates)]
+    others = has_one[(has_one[names.VERDICT] != names.CERTIFIED) | ~has_one[names.STAGE].isin(stages)]
+    return [
+        f"image {row[names.INDEX]}: {folder.CERTIFICATES} has a certificate, but the verdict is {describe(row)}"
+        for row in others.to_dict("records")
     ]
 
 

@@ -11,7 +11,13 @@ import pandas as pd
 from harness.checker import folders, records
 from harness.checker.certificates import read_tensors, split_by_example
 from harness.checker.folders import StoredResult
-from harness.checker.images import Checker, check_contraction, check_counterexamples, load_checked_network
+from harness.checker.images import (
+    Checker,
+    check_certificates,
+    check_contraction,
+    check_counterexamples,
+    load_checked_network,
+)
 from harness.config.plugins import load_for
 from harness.config.trial import TrialConfig
 from harness.data import Data, Split, fingerprint, load
@@ -101,7 +107,7 @@ def recheck(
     checker = Checker(network, stored.config.eps, stages, counterexamples, certificates)
     checked = verdicts[:limit]
     problems, proofs = checker.check_all(test, checked)
-    problems = check_counterexamples(verdicts, counterexamples) + problems
+    problems = check_counterexamples(verdicts, counterexamples) + check_certificates(verdicts, certificates) + problems
     recorded = 100 * float((checked[names.VERDICT] != names.CERTIFIED).mean())
     confirmed = sum(count for (_, proved_by), count in proofs.items() if proved_by)
     error = 100 * ((len(checked) - confirmed) / len(checked))  # rounded as `recorded` is

@@ -9,6 +9,7 @@ import torch
 from lies_in_folders import IMAGES, Lie
 from lies_in_verdicts import IBP, IBP_MARGIN, NOT_CONFIRMED, NOT_PROVED_BY_IBP, PREDICTED, PROVE, proved
 from lying_sweep import Change, Sweep, change_config, change_tensors
+from safetensors.torch import load_file, save_file
 
 from harness.attacks.counterexamples import pack, unpack
 from harness.storage import folder
@@ -91,6 +92,8 @@ def hide_certificates(sweep: Sweep) -> None:
 def copy_as_seed(sweep: Sweep) -> None:
     """Let a copy of the CNN be another seed's."""
     shutil.copytree(sweep.cnn5, sweep.cnn5.with_name("copy"))
+    path = sweep.cnn5.with_name("copy") / folder.WEIGHTS
+    save_file(load_file(path), path, {"format": "pt"})
     change_config(seed=7)(Sweep(sweep.root, {"cnn5": "copy"}))
 
 
@@ -203,7 +206,7 @@ LIES = {
         change_tensors(folder.COUNTEREXAMPLES, rotate_points), "no margin is proved to be below 0", FALSIFIED
     ),
     # Certificates.
-    "no certificates": Lie(hide_certificates, NOT_CONFIRMED + "the smallest margin", PROVE, accept=proved),
+    "no certificates": Lie(hide_certificates, NOT_CONFIRMED + "the lower bound of a margin", PROVE, accept=proved),
     "certificates of other images": Lie(
         change_tensors(folder.CERTIFICATES, rotate_certificates), NOT_CONFIRMED, PROVE, accept=proved
     ),

@@ -14,6 +14,7 @@ COLUMNS, INDEX, LABELS, VALUES = (f"{RECORDS}.check_{name}" for name in ("column
 PREDICTIONS, SIGNS = f"{RECORDS}.check_predictions", f"{RECORDS}.check_signs"
 PREDICTED, IBP, IBP_MARGIN = (f"{IMAGES}.check_{name}" for name in ("prediction", "ibp", "ibp_margin"))
 OTHER_MARGINS, PROVE = f"{IMAGES}.check_other_margins", f"{IMAGES}.prove"
+CERTIFICATES = "harness.checker.verdicts.check_certificates"
 EXTRA, READ = "harness.checker.verdicts.check_counterexamples", f"{RECORDS}.columns_of"
 COLUMNS_OF_ALL = (names.INDEX, names.LABEL, names.PREDICTION, names.VERDICT, names.STAGE, names.ATTACK_MARGIN)
 NOT_PROVED_BY_IBP = "certified by ibp, but the smallest margin is at least -"
@@ -98,6 +99,11 @@ LIES = {
     ),
     "no verdict": Lie(change_row(names.FALSIFIED, verdict="robust"), "'robust' is not a verdict", VALUES),
     "an empty verdict": Lie(change_row(names.UNKNOWN, verdict=None), "is not a verdict", VALUES),
+    "certified by an earlier stage, which stores no certificate": Lie(
+        change_row("alpha-crown", stage="crown-ibp", **{"margin_crown__ibp": 0.1, "margin_alpha__crown": np.nan}),
+        "certificates.safetensors has a certificate, but the verdict is certified by crown-ibp",
+        CERTIFICATES,
+    ),
     "another stage": Lie(change_row("ibp", stage="milp"), "certified by 'milp', expected ibp or", VALUES),
     "misclassified by a later stage": Lie(
         change_row(names.MISCLASSIFIED, stage="crown-ibp"), "misclassified by 'crown-ibp', expected clean", VALUES
