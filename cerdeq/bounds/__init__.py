@@ -52,16 +52,18 @@ def check_question(model: nn.Module, region: Box, spec: Tensor | None) -> None:
         raise ValueError(f"model and region must have one precision, found {dtypes} and {region.center.dtype}")
     if not bool((region.radius >= 0).all()):
         raise ValueError("the region's radius must be at least 0 everywhere")
-    if spec is not None and (spec.dim() != 3 or len(spec) != len(region.center)):
-        raise ValueError(f"spec must be [{len(region.center)}, K, N] as the region, found {list(spec.shape)}")
+    if spec is not None and (spec.dim() != 3 or len(spec) != len(region.center) or spec.shape[1] < 1):
+        raise ValueError(f"spec must be [{len(region.center)}, K, N], K at least 1, found {list(spec.shape)}")
 
 
 def margin_spec(labels: Tensor, classes: int) -> Tensor:
     """Return the margins of the true class over each other one: labels [B] -> spec [B, classes - 1, classes].
 
-    Row k of example b is the unit vector of its label minus that of the k-th other class. Raises ValueError if labels
-    are no tensor of this shape, or out of range.
+    Row k of example b is the unit vector of its label minus that of the k-th other class. Raises ValueError for fewer
+    than two classes, and if labels are no tensor of this shape, or out of range.
     """
+    if classes < 2:
+        raise ValueError(f"classes must be at least 2, found {classes}")
     if not isinstance(labels, Tensor) or labels.dim() != 1 or labels.dtype not in _LABEL_TYPES:
         found = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else repr(labels)
         raise ValueError(f"labels must be an int64 or int32 tensor [B], found {found}")

@@ -174,7 +174,8 @@ def validate(kind: Any, value: Any, *section: str) -> Any:
     try:
         return _adapter(kind).validate_json(json.dumps(value, default=str))
     except ValidationError as error:
-        raise InputError("\n".join(_describe(item, kind, section) for item in error.errors())) from None
+        problems = sorted(error.errors(), key=lambda item: item["type"] == "missing")  # last: it may only be misspelt
+        raise InputError("\n".join(_describe(item, kind, section) for item in problems)) from None
 
 
 @lru_cache(32)

@@ -74,6 +74,8 @@ def test_labels_out_of_range_are_refused():
     for labels in ([4], [-1]):
         with pytest.raises((ValueError, IndexError)):
             margin_spec(torch.tensor(labels), 4)
+    with pytest.raises(ValueError, match="classes must be at least 2, found 1"):
+        margin_spec(torch.tensor([0]), 1)
     for labels in (3, [3], torch.tensor(3), torch.ones(4, dtype=torch.uint8), torch.ones(4) > 0, torch.ones(4)):
         with pytest.raises(ValueError, match=r"labels must be an int64 or int32 tensor \[B\], found "):
             margin_spec(labels, 4)

@@ -183,6 +183,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path, capsys):
     add_verdicts(tmp_path, [RIGHT], recipe=RECIPE_VERSION - 1)
     assert "no trial has finished" in refusal(tmp_path, capsys)
     add_verdicts(tmp_path, [RIGHT])
+    assert "there is only one row: cnn7 ibp" in refusal(tmp_path, capsys)
     add_verdicts(tmp_path, [RIGHT], method="crown-ibp")
     assert "no two of these rows have one training method" in refusal(tmp_path, capsys)
     for option in ("--baseline", "--only"):

@@ -167,6 +167,8 @@ def test_a_setting_out_of_range_is_refused(tmp_path, key, value, allowed):
 @pytest.mark.parametrize("key", ["name", "dataset", "eps", "seeds", "trials"])
 def test_a_missing_key_is_named(tmp_path, key):
     assert f"study.yaml: {key}: missing" in refusal(tmp_path, changed(remove=[key]))
+    lines = refusal(tmp_path, changed((f"{key}s", 1), remove=[key])).splitlines()
+    assert "unknown key" in lines[0] and f"{key}: missing" in lines[1], "a misspelt key first"
 
 
 def test_the_command_reports_all_problems_and_writes_nothing(refused, tmp_path):
