@@ -134,7 +134,7 @@ class FixedPoint(nn.Module):
 class Equilibrium(nn.Module):
     """z = relu(W z + inject(x)), where rho(|W|) is at most gain (1 - margin).
 
-    It starts there, or at 0.8 gain under "perron" and "nonnegative" where that is less: they only ever scale down.
+    At first rho(|W|) is at this bound. "perron" and "nonnegative" only scale down, so they may start at 0.8 gain.
 
     channels: of z.
     inject: any traceable module from x to [B, channels, H, W], or [B, channels] for a dense W.

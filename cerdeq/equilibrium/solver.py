@@ -64,17 +64,17 @@ def solve_to_tolerance(
     for count in range(1, limit + 1):
         if len(ids) == 0:
             break
-        image = step(z, h)
-        difference = image - z
+        next_z = step(z, h)
+        difference = next_z - z
         distance = _size(difference)
-        relative = distance / (_size(image) + torch.finfo(image.dtype).tiny)
-        z, possible = proposer.propose(image, difference, distance)
+        relative = distance / (_size(next_z) + torch.finfo(next_z.dtype).tiny)
+        z, possible = proposer.propose(next_z, difference, distance)
         continues = active & possible & ~(relative <= goals) & (count < limit)
         ended, active = active & ~continues, continues
         remaining = active.nonzero()[:, 0] if is_host_reading(count, z.device) else None
         if remaining is not None and len(remaining) == len(ids):
             continue
-        value[ids] = torch.where(per_example(ended, z), image, value[ids])
+        value[ids] = torch.where(per_example(ended, z), next_z, value[ids])
         residual[ids] = torch.where(ended, relative, residual[ids])
         iterations[ids] = torch.where(ended, count, iterations[ids])
         if remaining is not None:
@@ -91,7 +91,7 @@ def _size(values: Tensor) -> Tensor:
 class Proposer(Protocol):
     """A method that proposes the next iterates of a batch from those before."""
 
-    def propose(self, image: Tensor, difference: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
+    def propose(self, next_z: Tensor, difference: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
         """Return the next iterates [B, ...] after f(z), f(z) - z and its size [B], and which examples have one."""
 
     def restrict(self, examples: Tensor) -> None:
@@ -104,24 +104,24 @@ class _Picard:
     def __init__(self, start: Tensor):
         pass
 
-    def propose(self, image: Tensor, difference: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
-        return image, distance.isfinite()
+    def propose(self, next_z: Tensor, difference: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
+        return next_z, distance.isfinite()
 
     def restrict(self, examples: Tensor) -> None:
         pass
 
 
 class _Anderson:
-    """f(z) less the mix of its last changes whose residuals' changes cancel the residual, in least squares.
+    """f(z) minus a combination of its last changes: the one whose changes of f(z) - z best cancel f(z) - z.
 
     Histories are rings of _MEMORY slots, with one current slot for all examples; `valid` says which slots belong to an
-    example's history since it last restarted. If none does, the mix is 0 and the next iterate is f(z).
+    example's history since it last restarted. If none does, the combination is 0 and the next iterate is f(z).
     """
 
     def __init__(self, start: Tensor):
         flat = start.flatten(1)
         batch, size = flat.shape
-        self.image = flat  # of the last accepted iterate
+        self.next_z = flat  # f(z) of the last accepted iterate
         self.changes = flat.new_zeros(batch, _MEMORY, size)  # of f(z)
         self.residuals = flat.new_zeros(batch, _MEMORY + 1, size)  # changes of f(z) - z; last, f(z) - z itself
         self.valid = torch.zeros(batch, _MEMORY, dtype=torch.bool, device=start.device)
@@ -130,27 +130,27 @@ class _Anderson:
         self.limit = flat.new_full((batch,), torch.inf)  # of the residual of an accelerated iterate
         self.slot = 0
 
-    def propose(self, image: Tensor, difference: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
+    def propose(self, next_z: Tensor, difference: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
         accepted = ~self.accelerated | (distance <= self.limit)
-        self._remember(accepted, image.flatten(1), difference.flatten(1))
+        self._remember(accepted, next_z.flatten(1), difference.flatten(1))
         tighter = torch.minimum(_DECAY * self.limit, _GROWTH * distance)
         self.limit = torch.where(accepted & (self.accelerated | self.limit.isinf()), tighter, self.limit)
         self.accelerated = self.valid.any(1)
-        mixed = torch.baddbmm(self.image[:, None], self._mix(), self.changes, alpha=-1)
-        return mixed.view_as(image), distance.isfinite() | ~accepted
+        mixed = torch.baddbmm(self.next_z[:, None], self._coefficients(), self.changes, alpha=-1)
+        return mixed.view_as(next_z), distance.isfinite() | ~accepted
 
-    def _remember(self, accepted: Tensor, image: Tensor, difference: Tensor) -> None:
+    def _remember(self, accepted: Tensor, next_z: Tensor, difference: Tensor) -> None:
         """Add f(z) and f(z) - z, [B, N], to the histories; if not accepted, restart from the last accepted f(z)."""
-        image = torch.where(accepted[:, None], image, self.image)
-        self.changes[:, self.slot] = image - self.image
+        next_z = torch.where(accepted[:, None], next_z, self.next_z)
+        self.changes[:, self.slot] = next_z - self.next_z
         self.residuals[:, self.slot] = difference - self.residuals[:, -1]
         self.residuals[:, -1] = difference
         self.valid[:, self.slot] = self.follows
         self.valid &= accepted[:, None]
-        self.image, self.follows = image, accepted
+        self.next_z, self.follows = next_z, accepted
         self.slot = (self.slot + 1) % _MEMORY
 
-    def _mix(self) -> Tensor:
+    def _coefficients(self) -> Tensor:
         """Return the coefficients of the changes, [B, 1, _MEMORY]: regularised least squares with unit columns."""
         invalid = ~self.valid[:, :, None]
         products = torch.bmm(self.residuals, self.residuals.mT).double()
@@ -163,7 +163,7 @@ class _Anderson:
         return (torch.linalg.solve_ex(gram / length / length.mT + ridge, target).result / length).mT.to(self.residuals)
 
     def restrict(self, examples: Tensor) -> None:
-        for name in ("image", "changes", "residuals", "valid", "follows", "accelerated", "limit"):
+        for name in ("next_z", "changes", "residuals", "valid", "follows", "accelerated", "limit"):
             setattr(self, name, getattr(self, name)[examples])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from harness.launch.progress import percent
 from harness.storage import folder, names
 
-FINISHED, FAILED, RUNNING, UNFINISHED, WAITING = "finished", "failed", "running", "unfinished", "not begun"
+FINISHED, FAILED, RUNNING, UNFINISHED, NOT_BEGUN = "finished", "failed", "running", "unfinished", "not begun"
 _WRITTEN = (folder.LOG, folder.EPOCHS, folder.CHECKPOINT, folder.SHARDS, folder.WEIGHTS, folder.RESULT, folder.FAILURE)
 
 
@@ -37,7 +37,7 @@ def state_of(trial_dir: Path, epochs: int, holder: dict[str, Any] | None) -> Sta
     if (failure := folder.read_failure(trial_dir)) is not None:
         return State(FAILED, str(failure["error"]), age)
     if age is None:
-        return State(WAITING, "", age)
+        return State(NOT_BEGUN, "", age)
     done = folder.last_epoch(trial_dir)
     parts = [f"epoch {done} of {epochs}"] if epochs else []
     parts += ["being evaluated"] if (trial_dir / folder.SHARDS).exists() else []
