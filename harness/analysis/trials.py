@@ -120,7 +120,7 @@ def _outcome(path: Path, trial: folder.Trial) -> dict[str, Any]:
         return {"problem": f"{NOT_COUNTED}of recipe version {trial.recipe_version}, today's is {RECIPE_VERSION}"}
     result, failure = folder.read_result(path), folder.read_failure(path)
     if result is None:
-        problem = f"failed: {failure['error']}" if failure else f"unfinished: {_progress(path, trial)}"
+        problem = f"failed: {failure['error']}" if failure else _progress(path, trial)
         return {"problem": problem}
     if result.key != trial.key:
         return {"problem": f"{NOT_COUNTED}{folder.RESULT} belongs to another trial, {result.key}"}
@@ -135,13 +135,15 @@ def _outcome(path: Path, trial: folder.Trial) -> dict[str, Any]:
 
 
 def _progress(path: Path, trial: folder.Trial) -> str:
-    """Return how far an unfinished trial, or certification, has come."""
+    """Return how far a trial, or certification, without a result has come."""
     if (path / certification.CERTIFICATION).exists():
         shards = certification.read_certification(path).shards
-        return f"{shards - len(certification.unfinished_shards(path))} of {shards} shards of {path.name}"
-    if not (epochs := trial.config.epochs):
-        return "not evaluated yet"
-    return f"{folder.last_epoch(path)} of {epochs} epochs"
+        done = shards - len(certification.unfinished_shards(path))
+        return f"unfinished: {done} of {shards} shards of {path.name}"
+    if not any((path / name).exists() for name in (folder.EPOCHS, folder.SHARDS)):
+        return "not begun"
+    epochs = trial.config.epochs
+    return f"unfinished: {folder.last_epoch(path)} of {epochs} epochs" if epochs else "unfinished: being evaluated"
 
 
 def setting_columns(trials: pd.DataFrame) -> list[str]:

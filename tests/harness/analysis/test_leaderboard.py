@@ -157,7 +157,7 @@ def test_failed_and_unfinished_trials_are_listed_and_counted(sweep):
     assert failures == [
         ["ibp", "2", "failed: the loss is not finite"],
         ["sabr", "0", "unfinished: 1 of 160 epochs"],
-        ["sabr", "1", "unfinished: 0 of 160 epochs"],
+        ["sabr", "1", "not begun"],
     ]
     assert all(problem in text(sweep, "md") for _, _, problem in failures)
 
