@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 
 from harness.checker.certificates import Tensors, read_tensors
 from harness.config.trial import TrialConfig
@@ -71,7 +70,7 @@ def _digest(tensors: Tensors) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
-        digest.update(np.ascontiguousarray(tensor))
+        digest.update(tensor.tobytes())
     return digest.hexdigest()
 
 
