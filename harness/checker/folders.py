@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-
 from harness.checker.certificates import Tensors, read_tensors
 from harness.config.trial import TrialConfig
 from harness.errors import InputError
