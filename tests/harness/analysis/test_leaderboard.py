@@ -135,10 +135,10 @@ def test_a_missing_metric_is_blank_with_a_warning(sweep, value):
 
 def test_columns_of_equilibria_and_open_examples_stand_where_some_trial_has_them(sweep):
     add(sweep, metrics(60.0))
-    assert not {"gain", "undecided"} & set(only_section(sweep).cells)
+    assert not {"equilibrium gain", "undecided"} & set(only_section(sweep).cells)
     add(sweep, metrics(50.0, **{names.GAIN: 0.25, names.RHO_BOUND: None, names.UNDECIDED_ERROR: 3.0}), model="deqlate")
     cells = only_section(sweep).cells
-    assert cells["gain"].tolist() == ["0.250", ""] and cells["undecided"].tolist() == ["3.00", ""]
+    assert cells["equilibrium gain"].tolist() == ["0.250", ""] and cells["undecided"].tolist() == ["3.00", ""]
     assert cells.columns.tolist().index("undecided") == cells.columns.tolist().index("standard error") + 1
     assert only_section(sweep).warnings == [
         f"deqlate ibp: {names.RHO_BOUND} is missing or not finite (seed 0)",
