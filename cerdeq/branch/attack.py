@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cerdeq.bounds.memory import bytes_per_example
-from cerdeq.branch.counterexample import prove_point
+from cerdeq.branch.counterexample import prove_point, signed_step
 from cerdeq.branch.leaves import Problem
 from cerdeq.rules.precision import uncounted_rounding
 
@@ -39,25 +39,13 @@ def first_attack(exact: Problem, fast: Problem, rows: Tensor, is_late: Callable[
     sizes = sizes.view(-1, *[1] * (box.center.dim() - 1))
     with uncounted_rounding():
         for _ in range(_DIVERSIFYING):
-            points, _ = _step(outputs, points, directions, _FIRST_STEPS[0])
+            points, _ = signed_step(outputs, points, directions, _FIRST_STEPS[0])
         for step in range(_DESCENDING + 1):  # the last one has size 0: it only evaluates
             if is_late():
                 return None
             before = points
-            points, values = _step(fast, points, target, sizes * (1 - step / _DESCENDING))
+            points, values = signed_step(fast, points, target, sizes * (1 - step / _DESCENDING))
             lowest = values.amin(1)
             if lowest.min() < 0 and (point := prove_point(exact, before[lowest.argmin()][None])) is not None:
                 return point
     return None
-
-
-def _step(problem: Problem, points: Tensor, weights: Tensor, size: Tensor | float) -> tuple[Tensor, Tensor]:
-    """Return points [D, ...] after a signed step down their weighted rows [D, K], and all rows' values before it."""
-    box = problem.values[0]
-    with torch.enable_grad():
-        free = points.detach().requires_grad_()
-        values, _ = problem.at(free)
-        (gradient,) = torch.autograd.grad((values * weights).sum(), free)
-    moved = points - size * box.radius * gradient.sign()
-    inside = torch.minimum(torch.maximum(moved, box.center - box.radius), box.center + box.radius)
-    return inside, values.detach()

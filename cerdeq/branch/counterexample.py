@@ -18,17 +18,25 @@ def find_counterexample(exact: Problem, fast: Problem, points: Tensor, values: T
     """
     number, row = divmod(int(values.argmin()), values.shape[1])
     point, value = points[number : number + 1], values[number].amin()
-    box = fast.values[0]
+    weights = torch.eye(values.shape[1]).to(values)[row]
     for step in range(_STEPS):
         if value < 0:
             break
-        with torch.enable_grad():
-            free = point.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(fast.at(free)[0][:, row].sum(), free)
-        next_point = point - box.radius / 2 * (1 - step / _STEPS) * gradient.sign()
-        point = torch.minimum(torch.maximum(next_point, box.center - box.radius), box.center + box.radius)
+        point, _ = signed_step(fast, point, weights, (1 - step / _STEPS) / 2)
         value = fast.at(point)[0].amin()
     return prove_point(exact, point) if value < 0 else None
+
+
+def signed_step(problem: Problem, points: Tensor, weights: Tensor, size: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Return points [D, ...] after a signed step down their weighted rows [D, K], and all rows' values before it."""
+    box = problem.values[0]
+    with torch.enable_grad():
+        free = points.detach().requires_grad_()
+        values, _ = problem.at(free)
+        (gradient,) = torch.autograd.grad((values * weights).sum(), free)
+    moved = points - size * box.radius * gradient.sign()
+    inside = torch.minimum(torch.maximum(moved, box.center - box.radius), box.center + box.radius)
+    return inside, values.detach()
 
 
 def prove_point(exact: Problem, point: Tensor) -> Tensor | None:

@@ -62,7 +62,7 @@ def test_it_is_the_same_each_time_and_leaves_random_numbers_alone():
 def test_only_the_given_rows_are_attacked_and_late_attacks_end():
     network, region = tent()
     problem = problem_of(network, region, torch.tensor([[1.0], [0.0]]).double())
-    with torch.no_grad(), patch.object(attack, "_step", wraps=attack._step) as step:
+    with torch.no_grad(), patch.object(attack, "signed_step", wraps=attack.signed_step) as step:
         assert first_attack(problem, problem, torch.tensor([1]), lambda: True) is None
         assert step.call_count <= 3, "only steps that diversify"
         first_attack(problem, problem, torch.tensor([1]), never)
