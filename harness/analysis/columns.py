@@ -45,7 +45,7 @@ COLUMNS = (
     Column(names.BOUND_WIDTH_RELATIVE, "relative width", THREE_DIGITS, True),
     Column(names.PARAMETERS, "parameters", INTEGER, True),
     Column(names.TRAIN_SECONDS, "train seconds", INTEGER, True),
-    Column(_SECONDS_PER_IMAGE, "evaluation seconds an image", THREE_DIGITS),
+    Column(_SECONDS_PER_IMAGE, "evaluation seconds per image", THREE_DIGITS),
     *(Column(names.certified_error_after(stage), f"certified error by {stage}", PERCENT) for stage in STAGES),
     Column(names.GAIN, "equilibrium gain", THREE_DIGITS),
     Column(names.MARGIN, "equilibrium margin", THREE_DIGITS),

@@ -140,7 +140,7 @@ def time(data: SectionData) -> Figure | None:
         seconds = np.cumsum([row[names.seconds_of(stage)] for stage in ran]) / images
         decided = 100 * np.cumsum([row[names.decided_by(stage)] for stage in ran]) / images
         axes.plot(seconds, decided, **data.looks[str(label)], ms=5, lw=1.2)
-    axes.set(xscale="log", xlabel="seconds an image, all stages so far", ylabel="decided, % of the images")
+    axes.set(xscale="log", xlabel="seconds per image, all stages so far", ylabel="decided, % of the images")
     plain_ticks(axes.xaxis)
     add_legend(figure, {label: data.looks[label] for label in means.index})
     return figure

@@ -23,7 +23,7 @@ _BAR = 0.32  # inches of a setting
 def search(data: SectionData) -> Figure | None:
     """Finished candidates, evaluated on validation images, never on test images.
 
-    Hypervolume is the share of all pairs of errors that the front so far is better than in both.
+    Hypervolume: the share of the square of errors, 100 % by 100 %, that the front so far dominates.
     """
     from harness.search.results import best_candidates, finished_candidates, hypervolume
 

@@ -66,7 +66,7 @@ class Bars:
 
 
 class TrialProgress(Bars):
-    """Shows a trial's epochs, then its evaluation: bars in a terminal, elsewhere a line an epoch."""
+    """Shows a trial's epochs, then its evaluation: bars in a terminal, elsewhere a line per epoch."""
 
     def __init__(self, epochs: int, console: Console):
         super().__init__(console)

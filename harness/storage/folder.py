@@ -4,7 +4,7 @@
     epochs.jsonl         one line for each epoch; epoch 0 is the untrained network
     checkpoint.pt        network, optimiser, epoch: a retry goes on from here and writes later rows again
     training_warnings.txt   training: optimisations that failed, and slow bf16, one per line; until the end
-    trained_on.txt       devices that it was trained on, one a line
+    trained_on.txt       devices that it was trained on, one per line
     shards/              verdicts so far, during evaluation, as in a certification
     weights.safetensors  the final network, parametrisations folded in
     verdicts.parquet     one row for each test image
