@@ -19,7 +19,7 @@ FULL_LENGTH = sorted(RESULTS.glob("published/mnist-conv/trials/*"))
 LONGEST_KEYS = """
     96574009dc62543c 96b288b8d78f2bed c0013f04572ff2a6 f51ef0b435b4e828 13afacd2f3e0fa60 1c204e5b80d69693
     265a31d80a04e79b a17fc5aeb06fa554 a849d20ef138f08d 99e8b35ea21f6a0d 63df53702e012098 844894fffecd543b
-    104b4fef48c45194 9b14337cfa459824 258aee3c964363ea d40b48c4a8d8b55d
+    104b4fef48c45194 9b14337cfa459824 258aee3c964363ea d40b48c4a8d8b55d b9cb35896c418a8a 9934f94e6157787a
 """
 LONGEST = [f"length-cifar10/trials/{key}" for key in LONGEST_KEYS.split()]
 TRIALS = [*(RESULTS / "published" / name for name in (*CERTIFIED_FURTHER, *LONGEST)), *FULL_LENGTH]
