@@ -52,8 +52,8 @@ def check_question(model: nn.Module, region: Box, spec: Tensor | None) -> None:
         raise ValueError(f"model and region must have one precision, found {dtypes} and {region.center.dtype}")
     if not bool((region.radius >= 0).all()):
         raise ValueError("the region's radius must be at least 0 everywhere")
-    if spec is not None and (spec.dim() != 3 or len(spec) != len(region.center) or spec.shape[1] < 1):
-        raise ValueError(f"spec must be [{len(region.center)}, K, N], K at least 1, found {list(spec.shape)}")
+    if spec is not None and (spec.dim() != 3 or len(spec) != len(region.center)):
+        raise ValueError(f"spec must be [{len(region.center)}, K, N] as the region, found {list(spec.shape)}")
 
 
 def margin_spec(labels: Tensor, classes: int) -> Tensor:

@@ -59,11 +59,13 @@ def verify(
         certificates: whether to return certificates.
 
     Raises:
-        ValueError: if neither seconds nor branches is given, and as `bound` does.
+        ValueError: if neither seconds nor branches is given, if spec has no rows, and as `bound` does.
     """
     if seconds is None and branches is None:
         raise ValueError("verify needs a limit: give seconds, branches or both")
     check_question(model, region, spec)
+    if spec.shape[1] < 1:
+        raise ValueError("spec has no rows: there is nothing to prove")
     with torch.inference_mode(False), torch.no_grad():  # on copies: the caller may have made tensors in inference mode
         model, spec = copy.deepcopy(model).double(), spec.clone().double()
         x = Interval(region.center.clone().double(), region.radius.clone().double())

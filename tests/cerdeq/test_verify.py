@@ -221,6 +221,8 @@ def test_a_budget_ends_the_search_and_says_so():
         assert not result.lower[[s == "timeout" for s in result.status]].gt(0).all(1).any()
     with pytest.raises(ValueError, match="seconds, branches or both"):
         verify(model, region, spec, seconds=None)
+    with pytest.raises(ValueError, match="spec has no rows"):
+        verify(model, region, spec[:, :0])
 
 
 def test_memory_ends_the_search_and_says_so():

@@ -10,6 +10,7 @@ from torch import nn
 
 from cerdeq import Box, margin_spec, verify
 from cerdeq.bounds import Context, Interval, trace, values_of
+from cerdeq.branch.decision import Budget
 from cerdeq.branch.hidden import HiddenBounds
 from cerdeq.branch.leaves import Problem
 from harness.checker import boxes
@@ -42,7 +43,7 @@ def hidden_bounds(model, x, leaves_each):
     problem = Problem(program, values_of(program, box, Context(sound=True)), torch.eye(3).double())
     hidden = HiddenBounds(problem, problem, 64, 2**28)
     for count in (1, leaves_each):
-        tight, _ = hidden.tighten(count, lambda leaves: False)
+        tight, _ = hidden.tighten(count, Budget(None, None))
     return tight.values, {name: tensor.numpy() for name, tensor in hidden.certificate().items()}
 
 
