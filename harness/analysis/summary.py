@@ -55,7 +55,7 @@ def summarise(section: Section) -> Summary:
     differences = lines[lines["seed"] == ALL].set_index("row").assign(seeds=seeds)
     tested = differences[differences["seeds"] >= FEWEST_SEEDS].index
     p = holm(differences.loc[tested, "t_p"], tests=comb(len(tested) + 1, 2))  # any pair could have had the best row
-    differences["t_holm"] = p.reindex(differences.index)
+    differences["p"] = p.reindex(differences.index)
     tied = tested[p >= _LEVEL].tolist()
     left_out = [f"left out: {note}" for note in notes if " against " in note]
     sentence = _best_row_sentence(f"best: {best['label']}, {best[names.CERTIFIED_ERROR]:.1f} %", differences)
@@ -68,7 +68,7 @@ def _best_row_sentence(sentence: str, differences: pd.DataFrame) -> str:
     few = differences["seeds"] < FEWEST_SEEDS
     if few.all():
         return _too_few_seeds_sentence(differences["seeds"].max())
-    p = differences.loc[~few, "t_holm"]
+    p = differences.loc[~few, "p"]
     unranked = _row_names(few[few]) if few.sum() == 1 else f"{few.sum()} rows"
     differ, equal, untested = p[p < _LEVEL], p[p >= _LEVEL], p[p.isna()]
     is_better = differences.loc[differ.index, "difference"] > 0
@@ -122,9 +122,9 @@ def _answer_on_cerdeq(section: Section, differences: pd.DataFrame | None) -> str
         f"{other['label']} {other[names.CERTIFIED_ERROR]:.2f} %; "
         f"{points:+.2f} points over the {line['seeds']} seeds that both have"
     )
-    if pd.isna(line["t_holm"]):
+    if pd.isna(line["p"]):
         return f"Not known: {numbers}, the same at every seed, so that there is no t test."
     verdict = "No significant difference"
-    if line["t_holm"] < _LEVEL:
+    if line["p"] < _LEVEL:
         verdict = "Yes" if points < 0 else "No"
-    return f"{verdict}: {numbers} ({_p(line['t_holm'])})."
+    return f"{verdict}: {numbers} ({_p(line['p'])})."

@@ -140,7 +140,7 @@ def _progress(path: Path, trial: folder.Trial) -> str:
         shards = certification.read_certification(path).shards
         done = shards - len(certification.unfinished_shards(path))
         return f"unfinished: {done} of {shards} shards of {path.name}"
-    if not any((path / name).exists() for name in (folder.EPOCHS, folder.SHARDS)):
+    if folder.last_write(path) is None:
         return "not begun"
     epochs = trial.config.epochs
     return f"unfinished: {folder.last_epoch(path)} of {epochs} epochs" if epochs else "unfinished: being evaluated"

@@ -9,7 +9,6 @@ from harness.launch.progress import percent
 from harness.storage import folder, names
 
 FINISHED, FAILED, RUNNING, UNFINISHED, NOT_BEGUN = "finished", "failed", "running", "unfinished", "not begun"
-_WRITTEN = (folder.LOG, folder.EPOCHS, folder.CHECKPOINT, folder.SHARDS, folder.WEIGHTS, folder.RESULT, folder.FAILURE)
 
 
 @dataclass(frozen=True)
@@ -30,16 +29,16 @@ def state_of(trial_dir: Path, epochs: int, holder: dict[str, Any] | None) -> Sta
     holder: of the sweep's directory, from `lease.holder`. A trial counts as running if the holder has written to its
     folder since it began, also when its worker has just died.
     """
-    times = [(trial_dir / name).stat().st_mtime for name in _WRITTEN if (trial_dir / name).exists()]
-    age = max(0.0, time.time() - max(times)) if times else None
+    written = folder.last_write(trial_dir)
+    age = None if written is None else max(0.0, time.time() - written)
     if (result := folder.read_result(trial_dir)) is not None:
         return State(FINISHED, f"certified error {percent(result.metrics.get(names.CERTIFIED_ERROR))}", age)
     if (failure := folder.read_failure(trial_dir)) is not None:
         return State(FAILED, str(failure["error"]), age)
-    if age is None:
+    if written is None:
         return State(NOT_BEGUN, "", age)
     done = folder.last_epoch(trial_dir)
     parts = [f"epoch {done} of {epochs}"] if epochs else []
     parts += ["being evaluated"] if (trial_dir / folder.SHARDS).exists() else []
     description = ", ".join(parts)
-    return State(RUNNING if holder and max(times) >= holder["since"] else UNFINISHED, description, age)
+    return State(RUNNING if holder and written >= holder["since"] else UNFINISHED, description, age)

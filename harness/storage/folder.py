@@ -49,6 +49,7 @@ CHOSEN = "chosen.json"
 TRAINING_WARNINGS = "training_warnings.txt"
 TRAINED_ON = "trained_on.txt"
 SOURCE = "source.checkpoint"
+_WRITTEN = (LOG, EPOCHS, CHECKPOINT, SHARDS, WEIGHTS, RESULT, FAILURE)
 STOP = ".stop"
 """A file in the sweep's directory: while it exists, trials stop after their epoch or batch of evaluation."""
 COUNTEREXAMPLES = "counterexamples.safetensors"
@@ -271,6 +272,12 @@ def write_epoch(directory: Path, row: dict[str, Any]) -> None:
         require_there(directory)
     rows = [old for old in read_epochs(directory) if old[EPOCH] < row[EPOCH]] + [row]
     write_text(Path(directory) / EPOCHS, "".join(json.dumps(r, allow_nan=False) + "\n" for r in rows))
+
+
+def last_write(trial_dir: Path) -> float | None:
+    """Return when the trial last wrote a file, in seconds since 1970; None for a trial that is not begun."""
+    paths = [trial_dir / name for name in _WRITTEN]
+    return max((path.stat().st_mtime for path in paths if path.exists()), default=None)
 
 
 def read_training_warnings(directory: Path) -> list[str]:
