@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from cerdeq.bounds.backward import linear_lower_bound
 from cerdeq.bounds.bounds import BOUNDS, Bound, Question, both_ends, bound_named, lower_bounds
-from cerdeq.bounds.compare import refuse_another_function, refuse_other_precision
+from cerdeq.bounds.compare import refuse_another_function, refuse_other_calls, refuse_other_precision
 from cerdeq.bounds.forward import output_of, points_of, propagate, values_of
 from cerdeq.bounds.graph import Program, Reference, Step, trace
 from cerdeq.bounds.refusals import refuse_training

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from cerdeq.bounds.forward import values_of
-from cerdeq.bounds.graph import Program, Step, positional, trace_lock, user_line
+from cerdeq.bounds.graph import Program, Step, is_equal, positional, trace_lock, user_line
 from cerdeq.bounds.memory import is_out_of_memory, refuse_mixed_examples
 from cerdeq.boxes import Box
 from cerdeq.rules.interval import Context, Interval
@@ -219,10 +219,10 @@ def _explain(error: Exception, step: Step, kind: type[Exception], what: str) -> 
 
 
 def points_of(region: Box | Interval) -> Tensor:
-    """Return up to four finite points: the centre, the lowest corner and another of one example; another's centre."""
+    """Return up to three finite points: of one example the centre and another, of a second one the lowest corner."""
     inside = torch.rand(region.radius[:1].shape, generator=torch.Generator().manual_seed(0)).to(region.radius) * 2 - 1
-    first, radius = region.center[:1], region.radius[:1]
-    x = torch.cat([first, first - radius, first + inside * radius, region.center[1:2]])
+    center, radius = region.center[:2], region.radius[:2]
+    x = torch.cat([center[:1], center[:1] + inside * radius[:1], (center - radius)[-1:]])
     return x[x.flatten(1).isfinite().all(1)]
 
 
@@ -241,7 +241,7 @@ def _is_solved(program: Program) -> bool:
     return any(step.record is not None and step.record.refine is not None for step in program.steps)
 
 
-def same(a: Any, b: Any, numbers: Callable[[Tensor, Tensor], bool] = torch.equal) -> bool:
+def same(a: Any, b: Any, numbers: Callable[[Tensor, Tensor], bool] = is_equal) -> bool:
     """Return whether two targets, arguments or modules are the same, tensors compared by `numbers`."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return numbers(a, b)

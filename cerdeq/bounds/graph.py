@@ -97,6 +97,11 @@ for _function in AUGMENTED:
     setattr(_Proxy, f"__{_function.__name__}__", partialmethod(_Proxy.augmented, _function))
 
 
+def is_equal(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors have the same shape and numbers; NaN is the same as NaN."""
+    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
+
+
 class _Tracer(torch.fx.Tracer):
     """Stops at modules that have a record, follows buffers by name, and remembers the user's lines for messages.
 
@@ -121,7 +126,7 @@ class _Tracer(torch.fx.Tracer):
 
     def refuse_changes(self, tensor: Tensor, copy: Tensor, line: str) -> None:
         """Raise UnsupportedOperator if a tensor was changed after the forward has used it."""
-        if not torch.equal(tensor, copy):
+        if not is_equal(tensor, copy):
             raise UnsupportedOperator(f"the forward changes a tensor after its use{line}; change a copy of it")
 
     def proxy(self, node: torch.fx.Node) -> torch.fx.Proxy:

@@ -4,6 +4,7 @@
 computes is defined in this package.
 """
 
+import copy
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cerdeq import bounds
-from cerdeq.bounds import Program, Reference, trace
+from cerdeq.bounds import Program, Reference, UnsupportedOperator, refuse_other_calls, refuse_other_precision, trace
 from cerdeq.bounds.refusals import refuse_training
 from cerdeq.equilibrium import FixedPoint, NotConvergedError
 from harness.checker import maps
@@ -24,7 +25,7 @@ from harness.checker.boxes import Array, Box, affine, relu
 from harness.checker.equilibrium import NotProvedError, equilibrium
 from harness.checker.maps import Map, UnknownLayerError, array
 
-_AGREEMENT = 1e-4  # of logits, relative to 1 + their size, beside their proved boxes
+_AGREEMENT = 1e-6  # of logits, relative to 1 + their size, beside their proved boxes
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,16 @@ class Network:
         Code that tests a value's type takes another branch under torch.fx. And the logits of an image must not depend
         on other images: they are computed alone, and all together.
         """
+        x = torch.from_numpy(images)
         try:
             features = self.boxes(Box(images, np.zeros_like(images)))[self.steps[-1].sources[0]]
             with torch.no_grad():
-                parts = [model(part) for part in torch.from_numpy(images).split(1)]
-                together = model(torch.from_numpy(images))
+                refuse_other_calls(model, trace(model), x)
+                parts, together = [model(part) for part in x.split(1)], model(x)
         except (NotProvedError, NotConvergedError):
             return  # there is nothing to compare; without a proof of contraction nothing is confirmed
+        except UnsupportedOperator as error:
+            raise UnknownLayerError(f"the network ({error})") from None
         logits = affine(features, self.weight, self.bias, maps.matrix, self.weight.shape[1])
         allowed = logits.radius + _AGREEMENT * (1 + np.abs(logits.center))
         for computed in (torch.cat(parts).numpy(), together.numpy()):
@@ -146,7 +150,9 @@ def _read(model: nn.Module) -> Program:
     """Return the model's steps, read as for its certification. Raises UnknownLayerError for what that refuses."""
     try:
         refuse_training(model)
-        return trace(model)
+        program = trace(model)
+        refuse_other_precision(trace(copy.deepcopy(model).float()), program)
+        return program
     except (TypeError, ValueError) as error:  # UnsupportedOperator, torch.fx's TraceError
         raise UnknownLayerError(f"the network ({error})") from None
 

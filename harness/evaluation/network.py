@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from baselines import build
-from cerdeq.bounds import Program, trace
+from cerdeq.bounds import Program, refuse_other_precision, trace
 from cerdeq.bounds.float32 import in_float32
 from cerdeq.bounds.refusals import refuse_training
 from cerdeq.equilibrium import fold, use_attack_solvers
@@ -60,10 +60,15 @@ def _kind(tensor: Tensor) -> str:
 
 
 def prepare_network(model: nn.Module, stages: tuple[str, ...]) -> PreparedNetwork:
-    """Prepare a float64 network in evaluation mode for the verifier's stages. Raises ValueError in training mode."""
+    """Prepare a float64 network in evaluation mode for the verifier's stages.
+
+    Raises ValueError in training mode, and UnsupportedOperator if it is another function in float32, as it was trained.
+    """
     refuse_training(model)
     linear = needs_linear(stages)
+    program = trace(model, linear)
+    refuse_other_precision(trace(copy.deepcopy(model).float(), linear), program)
     attack_model = copy.deepcopy(model)
     use_attack_solvers(attack_model)
     attack_model.float().requires_grad_(False)
-    return PreparedNetwork(model, trace(model, linear), in_float32(model, linear), attack_model)
+    return PreparedNetwork(model, program, in_float32(model, linear), attack_model)

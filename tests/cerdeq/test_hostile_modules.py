@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cerdeq import Box, bound
+from cerdeq import Box, bound, verify
 from cerdeq.bounds import UnsupportedOperator
+from cerdeq.bounds.float32 import in_float32
 
 
 class Network(nn.Module):
@@ -161,6 +162,62 @@ FORWARDS = {
     "another order": lambda m, x: (x + 1) * 2 if is_traced(x) else x * 2 + 2.0001,
     "in place and read again": lambda m, x: x.relu_() + x if is_traced(x) else 2.001 * x.relu(),
 }
+
+
+def has_float32(module):
+    return next(module.parameters()).dtype == torch.float32
+
+
+class OwnCast(nn.LeakyReLU):
+    """A layer whose slope follows its precision."""
+
+    def _apply(self, function, recurse=True):
+        self.negative_slope = 0.5 if function(torch.zeros(1)).dtype == torch.float64 else -5.0
+        return super()._apply(function, recurse)
+
+
+def own_cast(module, x):
+    return module.own(x - 20000)
+
+
+PRECISIONS = {
+    "constant": lambda m, x: x - (20000.0 if has_float32(m) else 0.0),
+    "keyword": lambda m, x: torch.sub(x, 1, alpha=20000 if has_float32(m) else -1),
+    "slope": lambda m, x: F.leaky_relu(x - 20000, -5.0 if has_float32(m) else 0.5),
+    "function": lambda m, x: (torch.sub if has_float32(m) else torch.add)(x, 20000.0),
+    "another step": lambda m, x: -x if has_float32(m) else x,
+    "another source": lambda m, x: (lambda y: y - x if has_float32(m) else y + x)(x * 0.5),
+    "another attribute": lambda m, x: x + (m.low if has_float32(m) else m.high),
+    "precision of a step": lambda m, x: x - (torch.finfo(next(m.parameters()).dtype).eps * 1e15),
+    "tensor of its precision": lambda m, x: x - torch.full((), torch.finfo(next(m.parameters()).dtype).eps) * 1e15,
+    "option of a layer": own_cast,
+    "value of its own type": lambda m, x: x - 20000 if not is_traced(x) and x.dtype == torch.float32 else x,
+}
+
+
+def asking(name):
+    model = Network(PRECISIONS[name])
+    with torch.no_grad():
+        model.layer.bias.fill_(10000.0)
+    model.own = OwnCast(-5.0)
+    model.register_buffer("low", torch.full((), -20000.0))
+    model.register_buffer("high", torch.full((), 20000.0))
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_a_forward_that_asks_for_its_precision_is_refused_or_bounded_rightly(name):
+    """Verification proves in float64, also for float32 models; of a float64 model it first tries float32."""
+    box = Box(torch.full((2, 4), 0.5), torch.full((2, 4), 0.5))
+    spec = torch.eye(4).expand(2, -1, -1)
+    for model, region in ((asking(name), box), (asking(name).double(), box.double())):
+        try:
+            result = verify(model, region, spec.to(region.center), branches=2)
+        except UnsupportedOperator as error:
+            assert "allowed" in str(error), error
+            continue
+        assert min(y.min() for y in outputs(model, region)) > 0 or "certified" not in result.status
+    assert name == "value of its own type" or in_float32(asking(name).double()) is None
 
 
 def outputs(model, box):
