@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from cerdeq.bounds.refusals import (
     AUGMENTED,
     asks_shape,
+    is_training,
     refuse_changed_state,
     refuse_changed_values,
     refuse_tensor_subclasses,
@@ -27,7 +28,8 @@ from cerdeq.bounds.refusals import (
     target_of,
 )
 from cerdeq.boxes import Box
-from cerdeq.rules.interval import Interval
+from cerdeq.rules.interval import Interval, divide
+from cerdeq.rules.linear import nested_items
 from cerdeq.rules.operators import Operator, UnsupportedOperator, module_arguments, of_function, of_module
 from cerdeq.rules.precision import counted_rounding
 
@@ -154,6 +156,8 @@ def _trace(model: nn.Module, linear: bool) -> Program:
     if not isinstance(output, torch.fx.Node) or output not in bounded:
         raise UnsupportedOperator(f"bounds need one output tensor that depends on the input; found {output}")
     refuse_changed_values(nodes, bounded, root)
+    if not is_training(model):
+        _refuse_unusable_constants(steps)
     return Program(tuple(steps), index[output])
 
 
@@ -283,6 +287,41 @@ def _check_arguments(step: Step, reached: set[int]) -> None:
     elsewhere = record.bounded == "first" and direct != [0]
     if several or elsewhere or len(direct) != sum(n in reached for n in _indices((step.args, step.kwargs))):
         raise UnsupportedOperator(f"no bound rule for {record.name} of these bounded values {where}")
+
+
+@torch.no_grad()
+def _refuse_unusable_constants(steps: list[Step]) -> None:
+    """Raise UnsupportedOperator for a constant beside a bounded value that is no finite real number, or a divisor of 0.
+
+    Not looked at: a module's tensors, what depends on the batch's size, and tensors without values.
+    """
+    values: list[Any] = [None]  # None: a value that is bounded, or not looked at
+    for step in steps:
+        arguments, options = step.call(values)
+        constants = nested_items([*arguments, *options.values()])
+        if step.record is None:
+            value = None if any(constant is None for constant in constants) else step.run(values)
+            values.append(None if isinstance(value, Tensor) and value.is_meta else value)
+            continue
+        values.append(None)
+        if isinstance(step.target, nn.Module):
+            constants = [constant for constant in constants if not isinstance(constant, Tensor)]
+        where = f"{step.record.name} at node '{step.name}'{step.line}"
+        if not all(map(_is_finite, constants)):
+            raise UnsupportedOperator(
+                f"{where} has a constant that is infinite, complex or not a number; use finite ones"
+            )
+        if step.record.interval is divide and arguments[1] is not None and not torch.as_tensor(arguments[1]).all():
+            raise UnsupportedOperator(f"{where} divides by zero; divide by numbers other than 0")
+
+
+def _is_finite(constant: Any) -> bool:
+    """Return False for a number or tensor that is not finite and real."""
+    if isinstance(constant, Tensor):
+        return not constant.is_complex() and bool(constant.double().isfinite().all())
+    if isinstance(constant, int | float):
+        return abs(constant) <= sys.float_info.max
+    return not isinstance(constant, complex)
 
 
 def _indices(value: Any) -> list[int]:

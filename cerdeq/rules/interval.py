@@ -185,6 +185,7 @@ def specified(ctx: Context, x: Interval, spec: Tensor) -> Interval:
 
 def add(ctx: Context, x: Any, y: Any, alpha: float = 1) -> Interval:
     """x + alpha y, of Intervals or of an Interval and a constant."""
+    alpha = float(alpha)  # a small integer tensor would wrap around in its absolute value
     like = x if isinstance(x, Interval) else y
     a, b = _as_interval(x, like), _as_interval(y, like)
     center = a.center + alpha * b.center
@@ -196,7 +197,7 @@ def add(ctx: Context, x: Any, y: Any, alpha: float = 1) -> Interval:
 
 def subtract(ctx: Context, x: Any, y: Any, alpha: float = 1) -> Interval:
     """x - alpha y, of Intervals or of an Interval and a constant."""
-    return add(ctx, x, y, -alpha)
+    return add(ctx, x, y, -float(alpha))
 
 
 def _as_interval(x: Any, like: Interval) -> Interval:
@@ -207,14 +208,20 @@ def _as_interval(x: Any, like: Interval) -> Interval:
     return Interval(value, torch.zeros_like(value), value)
 
 
-def tensor_like(constant: Any, like: Tensor) -> Tensor:
-    """Return a constant as a tensor in the precision and on the device of another one.
+def tensor_like(constant: Any, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return a constant as a tensor on the device of another one, in its precision if no other is given.
 
     A number is filled in on the device, since a copy from the host cannot be captured in a CUDA graph.
     """
+    dtype = like.dtype if dtype is None else dtype
     if isinstance(constant, int | float):
-        return torch.full((), constant, dtype=torch.float64, device=like.device).to(like.dtype)
-    return torch.as_tensor(constant, dtype=like.dtype, device=like.device)
+        return torch.full((), constant, dtype=torch.float64, device=like.device).to(dtype)
+    return torch.as_tensor(constant, dtype=dtype, device=like.device)
+
+
+def reciprocal(constant: Any, like: Tensor) -> Tensor:
+    """Return 1 / constant in float64, whatever the constant's own type is, on the device of `like`."""
+    return 1 / tensor_like(constant, like, torch.float64)
 
 
 def negative(ctx: Context, x: Interval) -> Interval:

@@ -151,14 +151,14 @@ TABLE = (
     ),
     Operator(
         "add", interval.add, (operator.add, operator.iadd, torch.add, Tensor.add),
-        backward=linear.combination(lambda x, y, alpha=1: [(x, 1), (y, alpha)], interval.add), bounded="any",
+        backward=linear.combination(lambda x, y, alpha=1: [(x, 1), (y, float(alpha))], interval.add), bounded="any",
         affine="single", local="pixel", broadcasts=True,
     ),
     Operator(
         "subtract", interval.subtract,
         (operator.sub, operator.isub, torch.sub, torch.subtract, Tensor.sub, Tensor.subtract),
-        backward=linear.combination(lambda x, y, alpha=1: [(x, 1), (y, -alpha)], interval.subtract), bounded="any",
-        affine="single", local="pixel", broadcasts=True,
+        backward=linear.combination(lambda x, y, alpha=1: [(x, 1), (y, -float(alpha))], interval.subtract),
+        bounded="any", affine="single", local="pixel", broadcasts=True,
     ),
     Operator(
         "multiply", interval.multiply,
@@ -169,7 +169,7 @@ TABLE = (
     Operator(
         "divide", interval.divide,
         (operator.truediv, operator.itruediv, torch.div, torch.divide, Tensor.div, Tensor.divide),
-        backward=linear.combination(lambda x, y: [(x, 1 / y)], interval.divide),
+        backward=linear.combination(lambda x, y: [(x, interval.reciprocal(y, x.center))], interval.divide),
         affine="single", local="pixel", broadcasts=True,
     ),
     Operator(

@@ -203,6 +203,7 @@ def leaky_relu(
     ctx: Backward, coefficients: Tensor, x: Interval, negative_slope: float = 0.01, inplace: bool = False
 ) -> Pulled:
     """Leaky ReLU of any slope."""
+    negative_slope = float(negative_slope)  # arithmetic in a tensor's or numpy's own type could lose digits
     if (units := ctx.units.get(ctx.step)) is not None:
         return _through_units(ctx, units, coefficients, x, negative_slope)
     around = ctx.constant("lines", lambda: lines(ctx, x.box, negative_slope))
