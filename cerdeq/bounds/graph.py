@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import linecache
+import operator
 import os
 import sys
 import threading
@@ -30,7 +31,15 @@ from cerdeq.bounds.refusals import (
 from cerdeq.boxes import Box
 from cerdeq.rules.interval import Interval, divide
 from cerdeq.rules.linear import nested_items
-from cerdeq.rules.operators import Operator, UnsupportedOperator, module_arguments, of_function, of_module
+from cerdeq.rules.operators import (
+    PARTS,
+    Operator,
+    UnsupportedOperator,
+    module_arguments,
+    of_function,
+    of_module,
+    take_part,
+)
 from cerdeq.rules.precision import counted_rounding
 
 _NAMED_INPUTS = ("input", "other", "tensors")
@@ -209,6 +218,8 @@ def _resolved(arg: Any, values: list[Any]) -> Any:
     if isinstance(arg, list | tuple):
         items = [_resolved(item, values) for item in arg]
         return items if isinstance(arg, list) else tuple(items)  # never torch.fx's own lists: they do not compile
+    if isinstance(arg, slice):
+        return slice(*[_resolved(end, values) for end in (arg.start, arg.stop, arg.step)])
     return arg
 
 
@@ -224,16 +235,31 @@ def _step(
         target = _of_center(target) if asks_shape(node) else target
         return Step(name, None, target, tuple(args), dict(kwargs))
     args, kwargs = _positional(args, kwargs)
+    whole = node.args[0] if node.args else None
+    if target is operator.getitem and isinstance(whole, torch.fx.Node) and _has_parts(whole, model):
+        own = torch.fx.node.map_arg((whole.args[1:], whole.kwargs), lambda arg: Reference(index[arg]))  # type: ignore
+        target, args, kwargs = take_part, (*args, target_of(whole, model), *own[0]), dict(own[1])
     record = of_module(target) if isinstance(target, nn.Module) else of_function(target)
     line = node.meta["user_line"]
     if record is None:
         what = type(target).__name__ if isinstance(target, nn.Module) else getattr(target, "__name__", target)
         raise UnsupportedOperator(f"no bound rule for {what} at node '{name}'{line}")
+    if record is PARTS and not all(_takes_part(user) for user in node.users):
+        raise UnsupportedOperator(f"node '{name}'{line} has several results; use them one by one, by constant numbers")
     reached = {index[n] for n in bounded}
     sources = tuple(number for number in _indices(args) if number in reached)
     step = Step(name, record, target, args, kwargs, sources, line)
     _check_arguments(step, reached)
     return step
+
+
+def _has_parts(node: torch.fx.Node, model: nn.Module) -> bool:
+    """Return whether a node calls a function with several results, such as torch.chunk."""
+    return node.op.startswith("call_") and of_function(target_of(node, model)) is PARTS
+
+
+def _takes_part(node: torch.fx.Node) -> bool:
+    return node.target is operator.getitem and type(node.args[1]) is int
 
 
 def _unused(name: str, used_names: set[str]) -> str:
