@@ -266,6 +266,7 @@ def test_a_ray_that_cannot_be_started_again_is_no_wrong_input(tmp_path, monkeypa
     monkeypatch.setenv("HARNESS_RAY_DEATHS", "1")
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(ray_cluster, "keep_server_logs", str)  # another Ray of this process may be up
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     with pytest.raises(RayDiedError, match="cannot be started again: Ray cannot be started here: division by zero"):
         ray_tune.run_on_ray([tmp_path / "one"], print, print, print, RayOptions(1, 0, ""), tmp_path)
