@@ -1,6 +1,6 @@
 """Sweep files: read, checked to the last key, and expanded to a list of trials."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from functools import partial
 from inspect import Parameter
@@ -157,16 +157,13 @@ def _resolve(profile: str, sweep: SweepFile, entry: TrialEntry, directory: Path)
     if entry.is_trained_elsewhere:
         return _resolve_elsewhere(profile, sweep, entry, directory)
     settings = dict(sweep) | dict(entry)
-    settings |= {
-        "sweep": sweep.name,
-        "profile": profile,
-        "seed": 0,
-        "width": entry.width or sweep.width,
-        "train": validate(TrainSettings, asdict(sweep.train) | entry.train, "train"),
-        "options": _changed_options("options", entry.options, options_of(entry.model)),
-        "method_options": _changed_options("method_options", entry.method_options, method_options(entry.method)),
-        "plugins": plugins.digests(sweep.plugins),
-    }
+    settings |= {"sweep": sweep.name, "profile": profile, "seed": 0, "width": entry.width or sweep.width}
+    settings |= _all_or_none(
+        train=lambda: validate(TrainSettings, asdict(sweep.train) | entry.train, "train"),
+        options=lambda: _changed_options("options", entry.options, options_of(entry.model)),
+        method_options=lambda: _changed_options("method_options", entry.method_options, method_options(entry.method)),
+        plugins=lambda: plugins.digests(sweep.plugins),
+    )
     trial = TrialConfig(**{field.name: settings[field.name] for field in fields(TrialConfig)})
     ignored = ignored_settings(trial, check_buildable(trial))
     own = {
@@ -176,6 +173,18 @@ def _resolve(profile: str, sweep: SweepFile, entry: TrialEntry, directory: Path)
     }
     _refuse(_describe_ignored(own, ignored))
     return trial, ignored
+
+
+def _all_or_none(**parts: Callable[[], Any]) -> dict[str, Any]:
+    """Return the parts of a trial. Raises InputError with the problems of all of them."""
+    result, problems = {}, list[str]()
+    for name, part in parts.items():
+        try:
+            result[name] = part()
+        except InputError as error:
+            problems += str(error).splitlines()
+    _refuse(problems)
+    return result
 
 
 def _resolve_elsewhere(

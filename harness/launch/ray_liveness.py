@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from harness.command_line import FAILED
-from harness.launch.ray_cluster import CONNECTION_SECONDS, host_and_port, ray
+from harness.launch.ray_cluster import CONNECTION_SECONDS, host_and_port, keep_server_logs, ray
 
 _PERIOD = 1.0  # seconds between two checks
 _PATIENCE = 2.0  # seconds without an answer, of a server on this machine
@@ -44,7 +44,7 @@ class StartedServers:
         running = {child: name for child, name in _children() if name in _SERVERS}
         for child, name in self.servers.items():
             if child not in running:
-                raise RayDiedError(f"Ray has died: its {name} has ended")
+                raise RayDiedError(f"Ray has died: its {name} has ended{keep_server_logs()}")
         self.servers = running
 
 

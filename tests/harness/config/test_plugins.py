@@ -29,8 +29,8 @@ from torch import nn
 def body(shape, classes, width=1.0, early_iterations: int = 1, warm_start: bool = False, wide=None):
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 
-def layer(shape, classes, width):
-    return nn.Linear(64, 10)
+def layers(shape, classes, width):
+    return [nn.Flatten(), nn.Linear(64, 10)]
 """
 
 
@@ -95,7 +95,7 @@ WRONG = {  # the source of own.nets, what is changed in the sweep, the message
     "a function from elsewhere": (NETS, [("trials.0.model", "os:system")], "trials.0.model: found 'os:system'"),
     "one without plugins": (NETS, [("plugins", []), ("trials.0.model", "own.nets:plain")], "there are none"),
     "no such function": (NETS, [("trials.0.model", "own.nets:deep")], "model: module own.nets has no function 'deep'"),
-    "no chain of layers": (BODY, [("trials.0.model", "own.nets:layer")], "found Linear, allowed: an nn.Sequential"),
+    "no module": (BODY, [("trials.0.model", "own.nets:layers")], "found list, allowed: an nn.Module"),
     "weights that are read": (
         BODY.replace("10))", "int(nn.Linear(2, 2).weight.sum())))"), [("trials.0.model", "own.nets:body")],
         "cannot be built on torch's device 'meta'",
