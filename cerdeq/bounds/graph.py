@@ -9,7 +9,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partialmethod
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +217,7 @@ def _step(
     target = target_of(node, model)
     args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda arg: Reference(index[arg]))  # type: ignore
     if node not in bounded:
-        target = _of_center(target) if asks_shape(node) else target
+        target = partial(_of_center, target) if asks_shape(node) else target
         return Step(name, None, target, tuple(args), dict(kwargs))
     args, kwargs = _positional(args, kwargs)
     record = of_module(target) if isinstance(target, nn.Module) else of_function(target)
@@ -240,8 +240,8 @@ def _unused(name: str, used_names: set[str]) -> str:
     return free
 
 
-def _of_center(function: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda value, *args, **kwargs: function(getattr(value, "center", value), *args, **kwargs)
+def _of_center(function: Callable[..., Any], value: Any, *args: Any, **kwargs: Any) -> Any:
+    return function(getattr(value, "center", value), *args, **kwargs)
 
 
 def _reader(model: nn.Module, path: str, constants: dict[str, Any]) -> Callable[[], Any]:
