@@ -84,7 +84,7 @@ def main(options: argparse.Namespace) -> int:
             images = f"{result.images:,}" if result.is_complete else f"{result.images:,} of {result.of:,}"
             rows.append([printable(label), images, *errors, f"{time.monotonic() - started:.0f}"])
             lines += [f"{label}: {line}" for line in _describe(result)]
-    others = folders.check_seeds(configs)
+    others = folders.check_copies(configs)
     if not options.only:
         others += folders.check_strays(options.directory) + check_leaderboard(options.directory)
     console = new_console()
