@@ -4,6 +4,7 @@ The path says what a folder is (`trials/<key>`, in it `certified/<name>`); its f
 line for each problem.
 """
 
+import re
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -15,12 +16,17 @@ import numpy as np
 from harness.checker.boxes import Array
 from harness.checker.certificates import Tensors, read_tensors
 from harness.config.trial import TrialConfig
-from harness.errors import InputError
+from harness.errors import InputError, shorten
 from harness.storage import certification, folder
 from harness.storage.folder import Trial, TrialResult
 
 _CERTIFIED = "certified"
 _NEAR, _SAME = 1e-3, 1e-6  # of weights of two seeds, which start from others; of one seed, relative to their size
+_CHOSEN = {"text", "search", "candidate", "validation"}
+_CHOICE = (  # see harness.search.results.describe_choice
+    r"[a-z0-9]+, \d+ candidates( with \d+ seeds each)?( \((\d+ ended early)?(, )?(\d+ failed)?\))?, "
+    r"evaluated on [\d,]+ images held out of training"
+)
 _SAMPLE = 1000  # numbers of a tensor that are compared
 
 
@@ -166,6 +172,14 @@ def check_result(stored: StoredResult) -> list[str]:
     """Check that the result is the trial's."""
     key = stored.result.key
     return [] if key == stored.trained.key else [f"{folder.RESULT} belongs to another trial, {key}"]
+
+
+def check_chosen(stored: StoredResult) -> list[str]:
+    """Check that the text about a search, which tables show, is of the form that searches write."""
+    chosen = folder.read_chosen(trial_dir_of(stored.verdict_dir))
+    if chosen is None or (chosen.keys() == _CHOSEN and re.fullmatch(_CHOICE, str(chosen["text"]))):
+        return []
+    return [f"{folder.CHOSEN} does not describe a search: found {shorten(chosen.get('text'))}"]
 
 
 def check_plugins(stored: StoredResult, trusted: Collection[str]) -> list[str]:

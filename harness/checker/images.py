@@ -160,10 +160,11 @@ def check_certificates(verdicts: pd.DataFrame, certificates: Mapping[str, Tensor
     stages = [stage for stage, record in STAGES.items() if "certificates" in record.settings]
     has_one = verdicts[verdicts[names.INDEX].astype(str).isin(certificates)]
     others = has_one[(has_one[names.VERDICT] != names.CERTIFIED) | ~has_one[names.STAGE].isin(stages)]
+    strays = sorted(certificates.keys() - set(verdicts[names.INDEX].astype(str)))
     return [
         f"image {row[names.INDEX]}: {folder.CERTIFICATES} has a certificate, but the verdict is {describe(row)}"
         for row in others.to_dict("records")
-    ]
+    ] + [f"{folder.CERTIFICATES} has a certificate for {index!r}, but no image has this index" for index in strays]
 
 
 def check_prediction(row: Mapping[str, Any], lower: float) -> str:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +72,18 @@ def check_answers(records: list[Path]) -> Iterator[CheckedAnswer]:
             is_message = isinstance(error, InputError | NotConfirmedError | OnnxError)
             problem = " ".join(str(error).split()) if is_message else error_line(error)
             yield CheckedAnswer(name, result, problem=problem, seconds=time.monotonic() - began)
+
+
+def repeated_records(records: list[Path]) -> dict[Path, Path]:
+    """Return the records that repeat the network, the property and the answer of an earlier one, with that one."""
+    first, repeated = dict[tuple[str, str, str], Path](), dict[Path, Path]()
+    for path in records:
+        with suppress(InputError, KeyError):  # the check of that record reports it
+            record = read_record(path)
+            answer = str(record["onnx_sha256"]), str(record["vnnlib_sha256"]), str(record["result"])
+            if (earlier := first.setdefault(answer, path)) != path:
+                repeated[path] = earlier
+    return repeated
 
 
 def check_table(directory: Path) -> list[str]:

@@ -83,7 +83,7 @@ def recheck(
     if problems := folders.check_entries(verdict_dir) or folders.check_finished(verdict_dir):
         return RecheckResult(0, 0, problems)
     stored = folders.read_stored_result(verdict_dir)
-    problems = folders.check_trial(stored) + folders.check_result(stored)
+    problems = folders.check_trial(stored) + folders.check_result(stored) + folders.check_chosen(stored)
     if problems := problems + (folders.check_certification(stored) or folders.check_name(stored)):
         return RecheckResult(0, 0, problems)
     if problems := folders.check_plugins(stored, trusted):
