@@ -30,7 +30,7 @@ from harness.launch.work import certify_item, load_data
 from harness.masking import mask_secrets
 from harness.storage import certification, folder, names
 from harness.storage.lease import lock_directory
-from harness.terminal import new_console, one_line
+from harness.terminal import new_console, one_line, printable
 
 if TYPE_CHECKING:
     from harness.data import Data
@@ -77,12 +77,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Run the command and return its exit status. Raises InputError for wrong input; nothing was started."""
     _check_options(options)
+    from harness.checker.images import describe_unreadable
     from harness.device import best_device
     from harness.evaluation.ledger import SoundnessError
     from harness.evaluation.shards import certification_of
 
     console = new_console()
     jobs = _make_jobs(_finished_trials(options.paths, console), options)
+    for warning in describe_unreadable(job.config for job in jobs):
+        console.print(f"warning: {printable(warning)}", markup=False, soft_wrap=True)
     with ExitStack() as locks:
         for job in jobs:
             locks.enter_context(lock_directory(job.directory))

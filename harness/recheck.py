@@ -84,7 +84,7 @@ def main(options: argparse.Namespace) -> int:
             images = f"{result.images:,}" if result.is_complete else f"{result.images:,} of {result.of:,}"
             rows.append([printable(label), images, *errors, f"{time.monotonic() - started:.0f}"])
             lines += [f"{label}: {line}" for line in _describe(result)]
-    others = folders.check_seeds(configs)
+    others = folders.check_copies(configs)
     if not options.only:
         others += folders.check_strays(options.directory) + check_leaderboard(options.directory)
     console = new_console()
@@ -101,20 +101,23 @@ def _recheck_answers(options: argparse.Namespace, records: list[Path]) -> int:
     """Recheck a results directory of `harness.verify`; print a line for each answer, then how many are confirmed."""
     for option, value in (("--images", options.images), ("--plugin", options.plugin or None)):
         require(option, value, value is None, "with a sweep's results only")
-    from harness.checker.instances import check_answers, check_table, name_of
+    from harness.checker.instances import check_answers, check_table, name_of, repeated_records
 
     if options.only:
         records = select_by_pattern("--only", options.only, {path: (name_of(path), path.stem) for path in records})
-    console, claims = new_console(), list["CheckedAnswer"]()
-    for answer in check_answers(records):
+    console, claims, repeated = new_console(), list["CheckedAnswer"](), repeated_records(records)
+    is_confirmed = True
+    for path, answer in zip(records, check_answers(records), strict=True):
         outcome = f"confirmed by {answer.proved_by}" if answer.proved_by else f"not confirmed: {answer.problem}"
         line = f"{answer.name}: {answer.result}" + (f" {outcome}, {answer.seconds:.1f} s" if answer.is_claim else "")
         console.print(printable(line), markup=False, soft_wrap=True)
-        claims += [answer] if answer.is_claim else []
+        claims += [answer] if answer.is_claim and path not in repeated else []
+        is_confirmed = is_confirmed and (bool(answer.proved_by) or not answer.is_claim)
     others = [] if options.only else check_table(options.directory)
-    for line in [*others, _count_answers(claims, len(records))]:
+    notes = [f"{path.name} repeats {first.name}: counted once" for path, first in repeated.items()]
+    for line in [*others, *notes, _count_answers(claims, len(records) - len(repeated))]:
         console.print(printable(line), markup=False, soft_wrap=True)
-    return OK if not others and all(answer.proved_by for answer in claims) else FAILED
+    return OK if not others and is_confirmed else FAILED
 
 
 def _count_answers(claims: list["CheckedAnswer"], total: int) -> str:

@@ -37,7 +37,7 @@ from harness.storage import folder
 from harness.storage.files import file_name, make_directory, remove_unfinished, write_json
 from harness.storage.folder import Trial
 from harness.storage.lease import lock_directory
-from harness.terminal import new_console
+from harness.terminal import new_console, printable
 from harness.tracking.logged import LOGGED, LoggedMark
 
 if TYPE_CHECKING:
@@ -102,7 +102,9 @@ def main(options: argparse.Namespace) -> int:
     if is_dry and export:
         raise InputError("--export: cannot be combined with --dry-run, which writes nothing")
     require("--max-concurrent", count, count is None or count > 0, "a whole number from 1")
-    sweep, data, machine = _check(options)
+    sweep, data, machine, warnings = _check(options)
+    for warning in warnings:
+        console.print(f"warning: {printable(warning)}", markup=False, soft_wrap=True)
     if not export:  # which is for other machines
         _check_resources(sweep, machine, options)
     shared = SharedResults.at(options.results_dir, sweep.name)
@@ -185,8 +187,8 @@ def _run_study(study: Study, ray: RayOptions, options: argparse.Namespace, conso
     return not (study.unfinished() or is_damaged or is_away)
 
 
-def _check(options: argparse.Namespace) -> tuple[Sweep, dict[str, Any], dict[str, float]]:
-    """Return the sweep, its data's summary and what the largest machine has, "CPU" and "GPU".
+def _check(options: argparse.Namespace) -> tuple[Sweep, dict[str, Any], dict[str, float], list[str]]:
+    """Return the sweep, its data's summary, what the largest machine has, "CPU" and "GPU", and warnings.
 
     Raises InputError; for wrong keys, before torch is imported, unless a plugin imports it.
     """

@@ -30,6 +30,7 @@ LEGEND = (
 STAGES_LEGEND = (
     "For each stage: images that it decided, of the images that reached it, and seconds; means over the seeds."
 )
+_NEVER_LACKING = ("evaluation.stages", "evaluation.test_images")  # what errors are measured with, and on
 UNCOUNTED = "Trials that the tables do not count"
 _LATEX_LEGEND = (
     "Mean ± sample deviation over seeds; bold: best; ~: no significant difference from the best row; italics: published"
@@ -76,19 +77,30 @@ def changed_files(directory: Path) -> list[Path]:
 
 
 def _is_part(path: Path, text: str) -> bool:
-    """Return whether a file is this text, or a table in CSV or JSON with some of the columns of this one."""
+    """Return whether a file is this text, or a table in CSV or JSON without some settings of training or evaluation.
+
+    Its rows must not differ in these.
+    """
     recorded = path.read_bytes().decode(errors="replace")
     if recorded == text or path.suffix not in (".csv", ".json"):
         return recorded == text
     try:
         if path.suffix == ".csv":
             part, whole = (pd.read_csv(StringIO(each), dtype=str, keep_default_na=False) for each in (recorded, text))
-            return part.equals(whole.reindex(columns=part.columns))
-        records = json.loads(recorded)
-        has_all = all(row.items() <= whole.items() for row, whole in zip(records, json.loads(text), strict=True))
-        return has_all and _json(records) == recorded  # a key may stand twice
+            may_lack = _may_lack(set(whole) - set(part), whole.to_dict("records"))
+            return may_lack and part.equals(whole.reindex(columns=part.columns))
+        records, wholes = json.loads(recorded), json.loads(text)
+        has_all = all(row.items() <= whole.items() for row, whole in zip(records, wholes, strict=True))
+        lacking = {name for row, whole in zip(records, wholes, strict=True) for name in whole.keys() - row.keys()}
+        return has_all and _may_lack(lacking, wholes) and _json(records) == recorded  # a key may stand twice
     except (ValueError, TypeError, AttributeError, RecursionError):  # no table
         return False
+
+
+def _may_lack(columns: set[str], rows: list[dict[str, Any]]) -> bool:
+    """Return whether these columns are settings that may be younger than the file, with one value in all rows."""
+    younger = {name for name in columns if name.startswith(("train.", "evaluation.")) and name not in _NEVER_LACKING}
+    return younger == columns and all(len({str(row.get(name)) for row in rows}) == 1 for name in columns)
 
 
 def _texts(leaderboard: Leaderboard, summaries: dict[str, Summary]) -> list[str]:

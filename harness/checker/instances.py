@@ -2,12 +2,12 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from cerdeq import OnnxError, load_onnx
 from harness.checker.certificates import Tensors, read_tensors
-from harness.checker.maps import UnknownLayerError
 from harness.checker.properties import NotConfirmedError, confirm_sat, confirm_unsat
 from harness.errors import InputError, error_line
 from harness.properties.files import read_property
@@ -68,12 +68,22 @@ def check_answers(records: list[Path]) -> Iterator[CheckedAnswer]:
                 raise NotConfirmedError("this is no answer")
             proved_by = _confirm(path, record) if result in _CLAIMS else ""
             yield CheckedAnswer(name, result, proved_by, seconds=time.monotonic() - began)
-        except UnknownLayerError as error:
-            yield CheckedAnswer(name, result, problem=f"{error} cannot be rechecked", seconds=time.monotonic() - began)
         except Exception as error:  # damaged files may raise anything
             is_message = isinstance(error, InputError | NotConfirmedError | OnnxError)
             problem = " ".join(str(error).split()) if is_message else error_line(error)
             yield CheckedAnswer(name, result, problem=problem, seconds=time.monotonic() - began)
+
+
+def repeated_records(records: list[Path]) -> dict[Path, Path]:
+    """Return the records that repeat the network, the property and the answer of an earlier one, with that one."""
+    first, repeated = dict[tuple[str, str, str], Path](), dict[Path, Path]()
+    for path in records:
+        with suppress(InputError, KeyError):  # the check of that record reports it
+            record = read_record(path)
+            answer = str(record["onnx_sha256"]), str(record["vnnlib_sha256"]), str(record["result"])
+            if (earlier := first.setdefault(answer, path)) != path:
+                repeated[path] = earlier
+    return repeated
 
 
 def check_table(directory: Path) -> list[str]:

@@ -32,7 +32,7 @@ def confirm_unsat(property_: Property, model: nn.Module, run: RunInFloat32, tens
         NotConfirmedError: without a proof.
         UnknownLayerError: for a layer without a rule.
     """
-    (steps, _), certificates, ways = read_steps(model), split_by_example(tensors), list[str]()
+    steps, certificates, ways = read_steps(model), split_by_example(tensors), list[str]()
     for number, cases in enumerate(property_.groups):
         box = box_around(cases[0].box, model.input_shape)  # type: ignore[arg-type]
         points = _points_of(box)
@@ -63,7 +63,7 @@ def confirm_sat(property_: Property, model: nn.Module, run: RunInFloat32, text: 
     cases = [case for case in property_.cases if case.box.contains(inputs)]
     if not cases:
         raise NotConfirmedError("the counterexample lies in the box of no case")
-    exact = boxes_of(read_steps(model)[0], between(lower, upper))[-1]
+    exact = boxes_of(read_steps(model), between(lower, upper))[-1]
     float32 = run(np.array([np.float32(float(x)) for x in inputs]).reshape(lower.shape)).ravel()
     _refuse_other_outputs(exact, float32)
     if not _agree(exact, np.array([float(y) for y in outputs])):
@@ -96,7 +96,7 @@ def _point(text: str, property_: Property) -> tuple[list[Fraction], list[Fractio
 def _refuse_other_outputs(exact: Box, outputs: Array) -> None:
     """Raise UnknownLayerError if the network's own runtime computes other outputs than the checker's steps."""
     if not _agree(exact, outputs):
-        raise UnknownLayerError("the network, whose outputs in float32 differ from the checker's,")
+        raise UnknownLayerError("this network: its outputs in float32 differ from the checker's")
 
 
 def _agree(exact: Box, outputs: Array) -> bool:

@@ -148,7 +148,7 @@ def finish_certification(directory: Path, data: Data) -> None:
         }
     )
     metrics |= {name: value for name, value in (own.metrics if own else {}).items() if name in _NETWORK_METRICS}
-    messages = warnings(evaluation, metrics, trial.config.evaluation)
+    messages = warnings(evaluation, metrics)
     rows = [(number, stage, seconds) for number, shard in enumerate(shards) for stage, seconds in shard.seconds.items()]
     timings = pd.DataFrame(rows, columns=["shard", "stage", "seconds"])
     write_table(directory / certification.TIMINGS, timings)

@@ -227,7 +227,7 @@ def _evaluate(
     }
     finite = finite_or_none(metrics)
     messages = [
-        *warnings(evaluation, finite, config.evaluation),
+        *warnings(evaluation, finite),
         *divided_batches(config, epochs),
         *folder.read_training_warnings(trial_dir),
     ]
