@@ -19,8 +19,8 @@ from harness.command_line import OK, add_data_dir, add_patterns, select_by_patte
 from harness.config.settings import STAGES
 from harness.environment import describe_environment, device_title
 from harness.errors import require
-from harness.storage import names
-from harness.storage.files import write_json
+from harness.storage import folder, names
+from harness.storage.files import refuse_links, write_json
 from harness.terminal import new_console, print_table
 
 # What imports torch is imported late: it takes seconds.
@@ -75,6 +75,8 @@ def main(options: argparse.Namespace) -> int:
 
     for model in options.models:
         require("models", model, model in network_names(), f"of {', '.join(network_names())}")
+    for trial_dir in options.trained:
+        refuse_links(folder.sweep_dir_of(trial_dir))
     kinds = {kind: [kind] for kind in KINDS}
     options.kinds = select_by_pattern("--kinds", [PLAIN, *options.kinds] if options.kinds else ["*"], kinds)
     possible = {"bounds": options.trained, "evaluation": options.trained, "auto_lirpa": is_installed()}

@@ -29,6 +29,7 @@ from harness.launch.progress import Bars
 from harness.launch.work import certify_item, load_data
 from harness.masking import mask_secrets
 from harness.storage import certification, folder, names
+from harness.storage.files import refuse_links
 from harness.storage.lease import lock_directory
 from harness.terminal import new_console, one_line
 
@@ -123,6 +124,7 @@ def _finished_trials(paths: list[Path], console: Console) -> list[Path]:
     """Return the folders of the finished trials in these paths. Raises InputError for a path without one."""
     trial_dirs: list[Path] = []
     for path in paths:
+        refuse_links(folder.sweep_dir_of(path))
         inside = [path] if (path / folder.TRIAL).exists() else folder.trial_folders(path)
         finished = [path for path in inside if not folder.is_stale(path) and folder.read_result(path) is not None]
         if not finished:

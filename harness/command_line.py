@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from harness.clock import Stopped
 from harness.errors import InputError, require
 from harness.masking import mask_secrets
+from harness.storage.files import refuse_links
 
 Item = TypeVar("Item")
 
@@ -133,5 +134,7 @@ def _module(name: str) -> Any:
 
 
 def _local_directory(path: Path | str) -> Path:
-    """Return a path as it is, or the directory that mirrors an address."""
-    return path if isinstance(path, Path) else import_module("harness.launch.shared").local_mirror(path)
+    """Return a path as it is, or the directory that mirrors an address. Raises InputError for links out of it."""
+    directory = path if isinstance(path, Path) else import_module("harness.launch.shared").local_mirror(path)
+    refuse_links(directory)
+    return directory

@@ -34,7 +34,7 @@ from harness.launch.study import Study
 from harness.launch.work import RAY_STATE, RayOptions, train_item
 from harness.reports import up_to_date
 from harness.storage import folder
-from harness.storage.files import file_name, make_directory, remove_unfinished, write_json
+from harness.storage.files import file_name, make_directory, refuse_links, remove_unfinished, write_json
 from harness.storage.folder import Trial
 from harness.storage.lease import lock_directory
 from harness.terminal import new_console
@@ -218,7 +218,8 @@ def _check_resources(sweep: Sweep, machine: dict[str, float], options: argparse.
 
 
 def _check_owner(sweep_dir: Path, sweep: Sweep) -> None:
-    """Raise InputError if the directory holds trials of a sweep with another name, data set or eps."""
+    """Raise InputError if the directory holds trials of another name, data set or eps, or a link leads out of it."""
+    refuse_links(sweep_dir)
     expected = f"{sweep.name} on {sweep.dataset} at eps {sweep.eps}"
     for trial_dir in folder.trial_folders(sweep_dir):
         if folder.is_stale(trial_dir):

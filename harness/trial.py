@@ -26,7 +26,7 @@ from harness.launch.stopping import Stopping
 from harness.launch.work import load_data, run_here, train_item
 from harness.masking import mask_secrets
 from harness.storage import folder, names
-from harness.storage.files import DamagedFileError, make_directory
+from harness.storage.files import DamagedFileError, make_directory, refuse_links
 
 if TYPE_CHECKING:
     from harness.training.trial import Report
@@ -51,6 +51,8 @@ def main(options: argparse.Namespace) -> int:
     require("--results-dir", results_dir, isinstance(results_dir, Path), "a directory; addresses are for harness.run")
     trials = {str(path): _load_trial(path) for path in options.trials}
     trial_dirs = {path: folder.trial_dir(results_dir / trial.config.sweep, trial.key) for path, trial in trials.items()}
+    for sweep in {trial.config.sweep for trial in trials.values()}:
+        refuse_links(results_dir / sweep)
     by_dir = dict(zip(trial_dirs.values(), labels([trial.config for trial in trials.values()]), strict=True))
     to_run = {}
     for path, trial in trials.items():

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -28,23 +29,38 @@ def refuse_constant(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
 
 
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call `write` on a temporary path beside `path`, flush it to disk, then rename it to `path`.
+def refuse_links(directory: Path) -> None:
+    """Raise InputError if a link in a directory leads out of it: who made it would choose what is read and written."""
+    root = os.path.realpath(directory)
+    for parent, folders, files in os.walk(root):
+        for path in (os.path.join(parent, name) for name in (*folders, *files)):
+            if os.path.islink(path) and not Path(target := os.path.realpath(path)).is_relative_to(root):
+                advice = "which is outside: copy what it leads to, or remove it"
+                raise InputError(f"{directory / os.path.relpath(path, root)} leads to {target}, {advice}")
 
-    Raises OSError, which names the path.
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Call `write` on a new file beside `path`, flush it to disk, then rename it to `path`.
+
+    No link is followed: nobody knows the file's name before, and a link at `path` is replaced. Raises OSError, which
+    names the path.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = None
     try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(descriptor)
+        temporary = Path(name)
         write(temporary)
-        temporary.chmod(0o644)  # safetensors would leave it to its owner alone
+        temporary.chmod(0o644)  # it was made for its owner alone
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def remove_unfinished(directory: Path) -> None:

@@ -128,6 +128,12 @@ def trial_dir(sweep_dir: Path, key: str) -> Path:
     return Path(sweep_dir) / TRIALS / key
 
 
+def sweep_dir_of(path: Path) -> Path:
+    """Return the directory of the sweep that a trial's folder lies in, or `path` if it is not below `trials`."""
+    path = Path(path).absolute()
+    return path.parents[1] if path.parent.name == TRIALS else path
+
+
 def _require_name(key: str) -> None:
     """Raise SettingError for a key that would lead out of the sweep's directory."""
     require("key", key, re.fullmatch(r"[A-Za-z0-9_-]{1,100}", key) is not None, "letters, digits, '_' and '-'")
