@@ -86,10 +86,10 @@ def main(options: argparse.Namespace) -> int:
         if getattr(options, name) is None:
             setattr(options, name, value)
     size = f"{options.dataset}, width {options.width:g}, batch {options.batch_size}"
-    console.print(f"{device_title(device)}, torch {torch.__version__}; steps: {size}", markup=False)
+    console.print(f"{device_title(device)}, torch {torch.__version__}; steps: {size}")
     compiles = "steps" in sections and any(KINDS[kind].compiled for kind in options.kinds)
     if compiles and (problem := compiler_problem(device.type)) is not None:
-        console.print(f"no compiled steps, since compiling does not work here: {problem}", markup=False)
+        console.print(f"no compiled steps, since compiling does not work here: {problem}")
         options.kinds = [kind for kind in options.kinds if not KINDS[kind].compiled]
     measure = {
         "bounds": measure_bounds,

@@ -31,7 +31,7 @@ from harness.masking import mask_secrets
 from harness.storage import certification, folder, names
 from harness.storage.files import refuse_links
 from harness.storage.lease import lock_directory
-from harness.terminal import new_console, one_line
+from harness.terminal import new_console, one_line, say
 
 if TYPE_CHECKING:
     from harness.data import Data
@@ -92,11 +92,11 @@ def main(options: argparse.Namespace) -> int:
                 _print_line(job, message, console)
         unfinished = [job for job in jobs if folder.read_result(job.directory) is None]
         if unfinished:
-            console.print(f"device: {device_title(best_device())}", markup=False)
+            console.print(f"device: {device_title(best_device())}")
         try:
             errors = _certify(unfinished, options.data_dir, options.workers, console)
         except SoundnessError as error:
-            print(f"failed: a bound is wrong, and nothing here can be trusted: {error}", file=sys.stderr)
+            say(f"failed: a bound is wrong, and nothing here can be trusted: {error}", file=sys.stderr)
             return FAILED
         for job in jobs:
             for line in _describe_outcome(job, errors):
@@ -131,7 +131,7 @@ def _finished_trials(paths: list[Path], console: Console) -> list[Path]:
             raise InputError(f"{path} holds no finished trial of recipe version {RECIPE_VERSION}")
         if len(finished) < len(inside):
             left_out = f"{len(inside) - len(finished)} of {len(inside)} trials"
-            console.print(f"{path}: left out {left_out}, unfinished or of another recipe version", markup=False)
+            console.print(f"{path}: left out {left_out}, unfinished or of another recipe version")
         trial_dirs += finished
     return list(dict.fromkeys(path.resolve() for path in trial_dirs))
 
@@ -224,7 +224,7 @@ def _describe_outcome(job: Job, errors: dict[Path, str]) -> list[str]:
 
 
 def _print_line(job: Job, text: str, console: Console) -> None:
-    console.print(f"{job.label} -> {job.directory}: {text}", markup=False, soft_wrap=True)
+    console.print(f"{job.label} -> {job.directory}: {text}", soft_wrap=True)
 
 
 def _write_reports(jobs: list[Job], data_dir: str | None, console: Console) -> None:

@@ -16,6 +16,7 @@ from harness.clock import Stopped
 from harness.errors import InputError, require
 from harness.masking import mask_secrets
 from harness.storage.files import refuse_links
+from harness.terminal import say
 
 Item = TypeVar("Item")
 
@@ -118,14 +119,14 @@ def main(name: str, arguments: list[str] | None = None) -> int:
             options.directories = list(map(_local_directory, options.directories))
         return _module(name).main(options)
     except InputError as error:
-        print(mask_secrets(f"error: {error}"), file=sys.stderr)
+        say(mask_secrets(f"error: {error}"), file=sys.stderr)
         return BAD_INPUT
     except OSError as error:  # a full disk, a directory that is gone
-        print(mask_secrets(f"failed: {error}"), file=sys.stderr)
+        say(mask_secrets(f"failed: {error}"), file=sys.stderr)
         return FAILED
     except (Stopped, KeyboardInterrupt) as stop:
         status = STOPPED if isinstance(stop, Stopped) else INTERRUPTED
-        print(STATUSES[status], file=sys.stderr)
+        say(STATUSES[status], file=sys.stderr)
         return status
 
 

@@ -82,7 +82,7 @@ def main(options: argparse.Namespace) -> int:
             results.append(result)
             errors = (f"{result.recorded:.2f}", f"{result.confirmed:.2f}") if result.images else ("-", "-")
             images = f"{result.images:,}" if result.is_complete else f"{result.images:,} of {result.of:,}"
-            rows.append([printable(label), images, *errors, f"{time.monotonic() - started:.0f}"])
+            rows.append([label, images, *errors, f"{time.monotonic() - started:.0f}"])
             lines += [f"{label}: {line}" for line in _describe(result)]
     others = folders.check_seeds(configs)
     if not options.only:
@@ -93,7 +93,7 @@ def main(options: argparse.Namespace) -> int:
     summary = _summary(results, others, is_selection=bool(options.only))
     trust = f"; trusted plugins: {', '.join(trusted)}" if trusted else ""  # each import has named the file
     for line in [*lines, *others, summary + trust]:
-        console.print(printable(line), markup=False, soft_wrap=True)
+        console.print(printable(line), soft_wrap=True)
     return OK if not others and all(result.is_confirmed for result in results) else FAILED
 
 
@@ -109,11 +109,11 @@ def _recheck_answers(options: argparse.Namespace, records: list[Path]) -> int:
     for answer in check_answers(records):
         outcome = f"confirmed by {answer.proved_by}" if answer.proved_by else f"not confirmed: {answer.problem}"
         line = f"{answer.name}: {answer.result}" + (f" {outcome}, {answer.seconds:.1f} s" if answer.is_claim else "")
-        console.print(printable(line), markup=False, soft_wrap=True)
+        console.print(printable(line), soft_wrap=True)
         claims += [answer] if answer.is_claim else []
     others = [] if options.only else check_table(options.directory)
     for line in [*others, _count_answers(claims, len(records))]:
-        console.print(printable(line), markup=False, soft_wrap=True)
+        console.print(printable(line), soft_wrap=True)
     return OK if not others and all(answer.proved_by for answer in claims) else FAILED
 
 

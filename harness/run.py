@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from harness import command_line
 from harness.clock import Stopped
@@ -37,7 +36,7 @@ from harness.storage import folder
 from harness.storage.files import file_name, make_directory, refuse_links, remove_unfinished, write_json
 from harness.storage.folder import Trial
 from harness.storage.lease import lock_directory
-from harness.terminal import new_console
+from harness.terminal import new_console, say
 from harness.tracking.logged import LOGGED, LoggedMark
 
 if TYPE_CHECKING:
@@ -241,7 +240,7 @@ def _select(trials: list[Trial], by_key: dict[str, str], patterns: list[str]) ->
 
 def _export(trials: list[Trial], sweep: Sweep, directory: Path) -> int:
     make_directory(directory)
-    print(f"{len(trials)} trials of profile '{trials[0].config.profile}'", file=sys.stderr)
+    say(f"{len(trials)} trials of profile '{trials[0].config.profile}'", file=sys.stderr)
     for trial in trials:
         config = trial.config
         path = directory / file_name(f"{config.model}-{config.method}-seed{config.seed}-{trial.key}.json")
@@ -249,7 +248,7 @@ def _export(trials: list[Trial], sweep: Sweep, directory: Path) -> int:
         if config.checkpoint is not None:
             source = sweep.checkpoints[config.checkpoint.sha256]
             folder.copy_checkpoint(config.checkpoint, source, folder.exported_checkpoint(path))
-        print(path)
+        say(path)
     return OK
 
 
@@ -305,7 +304,6 @@ def _print_left_out(study: Study, to_run: list[Trial], console: Console) -> None
             message = f"failed {study.labels[trial.key]}: {failure.get('error')}"
             console.print(
                 f"{message}; it would fail the same way again. To retry anyway: --retry-failed",
-                markup=False,
                 soft_wrap=True,
             )
 
@@ -333,9 +331,9 @@ def _write_reports(
         start_call("harness.reports.sweep_page", "write_sweep", sweep_dir, data_dir)()
         up_to_date.mark_up_to_date(sweep_dir, data_dir)
     study.shared.push_tables()
-    console.print(f"\nAll results on a page:\n{escape(str(sweep_dir / up_to_date.REPORT))}", soft_wrap=True)
+    console.print(f"\nAll results on a page:\n{sweep_dir / up_to_date.REPORT}", soft_wrap=True)
     if uri is not None:
-        console.print(f"\nAnd at:\n{escape(uri)}", soft_wrap=True)
+        console.print(f"\nAnd at:\n{uri}", soft_wrap=True)
     return table.trials
 
 
@@ -345,7 +343,7 @@ def _print_unusable(study: Study, table: "pd.DataFrame", console: Console) -> bo
     for key, problem in problems.items():
         trial = f"{study.labels[key]} ({study.trial_dirs[key]})"
         advice = "put the file back, or remove that folder to train the trial again"
-        console.print(f"cannot be used: {trial}: {problem}; {advice}", markup=False, soft_wrap=True)
+        console.print(f"cannot be used: {trial}: {problem}; {advice}", soft_wrap=True)
     return bool(problems)
 
 

@@ -16,6 +16,7 @@ from types import ModuleType
 from baselines.registry import network_names, register
 from harness.config.trial import TrialConfig
 from harness.errors import InputError, SettingError, error_line, require
+from harness.terminal import say
 
 MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
 
@@ -77,7 +78,7 @@ def _import(name: str) -> ModuleType:
         raise SettingError(
             "plugins", name, f"a module that can be imported; importing it ended with {cause}"
         ) from error
-    print(f"plugin {name}: imported from {module.__file__}", file=sys.stderr, flush=True)
+    say(f"plugin {name}: imported from {module.__file__}", file=sys.stderr)
     return module
 
 

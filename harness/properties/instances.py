@@ -96,9 +96,7 @@ def solve_instances(instances: Sequence[Instance], directory: Path, workers: int
         items = dict(zip(paths, requests, strict=True))
         records = {item: _read(item, request) for item, request in items.items()}
         todo = [item for item, record in records.items() if record is None]
-        console.print(
-            f"{len(instances)} instances, {len(instances) - len(todo)} of them answered already", markup=False
-        )
+        console.print(f"{len(instances)} instances, {len(instances) - len(todo)} of them answered already")
         _solve_missing(todo, items, records, directory, workers, console)
         return _report([record for record in records.values() if record], len(items), directory, console)
 
@@ -138,7 +136,7 @@ def _solve_missing(
         if not console.is_terminal:
             question = f"{_name(record['onnx'])} {_name(record['vnnlib'])}"
             line = f"{question}: {record['result']}, {record['seconds']:.1f} s"
-            console.print(printable(line), markup=False, soft_wrap=True)
+            console.print(printable(line), soft_wrap=True)
 
     with Bars(console) as bars:
         if todo:
@@ -219,9 +217,9 @@ def _report(records: Sequence[Record], total: int, directory: Path, console: Con
         for r in records
     ]
     titles = "network", "property", "result", "seconds", "branches", "detail"
-    print_table(console, titles, ([one_line(printable(cell)) for cell in row] for row in rows))
+    print_table(console, titles, (list(map(one_line, row)) for row in rows))
     counts = _counts(records)
-    console.print(f"{_in_words(counts)} -> {directory / RESULTS}", markup=False, soft_wrap=True)
+    console.print(f"{_in_words(counts)} -> {directory / RESULTS}", soft_wrap=True)
     return OK if len(records) == total and not counts[ERROR] else FAILED
 
 
