@@ -15,7 +15,8 @@ from typing import Any
 
 from baselines import DATASETS, network_names
 from harness import command_line
-from harness.command_line import OK, add_data_dir, add_patterns, select_by_pattern
+from harness.command_line import OK, add_data_dir, add_patterns, add_plugins, select_by_pattern
+from harness.config import plugins
 from harness.config.settings import STAGES
 from harness.environment import describe_environment, device_title
 from harness.errors import require
@@ -60,6 +61,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--images", type=int, default=20, help="number of images, or of networks of the section verifier; default: 20"
     )
     parser.add_argument("--json", type=Path, help="also write all numbers to this file")
+    add_plugins(parser)
     add_data_dir(parser)
 
 
@@ -77,6 +79,7 @@ def main(options: argparse.Namespace) -> int:
         require("models", model, model in network_names(), f"of {', '.join(network_names())}")
     for trial_dir in options.trained:
         refuse_links(folder.sweep_dir_of(trial_dir))
+    plugins.trust(options.plugin, list(map(folder.sweep_dir_of, options.trained)))
     kinds = {kind: [kind] for kind in KINDS}
     options.kinds = select_by_pattern("--kinds", [PLAIN, *options.kinds] if options.kinds else ["*"], kinds)
     possible = {"bounds": options.trained, "evaluation": options.trained, "auto_lirpa": is_installed()}

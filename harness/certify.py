@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from harness import command_line
-from harness.command_line import FAILED, OK, add_data_dir
+from harness.command_line import FAILED, OK, add_data_dir, add_plugins
+from harness.config import plugins
 from harness.config.settings import STAGES, STAGES_BY_SETTING
 from harness.config.trial import RECIPE_VERSION, TrialConfig, labels
 from harness.environment import data_directory, device_title
@@ -29,7 +30,7 @@ from harness.launch.progress import Bars
 from harness.launch.work import certify_item, load_data
 from harness.masking import mask_secrets
 from harness.storage import certification, folder, names
-from harness.storage.files import refuse_links
+from harness.storage.files import read_bytes, refuse_links
 from harness.storage.lease import lock_directory
 from harness.terminal import new_console, one_line, say
 
@@ -72,6 +73,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=int, help="largest number of workers; default: one for each GPU, else for each CPU"
     )
+    add_plugins(parser)
     add_data_dir(parser)
 
 
@@ -83,11 +85,13 @@ def main(options: argparse.Namespace) -> int:
     from harness.evaluation.shards import certification_of
 
     console = new_console()
+    plugins.trust(options.plugin, [folder.sweep_dir_of(path) for path in options.paths])
     jobs = _make_jobs(_finished_trials(options.paths, console), options)
     with ExitStack() as locks:
         for job in jobs:
             locks.enter_context(lock_directory(job.directory))
-            trial, expected = certification_of(job.trial_dir, job.config, job.data)
+            weights = read_bytes(job.trial_dir / folder.WEIGHTS)
+            trial, expected = certification_of(job.trial_dir, job.config, job.data, weights)
             if message := certification.take_over(job.directory, trial, expected):
                 _print_line(job, message, console)
         unfinished = [job for job in jobs if folder.read_result(job.directory) is None]
@@ -143,6 +147,7 @@ def _make_jobs(trial_dirs: list[Path], options: argparse.Namespace) -> list[Job]
     trials = {}
     for trial_dir in trial_dirs:
         trial = folder.read_trial(trial_dir / folder.TRIAL)
+        plugins.require_trusted(trial.config, options.plugin)
         trials[str(trial_dir)] = replace(trial, config=_certification_config(trial.config, options))
         if not (trial_dir / folder.WEIGHTS).exists():
             raise InputError(f"{trial_dir} has no {folder.WEIGHTS}")

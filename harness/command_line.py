@@ -77,6 +77,12 @@ def add_patterns(parser: argparse.ArgumentParser, option: str, what: str) -> Non
     parser.add_argument(option, action="append", default=[], metavar="PATTERN", help=text)
 
 
+def add_plugins(parser: argparse.ArgumentParser) -> None:
+    """Add the option of commands that import plugins of results which others may have written."""
+    what = "import and trust this module, which trials name as a plugin; may be repeated"
+    parser.add_argument("--plugin", action="append", default=[], metavar="MODULE", help=what)
+
+
 def select_by_pattern(option: str, patterns: Sequence[str], names: Mapping[Item, Sequence[str]]) -> list[Item]:
     """Return the items with a name that equals a pattern or, if none equals it, that matches it.
 

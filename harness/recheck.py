@@ -26,11 +26,20 @@ from typing import TYPE_CHECKING
 
 from harness import command_line
 from harness.checker import folders
-from harness.command_line import FAILED, OK, add_data_dir, add_patterns, add_sweep_directory, select_by_pattern
+from harness.command_line import (
+    FAILED,
+    OK,
+    add_data_dir,
+    add_patterns,
+    add_plugins,
+    add_sweep_directory,
+    select_by_pattern,
+)
 from harness.config import plugins
 from harness.config.trial import TrialConfig, labels
 from harness.errors import InputError, error_line, require
 from harness.storage import folder
+from harness.storage.files import unchanged_files
 from harness.terminal import new_console, print_table, printable
 
 # What imports torch or pandas is imported late: it takes seconds.
@@ -47,13 +56,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add_sweep_directory(parser)
     add_patterns(parser, "--only", "only trials whose label or key")
     parser.add_argument("--images", type=int, help="recheck only the first IMAGES images of each trial; default: all")
-    what = "import and trust this module, which trials name as a plugin; may be repeated"
-    parser.add_argument("--plugin", action="append", default=[], metavar="MODULE", help=what)
+    add_plugins(parser)
     add_data_dir(parser)
 
 
 def main(options: argparse.Namespace) -> int:
     """Run the command and return the exit status. Raises InputError where nothing can be checked."""
+    with unchanged_files():
+        return _main(options)
+
+
+def _main(options: argparse.Namespace) -> int:
     require("--images", options.images, options.images is None or options.images >= 1, "at least 1")
     from harness.properties.instances import find_records
 
@@ -64,7 +77,7 @@ def main(options: argparse.Namespace) -> int:
     if records:
         return _recheck_answers(options, records)
     trusted = list(dict.fromkeys(options.plugin))
-    _trust_plugins(trusted, options.directory)
+    plugins.trust(trusted, [options.directory])
     if not verdict_dirs:
         raise InputError(f"{options.directory} holds no trials or instances: no trials/<key>, no instances/*.json")
     configs, trial_labels = _read_labels(list(verdict_dirs))
@@ -143,19 +156,6 @@ def check_leaderboard(sweep_dir: Path) -> list[str]:
         return [f"{path.name} does not follow from the results: {advice}" for path in changed_files(sweep_dir)]
     except Exception as error:  # as `_recheck`
         return [f"the leaderboard is not checked: {_message(error)}"]
-
-
-def _trust_plugins(modules: list[str], sweep_dir: Path) -> None:
-    """Import modules that the user trusts.
-
-    Raises SettingError for one that cannot be imported, or that lies in the results.
-    """
-    plugins.leave_working_directory()
-    for name in modules:
-        file = plugins.source_of(name)
-        is_outside = not file.resolve().is_relative_to(sweep_dir.resolve())
-        require("--plugin", f"{name} ({file})", is_outside, "a module that does not lie in the results")
-    plugins.load(modules)
 
 
 def _read_labels(trial_dirs: list[Path]) -> tuple[dict[Path, TrialConfig], dict[Path, str]]:

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from harness.command_line import FAILED, OK
+from harness.config.checkpoint_settings import digest_of
 from harness.errors import InputError, require
 from harness.launch.parallel import run_items
 from harness.launch.progress import Bars
@@ -20,7 +21,7 @@ from harness.storage.files import (
     DamagedFileError,
     parse_json,
     remove_unfinished,
-    write_atomically,
+    write_bytes,
     write_json,
     write_text,
 )
@@ -146,7 +147,7 @@ def _solve_missing(
 
 def _solve_item(item: Path, report: object, requests: dict[str, Record]) -> None:
     """Solve the instance whose record is to be written to `item`, and write it."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from harness.properties.solve import Answer, solve_files
 
@@ -156,15 +157,16 @@ def _solve_item(item: Path, report: object, requests: dict[str, Record]) -> None
         answer = solve_files(Path(request["onnx"]), Path(request["vnnlib"]), request["timeout"], certificates=True)
     except InputError as error:
         answer = Answer(ERROR, detail=str(error))
-    if answer.certificate:
-        write_atomically(certificate, partial(save_file, answer.certificate))
+    content = save(answer.certificate) if answer.certificate else b""
+    if content:
+        write_bytes(certificate, content)
     outcome = {
         "result": answer.status,
         "seconds": answer.seconds,
         "branches": answer.branches,
         "detail": answer.detail,
         "counterexample": answer.counterexample_text,
-        "certificate_sha256": digest_of_file(certificate) if answer.certificate else "",
+        "certificate_sha256": digest_of(content) if content else "",
     }
     write_json(item, request | outcome)
 

@@ -1,15 +1,20 @@
 """Write files atomically: under a temporary name, then renamed."""
 
+import errno
 import hashlib
 import json
+import math
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
-from harness.errors import InputError, SettingError
+from harness.errors import InputError, SettingError, error_line
+
+T = TypeVar("T")
 
 
 class DamagedFileError(InputError):
@@ -18,15 +23,78 @@ class DamagedFileError(InputError):
 
 def parse_json(path: Path, parse: Callable[[Any], Any]) -> Any:
     """Return `parse` of the JSON in a file. Raises DamagedFileError if it is missing, not JSON, or `parse` fails."""
+    content = read_bytes(path)
     try:
-        return parse(json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse_constant))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        return parse(load_json(content))
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise DamagedFileError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
 
 
-def refuse_constant(constant: str) -> None:
-    """Raise ValueError for NaN and infinities, which Python reads though JSON does not have them."""
-    raise ValueError(f"{constant} is no JSON")
+def parse_file(path: Path, parse: Callable[[bytes], T], content: bytes | None = None) -> T:
+    """Return `parse` of a file's content. content: of the file, if it has been read. Raises DamagedFileError."""
+    content = read_bytes(path) if content is None else content
+    try:
+        return parse(content)
+    except Exception as error:  # a flipped byte may raise anything
+        raise DamagedFileError(f"{path} cannot be read: {error_line(error)}") from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a file. Raises DamagedFileError; for a pipe, too, at which reading would wait."""
+    try:
+        if not path.is_file():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        content = path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise DamagedFileError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+    if _digests is not None:
+        digest = hashlib.sha256(content).digest()
+        if _digests.setdefault(path.absolute(), digest) != digest:
+            raise DamagedFileError(f"{path} has changed since it was read first")
+    return content
+
+
+_digests: dict[Path, bytes] | None = None
+
+
+@contextmanager
+def unchanged_files() -> Iterator[None]:
+    """Within, `read_bytes` raises DamagedFileError for a file that has changed since it was read first."""
+    global _digests
+    _digests = {}
+    try:
+        yield
+    finally:
+        _digests = None
+
+
+def load_json(content: bytes) -> Any:
+    """Return the value of a JSON text in UTF-8.
+
+    Raises ValueError for text that is none, and for what readers take differently: a key twice, NaN, infinities, and
+    numbers too large for a float. Raises RecursionError for lists too deep.
+    """
+    return json.loads(
+        content.decode(), object_pairs_hook=_each_key_once, parse_constant=_refuse_number, parse_float=_finite
+    )
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} appears twice in an object")
+    return result
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    return value if math.isfinite(value) else _refuse_number(number)
+
+
+def _refuse_number(number: str) -> NoReturn:
+    raise ValueError(f"{number} is no number of JSON that a float holds")
 
 
 def refuse_links(directory: Path) -> None:

@@ -20,11 +20,20 @@ from typing import IO, Any
 from harness.errors import InputError
 from harness.masking import mask_secrets
 from harness.storage import remote
-from harness.storage.files import make_directory, refuse_links
+from harness.storage.files import load_json, make_directory, refuse_links
+from harness.typed import check_types
 
 LOCK = ".lock"
 
 Holder = dict[str, Any]
+
+
+class _Holder:
+    """The types of what a lock file holds."""
+
+    host: str
+    process: int
+    since: float
 
 
 @contextmanager
@@ -143,10 +152,10 @@ def _describe_self() -> bytes:
 def _parse(text: bytes | None) -> Holder | None:
     """Return the holder that a lock file names; None if it names nobody or does not exist."""
     try:
-        owner = json.loads(text or b"")
-    except ValueError:
+        owner = check_types(_Holder, load_json(text or b""))
+    except (ValueError, TypeError, RecursionError):
         return None
-    return owner if isinstance(owner, dict) and owner.keys() >= {"host", "process", "since"} else None
+    return owner if owner.keys() >= _Holder.__annotations__.keys() and owner["process"] > 0 else None
 
 
 def _overwrite(file: IO[bytes], text: bytes) -> None:
