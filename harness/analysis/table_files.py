@@ -34,7 +34,7 @@ UNCOUNTED = "Trials that the tables do not count"
 _LATEX_LEGEND = (
     "Mean ± sample deviation over seeds; bold: best; ~: no significant difference from the best row; italics: published"
 )
-_MARKDOWN = re.compile(r"[\\|*`]|(?<![A-Za-z0-9])_|~(?=\S)|\](?=[(\[:])")
+_MARKDOWN = re.compile(r"[\\|*]|(?<![A-Za-z0-9])_|~(?=\S)|\](?=[(\[:])")
 """Characters of markup, where they are some: `_` in a word, `~` before a space and lists such as [7, 9] are none."""
 _LATEX_CHARACTERS = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
@@ -111,8 +111,8 @@ def _texts(leaderboard: Leaderboard, summaries: dict[str, Summary]) -> list[str]
 
 def csv_text(frame: pd.DataFrame) -> str:
     """Return a table as CSV, in which a spreadsheet finds no formula: `'` stands before texts that would be one."""
-    safe = frame.map(lambda cell: f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell)
-    return safe.to_csv(index=False, lineterminator="\n")
+    is_formula = frame.map(lambda cell: isinstance(cell, str) and cell.startswith(_FORMULA))
+    return frame.mask(is_formula, "'" + frame.astype(str)).to_csv(index=False, lineterminator="\n")
 
 
 def _json(records: list[dict[str, Any]]) -> str:

@@ -94,17 +94,18 @@ def holder(directory: Path) -> Holder | None:
 
 def _open(path: Path) -> IO[bytes]:
     """Open a lock file to be overwritten. Raises InputError unless it is a file, and has no other name."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK  # opening a pipe would wait
     try:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)  # a pipe would wait
+        file = open(path, "r+b", buffering=0, opener=lambda name, _: os.open(name, flags, 0o666))  # noqa: SIM115
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
         raise _not_a_lock(path) from None
-    status = os.fstat(file)
+    status = os.fstat(file.fileno())
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-        os.close(file)
+        file.close()
         raise _not_a_lock(path)
-    return os.fdopen(file, "r+b")
+    return file
 
 
 def _not_a_lock(path: Path) -> InputError:
