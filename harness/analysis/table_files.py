@@ -35,10 +35,15 @@ UNCOUNTED = "Trials that the tables do not count"
 _LATEX_LEGEND = (
     "Mean ± sample deviation over seeds; bold: best; ~: no significant difference from the best row; italics: published"
 )
+_MARKDOWN = re.compile(r"[\\|*]|(?<![A-Za-z0-9])_|~(?=\S)|\](?=[(\[:])")
+"""Characters of markup, where they are some: `_` in a word, `~` before a space and lists such as [7, 9] are none."""
 _LATEX_CHARACTERS = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
     ">": r"\textgreater{}", "±": r"$\pm$", **{c: f"\\{c}" for c in "&%$#_{}"},
 }  # fmt: skip
+
+
+_FORMULA = ("=", "+", "-", "@")
 
 
 def leaderboard_files(directory: Path) -> list[Path]:
@@ -111,9 +116,15 @@ def _texts(leaderboard: Leaderboard, summaries: dict[str, Summary]) -> list[str]
     return [
         _markdown(leaderboard, summaries),
         _latex(leaderboard, summaries),
-        rows.to_csv(index=False, lineterminator="\n"),
+        csv_text(rows),
         _json(records),
     ]
+
+
+def csv_text(frame: pd.DataFrame) -> str:
+    """Return a table as CSV, in which a spreadsheet finds no formula: `'` stands before texts that would be one."""
+    is_formula = frame.map(lambda cell: isinstance(cell, str) and cell.startswith(_FORMULA))
+    return frame.mask(is_formula, "'" + frame.astype(str)).to_csv(index=False, lineterminator="\n")
 
 
 def _json(records: list[dict[str, Any]]) -> str:
@@ -153,7 +164,7 @@ def _markdown(leaderboard: Leaderboard, summaries: dict[str, Summary]) -> str:
 
 def markdown_text(text: str) -> str:
     """Return one line of text, with nothing in it that Markdown would take for markup."""
-    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;").split())
+    return " ".join(_MARKDOWN.sub(r"\\\g<0>", text).replace("<", "&lt;").split())
 
 
 def markdown_table(frame: pd.DataFrame, published: list[bool] | None = None) -> str:
@@ -217,7 +228,7 @@ def _escape(text: str) -> str:
 
 def print_leaderboard(leaderboard: Leaderboard, summaries: dict[str, Summary], console: Console) -> None:
     """Print the errors, each section's summary, warnings, failures, and where the files are."""
-    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    say = partial(console.print, soft_wrap=True)
     for section in leaderboard.sections:
         summary = summaries[section.heading]
         table = short_table(section, summary)

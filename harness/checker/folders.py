@@ -18,6 +18,7 @@ from harness.checker.certificates import Tensors, read_tensors
 from harness.config.trial import TrialConfig
 from harness.errors import InputError, shorten
 from harness.storage import certification, folder
+from harness.storage.files import parse_file
 from harness.storage.folder import Trial, TrialResult
 
 _CERTIFIED = "certified"
@@ -208,7 +209,7 @@ def check_checkpoint(stored: StoredResult) -> list[str]:
 
     from harness.config.checkpoint_weights import read_weights
 
-    weights = safetensors.torch.load_file(trial_dir / folder.WEIGHTS)
+    weights = parse_file(trial_dir / folder.WEIGHTS, safetensors.torch.load)
     expected = read_weights(path, stored.config)
     is_same = weights.keys() == expected.keys() and all(torch.equal(weights[name], expected[name]) for name in expected)
     return [] if is_same else [f"{folder.WEIGHTS} does not hold the weights of {folder.SOURCE}"]

@@ -6,9 +6,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors.numpy import load
+
 from cerdeq import OnnxError, load_onnx
-from harness.checker.certificates import Tensors, read_tensors
+from harness.checker.certificates import Tensors
 from harness.checker.properties import NotConfirmedError, confirm_sat, confirm_unsat
+from harness.config.checkpoint_settings import digest_of
 from harness.errors import InputError, error_line
 from harness.properties.files import read_property
 from harness.properties.instances import (
@@ -23,6 +26,7 @@ from harness.properties.instances import (
     results_text,
 )
 from harness.properties.solve import SAT, TIMEOUT, UNKNOWN, UNSAT, check_shapes
+from harness.storage.files import parse_file, read_bytes
 
 COUNTEREXAMPLE = "counterexample"
 _CLAIMS, _OTHERS = {SAT, UNSAT}, {UNKNOWN, TIMEOUT, ERROR}
@@ -90,7 +94,7 @@ def check_table(directory: Path) -> list[str]:
     """Check that results.csv follows from the records."""
     try:
         expected = results_text([read_record(path) for path in find_records(directory)])
-        same = (directory / RESULTS).read_text(encoding="utf-8") == expected
+        same = read_bytes(directory / RESULTS).decode() == expected
     except Exception as error:  # as `check_answers`
         return [f"{RESULTS} is not checked: {error_line(error)}"]
     return [] if same else [f"{RESULTS} does not follow from {INSTANCES}/"]
@@ -122,6 +126,7 @@ def _certificate(path: Path, record: Record) -> Tensors:
         return {}
     if not certificate.is_file():
         raise NotConfirmedError(f"{certificate.name} is missing")
-    if digest_of_file(certificate) != digest:
+    content = read_bytes(certificate)
+    if digest_of(content) != digest:
         raise NotConfirmedError(f"{certificate.name} has changed since it was written")
-    return read_tensors(certificate)
+    return parse_file(certificate, load, content)

@@ -13,7 +13,7 @@ from harness.config import plugins
 from harness.config.buildable import check_buildable, ignored_evaluation, ignored_settings
 from harness.config.checkpoint_settings import TRAINED_ELSEWHERE, digest_of, read_file
 from harness.config.checkpoint_weights import read_weights
-from harness.config.grid import expand, names_in
+from harness.config.grid import LARGEST, expand, names_in
 from harness.config.profiles import (
     ASSIGNED,
     CPU_PROFILE,
@@ -79,6 +79,8 @@ def _expand(
     sweep = parse_keys(content, profile, source, note)
     try:
         expanded = _expand_entries(sweep, profile, path.parent)
+        count = len(expanded) * len(sweep.seeds)
+        require("seeds", f"{count:,} trials", count <= 10 * LARGEST, f"at most {10 * LARGEST:,} of all seeds")
         _refuse(_ignored_by_all(sweep, content, expanded))
         unmarked = {identity(trial) for trial in original.trials} if original else set()
         trials, searched = [], []
@@ -131,7 +133,10 @@ def _expand_entries(sweep: SweepFile, profile: str, directory: Path) -> list[Exp
         try:
             for name in names_in(lists, "model"):
                 plugins.add_factory(name, sweep.plugins)
-            for content, values in expand(lists):
+            choices = expand(lists)
+            count = len(expanded) + len(choices)
+            require("trials", f"{count:,} trials or more", count <= LARGEST, f"at most {LARGEST:,} under one seed")
+            for content, values in choices:
                 choice = f" (with {', '.join(f'{key} {value}' for key, value in values.items())})" if values else ""
                 entry = validate(TrialEntry, content)
                 trial, ignored = _resolve(profile, sweep, entry, directory)

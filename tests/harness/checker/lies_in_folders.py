@@ -304,13 +304,14 @@ LIES = {
     "a certified error of NaN": Lie(
         change_metrics(certified_error=NAN),
         "result.json cannot be read",
-        "harness.storage.files.refuse_constant",
+        "harness.storage.files._refuse_number",
         accept=float,
     ),
     "a certified error of infinity": Lie(
         change_text_of_result('"certified_error": ', '"certified_error": 1e999, "": '),
-        "certified_error: recorded inf, by",
-        METRICS,
+        "result.json cannot be read",
+        "harness.storage.files._finite",
+        accept=float,
     ),
     "no certified error": Lie(change_metrics(certified_error=None), "certified_error: recorded None, by", METRICS),
     "a lower certified error": Lie(change_metrics(certified_error=8.5), "certified_error: recorded 8.5, by", METRICS),

@@ -88,7 +88,7 @@ def _certify(trial_dir: Path) -> None:
     data, config = load("digits"), folder.read_trial(trial_dir / folder.TRIAL).config
     stages = {"stages": ("ibp", "crown-ibp", "bab"), "bab_seconds": None, "bab_branches": 60}
     config = replace(config, evaluation=replace(config.evaluation, test_images=CERTIFIED_IMAGES, **stages))
-    trial, stored = certification_of(trial_dir, config, data)
+    trial, stored = certification_of(trial_dir, config, data, (trial_dir / folder.WEIGHTS).read_bytes())
     directory = certification.directory_of(trial_dir, config.evaluation)
     certification.take_over(directory, trial, stored)
     for number in range(stored.shards):
