@@ -9,8 +9,9 @@ from cerdeq import OnnxError
 from harness.checker.certificates import Tensors, read_tensors
 from harness.checker.maps import UnknownLayerError
 from harness.checker.properties import NotConfirmedError, confirm_sat, confirm_unsat
+from harness.config.checkpoint_settings import digest_of
 from harness.errors import InputError, error_line
-from harness.properties.files import READERS, digest_of
+from harness.properties.files import READERS
 from harness.properties.instances import (
     ERROR,
     INSTANCES,

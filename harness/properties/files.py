@@ -1,6 +1,5 @@
 """The files of an instance, an ONNX network and a VNN-LIB property: each is read once, hashed, and then parsed."""
 
-import hashlib
 from pathlib import Path
 
 from harness.errors import InputError
@@ -51,8 +50,3 @@ def read_network(path: Path) -> bytes:
 
 
 READERS = {"onnx": read_network, "vnnlib": read_vnnlib}
-
-
-def digest_of(content: bytes) -> str:
-    """Return the SHA-256 of a file's content."""
-    return hashlib.sha256(content).hexdigest()

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from harness.command_line import FAILED, OK
+from harness.config.checkpoint_settings import digest_of
 from harness.errors import InputError, require
 from harness.launch.parallel import run_items
 from harness.launch.progress import Bars
@@ -190,7 +191,7 @@ def digest_of_file(path: str | Path) -> str:
 
 def _digest(kind: str, path: str) -> str:
     """Return the SHA-256 of all that defines a network or a property; "" if it cannot be read, as its answer says."""
-    from harness.properties.files import READERS, digest_of  # late: torch takes seconds
+    from harness.properties.files import READERS  # late: torch takes seconds
 
     try:
         return digest_of(READERS[kind](Path(path)))

@@ -13,10 +13,11 @@ from torch import nn
 from cerdeq import OnnxError, verify
 from cerdeq.bounds import UnsupportedOperator
 from cerdeq.onnx import OnnxNetwork, RunInFloat32, load_content
+from harness.config.checkpoint_settings import digest_of
 from harness.errors import InputError
 from harness.properties.cases import Case, Property
 from harness.properties.counterexample import Counterexample, decimals_inside, exact_outputs, why_not_confirmed
-from harness.properties.files import digest_of, property_in, read_network, read_vnnlib
+from harness.properties.files import property_in, read_network, read_vnnlib
 from harness.properties.question import region_of, with_violations
 
 SAT, UNSAT, UNKNOWN, TIMEOUT = "sat", "unsat", "unknown", "timeout"
