@@ -23,7 +23,7 @@ Boxes = Iterable[tuple[np.ndarray, np.ndarray]]
 def refuse_other_outputs(network: OnnxNetwork, run: RunInFloat32, path: Path) -> None:
     """Raise OnnxError if the network and onnxruntime differ at random points, by more than rounding in float32."""
     points = _points(network.input_shape)
-    _compare(path, _outputs(network, points), run(points), "onnxruntime")
+    _compare(path, _outputs(network, points, path), run(points), "onnxruntime")
 
 
 def refuse_other_outputs_in(boxes: Boxes, network: OnnxNetwork, run: RunInFloat32, path: Path) -> None:
@@ -33,13 +33,13 @@ def refuse_other_outputs_in(boxes: Boxes, network: OnnxNetwork, run: RunInFloat3
     """
     points = np.concatenate([_points_of(*box) for box in islice(boxes, _MOST_BOXES)])
     points = points.reshape(-1, *network.input_shape)
-    _compare(path, _outputs(network, points), run(points), "onnxruntime", 1.0)
+    _compare(path, _outputs(network, points, path), run(points), "onnxruntime", 1.0)
 
 
 def refuse_another_network(written: nn.Module, network: nn.Module, shape: tuple[int, ...], path: Path) -> None:
     """Raise OnnxError if a network that was written to a file, and read, differs from the original at random points."""
     points = _points(shape)
-    _compare(path, _outputs(written, points), _outputs(network, points), "the original")
+    _compare(path, _outputs(written, points, path), _outputs(network, points, path), "the original")
 
 
 def _points(shape: tuple[int, ...]) -> np.ndarray:
@@ -55,8 +55,8 @@ def _points_of(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
     return np.concatenate([[lower], [upper], lower + shares * (upper - lower)]).astype(np.float32)
 
 
-def _outputs(network: nn.Module, points: np.ndarray) -> np.ndarray:
-    with torch.no_grad():
+def _outputs(network: nn.Module, points: np.ndarray, path: Path) -> np.ndarray:
+    with torch.no_grad(), _named_errors(path, "torch"):
         return network(torch.from_numpy(points)).numpy()
 
 
@@ -84,12 +84,12 @@ def onnxruntime_of(file: File, output_shape: tuple[int, ...]) -> RunInFloat32:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    with _named_errors(file.path):
+    with _named_errors(file.path, "onnxruntime"):
         content, providers = file.model.SerializeToString(), ["CPUExecutionProvider"]
         session = onnxruntime.InferenceSession(content, options, providers=providers)
 
     def run(points: np.ndarray) -> np.ndarray:
-        with _named_errors(file.path):
+        with _named_errors(file.path, "onnxruntime"):
             outputs = np.stack([session.run(None, {file.input: point.reshape(file.shape)})[0] for point in points])
         if outputs.shape[1:] not in (output_shape, (1, *output_shape)):
             found = f"outputs {[*output_shape]}, onnxruntime {[*outputs.shape[1:]]}"
@@ -100,9 +100,9 @@ def onnxruntime_of(file: File, output_shape: tuple[int, ...]) -> RunInFloat32:
 
 
 @contextmanager
-def _named_errors(path: Path) -> Iterator[None]:
-    """Raise OnnxError, with the file's path, for any error of onnxruntime; these share no class."""
+def _named_errors(path: Path, name: str) -> Iterator[None]:
+    """Raise OnnxError, with the file's path, for any error of a library; onnxruntime's share no class."""
     try:
         yield
     except Exception as error:
-        raise OnnxError(f"{path}: onnxruntime cannot run it: {' '.join(str(error).split())[:300]}") from None
+        raise OnnxError(f"{path}: {name} cannot run it: {' '.join(str(error).split())[:300]}") from None

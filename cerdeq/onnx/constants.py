@@ -20,7 +20,8 @@ _MOVES = _JOINED | _CHOICES | _GROWING
 _ARITHMETIC = {"Add", "Sub", "Mul", "Div", "Neg", "Min", "Max", "ReduceProd", "Cast", "Equal"}
 _LARGEST = 2**31  # an integer of arithmetic: results of 64 bits do not overflow
 _INTEGERS = (TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL)
-FOLDED = _MOVES | _ARITHMETIC | {"Constant", "Shape", "Size"}
+SHAPES = {"Shape", "Size"}  # of values, too
+FOLDED = _MOVES | _ARITHMETIC | SHAPES | {"Constant"}
 
 
 def fold(node: onnx.NodeProto, inputs: list[np.ndarray | None], model: onnx.ModelProto) -> np.ndarray:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from cerdeq.onnx.constants import FOLDED, fold
+from cerdeq.onnx.constants import FOLDED, SHAPES, fold
 from cerdeq.onnx.errors import OnnxError
 from cerdeq.onnx.file import MOST_VALUES, File, array_of
 from cerdeq.onnx.layers import OnnxNetwork, window_of
@@ -34,11 +34,15 @@ def network_of(file: File) -> OnnxNetwork:
 
 
 def _refuse_missing(file: File) -> None:
-    """Raise OnnxError with all operators that have no layer."""
-    missing = dict[str, list[str]]()
+    """Raise OnnxError with all operators that have no layer, or of constants are not computed."""
+    missing, values = dict[str, list[str]](), {file.input}
     for position, node in enumerate(file.model.graph.node, start=1):
-        if node.domain not in ("", "ai.onnx") or node.op_type not in LAYERS.keys() | FOLDED:
-            missing.setdefault(f"{node.domain}.{node.op_type}".lstrip("."), []).append(_name(node, position))
+        depends = node.op_type not in SHAPES and not values.isdisjoint(node.input)
+        if node.domain not in ("", "ai.onnx") or node.op_type not in (LAYERS if depends else FOLDED):
+            operator = f"{node.domain}.{node.op_type}".lstrip(".") + ("" if depends else " of constants")
+            missing.setdefault(operator, []).append(_name(node, position))
+        if depends:
+            values.update(node.output)
     if missing:
         found = "; ".join(f"{operator} at {_in_words(names)}" for operator, names in missing.items())
         raise OnnxError(f"no layer for the operators {found}. Supported operators: {', '.join(sorted(LAYERS))}")
@@ -89,7 +93,7 @@ class _Reader:
             result = self.value(name, node, values) if values else self.constant(proto, node)
         except OnnxError as error:
             raise OnnxError(f"{where}: {error}") from None
-        except (RuntimeError, ValueError, IndexError, KeyError) as error:  # torch's, of a layer that does not fit
+        except (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError) as error:  # a layer does not fit
             raise OnnxError(f"{where}: {' '.join(str(error).split())[:300]}") from None
         self.arguments[proto.output[0]] = result
         if name in self.layers:
@@ -117,10 +121,8 @@ class _Reader:
 
     def value(self, name: str, node: Node, values: list[Value]) -> Argument:
         """Return the result of a node, whose layer is added; the value itself if the node does nothing."""
-        if node.operator in ("Shape", "Size"):
+        if node.operator in SHAPES:
             return shape_of(node)
-        if node.operator not in LAYERS:
-            raise OnnxError("found a value that depends on the network's input, allowed: constants")
         layer, has_batch = LAYERS[node.operator](node), result_has_batch(node, values)
         if layer is None:
             return replace(values[0], has_batch=has_batch)

@@ -95,10 +95,13 @@ def _gemm(node: Node) -> nn.Module:
 
 
 def _matmul(node: Node) -> nn.Module:
-    weight = node.weight(1) if isinstance(node.inputs[0], Value) else None
-    if weight is None or weight.dim() != 2:
-        raise OnnxError("allowed: a value times a constant matrix")
-    return _linear(weight.T, None)
+    first, second = node.inputs
+    if isinstance(first, Value) and (weight := node.weight(1)).dim() == 2:
+        return _linear(weight.T, None)
+    is_vector = isinstance(second, Value) and not second.has_batch and len(second.shape) == 1
+    if is_vector and (weight := node.weight(0)).dim() == 2:
+        return _linear(weight, None)
+    raise OnnxError("allowed: a value times a constant matrix")
 
 
 def _batch_norm(node: Node) -> nn.Module:

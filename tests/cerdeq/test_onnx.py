@@ -98,7 +98,11 @@ REFUSED = {
     r"operators Sigmoid at node 'node1', node 'node3'; Tanh at node 'node2'. Supported operators: Add": Net(
         "", [("Sigmoid", ["x"], {}), ("Tanh", ["y1"], {}), ("Sigmoid", ["y2"], {})]
     ),
-    "depends on the network's input, allowed: constants": one("Expand", integers(5, 4, 6, 5)),
+    r"operators Sigmoid of constants at node 'node1'; Expand at node 'node3'\.": Net(
+        "",
+        [("Sigmoid", ["c"], {}), ("Add", ["x", "y1"], {}), ("Expand", ["y2", "s"], {})],
+        constants={"c": BIAS[:1], "s": integers(5, 4, 6, 5)},
+    ),
     "remove it: certify the logits": one("Softmax"),
     "alpha = 2.0, allowed: 1.0": one("Gemm", MATRIX, BIAS, alpha=2.0, shape=VECTOR),
     "transA = 1": one("Gemm", numbers(1, 3), transA=1, shape=(1, 1)),
@@ -146,6 +150,7 @@ REFUSED = {
     ),
     "found 4398105231552 numbers as results": one("Pad", integers(0, 0, 2**20, 2**20, 0, 0, 0, 3)),
     "found 2097152000 numbers as results": one("MatMul", numbers(1, 2000), shape=("batch", 2**20, 1)),
+    "torch cannot run it|does not take": one("AveragePool", kernel_shape=[2, 2], strides=[2**62, 1]),
     "64064016000000 products": one("AveragePool", kernel_shape=[4000, 4000], shape=("batch", 1, 6000, 6000)),
     "found outputs of onnxruntime that are infinite": Net(
         "",
@@ -274,6 +279,7 @@ def test_a_truncated_file_is_refused(tmp_path):
 ANY_BATCH = [
     one("Relu", shape=VECTOR[1:]),
     one("MatMul", MATRIX, shape=VECTOR[1:]),
+    one("MatMul", MATRIX.T.copy(), "x", name="matrix first", shape=VECTOR[1:]),
     one("Add", BIAS, shape=(1,)),
     one("Unsqueeze", integers(0), shape=VECTOR[1:]),
     one("Reshape", integers(-1, 60)),
