@@ -8,24 +8,23 @@ from pathlib import Path
 
 from safetensors.numpy import load
 
-from cerdeq import OnnxError, load_onnx
+from cerdeq import OnnxError
 from harness.checker.certificates import Tensors
 from harness.checker.properties import NotConfirmedError, confirm_sat, confirm_unsat
 from harness.config.checkpoint_settings import digest_of
 from harness.errors import InputError, error_line
-from harness.properties.files import read_property
+from harness.properties.files import READERS
 from harness.properties.instances import (
     ERROR,
     INSTANCES,
     RESULTS,
     Record,
     certificate_path,
-    digest_of_file,
     find_records,
     read_record,
     results_text,
 )
-from harness.properties.solve import SAT, TIMEOUT, UNKNOWN, UNSAT, check_shapes
+from harness.properties.solve import SAT, TIMEOUT, UNKNOWN, UNSAT, load_instance
 from harness.storage.files import parse_file, read_bytes
 
 COUNTEREXAMPLE = "counterexample"
@@ -102,21 +101,26 @@ def check_table(directory: Path) -> list[str]:
 
 def _confirm(path: Path, record: Record) -> str:
     """Prove a record's claim; return what proved it. Raises as `confirm_unsat`, and InputError or OnnxError."""
-    from cerdeq.onnx.compare import onnxruntime_of  # late: `load_onnx` says if packages are missing
-    from cerdeq.onnx.file import read_file
-
-    for kind in ("onnx", "vnnlib"):
-        if not Path(record[kind]).is_file():
-            raise NotConfirmedError(f"{record[kind]} is missing: put it back, or run harness.verify again")
-        if digest_of_file(record[kind]) != record[f"{kind}_sha256"]:
-            raise NotConfirmedError(f"{record[kind]} has changed since it was verified")
-    property_, model = read_property(Path(record["vnnlib"])), load_onnx(record["onnx"])
-    run = onnxruntime_of(read_file(record["onnx"]))
-    check_shapes(property_, model, f"{record['vnnlib']} for {record['onnx']}")
+    contents = _content("onnx", record), _content("vnnlib", record)
+    property_, model, run = load_instance(contents, (Path(record["onnx"]), Path(record["vnnlib"])))
     if record["result"] == SAT:
         confirm_sat(property_, model, run, record["counterexample"])
         return COUNTEREXAMPLE
     return confirm_unsat(property_, model, run, _certificate(path, record))
+
+
+def _content(kind: str, record: Record) -> bytes:
+    """Return all bytes of a record's network or property. Raises NotConfirmedError if they are not those verified."""
+    path = Path(record[kind])
+    if not path.is_file():
+        raise NotConfirmedError(f"{path} is missing: put it back, or run harness.verify again")
+    try:
+        content = READERS[kind](path)
+    except InputError as error:
+        raise NotConfirmedError(f"{path} has changed since it was verified: {error}") from None
+    if digest_of(content) != record[f"{kind}_sha256"]:
+        raise NotConfirmedError(f"{path} has changed since it was verified")
+    return content
 
 
 def _certificate(path: Path, record: Record) -> Tensors:

@@ -89,9 +89,9 @@ def solve_instances(instances: Sequence[Instance], directory: Path, workers: int
         _refuse_other_answers(directory, paths, instances)
         (directory / INSTANCES).mkdir(exist_ok=True)
         remove_unfinished(directory / INSTANCES)
-        digest = cache(digest_of_file)  # many instances share a network
+        digest = cache(_digest)  # many instances share a network
         requests = [
-            asdict(each) | {"onnx_sha256": digest(each.onnx), "vnnlib_sha256": digest(each.vnnlib)}
+            asdict(each) | {"onnx_sha256": digest("onnx", each.onnx), "vnnlib_sha256": digest("vnnlib", each.vnnlib)}
             for each in instances
         ]
         items = dict(zip(paths, requests, strict=True))
@@ -154,7 +154,8 @@ def _solve_item(item: Path, report: object, requests: dict[str, Record]) -> None
     request, certificate = requests[str(item)], certificate_path(item)
     certificate.unlink(missing_ok=True)
     try:
-        answer = solve_files(Path(request["onnx"]), Path(request["vnnlib"]), request["timeout"], certificates=True)
+        digests = [request["onnx_sha256"], request["vnnlib_sha256"]]
+        answer = solve_files(Path(request["onnx"]), Path(request["vnnlib"]), request["timeout"], True, digests)
     except InputError as error:
         answer = Answer(ERROR, detail=str(error))
     content = save(answer.certificate) if answer.certificate else b""
@@ -185,6 +186,16 @@ def digest_of_file(path: str | Path) -> str:
     """Return the SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(kind: str, path: str) -> str:
+    """Return the SHA-256 of all that defines a network or a property; "" if it cannot be read, as its answer says."""
+    from harness.properties.files import READERS  # late: torch takes seconds
+
+    try:
+        return digest_of(READERS[kind](Path(path)))
+    except InputError:
+        return ""
 
 
 def _read(item: Path, request: Record) -> Record | None:
