@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import linecache
+import operator
 import os
 import sys
 import threading
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from cerdeq.bounds.refusals import (
     AUGMENTED,
     asks_shape,
+    is_training,
     refuse_changed_state,
     refuse_changed_values,
     refuse_tensor_subclasses,
@@ -27,7 +29,17 @@ from cerdeq.bounds.refusals import (
     state_of,
     target_of,
 )
-from cerdeq.rules.operators import Operator, UnsupportedOperator, module_arguments, of_function, of_module
+from cerdeq.rules.interval import divide
+from cerdeq.rules.linear import nested_items
+from cerdeq.rules.operators import (
+    PARTS,
+    Operator,
+    UnsupportedOperator,
+    module_arguments,
+    of_function,
+    of_module,
+    take_part,
+)
 
 _NAMED_INPUTS = ("input", "other", "tensors")
 _OWN_FOLDERS = tuple(str(Path(file).parent) + os.sep for file in (torch.__file__, __file__))
@@ -178,6 +190,8 @@ def _trace(model: nn.Module, linear: bool) -> Program:
     if not isinstance(output, torch.fx.Node) or output not in bounded:
         raise UnsupportedOperator(f"bounds need one output tensor that depends on the input; found {output}")
     refuse_changed_values(nodes, bounded, root)
+    if not is_training(model):
+        _refuse_unusable_constants(steps)
     return Program(tuple(steps), index[output])
 
 
@@ -206,6 +220,8 @@ def _resolved(arg: Any, values: list[Any]) -> Any:
     if isinstance(arg, list | tuple):
         items = [_resolved(item, values) for item in arg]
         return items if isinstance(arg, list) else tuple(items)  # never torch.fx's own lists: they do not compile
+    if isinstance(arg, slice):
+        return slice(*[_resolved(end, values) for end in (arg.start, arg.stop, arg.step)])
     return arg
 
 
@@ -221,15 +237,30 @@ def _step(
         target = _OfCenter(target) if asks_shape(node) else target
         return Step(name, None, target, tuple(args), dict(kwargs), line=line)
     args, kwargs = positional(args, kwargs)
+    whole = node.args[0] if node.args else None
+    if target is operator.getitem and isinstance(whole, torch.fx.Node) and _has_parts(whole, model):
+        own = torch.fx.node.map_arg((whole.args[1:], whole.kwargs), lambda arg: Reference(index[arg]))  # type: ignore
+        target, args, kwargs = take_part, (*args, target_of(whole, model), *own[0]), dict(own[1])
     record = of_module(target) if isinstance(target, nn.Module) else of_function(target)
     if record is None:
         what = type(target).__name__ if isinstance(target, nn.Module) else getattr(target, "__name__", target)
         raise UnsupportedOperator(f"no bound rule for {what} at node '{name}'{line}")
+    if record is PARTS and not all(_takes_part(user) for user in node.users):
+        raise UnsupportedOperator(f"node '{name}'{line} has several results; use them one by one, by constant numbers")
     reached = {index[n] for n in bounded}
     sources = tuple(number for number in _indices(args) if number in reached)
     step = Step(name, record, target, args, kwargs, sources, line)
     _check_arguments(step, reached)
     return step
+
+
+def _has_parts(node: torch.fx.Node, model: nn.Module) -> bool:
+    """Return whether a node calls a function with several results, such as torch.chunk."""
+    return node.op.startswith("call_") and of_function(target_of(node, model)) is PARTS
+
+
+def _takes_part(node: torch.fx.Node) -> bool:
+    return node.target is operator.getitem and type(node.args[1]) is int
 
 
 def _unused(name: str, used_names: set[str]) -> str:
@@ -289,6 +320,41 @@ def _check_arguments(step: Step, reached: set[int]) -> None:
     elsewhere = record.bounded == "first" and direct != [0]
     if several or elsewhere or len(direct) != sum(n in reached for n in _indices((step.args, step.kwargs))):
         raise UnsupportedOperator(f"no bound rule for {record.name} of these bounded values {where}")
+
+
+@torch.no_grad()
+def _refuse_unusable_constants(steps: list[Step]) -> None:
+    """Raise UnsupportedOperator for a constant beside a bounded value that is no finite real number, or a divisor of 0.
+
+    Not looked at: a module's tensors, what depends on the batch's size, and tensors without values.
+    """
+    values: list[Any] = [None]  # None: a value that is bounded, or not looked at
+    for step in steps:
+        arguments, options = step.call(values)
+        constants = nested_items([*arguments, *options.values()])
+        if step.record is None:
+            value = None if any(constant is None for constant in constants) else step.run(values)
+            values.append(None if isinstance(value, Tensor) and value.is_meta else value)
+            continue
+        values.append(None)
+        if isinstance(step.target, nn.Module):
+            constants = [constant for constant in constants if not isinstance(constant, Tensor)]
+        where = f"{step.record.name} at node '{step.name}'{step.line}"
+        if not all(map(_is_finite, constants)):
+            raise UnsupportedOperator(
+                f"{where} has a constant that is infinite, complex or not a number; use finite ones"
+            )
+        if step.record.interval is divide and arguments[1] is not None and not torch.as_tensor(arguments[1]).all():
+            raise UnsupportedOperator(f"{where} divides by zero; divide by numbers other than 0")
+
+
+def _is_finite(constant: Any) -> bool:
+    """Return False for a number or tensor that is not finite and real."""
+    if isinstance(constant, Tensor):
+        return not constant.is_complex() and bool(constant.double().isfinite().all())
+    if isinstance(constant, int | float):
+        return abs(constant) <= sys.float_info.max
+    return not isinstance(constant, complex)
 
 
 def _indices(value: Any) -> list[int]:

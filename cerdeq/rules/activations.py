@@ -1,5 +1,6 @@
 """Interval rules of what is not affine: ReLU with its derivative for training, leaky ReLU, max pooling."""
 
+import math
 from typing import Any
 
 import torch
@@ -73,6 +74,35 @@ def leaky_relu(ctx: Context, x: Interval, negative_slope: float = 0.01, inplace:
     highest = torch.where(crossing, highest.clamp(min=0), highest)
     clean = None if x.clean is None else F.leaky_relu(x.clean, negative_slope)
     return _between(ctx, lowest, highest, clean, reach=low.abs() + high.abs())
+
+
+def absolute(ctx: Context, x: Interval) -> Interval:
+    """Absolute value: a leaky ReLU of slope -1."""
+    return leaky_relu(ctx, x, -1.0)
+
+
+def clamp(ctx: Context, x: Interval, min: float | None = None, max: float | None = None) -> Interval:
+    """Clamp to [min, max], the upper limit where they are in the wrong order: monotone, so both ends are clamped."""
+    ctx.preactivations[ctx.step] = x.box
+    low, high = (end.clamp(*limits_of(min, max)) for end in (x.box.lower, x.box.upper))
+    return _between(ctx, low, high, None if x.clean is None else x.clean.clamp(*limits_of(min, max)))
+
+
+def limits_of(low: Any, high: Any) -> tuple[float, float]:
+    """Return the limits of a clamp as floats. Raises ValueError for tensors of several numbers."""
+    if any(isinstance(limit, Tensor) and limit.numel() > 1 for limit in (low, high)):
+        raise ValueError("no bound rule for a clamp to several limits, only to one number on each side")
+    return -math.inf if low is None else float(low), math.inf if high is None else float(high)
+
+
+def hardtanh(ctx: Context, x: Interval, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Interval:
+    """Clamp to [-1, 1], or to other limits."""
+    return clamp(ctx, x, min_val, max_val)
+
+
+def relu6(ctx: Context, x: Interval, inplace: bool = False) -> Interval:
+    """Clamp to [0, 6]."""
+    return clamp(ctx, x, 0.0, 6.0)
 
 
 def _between(ctx: Context, low: Tensor, high: Tensor, clean: Tensor | None, reach: Tensor | float = 0.0) -> Interval:

@@ -11,6 +11,7 @@ for summation in any order, blocked and fused, but not for Winograd or FFT convo
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -185,6 +186,7 @@ def specified(ctx: Context, x: Interval, spec: Tensor) -> Interval:
 
 def add(ctx: Context, x: Any, y: Any, alpha: float = 1) -> Interval:
     """x + alpha y, of Intervals or of an Interval and a constant."""
+    alpha = float(alpha)  # a small integer tensor would wrap around in its absolute value
     like = x if isinstance(x, Interval) else y
     a, b = _as_interval(x, like), _as_interval(y, like)
     center = a.center + alpha * b.center
@@ -196,7 +198,7 @@ def add(ctx: Context, x: Any, y: Any, alpha: float = 1) -> Interval:
 
 def subtract(ctx: Context, x: Any, y: Any, alpha: float = 1) -> Interval:
     """x - alpha y, of Intervals or of an Interval and a constant."""
-    return add(ctx, x, y, -alpha)
+    return add(ctx, x, y, -float(alpha))
 
 
 def _as_interval(x: Any, like: Interval) -> Interval:
@@ -207,14 +209,20 @@ def _as_interval(x: Any, like: Interval) -> Interval:
     return Interval(value, torch.zeros_like(value), value)
 
 
-def tensor_like(constant: Any, like: Tensor) -> Tensor:
-    """Return a constant as a tensor in the precision and on the device of another one.
+def tensor_like(constant: Any, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return a constant as a tensor on the device of another one, in its precision if no other is given.
 
     A number is filled in on the device, since a copy from the host cannot be captured in a CUDA graph.
     """
+    dtype = like.dtype if dtype is None else dtype
     if isinstance(constant, int | float):
-        return torch.full((), constant, dtype=torch.float64, device=like.device).to(like.dtype)
-    return torch.as_tensor(constant, dtype=like.dtype, device=like.device)
+        return torch.full((), constant, dtype=torch.float64, device=like.device).to(dtype)
+    return torch.as_tensor(constant, dtype=dtype, device=like.device)
+
+
+def reciprocal(constant: Any, like: Tensor) -> Tensor:
+    """Return 1 / constant in float64, whatever the constant's own type is, on the device of `like`."""
+    return 1 / tensor_like(constant, like, torch.float64)
 
 
 def negative(ctx: Context, x: Interval) -> Interval:
@@ -324,6 +332,52 @@ def pad(ctx: Context, x: Interval, pad, mode: str = "constant", value: float | N
     if value:  # it may be of another precision
         radius = widen_sum(ctx, widen_terms(ctx, center, radius, 0), 0)
     return Interval(center, radius, clean)
+
+
+def index(ctx: Context, x: Interval, index: Any) -> Interval:
+    """x[index] by constants: integers, slices, None and ..., or one list beside slices; the batch stays."""
+    items = index if isinstance(index, tuple) else (index,)
+    lists = sum(isinstance(item, list | tuple | Tensor) for item in items)
+    numbers = sum(isinstance(item, int) for item in items)
+    takes_batch = items[0] is Ellipsis and sum(isinstance(item, int | slice) for item in items) == x.center.dim()
+    if not _is_full(items[0]) and (items[0] is not Ellipsis or takes_batch or lists):
+        raise ValueError(f"no bound rule for an index of dimension 0, the batch; found {index}, allowed: x[:, ...]")
+    if (lists and lists + numbers > 1) or any(isinstance(item, bool) for item in items):
+        raise ValueError(
+            f"no bound rule for the index {index}; allowed: integers and slices, or one list beside slices"
+        )
+    result = _rearrange(x, lambda value: value[index])
+    if result.center.dim() < 2:
+        raise ValueError(f"the index {index} leaves no dimension but the batch; keep one, as in x[:, -1:]")
+    return result
+
+
+def _is_full(item: Any) -> bool:
+    return isinstance(item, slice) and item == slice(None)
+
+
+def along(function: Callable[..., Tensor]) -> Callable[..., Interval]:
+    """Return the rule of a function of (x, dim, ...) that only moves numbers along one dimension."""
+
+    def rule(ctx: Context, x: Interval, dim: int, *args: Any, **kwargs: Any) -> Interval:
+        if dim % x.center.dim() == 0:
+            raise ValueError(f"no bound rule for {function.__name__} along dimension 0, the batch")
+        return _rearrange(x, lambda value: function(value, dim, *args, **kwargs))
+
+    return rule
+
+
+def whole(ctx: Context, x: Interval, *args: Any, **kwargs: Any) -> Interval:
+    """Return the argument of an operator with several results; `part` takes each of these from it."""
+    return x
+
+
+def part(ctx: Context, x: Interval, number: int, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Interval:
+    """Return one of the results of torch.chunk or torch.split, whose other arguments come last."""
+    dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+    if dim % x.center.dim() == 0:
+        raise ValueError(f"no bound rule for {function.__name__} along dimension 0, the batch; give another dim")
+    return _rearrange(x, lambda value: function(value, *args, **kwargs)[number])
 
 
 def _rearrange(x: Interval, function) -> Interval:

@@ -23,6 +23,10 @@ def crossing(box: Box, **options: Any) -> Tensor:
     return (box.lower < 0) & (box.upper > 0)
 
 
+def _is_wide(box: Box, **options: Any) -> Tensor:
+    return box.radius > 0
+
+
 @dataclass(frozen=True)
 class Operator:
     """The rules and properties of one operator.
@@ -118,6 +122,27 @@ def _window(coefficients: Tensor, x: Any, kernel_size: Any, *args: Any, **kwargs
     return math.prod(interval.pair(kernel_size))
 
 
+def take_part(parts: Any, number: int, *args: Any, **kwargs: Any) -> Tensor:
+    """Return one of several results; the other arguments, a function and its own, tell the rules what they are."""
+    return parts[number]
+
+
+def _index_fan_out(coefficients: Tensor, x: Any, index: Any) -> int:
+    return (
+        coefficients[0, 0].numel()
+        if any(isinstance(item, list | Tensor) for item in linear.nested_items([index]))
+        else 1
+    )
+
+
+def _part(x: Tensor, number: int, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+    return function(x, *args, **kwargs)[number]
+
+
+PARTS = Operator(
+    "parts", interval.whole, (torch.chunk, torch.split, Tensor.chunk, Tensor.split),
+    backward=linear.reshape, affine="single", view=True,
+)  # fmt: skip
 TABLE = (
     Operator(
         "conv2d", interval.conv2d, (F.conv2d,), {nn.Conv2d: _conv2d_arguments},
@@ -145,21 +170,37 @@ TABLE = (
         backward=relaxation.leaky_relu, unsettled=crossing, preactivation=_first, local="pixel", by_constants=True,
     ),
     Operator(
+        "absolute", activations.absolute, (torch.abs, torch.absolute, Tensor.abs, Tensor.absolute),
+        backward=relaxation.absolute, unsettled=crossing, preactivation=_first, local="pixel", by_constants=True,
+    ),
+    Operator(
+        "clamp", activations.clamp, (torch.clamp, torch.clip, Tensor.clamp, Tensor.clip),
+        backward=relaxation.clamp, unsettled=_is_wide, local="pixel", by_constants=True,
+    ),
+    Operator(
+        "hardtanh", activations.hardtanh, (F.hardtanh,), {nn.Hardtanh: _options("min_val", "max_val")},
+        backward=relaxation.hardtanh, unsettled=_is_wide, local="pixel", by_constants=True,
+    ),
+    Operator(
+        "relu6", activations.relu6, (F.relu6,),
+        backward=relaxation.relu6, unsettled=_is_wide, local="pixel", by_constants=True,
+    ),
+    Operator(
         "max_pool2d", activations.max_pool2d, (F.max_pool2d, torch.max_pool2d),
         {nn.MaxPool2d: _options(*_POOL, "dilation", "return_indices")},
-        backward=relaxation.max_pool2d, unsettled=lambda box, **options: box.radius > 0,
+        backward=relaxation.max_pool2d, unsettled=_is_wide,
         allowed={"return_indices": (False,)},
     ),
     Operator(
         "add", interval.add, (operator.add, operator.iadd, torch.add, Tensor.add),
-        backward=linear.combination(lambda x, y, alpha=1: [(x, 1), (y, alpha)], interval.add), bounded="any",
+        backward=linear.combination(lambda x, y, alpha=1: [(x, 1), (y, float(alpha))], interval.add), bounded="any",
         affine="single", local="pixel", broadcasts=True,
     ),
     Operator(
         "subtract", interval.subtract,
         (operator.sub, operator.isub, torch.sub, torch.subtract, Tensor.sub, Tensor.subtract),
-        backward=linear.combination(lambda x, y, alpha=1: [(x, 1), (y, -alpha)], interval.subtract), bounded="any",
-        affine="single", local="pixel", broadcasts=True,
+        backward=linear.combination(lambda x, y, alpha=1: [(x, 1), (y, -float(alpha))], interval.subtract),
+        bounded="any", affine="single", local="pixel", broadcasts=True,
     ),
     Operator(
         "multiply", interval.multiply,
@@ -170,7 +211,7 @@ TABLE = (
     Operator(
         "divide", interval.divide,
         (operator.truediv, operator.itruediv, torch.div, torch.divide, Tensor.div, Tensor.divide),
-        backward=linear.combination(lambda x, y: [(x, 1 / y)], interval.divide),
+        backward=linear.combination(lambda x, y: [(x, interval.reciprocal(y, x.center))], interval.divide),
         affine="single", local="pixel", broadcasts=True,
     ),
     Operator(
@@ -211,6 +252,27 @@ TABLE = (
     Operator(
         "pad", interval.pad, (F.pad,),
         backward=linear.affine(F.pad, interval.pad, _once), allowed={"mode": ("constant",)}, affine="single",
+    ),
+    Operator(
+        "index", interval.index, (operator.getitem,),
+        backward=linear.affine(operator.getitem, interval.index, _index_fan_out), affine="single", view=True,
+    ),
+    Operator(
+        "narrow", interval.along(torch.narrow), (torch.narrow, Tensor.narrow),
+        backward=linear.affine(torch.narrow, interval.along(torch.narrow), _once), affine="single", view=True,
+    ),
+    Operator(
+        "select", interval.along(torch.select), (torch.select, Tensor.select),
+        backward=linear.affine(torch.select, interval.along(torch.select), _once), affine="single", view=True,
+    ),
+    Operator(
+        "index_select", interval.along(torch.index_select), (torch.index_select, Tensor.index_select),
+        backward=linear.affine(torch.index_select, interval.along(torch.index_select)), affine="single",
+    ),
+    PARTS,
+    Operator(
+        "part", interval.part, (take_part,), backward=linear.affine(_part, interval.part, _once),
+        affine="single", view=True,
     ),
     Operator(
         "identity", interval.identity, (), {nn.Identity: _options()},

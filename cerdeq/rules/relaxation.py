@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cerdeq.boxes import Box, outward_ends
+from cerdeq.rules.activations import limits_of
 from cerdeq.rules.interval import Interval, pair
 from cerdeq.rules.linear import Backward, Pulled, dot, magnitude, per_row, rounding_costs, slack
 
@@ -203,6 +204,7 @@ def leaky_relu(
     ctx: Backward, coefficients: Tensor, x: Interval, negative_slope: float = 0.01, inplace: bool = False
 ) -> Pulled:
     """Leaky ReLU of any slope."""
+    negative_slope = float(negative_slope)  # arithmetic in a tensor's or numpy's own type could lose digits
     if (units := ctx.units.get(ctx.step)) is not None:
         return _through_units(ctx, units, coefficients, x, negative_slope)
     around = ctx.constant("lines", lambda: lines(ctx, x.box, negative_slope))
@@ -255,6 +257,57 @@ def _reach(around: Lines, x: Interval) -> Tensor:
 def relu(ctx: Backward, coefficients: Tensor, x: Interval, inplace: bool = False) -> Pulled:
     """ReLU."""
     return leaky_relu(ctx, coefficients, x, 0.0)
+
+
+def absolute(ctx: Backward, coefficients: Tensor, x: Interval) -> Pulled:
+    """Absolute value: a leaky ReLU of slope -1."""
+    return leaky_relu(ctx, coefficients, x, -1.0)
+
+
+def clamp(
+    ctx: Backward, coefficients: Tensor, x: Interval, min: float | None = None, max: float | None = None
+) -> Pulled:  # fmt: skip
+    """Clamp, between two lines: each through a kink, with the slope of the chord to the box's far end, or slope 0.
+
+    The one of the smaller area is taken. The offsets are the extremes of f(p) - slope p, at the kinks and at the ends.
+    """
+    limits = limits_of(min, max)
+
+    def weights() -> tuple[Tensor, ...]:
+        low, high = outward_ends(x.box) if ctx.sound else (x.box.lower, x.box.upper)
+        kinks = [torch.minimum(low.clamp(min=limits[0]), high), torch.maximum(high.clamp(max=limits[1]), low)]
+        points = torch.stack([low, *kinks, high])
+        values = points.clamp(*limits)
+        slopes = [
+            torch.where((far - kink).abs() >= (kink - near).abs(), (value - at_kink) / (far - kink + (far == kink)), 0)
+            for near, kink, far, at_kink, value in (
+                (low, kinks[0], high, values[1], values[3]), (high, kinks[1], low, values[2], values[0])
+            )
+        ]  # fmt: skip
+        below, above = (torch.where(high > low, slope, 0) for slope in slopes)
+        ends = [(values - below * points).amin(0), (values - above * points).amax(0)]
+        ends = [torch.where(low <= high, end, torch.nan) for end in ends]  # not a box
+        reach = magnitude(x) + values.abs().amax(0) + torch.maximum(ends[0].abs(), ends[1].abs())
+        costs, rest = rounding_costs(reach, 8)
+        mean, gap = per_row(below + above) / 2, per_row(below - above) / 2
+        return mean, gap, (ends[0] + ends[1]) / 2, (ends[0] - ends[1]) / 2 - costs * ctx.sound, rest * ctx.sound
+
+    mean, gap, half, of_sizes, rest = ctx.constant("weights", weights)
+    sizes = coefficients.abs()
+    constant = dot(ctx, coefficients, half) + dot(ctx, sizes, of_sizes) - rest
+    return Pulled((coefficients * mean + sizes * gap,), constant)
+
+
+def hardtanh(
+    ctx: Backward, coefficients: Tensor, x: Interval, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
+) -> Pulled:
+    """Clamp to [-1, 1], or to other limits."""
+    return clamp(ctx, coefficients, x, min_val, max_val)
+
+
+def relu6(ctx: Backward, coefficients: Tensor, x: Interval, inplace: bool = False) -> Pulled:
+    """Clamp to [0, 6]."""
+    return clamp(ctx, coefficients, x, 0.0, 6.0)
 
 
 def max_pool2d(

@@ -4,7 +4,7 @@ import copy
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from baselines import build
@@ -15,6 +15,7 @@ from cerdeq.equilibrium import fold, use_attack_solvers
 from harness.config.buildable import needs_linear
 from harness.config.trial import TrialConfig
 from harness.errors import InputError
+from harness.storage.files import parse_file
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,15 @@ class PreparedNetwork:
     attack_model: nn.Module
 
 
-def load_network(config: TrialConfig, weights: Path) -> nn.Sequential:
+def load_network(config: TrialConfig, weights: Path, content: bytes | None = None) -> nn.Sequential:
     """Return the trained network, float64 and in evaluation mode, from a safetensors file of folded weights.
 
-    Raises InputError for tensors that are not the network's: torch would round other types silently.
+    content: of the file, if it has been read. Raises InputError for tensors that are not the network's: torch would
+    round other types silently.
     """
     model = build(config.model, config.dataset, config.width, **config.options)
     fold(model)
-    state = load_file(weights)
+    state = parse_file(weights, load, content)
     if problems := check_tensors(state, model.state_dict()):
         raise InputError(f"{weights}: {problems[0]}")
     model.load_state_dict(state)

@@ -63,6 +63,11 @@ class FunctionalNorm(nn.Module):
         return F.batch_norm(x, self.mean, self.variance, self.weight, eps=1e-3)
 
 
+def half_difference(x):
+    first, second = torch.split(x, [2, 2], dim=1)
+    return first - second
+
+
 IMAGE, VECTOR = (4, 7, 6), (5,)
 AFFINE = {
     "conv2d": [
@@ -194,6 +199,35 @@ AFFINE = {
         Case("channels", function(lambda x: F.pad(x, [0, 0, 0, 1, 1, 0], "constant", 0.7)), IMAGE),
         Case("cropped", function(lambda x: F.pad(x, (-1, 0, 2, -2))), IMAGE),
     ],
+    "index": [
+        Case("a slice", function(lambda x: x[:, 1:3]), IMAGE),
+        Case("the last", function(lambda x: x[:, -1]), IMAGE),
+        Case("many", function(lambda x: x[:, None, 1, ..., ::2]), IMAGE),
+        Case("from the end", function(lambda x: x[..., -1:]), VECTOR),
+        Case("computed", function(lambda x: x[:, x.size(1) // 2 :]), IMAGE),
+        Case("a list", function(lambda x: x[:, :, [0, -1, 0]]), IMAGE),
+        Case("a mask", function(lambda x: x[:, torch.arange(4) > 1]), IMAGE),
+    ],
+    "narrow": [
+        Case("function", function(lambda x: torch.narrow(x, 1, 2, 2)), IMAGE),
+        Case("method", function(lambda x: x.narrow(dim=-1, start=-3, length=2)), IMAGE),
+    ],
+    "select": [
+        Case("function", function(lambda x: torch.select(x, 2, 0)), IMAGE),
+        Case("method", function(lambda x: x.select(-1, -1)), IMAGE),
+    ],
+    "index_select": [
+        Case("function", function(lambda x: torch.index_select(x, 1, torch.tensor([3, 0, 3]))), IMAGE),
+        Case("method", function(lambda x: x.index_select(-1, torch.tensor([2]))), IMAGE),
+    ],
+    "parts": [
+        Case("functions", function(lambda x: torch.chunk(x, 2, 1)[0] - torch.split(x, 2, dim=1)[1]), IMAGE),
+        Case("methods", function(lambda x: x.chunk(2, dim=1)[-1].split(4, dim=2)[1]), IMAGE),
+    ],
+    "part": [
+        Case("unpacked", function(half_difference), IMAGE),
+        Case("of a list", function(lambda x: torch.split(x, (1, x.shape[1] - 1), dim=1)[1]), IMAGE),
+    ],
     "identity": [
         Case("identity", lambda: nn.Sequential(nn.Identity()), VECTOR),
     ],
@@ -227,6 +261,25 @@ NOT_AFFINE = {
             form=True,
         ),
         Case("function positional", function(lambda x: F.leaky_relu(x, 0.2, True)), VECTOR, form=True),
+    ],
+    "absolute": [
+        Case("function", function(torch.abs), IMAGE),
+        Case("method", function(lambda x: x.abs()), VECTOR, form=True),
+        Case("full names", function(lambda x: torch.absolute(x).absolute()), VECTOR, form=True),
+    ],
+    "clamp": [
+        Case("function", function(lambda x: torch.clamp(x, -0.5, 0.7)), IMAGE),
+        Case("below", function(lambda x: x.clamp(min=0.1)), VECTOR),
+        Case("above", function(lambda x: torch.clip(x, max=-0.3)), VECTOR),
+        Case("in the wrong order", function(lambda x: x.clip(1, 0.5)), VECTOR),
+    ],
+    "hardtanh": [
+        Case("module", lambda: nn.Sequential(nn.Hardtanh()), IMAGE),
+        Case("ReLU6", lambda: nn.Sequential(nn.ReLU6(inplace=True)), IMAGE),
+        Case("function", function(lambda x: F.hardtanh(x, -0.1, 0.2)), VECTOR, form=True),
+    ],
+    "relu6": [
+        Case("function", function(lambda x: F.relu6(6 * x) / 6), VECTOR),
     ],
     "max_pool2d": [
         Case("module", lambda: nn.Sequential(nn.MaxPool2d(2)), IMAGE),

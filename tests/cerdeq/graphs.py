@@ -214,6 +214,17 @@ NETWORKS = {
     "leaky 1.5": leaky_layers(1.5),
     "leaky -0.5": leaky_layers(-0.5),
     "leaky -3": leaky_layers(-3),
+    "absolute": (
+        lambda: layers(nn.Linear(3, 4), lambda n: Node(torch.abs, (n,), -1.0), nn.Linear(4, 3),
+                       lambda n: Node(torch.abs, (n,), -1.0), nn.Linear(3, 2)),
+        (3,),
+    ),
+    "clamp": (
+        lambda: layers(nn.Linear(3, 4), lambda n: Node(lambda x: x.clamp(-0.3, 0.8), (n,), (-0.3, 0.8)),
+                       nn.Linear(4, 3), lambda n: Node(nn.Hardtanh(), (n,), (-1.0, 1.0)), nn.Linear(3, 3),
+                       lambda n: Node(F.relu6, (n,), (0.0, 6.0)), nn.Linear(3, 2)),
+        (3,),
+    ),
     "average pool": around(nn.AvgPool2d(2, stride=1, padding=1), SMALL, 18, outputs=2),
     "average pool function": around(
         lambda x: F.avg_pool2d(x, 2, 2, ceil_mode=True, count_include_pad=False), IMAGE, 8, outputs=2
@@ -248,6 +259,11 @@ NETWORKS = {
     ),
     "constants": around(lambda x, c: 1 - (2 - (c - x) * 3 / c.add(2.5)) + -x * c, c=CONSTANT),
     "constants on images": around(lambda x, c: torch.sub(c, c * x, alpha=0.3) / -0.5, SMALL, 8, c=PLANES),
+    "index": around(lambda x: x[:, [0, 1, 0], :, 1:] - x[:, None, 0, ..., :1], SMALL, 6),
+    "selection": around(
+        lambda x: x.index_select(1, torch.tensor([1, 1])).narrow(2, 1, 1) - x.select(3, 1)[:, :, None], SMALL, 4
+    ),
+    "parts": around(lambda x: x.chunk(2, 1)[1] - x.split([1, 1], dim=1)[0], SMALL, 4),
     "negative": around(torch.neg),
     "dropout": around(nn.Dropout(0.9)),
     "identity": around(nn.Identity()),

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 @dataclass(frozen=True)
 class Node:
     """apply: a module or a function of the values at `sources` (0 is the input, i + 1 node i). slope: of a leaky ReLU,
-    "max" of a max pooling, "equilibrium" of z = relu(W z + h), its `weight` dense or a convolution, None of an affine
-    node."""
+    "max" of a max pooling, "equilibrium" of z = relu(W z + h), its `weight` dense or a convolution, two limits of a
+    clamp, None of an affine node."""
 
     apply: Callable[..., Tensor]
     sources: tuple[int, ...]
-    slope: float | str | None = None
+    slope: float | str | tuple[float, float] | None = None
 
 
 class Graph(nn.Module):
@@ -71,6 +71,8 @@ class Encoding:
             elif node.slope == "equilibrium":
                 weight = node.apply.weight.detach().double()
                 values.append(self._equilibrium(p, dense_operator(weight, shapes[node.sources[0]])))
+            elif isinstance(node.slope, tuple):
+                values.append(self._clamp(p, *node.slope))
             else:
                 values.append(self._leaky(p, *ends, node.slope))
         self.output = values[-1]
@@ -135,6 +137,14 @@ class Encoding:
             offset.append(0.0)
         return np.concatenate([self._wide(row[None]) for row in matrix]), np.array(offset)
 
+    def _clamp(self, p, low: float, high: float):
+        """high - relu(high - low - relu(p - low))."""
+        above = p[0], p[1] - low
+        rest = self._leaky(above, *self._ends(*above), 0.0)
+        below = -rest[0], high - low - rest[1]
+        matrix, offset = self._leaky(below, *self._ends(*below), 0.0)
+        return -matrix, high - offset
+
     def _max(self, p, low, high, windows: list[np.ndarray]):
         matrix, offset = p
         outputs = []
@@ -195,6 +205,8 @@ def reach(graph: Graph, box) -> Tensor:
             values.append((flat @ matrix.abs().T + offset.abs()).view(len(flat), *shapes[-1]))
         elif node.slope == "max":
             values.append(node.apply(parts[0]))
+        elif isinstance(node.slope, tuple):
+            values.append(parts[0] + max(map(abs, node.slope)))
         else:
             values.append(parts[0] * max(1.0, abs(node.slope)))
     return values[-1].flatten(1)

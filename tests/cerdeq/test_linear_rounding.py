@@ -13,7 +13,7 @@ from torch import nn
 
 from cerdeq import Box, bound
 from cerdeq.bounds import BOUNDS, Backward, Interval, lower_bounds, trace
-from cerdeq.rules.relaxation import leaky_relu, lines
+from cerdeq.rules.relaxation import clamp, leaky_relu, lines
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Rounding
@@ -150,6 +150,24 @@ def test_the_leaky_relu_rule_is_sound_in_exact_arithmetic(slope, dtype):
             constant = Fraction(result.constant[n, k].item())
             for p in [c - r, c + r] + [Fraction(0)] * (c - r < 0 < c + r):
                 assert pulled * p + constant <= a * leaky_of(p, slope), (n, k, float(p))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("limits", [(-0.1, 0.3), (0.0, 1e-20), (None, -1e25), (1e25, None), (7e-31, 1e30), (1, 0.5)])
+def test_the_clamp_rule_is_sound_in_exact_arithmetic(limits, dtype):
+    """Also where the limits are rounded. The extremes are at the ends of the box and at the limits inside."""
+    box = wild_box(150, dtype)
+    coefficients = torch.cat([torch.rand(150, 1, 1), -torch.rand(150, 1, 1)], dim=1).to(dtype) * 3
+    result = clamp(Backward(sound=True, step="here"), coefficients, Interval(box.center, box.radius), *limits)
+    assert result.constant.isfinite().all()
+    low, high = (Fraction(limit) if limit is not None else None for limit in limits)
+    for n, k in itertools.product(range(150), range(2)):
+        c, r = Fraction(box.center[n].item()), Fraction(box.radius[n].item())
+        a, pulled = Fraction(coefficients[n, k].item()), Fraction(result.coefficients[0][n, k].item())
+        for p in [c - r, c + r] + [limit for limit in (low, high) if limit is not None and abs(limit - c) < r]:
+            value = p if low is None else max(p, low)
+            value = value if high is None else min(value, high)
+            assert pulled * p + Fraction(result.constant[n, k].item()) <= a * value, (n, k, float(p))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
