@@ -1,14 +1,14 @@
 """A certification's folder, results/<sweep>/trials/<key>/certified/<name>/: one trial, evaluated by other stages.
 
     certification.json  key of the trial, recipe version, data, config of this evaluation, digests
-    shards/00000.*      verdicts of some images (parquet), counterexamples and certificates (safetensors),
-                        digests and times (json, written last); until there is a result
+    shards/00000.*      a part, named by its first image: verdicts of some images (parquet), counterexamples and
+                        certificates (safetensors), digests and times (json, written last); until there is a result
     verdicts.parquet, counterexamples.safetensors, certificates.safetensors    as a trial's
-    timings.parquet     one row a shard and stage: the seconds it took
+    timings.parquet     one row a part and stage: the seconds it took
     result.json         as a trial's, written last: a folder without it is unfinished
 
-Every file is written atomically. A shard with another digest is of other weights, data, settings or versions; it is
-evaluated again.
+Every file is written atomically. A part with another digest is of other weights, data, settings or versions; it is
+evaluated again. A shard is the images that one worker evaluates, in one part or several.
 """
 
 import hashlib
@@ -62,13 +62,14 @@ class Certification:
 
 
 @dataclass(frozen=True)
-class Shard:
-    """What a shard's JSON holds.
+class Part:
+    """What a part's JSON holds.
 
-    digest: the certification's. content: a digest of the other two files. seconds: of each stage.
-    layers, clean_mean, clean_spread: as in an evaluation, of these images; None if not finite.
+    images: their number. digest: the certification's. content: a digest of the other two files.
+    seconds: of each stage. layers, clean_mean, clean_spread: as in an evaluation, of these images; None if not finite.
     """
 
+    images: int
     digest: str
     content: str
     seconds: dict[str, float]
@@ -85,7 +86,8 @@ def directory_of(trial_dir: Path, settings: EvaluationSettings) -> Path:
     if settings.bab_branches is not None:
         budget += f"-{settings.bab_branches}branches"
     stages = "+".join(stage + budget if stage == names.BAB else stage for stage in settings.stages)
-    name = f"{stages}-{settings.test_images or 'all'}-images{'-certificates' * settings.certificates}"
+    each = "" if settings.stage_seconds is None else f"-{str(settings.stage_seconds).removesuffix('.0')}s-each"
+    name = f"{stages}{each}-{settings.test_images or 'all'}-images{'-certificates' * settings.certificates}"
     return trial_dir / "certified" / name
 
 
@@ -136,37 +138,47 @@ def read_certification(directory: Path) -> Certification:
 def unfinished_shards(directory: Path) -> list[int]:
     """Return the shards of a certification that are left to do."""
     certification = read_certification(directory)
-    return missing_shards(directory, certification.shards, certification.digest)
+
+    def is_complete(number: int) -> bool:
+        parts = saved_parts(directory, *certification.images_of(number), certification.digest)
+        return sum(part.images for part in parts.values()) == certification.count_images(number)
+
+    return [number for number in range(certification.shards) if not is_complete(number)]
 
 
-def missing_shards(directory: Path, count: int, digest: str) -> list[int]:
-    """Return which of `count` shards do not exist, are damaged, or have another digest."""
-    return [number for number in range(count) if not _is_complete(directory, number, digest)]
+def saved_parts(directory: Path, first: int, stop: int, digest: str) -> dict[int, Part]:
+    """Return, by their first images, the parts of images `first` to `stop` up to the first image that none has.
 
-
-def _is_complete(directory: Path, number: int, digest: str) -> bool:
-    try:
-        shard = read_shard(directory, number)
-        return shard.digest == digest and shard.content == _content_digest(directory, number)
-    except (DamagedFileError, OSError):
-        return False
-
-
-def write_shard(
-    directory: Path, number: int, verdicts: "pd.DataFrame", evidence: Callable[[Path], None], **fields: Any
-) -> None:
-    """Write a shard's verdicts and evidence, then its JSON.
-
-    evidence: writes counterexamples and certificates to a path. fields: of Shard, without `content`.
+    Parts that are damaged or have another digest do not count.
     """
-    write_table(_path(directory, number, "parquet"), verdicts)
-    write_atomically(evidence_of(directory, number), evidence)
-    write_json(_path(directory, number, "json"), asdict(Shard(content=_content_digest(directory, number), **fields)))
+    parts: dict[int, Part] = {}
+    with suppress(DamagedFileError, OSError):
+        while first < stop:
+            part = _read_part(directory, first)
+            if part.digest != digest or part.content != _content_digest(directory, first):
+                break
+            parts[first] = part
+            first += part.images
+    return parts
 
 
-def evidence_of(directory: Path, number: int) -> Path:
-    """Return the path of a shard's counterexamples and certificates."""
-    return _path(directory, number, "safetensors")
+def write_part(
+    directory: Path, first: int, verdicts: "pd.DataFrame", evidence: Callable[[Path], None], **fields: Any
+) -> Part:
+    """Write a part's verdicts and evidence, then its JSON, and return it.
+
+    evidence: writes counterexamples and certificates to a path. fields: of Part, without `images` and `content`.
+    """
+    write_table(_path(directory, first, "parquet"), verdicts)
+    write_atomically(evidence_of(directory, first), evidence)
+    part = Part(images=len(verdicts), content=_content_digest(directory, first), **fields)
+    write_json(_path(directory, first, "json"), asdict(part))
+    return part
+
+
+def evidence_of(directory: Path, first: int) -> Path:
+    """Return the path of a part's counterexamples and certificates."""
+    return _path(directory, first, "safetensors")
 
 
 def remove_shards(directory: Path) -> None:
@@ -174,25 +186,37 @@ def remove_shards(directory: Path) -> None:
     shutil.rmtree(directory / folder.SHARDS, ignore_errors=True)
 
 
-def read_shard(directory: Path, number: int) -> Shard:
-    """Read a shard's JSON. Raises DamagedFileError."""
-    return parse_json(_path(directory, number, "json"), lambda content: Shard(**check_types(Shard, content)))
+def read_part_verdicts(directory: Path, first: int) -> "pd.DataFrame":
+    """Read a part's verdicts. Raises DamagedFileError."""
+    return read_table(_path(directory, first, "parquet"))
 
 
-def read_shard_verdicts(directory: Path, number: int) -> "pd.DataFrame":
-    """Read a shard's verdicts. Raises DamagedFileError."""
-    return read_table(_path(directory, number, "parquet"))
+def read_shard_verdicts(directory: Path, number: int) -> list[str]:
+    """Read the verdicts of a finished shard's images. Raises DamagedFileError."""
+    certification = read_certification(directory)
+    parts = saved_parts(directory, *certification.images_of(number), certification.digest)
+    return [verdict for first in parts for verdict in read_part_verdicts(directory, first)[names.VERDICT]]
 
 
 def shard_path(directory: Path, number: int) -> Path:
-    """Return the path of a shard's files without their endings, which names the shard as an item of work."""
-    return directory / folder.SHARDS / f"{number:05}"
+    """Return the path that names a shard as an item of work; it does not exist."""
+    return directory / folder.SHARDS / str(number)
 
 
-def _path(directory: Path, number: int, kind: str) -> Path:
-    return shard_path(directory, number).with_suffix(f".{kind}")
+def _read_part(directory: Path, first: int) -> Part:
+    def parse(content: Any) -> Part:
+        part = Part(**check_types(Part, content))
+        if part.images < 1:
+            raise ValueError("it has no images")
+        return part
+
+    return parse_json(_path(directory, first, "json"), parse)
 
 
-def _content_digest(directory: Path, number: int) -> str:
-    verdicts = _path(directory, number, "parquet").read_bytes()
-    return hashlib.sha256(verdicts + evidence_of(directory, number).read_bytes()).hexdigest()
+def _path(directory: Path, first: int, kind: str) -> Path:
+    return directory / folder.SHARDS / f"{first:05}.{kind}"
+
+
+def _content_digest(directory: Path, first: int) -> str:
+    verdicts = _path(directory, first, "parquet").read_bytes()
+    return hashlib.sha256(verdicts + evidence_of(directory, first).read_bytes()).hexdigest()
