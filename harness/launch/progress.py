@@ -66,11 +66,11 @@ class Bars:
 
 
 class TrialProgress(Bars):
-    """Shows a trial's epochs, then its evaluation: bars in a terminal, elsewhere a line per epoch."""
+    """Shows a trial's epochs, then its evaluation: bars in a terminal, elsewhere a line per epoch and tenth."""
 
     def __init__(self, epochs: int, console: Console):
         super().__init__(console)
-        self.epochs = epochs
+        self.epochs, self.evaluated = epochs, 0
 
     def report(self, row: dict[str, Any]) -> None:
         """Show an epoch's row, or how many images are evaluated; epoch 0 is the untrained network."""
@@ -82,6 +82,9 @@ class TrialProgress(Bars):
         done, images = row[names.EVALUATED], row[names.IMAGES]
         if "images" not in self.tasks:
             self._print(f"evaluating {images - done:,} images")
+        elif 10 * done // images > 10 * self.evaluated // images:
+            self._print(f"evaluated {done:,} of {images:,} images")
+        self.evaluated = done
         self.move("images", done, images)
 
     def _print(self, line: str) -> None:

@@ -63,7 +63,8 @@ def test_one_trial_has_two_bars_or_a_line_an_epoch(terminal, capsys, is_terminal
         epochs, images = shown(progress)
     assert epochs.startswith("epochs 2/10 0:00:0") and epochs.endswith("eps 0.01, accumulate 4")
     assert images.startswith("images 1000/2500 0:00:0")
-    lines = ["epoch 2: train/eps 0.01, train/accumulate 4", "evaluating 2,000 images"]
+    lines = ["epoch 2: train/eps 0.01, train/accumulate 4"]
+    lines += ["evaluating 2,000 images", "evaluated 1,000 of 2,500 images"]
     assert capsys.readouterr().out.splitlines()[1:] == ([] if is_terminal else lines)
 
 
