@@ -1,5 +1,7 @@
 """Bounds of any torch.fx-traceable module over a box of inputs."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -50,29 +52,28 @@ def check_question(model: nn.Module, region: Box, spec: Tensor | None) -> None:
     """Raise ValueError if bounds of the model over the region make no sense, as `bound` says."""
     refuse_training(model)
     center, radius = region.center, region.radius
-    if not center.dim() or _kind(center) != _kind(radius) or not center.is_floating_point():
+    kinds = [_kind(part) for part in (center, radius)]
+    if not isinstance(center, Tensor) or kinds[0] != kinds[1] or not center.is_floating_point() or center.dim() < 2:
         raise ValueError(
-            f"the region must have a floating-point center and radius [B, ...] of one kind, found {_kind(center)} and "
-            f"{_kind(radius)}"
+            "the region must have a center and a radius [B, ...], floating-point tensors of one kind, found "
+            f"{kinds[0]} and {kinds[1]}; a single example needs a batch dimension: x[None]"
         )
     tensors = [value for value in [*model.parameters(), *model.buffers()] if value.is_floating_point()]
     if not (dtypes := {value.dtype for value in tensors}) <= {center.dtype}:
         raise ValueError(f"model and region must have one precision, found {dtypes} and {center.dtype}")
+    if spec is not None and (not isinstance(spec, Tensor) or spec.dim() != 3 or len(spec) != len(center)):
+        raise ValueError(f"spec must be [{len(center)}, K, N] as the region, found {_kind(spec)}")
     devices = {str(tensor.device) for tensor in [center, *tensors, *([] if spec is None else [spec])]}
     if len(devices) > 1:
         raise ValueError(f"model, region and spec must be on one device, found {sorted(devices)}")
     if not bool((radius >= 0).all()):
         raise ValueError("the region's radius must be at least 0 everywhere")
-    if spec is None:
-        return
-    if spec.dim() != 3 or len(spec) != len(center):
-        raise ValueError(f"spec must be [{len(center)}, K, N] as the region, found {list(spec.shape)}")
-    if not torch.equal(spec.to(center.dtype).to(spec.dtype), spec):
+    if spec is not None and not torch.equal(spec.to(center.dtype).to(spec.dtype), spec):
         raise ValueError(f"spec must have numbers of {center.dtype}, as the region, found others of {spec.dtype}")
 
 
-def _kind(tensor: Tensor) -> str:
-    return f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
+def _kind(value: Any) -> str:
+    return f"{value.dtype} {list(value.shape)} on {value.device}" if isinstance(value, Tensor) else repr(value)
 
 
 def check_columns(spec: Tensor | None, output: torch.Size | None) -> None:

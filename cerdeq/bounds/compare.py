@@ -193,7 +193,7 @@ def _run(program: Program, x: Tensor) -> Tensor:
         try:
             values.append(step.run(values))
         except _ERRORS as error:
-            alone = ValueError, f"the model does not take {list(x.shape)}, an example of the region [B, ...]:"
+            alone = ValueError, f"the model does not take {list(x.shape)}, the first example of the region [B, ...]:"
             several = UnsupportedOperator, f"the model takes an example alone, but not {list(x.shape)}:"
             _explain(error, step, *(alone if len(x) == 1 else several))
             raise

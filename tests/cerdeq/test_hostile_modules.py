@@ -7,10 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
 
 from cerdeq import Box, bound, verify
 from cerdeq.bounds import UnsupportedOperator
 from cerdeq.bounds.float32 import in_float32
+from cerdeq.rules import operators
 
 
 class Network(nn.Module):
@@ -244,3 +246,101 @@ def test_a_forward_that_tracing_misreads_is_refused_or_bounded_rightly(name, dty
     for y in outputs(model, box):
         rounding = 4 * torch.finfo(dtype).eps * (1 + y.abs())
         assert (lower[: len(y)] <= y + rounding).all() and (y <= upper[: len(y)] + rounding).all()
+
+
+class WithProperty(nn.Linear):
+    """A layer whose weight is another at each second reading."""
+
+    readings = 0
+
+    @property
+    def weight(self):
+        WithProperty.readings += 1
+        return self._parameters["weight"] * (1 + WithProperty.readings % 2)
+
+    @weight.setter
+    def weight(self, value):
+        self._parameters["weight"] = value
+
+
+class WithGetattr(nn.Linear):
+    """A layer whose weight depends on the mode of gradients."""
+
+    def __getattribute__(self, name):
+        value = super().__getattribute__(name)
+        return 2 * value if name == "bias" and torch.is_grad_enabled() else value
+
+
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+class OwnForward(nn.Sequential):
+    def forward(self, x):
+        return -super().forward(x)
+
+
+def parametrised():
+    layer = nn.Linear(4, 4)
+    parametrize.register_parametrization(layer, "weight", Doubled())
+    return layer
+
+
+LAYERS = {
+    "property": lambda: WithProperty(4, 4),
+    "getattr": lambda: WithGetattr(4, 4),
+    "parametrisation": parametrised,
+    "weight norm": lambda: parametrizations.weight_norm(nn.Linear(4, 4)),
+    "Sequential with its own forward": lambda: OwnForward(nn.Linear(4, 4), nn.ReLU()),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_of_somebodys_own_is_refused_or_bounded_rightly(name):
+    model = nn.Sequential(LAYERS[name](), nn.ReLU(), nn.Linear(4, 4)).double().eval()
+    box = Box(torch.full((3, 4), 0.5).double(), torch.full((3, 4), 0.5).double())
+    try:
+        lower, upper = bound(model, box)
+    except UnsupportedOperator as error:
+        assert name in ("property", "getattr"), error
+        return
+    for y in outputs(model, box):
+        assert (lower[: len(y)] <= y + 1e-12).all() and (y <= upper[: len(y)] + 1e-12).all()
+
+
+REPLACED = {
+    "forward of a class": (nn.Linear, "forward", lambda self, x: 2 * F.linear(x, self.weight, self.bias)),
+    "function": (F, "relu", lambda input, inplace=False: torch.relu(input) - 1),
+    "call of all modules": (nn.Module, "__call__", lambda self, x: 2 * self.forward(x)),
+    "method": (Tensor, "flatten", lambda self, start_dim=0, end_dim=-1: 2 * self.view(len(self), -1)),
+}
+
+
+@pytest.mark.parametrize("name", REPLACED)
+def test_code_of_torch_that_was_replaced_is_refused(monkeypatch, name):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.ReLU()).eval()
+    box = Box(torch.zeros(1, 4), torch.ones(1, 4))
+    bound(model, box)
+    monkeypatch.setattr(*REPLACED[name])
+    with pytest.raises(UnsupportedOperator, match="is not the code that bounds know"):
+        bound(model, box)
+
+
+def test_code_of_a_leaf_that_was_replaced_before_its_rules_were_known_is_refused(monkeypatch):
+    """Then only its outputs tell, each by itself: a large one hides no other."""
+    model = nn.Sequential(nn.Linear(4, 4)).double().eval()
+    with torch.no_grad():
+        model[0].bias[3] = 1e6
+    monkeypatch.setattr(nn.Linear, "forward", lambda self, x: F.linear(x, self.weight * (1 + 1e-9), self.bias))
+    monkeypatch.setitem(operators._originals, (nn.Linear, "forward"), nn.Linear.forward)
+    with pytest.raises(UnsupportedOperator, match="layers that compute what torch's do"):
+        bound(model, Box(torch.ones(1, 4).double(), torch.ones(1, 4).double()))
+
+
+def test_the_module_is_left_as_it_was():
+    model = Network(lambda m, x: F.relu(x)).eval()
+    before = {name: set(vars(module)) for name, module in model.named_modules()}
+    bound(model, Box(torch.zeros(1, 4), torch.ones(1, 4)))
+    assert {name: set(vars(module)) for name, module in model.named_modules()} == before
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

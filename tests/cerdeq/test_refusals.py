@@ -12,7 +12,7 @@ from pairs import every_pair
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from cerdeq import Box, bound
+from cerdeq import Box, bound, verify
 from cerdeq.bounds import BOUNDS, Operator, UnsupportedOperator, register, trace
 
 
@@ -256,3 +256,73 @@ def test_a_region_that_is_no_box_and_a_spec_of_another_batch_are_refused():
     for shape in [(2, 1, 3), (4, 1, 3), (1, 1, 3), (1, 3)]:
         with pytest.raises(ValueError, match=r"spec must be \[3, K, N\]"):
             bound(mlp().double().eval(), random_box(3, 2), "crown", torch.zeros(shape, dtype=torch.float64))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Regions and specs that do not fit
+
+
+def convolution():
+    return nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3))
+
+
+def zeros(*shape, **options):
+    return Box(torch.zeros(shape, **options), torch.zeros(shape, **options))
+
+
+MISFITS = {  # model, region, spec, the error
+    "vector without batch": (mlp, zeros(2), torch.zeros(2, 1, 3), r"float32 \[2\].*needs a batch dimension"),
+    "image without batch": (convolution, zeros(1, 4, 4), torch.zeros(1, 1, 3), r"does not take \[1, 4, 4\]"),
+    "number": (mlp, zeros(), torch.zeros(1, 1, 3), r"float32 \[\].*needs a batch dimension"),
+    "size": (mlp, zeros(2, 5), torch.zeros(2, 1, 3), r"does not take \[1, 5\].*linear at node '0'.*1x5 and 2x"),
+    "channels": (convolution, zeros(2, 3, 4, 4), torch.zeros(2, 1, 3), r"does not take \[1, 3, 4, 4\].*conv2d at node"),
+    "radius": (mlp, Box(torch.zeros(2, 2), torch.zeros(1, 2)), torch.zeros(2, 1, 3), r"float32 \[2, 2\].*\[1, 2\]"),
+    "radius that is a number": (mlp, Box(torch.zeros(2, 2), 0.1), torch.zeros(2, 1, 3), r"of one kind.*0\.1"),
+    "integers": (mlp, zeros(2, 2, dtype=torch.int64), torch.zeros(2, 1, 3), "floating-point tensors"),
+    "precision": (mlp, zeros(2, 2, dtype=torch.float64), torch.zeros(2, 1, 3), "must have one precision"),
+    "device": (mlp, zeros(2, 2), torch.zeros(2, 1, 3, device="meta"), "on one device, found .'cpu', 'meta'"),
+    "spec of other outputs": (mlp, zeros(2, 2), torch.zeros(2, 1, 4), r"\[2, K, 3\] for outputs of \[3\].*\[2, 1, 4\]"),
+    "spec that is a list": (mlp, zeros(2, 2), [[1.0]], r"spec must be \[2, K, N\].*found \[\[1.0\]\]"),
+    "spec of more digits": (mlp, zeros(2, 2), torch.full((2, 1, 3), 0.1).double() / 3, "spec must have numbers of"),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_a_region_or_spec_that_does_not_fit_is_one_error_for_all_methods(name):
+    make, region, spec, message = MISFITS[name]
+    model = make().eval()
+    for method in BOUNDS:
+        with pytest.raises(ValueError, match=message):
+            bound(model, region, method, spec)
+    with pytest.raises(ValueError, match=message):
+        verify(model, region, spec, branches=1)
+
+
+READS_VALUES = {
+    "if": lambda m, x: x if x.sum() > 0 else -x,
+    "if behind a size": lambda m, x: x if x.shape[1] == 4 else -x,
+    "len": lambda m, x: x * len(x),
+    "iteration": lambda m, x: torch.cat(list(x)),
+    "unpacking": lambda m, x: (lambda a, b: a + b)(*x),
+    "int": lambda m, x: x * int(x.sum()),
+    "float": lambda m, x: x * float(x.sum()),
+    "item": lambda m, x: x * x.sum().item(),
+    "range": lambda m, x: sum(x for _ in range(x.shape[1])),
+    "in": lambda m, x: x if 1 in x else -x,
+    "numpy": lambda m, x: torch.from_numpy(x.numpy()),
+    "format": lambda m, x: x if f"{x:.3f}" else -x,
+    "method that torch lacks": lambda m, x: x.method_of_nobody(),
+    "attribute that the model lacks": lambda m, x: m.nothing(x),
+    "product with a vector": lambda m, x: x @ m.c,
+    "product with a vector by name": lambda m, x: torch.matmul(x, other=m.c),
+    "sum that changes the batch": lambda m, x: x + m.c.view(4, 1, 1),
+    "product that changes the batch": lambda m, x: m.c.view(4, 1, 1) * x,
+}
+
+
+@pytest.mark.parametrize("name", READS_VALUES)
+@pytest.mark.parametrize("method", ["ibp", "crown"])
+def test_what_cannot_be_bounded_names_node_file_and_line(name, method):
+    model = Lambda(READS_VALUES[name], c=torch.rand(4)).eval()
+    with pytest.raises(UnsupportedOperator, match=r"node '\w+'.*test_refusals\.py, line \d+: .*lambda"):
+        bound(model, zeros(2, 4), method)
