@@ -117,8 +117,10 @@ def read_steps(model: nn.Module) -> tuple[list[Step], Any]:
     program, numbers, constants, steps = _read(model), {0: 0}, dict[int, Array](), list[Step]()
     for number, step in enumerate(program.steps, start=1):
         if step.record is not None:
-            operation = _operation_of(step, constants)
-            steps.append(Step(step.name, operation, tuple(numbers[source] for source in step.sources)))
+            operation, sources = _operation_of(step, constants), tuple(numbers[source] for source in step.sources)
+            steps.append(Step(step.name, operation, sources))
+            if step.target in _ABSOLUTE:
+                steps.append(Step(f"{step.name}/absolute", maps.absolute(), (len(steps), *sources)))
             numbers[number] = len(steps)
         elif not step.args and not step.kwargs:  # a parameter or buffer; no numbers that the model computes
             constants[number] = array(step.target())
@@ -157,6 +159,8 @@ def _operation_of(step: bounds.Step, constants: dict[int, Array]) -> Map | Activ
         if type(step.target) not in _MODULES:
             raise UnknownLayerError(f"{step.name}, {step.target},")
         return _MODULES[type(step.target)](step.target)
+    if step.target in _ABSOLUTE:
+        return Activation(None)
     args: list[Any] = [constants.get(arg.index, arg) if isinstance(arg, Reference) else arg for arg in step.args]
     match step.target, args:
         case (operator.add | operator.iadd, [Reference(), Reference()]) if len(step.sources) == 2:
@@ -175,6 +179,8 @@ def _operation_of(step: bounds.Step, constants: dict[int, Array]) -> Map | Activ
             return maps.multiply_by_constant(constant)
         case (operator.truediv | operator.itruediv, [Reference(), np.ndarray() as constant]):
             return maps.divide_by_constant(constant)
+        case (operator.getitem, [Reference(), tuple() as items]):
+            return maps.index(tuple([*item] if isinstance(item, list) else item for item in items))
         case (torch.cat, [[*parts], int() as dim]) if dim > 0 and not step.kwargs and len(step.sources) == len(parts):
             return maps.concatenate(dim)
         case (operator.matmul | torch.matmul, [Reference(), np.ndarray() as constant]) if not step.kwargs:
@@ -193,6 +199,7 @@ def _are_sizes(values: list[Any]) -> bool:
     return all(type(value) is int and value >= 0 for value in values)
 
 
+_ABSOLUTE = torch.abs, torch.absolute, Tensor.abs, Tensor.absolute
 _ZERO_PADDING = [{"mode": "constant", "value": None}, {"mode": "constant", "value": 0.0}]
 _MODULES: dict[type, Callable[..., Map | Activation]] = {
     nn.Linear: maps.linear,
