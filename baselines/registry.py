@@ -19,7 +19,7 @@ from baselines.datasets import DATASETS
 if TYPE_CHECKING:
     from torch import nn
 
-Builder = Callable[..., "nn.Sequential"]
+Builder = Callable[..., "nn.Module"]
 _BUILDERS: dict[str, Builder] = {}
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_.:-]*"  # names are parts of file names, too
 _NORMALIZE = "normalize"
@@ -61,7 +61,7 @@ def refuse_unknown_options(owner: str, options: Iterable[str], allowed: Mapping[
 
 
 def register(name: str) -> Callable[[Builder], Builder]:
-    """Return a decorator that makes a function (shape, classes, width, **options) -> nn.Sequential a named network.
+    """Return a decorator that makes a function (shape, classes, width, **options) -> nn.Module a named network.
 
     Raises ValueError where the name is taken, or has characters that are not allowed.
     """
@@ -118,9 +118,11 @@ def required_options(network: str | Builder) -> list[str]:
 def build(network: str | Builder, dataset: str = "cifar10", width: float = 1.0, **options: Any) -> "nn.Sequential":
     """Return a network for a data set: pixels in [0, 1] [B, C, H, W] to logits [B, K].
 
+    Its first layer, `normalize`, is followed by the layers of an nn.Sequential, or by any other module as `network`.
+
     network: its name, or a function as `register` takes. width: the factor of all channel counts. Raises
     UnknownNameError for an unknown network or data set, UnknownOptionError for an unknown option, ValueError for an
-    option out of range, TypeError for an option that is missing and for a function whose result is no nn.Sequential.
+    option out of range, TypeError for an option that is missing and for a function whose result is no nn.Module.
     """
     from torch import nn
 
@@ -135,11 +137,12 @@ def build(network: str | Builder, dataset: str = "cifar10", width: float = 1.0, 
         raise TypeError(f"network {network!r}: missing option: {', '.join(missing)}")
     data = DATASETS[dataset]
     body = _builder(network)(shape=data.shape, classes=data.classes, width=width, **options)
-    if getattr(type(body), "forward", None) is not nn.Sequential.forward or _NORMALIZE in body._modules:
-        allowed = f"an nn.Sequential with its own forward, no layer of it called {_NORMALIZE!r}"
-        raise TypeError(f"network {network!r}: found {type(body).__name__}, allowed: {allowed}")
+    if not isinstance(body, nn.Module):
+        raise TypeError(f"network {network!r}: found {type(body).__name__}, allowed: an nn.Module")
+    is_plain = type(body).forward is nn.Sequential.forward and _NORMALIZE not in body._modules
     # not named_children: that leaves out the second use of a layer
-    return nn.Sequential(OrderedDict([(_NORMALIZE, Normalize(data.mean, data.std)), *body._modules.items()]))
+    layers = body._modules.items() if is_plain else [("network", body)]
+    return nn.Sequential(OrderedDict([(_NORMALIZE, Normalize(data.mean, data.std)), *layers]))
 
 
 def _builder(network: str | Builder) -> Builder:

@@ -3,6 +3,7 @@
 import sys
 
 from harness import command_line
+from harness.terminal import say
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -10,11 +11,11 @@ def main(arguments: list[str] | None = None) -> int:
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in command_line.COMMANDS:
         return command_line.main(name, rest)
-    print("usage: python -m harness COMMAND ...; COMMAND --help lists its options\n")
-    print(*(f"  {command:10} {summary}" for command, summary in command_line.COMMANDS.items()), sep="\n")
+    say("usage: python -m harness COMMAND ...; COMMAND --help lists its options\n")
+    say(*(f"  {command:10} {summary}" for command, summary in command_line.COMMANDS.items()))
     if name in ("-h", "--help"):
         return command_line.OK
-    print(f"\nerror: there is no command {name!r}", file=sys.stderr)
+    say(f"\nerror: there is no command {name!r}", file=sys.stderr)
     return command_line.BAD_INPUT
 
 

@@ -15,12 +15,13 @@ from typing import Any
 
 from baselines import DATASETS, network_names
 from harness import command_line
-from harness.command_line import OK, add_data_dir, add_patterns, select_by_pattern
+from harness.command_line import OK, add_data_dir, add_patterns, add_plugins, select_by_pattern
+from harness.config import plugins
 from harness.config.settings import STAGES
 from harness.environment import describe_environment, device_title
 from harness.errors import require
-from harness.storage import names
-from harness.storage.files import write_json
+from harness.storage import folder, names
+from harness.storage.files import refuse_links, write_json
 from harness.terminal import new_console, print_table
 
 # What imports torch is imported late: it takes seconds.
@@ -60,6 +61,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--images", type=int, default=20, help="number of images, or of networks of the section verifier; default: 20"
     )
     parser.add_argument("--json", type=Path, help="also write all numbers to this file")
+    add_plugins(parser)
     add_data_dir(parser)
 
 
@@ -75,6 +77,9 @@ def main(options: argparse.Namespace) -> int:
 
     for model in options.models:
         require("models", model, model in network_names(), f"of {', '.join(network_names())}")
+    for trial_dir in options.trained:
+        refuse_links(folder.sweep_dir_of(trial_dir))
+    plugins.trust(options.plugin, list(map(folder.sweep_dir_of, options.trained)))
     kinds = {kind: [kind] for kind in KINDS}
     options.kinds = select_by_pattern("--kinds", [PLAIN, *options.kinds] if options.kinds else ["*"], kinds)
     possible = {"bounds": options.trained, "evaluation": options.trained, "auto_lirpa": is_installed()}
@@ -84,10 +89,10 @@ def main(options: argparse.Namespace) -> int:
         if getattr(options, name) is None:
             setattr(options, name, value)
     size = f"{options.dataset}, width {options.width:g}, batch {options.batch_size}"
-    console.print(f"{device_title(device)}, torch {torch.__version__}; steps: {size}", markup=False)
+    console.print(f"{device_title(device)}, torch {torch.__version__}; steps: {size}")
     compiles = "steps" in sections and any(KINDS[kind].compiled for kind in options.kinds)
     if compiles and (problem := compiler_problem(device.type)) is not None:
-        console.print(f"no compiled steps, since compiling does not work here: {problem}", markup=False)
+        console.print(f"no compiled steps, since compiling does not work here: {problem}")
         options.kinds = [kind for kind in options.kinds if not KINDS[kind].compiled]
     measure = {
         "bounds": measure_bounds,

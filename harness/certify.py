@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from harness import command_line
-from harness.command_line import FAILED, OK, add_data_dir
+from harness.command_line import FAILED, OK, add_data_dir, add_plugins
+from harness.config import plugins
 from harness.config.settings import STAGES, STAGES_BY_SETTING
 from harness.config.trial import RECIPE_VERSION, TrialConfig, labels
 from harness.environment import data_directory, device_title
@@ -29,8 +30,9 @@ from harness.launch.progress import Bars
 from harness.launch.work import certify_item, load_data
 from harness.masking import mask_secrets
 from harness.storage import certification, folder, names
+from harness.storage.files import read_bytes, refuse_links
 from harness.storage.lease import lock_directory
-from harness.terminal import new_console, one_line
+from harness.terminal import new_console, one_line, say
 
 if TYPE_CHECKING:
     from harness.data import Data
@@ -71,31 +73,37 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=int, help="largest number of workers; default: one for each GPU, else for each CPU"
     )
+    add_plugins(parser)
     add_data_dir(parser)
 
 
 def main(options: argparse.Namespace) -> int:
     """Run the command and return its exit status. Raises InputError for wrong input; nothing was started."""
     _check_options(options)
+    from harness.checker.images import describe_unreadable
     from harness.device import best_device
     from harness.evaluation.ledger import SoundnessError
     from harness.evaluation.shards import certification_of
 
     console = new_console()
+    plugins.trust(options.plugin, [folder.sweep_dir_of(path) for path in options.paths])
     jobs = _make_jobs(_finished_trials(options.paths, console), options)
+    for warning in describe_unreadable(job.config for job in jobs):
+        console.print(f"warning: {warning}", soft_wrap=True)
     with ExitStack() as locks:
         for job in jobs:
             locks.enter_context(lock_directory(job.directory))
-            trial, expected = certification_of(job.trial_dir, job.config, job.data)
+            weights = read_bytes(job.trial_dir / folder.WEIGHTS)
+            trial, expected = certification_of(job.trial_dir, job.config, job.data, weights)
             if message := certification.take_over(job.directory, trial, expected):
                 _print_line(job, message, console)
         unfinished = [job for job in jobs if folder.read_result(job.directory) is None]
         if unfinished:
-            console.print(f"device: {device_title(best_device())}", markup=False)
+            console.print(f"device: {device_title(best_device())}")
         try:
             errors = _certify(unfinished, options.data_dir, options.workers, console)
         except SoundnessError as error:
-            print(f"failed: a bound is wrong, and nothing here can be trusted: {error}", file=sys.stderr)
+            say(f"failed: a bound is wrong, and nothing here can be trusted: {error}", file=sys.stderr)
             return FAILED
         for job in jobs:
             for line in _describe_outcome(job, errors):
@@ -123,13 +131,14 @@ def _finished_trials(paths: list[Path], console: Console) -> list[Path]:
     """Return the folders of the finished trials in these paths. Raises InputError for a path without one."""
     trial_dirs: list[Path] = []
     for path in paths:
+        refuse_links(folder.sweep_dir_of(path))
         inside = [path] if (path / folder.TRIAL).exists() else folder.trial_folders(path)
         finished = [path for path in inside if not folder.is_stale(path) and folder.read_result(path) is not None]
         if not finished:
             raise InputError(f"{path} holds no finished trial of recipe version {RECIPE_VERSION}")
         if len(finished) < len(inside):
             left_out = f"{len(inside) - len(finished)} of {len(inside)} trials"
-            console.print(f"{path}: left out {left_out}, unfinished or of another recipe version", markup=False)
+            console.print(f"{path}: left out {left_out}, unfinished or of another recipe version")
         trial_dirs += finished
     return list(dict.fromkeys(path.resolve() for path in trial_dirs))
 
@@ -141,6 +150,7 @@ def _make_jobs(trial_dirs: list[Path], options: argparse.Namespace) -> list[Job]
     trials = {}
     for trial_dir in trial_dirs:
         trial = folder.read_trial(trial_dir / folder.TRIAL)
+        plugins.require_trusted(trial.config, options.plugin)
         trials[str(trial_dir)] = replace(trial, config=_certification_config(trial.config, options))
         if not (trial_dir / folder.WEIGHTS).exists():
             raise InputError(f"{trial_dir} has no {folder.WEIGHTS}")
@@ -222,7 +232,7 @@ def _describe_outcome(job: Job, errors: dict[Path, str]) -> list[str]:
 
 
 def _print_line(job: Job, text: str, console: Console) -> None:
-    console.print(f"{job.label} -> {job.directory}: {text}", markup=False, soft_wrap=True)
+    console.print(f"{job.label} -> {job.directory}: {text}", soft_wrap=True)
 
 
 def _write_reports(jobs: list[Job], data_dir: str | None, console: Console) -> None:

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 from harness.clock import Stopped
 from harness.errors import InputError, require
 from harness.masking import mask_secrets
+from harness.storage.files import refuse_links
+from harness.terminal import say
 
 Item = TypeVar("Item")
 
@@ -75,6 +77,12 @@ def add_patterns(parser: argparse.ArgumentParser, option: str, what: str) -> Non
     parser.add_argument(option, action="append", default=[], metavar="PATTERN", help=text)
 
 
+def add_plugins(parser: argparse.ArgumentParser) -> None:
+    """Add the option of commands that import plugins of results which others may have written."""
+    what = "import and trust this module, which trials name as a plugin; may be repeated"
+    parser.add_argument("--plugin", action="append", default=[], metavar="MODULE", help=what)
+
+
 def select_by_pattern(option: str, patterns: Sequence[str], names: Mapping[Item, Sequence[str]]) -> list[Item]:
     """Return the items with a name that equals a pattern or, if none equals it, that matches it.
 
@@ -117,14 +125,14 @@ def main(name: str, arguments: list[str] | None = None) -> int:
             options.directories = list(map(_local_directory, options.directories))
         return _module(name).main(options)
     except InputError as error:
-        print(mask_secrets(f"error: {error}"), file=sys.stderr)
+        say(mask_secrets(f"error: {error}"), file=sys.stderr)
         return BAD_INPUT
     except OSError as error:  # a full disk, a directory that is gone
-        print(mask_secrets(f"failed: {error}"), file=sys.stderr)
+        say(mask_secrets(f"failed: {error}"), file=sys.stderr)
         return FAILED
     except (Stopped, KeyboardInterrupt) as stop:
         status = STOPPED if isinstance(stop, Stopped) else INTERRUPTED
-        print(STATUSES[status], file=sys.stderr)
+        say(STATUSES[status], file=sys.stderr)
         return status
 
 
@@ -133,5 +141,7 @@ def _module(name: str) -> Any:
 
 
 def _local_directory(path: Path | str) -> Path:
-    """Return a path as it is, or the directory that mirrors an address."""
-    return path if isinstance(path, Path) else import_module("harness.launch.shared").local_mirror(path)
+    """Return a path as it is, or the directory that mirrors an address. Raises InputError for links out of it."""
+    directory = path if isinstance(path, Path) else import_module("harness.launch.shared").local_mirror(path)
+    refuse_links(directory)
+    return directory

@@ -21,10 +21,11 @@ import numpy as np
 from harness import command_line
 from harness.analysis.comparisons import ALL, METRICS, compare
 from harness.analysis.leaderboard import build_leaderboard
+from harness.analysis.table_files import csv_text
 from harness.analysis.trials import NOT_COUNTED
 from harness.command_line import OK, add_patterns, add_sweep_directories
 from harness.storage.files import write_text
-from harness.terminal import new_console, print_table
+from harness.terminal import new_console, print_table, say
 
 FILE = "paired.csv"
 _TITLES = ("", "difference", "first only", "second only", "McNemar p", "McNemar Holm", "t test p", "t test Holm")
@@ -51,15 +52,15 @@ def main(options: argparse.Namespace) -> int:
     trials = leaderboard.trials
     faulty = trials[trials["problem"].str.startswith(NOT_COUNTED, na=False)]
     for path, problem in faulty[["trial_dir", "problem"]].to_numpy():
-        print(f"left out: {path}: {problem}")
+        say(f"left out: {path}: {problem}")
     lines, notes = compare(leaderboard.sections, options.metric, options.baseline, options.only, options.seeds)
     path = options.directories[0] / FILE
-    write_text(path, lines.to_csv(index=False, lineterminator="\n"))
+    write_text(path, csv_text(lines))
     console = new_console()
     for (heading, metric, row, other), pair in lines.groupby(["section", "metric", "row", "other"], sort=False):
-        print(f"\n{heading}: {metric} error\n{row} against {other}")
+        say(f"\n{heading}: {metric} error\n{row} against {other}")
         print_table(console, _TITLES, map(_cells, pair.to_dict("records")))
-    print("", *(f"left out: {note}" for note in notes), _LEGEND, path, sep="\n")
+    say("", *(f"left out: {note}" for note in notes), _LEGEND, path)
     return OK
 
 

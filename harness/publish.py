@@ -14,8 +14,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from rich.markup import escape
-
 from harness import command_line
 from harness.command_line import OK, add_data_dir, add_patterns, add_sweep_directory, select_by_pattern
 from harness.config.trial import labels
@@ -73,7 +71,7 @@ def main(options: argparse.Namespace) -> int:
     left_out = len(trial_dirs) - len(finished)
     console = new_console()
     console.print(f"{len(finished)} trials, {left_out} unfinished ones skipped, {len(proved)} with their weights")
-    console.print(escape(str(target)), soft_wrap=True)
+    console.print(str(target), soft_wrap=True)
     return OK
 
 

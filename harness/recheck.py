@@ -26,11 +26,20 @@ from typing import TYPE_CHECKING
 
 from harness import command_line
 from harness.checker import folders
-from harness.command_line import FAILED, OK, add_data_dir, add_patterns, add_sweep_directory, select_by_pattern
+from harness.command_line import (
+    FAILED,
+    OK,
+    add_data_dir,
+    add_patterns,
+    add_plugins,
+    add_sweep_directory,
+    select_by_pattern,
+)
 from harness.config import plugins
 from harness.config.trial import TrialConfig, labels
 from harness.errors import InputError, error_line, require
 from harness.storage import folder
+from harness.storage.files import unchanged_files
 from harness.terminal import new_console, print_table, printable
 
 # What imports torch or pandas is imported late: it takes seconds.
@@ -47,13 +56,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add_sweep_directory(parser)
     add_patterns(parser, "--only", "only trials whose label or key")
     parser.add_argument("--images", type=int, help="recheck only the first IMAGES images of each trial; default: all")
-    what = "import and trust this module, which trials name as a plugin; may be repeated"
-    parser.add_argument("--plugin", action="append", default=[], metavar="MODULE", help=what)
+    add_plugins(parser)
     add_data_dir(parser)
 
 
 def main(options: argparse.Namespace) -> int:
     """Run the command and return the exit status. Raises InputError where nothing can be checked."""
+    with unchanged_files():
+        return _main(options)
+
+
+def _main(options: argparse.Namespace) -> int:
     require("--images", options.images, options.images is None or options.images >= 1, "at least 1")
     from harness.properties.instances import find_records
 
@@ -64,7 +77,7 @@ def main(options: argparse.Namespace) -> int:
     if records:
         return _recheck_answers(options, records)
     trusted = list(dict.fromkeys(options.plugin))
-    _trust_plugins(trusted, options.directory)
+    plugins.trust(trusted, [options.directory])
     if not verdict_dirs:
         raise InputError(f"{options.directory} holds no trials or instances: no trials/<key>, no instances/*.json")
     configs, trial_labels = _read_labels(list(verdict_dirs))
@@ -82,9 +95,9 @@ def main(options: argparse.Namespace) -> int:
             results.append(result)
             errors = (f"{result.recorded:.2f}", f"{result.confirmed:.2f}") if result.images else ("-", "-")
             images = f"{result.images:,}" if result.is_complete else f"{result.images:,} of {result.of:,}"
-            rows.append([printable(label), images, *errors, f"{time.monotonic() - started:.0f}"])
+            rows.append([label, images, *errors, f"{time.monotonic() - started:.0f}"])
             lines += [f"{label}: {line}" for line in _describe(result)]
-    others = folders.check_seeds(configs)
+    others = folders.check_copies(configs)
     if not options.only:
         others += folders.check_strays(options.directory) + check_leaderboard(options.directory)
     console = new_console()
@@ -93,7 +106,7 @@ def main(options: argparse.Namespace) -> int:
     summary = _summary(results, others, is_selection=bool(options.only))
     trust = f"; trusted plugins: {', '.join(trusted)}" if trusted else ""  # each import has named the file
     for line in [*lines, *others, summary + trust]:
-        console.print(printable(line), markup=False, soft_wrap=True)
+        console.print(printable(line), soft_wrap=True)
     return OK if not others and all(result.is_confirmed for result in results) else FAILED
 
 
@@ -101,20 +114,23 @@ def _recheck_answers(options: argparse.Namespace, records: list[Path]) -> int:
     """Recheck a results directory of `harness.verify`; print a line for each answer, then how many are confirmed."""
     for option, value in (("--images", options.images), ("--plugin", options.plugin or None)):
         require(option, value, value is None, "with a sweep's results only")
-    from harness.checker.instances import check_answers, check_table, name_of
+    from harness.checker.instances import check_answers, check_table, name_of, repeated_records
 
     if options.only:
         records = select_by_pattern("--only", options.only, {path: (name_of(path), path.stem) for path in records})
-    console, claims = new_console(), list["CheckedAnswer"]()
-    for answer in check_answers(records):
+    console, claims, repeated = new_console(), list["CheckedAnswer"](), repeated_records(records)
+    is_confirmed = True
+    for path, answer in zip(records, check_answers(records), strict=True):
         outcome = f"confirmed by {answer.proved_by}" if answer.proved_by else f"not confirmed: {answer.problem}"
         line = f"{answer.name}: {answer.result}" + (f" {outcome}, {answer.seconds:.1f} s" if answer.is_claim else "")
-        console.print(printable(line), markup=False, soft_wrap=True)
-        claims += [answer] if answer.is_claim else []
+        console.print(printable(line), soft_wrap=True)
+        claims += [answer] if answer.is_claim and path not in repeated else []
+        is_confirmed = is_confirmed and (bool(answer.proved_by) or not answer.is_claim)
     others = [] if options.only else check_table(options.directory)
-    for line in [*others, _count_answers(claims, len(records))]:
-        console.print(printable(line), markup=False, soft_wrap=True)
-    return OK if not others and all(answer.proved_by for answer in claims) else FAILED
+    notes = [f"{path.name} repeats {first.name}: counted once" for path, first in repeated.items()]
+    for line in [*others, *notes, _count_answers(claims, len(records) - len(repeated))]:
+        console.print(printable(line), soft_wrap=True)
+    return OK if not others and is_confirmed else FAILED
 
 
 def _count_answers(claims: list["CheckedAnswer"], total: int) -> str:
@@ -143,19 +159,6 @@ def check_leaderboard(sweep_dir: Path) -> list[str]:
         return [f"{path.name} does not follow from the results: {advice}" for path in changed_files(sweep_dir)]
     except Exception as error:  # as `_recheck`
         return [f"the leaderboard is not checked: {_message(error)}"]
-
-
-def _trust_plugins(modules: list[str], sweep_dir: Path) -> None:
-    """Import modules that the user trusts.
-
-    Raises SettingError for one that cannot be imported, or that lies in the results.
-    """
-    plugins.leave_working_directory()
-    for name in modules:
-        file = plugins.source_of(name)
-        is_outside = not file.resolve().is_relative_to(sweep_dir.resolve())
-        require("--plugin", f"{name} ({file})", is_outside, "a module that does not lie in the results")
-    plugins.load(modules)
 
 
 def _read_labels(trial_dirs: list[Path]) -> tuple[dict[Path, TrialConfig], dict[Path, str]]:

@@ -17,6 +17,7 @@ from harness.errors import InputError
 from harness.reports.up_to_date import REPORT
 from harness.storage import folder
 from harness.storage.files import write_text
+from harness.terminal import say
 
 if TYPE_CHECKING:
     from harness.analysis.leaderboard import Leaderboard
@@ -39,14 +40,13 @@ def main(options: argparse.Namespace) -> int:
 
     if len(options.directories) == 1:
         write_sweep(options.directories[0], options.data_dir)
-        print(options.directories[0] / REPORT)
+        say(options.directories[0] / REPORT)
         return OK
     sweep_dirs = [directory for directory in options.directories if folder.trial_folders(directory)]
     if not sweep_dirs:
         raise InputError(f"none of {', '.join(map(str, options.directories))} holds trials: give results/<sweep>")
     sweeps = [write_sweep(directory, options.data_dir) for directory in sweep_dirs]
-    print(*(directory / REPORT for directory in sweep_dirs), sep="\n")
-    print(_write_overview(sweep_dirs[0].parent, sweeps))
+    say(*(directory / REPORT for directory in sweep_dirs), _write_overview(sweep_dirs[0].parent, sweeps))
     return OK
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from harness import command_line
 from harness.clock import Stopped
@@ -34,10 +33,10 @@ from harness.launch.study import Study
 from harness.launch.work import RAY_STATE, RayOptions, train_item
 from harness.reports import up_to_date
 from harness.storage import folder
-from harness.storage.files import file_name, make_directory, remove_unfinished, write_json
+from harness.storage.files import file_name, make_directory, refuse_links, remove_unfinished, write_json
 from harness.storage.folder import Trial
 from harness.storage.lease import lock_directory
-from harness.terminal import new_console
+from harness.terminal import new_console, say
 from harness.tracking.logged import LOGGED, LoggedMark
 
 if TYPE_CHECKING:
@@ -102,7 +101,9 @@ def main(options: argparse.Namespace) -> int:
     if is_dry and export:
         raise InputError("--export: cannot be combined with --dry-run, which writes nothing")
     require("--max-concurrent", count, count is None or count > 0, "a whole number from 1")
-    sweep, data, machine = _check(options)
+    sweep, data, machine, warnings = _check(options)
+    for warning in warnings:
+        console.print(f"warning: {warning}", soft_wrap=True)
     if not export:  # which is for other machines
         _check_resources(sweep, machine, options)
     shared = SharedResults.at(options.results_dir, sweep.name)
@@ -185,8 +186,8 @@ def _run_study(study: Study, ray: RayOptions, options: argparse.Namespace, conso
     return not (study.unfinished() or is_damaged or is_away)
 
 
-def _check(options: argparse.Namespace) -> tuple[Sweep, dict[str, Any], dict[str, float]]:
-    """Return the sweep, its data's summary and what the largest machine has, "CPU" and "GPU".
+def _check(options: argparse.Namespace) -> tuple[Sweep, dict[str, Any], dict[str, float], list[str]]:
+    """Return the sweep, its data's summary, what the largest machine has, "CPU" and "GPU", and warnings.
 
     Raises InputError; for wrong keys, before torch is imported, unless a plugin imports it.
     """
@@ -218,7 +219,8 @@ def _check_resources(sweep: Sweep, machine: dict[str, float], options: argparse.
 
 
 def _check_owner(sweep_dir: Path, sweep: Sweep) -> None:
-    """Raise InputError if the directory holds trials of a sweep with another name, data set or eps."""
+    """Raise InputError if the directory holds trials of another name, data set or eps, or a link leads out of it."""
+    refuse_links(sweep_dir)
     expected = f"{sweep.name} on {sweep.dataset} at eps {sweep.eps}"
     for trial_dir in folder.trial_folders(sweep_dir):
         if folder.is_stale(trial_dir):
@@ -240,7 +242,7 @@ def _select(trials: list[Trial], by_key: dict[str, str], patterns: list[str]) ->
 
 def _export(trials: list[Trial], sweep: Sweep, directory: Path) -> int:
     make_directory(directory)
-    print(f"{len(trials)} trials of profile '{trials[0].config.profile}'", file=sys.stderr)
+    say(f"{len(trials)} trials of profile '{trials[0].config.profile}'", file=sys.stderr)
     for trial in trials:
         config = trial.config
         path = directory / file_name(f"{config.model}-{config.method}-seed{config.seed}-{trial.key}.json")
@@ -248,7 +250,7 @@ def _export(trials: list[Trial], sweep: Sweep, directory: Path) -> int:
         if config.checkpoint is not None:
             source = sweep.checkpoints[config.checkpoint.sha256]
             folder.copy_checkpoint(config.checkpoint, source, folder.exported_checkpoint(path))
-        print(path)
+        say(path)
     return OK
 
 
@@ -304,7 +306,6 @@ def _print_left_out(study: Study, to_run: list[Trial], console: Console) -> None
             message = f"failed {study.labels[trial.key]}: {failure.get('error')}"
             console.print(
                 f"{message}; it would fail the same way again. To retry anyway: --retry-failed",
-                markup=False,
                 soft_wrap=True,
             )
 
@@ -332,9 +333,9 @@ def _write_reports(
         start_call("harness.reports.sweep_page", "write_sweep", sweep_dir, data_dir)()
         up_to_date.mark_up_to_date(sweep_dir, data_dir)
     study.shared.push_tables()
-    console.print(f"\nAll results on a page:\n{escape(str(sweep_dir / up_to_date.REPORT))}", soft_wrap=True)
+    console.print(f"\nAll results on a page:\n{sweep_dir / up_to_date.REPORT}", soft_wrap=True)
     if uri is not None:
-        console.print(f"\nAnd at:\n{escape(uri)}", soft_wrap=True)
+        console.print(f"\nAnd at:\n{uri}", soft_wrap=True)
     return table.trials
 
 
@@ -344,7 +345,7 @@ def _print_unusable(study: Study, table: "pd.DataFrame", console: Console) -> bo
     for key, problem in problems.items():
         trial = f"{study.labels[key]} ({study.trial_dirs[key]})"
         advice = "put the file back, or remove that folder to train the trial again"
-        console.print(f"cannot be used: {trial}: {problem}; {advice}", markup=False, soft_wrap=True)
+        console.print(f"cannot be used: {trial}: {problem}; {advice}", soft_wrap=True)
     return bool(problems)
 
 

@@ -8,6 +8,7 @@ import json
 
 from harness import command_line
 from harness.command_line import OK
+from harness.terminal import say
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +19,7 @@ def main(options: argparse.Namespace) -> int:
     """Run the command and return the exit status."""
     from harness.config.schema import sweep_schema  # imports torch
 
-    print(json.dumps(sweep_schema(), indent=1))
+    say(json.dumps(sweep_schema(), indent=1))
     return OK
 
 

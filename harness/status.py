@@ -21,7 +21,7 @@ from harness.launch.states import State, state_of
 from harness.storage import certification, folder
 from harness.storage.files import DamagedFileError
 from harness.storage.lease import holder
-from harness.terminal import new_console, print_table
+from harness.terminal import new_console, print_table, say
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,9 +37,9 @@ def main(options: argparse.Namespace) -> int:
     run = holder(sweep_dir)
     if run:
         span = _span(max(0.0, time.time() - run["since"]))
-        print(f"process {run['process']} on {run['host']} has held {sweep_dir} for {span}")
+        say(f"process {run['process']} on {run['host']} has held {sweep_dir} for {span}")
     else:
-        print(f"no run on this machine is using {sweep_dir}")
+        say(f"no run on this machine is using {sweep_dir}")
     configs = {}
     for trial_dir in trial_dirs:
         with suppress(DamagedFileError):
@@ -55,7 +55,7 @@ def main(options: argparse.Namespace) -> int:
         rows.append([label, trial_dir.name, state.state, state.description, written, certified, size])
     print_table(new_console(), ["trial", "key", "state", "", "written", "certified", "disk"], rows)
     summary = ", ".join(f"{count} {state}" for state, count in counts.items())
-    print(f"{len(trial_dirs)} trials: {summary}; {filesize.decimal(_bytes(sweep_dir))} on disk")
+    say(f"{len(trial_dirs)} trials: {summary}; {filesize.decimal(_bytes(sweep_dir))} on disk")
     return OK
 
 

@@ -1,7 +1,8 @@
-"""What commands print in a terminal: tables, and long text cut to one line."""
+"""All that commands print in a terminal: lines, tables, and long text cut to one line."""
 
 from collections.abc import Iterable, Sequence
 from textwrap import shorten
+from typing import Any, TextIO
 
 from rich import box
 from rich.console import Console
@@ -12,12 +13,25 @@ WIDTH = 500  # characters a line, where the output is a file or a pipe
 LONGEST_LINE = 160
 
 
+class _Console(Console):
+    """A console on which no text but a command's own is markup, and none controls the terminal."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return a text as it is shown."""
+        return super().render_str(printable_lines(text), **options)
+
+
 def new_console() -> Console:
     """Return a console on standard output."""
-    console = Console(highlight=False)
+    console = _Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = WIDTH
     return console
+
+
+def say(*texts: object, file: TextIO | None = None) -> None:
+    """Print plain texts, a line each, by default on standard output."""
+    print(*(printable_lines(str(text)) for text in texts), sep="\n", file=file, flush=True)
 
 
 def make_table(titles: Sequence[str], rows: Iterable[Sequence[str]], styles: Sequence[str] = ()) -> Table:
@@ -28,7 +42,7 @@ def make_table(titles: Sequence[str], rows: Iterable[Sequence[str]], styles: Seq
     columns = [Column(title, overflow="fold") for title in titles]
     table = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for number, cells in enumerate(rows):
-        table.add_row(*map(Text, cells), style=styles[number] if styles else None)
+        table.add_row(*(Text(printable(cell)) for cell in cells), style=styles[number] if styles else None)
     return table
 
 
@@ -42,6 +56,11 @@ def print_table(
 def printable(text: str) -> str:
     """Return text of files that others wrote, with control characters escaped: they could hide what else is printed."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def printable_lines(text: str) -> str:
+    """Return text of several lines, each as `printable` does."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def one_line(text: str) -> str:

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from harness import command_line
 from harness.clock import Stopped
 from harness.command_line import FAILED, OK, add_data_dir, add_results_dir
@@ -26,7 +24,8 @@ from harness.launch.stopping import Stopping
 from harness.launch.work import load_data, run_here, train_item
 from harness.masking import mask_secrets
 from harness.storage import folder, names
-from harness.storage.files import DamagedFileError, make_directory
+from harness.storage.files import DamagedFileError, make_directory, refuse_links
+from harness.terminal import new_console, say
 
 if TYPE_CHECKING:
     from harness.training.trial import Report
@@ -51,6 +50,8 @@ def main(options: argparse.Namespace) -> int:
     require("--results-dir", results_dir, isinstance(results_dir, Path), "a directory; addresses are for harness.run")
     trials = {str(path): _load_trial(path) for path in options.trials}
     trial_dirs = {path: folder.trial_dir(results_dir / trial.config.sweep, trial.key) for path, trial in trials.items()}
+    for sweep in {trial.config.sweep for trial in trials.values()}:
+        refuse_links(results_dir / sweep)
     by_dir = dict(zip(trial_dirs.values(), labels([trial.config for trial in trials.values()]), strict=True))
     to_run = {}
     for path, trial in trials.items():
@@ -73,8 +74,8 @@ def main(options: argparse.Namespace) -> int:
             folder.copy_checkpoint(config.checkpoint, checkpoint, trial_dirs[path] / folder.SOURCE)
     failed = {trial_dir for trial_dir in unfinished if folder.read_failure(trial_dir) is not None}
     if unfinished:
-        print(f"device: {device_title(best_device())}", flush=True)
-    with Stopping(None, _print_line) as stopping:
+        say(f"device: {device_title(best_device())}")
+    with Stopping(None, say) as stopping:
 
         def train(trial_dir: Path, report: "Report") -> None:
             if not stopping.asked:
@@ -83,7 +84,7 @@ def main(options: argparse.Namespace) -> int:
         def on_end(trial_dir: Path, error: str | None) -> None:
             if error is not None:
                 failed.add(trial_dir)
-                print(mask_secrets(f"failed: {error}"), file=sys.stderr)
+                say(mask_secrets(f"failed: {error}"), file=sys.stderr)
             elif (result := folder.read_result(trial_dir)) is not None:
                 failed.discard(trial_dir)
                 _print_metrics(result)
@@ -99,19 +100,23 @@ def main(options: argparse.Namespace) -> int:
 
 def _train(label: str, trial_dir: Path, epochs: int, data_dir: str | None, stopping: Stopping) -> None:
     """Train a trial and print what it does and its result. Raises as `run_folder` does."""
-    print(f"{label} -> {trial_dir}", flush=True)
-    with TrialProgress(epochs, Console()) as progress, _print_log():
+    say(f"{label} -> {trial_dir}")
+    with TrialProgress(epochs, new_console()) as progress, _print_log():
         train_item(trial_dir, progress.report, data_dir, asked=lambda: stopping.asked)
 
 
-def _print_line(text: str) -> None:
-    print(text, flush=True)
+class _Printed(logging.Handler):
+    """Prints what is logged."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record's message."""
+        say(self.format(record))
 
 
 @contextmanager
 def _print_log() -> Iterator[None]:
     """Print what the harness logs within the block, above a bar if there is one."""
-    logger, handler = logging.getLogger("harness"), logging.StreamHandler(sys.stdout)
+    logger, handler = logging.getLogger("harness"), _Printed()
     level = logger.level
     handler.setLevel(logging.INFO)
     logger.addHandler(handler)
@@ -128,15 +133,15 @@ def _print_result(label: str, trial_dir: Path) -> bool:
     result = folder.read_result(trial_dir)
     if result is not None:
         name = names.CERTIFIED_ERROR
-        print(f"{label} -> {trial_dir}: finished, {name} {result.metrics[name]}", flush=True)
+        say(f"{label} -> {trial_dir}: finished, {name} {result.metrics[name]}")
     return result is not None
 
 
 def _print_metrics(result: folder.TrialResult) -> None:
     for name, value in result.metrics.items():
-        print(f"{name}: {value if value is None else format(value, '.6g')}")
+        say(f"{name}: {value if value is None else format(value, '.6g')}")
     for warning in result.warnings:
-        print(f"warning: {warning}")
+        say(f"warning: {warning}")
 
 
 def _print_summary(by_dir: dict[Path, str], failed: set[Path]) -> None:
@@ -146,7 +151,7 @@ def _print_summary(by_dir: dict[Path, str], failed: set[Path]) -> None:
     for outcome, trial_dirs in outcomes.items():
         if trial_dirs:
             matching = ", ".join(label for trial_dir, label in by_dir.items() if trial_dir in trial_dirs)
-            print(f"{len(trial_dirs)} of {len(by_dir)} {outcome}" + ("" if outcome == "finished" else f": {matching}"))
+            say(f"{len(trial_dirs)} of {len(by_dir)} {outcome}" + ("" if outcome == "finished" else f": {matching}"))
 
 
 def _find_checkpoint(path: Path, trial_dir: Path, trial: folder.Trial) -> Path:

@@ -13,6 +13,7 @@ from harness import command_line
 from harness.command_line import OK
 from harness.errors import SettingError
 from harness.masking import mask_secrets
+from harness.terminal import say
 
 # harness.tracking.client is imported late: MLflow takes seconds.
 _HOST = "127.0.0.1"
@@ -43,10 +44,10 @@ def main(options: argparse.Namespace) -> int:
     page = mask_secrets(uri) if is_server(uri) else f"http://{_HOST}:{options.port}"
     for experiment in [sweep] if sweep else client.search_experiments():
         if sweep or TAG in experiment.tags:
-            print(f"{experiment.name}:\n{link(page, experiment.experiment_id)}")
+            say(f"{experiment.name}:\n{link(page, experiment.experiment_id)}")
     if is_server(uri):
         return OK
-    print("these pages answer in about 15 seconds; Ctrl-C stops them", flush=True)
+    say("these pages answer in about 15 seconds; Ctrl-C stops them")
     command = [sys.executable, "-m", "mlflow", "ui", "--host", _HOST, "--port", str(options.port), "--workers", "1"]
     settings = {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # no password in `ps`
     os.execve(sys.executable, command, os.environ | settings)

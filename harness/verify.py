@@ -15,7 +15,7 @@ from harness import command_line
 from harness.command_line import OK
 from harness.errors import require
 from harness.storage.files import write_text
-from harness.terminal import new_console, printable
+from harness.terminal import new_console, say
 
 # Torch and Ray take seconds to import: what needs them is imported late.
 _DEFAULT_SECONDS = 60.0
@@ -70,9 +70,9 @@ def _solve_one(network: Path, property_path: Path, seconds: float, output: Path 
     answer = solve_files(network, property_path, seconds)
     if output is not None:
         write_text(output, answer.to_text())
-    print(answer.status if output is not None else answer.to_text().rstrip())
+    say(answer.status if output is not None else answer.to_text().rstrip())
     details = [f"{answer.seconds:.1f} s", f"{answer.branches} branches", *filter(None, [answer.detail])]
-    new_console().print(printable(f"; {', '.join(details)}"), markup=False, soft_wrap=True)
+    say(f"; {', '.join(details)}")
     return OK
 
 

@@ -24,7 +24,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True, metavar="TABLE.csv", help="the table to write")
     options = parser.parse_args()
     ours = pd.read_csv(options.results, keep_default_na=False)
-    ours = ours.assign(network=_base_names(ours["onnx"]), property=_base_names(ours["vnnlib"]))
+    ours = ours.assign(network=base_names(ours["onnx"]), property=base_names(ours["vnnlib"]))
     answers = published_answers(options.answers).merge(ours[_KEY])
     table = ours[[*_KEY, "timeout", "result", "seconds", "branches"]].merge(agreed_answers(answers), "left", _KEY)
     table = table.fillna({"published": "", "tools": 0}).astype({"tools": int})
@@ -43,7 +43,7 @@ def published_answers(paths: list[Path]) -> pd.DataFrame:
     tables = [pd.read_csv(path, names=columns, keep_default_na=False).assign(tool=path.stem) for path in paths]
     rows = pd.concat(tables, ignore_index=True)
     rows = rows.assign(published=rows["word"].str.lower().map(_WORDS)).dropna(subset="published")
-    rows["network"], rows["property"] = _base_names(rows["network"]), _base_names(rows["property"])
+    rows["network"], rows["property"] = base_names(rows["network"]), base_names(rows["property"])
     return rows[["tool", *_KEY, "published"]]
 
 
@@ -62,7 +62,8 @@ def is_solved(answers: pd.Series) -> pd.Series:
     return answers.isin(["sat", "unsat"])
 
 
-def _base_names(paths: pd.Series) -> pd.Series:
+def base_names(paths: pd.Series) -> pd.Series:
+    """Return the file names at the ends of paths."""
     return paths.str.rsplit("/", n=1).str[-1]
 
 

@@ -5,8 +5,9 @@ from torch import Tensor, nn
 
 from cerdeq.bounds.backward import linear_lower_bound
 from cerdeq.bounds.bounds import BOUNDS, Bound, Question, both_ends, bound_named, lower_bounds
+from cerdeq.bounds.compare import refuse_another_function, refuse_other_calls, refuse_other_precision
 from cerdeq.bounds.forward import output_of, points_of, propagate, values_of
-from cerdeq.bounds.graph import Program, Reference, Step, refuse_another_function, trace
+from cerdeq.bounds.graph import Program, Reference, Step, trace
 from cerdeq.bounds.refusals import refuse_training
 from cerdeq.boxes import Box
 from cerdeq.rules.interval import Context, Interval
@@ -32,28 +33,54 @@ def bound(model: nn.Module, region: Box, method: str = "ibp", spec: Tensor | Non
         spec: [B, K, N], K linear functions of the N outputs; None for the outputs themselves, in their own shape.
 
     Raises:
-        ValueError: for an unknown method, a model in training mode or of another precision than the region, a spec of
-            another batch, and a region whose radius is negative or not a number.
+        ValueError: for an unknown method, a model in training mode or of another precision or device than the region,
+            a region of another shape than the model takes or whose radius is negative or not a number, and a spec of
+            another shape.
         UnsupportedOperator: if an operation has no rule, or if torch.fx saw another function than the model is.
     """
     linear = bound_named(method).linear
     check_question(model, region, spec)
     program = trace(model, linear=linear)
+    check_columns(spec, refuse_another_function(model, program, region))
     lower, upper = both_ends(program, Interval(region.center, region.radius), spec, method)
-    refuse_another_function(model, program, region)
     return torch.where(lower.isnan(), -torch.inf, lower), torch.where(upper.isnan(), torch.inf, upper)
 
 
 def check_question(model: nn.Module, region: Box, spec: Tensor | None) -> None:
     """Raise ValueError if bounds of the model over the region make no sense, as `bound` says."""
     refuse_training(model)
-    dtypes = {value.dtype for value in [*model.parameters(), *model.buffers()] if value.is_floating_point()}
-    if not dtypes <= {region.center.dtype}:
-        raise ValueError(f"model and region must have one precision, found {dtypes} and {region.center.dtype}")
-    if not bool((region.radius >= 0).all()):
+    center, radius = region.center, region.radius
+    if not center.dim() or _kind(center) != _kind(radius) or not center.is_floating_point():
+        raise ValueError(
+            f"the region must have a floating-point center and radius [B, ...] of one kind, found {_kind(center)} and "
+            f"{_kind(radius)}"
+        )
+    tensors = [value for value in [*model.parameters(), *model.buffers()] if value.is_floating_point()]
+    if not (dtypes := {value.dtype for value in tensors}) <= {center.dtype}:
+        raise ValueError(f"model and region must have one precision, found {dtypes} and {center.dtype}")
+    devices = {str(tensor.device) for tensor in [center, *tensors, *([] if spec is None else [spec])]}
+    if len(devices) > 1:
+        raise ValueError(f"model, region and spec must be on one device, found {sorted(devices)}")
+    if not bool((radius >= 0).all()):
         raise ValueError("the region's radius must be at least 0 everywhere")
-    if spec is not None and (spec.dim() != 3 or len(spec) != len(region.center)):
-        raise ValueError(f"spec must be [{len(region.center)}, K, N] as the region, found {list(spec.shape)}")
+    if spec is None:
+        return
+    if spec.dim() != 3 or len(spec) != len(center):
+        raise ValueError(f"spec must be [{len(center)}, K, N] as the region, found {list(spec.shape)}")
+    if not torch.equal(spec.to(center.dtype).to(spec.dtype), spec):
+        raise ValueError(f"spec must have numbers of {center.dtype}, as the region, found others of {spec.dtype}")
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
+
+
+def check_columns(spec: Tensor | None, output: torch.Size | None) -> None:
+    """Raise ValueError if rows of the spec [B, K, N] are not as long as an output; None for an unknown one."""
+    if spec is not None and output is not None and spec.shape[2] != output.numel():
+        raise ValueError(
+            f"spec must be [{len(spec)}, K, {output.numel()}] for outputs of {list(output)}, found {list(spec.shape)}"
+        )
 
 
 def margin_spec(labels: Tensor, classes: int) -> Tensor:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from cerdeq.bounds.compare import differing_step
 from cerdeq.bounds.forward import with_boxes
 from cerdeq.bounds.graph import Program, Step, trace
 from cerdeq.boxes import outward_ends, smaller_box
 from cerdeq.rules.interval import Interval
-from cerdeq.rules.linear import nested_items
 
 
 def in_float32(model: nn.Module, linear: bool = False) -> Program | None:
@@ -33,37 +33,25 @@ def in_float32(model: nn.Module, linear: bool = False) -> Program | None:
     if any(parametrize.is_parametrized(module) for module in model.modules()):
         return None
     float64, float32 = trace(model, linear), trace(copy.deepcopy(model).float(), linear)
-    return float32 if _have_same_numbers(float64.steps, float32.steps) else None
+    return float32 if _are_alike(float64, float32) else None
 
 
-def _have_same_numbers(float64: tuple[Step, ...], float32: tuple[Step, ...]) -> bool:
-    """Return whether steps use the very same numbers in both precisions, and compute none of their own."""
-    if len(float64) != len(float32) or any(step.record is None and (step.args or step.kwargs) for step in float64):
+def _are_alike(float64: Program, float32: Program) -> bool:
+    """Return whether programs are the same, with the very same numbers, and compute none of their own."""
+    pairs: list[tuple[Tensor, Tensor]] = []
+
+    def note(step: Step, a: Tensor, b: Tensor) -> bool:
+        pairs.append((a, b))
+        if not a.is_floating_point():
+            return a.dtype == b.dtype and a.shape == b.shape
+        return a.dtype in (torch.float64, torch.float32) and b.dtype == torch.float32 and a.shape == b.shape
+
+    if any(step.record is None and (step.args or step.kwargs) for step in float64.steps):
         return False
-    both = zip(float64, float32, strict=True)
-    pairs = [pair for steps in both for pair in itertools.zip_longest(*map(_numbers, steps))]
-    alike = [
-        a is not None
-        and b is not None
-        and a.dtype in (torch.float64, torch.float32)
-        and b.dtype == torch.float32
-        and a.shape == b.shape
-        for a, b in pairs
-    ]
-    if not all(alike):
+    if differing_step(float64, float32, note) is not None:
         return False
     equal = [(a.double() == b.double()).all() for a, b in pairs]  # read at once: each reading makes a GPU's host wait
     return not equal or bool(torch.stack([each.to(equal[0].device) for each in equal]).all())
-
-
-def _numbers(step: Step) -> list[Tensor]:
-    """Return the floating-point tensors that a step uses: its module's, those among its arguments, or its own value."""
-    values: list[Any] = [*nested_items(step.args), *nested_items(step.kwargs.values())]
-    if isinstance(step.target, nn.Module):
-        values += [*step.target.parameters(), *step.target.buffers()]
-    elif step.record is None and not step.args and not step.kwargs:
-        values.append(step.target())
-    return [value for value in values if isinstance(value, Tensor) and value.is_floating_point()]
 
 
 def float32_box_around(x: Interval) -> Interval:

@@ -8,7 +8,8 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partialmethod
 from pathlib import Path
@@ -28,8 +29,7 @@ from cerdeq.bounds.refusals import (
     state_of,
     target_of,
 )
-from cerdeq.boxes import Box
-from cerdeq.rules.interval import Interval, divide
+from cerdeq.rules.interval import divide
 from cerdeq.rules.linear import nested_items
 from cerdeq.rules.operators import (
     PARTS,
@@ -40,12 +40,14 @@ from cerdeq.rules.operators import (
     of_module,
     take_part,
 )
-from cerdeq.rules.precision import counted_rounding
 
 _NAMED_INPUTS = ("input", "other", "tensors")
 _OWN_FOLDERS = tuple(str(Path(file).parent) + os.sep for file in (torch.__file__, __file__))
-_NEAR = {torch.float32: 1e-3, torch.float64: 1e-6}
-_trace_lock = threading.RLock()  # held while torch.fx traces: it patches the calls of all modules, for all threads
+_WAY_OUT = (
+    "the operations must not depend on the input's values: no `if`, loop, len, int or item of them; sizes are read by "
+    "x.shape, x.size and x.dim"
+)
+trace_lock = threading.RLock()  # held while torch.fx traces: it patches the calls of all modules, for all threads
 
 
 @dataclass(frozen=True)
@@ -107,15 +109,37 @@ for _function in AUGMENTED:
     setattr(_Proxy, f"__{_function.__name__}__", partialmethod(_Proxy.augmented, _function))
 
 
+def is_equal(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors have the same shape and numbers; NaN is the same as NaN."""
+    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
+
+
 class _Tracer(torch.fx.Tracer):
-    """Stops at modules that have a record, follows buffers by name, and remembers the user's lines for messages."""
+    """Stops at modules that have a record, follows buffers by name, and remembers the user's lines for messages.
+
+    used: the tensors that the forward has used as they are, with a copy made at the first use, and its line.
+    """
 
     proxy_buffer_attributes = True
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.used: dict[int, tuple[Tensor, Tensor, str]] = {}
+
     def create_node(self, *args: Any, **kwargs: Any) -> torch.fx.Node:
         node = super().create_node(*args, **kwargs)
-        node.meta["user_line"] = _user_line()
+        node.meta["user_line"] = user_line()
         return node
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, Tensor) and not a.is_meta:
+            self.refuse_changes(*self.used.setdefault(id(a), (a, a.detach().clone(), user_line())))
+        return super().create_arg(a)
+
+    def refuse_changes(self, tensor: Tensor, copy: Tensor, line: str) -> None:
+        """Raise UnsupportedOperator if a tensor was changed after the forward has used it."""
+        if not is_equal(tensor, copy):
+            raise UnsupportedOperator(f"the forward changes a tensor after its use{line}; change a copy of it")
 
     def proxy(self, node: torch.fx.Node) -> torch.fx.Proxy:
         return _Proxy(node, self)
@@ -127,10 +151,10 @@ class _Tracer(torch.fx.Tracer):
 def trace(model: nn.Module, linear: bool = False) -> Program:
     """Return the program of `model`; an unsupported operator is refused before anything is computed.
 
-    linear: whether backward rules are needed as well. Raises UnsupportedOperator, and torch.fx's own errors if the
-    model's control flow depends on its input.
+    linear: whether backward rules are needed as well. Raises UnsupportedOperator, also for whatever the forward raises
+    under torch.fx.
     """
-    with _trace_lock:
+    with trace_lock:
         return _trace(model, linear)
 
 
@@ -139,9 +163,10 @@ def _trace(model: nn.Module, linear: bool) -> Program:
     held = state_of(model)
     root = model if of_module(model) is None else nn.Sequential(model)  # so that torch.fx calls it as a module
     before = set(vars(root))
-    nodes = list(_Tracer().trace(root).nodes)
-    # Tensors made in forward, which torch.fx leaves on the model.
-    constants = {name: root.__dict__.pop(name) for name in set(vars(root)) - before}
+    try:
+        nodes = _nodes(root)
+    finally:  # Tensors made in forward, which torch.fx leaves on the model.
+        constants = {name: root.__dict__.pop(name) for name in set(vars(root)) - before}
     refuse_tensor_subclasses(constants)
     refuse_changed_state(model, held)
     index = {node: number for number, node in enumerate(nodes)}
@@ -170,46 +195,23 @@ def _trace(model: nn.Module, linear: bool) -> Program:
     return Program(tuple(steps), index[output])
 
 
-def run(program: Program, x: Tensor) -> Tensor:
-    """Return what the program computes of x [B, ...], by the operators themselves."""
-    values: list[Any] = [x.clone()]
-    for step in program.steps:
-        values.append(step.run(values))
-    return values[program.output]
-
-
-@torch.no_grad()
-def refuse_another_function(model: nn.Module, program: Program, region: Box | Interval) -> None:
-    """Raise UnsupportedOperator if the program and the model differ at points of the region [B, ...].
-
-    Python code that tests a value's type, such as `isinstance(x, Tensor)`, takes another branch under torch.fx. And the
-    value of one example must not depend on the number of examples beside it. Two inputs are compared: the centres of
-    two examples, or the centre and the lowest corner of one.
-    """
-    x = torch.cat([region.center[:2], (region.center - region.radius)[:1]])
-    x = x[x.flatten(1).isfinite().all(1)][:2]
-    if not len(x):
-        return
-    with counted_rounding(x.device.type), _trace_lock:
-        one, together = model(x[:1].clone()), model(x.clone())
-        traced = run(program, x)
-    if one.dtype not in _NEAR:
-        raise UnsupportedOperator(f"the model cannot be bounded: its outputs are {one.dtype}; use float32 or float64")
-    if one.shape != together[:1].shape or not _alike(one, together[:1]):
+def _nodes(root: nn.Module) -> list[torch.fx.Node]:
+    """Return the nodes of torch.fx's graph; it leaves tensors made in forward on the model."""
+    tracer = _Tracer()
+    try:
+        graph = tracer.trace(root)
+        for use in tracer.used.values():
+            tracer.refuse_changes(*use)
+    except UnsupportedOperator:
+        raise
+    except Exception as error:
+        last = next(reversed(tracer.graph.nodes), None)
+        line = line_of(traceback.walk_tb(error.__traceback__))
+        what = str(error) or type(error).__name__
         raise UnsupportedOperator(
-            "the model cannot be bounded: the output of an image depends on other images in the batch"
-        )
-    if not _alike(traced, together):
-        raise UnsupportedOperator(
-            "the model cannot be bounded: its torch.fx trace gives other outputs; does it branch on its input?"
-        )
-
-
-def _alike(computed: Tensor, expected: Tensor) -> bool:
-    """Return whether two results differ by rounding alone, where they are finite."""
-    both = computed.isfinite() & expected.isfinite()
-    size = torch.where(both, expected, 0).abs().max()
-    return bool((~both | ((computed - expected).abs() <= _NEAR[expected.dtype] * (1 + size))).all())
+            f"torch.fx cannot trace the model, after node '{last}'{line}: {what}; {_WAY_OUT}"
+        ) from error
+    return list(graph.nodes)
 
 
 def _resolved(arg: Any, values: list[Any]) -> Any:
@@ -228,19 +230,18 @@ def _step(
     index: dict[torch.fx.Node, int], bounded: set[torch.fx.Node],
 ) -> Step:  # fmt: skip
     if node.op == "get_attr":
-        return Step(name, None, _reader(model, str(node.target), constants))
-    target = target_of(node, model)
+        return Step(name, None, _reader(model, str(node.target), constants), line=node.meta["user_line"])
+    target, line = target_of(node, model), node.meta["user_line"]
     args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda arg: Reference(index[arg]))  # type: ignore
     if node not in bounded:
-        target = _of_center(target) if asks_shape(node) else target
-        return Step(name, None, target, tuple(args), dict(kwargs))
-    args, kwargs = _positional(args, kwargs)
+        target = _OfCenter(target) if asks_shape(node) else target
+        return Step(name, None, target, tuple(args), dict(kwargs), line=line)
+    args, kwargs = positional(args, kwargs)
     whole = node.args[0] if node.args else None
     if target is operator.getitem and isinstance(whole, torch.fx.Node) and _has_parts(whole, model):
         own = torch.fx.node.map_arg((whole.args[1:], whole.kwargs), lambda arg: Reference(index[arg]))  # type: ignore
         target, args, kwargs = take_part, (*args, target_of(whole, model), *own[0]), dict(own[1])
     record = of_module(target) if isinstance(target, nn.Module) else of_function(target)
-    line = node.meta["user_line"]
     if record is None:
         what = type(target).__name__ if isinstance(target, nn.Module) else getattr(target, "__name__", target)
         raise UnsupportedOperator(f"no bound rule for {what} at node '{name}'{line}")
@@ -270,8 +271,14 @@ def _unused(name: str, used_names: set[str]) -> str:
     return free
 
 
-def _of_center(function: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda value, *args, **kwargs: function(getattr(value, "center", value), *args, **kwargs)
+@dataclass(frozen=True)
+class _OfCenter:
+    """A function that reads the shape or type of a value, or of the centre of a box."""
+
+    function: Callable[..., Any]
+
+    def __call__(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.function(getattr(value, "center", value), *args, **kwargs)
 
 
 def _reader(model: nn.Module, path: str, constants: dict[str, Any]) -> Callable[[], Any]:
@@ -283,7 +290,7 @@ def _reader(model: nn.Module, path: str, constants: dict[str, Any]) -> Callable[
     return lambda: getattr(module, attribute)
 
 
-def _positional(args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def positional(args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments, those that were passed by torch's names `input` and `other` in their positions."""
     named = [kwargs[name] for name in _NAMED_INPUTS if name in kwargs]
     return (*args, *named), {name: value for name, value in kwargs.items() if name not in _NAMED_INPUTS}
@@ -358,11 +365,21 @@ def _indices(value: Any) -> list[int]:
     return [index for item in value for index in _indices(item)] if isinstance(value, list | tuple) else []
 
 
-def _user_line() -> str:
-    """Return the current line of the user's forward, the innermost frame outside torch and this package; else ''."""
-    stack = (frame for frame, _ in traceback.walk_stack(sys._getframe()))
-    frames = [frame for frame in stack if not frame.f_code.co_filename.startswith(_OWN_FOLDERS)]
-    if not any(frame.f_code.co_name == "forward" for frame in frames):
+def user_line() -> str:
+    """Return the line of the user's forward that runs now; '' if no forward of the user's runs."""
+    frames = list(traceback.walk_stack(sys._getframe()))
+    is_running = any(frame.f_code.co_name == "forward" for frame, _ in frames if _is_of_user(frame))
+    return line_of(reversed(frames)) if is_running else ""
+
+
+def line_of(frames: Iterable[tuple[types.FrameType, int]]) -> str:
+    """Return the line of the innermost frame, which comes last, outside torch and this package; '' if there is none."""
+    lines = [(frame.f_code.co_filename, line) for frame, line in frames if _is_of_user(frame)]
+    if not lines:
         return ""
-    file, line = frames[0].f_code.co_filename, frames[0].f_lineno
+    file, line = lines[-1]
     return f" ({file}, line {line}: {linecache.getline(file, line).strip()})"
+
+
+def _is_of_user(frame: types.FrameType) -> bool:
+    return not frame.f_code.co_filename.startswith(_OWN_FOLDERS)

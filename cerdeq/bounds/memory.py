@@ -38,7 +38,9 @@ def examples_at_once(program: Program, x: Interval, rows: int, memory: int) -> i
     with counted_rounding(x.center.device.type):
         twice = x.of(torch.zeros(2, dtype=torch.long, device=x.center.device))
         probe = values_of(program, twice, Context(sound=False))  # for the shapes alone
-    _refuse_mixed_examples(program, probe)
+    if probe[program.output].center.dim() < 2:
+        raise UnsupportedOperator("linear bounds need outputs of shape [B, N], found [B]")
+    refuse_mixed_examples(program, probe)
     return memory // (_VALUE_COPIES * bytes_per_example(probe) + rows * bytes_per_row(program, probe, program.output))
 
 
@@ -86,18 +88,19 @@ def bytes_per_example(values: list[Any]) -> int:
     return sum(box.center.nbytes // len(box.center) for box in boxes)
 
 
-def _refuse_mixed_examples(program: Program, values: list[Any]) -> None:
+def refuse_mixed_examples(program: Program, values: list[Any]) -> None:
     """Raise UnsupportedOperator if a step does not treat the examples of a batch one by one.
 
-    values: of a pass over two examples. Broadcasting aligns arguments from the last dimension. So the batch stays the
-    first one only if all have equally many dimensions.
+    values: of a pass over at least two examples. Broadcasting aligns arguments from the last dimension. So the batch
+    stays the first one only if all have equally many dimensions.
     """
-    if values[program.output].center.dim() < 2:
-        raise UnsupportedOperator("linear bounds need outputs of shape [B, N], found [B]")
     for step, value in zip(program.steps, values[1:], strict=True):
         if step.record is None:
             continue
         dimensions = {values[source].center.dim() for source in step.sources}
         aligned = not step.record.broadcasts or dimensions == {value.center.dim()}
-        if len(value.center) != 2 or not aligned:
-            raise UnsupportedOperator(f"{step.record.name} at node '{step.name}'{step.line} mixes a batch's examples")
+        if not value.center.dim() or len(value.center) != len(values[0].center) or not aligned:
+            raise UnsupportedOperator(
+                f"{step.record.name} at node '{step.name}'{step.line} mixes a batch's examples: "
+                f"{len(values[0].center)} examples give {list(value.center.shape)}; dimension 0 must stay the batch"
+            )

@@ -9,7 +9,14 @@ from typing import Any
 import torch.fx
 from torch import Tensor, nn
 
-from cerdeq.rules.operators import AROUND_FORWARD, UnsupportedOperator, of_function, of_module, replaces
+from cerdeq.rules.operators import (
+    AROUND_FORWARD,
+    UnsupportedOperator,
+    of_function,
+    of_module,
+    replaced_code,
+    replaces,
+)
 
 AUGMENTED = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 
@@ -26,7 +33,12 @@ def refuse_training(model: nn.Module) -> None:
 
 
 def refuse_unseen_code(model: nn.Module) -> None:
-    """Raise UnsupportedOperator for hooks, a replaced `__call__`, a forward of the instance, and tensor subclasses."""
+    """Raise UnsupportedOperator for code that torch.fx does not see.
+
+    That is replaced code of torch, hooks, a replaced `__call__`, a forward of the instance, and tensor subclasses.
+    """
+    if replaced := replaced_code():
+        raise UnsupportedOperator(f"{', '.join(replaced)} is not the code that bounds know; undo its replacement")
     if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
         raise UnsupportedOperator("torch has global forward hooks, which bounds do not see; remove them")
     for name, module in model.named_modules():
@@ -117,7 +129,7 @@ def target_of(node: torch.fx.Node, model: nn.Module) -> Any:
     """Return the module or function that the node calls."""
     if node.op == "call_module":
         return model.get_submodule(str(node.target))
-    return getattr(Tensor, str(node.target)) if node.op == "call_method" else node.target
+    return getattr(Tensor, str(node.target), node.target) if node.op == "call_method" else node.target
 
 
 def _writes_input(node: torch.fx.Node, model: nn.Module) -> bool:

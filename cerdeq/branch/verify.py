@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cerdeq.bounds import check_question, trace
+from cerdeq.bounds import check_columns, check_question, trace
 from cerdeq.bounds.bounds import Question, linear, lower_bounds, tighten
+from cerdeq.bounds.compare import points_of, refuse_another_function, refuse_other_calls, refuse_other_precision
 from cerdeq.bounds.float32 import cast_to_float32, in_float32
 from cerdeq.bounds.forward import values_of
-from cerdeq.bounds.graph import Program, refuse_another_function
+from cerdeq.bounds.graph import Program
 from cerdeq.bounds.memory import default_memory, is_out_of_memory
 from cerdeq.boxes import Box
 from cerdeq.branch.attack import first_attack
@@ -67,11 +68,10 @@ def verify(
     if spec.shape[1] < 1:
         raise ValueError("spec has no rows: there is nothing to prove")
     with torch.inference_mode(False), torch.no_grad():  # on copies: the caller may have made tensors in inference mode
-        model, spec = copy.deepcopy(model).double(), spec.clone().double()
-        x = Interval(region.center.clone().double(), region.radius.clone().double())
-        program, float32 = trace(model, linear=True), in_float32(model, linear=True)
+        region, spec = Box(region.center.clone(), region.radius.clone()), spec.clone().double()
+        program, float32 = _programs(copy.deepcopy(model), region, spec)
+        x = Interval(*(end.double() for end in (region.center, region.radius)))
         lower = lower_bounds(program, x, spec, "crown-ibp", target=0.0, float32=float32)
-        refuse_another_function(model, program, x)
         status = [CERTIFIED] * len(spec)
         points, branches_used = torch.full_like(x.center, torch.nan), torch.zeros(len(spec), dtype=torch.long)
         tensors: list[dict[str, Tensor]] = [{} for _ in status]
@@ -83,6 +83,21 @@ def verify(
             if decision.point is not None:
                 points[example] = decision.point[0]
         return Verification(status, lower, points, branches_used, tensors)
+
+
+def _programs(model: nn.Module, region: Box, spec: Tensor) -> tuple[Program, Program | None]:
+    """Return the programs of a copy of the model in float64, and in float32 if that may be used.
+
+    Raises UnsupportedOperator if they are another function than the model in its own precision.
+    """
+    exact = copy.deepcopy(model).double()
+    program, float32 = trace(exact, linear=True), in_float32(exact, linear=True)
+    check_columns(spec, refuse_another_function(exact, program, region.double()))
+    if region.center.dtype != torch.float64:
+        own = trace(model, linear=True)
+        refuse_other_precision(own, program)
+        refuse_other_calls(model, own, points_of(region))
+    return program, float32
 
 
 def _decide_one(

@@ -7,29 +7,49 @@ from pathlib import Path
 from torch import nn
 
 from cerdeq.onnx.errors import OnnxError
-from cerdeq.onnx.layers import OnnxNetwork
+from cerdeq.onnx.layers import OnnxNetwork, RunInFloat32
 
 
 def load_onnx(path: str | PathLike[str]) -> OnnxNetwork:
     """Return the network of an ONNX file, in evaluation mode and float32: inputs [B, *shape] to outputs [B, *shape].
 
     Its layers are torch's own, so that `bound` and `verify` take it. Its `input_shape` and `output_shape` are those of
-    one example. Dimension 0 is the batch, also in a file for one input alone. Outputs are compared with onnxruntime's
-    at random points.
+    one example. Dimension 0 is the batch: the file's network, for a batch of 1 or an input without a batch, is applied
+    to each example. Outputs are compared with onnxruntime's at random points.
 
     Raises OnnxError for a file that is malformed or larger than 500 MB, numbers that are no float32 or not finite,
     several inputs or outputs, shapes that are not fixed, an operator without a layer, other outputs than onnxruntime's,
     and if the packages `onnx` and `onnxruntime` are missing.
     """
+    return load_content(read_content(path), path)[0]
+
+
+def read_content(path: str | PathLike[str]) -> bytes:
+    """Return all bytes that define the network of an ONNX file: of one with external data, a file with all of it.
+
+    The file may be packed by gzip. Raises OnnxError for a file that is not read, as `load_onnx` does.
+    """
     _require_packages()
-    from cerdeq.onnx.compare import refuse_other_outputs
-    from cerdeq.onnx.file import read_file
+    from cerdeq.onnx.file import read_bytes
+
+    return read_bytes(Path(path))
+
+
+def load_content(content: bytes, path: str | PathLike[str]) -> tuple[OnnxNetwork, RunInFloat32]:
+    """Return the network in the bytes of an ONNX file, and a function that runs it in onnxruntime.
+
+    path: for messages. Raises OnnxError as `load_onnx` does.
+    """
+    _require_packages()
+    from cerdeq.onnx.compare import onnxruntime_of, refuse_other_outputs
+    from cerdeq.onnx.file import parse
     from cerdeq.onnx.graph import network_of
 
-    file = read_file(path)
+    file = parse(content, Path(path))
     network = network_of(file)
-    refuse_other_outputs(network, file)
-    return network
+    run = onnxruntime_of(file, network.output_shape)
+    refuse_other_outputs(network, run, file.path)
+    return network, run
 
 
 def export_onnx(network: nn.Module, path: str | PathLike[str], input_shape: Sequence[int]) -> None:

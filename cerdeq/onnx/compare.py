@@ -1,7 +1,8 @@
 """An imported network against onnxruntime."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +12,34 @@ from torch import nn
 
 from cerdeq.onnx.errors import OnnxError
 from cerdeq.onnx.file import File
-from cerdeq.onnx.layers import OnnxNetwork
+from cerdeq.onnx.layers import OnnxNetwork, RunInFloat32
 
 _POINTS, _TOLERANCE = 8, 1e-4  # of outputs, relative to the largest
+_POINTS_OF_BOX, _MOST_BOXES = 4, 4
+
+Boxes = Iterable[tuple[np.ndarray, np.ndarray]]
 
 
-def refuse_other_outputs(network: OnnxNetwork, file: File) -> None:
+def refuse_other_outputs(network: OnnxNetwork, run: RunInFloat32, path: Path) -> None:
     """Raise OnnxError if the network and onnxruntime differ at random points, by more than rounding in float32."""
-    points = _points(file.shape)
-    _compare(file.path, _outputs(network, points), onnxruntime_of(file)(points), "onnxruntime")
+    points = _points(network.input_shape)
+    _compare(path, _outputs(network, points, path), run(points), "onnxruntime")
+
+
+def refuse_other_outputs_in(boxes: Boxes, network: OnnxNetwork, run: RunInFloat32, path: Path) -> None:
+    """Raise OnnxError if the network and onnxruntime differ at corners or random points of the first boxes.
+
+    boxes: lower and upper ends of inputs, flat.
+    """
+    points = np.concatenate([_points_of(*box) for box in islice(boxes, _MOST_BOXES)])
+    points = points.reshape(-1, *network.input_shape)
+    _compare(path, _outputs(network, points, path), run(points), "onnxruntime", 1.0)
 
 
 def refuse_another_network(written: nn.Module, network: nn.Module, shape: tuple[int, ...], path: Path) -> None:
     """Raise OnnxError if a network that was written to a file, and read, differs from the original at random points."""
     points = _points(shape)
-    _compare(path, _outputs(written, points), _outputs(network, points), "the original")
+    _compare(path, _outputs(written, points, path), _outputs(network, points, path), "the original")
 
 
 def _points(shape: tuple[int, ...]) -> np.ndarray:
@@ -35,43 +49,60 @@ def _points(shape: tuple[int, ...]) -> np.ndarray:
     return np.concatenate([pixels, generator.normal(size=pixels.shape)]).astype(np.float32)
 
 
-def _outputs(network: nn.Module, points: np.ndarray) -> np.ndarray:
-    with torch.no_grad():
+def _points_of(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
+    """Return points [N, inputs] of a box: its lowest and its highest corner, and random ones."""
+    shares = np.random.default_rng(0).random((_POINTS_OF_BOX, lower.size))
+    return np.concatenate([[lower], [upper], lower + shares * (upper - lower)]).astype(np.float32)
+
+
+def _outputs(network: nn.Module, points: np.ndarray, path: Path) -> np.ndarray:
+    with torch.no_grad(), _named_errors(path, "torch"):
         return network(torch.from_numpy(points)).numpy()
 
 
-def _compare(path: Path, computed: np.ndarray, expected: np.ndarray, name: str) -> None:
+def _compare(path: Path, computed: np.ndarray, expected: np.ndarray, name: str, least: float = 0.0) -> None:
+    """Raise OnnxError if outputs differ. least: taken as the largest output if all are smaller."""
     if computed.shape != expected.shape:
         raise OnnxError(f"{path}: the network has outputs {list(computed.shape)}, {name} {list(expected.shape)}")
-    difference, scale = np.abs(computed - expected).max(), np.abs(expected).max()
-    if not difference <= _TOLERANCE * scale:  # also where one is not a number
+    for outputs, whose in ((expected, name), (computed, "the network as read")):
+        if not np.isfinite(outputs).all():
+            found = f"found outputs of {whose} that are infinite or no numbers"
+            raise OnnxError(f"{path}: {found}: the weights or inputs are too large for float32")
+    difference, scale = np.abs(computed - expected).max(), max(least, float(np.abs(expected).max()))
+    if difference > _TOLERANCE * scale:
         raise OnnxError(
             f"{path}: the network computes other outputs than {name}: they differ by up to {difference:.3g}, allowed: "
             f"{_TOLERANCE:g} times {scale:.3g}, the largest output; please report this file"
         )
 
 
-def onnxruntime_of(file: File) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a function from points [N, *shape] to their outputs by onnxruntime, float32; both raise OnnxError."""
+def onnxruntime_of(file: File, output_shape: tuple[int, ...]) -> RunInFloat32:
+    """Return a function from points [N, *shape] to their outputs [N, *output_shape] by onnxruntime, in float32.
+
+    Each point is a batch of its own. Both raise OnnxError.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    with _named_errors(file.path):
+    with _named_errors(file.path, "onnxruntime"):
         content, providers = file.model.SerializeToString(), ["CPUExecutionProvider"]
         session = onnxruntime.InferenceSession(content, options, providers=providers)
 
     def run(points: np.ndarray) -> np.ndarray:
-        batches = [points] if file.is_batched else np.split(points, len(points))
-        with _named_errors(file.path):
-            return np.concatenate([session.run(None, {file.input: batch})[0] for batch in batches])
+        with _named_errors(file.path, "onnxruntime"):
+            outputs = np.stack([session.run(None, {file.input: point.reshape(file.shape)})[0] for point in points])
+        if outputs.shape[1:] not in (output_shape, (1, *output_shape)):
+            found = f"outputs {[*output_shape]}, onnxruntime {[*outputs.shape[1:]]}"
+            raise OnnxError(f"{file.path}: the network has {found}")
+        return outputs.reshape(-1, *output_shape)
 
     return run
 
 
 @contextmanager
-def _named_errors(path: Path) -> Iterator[None]:
-    """Raise OnnxError, with the file's path, for any error of onnxruntime; these share no class."""
+def _named_errors(path: Path, name: str) -> Iterator[None]:
+    """Raise OnnxError, with the file's path, for any error of a library; onnxruntime's share no class."""
     try:
         yield
     except Exception as error:
-        raise OnnxError(f"{path}: onnxruntime cannot run it: {' '.join(str(error).split())[:300]}") from None
+        raise OnnxError(f"{path}: {name} cannot run it: {' '.join(str(error).split())[:300]}") from None

@@ -1,7 +1,7 @@
 """An ONNX file, read and checked before anything is computed."""
 
 from dataclasses import dataclass
-from os import PathLike
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +10,10 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, external_data_helper, numpy_helper
 
 from cerdeq.onnx.errors import OnnxError
+from cerdeq.onnx.packed import read_stored, refuse_size, unpack
 
-LARGEST_FILE = 500_000_000  # bytes
+LARGEST_FILE = 500_000_000  # bytes, unpacked, with external data
+MOST_VALUES = 2**26  # numbers of all values of one example, and of computed constants
 OPSETS = (7, onnx.defs.onnx_opset_version())  # before 7, constants were broadcast otherwise
 _INTEGERS = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)  # of shapes and axes
 
@@ -20,9 +22,9 @@ _INTEGERS = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)  # of shape
 class File:
     """A file with one input and one output.
 
-    path: for messages. opset: the version of its operators. constants: its stored numbers, by name. input, output:
-    their names. shape: of one input, without the batch. is_batched: True if the batch may have any size; False if it
-    must be 1.
+    path: for messages. model: without nodes that the output does not need. opset: the version of its operators.
+    constants: its stored numbers, by name. input, output: their names. shape: of the input, with a batch of 1 as the
+    first of two or more dimensions.
     """
 
     path: Path
@@ -32,23 +34,61 @@ class File:
     input: str
     output: str
     shape: tuple[int, ...]
-    is_batched: bool
 
 
-def read_file(path: str | PathLike[str]) -> File:
-    """Return the checked content of an ONNX file. Raises OnnxError as `load_onnx` says."""
-    path = Path(path)
+def read_bytes(path: Path) -> bytes:
+    """Return all bytes that define the network of a file: its own, or, of one with external data, one file of all.
+
+    Raises OnnxError for a file that cannot be read, is too large, or has external data elsewhere than in its folder.
+    """
     try:
-        return _read(path)
+        content = read_stored(path, LARGEST_FILE)
+        model = _parse(content)
+        tensors = [t for t in model.graph.initializer if external_data_helper.uses_external_data(t)]
+        if not tensors:
+            return content
+        _load_external_data(tensors, path.parent)
+        return model.SerializeToString(deterministic=True)
+    except OSError as error:
+        raise OnnxError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:  # OnnxError among them
+        raise OnnxError(f"{path}: {error}") from None
+
+
+def parse(content: bytes, path: Path) -> File:
+    """Return the checked content of an ONNX file. path: for messages. Raises OnnxError as `load_onnx` says."""
+    try:
+        return _read(_parse(content), path)
     except OnnxError as error:
         raise OnnxError(f"{path}: {error}") from None
 
 
-def _read(path: Path) -> File:
-    model = _parse(path)
+def _parse(content: bytes) -> onnx.ModelProto:
+    try:
+        return onnx.load_model_from_string(unpack(content, LARGEST_FILE))
+    except DecodeError:
+        raise OnnxError("not an ONNX file: it cannot be parsed") from None
+    except ValueError as error:
+        raise OnnxError(str(error)) from None
+
+
+def _load_external_data(tensors: list[TensorProto], folder: Path) -> None:
+    """Read numbers that are stored in files beside the model's; onnx refuses links, devices and other folders."""
+    try:
+        names = {external_data_helper.ExternalDataInfo(tensor).location for tensor in tensors}
+        refuse_size(sum((folder / name).stat().st_size for name in names), LARGEST_FILE)
+        size = 0
+        for tensor in tensors:
+            external_data_helper.load_external_data_for_tensor(tensor, str(folder))
+            size += len(tensor.raw_data)
+            refuse_size(size, LARGEST_FILE)
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise OnnxError(f"external data cannot be read: {error}") from None
+
+
+def _read(model: onnx.ModelProto, path: Path) -> File:
     graph = model.graph
     opset = _opset(model)
-    _load_external_data(model, path)
     try:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError) as error:
@@ -57,30 +97,25 @@ def _read(path: Path) -> File:
         raise OnnxError(f"found its own operator {model.functions[0].name!r}, allowed: the operators of ONNX itself")
     if graph.sparse_initializer:
         raise OnnxError("found sparse numbers, allowed: dense ones")
-    constants = {tensor.name: array_of(tensor, f"initializer {tensor.name!r}") for tensor in graph.initializer}
-    inputs = [value for value in graph.input if value.name not in constants]
+    stored = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in stored]
     if len(inputs) != 1 or len(graph.output) != 1:
         raise OnnxError(f"found {len(inputs)} inputs and {len(graph.output)} outputs, allowed: one of each")
-    shape, is_batched = _shape(inputs[0])
-    return File(path, model, opset, constants, inputs[0].name, graph.output[0].name, shape, is_batched)
+    needed = _drop_other_nodes(graph)
+    constants = {t.name: array_of(t, f"initializer {t.name!r}") for t in graph.initializer if t.name in needed}
+    return File(path, model, opset, constants, inputs[0].name, graph.output[0].name, _shape(inputs[0]))
 
 
-def _parse(path: Path) -> onnx.ModelProto:
-    try:
-        size = path.stat().st_size
-        if not path.is_file():
-            raise OnnxError("not a file")
-        _refuse_size(size)
-        return onnx.load_model_from_string(path.read_bytes())
-    except OSError as error:
-        raise OnnxError(f"cannot be read: {error.strerror}") from None
-    except DecodeError:
-        raise OnnxError("not an ONNX file: it cannot be parsed") from None
-
-
-def _refuse_size(size: int) -> None:
-    if size > LARGEST_FILE:
-        raise OnnxError(f"found {size / 1e6:.0f} MB, allowed: up to {LARGEST_FILE / 1e6:.0f} MB with external data")
+def _drop_other_nodes(graph: onnx.GraphProto) -> set[str]:
+    """Remove the nodes that the output does not need; return the names that the others read."""
+    needed = {graph.output[0].name}
+    for position in reversed(range(len(graph.node))):  # each stands behind those whose results it reads
+        if needed.intersection(graph.node[position].output):
+            needed.update(graph.node[position].input)
+        else:
+            del graph.node[position]
+    del graph.value_info[:]
+    return needed
 
 
 def _opset(model: onnx.ModelProto) -> int:
@@ -90,21 +125,6 @@ def _opset(model: onnx.ModelProto) -> int:
     if not OPSETS[0] <= versions[0] <= OPSETS[1]:
         raise OnnxError(f"found opset {versions[0]}, allowed: {OPSETS[0]} to {OPSETS[1]}")
     return versions[0]
-
-
-def _load_external_data(model: onnx.ModelProto, path: Path) -> None:
-    """Read numbers that are stored in files beside the model's."""
-    tensors = [t for t in model.graph.initializer if external_data_helper.uses_external_data(t)]
-    if not tensors:
-        return
-    try:
-        names = {external_data_helper.ExternalDataInfo(tensor).location for tensor in tensors}
-        _refuse_size(sum((path.parent / name).stat().st_size for name in names))
-        external_data_helper.load_external_data_for_model(model, str(path.parent))
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:
-        if isinstance(error, OnnxError):
-            raise
-        raise OnnxError(f"external data cannot be read: {error}") from None
 
 
 def array_of(tensor: TensorProto, name: str) -> np.ndarray:
@@ -123,17 +143,19 @@ def array_of(tensor: TensorProto, name: str) -> np.ndarray:
     return array
 
 
-def _shape(value: onnx.ValueInfoProto) -> tuple[tuple[int, ...], bool]:
-    """Return the shape of one input, and whether the batch may have any size."""
+def _shape(value: onnx.ValueInfoProto) -> tuple[int, ...]:
+    """Return the shape of the input."""
     name, kind = f"input {value.name!r}", value.type.tensor_type
     if not value.type.HasField("tensor_type") or kind.elem_type != TensorProto.FLOAT:
         raise OnnxError(f"{name}: found another type, allowed: a tensor of FLOAT (float32)")
-    if not kind.HasField("shape") or len(kind.shape.dim) < 2:
-        raise OnnxError(f"{name}: found no shape of 2 or more dimensions; the first is the batch")
-    first, *sizes = (dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim)
-    if not all(sizes):
-        shape = [dim.dim_param or dim.dim_value for dim in kind.shape.dim]
+    if not kind.HasField("shape") or not kind.shape.dim:
+        raise OnnxError(f"{name}: found no shape")
+    shape = [dim.dim_param or dim.dim_value for dim in kind.shape.dim]
+    first, *sizes = shape if len(shape) > 1 else (1, *shape)
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
         raise OnnxError(f"{name}: found shape {shape}, allowed: fixed sizes after the batch")
-    if first not in (None, 0, 1):
+    if isinstance(first, int) and first not in (0, 1):
         raise OnnxError(f"{name}: found a batch of {first}, allowed: 1, or any number")
-    return tuple(size for size in sizes if size), first != 1
+    if prod(sizes) > MOST_VALUES:
+        raise OnnxError(f"{name}: found shape {shape}, allowed: up to {MOST_VALUES} numbers")
+    return tuple(sizes) if len(shape) == 1 else (1, *sizes)

@@ -1,43 +1,80 @@
 """The nodes of an ONNX file as layers of a module."""
 
 from collections import Counter
+from dataclasses import replace
+from math import prod
 
+import numpy as np
 import onnx
 import torch
 from torch import nn
+from torch.func import functional_call
 
+from cerdeq.onnx.constants import FOLDED, SHAPES, fold
 from cerdeq.onnx.errors import OnnxError
-from cerdeq.onnx.file import File, array_of
-from cerdeq.onnx.layers import OnnxNetwork
+from cerdeq.onnx.file import MOST_VALUES, File, array_of
+from cerdeq.onnx.layers import OnnxNetwork, window_of
 from cerdeq.onnx.node import Argument, Node, Value
-from cerdeq.onnx.operators import LAYERS, constant_result
+from cerdeq.onnx.operators import LAYERS, constant_of
+from cerdeq.onnx.shapes import result_has_batch, shape_of
 
-_EXAMPLES = 2  # that each layer is tried on
+_EXAMPLES = 2  # that the shapes of results are computed for
+_MOST_PRODUCTS = 10**11  # for one example: minutes of one core
+_SHOWN = 3  # nodes of each operator in a message
 
 
 def network_of(file: File) -> OnnxNetwork:
     """Return the network of a file. Raises OnnxError for a node that has no layer; the message names it."""
     try:
         with torch.device("cpu"), torch.no_grad():  # with weights also where a network is built without values
+            _refuse_missing(file)
             return _Reader(file).network().eval()
     except OnnxError as error:
         raise OnnxError(f"{file.path}: {error}") from None
+
+
+def _refuse_missing(file: File) -> None:
+    """Raise OnnxError with all operators that have no layer, or of constants are not computed."""
+    missing, values = dict[str, list[str]](), {file.input}
+    for position, node in enumerate(file.model.graph.node, start=1):
+        depends = node.op_type not in SHAPES and not values.isdisjoint(node.input)
+        if node.domain not in ("", "ai.onnx") or node.op_type not in (LAYERS if depends else FOLDED):
+            operator = f"{node.domain}.{node.op_type}".lstrip(".") + ("" if depends else " of constants")
+            missing.setdefault(operator, []).append(_name(node, position))
+        if depends:
+            values.update(node.output)
+    if missing:
+        found = "; ".join(f"{operator} at {_in_words(names)}" for operator, names in missing.items())
+        raise OnnxError(f"no layer for the operators {found}. Supported operators: {', '.join(sorted(LAYERS))}")
+
+
+def _name(node: onnx.NodeProto, position: int) -> str:
+    return f"node {node.name or f'number {position}'!r}"
+
+
+def _in_words(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 class _Reader:
     """Reads nodes in order.
 
     arguments: values and constants by name. layers: by name. sources: the values that each layer reads. made_by: the
-    layer that computes a result, by the result's name. uses: how many nodes read each name.
+    layer that computes a result, by the result's name. uses: how many nodes read each name. numbers: of all results of
+    one example. products: multiplications, additions or comparisons that they take.
     """
 
     def __init__(self, file: File):
         self.file, self.nodes = file, file.model.graph.node
-        self.arguments: dict[str, Argument] = {"": None, **file.constants, file.input: Value(0, file.shape)}
+        has_batch = len(file.shape) > 1
+        self.input = Value(0, file.shape[1:] if has_batch else file.shape, has_batch)
+        self.arguments: dict[str, Argument] = {"": None, **file.constants, file.input: self.input}
         self.layers: dict[str, nn.Module] = {}
         self.sources: list[tuple[int, ...]] = []
         self.made_by: dict[str, nn.Module] = {}
         self.uses = Counter([file.output, *[name for node in self.nodes for name in node.input]])
+        self.numbers = self.products = 0
 
     def network(self) -> OnnxNetwork:
         for position, proto in enumerate(self.nodes, start=1):
@@ -45,26 +82,24 @@ class _Reader:
         output = self.arguments[self.file.output]
         if not isinstance(output, Value):
             raise OnnxError("the output does not depend on the input")
-        return OnnxNetwork(self.layers, self.sources, output.number, (self.file.shape, output.shape))
+        return OnnxNetwork(self.layers, self.sources, output.number, (self.input.shape, output.shape))
 
     def read(self, position: int, proto: onnx.NodeProto) -> None:
-        where = f"operator {proto.op_type} at node {proto.name or f'number {position}'!r}"
+        where = f"operator {proto.op_type} at {_name(proto, position)}"
         try:
             node = self.node(proto)
             values = [argument for argument in node.inputs if isinstance(argument, Value)]
             name = f"{proto.op_type.lower()}{position}"
-            result = self.value(name, node, values) if values else constant_result(node)
+            result = self.value(name, node, values) if values else self.constant(proto, node)
         except OnnxError as error:
             raise OnnxError(f"{where}: {error}") from None
-        except (RuntimeError, ValueError, IndexError, KeyError) as error:  # torch's, of a layer that does not fit
+        except (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError) as error:  # a layer does not fit
             raise OnnxError(f"{where}: {' '.join(str(error).split())[:300]}") from None
         self.arguments[proto.output[0]] = result
         if name in self.layers:
             self.made_by[proto.output[0]] = self.layers[name]
 
     def node(self, proto: onnx.NodeProto) -> Node:
-        if proto.domain not in ("", "ai.onnx"):
-            raise OnnxError(f"found domain {proto.domain!r}, allowed: the operators of ONNX itself")
         used = [name for name in proto.output[1:] if self.uses[name]]
         if used:
             raise OnnxError(f"another node reads the outputs {used}, allowed: only the first output is used")
@@ -74,19 +109,45 @@ class _Reader:
                 attributes[name] = array_of(value, f"attribute {name!r}")
         inputs = [self.arguments[name] for name in proto.input]
         makers = [self.made_by[name] for name in proto.input if name in self.made_by and self.uses[name] == 1]
-        return Node(proto.op_type, attributes, inputs, makers, self.file.opset, self.file.is_batched)
+        return Node(proto.op_type, attributes, inputs, makers, self.file.opset)
 
-    def value(self, name: str, node: Node, values: list[Value]) -> Value:
+    def constant(self, proto: onnx.NodeProto, node: Node) -> np.ndarray:
+        """Return the result of a node whose inputs are all constant."""
+        if node.operator == "Constant":
+            return constant_of(node)
+        result = fold(proto, node.inputs, self.file.model)  # type: ignore[arg-type]
+        self.count(result.size, 0)
+        return result
+
+    def value(self, name: str, node: Node, values: list[Value]) -> Argument:
         """Return the result of a node, whose layer is added; the value itself if the node does nothing."""
-        if node.operator not in LAYERS:
-            raise OnnxError(f"not supported; supported operators: {', '.join(sorted(LAYERS))}")
-        layer = LAYERS[node.operator](node)
+        if node.operator in SHAPES:
+            return shape_of(node)
+        layer, has_batch = LAYERS[node.operator](node), result_has_batch(node, values)
         if layer is None:
-            return values[0]
-        result = layer.eval()(*[torch.zeros(_EXAMPLES, *value.shape, dtype=torch.float32) for value in values])
-        if result.dim() < 2 or len(result) != _EXAMPLES:
-            shape = list(result.shape)
-            raise OnnxError(f"{_EXAMPLES} examples give a result of shape {shape}: dimension 0 must stay the batch")
+            return replace(values[0], has_batch=has_batch)
+        result = self.shape_after(layer.eval(), values)
+        if len(result) < 2 or result[0] != _EXAMPLES:
+            raise OnnxError(f"{_EXAMPLES} examples give a result of shape {[*result]}: dimension 0 must stay the batch")
         self.layers[name] = layer
         self.sources.append(tuple(value.number for value in values))
-        return Value(len(self.layers), tuple(result.shape[1:]))
+        return Value(len(self.layers), result[1:], has_batch)
+
+    def shape_after(self, layer: nn.Module, values: list[Value]) -> tuple[int, ...]:
+        """Return the shape of a layer's result, without computing it. Raises OnnxError if there is too much of it."""
+        tensors = {name: tensor.to("meta") for name, tensor in layer.state_dict().items()}
+        inputs = [torch.empty(_EXAMPLES, *value.shape, dtype=torch.float32, device="meta") for value in values]
+        try:
+            shape = tuple(functional_call(layer, tensors, tuple(inputs)).shape)
+        except RuntimeError as error:
+            found = f"found values of shapes {[[*value.shape] for value in values]}, which {layer} does not take"
+            raise OnnxError(f"{found}: {' '.join(str(error).split())[:300]}") from None
+        self.count(prod(shape[1:]), prod(shape[1:]) * window_of(layer))
+        return shape
+
+    def count(self, numbers: int, products: int) -> None:
+        """Count what has to be computed for one example. Raises OnnxError if it is too much."""
+        self.numbers, self.products = self.numbers + numbers, self.products + products
+        if self.numbers > MOST_VALUES or self.products > _MOST_PRODUCTS:
+            found = f"{self.numbers} numbers as results so far, and {self.products} products that they take"
+            raise OnnxError(f"found {found}, allowed: up to {MOST_VALUES} and {_MOST_PRODUCTS} for one example")

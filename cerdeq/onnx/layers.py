@@ -1,13 +1,17 @@
 """Layers of ONNX networks that torch has only as functions."""
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 Shape = tuple[int, ...]
+RunInFloat32 = Callable[[np.ndarray], np.ndarray]
+"""Inputs [B, *shape] in float32 -> outputs [B, ...], as the network's own runtime computes them."""
 
 
 class OnnxNetwork(nn.Module):
@@ -32,6 +36,16 @@ class OnnxNetwork(nn.Module):
         for name, sources in self.sources.items():
             values.append(getattr(self, name)(*[values[source] for source in sources]))
         return values[self.output]
+
+
+def window_of(layer: nn.Module) -> int:
+    """Return how many products each number of a layer's result takes, at most."""
+    if isinstance(layer, nn.Sequential):
+        return max(map(window_of, layer))
+    if isinstance(layer, nn.Conv2d | nn.Linear):
+        return layer.weight[0].numel()
+    size = getattr(layer, "kernel_size", 1)
+    return prod(size) if isinstance(size, tuple) else size * size
 
 
 class Combined(nn.Module):

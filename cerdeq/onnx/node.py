@@ -12,10 +12,19 @@ from cerdeq.onnx.errors import OnnxError
 
 @dataclass(frozen=True)
 class Value:
-    """A value that depends on the input. number: as in OnnxNetwork. shape: of one example."""
+    """A value that depends on the input.
+
+    number: as in OnnxNetwork. shape: of one example. has_batch: False if it has no batch dimension in the file.
+    """
 
     number: int
     shape: tuple[int, ...]
+    has_batch: bool = True
+
+    @property
+    def full_shape(self) -> tuple[int, ...]:
+        """The shape in the file, for a batch of 1."""
+        return (1, *self.shape) if self.has_batch else self.shape
 
 
 Argument = Value | np.ndarray | None
@@ -26,7 +35,7 @@ class Node:
     """A node of the file.
 
     inputs: None for an optional one that is left out. makers: the layers that made its inputs, of inputs that no other
-    node takes. opset: of the file. is_batched: whether the file takes several inputs at once.
+    node takes. opset: of the file.
     """
 
     operator: str
@@ -34,7 +43,6 @@ class Node:
     inputs: list[Argument]
     makers: list[nn.Module]
     opset: int
-    is_batched: bool
 
     @property
     def value(self) -> Value:

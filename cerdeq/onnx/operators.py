@@ -15,26 +15,18 @@ from torch import Tensor, nn
 from cerdeq.onnx.errors import OnnxError
 from cerdeq.onnx.layers import Combined, Concatenate, Pad, Permute, WithConstant
 from cerdeq.onnx.node import Node, Value
-from cerdeq.onnx.shapes import MOVES, pads_of, reshape_layer, shape_after
+from cerdeq.onnx.shapes import MOVES, pads_of, reshape_layer
 
 Layer = Callable[[Node], nn.Module | None]
 
 
-def constant_result(node: Node) -> np.ndarray:
-    """Return the result of a node whose inputs are all constant: of one that does no arithmetic."""
-    if node.operator == "Constant":
-        name, value = next(iter(node.attributes.items()))
-        if name not in ("value", "value_float", "value_floats", "value_int", "value_ints"):
-            raise OnnxError(f"found {name}, allowed: a tensor or numbers")
-        kind = np.float32 if "float" in name else None
-        return np.asarray(value, dtype=kind)
-    first = node.constant(0)
-    if first is None or node.operator not in MOVES | {"Transpose", "Identity"}:
-        allowed = ", ".join(sorted(MOVES | {"Transpose", "Identity", "Constant"}))
-        raise OnnxError(f"found only constant inputs; of constants are allowed: {allowed}")
-    if node.operator == "Transpose":
-        return first.transpose(node.attribute("perm", None))
-    return first if node.operator == "Identity" else first.reshape(shape_after(node, first.shape))
+def constant_of(node: Node) -> np.ndarray:
+    """Return the numbers of a node Constant."""
+    name, value = next(iter(node.attributes.items()))
+    if name not in ("value", "value_float", "value_floats", "value_int", "value_ints"):
+        raise OnnxError(f"found {name}, allowed: a tensor or numbers")
+    kind = np.float32 if "float" in name else None
+    return np.asarray(value, dtype=kind)
 
 
 def _module(make: Callable[..., Any], options: dict[str, Any], **tensors: Tensor | None) -> Any:
@@ -103,10 +95,13 @@ def _gemm(node: Node) -> nn.Module:
 
 
 def _matmul(node: Node) -> nn.Module:
-    weight = node.weight(1) if isinstance(node.inputs[0], Value) else None
-    if weight is None or weight.dim() != 2:
-        raise OnnxError("allowed: a value times a constant matrix")
-    return _linear(weight.T, None)
+    first, second = node.inputs
+    if isinstance(first, Value) and (weight := node.weight(1)).dim() == 2:
+        return _linear(weight.T, None)
+    is_vector = isinstance(second, Value) and not second.has_batch and len(second.shape) == 1
+    if is_vector and (weight := node.weight(0)).dim() == 2:
+        return _linear(weight, None)
+    raise OnnxError("allowed: a value times a constant matrix")
 
 
 def _batch_norm(node: Node) -> nn.Module:
@@ -134,10 +129,9 @@ def _arithmetic(function: Callable[[Any, Any], Any]) -> Layer:
                 raise OnnxError(f"found values of shapes {first} and {second}, allowed: equally many dimensions")
             return Combined(function)
         is_first = node.inputs[0] is not values[0]
-        constant = node.weight(0 if is_first else 1)
-        if constant.dim() > len(values[0].shape) + 1 or (
-            constant.dim() == len(values[0].shape) + 1 and len(constant) > 1
-        ):
+        constant, full_shape = node.weight(0 if is_first else 1), values[0].full_shape
+        has_batch = values[0].has_batch and constant.dim() == len(full_shape)
+        if constant.dim() > len(full_shape) or (has_batch and len(constant) > 1):
             raise OnnxError(f"found a constant of shape {list(constant.shape)}, allowed: the same for all examples")
         if function is operator.truediv and (is_first or bool((constant == 0).any())):
             raise OnnxError("allowed: a value divided by a constant without zeros")

@@ -1,32 +1,53 @@
 """Operators that change only the shape, and the padding of convolutions and pools."""
 
+from math import prod
+
 import numpy as np
 from torch import nn
 
 from cerdeq.onnx.errors import OnnxError
 from cerdeq.onnx.layers import Reshape
-from cerdeq.onnx.node import Node
+from cerdeq.onnx.node import Node, Value
 
 MOVES = {"Flatten", "Reshape", "Squeeze", "Unsqueeze"}
+_OF_ANY_RANK = {"Add", "Sub", "Mul", "Div", "MatMul", "Relu", "LeakyRelu", "Identity", "Dropout"}
 Sizes = tuple[int, ...]
 
 
+def shape_of(node: Node) -> np.ndarray:
+    """Return the result of a node Shape or Size, for a batch of 1."""
+    shape = node.value.full_shape
+    start, end = node.attribute("start", 0), node.attribute("end", None)
+    return np.array(shape[start:end] if node.operator == "Shape" else prod(shape), dtype=np.int64)
+
+
+def result_has_batch(node: Node, values: list[Value]) -> bool:
+    """Return whether the result has a batch dimension. Raises OnnxError for an operator that needs one."""
+    if node.operator in MOVES:
+        result = _shape_after(node)
+        return len(result) > 1 and result[0] == 1
+    kinds = {value.has_batch for value in values}
+    if len(kinds) > 1:
+        raise OnnxError("found a value with a batch and one without")
+    if kinds == {False} and node.operator not in _OF_ANY_RANK:
+        raise OnnxError(f"found a value of shape {list(values[0].shape)}, allowed: one with a batch")
+    return kinds == {True}
+
+
 def reshape_layer(node: Node) -> nn.Module | None:
-    """Return the layer of a node that reshapes. Raises OnnxError if it mixes the batch with other dimensions."""
-    shape, batches = node.value.shape, (2, 3) if node.is_batched else (1,)
-    results = [shape_after(node, (batch, *shape)) for batch in batches]
-    if any(result[:1] != (batch,) for result, batch in zip(results, batches, strict=True)) or len(results[0]) < 2:
-        raise OnnxError(
-            f"found a batch of {batches[0]} reshaped to {list(results[0])}: the batch must stay dimension 0"
-        )
-    new = results[0][1:]
+    """Return the layer of a node that reshapes. Raises OnnxError for a result without dimensions."""
+    shape, result = node.value.shape, _shape_after(node)
+    if not result:
+        raise OnnxError("found a number, allowed: a result of at least one dimension")
+    new = result[1:] if len(result) > 1 and result[0] == 1 else result
     if new == shape:
         return None
     return nn.Flatten() if len(new) == 1 else Reshape(new)
 
 
-def shape_after(node: Node, shape: Sizes) -> Sizes:
-    """Return the shape of the result, of a node in MOVES and its first input's complete shape."""
+def _shape_after(node: Node) -> Sizes:
+    """Return the shape of the result in the file, of a node in MOVES, for a batch of 1."""
+    shape = node.value.full_shape
     if node.operator == "Flatten":
         axis = node.attribute("axis", 1)
         axis = axis + len(shape) if axis < 0 else axis

@@ -84,6 +84,7 @@ def _options(*attributes: str) -> Callable[[Any], dict[str, Any]]:
     return lambda module: {name: getattr(module, name) for name in attributes}
 
 
+_OWNERS = (torch, F, Tensor)
 AROUND_FORWARD = ("__call__", "_wrapped_call_impl", "_call_impl", "_compiled_call_impl")  # what a call runs first
 _POOL = ("kernel_size", "stride", "padding", "ceil_mode")
 
@@ -287,6 +288,9 @@ TABLE = (
 
 _by_function: dict[Any, Operator] = {}
 _by_module: dict[type[nn.Module], Operator] = {}
+_FORWARD = ("forward", "_conv_forward")  # torch's convolutions do their work in the second
+_originals: dict[tuple[Any, str], Any] = {(nn.Module, name): getattr(nn.Module, name) for name in AROUND_FORWARD}
+"""The code that rules know, by the class or package that holds it and its name."""
 
 
 def register(record: Operator, replace: bool = False) -> None:
@@ -301,6 +305,15 @@ def register(record: Operator, replace: bool = False) -> None:
         )
     _by_function.update(dict.fromkeys(record.functions, record))
     _by_module.update(dict.fromkeys(record.modules, record))
+    keys: list[tuple[Any, str]] = [(kind, name) for kind in record.modules for name in _FORWARD]
+    keys += [(owner, getattr(function, "__name__", "")) for function in record.functions for owner in _OWNERS]
+    _originals.update({(owner, name): getattr(owner, name) for owner, name in keys if hasattr(owner, name)})
+
+
+def replaced_code() -> list[str]:
+    """Return the names of methods and functions that were replaced in torch since rules for them were registered."""
+    now = {key: getattr(*key, None) for key in _originals}
+    return [f"{owner.__name__}.{name}" for (owner, name), code in _originals.items() if now[owner, name] is not code]
 
 
 def of_function(function: Any) -> Operator | None:
@@ -325,8 +338,7 @@ def _registered_class(module: nn.Module) -> type[nn.Module] | None:
     nearest = next((cls for cls in type(module).__mro__ if cls in _by_module), None)
     if nearest is None:
         return None
-    names = (*AROUND_FORWARD, "forward", "_conv_forward")  # torch's convolutions do their work in the last
-    return None if replaces(module, nearest, names) else nearest
+    return None if replaces(module, nearest, (*AROUND_FORWARD, *_FORWARD)) else nearest
 
 
 def replaces(module: nn.Module, base: type[nn.Module], names: tuple[str, ...]) -> bool:

@@ -23,6 +23,7 @@ from harness.config.checkpoint_settings import TRAINED_ELSEWHERE
 from harness.config.settings import STAGES, Radius, describe_weak_attack
 from harness.config.trial import FULL_PROFILE, is_of_training, label_settings, missing_text, value_text
 from harness.storage import names
+from harness.terminal import printable
 
 FEWEST_SEEDS = 3
 """The smallest number of seeds that ranks two rows."""
@@ -138,7 +139,7 @@ class Leaderboard:
     @property
     def sweep(self) -> str:
         """The sweep's name."""
-        return self.directory.resolve().name
+        return printable(self.directory.resolve().name)
 
     @property
     def rows(self) -> pd.DataFrame:

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 from harness.config.settings import Radius
 from harness.errors import InputError
 from harness.storage import names
+from harness.terminal import printable
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _COLUMNS = ["dataset", "eps", "model", "method", names.STANDARD_ERROR, names.CERTIFIED_ERROR, "source"]
+_TEXTS = ("dataset", "eps", "model", "method", "options", "source", "verifier")
 
 
 def published_files(sweep_dir: Path) -> list[Path]:
@@ -22,20 +24,27 @@ def published_files(sweep_dir: Path) -> list[Path]:
 def read_published_rows(sweep_dir: Path) -> "pd.DataFrame":
     """Return the rows of the first of `published_files` that exists; their column `exact` has eps as a Radius.
 
-    Raises InputError for a missing column or an eps that is no radius.
+    Texts are without control characters. Raises InputError for a file that is no table, a missing column, an error that
+    is no number or an eps that is no radius.
     """
     import pandas as pd  # imported late: it takes a second
 
     if not (path := next((file for file in published_files(sweep_dir) if file.exists()), None)):
         return pd.DataFrame(columns=[*_COLUMNS, "exact"], dtype=object)
-    rows = pd.read_csv(path, dtype=dict.fromkeys(["dataset", "eps", "model", "method", "options", "source"], str))
+    try:
+        rows = pd.read_csv(path, dtype=dict.fromkeys(_TEXTS, str))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
     if missing := [name for name in _COLUMNS if name not in rows]:
         raise InputError(f"{path}: there is no column {', '.join(missing)}")
+    for name in rows.columns.intersection(_TEXTS):
+        rows[name] = rows[name].map(printable, na_action="ignore")
     rows["source"] = rows["source"].fillna("source unknown")
     if "verifier" in rows:
         rows["source"] += (" (" + rows["verifier"] + " verifier)").fillna("")
     try:
         rows["exact"] = rows["eps"].map(Radius)
-    except ValueError as error:
+        rows = rows.astype({names.STANDARD_ERROR: float, names.CERTIFIED_ERROR: float})
+    except (ValueError, TypeError) as error:
         raise InputError(f"{path}: {error}") from None
     return rows.set_index("published " + rows.index.astype(str))

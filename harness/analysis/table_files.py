@@ -30,14 +30,20 @@ LEGEND = (
 STAGES_LEGEND = (
     "For each stage: images that it decided, of the images that reached it, and seconds; means over the seeds."
 )
+_NEVER_LACKING = ("evaluation.stages", "evaluation.test_images")  # what errors are measured with, and on
 UNCOUNTED = "Trials that the tables do not count"
 _LATEX_LEGEND = (
     "Mean ± sample deviation over seeds; bold: best; ~: no significant difference from the best row; italics: published"
 )
+_MARKDOWN = re.compile(r"[\\|*]|(?<![A-Za-z0-9])_|~(?=\S)|\](?=[(\[:])")
+"""Characters of markup, where they are some: `_` in a word, `~` before a space and lists such as [7, 9] are none."""
 _LATEX_CHARACTERS = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
     ">": r"\textgreater{}", "±": r"$\pm$", **{c: f"\\{c}" for c in "&%$#_{}"},
 }  # fmt: skip
+
+
+_FORMULA = ("=", "+", "-", "@")
 
 
 def leaderboard_files(directory: Path) -> list[Path]:
@@ -76,19 +82,30 @@ def changed_files(directory: Path) -> list[Path]:
 
 
 def _is_part(path: Path, text: str) -> bool:
-    """Return whether a file is this text, or a table in CSV or JSON with some of the columns of this one."""
+    """Return whether a file is this text, or a table in CSV or JSON without some settings of training or evaluation.
+
+    Its rows must not differ in these.
+    """
     recorded = path.read_bytes().decode(errors="replace")
     if recorded == text or path.suffix not in (".csv", ".json"):
         return recorded == text
     try:
         if path.suffix == ".csv":
             part, whole = (pd.read_csv(StringIO(each), dtype=str, keep_default_na=False) for each in (recorded, text))
-            return part.equals(whole.reindex(columns=part.columns))
-        records = json.loads(recorded)
-        has_all = all(row.items() <= whole.items() for row, whole in zip(records, json.loads(text), strict=True))
-        return has_all and _json(records) == recorded  # a key may stand twice
+            may_lack = _may_lack(set(whole) - set(part), whole.to_dict("records"))
+            return may_lack and part.equals(whole.reindex(columns=part.columns))
+        records, wholes = json.loads(recorded), json.loads(text)
+        has_all = all(row.items() <= whole.items() for row, whole in zip(records, wholes, strict=True))
+        lacking = {name for row, whole in zip(records, wholes, strict=True) for name in whole.keys() - row.keys()}
+        return has_all and _may_lack(lacking, wholes) and _json(records) == recorded  # a key may stand twice
     except (ValueError, TypeError, AttributeError, RecursionError):  # no table
         return False
+
+
+def _may_lack(columns: set[str], rows: list[dict[str, Any]]) -> bool:
+    """Return whether these columns are settings that may be younger than the file, with one value in all rows."""
+    younger = {name for name in columns if name.startswith(("train.", "evaluation.")) and name not in _NEVER_LACKING}
+    return younger == columns and all(len({str(row.get(name)) for row in rows}) == 1 for name in columns)
 
 
 def _texts(leaderboard: Leaderboard, summaries: dict[str, Summary]) -> list[str]:
@@ -99,9 +116,15 @@ def _texts(leaderboard: Leaderboard, summaries: dict[str, Summary]) -> list[str]
     return [
         _markdown(leaderboard, summaries),
         _latex(leaderboard, summaries),
-        rows.to_csv(index=False, lineterminator="\n"),
+        csv_text(rows),
         _json(records),
     ]
+
+
+def csv_text(frame: pd.DataFrame) -> str:
+    """Return a table as CSV, in which a spreadsheet finds no formula: `'` stands before texts that would be one."""
+    is_formula = frame.map(lambda cell: isinstance(cell, str) and cell.startswith(_FORMULA))
+    return frame.mask(is_formula, "'" + frame.astype(str)).to_csv(index=False, lineterminator="\n")
 
 
 def _json(records: list[dict[str, Any]]) -> str:
@@ -141,7 +164,7 @@ def _markdown(leaderboard: Leaderboard, summaries: dict[str, Summary]) -> str:
 
 def markdown_text(text: str) -> str:
     """Return one line of text, with nothing in it that Markdown would take for markup."""
-    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;").split())
+    return " ".join(_MARKDOWN.sub(r"\\\g<0>", text).replace("<", "&lt;").split())
 
 
 def markdown_table(frame: pd.DataFrame, published: list[bool] | None = None) -> str:
@@ -205,7 +228,7 @@ def _escape(text: str) -> str:
 
 def print_leaderboard(leaderboard: Leaderboard, summaries: dict[str, Summary], console: Console) -> None:
     """Print the errors, each section's summary, warnings, failures, and where the files are."""
-    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    say = partial(console.print, soft_wrap=True)
     for section in leaderboard.sections:
         summary = summaries[section.heading]
         table = short_table(section, summary)

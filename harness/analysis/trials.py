@@ -12,6 +12,7 @@ from harness.config.settings import EvaluationSettings
 from harness.config.trial import RECIPE_VERSION, TrialConfig, flat_settings, to_dict
 from harness.errors import InputError
 from harness.storage import certification, folder, names
+from harness.terminal import printable_lines
 
 LABEL = ["model", "method", "options"]
 CHOSEN = "chosen by"  # column: how a search chose the row's settings
@@ -73,7 +74,13 @@ def _trial_dirs(directory: Path) -> list[Path]:
 
 
 def _read(path: Path, file: Path) -> dict[str, Any]:
-    """Return a trial or certification as a flat row. file: with its config."""
+    """Return a trial or certification as a flat row, its texts without control characters. file: with its config."""
+    row = _read_as_written(path, file)
+    row |= {name: printable_lines(value) for name, value in row.items() if isinstance(value, str)}
+    return row | {"warnings": [printable_lines(warning) for warning in row["warnings"]]}
+
+
+def _read_as_written(path: Path, file: Path) -> dict[str, Any]:
     certified = file.name == certification.CERTIFICATION
     row: dict[str, Any] = {"row": path.name, "trial_dir": path, "model": path.name, "warnings": []}
     row |= {"certified": certified, "evaluated_by": "", "result": None, "problem": None}

@@ -23,11 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file
+from safetensors.numpy import load
 
 from harness.checker.boxes import Array
 from harness.checker.relaxation import Leaves
-from harness.errors import InputError, error_line
+from harness.storage.files import parse_file
 
 ROW, NEURONS, SLOPES = "row", "neurons", "slopes"
 SIGNS, MULTIPLIERS, LINE_SHARES = "signs", "multipliers", "line_shares"
@@ -56,12 +56,7 @@ class Certificate:
 
 def read_tensors(path: Path) -> Tensors:
     """Return the tensors of a file by their names; none if there is no file. Raises InputError."""
-    if not path.exists():
-        return {}
-    try:
-        return load_file(path)
-    except Exception as error:  # types that NumPy does not have raise anything
-        raise InputError(f"{path} cannot be read: {error_line(error)}") from None
+    return parse_file(path, load) if path.exists() else {}
 
 
 def split_by_example(tensors: Tensors) -> dict[str, Tensors]:

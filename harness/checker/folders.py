@@ -4,19 +4,31 @@ The path says what a folder is (`trials/<key>`, in it `certified/<name>`); its f
 line for each problem.
 """
 
-import hashlib
+import re
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 
+import numpy as np
+
+from harness.checker.boxes import Array
 from harness.checker.certificates import Tensors, read_tensors
 from harness.config.trial import TrialConfig
-from harness.errors import InputError
+from harness.errors import InputError, shorten
 from harness.storage import certification, folder
+from harness.storage.files import parse_file
 from harness.storage.folder import Trial, TrialResult
 
 _CERTIFIED = "certified"
+_NEAR, _SAME = 1e-3, 1e-6  # of weights of two seeds, which start from others; of one seed, relative to their size
+_CHOSEN = {"text", "search", "candidate", "validation"}
+_CHOICE = (  # see harness.search.results.describe_choice
+    r"[a-z0-9]+, \d+ candidates( with \d+ seeds each)?( \((\d+ ended early)?(, )?(\d+ failed)?\))?, "
+    r"evaluated on [\d,]+ images held out of training"
+)
+_SAMPLE = 1000  # numbers of a tensor that are compared
 
 
 @dataclass(frozen=True)
@@ -50,27 +62,41 @@ def check_strays(sweep_dir: Path) -> list[str]:
     return [f"{path.relative_to(sweep_dir)} is not a folder" for path in strays]
 
 
-def check_seeds(configs: Mapping[Path, TrialConfig]) -> list[str]:
-    """Check that trials of different seeds have different weights. configs: of trials, by their folders."""
-    seeds = dict[str, dict[int, str]]()
+def check_copies(configs: Mapping[Path, TrialConfig]) -> list[str]:
+    """Check that no trials of two seeds, models or methods have nearly the same weights.
+
+    configs: of trials, by their folders. Networks trained elsewhere may be the same ones. Trials of one seed and method
+    may agree: some settings change nothing, such as the precision on a CPU.
+    """
+    samples = dict[Path, dict[str, Array]]()
     for trial_dir, config in configs.items():
-        if (path := trial_dir / folder.WEIGHTS).is_file():
+        if not config.is_trained_elsewhere and (trial_dir / folder.WEIGHTS).is_file():
             with suppress(InputError):  # the recheck of that trial reports it
-                seeds.setdefault(_digest(read_tensors(path)), {})[config.seed] = trial_dir.name
-    same = [trials for trials in seeds.values() if len(trials) > 1]
-    return [
-        f"the same weights under the seeds {', '.join(map(str, trials))}: trials {', '.join(trials.values())}"
-        for trials in same
-    ]
+                samples[trial_dir] = _sample(read_tensors(trial_dir / folder.WEIGHTS))
+    problems = []
+    for first, second in combinations(samples, 2):
+        one, other = configs[first], configs[second]
+        near = _NEAR if one.seed != other.seed else _SAME
+        differ = [name for name in ("seed", "model", "method") if getattr(one, name) != getattr(other, name)]
+        if differ and _are_near(samples[first], samples[second], near):
+            values = " and ".join(f"{name} {getattr(one, name)} and {getattr(other, name)}" for name in differ)
+            problems.append(f"nearly the same weights under {values}: trials {first.name}, {second.name}")
+    return problems
 
 
-def _digest(tensors: Tensors) -> str:
-    """Return a digest of tensors, whatever else their file says."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
-        digest.update(tensor.tobytes())
-    return digest.hexdigest()
+def _sample(tensors: Tensors) -> dict[str, Array]:
+    """Return up to about a thousand numbers of each tensor, by its name and shape."""
+    return {
+        f"{name} {tensor.shape}": tensor.ravel()[:: max(1, tensor.size // _SAMPLE)].astype(np.float64)
+        for name, tensor in tensors.items()
+    }
+
+
+def _are_near(one: dict[str, Array], other: dict[str, Array], near: float) -> bool:
+    """Return whether all tensors of two networks agree to this share of their size."""
+    return one.keys() == other.keys() and all(
+        np.linalg.norm(other[name] - values) <= near * np.linalg.norm(values) for name, values in one.items()
+    )
 
 
 def is_certification(verdict_dir: Path) -> bool:
@@ -149,6 +175,14 @@ def check_result(stored: StoredResult) -> list[str]:
     return [] if key == stored.trained.key else [f"{folder.RESULT} belongs to another trial, {key}"]
 
 
+def check_chosen(stored: StoredResult) -> list[str]:
+    """Check that the text about a search, which tables show, is of the form that searches write."""
+    chosen = folder.read_chosen(trial_dir_of(stored.verdict_dir))
+    if chosen is None or (chosen.keys() == _CHOSEN and re.fullmatch(_CHOICE, str(chosen["text"]))):
+        return []
+    return [f"{folder.CHOSEN} does not describe a search: found {shorten(chosen.get('text'))}"]
+
+
 def check_plugins(stored: StoredResult, trusted: Collection[str]) -> list[str]:
     """Check that a trial needs no code that is not trusted."""
     return [
@@ -175,7 +209,7 @@ def check_checkpoint(stored: StoredResult) -> list[str]:
 
     from harness.config.checkpoint_weights import read_weights
 
-    weights = safetensors.torch.load_file(trial_dir / folder.WEIGHTS)
+    weights = parse_file(trial_dir / folder.WEIGHTS, safetensors.torch.load)
     expected = read_weights(path, stored.config)
     is_same = weights.keys() == expected.keys() and all(torch.equal(weights[name], expected[name]) for name in expected)
     return [] if is_same else [f"{folder.WEIGHTS} does not hold the weights of {folder.SOURCE}"]

@@ -1,7 +1,7 @@
 """Prove the verdicts of images again, with the network of stored weights."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import isfinite
@@ -10,8 +10,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import nn
 
+from baselines import build
+from cerdeq.equilibrium import fold
 from harness.checker.boxes import Array, Box, ball
 from harness.checker.certificates import Tensors
 from harness.checker.equilibrium import NotProvedError, contraction
@@ -103,10 +106,23 @@ def load_checked_network(path: Path, config: TrialConfig, test: Split) -> Networ
         return network
     except InputError:
         raise
-    except UnknownLayerError as error:
-        raise InputError(f"{path}: {error} cannot be rechecked") from None
     except Exception as error:  # a config of huge numbers or a plugin may raise anything
         raise InputError(f"{path} cannot be read: {error_line(error)}") from None
+
+
+def describe_unreadable(configs: Iterable[TrialConfig]) -> list[str]:
+    """Return a line for each network with steps that the checker has no rule for, from untrained networks."""
+    lines = []
+    networks = {(c.model, c.dataset, c.width, str(c.options)): c for c in configs}
+    for config in networks.values():
+        with torch.random.fork_rng(devices=[]):
+            model = build(config.model, config.dataset, config.width, **config.options)
+        fold(model)
+        try:
+            read_network(model.eval())
+        except UnknownLayerError as error:
+            lines.append(f"{config.model}: harness.recheck will confirm no verdict: it has no rule for {error.what}")
+    return lines
 
 
 def check_finite(model: nn.Module) -> list[str]:
@@ -144,10 +160,11 @@ def check_certificates(verdicts: pd.DataFrame, certificates: Mapping[str, Tensor
     stages = [stage for stage, record in STAGES.items() if "certificates" in record.settings]
     has_one = verdicts[verdicts[names.INDEX].astype(str).isin(certificates)]
     others = has_one[(has_one[names.VERDICT] != names.CERTIFIED) | ~has_one[names.STAGE].isin(stages)]
+    strays = sorted(certificates.keys() - set(verdicts[names.INDEX].astype(str)))
     return [
         f"image {row[names.INDEX]}: {folder.CERTIFICATES} has a certificate, but the verdict is {describe(row)}"
         for row in others.to_dict("records")
-    ]
+    ] + [f"{folder.CERTIFICATES} has a certificate for {index!r}, but no image has this index" for index in strays]
 
 
 def check_prediction(row: Mapping[str, Any], lower: float) -> str:

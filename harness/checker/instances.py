@@ -2,27 +2,30 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from cerdeq import OnnxError, load_onnx
-from harness.checker.certificates import Tensors, read_tensors
-from harness.checker.maps import UnknownLayerError
+from safetensors.numpy import load
+
+from cerdeq import OnnxError
+from harness.checker.certificates import Tensors
 from harness.checker.properties import NotConfirmedError, confirm_sat, confirm_unsat
+from harness.config.checkpoint_settings import digest_of
 from harness.errors import InputError, error_line
-from harness.properties.files import read_property
+from harness.properties.files import READERS
 from harness.properties.instances import (
     ERROR,
     INSTANCES,
     RESULTS,
     Record,
     certificate_path,
-    digest_of_file,
     find_records,
     read_record,
     results_text,
 )
-from harness.properties.solve import SAT, TIMEOUT, UNKNOWN, UNSAT, check_shapes
+from harness.properties.solve import SAT, TIMEOUT, UNKNOWN, UNSAT, load_instance
+from harness.storage.files import parse_file, read_bytes
 
 COUNTEREXAMPLE = "counterexample"
 _CLAIMS, _OTHERS = {SAT, UNSAT}, {UNKNOWN, TIMEOUT, ERROR}
@@ -68,19 +71,29 @@ def check_answers(records: list[Path]) -> Iterator[CheckedAnswer]:
                 raise NotConfirmedError("this is no answer")
             proved_by = _confirm(path, record) if result in _CLAIMS else ""
             yield CheckedAnswer(name, result, proved_by, seconds=time.monotonic() - began)
-        except UnknownLayerError as error:
-            yield CheckedAnswer(name, result, problem=f"{error} cannot be rechecked", seconds=time.monotonic() - began)
         except Exception as error:  # damaged files may raise anything
             is_message = isinstance(error, InputError | NotConfirmedError | OnnxError)
             problem = " ".join(str(error).split()) if is_message else error_line(error)
             yield CheckedAnswer(name, result, problem=problem, seconds=time.monotonic() - began)
 
 
+def repeated_records(records: list[Path]) -> dict[Path, Path]:
+    """Return the records that repeat the network, the property and the answer of an earlier one, with that one."""
+    first, repeated = dict[tuple[str, str, str], Path](), dict[Path, Path]()
+    for path in records:
+        with suppress(InputError, KeyError):  # the check of that record reports it
+            record = read_record(path)
+            answer = str(record["onnx_sha256"]), str(record["vnnlib_sha256"]), str(record["result"])
+            if (earlier := first.setdefault(answer, path)) != path:
+                repeated[path] = earlier
+    return repeated
+
+
 def check_table(directory: Path) -> list[str]:
     """Check that results.csv follows from the records."""
     try:
         expected = results_text([read_record(path) for path in find_records(directory)])
-        same = (directory / RESULTS).read_text(encoding="utf-8") == expected
+        same = read_bytes(directory / RESULTS).decode() == expected
     except Exception as error:  # as `check_answers`
         return [f"{RESULTS} is not checked: {error_line(error)}"]
     return [] if same else [f"{RESULTS} does not follow from {INSTANCES}/"]
@@ -88,21 +101,26 @@ def check_table(directory: Path) -> list[str]:
 
 def _confirm(path: Path, record: Record) -> str:
     """Prove a record's claim; return what proved it. Raises as `confirm_unsat`, and InputError or OnnxError."""
-    from cerdeq.onnx.compare import onnxruntime_of  # late: `load_onnx` says if packages are missing
-    from cerdeq.onnx.file import read_file
-
-    for kind in ("onnx", "vnnlib"):
-        if not Path(record[kind]).is_file():
-            raise NotConfirmedError(f"{record[kind]} is missing: put it back, or run harness.verify again")
-        if digest_of_file(record[kind]) != record[f"{kind}_sha256"]:
-            raise NotConfirmedError(f"{record[kind]} has changed since it was verified")
-    property_, model = read_property(Path(record["vnnlib"])), load_onnx(record["onnx"])
-    run = onnxruntime_of(read_file(record["onnx"]))
-    check_shapes(property_, model, f"{record['vnnlib']} for {record['onnx']}")
+    contents = _content("onnx", record), _content("vnnlib", record)
+    property_, model, run = load_instance(contents, (Path(record["onnx"]), Path(record["vnnlib"])))
     if record["result"] == SAT:
         confirm_sat(property_, model, run, record["counterexample"])
         return COUNTEREXAMPLE
     return confirm_unsat(property_, model, run, _certificate(path, record))
+
+
+def _content(kind: str, record: Record) -> bytes:
+    """Return all bytes of a record's network or property. Raises NotConfirmedError if they are not those verified."""
+    path = Path(record[kind])
+    if not path.is_file():
+        raise NotConfirmedError(f"{path} is missing: put it back, or run harness.verify again")
+    try:
+        content = READERS[kind](path)
+    except InputError as error:
+        raise NotConfirmedError(f"{path} has changed since it was verified: {error}") from None
+    if digest_of(content) != record[f"{kind}_sha256"]:
+        raise NotConfirmedError(f"{path} has changed since it was verified")
+    return content
 
 
 def _certificate(path: Path, record: Record) -> Tensors:
@@ -112,6 +130,7 @@ def _certificate(path: Path, record: Record) -> Tensors:
         return {}
     if not certificate.is_file():
         raise NotConfirmedError(f"{certificate.name} is missing")
-    if digest_of_file(certificate) != digest:
+    content = read_bytes(certificate)
+    if digest_of(content) != digest:
         raise NotConfirmedError(f"{certificate.name} has changed since it was written")
-    return read_tensors(certificate)
+    return parse_file(certificate, load, content)

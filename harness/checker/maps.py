@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from harness.checker.boxes import Array, Box, affine, convolve, convolve_back, normalise, widen_for_rounding
 from harness.errors import InputError
@@ -15,7 +14,14 @@ Shape = tuple[int, ...]
 
 
 class UnknownLayerError(InputError):
-    """The network has a layer that the checker has no rule for."""
+    """The checker has no rule for something in the network.
+
+    what: it, as the message names it.
+    """
+
+    def __init__(self, what: str):
+        super().__init__(f"harness.recheck has no rule for {what}")
+        self.what = what
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,14 @@ class Map:
     offset: Callable[[Shape], Array] = lambda shape: np.zeros(())
 
 
+@dataclass(frozen=True, kw_only=True)
+class Product(Map):
+    """y = W x + b of the last dimension. weight: W [N, M]. bias: b [N]."""
+
+    weight: Array
+    bias: Array
+
+
 def array(tensor: torch.Tensor) -> Array:
     """Return the same numbers in float64. Raises UnknownLayerError for numbers that float64 cannot hold."""
     if not tensor.is_floating_point():
@@ -50,33 +64,29 @@ def matrix(weight: Array, x: Array) -> Array:
     return x @ weight.T
 
 
-def linear(layer: nn.Linear) -> Map:
-    """Return the map of a fully connected layer."""
-    return product(array(layer.weight), _bias(layer))
-
-
-def product(weight: Array, bias: Array) -> Map:
-    """Return the map of weight [N, M] times the last dimension, plus bias."""
+def product(weight: Array, bias: Array) -> Product:
+    """Return the map of weight [N, M] times the last dimension, plus bias [N]."""
     if weight.ndim != 2:
         raise UnknownLayerError(f"a product with a constant of shape {list(weight.shape)}")
-    return Map(
-        lambda x: affine(x, weight, bias, matrix, weight.shape[1]),
-        lambda a, shapes: (a @ weight,),
-        lambda m: matrix(np.abs(weight), m) + np.abs(bias),
-        lambda shape: bias,
+    return Product(
+        box=lambda x: affine(x, weight, bias, matrix, weight.shape[1]),
+        back=lambda a, shapes: (a @ weight,),
+        size=lambda m: matrix(np.abs(weight), m) + np.abs(bias),
+        offset=lambda shape: bias,
+        weight=weight,
+        bias=bias,
     )
 
 
-def convolution(layer: nn.Conv2d) -> Map:
-    """Return the map of a square convolution with zero padding."""
-    (stride, across), (kernel, wide), padding = layer.stride, layer.weight.shape[2:], layer.padding
-    square = (stride, kernel, padding) == (across, wide, (padding[0], padding[0]))
-    if not square or layer.dilation != (1, 1) or layer.padding_mode != "zeros":
-        raise UnknownLayerError(f"{layer}")
-    weight, bias, geometry = array(layer.weight), _bias(layer, 1, 1), (stride, int(padding[0]), layer.groups)
+def convolution(weight: Array, bias: Array, stride: int, padding: int, groups: int) -> Map:
+    """Return the map of a convolution with square windows of weight [O, C / groups, k, k] and zero padding.
+
+    bias: [O, 1, 1].
+    """
+    geometry = stride, padding, groups
 
     def apply(w: Array, values: Array) -> Array:
-        _require_images(layer, values)
+        _require_images("a convolution", values)
         return convolve(w, values, *geometry)
 
     return Map(
@@ -87,17 +97,16 @@ def convolution(layer: nn.Conv2d) -> Map:
     )
 
 
-def batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d) -> Map:
-    """Return the map of batch norm with running statistics: of dimension 1, whatever dimensions come after it."""
-    numbers = layer.running_mean, layer.running_var, layer.weight, layer.bias
-    if any(tensor is None for tensor in numbers):
-        raise UnknownLayerError(f"{layer}")
-    mean, variance, weight, bias = (array(tensor) for tensor in numbers if tensor is not None)
-    factor = weight / np.sqrt(variance + layer.eps)
+def batch_norm(mean: Array, variance: Array, weight: Array, bias: Array, eps: float) -> Map:
+    """Return the map of batch norm with running statistics: of dimension 1, whatever dimensions come after it.
+
+    mean, variance, weight, bias: [C].
+    """
+    factor = weight / np.sqrt(variance + eps)
 
     def box(x: Box) -> Box:
         mu, var, scale, shift = (_per_channel(values, x.center.shape) for values in (mean, variance, weight, bias))
-        return normalise(x, mu, var, layer.eps, scale, shift)
+        return normalise(x, mu, var, eps, scale, shift)
 
     def size(m: Array) -> Array:
         mu, scale, shift = (_per_channel(np.abs(values), m.shape) for values in (mean, factor, bias))
@@ -111,16 +120,12 @@ def batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d) -> Map:
     )
 
 
-def pool(layer: nn.AvgPool2d) -> Map:
+def pool(size: int) -> Map:
     """Return the map of average pooling over squares that do not overlap; it drops odd rows and columns."""
-    size = layer.kernel_size
-    is_plain = layer.padding == 0 and not layer.ceil_mode and layer.divisor_override is None
-    if not isinstance(size, int) or layer.stride != size or not is_plain:
-        raise UnknownLayerError(f"{layer}")
     weight = np.full((1, 1, size, size), 1 / size**2)
 
     def apply(kernel: Array, values: Array) -> Array:
-        _require_images(layer, values)
+        _require_images("average pooling", values)
         rows, columns = (side // size * size for side in values.shape[2:])
         flatten = values[:, :, :rows, :columns].reshape(-1, 1, rows, columns)
         return convolve(kernel, flatten, size, 0).reshape(*values.shape[:2], rows // size, columns // size)
@@ -133,18 +138,24 @@ def pool(layer: nn.AvgPool2d) -> Map:
     return Map(lambda x: affine(x, weight, None, apply, size**2), back, lambda m: apply(weight, m))
 
 
-def flatten(layer: nn.Flatten) -> Map:
-    """Return the map that flattens each example."""
-    if (layer.start_dim, layer.end_dim) != (1, -1):
-        raise UnknownLayerError(f"{layer}")
-    return _reshaping(lambda values: values.reshape(len(values), -1))
+def flatten(first: int, last: int) -> Map:
+    """Return the map that flattens the dimensions from `first` to `last`; dimension 0, the batch, is not among them."""
+
+    def flattened(values: Array) -> Array:
+        start, end = first % values.ndim, last % values.ndim
+        if start == 0:
+            raise UnknownLayerError("flattening of the batch")
+        return values.reshape(*values.shape[:start], -1, *values.shape[end + 1 :])
+
+    return _reshaping(flattened)
 
 
 def reshape(sizes: tuple[int, ...]) -> Map:
-    """Return the map that reshapes each example to `sizes`."""
+    """Return the map that reshapes each example to `sizes`, one of which may be -1."""
 
     def to_sizes(values: Array) -> Array:
-        if values[0].size != np.prod(sizes):
+        size, count = values[0].size, int(np.prod([size for size in sizes if size != -1]))
+        if size % count if -1 in sizes else size != count:
             raise UnknownLayerError(f"examples of shape {list(values.shape[1:])} reshaped to {list(sizes)}")
         return values.reshape(len(values), *sizes)
 
@@ -162,18 +173,29 @@ def _reshaping(move: Callable[[Array], Array]) -> Map:
 
 def permute(order: tuple[int, ...]) -> Map:
     """Return the map that reorders dimensions; dimension 0, the batch, is the first."""
-    back = tuple(np.argsort(order))
 
-    def permuted(values: Array) -> Array:
-        if sorted(order) != list(range(values.ndim)) or order[0] != 0:
+    def order_of(values: Array) -> tuple[int, ...]:
+        dims = tuple(dim % values.ndim for dim in order)
+        if sorted(dims) != list(range(values.ndim)) or dims[0] != 0:
             raise UnknownLayerError(f"dimensions of {list(values.shape[1:])} in the order {list(order)}")
-        return values.transpose(order)
+        return dims
 
     return Map(
-        lambda x: Box(permuted(x.center), permuted(x.radius)),
-        lambda a, shapes: (a.transpose(back),),
+        lambda x: Box(x.center.transpose(order_of(x.center)), x.radius.transpose(order_of(x.center))),
+        lambda a, shapes: (a.transpose(np.argsort(order_of(a))),),
         None,
     )
+
+
+def transpose(first: int, second: int) -> Map:
+    """Return the map that exchanges two dimensions; neither is dimension 0, the batch."""
+
+    def exchanged(values: Array) -> Array:
+        if 0 in (first % values.ndim, second % values.ndim):
+            raise UnknownLayerError("an exchange with the batch")
+        return values.swapaxes(first, second)
+
+    return Map(lambda x: Box(exchanged(x.center), exchanged(x.radius)), lambda a, shapes: (exchanged(a),), None)
 
 
 def pad(sizes: tuple[int, ...]) -> Map:
@@ -251,17 +273,17 @@ def divide_by_constant(constant: Array) -> Map:
     )
 
 
-def add_values() -> Map:
-    """Return the map that adds two values."""
+def add_values(sign: int = 1) -> Map:
+    """Return the map a + sign * b of two values. sign: 1 or -1."""
 
     def box(a: Box, b: Box) -> Box:
         if a.center.shape != b.center.shape:
             raise UnknownLayerError(f"a sum of shapes {list(a.center.shape[1:])} and {list(b.center.shape[1:])}")
-        return widen_for_rounding(a.center + b.center, a.radius + b.radius)
+        return widen_for_rounding(a.center + sign * b.center, a.radius + b.radius)
 
     return Map(
         box,
-        lambda a, shapes: (a, a),
+        lambda a, shapes: (a, sign * a),
         None,
     )
 
@@ -307,10 +329,12 @@ def concatenate(dim: int) -> Map:
     """Return the map that concatenates values along `dim`; dimension 0 is the batch."""
 
     def back(a: Array, shapes: list[Shape]) -> tuple[Array, ...]:
-        ends = np.cumsum([shape[dim - 1] for shape in shapes])
+        ends = np.cumsum([shape[dim % a.ndim - 1] for shape in shapes])
         return tuple(np.split(a, ends[:-1], axis=dim))
 
     def concatenated(*parts: Array) -> Array:
+        if dim % parts[0].ndim == 0:
+            raise UnknownLayerError("a concatenation of batches")
         return np.concatenate(parts, dim)
 
     return Map(
@@ -320,19 +344,15 @@ def concatenate(dim: int) -> Map:
     )
 
 
-def _require_images(layer: nn.Module, values: Array) -> None:
+def _require_images(what: str, values: Array) -> None:
     """Raise UnknownLayerError for a value of other dimensions than [B, C, H, W]."""
     if values.ndim != 4:
-        raise UnknownLayerError(f"{layer} for a value of shape {list(values.shape[1:])}")
+        raise UnknownLayerError(f"{what} of a value of shape {list(values.shape[1:])}")
 
 
 def _per_channel(values: Array, shape: Shape) -> Array:
     """Return values [C] so that they are broadcast along dimension 1 of a value of this shape, [B, C, ...]."""
     return values.reshape(-1, *[1] * (len(shape) - 2))
-
-
-def _bias(layer: nn.Linear | nn.Conv2d, *ones: int) -> Array:
-    return np.zeros((1, *ones)) if layer.bias is None else array(layer.bias).reshape(-1, *ones)
 
 
 def _refuse_broadcast(constant: Array, x: Array) -> None:

@@ -4,34 +4,27 @@
 computes is defined in this package.
 """
 
+import copy
 import operator
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cerdeq import bounds
-from cerdeq.bounds import Program, Reference, trace
+from cerdeq.bounds import Program, Reference, UnsupportedOperator, refuse_other_calls, refuse_other_precision, trace
 from cerdeq.bounds.refusals import refuse_training
-from cerdeq.equilibrium import FixedPoint, NotConvergedError
+from cerdeq.equilibrium import NotConvergedError
 from harness.checker import maps
 from harness.checker.boxes import Array, Box, affine, relu
 from harness.checker.equilibrium import NotProvedError, equilibrium
-from harness.checker.maps import Map, UnknownLayerError, array
+from harness.checker.maps import Map, Product, UnknownLayerError, array
+from harness.checker.operators import ABSOLUTE, BATCH, SHAPE, VALUE, Activation, Stand, operation_of
 
-_AGREEMENT = 1e-4  # of logits, relative to 1 + their size, beside their proved boxes
-
-
-@dataclass(frozen=True)
-class Activation:
-    """z = relu(W z + h). weight: W, or None for 0: an ordinary ReLU of h."""
-
-    weight: Array | None
+_AGREEMENT = 1e-6  # of logits, relative to 1 + their size, beside their proved boxes
 
 
 @dataclass(frozen=True)
@@ -64,19 +57,22 @@ class Network:
         Code that tests a value's type takes another branch under torch.fx. And the logits of an image must not depend
         on other images: they are computed alone, and all together.
         """
+        x = torch.from_numpy(images)
         try:
             features = self.boxes(Box(images, np.zeros_like(images)))[self.steps[-1].sources[0]]
             with torch.no_grad():
-                parts = [model(part) for part in torch.from_numpy(images).split(1)]
-                together = model(torch.from_numpy(images))
+                refuse_other_calls(model, trace(model), x)
+                parts, together = [model(part) for part in x.split(1)], model(x)
         except (NotProvedError, NotConvergedError):
             return  # there is nothing to compare; without a proof of contraction nothing is confirmed
+        except UnsupportedOperator as error:
+            raise UnknownLayerError(f"the network ({error})") from None
         logits = affine(features, self.weight, self.bias, maps.matrix, self.weight.shape[1])
         allowed = logits.radius + _AGREEMENT * (1 + np.abs(logits.center))
         for computed in (torch.cat(parts).numpy(), together.numpy()):
             alike = computed.shape == logits.center.shape and (np.abs(computed - logits.center) <= allowed).all()
             if not alike:
-                raise UnknownLayerError("the network, whose torch.fx trace gives other logits,")
+                raise UnknownLayerError("a network whose torch.fx trace gives other logits than the network itself")
 
     def boxes(self, images: Box) -> list[Box]:
         """Return the box of every value but the logits, by intervals."""
@@ -105,28 +101,35 @@ class Network:
 
 def read_network(model: nn.Module) -> Network:
     """Return the network of a module. Raises UnknownLayerError for a layer or operator without a rule."""
-    steps, last = read_steps(model)
-    if not isinstance(last, nn.Linear):
-        raise UnknownLayerError(f"{steps[-1].name} is the last layer, and not linear")
-    bias = last.bias if last.bias is not None else torch.zeros(last.out_features)
-    return Network(steps, array(last.weight), array(bias))
+    steps = read_steps(model)
+    last = steps[-1].operation
+    if not isinstance(last, Product):
+        raise UnknownLayerError(f"a last layer that is not linear, such as {steps[-1].name!r}")
+    return Network(steps, last.weight, last.bias)
 
 
-def read_steps(model: nn.Module) -> tuple[list[Step], Any]:
-    """Return the steps of a module, and what the last one calls. Raises UnknownLayerError as `read_network`."""
-    program, numbers, constants, steps = _read(model), {0: 0}, dict[int, Array](), list[Step]()
+def read_steps(model: nn.Module) -> list[Step]:
+    """Return the steps of a module. Raises UnknownLayerError, which names all steps without a rule."""
+    program, numbers, steps, without_rule = _read(model), {0: 0}, list[Step](), list[str]()
+    stands: dict[int, Any] = {0: VALUE}
     for number, step in enumerate(program.steps, start=1):
-        if step.record is not None:
-            operation, sources = _operation_of(step, constants), tuple(numbers[source] for source in step.sources)
+        try:
+            if step.record is None:
+                stands[number] = _constant_of(step, stands)
+                continue
+            operation = operation_of(step.target, _replaced(step.args, stands), _replaced(step.kwargs, stands))
+            sources = tuple(numbers[source] for source in step.sources)
             steps.append(Step(step.name, operation, sources))
-            if step.target in _ABSOLUTE:
-                steps.append(Step(f"{step.name}/absolute", maps.absolute(), (len(steps), *sources)))
-            numbers[number] = len(steps)
-        elif not step.args and not step.kwargs:  # a parameter or buffer; no numbers that the model computes
-            constants[number] = array(step.target())
+            if step.record.name == ABSOLUTE:
+                steps.append(Step(f"{step.name}/{ABSOLUTE}", maps.absolute(), (len(steps), *sources)))
+        except UnknownLayerError as error:
+            without_rule.append(f"{error.what} at node '{step.name}'{step.line}")
+        numbers[number], stands[number] = len(steps), VALUE
+    if without_rule:
+        raise UnknownLayerError("; ".join(without_rule))
     if not steps or numbers.get(program.output) != len(steps):
         raise UnknownLayerError("an output that is not the last layer's")
-    return steps, program.steps[program.output - 1].target
+    return steps
 
 
 def boxes_of(steps: list[Step], images: Box) -> list[Box]:
@@ -148,67 +151,34 @@ def _read(model: nn.Module) -> Program:
     """Return the model's steps, read as for its certification. Raises UnknownLayerError for what that refuses."""
     try:
         refuse_training(model)
-        return trace(model)
+        program = trace(model)
+        refuse_other_precision(trace(copy.deepcopy(model).float()), program)
+        return program
     except (TypeError, ValueError) as error:  # UnsupportedOperator, torch.fx's TraceError
-        raise UnknownLayerError(f"the network ({error})") from None
+        raise UnknownLayerError(f"this network: {error}") from None
 
 
-def _operation_of(step: bounds.Step, constants: dict[int, Array]) -> Map | Activation:
-    """Return the operation of a step whose value depends on the images."""
-    if isinstance(step.target, nn.Module):
-        if type(step.target) not in _MODULES:
-            raise UnknownLayerError(f"{step.name}, {step.target},")
-        return _MODULES[type(step.target)](step.target)
-    if step.target in _ABSOLUTE:
-        return Activation(None)
-    args: list[Any] = [constants.get(arg.index, arg) if isinstance(arg, Reference) else arg for arg in step.args]
-    match step.target, args:
-        case (operator.add | operator.iadd, [Reference(), Reference()]) if len(step.sources) == 2:
-            return maps.add_values()
-        case (operator.add | operator.iadd, [Reference(), np.ndarray() as constant]):
-            return maps.add_constant(constant)
-        case (operator.add, [np.ndarray() as constant, Reference()]):
-            return maps.add_constant(constant)
-        case (operator.sub | operator.isub, [Reference(), np.ndarray() as constant]):
-            return maps.add_constant(-constant)
-        case (operator.sub, [np.ndarray() as constant, Reference()]):
-            return maps.subtract_from_constant(constant)
-        case (operator.mul | operator.imul, [Reference(), np.ndarray() as constant]):
-            return maps.multiply_by_constant(constant)
-        case (operator.mul, [np.ndarray() as constant, Reference()]):
-            return maps.multiply_by_constant(constant)
-        case (operator.truediv | operator.itruediv, [Reference(), np.ndarray() as constant]):
-            return maps.divide_by_constant(constant)
-        case (operator.getitem, [Reference(), tuple() as items]):
-            return maps.index(tuple([*item] if isinstance(item, list) else item for item in items))
-        case (torch.cat, [[*parts], int() as dim]) if dim > 0 and not step.kwargs and len(step.sources) == len(parts):
-            return maps.concatenate(dim)
-        case (operator.matmul | torch.matmul, [Reference(), np.ndarray() as constant]) if not step.kwargs:
-            return maps.product(constant.T, np.zeros(1))
-        case (torch.reshape | Tensor.reshape | Tensor.view, [Reference(), -1, *sizes]) if _are_sizes(sizes):
-            return maps.reshape(tuple(sizes))
-        case (torch.permute | Tensor.permute, [Reference(), *order]) if _are_sizes(order):
-            return maps.permute(tuple(order))
-        case (F.pad, [Reference(), [*sizes]]) if _are_sizes(sizes) and step.kwargs in _ZERO_PADDING:
-            return maps.pad(tuple(sizes))
-    raise UnknownLayerError(f"{step.name}, {step.target},")
+def _constant_of(step: bounds.Step, stands: dict[int, Any]) -> Any:
+    """Return what stands for the result of a step that is not bounded; None for numbers that the network computes."""
+    if not step.args and not step.kwargs:
+        return array(step.target())  # a parameter, a buffer or a tensor made in forward
+    first, *others = step.args or (None,)
+    stand = stands.get(first.index) if isinstance(first, Reference) else None
+    asked = getattr(step.target, "function", step.target)
+    question = (asked, stand if isinstance(stand, Stand) else None, *others)
+    if question in ((getattr, VALUE, "shape"), (Tensor.size, VALUE)):
+        return SHAPE
+    return BATCH if question in ((Tensor.size, VALUE, 0), (operator.getitem, SHAPE, 0)) else None
 
 
-def _are_sizes(values: list[Any]) -> bool:
-    """Return whether all values are integers of at least 0: no sizes that the network computes."""
-    return all(type(value) is int and value >= 0 for value in values)
-
-
-_ABSOLUTE = torch.abs, torch.absolute, Tensor.abs, Tensor.absolute
-_ZERO_PADDING = [{"mode": "constant", "value": None}, {"mode": "constant", "value": 0.0}]
-_MODULES: dict[type, Callable[..., Map | Activation]] = {
-    nn.Linear: maps.linear,
-    nn.Conv2d: maps.convolution,
-    nn.BatchNorm1d: maps.batch_norm,
-    nn.BatchNorm2d: maps.batch_norm,
-    nn.AvgPool2d: maps.pool,
-    nn.Flatten: maps.flatten,
-    nn.Identity: lambda layer: maps.add_constant(np.zeros(())),
-    nn.ReLU: lambda layer: Activation(None),
-    FixedPoint: lambda layer: Activation(array(layer.weight)),
-}
+def _replaced(argument: Any, stands: dict[int, Any]) -> Any:
+    """Return arguments with what stands for earlier steps. Raises UnknownLayerError for numbers that were computed."""
+    if isinstance(argument, dict):
+        return {name: _replaced(value, stands) for name, value in argument.items()}
+    if isinstance(argument, list | tuple):
+        return [_replaced(value, stands) for value in argument]
+    if not isinstance(argument, Reference):
+        return argument
+    if stands.get(argument.index) is None:
+        raise UnknownLayerError("a constant that the network computes")
+    return stands[argument.index]

@@ -6,17 +6,19 @@ from fractions import Fraction
 import numpy as np
 from torch import nn
 
+from cerdeq.onnx.layers import RunInFloat32
 from harness.checker.boxes import Array, Box, between
 from harness.checker.certificates import Tensors, split_by_example
 from harness.checker.maps import UnknownLayerError
 from harness.checker.network import boxes_of, read_steps
 from harness.checker.proofs import CERTIFICATE, prove_rows
 from harness.checker.violations import box_around, round_down, violations_network
-from harness.properties.cases import Property, RunInFloat32
+from harness.properties.cases import NUMBER, Property
+from harness.properties.counterexample import Counterexample
 
 _AGREEMENT = 1e-4  # of outputs in float32, relative to 1 + their size, beside their proved boxes
 _POINTS = 8  # random points of a box
-_VALUE = re.compile(r"\(([XY]_\d+) ([+-]?[\d.]{1,4000}(?:[eE][+-]?\d{1,3})?)\)")
+_VALUE = re.compile(r"\([XY]_\d+ ([^ ()]+)\)")
 
 
 class NotConfirmedError(Exception):
@@ -32,7 +34,7 @@ def confirm_unsat(property_: Property, model: nn.Module, run: RunInFloat32, tens
         NotConfirmedError: without a proof.
         UnknownLayerError: for a layer without a rule.
     """
-    (steps, _), certificates, ways = read_steps(model), split_by_example(tensors), list[str]()
+    steps, certificates, ways = read_steps(model), split_by_example(tensors), list[str]()
     for number, cases in enumerate(property_.groups):
         box = box_around(cases[0].box, model.input_shape)  # type: ignore[arg-type]
         points = _points_of(box)
@@ -63,7 +65,7 @@ def confirm_sat(property_: Property, model: nn.Module, run: RunInFloat32, text: 
     cases = [case for case in property_.cases if case.box.contains(inputs)]
     if not cases:
         raise NotConfirmedError("the counterexample lies in the box of no case")
-    exact = boxes_of(read_steps(model)[0], between(lower, upper))[-1]
+    exact = boxes_of(read_steps(model), between(lower, upper))[-1]
     float32 = run(np.array([np.float32(float(x)) for x in inputs]).reshape(lower.shape)).ravel()
     _refuse_other_outputs(exact, float32)
     if not _agree(exact, np.array([float(y) for y in outputs])):
@@ -81,22 +83,20 @@ def _points_of(box: Box) -> Array:
 
 
 def _point(text: str, property_: Property) -> tuple[list[Fraction], list[Fraction]]:
-    """Return the inputs and outputs of a counterexample."""
-    try:
-        pairs = _VALUE.findall(text)
-        values = {name: Fraction(value) for name, value in pairs}
-        if len(pairs) != property_.inputs + property_.outputs:
-            raise ValueError(f"it has {len(pairs)} values")
-        inputs = [values[f"X_{number}"] for number in range(property_.inputs)]
-        return inputs, [values[f"Y_{number}"] for number in range(property_.outputs)]
-    except (ValueError, TypeError, KeyError, ZeroDivisionError) as error:
-        raise NotConfirmedError(f"the counterexample is malformed: {type(error).__name__}: {error}") from None
+    """Return the inputs and outputs of a counterexample, which has each once, in order, and nothing else."""
+    values = _VALUE.findall(str(text))
+    inputs, outputs = values[: property_.inputs], values[property_.inputs :]
+    is_complete = len(outputs) == property_.outputs and Counterexample(inputs, outputs).to_text() == text
+    if not is_complete or not all(map(NUMBER.fullmatch, values)):
+        counts = f"{property_.inputs} inputs and {property_.outputs} outputs"
+        raise NotConfirmedError(f"the counterexample is malformed, allowed: the decimals of {counts} in order alone")
+    return [Fraction(value) for value in inputs], [Fraction(value) for value in outputs]
 
 
 def _refuse_other_outputs(exact: Box, outputs: Array) -> None:
     """Raise UnknownLayerError if the network's own runtime computes other outputs than the checker's steps."""
     if not _agree(exact, outputs):
-        raise UnknownLayerError("the network, whose outputs in float32 differ from the checker's,")
+        raise UnknownLayerError("this network: its outputs in float32 differ from the checker's")
 
 
 def _agree(exact: Box, outputs: Array) -> bool:

@@ -18,6 +18,7 @@ from harness.checker.images import (
     check_counterexamples,
     load_checked_network,
 )
+from harness.checker.labels import check_labels
 from harness.config.plugins import load_for
 from harness.config.trial import TrialConfig
 from harness.data import Data, Split, fingerprint, load
@@ -82,7 +83,7 @@ def recheck(
     if problems := folders.check_entries(verdict_dir) or folders.check_finished(verdict_dir):
         return RecheckResult(0, 0, problems)
     stored = folders.read_stored_result(verdict_dir)
-    problems = folders.check_trial(stored) + folders.check_result(stored)
+    problems = folders.check_trial(stored) + folders.check_result(stored) + folders.check_chosen(stored)
     if problems := problems + (folders.check_certification(stored) or folders.check_name(stored)):
         return RecheckResult(0, 0, problems)
     if problems := folders.check_plugins(stored, trusted):
@@ -102,7 +103,8 @@ def recheck(
     network = load_checked_network(folders.trial_dir_of(verdict_dir) / folder.WEIGHTS, stored.config, test)
     counterexamples = read_tensors(verdict_dir / folder.COUNTEREXAMPLES)
     certificates = split_by_example(read_tensors(verdict_dir / folder.CERTIFICATES))
-    if problems := check_contraction(network):
+    weights = read_tensors(folders.trial_dir_of(verdict_dir) / folder.WEIGHTS)
+    if problems := check_contraction(network) or check_labels(stored.config, weights, stored.result.metrics):
         return RecheckResult(0, len(test), problems)
     checker = Checker(network, stored.config.eps, stages, counterexamples, certificates)
     checked = verdicts[:limit]

@@ -37,7 +37,8 @@ class Checkpoint:
     std: list[float] | None = None
     """A standard deviation for each channel, if `mean` is set."""
     sha256: str = ""
-    """The SHA-256 of the file; another file is refused. Empty for any file."""
+    """The SHA-256 of the file; another file is refused. Empty for any file. Of an ONNX file with external data it is
+    the digest of one file that holds all of it; the message that refuses another file shows it."""
 
     def __post_init__(self) -> None:
         require("file", self.file, bool(Path(self.file).name), "the path of a file")
@@ -48,6 +49,11 @@ class Checkpoint:
         are_pairs = (mean is None) == (std is None) and len(mean or ()) == len(std or ())
         require("std", std, are_pairs, f"as many numbers as mean, {mean}")
         require("std", std, all(value > 0 for value in std or ()), "numbers above 0")
+
+    @property
+    def is_onnx(self) -> bool:
+        """True for an ONNX file, which may be packed."""
+        return self.file.endswith((".onnx", ".onnx.gz"))
 
     @property
     def label(self) -> str:
@@ -83,19 +89,28 @@ def digest_of(content: bytes) -> str:
 
 
 def read_file(path: Path, checkpoint: Checkpoint) -> bytes:
-    """Return the content of a checkpoint's file.
+    """Return the content of a checkpoint's file; of an ONNX file with external data, one file that holds all of it.
 
     Raises InputError where there is no such file, it cannot be read, or its SHA-256 is not the checkpoint's.
     """
     if not path.is_file():
         raise InputError(f"checkpoint: found no file {path}, allowed: a path relative to the sweep file")
     try:
-        content = path.read_bytes()
+        content = _read_onnx(path) if checkpoint.is_onnx else path.read_bytes()
     except OSError as error:
         raise InputError(f"checkpoint: {path} cannot be read: {error.strerror}") from None
     own, allowed = digest_of(content), f"{checkpoint.sha256}, the SHA-256 of {path}"
     require("checkpoint.sha256", own, checkpoint.sha256 in ("", own), allowed)
     return content
+
+
+def _read_onnx(path: Path) -> bytes:
+    from cerdeq.onnx import OnnxError, read_content  # imported late, as torch takes seconds
+
+    try:
+        return read_content(path)
+    except OnnxError as error:
+        raise InputError(f"checkpoint: {error}") from None
 
 
 def without_source(content: dict[str, Any]) -> dict[str, Any]:

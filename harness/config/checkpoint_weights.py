@@ -13,7 +13,7 @@ from torch import Tensor
 
 from baselines import build
 from cerdeq.equilibrium import fold
-from cerdeq.onnx import OnnxError, load_onnx
+from cerdeq.onnx import OnnxError, load_content
 from harness.config.checkpoint_settings import Checkpoint, read_file
 from harness.config.trial import TrialConfig
 from harness.errors import InputError, error_line, require
@@ -38,17 +38,18 @@ def read_weights(path: Path, config: TrialConfig) -> Tensors:
         network = build(config.model, config.dataset, config.width, **config.options)
     fold(network)
     try:
-        loaded = _load_onnx(path) if checkpoint.file.endswith(".onnx") else _load(content, checkpoint)
+        loaded = _load_onnx(content, path) if checkpoint.is_onnx else _load(content, checkpoint)
         tensors = _select(loaded, checkpoint)
         return _match(tensors, network.state_dict(), checkpoint)
     except InputError as error:
         raise InputError(f"checkpoint: {path}: {error} (network {config.model!r})") from None
 
 
-def _load_onnx(path: Path) -> Tensors:
-    """Return all tensors of an ONNX file, by the names that the network `onnx` gives them."""
+def _load_onnx(content: bytes, path: Path) -> Tensors:
+    """Return all tensors of an ONNX file, by the names that the network `onnx` gives them. path: for messages."""
     try:
-        return {f"network.{name}": tensor for name, tensor in load_onnx(path).state_dict().items()}
+        network, _ = load_content(content, path)
+        return {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     except OnnxError as error:
         raise InputError(str(error)) from None
 

@@ -51,6 +51,7 @@ def expand(entry: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]
         for key, value in choice.items():
             changed = merge(changed, nest(key.split(".", 1), value))
         expanded += [(inner, choice | further) for inner, further in expand(changed)]  # a mapping may hold lists
+        require(", ".join(lists), f"{len(expanded):,} trials or more", len(expanded) <= LARGEST, f"at most {LARGEST:,}")
     return expanded
 
 

@@ -16,6 +16,7 @@ from types import ModuleType
 from baselines.registry import network_names, register
 from harness.config.trial import TrialConfig
 from harness.errors import InputError, SettingError, error_line, require
+from harness.terminal import say
 
 MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
 
@@ -77,7 +78,7 @@ def _import(name: str) -> ModuleType:
         raise SettingError(
             "plugins", name, f"a module that can be imported; importing it ended with {cause}"
         ) from error
-    print(f"plugin {name}: imported from {module.__file__}", file=sys.stderr, flush=True)
+    say(f"plugin {name}: imported from {module.__file__}", file=sys.stderr)
     return module
 
 
@@ -95,10 +96,25 @@ def source_of(name: str) -> Path:
     return root
 
 
-def leave_working_directory() -> None:
-    """Find no module in the working directory, which `python -m` puts first, unless PYTHONPATH names it."""
+def trust(modules: list[str], directories: list[Path]) -> None:
+    """Import the modules that --plugin names, none from the working directory unless PYTHONPATH names it.
+
+    directories: of results. Raises SettingError for a module that cannot be imported, or that lies in one of them.
+    """
     if sys.path and Path(sys.path[0]).resolve() == Path.cwd():
-        del sys.path[0]
+        del sys.path[0]  # which `python -m` puts first
+    for name in modules:
+        file = source_of(name)
+        is_outside = not any(file.resolve().is_relative_to(directory.resolve()) for directory in directories)
+        require("--plugin", f"{name} ({file})", is_outside, "a module that does not lie in the results")
+    load(modules)
+
+
+def require_trusted(config: TrialConfig, trusted: Collection[str]) -> None:
+    """Raise InputError for a trial with a plugin that --plugin does not name: results may be someone else's."""
+    for name in config.plugins:
+        if name not in trusted:
+            raise InputError(f"{config.label}: it names the plugin {name}; if you trust that, add --plugin {name}")
 
 
 @cache

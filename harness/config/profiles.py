@@ -8,7 +8,7 @@ from typing import Any
 from baselines import UnknownNameError
 from harness.config import plugins
 from harness.config.search import Searched, SearchSettings
-from harness.config.settings import Radius
+from harness.config.settings import Radius, fit_to_epochs
 from harness.config.sweep_keys import FIXED, Resources, SweepFile, validate
 from harness.config.sweep_text import merge, parse_assignments, read
 from harness.config.trial import FULL_PROFILE, TrialConfig
@@ -89,7 +89,8 @@ def check_keys(path: Path, profile: str | None, assignments: Sequence[str] = ())
 def parse_keys(content: dict[str, Any], profile: str, source: Path | str, note: str) -> SweepFile:
     """Return the checked keys of a sweep file. Raises InputError, as `name_source` returns it."""
     try:
-        return validate(SweepFile, content)
+        recipe = {"train": fit_to_epochs(content["train"])} if "train" in content else {}
+        return validate(SweepFile, content | recipe)
     except InputError as error:
         raise name_source(error, profile, source, note) from None
 

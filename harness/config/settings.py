@@ -10,7 +10,7 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Any, ClassVar, Literal, Self, get_args
 
-from harness.errors import SettingError, require
+from harness.errors import Requirements, SettingError, require
 from harness.storage import names
 
 
@@ -99,6 +99,23 @@ class Radius(Fraction):
         return core_schema.no_info_plain_validator_function(cls, json_schema_input_schema=text_or_number)
 
 
+def fit_to_epochs(train: Any) -> Any:
+    """Return the recipe of a sweep file with decays and a ramp that fit into its epochs, if it does not give its own.
+
+    Defaults that fit stay. Others are shortened as `epochs` is. Anything that is not a recipe is returned as it is.
+    """
+    epochs = train.get("epochs") if isinstance(train, dict) else None
+    if type(epochs) is not int or not 1 <= epochs < TrainSettings.epochs:
+        return train
+    fitted, start = {}, train.get("ramp_start", TrainSettings.ramp_start)
+    if epochs < TrainSettings.decay_epochs[-1]:
+        scaled = sorted({epoch * epochs // TrainSettings.epochs for epoch in TrainSettings.decay_epochs})
+        fitted["decay_epochs"] = [epoch for epoch in scaled if epoch > 0]
+    if type(start) is int and start - 1 + TrainSettings.ramp_epochs > epochs:
+        fitted["ramp_epochs"] = max(0, min(epochs // 2, epochs + 1 - start))
+    return fitted | train
+
+
 @dataclass(frozen=True)
 class TrainSettings:
     """The recipe of a study, of which an entry of `trials` can override keys (Shi et al. 2021, section 4). Epochs count
@@ -113,13 +130,15 @@ class TrainSettings:
     learning_rate: float = 5e-4
     """Adam's learning rate before the first decay."""
     decay_epochs: tuple[int, ...] = (120, 140)
-    """After each of these epochs the learning rate is multiplied by `decay_factor`."""
+    """After each of these epochs the learning rate is multiplied by `decay_factor`. In a sweep file that gives `epochs`
+    but not this, decays that come later are moved forward in proportion."""
     decay_factor: float = 0.2
     """Factor of the learning rate at each decay."""
     ramp_start: int = 2
     """The epoch in which eps begins to grow."""
     ramp_epochs: int = 80
-    """Epochs over which eps grows; 0 means no ramp."""
+    """Epochs over which eps grows; 0 means no ramp. In a sweep file that gives `epochs` but not this, at most half of
+    them if the default does not fit."""
     ramp_shape: RampShape = "smooth"
     """How eps grows: 'smooth' is a quartic, then a straight line (Xu et al. 2020); 'linear' is a straight line."""
     eps: Radius | None = None
@@ -161,44 +180,44 @@ class TrainSettings:
     """A standard deviation for each channel; null for the data set's."""
 
     def __post_init__(self) -> None:
+        check = Requirements()
         epochs = 1 <= self.epochs <= LARGEST_EPOCHS
         require("epochs", self.epochs, epochs, f"an integer of at least 1 and at most {LARGEST_EPOCHS:,}")
-        require("batch_size", self.batch_size, self.batch_size >= 2, "an integer of at least 2 (batch norm)")
-        require("learning_rate", self.learning_rate, 0 < self.learning_rate < 1, "above 0 and below 1")
+        check("batch_size", self.batch_size, self.batch_size >= 2, "an integer of at least 2 (batch norm)")
+        check("learning_rate", self.learning_rate, 0 < self.learning_rate < 1, "above 0 and below 1")
         decays = self.decay_epochs
         fits = all(a < b for a, b in pairwise(decays)) and all(1 <= epoch <= self.epochs for epoch in decays)
-        require("decay_epochs", list(decays), fits, f"increasing epochs between 1 and epochs = {self.epochs}")
-        require("decay_factor", self.decay_factor, 0 < self.decay_factor <= 1, "above 0 and at most 1")
-        require("ramp_start", self.ramp_start, self.ramp_start >= 1, "an epoch of at least 1")
-        require("ramp_epochs", self.ramp_epochs, self.ramp_epochs >= 0, "an integer of at least 0")
+        check("decay_epochs", list(decays), fits, f"increasing epochs between 1 and epochs = {self.epochs}")
+        check("decay_factor", self.decay_factor, 0 < self.decay_factor <= 1, "above 0 and at most 1")
+        check("ramp_start", self.ramp_start, self.ramp_start >= 1, "an epoch of at least 1")
+        check("ramp_epochs", self.ramp_epochs, self.ramp_epochs >= 0, "an integer of at least 0")
         last = self.ramp_start - 1 + self.ramp_epochs
         ends = f"a ramp that ends by epoch {self.epochs}; this one ends in {last}, ramp_start - 1 + ramp_epochs"
-        require("ramp_epochs", self.ramp_epochs, last <= self.epochs, ends)
-        require("ramp_shape", self.ramp_shape, self.ramp_shape in get_args(RampShape), "'smooth' or 'linear'")
+        check("ramp_epochs", self.ramp_epochs, last <= self.epochs, ends)
+        check("ramp_shape", self.ramp_shape, self.ramp_shape in get_args(RampShape), "'smooth' or 'linear'")
         if self.eps is not None:
             object.__setattr__(self, "eps", Radius(self.eps))
-        require("kappa", self.kappa, 0 <= self.kappa <= 1, "from 0 to 1")
+        check("kappa", self.kappa, 0 <= self.kappa <= 1, "from 0 to 1")
         start = self.kappa_start
-        require("kappa_start", start, start is None or 0 <= start <= 1, "from 0 to 1, or null for kappa throughout")
-        require("l1", self.l1, 0 <= self.l1 < math.inf, "at least 0 and finite")
+        check("kappa_start", start, start is None or 0 <= start <= 1, "from 0 to 1, or null for kappa throughout")
+        check("l1", self.l1, 0 <= self.l1 < math.inf, "at least 0 and finite")
         parts = self.accumulate
         divides = parts >= 1 and self.batch_size % parts == 0 and self.batch_size // parts >= 2
-        require("accumulate", parts, divides, f"a divisor of batch_size = {self.batch_size}, parts of 2 or more")
+        check("accumulate", parts, divides, f"a divisor of batch_size = {self.batch_size}, parts of 2 or more")
         norm, decay = self.clip_norm, self.ema_decay
-        require("clip_norm", norm, norm is None or 0 < norm < math.inf, "above 0 and finite, or null for no clipping")
-        require("regularisation", self.regularisation, 0 <= self.regularisation < math.inf, "at least 0 and finite")
-        require("ema_decay", decay, decay is None or 0 < decay < 1, "above 0 and below 1, or null for no average")
-        require(
-            "precision", self.precision, self.precision in get_args(Precision), "'tf32', 'float32', 'bf16' or 'auto'"
-        )
-        require("compile", self.compile, self.compile in get_args(CompileMode), "'auto', 'always' or 'never'")
+        check("clip_norm", norm, norm is None or 0 < norm < math.inf, "above 0 and finite, or null for no clipping")
+        check("regularisation", self.regularisation, 0 <= self.regularisation < math.inf, "at least 0 and finite")
+        check("ema_decay", decay, decay is None or 0 < decay < 1, "above 0 and below 1, or null for no average")
+        check("precision", self.precision, self.precision in get_args(Precision), "'tf32', 'float32', 'bf16' or 'auto'")
+        check("compile", self.compile, self.compile in get_args(CompileMode), "'auto', 'always' or 'never'")
         initialisation = self.initialisation
-        require("initialisation", initialisation, initialisation in get_args(Initialisation), "'ibp' or 'default'")
+        check("initialisation", initialisation, initialisation in get_args(Initialisation), "'ibp' or 'default'")
         mean, std = list(self.mean or ()), list(self.std or ())
         is_small = all(abs(value) <= 1e6 for value in mean)
-        require("mean", mean, is_small, "numbers from -1e6 to 1e6, or null for the data set's")
+        check("mean", mean, is_small, "numbers from -1e6 to 1e6, or null for the data set's")
         is_positive = all(1e-6 <= value <= 1e6 for value in std)  # in float32 much smaller ones are 0
-        require("std", std, is_positive, "numbers from 1e-6 to 1e6, or null for the data set's")
+        check("std", std, is_positive, "numbers from 1e-6 to 1e6, or null for the data set's")
+        check.raise_errors()
 
 
 @dataclass(frozen=True)
@@ -233,18 +252,20 @@ class EvaluationSettings:
     """Whether to save certificates of crown, alpha-crown and bab, so that `harness.recheck` needs no search."""
 
     def __post_init__(self) -> None:
+        check = Requirements()
         stages = list(self.stages)
         fits = names.IBP in stages and stages == [stage for stage in STAGES if stage in stages]
-        require("stages", stages, fits, f"'ibp' and any of the others, in this order: {', '.join(STAGES)}")
+        check("stages", stages, fits, f"'ibp' and any of the others, in this order: {', '.join(STAGES)}")
         images = self.test_images
-        require("test_images", images, images is None or images >= 1, "an integer of at least 1, or null for all")
-        require("attack", self.attack, self.attack in get_args(Attack), "'margin' or 'all'")
+        check("test_images", images, images is None or images >= 1, "an integer of at least 1, or null for all")
+        check("attack", self.attack, self.attack in get_args(Attack), "'margin' or 'all'")
         for name in ("batch_size", "attack_steps", "attack_restarts"):
-            require(name, getattr(self, name), getattr(self, name) >= 1, "an integer of at least 1")
-        require("attack_step", self.attack_step, 0 < self.attack_step <= 2, "above 0 and at most 2")
+            check(name, getattr(self, name), getattr(self, name) >= 1, "an integer of at least 1")
+        check("attack_step", self.attack_step, 0 < self.attack_step <= 2, "above 0 and at most 2")
         seconds, branches = self.bab_seconds, self.bab_branches
         is_limit = seconds is None or 0 < seconds < math.inf
-        require("bab_seconds", seconds, is_limit, "above 0 and finite, or null for no limit")
-        require("bab_branches", branches, branches is None or branches >= 1, "an integer of at least 1, or null")
+        check("bab_seconds", seconds, is_limit, "above 0 and finite, or null for no limit")
+        check("bab_branches", branches, branches is None or branches >= 1, "an integer of at least 1, or null")
         limited = names.BAB not in self.stages or seconds is not None or branches is not None
-        require("bab_seconds", seconds, limited, "a number, since bab_branches is null")
+        check("bab_seconds", seconds, limited, "a number, since bab_branches is null")
+        check.raise_errors()

@@ -1,6 +1,6 @@
 """Sweep files: read, checked to the last key, and expanded to a list of trials."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from functools import partial
 from inspect import Parameter
@@ -13,7 +13,7 @@ from harness.config import plugins
 from harness.config.buildable import check_buildable, ignored_evaluation, ignored_settings
 from harness.config.checkpoint_settings import TRAINED_ELSEWHERE, digest_of, read_file
 from harness.config.checkpoint_weights import read_weights
-from harness.config.grid import expand, names_in
+from harness.config.grid import LARGEST, expand, names_in
 from harness.config.profiles import (
     ASSIGNED,
     CPU_PROFILE,
@@ -79,6 +79,8 @@ def _expand(
     sweep = parse_keys(content, profile, source, note)
     try:
         expanded = _expand_entries(sweep, profile, path.parent)
+        count = len(expanded) * len(sweep.seeds)
+        require("seeds", f"{count:,} trials", count <= 10 * LARGEST, f"at most {10 * LARGEST:,} of all seeds")
         _refuse(_ignored_by_all(sweep, content, expanded))
         unmarked = {identity(trial) for trial in original.trials} if original else set()
         trials, searched = [], []
@@ -131,7 +133,10 @@ def _expand_entries(sweep: SweepFile, profile: str, directory: Path) -> list[Exp
         try:
             for name in names_in(lists, "model"):
                 plugins.add_factory(name, sweep.plugins)
-            for content, values in expand(lists):
+            choices = expand(lists)
+            count = len(expanded) + len(choices)
+            require("trials", f"{count:,} trials or more", count <= LARGEST, f"at most {LARGEST:,} under one seed")
+            for content, values in choices:
                 choice = f" (with {', '.join(f'{key} {value}' for key, value in values.items())})" if values else ""
                 entry = validate(TrialEntry, content)
                 trial, ignored = _resolve(profile, sweep, entry, directory)
@@ -157,16 +162,13 @@ def _resolve(profile: str, sweep: SweepFile, entry: TrialEntry, directory: Path)
     if entry.is_trained_elsewhere:
         return _resolve_elsewhere(profile, sweep, entry, directory)
     settings = dict(sweep) | dict(entry)
-    settings |= {
-        "sweep": sweep.name,
-        "profile": profile,
-        "seed": 0,
-        "width": entry.width or sweep.width,
-        "train": validate(TrainSettings, asdict(sweep.train) | entry.train, "train"),
-        "options": _changed_options("options", entry.options, options_of(entry.model)),
-        "method_options": _changed_options("method_options", entry.method_options, method_options(entry.method)),
-        "plugins": plugins.digests(sweep.plugins),
-    }
+    settings |= {"sweep": sweep.name, "profile": profile, "seed": 0, "width": entry.width or sweep.width}
+    settings |= _all_or_none(
+        train=lambda: validate(TrainSettings, asdict(sweep.train) | entry.train, "train"),
+        options=lambda: _changed_options("options", entry.options, options_of(entry.model)),
+        method_options=lambda: _changed_options("method_options", entry.method_options, method_options(entry.method)),
+        plugins=lambda: plugins.digests(sweep.plugins),
+    )
     trial = TrialConfig(**{field.name: settings[field.name] for field in fields(TrialConfig)})
     ignored = ignored_settings(trial, check_buildable(trial))
     own = {
@@ -176,6 +178,18 @@ def _resolve(profile: str, sweep: SweepFile, entry: TrialEntry, directory: Path)
     }
     _refuse(_describe_ignored(own, ignored))
     return trial, ignored
+
+
+def _all_or_none(**parts: Callable[[], Any]) -> dict[str, Any]:
+    """Return the parts of a trial. Raises InputError with the problems of all of them."""
+    result, problems = {}, list[str]()
+    for name, part in parts.items():
+        try:
+            result[name] = part()
+        except InputError as error:
+            problems += str(error).splitlines()
+    _refuse(problems)
+    return result
 
 
 def _resolve_elsewhere(

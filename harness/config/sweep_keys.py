@@ -13,7 +13,7 @@ from harness.config.checkpoint_settings import Checkpoint, Source
 from harness.config.search import Asha, SearchSettings, Space
 from harness.config.settings import STRICT, EvaluationSettings, Radius, TrainSettings
 from harness.config.trial import LARGEST_SEED, LARGEST_WIDTH, LONGEST_NAME, NAME_PATTERN
-from harness.errors import InputError, SettingError, require
+from harness.errors import InputError, SettingError, SettingsError, require
 
 RENAMED = {"evaluation.methods": "evaluation.stages"}
 
@@ -188,8 +188,8 @@ def _describe(error: Any, kind: Any, section: tuple[str, ...]) -> str:
     location = [*section, *map(str, error["loc"])]
     key, cause = ".".join(location), error.get("ctx", {}).get("error")
     if isinstance(cause, SettingError):
-        inside = [] if location[-1:] == [cause.key] else [cause.key]  # the error of a whole mapping, or of this key
-        return str(SettingError(".".join([*location, *inside]), cause.found, cause.allowed))
+        causes = cause.errors if isinstance(cause, SettingsError) else [cause]
+        return "\n".join(_name_key(location, one) for one in causes)
     if error["type"] == "missing":
         return f"{key}: missing"
     if key in RENAMED:
@@ -202,3 +202,9 @@ def _describe(error: Any, kind: Any, section: tuple[str, ...]) -> str:
         return str(SettingError(key, error["input"], cause.allowed))
     allowed = error["msg"].removeprefix("Input should be ").replace("an object", "a mapping").replace("array", "list")
     return str(SettingError(key, error["input"], allowed[0].lower() + allowed[1:]))
+
+
+def _name_key(location: list[str], error: SettingError) -> str:
+    """Return an error of the mapping or the key at this location, with all keys that lead to it."""
+    inside = [] if location[-1:] == [error.key] else [error.key]
+    return str(SettingError(".".join([*location, *inside]), error.found, error.allowed))

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Collection, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from harness.config.trial import flatten
 from harness.errors import InputError, SettingError, require
 
 INCLUDE = "include"
+LARGEST_TEXT = 1_000_000
+"""How many characters a sweep file may have."""
+_MOST_VALUES, _LONGEST_VALUE, _DEEPEST = 50_000, 4_000, 50
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Path]]:
@@ -45,7 +49,9 @@ def nest(keys: Sequence[str], value: Any) -> dict[str, Any]:
 
 
 def parse_yaml(text: str) -> Any:
-    """Return what a text in YAML says, with the types of JSON. Raises ValueError."""
+    """Return what a text in YAML says, with the types of JSON. Raises ValueError, also for a text that is too large."""
+    if len(text) > LARGEST_TEXT:
+        raise ValueError(f"it is longer than {LARGEST_TEXT:,} characters")
     try:
         return json.loads(json.dumps(yaml.load(text, _Loader), default=str))
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:  # as it raises for 2026-02-31 and !!int x
@@ -55,7 +61,10 @@ def parse_yaml(text: str) -> Any:
 
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text("utf-8")
+        if path.exists() and not path.is_file():
+            raise OSError("it is no file")
+        with open(path, "rb") as file:
+            text = file.read(4 * LARGEST_TEXT).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     try:
@@ -68,7 +77,34 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 5e-4 is a number, as in YAML 1.2, and a repeated key is an error."""
+    """YAML in which 5e-4 is a number, as in YAML 1.2, and a repeated key is an error.
+
+    It is an error, too, if a text is too large once aliases stand for what they name: nothing is expanded before.
+    """
+
+    def __init__(self, text: str):
+        super().__init__(text)
+        self.depth = 0
+        self.counts: dict[int, int] = {}  # of the values within a node, by its id
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        mark = self.peek_event().start_mark
+        self.depth += 1
+        self._require(self.depth <= _DEEPEST, f"more than {_DEEPEST} levels", mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        within = node.value if isinstance(node, yaml.CollectionNode) else []
+        within = chain(*within) if isinstance(node, yaml.MappingNode) else within
+        self.counts[id(node)] = 1 + sum(self.counts.get(id(each), 0) for each in within)
+        self._require(self.counts[id(node)] <= _MOST_VALUES, f"more than {_MOST_VALUES:,} values", mark)
+        is_long = isinstance(node, yaml.ScalarNode) and len(node.value) > _LONGEST_VALUE
+        self._require(not is_long, f"a value of more than {_LONGEST_VALUE:,} characters", mark)
+        return node
+
+    @staticmethod
+    def _require(holds: bool, found: str, mark: yaml.Mark) -> None:
+        if not holds:
+            raise yaml.composer.ComposerError(None, None, f"it has {found}", mark)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if key.value != "<<"]

@@ -57,12 +57,14 @@ class StageResult:
 
     lower: lower bounds of the smallest margin. counterexample_margin: proved upper bounds of the margin at a
     counterexample. columns: further columns of the table of verdicts. evidence: counterexamples and certificates.
+    unproved: the numbers of examples for which a certificate was searched and not found.
     """
 
     lower: Tensor
     counterexample_margin: Tensor
     columns: dict[str, Tensor] = field(default_factory=dict)
     evidence: Evidence = field(default_factory=dict)
+    unproved: list[int] = field(default_factory=list)
 
 
 def write_evidence(directory: Path, evidence: Evidence) -> None:

@@ -60,6 +60,12 @@ class Ledger:
         if self.undecided[example] and not self.verdict[example]:
             self.verdict[example], self.stage[example], self.reason[example] = verdict, stage, reason
 
+    def note_unproved(self, stage: str, examples: list[int]) -> None:
+        """Note the examples that a stage certified and has no certificate for."""
+        for example in examples:
+            if (self.verdict[example], self.stage[example]) == (names.CERTIFIED, stage):
+                self.reason[example] = names.NO_CERTIFICATE
+
     def columns(self) -> dict[str, np.ndarray]:
         """Return verdicts, their stages and reasons, by the names of their columns."""
         empty = self.verdict == ""

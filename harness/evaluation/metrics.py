@@ -5,7 +5,6 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from harness.config.settings import STAGES_BY_SETTING, EvaluationSettings
 from harness.evaluation.verdicts import Evaluation
 from harness.storage import names
 
@@ -52,7 +51,7 @@ def finite_or_none(metrics: Mapping[str, float]) -> dict[str, float | None]:
     return {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
 
 
-def warnings(evaluation: Evaluation, metrics: dict[str, float | None], settings: EvaluationSettings) -> list[str]:
+def warnings(evaluation: Evaluation, metrics: dict[str, float | None]) -> list[str]:
     """Return what a reader must know: a collapsed network, what failed, lacks a certificate or is not finite."""
     shares = evaluation.verdicts[names.PREDICTION].value_counts(normalize=True)
     missing = [name for name, value in metrics.items() if value is None]
@@ -64,17 +63,10 @@ def warnings(evaluation: Evaluation, metrics: dict[str, float | None], settings:
         index, reason = part[[names.INDEX, names.REASON]].iloc[0]
         example = f"{index} ({reason})" if reason else index
         messages.append(f"{verdict} in {stage}: {len(part)} examples, such as {example}")
-    if settings.certificates and (uncertain := _without_certificate(evaluation)):
-        examples = f"{len(uncertain)} certified examples, such as {uncertain[0]}"
+    without = evaluation.verdicts.loc[evaluation.verdicts[names.REASON] == names.NO_CERTIFICATE, names.INDEX]
+    if len(without):
+        examples = f"{len(without)} certified examples, such as {without.iloc[0]}"
         messages.append(f"no certificate: {examples}; harness.recheck may not confirm them")
     if missing:
         messages.append(f"not finite: {', '.join(missing)}")
     return messages
-
-
-def _without_certificate(evaluation: Evaluation) -> list[int]:
-    """Return the indices of examples that were certified by a stage with certificates, and have none."""
-    verdicts, stages = evaluation.verdicts, STAGES_BY_SETTING["certificates"]
-    certified = (verdicts[names.VERDICT] == names.CERTIFIED) & verdicts[names.STAGE].isin(stages)
-    with_certificate = {int(name.partition("/")[0]) for name in evaluation.evidence if "/" in name}
-    return [index for index in verdicts.loc[certified, names.INDEX].tolist() if index not in with_certificate]

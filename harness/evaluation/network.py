@@ -4,17 +4,18 @@ import copy
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from baselines import build
-from cerdeq.bounds import Program, trace
+from cerdeq.bounds import Program, refuse_other_precision, trace
 from cerdeq.bounds.float32 import in_float32
 from cerdeq.bounds.refusals import refuse_training
 from cerdeq.equilibrium import fold, use_attack_solvers
 from harness.config.buildable import needs_linear
 from harness.config.trial import TrialConfig
 from harness.errors import InputError
+from harness.storage.files import parse_file
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,15 @@ class PreparedNetwork:
     attack_model: nn.Module
 
 
-def load_network(config: TrialConfig, weights: Path) -> nn.Sequential:
+def load_network(config: TrialConfig, weights: Path, content: bytes | None = None) -> nn.Sequential:
     """Return the trained network, float64 and in evaluation mode, from a safetensors file of folded weights.
 
-    Raises InputError for tensors that are not the network's: torch would round other types silently.
+    content: of the file, if it has been read. Raises InputError for tensors that are not the network's: torch would
+    round other types silently.
     """
     model = build(config.model, config.dataset, config.width, **config.options)
     fold(model)
-    state = load_file(weights)
+    state = parse_file(weights, load, content)
     if problems := check_tensors(state, model.state_dict()):
         raise InputError(f"{weights}: {problems[0]}")
     model.load_state_dict(state)
@@ -60,10 +62,15 @@ def _kind(tensor: Tensor) -> str:
 
 
 def prepare_network(model: nn.Module, stages: tuple[str, ...]) -> PreparedNetwork:
-    """Prepare a float64 network in evaluation mode for the verifier's stages. Raises ValueError in training mode."""
+    """Prepare a float64 network in evaluation mode for the verifier's stages.
+
+    Raises ValueError in training mode, and UnsupportedOperator if it is another function in float32, as it was trained.
+    """
     refuse_training(model)
     linear = needs_linear(stages)
+    program = trace(model, linear)
+    refuse_other_precision(trace(copy.deepcopy(model).float(), linear), program)
     attack_model = copy.deepcopy(model)
     use_attack_solvers(attack_model)
     attack_model.float().requires_grad_(False)
-    return PreparedNetwork(model, trace(model, linear), in_float32(model, linear), attack_model)
+    return PreparedNetwork(model, program, in_float32(model, linear), attack_model)

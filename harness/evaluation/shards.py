@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save_file
 
 from harness.config.plugins import load_for
 from harness.config.trial import TrialConfig, digest_content
@@ -28,6 +29,7 @@ from harness.evaluation.verdicts import Evaluation, evaluate_part
 from harness.memory import reuse_freed_memory
 from harness.storage import certification, folder, names
 from harness.storage.certification import Certification
+from harness.storage.files import read_bytes
 from harness.storage.folder import Trial, TrialResult
 from harness.storage.parquet import write_table
 
@@ -43,11 +45,14 @@ def certified_images(data: Data, config: TrialConfig) -> Split:
     return data.evaluated_images(config.validation_images, config.evaluation.test_images)
 
 
-def certification_of(trial_dir: Path, config: TrialConfig, data: Data) -> tuple[Trial, Certification]:
-    """Return a finished trial with another config, and the certification that evaluates it by that config."""
+def certification_of(trial_dir: Path, config: TrialConfig, data: Data, weights: bytes) -> tuple[Trial, Certification]:
+    """Return a finished trial with another config, and the certification that evaluates it by that config.
+
+    weights: the content of the trial's file.
+    """
     trial = replace(folder.read_trial(trial_dir / folder.TRIAL), config=config)
     content = json.dumps([digest_content(config), data.fingerprint, trial.recipe_version, trial.key], sort_keys=True)
-    input_digest = hashlib.sha256((trial_dir / folder.WEIGHTS).read_bytes() + content.encode()).hexdigest()
+    input_digest = hashlib.sha256(weights + content.encode()).hexdigest()
     versions = {name: value for name, value in describe_environment(best_device()).items() if name != "threads"}
     digest = hashlib.sha256("\n".join([input_digest, *versions.values()]).encode()).hexdigest()
     per_shard = images_at_once(config.evaluation, _PER_SHARD)
@@ -94,11 +99,12 @@ def merge_shards(directory: Path, count: int) -> Evaluation:
         FileNotFoundError: the folder is gone.
     """
     shards = [certification.read_shard(directory, number) for number in range(count)]
-    parts = [certification.read_shard_verdicts(directory, number) for number in range(count)]
+    contents = [certification.read_content(directory, number, shard) for number, shard in enumerate(shards)]
+    parts = [certification.read_shard_verdicts(directory, number, table) for number, (table, _) in enumerate(contents)]
     verdicts, images = pd.concat(parts, ignore_index=True), [len(part) for part in parts]
     centre, spread = _pool([(shard.clean_mean, shard.clean_spread) for shard in shards], images)
     widths = [{name: math.inf if value is None else value for name, value in shard.layers.items()} for shard in shards]
-    files = [load_file(certification.evidence_of(directory, number)) for number in range(count)]
+    files = [load_tensors(evidence) for _, evidence in contents]
     evidence = {name: tensor for file in files for name, tensor in file.items()}
     folder.require_there(directory)
     write_evidence(directory, evidence)
@@ -113,14 +119,15 @@ def _load(directory: Path, digest: str, data_dir: str | None) -> tuple[TrialConf
     config = folder.read_certified_trial(directory / certification.CERTIFICATION).config
     load_for(config)
     trial_dir, data = certification.trial_of(directory), load(config.dataset, data_dir)
-    _, own = certification_of(trial_dir, config, data)
+    weights = read_bytes(trial_dir / folder.WEIGHTS)
+    _, own = certification_of(trial_dir, config, data, weights)
     require(
         "digest",
         own.digest,
         own.digest == digest,
         f"{digest}; weights, data or package versions differ between machines",
     )
-    model = load_network(config, trial_dir / folder.WEIGHTS).to(best_device())
+    model = load_network(config, trial_dir / folder.WEIGHTS, weights).to(best_device())
     return config, prepare_network(model, config.evaluation.stages), certified_images(data, config)
 
 
@@ -148,7 +155,7 @@ def finish_certification(directory: Path, data: Data) -> None:
         }
     )
     metrics |= {name: value for name, value in (own.metrics if own else {}).items() if name in _NETWORK_METRICS}
-    messages = warnings(evaluation, metrics, trial.config.evaluation)
+    messages = warnings(evaluation, metrics)
     rows = [(number, stage, seconds) for number, shard in enumerate(shards) for stage, seconds in shard.seconds.items()]
     timings = pd.DataFrame(rows, columns=["shard", "stage", "seconds"])
     write_table(directory / certification.TIMINGS, timings)

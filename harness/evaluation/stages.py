@@ -42,21 +42,31 @@ def _bound(name: str, batch: Batch) -> StageResult:
     for examples, margins in batch.ledger.answers(name, ask, batch.undecided.nonzero()[:, 0]):
         lower[examples] = margins.to(lower)
     has_certificates = batch.config.evaluation.certificates and _CERTIFICATES in STAGES[name].settings
-    return StageResult(lower, batch.nan(), evidence=_certificates(batch, lower > 0) if has_certificates else {})
+    evidence, unproved = _certificates(batch, lower > 0) if has_certificates else ({}, [])
+    return StageResult(lower, batch.nan(), evidence=evidence, unproved=unproved)
 
 
-def _certificates(batch: Batch, examples: Tensor) -> Evidence:
-    """Return certificates of examples [B] that a stage certified without one; some may have none."""
-    evidence: Evidence = {}
+def _certificates(batch: Batch, examples: Tensor) -> tuple[Evidence, list[int]]:
+    """Return certificates of examples [B] that a stage certified without one, and those for which none was found."""
+    evidence, unproved = Evidence(), list[int]()
     for example in examples.nonzero():
-        for _, verification in batch.ledger.answers(_CERTIFICATES, partial(_verify, batch), example):
+        answers = batch.ledger.answers(_CERTIFICATES, partial(_verify, batch), example)
+        for _, verification in answers:
             evidence |= _name_tensors(batch, example, verification)
-    return evidence
+        if not answers or _lacks_certificate(answers[0][1]):
+            unproved.append(int(example))
+    return evidence, unproved
+
+
+def _lacks_certificate(verification: cerdeq.Verification) -> bool:
+    """Return whether a search has no certificate. Without branches linear bounds were enough, which need none."""
+    return not verification.certificates[0] and bool(verification.branches[0] > 0)
 
 
 def _branch_and_bound(batch: Batch) -> StageResult:
     """Return what branch and bound finds of the undecided examples, one image at a time."""
     lower, upper, branches, evidence = batch.nan(), batch.nan(), batch.nan(), Evidence()
+    unproved = list[int]()
     k_of = torch.zeros_like(batch.images, dtype=torch.int16)
 
     def ask(example: Tensor) -> None:
@@ -75,13 +85,15 @@ def _branch_and_bound(batch: Batch) -> StageResult:
             raise ValueError(f"branch and bound says {status}, with a bound of {bound:g} and a margin of {margin:g}")
         lower[example], upper[example], branches[example] = bound, margin, float(verification.branches[0])
         evidence.update(_name_tensors(batch, example, verification))
+        if batch.config.evaluation.certificates and status == _CERTIFIED and _lacks_certificate(verification):
+            unproved.append(int(example))
         if status in _LIMITS:
             batch.ledger.note(names.BAB, _LIMITS[status], int(example))
 
     for example in batch.undecided.nonzero():
         batch.ledger.answers(names.BAB, ask, example)
     evidence |= counterexamples(batch, names.BAB, upper < 0, k_of)
-    return StageResult(lower, upper, {names.BRANCHES: branches}, evidence)
+    return StageResult(lower, upper, {names.BRANCHES: branches}, evidence, unproved)
 
 
 def _verify(batch: Batch, example: Tensor) -> cerdeq.Verification:

@@ -97,6 +97,7 @@ def _evaluate_batch(
         result = FUNCTIONS[stage](batch)
         ledger.decide(stage, names.CERTIFIED, result.lower > 0)
         ledger.decide(stage, names.FALSIFIED, result.counterexample_margin < 0)
+        ledger.note_unproved(stage, result.unproved)
         lower[stage] = result.lower
         further_columns |= result.columns
         evidence |= result.evidence

@@ -3,8 +3,7 @@
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load as load_tensors
 
 from harness.attacks.counterexamples import decode, unpack
 from harness.data import load
@@ -13,7 +12,7 @@ from harness.evaluation.network import load_network
 from harness.figures.section_data import SectionData
 from harness.figures.style import panels
 from harness.storage import folder
-from harness.storage.files import DamagedFileError
+from harness.storage.files import DamagedFileError, parse_file
 
 _MOST = 6
 
@@ -35,12 +34,12 @@ def counterexamples(data: SectionData) -> Figure | None:
         return None
     test = dataset.evaluated_images(trial.config.validation_images, trial.config.trial_image_count)
     try:
-        points = load_file(trial_dir / folder.COUNTEREXAMPLES)
+        points = parse_file(trial_dir / folder.COUNTEREXAMPLES, load_tensors)
         network = load_network(trial.config, trial_dir / folder.WEIGHTS)
         indices = sorted(map(int, points))[:_MOST]
         images = test.images[indices].double() / 255
         levels = [unpack(points[str(index)], images.shape[1:]) for index in indices]
-    except (OSError, ValueError, RuntimeError, LookupError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, LookupError) as error:
         raise DamagedFileError(f"{trial_dir}: {type(error).__name__}: {error}") from error
     if not indices:
         return None

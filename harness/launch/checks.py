@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from harness.checker.images import describe_unreadable
 from harness.config.profiles import Sweep, describe_source, name_source
 from harness.config.sweep_file import load_sweep
 from harness.data import load
@@ -22,8 +23,8 @@ def check_sweep(
     assignments: Sequence[str],
     data_dir: str | None,
     writes: bool,
-) -> tuple[Sweep, dict[str, Any], dict[str, float]]:
-    """Return a sweep, the summary and the title of its data, and the machine's "CPU" and "GPU".
+) -> tuple[Sweep, dict[str, Any], dict[str, float], list[str]]:
+    """Return a sweep, the summary and the title of its data, the machine's "CPU" and "GPU", and warnings.
 
     machine: of a Ray cluster; None asks this one. data_dir, writes: as in `load`. Raises InputError.
     """
@@ -37,4 +38,4 @@ def check_sweep(
             split_images(config, data)
     except InputError as error:
         raise name_source(error, sweep.profile, describe_source(path, assignments), "") from None
-    return sweep, data.summary() | {"title": data.info.title}, machine
+    return sweep, data.summary() | {"title": data.info.title}, machine, describe_unreadable(sweep.trials)

@@ -3,7 +3,6 @@
 import os
 
 from rich.console import Console
-from rich.markup import escape
 
 from harness.config.profiles import CPU_PROFILE
 from harness.config.settings import describe_weak_attack
@@ -21,10 +20,10 @@ def print_header(study: Study, gpus: float, asked_profile: str | None, console: 
     config = sweep.trials[0]
     total = f" of {len(sweep.trials)}" if len(trials) < len(sweep.trials) else ""
     lines = [
-        f"[bold]{sweep.name}[/]: {data['title']}, eps {sweep.eps}, profile {escape(sweep.profile)}; "
+        f"{sweep.name}: {data['title']}, eps {sweep.eps}, profile {sweep.profile}; "
         f"{len(trials)}{total} trials, {len(trials) - len(study.unfinished())} finished already",
         f"data: {data['train_images']:,} training and {data['test_images']:,} test images "
-        f"from {escape(data['directory'] or 'a package')}",
+        f"from {data['directory'] or 'a package'}",
     ]
     if sweep.profile == CPU_PROFILE and asked_profile is None:
         lines.append("no GPU here: profile 'cpu' was picked")
@@ -34,13 +33,13 @@ def print_header(study: Study, gpus: float, asked_profile: str | None, console: 
         widths = ", ".join(f"{width:g}" for width in sorted({trial.width for trial in sweep.trials}))
         epochs = ", ".join(str(count) for count in sorted({trial.epochs for trial in sweep.trials}))
         lines.append(
-            f"profile '{escape(sweep.profile)}': width {widths}, {config.train_images or 'all'} training images, "
+            f"profile '{sweep.profile}': width {widths}, {config.train_images or 'all'} training images, "
             f"{epochs} epochs; its numbers are not comparable with published ones"
         )
     if changed := [trial for trial in trials if trial.key not in study.unchanged_keys]:
         lines.append(
             f"{len(changed)} trials differ from the sweep file: tables list them under profile "
-            f"'{escape(changed[0].config.profile)}'; their numbers are not comparable with published ones"
+            f"'{changed[0].config.profile}'; their numbers are not comparable with published ones"
         )
     attack = config.evaluation
     if warning := describe_weak_attack(attack.attack_step, attack.attack_steps):

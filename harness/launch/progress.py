@@ -5,11 +5,11 @@ from typing import Any, Self
 
 from rich import progress
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from harness.storage import names
 from harness.storage.folder import Trial, TrialResult
-from harness.terminal import one_line
+from harness.terminal import one_line, printable, say
 
 _ERRORS = (names.STANDARD_ERROR, names.ATTACK_ERROR, names.CERTIFIED_ERROR)
 _WIDTH = names.in_training(names.BOUND_WIDTH)
@@ -86,7 +86,7 @@ class TrialProgress(Bars):
 
     def _print(self, line: str) -> None:
         if not self.console.is_terminal:
-            print(line, flush=True)
+            say(line)
 
 
 class SweepProgress(Bars):
@@ -120,14 +120,14 @@ class SweepProgress(Bars):
         errors = [f"{name.replace('_', ' ')} {percent(result.metrics[name])}" for name in _ERRORS]
         seconds = next(task.time_remaining for task in self.bars.tasks if task.description == "all trials")
         left = f", about {minutes(seconds)} left" if seconds else ""
-        self._print("[green]done[/]", key, f"{', '.join(errors)} ({self.ended} of {len(self.done)} trials{left})")
+        self._print("done", "green", key, f"{', '.join(errors)} ({self.ended} of {len(self.done)} trials{left})")
         for warning in result.warnings:
-            self._print("[yellow]warning[/]", key, one_line(warning))
+            self._print("warning", "yellow", key, one_line(warning))
 
     def failed(self, key: str, error: str) -> None:
         """Show that a trial has failed, after all retries."""
         self._end(key)
-        self._print("[red]failed[/]", key, error)
+        self._print("failed", "red", key, error)
 
     def stopped(self, key: str) -> None:
         """Show that a trial was stopped, or has not begun, since the sweep stops."""
@@ -136,7 +136,7 @@ class SweepProgress(Bars):
 
     def print_line(self, text: str) -> None:
         """Print a line above the bars."""
-        self.console.print(escape(text), highlight=False, soft_wrap=True)
+        self.console.print(text, soft_wrap=True)
 
     def _end(self, key: str) -> None:
         self.stopped(key)
@@ -149,8 +149,8 @@ class SweepProgress(Bars):
         note = f"{self.ended} of {len(self.done)} trials have ended"
         self.move("all trials", sum(self.done.values()), sum(self.epochs.values()) + len(self.epochs), note)
 
-    def _print(self, what: str, key: str, text: str) -> None:
-        self.console.print(f"{what} {escape(self.labels[key])}: {escape(text)}", highlight=False, soft_wrap=True)
+    def _print(self, what: str, style: str, key: str, text: str) -> None:
+        self.console.print(Text.assemble((what, style), printable(f" {self.labels[key]}: {text}")), soft_wrap=True)
 
 
 def _short_metrics(row: dict[str, Any]) -> str:

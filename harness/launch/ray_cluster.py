@@ -24,6 +24,13 @@ os.environ.update(
         "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C stops the command instead of ending each trial as if it were done
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a worker that reserves no GPU sees none
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # workers use this very environment; Ray would pack and rebuild it
+        "RAY_enable_metrics_collection": "0",  # nobody reads them, and no agent takes them: `_no_wait_for_agents`
+        # On a machine with much other work each of these takes longer than Ray's limits of 10 to 60 s.
+        "RAY_gcs_server_port_wait_time_s": "300",
+        "RAY_gcs_rpc_server_connect_timeout_s": "300",
+        "RAY_gcs_server_request_timeout_seconds": "300",
+        "RAY_agent_register_timeout_ms": "300000",
+        "RAY_worker_register_timeout_seconds": "300",
         # A worker runs many trials, each in its own thread. With an arena for each thread, memory of ended trials stays
         # (seen: 7 GB after 4 trials), and `reuse_freed_memory` speeds up the first arena alone.
         "MALLOC_ARENA_MAX": "1",
@@ -34,7 +41,15 @@ os.environ.update(
 )
 
 import ray
-from ray._private import worker
+from ray._common.utils import get_default_ray_temp_dir
+from ray._private import utils, worker
+from ray._private.node import Node
+from ray._raylet import (
+    DASHBOARD_AGENT_LISTEN_PORT_NAME,
+    METRICS_AGENT_PORT_NAME,
+    METRICS_EXPORT_PORT_NAME,
+    persist_port,
+)
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from harness.errors import InputError
@@ -42,6 +57,8 @@ from harness.storage.remote import check_address
 
 WORKER_RETRIES = 2  # of an item whose worker died
 _MARKER = ".shared-"
+_LINES = 50  # of each log that are kept once Ray has died
+_ERROR = re.compile(r"(\[[^]]+ [EC] \d+ \d+\] .*)")  # a line of such a log
 CONNECTION_SECONDS = 5.0  # to try for; Ray itself would try for two minutes
 
 
@@ -147,7 +164,7 @@ def _connect(address: str | None, printed: Any) -> None:
         _check_port(address)
     dashboard, begin = None if address else False, printed.seek(0, os.SEEK_END)
     try:
-        with _apart_from_signals():
+        with _apart_from_signals(), nullcontext() if address else _no_wait_for_agents():
             ray.init(address or "local", include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
     except Exception as error:  # Ray raises plain ones, too, such as where its start takes too long
         printed.seek(begin)
@@ -158,7 +175,49 @@ def _connect(address: str | None, printed: Any) -> None:
                 "machines with RAY_AUTH_MODE=disabled"
             ) from None
         problem = f"no Ray cluster answers at {address}" if address else "Ray cannot be started here"
-        raise ResourceError(f"{problem}: {' '.join(str(error).split())}") from error
+        raise ResourceError(
+            f"{problem}: {' '.join(str(error).split())}{'' if address else keep_server_logs()}"
+        ) from error
+
+
+@contextmanager
+def _no_wait_for_agents() -> Iterator[None]:
+    """Within, `ray.init` starts a Ray without an agent for metrics and the dashboard, and waits for no agent.
+
+    Its raylet would end after 15 s without the files of their ports, which is no setting. Hence Ray's private ways:
+    files that say that an agent is not in use, the port of the agent in use, and the one without its extras.
+    """
+    start, dependency_error = Node.start_raylet, utils.get_dashboard_dependency_error
+
+    def start_raylet(node: Node, *arguments: Any) -> None:
+        for name in (METRICS_AGENT_PORT_NAME, METRICS_EXPORT_PORT_NAME, DASHBOARD_AGENT_LISTEN_PORT_NAME):
+            persist_port(node._session_dir, node._node_id, name, -1)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            node._ray_params.runtime_env_agent_port = free.getsockname()[1]
+        start(node, *arguments)
+
+    Node.start_raylet = start_raylet
+    utils.get_dashboard_dependency_error = lambda: ImportError("left out")
+    try:
+        yield
+    finally:
+        Node.start_raylet, utils.get_dashboard_dependency_error = start, dependency_error
+
+
+def keep_server_logs() -> str:
+    """Write the ends of the logs of this process's Ray servers to stderr, and return their last error.
+
+    Stderr is `ray.log` while Ray is up; Ray itself keeps the logs in /tmp alone. The error is the end of a message, ""
+    if there is none.
+    """
+    sessions = sorted(Path(get_default_ray_temp_dir()).glob(f"session_*_{os.getpid()}"))
+    errors = []
+    for path in sorted(sessions[-1].glob("logs/*")) if sessions else []:
+        if re.fullmatch(r"(raylet|gcs_server).*\.(out|err)", path.name):
+            lines = path.read_text(errors="replace").splitlines()[-_LINES:]
+            os.write(2, "\n".join([f"{path}:", *lines, ""]).encode())
+            errors += [match[1] for line in lines if (match := _ERROR.match(line))]
+    return f"; its log ends with: {errors[-1]}" if errors else ""
 
 
 @contextmanager

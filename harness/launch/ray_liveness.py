@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from harness.command_line import FAILED
-from harness.launch.ray_cluster import CONNECTION_SECONDS, host_and_port, ray
+from harness.launch.ray_cluster import CONNECTION_SECONDS, host_and_port, keep_server_logs, ray
+from harness.terminal import say
 
 _PERIOD = 1.0  # seconds between two checks
 _PATIENCE = 2.0  # seconds without an answer, of a server on this machine
@@ -44,7 +45,7 @@ class StartedServers:
         running = {child: name for child, name in _children() if name in _SERVERS}
         for child, name in self.servers.items():
             if child not in running:
-                raise RayDiedError(f"Ray has died: its {name} has ended")
+                raise RayDiedError(f"Ray has died: its {name} has ended{keep_server_logs()}")
         self.servers = running
 
 
@@ -114,7 +115,7 @@ def start_again(error: RayDiedError, address: str | None, stop_file: Path) -> No
         message = f"{error}, {deaths} times now; the same command continues"
     else:
         message, ends = f"{error}; Ray is started again and continues from what is saved", False
-    print(message, file=sys.stderr)
+    say(message, file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     for child, _ in _children():  # workers end with the raylet

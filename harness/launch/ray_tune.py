@@ -6,6 +6,7 @@ lie on storage that all of them share, or at an address.
 """
 
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -184,7 +185,7 @@ def _run_until_death(
         else:
             space = {"item": tune.grid_search([str(item.absolute()) for item in items])}
         tuner = Tuner(
-            tune.with_resources(_trainable(work), {"cpu": cpu, "gpu": gpu}),
+            tune.with_resources(_trainable(work, Path.cwd()), {"cpu": cpu, "gpu": gpu}),
             param_space=space,
             tune_config=TuneConfig(
                 max_concurrent_trials=at_once, reuse_actors=True, trial_dirname_creator=_trial_id, **tuning
@@ -207,11 +208,17 @@ def _run_until_death(
             shutil.rmtree(directory / RAY_STATE, ignore_errors=True)
 
 
-def _trainable(work: Work) -> Callable[[dict[str, Any]], None]:
-    """Return the function that does an item in a worker."""
+def _trainable(work: Work, directory: Path) -> Callable[[dict[str, Any]], None]:
+    """Return the function that does an item in a worker.
+
+    directory: where the command started; relative paths, such as a network's file, mean the same in a worker. Tune
+    changes to a directory of its own. A machine of a cluster may lack the command's directory.
+    """
 
     def run_item(config: dict[str, Any]) -> None:
         end_with_raylet()
+        with suppress(FileNotFoundError):
+            os.chdir(directory)
         from harness.memory import free_memory
         from harness.training.trial import NOT_RETRIED
 

@@ -229,7 +229,7 @@ class Search:
 
     def say(self, text: str) -> None:
         """Print a text as it is."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(text, soft_wrap=True)
 
 
 def _short(value: Any) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from baselines import DATASETS
 from cerdeq import LinfBall, bound, margin_spec
-from harness.config.plugins import load_for
+from harness.config.plugins import load_for, require_trusted
 from harness.config.trial import TrialConfig, labels
 from harness.data import load
 from harness.errors import require
@@ -89,6 +89,7 @@ def _trained_networks(options: argparse.Namespace, device: torch.device) -> list
     configs = [folder.read_trial(path / folder.TRIAL).config for path in options.trained]
     trained: list[Trained] = []
     for path, config, label in zip(options.trained, configs, labels(configs), strict=True):
+        require_trusted(config, options.plugin)
         load_for(config)
         require("--trained", str(path), (path / folder.WEIGHTS).exists(), f"a folder with {folder.WEIGHTS}")
         model = load_network(config, path / folder.WEIGHTS).to(device)

@@ -5,27 +5,22 @@ case's box, and its outputs satisfy all constraints of the case.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import product
 from math import isfinite, prod
-
-import numpy as np
 
 from harness.errors import InputError, shorten
 from harness.properties.expressions import Expression, to_text
 
 MOST_CASES = 20_000
 LARGEST = 10**30  # a number of a property
-_NUMBER = re.compile(r"(?=.{1,4000}$)[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")  # Python reads 4,300 digits
-_VARIABLE = re.compile(r"([XY])_(0|[1-9]\d{0,8})")
+NUMBER = re.compile(r"(?=.{1,4000}$)[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)  # Python reads 4,300 digits
+_VARIABLE = re.compile(r"([XY])_(0|[1-9]\d{0,8})", re.ASCII)
 
 Variable = tuple[str, int]  # such as ("X", 0)
 Form = dict[Variable, Fraction]
-
-RunInFloat32 = Callable[[np.ndarray], np.ndarray]
-"""Inputs [B, *shape] in float32 -> outputs [B, ...], as the network's own runtime computes them."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +63,15 @@ class Case:
 
 @dataclass(frozen=True)
 class Property:
-    """A property of a network with so many inputs and outputs. Cases with equal boxes hold the same InputBox."""
+    """A property of a network with so many inputs and outputs. Cases with equal boxes hold the same InputBox.
+
+    shapes: of the input and the output, as a file of version 2.0 declares them; None in version 1.0.
+    """
 
     inputs: int
     outputs: int
     cases: tuple[Case, ...]
+    shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = field(default=None, compare=False)
 
     @property
     def groups(self) -> list[list[Case]]:
@@ -194,7 +193,7 @@ def _linear(term: Expression, declared: dict[Variable, None], text: str) -> Form
     """Return a linear term as coefficients by variable. Its constant is stored under the key _CONSTANT."""
     match term:
         case str():
-            if _NUMBER.fullmatch(term):
+            if NUMBER.fullmatch(term):
                 return {_CONSTANT: Fraction(term)}
             variable = _variable(term)
             if variable in declared:

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from harness.command_line import FAILED, OK
+from harness.config.checkpoint_settings import digest_of
 from harness.errors import InputError, require
 from harness.launch.parallel import run_items
 from harness.launch.progress import Bars
@@ -20,7 +21,7 @@ from harness.storage.files import (
     DamagedFileError,
     parse_json,
     remove_unfinished,
-    write_atomically,
+    write_bytes,
     write_json,
     write_text,
 )
@@ -88,17 +89,15 @@ def solve_instances(instances: Sequence[Instance], directory: Path, workers: int
         _refuse_other_answers(directory, paths, instances)
         (directory / INSTANCES).mkdir(exist_ok=True)
         remove_unfinished(directory / INSTANCES)
-        digest = cache(digest_of_file)  # many instances share a network
+        digest = cache(_digest)  # many instances share a network
         requests = [
-            asdict(each) | {"onnx_sha256": digest(each.onnx), "vnnlib_sha256": digest(each.vnnlib)}
+            asdict(each) | {"onnx_sha256": digest("onnx", each.onnx), "vnnlib_sha256": digest("vnnlib", each.vnnlib)}
             for each in instances
         ]
         items = dict(zip(paths, requests, strict=True))
         records = {item: _read(item, request) for item, request in items.items()}
         todo = [item for item, record in records.items() if record is None]
-        console.print(
-            f"{len(instances)} instances, {len(instances) - len(todo)} of them answered already", markup=False
-        )
+        console.print(f"{len(instances)} instances, {len(instances) - len(todo)} of them answered already")
         _solve_missing(todo, items, records, directory, workers, console)
         return _report([record for record in records.values() if record], len(items), directory, console)
 
@@ -138,7 +137,7 @@ def _solve_missing(
         if not console.is_terminal:
             question = f"{_name(record['onnx'])} {_name(record['vnnlib'])}"
             line = f"{question}: {record['result']}, {record['seconds']:.1f} s"
-            console.print(printable(line), markup=False, soft_wrap=True)
+            console.print(printable(line), soft_wrap=True)
 
     with Bars(console) as bars:
         if todo:
@@ -148,25 +147,27 @@ def _solve_missing(
 
 def _solve_item(item: Path, report: object, requests: dict[str, Record]) -> None:
     """Solve the instance whose record is to be written to `item`, and write it."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from harness.properties.solve import Answer, solve_files
 
     request, certificate = requests[str(item)], certificate_path(item)
     certificate.unlink(missing_ok=True)
     try:
-        answer = solve_files(Path(request["onnx"]), Path(request["vnnlib"]), request["timeout"], certificates=True)
+        digests = [request["onnx_sha256"], request["vnnlib_sha256"]]
+        answer = solve_files(Path(request["onnx"]), Path(request["vnnlib"]), request["timeout"], True, digests)
     except InputError as error:
         answer = Answer(ERROR, detail=str(error))
-    if answer.certificate:
-        write_atomically(certificate, partial(save_file, answer.certificate))
+    content = save(answer.certificate) if answer.certificate else b""
+    if content:
+        write_bytes(certificate, content)
     outcome = {
         "result": answer.status,
         "seconds": answer.seconds,
         "branches": answer.branches,
         "detail": answer.detail,
         "counterexample": answer.counterexample_text,
-        "certificate_sha256": digest_of_file(certificate) if answer.certificate else "",
+        "certificate_sha256": digest_of(content) if content else "",
     }
     write_json(item, request | outcome)
 
@@ -185,6 +186,16 @@ def digest_of_file(path: str | Path) -> str:
     """Return the SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(kind: str, path: str) -> str:
+    """Return the SHA-256 of all that defines a network or a property; "" if it cannot be read, as its answer says."""
+    from harness.properties.files import READERS  # late: torch takes seconds
+
+    try:
+        return digest_of(READERS[kind](Path(path)))
+    except InputError:
+        return ""
 
 
 def _read(item: Path, request: Record) -> Record | None:
@@ -219,9 +230,9 @@ def _report(records: Sequence[Record], total: int, directory: Path, console: Con
         for r in records
     ]
     titles = "network", "property", "result", "seconds", "branches", "detail"
-    print_table(console, titles, ([one_line(printable(cell)) for cell in row] for row in rows))
+    print_table(console, titles, (list(map(one_line, row)) for row in rows))
     counts = _counts(records)
-    console.print(f"{_in_words(counts)} -> {directory / RESULTS}", markup=False, soft_wrap=True)
+    console.print(f"{_in_words(counts)} -> {directory / RESULTS}", soft_wrap=True)
     return OK if len(records) == total and not counts[ERROR] else FAILED
 
 

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from math import prod
 from pathlib import Path
 
@@ -11,13 +10,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from cerdeq import OnnxError, load_onnx, verify
+from cerdeq import OnnxError, verify
 from cerdeq.bounds import UnsupportedOperator
-from cerdeq.onnx import OnnxNetwork
+from cerdeq.onnx import OnnxNetwork, RunInFloat32, load_content
+from harness.config.checkpoint_settings import digest_of
 from harness.errors import InputError
-from harness.properties.cases import Case, Property, RunInFloat32
+from harness.properties.cases import Case, Property
 from harness.properties.counterexample import Counterexample, decimals_inside, exact_outputs, why_not_confirmed
-from harness.properties.files import read_property
+from harness.properties.files import property_in, read_network, read_vnnlib
 from harness.properties.question import region_of, with_violations
 
 SAT, UNSAT, UNKNOWN, TIMEOUT = "sat", "unsat", "unknown", "timeout"
@@ -51,23 +51,18 @@ class Answer:
         return "".join(f"{line}\n" for line in (self.status, self.counterexample_text) if line)
 
 
-def solve_files(network_path: Path, property_path: Path, seconds: float, certificates: bool = False) -> Answer:
-    """Return the answer to an instance of an ONNX and a VNN-LIB file, whose loading counts. Raises InputError."""
+def solve_files(
+    network_path: Path, property_path: Path, seconds: float, certificates: bool = False, digests: Sequence[str] = ()
+) -> Answer:
+    """Return the answer to an instance of an ONNX and a VNN-LIB file, whose loading counts.
+
+    digests: of both files, if known. Raises InputError, also if the files have others.
+    """
     began = time.monotonic()
-    property_ = read_property(property_path)
-    try:
-        network = load_onnx(network_path)
-    except OnnxError as error:
-        raise InputError(str(error)) from None
-    check_shapes(property_, network, f"{property_path} for {network_path}")
-    from cerdeq.onnx.compare import onnxruntime_of  # imported here, since `load_onnx` says if packages are missing
-    from cerdeq.onnx.file import read_file
-
-    runtime = cache(lambda: onnxruntime_of(read_file(network_path)))  # most properties need none
-
-    def run(points: np.ndarray) -> np.ndarray:
-        return runtime()(points)
-
+    contents = read_network(network_path), read_vnnlib(property_path)
+    if digests and digests != [*map(digest_of, contents)]:
+        raise InputError(f"{network_path} or {property_path} has changed since this command began: run it again")
+    property_, network, run = load_instance(contents, (network_path, property_path))
     try:
         answer = solve(property_, network, run, seconds - (time.monotonic() - began), certificates)
     except (UnsupportedOperator, OnnxError) as error:
@@ -75,13 +70,40 @@ def solve_files(network_path: Path, property_path: Path, seconds: float, certifi
     return replace(answer, seconds=time.monotonic() - began)
 
 
+def load_instance(
+    contents: tuple[bytes, bytes], paths: tuple[Path, Path]
+) -> tuple[Property, OnnxNetwork, RunInFloat32]:
+    """Return the property, the network and its runtime of an instance.
+
+    contents: of the network's file and of the property's. paths: of these, for messages. Raises InputError.
+    """
+    property_ = property_in(contents[1], paths[1])
+    boxes = (group[0].box for group in property_.groups)
+    try:
+        network, run = load_content(contents[0], paths[0])
+        check_shapes(property_, network, f"{paths[1]} for {paths[0]}")
+        from cerdeq.onnx.compare import refuse_other_outputs_in  # late: `load_content` says if packages are missing
+
+        ends = ((np.array(box.lower, float), np.array(box.upper, float)) for box in boxes)
+        refuse_other_outputs_in(ends, network, run, paths[0])
+    except OnnxError as error:
+        raise InputError(str(error)) from None
+    return property_, network, run
+
+
 def check_shapes(property_: Property, network: OnnxNetwork, where: str) -> None:
-    """Raise InputError unless the network has as many inputs and outputs as the property declares."""
-    inputs, outputs = prod(network.input_shape), prod(network.output_shape)
-    found, allowed = (property_.inputs, property_.outputs), (inputs, outputs)
+    """Raise InputError unless the property declares the network's inputs and outputs.
+
+    Shapes are compared without sizes of 1: these do not change the order of numbers.
+    """
+    shapes = network.input_shape, network.output_shape
+    found, allowed = (property_.inputs, property_.outputs), tuple(map(prod, shapes))
     if found != allowed:
-        sizes = f"{found[0]} inputs and {found[1]} outputs, allowed: {inputs} and {outputs}, as the network has"
+        sizes = f"{found[0]} inputs and {found[1]} outputs, allowed: {allowed[0]} and {allowed[1]}, as the network has"
         raise InputError(f"{where}: found {sizes}")
+    for declared, shape in zip(property_.shapes or (), shapes, strict=False):
+        if [size for size in declared if size > 1] != [size for size in shape if size > 1]:
+            raise InputError(f"{where}: found the shape {[*declared]}, allowed: {[1, *shape]}, as the network has")
 
 
 def solve(

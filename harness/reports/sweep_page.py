@@ -108,9 +108,10 @@ def _commands(trial_dirs: list[Path]) -> str:
     files = [str(_relative(trial / folder.TRIAL, 5)) for trial in trials]
     lines = [_command("trial", *files, "--results-dir", "again")]
     if is_certified:
-        settings = folder.read_certified_trial(trial_dirs[0] / certification.CERTIFICATION).config.evaluation
+        config = folder.read_certified_trial(trial_dirs[0] / certification.CERTIFICATION).config
+        trusted = [word for name in config.plugins for word in ("--plugin", name)]
         again = [f"again/{trial.parents[1].name}/trials/{trial.name}" for trial in trials]
-        lines.append(_command("certify", *again, *_certify_options(settings)))
+        lines.append(_command("certify", *again, *_certify_options(config.evaluation), *trusted))
     return "\n".join(lines)
 
 

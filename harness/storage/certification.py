@@ -11,7 +11,6 @@ Every file is written atomically. A shard with another digest is of other weight
 evaluated again.
 """
 
-import hashlib
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,9 +18,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.config.checkpoint_settings import digest_of
 from harness.config.settings import EvaluationSettings
 from harness.storage import folder, names
-from harness.storage.files import DamagedFileError, parse_json, write_atomically, write_json
+from harness.storage.files import DamagedFileError, parse_json, read_bytes, write_atomically, write_json
 from harness.storage.folder import Trial
 from harness.storage.parquet import read_table, write_table
 from harness.typed import check_types
@@ -147,8 +147,9 @@ def missing_shards(directory: Path, count: int, digest: str) -> list[int]:
 def _is_complete(directory: Path, number: int, digest: str) -> bool:
     try:
         shard = read_shard(directory, number)
-        return shard.digest == digest and shard.content == _content_digest(directory, number)
-    except (DamagedFileError, OSError):
+        read_content(directory, number, shard)
+        return shard.digest == digest
+    except DamagedFileError:
         return False
 
 
@@ -161,7 +162,8 @@ def write_shard(
     """
     write_table(_path(directory, number, "parquet"), verdicts)
     write_atomically(evidence_of(directory, number), evidence)
-    write_json(_path(directory, number, "json"), asdict(Shard(content=_content_digest(directory, number), **fields)))
+    digest = digest_of(b"".join(map(read_bytes, _content_paths(directory, number))))
+    write_json(_path(directory, number, "json"), asdict(Shard(content=digest, **fields)))
 
 
 def evidence_of(directory: Path, number: int) -> Path:
@@ -179,9 +181,9 @@ def read_shard(directory: Path, number: int) -> Shard:
     return parse_json(_path(directory, number, "json"), lambda content: Shard(**check_types(Shard, content)))
 
 
-def read_shard_verdicts(directory: Path, number: int) -> "pd.DataFrame":
-    """Read a shard's verdicts. Raises DamagedFileError."""
-    return read_table(_path(directory, number, "parquet"))
+def read_shard_verdicts(directory: Path, number: int, content: bytes | None = None) -> "pd.DataFrame":
+    """Read a shard's verdicts. content: of the file, if it has been read. Raises DamagedFileError."""
+    return read_table(_path(directory, number, "parquet"), content=content)
 
 
 def shard_path(directory: Path, number: int) -> Path:
@@ -193,6 +195,13 @@ def _path(directory: Path, number: int, kind: str) -> Path:
     return shard_path(directory, number).with_suffix(f".{kind}")
 
 
-def _content_digest(directory: Path, number: int) -> str:
-    verdicts = _path(directory, number, "parquet").read_bytes()
-    return hashlib.sha256(verdicts + evidence_of(directory, number).read_bytes()).hexdigest()
+def _content_paths(directory: Path, number: int) -> list[Path]:
+    return [_path(directory, number, "parquet"), evidence_of(directory, number)]
+
+
+def read_content(directory: Path, number: int, shard: Shard) -> list[bytes]:
+    """Return the content of a shard's verdicts and of its evidence. Raises DamagedFileError if it is another one."""
+    contents = list(map(read_bytes, _content_paths(directory, number)))
+    if digest_of(b"".join(contents)) != shard.content:
+        raise DamagedFileError(f"the files {shard_path(directory, number)}.* do not belong together")
+    return contents

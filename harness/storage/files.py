@@ -1,14 +1,20 @@
 """Write files atomically: under a temporary name, then renamed."""
 
+import errno
 import hashlib
 import json
+import math
 import os
 import re
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
-from harness.errors import InputError, SettingError
+from harness.errors import InputError, SettingError, error_line
+
+T = TypeVar("T")
 
 
 class DamagedFileError(InputError):
@@ -17,34 +23,112 @@ class DamagedFileError(InputError):
 
 def parse_json(path: Path, parse: Callable[[Any], Any]) -> Any:
     """Return `parse` of the JSON in a file. Raises DamagedFileError if it is missing, not JSON, or `parse` fails."""
+    content = read_bytes(path)
     try:
-        return parse(json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse_constant))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        return parse(load_json(content))
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise DamagedFileError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
 
 
-def refuse_constant(constant: str) -> None:
-    """Raise ValueError for NaN and infinities, which Python reads though JSON does not have them."""
-    raise ValueError(f"{constant} is no JSON")
+def parse_file(path: Path, parse: Callable[[bytes], T], content: bytes | None = None) -> T:
+    """Return `parse` of a file's content. content: of the file, if it has been read. Raises DamagedFileError."""
+    content = read_bytes(path) if content is None else content
+    try:
+        return parse(content)
+    except Exception as error:  # a flipped byte may raise anything
+        raise DamagedFileError(f"{path} cannot be read: {error_line(error)}") from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a file. Raises DamagedFileError; for a pipe, too, at which reading would wait."""
+    try:
+        if not path.is_file():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        content = path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise DamagedFileError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+    if _digests is not None:
+        digest = hashlib.sha256(content).digest()
+        if _digests.setdefault(path.absolute(), digest) != digest:
+            raise DamagedFileError(f"{path} has changed since it was read first")
+    return content
+
+
+_digests: dict[Path, bytes] | None = None
+
+
+@contextmanager
+def unchanged_files() -> Iterator[None]:
+    """Within, `read_bytes` raises DamagedFileError for a file that has changed since it was read first."""
+    global _digests
+    _digests = {}
+    try:
+        yield
+    finally:
+        _digests = None
+
+
+def load_json(content: bytes) -> Any:
+    """Return the value of a JSON text in UTF-8.
+
+    Raises ValueError for text that is none, and for what readers take differently: a key twice, NaN, infinities, and
+    numbers too large for a float. Raises RecursionError for lists too deep.
+    """
+    return json.loads(
+        content.decode(), object_pairs_hook=_each_key_once, parse_constant=_refuse_number, parse_float=_finite
+    )
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} appears twice in an object")
+    return result
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    return value if math.isfinite(value) else _refuse_number(number)
+
+
+def _refuse_number(number: str) -> NoReturn:
+    raise ValueError(f"{number} is no number of JSON that a float holds")
+
+
+def refuse_links(directory: Path) -> None:
+    """Raise InputError if a link in a directory leads out of it: who made it would choose what is read and written."""
+    root = os.path.realpath(directory)
+    for parent, folders, files in os.walk(root):
+        for path in (os.path.join(parent, name) for name in (*folders, *files)):
+            if os.path.islink(path) and not Path(target := os.path.realpath(path)).is_relative_to(root):
+                advice = "which is outside: copy what it leads to, or remove it"
+                raise InputError(f"{directory / os.path.relpath(path, root)} leads to {target}, {advice}")
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call `write` on a temporary path beside `path`, flush it to disk, then rename it to `path`.
+    """Call `write` on a new file beside `path`, flush it to disk, then rename it to `path`.
 
-    Raises OSError, which names the path.
+    No link is followed: nobody knows the file's name before, and a link at `path` is replaced. Raises OSError, which
+    names the path.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = None
     try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(descriptor)
+        temporary = Path(name)
         write(temporary)
-        temporary.chmod(0o644)  # safetensors would leave it to its owner alone
+        temporary.chmod(0o644)  # it was made for its owner alone
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def remove_unfinished(directory: Path) -> None:

@@ -31,7 +31,7 @@ from harness.config.checkpoint_settings import Checkpoint, digest_of, read_file
 from harness.config.trial import RECIPE_VERSION, TrialConfig, from_dict, to_dict, trial_key
 from harness.errors import SettingError, require, shorten
 from harness.masking import mask_secrets
-from harness.storage.files import DamagedFileError, parse_json, write_bytes, write_json, write_text
+from harness.storage.files import load_json, parse_file, parse_json, write_bytes, write_json, write_text
 from harness.storage.names import EPOCH
 from harness.storage.parquet import read_table
 from harness.typed import check_types
@@ -126,6 +126,12 @@ def trial_dir(sweep_dir: Path, key: str) -> Path:
     """Return the folder of the trial `key` in a sweep's directory. Raises SettingError if the key is no file name."""
     _require_name(key)
     return Path(sweep_dir) / TRIALS / key
+
+
+def sweep_dir_of(path: Path) -> Path:
+    """Return the directory of the sweep that a trial's folder lies in, or `path` if it is not below `trials`."""
+    path = Path(path).absolute()
+    return path.parents[1] if path.parent.name == TRIALS else path
 
 
 def _require_name(key: str) -> None:
@@ -246,10 +252,9 @@ def read_verdicts(directory: Path, columns: list[str]) -> "pd.DataFrame":
 def read_epochs(directory: Path) -> list[dict[str, Any]]:
     """Read the trial's epoch rows in order. Raises DamagedFileError."""
     path = Path(directory) / EPOCHS
-    try:
-        return [_check_row(json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
-    except (ValueError, RecursionError) as error:
-        raise DamagedFileError(f"{path} cannot be read: {error}") from error
+    if not path.exists():
+        return []
+    return parse_file(path, lambda content: [_check_row(load_json(line)) for line in content.splitlines()])
 
 
 def last_epoch(directory: Path) -> int:
@@ -304,10 +309,7 @@ def _read_lines(path: Path) -> list[str]:
     """Return the lines of a file, each once; none if there is no file. Raises DamagedFileError."""
     if not path.exists():
         return []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DamagedFileError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+    lines = parse_file(path, lambda content: content.decode().splitlines())
     return list(dict.fromkeys(line for line in lines if line))
 
 

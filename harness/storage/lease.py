@@ -5,10 +5,12 @@ addresses the file alone counts: a process of this machine that has died is repl
 machine whose run has died must be deleted by hand.
 """
 
+import errno
 import fcntl
 import json
 import os
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,25 +20,34 @@ from typing import IO, Any
 from harness.errors import InputError
 from harness.masking import mask_secrets
 from harness.storage import remote
-from harness.storage.files import make_directory
+from harness.storage.files import load_json, make_directory, refuse_links
+from harness.typed import check_types
 
 LOCK = ".lock"
 
 Holder = dict[str, Any]
 
 
+class _Holder:
+    """The types of what a lock file holds."""
+
+    host: str
+    process: int
+    since: float
+
+
 @contextmanager
 def lock_directory(directory: Path) -> Iterator[None]:
-    """Hold a directory within the block. Raises InputError if another run holds it.
+    """Hold a directory within the block. Raises InputError if another run holds it, or a link in it leads out of it.
 
     A directory that was made for this is removed if nothing was written there.
     """
     is_new = not directory.exists()
     make_directory(directory)
+    refuse_links(directory)
     path = directory / LOCK
-    with open(path, "a+b") as file:
+    with _open(path) as file:
         is_locked = _try_lock(file)
-        file.seek(0)
         owner = _parse(file.read())
         was_killed = is_locked and owner is not None and owner["host"] == socket.gethostname()
         is_removed = os.fstat(file.fileno()).st_nlink == 0  # by a run that has just ended
@@ -81,6 +92,26 @@ def holder(directory: Path) -> Holder | None:
     return owner if owner is not None and _is_alive(owner) else None
 
 
+def _open(path: Path) -> IO[bytes]:
+    """Open a lock file to be overwritten. Raises InputError unless it is a file, and has no other name."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK  # opening a pipe would wait
+    try:
+        file = open(path, "r+b", buffering=0, opener=lambda name, _: os.open(name, flags, 0o666))  # noqa: SIM115
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise _not_a_lock(path) from None
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        file.close()
+        raise _not_a_lock(path)
+    return file
+
+
+def _not_a_lock(path: Path) -> InputError:
+    return InputError(f"{path} cannot be the lock of its directory: found a link or a pipe, expected a file; remove it")
+
+
 def _try_lock(file: IO[bytes]) -> bool | None:
     """Return True if the file is locked now, False if another run has the lock, None on a file system without locks."""
     try:
@@ -122,14 +153,15 @@ def _describe_self() -> bytes:
 def _parse(text: bytes | None) -> Holder | None:
     """Return the holder that a lock file names; None if it names nobody or does not exist."""
     try:
-        owner = json.loads(text or b"")
-    except ValueError:
+        owner = check_types(_Holder, load_json(text or b""))
+    except (ValueError, TypeError, RecursionError):
         return None
-    return owner if isinstance(owner, dict) and owner.keys() >= {"host", "process", "since"} else None
+    return owner if owner.keys() >= _Holder.__annotations__.keys() and owner["process"] > 0 else None
 
 
 def _overwrite(file: IO[bytes], text: bytes) -> None:
     """Write in place: another file would not be locked."""
-    file.truncate(0)
+    file.seek(0)
+    file.truncate()
     file.write(text)
     file.flush()

@@ -53,7 +53,7 @@ LABEL = "label"
 PREDICTION = "prediction"
 VERDICT = "verdict"
 STAGE = "stage"
-REASON = "reason"  # why an example ran out of memory or failed, or lost its counterexample; else empty
+REASON = "reason"  # why an example failed, ran out of memory, or lacks a counterexample or certificate; else empty
 ATTACK_MARGIN = "attack_margin"
 WIDTH = "width"
 BRANCHES = "branches"  # of branch and bound, where it was asked
@@ -67,6 +67,7 @@ MISCLASSIFIED, FALSIFIED, CERTIFIED = "misclassified", "falsified", "certified"
 UNKNOWN, TIMEOUT, OUT_OF_MEMORY, FAILED = "unknown", "timeout", "out of memory", "failed"
 UNDECIDED = (UNKNOWN, TIMEOUT, OUT_OF_MEMORY, FAILED)
 VERDICTS = (MISCLASSIFIED, FALSIFIED, CERTIFIED, *UNDECIDED)
+NO_CERTIFICATE = "no certificate was found"  # a REASON
 NO_PREDICTION = -1
 """The prediction of an example whose clean margins cannot be computed."""
 

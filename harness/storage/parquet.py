@@ -1,24 +1,21 @@
 """Parquet tables, read and written."""
 
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pandas as pd
 
-from harness.errors import error_line
-from harness.storage.files import DamagedFileError, write_atomically
+from harness.storage.files import parse_file, write_atomically
 
 
-def read_table(path: Path, columns: list[str] | None = None) -> "pd.DataFrame":
-    """Read a Parquet file, or these columns of it. Raises DamagedFileError."""
+def read_table(path: Path, columns: list[str] | None = None, content: bytes | None = None) -> "pd.DataFrame":
+    """Read a Parquet file, or these columns. content: of the file, if it has been read. Raises DamagedFileError."""
     import pandas as pd  # imported late: most commands read no tables
 
-    try:
-        return pd.read_parquet(path, columns=columns)
-    except Exception as error:  # a flipped byte may raise anything
-        raise DamagedFileError(f"{path} cannot be read: {error_line(error)}") from error
+    return parse_file(path, lambda content: pd.read_parquet(BytesIO(content), columns=columns), content)
 
 
 def write_table(path: Path, table: "pd.DataFrame") -> None:

@@ -11,12 +11,12 @@ server that is not Amazon's.
 """
 
 import os
-import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from secrets import token_hex
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -58,7 +58,7 @@ def check_address(uri: str, writes: bool = True) -> None:
     try:
         _list_files(uri, "")
         if writes:
-            probe = f".probe-{_process_name()}"
+            probe = f".probe-{token_hex(8)}"
             write(uri, probe, b"")
             remove(uri, probe)
     except (OSError, pyarrow.ArrowException) as error:
@@ -112,7 +112,7 @@ def write(uri: str, name: str, content: bytes) -> FileInfo:
     """
     fs, base = _open(uri)
     path = PurePosixPath(base, name)
-    temporary = str(path.with_name(f".{path.name}.{_process_name()}.tmp"))
+    temporary = str(path.with_name(f".{path.name}.{token_hex(8)}.tmp"))
     try:
         stream = fs.open_output_stream(temporary)
     except FileNotFoundError:  # a file system with directories
@@ -193,7 +193,3 @@ def _read(uri: str, name: str) -> tuple[bytes, FileInfo]:
         if (before.size, before.mtime_ns) == (info.size, info.mtime_ns) and len(content) == info.size:
             return content, info
     raise OSError(f"{info.path} changes while it is read")
-
-
-def _process_name() -> str:
-    return f"{socket.gethostname()}.{os.getpid()}"

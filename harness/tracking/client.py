@@ -3,10 +3,11 @@
 The only module that imports MLflow, which reads some settings when it is imported.
 """
 
+import fcntl
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -50,14 +51,36 @@ def tracking_errors(uri: str) -> Iterator[None]:
         raise TrackingError(mask_secrets(f"MLflow store {uri} cannot be used: {reason}")) from error
 
 
-def connect(uri: str) -> MlflowClient:
-    """Return a client of the store; a missing database is created, which takes seconds.
+@contextmanager
+def connect(uri: str) -> Iterator[MlflowClient]:
+    """Yield a client of the store; a missing database is created, which takes seconds.
 
-    Call it within `tracking_errors`.
+    Until the block ends, other processes wait before they open the same SQLite file: MLflow creates its tables without
+    a lock. Raises TrackingError as `tracking_errors` does.
     """
+    with tracking_errors(uri), _lock_file(uri):
+        yield _client(uri)
+
+
+@contextmanager
+def _lock_file(uri: str) -> Iterator[None]:
+    """Within the block, hold a lock beside the store's SQLite file. For other stores do nothing."""
+    if not uri.startswith(SQLITE):
+        yield
+        return
+    path = Path(uri.removeprefix(SQLITE))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    with ExitStack() as stack:
+        with suppress(OSError):  # a directory that cannot be written, or a file system without locks
+            file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+            stack.callback(os.close, file)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _client(uri: str) -> MlflowClient:
     if urlsplit(uri).scheme.partition("+")[0] in _DATABASES:
-        if uri.startswith(SQLITE):
-            Path(uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
         engine = sqlalchemy.create_engine(uri)  # asks once whether it is there; MLflow would ask ten times, for 100 s
         try:
             sqlalchemy.inspect(engine).get_table_names()
@@ -70,8 +93,7 @@ def open_store(uri: str) -> MlflowClient:
     """Return a client of a store that exists. Raises InputError."""
     if uri.startswith(SQLITE) and not (path := Path(uri.removeprefix(SQLITE))).is_file():
         raise InputError(f"there is no MLflow store {path}: --tracking-uri or MLFLOW_TRACKING_URI names another")
-    with tracking_errors(uri):
-        client = connect(uri)
+    with connect(uri) as client:
         client.search_experiments(max_results=1)
         return client
 

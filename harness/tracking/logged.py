@@ -5,7 +5,6 @@ Whoever writes to the database or the results changes one of them. Other stores 
 asks them.
 """
 
-import json
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -13,11 +12,12 @@ from pathlib import Path
 
 from harness.analysis.published import published_files
 from harness.environment import source_digest
-from harness.storage.files import digest_of_states, write_json
+from harness.storage.files import DamagedFileError, digest_of_states, parse_json, write_json
 from harness.tracking.address import SQLITE, resolve_uri
 
 LOGGED = ".logged"
 """The file in a sweep's directory: the digest, and how to open MLflow."""
+_NAMES = _DIGEST, _OPEN = "digest", "how to open"
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,15 @@ class LoggedMark:
     def read(self) -> str | None:
         """Return how to open MLflow if the store has everything, None if it may lack something."""
         try:
-            content = json.loads((self.sweep_dir / LOGGED).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            content = parse_json(self.sweep_dir / LOGGED, lambda content: {name: content[name] for name in _NAMES})
+        except DamagedFileError:
             return None
-        is_current = isinstance(content, dict) and content.get("digest") == self._digest()
-        return str(content["how to open"]) if is_current else None
+        return str(content[_OPEN]) if content[_DIGEST] == self._digest() else None
 
     def write(self, how_to_open: str) -> None:
         """Record that the store has everything, if it is an SQLite file."""
         if resolve_uri(self.uri).startswith(SQLITE):
-            write_json(self.sweep_dir / LOGGED, {"digest": self._digest(), "how to open": how_to_open})
+            write_json(self.sweep_dir / LOGGED, {_DIGEST: self._digest(), _OPEN: how_to_open})
 
     def _digest(self) -> str:
         stores = resolve_uri(self.uri), resolve_uri(None)  # `how_to_open` compares them

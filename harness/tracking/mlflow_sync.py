@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from harness.analysis.leaderboard import Leaderboard
 from harness.storage import folder
@@ -58,7 +57,7 @@ class MlflowSync:
                 self.sync(trial_dir, running=False)
             except DamagedFileError as error:
                 has_everything = False
-                self.console.print(f"[yellow]warning[/] {escape(str(error))}", soft_wrap=True)
+                self.console.print(f"warning: {error}", style="yellow", soft_wrap=True)
         self._try(lambda: self.tracker.sync_tables(sweep_dir))
         self._try(lambda: self.tracker.describe(describe_experiment(table)))
         if self.is_away:
@@ -67,7 +66,7 @@ class MlflowSync:
             self.tracker.register(trials)
         except TrackingError as error:  # a store without a registry is no failure
             has_everything = False
-            self.console.print(f"no network is registered as a model: {escape(str(error))}", soft_wrap=True)
+            self.console.print(f"no network is registered as a model: {error}", soft_wrap=True)
         how_to_open = self.tracker.how_to_open()
         print_how_to_open(how_to_open, self.console)
         return how_to_open if has_everything else None
@@ -80,9 +79,9 @@ class MlflowSync:
         except TrackingError as error:
             self.is_away = True
             advice = "results are safe; the end of this command, or the same command later, logs what is missing"
-            self.console.print(f"[yellow]warning[/] {escape(str(error))}; {advice}")
+            self.console.print(f"warning: {error}; {advice}", style="yellow")
 
 
 def print_how_to_open(text: str, console: Console) -> None:
     """Print how to open MLflow, as `Tracker.how_to_open` returns it."""
-    console.print(f"\nMLflow:\n{escape(text)}", soft_wrap=True)
+    console.print(f"\nMLflow:\n{text}", soft_wrap=True)

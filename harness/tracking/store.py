@@ -56,8 +56,7 @@ class Tracker:
         uri, artifacts = resolve_uri(uri), None
         if uri.startswith(SQLITE):
             artifacts = str(Path(uri.removeprefix(SQLITE)).parent / "mlruns" / sweep)
-        with tracking_errors(uri):
-            client = connect(uri)
+        with connect(uri) as client:
             experiment = client.get_experiment_by_name(sweep)
             if experiment is None:
                 experiment = client.get_experiment(client.create_experiment(sweep, artifact_location=artifacts))

@@ -29,7 +29,7 @@ from harness.evaluation.shards import evaluate_shard, merge_shards
 from harness.evaluation.stages import images_at_once
 from harness.memory import free_memory, reuse_freed_memory
 from harness.storage import certification, folder, names
-from harness.storage.files import remove_unfinished, write_atomically
+from harness.storage.files import read_bytes, remove_unfinished, write_atomically
 from harness.training.log import log_to_folder
 from harness.training.loop import NonFiniteLossError, Report, divided_batches, train
 from harness.training.monitor import parametrisation_metrics
@@ -195,8 +195,9 @@ def _evaluate(
     config, weights = trial.config, trial_dir / folder.WEIGHTS
     _log.debug("evaluating %d images by %s", len(test), ", ".join(config.evaluation.stages))
     depends_on = "\n".join([trial.key, *environment.values()])
-    digest = hashlib.sha256(weights.read_bytes() + depends_on.encode()).hexdigest()
-    model = load_network(config, weights).to(device)
+    content = read_bytes(weights)
+    digest = hashlib.sha256(content + depends_on.encode()).hexdigest()
+    model = load_network(config, weights, content).to(device)
     network = prepare_network(model, config.evaluation.stages)
     size = images_at_once(config.evaluation, config.evaluation.batch_size)
     parts = [test.part(start, min(start + size, len(test))) for start in range(0, len(test), size)]
@@ -227,7 +228,7 @@ def _evaluate(
     }
     finite = finite_or_none(metrics)
     messages = [
-        *warnings(evaluation, finite, config.evaluation),
+        *warnings(evaluation, finite),
         *divided_batches(config, epochs),
         *folder.read_training_warnings(trial_dir),
     ]

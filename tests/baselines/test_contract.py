@@ -1,5 +1,7 @@
 """The contract of every registered network, met by walking the registry: whatever is added is tested unasked."""
 
+import math
+from collections import OrderedDict
 from functools import partial
 
 import numpy as np
@@ -138,3 +140,40 @@ def test_width_scales_every_channel_count(name, width):
     assert thin.keys() <= full.keys() and all("shortcut" in key for key in full.keys() - thin.keys())
     for key, module in thin.items():
         assert abs(module.out_channels - max(1, round(full[key].out_channels * width))) < groups
+
+
+class OwnForward(nn.Module):
+    """A network as a user writes it, whose layers have a forward of their own."""
+
+    def __init__(self, features, classes):
+        super().__init__()
+        self.first, self.last = nn.Linear(features, 16), nn.Linear(16, classes)
+
+    def forward(self, x):
+        return self.last(torch.relu(self.first(x.flatten(1))))
+
+
+class Turned(nn.Sequential):
+    def forward(self, x):
+        return super().forward(-x)
+
+
+@pytest.mark.parametrize("kind", ["module", "sequential with a forward", "a layer called normalize"])
+def test_any_module_is_a_network(kind):
+    def network(shape, classes, width):
+        body = OwnForward(math.prod(shape), classes)
+        if kind == "module":
+            return body
+        layers = OrderedDict(normalize=nn.Flatten(), last=body)
+        return nn.Sequential(layers) if kind.startswith("a layer") else Turned(layers)
+
+    check_network(network, "digits")
+    model = build(network, "digits")
+    x = torch.rand(2, 1, 8, 8)
+    assert [name for name, _ in model.named_children()] == ["normalize", "network"]
+    assert torch.equal(model(x), model.network(model.normalize(x)))
+
+
+def test_a_function_that_returns_no_module_is_refused():
+    with pytest.raises(TypeError, match=r"found list, allowed: an nn\.Module"):
+        build(lambda shape, classes, width: [], "digits")

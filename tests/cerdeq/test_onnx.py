@@ -1,5 +1,8 @@
 """ONNX files: every operator against onnxruntime, bounds against its outputs, and what is refused."""
 
+import gzip
+import os
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -25,8 +28,7 @@ from torch import nn
 
 import cerdeq.onnx.file
 from cerdeq import Box, OnnxError, bound, load_onnx
-from cerdeq.onnx.compare import onnxruntime_of
-from cerdeq.onnx.file import read_file
+from cerdeq.onnx import load_content, read_content
 from cerdeq.onnx.operators import LAYERS
 from harness.checker.network import read_network
 
@@ -64,7 +66,8 @@ def test_operators_compute_and_bound_what_onnxruntime_computes(net, tmp_path):
 def test_one_session_of_onnxruntime_runs_all_points(tmp_path, monkeypatch):
     made, original = [], onnxruntime.InferenceSession
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *args, **kw: made.append(1) or original(*args, **kw))
-    run = onnxruntime_of(read_file(onnx_file(one("Relu", shape=VECTOR), tmp_path)))
+    path = onnx_file(one("Relu", shape=VECTOR), tmp_path)
+    _, run = load_content(read_content(path), path)
     for sign in (1, -1):
         assert (run(np.full((2, 5), sign, np.float32)) == max(sign, 0)).all()
     assert len(made) == 1
@@ -92,8 +95,14 @@ def test_a_network_is_loaded_with_weights_on_every_default_device_and_draws_no_r
 
 
 REFUSED = {
-    "not supported; supported operators: Add": one("Sigmoid"),
-    r"operator Sigmoid at node 'node1'": one("Sigmoid"),
+    r"operators Sigmoid at node 'node1', node 'node3'; Tanh at node 'node2'. Supported operators: Add": Net(
+        "", [("Sigmoid", ["x"], {}), ("Tanh", ["y1"], {}), ("Sigmoid", ["y2"], {})]
+    ),
+    r"operators Sigmoid of constants at node 'node1'; Expand at node 'node3'\.": Net(
+        "",
+        [("Sigmoid", ["c"], {}), ("Add", ["x", "y1"], {}), ("Expand", ["y2", "s"], {})],
+        constants={"c": BIAS[:1], "s": integers(5, 4, 6, 5)},
+    ),
     "remove it: certify the logits": one("Softmax"),
     "alpha = 2.0, allowed: 1.0": one("Gemm", MATRIX, BIAS, alpha=2.0, shape=VECTOR),
     "transA = 1": one("Gemm", numbers(1, 3), transA=1, shape=(1, 1)),
@@ -111,10 +120,15 @@ REFUSED = {
     "times a constant matrix": one("MatMul", numbers(2, 6), "x", shape=("batch", 6, 5)),
     "depends on the network's input": Net("", [("Flatten", ["x"], {}), ("MatMul", ["y1", "y1"], {})], ("batch", 1)),
     "allowed: images": one("Conv", numbers(3, 4, 2), shape=("batch", 4, 6)),
-    "batch must stay dimension 0": one("Reshape", integers(-1, 60)),
-    "a batch of 2 reshaped": one("Reshape", integers(1, -1)),
-    "batch of 2 reshaped to": one("Flatten", axis=0),
-    "reshaped to .120": one("Reshape", integers(-1), shape=(1, 4, 6, 5)),
+    r"found inputs of shape \[4, 5\]": Net(
+        "", [("Reshape", ["x", "s"], {}), ("Gemm", ["y1", "w"], {})], (1, 20), {"s": integers(4, 5), "w": MATRIX}
+    ),
+    "allowed: one with a batch": one("Transpose", perm=[0], shape=(5,)),
+    "a value with a batch and one without": Net(
+        "", [("Unsqueeze", ["x", "a"], {}), ("Add", ["x", "y1"], {})], (5,), {"a": integers(0)}
+    ),
+    "the same for all examples|allowed: one with a batch": one("Add", numbers(1, 5), shape=(5,)),
+    "a result of at least one dimension": one("Reshape", integers(), shape=(1, 1)),
     "the batch, first": one("Transpose", perm=[1, 0, 2, 3]),
     "0 of the batch": one("Pad", integers(1, 0, 0, 0, 0, 0, 0, 0)),
     "at least 0": one("Pad", integers(0, 0, -1, 0, 0, 0, 0, 0)),
@@ -129,10 +143,23 @@ REFUSED = {
     "does not depend on the input": Net("", [("Identity", ["c"], {})], constants={"c": numbers(1, 3)}),
     "of constants are allowed": Net("", [("Add", ["c", "c"], {}), ("Add", ["x", "y1"], {})], constants={"c": BIAS}),
     "opset 6, allowed: 7": one("Relu", opset=6),
-    r"node 'node1': Given groups=1, weight of size \[3, 5, 3, 3\], expected": one("Conv", numbers(3, 5, 3, 3)),
+    r"node 'node1': found values of shapes \[\[4, 6, 5\]\], which Conv2d\(5, 3": one("Conv", numbers(3, 5, 3, 3)),
+    "2147483648.*allowed: up to 67108864 numbers": one("Relu", shape=("batch", 2**31)),
+    "constants of up to 1099511627776 numbers": Net(
+        "", [("ConstantOfShape", ["s"], {}), ("Add", ["x", "y1"], {})], constants={"s": integers(2**20, 2**20, 1)}
+    ),
+    "found 4398105231552 numbers as results": one("Pad", integers(0, 0, 2**20, 2**20, 0, 0, 0, 3)),
+    "found 2097152000 numbers as results": one("MatMul", numbers(1, 2000), shape=("batch", 2**20, 1)),
+    "torch cannot run it|does not take": one("AveragePool", kernel_shape=[2, 2], strides=[2**62, 1]),
+    "64064016000000 products": one("AveragePool", kernel_shape=[4000, 4000], shape=("batch", 1, 6000, 6000)),
+    "found outputs of onnxruntime that are infinite": Net(
+        "",
+        [("MatMul", ["x", "w"], {}), ("MatMul", ["y1", "v"], {})],
+        VECTOR,
+        {"w": np.full((5, 5), 3e20, np.float32), "v": np.full((5, 2), -3e20, np.float32)},
+    ),
     "fixed sizes after the batch": one("Relu", shape=("batch", "channels", 3)),
     "a batch of 7": one("Relu", shape=(7, 3)),
-    "the first is the batch": one("Relu", shape=(3,)),
     "DOUBLE, allowed: FLOAT": one("Add", np.ones(5)),
     "initializer 'c0': found NaN": one("Add", np.array([1, np.nan], np.float32)),
     "numbers of int64, allowed: float32": one("Add", integers(1)),
@@ -213,7 +240,7 @@ DAMAGED = {
     "found 1 inputs and 2 outputs": second_output,
     "found opset 999": newer_opset,
     "names no opset": no_opset,
-    "operator Conv at node 'node1': found domain 'com.example'": own_operator,
+    "no layer for the operators com.example.Conv at node 'node1'": own_operator,
     r"operator Dropout at node 'number 1': another node reads the outputs \['y1'\]": second_output_used,
     "found its own operator 'Conv'": replaced_operator,
     r"found external data|not a valid ONNX model: .*weights\.bin": external_attribute,
@@ -249,6 +276,63 @@ def test_a_truncated_file_is_refused(tmp_path):
         load_onnx(path)
 
 
+ANY_BATCH = [
+    one("Relu", shape=VECTOR[1:]),
+    one("MatMul", MATRIX, shape=VECTOR[1:]),
+    one("MatMul", MATRIX.T.copy(), "x", name="matrix first", shape=VECTOR[1:]),
+    one("Add", BIAS, shape=(1,)),
+    one("Unsqueeze", integers(0), shape=VECTOR[1:]),
+    one("Reshape", integers(-1, 60)),
+    one("Reshape", integers(1, -1)),
+    one("Reshape", integers(-1), shape=(1, 4, 6, 5)),
+    one("Flatten", axis=0),
+    Net("Gemm", [("Unsqueeze", ["x", "a"], {}), ("Gemm", ["y1", "w", "b"], {}), ("Squeeze", ["y2", "a"], {})],
+        VECTOR[1:], {"a": integers(0), "w": MATRIX, "b": BIAS}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("net", ANY_BATCH, ids=str)
+def test_files_without_a_batch_are_read_as_for_one_input(net, tmp_path):
+    path = onnx_file(net, tmp_path)
+    network, session = load_onnx(path), onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    points = torch.rand(3, *network.input_shape)
+    full = tuple(1 if size == "batch" else size for size in net.shape)
+    expected = [session.run(None, {"x": point.reshape(full).numpy()})[0].ravel() for point in points]
+    torch.testing.assert_close(network(points).flatten(1), torch.from_numpy(np.stack(expected)))
+    lower, upper = bound(network, Box(points, torch.zeros_like(points)), "crown")
+    assert torch.allclose(lower, upper, atol=1e-4)
+
+
+def test_shapes_that_the_file_computes_are_constants_and_other_nodes_are_not_read(tmp_path):
+    """As `x.view(x.size(0), -1)` is exported."""
+    net = Net("", [
+        ("Shape", ["x"], {}), ("Gather", ["y1", "zero"], {"axis": 0}), ("Unsqueeze", ["y2", "a"], {}),
+        ("Sigmoid", ["x"], {}), ("Mul", ["y1", "y1"], {}), ("Concat", ["y3", "rest"], {"axis": 0}),
+        ("Reshape", ["x", "y6"], {}), ("Gather", ["b", "zero"], {"axis": 0}), ("Add", ["y7", "y8"], {}),
+    ], constants={"zero": np.array(0), "a": integers(0), "rest": integers(-1), "b": numbers(2, 120)})  # fmt: skip
+    network = load_onnx(onnx_file(net, tmp_path))
+    assert [type(layer).__name__ for layer in network.children()] == ["Flatten", "WithConstant"]
+    x = torch.rand(2, 4, 6, 5)
+    assert torch.equal(network(x), x.flatten(1) + torch.from_numpy(net.constants["b"][0]))
+
+
+def test_packed_files_are_read_and_pointers_named(tmp_path, monkeypatch):
+    path, packed = onnx_file(one("Conv", KERNEL), tmp_path), tmp_path / "net.onnx.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    x = torch.rand(1, 4, 6, 5)
+    assert torch.equal(load_onnx(packed)(x), load_onnx(path)(x))
+    monkeypatch.setattr(cerdeq.onnx.file, "LARGEST_FILE", 100_000)
+    packed.write_bytes(gzip.compress(bytes(1_000_000)))
+    with pytest.raises(OnnxError, match="allowed: up to"):
+        load_onnx(packed)
+    packed.write_bytes(gzip.compress(path.read_bytes())[:-9])
+    with pytest.raises(OnnxError, match="cannot be unpacked"):
+        load_onnx(packed)
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(OnnxError, match="a Git LFS pointer"):
+        load_onnx(path)
+
+
 def test_a_large_file_is_refused_before_it_is_read(tmp_path):
     path = tmp_path / "net.onnx"
     with path.open("wb") as file:
@@ -262,9 +346,33 @@ def test_external_data_is_read_and_counted(tmp_path, monkeypatch):
     net = Net("", [("Flatten", ["x"], {}), ("MatMul", ["y1", "w"], {})], constants={"w": weight})
     onnx.save(model_of(net), path, save_as_external_data=True, location="weights.bin")
     assert torch.equal(load_onnx(path).matmul2.weight, torch.from_numpy(weight.T))
+    before = read_content(path)
+    assert torch.equal(load_content(before, "copy")[0].matmul2.weight, torch.from_numpy(weight.T)), "one file of all"
+    (tmp_path / "weights.bin").write_bytes(numbers(120, 30).tobytes())
+    assert read_content(path) != before, "a digest covers the data"
     monkeypatch.setattr(cerdeq.onnx.file, "LARGEST_FILE", 4000)
     with pytest.raises(OnnxError, match="allowed: up to"):
         load_onnx(path)
+
+
+@pytest.mark.parametrize("kind", ["link", "folder", "pipe", "device", "above", "absolute"])
+@pytest.mark.timeout(20)
+def test_external_data_elsewhere_is_refused(kind, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    onnx.save(model_of(one("Conv", KERNEL)), folder / "net.onnx", save_as_external_data=True, location="weights.bin",
+              size_threshold=0)  # fmt: skip
+    load_onnx(folder / "net.onnx")
+    data, elsewhere = folder / "weights.bin", tmp_path / "weights.bin"
+    data.rename(elsewhere)
+    location = {"above": "../weights.bin", "absolute": str(elsewhere), "device": "/dev/zero"}.get(kind, "weights.bin")
+    make = {"link": lambda: data.symlink_to(elsewhere), "folder": data.mkdir, "pipe": lambda: os.mkfifo(data)}
+    make.get(kind, lambda: None)()
+    model = onnx.load(folder / "net.onnx", load_external_data=False)
+    model.graph.initializer[0].external_data[0].value = location
+    (folder / "net.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(OnnxError, match="external data cannot be read"):
+        load_onnx(folder / "net.onnx")
 
 
 def test_a_network_that_was_read_wrongly_is_refused(tmp_path, monkeypatch):

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from torch import nn
+
+from cerdeq import export_onnx
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = sorted((ROOT / "results" / "published" / "competitions").glob("*.csv"))
@@ -46,3 +49,18 @@ def test_contradictions_are_counted(tmp_path, answer, status):
     assert run.returncode == status and f"contradictions: {status}" in run.stdout
     table = pd.read_csv(tmp_path / "table.csv", keep_default_na=False)
     assert table["published"].tolist() == ["unsat", "disputed"] and table["tools"].tolist() == [1, 2]
+
+
+def test_lists_are_solved_and_wrong_answers_counted(tmp_path):
+    pytest.importorskip("onnxruntime")
+    export_onnx(nn.Linear(1, 1).eval(), tmp_path / "net.onnx", input_shape=(1,))
+    lines = [f"(declare-const {name} Real)" for name in ("X_0", "Y_0")]
+    lines += ["(assert (>= X_0 0))", "(assert (<= X_0 1))", "(assert (<= Y_0 100))"]
+    (tmp_path / "p.vnnlib").write_text("\n".join(lines))
+    (tmp_path / "list.csv").write_text("net.onnx,p.vnnlib,1\n" * 3)
+    command = [sys.executable, ROOT / "sweeps" / "verify_lists.py", "list.csv", "--results-dir", "answers"]
+    command += ["--timeout", "60", "--every", "2", "--truth", "unsat"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    row = run.stdout.splitlines()[-1].split()
+    assert run.returncode == 1, run.stdout + run.stderr
+    assert row[1:10] == ["2", "2", "0", "0", "0", "0", "2", "2", "0"]

@@ -1,5 +1,6 @@
 """Lies about what lies where: files of other trials, keys, configs, metrics, data, leaderboards, user code."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from lying_sweep import (
     CERTIFIED_IMAGES,
     Change,
@@ -46,6 +48,7 @@ FOLDERS, RECORDS, IMAGES = ("harness.checker." + name for name in ("folders", "r
 ENTRIES, TRIAL, CERTIFICATION = f"{FOLDERS}.check_entries", f"{FOLDERS}.check_trial", f"{FOLDERS}.check_certification"
 UNFINISHED, RESULT = f"{FOLDERS}.check_finished", f"{FOLDERS}.check_result"
 METRICS, OTHER_METRICS = f"{RECORDS}.check_metrics", f"{RECORDS}.check_other_stages"
+CHOSEN = f"{FOLDERS}.check_chosen"
 LEADERBOARD, PLUGINS = "harness.recheck.check_leaderboard", f"{FOLDERS}.check_plugins"
 
 
@@ -117,6 +120,26 @@ def drop_last_line(name: str) -> Change:
         (sweep.root / name).write_text("".join(lines[:-1]))
 
     return damage
+
+
+def drop_column(name: str, kind: str) -> Change:
+    """Remove a column from the leaderboard in CSV or JSON."""
+
+    def damage(sweep: Sweep) -> None:
+        path = sweep.root / f"leaderboard.{kind}"
+        if kind == "csv":
+            pd.read_csv(path, dtype=str, keep_default_na=False).drop(columns=name).to_csv(path, index=False)
+            return
+        records = [{key: value for key, value in row.items() if key != name} for row in json.loads(path.read_text())]
+        path.write_text(json.dumps(records, indent=1) + "\n")
+
+    return damage
+
+
+def choose(text: str) -> Change:
+    """Let a search have chosen the CNN's settings."""
+    content = {"text": text, "search": "search", "candidate": 3, "validation": {"certified_error": 1.0}}
+    return lambda sweep: (sweep.cnn5 / folder.CHOSEN).write_text(json.dumps(content))
 
 
 def lay_pipe(name: str) -> Change:
@@ -281,13 +304,14 @@ LIES = {
     "a certified error of NaN": Lie(
         change_metrics(certified_error=NAN),
         "result.json cannot be read",
-        "harness.storage.files.refuse_constant",
+        "harness.storage.files._refuse_number",
         accept=float,
     ),
     "a certified error of infinity": Lie(
         change_text_of_result('"certified_error": ', '"certified_error": 1e999, "": '),
-        "certified_error: recorded inf, by",
-        METRICS,
+        "result.json cannot be read",
+        "harness.storage.files._finite",
+        accept=float,
     ),
     "no certified error": Lie(change_metrics(certified_error=None), "certified_error: recorded None, by", METRICS),
     "a lower certified error": Lie(change_metrics(certified_error=8.5), "certified_error: recorded 8.5, by", METRICS),
@@ -339,6 +363,21 @@ LIES = {
         "leaderboard.json does not follow",
         LEADERBOARD,
         "",
+    ),
+    **{
+        f"leaderboard.{kind} without {name}": Lie(
+            drop_column(name, kind), f"leaderboard.{kind} does not follow", LEADERBOARD, ""
+        )
+        for kind in ("csv", "json")
+        for name in ("eps", "seeds", "seeds_started", "evaluation.test_images", "evaluation.stages", "warnings")
+    },
+    "a text about no search": Lie(
+        choose("the best network in the world"), "chosen.json does not describe a search: found 'the best", CHOSEN
+    ),
+    "a text about a search, and more": Lie(
+        choose("tpe, 30 candidates, evaluated on 500 images held out of training (state of the art"),
+        "chosen.json does not describe a search",
+        CHOSEN,
     ),
     "a row left out of leaderboard.csv": Lie(
         drop_last_line("leaderboard.csv"), "leaderboard.csv does not follow", LEADERBOARD, ""

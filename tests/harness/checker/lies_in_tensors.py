@@ -89,17 +89,42 @@ def hide_certificates(sweep: Sweep) -> None:
     (sweep.cnn5 / folder.CERTIFICATES).unlink()
 
 
-def copy_as_seed(sweep: Sweep) -> None:
-    """Let a copy of the CNN be another seed's."""
-    shutil.copytree(sweep.cnn5, sweep.cnn5.with_name("copy"))
-    path = sweep.cnn5.with_name("copy") / folder.WEIGHTS
-    save_file(load_file(path), path, {"format": "pt"})
-    change_config(seed=7)(Sweep(sweep.root, {"cnn5": "copy"}))
+def copy_as(change: Callable[[torch.Tensor], Any] = lambda tensor: None, **config: Any) -> Change:
+    """Let a copy of the CNN, its weights changed, be another trial's."""
+
+    def copy(sweep: Sweep) -> None:
+        shutil.copytree(sweep.cnn5, sweep.cnn5.with_name("copy"))
+        path = sweep.cnn5.with_name("copy") / folder.WEIGHTS
+        state = load_file(path)
+        change(state["classifier.weight"])
+        save_file(state, path, {"format": "pt"})
+        change_config(**config)(Sweep(sweep.root, {"cnn5": "copy"}))
+
+    return copy
 
 
+def next_number(tensor: torch.Tensor) -> None:
+    """Change one weight to the next number of its type."""
+    tensor[0, 0] = torch.nextafter(tensor[0, 0], tensor.new_tensor(torch.inf))
+
+
+COPIES = "harness.checker.folders.check_copies"
 LIES = {
-    "a trial as another seed's": Lie(
-        copy_as_seed, "the same weights under the seeds ", "harness.checker.folders.check_seeds", ""
+    "a trial as another seed's": Lie(copy_as(seed=7), "nearly the same weights under seed ", COPIES, ""),
+    "a trial as another seed's, one weight changed": Lie(
+        copy_as(next_number, seed=7), "nearly the same weights under seed ", COPIES, ""
+    ),
+    "a trial as another seed's, a layer scaled": Lie(
+        copy_as(lambda tensor: tensor.mul_(1.0005), seed=7), "nearly the same weights under seed ", COPIES, ""
+    ),
+    "a trial as another method's": Lie(copy_as(method="plain"), "nearly the same weights under method ", COPIES, ""),
+    "a trial as another method's, one weight changed": Lie(
+        copy_as(next_number, method="pgd"), "nearly the same weights under method ", COPIES, ""
+    ),
+    "a certificate for no image": Lie(
+        change_tensors(folder.CERTIFICATES, lambda tensors: tensors.update({"999/row": torch.zeros(1)})),
+        "certificates.safetensors has a certificate for '999', but no image has this index",
+        "harness.checker.verdicts.check_certificates",
     ),
     # Weights.
     **{

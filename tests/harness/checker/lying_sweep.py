@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from safetensors.torch import load_file, save_file
 
+from baselines import build
 from harness.analysis.table_files import write_leaderboard
 from harness.config.trial import from_dict, trial_key
 from harness.data import load
@@ -75,7 +76,9 @@ def _make_trial(root: Path, name: str) -> str:
     evaluate_shard(trial_dir, 0, network, data.test_images(IMAGES), 0, trial.config, "")
     evaluation = merge_shards(trial_dir, 1)
     certification.remove_shards(trial_dir)
-    others = dict.fromkeys((names.PARAMETERS, names.TRAIN_SECONDS, names.EVALUATION_SECONDS), 1.0)
+    untrained = build(config.model, config.dataset, config.width, **config.options)
+    others = dict.fromkeys((names.TRAIN_SECONDS, names.EVALUATION_SECONDS), 1.0)
+    others[names.PARAMETERS] = sum(parameter.numel() for parameter in untrained.parameters())
     metrics = finite_or_none(final_metrics(evaluation, STAGES[name]) | others)
     folder.write_result(trial_dir, folder.TrialResult(trial.key, metrics, {}, data.summary(), []))
     return trial.key
@@ -85,7 +88,7 @@ def _certify(trial_dir: Path) -> None:
     data, config = load("digits"), folder.read_trial(trial_dir / folder.TRIAL).config
     stages = {"stages": ("ibp", "crown-ibp", "bab"), "bab_seconds": None, "bab_branches": 60}
     config = replace(config, evaluation=replace(config.evaluation, test_images=CERTIFIED_IMAGES, **stages))
-    trial, stored = certification_of(trial_dir, config, data)
+    trial, stored = certification_of(trial_dir, config, data, (trial_dir / folder.WEIGHTS).read_bytes())
     directory = certification.directory_of(trial_dir, config.evaluation)
     certification.take_over(directory, trial, stored)
     for number in range(stored.shards):

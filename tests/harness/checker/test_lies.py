@@ -5,6 +5,7 @@ import shutil
 from importlib import import_module
 
 import lies_in_folders
+import lies_in_labels
 import lies_in_tensors
 import lies_in_verdicts
 import numpy as np
@@ -20,7 +21,7 @@ from harness.data import load
 from harness.environment import cache_directory
 from harness.storage import folder, names
 
-LIES = lies_in_folders.LIES | lies_in_verdicts.LIES | lies_in_tensors.LIES
+LIES = lies_in_folders.LIES | lies_in_verdicts.LIES | lies_in_tensors.LIES | lies_in_labels.LIES
 OFTEN = set({(lie.check, lie.of): name for name, lie in reversed(LIES.items())}.values())
 """The first lie at each check about each part of the sweep."""
 CONFIRMED = "every verdict is confirmed"

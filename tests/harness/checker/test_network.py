@@ -116,7 +116,7 @@ def test_a_network_without_a_rule_is_refused(message):
 def test_a_layer_of_images_is_refused_for_sequences(layer):
     """Torch takes their first dimension for channels."""
     network = read_network(torch.nn.Sequential(layer, torch.nn.Flatten(), torch.nn.Linear(4, 2)).eval())
-    with pytest.raises(UnknownLayerError, match=r"for a value of shape \[2, 4\]"):
+    with pytest.raises(UnknownLayerError, match=r"of a value of shape \[2, 4\]"):
         network.boxes(Box(np.zeros((2, 2, 4)), np.zeros((2, 2, 4))))
 
 

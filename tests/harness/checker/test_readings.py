@@ -29,7 +29,7 @@ def margins_by_checker(model, x, radius):
     try:
         network = read_network(model)
         network.refuse_other_logits(model, x.numpy())
-    except (UnknownLayerError, RuntimeError) as error:
+    except (UnknownLayerError, RuntimeError, ValueError) as error:  # ValueError: shapes that do not fit
         return str(error)
     spec, ends = np.delete(np.eye(3)[LABEL] - np.eye(3), LABEL, 0), []
     for image in x.numpy():

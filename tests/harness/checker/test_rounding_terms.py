@@ -16,6 +16,7 @@ from harness.checker.boxes import TINY, Box, U, affine, ball, between, inside, n
 from harness.checker.equilibrium import NotProvedError
 from harness.checker.linear import Region, minimum_over_box, pull_back, sum_rounded_down
 from harness.checker.network import Activation, Step, read_network
+from harness.checker.operators import operation_of_module
 from harness.checker.relaxation import LARGEST, Leaves, lines, rounding_loss
 
 SMALLEST = 2.0**-1074
@@ -150,9 +151,9 @@ def test_layers_say_how_many_terms_their_sums_have(monkeypatch):
         maps, "convolve", lambda w, x, *geometry: from_the_left(w.reshape(1, -1), x.reshape(1, -1))[..., None, None]
     )
     image = Box(LOST.reshape(1, 1, 8, 8), np.zeros((1, 1, 8, 8)))
-    assert holds(maps.linear(layer).box(point(*LOST)), value, value)
-    assert holds(maps.convolution(conv).box(image), value, value)
-    assert holds(maps.pool(nn.AvgPool2d(8)).box(image), [value[0] / 64], [value[0] / 64])
+    assert holds(operation_of_module(layer).box(point(*LOST)), value, value)
+    assert holds(operation_of_module(conv).box(image), value, value)
+    assert holds(operation_of_module(nn.AvgPool2d(8)).box(image), [value[0] / 64], [value[0] / 64])
 
 
 def test_margins_say_how_many_terms_their_sums_have():
@@ -205,8 +206,8 @@ def test_the_sum_over_many_outputs_is_counted():
     for weight, bias in ((1.0, 0.0), (0.0, 1.0)):
         nn.init.constant_(layer.weight, weight)
         nn.init.constant_(layer.bias, bias)
-        assert_below(pulled_through(maps.linear(layer), a, point(1.0)), a, exact(np.ones(size)), exact([1.0]))
-        assert_below(pulled_through(maps.linear(layer), -a, point(1.0)), -a, exact(np.ones(size)), exact([1.0]))
+        assert_below(pulled_through(operation_of_module(layer), a, point(1.0)), a, exact(np.ones(size)), exact([1.0]))
+        assert_below(pulled_through(operation_of_module(layer), -a, point(1.0)), -a, exact(np.ones(size)), exact([1.0]))
 
 
 def norm_of(mean, bias):
@@ -227,13 +228,13 @@ def test_constants_of_maps_are_counted_where_images_are_zero(kind):
     value, shape = exact(b), (size, 1, 1)
     match kind:
         case "linear":
-            operation, shape, zero = maps.linear(layer), (size,), point(*[0.0] * size)
+            operation, shape, zero = operation_of_module(layer), (size,), point(*[0.0] * size)
         case "convolution":
-            operation = maps.convolution(conv)
+            operation = operation_of_module(conv)
         case "bias of a norm":
-            operation = maps.batch_norm(norm_of(np.zeros(size), b))
+            operation = operation_of_module(norm_of(np.zeros(size), b))
         case "mean of a norm":
-            operation, value = maps.batch_norm(norm_of(b, np.zeros(size))), exact(-b) / 2
+            operation, value = operation_of_module(norm_of(b, np.zeros(size))), exact(-b) / 2
         case "constant":
             operation = maps.add_constant(b.reshape(shape))
         case "difference":
@@ -255,9 +256,9 @@ def test_products_with_values_are_counted(kind):
     layer.weight.data, conv.weight.data = torch.from_numpy(weight), torch.from_numpy(weight)[..., None, None]
     norm.weight.data = torch.from_numpy(factor)
     operation, value = {
-        "linear": (maps.linear(layer), exact(weight) @ exact(x)),
-        "convolution": (maps.convolution(conv), exact(weight) @ exact(x)),
-        "norm": (maps.batch_norm(norm), exact(factor) / 2 * exact(x)),
+        "linear": (operation_of_module(layer), exact(weight) @ exact(x)),
+        "convolution": (operation_of_module(conv), exact(weight) @ exact(x)),
+        "norm": (operation_of_module(norm), exact(factor) / 2 * exact(x)),
         "quotient": (maps.divide_by_constant(factor.reshape(-1, 1, 1)), exact(x) / exact(factor)),
         "product": (maps.multiply_by_constant(factor.reshape(-1, 1, 1)), exact(x) * exact(factor)),
     }[kind]
@@ -269,7 +270,7 @@ def test_products_with_values_are_counted(kind):
 def test_pooling_counts_its_values():
     x, a = Box(random(1, 1, 6, 6), np.zeros((1, 1, 6, 6))), random(100, 1, 2, 2, seed=1)
     windows = exact(x.center).reshape(2, 3, 2, 3).sum((1, 3)).ravel() / 9
-    assert_below(pulled_through(maps.pool(nn.AvgPool2d(3)), a, x), a, windows, exact(x.center.ravel()))
+    assert_below(pulled_through(operation_of_module(nn.AvgPool2d(3)), a, x), a, windows, exact(x.center.ravel()))
 
 
 class Thrice(nn.Module):
@@ -365,7 +366,9 @@ def test_a_single_product_counts_the_roundings_of_its_factor():
         value = [Fraction(weight) / root * Fraction(x)]
         for sign in (1, -1):
             rows = np.full((1, 1, 1, 1), sign * a)
-            pulled = pulled_through(maps.batch_norm(layer), rows, Box(np.full((1, 1, 1, 1), x), np.zeros((1, 1, 1, 1))))
+            pulled = pulled_through(
+                operation_of_module(layer), rows, Box(np.full((1, 1, 1, 1), x), np.zeros((1, 1, 1, 1)))
+            )
             assert_below(pulled, rows, np.array(value, dtype=object), exact([x]))
 
 
@@ -374,5 +377,5 @@ def test_functionals_count_underflow():
     nn.init.constant_(layer.weight, 1e-200)
     a, x = np.array([[-1e-200]]), LARGEST / 10
     value = exact([1e-200]) * Fraction(x)
-    assert_below(pulled_through(maps.linear(layer), a, point(x)), a, value, exact([x]))
+    assert_below(pulled_through(operation_of_module(layer), a, point(x)), a, value, exact([x]))
     assert np.isinf(rounding_loss(np.array([[10 * LARGEST]]), np.ones((1, 1))))

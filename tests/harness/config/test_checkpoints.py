@@ -4,6 +4,7 @@ import os
 import pickle
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -15,6 +16,7 @@ from cerdeq.equilibrium import fold
 from harness.config.checkpoint_settings import digest_of
 from harness.config.checkpoint_weights import read_weights
 from harness.config.sweep_file import load_sweep
+from harness.storage.folder import copy_checkpoint
 
 WIDTH = 0.1
 SOURCE = {"paper": "Someone 2022", "method": "Box", "clean_accuracy": 90.5, "certified_accuracy": 80}
@@ -64,6 +66,26 @@ def test_an_onnx_file_is_a_checkpoint_of_its_own_network(tmp_path):
     other = tmp_path / "other.onnx"
     other.write_bytes(path.read_bytes()[:-40])
     assert "other.onnx: " in refusal(tmp_path, content(**keys | {"checkpoint": "other.onnx"}))
+
+
+def test_weights_beside_an_onnx_file_belong_to_it(tmp_path):
+    """The copy in a trial's folder once lacked them, though the sweep was accepted."""
+    path, copy = tmp_path / "net.onnx", tmp_path / "copy" / "source.checkpoint"
+    export_onnx(build("conv", "digits", WIDTH)[1:].eval(), path, (1, 8, 8))
+    keys = {"model": "onnx", "width": 1, "options": {"file": str(path)}, "checkpoint": "net.onnx"}
+    own = read(tmp_path, content(**keys))
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="net.onnx.data", size_threshold=0)
+    loaded = load_sweep(write(tmp_path, content(**keys)), "full", True)
+    (trial,) = loaded.trials
+    copy_checkpoint(trial.checkpoint, loaded.checkpoints[trial.checkpoint.sha256], copy)
+    assert digest_of(copy.read_bytes()) == trial.checkpoint.sha256
+    data = tmp_path / "net.onnx.data"
+    expected = bytes(data.read_bytes())
+    data.write_bytes(bytes(len(expected)))
+    assert trials_of(tmp_path, content(**keys))[0].checkpoint.sha256 != trial.checkpoint.sha256
+    data.write_bytes(expected)
+    weights = read_weights(copy, trial)
+    assert all(torch.equal(weights[name], own[name]) for name in own)
 
 
 def test_a_trial_has_the_file_s_digest_and_one_seed(tmp_path, saved):

@@ -2,12 +2,14 @@
 
 from inspect import signature
 
+import pytest
 from small_sweep import changed, entry, trials_of
 
 from baselines import registry
 from harness.config.grid import expand, takes_list
 from harness.config.settings import EvaluationSettings, TrainSettings
 from harness.config.trial import trial_key
+from harness.errors import InputError
 
 
 def cerdeq(**keys):
@@ -73,3 +75,9 @@ def test_an_option_is_a_list_or_a_choice_by_its_type(monkeypatch):
     options = {"layers": [2, 3]}
     assert [len(expand(entry(model=model, options=options))) for model in ("listed", "counted")] == [1, 2]
     assert len(expand(entry(model="listed", options=[options, {"layers": [4]}]))) == 2
+
+
+def test_lists_within_lists_are_counted_before_all_are_expanded():
+    entry = {"model": "cnn5", "train": [{"learning_rate": list(range(5_000)), "epochs": number} for number in range(9)]}
+    with pytest.raises(InputError, match="found '15,000 trials or more', allowed: at most 10,000"):
+        expand(entry)

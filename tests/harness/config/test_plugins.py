@@ -6,8 +6,10 @@ import pytest
 from small_sweep import changed, refusal, trials_of, write
 
 from baselines import registry
+from harness.command_line import main
 from harness.config import plugins
 from harness.config.trial import trial_key
+from harness.data import load
 from harness.errors import InputError
 from harness.storage import folder
 from harness.training import run_trial
@@ -29,8 +31,8 @@ from torch import nn
 def body(shape, classes, width=1.0, early_iterations: int = 1, warm_start: bool = False, wide=None):
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 
-def layer(shape, classes, width):
-    return nn.Linear(64, 10)
+def layers(shape, classes, width):
+    return [nn.Flatten(), nn.Linear(64, 10)]
 """
 
 
@@ -95,7 +97,7 @@ WRONG = {  # the source of own.nets, what is changed in the sweep, the message
     "a function from elsewhere": (NETS, [("trials.0.model", "os:system")], "trials.0.model: found 'os:system'"),
     "one without plugins": (NETS, [("plugins", []), ("trials.0.model", "own.nets:plain")], "there are none"),
     "no such function": (NETS, [("trials.0.model", "own.nets:deep")], "model: module own.nets has no function 'deep'"),
-    "no chain of layers": (BODY, [("trials.0.model", "own.nets:layer")], "found Linear, allowed: an nn.Sequential"),
+    "no module": (BODY, [("trials.0.model", "own.nets:layers")], "found list, allowed: an nn.Module"),
     "weights that are read": (
         BODY.replace("10))", "int(nn.Linear(2, 2).weight.sum())))"), [("trials.0.model", "own.nets:body")],
         "cannot be built on torch's device 'meta'",
@@ -136,3 +138,35 @@ def test_a_trial_is_refused_where_its_plugin_is_another(package, tiny_trial, tmp
     (tmp_path / "trial" / folder.RESULT).unlink()
     with pytest.raises(InputError, match=r"own.nets:plain ibp seed 0: plugins.own.nets: found .* train anew"):
         run_trial(config, tmp_path / "trial")
+
+
+COMMANDS = {
+    "certify": [],
+    "benchmark": ["cnn5", "--only", "bounds", "--images", "1", "--trained"],
+    "tables": [],
+    "status": [],
+    "report": [],
+    "paired": [],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_command_imports_a_plugin_of_results_that_it_was_not_told_to_trust(
+    command, package, tiny_trial, tmp_path, monkeypatch, capsys
+):
+    """The results lie in the working directory, which Python searches first."""
+    package(nets="raise SystemExit('imported')")
+    config = tiny_trial("own.nets:plain", plugins=plugins.digests(["own.nets"]))
+    trial = folder.make_trial(config, load("digits").fingerprint)
+    trial_dir = tmp_path / "results/trials" / trial.key
+    folder.take_over(trial_dir, trial)
+    errors = dict.fromkeys(("certified_error", "attack_error", "standard_error"), 50.0)
+    folder.write_result(trial_dir, folder.TrialResult(trial.key, errors, {}, {}, []))
+    (trial_dir / folder.WEIGHTS).touch()
+    monkeypatch.chdir(tmp_path)
+    path = trial_dir if command == "benchmark" else trial_dir.parents[1]
+    status = main(command, [*COMMANDS[command], str(path)])
+    assert "own" not in sys.modules and "own.nets" not in sys.modules
+    if command in ("certify", "benchmark"):
+        assert status == 2
+        assert "it names the plugin own.nets; if you trust that, add --plugin own.nets" in capsys.readouterr().err

@@ -188,3 +188,15 @@ def test_a_network_without_the_rules_it_will_need_is_refused(tmp_path, monkeypat
     for part in ("trials.0", "relu", "ibp alone"):
         assert part in message
     assert trials_of(tmp_path, changed(("evaluation.stages", ["ibp"])))
+
+
+def test_all_problems_of_a_recipe_and_an_entry_are_reported_at_once(tmp_path):
+    wrong = {"decay_epochs": [9], "ramp_epochs": 9, "learning_rate": 2, "kappa": 2}
+    message = refusal(tmp_path, changed(*((f"train.{key}", value) for key, value in wrong.items())))
+    assert [line.split(": ")[1] for line in message.splitlines()] == [
+        f"train.{key}" for key in ("learning_rate", "decay_epochs", "ramp_epochs", "kappa")
+    ]
+    entries = [entry(train={"kappa": 2, "l1": -1}, options={"depth": 1}, method_options={"none": 1})]
+    lines = refusal(tmp_path, changed(("trials", entries))).splitlines()
+    parts = ("train.kappa", "train.l1", "options.depth", "method_options.none")
+    assert len(lines) == 4 and all(f"trials.0.{part}: " in line for part, line in zip(parts, lines, strict=True))

@@ -4,7 +4,9 @@ import pytest
 import yaml
 from small_sweep import BASE, changed, trials_of, write
 
+from harness.config.profiles import check_keys
 from harness.config.sweep_file import load_sweep
+from harness.errors import InputError
 
 TEXTS = {
     "empty": ("", "found None, allowed: a mapping"),
@@ -21,6 +23,31 @@ TEXTS = {
 def test_a_text_that_is_no_sweep_is_refused(refused, tmp_path, case):
     text, message = TEXTS[case]
     assert f"{tmp_path}/study.yaml: {message}" in refused(write(tmp_path, text))
+
+
+NINE = "[{}]".format(", ".join(["*{0}"] * 9))
+BOMBS = {
+    "aliases of aliases": "x: &a0 [1]\n" + "".join(f"x{i}: &a{i} {NINE.format(f'a{i - 1}')}\n" for i in range(1, 9)),
+    "merge keys of merge keys": "x: &a0 {k: 1}\n"
+    + "".join(f"x{i}: &a{i} {{<<: {NINE.format(f'a{i - 1}')}, k{i}: 1}}\n" for i in range(1, 9)),
+    "deep lists": "x: " + "[" * 20_000 + "]" * 20_000,
+    "deep mappings": "x: " + "{a: " * 3_000 + "1" + "}" * 3_000,
+    "a long number": "x: " + ":".join(["59"] * 50_000),
+    "a long list": f"x: [{'1,' * 60_000}1]",
+    "a long text": "x: 1\n" * 200_001,
+}
+
+
+@pytest.mark.parametrize("case", BOMBS)
+def test_a_text_that_would_become_large_is_refused_before_it_does(tmp_path, case):
+    path = write(tmp_path, BOMBS[case])
+    with pytest.raises(InputError, match=r"study\.yaml: is not YAML: it (has|is longer than) "):
+        check_keys(path, None, [])
+
+
+def test_a_file_that_is_endless_is_refused(tmp_path):
+    with pytest.raises(InputError, match="cannot be read: it is no file"):
+        check_keys(write(tmp_path, "include: /dev/zero\n"), None, [])
 
 
 def test_a_file_that_cannot_be_read_is_refused(refused, tmp_path):

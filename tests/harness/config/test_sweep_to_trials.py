@@ -146,3 +146,26 @@ if __name__ == "__main__":
         for path in SWEEPS
     }
     RECORD.write_text(json.dumps(made, indent=1) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("train", "decays", "ramp"),
+    [
+        ({"epochs": 1}, (), 0),
+        ({"epochs": 2}, (1,), 1),
+        ({"epochs": 16}, (12, 14), 8),
+        ({"epochs": 16, "decay_epochs": [15]}, (15,), 8),
+        ({"epochs": 16, "ramp_start": 12}, (12, 14), 5),
+        ({"epochs": 150}, (120, 140), 80),
+        ({}, (120, 140), 80),
+    ],
+)
+def test_decays_and_ramp_that_a_file_does_not_give_fit_into_its_epochs(tmp_path, train, decays, ramp):
+    settings = trials_of(tmp_path, changed(("train", train)))[0].train
+    assert (settings.decay_epochs, settings.ramp_epochs) == (decays, ramp)
+
+
+def test_a_file_without_a_recipe_but_epochs_on_the_command_line_is_a_sweep(tmp_path):
+    path = write(tmp_path, changed(remove=["train"]))
+    (trial, *_) = load_sweep(path, None, True, ["train.epochs=1"]).trials
+    assert trial.train.decay_epochs == () and trial.train.ramp_epochs == 0

@@ -4,9 +4,7 @@ import math
 
 import pandas as pd
 import pytest
-import torch
 
-from harness.config.settings import EvaluationSettings
 from harness.evaluation.metrics import final_metrics, warnings
 from harness.evaluation.verdicts import Evaluation
 from harness.storage import names
@@ -57,24 +55,20 @@ def test_final_metrics_are_those_of_the_verdicts():
 
 
 def test_warnings_name_collapse_failures_and_metrics_that_are_not_finite():
-    assert warnings(evaluation(), {"b": 0.0}, EvaluationSettings()) == []
+    assert warnings(evaluation(), {"b": 0.0}) == []
     table = TABLE.assign(**{names.PREDICTION: 3})
     table.loc[3, [names.VERDICT, names.STAGE, names.REASON]] = [names.FAILED, "bab", "ValueError: no"]
-    assert warnings(evaluation(table), {"a": None, "b": 0.0, "c": None}, EvaluationSettings()) == [
+    assert warnings(evaluation(table), {"a": None, "b": 0.0, "c": None}) == [
         "collapsed: predicts class 3 for 100.0 % of the images",
         "failed in bab: 1 examples, such as 3 (ValueError: no)",
         "not finite: a, c",
     ]
 
 
-def test_a_warning_names_certified_examples_that_lack_a_certificate_where_they_are_asked_for():
-    settings = EvaluationSettings(stages=STAGES, certificates=True)
+def test_a_warning_names_certified_examples_whose_certificate_was_not_found():
+    table = TABLE.copy()
     by_crown = TABLE[TABLE[names.STAGE] == "crown"].index
-    counterexample = {"2": torch.zeros(1)}
-    evidence = counterexample | {f"{index}/lower": torch.zeros(1) for index in by_crown}
-    assert warnings(evaluation(evidence=evidence), {}, settings) == []
-    del evidence[f"{by_crown[3]}/lower"]
-    assert warnings(evaluation(evidence=evidence), {}, settings) == [
+    table.loc[by_crown[3], names.REASON] = names.NO_CERTIFICATE
+    assert warnings(evaluation(table), {}) == [
         f"no certificate: 1 certified examples, such as {by_crown[3]}; harness.recheck may not confirm them"
     ]
-    assert warnings(evaluation(), {}, EvaluationSettings(stages=STAGES)) == []

@@ -392,6 +392,21 @@ def test_the_status_of_branch_and_bound_becomes_the_verdict(answer, problem, mon
         assert (table.loc[bounded, names.ATTACK_MARGIN] == -0.25).all()
 
 
+def test_only_searches_without_a_certificate_are_noted(monkeypatch):
+    """Of images that linear bounds alone prove, the search returns none, and the checker needs none."""
+    weak = {"attack_steps": 1, "attack_restarts": 1, "attack": "margin"}
+    problem = trained("cnn5", 20, stages=("ibp", "alpha-crown"), certificates=True, **weak)
+    evaluation = evaluate(*problem)
+    table, certified = evaluation.verdicts, evaluation.verdicts[names.STAGE] == "alpha-crown"
+    indices = table.loc[certified, names.INDEX]
+    assert certified.any() and not all(f"{index}/row" in evaluation.evidence for index in indices)
+    assert (table[names.REASON] == "").all()
+    empty = SimpleNamespace(status=["timeout"], branches=torch.tensor([7]), certificates=[{}])
+    monkeypatch.setattr("cerdeq.verify", lambda *_, **__: empty)
+    table = evaluate(*problem).verdicts
+    assert ((table[names.REASON] == names.NO_CERTIFICATE) == certified).all()
+
+
 @pytest.mark.parametrize("name", ["cnn5", "cerdeq"])
 def test_branch_and_bound_decides_more_examples_and_its_counterexamples_are_stored(name):
     """Of trained networks, at a radius where IBP decides little, after a weak attack."""

@@ -15,6 +15,7 @@ from processes import alive, descendants, wait_for
 
 import cerdeq
 from harness.analysis.leaderboard import build_leaderboard
+from harness.checker import operators
 from harness.command_line import main
 from harness.data import load
 from harness.evaluation import shards as work
@@ -130,6 +131,15 @@ def shards(evaluate_with):
 
 def printed(capsys):
     return " ".join(capsys.readouterr().out.split())
+
+
+def test_networks_that_recheck_cannot_read_are_named(trained, monkeypatch, capsys):
+    monkeypatch.delitem(operators._MODULES, torch.nn.ReLU)
+    monkeypatch.setattr("harness.certify._certify", lambda *_: {})
+    monkeypatch.setattr("harness.certify._describe_outcome", lambda *_: [])
+    run(trained)
+    printed = capsys.readouterr().out
+    assert printed.count("warning: cnn5: harness.recheck will confirm no verdict: it has no rule for ReLU()") == 1
 
 
 def test_every_finished_trial_has_verdicts_timings_and_a_result(certified):

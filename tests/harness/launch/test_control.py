@@ -8,8 +8,10 @@ import sys
 
 import mlflow
 import pytest
+import torch
 from study import TINY, Study, snapshot
 
+from harness.checker import operators
 from harness.launch import ray_tune
 from harness.storage import folder, names
 from harness.tracking.mlflow_sync import MlflowSync
@@ -71,6 +73,15 @@ def test_a_dry_run_shows_each_trial_and_writes_nothing(copied, no_ray, monkeypat
         assert part in lines["cerd"]
     for part in ("1 CPUs and 0 GPUs for each trial", "side by side", "time: unknown", "nothing was started"):
         assert part in printed
+
+
+def test_networks_that_recheck_cannot_read_are_named_before_anything_starts(tmp_path, no_ray, monkeypatch, capsys):
+    monkeypatch.delitem(operators._MODULES, torch.nn.ReLU)
+    study = Study(tmp_path, {**TINY, "seeds": [0, 1]}, "sqlite:///nowhere.db")
+    assert study.main("--dry-run") == 0
+    lines = capsys.readouterr().out.splitlines()
+    warnings = [line for line in lines if "harness.recheck will confirm no verdict: it has no rule for ReLU()" in line]
+    assert [line.split(": ")[:2] for line in warnings] == [["warning", "cnn5"], ["warning", "cerdeq"]]
 
 
 def test_a_dry_run_estimates_by_trials_of_the_same_row(copied, no_ray, capsys):

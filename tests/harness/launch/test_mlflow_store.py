@@ -1,6 +1,8 @@
 """What MLflow has of trials, in a real SQLite store: nothing missing and nothing doubled, whatever happened."""
 
 import shutil
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -202,10 +204,34 @@ def test_the_environment_names_the_store_and_the_option_wins(opened_store, tmp_p
 def test_without_a_uri_the_store_is_in_the_working_directory_and_nothing_is_printed(made_by_default):
     done, directory = made_by_default
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert {path.name for path in directory.iterdir()} == {"mlflow.db", "mlruns"}
+    assert {path.name for path in directory.iterdir()} == {"mlflow.db", ".mlflow.db.lock", "mlruns"}
     tracker = Tracker.open("study", f"sqlite:///{directory}/mlflow.db")
     assert only_run(tracker).info.artifact_uri.startswith(f"{directory}/mlruns/study/")
     assert f"--tracking-uri 'sqlite:///{directory}/mlflow.db'" in tracker.how_to_open()
+
+
+FIRST_USES = """
+import os, sys
+from harness.tracking.store import Tracker
+for number in range(6):
+    if not os.fork():
+        try:
+            Tracker.open(f"study {number % 3}", sys.argv[1])
+        except BaseException as error:
+            print(error, flush=True)
+            os._exit(1)
+        os._exit(0)
+sys.exit(any([os.wait()[1] for _ in range(6)]))
+"""
+
+
+def test_a_new_store_is_opened_by_several_processes_at_once(tmp_path):
+    uri = f"sqlite:///{tmp_path}/new/mlflow.db"
+    command = [sys.executable, "-c", FIRST_USES, uri]
+    done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    experiments = {experiment.name for experiment in MlflowClient(uri).search_experiments()}
+    assert experiments == {"Default", "study 0", "study 1", "study 2"}
 
 
 @pytest.mark.parametrize(

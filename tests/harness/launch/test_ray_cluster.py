@@ -56,6 +56,51 @@ def test_what_ray_prints_goes_to_a_file(no_cluster, monkeypatch, tmp_path, capfd
     assert capfd.readouterr() == ("", "ours\nafter\n")
 
 
+def test_why_ray_s_servers_died_is_said_and_their_logs_stay(no_cluster, monkeypatch, tmp_path):
+    logs, log = tmp_path / f"session_2026-11-27_22-30-05_535339_{os.getpid()}/logs", tmp_path / "ray.log"
+    logs.mkdir(parents=True)
+    error = (
+        "[2026-11-27 22:30:50,222 C 281 281] (raylet) port.cc:9: Check failed: Timed out waiting for file agent_port"
+    )
+    (logs / "raylet.out").write_text(f"[2026-11-27 22:30:49,222 I 281 281] starting\n{error}\n*** StackTrace ***\n")
+
+    def time_out(*_, **__):
+        raise RuntimeError("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", time_out)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray_cluster, "get_default_ray_temp_dir", lambda: str(tmp_path))
+    with (
+        pytest.raises(
+            ResourceError, match=r"timed out during startup.; its log ends with: .* waiting for file agent_port"
+        ),
+        ray_cluster.cluster(None, log),
+    ):
+        pass
+    assert error in log.read_text() and str(logs / "raylet.out") in log.read_text()
+
+
+SLOW_AGENTS = """
+import sys, time
+if any(name.endswith(("dashboard/agent.py", "runtime_env/agent/main.py")) for name in sys.orig_argv):
+    time.sleep(30)
+"""
+STARTED = """
+from harness.launch.ray_cluster import cluster, ray
+with cluster(None):
+    print(ray.get(ray.remote(lambda: "a task ran").remote()))
+"""
+
+
+@pytest.mark.slow
+def test_ray_starts_where_its_agents_take_longer_than_its_limit_of_15_seconds(tmp_path):
+    """As on a machine with much other work."""
+    (tmp_path / "sitecustomize.py").write_text(SLOW_AGENTS)
+    environment = {**os.environ, **POLITENESS, "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[3]}"}
+    done = subprocess.run([sys.executable, "-c", STARTED], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "a task ran\n"), done.stderr
+
+
 @pytest.mark.slow
 def test_machines_are_asked_for_the_files(cluster, tmp_path, monkeypatch):
     check_storage(tmp_path, str(tmp_path / "no data yet"))

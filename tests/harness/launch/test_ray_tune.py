@@ -10,6 +10,7 @@ import time
 from collections import defaultdict
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -147,14 +148,15 @@ def test_an_error_of_a_callback_ends_everything_as_itself(real_ray, tmp_path):
 def do_in_worker(monkeypatch, tmp_path):
     """A function that does work as a worker with these resources does, and returns what that reports."""
     before = torch.get_num_threads()
+    monkeypatch.chdir(tmp_path)
 
-    def do(work, **resources):
+    def do(work, directory=tmp_path, **resources):
         reports = []
         context = SimpleNamespace(get_assigned_resources=lambda: resources)
         monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
         monkeypatch.setattr(ray_tune.tune, "report", reports.append)
         monkeypatch.setattr(ray_tune, "end_with_raylet", lambda: None)
-        ray_tune._trainable(work)({"item": str(tmp_path / "tiny/trials/0")})
+        ray_tune._trainable(work, directory)({"item": str(tmp_path / "tiny/trials/0")})
         return reports
 
     yield do
@@ -183,6 +185,23 @@ def test_a_worker_has_a_thread_a_cpu_and_its_share_of_a_gpu_and_frees_its_memory
     for resources in ({"CPU": 3.0, "GPU": 0.5}, {"CPU": 0.5}):
         do_in_worker(lambda *_: steps.append(torch.get_num_threads()), **resources)
     assert steps == [0.5, 3, "memory freed", 0, 1, "memory freed"]
+
+
+@pytest.mark.slow
+def test_relative_paths_mean_the_same_in_a_worker(real_ray, tmp_path, monkeypatch):
+    """Tune gives each worker a directory of its own; options such as `file: net.onnx` are relative to the command's."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.onnx").write_text("a network")
+    call(tmp_path, ["0", "1"], lambda item, report: (item / PROBE).write_text(Path("net.onnx").read_text()))
+    assert [(tmp_path / "results" / name / PROBE).read_text() for name in "01"] == ["a network"] * 2
+
+
+def test_a_worker_is_where_the_command_is_or_stays_on_a_machine_without_that_directory(do_in_worker, tmp_path):
+    (tmp_path / "there").mkdir()
+    seen = []
+    for name in ("there", "missing"):
+        do_in_worker(lambda *_: seen.append(Path.cwd()), tmp_path / name)
+    assert seen == [tmp_path / "there"] * 2
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
@@ -247,6 +266,7 @@ def test_a_ray_that_cannot_be_started_again_is_no_wrong_input(tmp_path, monkeypa
     monkeypatch.setenv("HARNESS_RAY_DEATHS", "1")
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(ray_cluster, "keep_server_logs", str)  # another Ray of this process may be up
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     with pytest.raises(RayDiedError, match="cannot be started again: Ray cannot be started here: division by zero"):
         ray_tune.run_on_ray([tmp_path / "one"], print, print, print, RayOptions(1, 0, ""), tmp_path)

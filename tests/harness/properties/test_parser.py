@@ -3,22 +3,21 @@
 import contextlib
 import gzip
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import InputError
-from harness.properties.cases import property_of
-from harness.properties.expressions import parse
-from harness.properties.files import read_property
+from harness.properties.files import property_in, read_property
 
 BOX = "".join(f"(declare-const X_{n} Real)(assert (<= X_{n} 1))(assert (>= X_{n} -1.0))" for n in range(2))
 OUTPUTS = "".join(f"(declare-const Y_{n} Real)" for n in range(2))
 
 
 def read(text):
-    return property_of(parse(text))
+    return property_in(text.encode(), Path("property.vnnlib"))
 
 
 def value(term, point):
@@ -99,6 +98,31 @@ def test_cases_mean_what_the_assertions_say(assertions, points):
 def test_any_text_is_read_or_refused(text):
     with contextlib.suppress(InputError):
         read(BOX + OUTPUTS + text)
+
+
+@pytest.mark.parametrize("end", ["\r", "\n", "\r\n"], ids=repr)
+def test_a_comment_ends_with_its_line(end):
+    """What follows a CR was dropped once: the answer to a property with fewer cases was a false `unsat`."""
+    text = f'{BOX}{OUTPUTS}; a comment{end}(assert (or (<= Y_0 0); another, é ⩽ "|{end}(<= Y_1 0)))'
+    assert len(read(text).cases) == 2
+    with pytest.raises(InputError, match="line 3: found 'x' outside"):
+        read(f"(assert (<= Y_0 0)){end};{end}x")
+
+
+FOREIGN = ["\0", "\f", "\v", "\x1b", "\x85", "\xa0", "\u2028", "\u2029", "\ufeff", "\u202e"]
+
+
+@pytest.mark.parametrize("character", FOREIGN, ids=ascii)
+def test_characters_that_readers_take_differently_are_refused(character):
+    for text in (f"\n; a comment{character}", f"\n(assert (<={character}Y_0 0))", f"\n(assert (<= Y_0 0{character}))"):
+        with pytest.raises(InputError, match="line 2: found the character"):
+            read(f"{BOX}{OUTPUTS}{text}")
+    for text in ("(assert (<= |Y_0| 0))", '(set-info ";" x)', "(assert (<= Y_0 ٣))"):  # a digit of Unicode
+        with pytest.raises(InputError, match=r"line 1: found the character .*allowed: printable characters of ASCII"):
+            read(f"{BOX}{OUTPUTS}{text}")
+    for content in (b"\xff(assert)", b"; \xed\xa0\x80", b"\xfe\xff\0;", "(assert)".encode("utf-16")):
+        with pytest.raises(InputError, match="not a text file in UTF-8"):
+            property_in(content, Path("p.vnnlib"))
 
 
 def test_decimals_are_exact():
@@ -192,12 +216,44 @@ def test_version_2_says_the_same(tmp_path):
     for before, after, message in [
         ("<= B[0] -3.0", "< B[0] -3.0", "found .*allowed: and, or"),
         ("[1,2]", "[1,3]", "found no lower bound of X_2"),
+        ("[1,2]", "[1000000,2]", "up to 1000000 numbers"),
+        ("[1,2]", "[99999999999999999999]", "not VNN-LIB 2.0"),
+        ("<2.0>", "<2.9>", "allowed: .vnnlib-version <2.0>"),
+        ("(vnnlib-version <2.0>)", "", "allowed: .vnnlib-version <2.0>"),
+        ("a comment", "a comment \0", r"line 1: found the character '\\x00'"),
+        ("(assert (or", "(assert (and " + "(or " * 200, "more than 100 brackets"),
         ("(<= A[0,0] 0.1)", "(<= A[0,7] 0.1)", "not VNN-LIB 2.0: line"),
         ("(declare-output B", "(declare-input C float32 [1]) (declare-output B", "found a network with 2 inputs"),
     ]:
         second.write_text(VERSION2.replace(before, after))
         with pytest.raises(InputError, match=message):
             read_property(second)
+
+
+@pytest.mark.parametrize("kind", ["int32", "uint8", "float16", "float64", "string"])
+def test_types_of_version_2_that_are_not_the_network_s_are_refused(kind, tmp_path):
+    pytest.importorskip("vnnlib")
+    path, is_float = tmp_path / "2.vnnlib", kind.startswith("float")
+    end = "1.0" if is_float else "1"
+    for types in ((kind, "float32"), ("real", kind)):
+        a, b = (end if each == kind else "1.0" for each in types)
+        path.write_text(
+            "(vnnlib-version <2.0>)"
+            f"(declare-network n (declare-input A {types[0]} [1]) (declare-output B {types[1]} [1]))"
+            f"(assert (<= A[0] {a}))(assert (>= A[0] {a}))(assert (<= B[0] {b}))"
+        )
+        with pytest.raises(InputError, match=r"found .*declare-.*put .*allowed: the types float32 and real"):
+            read_property(path)
+
+
+def test_comments_of_version_2_end_with_their_lines(tmp_path):
+    """The package's own end at LF alone."""
+    pytest.importorskip("vnnlib")
+    path = tmp_path / "2.vnnlib"
+    path.write_text(VERSION2)
+    expected = read_property(path)
+    path.write_bytes(VERSION2.replace("(assert (or", "; \r(assert (or").replace("\n", "\r").encode())
+    assert read_property(path) == expected and expected.shapes == ((1, 2), (2,))
 
 
 def test_version_2_without_its_package_is_refused(tmp_path, monkeypatch):

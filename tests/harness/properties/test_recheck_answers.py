@@ -128,7 +128,7 @@ def test_values_of_cases_are_the_largest_exact_violations(seed):
             constraints.append(Constraint(factors, Fraction(int(random.integers(-20, 21)), 7)))
         cases.append(Case(InputBox((), ()), tuple(constraints)))
     outputs = random.integers(-16, 17, (50, OUTPUTS)) / 8
-    checked = violations_network(read_steps(network)[0], cases, OUTPUTS)
+    checked = violations_network(read_steps(network), cases, OUTPUTS)
     box = checked.rows(checked.boxes(Box(outputs, np.zeros(outputs.shape))), np.eye(len(cases))[None])
     for lower, upper, y in zip(box.lower, box.upper, outputs, strict=True):
         for low, high, case in zip(lower, upper, cases, strict=True):

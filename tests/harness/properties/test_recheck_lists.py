@@ -4,6 +4,7 @@ import json
 import shutil
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from answers import certified_answers
@@ -11,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 from small_properties import INPUTS, OUTPUTS
 from torch import nn
 
+from harness.checker import instances
 from harness.command_line import main
 from harness.properties.counterexample import decimal_between
 
@@ -110,6 +112,7 @@ RECORDS = {
     "the counterexample lies in the box of no case": (1, {"counterexample": point(0.9, 0.2, 0.9, 1.1)}),
     "the stored outputs are not the network's": (1, {"counterexample": point(0.7, 0.2, 9, 0.7)}),
     "the counterexample is malformed": (1, {"counterexample": "((X_0 0.7))"}),
+    "malformed, allowed: the decimals of 2": (1, {"counterexample": f"({'(X_0 9)'}\n; {point(0.7, 0.2, 0.7, 0.9)}"}),
     "this is no answer": (1, {"result": "UNSAT"}),
     "sat not confirmed: the counterexample": (2, {"result": "sat"}),
     "unsat not confirmed: the violation of a case": (1, {"result": "unsat"}),
@@ -175,4 +178,79 @@ def test_layers_without_a_rule_are_not_confirmed(results, capsys):
     capsys.readouterr()
     assert recheck(directory) == 1
     printed = capsys.readouterr().out
-    assert "LeakyReLU" in printed and "cannot be rechecked" in printed and "0 of 1 unsat confirmed" in printed
+    assert "harness.recheck has no rule for LeakyReLU" in printed and "0 of 1 unsat confirmed" in printed
+
+
+HIDDEN = [
+    lambda text: f"((X_0 9.0)\n(X_1 9.0)\n(Y_0 9.0)\n(Y_1 9.0)) ; {text}",
+    lambda text: f"; {text}",
+    lambda text: text.replace("\n", " "),
+    lambda text: text.replace("(X_1", "; a comment\n(X_1"),
+    lambda text: f"{text}\n",
+    lambda text: text.replace(")\n(X_1", ")\n(X_0 0.65)\n(X_1"),
+    lambda text: text.replace("(X_0", "(X_00"),
+    lambda text: text.replace("(X_1 0.", "(X_1 \u0660."),
+    lambda text: [text],
+    lambda text: None,
+]
+
+
+@pytest.mark.parametrize("number", range(len(HIDDEN)))
+def test_a_counterexample_is_read_exactly(results, capsys, number):
+    """Its values were once found anywhere in the text, also in comments."""
+    record = json.loads((results / "instances" / "00001.json").read_text())
+    change_record(results, (1, {"counterexample": HIDDEN[number](record["counterexample"])}))
+    assert recheck(results, "--only", "*sat.vnnlib") == 1
+    assert "the counterexample is malformed" in capsys.readouterr().out
+
+
+def test_an_input_outside_its_box_by_little_is_no_counterexample(results, capsys):
+    for value, status in (("0.7", 0), ("0.70000000000000000000000000000001", 1)):
+        change_record(results, (1, {"counterexample": point(value, 0.2, 0.7, 0.2)}))
+        assert recheck(results, "--only", "*sat.vnnlib") == status
+    assert "lies in the box of no case" in capsys.readouterr().out
+
+
+@pytest.fixture
+def external(tmp_path):
+    """A network whose weights lie in another file, as torch's exporter stores them; its outputs are its inputs."""
+    onnx = pytest.importorskip("onnx")
+    from cerdeq import export_onnx
+
+    network = nn.Sequential(nn.Linear(2, 2)).eval()
+    network[0].weight.data, network[0].bias.data = torch.eye(2), torch.zeros(2)
+    path = tmp_path / "net.onnx"
+    export_onnx(network, path, (2,))
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="net.onnx.data", size_threshold=0)
+    (tmp_path / "p.vnnlib").write_text(BOX + DECLARED + "(assert (>= Y_0 1.0))")
+    (tmp_path / "list.csv").write_text("net.onnx,p.vnnlib,60\n")
+    return path
+
+
+def test_weights_beside_a_network_are_part_of_it(external, capsys):
+    """The digest once was of the file `.onnx` alone: with other weights beside it, a false `unsat` was confirmed."""
+    directory, data = external.parent / "results", external.with_name("net.onnx.data")
+    verify = ["verify", [str(external.parent / "list.csv"), "--results-dir", str(directory), "--workers", "1"]]
+    assert main(*verify) == 0 and recheck(directory) == 0
+    assert "1 of 1 unsat confirmed" in capsys.readouterr().out
+    data.write_bytes((np.frombuffer(data.read_bytes(), np.float32) * 2).tobytes())
+    assert recheck(directory) == 1
+    assert "net.onnx has changed since it was verified" in capsys.readouterr().out
+    assert main(*verify) == 0
+    assert "1 sat" in capsys.readouterr().out and recheck(directory) == 0
+
+
+def test_files_exchanged_after_they_were_hashed_change_nothing(external, monkeypatch):
+    """They were once read again by their names: the answer to another instance was confirmed."""
+    directory, original = external.parent / "results", instances.digest_of
+    assert main("verify", [str(external), str(external.with_name("p.vnnlib")), "--results-dir", str(directory)]) == 0
+
+    def exchange(content):
+        if b"assert" in content:  # the second of the two
+            for name in ("net.onnx", "net.onnx.data", "p.vnnlib"):
+                external.with_name(name).write_bytes(b"another")
+        return original(content)
+
+    monkeypatch.setattr(instances, "digest_of", exchange)
+    assert recheck(directory) == 0
+    assert recheck(directory) == 1, "the exchanged files are others"

@@ -1,6 +1,7 @@
 """Answers about small networks against exact ones, and counterexamples against exact arithmetic."""
 
 import functools
+from contextlib import nullcontext
 from fractions import Fraction
 
 import numpy as np
@@ -13,7 +14,7 @@ from small_properties import INPUTS, OUTPUTS, network_of, property_of_seed, run
 from torch import nn
 
 from harness.errors import InputError
-from harness.properties.cases import Case, Constraint, InputBox, property_of
+from harness.properties.cases import Case, Constraint, InputBox, Property, property_of
 from harness.properties.counterexample import decimal_between, decimals_inside
 from harness.properties.expressions import parse
 from harness.properties.question import Violations, region_of, round_up, with_violations
@@ -178,5 +179,10 @@ def test_other_shapes_and_long_coefficients_are_refused():
     with pytest.raises(InputError, match="found 2 inputs and 3 outputs, allowed: 3 and 3"):
         network.input_shape, network.output_shape = (3,), (3,)
         check_shapes(case_of("1"), network, "p.vnnlib")
+    network.input_shape = network.output_shape = (2, 3)
+    for declared, is_the_same in [((1, 2, 3), True), ((2, 3, 1), True), ((3, 2), False), ((6,), False)]:
+        property_ = Property(6, 6, (), shapes=(declared, declared))
+        with nullcontext() if is_the_same else pytest.raises(InputError, match=r"allowed: \[1, 2, 3\]"):
+            check_shapes(property_, network, "p.vnnlib")
     with pytest.raises(InputError, match="coefficients of up to 15 digits"):
         with_violations(identity(), case_of("1", "0.12345678901234567").cases, OUTPUTS)

@@ -1,0 +1,308 @@
+"""Whether a program is the function that its module computes: both are run on the same inputs, call by call."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
+
+from cerdeq.bounds.forward import values_of
+from cerdeq.bounds.graph import Program, Step, is_equal, positional, trace_lock, user_line
+from cerdeq.bounds.memory import is_out_of_memory, refuse_mixed_examples
+from cerdeq.boxes import Box
+from cerdeq.rules.interval import Context, Interval
+from cerdeq.rules.linear import nested_items
+from cerdeq.rules.operators import UnsupportedOperator, module_arguments
+from cerdeq.rules.precision import counted_rounding
+
+_SHAPES = (Tensor.size, Tensor.dim, *(getattr(Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device")))
+_SOLVED = {torch.float32: 1e-3, torch.float64: 1e-6}  # of outputs behind an equilibrium, relative to 1 + the largest
+_ERRORS = (ValueError, RuntimeError, IndexError, TypeError)  # of arguments that do not fit; subclasses say other things
+
+Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A result of a call, in a later call's arguments. call: 0 for the input, else 1 more than the call's number."""
+
+    call: int
+    position: int
+
+
+class _Calls(TorchFunctionMode):
+    """The calls, in the block, of functions and of a program's leaf modules with arguments that depend on the input.
+
+    A call reads the input where a `_Value` stands in its arguments. Reading a shape is no call.
+
+    x: the input. expected: the calls that should be made, to compare with; None to record them, with copies of all
+    tensors that do not depend on the input.
+    """
+
+    def __init__(self, x: Tensor, expected: "list[Call] | None" = None):
+        super().__init__()
+        self.expected, self.calls = expected, list[Call]()
+        self.values = {id(x): (_Value(0, 0), x)}  # tensors are kept, so that no other gets the same id
+        self.leaves_entered = 0
+        self.error: UnsupportedOperator | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.leaves_entered or func in _SHAPES or not self._depends_on_input(args, kwargs):
+            return func(*args, **kwargs)
+        self._add(func, args, kwargs)
+        result = func(*args, **kwargs)
+        self._hold(result)
+        return result
+
+    @contextmanager
+    def with_leaves(self, program: Program) -> Iterator[None]:
+        """Take a call of a leaf module of the program in the block as one call, and leave out those that it makes."""
+        leaves = {step.target for step in program.steps if isinstance(step.target, nn.Module)}
+        with ExitStack() as hooks:
+            for leaf in leaves:
+                before = leaf.register_forward_pre_hook(self._enter, with_kwargs=True)
+                after = leaf.register_forward_hook(self._leave, with_kwargs=True, always_call=True)
+                hooks.callback(before.remove)
+                hooks.callback(after.remove)
+            yield
+
+    def output_of(self, function: Callable[[Tensor], Any], x: Tensor) -> Any:
+        """Return the output of `function`, run in this mode, and add it as a last call."""
+        try:
+            with self:
+                output = function(x)
+            self._add("output", (output,), {})
+        except Exception:
+            if self.error is None:
+                raise
+        if self.error is not None:  # torch's operators, or the function, may have replaced it or gone on
+            raise self.error from None
+        return output
+
+    def _enter(self, leaf: nn.Module, args: Any, kwargs: Any) -> None:
+        if not self.leaves_entered and self._depends_on_input(args, kwargs):
+            self._add(leaf, args, kwargs)
+        self.leaves_entered += 1
+
+    def _leave(self, leaf: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+        self.leaves_entered -= 1
+        if not self.leaves_entered and self._depends_on_input(args, kwargs):
+            self._hold(result)
+
+    def _depends_on_input(self, args: Any, kwargs: Any) -> bool:
+        return any(id(value) in self.values for value in nested_items([args, list(kwargs.values())]))
+
+    def _hold(self, result: Any) -> None:
+        for position, value in enumerate(nested_items([result])):
+            if isinstance(value, Tensor):
+                self.values[id(value)] = _Value(len(self.calls), position), value
+
+    def _add(self, target: Any, args: Any, kwargs: Any) -> None:
+        """Add a call; raise UnsupportedOperator if it is not the expected one."""
+        args, kwargs = positional(self._named(args), self._named(kwargs))
+        number, call = len(self.calls), (target, args, kwargs)
+        self.calls.append(call)
+        if self.expected is None or self.error is not None or same([call], self.expected[number : number + 1]):
+            return
+        name = target if isinstance(target, str) else f"call of '{getattr(target, '__name__', type(target).__name__)}'"
+        self.error = UnsupportedOperator(
+            f"torch.fx misreads the model: {name} number {number + 1}{user_line()} is not that of the trace; allowed: "
+            "a forward that does the same with tensors as with torch.fx's proxies, each time, for batches of any size, "
+            "with gradients or without"
+        )
+        raise self.error
+
+    def _named(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            if id(value) in self.values:
+                return self.values[id(value)][0]
+            return value.detach().clone() if self.expected is None else value
+        if isinstance(value, list | tuple):
+            return tuple(self._named(item) for item in value)
+        return {name: self._named(item) for name, item in value.items()} if isinstance(value, dict) else value
+
+
+@torch.no_grad()
+def refuse_another_function(model: nn.Module, program: Program, region: Box | Interval) -> torch.Size | None:
+    """Return the shape of one example's output, None for a region without finite points.
+
+    Raises UnsupportedOperator if the program and the model differ at points of the region [B, ...].
+
+    The module makes the same calls as the program: Python code that tests a value's type, such as
+    `isinstance(x, Tensor)`, takes another branch under torch.fx. And the bounds of single points contain the outputs,
+    up to rounding, of one example alone and of several: code of a leaf may be another than its rule's.
+
+    Raises ValueError for inputs of a shape that the model does not take.
+    """
+    x = points_of(region)
+    if not len(x):
+        return None
+    with counted_rounding(x.device.type):
+        outputs = refuse_other_calls(model, program, x)
+        values = _values_of(program, Interval(x, torch.zeros_like(x)))
+    refuse_mixed_examples(program, values)
+    box = values[program.output].box
+    if box.center.dtype not in _SOLVED:
+        raise UnsupportedOperator(
+            f"the model cannot be bounded: its outputs are {box.center.dtype}; use float32 or float64"
+        )
+    for output in outputs:
+        if output.shape != box.center[: len(output)].shape or not _is_inside(output, box, _is_solved(program)):
+            raise UnsupportedOperator(
+                "the model cannot be bounded: its output depends on other images in the batch, or its torch.fx trace "
+                "gives other outputs; allowed: examples computed one by one, and layers that compute what torch's do"
+            )
+    return box.center.shape[1:]
+
+
+def refuse_other_calls(model: nn.Module, program: Program, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the model's outputs of x[:1], computed with gradients, and of x [B, ...], without.
+
+    Raises UnsupportedOperator if the model makes other calls than the program.
+    """
+    with trace_lock:
+        tensors = [x, *model.parameters(), *model.buffers()]
+        has_gradients = not torch.is_inference_mode_enabled() and not any(tensor.is_inference() for tensor in tensors)
+        with torch.set_grad_enabled(has_gradients):
+            one = _output(model, program, x[:1].detach().requires_grad_(has_gradients))
+        return one.detach(), _output(model, program, x)
+
+
+def _output(model: nn.Module, program: Program, x: Tensor) -> Tensor:
+    """Return the model's output of x [B, ...]. Raises UnsupportedOperator if its calls are not the program's."""
+    expected: list[Call] | None = None
+    for function in (partial(_run, program), model):
+        copy = x.clone()
+        calls = _Calls(copy, expected)
+        with calls.with_leaves(program):
+            output = calls.output_of(function, copy)
+        expected = calls.calls
+    return output
+
+
+def _run(program: Program, x: Tensor) -> Tensor:
+    """Return what the program computes of x [B, ...], by the operators themselves; some change x in place."""
+    values: list[Any] = [x]
+    for step in program.steps:
+        try:
+            values.append(step.run(values))
+        except _ERRORS as error:
+            alone = ValueError, f"the model does not take {list(x.shape)}, an example of the region [B, ...]:"
+            several = UnsupportedOperator, f"the model takes an example alone, but not {list(x.shape)}:"
+            _explain(error, step, *(alone if len(x) == 1 else several))
+            raise
+    return values[program.output]
+
+
+def _values_of(program: Program, x: Interval) -> list[Any]:
+    """Return the values of a sound forward pass. Raises UnsupportedOperator where a rule refuses its arguments."""
+    ctx = Context(sound=True)
+    try:
+        return values_of(program, x, ctx)
+    except _ERRORS as error:
+        step = next(step for step in program.steps if step.name == ctx.step)
+        _explain(error, step, UnsupportedOperator, "no bound rule:")
+        raise
+
+
+def _explain(error: Exception, step: Step, kind: type[Exception], what: str) -> None:
+    """Raise an error that names the step, if its arguments are the cause."""
+    if type(error) in _ERRORS and not is_out_of_memory(error):
+        name = step.record.name if step.record is not None else getattr(step.target, "__name__", "a constant")
+        raise kind(f"{what} {name} at node '{step.name}'{step.line}: {error}") from error
+
+
+def points_of(region: Box | Interval) -> Tensor:
+    """Return up to three finite points: of one example the centre and another, of a second one the lowest corner."""
+    inside = torch.rand(region.radius[:1].shape, generator=torch.Generator().manual_seed(0)).to(region.radius) * 2 - 1
+    center, radius = region.center[:2], region.radius[:2]
+    x = torch.cat([center[:1], center[:1] + inside * radius[:1], (center - radius)[-1:]])
+    return x[x.flatten(1).isfinite().all(1)]
+
+
+def _is_inside(output: Tensor, box: Box, solved: bool) -> bool:
+    """Return whether outputs lie in the first boxes, rounding of both counted, where both are finite."""
+    center, radius = box.center[: len(output)], box.radius[: len(output)]
+    both = output.isfinite() & center.isfinite()
+    allowed = 2 * radius
+    if solved:
+        allowed = allowed + _SOLVED[output.dtype] * (1 + torch.where(both, center, 0).abs().max())
+    return bool((~both | ~((output - center).abs() > allowed)).all())
+
+
+def _is_solved(program: Program) -> bool:
+    """Return whether a step of the program solves an equation, so that its module computes a few digits less."""
+    return any(step.record is not None and step.record.refine is not None for step in program.steps)
+
+
+def same(a: Any, b: Any, numbers: Callable[[Tensor, Tensor], bool] = is_equal) -> bool:
+    """Return whether two targets, arguments or modules are the same, tensors compared by `numbers`."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return numbers(a, b)
+    if a is b:
+        return True
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(same(*pair, numbers) for pair in zip(a, b, strict=True))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key], numbers) for key in a)
+    if isinstance(a, nn.Module) and isinstance(b, nn.Module):
+        return type(a) is type(b) and same(_attributes(a), _attributes(b), numbers)
+    return type(a) is type(b) and bool(a == b)
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    public = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    return {**public, **module._parameters, **module._buffers, **module._modules}
+
+
+def differing_step(one: Program, other: Program, numbers: Callable[[Step, Tensor, Tensor], bool]) -> Step | None:
+    """Return the first step that differs in two programs of a module in different precisions; None if none does.
+
+    numbers: whether two tensors of a step are the same.
+    """
+    for a, b in zip(one.steps, other.steps, strict=False):
+        if not same(_contents(a), _contents(b), partial(numbers, a)):
+            return a
+    shorter, longer = sorted((one.steps, other.steps), key=len)
+    if len(shorter) < len(longer):
+        return longer[len(shorter)]
+    return None if one.output == other.output else one.steps[-1]
+
+
+def _contents(step: Step) -> list[Any]:
+    """Return all that defines a step: its target with options and numbers, and its arguments."""
+    if isinstance(step.target, nn.Module) and step.record is not None:
+        target = [type(step.target), module_arguments(step.record, step.target)]
+    else:
+        is_read = step.record is None and not step.args and not step.kwargs
+        target = [step.target() if is_read else step.target]
+    return [step.name, step.record, target, step.args, step.kwargs, step.sources]
+
+
+def refuse_other_precision(one: Program, other: Program) -> None:
+    """Raise UnsupportedOperator if a module is another function in another precision, beyond the rounding of weights.
+
+    Weights that a parametrisation computes agree in three digits.
+    """
+
+    def agree(step: Step, a: Tensor, b: Tensor) -> bool:
+        if a.shape != b.shape or a.is_floating_point() != b.is_floating_point():
+            return False
+        a, b = a.double(), b.double()
+        is_computed = isinstance(step.target, nn.Module) and parametrize.is_parametrized(step.target)
+        limits = torch.finfo(torch.float32)
+        allowed = 1e-3 * b.abs().max() if is_computed else limits.eps * b.abs() + limits.tiny
+        return bool(((a == b) | ((a - b).abs() <= allowed)).all())
+
+    step = differing_step(one, other, agree)
+    if step is not None:
+        raise UnsupportedOperator(
+            f"the model is another function in float32 than in float64: node '{step.name}'{step.line} differs; "
+            "allowed: a forward that does not ask for its precision"
+        )

@@ -1,0 +1,246 @@
+"""Modules that torch.fx misreads, by accident or on purpose: bounds refuse them, or contain what they compute."""
+
+import contextlib
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cerdeq import Box, bound, verify
+from cerdeq.bounds import UnsupportedOperator
+from cerdeq.bounds.float32 import in_float32
+
+
+class Network(nn.Module):
+    """A layer that adds 10,000 to the last value, then `forward` of (the module, its values)."""
+
+    def __init__(self, forward):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        with torch.no_grad():
+            self.layer.weight.copy_(torch.eye(4))
+            self.layer.bias.copy_(torch.tensor([0, 0, 0, 1e4]))
+        self.register_buffer("scale", torch.tensor([1.0, 2.0, -1.0, 0.5]))
+        self.function, self.calls = forward, 0
+
+    def forward(self, x):
+        return self.function(self, self.layer(x))
+
+
+def is_traced(x):
+    return isinstance(x, torch.fx.Proxy)
+
+
+def constant_changed_after_use(module, x):
+    c = torch.ones(4, dtype=torch.float64)
+    y = x * c
+    c += 4e-4
+    return y
+
+
+def constant_changed_between_uses(module, x):
+    c = torch.ones(4, dtype=torch.float64)
+    y = x * c
+    c += 1
+    y = y * c
+    c -= 1
+    return y
+
+
+def constant_shared_with_numpy(module, x):
+    array = np.ones(4)
+    y = x * torch.from_numpy(array)
+    array += 4e-4
+    return y
+
+
+def weight_doubled_for_a_moment(module, x):
+    weight = module._buffers["scale"]
+    weight.data.mul_(1 + 1e-3)
+    y = x * weight
+    weight.data.div_(1 + 1e-3)
+    return y
+
+
+def layer_changed_for_a_moment(module, x):
+    weight = module.layer._parameters["weight"]
+    weight.data.mul_(2)
+    y = module.layer(x)
+    weight.data.mul_(0.5)
+    return y
+
+
+def buffer_counts(module, x):
+    module._buffers["scale"].data.add_(1)
+    return x * module.scale
+
+
+def counts(module, x):
+    module.calls += 1
+    return x if module.calls < 2 else 1.001 * x
+
+
+def random(module, x):
+    return x + torch.rand(4, dtype=torch.float64)
+
+
+def swallows_the_error(module, x):
+    try:
+        return x if x.sum() > 0 else 2 * x
+    except Exception:
+        return x
+
+
+def swallows_every_error(module, x):
+    with contextlib.suppress(Exception):
+        x = x + 1 if float(x.flatten()[0]) > 0 else x - 1
+    return x
+
+
+def forgets_an_error_of_its_own(module, x):
+    try:
+        x.new_thing()
+    except AttributeError:
+        return 2 * x
+    return x
+
+
+def numpy_view(module, x):
+    y = x + 0
+    if not is_traced(x):
+        y.detach().numpy()[:] *= 1.001
+    return y
+
+
+def detached_alias(module, x):
+    y = x + 0
+    if isinstance(x, Tensor):
+        y.detach().mul_(1.001)
+    return y
+
+
+class Doubling(Tensor):
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        result = super().__torch_function__(function, types, args, kwargs or {})
+        return result.as_subclass(Tensor) * 2 if function is F.relu else result
+
+
+FORWARDS = {
+    "constant changed after its use": constant_changed_after_use,
+    "constant changed between uses": constant_changed_between_uses,
+    "constant shared with numpy": constant_shared_with_numpy,
+    "weight changed for a moment": weight_doubled_for_a_moment,
+    "layer changed for a moment": layer_changed_for_a_moment,
+    "buffer counts calls": buffer_counts,
+    "counts calls": counts,
+    "random": random,
+    "try around a branch": swallows_the_error,
+    "try around everything": swallows_every_error,
+    "missing method": forgets_an_error_of_its_own,
+    "numpy view": numpy_view,
+    "detached alias": detached_alias,
+    "isinstance of a proxy": lambda m, x: x if is_traced(x) else x * (1 + 1e-5),
+    "isinstance of a tensor": lambda m, x: F.relu(x) if isinstance(x, Tensor) else x,
+    "type": lambda m, x: 1.0001 * x if type(x) is Tensor else x,
+    "attribute of a proxy": lambda m, x: x if hasattr(x, "node") else 1.0001 * x,
+    "is_fx_tracing": lambda m, x: x if torch.fx._symbolic_trace.is_fx_symbolic_tracing() else x + 1e-5,
+    "grad mode": lambda m, x: x if torch.is_grad_enabled() else x + 1,
+    "no grad mode": lambda m, x: x + 1 if torch.is_grad_enabled() else x,
+    "requires_grad": lambda m, x: x + 1 if not is_traced(x) and x.requires_grad else x,
+    "one example": lambda m, x: x + 1 if not is_traced(x) and x.shape[0] == 1 else x,
+    "several examples": lambda m, x: x + 1 if not is_traced(x) and len(x) > 1 else x,
+    "value of one point": lambda m, x: x + 1 if not is_traced(x) and x[0, 0].item() == 0.75 else x,
+    "value as a truth": lambda m, x: x + 1 if not is_traced(x) and bool((x[0, 0] == 0.75).any()) else x,
+    "value as a list": lambda m, x: x + 1 if not is_traced(x) and x.tolist()[0][0] == 0.75 else x,
+    "value by numpy": lambda m, x: x + 1 if not is_traced(x) and x.detach().numpy()[0, 0] == 0.75 else x,
+    "value by torch.equal": lambda m, x: x + 1 if not is_traced(x) and torch.equal(x, 0 * x) else x,
+    "equal where it is tried": lambda m, x: x if is_traced(x) else torch.where(x.abs() < 1e3, x, 0 * x),
+    "subclass of Tensor": lambda m, x: F.relu(x if is_traced(x) else x.as_subclass(Doubling)),
+    "another order": lambda m, x: (x + 1) * 2 if is_traced(x) else x * 2 + 2.0001,
+    "in place and read again": lambda m, x: x.relu_() + x if is_traced(x) else 2.001 * x.relu(),
+}
+
+
+def has_float32(module):
+    return next(module.parameters()).dtype == torch.float32
+
+
+class OwnCast(nn.LeakyReLU):
+    """A layer whose slope follows its precision."""
+
+    def _apply(self, function, recurse=True):
+        self.negative_slope = 0.5 if function(torch.zeros(1)).dtype == torch.float64 else -5.0
+        return super()._apply(function, recurse)
+
+
+def own_cast(module, x):
+    return module.own(x - 20000)
+
+
+PRECISIONS = {
+    "constant": lambda m, x: x - (20000.0 if has_float32(m) else 0.0),
+    "keyword": lambda m, x: torch.sub(x, 1, alpha=20000 if has_float32(m) else -1),
+    "slope": lambda m, x: F.leaky_relu(x - 20000, -5.0 if has_float32(m) else 0.5),
+    "function": lambda m, x: (torch.sub if has_float32(m) else torch.add)(x, 20000.0),
+    "another step": lambda m, x: -x if has_float32(m) else x,
+    "another source": lambda m, x: (lambda y: y - x if has_float32(m) else y + x)(x * 0.5),
+    "another attribute": lambda m, x: x + (m.low if has_float32(m) else m.high),
+    "precision of a step": lambda m, x: x - (torch.finfo(next(m.parameters()).dtype).eps * 1e15),
+    "tensor of its precision": lambda m, x: x - torch.full((), torch.finfo(next(m.parameters()).dtype).eps) * 1e15,
+    "option of a layer": own_cast,
+    "value of its own type": lambda m, x: x - 20000 if not is_traced(x) and x.dtype == torch.float32 else x,
+}
+
+
+def asking(name):
+    model = Network(PRECISIONS[name])
+    with torch.no_grad():
+        model.layer.bias.fill_(10000.0)
+    model.own = OwnCast(-5.0)
+    model.register_buffer("low", torch.full((), -20000.0))
+    model.register_buffer("high", torch.full((), 20000.0))
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_a_forward_that_asks_for_its_precision_is_refused_or_bounded_rightly(name):
+    """Verification proves in float64, also for float32 models; of a float64 model it first tries float32."""
+    box = Box(torch.full((2, 4), 0.5), torch.full((2, 4), 0.5))
+    spec = torch.eye(4).expand(2, -1, -1)
+    for model, region in ((asking(name), box), (asking(name).double(), box.double())):
+        try:
+            result = verify(model, region, spec.to(region.center), branches=2)
+        except UnsupportedOperator as error:
+            assert "allowed" in str(error), error
+            continue
+        assert min(y.min() for y in outputs(model, region)) > 0 or "certified" not in result.status
+    assert name == "value of its own type" or in_float32(asking(name).double()) is None
+
+
+def outputs(model, box):
+    """Yield outputs [rows, K] at points of the box: of one, two and three examples, with gradients and without."""
+    for fraction in (-1, -0.5, 0, 0.5, 1):
+        x = box.center + fraction * box.radius
+        for rows in (1, 2, 3):
+            with torch.no_grad():
+                yield model(x[:rows].clone())
+            yield model(x[:rows].clone().requires_grad_().clone()).detach()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", FORWARDS)
+def test_a_forward_that_tracing_misreads_is_refused_or_bounded_rightly(name, dtype):
+    """One output is large, which must not hide that others are wrong."""
+    box = Box(torch.full((3, 4), 0.5, dtype=dtype), torch.full((3, 4), 0.5, dtype=dtype))
+    model = Network(FORWARDS[name]).to(dtype).eval()
+    try:
+        lower, upper = bound(model, box)
+    except UnsupportedOperator as error:
+        assert "allowed" in str(error) or "test_hostile_modules.py, line" in str(error), error
+        return
+    for y in outputs(model, box):
+        rounding = 4 * torch.finfo(dtype).eps * (1 + y.abs())
+        assert (lower[: len(y)] <= y + rounding).all() and (y <= upper[: len(y)] + rounding).all()

@@ -1,0 +1,96 @@
+"""The operators that the checker knows, in every way to call them; docs/soundness.md lists what it does not know."""
+
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_readings import EPS, margins_by_checker
+from torch import nn
+
+from cerdeq.rules.operators import TABLE
+from harness.checker.maps import UnknownLayerError
+from harness.checker.network import read_network
+from harness.checker.operators import OPERATORS
+
+sys.path.append(str(Path(__file__).parents[2] / "cerdeq"))
+from cases import CASES, build_model, function
+
+UNKNOWN = {
+    "conv2d": {"uneven", "dilated", "same", "function positional"},
+    "linear": {"function of a changed weight"},
+    "add": {"functions"},
+    "subtract": {"function", "function, constant first"},
+    "leaky_relu": {case.name for case in CASES["leaky_relu"]},
+    "max_pool2d": {case.name for case in CASES["max_pool2d"]},
+    "avg_pool2d": {case.name for case in CASES["avg_pool2d"]} - {"module"},
+    "adaptive_avg_pool2d": {case.name for case in CASES["adaptive_avg_pool2d"]},
+    "concatenate": {"constant", "constants first"},
+    "reshape": {"view, sizes"},
+    **{name: {case.name for case in CASES[name]} for name in ("clamp", "hardtanh", "relu6", "index_select")},
+    **{name: {case.name for case in CASES[name]} for name in ("parts", "part")},
+    "index": {"computed", "a mask"},
+    "pad": {"a number", "channels", "cropped"},
+}
+"""The cases of each operator that the checker refuses."""
+
+
+def network_around(case):
+    """Return the case's model with a classifier behind it."""
+    torch.manual_seed(0)
+    model = build_model(case)
+    features = model(torch.zeros(1, *case.shape).double()).flatten(1).shape[1]
+    return nn.Sequential(model, nn.Flatten(), nn.Linear(features, 3)).double().eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_form_is_bounded_or_listed(name):
+    for case in CASES[name]:
+        model, x = network_around(case), torch.rand(2, *case.shape).double()
+        result = margins_by_checker(model, x, EPS)
+        assert isinstance(result, str) == (case.name in UNKNOWN.get(name, ())), (case.name, result)
+        if isinstance(result, str):
+            assert result.startswith("harness.recheck has no rule for "), result
+            continue
+        lower, upper = result
+        points = x + EPS * torch.randn(50, *x.shape).double().sign()
+        logits = model(points.flatten(0, 1)).unflatten(0, points.shape[:2])
+        margins = logits[..., 1:2] - logits[..., [0, 2]]
+        assert (lower <= margins + 1e-9).all() and (margins <= upper + 1e-9).all(), case.name
+        lower, upper = margins_by_checker(model, x, 0.0)
+        np.testing.assert_allclose(lower, upper, atol=1e-8)
+
+
+def test_the_documentation_lists_what_is_unknown():
+    text = (Path(__file__).parents[3] / "docs/soundness.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", text, re.MULTILINE)
+    assert dict(rows).keys() == UNKNOWN.keys()
+    assert {record.name for record in TABLE} - OPERATORS.keys() == {name for name, forms in rows if forms == "all"}
+
+
+class SeveralUnknown(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.classifier = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = torch.add(x, x, alpha=2)
+        return self.classifier(nn.functional.max_pool2d(x, 2).flatten(1))
+
+
+def test_the_message_names_all_unknown_steps_and_their_lines():
+    with pytest.raises(UnknownLayerError) as refused:
+        read_network(SeveralUnknown().eval())
+    message = str(refused.value)
+    first, second = message.split("; ")
+    assert first.startswith("harness.recheck has no rule for alpha=2 at node 'add' (") and "alpha=2)" in first
+    assert second.startswith("max_pool2d at node 'max_pool2d' (") and f"{Path(__file__).name}, line " in second
+
+
+@pytest.mark.parametrize("number", [True, 2**60 + 1])
+def test_numbers_that_are_not_floats_are_refused(number):
+    model = nn.Sequential(function(lambda x: x * number)(), nn.Linear(5, 3)).eval()
+    with pytest.raises(UnknownLayerError, match="as an operand"):
+        read_network(model)

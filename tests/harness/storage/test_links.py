@@ -1,0 +1,104 @@
+"""Links in a results directory of someone else: no file outside of it is read, written or emptied."""
+
+import os
+
+import pytest
+
+from harness.command_line import main
+from harness.errors import InputError
+from harness.storage import files, folder, remote
+from harness.storage.lease import LOCK, lock_directory
+
+NAMES = (LOCK, ".result.json.1.tmp", "trials", "search", "figures", "leaderboard.md", "instances", "trials/0/log.txt")
+
+
+@pytest.fixture
+def victim(tmp_path):
+    """A directory outside of the results, which must stay as it is."""
+    directory = tmp_path / "home"
+    directory.mkdir()
+    (directory / "keys").write_text("ssh-rsa AAAA")
+    yield directory
+    assert [(path.name, path.read_text()) for path in directory.iterdir()] == [("keys", "ssh-rsa AAAA")]
+
+
+COMMANDS = {name: ["study"] for name in ("status", "tables", "report", "recheck", "paired", "publish")} | {
+    "certify": ["study/trials/0"],
+    "benchmark": ["--trained", "study/trials/0"],
+    "verify": ["list.csv", "--results-dir", "study"],
+    "trial": ["trial.json", "--results-dir", "."],
+    "run": ["sweep.yaml", "--results-dir", "."],
+}
+"""The arguments of each command that reads or writes results."""
+
+
+@pytest.fixture
+def planted(tmp_path, victim, tiny_trial, monkeypatch):
+    """A function that makes a results directory with a link of a name in it, and what commands need beside it."""
+    monkeypatch.chdir(tmp_path)
+
+    def plant(name, command):
+        trial = folder.make_trial(tiny_trial(sweep="study"), "data")
+        path = tmp_path / "study" / name
+        path.parent.mkdir(parents=True)
+        path.symlink_to(victim if "." not in path.name else victim / "keys")
+        if name != "trials" and command != "verify":
+            folder.take_over(tmp_path / "study/trials/0", trial)
+        files.write_json(tmp_path / "trial.json", folder.trial_json(trial))
+        sweep = "name: study\ndataset: digits\neps: 1/16\nseeds: [0]\ntrials: [{model: cnn5, method: ibp}]\n"
+        (tmp_path / "sweep.yaml").write_text(sweep + "train: {epochs: 3, ramp_epochs: 1, decay_epochs: []}\n")
+        (tmp_path / "net.onnx").touch()
+        (tmp_path / "list.csv").write_text("net.onnx,net.onnx,1\n")
+
+    return plant
+
+
+@pytest.mark.parametrize(
+    ("command", "name"), [*(("status", name) for name in NAMES), *((command, LOCK) for command in COMMANDS)]
+)
+def test_every_command_refuses_links_that_lead_out_of_the_results(planted, command, name, capsys):
+    planted(name, command)
+    assert main(command, COMMANDS[command]) == 2
+    message = capsys.readouterr().err
+    assert f"study/{name} leads to" in message and "copy what it leads to, or remove it" in message
+
+
+def test_links_within_a_directory_and_to_the_directory_itself_are_taken(tmp_path):
+    (tmp_path / "big/a").mkdir(parents=True)
+    (tmp_path / "big/b").symlink_to("a")
+    (tmp_path / "results").symlink_to("big")
+    files.refuse_links(tmp_path / "results")
+    with lock_directory(tmp_path / "results"):
+        files.write_text(tmp_path / "results/b/c", "text")
+    assert (tmp_path / "big/a/c").read_text() == "text"
+
+
+def test_a_lock_is_never_opened_through_a_link(tmp_path, monkeypatch, victim):
+    """Also where the link is made after the look for links."""
+    monkeypatch.setattr("harness.storage.lease.refuse_links", lambda directory: None)
+    (tmp_path / LOCK).symlink_to(victim / "keys")
+    with pytest.raises(InputError, match=r"\.lock cannot be the lock"), lock_directory(tmp_path):
+        pass
+    (tmp_path / LOCK).unlink()
+    os.link(victim / "keys", tmp_path / LOCK)
+    with pytest.raises(InputError, match=r"\.lock cannot be the lock"), lock_directory(tmp_path):
+        pass
+    (tmp_path / LOCK).unlink()
+    os.mkfifo(tmp_path / LOCK)
+    with pytest.raises(InputError, match=r"\.lock cannot be the lock"), lock_directory(tmp_path):
+        pass
+
+
+def test_temporary_names_cannot_be_known_before(tmp_path, victim):
+    """Links at all names that a process has by its number and host are not followed."""
+    for name in ("file", "bucket/file"):
+        (tmp_path / "bucket").mkdir(exist_ok=True)
+        for known in (os.getpid(), f"{os.uname().nodename}.{os.getpid()}"):
+            (tmp_path / name).with_name(f".file.{known}.tmp").symlink_to(victim / "keys")
+    files.write_text(tmp_path / "file", "text")
+    remote.write(f"file://{tmp_path}/bucket", "file", b"text")
+    (tmp_path / "link").symlink_to(victim / "keys")
+    files.write_text(tmp_path / "link", "text")
+    files.remove_unfinished(tmp_path)
+    assert [(tmp_path / name).read_text() for name in ("file", "bucket/file", "link")] == ["text"] * 3
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644

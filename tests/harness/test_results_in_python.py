@@ -1,0 +1,72 @@
+"""`harness.load` and `harness.results`: from a folder back to a network, and to a table."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import harness
+from harness.errors import InputError
+from harness.storage import folder
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def trial_dir(tmp_path):
+    return shutil.copytree(GOLDEN / "cerdeq", tmp_path / "study/trials/cerdeq")
+
+
+def test_the_network_of_a_trial_is_that_of_its_verdicts(trial_dir):
+    network = harness.load(str(trial_dir))
+    stored = load_file(trial_dir / folder.WEIGHTS)
+    assert not network.training and network.state_dict().keys() == stored.keys()
+    assert all(torch.equal(network.state_dict()[name], tensor.double()) for name, tensor in stored.items())
+    with torch.no_grad():
+        assert network(torch.rand(2, 1, 8, 8, dtype=torch.float64)).shape == (2, 10)
+
+
+def test_a_folder_without_the_trial_s_network_is_refused(trial_dir):
+    weights = load_file(trial_dir / folder.WEIGHTS)
+    name = next(iter(weights))
+    save_file(weights | {name: weights[name].double()}, trial_dir / folder.WEIGHTS)
+    with pytest.raises(InputError, match=f"{name} is torch.float64"):
+        harness.load(trial_dir)
+    (trial_dir / folder.WEIGHTS).unlink()
+    with pytest.raises(InputError, match=r"has no weights\.safetensors"):
+        harness.load(trial_dir)
+    with pytest.raises(InputError, match=r"nowhere/trial\.json"):
+        harness.load(trial_dir / "nowhere")
+
+
+def test_code_of_a_plugin_runs_only_if_it_is_named(tmp_path, tiny_trial, monkeypatch):
+    (tmp_path / "own_nets.py").write_text("import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    trial = folder.make_trial(tiny_trial(plugins={"own_nets": "0" * 16}), "data")
+    trial_dir = tmp_path / "trial"
+    trial_dir.mkdir()
+    (trial_dir / folder.TRIAL).write_text(json.dumps(folder.trial_json(trial), default=str))
+    (trial_dir / folder.WEIGHTS).touch()
+    with pytest.raises(InputError, match=r"plugins: found \[\], allowed: a list with 'own_nets'"):
+        harness.load(trial_dir)
+    with pytest.raises(InputError, match="the digest of the source that this trial was made with"):
+        harness.load(trial_dir, plugins=["own_nets"])
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_study_is_a_data_frame_from_which_networks_are_loaded(trial_dir):
+    table = harness.results(trial_dir.parents[1])
+    metrics = folder.read_result(trial_dir).metrics
+    (row,) = table.to_dict("records")
+    assert row["certified_error"] == metrics["certified_error"] and row["model"] == "cerdeq"
+    assert isinstance(harness.load(row["trial_dir"]), torch.nn.Sequential)
+
+
+def test_importing_the_package_imports_neither_torch_nor_pandas():
+    code = "import sys, harness; assert not {'torch', 'pandas', 'numpy', 'harness.config'} & {*sys.modules}"
+    subprocess.run([sys.executable, "-c", code], check=True)
