@@ -171,6 +171,22 @@ def test_wrong_requests_are_refused(files, monkeypatch, capsys, change, argument
     assert printed.out == "" and not (files / "results").exists()
 
 
+@pytest.mark.parametrize(("end", "message"), [("70", "other outputs than onnxruntime"), ("1e30", "infinite or no num")])
+def test_outputs_are_compared_in_the_box_of_the_property(files, monkeypatch, capsys, end, message):
+    """Random points alone lie near 0."""
+    from cerdeq import export_onnx
+    from cerdeq.onnx.operators import LAYERS
+
+    network = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)).eval()
+    network[0].weight.data, network[2].weight.data = (torch.full((2, 2), 1e5 if end == "1e30" else 1.0),) * 2
+    export_onnx(network, files / "net.onnx", (2,))
+    if end == "70":
+        monkeypatch.setitem(LAYERS, "Relu", lambda node: nn.Hardtanh(0.0, 50.0))
+    (files / "sat.vnnlib").write_text(BOX.replace("0.7", end) + OUTPUTS + SAT)
+    assert verify(files / "net.onnx", files / "sat.vnnlib") == 2
+    assert message in capsys.readouterr().err
+
+
 def test_an_environment_that_reduces_precision_is_refused_before_anything_starts(files, monkeypatch, capsys):
     monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
     monkeypatch.chdir(files)
