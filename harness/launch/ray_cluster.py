@@ -38,7 +38,7 @@ import ray
 from ray._common.utils import get_default_ray_temp_dir
 from ray._private import utils, worker
 from ray._private.node import Node
-from ray._raylet import (
+from ray._raylet import (  # type: ignore[attr-defined]
     DASHBOARD_AGENT_LISTEN_PORT_NAME,
     METRICS_AGENT_PORT_NAME,
     METRICS_EXPORT_PORT_NAME,
@@ -198,12 +198,13 @@ def patient_start() -> Iterator[None]:
         start(node, *arguments)
 
     os.environ.update(_START_LIMITS | os.environ)  # not for a cluster that does not answer: hence here
-    Node.start_raylet = start_raylet
+    Node.start_raylet = start_raylet  # type: ignore[method-assign, assignment]
     utils.get_dashboard_dependency_error = lambda: ImportError("left out")
     try:
         yield
     finally:
-        Node.start_raylet, utils.get_dashboard_dependency_error = start, dependency_error
+        Node.start_raylet = start  # type: ignore[method-assign]
+        utils.get_dashboard_dependency_error = dependency_error
 
 
 def keep_server_logs() -> str:
