@@ -107,8 +107,7 @@ def fit_to_epochs(train: Any) -> Any:
     epochs = train.get("epochs") if isinstance(train, dict) else None
     if type(epochs) is not int or not 1 <= epochs < TrainSettings.epochs:
         return train
-    fitted: dict[str, Any] = {}
-    start = train.get("ramp_start", TrainSettings.ramp_start)
+    fitted, start = dict[str, Any](), train.get("ramp_start", TrainSettings.ramp_start)
     if epochs < TrainSettings.decay_epochs[-1]:
         scaled = sorted({epoch * epochs // TrainSettings.epochs for epoch in TrainSettings.decay_epochs})
         fitted["decay_epochs"] = [epoch for epoch in scaled if epoch > 0]
