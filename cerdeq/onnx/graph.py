@@ -57,6 +57,20 @@ def _in_words(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
+def _parts(proto: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """Return a node for each result of a Split, with the attribute part: its number and how many there are."""
+    if proto.op_type != "Split":
+        return [proto]
+    parts = []
+    for number, output in enumerate(proto.output):
+        part = onnx.NodeProto()
+        part.CopyFrom(proto)
+        part.output[:] = [output]
+        part.attribute.append(onnx.helper.make_attribute("part", [number, len(proto.output)]))
+        parts.append(part)
+    return parts
+
+
 class _Reader:
     """Reads nodes in order.
 
@@ -78,7 +92,8 @@ class _Reader:
 
     def network(self) -> OnnxNetwork:
         for position, proto in enumerate(self.nodes, start=1):
-            self.read(position, proto)
+            for part in _parts(proto):
+                self.read(position, part)
         output = self.arguments[self.file.output]
         if not isinstance(output, Value):
             raise OnnxError("the output does not depend on the input")
@@ -89,7 +104,7 @@ class _Reader:
         try:
             node = self.node(proto)
             values = [argument for argument in node.inputs if isinstance(argument, Value)]
-            name = f"{proto.op_type.lower()}{position}"
+            name = f"{proto.op_type.lower()}{position}" + "".join(f"_{n}" for n in node.attributes.get("part", ()))
             result = self.value(name, node, values) if values else self.constant(proto, node)
         except OnnxError as error:
             raise OnnxError(f"{where}: {error}") from None

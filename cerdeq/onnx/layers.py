@@ -111,6 +111,26 @@ class Pad(nn.Module):
         return F.pad(x, self.pads, value=self.value)
 
 
+class Index(nn.Module):
+    """Take parts of each example. items: an index of [B, ...], whose first item takes the batch."""
+
+    def __init__(self, items: tuple[Any, ...]):
+        super().__init__()
+        self.items = items
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x[items]."""
+        return x[self.items]
+
+
+class Absolute(nn.Module):
+    """The absolute value."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return |x|."""
+        return torch.abs(x)
+
+
 class Concatenate(nn.Module):
     """Concatenate values along a dimension other than the batch."""
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from cerdeq.onnx.errors import OnnxError
-from cerdeq.onnx.layers import Combined, Concatenate, Pad, Permute, WithConstant
+from cerdeq.onnx.layers import Absolute, Combined, Concatenate, Index, Pad, Permute, WithConstant
 from cerdeq.onnx.node import Node, Value
 from cerdeq.onnx.shapes import MOVES, pads_of, reshape_layer
 
+_LARGEST = torch.finfo(torch.float32).max  # a limit that large is none
 Layer = Callable[[Node], nn.Module | None]
 
 
@@ -232,6 +233,61 @@ def _concat(node: Node) -> nn.Module:
     return Concatenate(dim)
 
 
+def _index(node: Node, axis: int, item: Any) -> Index:
+    """Return the layer that takes an integer, a slice or a list of one axis of the file."""
+    dim = axis % len(node.value.full_shape) + (not node.value.has_batch)
+    if dim == 0:
+        raise OnnxError("found a part of axis 0, the batch; allowed: parts of other axes")
+    return Index((slice(None),) * dim + (item,))
+
+
+def _slice(node: Node) -> nn.Module | None:
+    inputs = [node.constant(position) for position in range(1, 5)]
+    if node.opset < 10:
+        inputs = [node.attribute(name, None) for name in ("starts", "ends", "axes")] + [None]
+    starts, ends, axes, steps = (None if values is None else [int(value) for value in values] for values in inputs)
+    assert starts is not None and ends is not None
+    layers = []
+    for start, end, axis, step in zip(
+        starts, ends, axes or range(len(starts)), steps or [1] * len(starts), strict=True
+    ):
+        size = node.value.full_shape[axis]
+        taken = range(size)[start:end:step]
+        if (start, step) == (0, 1) and end >= 2**31 - 1:
+            continue  # all, also of the batch
+        item = slice(taken.start, taken.stop, step) if step > 0 else [*taken]
+        layers.append(_index(node, axis, item))
+    return nn.Sequential(*layers) if layers else None
+
+
+def _gather(node: Node) -> nn.Module:
+    return _index(node, node.attribute("axis", 0), node.required(1).tolist())
+
+
+def _split(node: Node) -> nn.Module:
+    axis, (number, count) = node.attribute("axis", 0), node.attribute("part", None)
+    sizes = node.attribute("split", None) if node.opset < 13 else node.constant(1)
+    if sizes is None:
+        largest = -(-node.value.full_shape[axis] // count)
+        sizes = [largest] * count  # the last one may be smaller
+    start = int(sum(sizes[:number]))
+    return _index(node, axis, slice(start, start + int(sizes[number])))
+
+
+def _clip(node: Node) -> nn.Module | None:
+    """Return layers that compute low + relu(x - low) =: m, then high - relu(high - m)."""
+    limits = [node.numbers(1), node.numbers(2)] if node.opset >= 11 else [
+        torch.tensor(node.attribute(name, np.inf), dtype=torch.float32) for name in ("min", "max")
+    ]  # fmt: skip
+    low, high = (limit if limit is not None and abs(limit) < _LARGEST else None for limit in limits)
+    layers: list[nn.Module] = []
+    if low is not None:
+        layers = [WithConstant(operator.sub, low, False), nn.ReLU(), WithConstant(operator.add, low.clone(), False)]
+    if high is not None:
+        layers += [WithConstant(operator.sub, high, True), nn.ReLU(), WithConstant(operator.sub, high.clone(), True)]
+    return nn.Sequential(*layers) if layers else None
+
+
 def _dropout(node: Node) -> None:
     training = node.constant(2)
     if training is not None and bool(training):
@@ -259,6 +315,11 @@ LAYERS: dict[str, Layer] = {
     "Transpose": _transpose,
     "Pad": _pad,
     "Concat": _concat,
+    "Slice": _slice,
+    "Gather": _gather,
+    "Split": _split,
+    "Abs": lambda node: Absolute(),
+    "Clip": _clip,
     "Dropout": _dropout,
     "Identity": lambda node: None,
     "Softmax": _softmax,

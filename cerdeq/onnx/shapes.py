@@ -9,8 +9,9 @@ from cerdeq.onnx.errors import OnnxError
 from cerdeq.onnx.layers import Reshape
 from cerdeq.onnx.node import Node, Value
 
+PARTS = {"Slice", "Gather", "Split"}
 MOVES = {"Flatten", "Reshape", "Squeeze", "Unsqueeze"}
-_OF_ANY_RANK = {"Add", "Sub", "Mul", "Div", "MatMul", "Relu", "LeakyRelu", "Identity", "Dropout"}
+_OF_ANY_RANK = {"Add", "Sub", "Mul", "Div", "MatMul", "Relu", "LeakyRelu", "Identity", "Dropout", "Abs", "Clip"} | PARTS
 Sizes = tuple[int, ...]
 
 

@@ -27,7 +27,7 @@ def numbers(*shape):
 
 def model_of(net):
     nodes = [
-        helper.make_node(operator, inputs, [f"y{n}"], name=f"node{n}", **attributes)
+        helper.make_node(operator, inputs, [f"y{n}", *_more_results(n, attributes)], name=f"node{n}", **attributes)
         for n, (operator, inputs, attributes) in enumerate(net.nodes, start=1)
     ]
     tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in net.constants.items()]
@@ -43,6 +43,11 @@ def model_of(net):
     shape = inferred if known else helper.make_tensor_value_info(inferred.name, TensorProto.FLOAT, net.shape)
     model.graph.output[0].CopyFrom(shape)
     return model
+
+
+def _more_results(number, attributes):
+    count = attributes.get("num_outputs", len(attributes.get("split", [0])))
+    return [f"y{number}_{k}" for k in range(1, count)]
 
 
 def onnx_file(net, folder):
@@ -120,6 +125,19 @@ OPERATORS = [
     one("Pad", integers(0, 1, 0, 0, 0, 2, 0, 0), np.float32(0.3), name="channels, a number"),
     one("Pad", integers(1, 2), "", integers(-1), name="axes"),
     one("Pad", name="old", pads=[0, 0, 0, 1, 0, 0, 0, 0], value=0.5, opset=9),
+    one("Slice", integers(1), integers(3), integers(1)),
+    one("Slice", integers(0, -3), integers(2**40, 2**40), integers(0, 2), integers(1, 2), name="steps"),
+    one("Slice", integers(4), integers(-(2**40)), integers(3), integers(-2), name="backwards"),
+    one("Slice", name="old", starts=[0, 1], ends=[2**40, -1], axes=[0, 3], opset=9),
+    one("Gather", np.int64(2), axis=1),
+    one("Gather", integers(3, 0, -1), name="a list", axis=-1),
+    one("Gather", np.array([[0, 1], [1, 2]]), name="a matrix", axis=1, shape=VECTOR),
+    Net("Split", [("Split", ["x"], {"axis": 3, "num_outputs": 3}), ("Concat", ["y1_2", "y1"], {"axis": 3})]),
+    Net("Split old", [("Split", ["x"], {"axis": -3, "split": [1, 3]}), ("Sub", ["y1_1", "y1"], {})], opset=11),
+    one("Abs"),
+    one("Clip", np.float32(-0.3), np.float32(0.7)),
+    one("Clip", "", np.float32(0.2), name="above"),
+    one("Clip", name="old", min=0.1, opset=9),
     one("Dropout"),
     one("Dropout", name="old", ratio=0.3, opset=9),
     one("Identity"),
