@@ -1,28 +1,33 @@
 """Networks of ONNX files, for data sets whose images they take."""
 
+import hashlib
 from collections import OrderedDict
-from pathlib import Path
 
 from torch import nn
 
 from baselines.registry import register
 from cerdeq.layers import Shape
-from cerdeq.onnx import OnnxError, load_onnx
+from cerdeq.onnx import OnnxError, load_content, read_content
 from cerdeq.onnx.layers import Permute, Reshape
 
 
 @register("onnx")
-def onnx(shape: Shape, classes: int, width: float = 1.0, *, file: str) -> nn.Sequential:
+def onnx(shape: Shape, classes: int, width: float = 1.0, *, file: str, sha256: str = "") -> nn.Sequential:
     """Return the network of an ONNX file, with the file's weights.
 
     file: its path, relative to the working directory. Its inputs may be images as [channels, height, width] or as
     [height, width, channels]; where there is one channel, pixels in any other shape, row by row.
+    sha256: of the file; of one with external data, of one file that holds all of it. Empty for any file.
 
     Raises OnnxError for a file that `cerdeq.load_onnx` refuses, other inputs or outputs, and another width than 1.
     """
     if width != 1:
         raise OnnxError(f"width: found {width}, allowed: 1, for the file has the width")
-    network = load_onnx(Path(file))
+    content = read_content(file)
+    digest = hashlib.sha256(content).hexdigest()
+    if sha256 not in ("", digest):
+        raise OnnxError(f"{file}: found the SHA-256 {digest}, allowed: {sha256}")
+    network, _ = load_content(content, file)
     if network.output_shape != (classes,):
         raise OnnxError(f"{file}: found outputs {list(network.output_shape)}, allowed: [{classes}], one for each class")
     layout = _layout(network.input_shape, shape, file)

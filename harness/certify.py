@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -64,6 +64,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         f"limit of branch and bound for an image; default: {_DEFAULT_SECONDS:g}, or no limit where --branches is given"
     )
     parser.add_argument("--seconds", type=float, help=seconds)
+    each = "limit of each other stage for an image; default: as the trial did"
+    parser.add_argument("--stage-seconds", type=float, help=each)
     parser.add_argument("--branches", type=int, help="limit of branch and bound for an image; default: no limit")
     certificates = "save certificates of crown, alpha-crown and bab, which harness.recheck checks"
     parser.add_argument("--certificates", action="store_true", help=certificates)
@@ -114,8 +116,10 @@ def main(options: argparse.Namespace) -> int:
 
 def _check_options(options: argparse.Namespace) -> None:
     """Raise SettingError for impossible numbers, and for options that the stages do not use."""
-    seconds = options.seconds
-    require("--seconds", seconds, seconds is None or 0 < seconds < math.inf, "above 0 and finite")
+    for name in ("seconds", "stage_seconds"):
+        value = getattr(options, name)
+        option = f"--{name.replace('_', '-')}"
+        require(option, value, value is None or 0 < value < math.inf, "above 0 and finite")
     for name in ("branches", "images", "workers"):
         value = getattr(options, name)
         require(f"--{name}", value, value is None or value >= 1, "an integer of at least 1")
@@ -171,6 +175,7 @@ def _certification_config(config: TrialConfig, options: argparse.Namespace) -> T
     budget = {"bab_seconds": seconds, "bab_branches": options.branches} if names.BAB in stages else {}
     images = config.trial_image_count if options.images is None else options.images
     budget["certificates"] = options.certificates
+    budget["stage_seconds"] = options.stage_seconds or before.stage_seconds
     return replace(config, evaluation=replace(before, stages=stages, test_images=images, **budget))
 
 
@@ -192,12 +197,17 @@ def _certify(jobs: list[Job], data_dir: str | None, workers: int | None, console
         if not missing:
             finish_certification(job.directory, job.data)
     data, errors, verdicts = {job.directory: job.data for job in jobs}, dict[Path, str](), Counter[str]()
+    done = dict[Path, int]()  # images of each shard
 
     def show() -> None:
         certified, falsified = verdicts[names.CERTIFIED], verdicts[names.FALSIFIED]
         undecided = sum(verdicts[kind] for kind in names.UNDECIDED)
         note = f"{certified:,} certified, {falsified:,} falsified, {undecided:,} undecided"
-        bars.move("images", verdicts.total(), sum(images.values()), note)
+        bars.move("images", sum(done.values()), sum(images.values()), note)
+
+    def on_report(shard: Path, row: dict[str, Any]) -> None:
+        done[shard] = row[names.EVALUATED]
+        show()
 
     def on_end(shard: Path, error: str | None) -> None:
         directory = shard.parents[1]
@@ -206,7 +216,7 @@ def _certify(jobs: list[Job], data_dir: str | None, workers: int | None, console
                 raise SoundnessError(error)
             errors.setdefault(directory, mask_secrets(error))
             return
-        verdicts.update(certification.read_shard_verdicts(directory, int(shard.name))[names.VERDICT])
+        verdicts.update(certification.read_shard_verdicts(directory, int(shard.name)))
         left[directory] -= 1
         if not left[directory]:
             finish_certification(directory, data[directory])
@@ -214,7 +224,7 @@ def _certify(jobs: list[Job], data_dir: str | None, workers: int | None, console
 
     with Bars(console) as bars:
         show()
-        run_items(list(images), partial(certify_item, data_dir=data_dir), on_end, data_dir, workers)
+        run_items(list(images), partial(certify_item, data_dir=data_dir), on_end, data_dir, workers, on_report)
     return errors
 
 

@@ -76,7 +76,7 @@ def _describe_certification(directory: Path) -> str:
     if (directory / folder.RESULT).exists():
         return directory.name
     begun = len(list((directory / folder.SHARDS).glob("*.json")))
-    return f"{directory.name} ({begun} shards so far)"
+    return f"{directory.name} ({begun} parts so far)"
 
 
 def _bytes(directory: Path) -> int:

@@ -23,7 +23,7 @@ _DEFAULT_SECONDS = 60.0
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    files = "NETWORK.onnx PROPERTY.vnnlib, or INSTANCES.csv; properties may be packed (.vnnlib.gz)"
+    files = "NETWORK.onnx PROPERTY.vnnlib, or INSTANCES.csv; both may be packed by gzip"
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help=files)
     seconds = "seconds of each instance; default: 60, or the third column of the CSV file"
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help=seconds)
@@ -40,7 +40,7 @@ def main(options: argparse.Namespace) -> int:
     seconds, workers, directory, files = options.timeout, options.workers, options.results_dir, options.files
     require("--timeout", seconds, seconds is None or (0 < seconds < math.inf), "a number above 0")
     require("--workers", workers, workers is None or workers > 0, "a number above 0")
-    is_complete = len(files) == 2 or (len(files) == 1 and files[0].suffix.lower() not in (".onnx", ".vnnlib"))
+    is_complete = len(files) == 2 or (len(files) == 1 and files[0].suffix.lower() not in (".onnx", ".vnnlib", ".gz"))
     require("FILE", list(map(str, files)), is_complete, "NETWORK.onnx PROPERTY.vnnlib, or INSTANCES.csv")
     from harness.device import refuse_reduced_precision
 

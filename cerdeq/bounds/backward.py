@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cerdeq.bounds.graph import Program
 from cerdeq.bounds.patches import Coefficients, add_coefficients, dense, pull, rounding, window_sizes
+from cerdeq.deadline import check
 from cerdeq.rules.interval import Interval
 from cerdeq.rules.linear import Backward, dot, magnitude, rounded_constant, rounding_costs
 
@@ -35,6 +36,7 @@ def joint_lower_bound(program: Program, values: list[Any], functional: Functiona
     for number in range(max(pending), 0, -1):
         if number not in pending:
             continue
+        check()
         step = program.steps[number - 1]
         assert step.record is not None, "its value depends on the input"
         ctx.step, ctx.output = step.name, values[number]
@@ -44,6 +46,7 @@ def joint_lower_bound(program: Program, values: list[Any], functional: Functiona
         for source, part in zip(step.sources, pulled.coefficients, strict=True):
             if not ctx.sound and isinstance(part, Tensor):
                 part = part.to(values[source].center.dtype)  # autocast's products
+                check(part)
             if source in pending:
                 part = add_coefficients(pending[source], part)
                 constants.append(-rounding(ctx, part, values[source]))

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from cerdeq.bounds.graph import Program
+from cerdeq.deadline import check
 from cerdeq.rules.interval import Context, Interval, linear, specified, specified_linear
 from cerdeq.rules.precision import counted_rounding, without_autocast
 
@@ -32,6 +33,7 @@ def values_of(
     """
     values: list[Any] = [x]
     for number, step in enumerate(program.steps, start=1):
+        check()
         if before is not None and step.record is not None:
             before(number, values)
         ctx.step = step.name

@@ -1,6 +1,5 @@
 """Adam on the slopes and multipliers of leaves, until their bounds are above 0."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,10 +36,8 @@ class Ascent:
     values: Tensor
 
 
-def ascend_leaves(
-    search: Problem, layout: Layout, leaves: Leaves, steps: Steps, is_late: Callable[[], bool]
-) -> Ascent:  # fmt: skip
-    """Improve the choices of each leaf until its bound is above 0, for these steps or until `is_late()`."""
+def ascend_leaves(search: Problem, layout: Layout, leaves: Leaves, steps: Steps) -> Ascent:
+    """Improve the choices of each leaf until its bound is above 0, for at most these steps."""
     choices, best, lower = leaves.choices.to(search.spec, copy=True), leaves.choices.clone(), leaves.lower.clone()
     moments = torch.zeros_like(choices), torch.zeros_like(choices)
     largest, active = layout.largest(choices), torch.arange(len(lower), device=lower.device)
@@ -49,7 +46,7 @@ def ascend_leaves(
         if is_host_reading(iteration, active.device) and len(stay := is_open.nonzero()[:, 0]) < len(active):
             active, is_open, choices = active[stay], is_open[stay], choices[stay]
             moments = moments[0][stay], moments[1][stay]
-        if not len(active) or is_late():
+        if not len(active):
             break
         subset = leaves.of(active)
         with torch.enable_grad(), uncounted_rounding():

@@ -4,7 +4,6 @@ Half of the starts are random points. The others then take steps along a random 
 diversified initialisation (Tashiro et al. 2020). The same question has the same starts.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -20,8 +19,10 @@ _DIVERSIFYING, _DESCENDING = 3, 40  # steps
 _FIRST_STEPS = (0.5, 0.25, 0.125, 0.0625)  # of the box's radius: large ones leave narrow dents again
 
 
-def first_attack(exact: Problem, fast: Problem, rows: Tensor, is_late: Callable[[], bool]) -> Tensor | None:
-    """Return a point [1, ...] of the box at which a row is proved to be negative, or None.
+def first_attack(exact: Problem, fast: Problem, rows: Tensor) -> tuple[Tensor, bool]:
+    """Return a point [1, ...] of the box, and whether a row is proved to be negative there.
+
+    If none is, it is the last step's point with the smallest value.
 
     exact, fast: the question, as in `decide`. rows: [R], those to attack; every start descends one of them.
     """
@@ -41,11 +42,9 @@ def first_attack(exact: Problem, fast: Problem, rows: Tensor, is_late: Callable[
         for _ in range(_DIVERSIFYING):
             points, _ = signed_step(outputs, points, directions, _FIRST_STEPS[0])
         for step in range(_DESCENDING + 1):  # the last one has size 0: it only evaluates
-            if is_late():
-                return None
             before = points
             points, values = signed_step(fast, points, target, sizes * (1 - step / _DESCENDING))
             lowest = values.amin(1)
             if lowest.min() < 0 and (point := prove_point(exact, before[lowest.argmin()][None])) is not None:
-                return point
-    return None
+                return point, True
+    return before[lowest.argmin()][None], False

@@ -112,7 +112,7 @@ def _decide_over(
     row_bounds, closed = torch.full_like(lower, torch.inf), [leaves.of(slice(0))]
     numbers, steps, has_unsplittable = itertools.count(), _ROOT_STEPS, False
     while True:
-        ascents = _bound_leaves(exact, fast, layout, leaves, steps, budget, batch_size)
+        ascents = _bound_leaves(exact, fast, layout, leaves, steps, batch_size)
         points, values = (torch.cat([getattr(ascent, name) for ascent in ascents]) for name in ("points", "values"))
         budget.used += len(points)
         if (point := find_counterexample(exact, fast, points, values)) is not None:
@@ -150,12 +150,12 @@ def _decide_over(
 
 
 def _bound_leaves(
-    exact: Problem, fast: Problem, layout: Layout, leaves: Leaves, steps: Steps, budget: Budget, batch_size: int
+    exact: Problem, fast: Problem, layout: Layout, leaves: Leaves, steps: Steps, batch_size: int
 ) -> list[Ascent]:
     """Return the leaves in parts, their bounds improved and, where above 0, proved."""
 
     def bound(part: slice) -> Ascent:
-        ascent = ascend_leaves(fast, layout, leaves.of(part), steps, lambda: budget.is_late)
+        ascent = ascend_leaves(fast, layout, leaves.of(part), steps)
         ascent = _solve_unsplittable(exact, fast, layout, ascent, batch_size)
         return replace(ascent, leaves=_prove_leaves(exact, layout, ascent.leaves))
 

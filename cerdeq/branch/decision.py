@@ -1,6 +1,5 @@
 """What a search may use, and what it decides."""
 
-import time
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -10,22 +9,15 @@ CERTIFIED, FALSIFIED, UNKNOWN, TIMEOUT, OUT_OF_MEMORY = "certified", "falsified"
 
 @dataclass
 class Budget:
-    """The limits of one image: seconds, and branches, each the bounding of one leaf; None for no limit."""
+    """The limit of branches of one image, each the bounding of one leaf; None for no limit. used: so many already."""
 
-    seconds: float | None
-    branches: int | None
-    began: float = field(default_factory=time.monotonic)
+    branches: int | None = None
     used: int = 0
 
     @property
     def is_exhausted(self) -> bool:
-        """True if a limit is reached."""
-        return self.is_late or (self.branches is not None and self.used >= self.branches)
-
-    @property
-    def is_late(self) -> bool:
-        """True if the time is up."""
-        return self.seconds is not None and time.monotonic() - self.began >= self.seconds
+        """True if the limit is reached."""
+        return self.branches is not None and self.used >= self.branches
 
 
 @dataclass(frozen=True)
@@ -35,6 +27,7 @@ class Decision:
     status: CERTIFIED, FALSIFIED or the reason for neither.
     lower: proved lower bounds [K].
     point: if FALSIFIED, an adversarial example [1, ...].
+    closest: else, if there was an attack, the point [1, ...] with the smallest value.
     certificate: if CERTIFIED and requested, `certificate_tensors` of the leaves, or the splits of `InputSearch`; empty
         if neither was needed, or if the leaves do not fit into memory.
     """
@@ -42,4 +35,5 @@ class Decision:
     status: str
     lower: Tensor
     point: Tensor | None = None
+    closest: Tensor | None = None
     certificate: dict[str, Tensor] = field(default_factory=dict)

@@ -171,7 +171,7 @@ class HiddenBounds:
         leaves = replace(leaves, lower=torch.full_like(leaves.lower, -torch.inf))
 
         def bound(part: slice) -> Ascent:
-            return ascend_leaves(fast, layout, leaves.of(part), steps, lambda: budget.is_exhausted)
+            return ascend_leaves(fast, layout, leaves.of(part), steps)
 
         parts = map_parts(bound, slices(len(leaves.row), self._batch_size), leaves.row.device)
         budget.used += len(leaves.row)

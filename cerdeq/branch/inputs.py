@@ -16,7 +16,7 @@ from cerdeq.bounds.memory import bytes_per_example, examples_at_once
 from cerdeq.bounds.tighten import tighten_boxes
 from cerdeq.boxes import outward_ends
 from cerdeq.branch.counterexample import find_counterexample
-from cerdeq.branch.decision import CERTIFIED, FALSIFIED, TIMEOUT, Budget, Decision
+from cerdeq.branch.decision import CERTIFIED, FALSIFIED, TIMEOUT, UNKNOWN, Budget, Decision
 from cerdeq.branch.leaves import Problem
 from cerdeq.branch.tensor_rows import TensorRows, concatenate
 from cerdeq.branch.threads import map_parts, slices
@@ -27,6 +27,7 @@ SPLITS = "splits"  # the tensor of a certificate
 _MOST_INPUTS = 8  # halves of more inputs are too many
 _MOST_BYTES = 2**15  # of the values of all layers: of larger networks, bounding all units of a part takes too long
 _MOST_AT_ONCE = 512  # parts
+_NEAR = 1e-6  # of a bound to a value, relative to the values: rounding may be all that is between them
 _SMALLEST_SLOPE = 0.01  # of the largest one's: so that every input is halved in the end
 
 
@@ -73,12 +74,14 @@ class InputSearch:
         low, high = (end.flatten(1) for end in outward_ends(proof.values[0].box))
         self._queue = _Parts(low, high, low.new_zeros(1), torch.zeros_like(self._rows[:1]))
         self._row_bounds = low.new_full((len(self._rows),), torch.inf)
+        self._has_unprovable = False
         self._splits = [torch.zeros(0, 2, dtype=torch.long, device=low.device)]
 
     def run(self, budget: Budget, end: float) -> Decision:
         """Bound and halve parts, those with the worst bounds first.
 
-        The decision is TIMEOUT if the budget is exhausted, or if as many branches as `end` are used; each is a part.
+        The decision is TIMEOUT if the budget is exhausted, or if as many branches as `end` are used; each is a part. It
+        is UNKNOWN if only parts are left whose smallest value is 0 but for rounding, which no halving would prove.
         """
         while True:
             order = self._queue.parent_lower.argsort()
@@ -90,9 +93,13 @@ class InputSearch:
                 return Decision(FALSIFIED, self._lower, point)
             is_proved = (bounds.lower > 0).all(1)
             self._row_bounds = torch.cat([self._row_bounds[None], bounds.lower[is_proved]]).amin(0)
-            is_open = (~is_proved).nonzero()[:, 0]
+            is_unprovable = self._are_unprovable(parts, bounds, values)
+            self._has_unprovable |= bool(is_unprovable.any())
+            is_open = (~is_proved & ~is_unprovable).nonzero()[:, 0]
             parts = replace(parts, parent_lower=bounds.lower.amin(1)).of(is_open)
             self._queue = concatenate([queue, *self._halve(parts, bounds.halved[is_open])])
+            if not len(self._queue.parent_lower) and self._has_unprovable:
+                return Decision(UNKNOWN, self._lower)
             if not len(self._queue.parent_lower):
                 return Decision(CERTIFIED, self._lower.index_copy(0, self._rows, self._row_bounds))
             if budget.is_exhausted or budget.used >= end:
@@ -102,12 +109,23 @@ class InputSearch:
         """Return the tensor SPLITS, int32 [S, 2]: of each split the number of the part and the input, in order."""
         return {SPLITS: torch.cat(self._splits).int().cpu()}
 
-    def _bound(self, parts: _Parts) -> _Bounds:
-        """Return bounds of the parts."""
-        cuts = slices(len(parts.number), self._at_once)
-        return concatenate(map_parts(lambda cut: self._bound_at_once(parts.of(cut)), cuts, parts.low.device))
+    def _are_unprovable(self, parts: _Parts, bounds: _Bounds, values: Tensor) -> Tensor:
+        """Return where the smallest bound is not above 0 and is a value of its row, but for rounding: bool [D]."""
+        lowest, row = bounds.lower.min(1)
+        gap = values[:, self._rows].gather(1, row[:, None])[:, 0] - lowest
+        is_unprovable = ~(lowest > 0) & (gap <= _NEAR * (1 + values.abs().amax(1)))
+        near = is_unprovable.nonzero()[:, 0]
+        if len(near):
+            computed = self._bound(parts.of(near), sound=False).lower.gather(1, row[near, None])[:, 0]
+            is_unprovable[near] = gap[near] <= 2 * (computed - lowest[near])
+        return is_unprovable
 
-    def _bound_at_once(self, parts: _Parts) -> _Bounds:
+    def _bound(self, parts: _Parts, sound: bool = True) -> _Bounds:
+        """Return bounds of the parts, without counting the last pass's rounding if not `sound`."""
+        cuts = slices(len(parts.number), self._at_once)
+        return concatenate(map_parts(lambda cut: self._bound_at_once(parts.of(cut), sound), cuts, parts.low.device))
+
+    def _bound_at_once(self, parts: _Parts, sound: bool) -> _Bounds:
         program, rows, low, high = self._proof.program, self._proof.spec[self._rows], parts.low, parts.high
         center = low / 2 + high / 2
         radius = torch.maximum(high - center, center - low)
@@ -118,7 +136,7 @@ class InputSearch:
         coefficients = rows.unflatten(1, values[program.output].center.shape[1:])
         coefficients = coefficients.expand(len(low), *coefficients.shape)
         seen: dict[str, Any] = {}
-        lower = linear_lower_bound(program, values, coefficients, program.output, Backward(sound=True, seen=seen))
+        lower = linear_lower_bound(program, values, coefficients, program.output, Backward(sound, seen=seen))
         slopes = seen[""].flatten(2)[torch.arange(len(low), device=low.device), lower.argmin(1)]
         sizes = slopes.abs() + _SMALLEST_SLOPE * slopes.abs().amax(1, keepdim=True) + torch.finfo(slopes.dtype).tiny
         points = (center - radius * slopes.sign()).unflatten(1, shape)

@@ -15,6 +15,7 @@ from cerdeq.bounds.backward import linear_lower_bound
 from cerdeq.bounds.forward import with_boxes
 from cerdeq.bounds.graph import Program
 from cerdeq.branch.tensor_rows import TensorRows
+from cerdeq.deadline import check
 from cerdeq.rules.interval import Interval
 from cerdeq.rules.linear import Backward
 from cerdeq.rules.relaxation import Lines, line_share_name, split_name
@@ -95,6 +96,7 @@ class Problem:
         preactivations = {}
         for step in self.program.steps:
             values.append(step.run(values))
+            check(values[-1] if step.record is not None else None)
             if step.record is not None and step.record.preactivation is not None:
                 arguments, options = step.call(values)
                 preactivations[step.name] = step.record.preactivation(values[-1], *arguments, **options)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cerdeq.branch.leaves import Layout, Leaves, Problem
+from cerdeq.deadline import check, seconds_left
 
 _LARGEST = 10**7  # numbers in a program
 
@@ -39,11 +40,11 @@ def solve_leaf(problem: Problem, layout: Layout, leaf: Leaves, batch_size: int) 
     rows, offsets = slopes[1:] - slopes[0], constants[1:] - constants[0]  # a multiplier of 1 adds -s p <= 0
     center, radius = (end.flatten().double().cpu().numpy() for end in (box.center, box.radius))
     limits = np.stack([center - radius, center + radius], axis=1)
-    result = linprog(slopes[0], A_ub=rows, b_ub=-offsets, bounds=limits, method="highs")
+    result = linprog(slopes[0], A_ub=rows, b_ub=-offsets, bounds=limits, method="highs", options=_options())
     if result.status == 2:  # the leaf is empty: multipliers that prove it may be scaled up without limit
         with_violation = np.hstack([rows, -np.ones((len(rows), 1))])
         result = linprog(np.eye(1, len(center) + 1, len(center))[0], A_ub=with_violation, b_ub=-offsets,
-                        bounds=np.vstack([limits, [0, np.inf]]), method="highs")  # fmt: skip
+                        bounds=np.vstack([limits, [0, np.inf]]), method="highs", options=_options())  # fmt: skip
         if result.status != 0 or not result.fun > 0:
             return None
         minimum = constants[0] + slopes[0] @ center - np.abs(slopes[0]) @ radius
@@ -57,6 +58,12 @@ def solve_leaf(problem: Problem, layout: Layout, leaf: Leaves, batch_size: int) 
     point = torch.from_numpy(result.x[: len(center)]).to(box.center).view_as(box.center)
     leaf = replace(leaf, choices=choices.to(leaf.choices))
     return replace(leaf, lower=problem.lower(leaf, layout, sound=False)), point
+
+
+def _options() -> dict[str, float]:
+    """Return options of `linprog` that let it end at the deadline."""
+    check()
+    return {"time_limit": seconds_left()}
 
 
 def _with_multipliers(leaf: Leaves, multiplier_columns: Tensor) -> Leaves:

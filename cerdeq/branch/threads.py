@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import torch
 
+from cerdeq.deadline import current_deadline, stop_at
 from cerdeq.rules.precision import counted_rounding
 
 _MOST = 4  # threads: more would wait for Python's lock
@@ -32,9 +33,11 @@ def map_parts(function: Callable[[Part], Result], parts: Sequence[Part], device:
     if workers < 2 or device.type != "cpu":
         return [function(part) for part in parts]
 
+    deadline = current_deadline()
+
     def run(part: Part) -> Result:
         torch.set_num_threads(threads // workers)
-        with torch.no_grad(), counted_rounding("cpu"):  # a new thread has torch's defaults
+        with torch.no_grad(), counted_rounding("cpu"), stop_at(deadline):  # a new thread has none of these
             return function(part)
 
     try:

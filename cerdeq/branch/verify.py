@@ -1,7 +1,9 @@
 """`verify`: decide whether a specification holds over a region, by cheap bounds, an attack, then branch and bound."""
 
 import copy
-from dataclasses import dataclass
+import math
+import time
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +18,9 @@ from cerdeq.bounds.memory import default_memory, is_out_of_memory
 from cerdeq.boxes import Box
 from cerdeq.branch.attack import first_attack
 from cerdeq.branch.decide import decide
-from cerdeq.branch.decision import CERTIFIED, FALSIFIED, OUT_OF_MEMORY, Budget, Decision
+from cerdeq.branch.decision import CERTIFIED, FALSIFIED, OUT_OF_MEMORY, TIMEOUT, Budget, Decision
 from cerdeq.branch.leaves import Problem
+from cerdeq.deadline import DeadlineError, stop_at
 from cerdeq.rules.interval import Context, Interval, PrecisionError
 from cerdeq.rules.precision import counted_rounding, uncompiled
 
@@ -30,6 +33,8 @@ class Verification:
     lower: [B, K] in float64, proved lower bounds of the specification over the region.
     counterexample: [B, ...] in float64: if falsified, a point of the region at which a row is proved to be negative;
         else NaN.
+    closest: [B, ...] in float64: if neither certified nor falsified, the attack's point with the smallest value of a
+        row, maybe 0; NaN if there was none.
     branches: [B], the number of leaves, and of parts of the input box, that were bounded.
     certificates: of each example the `certificate` of its `Decision`; empty if they were not requested, if linear
         bounds were enough, or if the leaves do not fit into memory.
@@ -38,6 +43,7 @@ class Verification:
     status: list[str]
     lower: Tensor
     counterexample: Tensor
+    closest: Tensor
     branches: Tensor
     certificates: list[dict[str, Tensor]]
 
@@ -56,7 +62,8 @@ def verify(
         model: as in `bound`.
         region: the inputs, a Box [B, ...].
         spec: [B, K, N], rows of coefficients of the N outputs.
-        seconds, branches: limits of each example that linear bounds do not certify. A step that has begun is finished.
+        seconds, branches: limits of each example; None for no limit. The first bounds, of all examples at once, may
+            take the seconds of all.
         certificates: whether to return certificates.
 
     Raises:
@@ -64,6 +71,7 @@ def verify(
     """
     if seconds is None and branches is None:
         raise ValueError("verify needs a limit: give seconds, branches or both")
+    began, seconds = time.monotonic(), math.inf if seconds is None else seconds
     check_question(model, region, spec)
     if spec.shape[1] < 1:
         raise ValueError("spec has no rows: there is nothing to prove")
@@ -71,18 +79,32 @@ def verify(
         region, spec = Box(region.center.clone(), region.radius.clone()), spec.clone().double()
         program, float32 = _programs(copy.deepcopy(model), region, spec)
         x = Interval(*(end.double() for end in (region.center, region.radius)))
-        lower = lower_bounds(program, x, spec, "crown-ibp", target=0.0, float32=float32)
+        lower = _first_bounds(program, float32, x, spec, began + seconds * len(spec))
         status = [CERTIFIED] * len(spec)
-        points, branches_used = torch.full_like(x.center, torch.nan), torch.zeros(len(spec), dtype=torch.long)
+        points, closest = torch.full_like(x.center, torch.nan), torch.full_like(x.center, torch.nan)
+        branches_used = torch.zeros(len(spec), dtype=torch.long)
         tensors: list[dict[str, Tensor]] = [{} for _ in status]
+        left = seconds - (time.monotonic() - began) / max(1, len(spec))
         for example in (~(lower > 0).all(1)).nonzero()[:, 0].tolist():
-            one, budget = slice(example, example + 1), Budget(seconds, branches)
-            decision = _decide_one(program, float32, x.of(one), spec[one], lower[example], budget, certificates)
+            one, budget = slice(example, example + 1), Budget(branches)
+            with stop_at(time.monotonic() + left):
+                decision = _decide_one(program, float32, x.of(one), spec[one], lower[example], budget, certificates)
             status[example], lower[example], branches_used[example] = decision.status, decision.lower, budget.used
             tensors[example] = decision.certificate
             if decision.point is not None:
                 points[example] = decision.point[0]
-        return Verification(status, lower, points, branches_used, tensors)
+            elif decision.status != CERTIFIED and decision.closest is not None:
+                closest[example] = decision.closest[0]
+        return Verification(status, lower, points, closest, branches_used, tensors)
+
+
+def _first_bounds(program: Program, float32: Program | None, x: Interval, spec: Tensor, deadline: float) -> Tensor:
+    """Return linear bounds [B, K] over the boxes of IBP, -inf if the deadline passes before."""
+    try:
+        with stop_at(deadline):
+            return lower_bounds(program, x, spec, "crown-ibp", target=0.0, float32=float32)
+    except DeadlineError:
+        return torch.full_like(spec[:, :, 0], -torch.inf)
 
 
 def _programs(model: nn.Module, region: Box, spec: Tensor) -> tuple[Program, Program | None]:
@@ -108,23 +130,26 @@ def _decide_one(
 
     x: [1, ...] and spec [1, K, N], float64. lower: [K], the bounds proved so far.
     """
-    memory = default_memory(x.center.device)
+    memory, closest = default_memory(x.center.device), None
     try:
         with counted_rounding(x.center.device.type):
             question = Question(program, values_of(program, x, Context(sound=True)), spec, 0.0, memory, float32)
             exact, fast = _problems(question)
             rows = (~(lower > 0)).nonzero()[:, 0]
-            if (point := first_attack(exact, fast, rows, lambda: budget.is_late)) is not None:
-                return Decision(FALSIFIED, lower, point)
+            closest, is_falsified = first_attack(exact, fast, rows)
+            if is_falsified:
+                return Decision(FALSIFIED, lower, closest)
             question = tighten(question, program if float32 is None else float32)
             lower = question.raise_bounds(lower[None].clone(), linear)[0]
-            return decide(*_problems(question), lower, budget, memory, certificates)
+            return replace(decide(*_problems(question), lower, budget, memory, certificates), closest=closest)
+    except DeadlineError:
+        return Decision(TIMEOUT, lower, closest=closest)
     except PrecisionError:
         if float32 is None:
             raise
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
-            return Decision(OUT_OF_MEMORY, lower)
+            return Decision(OUT_OF_MEMORY, lower, closest=closest)
         raise
     return _decide_one(program, None, x, spec, lower, budget, certificates)  # sums too long for float32
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cerdeq.bounds.host import is_host_reading
 from cerdeq.boxes import Box
+from cerdeq.deadline import check
 from cerdeq.equilibrium.certificate import reachable_preactivation
 from cerdeq.equilibrium.recurrence import apply_lifted, apply_transposed, apply_weight
 from cerdeq.rules.interval import Interval
@@ -100,6 +101,7 @@ def _iterate(step: Callable[[Tensor], Tensor], coefficients: Tensor, radius: Ten
     allowed = tolerance * _cost(coefficients, radius)
     moving = multiplier.new_ones(multiplier.shape[:2], dtype=torch.bool)
     for count in range(1, _LIMIT + 1):
+        check()
         following = step(multiplier)
         moving = moving & (_cost(following - multiplier, radius) > allowed)
         if is_host_reading(count, moving.device) and not bool(moving.any()):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cerdeq.bounds.host import is_host_reading
+from cerdeq.deadline import check
 from cerdeq.equilibrium.recurrence import per_example
 
 _MEMORY = 5
@@ -62,6 +63,7 @@ def solve_to_tolerance(
     ids, goals, z = torch.arange(len(start), device=start.device), tolerance, start
     active = torch.ones_like(ids, dtype=torch.bool)
     for count in range(1, limit + 1):
+        check()
         if len(ids) == 0:
             break
         next_z = step(z, h)

@@ -132,6 +132,24 @@ def conv2d(ctx: Context, x: Interval, weight, bias=None, stride=1, padding=0, di
     return Interval(center, widen_sum(ctx, radius, terms, offset), clean)
 
 
+def conv_transpose2d(
+    ctx: Context, x: Interval, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1
+) -> Interval:
+    """2-d transposed convolution."""
+    shape = {"stride": stride, "padding": padding, "output_padding": output_padding}
+    shape |= {"groups": groups, "dilation": dilation}
+    offset = None if bias is None else bias[:, None, None]
+
+    def apply(value: Tensor) -> Tensor:
+        result = convolution.conv_transpose2d(value, weight, **shape)
+        return result if offset is None else result + offset
+
+    center, clean = _affine(x, apply)
+    terms = weight[:, 0].numel() // groups + 1
+    radius = convolution.conv_transpose2d(widen_terms(ctx, x.center, x.radius, terms), weight.abs(), **shape)
+    return Interval(center, widen_sum(ctx, radius, terms, offset), clean)
+
+
 def linear(ctx: Context, x: Interval, weight, bias=None) -> Interval:
     """Fully connected layer over the last dimension."""
     center, clean = _affine(x, lambda value: F.linear(value, weight, bias))

@@ -260,6 +260,28 @@ def conv2d_constant(
     return rounded_constant(ctx, coefficients, (each, rest), offset)
 
 
+def conv_transpose2d(
+    ctx: Backward, coefficients: Tensor, x: Interval, weight, bias=None, stride=1, padding=0, output_padding=0,
+    groups=1, dilation=1,
+) -> Pulled:  # fmt: skip
+    """2-d transposed convolution: the convolution of the coefficients, cut where output_padding adds a window."""
+    height, width = x.center.shape[2:]
+    rows = convolution.conv2d(coefficients.flatten(0, 1), weight, None, stride, padding, dilation, groups)
+    pulled = rows[..., :height, :width].unflatten(0, coefficients.shape[:2])
+
+    def costs() -> tuple[Tensor, Tensor]:
+        shape = stride, padding, output_padding, groups, dilation
+        result = convolution.conv_transpose2d(magnitude(x), weight.abs(), *shape)
+        result = result if bias is None else result + bias.abs().view(1, -1, 1, 1)
+        return rounding_costs(result, weight[0].numel() + weight[:, 0].numel() // groups)
+
+    offset = None if bias is None else bias.view(1, -1, 1, 1).expand(1, *coefficients.shape[2:])
+    if ctx.sound:
+        return Pulled((pulled,), rounded_constant(ctx, coefficients, ctx.constant("costs", costs), offset))
+    constant = coefficients.new_zeros(coefficients.shape[:2]) if offset is None else dot(ctx, coefficients, offset)
+    return Pulled((pulled,), constant)
+
+
 def linear(ctx: Backward, coefficients: Tensor, x: Interval, weight, bias=None) -> Pulled:
     """Fully connected layer over the last dimension: A W."""
     pulled = (coefficients @ weight,)

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cerdeq.boxes import Box
-from cerdeq.rules import activations, batch_norm, interval, linear, relaxation
+from cerdeq.rules import activations, batch_norm, interval, linear, relaxation, sign
 from cerdeq.rules.interval import Interval
+from cerdeq.rules.sigmoid import SIGMOID, TANH
 
 
 def crossing(box: Box, **options: Any) -> Tensor:
@@ -190,6 +191,26 @@ TABLE = (
         {nn.MaxPool2d: _options(*_POOL, "dilation", "return_indices")},
         backward=relaxation.max_pool2d, unsettled=_is_wide,
         allowed={"return_indices": (False,)},
+    ),
+    Operator(
+        "sigmoid", SIGMOID.interval, (torch.sigmoid, Tensor.sigmoid), {nn.Sigmoid: _options()},
+        backward=SIGMOID.backward, unsettled=lambda box: box.radius > 0,
+    ),
+    Operator(
+        "tanh", TANH.interval, (torch.tanh, Tensor.tanh), {nn.Tanh: _options()},
+        backward=TANH.backward, unsettled=lambda box: box.radius > 0,
+    ),
+    Operator(
+        "sign", sign.interval, (torch.sign, Tensor.sign), backward=sign.backward, unsettled=sign.is_undecided,
+    ),
+    Operator(
+        "conv_transpose2d", interval.conv_transpose2d, (F.conv_transpose2d,),
+        {
+            nn.ConvTranspose2d: _options(
+                "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"
+            )
+        },
+        backward=linear.conv_transpose2d, affine="sums",
     ),
     Operator(
         "add", interval.add, (operator.add, operator.iadd, torch.add, Tensor.add),

@@ -12,6 +12,7 @@ from pandas.api.typing import SeriesGroupBy
 from scipy import special  # scipy.stats takes seconds to import
 
 from harness.analysis.leaderboard import Section
+from harness.analysis.trials import LABEL
 from harness.command_line import select_by_pattern
 from harness.errors import InputError, require
 from harness.storage import folder, names
@@ -39,19 +40,19 @@ def compare(
     """Return the comparisons of rows, a line for all seeds and one for each seed, and what was left out.
 
     Without a baseline every row is compared with every other of its section and method, else each row with the
-    baseline. baseline, only: patterns of labels; the baseline's is of one row. seeds: only these; default: all.
+    baseline. baseline, only: labels, labels without the settings in which rows differ, or patterns of labels; the
+    baseline's is of one row. seeds: only these; default: all.
     Raises InputError where there is nothing to compare.
     """
     labels = list(dict.fromkeys(label for section in sections for label in section.own["label"]))
     if not labels:
         raise InputError("nothing to compare: no trial has finished")
     sections = _with_seeds(sections, seeds) if seeds else sections
-    own_names = {label: (label,) for label in labels}
     if baseline is not None:
-        matching = select_by_pattern("--baseline", [baseline], own_names)
+        matching = _select("--baseline", [baseline], sections)
         require("--baseline", baseline, len(matching) == 1, f"one row; it matches: {'; '.join(matching)}")
         baseline = matching[0]
-    selected = select_by_pattern("--only", only, own_names) if only else labels
+    selected = _select("--only", only, sections) if only else labels
     counts, notes = list[pd.DataFrame](), list[str]()
     read = cache(partial(_read_right, errors=METRICS[metric]))  # each file is read once
     for section in sections:
@@ -63,16 +64,27 @@ def compare(
                 notes.append(f"{row} against {other}: {error}")
     notes = list(dict.fromkeys(notes))
     if not any(map(len, counts)):
-        why = notes or [_why_no_pair(labels)]
+        why = notes or [_why_no_pair(sections, labels)]
         raise InputError("\n".join(["nothing to compare", *why]))
     common = pd.concat([pair for pair in counts if len(pair)])  # empty ones would make integers floats
     return paired_tests(common.assign(metric=metric)), notes
 
 
-def _why_no_pair(labels: list[str]) -> str:
+def _select(option: str, patterns: Sequence[str], sections: Sequence[Section]) -> list[str]:
+    """Return the labels that patterns select; model, method and options alone name a row whatever else lies there."""
+    rows = pd.concat([section.own for section in sections]).set_index("label")[LABEL].fillna("")
+    short = {label: " ".join(filter(None, parts)) for label, *parts in rows.itertuples()}
+    full = [[label for label in short if short[label] == name and name not in short] or [name] for name in patterns]
+    return select_by_pattern(option, [label for found in full for label in found], {label: (label,) for label in short})
+
+
+def _why_no_pair(sections: Sequence[Section], labels: list[str]) -> str:
     if len(labels) == 1:
         return f"there is only one row: {labels[0]}"
-    return f"no two of these rows have one training method; rows for --baseline: {'; '.join(labels)}"
+    if len(sections) == 1:
+        return f"no two of these rows have one training method; rows for --baseline: {'; '.join(labels)}"
+    rows = [f"{section.heading}: {'; '.join(section.own['label'])}" for section in sections]
+    return "\n  ".join(["only rows of one section can be compared; without --baseline, of one training method:", *rows])
 
 
 def _with_seeds(sections: Sequence[Section], seeds: Collection[int]) -> list[Section]:

@@ -18,6 +18,7 @@ from harness.analysis.columns import ERRORS
 from harness.analysis.leaderboard import Leaderboard, Section, build_leaderboard, row_label, stages_table
 from harness.analysis.summary import SUMMARY_LEGEND, Summary, summaries_of
 from harness.analysis.trials import PUBLISHED
+from harness.storage import names
 from harness.storage.files import write_text
 from harness.terminal import one_line, print_table
 
@@ -190,17 +191,22 @@ def _latex(leaderboard: Leaderboard, summaries: dict[str, Summary]) -> str:
 
 
 def _latex_table(section: Section, summary: Summary, label: str) -> str:
-    """Return the short table, the best of each column in bold, published rows in italics."""
+    """Return the short table, the best of each column in bold, published rows in italics, and what to know of it.
+
+    Few undecided images are no merit: a network that predicts one class for all images has none.
+    """
     table = short_table(section, summary).drop(columns="#").map(_escape)
     table["row"] += [r"$^{\sim}$" if label in summary.tied else "" for label in section.labels]
-    for column in (column for column in ERRORS if column.title in table):
-        best = section.own.index[section.own[column.name] == section.own[column.name].min()]
+    rows = section.comparable
+    for column in (column for column in ERRORS if column.title in table and column.name != names.UNDECIDED_ERROR):
+        best = rows.index[rows[column.name] == rows[column.name].min()]
         table.loc[best, column.title] = table.loc[best, column.title].map(r"\textbf{{{}}}".format)
     table[section.is_published] = table[section.is_published].map(lambda cell: rf"\textit{{{cell}}}" if cell else "")
     lines = [" & ".join(cells) + r" \\" for cells in (table.columns, *table.to_numpy())]
     lines.insert(1, r"\midrule")
     if not section.is_full_size and any(section.is_published):
         lines.insert(-sum(section.is_published), r"\midrule")
+    warnings = [f"Warning: {one_line(warning)}" for warning in section.warnings]
     comparable = "" if section.is_full_size else ", and not comparable with these"
     caption = f"Errors in percent: {section.heading}. {_LATEX_LEGEND}{comparable}."
     frame = [
@@ -215,6 +221,7 @@ def _latex_table(section: Section, summary: Summary, label: str) -> str:
         *lines,
         r"\bottomrule",
         r"\end{tabular}}",
+        *(rf"\par\raggedright {_escape(line)}" for line in [*section.notes, *warnings]),
         r"\end{table}",
         "",
     ]

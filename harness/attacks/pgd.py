@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cerdeq.bounds.host import is_host_reading
+from cerdeq.deadline import check
 from cerdeq.equilibrium import restrict_solutions
 from harness.attacks.objectives import Objective, margins, objectives, rank_classes
 from harness.config.settings import EvaluationSettings
@@ -95,6 +96,7 @@ def _ascend_many(
     choice = (rows // (len(x) // len(functions)))[None]
     restrict_solutions(model, None)
     for step in range(steps + 1):
+        check()
         point.requires_grad_(step < steps)
         with torch.set_grad_enabled(step < steps):
             logits = model(point)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -285,6 +286,43 @@ def add_values(sign: int = 1) -> Map:
         lambda a, shapes: (a, sign * a),
         None,
     )
+
+
+def absolute() -> Map:
+    """Return the map of relu(x) and x to |x| = 2 relu(x) - x, so that leaves split the ReLU."""
+
+    def box(relu: Box, x: Box) -> Box:
+        low, high = np.maximum(np.abs(x.center) - x.radius, 0), np.abs(x.center) + x.radius
+        return widen_for_rounding((low + high) / 2, (high - low) / 2)
+
+    return Map(
+        box,
+        lambda a, shapes: (2 * a, -a),
+        lambda relu, x: 2 * relu + x,
+    )
+
+
+def index(items: tuple[Any, ...]) -> Map:
+    """Return the map x[items]: integers, slices, None and ..., or one list of integers beside slices; the batch first.
+
+    An element may be taken several times; its coefficients are added up.
+    """
+    kinds = [type(item) for item in items]
+    ends = [end for item in items if isinstance(item, slice) for end in (item.start, item.stop, item.step)]
+    is_known = all(kind in (int, slice, list, type(None), type(Ellipsis)) for kind in kinds)
+    is_known &= all(end is None or type(end) is int for end in ends)
+    if items[0] != slice(None) or not is_known or (list in kinds and kinds.count(list) + kinds.count(int) > 1):
+        raise UnknownLayerError(f"the index {items}")
+
+    def taken(values: Array) -> Array:
+        return values[items]
+
+    def back(a: Array, shapes: list[Shape]) -> tuple[Array]:
+        total = np.zeros((len(a), *shapes[0]))
+        np.add.at(total, items, a)
+        return (total,)
+
+    return Map(lambda x: Box(taken(x.center), taken(x.radius)), back, taken)
 
 
 def concatenate(dim: int) -> Map:

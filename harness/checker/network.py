@@ -22,7 +22,7 @@ from harness.checker import maps
 from harness.checker.boxes import Array, Box, affine, relu
 from harness.checker.equilibrium import NotProvedError, equilibrium
 from harness.checker.maps import Map, Product, UnknownLayerError, array
-from harness.checker.operators import BATCH, SHAPE, VALUE, Activation, Stand, operation_of
+from harness.checker.operators import ABSOLUTE, BATCH, SHAPE, VALUE, Activation, Stand, operation_of
 
 _AGREEMENT = 1e-6  # of logits, relative to 1 + their size, beside their proved boxes
 
@@ -118,7 +118,10 @@ def read_steps(model: nn.Module) -> list[Step]:
                 stands[number] = _constant_of(step, stands)
                 continue
             operation = operation_of(step.target, _replaced(step.args, stands), _replaced(step.kwargs, stands))
-            steps.append(Step(step.name, operation, tuple(numbers[source] for source in step.sources)))
+            sources = tuple(numbers[source] for source in step.sources)
+            steps.append(Step(step.name, operation, sources))
+            if step.record.name == ABSOLUTE:
+                steps.append(Step(f"{step.name}/{ABSOLUTE}", maps.absolute(), (len(steps), *sources)))
         except UnknownLayerError as error:
             without_rule.append(f"{error.what} at node '{step.name}'{step.line}")
         numbers[number], stands[number] = len(steps), VALUE

@@ -31,6 +31,7 @@ class Stand(Enum):
 
 
 VALUE, SHAPE, BATCH = Stand
+ABSOLUTE = "absolute"
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,40 @@ def _batch_norm(
 
 def _relu(x: Any, inplace: bool = False) -> Activation:
     return Activation(None)
+
+
+def _absolute(input: Any) -> Activation:
+    """Return the ReLU from whose result `maps.absolute` makes the absolute value."""
+    return Activation(None)
+
+
+def _index(x: Any, index: Any) -> Map:
+    items = index if isinstance(index, list) else [index]
+    return maps.index((slice(None), *items) if items[0] is Ellipsis else tuple(items))  # the batch stays
+
+
+def _narrow(input: Any, dim: int, start: int, length: int) -> Map:
+    _require_integers(dim, start, length)
+    return _along(dim, slice(start, start + length or None if start < 0 else start + length))
+
+
+def _select(input: Any, dim: int, index: int) -> Map:
+    _require_integers(dim, index)
+    return _along(dim, index)
+
+
+def _along(dim: int, item: Any) -> Map:
+    """Return the map that takes an index or a slice of one dimension, which is not the batch."""
+    if dim == 0:
+        raise UnknownLayerError("a part of the batch")
+    return maps.index(
+        (slice(None),) * dim + (item,) if dim > 0 else (slice(None), ..., item, *[slice(None)] * (-dim - 1))
+    )
+
+
+def _require_integers(*numbers: Any) -> None:
+    if any(type(number) is not int for number in numbers):
+        raise UnknownLayerError("a part of a size that is computed")
 
 
 def _add(input: Any, other: Any, *, alpha: Any = 1) -> Map:
@@ -222,6 +257,7 @@ OPERATORS = {
         dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d), ("running_mean", "running_var", "weight", "bias", "eps")),
     ),
     "relu": Operator(_relu, (F.relu, torch.relu, Tensor.relu), {nn.ReLU: ()}),
+    ABSOLUTE: Operator(_absolute, (torch.abs, torch.absolute, Tensor.abs, Tensor.absolute)),
     "add": Operator(_add, (operator.add, operator.iadd, torch.add, Tensor.add)),
     "subtract": Operator(
         _subtract, (operator.sub, operator.isub, torch.sub, torch.subtract, Tensor.sub, Tensor.subtract)
@@ -243,6 +279,9 @@ OPERATORS = {
     "permute": Operator(_permute, (torch.permute, Tensor.permute)),
     "transpose": Operator(_transpose, (torch.transpose, Tensor.transpose)),
     "pad": Operator(_pad, (F.pad,)),
+    "index": Operator(_index, (operator.getitem,)),
+    "narrow": Operator(_narrow, (torch.narrow, Tensor.narrow)),
+    "select": Operator(_select, (torch.select, Tensor.select)),
     "identity": Operator(_identity, (), {nn.Identity: ()}),
     "dropout": Operator(
         _identity, (F.dropout, F.dropout2d), {nn.Dropout: ("training",), nn.Dropout2d: ("training",)}

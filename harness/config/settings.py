@@ -20,7 +20,7 @@ class Stage:
 
     settings: the evaluation settings that it uses and not every stage does. A stage that uses `certificates` has proofs
     that only a certificate confirms for certain.
-    slow: whether one image may take minutes; then batches and shards are small.
+    slow: whether one image may take minutes; then the shards of `harness.certify` are small.
     """
 
     settings: tuple[str, ...] = ()
@@ -107,7 +107,7 @@ def fit_to_epochs(train: Any) -> Any:
     epochs = train.get("epochs") if isinstance(train, dict) else None
     if type(epochs) is not int or not 1 <= epochs < TrainSettings.epochs:
         return train
-    fitted, start = {}, train.get("ramp_start", TrainSettings.ramp_start)
+    fitted, start = dict[str, Any](), train.get("ramp_start", TrainSettings.ramp_start)
     if epochs < TrainSettings.decay_epochs[-1]:
         scaled = sorted({epoch * epochs // TrainSettings.epochs for epoch in TrainSettings.decay_epochs})
         fitted["decay_epochs"] = [epoch for epoch in scaled if epoch > 0]
@@ -232,7 +232,7 @@ class EvaluationSettings:
     test_images: int | None = None
     """Number of test images, the first ones; null takes all."""
     batch_size: int = 500
-    """Images evaluated at a time."""
+    """Most images evaluated at a time; fewer where they take many seconds."""
     attack: Attack = "all"
     """What projected gradient descent maximises: 'margin', or 'all': the margin, cross entropy and the margin against
     each other class."""
@@ -244,6 +244,9 @@ class EvaluationSettings:
     leaderboard warn."""
     attack_restarts: int = 3
     """Starts for each of the attack's objectives."""
+    stage_seconds: float | None = None
+    """Time limit of each stage per image; null sets none. An image that a stage does not finish goes on to the next
+    one; if none decides it, its verdict is 'timeout'. Branch and bound has its own limit, `bab_seconds`."""
     bab_seconds: float | None = 60.0
     """Time limit of branch and bound per image; null sets none. Limit this or `bab_branches`."""
     bab_branches: int | None = None
@@ -262,9 +265,11 @@ class EvaluationSettings:
         for name in ("batch_size", "attack_steps", "attack_restarts"):
             check(name, getattr(self, name), getattr(self, name) >= 1, "an integer of at least 1")
         check("attack_step", self.attack_step, 0 < self.attack_step <= 2, "above 0 and at most 2")
+        for name in ("stage_seconds", "bab_seconds"):
+            seconds = getattr(self, name)
+            is_limit = seconds is None or 0 < seconds < math.inf
+            check(name, seconds, is_limit, "above 0 and finite, or null for no limit")
         seconds, branches = self.bab_seconds, self.bab_branches
-        is_limit = seconds is None or 0 < seconds < math.inf
-        check("bab_seconds", seconds, is_limit, "above 0 and finite, or null for no limit")
         check("bab_branches", branches, branches is None or branches >= 1, "an integer of at least 1, or null")
         limited = names.BAB not in self.stages or seconds is not None or branches is not None
         check("bab_seconds", seconds, limited, "a number, since bab_branches is null")

@@ -229,7 +229,7 @@ _YOUNGER_FIELDS = ("plugins", "checkpoint", "source")
 """Fields of a config that were added after the first keys."""
 
 _YOUNGER_SETTINGS = (
-    ("evaluation", "attack_step"), ("train", "kappa_start"), ("train", "ramp_shape"),
+    ("evaluation", "attack_step"), ("evaluation", "stage_seconds"), ("train", "kappa_start"), ("train", "ramp_shape"),
     ("train", "mean"), ("train", "std"),
 )  # fmt: skip
 """Settings that were added after the first digests of configs, by section."""

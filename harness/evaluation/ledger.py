@@ -1,5 +1,6 @@
 """The ledger of a batch: every example gets one verdict, from the first stage that decides it."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cerdeq.bounds.memory import is_out_of_memory
+from cerdeq.deadline import DeadlineError, stop_at
 from harness.errors import error_line
 from harness.memory import free_memory
 from harness.storage import names
@@ -41,10 +43,12 @@ class Ledger:
 
     The first decision on an example stays. Without a decision, its verdict is the first problem that a stage noted, and
     without a problem it is unknown.
+    limit: the time limit of each stage per example in seconds, infinity for none; branch and bound has its own.
     undecided: the examples without a decision, bool [B] on the CPU. seconds: the seconds of each stage.
     """
 
-    def __init__(self, examples: int):
+    def __init__(self, examples: int, limit: float = math.inf):
+        self.limit = limit
         self.verdict, self.stage, self.reason = (np.full(examples, "", dtype=object) for _ in range(3))
         self.undecided = torch.ones(examples, dtype=torch.bool)
         self.seconds: dict[str, float] = {}
@@ -76,9 +80,9 @@ class Ledger:
         }
 
     def answers(self, stage: str, ask: Callable[[Tensor], T], examples: Tensor) -> list[tuple[Tensor, T]]:
-        """Ask about examples [n] together or, if that raises an error, one by one.
+        """Ask about examples [n] together or, if that raises an error or takes too long, one by one.
 
-        An example that raises an error alone is noted as out of memory or failed, and is in no answer.
+        An example that does so alone is noted as out of memory, failed or timeout, and is in no answer.
 
         Returns:
             The numbers of examples with what `ask` returned for them.
@@ -87,9 +91,12 @@ class Ledger:
         while queue:
             part = queue.pop()
             try:
-                with add_seconds(self.seconds, stage, part.device):
+                limit = math.inf if stage == names.BAB else self.limit * len(part)
+                with add_seconds(self.seconds, stage, part.device), stop_at(time.monotonic() + limit):
                     results.append((part, ask(part)))
                 continue
+            except DeadlineError:
+                kind, reason = names.TIMEOUT, ""
             except Exception as error:  # whatever it is, it concerns these examples alone
                 kind = names.OUT_OF_MEMORY if is_out_of_memory(error) else names.FAILED
                 reason = error_line(error)[:_LONGEST_REASON]

@@ -1,13 +1,17 @@
-"""The evaluation of images in shards, a part each: of a trial, and of a certification, which evaluates it further."""
+"""The evaluation of a trial's or a certification's images in parts that end in seconds.
+
+Numbers of an image depend on the other images of its part by rounding alone.
+"""
 
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -15,6 +19,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 
 from harness.config.plugins import load_for
+from harness.config.settings import STAGES
 from harness.config.trial import TrialConfig, digest_content
 from harness.data import Data, Split, load
 from harness.device import best_device
@@ -24,16 +29,18 @@ from harness.evaluation.batch import write_evidence
 from harness.evaluation.ibp import average_rows, sum_rows
 from harness.evaluation.metrics import final_metrics, finite_or_none, warnings
 from harness.evaluation.network import PreparedNetwork, load_network, prepare_network
-from harness.evaluation.stages import images_at_once
 from harness.evaluation.verdicts import Evaluation, evaluate_part
 from harness.memory import reuse_freed_memory
 from harness.storage import certification, folder, names
 from harness.storage.certification import Certification
-from harness.storage.files import read_bytes
+from harness.storage.files import DamagedFileError, read_bytes
 from harness.storage.folder import Trial, TrialResult
 from harness.storage.parquet import write_table
 
-_PER_SHARD = 200  # images
+PART_SECONDS = 10.0
+"""About how long a part may take: stops, saves and reports of progress wait for its end."""
+_PER_SHARD, _PER_SLOW_SHARD = 200, 20  # images
+_GROWTH = 4
 _NETWORK_METRICS = (  # which a certification copies from its trial
     *(names.PARAMETERS, names.TRAIN_SECONDS, names.GAIN, names.MARGIN, names.RHO_BOUND),
     *(names.ITERATIONS, names.RESIDUAL, names.NOT_CONVERGED),
@@ -55,14 +62,18 @@ def certification_of(trial_dir: Path, config: TrialConfig, data: Data, weights: 
     input_digest = hashlib.sha256(weights + content.encode()).hexdigest()
     versions = {name: value for name, value in describe_environment(best_device()).items() if name != "threads"}
     digest = hashlib.sha256("\n".join([input_digest, *versions.values()]).encode()).hexdigest()
-    per_shard = images_at_once(config.evaluation, _PER_SHARD)
+    per_shard = _PER_SLOW_SHARD if any(STAGES[stage].slow for stage in config.evaluation.stages) else _PER_SHARD
     return trial, Certification(len(certified_images(data, config)), per_shard, input_digest, digest)
 
 
-def certify_shard(directory: Path, number: int, data_dir: str | None) -> None:
-    """Evaluate and write a shard of the certification in a folder.
+def certify_shard(directory: Path, number: int, report: Callable[[dict[str, Any]], None], data_dir: str | None) -> None:
+    """Evaluate and write a shard of the certification in a folder, going on after its saved parts.
 
     It runs on one thread, so that the result is the same on every machine.
+
+    Args:
+        report: called with the number of evaluated images of the shard, {"evaluated": ...}, as `evaluate_in_parts`
+            yields it.
 
     Raises:
         SoundnessError: an example is both certified and falsified.
@@ -72,45 +83,79 @@ def certify_shard(directory: Path, number: int, data_dir: str | None) -> None:
     with _one_thread(), reuse_freed_memory():
         config, network, test = _load(directory, stored.digest, data_dir)
         first, stop = stored.images_of(number)
-        evaluate_shard(directory, number, network, test.part(first, stop), first, config, stored.digest)
+        for done in evaluate_in_parts(directory, network, test.part(first, stop), first, config, stored.digest):
+            report({names.EVALUATED: done})
 
 
-def evaluate_shard(
-    directory: Path, number: int, network: PreparedNetwork, part: Split, first: int, config: TrialConfig, digest: str
-) -> None:
-    """Evaluate images, the first of which has the index `first`, and write the shard.
+def evaluate_in_parts(
+    directory: Path, network: PreparedNetwork, images: Split, first: int, config: TrialConfig, digest: str
+) -> Iterator[int]:
+    """Evaluate images, the first of which has the index `first`, and write each part once it is done.
+
+    Yields:
+        How many images are evaluated: first those of saved parts, then after each part.
 
     Raises:
         SoundnessError: an example is both certified and falsified.
     """
+    saved = certification.saved_parts(directory, first, first + len(images), digest)
+    done, last = sum(part.images for part in saved.values()), next(reversed(saved.values()), None)
+    yield done
+    while done < len(images):
+        size = min(_next_size(last), config.evaluation.batch_size, len(images) - done)
+        last = _evaluate_and_save(directory, network, images.part(done, done + size), first + done, config, digest)
+        done += size
+        yield done
+
+
+def _next_size(last: certification.Part | None) -> int:
+    """Return how many images to evaluate at a time after a part, by the seconds that it took.
+
+    Coarse steps, so that an evaluation that is done again has the same parts unless its speed has changed much.
+    """
+    if last is None:
+        return 1
+    seconds = sum(last.seconds.values())
+    if seconds > PART_SECONDS:
+        return max(1, last.images // 2)
+    return last.images * _GROWTH if seconds * _GROWTH <= PART_SECONDS else last.images
+
+
+def _evaluate_and_save(
+    directory: Path, network: PreparedNetwork, part: Split, first: int, config: TrialConfig, digest: str
+) -> certification.Part:
     device = next(network.model.parameters()).device
     evaluation = evaluate_part(network, part.images.to(device), part.labels.to(device), first, config)
     spread = finite_or_none({"clean_mean": evaluation.clean_mean, "clean_spread": evaluation.clean_spread})
     metrics = {"seconds": evaluation.seconds, "layers": finite_or_none(evaluation.layers), **spread}
     save_evidence = partial(save_file, evaluation.evidence)
-    certification.write_shard(directory, number, evaluation.verdicts, save_evidence, digest=digest, **metrics)
+    return certification.write_part(directory, first, evaluation.verdicts, save_evidence, digest=digest, **metrics)
 
 
-def merge_shards(directory: Path, count: int) -> Evaluation:
-    """Return the evaluation that all shards in a folder make up, and write its verdicts and evidence there.
+def merge_parts(directory: Path, images: int, digest: str) -> Evaluation:
+    """Return the evaluation that all parts in a folder make up, and write its verdicts and evidence there.
 
     Raises:
-        DamagedFileError: a shard cannot be read.
+        DamagedFileError: a part is missing or cannot be read.
         FileNotFoundError: the folder is gone.
     """
-    shards = [certification.read_shard(directory, number) for number in range(count)]
-    contents = [certification.read_content(directory, number, shard) for number, shard in enumerate(shards)]
-    parts = [certification.read_shard_verdicts(directory, number, table) for number, (table, _) in enumerate(contents)]
-    verdicts, images = pd.concat(parts, ignore_index=True), [len(part) for part in parts]
-    centre, spread = _pool([(shard.clean_mean, shard.clean_spread) for shard in shards], images)
-    widths = [{name: math.inf if value is None else value for name, value in shard.layers.items()} for shard in shards]
-    files = [load_tensors(evidence) for _, evidence in contents]
+    parts = certification.saved_parts(directory, 0, images, digest)
+    counts = [part.images for part in parts.values()]
+    if sum(counts) < images:
+        raise DamagedFileError(f"{directory / folder.SHARDS}: the verdicts of image {sum(counts)} cannot be read")
+    tables, evidences = zip(*(certification.read_content(directory, *item) for item in parts.items()), strict=True)
+    verdicts = pd.concat(tables, ignore_index=True)
+    centre, spread = _pool([(part.clean_mean, part.clean_spread) for part in parts.values()], counts)
+    widths = [
+        {name: math.inf if value is None else value for name, value in part.layers.items()} for part in parts.values()
+    ]
+    files = map(load_tensors, evidences)
     evidence = {name: tensor for file in files for name, tensor in file.items()}
     folder.require_there(directory)
     write_evidence(directory, evidence)
     write_table(directory / folder.VERDICTS, verdicts)
-    seconds = sum_rows(shard.seconds for shard in shards)
-    return Evaluation(verdicts, average_rows(widths, images), centre, spread, seconds, evidence)
+    seconds = sum_rows(part.seconds for part in parts.values())
+    return Evaluation(verdicts, average_rows(widths, counts), centre, spread, seconds, evidence)
 
 
 @lru_cache(maxsize=1)  # shards of one certification follow each other
@@ -144,9 +189,9 @@ def _one_thread() -> Iterator[None]:
 def finish_certification(directory: Path, data: Data) -> None:
     """Write the table, the timings and the result of a certification whose shards are all there."""
     stored = certification.read_certification(directory)
+    parts = certification.saved_parts(directory, 0, stored.images, stored.digest)
     trial = folder.read_certified_trial(directory / certification.CERTIFICATION)
-    shards = [certification.read_shard(directory, number) for number in range(stored.shards)]
-    evaluation = merge_shards(directory, stored.shards)
+    evaluation = merge_parts(directory, stored.images, stored.digest)
     own = folder.read_result(certification.trial_of(directory))
     metrics = finite_or_none(
         {
@@ -156,8 +201,8 @@ def finish_certification(directory: Path, data: Data) -> None:
     )
     metrics |= {name: value for name, value in (own.metrics if own else {}).items() if name in _NETWORK_METRICS}
     messages = warnings(evaluation, metrics)
-    rows = [(number, stage, seconds) for number, shard in enumerate(shards) for stage, seconds in shard.seconds.items()]
-    timings = pd.DataFrame(rows, columns=["shard", "stage", "seconds"])
+    rows = [(first, stage, seconds) for first, part in parts.items() for stage, seconds in part.seconds.items()]
+    timings = pd.DataFrame(rows, columns=["first_image", "stage", "seconds"])
     write_table(directory / certification.TIMINGS, timings)
     environment = describe_environment(best_device()) | {"threads": "1"}  # a worker's
     folder.write_result(directory, TrialResult(trial.key, metrics, environment, data.summary(), messages))

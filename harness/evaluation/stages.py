@@ -12,22 +12,15 @@ from torch import Tensor
 
 import cerdeq
 from cerdeq.bounds import BOUNDS, Interval, lower_bounds
-from harness.config.settings import STAGES, EvaluationSettings
+from harness.config.settings import STAGES
 from harness.evaluation.attack import counterexamples, margins_as_stored, margins_at
 from harness.evaluation.batch import Batch, Evidence, StageResult
 from harness.storage import names
 
-_IMAGES_OF_A_SLOW_STAGE = 20  # so that a kill loses little
 _CERTIFIED, _FALSIFIED, _UNKNOWN = "certified", "falsified", "unknown"  # statuses of cerdeq.verify
 _LIMITS = {"timeout": names.TIMEOUT, "out of memory": names.OUT_OF_MEMORY}  # statuses of a search that was cut short
 _MOVED = "the counterexample does not survive rounding to a multiple of eps / 32767, as which it is stored"
 _CERTIFICATES = "certificates"  # the setting, and the name of the seconds spent on them
-
-
-def images_at_once(settings: EvaluationSettings, usual: int) -> int:
-    """Return how many images are evaluated before they are saved, which is `usual` unless a stage is slow."""
-    slow = any(STAGES[stage].slow for stage in settings.stages)
-    return min(usual, _IMAGES_OF_A_SLOW_STAGE) if slow else usual
 
 
 def _bound(name: str, batch: Batch) -> StageResult:

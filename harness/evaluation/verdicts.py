@@ -1,5 +1,6 @@
 """The evaluation of a network: one verdict for each example, from the first stage that can decide it."""
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -16,7 +17,7 @@ from harness.evaluation.batch import Batch, Evidence
 from harness.evaluation.ibp import Bounds, batches, bound_batch, join_bounds, sum_rows
 from harness.evaluation.ledger import Ledger, SoundnessError
 from harness.evaluation.network import PreparedNetwork, prepare_network
-from harness.evaluation.stages import FUNCTIONS, images_at_once
+from harness.evaluation.stages import FUNCTIONS
 from harness.storage import names
 
 
@@ -57,8 +58,10 @@ def evaluate_part(
         UnsupportedOperator: torch.fx saw another function than the network is.
     """
     _refuse_another_function(network, images[:2], config.eps)
-    size = images_at_once(config.evaluation, config.evaluation.batch_size)
-    parts = [_evaluate_batch(network, x, y, first + start, config) for start, x, y in batches(images, labels, size)]
+    parts = [
+        _evaluate_batch(network, x, y, first + start, config)
+        for start, x, y in batches(images, labels, config.evaluation.batch_size)
+    ]
     tables, bounds, seconds, evidence = zip(*parts, strict=True)
     verdicts = pd.concat(tables, ignore_index=True)
     _refuse_contradictions(verdicts, config.evaluation.stages)
@@ -81,7 +84,7 @@ def _evaluate_batch(
     network: PreparedNetwork, x: Tensor, labels: Tensor, first: int, config: TrialConfig
 ) -> tuple[pd.DataFrame, Bounds, dict[str, float], Evidence]:
     """Return a batch's rows of the table of verdicts, bounds by IBP, seconds of each stage, and evidence."""
-    ledger = Ledger(len(labels))
+    ledger = Ledger(len(labels), config.evaluation.stage_seconds or math.inf)
     bounds, bounded = bound_batch(network.program, x, labels, config, ledger)
     batch = Batch(network, x, labels, first, config, ledger, bounded)
     prediction = torch.where(bounded, bounds.prediction(labels), names.NO_PREDICTION)

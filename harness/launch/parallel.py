@@ -1,14 +1,17 @@
-"""Items that report nothing, several at a time: under Ray, or in this process."""
+"""Items, several at a time: under Ray, or in this process."""
 
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from harness.launch.work import OnEnd, RayOptions, Work, run_here
+from harness.launch.work import OnEnd, OnReport, RayOptions, Work, run_here
 
 
-def run_items(items: list[Path], work: Work, on_end: OnEnd, data_dir: str, workers: int | None) -> None:
-    """Do items that report nothing: under Ray, or in this process if only one is to be done at a time.
+def run_items(
+    items: list[Path], work: Work, on_end: OnEnd, data_dir: str, workers: int | None,
+    on_report: OnReport = lambda item, row: None,
+) -> None:  # fmt: skip
+    """Do items: under Ray, or in this process if only one is to be done at a time.
 
     workers: how many at a time; None for one on each GPU or, without any, on each core.
     """
@@ -17,9 +20,9 @@ def run_items(items: list[Path], work: Work, on_end: OnEnd, data_dir: str, worke
     gpus = torch.cuda.device_count()
     at_once = min(len(items), workers or gpus or len(os.sched_getaffinity(0)))
     if at_once <= 1:
-        return run_here(items, work, lambda item, row: None, on_end)
+        return run_here(items, work, on_report, on_end)
     from harness.launch.ray_tune import run_on_ray
 
     options = RayOptions(cpu=1, gpu=min(1.0, gpus / at_once), data_dir=data_dir, at_once=at_once)
     with TemporaryDirectory(prefix="harness-") as scratch:
-        run_on_ray(items, work, lambda item, row: None, on_end, options, Path(scratch))
+        run_on_ray(items, work, on_report, on_end, options, Path(scratch))

@@ -7,6 +7,7 @@ from rich import progress
 from rich.console import Console
 from rich.text import Text
 
+from harness.config.trial import identity
 from harness.storage import names
 from harness.storage.folder import Trial, TrialResult
 from harness.terminal import one_line, printable, say
@@ -25,6 +26,14 @@ def minutes(seconds: float) -> str:
     return f"{seconds / 60:.1f} min"
 
 
+class _TimeLeft(progress.TimeRemainingColumn):
+    """The time left of a bar, or nothing while nobody can know it."""
+
+    def render(self, task: progress.Task) -> Text:
+        """Return the cell of a bar."""
+        return Text("unknown", "progress.remaining") if task.fields["is_unknown"] else super().render(task)
+
+
 class Bars:
     """Shows bars with the time left in a terminal, and elsewhere nothing. A context manager."""
 
@@ -33,7 +42,7 @@ class Bars:
             progress.TextColumn("{task.description}", markup=False),
             progress.BarColumn(),
             progress.MofNCompleteColumn(),
-            progress.TimeRemainingColumn(),
+            _TimeLeft(),
             progress.TextColumn("{task.fields[note]}", markup=False),
         )
         self.console = console
@@ -53,11 +62,14 @@ class Bars:
     def __exit__(self, *error: object) -> None:
         self.bars.stop()
 
-    def move(self, name: str, done: int, parts: int, note: str = "") -> None:
-        """Move the bar of this name, which the first call makes. note: what stands beside it."""
+    def move(self, name: str, done: int, parts: int, note: str = "", is_unknown: bool = False) -> None:
+        """Move the bar of this name, which the first call makes.
+
+        note: what stands beside it. is_unknown: True if parts that are left may take another time than those done.
+        """
         if name not in self.tasks:
-            self.tasks[name] = self.bars.add_task(name, total=parts, note="")
-        self.bars.update(self.tasks[name], completed=done, note=note)
+            self.tasks[name] = self.bars.add_task(name, total=parts, note="", is_unknown=is_unknown)
+        self.bars.update(self.tasks[name], completed=done, note=note, is_unknown=is_unknown)
 
     def remove(self, name: str) -> None:
         """Remove the bar of this name, if there is one."""
@@ -66,11 +78,11 @@ class Bars:
 
 
 class TrialProgress(Bars):
-    """Shows a trial's epochs, then its evaluation: bars in a terminal, elsewhere a line per epoch."""
+    """Shows a trial's epochs, then its evaluation: bars in a terminal, elsewhere a line per epoch and tenth."""
 
     def __init__(self, epochs: int, console: Console):
         super().__init__(console)
-        self.epochs = epochs
+        self.epochs, self.evaluated = epochs, 0
 
     def report(self, row: dict[str, Any]) -> None:
         """Show an epoch's row, or how many images are evaluated; epoch 0 is the untrained network."""
@@ -82,6 +94,9 @@ class TrialProgress(Bars):
         done, images = row[names.EVALUATED], row[names.IMAGES]
         if "images" not in self.tasks:
             self._print(f"evaluating {images - done:,} images")
+        elif 10 * done // images > 10 * self.evaluated // images:
+            self._print(f"evaluated {done:,} of {images:,} images")
+        self.evaluated = done
         self.move("images", done, images)
 
     def _print(self, line: str) -> None:
@@ -99,6 +114,8 @@ class SweepProgress(Bars):
         super().__init__(console)
         self.labels = labels
         self.epochs = {trial.key: trial.config.epochs for trial in trials}
+        self.rows = {trial.key: identity(trial.config) for trial in trials}
+        self.known_rows = set[str]()
         self.done = dict.fromkeys(self.epochs, 0)  # epochs, and one for evaluation
         self.ended = 0
         self._move_all()
@@ -116,10 +133,13 @@ class SweepProgress(Bars):
 
     def finished(self, key: str, result: TrialResult) -> None:
         """Show the result of a trial."""
+        self.known_rows.add(self.rows[key])
         self._end(key)
         errors = [f"{name.replace('_', ' ')} {percent(result.metrics[name])}" for name in _ERRORS]
         seconds = next(task.time_remaining for task in self.bars.tasks if task.description == "all trials")
         left = f", about {minutes(seconds)} left" if seconds else ""
+        if unknown := self._unknown_rows():
+            left = f", time left unknown: no trial of {len(unknown)} rows has finished"
         self._print("done", "green", key, f"{', '.join(errors)} ({self.ended} of {len(self.done)} trials{left})")
         for warning in result.warnings:
             self._print("warning", "yellow", key, one_line(warning))
@@ -147,7 +167,12 @@ class SweepProgress(Bars):
     def _move_all(self) -> None:
         """Move the bar of the sweep, as if an evaluation took an epoch."""
         note = f"{self.ended} of {len(self.done)} trials have ended"
-        self.move("all trials", sum(self.done.values()), sum(self.epochs.values()) + len(self.epochs), note)
+        parts = sum(self.epochs.values()) + len(self.epochs)
+        self.move("all trials", sum(self.done.values()), parts, note, bool(self._unknown_rows()))
+
+    def _unknown_rows(self) -> set[str]:
+        """Return the rows with trials that have not ended, of which none has finished here."""
+        return {self.rows[key] for key, epochs in self.epochs.items() if self.done[key] <= epochs} - self.known_rows
 
     def _print(self, what: str, style: str, key: str, text: str) -> None:
         self.console.print(Text.assemble((what, style), printable(f" {self.labels[key]}: {text}")), soft_wrap=True)

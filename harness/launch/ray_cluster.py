@@ -24,13 +24,7 @@ os.environ.update(
         "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C stops the command instead of ending each trial as if it were done
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a worker that reserves no GPU sees none
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # workers use this very environment; Ray would pack and rebuild it
-        "RAY_enable_metrics_collection": "0",  # nobody reads them, and no agent takes them: `_no_wait_for_agents`
-        # On a machine with much other work each of these takes longer than Ray's limits of 10 to 60 s.
-        "RAY_gcs_server_port_wait_time_s": "300",
-        "RAY_gcs_rpc_server_connect_timeout_s": "300",
-        "RAY_gcs_server_request_timeout_seconds": "300",
-        "RAY_agent_register_timeout_ms": "300000",
-        "RAY_worker_register_timeout_seconds": "300",
+        "RAY_enable_metrics_collection": "0",  # nobody reads them, and no agent takes them: `patient_start`
         # A worker runs many trials, each in its own thread. With an arena for each thread, memory of ended trials stays
         # (seen: 7 GB after 4 trials), and `reuse_freed_memory` speeds up the first arena alone.
         "MALLOC_ARENA_MAX": "1",
@@ -44,7 +38,7 @@ import ray
 from ray._common.utils import get_default_ray_temp_dir
 from ray._private import utils, worker
 from ray._private.node import Node
-from ray._raylet import (
+from ray._raylet import (  # type: ignore[attr-defined]
     DASHBOARD_AGENT_LISTEN_PORT_NAME,
     METRICS_AGENT_PORT_NAME,
     METRICS_EXPORT_PORT_NAME,
@@ -56,6 +50,13 @@ from harness.errors import InputError
 from harness.storage.remote import check_address
 
 WORKER_RETRIES = 2  # of an item whose worker died
+_START_LIMITS = {  # minutes, as on a machine with much other work; Ray's own are 5 to 60 s
+    "RAY_gcs_server_port_wait_time_s": "300",
+    "RAY_gcs_rpc_server_connect_timeout_s": "300",
+    "RAY_gcs_server_request_timeout_seconds": "300",
+    "RAY_agent_register_timeout_ms": "300000",
+    "RAY_worker_register_timeout_seconds": "300",
+}
 _MARKER = ".shared-"
 _LINES = 50  # of each log that are kept once Ray has died
 _ERROR = re.compile(r"(\[[^]]+ [EC] \d+ \d+\] .*)")  # a line of such a log
@@ -164,7 +165,7 @@ def _connect(address: str | None, printed: Any) -> None:
         _check_port(address)
     dashboard, begin = None if address else False, printed.seek(0, os.SEEK_END)
     try:
-        with _apart_from_signals(), nullcontext() if address else _no_wait_for_agents():
+        with _apart_from_signals(), nullcontext() if address else patient_start():
             ray.init(address or "local", include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
     except Exception as error:  # Ray raises plain ones, too, such as where its start takes too long
         printed.seek(begin)
@@ -181,8 +182,8 @@ def _connect(address: str | None, printed: Any) -> None:
 
 
 @contextmanager
-def _no_wait_for_agents() -> Iterator[None]:
-    """Within, `ray.init` starts a Ray without an agent for metrics and the dashboard, and waits for no agent.
+def patient_start() -> Iterator[None]:
+    """Within, `ray.init` starts a Ray with limits of minutes, without an agent for metrics, and waits for no agent.
 
     Its raylet would end after 15 s without the files of their ports, which is no setting. Hence Ray's private ways:
     files that say that an agent is not in use, the port of the agent in use, and the one without its extras.
@@ -196,12 +197,14 @@ def _no_wait_for_agents() -> Iterator[None]:
             node._ray_params.runtime_env_agent_port = free.getsockname()[1]
         start(node, *arguments)
 
-    Node.start_raylet = start_raylet
+    os.environ.update(_START_LIMITS | os.environ)  # not for a cluster that does not answer: hence here
+    Node.start_raylet = start_raylet  # type: ignore[method-assign, assignment]
     utils.get_dashboard_dependency_error = lambda: ImportError("left out")
     try:
         yield
     finally:
-        Node.start_raylet, utils.get_dashboard_dependency_error = start, dependency_error
+        Node.start_raylet = start  # type: ignore[method-assign]
+        utils.get_dashboard_dependency_error = dependency_error
 
 
 def keep_server_logs() -> str:

@@ -102,10 +102,10 @@ def train_item(
 
 
 def certify_item(shard: Path, report: "Report", data_dir: str | None) -> None:
-    """Evaluate a shard of a certification. Raises as `certify_shard` does."""
+    """Evaluate a shard of a certification. Reports and raises as `certify_shard` does."""
     from harness.evaluation.shards import certify_shard
 
-    certify_shard(shard.parents[1], int(shard.name), data_dir)
+    certify_shard(shard.parents[1], int(shard.name), report, data_dir)
 
 
 def run_here(items: Iterable[Path], work: Work, on_report: OnReport, on_end: OnEnd) -> None:

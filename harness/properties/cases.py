@@ -50,7 +50,7 @@ class Case:
     box: InputBox
     constraints: tuple[Constraint, ...]
 
-    def holds(self, lower: Sequence[float], upper: Sequence[float]) -> bool:
+    def holds(self, lower: Sequence[float | Fraction], upper: Sequence[float | Fraction]) -> bool:
         """Return whether all constraints hold for all outputs between `lower` and `upper`, compared exactly."""
         if not all(map(isfinite, (*lower, *upper))):
             return False

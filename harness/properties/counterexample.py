@@ -71,7 +71,7 @@ def exact_outputs(network: nn.Module, inputs: Sequence[str], shape: tuple[int, .
 
 
 def why_not_confirmed(
-    cases: Sequence[Case], exact: tuple[list[float], list[float]], float32: Sequence[float]
+    cases: Sequence[Case], exact: tuple[Sequence[float | Fraction], ...], float32: Sequence[float]
 ) -> str:  # fmt: skip
     """Return why a point of the cases' box is not a counterexample; empty if it is.
 

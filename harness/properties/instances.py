@@ -48,6 +48,8 @@ class Instance:
 def read_instances(path: Path, seconds: float | None = None) -> list[Instance]:
     """Return the instances of a CSV file without a header: onnx, vnnlib and timeout, paths relative to the file.
 
+    A file that is not there may lie there packed, under its name and `.gz`.
+
     seconds: replaces all timeouts. Raises InputError for a row that is malformed, or whose files do not exist.
     """
     try:
@@ -69,10 +71,16 @@ def _instance(row: list[str], where: str, folder: Path, seconds: float | None) -
     except ValueError:
         timeout = 0.0
     require(f"{where}, timeout", row[2], 0 < timeout < float("inf"), "seconds above 0")
-    onnx, vnnlib = ((folder / name.strip()).absolute() for name in row[:2])
+    onnx, vnnlib = (_find((folder / name.strip()).absolute()) for name in row[:2])
     for name, file in zip(row, (onnx, vnnlib), strict=False):
         require(where, name, file.is_file(), "a file, relative to the CSV file")
     return Instance(str(onnx), str(vnnlib), timeout if seconds is None else seconds)
+
+
+def _find(path: Path) -> Path:
+    """Return the path, or that of the file packed, which competitions store under the name of the other."""
+    packed = path.with_name(f"{path.name}.gz")
+    return packed if packed.is_file() and not path.exists() else path
 
 
 def solve_instances(instances: Sequence[Instance], directory: Path, workers: int | None, console: Console) -> int:

@@ -63,6 +63,22 @@ def with_violations(network: nn.Module, cases: Sequence[Case], outputs: int) -> 
     return nn.Sequential(OrderedDict(layers)).eval()
 
 
+def question_of_boxes(
+    groups: Sequence[Sequence[Case]], shape: tuple[int, ...], outputs: int
+) -> tuple[Box, Tensor, Tensor]:  # fmt: skip
+    """Return boxes, rows [B, K, outputs] and numbers [B, K]: no input of a box meets a case if its rows are larger.
+
+    groups: the cases of each box, all with one constraint. Raises InputError as `Violations` does.
+    """
+    regions = [region_of(cases[0].box, shape) for cases in groups]
+    region = Box(torch.cat([each.center for each in regions]), torch.cat([each.radius for each in regions]))
+    most = max(map(len, groups))
+    scaled = [[_scaled(case.constraints[0], outputs) for case in cases] for cases in groups]
+    padded = [[*rows, *[rows[-1]] * (most - len(rows))] for rows in scaled]
+    spec = torch.stack([torch.stack([weight for weight, _ in rows]) for rows in padded])
+    return region, spec, -torch.tensor([[bias for _, bias in rows] for rows in padded], dtype=torch.float64)
+
+
 def region_of(box: InputBox, shape: tuple[int, ...]) -> Box:
     """Return a box [1, *shape] in float64 that contains the exact one."""
     centers, radii = [], []

@@ -1,8 +1,11 @@
 """Decide a property of a network: sat, unsat, unknown or timeout."""
 
+import copy
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from math import prod
 from pathlib import Path
 
@@ -10,17 +13,21 @@ import numpy as np
 import torch
 from torch import nn
 
-from cerdeq import OnnxError, verify
+from cerdeq import OnnxError, bound, verify
 from cerdeq.bounds import UnsupportedOperator
+from cerdeq.deadline import DeadlineError, stop_at
 from cerdeq.onnx import OnnxNetwork, RunInFloat32, load_content
+from harness.checker.exact import exact_outputs_at
+from harness.checker.maps import UnknownLayerError
 from harness.config.checkpoint_settings import digest_of
 from harness.errors import InputError
 from harness.properties.cases import Case, Property
 from harness.properties.counterexample import Counterexample, decimals_inside, exact_outputs, why_not_confirmed
 from harness.properties.files import property_in, read_network, read_vnnlib
-from harness.properties.question import region_of, with_violations
+from harness.properties.question import question_of_boxes, region_of, with_violations
 
 SAT, UNSAT, UNKNOWN, TIMEOUT = "sat", "unsat", "unknown", "timeout"
+_BOXES_AT_ONCE = 1024
 _STATUSES = {"certified": UNSAT, "unknown": UNKNOWN, "timeout": TIMEOUT, "out of memory": UNKNOWN}
 
 
@@ -109,15 +116,21 @@ def check_shapes(property_: Property, network: OnnxNetwork, where: str) -> None:
 def solve(
     property_: Property, network: nn.Module, run: RunInFloat32, seconds: float, certificates: bool = False
 ) -> Answer:  # fmt: skip
-    """Return the answer. Its boxes are searched one after the other, each for its share of the time that is left.
+    """Return the answer. Linear bounds of many boxes at once come first; the other boxes are then searched one by one.
+
+    Each of these has its share of the time that is left.
 
     network: with an attribute `input_shape`, of one input. Raises InputError for coefficients with too many digits.
     """
-    began, answers, certificate, groups = time.monotonic(), list[Answer](), dict[str, torch.Tensor](), property_.groups
-    for number, cases in enumerate(groups):
+    began, answers, certificate, groups = time.monotonic(), [Answer(UNSAT)], dict[str, torch.Tensor](), property_.groups
+    undecided = _undecided_boxes(groups, network, property_.outputs, began + seconds / 2)
+    for count, number in enumerate(undecided):
         left = seconds - (time.monotonic() - began)
-        share = max(0.0, left) / (len(groups) - number)
-        answers.append(_solve_box(cases, network, property_.outputs, run, share, certificates))
+        if count and left <= 0:
+            answers.append(Answer(TIMEOUT))
+            break
+        share = left / (len(undecided) - count)
+        answers.append(_solve_box(groups[number], network, property_.outputs, run, share, certificates))
         certificate |= {f"{number}/{name}": tensor for name, tensor in answers[-1].certificate.items()}
         if answers[-1].status == SAT:
             break
@@ -128,6 +141,29 @@ def solve(
 
 def _rank(answer: Answer) -> int:
     return [SAT, TIMEOUT, UNKNOWN, UNSAT].index(answer.status)
+
+
+def _undecided_boxes(
+    groups: Sequence[Sequence[Case]], network: nn.Module, outputs: int, deadline: float
+) -> list[int]:  # fmt: skip
+    """Return the numbers of the boxes that linear bounds do not decide, those with the smallest bounds first.
+
+    Conjunctions of several constraints, and a box alone, are left to the search.
+    """
+    bounds = np.full(len(groups), -np.inf)
+    simple = [n for n, cases in enumerate(groups) if all(len(case.constraints) == 1 for case in cases)]
+    model = nn.Sequential(copy.deepcopy(network).double(), nn.Flatten()).eval()
+    with suppress(DeadlineError), stop_at(deadline):
+        for method in ("crown-ibp", "crown") if len(groups) > 1 else ():
+            unproved = [number for number in simple if not bounds[number] > 0]
+            for start in range(0, len(unproved), _BOXES_AT_ONCE):
+                numbers = unproved[start : start + _BOXES_AT_ONCE]
+                boxes, shape = [groups[number] for number in numbers], network.input_shape
+                region, spec, least = question_of_boxes(boxes, shape, outputs)  # type: ignore[arg-type]
+                lower, _ = bound(model, region, method, spec)
+                bounds[numbers] = (lower - least).amin(1)  # a difference is rounded, but has the right sign
+    order = bounds.argsort(kind="stable")
+    return order[: np.count_nonzero(~(bounds > 0))].tolist()
 
 
 def _solve_box(
@@ -144,6 +180,10 @@ def _solve_box(
     if result.status[0] == "falsified":
         return _confirm(cases, network, run, result.counterexample, branches)
     status = _STATUSES[result.status[0]]
+    if status != UNSAT and bool(result.closest.isfinite().all()):  # it may meet the constraints with equality
+        answer = _confirm(cases, network, run, result.closest, branches)
+        if answer.status == SAT:
+            return answer
     detail = result.status[0] if status == UNKNOWN else ""
     return Answer(status, branches=branches, detail=detail, certificate=result.certificates[0])
 
@@ -159,7 +199,12 @@ def _confirm(
         return Answer(UNKNOWN, branches=branches, detail=str(error))
     rounded = np.array([np.float32(text) for text in inputs]).reshape(1, *shape)
     float32 = run(rounded).ravel()
-    reason = why_not_confirmed(cases, exact_outputs(network, inputs, shape), float32.tolist())
+    outputs: tuple[Sequence[float | Fraction], ...] = exact_outputs(network, inputs, shape)
+    if not any(case.holds(*outputs) for case in cases) and any(case.holds(*outputs[::-1]) for case in cases):
+        with suppress(UnknownLayerError):
+            exact = exact_outputs_at(network, [Fraction(text) for text in inputs], shape)
+            outputs = exact, exact
+    reason = why_not_confirmed(cases, outputs, float32.tolist())
     if reason:
         return Answer(UNKNOWN, branches=branches, detail=reason)
     return Answer(SAT, branches=branches, counterexample=Counterexample(inputs, [str(value) for value in float32]))

@@ -121,6 +121,8 @@ def _certify_options(settings: EvaluationSettings) -> list[str]:
         options["--seconds"] = f"{settings.bab_seconds:g}"
     if names.BAB in settings.stages and settings.bab_branches:
         options["--branches"] = str(settings.bab_branches)
+    if settings.stage_seconds:
+        options["--stage-seconds"] = f"{settings.stage_seconds:g}"
     if settings.test_images:
         options["--images"] = str(settings.test_images)
     words = [word for option in options.items() for word in option]

@@ -1,14 +1,14 @@
 """A certification's folder, results/<sweep>/trials/<key>/certified/<name>/: one trial, evaluated by other stages.
 
     certification.json  key of the trial, recipe version, data, config of this evaluation, digests
-    shards/00000.*      verdicts of some images (parquet), counterexamples and certificates (safetensors),
-                        digests and times (json, written last); until there is a result
+    shards/00000.*      a part, named by its first image: verdicts of some images (parquet), counterexamples and
+                        certificates (safetensors), digests and times (json, written last); until there is a result
     verdicts.parquet, counterexamples.safetensors, certificates.safetensors    as a trial's
-    timings.parquet     one row a shard and stage: the seconds it took
+    timings.parquet     one row a part and stage: the seconds it took
     result.json         as a trial's, written last: a folder without it is unfinished
 
-Every file is written atomically. A shard with another digest is of other weights, data, settings or versions; it is
-evaluated again.
+Every file is written atomically. A part with another digest is of other weights, data, settings or versions; it is
+evaluated again. A shard is the images that one worker evaluates, in one part or several.
 """
 
 import shutil
@@ -62,13 +62,14 @@ class Certification:
 
 
 @dataclass(frozen=True)
-class Shard:
-    """What a shard's JSON holds.
+class Part:
+    """What a part's JSON holds.
 
-    digest: the certification's. content: a digest of the other two files. seconds: of each stage.
-    layers, clean_mean, clean_spread: as in an evaluation, of these images; None if not finite.
+    images: their number. digest: the certification's. content: a digest of the other two files.
+    seconds: of each stage. layers, clean_mean, clean_spread: as in an evaluation, of these images; None if not finite.
     """
 
+    images: int
     digest: str
     content: str
     seconds: dict[str, float]
@@ -85,7 +86,8 @@ def directory_of(trial_dir: Path, settings: EvaluationSettings) -> Path:
     if settings.bab_branches is not None:
         budget += f"-{settings.bab_branches}branches"
     stages = "+".join(stage + budget if stage == names.BAB else stage for stage in settings.stages)
-    name = f"{stages}-{settings.test_images or 'all'}-images{'-certificates' * settings.certificates}"
+    each = "" if settings.stage_seconds is None else f"-{str(settings.stage_seconds).removesuffix('.0')}s-each"
+    name = f"{stages}{each}-{settings.test_images or 'all'}-images{'-certificates' * settings.certificates}"
     return trial_dir / "certified" / name
 
 
@@ -136,39 +138,49 @@ def read_certification(directory: Path) -> Certification:
 def unfinished_shards(directory: Path) -> list[int]:
     """Return the shards of a certification that are left to do."""
     certification = read_certification(directory)
-    return missing_shards(directory, certification.shards, certification.digest)
+
+    def is_complete(number: int) -> bool:
+        parts = saved_parts(directory, *certification.images_of(number), certification.digest)
+        return sum(part.images for part in parts.values()) == certification.count_images(number)
+
+    return [number for number in range(certification.shards) if not is_complete(number)]
 
 
-def missing_shards(directory: Path, count: int, digest: str) -> list[int]:
-    """Return which of `count` shards do not exist, are damaged, or have another digest."""
-    return [number for number in range(count) if not _is_complete(directory, number, digest)]
+def saved_parts(directory: Path, first: int, stop: int, digest: str) -> dict[int, Part]:
+    """Return, by their first images, the parts of images `first` to `stop` up to the first image that none has.
 
-
-def _is_complete(directory: Path, number: int, digest: str) -> bool:
-    try:
-        shard = read_shard(directory, number)
-        read_content(directory, number, shard)
-        return shard.digest == digest
-    except DamagedFileError:
-        return False
-
-
-def write_shard(
-    directory: Path, number: int, verdicts: "pd.DataFrame", evidence: Callable[[Path], None], **fields: Any
-) -> None:
-    """Write a shard's verdicts and evidence, then its JSON.
-
-    evidence: writes counterexamples and certificates to a path. fields: of Shard, without `content`.
+    Parts that are damaged or have another digest do not count.
     """
-    write_table(_path(directory, number, "parquet"), verdicts)
-    write_atomically(evidence_of(directory, number), evidence)
-    digest = digest_of(b"".join(map(read_bytes, _content_paths(directory, number))))
-    write_json(_path(directory, number, "json"), asdict(Shard(content=digest, **fields)))
+    parts: dict[int, Part] = {}
+    with suppress(DamagedFileError):
+        while first < stop:
+            part = _read_part(directory, first)
+            read_content(directory, first, part)
+            if part.digest != digest:
+                break
+            parts[first] = part
+            first += part.images
+    return parts
 
 
-def evidence_of(directory: Path, number: int) -> Path:
-    """Return the path of a shard's counterexamples and certificates."""
-    return _path(directory, number, "safetensors")
+def write_part(
+    directory: Path, first: int, verdicts: "pd.DataFrame", evidence: Callable[[Path], None], **fields: Any
+) -> Part:
+    """Write a part's verdicts and evidence, then its JSON, and return it.
+
+    evidence: writes counterexamples and certificates to a path. fields: of Part, without `images` and `content`.
+    """
+    write_table(_path(directory, first, "parquet"), verdicts)
+    write_atomically(evidence_of(directory, first), evidence)
+    content = digest_of(b"".join(map(read_bytes, _content_paths(directory, first))))
+    part = Part(images=len(verdicts), content=content, **fields)
+    write_json(_path(directory, first, "json"), asdict(part))
+    return part
+
+
+def evidence_of(directory: Path, first: int) -> Path:
+    """Return the path of a part's counterexamples and certificates."""
+    return _path(directory, first, "safetensors")
 
 
 def remove_shards(directory: Path) -> None:
@@ -176,32 +188,40 @@ def remove_shards(directory: Path) -> None:
     shutil.rmtree(directory / folder.SHARDS, ignore_errors=True)
 
 
-def read_shard(directory: Path, number: int) -> Shard:
-    """Read a shard's JSON. Raises DamagedFileError."""
-    return parse_json(_path(directory, number, "json"), lambda content: Shard(**check_types(Shard, content)))
+def read_content(directory: Path, first: int, part: Part) -> tuple["pd.DataFrame", bytes]:
+    """Return a part's verdicts, and the content of its evidence. Raises DamagedFileError if they are another part's."""
+    verdicts, evidence = map(read_bytes, _content_paths(directory, first))
+    if digest_of(verdicts + evidence) != part.content:
+        raise DamagedFileError(f"the files {first:05}.* in {directory / folder.SHARDS} do not belong together")
+    return read_table(_path(directory, first, "parquet"), content=verdicts), evidence
 
 
-def read_shard_verdicts(directory: Path, number: int, content: bytes | None = None) -> "pd.DataFrame":
-    """Read a shard's verdicts. content: of the file, if it has been read. Raises DamagedFileError."""
-    return read_table(_path(directory, number, "parquet"), content=content)
+def read_shard_verdicts(directory: Path, number: int) -> list[str]:
+    """Read the verdicts of a finished shard's images. Raises DamagedFileError."""
+    certification = read_certification(directory)
+    parts = saved_parts(directory, *certification.images_of(number), certification.digest)
+    tables = [read_content(directory, first, part)[0] for first, part in parts.items()]
+    return [verdict for table in tables for verdict in table[names.VERDICT]]
 
 
 def shard_path(directory: Path, number: int) -> Path:
-    """Return the path of a shard's files without their endings, which names the shard as an item of work."""
-    return directory / folder.SHARDS / f"{number:05}"
+    """Return the path that names a shard as an item of work; it does not exist."""
+    return directory / folder.SHARDS / str(number)
 
 
-def _path(directory: Path, number: int, kind: str) -> Path:
-    return shard_path(directory, number).with_suffix(f".{kind}")
+def _read_part(directory: Path, first: int) -> Part:
+    def parse(content: Any) -> Part:
+        part = Part(**check_types(Part, content))
+        if part.images < 1:
+            raise ValueError("it has no images")
+        return part
+
+    return parse_json(_path(directory, first, "json"), parse)
 
 
-def _content_paths(directory: Path, number: int) -> list[Path]:
-    return [_path(directory, number, "parquet"), evidence_of(directory, number)]
+def _content_paths(directory: Path, first: int) -> list[Path]:
+    return [_path(directory, first, "parquet"), evidence_of(directory, first)]
 
 
-def read_content(directory: Path, number: int, shard: Shard) -> list[bytes]:
-    """Return the content of a shard's verdicts and of its evidence. Raises DamagedFileError if it is another one."""
-    contents = list(map(read_bytes, _content_paths(directory, number)))
-    if digest_of(b"".join(contents)) != shard.content:
-        raise DamagedFileError(f"the files {shard_path(directory, number)}.* do not belong together")
-    return contents
+def _path(directory: Path, first: int, kind: str) -> Path:
+    return directory / folder.SHARDS / f"{first:05}.{kind}"

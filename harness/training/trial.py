@@ -25,8 +25,7 @@ from harness.evaluation.equilibria import recurrence_report
 from harness.evaluation.ledger import SoundnessError
 from harness.evaluation.metrics import final_metrics, finite_or_none, warnings
 from harness.evaluation.network import load_network, prepare_network
-from harness.evaluation.shards import evaluate_shard, merge_shards
-from harness.evaluation.stages import images_at_once
+from harness.evaluation.shards import evaluate_in_parts, merge_parts
 from harness.memory import free_memory, reuse_freed_memory
 from harness.storage import certification, folder, names
 from harness.storage.files import read_bytes, remove_unfinished, write_atomically
@@ -55,7 +54,7 @@ def run_trial(
 
     Args:
         report: called with each epoch's row, then with the numbers of evaluated and of all images, {"evaluated": ...,
-            "images": ...}, before the first batch and after each.
+            "images": ...}, before the first part of the evaluation and after each.
         data_dir: as --data-dir.
         clock: when to stop and when to save; by default never, and twice a minute.
 
@@ -199,23 +198,16 @@ def _evaluate(
     digest = hashlib.sha256(content + depends_on.encode()).hexdigest()
     model = load_network(config, weights, content).to(device)
     network = prepare_network(model, config.evaluation.stages)
-    size = images_at_once(config.evaluation, config.evaluation.batch_size)
-    parts = [test.part(start, min(start + size, len(test))) for start in range(0, len(test), size)]
-    missing = certification.missing_shards(trial_dir, len(parts), digest)
-    done = len(test) - sum(len(parts[number]) for number in missing)
-    if missing:
-        report({names.EVALUATED: done, names.IMAGES: len(test)})
-    for number in missing:
-        clock.check()
-        folder.require_there(trial_dir)
-        try:
-            evaluate_shard(trial_dir, number, network, parts[number], number * size, config, digest)
-        except SoundnessError:
-            certification.remove_shards(trial_dir)
-            raise
-        done += len(parts[number])
-        report({names.EVALUATED: done, names.IMAGES: len(test)})
-    evaluation = merge_shards(trial_dir, len(parts))
+    try:
+        for done in evaluate_in_parts(trial_dir, network, test, 0, config, digest):
+            report({names.EVALUATED: done, names.IMAGES: len(test)})
+            if done < len(test):
+                clock.check()
+                folder.require_there(trial_dir)
+    except SoundnessError:
+        certification.remove_shards(trial_dir)
+        raise
+    evaluation = merge_parts(trial_dir, len(test), digest)
     if any(isinstance(module, FixedPoint) for module in model.modules()):
         clock.check()
     started, epochs = time.monotonic(), folder.read_epochs(trial_dir)

@@ -1,5 +1,8 @@
 """Networks of ONNX files for a data set: images in the layout of the file, and the contract of all networks."""
 
+import hashlib
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -58,3 +61,7 @@ def test_what_does_not_fit_the_data_set_is_refused(tmp_path):
         build("onnx", "digits", file=file_for((1, 8, 8), tmp_path, nn.Sequential(nn.Flatten(), nn.Linear(64, 3))))
     with pytest.raises(OnnxError, match=r"other\.onnx: cannot be read"):
         build("onnx", "digits", file=str(tmp_path / "other.onnx"))
+    digest = hashlib.sha256(Path(file_for((1, 8, 8), tmp_path)).read_bytes()).hexdigest()
+    build("onnx", "digits", file=path, sha256=digest)
+    with pytest.raises(OnnxError, match=f"found the SHA-256 {digest}, allowed: 0000"):
+        build("onnx", "digits", file=path, sha256=64 * "0")

@@ -28,6 +28,10 @@ def conv(kernel, **options):
     return lambda: nn.Conv2d(4, 6, kernel, **options)
 
 
+def transposed(kernel, **options):
+    return lambda: nn.ConvTranspose2d(4, 6, kernel, **options)
+
+
 def function(forward, **shapes):
     """A model that calls `forward(x, **parameters)`."""
     return lambda: Lambda(
@@ -85,6 +89,23 @@ AFFINE = {
             IMAGE,
         ),
         Case("function positional", function(lambda x, w: F.conv2d(x, w, None, 1, 2, 2, 2), w=(6, 2, 3, 3)), IMAGE),
+    ],
+    "conv_transpose2d": [
+        Case("module", transposed(3), IMAGE),
+        Case("stride", transposed(3, stride=2, padding=1, output_padding=1, bias=False), IMAGE),
+        Case("uneven", transposed((3, 2), stride=(2, 1), padding=(1, 0), groups=2), IMAGE),
+        Case("dilated", transposed(2, dilation=(3, 2), output_padding=1, padding=1), IMAGE),
+        Case("longer than the stride", transposed(2, stride=1, dilation=3, output_padding=2), IMAGE),
+        Case(
+            "function",
+            function(lambda x, w, b: F.conv_transpose2d(x, w, b, 2, padding=1), w=(4, 3, 3, 3), b=(3,)),
+            IMAGE,
+        ),
+        Case(
+            "function positional",
+            function(lambda x, w: F.conv_transpose2d(x, w, None, 1, 2, 1, 2, 2), w=(4, 2, 3, 3)),
+            IMAGE,
+        ),
     ],
     "linear": [
         Case("module", lambda: nn.Linear(5, 3), VECTOR),
@@ -299,6 +320,17 @@ NOT_AFFINE = {
         Case("torch function", function(lambda x: torch.max_pool2d(x, 2, 1, 1)), IMAGE, form=True),
     ],
 }
+for name, module in (("sigmoid", nn.Sigmoid), ("tanh", nn.Tanh)):
+    NOT_AFFINE[name] = [
+        Case("module", lambda module=module: nn.Sequential(module()), IMAGE),
+        Case("function", function(getattr(F, name)), VECTOR, form=True),
+        Case("torch function", function(getattr(torch, name)), VECTOR, form=True),
+        Case("method", function(lambda x, name=name: getattr(x, name)()), VECTOR, form=True),
+    ]
+NOT_AFFINE["sign"] = [
+    Case("function", function(torch.sign), IMAGE),
+    Case("method", function(lambda x: x.sign()), VECTOR),
+]
 CASES = AFFINE | NOT_AFFINE
 AUGMENTED = {operator.iadd, operator.isub, operator.imul, operator.itruediv}  # these have a test of their own
 

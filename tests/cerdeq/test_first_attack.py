@@ -1,5 +1,6 @@
 """The first attack of `verify`: what it finds is a counterexample, and it finds narrow ones that corners miss."""
 
+import time
 from unittest.mock import patch
 
 import pytest
@@ -10,10 +11,7 @@ from torch import nn
 from cerdeq import Box, verify
 from cerdeq.branch import attack
 from cerdeq.branch.attack import first_attack
-
-
-def never():
-    return False
+from cerdeq.deadline import DeadlineError, stop_at
 
 
 def tent():
@@ -30,8 +28,8 @@ def test_a_dent_between_the_corners_is_found():
     network, region = tent()
     problem = problem_of(network, region, torch.ones(1, 1).double())
     with torch.no_grad():
-        point = first_attack(problem, problem, torch.tensor([0]), never)
-        assert point is not None and abs(float(point) - 0.3) < 0.025 and network(point) < 0
+        point, is_falsified = first_attack(problem, problem, torch.tensor([0]))
+        assert is_falsified and abs(float(point) - 0.3) < 0.025 and network(point) < 0
     result = verify(network, region, torch.ones(1, 1, 1).double(), branches=1)
     assert result.status == ["falsified"] and result.branches.tolist() == [0]
 
@@ -42,10 +40,9 @@ def test_it_finds_counterexamples_and_nothing_where_there_are_none(name):
     for value, shifted, _ in near_the_edge(graph, region, spec, minimum):
         problem = problem_of(shifted, region, spec[0])
         with torch.no_grad():
-            point = first_attack(problem, problem, torch.tensor([0]), never)
-        if value > 0:
-            assert point is None
-        elif point is not None:
+            point, is_falsified = first_attack(problem, problem, torch.tensor([0]))
+        assert not (is_falsified and value > 0)
+        if is_falsified:
             assert (problem.at(point)[0] < 0).any()
             assert ((point - region.center).abs() <= region.radius).all()
 
@@ -55,7 +52,7 @@ def test_it_is_the_same_each_time_and_leaves_random_numbers_alone():
     problem = problem_of(network, region, torch.ones(1, 1).double())
     state = torch.get_rng_state()
     with torch.no_grad():
-        points = [first_attack(problem, problem, torch.tensor([0]), never) for _ in range(2)]
+        points = [first_attack(problem, problem, torch.tensor([0]))[0] for _ in range(2)]
     assert torch.equal(*points) and torch.equal(torch.get_rng_state(), state)
 
 
@@ -63,9 +60,10 @@ def test_only_the_given_rows_are_attacked_and_late_attacks_end():
     network, region = tent()
     problem = problem_of(network, region, torch.tensor([[1.0], [0.0]]).double())
     with torch.no_grad(), patch.object(attack, "signed_step", wraps=attack.signed_step) as step:
-        assert first_attack(problem, problem, torch.tensor([1]), lambda: True) is None
-        assert step.call_count <= 3, "only steps that diversify"
-        first_attack(problem, problem, torch.tensor([1]), never)
+        with stop_at(time.monotonic()), pytest.raises(DeadlineError):
+            first_attack(problem, problem, torch.tensor([1]))
+        assert step.call_count == 1
+        first_attack(problem, problem, torch.tensor([1]))
     assert step.call_args.args[2][:, 0].eq(0).all() and step.call_args.args[2][:, 1].eq(1).all()
 
 
@@ -75,5 +73,5 @@ def test_the_points_after_the_last_step_are_tried():
     network.weight.data, network.bias.data = torch.ones(1, 1).double(), torch.tensor([0.25]).double()
     problem = problem_of(network, region, torch.ones(1, 1).double())
     with torch.no_grad(), patch.multiple(attack, _MOST=1, _FEWEST=1, _DIVERSIFYING=0, _DESCENDING=1):
-        point = first_attack(problem, problem, torch.tensor([0]), never)
-    assert point is not None and network(point) < 0
+        point, is_falsified = first_attack(problem, problem, torch.tensor([0]))
+    assert is_falsified and network(point) < 0

@@ -42,7 +42,7 @@ def test_hidden_boxes_contain_the_exact_ones_and_approach_them(seed):
     hidden = HiddenBounds(problem, problem, 16, 2**28)
     gaps = {}
     for leaves in (1, 64):
-        tight, _ = hidden.tighten(leaves, Budget(None, None))
+        tight, _ = hidden.tighten(leaves, Budget())
         for number in hidden.numbers:
             low, high = exact_ends(graph, region, number)
             box = tight.values[number].box
@@ -63,7 +63,7 @@ def test_a_search_in_float32_proves_boxes_in_float64():
     program = trace(network("deep", 0)[0].float().eval(), linear=True)
     fast = Problem(program, cast_to_float32(program, problem.values), problem.spec.float())
     hidden = HiddenBounds(problem, fast, 16, 2**28)
-    exact, fast = hidden.tighten(8, Budget(None, None))
+    exact, fast = hidden.tighten(8, Budget())
     for number in hidden.numbers:
         low, high = exact_ends(graph, region, number)
         box = exact.values[number].box
@@ -76,7 +76,7 @@ def test_a_search_that_ends_early_leaves_boxes_as_they_are():
     graph, shape = network("deep", 0)
     problem = problem_of(graph.double().eval(), random_box(1, *shape, scale=0.7))
     hidden = HiddenBounds(problem, problem, 16, 2**28)
-    tight, _ = hidden.tighten(8, Budget(None, 0))
+    tight, _ = hidden.tighten(8, Budget(0))
     assert not hidden.certificate()
     for number in hidden.numbers:
         assert torch.equal(tight.values[number].center, problem.values[number].center)

@@ -62,7 +62,7 @@ def test_the_root_is_bounded_as_tightly_as_by_alpha_crown(is_explicit):
     region, spec = Interval(zeros, torch.ones_like(zeros)), torch.eye(8, dtype=torch.float64)
     problem = Problem(program, values_of(program, region, Context(sound=True)), spec)
     layout, root = root_leaves(problem, torch.arange(8))
-    lower = ascend_leaves(problem, layout, root, _ROOT_STEPS, lambda: False).leaves.lower
+    lower = ascend_leaves(problem, layout, root, _ROOT_STEPS).leaves.lower
     context = Backward(sound=False, slopes=optimise_slopes(program, problem.values, spec[None], target=None))
     alpha_crown = linear_lower_bound(program, problem.values, spec[None], program.output, context)[0]
     assert (alpha_crown > root.lower + 0.1).all() and (lower >= alpha_crown - 1e-9).all()
@@ -95,7 +95,7 @@ def test_threads_change_no_number(kind):
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
-            limits = layout, replace(leaves, signs=signs), Steps(3), Budget(None, 1000), 16
+            limits = layout, replace(leaves, signs=signs), Steps(3), 16
             results.append(_bound_leaves(problem, problem, *limits))
             assert torch.get_num_threads() == count
     finally:
@@ -114,7 +114,7 @@ def test_threads_do_not_change_what_a_limit_of_branches_stops():
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
-            budget = Budget(None, 1)  # the first part to end exhausts it
+            budget = Budget(1)  # the first part to end exhausts it
             results.append((hidden._ascend(problem, layout, leaves, Steps(20), budget)[0].lower, budget.used))
     finally:
         torch.set_num_threads(before)

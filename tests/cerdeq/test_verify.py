@@ -27,7 +27,7 @@ FRACTIONS = (-0.5, -0.02, 0.02, 0.5)  # of alpha-CROWN's gap: how far the least 
 NEAREST = (-0.02, 0.02)
 EXPLICIT = [
     "deep", "convolution padded", "residual", "dense", "shared", "broadcast", "leaky 0.1", "leaky 1.5", "leaky -0.5",
-    "moved",
+    "moved", "absolute", "parts",
 ]  # fmt: skip
 ONE = torch.ones(1, 1, 1, dtype=torch.float64)
 
@@ -77,7 +77,7 @@ def graph_case(name, seed):
     return graph, region, spec, evaluated(graph, spec, points, shape).amin()  # a value of the network
 
 
-@pytest.mark.parametrize("name", ["deep", "convolution padded", "dense", "leaky -0.5"])
+@pytest.mark.parametrize("name", ["deep", "convolution padded", "dense", "leaky -0.5", "absolute", "index"])
 def test_what_lies_near_the_edge_is_decided(name):
     check_decided(*graph_case(name, 0), NEAREST)
 
@@ -241,9 +241,10 @@ def test_an_answer_does_not_depend_on_whether_its_certificate_fits_into_memory()
     assert {} in with_certificates.certificates
 
 
-def test_networks_that_cannot_be_split_further_are_unknown_and_nothing_else():
-    """Of a max pool's relaxation nothing is split."""
-    graph, region, spec, minimum = graph_case("max pool overlapping", 1)
+@pytest.mark.parametrize(("name", "seed"), [("max pool overlapping", 1), ("clamp", 0)])
+def test_networks_that_cannot_be_split_further_are_unknown_and_nothing_else(name, seed):
+    """Of the relaxation of a max pool or a clamp nothing is split."""
+    graph, region, spec, minimum = graph_case(name, seed)
     statuses = set()
     for value, shifted, easy in near_the_edge(graph, region, spec, minimum):
         (status,) = verify(shifted, region, spec, seconds=SECONDS).status

@@ -78,6 +78,19 @@ def test_latex_escapes_everything_and_marks_the_best(sweep):
     assert r"cnn5 ibp & \textbf{60.00} & " in text(sweep, "tex") and escaped in text(sweep, "tex")
 
 
+def test_latex_has_the_page_s_warnings_and_no_network_is_best_for_having_decided_all(sweep):
+    """A network that predicts one class for all images leaves none undecided."""
+    collapsed = {"standard_error": 90.0, "attack_error": 90.0, "undecided": 0.0}
+    add(sweep, metrics(60.0, undecided=3.0), model="cnn5", profile="cpu", warnings=["50% of the bounds are loose"])
+    add(sweep, metrics(90.0, **collapsed), model="cnn7", profile="cpu")
+    write_leaderboard(sweep)
+    page = text(sweep, "tex")
+    assert r"cnn5 ibp & \textbf{60.00} & \textbf{57.00} & \textbf{46.00} & 3.00 & 1 \\" in page
+    assert r"cnn7 ibp & 90.00 & 90.00 & 90.00 & 0.00 & 1 \\" in page
+    below = page.partition(r"\end{tabular}}")[2].partition(r"\end{table}")[0]
+    assert "Warning: cnn5 ibp: 50\\% of the bounds are loose" in below and "not comparable with published" in below
+
+
 def test_the_terminal_shows_numbers_notes_warnings_failures_and_files(sweep, printed):
     message = "\n".join(f"the compiler failed at line {number}" for number in range(50))
     add(sweep, metrics(), options={"markup": "[red]"}, profile="cpu", warnings=[message])

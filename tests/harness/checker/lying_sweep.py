@@ -19,9 +19,9 @@ from harness.evaluation.network import load_network, prepare_network
 from harness.evaluation.shards import (
     certification_of,
     certify_shard,
-    evaluate_shard,
+    evaluate_in_parts,
     finish_certification,
-    merge_shards,
+    merge_parts,
 )
 from harness.evaluation.verdicts import Evaluation
 from harness.storage import certification, folder, names
@@ -73,8 +73,8 @@ def _make_trial(root: Path, name: str) -> str:
     folder.take_over(trial_dir, trial)
     shutil.copy(GOLDEN / name / folder.WEIGHTS, trial_dir)
     network = prepare_network(load_network(trial.config, trial_dir / folder.WEIGHTS), STAGES[name])
-    evaluate_shard(trial_dir, 0, network, data.test_images(IMAGES), 0, trial.config, "")
-    evaluation = merge_shards(trial_dir, 1)
+    list(evaluate_in_parts(trial_dir, network, data.test_images(IMAGES), 0, trial.config, ""))
+    evaluation = merge_parts(trial_dir, IMAGES, "")
     certification.remove_shards(trial_dir)
     untrained = build(config.model, config.dataset, config.width, **config.options)
     others = dict.fromkeys((names.TRAIN_SECONDS, names.EVALUATION_SECONDS), 1.0)
@@ -92,7 +92,7 @@ def _certify(trial_dir: Path) -> None:
     directory = certification.directory_of(trial_dir, config.evaluation)
     certification.take_over(directory, trial, stored)
     for number in range(stored.shards):
-        certify_shard(directory, number, None)
+        certify_shard(directory, number, lambda row: None, None)
     finish_certification(directory, data)
 
 

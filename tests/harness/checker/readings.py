@@ -276,6 +276,13 @@ READINGS = [
     Reading("padded by a number", CERTIFIER, calls(lambda m, x: F.pad(x, (1, 1), value=0.5))),
     Reading("padded by reflection", NOBODY, calls(lambda m, x: F.pad(x, (1, 1, 1, 1), mode="reflect"))),
     Reading("cropped", CERTIFIER, calls(lambda m, x: F.pad(x, (-1, 0)))),
+    Reading("indexed", BOTH, calls(lambda m, x: x[:, 1:, ..., None, -1])),
+    Reading("indexed by a list", BOTH, calls(lambda m, x: x[:, [0, 1, 0], :, 1::2])),
+    Reading("indexed by sizes", CERTIFIER, calls(lambda m, x: x[:, : x.size(1) // 2])),
+    Reading("indexed batch", NOBODY, calls(lambda m, x: x[:1])),
+    Reading("chunks", CERTIFIER, calls(lambda m, x: x.chunk(2, 1)[1])),
+    Reading("absolute value", BOTH, calls(lambda m, x: (x - m.c).abs(), c=constant(2, 1, 1))),
+    Reading("clamped", CERTIFIER, calls(lambda m, x: x.clamp(0.2, 0.7))),
     # Batches
     Reading("flattened batch", NOBODY, lambda: nn.Flatten(0, 1)),
     Reading("halved images", NOBODY, calls(lambda m, x: x.reshape(-1, 16))),

@@ -84,6 +84,7 @@ RANGES = [
     ("evaluation.attack_steps", 0, "at least 1"),
     ("evaluation.attack_step", 2.5, "at most 2"),
     ("evaluation.attack_restarts", 0, "at least 1"),
+    ("evaluation.stage_seconds", 0.0, "above 0"),
     ("evaluation.bab_seconds", 0.0, "above 0"),
     ("evaluation.bab_branches", 0, "at least 1"),
     ("eps", "256/255", "a radius in pixel units"),

@@ -75,6 +75,7 @@ OTHER = {
     "evaluation.attack_steps": 50,
     "evaluation.attack_step": 1.0,
     "evaluation.attack_restarts": 5,
+    "evaluation.stage_seconds": 1.5,
     "evaluation.bab_seconds": 1.5,
     "evaluation.bab_branches": 7,
     "evaluation.certificates": True,

@@ -17,7 +17,7 @@ from processes import descendants
 from study import POLITENESS, SETTINGS, TINY, Study
 
 from harness.figures import catalogue
-from harness.launch.ray_cluster import _no_wait_for_agents, ray  # which prepares the environment that Ray reads
+from harness.launch.ray_cluster import patient_start, ray  # which prepares the environment that Ray reads
 from harness.tracking.store import Tracker
 
 STORED_PATHS = (  # where MLflow's tables say where files lie
@@ -52,7 +52,7 @@ def cluster():
         for name, value in {**POLITENESS, "OMP_NUM_THREADS": "3"}.items():
             patch.setenv(name, value)
         options = {"include_dashboard": False, "logging_level": logging.ERROR, "log_to_driver": False}
-        with _no_wait_for_agents():
+        with patient_start():
             ray.init("local", num_cpus=4, num_gpus=2, **options)
     yield
     ray.shutdown()

@@ -89,19 +89,21 @@ def trial_dir(sweep_dir):
 
 @pytest.fixture
 def begun(trial_dir, monkeypatch):
-    """A certification that was killed after its first shard."""
-    write, calls = certification.write_shard, []
+    """A certification that was killed after its first shard, 1, 4 and 5 images, and one part of its second."""
+    write, calls = certification.write_part, []
 
     def die(*arguments, **options):
-        if calls:
+        if len(calls) == 4:
             raise KeyboardInterrupt
         calls.append(write(*arguments, **options))
+        return calls[-1]
 
     with monkeypatch.context() as patch:
-        patch.setattr(certification, "write_shard", die)
+        patch.setattr(certification, "write_part", die)
         assert run(trial_dir) == 130
     directory = trial_dir / "certified" / NAME
     assert certification.unfinished_shards(directory) == [1, 2]
+    assert sorted(path.stem for path in directory.glob("shards/*.json")) == ["00000", "00001", "00005", "00010"]
     return directory
 
 
@@ -112,9 +114,9 @@ def evaluate_with(monkeypatch):
     def replace(before):
         certify_shard = work.certify_shard
 
-        def certify(directory, number, data_dir):
+        def certify(directory, number, report, data_dir):
             before(number)
-            certify_shard(directory, number, data_dir)
+            certify_shard(directory, number, report, data_dir)
 
         monkeypatch.setattr(work, "certify_shard", certify)
 
@@ -168,12 +170,14 @@ def test_killed_anywhere_it_goes_on_to_the_very_same_verdicts(certified, sweep_d
         raise KeyboardInterrupt
 
     trial_dir = certification.trial_of(begun)
+    saved = (begun / "shards/00010.json").stat().st_mtime_ns
     assert "unfinished: 1 of 3 shards" in build_leaderboard(sweep_dir).uncounted["problem"].str.cat()
     with monkeypatch.context() as patch:
         patch.setattr(folder, "write_result", die)
         assert run(trial_dir) == 130
     assert "the same command continues" in capsys.readouterr().err
     assert certification.unfinished_shards(begun) == []
+    assert (begun / "shards/00010.json").stat().st_mtime_ns == saved
     for _ in range(2):
         assert run(trial_dir) == 0
     assert shards == [1, 2], "nothing is done twice"

@@ -63,7 +63,8 @@ def test_one_trial_has_two_bars_or_a_line_an_epoch(terminal, capsys, is_terminal
         epochs, images = shown(progress)
     assert epochs.startswith("epochs 2/10 0:00:0") and epochs.endswith("eps 0.01, accumulate 4")
     assert images.startswith("images 1000/2500 0:00:0")
-    lines = ["epoch 2: train/eps 0.01, train/accumulate 4", "evaluating 2,000 images"]
+    lines = ["epoch 2: train/eps 0.01, train/accumulate 4"]
+    lines += ["evaluating 2,000 images", "evaluated 1,000 of 2,500 images"]
     assert capsys.readouterr().out.splitlines()[1:] == ([] if is_terminal else lines)
 
 
@@ -75,3 +76,20 @@ def test_the_time_left_is_estimated_from_all_parts(monkeypatch):
             bars.move("parts", done, 10)
             now[0] += 600
     assert shown(bars) == ["parts 4/10 0:40:00"]
+
+
+def test_the_time_left_is_unknown_until_a_trial_of_each_row_has_finished(tiny_trial, terminal):
+    models = ("cnn5", "cnn5", "cerdeq", "cerdeq")
+    trials = [folder.make_trial(tiny_trial(model, seed=seed), "data") for seed, model in enumerate(models)]
+    keys = [trial.key for trial in trials]
+    errors = {names.STANDARD_ERROR: 10.0, names.ATTACK_ERROR: 20.0, names.CERTIFIED_ERROR: 30.0}
+    with SweepProgress(trials, dict(zip(keys, "abcd", strict=True)), terminal) as progress:
+        for key in (keys[0], keys[2]):
+            progress.report(key, {**ROW, names.EPOCH: 3})
+            all_trials = shown(progress)[0]
+            progress.finished(key, folder.TrialResult(key, errors, {}, {}, []))
+            assert " unknown " in all_trials
+        assert " unknown " not in shown(progress)[0]
+    lines = [line for line in terminal.file.getvalue().splitlines() if "done " in line]
+    assert "(1 of 4 trials, time left unknown: no trial of 1 rows has finished)" in lines[0]
+    assert "unknown" not in lines[1]

@@ -72,7 +72,7 @@ def test_certifications_are_status_of(copied, capsys):
         (made / "certification.json").write_text("{}")
         (made / ("result.json" if is_done else "shards/00000.json")).write_text("{}")
     by_model, _ = status_of(copied, capsys)
-    assert sorted("1 shards so far" in line for line in by_model.values()) == [False, True]
+    assert sorted("1 parts so far" in line for line in by_model.values()) == [False, True]
     assert all("ibp-all-images" in line for line in by_model.values())
 
 

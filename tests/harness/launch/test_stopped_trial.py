@@ -1,6 +1,7 @@
 """Trials that are stopped go on to the very same results, one or several by `python -m harness.trial`."""
 
 import dataclasses
+import math
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from harness.clock import Clock, Stopped
 from harness.command_line import FAILED, INTERRUPTED, OK, STOPPED, main
 from harness.data import load
+from harness.evaluation import shards
 from harness.launch.progress import TrialProgress
 from harness.storage import files, folder, names
 from harness.storage.folder import make_trial, trial_json
@@ -53,8 +55,9 @@ def batches(rows):
 
 
 @pytest.mark.parametrize("model", [pytest.param("cnn5", marks=pytest.mark.slow), "cerdeq"])
-def test_a_trial_done_in_pieces_ends_like_one_done_at_once(tiny_trial, tmp_path, model):
-    """Each call ends after one epoch, one batch, or what equilibria do; nothing is done twice."""
+def test_a_trial_done_in_pieces_ends_like_one_done_at_once(tiny_trial, tmp_path, model, monkeypatch):
+    """Each call ends after one epoch, one part of the evaluation, or what equilibria do; nothing is done twice."""
+    monkeypatch.setattr(shards, "PART_SECONDS", math.inf)  # parts are the same, however busy the machine is
     config = tiny_trial(model, width=0.05, eps="1/4", train={"eps": "1/32"})
     at_once = run_trial(config, tmp_path / "at_once")
     rows, calls = [], 0
@@ -64,9 +67,9 @@ def test_a_trial_done_in_pieces_ends_like_one_done_at_once(tiny_trial, tmp_path,
             run_trial(config, tmp_path / "pieces", rows.append, clock=StopAfter(1))
         except Stopped:
             assert folder.read_failure(tmp_path / "pieces") is None
-    assert calls == 3 + 2 + (model == "cerdeq")
+    assert calls == 3 + 4 + (model == "cerdeq")
     assert [row[names.EPOCH] for row in rows if names.EPOCH in row] == [0, 1, 2, 3]
-    assert dict.fromkeys(batches(rows)) == dict.fromkeys([(0, 60), (40, 60), (60, 60)])
+    assert dict.fromkeys(batches(rows)) == dict.fromkeys([(0, 60), (1, 60), (5, 60), (21, 60), (60, 60)])
     pieces = folder.read_result(tmp_path / "pieces")
     metrics = {name: value for name, value in at_once.metrics.items() if "seconds" not in name}
     assert metrics == {name: pieces.metrics[name] for name in metrics} and len(metrics) > 10
@@ -82,7 +85,7 @@ def test_a_trial_done_in_pieces_ends_like_one_done_at_once(tiny_trial, tmp_path,
 
 @pytest.fixture(scope="module")
 def stopped(tiny_trial, tmp_path_factory):
-    """A trial that was stopped after its first batch of evaluation, and its folder, which no test may change."""
+    """A trial that was stopped after the first part of its evaluation, and its folder, which no test may change."""
     config, trial_dir = tiny_trial(width=0.05), tmp_path_factory.mktemp("stopped")
     with pytest.raises(Stopped):
         run_trial(config, trial_dir, clock=StopAfter(4))
@@ -99,7 +102,7 @@ def begun(stopped, tmp_path):
 
 
 @pytest.mark.parametrize("damaged", ["00000.json", "00000.parquet", "00000.safetensors", "other weights"])
-def test_batches_that_are_damaged_or_of_other_weights_are_evaluated_again(begun, tmp_path, damaged):
+def test_parts_that_are_damaged_or_of_other_weights_are_evaluated_again(begun, tmp_path, damaged):
     if damaged == "other weights":
         (tmp_path / folder.CHECKPOINT).unlink()
         (tmp_path / folder.TRIAL).unlink()
@@ -108,7 +111,7 @@ def test_batches_that_are_damaged_or_of_other_weights_are_evaluated_again(begun,
         (tmp_path / folder.SHARDS / damaged).write_bytes(b"nothing")
     rows = []
     run_trial(begun, tmp_path, rows.append)
-    assert batches(rows) == [(0, 60), (40, 60), (60, 60)]
+    assert batches(rows) == [(0, 60), (1, 60), (5, 60), (21, 60), (60, 60)]
 
 
 def test_several_trials_in_order_one_finished_one_that_fails(exported, tmp_path, capsys):

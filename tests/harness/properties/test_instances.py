@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import gzip
 import json
 import os
 import subprocess
@@ -116,6 +117,16 @@ def test_an_instance_that_fails_is_an_error_and_the_others_are_answered(files, c
     assert [row["result"] for row in rows_of(files / "results")] == ["sat", "unsat"]
 
 
+def test_packed_files_are_found_under_their_names(files):
+    for name in ("net.onnx", "sat.vnnlib"):
+        (files / f"{name}.gz").write_bytes(gzip.compress((files / name).read_bytes()))
+        (files / name).unlink()
+    assert verify(files / "list.csv", "--results-dir", files / "results", "--workers", "1") == 0
+    assert [row["result"] for row in rows_of(files / "results")] == ["sat", "unsat"]
+    assert [Path(row["onnx"]).name for row in rows_of(files / "results")] == ["net.onnx.gz"] * 2
+    assert main("recheck", [str(files / "results")]) == 0
+
+
 @pytest.mark.slow
 def test_instances_are_solved_side_by_side(files):
     assert verify(files / "list.csv", "--results-dir", files / "results", "--workers", "2") == 0
@@ -144,6 +155,7 @@ def test_instances_are_solved_side_by_side(files):
         ("sat.vnnlib:(assert (>= Y_0 1e400))", ["net.onnx", "sat.vnnlib"], "the bound -1E+400, allowed: up to 1e30"),
         ("sat.vnnlib:(assert (<= (* 1e400 Y_0) 0))", ["net.onnx", "sat.vnnlib"], "found the coefficient 1E+400 of Y_0"),
         ("sat.vnnlib:(assert (<= (+ Y_0 (* 1e-400 Y_1)) 0))", ["net.onnx", "sat.vnnlib"], "the coefficient 1 of Y_0"),
+        ("", ["net.onnx.gz"], "found ['net.onnx.gz'], allowed: NETWORK.onnx PROPERTY.vnnlib"),
         ("sat.vnnlib:(assert (>= X_0 0.8))", ["net.onnx", "sat.vnnlib"], "box of inputs is empty: X_0 is at least 0.8"),
     ],
 )  # fmt: skip
@@ -157,6 +169,22 @@ def test_wrong_requests_are_refused(files, monkeypatch, capsys, change, argument
     printed = capsys.readouterr()
     assert printed.err.startswith("error: ") and message in printed.err
     assert printed.out == "" and not (files / "results").exists()
+
+
+@pytest.mark.parametrize(("end", "message"), [("70", "other outputs than onnxruntime"), ("1e30", "infinite or no num")])
+def test_outputs_are_compared_in_the_box_of_the_property(files, monkeypatch, capsys, end, message):
+    """Random points alone lie near 0."""
+    from cerdeq import export_onnx
+    from cerdeq.onnx.operators import LAYERS
+
+    network = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)).eval()
+    network[0].weight.data, network[2].weight.data = (torch.full((2, 2), 1e5 if end == "1e30" else 1.0),) * 2
+    export_onnx(network, files / "net.onnx", (2,))
+    if end == "70":
+        monkeypatch.setitem(LAYERS, "Relu", lambda node: nn.Hardtanh(0.0, 50.0))
+    (files / "sat.vnnlib").write_text(BOX.replace("0.7", end) + OUTPUTS + SAT)
+    assert verify(files / "net.onnx", files / "sat.vnnlib") == 2
+    assert message in capsys.readouterr().err
 
 
 def test_an_environment_that_reduces_precision_is_refused_before_anything_starts(files, monkeypatch, capsys):

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import InputError
+from harness.properties import files
 from harness.properties.files import property_in, read_property
 
 BOX = "".join(f"(declare-const X_{n} Real)(assert (<= X_{n} 1))(assert (>= X_{n} -1.0))" for n in range(2))
@@ -181,13 +182,21 @@ def test_without_outputs_a_property_is_refused():
         read(BOX)
 
 
-def test_packed_files_and_errors_name_the_file(tmp_path):
+def test_packed_files_and_errors_name_the_file(tmp_path, monkeypatch):
     text = f"; a comment ( ;\n{BOX}{OUTPUTS}(assert (<= Y_0 0)) ; the end"
     packed, plain, broken = tmp_path / "p.vnnlib.gz", tmp_path / "p.vnnlib", tmp_path / "broken.vnnlib.gz"
     packed.write_bytes(gzip.compress(text.encode()))
     plain.write_text(text)
     broken.write_bytes(b"no gzip")
     assert read_property(packed) == read_property(plain)
+    pointer, bomb = tmp_path / "pointer.vnnlib", tmp_path / "bomb.vnnlib"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    bomb.write_bytes(gzip.compress(bytes(10_000)))
+    monkeypatch.setattr(files, "_LARGEST", 5000)
+    with pytest.raises(InputError, match="a Git LFS pointer"):
+        read_property(pointer)
+    with pytest.raises(InputError, match="allowed: up to"):
+        read_property(bomb)
     for path in (broken, tmp_path / "missing.vnnlib", tmp_path):
         with pytest.raises(InputError, match=str(path)):
             read_property(path)

@@ -71,6 +71,7 @@ ELSEWHERE = {
     "train.compile": "training/test_compilation.py",
     "evaluation.test_images": "data/test_splits.py",
     "evaluation.batch_size": "evaluation/test_verdicts.py",
+    "evaluation.stage_seconds": "evaluation/test_time_limits.py",
     "evaluation.bab_seconds": "evaluation/test_verdicts.py",
     "evaluation.bab_branches": "evaluation/test_verdicts.py",
     "evaluation.certificates": "evaluation/test_verdicts.py",

@@ -1,0 +1,77 @@
+"""The time limit of each stage per image: who misses it goes on to the next stage, and is a timeout after the last."""
+
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from cerdeq.deadline import check
+from harness.data import load
+from harness.evaluation import stages
+from harness.evaluation.ledger import Ledger
+from harness.evaluation.network import load_network
+from harness.evaluation.verdicts import evaluate
+from harness.storage import folder, names
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def verdicts(name, count, **settings):
+    """Return the table of verdicts of a golden network, by ibp, crown-ibp and crown after a weak attack."""
+    config = folder.read_trial(GOLDEN / name / folder.TRIAL).config
+    settings = {"stages": ("ibp", "crown-ibp", "crown"), "attack": "margin", "attack_restarts": 1} | settings
+    config = replace(config, evaluation=replace(config.evaluation, **settings))
+    images, model = load(config.dataset).test_images(count), load_network(config, GOLDEN / name / folder.WEIGHTS)
+    return evaluate(model, images.images, images.labels, config).verdicts
+
+
+@pytest.mark.parametrize("name", ["cnn5", "cerdeq"])
+def test_a_limit_that_no_image_meets_leaves_timeouts_and_one_that_all_meet_changes_nothing(name):
+    missed = verdicts(name, 4, stage_seconds=1e-9)
+    assert set(missed[names.VERDICT]) == {names.TIMEOUT} and set(missed[names.STAGE]) == {names.CLEAN}
+    assert set(missed[names.PREDICTION]) == {names.NO_PREDICTION}
+    pd.testing.assert_frame_equal(verdicts(name, 4, stage_seconds=1e3), verdicts(name, 4), check_exact=True)
+
+
+def test_the_image_that_a_stage_does_not_finish_is_decided_by_the_next_or_a_timeout(monkeypatch):
+    expected, bounds = verdicts("cnn5", 10), stages.lower_bounds
+
+    def endless(program, region, spec, name, *arguments, **options):
+        while name == names.CROWN_IBP:
+            time.sleep(0.01)
+            check()
+        return bounds(program, region, spec, name, *arguments, **options)
+
+    monkeypatch.setattr(stages, "lower_bounds", endless)
+    table = verdicts("cnn5", 10, stage_seconds=2.0)
+    asked = expected["margin_crown-ibp"].notna()
+    assert asked.any() and table["margin_crown-ibp"].isna().all()
+    assert (table.loc[~asked, names.VERDICT] == expected.loc[~asked, names.VERDICT]).all()
+    assert (table.loc[asked, names.STAGE].isin(["crown-ibp", "crown"])).all()
+    ended = table[names.VERDICT] == names.TIMEOUT
+    assert (expected.loc[ended, names.VERDICT] == names.UNKNOWN).all()
+    decided = asked & ~ended
+    assert (table.loc[decided, names.VERDICT] == expected.loc[decided, names.VERDICT]).all()
+
+
+def test_images_together_have_the_time_of_all_and_branch_and_bound_has_no_limit_here():
+    asked = []
+
+    def ask(examples):
+        asked.append(examples.tolist())
+        end = time.monotonic() + (10.0 if 2 in examples and len(examples) == 1 else 0.15 * len(examples) + 0.3)
+        while time.monotonic() < end:
+            time.sleep(0.01)
+            check()
+
+    ledger = Ledger(3, limit=0.5)
+    answers = ledger.answers("crown", ask, torch.arange(3))
+    assert asked == [[0, 1, 2]] and len(answers) == 1
+    answers = ledger.answers("crown", ask, torch.tensor([2]))
+    assert not answers and ledger.columns()[names.VERDICT].tolist() == ["unknown", "unknown", "timeout"]
+    assert Ledger(3).limit == math.inf
+    assert ledger.answers(names.BAB, ask, torch.tensor([1]))[0][0].tolist() == [1]
