@@ -9,7 +9,7 @@ from cerdeq.bounds.backward import linear_lower_bound
 from cerdeq.bounds.bounds import BOUNDS, Bound, Question, both_ends, bound_named, lower_bounds
 from cerdeq.bounds.compare import refuse_another_function, refuse_other_calls, refuse_other_precision
 from cerdeq.bounds.forward import output_of, points_of, propagate, values_of
-from cerdeq.bounds.graph import Program, Reference, Step, trace
+from cerdeq.bounds.graph import Program, Reference, Step, is_equal, trace
 from cerdeq.bounds.refusals import refuse_training
 from cerdeq.boxes import Box
 from cerdeq.rules.interval import Context, Interval
@@ -68,7 +68,7 @@ def check_question(model: nn.Module, region: Box, spec: Tensor | None) -> None:
         raise ValueError(f"model, region and spec must be on one device, found {sorted(devices)}")
     if not bool((radius >= 0).all()):
         raise ValueError("the region's radius must be at least 0 everywhere")
-    if spec is not None and not torch.equal(spec.to(center.dtype).to(spec.dtype), spec):
+    if spec is not None and not is_equal(spec.to(center.dtype).to(spec.dtype), spec):
         raise ValueError(f"spec must have numbers of {center.dtype}, as the region, found others of {spec.dtype}")
 
 

@@ -258,10 +258,6 @@ class WithProperty(nn.Linear):
         WithProperty.readings += 1
         return self._parameters["weight"] * (1 + WithProperty.readings % 2)
 
-    @weight.setter
-    def weight(self, value):
-        self._parameters["weight"] = value
-
 
 class WithGetattr(nn.Linear):
     """A layer whose weight depends on the mode of gradients."""
@@ -281,6 +277,12 @@ class OwnForward(nn.Sequential):
         return -super().forward(x)
 
 
+def with_property():
+    layer = nn.Linear(4, 4)
+    layer.__class__ = WithProperty
+    return layer
+
+
 def parametrised():
     layer = nn.Linear(4, 4)
     parametrize.register_parametrization(layer, "weight", Doubled())
@@ -288,7 +290,7 @@ def parametrised():
 
 
 LAYERS = {
-    "property": lambda: WithProperty(4, 4),
+    "property": with_property,
     "getattr": lambda: WithGetattr(4, 4),
     "parametrisation": parametrised,
     "weight norm": lambda: parametrizations.weight_norm(nn.Linear(4, 4)),
