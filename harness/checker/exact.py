@@ -36,7 +36,7 @@ def _result(step: Step, values: list[Array]) -> Array:
     if type(target) is nn.Linear:
         return _product(x, target.weight, target.bias)
     if type(target) is nn.ReLU or target in (F.relu, torch.relu):
-        return x * (x > 0)
+        return np.asarray(x * (x > 0))
     if type(target) is nn.Conv2d and (target.groups, target.padding_mode) == (1, "zeros"):
         return _convolution(x, target)
     if type(target) is nn.Flatten or getattr(target, "__name__", "") in _MOVES:

@@ -5,6 +5,7 @@ import pickle
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from subprocess import PIPE, CalledProcessError, Popen
@@ -50,7 +51,8 @@ def _serve(request: str) -> None:
         error = InputError(str(wrong))  # its subclasses cannot be pickled
     except OSError as failed:
         error = failed
-    pickle.dump((result, error), sys.stdout.buffer)
+    with suppress(BrokenPipeError), sys.stdout.buffer as answer:  # the caller may have been stopped
+        pickle.dump((result, error), answer)
 
 
 if __name__ == "__main__":
