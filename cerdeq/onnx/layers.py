@@ -97,6 +97,14 @@ class Pad(nn.Module):
         return F.pad(x, self.pads, value=self.value)
 
 
+class Sign(nn.Module):
+    """-1, 0 or 1, element by element."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the signs of x."""
+        return torch.sign(x)
+
+
 class Concatenate(nn.Module):
     """Concatenate values along a dimension other than the batch."""
 
