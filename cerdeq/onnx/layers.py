@@ -131,6 +131,14 @@ class Absolute(nn.Module):
         return torch.abs(x)
 
 
+class Sign(nn.Module):
+    """-1, 0 or 1, element by element."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the signs of x."""
+        return torch.sign(x)
+
+
 class Concatenate(nn.Module):
     """Concatenate values along a dimension other than the batch."""
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cerdeq.onnx.errors import OnnxError
-from cerdeq.onnx.layers import Absolute, Combined, Concatenate, Index, Pad, Permute, WithConstant
+from cerdeq.onnx.layers import Absolute, Combined, Concatenate, Index, Pad, Permute, Sign, WithConstant
 from cerdeq.onnx.node import Node, Value
 from cerdeq.onnx.shapes import MOVES, pads_of, reshape_layer
 
@@ -67,6 +67,31 @@ def _conv(node: Node) -> nn.Module:
         bias=bias,
     )
     return conv if before == after else _padded(before, after, conv)
+
+
+def _conv_transpose(node: Node) -> nn.Module:
+    _two_dimensional(node)
+    weight, bias = node.weight(1), node.numbers(2)
+    if weight.dim() != 4:
+        raise OnnxError(f"found a kernel of shape {list(weight.shape)}, allowed: 2-d convolutions")
+    node.allow("auto_pad", "NOTSET", "NOTSET")
+    if "output_shape" in node.attributes:
+        raise OnnxError("found output_shape, allowed: pads and output_padding")
+    stride, dilation = node.attribute("strides", [1, 1]), node.attribute("dilations", [1, 1])
+    pads, groups = node.attribute("pads", [0, 0, 0, 0]), node.attribute("group", 1)
+    if pads[:2] != pads[2:]:
+        raise OnnxError(f"found padding {pads[:2]} before and {pads[2:]} after, allowed: equal ones")
+    options = {
+        "in_channels": len(weight),
+        "out_channels": weight.shape[1] * groups,
+        "kernel_size": tuple(weight.shape[2:]),
+        "stride": tuple(stride),
+        "padding": tuple(pads[:2]),
+        "output_padding": tuple(node.attribute("output_padding", [0, 0])),
+        "dilation": tuple(dilation),
+        "groups": groups,
+    }
+    return _module(nn.ConvTranspose2d, options, weight=weight, bias=bias)
 
 
 def _padded(before: tuple[int, ...], after: tuple[int, ...], layer: nn.Module) -> nn.Module:
@@ -309,6 +334,10 @@ LAYERS: dict[str, Layer] = {
     "Div": _arithmetic(operator.truediv),
     "Relu": lambda node: nn.ReLU(),
     "LeakyRelu": _leaky_relu,
+    "Sigmoid": lambda node: nn.Sigmoid(),
+    "Tanh": lambda node: nn.Tanh(),
+    "Sign": lambda node: Sign(),
+    "ConvTranspose": _conv_transpose,
     "AveragePool": _average_pool,
     "MaxPool": _max_pool,
     "GlobalAveragePool": _global_average_pool,

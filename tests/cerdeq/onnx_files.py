@@ -70,7 +70,7 @@ def integers(*values):
     return np.array(values, dtype=np.int64)
 
 
-KERNEL, BIAS, MATRIX = numbers(3, 4, 3, 2), numbers(3), numbers(5, 3)
+KERNEL, BIAS, MATRIX, TRANSPOSED = numbers(3, 4, 3, 2), numbers(3), numbers(5, 3), numbers(4, 3, 3, 2)
 NORM = [numbers(4), numbers(4), numbers(4), np.abs(numbers(4)) + 0.1]
 OPERATORS = [
     one("Conv", KERNEL),
@@ -99,6 +99,12 @@ OPERATORS = [
     one("Relu"),
     one("LeakyRelu"),
     one("LeakyRelu", alpha=0.3, name="alpha"),
+    one("Sigmoid"),
+    one("Tanh"),
+    one("Sign"),
+    one("ConvTranspose", TRANSPOSED),
+    one("ConvTranspose", TRANSPOSED, BIAS, name="strides", strides=[2, 1], pads=[1, 0, 1, 0], output_padding=[1, 0]),
+    one("ConvTranspose", numbers(4, 2, 3, 3), name="groups", group=2, dilations=[2, 1]),
     one("AveragePool", kernel_shape=[2, 2], strides=[2, 2]),
     one("AveragePool", name="no strides", kernel_shape=[2, 3]),
     one("AveragePool", name="padded", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),

@@ -95,8 +95,8 @@ def test_a_network_is_loaded_with_weights_on_every_default_device_and_draws_no_r
 
 
 REFUSED = {
-    r"operators Sigmoid at node 'node1', node 'node3'; Tanh at node 'node2'. Supported operators: Abs, Add": Net(
-        "", [("Sigmoid", ["x"], {}), ("Tanh", ["y1"], {}), ("Sigmoid", ["y2"], {})]
+    r"operators Erf at node 'node1', node 'node3'; Floor at node 'node2'. Supported operators: Abs, Add": Net(
+        "", [("Erf", ["x"], {}), ("Floor", ["y1"], {}), ("Erf", ["y2"], {})]
     ),
     r"operators Sigmoid of constants at node 'node1'; Expand at node 'node3'\.": Net(
         "",
