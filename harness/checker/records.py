@@ -12,6 +12,10 @@ from harness.data import Split
 from harness.storage import names
 
 _INTEGERS, _TEXTS = (names.INDEX, names.LABEL, names.PREDICTION), (names.VERDICT, names.STAGE)
+_FAMILIES = (
+    names.layer_inactive(""), names.layer_unstable(""), names.examples_at(""), names.decided_by(""),
+    names.seconds_of(""),
+)  # fmt: skip
 _WITHOUT_PREDICTION = (names.OUT_OF_MEMORY, names.FAILED)
 
 
@@ -120,6 +124,14 @@ def check_other_stages(metrics: Mapping[str, float | None], stages: Sequence[str
         for name in metrics
         if name.startswith(prefix) and name.removeprefix(prefix) not in own
     ]
+
+
+def check_names(metrics: Mapping[str, float | None]) -> list[str]:
+    """Check that all metrics have names that evaluations write."""
+    known = {value for value in vars(names).values() if isinstance(value, str)}
+    families = (names.share_of(""), names.certified_error_after(""), names.layer_width(""), *_FAMILIES)
+    others = [name for name in metrics if name not in known and not name.startswith(families)]
+    return [f"{name!r}: recorded, but no evaluation has such a metric" for name in others]
 
 
 def _errors(verdicts: pd.DataFrame, stages: Sequence[str]) -> dict[str, float]:

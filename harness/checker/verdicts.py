@@ -145,4 +145,5 @@ def _check_records(verdicts: pd.DataFrame, test: Split, stored: StoredResult) ->
         *records.check_signs(verdicts, stages),
         *(f"{folder.RESULT}: {problem}" for problem in records.check_metrics(verdicts, metrics, stages)),
         *(f"{folder.RESULT}: {problem}" for problem in records.check_other_stages(metrics, stages)),
+        *(f"{folder.RESULT}: {problem}" for problem in records.check_names(metrics)),
     ]

@@ -345,6 +345,11 @@ LIES = {
     "fewer images left for a stage": Lie(
         change_metrics(**{"stage_examples__crown-ibp": 2.0}), "stage_examples/crown-ibp: recorded 2.0, by", METRICS
     ),
+    "an invented metric": Lie(
+        change_metrics(certified_accuracy=100.0),
+        "'certified_accuracy': recorded, but no evaluation has such a metric",
+        f"{RECORDS}.check_names",
+    ),
     # Leaderboards.
     "a lower error in leaderboard.csv": Lie(
         change_text("leaderboard.csv", ",20.83", ",10.83"), "leaderboard.csv does not follow", LEADERBOARD, ""

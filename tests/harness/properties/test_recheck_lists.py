@@ -14,6 +14,7 @@ from torch import nn
 
 from harness.checker import instances
 from harness.command_line import main
+from harness.properties import instances
 from harness.properties.counterexample import decimal_between
 
 pytestmark = pytest.mark.usefixtures("leaves_alone")
@@ -88,6 +89,21 @@ def test_answers_of_a_list_are_confirmed(results, capsys):
     assert recheck(results, "--only", "*easy*") == 0
     assert capsys.readouterr().out.splitlines()[-1] == "1 of 1 unsat confirmed (1 by linear)"
     assert recheck(results, "--images", "3") == 2
+
+
+def test_copies_of_an_answer_count_once(results, capsys):
+    for number in ("00004", "00005"):
+        shutil.copy(results / "instances/00002.json", results / f"instances/{number}.json")
+    write_table(results)
+    assert recheck(results) == 0
+    first, second, summary = capsys.readouterr().out.splitlines()[-3:]
+    assert (first, second) == tuple(f"{n}.json repeats 00002.json: counted once" for n in ("00004", "00005"))
+    assert "2 of 2 unsat confirmed (1 by linear, 1 by certificate)" in summary and "other" not in summary
+
+
+def write_table(results):
+    records = [instances.read_record(path) for path in instances.find_records(results)]
+    (results / instances.RESULTS).write_text(instances.results_text(records))
 
 
 def change_record(results, change):
