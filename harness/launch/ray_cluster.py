@@ -146,7 +146,7 @@ def _connect(address: str | None, printed: Any) -> None:
     if address is not None:
         _check_port(address)
     dashboard, begin = None if address else False, printed.seek(0, os.SEEK_END)
-    here = {} if address else {"_node_ip_address": "127.0.0.1"}  # else all of the network reaches the servers
+    here: dict[str, Any] = {} if address else {"_node_ip_address": "127.0.0.1"}  # else the network reaches it
     try:
         with _apart_from_signals():
             ray.init(

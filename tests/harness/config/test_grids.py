@@ -2,12 +2,14 @@
 
 from inspect import signature
 
+import pytest
 from small_sweep import changed, entry, trials_of
 
 from baselines import registry
 from harness.config.grid import expand, takes_list
 from harness.config.settings import EvaluationSettings, TrainSettings
 from harness.config.trial import trial_key
+from harness.errors import InputError
 
 
 def cerdeq(**keys):
