@@ -164,9 +164,16 @@ def _connect(address: str | None, printed: Any) -> None:
     if address is not None:
         _check_port(address)
     dashboard, begin = None if address else False, printed.seek(0, os.SEEK_END)
+    here: dict[str, Any] = {} if address else {"_node_ip_address": "127.0.0.1"}  # else the network reaches it
     try:
         with _apart_from_signals(), nullcontext() if address else patient_start():
-            ray.init(address or "local", include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
+            ray.init(
+                address or "local",
+                include_dashboard=dashboard,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                **here,
+            )
     except Exception as error:  # Ray raises plain ones, too, such as where its start takes too long
         printed.seek(begin)
         if address and "InvalidAuthToken" in printed.read():

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from baselines import DATASETS
 from cerdeq import LinfBall, bound, margin_spec
+from harness.config.buildable import check_buildable
 from harness.config.plugins import load_for, require_trusted
 from harness.config.trial import TrialConfig, labels
 from harness.data import load
@@ -91,6 +92,7 @@ def _trained_networks(options: argparse.Namespace, device: torch.device) -> list
     for path, config, label in zip(options.trained, configs, labels(configs), strict=True):
         require_trusted(config, options.plugin)
         load_for(config)
+        check_buildable(config)
         require("--trained", str(path), (path / folder.WEIGHTS).exists(), f"a folder with {folder.WEIGHTS}")
         model = load_network(config, path / folder.WEIGHTS).to(device)
         test = load(config.dataset, options.data_dir).test_images(options.images)

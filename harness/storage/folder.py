@@ -134,9 +134,9 @@ def sweep_dir_of(path: Path) -> Path:
     return path.parents[1] if path.parent.name == TRIALS else path
 
 
-def _require_name(key: str) -> None:
-    """Raise SettingError for a key that would lead out of the sweep's directory."""
-    require("key", key, re.fullmatch(r"[A-Za-z0-9_-]{1,100}", key) is not None, "letters, digits, '_' and '-'")
+def _require_name(key: str, what: str = "key") -> None:
+    """Raise SettingError for a key, or another name, that would lead out of the sweep's directory."""
+    require(what, key, re.fullmatch(r"[A-Za-z0-9_-]{1,100}", key) is not None, "letters, digits, '_' and '-'")
 
 
 def take_over(directory: Path, trial: Trial) -> None:
@@ -241,7 +241,20 @@ def write_chosen(directory: Path, content: dict[str, Any]) -> None:
 def read_chosen(directory: Path) -> dict[str, Any] | None:
     """Read what `write_chosen` wrote, None if no search chose the trial. Raises DamagedFileError."""
     path = Path(directory) / CHOSEN
-    return parse_json(path, dict) if path.exists() else None
+
+    def parse(content: Any) -> dict[str, Any]:
+        values = check_types(_Chosen, content)
+        _require_name(values["search"], "search")
+        return values | {"text": values["text"]}
+
+    return parse_json(path, parse) if path.exists() else None
+
+
+class _Chosen:
+    """The types of what chosen.json holds."""
+
+    text: str
+    search: str
 
 
 def read_verdicts(directory: Path, columns: list[str]) -> "pd.DataFrame":

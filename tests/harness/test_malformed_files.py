@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import shutil
+from dataclasses import replace
 
 import malformed
 import numpy as np
@@ -17,6 +18,7 @@ from small_sweep import BASE
 from harness.command_line import main
 from harness.data import load
 from harness.storage import folder
+from harness.storage.files import DamagedFileError
 from harness.training import checkpoint, run_trial
 
 SWEEPS = malformed.sweeps(BASE)
@@ -117,6 +119,23 @@ def test_files_of_a_finished_trial(run_command, trial_dir, name):
         cases |= malformed.changes(good | {"metrics": {"certified_error": 50.0}}, "metrics")
     cases = {what: text for what, text in cases.items() if not what.endswith(ALLOWED[name])}
     assert_refused(run_command, trial_dir / name, cases, [2], "certify", trial_dir)
+
+
+def test_how_a_search_chose_a_trial(trial_dir):
+    cases = malformed.jsons({"text": "a search", "search": "tpe-0", "candidate": 0})
+    for what, content in cases.items():
+        (trial_dir / folder.CHOSEN).write_bytes(content)
+        if not what.startswith(("without candidate", "candidate", "text: text")):
+            with pytest.raises(DamagedFileError, match=r"chosen\.json cannot be read"):
+                folder.read_chosen(trial_dir)
+
+
+def test_options_that_the_network_lacks(run_command, trial, tmp_path):
+    other = folder.make_trial(replace(trial.config, options={"zzz": 1}), trial.fingerprint)
+    folder.take_over(tmp_path / "tiny/trials" / other.key, other)
+    arguments = ["--only", "bounds", "--images", 1, "--trained", tmp_path / "tiny/trials" / other.key]
+    status, message = run_command("benchmark", *arguments)
+    assert status == 2 and "unknown option 'zzz'" in message
 
 
 @pytest.mark.parametrize(("name", "good"), [(folder.EPOCHS, {"epoch": 1}), (folder.FAILURE, {"error": "it failed"})])

@@ -23,7 +23,7 @@ def study(tmp_path, monkeypatch):
     for path in trial_dirs:
         for name in (folder.CHECKPOINT, folder.WEIGHTS, folder.COUNTEREXAMPLES):
             (path / name).write_bytes(bytes(1000))
-        folder.write_chosen(path, {"text": "a search"})
+        folder.write_chosen(path, {"text": "a search", "search": "tpe-0"})
     (trial_dirs[2] / folder.RESULT).unlink()
     return sweep, trial_dirs, tmp_path / "published"
 

@@ -1,11 +1,13 @@
 """Links in a results directory of someone else: no file outside of it is read, written or emptied."""
 
 import os
+import shutil
 
 import pytest
 
 from harness.command_line import main
 from harness.errors import InputError
+from harness.launch.shared import update_mirror
 from harness.storage import files, folder, remote
 from harness.storage.lease import LOCK, lock_directory
 
@@ -71,6 +73,17 @@ def test_links_within_a_directory_and_to_the_directory_itself_are_taken(tmp_path
     with lock_directory(tmp_path / "results"):
         files.write_text(tmp_path / "results/b/c", "text")
     assert (tmp_path / "big/a/c").read_text() == "text"
+
+
+def test_a_mirror_with_a_link_out_of_it_is_not_updated(tmp_path, victim):
+    (tmp_path / "bucket/trials").mkdir(parents=True)
+    (tmp_path / "bucket/trials/log.txt").write_text("text")
+    uri, mirror = f"file://{tmp_path}/bucket", tmp_path / "mirror"
+    update_mirror(uri, mirror)
+    shutil.rmtree(mirror / "trials")
+    (mirror / "trials").symlink_to(victim)
+    with pytest.raises(InputError, match=r"mirror/trials leads to"):
+        update_mirror(uri, mirror)
 
 
 def test_a_lock_is_never_opened_through_a_link(tmp_path, monkeypatch, victim):

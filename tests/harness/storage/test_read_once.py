@@ -34,7 +34,7 @@ def test_every_file_of_a_trial_is_refused_with_a_key_twice(tmp_path, tiny_trial,
     trial = folder.make_trial(tiny_trial(), "data")
     folder.take_over(tmp_path, trial)
     folder.write_result(tmp_path, folder.TrialResult(trial.key, {}, {}, {}, []))
-    folder.write_chosen(tmp_path, {"text": "a", "search": "tpe-0", "candidate": 0, "validation": {}})
+    folder.write_chosen(tmp_path, {"text": "a", "search": "tpe-0"})
     folder.write_failure(tmp_path, "it failed")
     folder.write_epoch(tmp_path, {"epoch": 0})
     readers = {
