@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from small_properties import INPUTS, OUTPUTS
 from torch import nn
 
-from harness.checker import instances
+from harness.checker import instances as checked_instances
 from harness.command_line import main
 from harness.properties import instances
 from harness.properties.counterexample import decimal_between
@@ -258,7 +258,7 @@ def test_weights_beside_a_network_are_part_of_it(external, capsys):
 
 def test_files_exchanged_after_they_were_hashed_change_nothing(external, monkeypatch):
     """They were once read again by their names: the answer to another instance was confirmed."""
-    directory, original = external.parent / "results", instances.digest_of
+    directory, original = external.parent / "results", checked_instances.digest_of
     assert main("verify", [str(external), str(external.with_name("p.vnnlib")), "--results-dir", str(directory)]) == 0
 
     def exchange(content):
@@ -267,6 +267,6 @@ def test_files_exchanged_after_they_were_hashed_change_nothing(external, monkeyp
                 external.with_name(name).write_bytes(b"another")
         return original(content)
 
-    monkeypatch.setattr(instances, "digest_of", exchange)
+    monkeypatch.setattr(checked_instances, "digest_of", exchange)
     assert recheck(directory) == 0
     assert recheck(directory) == 1, "the exchanged files are others"
