@@ -118,6 +118,13 @@ def _conv(writer: _Writer, a: Arguments, result: Tensor) -> str:
     return writer.node("Conv", *inputs, **options)
 
 
+def _conv_transpose(writer: _Writer, a: Arguments, result: Tensor) -> str:
+    padding, inputs = pair(a["padding"]), [a["x"], a["weight"]] + ([] if a["bias"] is None else [a["bias"]])
+    options = {"strides": pair(a["stride"]), "dilations": pair(a["dilation"]), "pads": [*padding, *padding]}
+    options |= {"group": a["groups"], "output_padding": pair(a["output_padding"])}
+    return writer.node("ConvTranspose", *inputs, **options)
+
+
 def _linear(writer: _Writer, a: Arguments, result: Tensor) -> str:
     bias = [] if a["bias"] is None else [a["bias"]]
     if result.dim() == 2:
@@ -156,6 +163,10 @@ def _window(a: Arguments) -> Arguments:
 def _adaptive_avg_pool(writer: _Writer, a: Arguments, result: Tensor) -> str:
     _require(tuple(result.shape[2:]) == (1, 1), "output_size=1")
     return writer.node("GlobalAveragePool", a["x"])
+
+
+def _activation(operator: str) -> Callable[[_Writer, Arguments, Tensor], str]:
+    return lambda writer, a, result: writer.node(operator, a["x"])
 
 
 def _of_two(operator: str) -> Callable[[_Writer, Arguments, Tensor], str]:
@@ -197,6 +208,10 @@ _WRITERS: dict[str, Callable[[_Writer, Arguments, Tensor], str]] = {
     "batch_norm": _batch_norm,
     "relu": lambda writer, a, result: writer.node("Relu", a["x"]),
     "leaky_relu": lambda writer, a, result: writer.node("LeakyRelu", a["x"], alpha=float(a["negative_slope"])),
+    "sigmoid": _activation("Sigmoid"),
+    "tanh": _activation("Tanh"),
+    "sign": _activation("Sign"),
+    "conv_transpose2d": _conv_transpose,
     "max_pool2d": _max_pool,
     "avg_pool2d": _avg_pool,
     "adaptive_avg_pool2d": _adaptive_avg_pool,

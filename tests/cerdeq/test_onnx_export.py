@@ -30,6 +30,10 @@ LAYERS = {
     "views": Lambda(
         lambda m, x: torch.cat([x.view(x.size(0), 2, -1), x.reshape(-1, 2, 32) @ m.w], 2), w=torch.rand(32, 5)
     ),
+    "curves, a step": nn.Sequential(nn.Sigmoid(), nn.Conv2d(1, 2, 3), Lambda(lambda m, x: torch.sign(x.tanh() - 0.1))),
+    "transposed": nn.Sequential(
+        nn.ConvTranspose2d(1, 4, (3, 2), (2, 1), (1, 0), (1, 0)), nn.ConvTranspose2d(4, 2, 2, groups=2, bias=False)
+    ),
     "one layer": nn.Linear(8, 2),
 }  # fmt: skip
 
@@ -57,7 +61,7 @@ REFUSED = {
     "weight: found torch.float32 on meta": lambda: nn.Linear(8, 2, device="meta").eval(),
     "weight: found torch.float64 on cpu, allowed: torch.float32": lambda: nn.Linear(8, 2).double().eval(),
     "in training mode": lambda: nn.Linear(8, 2),
-    "no bound rule for sigmoid": lambda: Lambda(lambda m, x: x.sigmoid()).eval(),
+    "no bound rule for erf": lambda: Lambda(lambda m, x: x.erf()).eval(),
     "ceil_mode=False": lambda: nn.MaxPool2d(2, ceil_mode=True).eval(),
     "divisor_override=None": lambda: nn.AvgPool2d(2, divisor_override=3).eval(),
     "output_size=1": lambda: nn.AdaptiveAvgPool2d(2).eval(),
