@@ -36,7 +36,7 @@ os.environ.update(
 
 import ray
 from ray._common.utils import get_default_ray_temp_dir
-from ray._private import utils, worker
+from ray._private import ray_constants, utils, worker
 from ray._private.node import Node
 from ray._raylet import (  # type: ignore[attr-defined]
     DASHBOARD_AGENT_LISTEN_PORT_NAME,
@@ -164,16 +164,10 @@ def _connect(address: str | None, printed: Any) -> None:
     if address is not None:
         _check_port(address)
     dashboard, begin = None if address else False, printed.seek(0, os.SEEK_END)
-    here: dict[str, Any] = {} if address else {"_node_ip_address": "127.0.0.1"}  # else the network reaches it
+    ray_constants.ENABLE_RAY_CLUSTER = address is not None  # without, all of Ray listens on the loopback alone
     try:
         with _apart_from_signals(), nullcontext() if address else patient_start():
-            ray.init(
-                address or "local",
-                include_dashboard=dashboard,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                **here,
-            )
+            ray.init(address or "local", include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
     except Exception as error:  # Ray raises plain ones, too, such as where its start takes too long
         printed.seek(begin)
         if address and "InvalidAuthToken" in printed.read():

@@ -1,5 +1,6 @@
 """Clusters that are somebody else's: out of reach, closed to us, without our files."""
 
+import io
 import os
 import re
 import signal
@@ -165,3 +166,15 @@ def test_a_signal_to_the_whole_group_as_of_timeout_leaves_ray_to_its_trials():
     os.killpg(group.pid, signal.SIGTERM)
     printed, _ = group.communicate(timeout=100)
     assert printed == "a task ran\n"
+
+
+def test_a_ray_of_this_machine_has_the_address_of_the_loopback(monkeypatch):
+    """All its servers listen on the address that its start asks for."""
+    from ray._private import services
+
+    monkeypatch.setattr(ray_cluster.ray_constants, "ENABLE_RAY_CLUSTER", True)
+    monkeypatch.setattr(worker, "_global_node", None)
+    addresses = []
+    monkeypatch.setattr(ray, "init", lambda *_, **__: addresses.append(services.get_node_ip_address()))
+    ray_cluster._connect(None, io.StringIO())
+    assert addresses == ["127.0.0.1"]
