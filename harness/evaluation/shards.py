@@ -17,9 +17,13 @@ import pandas as pd
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
+from torch.utils.flop_counter import FlopCounterMode
 
+from cerdeq.bounds.forward import values_of
+from cerdeq.bounds.memory import bytes_per_example
+from cerdeq.rules.interval import Context, Interval
 from harness.config.plugins import load_for
-from harness.config.settings import STAGES
+from harness.config.settings import STAGES, EvaluationSettings
 from harness.config.trial import TrialConfig, digest_content
 from harness.data import Data, Split, load
 from harness.device import best_device
@@ -37,10 +41,11 @@ from harness.storage.files import DamagedFileError, read_bytes
 from harness.storage.folder import Trial, TrialResult
 from harness.storage.parquet import write_table
 
-PART_SECONDS = 10.0
-"""About how long a part may take: stops, saves and reports of progress wait for its end."""
+_OPERATIONS = {"cpu": 4e11, "cuda": 2e14}
+"""Of a part: about as many as one thread of a CPU, or a GPU, computes in ten seconds."""
+_PASSES = {names.CROWN: 0.1, names.ALPHA_CROWN: 0.3, names.BAB: 1.0}
+"""About how many backward passes a stage takes for each value of a forward pass."""
 _PER_SHARD, _PER_SLOW_SHARD = 200, 20  # images
-_GROWTH = 4
 _NETWORK_METRICS = (  # which a certification copies from its trial
     *(names.PARAMETERS, names.TRAIN_SECONDS, names.GAIN, names.MARGIN, names.RHO_BOUND),
     *(names.ITERATIONS, names.RESIDUAL, names.NOT_CONVERGED),
@@ -99,37 +104,42 @@ def evaluate_in_parts(
         SoundnessError: an example is both certified and falsified.
     """
     saved = certification.saved_parts(directory, first, first + len(images), digest)
-    done, last = sum(part.images for part in saved.values()), next(reversed(saved.values()), None)
+    done = sum(part.images for part in saved.values())
     yield done
+    per_part = images_per_part(network, images, config.evaluation) if done < len(images) else 0
     while done < len(images):
-        size = min(_next_size(last), config.evaluation.batch_size, len(images) - done)
-        last = _evaluate_and_save(directory, network, images.part(done, done + size), first + done, config, digest)
-        done += size
+        part = images.part(done, min(done + per_part, len(images)))
+        _evaluate_and_save(directory, network, part, first + done, config, digest)
+        done += len(part)
         yield done
 
 
-def _next_size(last: certification.Part | None) -> int:
-    """Return how many images to evaluate at a time after a part, by the seconds that it took.
+def images_per_part(network: PreparedNetwork, images: Split, settings: EvaluationSettings) -> int:
+    """Return how many images to evaluate at a time: stops, saves and reports of progress wait for the end of a part.
 
-    Coarse steps, so that an evaluation that is done again has the same parts unless its speed has changed much.
+    It follows from the network, the stages and the kind of device, not from the speed of the machine.
     """
-    if last is None:
-        return 1
-    seconds = sum(last.seconds.values())
-    if seconds > PART_SECONDS:
-        return max(1, last.images // 2)
-    return last.images * _GROWTH if seconds * _GROWTH <= PART_SECONDS else last.images
+    device = next(network.model.parameters()).device
+    x = images.images[:1].to(device).float() / 255
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.attack_model(x)
+    point = Interval(x.double(), torch.zeros_like(x, dtype=torch.float64))
+    values = bytes_per_example(values_of(network.program, point, Context(sound=False))) // x.double().element_size()
+    passes = 3.0 * settings.attack_steps * settings.attack_restarts  # a gradient costs two
+    passes += values * sum(_PASSES.get(stage, 0.0) for stage in settings.stages)
+    most = _OPERATIONS[device.type] / (passes * max(1, counter.get_total_flops()))
+    return max(1, min(int(most), settings.batch_size))
 
 
 def _evaluate_and_save(
     directory: Path, network: PreparedNetwork, part: Split, first: int, config: TrialConfig, digest: str
-) -> certification.Part:
+) -> None:
     device = next(network.model.parameters()).device
     evaluation = evaluate_part(network, part.images.to(device), part.labels.to(device), first, config)
     spread = finite_or_none({"clean_mean": evaluation.clean_mean, "clean_spread": evaluation.clean_spread})
     metrics = {"seconds": evaluation.seconds, "layers": finite_or_none(evaluation.layers), **spread}
     save_evidence = partial(save_file, evaluation.evidence)
-    return certification.write_part(directory, first, evaluation.verdicts, save_evidence, digest=digest, **metrics)
+    certification.write_part(directory, first, evaluation.verdicts, save_evidence, digest=digest, **metrics)
 
 
 def merge_parts(directory: Path, images: int, digest: str) -> Evaluation:

@@ -165,17 +165,15 @@ def saved_parts(directory: Path, first: int, stop: int, digest: str) -> dict[int
 
 def write_part(
     directory: Path, first: int, verdicts: "pd.DataFrame", evidence: Callable[[Path], None], **fields: Any
-) -> Part:
-    """Write a part's verdicts and evidence, then its JSON, and return it.
+) -> None:
+    """Write a part's verdicts and evidence, then its JSON.
 
     evidence: writes counterexamples and certificates to a path. fields: of Part, without `images` and `content`.
     """
     write_table(_path(directory, first, "parquet"), verdicts)
     write_atomically(evidence_of(directory, first), evidence)
     content = digest_of(b"".join(map(read_bytes, _content_paths(directory, first))))
-    part = Part(images=len(verdicts), content=content, **fields)
-    write_json(_path(directory, first, "json"), asdict(part))
-    return part
+    write_json(_path(directory, first, "json"), asdict(Part(images=len(verdicts), content=content, **fields)))
 
 
 def evidence_of(directory: Path, first: int) -> Path:

@@ -22,7 +22,9 @@ def test_trial_certification_and_checker_agree_on_the_images(tiny_trial, held_ou
     data, config = load("digits"), tiny_trial()
     evaluation = dataclasses.replace(config.evaluation, test_images=test_images)
     config = dataclasses.replace(config, validation_images=held_out, evaluation=evaluation)
-    options = SimpleNamespace(stages="ibp", seconds=None, branches=None, images=images, certificates=False)
+    options = SimpleNamespace(
+        stages="ibp", seconds=None, branches=None, images=images, certificates=False, stage_seconds=None
+    )
     certification = _certification_config(config, options)
     of_trial = data.train.labels[-40:] if held_out else data.test.labels[:test_images]
     of_certification = of_trial if images is None else of_trial[:images]
