@@ -43,7 +43,7 @@ def hidden_bounds(model, x, leaves_each):
     problem = Problem(program, values_of(program, box, Context(sound=True)), torch.eye(3).double())
     hidden = HiddenBounds(problem, problem, 64, 2**28)
     for count in (1, leaves_each):
-        tight, _ = hidden.tighten(count, Budget(None, None))
+        tight, _ = hidden.tighten(count, Budget())
     return tight.values, {name: tensor.numpy() for name, tensor in hidden.certificate().items()}
 
 
