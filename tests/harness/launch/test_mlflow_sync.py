@@ -51,7 +51,7 @@ def test_one_warning_while_it_is_away_and_all_is_logged_at_the_end(tmp_path, cap
     mlflow.tracker.away = False
     mlflow.sync(trial_dirs[0])
     assert mlflow.tracker.synced == [(trial_dirs[0].name, "a row", True)] and mlflow.tracker.calls == 2
-    assert mlflow.is_away and capsys.readouterr().out.count("warning no answer") == 1
+    assert mlflow.is_away and capsys.readouterr().out.count("warning: no answer") == 1
     mlflow.finish(tmp_path, table, [])
     rows = [(trial_dirs[0].name, "a row", False), (trial_dirs[1].name, None, False)]
     assert sorted(mlflow.tracker.synced[1:]) == sorted(rows) and not mlflow.is_away
@@ -61,7 +61,7 @@ def test_one_warning_while_it_is_away_and_all_is_logged_at_the_end(tmp_path, cap
     mlflow.finish(tmp_path, table, [])
     assert mlflow.is_away
     out = capsys.readouterr().out
-    assert out.count("warning no answer") == 1 and "the link" not in out and "registered" not in out
+    assert out.count("warning: no answer") == 1 and "the link" not in out and "registered" not in out
 
 
 @pytest.mark.slow
