@@ -53,10 +53,16 @@ def batches(rows):
     return [(row[names.EVALUATED], row[names.IMAGES]) for row in rows if names.EVALUATED in row]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _four_parts():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "images_per_part", lambda *_: 16)
+        yield
+
+
 @pytest.mark.parametrize("model", [pytest.param("cnn5", marks=pytest.mark.slow), "cerdeq"])
-def test_a_trial_done_in_pieces_ends_like_one_done_at_once(tiny_trial, tmp_path, model, monkeypatch):
+def test_a_trial_done_in_pieces_ends_like_one_done_at_once(tiny_trial, tmp_path, model):
     """Each call ends after one epoch, one part of the evaluation, or what equilibria do; nothing is done twice."""
-    monkeypatch.setattr(shards, "images_per_part", lambda *_: 16)
     config = tiny_trial(model, width=0.05, eps="1/4", train={"eps": "1/32"})
     at_once = run_trial(config, tmp_path / "at_once")
     rows, calls = [], 0
@@ -68,7 +74,7 @@ def test_a_trial_done_in_pieces_ends_like_one_done_at_once(tiny_trial, tmp_path,
             assert folder.read_failure(tmp_path / "pieces") is None
     assert calls == 3 + 4 + (model == "cerdeq")
     assert [row[names.EPOCH] for row in rows if names.EPOCH in row] == [0, 1, 2, 3]
-    assert dict.fromkeys(batches(rows)) == dict.fromkeys([(0, 60), (1, 60), (5, 60), (21, 60), (60, 60)])
+    assert dict.fromkeys(batches(rows)) == dict.fromkeys([(0, 60), (16, 60), (32, 60), (48, 60), (60, 60)])
     pieces = folder.read_result(tmp_path / "pieces")
     metrics = {name: value for name, value in at_once.metrics.items() if "seconds" not in name}
     assert metrics == {name: pieces.metrics[name] for name in metrics} and len(metrics) > 10
@@ -110,7 +116,7 @@ def test_parts_that_are_damaged_or_of_other_weights_are_evaluated_again(begun, t
         (tmp_path / folder.SHARDS / damaged).write_bytes(b"nothing")
     rows = []
     run_trial(begun, tmp_path, rows.append)
-    assert batches(rows) == [(0, 60), (1, 60), (5, 60), (21, 60), (60, 60)]
+    assert batches(rows) == [(0, 60), (16, 60), (32, 60), (48, 60), (60, 60)]
 
 
 def test_several_trials_in_order_one_finished_one_that_fails(exported, tmp_path, capsys):
