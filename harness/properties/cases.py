@@ -30,6 +30,11 @@ class Constraint:
     coefficients: dict[int, Fraction]
     bound: Fraction
 
+    @property
+    def is_order(self) -> bool:
+        """True if it says that one output is at most another."""
+        return len(self.coefficients) == 2 and not self.bound and not sum(self.coefficients.values())
+
 
 @dataclass(frozen=True)
 class InputBox:
@@ -72,6 +77,11 @@ class Property:
     outputs: int
     cases: tuple[Case, ...]
     shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = field(default=None, compare=False)
+
+    @property
+    def is_order(self) -> bool:
+        """True if it asks only for the order of outputs, which a softmax keeps."""
+        return all(constraint.is_order for case in self.cases for constraint in case.constraints)
 
     @property
     def groups(self) -> list[list[Case]]:
