@@ -1,6 +1,7 @@
 """Prove the answer to a property again: that no input satisfies it, or that its counterexample does."""
 
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from fractions import Fraction
 
@@ -11,11 +12,13 @@ from cerdeq.onnx.layers import RunInFloat32
 from harness.checker.boxes import Array, Box, between
 from harness.checker.certificates import Tensors, split_by_example
 from harness.checker.exact import exact_outputs_at
+from harness.checker.linear import lower_bounds
 from harness.checker.maps import UnknownLayerError
-from harness.checker.network import boxes_of, read_steps
-from harness.checker.proofs import CERTIFICATE, prove_rows
+from harness.checker.network import Step, boxes_of, read_steps
+from harness.checker.proofs import CERTIFICATE, LINEAR, prove_rows
+from harness.checker.regions import tight_region
 from harness.checker.violations import box_around, round_down, violations_network
-from harness.properties.cases import NUMBER, Property
+from harness.properties.cases import NUMBER, Case, Property
 from harness.properties.counterexample import Counterexample
 
 _AGREEMENT = 1e-4  # of outputs in float32, relative to 1 + their size, beside their proved boxes
@@ -44,14 +47,27 @@ def confirm_unsat(property_: Property, model: nn.Module, run: RunInFloat32, tens
         _refuse_other_outputs(exact, run(points).ravel())
         if not all(case.constraints for case in cases):
             raise NotConfirmedError("a case has no constraints on outputs: every input of its box satisfies it")
+        certificate = certificates.get(str(number))
+        if certificate is None and _is_refuted_by_single_constraints(steps, cases, box, property_.outputs):
+            ways.append(LINEAR)
+            continue
         network = violations_network(steps, cases, property_.outputs)
-        proof = prove_rows(network, box, np.eye(len(cases)), certificates.get(str(number)))
+        proof = prove_rows(network, box, np.eye(len(cases)), certificate)
         if proof.refused:
             raise NotConfirmedError(f"certificate refused: {proof.refused}")
         if not proof.proved_by:
             raise NotConfirmedError(f"the violation of a case has the bound {proof.minimum:.6g}, allowed: above 0")
         ways.append(proof.proved_by)
     return max(ways, key=CERTIFICATE.__eq__)
+
+
+def _is_refuted_by_single_constraints(steps: Sequence[Step], cases: Sequence[Case], box: Box, outputs: int) -> bool:
+    """Return whether linear bounds prove that in each case one constraint, the same at all inputs, is violated."""
+    single = [Case(case.box, (constraint,)) for case in cases for constraint in case.constraints]
+    network = violations_network(steps, single, outputs)
+    lower = lower_bounds(network, tight_region(network, box), {len(network.steps): np.eye(len(single))}, {})
+    parts = np.split(lower, np.cumsum([len(case.constraints) for case in cases])[:-1])
+    return all((part > 0).any() for part in parts)
 
 
 def refuse_other_than_order(property_: Property) -> None:

@@ -147,20 +147,23 @@ def _undecided_boxes(
 ) -> list[int]:  # fmt: skip
     """Return the numbers of the boxes that linear bounds do not decide, those with the smallest bounds first.
 
-    Conjunctions of several constraints, and a box alone, are left to the search.
+    A conjunction is decided if one of its constraints is. A box alone is left to the search.
     """
     bounds = np.full(len(groups), -np.inf)
-    simple = [n for n, cases in enumerate(groups) if all(len(case.constraints) == 1 for case in cases)]
+    constrained = [number for number, cases in enumerate(groups) if all(case.constraints for case in cases)]
     model = nn.Sequential(copy.deepcopy(network).double(), nn.Flatten()).eval()
     with suppress(DeadlineError), stop_at(deadline):
         for method in ("crown-ibp", "crown") if len(groups) > 1 else ():
-            unproved = [number for number in simple if not bounds[number] > 0]
+            unproved = [number for number in constrained if not bounds[number] > 0]
             for start in range(0, len(unproved), _BOXES_AT_ONCE):
                 numbers = unproved[start : start + _BOXES_AT_ONCE]
                 boxes, shape = [groups[number] for number in numbers], network.input_shape
-                region, spec, least = question_of_boxes(boxes, shape, outputs)  # type: ignore[arg-type]
+                region, spec, least, rows = question_of_boxes(boxes, shape, outputs)  # type: ignore[arg-type]
                 lower, _ = bound(model, region, method, spec)
-                bounds[numbers] = (lower - least).amin(1)  # a difference is rounded, but has the right sign
+                of_cases = torch.full((len(boxes), int(rows.max()) + 1), torch.inf, dtype=torch.float64)
+                # a difference is rounded, but has the right sign
+                of_cases.scatter_reduce_(1, rows, lower - least, "amax", include_self=False)
+                bounds[numbers] = of_cases.amin(1)
     order = bounds.argsort(kind="stable")
     return order[: np.count_nonzero(~(bounds > 0))].tolist()
 
