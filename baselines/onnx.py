@@ -27,7 +27,7 @@ def onnx(shape: Shape, classes: int, width: float = 1.0, *, file: str, sha256: s
     digest = hashlib.sha256(content).hexdigest()
     if sha256 not in ("", digest):
         raise OnnxError(f"{file}: found the SHA-256 {digest}, allowed: {sha256}")
-    network, _ = load_content(content, file)
+    network = load_content(content, file).network
     if network.output_shape != (classes,):
         raise OnnxError(f"{file}: found outputs {list(network.output_shape)}, allowed: [{classes}], one for each class")
     layout = _layout(network.input_shape, shape, file)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import nn
 
@@ -35,21 +36,35 @@ def read_content(path: str | PathLike[str]) -> bytes:
     return read_bytes(Path(path))
 
 
-def load_content(content: bytes, path: str | PathLike[str]) -> tuple[OnnxNetwork, RunInFloat32]:
-    """Return the network in the bytes of an ONNX file, and a function that runs it in onnxruntime.
+class LoadedFile(NamedTuple):
+    """network: in the bytes of an ONNX file. run: runs it in onnxruntime. run_file: runs the file, with its Softmax."""
 
-    path: for messages. Raises OnnxError as `load_onnx` does.
+    network: OnnxNetwork
+    run: RunInFloat32
+    run_file: RunInFloat32
+
+
+def load_content(content: bytes, path: str | PathLike[str], drop_softmax: bool = False) -> LoadedFile:
+    """Return the network in the bytes of an ONNX file.
+
+    path: for messages. drop_softmax: read a file that ends in a Softmax over all outputs as the network of its logits.
+    Raises OnnxError as `load_onnx` does.
     """
     _require_packages()
-    from cerdeq.onnx.compare import onnxruntime_of, refuse_other_outputs
-    from cerdeq.onnx.file import parse
+    from cerdeq.onnx.compare import onnxruntime_of, refuse_other_outputs, refuse_other_softmax
+    from cerdeq.onnx.file import parse, without_last_softmax
     from cerdeq.onnx.graph import network_of
 
-    file = parse(content, Path(path))
+    whole = parse(content, Path(path))
+    file = without_last_softmax(whole) if drop_softmax else whole
     network = network_of(file)
     run = onnxruntime_of(file, network.output_shape)
     refuse_other_outputs(network, run, file.path)
-    return network, run
+    if file is whole:
+        return LoadedFile(network, run, run)
+    run_file = onnxruntime_of(whole, network.output_shape)
+    refuse_other_softmax(run, run_file, network, file.path)
+    return LoadedFile(network, run, run_file)
 
 
 def export_onnx(network: nn.Module, path: str | PathLike[str], input_shape: Sequence[int]) -> None:

@@ -1,11 +1,13 @@
 """An imported network against onnxruntime."""
 
+import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 from torch import nn
@@ -24,6 +26,12 @@ def refuse_other_outputs(network: OnnxNetwork, run: RunInFloat32, path: Path) ->
     """Raise OnnxError if the network and onnxruntime differ at random points, by more than rounding in float32."""
     points = _points(network.input_shape)
     _compare(path, _outputs(network, points, path), run(points), "onnxruntime")
+
+
+def refuse_other_softmax(run: RunInFloat32, run_file: RunInFloat32, network: OnnxNetwork, path: Path) -> None:
+    """Raise OnnxError if the outputs of the whole file are not the softmax of the logits, both by onnxruntime."""
+    points = _points(network.input_shape)
+    _compare(path, torch.from_numpy(run(points)).softmax(-1).numpy(), run_file(points), "onnxruntime")
 
 
 def refuse_other_outputs_in(boxes: Boxes, network: OnnxNetwork, run: RunInFloat32, path: Path) -> None:
@@ -79,13 +87,17 @@ def _compare(path: Path, computed: np.ndarray, expected: np.ndarray, name: str, 
 def onnxruntime_of(file: File, output_shape: tuple[int, ...]) -> RunInFloat32:
     """Return a function from points [N, *shape] to their outputs [N, *output_shape] by onnxruntime, in float32.
 
-    Each point is a batch of its own. Both raise OnnxError.
+    The file is run without its `last_softmax`. Each point is a batch of its own. Both raise OnnxError.
     """
+    model = file.model
+    if file.last_softmax is not None:
+        model = copy.deepcopy(model)
+        model.graph.output[0].CopyFrom(onnx.helper.make_empty_tensor_value_info(file.last_softmax.input[0]))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     with _named_errors(file.path, "onnxruntime"):
-        content, providers = file.model.SerializeToString(), ["CPUExecutionProvider"]
+        content, providers = model.SerializeToString(), ["CPUExecutionProvider"]
         session = onnxruntime.InferenceSession(content, options, providers=providers)
 
     def run(points: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """An ONNX file, read and checked before anything is computed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -24,7 +24,7 @@ class File:
 
     path: for messages. model: without nodes that the output does not need. opset: the version of its operators.
     constants: its stored numbers, by name. input, output: their names. shape: of the input, with a batch of 1 as the
-    first of two or more dimensions.
+    first of two or more dimensions. last_softmax: the Softmax that the network is read without, if there is one.
     """
 
     path: Path
@@ -34,6 +34,7 @@ class File:
     input: str
     output: str
     shape: tuple[int, ...]
+    last_softmax: onnx.NodeProto | None = None
 
 
 def read_bytes(path: Path) -> bytes:
@@ -61,6 +62,15 @@ def parse(content: bytes, path: Path) -> File:
         return _read(_parse(content), path)
     except OnnxError as error:
         raise OnnxError(f"{path}: {error}") from None
+
+
+def without_last_softmax(file: File) -> File:
+    """Return the file with its last Softmax, if it ends in one, or in one and then Identity and Flatten."""
+    makers, name = {name: node for node in file.model.graph.node for name in node.output}, file.output
+    while name in makers and makers[name].op_type in ("Identity", "Flatten"):
+        name = makers[name].input[0]
+    is_softmax = name in makers and makers[name].op_type == "Softmax"
+    return replace(file, last_softmax=makers[name]) if is_softmax else file
 
 
 def _parse(content: bytes) -> onnx.ModelProto:

@@ -10,7 +10,7 @@ from safetensors.numpy import load
 
 from cerdeq import OnnxError
 from harness.checker.certificates import Tensors
-from harness.checker.properties import NotConfirmedError, confirm_sat, confirm_unsat
+from harness.checker.properties import NotConfirmedError, confirm_sat, confirm_unsat, refuse_other_than_order
 from harness.config.checkpoint_settings import digest_of
 from harness.errors import InputError, error_line
 from harness.properties.files import READERS
@@ -102,9 +102,11 @@ def check_table(directory: Path) -> list[str]:
 def _confirm(path: Path, record: Record) -> str:
     """Prove a record's claim; return what proved it. Raises as `confirm_unsat`, and InputError or OnnxError."""
     contents = _content("onnx", record), _content("vnnlib", record)
-    property_, model, run = load_instance(contents, (Path(record["onnx"]), Path(record["vnnlib"])))
+    property_, (model, run, run_file) = load_instance(contents, (Path(record["onnx"]), Path(record["vnnlib"])))
+    if run_file is not run:
+        refuse_other_than_order(property_)
     if record["result"] == SAT:
-        confirm_sat(property_, model, run, record["counterexample"])
+        confirm_sat(property_, model, run, record["counterexample"], run_file)
         return COUNTEREXAMPLE
     return confirm_unsat(property_, model, run, _certificate(path, record))
 

@@ -1,6 +1,7 @@
 """Prove the answer to a property again: that no input satisfies it, or that its counterexample does."""
 
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from fractions import Fraction
 
@@ -11,11 +12,13 @@ from cerdeq.onnx.layers import RunInFloat32
 from harness.checker.boxes import Array, Box, between
 from harness.checker.certificates import Tensors, split_by_example
 from harness.checker.exact import exact_outputs_at
+from harness.checker.linear import lower_bounds
 from harness.checker.maps import UnknownLayerError
-from harness.checker.network import boxes_of, read_steps
-from harness.checker.proofs import CERTIFICATE, prove_rows
+from harness.checker.network import Step, boxes_of, read_steps
+from harness.checker.proofs import CERTIFICATE, LINEAR, prove_rows
+from harness.checker.regions import tight_region
 from harness.checker.violations import box_around, round_down, violations_network
-from harness.properties.cases import NUMBER, Property
+from harness.properties.cases import NUMBER, Case, Property
 from harness.properties.counterexample import Counterexample
 
 _AGREEMENT = 1e-4  # of outputs in float32, relative to 1 + their size, beside their proved boxes
@@ -44,8 +47,12 @@ def confirm_unsat(property_: Property, model: nn.Module, run: RunInFloat32, tens
         _refuse_other_outputs(exact, run(points).ravel())
         if not all(case.constraints for case in cases):
             raise NotConfirmedError("a case has no constraints on outputs: every input of its box satisfies it")
+        certificate = certificates.get(str(number))
+        if certificate is None and _is_refuted_by_single_constraints(steps, cases, box, property_.outputs):
+            ways.append(LINEAR)
+            continue
         network = violations_network(steps, cases, property_.outputs)
-        proof = prove_rows(network, box, np.eye(len(cases)), certificates.get(str(number)))
+        proof = prove_rows(network, box, np.eye(len(cases)), certificate)
         if proof.refused:
             raise NotConfirmedError(f"certificate refused: {proof.refused}")
         if not proof.proved_by:
@@ -54,10 +61,32 @@ def confirm_unsat(property_: Property, model: nn.Module, run: RunInFloat32, tens
     return max(ways, key=CERTIFICATE.__eq__)
 
 
-def confirm_sat(property_: Property, model: nn.Module, run: RunInFloat32, text: str) -> None:
+def _is_refuted_by_single_constraints(steps: Sequence[Step], cases: Sequence[Case], box: Box, outputs: int) -> bool:
+    """Return whether linear bounds prove that in each case one constraint, the same at all inputs, is violated."""
+    single = [Case(case.box, (constraint,)) for case in cases for constraint in case.constraints]
+    network = violations_network(steps, single, outputs)
+    lower = lower_bounds(network, tight_region(network, box), {len(network.steps): np.eye(len(single))}, {})
+    parts = np.split(lower, np.cumsum([len(case.constraints) for case in cases])[:-1])
+    return all((part > 0).any() for part in parts)
+
+
+def refuse_other_than_order(property_: Property) -> None:
+    """Raise NotConfirmedError if a constraint is not Y_i <= Y_j: a softmax may change whether it holds."""
+    for case in property_.cases:
+        for constraint in case.constraints:
+            low, *others = sorted(constraint.coefficients.values())
+            if constraint.bound != 0 or others != [-low]:
+                raise NotConfirmedError("a constraint that does not compare two outputs, for a file ending in Softmax")
+
+
+def confirm_sat(
+    property_: Property, model: nn.Module, run: RunInFloat32, text: str, run_file: RunInFloat32 | None = None
+) -> None:  # fmt: skip
     """Prove that the point of a counterexample, as the competition writes it, satisfies the property.
 
-    A case must hold for the exact outputs, and for those of the network's own runtime. Raises as `confirm_unsat`.
+    A case must hold for the exact outputs, and for those of the file's own runtime. Raises as `confirm_unsat`.
+
+    run_file: runs the file with a last Softmax that the model is without; default: run.
     """
     inputs, outputs = _point(text, property_)
     lower, upper = (
@@ -68,9 +97,10 @@ def confirm_sat(property_: Property, model: nn.Module, run: RunInFloat32, text: 
     if not cases:
         raise NotConfirmedError("the counterexample lies in the box of no case")
     exact = boxes_of(read_steps(model), between(lower, upper))[-1]
-    float32 = run(np.array([np.float32(float(x)) for x in inputs]).reshape(lower.shape)).ravel()
-    _refuse_other_outputs(exact, float32)
-    if not _agree(exact, np.array([float(y) for y in outputs])):
+    point = np.array([np.float32(float(x)) for x in inputs]).reshape(lower.shape)
+    _refuse_other_outputs(exact, run(point).ravel())
+    float32 = (run_file or run)(point).ravel()
+    if not _agree(Box(float32, np.zeros(len(float32))), np.array([float(y) for y in outputs])):
         raise NotConfirmedError("the stored outputs are not the network's")
     ends = exact.lower.ravel().tolist(), exact.upper.ravel().tolist()
     if not any(case.holds(*ends) for case in cases):

@@ -48,7 +48,7 @@ def read_weights(path: Path, config: TrialConfig) -> Tensors:
 def _load_onnx(content: bytes, path: Path) -> Tensors:
     """Return all tensors of an ONNX file, by the names that the network `onnx` gives them. path: for messages."""
     try:
-        network, _ = load_content(content, path)
+        network = load_content(content, path).network
         return {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     except OnnxError as error:
         raise InputError(str(error)) from None

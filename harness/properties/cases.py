@@ -8,8 +8,10 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import lru_cache
 from itertools import product
 from math import isfinite, prod
+from typing import NamedTuple
 
 from harness.errors import InputError, shorten
 from harness.properties.expressions import Expression, to_text
@@ -29,6 +31,11 @@ class Constraint:
 
     coefficients: dict[int, Fraction]
     bound: Fraction
+
+    @property
+    def is_order(self) -> bool:
+        """True if it says that one output is at most another."""
+        return len(self.coefficients) == 2 and not self.bound and not sum(self.coefficients.values())
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,11 @@ class Property:
     shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = field(default=None, compare=False)
 
     @property
+    def is_order(self) -> bool:
+        """True if it asks only for the order of outputs, which a softmax keeps."""
+        return all(constraint.is_order for case in self.cases for constraint in case.constraints)
+
+    @property
     def groups(self) -> list[list[Case]]:
         """The cases, those of one box together, in the order of the file."""
         groups = dict[int, list[Case]]()
@@ -82,16 +94,15 @@ class Property:
         return list(groups.values())
 
 
-@dataclass(frozen=True)
-class _Atom:
+class _Atom(NamedTuple):
     """The constraint form <= bound. Its variables are all inputs or all outputs.
 
-    text: the expression in the file, for messages.
+    expression: in the file, for messages.
     """
 
     form: Form
     bound: Fraction
-    text: str
+    expression: Expression
 
     @property
     def is_of_inputs(self) -> bool:
@@ -116,9 +127,9 @@ def property_of(expressions: Iterable[Expression]) -> Property:
                 found = to_text(expression)
                 raise InputError(f"found {found}, allowed: (declare-const X_0 Real), (assert ...)")
     inputs, outputs = (_count(kind, declared) for kind in "XY")
-    shared, choices = list[_Atom](), list[list[list[_Atom]]]()
+    shared, choices, known = list[_Atom](), list[list[list[_Atom]]](), {_CONSTANT, *declared}
     for assertion in assertions:
-        conjunctions = _conjunctions(assertion, declared)
+        conjunctions = _conjunctions(assertion, known)
         if len(conjunctions) == 1:
             shared += conjunctions[0]
         else:
@@ -151,68 +162,75 @@ def _count(kind: str, declared: dict[Variable, None]) -> int:
     return len(numbers)
 
 
-def _conjunctions(expression: Expression, declared: dict[Variable, None]) -> list[list[_Atom]]:
-    """Return an assertion as a disjunction of conjunctions."""
+def _conjunctions(expression: Expression, known: set[Variable]) -> list[list[_Atom]]:
+    """Return an assertion as a disjunction of conjunctions. known: the declared variables, and _CONSTANT."""
     match expression:
         case ["or", _, *_]:
-            return [part for each in expression[1:] for part in _conjunctions(each, declared)]
+            return [part for each in expression[1:] for part in _conjunctions(each, known)]
         case ["and", _, *_]:
-            parts = [_conjunctions(each, declared) for each in expression[1:]]
-            _refuse_many(prod(map(len, parts)), to_text(expression))
+            parts = [_conjunctions(each, known) for each in expression[1:]]
+            _refuse_many(prod(map(len, parts)), expression)
             return [[atom for part in choice for atom in part] for choice in product(*parts)]
         case ["<=", left, right]:
-            return [[_atom(left, right, declared, expression)]]
+            return [[_atom(left, right, known, expression)]]
         case [">=", left, right]:
-            return [[_atom(right, left, declared, expression)]]
+            return [[_atom(right, left, known, expression)]]
     raise InputError(f"found {to_text(expression)}, allowed: (and ...), (or ...), (<= a b), (>= a b)")
 
 
-def _refuse_many(cases: int, what: str) -> None:
+def _refuse_many(cases: int, what: Expression) -> None:
     if cases > MOST_CASES:
-        raise InputError(f"{what} has {cases} cases, allowed: up to {MOST_CASES}")
+        raise InputError(f"{to_text(what)} has {cases} cases, allowed: up to {MOST_CASES}")
 
 
-def _atom(left: Expression, right: Expression, declared: dict[Variable, None], expression: Expression) -> _Atom:
+def _atom(left: Expression, right: Expression, known: set[Variable], expression: Expression) -> _Atom:
     """Return the constraint left <= right. Raises InputError if it is not on one input, or on outputs."""
-    text = to_text(expression)
-    difference = _sum([_linear(left, declared, text), _negative(_linear(right, declared, text))])
+    difference = _difference(_linear(left, known, expression), _linear(right, known, expression))
     bound = -difference.pop(_CONSTANT, Fraction(0))
     kinds = {kind for kind, _ in difference}
     if len(kinds) != 1:
         found = "inputs and outputs" if kinds else "no variable"
-        raise InputError(f"found {found} in {text}, allowed: a constraint on inputs or on outputs")
+        raise InputError(f"found {found} in {to_text(expression)}, allowed: a constraint on inputs or on outputs")
     if kinds == {"X"} and len(difference) > 1:
-        raise InputError(f"found {text}, allowed: bounds of single inputs (the inputs of a case are a box)")
-    return _Atom(difference, bound, text)
+        allowed = "bounds of single inputs (the inputs of a case are a box)"
+        raise InputError(f"found {to_text(expression)}, allowed: {allowed}")
+    return _Atom(difference, bound, expression)
 
 
 _CONSTANT: Variable = ("", 0)
 
 
-def _linear(term: Expression, declared: dict[Variable, None], text: str) -> Form:
+def _linear(term: Expression, known: set[Variable], expression: Expression) -> Form:
     """Return a linear term as coefficients by variable. Its constant is stored under the key _CONSTANT."""
+    if isinstance(term, str):
+        form = _symbol(term)
+        if not form or not form.keys() <= known:
+            found = f"{shorten(term)} in {to_text(expression)}"
+            raise InputError(f"found {found}, allowed: numbers and declared variables")
+        return form
     match term:
-        case str():
-            if NUMBER.fullmatch(term):
-                return {_CONSTANT: Fraction(term)}
-            variable = _variable(term)
-            if variable in declared:
-                assert variable is not None
-                return {variable: Fraction(1)}
-            raise InputError(f"found {shorten(term)} in {text}, allowed: numbers and declared variables")
         case ["+", _, *_]:
-            return _sum(_linear(each, declared, text) for each in term[1:])
-        case ["-", first, *others]:
-            parts = [_linear(each, declared, text) for each in others]
-            first_part = _linear(first, declared, text)
-            return _sum([first_part, *map(_negative, parts)]) if parts else _negative(first_part)
+            return _sum(_linear(each, known, expression) for each in term[1:])
+        case ["-", _, *_]:
+            first, *others = (_linear(each, known, expression) for each in term[1:])
+            return _difference(first, _sum(others)) if others else _difference({}, first)
         case ["*", left, right]:
-            parts = [_linear(left, declared, text), _linear(right, declared, text)]
+            parts = [_linear(left, known, expression), _linear(right, known, expression)]
             for factor, other in (parts, parts[::-1]):
                 if factor.keys() <= {_CONSTANT}:
                     number = factor.get(_CONSTANT, Fraction(0))
                     return _sum([{variable: number * value for variable, value in other.items()}])
-    raise InputError(f"found {to_text(term)} in {text}, allowed: linear terms of +, - and *")
+    found = f"{to_text(term)} in {to_text(expression)}"
+    raise InputError(f"found {found}, allowed: linear terms of +, - and *")
+
+
+@lru_cache(maxsize=2**16)  # boxes of many cases repeat their numbers
+def _symbol(text: str) -> Form:
+    """Return a number or a variable as a linear term, which nobody may change; an empty one for another text."""
+    if NUMBER.fullmatch(text):
+        return {_CONSTANT: Fraction(text)}
+    variable = _variable(text)
+    return {variable: Fraction(1)} if variable else {}
 
 
 def _sum(forms: Iterable[Form]) -> Form:
@@ -223,14 +241,17 @@ def _sum(forms: Iterable[Form]) -> Form:
     return {variable: value for variable, value in total.items() if value}
 
 
-def _negative(form: Form) -> Form:
-    return {variable: -value for variable, value in form.items()}
+def _difference(left: Form, right: Form) -> Form:
+    total = dict(left)
+    for variable, value in right.items():
+        total[variable] = total[variable] - value if variable in total else -value
+    return {variable: value for variable, value in total.items() if value}
 
 
 def _make_cases(shared: list[_Atom], choices: list[list[list[_Atom]]], inputs: int) -> list[Case]:
     """Return the cases whose boxes are not empty."""
     low, high, constraints = _apply_atoms([None] * inputs, [None] * inputs, shared)
-    boxes, shared_box = dict[InputBox, InputBox](), None
+    boxes, shared_box = dict[tuple[tuple[int, int], ...], InputBox](), None
     cases, first_reason = list[Case](), ""
     for choice in product(*choices):
         atoms = [atom for part in choice for atom in part]
@@ -241,7 +262,8 @@ def _make_cases(shared: list[_Atom], choices: list[list[list[_Atom]]], inputs: i
                 first_reason = first_reason or reason
                 continue
             box = InputBox(tuple(own_low), tuple(own_high))  # type: ignore[arg-type]
-            box = boxes.setdefault(box, box)
+            ends = tuple(end.as_integer_ratio() for end in (*box.lower, *box.upper))  # a fraction's own hash is slow
+            box = boxes.setdefault(ends, box)
             shared_box = shared_box if has_own_box else box
         cases.append(Case(box, (*constraints, *own)))
     if not cases:
@@ -259,9 +281,9 @@ def _apply_atoms(
             constraints.append(Constraint({number: value for (_, number), value in atom.form.items()}, atom.bound))
             continue
         ((_, number), factor), *_ = atom.form.items()
-        end = atom.bound / factor
-        if abs(end) > LARGEST:
-            raise InputError(f"found {atom.text}, allowed: bounds of inputs up to 1e30")
+        end = atom.bound if factor == 1 else atom.bound / factor
+        if not -LARGEST <= end <= LARGEST:
+            raise InputError(f"found {to_text(atom.expression)}, allowed: bounds of inputs up to 1e30")
         ends, better = (high, min) if factor > 0 else (low, max)
         before = ends[number]
         ends[number] = end if before is None else better(before, end)

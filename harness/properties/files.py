@@ -1,5 +1,8 @@
 """The files of an instance, an ONNX network and a VNN-LIB property: each is read once, hashed, and then parsed."""
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from harness.errors import InputError
@@ -33,9 +36,22 @@ def property_in(content: bytes, path: Path) -> Property:
 
     try:
         code = without_comments(unpack(content, _LARGEST))
-        return property_of_version2(code) if is_version2(code) else property_of(parse(code))
+        with _no_garbage_collection():
+            return property_of_version2(code) if is_version2(code) else property_of(parse(code))
     except ValueError as error:  # InputError among them
         raise InputError(f"{path}: {error}") from None
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Collect no garbage: nothing of a property's many small objects is any until it is read."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def read_network(path: Path) -> bytes:

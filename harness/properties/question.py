@@ -65,18 +65,19 @@ def with_violations(network: nn.Module, cases: Sequence[Case], outputs: int) -> 
 
 def question_of_boxes(
     groups: Sequence[Sequence[Case]], shape: tuple[int, ...], outputs: int
-) -> tuple[Box, Tensor, Tensor]:  # fmt: skip
-    """Return boxes, rows [B, K, outputs] and numbers [B, K]: no input of a box meets a case if its rows are larger.
+) -> tuple[Box, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return boxes, rows [B, R, outputs], numbers and cases [B, R]: no input meets a case if one of its rows is larger.
 
-    groups: the cases of each box, all with one constraint. Raises InputError as `Violations` does.
+    groups: the cases of each box, all with constraints. Raises InputError as `Violations` does.
     """
     regions = [region_of(cases[0].box, shape) for cases in groups]
     region = Box(torch.cat([each.center for each in regions]), torch.cat([each.radius for each in regions]))
-    most = max(map(len, groups))
-    scaled = [[_scaled(case.constraints[0], outputs) for case in cases] for cases in groups]
+    scaled = [[(*_scaled(c, outputs), n) for n, case in enumerate(cases) for c in case.constraints] for cases in groups]
+    most = max(map(len, scaled))
     padded = [[*rows, *[rows[-1]] * (most - len(rows))] for rows in scaled]
-    spec = torch.stack([torch.stack([weight for weight, _ in rows]) for rows in padded])
-    return region, spec, -torch.tensor([[bias for _, bias in rows] for rows in padded], dtype=torch.float64)
+    spec = torch.stack([torch.stack([weight for weight, _, _ in rows]) for rows in padded])
+    least = -torch.tensor([[bias for _, bias, _ in rows] for rows in padded], dtype=torch.float64)
+    return region, spec, least, torch.tensor([[number for _, _, number in rows] for rows in padded])
 
 
 def region_of(box: InputBox, shape: tuple[int, ...]) -> Box:

@@ -16,7 +16,7 @@ from torch import nn
 from cerdeq import OnnxError, bound, verify
 from cerdeq.bounds import UnsupportedOperator
 from cerdeq.deadline import DeadlineError, stop_at
-from cerdeq.onnx import OnnxNetwork, RunInFloat32, load_content
+from cerdeq.onnx import LoadedFile, OnnxNetwork, RunInFloat32, load_content
 from harness.checker.exact import exact_outputs_at
 from harness.checker.maps import UnknownLayerError
 from harness.config.checkpoint_settings import digest_of
@@ -69,33 +69,31 @@ def solve_files(
     contents = read_network(network_path), read_vnnlib(property_path)
     if digests and digests != [*map(digest_of, contents)]:
         raise InputError(f"{network_path} or {property_path} has changed since this command began: run it again")
-    property_, network, run = load_instance(contents, (network_path, property_path))
+    property_, loaded = load_instance(contents, (network_path, property_path))
     try:
-        answer = solve(property_, network, run, seconds - (time.monotonic() - began), certificates)
+        answer = solve(property_, loaded.network, loaded.run_file, seconds - (time.monotonic() - began), certificates)
     except (UnsupportedOperator, OnnxError) as error:
         raise InputError(f"{network_path}: {error}") from None
     return replace(answer, seconds=time.monotonic() - began)
 
 
-def load_instance(
-    contents: tuple[bytes, bytes], paths: tuple[Path, Path]
-) -> tuple[Property, OnnxNetwork, RunInFloat32]:
-    """Return the property, the network and its runtime of an instance.
+def load_instance(contents: tuple[bytes, bytes], paths: tuple[Path, Path]) -> tuple[Property, LoadedFile]:
+    """Return the property and the network of an instance: that of the logits if only their order matters.
 
     contents: of the network's file and of the property's. paths: of these, for messages. Raises InputError.
     """
     property_ = property_in(contents[1], paths[1])
     boxes = (group[0].box for group in property_.groups)
     try:
-        network, run = load_content(contents[0], paths[0])
-        check_shapes(property_, network, f"{paths[1]} for {paths[0]}")
+        loaded = load_content(contents[0], paths[0], drop_softmax=property_.is_order)
+        check_shapes(property_, loaded.network, f"{paths[1]} for {paths[0]}")
         from cerdeq.onnx.compare import refuse_other_outputs_in  # late: `load_content` says if packages are missing
 
         ends = ((np.array(box.lower, float), np.array(box.upper, float)) for box in boxes)
-        refuse_other_outputs_in(ends, network, run, paths[0])
+        refuse_other_outputs_in(ends, loaded.network, loaded.run, paths[0])
     except OnnxError as error:
         raise InputError(str(error)) from None
-    return property_, network, run
+    return property_, loaded
 
 
 def check_shapes(property_: Property, network: OnnxNetwork, where: str) -> None:
@@ -120,7 +118,8 @@ def solve(
 
     Each of these has its share of the time that is left.
 
-    network: with an attribute `input_shape`, of one input. Raises InputError for coefficients with too many digits.
+    network: with an attribute `input_shape`, of one input. run: of its file, with a last Softmax that it is without.
+    Raises InputError for coefficients with too many digits.
     """
     began, answers, certificate, groups = time.monotonic(), [Answer(UNSAT)], dict[str, torch.Tensor](), property_.groups
     undecided = _undecided_boxes(groups, network, property_.outputs, began + seconds / 2)
@@ -148,20 +147,23 @@ def _undecided_boxes(
 ) -> list[int]:  # fmt: skip
     """Return the numbers of the boxes that linear bounds do not decide, those with the smallest bounds first.
 
-    Conjunctions of several constraints, and a box alone, are left to the search.
+    A conjunction is decided if one of its constraints is. A box alone is left to the search.
     """
     bounds = np.full(len(groups), -np.inf)
-    simple = [n for n, cases in enumerate(groups) if all(len(case.constraints) == 1 for case in cases)]
+    constrained = [number for number, cases in enumerate(groups) if all(case.constraints for case in cases)]
     model = nn.Sequential(copy.deepcopy(network).double(), nn.Flatten()).eval()
     with suppress(DeadlineError), stop_at(deadline):
         for method in ("crown-ibp", "crown") if len(groups) > 1 else ():
-            unproved = [number for number in simple if not bounds[number] > 0]
+            unproved = [number for number in constrained if not bounds[number] > 0]
             for start in range(0, len(unproved), _BOXES_AT_ONCE):
                 numbers = unproved[start : start + _BOXES_AT_ONCE]
                 boxes, shape = [groups[number] for number in numbers], network.input_shape
-                region, spec, least = question_of_boxes(boxes, shape, outputs)  # type: ignore[arg-type]
+                region, spec, least, rows = question_of_boxes(boxes, shape, outputs)  # type: ignore[arg-type]
                 lower, _ = bound(model, region, method, spec)
-                bounds[numbers] = (lower - least).amin(1)  # a difference is rounded, but has the right sign
+                of_cases = torch.full((len(boxes), int(rows.max()) + 1), torch.inf, dtype=torch.float64)
+                # a difference is rounded, but has the right sign
+                of_cases.scatter_reduce_(1, rows, lower - least, "amax", include_self=False)
+                bounds[numbers] = of_cases.amin(1)
     order = bounds.argsort(kind="stable")
     return order[: np.count_nonzero(~(bounds > 0))].tolist()
 

@@ -67,7 +67,7 @@ def test_one_session_of_onnxruntime_runs_all_points(tmp_path, monkeypatch):
     made, original = [], onnxruntime.InferenceSession
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *args, **kw: made.append(1) or original(*args, **kw))
     path = onnx_file(one("Relu", shape=VECTOR), tmp_path)
-    _, run = load_content(read_content(path), path)
+    run = load_content(read_content(path), path).run
     for sign in (1, -1):
         assert (run(np.full((2, 5), sign, np.float32)) == max(sign, 0)).all()
     assert len(made) == 1

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from fractions import Fraction
 from unittest.mock import patch
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from harness.checker.properties import confirm_unsat
 from harness.properties import solve as solving
-from harness.properties.cases import property_of
+from harness.properties.cases import Constraint, property_of
 from harness.properties.expressions import parse
 from harness.properties.solve import solve
 
@@ -81,3 +82,25 @@ def test_no_box_is_begun_after_the_limit():
     with all_undecided, patch.object(solving, "_solve_box", wraps=solving._solve_box) as solve_box:
         answer = solve(property_, network, run_of(network), 0.5)
     assert answer.status == "timeout" and solve_box.call_count < 500
+
+
+def test_boxes_of_conjunctions_are_decided_together_and_confirmed():
+    """The second constraint of each conjunction holds in the whole box, or in half of it; the first in none."""
+    network = network_of()
+    property_ = property_of_boxes(network, 300, 0.01, 1e-4)
+    cases = []
+    for number, case in enumerate(property_.cases):
+        (own,), value = case.constraints, Fraction(network(torch.tensor([[number // 2 / 300]])).item())
+        others = [Constraint({0: Fraction(1)}, value + shift) for shift in (1, 0)[: 1 + number % 2]]
+        cases.append(replace(case, constraints=(*others, own) if number % 3 else (own, *others)))
+    property_ = replace(property_, cases=tuple(cases))
+    assert not solving._undecided_boxes(property_.groups, network, 1, time.monotonic() + 300)
+    few = replace(property_, cases=property_.cases[:40])
+    assert confirm_unsat(few, network, run_of(network), {}) == "linear"
+    alone = replace(property_, cases=tuple(replace(case, constraints=others_of(case)) for case in property_.cases[:40]))
+    assert len(solving._undecided_boxes(alone.groups, network, 1, time.monotonic() + 300)) == 20
+
+
+def others_of(case):
+    """The constraints of a conjunction that hold somewhere in its box."""
+    return tuple(c for c in case.constraints if c.coefficients == {0: 1} and c.bound.denominator != 10**9)
