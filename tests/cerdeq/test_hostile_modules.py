@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from oracles import Lambda
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -375,3 +376,10 @@ class Halves(nn.Module):
 def test_a_network_with_several_results_is_attacked_within_its_deadline():
     result = verify(Halves().eval(), Box(torch.zeros(1, 2), torch.ones(1, 2)), torch.ones(1, 1, 1))
     assert result.status == ["falsified"]
+
+
+@pytest.mark.parametrize("curve", [torch.sigmoid, torch.tanh])
+def test_a_curve_that_torch_computes_in_float32_is_the_one_that_rules_know(curve):
+    x = 10 * torch.randn(2, 5000, generator=torch.Generator().manual_seed(0))
+    lower, upper = bound(Lambda(lambda module, x: curve(x)).eval(), Box(x, torch.zeros_like(x)))
+    assert (upper - lower <= 1e-6).all()
