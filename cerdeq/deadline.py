@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,11 +37,11 @@ def seconds_left() -> float:
     return _deadline.get() - time.monotonic()
 
 
-def check(value: Tensor | None = None) -> None:
-    """Raise DeadlineError if the deadline has passed; of a value also when a gradient reaches it later."""
+def check(value: Any = None) -> None:
+    """Raise DeadlineError if the deadline has passed; of a tensor also when a gradient reaches it later."""
     if torch.compiler.is_compiling() or (deadline := _deadline.get()) == math.inf:
         return
     if time.monotonic() >= deadline:
         raise DeadlineError
-    if value is not None and value.requires_grad:
+    if isinstance(value, Tensor) and value.requires_grad:
         value.register_hook(lambda gradient: check())

@@ -22,6 +22,7 @@ from cerdeq.rules.precision import counted_rounding
 
 _SHAPES = (Tensor.size, Tensor.dim, *(getattr(Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device")))
 _SOLVED = {torch.float32: 1e-3, torch.float64: 1e-6}  # of outputs behind an equilibrium, relative to 1 + the largest
+_ULPS = 8  # of an output that torch computes by a curve, such as sigmoid
 _ERRORS = (ValueError, RuntimeError, IndexError, TypeError)  # of arguments that do not fit; subclasses say other things
 
 Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
@@ -227,10 +228,13 @@ def points_of(region: Box | Interval) -> Tensor:
 
 
 def _is_inside(output: Tensor, box: Box, solved: bool) -> bool:
-    """Return whether outputs lie in the first boxes, rounding of both counted, where both are finite."""
+    """Return whether outputs lie in the first boxes, rounding of both counted, where both are finite.
+
+    Boxes of curves are computed in float64, the curves themselves in the output's type.
+    """
     center, radius = box.center[: len(output)], box.radius[: len(output)]
     both = output.isfinite() & center.isfinite()
-    allowed = 2 * radius
+    allowed = 2 * radius + _ULPS * torch.finfo(output.dtype).eps * center.abs()
     if solved:
         allowed = allowed + _SOLVED[output.dtype] * (1 + torch.where(both, center, 0).abs().max())
     return bool((~both | ~((output - center).abs() > allowed)).all())

@@ -301,8 +301,11 @@ def _check_arguments(step: Step, reached: set[int]) -> None:
     record = step.record
     assert record is not None
     where = f"at node '{step.name}'{step.line}"
+    is_module = isinstance(step.target, nn.Module)
+    if is_module and step.kwargs:
+        raise UnsupportedOperator(f"no bound rule for {record.name} with {', '.join(step.kwargs)} in the call {where}")
     try:
-        options = module_arguments(record, step.target) if isinstance(step.target, nn.Module) else step.kwargs
+        options = module_arguments(record, step.target) if is_module else step.kwargs
         call = inspect.signature(record.interval).bind(None, *step.args, **options)
     except (TypeError, UnsupportedOperator) as error:
         raise UnsupportedOperator(f"{record.name} {where}: {error}") from None

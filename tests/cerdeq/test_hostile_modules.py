@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from oracles import Lambda
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -346,3 +347,39 @@ def test_the_module_is_left_as_it_was():
     bound(model, Box(torch.zeros(1, 4), torch.ones(1, 4)))
     assert {name: set(vars(module)) for name, module in model.named_modules()} == before
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+class OwnSize(nn.Module):
+    """A transposed convolution whose size is an argument of its call."""
+
+    def __init__(self, by_name):
+        super().__init__()
+        self.up, self.by_name = nn.ConvTranspose2d(1, 1, 3, stride=2), by_name
+
+    def forward(self, x):
+        return self.up(x, output_size=[6, 6]) if self.by_name else self.up(x, [6, 6])
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_an_argument_of_a_layers_call_that_its_rule_does_not_take_is_refused(by_name):
+    box = Box(torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2))
+    with pytest.raises(UnsupportedOperator, match=r"conv_transpose2d.* at node 'up' .*line \d+: return self.up"):
+        bound(OwnSize(by_name).eval(), box)
+
+
+class Halves(nn.Module):
+    def forward(self, x):
+        halves = x.chunk(2, 1)
+        return F.relu(halves[0]) - F.relu(halves[1])
+
+
+def test_a_network_with_several_results_is_attacked_within_its_deadline():
+    result = verify(Halves().eval(), Box(torch.zeros(1, 2), torch.ones(1, 2)), torch.ones(1, 1, 1))
+    assert result.status == ["falsified"]
+
+
+@pytest.mark.parametrize("curve", [torch.sigmoid, torch.tanh])
+def test_a_curve_that_torch_computes_in_float32_is_the_one_that_rules_know(curve):
+    x = 10 * torch.randn(2, 5000, generator=torch.Generator().manual_seed(0))
+    lower, upper = bound(Lambda(lambda module, x: curve(x)).eval(), Box(x, torch.zeros_like(x)))
+    assert (upper - lower <= 1e-6).all()
