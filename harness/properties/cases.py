@@ -155,7 +155,11 @@ def _conjunctions(expression: Expression, declared: dict[Variable, None]) -> lis
     """Return an assertion as a disjunction of conjunctions."""
     match expression:
         case ["or", _, *_]:
-            return [part for each in expression[1:] for part in _conjunctions(each, declared)]
+            choices = list[list[_Atom]]()
+            for each in expression[1:]:
+                choices += _conjunctions(each, declared)
+                _refuse_many(len(choices), "an assertion")
+            return choices
         case ["and", _, *_]:
             parts = [_conjunctions(each, declared) for each in expression[1:]]
             _refuse_many(prod(map(len, parts)), to_text(expression))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import InputError
-from harness.properties import files
+from harness.properties import cases, files
 from harness.properties.files import property_in, read_property
 
 BOX = "".join(f"(declare-const X_{n} Real)(assert (<= X_{n} 1))(assert (>= X_{n} -1.0))" for n in range(2))
@@ -175,6 +175,18 @@ def test_what_cannot_be_read_is_refused(text, message):
     with pytest.raises(InputError) as error:
         read(BOX + OUTPUTS + text)
     assert message in str(error.value)
+
+
+def test_too_many_cases_are_refused_while_they_are_read(monkeypatch):
+    """A text of 154 kB took 1.9 GB once."""
+    read_atoms, original = [], cases._atom
+    monkeypatch.setattr(cases, "_atom", lambda *args: read_atoms.append(1) or original(*args))
+    with pytest.raises(InputError, match="cases, allowed: up to 20000"):
+        read(f"{BOX}{OUTPUTS}(assert (or {'(<= Y_0 0)' * 50_000}))")
+    product = f"(and {f'(or {"(<= Y_0 0)" * 140})' * 2})"
+    with pytest.raises(InputError, match="cases, allowed: up to 20000"):
+        read(f"{BOX}{OUTPUTS}(assert (or {product * 50}))")
+    assert len(read_atoms) < 22_000
 
 
 def test_without_outputs_a_property_is_refused():
