@@ -166,7 +166,11 @@ def _conjunctions(expression: Expression, known: set[Variable]) -> list[list[_At
     """Return an assertion as a disjunction of conjunctions. known: the declared variables, and _CONSTANT."""
     match expression:
         case ["or", _, *_]:
-            return [part for each in expression[1:] for part in _conjunctions(each, known)]
+            choices = list[list[_Atom]]()
+            for each in expression[1:]:
+                choices += _conjunctions(each, known)
+                _refuse_many(len(choices), expression)
+            return choices
         case ["and", _, *_]:
             parts = [_conjunctions(each, known) for each in expression[1:]]
             _refuse_many(prod(map(len, parts)), expression)

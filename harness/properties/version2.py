@@ -40,7 +40,9 @@ def property_of_version2(code: str) -> Property:
         raise InputError("VNN-LIB 2.0 needs the package vnnlib: install the extra `vnnlib`") from None
     try:
         query = vnnlib.parse_query_string(code)
-    except (vnnlib.VNNLibException, IndexError) as error:  # an index that is no integer of 64 bits
+    except IndexError:  # an integer of more than 64 bits
+        raise InputError("not VNN-LIB 2.0: it has an index or size that is too large") from None
+    except vnnlib.VNNLibException as error:
         raise InputError(f"not VNN-LIB 2.0: {_first_message(str(error))}") from None
     if len(query.networks) != 1:
         raise InputError(f"found {len(query.networks)} networks, allowed: one")
@@ -83,8 +85,10 @@ def _expression(node: Any, shapes: Shapes) -> Expression:
     kind, children = type(node).__name__, [_expression(child, shapes) for child in node.children()]
     match kind:
         case "Var" if node.kind.name in shapes:
-            number = 0
-            for index, size in zip(node.indices, shapes[node.kind.name], strict=True):
+            number, shape = 0, shapes[node.kind.name]
+            for index, size in zip(node.indices, shape, strict=True):
+                if not 0 <= index < size:  # the package lets negative ones through
+                    raise InputError(f"found {shorten(str(node).strip())} of shape {[*shape]}, allowed: from 0")
                 number = number * size + index
             return f"{'X' if node.kind.name == 'Input' else 'Y'}_{number}"
         case "Float" | "Int" | "IntExpr":

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import InputError
-from harness.properties import files
+from harness.properties import cases, files
 from harness.properties.files import property_in, read_property
 
 BOX = "".join(f"(declare-const X_{n} Real)(assert (<= X_{n} 1))(assert (>= X_{n} -1.0))" for n in range(2))
@@ -177,6 +177,19 @@ def test_what_cannot_be_read_is_refused(text, message):
     assert message in str(error.value)
 
 
+def test_too_many_cases_are_refused_while_they_are_read(monkeypatch):
+    """A text of 154 kB took 1.9 GB once."""
+    read_atoms, original = [], cases._atom
+    monkeypatch.setattr(cases, "_atom", lambda *args: read_atoms.append(1) or original(*args))
+    with pytest.raises(InputError, match="cases, allowed: up to 20000"):
+        read(f"{BOX}{OUTPUTS}(assert (or {'(<= Y_0 0)' * 50_000}))")
+    choice = f"(or {'(<= Y_0 0)' * 140})"
+    product = f"(and {choice * 2})"
+    with pytest.raises(InputError, match="cases, allowed: up to 20000"):
+        read(f"{BOX}{OUTPUTS}(assert (or {product * 50}))")
+    assert len(read_atoms) < 22_000
+
+
 def test_without_outputs_a_property_is_refused():
     with pytest.raises(InputError, match="found no declaration of Y_0"):
         read(BOX)
@@ -226,7 +239,8 @@ def test_version_2_says_the_same(tmp_path):
         ("<= B[0] -3.0", "< B[0] -3.0", "found .*allowed: and, or"),
         ("[1,2]", "[1,3]", "found no lower bound of X_2"),
         ("[1,2]", "[1000000,2]", "up to 1000000 numbers"),
-        ("[1,2]", "[99999999999999999999]", "not VNN-LIB 2.0"),
+        ("[1,2]", "[99999999999999999999]", "not VNN-LIB 2.0: it has an index or size that is too large"),
+        ("B[1] 0.5", "B[99999999999999999999] 0.5", "not VNN-LIB 2.0: it has an index or size that is too large"),
         ("<2.0>", "<2.9>", "allowed: .vnnlib-version <2.0>"),
         ("(vnnlib-version <2.0>)", "", "allowed: .vnnlib-version <2.0>"),
         ("a comment", "a comment \0", r"line 1: found the character '\\x00'"),
@@ -237,6 +251,21 @@ def test_version_2_says_the_same(tmp_path):
         second.write_text(VERSION2.replace(before, after))
         with pytest.raises(InputError, match=message):
             read_property(second)
+
+
+@pytest.mark.parametrize("name", "AB")
+@pytest.mark.parametrize("indices", ["[1,-1]", "[0,2]", "[-1,1]", "[2,0]", "[1]", "[0,0,0]", "[4294967297,0]"])
+def test_indices_of_version_2_beyond_the_shape_are_refused(name, indices, tmp_path):
+    """A negative one was read as another variable once: [1,-1] of the shape [2,2] as number 1."""
+    pytest.importorskip("vnnlib")
+    path, inputs = tmp_path / "2.vnnlib", [f"A[{n},{m}]" for n in range(2) for m in range(2)]
+    path.write_text(
+        "(vnnlib-version <2.0>)(declare-network n (declare-input A float32 [2,2]) (declare-output B float32 [2,2]))"
+        + "".join(f"(assert (<= {each} 1.0))(assert (>= {each} 0.0))" for each in inputs)
+        + f"(assert (<= {name}{indices} 0.5))"
+    )
+    with pytest.raises(InputError, match=rf"found '{name} .*allowed: from 0|not VNN-LIB 2.0: line"):
+        read_property(path)
 
 
 @pytest.mark.parametrize("kind", ["int32", "uint8", "float16", "float64", "string"])
