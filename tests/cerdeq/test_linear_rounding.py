@@ -61,7 +61,7 @@ def test_bounds_contain_the_exact_values_of_small_networks(seed, dtype, method):
     model = nn.Sequential(nn.Linear(3, 5), act, nn.Linear(5, 4), act, nn.Linear(4, 2)).to(dtype).eval()
     box = random_box(1, 3, scale=10.0 ** -(2 * seed), dtype=dtype)
     assert_exactly_inside(model, box, method)
-    assert_exactly_inside(model, box, method, torch.randn(1, 3, 2, dtype=torch.float64))
+    assert_exactly_inside(model, box, method, torch.randn(1, 3, 2, dtype=dtype).double())
 
 
 @pytest.mark.parametrize(("seed", "dtype", "method"), every_pair(range(4), DTYPES, LINEAR))
