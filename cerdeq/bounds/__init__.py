@@ -42,6 +42,9 @@ def bound(model: nn.Module, region: Box, method: str = "ibp", spec: Tensor | Non
     """
     linear = bound_named(method).linear
     check_question(model, region, spec)
+    kind = region.center.dtype
+    if linear and spec is not None and not is_equal(spec.to(kind).to(spec.dtype), spec):
+        raise ValueError(f"spec must have numbers of {kind}, as the region, found others of {spec.dtype}")
     program = trace(model, linear=linear)
     check_columns(spec, refuse_another_function(model, program, region))
     lower, upper = both_ends(program, Interval(region.center, region.radius), spec, method)
@@ -68,8 +71,6 @@ def check_question(model: nn.Module, region: Box, spec: Tensor | None) -> None:
         raise ValueError(f"model, region and spec must be on one device, found {sorted(devices)}")
     if not bool((radius >= 0).all()):
         raise ValueError("the region's radius must be at least 0 everywhere")
-    if spec is not None and not is_equal(spec.to(center.dtype).to(spec.dtype), spec):
-        raise ValueError(f"spec must have numbers of {center.dtype}, as the region, found others of {spec.dtype}")
 
 
 def _kind(value: Any) -> str:

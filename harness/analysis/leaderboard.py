@@ -172,7 +172,7 @@ def _rows(trials: pd.DataFrame) -> pd.DataFrame:
     complete = groups[metrics].count().eq(groups.size(), axis=0)
     means, deviations = groups[metrics].mean().where(complete), groups[metrics].std().where(complete)
     rows = finished.drop_duplicates("row").set_index("row").drop(columns=metrics)
-    rows = rows.join([means, deviations.add_suffix("_std")])
+    rows = rows.join([means, deviations.add_suffix("_std")]).copy()  # else pandas warns of its many blocks
     rows["seeds"] = groups.size().astype(object)
     rows["seeds_started"] = trials.groupby("row")["seed"].nunique().reindex(rows.index).astype(object)
     rows["warnings"] = pd.Series({row: _warnings(part) for row, part in groups}, rows.index, dtype=object)

@@ -283,7 +283,6 @@ MISFITS = {  # model, region, spec, the error
     "device": (mlp, zeros(2, 2), torch.zeros(2, 1, 3, device="meta"), "on one device, found .'cpu', 'meta'"),
     "spec of other outputs": (mlp, zeros(2, 2), torch.zeros(2, 1, 4), r"\[2, K, 3\] for outputs of \[3\].*\[2, 1, 4\]"),
     "spec that is a list": (mlp, zeros(2, 2), [[1.0]], r"spec must be \[2, K, N\].*found \[\[1.0\]\]"),
-    "spec of more digits": (mlp, zeros(2, 2), torch.full((2, 1, 3), 0.1).double() / 3, "spec must have numbers of"),
 }
 
 
@@ -326,3 +325,11 @@ def test_what_cannot_be_bounded_names_node_file_and_line(name, method):
     model = Lambda(READS_VALUES[name], c=torch.rand(4)).eval()
     with pytest.raises(UnsupportedOperator, match=r"node '\w+'.*test_refusals\.py, line \d+: .*lambda"):
         bound(model, zeros(2, 4), method)
+
+
+def test_linear_bounds_refuse_a_spec_that_their_precision_cannot_hold():
+    spec = torch.full((2, 1, 2), 0.1, dtype=torch.float64)
+    region = Box(torch.rand(2, 3), torch.full((2, 3), 0.1))
+    for method in ("crown-ibp", "crown", "alpha-crown"):
+        with pytest.raises(ValueError, match="spec must have numbers of torch.float32"):
+            bound(nn.Linear(3, 2).eval(), region, method, spec)
