@@ -331,5 +331,5 @@ def test_linear_bounds_refuse_a_spec_that_their_precision_cannot_hold():
     spec = torch.full((2, 1, 2), 0.1, dtype=torch.float64)
     region = Box(torch.rand(2, 3), torch.full((2, 3), 0.1))
     for method in ("crown-ibp", "crown", "alpha-crown"):
-        with pytest.raises(ValueError, match="spec must have numbers of torch.float32"):
+        with pytest.raises(ValueError, match="spec must have numbers of"):
             bound(nn.Linear(3, 2).eval(), region, method, spec)
