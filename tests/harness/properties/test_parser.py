@@ -183,9 +183,9 @@ def test_too_many_cases_are_refused_while_they_are_read(monkeypatch):
     monkeypatch.setattr(cases, "_atom", lambda *args: read_atoms.append(1) or original(*args))
     with pytest.raises(InputError, match="cases, allowed: up to 20000"):
         read(f"{BOX}{OUTPUTS}(assert (or {'(<= Y_0 0)' * 50_000}))")
-    product = f"(and {f'(or {"(<= Y_0 0)" * 140})' * 2})"
+    choice = f"(or {'(<= Y_0 0)' * 140})"
     with pytest.raises(InputError, match="cases, allowed: up to 20000"):
-        read(f"{BOX}{OUTPUTS}(assert (or {product * 50}))")
+        read(f"{BOX}{OUTPUTS}(assert (or {f'(and {choice} {choice})' * 50}))")
     assert len(read_atoms) < 22_000
 
 
