@@ -118,6 +118,11 @@ class _Reader:
         used = [name for name in proto.output[1:] if self.uses[name]]
         if used:
             raise OnnxError(f"another node reads the outputs {used}, allowed: only the first output is used")
+        for attribute in proto.attribute:
+            numbers = np.array([attribute.f, *attribute.floats])
+            is_limit = proto.op_type == "Clip"  # an infinite one is none
+            if np.isnan(numbers).any() or (np.isinf(numbers).any() and not is_limit):
+                raise OnnxError(f"attribute {attribute.name!r}: found NaN or infinity, allowed: finite numbers")
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in proto.attribute}
         for name, value in attributes.items():
             if isinstance(value, onnx.TensorProto):

@@ -11,7 +11,8 @@ from cerdeq.onnx.node import Node, Value
 
 PARTS = {"Slice", "Gather", "Split"}
 MOVES = {"Flatten", "Reshape", "Squeeze", "Unsqueeze"}
-_OF_ANY_RANK = {"Add", "Sub", "Mul", "Div", "MatMul", "Relu", "LeakyRelu", "Identity", "Dropout", "Abs", "Clip"} | PARTS
+_ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Relu", "LeakyRelu", "Abs", "Sigmoid", "Tanh", "Sign", "Clip"}
+_OF_ANY_RANK = _ELEMENTWISE | PARTS | {"MatMul", "Identity", "Dropout"}
 Sizes = tuple[int, ...]
 
 

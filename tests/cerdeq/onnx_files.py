@@ -144,6 +144,7 @@ OPERATORS = [
     one("Clip", np.float32(-0.3), np.float32(0.7)),
     one("Clip", "", np.float32(0.2), name="above"),
     one("Clip", name="old", min=0.1, opset=9),
+    one("Clip", name="old, one limit", min=-np.inf, max=0.1, opset=9),
     one("Dropout"),
     one("Dropout", name="old", ratio=0.3, opset=9),
     one("Identity"),

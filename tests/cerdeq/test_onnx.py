@@ -162,6 +162,18 @@ REFUSED = {
     "a batch of 7": one("Relu", shape=(7, 3)),
     "DOUBLE, allowed: FLOAT": one("Add", np.ones(5)),
     "initializer 'c0': found NaN": one("Add", np.array([1, np.nan], np.float32)),
+    "operator Constant at node 'node1': attribute 'value_float': found NaN": Net(
+        "", [("Constant", [], {"value_float": np.inf}), ("Add", ["x", "y1"], {})]
+    ),
+    "attribute 'value_floats': found NaN": Net(
+        "",
+        [("Constant", [], {"value_floats": [0.0, np.nan]}), ("Slice", ["y1", "s", "e"], {}), ("Mul", ["x", "y2"], {})],
+        constants={"s": integers(0), "e": integers(1)},
+    ),
+    "attribute 'alpha': found NaN or infinity": one("LeakyRelu", alpha=np.nan),
+    "attribute 'value': found NaN or infinity": one("Pad", pads=[0, 0, 0, 1, 0, 0, 0, 0], value=np.inf, opset=9),
+    "attribute 'epsilon': found NaN or infinity": one("BatchNormalization", *NORM, epsilon=np.inf),
+    "attribute 'min': found NaN or infinity": one("Clip", min=np.nan, opset=9),
     "numbers of int64, allowed: float32": one("Add", integers(1)),
 }
 
@@ -277,7 +289,7 @@ def test_a_truncated_file_is_refused(tmp_path):
 
 
 ANY_BATCH = [
-    one("Relu", shape=VECTOR[1:]),
+    *(one(name, shape=VECTOR[1:]) for name in ("Relu", "LeakyRelu", "Abs", "Sigmoid", "Tanh", "Sign")),
     one("MatMul", MATRIX, shape=VECTOR[1:]),
     one("MatMul", MATRIX.T.copy(), "x", name="matrix first", shape=VECTOR[1:]),
     one("Add", BIAS, shape=(1,)),
