@@ -154,6 +154,9 @@ FORWARDS = {
     "no grad mode": lambda m, x: x + 1 if torch.is_grad_enabled() else x,
     "requires_grad": lambda m, x: x + 1 if not is_traced(x) and x.requires_grad else x,
     "one example": lambda m, x: x + 1 if not is_traced(x) and x.shape[0] == 1 else x,
+    "one example without gradients": (
+        lambda m, x: x + 1 if not is_traced(x) and x.shape[0] == 1 and not torch.is_grad_enabled() else x
+    ),
     "several examples": lambda m, x: x + 1 if not is_traced(x) and len(x) > 1 else x,
     "value of one point": lambda m, x: x + 1 if not is_traced(x) and x[0, 0].item() == 0.75 else x,
     "value as a truth": lambda m, x: x + 1 if not is_traced(x) and bool((x[0, 0] == 0.75).any()) else x,
@@ -383,3 +386,11 @@ def test_a_curve_that_torch_computes_in_float32_is_the_one_that_rules_know(curve
     x = 10 * torch.randn(2, 5000, generator=torch.Generator().manual_seed(0))
     lower, upper = bound(Lambda(lambda module, x: curve(x)).eval(), Box(x, torch.zeros_like(x)))
     assert (upper - lower <= 1e-6).all()
+
+
+def test_an_output_that_depends_on_the_position_in_the_batch_is_refused():
+    model = Lambda(lambda module, x: 5 - F.relu(x) - 2.25 * torch.arange(x.shape[0])[:, None]).eval()
+    box = Box(torch.zeros(2, 4), torch.ones(2, 4))
+    for refuse in (lambda: bound(model, box), lambda: verify(model, box, torch.eye(4).expand(2, -1, -1))):
+        with pytest.raises(UnsupportedOperator, match="depends on other images in the batch"):
+            refuse()
