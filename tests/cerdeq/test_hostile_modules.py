@@ -319,6 +319,9 @@ REPLACED = {
     "forward of a class": (nn.Linear, "forward", lambda self, x: 2 * F.linear(x, self.weight, self.bias)),
     "function": (F, "relu", lambda input, inplace=False: torch.relu(input) - 1),
     "call of all modules": (nn.Module, "__call__", lambda self, x: 2 * self.forward(x)),
+    "call of a class": (nn.Linear, "__call__", lambda self, x: 2 * self.forward(x)),
+    "sum": (Tensor, "__add__", lambda self, other: 2 * torch.add(self, other)),
+    "reflected difference": (Tensor, "__rsub__", lambda self, other: 2 * torch.sub(other, self)),
     "method": (Tensor, "flatten", lambda self, start_dim=0, end_dim=-1: 2 * self.view(len(self), -1)),
 }
 
@@ -394,3 +397,23 @@ def test_an_output_that_depends_on_the_position_in_the_batch_is_refused():
     for refuse in (lambda: bound(model, box), lambda: verify(model, box, torch.eye(4).expand(2, -1, -1))):
         with pytest.raises(UnsupportedOperator, match="depends on other images in the batch"):
             refuse()
+
+
+class ForgetsInCopies(nn.Linear):
+    """A layer that copies lose a number of."""
+
+    gain = 1.0
+
+    def __getstate__(self):
+        return {name: value for name, value in self.__dict__.items() if name != "gain"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_model_whose_copy_is_another_function_is_refused(dtype):
+    layer = ForgetsInCopies(4, 4)
+    layer.gain = -1.0
+    model = Lambda(lambda module, x: module.layer.gain * module.layer(x))
+    model.layer = layer
+    box = Box(torch.zeros(1, 4, dtype=dtype), torch.ones(1, 4, dtype=dtype))
+    with pytest.raises(UnsupportedOperator, match="the model is another function"):
+        verify(model.to(dtype).eval(), box, torch.eye(4, dtype=dtype)[None])
