@@ -312,6 +312,6 @@ def refuse_other_precision(one: Program, other: Program) -> None:
     step = differing_step(one, other, agree)
     if step is not None:
         raise UnsupportedOperator(
-            f"the model is another function in float32 than in float64, or than its copy: node '{step.name}'{step.line} "
+            f"the model is another function in float32 than in float64, or than a copy: node '{step.name}'{step.line} "
             "differs; allowed: a forward that does not ask for its precision, in a model that copies leave as it is"
         )
