@@ -137,7 +137,7 @@ def refuse_another_function(model: nn.Module, program: Program, region: Box | In
 
     The module makes the same calls as the program: Python code that tests a value's type, such as
     `isinstance(x, Tensor)`, takes another branch under torch.fx. And the bounds of single points contain the outputs,
-    up to rounding, of one example alone and of several: code of a leaf may be another than its rule's.
+    up to rounding, of one example alone, first and last of several: code of a leaf may be another than its rule's.
 
     Raises ValueError for inputs of a shape that the model does not take.
     """
@@ -153,17 +153,18 @@ def refuse_another_function(model: nn.Module, program: Program, region: Box | In
         raise UnsupportedOperator(
             f"the model cannot be bounded: its outputs are {box.center.dtype}; use float32 or float64"
         )
-    for output in outputs:
+    for output in (*outputs, outputs[-1][-1:]):
         if output.shape != box.center[: len(output)].shape or not _is_inside(output, box, _is_solved(program)):
             raise UnsupportedOperator(
-                "the model cannot be bounded: its output depends on other images in the batch, or its torch.fx trace "
-                "gives other outputs; allowed: examples computed one by one, and layers that compute what torch's do"
+                "the model cannot be bounded: its output depends on other images in the batch, or its place there, "
+                "or its torch.fx trace gives other outputs; allowed: examples computed one by one, and layers that "
+                "compute what torch's do"
             )
     return box.center.shape[1:]
 
 
-def refuse_other_calls(model: nn.Module, program: Program, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the model's outputs of x[:1], computed with gradients, and of x [B, ...], without.
+def refuse_other_calls(model: nn.Module, program: Program, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the model's outputs of x[:1], computed with gradients and without, and of x [B, ...], without.
 
     Raises UnsupportedOperator if the model makes other calls than the program.
     """
@@ -172,7 +173,7 @@ def refuse_other_calls(model: nn.Module, program: Program, x: Tensor) -> tuple[T
         has_gradients = not torch.is_inference_mode_enabled() and not any(tensor.is_inference() for tensor in tensors)
         with torch.set_grad_enabled(has_gradients):
             one = _output(model, program, x[:1].detach().requires_grad_(has_gradients))
-        return one.detach(), _output(model, program, x)
+        return one.detach(), _output(model, program, x[:1]), _output(model, program, x)
 
 
 def _output(model: nn.Module, program: Program, x: Tensor) -> Tensor:
@@ -220,11 +221,15 @@ def _explain(error: Exception, step: Step, kind: type[Exception], what: str) -> 
 
 
 def points_of(region: Box | Interval) -> Tensor:
-    """Return up to three finite points: of one example the centre and another, of a second one the lowest corner."""
+    """Return up to four finite points, the first and the last the same.
+
+    They are of one example the centre and another, of a second one the lowest corner, and the first again.
+    """
     inside = torch.rand(region.radius[:1].shape, generator=torch.Generator().manual_seed(0)).to(region.radius) * 2 - 1
     center, radius = region.center[:2], region.radius[:2]
     x = torch.cat([center[:1], center[:1] + inside * radius[:1], (center - radius)[-1:]])
-    return x[x.flatten(1).isfinite().all(1)]
+    x = x[x.flatten(1).isfinite().all(1)]
+    return torch.cat([x, x[:1]])
 
 
 def _is_inside(output: Tensor, box: Box, solved: bool) -> bool:
@@ -307,6 +312,6 @@ def refuse_other_precision(one: Program, other: Program) -> None:
     step = differing_step(one, other, agree)
     if step is not None:
         raise UnsupportedOperator(
-            f"the model is another function in float32 than in float64: node '{step.name}'{step.line} differs; "
-            "allowed: a forward that does not ask for its precision"
+            f"the model is another function in float32 than in float64, or than a copy: node '{step.name}'{step.line} "
+            "differs; allowed: a forward that does not ask for its precision, in a model that copies leave as it is"
         )

@@ -75,9 +75,9 @@ def verify(
     check_question(model, region, spec)
     if spec.shape[1] < 1:
         raise ValueError("spec has no rows: there is nothing to prove")
-    with torch.inference_mode(False), torch.no_grad():  # on copies: the caller may have made tensors in inference mode
+    with torch.inference_mode(False), torch.no_grad():  # copies: the caller may have made them in inference mode
         region, spec = Box(region.center.clone(), region.radius.clone()), spec.clone().double()
-        program, float32 = _programs(copy.deepcopy(model), region, spec)
+        program, float32 = _programs(model, region, spec)
         x = Interval(*(end.double() for end in (region.center, region.radius)))
         lower = _first_bounds(program, float32, x, spec, began + seconds * len(spec))
         status = [CERTIFIED] * len(spec)
@@ -115,10 +115,9 @@ def _programs(model: nn.Module, region: Box, spec: Tensor) -> tuple[Program, Pro
     exact = copy.deepcopy(model).double()
     program, float32 = trace(exact, linear=True), in_float32(exact, linear=True)
     check_columns(spec, refuse_another_function(exact, program, region.double()))
-    if region.center.dtype != torch.float64:
-        own = trace(model, linear=True)
-        refuse_other_precision(own, program)
-        refuse_other_calls(model, own, points_of(region))
+    own = trace(model, linear=True)
+    refuse_other_precision(own, program)
+    refuse_other_calls(model, own, points_of(region))
     return program, float32
 
 

@@ -309,7 +309,7 @@ TABLE = (
 
 _by_function: dict[Any, Operator] = {}
 _by_module: dict[type[nn.Module], Operator] = {}
-_FORWARD = ("forward", "_conv_forward")  # torch's convolutions do their work in the second
+_FORWARD = ("forward", "_conv_forward", "_check_input_dim", "_output_padding")  # torch's, with what they call
 _originals: dict[tuple[Any, str], Any] = {(nn.Module, name): getattr(nn.Module, name) for name in AROUND_FORWARD}
 """The code that rules know, by the class or package that holds it and its name."""
 
@@ -326,8 +326,10 @@ def register(record: Operator, replace: bool = False) -> None:
         )
     _by_function.update(dict.fromkeys(record.functions, record))
     _by_module.update(dict.fromkeys(record.modules, record))
-    keys: list[tuple[Any, str]] = [(kind, name) for kind in record.modules for name in _FORWARD]
-    keys += [(owner, getattr(function, "__name__", "")) for function in record.functions for owner in _OWNERS]
+    keys: list[tuple[Any, str]] = [(kind, name) for kind in record.modules for name in (*AROUND_FORWARD, *_FORWARD)]
+    names = {getattr(function, "__name__", "") for function in record.functions}
+    keys += [(owner, name) for name in names for owner in _OWNERS]
+    keys += [(Tensor, operation.format(name)) for name in names for operation in ("__{}__", "__r{}__")]
     _originals.update({(owner, name): getattr(owner, name) for owner, name in keys if hasattr(owner, name)})
 
 

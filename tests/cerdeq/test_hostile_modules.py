@@ -154,6 +154,9 @@ FORWARDS = {
     "no grad mode": lambda m, x: x + 1 if torch.is_grad_enabled() else x,
     "requires_grad": lambda m, x: x + 1 if not is_traced(x) and x.requires_grad else x,
     "one example": lambda m, x: x + 1 if not is_traced(x) and x.shape[0] == 1 else x,
+    "one example without gradients": (
+        lambda m, x: x + 1 if not is_traced(x) and x.shape[0] == 1 and not torch.is_grad_enabled() else x
+    ),
     "several examples": lambda m, x: x + 1 if not is_traced(x) and len(x) > 1 else x,
     "value of one point": lambda m, x: x + 1 if not is_traced(x) and x[0, 0].item() == 0.75 else x,
     "value as a truth": lambda m, x: x + 1 if not is_traced(x) and bool((x[0, 0] == 0.75).any()) else x,
@@ -316,6 +319,9 @@ REPLACED = {
     "forward of a class": (nn.Linear, "forward", lambda self, x: 2 * F.linear(x, self.weight, self.bias)),
     "function": (F, "relu", lambda input, inplace=False: torch.relu(input) - 1),
     "call of all modules": (nn.Module, "__call__", lambda self, x: 2 * self.forward(x)),
+    "call of a class": (nn.Linear, "__call__", lambda self, x: 2 * self.forward(x)),
+    "sum": (Tensor, "__add__", lambda self, other: 2 * torch.add(self, other)),
+    "reflected difference": (Tensor, "__rsub__", lambda self, other: 2 * torch.sub(other, self)),
     "method": (Tensor, "flatten", lambda self, start_dim=0, end_dim=-1: 2 * self.view(len(self), -1)),
 }
 
@@ -383,3 +389,31 @@ def test_a_curve_that_torch_computes_in_float32_is_the_one_that_rules_know(curve
     x = 10 * torch.randn(2, 5000, generator=torch.Generator().manual_seed(0))
     lower, upper = bound(Lambda(lambda module, x: curve(x)).eval(), Box(x, torch.zeros_like(x)))
     assert (upper - lower <= 1e-6).all()
+
+
+def test_an_output_that_depends_on_the_position_in_the_batch_is_refused():
+    model = Lambda(lambda module, x: 5 - F.relu(x) - 2.25 * torch.arange(x.shape[0])[:, None]).eval()
+    box = Box(torch.zeros(2, 4), torch.ones(2, 4))
+    for refuse in (lambda: bound(model, box), lambda: verify(model, box, torch.eye(4).expand(2, -1, -1))):
+        with pytest.raises(UnsupportedOperator, match="depends on other images in the batch"):
+            refuse()
+
+
+class ForgetsInCopies(nn.Linear):
+    """A layer that copies lose a number of."""
+
+    gain = 1.0
+
+    def __getstate__(self):
+        return {name: value for name, value in self.__dict__.items() if name != "gain"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_model_whose_copy_is_another_function_is_refused(dtype):
+    layer = ForgetsInCopies(4, 4)
+    layer.gain = -1.0
+    model = Lambda(lambda module, x: module.layer.gain * module.layer(x))
+    model.layer = layer
+    box = Box(torch.zeros(1, 4, dtype=dtype), torch.ones(1, 4, dtype=dtype))
+    with pytest.raises(UnsupportedOperator, match="the model is another function"):
+        verify(model.to(dtype).eval(), box, torch.eye(4, dtype=dtype)[None])
