@@ -5,6 +5,7 @@ line for each problem.
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ import numpy as np
 
 from harness.checker.boxes import Array
 from harness.checker.certificates import Tensors, read_tensors
-from harness.config.trial import TrialConfig
+from harness.config.trial import TrialConfig, identity
 from harness.errors import InputError, shorten
 from harness.storage import certification, folder
 from harness.storage.files import parse_file
@@ -65,15 +66,22 @@ def check_strays(sweep_dir: Path) -> list[str]:
 def check_copies(configs: Mapping[Path, TrialConfig]) -> list[str]:
     """Check that no trials of two seeds, models or methods have nearly the same weights.
 
-    configs: of trials, by their folders. Networks trained elsewhere may be the same ones. Trials of one seed and method
-    may agree: some settings change nothing, such as the precision on a CPU.
+    configs: of trials, by their folders. Networks trained elsewhere may be the same ones under other settings, but have
+    one seed. Trials of one seed and method may agree: some settings change nothing, such as the precision on a CPU.
     """
+    elsewhere = defaultdict[str, list[str]](list)
     samples = dict[Path, dict[str, Array]]()
     for trial_dir, config in configs.items():
-        if not config.is_trained_elsewhere and (trial_dir / folder.WEIGHTS).is_file():
+        if config.is_trained_elsewhere:
+            elsewhere[identity(config)].append(trial_dir.name)
+        elif (trial_dir / folder.WEIGHTS).is_file():
             with suppress(InputError):  # the recheck of that trial reports it
                 samples[trial_dir] = _sample(read_tensors(trial_dir / folder.WEIGHTS))
-    problems = []
+    problems = [
+        f"a network trained elsewhere has one seed: trials {', '.join(keys)}"
+        for keys in elsewhere.values()
+        if len(keys) > 1
+    ]
     for first, second in combinations(samples, 2):
         one, other = configs[first], configs[second]
         near = _NEAR if one.seed != other.seed else _SAME
@@ -85,17 +93,23 @@ def check_copies(configs: Mapping[Path, TrialConfig]) -> list[str]:
 
 
 def _sample(tensors: Tensors) -> dict[str, Array]:
-    """Return up to about a thousand numbers of each tensor, by its name and shape."""
+    """Return up to about a thousand numbers of each tensor of floats, by its name and shape."""
     return {
         f"{name} {tensor.shape}": tensor.ravel()[:: max(1, tensor.size // _SAMPLE)].astype(np.float64)
         for name, tensor in tensors.items()
+        if np.issubdtype(tensor.dtype, np.floating)
     }
 
 
 def _are_near(one: dict[str, Array], other: dict[str, Array], near: float) -> bool:
-    """Return whether all tensors of two networks agree to this share of their size."""
-    return one.keys() == other.keys() and all(
-        np.linalg.norm(other[name] - values) <= near * np.linalg.norm(values) for name, values in one.items()
+    """Return whether all tensors of two networks agree to this share of their size, or of the network's, if larger."""
+    if one.keys() != other.keys():
+        return False
+    everything = np.concatenate(list(one.values()))
+    usual = np.linalg.norm(everything) / np.sqrt(everything.size)
+    return all(
+        np.linalg.norm(other[name] - values) <= near * (np.linalg.norm(values) + usual * np.sqrt(values.size))
+        for name, values in one.items()
     )
 
 
@@ -181,6 +195,23 @@ def check_chosen(stored: StoredResult) -> list[str]:
     if chosen is None or (chosen.keys() == _CHOSEN and re.fullmatch(_CHOICE, str(chosen["text"]))):
         return []
     return [f"{folder.CHOSEN} does not describe a search: found {shorten(chosen.get('text'))}"]
+
+
+def check_method(config: TrialConfig) -> list[str]:
+    """Check the training method and its options as a sweep file's; plugins are loaded."""
+    from harness.config.sweep_keys import options_model, validate  # imported late, as torch takes seconds
+    from harness.methods import make_method, method_options
+
+    if config.is_trained_elsewhere and config.checkpoint is None:
+        return [f"{folder.TRIAL}: the network is trained elsewhere, but there is no checkpoint"]
+    try:
+        if not config.is_trained_elsewhere:
+            make_method(config.method, config.method_options)
+        allowed = {} if config.is_trained_elsewhere else method_options(config.method)
+        validate(options_model(allowed), config.method_options, "method_options")
+    except (TypeError, ValueError, InputError) as error:
+        return [f"{folder.TRIAL}: {error}"]
+    return []
 
 
 def check_plugins(stored: StoredResult, trusted: Collection[str]) -> list[str]:

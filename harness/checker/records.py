@@ -129,7 +129,8 @@ def check_other_stages(metrics: Mapping[str, float | None], stages: Sequence[str
 def check_names(metrics: Mapping[str, float | None]) -> list[str]:
     """Check that all metrics have names that evaluations write."""
     known = {value for value in vars(names).values() if isinstance(value, str)}
-    families = (names.share_of(""), names.certified_error_after(""), names.layer_width(""), *_FAMILIES)
+    known |= {names.share_of(verdict) for verdict in names.UNDECIDED}
+    families = (names.certified_error_after(""), names.layer_width(""), *_FAMILIES)
     others = [name for name in metrics if name not in known and not name.startswith(families)]
     return [f"{name!r}: recorded, but no evaluation has such a metric" for name in others]
 

@@ -89,6 +89,8 @@ def recheck(
     if problems := folders.check_plugins(stored, trusted):
         return RecheckResult(0, 0, problems)
     load_for(stored.config)
+    if problems := folders.check_method(stored.config):
+        return RecheckResult(0, 0, problems)
     data = load_data(stored.config.dataset)
     if problems := check_data(data, stored):
         return RecheckResult(0, 0, problems)

@@ -345,6 +345,11 @@ LIES = {
     "fewer images left for a stage": Lie(
         change_metrics(**{"stage_examples__crown-ibp": 2.0}), "stage_examples/crown-ibp: recorded 2.0, by", METRICS
     ),
+    "an invented share of undecided": Lie(
+        change_metrics(undecided__none_at_all=0.0),
+        "'undecided/none_at_all': recorded, but no evaluation has such a metric",
+        f"{RECORDS}.check_names",
+    ),
     "an invented metric": Lie(
         change_metrics(certified_accuracy=100.0),
         "'certified_accuracy': recorded, but no evaluation has such a metric",

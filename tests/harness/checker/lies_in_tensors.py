@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from lies_in_folders import IMAGES, Lie
 from lies_in_verdicts import IBP, IBP_MARGIN, NOT_CONFIRMED, NOT_PROVED_BY_IBP, PREDICTED, PROVE, proved
-from lying_sweep import Change, Sweep, change_config, change_tensors
+from lying_sweep import CHECKPOINT, Change, Sweep, change_config, change_tensors
 from safetensors.torch import load_file, save_file
 
 from harness.attacks.counterexamples import pack, unpack
+from harness.config.checkpoint_settings import TRAINED_ELSEWHERE
 from harness.storage import folder
 
 TENSORS, FINITE, CONTRACTION = (
@@ -89,18 +90,30 @@ def hide_certificates(sweep: Sweep) -> None:
     (sweep.cnn5 / folder.CERTIFICATES).unlink()
 
 
-def copy_as(change: Callable[[torch.Tensor], Any] = lambda tensor: None, **config: Any) -> Change:
-    """Let a copy of the CNN, its weights changed, be another trial's."""
+def copy_as(
+    change: Callable[[torch.Tensor], Any] = lambda tensor: None,
+    of: str = "classifier.weight",
+    first: Callable[[torch.Tensor], Any] = lambda tensor: None,
+    **config: Any,
+) -> Change:
+    """Let a copy of the CNN, a tensor changed, be another trial's. first: changes the tensor of the CNN itself."""
 
     def copy(sweep: Sweep) -> None:
+        change_tensors(folder.WEIGHTS, lambda tensors: (first(tensors[of]), tensors)[1])(sweep)
         shutil.copytree(sweep.cnn5, sweep.cnn5.with_name("copy"))
         path = sweep.cnn5.with_name("copy") / folder.WEIGHTS
         state = load_file(path)
-        change(state["classifier.weight"])
+        change(state[of])
         save_file(state, path, {"format": "pt"})
         change_config(**config)(Sweep(sweep.root, {"cnn5": "copy"}))
 
     return copy
+
+
+def copy_elsewhere(sweep: Sweep) -> None:
+    """Let the CNN be trained elsewhere, with two seeds."""
+    change_config(method=TRAINED_ELSEWHERE, checkpoint=CHECKPOINT)(sweep)
+    copy_as(seed=7)(sweep)
 
 
 def next_number(tensor: torch.Tensor) -> None:
@@ -116,6 +129,21 @@ LIES = {
     ),
     "a trial as another seed's, a layer scaled": Lie(
         copy_as(lambda tensor: tensor.mul_(1.0005), seed=7), "nearly the same weights under seed ", COPIES, ""
+    ),
+    "a trial as another seed's, its batches counted anew": Lie(
+        copy_as(of="norm1.num_batches_tracked", change=lambda tensor: tensor.add_(1), seed=7),
+        "nearly the same weights under seed ",
+        COPIES,
+        "",
+    ),
+    "a trial as another seed's, with noise instead of zeros": Lie(
+        copy_as(of="norm1.bias", change=lambda tensor: tensor.fill_(1e-30), first=torch.Tensor.zero_, seed=7),
+        "nearly the same weights under seed ",
+        COPIES,
+        "",
+    ),
+    "a network trained elsewhere as five seeds": Lie(
+        copy_elsewhere, "a network trained elsewhere has one seed: trials ", COPIES, ""
     ),
     "a trial as another method's": Lie(copy_as(method="plain"), "nearly the same weights under method ", COPIES, ""),
     "a trial as another method's, one weight changed": Lie(

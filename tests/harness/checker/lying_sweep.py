@@ -27,6 +27,7 @@ from harness.evaluation.verdicts import Evaluation
 from harness.storage import certification, folder, names
 
 GOLDEN = Path(__file__).parents[1] / "golden"
+CHECKPOINT = {"file": "net.pt", "sha256": "a" * 64}
 STAGES = {"cnn5": ("ibp", "crown-ibp", "alpha-crown"), "cerdeq": ("ibp", "crown-ibp")}
 IMAGES = 24  # the first ones, among them every kind of verdict
 CERTIFIED_IMAGES = 22
