@@ -1,11 +1,13 @@
 """Published numbers, of which published.csv has a row each."""
 
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.config.settings import Radius
 from harness.errors import InputError
 from harness.storage import names
+from harness.storage.files import LARGEST_TEXT, read_bytes
 from harness.terminal import printable
 
 if TYPE_CHECKING:
@@ -31,9 +33,10 @@ def read_published_rows(sweep_dir: Path) -> "pd.DataFrame":
 
     if not (path := next((file for file in published_files(sweep_dir) if file.exists()), None)):
         return pd.DataFrame(columns=[*_COLUMNS, "exact"], dtype=object)
+    content = BytesIO(read_bytes(path, LARGEST_TEXT))
     try:
-        rows = pd.read_csv(path, dtype=dict.fromkeys(_TEXTS, str))
-    except (OSError, ValueError) as error:
+        rows = pd.read_csv(content, dtype=dict.fromkeys(_TEXTS, str))
+    except ValueError as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     if missing := [name for name in _COLUMNS if name not in rows]:
         raise InputError(f"{path}: there is no column {', '.join(missing)}")

@@ -19,7 +19,7 @@ from harness.analysis.leaderboard import Leaderboard, Section, build_leaderboard
 from harness.analysis.summary import SUMMARY_LEGEND, Summary, summaries_of
 from harness.analysis.trials import PUBLISHED
 from harness.storage import names
-from harness.storage.files import write_text
+from harness.storage.files import read_text, write_text
 from harness.terminal import one_line, print_table
 
 LEGEND = (
@@ -60,7 +60,7 @@ def write_leaderboard(directory: Path) -> tuple[Leaderboard, dict[str, Summary]]
     leaderboard = build_leaderboard(directory)
     summaries = summaries_of(leaderboard)
     for path, text in zip(leaderboard_files(directory), _texts(leaderboard, summaries), strict=True):
-        if not path.exists() or path.read_bytes() != text.encode():
+        if not path.exists() or read_text(path) != text:
             write_text(path, text)
     return leaderboard, summaries
 
@@ -87,7 +87,7 @@ def _is_part(path: Path, text: str) -> bool:
 
     Its rows must not differ in these.
     """
-    recorded = path.read_bytes().decode(errors="replace")
+    recorded = read_text(path)
     if recorded == text or path.suffix not in (".csv", ".json"):
         return recorded == text
     try:

@@ -20,7 +20,7 @@ from harness.clock import Clock
 from harness.errors import InputError
 from harness.masking import mask_secrets
 from harness.storage import folder, names, remote
-from harness.storage.files import refuse_links, write_text
+from harness.storage.files import read_text, refuse_links, write_text
 from harness.storage.lease import holder, lock_address
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def update_mirror(uri: str, sweep_dir: Path) -> None:
     """Update a mirror. Raises InputError if the directory is something else, or the storage is away."""
     refuse_links(sweep_dir)
     mark = sweep_dir / MARK
-    mirrored = mark.read_text(encoding="utf-8") if mark.is_file() else None
+    mirrored = read_text(mark) if mark.is_file() else None
     if mirrored != uri and sweep_dir.exists() and any(sweep_dir.iterdir()):
         content = f"mirrors {mask_secrets(mirrored)}" if mirrored else "holds other files"
         raise InputError(

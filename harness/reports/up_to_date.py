@@ -9,7 +9,7 @@ from pathlib import Path
 
 from harness.analysis.published import published_files
 from harness.environment import data_directory, source_digest
-from harness.storage.files import digest_of_states, write_text
+from harness.storage.files import digest_of_states, read_text, write_text
 
 REPORT, FIGURES = "report.html", "figures"
 _MADE_FROM = ".made-from"  # beside the figures: a digest
@@ -18,7 +18,7 @@ _MADE_FROM = ".made-from"  # beside the figures: a digest
 def is_up_to_date(sweep_dir: Path, data_dir: str | None) -> bool:
     """Return True if nothing has changed since `mark_up_to_date`: results, code, page and figures."""
     mark = sweep_dir / FIGURES / _MADE_FROM
-    return mark.exists() and mark.read_text(encoding="utf-8") == _digest(sweep_dir, data_dir)
+    return mark.exists() and read_text(mark) == _digest(sweep_dir, data_dir)
 
 
 def mark_up_to_date(sweep_dir: Path, data_dir: str | None) -> None:

@@ -31,7 +31,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from harness.config.search import Searched, SearchSettings, Space
 from harness.config.trial import RECIPE_VERSION, digest_content, rows
-from harness.storage.files import DamagedFileError
+from harness.storage.files import DamagedFileError, read_bytes
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -71,6 +71,7 @@ def load_studies(search_dir: Path) -> list[Study]:
     path = search_dir / JOURNAL
     if not path.exists():
         return []
+    read_bytes(path)  # refuses a pipe, at which Optuna would wait
     try:
         storage = JournalStorage(JournalFileBackend(str(path)))
         return [optuna.load_study(study_name=row, storage=storage) for row in optuna.get_all_study_names(storage)]
@@ -83,7 +84,7 @@ def begin_studies(search_dir: Path, settings: SearchSettings, entries: Sequence[
     path = search_dir / JOURNAL
     Path(f"{path}.lock").unlink(missing_ok=True)  # of a process that was killed; Optuna would wait for it
     if path.exists():
-        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)  # such a process may leave half a line
+        os.truncate(path, read_bytes(path).rfind(b"\n") + 1)  # such a process may leave half a line
     load_studies(search_dir)
     storage = JournalStorage(JournalFileBackend(str(path)))
     directions, asha = [StudyDirection.MINIMIZE] * len(settings.objectives), settings.asha

@@ -17,16 +17,20 @@ from harness.errors import InputError, SettingError, error_line
 T = TypeVar("T")
 
 
+LARGEST, LARGEST_TEXT = 4 * 2**30, 64 * 2**20
+"""How many bytes a file of tensors or a table may have; one of text or JSON."""
+
+
 class DamagedFileError(InputError):
     """A file that is missing or damaged; the message names it."""
 
 
 def parse_json(path: Path, parse: Callable[[Any], Any]) -> Any:
     """Return `parse` of the JSON in a file. Raises DamagedFileError if it is missing, not JSON, or `parse` fails."""
-    content = read_bytes(path)
+    content = read_bytes(path, LARGEST_TEXT)
     try:
         return parse(load_json(content))
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, MemoryError) as error:
         raise DamagedFileError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
 
 
@@ -39,13 +43,18 @@ def parse_file(path: Path, parse: Callable[[bytes], T], content: bytes | None = 
         raise DamagedFileError(f"{path} cannot be read: {error_line(error)}") from error
 
 
-def read_bytes(path: Path) -> bytes:
-    """Return the content of a file. Raises DamagedFileError; for a pipe, too, at which reading would wait."""
+def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
+    """Return the content of a file of at most so many bytes.
+
+    Raises DamagedFileError; for a pipe, too, at which reading would wait.
+    """
     try:
         if not path.is_file():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        if (size := path.stat().st_size) > largest:
+            raise ValueError(f"found {size:,} bytes, allowed: at most {largest:,}")
         content = path.read_bytes()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, MemoryError) as error:
         raise DamagedFileError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
     if _digests is not None:
         digest = hashlib.sha256(content).digest()
@@ -145,6 +154,11 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write text atomically."""
     write_bytes(path, text.encode())
+
+
+def read_text(path: Path) -> str:
+    """Return the content of a text file, damaged characters as U+FFFD. Raises DamagedFileError as `read_bytes`."""
+    return read_bytes(path, LARGEST_TEXT).decode(errors="replace")
 
 
 def write_json(path: Path, content: Any) -> None:

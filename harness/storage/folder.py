@@ -31,7 +31,7 @@ from harness.config.checkpoint_settings import Checkpoint, digest_of, read_file
 from harness.config.trial import RECIPE_VERSION, TrialConfig, from_dict, to_dict, trial_key
 from harness.errors import SettingError, require, shorten
 from harness.masking import mask_secrets
-from harness.storage.files import load_json, parse_file, parse_json, write_bytes, write_json, write_text
+from harness.storage.files import load_json, parse_file, parse_json, read_bytes, write_bytes, write_json, write_text
 from harness.storage.names import EPOCH
 from harness.storage.parquet import read_table
 from harness.typed import check_types
@@ -149,7 +149,7 @@ def take_over(directory: Path, trial: Trial) -> None:
 
 def copy_checkpoint(checkpoint: Checkpoint, path: Path, to: Path) -> None:
     """Copy the file of a network trained elsewhere. Raises InputError if there is none, or another one."""
-    if not (to.exists() and digest_of(to.read_bytes()) == checkpoint.sha256):
+    if not (to.exists() and digest_of(read_bytes(to)) == checkpoint.sha256):
         write_bytes(to, read_file(path, checkpoint))
 
 

@@ -20,7 +20,7 @@ from typing import IO, Any
 from harness.errors import InputError
 from harness.masking import mask_secrets
 from harness.storage import remote
-from harness.storage.files import load_json, make_directory, refuse_links
+from harness.storage.files import LARGEST_TEXT, load_json, make_directory, read_bytes, refuse_links
 from harness.typed import check_types
 
 LOCK = ".lock"
@@ -88,7 +88,7 @@ def lock_address(uri: str) -> Iterator[None]:
 def holder(directory: Path) -> Holder | None:
     """Return who holds a directory: `host`, `process` and `since` (seconds, as time.time); None if nobody does."""
     path = directory / LOCK
-    owner = _parse(path.read_bytes()) if path.exists() else None
+    owner = _parse(read_bytes(path, LARGEST_TEXT)) if path.exists() else None
     return owner if owner is not None and _is_alive(owner) else None
 
 
@@ -134,7 +134,7 @@ def _is_alive(owner: Holder) -> bool:
         return True
     try:
         os.kill(owner["process"], 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # or no number that a process can have
         return False
     except PermissionError:  # another user's
         pass

@@ -14,7 +14,7 @@ from torch import nn
 
 from cerdeq.bounds.memory import is_out_of_memory
 from harness.errors import first_words
-from harness.storage.files import DamagedFileError, write_atomically
+from harness.storage.files import DamagedFileError, read_bytes, write_atomically
 from harness.storage.folder import CHECKPOINT
 
 T = TypeVar("T")
@@ -77,10 +77,9 @@ def _read(trial_dir: Path, device: torch.device, load: Callable[[dict[str, Any]]
     No code in the file runs.
     """
     path = trial_dir / CHECKPOINT
-    try:
-        content = BytesIO(path.read_bytes())
-    except FileNotFoundError:
+    if not path.exists():
         return None
+    content = BytesIO(read_bytes(path))
     try:
         with zipfile.ZipFile(content) as archive:
             if (name := archive.testzip()) is not None:  # torch does not check it

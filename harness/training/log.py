@@ -10,6 +10,7 @@ from pathlib import Path
 
 from harness.masking import mask_secrets
 from harness.storage import folder
+from harness.storage.files import DamagedFileError
 
 
 class _Masked(logging.Formatter):
@@ -24,8 +25,10 @@ class _Masked(logging.Formatter):
 def log_to_folder(directory: Path) -> Iterator[None]:
     """Append this package's log records, Python's warnings and an error that ends the block to the folder's log."""
     ours = logging.getLogger("harness")
+    if (path := directory / folder.LOG).exists() and not path.is_file():  # a handler would wait at a pipe
+        raise DamagedFileError(f"{path} cannot be written: found no file, allowed: a file; remove it")
     loggers, level = (ours, logging.getLogger("py.warnings")), ours.level
-    handler = logging.FileHandler(directory / folder.LOG, encoding="utf-8")
+    handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(_Masked("%(asctime)s %(message)s"))
     logging.captureWarnings(True)
     ours.setLevel(logging.DEBUG)

@@ -1,0 +1,58 @@
+"""No reader of a results directory waits at a pipe, or reads a file that is absurdly large."""
+
+import json
+import os
+import socket
+
+import pytest
+
+from harness.analysis.published import read_published_rows
+from harness.analysis.table_files import _is_part
+from harness.reports.up_to_date import is_up_to_date
+from harness.search.studies import JOURNAL, load_studies
+from harness.storage import folder, lease
+from harness.storage.files import DamagedFileError
+from harness.storage.lease import LOCK
+from harness.training.checkpoint import epochs_done
+from harness.training.log import log_to_folder
+
+READERS = {
+    LOCK: lease.holder,
+    folder.LOG: lambda path: log_to_folder(path).__enter__(),
+    folder.CHECKPOINT: epochs_done,
+    JOURNAL: load_studies,
+    "leaderboard.md": lambda path: _is_part(path / "leaderboard.md", ""),
+    "published.csv": lambda path: read_published_rows(path / "sweep"),
+    "figures/.made-from": lambda path: is_up_to_date(path, None),
+    folder.EPOCHS: folder.read_epochs,
+    folder.VERDICTS: lambda path: folder.read_verdicts(path, []),
+}
+"""What reads the file of this name in a directory."""
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_no_reader_waits_at_a_pipe(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(DamagedFileError, match=f"{name} cannot be "):
+        READERS[name](tmp_path)
+
+
+@pytest.mark.parametrize("name", [name for name in READERS if name != folder.LOG])
+def test_huge_files_are_refused_before_they_are_read(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    os.truncate(tmp_path / name, 8 * 2**40)
+    with pytest.raises(DamagedFileError, match=f"{name} cannot be read: .*allowed: at most "):
+        READERS[name](tmp_path)
+
+
+def test_a_process_number_that_no_process_has_is_of_nobody(tmp_path):
+    (tmp_path / LOCK).write_text(json.dumps({"host": socket.gethostname(), "process": 10**30, "since": 0.0}))
+    assert lease.holder(tmp_path) is None
+
+
+def test_a_mark_of_a_page_that_is_no_text_is_not_up_to_date(tmp_path):
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures/.made-from").write_bytes(b"\xff")
+    assert not is_up_to_date(tmp_path, None)
