@@ -6,7 +6,7 @@ import pytest
 
 from harness.data import load
 from harness.evaluation import shards
-from harness.evaluation.shards import certification_of, certify_shard, merge_shards
+from harness.evaluation.shards import certification_of, certify_shard, merge_parts
 from harness.storage import certification, folder, lease
 from harness.storage.files import DamagedFileError, parse_json, read_bytes, unchanged_files
 from harness.training import run_trial
@@ -107,6 +107,7 @@ def test_the_weights_that_are_hashed_are_those_that_are_evaluated(certified, mon
 def test_a_shard_whose_files_were_exchanged_is_not_merged(certified):
     path = certification.evidence_of(certified, 0)
     path.write_bytes(path.read_bytes() + b" ")
-    assert certification.missing_shards(certified, 1, certification.read_certification(certified).digest) == [0]
-    with pytest.raises(DamagedFileError, match="do not belong together"):
-        merge_shards(certified, 1)
+    assert certification.unfinished_shards(certified) == [0]
+    stored = certification.read_certification(certified)
+    with pytest.raises(DamagedFileError, match="cannot be read"):
+        merge_parts(certified, stored.images, stored.digest)
