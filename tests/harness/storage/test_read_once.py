@@ -86,7 +86,7 @@ def certified(tiny_trial, tmp_path):
     trial, stored = certification_of(trial_dir, config, data, read_bytes(trial_dir / folder.WEIGHTS))
     directory = certification.directory_of(trial_dir, config.evaluation)
     certification.take_over(directory, trial, stored)
-    certify_shard(directory, 0, None)
+    certify_shard(directory, 0, lambda row: None, None)
     return directory
 
 
@@ -100,7 +100,7 @@ def test_the_weights_that_are_hashed_are_those_that_are_evaluated(certified, mon
 
     monkeypatch.setattr(shards, "load_network", exchange)
     shards._load.cache_clear()
-    certify_shard(certified, 0, None)
+    certify_shard(certified, 0, lambda row: None, None)
     assert path.read_bytes() == b"other weights"
 
 
