@@ -9,7 +9,8 @@ from harness.command_line import main
 from harness.config.trial import RECIPE_VERSION
 from harness.errors import SettingError
 from harness.storage import files, folder, names
-from harness.storage.folder import DamagedFileError, TrialResult
+from harness.storage.files import DamagedFileError
+from harness.storage.folder import TrialResult
 
 
 @pytest.fixture
