@@ -151,6 +151,8 @@ class _Reader:
         result = self.shape_after(layer.eval(), values)
         if len(result) < 2 or result[0] != _EXAMPLES:
             raise OnnxError(f"{_EXAMPLES} examples give a result of shape {[*result]}: dimension 0 must stay the batch")
+        if not prod(result):
+            raise OnnxError(f"found a result without numbers, of shape {[*result[1:]]}; allowed: at least one number")
         self.layers[name] = layer
         self.sources.append(tuple(value.number for value in values))
         return Value(len(self.layers), result[1:], has_batch)

@@ -277,7 +277,7 @@ def _slice(node: Node) -> nn.Module | None:
         starts, ends, axes or range(len(starts)), steps or [1] * len(starts), strict=True
     ):
         size = node.value.full_shape[axis]
-        taken = range(size)[start:end:step]
+        taken = range(size)[max(start, -size) : end : step]  # Python takes nothing backwards from before element 0
         if (start, step) == (0, 1) and end >= 2**31 - 1:
             continue  # all, also of the batch
         item = slice(taken.start, taken.stop, step) if step > 0 else [*taken]

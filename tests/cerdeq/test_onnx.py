@@ -63,6 +63,24 @@ def test_operators_compute_and_bound_what_onnxruntime_computes(net, tmp_path):
     assert (upper - lower).max() < 1e-9
 
 
+def test_slices_take_what_onnxruntime_takes(tmp_path):
+    """A backwards one that starts before element 0 takes element 0, unlike Python's."""
+    random, refused = np.random.default_rng(0), 0
+    ends = [*range(-9, 10), 2**40, -(2**40), -(2**63)]
+    steps = [1, 2, 7, -1, -2, -7]
+    for start, end, step in [(random.choice(ends), random.choice(ends), random.choice(steps)) for _ in range(300)]:
+        path = onnx_file(one("Slice", *map(integers, (start, end, 1, step)), shape=(1, 5)), tmp_path)
+        x = torch.rand(1, 5)
+        expected = by_onnxruntime(path, x)
+        if expected.numel():
+            assert torch.equal(load_onnx(path)(x), expected), (start, end, step)
+        else:
+            refused += 1
+            with pytest.raises(OnnxError, match="found a result without numbers"):
+                load_onnx(path)
+    assert 50 < refused < 250
+
+
 def test_one_session_of_onnxruntime_runs_all_points(tmp_path, monkeypatch):
     made, original = [], onnxruntime.InferenceSession
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *args, **kw: made.append(1) or original(*args, **kw))
@@ -174,6 +192,12 @@ REFUSED = {
     "attribute 'value': found NaN or infinity": one("Pad", pads=[0, 0, 0, 1, 0, 0, 0, 0], value=np.inf, opset=9),
     "attribute 'epsilon': found NaN or infinity": one("BatchNormalization", *NORM, epsilon=np.inf),
     "attribute 'min': found NaN or infinity": one("Clip", min=np.nan, opset=9),
+    "found a result without numbers": Net(
+        "",
+        [("Slice", ["x", "s", "e", "a", "t"], {}), ("Concat", ["x", "y1"], {"axis": 1})],
+        VECTOR,
+        {"s": integers(3), "e": integers(2**63 - 1), "a": integers(1), "t": integers(-1)},  # onnxruntime takes 4
+    ),
     "numbers of int64, allowed: float32": one("Add", integers(1)),
 }
 
