@@ -9,6 +9,7 @@ continues.
 
 import argparse
 import math
+import os
 from pathlib import Path
 
 from harness import command_line
@@ -58,7 +59,7 @@ def main(options: argparse.Namespace) -> int:
         instances, default = read_instances(files[0], seconds), Path("results") / files[0].stem
         return solve_instances(instances, directory or default, workers, new_console())
     for file in files:
-        require("FILE", str(file), file.is_file(), "a file that exists")
+        require("FILE", str(file), os.path.isfile(file), "a file that exists")
     network, property_path = (str(file.absolute()) for file in files)
     instance = Instance(network, property_path, seconds or _DEFAULT_SECONDS)
     return solve_instances([instance], directory, 1, new_console())

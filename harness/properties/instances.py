@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
+from os.path import exists, isfile  # also of names that are too long, unlike those of Path
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from harness.launch.progress import Bars
 from harness.storage.files import (
     DamagedFileError,
     parse_json,
+    read_bytes,
     remove_unfinished,
     write_bytes,
     write_json,
@@ -53,8 +55,8 @@ def read_instances(path: Path, seconds: float | None = None) -> list[Instance]:
     seconds: replaces all timeouts. Raises InputError for a row that is malformed, or whose files do not exist.
     """
     try:
-        rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"))))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        rows = list(csv.reader(io.StringIO(read_bytes(path).decode("utf-8-sig"), newline=None)))
+    except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     instances = [
         _instance(row, f"{path}, line {number}", path.parent, seconds) for number, row in enumerate(rows, 1) if row
@@ -73,14 +75,14 @@ def _instance(row: list[str], where: str, folder: Path, seconds: float | None) -
     require(f"{where}, timeout", row[2], 0 < timeout < float("inf"), "seconds above 0")
     onnx, vnnlib = (_find((folder / name.strip()).absolute()) for name in row[:2])
     for name, file in zip(row, (onnx, vnnlib), strict=False):
-        require(where, name, file.is_file(), "a file, relative to the CSV file")
+        require(where, name, isfile(file), "a file, relative to the CSV file")
     return Instance(str(onnx), str(vnnlib), timeout if seconds is None else seconds)
 
 
 def _find(path: Path) -> Path:
     """Return the path, or that of the file packed, which competitions store under the name of the other."""
     packed = path.with_name(f"{path.name}.gz")
-    return packed if packed.is_file() and not path.exists() else path
+    return packed if isfile(packed) and not exists(path) else path
 
 
 def solve_instances(instances: Sequence[Instance], directory: Path, workers: int | None, console: Console) -> int:

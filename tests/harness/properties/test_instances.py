@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from harness.command_line import main
+from harness.errors import InputError
 from harness.properties import instances
 
 pytest.importorskip("onnxruntime")
@@ -127,6 +128,16 @@ def test_packed_files_are_found_under_their_names(files):
     assert main("recheck", [str(files / "results")]) == 0
 
 
+def test_a_list_is_a_regular_file_and_may_begin_with_a_byte_order_mark(files):
+    path = files / "list.csv"
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert [Path(each.onnx).name for each in instances.read_instances(path)] == ["net.onnx"] * 2
+    os.mkfifo(files / "pipe.csv")
+    for other in (files / "pipe.csv", files):
+        with pytest.raises(InputError, match="cannot be read: FileNotFoundError"):
+            instances.read_instances(other)
+
+
 @pytest.mark.slow
 def test_instances_are_solved_side_by_side(files):
     assert verify(files / "list.csv", "--results-dir", files / "results", "--workers", "2") == 0
@@ -151,6 +162,12 @@ def test_instances_are_solved_side_by_side(files):
         ("list.csv:net.onnx,sat.vnnlib\n", ["list.csv"], "list.csv, line 1: found ['net.onnx', 'sat.vnnlib']"),
         ("list.csv:net.onnx,sat.vnnlib,soon\n", ["list.csv"], "list.csv, line 1, timeout: found 'soon'"),
         ("list.csv:net.onnx,no.vnnlib,9\n", ["list.csv"], "list.csv, line 1: found 'no.vnnlib', allowed: a file"),
+        (f"list.csv:net.onnx,{'a' * 300},9\n", ["list.csv"], "list.csv, line 1: found 'aaa"),
+        (f"list.csv:{'a' * 300},sat.vnnlib,9\n", ["list.csv"], "list.csv, line 1: found 'aaa"),
+        ("", [f"{'a' * 300}.onnx", "sat.vnnlib", "--results-dir", "r"], "allowed: a file that exists"),
+        ("", [f"{'a' * 300}.onnx", "sat.vnnlib"], "cannot be read: File name too long"),
+        ("", [f"{'a' * 300}.csv"], "File name too long"),
+        ("list.csv:net.onnx,\0,9\n", ["list.csv"], "list.csv"),
         ("sat.vnnlib:(declare-const Y_2 Real)", ["net.onnx", "sat.vnnlib"], "2 inputs and 3 outputs, allowed: 2 and 2"),
         ("sat.vnnlib:(assert (>= Y_0 1e400))", ["net.onnx", "sat.vnnlib"], "the bound -1E+400, allowed: up to 1e30"),
         ("sat.vnnlib:(assert (<= (* 1e400 Y_0) 0))", ["net.onnx", "sat.vnnlib"], "found the coefficient 1E+400 of Y_0"),
