@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from os.path import isfile  # also of names that are too long, unlike Path's
 from pathlib import Path
 
 from safetensors.numpy import load
@@ -113,8 +114,10 @@ def _confirm(path: Path, record: Record) -> str:
 
 def _content(kind: str, record: Record) -> bytes:
     """Return all bytes of a record's network or property. Raises NotConfirmedError if they are not those verified."""
+    if not isinstance(record[kind], str):
+        raise NotConfirmedError(f"{kind}: found {record[kind]!r}, allowed: a path")
     path = Path(record[kind])
-    if not path.is_file():
+    if not isfile(path):
         raise NotConfirmedError(f"{path} is missing: put it back, or run harness.verify again")
     try:
         content = READERS[kind](path)

@@ -22,6 +22,7 @@ from harness.properties.cases import NUMBER, Case, Property
 from harness.properties.counterexample import Counterexample
 
 _AGREEMENT = 1e-4  # of outputs in float32, relative to 1 + their size, beside their proved boxes
+_LARGEST = float(np.finfo(np.float32).max)
 _POINTS = 8  # random points of a box
 _VALUE = re.compile(r"\([XY]_\d+ ([^ ()]+)\)")
 
@@ -126,7 +127,10 @@ def _point(text: str, property_: Property) -> tuple[list[Fraction], list[Fractio
     if not is_complete or not all(map(NUMBER.fullmatch, values)):
         counts = f"{property_.inputs} inputs and {property_.outputs} outputs"
         raise NotConfirmedError(f"the counterexample is malformed, allowed: the decimals of {counts} in order alone")
-    return [Fraction(value) for value in inputs], [Fraction(value) for value in outputs]
+    numbers = [Fraction(value) for value in values]
+    if max(map(abs, numbers)) > _LARGEST:
+        raise NotConfirmedError("the counterexample has numbers beyond those of float32")
+    return numbers[: property_.inputs], numbers[property_.inputs :]
 
 
 def _refuse_other_outputs(exact: Box, outputs: Array) -> None:
