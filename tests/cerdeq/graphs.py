@@ -231,6 +231,10 @@ NETWORKS = {
     ),
     "average pool divisor": around(nn.AvgPool2d(2, divisor_override=-3), IMAGE, 2),
     "adaptive average pool": around(nn.AdaptiveAvgPool2d((2, 1)), IMAGE, 4),
+    "transposed convolution": (
+        lambda: layers(nn.ConvTranspose2d(1, 2, 2, stride=2), relu, nn.Conv2d(2, 1, 2), nn.Flatten(),
+        nn.Linear(9, 2)), (1, 2, 2),
+    ),
     "max pool": (lambda: layers(nn.Conv2d(1, 2, 1), lambda n: pool(n, 2), nn.Flatten(), nn.Linear(8, 2)), (1, 4, 4)),
     "max pool overlapping": (
         lambda: layers(nn.Conv2d(1, 2, 2), lambda n: pool(n, 2, stride=1), relu, nn.Flatten(), nn.Linear(2, 2)),
