@@ -171,21 +171,27 @@ def refuse_other_calls(model: nn.Module, program: Program, x: Tensor) -> tuple[T
     with trace_lock:
         tensors = [x, *model.parameters(), *model.buffers()]
         has_gradients = not torch.is_inference_mode_enabled() and not any(tensor.is_inference() for tensor in tensors)
+        alone = _calls_of(program, x[:1])
         with torch.set_grad_enabled(has_gradients):
-            one = _output(model, program, x[:1].detach().requires_grad_(has_gradients))
-        return one.detach(), _output(model, program, x[:1]), _output(model, program, x)
+            one = _output(model, program, x[:1].detach().requires_grad_(has_gradients), alone)
+        return one.detach(), _output(model, program, x[:1], alone), _output(model, program, x, _calls_of(program, x))
 
 
-def _output(model: nn.Module, program: Program, x: Tensor) -> Tensor:
-    """Return the model's output of x [B, ...]. Raises UnsupportedOperator if its calls are not the program's."""
-    expected: list[Call] | None = None
-    for function in (partial(_run, program), model):
-        copy = x.clone()
-        calls = _Calls(copy, expected)
-        with calls.with_leaves(program):
-            output = calls.output_of(function, copy)
-        expected = calls.calls
-    return output
+def _calls_of(program: Program, x: Tensor) -> list[Call]:
+    """Return the calls that the program makes for x [B, ...]."""
+    copy = x.clone()
+    calls = _Calls(copy)
+    with calls.with_leaves(program):
+        calls.output_of(partial(_run, program), copy)
+    return calls.calls
+
+
+def _output(model: nn.Module, program: Program, x: Tensor, expected: list[Call]) -> Tensor:
+    """Return the model's output of x [B, ...]. Raises UnsupportedOperator if its calls are not the expected ones."""
+    copy = x.clone()
+    calls = _Calls(copy, expected)
+    with calls.with_leaves(program):
+        return calls.output_of(model, copy)
 
 
 def _run(program: Program, x: Tensor) -> Tensor:
@@ -270,11 +276,32 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
     return {**public, **module._parameters, **module._buffers, **module._modules}
 
 
-def differing_step(one: Program, other: Program, numbers: Callable[[Step, Tensor, Tensor], bool]) -> Step | None:
+def differing_step(
+    one: Program, other: Program, numbers: Callable[[Step, Tensor, Tensor], bool | Tensor]
+) -> Step | None:  # fmt: skip
     """Return the first step that differs in two programs of a module in different precisions; None if none does.
 
-    numbers: whether two tensors of a step are the same.
+    numbers: whether two tensors of a step are the same. Answers in tensors are read at once, after all steps: each
+    reading makes a GPU's host wait.
     """
+    answers: list[tuple[Step, Tensor]] = []
+
+    def note(step: Step, a: Tensor, b: Tensor) -> bool:
+        answer = numbers(step, a, b)
+        if isinstance(answer, Tensor):
+            answers.append((step, answer))
+            return True
+        return answer
+
+    different = _differing_structure(one, other, note)
+    if answers:
+        device = answers[0][1].device
+        agreed = torch.stack([answer.to(device) for _, answer in answers]).tolist()
+        different = next((step for (step, _), agrees in zip(answers, agreed, strict=True) if not agrees), different)
+    return different
+
+
+def _differing_structure(one: Program, other: Program, numbers: Callable[[Step, Tensor, Tensor], bool]) -> Step | None:
     for a, b in zip(one.steps, other.steps, strict=False):
         if not same(_contents(a), _contents(b), partial(numbers, a)):
             return a
@@ -300,14 +327,14 @@ def refuse_other_precision(one: Program, other: Program) -> None:
     Weights that a parametrisation computes agree in three digits.
     """
 
-    def agree(step: Step, a: Tensor, b: Tensor) -> bool:
+    def agree(step: Step, a: Tensor, b: Tensor) -> bool | Tensor:
         if a.shape != b.shape or a.is_floating_point() != b.is_floating_point():
             return False
         a, b = a.double(), b.double()
         is_computed = isinstance(step.target, nn.Module) and parametrize.is_parametrized(step.target)
         limits = torch.finfo(torch.float32)
         allowed = 1e-3 * b.abs().max() if is_computed else limits.eps * b.abs() + limits.tiny
-        return bool(((a == b) | ((a - b).abs() <= allowed)).all())
+        return ((a == b) | ((a - b).abs() <= allowed)).all()
 
     step = differing_step(one, other, agree)
     if step is not None:
