@@ -127,9 +127,9 @@ def property_of(expressions: Iterable[Expression]) -> Property:
                 found = to_text(expression)
                 raise InputError(f"found {found}, allowed: (declare-const X_0 Real), (assert ...)")
     inputs, outputs = (_count(kind, declared) for kind in "XY")
-    shared, choices, known = list[_Atom](), list[list[list[_Atom]]](), {_CONSTANT, *declared}
+    shared, choices, variables = list[_Atom](), list[list[list[_Atom]]](), {_CONSTANT, *declared}
     for assertion in assertions:
-        conjunctions = _conjunctions(assertion, known)
+        conjunctions = _conjunctions(assertion, variables)
         if len(conjunctions) == 1:
             shared += conjunctions[0]
         else:
@@ -162,23 +162,23 @@ def _count(kind: str, declared: dict[Variable, None]) -> int:
     return len(numbers)
 
 
-def _conjunctions(expression: Expression, known: set[Variable]) -> list[list[_Atom]]:
-    """Return an assertion as a disjunction of conjunctions. known: the declared variables, and _CONSTANT."""
+def _conjunctions(expression: Expression, variables: set[Variable]) -> list[list[_Atom]]:
+    """Return an assertion as a disjunction of conjunctions. variables: the declared variables, and _CONSTANT."""
     match expression:
         case ["or", _, *_]:
             choices = list[list[_Atom]]()
             for each in expression[1:]:
-                choices += _conjunctions(each, known)
+                choices += _conjunctions(each, variables)
                 _refuse_many(len(choices), expression)
             return choices
         case ["and", _, *_]:
-            parts = [_conjunctions(each, known) for each in expression[1:]]
+            parts = [_conjunctions(each, variables) for each in expression[1:]]
             _refuse_many(prod(map(len, parts)), expression)
             return [[atom for part in choice for atom in part] for choice in product(*parts)]
         case ["<=", left, right]:
-            return [[_atom(left, right, known, expression)]]
+            return [[_atom(left, right, variables, expression)]]
         case [">=", left, right]:
-            return [[_atom(right, left, known, expression)]]
+            return [[_atom(right, left, variables, expression)]]
     raise InputError(f"found {to_text(expression)}, allowed: (and ...), (or ...), (<= a b), (>= a b)")
 
 
@@ -187,9 +187,9 @@ def _refuse_many(cases: int, what: Expression) -> None:
         raise InputError(f"{to_text(what)} has {cases} cases, allowed: up to {MOST_CASES}")
 
 
-def _atom(left: Expression, right: Expression, known: set[Variable], expression: Expression) -> _Atom:
+def _atom(left: Expression, right: Expression, variables: set[Variable], expression: Expression) -> _Atom:
     """Return the constraint left <= right. Raises InputError if it is not on one input, or on outputs."""
-    difference = _difference(_linear(left, known, expression), _linear(right, known, expression))
+    difference = _difference(_linear(left, variables, expression), _linear(right, variables, expression))
     bound = -difference.pop(_CONSTANT, Fraction(0))
     kinds = {kind for kind, _ in difference}
     if len(kinds) != 1:
@@ -204,22 +204,22 @@ def _atom(left: Expression, right: Expression, known: set[Variable], expression:
 _CONSTANT: Variable = ("", 0)
 
 
-def _linear(term: Expression, known: set[Variable], expression: Expression) -> Form:
+def _linear(term: Expression, variables: set[Variable], expression: Expression) -> Form:
     """Return a linear term as coefficients by variable. Its constant is stored under the key _CONSTANT."""
     if isinstance(term, str):
         form = _symbol(term)
-        if not form or not form.keys() <= known:
+        if not form or not form.keys() <= variables:
             found = f"{shorten(term)} in {to_text(expression)}"
             raise InputError(f"found {found}, allowed: numbers and declared variables")
         return form
     match term:
         case ["+", _, *_]:
-            return _sum(_linear(each, known, expression) for each in term[1:])
+            return _sum(_linear(each, variables, expression) for each in term[1:])
         case ["-", _, *_]:
-            first, *others = (_linear(each, known, expression) for each in term[1:])
+            first, *others = (_linear(each, variables, expression) for each in term[1:])
             return _difference(first, _sum(others)) if others else _difference({}, first)
         case ["*", left, right]:
-            parts = [_linear(left, known, expression), _linear(right, known, expression)]
+            parts = [_linear(left, variables, expression), _linear(right, variables, expression)]
             for factor, other in (parts, parts[::-1]):
                 if factor.keys() <= {_CONSTANT}:
                     number = factor.get(_CONSTANT, Fraction(0))
