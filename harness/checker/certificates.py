@@ -55,8 +55,8 @@ class Certificate:
 
 
 def read_tensors(path: Path) -> Tensors:
-    """Return the tensors of a file by their names; none if there is no file. Raises InputError."""
-    return parse_file(path, load) if path.exists() else {}
+    """Return the tensors of a file by their names, in their order; none if there is no file. Raises InputError."""
+    return dict(sorted(parse_file(path, load).items())) if path.exists() else {}
 
 
 def split_by_example(tensors: Tensors) -> dict[str, Tensors]:
