@@ -107,7 +107,7 @@ def _decide_over(
     certificates: bool,
 ) -> Decision:  # fmt: skip
     """Return the decision over these boxes. It is TIMEOUT, too, if as many branches as `end` are used."""
-    layout, leaves = root_leaves(fast, (~(lower > 0)).nonzero()[:, 0])
+    layout, leaves = root_leaves(exact, fast, (~(lower > 0)).nonzero()[:, 0])
     queue: list[tuple[float, int, Leaves, Candidates]] = []  # a heap, the worst leaf first
     row_bounds, closed = torch.full_like(lower, torch.inf), [leaves.of(slice(0))]
     numbers, steps, has_unsplittable = itertools.count(), _ROOT_STEPS, False

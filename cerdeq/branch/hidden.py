@@ -20,6 +20,7 @@ from cerdeq.boxes import outward_ends, smaller_box
 from cerdeq.branch.ascent import Ascent, Steps, ascend_leaves
 from cerdeq.branch.decision import Budget
 from cerdeq.branch.leaves import Layout, Leaves, Problem, certificate_tensors, root_leaves
+from cerdeq.branch.parallel import activation_inputs
 from cerdeq.branch.split import Candidates, no_candidates, split
 from cerdeq.branch.tensor_rows import concatenate
 from cerdeq.branch.threads import map_parts, slices
@@ -125,7 +126,7 @@ class HiddenBounds:
             program = _up_to(self._fast.program, number)
             fast = Problem(program, cast_to_float32(program, exact.values), spec.float())
         if not budget.is_exhausted:
-            rows = self._grow(number, fast, leaves_each, budget)
+            rows = self._grow(number, exact, fast, leaves_each, budget)
             self._rows[number] = replace(rows, leaves=rows.layout.round_choices(rows.leaves))
         if number not in self._rows:
             return values[number]
@@ -136,12 +137,12 @@ class HiddenBounds:
         tight = smaller_box(box, low.view_as(box.center), high.view_as(box.center))
         return Interval(tight.center, tight.radius)
 
-    def _grow(self, number: int, fast: Problem, leaves_each: int, budget: Budget) -> _Rows:
+    def _grow(self, number: int, exact: Problem, fast: Problem, leaves_each: int, budget: Budget) -> _Rows:
         """Return the rows with leaves split until each has `leaves_each`, worst leaves first; nothing is proved."""
         rows = self._rows.get(number)
         if rows is None:
             units = self._units[number]
-            layout, leaves = root_leaves(fast, torch.arange(2 * len(units), device=units.device))
+            layout, leaves = root_leaves(exact, fast, torch.arange(2 * len(units), device=units.device))
             rows = _Rows(units, layout, leaves, no_candidates(leaves))
             unstable = _are_unstable(rows)[leaves.row]
             if unstable.any():
@@ -241,10 +242,8 @@ def _worst_half(rows: _Rows, leaves_each: int) -> Tensor:
 def _inputs_of_activations(program: Program) -> dict[int, str]:
     """Return the numbers of the values that ReLUs read, in order, each with the first such step's name."""
     inputs = dict[int, str]()
-    for step in program.steps:
-        record = step.record
-        if record is not None and record.unsettled is not None and record.preactivation and record.refine is None:
-            inputs.setdefault(step.sources[0], step.name)
+    for name, number in activation_inputs(program).items():
+        inputs.setdefault(number, name)
     return inputs
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from cerdeq.bounds.backward import linear_lower_bound
 from cerdeq.bounds.forward import with_boxes
 from cerdeq.bounds.graph import Program
+from cerdeq.branch.parallel import ParallelUnits, parallel_units
 from cerdeq.branch.tensor_rows import TensorRows
 from cerdeq.deadline import check
 from cerdeq.rules.interval import Interval
@@ -122,11 +123,13 @@ class Layout:
 
     units: the columns of the units that may be split, one Columns for each step. choices: the columns of free choices,
     by their name among a pass's slopes. scales: [K, choices], the size of each choice for each row of the spec.
+    parallel: units whose signs follow from each other.
     """
 
     units: list[Columns]
     choices: list[Columns]
     scales: Tensor
+    parallel: ParallelUnits
 
     def largest(self, like: Tensor) -> Tensor:
         """Return the largest allowed value of each choice, [choices]: 1, infinity for multipliers of splits."""
@@ -148,13 +151,16 @@ class Layout:
         return replace(leaves, choices=torch.where(small, (choices.clamp(max=1) * 255).round() / 255, choices))
 
 
-def root_leaves(problem: Problem, rows: Tensor) -> tuple[Layout, Leaves]:
-    """Return the layout of an image's leaves, and the root leaves of these rows [D], which fix no sign."""
+def root_leaves(exact: Problem, fast: Problem, rows: Tensor) -> tuple[Layout, Leaves]:
+    """Return the layout of an image's leaves, and the root leaves of these rows [D], which fix no sign.
+
+    exact, fast: the same question in float64 and for the search.
+    """
     seen: dict[str, Any] = {}
     ctx = Backward(sound=False, choices={}, seen=seen)
-    lower = linear_lower_bound(
-        problem.program, problem.repeat_values(len(rows)), problem.rows(rows), problem.program.output, ctx
-    )[:, 0]
+    lower = linear_lower_bound(fast.program, fast.repeat_values(len(rows)), fast.rows(rows), fast.program.output, ctx)[
+        :, 0
+    ]
     units: list[Columns] = []
     choices: list[Columns] = []
     defaults, first, sizes = ctx.choices or {}, [], []
@@ -173,11 +179,12 @@ def root_leaves(problem: Problem, rows: Tensor) -> tuple[Layout, Leaves]:
             first.append(values)
             size = coefficients.flatten(2).abs().amax(2) if name == split_name(step) else lower.new_ones(len(rows), 1)
             sizes.append(size.expand(-1, len(values)))
-    scales = lower.new_zeros(len(problem.spec), choices[-1].stop if choices else 0)
+    scales = lower.new_zeros(len(fast.spec), choices[-1].stop if choices else 0)
     scales[rows] = torch.cat(sizes, dim=1) if sizes else scales[rows]
     packed = torch.cat(first) if first else lower.new_zeros(0)
     signs = torch.zeros(len(rows), units[-1].stop if units else 0, dtype=torch.int8, device=rows.device)
-    return Layout(units, choices, scales), Leaves(rows, signs, packed.repeat(len(rows), 1), lower.double())
+    parallel = parallel_units(exact.program, exact.values, {columns.name: columns.elements for columns in units})
+    return Layout(units, choices, scales, parallel), Leaves(rows, signs, packed.repeat(len(rows), 1), lower.double())
 
 
 def certificate_tensors(layout: Layout, leaves: Leaves) -> dict[str, Tensor]:

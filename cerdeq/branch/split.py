@@ -105,7 +105,7 @@ def _sort_candidates(
 
 
 def make_cases(layout: Layout, leaves: Leaves, candidates: Candidates, depth: int) -> Leaves:
-    """Return the leaves with every combination of signs of their first `depth` candidates.
+    """Return the leaves with every combination of signs of their first `depth` candidates, and what follows from it.
 
     The leaves with all signs 1 come first.
     """
@@ -115,10 +115,13 @@ def make_cases(layout: Layout, leaves: Leaves, candidates: Candidates, depth: in
         named = candidates.units[:, number].repeat(copies)[:, None]
         starts = candidates.multipliers[:, number].to(choices).repeat(copies, 1)
         index = named.clamp(min=0)
-        column = layout.multiplier_columns[index]
-        signs = torch.cat([_with(signs, index, named >= 0, signs.new_full(named.shape, sign)) for sign in (1, -1)])
-        choices = torch.cat([_with(choices, column, named >= 0, starts[:, side : side + 1]) for side in (0, 1)])
-        exists = torch.cat([exists, exists & (named[:, 0] >= 0)])
+        column, is_open = layout.multiplier_columns[index], named >= 0
+        if number:  # the sign may follow from those before
+            is_open = is_open & (signs.gather(1, index) == 0)
+        signs = torch.cat([_with(signs, index, is_open, signs.new_full(named.shape, sign)) for sign in (1, -1)])
+        signs = layout.parallel.complete(signs)
+        choices = torch.cat([_with(choices, column, is_open, starts[:, side : side + 1]) for side in (0, 1)])
+        exists = torch.cat([exists, exists & is_open[:, 0]])
     cases = exists.nonzero()[:, 0]
     return replace(leaves.of(cases % len(leaves.row)), signs=signs[cases], choices=choices[cases])
 

@@ -26,6 +26,8 @@ import numpy as np
 from safetensors.numpy import load
 
 from harness.checker.boxes import Array
+from harness.checker.cover import covers_everything, unit_lines
+from harness.checker.network import Network
 from harness.checker.relaxation import Leaves
 from harness.storage.files import parse_file
 
@@ -82,7 +84,11 @@ def split_by_layer(tensors: Tensors) -> tuple[Tensors, dict[str, Tensors]]:
 
 
 def check_certificate(
-    tensors: Tensors, shapes: dict[str, tuple[int, ...]], margins: int, row_type: type = np.int16
+    tensors: Tensors,
+    network: Network,
+    shapes: dict[str, tuple[int, ...]],
+    margins: int,
+    row_type: type = np.int16,
 ) -> Certificate:
     """Check tensors of the margins or of a hidden layer, and return the certificate that they hold.
 
@@ -107,30 +113,12 @@ def check_certificate(
             steps[step][field] = tensor
     for step, fields in steps.items():
         _check_step(step, fields, len(rows), int(np.prod(shapes[step])))
-    signs = [fields[SIGNS] for fields in steps.values() if SIGNS in fields]
-    splits = np.concatenate(signs, axis=1) if signs else np.zeros((len(rows), 0))
+    signs = {step: fields[SIGNS] for step, fields in steps.items() if SIGNS in fields}
+    splits = np.concatenate([*signs.values(), np.zeros((len(rows), 0), np.int8)], axis=1)
+    lines = unit_lines(network.steps, {step: steps[step][NEURONS] for step in signs})
     for row in np.unique(rows):
-        _require(covers_everything(splits[rows == row]), f"the leaves of row {row} do not cover it")
+        _require(covers_everything(splits[rows == row], lines), f"the leaves of row {row} do not cover it")
     return Certificate(rows, dict(steps))
-
-
-def covers_everything(splits: Array) -> bool:
-    """Return whether leaves cover all inputs. splits: [L, n], their signs of the n neurons that are split anywhere.
-
-    One leaf without splits covers them. Leaves that all split one neuron cover them if those on either side of it cover
-    that side. The order of neurons does not matter: a tree restricted to one side of a neuron is a tree.
-    """
-    groups = [splits]
-    while groups:
-        group = groups.pop()
-        if len(group) == 1 and not group.any():
-            continue
-        common = np.flatnonzero((group != 0).all(0))
-        if not len(group) or not len(common):
-            return False
-        side, rest = group[:, common[0]], np.delete(group, common[0], axis=1)
-        groups += [rest[side > 0], rest[side < 0]]
-    return True
 
 
 def _check_step(step: str, fields: Tensors, leaves: int, size: int) -> None:

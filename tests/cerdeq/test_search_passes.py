@@ -39,7 +39,7 @@ def problem_of(kind):
 @torch.no_grad()
 def test_the_searchs_bound_is_the_proofs_but_for_rounding(kind):
     problem = problem_of(kind)
-    layout, root = root_leaves(problem, torch.arange(3))
+    layout, root = root_leaves(problem, problem, torch.arange(3))
     leaves = root.of(torch.arange(60) % 3)
     signs = torch.randint(-1, 2, leaves.signs.shape, dtype=torch.int8)
     choices = torch.rand(leaves.choices.shape, dtype=torch.float64)
@@ -61,7 +61,7 @@ def test_the_root_is_bounded_as_tightly_as_by_alpha_crown(is_explicit):
     program, zeros = trace(graph, linear=True), torch.zeros(1, 10, dtype=torch.float64)
     region, spec = Interval(zeros, torch.ones_like(zeros)), torch.eye(8, dtype=torch.float64)
     problem = Problem(program, values_of(program, region, Context(sound=True)), spec)
-    layout, root = root_leaves(problem, torch.arange(8))
+    layout, root = root_leaves(problem, problem, torch.arange(8))
     lower = ascend_leaves(problem, layout, root, _ROOT_STEPS).leaves.lower
     context = Backward(sound=False, slopes=optimise_slopes(program, problem.values, spec[None], target=None))
     alpha_crown = linear_lower_bound(program, problem.values, spec[None], program.output, context)[0]
@@ -71,7 +71,7 @@ def test_the_root_is_bounded_as_tightly_as_by_alpha_crown(is_explicit):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_searchs_gradient_is_that_of_differences(kind):
     problem = problem_of(kind)
-    layout, root = root_leaves(problem, torch.arange(3))
+    layout, root = root_leaves(problem, problem, torch.arange(3))
     signs = torch.randint(-1, 2, root.signs.shape, dtype=torch.int8)
     choices = (0.2 + 0.6 * torch.rand(root.choices.shape, dtype=torch.float64)).requires_grad_()
     leaves = replace(root, signs=signs, choices=choices)
@@ -89,7 +89,7 @@ def test_the_searchs_gradient_is_that_of_differences(kind):
 @torch.no_grad()
 def test_threads_change_no_number(kind):
     problem, before, results = problem_of(kind), torch.get_num_threads(), []
-    layout, root = root_leaves(problem, torch.arange(3))
+    layout, root = root_leaves(problem, problem, torch.arange(3))
     leaves = root.of(torch.arange(90) % 3)
     signs = torch.randint(-1, 2, leaves.signs.shape, dtype=torch.int8)
     try:
@@ -109,7 +109,7 @@ def test_threads_change_no_number(kind):
 @torch.no_grad()
 def test_threads_do_not_change_what_a_limit_of_branches_stops():
     problem, before, results = problem_of("deep"), torch.get_num_threads(), []
-    hidden, (layout, root) = HiddenBounds(problem, problem, 16, 2**28), root_leaves(problem, torch.arange(3))
+    hidden, (layout, root) = HiddenBounds(problem, problem, 16, 2**28), root_leaves(problem, problem, torch.arange(3))
     leaves = root.of(torch.arange(96) % 3)
     try:
         for count in (1, 3):

@@ -18,6 +18,7 @@ from torch import nn
 from cerdeq import Box, LinfBall, bound, margin_spec, verify
 from cerdeq.bounds import Context, Interval, trace, values_of
 from cerdeq.branch.leaves import Columns, Layout, Leaves, Problem, certificate_tensors, root_leaves
+from cerdeq.branch.parallel import ParallelUnits
 from cerdeq.branch.split import Candidates, make_cases
 from cerdeq.rules.relaxation import split_name
 
@@ -126,7 +127,7 @@ def units_at(problem, layout, points):
 def check_leaves(model, region, spec, exact, count=60):
     """Every leaf's bound is below the values at all points that lie in the leaf; some leaves must have points."""
     problem = problem_of(model, region, spec)
-    layout, root = root_leaves(problem, torch.arange(len(spec)))
+    layout, root = root_leaves(problem, problem, torch.arange(len(spec)))
     points = points_of(region, 4000)[:, 0]
     with torch.no_grad():
         values = exact(points).flatten(1) @ spec.T
@@ -160,7 +161,8 @@ def test_leaves_of_equilibria_are_bounded_whatever_is_chosen(kernel, count):
 
 def test_cases_of_units_are_all_of_them_once():
     columns = [Columns("relu", torch.Size([4]), torch.arange(4), 0)]
-    layout = Layout(columns, [Columns(split_name("relu"), torch.Size([4]), torch.arange(4), 1)], torch.ones(2, 5))
+    choices, none = [Columns(split_name("relu"), torch.Size([4]), torch.arange(4), 1)], torch.arange(0)
+    layout = Layout(columns, choices, torch.ones(2, 5), ParallelUnits(none, none, none, none))
     leaves = Leaves(torch.arange(2), torch.zeros(2, 4, dtype=torch.int8), torch.rand(2, 5), torch.zeros(2))
     candidates = Candidates(torch.tensor([[0, 2, 3], [1, -1, -1]]), torch.rand(2, 3, 2))
     cases = make_cases(layout, leaves, candidates, 3)
@@ -283,7 +285,7 @@ def test_a_certificate_keeps_what_was_proved():
             continue
         one = slice(example, example + 1)
         problem = problem_of(model, Box(region.center[one], region.radius[one]), spec[example])
-        layout, _ = root_leaves(problem, torch.arange(len(spec[example])))
+        layout, _ = root_leaves(problem, problem, torch.arange(len(spec[example])))
         assert set(tensors["row"].tolist()) <= set(range(spec.shape[1]))
         for columns in layout.units:
             assert tensors[f"{columns.name}/slopes"].dtype == torch.uint8
@@ -301,7 +303,7 @@ def test_a_certificate_keeps_what_was_proved():
 def test_certificates_store_choices_exactly():
     model, region, spec = hard()
     problem = problem_of(model, Box(region.center[:1], region.radius[:1]), spec[0])
-    layout, root = root_leaves(problem, torch.arange(2))
+    layout, root = root_leaves(problem, problem, torch.arange(2))
     stored = layout.round_choices(random_leaves(layout, root, 20))
     tensors = certificate_tensors(layout, stored)
     for columns in layout.choices:

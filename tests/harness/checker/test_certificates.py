@@ -11,7 +11,7 @@ from torch import nn
 
 from cerdeq.equilibrium import FixedPoint
 from harness.checker.boxes import ball
-from harness.checker.certificates import covers_everything, read_tensors, split_by_example
+from harness.checker.certificates import read_tensors, split_by_example
 from harness.checker.linear import lower_bounds
 from harness.checker.network import read_network
 from harness.checker.proofs import CERTIFICATE, prove
@@ -224,44 +224,6 @@ def test_a_row_without_leaves_needs_a_proof_of_its_own(proved):
     model[-1].bias[2] -= 10
     assert prove(read_network(model), BOX, LABEL, part).proved_by == CERTIFICATE
     model[-1].bias[2] += 10
-
-
-TREES = st.recursive(
-    st.just(()), lambda sides: st.tuples(st.integers(0, 5), sides, sides), max_leaves=10
-)  # neuron, where its sign is 1, where it is -1
-
-
-def leaves_of(tree, signs=()):
-    """The leaves [L, 6] of a decision tree; a neuron that was split before is not split again."""
-    if not tree or tree[0] in dict(signs):
-        return leaves_of(tree[1], signs) if tree else [[dict(signs).get(n, 0) for n in range(6)]]
-    neuron, positive, negative = tree
-    return leaves_of(positive, (*signs, (neuron, 1))) + leaves_of(negative, (*signs, (neuron, -1)))
-
-
-def covers(leaves):
-    points = np.array(np.meshgrid(*[[1, -1]] * 6)).reshape(6, -1).T
-    return (points[:, None] * leaves[None] >= 0).all(2).any(1).all()
-
-
-@given(TREES, st.randoms())
-def test_trees_cover_everything_in_any_order_and_no_longer_without_a_leaf(tree, random):
-    leaves = np.array(leaves_of(tree))
-    random.shuffle(order := list(range(len(leaves))))
-    assert covers_everything(leaves[order]) and covers(leaves)
-    faulty = leaves[order[1:]]
-    assert not covers_everything(faulty) and not covers(faulty)
-    turned = leaves.copy()
-    if len(turned[turned != 0]):
-        row, neuron = random.choice(np.argwhere(turned != 0))
-        turned[row, neuron] *= -1
-        assert not covers_everything(turned)
-
-
-@given(st.lists(st.lists(st.sampled_from([-1, 0, 1]), min_size=6, max_size=6), max_size=6))
-def test_what_covers_everything_does(leaves):
-    leaves = np.array(leaves).reshape(-1, 6)
-    assert covers(leaves) or not covers_everything(leaves)
 
 
 def test_files_are_read_by_example(tmp_path):
