@@ -47,6 +47,7 @@ _WAY_OUT = (
     "the operations must not depend on the input's values: no `if`, loop, len, int or item of them; sizes are read by "
     "x.shape, x.size and x.dim"
 )
+UNKNOWN = object()  # in place of a value that depends on the input
 trace_lock = threading.RLock()  # held while torch.fx traces: it patches the calls of all modules, for all threads
 
 
@@ -325,21 +326,28 @@ def _check_arguments(step: Step, reached: set[int]) -> None:
         raise UnsupportedOperator(f"no bound rule for {record.name} of these bounded values {where}")
 
 
+def value_of(step: Step, values: list[Any]) -> Any:
+    """Return what a step computes from earlier values; UNKNOWN if one of these is, or for a tensor without values."""
+    arguments = [_resolved(arg, values) for arg in (*step.args, *step.kwargs.values())]
+    if any(item is UNKNOWN for item in nested_items(arguments)):
+        return UNKNOWN
+    value = step.run(values)
+    return UNKNOWN if isinstance(value, Tensor) and value.is_meta else value
+
+
 @torch.no_grad()
 def _refuse_unusable_constants(steps: list[Step]) -> None:
     """Raise UnsupportedOperator for a constant beside a bounded value that is no finite real number, or a divisor of 0.
 
     Not looked at: a module's tensors, what depends on the batch's size, and tensors without values.
     """
-    values: list[Any] = [None]  # None: a value that is bounded, or not looked at
+    values: list[Any] = [UNKNOWN]
     for step in steps:
         arguments, options = step.call(values)
-        constants = nested_items([*arguments, *options.values()])
+        values.append(value_of(step, values))
         if step.record is None:
-            value = None if any(constant is None for constant in constants) else step.run(values)
-            values.append(None if isinstance(value, Tensor) and value.is_meta else value)
             continue
-        values.append(None)
+        constants = nested_items([*arguments, *options.values()])
         if isinstance(step.target, nn.Module):
             constants = [constant for constant in constants if not isinstance(constant, Tensor)]
         where = f"{step.record.name} at node '{step.name}'{step.line}"
@@ -347,7 +355,8 @@ def _refuse_unusable_constants(steps: list[Step]) -> None:
             raise UnsupportedOperator(
                 f"{where} has a constant that is infinite, complex or not a number; use finite ones"
             )
-        if step.record.interval is divide and arguments[1] is not None and not torch.as_tensor(arguments[1]).all():
+        is_quotient = step.record.interval is divide and arguments[1] is not UNKNOWN
+        if is_quotient and not torch.as_tensor(arguments[1]).all():
             raise UnsupportedOperator(f"{where} divides by zero; divide by numbers other than 0")
 
 

@@ -10,7 +10,13 @@ from torch import Tensor, nn
 
 from cerdeq.bounds import check_columns, check_question, trace
 from cerdeq.bounds.bounds import Question, linear, lower_bounds, tighten
-from cerdeq.bounds.compare import points_of, refuse_another_function, refuse_other_calls, refuse_other_precision
+from cerdeq.bounds.compare import (
+    points_of,
+    refuse_another_function,
+    refuse_other_calls,
+    refuse_other_precision,
+    with_constants_of,
+)
 from cerdeq.bounds.float32 import cast_to_float32, in_float32
 from cerdeq.bounds.forward import values_of
 from cerdeq.bounds.graph import Program
@@ -110,17 +116,19 @@ def _first_bounds(program: Program, float32: Program | None, x: Interval, spec: 
 def _programs(model: nn.Module, region: Box, spec: Tensor) -> tuple[Program, Program | None]:
     """Return the programs of a copy of the model in float64, and in float32 if that may be used.
 
-    Raises UnsupportedOperator if they are another function than the model in its own precision.
+    The first has the constants that the model computes in its own precision. Raises UnsupportedOperator if they are
+    another function than the model in that precision.
     """
     exact = copy.deepcopy(model).double()
     program, float32 = trace(exact, linear=True), in_float32(exact, linear=True)
     own = trace(model, linear=True)
-    refuse_other_precision(own, program)
     if region.center.dtype == torch.float64:
         check_columns(spec, refuse_another_function(model, own, region))
     else:
         check_columns(spec, refuse_another_function(exact, program, region.double()))
         refuse_other_calls(model, own, points_of(region))
+        program = with_constants_of(own, program)
+    refuse_other_precision(own, program, region.center.new_zeros(1, *region.center.shape[1:]))
     return program, float32
 
 

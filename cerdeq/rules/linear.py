@@ -204,7 +204,8 @@ def _rounding(ctx: Backward, coefficients: Tensor, interval: Callable, args: Any
 
 
 def nested_items(args: Any) -> list[Any]:
-    """Return the arguments, with the items of lists and tuples among them in place of these."""
+    """Return the arguments, with the items of lists, tuples and slices among them in place of these."""
+    args = [[arg.start, arg.stop, arg.step] if isinstance(arg, slice) else arg for arg in args]
     return [item for arg in args for item in (nested_items(arg) if isinstance(arg, list | tuple) else [arg])]
 
 
