@@ -84,12 +84,13 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with the numbers and truth values that it has in JSON, too; a repeated key is an error.
+    """YAML with the numbers and truth values of JSON; a repeated key is an error.
 
-    YAML 1.1 reads 010 as 8, 1:30 as 90 and no as false: here all of them are texts, and 5e-4 is a number. It is an error, too, if a text is too large once aliases stand for what they name: nothing is expanded before.
+    YAML 1.1 reads 010 as 8, 1:30 as 90, no as false and 5e-4 as a text: here 5e-4 is a number, the others are texts.
+    It is an error, too, if a text is too large once aliases stand for what they name: nothing is expanded before.
     """
 
-    yaml_implicit_resolvers: ClassVar = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
 
     def __init__(self, text: StringIO):
         super().__init__(text)

@@ -109,7 +109,27 @@ TOGETHER = [
     ("trials.0.train", {"epochs": 2}, "trials.0.train.decay_epochs: found [3]", "between 1 and epochs = 2"),
     ("trials.1.options", {"margin": 2}, "trials.1.options: margin", "(0, 1)", "2"),
     ("trials.1.options", {"recurrent": False, "margin": 0.2}, "trials.1.options: recurrent", "margin"),
-    ("trials.0", entry(model="resnet", options={"depth": 8}), "trials.0.options: depth must be odd and at least 7"),
+    ("trials.0", entry(model="resnet", options={"depth": 8}), "trials.0.options: depth must be odd, from 7 to 1,000"),
+    *[
+        ("trials.0", entry(model=model, options=options), f"trials.0.options: {message}", "1,000, found")
+        for model, options, message in (
+            ("cnn", {"depth": 10**8}, "depth must be from 5 to"),
+            ("resnet", {"depth": 10**8 + 1}, "depth must be odd, from 7 to"),
+            ("tied", {"depth": 10**8}, "depth must be from 7 to"),
+            ("conv", {"layers": 10**8}, "layers must be from 1 to"),
+            ("convdeq", {"layers": 10**8}, "layers must be from 1 to"),
+            ("fc", {"hidden": [1] * 1001}, "hidden must be numbers of at least 1, from 1 to"),
+        )
+    ],
+    *[
+        ("trials.0", entry(width=width, **changes), "trials.0.options: found a network of", "500,000,000; lower")
+        for width, changes in (
+            (99, {}),
+            (99, {"model": "cerdeq"}),
+            (1, {"model": "fc", "options": {"hidden": [10**12]}}),
+            (1, {"model": "cerdeq", "options": {"kernel_size": 10_001}}),
+        )
+    ],
     (
         "trials.0", entry("crown-ibp", method_options={"final_beta": 1.5}),
         "trials.0.method_options: final_beta: found 1.5, allowed: from 0 to 1",
