@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from baselines.registry import register
+from baselines.registry import DEEPEST, register
 from cerdeq.equilibrium import Equilibrium
 from cerdeq.layers import Named, Shape, scale_channels
 from cerdeq.models import takes_equilibrium_options
@@ -13,10 +13,10 @@ from cerdeq.models import takes_equilibrium_options
 def _layers_before_last(shape: Shape, width: float, layers: int) -> tuple[Named, int, int]:
     """Return a 4x4 convolution of 16 channels and stride 2, and all but the last of `layers` linear layers of 100.
 
-    Each has a ReLU. Also return the inputs and the outputs of the last linear layer. Raises ValueError for no layers.
+    Each has a ReLU. Also return the inputs and the outputs of the last linear layer.
     """
-    if layers < 1:
-        raise ValueError(f"layers must be at least 1, found {layers}")
+    if not 1 <= layers <= DEEPEST:
+        raise ValueError(f"layers must be from 1 to {DEEPEST:,}, found {layers}")
     channels, hidden = scale_channels(16, width), scale_channels(100, width)
     convolution = nn.Conv2d(shape[0], channels, 4, stride=2, padding=1)
     named: Named = [("conv", convolution), ("relu", nn.ReLU()), ("flatten", nn.Flatten())]

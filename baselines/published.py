@@ -1,10 +1,11 @@
 """Small networks of the literature whose trained weights are published: no batch norm."""
 
+import reprlib
 from collections import OrderedDict
 
 from torch import nn
 
-from baselines.registry import register
+from baselines.registry import DEEPEST, register
 from cerdeq.layers import Named, Shape, scale_channels
 
 
@@ -15,8 +16,9 @@ def fc(shape: Shape, classes: int, width: float = 1.0, hidden: list[int] | None 
     hidden: the units of each hidden layer; None for FC of Jovanović et al. (TMLR 2022): 400, 200, 100, 100.
     """
     hidden = [400, 200, 100, 100] if hidden is None else hidden
-    if not hidden or min(hidden) < 1:
-        raise ValueError(f"hidden must be numbers of at least 1, at least one, found {hidden}")
+    if not 1 <= len(hidden) <= DEEPEST or min(hidden) < 1:
+        allowed = f"hidden must be numbers of at least 1, from 1 to {DEEPEST:,}"
+        raise ValueError(f"{allowed}, found {len(hidden)} in {reprlib.repr(hidden)}")
     return _network(shape, classes, width, [], hidden)
 
 

@@ -23,6 +23,8 @@ Builder = Callable[..., "nn.Module"]
 _BUILDERS: dict[str, Builder] = {}
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_.:-]*"  # names are parts of file names, too
 _NORMALIZE = "normalize"
+DEEPEST = 1_000
+"""How many layers an option may ask for: a network that nobody could train is not built."""
 
 
 def suggestion(name: object, names: list[str]) -> str:

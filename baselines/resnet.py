@@ -5,7 +5,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from baselines.registry import register
+from baselines.registry import DEEPEST, register
 from cerdeq.layers import Plan, Shape, add_extra_stride, add_head, convolution, scale_channels, size_after
 
 
@@ -55,8 +55,8 @@ def resnet(shape: Shape, classes: int, width: float = 1.0, *, depth: int) -> nn.
     resolutions and head are CNN-7's; shortcuts do not count as layers. Images larger than 32 pixels are halved once
     more, in the last stride-1 block of the first three.
     """
-    if depth < 7 or depth % 2 == 0:
-        raise ValueError(f"depth must be odd and at least 7, found {depth}")
+    if not 7 <= depth <= DEEPEST or depth % 2 == 0:
+        raise ValueError(f"depth must be odd, from 7 to {DEEPEST:,}, found {depth}")
     blocks = (depth - 3) // 2
     plan = add_extra_stride([(64, 1), (128, 2), (128, 1)][:blocks], shape) + [(128, 1)] * (blocks - 3)
     return residual(BasicBlock, 64, plan, shape, classes, width)

@@ -21,7 +21,7 @@ from harness.errors import InputError, require
 from harness.reports.up_to_date import REPORT
 from harness.storage import certification, folder, names
 from harness.storage.files import make_directory
-from harness.storage.parquet import read_table, write_table
+from harness.storage.parquet import write_table
 from harness.terminal import new_console
 
 LIMIT_MIB = 120
@@ -114,7 +114,7 @@ def _copy(trial_dir: Path, to: Path, with_proofs: bool) -> None:
         copy = to / source.relative_to(trial_dir)
         copy.mkdir(parents=True)
         folder.write_result(copy, replace(result, data=result.data | {"directory": None}))
-        verdicts = read_table(source / folder.VERDICTS)
+        verdicts = folder.read_verdicts(source)
         write_table(copy / folder.VERDICTS, verdicts.astype({names.WIDTH: "float32"}))
         for name in (*files, *(_PROOF_FILES if with_proofs else ())):
             if (source / name).exists():

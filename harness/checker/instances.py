@@ -57,7 +57,7 @@ def name_of(path: Path) -> str:
     try:
         record = read_record(path)
         return f"{Path(record['onnx']).name} {Path(record['vnnlib']).name}"
-    except (InputError, TypeError):
+    except InputError:
         return path.name
 
 
@@ -114,8 +114,6 @@ def _confirm(path: Path, record: Record) -> str:
 
 def _content(kind: str, record: Record) -> bytes:
     """Return all bytes of a record's network or property. Raises NotConfirmedError if they are not those verified."""
-    if not isinstance(record[kind], str):
-        raise NotConfirmedError(f"{kind}: found {record[kind]!r}, allowed: a path")
     path = Path(record[kind])
     if not isfile(path):
         raise NotConfirmedError(f"{path} is missing: put it back, or run harness.verify again")

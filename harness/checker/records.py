@@ -24,16 +24,6 @@ def columns_of(stages: Sequence[str]) -> list[str]:
     return [*_INTEGERS, *_TEXTS, names.ATTACK_MARGIN, *(names.margin_column(stage) for stage in stages)]
 
 
-def check_columns(verdicts: pd.DataFrame) -> list[str]:
-    """Check the type of each column."""
-    problems = []
-    for name, column in verdicts.items():
-        expected = "int64" if name in _INTEGERS else "text" if name in _TEXTS else "float64"
-        fits = pd.api.types.is_string_dtype(column) if name in _TEXTS else column.dtype == expected
-        problems += [] if fits else [f"{name} is {column.dtype}, expected {expected}"]
-    return problems
-
-
 def check_index(verdicts: pd.DataFrame, test: Split) -> list[str]:
     """Check that there is a row for each image, in order."""
     if len(verdicts) != len(test):

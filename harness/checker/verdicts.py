@@ -136,8 +136,6 @@ def _evaluated_images(data: Data, stored: StoredResult) -> Split:
 def _check_records(verdicts: pd.DataFrame, test: Split, stored: StoredResult) -> list[str]:
     """Return the problems of the table of verdicts, and of the metrics that follow from it."""
     stages, metrics = stored.config.evaluation.stages, stored.result.metrics
-    if problems := records.check_columns(verdicts):
-        return [f"{folder.VERDICTS}: {problem}" for problem in problems]
     if problems := records.check_index(verdicts, test):
         return problems
     return [

@@ -1,5 +1,7 @@
 """Whether a trial can run, and which of its settings change nothing: found out without computing anything."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 
 import torch
@@ -14,13 +16,15 @@ from harness.config.trial import TrialConfig
 from harness.errors import InputError, error_line, require
 from harness.methods import make_method
 
+MOST_PARAMETERS = 500_000_000
+"""Of a network; they take 2 GB in float32."""
+
 
 def check_buildable(config: TrialConfig) -> nn.Module:
     """Build the network without memory, look up the bound rules that training and evaluation need, and return it.
 
-    Raises InputError for an option that does not exist or is out of range, for an operator without a rule, for a mean
-    or deviation of another number of channels, and for anything else that a user's network raises where tensors have
-    no values.
+    Raises InputError as `build_without_values` does, for an operator without a rule, and for a mean or deviation of
+    another number of channels.
     """
     linear = needs_linear(config.evaluation.stages)
     if not config.is_trained_elsewhere:
@@ -28,21 +32,42 @@ def check_buildable(config: TrialConfig) -> nn.Module:
             linear = make_method(config.method, config.method_options).linear or linear
         except (TypeError, ValueError) as error:
             raise InputError(f"method_options: {error}") from None
-    try:
-        with torch.device("meta"):
-            network = build(config.model, config.dataset, config.width, **config.options)
+    network = build_without_values(config)
+    with _input_errors(config):
         trace(network.eval(), linear)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"options: {error}") from None
-    except Exception as error:
-        cause = error_line(error)
-        raise InputError(f"model: {config.model!r} cannot be built on torch's device 'meta': {cause}") from None
     channels = DATASETS[config.dataset].shape[0]
     for name in ("mean", "std"):
         values = getattr(config.train, name)
         is_right = values is None or len(values) == channels
         require(f"train.{name}", list(values or ()), is_right, f"a number for each channel, {channels} in all")
     return network
+
+
+def build_without_values(config: TrialConfig) -> nn.Module:
+    """Return the network on torch's device 'meta', where it takes no memory.
+
+    Raises InputError for an option that does not exist or is out of range, for more than MOST_PARAMETERS, and for
+    anything else that a user's network raises where tensors have no values.
+    """
+    with _input_errors(config), torch.device("meta"):
+        network = build(config.model, config.dataset, config.width, **config.options)
+        count, most = sum(parameter.numel() for parameter in network.parameters()), MOST_PARAMETERS
+        if count > most:
+            advice = f"lower `width`, here {config.width:g}, or an option"
+            raise ValueError(f"found a network of {count:,} parameters, allowed: at most {most:,}; {advice}")
+    return network
+
+
+@contextmanager
+def _input_errors(config: TrialConfig) -> Iterator[None]:
+    """Within, every error of the network becomes an InputError that names the key."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise InputError(f"options: {error}") from None
+    except Exception as error:
+        cause = error_line(error)
+        raise InputError(f"model: {config.model!r} cannot be built on torch's device 'meta': {cause}") from None
 
 
 def needs_linear(stages: tuple[str, ...]) -> bool:

@@ -141,7 +141,8 @@ class SweepFile(BaseModel):
     plugins: list[str] = Field(default_factory=list)
     """Modules of your own to import, such as [my_package.nets]: what they register can be named in this file."""
     include: str = ""
-    """A file with more of these keys, such as a recipe, relative to this file; the keys here override its keys."""
+    """A file with more of these keys, such as a recipe, relative to this file and in its folder or below; the keys here
+    override its keys."""
     profiles: dict[str, dict[str, Any]] | None = None
     """The same study at another size: by name, the keys that each profile changes. Mappings are merged key by key,
     lists replaced. The profile 'cpu' is used where there is no GPU."""
@@ -149,6 +150,13 @@ class SweepFile(BaseModel):
 
 FIXED = frozenset({"name", "dataset", "eps", "profiles", "include", "plugins"})
 """The keys that a profile cannot change."""
+
+_WORDS = {
+    "Input should be ": "", "a valid integer": "an integer", "a valid boolean": "true or false",
+    "a valid string": "a text", "a valid dictionary": "a mapping", "a valid array": "a list", "a valid ": "a ",
+    "an object": "a mapping", "String should": "a text that should", "List should": "a list that should",
+}  # fmt: skip
+"""Of pydantic's messages, and what we write."""
 
 _SECTIONS: dict[Any, Any] = {
     "train": TrainSettings, "evaluation": EvaluationSettings, "resources": Resources, "search": SearchSettings,
@@ -200,8 +208,14 @@ def _describe(error: Any, kind: Any, section: tuple[str, ...]) -> str:
         return f"{key}: unknown key; allowed: {', '.join(names) or 'none'}{suggestion(location[-1], names)}"
     if isinstance(cause, UnknownNameError):
         return str(SettingError(key, error["input"], cause.allowed))
-    allowed = error["msg"].removeprefix("Input should be ").replace("an object", "a mapping").replace("array", "list")
-    return str(SettingError(key, error["input"], allowed[0].lower() + allowed[1:]))
+    return str(SettingError(key, error["input"], _allowed(error["msg"])))
+
+
+def _allowed(message: str) -> str:
+    """Return what pydantic's message allows, in the words of this project."""
+    for theirs, ours in _WORDS.items():
+        message = message.replace(theirs, ours)
+    return message[0].lower() + message[1:]
 
 
 def _name_key(location: list[str], error: SettingError) -> str:

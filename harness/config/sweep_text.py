@@ -3,9 +3,10 @@
 import json
 import re
 from collections.abc import Collection, Sequence
+from io import StringIO
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -19,14 +20,18 @@ _MOST_VALUES, _LONGEST_VALUE, _DEEPEST = 50_000, 4_000, 50
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Path]]:
-    """Return the content of a sweep file merged over the files that it includes, and those files. Raises InputError."""
+    """Return the content of a sweep file merged over the files that it includes, and those files.
+
+    Raises InputError, also for an included file outside of the directory of `path`: who wrote a file reads no others.
+    """
     content, files = _read_mapping(path), [path]
     while INCLUDE in content:
         name = content.pop(INCLUDE)
         included = files[-1].parent / str(name)
         is_other = isinstance(name, str) and included.resolve() not in [file.resolve() for file in files]
-        allowed = "the path of another file, relative to this one, that does not include this one"
-        require(f"{files[-1]}: {INCLUDE}", name, is_other, allowed)
+        is_inside = included.resolve().is_relative_to(path.parent.resolve())
+        allowed = f"the relative path of another file in {path.parent} or below, that does not include this one"
+        require(f"{files[-1]}: {INCLUDE}", name, is_other and is_inside, allowed)
         content = merge(_read_mapping(included), content)
         files.append(included)
     return content, files[1:]
@@ -53,9 +58,10 @@ def parse_yaml(text: str) -> Any:
     if len(text) > LARGEST_TEXT:
         raise ValueError(f"it is longer than {LARGEST_TEXT:,} characters")
     try:
-        return json.loads(json.dumps(yaml.load(text, _Loader), default=str))
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:  # as it raises for 2026-02-31 and !!int x
-        message = str(error).replace('"<unicode string>", ', "")  # PyYAML's name of the text: callers name the file
+        stream = StringIO(text)  # of a stream, messages quote no lines
+        return json.loads(json.dumps(yaml.load(stream, _Loader), default=str))
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:  # as it raises for !!int x
+        message = str(error).replace('"<file>", ', "")  # PyYAML's name of the text: callers name the file
         raise ValueError(" ".join(message.split())) from None
 
 
@@ -71,18 +77,22 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         content = parse_yaml(text)
     except ValueError as error:
         raise InputError(f"{path}: is not YAML: {error}") from None
-    is_mapping = isinstance(content, dict)
-    require(str(path), content, is_mapping, "a mapping with name, dataset, eps, seeds, trials")
+    if not isinstance(content, dict):  # what it holds is not shown: it may be no sweep file
+        found = {list: "a list", type(None): "nothing", str: "a text"}.get(type(content), "a number")
+        raise InputError(f"{path}: found {found}, allowed: a mapping with name, dataset, eps, seeds, trials")
     return content
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 5e-4 is a number, as in YAML 1.2, and a repeated key is an error.
+    """YAML with the numbers and truth values of JSON; a repeated key is an error.
 
+    YAML 1.1 reads 010 as 8, 1:30 as 90, no as false and 5e-4 as a text: here 5e-4 is a number, the others are texts.
     It is an error, too, if a text is too large once aliases stand for what they name: nothing is expanded before.
     """
 
-    def __init__(self, text: str):
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
+
+    def __init__(self, text: StringIO):
         super().__init__(text)
         self.depth = 0
         self.counts: dict[int, int] = {}  # of the values within a node, by its id
@@ -114,9 +124,15 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+.0123456789")
-)
+_INTEGER, _DECIMALS = r"[-+]?(0|[1-9][0-9]*)", r"[-+]?(?=\.?[0-9])(0|[1-9][0-9]*)?(\.[0-9]*)?([eE][-+]?[0-9]+)?"
+for _tag, _pattern, _first in (  # an integer is looked for before a float
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", _INTEGER, list("-+0123456789")),
+    ("float", rf"{_DECIMALS}|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.0123456789")),
+    ("merge", "<<", ["<"]),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _first)
 
 
 def parse_assignments(assignments: Sequence[str], changeable: Collection[str]) -> dict[str, Any]:

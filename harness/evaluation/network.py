@@ -12,7 +12,7 @@ from cerdeq.bounds import Program, refuse_other_precision, trace
 from cerdeq.bounds.float32 import in_float32
 from cerdeq.bounds.refusals import refuse_training
 from cerdeq.equilibrium import fold, use_attack_solvers
-from harness.config.buildable import needs_linear
+from harness.config.buildable import build_without_values, needs_linear
 from harness.config.trial import TrialConfig
 from harness.errors import InputError
 from harness.storage.files import parse_file
@@ -36,8 +36,9 @@ def load_network(config: TrialConfig, weights: Path, content: bytes | None = Non
     """Return the trained network, float64 and in evaluation mode, from a safetensors file of folded weights.
 
     content: of the file, if it has been read. Raises InputError for tensors that are not the network's: torch would
-    round other types silently.
+    round other types silently; and as `build_without_values` does, before it takes memory.
     """
+    build_without_values(config)
     model = build(config.model, config.dataset, config.width, **config.options)
     fold(model)
     state = parse_file(weights, load, content)

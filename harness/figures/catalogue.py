@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from harness.figures import error_figures, images, lengths, networks, searches
 from harness.figures.section_data import SectionData
+from harness.storage import folder
 from harness.storage.files import DamagedFileError
 
 
@@ -61,6 +62,9 @@ def figures_of(data: SectionData) -> Iterator[tuple[Kind, Figure | str]]:
             figure = kind.draw(data) if data.is_of_trials or not kind.of_trials else None
         except DamagedFileError as error:
             yield kind, str(error)
+            continue
+        except KeyError as error:  # a number is missing in every trial's result.json or epochs.jsonl
+            yield kind, f"{folder.RESULT} or {folder.EPOCHS} of every trial in {data.sweep_dir} lacks {error.args[0]}"
             continue
         if figure is not None:
             yield kind, figure

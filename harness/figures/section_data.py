@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -22,6 +23,12 @@ class SectionData:
 
     section: Section
     data_dir: str | None = None
+
+    @property
+    def sweep_dir(self) -> Path:
+        """The directory of the first trial's sweep."""
+        trial_dir: Path = self.trials["trial_dir"].iloc[0]
+        return next(path.parent for path in trial_dir.parents if path.name == folder.TRIALS)
 
     @property
     def trials(self) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from harness.errors import InputError, shorten
 from harness.properties.expressions import Expression, to_text
 
 MOST_CASES = 20_000
+MOST_CONSTRAINTS = 50_000_000  # of all cases: 400 MB of references
 LARGEST = 10**30  # a number of a property
 NUMBER = re.compile(r"(?=.{1,4000}$)[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)  # Python reads 4,300 digits
 _VARIABLE = re.compile(r"([XY])_(0|[1-9]\d{0,8})", re.ASCII)
@@ -134,7 +135,7 @@ def property_of(expressions: Iterable[Expression]) -> Property:
             shared += conjunctions[0]
         else:
             choices.append(conjunctions)
-    _refuse_many(prod(map(len, choices)), "the property")
+            _refuse_many(choices, "the property")
     return Property(inputs, outputs, tuple(_make_cases(shared, choices, inputs)))
 
 
@@ -169,11 +170,16 @@ def _conjunctions(expression: Expression, variables: set[Variable]) -> list[list
             choices = list[list[_Atom]]()
             for each in expression[1:]:
                 choices += _conjunctions(each, variables)
-                _refuse_many(len(choices), expression)
+                if len(choices) > MOST_CASES:
+                    _refuse_many([choices], expression)
             return choices
         case ["and", _, *_]:
-            parts = [_conjunctions(each, variables) for each in expression[1:]]
-            _refuse_many(prod(map(len, parts)), expression)
+            parts = list[list[list[_Atom]]]()
+            for each in expression[1:]:
+                parts.append(_conjunctions(each, variables))
+                if len(parts[-1]) > 1:
+                    _refuse_many(parts, expression)
+            _refuse_many(parts, expression)
             return [[atom for part in choice for atom in part] for choice in product(*parts)]
         case ["<=", left, right]:
             return [[_atom(left, right, variables, expression)]]
@@ -182,9 +188,15 @@ def _conjunctions(expression: Expression, variables: set[Variable]) -> list[list
     raise InputError(f"found {to_text(expression)}, allowed: (and ...), (or ...), (<= a b), (>= a b)")
 
 
-def _refuse_many(cases: int, what: Expression) -> None:
+def _refuse_many(parts: list[list[list[_Atom]]], what: Expression) -> None:
+    """Raise InputError if the product of the parts, not yet expanded, has too many cases, or constraints in all."""
+    cases = prod(map(len, parts))
     if cases > MOST_CASES:
         raise InputError(f"{to_text(what)} has {cases} cases, allowed: up to {MOST_CASES}")
+    constraints = sum(cases // len(part) * sum(map(len, part)) for part in parts)
+    if cases > 1 and constraints > MOST_CONSTRAINTS:
+        found = f"{to_text(what)} has {constraints:,} constraints in {cases} cases"
+        raise InputError(f"{found}, allowed: up to {MOST_CONSTRAINTS:,} in all")
 
 
 def _atom(left: Expression, right: Expression, variables: set[Variable], expression: Expression) -> _Atom:

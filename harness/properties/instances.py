@@ -30,6 +30,7 @@ from harness.storage.files import (
 from harness.storage.folder import TRIALS
 from harness.storage.lease import lock_directory
 from harness.terminal import one_line, print_table, printable
+from harness.typed import check_types
 
 ERROR = "error"
 RESULTS, INSTANCES = "results.csv", "instances"
@@ -220,7 +221,23 @@ def _read(item: Path, request: Record) -> Record | None:
 
 def read_record(item: Path) -> Record:
     """Return an instance's record. Raises DamagedFileError."""
-    return parse_json(item, lambda content: {name: content[name] for name in content.keys() | _COLUMNS})
+
+    def parse(content: Any) -> Record:
+        return {name: content[name] for name in check_types(_Record, content).keys() | _COLUMNS}
+
+    return parse_json(item, parse)
+
+
+class _Record:
+    """The types of what a record holds, as far as results.csv has it."""
+
+    onnx: str
+    vnnlib: str
+    timeout: float
+    result: str
+    seconds: float
+    branches: int
+    detail: str
 
 
 def results_text(records: Sequence[Record]) -> str:

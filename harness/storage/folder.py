@@ -23,6 +23,7 @@ if the worker died.
 import errno
 import json
 import re
+import types
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,8 +32,17 @@ from harness.config.checkpoint_settings import Checkpoint, digest_of, read_file
 from harness.config.trial import RECIPE_VERSION, TrialConfig, from_dict, to_dict, trial_key
 from harness.errors import SettingError, require, shorten
 from harness.masking import mask_secrets
-from harness.storage.files import load_json, parse_file, parse_json, read_bytes, write_bytes, write_json, write_text
-from harness.storage.names import EPOCH
+from harness.storage import names
+from harness.storage.files import (
+    DamagedFileError,
+    load_json,
+    parse_file,
+    parse_json,
+    read_bytes,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from harness.storage.parquet import read_table
 from harness.typed import check_types
 
@@ -257,13 +267,38 @@ class _Chosen:
     search: str
 
 
-def read_verdicts(directory: Path, columns: list[str]) -> "pd.DataFrame":
-    """Read columns of a trial's verdicts, one row for each test image. Raises DamagedFileError."""
-    return read_table(Path(directory) / VERDICTS, columns)
+_INTEGERS = (names.INDEX, names.LABEL, names.PREDICTION)
+_TEXTS = (names.VERDICT, names.STAGE, names.REASON)
+
+
+def read_verdicts(directory: Path, columns: list[str] | None = None) -> "pd.DataFrame":
+    """Read columns of a trial's verdicts, or all, one row for each test image.
+
+    Raises DamagedFileError, also for a column that is missing or of another type.
+    """
+    path, required = Path(directory) / VERDICTS, columns or [*_INTEGERS, *_TEXTS, names.ATTACK_MARGIN, names.WIDTH]
+    verdicts = read_table(path)
+    missing = [f"{name} is missing" for name in required if name not in verdicts]
+    if problems := missing or check_columns(verdicts[required]):
+        raise DamagedFileError(f"{path}: {'; '.join(problems)}")
+    return verdicts if columns is None else verdicts[columns]
+
+
+def check_columns(verdicts: "pd.DataFrame") -> list[str]:
+    """Check the type of each column; return a line for each that is wrong."""
+    from pandas.api.types import is_string_dtype  # imported late, as pandas is
+
+    problems = []
+    for name, column in verdicts.items():
+        expected = "int64" if name in _INTEGERS else "text" if name in _TEXTS else "float64"
+        fits = is_string_dtype(column) if name in _TEXTS else column.dtype == expected
+        if not fits and not (name == names.WIDTH and column.dtype == "float32"):  # as published
+            problems.append(f"{name} is {column.dtype}, expected {expected}")
+    return problems
 
 
 def read_epochs(directory: Path) -> list[dict[str, Any]]:
-    """Read the trial's epoch rows in order. Raises DamagedFileError."""
+    """Read the trial's epoch rows in order, numbers or None by name. Raises DamagedFileError."""
     path = Path(directory) / EPOCHS
     if not path.exists():
         return []
@@ -272,12 +307,15 @@ def read_epochs(directory: Path) -> list[dict[str, Any]]:
 
 def last_epoch(directory: Path) -> int:
     """Return the number of the trial's last finished epoch, 0 before the first. Raises DamagedFileError."""
-    return max((row[EPOCH] for row in read_epochs(directory)), default=0)
+    return max((row[names.EPOCH] for row in read_epochs(directory)), default=0)
 
 
 def _check_row(row: Any) -> dict[str, Any]:
-    if type(row) is not dict or type(row.get(EPOCH)) is not int:
+    if type(row) is not dict or type(row.get(names.EPOCH)) is not int:
         raise ValueError(f"{shorten(row)} is not an epoch's row")
+    for name, value in row.items():
+        if type(value) not in (int, float, types.NoneType):
+            raise ValueError(f"epoch {row[names.EPOCH]}: {name}: found {shorten(value)}, allowed: a number or null")
     return row
 
 
@@ -286,9 +324,9 @@ def write_epoch(directory: Path, row: dict[str, Any]) -> None:
 
     Raises FileNotFoundError if the folder is gone.
     """
-    if row[EPOCH] > 0:
+    if row[names.EPOCH] > 0:
         require_there(directory)
-    rows = [old for old in read_epochs(directory) if old[EPOCH] < row[EPOCH]] + [row]
+    rows = [old for old in read_epochs(directory) if old[names.EPOCH] < row[names.EPOCH]] + [row]
     write_text(Path(directory) / EPOCHS, "".join(json.dumps(r, allow_nan=False) + "\n" for r in rows))
 
 

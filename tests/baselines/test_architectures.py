@@ -144,7 +144,7 @@ def test_a_dense_equilibrium_with_w_at_zero_is_the_explicit_layer_from_the_same_
 
 
 def test_convdeq_needs_a_linear_layer():
-    with pytest.raises(ValueError, match="layers must be at least 1, found 0"):
+    with pytest.raises(ValueError, match="layers must be from 1 to 1,000, found 0"):
         small("convdeq", "digits", layers=0)
 
 

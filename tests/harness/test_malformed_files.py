@@ -170,6 +170,32 @@ def test_verdicts(run_command, trial_dir):
     assert_refused(run_command, path, cases, [1, 2], "recheck", trial_dir.parents[1])
 
 
+@pytest.mark.parametrize("command", ["publish", "tables", "status"])
+@pytest.mark.parametrize(("column", "value"), [("width", None), ("width", "x"), ("verdict", 5), ("index", 0.5)])
+def test_a_wrong_column_of_verdicts_is_named(trial_dir, tmp_path, capsys, command, column, value):
+    path = trial_dir / folder.VERDICTS
+    table = pd.read_parquet(path)
+    path.write_bytes(parquet(table.drop(columns=column) if value is None else table.assign(**{column: value})))
+    target = ["--to", str(tmp_path / "published")] if command == "publish" else []
+    status = main(command, [str(trial_dir.parents[1]), *target])
+    assert status == (2 if command == "publish" else 0)
+    assert command != "publish" or f"{path}: {column} is " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["x", [[1]], {"a": 1}, True, None, ...], ids=str)
+def test_a_wrong_column_of_epochs_is_named_on_the_page(trial_dir, value):
+    path = trial_dir / folder.EPOCHS
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    name = next(name for name in rows[0] if name.startswith("train/bound_width/"))
+    for row in rows:
+        del row[name]
+        row |= {} if value is ... else {name: value}
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert main("report", [str(trial_dir.parents[1])]) == 0
+    page = (trial_dir.parents[1] / "report.html").read_text()
+    assert value is None or ("cannot be drawn: " in page and name.removeprefix("train/") in page)
+
+
 @pytest.mark.parametrize("name", [folder.WEIGHTS, folder.COUNTEREXAMPLES, folder.CERTIFICATES])
 def test_tensors(run_command, trial_dir, name):
     path = trial_dir / name

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,18 @@ def test_a_folder_without_the_trial_s_network_is_refused(trial_dir):
         harness.load(trial_dir)
     with pytest.raises(InputError, match=r"nowhere/trial\.json"):
         harness.load(trial_dir / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"width": 99.0}, "found a network of"), ({"options": {"zzz": 1}}, "unknown option 'zzz'")],
+)
+def test_a_network_that_is_too_large_or_does_not_exist_is_refused_before_it_is_built(trial_dir, changes, message):
+    trial = folder.read_trial(trial_dir / folder.TRIAL)
+    other = folder.make_trial(replace(trial.config, **changes), trial.fingerprint)
+    (trial_dir / folder.TRIAL).write_text(json.dumps(folder.trial_json(other)))
+    with pytest.raises(InputError, match=f"options: {message}"):
+        harness.load(trial_dir)
 
 
 def test_code_of_a_plugin_runs_only_if_it_is_named(tmp_path, tiny_trial, monkeypatch):

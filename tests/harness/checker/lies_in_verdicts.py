@@ -10,7 +10,8 @@ from lying_sweep import Change, change_row, change_table
 from harness.checker.proofs import LINEAR, Proof
 from harness.storage import names
 
-COLUMNS, INDEX, LABELS, VALUES = (f"{RECORDS}.check_{name}" for name in ("columns", "index", "labels", "values"))
+INDEX, LABELS, VALUES = (f"{RECORDS}.check_{name}" for name in ("index", "labels", "values"))
+COLUMNS = "harness.storage.folder.check_columns"
 PREDICTIONS, SIGNS = f"{RECORDS}.check_predictions", f"{RECORDS}.check_signs"
 PREDICTED, IBP, IBP_MARGIN = (f"{IMAGES}.check_{name}" for name in ("prediction", "ibp", "ibp_margin"))
 OTHER_MARGINS, PROVE = f"{IMAGES}.check_other_margins", f"{IMAGES}.prove"
@@ -144,7 +145,7 @@ LIES = {
     "margins as text": Lie(cast("margin_ibp", str), "margin_ibp is ", COLUMNS),
     "margins that are missing": Lie(
         change_table(lambda table: table.drop(columns="margin_alpha-crown")),
-        "verdicts.parquet cannot be read",
+        "verdicts.parquet: margin_alpha-crown is missing",
         READ,
         accept=lambda stages: [*COLUMNS_OF_ALL, names.margin_column("ibp")],
     ),

@@ -97,13 +97,21 @@ def test_an_included_file_may_have_all_keys_and_include_another_beside_it(tmp_pa
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        (5, BASE, "study.yaml: include: found 5, allowed: the path of another file"),
+        (5, BASE, "study.yaml: include: found 5, allowed: the relative path of another file"),
+        ("../other/recipe.yaml", BASE, "study.yaml: include: found '../other/recipe.yaml', allowed: the relative path"),
+        ("/etc/passwd", BASE, "study.yaml: include: found '/etc/passwd', allowed: the relative path"),
+        ("link.yaml", BASE, "study.yaml: include: found 'link.yaml', allowed: the relative path"),
+        ("recipes/recipe.yaml", {"include": "../../other.yaml"}, "recipe.yaml: include: found '../../other.yaml'"),
         ("nowhere.yaml", BASE, "nowhere.yaml: cannot be read: No such file"),
-        ("recipes/recipe.yaml", "- 1\n", "recipes/recipe.yaml: found [1], allowed: a mapping"),
+        ("recipes/recipe.yaml", "- secret\n", "recipes/recipe.yaml: found a list, allowed: a mapping"),
+        ("recipes/recipe.yaml", "secret", "recipes/recipe.yaml: found a text, allowed: a mapping"),
+        ("recipes/recipe.yaml", "secret\n: secret", "recipes/recipe.yaml: is not YAML: "),
         ("recipes/recipe.yaml", {"include": "../study.yaml"}, "recipe.yaml: include: found '../study.yaml'"),
         ("recipes/recipe.yaml", {"train": {"kappa": 5.0}}, "kappa: found 5.0, allowed: from 0 to 1 (profile full, inc"),
     ],
 )
 def test_a_wrong_include_is_refused_with_the_included_file(tmp_path, recipes, name, content, message):
     write(recipes, content, "recipe.yaml")
-    assert message in refusal(tmp_path, changed(("include", name)))
+    (tmp_path / "link.yaml").symlink_to("/etc/passwd")
+    found = refusal(tmp_path, changed(("include", name)))
+    assert message in found and "secret" not in found and "root:" not in found

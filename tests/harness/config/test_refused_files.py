@@ -32,12 +32,17 @@ KEYS = [
 TYPES = [
     ("train", [1], "train: found [1], allowed: a mapping"),
     ("trials.0.train", None, "trials.0.train: found None, allowed: a mapping"),
-    ("trials", {"model": "cnn5"}, "trials: found {'model': 'cnn5'}, allowed: a valid list"),
+    ("trials", {"model": "cnn5"}, "trials: found {'model': 'cnn5'}, allowed: a list"),
     ("trials.0", "cnn5", "trials.0: found 'cnn5', allowed: a mapping"),
     ("trials", [], "trials: found []", "at least 1"),
     ("profiles", {"cpu": None}, "profiles.cpu: found None, allowed: a mapping"),
-    ("train.epochs", "3", "train.epochs: found '3', allowed: a valid integer"),
+    ("train.epochs", "3", "train.epochs: found '3', allowed: an integer"),
     ("train.epochs", True, "train.epochs: found True", "integer"),
+    ("include", [], "include: found [], allowed: the relative path of another file"),
+    ("trials.0.method", 5, "trials.0.method: found 5, allowed: plain, "),
+    ("plugins", 5, "plugins: found 5, allowed: a list"),
+    ("trials.1.options", {"norm": "no"}, "trials.1.options.norm: found 'no', allowed: true or false"),
+    ("trials.1.options", {"parametrisation": 3}, "trials.1.options.parametrisation: found 3, allowed: a text"),
     ("train.decay_epochs", ["3"], "train.decay_epochs.0: found '3'", "integer"),
     ("trials.0.train", {"clip_norm": "x"}, "trials.0.train.clip_norm: found 'x'", "number"),
     ("trials.0.train", {"mean": [0.1, 0.2]}, "trials.0.train.mean: found [0.1, 0.2]", "a number for each"),
@@ -94,7 +99,7 @@ RANGES = [
     ("trials.0.width", 1e9, "less than or equal to 100"),
     ("train_images", 0, "greater than or equal to 1"),
     ("validation_images", -1, "greater than or equal to 0"),
-    ("resources.cpu", 1.5, "a valid integer"),
+    ("resources.cpu", 1.5, "an integer"),
     ("resources.gpu", 1.5, "a fraction of one GPU, or a whole number of them"),
 ]
 TOGETHER = [
@@ -104,7 +109,27 @@ TOGETHER = [
     ("trials.0.train", {"epochs": 2}, "trials.0.train.decay_epochs: found [3]", "between 1 and epochs = 2"),
     ("trials.1.options", {"margin": 2}, "trials.1.options: margin", "(0, 1)", "2"),
     ("trials.1.options", {"recurrent": False, "margin": 0.2}, "trials.1.options: recurrent", "margin"),
-    ("trials.0", entry(model="resnet", options={"depth": 8}), "trials.0.options: depth must be odd and at least 7"),
+    ("trials.0", entry(model="resnet", options={"depth": 8}), "trials.0.options: depth must be odd, from 7 to 1,000"),
+    *[
+        ("trials.0", entry(model=model, options=options), f"trials.0.options: {message}", "1,000, found")
+        for model, options, message in (
+            ("cnn", {"depth": 10**8}, "depth must be from 5 to"),
+            ("resnet", {"depth": 10**8 + 1}, "depth must be odd, from 7 to"),
+            ("tied", {"depth": 10**8}, "depth must be from 7 to"),
+            ("conv", {"layers": 10**8}, "layers must be from 1 to"),
+            ("convdeq", {"layers": 10**8}, "layers must be from 1 to"),
+            ("fc", {"hidden": [1] * 1001}, "hidden must be numbers of at least 1, from 1 to"),
+        )
+    ],
+    *[
+        ("trials.0", entry(width=width, **changes), "trials.0.options: found a network of", "500,000,000; lower")
+        for width, changes in (
+            (99, {}),
+            (99, {"model": "cerdeq"}),
+            (1, {"model": "fc", "options": {"hidden": [10**12]}}),
+            (1, {"model": "cerdeq", "options": {"kernel_size": 10_001}}),
+        )
+    ],
     (
         "trials.0", entry("crown-ibp", method_options={"final_beta": 1.5}),
         "trials.0.method_options: final_beta: found 1.5, allowed: from 0 to 1",

@@ -1,5 +1,7 @@
 """A sweep file as text: what is no YAML mapping is refused, and YAML's numbers arrive as numbers."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 from small_sweep import BASE, changed, trials_of, write
@@ -9,12 +11,12 @@ from harness.config.sweep_file import load_sweep
 from harness.errors import InputError
 
 TEXTS = {
-    "empty": ("", "found None, allowed: a mapping"),
+    "empty": ("", "found nothing, allowed: a mapping"),
     "no YAML": ("name: [unclosed\n", "is not YAML: while parsing a flow sequence in line 1, column 7"),
     "a key twice": ("name: x\ntrain: {epochs: 3, epochs: 4}\n", "is not YAML: key 'epochs' appears twice"),
     "a Python object": ("name: !!python/object/apply:os.system ['true']\n", "is not YAML: "),
-    "a day that does not exist": ("name: 2026-02-31\n", "is not YAML: "),
-    "a date as a key": (yaml.safe_dump(BASE) + "2026-11-20: x\n", "is not YAML: "),
+    "a day that does not exist": ("name: !!timestamp 2026-02-31\n", "is not YAML: "),
+    "a date as a key": (yaml.safe_dump(BASE) + "2026-11-20: x\n", "2026-11-20: unknown key"),
     "a number as a key": (yaml.safe_dump(BASE) + "5: x\n", "5: unknown key"),
 }
 
@@ -45,9 +47,9 @@ def test_a_text_that_would_become_large_is_refused_before_it_does(tmp_path, case
         check_keys(path, None, [])
 
 
-def test_a_file_that_is_endless_is_refused(tmp_path):
+def test_a_file_that_is_endless_is_refused():
     with pytest.raises(InputError, match="cannot be read: it is no file"):
-        check_keys(write(tmp_path, "include: /dev/zero\n"), None, [])
+        check_keys(Path("/dev/zero"), None)
 
 
 def test_a_file_that_cannot_be_read_is_refused(refused, tmp_path):
@@ -60,6 +62,23 @@ def test_a_file_that_cannot_be_read_is_refused(refused, tmp_path):
 def test_a_number_of_yaml_1_2_is_a_number(tmp_path, text):
     content = yaml.safe_dump(BASE).replace("epochs: 4", f"epochs: 4\n  clip_norm: {text}", 1)
     assert trials_of(tmp_path, content)[0].train.clip_norm == 0.5
+
+
+@pytest.mark.parametrize(
+    ("key", "allowed"),
+    [("epochs", "an integer"), ("clip_norm", "a number"), ("recompute_statistics", "true or false")],
+)
+@pytest.mark.parametrize("text", ["010", "1:30:00", "1_000", "0x10", "0b1", "yes", "on", "2026-11-20", "0o7", "1:30.5"])
+def test_what_yaml_1_1_reads_otherwise_than_it_looks_is_a_text(tmp_path, key, allowed, text):
+    content = yaml.safe_dump(changed(remove=["train"])) + f"train: {{{key}: {text}}}\n"
+    with pytest.raises(InputError, match=f"study.yaml: train.{key}: found '{text}', allowed: {allowed}"):
+        check_keys(write(tmp_path, content), None)
+
+
+@pytest.mark.parametrize("text", ["no", "1:30", "007", "2026-11-20"])
+def test_a_name_is_the_text_that_is_written(tmp_path, text):
+    content = yaml.safe_dump(changed(("profiles", {"small": {}}))).replace("small", text)
+    assert trials_of(tmp_path, content, text)[0].profile == text
 
 
 def test_an_integer_is_accepted_for_a_number(tmp_path):

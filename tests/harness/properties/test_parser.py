@@ -169,6 +169,7 @@ def test_a_case_with_an_empty_box_is_no_case():
         ("(declare-const Y_2 Int)", "found (declare-const Y_2 Int)"),
         ("(check-sat)", "found (check-sat), allowed: (declare-const X_0 Real), (assert ...)"),
         (f"(assert (or {'(<= Y_0 0)' * 200}))" * 2, "has 40000 cases, allowed: up to 20000"),
+        (f"(assert (and {'(or (<= Y_0 0) (<= Y_0 1))' * 14} {'(<= Y_0 0)' * 9_000}))", "constraints in 16384 cases"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_refused(text, message):
