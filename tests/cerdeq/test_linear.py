@@ -10,10 +10,13 @@ from milp import reach
 from oracles import DTYPES, assert_contains, points_of, random_box
 
 from cerdeq import Box, bound
-from cerdeq.bounds import BOUNDS, Interval, lower_bounds, optimise, trace
+from cerdeq.bounds import BOUNDS, Interval, lower_bounds, trace
 from cerdeq.rules.operators import TABLE
 
-pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")  # with even kernels
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Using padding='same'"),  # with even kernels
+    pytest.mark.usefixtures("short_searches"),
+]
 
 SCALES = [1e-3, 0.7, 1e3]
 SCALED = [  # by default each network at one scale
@@ -21,12 +24,6 @@ SCALED = [  # by default each network at one scale
     for number, name in enumerate(NETWORKS)
     for scale in SCALES
 ]
-
-
-@pytest.fixture(autouse=True)
-def _short_searches(monkeypatch):
-    """Search for slopes in few steps: the bounds of any step must be true."""
-    monkeypatch.setattr(optimise, "ITERATIONS", 4)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
