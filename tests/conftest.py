@@ -53,6 +53,7 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # whatever the test before this one left: several threads wait for each other
 
 
 @pytest.fixture(scope="session", autouse=True)

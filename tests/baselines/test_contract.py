@@ -31,10 +31,13 @@ VARIANTS = [
     ("deqscales", "digits", {"recurrent": False}),
     ("cerdeq", "digits", {"margin_start": 0.9, "early_iterations": 2, "equilibria": 2}),
 ]
-DEEP = [(name, "digits", {"depth": depth}) for name, depths in DEPTHS.items() for depth in (depths[0], depths[-1])]
+DEEP = [(name, "digits", {"depth": depths[-1]}) for name, depths in DEPTHS.items()]
+SHALLOWEST = [
+    pytest.param(name, "digits", {"depth": depths[0]}, marks=pytest.mark.slow) for name, depths in DEPTHS.items()
+]
 
 
-@pytest.mark.parametrize(("name", "dataset", "options"), SHALLOW + LARGE + VARIANTS + DEEP)
+@pytest.mark.parametrize(("name", "dataset", "options"), SHALLOW + LARGE + VARIANTS + DEEP + SHALLOWEST)
 def test_every_network_does_what_it_must(name, dataset, options):
     linear = dataset == "digits" and "depth" not in options  # takes a second or two each
     check_network(name, dataset, width_for(dataset), BOUNDS if linear else ["ibp"], **options)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from cerdeq.bounds import optimise
 from cerdeq.rules import operators
 
 
@@ -10,3 +11,9 @@ def own_operators(monkeypatch):
     """Forget after the test what it registered."""
     monkeypatch.setattr(operators, "_by_function", dict(operators._by_function))
     monkeypatch.setattr(operators, "_by_module", dict(operators._by_module))
+
+
+@pytest.fixture
+def short_searches(monkeypatch):
+    """Search for slopes in few steps: the bounds of every step must be true."""
+    monkeypatch.setattr(optimise, "ITERATIONS", 4)

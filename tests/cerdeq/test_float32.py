@@ -18,6 +18,7 @@ from cerdeq.bounds.float32 import float32_box_around, in_float32
 from cerdeq.boxes import outward_ends
 from cerdeq.equilibrium import Equilibrium, fold
 
+pytestmark = pytest.mark.usefixtures("short_searches")
 NAMES = ["deep", "residual", "convolution padded", "batch norm 2d", "leaky -0.5", "max pool"]
 PAIRS = [(name, method) for n, name in enumerate(NAMES) for m, method in enumerate(BOUNDS) if (n + m) % 2]
 

@@ -8,13 +8,23 @@ import torch
 from graphs import NETWORKS, evaluated, network, optima, specs
 from milp import reach
 from oracles import DTYPES, assert_contains, points_of, random_box
-from pairs import every_pair
 
 from cerdeq import Box, bound
 from cerdeq.bounds import BOUNDS, Interval, lower_bounds, trace
 from cerdeq.rules.operators import TABLE
 
-pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")  # with even kernels
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Using padding='same'"),  # with even kernels
+    pytest.mark.usefixtures("short_searches"),
+]
+
+SCALES = [1e-3, 0.7, 1e3]
+SCALED = [  # by default each network at one scale
+    pytest.param(name, scale, marks=() if scale == SCALES[number % 3] else pytest.mark.slow)
+    for number, name in enumerate(NETWORKS)
+    for scale in SCALES
+]
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Exact optima
@@ -93,7 +103,7 @@ def adversarial_points(graph, spec, box, steps=3):
     return torch.stack(points)
 
 
-@pytest.mark.parametrize(("name", "scale"), every_pair(NETWORKS, [1e-3, 0.7, 1e3]))
+@pytest.mark.parametrize(("name", "scale"), SCALED)
 def test_no_attack_beats_a_bound(name, scale):
     """In float32 without a spec; each method is at least as tight as those before it, without tolerance."""
     graph, shape = network(name, seed=7, dtype=torch.float32)

@@ -25,6 +25,7 @@ LONGEST = [f"length-cifar10/trials/{key}" for key in LONGEST_KEYS.split()]
 TRIALS = [*(RESULTS / "published" / name for name in (*CERTIFIED_FURTHER, *LONGEST)), *FULL_LENGTH]
 CERTIFICATIONS = [directory for trial_dir in TRIALS for directory in certification.folders(trial_dir)]
 IMAGES = 10
+OFTEN = {*TRIALS[::6], TRIALS[1], *CERTIFICATIONS}
 
 
 def name(path):
@@ -40,7 +41,11 @@ def test_weights_and_certificates_exist():
         assert (directory / folder.COUNTEREXAMPLES).is_file()
 
 
-@pytest.mark.parametrize("directory", [*TRIALS, *CERTIFICATIONS], ids=name)
+@pytest.mark.parametrize(
+    "directory",
+    [pytest.param(path, marks=() if path in OFTEN else pytest.mark.slow) for path in [*TRIALS, *CERTIFICATIONS]],
+    ids=name,
+)
 def test_verdicts_with_weights_are_confirmed(directory):
     trial_dir = directory if directory in TRIALS else certification.trial_of(directory)
     try:

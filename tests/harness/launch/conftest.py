@@ -30,9 +30,9 @@ STORED_PATHS = (  # where MLflow's tables say where files lie
 
 
 @pytest.fixture(autouse=True)
-def _one_figure(monkeypatch):
-    """Of commands in this process; the others are drawn in tests/harness/figures and by commands in their own."""
-    monkeypatch.setattr(catalogue, "FIGURES", catalogue.FIGURES[:1])
+def _no_figures(monkeypatch):
+    """Of commands in this process; figures are drawn in tests/harness/figures and by commands in their own."""
+    monkeypatch.setattr(catalogue, "FIGURES", [])
 
 
 @pytest.fixture(autouse=True)

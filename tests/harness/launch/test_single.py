@@ -72,7 +72,7 @@ def trial_dir_of(path):
 
 def test_a_trial_runs_without_ray_mlflow_and_pydantic(exported, tmp_path):
     """In a process of its own, outside the project; equilibrium networks and Parquet included."""
-    path = exported(model="cerdeq")
+    path = exported(model="cerdeq", options={"iterations": 3, "backward_iterations": 3}, train_images=128)
     for name in ("block", "elsewhere"):
         (tmp_path / name).mkdir()
     (tmp_path / "block/sitecustomize.py").write_text(BLOCKER)

@@ -76,6 +76,7 @@ def test_networks_near_the_edge_are_decided(tmp_path):
         (["--trained", "{trained}/none"], "trial.json"),
     ],
 )
-def test_wrong_input_is_refused(trained, options, message, capsys):
+def test_wrong_input_is_refused(trained, options, message, monkeypatch, capsys):
+    monkeypatch.setattr(steps, "compiler_problem", lambda device: "not in this test")
     assert main("benchmark", [option.format(trained=trained) for option in options]) == 2
     assert message in capsys.readouterr().err

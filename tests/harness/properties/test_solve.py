@@ -61,8 +61,8 @@ def check_answers(seeds):
 
 
 def test_answers_are_the_exact_ones():
-    counts = check_answers(range(24))
-    assert counts["sat"] > 8 and counts["unsat"] > 3, counts
+    counts = check_answers(range(14))
+    assert counts["sat"] > 4 and counts["unsat"] > 2, counts
 
 
 @pytest.mark.slow

@@ -113,7 +113,8 @@ def trained(tmp_path_factory):
 
 def base(tiny_trial, method="mtl-ibp", model="cerdeq"):
     """A small trial in which every setting of TRAINED has something to change."""
-    options = {"early_iterations": 4} if model == "cerdeq" else {}
+    few = {"iterations": 4, "backward_iterations": 4, "early_iterations": 2}
+    options = few if model == "cerdeq" else {}
     attack = {"attack_steps": 1} if "attack_steps" in method_options(method) else {}
     return tiny_trial(model, train=RECIPE, method=method, options=options, method_options=attack, eps="1/10")
 

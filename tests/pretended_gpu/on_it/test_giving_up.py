@@ -136,5 +136,5 @@ def test_a_trial_whose_graph_does_not_fit_goes_on_in_smaller_parts(tiny_trial, t
 
     monkeypatch.setattr(CapturedStep, "__init__", too_large)
     with Values():
-        result = run_trial(tiny_trial(width=0.05, train=NOT_COMPILED), tmp_path)
+        result = run_trial(tiny_trial(width=0.05, train_images=128, train=NOT_COMPILED), tmp_path)
     assert "accumulate 2 instead of 1 after running out of memory" in result.warnings
