@@ -269,14 +269,15 @@ class _Chosen:
 
 _INTEGERS = (names.INDEX, names.LABEL, names.PREDICTION)
 _TEXTS = (names.VERDICT, names.STAGE, names.REASON)
+_COLUMNS = [names.INDEX, names.LABEL, names.VERDICT, names.STAGE, names.WIDTH]
 
 
 def read_verdicts(directory: Path, columns: list[str] | None = None) -> "pd.DataFrame":
-    """Read columns of a trial's verdicts, or all, one row for each test image.
+    """Read columns of a trial's verdicts, or all, among them at least _COLUMNS; one row for each test image.
 
     Raises DamagedFileError, also for a column that is missing or of another type.
     """
-    path, required = Path(directory) / VERDICTS, columns or [*_INTEGERS, *_TEXTS, names.ATTACK_MARGIN, names.WIDTH]
+    path, required = Path(directory) / VERDICTS, columns or _COLUMNS
     verdicts = read_table(path)
     missing = [f"{name} is missing" for name in required if name not in verdicts]
     if problems := missing or check_columns(verdicts[required]):
