@@ -36,8 +36,8 @@ def bound(model: nn.Module, region: Box, method: str = "ibp", spec: Tensor | Non
 
     Raises:
         ValueError: for an unknown method, a model in training mode or of another precision or device than the region,
-            a region of another shape than the model takes or whose radius is negative or not a number, and a spec of
-            another shape.
+            a region of another shape than the model takes, whose center is not finite or whose radius is negative or
+            not a number, a spec of another shape, and arguments of other types.
         UnsupportedOperator: if an operation has no rule, or if torch.fx saw another function than the model is.
     """
     linear = bound_named(method).linear
@@ -53,10 +53,13 @@ def bound(model: nn.Module, region: Box, method: str = "ibp", spec: Tensor | Non
 
 def check_question(model: nn.Module, region: Box, spec: Tensor | None) -> None:
     """Raise ValueError if bounds of the model over the region make no sense, as `bound` says."""
+    for name, value, kind in (("model", model, nn.Module), ("region", region, Box)):
+        if not isinstance(value, kind):
+            raise ValueError(f"{name} must be a {kind.__name__}, found {_kind(value)}")
     refuse_training(model)
     center, radius = region.center, region.radius
     kinds = [_kind(part) for part in (center, radius)]
-    if not isinstance(center, Tensor) or kinds[0] != kinds[1] or not center.is_floating_point() or center.dim() < 2:
+    if not _is_real(center) or kinds[0] != kinds[1] or center.dim() < 2:
         raise ValueError(
             "the region must have a center and a radius [B, ...], floating-point tensors of one kind, found "
             f"{kinds[0]} and {kinds[1]}; a single example needs a batch dimension: x[None]"
@@ -64,17 +67,24 @@ def check_question(model: nn.Module, region: Box, spec: Tensor | None) -> None:
     tensors = [value for value in [*model.parameters(), *model.buffers()] if value.is_floating_point()]
     if not (dtypes := {value.dtype for value in tensors}) <= {center.dtype}:
         raise ValueError(f"model and region must have one precision, found {dtypes} and {center.dtype}")
-    if spec is not None and (not isinstance(spec, Tensor) or spec.dim() != 3 or len(spec) != len(center)):
-        raise ValueError(f"spec must be [{len(center)}, K, N] as the region, found {_kind(spec)}")
+    if spec is not None and (not _is_real(spec) or spec.dim() != 3 or len(spec) != len(center)):
+        raise ValueError(f"spec must be [{len(center)}, K, N] as the region, floating-point, found {_kind(spec)}")
     devices = {str(tensor.device) for tensor in [center, *tensors, *([] if spec is None else [spec])]}
     if len(devices) > 1:
         raise ValueError(f"model, region and spec must be on one device, found {sorted(devices)}")
-    if not bool((radius >= 0).all()):
-        raise ValueError("the region's radius must be at least 0 everywhere")
+    if not bool((radius >= 0).all() and center.isfinite().all()):
+        raise ValueError("the region's radius must be at least 0 everywhere, and its center finite")
+
+
+def _is_real(value: Any) -> bool:
+    """Return whether a value is a dense tensor of floating-point numbers."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and value.is_floating_point()
 
 
 def _kind(value: Any) -> str:
-    return f"{value.dtype} {list(value.shape)} on {value.device}" if isinstance(value, Tensor) else repr(value)
+    if not isinstance(value, Tensor):
+        return repr(value)
+    return f"{value.dtype} {list(value.shape)} on {value.device}, {value.layout}".removesuffix(", torch.strided")
 
 
 def check_columns(spec: Tensor | None, output: torch.Size | None) -> None:

@@ -73,13 +73,13 @@ def verify(
         certificates: whether to return certificates.
 
     Raises:
-        ValueError: if neither seconds nor branches is given, if spec has no rows, and as `bound` does.
+        ValueError: if neither seconds nor branches is given, for limits below 0, if spec has no rows, and as `bound`
+            does.
     """
-    if seconds is None and branches is None:
-        raise ValueError("verify needs a limit: give seconds, branches or both")
+    _check_limits(seconds, branches)
     began, seconds = time.monotonic(), math.inf if seconds is None else seconds
     check_question(model, region, spec)
-    if spec.shape[1] < 1:
+    if spec is None or spec.shape[1] < 1:
         raise ValueError("spec has no rows: there is nothing to prove")
     with torch.inference_mode(False), torch.no_grad():  # copies: the caller may have made them in inference mode
         region, spec = Box(region.center.clone(), region.radius.clone()), spec.clone().double()
@@ -102,6 +102,15 @@ def verify(
             elif decision.status != CERTIFIED and decision.closest is not None:
                 closest[example] = decision.closest[0]
         return Verification(status, lower, points, closest, branches_used, tensors)
+
+
+def _check_limits(seconds: float | None, branches: int | None) -> None:
+    """Raise ValueError if neither limit is given, or one is not a number of at least 0."""
+    if seconds is None and branches is None:
+        raise ValueError("verify needs a limit: give seconds, branches or both")
+    for name, limit, kinds in (("seconds", seconds, (int, float)), ("branches", branches, (int,))):
+        if limit is not None and not (type(limit) in kinds and limit >= 0):
+            raise ValueError(f"{name} must be None or a number of at least 0, found {limit!r}")
 
 
 def _first_bounds(program: Program, float32: Program | None, x: Interval, spec: Tensor, deadline: float) -> Tensor:

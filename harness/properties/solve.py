@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from importlib import import_module
 from math import prod
 from pathlib import Path
 
@@ -61,10 +62,11 @@ class Answer:
 def solve_files(
     network_path: Path, property_path: Path, seconds: float, certificates: bool = False, digests: Sequence[str] = ()
 ) -> Answer:
-    """Return the answer to an instance of an ONNX and a VNN-LIB file, whose loading counts.
+    """Return the answer to an instance of an ONNX and a VNN-LIB file, whose loading counts, unlike that of packages.
 
     digests: of both files, if known. Raises InputError, also if the files have others.
     """
+    import_module("torch._dynamo")  # torch.func and the device "meta" import it late, which takes seconds
     began = time.monotonic()
     contents = read_network(network_path), read_vnnlib(property_path)
     if digests and digests != [*map(digest_of, contents)]:
@@ -177,7 +179,7 @@ def _solve_box(
         return _confirm(cases, network, run, region.center, 0)
     extended = with_violations(network, cases, outputs)
     spec = torch.eye(len(cases), dtype=torch.float64)[None]
-    result = verify(extended, region, spec, seconds=seconds, certificates=certificates)
+    result = verify(extended, region, spec, seconds=max(0.0, seconds), certificates=certificates)
     branches = int(result.branches[0])
     if result.status[0] == "falsified":
         return _confirm(cases, network, run, result.counterexample, branches)

@@ -1,6 +1,7 @@
 """Refusals: which models, specs and arguments are errors, with node and line, before anything is computed."""
 
 import itertools
+import types
 
 import pytest
 import torch
@@ -283,6 +284,24 @@ MISFITS = {  # model, region, spec, the error
     "device": (mlp, zeros(2, 2), torch.zeros(2, 1, 3, device="meta"), "on one device, found .'cpu', 'meta'"),
     "spec of other outputs": (mlp, zeros(2, 2), torch.zeros(2, 1, 4), r"\[2, K, 3\] for outputs of \[3\].*\[2, 1, 4\]"),
     "spec that is a list": (mlp, zeros(2, 2), [[1.0]], r"spec must be \[2, K, N\].*found \[\[1.0\]\]"),
+    "spec of truths": (mlp, zeros(2, 2), torch.ones(2, 1, 3).bool(), r"floating-point, found torch.bool \[2, 1, 3\]"),
+    "complex spec": (mlp, zeros(2, 2), torch.ones(2, 1, 3) * 1j, r"floating-point, found torch.complex64"),
+    "sparse spec": (mlp, zeros(2, 2), torch.ones(2, 1, 3).to_sparse(), r"floating-point, found .* torch.sparse_coo"),
+    "region that is a tensor": (
+        mlp,
+        torch.zeros(2, 2),
+        torch.zeros(2, 1, 3),
+        r"region must be a Box, found .*\[2, 2\]",
+    ),
+    "no region": (mlp, None, torch.zeros(2, 1, 3), "region must be a Box, found None"),
+    "region without tensors": (mlp, Box(None, None), torch.zeros(2, 1, 3), "must have a center and a radius"),
+    "center that is not finite": (mlp, Box(torch.zeros(2, 2) / 0, torch.zeros(2, 2)), torch.zeros(2, 1, 3), "finite"),
+    "function": (
+        lambda: types.SimpleNamespace(eval=lambda: abs),
+        zeros(2, 2),
+        torch.zeros(2, 1, 3),
+        "must be a Module",
+    ),
 }
 
 
@@ -295,6 +314,20 @@ def test_a_region_or_spec_that_does_not_fit_is_one_error_for_all_methods(name):
             bound(model, region, method, spec)
     with pytest.raises(ValueError, match=message):
         verify(model, region, spec, branches=1)
+
+
+LIMITS = ({"seconds": float("nan")}, {"seconds": -1}, {"seconds": "1"}, {"seconds": True}, {"branches": -1})
+
+
+@pytest.mark.parametrize("limits", [*LIMITS, {"branches": 1.5}, {"branches": float("nan")}, {"seconds": None}])
+def test_limits_that_are_no_numbers_are_refused(limits):
+    with pytest.raises(ValueError, match=r"must be None or a number of at least 0|needs a limit"):
+        verify(mlp().eval(), zeros(2, 2), torch.zeros(2, 1, 3), **limits)
+
+
+def test_verify_refuses_no_spec():
+    with pytest.raises(ValueError, match="nothing to prove"):
+        verify(mlp().eval(), zeros(2, 2), None)
 
 
 READS_VALUES = {

@@ -1,6 +1,8 @@
 """Answers about small networks against exact ones, and counterexamples against exact arithmetic."""
 
 import functools
+import subprocess
+import sys
 from contextlib import nullcontext
 from fractions import Fraction
 
@@ -186,3 +188,14 @@ def test_other_shapes_and_long_coefficients_are_refused():
             check_shapes(property_, network, "p.vnnlib")
     with pytest.raises(InputError, match="coefficients of up to 15 digits"):
         with_violations(identity(), case_of("1", "0.12345678901234567").cases, OUTPUTS)
+
+
+def test_packages_are_loaded_before_the_time_of_an_instance_runs():
+    """In a fresh process they take seconds, which a short limit does not have."""
+    code = (
+        "import sys; from harness.properties import solve\n"
+        "solve.time.monotonic = lambda: sys.exit(0 if 'torch._dynamo' in sys.modules else 'not loaded')\n"
+        "solve.solve_files('net.onnx', 'property.vnnlib', 1)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
