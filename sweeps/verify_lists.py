@@ -62,7 +62,8 @@ def _solve(path: Path, options: argparse.Namespace) -> pd.DataFrame:
     with open(sample, "w", newline="") as file:
         csv.writer(file).writerows([*(_existing(path.parent / name) for name in row[:2]), row[2]] for row in rows)
     arguments = [str(sample), "--timeout", str(options.timeout), "--workers", "1", "--results-dir", str(directory)]
-    subprocess.run([sys.executable, "-m", "harness.verify", *arguments])  # exit status 1 if an answer is an error
+    if subprocess.run([sys.executable, "-m", "harness.verify", *arguments]).returncode == 2:  # 1: an answer is an error
+        raise SystemExit(2)
     return pd.read_csv(directory / "results.csv", keep_default_na=False)
 
 
