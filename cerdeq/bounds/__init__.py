@@ -59,7 +59,7 @@ def check_question(model: nn.Module, region: Box, spec: Tensor | None) -> None:
     refuse_training(model)
     center, radius = region.center, region.radius
     kinds = [_kind(part) for part in (center, radius)]
-    if not _is_real(center) or kinds[0] != kinds[1] or center.dim() < 2:
+    if not _has_real_numbers(center) or not center.is_floating_point() or kinds[0] != kinds[1] or center.dim() < 2:
         raise ValueError(
             "the region must have a center and a radius [B, ...], floating-point tensors of one kind, found "
             f"{kinds[0]} and {kinds[1]}; a single example needs a batch dimension: x[None]"
@@ -67,18 +67,19 @@ def check_question(model: nn.Module, region: Box, spec: Tensor | None) -> None:
     tensors = [value for value in [*model.parameters(), *model.buffers()] if value.is_floating_point()]
     if not (dtypes := {value.dtype for value in tensors}) <= {center.dtype}:
         raise ValueError(f"model and region must have one precision, found {dtypes} and {center.dtype}")
-    if spec is not None and (not _is_real(spec) or spec.dim() != 3 or len(spec) != len(center)):
-        raise ValueError(f"spec must be [{len(center)}, K, N] as the region, floating-point, found {_kind(spec)}")
+    if spec is not None and (not _has_real_numbers(spec) or spec.dim() != 3 or len(spec) != len(center)):
+        raise ValueError(f"spec must be [{len(center)}, K, N] as the region, real numbers, found {_kind(spec)}")
     devices = {str(tensor.device) for tensor in [center, *tensors, *([] if spec is None else [spec])]}
     if len(devices) > 1:
         raise ValueError(f"model, region and spec must be on one device, found {sorted(devices)}")
-    if not bool((radius >= 0).all() and center.isfinite().all()):
-        raise ValueError("the region's radius must be at least 0 everywhere, and its center finite")
+    if not bool((radius >= 0).all()):
+        raise ValueError("the region's radius must be at least 0 everywhere")
 
 
-def _is_real(value: Any) -> bool:
-    """Return whether a value is a dense tensor of floating-point numbers."""
-    return isinstance(value, Tensor) and value.layout == torch.strided and value.is_floating_point()
+def _has_real_numbers(value: Any) -> bool:
+    """Return whether a value is a dense tensor of real numbers."""
+    is_dense = isinstance(value, Tensor) and value.layout == torch.strided
+    return is_dense and not value.is_complex() and value.dtype != torch.bool
 
 
 def _kind(value: Any) -> str:

@@ -233,12 +233,12 @@ def _explain(error: Exception, step: Step, kind: type[Exception], what: str) -> 
 def points_of(region: Box | Interval) -> Tensor:
     """Return up to four finite points, the first and the last the same.
 
-    They are of one example the centre and another, of a second one the lowest corner, and the first again.
+    They are of one finite example the centre and another, of a second one the lowest corner, and the first again.
     """
     inside = torch.rand(region.radius[:1].shape, generator=torch.Generator().manual_seed(0)).to(region.radius) * 2 - 1
-    center, radius = region.center[:2], region.radius[:2]
+    finite = (region.center - region.radius).flatten(1).isfinite().all(1).nonzero()[:2, 0]
+    center, radius = region.center[finite], region.radius[finite]
     x = torch.cat([center[:1], center[:1] + inside * radius[:1], (center - radius)[-1:]])
-    x = x[x.flatten(1).isfinite().all(1)]
     return torch.cat([x, x[:1]])
 
 

@@ -47,10 +47,11 @@ def parallel_units(program: Program, values: list[Any], elements: dict[str, Tens
     values: of the program, its constants among them. elements: of each activation whose units may be split, by the
     step's name: their flat indices into its pre-activation. Their columns follow one another in this order.
     """
-    inputs, equal = activation_inputs(program), _first_equals(program, values)
+    inputs, layers = activation_inputs(program), _linear_layers(program, values)
+    equal = _first_equals(program, layers)
     groups, column = defaultdict[Any, list[tuple[int, int, float]]](list), 0
-    for name, numbers in elements.items():
-        layer = _layer(program, values, inputs[name]) if name in inputs else None
+    for name, numbers in zip(elements, _to_host(list(elements.values())), strict=True):
+        layer = layers.get(inputs[name]) if name in inputs else None
         for element in numbers.tolist():
             if layer is not None:
                 source, weight, bias = layer
@@ -64,14 +65,12 @@ def parallel_units(program: Program, values: list[Any], elements: dict[str, Tens
             column += 1
     shared = [units for units in groups.values() if len(units) > 1]
     members = [(group, *unit) for group, units in enumerate(shared) for unit in units]
-    number, columns, directions, thresholds = zip(*members, strict=True) if members else ((), (), (), ())
     device = values[0].center.device
-    return ParallelUnits(
-        torch.tensor(columns, dtype=torch.long, device=device),
-        torch.tensor(number, dtype=torch.long, device=device),
-        torch.tensor(directions, dtype=torch.int8, device=device),
-        torch.tensor(thresholds, dtype=torch.float64, device=device),
-    )
+    packed = torch.empty(0, 4, dtype=torch.float64, device=device)
+    if members:
+        packed = torch.tensor(members, dtype=torch.float64).to(device)
+    number, columns, directions, thresholds = packed.T
+    return ParallelUnits(columns.long(), number.long(), directions.to(torch.int8), thresholds)
 
 
 def activation_inputs(program: Program) -> dict[str, int]:
@@ -84,30 +83,46 @@ def activation_inputs(program: Program) -> dict[str, int]:
     }
 
 
-def _first_equals(program: Program, values: list[Any]) -> list[int]:
+def _first_equals(program: Program, layers: dict[int, tuple[int, Tensor, Tensor]]) -> list[int]:
     """Return of each value the first one that is computed by equal linear layers and ReLUs from the same value."""
-    equal, layers, relus = [0], list[tuple[int, int, Tensor, Tensor]](), dict[int, int]()
+    equal, firsts, relus = [0], list[tuple[int, int, Tensor, Tensor]](), dict[int, int]()
     for number, step in enumerate(program.steps, start=1):
         equal.append(number)
         if step.record is not None and step.record.interval is activations.relu:
             equal[number] = relus.setdefault(equal[step.sources[0]], number)
-        elif (layer := _layer(program, values, number)) is not None:
-            source, weight, bias = equal[layer[0]], *layer[1:]
-            for first, s, w, b in layers:
+        elif number in layers:
+            source, weight, bias = equal[layers[number][0]], *layers[number][1:]
+            for first, s, w, b in firsts:
                 if s == source and torch.equal(w, weight) and torch.equal(b, bias):
                     equal[number] = first
-            layers.append((equal[number], source, weight, bias))
+            firsts.append((equal[number], source, weight, bias))
     return equal
 
 
-def _layer(program: Program, values: list[Any], number: int) -> tuple[int, Tensor, Tensor] | None:
-    """Return the source, the weight [N, M] and the bias [N] of a value that a linear layer computes, else None."""
-    step = program.steps[number - 1] if number else None
-    if step is None or step.record is None or step.record.interval not in (interval.linear, interval.matmul):
-        return None
-    arguments, options = step.call(values)
-    names = ("weight", "bias") if step.record.interval is interval.linear else ("other",)
-    given = dict(zip(names, arguments[1:], strict=False)) | options
-    weight, bias = (given["other"].T, None) if "other" in given else (given["weight"], given.get("bias"))
-    weight = weight.detach().double().cpu()
-    return step.sources[0], weight, weight.new_zeros(len(weight)) if bias is None else bias.detach().double().cpu()
+def _linear_layers(program: Program, values: list[Any]) -> dict[int, tuple[int, Tensor, Tensor]]:
+    """Return the source, the weight [N, M] and the bias [N] of each value that a linear layer computes, by its number.
+
+    The tensors are on the host, in float64.
+    """
+    sources, tensors = dict[int, int](), list[Tensor]()
+    for number, step in enumerate(program.steps, start=1):
+        if step.record is None or step.record.interval not in (interval.linear, interval.matmul):
+            continue
+        arguments, options = step.call(values)
+        names = ("weight", "bias") if step.record.interval is interval.linear else ("other",)
+        given = dict(zip(names, arguments[1:], strict=False)) | options
+        weight = given["other"].T if "other" in given else given["weight"]
+        bias = given.get("bias")
+        sources[number] = step.sources[0]
+        tensors += [weight.double(), (weight.new_zeros(len(weight)) if bias is None else bias).double()]
+    parts = iter(_to_host(tensors))
+    return {number: (source, next(parts), next(parts)) for number, source in sources.items()}
+
+
+def _to_host(tensors: list[Tensor]) -> list[Tensor]:
+    """Return the tensors on the host, copied together: each copy makes a GPU's host wait."""
+    if not tensors:
+        return []
+    flat = torch.cat([tensor.detach().flatten() for tensor in tensors]).cpu()
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from harness.checker.boxes import Array
+from harness.checker.certificates import NEURONS, SIGNS, Certificate, RefusedError
 from harness.checker.maps import Product
 from harness.checker.network import Activation, Step
 
@@ -27,6 +28,16 @@ class UnitLines:
         side = sign * self.directions[unit]
         known = (self.groups == self.groups[unit]) & (side * self.thresholds <= side * self.thresholds[unit])
         return np.where(known, side * self.directions, 0)
+
+
+def check_cover(certificate: Certificate, steps: list[Step]) -> None:
+    """Raise RefusedError if the leaves of a row do not cover every input of the network with these steps."""
+    rows, split = certificate.rows, {step: f for step, f in certificate.steps.items() if SIGNS in f}
+    signs = np.concatenate([*(fields[SIGNS] for fields in split.values()), np.zeros((len(rows), 0), np.int8)], axis=1)
+    lines = unit_lines(steps, {step: fields[NEURONS] for step, fields in split.items()})
+    for row in np.unique(rows):
+        if not covers_everything(signs[rows == row], lines):
+            raise RefusedError(f"the leaves of row {row} do not cover it")
 
 
 def unit_lines(steps: list[Step], neurons: dict[str, Array]) -> UnitLines:

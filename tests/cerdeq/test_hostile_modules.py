@@ -12,6 +12,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 from cerdeq import Box, bound, verify
 from cerdeq.bounds import UnsupportedOperator
+from cerdeq.bounds.compare import points_of
 from cerdeq.bounds.float32 import in_float32
 from cerdeq.rules import operators
 
@@ -417,3 +418,9 @@ def test_a_model_whose_copy_is_another_function_is_refused(dtype):
     box = Box(torch.zeros(1, 4, dtype=dtype), torch.ones(1, 4, dtype=dtype))
     with pytest.raises(UnsupportedOperator, match="the model is another function"):
         verify(model.to(dtype).eval(), box, torch.eye(4, dtype=dtype)[None])
+
+
+def test_a_network_is_compared_at_finite_examples():
+    center = torch.tensor([[torch.inf], [torch.nan], [0.25], [1.0], [2.0]])
+    points = points_of(Box(center, torch.full_like(center, 0.5)))
+    assert points.isfinite().all() and points[:, 0].tolist()[::2] == [0.25, 0.5] and points[3] == 0.25

@@ -21,7 +21,7 @@ TENSORS, FINITE, CONTRACTION = (
     "harness.checker.verdicts.check_contraction",
 )
 FALSIFIED = f"{IMAGES}.why_not_falsified"
-STEP, COVER = "harness.checker.certificates._check_step", "harness.checker.certificates.covers_everything"
+STEP, COVER = "harness.checker.certificates._check_step", "harness.checker.cover.covers_everything"
 REFUSED = NOT_CONFIRMED + "certificate refused: "
 
 

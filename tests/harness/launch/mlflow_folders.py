@@ -30,7 +30,7 @@ def make_folder(tmp_path, seed=0):
 
 def train(trial_dir, first, last, loss=1.0):
     for epoch in range(first, last + 1):
-        row = {"epoch": epoch, "train/loss": loss / epoch, "train/eps": 0.1 * epoch, "note": "text", "missing": None}
+        row = {"epoch": epoch, "train/loss": loss / epoch, "train/eps": 0.1 * epoch, "missing": None}
         folder.write_epoch(trial_dir, row)
 
 
