@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from cerdeq.bounds.backward import linear_lower_bound
 from cerdeq.bounds.bounds import BOUNDS, Bound, Question, both_ends, bound_named, lower_bounds
-from cerdeq.bounds.compare import refuse_another_function, refuse_other_calls, refuse_other_precision
+from cerdeq.bounds.compare import refuse_another_function, refuse_other_calls
 from cerdeq.bounds.forward import output_of, points_of, propagate, values_of
 from cerdeq.bounds.graph import Program, Reference, Step, is_equal, trace
+from cerdeq.bounds.precisions import refuse_other_precision
 from cerdeq.bounds.refusals import refuse_training
 from cerdeq.boxes import Box
 from cerdeq.rules.interval import Context, Interval

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from cerdeq.bounds.compare import differing_step
 from cerdeq.bounds.forward import with_boxes
 from cerdeq.bounds.graph import Program, Step, trace
+from cerdeq.bounds.precisions import differing_step
 from cerdeq.boxes import outward_ends, smaller_box
 from cerdeq.rules.interval import Interval
 

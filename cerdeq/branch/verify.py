@@ -10,17 +10,12 @@ from torch import Tensor, nn
 
 from cerdeq.bounds import check_columns, check_question, trace
 from cerdeq.bounds.bounds import Question, linear, lower_bounds, tighten
-from cerdeq.bounds.compare import (
-    points_of,
-    refuse_another_function,
-    refuse_other_calls,
-    refuse_other_precision,
-    with_constants_of,
-)
+from cerdeq.bounds.compare import points_of, refuse_another_function, refuse_other_calls
 from cerdeq.bounds.float32 import cast_to_float32, in_float32
 from cerdeq.bounds.forward import values_of
 from cerdeq.bounds.graph import Program
 from cerdeq.bounds.memory import default_memory, is_out_of_memory
+from cerdeq.bounds.precisions import refuse_other_precision, with_constants_of
 from cerdeq.boxes import Box
 from cerdeq.branch.attack import first_attack
 from cerdeq.branch.decide import decide
