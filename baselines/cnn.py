@@ -4,7 +4,7 @@ from functools import partial
 
 from torch import nn
 
-from baselines.registry import DEEPEST, register
+from baselines.registry import check_layers, register
 from cerdeq.layers import CNN7, Shape, add_extra_stride, add_head, convolutions, scale_channels, size_after
 
 
@@ -16,8 +16,7 @@ def cnn(shape: Shape, classes: int, width: float = 1.0, *, depth: int) -> nn.Seq
     Shallower networks, down to depth 5, leave out its last convolutions; deeper networks repeat the last. Images larger
     than 32 pixels are halved once more, in the last stride-1 convolution of CNN-7's part.
     """
-    if not 5 <= depth <= DEEPEST:
-        raise ValueError(f"depth must be from 5 to {DEEPEST:,}, found {depth}")
+    check_layers("depth", depth, least=5)
     plan = add_extra_stride(CNN7[: depth - 2], shape) + [(128, 1)] * (depth - 7)
     layers = convolutions(shape[0], plan, width)
     return add_head(layers, scale_channels(plan[-1][0], width), size_after(shape, plan), classes, width)

@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from baselines.registry import DEEPEST, register
+from baselines.registry import check_layers, register
 from cerdeq.equilibrium import Equilibrium
 from cerdeq.layers import Named, Shape, scale_channels
 from cerdeq.models import takes_equilibrium_options
@@ -15,8 +15,7 @@ def _layers_before_last(shape: Shape, width: float, layers: int) -> tuple[Named,
 
     Each has a ReLU. Also return the inputs and the outputs of the last linear layer.
     """
-    if not 1 <= layers <= DEEPEST:
-        raise ValueError(f"layers must be from 1 to {DEEPEST:,}, found {layers}")
+    check_layers("layers", layers, least=1)
     channels, hidden = scale_channels(16, width), scale_channels(100, width)
     convolution = nn.Conv2d(shape[0], channels, 4, stride=2, padding=1)
     named: Named = [("conv", convolution), ("relu", nn.ReLU()), ("flatten", nn.Flatten())]

@@ -27,6 +27,12 @@ DEEPEST = 1_000
 """How many layers an option may ask for: a network that nobody could train is not built."""
 
 
+def check_layers(name: str, found: int, least: int) -> None:
+    """Raise ValueError if an option asks for fewer layers than `least`, or more than DEEPEST."""
+    if not least <= found <= DEEPEST:
+        raise ValueError(f"{name} must be from {least} to {DEEPEST:,}, found {found}")
+
+
 def suggestion(name: object, names: list[str]) -> str:
     """Return the end of a message that suggests the nearest of the names, or "" if none is near."""
     near = difflib.get_close_matches(str(name).lower(), names, n=1)

@@ -4,7 +4,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from baselines.registry import DEEPEST, register
+from baselines.registry import check_layers, register
 from cerdeq.layers import Shape, add_head, convolutions, extra_stride, scale_channels, size_after
 
 _STEM = [(64, 1), (64, 1), (128, 2)]
@@ -41,8 +41,7 @@ def tied(shape: Shape, classes: int, width: float = 1.0, *, depth: int) -> nn.Se
     layer, and all depths have the same parameters. Depth 7, the smallest, applies W once. Images larger than 32 pixels
     are halved once more, in the injection.
     """
-    if not 7 <= depth <= DEEPEST:
-        raise ValueError(f"depth must be from 7 to {DEEPEST:,}, found {depth}")
+    check_layers("depth", depth, least=7)
     stride, channels = extra_stride(shape), scale_channels(128, width)
     layers = convolutions(shape[0], _STEM, width)
     layers.append(("unrolled", Unrolled(scale_channels(128, width), channels, stride, depth - 6)))
