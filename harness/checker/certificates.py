@@ -92,7 +92,7 @@ def check_certificate(
         row_type: of the tensor of rows.
 
     Raises:
-        RefusedError: if a tensor is malformed. `check_cover` says whether the leaves cover their rows.
+        RefusedError: if a tensor is malformed. `cover.check_leaves` also checks that leaves cover their rows.
     """
     rows = tensors.get(ROW, np.zeros(0))
     is_row = rows.dtype == row_type and rows.ndim == 1 and len(rows) > 0

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from harness.checker.boxes import Array
-from harness.checker.certificates import NEURONS, SIGNS, Certificate, RefusedError
-from harness.checker.maps import Product
+from harness.checker.certificates import NEURONS, SIGNS, Certificate, RefusedError, Tensors, check_certificate
+from harness.checker.maps import Product, Shape
 from harness.checker.network import Activation, Step
 
 
@@ -23,21 +23,28 @@ class UnitLines:
     directions: Array
     thresholds: Array
 
-    def that_follow(self, unit: int, sign: int) -> Array:
+    def signs_that_follow(self, unit: int, sign: int) -> Array:
         """Return the signs [n] that all units have where this one has `sign`, 0 where either is possible."""
         side = sign * self.directions[unit]
         known = (self.groups == self.groups[unit]) & (side * self.thresholds <= side * self.thresholds[unit])
         return np.where(known, side * self.directions, 0)
 
 
-def check_cover(certificate: Certificate, steps: list[Step]) -> None:
-    """Raise RefusedError if the leaves of a row do not cover every input of the network with these steps."""
+def check_leaves(
+    tensors: Tensors, steps: list[Step], shapes: dict[str, Shape], margins: int, row_type: type = np.int16
+) -> Certificate:
+    """Return the certificate that the tensors hold, as `check_certificate`, whose leaves cover every input.
+
+    steps: of the network. Raises RefusedError, also if the leaves of a row do not cover it.
+    """
+    certificate = check_certificate(tensors, shapes, margins, row_type)
     rows, split = certificate.rows, {step: f for step, f in certificate.steps.items() if SIGNS in f}
     signs = np.concatenate([*(fields[SIGNS] for fields in split.values()), np.zeros((len(rows), 0), np.int8)], axis=1)
     lines = unit_lines(steps, {step: fields[NEURONS] for step, fields in split.items()})
     for row in np.unique(rows):
         if not covers_everything(signs[rows == row], lines):
             raise RefusedError(f"the leaves of row {row} do not cover it")
+    return certificate
 
 
 def unit_lines(steps: list[Step], neurons: dict[str, Array]) -> UnitLines:
@@ -77,7 +84,7 @@ def covers_everything(splits: Array, lines: UnitLines) -> bool:
         if not len(group) or not len(common):
             return False
         for sign in (1, -1):
-            side, known = group[group[:, common[0]] == sign], lines.that_follow(common[0], sign)
+            side, known = group[group[:, common[0]] == sign], lines.signs_that_follow(common[0], sign)
             groups.append(np.where(side == known, 0, side)[(side * known >= 0).all(1)])
     return True
 

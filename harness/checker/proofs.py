@@ -11,10 +11,9 @@ from harness.checker.certificates import (
     Certificate,
     RefusedError,
     Tensors,
-    check_certificate,
     split_by_layer,
 )
-from harness.checker.cover import check_cover
+from harness.checker.cover import check_leaves
 from harness.checker.linear import Region, lower_bounds, rows_at_once
 from harness.checker.network import Network
 from harness.checker.parts import SPLITS, halves_of, parts_of
@@ -67,8 +66,7 @@ def prove_rows(network: Network, images: Box, spec: Array, tensors: Tensors | No
             lower[unproved] = np.fmax(lower[unproved], minima)
         else:
             shapes = activation_shapes(network, region)
-            certificate = check_certificate(split_by_layer(tensors)[0], shapes, len(lower))
-            check_cover(certificate, network.steps)
+            certificate = check_leaves(split_by_layer(tensors)[0], network.steps, shapes, len(lower))
             region = region_with_hidden(network, images, tensors, region)
             for row in np.intersect1d(certificate.rows, unproved):
                 lower[row] = max(lower[row], _minimum_over_leaves(network, region, spec, row, certificate, shapes))
@@ -114,8 +112,7 @@ def region_with_hidden(network: Network, images: Box, tensors: Tensors, region: 
     hidden, before = dict[str, Certificate](), dict[str, tuple[int, ...]]()
     for step, shape in shapes.items():  # a layer's leaves may name the layers before it alone
         if step in layers:
-            hidden[step] = check_certificate(layers[step], before, 2 * int(np.prod(shape)), np.int32)
-            check_cover(hidden[step], network.steps)
+            hidden[step] = check_leaves(layers[step], network.steps, before, 2 * int(np.prod(shape)), np.int32)
         before[step] = shape
     return tight_region(network, images, hidden) if hidden else region
 

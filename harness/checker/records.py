@@ -11,7 +11,6 @@ import pandas as pd
 from harness.data import Split
 from harness.storage import names
 
-_INTEGERS, _TEXTS = (names.INDEX, names.LABEL, names.PREDICTION), (names.VERDICT, names.STAGE)
 _FAMILIES = (
     names.layer_inactive(""), names.layer_unstable(""), names.examples_at(""), names.decided_by(""),
     names.seconds_of(""),
@@ -21,7 +20,8 @@ _WITHOUT_PREDICTION = (names.OUT_OF_MEMORY, names.FAILED)
 
 def columns_of(stages: Sequence[str]) -> list[str]:
     """Return the columns that are checked."""
-    return [*_INTEGERS, *_TEXTS, names.ATTACK_MARGIN, *(names.margin_column(stage) for stage in stages)]
+    of_all = [names.INDEX, names.LABEL, names.PREDICTION, names.VERDICT, names.STAGE, names.ATTACK_MARGIN]
+    return [*of_all, *(names.margin_column(stage) for stage in stages)]
 
 
 def check_index(verdicts: pd.DataFrame, test: Split) -> list[str]:
