@@ -37,8 +37,8 @@ def bound(model: nn.Module, region: Box, method: str = "ibp", spec: Tensor | Non
 
     Raises:
         ValueError: for an unknown method, a model in training mode or of another precision or device than the region,
-            a region of another shape than the model takes, whose center is not finite or whose radius is negative or
-            not a number, a spec of another shape, and arguments of other types.
+            a region of another shape than the model takes or whose radius is negative or not a number, a spec of
+            another shape, and arguments of other types.
         UnsupportedOperator: if an operation has no rule, or if torch.fx saw another function than the model is.
     """
     linear = bound_named(method).linear

@@ -158,9 +158,8 @@ def root_leaves(exact: Problem, fast: Problem, rows: Tensor) -> tuple[Layout, Le
     """
     seen: dict[str, Any] = {}
     ctx = Backward(sound=False, choices={}, seen=seen)
-    lower = linear_lower_bound(fast.program, fast.repeat_values(len(rows)), fast.rows(rows), fast.program.output, ctx)[
-        :, 0
-    ]
+    boxes, spec = fast.repeat_values(len(rows)), fast.rows(rows)
+    lower = linear_lower_bound(fast.program, boxes, spec, fast.program.output, ctx)[:, 0]
     units: list[Columns] = []
     choices: list[Columns] = []
     defaults, first, sizes = ctx.choices or {}, [], []

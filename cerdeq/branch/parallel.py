@@ -69,8 +69,8 @@ def parallel_units(program: Program, values: list[Any], elements: dict[str, Tens
     packed = torch.empty(0, 4, dtype=torch.float64, device=device)
     if members:
         packed = torch.tensor(members, dtype=torch.float64).to(device)
-    number, columns, directions, thresholds = packed.T
-    return ParallelUnits(columns.long(), number.long(), directions.to(torch.int8), thresholds)
+    numbers, columns, directions, thresholds = packed.T
+    return ParallelUnits(columns.long(), numbers.long(), directions.to(torch.int8), thresholds)
 
 
 def activation_inputs(program: Program) -> dict[str, int]:
