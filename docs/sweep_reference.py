@@ -10,8 +10,8 @@ import json
 from sphinx.util.docutils import SphinxDirective
 
 from baselines import network_names
-from harness.config.schema import network_options, options_of_method, sweep_schema
 from harness.methods import METHODS
+from harness.sweep.schema import network_options, options_of_method, sweep_schema
 
 
 def keys_table(part=None):

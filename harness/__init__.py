@@ -23,10 +23,10 @@ def load(trial_dir: str | Path, plugins: Collection[str] = ()) -> "nn.Sequential
     Raises InputError for a folder without a trained network, for weights that are not this network's, and for a trial
     that needs another plugin, or other source of one.
     """
-    from harness.config.plugins import load_for
-    from harness.errors import InputError, require
+    from harness.common.errors import InputError, require
     from harness.evaluation.network import load_network
     from harness.storage import folder
+    from harness.sweep.plugins import load_for
 
     trial_dir = Path(trial_dir)
     config, weights = folder.read_trial(trial_dir / folder.TRIAL).config, trial_dir / folder.WEIGHTS
@@ -46,6 +46,6 @@ def results(*directories: str | Path) -> "pd.DataFrame":
     directories: such as results/cifar10. Column `trial_dir` is for `load`; `problem` says why a row has no numbers.
     Raises InputError where a directory holds no trials.
     """
-    from harness.analysis.trials import read_trials
+    from harness.leaderboard.rows import read_trials
 
     return read_trials(*map(Path, directories)).drop(columns=["row", "result"])

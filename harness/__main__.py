@@ -3,7 +3,7 @@
 import sys
 
 from harness import command_line
-from harness.terminal import say
+from harness.common.terminal import say
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -16,13 +16,14 @@ from typing import Any
 from baselines import DATASETS, network_names
 from harness import command_line
 from harness.command_line import OK, add_data_dir, add_patterns, add_plugins, select_by_pattern
-from harness.config import plugins
-from harness.config.settings import STAGES
-from harness.environment import describe_environment, device_title
-from harness.errors import require
-from harness.storage import folder, names
+from harness.common import names
+from harness.common.errors import require
+from harness.common.terminal import new_console, print_table
+from harness.machine.environment import describe_environment, device_title
+from harness.settings import STAGES
+from harness.storage import folder
 from harness.storage.files import refuse_links, write_json
-from harness.terminal import new_console, print_table
+from harness.sweep import plugins
 
 # What imports torch is imported late: it takes seconds.
 
@@ -69,11 +70,11 @@ def main(options: argparse.Namespace) -> int:
     """Print a table for each section; returns the exit status. Raises InputError."""
     import torch
 
-    from harness.device import best_device
-    from harness.measure.auto_lirpa import is_installed, measure_auto_lirpa
-    from harness.measure.bounds import measure_bounds, measure_evaluation
-    from harness.measure.steps import KINDS, PLAIN, compiler_problem, measure_steps
-    from harness.measure.verifier import measure_verifier
+    from harness.bench.auto_lirpa import is_installed, measure_auto_lirpa
+    from harness.bench.bounds import measure_bounds, measure_evaluation
+    from harness.bench.steps import KINDS, PLAIN, compiler_problem, measure_steps
+    from harness.bench.verifier import measure_verifier
+    from harness.machine.device import best_device
 
     for model in options.models:
         require("models", model, model in network_names(), f"of {', '.join(network_names())}")

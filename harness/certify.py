@@ -20,19 +20,20 @@ from rich.console import Console
 
 from harness import command_line
 from harness.command_line import FAILED, OK, add_data_dir, add_plugins
-from harness.config import plugins
-from harness.config.settings import STAGES, STAGES_BY_SETTING
-from harness.config.trial import RECIPE_VERSION, TrialConfig, labels
-from harness.environment import data_directory, device_title
-from harness.errors import InputError, require
-from harness.launch.parallel import run_items
-from harness.launch.progress import Bars
-from harness.launch.work import certify_item, load_data
-from harness.masking import mask_secrets
-from harness.storage import certification, folder, names
+from harness.common import names
+from harness.common.errors import InputError, require
+from harness.common.masking import mask_secrets
+from harness.common.terminal import new_console, one_line, say
+from harness.machine.environment import data_directory, device_title
+from harness.settings import STAGES, STAGES_BY_SETTING
+from harness.storage import certification, folder
 from harness.storage.files import read_bytes, refuse_links
-from harness.storage.lease import lock_directory
-from harness.terminal import new_console, one_line, say
+from harness.storage.lock import lock_directory
+from harness.sweep import plugins
+from harness.sweep.trial import RECIPE_VERSION, TrialConfig, labels
+from harness.tune.parallel import run_items
+from harness.tune.progress import Bars
+from harness.tune.work import certify_item, load_data
 
 if TYPE_CHECKING:
     from harness.data import Data
@@ -83,9 +84,9 @@ def main(options: argparse.Namespace) -> int:
     """Run the command and return its exit status. Raises InputError for wrong input; nothing was started."""
     _check_options(options)
     from harness.checker.images import describe_unreadable
-    from harness.device import best_device
     from harness.evaluation.ledger import SoundnessError
     from harness.evaluation.shards import certification_of
+    from harness.machine.device import best_device
 
     console = new_console()
     plugins.trust(options.plugin, [folder.sweep_dir_of(path) for path in options.paths])
@@ -247,7 +248,7 @@ def _print_line(job: Job, text: str, console: Console) -> None:
 
 def _write_reports(jobs: list[Job], data_dir: str | None, console: Console) -> None:
     """Write the pages of the sweeps that the trials lie in, and show their leaderboards."""
-    from harness.analysis.table_files import print_leaderboard
+    from harness.leaderboard.files import print_leaderboard
     from harness.reports import sweep_page
 
     for sweep_dir in dict.fromkeys(

@@ -12,11 +12,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
-from harness.clock import Stopped
-from harness.errors import InputError, require
-from harness.masking import mask_secrets
+from harness.common.errors import InputError, require
+from harness.common.masking import mask_secrets
+from harness.common.terminal import say
+from harness.machine.clock import Stopped
 from harness.storage.files import refuse_links
-from harness.terminal import say
 
 Item = TypeVar("Item")
 
@@ -142,6 +142,6 @@ def _module(name: str) -> Any:
 
 def _local_directory(path: Path | str) -> Path:
     """Return a path as it is, or the directory that mirrors an address. Raises InputError for links out of it."""
-    directory = path if isinstance(path, Path) else import_module("harness.launch.shared").local_mirror(path)
+    directory = path if isinstance(path, Path) else import_module("harness.tune.shared").local_mirror(path)
     refuse_links(directory)
     return directory

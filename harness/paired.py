@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 
 from harness import command_line
-from harness.analysis.comparisons import ALL, METRICS, compare
-from harness.analysis.leaderboard import build_leaderboard
-from harness.analysis.table_files import csv_text
-from harness.analysis.trials import NOT_COUNTED
 from harness.command_line import OK, add_patterns, add_sweep_directories
+from harness.common.terminal import new_console, print_table, say
+from harness.leaderboard.comparisons import ALL, METRICS, compare
+from harness.leaderboard.files import csv_text
+from harness.leaderboard.rows import NOT_COUNTED
+from harness.leaderboard.table import build_leaderboard
 from harness.storage.files import write_text
-from harness.terminal import new_console, print_table, say
 
 FILE = "paired.csv"
 _TITLES = ("", "difference", "first only", "second only", "McNemar p", "McNemar Holm", "t test p", "t test Holm")

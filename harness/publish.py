@@ -16,13 +16,14 @@ from pathlib import Path
 
 from harness import command_line
 from harness.command_line import OK, add_data_dir, add_patterns, add_sweep_directory, select_by_pattern
-from harness.config.trial import labels
-from harness.errors import InputError, require
+from harness.common import names
+from harness.common.errors import InputError, require
+from harness.common.terminal import new_console
 from harness.reports.up_to_date import REPORT
-from harness.storage import certification, folder, names
+from harness.storage import certification, folder
 from harness.storage.files import make_directory
 from harness.storage.parquet import write_table
-from harness.terminal import new_console
+from harness.sweep.trial import labels
 
 LIMIT_MIB = 120
 _TRIAL_FILES = (folder.TRIAL, folder.EPOCHS, folder.CHOSEN)

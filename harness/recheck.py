@@ -35,12 +35,12 @@ from harness.command_line import (
     add_sweep_directory,
     select_by_pattern,
 )
-from harness.config import plugins
-from harness.config.trial import TrialConfig, labels
-from harness.errors import InputError, error_line, require
+from harness.common.errors import InputError, error_line, require
+from harness.common.terminal import new_console, print_table, printable
 from harness.storage import folder
 from harness.storage.files import unchanged_files
-from harness.terminal import new_console, print_table, printable
+from harness.sweep import plugins
+from harness.sweep.trial import TrialConfig, labels
 
 # What imports torch or pandas is imported late: it takes seconds.
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def main(options: argparse.Namespace) -> int:
 
 def _main(options: argparse.Namespace) -> int:
     require("--images", options.images, options.images is None or options.images >= 1, "at least 1")
-    from harness.properties.instances import find_records
+    from harness.vnnlib.instances import find_records
 
     records, verdict_dirs = find_records(options.directory), folders.find_folders(options.directory)
     if records and verdict_dirs:
@@ -150,7 +150,7 @@ def _count_answers(claims: list["CheckedAnswer"], total: int) -> str:
 
 def check_leaderboard(sweep_dir: Path) -> list[str]:
     """Check that the leaderboard's files are those that the results give."""
-    from harness.analysis.table_files import changed_files
+    from harness.leaderboard.files import changed_files
 
     if special := [path for path in sweep_dir.rglob("*") if folders.is_special(path)]:
         return [f"the leaderboard is not checked: {special[0]} is neither a file nor a folder"]

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from harness import command_line
 from harness.command_line import OK, add_data_dir, add_sweep_directories
-from harness.errors import InputError
+from harness.common.errors import InputError
+from harness.common.terminal import say
 from harness.reports.up_to_date import REPORT
 from harness.storage import folder
 from harness.storage.files import write_text
-from harness.terminal import say
 
 if TYPE_CHECKING:
-    from harness.analysis.leaderboard import Leaderboard
-    from harness.analysis.summary import Summary
+    from harness.leaderboard.summary import Summary
+    from harness.leaderboard.table import Leaderboard
 
 # harness.reports.sweep_page is imported late: it imports torch and matplotlib.
 
@@ -52,7 +52,7 @@ def main(options: argparse.Namespace) -> int:
 
 def _write_overview(directory: Path, sweeps: "list[tuple[Leaderboard, dict[str, Summary]]]") -> Path:
     """Write one page over several sweeps, every data set and radius with its leaderboards; return where it is."""
-    from harness.analysis.table_files import short_table
+    from harness.leaderboard.files import short_table
     from harness.reports.sweep_page import render
 
     entries: dict[tuple[str, Fraction], list[dict[str, Any]]] = {}

@@ -17,33 +17,33 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from harness import command_line
-from harness.clock import Stopped
 from harness.command_line import FAILED, OK, add_data_dir, add_patterns, add_results_dir, select_by_pattern
-from harness.config.profiles import Sweep, check_keys, describe_source, name_source
-from harness.config.trial import labels
-from harness.environment import data_directory, source_digest
-from harness.errors import InputError, require
-from harness.launch import plan
-from harness.launch.callbacks import TrialCallbacks
-from harness.launch.child import start_call
-from harness.launch.progress import SweepProgress
-from harness.launch.shared import SharedResults
-from harness.launch.stopping import Stopping
-from harness.launch.study import Study
-from harness.launch.work import RAY_STATE, RayOptions, train_item
+from harness.common.errors import InputError, require
+from harness.common.terminal import new_console, say
+from harness.machine.clock import Stopped
+from harness.machine.environment import data_directory, source_digest
 from harness.reports import up_to_date
 from harness.storage import folder
 from harness.storage.files import file_name, make_directory, refuse_links, remove_unfinished, write_json
 from harness.storage.folder import Trial
-from harness.storage.lease import lock_directory
-from harness.terminal import new_console, say
+from harness.storage.lock import lock_directory
+from harness.sweep.profiles import Sweep, check_keys, describe_source, name_source
+from harness.sweep.trial import labels
 from harness.tracking.logged import LOGGED, LoggedMark
+from harness.tune import plan
+from harness.tune.callbacks import TrialCallbacks
+from harness.tune.child import start_call
+from harness.tune.progress import SweepProgress
+from harness.tune.shared import SharedResults
+from harness.tune.stopping import Stopping
+from harness.tune.study import Study
+from harness.tune.work import RAY_STATE, RayOptions, train_item
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from harness.launch.searching import Search
     from harness.tracking.mlflow_sync import MlflowSync
+    from harness.tune.search.run import Search
 
 # Wrong input is refused first, so what takes long to import is imported late: MLflow, pandas, Ray, Optuna. Only other
 # processes import torch and matplotlib, by `start_call`, unless the sweep has a search or plugins.
@@ -151,8 +151,8 @@ def _make_search(sweep: Sweep, shared: SharedResults, options: argparse.Namespac
         require(option, value, not value, "a sweep without `search`, whose trials are in its file")
     _check_owner(shared.sweep_dir, sweep)
     from harness.data import load
-    from harness.launch.searching import Search
     from harness.tracking.mlflow_sync import MlflowSync
+    from harness.tune.search.run import Search
 
     images = load(sweep.dataset, options.data_dir, writes=not options.dry_run)
     search = Search(sweep, images, shared.sweep_dir, console)
@@ -193,17 +193,17 @@ def _check(options: argparse.Namespace) -> tuple[Sweep, dict[str, Any], dict[str
     """
     keys, machine = check_keys(options.sweep, options.profile, options.set), None
     if options.ray_address is not None:
-        from harness.launch.ray_cluster import resources_at
+        from harness.tune.ray_cluster import resources_at
 
         machine = resources_at(options.ray_address)
     request = (options.sweep, options.profile, machine, options.set, options.data_dir, not options.dry_run)
     if keys.search or keys.plugins:
-        return import_module("harness.launch.checks").check_sweep(*request)
-    result = start_call("harness.launch.checks", "check_sweep", *request)
+        return import_module("harness.tune.checks").check_sweep(*request)
+    result = start_call("harness.tune.checks", "check_sweep", *request)
     if not (options.dry_run or options.export):
         if not (SharedResults.at(options.results_dir, keys.name).sweep_dir / LOGGED).exists():
             import_module("harness.tracking.client")  # import while the child checks
-        import_module("harness.analysis.table_files")
+        import_module("harness.leaderboard.files")
     return result()
 
 
@@ -278,7 +278,7 @@ def _run(
         KeyboardInterrupt: a second Ctrl-C, or one after SIGTERM.
         RayDiedError: Ray has died and cannot be started again.
     """
-    from harness.launch.ray_tune import RayDiedError, run_on_ray
+    from harness.tune.ray_tune import RayDiedError, run_on_ray
 
     sweep_dir = study.sweep_dir
     trial_dirs = [study.trial_dirs[trial.key] for trial in trials]
@@ -317,7 +317,7 @@ def _write_reports(
 
     Returns a row for each trial in the directory.
     """
-    from harness.analysis.table_files import print_leaderboard, write_leaderboard
+    from harness.leaderboard.files import print_leaderboard, write_leaderboard
     from harness.tracking.mlflow_sync import print_how_to_open
 
     sweep_dir, uri = study.sweep_dir, study.shared.uri

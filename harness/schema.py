@@ -8,7 +8,7 @@ import json
 
 from harness import command_line
 from harness.command_line import OK
-from harness.terminal import say
+from harness.common.terminal import say
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +17,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Run the command and return the exit status."""
-    from harness.config.schema import sweep_schema  # imports torch
+    from harness.sweep.schema import sweep_schema  # imports torch
 
     say(json.dumps(sweep_schema(), indent=1))
     return OK

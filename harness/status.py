@@ -15,13 +15,13 @@ from rich import filesize
 
 from harness import command_line
 from harness.command_line import OK, add_sweep_directory
-from harness.config.trial import TrialConfig, labels
-from harness.errors import InputError
-from harness.launch.states import State, state_of
+from harness.common.errors import InputError
+from harness.common.terminal import new_console, print_table, say
 from harness.storage import certification, folder
 from harness.storage.files import DamagedFileError
-from harness.storage.lease import holder
-from harness.terminal import new_console, print_table, say
+from harness.storage.lock import holder
+from harness.sweep.trial import TrialConfig, labels
+from harness.tune.states import State, state_of
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,9 +7,9 @@ With --from-mlflow the trials' folders are first restored from the MLflow experi
 import argparse
 
 from harness import command_line
-from harness.analysis.table_files import print_leaderboard, write_leaderboard
 from harness.command_line import OK, add_sweep_directory
-from harness.terminal import new_console
+from harness.common.terminal import new_console
+from harness.leaderboard.files import print_leaderboard, write_leaderboard
 
 # harness.tracking.restore is imported late: tables need no MLflow.
 

@@ -13,19 +13,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness import command_line
-from harness.clock import Stopped
 from harness.command_line import FAILED, OK, add_data_dir, add_results_dir
-from harness.config.checkpoint_settings import read_file
-from harness.config.trial import RECIPE_VERSION, labels
-from harness.environment import device_title
-from harness.errors import InputError, SettingError, require
-from harness.launch.progress import TrialProgress
-from harness.launch.stopping import Stopping
-from harness.launch.work import load_data, run_here, train_item
-from harness.masking import mask_secrets
-from harness.storage import folder, names
+from harness.common import names
+from harness.common.errors import InputError, SettingError, require
+from harness.common.masking import mask_secrets
+from harness.common.terminal import new_console, say
+from harness.machine.clock import Stopped
+from harness.machine.environment import device_title
+from harness.storage import folder
 from harness.storage.files import DamagedFileError, make_directory, refuse_links
-from harness.terminal import new_console, say
+from harness.sweep.checkpoint_settings import read_file
+from harness.sweep.trial import RECIPE_VERSION, labels
+from harness.tune.progress import TrialProgress
+from harness.tune.stopping import Stopping
+from harness.tune.work import load_data, run_here, train_item
 
 if TYPE_CHECKING:
     from harness.training.trial import Report
@@ -43,7 +44,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Run the command and return its exit status. Raises InputError for wrong input; nothing was started."""
-    from harness.device import best_device
+    from harness.machine.device import best_device
     from harness.training.trial import split_images
 
     results_dir, data_dir = options.results_dir, options.data_dir

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from harness import command_line
 from harness.command_line import OK
-from harness.errors import SettingError
-from harness.masking import mask_secrets
-from harness.terminal import say
+from harness.common.errors import SettingError
+from harness.common.masking import mask_secrets
+from harness.common.terminal import say
 
 # harness.tracking.client is imported late: MLflow takes seconds.
 _HOST = "127.0.0.1"

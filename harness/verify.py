@@ -14,9 +14,9 @@ from pathlib import Path
 
 from harness import command_line
 from harness.command_line import OK
-from harness.errors import require
+from harness.common.errors import require
+from harness.common.terminal import new_console, say
 from harness.storage.files import write_text
-from harness.terminal import new_console, say
 
 # Torch and Ray take seconds to import: what needs them is imported late.
 _DEFAULT_SECONDS = 60.0
@@ -43,7 +43,7 @@ def main(options: argparse.Namespace) -> int:
     require("--workers", workers, workers is None or workers > 0, "a number above 0")
     is_complete = len(files) == 2 or (len(files) == 1 and files[0].suffix.lower() not in (".onnx", ".vnnlib", ".gz"))
     require("FILE", list(map(str, files)), is_complete, "NETWORK.onnx PROPERTY.vnnlib, or INSTANCES.csv")
-    from harness.device import refuse_reduced_precision
+    from harness.machine.device import refuse_reduced_precision
 
     refuse_reduced_precision()
     if len(files) == 2:
@@ -53,7 +53,7 @@ def main(options: argparse.Namespace) -> int:
     output = None if options.output is None else str(options.output)
     allowed = "nothing with a CSV file or --results-dir: these write one file for each answer"
     require("--output", output, output is None, allowed)
-    from harness.properties.instances import Instance, read_instances, solve_instances
+    from harness.vnnlib.instances import Instance, read_instances, solve_instances
 
     if len(files) == 1:
         instances, default = read_instances(files[0], seconds), Path("results") / files[0].stem
@@ -66,7 +66,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _solve_one(network: Path, property_path: Path, seconds: float, output: Path | None) -> int:
-    from harness.properties.solve import solve_files
+    from harness.vnnlib.solve import solve_files
 
     answer = solve_files(network, property_path, seconds)
     if output is not None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 from compare_answers import agreed_answers, base_names, is_solved, published_answers
 
-from harness.terminal import new_console, print_table
+from harness.common.terminal import new_console, print_table
 
 _STATUSES = ("sat", "unsat", "unknown", "timeout", "error")
 _TITLES = ("list", "instances", *_STATUSES, "published", "wrong", "late", "longest", "seconds")

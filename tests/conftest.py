@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from cerdeq.equilibrium import certificate
-from harness.config.settings import EvaluationSettings, TrainSettings
-from harness.config.trial import TrialConfig
+from harness.settings import EvaluationSettings, TrainSettings
+from harness.sweep.trial import TrialConfig
 
 torch.set_num_threads(1)
 
 MOST_PROCESSES = 8  # each imports torch first, and the longest group of tests takes a sixth of all seconds
-SLOWEST_FIRST = ["tests/harness/launch/", "tests/pretended_gpu/", "tests/harness/", "tests/"]
+SLOWEST_FIRST = ["tests/harness/tune/", "tests/pretended_gpu/", "tests/harness/", "tests/"]
 LAUNCH = SLOWEST_FIRST[0]
 
 

@@ -12,8 +12,8 @@ from cerdeq.bounds.host import is_host_reading
 from cerdeq.deadline import check
 from cerdeq.equilibrium import restrict_solutions
 from harness.attacks.objectives import Objective, margins, objectives, rank_classes
-from harness.config.settings import EvaluationSettings
-from harness.subnormals import without_subnormals
+from harness.machine.subnormals import without_subnormals
+from harness.settings import EvaluationSettings
 
 _AT_ONCE = {"cpu": 32}  # examples, by device: more of them leave a CPU's cache and take longer
 _NOISE = 1e-2  # of the span of an example's logits: ten times the error of `follow`; float32's is far smaller

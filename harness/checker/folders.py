@@ -14,18 +14,18 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.checker.boxes import Array
-from harness.checker.certificates import Tensors, read_tensors
-from harness.config.trial import TrialConfig, identity
-from harness.errors import InputError, shorten
+from harness.checker.bounds.boxes import Array
+from harness.checker.proofs.certificates import Tensors, read_tensors
+from harness.common.errors import InputError, shorten
 from harness.storage import certification, folder
 from harness.storage.files import parse_file
 from harness.storage.folder import Trial, TrialResult
+from harness.sweep.trial import TrialConfig, identity
 
 _CERTIFIED = "certified"
 _NEAR, _SAME = 1e-3, 1e-6  # of weights of two seeds, which start from others; of one seed, relative to their size
 _CHOSEN = {"text", "search", "candidate", "validation"}
-_CHOICE = (  # see harness.search.results.describe_choice
+_CHOICE = (  # see harness.tune.search.results.describe_choice
     r"[a-z0-9]+, \d+ candidates( with \d+ seeds each)?( \((\d+ ended early)?(, )?(\d+ failed)?\))?, "
     r"evaluated on [\d,]+ images held out of training"
 )
@@ -199,8 +199,8 @@ def check_chosen(stored: StoredResult) -> list[str]:
 
 def check_method(config: TrialConfig) -> list[str]:
     """Check the training method and its options as a sweep file's; plugins are loaded."""
-    from harness.config.sweep_keys import options_model, validate  # imported late, as torch takes seconds
     from harness.methods import make_method, method_options
+    from harness.sweep.sweep_keys import options_model, validate  # imported late, as torch takes seconds
 
     if config.is_trained_elsewhere and config.checkpoint is None:
         return [f"{folder.TRIAL}: the network is trained elsewhere, but there is no checkpoint"]
@@ -238,7 +238,7 @@ def check_checkpoint(stored: StoredResult) -> list[str]:
     import safetensors.torch  # imported late, as torch takes seconds
     import torch
 
-    from harness.config.checkpoint_weights import read_weights
+    from harness.sweep.checkpoint_weights import read_weights
 
     weights = parse_file(trial_dir / folder.WEIGHTS, safetensors.torch.load)
     expected = read_weights(path, stored.config)

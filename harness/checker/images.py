@@ -15,19 +15,20 @@ from torch import nn
 
 from baselines import build
 from cerdeq.equilibrium import fold
-from harness.checker.boxes import Array, Box, ball
-from harness.checker.certificates import Tensors
-from harness.checker.equilibrium import NotProvedError, contraction
-from harness.checker.maps import UnknownLayerError
-from harness.checker.network import Activation, Network, read_network
-from harness.checker.proofs import prove, why_not_falsified
+from harness.checker.bounds.boxes import Array, Box, ball
+from harness.checker.bounds.equilibrium import NotProvedError, contraction
+from harness.checker.bounds.maps import UnknownLayerError
+from harness.checker.bounds.network import Activation, Network, read_network
+from harness.checker.proofs.certificates import Tensors
+from harness.checker.proofs.example import prove, why_not_falsified
 from harness.checker.records import describe
-from harness.config.settings import STAGES
-from harness.config.trial import TrialConfig
+from harness.common import names
+from harness.common.errors import InputError, error_line
 from harness.data import Split
-from harness.errors import InputError, error_line
 from harness.evaluation.network import load_network
-from harness.storage import folder, names
+from harness.settings import STAGES
+from harness.storage import folder
+from harness.sweep.trial import TrialConfig
 
 _BATCH = 20  # images
 _COMPARED = 10  # images whose logits are compared with the module's

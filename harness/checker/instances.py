@@ -10,12 +10,13 @@ from pathlib import Path
 from safetensors.numpy import load
 
 from cerdeq import OnnxError
-from harness.checker.certificates import Tensors
+from harness.checker.proofs.certificates import Tensors
 from harness.checker.properties import NotConfirmedError, confirm_sat, confirm_unsat, refuse_other_than_order
-from harness.config.checkpoint_settings import digest_of
-from harness.errors import InputError, error_line
-from harness.properties.files import READERS
-from harness.properties.instances import (
+from harness.common.errors import InputError, error_line
+from harness.storage.files import parse_file, read_bytes
+from harness.sweep.checkpoint_settings import digest_of
+from harness.vnnlib.files import READERS
+from harness.vnnlib.instances import (
     ERROR,
     INSTANCES,
     RESULTS,
@@ -25,8 +26,7 @@ from harness.properties.instances import (
     read_record,
     results_text,
 )
-from harness.properties.solve import SAT, TIMEOUT, UNKNOWN, UNSAT, load_instance
-from harness.storage.files import parse_file, read_bytes
+from harness.vnnlib.solve import SAT, TIMEOUT, UNKNOWN, UNSAT, load_instance
 
 COUNTEREXAMPLE = "counterexample"
 _CLAIMS, _OTHERS = {SAT, UNSAT}, {UNKNOWN, TIMEOUT, ERROR}

@@ -9,10 +9,11 @@ from torch.nn.utils import parametrize
 from baselines import build
 from cerdeq.equilibrium import FixedPoint, fold
 from cerdeq.equilibrium.weights import Monotone, NonNegative, Orthogonal
-from harness.checker.boxes import Array
-from harness.checker.equilibrium import contraction
-from harness.config.trial import TrialConfig
-from harness.storage import folder, names
+from harness.checker.bounds.boxes import Array
+from harness.checker.bounds.equilibrium import contraction
+from harness.common import names
+from harness.storage import folder
+from harness.sweep.trial import TrialConfig
 
 _OF_EQUILIBRIA = "equilibrium/"
 _NEAR = 1e-3  # of metrics, relative to 1 + the value: bounds of rho(|W|) end their iterations at different points

@@ -9,17 +9,17 @@ import numpy as np
 from torch import nn
 
 from cerdeq.onnx.layers import RunInFloat32
-from harness.checker.boxes import Array, Box, between
-from harness.checker.certificates import Tensors, split_by_example
-from harness.checker.exact import exact_outputs_at
-from harness.checker.linear import lower_bounds
-from harness.checker.maps import UnknownLayerError
-from harness.checker.network import Step, boxes_of, read_steps
-from harness.checker.proofs import CERTIFICATE, LINEAR, prove_rows
-from harness.checker.regions import tight_region
+from harness.checker.bounds.boxes import Array, Box, between
+from harness.checker.bounds.linear import lower_bounds
+from harness.checker.bounds.maps import UnknownLayerError
+from harness.checker.bounds.network import Step, boxes_of, read_steps
+from harness.checker.bounds.regions import tight_region
+from harness.checker.proofs.certificates import Tensors, split_by_example
+from harness.checker.proofs.exact import exact_outputs_at
+from harness.checker.proofs.example import CERTIFICATE, LINEAR, prove_rows
 from harness.checker.violations import box_around, round_down, violations_network
-from harness.properties.cases import NUMBER, Case, Property
-from harness.properties.counterexample import Counterexample
+from harness.vnnlib.cases import NUMBER, Case, Property
+from harness.vnnlib.counterexample import Counterexample
 
 _AGREEMENT = 1e-4  # of outputs in float32, relative to 1 + their size, beside their proved boxes
 _LARGEST = float(np.finfo(np.float32).max)

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from harness.common import names
 from harness.data import Split
-from harness.storage import names
 
 _FAMILIES = (
     names.layer_inactive(""), names.layer_unstable(""), names.examples_at(""), names.decided_by(""),

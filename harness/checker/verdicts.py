@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from harness.checker import folders, records
-from harness.checker.certificates import read_tensors, split_by_example
 from harness.checker.folders import StoredResult
 from harness.checker.images import (
     Checker,
@@ -19,10 +18,12 @@ from harness.checker.images import (
     load_checked_network,
 )
 from harness.checker.labels import check_labels
-from harness.config.plugins import load_for
-from harness.config.trial import TrialConfig
+from harness.checker.proofs.certificates import read_tensors, split_by_example
+from harness.common import names
 from harness.data import Data, Split, fingerprint, load
-from harness.storage import folder, names
+from harness.storage import folder
+from harness.sweep.plugins import load_for
+from harness.sweep.trial import TrialConfig
 
 
 @dataclass

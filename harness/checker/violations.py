@@ -12,11 +12,11 @@ from math import lcm
 
 import numpy as np
 
-from harness.checker import maps
-from harness.checker.boxes import Array, Box, between
-from harness.checker.maps import UnknownLayerError
-from harness.checker.network import Activation, Network, Step
-from harness.properties.cases import LARGEST, Case, Constraint, InputBox
+from harness.checker.bounds import maps
+from harness.checker.bounds.boxes import Array, Box, between
+from harness.checker.bounds.maps import UnknownLayerError
+from harness.checker.bounds.network import Activation, Network, Step
+from harness.vnnlib.cases import LARGEST, Case, Constraint, InputBox
 
 
 def violations_network(network: Sequence[Step], cases: Sequence[Case], outputs: int) -> Network:

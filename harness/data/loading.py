@@ -14,9 +14,9 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from baselines.datasets import DATASETS, Dataset
+from harness.common.errors import InputError, SettingError, require
 from harness.data.layouts import Shard, Source, fetch, find, name_errors, not_found
-from harness.environment import cache_directory, data_directory
-from harness.errors import InputError, SettingError, require
+from harness.machine.environment import cache_directory, data_directory
 from harness.storage.files import write_atomically
 
 _CACHE_FORMAT = 1

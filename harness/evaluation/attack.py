@@ -13,10 +13,10 @@ from cerdeq.boxes import outward_ends
 from harness.attacks.counterexamples import corners, decode, encode, pack
 from harness.attacks.objectives import margins
 from harness.attacks.pgd import worst_point
-from harness.config.settings import EvaluationSettings
+from harness.common import names
 from harness.evaluation.batch import Batch, Evidence
 from harness.evaluation.network import PreparedNetwork
-from harness.storage import names
+from harness.settings import EvaluationSettings
 
 
 def attack_batch(batch: Batch, proved: Tensor) -> tuple[Tensor, Evidence]:

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from baselines import DATASETS
 from cerdeq import Box, LinfBall, margin_spec
-from harness.config.trial import TrialConfig
 from harness.evaluation.ledger import Ledger
 from harness.evaluation.network import PreparedNetwork
 from harness.storage import folder
 from harness.storage.files import write_atomically
+from harness.sweep.trial import TrialConfig
 
 Evidence = dict[str, Tensor]
 """What proves verdicts: a counterexample by its image's index, a certificate's tensors by "<index>/<name>"."""

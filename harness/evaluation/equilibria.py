@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from cerdeq.equilibrium import FixedPoint, NotConvergedError, Solution, contraction, replace_fixed_points
-from harness.config.trial import TrialConfig
+from harness.common import names
 from harness.evaluation.ibp import errors_without_attack
-from harness.storage import names
+from harness.sweep.trial import TrialConfig
 
 _SOLVED_IMAGES = 100  # to ten digits, which takes longer than bounds
 

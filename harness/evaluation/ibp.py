@@ -13,9 +13,9 @@ from cerdeq import LinfBall, margin_spec
 from cerdeq.bounds import Context, Interval, Program, propagate, trace
 from cerdeq.bounds.memory import examples_in_cache
 from cerdeq.boxes import Box, outward_ends
-from harness.config.trial import TrialConfig
+from harness.common import names
 from harness.evaluation.ledger import Ledger, add_seconds
-from harness.storage import names
+from harness.sweep.trial import TrialConfig
 
 _TENSORS = ("lower", "width", "clean", "clean_lower")  # fields of Bounds
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from cerdeq.bounds.memory import is_out_of_memory
 from cerdeq.deadline import DeadlineError, stop_at
-from harness.errors import error_line
-from harness.memory import free_memory
-from harness.storage import names
+from harness.common import names
+from harness.common.errors import error_line
+from harness.machine.memory import free_memory
 
 T = TypeVar("T")
 

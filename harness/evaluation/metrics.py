@@ -5,14 +5,14 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from harness.common import names
 from harness.evaluation.verdicts import Evaluation
-from harness.storage import names
 
 _COLLAPSED = 0.99
 
 
 def final_metrics(evaluation: Evaluation, stages: tuple[str, ...]) -> dict[str, float]:
-    """Return errors in percent, widths and seconds, by the names in harness.storage.names."""
+    """Return errors in percent, widths and seconds, by the names in harness.common.names."""
     verdict, decided_by = evaluation.verdicts[names.VERDICT], evaluation.verdicts[names.STAGE]
     certified = verdict == names.CERTIFIED
     width = float(evaluation.verdicts[names.WIDTH].mean())

@@ -12,10 +12,10 @@ from cerdeq.bounds import Program, refuse_other_precision, trace
 from cerdeq.bounds.float32 import in_float32
 from cerdeq.bounds.refusals import refuse_training
 from cerdeq.equilibrium import fold, use_attack_solvers
-from harness.config.buildable import build_without_values, needs_linear
-from harness.config.trial import TrialConfig
-from harness.errors import InputError
+from harness.common.errors import InputError
 from harness.storage.files import parse_file
+from harness.sweep.buildable import build_without_values, needs_linear
+from harness.sweep.trial import TrialConfig
 
 
 @dataclass(frozen=True)

@@ -22,24 +22,25 @@ from torch.utils.flop_counter import FlopCounterMode
 from cerdeq.bounds.forward import values_of
 from cerdeq.bounds.memory import bytes_per_example
 from cerdeq.rules.interval import Context, Interval
-from harness.config.plugins import load_for
-from harness.config.settings import STAGES, EvaluationSettings
-from harness.config.trial import TrialConfig, digest_content
+from harness.common import names
+from harness.common.errors import require
 from harness.data import Data, Split, load
-from harness.device import best_device
-from harness.environment import describe_environment
-from harness.errors import require
 from harness.evaluation.batch import write_evidence
 from harness.evaluation.ibp import average_rows, sum_rows
 from harness.evaluation.metrics import final_metrics, finite_or_none, warnings
 from harness.evaluation.network import PreparedNetwork, load_network, prepare_network
 from harness.evaluation.verdicts import Evaluation, evaluate_part
-from harness.memory import reuse_freed_memory
-from harness.storage import certification, folder, names
+from harness.machine.device import best_device
+from harness.machine.environment import describe_environment
+from harness.machine.memory import reuse_freed_memory
+from harness.settings import STAGES, EvaluationSettings
+from harness.storage import certification, folder
 from harness.storage.certification import Certification
 from harness.storage.files import DamagedFileError, read_bytes
 from harness.storage.folder import Trial, TrialResult
 from harness.storage.parquet import write_table
+from harness.sweep.plugins import load_for
+from harness.sweep.trial import TrialConfig, digest_content
 
 _OPERATIONS = {"cpu": 4e11, "cuda": 2e14}
 """Of a part: about as many as one thread of a CPU, or a GPU, computes in ten seconds."""

@@ -1,6 +1,6 @@
 """The stages of the verifier after IBP: the other bounds of cerdeq, and branch and bound.
 
-To add a stage, add its record to `STAGES` in harness/config/settings.py. A stage that is no bound of cerdeq also needs
+To add a stage, add its record to `STAGES` in harness/settings.py. A stage that is no bound of cerdeq also needs
 a function here, in `FUNCTIONS`.
 """
 
@@ -12,10 +12,10 @@ from torch import Tensor
 
 import cerdeq
 from cerdeq.bounds import BOUNDS, Interval, lower_bounds
-from harness.config.settings import STAGES
+from harness.common import names
 from harness.evaluation.attack import counterexamples, margins_as_stored, margins_at
 from harness.evaluation.batch import Batch, Evidence, StageResult
-from harness.storage import names
+from harness.settings import STAGES
 
 _CERTIFIED, _FALSIFIED, _UNKNOWN = "certified", "falsified", "unknown"  # statuses of cerdeq.verify
 _LIMITS = {"timeout": names.TIMEOUT, "out of memory": names.OUT_OF_MEMORY}  # statuses of a search that was cut short

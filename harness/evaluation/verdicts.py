@@ -11,21 +11,21 @@ from torch import Tensor, nn
 from cerdeq import LinfBall
 from cerdeq.bounds import refuse_another_function
 from cerdeq.equilibrium import NotConvergedError
-from harness.config.trial import TrialConfig
+from harness.common import names
 from harness.evaluation.attack import attack_batch
 from harness.evaluation.batch import Batch, Evidence
 from harness.evaluation.ibp import Bounds, batches, bound_batch, join_bounds, sum_rows
 from harness.evaluation.ledger import Ledger, SoundnessError
 from harness.evaluation.network import PreparedNetwork, prepare_network
 from harness.evaluation.stages import FUNCTIONS
-from harness.storage import names
+from harness.sweep.trial import TrialConfig
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """The verdicts on a network and what they rest on.
 
-    verdicts: a row for each example, columns as in harness.storage.names.
+    verdicts: a row for each example, columns as in harness.common.names.
     layers: as in Bounds, over all examples.
     clean_mean, clean_spread: mean and standard deviation of all clean margins.
     seconds: the seconds of each stage.

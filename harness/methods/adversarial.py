@@ -12,10 +12,10 @@ from torch import Tensor
 
 from cerdeq.bounds import Context, Program, points_of
 from harness.attacks.pgd import last_point
-from harness.config.settings import RAMP
-from harness.errors import require
+from harness.common.errors import require
 from harness.methods.method import Method, register
 from harness.methods.passes import Batch, Losses, losses_without_bounds
+from harness.settings import RAMP
 
 NEEDS_BOUNDS = dict.fromkeys(("regularisation", "regularise_equilibria"), "it computes no bounds")
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cerdeq.bounds import Program
-from harness.errors import require
+from harness.common.errors import require
 from harness.methods.method import Method, register
 from harness.methods.passes import Batch, BoundedBox, Losses, bound_box, cross_entropy
 

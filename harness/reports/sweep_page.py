@@ -7,17 +7,18 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from harness.analysis.leaderboard import Leaderboard, Section, as_text, stages_table
-from harness.analysis.summary import Summary
-from harness.analysis.table_files import LEGEND, STAGES_LEGEND, UNCOUNTED, full_table, write_leaderboard
-from harness.config.settings import EvaluationSettings
-from harness.config.trial import missing_text
-from harness.figures import style
-from harness.figures.catalogue import figures_of
-from harness.figures.section_data import SectionData
+from harness.common import names
+from harness.leaderboard.files import LEGEND, STAGES_LEGEND, UNCOUNTED, full_table, write_leaderboard
+from harness.leaderboard.summary import Summary
+from harness.leaderboard.table import Leaderboard, Section, as_text, stages_table
+from harness.reports.figures import style
+from harness.reports.figures.catalogue import figures_of
+from harness.reports.figures.section_data import SectionData
 from harness.reports.up_to_date import FIGURES, REPORT
-from harness.storage import certification, folder, names
+from harness.settings import EvaluationSettings
+from harness.storage import certification, folder
 from harness.storage.files import write_text
+from harness.sweep.trial import missing_text
 
 _MAIN = (
     "#", "row", "certified error", "attack error", "standard error", "undecided", "bound width", "parameters",

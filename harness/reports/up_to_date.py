@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from harness.analysis.published import published_files
-from harness.environment import data_directory, source_digest
+from harness.leaderboard.published import published_files
+from harness.machine.environment import data_directory, source_digest
 from harness.storage.files import digest_of_states, read_text, write_text
 
 REPORT, FIGURES = "report.html", "figures"

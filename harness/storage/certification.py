@@ -18,13 +18,14 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.config.checkpoint_settings import digest_of
-from harness.config.settings import EvaluationSettings
-from harness.storage import folder, names
+from harness.common import names
+from harness.common.typed import check_types
+from harness.settings import EvaluationSettings
+from harness.storage import folder
 from harness.storage.files import DamagedFileError, parse_json, read_bytes, write_atomically, write_json
 from harness.storage.folder import Trial
 from harness.storage.parquet import read_table, write_table
-from harness.typed import check_types
+from harness.sweep.checkpoint_settings import digest_of
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from harness.errors import InputError, SettingError, error_line
+from harness.common.errors import InputError, SettingError, error_line
 
 T = TypeVar("T")
 

@@ -28,11 +28,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.config.checkpoint_settings import Checkpoint, digest_of, read_file
-from harness.config.trial import RECIPE_VERSION, TrialConfig, from_dict, to_dict, trial_key
-from harness.errors import SettingError, require, shorten
-from harness.masking import mask_secrets
-from harness.storage import names
+from harness.common import names
+from harness.common.errors import SettingError, require, shorten
+from harness.common.masking import mask_secrets
+from harness.common.typed import check_types
 from harness.storage.files import (
     DamagedFileError,
     load_json,
@@ -44,7 +43,8 @@ from harness.storage.files import (
     write_text,
 )
 from harness.storage.parquet import read_table
-from harness.typed import check_types
+from harness.sweep.checkpoint_settings import Checkpoint, digest_of, read_file
+from harness.sweep.trial import RECIPE_VERSION, TrialConfig, from_dict, to_dict, trial_key
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,7 +81,7 @@ class Trial:
 class TrialResult:
     """What result.json holds.
 
-    metrics: final numbers by the names in harness.storage.names, None if not finite.
+    metrics: final numbers by the names in harness.common.names, None if not finite.
     environment: device, versions, code version.
     data: the description of the data set.
     warnings: for the table.

@@ -23,8 +23,8 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import pyarrow
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 
-from harness.errors import InputError, first_words
-from harness.masking import mask_secrets
+from harness.common.errors import InputError, first_words
+from harness.common.masking import mask_secrets
 from harness.storage.files import write_bytes
 from harness.storage.folder import EPOCHS, RESULT
 

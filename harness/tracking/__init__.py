@@ -1,6 +1,6 @@
 """MLflow: what a sweep logs there, the view of its charts, and trials restored from it."""
 
-from harness.errors import InputError
+from harness.common.errors import InputError
 
 
 class TrackingError(InputError):

@@ -29,8 +29,8 @@ import sqlalchemy
 from mlflow import MlflowClient, entities
 from mlflow.exceptions import MlflowException
 
-from harness.errors import InputError
-from harness.masking import mask_secrets
+from harness.common.errors import InputError
+from harness.common.masking import mask_secrets
 from harness.tracking import TrackingError
 from harness.tracking.address import SQLITE
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from harness.analysis.published import published_files
-from harness.environment import source_digest
+from harness.leaderboard.published import published_files
+from harness.machine.environment import source_digest
 from harness.storage.files import DamagedFileError, digest_of_states, parse_json, write_json
 from harness.tracking.address import SQLITE, resolve_uri
 

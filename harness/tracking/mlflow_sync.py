@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from harness.analysis.leaderboard import Leaderboard
+from harness.leaderboard.table import Leaderboard
 from harness.storage import folder
 from harness.storage.files import DamagedFileError
 from harness.tracking import TrackingError

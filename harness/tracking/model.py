@@ -10,7 +10,8 @@ from pathlib import Path
 from platform import python_version
 from tempfile import TemporaryDirectory
 
-from harness.storage import folder, names
+from harness.common import names
+from harness.storage import folder
 from harness.tracking.client import MlflowClient, entities, mlflow
 
 BEST = "best"  # the alias of a registered model's version

@@ -2,10 +2,10 @@
 
 import shlex
 
-from harness.analysis.leaderboard import Leaderboard, Section
-from harness.analysis.summary import Summary
-from harness.analysis.table_files import markdown_table, markdown_text, short_table
-from harness.analysis.trials import describe_evaluation
+from harness.leaderboard.files import markdown_table, markdown_text, short_table
+from harness.leaderboard.rows import describe_evaluation
+from harness.leaderboard.summary import Summary
+from harness.leaderboard.table import Leaderboard, Section
 from harness.storage import folder
 from harness.storage.folder import Trial
 

@@ -10,11 +10,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from harness.errors import InputError
-from harness.masking import mask_secrets
-from harness.storage import folder, names
+from harness.common import names
+from harness.common.errors import InputError
+from harness.common.masking import mask_secrets
+from harness.storage import folder
 from harness.storage.files import write_bytes, write_text
-from harness.storage.lease import LOCK, lock_directory
+from harness.storage.lock import LOCK, lock_directory
 from harness.tracking.address import resolve_uri
 from harness.tracking.client import (
     MlflowClient,

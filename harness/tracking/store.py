@@ -14,11 +14,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from harness.config.trial import RECIPE_VERSION, flatten, label_of_row, to_dict
-from harness.masking import mask_secrets
+from harness.common.masking import mask_secrets
+from harness.common.names import EPOCH, TRAIN_EPS
 from harness.storage import folder
 from harness.storage.folder import Trial, TrialResult
-from harness.storage.names import EPOCH, TRAIN_EPS
+from harness.sweep.trial import RECIPE_VERSION, flatten, label_of_row, to_dict
 from harness.tracking import notes, view
 from harness.tracking.address import SQLITE, is_server, resolve_uri
 from harness.tracking.client import (

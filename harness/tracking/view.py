@@ -9,7 +9,7 @@ import json
 import zlib
 from typing import Any
 
-from harness.storage import names
+from harness.common import names
 
 KEY = "comparison"
 TAG = f"mlflow.sharedViewState.{KEY}"

@@ -1,7 +1,7 @@
 """Certified training of one network, from config to result."""
 
-from harness.config.trial import TrialConfig
 from harness.storage.folder import TrialResult
+from harness.sweep.trial import TrialConfig
 from harness.training.loop import NonFiniteLossError
 from harness.training.trial import load_network, run_folder, run_trial
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from cerdeq.bounds.memory import is_out_of_memory
-from harness.errors import first_words
+from harness.common.errors import first_words
 from harness.storage.files import DamagedFileError, read_bytes, write_atomically
 from harness.storage.folder import CHECKPOINT
 

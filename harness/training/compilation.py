@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from harness.environment import cache_directory
+from harness.machine.environment import cache_directory
 
 WORTH_COMPILING = 300.0  # s of eager steps: compiling takes about 60 s on a CPU and saves a third to a half of them
 _LIMIT = 64  # of variants of one function: a network, a method and a count of iterations are one each

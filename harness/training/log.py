@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from harness.masking import mask_secrets
+from harness.common.masking import mask_secrets
 from harness.storage import folder
 from harness.storage.files import DamagedFileError
 

@@ -13,15 +13,14 @@ from torch import Tensor, nn
 
 from baselines import DATASETS
 from cerdeq.bounds.memory import is_out_of_memory
-from harness.clock import Clock, Stopped
-from harness.config.settings import RampShape
-from harness.config.trial import TrialConfig
-from harness.device import tf32
-from harness.environment import device_name
-from harness.errors import SettingError
+from harness.common import names
+from harness.common.errors import SettingError
 from harness.evaluation.metrics import finite_or_none
-from harness.memory import free_memory
-from harness.storage import names
+from harness.machine.clock import Clock, Stopped
+from harness.machine.device import tf32
+from harness.machine.environment import device_name
+from harness.machine.memory import free_memory
+from harness.settings import RampShape
 from harness.storage.folder import (
     add_training_device,
     add_training_warnings,
@@ -29,6 +28,7 @@ from harness.storage.folder import (
     read_training_warnings,
     write_epoch,
 )
+from harness.sweep.trial import TrialConfig
 from harness.training import checkpoint
 from harness.training.augment import Draws, draw, seed_of
 from harness.training.compilation import choose_compilation

@@ -10,8 +10,8 @@ from baselines import DATASETS
 from cerdeq import LinfBall, margin_spec
 from cerdeq.bounds import Context, Interval, output_of, trace, values_of
 from cerdeq.equilibrium import FixedPoint, contraction, verified_box
-from harness.config.trial import TrialConfig
-from harness.storage import names
+from harness.common import names
+from harness.sweep.trial import TrialConfig
 
 
 @torch.no_grad()

@@ -12,8 +12,8 @@ from baselines import DATASETS
 from cerdeq.bounds import trace
 from cerdeq.boxes import Box
 from cerdeq.equilibrium import FixedPoint
-from harness.config.trial import TrialConfig
 from harness.methods import Batch, Losses, Method, cross_entropies, cross_entropy
+from harness.sweep.trial import TrialConfig
 from harness.training.compilation import compiled_loss
 
 Attack = Callable[[Tensor, Tensor, Tensor], Tensor | None]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.config.settings import Precision
+from harness.settings import Precision
 
 _ROUNDS = 5  # the first one also fills caches
 _NOISE = 1.2  # two measurements of the same may differ by this factor

@@ -13,22 +13,23 @@ from safetensors.torch import save_file
 
 from cerdeq.equilibrium import FixedPoint, fold
 from cerdeq.rules.precision import counted_rounding
-from harness.clock import Clock
-from harness.config.checkpoint_weights import read_weights
-from harness.config.plugins import load_for
-from harness.config.trial import TrialConfig
+from harness.common import names
+from harness.common.errors import InputError, require
 from harness.data import Data, Split, load
-from harness.device import best_device
-from harness.environment import describe_environment, source_digest
-from harness.errors import InputError, require
 from harness.evaluation.equilibria import recurrence_report
 from harness.evaluation.ledger import SoundnessError
 from harness.evaluation.metrics import final_metrics, finite_or_none, warnings
 from harness.evaluation.network import load_network, prepare_network
 from harness.evaluation.shards import evaluate_in_parts, merge_parts
-from harness.memory import free_memory, reuse_freed_memory
-from harness.storage import certification, folder, names
+from harness.machine.clock import Clock
+from harness.machine.device import best_device
+from harness.machine.environment import describe_environment, source_digest
+from harness.machine.memory import free_memory, reuse_freed_memory
+from harness.storage import certification, folder
 from harness.storage.files import read_bytes, remove_unfinished, write_atomically
+from harness.sweep.checkpoint_weights import read_weights
+from harness.sweep.plugins import load_for
+from harness.sweep.trial import TrialConfig
 from harness.training.log import log_to_folder
 from harness.training.loop import NonFiniteLossError, Report, divided_batches, train
 from harness.training.monitor import parametrisation_metrics

@@ -11,7 +11,7 @@ from baselines import build
 from baselines.contract import check_network
 from cerdeq import OnnxError, export_onnx
 from cerdeq.onnx.layers import Permute, Reshape
-from harness.checker.network import read_network
+from harness.checker.bounds.network import read_network
 
 NETWORK = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 10)).eval()
 LAYOUTS = {

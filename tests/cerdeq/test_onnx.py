@@ -30,7 +30,7 @@ import cerdeq.onnx.file
 from cerdeq import Box, OnnxError, bound, load_onnx
 from cerdeq.onnx import load_content, read_content
 from cerdeq.onnx.operators import LAYERS
-from harness.checker.network import read_network
+from harness.checker.bounds.network import read_network
 
 
 def by_onnxruntime(path, x):

@@ -1,6 +1,6 @@
 """Commands of README, docs and results/*.md: each is parsed and names what exists; cheap ones are run.
 
-Sweep files load: tests/harness/config/test_sweep_to_trials.py.
+Sweep files load: tests/harness/sweep/test_sweep_to_trials.py.
 """
 
 import functools
@@ -17,10 +17,10 @@ from fetched_checkpoints import why_not_loadable
 from pages import ROOT, blocks, inline
 
 from harness.command_line import COMMANDS, main, parser_of, select_by_pattern
-from harness.config.sweep_file import load_sweep
-from harness.config.sweep_text import read
-from harness.config.trial import labels
 from harness.storage import folder
+from harness.sweep.sweep_file import load_sweep
+from harness.sweep.sweep_text import read
+from harness.sweep.trial import labels
 
 GROUPS = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
 GOLDEN = ROOT / "tests/harness/golden"

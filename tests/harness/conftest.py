@@ -13,7 +13,7 @@ pytest.register_assert_rewrite("fake_data", "mlflow_folders", "study")
 @pytest.fixture
 def nothing_starts(monkeypatch, tmp_path):
     """Ray and MLflow cannot be imported by the command, nor the network reached; the working directory is empty."""
-    for module in ("harness.launch.ray_tune", "harness.tracking.store"):
+    for module in ("harness.tune.ray_tune", "harness.tracking.store"):
         monkeypatch.setitem(sys.modules, module, None)
     for variable in ("CERDEQ_DATA", "RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(variable, raising=False)

@@ -5,8 +5,8 @@ import copy
 import pytest
 import yaml
 
-from harness.config.sweep_file import load_sweep
-from harness.errors import InputError
+from harness.common.errors import InputError
+from harness.sweep.sweep_file import load_sweep
 
 BASE = {
     "name": "study",

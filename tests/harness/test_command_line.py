@@ -11,8 +11,8 @@ import pytest
 import harness
 from harness import __main__ as entry
 from harness import command_line
-from harness.clock import Stopped
-from harness.errors import InputError, SettingError
+from harness.common.errors import InputError, SettingError
+from harness.machine.clock import Stopped
 
 HARNESS = Path(harness.__file__).parent
 

@@ -5,8 +5,8 @@ import logging
 import pytest
 
 from harness.command_line import main
-from harness.errors import InputError
-from harness.masking import mask_secrets
+from harness.common.errors import InputError
+from harness.common.masking import mask_secrets
 from harness.storage import files, folder
 from harness.training.log import log_to_folder
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.memory import reuse_freed_memory
+from harness.machine.memory import reuse_freed_memory
 
 
 def _resident() -> float:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import harness
-from harness.errors import InputError
+from harness.common.errors import InputError
 from harness.storage import folder
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -81,5 +81,5 @@ def test_a_study_is_a_data_frame_from_which_networks_are_loaded(trial_dir):
 
 
 def test_importing_the_package_imports_neither_torch_nor_pandas():
-    code = "import sys, harness; assert not {'torch', 'pandas', 'numpy', 'harness.config'} & {*sys.modules}"
+    code = "import sys, harness; assert not {'torch', 'pandas', 'numpy', 'harness.sweep'} & {*sys.modules}"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from harness.attacks.pgd import worst_point
-from harness.config.settings import EvaluationSettings
 from harness.evaluation import ibp
-from harness.subnormals import without_subnormals
+from harness.machine.subnormals import without_subnormals
+from harness.settings import EvaluationSettings
 from harness.training import loop, run_trial
 from harness.training.step import Stepper
 

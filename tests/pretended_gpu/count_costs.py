@@ -12,7 +12,7 @@ import os
 import torch
 from controls import counted, read_counters
 
-from harness.measure.steps import Kind, TimedNetworks
+from harness.bench.steps import Kind, TimedNetworks
 
 EPS, RATE = 0.01, 5e-4
 NETWORKS = ("cnn7", "resnet9", "cerdeq", "mondeq")

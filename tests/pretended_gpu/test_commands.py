@@ -12,7 +12,8 @@ import pytest
 import yaml
 from pretended import environment, problem, run_python
 
-from harness.storage import folder, names
+from harness.common import names
+from harness.storage import folder
 
 pytestmark = [
     pytest.mark.skipif(problem() is not None, reason=str(problem())),

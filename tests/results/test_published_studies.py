@@ -5,12 +5,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.analysis.leaderboard import build_leaderboard
-from harness.analysis.table_files import changed_files, leaderboard_files
 from harness.checker.verdicts import recheck
+from harness.common import names
+from harness.common.errors import InputError
 from harness.data import load
-from harness.errors import InputError
-from harness.storage import certification, folder, names
+from harness.leaderboard.files import changed_files, leaderboard_files
+from harness.leaderboard.table import build_leaderboard
+from harness.storage import certification, folder
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 STUDIES = sorted(path.parent for path in RESULTS.glob("published/[!.]*/trials"))

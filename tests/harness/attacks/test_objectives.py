@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from harness.attacks import pgd
 from harness.attacks.objectives import margins, objectives, rank_classes
-from harness.config.settings import EvaluationSettings
+from harness.settings import EvaluationSettings
 
 LOGITS, LABELS = torch.tensor([[1.0, 4.0, 2.0, 0.0], [5.0, 5.0, 1.0, 2.0]]), torch.tensor([1, 0])
 

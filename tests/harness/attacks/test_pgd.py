@@ -14,7 +14,7 @@ from cerdeq.equilibrium import use_attack_solvers
 from harness.attacks import pgd
 from harness.attacks.objectives import margins
 from harness.attacks.pgd import last_point, noise, worst_point
-from harness.config.settings import EvaluationSettings
+from harness.settings import EvaluationSettings
 
 EPS = Fraction(1, 10)
 

@@ -12,8 +12,8 @@ from lying_sweep import CHECKPOINT, Change, Sweep, change_config, change_tensors
 from safetensors.torch import load_file, save_file
 
 from harness.attacks.counterexamples import pack, unpack
-from harness.config.checkpoint_settings import TRAINED_ELSEWHERE
 from harness.storage import folder
+from harness.sweep.checkpoint_settings import TRAINED_ELSEWHERE
 
 TENSORS, FINITE, CONTRACTION = (
     "harness.evaluation.network.check_tensors",
@@ -21,7 +21,7 @@ TENSORS, FINITE, CONTRACTION = (
     "harness.checker.verdicts.check_contraction",
 )
 FALSIFIED = f"{IMAGES}.why_not_falsified"
-STEP, COVER = "harness.checker.certificates._check_step", "harness.checker.cover.covers_everything"
+STEP, COVER = "harness.checker.proofs.certificates._check_step", "harness.checker.proofs.cover.covers_everything"
 REFUSED = NOT_CONFIRMED + "certificate refused: "
 
 

@@ -7,8 +7,8 @@ import pandas as pd
 from lies_in_folders import IMAGES, RECORDS, Lie
 from lying_sweep import Change, change_row, change_table
 
-from harness.checker.proofs import LINEAR, Proof
-from harness.storage import names
+from harness.checker.proofs.example import LINEAR, Proof
+from harness.common import names
 
 INDEX, LABELS, VALUES = (f"{RECORDS}.check_{name}" for name in ("index", "labels", "values"))
 COLUMNS = "harness.storage.folder.check_columns"

@@ -11,8 +11,7 @@ import pandas as pd
 from safetensors.torch import load_file, save_file
 
 from baselines import build
-from harness.analysis.table_files import write_leaderboard
-from harness.config.trial import from_dict, trial_key
+from harness.common import names
 from harness.data import load
 from harness.evaluation.metrics import final_metrics, finite_or_none
 from harness.evaluation.network import load_network, prepare_network
@@ -24,7 +23,9 @@ from harness.evaluation.shards import (
     merge_parts,
 )
 from harness.evaluation.verdicts import Evaluation
-from harness.storage import certification, folder, names
+from harness.leaderboard.files import write_leaderboard
+from harness.storage import certification, folder
+from harness.sweep.trial import from_dict, trial_key
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CHECKPOINT = {"file": "net.pt", "sha256": "a" * 64}

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from harness.checker.boxes import Box, affine, ball, between, convolve, inside, intersect, normalise, relu
+from harness.checker.bounds.boxes import Box, affine, ball, between, convolve, inside, intersect, normalise, relu
 
 NUMBERS = st.floats(-1e6, 1e6, width=32)
 CORNER = st.sampled_from([Fraction(-1), Fraction(0), Fraction(1, 3), Fraction(1)])

@@ -10,13 +10,13 @@ from safetensors.numpy import save_file
 from torch import nn
 
 from cerdeq.equilibrium import FixedPoint
-from harness.checker.boxes import ball
-from harness.checker.certificates import read_tensors, split_by_example
-from harness.checker.linear import lower_bounds
-from harness.checker.network import read_network
-from harness.checker.proofs import CERTIFICATE, prove
-from harness.checker.regions import interval_region, tight_region
-from harness.checker.relaxation import Leaves
+from harness.checker.bounds.boxes import ball
+from harness.checker.bounds.linear import lower_bounds
+from harness.checker.bounds.network import read_network
+from harness.checker.bounds.regions import interval_region, tight_region
+from harness.checker.bounds.relaxation import Leaves
+from harness.checker.proofs.certificates import read_tensors, split_by_example
+from harness.checker.proofs.example import CERTIFICATE, prove
 
 BOX, LABEL, OTHERS = ball(np.array([[[[100.0, 30.0, 200.0]]]]), 0.2), 1, [0, 2]
 SHAPE = BOX.center.shape[1:]

@@ -11,9 +11,9 @@ from test_readings import EPS, margins_by_checker
 from torch import nn
 
 from cerdeq.rules.operators import TABLE
-from harness.checker.maps import UnknownLayerError
-from harness.checker.network import read_network
-from harness.checker.operators import OPERATORS
+from harness.checker.bounds.maps import UnknownLayerError
+from harness.checker.bounds.network import read_network
+from harness.checker.bounds.operators import OPERATORS
 
 sys.path.append(str(Path(__file__).parents[2] / "cerdeq"))
 from cases import CASES, build_model, function

@@ -12,10 +12,10 @@ from torch import nn
 from cerdeq import verify
 from cerdeq.boxes import Box
 from cerdeq.branch.parallel import ParallelUnits
-from harness.checker import boxes
-from harness.checker.cover import UnitLines, covers_everything
-from harness.checker.network import read_network
-from harness.checker.proofs import CERTIFICATE, prove_rows
+from harness.checker.bounds import boxes
+from harness.checker.bounds.network import read_network
+from harness.checker.proofs.cover import UnitLines, covers_everything
+from harness.checker.proofs.example import CERTIFICATE, prove_rows
 
 TREES = st.recursive(
     st.just(()), lambda sides: st.tuples(st.integers(0, 5), sides, sides), max_leaves=10

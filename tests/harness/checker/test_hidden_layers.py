@@ -13,10 +13,10 @@ from cerdeq.bounds import Context, Interval, trace, values_of
 from cerdeq.branch.decision import Budget
 from cerdeq.branch.hidden import HiddenBounds
 from cerdeq.branch.leaves import Problem
-from harness.checker import boxes
-from harness.checker.network import read_network
-from harness.checker.proofs import CERTIFICATE, prove, region_with_hidden
-from harness.checker.regions import tight_region
+from harness.checker.bounds import boxes
+from harness.checker.bounds.network import read_network
+from harness.checker.bounds.regions import tight_region
+from harness.checker.proofs.example import CERTIFICATE, prove, region_with_hidden
 
 pytestmark = pytest.mark.usefixtures("leaves_alone")
 SIZES, RADIUS = (4, 8, 8, 8, 3), 0.5

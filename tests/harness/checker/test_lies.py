@@ -14,12 +14,13 @@ import torch
 from lies_in_folders import DATA, LEADERBOARD
 from lying_sweep import Sweep, change_config, change_metrics, change_row, change_tensors, make_sweep
 
-from harness.analysis.table_files import leaderboard_files
 from harness.checker import verdicts
 from harness.command_line import FAILED, OK, main
+from harness.common import names
 from harness.data import load
-from harness.environment import cache_directory
-from harness.storage import folder, names
+from harness.leaderboard.files import leaderboard_files
+from harness.machine.environment import cache_directory
+from harness.storage import folder
 
 LIES = lies_in_folders.LIES | lies_in_verdicts.LIES | lies_in_tensors.LIES | lies_in_labels.LIES
 OFTEN = set({(lie.check, lie.of): name for name, lie in reversed(LIES.items())}.values())

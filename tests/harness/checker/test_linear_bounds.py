@@ -12,12 +12,12 @@ from torch import nn
 
 from baselines.normalize import Normalize
 from cerdeq.equilibrium import FixedPoint
-from harness.checker import linear
-from harness.checker.boxes import Box, ball, convolve
-from harness.checker.linear import lower_bounds
-from harness.checker.network import Activation, read_network
-from harness.checker.regions import interval_region, tight_region
-from harness.checker.relaxation import Leaves, lines
+from harness.checker.bounds import linear
+from harness.checker.bounds.boxes import Box, ball, convolve
+from harness.checker.bounds.linear import lower_bounds
+from harness.checker.bounds.network import Activation, read_network
+from harness.checker.bounds.regions import interval_region, tight_region
+from harness.checker.bounds.relaxation import Leaves, lines
 
 
 class Residual(nn.Module):

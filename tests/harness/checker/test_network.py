@@ -9,12 +9,12 @@ import torch
 from baselines import build, network_names, required_options
 from cerdeq import LinfBall, bound, margin_spec
 from cerdeq.equilibrium import adjoint, fold
-from harness.checker import equilibrium as equilibrium_module
-from harness.checker.boxes import Box, ball
-from harness.checker.equilibrium import NotProvedError, contraction, equilibrium
-from harness.checker.linear import lower_bounds
-from harness.checker.network import UnknownLayerError, read_network
-from harness.checker.regions import interval_region, tight_region
+from harness.checker.bounds import equilibrium as equilibrium_module
+from harness.checker.bounds.boxes import Box, ball
+from harness.checker.bounds.equilibrium import NotProvedError, contraction, equilibrium
+from harness.checker.bounds.linear import lower_bounds
+from harness.checker.bounds.network import UnknownLayerError, read_network
+from harness.checker.bounds.regions import interval_region, tight_region
 
 EPS = Fraction(1, 100)
 OPTIONS = [("cerdeq", {"parametrisation": name}) for name in ("nonnegative", "monotone", "orthogonal")]

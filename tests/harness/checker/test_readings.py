@@ -7,11 +7,11 @@ from readings import BOTH, CERTIFIER, READINGS
 
 from cerdeq import Box as TorchBox
 from cerdeq import bound, margin_spec
-from harness.checker.boxes import Box
-from harness.checker.linear import lower_bounds
-from harness.checker.maps import UnknownLayerError
-from harness.checker.network import read_network
-from harness.checker.regions import tight_region
+from harness.checker.bounds.boxes import Box
+from harness.checker.bounds.linear import lower_bounds
+from harness.checker.bounds.maps import UnknownLayerError
+from harness.checker.bounds.network import read_network
+from harness.checker.bounds.regions import tight_region
 
 EPS, LABEL = 0.1, 1
 

@@ -13,14 +13,15 @@ from safetensors.torch import save_file
 import cerdeq
 from baselines import registry
 from harness.checker.images import check_ibp_margin
-from harness.checker.proofs import CERTIFICATE
+from harness.checker.proofs.example import CERTIFICATE
 from harness.checker.verdicts import recheck
 from harness.command_line import BAD_INPUT, FAILED, OK, main
-from harness.config import plugins
+from harness.common import names
+from harness.common.errors import InputError
 from harness.data import load
-from harness.errors import InputError
 from harness.evaluation.network import load_network
-from harness.storage import certification, folder, names
+from harness.storage import certification, folder
+from harness.sweep import plugins
 from harness.training import run_trial
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from harness.checker import boxes, equilibrium, linear, maps
-from harness.checker.boxes import TINY, Box, U, affine, ball, between, inside, normalise, widen_for_rounding
-from harness.checker.equilibrium import NotProvedError
-from harness.checker.linear import Region, minimum_over_box, pull_back, sum_rounded_down
-from harness.checker.network import Activation, Step, read_network
-from harness.checker.operators import operation_of_module
-from harness.checker.relaxation import LARGEST, Leaves, lines, rounding_loss
+from harness.checker.bounds import boxes, equilibrium, linear, maps
+from harness.checker.bounds.boxes import TINY, Box, U, affine, ball, between, inside, normalise, widen_for_rounding
+from harness.checker.bounds.equilibrium import NotProvedError
+from harness.checker.bounds.linear import Region, minimum_over_box, pull_back, sum_rounded_down
+from harness.checker.bounds.network import Activation, Step, read_network
+from harness.checker.bounds.operators import operation_of_module
+from harness.checker.bounds.relaxation import LARGEST, Leaves, lines, rounding_loss
 
 SMALLEST = 2.0**-1074
 COUNT = 64  # terms of a sum whose rounding SLACK alone does not cover

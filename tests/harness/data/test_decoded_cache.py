@@ -8,8 +8,8 @@ import pytest
 from fake_data import PARQUET, check_arrays, fake_cifar, fake_parquet, pixels, write_parquet
 
 from baselines import DATASETS
+from harness.common.errors import InputError
 from harness.data import layouts, load
-from harness.errors import InputError
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import pytest
 from fake_data import PARQUET, check_arrays, fake_cifar, fake_parquet, fake_tiny_imagenet
 
 from baselines.datasets import DATASETS
+from harness.common.errors import InputError
 from harness.data import layouts, load
-from harness.environment import data_directory
-from harness.errors import InputError
+from harness.machine.environment import data_directory
 
 
 def test_the_data_directory_is_the_option_then_the_environment_then_data(small, monkeypatch, tmp_path):

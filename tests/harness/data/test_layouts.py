@@ -24,8 +24,8 @@ from fake_data import (
 )
 
 from baselines.datasets import DATASETS
+from harness.common.errors import InputError
 from harness.data import load
-from harness.errors import InputError
 
 
 def test_cifar_is_read_in_torchvision_s_layout_and_a_damaged_batch_is_refused(small, monkeypatch, tmp_path, recwarn):

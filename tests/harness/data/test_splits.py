@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from fake_data import PARQUET, check_arrays, fake_parquet, pixels, write_parquet
 
+from harness.common.errors import InputError
 from harness.data import load
-from harness.errors import InputError
 
 
 def test_digits_are_split_by_every_fifth_and_scaled_to_bytes():

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.common import names
 from harness.evaluation.ledger import NO_STAGE, Ledger
-from harness.storage import names
 
 EXAMPLES = 5
 STAGES = ["clean", "attack", "ibp", "bab"]

@@ -5,9 +5,9 @@ import math
 import pandas as pd
 import pytest
 
+from harness.common import names
 from harness.evaluation.metrics import final_metrics, warnings
 from harness.evaluation.verdicts import Evaluation
-from harness.storage import names
 
 STAGES = ("ibp", "crown")
 OUTCOMES = [  # verdict, stage that decided, width, prediction

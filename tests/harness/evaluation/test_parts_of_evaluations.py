@@ -7,11 +7,11 @@ import torch
 
 from baselines import build
 from baselines.datasets import DATASETS
-from harness.config.settings import EvaluationSettings
 from harness.data import Split
 from harness.evaluation import shards
 from harness.evaluation.network import PreparedNetwork, prepare_network
 from harness.evaluation.verdicts import Evaluation
+from harness.settings import EvaluationSettings
 
 DIGEST = "digest"
 SIZES = {1: [1] * 40, 15: [15, 15, 10], 40: [40]}

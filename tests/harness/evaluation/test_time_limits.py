@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from cerdeq.deadline import check
+from harness.common import names
 from harness.data import load
 from harness.evaluation import stages
 from harness.evaluation.ledger import Ledger
 from harness.evaluation.network import load_network
 from harness.evaluation.verdicts import evaluate
-from harness.storage import folder, names
+from harness.storage import folder
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -18,7 +18,7 @@ from cerdeq.bounds.float32 import in_float32
 from cerdeq.equilibrium import rules
 from harness.attacks.counterexamples import LEVELS, corners, decode, unpack
 from harness.attacks.objectives import margins
-from harness.config.settings import EvaluationSettings
+from harness.common import names
 from harness.data import load
 from harness.evaluation import attack, ibp, network, stages
 from harness.evaluation.attack import margins_as_stored, margins_at, prefer_corners
@@ -27,7 +27,8 @@ from harness.evaluation.ibp import Bounds, errors_without_attack
 from harness.evaluation.ledger import SoundnessError
 from harness.evaluation.network import load_network, prepare_network
 from harness.evaluation.verdicts import evaluate
-from harness.storage import folder, names
+from harness.settings import EvaluationSettings
+from harness.storage import folder
 from harness.training.monitor import parametrisation_metrics
 
 GOLDEN = Path(__file__).parents[1] / "golden"

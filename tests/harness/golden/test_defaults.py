@@ -13,9 +13,9 @@ import pytest
 
 from baselines import DATASETS, network_names, options_of
 from cerdeq.equilibrium import Equilibrium
-from harness.config.settings import EvaluationSettings, TrainSettings
-from harness.config.trial import RECIPE_VERSION
 from harness.methods import METHODS, method_options
+from harness.settings import EvaluationSettings, TrainSettings
+from harness.sweep.trial import RECIPE_VERSION
 
 RECORD = Path(__file__).with_name("defaults.json")
 

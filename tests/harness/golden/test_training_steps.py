@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from baselines import build
-from harness.config.trial import RECIPE_VERSION
 from harness.data import load
+from harness.sweep.trial import RECIPE_VERSION
 from harness.training.augment import draw
 from harness.training.initialise import initialise
 from harness.training.loop import Ramp

@@ -11,13 +11,14 @@ import pandas as pd
 import pytest
 import torch
 
-from harness.analysis.trials import read_trials
-from harness.config.trial import RECIPE_VERSION, digest_content, trial_key
+from harness.common import names
 from harness.data import load
 from harness.evaluation.equilibria import recurrence_report
 from harness.evaluation.metrics import final_metrics
 from harness.evaluation.verdicts import evaluate
-from harness.storage import folder, names
+from harness.leaderboard.rows import read_trials
+from harness.storage import folder
+from harness.sweep.trial import RECIPE_VERSION, digest_content, trial_key
 from harness.training import load_network
 from harness.training.loop import train
 from harness.training.step import Stepper

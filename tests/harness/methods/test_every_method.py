@@ -12,8 +12,8 @@ from cerdeq import LinfBall, bound, margin_spec
 from cerdeq.bounds import trace
 from harness.attacks.objectives import margins
 from harness.attacks.pgd import worst_point
-from harness.config.settings import EvaluationSettings
 from harness.methods import METHODS, make_method
+from harness.settings import EvaluationSettings
 from harness.training.initialise import initialise
 
 every_method = pytest.mark.parametrize("method", [make_method(name, {}) for name in METHODS], ids=list(METHODS))

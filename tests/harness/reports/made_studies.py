@@ -5,11 +5,12 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
-from harness.config.settings import EvaluationSettings, TrainSettings
-from harness.config.trial import TrialConfig
+from harness.common import names
 from harness.evaluation.metrics import final_metrics
 from harness.evaluation.verdicts import Evaluation
-from harness.storage import files, folder, names
+from harness.settings import EvaluationSettings, TrainSettings
+from harness.storage import files, folder
+from harness.sweep.trial import TrialConfig
 
 STAGES = ("ibp", "crown-ibp")
 IMAGES = 200

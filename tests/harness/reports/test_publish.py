@@ -9,7 +9,7 @@ from made_studies import add, right
 
 from harness import publish
 from harness.command_line import INTERRUPTED, main
-from harness.figures import catalogue
+from harness.reports.figures import catalogue
 from harness.storage import folder
 from harness.storage.parquet import read_table
 

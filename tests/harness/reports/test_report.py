@@ -8,7 +8,7 @@ import pytest
 from made_studies import add, make, right
 
 from harness.command_line import main
-from harness.figures import catalogue
+from harness.reports.figures import catalogue
 from harness.reports.sweep_page import write_sweep
 
 

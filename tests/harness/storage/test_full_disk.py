@@ -10,8 +10,9 @@ import sys
 import pytest
 
 from harness.command_line import main
+from harness.common import names
 from harness.data import load
-from harness.storage import files, folder, names
+from harness.storage import files, folder
 from harness.training import run_trial
 
 

@@ -10,13 +10,13 @@ import sys
 
 import pytest
 
-from harness.errors import InputError
-from harness.storage.lease import LOCK, holder, lock_directory
+from harness.common.errors import InputError
+from harness.storage.lock import LOCK, holder, lock_directory
 
 HOLDING = """
 import sys
 from pathlib import Path
-from harness.storage.lease import lock_directory
+from harness.storage.lock import lock_directory
 with lock_directory(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

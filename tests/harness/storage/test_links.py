@@ -6,10 +6,10 @@ import shutil
 import pytest
 
 from harness.command_line import main
-from harness.errors import InputError
-from harness.launch.shared import update_mirror
+from harness.common.errors import InputError
 from harness.storage import files, folder, remote
-from harness.storage.lease import LOCK, lock_directory
+from harness.storage.lock import LOCK, lock_directory
+from harness.tune.shared import update_mirror
 
 NAMES = (LOCK, ".result.json.1.tmp", "trials", "search", "figures", "leaderboard.md", "instances", "trials/0/log.txt")
 
@@ -88,7 +88,7 @@ def test_a_mirror_with_a_link_out_of_it_is_not_updated(tmp_path, victim):
 
 def test_a_lock_is_never_opened_through_a_link(tmp_path, monkeypatch, victim):
     """Also where the link is made after the look for links."""
-    monkeypatch.setattr("harness.storage.lease.refuse_links", lambda directory: None)
+    monkeypatch.setattr("harness.storage.lock.refuse_links", lambda directory: None)
     (tmp_path / LOCK).symlink_to(victim / "keys")
     with pytest.raises(InputError, match=r"\.lock cannot be the lock"), lock_directory(tmp_path):
         pass

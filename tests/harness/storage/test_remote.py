@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import InputError
+from harness.common.errors import InputError
 from harness.storage import folder, lease, remote
 from harness.storage.remote import check_address, join, pull, push
 

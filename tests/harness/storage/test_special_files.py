@@ -6,15 +6,15 @@ import socket
 
 import pytest
 
-from harness.analysis.published import read_published_rows
-from harness.analysis.table_files import _is_part
+from harness.leaderboard.files import _is_part
+from harness.leaderboard.published import read_published_rows
 from harness.reports.up_to_date import is_up_to_date
-from harness.search.studies import JOURNAL, load_studies
 from harness.storage import folder, lease
 from harness.storage.files import DamagedFileError
-from harness.storage.lease import LOCK
+from harness.storage.lock import LOCK
 from harness.training.checkpoint import epochs_done
 from harness.training.log import log_to_folder
+from harness.tune.search.studies import JOURNAL, load_studies
 
 READERS = {
     LOCK: lease.holder,

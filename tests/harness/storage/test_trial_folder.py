@@ -6,11 +6,12 @@ import os
 import pytest
 
 from harness.command_line import main
-from harness.config.trial import RECIPE_VERSION
-from harness.errors import SettingError
-from harness.storage import files, folder, names
+from harness.common import names
+from harness.common.errors import SettingError
+from harness.storage import files, folder
 from harness.storage.files import DamagedFileError
 from harness.storage.folder import TrialResult
+from harness.sweep.trial import RECIPE_VERSION
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 
-from harness.storage import names
+from harness.common import names
 from harness.training import run_trial
 
 

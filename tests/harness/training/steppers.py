@@ -2,8 +2,8 @@
 
 import torch
 
+from harness.common import names
 from harness.data import load
-from harness.storage import names
 from harness.training.augment import draw
 from harness.training.initialise import untrained_network
 from harness.training.step import Stepper

@@ -15,10 +15,11 @@ from steppers import BOUNDING, choices_of, stepper_of, take_steps
 from baselines import build
 from cerdeq.bounds import Context, Interval, trace, values_of
 from cerdeq.equilibrium import FixedPoint
-from harness.clock import Clock, Stopped
+from harness.common import names
+from harness.machine.clock import Clock, Stopped
 from harness.methods import METHODS
 from harness.methods.certified import IBP
-from harness.storage import folder, names
+from harness.storage import folder
 from harness.training import precision, run_trial
 from harness.training.initialise import initialise
 

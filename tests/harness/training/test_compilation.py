@@ -5,9 +5,10 @@ import torch
 from safetensors.torch import load_file
 from steppers import Killed, kill, stepper_of
 
-from harness.clock import Clock
-from harness.measure.steps import compiler_problem
-from harness.storage import folder, names
+from harness.bench.steps import compiler_problem
+from harness.common import names
+from harness.machine.clock import Clock
+from harness.storage import folder
 from harness.training import loop, objective, run_trial
 from harness.training.compilation import WORTH_COMPILING, choose_compilation
 

@@ -7,9 +7,9 @@ import torch
 from steppers import stepper_of, take_steps
 
 from baselines import build
+from harness.common.errors import InputError
 from harness.data import load
-from harness.device import NoGpuError, best_device, limit_gpu_memory, memory_share, tf32, without_faulty_onednn
-from harness.errors import InputError
+from harness.machine.device import NoGpuError, best_device, limit_gpu_memory, memory_share, tf32, without_faulty_onednn
 from harness.training import loop
 from harness.training.step import Stepper
 
@@ -75,7 +75,7 @@ def test_a_reserved_gpu_that_torch_does_not_see_is_an_error():
 )
 def test_a_cpu_is_used_unless_the_driver_lists_gpus_that_torch_cannot_use(monkeypatch, visible, cards, is_cpu):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr("harness.device._count_listed_cards", lambda: cards)
+    monkeypatch.setattr("harness.machine.device._count_listed_cards", lambda: cards)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)

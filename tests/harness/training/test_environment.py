@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import harness
-from harness import environment
+from harness.common.errors import SettingError
 from harness.data import load
-from harness.errors import SettingError
+from harness.machine import environment
 from harness.storage import folder
 from harness.training import run_folder
 from harness.training.trial import NOT_RETRIED
@@ -28,7 +28,7 @@ def test_the_digest_is_of_the_source_wherever_it_lies(tmp_path, monkeypatch):
     root = Path(harness.__file__).parents[1]
     for package in ("cerdeq", "baselines", "harness"):
         shutil.copytree(root / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(environment, "__file__", str(tmp_path / "harness/environment.py"))
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "harness/machine/environment.py"))
     digest = environment.source_digest.__wrapped__
     assert digest() == environment.source_digest()
     (tmp_path / "cerdeq/boxes.py").write_text("changed")

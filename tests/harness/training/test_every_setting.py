@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from baselines import build
-from harness.config.settings import EvaluationSettings, TrainSettings
-from harness.config.trial import TrialConfig
 from harness.data import load
 from harness.evaluation.verdicts import evaluate
 from harness.methods import METHODS, make_method, method_options
+from harness.settings import EvaluationSettings, TrainSettings
+from harness.sweep.trial import TrialConfig
 from harness.training.loop import train
 
 TESTS = Path(__file__).resolve().parents[1]

@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import load_file
 from steppers import Killed, kill
 
-from harness.clock import Clock
+from harness.common import names
 from harness.data import load
-from harness.storage import folder, names
+from harness.machine.clock import Clock
+from harness.storage import folder
 from harness.storage.files import DamagedFileError
 from harness.training import checkpoint, run_trial
 from harness.training.loop import train
@@ -129,7 +130,7 @@ def test_epochs_after_the_last_checkpoint_are_trained_again_to_the_very_same_row
 
 def test_checkpoints_are_as_far_apart_as_the_clock_says_and_the_last_is_saved(tiny_trial, tmp_path, monkeypatch):
     saved, now, save = [], [0.0], checkpoint.save
-    monkeypatch.setattr("harness.clock.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("harness.machine.clock.time.monotonic", lambda: now[0])
     monkeypatch.setattr(
         checkpoint, "save", lambda trial_dir, epoch, parts: (saved.append(epoch), save(trial_dir, epoch, parts))
     )

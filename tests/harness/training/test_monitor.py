@@ -10,8 +10,8 @@ from cerdeq import margin_spec
 from cerdeq.bounds import Context, Interval, propagate, trace
 from cerdeq.boxes import clipped_ball
 from cerdeq.equilibrium.weights import PARAMETRISATIONS
+from harness.common import names
 from harness.data import load
-from harness.storage import names
 from harness.training.initialise import initialise
 from harness.training.loop import train
 from harness.training.monitor import monitor_bounds, monitor_untrained, parametrisation_metrics

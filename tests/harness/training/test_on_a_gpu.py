@@ -7,11 +7,12 @@ from steppers import Killed, kill, stepper_of, take_steps
 
 from cerdeq import LinfBall, margin_spec
 from cerdeq.bounds import BOUNDS, Interval, lower_bounds, trace
-from harness.clock import Clock
+from harness.common import names
 from harness.data import load
 from harness.evaluation.verdicts import evaluate
-from harness.memory import free_memory
-from harness.storage import folder, names
+from harness.machine.clock import Clock
+from harness.machine.memory import free_memory
+from harness.storage import folder
 from harness.training import load_network, run_trial
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default"), pytest.mark.timeout(1200)]

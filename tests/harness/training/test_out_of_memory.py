@@ -5,8 +5,9 @@ import torch
 from steppers import Killed, kill
 
 from cerdeq.bounds.memory import is_out_of_memory
-from harness.clock import Clock
-from harness.storage import folder, names
+from harness.common import names
+from harness.machine.clock import Clock
+from harness.storage import folder
 from harness.training import run_trial
 from harness.training.step import Stepper
 

@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from cerdeq.equilibrium import contraction
+from harness.common import names
 from harness.data import load
 from harness.evaluation.verdicts import evaluate
-from harness.storage import folder, names
+from harness.storage import folder
 from harness.training import NonFiniteLossError, load_network, loop, run_trial, trial
 
 

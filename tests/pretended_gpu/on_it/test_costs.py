@@ -7,7 +7,7 @@ import torch
 from count_costs import captured_kernels
 from steppers import choices_of, stepper_of
 
-from harness.measure import steps
+from harness.bench import steps
 
 pytestmark = pytest.mark.filterwarnings("default")
 HOST = 12  # launches of a captured step: copies of the batch's choices, one graph, the report

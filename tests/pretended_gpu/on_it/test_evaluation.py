@@ -19,10 +19,10 @@ from cerdeq.bounds import bounds, optimise
 from cerdeq.branch import attack, decide, hidden
 from cerdeq.branch.ascent import Steps
 from cerdeq.equilibrium import fold
+from harness.common import names
 from harness.data import load
 from harness.evaluation import stages, verdicts
 from harness.evaluation.metrics import final_metrics
-from harness.storage import names
 
 pytestmark = pytest.mark.filterwarnings("default")
 

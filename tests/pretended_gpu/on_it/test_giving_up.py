@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from steppers import Killed, kill, stepper_of, take_steps
 from values import Values
 
-from harness.clock import Clock
+from harness.machine.clock import Clock
 from harness.storage import folder
 from harness.training import objective, run_trial
 from harness.training.capture import CapturedStep

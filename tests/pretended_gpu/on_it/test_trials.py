@@ -8,8 +8,9 @@ from steppers import Killed, kill
 from torch.testing import assert_close
 from values import Values
 
-from harness.clock import Clock
-from harness.storage import folder, names
+from harness.common import names
+from harness.machine.clock import Clock
+from harness.storage import folder
 from harness.training import run_trial
 from harness.training import trial as trial_module
 

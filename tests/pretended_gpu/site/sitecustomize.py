@@ -16,7 +16,7 @@ from pathlib import Path
 CALLS = {
     "harness.training.trial": ["run_trial", "run_folder"],
     "harness.evaluation.shards": ["certify_shard"],
-    "harness.search.rungs": ["run_candidate"],
+    "harness.tune.search.rungs": ["run_candidate"],
 }
 
 

@@ -1,0 +1,154 @@
+"""The section `steps`: training steps of every kind, beside plain training of the same network.
+
+Products are in TF32 on a GPU, as the recipes say, and in float32 on a CPU; in bf16 where a row says so.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from baselines import DATASETS, build
+from harness.common.errors import first_words
+from harness.machine.device import tf32, without_faulty_onednn
+from harness.machine.memory import reuse_freed_memory
+from harness.settings import Precision, Radius, TrainSettings
+from harness.sweep.trial import TrialConfig
+from harness.training.augment import augment, draw
+from harness.training.initialise import initialise
+from harness.training.step import Stepper, make_optimiser
+
+K = TypeVar("K")
+Step = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of step. method, options: of training; the method is empty for torch's own step without bounds."""
+
+    method: str
+    options: dict[str, Any]
+    precision: Precision = "tf32"
+    compiled: bool = False
+
+
+PLAIN = "plain eager"
+"""The kind that all others are compared with."""
+_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "plain": ("", {}),
+    "ibp": ("ibp", {}),
+    "crown-ibp": ("crown-ibp", {}),
+    "crown-ibp unfused": ("crown-ibp", {"loss_fusion": False}),
+}
+_PRECISIONS: dict[str, Precision] = {"": "tf32", " bf16": "bf16"}
+KINDS = {
+    f"{title}{suffix} {ending}": Kind(method, options, precision, compiled)
+    for ending, compiled in (("eager", False), ("compiled", True))
+    for suffix, precision in _PRECISIONS.items()
+    for title, (method, options) in _METHODS.items()
+} | {f"{method} eager": Kind(method, {}) for method in ("sabr", "mtl-ibp", "pgd")}
+"""All kinds, by name. Whole steps are captured in a CUDA graph on a GPU, compiled or not; torch's own are not."""
+_EPS, _RATE = 0.01, 5e-4
+_IMAGES = 4096
+_WARM_UP = 2  # rounds that are not counted
+
+
+def compiler_problem(device: str) -> str | None:
+    """Return why torch cannot compile for a type of device here, in a line, or None if it can."""
+    try:
+        torch.compile(lambda x: torch.relu(x) + 1)(torch.ones(2, device=device))
+    except Exception as error:  # whatever a compiler, its headers and its cache may do
+        return f"{type(error).__name__}: {first_words(error)}"
+    return None
+
+
+def measure_steps(options: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+    """Return a row for each kind of step in `options.kinds` of each network."""
+    networks, rows = TimedNetworks(options, device), []
+    with reuse_freed_memory():
+        for name in options.models:
+            steps = {kind: networks.step(name, KINDS[kind]) for kind in options.kinds}
+            with tf32(device, enabled=True):
+                median_seconds(steps, _WARM_UP, device)
+                medians = median_seconds(steps, options.rounds, device)
+            for kind, seconds in medians.items():
+                speed, cost = options.batch_size / seconds, seconds / medians[PLAIN]
+                numbers = {"ms": 1000 * seconds, "examples/s": speed, "cost over plain": cost}
+                rows.append({"network": name, "step": kind, **numbers})
+    return rows
+
+
+def median_seconds(steps: dict[K, Step], rounds: int, device: torch.device) -> dict[K, float]:
+    """Return the median seconds of each step. Steps take turns, so that a drift of the machine slows all alike."""
+    seconds: dict[K, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            seconds[name].append(seconds_of(step, device))
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def seconds_of(action: Callable[[], object], device: torch.device) -> float:
+    """Return how long an action takes, until the device has done all of it."""
+    started = time.perf_counter()
+    action()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+class TimedNetworks:
+    """Networks of one width, and a batch of random images and labels, on one device."""
+
+    def __init__(self, options: argparse.Namespace, device: torch.device):
+        self.options, self.device = options, device
+        dataset = DATASETS[options.dataset]
+        generator = torch.Generator().manual_seed(0)
+        shape = (_IMAGES, *dataset.shape)
+        self.images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
+        self.labels = torch.randint(0, dataset.classes, (_IMAGES,), generator=generator).to(device)
+        self.batch = draw(_IMAGES, dataset.crop_padding, dataset.flip, 0, 1, device).batch(0, options.batch_size)
+
+    def step(self, name: str, kind: Kind) -> Step:
+        """Return a step of one kind of the network called `name`."""
+        if not kind.method:
+            return self._plain_step(name, kind)
+        return partial(self.stepper(name, kind), self.batch, _EPS, _RATE)
+
+    def stepper(self, name: str, kind: Kind) -> Stepper:
+        """Return a Stepper of the network called `name`; on a GPU it captures its steps in a CUDA graph."""
+        train = TrainSettings(batch_size=self.options.batch_size, precision=kind.precision)
+        config = TrialConfig(
+            "benchmark", "full", self.options.dataset, Radius("8/255"), 0, name, kind.method, {}, kind.options,
+            self.options.width, train=train,
+        )  # fmt: skip
+        return Stepper(config, self._model(name), self.images, self.labels, compiled=kind.compiled)
+
+    def _plain_step(self, name: str, kind: Kind) -> Step:
+        """Return torch's own step: forward pass, cross entropy and Adam; never captured in a CUDA graph."""
+        model = self._model(name)
+        optimiser = make_optimiser(model, self.device)
+        forward = torch.compile(model, dynamic=False) if kind.compiled else model
+
+        def step() -> None:
+            x = augment(self.images, *self.batch).contiguous(memory_format=torch.channels_last)
+            optimiser.zero_grad(set_to_none=True)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=kind.precision == "bf16"):
+                logits = forward(x)
+            with without_faulty_onednn(model):
+                F.cross_entropy(logits.float(), self.labels[self.batch[0]]).backward()
+            optimiser.step()
+
+        return step
+
+    def _model(self, name: str) -> nn.Sequential:
+        torch.manual_seed(0)
+        model = build(name, self.options.dataset, self.options.width)
+        initialise(model)
+        return model.to(self.device).to(memory_format=torch.channels_last).train()

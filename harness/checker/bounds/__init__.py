@@ -1,0 +1,1 @@
+"""Bounds in NumPy, with rounding counted outwards."""

@@ -1,0 +1,148 @@
+"""Prove a box of z = relu(W z + h): W contracts in a weighted norm, and the interval map takes the box into itself.
+
+If |W| v < v for some v > 0, z is unique for every h (Collatz and Wielandt). A box that the interval map takes into
+itself contains a fixed point for every h of its box (Brouwer), and that is z.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from harness.checker.bounds import boxes
+from harness.checker.bounds.boxes import (
+    SLACK,
+    TINY,
+    Array,
+    Box,
+    U,
+    affine,
+    between,
+    inside,
+    intersect,
+    relu,
+    widen_for_rounding,
+)
+
+_POWER, _GUESSES, _FINAL = 1000, 2000, 4
+_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-11}  # the relative change at which the iteration of a guess ends
+
+
+class NotProvedError(Exception):
+    """rho(|W|) < 1 could not be proved: there may be no equilibrium, or several."""
+
+
+def equilibrium(weight: Array, h: Box) -> Box:
+    """Return a box of z for every h in the box [B, C, ...]; its radius is infinite where none is proved.
+
+    Raises NotProvedError if W has no proof of contraction.
+    """
+    v, gap = contraction(weight)
+    shape = (1, -1, *[1] * (h.center.ndim - 2))
+    v, gap = v.reshape(shape), gap.reshape(shape)
+    z = _guess(weight, h)
+    z = Box(z.center, z.radius + _scale_by_largest(_excess(_map(weight, h, z), z) / gap, v))
+    proved = inside(_map(weight, h, z), z)
+    if not proved.all():
+        largest_z = _scale_by_largest(np.maximum(h.upper, 0) / gap, v)
+        closed_form = Box(largest_z / 2, largest_z / 2)
+        z = _select(proved, z, closed_form)
+        proved = proved | inside(_map(weight, h, z), z)
+    z = tighten_by_map(weight, h, z)
+    return _select(proved, z, Box(z.center, np.full_like(z.radius, np.inf)))
+
+
+def contraction(weight: Array) -> tuple[Array, Array]:
+    """Return v [C] > 0 with |W| v < v, and about v - |W| v. Raises NotProvedError if none is found.
+
+    Sums over the kernel and the channels are rounded C k^2 times at most. Products that underflow are too small to
+    count: v is at least 1e-6 over the largest sum.
+    """
+    matrix = np.abs(weight).reshape(*weight.shape[:2], -1).sum(2)
+    if not np.isfinite(matrix).all():
+        raise NotProvedError("W is not finite")
+    v = np.ones(len(matrix))
+    for _ in range(_POWER):
+        v = matrix @ v + 1e-6 * v.max()
+        v = v / v.max()
+    image = (matrix @ v) * (1 + SLACK * weight[0].size * U)
+    if not (np.isfinite(v).all() and (v > 0).all() and (image < v).all()):
+        raise NotProvedError(f"rho(|W|) < 1 is not proved: the bound is {np.max(image / v):.6f}")
+    return v, v - image
+
+
+def preactivation(weight: Array, h: Box, z: Box) -> Box:
+    """Return the box of p = W z + h over boxes of z and h. As z = relu(p), the ends of z bound p, too."""
+    p = _preactivation_box(weight, h, z)
+    return intersect(p, between(np.where(z.lower > 0, z.lower, p.lower), z.upper))
+
+
+def tighten_by_map(weight: Array, h: Box, z: Box) -> Box:
+    """Intersect a box of z with its image under the map, a few times. It still contains every equilibrium in z."""
+    for _ in range(_FINAL):
+        z = intersect(z, _map(weight, h, z))
+    return z
+
+
+def apply_recurrence(weight: Array, z: Array) -> Array:
+    """Return W z for z [B, ...]."""
+    return z @ weight.T if weight.ndim == 2 else boxes.convolve(weight, z, 1, weight.shape[-1] // 2)
+
+
+def apply_recurrence_back(weight: Array, a: Array) -> Array:
+    """Return W^T a for coefficients a [K, ...] of W z."""
+    return a @ weight if weight.ndim == 2 else boxes.convolve_back(weight, a, a.shape[1:], 1, weight.shape[-1] // 2)
+
+
+def _preactivation_box(weight: Array, h: Box, z: Box) -> Box:
+    wz = affine(z, weight, None, apply_recurrence, weight[0].size)
+    return widen_for_rounding(wz.center + h.center, wz.radius + h.radius)
+
+
+def _map(weight: Array, h: Box, z: Box) -> Box:
+    """Return the box of relu(W z + h)."""
+    return relu(_preactivation_box(weight, h, z))
+
+
+def _guess(weight: Array, h: Box) -> Box:
+    """Guess the interval equilibrium by plain iteration. Any guess is sound, since the box is proved afterwards.
+
+    First in float32, which is fast, then in float64: the proof multiplies the guess's error by 1 / (1 - rho(|W|)).
+    """
+    start = Box(np.maximum(h.center, 0), np.zeros_like(h.radius))
+    return _iterate(weight, h, _iterate(weight, h, start, torch.float32), torch.float64)
+
+
+def _iterate(weight: Array, h: Box, start: Box, dtype: torch.dtype) -> Box:
+    w, c, r, center, radius = (
+        torch.from_numpy(a).to(dtype) for a in (weight, h.center, h.radius, start.center, start.radius)
+    )
+
+    def product(a: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, a) if a.dim() == 2 else F.conv2d(x, a, padding=a.shape[-1] // 2)
+
+    for _ in range(_GUESSES):
+        middle, reach = product(w, center) + c, product(w.abs(), radius) + r
+        half = torch.relu(middle + reach) / 2
+        new = torch.where(middle >= reach, middle, half), torch.where(middle >= reach, reach, half)
+        change = max(float((a - b).abs().max()) for a, b in zip(new, (center, radius), strict=True))
+        (center, radius), size = new, float(half.max())
+        if not change > _TOLERANCE[dtype] * size:
+            break
+    return Box(center.double().numpy(), radius.double().numpy())
+
+
+def _excess(inner: Box, outer: Box) -> Array:
+    """Return a bit more than how far `inner` extends beyond `outer`, [B, ...]."""
+    reach = np.abs(inner.center - outer.center) + inner.radius
+    return np.maximum(reach - outer.radius, 0) * (1 + 1e-6) + 1e-12 * (reach + np.abs(inner.center))
+
+
+def _scale_by_largest(multiples: Array, v: Array) -> Array:
+    """Return each example's largest multiple times v, rounded up by more than `inside` needs."""
+    largest = multiples.reshape(len(multiples), -1).max(1).reshape(-1, *[1] * (multiples.ndim - 1))
+    return largest * v * (1 + 1e-9) + 4 * TINY + np.zeros_like(multiples)
+
+
+def _select(choose: Array, a: Box, b: Box) -> Box:
+    mask = choose.reshape(-1, *[1] * (a.center.ndim - 1))
+    return Box(np.where(mask, a.center, b.center), np.where(mask, a.radius, b.radius))

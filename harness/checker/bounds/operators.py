@@ -1,0 +1,292 @@
+"""The operators that the checker knows: one record for each, under its name in the table of `cerdeq.rules.operators`.
+
+A rule takes the arguments of torch's function. VALUE stands for a value that depends on the images, BATCH for the
+number of images; constants are arrays or Python's numbers. Rules raise UnknownLayerError for arguments without a rule.
+"""
+
+import inspect
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cerdeq.equilibrium import FixedPoint
+from harness.checker.bounds import maps
+from harness.checker.bounds.boxes import Array
+from harness.checker.bounds.maps import Map, UnknownLayerError, array
+
+
+class Stand(Enum):
+    """What stands in arguments for what depends on the images."""
+
+    VALUE = "a value"
+    SHAPE = "a value's shape"
+    BATCH = "the number of images"
+
+
+VALUE, SHAPE, BATCH = Stand
+ABSOLUTE = "absolute"
+
+
+@dataclass(frozen=True)
+class Activation:
+    """z = relu(W z + h). weight: W, or None for 0: an ordinary ReLU of h."""
+
+    weight: Array | None
+
+
+@dataclass(frozen=True)
+class Operator:
+    """An operator's rule, the functions that it is for, and modules with the attributes that are its arguments."""
+
+    rule: Callable[..., Map | Activation]
+    functions: tuple[Callable[..., Any], ...] = ()
+    modules: dict[type[nn.Module], tuple[str, ...]] = field(default_factory=dict)
+
+
+def operation_of(target: Any, args: list[Any], kwargs: dict[str, Any]) -> Map | Activation:
+    """Return what a function, or a module called with VALUE, does. Raises UnknownLayerError if there is no rule."""
+    if isinstance(target, nn.Module):
+        return operation_of_module(target)
+    if target not in _FUNCTIONS:
+        raise UnknownLayerError(getattr(target, "__name__", str(target)))
+    rule = _FUNCTIONS[target].rule
+    try:
+        inspect.signature(rule).bind(*args, **kwargs)
+    except TypeError as error:
+        raise UnknownLayerError(f"{target.__name__}: {error}") from None
+    return rule(*args, **kwargs)
+
+
+def operation_of_module(module: nn.Module) -> Map | Activation:
+    """Return what a module does. Raises UnknownLayerError if there is no rule."""
+    known = _MODULES.get(type(module))
+    if known is None:
+        raise UnknownLayerError(str(module))
+    arguments = {name: getattr(module, name) for name in known.modules[type(module)]}
+    constants = {name: array(value) if isinstance(value, Tensor) else value for name, value in arguments.items()}
+    return known.rule(VALUE, **constants)
+
+
+def _linear(x: Any, weight: Array, bias: Array | None = None) -> Map:
+    return maps.product(weight, np.zeros(len(weight)) if bias is None else bias)
+
+
+def _matmul(x: Any, y: Any) -> Map:
+    if x is not VALUE:
+        raise UnknownLayerError("a product whose first factor is a constant")
+    return maps.product(y.T, np.zeros(y.shape[-1]))
+
+
+def _conv2d(
+    x: Any, weight: Array, bias: Array | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+    groups: int = 1, padding_mode: str = "zeros",
+) -> Map:  # fmt: skip
+    settings = stride, 0 if padding == "valid" else padding, dilation, weight.shape[2:]
+    pairs = [_pair(setting) for setting in settings]
+    if any(first != second for first, second in pairs) or pairs[2] != (1, 1) or padding_mode != "zeros":
+        what = "a convolution that is not square and plain: kernel"
+        raise UnknownLayerError(f"{what} {weight.shape[2:]}, {stride=}, {padding=}, {dilation=}, {padding_mode=}")
+    shift = np.zeros((1, 1, 1)) if bias is None else bias.reshape(-1, 1, 1)
+    return maps.convolution(weight, shift, pairs[0][0], pairs[1][0], groups)
+
+
+def _batch_norm(
+    x: Any, running_mean: Array | None, running_var: Array | None, weight: Array | None = None,
+    bias: Array | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
+) -> Map:  # fmt: skip
+    if running_mean is None or running_var is None or training:
+        raise UnknownLayerError("batch norm without running statistics")
+    scale = np.ones_like(running_mean) if weight is None else weight
+    return maps.batch_norm(running_mean, running_var, scale, np.zeros_like(scale) if bias is None else bias, eps)
+
+
+def _relu(x: Any, inplace: bool = False) -> Activation:
+    return Activation(None)
+
+
+def _absolute(input: Any) -> Activation:
+    """Return the ReLU from whose result `maps.absolute` makes the absolute value."""
+    return Activation(None)
+
+
+def _index(x: Any, index: Any) -> Map:
+    items = index if isinstance(index, list) else [index]
+    return maps.index((slice(None), *items) if items[0] is Ellipsis else tuple(items))  # the batch stays
+
+
+def _narrow(input: Any, dim: int, start: int, length: int) -> Map:
+    _require_integers(dim, start, length)
+    return _along(dim, slice(start, start + length or None if start < 0 else start + length))
+
+
+def _select(input: Any, dim: int, index: int) -> Map:
+    _require_integers(dim, index)
+    return _along(dim, index)
+
+
+def _along(dim: int, item: Any) -> Map:
+    """Return the map that takes an index or a slice of one dimension, which is not the batch."""
+    if dim == 0:
+        raise UnknownLayerError("a part of the batch")
+    return maps.index(
+        (slice(None),) * dim + (item,) if dim > 0 else (slice(None), ..., item, *[slice(None)] * (-dim - 1))
+    )
+
+
+def _require_integers(*numbers: Any) -> None:
+    if any(type(number) is not int for number in numbers):
+        raise UnknownLayerError("a part of a size that is computed")
+
+
+def _add(input: Any, other: Any, *, alpha: Any = 1) -> Map:
+    if input is VALUE and other is VALUE and alpha == 1:
+        return maps.add_values()
+    return maps.add_constant(_constant_of(input, other, alpha))
+
+
+def _subtract(input: Any, other: Any, *, alpha: Any = 1) -> Map:
+    if input is VALUE and other is VALUE and alpha == 1:
+        return maps.add_values(-1)
+    constant = _constant_of(input, other, alpha)
+    return maps.add_constant(-constant) if input is VALUE else maps.subtract_from_constant(constant)
+
+
+def _multiply(input: Any, other: Any) -> Map:
+    return maps.multiply_by_constant(_constant_of(input, other))
+
+
+def _divide(input: Any, other: Any) -> Map:
+    if input is not VALUE:
+        raise UnknownLayerError("a division by a value")
+    return maps.divide_by_constant(_constant_of(input, other))
+
+
+def _constant_of(input: Any, other: Any, alpha: Any = 1) -> Array:
+    """Return the constant among two operands. Raises UnknownLayerError if it is another kind of number."""
+    constant = other if input is VALUE else input
+    if type(constant) in (int, float) and float(constant) == constant:
+        constant = np.array(float(constant))
+    if not isinstance(constant, np.ndarray) or alpha != 1:
+        raise UnknownLayerError(f"{constant} as an operand" if alpha == 1 else f"alpha={alpha}")
+    return constant
+
+
+def _negative(input: Any) -> Map:
+    return maps.multiply_by_constant(np.array(-1.0))
+
+
+def _pair(setting: Any) -> tuple[Any, Any]:
+    """Return a setting of both dimensions of images. A text, such as a padding, is not the same for both."""
+    first, second = setting if isinstance(setting, tuple | list) else (setting, setting)
+    return (first, second) if not isinstance(setting, str) else (setting, "")
+
+
+def _avg_pool2d(
+    x: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
+    count_include_pad: bool = True, divisor_override: int | None = None,
+) -> Map:  # fmt: skip
+    size, step = _pair(kernel_size), _pair(stride or kernel_size)
+    if len({*size, *step}) > 1 or _pair(padding) != (0, 0) or ceil_mode or divisor_override is not None:
+        what = "average pooling over other windows than squares without overlap and padding: "
+        raise UnknownLayerError(f"{what}{kernel_size=}, {stride=}, {padding=}, {ceil_mode=}, {divisor_override=}")
+    return maps.pool(size[0])
+
+
+def _concatenate(tensors: Any, dim: int = 0) -> Map:
+    if any(part is not VALUE for part in tensors):
+        raise UnknownLayerError("a concatenation with a constant")
+    return maps.concatenate(dim)
+
+
+def _flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Map:
+    return maps.flatten(start_dim, end_dim)
+
+
+def _reshape(input: Any, *shape: Any) -> Map:
+    batch, *sizes = shape[0] if isinstance(shape[0], tuple | list) else shape
+    has_one_size = batch is BATCH or (type(batch) is int and batch == -1 and -1 not in sizes)
+    if (
+        not has_one_size
+        or any(type(size) is not int or (size < 1 and size != -1) for size in sizes)
+        or sizes.count(-1) > 1
+    ):
+        raise UnknownLayerError("sizes other than -1 or the number of images, then integers")
+    return maps.reshape(tuple(sizes))
+
+
+def _permute(input: Any, *dims: Any) -> Map:
+    return maps.permute(tuple(dims[0] if isinstance(dims[0], tuple | list) else dims))
+
+
+def _transpose(input: Any, dim0: int, dim1: int) -> Map:
+    return maps.transpose(dim0, dim1)
+
+
+def _pad(input: Any, pad: Any, mode: str = "constant", value: Any = None) -> Map:
+    if mode != "constant" or value not in (None, 0) or min(pad) < 0:
+        raise UnknownLayerError(f"padding that is not by zeros: {pad=}, {mode=}, {value=}")
+    return maps.pad(tuple(pad))
+
+
+def _identity(input: Any, p: float = 0.5, training: bool = False, inplace: bool = False) -> Map:
+    if training:
+        raise UnknownLayerError("dropout in training")
+    return maps.add_constant(np.zeros(()))
+
+
+def _equilibrium(x: Any, weight: Array) -> Activation:
+    return Activation(weight)
+
+
+OPERATORS = {
+    "conv2d": Operator(
+        _conv2d, (F.conv2d,), {nn.Conv2d: ("weight", "bias", "stride", "padding", "dilation", "groups", "padding_mode")}
+    ),
+    "linear": Operator(_linear, (F.linear,), {nn.Linear: ("weight", "bias")}),
+    "matmul": Operator(_matmul, (operator.matmul, torch.matmul, Tensor.matmul)),
+    "batch_norm": Operator(
+        _batch_norm,
+        (F.batch_norm,),
+        dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d), ("running_mean", "running_var", "weight", "bias", "eps")),
+    ),
+    "relu": Operator(_relu, (F.relu, torch.relu, Tensor.relu), {nn.ReLU: ()}),
+    ABSOLUTE: Operator(_absolute, (torch.abs, torch.absolute, Tensor.abs, Tensor.absolute)),
+    "add": Operator(_add, (operator.add, operator.iadd, torch.add, Tensor.add)),
+    "subtract": Operator(
+        _subtract, (operator.sub, operator.isub, torch.sub, torch.subtract, Tensor.sub, Tensor.subtract)
+    ),
+    "multiply": Operator(
+        _multiply, (operator.mul, operator.imul, torch.mul, torch.multiply, Tensor.mul, Tensor.multiply)
+    ),
+    "divide": Operator(
+        _divide, (operator.truediv, operator.itruediv, torch.div, torch.divide, Tensor.div, Tensor.divide)
+    ),
+    "negative": Operator(_negative, (operator.neg, torch.neg, torch.negative, Tensor.neg, Tensor.negative)),
+    "avg_pool2d": Operator(
+        _avg_pool2d, (F.avg_pool2d,),
+        {nn.AvgPool2d: ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")},
+    ),
+    "concatenate": Operator(_concatenate, (torch.cat, torch.concat, torch.concatenate)),
+    "flatten": Operator(_flatten, (torch.flatten, Tensor.flatten), {nn.Flatten: ("start_dim", "end_dim")}),
+    "reshape": Operator(_reshape, (torch.reshape, Tensor.reshape, Tensor.view)),
+    "permute": Operator(_permute, (torch.permute, Tensor.permute)),
+    "transpose": Operator(_transpose, (torch.transpose, Tensor.transpose)),
+    "pad": Operator(_pad, (F.pad,)),
+    "index": Operator(_index, (operator.getitem,)),
+    "narrow": Operator(_narrow, (torch.narrow, Tensor.narrow)),
+    "select": Operator(_select, (torch.select, Tensor.select)),
+    "identity": Operator(_identity, (), {nn.Identity: ()}),
+    "dropout": Operator(
+        _identity, (F.dropout, F.dropout2d), {nn.Dropout: ("training",), nn.Dropout2d: ("training",)}
+    ),
+    "equilibrium": Operator(_equilibrium, (), {FixedPoint: ("weight",)}),
+}  # fmt: skip
+_FUNCTIONS = {function: record for record in OPERATORS.values() for function in record.functions}
+_MODULES = {kind: record for record in OPERATORS.values() for kind in record.modules}

@@ -1,0 +1,109 @@
+"""Boxes of every value of a network over a box of images: by intervals, or tightened by linear bounds."""
+
+import numpy as np
+
+from harness.checker.bounds.boxes import Array, Box, between, intersect, relu
+from harness.checker.bounds.equilibrium import apply_recurrence_back, preactivation, tighten_by_map
+from harness.checker.bounds.linear import Region, lower_bounds, rows_at_once
+from harness.checker.bounds.network import Activation, Network, result_box
+from harness.checker.proofs.certificates import Certificate
+
+
+def interval_region(network: Network, images: Box) -> Region:
+    """Return boxes by intervals only."""
+    region = Region(network.boxes(images), {})
+    for number, step in enumerate(network.steps[:-1], start=1):
+        if isinstance(step.operation, Activation) and step.operation.weight is not None:
+            h, z = region.values[step.sources[0]], region.values[number]
+            region.preactivations[number] = preactivation(step.operation.weight, h, z)
+    return region
+
+
+def tight_region(
+    network: Network, images: Box, hidden: dict[str, Certificate] | None = None, all_units: bool = False
+) -> Region:
+    """Return boxes in which linear bounds tighten the unstable inputs of activations and the inside of equilibria.
+
+    The first activation's input keeps its intervals: it is usually one matrix product of the images, for which they are
+    exact.
+
+    Args:
+        hidden: certificates of the inputs of ReLUs, by the step's name, which tighten them further.
+        all_units: whether to tighten the stable inputs of ReLUs, too.
+    """
+    region, tightened = Region([images], {}), {0}
+    for number, step in enumerate(network.steps[:-1], start=1):
+        boxes = [region.values[source] for source in step.sources]
+        if not isinstance(step.operation, Activation):
+            region.values.append(result_box(step, *boxes))
+            continue
+        (source,), (h,), is_first = step.sources, boxes, len(tightened) == 1
+        if step.operation.weight is None:
+            if source not in tightened and not is_first:
+                mask = h.radius > 0 if all_units else _is_unstable(h)
+                h = region.values[source] = _tighten(network, region, h, mask, {source: None})
+            if source not in tightened and hidden and step.name in hidden:
+                h = region.values[source] = _tighten_by_leaves(network, region, source, hidden[step.name])
+            region.values.append(relu(h))
+        else:
+            region.values.append(_equilibrium(network, region, number, step.operation.weight, source, is_first))
+        tightened.add(source)
+    return region
+
+
+def _equilibrium(network: Network, region: Region, number: int, weight: Array, source: int, is_first: bool) -> Box:
+    """Return the box of the equilibrium that is value `number`; store the box of its pre-activation in the region."""
+    step, h = network.steps[number - 1], region.values[source]
+    if not is_first:
+        alive = preactivation(weight, h, result_box(step, h)).upper > 0
+        h = region.values[source] = _tighten(network, region, h, alive & (h.radius > 0), {source: None})
+    z = result_box(step, h)
+    p = preactivation(weight, h, z)
+    with_z = Region([*region.values, z], {**region.preactivations, number: p})
+    p = _tighten(network, with_z, p, _is_unstable(p), {number: weight, source: None})
+    z = tighten_by_map(weight, h, intersect(z, relu(p)))
+    region.preactivations[number] = intersect(p, preactivation(weight, h, z))
+    return z
+
+
+def activation_shapes(network: Network, region: Region) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each activation whose box the region has, by the step's name."""
+    steps = zip(network.steps, region.values[1:], strict=False)
+    return {step.name: z.center.shape[1:] for step, z in steps if isinstance(step.operation, Activation)}
+
+
+def _tighten_by_leaves(network: Network, region: Region, source: int, certificate: Certificate) -> Box:
+    """Return the box of a value, tightened to the smallest bounds of each row's leaves."""
+    box, shapes, count = region.values[source], activation_shapes(network, region), rows_at_once(region)
+    bounds, numbers = np.full(2 * box.center.size, np.inf), np.arange(len(certificate.rows))
+    for start in range(0, len(numbers), count):
+        leaves = numbers[start : start + count]
+        neurons, signs = certificate.rows[leaves] // 2, 1.0 - 2 * (certificate.rows[leaves] % 2)
+        rows = np.zeros((len(leaves), box.center.size))
+        rows[np.arange(len(leaves)), neurons] = signs
+        functional = {source: rows.reshape(-1, *box.center.shape[1:])}
+        low = lower_bounds(network, region, functional, certificate.leaves(leaves, shapes))
+        np.minimum.at(bounds, certificate.rows[leaves], low)
+    bounds = np.where(np.isfinite(bounds), bounds, -np.inf)
+    low, high = (end.reshape(box.center.shape) for end in (bounds[::2], -bounds[1::2]))
+    return intersect(box, between(np.maximum(box.lower, low), np.minimum(box.upper, high)))
+
+
+def _is_unstable(p: Box) -> Array:
+    return (p.lower < 0) & (p.upper > 0)
+
+
+def _tighten(network: Network, region: Region, box: Box, mask: Array, parts: dict[int, Array | None]) -> Box:
+    """Tighten `box` [1, *shape] of a sum of values where `mask`. parts: each value's W, None for the value itself."""
+    lower, upper = box.lower.copy(), box.upper.copy()
+    neurons, count = np.flatnonzero(mask), rows_at_once(region)
+    for start in range(0, len(neurons), count):
+        indices = neurons[start : start + count]
+        rows = np.zeros((2 * len(indices), lower.size))
+        rows[np.arange(len(rows)), np.concatenate([indices, indices])] = np.repeat([1.0, -1.0], len(indices))
+        rows = rows.reshape(-1, *lower.shape[1:])
+        functional = {value: rows if w is None else apply_recurrence_back(w, rows) for value, w in parts.items()}
+        low, high = np.split(lower_bounds(network, region, functional, {}), 2)
+        lower.flat[indices] = np.maximum(lower.flat[indices], low)
+        upper.flat[indices] = np.minimum(upper.flat[indices], -high)
+    return intersect(box, between(lower, upper))

@@ -1,0 +1,1 @@
+"""Proofs of one example, from certificates or without."""

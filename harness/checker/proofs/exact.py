@@ -1,0 +1,69 @@
+"""Outputs of a network at one point in exact rational arithmetic, for constraints that hold with equality.
+
+The search asks it, too: an answer "sat" with equality rests on this file alone.
+"""
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cerdeq.bounds import Step, trace
+from harness.checker.bounds.boxes import Array
+from harness.checker.bounds.maps import UnknownLayerError
+
+_MOST_PRODUCTS = 10**6  # of one layer; they take about a second
+_MOVES = {"flatten", "reshape", "view", "permute", "transpose", "squeeze", "unsqueeze", "contiguous"}
+
+
+def exact_outputs_at(model: nn.Module, inputs: Sequence[Fraction], shape: tuple[int, ...]) -> list[Fraction]:
+    """Return the outputs of a model at one input of this shape.
+
+    Raises UnknownLayerError for anything but fully connected layers, convolutions, ReLUs and reshaping, and for layers
+    with too many products.
+    """
+    program, values = trace(model), [np.array(inputs, dtype=object).reshape(1, *shape)]
+    for step in program.steps:
+        values.append(_result(step, values) if step.record is not None else np.empty(0))
+    return list(values[program.output].ravel())
+
+
+def _result(step: Step, values: list[Array]) -> Array:
+    x, target = values[step.sources[0]], step.target
+    if type(target) is nn.Linear:
+        return _product(x, target.weight, target.bias)
+    if type(target) is nn.ReLU or target in (F.relu, torch.relu):
+        return np.asarray(x * (x > 0))
+    if type(target) is nn.Conv2d and (target.groups, target.padding_mode) == (1, "zeros"):
+        return _convolution(x, target)
+    if type(target) is nn.Flatten or getattr(target, "__name__", "") in _MOVES:
+        places = torch.arange(x.size, dtype=torch.float64).reshape(x.shape)
+        return x.ravel()[target(places, *step.args[1:], **step.kwargs).long().numpy()]
+    raise UnknownLayerError(f"{step.name}, in exact arithmetic,")
+
+
+def _product(x: Array, weight: Tensor, bias: Tensor | None) -> Array:
+    """Return x [..., n] times the transposed weight [m, n], plus the bias."""
+    if x.size * len(weight) > _MOST_PRODUCTS:
+        raise UnknownLayerError(f"a layer of {x.size * len(weight)} products, in exact arithmetic,")
+    result = x @ _fractions(weight).T
+    return result if bias is None else result + _fractions(bias)
+
+
+def _convolution(x: Array, layer: nn.Conv2d) -> Array:
+    """Return the convolution of x [1, C, H, W]: the products of its windows. Place 0 is the padding."""
+    if isinstance(layer.padding, str):
+        raise UnknownLayerError(f"{layer}, in exact arithmetic,")
+    places = torch.arange(1, x.size + 1, dtype=torch.float64).reshape(x.shape)
+    windows = F.unfold(places, layer.kernel_size, layer.dilation, layer.padding, layer.stride)[0].T.long().numpy()
+    padded = np.concatenate([[Fraction(0)], x.ravel()])
+    result = _product(padded[windows], layer.weight.flatten(1), layer.bias).T
+    return result.reshape(layer(torch.zeros(x.shape).to(layer.weight)).shape)
+
+
+def _fractions(tensor: Tensor) -> Array:
+    numbers = [Fraction(number) for number in tensor.detach().double().flatten().tolist()]
+    return np.array(numbers, dtype=object).reshape(tuple(tensor.shape))

@@ -1,0 +1,166 @@
+"""Prove one example: all margins, or other rows of outputs, positive; or one margin negative at a counterexample."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from harness.checker.bounds.boxes import Array, Box
+from harness.checker.bounds.linear import Region, lower_bounds, rows_at_once
+from harness.checker.bounds.network import Network
+from harness.checker.bounds.regions import activation_shapes, interval_region, tight_region
+from harness.checker.bounds.relaxation import Leaves
+from harness.checker.proofs.certificates import HIDDEN, Certificate, RefusedError, Tensors, split_by_layer
+from harness.checker.proofs.cover import check_leaves
+from harness.checker.proofs.parts import SPLITS, halves_of, parts_of
+
+LINEAR, CERTIFICATE = "linear", "certificate"
+_LEVELS = 32767
+_MORE_SPLITS = 12  # of a part that the certificate leaves whole, since the checker's bounds are not the search's
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The result for one example.
+
+    proved_by: what proved all rows positive: LINEAR, CERTIFICATE or "".
+    minimum: the smallest bound of a row that was computed. If it is not above 0, later leaves and parts were left out.
+    refused: why the certificate was refused, or "".
+    """
+
+    proved_by: str
+    minimum: float
+    refused: str = ""
+
+
+def prove(network: Network, images: Box, label: int, tensors: Tensors | None = None) -> Proof:
+    """Return a proof of all margins for all images in the box [1, C, H, W]. tensors: of a certificate."""
+    return prove_rows(network, images, network.margin_spec(label), tensors)
+
+
+def prove_rows(network: Network, images: Box, spec: Array, tensors: Tensors | None = None) -> Proof:
+    """Return a proof of rows of outputs for all images in the box, the cheapest method first.
+
+    spec: [R, K], as for `Network.rows`. tensors: of a certificate.
+    """
+    lower = np.full(len(spec), -np.inf)
+    for region_of in (interval_region, tight_region):
+        region = region_of(network, images)
+        lower = np.fmax(lower, network.rows(region.values, spec[None]).lower[0])
+        if len(unproved := np.flatnonzero(~(lower > 0))):
+            lower[unproved] = np.fmax(lower[unproved], _bounds(network, region, spec[unproved], {}))
+        if (lower > 0).all():
+            return Proof(LINEAR, float(lower.min()))
+    if tensors is None:
+        return Proof("", float(lower.min()))
+    unproved = np.flatnonzero(~(lower > 0))
+    try:
+        if tensors.keys() == {SPLITS}:
+            minima = _minima_over_parts(network, images, spec[unproved], tensors[SPLITS])
+            lower[unproved] = np.fmax(lower[unproved], minima)
+        else:
+            shapes = activation_shapes(network, region)
+            certificate = check_leaves(split_by_layer(tensors)[0], network.steps, shapes, len(lower))
+            region = region_with_hidden(network, images, tensors, region)
+            for row in np.intersect1d(certificate.rows, unproved):
+                lower[row] = max(lower[row], _minimum_over_leaves(network, region, spec, row, certificate, shapes))
+    except RefusedError as error:
+        return Proof("", float(lower.min()), str(error))
+    return Proof(CERTIFICATE if (lower > 0).all() else "", float(lower.min()))
+
+
+def _minima_over_parts(network: Network, images: Box, spec: Array, splits: Array) -> Array:
+    """Return the smallest bounds of the rows over the parts of the box, up to the first part that is not proved."""
+    minima = np.full(len(spec), np.inf)
+    for part in parts_of(images, splits):
+        minima = np.minimum(minima, _minima_over_part(network, part, images, spec, _MORE_SPLITS))
+        if not (minima > 0).all():
+            break
+    return minima
+
+
+def _minima_over_part(network: Network, part: Box, images: Box, spec: Array, splits: int) -> Array:
+    """Return bounds of the rows over a part of the box, of its halves if that is needed, up to `splits` times.
+
+    It stops at the first part that is not proved.
+    """
+    minima = _bounds(network, tight_region(network, part, all_units=True), spec, {})
+    if (minima > 0).all() or not splits:
+        return minima
+    first, second = halves_of(part, images)
+    minima = _minima_over_part(network, first, images, spec, splits - 1)
+    if not (minima > 0).all():
+        return minima
+    return np.minimum(minima, _minima_over_part(network, second, images, spec, splits - 1))
+
+
+def region_with_hidden(network: Network, images: Box, tensors: Tensors, region: Region | None = None) -> Region:
+    """Return boxes that a certificate's hidden layers tighten. region: as `tight_region` returns it without them.
+
+    Raises RefusedError.
+    """
+    region = region or tight_region(network, images)
+    layers, shapes = split_by_layer(tensors)[1], activation_shapes(network, region)
+    if unknown := sorted(layers.keys() - shapes.keys()):
+        raise RefusedError(f"{HIDDEN}/{unknown[0]} names no activation of the network")
+    hidden, before = dict[str, Certificate](), dict[str, tuple[int, ...]]()
+    for step, shape in shapes.items():  # a layer's leaves may name the layers before it alone
+        if step in layers:
+            hidden[step] = check_leaves(layers[step], network.steps, before, 2 * int(np.prod(shape)), np.int32)
+        before[step] = shape
+    return tight_region(network, images, hidden) if hidden else region
+
+
+def why_not_falsified(network: Network, pixels: Array, label: int, stored: Array | None, eps: Fraction) -> str:
+    """Return why a counterexample does not falsify the image [C, H, W], grey levels 0 to 255; empty if it does.
+
+    Exact arithmetic checks that its point lies in the ball.
+
+    stored: int16 k [C, H, W], each moves a pixel by about k eps / 32767; or the signs of a corner, where each k is
+        32767 (bit 1) or -32767, uint8 [C H W / 8].
+    """
+    if stored is None:
+        return "there is no counterexample"
+    kind, signs = (stored.dtype, stored.shape), (-(-pixels.size // 8),)
+    if kind == (np.uint8, signs):
+        bits = np.unpackbits(stored, count=pixels.size).reshape(pixels.shape)
+        k = np.where(bits == 1, _LEVELS, -_LEVELS)
+    elif kind == (np.int16, pixels.shape):
+        k = stored
+    else:
+        expected = f"expected int16 {pixels.shape} or uint8 {signs}"
+        return f"the counterexample is {stored.dtype} {stored.shape}, {expected}"
+    step = float(eps - Fraction(1, 2**50)) / _LEVELS
+    point = np.clip(pixels / np.float64(255) + k * step, 0, 1)
+    pairs = zip(point.ravel().tolist(), pixels.ravel().tolist(), strict=True)
+    if any(abs(Fraction(value) - Fraction(int(pixel), 255)) > eps for value, pixel in pairs):
+        return "the counterexample lies outside of the ball"
+    values = network.boxes(Box(point[None], np.zeros_like(point[None])))
+    if not (network.margins(values, np.array([label])).upper < 0).any():
+        return "no margin is proved to be below 0 at the counterexample"
+    return ""
+
+
+def _minimum_over_leaves(
+    network: Network,
+    region: Region,
+    spec: Array,
+    row: int,
+    certificate: Certificate,
+    shapes: dict[str, tuple[int, ...]],
+) -> float:
+    """Return the smallest bound of a row over the leaves of its row. It stops at the first bound not above 0."""
+    leaves, count = np.flatnonzero(certificate.rows == row), rows_at_once(region)
+    minimum = np.inf
+    for start in range(0, len(leaves), count):
+        batch = leaves[start : start + count]
+        choices = certificate.leaves(batch, shapes)
+        minimum = min(minimum, _bounds(network, region, spec[np.full(len(batch), row)], choices).min())
+        if not minimum > 0:
+            break
+    return minimum
+
+
+def _bounds(network: Network, region: Region, spec: Array, leaves: dict[str, Leaves]) -> Array:
+    """Return linear bounds of the rows of `spec`, over the region or each in its leaf."""
+    return lower_bounds(network, region, {len(network.steps): spec}, leaves)

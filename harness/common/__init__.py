@@ -1,0 +1,1 @@
+"""Names, errors and texts that all packages use."""

@@ -1,0 +1,127 @@
+"""Every name that is written to a file or to MLflow, in one place.
+
+Errors and rates are percentages. Widths are in logit units (margins) or pre-activation units (layers).
+"""
+
+from typing import Any
+
+# Final metrics of a trial, measured on test images (or on the validation slice).
+CERTIFIED_ERROR = "certified_error"
+ATTACK_ERROR = "attack_error"
+STANDARD_ERROR = "standard_error"
+UNDECIDED_ERROR = "undecided"  # certified minus attack error: the verdicts of UNDECIDED
+BOUND_WIDTH = "bound_width"
+BOUND_WIDTH_RELATIVE = "bound_width_relative"
+PARAMETERS = "parameters"
+TRAIN_SECONDS = "train_seconds"
+EVALUATION_SECONDS = "evaluation_seconds"
+
+# Of networks with an equilibrium only.
+GAIN = "equilibrium/gain"
+MARGIN = "equilibrium/margin"
+RHO_BOUND = "equilibrium/rho_bound"
+ITERATIONS = "equilibrium/iterations"
+RESIDUAL = "equilibrium/residual"
+NOT_CONVERGED = "equilibrium/not_converged"
+STANDARD_ERROR_W0 = "equilibrium/standard_error_w0"
+CERTIFIED_ERROR_W0 = "equilibrium/certified_error_w0"
+MISSED_RADIUS = "equilibrium/missed_radius"  # of an epoch alone: what the training solve leaves out, in percent
+
+# Metrics of an epoch, measured on training images.
+EPOCH = "epoch"
+TRAIN_LOSS = "train/loss"
+TRAIN_EPS = "train/eps"
+TRAIN_LEARNING_RATE = "train/learning_rate"
+TRAIN_STANDARD_ERROR = "train/standard_error"
+TRAIN_CERTIFIED_ERROR = "train/certified_error"
+TRAIN_EPOCH_SECONDS = "train/seconds"
+TRAIN_EXAMPLES_PER_SECOND = "train/examples_per_second"
+TRAIN_COMPILED = "train/compiled"  # 1 where the epoch's steps were compiled, else 0
+TRAIN_BF16 = "train/bf16"  # of `precision: auto` alone: 1 where the epoch's products were in bf16, else 0
+TRAIN_ACCUMULATE = "train/accumulate"  # where memory ran out: in how many parts a batch is taken instead
+
+# What a trial reports during evaluation; not written to files.
+EVALUATED = "evaluated"
+IMAGES = "images"
+
+# What a candidate of a search reports with CERTIFIED_ERROR: the epoch after which it is compared with others.
+RUNG = "rung"
+
+# Columns of verdicts.parquet, one row an example.
+INDEX = "index"
+LABEL = "label"
+PREDICTION = "prediction"
+VERDICT = "verdict"
+STAGE = "stage"
+REASON = "reason"  # why an example failed, ran out of memory, or lacks a counterexample or certificate; else empty
+ATTACK_MARGIN = "attack_margin"
+WIDTH = "width"
+BRANCHES = "branches"  # of branch and bound, where it was asked
+
+# Stages of an evaluation, values of the column STAGE. The verifier's are those of STAGES in harness/settings.py.
+CLEAN, ATTACK = "clean", "attack"
+IBP, CROWN_IBP, CROWN, ALPHA_CROWN, BAB = "ibp", "crown-ibp", "crown", "alpha-crown", "bab"
+
+# Verdicts, the values of the column VERDICT; each image has one. UNDECIDED: neither certified nor falsified.
+MISCLASSIFIED, FALSIFIED, CERTIFIED = "misclassified", "falsified", "certified"
+UNKNOWN, TIMEOUT, OUT_OF_MEMORY, FAILED = "unknown", "timeout", "out of memory", "failed"
+UNDECIDED = (UNKNOWN, TIMEOUT, OUT_OF_MEMORY, FAILED)
+VERDICTS = (MISCLASSIFIED, FALSIFIED, CERTIFIED, *UNDECIDED)
+NO_CERTIFICATE = "no certificate was found"  # a REASON
+NO_PREDICTION = -1
+"""The prediction of an example whose clean margins cannot be computed."""
+
+
+def margin_column(stage: str) -> str:
+    """Return the name of the column that holds a verifier stage's margin lower bound."""
+    return f"margin_{stage}"
+
+
+def share_of(verdict: str) -> str:
+    """Return the metric name of the share of examples with an undecided verdict, in percent."""
+    return f"{UNDECIDED_ERROR}/{verdict.replace(' ', '_')}"
+
+
+def examples_at(stage: str) -> str:
+    """Return the metric name of how many examples no stage before `stage` had decided."""
+    return f"stage_examples/{stage}"
+
+
+def decided_by(stage: str) -> str:
+    """Return the metric name of how many examples a stage decided."""
+    return f"stage_decided/{stage}"
+
+
+def seconds_of(stage: str) -> str:
+    """Return the metric name of the seconds a stage took, all examples together."""
+    return f"stage_seconds/{stage}"
+
+
+def certified_error_after(stage: str) -> str:
+    """Return the metric name of the certified error that the verifier's stages up to `stage` leave."""
+    return f"{CERTIFIED_ERROR}/{stage}"
+
+
+def layer_width(layer: str) -> str:
+    """Return the metric name of the mean bound width of one pre-activation."""
+    return f"{BOUND_WIDTH}/{layer}"
+
+
+def layer_inactive(layer: str) -> str:
+    """Return the metric name of the percentage of one pre-activation's values whose upper bound is at most 0."""
+    return f"inactive/{layer}"
+
+
+def layer_unstable(layer: str) -> str:
+    """Return the metric name of the percentage of one pre-activation's values whose bounds contain 0."""
+    return f"unstable/{layer}"
+
+
+def in_training(name: str) -> str:
+    """Return the name in an epoch's row of the final metric `name`."""
+    return f"train/{name}"
+
+
+def layers(metrics: dict[str, Any]) -> list[str]:
+    """Return the pre-activations that have a width, first to last."""
+    return [name.removeprefix(layer_width("")) for name in metrics if name.startswith(layer_width(""))]

@@ -1,0 +1,68 @@
+"""The leaderboard's columns of numbers. To add one, add a record to COLUMNS."""
+
+import math
+from dataclasses import dataclass
+
+from harness.common import names
+from harness.settings import STAGES
+from harness.storage.folder import TrialResult
+
+_SECONDS_PER_IMAGE = "evaluation_seconds_per_image"
+
+
+PERCENT, INTEGER, THREE_DIGITS = ".2f", ",.0f", "#.3g"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A number of each finished trial; a row shows its mean and deviation over the seeds.
+
+    name: of the metric, in CSV and JSON.
+    title: in tables.
+    format: how a number is written.
+    is_required: whether every finished trial has the number; other columns are shown if some trial has it.
+    """
+
+    name: str
+    title: str
+    format: str
+    is_required: bool = False
+
+    def text(self, value: float) -> str:
+        """Return a number of this column as text."""
+        return f"{value:{self.format}}".rstrip(".")
+
+
+ERRORS = (
+    Column(names.CERTIFIED_ERROR, "certified error", PERCENT, True),
+    Column(names.ATTACK_ERROR, "attack error", PERCENT, True),
+    Column(names.STANDARD_ERROR, "standard error", PERCENT, True),
+    Column(names.UNDECIDED_ERROR, "undecided", PERCENT),
+)
+COLUMNS = (
+    *ERRORS,
+    Column(names.BOUND_WIDTH, "bound width", THREE_DIGITS, True),
+    Column(names.BOUND_WIDTH_RELATIVE, "relative width", THREE_DIGITS, True),
+    Column(names.PARAMETERS, "parameters", INTEGER, True),
+    Column(names.TRAIN_SECONDS, "train seconds", INTEGER, True),
+    Column(_SECONDS_PER_IMAGE, "evaluation seconds per image", THREE_DIGITS),
+    *(Column(names.certified_error_after(stage), f"certified error by {stage}", PERCENT) for stage in STAGES),
+    Column(names.GAIN, "equilibrium gain", THREE_DIGITS),
+    Column(names.MARGIN, "equilibrium margin", THREE_DIGITS),
+    Column(names.RHO_BOUND, "rho bound", THREE_DIGITS),
+    Column(names.ITERATIONS, "equilibrium iterations", THREE_DIGITS),
+    Column(names.RESIDUAL, "equilibrium residual", THREE_DIGITS),
+    Column(names.NOT_CONVERGED, "equilibria not converged", PERCENT),
+    Column(names.STANDARD_ERROR_W0, "standard error, W = 0", PERCENT),
+    Column(names.CERTIFIED_ERROR_W0, "certified error by ibp, W = 0", PERCENT),
+)
+
+
+def numbers_of(result: TrialResult) -> dict[str, float]:
+    """Return the finite numbers of a trial for COLUMNS, by their names."""
+    metrics = dict(result.metrics)
+    seconds, images = metrics.get(names.EVALUATION_SECONDS), metrics.get(names.examples_at(names.CLEAN))
+    if seconds is not None and images:
+        metrics[_SECONDS_PER_IMAGE] = seconds / images
+    values = {column.name: metrics.get(column.name) for column in COLUMNS}
+    return {name: float(value) for name, value in values.items() if value is not None and math.isfinite(value)}

@@ -1,0 +1,160 @@
+"""The trials of a sweep's directory, and their certifications by `harness.certify`, as one row each."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness.common import names
+from harness.common.errors import InputError
+from harness.common.terminal import printable_lines
+from harness.leaderboard.columns import COLUMNS, numbers_of
+from harness.settings import EvaluationSettings
+from harness.storage import certification, folder
+from harness.sweep.checkpoint_settings import Source, without_source
+from harness.sweep.trial import RECIPE_VERSION, TrialConfig, flat_settings, to_dict
+
+LABEL = ["model", "method", "options"]
+CHOSEN = "chosen by"  # column: how a search chose the row's settings
+PUBLISHED = ("published certified error", "published standard error", "published as")
+"""Columns of networks trained elsewhere: what their paper says."""
+NOT_COUNTED = "not counted: "  # the problem of a trial whose files cannot be right
+TWICE = f"{NOT_COUNTED}another folder has the same trial"
+_NO_SETTINGS = ("row", "trial_dir", "certified", "evaluated_by", "result", "seed", "problem", "warnings", *PUBLISHED)
+
+
+def describe_evaluation(config: TrialConfig, certified: bool) -> str:
+    """Return stages, images and command, such as 'ibp > bab (60 s), first 1,000 test images, by harness.certify'.
+
+    certified: whether it is the evaluation of `harness.certify`.
+    """
+    settings = config.evaluation
+    stages = [f"{stage} ({_budget(settings)})" if stage == names.BAB else stage for stage in settings.stages]
+    limit = settings.test_images
+    if config.validation_images:  # a trial evaluates all of them, whatever test_images says
+        images = f"{config.validation_images:,} held-out images"
+        images = f"first {limit:,} of {images}" if certified and limit else images
+    else:
+        images = f"first {limit:,} test images" if limit else "all test images"
+    return ", ".join([" > ".join(stages), images, *(["by harness.certify"] if certified else [])])
+
+
+def _budget(settings: EvaluationSettings) -> str:
+    seconds, branches = settings.bab_seconds, settings.bab_branches
+    limits = [] if seconds is None else [f"{seconds:g} s"]
+    limits += [] if branches is None else [f"{branches:,} branches"]
+    return " or ".join(limits)
+
+
+def read_trials(*directories: Path) -> pd.DataFrame:
+    """Return a row for each trial of these sweeps and each of its certifications, finished ones first.
+
+    `problem` says why a trial has no usable numbers. `row` is the same for trials that differ in their seeds alone.
+    Raises InputError where a directory has no trials, or none can be read.
+    """
+    trial_dirs = [path for directory in directories for path in _trial_dirs(directory)]
+    rows = [_read(path, path / folder.TRIAL) for path in trial_dirs]
+    certifications = [path for trial_dir in trial_dirs for path in certification.folders(trial_dir)]
+    rows += [_read(path, path / certification.CERTIFICATION) for path in certifications]
+    trials = pd.DataFrame(rows, dtype=object)
+    if "profile" not in trials:
+        first = trial_dirs[0]
+        raise InputError(f"{first.parents[1]} holds no trial that can be read, such as {first}: {trials.problem[0]}")
+    trials = trials.sort_values("problem", key=pd.Series.notna, kind="stable")
+    trials.loc[trials.duplicated(["row", "seed"]), "problem"] = TWICE
+    return trials.astype({column.name: float for column in COLUMNS if column.name in trials})
+
+
+def _trial_dirs(directory: Path) -> list[Path]:
+    if not directory.is_dir():
+        raise InputError(f"{directory} is not a directory: give a sweep's, such as results/<sweep>")
+    if not (trial_dirs := folder.trial_folders(directory)):
+        raise InputError(f"{directory} holds no trials: there is no {directory}/trials/*/{folder.TRIAL}")
+    return trial_dirs
+
+
+def _read(path: Path, file: Path) -> dict[str, Any]:
+    """Return a trial or certification as a flat row, its texts without control characters. file: with its config."""
+    row = _read_as_written(path, file)
+    row |= {name: printable_lines(value) for name, value in row.items() if isinstance(value, str)}
+    return row | {"warnings": [printable_lines(warning) for warning in row["warnings"]]}
+
+
+def _read_as_written(path: Path, file: Path) -> dict[str, Any]:
+    certified = file.name == certification.CERTIFICATION
+    row: dict[str, Any] = {"row": path.name, "trial_dir": path, "model": path.name, "warnings": []}
+    row |= {"certified": certified, "evaluated_by": "", "result": None, "problem": None}
+    row |= {column.name: None for column in COLUMNS if column.is_required}
+    try:
+        trial = (folder.read_certified_trial if certified else folder.read_trial)(file)
+        row |= _settings(trial, describe_evaluation(trial.config, certified))
+        if chosen := folder.read_chosen(certification.trial_of(path) if certified else path):
+            row[CHOSEN] = chosen["text"]
+        return row | _outcome(path, trial)
+    except (OSError, ValueError, KeyError) as error:
+        return row | {"problem": NOT_COUNTED + str(error).replace(f"{path}/", "")}
+
+
+def _settings(trial: folder.Trial, evaluation: str) -> dict[str, Any]:
+    config = trial.config
+    version = {"recipe_version": trial.recipe_version, "fingerprint": trial.fingerprint}
+    all_but_seed = {name: value for name, value in without_source(to_dict(config)).items() if name != "seed"}
+    flat = flat_settings(config) | version
+    return {
+        "row": json.dumps([all_but_seed, version, evaluation], sort_keys=True),
+        "evaluated_by": evaluation,
+        "seed": config.seed,
+        "model": config.model,
+        "method": config.method,
+        "options": " ".join(f"{name}={value}" for name, value in config.named_options.items()),
+        **{name: str(value) if isinstance(value, list) else value for name, value in flat.items()},
+        **_source_columns(config.source),
+    }
+
+
+def _source_columns(source: Source | None) -> dict[str, Any]:
+    """Return what stands beside a network trained elsewhere; nothing for other networks."""
+    if source is None:
+        return {}
+    accuracies = source.certified_accuracy, source.clean_accuracy
+    errors = [None if accuracy is None else round(100 - accuracy, 6) for accuracy in accuracies]
+    return dict(zip(PUBLISHED, [*errors, f"{source.method}, {source.paper}"], strict=True))
+
+
+def _outcome(path: Path, trial: folder.Trial) -> dict[str, Any]:
+    """Return numbers, result and warnings of a finished trial or certification; of any other its problem."""
+    if trial.recipe_version != RECIPE_VERSION:
+        return {"problem": f"{NOT_COUNTED}of recipe version {trial.recipe_version}, today's is {RECIPE_VERSION}"}
+    result, failure = folder.read_result(path), folder.read_failure(path)
+    if result is None:
+        problem = f"failed: {failure['error']}" if failure else _progress(path, trial)
+        return {"problem": problem}
+    if result.key != trial.key:
+        return {"problem": f"{NOT_COUNTED}{folder.RESULT} belongs to another trial, {result.key}"}
+    numbers = numbers_of(result)
+    order = (names.STANDARD_ERROR, names.ATTACK_ERROR, names.CERTIFIED_ERROR)
+    errors = [round(numbers[name], 9) for name in order if name in numbers]
+    if errors != sorted(errors):
+        return {"problem": f"{NOT_COUNTED}standard <= attack <= certified error does not hold: {errors}"}
+    expected = [column.name for column in COLUMNS if column.is_required or column.name in result.metrics]
+    missing = [f"{name} is missing or not finite" for name in expected if name not in numbers]
+    return {**numbers, "result": result, "warnings": [*result.warnings, *missing]}
+
+
+def _progress(path: Path, trial: folder.Trial) -> str:
+    """Return how far a trial, or certification, without a result has come."""
+    if (path / certification.CERTIFICATION).exists():
+        shards = certification.read_certification(path).shards
+        done = shards - len(certification.unfinished_shards(path))
+        return f"unfinished: {done} of {shards} shards of {path.name}"
+    if folder.last_write(path) is None:
+        return "not begun"
+    epochs = trial.config.epochs
+    return f"unfinished: {folder.last_epoch(path)} of {epochs} epochs" if epochs else "unfinished: being evaluated"
+
+
+def setting_columns(trials: pd.DataFrame) -> list[str]:
+    """Return the columns that are settings, but for the width, in the config's order; data and recipe version last."""
+    others = {*_NO_SETTINGS, *LABEL, "width", CHOSEN, *(column.name for column in COLUMNS)}
+    return [name for name in trials if name not in others]

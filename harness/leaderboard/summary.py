@@ -1,0 +1,130 @@
+"""Comparisons as sentences: which row is best, which rows it beats significantly, whether CerDEQ is better.
+
+The only place that writes such sentences: the terminal, the Markdown leaderboard and the pages print them.
+"""
+
+from dataclasses import dataclass, field
+from math import comb
+
+import pandas as pd
+
+from harness.common import names
+from harness.common.errors import InputError
+from harness.leaderboard.comparisons import ALL, compare, holm
+from harness.leaderboard.table import FEWEST_SEEDS, Leaderboard, Section
+
+SUMMARY_LEGEND = (
+    "p: paired t test over the seeds that both rows have, corrected for all pairs of rows (Holm), since the best row "
+    "is chosen by the same errors; significant below .05."
+)
+_LEVEL = 0.05
+_MOST_NAMED = 3
+_CERDEQ = ("cerdeq", "deqlate", "deqscales", "deqdense", "deq7")
+_NO_RECURRENCE = "recurrent=False"  # makes CerDEQ an explicit network
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a section's comparisons say.
+
+    lines: sentences.
+    tied: labels of the best row and of those without a significant difference from it; empty where there are none.
+    answer: whether the best CerDEQ row beats the best other row, one sentence.
+    """
+
+    lines: list[str] = field(default_factory=list)
+    tied: list[str] = field(default_factory=list)
+    answer: str = ""
+
+
+def summaries_of(leaderboard: Leaderboard) -> dict[str, Summary]:
+    """Return each section's summary by its heading."""
+    return {section.heading: summarise(section) for section in leaderboard.sections}
+
+
+def summarise(section: Section) -> Summary:
+    """Return what a section's comparisons say; two rows are needed for one."""
+    if section.own[names.CERTIFIED_ERROR].count() < 2:
+        return Summary(answer=_answer_on_cerdeq(section, None))
+    best = section.comparable.iloc[0]
+    try:
+        lines, notes = compare([section], baseline=best["label"])
+    except InputError as error:
+        return Summary([f"not compared: {error}"], answer=_answer_on_cerdeq(section, None))
+    seeds = lines[lines["seed"] != ALL].groupby("row").size()
+    differences = lines[lines["seed"] == ALL].set_index("row").assign(seeds=seeds)
+    tested = differences[differences["seeds"] >= FEWEST_SEEDS].index
+    p = holm(differences.loc[tested, "t_p"], tests=comb(len(tested) + 1, 2))  # any pair could have had the best row
+    differences["p"] = p.reindex(differences.index)
+    tied = tested[p >= _LEVEL].tolist()
+    left_out = [f"left out: {note}" for note in notes if " against " in note]
+    sentence = _best_row_sentence(f"best: {best['label']}, {best[names.CERTIFIED_ERROR]:.1f} %", differences)
+    answer = _answer_on_cerdeq(section, differences)
+    return Summary([sentence, *left_out], [best["label"], *tied] if tied else [], answer)
+
+
+def _best_row_sentence(sentence: str, differences: pd.DataFrame) -> str:
+    """Return which rows the best one beats. differences: lines of `compare` with `seeds`, by row."""
+    few = differences["seeds"] < FEWEST_SEEDS
+    if few.all():
+        return _too_few_seeds_sentence(differences["seeds"].max())
+    p = differences.loc[~few, "p"]
+    unranked = _row_names(few[few]) if few.sum() == 1 else f"{few.sum()} rows"
+    differ, equal, untested = p[p < _LEVEL], p[p >= _LEVEL], p[p.isna()]
+    is_better = differences.loc[differ.index, "difference"] > 0
+    better, worse = differ[is_better], differ[~is_better]
+    parts = {
+        f"significantly better than {_row_names(better)} ({_p(better.max(), len(better), '≤')})": better,
+        f"but significantly worse than {_row_names(worse)} over the seeds that both have "
+        f"({_p(worse.max(), len(worse), '≤')})": worse,
+        f"no significant difference from {_row_names(equal)} ({_p(equal.min(), len(equal), '≥')})": equal,
+        f"no t test, since the difference is the same at every seed: {_row_names(untested)}": untested,
+        f"not ranked, with fewer than {FEWEST_SEEDS} seeds in common: {unranked}": few[few],
+    }
+    return "; ".join([sentence, *(part for part, rows in parts.items() if len(rows))])
+
+
+def _row_names(rows: pd.Series) -> str:
+    more = len(rows) - _MOST_NAMED
+    return ", ".join(rows.index[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _p(value: float, rows: int = 1, sign: str = "") -> str:
+    """Return a p value as text. sign: that stands for the equals sign where the value is a bound of several rows'."""
+    if value < 0.001:
+        return "p < .001"
+    return f"p {sign if rows > 1 else '='} {value:.{3 if value < 0.1 else 2}f}".replace("0.", ".")
+
+
+def _too_few_seeds_sentence(seeds: int) -> str:
+    number = "1 seed is" if seeds == 1 else f"{seeds} seeds are"
+    return f"{number} too few to rank rows; run 5 or more (`--set seeds=[0,1,2,3,4]`)."
+
+
+def _answer_on_cerdeq(section: Section, differences: pd.DataFrame | None) -> str:
+    """Return whether the best CerDEQ row beats the best other row of a section, in one sentence."""
+    rows = section.comparable
+    is_cerdeq = rows["model"].isin(_CERDEQ) & ~rows["options"].str.split().map(lambda words: _NO_RECURRENCE in words)
+    if not is_cerdeq.any() or is_cerdeq.all():
+        lacking = "other network" if is_cerdeq.any() else "CerDEQ"
+        return f"Not known: no {lacking} has a result that can be compared here."
+    cerdeq, other = rows[is_cerdeq].iloc[0], rows[~is_cerdeq].iloc[0]
+    cerdeq_first = bool(is_cerdeq.iloc[0])  # the best row of all is one of the two
+    second = (other if cerdeq_first else cerdeq)["label"]
+    if differences is None or second not in differences.index:
+        return f"Not known: {cerdeq['label']} and {other['label']} cannot be compared image by image."
+    line = differences.loc[second]
+    if line["seeds"] < FEWEST_SEEDS:
+        return f"Not known: {_too_few_seeds_sentence(line['seeds'])}"
+    points = -line["difference"] if cerdeq_first else line["difference"]
+    numbers = (
+        f"{cerdeq['label']} {cerdeq[names.CERTIFIED_ERROR]:.2f} %, the best other network "
+        f"{other['label']} {other[names.CERTIFIED_ERROR]:.2f} %; "
+        f"{points:+.2f} points over the {line['seeds']} seeds that both have"
+    )
+    if pd.isna(line["p"]):
+        return f"Not known: {numbers}, the same at every seed, so that there is no t test."
+    verdict = "No significant difference"
+    if line["p"] < _LEVEL:
+        verdict = "Yes" if points < 0 else "No"
+    return f"{verdict}: {numbers} ({_p(line['p'])})."

@@ -1,0 +1,1 @@
+"""What a process uses of its machine: device, memory, time, versions."""

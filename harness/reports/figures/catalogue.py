@@ -1,0 +1,70 @@
+"""All figures of a section. To add one, write a function in a file of this package and add a record to FIGURES."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+from harness.reports.figures import error_figures, images, lengths, networks, searches
+from harness.reports.figures.section_data import SectionData
+from harness.storage import folder
+from harness.storage.files import DamagedFileError
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A figure that a section may have.
+
+    title: on a page.
+    draw: returns the figure, or None where the section has nothing to show in it. Its name is that of the files, its
+        docstring the caption.
+    of_trials: whether it shows the training, which is the same in a section of certifications.
+    broad: whether it needs a page's whole width.
+    """
+
+    title: str
+    draw: Callable[[SectionData], Figure | None]
+    of_trials: bool = False
+    broad: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name of the figure's files."""
+        return self.draw.__name__
+
+    @property
+    def caption(self) -> str:
+        """The text below the figure."""
+        return " ".join((inspect.getdoc(self.draw) or "").split())
+
+
+FIGURES = (
+    Kind("Certified against standard error", error_figures.tradeoff),
+    Kind("Errors of each trained network", error_figures.seeds),
+    Kind("What each stage decides", error_figures.stages),
+    Kind("Time of each stage", error_figures.time),
+    Kind("Errors against the length of training", lengths.length, broad=True),
+    Kind("Bound width against depth", networks.depth, of_trials=True, broad=True),
+    Kind("Bound width, layer by layer", networks.layers, of_trials=True, broad=True),
+    Kind("States of ReLUs", networks.relus, of_trials=True, broad=True),
+    Kind("Training", networks.curves, of_trials=True, broad=True),
+    Kind("What was searched", searches.search, of_trials=True, broad=True),
+    Kind("Which settings matter", searches.importance, of_trials=True),
+    Kind("Adversarial examples", images.counterexamples, of_trials=True, broad=True),
+)
+
+
+def figures_of(data: SectionData) -> Iterator[tuple[Kind, Figure | str]]:
+    """Yield the figures that the section has something for, in order; for one that cannot be drawn, the reason."""
+    for kind in FIGURES:
+        try:
+            figure = kind.draw(data) if data.is_of_trials or not kind.of_trials else None
+        except DamagedFileError as error:
+            yield kind, str(error)
+            continue
+        except KeyError as error:  # a number is missing in every trial's result.json or epochs.jsonl
+            yield kind, f"{folder.RESULT} or {folder.EPOCHS} of every trial in {data.sweep_dir} lacks {error.args[0]}"
+            continue
+        if figure is not None:
+            yield kind, figure

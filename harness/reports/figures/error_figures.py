@@ -1,0 +1,146 @@
+"""Errors of networks: one against another, by seed, by the stage that decides, and what deciding takes."""
+
+from textwrap import fill
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from harness.common import names
+from harness.reports.figures.section_data import OTHERS, SectionData
+from harness.reports.figures.style import COLOURS, GREY, INK, add_legend, panels, plain_ticks, squares
+from harness.settings import STAGES
+
+_BAR, _LONGEST = 0.36, 32  # inches of a row, characters of a line
+_MOST_BARS = 30
+_ERRORS = [names.STANDARD_ERROR, names.CERTIFIED_ERROR]
+_STAGES = (names.CLEAN, names.ATTACK, *STAGES)
+_DECISIONS = {names.CLEAN: names.MISCLASSIFIED, names.ATTACK: names.FALSIFIED}  # others are called like their stages
+_OTHER = "#44aa99"  # a stage that has no colour of its own
+_COLOURS = {
+    names.MISCLASSIFIED: "#b9bfc6",
+    names.FALSIFIED: "#d55e00",
+    names.IBP: "#7b5ea7",
+    names.CROWN_IBP: "#0072b2",
+    names.CROWN: "#4c97d0",
+    names.ALPHA_CROWN: "#56b4e9",
+    names.BAB: "#a6dcff",
+    names.UNKNOWN: "#f0e442",
+}
+
+
+def tradeoff(data: SectionData) -> Figure | None:
+    """Lower left is better; numbers are ranks. Bars: sample deviation over seeds.
+
+    Published numbers stand here only beside networks of full size.
+    """
+    rows = data.section.own.dropna(subset=_ERRORS)
+    if rows.empty:
+        return None
+    figure, (axes,) = panels(height=4.6)
+    entries = {label: data.looks[label] | {"linestyle": ""} for label in rows["label"]}
+    entries = {label: look for label, look in entries.items() if data.looks[label] is not OTHERS}
+    if len(data.looks) > len(COLOURS):
+        entries["other rows"] = OTHERS | {"linestyle": ""}
+    line: dict[str, Any] = {"color": INK, "lw": 0.8, "ls": ":"}
+    best = front(rows)
+    axes.step(best[names.STANDARD_ERROR], best[names.CERTIFIED_ERROR], where="post", **line)
+    if len(best) > 1:
+        entries["no row is better in both"] = line
+    for rank, row in enumerate(rows.to_dict("records"), start=1):
+        look, point = data.looks[row["label"]], (row[names.STANDARD_ERROR], row[names.CERTIFIED_ERROR])
+        x_deviation, y_deviation = np.nan_to_num([row[f"{name}_std"] for name in _ERRORS])
+        axes.errorbar(*point, yerr=y_deviation, xerr=x_deviation, **look, ms=7, lw=1)
+        if look is not OTHERS:
+            axes.annotate(str(rank), point, (5, 5), textcoords="offset points", fontsize=7, color=INK)
+    published = data.section.rows[data.section.is_published].dropna(subset=_ERRORS)
+    if data.section.is_full_size and len(published):
+        star: dict[str, Any] = {"marker": "*", "linestyle": "", "mfc": "none", "mec": INK}
+        axes.plot(*published[_ERRORS].to_numpy().T, **star, ms=9, mew=0.8)
+        entries["published"] = star
+    axes.set(xlabel="standard error, %", ylabel="certified error, %")
+    add_legend(figure, entries)
+    return figure
+
+
+def front(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return rows by standard error, each with a lower certified error than those before it."""
+    rows = rows.sort_values(_ERRORS)
+    best = rows[names.CERTIFIED_ERROR].cummin()
+    return rows[best < best.shift(fill_value=np.inf)]
+
+
+def seeds(data: SectionData) -> Figure | None:
+    """The robust error lies on the bar between attack and certified error.
+
+    Best row on top. At most the thirty best rows.
+    """
+    labels = list(data.section.own["label"])[:_MOST_BARS]
+    trials = data.trials[data.trials["label"].isin(labels)]
+    figure, (axes,) = panels(height=1.3 + _BAR * len(labels))
+    numbers = trials.groupby("label")["seed"].rank(method="first") - 1
+    most = numbers.max() + 1
+    heights = trials["label"].map(labels.index) + (numbers - (most - 1) / 2) * 0.7 / most
+    axes.hlines(heights, trials[names.ATTACK_ERROR], trials[names.CERTIFIED_ERROR], color=GREY, lw=2, alpha=0.6)
+    axes.plot(trials[names.STANDARD_ERROR], heights, "o", color=COLOURS[2], ms=5, mew=1)
+    axes.plot(trials[names.ATTACK_ERROR], heights, "|", color=COLOURS[1], ms=8, mew=2)
+    axes.plot(trials[names.CERTIFIED_ERROR], heights, "D", color=COLOURS[0], ms=5, mew=1)
+    _label_rows(axes, labels)
+    axes.set_xlabel("error, %; one line per seed")
+    colours = {"standard": COLOURS[2], "attack": COLOURS[1], "certified": COLOURS[0]}
+    markers = {"standard": "o", "attack": "|", "certified": "D"}
+    entries = {name: {"color": colours[name], "marker": markers[name], "linestyle": ""} for name in colours}
+    add_legend(figure, entries | {"undecided": {"color": GREY, "lw": 2}})
+    return figure
+
+
+def _label_rows(axes: Axes, labels: list[str]) -> None:
+    """Label the rows of bars, the best on top."""
+    axes.set_yticks(range(len(labels)), [fill(label, _LONGEST) for label in labels])
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+
+
+def stages(data: SectionData) -> Figure | None:
+    """Shares of all images, of at most the thirty best rows. Undecided images count as errors."""
+    ran = [stage for stage in _STAGES if names.decided_by(stage) in data.trials]
+    if not ran:
+        return None
+    images = names.examples_at(names.CLEAN)
+    counts = data.trials.groupby("label", sort=False)[[images, *map(names.decided_by, ran)]].sum().head(_MOST_BARS)
+    figure, (axes,) = panels(height=1.3 + _BAR * len(counts))
+    left = pd.Series(0.0, counts.index)
+    shares = {_DECISIONS.get(stage, stage): 100 * counts[names.decided_by(stage)] / counts[images] for stage in ran}
+    shares["undecided"] = 100 - sum(shares.values())
+    colours = {name: _COLOURS.get(name, _OTHER) for name in shares}
+    for name, share in shares.items():
+        axes.barh(range(len(counts)), share, left=left, color=colours[name], height=0.7)
+        left = left + share
+    _label_rows(axes, list(counts.index))
+    axes.set(xlim=(0, 100), xlabel="images, %")
+    add_legend(figure, squares(colours))
+    return figure
+
+
+def time(data: SectionData) -> Figure | None:
+    """A point after each stage that ran, in the order clean, attack, ibp and on; means over seeds.
+
+    At most the eight best rows.
+    """
+    trials = data.trials[data.trials["label"].isin(data.section.own["label"].head(len(COLOURS)))]
+    ran = [stage for stage in _STAGES if names.seconds_of(stage) in trials]
+    if not ran:
+        return None
+    figure, (axes,) = panels(height=4.6)
+    means = trials.groupby("label", sort=False).mean(numeric_only=True)
+    for label, row in means.iterrows():
+        images = row[names.examples_at(names.CLEAN)]
+        seconds = np.cumsum([row[names.seconds_of(stage)] for stage in ran]) / images
+        decided = 100 * np.cumsum([row[names.decided_by(stage)] for stage in ran]) / images
+        axes.plot(seconds, decided, **data.looks[str(label)], ms=5, lw=1.2)
+    axes.set(xscale="log", xlabel="seconds per image, all stages so far", ylabel="decided, % of the images")
+    plain_ticks(axes.xaxis)
+    add_legend(figure, {label: data.looks[label] for label in means.index})
+    return figure

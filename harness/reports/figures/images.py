@@ -1,0 +1,64 @@
+"""Images with the adversarial examples of a network."""
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from safetensors.torch import load as load_tensors
+
+from harness.attacks.counterexamples import decode, unpack
+from harness.common.errors import InputError
+from harness.data import load
+from harness.evaluation.network import load_network
+from harness.reports.figures.section_data import SectionData
+from harness.reports.figures.style import panels
+from harness.storage import folder
+from harness.storage.files import DamagedFileError, parse_file
+
+_MOST = 6
+
+
+def counterexamples(data: SectionData) -> Figure | None:
+    """The best row, first seed: image and label, a point within eps, and their difference divided by eps.
+
+    The network provably gets the point wrong; its prediction stands above. A difference of 0 is grey.
+    """
+    trial_dir = data.trials["trial_dir"].iloc[0]
+    trial = folder.read_trial(trial_dir / folder.TRIAL)
+    if not (trial_dir / folder.COUNTEREXAMPLES).exists() or trial.config.plugins:  # reading results imports no plugins
+        return None
+    try:
+        dataset = load(trial.config.dataset, data.data_dir)
+    except InputError:  # the images are not here
+        return None
+    if dataset.fingerprint != trial.fingerprint:
+        return None
+    test = dataset.evaluated_images(trial.config.validation_images, trial.config.trial_image_count)
+    try:
+        points = parse_file(trial_dir / folder.COUNTEREXAMPLES, load_tensors)
+        network = load_network(trial.config, trial_dir / folder.WEIGHTS)
+        indices = sorted(map(int, points))[:_MOST]
+        images = test.images[indices].double() / 255
+        levels = [unpack(points[str(index)], images.shape[1:]) for index in indices]
+    except (OSError, ValueError, RuntimeError, LookupError) as error:
+        raise DamagedFileError(f"{trial_dir}: {type(error).__name__}: {error}") from error
+    if not indices:
+        return None
+    k = torch.stack(levels)
+    adversarial = decode(k, images, trial.config.eps)
+    with torch.no_grad():
+        predicted = network(adversarial).argmax(1)
+    difference = 0.5 + (adversarial - images) / (2 * float(trial.config.eps))
+    rows = {"image": images, "adversarial": adversarial, "difference": difference}
+    count = len(indices)
+    figure, axes = panels(3 * count, count, width=1.25 * count + 0.6, height=4.4)
+    for panel, picture in zip(axes, torch.cat(list(rows.values())), strict=True):
+        panel.imshow(np.squeeze(picture.permute(1, 2, 0).numpy()), cmap="gray", vmin=0, vmax=1)
+        panel.set(xticks=[], yticks=[])
+        panel.grid(False)
+    for panel, title in zip(axes[::count], rows, strict=True):
+        panel.set_ylabel(title)
+    class_names = dataset.info.class_names or [str(label) for label in range(dataset.info.classes)]
+    for number, (index, prediction) in enumerate(zip(indices, predicted.tolist(), strict=True)):
+        axes[number].set_title(f"{index}: {class_names[int(test.labels[index])]}", fontsize=8)
+        axes[count + number].set_title(class_names[prediction], fontsize=8)
+    return figure

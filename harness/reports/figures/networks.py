@@ -1,0 +1,182 @@
+"""What is inside networks, and what happens while they train: bounds, ReLUs, errors and losses."""
+
+from collections.abc import Callable
+from textwrap import fill
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from harness.common import names
+from harness.reports.figures.section_data import OTHERS, SectionData
+from harness.reports.figures.style import (
+    COLOURS,
+    DASHES,
+    INK,
+    MARKERS,
+    add_legend,
+    assign,
+    panels,
+    plain_ticks,
+    squares,
+)
+from harness.storage import folder
+
+_MOST_PANELS, _LONGEST = 12, 36  # characters of a title's line
+_STATES = {"active": "#0072b2", "unstable": "#e69f00", "inactive": "#b9bfc6"}
+_BOUND_WIDTH, _RELATIVE = names.in_training(names.BOUND_WIDTH), names.in_training(names.BOUND_WIDTH_RELATIVE)
+_TITLES = {
+    names.TRAIN_CERTIFIED_ERROR: "certified error, %",
+    names.TRAIN_STANDARD_ERROR: "standard error, %",
+    names.TRAIN_LOSS: "loss",
+    names.TRAIN_EPS: "eps",
+    _BOUND_WIDTH: "bound width",
+    _RELATIVE: "relative width",
+    names.in_training(names.RHO_BOUND): "bound on rho(|W|)",
+    names.in_training(names.GAIN): "learned gain",
+    names.in_training(names.MISSED_RADIUS): "missed radius, %",
+}
+
+
+def depth(data: SectionData) -> Figure | None:
+    """Width of the margins' bounds by IBP at the sweep's eps: means over seeds. Equilibria are horizontal lines.
+
+    Points without a line are rows of one network and depth that differ in other settings.
+    """
+    if data.epochs.empty:
+        return None
+    trials = data.trials.merge(data.untrained[["label", "seed", names.BOUND_WIDTH]], on=["label", "seed"])
+    trials["depth"] = [_depth(trial) for trial in trials.to_dict("records")]
+    if trials["depth"].nunique() < 2:
+        return None
+    initialisations = data.section.own.set_index("label")["train.initialisation"]
+    single = initialisations.nunique() == 1
+    trials["kind"] = trials["method"] + ("" if single else ", initialisation " + trials["label"].map(initialisations))
+    colours, dashes = assign(trials["model"], COLOURS), assign(trials["kind"], DASHES)
+    markers = assign(colours, MARKERS)
+    figure, axes = panels(2, 2, width=9, height=4.2)
+    for panel, column, title in zip(axes, ("bound_width_y", "bound_width_x"), ("before", "after"), strict=True):
+        for (model, kind), part in trials.dropna(subset=column).groupby(["model", "kind"]):
+            look = {"color": colours[model], "ls": dashes[kind], "lw": 1.2}
+            rows = part.groupby("label")[["depth", column]].mean().sort_values("depth")
+            explicit = rows.dropna()
+            line = look if explicit["depth"].is_unique else look | {"ls": ""}
+            panel.plot(explicit["depth"], explicit[column], marker=markers[model], ms=5, **line)
+            for width in rows.loc[rows["depth"].isna(), column]:
+                panel.axhline(width, **look)
+        panel.set(yscale="log", xlabel="depth, layers", xticks=sorted(trials["depth"].dropna().unique()))
+        plain_ticks(panel.yaxis)
+        panel.set_title(f"{title} training", loc="left")
+    axes[0].set_ylabel("width of the margins' bounds")
+    explicit = set(trials.loc[trials["depth"].notna(), "model"])
+    entries = {m: {"color": c, "marker": markers[m] if m in explicit else ""} for m, c in colours.items()}
+    add_legend(figure, entries | {kind: {"color": INK, "ls": dash} for kind, dash in dashes.items()})
+    return figure
+
+
+def _depth(trial: dict[str, Any]) -> int | None:
+    """Return a network's option `depth`, else its recorded pre-activations and its last layer; None of equilibria."""
+    if pd.notna(trial.get(names.RHO_BOUND)):
+        return None
+    options = folder.read_trial(trial["trial_dir"] / folder.TRIAL).config.options
+    return options.get("depth", len(names.layers(trial["result"].metrics)) + 1)
+
+
+def layers(data: SectionData) -> Figure | None:
+    """IBP at the sweep's eps. Dotted: before training, on training images."""
+    if data.epochs.empty:
+        return None
+    trials = data.trials
+    models = list(dict.fromkeys(trials["model"]))
+    rows = -(-len(models) // 3)
+    figure, axes = panels(len(models), min(3, len(models)), width=9, height=0.9 + 2.4 * rows)
+    settings = {label: label.removeprefix(model).strip() for label, model in trials[["label", "model"]].to_numpy()}
+    best = list(dict.fromkeys(settings.values()))[: len(COLOURS)]  # the others are grey
+    colours = assign(best, COLOURS)
+    for panel, model in zip(axes, models, strict=True):
+        for frame, dash in ((data.untrained, ":"), (trials, "-")):
+            for label, part in frame[frame["model"] == model].groupby("label", sort=False):
+                line = _means(part, names.layer_width, _layers(trials, label))
+                colour = colours.get(settings[label], OTHERS["color"])
+                panel.plot(range(1, len(line) + 1), line, dash, marker=".", color=colour, lw=1.2)
+        panel.set_title(model, loc="left")
+        panel.set_yscale("log")
+        plain_ticks(panel.yaxis)
+        panel.set_xlabel("pre-activation, first to last")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0].set_ylabel("mean bound width")
+    limits = np.array([panel.get_ylim() for panel in axes])
+    for panel in axes:
+        panel.set_ylim(limits.min(), limits.max())
+    entries = {words: {"color": colour} for words, colour in colours.items()}
+    entries |= {} if set(settings.values()) == set(best) else {"other rows": {"color": OTHERS["color"]}}
+    add_legend(figure, entries | {"trained": {"color": INK}, "before training": {"color": INK, "ls": ":"}})
+    return figure
+
+
+def relus(data: SectionData) -> Figure | None:
+    """By IBP at the sweep's eps, pre-activation by pre-activation.
+
+    Active is above 0 over the whole ball, inactive below, unstable is undecided by the bounds. At most the twelve
+    best rows.
+    """
+    if not any(name.startswith(names.layer_unstable("")) for name in data.trials):
+        return None
+    networks = list(data.trials.groupby("label", sort=False))[:_MOST_PANELS]
+    columns = min(3, len(networks))
+    figure, axes = panels(len(networks), columns, width=9, height=0.9 + 1.9 * -(-len(networks) // columns))
+    for panel, (label, trials) in zip(axes, networks, strict=True):
+        layers = _layers(trials, label)
+        unstable, inactive = (_means(trials, name, layers) for name in (names.layer_unstable, names.layer_inactive))
+        shares = {"active": 100 - unstable - inactive, "unstable": unstable, "inactive": inactive}
+        left = np.zeros(len(layers))
+        for state, colour in _STATES.items():
+            panel.bar(range(1, len(layers) + 1), shares[state], bottom=left, color=colour, width=0.8)
+            left = left + shares[state]
+        panel.set_title(fill(str(label), _LONGEST), loc="left", fontsize=8)
+        panel.set_ylim(0, 100)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.grid(axis="x", visible=False)
+    for panel in axes[::columns]:
+        panel.set_ylabel("values, %")
+    add_legend(figure, squares(_STATES))
+    return figure
+
+
+def curves(data: SectionData) -> Figure | None:
+    """Training images, means over seeds: errors and loss at the eps of the epoch, widths at the sweep's.
+
+    At most the eight best rows.
+    """
+    if data.epochs.empty:
+        return None
+    labels = data.section.own["label"]
+    best = labels[labels.isin(data.epochs["label"])].head(len(COLOURS))  # networks trained elsewhere have no epochs
+    epochs = data.epochs[data.epochs["label"].isin(best)]
+    metrics = [name for name in _TITLES if name in epochs and epochs[name].nunique() > 1]
+    figure, axes = panels(len(metrics), 3, width=9, height=0.6 + 2.2 * -(-len(metrics) // 3))
+    for panel, name in zip(axes, metrics, strict=True):
+        for label, part in epochs.dropna(subset=name).groupby("label", sort=False):
+            line = part.groupby(names.EPOCH)[name].mean()
+            panel.plot(line.index, line, **data.looks[str(label)], ms=3, lw=1.2)
+        panel.set_title(_TITLES[name], loc="left")
+        if name in (_BOUND_WIDTH, _RELATIVE, names.TRAIN_LOSS):
+            panel.set_yscale("log")
+            plain_ticks(panel.yaxis)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for panel in axes[-3:]:
+        panel.set_xlabel("epoch; 0 is untrained")
+    add_legend(figure, {label: data.looks[label] for label in dict.fromkeys(epochs["label"])})
+    return figure
+
+
+def _layers(trials: pd.DataFrame, label: Any) -> list[str]:
+    """Return the pre-activations of a row's network, first to last; columns of several networks are in no order."""
+    return names.layers(trials.loc[trials["label"] == label, "result"].iloc[0].metrics)
+
+
+def _means(trials: pd.DataFrame, name: Callable[[str], str], layers: list[str]) -> np.ndarray:
+    """Return a metric's mean over the trials for each pre-activation."""
+    return trials[[name(layer) for layer in layers]].astype(float).mean().to_numpy()

@@ -1,0 +1,118 @@
+"""Networks trained elsewhere: the file with their weights, how it is read, and what was published on them."""
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
+
+from harness.common.errors import InputError, require
+from harness.settings import STRICT
+
+TRAINED_ELSEWHERE = "trained elsewhere"
+"""The method of a trial whose network this harness does not train."""
+
+Keys = Literal["by-name", "by-order"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file of weights, safetensors or torch, and how it is read. In a trial `file` has no folders."""
+
+    __pydantic_config__: ClassVar = STRICT
+
+    file: str
+    """The file with the weights, relative to the sweep file: safetensors, or a torch file that holds only tensors."""
+    prefix: str = ""
+    """Only tensors whose names begin with this are loaded. The prefix is removed from their names. The names of nested
+    mappings are joined by dots, such as `state_dict.conv.weight`."""
+    keys: Keys = "by-name"
+    """How tensors are matched to the network's: 'by-name', or 'by-order', which takes names of the file in any
+    spelling, but as many tensors as the network has, in its order, of the same shapes."""
+    ignore: list[str] = field(default_factory=list)
+    """Tensors of the file that are not loaded, by their names in the file."""
+    mean: list[float] | None = None
+    """A mean for each channel: the network sees (pixel - mean) / std, pixels in [0, 1]. Null means mean 0 and std 1."""
+    std: list[float] | None = None
+    """A standard deviation for each channel, if `mean` is set."""
+    sha256: str = ""
+    """The SHA-256 of the file; another file is refused. Empty for any file. Of an ONNX file with external data it is
+    the digest of one file that holds all of it; the message that refuses another file shows it."""
+
+    def __post_init__(self) -> None:
+        require("file", self.file, bool(Path(self.file).name), "the path of a file")
+        require("keys", self.keys, self.keys in get_args(Keys), "'by-name' or 'by-order'")
+        is_digest = not self.sha256 or re.fullmatch("[0-9a-f]{64}", self.sha256) is not None
+        require("sha256", self.sha256, is_digest, "64 hexadecimal digits in lower case, or nothing")
+        mean, std = self.mean, self.std
+        are_pairs = (mean is None) == (std is None) and len(mean or ()) == len(std or ())
+        require("std", std, are_pairs, f"as many numbers as mean, {mean}")
+        require("std", std, all(value > 0 for value in std or ()), "numbers above 0")
+
+    @property
+    def is_onnx(self) -> bool:
+        """True for an ONNX file, which may be packed."""
+        return self.file.endswith((".onnx", ".onnx.gz"))
+
+    @property
+    def label(self) -> str:
+        """The file's name and 8 digits of a digest of the file and of how it is read."""
+        content = asdict(self) | {"file": ""}
+        return f"{self.file}@{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a network trained elsewhere was published, and its published numbers."""
+
+    __pydantic_config__: ClassVar = STRICT
+
+    paper: str
+    """The paper, such as 'Jovanović et al. 2022'."""
+    method: str
+    """The training method, as the paper prints it."""
+    clean_accuracy: float | None = None
+    """The published accuracy on clean test images, in percent; null if there is none."""
+    certified_accuracy: float | None = None
+    """The published certified accuracy at the sweep's eps, in percent; null if there is none."""
+
+    def __post_init__(self) -> None:
+        for name in ("clean_accuracy", "certified_accuracy"):
+            value = getattr(self, name)
+            require(name, value, value is None or 0 <= value <= 100, "percent, from 0 to 100, or null")
+
+
+def digest_of(content: bytes) -> str:
+    """Return the SHA-256 of a file's content as hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def read_file(path: Path, checkpoint: Checkpoint) -> bytes:
+    """Return the content of a checkpoint's file; of an ONNX file with external data, one file that holds all of it.
+
+    Raises InputError where there is no such file, it cannot be read, or its SHA-256 is not the checkpoint's.
+    """
+    if not path.is_file():
+        raise InputError(f"checkpoint: found no file {path}, allowed: a path relative to the sweep file")
+    try:
+        content = _read_onnx(path) if checkpoint.is_onnx else path.read_bytes()
+    except OSError as error:
+        raise InputError(f"checkpoint: {path} cannot be read: {error.strerror}") from None
+    own, allowed = digest_of(content), f"{checkpoint.sha256}, the SHA-256 of {path}"
+    require("checkpoint.sha256", own, checkpoint.sha256 in ("", own), allowed)
+    return content
+
+
+def _read_onnx(path: Path) -> bytes:
+    from cerdeq.onnx import OnnxError, read_content  # imported late, as torch takes seconds
+
+    try:
+        return read_content(path)
+    except OnnxError as error:
+        raise InputError(f"checkpoint: {error}") from None
+
+
+def without_source(content: dict[str, Any]) -> dict[str, Any]:
+    """Return a config's dictionary without `source`: published numbers change nothing in a trial."""
+    return {name: value for name, value in content.items() if name != "source"}

@@ -1,0 +1,159 @@
+"""Read the weights of a network that was trained elsewhere, and check them against the network's tensors."""
+
+import io
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from baselines import build
+from cerdeq.equilibrium import fold
+from cerdeq.onnx import OnnxError, load_content
+from harness.common.errors import InputError, error_line, require
+from harness.sweep.checkpoint_settings import Checkpoint, read_file
+from harness.sweep.trial import TrialConfig
+
+Tensors = dict[str, Tensor]
+
+_MEAN, _STD = "normalize.mean", "normalize.std"
+_SHOWN = 6
+"""How many names a message lists."""
+
+
+def read_weights(path: Path, config: TrialConfig) -> Tensors:
+    """Return the tensors of a trial's network, its normalisation included, from the file of its checkpoint.
+
+    config: of a network trained elsewhere. Raises InputError where the file cannot be read, is another one, or does not
+    hold exactly the network's tensors, finite, in their shapes and types.
+    """
+    checkpoint = config.checkpoint
+    assert checkpoint is not None
+    content = read_file(path, checkpoint)
+    with torch.random.fork_rng(devices=[]):
+        network = build(config.model, config.dataset, config.width, **config.options)
+    fold(network)
+    try:
+        loaded = _load_onnx(content, path) if checkpoint.is_onnx else _load(content, checkpoint)
+        tensors = _select(loaded, checkpoint)
+        return _match(tensors, network.state_dict(), checkpoint)
+    except InputError as error:
+        raise InputError(f"checkpoint: {path}: {error} (network {config.model!r})") from None
+
+
+def _load_onnx(content: bytes, path: Path) -> Tensors:
+    """Return all tensors of an ONNX file, by the names that the network `onnx` gives them. path: for messages."""
+    try:
+        network = load_content(content, path).network
+        return {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    except OnnxError as error:
+        raise InputError(str(error)) from None
+
+
+def _load(content: bytes, checkpoint: Checkpoint) -> Tensors:
+    """Return all tensors of a file. The names of nested mappings are joined by dots."""
+    if content[8:9] == b"{":  # a header in JSON follows its length
+        by_order = checkpoint.keys == "by-order"
+        require("keys", "by-order", not by_order, "by-name, for safetensors files do not keep the order of tensors")
+        try:
+            return safetensors.torch.load(content)
+        except safetensors.SafetensorError as error:
+            raise InputError(
+                f"found a damaged safetensors file ({error_line(error)}), allowed: an undamaged file"
+            ) from None
+    allowed = "a safetensors file, or a torch file of tensors alone: torch.save(network.state_dict(), FILE)"
+    try:
+        with warnings.catch_warnings(action="ignore"):  # such as that tensors are sparse
+            loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        return dict(_flatten(loaded, ""))
+    except Exception as error:
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        found = f"a pickle that wants to run {code[1]}" if code else f"a file that torch cannot read ({_short(error)})"
+        raise InputError(f"found {found}, allowed: {allowed}") from None
+
+
+def _short(error: Exception) -> str:
+    return error_line(error)[:120]
+
+
+def _flatten(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors in a value with their names; whatever is no tensor is left out."""
+    if isinstance(value, Tensor):
+        yield name, value.detach()
+    inside: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        inside = value.items()
+    elif isinstance(value, list | tuple):
+        inside = enumerate(value)
+    for key, inner in inside:
+        yield from _flatten(inner, f"{name}.{key}" if name else str(key))
+
+
+def _select(tensors: Tensors, checkpoint: Checkpoint) -> Tensors:
+    """Return the tensors to load, without the prefix in their names.
+
+    Raises InputError if no tensor has the prefix or a name of `ignore`.
+    """
+    names = _names(tensors)
+    for name in checkpoint.ignore:
+        require("ignore", name, name in tensors, f"a tensor of the file: {names}")
+    prefix = checkpoint.prefix
+    selected = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    require("prefix", prefix, bool(selected), f"one that tensors of the file have: {names}")
+    return {name.removeprefix(prefix): selected[name] for name in selected if name not in checkpoint.ignore}
+
+
+def _match(tensors: Tensors, expected: Tensors, checkpoint: Checkpoint) -> Tensors:
+    """Return the network's tensors by its own names. Raises InputError unless the file has exactly these."""
+    if checkpoint.keys == "by-order":
+        tensors = _rename(tensors, [name for name in expected if name not in (_MEAN, _STD)])
+    tensors = _normalisation(tensors, expected, checkpoint) | tensors
+    if missing := [name for name in expected if name not in tensors]:
+        hint = "" if checkpoint.keys == "by-order" else ". If only the names differ, write `keys: by-order`"
+        names = _names(name for name in tensors if name not in (_MEAN, _STD))
+        raise InputError(f"the file has no tensor {missing[0]} ({_kind(expected[missing[0]])}); it has {names}{hint}")
+    if unexpected := [name for name in tensors if name not in expected]:
+        allowed = f"{_names(expected)}; list a tensor that is not needed in `ignore`"
+        raise InputError(f"found the tensor {unexpected[0]}, allowed: {allowed}")
+    for name, tensor in tensors.items():
+        kind, allowed = _kind(tensor), _kind(expected[name])
+        if kind != allowed:
+            raise InputError(f"tensor {name}: found {kind}, allowed: {allowed}")
+        if not tensor.isfinite().all():
+            raise InputError(f"tensor {name}: found NaN or infinity, allowed: finite numbers")
+    return {name: tensors[name].clone().contiguous() for name in expected}
+
+
+def _rename(tensors: Tensors, names: list[str]) -> Tensors:
+    """Return the tensors by the network's names, in its order."""
+    if len(tensors) != len(names):
+        raise InputError(f"found {len(tensors)} tensors, {_names(tensors)}, allowed: {len(names)}, {_names(names)}")
+    return dict(zip(names, tensors.values(), strict=True))
+
+
+def _normalisation(tensors: Tensors, expected: Tensors, checkpoint: Checkpoint) -> Tensors:
+    """Return mean and deviation of the network's first layer, unless the file has them."""
+    mean, std, channels = checkpoint.mean, checkpoint.std, len(expected[_MEAN])
+    if _MEAN in tensors or _STD in tensors:
+        require("mean", mean, mean is None, f"nothing, for the file has {_MEAN}")
+        return {}
+    are_enough = mean is None or len(mean) == channels
+    require("mean", mean, are_enough, f"{channels} number{'s' if channels > 1 else ''}, one for each channel")
+    values = {_MEAN: mean or [0.0] * channels, _STD: std or [1.0] * channels}
+    return {name: torch.tensor(numbers).view_as(expected[name]) for name, numbers in values.items()}
+
+
+def _names(names: Any) -> str:
+    """Return the first names as text, and how many more there are."""
+    listed = list(names)
+    more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
+    return (", ".join(listed[:_SHOWN]) + more) or "none"
+
+
+def _kind(tensor: Tensor) -> str:
+    layout = "" if tensor.layout == torch.strided else f"{tensor.layout} "
+    return f"{layout}{tensor.dtype} {list(tensor.shape)}".replace("torch.", "")

@@ -1,0 +1,132 @@
+"""User code: modules that a sweep file names by `plugins:`, which register what they have when they are imported.
+
+Only `load`, `load_for` and `add_factory` import them; each import is reported on standard error.
+"""
+
+import hashlib
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Collection, Iterable
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+from baselines.registry import network_names, register
+from harness.common.errors import InputError, SettingError, error_line, require
+from harness.common.terminal import say
+from harness.sweep.trial import TrialConfig
+
+MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
+
+
+def digests(names: Iterable[str]) -> dict[str, str]:
+    """Return the digest of each plugin's source. Raises SettingError for a module that Python does not find."""
+    return {name: _digest(name) for name in names}
+
+
+def load(names: Iterable[str]) -> None:
+    """Import plugins, once a process. Raises SettingError where one cannot be imported."""
+    are_names = isinstance(names, list | dict) and all(isinstance(name, str) for name in names)
+    require("plugins", names, are_names, "a list of names of modules, such as [my_package.nets]")
+    digests(names)  # checks all names before anything is imported
+    for name in names:
+        _import(name)
+
+
+def load_for(config: TrialConfig) -> None:
+    """Import a trial's plugins, before it is trained or evaluated.
+
+    Raises InputError where one cannot be imported, or its source is not what the trial was made with.
+    """
+    allowed = "the digest of the source that this trial was made with; put that back, or train anew"
+    try:
+        for name, digest in config.plugins.items():
+            require(f"plugins.{name}", _digest(name), _digest(name) == digest, f"{digest}, {allowed}")
+        load(config.plugins)
+        add_factory(config.model, config.plugins)
+    except SettingError as error:
+        raise InputError(f"{config.label}: {error}") from error
+
+
+def add_factory(model: str, plugins: Collection[str]) -> None:
+    """Register the function that `model` names as module:function; do nothing for other names.
+
+    Raises SettingError where the module is neither a plugin nor below one, or has no such function.
+    """
+    module, colon, function = model.partition(":")
+    if not colon:
+        return
+    is_plugin = any(f"{module}.".startswith(f"{plugin}.") for plugin in plugins)
+    allowed = f"module:function, the module one of `plugins` or below one: {', '.join(plugins) or 'there are none'}"
+    require("model", model, is_plugin and MODULE.fullmatch(module) is not None, allowed)
+    factory = getattr(_import(module), function, None)
+    if not callable(factory):
+        raise InputError(f"model: module {module} has no function {function!r}")
+    if model not in network_names():
+        register(model)(factory)  # type: ignore[arg-type]
+
+
+@cache
+def _import(name: str) -> ModuleType:
+    network_names()  # registers the project's own networks first: a plugin cannot take their names
+    try:
+        module = importlib.import_module(name)
+    except (Exception, SystemExit) as error:  # a user's code may raise anything
+        cause = error_line(error)
+        raise SettingError(
+            "plugins", name, f"a module that can be imported; importing it ended with {cause}"
+        ) from error
+    say(f"plugin {name}: imported from {module.__file__}", file=sys.stderr)
+    return module
+
+
+def source_of(name: str) -> Path:
+    """Return the file of a module's outermost package, or of a module without package. Nothing is imported.
+
+    Raises SettingError for a module that Python does not find.
+    """
+    require("plugins", name, MODULE.fullmatch(name) is not None, "the name of a module, such as my_package.nets")
+    spec = importlib.util.find_spec(name.partition(".")[0])
+    root = Path(spec.origin) if spec and spec.origin else None
+    if root is None or root.suffix != ".py":
+        allowed = "a module that Python finds (on PYTHONPATH, or installed), its package with an __init__.py"
+        raise SettingError("plugins", name, allowed)
+    return root
+
+
+def trust(modules: list[str], directories: list[Path]) -> None:
+    """Import the modules that --plugin names, none from the working directory unless PYTHONPATH names it.
+
+    directories: of results. Raises SettingError for a module that cannot be imported, or that lies in one of them.
+    """
+    if sys.path and Path(sys.path[0]).resolve() == Path.cwd():
+        del sys.path[0]  # which `python -m` puts first
+    for name in modules:
+        file = source_of(name)
+        is_outside = not any(file.resolve().is_relative_to(directory.resolve()) for directory in directories)
+        require("--plugin", f"{name} ({file})", is_outside, "a module that does not lie in the results")
+    load(modules)
+
+
+def require_trusted(config: TrialConfig, trusted: Collection[str]) -> None:
+    """Raise InputError for a trial with a plugin that --plugin does not name: results may be someone else's."""
+    for name in config.plugins:
+        if name not in trusted:
+            raise InputError(f"{config.label}: it names the plugin {name}; if you trust that, add --plugin {name}")
+
+
+@cache
+def _digest(name: str) -> str:
+    """Return sixteen hex digits of all Python files of a module's outermost package, or of a module without package.
+
+    Nothing is imported. An imported module does not change with its files: hence each process computes this once.
+    """
+    root = source_of(name)
+    files = sorted(root.parent.rglob("*.py")) if root.name == "__init__.py" else [root]
+    content = hashlib.sha256()
+    for path in files:
+        source = path.read_bytes()
+        content.update(f"{path.relative_to(root.parent).as_posix()} {len(source)}\n".encode() + source)
+    return content.hexdigest()[:16]

@@ -1,0 +1,187 @@
+"""What a person sees while trials run or images are evaluated: bars in a terminal, lines elsewhere."""
+
+import math
+from typing import Any, Self
+
+from rich import progress
+from rich.console import Console
+from rich.text import Text
+
+from harness.common import names
+from harness.common.terminal import one_line, printable, say
+from harness.storage.folder import Trial, TrialResult
+from harness.sweep.trial import identity
+
+_ERRORS = (names.STANDARD_ERROR, names.ATTACK_ERROR, names.CERTIFIED_ERROR)
+_WIDTH = names.in_training(names.BOUND_WIDTH)
+_EPOCH_METRICS = (
+    *(names.TRAIN_EPS, names.TRAIN_LOSS, names.TRAIN_CERTIFIED_ERROR, _WIDTH, names.TRAIN_EXAMPLES_PER_SECOND),
+    names.TRAIN_ACCUMULATE,
+)
+_SHORT_NAMES = {"eps": names.TRAIN_EPS, "loss": names.TRAIN_LOSS, "accumulate": names.TRAIN_ACCUMULATE}
+
+
+def minutes(seconds: float) -> str:
+    """Return a text such as '12.3 min'."""
+    return f"{seconds / 60:.1f} min"
+
+
+class _TimeLeft(progress.TimeRemainingColumn):
+    """The time left of a bar, or nothing while nobody can know it."""
+
+    def render(self, task: progress.Task) -> Text:
+        """Return the cell of a bar."""
+        return Text("unknown", "progress.remaining") if task.fields["is_unknown"] else super().render(task)
+
+
+class Bars:
+    """Shows bars with the time left in a terminal, and elsewhere nothing. A context manager."""
+
+    def __init__(self, console: Console):
+        columns = (
+            progress.TextColumn("{task.description}", markup=False),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            _TimeLeft(),
+            progress.TextColumn("{task.fields[note]}", markup=False),
+        )
+        self.console = console
+        self.bars = progress.Progress(
+            *columns,
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+            speed_estimate_period=math.inf,  # epochs may take minutes
+        )
+        self.tasks: dict[str, progress.TaskID] = {}
+
+    def __enter__(self) -> Self:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bars.stop()
+
+    def move(self, name: str, done: int, parts: int, note: str = "", is_unknown: bool = False) -> None:
+        """Move the bar of this name, which the first call makes.
+
+        note: what stands beside it. is_unknown: True if parts that are left may take another time than those done.
+        """
+        if name not in self.tasks:
+            self.tasks[name] = self.bars.add_task(name, total=parts, note="", is_unknown=is_unknown)
+        self.bars.update(self.tasks[name], completed=done, note=note, is_unknown=is_unknown)
+
+    def remove(self, name: str) -> None:
+        """Remove the bar of this name, if there is one."""
+        if name in self.tasks:
+            self.bars.remove_task(self.tasks.pop(name))
+
+
+class TrialProgress(Bars):
+    """Shows a trial's epochs, then its evaluation: bars in a terminal, elsewhere a line per epoch and tenth."""
+
+    def __init__(self, epochs: int, console: Console):
+        super().__init__(console)
+        self.epochs, self.evaluated = epochs, 0
+
+    def report(self, row: dict[str, Any]) -> None:
+        """Show an epoch's row, or how many images are evaluated; epoch 0 is the untrained network."""
+        if names.EPOCH in row:
+            self.move("epochs", row[names.EPOCH], self.epochs, _short_metrics(row))
+            metrics = ", ".join(f"{name} {row[name]:.5g}" for name in _EPOCH_METRICS if row.get(name) is not None)
+            self._print(f"epoch {row[names.EPOCH]}: {metrics}")
+            return
+        done, images = row[names.EVALUATED], row[names.IMAGES]
+        if "images" not in self.tasks:
+            self._print(f"evaluating {images - done:,} images")
+        elif 10 * done // images > 10 * self.evaluated // images:
+            self._print(f"evaluated {done:,} of {images:,} images")
+        self.evaluated = done
+        self.move("images", done, images)
+
+    def _print(self, line: str) -> None:
+        if not self.console.is_terminal:
+            say(line)
+
+
+class SweepProgress(Bars):
+    """Shows the trials of a sweep: in a terminal a bar for each that runs, and a line for each that has ended.
+
+    labels: by trial key.
+    """
+
+    def __init__(self, trials: list[Trial], labels: dict[str, str], console: Console):
+        super().__init__(console)
+        self.labels = labels
+        self.epochs = {trial.key: trial.config.epochs for trial in trials}
+        self.rows = {trial.key: identity(trial.config) for trial in trials}
+        self.known_rows = set[str]()
+        self.done = dict.fromkeys(self.epochs, 0)  # epochs, and one for evaluation
+        self.ended = 0
+        self._move_all()
+
+    def report(self, key: str, row: dict[str, Any]) -> None:
+        """Show an epoch's row of a trial, or how many of its images are evaluated."""
+        label = self.labels[key]
+        if names.EPOCH in row:
+            self.done[key] = row[names.EPOCH]
+            self.move(label, row[names.EPOCH], self.epochs[key], _short_metrics(row))
+        else:
+            self.remove(label)
+            self.move(f"{label}: images", row[names.EVALUATED], row[names.IMAGES])
+        self._move_all()
+
+    def finished(self, key: str, result: TrialResult) -> None:
+        """Show the result of a trial."""
+        self.known_rows.add(self.rows[key])
+        self._end(key)
+        errors = [f"{name.replace('_', ' ')} {percent(result.metrics[name])}" for name in _ERRORS]
+        seconds = next(task.time_remaining for task in self.bars.tasks if task.description == "all trials")
+        left = f", about {minutes(seconds)} left" if seconds else ""
+        if unknown := self._unknown_rows():
+            left = f", time left unknown: no trial of {len(unknown)} rows has finished"
+        self._print("done", "green", key, f"{', '.join(errors)} ({self.ended} of {len(self.done)} trials{left})")
+        for warning in result.warnings:
+            self._print("warning", "yellow", key, one_line(warning))
+
+    def failed(self, key: str, error: str) -> None:
+        """Show that a trial has failed, after all retries."""
+        self._end(key)
+        self._print("failed", "red", key, error)
+
+    def stopped(self, key: str) -> None:
+        """Show that a trial was stopped, or has not begun, since the sweep stops."""
+        self.remove(self.labels[key])
+        self.remove(f"{self.labels[key]}: images")
+
+    def print_line(self, text: str) -> None:
+        """Print a line above the bars."""
+        self.console.print(text, soft_wrap=True)
+
+    def _end(self, key: str) -> None:
+        self.stopped(key)
+        self.done[key] = self.epochs[key] + 1
+        self.ended += 1
+        self._move_all()
+
+    def _move_all(self) -> None:
+        """Move the bar of the sweep, as if an evaluation took an epoch."""
+        note = f"{self.ended} of {len(self.done)} trials have ended"
+        parts = sum(self.epochs.values()) + len(self.epochs)
+        self.move("all trials", sum(self.done.values()), parts, note, bool(self._unknown_rows()))
+
+    def _unknown_rows(self) -> set[str]:
+        """Return the rows with trials that have not ended, of which none has finished here."""
+        return {self.rows[key] for key, epochs in self.epochs.items() if self.done[key] <= epochs} - self.known_rows
+
+    def _print(self, what: str, style: str, key: str, text: str) -> None:
+        self.console.print(Text.assemble((what, style), printable(f" {self.labels[key]}: {text}")), soft_wrap=True)
+
+
+def _short_metrics(row: dict[str, Any]) -> str:
+    return ", ".join(f"{short} {row[name]:.4g}" for short, name in _SHORT_NAMES.items() if row.get(name) is not None)
+
+
+def percent(value: float | None) -> str:
+    """Return a text such as '12.34 %', for None that the value is not finite."""
+    return "not finite" if value is None else f"{value:.2f} %"

@@ -1,0 +1,293 @@
+"""Start Ray here or connect to a running cluster, and check its resources and files.
+
+This module sets Ray's environment variables before it imports `ray`: other modules import `ray` from here.
+"""
+
+import logging
+import os
+import re
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+os.environ.update(
+    {
+        "RAY_AIR_NEW_OUTPUT": "0",  # documented; with the new output, Tune prints a box even if verbose=0
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C stops the command instead of ending each trial as if it were done
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a worker that reserves no GPU sees none
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # workers use this very environment; Ray would pack and rebuild it
+        "RAY_enable_metrics_collection": "0",  # nobody reads them, and no agent takes them: `patient_start`
+        # A worker runs many trials, each in its own thread. With an arena for each thread, memory of ended trials stays
+        # (seen: 7 GB after 4 trials), and `reuse_freed_memory` speeds up the first arena alone.
+        "MALLOC_ARENA_MAX": "1",
+    }
+    # With a token in the home directory `ray start` requires it, but a client sends it only in this mode.
+    | ({"RAY_AUTH_MODE": "token"} if (Path.home() / ".ray/auth_token").exists() else {})
+    | os.environ
+)
+
+import ray
+from ray._common.utils import get_default_ray_temp_dir
+from ray._private import ray_constants, utils, worker
+from ray._private.node import Node
+from ray._raylet import (  # type: ignore[attr-defined]
+    DASHBOARD_AGENT_LISTEN_PORT_NAME,
+    METRICS_AGENT_PORT_NAME,
+    METRICS_EXPORT_PORT_NAME,
+    persist_port,
+)
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from harness.common.errors import InputError
+from harness.storage.remote import check_address
+
+WORKER_RETRIES = 2  # of an item whose worker died
+_START_LIMITS = {  # minutes, as on a machine with much other work; Ray's own are 5 to 60 s
+    "RAY_gcs_server_port_wait_time_s": "300",
+    "RAY_gcs_rpc_server_connect_timeout_s": "300",
+    "RAY_gcs_server_request_timeout_seconds": "300",
+    "RAY_agent_register_timeout_ms": "300000",
+    "RAY_worker_register_timeout_seconds": "300",
+}
+_MARKER = ".shared-"
+_LINES = 50  # of each log that are kept once Ray has died
+_ERROR = re.compile(r"(\[[^]]+ [EC] \d+ \d+\] .*)")  # a line of such a log
+CONNECTION_SECONDS = 5.0  # to try for; Ray itself would try for two minutes
+
+
+class ResourceError(InputError):
+    """Resources that Ray does not have; it would wait for them for ever."""
+
+
+@contextmanager
+def cluster(
+    address: str | None, log: Path | None = None, watch: AbstractContextManager[None] | None = None
+) -> Iterator[None]:
+    """Start Ray, or connect to it, within the block, unless this process has it already.
+
+    address: of a running cluster; None starts one here. log: the file for what Ray itself prints. watch: a context
+    for the start.
+    Raises ResourceError if no cluster answers there, or it asks for a token.
+    """
+    started = not ray.is_initialized()
+    with _redirect_stderr(log if started else None) as printed:
+        if started:
+            with watch or nullcontext():
+                _connect(address, printed)
+        try:
+            yield
+        finally:
+            if started:
+                ray.shutdown()
+
+
+def resources_at(address: str) -> dict[str, float]:
+    """Return the largest "CPU" and "GPU" that any machine of the cluster at `address` has."""
+    with cluster(address):
+        return _largest()
+
+
+def _largest() -> dict[str, float]:
+    machines = [node["Resources"] for node in _nodes()]
+    return {name: max((machine.get(name, 0) for machine in machines), default=0) for name in ("CPU", "GPU")}
+
+
+def check_resources(cpu: int, gpu: float) -> None:
+    """Raise ResourceError if no machine has the resources of a trial."""
+    largest = _largest()
+    if gpu and not largest["GPU"]:
+        raise ResourceError(
+            "torch sees a GPU on this machine and Ray does not; look at CUDA_VISIBLE_DEVICES and at the cluster's start"
+        )
+    for key, needed in (("cpu", cpu), ("gpu", gpu)):
+        most = largest[key.upper()]
+        if needed > most:
+            raise ResourceError(f"resources.{key}: found {needed:g}, allowed: at most {most:g}, as Ray's machines have")
+
+
+def side_by_side(cpu: int, gpu: float) -> int:
+    """Return how many trials with these reservations the machines run at a time."""
+    needs = [(name, count) for name, count in (("CPU", cpu), ("GPU", gpu)) if count]
+    return sum(min(int(node["Resources"].get(name, 0) / count) for name, count in needs) for node in _nodes())
+
+
+def check_storage(directory: Path, data_dir: str, uri: str | None = None) -> None:
+    """Raise ResourceError if a machine of the cluster lacks the results in `directory`, or the data.
+
+    uri: of the results, if they lie at an address; each machine must be able to use that instead of the directory.
+    """
+    for old in directory.glob(f"{_MARKER}*"):  # of a driver that was killed
+        old.unlink(missing_ok=True)
+    marker = directory.absolute() / f"{_MARKER}{time.time_ns()}"  # a new name: no machine has a copy
+    marker.touch()
+    needed = [marker] if uri is None else []
+    needed += [Path(data_dir)] if Path(data_dir).exists() else []
+    probe = ray.remote(num_cpus=0, max_retries=WORKER_RETRIES)(_find_missing)
+    answers = []
+    for node in _nodes():
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        answer = probe.options(scheduling_strategy=there).remote([str(path) for path in needed], uri)
+        answers.append((node["NodeManagerAddress"], answer))
+    try:
+        for machine, answer in answers:
+            if lack := ray.get(answer):
+                raise ResourceError(f"machine {machine} of the Ray cluster {lack}")
+    finally:
+        marker.unlink(missing_ok=True)
+
+
+def _find_missing(paths: list[str], uri: str | None) -> str:
+    """Return what this machine lacks of these paths and of the storage at `uri`; an empty text for nothing."""
+    try:
+        if uri is not None:
+            check_address(uri)
+    except InputError as error:
+        return f"cannot use the results: {error}; each machine needs credentials in its own environment"
+    missing = ", ".join(path for path in paths if not Path(path).exists())
+    advice = "results and data must lie on storage that all machines share, or the same files at the same path"
+    return f"does not have {missing}; {advice}" if missing else ""
+
+
+def _nodes() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _connect(address: str | None, printed: Any) -> None:
+    if address is not None:
+        _check_port(address)
+    dashboard, begin = None if address else False, printed.seek(0, os.SEEK_END)
+    ray_constants.ENABLE_RAY_CLUSTER = address is not None  # without, all of Ray listens on the loopback alone
+    try:
+        with _apart_from_signals(), nullcontext() if address else patient_start():
+            ray.init(address or "local", include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
+    except Exception as error:  # Ray raises plain ones, too, such as where its start takes too long
+        printed.seek(begin)
+        if address and "InvalidAuthToken" in printed.read():
+            raise ResourceError(
+                f"the Ray cluster at {address} asks for a token and did not get it: copy ~/.ray/auth_token "
+                "of its first machine to this one, and to each that joins it with RAY_AUTH_MODE=token, or start its "
+                "machines with RAY_AUTH_MODE=disabled"
+            ) from None
+        problem = f"no Ray cluster answers at {address}" if address else "Ray cannot be started here"
+        raise ResourceError(
+            f"{problem}: {' '.join(str(error).split())}{'' if address else keep_server_logs()}"
+        ) from error
+
+
+@contextmanager
+def patient_start() -> Iterator[None]:
+    """Within, `ray.init` starts a Ray with limits of minutes, without an agent for metrics, and waits for no agent.
+
+    Its raylet would end after 15 s without the files of their ports, which is no setting. Hence Ray's private ways:
+    files that say that an agent is not in use, the port of the agent in use, and the one without its extras.
+    """
+    start, dependency_error = Node.start_raylet, utils.get_dashboard_dependency_error
+
+    def start_raylet(node: Node, *arguments: Any) -> None:
+        for name in (METRICS_AGENT_PORT_NAME, METRICS_EXPORT_PORT_NAME, DASHBOARD_AGENT_LISTEN_PORT_NAME):
+            persist_port(node._session_dir, node._node_id, name, -1)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            node._ray_params.runtime_env_agent_port = free.getsockname()[1]
+        start(node, *arguments)
+
+    os.environ.update(_START_LIMITS | os.environ)  # not for a cluster that does not answer: hence here
+    Node.start_raylet = start_raylet  # type: ignore[method-assign, assignment]
+    utils.get_dashboard_dependency_error = lambda: ImportError("left out")
+    try:
+        yield
+    finally:
+        Node.start_raylet = start  # type: ignore[method-assign]
+        utils.get_dashboard_dependency_error = dependency_error
+
+
+def keep_server_logs() -> str:
+    """Write the ends of the logs of this process's Ray servers to stderr, and return their last error.
+
+    Stderr is `ray.log` while Ray is up; Ray itself keeps the logs in /tmp alone. The error is the end of a message, ""
+    if there is none.
+    """
+    sessions = sorted(Path(get_default_ray_temp_dir()).glob(f"session_*_{os.getpid()}"))
+    errors = []
+    for path in sorted(sessions[-1].glob("logs/*")) if sessions else []:
+        if re.fullmatch(r"(raylet|gcs_server).*\.(out|err)", path.name):
+            lines = path.read_text(errors="replace").splitlines()[-_LINES:]
+            os.write(2, "\n".join([f"{path}:", *lines, ""]).encode())
+            errors += [match[1] for line in lines if (match := _ERROR.match(line))]
+    return f"; its log ends with: {errors[-1]}" if errors else ""
+
+
+@contextmanager
+def _apart_from_signals() -> Iterator[None]:
+    """Within, processes start in a process group of their own; after it, SIGTERM is handled as before.
+
+    `timeout` and Ctrl-C signal a whole group: Ray's servers would end before the trials that are asked to. And Ray sets
+    a handler of its own, which ends this process.
+    """
+    handler, group = signal.getsignal(signal.SIGTERM), os.getpgrp()
+    if group != os.getpid():  # the leader of a group cannot leave it; whoever started a leader signals that alone
+        os.setpgid(0, 0)
+    try:
+        yield
+    finally:
+        with suppress(PermissionError):  # all others of the group have ended
+            os.setpgid(0, group)
+        if callable(handler):
+            signal.signal(signal.SIGTERM, handler)
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """Return the parts of HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _check_port(address: str) -> None:
+    """Raise ResourceError at once if nothing listens at HOST:PORT."""
+    if not re.fullmatch(r"[^/]+:\d+", address):
+        return
+    try:
+        socket.create_connection(host_and_port(address), CONNECTION_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ResourceError(f"no Ray cluster answers at {address}: {error}") from None
+
+
+@contextmanager
+def _redirect_stderr(log: Path | None) -> Iterator[Any]:
+    """Send to a file what Ray's C++ code writes to stderr, and what Ray prints when machines or workers die.
+
+    Ray has no setting for either: hence its private `print_to_stdstream`, which no public call replaces, and which it
+    calls for dead machines also if log_to_driver=False. What Python writes to stderr still goes there.
+    """
+
+    def write_lines(data: dict[str, Any], *_args: Any, **_kwargs: Any) -> None:
+        print(*data["lines"], sep="\n", file=file, flush=True)
+
+    with open(log, "a+") if log else TemporaryFile("w+") as file:
+        before, stderr = os.dup(2), sys.stderr
+        sys.stderr = os.fdopen(os.dup(2), "w", buffering=1) if _is_stderr(stderr) else stderr
+        os.dup2(file.fileno(), 2)
+        print_to_stdstream, worker.print_to_stdstream = worker.print_to_stdstream, write_lines
+        try:
+            yield file
+        finally:
+            worker.print_to_stdstream = print_to_stdstream
+            os.dup2(before, 2)
+            os.close(before)
+            sys.stderr = stderr
+            if log and not log.stat().st_size:
+                log.unlink()
+
+
+def _is_stderr(stream: Any) -> bool:
+    try:
+        return stream.fileno() == 2
+    except (OSError, ValueError, AttributeError):
+        return False

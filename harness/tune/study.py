@@ -1,0 +1,133 @@
+"""The trials of a sweep that a command runs, where they lie, and how long they take."""
+
+from collections import defaultdict
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import mean
+from typing import TYPE_CHECKING, Any
+
+from harness.common import names
+from harness.storage import folder
+from harness.storage.files import DamagedFileError
+from harness.storage.folder import Trial
+from harness.sweep.profiles import Sweep
+from harness.sweep.trial import identity, rows
+from harness.tracking.logged import LoggedMark
+from harness.tune.shared import SharedResults
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Study:
+    """A sweep on its data.
+
+    data: the data set's summary, and its `title`.
+    trials: those that the command runs or reports.
+    labels: of all trials of the sweep, by key.
+    """
+
+    sweep: Sweep
+    data: dict[str, Any]
+    trials: list[Trial]
+    labels: dict[str, str]
+    shared: SharedResults
+
+    @property
+    def sweep_dir(self) -> Path:
+        """The directory of the sweep's results."""
+        return self.shared.sweep_dir
+
+    @cached_property
+    def trial_dirs(self) -> dict[str, Path]:
+        """The folder of each trial, by key."""
+        return {trial.key: folder.trial_dir(self.sweep_dir, trial.key) for trial in self.trials}
+
+    @cached_property
+    def unchanged_keys(self) -> set[str]:
+        """The keys of the trials that the sweep file has without `--set`."""
+        by_key = {folder.make_trial(config, self.data["fingerprint"]).key: config for config in self.sweep.trials}
+        return {key for key, config in by_key.items() if config.profile == self.sweep.profile}
+
+    def mark(self, uri: str | None) -> LoggedMark:
+        """Return the mark of what the MLflow store has. uri: the value of --tracking-uri."""
+        return LoggedMark(self.sweep_dir, uri, self.row_names(), self.unchanged_keys)
+
+    def row_names(self) -> dict[str, str]:
+        """Return the name of each trial's row by its key, for these trials and all others in the directory."""
+        configs = {trial.key: trial.config for trial in self.trials}
+        for trial_dir in folder.trial_folders(self.sweep_dir):
+            with suppress(DamagedFileError):  # the leaderboard names it
+                configs[trial_dir.name] = folder.read_trial(trial_dir / folder.TRIAL).config
+        return dict(zip(configs, rows(list(configs.values())), strict=True))
+
+    def unfinished(self) -> list[Trial]:
+        """Return the trials without a result."""
+        return [trial for trial in self.trials if folder.read_result(self.trial_dirs[trial.key]) is None]
+
+    def unusable(self, table: "pd.DataFrame") -> dict[str, str]:
+        """Return what is wrong with trials that tables do not count, or that lack a file of a finished one, by key.
+
+        table: a row for each trial in the directory, as `analysis.trials.read_trials` returns it.
+        """
+        from harness.leaderboard.rows import NOT_COUNTED  # imported late: pandas takes a second
+
+        keys = {trial_dir: key for key, trial_dir in self.trial_dirs.items()}
+        problems = {}
+        for row in table[table["trial_dir"].isin(list(keys))].itertuples():
+            missing = [name for name in (folder.WEIGHTS, folder.VERDICTS) if not (row.trial_dir / name).exists()]
+            if str(row.problem).startswith(NOT_COUNTED):
+                problems[keys[row.trial_dir]] = str(row.problem)
+            elif row.result is not None and missing:
+                problems[keys[row.trial_dir]] = f"{' and '.join(missing)} is missing"
+        return problems
+
+    def to_run(self, retry_failed: bool) -> list[Trial]:
+        """Return the unfinished trials without those that would fail again; with `retry_failed`, all of them."""
+        unfinished = self.unfinished()
+        failures = {trial.key: folder.read_failure(self.trial_dirs[trial.key]) for trial in unfinished}
+        fails_again = {key for key, failure in failures.items() if failure and failure["repeats"]}
+        return [trial for trial in unfinished if retry_failed or trial.key not in fails_again]
+
+    def seconds_left(self, trials: list[Trial]) -> dict[str, float | None]:
+        """Return the seconds that each trial has left, by key; None where no trial of its row has finished."""
+        measured = _measured_seconds(self.sweep_dir)
+        return {trial.key: _seconds_left(trial, self.trial_dirs[trial.key], measured) for trial in trials}
+
+    def longest_first(self, trials: list[Trial]) -> list[Trial]:
+        """Return the trials with the longest first, then unknown ones, then those that failed before."""
+        left = self.seconds_left(trials)
+
+        def rank(trial: Trial) -> tuple[bool, float]:
+            has_failed = folder.read_failure(self.trial_dirs[trial.key]) is not None
+            return has_failed, -(left[trial.key] or 0.0)
+
+        return sorted(trials, key=rank)
+
+
+def _measured_seconds(sweep_dir: Path) -> dict[str, list[tuple[float, float]]]:
+    """Return the seconds of an epoch and of evaluation of each finished trial, by row."""
+    measured = defaultdict(list)
+    for trial_dir in folder.trial_folders(sweep_dir):
+        try:
+            config = folder.read_trial(trial_dir / folder.TRIAL).config
+            epochs, result = folder.read_epochs(trial_dir), folder.read_result(trial_dir)
+        except DamagedFileError:
+            continue
+        seconds = [row[names.TRAIN_EPOCH_SECONDS] for row in epochs if names.TRAIN_EPOCH_SECONDS in row]
+        if result is not None and (seconds or config.is_trained_elsewhere):
+            epoch = mean(seconds) if seconds else 0.0
+            measured[identity(config)].append((epoch, result.metrics.get(names.EVALUATION_SECONDS) or 0.0))
+    return measured
+
+
+def _seconds_left(trial: Trial, trial_dir: Path, measured: dict[str, list[tuple[float, float]]]) -> float | None:
+    of_row = measured.get(identity(trial.config))
+    if of_row is None:
+        return None
+    done = folder.last_epoch(trial_dir)
+    epoch, evaluation = (mean(values) for values in zip(*of_row, strict=True))
+    return epoch * (trial.config.epochs - done) + evaluation

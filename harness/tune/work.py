@@ -1,0 +1,123 @@
+"""The work of the commands that train or certify, and the executor that does it in this process.
+
+An item of work is a path: a trial's folder, or a shard as `storage.certification.shard_path` names it. An executor
+takes items and a function that does one, and calls back for each report and at the end of each item. `run_here` is one
+executor, `ray_tune.run_on_ray` the other.
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.common.errors import InputError, error_line, require
+from harness.machine.clock import Clock, Stopped
+from harness.storage import folder
+from harness.sweep.plugins import load_for
+from harness.tune.shared import is_stopped, run_trial_at
+
+if TYPE_CHECKING:
+    from harness.data import Data
+    from harness.training.trial import Report
+
+# Whatever imports torch is imported late: the driver of a sweep does without torch.
+
+Work = Callable[[Path, "Report"], None]
+OnReport = Callable[[Path, dict[str, Any]], None]
+OnEnd = Callable[[Path, str | None], None]
+"""Called with an item and the error that ended it, None for none."""
+
+RAY_STATE = ".ray"
+"""The directory of Ray's own state, in that of the results."""
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    """How Ray runs items.
+
+    cpu, gpu: what each item reserves; items with a fraction of a GPU share it.
+    data_dir: of the data sets.
+    address: of a running cluster; None starts one on this machine.
+    at_once: the most items at a time; None for as many as fit.
+    uri: the address of the results, if that is where they lie.
+    """
+
+    cpu: int
+    gpu: float
+    data_dir: str
+    address: str | None = None
+    at_once: int | None = None
+    uri: str | None = None
+
+
+def load_data(trials: dict[str, folder.Trial], data_dir: str | None) -> dict[str, "Data"]:
+    """Return the data sets of trials, by name, after checking that this code can run the trials on them.
+
+    trials: by what messages call them. Raises InputError if it cannot, or if data is missing or another one.
+    """
+    from harness.data import load
+    from harness.sweep.buildable import check_buildable
+
+    for name, trial in trials.items():
+        try:
+            load_for(trial.config)
+            check_buildable(trial.config)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
+    data_sets = {dataset: load(dataset, data_dir) for dataset in {trial.config.dataset for trial in trials.values()}}
+    for name, trial in trials.items():
+        own = data_sets[trial.config.dataset].fingerprint
+        require(f"{name}: data", own, own == trial.fingerprint, f"the data it was made for, {trial.fingerprint}")
+    return data_sets
+
+
+def train_item(
+    trial_dir: Path,
+    report: "Report",
+    data_dir: str | None,
+    code: str | None = None,
+    uri: str | None = None,
+    asked: Callable[[], bool] | None = None,
+) -> None:
+    """Train the trial in a folder, of a sweep or of a search; do nothing once trials are asked to stop.
+
+    code: as in `run_folder`. uri: of the sweep, if its trials lie at an address.
+    asked: returns True once trials are to stop; by default, if the sweep's stop file exists.
+    Raises as `run_folder` does.
+    """
+    from harness.training.trial import run_folder
+    from harness.tune.search.rungs import CANDIDATE, run_candidate
+
+    asked = asked or (partial(is_stopped, uri) if uri else folder.stop_file(trial_dir).exists)
+    if asked():
+        return
+    if uri:
+        run_trial_at(uri, trial_dir.name, report, data_dir, code)
+    elif (trial_dir / CANDIDATE).exists():
+        run_candidate(trial_dir, report, data_dir, code)
+    else:
+        run_folder(trial_dir, report, data_dir, Clock(asked=asked), code)
+
+
+def certify_item(shard: Path, report: "Report", data_dir: str | None) -> None:
+    """Evaluate a shard of a certification. Reports and raises as `certify_shard` does."""
+    from harness.evaluation.shards import certify_shard
+
+    certify_shard(shard.parents[1], int(shard.name), report, data_dir)
+
+
+def run_here(items: Iterable[Path], work: Work, on_report: OnReport, on_end: OnEnd) -> None:
+    """Do items in this process, one after the other; those after one that fails are done all the same."""
+    from harness.machine.memory import free_memory
+
+    for item in items:
+        error = None
+        try:
+            with suppress(Stopped):
+                work(item, partial(on_report, item))
+        except Exception as cause:
+            error = error_line(cause)
+        free_memory()
+        on_end(item, error)

@@ -1,0 +1,275 @@
+"""The instances of a competition's CSV file: solved side by side, stored one file each, and their table."""
+
+import csv
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from os.path import exists, isfile  # also of names that are too long, unlike those of Path
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from harness.command_line import FAILED, OK
+from harness.common.errors import InputError, require
+from harness.common.terminal import one_line, print_table, printable
+from harness.common.typed import check_types
+from harness.storage.files import (
+    DamagedFileError,
+    parse_json,
+    read_bytes,
+    remove_unfinished,
+    write_bytes,
+    write_json,
+    write_text,
+)
+from harness.storage.folder import TRIALS
+from harness.storage.lock import lock_directory
+from harness.sweep.checkpoint_settings import digest_of
+from harness.tune.parallel import run_items
+from harness.tune.progress import Bars
+
+ERROR = "error"
+RESULTS, INSTANCES = "results.csv", "instances"
+_COLUMNS = ("onnx", "vnnlib", "timeout", "result", "seconds", "branches", "detail")
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A row of the file. onnx, vnnlib: absolute paths. timeout: seconds."""
+
+    onnx: str
+    vnnlib: str
+    timeout: float
+
+
+def read_instances(path: Path, seconds: float | None = None) -> list[Instance]:
+    """Return the instances of a CSV file without a header: onnx, vnnlib and timeout, paths relative to the file.
+
+    A file that is not there may lie there packed, under its name and `.gz`.
+
+    seconds: replaces all timeouts. Raises InputError for a row that is malformed, or whose files do not exist.
+    """
+    try:
+        rows = list(csv.reader(io.StringIO(read_bytes(path).decode("utf-8-sig"), newline=None)))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    instances = [
+        _instance(row, f"{path}, line {number}", path.parent, seconds) for number, row in enumerate(rows, 1) if row
+    ]
+    if not instances:
+        raise InputError(f"{path} holds no instances: found no rows, allowed: onnx,vnnlib,timeout")
+    return instances
+
+
+def _instance(row: list[str], where: str, folder: Path, seconds: float | None) -> Instance:
+    require(where, row, len(row) == 3, "onnx,vnnlib,timeout")
+    try:
+        timeout = float(row[2])
+    except ValueError:
+        timeout = 0.0
+    require(f"{where}, timeout", row[2], 0 < timeout < float("inf"), "seconds above 0")
+    onnx, vnnlib = (_find((folder / name.strip()).absolute()) for name in row[:2])
+    for name, file in zip(row, (onnx, vnnlib), strict=False):
+        require(where, name, isfile(file), "a file, relative to the CSV file")
+    return Instance(str(onnx), str(vnnlib), timeout if seconds is None else seconds)
+
+
+def _find(path: Path) -> Path:
+    """Return the path, or that of the file packed, which competitions store under the name of the other."""
+    packed = path.with_name(f"{path.name}.gz")
+    return packed if isfile(packed) and not exists(path) else path
+
+
+def solve_instances(instances: Sequence[Instance], directory: Path, workers: int | None, console: Console) -> int:
+    """Solve the instances that have no answer in the directory yet; returns the exit status.
+
+    The answers of a file whose bytes changed, or of another timeout, and errors are replaced. Raises InputError if the
+    directory holds a sweep, or answers to other instances.
+    """
+    directory = directory.absolute()
+    if (directory / TRIALS).exists():
+        raise InputError(f"{directory} holds {TRIALS}/ of a sweep: choose another --results-dir")
+    with lock_directory(directory):
+        paths = [directory / INSTANCES / f"{number:05}.json" for number in range(1, len(instances) + 1)]
+        _refuse_other_answers(directory, paths, instances)
+        (directory / INSTANCES).mkdir(exist_ok=True)
+        remove_unfinished(directory / INSTANCES)
+        digest = cache(_digest)  # many instances share a network
+        requests = [
+            asdict(each) | {"onnx_sha256": digest("onnx", each.onnx), "vnnlib_sha256": digest("vnnlib", each.vnnlib)}
+            for each in instances
+        ]
+        items = dict(zip(paths, requests, strict=True))
+        records = {item: _read(item, request) for item, request in items.items()}
+        todo = [item for item, record in records.items() if record is None]
+        console.print(f"{len(instances)} instances, {len(instances) - len(todo)} of them answered already")
+        _solve_missing(todo, items, records, directory, workers, console)
+        return _report([record for record in records.values() if record], len(items), directory, console)
+
+
+def _refuse_other_answers(directory: Path, paths: Collection[Path], instances: Sequence[Instance]) -> None:
+    """Raise InputError if a record in the directory answers none of the instances, whose records lie at `paths`."""
+    pairs = {(each.onnx, each.vnnlib) for each in instances}
+    others = [path for path in find_records(directory) if path not in paths or not _may_be_replaced(path, pairs)]
+    if others:
+        advice = "choose another --results-dir, or delete them"
+        raise InputError(f"found {len(others)} answers to other instances, such as {others[0]}: {advice}")
+
+
+def _may_be_replaced(path: Path, pairs: Collection[tuple[str, str]]) -> bool:
+    """Return whether a record is damaged, an error, or the answer to one of the pairs of network and property."""
+    try:
+        record = read_record(path)
+    except DamagedFileError:
+        return True
+    return record["result"] == ERROR or (str(record["onnx"]), str(record["vnnlib"])) in pairs
+
+
+def _solve_missing(
+    todo: list[Path], items: dict[Path, Record], records: dict[Path, Record | None], directory: Path,
+    workers: int | None, console: Console,
+) -> None:  # fmt: skip
+    """Solve instances and put their records into `records`; results.csv is written again after each."""
+
+    def on_end(item: Path, error: str | None) -> None:
+        if error is not None:
+            write_json(item, items[item] | {"result": ERROR, "seconds": 0.0, "branches": 0, "detail": error})
+        record = records[item] = read_record(item)
+        answered = [record for record in records.values() if record]
+        write_text(directory / RESULTS, results_text(answered))
+        counts = _counts(answered)
+        bars.move("instances", counts.total(), len(items), _in_words(counts))
+        if not console.is_terminal:
+            question = f"{_name(record['onnx'])} {_name(record['vnnlib'])}"
+            line = f"{question}: {record['result']}, {record['seconds']:.1f} s"
+            console.print(printable(line), soft_wrap=True)
+
+    with Bars(console) as bars:
+        if todo:
+            work = partial(_solve_item, requests={str(item): items[item] for item in todo})
+            run_items(todo, work, on_end, "", workers)
+
+
+def _solve_item(item: Path, report: object, requests: dict[str, Record]) -> None:
+    """Solve the instance whose record is to be written to `item`, and write it."""
+    from safetensors.torch import save
+
+    from harness.vnnlib.solve import Answer, solve_files
+
+    request, certificate = requests[str(item)], certificate_path(item)
+    certificate.unlink(missing_ok=True)
+    try:
+        digests = [request["onnx_sha256"], request["vnnlib_sha256"]]
+        answer = solve_files(Path(request["onnx"]), Path(request["vnnlib"]), request["timeout"], True, digests)
+    except InputError as error:
+        answer = Answer(ERROR, detail=str(error))
+    content = save(answer.certificate) if answer.certificate else b""
+    if content:
+        write_bytes(certificate, content)
+    outcome = {
+        "result": answer.status,
+        "seconds": answer.seconds,
+        "branches": answer.branches,
+        "detail": answer.detail,
+        "counterexample": answer.counterexample_text,
+        "certificate_sha256": digest_of(content) if content else "",
+    }
+    write_json(item, request | outcome)
+
+
+def find_records(directory: Path) -> list[Path]:
+    """Return the records of a results directory, one for each instance; none in a directory of another command."""
+    return sorted(path for path in (directory / INSTANCES).glob("*.json") if path.is_file())
+
+
+def certificate_path(item: Path) -> Path:
+    """Return where the certificate of the record in `item` lies."""
+    return item.with_suffix(".safetensors")
+
+
+def digest_of_file(path: str | Path) -> str:
+    """Return the SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(kind: str, path: str) -> str:
+    """Return the SHA-256 of all that defines a network or a property; "" if it cannot be read, as its answer says."""
+    from harness.vnnlib.files import READERS  # late: torch takes seconds
+
+    try:
+        return digest_of(READERS[kind](Path(path)))
+    except InputError:
+        return ""
+
+
+def _read(item: Path, request: Record) -> Record | None:
+    """Return the record of a request, or None if there is none, or it is an error's or another request's."""
+    try:
+        record = read_record(item)
+    except DamagedFileError:
+        return None
+    is_same = all(record.get(name) == value for name, value in request.items())
+    return record if is_same and record["result"] != ERROR else None
+
+
+def read_record(item: Path) -> Record:
+    """Return an instance's record. Raises DamagedFileError."""
+
+    def parse(content: Any) -> Record:
+        return {name: content[name] for name in check_types(_Record, content).keys() | _COLUMNS}
+
+    return parse_json(item, parse)
+
+
+class _Record:
+    """The types of what a record holds, as far as results.csv has it."""
+
+    onnx: str
+    vnnlib: str
+    timeout: float
+    result: str
+    seconds: float
+    branches: int
+    detail: str
+
+
+def results_text(records: Sequence[Record]) -> str:
+    """Return the content of results.csv."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(record | {"seconds": f"{record['seconds']:.2f}"} for record in records)
+    return text.getvalue()
+
+
+def _report(records: Sequence[Record], total: int, directory: Path, console: Console) -> int:
+    """Write results.csv, print the table and a summary; returns the exit status."""
+    write_text(directory / RESULTS, results_text(records))
+    rows = [
+        (_name(r["onnx"]), _name(r["vnnlib"]), r["result"], f"{r['seconds']:.1f}", str(r["branches"]), r["detail"])
+        for r in records
+    ]
+    titles = "network", "property", "result", "seconds", "branches", "detail"
+    print_table(console, titles, (list(map(one_line, row)) for row in rows))
+    counts = _counts(records)
+    console.print(f"{_in_words(counts)} -> {directory / RESULTS}", soft_wrap=True)
+    return OK if len(records) == total and not counts[ERROR] else FAILED
+
+
+def _counts(records: Sequence[Record]) -> Counter[str]:
+    return Counter(record["result"] for record in records)
+
+
+def _in_words(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {result}" for result, count in sorted(counts.items()))
+
+
+def _name(path: str) -> str:
+    return Path(path).name

@@ -1,0 +1,83 @@
+"""`python -m harness.benchmark`: its tables and its JSON, at a size where only their shape means anything."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from harness.bench import steps
+from harness.command_line import main
+from harness.common import names
+from harness.storage import folder
+from harness.training import run_trial
+
+SMALL = ["cnn5", "--dataset", "digits", "--width", "0.05", "--batch-size", "8", "--rounds", "1"]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_trial, tmp_path_factory):
+    trial_dir = tmp_path_factory.mktemp("trained")
+    run_trial(tiny_trial(width=0.05), directory=trial_dir)
+    return trial_dir
+
+
+def test_all_kinds_of_steps_are_compared_with_plain_training(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(steps, "compiler_problem", lambda device: "not in this test")
+    assert main("benchmark", [*SMALL, "--only", "steps", "--json", str(tmp_path / "figures.json")]) == 0
+    written = json.loads((tmp_path / "figures.json").read_text())
+    rows = {row["step"]: row for row in written["steps"]}
+    methods = ("plain", "ibp", "crown-ibp", "crown-ibp unfused")
+    kinds = {f"{kind}{precision} eager" for kind in methods for precision in ("", " bf16")}
+    assert set(rows) == {*kinds, "sabr eager", "mtl-ibp eager", "pgd eager"}
+    for kind, row in rows.items():
+        assert row["examples/s"] == pytest.approx(rows["plain eager"]["examples/s"] / row["cost over plain"]), kind
+    assert written["options"]["batch_size"] == 8
+    printed = capsys.readouterr().out
+    assert all(kind in printed for kind in rows)
+
+
+def test_selected_kinds_of_steps_are_measured_beside_plain_training(tmp_path):
+    options = ["--only", "steps", "--kinds", "ibp eager", "--kinds", "sabr *", "--json", str(tmp_path / "figures.json")]
+    assert main("benchmark", [*SMALL, *options]) == 0
+    rows = json.loads((tmp_path / "figures.json").read_text())["steps"]
+    assert [row["step"] for row in rows] == ["plain eager", "ibp eager", "sabr eager"]
+
+
+def test_the_measured_bounds_are_those_of_the_verdicts(trained, tmp_path):
+    options = ["--images", "60", "--bounds", "ibp", "crown-ibp", "--json", str(tmp_path / "figures.json")]
+    assert main("benchmark", ["--only", "bounds", "evaluation", "--trained", str(trained), *options]) == 0
+    written = json.loads((tmp_path / "figures.json").read_text())
+    (evaluation,) = written["evaluation"]
+    assert evaluation["s an example"] > 0 and evaluation["cost over the first network"] == 1
+    rows = {row["bound"]: row for row in written["bounds"]}
+    verdicts = pd.read_parquet(trained / folder.VERDICTS)
+    ibp, crown_ibp = rows["ibp"], rows["crown-ibp"]
+    assert ibp["network"] == "cnn5 ibp seed 0"
+    assert ibp["certified %"] == pytest.approx(100 * (verdicts[names.margin_column("ibp")] > 0).mean())
+    assert ibp["width"] == pytest.approx(verdicts[names.WIDTH].mean(), rel=1e-9)
+    assert crown_ibp["width"] < ibp["width"] and crown_ibp["lower"] > ibp["lower"]
+    assert crown_ibp["certified %"] >= ibp["certified %"]
+
+
+@pytest.mark.slow
+def test_networks_near_the_edge_are_decided(tmp_path):
+    options = ["--only", "verifier", "--images", "2", "--json", str(tmp_path / "figures.json")]
+    assert main("benchmark", options) == 0
+    rows = json.loads((tmp_path / "figures.json").read_text())["verifier"]
+    assert [row["network"] for row in rows] == ["2 layers, explicit", "2 layers, equilibrium"]
+    assert all(row["decided"] == 1 and row["wrong"] == 0 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["vgg"], "models"),
+        (["--kinds", "ibp"], "plain eager\n  ibp eager"),
+        (["--trained", "{trained}", "--images", "100000"], "100000"),
+        (["--trained", "{trained}/none"], "trial.json"),
+    ],
+)
+def test_wrong_input_is_refused(trained, options, message, monkeypatch, capsys):
+    monkeypatch.setattr(steps, "compiler_problem", lambda device: "not in this test")
+    assert main("benchmark", [option.format(trained=trained) for option in options]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,78 @@
+"""Trial folders with made-up metrics or verdicts, and the tables made of them."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from harness.common import names
+from harness.storage import files, folder
+from harness.sweep.trial import RECIPE_VERSION, TrialConfig
+
+RIGHT, WRONG = names.CERTIFIED, names.UNKNOWN
+
+
+def publish(sweep, lines):
+    header = "dataset,eps,model,method,standard_error,certified_error,source\n"
+    (sweep.parent / "published.csv").write_text(header + lines)
+
+
+def metrics(certified=65.0, **others):
+    """All metrics of a finished trial, the three errors in order."""
+    errors = {names.STANDARD_ERROR: certified - 14, names.ATTACK_ERROR: certified - 3, names.CERTIFIED_ERROR: certified}
+    widths = {names.BOUND_WIDTH: 12.3456, names.BOUND_WIDTH_RELATIVE: 3.2}
+    return errors | widths | {names.PARAMETERS: 17190602, names.TRAIN_SECONDS: 90.0} | others
+
+
+def add(
+    directory,
+    measured=None,
+    *,
+    fingerprint="data",
+    recipe=RECIPE_VERSION,
+    failure=None,
+    warnings=(),
+    key=None,
+    **config,
+):
+    """A trial's folder: finished with `measured`, else failed with `failure`, else unfinished."""
+    base = {"dataset": "cifar10", "eps": "8/255", "seed": 0, "model": "cnn7", "method": "ibp", "profile": "full"}
+    trial = folder.make_trial(TrialConfig(**({"sweep": "study"} | base | config)), fingerprint)
+    if recipe != RECIPE_VERSION:
+        trial = replace(trial, recipe_version=recipe, key=f"{trial.key}{recipe}")
+    path = directory / "trials" / (key or trial.key)
+    files.write_json(path / folder.TRIAL, folder.trial_json(trial))
+    if measured is not None:
+        result = {"key": trial.key, "metrics": measured, "environment": {}, "data": {}, "warnings": list(warnings)}
+        files.write_json(path / folder.RESULT, result)
+    if failure is not None:
+        files.write_json(path / folder.FAILURE, {"error": failure})
+    return path
+
+
+def add_verdicts(directory, verdicts, *, label=3, **config):
+    """A finished trial with these verdicts, one an image."""
+    wrong = 100 * float(np.mean([verdict != RIGHT for verdict in verdicts]))
+    path = add(directory, metrics(standard_error=0.0, attack_error=0.0, certified_error=wrong), **config)
+    table = pd.DataFrame({names.INDEX: range(len(verdicts)), names.LABEL: label, names.VERDICT: verdicts})
+    table.to_parquet(path / folder.VERDICTS)
+    return path
+
+
+def add_errors(directory, errors, **config):
+    """A trial a seed, the first so many of 100 images wrong."""
+    for seed, wrong in enumerate(errors):
+        add_verdicts(directory, [WRONG] * wrong + [RIGHT] * (100 - wrong), seed=seed, **config)
+
+
+def own(leaderboard):
+    return leaderboard.rows[leaderboard.rows["source"].isna()]
+
+
+def read_json(sweep):
+    return json.loads((sweep / "leaderboard.json").read_text())
+
+
+def text(sweep, kind):
+    return (sweep / f"leaderboard.{kind}").read_text(encoding="utf-8")

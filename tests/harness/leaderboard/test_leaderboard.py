@@ -1,0 +1,256 @@
+"""The leaderboard's rows: what is averaged, what is shown, listed and counted; published rows beside them."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_trials import add, metrics, own, publish, read_json, text
+
+from baselines.datasets import DATASETS
+from harness.common import names
+from harness.leaderboard.files import write_leaderboard
+from harness.leaderboard.table import build_leaderboard
+from harness.settings import EvaluationSettings, Radius, TrainSettings
+from harness.storage import files, folder
+from harness.sweep.trial import RECIPE_VERSION
+from harness.sweep.trial import rows as rows_of
+
+PROJECT = Path(__file__).resolve().parents[3]
+
+
+def only_section(sweep):
+    (section,) = build_leaderboard(sweep).sections
+    return section
+
+
+def test_a_row_has_means_and_sample_deviations_over_seeds(sweep):
+    draw = np.random.default_rng(0)
+    measured = [metrics(certified, bound_width=width) for certified, width in draw.uniform(50, 90, (3, 2))]
+    for seed, values in enumerate(measured):
+        add(sweep, values, seed=seed)
+    write_leaderboard(sweep)
+    (row,) = read_json(sweep)
+    for name in measured[0]:
+        values = [m[name] for m in measured]
+        assert row[name] == pytest.approx(np.mean(values), rel=1e-12)
+        assert row[f"{name}_std"] == pytest.approx(np.std(values, ddof=1), rel=1e-9, abs=1e-12)
+    assert (row["seeds"], row["seeds_started"]) == (3, 3)
+    cell = f"{row['certified_error']:.2f} ± {row['certified_error_std']:.2f}"
+    assert cell in text(sweep, "md") and cell.replace("±", r"$\pm$") in text(sweep, "tex")
+
+
+@pytest.mark.parametrize(
+    "difference",
+    [
+        {"options": {"margin": 0.1}},
+        {"profile": "cpu"},
+        {"train_images": 1000},
+        {"train": TrainSettings(learning_rate=1e-3)},
+        {"fingerprint": "other data"},
+    ],
+    ids=lambda difference: next(iter(difference)),
+)
+def test_nothing_but_seeds_is_averaged(sweep, difference):
+    add(sweep, metrics(60.0), seed=0)
+    add(sweep, metrics(70.0), seed=1, **difference)
+    rows = [row for section in build_leaderboard(sweep).sections for row in section.rows.to_dict("records")]
+    assert sorted(row[names.CERTIFIED_ERROR] for row in rows) == [60.0, 70.0]
+    assert all(np.isnan(row["certified_error_std"]) and row["seeds"] == 1 for row in rows)
+
+
+def test_labels_are_those_of_the_other_commands(sweep):
+    """Options that all rows of a network share are in both, and values are written alike."""
+    changes = [
+        {"model": "cerdeq", "options": {"margin": 0.1}},
+        {"model": "cerdeq", "options": {"margin": 0.1, "recurrent": False}, "train": TrainSettings(clip_norm=None)},
+        {"train": TrainSettings(kappa=0.25, decay_epochs=(60, 70)), "train_images": 1000},
+    ]
+    paths = [add(sweep, metrics(60.0 + number), **change) for number, change in enumerate(changes)]
+    configs = [folder.read_trial(path / folder.TRIAL).config for path in paths]
+    assert only_section(sweep).labels == rows_of(configs)
+
+
+def test_settings_in_which_rows_differ_are_shown_and_label_them(sweep):
+    for certified, changes in enumerate(({}, {"clip_norm": None}, {"epochs": 200}), start=60):
+        add(sweep, metrics(float(certified)), train=TrainSettings(**changes))
+    section = only_section(sweep)
+    assert section.cells["train.clip_norm"].tolist() == ["10", "none", "10"]
+    assert section.cells["train.epochs"].tolist() == ["160", "160", "200"]
+    assert "train.learning_rate" not in section.cells
+    assert section.labels[1] == "cnn7 ibp train.epochs=160 train.clip_norm=none"
+
+
+def test_options_in_another_order_are_the_same_row(sweep):
+    add(sweep, metrics(60.0), seed=0, options={"margin": 0.1, "groups": 2})
+    add(sweep, metrics(70.0), seed=1, options={"groups": 2, "margin": 0.1})
+    (row,) = own(build_leaderboard(sweep)).to_dict("records")
+    assert (row["options"], row[names.CERTIFIED_ERROR]) == ("groups=2 margin=0.1", 65.0)
+
+
+def test_rows_stand_by_certified_error_then_those_of_few_seeds_then_those_without(sweep):
+    add(sweep, metrics(60.0), model="one")
+    assert only_section(sweep).comparable["model"].tolist() == ["one"]
+    for seed in range(2):
+        add(sweep, metrics(certified_error=None), model="none", seed=seed)
+        add(sweep, metrics(80.0), model="worse", seed=seed)
+        add(sweep, metrics(70.0), model="better", seed=seed)
+    section = only_section(sweep)
+    assert section.own["model"].tolist() == ["better", "worse", "one", "none"]
+    assert section.comparable["model"].tolist() == ["better", "worse"]
+    for seed in range(3):
+        add(sweep, metrics(90.0), model="three", seed=seed)
+    for seed in range(4):
+        add(sweep, metrics(95.0), model="four", seed=seed)
+    section = only_section(sweep)
+    assert section.own["model"].tolist() == ["three", "four", "one", "better", "worse", "none"]
+    assert section.comparable["model"].tolist() == ["three", "four"]
+
+
+def test_held_out_errors_are_not_ranked_with_published_ones(sweep):
+    publish(sweep, "cifar10,8/255,CNN-7,IBP,50,64.72,Paper\n")
+    add(sweep, metrics(61.0), validation_images=500)
+    section = only_section(sweep)
+    assert not section.is_full_size and section.rows["source"].notna().tolist() == [False, True]
+    assert any("not comparable with published numbers" in note for note in section.notes)
+
+
+@pytest.mark.parametrize("value", [None, "absent"])
+def test_a_missing_metric_is_blank_with_a_warning(sweep, value):
+    measured = metrics(70.0, certified_error=value)
+    if value == "absent":
+        del measured[names.CERTIFIED_ERROR]
+    add(sweep, metrics(60.0), seed=0, warnings=["collapsed"])
+    path = add(sweep, metrics(), seed=1, warnings=["collapsed"])
+    content = json.loads((path / folder.RESULT).read_text()) | {"metrics": measured}
+    (path / folder.RESULT).write_text(json.dumps(content))
+    write_leaderboard(sweep)
+    (row,) = read_json(sweep)
+    assert row["certified_error"] is row["certified_error_std"] is None
+    assert row["standard_error"] == pytest.approx((46 + 56) / 2)
+    warnings = ["certified_error is missing or not finite (seed 1)", "collapsed (seed 0, 1)"]
+    assert row["warnings"] == "; ".join(warnings)
+    assert all(warning in text(sweep, "md") for warning in warnings) and "nan" not in text(sweep, "md").lower()
+
+
+def test_columns_of_equilibria_and_open_examples_stand_where_some_trial_has_them(sweep):
+    add(sweep, metrics(60.0))
+    assert not {"equilibrium gain", "undecided"} & set(only_section(sweep).cells)
+    add(sweep, metrics(50.0, **{names.GAIN: 0.25, names.RHO_BOUND: None, names.UNDECIDED_ERROR: 3.0}), model="deqlate")
+    cells = only_section(sweep).cells
+    assert cells["equilibrium gain"].tolist() == ["0.250", ""] and cells["undecided"].tolist() == ["3.00", ""]
+    assert cells.columns.tolist().index("undecided") == cells.columns.tolist().index("standard error") + 1
+    assert only_section(sweep).warnings == [
+        f"deqlate ibp: {names.RHO_BOUND} is missing or not finite (seed 0)",
+    ]
+
+
+def test_failed_and_unfinished_trials_are_listed_and_counted(sweep):
+    for seed in range(2):
+        add(sweep, metrics(), seed=seed)
+    add(sweep, failure="the loss is not finite", seed=2)
+    folder.write_epoch(add(sweep, method="sabr"), {names.EPOCH: 1})
+    add(sweep, method="sabr", seed=1)
+    leaderboard, _ = write_leaderboard(sweep)
+    assert "| 2 of 3 |" in text(sweep, "md")
+    failures = leaderboard.uncounted[["method", "seed", "problem"]].to_numpy().tolist()
+    assert failures == [
+        ["ibp", "2", "failed: the loss is not finite"],
+        ["sabr", "0", "unfinished: 1 of 160 epochs"],
+        ["sabr", "1", "not begun"],
+    ]
+    assert all(problem in text(sweep, "md") for _, _, problem in failures)
+
+
+def test_a_sweep_without_a_finished_trial_has_a_table_that_says_so(sweep):
+    add(sweep)
+    write_leaderboard(sweep)
+    assert "No trial has finished yet." in text(sweep, "md") and read_json(sweep) == []
+
+
+def test_results_that_cannot_be_right_or_are_of_another_recipe_are_not_counted(sweep):
+    add(sweep, metrics(60.0) | {names.ATTACK_ERROR: 60.0 + 1e-13})  # within rounding
+    add(sweep, metrics() | {names.ATTACK_ERROR: 80.0}, model="unordered")
+    add(sweep, metrics(90.0), key="a-copy")
+    add(sweep, metrics(), model="old", recipe=RECIPE_VERSION - 1)
+    (add(sweep, metrics(), model="unreadable") / folder.RESULT).write_text("{")
+    foreign = add(sweep, metrics(), model="foreign")
+    files.write_json(foreign / folder.RESULT, json.loads((foreign / folder.RESULT).read_text()) | {"key": "else"})
+    files.write_json(sweep / "trials/no-trial" / folder.TRIAL, {"key": "no-trial"})
+    leaderboard = build_leaderboard(sweep)
+    assert own(leaderboard)["model"].tolist() == ["cnn7"]
+    problems = dict(leaderboard.uncounted[["model", "problem"]].to_numpy())
+    assert set(problems) == {"unordered", "cnn7", "old", "unreadable", "foreign", "no-trial"}
+    assert all(problem.startswith("not counted: ") for problem in problems.values())
+    assert "attack <= certified" in problems["unordered"] and "another folder" in problems["cnn7"]
+    assert f"of recipe version {RECIPE_VERSION - 1}, today's is {RECIPE_VERSION}" in problems["old"]
+
+
+BAB = ("ibp", "bab")
+
+
+@pytest.mark.parametrize(
+    ("change", "stages"),
+    [
+        ({"evaluation": EvaluationSettings(BAB, bab_seconds=5.0)}, "ibp > bab (5 s), all test images"),
+        (
+            {"evaluation": EvaluationSettings(BAB, bab_seconds=None, bab_branches=2000, test_images=1000)},
+            "ibp > bab (2,000 branches), first 1,000 test images",
+        ),
+        ({"validation_images": 500}, "ibp > crown-ibp > alpha-crown, 500 held-out images"),
+    ],
+)
+def test_rows_evaluated_by_other_stages_or_on_other_images_never_share_a_section(sweep, change, stages):
+    add(sweep, metrics(60.0))
+    add(sweep, metrics(55.0), model="cnn5", **change)
+    sections = {section.heading: section.own["model"].tolist() for section in build_leaderboard(sweep).sections}
+    default = "ibp > crown-ibp > alpha-crown, all test images"
+    assert sections == {
+        f"cifar10, eps 8/255, profile full, {default}": ["cnn7"],
+        f"cifar10, eps 8/255, profile full, {stages}": ["cnn5"],
+    }
+
+
+def test_only_published_rows_of_the_same_data_and_exact_eps_are_shown(sweep):
+    publish(
+        sweep,
+        "cifar10,16/510,CNN-7,IBP,51.06,65.03,Shi et al. 2021\n"
+        "cifar10,8/255,CerDEQ,,,64.72,abstract\n"
+        "cifar10,0.0313725,CNN-7,IBP,33.16,47.15,not exact\n"
+        "mnist,8/255,CNN-7,IBP,33.16,47.15,wrong data\n",
+    )
+    add(sweep, metrics(64.9))
+    add(sweep, metrics(60.0), profile="cpu")
+    leaderboard, _ = write_leaderboard(sweep)
+    full, reduced = leaderboard.sections
+    assert full.cells["source"].tolist() == ["abstract", "", "Shi et al. 2021"]  # by rank
+    assert reduced.cells["source"].tolist() == ["", "abstract", "Shi et al. 2021"]  # after all own rows
+    rows = read_json(sweep)
+    assert [row.get("source") for row in rows] == ["abstract", None, "Shi et al. 2021", None]  # each once
+    assert "source" not in rows[1] and rows[0]["standard_error"] is None
+    assert "*Shi et al. 2021*" in text(sweep, "md")
+    with (sweep / "leaderboard.csv").open() as file:
+        assert [row["source"] for row in csv.DictReader(file)] == ["abstract", "", "Shi et al. 2021", ""]
+
+
+def test_the_project_s_published_numbers_stand_beside_other_sweeps_and_can_be_right(tmp_path):
+    add(tmp_path / "study", metrics())
+    sources = build_leaderboard(tmp_path / "study").rows["source"].dropna()
+    assert len(sources) == 11 and "Shi et al. 2021 (IBP verifier)" in set(sources)
+    with (PROJECT / "results/published.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len({tuple(row.items()) for row in rows})
+    for row in rows:
+        assert row["dataset"] in DATASETS and Radius(row["eps"]) and row["source"]
+        assert float(row["standard_error"] or 0) < float(row["certified_error"])
+
+
+def test_a_faulty_published_csv_is_named(sweep):
+    add(sweep, metrics())
+    (sweep.parent / "published.csv").write_text("dataset,eps\n")
+    with pytest.raises(ValueError, match=r"published\.csv: there is no column model"):
+        build_leaderboard(sweep)
+    publish(sweep, "cifar10,about 8,CNN-7,IBP,1,2,x\n")
+    with pytest.raises(ValueError, match=r"published\.csv: eps: found 'about 8'"):
+        build_leaderboard(sweep)

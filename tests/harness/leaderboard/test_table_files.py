@@ -1,0 +1,169 @@
+"""`python -m harness.tables`: what the four files and the terminal show."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from made_trials import add, add_errors, metrics, read_json, text
+
+from harness.command_line import main
+from harness.common import names
+from harness.leaderboard.files import write_leaderboard
+from harness.leaderboard.table import build_leaderboard
+from harness.settings import EvaluationSettings, TrainSettings
+from harness.storage import files, folder
+
+PROJECT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def printed(sweep, capsys):
+    """A function to what `harness.tables` prints of the sweep."""
+
+    def show():
+        assert main("tables", [str(sweep)]) == 0
+        return capsys.readouterr().out
+
+    return show
+
+
+def test_notes_stand_above_the_numbers(sweep):
+    add(sweep, metrics())
+    assert build_leaderboard(sweep).sections[0].notes == []
+    small = {"width": 0.25, "train_images": 10000, "train": TrainSettings(10, decay_epochs=(), ramp_epochs=5)}
+    add(sweep, metrics(), profile="cpu", evaluation=EvaluationSettings(test_images=300), **small)
+    write_leaderboard(sweep)
+    page = text(sweep, "md").partition("profile cpu")[2]
+    for note in (
+        "Profile cpu, width 0.25, train images 10,000, epochs 10: not comparable with published numbers",
+        "Errors are measured on 300 of the test images",
+    ):
+        assert page.index(note) < page.index("| certified error")
+
+
+@pytest.mark.parametrize(
+    ("attacks", "note"),
+    [
+        ([(10, 0.25)], "In all rows, the attack moves a pixel by at most 1.38 eps"),
+        ([(10, 0.25), (40, 0.25)], "In some rows, the attack moves a pixel by at most 1.38 eps"),
+        ([(3, 1.0), (40, 0.25)], ""),
+    ],
+)
+def test_a_note_says_that_an_attack_cannot_cross_the_ball(sweep, attacks, note):
+    """Crossing takes 2 eps; the sizes of the steps fall linearly from `attack_step` to 0."""
+    for seed, (steps, first) in enumerate(attacks):
+        settings = EvaluationSettings(attack_steps=steps, attack_step=first)
+        add(sweep, metrics(), seed=seed, evaluation=settings)
+    notes = "".join(build_leaderboard(sweep).sections[0].notes)
+    assert ("crossing the ball" in notes) == bool(note) and notes.startswith(note)
+
+
+def test_tables_are_aligned_and_nothing_in_them_is_markup(sweep):
+    attack = "<script>alert('x')</script>"
+    add(sweep, metrics(bound_width=0.0123456), options={"a|b": "*x*"}, profile=attack, warnings=[attack])
+    add(sweep, failure=attack, model=attack, method=attack, profile=attack)
+    write_leaderboard(sweep)
+    lines = [line for line in text(sweep, "md").splitlines() if line.startswith("|")][:3]
+    assert len({len(line) for line in lines}) == 1
+    for cell in ("65.00", "0.0123", "3.20", "17,190,602", "a\\|b=\\*x\\*"):
+        assert f"| {cell} " in lines[2]
+    assert "<script" not in text(sweep, "md")
+
+
+def test_latex_escapes_everything_and_marks_the_best(sweep):
+    add(sweep, metrics(60.0), model="cnn5")
+    add(sweep, metrics(70.0), model=r"\input{x} $5 & 50% #1 a_b ^ ~")
+    write_leaderboard(sweep)
+    escaped = r"\textbackslash{}input\{x\} \$5 \& 50\% \#1 a\_b \textasciicircum{} \textasciitilde{} ibp & 70.00"
+    assert r"cnn5 ibp & \textbf{60.00} & " in text(sweep, "tex") and escaped in text(sweep, "tex")
+
+
+def test_latex_has_the_page_s_warnings_and_no_network_is_best_for_having_decided_all(sweep):
+    """A network that predicts one class for all images leaves none undecided."""
+    collapsed = {"standard_error": 90.0, "attack_error": 90.0, "undecided": 0.0}
+    add(sweep, metrics(60.0, undecided=3.0), model="cnn5", profile="cpu", warnings=["50% of the bounds are loose"])
+    add(sweep, metrics(90.0, **collapsed), model="cnn7", profile="cpu")
+    write_leaderboard(sweep)
+    page = text(sweep, "tex")
+    assert r"cnn5 ibp & \textbf{60.00} & \textbf{57.00} & \textbf{46.00} & 3.00 & 1 \\" in page
+    assert r"cnn7 ibp & 90.00 & 90.00 & 90.00 & 0.00 & 1 \\" in page
+    below = page.partition(r"\end{tabular}}")[2].partition(r"\end{table}")[0]
+    assert "Warning: cnn5 ibp: 50\\% of the bounds are loose" in below and "not comparable with published" in below
+
+
+def test_the_terminal_shows_numbers_notes_warnings_failures_and_files(sweep, printed):
+    message = "\n".join(f"the compiler failed at line {number}" for number in range(50))
+    add(sweep, metrics(), options={"markup": "[red]"}, profile="cpu", warnings=[message])
+    add(sweep, metrics(70.0), profile="cpu")
+    add(sweep, failure="no [memory]", model="big", profile="cpu")
+    lines = printed().splitlines()
+    for part in ("65.00", "[red]", "not comparable", "big ibp seed 0: failed: no [memory]", "leaderboard.tex"):
+        assert part in "\n".join(lines)
+    (warning,) = [line for line in lines if line.startswith("Warning: ")]  # one line; whole in the files
+    assert len(warning) <= 160 and "at line 49" not in warning
+    assert "at line 49" in text(sweep, "md") and message in read_json(sweep)[0]["warnings"]
+
+
+def test_rows_without_a_significant_difference_from_the_best_are_marked(sweep, printed):
+    for model, errors in (("cnn7", [10, 11, 12, 10]), ("cnn9", [40, 41, 43, 41]), ("cnn5", [9, 14, 13, 10])):
+        add_errors(sweep, errors, model=model)
+    shown = printed()
+    cells = [
+        [cell.strip() for cell in line.split("|")[1:3]] for line in text(sweep, "md").splitlines() if "| cnn" in line
+    ]
+    assert cells[:3] == [["1 ~", "cnn7"], ["2 ~", "cnn5"], ["3", "cnn9"]]
+    assert [line.split()[:3] for line in shown.splitlines() if line[:1].isdigit()] == [
+        ["1", "~", "cnn7"],
+        ["2", "~", "cnn5"],
+        ["3", "cnn9", "ibp"],
+    ]
+    sentence = "best: cnn7 ibp, 10.8 %; significantly better than cnn9 ibp (p "
+    assert sentence in shown and sentence in text(sweep, "md")
+    assert r"cnn5 ibp$^{\sim}$" in text(sweep, "tex")
+
+
+def test_what_stages_decided_stands_below_the_rows_that_have_it(sweep):
+    counts = {names.examples_at("ibp"): 90, names.seconds_of("ibp"): 1234.5}
+    for seed, decided in enumerate((60, 40)):
+        add(sweep, metrics(60.0, **counts | {names.decided_by("ibp"): decided}), seed=seed)
+    add(sweep, metrics(70.0), model="cnn5")
+    add(sweep, metrics(80.0, **{names.examples_at("ibp"): 0, names.decided_by("ibp"): 0}), model="cnn9")
+    write_leaderboard(sweep)
+    assert "| cnn7 ibp | 50 of 90, 1,234 s |" in text(sweep, "md")
+    assert "| cnn9 ibp | 0 of 0            |" in text(sweep, "md")
+    assert "| cnn5 ibp |" not in text(sweep, "md")
+
+
+@pytest.mark.parametrize("what", ["is not a directory", "holds no trials", "holds no trial that can be read"])
+def test_a_directory_without_readable_trials_is_refused_in_a_line(tmp_path, capsys, what):
+    directory = tmp_path / "study"
+    if what != "is not a directory":
+        directory.mkdir()
+    if what == "holds no trial that can be read":
+        files.write_json(directory / "trials/x" / folder.TRIAL, [])
+    assert main("tables", [str(directory)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {directory} {what}") and len(error.splitlines()) == 1
+    assert not list(tmp_path.rglob("leaderboard.*"))
+
+
+WITHOUT_PACKAGES = """
+import runpy, sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("ray", "mlflow", "pydantic", "torch"):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Absent())
+runpy.run_module("harness.tables", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_the_command_runs_without_ray_mlflow_pydantic_and_torch(sweep):
+    add(sweep, metrics())
+    command = [sys.executable, "-c", WITHOUT_PACKAGES, str(sweep)]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "65.00" in done.stdout and str(sweep / "leaderboard.json") in done.stdout

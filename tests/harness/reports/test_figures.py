@@ -1,0 +1,190 @@
+"""What figures show, against the numbers that they are drawn from."""
+
+import os
+import shutil
+from itertools import combinations, pairwise, product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from made_studies import add, make, make_many, right
+from safetensors.torch import save_file
+
+from harness.attacks.counterexamples import pack
+from harness.common import names
+from harness.leaderboard.table import build_leaderboard
+from harness.reports.figures import error_figures, images, lengths, networks, style
+from harness.reports.figures.catalogue import FIGURES, figures_of
+from harness.reports.figures.section_data import SectionData
+from harness.settings import TrainSettings
+from harness.storage import folder
+from harness.storage.files import DamagedFileError
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+ELSEWHERE = {"counterexamples", "search", "importance", "length"}  # the study has no images, search or second length
+
+
+def section_of(sweep):
+    return SectionData(build_leaderboard(sweep).sections[0])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return section_of(make(tmp_path_factory.mktemp("results") / "study"))
+
+
+@pytest.fixture(scope="module")
+def drawn(data):
+    return {kind.name: figure for kind, figure in figures_of(data)}
+
+
+@pytest.mark.parametrize("name", [kind.name for kind in FIGURES if kind.name not in ELSEWHERE])
+def test_every_figure_has_something_to_show_and_texts_do_not_overlap(drawn, name):
+    figure = drawn[name]
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        for labels in (axes.get_yticklabels(), axes.get_xticklabels()):
+            boxes = [label.get_window_extent() for label in labels if label.get_text() and label.get_visible()]
+            inside = [box for box in boxes if box.width and axes.get_window_extent().expanded(2, 1.2).overlaps(box)]
+            assert not any(a.overlaps(b) for a, b in pairwise(inside))
+        assert axes.get_tightbbox().x1 <= figure.bbox.x1 + 1
+    titles = [axes._left_title.get_window_extent() for axes in figure.axes if axes.get_title("left")]
+    assert not any(a.overlaps(b) for a, b in combinations(titles, 2))
+
+
+@pytest.mark.slow
+def test_figures_of_many_rows_stay_of_a_size_that_can_be_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    for kind, figure in figures_of(section_of(make_many(tmp_path / "many", rows=48, seeds=1, images=100, epochs=3))):
+        figure.draw_without_rendering()  # which warns where a legend leaves no room
+        assert figure.get_figheight() < 15, kind.name
+        assert all(len(legend.get_texts()) <= 12 for legend in figure.legends), kind.name
+
+
+def test_a_written_figure_has_the_page_s_colour_and_ids_of_its_own(drawn, tmp_path):
+    svg = style.write(drawn["seeds"], tmp_path / "a")
+    assert ">cerdeq ibp</text>" in svg
+    one, two = (style.inline(svg, name, "Errors") for name in ("one", "two"))
+    ids = [set(part.split('"')[0] for part in each.split(' id="')[1:]) for each in (one, two)]
+    assert ids[0] and not ids[0] & ids[1]
+    assert style.INK not in one and "currentColor" in one and 'role="img" aria-label="Errors"' in one
+
+
+def test_the_front_has_the_rows_that_no_other_beats_in_both():
+    draw = np.random.default_rng(0).integers(0, 12, (40, 2)).astype(float)
+    rows = pd.DataFrame(draw, columns=[names.STANDARD_ERROR, names.CERTIFIED_ERROR])
+    front = {tuple(point) for point in error_figures.front(rows).to_numpy()}
+    beaten = {(a, b) for a, b in draw if any((c <= a and d <= b) and (c, d) != (a, b) for c, d in draw)}
+    assert front == {tuple(point) for point in draw} - beaten
+
+
+def test_the_bars_of_stages_are_the_shares_of_images(data, drawn):
+    (axes,) = drawn["stages"].axes
+    widths = np.array([patch.get_width() for patch in axes.patches]).reshape(-1, len(data.section.own))
+    means = data.trials.groupby("label", sort=False)[[names.STANDARD_ERROR, names.UNDECIDED_ERROR]].mean()
+    assert widths.sum(0) == pytest.approx(100)
+    assert widths[0] == pytest.approx(means[names.STANDARD_ERROR])
+    assert widths[-1] == pytest.approx(means[names.UNDECIDED_ERROR])
+
+
+def test_depth_shows_widths_before_and_after_training(drawn):
+    """Depth is the option of that name, else counted; equilibria have none."""
+    before, after = drawn["depth"].axes
+    assert before.get_yscale() == after.get_yscale() == "log"
+    points = {(x, y) for line in before.lines if line.get_marker() != "None" for x, y in line.get_xydata()}
+    assert points == {(5.0, 5000.0), (6.0, 5000.0)}
+    assert sum(list(line.get_xdata()) == [0, 1] for line in before.lines) == 2  # cerdeq by two methods
+
+
+def test_depth_has_a_point_for_each_row_and_joins_none_of_one_depth(tmp_path):
+    for epochs, model in ((10, "cnn5"), (40, "cnn5"), (10, "cnn7")):
+        train = TrainSettings(epochs=epochs, ramp_epochs=epochs // 2, decay_epochs=(epochs - 2,))
+        add(tmp_path / "study", right(100 + epochs), model=model, train=train)
+    data = section_of(tmp_path / "study")
+    data.trials[names.BOUND_WIDTH] = [1.0, 100.0, 3.0]
+    _, after = networks.depth(data).axes
+    (five, seven) = sorted(after.lines, key=lambda line: -len(line.get_xdata()))
+    assert sorted(five.get_ydata()) == [1, 100] and five.get_linestyle() == "None"
+    assert len(set(five.get_xdata())) == 1
+    assert list(seven.get_ydata()) == [3]
+
+
+def test_curves_are_those_of_the_best_rows_that_were_trained_here(tmp_path):
+    for number in range(len(style.COLOURS)):
+        path = add(tmp_path / "study", right(190 - number), model="cnn7", options={"depth": number + 2})
+        (path / folder.EPOCHS).unlink()
+    add(tmp_path / "study", right(20))
+    figure = networks.curves(section_of(tmp_path / "study"))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["cnn5 ibp"]
+
+
+def test_length_has_a_line_for_each_network_and_a_point_for_each_length(tmp_path):
+    """Rows are joined across schedules, and only across those."""
+    for epochs, clip_norm, seed in product((10, 40), (10.0, None), range(2)):
+        train = TrainSettings(epochs=epochs, ramp_epochs=epochs // 2, decay_epochs=(epochs - 2,), clip_norm=clip_norm)
+        add(tmp_path / "study", right(100 + epochs + 2 * seed), seed=seed, train=train)
+    add(tmp_path / "study", right(90), model="cnn7", train=TrainSettings(epochs=10, ramp_epochs=5, decay_epochs=(8,)))
+    certified, standard = lengths.length(section_of(tmp_path / "study")).axes
+    points = [[tuple(point) for point in line.get_xydata()] for line in certified.lines]
+    assert np.concatenate(sorted(points)) == pytest.approx(np.array([(10, 44.5), (40, 29.5)] * 2 + [(10, 55.0)]))
+    assert [label.get_text() for label in certified.get_xticklabels()] == ["10", "40"]
+    bars = [segment for bar in certified.collections for segment in bar.get_segments() if len(segment)]
+    assert [np.ptp(bar[:, 1]) for bar in bars] == pytest.approx([2**0.5] * 4), "the row of one seed has no bar"
+    assert len(standard.lines) == 3
+
+
+def test_length_joins_no_schedules_of_one_length(tmp_path):
+    for epochs, ramp_epochs in ((10, 2), (40, 2), (40, 20)):
+        train = TrainSettings(epochs=epochs, ramp_epochs=ramp_epochs, decay_epochs=(epochs - 2,))
+        add(tmp_path / "study", right(100 + ramp_epochs), train=train)
+    certified, _ = lengths.length(section_of(tmp_path / "study")).axes
+    (line,) = certified.lines
+    assert list(line.get_xdata()) == [10, 40, 40] and line.get_linestyle() == "None"
+
+
+def test_adversarial_examples_are_shown_with_the_network_s_prediction(tmp_path):
+    shutil.copytree(GOLDEN / "cnn5", tmp_path / "golden/trials/x")
+    point = torch.full((1, 8, 8), 32767, dtype=torch.int16)
+    save_file({"3": point, "10": pack(-point)}, tmp_path / "golden/trials/x" / folder.COUNTEREXAMPLES)
+    figure = images.counterexamples(section_of(tmp_path / "golden"))
+    assert [axes.get_title().split(":")[0] for axes in figure.axes[:2]] == ["3", "10"]
+    original, adversarial, difference = (figure.axes[row * 2].images[0].get_array() for row in range(3))
+    assert adversarial.max() <= 1 and (adversarial >= original - 1e-12).all()
+    assert difference.max() == pytest.approx(1.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("stored", [{"3": torch.ones(3)}, {"3/x": torch.ones(1)}, {"5000": torch.ones(1, 8, 8)}])
+def test_adversarial_examples_that_cannot_be_read_are_named(tmp_path, stored):
+    trial_dir = tmp_path / "golden/trials/x"
+    shutil.copytree(GOLDEN / "cnn5", trial_dir)
+    save_file({name: tensor.to(torch.int16) for name, tensor in stored.items()}, trial_dir / folder.COUNTEREXAMPLES)
+    with pytest.raises(DamagedFileError, match=str(trial_dir)):
+        images.counterexamples(section_of(tmp_path / "golden"))
+
+
+@pytest.mark.parametrize("name", [folder.COUNTEREXAMPLES, folder.EPOCHS])
+def test_where_a_figure_cannot_be_drawn_the_reason_is_given_and_the_others_are_there(tmp_path, name):
+    trial_dir = tmp_path / "golden/trials/x"
+    shutil.copytree(GOLDEN / "cnn5", trial_dir)
+    (trial_dir / name).write_text("junk")
+    figures = {kind.name: figure for kind, figure in figures_of(section_of(tmp_path / "golden"))}
+    reasons = [figure for figure in figures.values() if isinstance(figure, str)]
+    assert reasons and all(str(trial_dir) in reason for reason in reasons)
+    assert not isinstance(figures["tradeoff"], str)
+
+
+def test_each_row_looks_the_same_in_all_figures_and_no_two_alike(data, drawn):
+    looks = {label: (look["color"], look["marker"]) for label, look in data.looks.items()}
+    assert len(set(looks.values())) == len(looks) == 6
+    for name in ("time", "curves"):
+        lines = {(line.get_color(), line.get_marker()) for line in drawn[name].axes[0].lines}
+        assert lines == set(looks.values())
+
+
+def test_layers_stand_in_each_network_s_own_order(drawn):
+    """Though cnn5's last one comes before cnn7's fourth in a table of both."""
+    lines = {axes.get_title("left"): axes.lines for axes in drawn["layers"].axes}
+    assert all(list(line.get_ydata()) == sorted(line.get_ydata()) for group in lines.values() for line in group)
+    assert [len(line.get_xdata()) for line in lines["cnn7"]] == [5] * 4

@@ -1,0 +1,71 @@
+"""`--set`: read and refused as keys of the file; trials that it changes are never mistaken for the file's."""
+
+import pytest
+from small_sweep import BASE, changed, write
+
+from harness.sweep.sweep_file import load_sweep
+from harness.sweep.trial import trial_key
+
+
+def load(tmp_path, *assignments, profile="full", content=None):
+    return load_sweep(write(tmp_path, content or BASE), profile, True, assignments)
+
+
+def test_a_changed_trial_has_the_change_in_its_profile(tmp_path):
+    sweep, original = load(tmp_path, "train.clip_norm=5", "train.decay_epochs=[2]"), load(tmp_path)
+    mark = "--set train.clip_norm=5 --set train.decay_epochs=[2]"
+    assert {trial.profile for trial in sweep.trials} == {f"full {mark}"}
+    assert {(trial.train.clip_norm, trial.train.decay_epochs) for trial in sweep.trials} == {(5.0, (2,))}
+    assert (sweep.profile, sweep.changed) == ("full", mark)
+    assert not {trial_key(one, "") for one in sweep.trials} & {trial_key(one, "") for one in original.trials}
+
+
+def test_it_overrides_a_profile_but_not_an_entry_s_recipe(tmp_path):
+    content = changed(("profiles", {"small": {"width": 0.5}}), ("trials.0.train", {"clip_norm": 2.0}))
+    sweep = load(tmp_path, "width=0.25", profile="small", content=content)
+    assert {(trial.width, trial.profile) for trial in sweep.trials} == {(0.25, "small --set width=0.25")}
+    sweep = load(tmp_path, "train.clip_norm=5", content=content)
+    assert [trial.profile for trial in sweep.trials[::2]] == ["full", "full --set train.clip_norm=5"]
+
+
+def test_unchanged_trials_are_the_file_s(tmp_path):
+    original = load(tmp_path)
+    assert load(tmp_path, "train.epochs=4").trials == original.trials
+    sweep = load(tmp_path, "seeds=[0]", "resources.cpu=2")
+    assert sweep.trials == [trial for trial in original.trials if trial.seed == 0]
+    assert (sweep.resources.cpu, sweep.changed) == (2, "")
+    sweep = load(tmp_path, "trials=[{model: [cnn5, cnn7], method: ibp}]", "seeds=[0]")
+    assert [(trial.model, trial.profile) for trial in sweep.trials] == [("cnn5", "full"), ("cnn7", "full --set trials")]
+
+
+def test_several_spellings_are_one_change(tmp_path):
+    one = load(tmp_path, "train.kappa=5e-1", "width=0.5")
+    assert one == load(tmp_path, "width=1", "width=.5", "train={kappa: 0.5}"), "a later assignment wins"
+
+
+WRONG = {
+    "no value": ("train.epochs", ["--set: found 'train.epochs'", "KEY=VALUE"]),
+    "an unknown key": ("epochs=3", ["--set: found 'epochs=3'", "train"]),
+    "an unknown key inside": ("train.epoch=3", ["--set: train.epoch: unknown key", "epochs"]),
+    "what a profile cannot change": ("eps=0.1", ["--set: found 'eps=0.1'", "KEY one of evaluation, "]),
+    "plugins": ("plugins=[own.nets]", ["--set: found 'plugins=[own.nets]'"]),
+    "out of range": ("train.epochs=0", ["--set: train.epochs: found 0", "at least 1"]),
+    "another type": ("train.epochs=two", ["--set: train.epochs: found 'two'", "integer"]),
+    "what does not fit": ("train.epochs=2", ["--set: train.decay_epochs: found [3]", "epochs = 2"]),
+    "no YAML": ("seeds=[0", ["--set: found 'seeds=[0'", "YAML"]),
+    "seeds twice": ("seeds=[1, 1]", ["--set: seeds: found [1, 1]"]),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_assignment_is_refused_as_such(refused, tmp_path, case):
+    assignment, expected = WRONG[case]
+    message = refused(write(tmp_path, BASE), "--set", assignment)
+    for part in expected:
+        assert part in message, message
+    assert "study.yaml" not in message
+
+
+def test_a_wrong_file_is_reported_first(refused, tmp_path):
+    message = refused(write(tmp_path, changed(("train.epochs", 0))), "--set", "train.epochs=3")
+    assert "study.yaml: train.epochs: found 0" in message

@@ -1,0 +1,172 @@
+"""`plugins:` of a sweep file: what is imported, what can be named then, what is refused, and how keys follow it."""
+
+import sys
+
+import pytest
+from small_sweep import changed, refusal, trials_of, write
+
+from baselines import registry
+from harness.command_line import main
+from harness.common.errors import InputError
+from harness.data import load
+from harness.storage import folder
+from harness.sweep import plugins
+from harness.sweep.trial import trial_key
+from harness.training import run_trial
+
+NETS = """
+from torch import nn
+from baselines import register
+
+@register("flat")
+def flat(shape, classes, width=1.0, sizes: tuple[int, ...] = (8,)):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, sizes[0]), nn.ReLU(), nn.Linear(sizes[0], classes))
+
+def plain(shape, classes, width=1.0):
+    return flat(shape, classes)
+"""
+BODY = """
+from torch import nn
+
+def body(shape, classes, width=1.0, early_iterations: int = 1, warm_start: bool = False, wide=None):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+def layers(shape, classes, width):
+    return [nn.Flatten(), nn.Linear(64, 10)]
+"""
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A function of files to a package `own` that can be imported; what it registered is forgotten by the next one."""
+    registry.network_names()  # which imports all others
+    builders = dict(registry._BUILDERS)
+
+    def make(**files):
+        monkeypatch.setattr(registry, "_BUILDERS", dict(builders))
+        for name in [name for name in sys.modules if name.partition(".")[0] == "own"]:
+            del sys.modules[name]
+        plugins._import.cache_clear()
+        plugins._digest.cache_clear()
+        (tmp_path / "own").mkdir(exist_ok=True)
+        for name, text in {"__init__": "", "nets": NETS, **files}.items():
+            (tmp_path / "own" / f"{name}.py").write_text(text)
+        monkeypatch.syspath_prepend(tmp_path)
+
+    return make
+
+
+def own(*changes, modules=("own.nets",), model="flat"):
+    """A sweep of one network of a plugin."""
+    return changed(("plugins", list(modules)), ("trials", [{"model": model, "method": "ibp"}]), *changes)
+
+
+def test_what_a_plugin_registers_can_be_named_and_trials_record_it(package, tmp_path, capsys):
+    package()
+    content = own(("trials.0.options", {"sizes": [4]}), ("profiles", {"small": {"seeds": [7]}}))
+    (first, *_) = trials_of(tmp_path, content)
+    assert (first.model, first.options) == ("flat", {"sizes": (4,)}), "by its type a list, and no choice"
+    assert list(first.plugins) == ["own.nets"] and len(first.plugins["own.nets"]) == 16
+    assert capsys.readouterr().err == f"plugin own.nets: imported from {tmp_path / 'own/nets.py'}\n", "once"
+
+
+def test_an_option_with_the_name_of_an_equilibrium_s_is_the_network_s_own(package, tmp_path):
+    package(nets=BODY)
+    options = {"early_iterations": 2, "warm_start": True, "wide": 3}
+    trials = [{"model": "own.nets:body", "method": "plain", "options": options}]
+    ramp = {"epochs": 4, "batch_size": 64, "ramp_epochs": 0, "decay_epochs": []}
+    assert trials_of(tmp_path, own(("trials", trials), ("train", ramp)))[0].options == options
+
+
+def test_a_function_of_a_plugin_is_a_network_without_being_registered(package, tmp_path):
+    package(alone=BODY)
+    trials = trials_of(tmp_path, own(modules=["own"], model=["own.nets:plain", "own.alone:body"]))
+    assert {trial.model for trial in trials} == {"own.nets:plain", "own.alone:body"}
+
+
+WRONG = {  # the source of own.nets, what is changed in the sweep, the message
+    "no such package": (NETS, [("plugins", ["owm.nets"])], "plugins: found 'owm.nets', allowed: a module that Python"),
+    "no such module": (NETS, [("plugins", ["own.nts"])], "found 'own.nts', allowed: a module that can be imported"),
+    "a path": (NETS, [("plugins", ["own/nets.py"])], "plugins: found 'own/nets.py', allowed: the name of a module"),
+    "no list": (NETS, [("plugins", "own.nets")], "plugins: found 'own.nets', allowed: a list of names of modules"),
+    "an error": ("1 / 0", [], "plugins: found 'own.nets', allowed: a module that can be imported; importing it ended"),
+    "a taken name": (
+        "from baselines import register\nregister('cnn7')(lambda shape, classes, width: None)", [],
+        "ValueError: network 'cnn7' is registered twice",
+    ),
+    "a function from elsewhere": (NETS, [("trials.0.model", "os:system")], "trials.0.model: found 'os:system'"),
+    "one without plugins": (NETS, [("plugins", []), ("trials.0.model", "own.nets:plain")], "there are none"),
+    "no such function": (NETS, [("trials.0.model", "own.nets:deep")], "model: module own.nets has no function 'deep'"),
+    "no module": (BODY, [("trials.0.model", "own.nets:layers")], "found list, allowed: an nn.Module"),
+    "weights that are read": (
+        BODY.replace("10))", "int(nn.Linear(2, 2).weight.sum())))"), [("trials.0.model", "own.nets:body")],
+        "cannot be built on torch's device 'meta'",
+    ),
+    "an unknown network": (NETS, [("trials.0.model", "flt")], "trials.0.model: found 'flt', allowed: "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_plugin_is_refused_by_file_and_key(case, package, tmp_path):
+    source, changes, expected = WRONG[case]
+    package(nets=source)
+    message = refusal(tmp_path, own(*changes))
+    assert message.startswith(f"{tmp_path}/study.yaml: ") and expected in message
+
+
+def test_a_wrong_plugin_ends_the_command_before_anything_starts(refused, package, tmp_path):
+    package(nets="1 / 0")
+    assert "study.yaml: plugins: found 'own.nets'" in refused(write(tmp_path, own()))
+
+
+def test_a_key_follows_the_source_of_the_whole_package_and_nothing_else(package, tmp_path):
+    def keys(**files):
+        package(**files)
+        return [trial_key(trial, "data") for trial in trials_of(tmp_path, own())]
+
+    before = keys()
+    (tmp_path / "own/notes.txt").write_text("of no matter")
+    assert keys() == before
+    assert not set(keys(helper="x = 1")) & set(before)
+
+
+def test_a_trial_is_refused_where_its_plugin_is_another(package, tiny_trial, tmp_path):
+    package()
+    config = tiny_trial("own.nets:plain", plugins=plugins.digests(["own.nets"]), train={"epochs": 1, "ramp_epochs": 1})
+    assert run_trial(config, tmp_path / "trial").metrics
+    package(nets=NETS + "\n")
+    (tmp_path / "trial" / folder.RESULT).unlink()
+    with pytest.raises(InputError, match=r"own.nets:plain ibp seed 0: plugins.own.nets: found .* train anew"):
+        run_trial(config, tmp_path / "trial")
+
+
+COMMANDS = {
+    "certify": [],
+    "benchmark": ["cnn5", "--only", "bounds", "--images", "1", "--trained"],
+    "tables": [],
+    "status": [],
+    "report": [],
+    "paired": [],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_command_imports_a_plugin_of_results_that_it_was_not_told_to_trust(
+    command, package, tiny_trial, tmp_path, monkeypatch, capsys
+):
+    """The results lie in the working directory, which Python searches first."""
+    package(nets="raise SystemExit('imported')")
+    config = tiny_trial("own.nets:plain", plugins=plugins.digests(["own.nets"]))
+    trial = folder.make_trial(config, load("digits").fingerprint)
+    trial_dir = tmp_path / "results/trials" / trial.key
+    folder.take_over(trial_dir, trial)
+    errors = dict.fromkeys(("certified_error", "attack_error", "standard_error"), 50.0)
+    folder.write_result(trial_dir, folder.TrialResult(trial.key, errors, {}, {}, []))
+    (trial_dir / folder.WEIGHTS).touch()
+    monkeypatch.chdir(tmp_path)
+    path = trial_dir if command == "benchmark" else trial_dir.parents[1]
+    status = main(command, [*COMMANDS[command], str(path)])
+    assert "own" not in sys.modules and "own.nets" not in sys.modules
+    if command in ("certify", "benchmark"):
+        assert status == 2
+        assert "it names the plugin own.nets; if you trust that, add --plugin own.nets" in capsys.readouterr().err

@@ -1,0 +1,106 @@
+"""The key `search`: what is refused, what it makes of entries, and that it leaves the file's trials alone."""
+
+import pytest
+from small_sweep import changed, entry, refusal, trials_of, write
+
+from harness.sweep.sweep_file import load_sweep
+from harness.sweep.trial import trial_key
+
+SEARCH = {"spaces": {"train.learning_rate": {"log_uniform": [1e-4, 1e-2]}}, "trials": 3}
+WRONG = [
+    ({"budget": 3}, "search.budget: unknown key", "trials, hours"),
+    ({"sampler": "tpa"}, "search.sampler: found 'tpa'", "'tpe'"),
+    ({"objectives": ["loss"]}, "search.objectives.0: found 'loss'", "certified_error"),
+    ({"trials": None}, "search.trials: found None", "hours"),
+    ({"trials": 0}, "search.trials: found 0", "equal to 1"),
+    ({"spaces": {}}, "search.spaces: found {}", "at least one setting"),
+    ({"seeds": 3}, "search.seeds: found 3", "at most the sweep's 2"),
+    ({"asha": {"min_epochs": 1}, "objectives": ["certified_error", "standard_error"]}, "search.asha", "objectives"),
+    ({"asha": {"min_epochs": 1000}}, "search.asha.min_epochs: found 1000", "less than epochs"),
+]
+SPACES = [
+    ("train.l1", {"unform": [0, 1]}, "search.spaces.train.l1.unform: unknown key", "log_uniform"),
+    ("train.l1", {"uniform": [0, 1], "choice": [0, 1]}, "search.spaces.train.l1", "one of uniform"),
+    ("train.l1", {"uniform": [1, 0]}, "search.spaces.train.l1.uniform: found [1.0, 0.0]", "smaller one first"),
+    ("train.l1", {"log_uniform": [0, 1]}, "search.spaces.train.l1.log_uniform", "above 0"),
+    ("train.l1", {"choice": [0]}, "search.spaces.train.l1.choice: found [0]", "two different"),
+    ("epochs", {"integer": [1, 2]}, "search.spaces.epochs", "train, options"),
+    ("method_options.alpha", {"uniform": [0, 1]}, "search.spaces.method_options.alpha", "a network or method of"),
+    ("train.kappa", {"uniform": [0, 2]}, "search.spaces.train.kappa: train.kappa: found 2.0", "from 0 to 1"),
+    ("train.ramp_epochs", {"integer": [1, 9]}, "search.spaces.train.ramp_epochs: train.ramp_epochs: found 9", "ramp"),
+    (
+        "options.margin",
+        {"uniform": [0.1, 0.5]},
+        "search.spaces: found ['options.margin']",
+        "a setting that cnn5 ibp uses",
+    ),
+]
+
+
+def searching(*changes, **search):
+    """The content of a sweep file with a search."""
+    return changed(("search", SEARCH | search), *changes)
+
+
+def searched(tmp_path, *changes, assignments=(), **search):
+    """The entries that are searched."""
+    return load_sweep(write(tmp_path, searching(*changes, **search)), "full", True, assignments).searched
+
+
+@pytest.mark.parametrize(
+    ("search", "problem", "allowed"),
+    [*WRONG, *(({"spaces": {key: space}}, problem, allowed) for key, space, problem, allowed in SPACES)],
+)
+def test_a_wrong_search_is_refused_by_file_and_key(tmp_path, search, problem, allowed):
+    message = refusal(tmp_path, searching(**search))
+    assert f"study.yaml: {problem}" in message and allowed in message, message
+
+
+def test_a_search_that_does_not_fit_the_sweep_is_refused(tmp_path):
+    assert "validation_images: found 50, allowed: 0 beside search" in refusal(
+        tmp_path, searching(("validation_images", 50))
+    )
+    twice = [entry(train={"learning_rate": rate}) for rate in (1e-3, 2e-3)]
+    message = refusal(tmp_path, searching(("trials", twice)))
+    assert "trials: found 'cnn5 ibp', allowed: entries that differ in more than what is searched" in message
+    assert searched(tmp_path, ("trials", [entry(), entry(train={"kappa": 0.1})]))
+
+
+def test_a_space_holds_for_the_entries_that_use_it(tmp_path):
+    spaces = SEARCH["spaces"] | {"options.margin": {"uniform": [0.1, 0.5]}}
+    plain, cerdeq = searched(tmp_path, spaces=spaces)
+    assert set(plain.spaces) == {"train.learning_rate"} and set(cerdeq.spaces) == set(spaces)
+    assert cerdeq.written == {"train.learning_rate": 5e-4, "options.margin": 0.3}
+    made = cerdeq.config({"train.learning_rate": 1e-3, "options.margin": 0.2})
+    assert (made.train.learning_rate, made.options) == (1e-3, {"margin": 0.2})
+    assert cerdeq.config(cerdeq.written) == cerdeq.base, "a default that is written out is the same trial"
+
+
+def test_an_entry_is_recognised_among_choices_that_write_it_in_another_way(tmp_path):
+    spaces = {
+        "train.clip_norm": {"choice": [1, 10, None]},
+        "train.eps": {"choice": ["8/255", "1/16"]},
+        "train.decay_epochs": {"choice": [[2], [3]]},
+        "options.iterations": {"choice": [8, 10]},
+        "options.gain": {"choice": [None, 0.5]},
+    }
+    cerdeq = searched(tmp_path, ("train.eps", "2/32"), spaces=spaces)[1]
+    assert cerdeq.written == {
+        "train.clip_norm": 10, "train.eps": "1/16", "train.decay_epochs": [3], "options.iterations": 10,
+        "options.gain": 0.5,
+    }  # fmt: skip
+    assert cerdeq.config(cerdeq.written) == cerdeq.base
+    spaces["train.clip_norm"] = {"choice": [1, None]}
+    assert searched(tmp_path, ("train.eps", "2/32"), spaces=spaces)[1].written is None
+
+
+def test_a_search_leaves_the_keys_of_what_is_written_alone(tmp_path):
+    keys = [[trial_key(one, "data") for one in trials_of(tmp_path, content)] for content in (changed(), searching())]
+    assert keys[0] == keys[1]
+
+
+def test_set_marks_candidates_too_and_a_budget_is_no_change(tmp_path):
+    for one in searched(tmp_path, assignments=["train.epochs=5", "search.trials=9"]):
+        made = one.config({"train.learning_rate": 1e-3})
+        assert made.profile == "full --set train.epochs=5" and made.train.epochs == 5
+    assert searched(tmp_path, assignments=["search.trials=9"])[0].base.profile == "full"

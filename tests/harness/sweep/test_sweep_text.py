@@ -1,0 +1,99 @@
+"""A sweep file as text: what is no YAML mapping is refused, and YAML's numbers arrive as numbers."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from small_sweep import BASE, changed, trials_of, write
+
+from harness.common.errors import InputError
+from harness.sweep.profiles import check_keys
+from harness.sweep.sweep_file import load_sweep
+
+TEXTS = {
+    "empty": ("", "found nothing, allowed: a mapping"),
+    "no YAML": ("name: [unclosed\n", "is not YAML: while parsing a flow sequence in line 1, column 7"),
+    "a key twice": ("name: x\ntrain: {epochs: 3, epochs: 4}\n", "is not YAML: key 'epochs' appears twice"),
+    "a Python object": ("name: !!python/object/apply:os.system ['true']\n", "is not YAML: "),
+    "a day that does not exist": ("name: !!timestamp 2026-02-31\n", "is not YAML: "),
+    "a date as a key": (yaml.safe_dump(BASE) + "2026-11-20: x\n", "2026-11-20: unknown key"),
+    "a number as a key": (yaml.safe_dump(BASE) + "5: x\n", "5: unknown key"),
+}
+
+
+@pytest.mark.parametrize("case", TEXTS)
+def test_a_text_that_is_no_sweep_is_refused(refused, tmp_path, case):
+    text, message = TEXTS[case]
+    assert f"{tmp_path}/study.yaml: {message}" in refused(write(tmp_path, text))
+
+
+NINE = "[{}]".format(", ".join(["*{0}"] * 9))
+BOMBS = {
+    "aliases of aliases": "x: &a0 [1]\n" + "".join(f"x{i}: &a{i} {NINE.format(f'a{i - 1}')}\n" for i in range(1, 9)),
+    "merge keys of merge keys": "x: &a0 {k: 1}\n"
+    + "".join(f"x{i}: &a{i} {{<<: {NINE.format(f'a{i - 1}')}, k{i}: 1}}\n" for i in range(1, 9)),
+    "deep lists": "x: " + "[" * 20_000 + "]" * 20_000,
+    "deep mappings": "x: " + "{a: " * 3_000 + "1" + "}" * 3_000,
+    "a long number": "x: " + ":".join(["59"] * 50_000),
+    "a long list": f"x: [{'1,' * 60_000}1]",
+    "a long text": "x: 1\n" * 200_001,
+}
+
+
+@pytest.mark.parametrize("case", BOMBS)
+def test_a_text_that_would_become_large_is_refused_before_it_does(tmp_path, case):
+    path = write(tmp_path, BOMBS[case])
+    with pytest.raises(InputError, match=r"study\.yaml: is not YAML: it (has|is longer than) "):
+        check_keys(path, None, [])
+
+
+def test_a_file_that_is_endless_is_refused():
+    with pytest.raises(InputError, match="cannot be read: it is no file"):
+        check_keys(Path("/dev/zero"), None)
+
+
+def test_a_file_that_cannot_be_read_is_refused(refused, tmp_path):
+    assert "nowhere.yaml: cannot be read: No such file" in refused(tmp_path / "nowhere.yaml")
+    (tmp_path / "latin.yaml").write_bytes("name: é\n".encode("latin-1"))
+    assert "latin.yaml: cannot be read: 'utf-8'" in refused(tmp_path / "latin.yaml")
+
+
+@pytest.mark.parametrize("text", ["5e-1", "5E-1", "+5e-1", "5.e-1", ".5e0", "0.5"])
+def test_a_number_of_yaml_1_2_is_a_number(tmp_path, text):
+    content = yaml.safe_dump(BASE).replace("epochs: 4", f"epochs: 4\n  clip_norm: {text}", 1)
+    assert trials_of(tmp_path, content)[0].train.clip_norm == 0.5
+
+
+@pytest.mark.parametrize(
+    ("key", "allowed"),
+    [("epochs", "an integer"), ("clip_norm", "a number"), ("recompute_statistics", "true or false")],
+)
+@pytest.mark.parametrize("text", ["010", "1:30:00", "1_000", "0x10", "0b1", "yes", "on", "2026-11-20", "0o7", "1:30.5"])
+def test_what_yaml_1_1_reads_otherwise_than_it_looks_is_a_text(tmp_path, key, allowed, text):
+    content = yaml.safe_dump(changed(remove=["train"])) + f"train: {{{key}: {text}}}\n"
+    with pytest.raises(InputError, match=f"study.yaml: train.{key}: found '{text}', allowed: {allowed}"):
+        check_keys(write(tmp_path, content), None)
+
+
+@pytest.mark.parametrize("text", ["no", "1:30", "007", "2026-11-20"])
+def test_a_name_is_the_text_that_is_written(tmp_path, text):
+    content = yaml.safe_dump(changed(("profiles", {"small": {}}))).replace("small", text)
+    assert trials_of(tmp_path, content, text)[0].profile == text
+
+
+def test_an_integer_is_accepted_for_a_number(tmp_path):
+    content = changed(("train.clip_norm", 5), ("width", 1), ("resources.gpu", 1))
+    sweep = load_sweep(write(tmp_path, content), None, True)
+    values = (sweep.trials[0].train.clip_norm, sweep.trials[0].width, sweep.resources.gpu)
+    assert values == (5.0, 1.0, 1.0) and all(type(value) is float for value in values)
+
+
+def test_an_eps_that_yaml_reads_as_a_number_is_exact(tmp_path):
+    content = yaml.safe_dump(BASE).replace("eps: 1/16", "eps: 0.1")
+    assert str(trials_of(tmp_path, content)[0].eps) == "1/10"
+
+
+def test_aliases_and_merge_keys_are_accepted(tmp_path):
+    text = yaml.safe_dump(changed(("seeds", [0]))) + "profiles:\n  a: &a {width: 0.5}\n  b: {<<: *a, seeds: [3]}\n"
+    config = trials_of(tmp_path, text, "b")[0]
+    assert (config.width, config.seed) == (0.5, 3)

@@ -1,0 +1,171 @@
+"""From a good sweep file to its trials: every field arrives, in the file's order.
+
+sweep_keys.json says which trials the project's own files have under each profile, so that a change of how they are
+written leaves those as they are. Where they are meant to change, write it anew by
+`PYTHONPATH=tests:tests/harness python tests/harness/sweep/test_sweep_to_trials.py`.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+from fetched_checkpoints import why_not_loadable
+from small_sweep import BASE, changed, trials_of, write
+from test_trial_config import ELSEWHERE, OTHER
+
+from harness.common.errors import InputError
+from harness.settings import EvaluationSettings, TrainSettings
+from harness.sweep import sweep_file
+from harness.sweep.buildable import check_buildable
+from harness.sweep.sweep_file import load_profiles, load_sweep
+from harness.sweep.trial import TrialConfig, trial_key
+
+PROJECT = Path(__file__).resolve().parents[3]
+SWEEPS = sorted((PROJECT / "sweeps").glob("*.yaml"), key=lambda path: path.stem)
+RECORD = Path(__file__).with_name("sweep_keys.json")
+
+
+def digest(trials):
+    """How many trials, and a hash of all their keys."""
+    keys = sorted(trial_key(trial, "data") for trial in trials)
+    return [len(keys), hashlib.sha256("".join(keys).encode()).hexdigest()[:16]]
+
+
+def test_trials_are_in_the_file_s_order_seeds_inside(tmp_path):
+    entries = [{"model": name, "method": "ibp"} for name in ("deqlate", "cnn7")]
+    trials = trials_of(tmp_path, changed(("seeds", [5, 0, 3]), ("trials", entries)))
+    assert [(t.model, t.seed) for t in trials] == list(itertools.product(("deqlate", "cnn7"), (5, 0, 3)))
+
+
+def test_every_field_reaches_the_trial(tmp_path):
+    """`OTHER` has a value for every field that is not its default; these fit together."""
+    values = OTHER | {
+        "options": {"margin": 0.2, "gain": None, "early_iterations": 2, "equilibria": 2, "groups": 4, "norm": False},
+        "train_images": 77,
+        "train.regularisation": 0.25,
+        "evaluation.stages": ("ibp", "crown", "bab"),
+        "evaluation.test_images": None,
+    }
+    values["options"]["parametrisation"] = "orthogonal"
+    own = {name: value for name, value in values.items() if "." not in name and name not in ("plugins", *ELSEWHERE)}
+    train, evaluation = (
+        {name.removeprefix(section): value for name, value in values.items() if name.startswith(section)}
+        for section in ("train.", "evaluation.")
+    )
+    expected = TrialConfig(
+        **own | {"train": TrainSettings(**train), "evaluation": EvaluationSettings(**evaluation), "profile": "mine"}
+    )
+    entry = {key: own[key] for key in ("model", "method", "options", "method_options")}
+    file_keys = ("dataset", "eps", "width", "train_images", "validation_images")
+    content = {key: own[key] for key in file_keys} | {"name": own["sweep"], "seeds": [own["seed"]], "trials": [entry]}
+    content |= {"train": train, "evaluation": evaluation, "resources": {"cpu": 3, "gpu": 0.25}}
+    text = json.dumps(content | {"profiles": {"mine": {}}})
+    sweep = load_sweep(write(tmp_path, text), "mine", True)
+    assert sweep.trials == [expected]
+    assert (sweep.name, sweep.profile, sweep.dataset, str(sweep.eps)) == ("other", "mine", "mnist", "2/255")
+    assert (sweep.resources.cpu, sweep.resources.gpu) == (3, 0.25)
+
+
+def test_what_a_file_leaves_out_is_the_default(tmp_path):
+    config = trials_of(tmp_path, changed(remove=["train"]))[0]
+    assert (config.train, config.evaluation) == (TrainSettings(), EvaluationSettings())
+    assert (config.width, config.train_images, config.validation_images, config.options) == (1.0, None, 0, {})
+
+
+def test_an_entry_s_width_and_recipe_override_the_sweep_s(tmp_path):
+    recipe = {"clip_norm": None, "regularisation": 0, "decay_epochs": []}
+    content = changed(("width", 0.5), ("trials.1.width", 0.25), ("trials.1.train", recipe), ("seeds", [0]))
+    plain, other = trials_of(tmp_path, content)
+    assert (plain.width, other.width) == (0.5, 0.25)
+    assert other.train == dataclasses.replace(plain.train, clip_norm=None, regularisation=0.0, decay_epochs=())
+
+
+SAME = {  # entries that are the same trial as one of BASE's
+    "defaults": {"model": "cerdeq", "method": "ibp", "options": {"margin": 0.3, "parametrisation": "perron"}},
+    "an integer for a number": {"model": "cnn5", "method": "ibp", "width": 1, "options": {}},
+    "the sweep's recipe": {"model": "cnn5", "method": "ibp", "train": {"epochs": 4, "clip_norm": 10, "eps": 0.0625}},
+}
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_another_spelling_is_the_same_trial_and_refused_beside_it(tmp_path, case):
+    (trial,) = trials_of(tmp_path, changed(("trials", [SAME[case]]), ("seeds", [0])))
+    assert trial in trials_of(tmp_path, BASE)
+    with pytest.raises(InputError, match=r"trials\.2\.model: .* a trial that differs from trials\.[01] "):
+        trials_of(tmp_path, changed(("trials", [*BASE["trials"], SAME[case]])))
+
+
+def test_options_of_methods_are_part_of_a_trial(tmp_path):
+    options = [{}, {"loss_fusion": False}, {"final_beta": 0.5}]
+    entries = [{"model": "cnn5", "method": "crown-ibp", "method_options": own} for own in options]
+    trials = trials_of(tmp_path, changed(("trials", entries), ("seeds", [0])))
+    assert [trial.method_options for trial in trials] == options
+    assert len({trial_key(trial, "data") for trial in trials}) == 3
+    assert trials[1].label == "cnn5 crown-ibp loss_fusion=False seed 0"
+
+
+@pytest.fixture(scope="module")
+def networks():
+    """The networks that were built, by what decides whether they can be."""
+    return {}
+
+
+@pytest.fixture
+def _build_each_network_once(monkeypatch, networks):
+    """Loading a file builds each network under each of its profiles, and files share networks."""
+
+    def check(trial):
+        key = trial.model, trial.dataset, str(trial.options), trial.method, str(trial.method_options)
+        if key not in networks:
+            networks[key] = check_buildable(trial)
+        return networks[key]
+
+    monkeypatch.setattr(sweep_file, "check_buildable", check)
+
+
+@pytest.mark.usefixtures("_build_each_network_once")
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.name)
+def test_the_project_s_own_sweeps_load_under_each_profile(path):
+    if reason := why_not_loadable(path.stem):
+        pytest.skip(reason)
+    sweeps = load_profiles(path)
+    assert all((sweep.name, sweep.profile) == (path.stem, profile) for profile, sweep in sweeps.items())
+    digests = {profile: digest(sweep.trials) for profile, sweep in sweeps.items()}
+    assert digests == json.loads(RECORD.read_text())[path.stem], __doc__
+
+
+if __name__ == "__main__":
+    before = json.loads(RECORD.read_text())
+    made = {
+        path.stem: before[path.stem]
+        if why_not_loadable(path.stem)
+        else {profile: digest(sweep.trials) for profile, sweep in load_profiles(path).items()}
+        for path in SWEEPS
+    }
+    RECORD.write_text(json.dumps(made, indent=1) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("train", "decays", "ramp"),
+    [
+        ({"epochs": 1}, (), 0),
+        ({"epochs": 2}, (1,), 1),
+        ({"epochs": 16}, (12, 14), 8),
+        ({"epochs": 16, "decay_epochs": [15]}, (15,), 8),
+        ({"epochs": 16, "ramp_start": 12}, (12, 14), 5),
+        ({"epochs": 150}, (120, 140), 80),
+        ({}, (120, 140), 80),
+    ],
+)
+def test_decays_and_ramp_that_a_file_does_not_give_fit_into_its_epochs(tmp_path, train, decays, ramp):
+    settings = trials_of(tmp_path, changed(("train", train)))[0].train
+    assert (settings.decay_epochs, settings.ramp_epochs) == (decays, ramp)
+
+
+def test_a_file_without_a_recipe_but_epochs_on_the_command_line_is_a_sweep(tmp_path):
+    path = write(tmp_path, changed(remove=["train"]))
+    (trial, *_) = load_sweep(path, None, True, ["train.epochs=1"]).trials
+    assert trial.train.decay_epochs == () and trial.train.ramp_epochs == 0

@@ -1,0 +1,136 @@
+"""One Ray, one finished sweep and one new MLflow store for all tests, since each takes seconds to make."""
+
+import logging
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from mlflow_folders import finish, make_folder
+from processes import descendants
+from study import POLITENESS, SETTINGS, TINY, Study
+
+from harness.reports.figures import catalogue
+from harness.tracking.store import Tracker
+from harness.tune.ray_cluster import patient_start, ray  # which prepares the environment that Ray reads
+
+STORED_PATHS = (  # where MLflow's tables say where files lie
+    ("runs", "artifact_uri"),
+    ("experiments", "artifact_location"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+
+
+@pytest.fixture(autouse=True)
+def _no_figures(monkeypatch):
+    """Of commands in this process; figures are drawn in tests/harness/figures and by commands in their own."""
+    monkeypatch.setattr(catalogue, "FIGURES", [])
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch):
+    """What the environment says of data, Ray and MLflow is not for tests."""
+    for variable in SETTINGS:
+        monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """A Ray with four CPUs and two GPUs, all pretended, for all calls in this process; `finished` starts its own.
+
+    Workers inherit three OpenMP threads, so that whoever has one has it from the project.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**POLITENESS, "OMP_NUM_THREADS": "3"}.items():
+            patch.setenv(name, value)
+        options = {"include_dashboard": False, "logging_level": logging.ERROR, "log_to_driver": False}
+        with patient_start():
+            ray.init("local", num_cpus=4, num_gpus=2, **options)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory, opened_store):
+    """The URI of an MLflow store of the sweeps', by their names."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    shutil.copy(opened_store.removeprefix("sqlite:///"), path)
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, store):
+    """The command in a process of its own, on a terminal nobody watches, and what is left of it."""
+    study = Study(tmp_path_factory.mktemp("tiny"), TINY, store)
+    driver = study.start(cwd=study.root)
+    started = set()
+
+    def watch():
+        while driver.poll() is None:
+            started.update(descendants(driver.pid))
+            time.sleep(0.3)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    study.out, study.err = driver.communicate(timeout=280)
+    watching.join()
+    study.status, study.processes = driver.returncode, started
+    return study
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """The finished study in a directory and an MLflow store that a test may spoil, files that it logged included."""
+    shutil.copytree(finished.root / "results", tmp_path / "results")
+    path = Path(finished.store.removeprefix("sqlite:///"))
+    shutil.copy(path, tmp_path / "mlflow.db")
+    shutil.copytree(path.parent / "mlruns", tmp_path / "mlruns")
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
+        for table, column in STORED_PATHS:
+            moved = f"UPDATE {table} SET {column} = replace({column}, ?, ?)"
+            database.execute(moved, (str(path.parent / "mlruns"), str(tmp_path / "mlruns")))
+    return Study(tmp_path, TINY, f"sqlite:///{tmp_path}/mlflow.db")
+
+
+@pytest.fixture
+def no_ray(monkeypatch):
+    """Ray cannot be imported by the command, let alone started."""
+    monkeypatch.setitem(sys.modules, "harness.tune.ray_tune", None)
+
+
+@pytest.fixture(scope="session")
+def made_by_default(tmp_path_factory):
+    """A process without a setting of a store that logged a finished trial, and the directory that it worked in."""
+    directory = tmp_path_factory.mktemp("default-store") / "a directory"
+    directory.mkdir()
+    finish(trial_dir := make_folder(directory.parent))
+    code = (
+        "import pathlib, sys; from harness.tracking.store import Tracker; "
+        "Tracker.open('study').sync(pathlib.Path(sys.argv[1]))"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    command = [sys.executable, "-W", "default", "-c", code, str(trial_dir)]
+    environment |= {"PYTHONPATH": str(Path(__file__).parents[3])}
+    return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True), directory
+
+
+@pytest.fixture(scope="session")
+def opened_store(tmp_path_factory, made_by_default):
+    """The URI of an MLflow store that has been opened; each test's experiment has its name."""
+    path = tmp_path_factory.mktemp("opened-store") / "mlflow.db"
+    shutil.copy(made_by_default[1] / "mlflow.db", path)
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture
+def tracker(opened_store, request):
+    """An experiment of the test's own."""
+    return Tracker.open(request.node.name, opened_store)

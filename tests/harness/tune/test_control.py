@@ -1,0 +1,263 @@
+"""Which trials a run takes and how it ends: --dry-run, --only, --set, --fail-fast, --retry-failed, Ctrl-C."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+
+import mlflow
+import pytest
+import torch
+from study import TINY, Study, snapshot
+
+from harness.checker.bounds import operators
+from harness.common import names
+from harness.storage import folder
+from harness.tracking.mlflow_sync import MlflowSync
+from harness.tune import ray_tune
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
+
+
+@pytest.fixture
+def unfinished(copied):
+    """The finished study without its results: both trials are to be run."""
+    for trial_dir in copied.trial_dirs.values():
+        (trial_dir / folder.RESULT).unlink()
+    return copied
+
+
+@pytest.fixture
+def replace_ray(monkeypatch):
+    """A function that replaces Ray by another: it gets the folders and the callbacks of run_on_ray."""
+
+    def replace(act):
+        def run_on_ray(folders, work, on_report, on_end, options, directory):
+            act(folders, on_report, on_end)
+
+        monkeypatch.setattr(ray_tune, "run_on_ray", run_on_ray)
+
+    return replace
+
+
+@pytest.fixture
+def started(unfinished, replace_ray):
+    """The models whose trials are started, in order; each fails."""
+    models = {trial_dir.name: model for (model, _), trial_dir in unfinished.trial_dirs.items()}
+    started = []
+
+    def act(folders, on_report, on_end):
+        for trial_dir in folders:
+            started.append(models[trial_dir.name])
+            on_end(trial_dir, "it died")
+
+    replace_ray(act)
+    return started
+
+
+def statuses(study):
+    return {run.data.tags["model"]: run.info.status for run in study.runs.values()}
+
+
+def test_a_dry_run_shows_each_trial_and_writes_nothing(copied, no_ray, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "harness.tracking.store", None)
+    (copied.trial_dirs["cerdeq", 0] / folder.RESULT).unlink()
+    before = snapshot(copied.root)
+    assert copied.main("--dry-run") == 0
+    printed = capsys.readouterr().out
+    assert snapshot(copied.root) == before
+    lines = {label: next(line for line in printed.splitlines() if line.startswith(label)) for label in ("cnn5", "cerd")}
+    for part in (copied.trials["cnn5", 0].key, "finished", "certified error", " no "):
+        assert part in lines["cnn5"]
+    for part in (copied.trials["cerdeq", 0].key, "unfinished", "epoch 2 of 2", " yes ", "unknown"):
+        assert part in lines["cerd"]
+    for part in ("1 CPUs and 0 GPUs for each trial", "side by side", "time: unknown", "nothing was started"):
+        assert part in printed
+
+
+def test_networks_that_recheck_cannot_read_are_named_before_anything_starts(tmp_path, no_ray, monkeypatch, capsys):
+    monkeypatch.delitem(operators._MODULES, torch.nn.ReLU)
+    study = Study(tmp_path, {**TINY, "seeds": [0, 1]}, "sqlite:///nowhere.db")
+    assert study.main("--dry-run") == 0
+    lines = capsys.readouterr().out.splitlines()
+    warnings = [line for line in lines if "harness.recheck will confirm no verdict: it has no rule for ReLU()" in line]
+    assert [line.split(": ")[:2] for line in warnings] == [["warning", "cnn5"], ["warning", "cerdeq"]]
+
+
+def test_a_dry_run_estimates_by_trials_of_the_same_row(copied, no_ray, capsys):
+    study = Study(copied.root, {**TINY, "seeds": [0, 1]}, copied.store)
+    for model in ("cnn5", "cerdeq"):  # 2 epochs of a minute, 4 minutes of evaluation
+        trial_dir = study.trial_dirs[model, 0]
+        rows = [row | {names.TRAIN_EPOCH_SECONDS: 60.0} for row in folder.read_epochs(trial_dir)[1:]]
+        (trial_dir / folder.EPOCHS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        result = json.loads((trial_dir / folder.RESULT).read_text())
+        result["metrics"][names.EVALUATION_SECONDS] = 240.0
+        (trial_dir / folder.RESULT).write_text(json.dumps(result))
+    assert study.main("--dry-run") == 0
+    printed = capsys.readouterr().out
+    assert len([line for line in printed.splitlines() if " yes " in line and line.rstrip().endswith(" 6.0 min")]) == 2
+    assert "time: 12.0 min of work for 2 of 2 trials" in printed
+
+
+def test_a_dry_run_before_the_first_makes_no_directory(tmp_path, no_ray, capsys):
+    study = Study(tmp_path, {**TINY, "seeds": list(range(20))}, "sqlite:///nowhere.db")
+    assert study.main("--dry-run") == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"sweep.yaml"}
+    assert capsys.readouterr().out.count("not begun") == 40
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--dry-run", "--export", "there"], ["--export"]),
+        (["--max-concurrent", "0"], ["--max-concurrent"]),
+        (["--only", "resnet*"], ["--only", "resnet*", "cnn5 ibp seed 0", "cerdeq ibp seed 0"]),
+    ],
+    ids=["dry export", "none at a time", "no such trial"],
+)
+def test_options_that_cannot_be_are_refused(tmp_path, no_ray, capsys, monkeypatch, options, expected):
+    monkeypatch.chdir(tmp_path)
+    assert Study(tmp_path, TINY, "sqlite:///nowhere.db").main(*options) == 2
+    error = capsys.readouterr().err
+    assert all(part in error for part in expected)
+    assert {path.name for path in tmp_path.iterdir()} == {"sweep.yaml"}
+
+
+def test_the_longest_trials_start_first_and_failed_ones_last(unfinished, started):
+    """As seed 1 of each row took: `cerdeq` longer than `cnn5`, which stands first in the file."""
+    for trial_dir in unfinished.trial_dirs.values():
+        (trial_dir / folder.EPOCHS).unlink()
+    study = Study(unfinished.root, {**TINY, "seeds": [0, 1]}, unfinished.store)
+    for model, seconds in (("cnn5", 1.0), ("cerdeq", 100.0)):
+        trial_dir, trial = study.trial_dirs[model, 1], study.trials[model, 1]
+        folder.take_over(trial_dir, trial)
+        folder.write_epoch(trial_dir, {names.EPOCH: 1, names.TRAIN_EPOCH_SECONDS: seconds})
+        folder.write_result(trial_dir, folder.TrialResult(trial.key, {}, {}, {}, []))
+    assert unfinished.main() == 1
+    (unfinished.trial_dirs["cnn5", 0] / folder.FAILURE).unlink()
+    assert unfinished.main() == 1
+    assert started == ["cerdeq", "cnn5", "cnn5", "cerdeq"]
+
+
+def test_only_selects_by_pattern_or_key_and_counts_what_it_selects(unfinished, started, capsys):
+    assert unfinished.main("--only", "cnn5*") == 1
+    assert unfinished.main("--only", unfinished.trials["cnn5", 0].key) == 1
+    assert started == ["cnn5", "cnn5"]
+    assert capsys.readouterr().out.count("1 of 2 trials, 0 finished already") == 2
+
+
+def test_what_set_changes_stands_apart_and_is_not_registered(copied, replace_ray, capsys):
+    """As if it had been trained: its errors are better, and still the file's own network stays the best."""
+
+    def act(folders, on_report, on_end):
+        (trial_dir,) = folders
+        key = folder.read_trial(trial_dir / folder.TRIAL).key
+        finished = copied.trial_dirs["cnn5", 0]
+        shutil.copytree(finished, trial_dir, dirs_exist_ok=True, ignore=shutil.ignore_patterns(folder.TRIAL))
+        result = json.loads((trial_dir / folder.RESULT).read_text()) | {"key": key}
+        result["metrics"] |= dict.fromkeys((names.STANDARD_ERROR, names.ATTACK_ERROR, names.CERTIFIED_ERROR), 1.0)
+        (trial_dir / folder.RESULT).write_text(json.dumps(result))
+        on_end(trial_dir, None)
+
+    replace_ray(act)
+    assert copied.main("--set", "train.kappa=0.5", "--only", "cnn5*") == 0
+    assert "'full --set train.kappa=0.5'; their numbers are not comparable" in capsys.readouterr().out
+    table = (copied.directory / "leaderboard.md").read_text()
+    assert "profile full --set train.kappa=0.5" in table and "not comparable with published" in table
+    best = mlflow.MlflowClient(copied.store).get_model_version_by_alias("tiny", "best")
+    assert best.run_id in {copied.runs[trial.key].info.run_id for trial in copied.trials.values()}
+
+
+def test_what_would_fail_again_is_left_unless_asked_for(unfinished, started, capsys):
+    folder.write_failure(unfinished.trial_dirs["cnn5", 0], "NonFiniteLossError: of last week", repeats=True)
+    assert unfinished.main() == 1
+    assert started == ["cerdeq"]
+    printed = capsys.readouterr().out
+    assert "failed cnn5 ibp seed 0: NonFiniteLossError: of last week; " in printed and "--retry-failed" in printed
+    started.clear()
+    assert unfinished.main("--retry-failed") == 1
+    assert sorted(started) == ["cerdeq", "cnn5"]
+
+
+@pytest.mark.parametrize("fail_fast", [True, False])
+def test_with_fail_fast_a_failure_stops_the_others(unfinished, replace_ray, capsys, fail_fast):
+    def act(folders, on_report, on_end):
+        first, second = folders
+        on_end(first, "it died")
+        assert folder.stop_file(second).exists() == fail_fast
+        on_end(second, None if fail_fast else "it died")
+
+    replace_ray(act)
+    assert unfinished.main(*["--fail-fast"] * fail_fast) == 1
+    assert statuses(unfinished) == {"cnn5": "FAILED", "cerdeq": "KILLED" if fail_fast else "FAILED"}
+    assert not folder.stop_file(unfinished.trial_dirs["cnn5", 0]).exists()
+    assert ("a trial failed: running trials end" in capsys.readouterr().out) == fail_fast
+
+
+def interrupt(times):
+    for _ in range(times):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_one_ctrl_c_ends_with_tables_and_stopped_runs(unfinished, replace_ray, capsys):
+    def act(folders, on_report, on_end):
+        interrupt(1)
+        assert folder.stop_file(folders[0]).exists()
+        for trial_dir in folders:
+            on_end(trial_dir, None)
+
+    replace_ray(act)
+    assert unfinished.main() == 3
+    captured = capsys.readouterr()
+    assert "the same command continues" in captured.err
+    assert "Ctrl-C: running trials end with their epoch" in captured.out
+    assert statuses(unfinished) == {"cnn5": "KILLED", "cerdeq": "KILLED"}
+    assert all(folder.read_failure(trial_dir) is None for trial_dir in unfinished.trial_dirs.values())
+    assert "2 of 2 epochs" in (unfinished.directory / "leaderboard.md").read_text()
+
+
+def test_a_second_ctrl_c_stops_and_the_runs_go_on_when_the_trials_do(unfinished, replace_ray):
+    def act(folders, on_report, on_end):
+        for trial_dir in folders:
+            on_report(trial_dir, folder.read_epochs(trial_dir)[-1])
+        assert statuses(unfinished) == {"cnn5": "RUNNING", "cerdeq": "RUNNING"}
+        interrupt(2)
+
+    replace_ray(act)
+    for _ in range(2):
+        assert unfinished.main() == 130
+        assert statuses(unfinished) == {"cnn5": "KILLED", "cerdeq": "KILLED"}
+
+
+def test_a_second_ctrl_c_waits_for_what_is_written_to_mlflow(unfinished, replace_ray, monkeypatch):
+    sync, written = MlflowSync.sync, []
+
+    def interrupted_sync(mirror, trial_dir, running=True):
+        if not written:
+            interrupt(2)
+        sync(mirror, trial_dir, running)
+        written.append(trial_dir)
+
+    def act(folders, on_report, on_end):
+        on_end(folders[0], "it died")
+        on_report(folders[0], folder.read_epochs(folders[0])[-1])
+        pytest.fail("went on")
+
+    monkeypatch.setattr(MlflowSync, "sync", interrupted_sync)
+    replace_ray(act)
+    assert unfinished.main() == 130
+    first, *others = written
+    assert first in others and len(others) == len(unfinished.trial_dirs)
+    assert sorted(statuses(unfinished).values()) == ["FAILED", "KILLED"]
+
+
+def test_a_trial_that_is_only_evaluated_runs_for_mlflow_too(unfinished, replace_ray):
+    def act(folders, on_report, on_end):
+        on_report(folders[0], {names.EVALUATED: 0, names.IMAGES: 50})
+        assert sorted(statuses(unfinished).values()) == ["FINISHED", "RUNNING"]
+        for trial_dir in folders:
+            on_end(trial_dir, "it died")
+
+    replace_ray(act)
+    assert unfinished.main() == 1

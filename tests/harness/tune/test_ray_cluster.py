@@ -1,0 +1,180 @@
+"""Clusters that are somebody else's: out of reach, closed to us, without our files."""
+
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ray._private import worker
+from ray_nodes import running_node
+from servers import free_port
+from study import POLITENESS, TINY, Study
+
+from harness.tune import ray_cluster
+from harness.tune.ray_cluster import ResourceError, check_storage, ray
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
+
+
+@pytest.fixture
+def no_cluster(monkeypatch):
+    """Ray is not up, and cannot be."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("it would take two minutes"))
+
+
+def test_an_address_where_nothing_listens_is_refused_before_ray_tries(no_cluster):
+    address = f"127.0.0.1:{free_port()}"
+    with pytest.raises(ResourceError, match=f"no Ray cluster answers at {address}: .*refused"):
+        ray_cluster.resources_at(address)
+
+
+def test_a_cluster_that_asks_for_a_token_is_recognised_by_what_ray_prints(no_cluster, monkeypatch):
+    def refuse(address, **_options):
+        os.write(2, b"gcs_client.cc:210: Unauthenticated: RPC error: InvalidAuthToken: missing or incorrect\n")
+        raise ConnectionError("Failed to connect")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(ResourceError, match=r"asks for a token.*RAY_AUTH_MODE"):
+        ray_cluster.resources_at("auto")
+
+
+def test_what_ray_prints_goes_to_a_file(no_cluster, monkeypatch, tmp_path, capfd):
+    monkeypatch.setattr(ray, "init", lambda *_, **__: os.write(2, b"state of a dead node\n"))
+    died = {"lines": ["a node died", "in two lines"], "pid": "raylet", "is_err": False}
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    log = tmp_path / "ray.log"
+    with ray_cluster.cluster(None, log):
+        print("ours", file=sys.stderr)
+        worker.print_to_stdstream(died, ignore_prefix=False)
+    print("after", file=sys.stderr)
+    assert log.read_text() == "state of a dead node\na node died\nin two lines\n"
+    assert capfd.readouterr() == ("", "ours\nafter\n")
+
+
+def test_why_ray_s_servers_died_is_said_and_their_logs_stay(no_cluster, monkeypatch, tmp_path):
+    logs, log = tmp_path / f"session_2026-11-27_22-30-05_535339_{os.getpid()}/logs", tmp_path / "ray.log"
+    logs.mkdir(parents=True)
+    error = (
+        "[2026-11-27 22:30:50,222 C 281 281] (raylet) port.cc:9: Check failed: Timed out waiting for file agent_port"
+    )
+    (logs / "raylet.out").write_text(f"[2026-11-27 22:30:49,222 I 281 281] starting\n{error}\n*** StackTrace ***\n")
+
+    def time_out(*_, **__):
+        raise RuntimeError("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", time_out)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray_cluster, "get_default_ray_temp_dir", lambda: str(tmp_path))
+    with (
+        pytest.raises(
+            ResourceError, match=r"timed out during startup.; its log ends with: .* waiting for file agent_port"
+        ),
+        ray_cluster.cluster(None, log),
+    ):
+        pass
+    assert error in log.read_text() and str(logs / "raylet.out") in log.read_text()
+
+
+SLOW_AGENTS = """
+import sys, time
+if any(name.endswith(("dashboard/agent.py", "runtime_env/agent/main.py")) for name in sys.orig_argv):
+    time.sleep(30)
+"""
+STARTED = """
+from harness.tune.ray_cluster import cluster, ray
+with cluster(None):
+    print(ray.get(ray.remote(lambda: "a task ran").remote()))
+"""
+
+
+@pytest.mark.slow
+def test_ray_starts_where_its_agents_take_longer_than_its_limit_of_15_seconds(tmp_path):
+    """As on a machine with much other work."""
+    (tmp_path / "sitecustomize.py").write_text(SLOW_AGENTS)
+    environment = {**os.environ, **POLITENESS, "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[3]}"}
+    done = subprocess.run([sys.executable, "-c", STARTED], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "a task ran\n"), done.stderr
+
+
+@pytest.mark.slow
+def test_machines_are_asked_for_the_files(cluster, tmp_path, monkeypatch):
+    check_storage(tmp_path, str(tmp_path / "no data yet"))
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(Path, "touch", lambda self: None)
+    with pytest.raises(ResourceError, match=f"machine .* does not have {re.escape(str(tmp_path))}/.*share"):
+        check_storage(tmp_path, str(tmp_path))
+
+
+@pytest.fixture
+def plain_cluster(tmp_path):
+    """Two machines on this one, where Ray was used before: what it leaves there, `ray start` then asks for."""
+    environment = {**os.environ, **POLITENESS, "HOME": str(tmp_path / "head")}
+    environment.pop("RAY_AUTH_MODE", None)
+    (tmp_path / "head/.ray").mkdir(parents=True)
+    (tmp_path / "head/.ray/auth_token").write_text("0123456789abcdef" * 4)
+    port = free_port()
+    second = {**environment, "RAY_AUTH_MODE": "token"}
+    with (
+        running_node(environment, "--head", f"--port={port}", "--include-dashboard=false"),
+        running_node(second, f"--address=127.0.0.1:{port}"),
+    ):
+        yield f"127.0.0.1:{port}", environment
+
+
+@pytest.mark.slow
+def test_a_cluster_as_ray_starts_it_needs_its_token_and_no_more(plain_cluster, tmp_path, store):
+    address, environment = plain_cluster
+    study = Study(tmp_path, TINY, store)
+    command = [sys.executable, "-m", "harness.run", *study.options, "--ray-address", address]
+    (tmp_path / "stranger").mkdir()
+    stranger = {**environment, "HOME": str(tmp_path / "stranger")}
+    refused = subprocess.run(command, env=stranger, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "asks for a token" in refused.stderr and "auth_token" in refused.stderr
+    assert not study.directory.exists()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all((trial_dir / "result.json").exists() for trial_dir in study.trial_dirs.values())
+    assert "Unauthenticated" not in done.stderr
+
+
+UNDER_A_SIGNAL = """
+import signal, time
+from harness.tune.ray_cluster import cluster, ray
+asked = []
+signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
+with cluster(None):
+    print("up", flush=True)
+    while not asked:
+        time.sleep(0.1)
+    time.sleep(2)
+    print(ray.get(ray.remote(lambda: "a task ran").remote()), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_whole_group_as_of_timeout_leaves_ray_to_its_trials():
+    shell = f"{sys.executable} -c '{UNDER_A_SIGNAL}' & trap '' TERM; wait $!; wait $!"
+    group = subprocess.Popen(["sh", "-c", shell], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert group.stdout.readline() == "up\n"
+    os.killpg(group.pid, signal.SIGTERM)
+    printed, _ = group.communicate(timeout=100)
+    assert printed == "a task ran\n"
+
+
+def test_a_ray_of_this_machine_has_the_address_of_the_loopback(monkeypatch):
+    """All its servers listen on the address that its start asks for."""
+    from ray._private import services
+
+    monkeypatch.setattr(ray_cluster.ray_constants, "ENABLE_RAY_CLUSTER", True)
+    monkeypatch.setattr(worker, "_global_node", None)
+    addresses = []
+    monkeypatch.setattr(ray, "init", lambda *_, **__: addresses.append(services.get_node_ip_address()))
+    ray_cluster._connect(None, io.StringIO())
+    assert addresses == ["127.0.0.1"]

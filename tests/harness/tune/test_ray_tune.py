@@ -1,0 +1,291 @@
+"""Which GPU an item gets, retries and clean-up under Ray, with two GPUs that only Ray believes in."""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import sys
+import time
+from collections import defaultdict
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from harness.common import names
+from harness.data import load
+from harness.machine.device import NoGpuError
+from harness.machine.environment import source_digest
+from harness.storage import files, folder
+from harness.tune import ray_cluster, ray_tune
+from harness.tune.ray_cluster import ResourceError, ray
+from harness.tune.ray_liveness import RayDiedError, StartedServers
+from harness.tune.work import RayOptions, train_item
+
+PROBE = "probe.json"
+
+
+@pytest.fixture(scope="module")
+def real_ray(cluster):
+    """Ray, whose processes get the functions below by value."""
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield
+    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+class Events(logging.Handler):
+    """Collects what is reported, how items end, and what Ray would print."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.rows, self.ends, self.logged = defaultdict(list), defaultdict(list), []
+
+    def emit(self, record):
+        self.logged.append(record.getMessage())
+
+    def on_report(self, item, row):
+        self.rows[item.name].append(row)
+
+    def on_end(self, item, error):
+        self.ends[item.name].append(error)
+
+
+def call(root, items, work, **options):
+    """Run items of these names under Ray."""
+    events, options = Events(), RayOptions(**{"cpu": 1, "gpu": 0.0, "data_dir": "", **options})
+    paths = [root / "results" / name for name in items]
+    for path in paths:
+        path.mkdir(parents=True, exist_ok=True)
+    logging.getLogger("ray").addHandler(events)
+    try:
+        ray_tune.run_on_ray(paths, work, events.on_report, events.on_end, options, root / "results")
+    finally:
+        logging.getLogger("ray").removeHandler(events)
+    assert sorted(path.name for path in (root / "results").iterdir()) == sorted(items)
+    return events
+
+
+def look(item, report):
+    """Write which GPU a worker sees; wait until four workers have begun, so that they overlap where they can."""
+    start = time.time()
+    (item / "begun").write_text("")
+    while len(list(item.parent.glob("*/begun"))) < 4 and time.time() < start + 60:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    seen = {"device": os.environ.get("CUDA_VISIBLE_DEVICES"), "start": start, "end": time.time()}
+    (item / PROBE).write_text(json.dumps(seen))
+
+
+@pytest.mark.slow
+def test_four_items_share_two_gpus_by_halves(real_ray, tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_tune, "_limit_torch", print)  # torch sees no GPU
+    items = [f"4-{number}" for number in range(5)]
+    events = call(tmp_path, items, look, gpu=0.5)
+    probes = [json.loads(path.read_text()) for path in (tmp_path / "results").glob(f"*/{PROBE}")]
+    assert events.ends == {name: [None] for name in items}
+    assert {probe["device"] for probe in probes} == {"0", "1"}, "each sees one device"
+    running = [[p for p in probes if p["start"] <= probe["start"] < p["end"]] for probe in probes]
+    assert max(map(len, running)) == 4
+    for group in running:
+        assert all(sum(probe["device"] == device for probe in group) <= 2 for device in "01")
+
+
+def work(item, report):
+    """Do what the item is called for."""
+    if item.name == "trained":
+        train_item(item, report, None, source_digest())
+        return
+    with open(item / "attempts", "a") as file:
+        file.write("x")
+    if item.name == "raises":
+        raise ValueError("boom\nand a second line")
+    if item.name == "refuses":
+        files.parse_json(item / "absent", dict)
+    if (item / "attempts").read_text() == "x":
+        os._exit(7)
+    (item / PROBE).write_text(json.dumps(os.environ.get("CUDA_VISIBLE_DEVICES")))
+
+
+@pytest.mark.slow
+def test_items_that_fail_are_retried_and_a_trial_reports_its_epochs(
+    real_ray, tmp_path, tiny_trial, monkeypatch, capsys
+):
+    """On two CPUs each, with one retry. What Tune prints would tear the bars."""
+    trial = folder.make_trial(tiny_trial(width=0.05), load("digits").fingerprint)
+    files.write_json((trained := tmp_path / "results/trained") / folder.TRIAL, folder.trial_json(trial))
+    monkeypatch.setattr(ray_tune, "WORKER_RETRIES", 1)
+    events = call(tmp_path, ["raises", "refuses", "recovers", "trained"], work, cpu=2)
+    attempts = {path.parent.name: len(path.read_text()) for path in (tmp_path / "results").glob("*/attempts")}
+    assert attempts == {"raises": 2, "refuses": 1, "recovers": 2}
+    assert events.ends["raises"] == ["its worker failed 2 times: ValueError: boom"]
+    assert "DamagedFileError: " in events.ends["refuses"][0]
+    assert events.ends["recovers"] == events.ends["trained"] == [None]
+    assert json.loads((tmp_path / "results/recovers" / PROBE).read_text()) in (None, ""), (
+        "who asks for no GPU sees none"
+    )
+    assert folder.read_result(trained).environment["threads"] == "2"
+    rows = events.rows["trained"]
+    reported = [row.get(names.EPOCH, (row.get(names.EVALUATED), row.get(names.IMAGES))) for row in rows]
+    assert reported == [0, 1, 2, 3, (0, 60), (40, 60), (60, 60)]
+    for row, written in zip(rows[:4], folder.read_epochs(trained), strict=True):
+        assert written.items() <= row.items()
+    assert capsys.readouterr().out == "" and events.logged == []
+
+
+@pytest.mark.slow
+def test_an_error_of_a_callback_ends_everything_as_itself(real_ray, tmp_path):
+    def full(item, error):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        ray_tune.run_on_ray([tmp_path / "2-1"], print, print, full, RayOptions(1, 0, ""), tmp_path)
+
+
+@pytest.fixture
+def do_in_worker(monkeypatch, tmp_path):
+    """A function that does work as a worker with these resources does, and returns what that reports."""
+    before = torch.get_num_threads()
+    monkeypatch.chdir(tmp_path)
+
+    def do(work, directory=tmp_path, **resources):
+        reports = []
+        context = SimpleNamespace(get_assigned_resources=lambda: resources)
+        monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+        monkeypatch.setattr(ray_tune.tune, "report", reports.append)
+        monkeypatch.setattr(ray_tune, "end_with_raylet", lambda: None)
+        ray_tune._trainable(work, directory)({"item": str(tmp_path / "tiny/trials/0")})
+        return reports
+
+    yield do
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", ["diverges", "unreadable"])
+def test_what_would_fail_again_is_not_tried_again_and_its_folder_has_the_reason(
+    do_in_worker, tmp_path, tiny_trial, name
+):
+    """The worker ends without an error, which Tune would try again."""
+    config = tiny_trial(width=0.05)
+    if name == "diverges":
+        config = replace(config, train=replace(config.train, regularisation=3e38))
+    trial = folder.make_trial(config, load("digits").fingerprint if name == "diverges" else "of other data")
+    folder.take_over(trial_dir := tmp_path / "tiny/trials/0", trial)
+    *_, last = do_in_worker(partial(train_item, data_dir=None))
+    error = {"diverges": "NonFiniteLossError", "unreadable": "SettingError: data: found"}[name]
+    assert error in last[ray_tune._ERROR] and error in folder.read_failure(trial_dir)["error"]
+
+
+def test_a_worker_has_a_thread_a_cpu_and_its_share_of_a_gpu_and_frees_its_memory(do_in_worker, monkeypatch):
+    steps = []
+    monkeypatch.setattr("harness.machine.device.limit_gpu_memory", steps.append)
+    monkeypatch.setattr("harness.machine.memory.free_memory", lambda: steps.append("memory freed"))
+    for resources in ({"CPU": 3.0, "GPU": 0.5}, {"CPU": 0.5}):
+        do_in_worker(lambda *_: steps.append(torch.get_num_threads()), **resources)
+    assert steps == [0.5, 3, "memory freed", 0, 1, "memory freed"]
+
+
+@pytest.mark.slow
+def test_relative_paths_mean_the_same_in_a_worker(real_ray, tmp_path, monkeypatch):
+    """Tune gives each worker a directory of its own; options such as `file: net.onnx` are relative to the command's."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.onnx").write_text("a network")
+    call(tmp_path, ["0", "1"], lambda item, report: (item / PROBE).write_text(Path("net.onnx").read_text()))
+    assert [(tmp_path / "results" / name / PROBE).read_text() for name in "01"] == ["a network"] * 2
+
+
+def test_a_worker_is_where_the_command_is_or_stays_on_a_machine_without_that_directory(do_in_worker, tmp_path):
+    (tmp_path / "there").mkdir()
+    seen = []
+    for name in ("there", "missing"):
+        do_in_worker(lambda *_: seen.append(Path.cwd()), tmp_path / name)
+    assert seen == [tmp_path / "there"] * 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_torch_does_not_see_is_an_error(do_in_worker):
+    with pytest.raises(NoGpuError, match="GPU is reserved for this process, and torch cannot use it"):
+        do_in_worker(print, CPU=1.0, GPU=0.5)
+
+
+@pytest.fixture
+def two_machines(monkeypatch):
+    """A Ray of two machines with two CPUs and a GPU each, which starts nothing."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0, "GPU": 1.0}}] * 2)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0, "GPU": 2.0})
+    monkeypatch.setattr(ray_tune.Tuner, "fit", lambda self: pytest.fail("it would wait for ever"))
+
+
+@pytest.mark.parametrize(
+    ("cpu", "gpu", "message"), [(3, 0, "cpu: found 3, allowed: at most 2"), (1, 2.5, "gpu: found 2.5")]
+)
+def test_more_than_any_machine_has_is_refused(tmp_path, two_machines, cpu, gpu, message):
+    with pytest.raises(ResourceError, match=message):
+        call(tmp_path, ["one"], print, cpu=cpu, gpu=gpu)
+
+
+def test_a_gpu_that_ray_does_not_see_is_an_error(tmp_path, two_machines, monkeypatch):
+    """A trial asks for a GPU only if torch has seen one."""
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4.0}}])
+    with pytest.raises(ResourceError, match="CUDA_VISIBLE_DEVICES"):
+        call(tmp_path, ["one"], print, gpu=0.5)
+
+
+@pytest.mark.parametrize(
+    ("is_up", "address", "error"),
+    [(False, None, KeyboardInterrupt), (False, "10.0.0.1:6379", None), (True, None, None)],
+)
+def test_ray_is_stopped_exactly_where_it_was_started(tmp_path, monkeypatch, is_up, address, error):
+    calls = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: is_up)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 1.0}}])
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 1.0})
+    monkeypatch.setattr(ray, "init", lambda address, **_: calls.append(f"init {address}"))
+    monkeypatch.setattr(ray, "shutdown", lambda: calls.append("shutdown"))
+    monkeypatch.setattr(ray_cluster.socket, "create_connection", lambda *_: io.BytesIO())
+    monkeypatch.setattr(ray_tune, "check_storage", lambda *_: None)
+    monkeypatch.setattr(ray_tune, "ClusterServers", StartedServers)
+
+    def fit(self):
+        if error:
+            raise error
+
+    monkeypatch.setattr(ray_tune.Tuner, "fit", fit)
+    with pytest.raises(error) if error else contextlib.nullcontext():
+        call(tmp_path, ["one"], print, address=address)
+    assert calls == ([] if is_up else [f"init {address or 'local'}", "shutdown"])
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["one"]
+
+
+def test_a_ray_that_cannot_be_started_again_is_no_wrong_input(tmp_path, monkeypatch):
+    """Its exit status is 1, and what the dead one printed stays."""
+    (tmp_path / ray_tune.LOG).write_text("of the dead one")
+    monkeypatch.setenv("HARNESS_RAY_DEATHS", "1")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(ray_cluster, "keep_server_logs", str)  # another Ray of this process may be up
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with pytest.raises(RayDiedError, match="cannot be started again: Ray cannot be started here: division by zero"):
+        ray_tune.run_on_ray([tmp_path / "one"], print, print, print, RayOptions(1, 0, ""), tmp_path)
+    assert (tmp_path / ray_tune.LOG).read_text() == "of the dead one"
+
+
+def test_an_error_of_ray_itself_is_its_death(tmp_path, two_machines, monkeypatch):
+    def fit(self):
+        raise ray.exceptions.RaySystemError("WrongClusterID: GCS has restarted")
+
+    monkeypatch.setattr(ray_tune, "ClusterServers", StartedServers)
+    monkeypatch.setattr(ray_tune, "check_storage", lambda *_: None)
+
+    def start_again(error, address, stop_file):
+        assert address == "10.0.0.1:6379" and stop_file == tmp_path / "results" / folder.STOP
+        raise error
+
+    monkeypatch.setattr(ray_tune.Tuner, "fit", fit)
+    monkeypatch.setattr(ray_tune, "start_again", start_again)
+    with pytest.raises(RayDiedError, match=r"Ray has died: RaySystemError.*WrongClusterID"):
+        call(tmp_path, ["one"], print, address="10.0.0.1:6379")

@@ -1,0 +1,157 @@
+"""Bad input that shows only with data, results or machine at hand: refused before anything starts."""
+
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+from small_sweep import BASE, changed, trials_of, write
+from study import TINY, Study
+
+from baselines import DATASETS
+from harness.command_line import main
+from harness.data import load
+from harness.storage import files, folder
+from harness.sweep.trial import TrialConfig
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("train_images", 50, "trials.0.train.batch_size: found 64, allowed: at most the 50"),
+        ("validation_images", 1400, "train.batch_size: found 64, allowed: at most the 37 training images"),
+        ("train.batch_size", 5000, "train.batch_size: found 5000, allowed: at most the 1437 training images"),
+        ("train_images", 1438, "train_images: found 1438, allowed: 1 to 1437; "),
+        ("validation_images", 1437, "validation_images: found 1437, allowed: at most 1436; "),
+        ("evaluation.test_images", 361, "evaluation.test_images: found 361, allowed: 1 to 360; "),
+        ("resources.cpu", 1000, f"resources.cpu: found 1000, allowed: at most {os.cpu_count()}, "),
+    ],
+)
+def test_more_than_there_is_is_refused_by_file_key_found_and_allowed(refused, tmp_path, key, value, expected):
+    path = write(tmp_path, changed((key, value)))
+    for option in ((), ("--dry-run",)):
+        assert f"error: {path}: {expected}" in refused(path, *option)
+    if key != "train_images":
+        assignment = f"{key}={value}"
+        message = refused(write(tmp_path, BASE), "--set", assignment)
+        assert f"--set {assignment}: {expected}" in message
+
+
+def test_an_unknown_profile_is_refused_by_file_found_and_allowed(refused, tmp_path):
+    path = write(tmp_path, changed(("profiles", {"cpu": {}})))
+    message = refused(path, "--profile", "cpuu")
+    assert message == f"error: {path}: --profile: found 'cpuu', allowed: full, cpu; did you mean 'cpu'?\n"
+
+
+def test_an_exported_trial_that_asks_for_more_images_than_there_are_is_refused(nothing_starts, tmp_path, capsys):
+    path = write(tmp_path, changed(("validation_images", 1300)))
+    assert main("run", [str(path), "--export", str(tmp_path / "exported")]) == 0
+    exported = sorted(tmp_path.glob("exported/*"))[0]
+    content = json.loads(exported.read_text())
+    config = dataclasses.replace(folder.read_trial(exported).config, validation_images=1400)
+    files.write_json(exported, folder.trial_json(folder.make_trial(config, content["fingerprint"])))
+    capsys.readouterr()
+    assert main("trial", [str(exported), "--results-dir", str(tmp_path / "results")]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {exported}: train.batch_size: found 64, allowed: at most the 37")
+
+
+def test_data_that_is_missing_and_cannot_be_downloaded_is_refused(refused, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    message = refused(write(tmp_path, changed(("dataset", "cifar10"))), "--data-dir", str(tmp_path / "empty"))
+    for part in (DATASETS["cifar10"].title, str(tmp_path / "empty"), "--data-dir", "CERDEQ_DATA"):
+        assert part in message
+
+
+def put_trial(directory, **changes):
+    """A trial folder in a sweep's directory, as a run would have left it."""
+    trial = TrialConfig(**{**dict.fromkeys(("profile", "model", "method"), "x"), "sweep": "study", **changes})
+    made = folder.make_trial(trial, "data")
+    files.write_json(folder.trial_dir(directory, made.key) / folder.TRIAL, folder.trial_json(made))
+    return folder.trial_dir(directory, made.key)
+
+
+@pytest.mark.parametrize(
+    "other", [{"eps": "3/16"}, {"dataset": "mnist"}, {"sweep": "quickstart"}], ids=["eps", "data set", "name"]
+)
+def test_a_results_directory_of_another_sweep_is_refused(refused, tmp_path, other):
+    put_trial(tmp_path / "results/study", **({"dataset": "digits", "eps": "1/16", "seed": 0} | other))
+    message = refused(write(tmp_path, BASE))
+    for part in (str(tmp_path / "results/study"), "study on digits at eps 1/16", str(next(iter(other.values())))):
+        assert part in message
+
+
+def test_the_same_eps_written_another_way_is_the_same_sweep(nothing_starts, tmp_path):
+    put_trial(tmp_path / "results/study", dataset="digits", eps="2/32", seed=0)
+    with pytest.raises(ImportError, match=r"harness\.tracking\.store"):  # it goes on to MLflow, which is blocked here
+        main("run", [str(write(tmp_path, BASE)), "--results-dir", str(tmp_path / "results")])
+
+
+@pytest.fixture
+def trial_dir(tmp_path):
+    """The folder of the first trial of BASE, begun."""
+    trial = folder.make_trial(trials_of(tmp_path, BASE)[0], load("digits").fingerprint)
+    folder.take_over(trial_dir := folder.trial_dir(tmp_path / "results/study", trial.key), trial)
+    return trial_dir
+
+
+@pytest.mark.parametrize("name", [folder.TRIAL, folder.RESULT])
+def test_a_damaged_file_is_named(refused, tmp_path, trial_dir, name):
+    (trial_dir / name).write_text("{")
+    assert str(trial_dir / name) in refused(write(tmp_path, BASE))
+
+
+def test_a_folder_copied_by_hand_under_the_key_of_another_trial_is_named(refused, tmp_path, trial_dir):
+    shutil.rmtree(trial_dir)
+    put_trial(tmp_path / "results/study", dataset="digits", eps="1/16", seed=9).rename(trial_dir)
+    assert str(trial_dir) in refused(write(tmp_path, BASE))
+
+
+def test_two_runs_of_a_sweep_at_once_are_kept_apart(refused, tmp_path):
+    directory = tmp_path / "results/study"
+    directory.mkdir(parents=True)
+    with open(directory / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        message = refused(write(tmp_path, BASE))
+    assert "another run" in message and str(directory) in message
+
+
+def test_files_where_directories_should_be_are_refused(refused, tmp_path):
+    for path in (tmp_path / "file", tmp_path / "results/published.csv"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("")
+    for option in ("--results-dir", "--export"):
+        assert str(tmp_path / "file") in refused(write(tmp_path, BASE), option, str(tmp_path / "file"))
+    assert "published.csv" in refused(write(tmp_path, changed(("name", "published.csv"))))
+
+
+def test_bad_input_is_refused_without_importing_ray_in_any_locale(tmp_path):
+    """In a process of its own, whose locale knows ASCII alone. MLflow is imported while torch checks the data."""
+    bad = "# gr\u00f6\u00dfer\n" + yaml.safe_dump(changed(("train.epochs", 0)))
+    (tmp_path / "bad.yaml").write_bytes(bad.encode())
+    absent = write(tmp_path, changed(("train_images", 5000)), "absent.yaml")
+    script = (
+        "import sys\n"
+        "from harness.command_line import main\n"
+        f"for path in {[str(tmp_path / 'bad.yaml'), str(absent)]!r}:\n"
+        "    print(main('run', [path]), [name for name in ('ray', 'torch', 'mlflow') if name in sys.modules])\n"
+    )
+    ascii_only = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, env=ascii_only, capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines() == ["2 []", "2 ['mlflow']"], done.stderr
+    assert "bad.yaml: train.epochs: found 0" in done.stderr and "train_images" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["absent.yaml", "bad.yaml"]
+
+
+def test_mlflow_out_of_reach_is_bad_input(tmp_path, no_ray, capsys):
+    study = Study(tmp_path, TINY, "nothing://here")
+    assert study.main() == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "nothing://here" in error
+    assert not (tmp_path / "results/tiny").exists()

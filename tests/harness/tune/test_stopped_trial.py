@@ -1,0 +1,172 @@
+"""Trials that are stopped go on to the very same results, one or several by `python -m harness.trial`."""
+
+import dataclasses
+import os
+import shutil
+import signal
+
+import pandas as pd
+import pytest
+from safetensors.torch import load_file
+
+from harness.command_line import FAILED, INTERRUPTED, OK, STOPPED, main
+from harness.common import names
+from harness.data import load
+from harness.evaluation import shards
+from harness.machine.clock import Clock, Stopped
+from harness.storage import files, folder
+from harness.storage.folder import make_trial, trial_json
+from harness.training import run_trial
+from harness.tune.progress import TrialProgress
+
+
+@pytest.fixture
+def exported(tiny_trial, tmp_path):
+    """A function of changed fields to the exported file of a trial of two epochs and its trial_dir."""
+
+    def export(**changes):
+        train = {"epochs": 2, "ramp_epochs": 1, **changes.pop("train", {})}
+        made = make_trial(tiny_trial(width=0.05, train=train, **changes), load("digits").fingerprint)
+        files.write_json(tmp_path / f"{made.key}.json", trial_json(made))
+        return tmp_path / f"{made.key}.json", folder.trial_dir(tmp_path / "results/tiny", made.key)
+
+    return export
+
+
+def call(tmp_path, *options):
+    return main("trial", [*map(str, options), "--results-dir", str(tmp_path / "results")])
+
+
+class StopAfter(Clock):
+    """A clock that stops a trial at the question after so many."""
+
+    def __init__(self, questions):
+        super().__init__(keep_every=1e9, asked=self.count)
+        self.questions = questions
+
+    def count(self):
+        self.questions -= 1
+        return self.questions < 0
+
+
+def batches(rows):
+    """Return the numbers of evaluated and of all images that a trial reported."""
+    return [(row[names.EVALUATED], row[names.IMAGES]) for row in rows if names.EVALUATED in row]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _four_parts():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "images_per_part", lambda *_: 16)
+        yield
+
+
+@pytest.mark.parametrize("model", [pytest.param("cnn5", marks=pytest.mark.slow), "cerdeq"])
+def test_a_trial_done_in_pieces_ends_like_one_done_at_once(tiny_trial, tmp_path, model):
+    """Each call ends after one epoch, one part of the evaluation, or what equilibria do; nothing is done twice."""
+    config = tiny_trial(model, width=0.05, eps="1/4", train={"eps": "1/32"})
+    at_once = run_trial(config, tmp_path / "at_once")
+    rows, calls = [], 0
+    while folder.read_result(tmp_path / "pieces") is None:
+        calls += 1
+        try:
+            run_trial(config, tmp_path / "pieces", rows.append, clock=StopAfter(1))
+        except Stopped:
+            assert folder.read_failure(tmp_path / "pieces") is None
+    assert calls == 3 + 4 + (model == "cerdeq")
+    assert [row[names.EPOCH] for row in rows if names.EPOCH in row] == [0, 1, 2, 3]
+    assert dict.fromkeys(batches(rows)) == dict.fromkeys([(0, 60), (16, 60), (32, 60), (48, 60), (60, 60)])
+    pieces = folder.read_result(tmp_path / "pieces")
+    metrics = {name: value for name, value in at_once.metrics.items() if "seconds" not in name}
+    assert metrics == {name: pieces.metrics[name] for name in metrics} and len(metrics) > 10
+    assert pieces.warnings == at_once.warnings
+    tables = [pd.read_parquet(tmp_path / name / folder.VERDICTS) for name in ("at_once", "pieces")]
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+    weights = [load_file(tmp_path / name / folder.WEIGHTS) for name in ("at_once", "pieces")]
+    assert all(value.equal(weights[1][name]) for name, value in weights[0].items())
+    points = [(tmp_path / name / folder.COUNTEREXAMPLES).read_bytes() for name in ("at_once", "pieces")]
+    assert points[0] == points[1] and len(load_file(tmp_path / "at_once" / folder.COUNTEREXAMPLES)) > 0
+    assert not (tmp_path / "pieces" / folder.SHARDS).exists()
+
+
+@pytest.fixture(scope="module")
+def stopped(tiny_trial, tmp_path_factory):
+    """A trial that was stopped after the first part of its evaluation, and its folder, which no test may change."""
+    config, trial_dir = tiny_trial(width=0.05), tmp_path_factory.mktemp("stopped")
+    with pytest.raises(Stopped):
+        run_trial(config, trial_dir, clock=StopAfter(4))
+    assert len(list((trial_dir / folder.SHARDS).glob("*.json"))) == 1
+    return config, trial_dir
+
+
+@pytest.fixture
+def begun(stopped, tmp_path):
+    """The trial of a copy of that folder in tmp_path."""
+    config, trial_dir = stopped
+    shutil.copytree(trial_dir, tmp_path, dirs_exist_ok=True)
+    return config
+
+
+@pytest.mark.parametrize("damaged", ["00000.json", "00000.parquet", "00000.safetensors", "other weights"])
+def test_parts_that_are_damaged_or_of_other_weights_are_evaluated_again(begun, tmp_path, damaged):
+    if damaged == "other weights":
+        (tmp_path / folder.CHECKPOINT).unlink()
+        (tmp_path / folder.TRIAL).unlink()
+        begun = dataclasses.replace(begun, seed=1)
+    else:
+        (tmp_path / folder.SHARDS / damaged).write_bytes(b"nothing")
+    rows = []
+    run_trial(begun, tmp_path, rows.append)
+    assert batches(rows) == [(0, 60), (16, 60), (32, 60), (48, 60), (60, 60)]
+
+
+def test_several_trials_in_order_one_finished_one_that_fails(exported, tmp_path, capsys):
+    """The failing one is tried, and after the others once it has failed; its end is the command's."""
+    (bad, worse), (first, trial_dir), (second, other) = (
+        exported(train={"regularisation": 3e38}),
+        exported(),
+        exported(seed=1),
+    )
+    assert call(tmp_path, first) == OK
+    assert call(tmp_path, bad, first) == FAILED
+    capsys.readouterr()
+    assert call(tmp_path, bad, first, second) == FAILED
+    printed = capsys.readouterr()
+    assert printed.err.startswith("failed: ")
+    lines = [line for line in printed.out.splitlines() if " -> " in line]
+    assert [str(where) in line for where, line in zip((trial_dir, other, worse), lines, strict=True)] == [True] * 3
+    assert "finished" in lines[0]
+    assert "2 of 3 finished\n1 of 3 failed: cnn5 ibp train.regularisation=3e+38 seed 0\n" in printed.out
+    assert folder.read_result(other) is not None
+
+
+def test_sigterm_ends_a_trial_with_its_epoch_and_the_same_command_goes_on(exported, tmp_path, capsys, monkeypatch):
+    (first, trial_dir), (second, other) = exported(train={"epochs": 3}), exported(seed=1)
+
+    def terminate(progress, row):
+        if row.get(names.EPOCH) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrialProgress, "report", terminate)
+        assert call(tmp_path, first, second) == STOPPED
+    printed = capsys.readouterr()
+    assert "SIGTERM: running trials end with their epoch" in printed.out and "2 of 2 unfinished: " in printed.out
+    assert "the same command continues" in printed.err
+    assert [row[names.EPOCH] for row in folder.read_epochs(trial_dir)] == [0, 1, 2]
+    assert not (other / folder.EPOCHS).exists()
+    assert call(tmp_path, first, second) == OK
+    assert capsys.readouterr().out.count("epoch 2: ") == 1, "of the second trial; that of the first was saved"
+    assert folder.read_result(trial_dir) is not None and folder.read_result(other) is not None
+
+
+def test_a_second_signal_stops_at_once(exported, tmp_path, monkeypatch):
+    path, trial_dir = exported()
+
+    def terminate(progress, row):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(TrialProgress, "report", terminate)
+    assert call(tmp_path, path) == INTERRUPTED
+    assert folder.read_result(trial_dir) is None

@@ -1,0 +1,107 @@
+"""A network trained elsewhere from its checkpoint to MLflow, the leaderboard and the checker."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from study import TINY, Study, without_ray
+
+from baselines import build
+from harness.command_line import main
+from harness.common import names
+from harness.storage import folder
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
+SOURCE = {"paper": "Someone 2022", "method": "Box", "clean_accuracy": 90.5, "certified_accuracy": 80}
+PUBLISHED = ["published certified error", "published standard error", "published as"]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory, store):
+    """A finished sweep of one checkpoint and one network that is trained."""
+    directory = tmp_path_factory.mktemp("elsewhere")
+    network = build("conv", "digits", 0.1)
+    state = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith("normalize.")}
+    torch.save({"net": state, "epoch": 3}, directory / "net.pt")
+    checkpoint = {"file": "net.pt", "prefix": "net.", "mean": [0.25], "std": [0.5]}
+    entry = {"model": "conv", "width": 0.1, "checkpoint": checkpoint, "source": SOURCE}
+    made = Study(directory, TINY | {"name": "elsewhere", "trials": [entry, TINY["trials"][0]]}, store)
+    with without_ray():
+        assert made.main() == 0
+    return made
+
+
+def test_a_checkpoint_is_evaluated_logged_shown_and_rechecked_like_any_trial(study, capsys):
+    trial_dir, key = study.trial_dirs["conv", 0], study.trials["conv", 0].key
+    expected = {folder.TRIAL, folder.SOURCE, folder.WEIGHTS, folder.VERDICTS, folder.COUNTEREXAMPLES, folder.RESULT}
+    assert {path.name for path in trial_dir.iterdir()} == expected | {folder.LOG}
+    assert (trial_dir / folder.SOURCE).read_bytes() == (study.root / "net.pt").read_bytes()
+    result, run = folder.read_result(trial_dir), study.runs[key]
+    assert run.info.status == "FINISHED" and run.data.metrics[names.CERTIFIED_ERROR] > 0
+    digest = json.loads((trial_dir / folder.TRIAL).read_text())["config"]["checkpoint"]["sha256"]
+    assert run.data.params["checkpoint.sha256"] == digest and run.data.params["source.paper"] == "Someone 2022"
+    assert result.metrics[names.PARAMETERS] == sum(p.numel() for p in build("conv", "digits", 0.1).parameters())
+    row = published_row(study)
+    assert [row[name] for name in PUBLISHED] == [20, 9.5, "Box, Someone 2022"]
+    assert row["method"] == "trained elsewhere" and row["train.epochs"] is None
+    assert "| conv " in (study.directory / "leaderboard.md").read_text()
+    assert main("recheck", [str(study.directory)]) == 0
+    assert "every verdict is confirmed" in capsys.readouterr().out
+    assert main("status", [str(study.directory)]) == 0
+
+
+def test_weights_that_are_not_the_checkpoint_s_are_not_confirmed(study, tmp_path, capsys):
+    sweep_dir = tmp_path / study.name
+    trial_dir = folder.trial_dir(sweep_dir, study.trials["conv", 0].key)
+    shutil.copytree(study.trial_dirs["conv", 0], trial_dir)
+    content = torch.load(study.root / "net.pt")
+    content["net"]["conv.bias"] += 1
+    torch.save(content, trial_dir / folder.SOURCE)
+    assert main("recheck", [str(sweep_dir)]) == 1
+    assert "checkpoint.sha256: found" in capsys.readouterr().out
+    shutil.copy(study.root / "net.pt", trial_dir / folder.SOURCE)
+    weights = load_file(trial_dir / folder.WEIGHTS)
+    save_file(weights | {"classifier.bias": weights["classifier.bias"] + 1}, trial_dir / folder.WEIGHTS)
+    assert main("recheck", [str(sweep_dir)]) == 1
+    assert "does not hold the weights of source.checkpoint" in capsys.readouterr().out
+    save_file(weights, trial_dir / folder.WEIGHTS)
+    (trial_dir / folder.SOURCE).unlink()
+    assert main("recheck", [str(sweep_dir)]) == 0, "published results have no copy of the file"
+
+
+def test_it_is_certified_further(study, capsys):
+    trial_dir = str(study.trial_dirs["conv", 0])
+    assert main("certify", [trial_dir, "--stages", "ibp,crown", "--images", "20", "--workers", "1"]) == 0
+    assert "conv trained elsewhere checkpoint=net.pt@" in capsys.readouterr().out
+
+
+def published_row(study):
+    rows = json.loads((study.directory / "leaderboard.json").read_text())
+    return next(row for row in rows if row["model"] == "conv")
+
+
+def test_an_exported_trial_brings_its_checkpoint(study, tmp_path, capsys):
+    exported = tmp_path / "exported"
+    assert study.main("--only", "conv*", "--export", str(exported)) == 0
+    (path,) = exported.glob("*.json")
+    assert main("trial", [str(path), "--results-dir", str(tmp_path / "out")]) == 0
+    (trial_dir,) = folder.trial_folders(tmp_path / "out/elsewhere")
+    assert folder.read_result(trial_dir) is not None
+    path.with_suffix(".checkpoint").unlink()
+    capsys.readouterr()
+    assert main("trial", [str(path), "--results-dir", str(tmp_path / "other")]) == 2
+    assert "checkpoint: found no file" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_new_published_numbers_reach_the_table_without_another_evaluation(study, no_ray):
+    written = (study.trial_dirs["conv", 0] / folder.RESULT).stat().st_mtime_ns
+    content = yaml.safe_load(study.file.read_text())
+    content["trials"][0]["source"]["certified_accuracy"] = 81.5
+    study.file.write_text(yaml.safe_dump(content))
+    assert study.main() == 0
+    assert (study.trial_dirs["conv", 0] / folder.RESULT).stat().st_mtime_ns == written
+    assert published_row(study)["published certified error"] == 18.5

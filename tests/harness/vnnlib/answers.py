@@ -1,0 +1,66 @@
+"""Answers to small random properties, with what is exactly true of them."""
+
+import functools
+from dataclasses import replace
+from fractions import Fraction
+from functools import partial
+
+from enumeration import smallest_violation
+from small_properties import network_of, property_of_seed, run
+
+from harness.checker.properties import NotConfirmedError, confirm_unsat
+from harness.vnnlib.cases import Case, Constraint
+from harness.vnnlib.solve import solve
+
+SECONDS = 60
+TINY = Fraction(1, 10**6)
+
+
+@functools.cache
+def answered(seed):
+    """Return a network, a property and its answer, and the exact smallest violation; None if the boxes are empty."""
+    network, weights = network_of(seed)
+    property_ = property_of_seed(seed)
+    if property_ is None:
+        return None
+    violation = min(smallest_violation(weights, case) for case in property_.cases)
+    answer = solve(property_, network, partial(run, network), SECONDS, certificates=True)
+    return network, property_, answer, violation
+
+
+def tensors_of(answer):
+    return {name: tensor.numpy() for name, tensor in answer.certificate.items()}
+
+
+def proved_by(network, property_, tensors):
+    """Return what proves that no input satisfies the property; "" if nothing does."""
+    try:
+        return confirm_unsat(property_, network, partial(run, network), tensors)
+    except NotConfirmedError:
+        return ""
+
+
+def with_bounds_raised(property_, by):
+    """Return the property with all bounds of constraints raised: every violation is smaller by as much."""
+    cases = tuple(
+        Case(case.box, tuple(Constraint(c.coefficients, c.bound + by) for c in case.constraints))
+        for case in property_.cases
+    )
+    return replace(property_, cases=cases)
+
+
+def certified_answers():
+    """Yield network, property, tensors and exact smallest violation of answers that need leaves.
+
+    Bounds are moved until the smallest violation is about 0.01.
+    """
+    for seed in filter(answered, range(14)):
+        network, property_, _, violation = answered(seed)
+        by = Fraction(round(violation, 6)).limit_denominator(10**6) - Fraction(1, 100)
+        property_ = with_bounds_raised(property_, by)
+        answer = solve(property_, network, partial(run, network), SECONDS, certificates=True)
+        tensors = tensors_of(answer)
+        is_split = any(name.endswith("/signs") and tensor.any() for name, tensor in tensors.items())
+        if is_split and not proved_by(network, property_, {}):
+            assert proved_by(network, property_, tensors) == "certificate"
+            yield network, property_, tensors, violation - float(by)

@@ -1,0 +1,106 @@
+"""Properties of a thousand boxes and more, as of learned indices: decided together, within the limit."""
+
+import time
+from dataclasses import replace
+from fractions import Fraction
+from unittest.mock import patch
+
+import torch
+from torch import nn
+
+from harness.checker.properties import confirm_unsat
+from harness.vnnlib import solve as solving
+from harness.vnnlib.cases import Constraint, property_of
+from harness.vnnlib.expressions import parse
+from harness.vnnlib.solve import solve
+
+DECLARED = "(declare-const X_0 Real) (declare-const Y_0 Real)"
+
+
+def network_of():
+    """A network of one input and one output."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(1, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 1)).eval()
+    for layer in network[::2]:
+        layer.weight.data *= 2.5
+    network.input_shape = (1,)
+    return network
+
+
+def run_of(network):
+    def run(points):
+        with torch.no_grad():
+            return network(torch.from_numpy(points)).numpy()
+
+    return run
+
+
+def property_of_boxes(network, count, error, width):
+    """In each of so many boxes of this width the output differs from that at the centre by this error, or more."""
+    cases = []
+    for number in range(count):
+        center = number / count
+        value = network(torch.tensor([[center]])).item()
+        box = f"(>= X_0 {center - width:.9f}) (<= X_0 {center + width:.9f})"
+        cases += [f"(and {box} (<= Y_0 {value - error:.9f}))", f"(and {box} (>= Y_0 {value + error:.9f}))"]
+    return property_of(parse(f"{DECLARED} (assert (or {' '.join(cases)}))"))
+
+
+def test_a_thousand_boxes_are_decided_together_and_confirmed():
+    network = network_of()
+    answer = solve(property_of_boxes(network, 1000, 0.01, 1e-4), network, run_of(network), 120, certificates=True)
+    assert (answer.status, answer.branches, answer.certificate) == ("unsat", 0, {})
+    few = property_of_boxes(network, 20, 0.01, 1e-4)
+    assert confirm_unsat(few, network, run_of(network), {}) == "linear"
+
+
+def test_boxes_that_are_too_wide_for_linear_bounds_are_searched_and_their_certificates_are_theirs():
+    network = network_of()
+    property_ = property_of_boxes(network, 6, 0.3, 0.2)
+    undecided = solving._undecided_boxes(property_.groups, network, 1, time.monotonic() + 60)
+    assert 0 < len(undecided) < 6
+    answer = solve(property_, network, run_of(network), 120, certificates=True)
+    assert answer.status == "unsat" and {int(name.split("/")[0]) for name in answer.certificate} <= set(undecided)
+    tensors = {name: tensor.numpy() for name, tensor in answer.certificate.items()}
+    assert confirm_unsat(property_, network, run_of(network), tensors) == "certificate"
+
+
+def test_one_box_with_a_counterexample_among_many_is_found():
+    network = network_of()
+    text = f"(and (>= X_0 0.5) (<= X_0 0.6) (>= Y_0 {network(torch.tensor([[0.55]])).item() - 1e-4:.9f}))"
+    others = property_of_boxes(network, 300, 0.01, 1e-4)
+    own = property_of(parse(f"{DECLARED} (assert (or {text} {text}))"))
+    property_ = replace(others, cases=(*others.cases[:200], *own.cases, *others.cases[200:]))
+    assert solve(property_, network, run_of(network), 120).status == "sat"
+
+
+def test_no_box_is_begun_after_the_limit():
+    """Each box alone takes the verifier a while."""
+    network = network_of()
+    property_, numbers = property_of_boxes(network, 1000, 0.01, 1e-4), list(range(1000))
+    all_undecided = patch.object(solving, "_undecided_boxes", return_value=numbers)
+    with all_undecided, patch.object(solving, "_solve_box", wraps=solving._solve_box) as solve_box:
+        answer = solve(property_, network, run_of(network), 0.5)
+    assert answer.status == "timeout" and solve_box.call_count < 500
+
+
+def test_boxes_of_conjunctions_are_decided_together_and_confirmed():
+    """The second constraint of each conjunction holds in the whole box, or in half of it; the first in none."""
+    network = network_of()
+    property_ = property_of_boxes(network, 300, 0.01, 1e-4)
+    cases = []
+    for number, case in enumerate(property_.cases):
+        (own,), value = case.constraints, Fraction(network(torch.tensor([[number // 2 / 300]])).item())
+        others = [Constraint({0: Fraction(1)}, value + shift) for shift in (1, 0)[: 1 + number % 2]]
+        cases.append(replace(case, constraints=(*others, own) if number % 3 else (own, *others)))
+    property_ = replace(property_, cases=tuple(cases))
+    assert not solving._undecided_boxes(property_.groups, network, 1, time.monotonic() + 300)
+    few = replace(property_, cases=property_.cases[:40])
+    assert confirm_unsat(few, network, run_of(network), {}) == "linear"
+    alone = replace(property_, cases=tuple(replace(case, constraints=others_of(case)) for case in property_.cases[:40]))
+    assert len(solving._undecided_boxes(alone.groups, network, 1, time.monotonic() + 300)) == 20
+
+
+def others_of(case):
+    """The constraints of a conjunction that hold somewhere in its box."""
+    return tuple(c for c in case.constraints if c.coefficients == {0: 1} and c.bound.denominator != 10**9)

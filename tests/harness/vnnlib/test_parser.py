@@ -1,0 +1,302 @@
+"""VNN-LIB files: what they mean is compared with an evaluation of their expressions at random points."""
+
+import contextlib
+import gzip
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.common.errors import InputError
+from harness.vnnlib import cases, files
+from harness.vnnlib.files import property_in, read_property
+
+BOX = "".join(f"(declare-const X_{n} Real)(assert (<= X_{n} 1))(assert (>= X_{n} -1.0))" for n in range(2))
+OUTPUTS = "".join(f"(declare-const Y_{n} Real)" for n in range(2))
+
+
+def read(text):
+    return property_in(text.encode(), Path("property.vnnlib"))
+
+
+def value(term, point):
+    match term:
+        case str():
+            return point[term] if term in point else Fraction(term)
+        case ["+", *terms]:
+            return sum(value(each, point) for each in terms)
+        case ["-", first, *others]:
+            return value(first, point) - sum(value(each, point) for each in others) if others else -value(first, point)
+        case ["*", left, right]:
+            return value(left, point) * value(right, point)
+
+
+def is_true(expression, point):
+    match expression:
+        case ["and", *parts]:
+            return all(is_true(part, point) for part in parts)
+        case ["or", *parts]:
+            return any(is_true(part, point) for part in parts)
+        case ["<=", left, right]:
+            return value(left, point) <= value(right, point)
+        case [">=", left, right]:
+            return value(left, point) >= value(right, point)
+
+
+def satisfies(case, point):
+    inputs = [point[f"X_{n}"] for n in range(2)]
+    inside = all(a <= x <= b for a, x, b in zip(case.box.lower, inputs, case.box.upper, strict=True))
+    return inside and all(
+        sum(factor * point[f"Y_{n}"] for n, factor in constraint.coefficients.items()) <= constraint.bound
+        for constraint in case.constraints
+    )
+
+
+def to_text(expression):
+    return expression if isinstance(expression, str) else f"({' '.join(map(to_text, expression))})"
+
+
+tenths = st.integers(-12, 12).map(lambda n: f"{'-' if n < 0 else ''}{abs(n) // 10}.{abs(n) % 10}")
+connectives = st.sampled_from(["and", "or"])
+compare = st.sampled_from(["<=", ">="])
+inputs = st.builds(lambda op, n, end: [op, f"X_{n}", end], compare, st.integers(0, 1), tenths)
+products = st.builds(lambda factor, n: ["*", factor, f"Y_{n}"], tenths.filter(lambda t: float(t)), st.integers(0, 1))
+terms = st.sampled_from(["Y_0", "Y_1"]) | products | st.builds(lambda a, b: ["+", "Y_0", a, b], products, tenths)
+outputs = st.builds(lambda op, a, b: [op, a, b], compare, terms, tenths)
+expressions = st.recursive(
+    inputs | outputs,
+    lambda inner: st.lists(inner, min_size=1, max_size=3).flatmap(
+        lambda parts: connectives.map(lambda op: [op, *parts])
+    ),
+    max_leaves=8,
+)
+points = st.fixed_dictionaries(
+    {f"{kind}_{n}": st.integers(-12, 12).map(lambda k: Fraction(k, 10)) for kind in "XY" for n in range(2)}
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(expressions, min_size=1, max_size=3), st.lists(points, min_size=5, max_size=5))
+def test_cases_mean_what_the_assertions_say(assertions, points):
+    text = BOX + OUTPUTS + "".join(f"(assert {to_text(each)})\n" for each in assertions)
+    try:
+        cases = read(text).cases
+    except InputError as error:
+        assert "empty" in str(error) or "no variable" in str(error)
+        cases = ()
+        if "no variable" in str(error):
+            return
+    for point in points:
+        inside = all(-1 <= point[f"X_{n}"] <= 1 for n in range(2))
+        expected = inside and all(is_true(each, point) for each in assertions)
+        assert any(satisfies(case, point) for case in cases) == expected
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(alphabet="()XY_0123 <>=andor;\n+-*.e", max_size=60))
+def test_any_text_is_read_or_refused(text):
+    with contextlib.suppress(InputError):
+        read(BOX + OUTPUTS + text)
+
+
+@pytest.mark.parametrize("end", ["\r", "\n", "\r\n"], ids=repr)
+def test_a_comment_ends_with_its_line(end):
+    """What follows a CR was dropped once: the answer to a property with fewer cases was a false `unsat`."""
+    text = f'{BOX}{OUTPUTS}; a comment{end}(assert (or (<= Y_0 0); another, é ⩽ "|{end}(<= Y_1 0)))'
+    assert len(read(text).cases) == 2
+    with pytest.raises(InputError, match="line 3: found 'x' outside"):
+        read(f"(assert (<= Y_0 0)){end};{end}x")
+
+
+FOREIGN = ["\0", "\f", "\v", "\x1b", "\x85", "\xa0", "\u2028", "\u2029", "\ufeff", "\u202e"]
+
+
+@pytest.mark.parametrize("character", FOREIGN, ids=ascii)
+def test_characters_that_readers_take_differently_are_refused(character):
+    for text in (f"\n; a comment{character}", f"\n(assert (<={character}Y_0 0))", f"\n(assert (<= Y_0 0{character}))"):
+        with pytest.raises(InputError, match="line 2: found the character"):
+            read(f"{BOX}{OUTPUTS}{text}")
+    for text in ("(assert (<= |Y_0| 0))", '(set-info ";" x)', "(assert (<= Y_0 ٣))"):  # a digit of Unicode
+        with pytest.raises(InputError, match=r"line 1: found the character .*allowed: printable characters of ASCII"):
+            read(f"{BOX}{OUTPUTS}{text}")
+    for content in (b"\xff(assert)", b"; \xed\xa0\x80", b"\xfe\xff\0;", "(assert)".encode("utf-16")):
+        with pytest.raises(InputError, match="not a text file in UTF-8"):
+            property_in(content, Path("p.vnnlib"))
+
+
+def test_decimals_are_exact():
+    text = BOX.replace("X_0 1)", "X_0 0.1)") + OUTPUTS + "(assert (<= Y_0 1.00000000000000000001e-3))"
+    (case,) = read(text).cases
+    assert case.box.upper == (Fraction(1, 10), 1)
+    assert case.constraints[0].bound == Fraction("1.00000000000000000001e-3")
+
+
+def test_cases_with_equal_boxes_share_it():
+    disjuncts = "(and (<= X_0 0.5) (<= Y_0 0)) (and (<= X_0 0.50) (<= Y_1 0)) (and (<= X_0 0.2) (<= Y_1 0))"
+    first, second, third = read(f"{BOX}{OUTPUTS}(assert (or {disjuncts}))").cases
+    assert first.box is second.box and third.box is not first.box
+
+
+def test_a_case_with_an_empty_box_is_no_case():
+    (case,) = read(f"{BOX}{OUTPUTS}(assert (or (and (>= X_0 2) (<= Y_0 0)) (<= Y_1 3)))").cases
+    assert case.constraints[0].bound == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("(assert (<= Y_0 0)", "line 1: found an opening bracket without a closing one"),
+        ("\n(assert (<= Y_0 0)))", "line 2: found a closing bracket without an opening one"),
+        ("nonsense", "line 1: found 'nonsense' outside of brackets"),
+        ("(" * 200, "more than 100 brackets"),
+        ("(assert (< Y_0 0))", "found (< Y_0 0), allowed: (and ...), (or ...), (<= a b), (>= a b)"),
+        ("(assert (<= Y_7 0))", "found 'Y_7' in (<= Y_7 0), allowed: numbers and declared variables"),
+        ("(assert (<= Y_0 1/3))", "found '1/3'"),
+        ("(assert (<= Y_0 1e9999999999))", "found '1e9999999999'"),
+        (f"(assert (<= Y_0 0.{5000 * '3'}))", "found '0.333"),
+        ("(assert (<= Y_0 X_0))", "found inputs and outputs in (<= Y_0 X_0)"),
+        ("(assert (<= X_1 X_0))", "bounds of single inputs"),
+        ("(assert (<= 0 1))", "found no variable"),
+        ("(assert (<= (* Y_0 Y_1) 1))", "found (* Y_0 Y_1)"),
+        ("(assert (>= X_0 1.5))", "the box of inputs is empty: X_0 is at least 1.5 and at most 1.0"),
+        ("(assert (>= X_0 1e31))", "allowed: bounds of inputs up to 1e30"),
+        ("(declare-const X_2 Real)", "found no lower bound of X_2"),
+        ("(declare-const X_4 Real)", "found 3 declarations of X_i up to X_4"),
+        ("(declare-const X_0 Real)", "found a declaration of 'X_0'"),
+        ("(declare-const Z Real)", "found a declaration of 'Z'"),
+        ("(declare-const Y_2 Int)", "found (declare-const Y_2 Int)"),
+        ("(check-sat)", "found (check-sat), allowed: (declare-const X_0 Real), (assert ...)"),
+        (f"(assert (or {'(<= Y_0 0)' * 200}))" * 2, "has 40000 cases, allowed: up to 20000"),
+        (f"(assert (and {'(or (<= Y_0 0) (<= Y_0 1))' * 14} {'(<= Y_0 0)' * 9_000}))", "constraints in 16384 cases"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_is_refused(text, message):
+    with pytest.raises(InputError) as error:
+        read(BOX + OUTPUTS + text)
+    assert message in str(error.value)
+
+
+def test_too_many_cases_are_refused_while_they_are_read(monkeypatch):
+    """A text of 154 kB took 1.9 GB once."""
+    read_atoms, original = [], cases._atom
+    monkeypatch.setattr(cases, "_atom", lambda *args: read_atoms.append(1) or original(*args))
+    with pytest.raises(InputError, match="cases, allowed: up to 20000"):
+        read(f"{BOX}{OUTPUTS}(assert (or {'(<= Y_0 0)' * 50_000}))")
+    choice = f"(or {'(<= Y_0 0)' * 140})"
+    with pytest.raises(InputError, match="cases, allowed: up to 20000"):
+        read(f"{BOX}{OUTPUTS}(assert (or {f'(and {choice} {choice})' * 50}))")
+    assert len(read_atoms) < 22_000
+
+
+def test_without_outputs_a_property_is_refused():
+    with pytest.raises(InputError, match="found no declaration of Y_0"):
+        read(BOX)
+
+
+def test_packed_files_and_errors_name_the_file(tmp_path, monkeypatch):
+    text = f"; a comment ( ;\n{BOX}{OUTPUTS}(assert (<= Y_0 0)) ; the end"
+    packed, plain, broken = tmp_path / "p.vnnlib.gz", tmp_path / "p.vnnlib", tmp_path / "broken.vnnlib.gz"
+    packed.write_bytes(gzip.compress(text.encode()))
+    plain.write_text(text)
+    broken.write_bytes(b"no gzip")
+    assert read_property(packed) == read_property(plain)
+    pointer, bomb = tmp_path / "pointer.vnnlib", tmp_path / "bomb.vnnlib"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    bomb.write_bytes(gzip.compress(bytes(10_000)))
+    monkeypatch.setattr(files, "_LARGEST", 5000)
+    with pytest.raises(InputError, match="a Git LFS pointer"):
+        read_property(pointer)
+    with pytest.raises(InputError, match="allowed: up to"):
+        read_property(bomb)
+    for path in (broken, tmp_path / "missing.vnnlib", tmp_path):
+        with pytest.raises(InputError, match=str(path)):
+            read_property(path)
+
+
+VERSION2 = """; a comment
+(vnnlib-version <2.0>)
+(declare-network n (declare-input A float32 [1,2]) (declare-output B float32 [2]))
+(assert (and (<= A[0,0] 0.1) (>= A[0,0] (- 0.3)) (<= A[0,1] 0.1) (>= A[0,1] -0.3)))
+(assert (or (<= B[0] -3.0) (and (>= B[0] 0.12345678901234567890) (>= (+ (* 2.0 B[1]) B[0]) 0.3) (== B[1] 0.5))))
+"""
+VERSION1 = """
+(declare-const X_0 Real)(declare-const X_1 Real)(declare-const Y_0 Real)(declare-const Y_1 Real)
+(assert (<= X_0 0.1))(assert (>= X_0 -0.3))(assert (<= X_1 0.1))(assert (>= X_1 -0.3))
+(assert (or (<= Y_0 -3.0)
+ (and (>= Y_0 0.12345678901234567890) (>= (+ (* 2.0 Y_1) Y_0) 0.3) (<= Y_1 0.5) (>= Y_1 0.5))))
+"""
+
+
+def test_version_2_says_the_same(tmp_path):
+    pytest.importorskip("vnnlib")
+    first, second = tmp_path / "1.vnnlib", tmp_path / "2.vnnlib"
+    first.write_text(VERSION1)
+    second.write_text(VERSION2)
+    assert read_property(first) == read_property(second)
+    for before, after, message in [
+        ("<= B[0] -3.0", "< B[0] -3.0", "found .*allowed: and, or"),
+        ("[1,2]", "[1,3]", "found no lower bound of X_2"),
+        ("[1,2]", "[1000000,2]", "up to 1000000 numbers"),
+        ("[1,2]", "[99999999999999999999]", "not VNN-LIB 2.0: it has an index or size that is too large"),
+        ("B[1] 0.5", "B[99999999999999999999] 0.5", "not VNN-LIB 2.0: it has an index or size that is too large"),
+        ("<2.0>", "<2.9>", "allowed: .vnnlib-version <2.0>"),
+        ("(vnnlib-version <2.0>)", "", "allowed: .vnnlib-version <2.0>"),
+        ("a comment", "a comment \0", r"line 1: found the character '\\x00'"),
+        ("(assert (or", "(assert (and " + "(or " * 200, "more than 100 brackets"),
+        ("(<= A[0,0] 0.1)", "(<= A[0,7] 0.1)", "not VNN-LIB 2.0: line"),
+        ("(declare-output B", "(declare-input C float32 [1]) (declare-output B", "found a network with 2 inputs"),
+    ]:
+        second.write_text(VERSION2.replace(before, after))
+        with pytest.raises(InputError, match=message):
+            read_property(second)
+
+
+@pytest.mark.parametrize("name", "AB")
+@pytest.mark.parametrize("indices", ["[1,-1]", "[0,2]", "[-1,1]", "[2,0]", "[1]", "[0,0,0]", "[4294967297,0]"])
+def test_indices_of_version_2_beyond_the_shape_are_refused(name, indices, tmp_path):
+    """A negative one was read as another variable once: [1,-1] of the shape [2,2] as number 1."""
+    pytest.importorskip("vnnlib")
+    path, inputs = tmp_path / "2.vnnlib", [f"A[{n},{m}]" for n in range(2) for m in range(2)]
+    path.write_text(
+        "(vnnlib-version <2.0>)(declare-network n (declare-input A float32 [2,2]) (declare-output B float32 [2,2]))"
+        + "".join(f"(assert (<= {each} 1.0))(assert (>= {each} 0.0))" for each in inputs)
+        + f"(assert (<= {name}{indices} 0.5))"
+    )
+    with pytest.raises(InputError, match=rf"found '{name} .*allowed: from 0|not VNN-LIB 2.0: line"):
+        read_property(path)
+
+
+@pytest.mark.parametrize("kind", ["int32", "uint8", "float16", "float64", "string"])
+def test_types_of_version_2_that_are_not_the_network_s_are_refused(kind, tmp_path):
+    pytest.importorskip("vnnlib")
+    path, is_float = tmp_path / "2.vnnlib", kind.startswith("float")
+    end = "1.0" if is_float else "1"
+    for types in ((kind, "float32"), ("real", kind)):
+        a, b = (end if each == kind else "1.0" for each in types)
+        path.write_text(
+            "(vnnlib-version <2.0>)"
+            f"(declare-network n (declare-input A {types[0]} [1]) (declare-output B {types[1]} [1]))"
+            f"(assert (<= A[0] {a}))(assert (>= A[0] {a}))(assert (<= B[0] {b}))"
+        )
+        with pytest.raises(InputError, match=r"found .*declare-.*put .*allowed: the types float32 and real"):
+            read_property(path)
+
+
+def test_comments_of_version_2_end_with_their_lines(tmp_path):
+    """The package's own end at LF alone."""
+    pytest.importorskip("vnnlib")
+    path = tmp_path / "2.vnnlib"
+    path.write_text(VERSION2)
+    expected = read_property(path)
+    path.write_bytes(VERSION2.replace("(assert (or", "; \r(assert (or").replace("\n", "\r").encode())
+    assert read_property(path) == expected and expected.shapes == ((1, 2), (2,))
+
+
+def test_version_2_without_its_package_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "vnnlib", None)
+    path = tmp_path / "2.vnnlib"
+    path.write_text(VERSION2)
+    with pytest.raises(InputError, match="install the extra `vnnlib`"):
+        read_property(path)

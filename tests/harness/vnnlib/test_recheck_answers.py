@@ -1,0 +1,219 @@
+"""The checker on answers to properties: it confirms what is true, and never what exact answers contradict."""
+
+import functools
+from dataclasses import replace
+from fractions import Fraction
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from answers import TINY, answered, certified_answers, proved_by, tensors_of, with_bounds_raised
+from enumeration import smallest_violation
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_properties import INPUTS, OUTPUTS, run
+from torch import nn
+
+from cerdeq.onnx.layers import Reshape
+from harness.checker.bounds.boxes import Box
+from harness.checker.bounds.maps import UnknownLayerError
+from harness.checker.bounds.network import read_steps
+from harness.checker.properties import NotConfirmedError, confirm_sat, confirm_unsat
+from harness.checker.violations import box_around, round_down, violations_network
+from harness.vnnlib.cases import Case, Constraint, InputBox, Property
+
+pytestmark = pytest.mark.usefixtures("leaves_alone")
+
+
+def check_seeds(seeds):
+    """Check answers, and slightly different properties with the same certificate; return what proved the answers."""
+    ways = []
+    for seed in filter(answered, seeds):
+        network, property_, answer, violation = answered(seed)
+        if answer.status == "unsat":
+            tensors = tensors_of(answer)
+            ways.append(proved_by(network, property_, tensors))
+            assert ways[-1], (seed, violation)
+            sat = with_bounds_raised(property_, Fraction(violation) + TINY)
+            assert not proved_by(network, sat, tensors), seed
+        elif violation < -1e-9:
+            assert not proved_by(network, property_, {}), seed
+            confirm_sat(property_, network, partial(run, network), answer.counterexample_text)
+    return ways
+
+
+def test_answers_are_confirmed_and_certificates_prove_no_other_property():
+    ways = check_seeds(range(13, 27))
+    assert {"linear", "certificate"} <= set(ways), ways
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_two_hundred_answers_are_confirmed():
+    check_seeds(range(100, 300))
+
+
+@functools.cache
+def certified():
+    answers = [*certified_answers()]
+    assert len(answers) > 3
+    return answers
+
+
+def test_incomplete_and_malformed_certificates_confirm_nothing():
+    refused = []
+    for network, property_, tensors, _ in certified()[:3]:
+        for name, tensor in tensors.items():
+            faulty = [{k: v for k, v in tensors.items() if k != name}]
+            field = name.rpartition("/")[2]
+            if field == "signs" and tensor.any() and "hidden" not in name:
+                box = name.partition("/")[0]
+                fields = {k: v for k, v in tensors.items() if k.startswith(f"{box}/") and "hidden" not in k}
+                per_leaf = {k: v[1:] for k, v in fields.items() if not k.endswith("neurons")}
+                faulty += [tensors | per_leaf, tensors | {name: np.abs(tensor)}, tensors | {name: 0 * tensor}]
+            if field == "multipliers" and tensor.any():
+                faulty.append(tensors | {name: -tensor})
+            for other in faulty:
+                refused.append(not proved_by(network, property_, other))
+    assert len(refused) > 20 and all(refused), refused
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 10**6))
+def test_other_numbers_in_a_certificate_never_prove_a_property_that_an_input_satisfies(seed):
+    random = np.random.default_rng(seed)
+    network, property_, tensors, violation = certified()[seed % len(certified())]
+    by = Fraction(violation) + random.choice([TINY, Fraction(1, 10)])
+    for name, tensor in tensors.items():
+        if random.integers(2):
+            others = random.permutation(tensor.ravel()).reshape(tensor.shape).astype(tensor.dtype)
+            noise = {"slopes": 256, "multipliers": 3}.get(name.rpartition("/")[2])
+            if noise and random.integers(2):
+                others = random.integers(0, noise, tensor.shape).astype(tensor.dtype)
+            tensors = tensors | {name: others}
+    assert not proved_by(network, with_bounds_raised(property_, by), tensors)
+
+
+def test_a_larger_box_that_holds_a_counterexample_is_not_proved():
+    larger_ones = 0
+    for network, property_, tensors, _ in certified():
+        weights = [p.detach().double().numpy() for p in network.parameters()]
+        for by in (Fraction(1, 5), Fraction(1), Fraction(4)):
+            boxes = {id(c.box): InputBox(tuple(x - by for x in c.box.lower), tuple(x + by for x in c.box.upper))
+                     for c in property_.cases}  # fmt: skip
+            larger = replace(property_, cases=tuple(Case(boxes[id(c.box)], c.constraints) for c in property_.cases))
+            if min(smallest_violation(weights, case) for case in larger.cases) < -1e-9:
+                larger_ones += 1
+                assert not proved_by(network, larger, tensors)
+    assert larger_ones >= 3
+
+
+def test_a_case_without_constraints_is_never_proved():
+    network, property_, tensors, _ = certified()[0]
+    cases = (*property_.cases, Case(property_.cases[0].box, ()))
+    assert not proved_by(network, replace(property_, cases=cases), tensors)
+    assert not proved_by(network, Property(INPUTS, OUTPUTS, cases[-1:]), tensors)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_values_of_cases_are_the_largest_exact_violations(seed):
+    """Up to the positive scale of each constraint: the sign, and 0 never above."""
+    random, network = np.random.default_rng(seed), nn.Sequential(nn.Identity()).eval()
+    cases = []
+    for count in random.integers(1, 8, 3):
+        constraints = []
+        for _ in range(count):
+            factors = {int(n): Fraction(int(random.integers(-9, 10)) or 1, 10) for n in random.permutation(OUTPUTS)[:2]}
+            constraints.append(Constraint(factors, Fraction(int(random.integers(-20, 21)), 7)))
+        cases.append(Case(InputBox((), ()), tuple(constraints)))
+    outputs = random.integers(-16, 17, (50, OUTPUTS)) / 8
+    checked = violations_network(read_steps(network), cases, OUTPUTS)
+    box = checked.rows(checked.boxes(Box(outputs, np.zeros(outputs.shape))), np.eye(len(cases))[None])
+    for lower, upper, y in zip(box.lower, box.upper, outputs, strict=True):
+        for low, high, case in zip(lower, upper, cases, strict=True):
+            exact = max(sum(f * Fraction(y[n]) for n, f in c.coefficients.items()) - c.bound for c in case.constraints)
+            assert (low > 0) <= (exact > 0)
+            assert (low > 0) == (exact > 0) or abs(exact) < 1e-5
+            assert high - low < 1e-9
+
+
+@given(st.fractions(-10, 10), st.fractions(0, 1))
+def test_the_box_contains_the_exact_one(low, width):
+    box = box_around(InputBox((low,), (low + width,)), (1,))
+    center, radius = Fraction(box.center.item()), Fraction(box.radius.item())
+    assert center - radius <= low and low + width <= center + radius
+    for kind in (np.float32, np.float64):
+        assert Fraction(round_down(low, kind)) <= low < Fraction(float(np.nextafter(kind(round_down(low, kind)), 9e9)))
+
+
+@pytest.mark.parametrize("constraint", [({0: 10**400}, 0), ({0: 1}, 10**400), ({0: 1}, 10**39)])
+def test_numbers_beyond_those_of_floats_are_refused(constraint):
+    """float32 holds numbers up to 3.4e38, float64 up to 1.8e308."""
+    network, property_, *_ = certified()[0]
+    coefficients = {number: Fraction(value) for number, value in constraint[0].items()}
+    case = Case(property_.cases[0].box, (Constraint(coefficients, Fraction(constraint[1])),))
+    with pytest.raises(UnknownLayerError):
+        confirm_unsat(replace(property_, cases=(case,)), network, partial(run, network), {})
+
+
+def test_another_runtime_is_noticed():
+    """Also one that differs only between the two corners where all inputs are lowest or highest."""
+    network, property_, tensors, _ = certified()[0]
+    corners = np.concatenate([[case.box.lower, case.box.upper] for case in property_.cases]).astype(np.float64)
+
+    def differ_inside(points):
+        is_corner = np.isclose(points[:, None], corners).all(2).any(1)
+        return run(network, points) + np.where(is_corner, 0, np.float32(0.01))[:, None]
+
+    for other in (lambda points: run(network, points) + 0.01, differ_inside):
+        with pytest.raises(UnknownLayerError, match="outputs in float32 differ"):
+            confirm_unsat(property_, network, other, tensors)
+
+
+def test_batch_norm_of_sequences_is_that_of_torch():
+    """Y_0 = 100 (X_0 - X_1) + 150, from -50 to 350; with the scale of the other channel it would be above 148."""
+    norm = nn.BatchNorm1d(2, eps=0.0)
+    norm.weight.data = torch.tensor([1.0, 100.0])
+    network = nn.Sequential(nn.Linear(2, 4), Reshape((2, 2)), norm, nn.Flatten(), nn.Linear(4, 1)).eval()
+    network[0].weight.data, network[0].bias.data = torch.tensor([[1.0, -1.0]] * 4), torch.zeros(4)
+    network[4].weight.data, network[4].bias.data = torch.eye(4)[2:3], torch.tensor([150.0])
+    network.input_shape, box = (2,), InputBox((Fraction(-1),) * 2, (Fraction(1),) * 2)
+    for bound, way in ((0, ""), (-51, "linear")):
+        case = Case(box, (Constraint({0: Fraction(1)}, Fraction(bound)),))
+        assert proved_by(network, Property(2, 1, (case,)), {}) == way
+
+
+def test_a_counterexample_must_hold_in_both_arithmetics():
+    """The exact first output is 0.5."""
+    network = nn.Sequential(nn.Linear(INPUTS, OUTPUTS)).eval()
+    network[0].weight.data, network[0].bias.data = torch.eye(OUTPUTS, INPUTS), torch.zeros(OUTPUTS)
+    network.input_shape, box = (INPUTS,), InputBox((Fraction(0),) * INPUTS, (Fraction(1),) * INPUTS)
+    text = "((X_0 0.5)\n(X_1 0.25)\n(Y_0 0.5)\n(Y_1 0.25)\n(Y_2 0.0))"
+    no_case, other = (NotConfirmedError, "no case is proved"), (UnknownLayerError, "outputs in float32 differ")
+    for bound, shift, refusal in [
+        ("0.50001", 0.0, None),
+        ("0.50001", 2e-5, no_case),
+        ("0.49999", -2e-5, no_case),
+        ("0.49999", 0.0, no_case),
+        ("0.8", 0.01, other),
+    ]:
+        case = Case(box, (Constraint({0: Fraction(1)}, Fraction(bound)),))
+        arguments = (
+            Property(INPUTS, OUTPUTS, (case,)),
+            network,
+            lambda points, by=shift: run(network, points) + by,
+            text,
+        )
+        if refusal is None:
+            confirm_sat(*arguments)
+            continue
+        with pytest.raises(refusal[0], match=refusal[1]):
+            confirm_sat(*arguments)
+
+
+def test_a_refused_certificate_is_said_to_be_refused():
+    network, property_, tensors, _ = certified()[0]
+    faulty = tensors | {next(iter(tensors)).partition("/")[0] + "/unknown/slopes": np.zeros((1, 1), np.uint8)}
+    with pytest.raises(NotConfirmedError, match="certificate refused: unknown/slopes names no activation"):
+        confirm_unsat(property_, network, partial(run, network), faulty)

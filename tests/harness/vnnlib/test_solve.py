@@ -1,0 +1,201 @@
+"""Answers about small networks against exact ones, and counterexamples against exact arithmetic."""
+
+import functools
+import subprocess
+import sys
+from contextlib import nullcontext
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from enumeration import smallest_violation
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_properties import INPUTS, OUTPUTS, network_of, property_of_seed, run
+from torch import nn
+
+from harness.common.errors import InputError
+from harness.vnnlib.cases import Case, Constraint, InputBox, Property, property_of
+from harness.vnnlib.counterexample import decimal_between, decimals_inside
+from harness.vnnlib.expressions import parse
+from harness.vnnlib.question import Violations, region_of, round_up, with_violations
+from harness.vnnlib.solve import check_shapes, solve
+
+SECONDS = 60
+
+
+def check_counterexample(property_, weights, answer):
+    """Check in exact arithmetic that the decimals lie in a case's box and that their outputs satisfy it."""
+    hidden, bias, out, offset = (
+        [[*map(Fraction, row)] if np.ndim(row) else Fraction(row) for row in w] for w in weights
+    )
+    x = [Fraction(text) for text in answer.counterexample.inputs]
+    z = [
+        max(Fraction(0), sum(a * b for a, b in zip(row, x, strict=True)) + c)
+        for row, c in zip(hidden, bias, strict=True)
+    ]
+    y = [sum(a * b for a, b in zip(row, z, strict=True)) + c for row, c in zip(out, offset, strict=True)]
+    assert any(
+        all(a <= b <= c for a, b, c in zip(case.box.lower, x, case.box.upper, strict=True))
+        and all(sum(f * y[n] for n, f in c.coefficients.items()) <= c.bound for c in case.constraints)
+        for case in property_.cases
+    )
+
+
+def check_answers(seeds):
+    counts = {"sat": 0, "unsat": 0}
+    for seed in seeds:
+        network, weights = network_of(seed)
+        property_ = property_of_seed(seed)
+        if property_ is None:
+            continue
+        violation = min(smallest_violation(weights, case) for case in property_.cases)
+        answer = solve(property_, network, functools.partial(run, network), SECONDS)
+        if abs(violation) > 1e-5:
+            assert answer.status == ("sat" if violation < 0 else "unsat"), (seed, violation, answer)
+        assert not (answer.status == "unsat" and violation < -1e-9), (seed, violation)
+        if answer.status == "sat":
+            check_counterexample(property_, weights, answer)
+            assert answer.counterexample.to_text().startswith("((X_0 ")
+        counts[answer.status] = counts.get(answer.status, 0) + 1
+    return counts
+
+
+def test_answers_are_the_exact_ones():
+    counts = check_answers(range(14))
+    assert counts["sat"] > 4 and counts["unsat"] > 2, counts
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_two_hundred_answers_are_the_exact_ones():
+    check_answers(range(100, 300))
+
+
+decimals = st.decimals(-10, 10, places=9).map(Fraction)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.tuples(decimals, decimals).map(sorted), st.floats(-11, 11))
+def test_a_box_of_floats_contains_the_exact_one_and_decimals_lie_inside(ends, value):
+    box = InputBox((ends[0],), (ends[1],))
+    region = region_of(box, (1,))
+    center, radius = Fraction(region.center.item()), Fraction(region.radius.item())
+    assert center - radius <= ends[0] and ends[1] <= center + radius
+    (text,) = decimals_inside(torch.tensor([[value]], dtype=torch.float64), box)
+    assert ends[0] <= Fraction(text) <= ends[1]
+    if ends[1] - ends[0] > 1e-5:
+        assert Fraction(text) == Fraction(str(np.float32(text))), "the decimal is a float32's"
+
+
+def test_decimals_of_boxes_without_a_float32():
+    assert decimal_between(Fraction(1, 10), Fraction(1, 10)) == "0.1"
+    assert decimal_between(Fraction(-25, 1000), Fraction(-2, 100)) == "-0.02"
+    assert decimal_between(Fraction(1, 3), Fraction(1, 2)) == "0.4"
+    assert decimal_between(Fraction(3), Fraction(3)) == "3.0"
+    with pytest.raises(ValueError, match="no decimal from 1/3"):
+        decimal_between(Fraction(1, 3), Fraction(1, 3))
+
+
+@given(st.fractions(-10, 10))
+def test_rounding_up_is_the_smallest_float_above(number):
+    for kind in (np.float32, np.float64):
+        rounded = round_up(number, kind)
+        assert Fraction(rounded) >= number > Fraction(float(np.nextafter(kind(rounded), kind(-np.inf))))
+
+
+def random_case(random):
+    constraints = []
+    for number in range(random.integers(1, 8)):
+        factors = {int(n): Fraction(int(random.integers(1, 9)), 10) for n in random.permutation(OUTPUTS)[:2]}
+        constraints.append(Constraint(factors, Fraction(number, 7)))
+    return Case(InputBox((), ()), tuple(constraints))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_violations_are_positive_only_where_a_constraint_is_violated(seed):
+    random = np.random.default_rng(seed)
+    cases = [random_case(random) for _ in range(3)]
+    outputs = torch.from_numpy(random.integers(-16, 17, (50, OUTPUTS)) / 8)
+    values = Violations(cases, OUTPUTS)(outputs)
+    for row, y in zip(values.tolist(), outputs.tolist(), strict=True):
+        for value, case in zip(row, cases, strict=True):
+            violations = [
+                sum(f * Fraction(y[n]) for n, f in c.coefficients.items()) - c.bound for c in case.constraints
+            ]
+            assert (value > 0) <= (max(violations) > 0)
+            assert (value > -1e-5) == (max(violations) > -1e-6) or abs(max(violations)) < 1e-5
+
+
+def case_of(bound, coefficient=Fraction(1), low=Fraction(0), high=Fraction(1)):
+    text = "".join(f"(declare-const {kind}_{n} Real)" for kind, k in (("X", INPUTS), ("Y", OUTPUTS)) for n in range(k))
+    ends = "".join(f"(assert (>= X_{n} {low}))(assert (<= X_{n} {high}))" for n in range(INPUTS))
+    return property_of(parse(f"{text}{ends}(assert (<= (* {coefficient} Y_0) {bound}))"))
+
+
+def identity():
+    """Return the network whose first output is its first input."""
+    network = nn.Sequential(nn.Linear(INPUTS, OUTPUTS))
+    network[0].weight.data, network[0].bias.data = torch.eye(OUTPUTS, INPUTS), torch.zeros(OUTPUTS)
+    network.input_shape = (INPUTS,)
+    return network.eval()
+
+
+def test_exactly_the_bound_is_a_counterexample_only_if_both_arithmetics_say_so():
+    network = identity()
+    below_float32 = "0.49999999"  # the bound is rounded up to 0.5, which no part of the box is proved to exceed
+    for low, bound, expected in [("0.5", "0.25", "unsat"), ("0.5", "0.75", "sat"), ("0.5", below_float32, "unknown")]:
+        answer = solve(case_of(bound, low=low), network, functools.partial(run, network), seconds=2)
+        assert answer.status == expected, (low, bound)
+    answer = solve(case_of("0.75", low="0.5"), network, lambda points: run(network, points) + 1, SECONDS)
+    assert answer.status == "unknown" and "onnxruntime" in answer.detail
+
+
+def test_a_point_is_a_box():
+    network = identity()
+    for bound, expected in [("0.1000001", "sat"), ("0.0999999", "unsat")]:
+        answer = solve(case_of(bound, low="0.1", high="0.1"), network, functools.partial(run, network), SECONDS)
+        assert answer.status == expected
+        if expected == "sat":
+            assert answer.counterexample.inputs == ["0.1", "0.1"]
+
+
+def test_a_case_without_constraints_on_outputs_is_satisfied_by_any_input():
+    network = identity()
+    property_ = case_of("1")
+    (case,) = property_.cases
+    property_ = type(property_)(INPUTS, OUTPUTS, (case, Case(case.box, ())))
+    assert solve(property_, network, functools.partial(run, network), SECONDS).status == "sat"
+
+
+def test_without_time_nothing_is_decided_by_search():
+    network, _ = network_of(3)
+    property_ = property_of_seed(3)
+    answer = solve(property_, network, functools.partial(run, network), 0.0)
+    assert answer.status in ("timeout", "unsat", "sat")
+
+
+def test_other_shapes_and_long_coefficients_are_refused():
+    network = identity()
+    with pytest.raises(InputError, match="found 2 inputs and 3 outputs, allowed: 3 and 3"):
+        network.input_shape, network.output_shape = (3,), (3,)
+        check_shapes(case_of("1"), network, "p.vnnlib")
+    network.input_shape = network.output_shape = (2, 3)
+    for declared, is_the_same in [((1, 2, 3), True), ((2, 3, 1), True), ((3, 2), False), ((6,), False)]:
+        property_ = Property(6, 6, (), shapes=(declared, declared))
+        with nullcontext() if is_the_same else pytest.raises(InputError, match=r"allowed: \[1, 2, 3\]"):
+            check_shapes(property_, network, "p.vnnlib")
+    with pytest.raises(InputError, match="coefficients of up to 15 digits"):
+        with_violations(identity(), case_of("1", "0.12345678901234567").cases, OUTPUTS)
+
+
+def test_packages_are_loaded_before_the_time_of_an_instance_runs():
+    """In a fresh process they take seconds, which a short limit does not have."""
+    code = (
+        "import sys; from harness.vnnlib import solve\n"
+        "solve.time.monotonic = lambda: sys.exit(0 if 'torch._dynamo' in sys.modules else 'not loaded')\n"
+        "solve.solve_files('net.onnx', 'property.vnnlib', 1)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
