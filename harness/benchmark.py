@@ -15,9 +15,10 @@ from typing import Any
 
 from baselines import DATASETS, network_names
 from harness import command_line
-from harness.command_line import OK, add_data_dir, add_patterns, add_plugins, select_by_pattern
+from harness.command_line import OK, add_data_dir, add_patterns, add_plugins
 from harness.common import names
 from harness.common.errors import require
+from harness.common.patterns import select_by_pattern
 from harness.common.terminal import new_console, print_table
 from harness.machine.environment import describe_environment, device_title
 from harness.settings import STAGES

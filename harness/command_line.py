@@ -6,19 +6,15 @@ exit status. The parser is argparse's, since `harness.trial` runs where nothing 
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from harness.common.errors import InputError, require
+from harness.common.errors import InputError
 from harness.common.masking import mask_secrets
 from harness.common.terminal import say
 from harness.machine.clock import Stopped
 from harness.storage.files import refuse_links
-
-Item = TypeVar("Item")
 
 OK, FAILED, BAD_INPUT, STOPPED, INTERRUPTED = 0, 1, 2, 3, 130
 STATUSES = {
@@ -81,20 +77,6 @@ def add_plugins(parser: argparse.ArgumentParser) -> None:
     """Add the option of commands that import plugins of results which others may have written."""
     what = "import and trust this module, which trials name as a plugin; may be repeated"
     parser.add_argument("--plugin", action="append", default=[], metavar="MODULE", help=what)
-
-
-def select_by_pattern(option: str, patterns: Sequence[str], names: Mapping[Item, Sequence[str]]) -> list[Item]:
-    """Return the items with a name that equals a pattern or, if none equals it, that matches it.
-
-    names: all names of each item. Raises SettingError, with all names, for a pattern that selects nothing.
-    """
-    selected = set[Item]()
-    for pattern in patterns:
-        items = {item for item in names if pattern in names[item]}
-        items = items or {item for item in names if any(fnmatchcase(name, pattern) for name in names[item])}
-        require(option, pattern, bool(items), "\n  ".join(["one of", *map("  ".join, names.values())]))
-        selected |= items
-    return [item for item in names if item in selected]
 
 
 def path_or_address(text: str) -> Path | str:

@@ -15,9 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness import command_line
-from harness.command_line import OK, add_data_dir, add_patterns, add_sweep_directory, select_by_pattern
+from harness.command_line import OK, add_data_dir, add_patterns, add_sweep_directory
 from harness.common import names
 from harness.common.errors import InputError, require
+from harness.common.patterns import select_by_pattern
 from harness.common.terminal import new_console
 from harness.reports.up_to_date import REPORT
 from harness.storage import certification, folder

@@ -33,9 +33,9 @@ from harness.command_line import (
     add_patterns,
     add_plugins,
     add_sweep_directory,
-    select_by_pattern,
 )
 from harness.common.errors import InputError, error_line, require
+from harness.common.patterns import select_by_pattern
 from harness.common.terminal import new_console, print_table, printable
 from harness.storage import folder
 from harness.storage.files import unchanged_files

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from harness import command_line
-from harness.command_line import FAILED, OK, add_data_dir, add_patterns, add_results_dir, select_by_pattern
+from harness.command_line import FAILED, OK, add_data_dir, add_patterns, add_results_dir
 from harness.common.errors import InputError, require
+from harness.common.patterns import select_by_pattern
 from harness.common.terminal import new_console, say
 from harness.machine.clock import Stopped
 from harness.machine.environment import data_directory, source_digest

@@ -11,9 +11,9 @@ import pandas as pd
 from pandas.api.typing import SeriesGroupBy
 from scipy import special  # scipy.stats takes seconds to import
 
-from harness.command_line import select_by_pattern
 from harness.common import names
 from harness.common.errors import InputError, require
+from harness.common.patterns import select_by_pattern
 from harness.leaderboard.rows import LABEL
 from harness.leaderboard.table import Section
 from harness.storage import folder

@@ -12,6 +12,7 @@ import harness
 from harness import __main__ as entry
 from harness import command_line
 from harness.common.errors import InputError, SettingError
+from harness.common.patterns import select_by_pattern
 from harness.machine.clock import Stopped
 
 HARNESS = Path(harness.__file__).parent
@@ -105,12 +106,12 @@ def test_the_documentation_has_every_exit_status_and_what_it_means():
 
 def test_patterns_mean_by_any_name_and_each_must_mean_something():
     named = {1: ("cnn5 ibp seed 0", "a0"), 2: ("cerdeq ibp groups=[2] seed 0", "b1"), 3: ("cnn7 ibp seed 0", "b2")}
-    assert command_line.select_by_pattern("--only", ["b*"], named) == [2, 3]
-    assert command_line.select_by_pattern("--only", ["a0", "cnn*"], named) == [1, 3]
+    assert select_by_pattern("--only", ["b*"], named) == [2, 3]
+    assert select_by_pattern("--only", ["a0", "cnn*"], named) == [1, 3]
     itself = "cerdeq ibp groups=[2] seed 0"  # which reads as a pattern of something else
-    assert command_line.select_by_pattern("--only", [itself], named) == [2]
+    assert select_by_pattern("--only", [itself], named) == [2]
     named[4] = ("cerdeq ibp groups=2 seed 0", "b3")  # which that, as a pattern, would match
-    assert command_line.select_by_pattern("--only", [itself], named) == [2]
-    assert command_line.select_by_pattern("--only", [], named) == []
+    assert select_by_pattern("--only", [itself], named) == [2]
+    assert select_by_pattern("--only", [], named) == []
     with pytest.raises(SettingError, match=r"--only.*'cnn9\*'.*\n  cnn5 ibp seed 0  a0\n  cerdeq"):
-        command_line.select_by_pattern("--only", ["cnn5*", "cnn9*"], named)
+        select_by_pattern("--only", ["cnn5*", "cnn9*"], named)

@@ -7,7 +7,8 @@ import pytest
 from harness.data import load
 from harness.evaluation import shards
 from harness.evaluation.shards import certification_of, certify_shard, merge_parts
-from harness.storage import certification, folder, lock as lease
+from harness.storage import certification, folder
+from harness.storage import lock as lease
 from harness.storage.files import DamagedFileError, parse_json, read_bytes, unchanged_files
 from harness.training import run_trial
 

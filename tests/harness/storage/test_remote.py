@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from harness.common.errors import InputError
-from harness.storage import folder, lock as lease, remote
+from harness.storage import folder, remote
+from harness.storage import lock as lease
 from harness.storage.remote import check_address, join, pull, push
 
 NAMES = ["trials/a/result.json", "trials/a/epochs.jsonl", "trials/a/checkpoint.pt", "trials/a/certified/x/result.json"]

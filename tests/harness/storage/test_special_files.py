@@ -9,7 +9,8 @@ import pytest
 from harness.leaderboard.files import _is_part
 from harness.leaderboard.published import read_published_rows
 from harness.reports.up_to_date import is_up_to_date
-from harness.storage import folder, lock as lease
+from harness.storage import folder
+from harness.storage import lock as lease
 from harness.storage.files import DamagedFileError
 from harness.storage.lock import LOCK
 from harness.training.checkpoint import epochs_done
