@@ -1,10 +1,10 @@
-"""The training loop: schedules, epochs of steps, a row each, and checkpoints."""
+"""The training loop: epochs of steps, a row each, and checkpoints."""
 
 import copy
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,12 @@ from baselines import DATASETS
 from cerdeq.bounds.memory import is_out_of_memory
 from harness.common import names
 from harness.common.errors import SettingError
+from harness.data.augment import Draws, draw, seed_of
 from harness.evaluation.metrics import finite_or_none
 from harness.machine.clock import Clock, Stopped
 from harness.machine.device import tf32
 from harness.machine.environment import device_name
 from harness.machine.memory import free_memory
-from harness.settings import RampShape
 from harness.storage.folder import (
     add_training_device,
     add_training_warnings,
@@ -30,14 +30,13 @@ from harness.storage.folder import (
 )
 from harness.sweep.trial import TrialConfig
 from harness.training import checkpoint
-from harness.training.augment import Draws, draw, seed_of
 from harness.training.compilation import choose_compilation
 from harness.training.initialise import untrained_network
 from harness.training.monitor import monitor_bounds, monitor_untrained, recompute_statistics
 from harness.training.precision import choose_precision, describe_slow_bf16
+from harness.training.schedule import Ramp, learning_rate
 from harness.training.step import Stepper
 
-EPS_FLOOR = 1e-6
 _log = logging.getLogger(__name__)
 _MONITORED = 500
 _ATTACK_SEEDS = 2**40
@@ -232,40 +231,6 @@ def _train_epoch(stepper: Stepper, epoch: int, trial_dir: Path) -> dict[str, Any
         **monitor_bounds(config, stepper.model, stepper.images[:_MONITORED], stepper.labels[:_MONITORED]),
     }
     return {names.EPOCH: epoch, **finite_or_none(metrics)}
-
-
-@dataclass(frozen=True)
-class Ramp:
-    """The ramp of eps. 'smooth': a quartic up to a quarter of the way, then straight, slopes matching (Xu et al. 2020).
-
-    start: its first epoch, counted from 1. length: in epochs. steps: optimiser steps an epoch. shape: the setting.
-    """
-
-    eps: float
-    start: int
-    length: int
-    steps: int
-    shape: RampShape = "smooth"
-
-    def __call__(self, step: int) -> float:
-        """Return eps at `step`, in pixel units; at least EPS_FLOOR, since regularisers divide by radii."""
-        first = (self.start - 1) * self.steps
-        last = first + self.length * self.steps
-        if step >= last:
-            return self.eps
-        middle = first + int(0.25 * (last - first))
-        done = max(step - first, 0)
-        if middle == first or self.shape == "linear":
-            return max(EPS_FLOOR, self.eps * done / max(1, last - first))  # without a ramp, before its start: 0
-        cube = (middle - first) ** 3
-        slope = self.eps / (4 * cube * (last - middle) + cube * (middle - first))
-        value = slope * done**4 if step < middle else slope * cube * ((middle - first) + 4 * (step - middle))
-        return max(EPS_FLOOR, value)
-
-
-def learning_rate(base: float, decay_epochs: tuple[int, ...], factor: float, epoch: int) -> float:
-    """Return the learning rate in `epoch` (from 1): `base` multiplied by `factor` once each decay epoch has passed."""
-    return base * factor ** sum(epoch > decay for decay in decay_epochs)
 
 
 def _refuse_non_finite(model: nn.Module, loss: Tensor, epoch: int, trial_dir: Path) -> None:

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from cerdeq.bounds.memory import is_out_of_memory
 from cerdeq.equilibrium import FixedPoint, advance
 from harness.common.errors import first_words
+from harness.data.augment import augment
 from harness.machine.device import without_faulty_onednn
 from harness.machine.subnormals import without_subnormals
 from harness.methods import make_method
 from harness.sweep.trial import TrialConfig
-from harness.training.augment import augment
 from harness.training.capture import CapturedStep, restore_afterwards, warm_up
 from harness.training.compilation import reset_compiler
 from harness.training.objective import Attack, Loss, make_objective

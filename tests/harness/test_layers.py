@@ -5,9 +5,10 @@ from pathlib import Path
 
 import harness
 
-CORE = (
-    "common machine settings attacks methods sweep storage data evaluation training leaderboard tracking tune"
-).split()
+CORE = [
+    *("common", "machine", "settings", "attacks", "methods", "sweep", "storage", "data"),
+    *("evaluation", "training", "leaderboard", "tracking", "tune"),
+]
 LEAVES = ("checker", "vnnlib", "reports", "bench")
 ROOT = Path(harness.__file__).parent
 

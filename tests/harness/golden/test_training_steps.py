@@ -5,10 +5,10 @@ import torch
 
 from baselines import build
 from harness.data import load
+from harness.data.augment import draw
 from harness.sweep.trial import RECIPE_VERSION
-from harness.training.augment import draw
 from harness.training.initialise import initialise
-from harness.training.loop import Ramp
+from harness.training.schedule import Ramp
 from harness.training.step import Stepper
 
 GOLDEN = {  # losses of steps 1, 11 and 20; the same to six digits on AVX2 and AVX-512, one thread and two

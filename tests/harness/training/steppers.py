@@ -4,7 +4,7 @@ import torch
 
 from harness.common import names
 from harness.data import load
-from harness.training.augment import draw
+from harness.data.augment import draw
 from harness.training.initialise import untrained_network
 from harness.training.step import Stepper
 

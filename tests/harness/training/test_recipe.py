@@ -9,10 +9,10 @@ from torch import nn
 
 from baselines import build
 from harness.data import load
+from harness.data.augment import augment
 from harness.evaluation.network import load_network
 from harness.storage.folder import CHECKPOINT, EPOCHS, WEIGHTS
 from harness.training import objective, run_trial
-from harness.training.augment import augment
 from harness.training.loop import train
 from harness.training.monitor import recompute_statistics
 

@@ -3,7 +3,7 @@
 import pytest
 import sympy
 
-from harness.training.loop import EPS_FLOOR, Ramp, learning_rate
+from harness.training.schedule import EPS_FLOOR, Ramp, learning_rate
 
 
 def test_the_ramp_is_a_quartic_then_a_line_of_the_same_slope():

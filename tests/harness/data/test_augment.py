@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from harness.training.augment import augment, draw
+from harness.data.augment import augment, draw
 
 
 def test_crops_and_flips_are_those_of_a_padded_image():
