@@ -1,4 +1,4 @@
-"""MLflow: what a sweep logs there, the view of its charts, and trials restored from it."""
+"""MLflow: what a sweep logs there, and the view of its charts."""
 
 from harness.common.errors import InputError
 

@@ -89,24 +89,6 @@ def _client(uri: str) -> MlflowClient:
     return MlflowClient(uri)
 
 
-def open_store(uri: str) -> MlflowClient:
-    """Return a client of a store that exists. Raises InputError."""
-    if uri.startswith(SQLITE) and not (path := Path(uri.removeprefix(SQLITE))).is_file():
-        raise InputError(f"there is no MLflow store {path}: --tracking-uri or MLFLOW_TRACKING_URI names another")
-    with connect(uri) as client:
-        client.search_experiments(max_results=1)
-        return client
-
-
-def find_experiment(client: MlflowClient, sweep: str) -> entities.Experiment:
-    """Return a sweep's experiment. Raises InputError if the store has none."""
-    experiment = client.get_experiment_by_name(sweep)
-    if experiment is None or experiment.lifecycle_stage == "deleted":
-        others = ", ".join(sorted(other.name for other in client.search_experiments()))
-        raise InputError(f"there is no experiment {sweep!r} in {mask_secrets(client.tracking_uri)}; it has: {others}")
-    return experiment
-
-
 def all_runs(client: MlflowClient, experiment_id: str) -> list[entities.Run]:
     """Return the runs of an experiment, newest first."""
     return list(client.search_runs([experiment_id], max_results=_MAX_RUNS))

@@ -27,13 +27,8 @@ def describe_run(trial: Trial, row: str, run_id: str, uri: str) -> str:
 
 
 def describe_experiment(table: Leaderboard) -> str:
-    """Return a note with a sweep's short leaderboard, as many of its sections as fit, and the commands for the rest."""
-    sweep = table.sweep
-    note = (
-        f"The sweep **{markdown_text(sweep)}**, one run for each trial; each run has the leaderboard under `tables/`."
-        f"\n\n```sh\nuv run python -m harness.ui {sweep}\n"
-        f"uv run python -m harness.tables results/{sweep} --from-mlflow URI\n```"
-    )
+    """Return a note with a sweep's short leaderboard, as many of its sections as fit."""
+    note = f"The sweep **{markdown_text(table.sweep)}**: one run for each trial, with the leaderboard under `tables/`."
     for section in map(_short_table, table.sections):
         if len(note) + len(section) + 2 > _MAX_LENGTH:
             break

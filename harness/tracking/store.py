@@ -129,8 +129,8 @@ class Tracker:
         address = mask_secrets(self.uri)
         if is_server(address):
             return view.link(address, self.experiment_id)
-        option = "" if self.uri == resolve_uri(None) else f" --tracking-uri {shlex.quote(address)}"
-        return f"uv run python -m harness.ui {self.sweep}{option}\n{view.link(LOCAL_PAGE, self.experiment_id)}"
+        command = f"uv run mlflow ui --backend-store-uri {shlex.quote(address)}"
+        return f"{command}\n{view.link(LOCAL_PAGE, self.experiment_id)}"
 
     def _tag(self, name: str, text: str) -> None:
         """Set a tag of the experiment, unless it is set."""

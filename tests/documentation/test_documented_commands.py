@@ -26,7 +26,7 @@ GROUPS = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups
 GOLDEN = ROOT / "tests/harness/golden"
 CHEAP = ("schema", "status", "tables", "paired")
 PATTERNS = {"run": "only", "recheck": "only", "publish": "weights"}
-NEEDS_MORE = {"--baseline", "--from-mlflow", "s3://bucket/prefix/cifar10"}
+NEEDS_MORE = {"--baseline", "s3://bucket/prefix/cifar10"}
 """Arguments of cheap commands that need results of another kind than `studies` has."""
 
 

@@ -172,12 +172,10 @@ def test_tables_go_to_every_run_and_replace_older_ones(tracker, tmp_path):
         assert Path(table).read_text() == "new"
 
 
-def test_how_to_open_is_a_command_and_a_short_link(tracker, request, monkeypatch):
+def test_how_to_open_is_a_command_and_a_short_link(tracker):
     link = f"/#/experiments/{tracker.experiment_id}/runs?viewStateShareKey=comparison&compareRunsMode=CHART"
-    name, page = request.node.name, "http://127.0.0.1:5000"
-    assert tracker.how_to_open() == f"uv run python -m harness.ui {name} --tracking-uri {tracker.uri}\n{page}{link}"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracker.uri)
-    assert tracker.how_to_open() == f"uv run python -m harness.ui {name}\n{page}{link}"
+    command = f"uv run mlflow ui --backend-store-uri {tracker.uri}"
+    assert tracker.how_to_open() == f"{command}\nhttp://127.0.0.1:5000{link}"
     server = Tracker("http://user:secret@server:8080/", tracker.sweep, tracker.experiment_id, tracker.client)
     assert server.how_to_open() == f"http://user:***@server:8080{link}"
 
@@ -207,7 +205,7 @@ def test_without_a_uri_the_store_is_in_the_working_directory_and_nothing_is_prin
     assert {path.name for path in directory.iterdir()} == {"mlflow.db", ".mlflow.db.lock", "mlruns"}
     tracker = Tracker.open("study", f"sqlite:///{directory}/mlflow.db")
     assert only_run(tracker).info.artifact_uri.startswith(f"{directory}/mlruns/study/")
-    assert f"--tracking-uri 'sqlite:///{directory}/mlflow.db'" in tracker.how_to_open()
+    assert f"--backend-store-uri 'sqlite:///{directory}/mlflow.db'" in tracker.how_to_open()
 
 
 FIRST_USES = """

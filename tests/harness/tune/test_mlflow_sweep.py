@@ -1,17 +1,14 @@
-"""What MLflow has of a finished sweep beside its runs: a view of it, networks that predict, tables from it alone."""
+"""What MLflow has of a finished sweep beside its runs: a view of it, networks that predict."""
 
 import base64
 import json
-import shutil
 import zlib
 
 import mlflow
 import numpy
 import pytest
 from mlflow import MlflowClient
-from study import snapshot
 
-from harness.command_line import main
 from harness.common import names
 from harness.data import load
 from harness.storage import folder
@@ -77,72 +74,3 @@ def test_the_best_network_is_registered_once_and_another_once_it_is_better(copie
     assert len(client.search_model_versions("name = 'tiny'")) == 2
     assert client.get_model_version_by_alias("tiny", "best").run_id == worse.info.run_id
     assert tracker.register([]) is None
-
-
-def test_tables_from_mlflow_alone_are_the_same_bytes_also_the_second_time(finished, tmp_path):
-    directory = tmp_path / "restored" / "tiny"
-    for _ in range(2):
-        assert main("tables", [str(directory), "--from-mlflow", finished.store]) == 0
-        assert_same_tables(directory, finished.directory)
-    for trial_dir in finished.trial_dirs.values():
-        restored = folder.trial_dir(directory, trial_dir.name)
-        assert folder.read_epochs(restored) == folder.read_epochs(trial_dir)
-        assert (restored / folder.VERDICTS).read_bytes() == (trial_dir / folder.VERDICTS).read_bytes()
-
-
-def assert_same_tables(one, other):
-    for kind in ("json", "csv", "md", "tex"):
-        assert (one / f"leaderboard.{kind}").read_bytes() == (other / f"leaderboard.{kind}").read_bytes(), kind
-
-
-def test_failed_and_unfinished_trials_come_back_as_they_were(copied, tmp_path):
-    for trial_dir, name in zip(copied.trial_dirs.values(), ("failed", "unfinished"), strict=True):
-        (trial_dir / folder.RESULT).unlink()
-        if name == "failed":
-            folder.write_failure(trial_dir, "loss is not finite")
-    directory, tracker = copied.directory.with_name("anew"), Tracker.open("anew", copied.store)
-    shutil.move(copied.directory, directory)
-    for trial_dir in folder.trial_folders(directory):
-        tracker.sync(trial_dir)
-    assert main("tables", [str(directory)]) == 0
-    assert main("tables", [str(tmp_path / "restored" / "anew"), "--from-mlflow", copied.store]) == 0
-    assert_same_tables(tmp_path / "restored" / "anew", directory)
-    assert "failed: loss is not finite" in (directory / "leaderboard.md").read_text()
-
-
-@pytest.mark.parametrize("content", ["other files", "another trial", "another result"])
-def test_a_directory_of_anything_else_is_left_as_it_is(finished, tmp_path, capsys, content):
-    directory = tmp_path / "tiny"
-    shutil.copytree(finished.directory, directory)
-    trial_dir = folder.trial_folders(directory)[0]
-    if content == "other files":
-        shutil.rmtree(directory / "trials")
-        reason = "contains other files"
-    elif content == "another trial":
-        trial_dir.rename(trial_dir.with_name("another"))
-        reason = "trials that MLflow does not have"
-    else:
-        (trial_dir / folder.RESULT).write_text("{}")
-        reason = "is not what MLflow has"
-    (directory / ".lock").unlink(missing_ok=True)
-    before = snapshot(directory)
-    assert main("tables", [str(directory), "--from-mlflow", finished.store]) == 2
-    assert reason in capsys.readouterr().err
-    (directory / ".lock").unlink(missing_ok=True)
-    assert snapshot(directory) == before
-
-
-@pytest.mark.parametrize(
-    ("name", "uri", "reason"),
-    [
-        ("nobody", None, "there is no experiment 'nobody'"),
-        ("tiny", "sqlite:////nowhere/mlflow.db", "there is no MLflow store /nowhere/mlflow.db"),
-        ("tiny", "http://127.0.0.1:9", "cannot be used"),
-    ],
-)
-def test_a_store_or_sweep_that_does_not_exist_is_refused(finished, tmp_path, monkeypatch, capsys, name, uri, reason):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    for command, option in (("tables", "--from-mlflow"), ("ui", "--tracking-uri")):
-        assert main(command, [str(tmp_path / name), option, uri or finished.store]) == 2
-        error = capsys.readouterr().err
-        assert reason in error and len(error.splitlines()) == 1

@@ -36,7 +36,7 @@ def test_what_is_printed_names_trials_tables_and_mlflow_and_nothing_of_ray(finis
     assert "leaderboard.md" in finished.out
     command, link, _, _, page = finished.out.splitlines()[-5:]
     assert page == str(finished.directory / "report.html")
-    assert command == f"uv run python -m harness.ui tiny --tracking-uri {finished.store}"
+    assert command == f"uv run mlflow ui --backend-store-uri {finished.store}"
     assert link.endswith("/runs?viewStateShareKey=comparison&compareRunsMode=CHART")
     assert "%" not in link
     assert "\x1b" not in finished.out, "no colours in a file"
@@ -86,7 +86,7 @@ def test_a_third_call_changes_no_file_and_imports_neither_torch_ray_nor_mlflow(c
     third, imported = run_again(copied)
     assert imported == []
     assert "2 trials, 2 finished already" in third
-    for part in ("MLflow:\nuv run python -m harness.ui tiny --tracking-uri", "compareRunsMode=CHART\n\nAll results"):
+    for part in ("MLflow:\nuv run mlflow ui --backend-store-uri", "compareRunsMode=CHART\n\nAll results"):
         assert part in second and part in third
     after = snapshot(copied.root)
     lock = copied.directory / ".lock"  # which names the process while it runs
