@@ -28,7 +28,7 @@ STATUSES = {
 
 COMMANDS = {
     "run": "train and certify every trial of a sweep, log them, write the leaderboard",
-    "trial": "train and certify exported trials, without Ray, MLflow or pydantic",
+    "trial": "train and certify some trials of a sweep, without Ray and MLflow",
     "certify": "certify finished trials further: more stages, branch and bound",
     "verify": "decide VNN-LIB properties of ONNX networks, one or a competition's list",
     "status": "show what is finished, running or failed, and the disk space",
@@ -52,6 +52,15 @@ def add_results_dir(parser: argparse.ArgumentParser) -> None:
     """Add the option of all commands that train."""
     what = "default: results; for harness.run also an address, such as s3://bucket/prefix"
     parser.add_argument("--results-dir", type=path_or_address, default=Path("results"), help=what)
+
+
+def add_sweep_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of commands that read a sweep file: the profile, changes, and which trials."""
+    profile = "a profile of the sweep file, or 'full'; default: 'cpu' where there is no GPU"
+    parser.add_argument("--profile", help=profile)
+    add_patterns(parser, "--only", "only trials whose label or key")
+    change = "override a key of the sweep file, such as train.epochs=2 or seeds=[0,1], after the profile; repeatable"
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=change)
 
 
 def add_sweep_directory(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,6 @@ import argparse
 import errno
 import os
 import shutil
-import sys
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -17,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from harness import command_line
-from harness.command_line import FAILED, OK, add_data_dir, add_patterns, add_results_dir
+from harness.command_line import FAILED, OK, add_data_dir, add_results_dir, add_sweep_options
 from harness.common.errors import InputError, require
 from harness.common.patterns import select_by_pattern
-from harness.common.terminal import new_console, say
+from harness.common.terminal import new_console
 from harness.machine.clock import Stopped
 from harness.machine.environment import data_directory, source_digest
 from harness.reports import up_to_date
 from harness.storage import folder
-from harness.storage.files import file_name, make_directory, refuse_links, remove_unfinished, write_json
+from harness.storage.files import refuse_links, remove_unfinished
 from harness.storage.folder import Trial
 from harness.storage.lock import lock_directory
 from harness.sweep.profiles import Sweep, check_keys, describe_source, name_source
@@ -53,9 +52,7 @@ if TYPE_CHECKING:
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("sweep", type=Path, help="a sweep file, sweeps/*.yaml")
-    parser.add_argument(
-        "--profile", help="a profile of the sweep file, or 'full'; default: 'cpu' where there is no GPU"
-    )
+    add_sweep_options(parser)
     add_data_dir(parser)
     add_results_dir(parser)
     parser.add_argument(
@@ -66,11 +63,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default=os.environ.get("RAY_ADDRESS"),
         help="a running Ray cluster; default: $RAY_ADDRESS, else this machine",
     )
-    add_patterns(parser, "--only", "only trials whose label or key")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE",
-        help="override a key of the sweep file, such as train.epochs=2 or seeds=[0,1], after the profile; repeatable",
-    )  # fmt: skip
     dry_run = "show which trials would run and an estimate of the time; starts and writes nothing"
     parser.add_argument("--dry-run", action="store_true", help=dry_run)
     parser.add_argument(
@@ -82,12 +74,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also retry trials whose failure would repeat (loss not finite, contradicting bounds)",
     )
-    parser.add_argument(
-        "--export",
-        type=Path,
-        metavar="DIR",
-        help="write one file for each trial and its checkpoint, if any, for `python -m harness.trial`, and stop",
-    )
 
 
 def main(options: argparse.Namespace) -> int:
@@ -97,16 +83,12 @@ def main(options: argparse.Namespace) -> int:
         InputError: wrong input; nothing was started.
         KeyboardInterrupt: a second Ctrl-C, or one after SIGTERM.
     """
-    console, is_dry = new_console(), options.dry_run
-    export, count = options.export, options.max_concurrent
-    if is_dry and export:
-        raise InputError("--export: cannot be combined with --dry-run, which writes nothing")
+    console, is_dry, count = new_console(), options.dry_run, options.max_concurrent
     require("--max-concurrent", count, count is None or count > 0, "a whole number from 1")
     sweep, data, machine, warnings = _check(options)
     for warning in warnings:
         console.print(f"warning: {warning}", soft_wrap=True)
-    if not export:  # which is for other machines
-        _check_resources(sweep, machine, options)
+    _check_resources(sweep, machine, options)
     shared = SharedResults.at(options.results_dir, sweep.name)
     ray = RayOptions(
         cpu=sweep.resources.cpu,
@@ -130,8 +112,6 @@ def main(options: argparse.Namespace) -> int:
     all_trials = [folder.make_trial(config, data["fingerprint"]) for config in sweep.trials]
     by_key = dict(zip((trial.key for trial in all_trials), labels(sweep.trials), strict=True))
     trials = _select(all_trials, by_key, options.only)
-    if export:
-        return _export(trials, sweep, export)
     shared.prepare(writes=not is_dry)
     _check_owner(shared.sweep_dir, sweep)
     study = Study(sweep, data, trials, by_key, shared)
@@ -148,8 +128,7 @@ def main(options: argparse.Namespace) -> int:
 def _make_search(sweep: Sweep, shared: SharedResults, options: argparse.Namespace, console: Console) -> "Search":
     """Return the sweep's search. Raises InputError for options that it does not allow, or a wrong MLflow store."""
     require("--results-dir", options.results_dir, shared.uri is None, "a directory, for a sweep with `search`")
-    for option, value in (("--only", options.only), ("--export", options.export)):
-        require(option, value, not value, "a sweep without `search`, whose trials are in its file")
+    require("--only", options.only, not options.only, "a sweep without `search`, whose trials are in its file")
     _check_owner(shared.sweep_dir, sweep)
     from harness.data import load
     from harness.tracking.mlflow_sync import MlflowSync
@@ -201,7 +180,7 @@ def _check(options: argparse.Namespace) -> tuple[Sweep, dict[str, Any], dict[str
     if keys.search or keys.plugins:
         return import_module("harness.tune.checks").check_sweep(*request)
     result = start_call("harness.tune.checks", "check_sweep", *request)
-    if not (options.dry_run or options.export):
+    if not options.dry_run:
         if not (SharedResults.at(options.results_dir, keys.name).sweep_dir / LOGGED).exists():
             import_module("harness.tracking.client")  # import while the child checks
         import_module("harness.leaderboard.files")
@@ -239,20 +218,6 @@ def _select(trials: list[Trial], by_key: dict[str, str], patterns: list[str]) ->
         return trials
     keys = select_by_pattern("--only", patterns, {key: (label, key) for key, label in by_key.items()})
     return [trial for trial in trials if trial.key in keys]
-
-
-def _export(trials: list[Trial], sweep: Sweep, directory: Path) -> int:
-    make_directory(directory)
-    say(f"{len(trials)} trials of profile '{trials[0].config.profile}'", file=sys.stderr)
-    for trial in trials:
-        config = trial.config
-        path = directory / file_name(f"{config.model}-{config.method}-seed{config.seed}-{trial.key}.json")
-        write_json(path, folder.trial_json(trial))
-        if config.checkpoint is not None:
-            source = sweep.checkpoints[config.checkpoint.sha256]
-            folder.copy_checkpoint(config.checkpoint, source, folder.exported_checkpoint(path))
-        say(path)
-    return OK
 
 
 def _prepare_folders(study: Study, to_run: list[Trial], console: Console) -> None:

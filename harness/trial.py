@@ -1,4 +1,8 @@
-"""Train and certify exported trials, without Ray, MLflow or pydantic: `python -m harness.trial TRIAL.json ...`.
+"""Train and certify trials without Ray and MLflow: those of a sweep file, or those that trial.json files describe.
+
+`python -m harness.trial sweeps/cifar10.yaml --only "cnn7 ibp *"` trains what `harness.run` would train. `python -m
+harness.trial results/cifar10/trials/KEY/trial.json --results-dir again` trains the trial of a result again; that needs
+no pydantic either. The folders are the same as those of `harness.run`, which finds the trials finished.
 
 Trials run in order, those that failed before last. Finished trials stay as they are; the others go on from what is
 saved. SIGTERM or Ctrl-C stops a trial after its epoch; the same command then goes on.
@@ -13,10 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness import command_line
-from harness.command_line import FAILED, OK, add_data_dir, add_results_dir
+from harness.command_line import FAILED, OK, add_data_dir, add_results_dir, add_sweep_options
 from harness.common import names
 from harness.common.errors import InputError, SettingError, require
 from harness.common.masking import mask_secrets
+from harness.common.patterns import select_by_pattern
 from harness.common.terminal import new_console, say
 from harness.machine.clock import Stopped
 from harness.machine.environment import device_title
@@ -36,8 +41,9 @@ if TYPE_CHECKING:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    files = "files that `python -m harness.run SWEEP.yaml --export DIR` wrote"
-    parser.add_argument("trials", type=Path, nargs="+", metavar="TRIAL.json", help=files)
+    files = "a sweep file, or files trial.json of results"
+    parser.add_argument("files", type=Path, nargs="+", metavar="SWEEP.yaml|TRIAL.json", help=files)
+    add_sweep_options(parser)
     add_data_dir(parser)
     add_results_dir(parser)
 
@@ -49,7 +55,7 @@ def main(options: argparse.Namespace) -> int:
 
     results_dir, data_dir = options.results_dir, options.data_dir
     require("--results-dir", results_dir, isinstance(results_dir, Path), "a directory; addresses are for harness.run")
-    trials = {str(path): _load_trial(path) for path in options.trials}
+    trials, checkpoint_files = _load_trials(options)
     trial_dirs = {path: folder.trial_dir(results_dir / trial.config.sweep, trial.key) for path, trial in trials.items()}
     for sweep in {trial.config.sweep for trial in trials.values()}:
         refuse_links(results_dir / sweep)
@@ -59,7 +65,9 @@ def main(options: argparse.Namespace) -> int:
         folder.refuse_another(trial_dirs[path], trial)
         if not _print_result(by_dir[trial_dirs[path]], trial_dirs[path]):
             to_run[path] = trial
-    checkpoints = {path: _find_checkpoint(Path(path), trial_dirs[path], trial) for path, trial in to_run.items()}
+    checkpoints = {
+        path: _find_checkpoint(checkpoint_files[path], trial_dirs[path], trial) for path, trial in to_run.items()
+    }
     data_sets = load_data(to_run, data_dir)
     for path, trial in to_run.items():
         try:
@@ -155,13 +163,46 @@ def _print_summary(by_dir: dict[Path, str], failed: set[Path]) -> None:
             say(f"{len(trial_dirs)} of {len(by_dir)} {outcome}" + ("" if outcome == "finished" else f": {matching}"))
 
 
-def _find_checkpoint(path: Path, trial_dir: Path, trial: folder.Trial) -> Path:
-    """Return the file of a trial's checkpoint: beside the trial's JSON file, or in its folder from an earlier run.
+def _load_trials(options: argparse.Namespace) -> tuple[dict[str, folder.Trial], dict[str, Path]]:
+    """Return the trials, and where each one's checkpoint lies, if it has one; both by what messages call the trial.
+
+    Raises InputError.
+    """
+    if (sweep_file := options.files[0]).suffix in (".yaml", ".yml"):
+        require("SWEEP.yaml", " ".join(map(str, options.files)), len(options.files) == 1, "one sweep file alone")
+        return _load_sweep(sweep_file, options)
+    if options.only or options.set or options.profile:
+        raise InputError("--only, --set and --profile: need a sweep file, not trial.json files")
+    trials = {str(path): _load_trial(path) for path in options.files}
+    return trials, {path: Path(path).with_name(folder.SOURCE) for path in trials}
+
+
+def _load_sweep(path: Path, options: argparse.Namespace) -> tuple[dict[str, folder.Trial], dict[str, Path]]:
+    from harness.data import load
+    from harness.machine.device import best_device
+    from harness.sweep.sweep_file import load_sweep  # imports pydantic
+
+    sweep = load_sweep(path, options.profile, best_device().type == "cuda", options.set)
+    require(f"{path}: search", "a search", sweep.search is None, "none: only harness.run can search")
+    fingerprint = load(sweep.dataset, options.data_dir).fingerprint
+    trials = {
+        label: folder.make_trial(config, fingerprint)
+        for label, config in zip(labels(sweep.trials), sweep.trials, strict=True)
+    }
+    if options.only:
+        selected = select_by_pattern("--only", options.only, {name: (name, each.key) for name, each in trials.items()})
+        trials = {name: trials[name] for name in selected}
+    of_trials = {name: trial.config.checkpoint for name, trial in trials.items()}
+    return trials, {name: sweep.checkpoints[of.sha256] if of else path for name, of in of_trials.items()}
+
+
+def _find_checkpoint(file: Path, trial_dir: Path, trial: folder.Trial) -> Path:
+    """Return the file of a trial's checkpoint: the given one, or that in its folder from an earlier run.
 
     Raises InputError if there is none, or another one.
     """
     stored = trial_dir / folder.SOURCE
-    checkpoint = stored if stored.exists() else folder.exported_checkpoint(path)
+    checkpoint = stored if stored.exists() else file
     if trial.config.checkpoint is not None:
         read_file(checkpoint, trial.config.checkpoint)
     return checkpoint
@@ -171,9 +212,9 @@ def _load_trial(path: Path) -> folder.Trial:
     try:
         trial = folder.read_trial(path)
     except DamagedFileError as error:
-        raise SettingError(str(path), str(error), "a file that `harness.run SWEEP.yaml --export DIR` wrote") from None
+        raise SettingError(str(path), str(error), "a sweep file *.yaml, or a trial.json of results") from None
     version = trial.recipe_version
-    require(f"{path}: recipe_version", version, version == RECIPE_VERSION, f"{RECIPE_VERSION}; export it again")
+    require(f"{path}: recipe_version", version, version == RECIPE_VERSION, f"{RECIPE_VERSION}, that of this code")
     return trial
 
 

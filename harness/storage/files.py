@@ -5,7 +5,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -174,11 +173,6 @@ def digest_of_states(facts: Iterable[object], paths: Iterable[Path]) -> str:
             status = path.stat()
             digest.update(f"\n{path} {status.st_size} {status.st_mtime_ns}".encode())
     return digest.hexdigest()
-
-
-def file_name(text: str) -> str:
-    """Return a text as a file name: other characters than letters, digits, '.', '_' and '-' become '_'."""
-    return re.sub(r"[^A-Za-z0-9._-]", "_", text)
 
 
 def make_directory(directory: Path) -> None:

@@ -1,6 +1,6 @@
 """A trial's folder, results/<sweep>/trials/<key>/, the only truth about a trial.
 
-    trial.json           key, recipe version, data fingerprint, config: also what `--export` writes
+    trial.json           key, recipe version, data fingerprint, config
     epochs.jsonl         one line for each epoch; epoch 0 is the untrained network
     checkpoint.pt        network, optimiser, epoch: a retry goes on from here and writes later rows again
     training_warnings.txt   training: optimisations that failed, and slow bf16, one per line; until the end
@@ -161,11 +161,6 @@ def copy_checkpoint(checkpoint: Checkpoint, path: Path, to: Path) -> None:
     """Copy the file of a network trained elsewhere. Raises InputError if there is none, or another one."""
     if not (to.exists() and digest_of(read_bytes(to)) == checkpoint.sha256):
         write_bytes(to, read_file(path, checkpoint))
-
-
-def exported_checkpoint(path: Path) -> Path:
-    """Return where the checkpoint of an exported trial lies, beside its JSON file."""
-    return path.with_suffix(".checkpoint")
 
 
 def refuse_another(directory: Path, trial: Trial) -> None:

@@ -7,7 +7,7 @@ import pytest
 from harness.command_line import main
 from harness.common.errors import InputError
 from harness.common.masking import mask_secrets
-from harness.storage import files, folder
+from harness.storage import folder
 from harness.training.log import log_to_folder
 
 HIDDEN = {
@@ -62,10 +62,6 @@ def test_a_trial_s_files_have_no_secrets(tmp_path):
     for name in (folder.FAILURE, folder.LOG):
         text = (tmp_path / name).read_text()
         assert "me:***@db" in text and "pa55" not in text
-
-
-def test_names_of_files_are_only_names():
-    assert files.file_name("my.nets:../../big net-ibp.json") == "my.nets_.._.._big_net-ibp.json"
 
 
 @pytest.mark.parametrize("key", ["../../elsewhere", "/tmp/elsewhere", "a/b", "..", "", "a\n"])

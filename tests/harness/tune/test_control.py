@@ -110,11 +110,10 @@ def test_a_dry_run_before_the_first_makes_no_directory(tmp_path, no_ray, capsys)
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--dry-run", "--export", "there"], ["--export"]),
         (["--max-concurrent", "0"], ["--max-concurrent"]),
         (["--only", "resnet*"], ["--only", "resnet*", "cnn5 ibp seed 0", "cerdeq ibp seed 0"]),
     ],
-    ids=["dry export", "none at a time", "no such trial"],
+    ids=["none at a time", "no such trial"],
 )
 def test_options_that_cannot_be_are_refused(tmp_path, no_ray, capsys, monkeypatch, options, expected):
     monkeypatch.chdir(tmp_path)

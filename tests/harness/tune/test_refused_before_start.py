@@ -2,7 +2,6 @@
 
 import dataclasses
 import fcntl
-import json
 import os
 import shutil
 import subprocess
@@ -48,16 +47,12 @@ def test_an_unknown_profile_is_refused_by_file_found_and_allowed(refused, tmp_pa
     assert message == f"error: {path}: --profile: found 'cpuu', allowed: full, cpu; did you mean 'cpu'?\n"
 
 
-def test_an_exported_trial_that_asks_for_more_images_than_there_are_is_refused(nothing_starts, tmp_path, capsys):
-    path = write(tmp_path, changed(("validation_images", 1300)))
-    assert main("run", [str(path), "--export", str(tmp_path / "exported")]) == 0
-    exported = sorted(tmp_path.glob("exported/*"))[0]
-    content = json.loads(exported.read_text())
-    config = dataclasses.replace(folder.read_trial(exported).config, validation_images=1400)
-    files.write_json(exported, folder.trial_json(folder.make_trial(config, content["fingerprint"])))
-    capsys.readouterr()
-    assert main("trial", [str(exported), "--results-dir", str(tmp_path / "results")]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {exported}: train.batch_size: found 64, allowed: at most the 37")
+def test_a_trial_json_that_asks_for_more_images_than_there_are_is_refused(tmp_path, capsys):
+    config = dataclasses.replace(trials_of(tmp_path, BASE)[0], validation_images=1400)
+    trial = folder.make_trial(config, load("digits").fingerprint)
+    files.write_json(path := tmp_path / "trial.json", folder.trial_json(trial))
+    assert main("trial", [str(path), "--results-dir", str(tmp_path / "results")]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {path}: train.batch_size: found 64, allowed: at most the 37")
 
 
 def test_data_that_is_missing_and_cannot_be_downloaded_is_refused(refused, tmp_path, monkeypatch):
@@ -124,8 +119,7 @@ def test_files_where_directories_should_be_are_refused(refused, tmp_path):
     for path in (tmp_path / "file", tmp_path / "results/published.csv"):
         path.parent.mkdir(exist_ok=True)
         path.write_text("")
-    for option in ("--results-dir", "--export"):
-        assert str(tmp_path / "file") in refused(write(tmp_path, BASE), option, str(tmp_path / "file"))
+    assert str(tmp_path / "file") in refused(write(tmp_path, BASE), "--results-dir", str(tmp_path / "file"))
     assert "published.csv" in refused(write(tmp_path, changed(("name", "published.csv"))))
 
 

@@ -1,4 +1,4 @@
-"""`python -m harness.trial`: one exported trial, on a machine that has neither Ray, MLflow nor pydantic."""
+"""`python -m harness.trial`: trials of a sweep file or of trial.json, on a machine that has neither Ray nor MLflow."""
 
 import json
 import os
@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from study import snapshot
+from small_sweep import write
+from study import TINY, snapshot
 
 from harness.command_line import main
 from harness.common import names
@@ -33,16 +34,16 @@ def fingerprint():
 
 
 @pytest.fixture
-def exported(tiny_trial, fingerprint, tmp_path):
-    """A function of changed fields to an exported file of a trial of one epoch."""
+def trial_file(tiny_trial, fingerprint, tmp_path):
+    """A function of changed fields to the trial.json of a trial of one epoch."""
 
-    def export(name="trial.json", **changes):
+    def make(name="trial.json", **changes):
         train = {"epochs": 1, "ramp_epochs": 1, **changes.pop("train", {})}
         trial = folder.make_trial(tiny_trial(width=0.05, train=train, **changes), fingerprint)
         files.write_json(tmp_path / name, folder.trial_json(trial))
         return tmp_path / name
 
-    return export
+    return make
 
 
 def call(path, *options):
@@ -50,18 +51,18 @@ def call(path, *options):
 
 
 def edit(path, **changes):
-    """Change an exported file's top level."""
+    """Change a trial.json's top level."""
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     return path
 
 
 def edit_config(path, **changes):
-    """Change an exported file's config, and leave its key."""
+    """Change a trial.json's config, and leave its key."""
     return edit(path, config=json.loads(path.read_text())["config"] | changes)
 
 
-def export_again(path, **changes):
-    """Change an exported file's config and its key to match, as other code would have exported it."""
+def change(path, **changes):
+    """Change a trial.json's config and its key to match, as other code would have written it."""
     content = json.loads(edit_config(path, **changes).read_text())
     return edit(path, key=trial_key(folder.from_dict(content["config"]), content["fingerprint"]))
 
@@ -71,9 +72,9 @@ def trial_dir_of(path):
     return folder.trial_dir(path.parent / "results" / content["config"]["sweep"], content["key"])
 
 
-def test_a_trial_runs_without_ray_mlflow_and_pydantic(exported, tmp_path):
+def test_a_trial_runs_without_ray_mlflow_and_pydantic(trial_file, tmp_path):
     """In a process of its own, outside the project; equilibrium networks and Parquet included."""
-    path = exported(model="cerdeq", options={"iterations": 3, "backward_iterations": 3}, train_images=128)
+    path = trial_file(model="cerdeq", options={"iterations": 3, "backward_iterations": 3}, train_images=128)
     for name in ("block", "elsewhere"):
         (tmp_path / name).mkdir()
     (tmp_path / "block/sitecustomize.py").write_text(BLOCKER)
@@ -98,9 +99,41 @@ def test_a_trial_runs_without_ray_mlflow_and_pydantic(exported, tmp_path):
         assert part in done.stdout
 
 
-def test_a_finished_trial_is_left_alone_in_a_line(exported, capsys, monkeypatch):
+def test_a_sweep_file_s_trials_are_those_that_harness_run_finds_finished(tmp_path, capsys, monkeypatch):
+    file, results = write(tmp_path, TINY), str(tmp_path / "results")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    options = ["--only", "cnn5 *", "--set", "train.epochs=1", "--results-dir", results]
+    assert main("trial", [str(file), *options]) == 0
+    (trial_dir,) = folder.trial_folders(tmp_path / "results/tiny")
+    assert folder.read_result(trial_dir) is not None
+    capsys.readouterr()
+    assert main("run", [str(file), *options, "--dry-run"]) == 0
+    assert "1 finished already" in capsys.readouterr().out
+    assert main("trial", [str(trial_dir / folder.TRIAL), "--results-dir", str(tmp_path / "again")]) == 0
+    assert folder.read_result(tmp_path / "again/tiny/trials" / trial_dir.name) is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["study.yaml", "--only", "cnn9*"], "--only: found 'cnn9*'"),
+        (["study.yaml", "trial.json"], "one sweep file alone"),
+        (["trial.json", "--set", "seeds=[1]"], "--only, --set and --profile: need a sweep file"),
+        (["study.yaml", "--set", "epochs=1"], "--set: found 'epochs=1'"),
+    ],
+)
+def test_options_that_fit_no_file_are_refused(tmp_path, capsys, trial_file, arguments, expected):
+    write(tmp_path, TINY)
+    trial_file()
+    files = [str(tmp_path / word) if word in ("study.yaml", "trial.json") else word for word in arguments]
+    assert main("trial", [*files, "--results-dir", str(tmp_path / "results")]) == 2
+    assert expected in capsys.readouterr().err and not (tmp_path / "results").exists()
+
+
+def test_a_finished_trial_is_left_alone_in_a_line(trial_file, capsys, monkeypatch):
     """Its data is not read either."""
-    path = exported()
+    path = trial_file()
     assert call(path) == 0
     trial_dir = trial_dir_of(path)
     before, error = snapshot(trial_dir), folder.read_result(trial_dir).metrics[names.CERTIFIED_ERROR]
@@ -121,23 +154,23 @@ def occupy(path):
     files.write_json(trial_dir / folder.TRIAL, folder.trial_json(other))
 
 
-# What is done to an exported file, and what the message must name; more files: test_malformed_files.py.
+# What is done to a trial.json, and what the message must name; more files: test_malformed_files.py.
 REFUSED = {
     "no file": (lambda path: path.unlink(), ["No such file"]),
-    "a sweep file": (lambda path: path.write_text("name: quickstart\n"), ["--export"]),
-    "an older recipe": (lambda path: edit(path, recipe_version=RECIPE_VERSION - 1), ["recipe_version", "export"]),
+    "a sweep file": (lambda path: path.write_text("name: quickstart\n"), ["*.yaml"]),
+    "an older recipe": (lambda path: edit(path, recipe_version=RECIPE_VERSION - 1), ["recipe_version"]),
     "another fingerprint": (lambda path: edit(path, fingerprint="f" * 16), ["key"]),
     "a setting changed by hand": (lambda path: edit_config(path, eps="1/16"), ["key"]),
-    "a setting of another type": (lambda path: edit_config(path, seed="3"), ["--export"]),
-    "a network of other code": (lambda path: export_again(path, model="cnn99"), ["cnn99"]),
-    "an option of other code": (lambda path: export_again(path, options={"depth": 3}), ["depth"]),
+    "a setting of another type": (lambda path: edit_config(path, seed="3"), ["trial.json"]),
+    "a network of other code": (lambda path: change(path, model="cnn99"), ["cnn99"]),
+    "an option of other code": (lambda path: change(path, options={"depth": 3}), ["depth"]),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_no_trial_of_this_code_is_refused_and_nothing_is_written(exported, capsys, case):
+def test_what_is_no_trial_of_this_code_is_refused_and_nothing_is_written(trial_file, capsys, case):
     spoil, expected = REFUSED[case]
-    path = exported()
+    path = trial_file()
     spoil(path)
     assert call(path) == 2
     captured = capsys.readouterr()
@@ -146,8 +179,8 @@ def test_what_is_no_trial_of_this_code_is_refused_and_nothing_is_written(exporte
     assert not (path.parent / "results").exists()
 
 
-def test_results_that_cannot_lie_there_are_refused(exported, capsys):
-    path = exported()
+def test_results_that_cannot_lie_there_are_refused(trial_file, capsys):
+    path = trial_file()
     (path.parent / "results").write_text("")
     assert call(path) == 2
     assert str(path.parent / "results") in capsys.readouterr().err
@@ -157,15 +190,15 @@ def test_results_that_cannot_lie_there_are_refused(exported, capsys):
     assert str(trial_dir_of(path)) in capsys.readouterr().err
 
 
-def test_data_that_is_not_what_the_trial_asks_for_is_refused(exported, capsys, fingerprint, tmp_path, monkeypatch):
+def test_data_that_is_not_what_the_trial_asks_for_is_refused(trial_file, capsys, fingerprint, tmp_path, monkeypatch):
     def message_of(path, *options):
         assert call(path, *options) == 2
         return capsys.readouterr().err
 
-    assert "train_images" in message_of(exported(train_images=5000))
-    few = message_of(edit_config(exported(), train_images=50))
+    assert "train_images" in message_of(trial_file(train_images=5000))
+    few = message_of(edit_config(trial_file(), train_images=50))
     assert "batch_size: found 64, allowed: at most the 50" in few
-    content = json.loads((path := exported()).read_text())
+    content = json.loads((path := trial_file()).read_text())
     edit(path, fingerprint="f" * 16, key=trial_key(folder.from_dict(content["config"]), "f" * 16))
     other = message_of(path)
     assert all(part in other for part in ("data", "f" * 16, fingerprint))
@@ -175,5 +208,5 @@ def test_data_that_is_not_what_the_trial_asks_for_is_refused(exported, capsys, f
 
     monkeypatch.setattr("socket.getaddrinfo", offline)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    path = export_again(exported(), dataset="mnist")
+    path = change(trial_file(), dataset="mnist")
     assert "--data-dir" in message_of(path, "--data-dir", str(tmp_path / "empty"))

@@ -21,16 +21,16 @@ from harness.tune.progress import TrialProgress
 
 
 @pytest.fixture
-def exported(tiny_trial, tmp_path):
-    """A function of changed fields to the exported file of a trial of two epochs and its trial_dir."""
+def trial_file(tiny_trial, tmp_path):
+    """A function of changed fields to the trial.json of a trial of two epochs and its trial_dir."""
 
-    def export(**changes):
+    def make(**changes):
         train = {"epochs": 2, "ramp_epochs": 1, **changes.pop("train", {})}
         made = make_trial(tiny_trial(width=0.05, train=train, **changes), load("digits").fingerprint)
         files.write_json(tmp_path / f"{made.key}.json", trial_json(made))
         return tmp_path / f"{made.key}.json", folder.trial_dir(tmp_path / "results/tiny", made.key)
 
-    return export
+    return make
 
 
 def call(tmp_path, *options):
@@ -120,12 +120,12 @@ def test_parts_that_are_damaged_or_of_other_weights_are_evaluated_again(begun, t
     assert batches(rows) == [(0, 60), (16, 60), (32, 60), (48, 60), (60, 60)]
 
 
-def test_several_trials_in_order_one_finished_one_that_fails(exported, tmp_path, capsys):
+def test_several_trials_in_order_one_finished_one_that_fails(trial_file, tmp_path, capsys):
     """The failing one is tried, and after the others once it has failed; its end is the command's."""
     (bad, worse), (first, trial_dir), (second, other) = (
-        exported(train={"regularisation": 3e38}),
-        exported(),
-        exported(seed=1),
+        trial_file(train={"regularisation": 3e38}),
+        trial_file(),
+        trial_file(seed=1),
     )
     assert call(tmp_path, first) == OK
     assert call(tmp_path, bad, first) == FAILED
@@ -140,8 +140,8 @@ def test_several_trials_in_order_one_finished_one_that_fails(exported, tmp_path,
     assert folder.read_result(other) is not None
 
 
-def test_sigterm_ends_a_trial_with_its_epoch_and_the_same_command_goes_on(exported, tmp_path, capsys, monkeypatch):
-    (first, trial_dir), (second, other) = exported(train={"epochs": 3}), exported(seed=1)
+def test_sigterm_ends_a_trial_with_its_epoch_and_the_same_command_goes_on(trial_file, tmp_path, capsys, monkeypatch):
+    (first, trial_dir), (second, other) = trial_file(train={"epochs": 3}), trial_file(seed=1)
 
     def terminate(progress, row):
         if row.get(names.EPOCH) == 1:
@@ -160,8 +160,8 @@ def test_sigterm_ends_a_trial_with_its_epoch_and_the_same_command_goes_on(export
     assert folder.read_result(trial_dir) is not None and folder.read_result(other) is not None
 
 
-def test_a_second_signal_stops_at_once(exported, tmp_path, monkeypatch):
-    path, trial_dir = exported()
+def test_a_second_signal_stops_at_once(trial_file, tmp_path, monkeypatch):
+    path, trial_dir = trial_file()
 
     def terminate(progress, row):
         os.kill(os.getpid(), signal.SIGTERM)

@@ -83,16 +83,14 @@ def published_row(study):
     return next(row for row in rows if row["model"] == "conv")
 
 
-def test_an_exported_trial_brings_its_checkpoint(study, tmp_path, capsys):
-    exported = tmp_path / "exported"
-    assert study.main("--only", "conv*", "--export", str(exported)) == 0
-    (path,) = exported.glob("*.json")
-    assert main("trial", [str(path), "--results-dir", str(tmp_path / "out")]) == 0
+def test_it_is_evaluated_without_ray_from_the_sweep_file_or_from_its_folder(study, tmp_path, capsys):
+    assert main("trial", [str(study.file), "--only", "conv*", "--results-dir", str(tmp_path / "out")]) == 0
     (trial_dir,) = folder.trial_folders(tmp_path / "out/elsewhere")
-    assert folder.read_result(trial_dir) is not None
-    path.with_suffix(".checkpoint").unlink()
+    assert folder.read_result(trial_dir) is not None and (trial_dir / folder.SOURCE).exists()
+    assert main("trial", [str(trial_dir / folder.TRIAL), "--results-dir", str(tmp_path / "again")]) == 0
+    (trial_dir / folder.SOURCE).unlink()
     capsys.readouterr()
-    assert main("trial", [str(path), "--results-dir", str(tmp_path / "other")]) == 2
+    assert main("trial", [str(trial_dir / folder.TRIAL), "--results-dir", str(tmp_path / "other")]) == 2
     assert "checkpoint: found no file" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
 

@@ -139,16 +139,11 @@ def test_a_changed_result_is_logged_and_drawn_again(copied, no_ray, capsys):
     assert_logged(copied)
 
 
-def test_a_trial_made_elsewhere_is_imported(tmp_path, store, no_ray, capsys):
-    """Exported, trained without Ray under another directory, copied, and found finished."""
+def test_a_trial_made_elsewhere_is_imported(tmp_path, store, no_ray):
+    """Trained without Ray under another directory, copied, and found finished."""
     study = Study(tmp_path, {**TINY, "name": "imported", "trials": TINY["trials"][:1]}, store)
-    assert study.main("--export", str(tmp_path / "exported")) == 0
-    (made,) = study.trials.values()
-    (exported,) = (tmp_path / "exported").iterdir()
-    assert capsys.readouterr().out.split() == [str(exported)]
-    assert folder.read_trial(exported) == made
+    assert main("trial", [str(study.file), "--results-dir", str(tmp_path / "elsewhere")]) == 0
     assert not study.directory.exists()
-    assert main("trial", [str(exported), "--results-dir", str(tmp_path / "elsewhere")]) == 0
     shutil.copytree(tmp_path / "elsewhere", tmp_path / "results")
     before = snapshot(study.directory / "trials")
     assert study.main() == 0
@@ -164,8 +159,6 @@ def test_the_profile_is_printed_and_stands_in_every_table(tmp_path, store, no_ra
     study = Study(tmp_path, content, store)
     ((_, made),) = study.trials.items()
     assert made.config.profile == "cpu"
-    assert study.main("--export", str(tmp_path / "exported")) == 0
-    assert "profile 'cpu'" in capsys.readouterr().err
     run_trial(made.config, folder.trial_dir(study.directory, made.key))
     capsys.readouterr()
     assert study.main() == 0
