@@ -249,7 +249,7 @@ def _print_line(job: Job, text: str, console: Console) -> None:
 def _write_reports(jobs: list[Job], data_dir: str | None, console: Console) -> None:
     """Write the pages of the sweeps that the trials lie in, and show their leaderboards."""
     from harness.leaderboard.files import print_leaderboard
-    from harness.reports import sweep_page
+    from harness.report import sweep_page
 
     for sweep_dir in dict.fromkeys(
         job.trial_dir.parent.parent for job in jobs if job.trial_dir.parent.name == folder.TRIALS

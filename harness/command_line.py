@@ -31,12 +31,8 @@ COMMANDS = {
     "trial": "train and certify some trials of a sweep, without Ray and MLflow",
     "certify": "certify finished trials further: more stages, branch and bound",
     "verify": "decide VNN-LIB properties of ONNX networks, one or a competition's list",
-    "status": "show what is finished, running or failed, and the disk space",
-    "schema": "print the JSON schema of sweep files, for editors",
-    "tables": "write a sweep's leaderboard again",
-    "report": "write a page with figures and tables, of a sweep or of several",
+    "tables": "write leaderboards and pages of sweeps, compare rows, or show the state of trials",
     "publish": "copy a sweep's results to results/published, small enough for git",
-    "paired": "compare the rows of a leaderboard, image by image and over seeds",
     "recheck": "prove a sweep's verdicts, or answers of verify, again, with separate code",
     "benchmark": "measure what training steps and bounds cost on this machine",
 }

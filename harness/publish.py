@@ -20,7 +20,7 @@ from harness.common import names
 from harness.common.errors import InputError, require
 from harness.common.patterns import select_by_pattern
 from harness.common.terminal import new_console
-from harness.reports.up_to_date import REPORT
+from harness.report.up_to_date import REPORT
 from harness.storage import certification, folder
 from harness.storage.files import make_directory
 from harness.storage.parquet import write_table
@@ -44,7 +44,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Return the exit status. Raises InputError if no trial has finished, or if the copy exceeds LIMIT_MIB."""
-    from harness.reports.sweep_page import write_sweep  # imports torch and matplotlib
+    from harness.report.sweep_page import write_sweep  # imports torch and matplotlib
 
     target = options.to / options.directory.resolve().name
     directory = target.resolve()

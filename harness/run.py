@@ -22,7 +22,7 @@ from harness.common.patterns import select_by_pattern
 from harness.common.terminal import new_console
 from harness.machine.clock import Stopped
 from harness.machine.environment import data_directory, source_digest
-from harness.reports import up_to_date
+from harness.report import up_to_date
 from harness.storage import folder
 from harness.storage.files import refuse_links, remove_unfinished
 from harness.storage.folder import Trial
@@ -296,7 +296,7 @@ def _write_reports(
     elif how_to_open := mlflow.finish(sweep_dir, table, mark.trials):
         mark.write(how_to_open)
     if not up_to_date.is_up_to_date(sweep_dir, data_dir):  # last: figures take seconds
-        start_call("harness.reports.sweep_page", "write_sweep", sweep_dir, data_dir)()
+        start_call("harness.report.sweep_page", "write_sweep", sweep_dir, data_dir)()
         up_to_date.mark_up_to_date(sweep_dir, data_dir)
     study.shared.push_tables()
     console.print(f"\nAll results on a page:\n{sweep_dir / up_to_date.REPORT}", soft_wrap=True)

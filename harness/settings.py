@@ -1,7 +1,7 @@
 """The radius, and how a network is trained and evaluated: frozen classes that check themselves.
 
 These are plain dataclasses, because training and certifying must run where pydantic is not installed. The text below a
-field says what it means, in the reference of sweep files and in their JSON schema too.
+field says what it means, in the reference of sweep files, too.
 """
 
 import math

@@ -1,25 +1,126 @@
-"""`python -m harness.tables results/<sweep>`: write a sweep's leaderboard as Markdown, LaTeX, CSV and JSON.
+"""`python -m harness.tables results/<sweep>`: write a sweep's leaderboard and its page, or show what its trials say.
 
-Markdown also shows notes, warnings and trials without a result.
+Writes leaderboard.md, .csv and .json, and report.html, a page with figures that opens offline. Given several sweeps
+(`python -m harness.tables results/*`), it writes each one's files and index.html beside them, which links to all;
+directories without trials are left out.
+
+With --compare it compares rows instead, on the same test images and the same seeds: each with the row that --compare
+names or, without a name, every row with every other of the same training method. Rows of several sweeps are compared
+across them, too, if they are evaluated on the same images in the same way. Each line compares one seed, or all
+together: the difference of the errors in points (negative where the first row is better) and on how many images each
+row alone is right. A single seed has McNemar's exact test of these: it is about these two trained networks. All
+together have a paired t test, which says whether training again would give the same order; it needs many seeds. Holm's
+correction (1979) covers all p values of a test that are printed, so choose the rows before you see their numbers.
+
+With --status it shows the state of each trial instead, from the folders alone.
 """
 
 import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from harness import command_line
-from harness.command_line import OK, add_sweep_directory
-from harness.common.terminal import new_console
-from harness.leaderboard.files import print_leaderboard, write_leaderboard
+from harness.command_line import OK, add_data_dir, add_patterns, add_sweep_directories
+from harness.common.errors import InputError
+from harness.common.terminal import new_console, print_table, say
+from harness.leaderboard.comparisons import ALL, METRICS, compare
+from harness.leaderboard.files import csv_text, print_leaderboard
+from harness.leaderboard.rows import NOT_COUNTED
+from harness.leaderboard.table import build_leaderboard
+from harness.report.up_to_date import REPORT
+from harness.storage import folder
+from harness.storage.files import write_text
+from harness.tune.status import print_status
+
+# harness.report.sweep_page is imported late: it imports torch and matplotlib.
+COMPARISONS = "comparisons.csv"
+_ALL_PAIRS = ""
+_TITLES = ("", "difference", "first only", "second only", "McNemar p", "McNemar Holm", "t test p", "t test Holm")
+_LEGEND = """\
+difference: the first row's error minus the second's, in points; mean ± sample standard deviation over the seeds
+first only, second only: images that this row alone is right on
+Holm: the p value before it, corrected for all p values of this test here"""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    add_sweep_directory(parser)
+    add_sweep_directories(parser, "of several, a page over all is written too; rows are compared across them")
+    parser.add_argument(
+        "--compare",
+        nargs="?",
+        const=_ALL_PAIRS,
+        metavar="ROW",
+        help="compare rows with this one: its label, or a pattern; without ROW, all pairs. "
+        f"Also writes {COMPARISONS} to the first directory",
+    )
+    add_patterns(parser, "--only", "compare only rows whose label")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[], metavar="SEED", help="compare only these seeds")
+    parser.add_argument("--metric", choices=list(METRICS), help="which error to compare; default: certified")
+    parser.add_argument("--status", action="store_true", help="show the state of each trial: finished, running, failed")
+    latex = "also write leaderboard.tex, and figures/ as PDF; later calls then keep them up to date"
+    parser.add_argument("--latex", action="store_true", help=latex)
+    add_data_dir(parser)
 
 
 def main(options: argparse.Namespace) -> int:
-    """Return the exit status. Raises InputError where no table can be made."""
-    print_leaderboard(*write_leaderboard(options.directory), new_console())
+    """Return the exit status. Raises InputError where nothing can be written, compared or shown."""
+    if options.compare is None and (options.only or options.seeds or options.metric):
+        raise InputError("--only, --seeds and --metric: need --compare")
+    if options.status:
+        for directory in options.directories:
+            print_status(directory)
+    elif options.compare is not None:
+        _compare(options)
+    else:
+        _write(options.directories, options.data_dir, options.latex)
     return OK
+
+
+def _write(directories: list[Path], data_dir: str | None, latex: bool) -> None:
+    """Write the tables and pages of sweeps, of several also the page over all; print one sweep's leaderboard."""
+    from harness.report.overview import write_overview
+    from harness.report.sweep_page import write_sweep
+
+    if len(directories) == 1:
+        print_leaderboard(*write_sweep(directories[0], data_dir, latex), new_console())
+        say(directories[0] / REPORT)
+        return
+    sweep_dirs = [directory for directory in directories if folder.trial_folders(directory)]
+    if not sweep_dirs:
+        raise InputError(f"none of {', '.join(map(str, directories))} holds trials: give results/<sweep>")
+    sweeps = [write_sweep(directory, data_dir, latex) for directory in sweep_dirs]
+    say(*(directory / REPORT for directory in sweep_dirs), write_overview(sweep_dirs[0].parent, sweeps))
+
+
+def _compare(options: argparse.Namespace) -> None:
+    leaderboard = build_leaderboard(*options.directories)
+    trials = leaderboard.trials
+    faulty = trials[trials["problem"].str.startswith(NOT_COUNTED, na=False)]
+    for path, problem in faulty[["trial_dir", "problem"]].to_numpy():
+        say(f"left out: {path}: {problem}")
+    metric, baseline = options.metric or "certified", options.compare or None
+    lines, notes = compare(leaderboard.sections, metric, baseline, options.only, options.seeds)
+    path = options.directories[0] / COMPARISONS
+    write_text(path, csv_text(lines))
+    console = new_console()
+    for (heading, _, row, other), pair in lines.groupby(["section", "metric", "row", "other"], sort=False):
+        say(f"\n{heading}: {metric} error\n{row} against {other}")
+        print_table(console, _TITLES, map(_cells, pair.to_dict("records")))
+    say("", *(f"left out: {note}" for note in notes), _LEGEND, path)
+
+
+def _cells(line: dict[Any, Any]) -> list[str]:
+    spread = "" if np.isnan(line["difference_std"]) else f" ± {line['difference_std']:.2f}"
+    p_values = [line[name] for name in ("mcnemar_p", "mcnemar_holm", "t_p", "t_holm")]
+    return [
+        ALL if line["seed"] == ALL else f"seed {line['seed']}",
+        f"{line['difference']:+.2f}{spread}",
+        str(line["row_alone"]),
+        str(line["other_alone"]),
+        *("" if np.isnan(p) else f"{p:.2g}" for p in p_values),
+    ]
 
 
 if __name__ == "__main__":

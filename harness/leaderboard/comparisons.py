@@ -50,8 +50,8 @@ def compare(
         raise InputError("nothing to compare: no trial has finished")
     sections = _with_seeds(sections, seeds) if seeds else sections
     if baseline is not None:
-        matching = _select("--baseline", [baseline], sections)
-        require("--baseline", baseline, len(matching) == 1, f"one row; it matches: {'; '.join(matching)}")
+        matching = _select("--compare", [baseline], sections)
+        require("--compare", baseline, len(matching) == 1, f"one row; it matches: {'; '.join(matching)}")
         baseline = matching[0]
     selected = _select("--only", only, sections) if only else labels
     counts, notes = list[pd.DataFrame](), list[str]()
@@ -83,9 +83,11 @@ def _why_no_pair(sections: Sequence[Section], labels: list[str]) -> str:
     if len(labels) == 1:
         return f"there is only one row: {labels[0]}"
     if len(sections) == 1:
-        return f"no two of these rows have one training method; rows for --baseline: {'; '.join(labels)}"
+        return f"no two of these rows have one training method; rows for --compare: {'; '.join(labels)}"
     rows = [f"{section.heading}: {'; '.join(section.own['label'])}" for section in sections]
-    return "\n  ".join(["only rows of one section can be compared; without --baseline, of one training method:", *rows])
+    return "\n  ".join(
+        ["only rows of one section can be compared; without a row for --compare, of one training method:", *rows]
+    )
 
 
 def _with_seeds(sections: Sequence[Section], seeds: Collection[int]) -> list[Section]:

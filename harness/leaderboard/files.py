@@ -44,23 +44,26 @@ _LATEX_CHARACTERS = {
 }  # fmt: skip
 
 
+LATEX_TABLE = "leaderboard.tex"
 _FORMULA = ("=", "+", "-", "@")
 
 
 def leaderboard_files(directory: Path) -> list[Path]:
-    """Return where a sweep's leaderboard is written."""
-    return [directory / f"leaderboard.{kind}" for kind in ("md", "tex", "csv", "json")]
+    """Return where a sweep's leaderboard is written; its table in LaTeX only where a user asked for it."""
+    return [directory / name for name in ("leaderboard.md", LATEX_TABLE, "leaderboard.csv", "leaderboard.json")]
 
 
-def write_leaderboard(directory: Path) -> tuple[Leaderboard, dict[str, Summary]]:
-    """Build the leaderboard of `directory` and write leaderboard.md, .tex, .csv and .json there.
+def write_leaderboard(directory: Path, latex: bool = False) -> tuple[Leaderboard, dict[str, Summary]]:
+    """Build the leaderboard of `directory` and write leaderboard.md, .csv and .json there.
 
-    Returns it, and each section's summary by its heading.
+    latex: also write leaderboard.tex, which is written anew in any case where it exists.
+    Returns the leaderboard, and each section's summary by its heading.
     """
     leaderboard = build_leaderboard(directory)
     summaries = summaries_of(leaderboard)
     for path, text in zip(leaderboard_files(directory), _texts(leaderboard, summaries), strict=True):
-        if not path.exists() or read_text(path) != text:
+        is_wanted = path.name != LATEX_TABLE or latex or path.exists()
+        if is_wanted and not (path.exists() and read_text(path) == text):
             write_text(path, text)
     return leaderboard, summaries
 
@@ -252,4 +255,4 @@ def print_leaderboard(leaderboard: Leaderboard, summaries: dict[str, Summary], c
         say(f"\n{UNCOUNTED}", style="bold")
     for trial in leaderboard.uncounted.to_dict("records"):
         say(one_line(f"{row_label(trial)} seed {trial['seed']}: {trial['problem']}"))
-    say("", *leaderboard_files(leaderboard.directory), sep="\n")
+    say("", *filter(Path.exists, leaderboard_files(leaderboard.directory)), sep="\n")

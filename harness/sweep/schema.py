@@ -1,4 +1,4 @@
-"""The JSON schema of sweep files, made from the classes that read them and from the registries."""
+"""The schema of sweep files that the documentation shows, made from the classes that read them and the registries."""
 
 import inspect
 from collections.abc import Iterable, Mapping
@@ -10,48 +10,30 @@ from pydantic import TypeAdapter
 
 from baselines import DATASETS, network_names, options_of
 from harness.methods import METHODS, method_options
-from harness.settings import STAGES, TrainSettings
+from harness.settings import STAGES
 from harness.sweep.checkpoint_settings import Checkpoint, Source
 from harness.sweep.grid import ZIP, takes_list
-from harness.sweep.sweep_keys import FIXED, SweepFile, TrialEntry, options_model
-from harness.sweep.sweep_text import INCLUDE
+from harness.sweep.sweep_keys import SweepFile, TrialEntry, options_model
 
 Schema = dict[str, Any]
 
 
 def sweep_schema() -> Schema:
-    """Return the schema of a sweep file, with its profiles and the options of each network and training method."""
+    """Return pydantic's schema of a sweep file, with registered names; keys of `trials` may also be lists of values."""
     schema = _shorten(SweepFile.model_json_schema())
-    schema["anyOf"] = [{"required": schema.pop("required")}, {"required": [INCLUDE]}]
-    keys, entry = schema["properties"], _shorten(TrialEntry.model_json_schema())
+    entry = _shorten(TrialEntry.model_json_schema())
     inside = entry.pop("$defs")
     for kind in (Checkpoint, Source):
         own = inside[kind.__name__]
         own["properties"] = _or_lists(own["properties"], inspect.signature(kind).parameters)
     schema["$defs"] |= inside
-    schema["$defs"]["TrialEntry"], keys["trials"]["items"] = entry, _reference("TrialEntry")
+    schema["$defs"]["TrialEntry"], schema["properties"]["trials"]["items"] = entry, {"$ref": "#/$defs/TrialEntry"}
     schema["$defs"]["EvaluationSettings"]["properties"]["stages"]["items"]["enum"] = list(STAGES)
-    registered = {"dataset": _allow_any_name(keys["dataset"], DATASETS)}
-    names = {
-        "model": _or_list(_allow_any_name(entry["properties"]["model"], network_names())),
-        "method": _or_list(_allow_any_name(entry["properties"]["method"], METHODS)),
-    }
-    trials = {"trials": {"items": {"properties": names}}}
-    profiles = {"profiles": {"additionalProperties": {"properties": trials}}}
-    schema |= {"if": {"required": ["plugins"]}, "else": {"properties": registered | trials | profiles}}
+    _allow_names(schema["properties"]["dataset"], DATASETS)
+    _allow_names(entry["properties"]["model"], network_names())
+    _allow_names(entry["properties"]["method"], METHODS)
     entry["properties"] = {key: kind if key == ZIP else _or_list(kind) for key, kind in entry["properties"].items()}
-    recipe = _or_lists(schema["$defs"]["TrainSettings"]["properties"], inspect.signature(TrainSettings).parameters)
-    networks = {name: _or_lists(network_options(name), options_of(name)) for name in network_names()}
-    methods = {name: _or_lists(options_of_method(name), method_options(name)) for name in METHODS}
-    schema["$defs"]["train-of-a-trial"] = _mapping(recipe)
-    entry["allOf"] = [
-        {"properties": {"train": _or_list(_reference("train-of-a-trial"))}},
-        *_conditions(schema, "model", "options", networks),
-        *_conditions(schema, "method", "method_options", methods),
-    ]
-    changeable = {key: kind for key, kind in keys.items() if key not in FIXED}
-    keys["profiles"]["anyOf"][0]["additionalProperties"] = _mapping(changeable)
-    return {"$schema": "http://json-schema.org/draft-07/schema#", **schema}
+    return schema
 
 
 def network_options(name: str) -> dict[str, Schema]:
@@ -74,11 +56,9 @@ def _properties(schema: Schema) -> dict[str, Schema]:
     return _shorten(schema).get("properties", {})
 
 
-def _allow_any_name(key: Schema, names: Iterable[str]) -> Schema:
-    """Let a key be any name, since plugins add names; return what it must be without plugins."""
-    registered = {"enum": list(names)}
-    key["anyOf"] = [registered, {"type": key.pop("type")}]
-    return registered
+def _allow_names(key: Schema, names: Iterable[str]) -> None:
+    """Let a key be a registered name, or any other, since plugins add names."""
+    key["anyOf"] = [{"enum": list(names)}, {"type": key.pop("type")}]
 
 
 def _or_list(value: Schema) -> Schema:
@@ -91,22 +71,6 @@ def _or_list(value: Schema) -> Schema:
 def _or_lists(schemas: dict[str, Schema], types: Mapping[str, Parameter]) -> dict[str, Schema]:
     """Return the schemas, with lists of values where a value is no list by its type."""
     return {key: kind if takes_list(types[key].annotation) else _or_list(kind) for key, kind in schemas.items()}
-
-
-def _conditions(schema: Schema, owner: str, section: str, options: Mapping[str, dict[str, Schema]]) -> Iterable[Schema]:
-    """Yield what a section of an entry may hold for each network or method, whose options the schema then defines."""
-    for name, properties in options.items():
-        schema["$defs"][f"{section}-of-{name}"] = _mapping(properties)
-        is_owner = {"properties": {owner: _or_list({"const": name})}, "required": [owner]}
-        yield {"if": is_owner, "then": {"properties": {section: _or_list(_reference(f"{section}-of-{name}"))}}}
-
-
-def _reference(name: str) -> Schema:
-    return {"$ref": f"#/$defs/{name}"}
-
-
-def _mapping(properties: dict[str, Schema]) -> Schema:
-    return {"type": "object", "additionalProperties": False, "properties": properties}
 
 
 def _shorten(schema: Schema) -> Schema:

@@ -24,10 +24,10 @@ from harness.sweep.trial import labels
 
 GROUPS = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
 GOLDEN = ROOT / "tests/harness/golden"
-CHEAP = ("schema", "status", "tables", "paired")
+CHEAP = ("tables",)
 PATTERNS = {"run": "only", "recheck": "only", "publish": "weights"}
-NEEDS_MORE = {"--baseline", "s3://bucket/prefix/cifar10"}
-"""Arguments of cheap commands that need results of another kind than `studies` has."""
+NEEDS_MORE = {"--compare", "s3://bucket/prefix/cifar10", "results/*"}
+"""Arguments of cheap commands that need other results than `studies` has, or minutes."""
 
 
 def commands():
@@ -89,7 +89,7 @@ def check_harness_command(name, arguments):
         elif path.parts[0] == "results" and path.parts[1:] not in ((), ("*",)):
             file = ROOT / "sweeps" / f"{path.parts[1]}.yaml"
             assert file.exists() or path.parts[1] == OWN
-            if (baseline := getattr(options, "baseline", None)) is not None:
+            if baseline := getattr(options, "compare", None):
                 assert baseline in [trial.row for trial in load_sweep(file, "full", True).trials]
 
 
@@ -139,10 +139,10 @@ def test_the_quickstart_and_what_follows_it(tmp_path):
         assert shown.returncode == 0, shown.stdout + shown.stderr
 
     run("harness.run", str(ROOT / "sweeps/quickstart.yaml"))
-    assert {path.suffix for path in (tmp_path / "results/quickstart").glob("leaderboard.*")} >= {".md", ".csv", ".tex"}
+    assert {path.suffix for path in (tmp_path / "results/quickstart").glob("leaderboard.*")} >= {".md", ".csv", ".json"}
     for words in (
         ["tables"],
-        ["paired"],
+        ["tables", "--compare"],
         ["recheck", "--images", "20"],
         ["certify", "--images", "20", "--seconds", "2", "--workers", "1"],
     ):

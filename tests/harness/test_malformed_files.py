@@ -146,7 +146,7 @@ def test_files_of_an_unfinished_trial(run_command, trial_dir, name, good):
         del cases[harmless]
     for what, content in cases.items():
         (trial_dir / name).write_bytes(content)
-        status, message = run_command("status", trial_dir.parents[1])
+        status, message = run_command("tables", trial_dir.parents[1], "--status")
         assert status == 0 and "cannot be read" in message, (what, message)
 
 
@@ -170,7 +170,7 @@ def test_verdicts(run_command, trial_dir):
     assert_refused(run_command, path, cases, [1, 2], "recheck", trial_dir.parents[1])
 
 
-@pytest.mark.parametrize("command", ["publish", "tables", "status"])
+@pytest.mark.parametrize("command", ["publish", "tables"])
 @pytest.mark.parametrize(("column", "value"), [("width", None), ("width", "x"), ("verdict", 5), ("index", 0.5)])
 def test_a_wrong_column_of_verdicts_is_named(trial_dir, tmp_path, capsys, command, column, value):
     path = trial_dir / folder.VERDICTS
@@ -191,7 +191,7 @@ def test_a_wrong_column_of_epochs_is_named_on_the_page(trial_dir, value):
         del row[name]
         row |= {} if value is ... else {name: value}
     path.write_text("\n".join(map(json.dumps, rows)))
-    assert main("report", [str(trial_dir.parents[1])]) == 0
+    assert main("tables", [str(trial_dir.parents[1])]) == 0
     page = (trial_dir.parents[1] / "report.html").read_text()
     assert value is None or ("cannot be drawn: " in page and name.removeprefix("train/") in page)
 

@@ -61,7 +61,7 @@ def make_sweep(root: Path) -> Sweep:
     """Evaluate the golden networks on a few images, as trials do, and certify the CNN further."""
     sweep = Sweep(root, {name: _make_trial(root, name) for name in STAGES})
     _certify(sweep.cnn5)
-    write_leaderboard(root)
+    write_leaderboard(root, latex=True)
     return sweep
 
 

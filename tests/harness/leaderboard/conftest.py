@@ -1,7 +1,14 @@
-"""A sweep's directory."""
+"""A sweep's directory, and pages without figures, which take seconds."""
 
 import pytest
 from made_trials import publish
+
+from harness.report.figures import catalogue
+
+
+@pytest.fixture(autouse=True)
+def _no_figures(monkeypatch):
+    monkeypatch.setattr(catalogue, "FIGURES", ())
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`python -m harness.paired`: numbers against scipy and by hand, and what is left out or refused."""
+"""`python -m harness.tables --compare`: numbers against scipy and by hand, and what is left out or refused."""
 
 import numpy as np
 import pandas as pd
@@ -6,7 +6,7 @@ import pytest
 from made_trials import RIGHT, WRONG, add_verdicts
 from scipy import stats
 
-from harness import paired
+from harness import tables
 from harness.command_line import main
 from harness.common import names
 from harness.leaderboard.comparisons import METRICS, compare, holm
@@ -94,7 +94,7 @@ def test_seeds_are_integers_where_other_rows_have_none_in_common(tmp_path):
 def test_a_seed_that_no_trial_has_is_refused(tmp_path, capsys):
     for model in ("cnn9", "cnn7"):
         add_verdicts(tmp_path, [RIGHT], model=model)
-    assert main("paired", [str(tmp_path), "--seeds", "0", "7"]) == 2
+    assert main("tables", [str(tmp_path), "--compare", "--seeds", "0", "7"]) == 2
     assert "--seeds: found 7, allowed: some of 0" in capsys.readouterr().err
 
 
@@ -130,8 +130,8 @@ def test_a_baseline_may_be_a_pattern_of_one_row(tmp_path, capsys):
         add_verdicts(tmp_path, [RIGHT, WRONG], model=model, train=TrainSettings(epochs=epochs))
     lines, _ = compare_rows(tmp_path, baseline="cnn7 *epochs=320", only=["cnn9 *"])
     assert set(lines["row"]) == {"cnn9 ibp train.epochs=320"} and set(lines["other"]) == {"cnn7 ibp train.epochs=320"}
-    message = refusal(tmp_path, capsys, "--baseline", "cnn7 *")
-    assert "--baseline: found 'cnn7 *', allowed: one row; it matches: cnn7 ibp train.epochs=" in message
+    message = refusal(tmp_path, capsys, "--compare", "cnn7 *")
+    assert "--compare: found 'cnn7 *', allowed: one row; it matches: cnn7 ibp train.epochs=" in message
 
 
 def test_holm_s_correction_is_for_the_rows_that_are_compared(tmp_path):
@@ -165,18 +165,18 @@ def test_rows_of_several_sweeps_are_compared_and_copied_trials_left_out(tmp_path
         add_verdicts(short, [WRONG, WRONG, WRONG], seed=seed, sweep="short")
         add_verdicts(long, verdicts, seed=seed, sweep="long", train=TrainSettings(epochs=200))
     copy = add_verdicts(short, verdicts, seed=1, sweep="long", train=TrainSettings(epochs=200))
-    assert main("paired", [str(long), str(short), "--only", "cnn7 *"]) == 0
+    assert main("tables", [str(long), str(short), "--compare", "--only", "cnn7 *"]) == 0
     printed = capsys.readouterr().out
     rows = "cnn7 ibp sweep=long train.epochs=200 against cnn7 ibp sweep=short train.epochs=160"
     assert rows in printed and "-33.33 ± 0.00" in printed and "seed 1" in printed
     assert f"left out: {copy}: not counted: another folder has the same trial" in printed
-    lines = pd.read_csv(long / paired.FILE)
-    assert lines["difference"].tolist() == pytest.approx([-100 / 3] * 3) and not (short / paired.FILE).exists()
+    lines = pd.read_csv(long / tables.COMPARISONS)
+    assert lines["difference"].tolist() == pytest.approx([-100 / 3] * 3) and not (short / tables.COMPARISONS).exists()
 
 
 def refusal(sweep, capsys, *options):
-    assert main("paired", [str(sweep), *options]) == 2
-    assert not (sweep / paired.FILE).exists()
+    assert main("tables", [str(sweep), *(options or ["--compare"])]) == 2
+    assert not (sweep / tables.COMPARISONS).exists()
     return capsys.readouterr().err
 
 
@@ -187,15 +187,15 @@ def test_what_cannot_be_compared_is_refused(tmp_path, capsys):
     assert "there is only one row: cnn7 ibp" in refusal(tmp_path, capsys)
     add_verdicts(tmp_path, [RIGHT], method="crown-ibp")
     assert "no two of these rows have one training method" in refusal(tmp_path, capsys)
-    for option in ("--baseline", "--only"):
-        message = refusal(tmp_path, capsys, option, "cnn8")
-        assert option in message and "'cnn8'" in message and "\n  cnn7 crown-ibp\n  cnn7 ibp\n" in message
+    for options in (["--compare", "cnn8"], ["--compare", "--only", "cnn8"]):
+        message = refusal(tmp_path, capsys, *options)
+        assert options[-2] in message and "'cnn8'" in message and "\n  cnn7 crown-ibp\n  cnn7 ibp\n" in message
 
 
 def test_rows_of_different_sections_are_named_with_their_sections(tmp_path, capsys):
     add_verdicts(tmp_path, [RIGHT])
     add_verdicts(tmp_path, [RIGHT], model="cnn9", profile="cpu")
-    message = refusal(tmp_path, capsys, "--baseline", "cnn7 ibp")
+    message = refusal(tmp_path, capsys, "--compare", "cnn7 ibp")
     assert "only rows of one section can be compared" in message
     sections = [line for line in message.splitlines() if line.startswith("  ")]
     assert [line.rpartition(": ")[2] for line in sections] == ["cnn7 ibp", "cnn9 ibp"]
@@ -205,10 +205,10 @@ def test_rows_of_different_sections_are_named_with_their_sections(tmp_path, caps
 def test_a_row_is_named_by_network_and_method_whatever_else_lies_there(tmp_path, capsys):
     for model, epochs in (("cnn7", 160), ("cnn9", 200)):
         add_verdicts(tmp_path, [RIGHT], model=model, train=TrainSettings(epochs=epochs))
-    assert main("paired", [str(tmp_path), "--baseline", "cnn7 ibp"]) == 0
+    assert main("tables", [str(tmp_path), "--compare", "cnn7 ibp"]) == 0
     assert "cnn9 ibp train.epochs=200 against cnn7 ibp train.epochs=160" in capsys.readouterr().out
     add_verdicts(tmp_path, [RIGHT], train=TrainSettings(epochs=300))
-    assert main("paired", [str(tmp_path), "--baseline", "cnn7 ibp"]) == 2
+    assert main("tables", [str(tmp_path), "--compare", "cnn7 ibp"]) == 2
     matching = capsys.readouterr().err.strip().partition("it matches: ")[2].split("; ")
     assert sorted(matching) == ["cnn7 ibp train.epochs=160", "cnn7 ibp train.epochs=300"]
 
@@ -222,3 +222,8 @@ def test_rows_without_common_seeds_or_images_are_refused(tmp_path, capsys):
     assert "different images" in message and all(str(path) in message for path in paths)
     (paths[0] / folder.VERDICTS).write_text("{")
     assert f"{paths[0] / folder.VERDICTS} cannot be read" in refusal(tmp_path / "images", capsys)
+
+
+def test_what_selects_rows_needs_compare(tmp_path, capsys):
+    add_verdicts(tmp_path, [RIGHT])
+    assert "need --compare" in refusal(tmp_path, capsys, "--seeds", "0")

@@ -30,7 +30,7 @@ def test_a_row_has_means_and_sample_deviations_over_seeds(sweep):
     measured = [metrics(certified, bound_width=width) for certified, width in draw.uniform(50, 90, (3, 2))]
     for seed, values in enumerate(measured):
         add(sweep, values, seed=seed)
-    write_leaderboard(sweep)
+    write_leaderboard(sweep, latex=True)
     (row,) = read_json(sweep)
     for name in measured[0]:
         values = [m[name] for m in measured]

@@ -8,7 +8,7 @@ import pytest
 
 from harness.leaderboard.files import _is_part
 from harness.leaderboard.published import read_published_rows
-from harness.reports.up_to_date import is_up_to_date
+from harness.report.up_to_date import is_up_to_date
 from harness.storage import folder
 from harness.storage import lock as lease
 from harness.storage.files import DamagedFileError
@@ -24,7 +24,7 @@ READERS = {
     JOURNAL: load_studies,
     "leaderboard.md": lambda path: _is_part(path / "leaderboard.md", ""),
     "published.csv": lambda path: read_published_rows(path / "sweep"),
-    "figures/.made-from": lambda path: is_up_to_date(path, None),
+    ".made-from": lambda path: is_up_to_date(path, None),
     folder.EPOCHS: folder.read_epochs,
     folder.VERDICTS: lambda path: folder.read_verdicts(path, []),
 }
@@ -54,6 +54,5 @@ def test_a_process_number_that_no_process_has_is_of_nobody(tmp_path):
 
 
 def test_a_mark_of_a_page_that_is_no_text_is_not_up_to_date(tmp_path):
-    (tmp_path / "figures").mkdir()
-    (tmp_path / "figures/.made-from").write_bytes(b"\xff")
+    (tmp_path / ".made-from").write_bytes(b"\xff")
     assert not is_up_to_date(tmp_path, None)

@@ -144,9 +144,6 @@ COMMANDS = {
     "certify": [],
     "benchmark": ["cnn5", "--only", "bounds", "--images", "1", "--trained"],
     "tables": [],
-    "status": [],
-    "report": [],
-    "paired": [],
 }
 
 

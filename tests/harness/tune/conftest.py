@@ -16,7 +16,7 @@ from mlflow_folders import finish, make_folder
 from processes import descendants
 from study import POLITENESS, SETTINGS, TINY, Study
 
-from harness.reports.figures import catalogue
+from harness.report.figures import catalogue
 from harness.tracking.store import Tracker
 from harness.tune.ray_cluster import patient_start, ray  # which prepares the environment that Ray reads
 
@@ -31,7 +31,7 @@ STORED_PATHS = (  # where MLflow's tables say where files lie
 
 @pytest.fixture(autouse=True)
 def _no_figures(monkeypatch):
-    """Of commands in this process; figures are drawn in tests/harness/figures and by commands in their own."""
+    """Of commands in this process; figures are drawn in tests/harness/report and by commands in their own."""
     monkeypatch.setattr(catalogue, "FIGURES", [])
 
 

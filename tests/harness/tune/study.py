@@ -101,7 +101,7 @@ class Study:
         return sorted((point.step, point.value) for point in points)
 
     def assert_complete(self, printed=()):
-        """Every trial has its result, one finished run with each epoch once, and a row in all four tables.
+        """Every trial has its result, one finished run with each epoch once, and a row in all tables.
 
         printed: files that may lie there besides, such as Ray's log.
         """
@@ -125,8 +125,8 @@ class Study:
                 assert self.history(made.key, name) == written
             speeds = self.history(made.key, names.TRAIN_EXAMPLES_PER_SECOND)  # of an epoch trained twice the first
             assert [epoch for epoch, _ in speeds] == epochs[1:]
-        tables = {f"leaderboard.{kind}" for kind in ("md", "tex", "csv", "json")}
-        assert self.files() - set(printed) == {".lock", ".logged", "report.html", "figures", *tables}
+        tables = {f"leaderboard.{kind}" for kind in ("md", "csv", "json")}
+        assert self.files() - set(printed) == {".lock", ".logged", ".made-from", "report.html", *tables}
 
     def files(self):
         """What lies in the sweep's directory besides the trials."""

@@ -1,4 +1,4 @@
-"""`python -m harness.status`: what folders show of a sweep, while it runs and after."""
+"""`python -m harness.tables --status`: what folders show of a sweep, while it runs and after."""
 
 import dataclasses
 import os
@@ -13,7 +13,7 @@ from harness.storage.lock import lock_directory
 
 def status_of(study, capsys):
     """Return the line of each trial by its model, and all lines that are printed."""
-    status = main("status", [str(study.directory)])
+    status = main("tables", [str(study.directory), "--status"])
     lines = capsys.readouterr().out.splitlines()
     assert status == 0
     return {model: next(line for line in lines if model in line) for model in ("cnn5", "cerdeq")}, lines
@@ -60,7 +60,7 @@ def test_a_trial_runs_where_the_run_that_holds_the_directory_wrote_for_it(copied
 @pytest.mark.parametrize("name", [folder.TRIAL, folder.RESULT])
 def test_a_damaged_file_hides_no_other_trial(copied, capsys, name):
     (copied.trial_dirs["cnn5", 0] / name).write_text("{")
-    assert main("status", [str(copied.directory)]) == 0
+    assert main("tables", [str(copied.directory), "--status"]) == 0
     printed = capsys.readouterr().out
     assert "1 cannot be read" in printed and "1 finished" in printed
 
@@ -77,5 +77,5 @@ def test_certifications_are_status_of(copied, capsys):
 
 
 def test_a_directory_without_trials_is_refused(tmp_path, capsys):
-    assert main("status", [str(tmp_path)]) == 2
+    assert main("tables", [str(tmp_path), "--status"]) == 2
     assert "holds no trials" in capsys.readouterr().err

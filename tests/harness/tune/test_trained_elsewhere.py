@@ -50,7 +50,7 @@ def test_a_checkpoint_is_evaluated_logged_shown_and_rechecked_like_any_trial(stu
     assert "| conv " in (study.directory / "leaderboard.md").read_text()
     assert main("recheck", [str(study.directory)]) == 0
     assert "every verdict is confirmed" in capsys.readouterr().out
-    assert main("status", [str(study.directory)]) == 0
+    assert main("tables", [str(study.directory), "--status"]) == 0
 
 
 def test_weights_that_are_not_the_checkpoint_s_are_not_confirmed(study, tmp_path, capsys):

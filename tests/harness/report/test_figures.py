@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from harness.attacks.counterexamples import pack
 from harness.common import names
 from harness.leaderboard.table import build_leaderboard
-from harness.reports.figures import error_figures, images, lengths, networks, style
-from harness.reports.figures.catalogue import FIGURES, figures_of
-from harness.reports.figures.section_data import SectionData
+from harness.report.figures import error_figures, images, lengths, networks, style
+from harness.report.figures.catalogue import FIGURES, figures_of
+from harness.report.figures.section_data import SectionData
 from harness.settings import TrainSettings
 from harness.storage import folder
 from harness.storage.files import DamagedFileError
@@ -63,10 +63,9 @@ def test_figures_of_many_rows_stay_of_a_size_that_can_be_read(tmp_path, monkeypa
         assert all(len(legend.get_texts()) <= 12 for legend in figure.legends), kind.name
 
 
-def test_a_written_figure_has_the_page_s_colour_and_ids_of_its_own(drawn, tmp_path):
-    svg = style.write(drawn["seeds"], tmp_path / "a")
-    assert ">cerdeq ibp</text>" in svg
-    one, two = (style.inline(svg, name, "Errors") for name in ("one", "two"))
+def test_a_figure_on_a_page_has_its_colour_and_ids_of_its_own(drawn):
+    one, two = (style.svg(drawn["seeds"], name, "Errors") for name in ("one", "two"))
+    assert ">cerdeq ibp</text>" in one
     ids = [set(part.split('"')[0] for part in each.split(' id="')[1:]) for each in (one, two)]
     assert ids[0] and not ids[0] & ids[1]
     assert style.INK not in one and "currentColor" in one and 'role="img" aria-label="Errors"' in one

@@ -7,8 +7,8 @@ from optuna.trial import create_trial
 
 from harness.common import names
 from harness.leaderboard.table import build_leaderboard
-from harness.reports.figures import searches
-from harness.reports.figures.section_data import SectionData
+from harness.report.figures import searches
+from harness.report.figures.section_data import SectionData
 from harness.storage import folder
 from harness.storage.files import write_json
 from harness.sweep.search import Searched, SearchSettings, Space

@@ -7,8 +7,8 @@ from matplotlib.ticker import NullLocator
 
 from harness.common import names
 from harness.leaderboard.rows import LABEL
-from harness.reports.figures.section_data import SectionData
-from harness.reports.figures.style import COLOURS, MARKERS, add_legend, panels
+from harness.report.figures.section_data import SectionData
+from harness.report.figures.style import COLOURS, MARKERS, add_legend, panels
 
 _EPOCHS = "train.epochs"
 _SCHEDULE = (_EPOCHS, "train.ramp_start", "train.ramp_epochs", "train.decay_epochs")  # they change with the length

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from harness.common import names
-from harness.reports.figures.section_data import OTHERS, SectionData
-from harness.reports.figures.style import COLOURS, GREY, INK, add_legend, panels, plain_ticks, squares
+from harness.report.figures.section_data import OTHERS, SectionData
+from harness.report.figures.style import COLOURS, GREY, INK, add_legend, panels, plain_ticks, squares
 from harness.settings import STAGES
 
 _BAR, _LONGEST = 0.36, 32  # inches of a row, characters of a line

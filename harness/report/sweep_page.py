@@ -1,4 +1,4 @@
-"""A sweep as one page that opens offline: report.html, with its figures as SVG and PDF in figures/."""
+"""A sweep as one page that opens offline: report.html, with its figures; for LaTeX, also figures/ as PDF."""
 
 import shlex
 from pathlib import Path
@@ -8,13 +8,13 @@ import jinja2
 import pandas as pd
 
 from harness.common import names
-from harness.leaderboard.files import LEGEND, STAGES_LEGEND, UNCOUNTED, full_table, write_leaderboard
+from harness.leaderboard.files import LATEX_TABLE, LEGEND, STAGES_LEGEND, UNCOUNTED, full_table, write_leaderboard
 from harness.leaderboard.summary import Summary
 from harness.leaderboard.table import Leaderboard, Section, as_text, stages_table
-from harness.reports.figures import style
-from harness.reports.figures.catalogue import figures_of
-from harness.reports.figures.section_data import SectionData
-from harness.reports.up_to_date import FIGURES, REPORT
+from harness.report.figures import style
+from harness.report.figures.catalogue import figures_of
+from harness.report.figures.section_data import SectionData
+from harness.report.up_to_date import FIGURES, REPORT
 from harness.settings import EvaluationSettings
 from harness.storage import certification, folder
 from harness.storage.files import write_text
@@ -34,27 +34,28 @@ def render(template: str, **values: Any) -> str:
     return _TEMPLATES.get_template(template).render(**values) + "\n"
 
 
-def write_sweep(directory: Path, data_dir: str | None = None) -> tuple[Leaderboard, dict[str, Summary]]:
-    """Write the sweep's tables, figures and page; returns the leaderboard and its sections' summaries by heading.
+def write_sweep(
+    directory: Path, data_dir: str | None = None, latex: bool = False
+) -> tuple[Leaderboard, dict[str, Summary]]:
+    """Write the sweep's tables and page; returns the leaderboard and its sections' summaries by heading.
 
     data_dir: where the images of the data set are looked for; without them one figure is missing.
+    latex: also write leaderboard.tex and the figures as PDF; where leaderboard.tex exists, they are always written.
     Raises InputError where no table can be made.
     """
-    leaderboard, summaries = write_leaderboard(directory)
-    write_page(leaderboard, summaries, data_dir)
+    leaderboard, summaries = write_leaderboard(directory, latex)
+    _write_page(leaderboard, summaries, data_dir)
     return leaderboard, summaries
 
 
-def write_page(leaderboard: Leaderboard, summaries: dict[str, Summary], data_dir: str | None = None) -> Path:
-    """Write the page of a leaderboard, and its figures; returns where the page is."""
+def _write_page(leaderboard: Leaderboard, summaries: dict[str, Summary], data_dir: str | None) -> None:
+    figures = leaderboard.directory / FIGURES if (leaderboard.directory / LATEX_TABLE).exists() else None
     parts = []
     for number, section in enumerate(leaderboard.sections):
         part = _part(section, summaries[section.heading])
         if len(section.trials):
-            figures = leaderboard.directory / FIGURES
             part["pictures"] = _pictures(SectionData(section, data_dir), figures, f"{number}-")
         parts.append(part)
-    path = leaderboard.directory / REPORT
     page = render(
         "sweep_page.html.jinja",
         leaderboard=leaderboard,
@@ -64,8 +65,7 @@ def write_page(leaderboard: Leaderboard, summaries: dict[str, Summary], data_dir
         uncounted=UNCOUNTED,
         stages_legend=STAGES_LEGEND,
     )
-    write_text(path, page)
-    return path
+    write_text(leaderboard.directory / REPORT, page)
 
 
 def _part(section: Section, summary: Summary) -> dict[str, Any]:
@@ -87,18 +87,21 @@ def _part(section: Section, summary: Summary) -> dict[str, Any]:
     }
 
 
-def _pictures(data: SectionData, directory: Path, prefix: str) -> list[dict[str, str | bool]]:
-    """Write the figures of a section, and return each as it stands on the page, or why it cannot be drawn."""
+def _pictures(data: SectionData, directory: Path | None, prefix: str) -> list[dict[str, str | bool]]:
+    """Return each figure of a section as it stands on the page, or why it cannot be drawn.
+
+    directory: where they are also written as PDF.
+    """
     pictures: list[dict[str, str | bool]] = []
     for kind, figure in figures_of(data):
         if isinstance(figure, str):
             pictures.append({"missing": f"{kind.title} cannot be drawn: {figure}"})
             continue
         name = f"{prefix}{kind.name}"
-        svg = style.write(figure, directory / name)
-        markup = style.inline(svg, name, f"{kind.title}. {kind.caption}")
-        picture = {"title": kind.title, "caption": kind.caption, "path": f"{FIGURES}/{name}", "markup": markup}
-        pictures.append({**picture, "broad": kind.broad})
+        markup = style.svg(figure, name, f"{kind.title}. {kind.caption}")
+        pictures.append({"title": kind.title, "caption": kind.caption, "markup": markup, "broad": kind.broad})
+        if directory is not None:
+            style.write_pdf(figure, directory / f"{name}.pdf")
     return pictures
 
 

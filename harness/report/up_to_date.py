@@ -12,18 +12,18 @@ from harness.machine.environment import data_directory, source_digest
 from harness.storage.files import digest_of_states, read_text, write_text
 
 REPORT, FIGURES = "report.html", "figures"
-_MADE_FROM = ".made-from"  # beside the figures: a digest
+_MADE_FROM = ".made-from"  # beside the page: a digest
 
 
 def is_up_to_date(sweep_dir: Path, data_dir: str | None) -> bool:
     """Return True if nothing has changed since `mark_up_to_date`: results, code, page and figures."""
-    mark = sweep_dir / FIGURES / _MADE_FROM
+    mark = sweep_dir / _MADE_FROM
     return mark.exists() and read_text(mark) == _digest(sweep_dir, data_dir)
 
 
 def mark_up_to_date(sweep_dir: Path, data_dir: str | None) -> None:
     """Record the files and versions that the page and the figures were made from."""
-    write_text(sweep_dir / FIGURES / _MADE_FROM, _digest(sweep_dir, data_dir))
+    write_text(sweep_dir / _MADE_FROM, _digest(sweep_dir, data_dir))
 
 
 def _digest(sweep_dir: Path, data_dir: str | None) -> str:

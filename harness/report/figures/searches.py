@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from harness.reports.figures.section_data import SectionData
-from harness.reports.figures.style import COLOURS, INK, add_legend, panels
+from harness.report.figures.section_data import SectionData
+from harness.report.figures.style import COLOURS, INK, add_legend, panels
 from harness.storage import folder
 from harness.storage.files import parse_json
 from harness.tune.search.rungs import SEARCH

@@ -1,10 +1,9 @@
-"""Show the state of each trial of a sweep, from its folders alone: `python -m harness.status results/<sweep>`.
+"""The state of each trial of a sweep, printed, from its folders alone.
 
 A trial counts as running if a run holds the directory and has written to the trial's folder since it began. A trial
 that `harness.trial` runs is shown as unfinished, with the time of the last write.
 """
 
-import argparse
 import time
 from collections import Counter
 from contextlib import suppress
@@ -13,8 +12,6 @@ from pathlib import Path
 
 from rich import filesize
 
-from harness import command_line
-from harness.command_line import OK, add_sweep_directory
 from harness.common.errors import InputError
 from harness.common.terminal import new_console, print_table, say
 from harness.storage import certification, folder
@@ -24,14 +21,8 @@ from harness.sweep.trial import TrialConfig, labels
 from harness.tune.states import State, state_of
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command."""
-    add_sweep_directory(parser)
-
-
-def main(options: argparse.Namespace) -> int:
-    """Run the command and return its exit status. Raises InputError if there are no trials."""
-    sweep_dir = options.directory
+def print_status(sweep_dir: Path) -> None:
+    """Print the state of each trial of a sweep. Raises InputError if there are no trials."""
     if not (trial_dirs := folder.trial_folders(sweep_dir)):
         raise InputError(f"{sweep_dir} holds no trials: there is no {sweep_dir}/trials/*/{folder.TRIAL}")
     run = holder(sweep_dir)
@@ -56,7 +47,6 @@ def main(options: argparse.Namespace) -> int:
     print_table(new_console(), ["trial", "key", "state", "", "written", "certified", "disk"], rows)
     summary = ", ".join(f"{count} {state}" for state, count in counts.items())
     say(f"{len(trial_dirs)} trials: {summary}; {filesize.decimal(_bytes(sweep_dir))} on disk")
-    return OK
 
 
 def _state(trial_dir: Path, config: TrialConfig | None, run: dict[str, object] | None) -> State:
@@ -93,7 +83,3 @@ def _span(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds:.0f} s"
-
-
-if __name__ == "__main__":
-    raise SystemExit(command_line.main("status"))

@@ -9,7 +9,7 @@ import pandas as pd
 
 from harness.common import names
 from harness.leaderboard.table import Section
-from harness.reports.figures.style import COLOURS, GREY, MARKERS
+from harness.report.figures.style import COLOURS, GREY, MARKERS
 from harness.storage import certification, folder
 
 OTHERS = {"color": GREY, "marker": "."}  # of rows for which there is no colour

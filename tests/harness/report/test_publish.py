@@ -9,7 +9,7 @@ from made_studies import add, right
 
 from harness import publish
 from harness.command_line import INTERRUPTED, main
-from harness.reports.figures import catalogue
+from harness.report.figures import catalogue
 from harness.storage import folder
 from harness.storage.parquet import read_table
 
@@ -83,7 +83,7 @@ def test_the_old_study_stays_where_the_command_ends_early(study, published, monk
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("harness.reports.sweep_page.write_sweep", fail)
+    monkeypatch.setattr("harness.report.sweep_page.write_sweep", fail)
     assert run(sweep, target) == status
     assert set(published()) == {"study", "study/old", "study/report.html"}
 

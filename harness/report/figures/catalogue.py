@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from harness.reports.figures import error_figures, images, lengths, networks, searches
-from harness.reports.figures.section_data import SectionData
+from harness.report.figures import error_figures, images, lengths, networks, searches
+from harness.report.figures.section_data import SectionData
 from harness.storage import folder
 from harness.storage.files import DamagedFileError
 

@@ -7,6 +7,7 @@ colour says. Texts and lines are drawn in INK, which a page replaces by its own 
 import io
 import re
 from collections.abc import Iterable, Sequence
+from html import escape
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatter
 
-from harness.storage.files import write_atomically, write_text
+from harness.storage.files import write_atomically
 
 INK, GREY = "#24292f", "#8a929b"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f")
@@ -92,25 +93,32 @@ def squares(colours: dict[str, str]) -> dict[str, dict[str, Any]]:
     return {name: {"color": colour, "marker": "s", "linestyle": "", "ms": 8} for name, colour in colours.items()}
 
 
-def write(figure: Figure, path: Path) -> str:
-    """Write `path`.svg and `path`.pdf, the same bytes for the same figure; returns the SVG element."""
+def svg(figure: Figure, name: str, title: str) -> str:
+    """Return a figure as an SVG element for a page: of any width, in the page's text colour, with ids of its own.
+
+    name: begins its ids. title: read aloud.
+    """
+    stream = io.StringIO()
     with rc_context(_STYLE):
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # keep the layout
-        stream = io.StringIO()
+        _fix_layout(figure)
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-        dates = {"CreationDate": None, "Creator": None}
-        pdf = path.with_name(f"{path.name}.pdf")
-        write_atomically(pdf, lambda to: figure.savefig(to, format="pdf", metadata=dates))
-    write_text(path.with_name(f"{path.name}.svg"), stream.getvalue())
-    return stream.getvalue()[stream.getvalue().index("<svg") :]
-
-
-def inline(text: str, name: str, title: str) -> str:
-    """Return an SVG element for a page: of any width, in the page's text colour, named, with ids of its own."""
-    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = stream.getvalue()
+    text = re.sub(r'\bid="', f'id="{name}-', text[text.index("<svg") :])
     text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text).replace(INK, "currentColor")
     head, rest = text.split(">", 1)
     width = head.split('viewBox="0 0 ')[1].split(" ")[0]
     head = re.sub(r' (width|height)="[\d.]+pt"', "", head)
-    return f'{head} role="img" aria-label="{title}" style="max-width: {width}pt">{rest}'
+    return f'{head} role="img" aria-label="{escape(title)}" style="max-width: {width}pt">{rest}'
+
+
+def write_pdf(figure: Figure, path: Path) -> None:
+    """Write a figure as PDF, the same bytes for the same figure."""
+    dates = {"CreationDate": None, "Creator": None}
+    with rc_context(_STYLE):
+        _fix_layout(figure)
+        write_atomically(path, lambda to: figure.savefig(to, format="pdf", metadata=dates))
+
+
+def _fix_layout(figure: Figure) -> None:
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # keep the layout

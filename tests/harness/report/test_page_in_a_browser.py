@@ -6,7 +6,7 @@ import pytest
 from headless import CHROMIUM, DRIVER, browsing
 from made_studies import make
 
-from harness.reports.sweep_page import write_sweep
+from harness.report.sweep_page import write_sweep
 
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
 

@@ -1,15 +1,16 @@
-"""`python -m harness.report`: the page shows what the files hold, opens offline, and runs nothing that is in them."""
+"""`python -m harness.tables`: the page shows what the files hold, opens offline, and runs nothing that is in them."""
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import pytest
 from made_studies import add, make, right
 
 from harness.command_line import main
-from harness.reports.figures import catalogue
-from harness.reports.sweep_page import write_sweep
+from harness.report.figures import catalogue
+from harness.report.sweep_page import write_sweep
 
 
 def attributes(page, *names):
@@ -52,13 +53,25 @@ def test_the_numbers_are_those_of_the_json(study, text):
         assert cells["seeds"] == "3"
 
 
-def test_the_page_needs_nothing_but_its_own_directory(study, text):
+def test_the_page_needs_no_other_file(study, text):
     addresses, ids = attributes(text, "href", "src"), attributes(text, "id")
     assert {address.partition(":")[0] for address in addresses if ":" in address} <= {"data"}
-    files = [address for address in addresses if not address.startswith(("#", "data:"))]
-    assert len(files) == 6 and all((study / file).is_file() for file in files)
+    assert all(address.startswith(("#", "data:")) for address in addresses)
+    assert not (study / "figures").exists() and not (study / "leaderboard.tex").exists()
     assert len(ids) == len(set(ids))
     assert not re.search(r"@import|url\((?!#)", text)
+
+
+def test_latex_has_a_table_and_figures_which_are_then_kept_up_to_date(study, tmp_path):
+    shutil.copytree(study, tmp_path / "study")
+    assert main("tables", [str(tmp_path / "study"), "--latex"]) == 0
+    figures = sorted((tmp_path / "study/figures").iterdir())
+    assert {path.suffix for path in figures} == {".pdf"} and len(figures) == 3
+    before = (tmp_path / "study/leaderboard.tex").read_text(), figures[0].read_bytes()
+    figures[0].unlink()
+    (tmp_path / "study/leaderboard.tex").write_text("old")
+    write_sweep(tmp_path / "study")
+    assert ((tmp_path / "study/leaderboard.tex").read_text(), figures[0].read_bytes()) == before
 
 
 def test_writing_again_gives_the_same_bytes(study):
@@ -92,7 +105,7 @@ def test_several_sweeps_have_a_page_that_leads_to_each(study, tmp_path, capsys):
     for name, eps in (("far", "1/8"), ("near", "1/16")):
         add(tmp_path / name, right(50), eps=eps)
     (tmp_path / "no-sweep").mkdir()
-    assert main("report", [str(path) for path in sorted(tmp_path.iterdir())]) == 0
+    assert main("tables", [str(path) for path in sorted(tmp_path.iterdir())]) == 0
     assert str(tmp_path / "index.html") in capsys.readouterr().out
     addresses = attributes((tmp_path / "index.html").read_text(), "href", "src")
     assert {"far/report.html", "near/report.html"} <= set(addresses)
@@ -100,6 +113,6 @@ def test_several_sweeps_have_a_page_that_leads_to_each(study, tmp_path, capsys):
 
 
 def test_a_directory_without_trials_is_bad_input(tmp_path, capsys):
-    assert main("report", [str(tmp_path)]) == 2
+    assert main("tables", [str(tmp_path)]) == 2
     assert "holds no trials" in capsys.readouterr().err
-    assert main("report", [str(tmp_path), str(tmp_path)]) == 2
+    assert main("tables", [str(tmp_path), str(tmp_path)]) == 2

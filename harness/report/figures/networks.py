@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from harness.common import names
-from harness.reports.figures.section_data import OTHERS, SectionData
-from harness.reports.figures.style import (
+from harness.report.figures.section_data import OTHERS, SectionData
+from harness.report.figures.style import (
     COLOURS,
     DASHES,
     INK,

@@ -9,8 +9,8 @@ from harness.attacks.counterexamples import decode, unpack
 from harness.common.errors import InputError
 from harness.data import load
 from harness.evaluation.network import load_network
-from harness.reports.figures.section_data import SectionData
-from harness.reports.figures.style import panels
+from harness.report.figures.section_data import SectionData
+from harness.report.figures.style import panels
 from harness.storage import folder
 from harness.storage.files import DamagedFileError, parse_file
 
