@@ -5,6 +5,7 @@ exit status. The parser is argparse's, since `harness.trial` runs where nothing 
 """
 
 import argparse
+import re
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -46,8 +47,7 @@ def add_data_dir(parser: argparse.ArgumentParser) -> None:
 
 def add_results_dir(parser: argparse.ArgumentParser) -> None:
     """Add the option of all commands that train."""
-    what = "default: results; for harness.run also an address, such as s3://bucket/prefix"
-    parser.add_argument("--results-dir", type=path_or_address, default=Path("results"), help=what)
+    parser.add_argument("--results-dir", type=Path, default=Path("results"), help="default: results")
 
 
 def add_sweep_options(parser: argparse.ArgumentParser) -> None:
@@ -61,14 +61,13 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
 
 def add_sweep_directory(parser: argparse.ArgumentParser) -> None:
     """Add the argument of all commands that read a sweep's results."""
-    what = "results/<sweep>, or an address such as s3://...; the command copies an address to results/<sweep> first"
-    parser.add_argument("directory", type=path_or_address, help=what)
+    parser.add_argument("directory", type=Path, help="results/<sweep>")
 
 
 def add_sweep_directories(parser: argparse.ArgumentParser, several: str) -> None:
     """Add the argument of commands that read several sweeps, too. several: help on what they do with those."""
-    what = f"results/<sweep>, or an address such as s3://...; {several}"
-    parser.add_argument("directories", type=path_or_address, nargs="+", metavar="DIRECTORY", help=what)
+    what = f"results/<sweep>; {several}"
+    parser.add_argument("directories", type=Path, nargs="+", metavar="DIRECTORY", help=what)
 
 
 def add_patterns(parser: argparse.ArgumentParser, option: str, what: str) -> None:
@@ -81,11 +80,6 @@ def add_plugins(parser: argparse.ArgumentParser) -> None:
     """Add the option of commands that import plugins of results which others may have written."""
     what = "import and trust this module, which trials name as a plugin; may be repeated"
     parser.add_argument("--plugin", action="append", default=[], metavar="MODULE", help=what)
-
-
-def path_or_address(text: str) -> Path | str:
-    """Return an argument as a path, or unchanged if it is an address; `main` mirrors addresses to read."""
-    return text if "://" in text else Path(text)
 
 
 def parser_of(name: str) -> argparse.ArgumentParser:
@@ -105,10 +99,7 @@ def main(name: str, arguments: list[str] | None = None) -> int:
     """Run a command and return its exit status, one of STATUSES."""
     options = parser_of(name).parse_args(arguments)
     try:
-        if hasattr(options, "directory"):
-            options.directory = _local_directory(options.directory)
-        if hasattr(options, "directories"):
-            options.directories = list(map(_local_directory, options.directories))
+        _check_directories(options)
         return _module(name).main(options)
     except InputError as error:
         say(mask_secrets(f"error: {error}"), file=sys.stderr)
@@ -126,8 +117,12 @@ def _module(name: str) -> Any:
     return import_module(f"harness.{name}")
 
 
-def _local_directory(path: Path | str) -> Path:
-    """Return a path as it is, or the directory that mirrors an address. Raises InputError for links out of it."""
-    directory = path if isinstance(path, Path) else import_module("harness.tune.shared").local_mirror(path)
-    refuse_links(directory)
-    return directory
+def _check_directories(options: argparse.Namespace) -> None:
+    """Raise InputError for an address instead of a directory, and for links that lead out of one that is read."""
+    given = vars(options)
+    read = [given[name] for name in ("directory",) if name in given] + given.get("directories", [])
+    for path in [*read, *([results] if (results := given.get("results_dir")) else [])]:
+        if re.match(r"\w+:/", str(path)):
+            raise InputError(f"{path} is an address: give a directory, such as one where that storage is mounted")
+    for directory in read:
+        refuse_links(directory)

@@ -34,7 +34,6 @@ from harness.tune import plan
 from harness.tune.callbacks import TrialCallbacks
 from harness.tune.child import start_call
 from harness.tune.progress import SweepProgress
-from harness.tune.shared import SharedResults
 from harness.tune.stopping import Stopping
 from harness.tune.study import Study
 from harness.tune.work import RAY_STATE, RayOptions, train_item
@@ -89,18 +88,17 @@ def main(options: argparse.Namespace) -> int:
     for warning in warnings:
         console.print(f"warning: {warning}", soft_wrap=True)
     _check_resources(sweep, machine, options)
-    shared = SharedResults.at(options.results_dir, sweep.name)
+    sweep_dir = (options.results_dir / sweep.name).absolute()
     ray = RayOptions(
         cpu=sweep.resources.cpu,
         gpu=sweep.resources.gpu if machine["GPU"] else 0,
         data_dir=str(data_directory(options.data_dir).absolute()),  # workers have another working directory
         address=options.ray_address,
         at_once=options.max_concurrent,
-        uri=shared.uri,
     )
     lacks_candidates = False
     if sweep.search is not None:
-        search = _make_search(sweep, shared, options, console)
+        search = _make_search(sweep, sweep_dir, options, console)
         if is_dry:
             search.show()
             search.say("its winners become the trials; a dry run: nothing was started or written")
@@ -112,9 +110,8 @@ def main(options: argparse.Namespace) -> int:
     all_trials = [folder.make_trial(config, data["fingerprint"]) for config in sweep.trials]
     by_key = dict(zip((trial.key for trial in all_trials), labels(sweep.trials), strict=True))
     trials = _select(all_trials, by_key, options.only)
-    shared.prepare(writes=not is_dry)
-    _check_owner(shared.sweep_dir, sweep)
-    study = Study(sweep, data, trials, by_key, shared)
+    _check_owner(sweep_dir, sweep)
+    study = Study(sweep, data, trials, by_key, sweep_dir)
     for trial in trials:
         folder.refuse_another(study.trial_dirs[trial.key], trial)
     if is_dry:
@@ -125,17 +122,16 @@ def main(options: argparse.Namespace) -> int:
     return OK if is_complete and not lacks_candidates else FAILED
 
 
-def _make_search(sweep: Sweep, shared: SharedResults, options: argparse.Namespace, console: Console) -> "Search":
+def _make_search(sweep: Sweep, sweep_dir: Path, options: argparse.Namespace, console: Console) -> "Search":
     """Return the sweep's search. Raises InputError for options that it does not allow, or a wrong MLflow store."""
-    require("--results-dir", options.results_dir, shared.uri is None, "a directory, for a sweep with `search`")
     require("--only", options.only, not options.only, "a sweep without `search`, whose trials are in its file")
-    _check_owner(shared.sweep_dir, sweep)
+    _check_owner(sweep_dir, sweep)
     from harness.data import load
     from harness.tracking.mlflow_sync import MlflowSync
     from harness.tune.search.run import Search
 
     images = load(sweep.dataset, options.data_dir, writes=not options.dry_run)
-    search = Search(sweep, images, shared.sweep_dir, console)
+    search = Search(sweep, images, sweep_dir, console)
     if not options.dry_run:
         MlflowSync.open(sweep.name, options.tracking_uri, {}, console)  # refuses a wrong store before hours of work
     return search
@@ -146,7 +142,7 @@ def _run_study(study: Study, ray: RayOptions, options: argparse.Namespace, conso
 
     Raises Stopped if a signal has stopped the trials.
     """
-    with lock_directory(study.sweep_dir), study.shared.lock():
+    with lock_directory(study.sweep_dir):
         plan.print_header(study, ray.gpu, options.profile, console)
         to_run, mark = study.longest_first(study.to_run(options.retry_failed)), study.mark(options.tracking_uri)
         mlflow = None
@@ -181,7 +177,7 @@ def _check(options: argparse.Namespace) -> tuple[Sweep, dict[str, Any], dict[str
         return import_module("harness.tune.checks").check_sweep(*request)
     result = start_call("harness.tune.checks", "check_sweep", *request)
     if not options.dry_run:
-        if not (SharedResults.at(options.results_dir, keys.name).sweep_dir / LOGGED).exists():
+        if not (options.results_dir / keys.name / LOGGED).exists():
             import_module("harness.tracking.client")  # import while the child checks
         import_module("harness.leaderboard.files")
     return result()
@@ -229,7 +225,6 @@ def _prepare_folders(study: Study, to_run: list[Trial], console: Console) -> Non
         if (checkpoint := trial.config.checkpoint) is not None:
             path = study.sweep.checkpoints[checkpoint.sha256]
             folder.copy_checkpoint(checkpoint, path, study.trial_dirs[trial.key] / folder.SOURCE)
-    study.shared.push_trials()
     shutil.rmtree(study.sweep_dir / RAY_STATE, ignore_errors=True)  # of a driver that was killed
     for directory in (study.sweep_dir, study.sweep_dir / up_to_date.FIGURES):
         remove_unfinished(directory)
@@ -248,13 +243,14 @@ def _run(
 
     sweep_dir = study.sweep_dir
     trial_dirs = [study.trial_dirs[trial.key] for trial in trials]
-    study.shared.remove_failures(trial_dirs)  # else an old failure would be reported as this run's
-    work = partial(train_item, data_dir=options.data_dir, code=source_digest(), uri=options.uri)
+    for trial_dir in trial_dirs:  # else an old failure would be reported as this run's
+        (trial_dir / folder.FAILURE).unlink(missing_ok=True)
+    work = partial(train_item, data_dir=options.data_dir, code=source_digest())
     with (
         SweepProgress(trials, study.labels, console) as progress,
-        Stopping(sweep_dir / folder.STOP, progress.print_line, study.shared.push_stop) as stopping,
+        Stopping(sweep_dir / folder.STOP, progress.print_line) as stopping,
     ):
-        callbacks = TrialCallbacks(study.shared, mlflow, progress, stopping, fail_fast)
+        callbacks = TrialCallbacks(mlflow, progress, stopping, fail_fast)
         try:
             run_on_ray(trial_dirs, work, callbacks.on_report, callbacks.on_end, options, sweep_dir)
         except (KeyboardInterrupt, RayDiedError):
@@ -286,7 +282,7 @@ def _write_reports(
     from harness.leaderboard.files import print_leaderboard, write_leaderboard
     from harness.tracking.mlflow_sync import print_how_to_open
 
-    sweep_dir, uri = study.sweep_dir, study.shared.uri
+    sweep_dir = study.sweep_dir
     if not folder.trial_folders(sweep_dir):
         raise FileNotFoundError(errno.ENOENT, "the results directory is gone", str(sweep_dir))
     table, summaries = write_leaderboard(sweep_dir)
@@ -298,10 +294,7 @@ def _write_reports(
     if not up_to_date.is_up_to_date(sweep_dir, data_dir):  # last: figures take seconds
         start_call("harness.report.sweep_page", "write_sweep", sweep_dir, data_dir)()
         up_to_date.mark_up_to_date(sweep_dir, data_dir)
-    study.shared.push_tables()
     console.print(f"\nAll results on a page:\n{sweep_dir / up_to_date.REPORT}", soft_wrap=True)
-    if uri is not None:
-        console.print(f"\nAnd at:\n{uri}", soft_wrap=True)
     return table.trials
 
 

@@ -54,7 +54,6 @@ def main(options: argparse.Namespace) -> int:
     from harness.training.trial import split_images
 
     results_dir, data_dir = options.results_dir, options.data_dir
-    require("--results-dir", results_dir, isinstance(results_dir, Path), "a directory; addresses are for harness.run")
     trials, checkpoint_files = _load_trials(options)
     trial_dirs = {path: folder.trial_dir(results_dir / trial.config.sweep, trial.key) for path, trial in trials.items()}
     for sweep in {trial.config.sweep for trial in trials.values()}:

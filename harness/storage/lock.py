@@ -1,8 +1,8 @@
-"""One run at a time in a sweep's directory or at an address: a lock file that names its holder.
+"""One run at a time in a sweep's directory: a lock file that names its holder.
 
-In a directory the file is locked, too, and the lock goes with the process. On file systems without locks and at
-addresses the file alone counts: a process of this machine that has died is replaced at once, and a file of another
-machine whose run has died must be deleted by hand.
+The file is locked, too, and the lock goes with the process. On file systems without locks the file alone counts: a
+process of this machine that has died is replaced at once, and a file of another machine whose run has died must be
+deleted by hand.
 """
 
 import errno
@@ -18,9 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from harness.common.errors import InputError
-from harness.common.masking import mask_secrets
 from harness.common.typed import check_types
-from harness.storage import remote
 from harness.storage.files import LARGEST_TEXT, load_json, make_directory, read_bytes, refuse_links
 
 LOCK = ".lock"
@@ -62,27 +60,6 @@ def lock_directory(directory: Path) -> Iterator[None]:
                 if is_new and list(directory.iterdir()) == [path]:
                     path.unlink()
                     directory.rmdir()
-
-
-@contextmanager
-def lock_address(uri: str) -> Iterator[None]:
-    """Hold an address within the block.
-
-    Raises:
-        InputError: another run holds it.
-        OSError: the storage cannot be read or written.
-    """
-    owner, own = _parse(remote.read(uri, LOCK)), _describe_self()
-    if not _is_another_run(owner):
-        remote.write(uri, LOCK, own)
-        written = remote.read(uri, LOCK)
-        owner = None if written == own else _parse(written)  # another run began at the same moment
-    if owner is not None:
-        raise _refusal(owner, mask_secrets(f"{uri}/{LOCK}"))
-    try:
-        yield
-    finally:
-        remote.write(uri, LOCK, b"")
 
 
 def holder(directory: Path) -> Holder | None:
@@ -150,10 +127,10 @@ def _describe_self() -> bytes:
     return json.dumps({"host": socket.gethostname(), "process": os.getpid(), "since": time.time()}).encode()
 
 
-def _parse(text: bytes | None) -> Holder | None:
-    """Return the holder that a lock file names; None if it names nobody or does not exist."""
+def _parse(text: bytes) -> Holder | None:
+    """Return the holder that a lock file names; None if it names nobody."""
     try:
-        owner = check_types(_Holder, load_json(text or b""))
+        owner = check_types(_Holder, load_json(text))
     except (ValueError, TypeError, RecursionError):
         return None
     return owner if owner.keys() >= _Holder.__annotations__.keys() and owner["process"] > 0 else None

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from harness.common import names
 from harness.storage import folder
 from harness.tune.progress import SweepProgress
-from harness.tune.shared import SharedResults
 from harness.tune.stopping import Stopping
 
 if TYPE_CHECKING:
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 class TrialCallbacks:
     """Show and log what trials report and how they end. begun: the trials that have reported."""
 
-    shared: SharedResults
     mlflow: "MlflowSync"
     progress: SweepProgress
     stopping: Stopping
@@ -32,7 +30,6 @@ class TrialCallbacks:
             return
         self.progress.report(trial_dir.name, row)
         if names.EPOCH in row or trial_dir not in self.begun:  # a trial that is only evaluated reports no epoch
-            self.shared.pull_trial(trial_dir)
             with self.stopping.delayed():
                 self.mlflow.sync(trial_dir)
         self.begun.add(trial_dir)
@@ -42,8 +39,6 @@ class TrialCallbacks:
         if not trial_dir.is_dir():
             self.progress.failed(trial_dir.name, f"its folder is gone: {trial_dir}")
             return
-        storage_error = self.shared.pull_ended_trial(trial_dir)
-        error = error or storage_error
         result, failure = folder.read_result(trial_dir), folder.read_failure(trial_dir)
         if result is not None:
             self.progress.finished(trial_dir.name, result)
@@ -54,7 +49,6 @@ class TrialCallbacks:
                 failure = {"error": error or "its worker ended without a result"}
                 with suppress(OSError):  # of a full disk
                     failure = folder.write_failure(trial_dir, failure["error"])
-                self.shared.push_failure(trial_dir)
             self.progress.failed(trial_dir.name, failure["error"])
             if self.fail_fast:
                 self.stopping.ask("a trial failed")

@@ -47,7 +47,6 @@ from ray._raylet import (  # type: ignore[attr-defined]
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from harness.common.errors import InputError
-from harness.storage.remote import check_address
 
 WORKER_RETRIES = 2  # of an item whose worker died
 _START_LIMITS = {  # minutes, as on a machine with much other work; Ray's own are 5 to 60 s
@@ -119,22 +118,18 @@ def side_by_side(cpu: int, gpu: float) -> int:
     return sum(min(int(node["Resources"].get(name, 0) / count) for name, count in needs) for node in _nodes())
 
 
-def check_storage(directory: Path, data_dir: str, uri: str | None = None) -> None:
-    """Raise ResourceError if a machine of the cluster lacks the results in `directory`, or the data.
-
-    uri: of the results, if they lie at an address; each machine must be able to use that instead of the directory.
-    """
+def check_storage(directory: Path, data_dir: str) -> None:
+    """Raise ResourceError if a machine of the cluster lacks the results in `directory`, or the data."""
     for old in directory.glob(f"{_MARKER}*"):  # of a driver that was killed
         old.unlink(missing_ok=True)
     marker = directory.absolute() / f"{_MARKER}{time.time_ns()}"  # a new name: no machine has a copy
     marker.touch()
-    needed = [marker] if uri is None else []
-    needed += [Path(data_dir)] if Path(data_dir).exists() else []
+    needed = [marker, *([Path(data_dir)] if Path(data_dir).exists() else [])]
     probe = ray.remote(num_cpus=0, max_retries=WORKER_RETRIES)(_find_missing)
     answers = []
     for node in _nodes():
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        answer = probe.options(scheduling_strategy=there).remote([str(path) for path in needed], uri)
+        answer = probe.options(scheduling_strategy=there).remote([str(path) for path in needed])
         answers.append((node["NodeManagerAddress"], answer))
     try:
         for machine, answer in answers:
@@ -144,13 +139,8 @@ def check_storage(directory: Path, data_dir: str, uri: str | None = None) -> Non
         marker.unlink(missing_ok=True)
 
 
-def _find_missing(paths: list[str], uri: str | None) -> str:
-    """Return what this machine lacks of these paths and of the storage at `uri`; an empty text for nothing."""
-    try:
-        if uri is not None:
-            check_address(uri)
-    except InputError as error:
-        return f"cannot use the results: {error}; each machine needs credentials in its own environment"
+def _find_missing(paths: list[str]) -> str:
+    """Return what this machine lacks of these paths; an empty text for nothing."""
     missing = ", ".join(path for path in paths if not Path(path).exists())
     advice = "results and data must lie on storage that all machines share, or the same files at the same path"
     return f"does not have {missing}; {advice}" if missing else ""

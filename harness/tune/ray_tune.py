@@ -2,7 +2,7 @@
 
 Ray chooses the machine of an item and retries items whose worker died; its own state is deleted. The truth is the
 item's folder: a retry, or a later run, goes on from what is saved there. On several machines the results must therefore
-lie on storage that all of them share, or at an address.
+lie on storage that all of them share.
 """
 
 import logging
@@ -176,7 +176,7 @@ def _run_until_death(
     ):
         check_resources(cpu, gpu)
         if options.address:
-            check_storage(directory, options.data_dir, options.uri)
+            check_storage(directory, options.data_dir)
         space, tuning = dict[str, Any](), dict[str, Any]()
         if callable(items):
             fitting = side_by_side(cpu, gpu)

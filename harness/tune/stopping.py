@@ -16,14 +16,12 @@ class Stopping:
     """A context manager around running trials, entered in the main thread.
 
     flag: the file that trials look for, in the sweep's directory, which workers on other machines see, too; None if
-    trials run in this process and look at `asked`. on_change: called after the file has come or gone.
+    trials run in this process and look at `asked`.
     asked: trials are to stop. interrupted: a signal asked for it.
     """
 
-    def __init__(
-        self, flag: Path | None, print_line: Callable[[str], None], on_change: Callable[[], None] = lambda: None
-    ):
-        self.flag, self.print_line, self.on_change = flag, print_line, on_change
+    def __init__(self, flag: Path | None, print_line: Callable[[str], None]):
+        self.flag, self.print_line = flag, print_line
         self.asked = self.interrupted = False
         self._is_delaying = self._is_due = False  # within `delayed`; a signal that stops at once came within it
         self._handlers: dict[signal.Signals, Any] = {}
@@ -41,7 +39,6 @@ class Stopping:
     def _remove_flag(self) -> None:
         if self.flag is not None:
             self.flag.unlink(missing_ok=True)
-            self.on_change()
 
     def ask(self, reason: str) -> None:
         """Let running trials stop after their epoch, or their batch of evaluation, and start no other."""
@@ -52,7 +49,6 @@ class Stopping:
         self.print_line(f"{reason}: running trials end with their epoch, which is saved; to stop at once, press {keys}")
         if self.flag is not None:
             write_text(self.flag, reason)
-            self.on_change()
 
     @contextmanager
     def delayed(self) -> Iterator[None]:

@@ -15,7 +15,6 @@ from harness.storage.folder import Trial
 from harness.sweep.profiles import Sweep
 from harness.sweep.trial import identity, rows
 from harness.tracking.logged import LoggedMark
-from harness.tune.shared import SharedResults
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,18 +27,14 @@ class Study:
     data: the data set's summary, and its `title`.
     trials: those that the command runs or reports.
     labels: of all trials of the sweep, by key.
+    sweep_dir: the directory of the sweep's results.
     """
 
     sweep: Sweep
     data: dict[str, Any]
     trials: list[Trial]
     labels: dict[str, str]
-    shared: SharedResults
-
-    @property
-    def sweep_dir(self) -> Path:
-        """The directory of the sweep's results."""
-        return self.shared.sweep_dir
+    sweep_dir: Path
 
     @cached_property
     def trial_dirs(self) -> dict[str, Path]:

@@ -16,7 +16,6 @@ from harness.common.errors import InputError, error_line, require
 from harness.machine.clock import Clock, Stopped
 from harness.storage import folder
 from harness.sweep.plugins import load_for
-from harness.tune.shared import is_stopped, run_trial_at
 
 if TYPE_CHECKING:
     from harness.data import Data
@@ -41,7 +40,6 @@ class RayOptions:
     data_dir: of the data sets.
     address: of a running cluster; None starts one on this machine.
     at_once: the most items at a time; None for as many as fit.
-    uri: the address of the results, if that is where they lie.
     """
 
     cpu: int
@@ -49,7 +47,6 @@ class RayOptions:
     data_dir: str
     address: str | None = None
     at_once: int | None = None
-    uri: str | None = None
 
 
 def load_data(trials: dict[str, folder.Trial], data_dir: str | None) -> dict[str, "Data"]:
@@ -78,24 +75,21 @@ def train_item(
     report: "Report",
     data_dir: str | None,
     code: str | None = None,
-    uri: str | None = None,
     asked: Callable[[], bool] | None = None,
 ) -> None:
     """Train the trial in a folder, of a sweep or of a search; do nothing once trials are asked to stop.
 
-    code: as in `run_folder`. uri: of the sweep, if its trials lie at an address.
+    code: as in `run_folder`.
     asked: returns True once trials are to stop; by default, if the sweep's stop file exists.
     Raises as `run_folder` does.
     """
     from harness.training.trial import run_folder
     from harness.tune.search.rungs import CANDIDATE, run_candidate
 
-    asked = asked or (partial(is_stopped, uri) if uri else folder.stop_file(trial_dir).exists)
+    asked = asked or folder.stop_file(trial_dir).exists
     if asked():
         return
-    if uri:
-        run_trial_at(uri, trial_dir.name, report, data_dir, code)
-    elif (trial_dir / CANDIDATE).exists():
+    if (trial_dir / CANDIDATE).exists():
         run_candidate(trial_dir, report, data_dir, code)
     else:
         run_folder(trial_dir, report, data_dir, Clock(asked=asked), code)

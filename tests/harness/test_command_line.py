@@ -72,6 +72,15 @@ def test_commands_end_alike(monkeypatch, capsys, outcome, status, message):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "arguments", [("run", "sweep.yaml", "--results-dir"), ("tables",), ("verify", "a", "--results-dir")]
+)
+def test_an_address_is_no_directory_of_results(capsys, arguments):
+    name, *rest = arguments
+    assert command_line.main(name, [*rest, "s3://bucket/prefix"]) == 2
+    assert re.fullmatch(r"error: s3:/bucket/prefix is an address: give a directory.*\n", capsys.readouterr().err)
+
+
 def test_a_process_of_its_own_exits_with_the_status(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "harness.tables", str(tmp_path)], capture_output=True, text=True, timeout=120

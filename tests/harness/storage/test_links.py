@@ -1,15 +1,13 @@
 """Links in a results directory of someone else: no file outside of it is read, written or emptied."""
 
 import os
-import shutil
 
 import pytest
 
 from harness.command_line import main
 from harness.common.errors import InputError
-from harness.storage import files, folder, remote
+from harness.storage import files, folder
 from harness.storage.lock import LOCK, lock_directory
-from harness.tune.shared import update_mirror
 
 NAMES = (LOCK, ".result.json.1.tmp", "trials", "search", "figures", "leaderboard.md", "instances", "trials/0/log.txt")
 
@@ -75,17 +73,6 @@ def test_links_within_a_directory_and_to_the_directory_itself_are_taken(tmp_path
     assert (tmp_path / "big/a/c").read_text() == "text"
 
 
-def test_a_mirror_with_a_link_out_of_it_is_not_updated(tmp_path, victim):
-    (tmp_path / "bucket/trials").mkdir(parents=True)
-    (tmp_path / "bucket/trials/log.txt").write_text("text")
-    uri, mirror = f"file://{tmp_path}/bucket", tmp_path / "mirror"
-    update_mirror(uri, mirror)
-    shutil.rmtree(mirror / "trials")
-    (mirror / "trials").symlink_to(victim)
-    with pytest.raises(InputError, match=r"mirror/trials leads to"):
-        update_mirror(uri, mirror)
-
-
 def test_a_lock_is_never_opened_through_a_link(tmp_path, monkeypatch, victim):
     """Also where the link is made after the look for links."""
     monkeypatch.setattr("harness.storage.lock.refuse_links", lambda directory: None)
@@ -109,7 +96,7 @@ def test_temporary_names_cannot_be_known_before(tmp_path, victim):
         for known in (os.getpid(), f"{os.uname().nodename}.{os.getpid()}"):
             (tmp_path / name).with_name(f".file.{known}.tmp").symlink_to(victim / "keys")
     files.write_text(tmp_path / "file", "text")
-    remote.write(f"file://{tmp_path}/bucket", "file", b"text")
+    files.write_text(tmp_path / "bucket/file", "text")
     (tmp_path / "link").symlink_to(victim / "keys")
     files.write_text(tmp_path / "link", "text")
     files.remove_unfinished(tmp_path)

@@ -1,4 +1,4 @@
-"""Servers on this machine alone, for as long as a test lasts: S3-compatible storage, PostgreSQL, MLflow."""
+"""Servers on this machine alone, for as long as a test lasts: PostgreSQL, MLflow."""
 
 import os
 import pwd
@@ -13,11 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
-import boto3
 import pytest
 
-BUCKET = "bench"
-KEYS = {"AWS_ACCESS_KEY_ID": "somebody", "AWS_SECRET_ACCESS_KEY": "nobody-knows", "AWS_DEFAULT_REGION": "us-east-1"}
 PASSWORD = "not%2Dto%2Dbe%2Dseen"
 SEEN = ("not%2Dto%2Dbe%2Dseen", "not-to-be-seen")  # as it is written in an address, and as it is
 ANYBODY = "nobody"  # PostgreSQL does not run as root
@@ -52,28 +49,6 @@ def answers(port):
 
 
 @contextmanager
-def s3(directory):
-    """The environment in which s3://BUCKET leads to a server of this machine."""
-    port = free_port()
-    environment = {**KEYS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_EC2_METADATA_DISABLED": "true"}
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with running(command, port, directory / "s3.log"):
-        client(environment).create_bucket(Bucket=BUCKET)
-        yield environment
-
-
-def client(environment):
-    """A client of that server that is not pyarrow's."""
-    return boto3.client(
-        "s3",
-        endpoint_url=environment["AWS_ENDPOINT_URL"],
-        aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
-        aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
-        region_name=environment["AWS_DEFAULT_REGION"],
-    )
-
-
-@contextmanager
 def postgres():
     """The address of an empty PostgreSQL database, with a password in it; skips where there is no PostgreSQL."""
     paths = [shutil.which("initdb"), *map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb"))]
@@ -98,12 +73,12 @@ def postgres():
 
 
 @contextmanager
-def mlflow(directory, store, artifacts, environment):
+def mlflow(directory, store, artifacts):
     """The address of an MLflow server with that store, whose artifacts lie at `artifacts`."""
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--serve-artifacts", "--artifacts-destination", artifacts]
     settings = {"MLFLOW_BACKEND_STORE_URI": store, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     assert urlsplit(store).password not in " ".join(command)
-    with running(command, port, directory / "mlflow.log", cwd=directory, env=os.environ | environment | settings):
+    with running(command, port, directory / "mlflow.log", cwd=directory, env=os.environ | settings):
         yield f"http://127.0.0.1:{port}"

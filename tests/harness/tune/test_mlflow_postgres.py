@@ -1,19 +1,18 @@
-"""An MLflow server on PostgreSQL whose artifacts lie at an S3-compatible server, as a team would have one."""
+"""An MLflow server on PostgreSQL, as a team would have one."""
 
 import json
-import os
 import re
 import subprocess
 import sys
 
 import psycopg2
 import pytest
-from servers import BUCKET, SEEN, client, mlflow, postgres, s3
+from servers import SEEN, mlflow, postgres
 from study import TINY, Study
 
 from harness.storage import folder
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy; botocore's
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
 
 
 def secrets_in(text):
@@ -21,18 +20,19 @@ def secrets_in(text):
 
 
 @pytest.fixture
-def stores(tmp_path_factory):
-    """PostgreSQL's address and S3's environment, and a directory for logs."""
-    directory = tmp_path_factory.mktemp("servers")
-    with postgres() as store, s3(directory) as environment:
-        yield store, environment, directory
+def database():
+    """PostgreSQL's address."""
+    with postgres() as store:
+        yield store
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_a_server_on_postgresql_holds_what_the_folders_hold_and_no_password(stores, tmp_path, monkeypatch):
-    store, environment, directory = stores
-    with mlflow(directory, store, f"s3://{BUCKET}/artifacts", environment) as uri:
+def test_a_server_on_postgresql_holds_what_the_folders_hold_and_no_password(
+    database, tmp_path, tmp_path_factory, monkeypatch
+):
+    store, directory = database, tmp_path_factory.mktemp("server")
+    with mlflow(directory, store, str(directory / "artifacts")) as uri:
         study = Study(tmp_path, TINY, uri)
         driver = study.start(cwd=tmp_path)
         out, err = driver.communicate(timeout=600)
@@ -43,17 +43,15 @@ def test_a_server_on_postgresql_holds_what_the_folders_hold_and_no_password(stor
             run = study.runs[made.key]
             finite = {name: value for name, value in result.metrics.items() if value is not None}
             assert finite.items() <= run.data.metrics.items()
-            location = re.sub("^mlflow-artifacts:", "artifacts", run.info.artifact_uri)
-            stored = client(environment).get_object(Bucket=BUCKET, Key=f"{location}/{folder.RESULT}")["Body"].read()
-            assert stored == (folder.trial_dir(study.directory, made.key) / folder.RESULT).read_bytes()
+            location = re.sub("^mlflow-artifacts:/", "", run.info.artifact_uri)
+            stored = directory / "artifacts" / location / folder.RESULT
+            assert stored.read_bytes() == (folder.trial_dir(study.directory, made.key) / folder.RESULT).read_bytes()
     assert not secrets_in(out + err)
 
     # The same store without a server between: its password is in the command's environment, and nowhere else.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     command = [sys.executable, "-m", "harness.run", *study.options[:-2]]
-    again = subprocess.run(
-        command, cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, timeout=600, check=False
-    )
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "2 finished already" in again.stdout
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
