@@ -9,16 +9,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
-from itertools import product
+from itertools import chain, product
 from math import isfinite, prod
 from typing import NamedTuple
 
+from cerdeq.deadline import check as check_deadline
 from harness.common.errors import InputError, shorten
 from harness.vnnlib.expressions import Expression, to_text
 
 MOST_CASES = 20_000
-MOST_CONSTRAINTS = 50_000_000  # of all cases: 400 MB of references
+MOST_CONSTRAINTS, MOST_OF_A_CASE = 1_000_000, 4000  # constraints on outputs
+MOST_BOUNDS = 20_000_000  # of inputs, of all cases: 160 MB of references
+MOST_TOGETHER = 1000  # constraints of the cases that are decided together
 LARGEST = 10**30  # a number of a property
+_MOST_BITS = 2**14  # of a number that products make: about 4,900 digits
 NUMBER = re.compile(r"(?=.{1,4000}$)[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)  # Python reads 4,300 digits
 _VARIABLE = re.compile(r"([XY])_(0|[1-9]\d{0,8})", re.ASCII)
 
@@ -88,26 +92,35 @@ class Property:
 
     @property
     def groups(self) -> list[list[Case]]:
-        """The cases, those of one box together, in the order of the file."""
-        groups = dict[int, list[Case]]()
+        """The cases, in the order of the file: those of one box together, up to 1,000 constraints in a group."""
+        groups, counts, last = list[list[Case]](), list[int](), dict[int, int]()
         for case in self.cases:
-            groups.setdefault(id(case.box), []).append(case)
-        return list(groups.values())
+            group, count = last.get(id(case.box)), len(case.constraints)
+            if group is None or counts[group] + count > MOST_TOGETHER:
+                group = last[id(case.box)] = len(groups)
+                groups.append([])
+                counts.append(0)
+            groups[group].append(case)
+            counts[group] += count
+        return groups
 
 
-class _Atom(NamedTuple):
-    """The constraint form <= bound. Its variables are all inputs or all outputs.
+class _Bound(NamedTuple):
+    """An upper or lower bound of one input."""
 
-    expression: in the file, for messages.
-    """
+    number: int
+    end: Fraction
+    is_upper: bool
 
-    form: Form
-    bound: Fraction
-    expression: Expression
 
-    @property
-    def is_of_inputs(self) -> bool:
-        return next(iter(self.form))[0] == "X"
+class _Conjunction(NamedTuple):
+    """Bounds of inputs and constraints on outputs that hold together."""
+
+    bounds: tuple[_Bound, ...] = ()
+    constraints: tuple[Constraint, ...] = ()
+
+
+_Disjunction = list[_Conjunction]
 
 
 def property_of(expressions: Iterable[Expression]) -> Property:
@@ -128,15 +141,17 @@ def property_of(expressions: Iterable[Expression]) -> Property:
                 found = to_text(expression)
                 raise InputError(f"found {found}, allowed: (declare-const X_0 Real), (assert ...)")
     inputs, outputs = (_count(kind, declared) for kind in "XY")
-    shared, choices, variables = list[_Atom](), list[list[list[_Atom]]](), {_CONSTANT, *declared}
+    shared, choices, variables = list[_Conjunction](), list[_Disjunction](), {_CONSTANT, *declared}
     for assertion in assertions:
-        conjunctions = _conjunctions(assertion, variables)
-        if len(conjunctions) == 1:
-            shared += conjunctions[0]
+        part = _disjunction(assertion, variables)
+        if len(part) == 1:
+            shared += part
         else:
-            choices.append(conjunctions)
-            _refuse_many(choices, "the property")
-    return Property(inputs, outputs, tuple(_make_cases(shared, choices, inputs)))
+            choices.append(part)
+            _refuse_large(*_size_of_product(choices), "the property")
+    bounds, constraints = _join(shared)
+    _refuse_large(*_size_of_product([[_Conjunction((), constraints)], *choices]), "the property")
+    return Property(inputs, outputs, tuple(_make_cases(bounds, constraints, choices, inputs)))
 
 
 def _declared(name: str, declared: dict[Variable, None]) -> Variable:
@@ -163,54 +178,72 @@ def _count(kind: str, declared: dict[Variable, None]) -> int:
     return len(numbers)
 
 
-def _conjunctions(expression: Expression, variables: set[Variable]) -> list[list[_Atom]]:
+def _disjunction(expression: Expression, variables: set[Variable]) -> _Disjunction:
     """Return an assertion as a disjunction of conjunctions. variables: the declared variables, and _CONSTANT."""
     match expression:
         case ["or", _, *_]:
-            choices = list[list[_Atom]]()
+            choices, sizes = _Disjunction(), (0, 0, 0)
             for each in expression[1:]:
-                choices += _conjunctions(each, variables)
-                if len(choices) > MOST_CASES:
-                    _refuse_many([choices], expression)
+                part = _disjunction(each, variables)
+                choices += part
+                sizes = tuple(map(sum, zip(sizes, _size_of_product([part]), strict=True)))  # type: ignore[assignment]
+                _refuse_large(*sizes, expression)
             return choices
         case ["and", _, *_]:
-            parts = list[list[list[_Atom]]]()
+            parts = list[_Disjunction]()
             for each in expression[1:]:
-                parts.append(_conjunctions(each, variables))
+                parts.append(_disjunction(each, variables))
                 if len(parts[-1]) > 1:
-                    _refuse_many(parts, expression)
-            _refuse_many(parts, expression)
-            return [[atom for part in choice for atom in part] for choice in product(*parts)]
+                    _refuse_large(*_size_of_product(parts), expression)
+            _refuse_large(*_size_of_product(parts), expression)
+            return [_join(choice) for choice in product(*parts)]
         case ["<=", left, right]:
-            return [[_atom(left, right, variables, expression)]]
+            return [_atom(left, right, variables, expression)]
         case [">=", left, right]:
-            return [[_atom(right, left, variables, expression)]]
+            return [_atom(right, left, variables, expression)]
     raise InputError(f"found {to_text(expression)}, allowed: (and ...), (or ...), (<= a b), (>= a b)")
 
 
-def _refuse_many(parts: list[list[list[_Atom]]], what: Expression) -> None:
-    """Raise InputError if the product of the parts, not yet expanded, has too many cases, or constraints in all."""
+def _join(parts: Iterable[_Conjunction]) -> _Conjunction:
+    bounds, constraints = zip(*parts, strict=True) if (parts := list(parts)) else ((), ())
+    return _Conjunction(tuple(chain(*bounds)), tuple(chain(*constraints)))
+
+
+def _size_of_product(parts: list[_Disjunction]) -> tuple[int, int, int]:
+    """Return how many cases the product of the parts has, and constraints and bounds in all; it is not expanded."""
     cases = prod(map(len, parts))
+    constraints = sum(cases // len(part) * sum(len(each.constraints) for each in part) for part in parts)
+    return cases, constraints, sum(cases // len(part) * sum(len(each.bounds) for each in part) for part in parts)
+
+
+def _refuse_large(cases: int, constraints: int, bounds: int, what: Expression) -> None:
+    """Raise InputError for too many cases, or constraints or bounds of all cases."""
     if cases > MOST_CASES:
         raise InputError(f"{to_text(what)} has {cases} cases, allowed: up to {MOST_CASES}")
-    constraints = sum(cases // len(part) * sum(map(len, part)) for part in parts)
-    if cases > 1 and constraints > MOST_CONSTRAINTS:
-        found = f"{to_text(what)} has {constraints:,} constraints in {cases} cases"
-        raise InputError(f"{found}, allowed: up to {MOST_CONSTRAINTS:,} in all")
+    for count, most, name in ((constraints, MOST_CONSTRAINTS, "constraints"), (bounds, MOST_BOUNDS, "bounds")):
+        if count > most:
+            raise InputError(f"{to_text(what)} has {count:,} {name} in {cases} cases, allowed: up to {most:,} in all")
 
 
-def _atom(left: Expression, right: Expression, variables: set[Variable], expression: Expression) -> _Atom:
-    """Return the constraint left <= right. Raises InputError if it is not on one input, or on outputs."""
+def _atom(left: Expression, right: Expression, variables: set[Variable], expression: Expression) -> _Conjunction:
+    """Return left <= right as a bound or constraint. Raises InputError if it is not on one input, or on outputs."""
     difference = _difference(_linear(left, variables, expression), _linear(right, variables, expression))
     bound = -difference.pop(_CONSTANT, Fraction(0))
     kinds = {kind for kind, _ in difference}
     if len(kinds) != 1:
         found = "inputs and outputs" if kinds else "no variable"
         raise InputError(f"found {found} in {to_text(expression)}, allowed: a constraint on inputs or on outputs")
-    if kinds == {"X"} and len(difference) > 1:
+    if kinds == {"Y"}:
+        coefficients = {number: value for (_, number), value in difference.items()}
+        return _Conjunction(constraints=(Constraint(coefficients, bound),))
+    if len(difference) > 1:
         allowed = "bounds of single inputs (the inputs of a case are a box)"
         raise InputError(f"found {to_text(expression)}, allowed: {allowed}")
-    return _Atom(difference, bound, expression)
+    (((_, number), factor),) = difference.items()
+    end = bound if factor == 1 else bound / factor
+    if not -LARGEST <= end <= LARGEST:
+        raise InputError(f"found {to_text(expression)}, allowed: bounds of inputs up to 1e30")
+    return _Conjunction(bounds=(_Bound(number, end, factor > 0),))
 
 
 _CONSTANT: Variable = ("", 0)
@@ -218,6 +251,7 @@ _CONSTANT: Variable = ("", 0)
 
 def _linear(term: Expression, variables: set[Variable], expression: Expression) -> Form:
     """Return a linear term as coefficients by variable. Its constant is stored under the key _CONSTANT."""
+    check_deadline()
     if isinstance(term, str):
         form = _symbol(term)
         if not form or not form.keys() <= variables:
@@ -234,8 +268,7 @@ def _linear(term: Expression, variables: set[Variable], expression: Expression) 
             parts = [_linear(left, variables, expression), _linear(right, variables, expression)]
             for factor, other in (parts, parts[::-1]):
                 if factor.keys() <= {_CONSTANT}:
-                    number = factor.get(_CONSTANT, Fraction(0))
-                    return _sum([{variable: number * value for variable, value in other.items()}])
+                    return _multiply(factor.get(_CONSTANT, Fraction(0)), other, expression)
     found = f"{to_text(term)} in {to_text(expression)}"
     raise InputError(f"found {found}, allowed: linear terms of +, - and *")
 
@@ -247,6 +280,17 @@ def _symbol(text: str) -> Form:
         return {_CONSTANT: Fraction(text)}
     variable = _variable(text)
     return {variable: Fraction(1)} if variable else {}
+
+
+def _multiply(factor: Fraction, form: Form, expression: Expression) -> Form:
+    most = max(map(_bits, form.values()), default=0)
+    if _bits(factor) + most > _MOST_BITS:
+        raise InputError(f"found a product with too many digits in {to_text(expression)}, allowed: up to 4,900")
+    return {variable: factor * value for variable, value in form.items() if factor}
+
+
+def _bits(number: Fraction) -> int:
+    return max(number.numerator.bit_length(), number.denominator.bit_length())
 
 
 def _sum(forms: Iterable[Form]) -> Form:
@@ -264,46 +308,52 @@ def _difference(left: Form, right: Form) -> Form:
     return {variable: value for variable, value in total.items() if value}
 
 
-def _make_cases(shared: list[_Atom], choices: list[list[list[_Atom]]], inputs: int) -> list[Case]:
-    """Return the cases whose boxes are not empty."""
-    low, high, constraints = _apply_atoms([None] * inputs, [None] * inputs, shared)
-    boxes, shared_box = dict[tuple[tuple[int, int], ...], InputBox](), None
+def _make_cases(
+    bounds: Iterable[_Bound], constraints: tuple[Constraint, ...], choices: list[_Disjunction], inputs: int
+) -> list[Case]:
+    """Return the cases whose boxes are not empty. bounds, constraints: of all of them."""
+    common = _narrow([None] * inputs, [None] * inputs, bounds)
+    boxes, common_box = dict[int, list[InputBox]](), None
     cases, first_reason = list[Case](), ""
     for choice in product(*choices):
-        atoms = [atom for part in choice for atom in part]
-        has_own_box = any(atom.is_of_inputs for atom in atoms)
-        own_low, own_high, own = _apply_atoms(low, high, atoms)
-        if (box := None if has_own_box else shared_box) is None:
-            if reason := next(_reasons_of_emptiness(own_low, own_high), ""):
+        check_deadline()
+        own_bounds, own = _join(choice)
+        if (box := None if own_bounds else common_box) is None:
+            low, high = _narrow(*common, own_bounds)
+            if reason := next(_reasons_of_emptiness(low, high), ""):
                 first_reason = first_reason or reason
                 continue
-            box = InputBox(tuple(own_low), tuple(own_high))  # type: ignore[arg-type]
-            ends = tuple(end.as_integer_ratio() for end in (*box.lower, *box.upper))  # a fraction's own hash is slow
-            box = boxes.setdefault(ends, box)
-            shared_box = shared_box if has_own_box else box
+            box = _find_equal(InputBox(tuple(low), tuple(high)), boxes)  # type: ignore[arg-type]
+            common_box = common_box if own_bounds else box
         cases.append(Case(box, (*constraints, *own)))
+        if len(cases[-1].constraints) > MOST_OF_A_CASE:
+            found = f"a case with {len(cases[-1].constraints)} constraints on outputs"
+            raise InputError(f"found {found}, allowed: up to {MOST_OF_A_CASE}")
     if not cases:
         raise InputError(f"the box of inputs is empty: {first_reason}")
     return cases
 
 
-def _apply_atoms(
-    low: list[Fraction | None], high: list[Fraction | None], atoms: list[_Atom]
-) -> tuple[list[Fraction | None], list[Fraction | None], list[Constraint]]:
-    """Return the bounds of inputs narrowed by the atoms, and the atoms on outputs as constraints."""
-    low, high, constraints = list(low), list(high), list[Constraint]()
-    for atom in atoms:
-        if not atom.is_of_inputs:
-            constraints.append(Constraint({number: value for (_, number), value in atom.form.items()}, atom.bound))
-            continue
-        ((_, number), factor), *_ = atom.form.items()
-        end = atom.bound if factor == 1 else atom.bound / factor
-        if not -LARGEST <= end <= LARGEST:
-            raise InputError(f"found {to_text(atom.expression)}, allowed: bounds of inputs up to 1e30")
-        ends, better = (high, min) if factor > 0 else (low, max)
+def _find_equal(box: InputBox, boxes: dict[int, list[InputBox]]) -> InputBox:
+    """Return the first box that is equal. boxes: those before by a hash of their ends, to which a new one is added."""
+    key = hash(tuple(end.as_integer_ratio() for end in (*box.lower, *box.upper)))  # a fraction's own hash is slow
+    same = boxes.setdefault(key, [])
+    equal = next((each for each in same if each == box), box)
+    if equal is box:
+        same.append(box)
+    return equal
+
+
+def _narrow(
+    low: list[Fraction | None], high: list[Fraction | None], bounds: Iterable[_Bound]
+) -> tuple[list[Fraction | None], list[Fraction | None]]:
+    """Return the lowest and highest inputs within further bounds."""
+    low, high = list(low), list(high)
+    for number, end, is_upper in bounds:
+        ends, better = (high, min) if is_upper else (low, max)
         before = ends[number]
         ends[number] = end if before is None else better(before, end)
-    return low, high, constraints
+    return low, high
 
 
 def _reasons_of_emptiness(low: Iterable[Fraction | None], high: Iterable[Fraction | None]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import re
 
+from cerdeq.deadline import check as check_deadline
 from harness.common.errors import InputError, shorten
 
 Expression = str | list["Expression"]
@@ -49,6 +50,7 @@ def parse(code: str) -> list[Expression]:
         if token == "\n":
             line += 1
         elif token == "(":
+            check_deadline()
             if len(open_lists) > _DEEPEST:
                 raise InputError(f"line {line}: found more than {_DEEPEST} brackets inside each other")
             inner: list[Expression] = []

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cerdeq import Box
+from cerdeq.deadline import check as check_deadline
 from harness.common.errors import InputError
 from harness.vnnlib.cases import LARGEST, Case, Constraint, InputBox
 
@@ -28,17 +29,18 @@ class Violations(nn.Module):
     """Outputs [B, N] -> for each case the largest value of its constraints, at least, [B, cases], in float64.
 
     Bounds of constraints are rounded up to float32, so that values are rounded down; coefficients are exact. Each
-    constraint is scaled by a positive number. Raises InputError for a coefficient that is not exact in float64.
+    constraint is scaled by a positive number. Raises InputError for a coefficient that is not exact in float64, and
+    DeadlineError. Layers are dense: a property's groups bound the number of constraints.
     """
 
     def __init__(self, cases: Sequence[Case], outputs: int):
         super().__init__()
         weight, bias = zip(*(_scaled(c, outputs) for case in cases for c in case.constraints), strict=True)
-        self.values = nn.Linear(outputs, len(bias), dtype=torch.float64)
-        self.values.weight.data, self.values.bias.data = torch.stack(weight), torch.tensor(bias, dtype=torch.float64)
+        self.values = _linear(torch.from_numpy(np.stack(weight)), torch.tensor(bias, dtype=torch.float64))
         self.first, self.difference, self.relu = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         counts = [len(case.constraints) for case in cases]
         while max(counts) > 1:
+            check_deadline()
             first, difference = _pairs(counts)
             self.first.append(first)
             self.difference.append(difference)
@@ -75,7 +77,7 @@ def question_of_boxes(
     scaled = [[(*_scaled(c, outputs), n) for n, case in enumerate(cases) for c in case.constraints] for cases in groups]
     most = max(map(len, scaled))
     padded = [[*rows, *[rows[-1]] * (most - len(rows))] for rows in scaled]
-    spec = torch.stack([torch.stack([weight for weight, _, _ in rows]) for rows in padded])
+    spec = torch.from_numpy(np.array([[weight for weight, _, _ in rows] for rows in padded]))
     least = -torch.tensor([[bias for _, bias, _ in rows] for rows in padded], dtype=torch.float64)
     return region, spec, least, torch.tensor([[number for _, _, number in rows] for rows in padded])
 
@@ -96,12 +98,13 @@ def round_up(number: Fraction, kind: type[np.floating]) -> float:
     return float(rounded if Fraction(float(rounded)) >= number else np.nextafter(rounded, kind(np.inf)))
 
 
-def _scaled(constraint: Constraint, outputs: int) -> tuple[Tensor, float]:
+def _scaled(constraint: Constraint, outputs: int) -> tuple[np.ndarray, float]:
     """Return coefficients [outputs] and constant of a constraint's value, scaled so that coefficients are exact."""
+    check_deadline()
     scale = lcm(*(value.denominator for value in constraint.coefficients.values()))
     if scale & (scale - 1) == 0:
         scale = 1  # powers of 2 are exact as they are
-    weight = torch.zeros(outputs, dtype=torch.float64)
+    weight = np.zeros(outputs)
     for number, value in constraint.coefficients.items():
         scaled = value * scale
         if abs(scaled) > LARGEST or Fraction(float(scaled)) != scaled:
@@ -130,10 +133,13 @@ def _pairs(counts: list[int]) -> tuple[nn.Linear, nn.Linear]:
             first.append(pair[0])
             difference.append(pair[-1] - pair[0])
         number += count
-    return _without_bias(torch.stack(first)), _without_bias(torch.stack(difference))
+    return _linear(torch.stack(first)), _linear(torch.stack(difference))
 
 
-def _without_bias(weight: Tensor) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=weight.dtype)
+def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    layer = nn.Linear(1, 1, bias is not None, dtype=weight.dtype)
+    layer.in_features, layer.out_features = weight.shape[1], weight.shape[0]
     layer.weight.data = weight
+    if bias is not None:
+        layer.bias.data = bias
     return layer

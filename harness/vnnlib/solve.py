@@ -28,7 +28,7 @@ from harness.vnnlib.files import property_in, read_network, read_vnnlib
 from harness.vnnlib.question import question_of_boxes, region_of, with_violations
 
 SAT, UNSAT, UNKNOWN, TIMEOUT = "sat", "unsat", "unknown", "timeout"
-_BOXES_AT_ONCE = 1024
+_BOXES_AT_ONCE, _ROWS_AT_ONCE = 1024, 2**14
 _STATUSES = {"certified": UNSAT, "unknown": UNKNOWN, "timeout": TIMEOUT, "out of memory": UNKNOWN}
 
 
@@ -71,9 +71,12 @@ def solve_files(
     contents = read_network(network_path), read_vnnlib(property_path)
     if digests and digests != [*map(digest_of, contents)]:
         raise InputError(f"{network_path} or {property_path} has changed since this command began: run it again")
-    property_, loaded = load_instance(contents, (network_path, property_path))
     try:
+        with stop_at(began + seconds):
+            property_, loaded = load_instance(contents, (network_path, property_path))
         answer = solve(property_, loaded.network, loaded.run_file, seconds - (time.monotonic() - began), certificates)
+    except DeadlineError:
+        return Answer(TIMEOUT, time.monotonic() - began)
     except (UnsupportedOperator, OnnxError) as error:
         raise InputError(f"{network_path}: {error}") from None
     return replace(answer, seconds=time.monotonic() - began)
@@ -85,7 +88,7 @@ def load_instance(contents: tuple[bytes, bytes], paths: tuple[Path, Path]) -> tu
     contents: of the network's file and of the property's. paths: of these, for messages. Raises InputError.
     """
     property_ = property_in(contents[1], paths[1])
-    boxes = (group[0].box for group in property_.groups)
+    boxes = {id(case.box): case.box for case in property_.cases}.values()
     try:
         loaded = load_content(contents[0], paths[0], drop_softmax=property_.is_order)
         check_shapes(property_, loaded.network, f"{paths[1]} for {paths[0]}")
@@ -127,7 +130,7 @@ def solve(
     undecided = _undecided_boxes(groups, network, property_.outputs, began + seconds / 2)
     for count, number in enumerate(undecided):
         left = seconds - (time.monotonic() - began)
-        if count and left <= 0:
+        if left <= 0:
             answers.append(Answer(TIMEOUT))
             break
         share = left / (len(undecided) - count)
@@ -153,12 +156,14 @@ def _undecided_boxes(
     """
     bounds = np.full(len(groups), -np.inf)
     constrained = [number for number, cases in enumerate(groups) if all(case.constraints for case in cases)]
+    rows_of_a_box = max(sum(len(case.constraints) for case in cases) for cases in groups)
+    count = max(1, min(_BOXES_AT_ONCE, _ROWS_AT_ONCE // max(1, rows_of_a_box)))
     model = nn.Sequential(copy.deepcopy(network).double(), nn.Flatten()).eval()
     with suppress(DeadlineError), stop_at(deadline):
         for method in ("crown-ibp", "crown") if len(groups) > 1 else ():
             unproved = [number for number in constrained if not bounds[number] > 0]
-            for start in range(0, len(unproved), _BOXES_AT_ONCE):
-                numbers = unproved[start : start + _BOXES_AT_ONCE]
+            for start in range(0, len(unproved), count):
+                numbers = unproved[start : start + count]
                 boxes, shape = [groups[number] for number in numbers], network.input_shape
                 region, spec, least, rows = question_of_boxes(boxes, shape, outputs)  # type: ignore[arg-type]
                 lower, _ = bound(model, region, method, spec)
@@ -174,12 +179,17 @@ def _solve_box(
     cases: Sequence[Case], network: nn.Module, outputs: int, run: RunInFloat32, seconds: float, certificates: bool
 ) -> Answer:  # fmt: skip
     """Return the answer to cases that share a box."""
-    region = region_of(cases[0].box, network.input_shape)  # type: ignore[arg-type]
+    began, region = time.monotonic(), region_of(cases[0].box, network.input_shape)  # type: ignore[arg-type]
     if not all(case.constraints for case in cases):  # every input of the box satisfies such a case
         return _confirm(cases, network, run, region.center, 0)
-    extended = with_violations(network, cases, outputs)
+    try:
+        with stop_at(began + seconds):
+            extended = with_violations(network, cases, outputs)
+    except DeadlineError:
+        return Answer(TIMEOUT)
     spec = torch.eye(len(cases), dtype=torch.float64)[None]
-    result = verify(extended, region, spec, seconds=max(0.0, seconds), certificates=certificates)
+    left = max(0.0, seconds - (time.monotonic() - began))
+    result = verify(extended, region, spec, seconds=left, certificates=certificates)
     branches = int(result.branches[0])
     if result.status[0] == "falsified":
         return _confirm(cases, network, run, result.counterexample, branches)

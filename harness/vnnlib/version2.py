@@ -15,6 +15,9 @@ Shapes = dict[str, tuple[int, ...]]
 
 _START = re.compile(r"\s*\(\s*(vnnlib-version|declare-network)")
 _VERSION = re.compile(r"\s*\(\s*vnnlib-version\s*<\s*2\.0\s*>")
+_INDICES = re.compile(r"\s*\[([^()\[\]]*)\]")
+_NAME, _NUMBER = r"(declare-\w+|vnnlib-version|[a-zA-Z_]\w*)(\[(\d+(,\d+)*)?\])?", r"-?\d+(\.\d+)?([eE][+-]?\d+)?"
+_WORD = re.compile(rf"{_NAME}|{_NUMBER}|[-+*<>]|[<>=!]=|<2\.0>", re.ASCII)
 _TYPES = ("F32", "Real")  # whose numbers the network's float32 inputs and outputs are
 _MOST_VARIABLES = 1_000_000
 _SYMBOLS = {"And": "and", "Or": "or", "LessEqual": "<=", "GreaterEqual": ">=", "Plus": "+", "Multiply": "*"}
@@ -34,6 +37,7 @@ def property_of_version2(code: str) -> Property:
     if not _VERSION.match(code):
         raise InputError(f"found {shorten(code.split(')')[0].strip())}, allowed: (vnnlib-version <2.0>)")
     parse(code)  # checks brackets: the package has no limit to their depth
+    _refuse_other_words(code)
     try:
         import vnnlib
     except ImportError:
@@ -52,6 +56,15 @@ def property_of_version2(code: str) -> Property:
         raise InputError(f"found a network with {counts}, allowed: one of each")
     shapes = {each.kind.name: _shape(each) for each in (network.inputs[0], network.outputs[0])}
     return replace(property_of(_expressions(query.assertions, shapes)), shapes=(shapes["Input"], shapes["Output"]))
+
+
+def _refuse_other_words(code: str) -> None:
+    """Raise InputError for what is no name, number or operator: the package reads 1.5-2.0 as two, an index 1.9 as 1."""
+    joined = _INDICES.sub(lambda indices: f"[{','.join(index.strip() for index in indices[1].split(','))}]", code)
+    for word in re.findall(r"[^()\s]+", joined):
+        if not _WORD.fullmatch(word):
+            allowed = "numbers, names and operators apart from each other, and indices from 0 without a point"
+            raise InputError(f"found {shorten(word)}, allowed: {allowed}")
 
 
 def _shape(declaration: Any) -> tuple[int, ...]:

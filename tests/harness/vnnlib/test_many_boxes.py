@@ -5,14 +5,17 @@ from dataclasses import replace
 from fractions import Fraction
 from unittest.mock import patch
 
+import pytest
 import torch
 from torch import nn
 
+from cerdeq.deadline import DeadlineError, stop_at
 from harness.checker.properties import confirm_unsat
 from harness.vnnlib import solve as solving
 from harness.vnnlib.cases import Constraint, property_of
 from harness.vnnlib.expressions import parse
-from harness.vnnlib.solve import solve
+from harness.vnnlib.question import Violations, question_of_boxes
+from harness.vnnlib.solve import solve, solve_files
 
 DECLARED = "(declare-const X_0 Real) (declare-const Y_0 Real)"
 
@@ -104,3 +107,42 @@ def test_boxes_of_conjunctions_are_decided_together_and_confirmed():
 def others_of(case):
     """The constraints of a conjunction that hold somewhere in its box."""
     return tuple(c for c in case.constraints if c.coefficients == {0: 1} and c.bound.denominator != 10**9)
+
+
+def case_texts(count, shift):
+    """Return cases of two constraints each, both on the only output; no value satisfies both."""
+    return [f"(and (<= Y_0 {n / count - shift:.6f}) (>= Y_0 {n / count:.6f}))" for n in range(count)]
+
+
+def test_many_cases_of_one_box_are_decided_in_groups_and_confirmed():
+    """10,000 cases in 348 kB took 8.4 GB once, then ended in a RuntimeError."""
+    network = network_of()
+    box = f"{DECLARED} (assert (>= X_0 0.2)) (assert (<= X_0 0.3))"
+    property_ = property_of(parse(f"{box} (assert (or {' '.join(case_texts(3000, 0.5))}))"))
+    assert [len(cases) for cases in property_.groups] == [500] * 6
+    answer = solve(property_, network, run_of(network), 120, certificates=True)
+    assert answer.status == "unsat"
+    few = property_of(parse(f"{box} (assert (or {' '.join(case_texts(1200, 0.5))}))"))
+    assert confirm_unsat(few, network, run_of(network), {}) == "linear"
+
+
+def test_a_box_of_many_cases_ends_at_the_limit(tmp_path):
+    """Without deadlines, building the constraints of 40 groups took longer than the limit."""
+    network = network_of()
+    box = f"{DECLARED} (assert (>= X_0 0.0)) (assert (<= X_0 1.0))"
+    property_ = property_of(parse(f"{box} (assert (or {' '.join(case_texts(20_000, 1e-3))}))"))
+    began = time.monotonic()
+    assert solve(property_, network, run_of(network), 0.5).status == "timeout"
+    assert time.monotonic() - began < 10
+    for late in (lambda: Violations(property_.groups[0], 1), lambda: question_of_boxes(property_.groups, (1,), 1)):
+        with stop_at(0.0), pytest.raises(DeadlineError):
+            late()
+
+
+def test_files_that_take_too_long_to_read_are_a_timeout(tmp_path):
+    pytest.importorskip("onnxruntime")
+    from cerdeq import export_onnx
+
+    export_onnx(network_of(), tmp_path / "net.onnx", (1,))
+    (tmp_path / "p.vnnlib").write_text(f"{DECLARED} (assert (>= X_0 0)) (assert (<= X_0 1)) (assert (<= Y_0 0))")
+    assert solve_files(tmp_path / "net.onnx", tmp_path / "p.vnnlib", 1e-9).status == "timeout"

@@ -9,12 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cerdeq.deadline import DeadlineError, stop_at
 from harness.common.errors import InputError
 from harness.vnnlib import cases, files
+from harness.vnnlib.expressions import parse
 from harness.vnnlib.files import property_in, read_property
 
 BOX = "".join(f"(declare-const X_{n} Real)(assert (<= X_{n} 1))(assert (>= X_{n} -1.0))" for n in range(2))
 OUTPUTS = "".join(f"(declare-const Y_{n} Real)" for n in range(2))
+
+CHOICE, NINETY = "(or (<= Y_0 0) (<= Y_0 1))", "(<= Y_0 0)" * 90
+CHOICES = f"(assert {CHOICE})" * 14
 
 
 def read(text):
@@ -169,7 +174,13 @@ def test_a_case_with_an_empty_box_is_no_case():
         ("(declare-const Y_2 Int)", "found (declare-const Y_2 Int)"),
         ("(check-sat)", "found (check-sat), allowed: (declare-const X_0 Real), (assert ...)"),
         (f"(assert (or {'(<= Y_0 0)' * 200}))" * 2, "has 40000 cases, allowed: up to 20000"),
-        (f"(assert (and {'(or (<= Y_0 0) (<= Y_0 1))' * 14} {'(<= Y_0 0)' * 9_000}))", "constraints in 16384 cases"),
+        (f"(assert (and {CHOICE * 14} {'(<= Y_0 0)' * 48}))", "has 1,015,808 constraints in 16384 cases"),
+        (CHOICES + f"(assert (and {'(<= Y_0 0)' * 100}))", "the property has 1,867,776 constraints in 16384 cases"),
+        (f"(assert (or {f'(and {CHOICE * 10} {NINETY})' * 16}))", "has 1,024,000 constraints in 10240 cases"),
+        (f"(assert (and {CHOICE * 14} {'(<= X_0 1)' * 1300}))", "has 21,299,200 bounds in 16384 cases"),
+        (f"(assert (and {'(<= Y_0 0)' * 4001}))", "a case with 4001 constraints on outputs, allowed: up to 4000"),
+        (f"(assert (<= (* 0.{'3' * 3000} (* 0.{'3' * 3000} Y_0)) 0))", "found a product with too many digits"),
+        (f"(assert (<= (* (* 0.{'3' * 3000} Y_0) 0.{'3' * 3000}) 0))", "found a product with too many digits"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_refused(text, message):
@@ -188,6 +199,20 @@ def test_too_many_cases_are_refused_while_they_are_read(monkeypatch):
     with pytest.raises(InputError, match="cases, allowed: up to 20000"):
         read(f"{BOX}{OUTPUTS}(assert (or {f'(and {choice} {choice})' * 50}))")
     assert len(read_atoms) < 22_000
+
+
+def test_cases_share_their_constraints():
+    """A text of 82 kB took 2.1 GB once: each case had its own."""
+    property_ = read(f"{BOX}{OUTPUTS}(assert (and {CHOICE * 7} {'(<= Y_0 0)' * 20})){CHOICES[: len(CHOICES) // 2]}")
+    assert len(property_.cases) == 2**14
+    assert len({id(each) for case in property_.cases for each in case.constraints}) == 2 * 14 + 20
+
+
+def test_reading_ends_at_the_deadline():
+    expressions = parse(f"{BOX}{OUTPUTS}(assert (<= Y_0 0))")
+    for step in (lambda: parse("(assert)"), lambda: cases.property_of(expressions)):
+        with stop_at(0.0), pytest.raises(DeadlineError):
+            step()
 
 
 def test_without_outputs_a_property_is_refused():
@@ -253,6 +278,22 @@ def test_version_2_says_the_same(tmp_path):
             read_property(second)
 
 
+GLUED = ["1.5-2.0", "(+ 1.5-2.0 3.0)", "(- 1.5-2.0)", "(* 2.0-1.0 B[1])", "(+ B[0]-1.0 2.0)", "(+ B[0]B[1])", "B[0]1.0"]
+
+
+@pytest.mark.parametrize("term", [*GLUED, "B[1.9]", "B[1.0]", "B[0.0]", "B [ 1.9 ]", "B[-0]", "(+ B[0] 1.0.5 2.0)"])
+def test_words_of_version_2_that_its_package_reads_as_others_are_refused(term, tmp_path):
+    """It reads an index 1.9 as 1, and 1.5-2.0 as two numbers."""
+    pytest.importorskip("vnnlib")
+    path = tmp_path / "2.vnnlib"
+    path.write_text(VERSION2.replace("(assert (or", f"(assert (<= B[0] {term}))(assert (or"))
+    with pytest.raises(InputError, match=r"found '.*', allowed: numbers, names and operators apart"):
+        read_property(path)
+    path.write_text(VERSION2.replace("float32 [2]", "float32 [2.5]"))
+    with pytest.raises(InputError, match=r"found '.*', allowed: numbers, names and operators apart"):
+        read_property(path)
+
+
 @pytest.mark.parametrize("name", "AB")
 @pytest.mark.parametrize("indices", ["[1,-1]", "[0,2]", "[-1,1]", "[2,0]", "[1]", "[0,0,0]", "[4294967297,0]"])
 def test_indices_of_version_2_beyond_the_shape_are_refused(name, indices, tmp_path):
@@ -264,7 +305,7 @@ def test_indices_of_version_2_beyond_the_shape_are_refused(name, indices, tmp_pa
         + "".join(f"(assert (<= {each} 1.0))(assert (>= {each} 0.0))" for each in inputs)
         + f"(assert (<= {name}{indices} 0.5))"
     )
-    with pytest.raises(InputError, match=rf"found '{name} .*allowed: from 0|not VNN-LIB 2.0: line"):
+    with pytest.raises(InputError, match=rf"found '{name}.*(allowed:|indices) from 0|not VNN-LIB 2.0: line"):
         read_property(path)
 
 
