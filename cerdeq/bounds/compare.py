@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from cerdeq.bounds.errors import explained_errors
 from cerdeq.bounds.forward import values_of
-from cerdeq.bounds.graph import Program, Step, positional, trace_lock, user_line
-from cerdeq.bounds.memory import is_out_of_memory, refuse_mixed_examples
+from cerdeq.bounds.graph import Program, positional, trace_lock, user_line
+from cerdeq.bounds.memory import refuse_mixed_examples
 from cerdeq.bounds.precisions import same
 from cerdeq.boxes import Box
 from cerdeq.rules.interval import Context, Interval
@@ -23,7 +24,6 @@ from cerdeq.rules.precision import counted_rounding
 _SHAPES = (Tensor.size, Tensor.dim, *(getattr(Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device")))
 _SOLVED = {torch.float32: 1e-3, torch.float64: 1e-6}  # of outputs behind an equilibrium, relative to 1 + the largest
 _ULPS = 8  # of an output that torch computes by a curve, such as sigmoid
-_ERRORS = (ValueError, RuntimeError, IndexError, TypeError)  # of arguments that do not fit; subclasses say other things
 
 Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
@@ -182,7 +182,7 @@ def _calls_of(program: Program, x: Tensor) -> list[Call]:
     copy = x.clone()
     calls = _Calls(copy)
     with calls.with_leaves(program):
-        calls.output_of(partial(_run, program), copy)
+        calls.output_of(partial(_run, program, _failure(x)), copy)
     return calls.calls
 
 
@@ -190,40 +190,41 @@ def _output(model: nn.Module, program: Program, x: Tensor, expected: list[Call])
     """Return the model's output of x [B, ...]. Raises UnsupportedOperator if its calls are not the expected ones."""
     copy = x.clone()
     calls = _Calls(copy, expected)
-    with calls.with_leaves(program):
-        return calls.output_of(model, copy)
+    try:
+        with calls.with_leaves(program):
+            return calls.output_of(model, copy)
+    except UnsupportedOperator:
+        raise
+    except Exception:
+        _run(program, _failure(x), x.clone())  # raises the error of the step, if it is one
+        raise
 
 
-def _run(program: Program, x: Tensor) -> Tensor:
+def _failure(x: Tensor) -> tuple[str, type[Exception]]:
+    """Return the message and type of the error if the program cannot be run for x [B, ...]."""
+    if x.requires_grad:
+        return "torch cannot compute the model where gradients are recorded", UnsupportedOperator
+    if len(x) > 1:
+        return f"the model takes an example alone, but not {list(x.shape)}", UnsupportedOperator
+    return f"the model does not take {list(x.shape)}, {x.dtype}, the first example of the region [B, ...]", ValueError
+
+
+def _run(program: Program, failure: tuple[str, type[Exception]], x: Tensor) -> Tensor:
     """Return what the program computes of x [B, ...], by the operators themselves; some change x in place."""
+    message, kind = failure
     values: list[Any] = [x]
     for step in program.steps:
-        try:
+        with explained_errors(message, lambda step=step: step.where, kind):  # type: ignore[misc]
             values.append(step.run(values))
-        except _ERRORS as error:
-            alone = ValueError, f"the model does not take {list(x.shape)}, the first example of the region [B, ...]:"
-            several = UnsupportedOperator, f"the model takes an example alone, but not {list(x.shape)}:"
-            _explain(error, step, *(alone if len(x) == 1 else several))
-            raise
     return values[program.output]
 
 
 def _values_of(program: Program, x: Interval) -> list[Any]:
     """Return the values of a sound forward pass. Raises UnsupportedOperator where a rule refuses its arguments."""
     ctx = Context(sound=True)
-    try:
+    steps = {step.name: step for step in program.steps}
+    with explained_errors("no bound rule", lambda: steps[ctx.step].where):
         return values_of(program, x, ctx)
-    except _ERRORS as error:
-        step = next(step for step in program.steps if step.name == ctx.step)
-        _explain(error, step, UnsupportedOperator, "no bound rule:")
-        raise
-
-
-def _explain(error: Exception, step: Step, kind: type[Exception], what: str) -> None:
-    """Raise an error that names the step, if its arguments are the cause."""
-    if type(error) in _ERRORS and not is_out_of_memory(error):
-        name = step.record.name if step.record is not None else getattr(step.target, "__name__", "a constant")
-        raise kind(f"{what} {name} at node '{step.name}'{step.line}: {error}") from error
 
 
 def points_of(region: Box | Interval) -> Tensor:

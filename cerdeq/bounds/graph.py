@@ -18,6 +18,7 @@ from typing import Any
 import torch.fx
 from torch import Tensor, nn
 
+from cerdeq.bounds.errors import explained_errors
 from cerdeq.bounds.refusals import (
     AUGMENTED,
     asks_shape,
@@ -77,6 +78,12 @@ class Step:
     kwargs: dict[str, Any] = field(default_factory=dict)
     sources: tuple[int, ...] = ()
     line: str = ""
+
+    @property
+    def where(self) -> str:
+        """The operation, its node and the user's line, for messages."""
+        name = self.record.name if self.record is not None else getattr(self.target, "__name__", "a constant")
+        return f"{name} at node '{self.name}'{self.line}"
 
     def call(self, values: list[Any]) -> tuple[list[Any], dict[str, Any]]:
         """Return arguments and options of the rules, or of the target if there is no record, from earlier values."""
@@ -185,7 +192,7 @@ def _trace(model: nn.Module, linear: bool) -> Program:
         name = _unused(str(node.target) if node.op == "call_module" else node.name, used_names)
         step = _step(node, name, root, constants, index, bounded)
         if linear and step.record is not None and step.record.backward is None:
-            raise UnsupportedOperator(f"{step.record.name} at node '{name}'{step.line} has bounds by ibp alone")
+            raise UnsupportedOperator(f"{step.where} has bounds by ibp alone")
         steps.append(step)
     output = nodes[-1].args[0] if nodes else None
     if not isinstance(output, torch.fx.Node) or output not in bounded:
@@ -331,7 +338,8 @@ def value_of(step: Step, values: list[Any]) -> Any:
     arguments = [_resolved(arg, values) for arg in (*step.args, *step.kwargs.values())]
     if any(item is UNKNOWN for item in nested_items(arguments)):
         return UNKNOWN
-    value = step.run(values)
+    with explained_errors("torch cannot compute a constant (of a float32 model in float64, too)", lambda: step.where):
+        value = step.run(values)
     return UNKNOWN if isinstance(value, Tensor) and value.is_meta else value
 
 
@@ -339,7 +347,8 @@ def value_of(step: Step, values: list[Any]) -> Any:
 def _refuse_unusable_constants(steps: list[Step]) -> None:
     """Raise UnsupportedOperator for a constant beside a bounded value that is no finite real number, or a divisor of 0.
 
-    Not looked at: a module's tensors, what depends on the batch's size, and tensors without values.
+    Tensors must be dense. Not looked at: numbers of a module's tensors, what depends on the batch's size, and tensors
+    without values.
     """
     values: list[Any] = [UNKNOWN]
     for step in steps:
@@ -348,16 +357,23 @@ def _refuse_unusable_constants(steps: list[Step]) -> None:
         if step.record is None:
             continue
         constants = nested_items([*arguments, *options.values()])
+        if not all(is_dense(constant) for constant in constants if isinstance(constant, Tensor)):
+            raise UnsupportedOperator(f"{step.where} has a quantized or sparse tensor; use a dense one of numbers")
         if isinstance(step.target, nn.Module):
             constants = [constant for constant in constants if not isinstance(constant, Tensor)]
-        where = f"{step.record.name} at node '{step.name}'{step.line}"
         if not all(map(_is_finite, constants)):
             raise UnsupportedOperator(
-                f"{where} has a constant that is infinite, complex or not a number; use finite ones"
+                f"{step.where} has a constant that is infinite, complex or not a number; use finite ones"
             )
         is_quotient = step.record.interval is divide and arguments[1] is not UNKNOWN
-        if is_quotient and not torch.as_tensor(arguments[1]).all():
-            raise UnsupportedOperator(f"{where} divides by zero; divide by numbers other than 0")
+        with explained_errors("the divisor is no number", lambda step=step: step.where):  # type: ignore[misc]
+            if is_quotient and not torch.as_tensor(arguments[1]).all():
+                raise UnsupportedOperator(f"{step.where} divides by zero; divide by numbers other than 0")
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Return whether a tensor is neither sparse nor quantized."""
+    return tensor.layout == torch.strided and not tensor.is_quantized
 
 
 def _is_finite(constant: Any) -> bool:

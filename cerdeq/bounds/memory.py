@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cerdeq.bounds.backward import bytes_per_row
+from cerdeq.bounds.errors import is_out_of_memory
 from cerdeq.bounds.forward import values_of
 from cerdeq.bounds.graph import Program
 from cerdeq.rules.interval import Context, Interval
@@ -15,10 +16,6 @@ from cerdeq.rules.precision import counted_rounding
 
 SEARCH_COPIES = 12  # of a backward pass, when it is differentiated
 _CPU_MEMORY, _SMALLEST_MEMORY, _CPU_CACHE = 2**29, 2**20, 2**24
-_OUT_OF_MEMORY = (
-    *("out of memory", "error_out_of_memory", "not enough memory", "can't allocate memory"),
-    *("_status_alloc_failed", "allocation_failed", "bad_alloc"),
-)
 _VALUE_COPIES = 8  # of the values of a forward pass: boxes before and after tightening, and working memory of a rule
 
 
@@ -68,20 +65,6 @@ def without_overrun(bounds: Callable[[int, int, int], Tensor], start: int, stop:
     return torch.cat([without_overrun(bounds, *part, memory // 2) for part in parts])
 
 
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Return whether an error, or one that caused it, says that memory ran out: a compilation may wrap it.
-
-    Only torch's allocator for CUDA has a type of its own. CUDA itself, its libraries and CPUs say it in words.
-    """
-    while error is not None:
-        if isinstance(error, torch.OutOfMemoryError | MemoryError):
-            return True
-        if isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
 def bytes_per_example(values: list[Any]) -> int:
     """Return the bytes of the centres of all values of a forward pass."""
     boxes = [value for value in values if isinstance(value, Interval)]
@@ -101,6 +84,6 @@ def refuse_mixed_examples(program: Program, values: list[Any]) -> None:
         aligned = not step.record.broadcasts or dimensions == {value.center.dim()}
         if not value.center.dim() or len(value.center) != len(values[0].center) or not aligned:
             raise UnsupportedOperator(
-                f"{step.record.name} at node '{step.name}'{step.line} mixes a batch's examples: "
+                f"{step.where} mixes a batch's examples: "
                 f"{len(values[0].center)} examples give {list(value.center.shape)}; dimension 0 must stay the batch"
             )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from cerdeq.bounds.graph import UNKNOWN, Program, Step, is_equal, value_of
+from cerdeq.bounds.graph import UNKNOWN, Program, Step, is_dense, is_equal, value_of
 from cerdeq.rules.linear import nested_items
 from cerdeq.rules.operators import UnsupportedOperator, module_arguments
 
@@ -101,6 +101,8 @@ def _as_tensor(item: Any) -> Tensor | int | None:
     """Return a constant's number, which may be rounded, as a tensor; None for what is no number."""
     if isinstance(item, float):
         return torch.tensor(item, dtype=torch.float64)
+    if isinstance(item, Tensor) and not is_dense(item):
+        return item.dequantize() if item.is_quantized else item.to_dense()
     return item if isinstance(item, Tensor | int) else None
 
 

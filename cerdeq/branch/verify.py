@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from cerdeq.bounds import check_columns, check_question, trace
 from cerdeq.bounds.bounds import Question, linear, lower_bounds, tighten
 from cerdeq.bounds.compare import points_of, refuse_another_function, refuse_other_calls
+from cerdeq.bounds.errors import is_out_of_memory
 from cerdeq.bounds.float32 import cast_to_float32, in_float32
 from cerdeq.bounds.forward import values_of
 from cerdeq.bounds.graph import Program
-from cerdeq.bounds.memory import default_memory, is_out_of_memory
+from cerdeq.bounds.memory import default_memory
 from cerdeq.bounds.precisions import refuse_other_precision, with_constants_of
 from cerdeq.boxes import Box
 from cerdeq.branch.attack import first_attack
@@ -23,6 +24,7 @@ from cerdeq.branch.decision import CERTIFIED, FALSIFIED, OUT_OF_MEMORY, TIMEOUT,
 from cerdeq.branch.leaves import Problem
 from cerdeq.deadline import DeadlineError, stop_at
 from cerdeq.rules.interval import Context, Interval, PrecisionError
+from cerdeq.rules.operators import UnsupportedOperator
 from cerdeq.rules.precision import counted_rounding, uncompiled
 
 
@@ -123,14 +125,17 @@ def _programs(model: nn.Module, region: Box, spec: Tensor) -> tuple[Program, Pro
     The first has the constants that the model computes in its own precision. Raises UnsupportedOperator if they are
     another function than the model in that precision.
     """
-    exact = copy.deepcopy(model).double()
+    own, exact = trace(model, linear=True), copy.deepcopy(model).double()
     program, float32 = trace(exact, linear=True), in_float32(exact, linear=True)
-    own = trace(model, linear=True)
     if region.center.dtype == torch.float64:
         check_columns(spec, refuse_another_function(model, own, region))
     else:
-        check_columns(spec, refuse_another_function(exact, program, region.double()))
         refuse_other_calls(model, own, points_of(region))
+        try:
+            output = refuse_another_function(exact, program, region.double())
+        except ValueError as error:
+            raise UnsupportedOperator(f"a float32 model is proved in float64, where it fails: {error}") from error
+        check_columns(spec, output)
         program = with_constants_of(own, program)
     refuse_other_precision(own, program, region.center.new_zeros(1, *region.center.shape[1:]))
     return program, float32

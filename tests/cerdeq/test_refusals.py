@@ -365,3 +365,58 @@ def test_linear_bounds_refuse_a_spec_that_their_precision_cannot_hold():
     for method in ("crown-ibp", "crown", "alpha-crown"):
         with pytest.raises(ValueError, match="spec must have numbers of"):
             bound(nn.Linear(3, 2).eval(), region, method, spec)
+
+
+def quantised(tensor):
+    return torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8)
+
+
+def norm_with_parameters():
+    """Return a batch norm that torch computes without gradients alone."""
+    norm = nn.BatchNorm1d(4)
+    for name in ("running_mean", "running_var"):
+        statistics = norm._buffers.pop(name)
+        setattr(norm, name, nn.Parameter(statistics))
+    return norm
+
+
+IN_TORCH = {  # forwards for which torch raises, of a float32 model at the latest in its float64 copy
+    "statistics that need gradients": lambda m, x: F.batch_norm(x, m.p, m.p),
+    "quantized constant": lambda m, x: x * quantised(m.c),
+    "quantized and back": lambda m, x: x * quantised(m.c).dequantize(),
+    "sparse constant": lambda m, x: x + m.c.to_sparse(),
+    "sparse matrix": lambda m, x: x @ torch.diag(m.c).to_sparse_csr(),
+    "sparse weight": lambda m, x: F.linear(x, torch.diag(m.c).to_sparse()),
+    "constant of two types": lambda m, x: x * torch.dot(m.c, torch.ones(4, dtype=torch.float32)),
+    "weight of float32": lambda m, x: F.linear(x, torch.diag(m.c).float()),
+    "weight by half": lambda m, x: F.linear(x, torch.diag(m.c).half().float()),
+    "product with float32": lambda m, x: x @ torch.ones(4, 4, dtype=torch.float32),
+    "bits": lambda m, x: x * m.c.view(torch.int32).float(),
+    "statistics of float32": lambda m, x: F.batch_norm(x, m.c.float(), m.c.float()),
+    "integer that torch cannot hold": lambda m, x: x * 10**30,
+    "divisor that is a text": lambda m, x: x / "a",
+}
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per", "ignore:Sparse CSR")
+@pytest.mark.parametrize("name", IN_TORCH)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_torch_refuses_names_call_node_and_line(name, dtype):
+    model = Lambda(IN_TORCH[name], c=torch.rand(4) + 1)
+    model.p = nn.Parameter(torch.rand(4) + 1)
+    with pytest.raises((UnsupportedOperator, ValueError), match=r"\w+ at node '\w+' .*test_refusals\.py, line \d+: "):
+        verify(model.to(dtype).eval(), zeros(2, 4, dtype=dtype), torch.eye(4, dtype=dtype).expand(2, 4, 4), branches=1)
+
+
+@pytest.mark.parametrize("name", ["weight of float32", "weight by half"])
+def test_a_model_that_float32_alone_can_compute_has_bounds_there(name):
+    model = Lambda(IN_TORCH[name], c=torch.rand(4) + 1).eval()
+    bound(model, zeros(2, 4), "crown")
+    with pytest.raises(UnsupportedOperator, match=r"proved in float64, where it fails: .*linear at node 'linear'"):
+        verify(model, zeros(2, 4), torch.eye(4).expand(2, 4, 4), branches=1)
+
+
+def test_a_layer_whose_statistics_need_gradients_is_refused():
+    model = nn.Sequential(nn.Linear(4, 4), norm_with_parameters()).eval()
+    with pytest.raises(UnsupportedOperator, match=r"gradients are recorded: batch_norm at node '1'.*running_mean"):
+        bound(model, zeros(2, 4))
